@@ -1,0 +1,30 @@
+PYTHON ?= python3
+
+.PHONY: check lint types test fast bench image ci dist
+
+check: lint types test
+
+lint:
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+types:
+	$(PYTHON) -m mypy
+
+test:
+	$(PYTHON) -m pytest
+
+fast:                       # the part that runs on every supported Python
+	$(PYTHON) -m pytest -m "not slow"
+
+bench:                      # beside other projects, each in an environment of its own
+	$(PYTHON) benchmarks/bench.py
+
+image:                      # a Docker engine and python:3.11-slim, for the Docker tests
+	.ci/docker-engine
+
+ci:
+	CI=true bash .ci/run
+
+dist:
+	$(PYTHON) -m build
