@@ -1,0 +1,3209 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["requests", "RestrictedPython", "docker", "tomli; python_version < '3.11'"]
+# ///
+"""Recursive language models in a few flat files: the long input is a variable in a Python REPL, not a prompt.
+
+    from rlm import complete
+    print(complete("Which customer has the most failed payments?", Path("payments.csv")))
+
+The model writes code that looks at `context`, runs it in a sandbox, and calls models on the pieces it cuts out
+(`llm_query`) or on pieces that deserve a REPL of their own (`rlm_query`). Every step is journalled, bounded by
+limits that hold for the whole tree of calls, and can be resumed or replayed.
+
+How a prompt travels (this file reads top to bottom in that order):
+
+    RLM.completion -> Run (ledger, journal, what all nodes share) -> Node.solve: ask, act, repeat
+        ask -> rlm_backends (a model behind HTTP)      act -> rlm_sandbox (a REPL), rlm_tools
+        a cell may call back: llm_query -> Run.call, rlm_query -> another Node, a tool -> rlm_tools
+
+Needs its siblings rlm_backends.py, rlm_sandbox.py and rlm_tools.py; rlm_viz.py for `result.show()`, rlm_cli.py for
+`python -m rlm`.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":  # one copy of this module: everything else imports it as `rlm`
+    if __package__:
+        from .rlm_cli import main
+    else:
+        from rlm_cli import main
+
+    raise SystemExit(main())
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if __package__:
+    from . import rlm_backends, rlm_sandbox, rlm_tools
+    from .rlm_tools import Tool, tool
+else:
+    import rlm_backends
+    import rlm_sandbox
+    import rlm_tools
+    from rlm_tools import Tool, tool
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+    from pathlib import Path
+
+__version__ = "0.1.0"
+__all__ = [
+    "RLM",
+    "CompletionResult",
+    "ConfigError",
+    "CostBudgetExhausted",
+    "LimitExceeded",
+    "MaxDepthExceeded",
+    "MaxIterationsExceeded",
+    "MaxSubcallsExceeded",
+    "ProviderError",
+    "REPLExecutionError",
+    "RLMError",
+    "SandboxError",
+    "TimeoutExceeded",
+    "TokenBudgetExhausted",
+    "Tool",
+    "ToolNotFoundError",
+    "batch",
+    "complete",
+    "last_result",
+    "stream",
+    "tool",
+]
+
+
+# --- errors -----------------------------------------------------------------------------------------------------
+
+
+class RLMError(Exception):
+    """What every failure of a run is. `result` holds what was done until then, or None if that is nothing."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        result: CompletionResult | None = None,
+        trajectory_id: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.result = result
+        self.trajectory_id = trajectory_id
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild_error, (type(self), self.args, self.__dict__)
+
+
+def _rebuild_error(kind: type[RLMError], args: tuple[Any, ...], state: dict[str, Any]) -> RLMError:
+    """An unpickled error: its own `__init__` takes other arguments than `args`."""
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class ConfigError(RLMError):
+    """The options, a configuration file, a key or the context cannot be used; nothing was sent."""
+
+
+class ProviderError(RLMError):
+    """A model's server refused, failed or could not be reached; `status` is its HTTP status, if there was one."""
+
+    def __init__(self, message: str, *, provider: str = "", status: int | None = None, **common: Any) -> None:
+        super().__init__(message, **common)
+        self.provider = provider
+        self.status = status
+
+
+class SandboxError(RLMError, rlm_sandbox.SandboxError):
+    """The environment that runs code cannot start, or broke in a way that a new cell does not mend."""
+
+
+class REPLExecutionError(RLMError):
+    """The model's code failed `max_errors` times in a row; `code` is the last cell, `stderr` its traceback."""
+
+    def __init__(self, message: str, *, code: str = "", stderr: str = "", **common: Any) -> None:
+        super().__init__(message, **common)
+        self.code = code
+        self.stderr = stderr
+
+
+class ToolNotFoundError(RLMError):
+    """The model kept calling a tool that does not exist."""
+
+    def __init__(self, tool_name: str, available_tools: Iterable[str] = (), **common: Any) -> None:
+        self.tool_name = tool_name
+        self.available_tools = sorted(available_tools)
+        super().__init__(f"no tool is called {tool_name!r}; there are: {', '.join(self.available_tools)}", **common)
+
+
+class LimitExceeded(RLMError):
+    """A limit stopped the run. `option` names the option that raises it."""
+
+    option = ""
+
+
+class MaxDepthExceeded(LimitExceeded):
+    option = "max_depth"
+
+    def __init__(self, depth: int, max_depth: int, **common: Any) -> None:
+        super().__init__(
+            f"rlm_query would go to depth {depth}, the limit is {max_depth}: use llm_query instead", **common
+        )
+        self.depth = depth
+        self.max_depth = max_depth
+
+
+class MaxSubcallsExceeded(LimitExceeded):
+    option = "max_subcalls"
+
+    def __init__(self, calls: int, limit: int, **common: Any) -> None:
+        super().__init__(f"{calls} sub-calls were asked for, the limit is {limit}", **common)
+        self.calls = calls
+        self.limit = limit
+
+
+class MaxIterationsExceeded(LimitExceeded):
+    option = "max_iterations"
+
+    def __init__(self, iterations: int, limit: int, **common: Any) -> None:
+        super().__init__(f"no answer after {iterations} turns, the limit is {limit}", **common)
+        self.iterations = iterations
+        self.limit = limit
+
+
+class TokenBudgetExhausted(LimitExceeded):
+    option = "token_budget"
+
+    def __init__(self, tokens_used: int, budget: int, **common: Any) -> None:
+        super().__init__(f"the next call does not fit: {tokens_used:,} of {budget:,} tokens are used", **common)
+        self.tokens_used = tokens_used
+        self.budget = budget
+
+
+class CostBudgetExhausted(LimitExceeded):
+    option = "cost_budget_usd"
+
+    def __init__(self, cost_used: float, budget: float, **common: Any) -> None:
+        super().__init__(f"the next call does not fit: ${cost_used:.4f} of ${budget:.4f} is used", **common)
+        self.cost_used = cost_used
+        self.budget = budget
+
+
+class TimeoutExceeded(LimitExceeded):
+    option = "timeout_seconds"
+
+    def __init__(self, elapsed_seconds: float, timeout_seconds: float, **common: Any) -> None:
+        super().__init__(f"stopped after {elapsed_seconds:.1f} s, the limit is {timeout_seconds:g} s", **common)
+        self.elapsed_seconds = elapsed_seconds
+        self.timeout_seconds = timeout_seconds
+
+
+# --- options ----------------------------------------------------------------------------------------------------
+
+
+def _option(default: Any, help: str, *, project: bool = False, env: str = "", flag: str = "") -> Any:
+    """A row of the table of options. `project`: harmless enough to be taken from an untrusted ./rlm.toml."""
+    return field(default=default, metadata={"help": help, "project": project, "env": env, "flag": flag})
+
+
+@dataclass(frozen=True)
+class Options:
+    """Every option with its type, default and meaning: the one table behind `RLM`, rlm.toml, RLM_* and the flags."""
+
+    model: str | None = _option(None, "model of the root and of rlm_query (default gpt-4o-mini)", project=True)
+    sub_model: str | None = _option(None, "model of llm_query (default: the same)", project=True)
+    backend: str = _option("auto", "provider id, or auto: by the model's name and the keys present", project=True)
+    api_key: str | None = _option(None, "key for the provider (else its environment variable)")
+    base_url: str | None = _option(None, "where the provider's API is")
+    protocol: str = _option("auto", "how the model asks for code: tools, text, or auto")
+    environment: str = _option("local", "where code runs: local or docker", flag="--env")
+    max_depth: int = _option(4, "how deep rlm_query may go", project=True)
+    max_subcalls: int = _option(50, "prompts that llm_query and rlm_query may send in all", project=True)
+    max_iterations: int = _option(30, "turns of one node", project=True)
+    max_errors: int = _option(5, "failures in a row after which a node gives up", project=True)
+    token_budget: int = _option(1_000_000, "tokens in and out, for the whole tree", project=True)
+    cost_budget_usd: float | None = _option(None, "dollars, for the whole tree", project=True, flag="--cost-budget")
+    timeout_seconds: float | None = _option(None, "seconds, for the whole tree", project=True, flag="--timeout")
+    max_parallel: int = _option(16, "model calls in flight at once", project=True)
+    max_retries: int = _option(4, "further attempts of a call that failed in passing", project=True)
+    output_limit: int = _option(10_000, "characters of a cell's output that the model is shown", project=True)
+    cell_timeout: float = _option(30, "seconds of computing for one cell", project=True)
+    compaction: bool = _option(True, "replace old outputs by stubs when the model's window fills", project=True)
+    prices: dict[str, Any] | None = _option(None, "USD per million tokens: {model: [in, out, cached, write]}")
+    cache: bool = _option(False, "keep answers on disk and serve equal calls from there")
+    schema: Any = _option(None, "JSON Schema, dataclass or pydantic model of the answer")
+    tools: list[Any] | None = _option(None, "Tool objects, files or modules that hold some")
+    allowed_paths: list[str] | None = _option(None, "folders that file_* may read (default: the working directory)")
+    allowed_imports: list[str] | None = _option(None, "further modules for code in the local sandbox")
+    require: str = _option("best", "confinement of the local sandbox: best, or full: refuse to run with less")
+    local_memory: str = _option("1g", "memory of the local sandbox, beyond the context")
+    docker_image: str = _option("python:3.11-slim", "image with a python >= 3.8")
+    docker_cpus: float = _option(1.0, "processors for a container", project=True)
+    docker_memory: str = _option("512m", "memory for a container", project=True)
+    docker_network_disabled: bool = _option(True, "no network in the container")
+    docker_runtime: str | None = _option(None, "container runtime, such as runsc")
+    docker_mount: str = _option("ro", "working directory at /workspace: ro or none")
+    docker_pool: int = _option(0, "containers kept warm for children and batches")
+    persistent: bool = _option(False, "keep the REPL and the messages between completions")
+    snipara_api_key: str | None = _option(None, "Snipara key", env="SNIPARA_API_KEY", project=True)
+    snipara_project_slug: str | None = _option(None, "Snipara project", env="SNIPARA_PROJECT_SLUG", project=True)
+    snipara_api_url: str | None = _option(None, "Snipara address", env="SNIPARA_API_URL")
+    memory_enabled: bool = _option(False, "Snipara's memory tools as well")
+    save_context: bool = _option(True, "keep a context given by value beside the journal, for resume")
+    verbose: bool = _option(False, "print each step to stderr", project=True, flag="-v")
+    log_dir: str | None = _option("./logs", "folder of the journals; empty for none", flag="--log-dir")
+
+
+OPTIONS: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(Options)}
+_CHOICES = {
+    "environment": ("local", "docker"),
+    "protocol": ("auto", "tools", "text"),
+    "require": ("best", "full"),
+    "docker_mount": ("ro", "none"),
+}
+_SMALLEST = {"max_depth": 0, "max_subcalls": 0, "max_retries": 0, "docker_pool": 0, "output_limit": 200}
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
+
+
+class Configuration(NamedTuple):
+    """The options in force, where each came from ("argument", "RLM_MODEL", "rlm.toml:4", "default"), and the rest."""
+
+    values: dict[str, Any]
+    origins: dict[str, str]
+    files: list[str]
+    environ: dict[str, str]  # the environment, with provider keys from .env added
+
+
+def load_config(given: Mapping[str, Any], *, config: str | bool | None = None, cwd: str | None = None) -> Configuration:
+    """The options: `given` (what is not None) > environment > ./rlm.toml (nearest parent) > the user's file > default.
+
+    `config`: a path reads that file alone, False reads none. ConfigError for an unknown key, a wrong type, or what
+    an untrusted project file may not set.
+    """
+    cwd = cwd or os.getcwd()
+    environ = {**_dotenv_keys(cwd), **os.environ}
+    values = {name: row.default for name, row in OPTIONS.items()}
+    origins = dict.fromkeys(OPTIONS, "default")
+    files = _config_files(config, cwd)
+    for path, is_project in files:
+        _merge(values, origins, _read_toml(path, is_project))
+    _merge(values, origins, _from_environment(environ))
+    _merge(values, origins, {n: (v, "argument") for n, v in given.items() if v is not None and n in OPTIONS})
+    for name in OPTIONS:
+        values[name] = _checked(name, values[name], origins[name])
+    return Configuration(values, origins, [path for path, _ in files], environ)
+
+
+def _merge(values: dict[str, Any], origins: dict[str, str], new: Mapping[str, tuple[Any, str]]) -> None:
+    for name, (value, origin) in new.items():
+        values[name], origins[name] = value, origin
+
+
+def user_config_dir() -> str:
+    """Where the user's config.toml and the list of trusted project files are."""
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
+    return os.path.join(base, "rlm")
+
+
+def project_file(cwd: str) -> str | None:
+    """The nearest rlm.toml, in `cwd` or above."""
+    folder = os.path.abspath(cwd)
+    while True:
+        path = os.path.join(folder, "rlm.toml")
+        if os.path.isfile(path):
+            return path
+        if (parent := os.path.dirname(folder)) == folder:
+            return None
+        folder = parent
+
+
+def _config_files(config: str | bool | None, cwd: str) -> list[tuple[str, bool]]:
+    """(path, is it the project's and not the user's word) of each file to read, the weakest first."""
+    if config is False:
+        return []
+    if isinstance(config, (str, os.PathLike)):
+        if not os.path.isfile(config):
+            raise ConfigError(f"no configuration file at {str(config)!r}", hint="rlm init writes one")
+        return [(os.fspath(config), False)]
+    files = []
+    user = os.path.join(user_config_dir(), "config.toml")
+    if os.path.isfile(user):
+        files.append((user, False))
+    if project := project_file(cwd):
+        files.append((project, True))
+    return files
+
+
+def _read_toml(path: str, is_project: bool) -> dict[str, tuple[Any, str]]:
+    """{option: (value, "rlm.toml:4")} of the [rlm] table of a file."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    short = os.path.basename(path) if is_project else path
+    try:
+        with open(path, "rb") as file:
+            blob = file.read()
+        data = tomllib.loads(blob.decode("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{short} is not valid TOML: {error}") from None
+    stray = [key for key in data if key != "rlm"]
+    if stray:
+        raise ConfigError(f"{short}: {stray[0]!r} is outside the [rlm] table", hint="put every key under [rlm]")
+    table = data.get("rlm", {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{short}: rlm is not a table", hint="write [rlm] above the keys")
+    for key in table:
+        if key not in OPTIONS:
+            raise ConfigError(f"{short}:{_line_of(blob, key)}: unknown key {key!r}", hint=suggestion(key, OPTIONS))
+    if is_project and not is_trusted(path, blob):
+        _refuse_untrusted(table, path, short, blob)
+    return {key: (value, f"{short}:{_line_of(blob, key)}") for key, value in table.items()}
+
+
+def _line_of(blob: bytes, key: str) -> int:
+    """The line a key stands on, from 1."""
+    lines = blob.decode("utf-8", "replace").splitlines()
+    pattern = re.compile(rf"""\s*["']?{re.escape(key)}["']?\s*[=.\]]|\s*\[\s*rlm\s*\.\s*{re.escape(key)}\s*\]""")
+    return next((n for n, line in enumerate(lines, 1) if pattern.match(line)), 1)
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """ "did you mean 'x'?", or what there is."""
+    import difflib
+
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(sorted(known))}"
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
+    """The options given by RLM_* (and SNIPARA_*) variables; an empty one counts as not set."""
+    found = {}
+    for name, row in OPTIONS.items():
+        for variable in ("RLM_" + name.upper(), row.metadata["env"]):
+            if variable and os.environ.get(variable):
+                found[name] = (parse_option(name, environ[variable], variable), variable)
+                break
+    return found
+
+
+def parse_option(name: str, text: str, origin: str) -> Any:
+    """An option's value from text, as the environment and the command line have it; ConfigError if it is none."""
+    kind = str(OPTIONS[name].type).split(" |")[0]
+    try:
+        if kind == "bool":
+            if text.lower() in _TRUE + _FALSE:
+                return text.lower() in _TRUE
+            raise ValueError
+        if kind == "int":
+            return int(text.replace(",", "_"))
+        if kind == "float":
+            return float(text)
+        if kind.startswith("list"):
+            return [item.strip() for item in text.split(",") if item.strip()]
+        if kind.startswith("dict") or kind == "Any":
+            return json.loads(text)
+    except ValueError:
+        raise ConfigError(f"{origin}: {text!r} is not a valid {_KIND_WORDS.get(kind, 'JSON value')}") from None
+    return text
+
+
+_KIND_WORDS = {"int": "whole number", "float": "number", "bool": "true or false", "str": "text", "list[Any]": "list"}
+
+
+def _checked(name: str, value: Any, origin: str) -> Any:
+    """`value`, if it is of the option's type and in its range."""
+    annotation = str(OPTIONS[name].type)
+    kind = annotation.split(" |")[0]
+    if value is None:
+        return None
+    wanted = {"str": str, "int": int, "float": (int, float), "bool": bool}.get(kind) or (
+        list if kind.startswith("list") else dict if kind.startswith("dict") else object
+    )
+    if name in ("environment", "backend") and not isinstance(value, str):
+        return value  # an object with the Sandbox or Backend methods
+    if name in ("log_dir", "base_url") and isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if name in ("tools", "allowed_paths", "allowed_imports") and isinstance(value, (tuple, set)):
+        value = list(value)
+    if not isinstance(value, wanted) or (isinstance(value, bool) and kind in ("int", "float")):
+        raise ConfigError(f"{name} ({origin}) must be a {_KIND_WORDS.get(kind, kind)}, not {value!r}")
+    if name in _CHOICES and value not in _CHOICES[name]:
+        raise ConfigError(f"{name} ({origin}) is {value!r}", hint=f"one of: {', '.join(_CHOICES[name])}")
+    if kind in ("int", "float"):
+        least = _SMALLEST.get(name, 1 if kind == "int" else 0)
+        if value < least or (kind == "float" and value == 0 and name != "cost_budget_usd") or value != value:
+            raise ConfigError(f"{name} ({origin}) is {value!r}", hint=f"at least {least}" if least else "above 0")
+    return value
+
+
+def _dotenv_keys(cwd: str) -> dict[str, str]:
+    """The provider keys in ./.env; nothing else is taken from there, since the file is the project's."""
+    try:
+        with open(os.path.join(cwd, ".env"), encoding="utf-8", errors="replace") as file:
+            text = file.read(100_000)
+    except OSError:
+        return {}
+    known = rlm_backends.key_variables()
+    found = {}
+    for line in text.splitlines():
+        match = re.match(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*?)\s*$", line)
+        if match and match[1] in known:
+            value = match[2]
+            if value[:1] in ("'", '"') and value[-1:] == value[:1]:
+                value = value[1:-1]
+            else:
+                value = value.split(" #")[0].strip()
+            found[match[1]] = value
+    return found
+
+
+# --- trust: what a project's rlm.toml may set before its user has said so ----------------------------------------
+
+
+def _trust_file() -> str:
+    return os.path.join(user_config_dir(), "trusted.json")
+
+
+def _trusted() -> dict[str, str]:
+    try:
+        with open(_trust_file(), encoding="utf-8") as file:
+            table = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return table if isinstance(table, dict) else {}
+
+
+def is_trusted(path: str, blob: bytes) -> bool:
+    """Whether `rlm trust` has recorded this file as it is now."""
+    return _trusted().get(os.path.realpath(path)) == hashlib.sha256(blob).hexdigest()
+
+
+def trust(path: str, *, revoke: bool = False) -> None:
+    """Record (or forget) the file at `path`, as it is now, as the user's own word."""
+    table = _trusted()
+    real = os.path.realpath(path)
+    if revoke:
+        table.pop(real, None)
+    else:
+        with open(path, "rb") as file:
+            table[real] = hashlib.sha256(file.read()).hexdigest()
+    os.makedirs(user_config_dir(), mode=0o700, exist_ok=True)
+    temporary = f"{_trust_file()}.{os.getpid()}"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(table, file, indent=1)
+    os.replace(temporary, _trust_file())
+
+
+def untrusted_keys(table: Mapping[str, Any]) -> list[str]:
+    """The keys of a project's [rlm] table that take effect only after `rlm trust`."""
+    keys = []
+    for key, value in table.items():
+        harmless = OPTIONS[key].metadata["project"] or (key == "environment" and value == "docker")
+        if key == "backend":
+            harmless = value in ("auto", "litellm") or value in {row["id"] for row in rlm_backends.providers()}
+        if key in ("snipara_api_key", "snipara_project_slug"):
+            harmless = "snipara_api_key" in table and "snipara_project_slug" in table
+        if not harmless:
+            keys.append(key)
+    return keys
+
+
+def _refuse_untrusted(table: Mapping[str, Any], path: str, short: str, blob: bytes) -> None:
+    keys = untrusted_keys(table)
+    if keys:
+        raise ConfigError(
+            f"{short}:{_line_of(blob, keys[0])}: {keys[0]!r} is not taken from a project file that is not trusted",
+            hint=f"read {path}, then: rlm trust",
+        )
+
+
+# --- the ledger: limits that hold for the whole tree of calls ----------------------------------------------------
+
+_LEAST_OUTPUT = 16  # tokens; a call that could answer with fewer is not worth sending
+_SUBCALL_OUTPUT = 4096  # tokens reserved for the answer of llm_query
+_TURN_OUTPUT = 16_384  # the same for a turn, where the model's own maximum is not known
+_USAGE = ("input", "output", "cached", "cache_write", "reasoning")
+
+Price = Callable[[int, int], "float | None"]  # (input tokens, output tokens) -> USD
+
+
+class Ticket(NamedTuple):
+    """A reservation: what a call may use at most."""
+
+    tokens: int
+    cost: float
+    output: int
+
+
+class Ledger:
+    """What the tree of calls has used, has in flight and may still use.
+
+    A call reserves before it is sent and settles with its real usage. What nobody can mend is kept in `stopped`,
+    raised in every thread that asks, and sets `cancel`, which ends the calls in flight.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.started = time.monotonic()
+        self.deadline = self.started + options.timeout_seconds if options.timeout_seconds else None
+        self.changed = threading.Condition(threading.RLock())
+        self.cancel = threading.Event()
+        self.stopped: BaseException | None = None
+        self.usage = dict.fromkeys(_USAGE, 0)
+        self.cost = 0.0
+        self.unpriced = 0
+        self.calls = 0
+        self.subcalls = 0
+        self.depth = 0
+        self._held: list[Ticket] = []
+        self._waiting = 0
+        self._queued = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens used so far, in and out."""
+        return self.usage["input"] + self.usage["output"]
+
+    def fail(self, error: BaseException) -> BaseException:
+        """Stop the whole tree; the first reason is the one that every thread gets to see."""
+        with self.changed:
+            if self.stopped is None:
+                self.stopped = error
+            self.cancel.set()
+            self.changed.notify_all()
+            return self.stopped
+
+    def check(self) -> None:
+        """Raise what stopped the tree, or the time limit if it has passed."""
+        if self.stopped is not None:
+            raise self.stopped
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            elapsed = time.monotonic() - self.started
+            raise self.fail(TimeoutExceeded(elapsed, self.options.timeout_seconds or 0))
+
+    def remaining(self) -> float | None:
+        """Seconds until the time limit, None without one."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    def count_subcalls(self, number: int) -> None:
+        """Count prompts given to llm_query or rlm_query, all of them before the first is sent."""
+        with self.changed:
+            wanted = self.subcalls + number
+            if wanted > self.options.max_subcalls:
+                raise self.fail(MaxSubcallsExceeded(wanted, self.options.max_subcalls))
+            self.subcalls = wanted
+
+    @contextlib.contextmanager
+    def queue(self, number: int) -> Iterator[None]:
+        """Let `number` coming sub-calls share what is left, rather than the first taking it all."""
+        with self.changed:
+            self._queued += number
+        try:
+            yield
+        finally:
+            with self.changed:
+                self._queued = max(0, self._queued - number)
+
+    def reserve(self, size: int, most: int, price: Price) -> Ticket:
+        """Room for a call of `size` tokens of input and up to `most` of output; waits for calls in flight if it must.
+
+        Raises TokenBudgetExhausted or CostBudgetExhausted when it still does not fit once nothing is in flight.
+        """
+        with self.changed:
+            self._waiting += 1
+            try:
+                while True:
+                    self.check()
+                    output = self._room(size, most, price)
+                    if output >= min(_LEAST_OUTPUT, most):
+                        break
+                    if not self._held:
+                        raise self.fail(self._exhausted(size))
+                    self.changed.wait(self.remaining())
+            finally:
+                self._waiting -= 1
+            ticket = Ticket(size + output, price(size, output) or 0.0, output)
+            self._held.append(ticket)
+            return ticket
+
+    def _room(self, size: int, most: int, price: Price) -> int:
+        """The tokens of output that a call of `size` could be granted now."""
+        sharers = max(1, self._waiting + self._queued)
+        room = self.options.token_budget - self.tokens - sum(t.tokens for t in self._held) - size
+        output = min(most, room // sharers if room // sharers >= _LEAST_OUTPUT else room)
+        if self.options.cost_budget_usd is not None:
+            left = self.options.cost_budget_usd - self.cost - sum(t.cost for t in self._held)
+            base = price(size, 0) or 0.0
+            each = ((price(size, 1000) or 0.0) - base) / 1000
+            if left < base:
+                return -1
+            output = min(output, int((left - base) / each)) if each else output
+        return output
+
+    def _exhausted(self, size: int) -> LimitExceeded:
+        budget = self.options.cost_budget_usd
+        if self.options.token_budget - self.tokens - size >= _LEAST_OUTPUT and budget is not None:
+            return CostBudgetExhausted(self.cost, budget)
+        return TokenBudgetExhausted(self.tokens, self.options.token_budget)
+
+    def release(self, ticket: Ticket) -> None:
+        """Give a reservation back: its call was not answered."""
+        with self.changed:
+            self._held.remove(ticket)
+            self.changed.notify_all()
+
+    def settle(self, ticket: Ticket, usage: Mapping[str, int], cost: float | None) -> None:
+        """Replace a reservation by what the call really used."""
+        self.release(ticket)
+        self.spend(usage, cost)
+
+    def spend(self, usage: Mapping[str, int], cost: float | None) -> None:
+        """Enter a call that is paid for (a settled one, or one served from the journal)."""
+        with self.changed:
+            for name in _USAGE:
+                self.usage[name] += int(usage.get(name) or 0)
+            self.calls += 1
+            if cost is None:
+                self.unpriced += 1
+            else:
+                self.cost += cost
+            self.changed.notify_all()
+
+    @property
+    def cost_usd(self) -> float | None:
+        """Dollars spent; None when the price of a call is not known."""
+        return None if self.unpriced else round(self.cost, 9)
+
+    def left(self) -> dict[str, Any]:
+        """What remains of each limit; None where there is none."""
+        options, seconds = self.options, self.remaining()
+        cost = None if options.cost_budget_usd is None else max(0.0, round(options.cost_budget_usd - self.cost, 9))
+        return {
+            "tokens": max(0, options.token_budget - self.tokens),
+            "cost_usd": cost,
+            "subcalls": max(0, options.max_subcalls - self.subcalls),
+            "seconds": None if seconds is None else round(seconds, 1),
+        }
+
+    def nearly_used(self) -> list[str]:
+        """Of which limits less than a tenth is left, in words for the model."""
+        left, options = self.left(), self.options
+        limits = {
+            "tokens": options.token_budget,
+            "cost_usd": options.cost_budget_usd,
+            "subcalls": options.max_subcalls,
+            "seconds": options.timeout_seconds,
+        }
+        return [
+            f"{left[k]:,} {k}" for k, whole in limits.items() if whole and left[k] is not None and left[k] <= whole / 10
+        ]
+
+
+# --- the journal: one JSONL file per run -------------------------------------------------------------------------
+
+SCHEMA_VERSION = 1
+Event = dict[str, Any]
+
+
+def new_id() -> str:
+    """An id of a run, such as 'a1b2c3-d4e5f6'."""
+    digits = os.urandom(6).hex()
+    return f"{digits[:6]}-{digits[6:]}"
+
+
+def timestamp() -> str:
+    """Now, in UTC, ISO 8601 with microseconds."""
+    now = time.time()
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1e6):06d}Z"
+
+
+class Journal:
+    """The run's events, appended and flushed line by line before the next step depends on them.
+
+    Literal keys in `secrets` never get in. Without a `path` events only reach the listener.
+    """
+
+    def __init__(
+        self,
+        path: str | None,
+        trajectory_id: str,
+        *,
+        secrets: Iterable[str] = (),
+        on_event: Callable[[Event], None] | None = None,
+        append: bool = False,
+    ) -> None:
+        self.path = path
+        self.trajectory_id = trajectory_id
+        self.secrets = [s for s in secrets if s and len(s) >= 8]
+        self.on_event = on_event
+        self._lock = threading.Lock()
+        self._closed = False
+        self._file = -1
+        if path is not None:
+            self._file = _open_journal(path, append)
+
+    def write(
+        self, event: str, *, call_id: str | None = None, parent: str | None = None, depth: int = 0, **fields: Any
+    ) -> None:
+        """Append one event. Silently dropped once closed: a thread that is late has nothing to say any more."""
+        line: Event = {
+            "v": SCHEMA_VERSION,
+            "event": event,
+            "trajectory_id": self.trajectory_id,
+            "call_id": call_id,
+            "parent_call_id": parent,
+            "depth": depth,
+            "timestamp": timestamp(),
+            **fields,
+        }
+        text = json.dumps(line, separators=(",", ":"), default=str)
+        masked = rlm_backends.mask(text, self.secrets)
+        if masked is not text and masked != text:
+            line = json.loads(masked)
+        with self._lock:
+            if self._closed:
+                return
+            if self._file >= 0:
+                self._append(masked.encode("ascii") + b"\n")
+            self.tell(line)
+
+    def _append(self, data: bytes) -> None:
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+        except OSError as error:
+            self._closed = True
+            raise RLMError(
+                f"cannot write the journal {self.path}: {error.strerror}", hint="free some space, then: rlm resume"
+            ) from error
+
+    def tell(self, line: Event) -> None:
+        """Hand an event to the caller's `on_event`; one that raises is not called again."""
+        if self.on_event is None:
+            return
+        try:
+            self.on_event(line)
+        except Exception as error:
+            import warnings
+
+            self.on_event = None
+            warnings.warn(f"on_event raised {error!r} and is not called again", RuntimeWarning, stacklevel=2)
+
+    def close(self) -> None:
+        """End the file; later events are dropped."""
+        with self._lock:
+            if not self._closed or self._file >= 0:
+                self._closed = True
+            if self._file >= 0:
+                os.close(self._file)
+                self._file = -1
+
+
+def _open_journal(path: str, append: bool) -> int:
+    """A descriptor that appends to the journal, locked against a second process; ConfigError if that cannot be."""
+    folder = os.path.dirname(path) or "."
+    flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        descriptor = os.open(path, flags if append else flags | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to the log folder {folder}: {error.strerror}", hint="--log-dir DIR or --no-log"
+        ) from error
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:  # Windows has no flock; two processes on one run are the user's own doing there
+        pass
+    except OSError:
+        os.close(descriptor)
+        raise ConfigError(f"{path} is in use: that run is still going on", hint="wait for it, or stop it") from None
+    return descriptor
+
+
+def read_journal(path: str, *, repair: bool = False) -> list[Event]:
+    """The events of a journal, a torn or unreadable line left out; `repair` also cuts a torn tail off the file."""
+    with open(path, "rb") as file:
+        blob = file.read()
+    whole = blob.rfind(b"\n") + 1
+    if repair and whole < len(blob):
+        os.truncate(path, whole)
+    events = []
+    for line in blob[:whole].split(b"\n"):
+        with contextlib.suppress(ValueError, RecursionError):
+            event = json.loads(line)
+            if isinstance(event, dict) and isinstance(event.get("event"), str):
+                events.append(event)
+    return events
+
+
+class Recording:
+    """What a journal says has happened, by the keys that make a resumed run find it again. Empty for a new run."""
+
+    def __init__(self, events: Iterable[Event] = ()) -> None:
+        self.turns: dict[tuple[str, int], Event] = {}
+        self.cells: dict[tuple[str, int], Event] = {}
+        self.keyed: dict[str, Event] = {}  # leaf sub-calls and tools called from code
+        self.tools: dict[tuple[str, int, str], Event] = {}
+        self.compactions: dict[tuple[str, int], Event] = {}
+        self.starts: dict[str, Event] = {}
+        self.ends: dict[str, Event] = {}
+        self.children: dict[str, str] = {}
+        self.calls = 0
+        for event in events:
+            with contextlib.suppress(KeyError, TypeError):  # a foreign or damaged line records nothing
+                self._add(event)
+
+    def _add(self, event: Event) -> None:
+        kind, node = event["event"], event.get("node", "")
+        if kind == "start":
+            self.starts.setdefault(node, event)
+            if event.get("key"):
+                self.children[event["key"]] = node
+        elif kind == "call":
+            self.calls = max(self.calls, int(event["call_id"][1:]))
+            if event["kind"] == "turn":
+                self.turns[node, event["turn"]] = event
+            else:
+                self.keyed[event["key"]] = event
+        elif kind == "tool":
+            if "cell" in event:
+                self.cells[node, event["cell"]] = event
+            elif "key" in event:
+                self.keyed[event["key"]] = event
+            else:
+                self.tools[node, event["turn"], event["tool_calls"][0]] = event
+        elif kind == "compact":
+            self.compactions[node, event["turn"]] = event
+        elif kind == "end":
+            self.ends[node] = event
+
+
+# --- the context: the input that is not put into the prompt ------------------------------------------------------
+
+_SAVED_CONTEXT = 64_000_000  # bytes; a larger value is not kept beside the journal
+_PLAIN = (str, bytes, int, float, bool, type(None))
+
+
+@dataclass(frozen=True)
+class Context:
+    """What becomes the variable `context`: the value, where it is from, and notes on what was left out."""
+
+    value: Any
+    source: Any = "value"  # "value", "stdin", or {"paths": [...]}
+    notes: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        return type(self.value).__name__
+
+    def describe(self) -> str:
+        """Type, size and first lines, for the prompt: some hundred characters."""
+        value = self.value
+        if value is None:
+            return "There is no input: `context` is None."
+        if isinstance(value, (str, bytes)):
+            lines = value.count("\n" if isinstance(value, str) else b"\n") + 1  # type: ignore[arg-type]
+            unit = "characters" if isinstance(value, str) else "bytes"
+            text = f"`context` is a {self.kind} of {len(value):,} {unit} in {lines:,} lines"
+            head = _head(value)
+        elif isinstance(value, dict):
+            text = f"`context` is a dict with {len(value):,} keys"
+            rows = [f"{_short(k)}: {_shape(v)}" for k, v in list(value.items())[:8]]
+            head = "\n".join(rows)
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            text = f"`context` is a {self.kind} of {len(value):,} items"
+            head = "\n".join(_short(v) for v in list(value)[:4])
+        else:
+            return f"`context` is {_short(value)} ({self.kind})."
+        notes = "".join(f" ({note})" for note in self.notes)
+        return f"{text}{notes}. It begins:\n{head}" if head else f"{text}{notes}."
+
+    def size(self) -> int:
+        """Characters, bytes or items."""
+        return len(self.value) if hasattr(self.value, "__len__") else 1
+
+    def journal_form(self) -> dict[str, Any] | None:
+        """What `start` says of it."""
+        if self.value is None:
+            return None
+        digest, size = _digest(self.value)
+        return {"type": self.kind, "size": self.size(), "bytes": size, "sha256": digest, "source": self.source}
+
+
+def _head(text: str | bytes) -> str:
+    """The first lines of a text, each cut short."""
+    if isinstance(text, bytes):
+        return _short(text[:60])
+    lines = text[:2000].split("\n")[:3]
+    return "\n".join(line[:160] + ("…" if len(line) > 160 else "") for line in lines)
+
+
+def _short(value: Any) -> str:
+    """A bounded repr, whatever the value's size."""
+    import reprlib
+
+    shortener = reprlib.Repr()
+    shortener.maxstring = shortener.maxother = 100
+    return shortener.repr(value)
+
+
+def _shape(value: Any) -> str:
+    unit = {"str": "characters", "bytes": "bytes"}.get(type(value).__name__, "items")
+    return f"{type(value).__name__}, {len(value):,} {unit}" if hasattr(value, "__len__") else _short(value)
+
+
+def _digest(value: Any) -> tuple[str, int]:
+    """(sha256, size in bytes) of plain data."""
+    sha, size = hashlib.sha256(), 0
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, str):
+            blob = item.encode("utf-8", "surrogatepass")
+        elif isinstance(item, (bytes, bytearray)):
+            blob = bytes(item)
+        elif isinstance(item, dict):
+            stack.extend(part for pair in reversed(list(item.items())) for part in reversed(pair))
+            blob = b""
+        elif isinstance(item, (list, tuple)):
+            stack.extend(reversed(item))
+            blob = b""
+        elif isinstance(item, (set, frozenset)):
+            stack.extend(sorted(item, key=repr))
+            blob = b""
+        else:
+            blob = repr(item).encode()
+        length = len(item) if hasattr(item, "__len__") else len(blob)
+        sha.update(f"{type(item).__name__}:{length}:".encode())
+        sha.update(blob)
+        size += len(blob)
+    return sha.hexdigest(), size
+
+
+def as_context(value: Any) -> Context:
+    """The context a caller gave: text and plain data as they are, a Path as what the file or folder holds."""
+    if isinstance(value, Context):
+        return value
+    if isinstance(value, os.PathLike):
+        return read_context([os.fspath(value)])
+    _require_plain(value)
+    return Context(value)
+
+
+def _require_plain(value: Any) -> None:
+    """TypeError, with what to do instead, for what is not plain data."""
+    stack, seen = [value], 0
+    while stack:
+        item = stack.pop()
+        seen += 1
+        if isinstance(item, dict):
+            stack.extend(item.keys())
+            stack.extend(item.values())
+        elif isinstance(item, (list, tuple, set, frozenset)):
+            stack.extend(item)
+        elif not isinstance(item, _PLAIN):
+            raise TypeError(
+                f"context holds a {type(item).__name__}, which is not plain data: give text, bytes, numbers, lists, "
+                "dicts or a Path (for a DataFrame: df.to_csv(); for an object: its fields as a dict)"
+            )
+        if seen > 50_000_000:
+            raise TypeError("context has over 50,000,000 items, or holds itself: join them into one text")
+
+
+def read_context(specs: Iterable[str], *, stdin: str | bytes | None = None, cwd: str | None = None) -> Context:
+    """Files, folders and globs as a context: one file a `str`, several a `dict` path -> text; "-" is `stdin`.
+
+    ConfigError for what is missing, unreadable or empty of files. A file that is not text stays `bytes` when it is
+    the only one, and is left out, with a note, among several.
+    """
+    cwd = cwd or os.getcwd()
+    specs = list(specs)
+    if specs in ([], ["-"]):
+        return Context(_decode(stdin) if isinstance(stdin, bytes) else stdin, "stdin" if stdin is not None else "value")
+    single = len(specs) == 1 and os.path.isfile(os.path.join(cwd, specs[0]))
+    paths = [path for spec in specs if spec != "-" for path in _expand(spec, cwd)]
+    contents = {path: _read_file(os.path.join(cwd, path)) for path in dict.fromkeys(paths)}
+    source = {"paths": [os.path.abspath(os.path.join(cwd, path)) for path in contents], "single": single}
+    if single:
+        return Context(next(iter(contents.values())), source)
+    if "-" in specs and stdin is not None:
+        contents["-"] = _decode(stdin) if isinstance(stdin, bytes) else stdin
+    texts = {path: text for path, text in contents.items() if isinstance(text, str)}
+    left_out = len(contents) - len(texts)
+    if not texts:
+        raise ConfigError(f"no text files in {', '.join(specs)}", hint="give text files, or one binary file alone")
+    return Context(texts, source, (f"{left_out} files that are not text were left out",) if left_out else ())
+
+
+_SKIPPED_FOLDERS = {".git", ".hg", ".svn", "node_modules", "__pycache__", ".venv", ".tox", ".mypy_cache"}
+
+
+def _expand(spec: str, cwd: str) -> list[str]:
+    """The files that a -c argument names, relative to `cwd` where they were given so, sorted."""
+    import glob
+
+    path = os.path.join(cwd, os.path.expanduser(spec))
+    if os.path.isfile(path):
+        return [spec]
+    if os.path.isdir(path):
+        found = []
+        for folder, subfolders, files in os.walk(path, onerror=_raise_unreadable):
+            subfolders[:] = sorted(name for name in subfolders if name not in _SKIPPED_FOLDERS)
+            found += [os.path.join(folder, name) for name in sorted(files)]
+    else:
+        found = sorted(p for p in glob.glob(path, recursive=True) if os.path.isfile(p))
+    found = [p for p in found if os.path.isfile(p) and not rlm_tools.is_secret(os.path.relpath(p, cwd))]
+    if not found:
+        problem = "is an empty folder" if os.path.isdir(path) else "was not found"
+        raise ConfigError(
+            f"context {spec!r} {problem}", hint="give a file, a folder or a quoted glob: -c 'src/**/*.py'"
+        )
+    return found if os.path.isabs(spec) else [os.path.relpath(p, cwd) for p in found]
+
+
+def _raise_unreadable(error: OSError) -> None:
+    raise ConfigError(f"cannot read the folder {error.filename}: {error.strerror}")
+
+
+def _read_file(path: str) -> str | bytes:
+    try:
+        with open(path, "rb") as file:
+            return _decode(file.read())
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except MemoryError:
+        raise ConfigError(f"{path} does not fit into memory", hint="give a part of it") from None
+
+
+def _decode(blob: bytes) -> str | bytes:
+    """Text if it is any: UTF-8, with or without a mark, UTF-16 with one, else Latin-1; bytes if there are NULs."""
+    if blob[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        with contextlib.suppress(UnicodeDecodeError):
+            return blob.decode("utf-16")
+    try:
+        text = blob.decode("utf-8-sig" if blob[:3] == b"\xef\xbb\xbf" else "utf-8")
+    except UnicodeDecodeError:
+        return blob if b"\0" in blob[:100_000] else blob.decode("latin-1")
+    return blob if "\0" in text[:100_000] else text
+
+
+# --- what the model is told --------------------------------------------------------------------------------------
+
+_INTRO = """\
+You answer a request by writing Python that runs in a persistent REPL{where}. The input is not in this chat: it is the \
+variable `context` in the REPL.
+{context}
+
+In the REPL, besides ordinary Python{imports}:
+- llm_query(prompt, model=None) -> str: a model reads the prompt; it sees only what the prompt holds. \
+llm_query_batched(prompts) -> list, in parallel.
+{recursion}- {functions}
+- SHOW_VARS(); budget() -> what is left; _out[n]: the whole output of cell n, when what you saw was cut.
+- FINAL(value) ends with that answer, also Python data; FINAL_VAR("name").
+
+How to work:
+- Look first, by code: size, head, structure. Then plan.
+- Searching, counting, sorting, joining, arithmetic: code, not sub-calls.
+- Sub-calls are for reading that needs understanding. Give each tens of thousands of characters with the question, ask \
+for a terse, parseable answer, and batch independent ones; never one tiny prompt per line.
+- Variables stay: keep results there, print samples and not wholes, do not compute again what you have.
+- Answer as soon as the evidence is there. {finish}
+Limits: {limits}."""
+
+_RECURSION = (
+    "- rlm_query(prompt, context=None): a child like you, with a REPL of its own, for a part that needs several steps; "
+    "returns its answer. rlm_query_batched(prompts, contexts=None).\n"
+)
+_FINISH_TOOLS = "Plain text without a tool call is taken as the answer; so is FINAL(value) in code."
+_FINISH_TEXT = (
+    "To run code, write it in a ```repl fence; its output comes back. A reply without code is taken as the answer; "
+    "an answer that holds code goes through FINAL(value)."
+)
+_EXECUTE_CODE = {
+    "name": "execute_code",
+    "description": "Run Python in the REPL. Shows what it prints and the last expression's value.",
+    "parameters": {"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]},
+}
+_USE_TOOL = "Code in the text of a reply is not run. Call execute_code with it, or give the answer in plain text."
+_NOT_A_CALL = "That was the text of a tool call, not a tool call, and nothing was run. Call the tool itself, or answer."
+_EMPTY = "Your reply was empty. Run code, or give the answer."
+_CUT_OFF = "Your reply was cut off at its token limit and was not taken as the answer. Be shorter, or build it in code."
+
+
+def system_prompt(node: Node) -> str:
+    """The instructions of a node. They never change within a run, so that providers' prompt caches hit."""
+    options = node.run.options
+    names = ", ".join(f"{tool.name}({', '.join(tool.parameters.get('properties', {}))})" for tool in node.run.tools)
+    limits = [
+        f"{options.max_subcalls} sub-calls",
+        f"{options.token_budget:,} tokens",
+        f"{options.max_iterations} turns",
+    ]
+    if options.cost_budget_usd is not None:
+        limits.append(f"${options.cost_budget_usd:g}")
+    if options.timeout_seconds is not None:
+        limits.append(f"{options.timeout_seconds:g} s")
+    text = _INTRO.format(
+        where=" (tool execute_code)" if node.protocol == "tools" else "",
+        context=node.context.describe(),
+        imports=" and its standard library" if options.environment == "docker" else " (no network, no os)",
+        recursion=_RECURSION if node.depth < options.max_depth else "",
+        functions=names,
+        finish=_FINISH_TOOLS if node.protocol == "tools" else _FINISH_TEXT,
+        limits=", ".join(limits),
+    )
+    if node.schema is not None:
+        text += f"\nThe answer must be FINAL(value) with a value of this JSON Schema: {json.dumps(node.schema)}"
+    return f"{text}\n\n{node.instructions}" if node.instructions else text
+
+
+# --- reading what models write -----------------------------------------------------------------------------------
+
+_OPENING = re.compile(r"^[ \t]*(?:[-*>] |\d+\. )?[ \t]*(`{3,}|~{3,})[ \t]*\{?\.?([\w+#.-]*)[^`\n]*$")
+_ONE_LINE = re.compile(r"^[ \t]*```(\w*)[ \t]+(.+?)[ \t]*```[ \t]*$")
+_RUNNABLE = {"", "repl", "python", "py", "python3", "py3", "ipython", "ipython3", "tool_code", "code"}
+_THINKING = re.compile(r"\A\s*<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
+_PSEUDO_CALL = re.compile(r"<tool_call>|<function[=_]|\A\s*\{\s*\"(?:name|tool|function)\"\s*:\s*\"\w+\"\s*,\s*\"\w+\"")
+_FINAL_LINE = re.compile(r"^[ \t]*(?:\*\*)?`?(FINAL(?:_VAR)?)[ \t]*\(", re.MULTILINE)
+
+
+class Fence(NamedTuple):
+    """A fenced block: its tag in lower case, its code, and the lines it takes, fences included."""
+
+    tag: str
+    code: str
+    first: int
+    last: int
+
+
+def visible(text: str) -> str:
+    """A reply without the reasoning that some models put in front of it."""
+    return _THINKING.sub("", text, count=1)
+
+
+def parses(code: str) -> bool:
+    """Whether this is Python, as far as its grammar goes."""
+    import ast
+    import warnings
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ast.parse(code)
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return False
+    return True
+
+
+def fences(text: str) -> list[Fence]:
+    """The fenced blocks of a reply, in order.
+
+    A block may hold fences in its strings: it ends at the first closing fence up to which it is Python, else at the
+    first closing fence. One that is never closed goes on to the next opening one up to which it is Python, or to the
+    end of the text.
+    """
+    lines = text.split("\n")
+    found, i = [], 0
+    while i < len(lines):
+        if one := _ONE_LINE.match(lines[i]):
+            found.append(Fence(one[1].lower(), one[2], i, i))
+        elif opening := _OPENING.match(lines[i]):
+            found.append(_block(lines, i, opening[1], opening[2].lower()))
+            i = found[-1].last
+        i += 1
+    return found
+
+
+def _block(lines: list[str], start: int, mark: str, tag: str) -> Fence:
+    import textwrap
+
+    def code_to(end: int) -> str:
+        return textwrap.dedent("\n".join(lines[start + 1 : end]))
+
+    closings = []
+    for i in range(start + 1, len(lines)):
+        stripped = lines[i].strip()
+        if stripped and set(stripped) == {mark[0]} and len(stripped) >= len(mark):
+            if tag not in _RUNNABLE or parses(code_to(i)):
+                return Fence(tag, code_to(i), start, i)
+            closings.append(i)
+        elif not closings and (inner := _OPENING.match(lines[i])) and inner[2] and parses(code_to(i)):
+            return Fence(tag, code_to(i), start, i - 1)
+    end = closings[0] if closings else len(lines)
+    return Fence(tag, code_to(end), start, min(end, len(lines) - 1))
+
+
+def code_blocks(text: str) -> list[str]:
+    """The code that a reply of the text protocol asks to be run."""
+    return [f.code for f in fences(text) if f.tag in _RUNNABLE and f.code.strip()]
+
+
+def final_call(text: str) -> str | None:
+    """The `FINAL(...)` or `FINAL_VAR(...)` that ends a reply outside its fences, as the model wrote it."""
+    lines = text.rstrip().split("\n")
+    for fence in fences(text):
+        lines[fence.first : fence.last + 1] = [""] * (fence.last + 1 - fence.first)
+    prose = "\n".join(lines).rstrip().rstrip("`*.").rstrip()
+    starts = [m.start(1) for m in _FINAL_LINE.finditer(prose)]
+    if not starts or not prose.endswith(")"):
+        return None
+    calls = [prose[start:] for start in starts]
+    return next((call for call in calls if parses(call)), calls[-1])
+
+
+def literal_answer(call: str) -> str:
+    """What is between the brackets of a `FINAL(...)` that is not Python: prose, taken as it stands."""
+    inner = call[call.index("(") + 1 : -1].strip()
+    return inner[1:-1] if len(inner) > 1 and inner[0] == inner[-1] and inner[0] in "\"'" else inner
+
+
+def show_cell(event: Event) -> str:
+    """A cell's outcome as the model reads it."""
+    parts = [(event.get("stdout") or "").rstrip("\n"), event.get("value") or "", event.get("error") or ""]
+    status = event.get("status")
+    if status in ("timeout", "memory", "crash", "lost"):
+        state = "variables are as they were before this cell" if event.get("restored") else "variables are lost"
+        parts.append(f"[the cell was ended: {status}; {state}]")
+    if event.get("images"):
+        parts.append(f"[images made: {event['images']}]")
+    return "\n".join(part for part in parts if part) or "[no output]"
+
+
+# --- a run: what all nodes of one tree share ---------------------------------------------------------------------
+
+
+class Answer(NamedTuple):
+    """How a node ended: its text, and FINAL's Python data where `given`."""
+
+    text: str
+    value: Any = None
+    given: bool = False
+
+
+@dataclass(frozen=True)
+class CompletionResult:
+    """What a completion came to. `str(result)` is the response; shows itself in a notebook."""
+
+    response: str
+    value: Any
+    trajectory_id: str
+    total_calls: int
+    total_tokens: int
+    usage: dict[str, int]
+    cost_usd: float | None
+    depth_reached: int
+    tool_calls: list[dict[str, Any]]
+    duration_ms: int
+    status: str
+    log: str | None
+    model: str = ""
+
+    def __str__(self) -> str:
+        return self.response
+
+    def events(self) -> list[Event]:
+        """The trajectory's events; an empty list without a log."""
+        return read_journal(self.log) if self.log and os.path.exists(self.log) else []
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        viz = _viz()
+        return {
+            "text/plain": self.response,
+            "text/markdown": self.response,
+            "text/html": viz.card(dataclasses.asdict(self), self.events()),
+        }
+
+    def show(self) -> str:
+        """Write the page next to the log, display it (inline in a notebook, else in the browser); its path."""
+        if not self.log:
+            raise ConfigError("this run has no log, so there is nothing to show", hint="give log_dir a folder")
+        path: str = _viz().write([self.log], os.path.splitext(self.log)[0] + ".html")
+        shell = sys.modules.get("IPython")
+        if shell is not None and shell.get_ipython() is not None:
+            from IPython.display import IFrame, display
+
+            display(IFrame(os.path.relpath(path), width="100%", height=640))
+        else:
+            import pathlib
+            import webbrowser
+
+            webbrowser.open(pathlib.Path(path).resolve().as_uri())
+        print(path)
+        return path
+
+
+def _viz() -> Any:
+    """rlm_viz, imported when something is to be shown."""
+    import importlib
+
+    return importlib.import_module(f"{__package__}.rlm_viz" if __package__ else "rlm_viz")
+
+
+class Replayed(NamedTuple):
+    """A replay's result, and where the code's outcome differed from the recording."""
+
+    result: CompletionResult
+    divergence: list[str]
+
+
+class SubcallError(RuntimeError):
+    """Some prompts of a batch failed, or an answer was cut off. Raised inside the model's own code."""
+
+    def __init__(self, message: str, **cell_data: Any) -> None:
+        super().__init__(message)
+        self.cell_data = cell_data
+
+
+class Run:
+    """One tree of nodes: its ledger, journal, recording, backends and sandboxes."""
+
+    def __init__(
+        self,
+        options: Options,
+        backend: Any,
+        tools: list[Tool],
+        journal: Journal,
+        recording: Recording,
+        *,
+        replaying: bool = False,
+    ) -> None:
+        self.options = options
+        self.backend = backend
+        self.tools = tools
+        self.journal = journal
+        self.recording = recording
+        self.replaying = replaying
+        self.ledger = Ledger(options)
+        self.protocol = options.protocol
+        self.tool_calls: list[dict[str, Any]] = []
+        self.divergence: list[str] = []
+        self.best = ""  # the root's last words: the partial answer, should the run be stopped
+        self._slots = threading.BoundedSemaphore(options.max_parallel)
+        self._lock = threading.Lock()
+        self._backends: dict[str, Any] = {}
+        self._sandboxes: set[Any] = set()
+        self._in_flight: dict[int, Event] = {}
+        self._last_call = recording.calls
+        self._last_node = len(recording.starts) - 1
+        self._enter_recorded()
+
+    def _enter_recorded(self) -> None:
+        """What the journal holds is paid for: it counts against the limits, and is not counted again when served."""
+        recording, ledger = self.recording, self.ledger
+        leaves = [e for e in recording.keyed.values() if e["event"] == "call"]
+        for event in [*recording.turns.values(), *leaves]:
+            ledger.spend(event.get("token_usage") or {}, event.get("cost_usd"))
+            ledger.depth = max(ledger.depth, event["depth"])
+        ledger.subcalls = len(leaves) + len(recording.children)
+
+    # ids and things kept
+
+    def node_id(self, key: str | None) -> str:
+        """The id of the root, or of the child with that key: the recorded one where there is one."""
+        if key is None:
+            self._last_node = max(self._last_node, 0)
+            return "n0"
+        with self._lock:
+            if key in self.recording.children:
+                return self.recording.children[key]
+            self._last_node += 1
+            return f"n{self._last_node}"
+
+    def call_id(self) -> str:
+        with self._lock:
+            self._last_call += 1
+            return f"c{self._last_call}"
+
+    def add_tool_call(self, name: str, arguments: Any, node: Node, *, is_error: bool) -> None:
+        """Note a tool call for the result."""
+        with self._lock:
+            self.tool_calls.append({"name": name, "arguments": arguments, "node": node.id, "is_error": is_error})
+
+    def diverged(self, node: Node, text: str) -> None:
+        """A cell that was run again did not do what the journal says: said, and survived."""
+        self.divergence.append(text)
+        self.journal.write("resume", depth=node.depth, node=node.id, divergence=text)
+
+    def backend_for(self, model: str | None) -> Any:
+        """The backend of a model of the run: its own, or one for the name that llm_query was given."""
+        if model is None or model == getattr(self.backend, "model", None) or not hasattr(self.backend, "with_model"):
+            return self.backend
+        with self._lock:
+            if model not in self._backends:
+                self._backends[model] = self.backend.with_model(model)
+            return self._backends[model]
+
+    def price(self, backend: Any) -> Price:
+        def price(tokens_in: int, tokens_out: int) -> float | None:
+            return rlm_backends.cost_of(
+                getattr(backend, "model", ""),
+                {"input": tokens_in, "output": tokens_out},
+                prices=self.options.prices,
+                provider=getattr(backend, "provider", None),
+            )
+
+        return price
+
+    # sandboxes
+
+    def sandbox(self, context: Context) -> Any:
+        """A new REPL with `context` in it."""
+        options = self.options
+        try:
+            sandbox = make_sandbox(options, context)
+            with self._lock:
+                self._sandboxes.add(sandbox)
+            sandbox.set("context", context.value)
+        except rlm_sandbox.SandboxError as error:
+            raise SandboxError(str(error), hint=getattr(error, "hint", "")) from error
+        return sandbox
+
+    def close_sandbox(self, sandbox: Any) -> None:
+        with self._lock:
+            self._sandboxes.discard(sandbox)
+        sandbox.close()
+
+    # calling a model
+
+    def call(self, node: Node, backend: Any, messages: list[dict[str, Any]], about: Event, **how: Any) -> Any:
+        """One paid call: room is reserved, the model asked, the reply journalled, the ledger settled.
+
+        `about`: what the `call` line carries besides the reply. `how`: tools, most (tokens of output), on_text.
+        """
+        tools, most = how.get("tools"), how["most"]
+        size = rlm_backends.estimate_tokens(messages, tools)
+        ticket = self.ledger.reserve(size, most, self.price(backend))
+        flight = {**about, "kind": about["kind"], "started": time.monotonic()}
+        with self._lock:
+            self._in_flight[id(flight)] = flight
+        settled = False
+        try:
+            with self._slots:
+                self.ledger.check()
+                raw = backend.complete(
+                    messages,
+                    tools=tools,
+                    max_tokens=self._max_tokens(backend, ticket, most),
+                    on_text=how.get("on_text"),
+                    deadline=self.ledger.deadline,
+                    cancel=self.ledger.cancel,
+                )
+            reply = normal_reply(raw, size, getattr(backend, "model", ""))
+            settled = True
+        except rlm_backends.BackendError as error:
+            self._abandon(flight, str(error))
+            self.ledger.check()
+            raise error
+        finally:
+            with self._lock:
+                self._in_flight.pop(id(flight), None)
+            if not settled:
+                self.ledger.release(ticket)
+        cost = reply.cost_usd
+        if cost is None:
+            cost = rlm_backends.cost_of(reply.model, reply.usage, prices=self.options.prices)
+        self.ledger.settle(ticket, reply.usage, cost)
+        self.ledger.depth = max(self.ledger.depth, about["depth"])
+        self._journal_call(node, about, flight, reply, cost)
+        return reply
+
+    def _max_tokens(self, backend: Any, ticket: Ticket, most: int) -> int | None:
+        """What to ask for; nothing where the model's own maximum is unknown and far less than what is left."""
+        unknown = getattr(backend, "max_output", None) is None
+        return None if unknown and most == _TURN_OUTPUT and ticket.output == most else ticket.output
+
+    def _journal_call(self, node: Node, about: Event, flight: Event, reply: Any, cost: float | None) -> None:
+        call_id = self.call_id()
+        if about["kind"] == "turn":
+            node.call_id = call_id
+        fields = dict(about)
+        depth, parent = fields.pop("depth"), fields.pop("parent")
+        if reply.raw is not None:
+            fields["raw"] = reply.raw
+        self.write(
+            "call",
+            call_id=call_id,
+            parent=parent,
+            depth=depth,
+            **fields,
+            response=reply.text,
+            tool_calls=reply.tool_calls,
+            token_usage=reply.usage,
+            cost_usd=cost,
+            duration_ms=_ms_since(flight["started"]),
+            model=reply.model,
+            stop_reason=reply.stop_reason,
+            attempts=reply.attempts,
+            left={**self.ledger.left(), "iterations": node.iterations_left()},
+        )
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Journal an event. A journal that cannot be written stops the tree: what is not recorded would be lost."""
+        try:
+            self.journal.write(event, **fields)
+        except RLMError as error:
+            raise self.ledger.fail(error) from error
+
+    def _abandon(self, flight: Event, reason: str) -> None:
+        fields = {k: flight[k] for k in ("kind", "node", "key", "turn", "cell") if k in flight}
+        self.write(
+            "interrupted",
+            parent=flight["parent"],
+            depth=flight["depth"],
+            **fields,
+            error=reason,
+            duration_ms=_ms_since(flight["started"]),
+        )
+
+    def abort(self, reason: BaseException) -> None:
+        """Ctrl-C: stop every thread and sandbox of the tree now, and leave a journal that can be resumed."""
+        self.ledger.fail(reason)
+        with self._lock:
+            sandboxes, flights = list(self._sandboxes), list(self._in_flight.values())
+            self._in_flight.clear()
+        for sandbox in sandboxes:
+            sandbox.kill() if hasattr(sandbox, "kill") else sandbox.close()
+        with contextlib.suppress(RLMError):
+            for flight in flights:
+                self._abandon(flight, "interrupted")
+
+    def close(self) -> None:
+        """End what is still open, the journal last."""
+        with self._lock:
+            sandboxes = list(self._sandboxes)
+            self._sandboxes.clear()
+        for sandbox in sandboxes:
+            sandbox.close()
+        self.journal.close()
+
+    def totals(self) -> dict[str, Any]:
+        """The tree's totals, as `end` carries them."""
+        ledger = self.ledger
+        return {
+            "calls": ledger.calls,
+            "tokens": ledger.tokens,
+            "usage": dict(ledger.usage),
+            "cost_usd": ledger.cost_usd,
+            "tool_calls": len(self.tool_calls),
+            "depth_reached": ledger.depth,
+            "duration_ms": _ms_since(ledger.started),
+        }
+
+    def result(self, answer: Answer | None) -> CompletionResult | None:
+        """The result as far as the run has come; None when nothing was done yet."""
+        ledger = self.ledger
+        if answer is None and not ledger.calls:
+            return None
+        return CompletionResult(
+            response=answer.text if answer else self.best,
+            value=answer.value if answer else None,
+            trajectory_id=self.journal.trajectory_id,
+            total_calls=ledger.calls,
+            total_tokens=ledger.tokens,
+            usage=dict(ledger.usage),
+            cost_usd=ledger.cost_usd,
+            depth_reached=ledger.depth,
+            tool_calls=list(self.tool_calls),
+            duration_ms=_ms_since(ledger.started),
+            status="answered" if answer else "partial",
+            log=self.journal.path,
+            model=getattr(self.backend, "model", ""),
+        )
+
+
+def normal_reply(raw: Any, size: int, model: str) -> rlm_backends.Reply:
+    """A reply with every field in its type, whatever a backend object of the caller's returned."""
+    text = getattr(raw, "text", raw if isinstance(raw, str) else "") or ""
+    calls = []
+    for number, call in enumerate(getattr(raw, "tool_calls", None) or [], 1):
+        arguments = call.get("arguments", {})
+        if isinstance(arguments, str):
+            with contextlib.suppress(ValueError, RecursionError):
+                arguments = json.loads(arguments, strict=False)
+        call_id = str(call.get("id") or f"call_{number}")
+        calls.append({"id": call_id, "name": str(call.get("name") or ""), "arguments": arguments})
+    usage = dict(getattr(raw, "usage", None) or {})
+    if not isinstance(usage.get("input"), int) or not isinstance(usage.get("output"), int):
+        usage = {"input": size, "output": rlm_backends.estimate_tokens([{"content": text}]), "estimated": True}
+    return rlm_backends.Reply(
+        text=text,
+        tool_calls=calls,
+        usage={**dict.fromkeys(_USAGE, 0), **usage},
+        stop_reason=getattr(raw, "stop_reason", None) or ("tool_calls" if calls else "stop"),
+        model=getattr(raw, "model", None) or model,
+        cost_usd=getattr(raw, "cost_usd", None),
+        raw=getattr(raw, "raw", None),
+        attempts=getattr(raw, "attempts", 1),
+    )
+
+
+def _ms_since(start: float) -> int:
+    return round((time.monotonic() - start) * 1000)
+
+
+def make_sandbox(options: Options, context: Context) -> Any:
+    """A REPL of the environment that the options name."""
+    environment: Any = options.environment
+    if not isinstance(environment, str):
+        return environment() if callable(environment) else environment
+    workspace = options.allowed_paths or [os.getcwd()]
+    if environment == "docker":
+        return rlm_sandbox.DockerSandbox(
+            image=options.docker_image,
+            cpus=options.docker_cpus,
+            memory=options.docker_memory,
+            network_disabled=options.docker_network_disabled,
+            runtime=options.docker_runtime,
+            workspace=workspace[0] if options.docker_mount == "ro" else None,
+            cell_timeout=options.cell_timeout,
+            output_limit=options.output_limit,
+            pool=options.docker_pool,
+        )
+    return rlm_sandbox.LocalSandbox(
+        cell_timeout=options.cell_timeout,
+        memory=options.local_memory,
+        allowed_imports=options.allowed_imports,
+        workspace=workspace,
+        require=options.require,
+        output_limit=options.output_limit,
+    )
+
+
+class Later:
+    """A value that a thread is already working out, so that it is there when it is asked for."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self._work = work
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._value = self._work()
+        except BaseException as error:  # handed to whoever asks for the value
+            self._error = error
+
+    def get(self) -> Any:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+def fan_out(tasks: list[Callable[[], Any]], width: int) -> list[Any]:
+    """The results of the tasks, in order, `width` at a time; a task's exception stands in its place."""
+    results: list[Any] = [None] * len(tasks)
+    numbers = iter(range(len(tasks)))
+    lock = threading.Lock()
+
+    def work() -> None:
+        while True:
+            with lock:
+                number = next(numbers, None)
+            if number is None:
+                return
+            try:
+                results[number] = tasks[number]()
+            except BaseException as error:  # stands in the result's place
+                results[number] = error
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(width, len(tasks)) - 1)]
+    for thread in threads:
+        thread.start()
+    work()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+# --- a node: ask, act, repeat ------------------------------------------------------------------------------------
+
+
+class Node:
+    """One RLM: its messages, its REPL, its depth. The root answers the caller, a child the code that asked for it."""
+
+    def __init__(
+        self,
+        run: Run,
+        context: Context,
+        *,
+        depth: int = 0,
+        parent: str | None = None,
+        key: str | None = None,
+        cell: int | None = None,
+        instructions: str = "",
+        schema: dict[str, Any] | None = None,
+    ) -> None:
+        self.run = run
+        self.context = context
+        self.depth = depth
+        self.parent = parent  # the call whose code issued this node
+        self.call_id = parent  # the newest turn: what this node's own code is issued by
+        self.key = key
+        self.id = run.node_id(key)
+        self.from_cell = cell
+        self.instructions = instructions
+        self.schema = schema
+        self.protocol = self._protocol()
+        self.messages: list[dict[str, Any]] = []
+        self.journalled = 0  # messages that the journal already holds
+        self.turn = self.first_turn = 0
+        self.cells = 0
+        self.failures = 0
+        self.corrected = False
+        self.warned = False
+        self.last_error: RLMError | None = None
+        self._ordinals: dict[tuple[int, str], int] = {}
+        self._sandbox: Later | None = None
+        self.functions = self._host_functions()
+
+    def solve(self, prompt: str) -> Answer:
+        """Ask, act, repeat, until the model answers or a limit stops it."""
+        self.open(prompt)
+        while True:
+            reply = self.ask()
+            if (answer := self.act(reply)) is not None:
+                return answer
+
+    # opening and closing
+
+    def _protocol(self) -> str:
+        if self.run.protocol == "auto":
+            return "tools" if getattr(self.run.backend, "supports_tools", True) else "text"
+        return self.run.protocol
+
+    def open(self, prompt: str) -> None:
+        """Put the prompt before the model; for the first one also the instructions, and start a REPL meanwhile."""
+        first = not self.messages
+        if first:
+            self._sandbox = Later(lambda: self.run.sandbox(self.context))
+            recorded = self.run.recording.starts.get(self.id)
+            system = recorded["system"] if recorded else system_prompt(self)
+            self.protocol = recorded["protocol"] if recorded else self.protocol
+            self.messages = [{"role": "system", "content": system, "_stored": True}]
+        self.messages.append({"role": "user", "content": prompt, "_stored": True})
+        self.first_turn, self.failures = self.turn, 0
+        if not (first and recorded):
+            self._journal_start(prompt, first)
+
+    def _journal_start(self, prompt: str, first: bool) -> None:
+        run, options = self.run, self.run.options
+        fields: Event = {"node": self.id, "kind": "child" if self.key else "root", "prompt": prompt}
+        if self.key:
+            fields.update(key=self.key, cell=self.from_cell)
+        if not first:
+            fields.update(continues=True, turn=self.turn)
+        fields.update(
+            system=self.messages[0]["content"] if first else None,
+            model=getattr(run.backend, "model", None),
+            sub_model=options.sub_model,
+            backend=getattr(run.backend, "provider", None),
+            protocol=self.protocol,
+            environment=options.environment if isinstance(options.environment, str) else "object",
+            limits={name: getattr(options, name) for name in _LIMITS},
+            context=self.context.journal_form() if first else None,
+            tools=[tool.name for tool in run.tools],
+            version=__version__,
+        )
+        run.write("start", parent=self.parent, depth=self.depth, **fields)
+
+    @property
+    def sandbox(self) -> Any:
+        assert self._sandbox is not None, "a node is opened before it runs code"
+        return self._sandbox.get()
+
+    def close(self) -> None:
+        """End the REPL, if there came to be one."""
+        if self._sandbox is not None:
+            with contextlib.suppress(RLMError, rlm_sandbox.SandboxError):
+                self.run.close_sandbox(self._sandbox.get())
+            self._sandbox = None
+
+    def iterations_left(self) -> int:
+        return self.run.options.max_iterations - (self.turn - self.first_turn)
+
+    # asking
+
+    def ask(self) -> Any:
+        """The model's next reply: from the recording as far as that goes, then live."""
+        if not self.iterations_left():
+            limit = self.run.options.max_iterations
+            error = MaxIterationsExceeded(limit, limit)
+            raise self.run.ledger.fail(error) if self.depth == 0 else error
+        self.turn += 1
+        recorded = self.run.recording.turns.get((self.id, self.turn))
+        if recorded is not None:
+            return self._recorded_reply(recorded)
+        if self.run.replaying:
+            raise ConfigError(f"the recording has no turn {self.turn} of node {self.id}", hint="record the run again")
+        self._say_what_is_left()
+        self._compact()
+        try:
+            return self._live_reply()
+        except rlm_backends.BackendError as error:
+            if error.code == "no_tools" and self.protocol == "tools" and self.run.options.protocol != "tools":
+                self._change_to_text()
+                return self._live_reply()
+            if error.code == "context_length" and self._compact(force=True):
+                return self._live_reply()
+            raise provider_error(error) from error
+
+    def _recorded_reply(self, event: Event) -> Any:
+        """A reply that the journal holds, and the messages that went with it."""
+        self.call_id = event["call_id"]
+        if event.get("protocol") == "text" and self.protocol == "tools":
+            self._change_to_text()
+        if compaction := self.run.recording.compactions.get((self.id, self.turn)):
+            self._replay_compaction(compaction)
+        asked = [m for m in event.get("prompt", []) if "content" in m and m["role"] == "user"]
+        pending = [m for m in self.messages[self.journalled :] if m.get("_stored")]
+        self.messages[self.journalled :] = pending + asked
+        self.journalled = len(self.messages)
+        return rlm_backends.Reply(
+            text=event.get("response") or "",
+            tool_calls=event.get("tool_calls") or [],
+            usage=event.get("token_usage") or {},
+            stop_reason=event.get("stop_reason") or "stop",
+            model=event.get("model") or "",
+            cost_usd=event.get("cost_usd"),
+            raw=event.get("raw"),
+        )
+
+    def _live_reply(self) -> Any:
+        new = [_journal_form(m) for m in self.messages[self.journalled :]]
+        about = {"node": self.id, "kind": "turn", "turn": self.turn, "prompt": new}
+        about.update(depth=self.depth, parent=self.parent)
+        if self.run.protocol == "text" and self.run.options.protocol == "auto":
+            about["protocol"] = "text"
+        backend = self.run.backend
+        reply = self.run.call(
+            self,
+            backend,
+            self.messages,
+            about,
+            tools=self._tool_schemas() if self.protocol == "tools" else None,
+            most=getattr(backend, "max_output", None) or _TURN_OUTPUT,
+            on_text=self._on_text if self.run.journal.on_event and self.depth == 0 else None,
+        )
+        self.journalled = len(self.messages)
+        return reply
+
+    def _on_text(self, delta: str) -> None:
+        self.run.journal.tell({"event": "text", "node": self.id, "delta": delta})
+
+    def _tool_schemas(self) -> list[dict[str, Any]]:
+        own = [{"name": t.name, "description": t.description, "parameters": t.parameters} for t in self.run.tools]
+        return [_EXECUTE_CODE, *own]
+
+    def _change_to_text(self) -> None:
+        """Go on in the text protocol: this model has no tool calling."""
+        self.run.protocol = self.protocol = "text"
+        self.messages[0] = {"role": "system", "content": system_prompt(self)}
+        self.journalled = 0
+
+    def _say_what_is_left(self) -> None:
+        """Tell the model once when a limit is nearly reached, so that it can answer in time."""
+        low = self.run.ledger.nearly_used()
+        if self.iterations_left() <= self.run.options.max_iterations / 10:
+            low.append(f"{self.iterations_left() + 1} turns")
+        if low and not self.warned and self.turn > self.first_turn + 1:
+            self.warned = True
+            self.messages.append({"role": "user", "content": f"[nearly used up; left: {', '.join(low)}. Answer soon.]"})
+
+    # acting
+
+    def act(self, reply: Any) -> Answer | None:
+        """Do what a reply asks for. The answer, if it is one; else what came of it is put before the model."""
+        message: dict[str, Any] = {"role": "assistant", "content": reply.text, "_stored": True}
+        if reply.tool_calls:
+            message["tool_calls"] = reply.tool_calls
+        if reply.raw is not None:
+            message["raw"] = reply.raw
+        self.messages.append(message)
+        self.journalled = len(self.messages)
+        text = visible(reply.text)
+        if self.depth == 0 and text.strip():
+            self.run.best = text.strip()
+        if reply.tool_calls:
+            return self._run_tools(reply.tool_calls)
+        if reply.stop_reason in ("refusal", "content_filter"):
+            raise ProviderError(f"the model refused to answer: {text.strip() or reply.stop_reason}")
+        if reply.stop_reason == "pause":
+            return None
+        if reply.stop_reason == "length":
+            return self._correct(_CUT_OFF)
+        return self._read_text(text)
+
+    def _read_text(self, text: str) -> Answer | None:
+        """A reply without tool calls: code to run (text protocol), a mistake to point out, or the answer."""
+        if self.protocol == "text":
+            if blocks := code_blocks(text):
+                return self._run_blocks(blocks, final_call(text))
+        elif not self.corrected and not self.cells and any(f.tag in ("repl", "python") for f in fences(text)):
+            self.corrected = True
+            return self._correct(_USE_TOOL)
+        if call := final_call(text):
+            return self._run_final(call)
+        if self.protocol == "tools" and not self.corrected and _PSEUDO_CALL.search(text):
+            self.corrected = True
+            return self._correct(_NOT_A_CALL)
+        if not text.strip():
+            return self._correct(_EMPTY)
+        return self._accept(Answer(text.strip()))
+
+    def _correct(self, words: str) -> None:
+        self._count(RLMError(words))
+        self.messages.append({"role": "user", "content": words})
+
+    def _count(self, error: RLMError | None) -> None:
+        """Count a turn that failed, or with None forget the failures before one that did not."""
+        self.failures = self.failures + 1 if error else 0
+        if error and self.failures >= self.run.options.max_errors:
+            error.hint = error.hint or f"{self.failures} failures in a row; max_errors raises the limit"
+            raise error
+
+    def _accept(self, answer: Answer) -> Answer | None:
+        """The answer, unless it is not of the schema that was asked for."""
+        if self.schema is None:
+            return answer
+        value = answer.value if answer.given else _json_in(answer.text)
+        value, problems = rlm_tools.validate(self.schema, value)
+        if problems:
+            self._correct("The answer does not fit the schema: " + "; ".join(problems[:8]))
+            return None
+        return Answer(_as_text(value), value, True)
+
+    def _run_tools(self, calls: list[dict[str, Any]]) -> Answer | None:
+        """Run the tool calls of one turn, in parallel unless two of them are cells."""
+        tasks = [lambda call=call: self._run_tool(call) for call in calls]
+        cells = sum(call["name"] == "execute_code" for call in calls)
+        width = 1 if cells > 1 else self.run.options.max_parallel
+        outcomes = fan_out(tasks, width)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        for call, outcome in zip(calls, outcomes, strict=True):
+            self.messages.append(
+                {
+                    "role": "tool",
+                    "tool_call_id": call["id"],
+                    "name": call["name"],
+                    "content": outcome.text,
+                    "is_error": outcome.error is not None,
+                    "_stored": True,
+                }
+            )
+        return self._outcome(outcomes)
+
+    def _outcome(self, outcomes: list[Outcome]) -> Answer | None:
+        """What a turn's cells and tools came to: an answer by FINAL, or success or failure to count."""
+        for outcome in outcomes:
+            if outcome.answer is not None:
+                return self._accept(outcome.answer)
+        errors = [o.error for o in outcomes if o.error is not None]
+        self._count(errors[-1] if len(errors) == len(outcomes) else None)
+        return None
+
+    def _run_tool(self, call: dict[str, Any]) -> Outcome:
+        """One tool call of the model's: a cell, or a tool by its name."""
+        name, arguments = call["name"], call["arguments"]
+        if name == "execute_code":
+            code, problem = code_argument(arguments)
+            if not problem:
+                return self.run_cell(code, call["id"])
+            text, error = problem, RLMError(problem)
+        elif recorded := self.run.recording.tools.get((self.id, self.turn, call["id"])):
+            result = recorded["tool_results"][0]
+            text, error = result.get("content", ""), RLMError("recorded") if result.get("is_error") else None
+            self.run.add_tool_call(name, arguments, self, is_error=error is not None)
+            return Outcome(text, error)
+        else:
+            started = time.monotonic()
+            text, error = self._call_tool(name, arguments)
+            self._journal_tool(call, text, error, started)
+            return Outcome(text, error)
+        self._journal_tool(call, text, error, time.monotonic())
+        return Outcome(text, error)
+
+    def _call_tool(self, name: str, arguments: Any) -> tuple[str, RLMError | None]:
+        tools = {tool.name: tool for tool in self.run.tools}
+        if name not in tools:
+            missing = ToolNotFoundError(name, [*tools, "execute_code"])
+            return f"error: {missing}", missing
+        try:
+            text = rlm_tools.answer(tools[name], arguments)
+        except Exception as error:  # whatever a tool raises is the model's to read
+            problem = f"error: {type(error).__name__}: {error}"
+            return problem, RLMError(f"tool {name!r} failed: {error}")
+        return _cut(text, self.run.options.output_limit), None
+
+    def _journal_tool(self, call: dict[str, Any], text: str, error: RLMError | None, started: float) -> None:
+        self.run.add_tool_call(call["name"], call["arguments"], self, is_error=error is not None)
+        result = {"id": call["id"], "name": call["name"], "content": text, "is_error": error is not None}
+        self._write_tool(
+            turn=self.turn,
+            tool_calls=[call["id"]],
+            tool_results=[result],
+            error=text if error else None,
+            duration_ms=_ms_since(started),
+        )
+
+    def _write_tool(self, **fields: Any) -> None:
+        self.run.write("tool", call_id=self.call_id, parent=self.parent, depth=self.depth, node=self.id, **fields)
+
+    def _run_blocks(self, blocks: list[str], final: str | None) -> Answer | None:
+        """The blocks of a text reply, in order, until the first that fails or answers."""
+        outcomes: list[Outcome] = []
+        for code in blocks:
+            outcomes.append(self.run_cell(code, f"cell_{self.cells + 1}"))
+            if outcomes[-1].error is not None or outcomes[-1].answer is not None:
+                break
+        shown = "\n\n".join(f"[cell {o.cell}]\n{o.text}" for o in outcomes)
+        if left := len(blocks) - len(outcomes):
+            shown += f"\n\n[{left} more blocks were not run]"
+        ids = [f"cell_{o.cell}" for o in outcomes]
+        self.messages.append({"role": "user", "content": shown, "_stored": True, "tool_call_ids": ids})
+        answer = self._outcome(outcomes[-1:])
+        if answer is None and outcomes[-1].error is None and final:
+            return self._run_final(final)
+        return answer
+
+    def _run_final(self, call: str) -> Answer | None:
+        """A FINAL(...) in prose: run as code, so that it may name a variable; taken literally if it is not code."""
+        call = re.sub(r"\AFINAL_VAR\(\s*[\"']?(\w+)[\"']?\s*\)\Z", r"FINAL(\1)", call)
+        if not parses(call):
+            return self._accept(Answer(literal_answer(call)))
+        outcome = self.run_cell(call, f"cell_{self.cells + 1}")
+        if outcome.answer is not None:
+            return self._accept(outcome.answer)
+        if "NameError" in outcome.text and re.fullmatch(r"FINAL\([\w ]*\)", call):
+            return self._accept(Answer(literal_answer(call)))
+        self._count(outcome.error)
+        self.messages.append({"role": "user", "content": outcome.text})
+        return None
+
+    # cells
+
+    def run_cell(self, code: str, call_id: str) -> Outcome:
+        """Run code in the REPL and journal what came of it; a recorded cell is run again for its variables."""
+        self.cells += 1
+        number = self.cells
+        recorded = self.run.recording.cells.get((self.id, number))
+        event = self._execute(code, number, recorded)
+        if recorded is None:
+            result = {"id": call_id, "name": "execute_code", "is_error": event["error"] is not None}
+            self._write_tool(turn=self.turn, tool_calls=[call_id], tool_results=[result], **_without_final(event))
+        self.run.add_tool_call("execute_code", {"code": code}, self, is_error=event["error"] is not None)
+        answer = event["final"] if event["error"] is None else None
+        text = show_cell(event)
+        error = None if event["error"] is None else self._cell_error(code, event)
+        return Outcome(text, error, answer, number)
+
+    def _execute(self, code: str, number: int, recorded: Event | None) -> Event:
+        """The `tool` event of a cell, with its Answer (or None) under `final`."""
+        died = recorded is not None and recorded.get("status") in ("timeout", "memory", "crash", "lost")
+        timeout, remaining = self.run.options.cell_timeout, self.run.ledger.remaining()
+        try:
+            cell = self.sandbox.execute(
+                "None" if died else code,
+                timeout=timeout if remaining is None else min(timeout, max(remaining, 0.01)),
+                functions=self.functions,
+                on_output=self._on_output if self.run.journal.on_event else None,
+            )
+        except rlm_sandbox.Stop as stop:
+            raise self.run.ledger.stopped or stop from None
+        except rlm_sandbox.SandboxError as error:
+            self.run.ledger.check()
+            raise SandboxError(str(error), hint=getattr(error, "hint", "")) from error
+        self.run.ledger.check()
+        event: Event = {
+            "cell": number,
+            "code": code,
+            "stdout": cell.stdout,
+            "value": cell.value,
+            "error": cell.error,
+            "status": cell.status,
+            "restored": cell.restored,
+            "images": len(cell.images),
+            "duration_ms": round(cell.duration_ms, 1),
+            "final": None,
+        }
+        if recorded is not None:
+            event = self._compared(event, recorded, died)
+        if event["error"] is None and cell.final is not rlm_sandbox.UNSET:
+            event["final"] = Answer(_as_text(cell.final), cell.final, True)
+        return event
+
+    def _compared(self, event: Event, recorded: Event, died: bool) -> Event:
+        """The recorded outcome, which the conversation goes on from; a difference in the re-run is said."""
+        fields = ("stdout", "value", "error")
+        differing = [f for f in fields if not died and event[f] != recorded.get(f)]
+        if differing:
+            self.run.diverged(self, f"cell {event['cell']} of {self.id}: {', '.join(differing)} differ when run again")
+        return {**event, **{f: recorded.get(f) for f in (*fields, "status", "restored", "images")}}
+
+    def _on_output(self, text: str) -> None:
+        self.run.journal.tell({"event": "output", "node": self.id, "cell": self.cells, "text": text})
+
+    def _cell_error(self, code: str, event: Event) -> RLMError:
+        """The error to raise should this cell be the last of `max_errors`: our own that its code let through, if any."""
+        text, own = event["error"], self.last_error
+        if own is not None and str(own) in text:
+            return own
+        line = text.rstrip().rsplit("\n", 1)[-1]
+        return REPLExecutionError(f"the model's code failed: {line}", code=code, stderr=text)
+
+    # what code in the REPL may call
+
+    def _host_functions(self) -> dict[str, HostFunction]:
+        plans: dict[str, Callable[..., Callable[[], Any]]] = {
+            "llm_query": self._plan_llm_query,
+            "llm_query_batched": self._plan_llm_query_batched,
+            "rlm_query": self._plan_rlm_query,
+            "rlm_query_batched": self._plan_rlm_query_batched,
+            "budget": self._plan_budget,
+        }
+        for tool in self.run.tools:
+            plans[tool.name] = self._tool_plan(tool)
+        return {name: HostFunction(self, plan) for name, plan in plans.items()}
+
+    def _key(self, function: str, *parts: Any) -> str:
+        """The key of a call from the cell that is running: exact when the cell is run again."""
+        text = json.dumps([function, *parts], sort_keys=True, default=repr)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        ordinal = self._ordinals.get((self.cells, digest), 0)
+        self._ordinals[self.cells, digest] = ordinal + 1
+        return f"{self.id}/{self.cells}/{digest}/{ordinal}"
+
+    def _plan_budget(self) -> Callable[[], Any]:
+        return lambda: {**self.run.ledger.left(), "iterations": self.iterations_left()}
+
+    def _plan_llm_query(self, prompt: str, model: str | None = None) -> Callable[[], str]:
+        return self._plan_leaves("llm_query", [prompt], model)[0]
+
+    def _plan_llm_query_batched(self, prompts: list[str], model: str | None = None) -> Callable[[], list[str]]:
+        return self._all_of(self._plan_leaves("llm_query_batched", prompts, model))
+
+    def _plan_leaves(self, function: str, prompts: Any, model: str | None) -> list[Callable[[], str]]:
+        prompts = _prompt_list(function, prompts)
+        model = model or self.run.options.sub_model
+        keys = [self._key("llm_query", model, prompt) for prompt in prompts]
+        recorded = self.run.recording.keyed
+        self.run.ledger.count_subcalls(sum(key not in recorded for key in keys))
+        cell = self.cells
+        return [
+            lambda key=key, prompt=prompt: self._leaf(key, prompt, model, cell)  # type: ignore[misc]
+            for key, prompt in zip(keys, prompts, strict=True)
+        ]
+
+    def _plan_rlm_query(self, prompt: str, context: Any = None) -> Callable[[], Any]:
+        return self._plan_children("rlm_query", [prompt], [context])[0]
+
+    def _plan_rlm_query_batched(self, prompts: list[str], contexts: list[Any] | None = None) -> Callable[[], list[Any]]:
+        if contexts is None:
+            contexts = [None] * len(prompts)
+        if len(contexts) != len(prompts):
+            raise ValueError(f"rlm_query_batched got {len(prompts)} prompts and {len(contexts)} contexts")
+        return self._all_of(self._plan_children("rlm_query_batched", prompts, contexts))
+
+    def _plan_children(self, function: str, prompts: Any, contexts: list[Any]) -> list[Callable[[], Any]]:
+        prompts = _prompt_list(function, prompts)
+        if self.depth >= self.run.options.max_depth:
+            raise MaxDepthExceeded(self.depth + 1, self.run.options.max_depth)
+        keys = [
+            self._key("rlm_query", prompt, _digest(context)[0])
+            for prompt, context in zip(prompts, contexts, strict=True)
+        ]
+        known = self.run.recording.children
+        self.run.ledger.count_subcalls(sum(key not in known for key in keys))
+        cell, parent = self.cells, self.call_id
+        return [
+            lambda key=key, prompt=prompt, context=context: self._child(key, prompt, context, cell, parent)  # type: ignore[misc]
+            for key, prompt, context in zip(keys, prompts, contexts, strict=True)
+        ]
+
+    def _all_of(self, tasks: list[Callable[[], Any]]) -> Callable[[], list[Any]]:
+        """All results in order; SubcallError, with `.results` and `.errors`, if some failed, once all have ended."""
+
+        def work() -> list[Any]:
+            with self.run.ledger.queue(len(tasks)):
+                results = fan_out(tasks, self.run.options.max_parallel)
+            self.run.ledger.check()
+            errors = {n: r for n, r in enumerate(results) if isinstance(r, BaseException)}
+            if errors:
+                first = next(iter(errors.values()))
+                raise SubcallError(
+                    f"{len(errors)} of {len(results)} failed (.results has the others, .errors the reasons): {first}",
+                    results=[None if n in errors else r for n, r in enumerate(results)],
+                    errors=[str(errors[n]) if n in errors else None for n in range(len(results))],
+                )
+            return results
+
+        return work
+
+    def _leaf(self, key: str, prompt: str, model: str | None, cell: int) -> str:
+        """One llm_query: the prompt as the only message, its answer as text."""
+        recorded = self.run.recording.keyed.get(key)
+        if recorded is not None:
+            return _leaf_text(recorded.get("response") or "", recorded.get("stop_reason"), recorded["token_usage"])
+        if self.run.replaying:
+            raise ConfigError(f"the recording has no sub-call {key}", hint="record the run again")
+        messages = [{"role": "user", "content": prompt}]
+        about = {"node": self.id, "kind": "sub", "cell": cell, "key": key, "prompt": messages}
+        about.update(depth=self.depth + 1, parent=self.call_id)
+        try:
+            backend = self.run.backend_for(model)
+            reply = self.run.call(self, backend, messages, about, most=_SUBCALL_OUTPUT)
+        except rlm_backends.BackendError as error:
+            raise provider_error(error) from error
+        return _leaf_text(visible(reply.text), reply.stop_reason, reply.usage)
+
+    def _child(self, key: str, prompt: str, context: Any, cell: int, parent: str | None) -> Any:
+        """One rlm_query: a node one deeper, with a REPL of its own; FINAL's value, else its text."""
+        run = self.run
+        child = Node(run, Context(context), depth=self.depth + 1, parent=parent, key=key, cell=cell)
+        ended = run.recording.ends.get(child.id)
+        if ended and ended["status"] == "answered" and not run.replaying and "value_repr" not in ended:
+            return ended["value"] if "value" in ended else ended["response"]
+        answer = finish(child, prompt)
+        return answer.value if answer.given else answer.text
+
+    def _tool_plan(self, tool: Tool) -> Callable[..., Callable[[], Any]]:
+        def plan(*args: Any, **kwargs: Any) -> Callable[[], Any]:
+            arguments = tool.bind(*args, **kwargs)
+            key = self._key(tool.name, arguments)
+            cell = self.cells
+            return lambda: self._tool_from_code(tool, arguments, key, cell)
+
+        return plan
+
+    def _tool_from_code(self, tool: Tool, arguments: dict[str, Any], key: str, cell: int) -> Any:
+        """A tool called by the model's code: its result as Python data, journalled so that a re-run gets the same."""
+        recorded = self.run.recording.keyed.get(key)
+        if recorded is not None and "result" in recorded:
+            self.run.add_tool_call(tool.name, arguments, self, is_error=False)
+            return recorded["result"]
+        started = time.monotonic()
+        result, error = None, None
+        try:
+            result = rlm_tools.call_tool(tool, arguments)
+        except Exception as raised:  # whatever a tool raises belongs to the code that called it
+            error = raised
+        if recorded is None:
+            fields: Event = {"key": key, "from_cell": cell, "name": tool.name, "arguments": arguments}
+            if error is None and _is_json(result, _JOURNALLED_RESULT):
+                fields["result"] = result
+            shown = f"{type(error).__name__}: {error}" if error else _cut(rlm_tools.render(result), 2000)
+            results = [{"id": key, "name": tool.name, "content": shown, "is_error": error is not None}]
+            fields.update(tool_calls=[key], tool_results=results, error=shown if error else None)
+            self._write_tool(turn=self.turn, **fields, duration_ms=_ms_since(started))
+        self.run.add_tool_call(tool.name, arguments, self, is_error=error is not None)
+        if error is not None:
+            raise error
+        return result
+
+    # compaction
+
+    def _compact(self, *, force: bool = False) -> bool:
+        """When the window fills, put stubs in the place of the oldest outputs, in one large step; else a summary."""
+        window = getattr(self.run.backend, "window", None) or _UNKNOWN_WINDOW
+        before = rlm_backends.estimate_tokens(self.messages)
+        if not self.run.options.compaction or not (force or before > 0.75 * window):
+            return False
+        goal = min(0.4 * window, 0.5 * before) if force else 0.4 * window
+        cells = self._stub_oldest(goal)
+        after = rlm_backends.estimate_tokens(self.messages)
+        fields: Event = {"cells": cells, "tokens_before": before, "tokens_after": after}
+        if after > 0.6 * window:
+            fields["summary"] = self._summarise()
+            fields["tokens_after"] = rlm_backends.estimate_tokens(self.messages)
+        if not cells and "summary" not in fields:
+            return False
+        self.run.write("compact", depth=self.depth, parent=self.parent, node=self.id, turn=self.turn, **fields)
+        return True
+
+    def _stub_oldest(self, goal: float) -> list[int]:
+        """Replace outputs from the oldest on until the goal (tokens) is met; which messages were."""
+        replaced, size = [], rlm_backends.estimate_tokens(self.messages)
+        for place, message in enumerate(self.messages[:-2]):
+            if size <= goal:
+                break
+            if message.get("_stub") or not (message["role"] == "tool" or "tool_call_ids" in message):
+                continue
+            if len(message["content"]) > _STUB_WORTH:
+                size -= rlm_backends.estimate_tokens([message])
+                self.messages[place] = _stubbed(message)
+                replaced.append(place)
+        return replaced
+
+    def _summarise(self) -> str:
+        """Ask for a summary of the work so far and go on from that: the last resort."""
+        request = {"role": "user", "content": _SUMMARISE}
+        about = {"node": self.id, "kind": "summary", "turn": self.turn, "prompt": [request]}
+        about.update(depth=self.depth, parent=self.parent)
+        kept = [m for m in self.messages if m["role"] != "system"][-_SUMMARY_KEEPS:]
+        text = "\n\n".join(f"{m['role']}: {_cut(str(m['content']), 4000)}" for m in kept)
+        ask = [{"role": "user", "content": f"{text}\n\n{_SUMMARISE}"}]
+        reply = self.run.call(self, self.run.backend, ask, about, most=_SUBCALL_OUTPUT)
+        self._replace_by_summary(visible(reply.text))
+        return visible(reply.text)
+
+    def _replace_by_summary(self, summary: str) -> None:
+        self.messages[2:] = [{"role": "user", "content": f"[the work so far, summed up]\n{summary}", "_stored": True}]
+        self.journalled = len(self.messages)
+
+    def _replay_compaction(self, event: Event) -> None:
+        for place in event.get("cells", []):
+            self.messages[place] = _stubbed(self.messages[place])
+        if "summary" in event:
+            self._replace_by_summary(event["summary"])
+
+
+_LIMITS = (
+    "max_depth",
+    "max_subcalls",
+    "max_iterations",
+    "max_errors",
+    "token_budget",
+    "cost_budget_usd",
+    "timeout_seconds",
+    "max_parallel",
+    "output_limit",
+    "cell_timeout",
+)
+_JOURNALLED_RESULT = 1_000_000  # characters of a tool's result that the journal keeps for a re-run
+_UNKNOWN_WINDOW = 128_000  # tokens
+_STUB_WORTH = 400  # characters; a shorter output is not worth replacing
+_SUMMARY_KEEPS = 40  # messages that a summary is made of
+_SUMMARISE = (
+    "Sum up this work so that it can go on without the messages above: what was found (with figures), which variables "
+    "in the REPL hold what, what was tried in vain, what is left to do."
+)
+
+
+class Outcome(NamedTuple):
+    """What a cell or a tool call came to: the text the model reads, the error to count, the answer by FINAL."""
+
+    text: str
+    error: RLMError | None = None
+    answer: Answer | None = None
+    cell: int = 0
+
+
+class HostFunction:
+    """A function as code in the REPL sees it. `accept` runs as the call arrives, so that keys follow that order."""
+
+    def __init__(self, node: Node, plan: Callable[..., Callable[[], Any]]) -> None:
+        self._node = node
+        self._plan = plan
+
+    def accept(self, *args: Any, **kwargs: Any) -> Callable[[], Any]:
+        work = self._guarded(lambda: self._plan(*args, **kwargs))
+        return lambda: self._guarded(work)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.accept(*args, **kwargs)()
+
+    def _guarded(self, work: Callable[[], Any]) -> Any:
+        """What stops the tree stops the cell; any other error of ours is noted and raised in the cell."""
+        try:
+            return work()
+        except BaseException as error:
+            if self._node.run.ledger.stopped is not None:
+                raise rlm_sandbox.Stop(str(self._node.run.ledger.stopped)) from error
+            if isinstance(error, RLMError):
+                self._node.last_error = error
+            raise
+
+
+def finish(node: Node, prompt: str) -> Answer:
+    """Solve, close and journal the end of a node, whichever way it ends."""
+    run = node.run
+    answer: Answer | None = None
+    failure: BaseException | None = None
+    try:
+        answer = node.solve(prompt)
+        return answer
+    except BaseException as error:
+        failure = error
+        raise
+    finally:
+        if not run.options.persistent or node.depth:
+            node.close()
+        if not run.replaying:
+            journal_end(run, node, answer, failure)
+
+
+def journal_end(run: Run, node: Node, answer: Answer | None, failure: BaseException | None) -> None:
+    """Write a node's `end`. A journal that is already broken must not hide the failure that broke it."""
+    fields: Event = {"node": node.id, "status": "answered", "response": None, "error": None}
+    if answer is not None:
+        fields["response"] = answer.text
+        if answer.given:
+            exact = _is_json(answer.value)
+            fields["value" if exact else "value_repr"] = answer.value if exact else _short(answer.value)
+    else:
+        stopped = isinstance(failure, KeyboardInterrupt)
+        fields["status"] = "interrupted" if stopped else "partial" if isinstance(failure, LimitExceeded) else "error"
+        hint = getattr(failure, "hint", "")
+        fields["error"] = {"type": type(failure).__name__, "message": str(failure), "hint": hint}
+        fields["response"] = run.best or None if node.depth == 0 else None
+    with contextlib.suppress(RLMError):
+        run.journal.write("end", parent=node.parent, depth=node.depth, **fields, totals=run.totals())
+
+
+def provider_error(error: rlm_backends.BackendError) -> RLMError:
+    """A backend's error as ours."""
+    if error.code == "config":
+        return ConfigError(str(error), hint=error.hint)
+    return ProviderError(str(error), provider=error.provider or "", status=error.status, hint=error.hint)
+
+
+def code_argument(arguments: Any) -> tuple[str, str]:
+    """(code, "") of an execute_code call, or ("", what is wrong with its arguments, for the model)."""
+    if isinstance(arguments, dict):
+        for name in ("code", "python", "source", "script", "input", "cell"):
+            if isinstance(arguments.get(name), str):
+                return arguments[name], ""
+        if isinstance(arguments.get("code"), list) and all(isinstance(line, str) for line in arguments["code"]):
+            return "\n".join(arguments["code"]), ""
+        return "", 'error: execute_code needs {"code": "..."}, a string; nothing was run'
+    text = str(arguments).strip()
+    if blocks := code_blocks(text):
+        return "\n".join(blocks), ""
+    if text and not text.startswith("{") and parses(text):
+        return text, ""
+    return "", 'error: the arguments are not a JSON object and nothing was run; send {"code": "..."}, properly escaped'
+
+
+def _prompt_list(function: str, prompts: Any) -> list[str]:
+    """The prompts of a call from the REPL; TypeError that says what to write where they are none."""
+    if not isinstance(prompts, (list, tuple)):
+        raise TypeError(f"{function} takes a list of prompts, not {type(prompts).__name__}")
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            instead = "; for several prompts: llm_query_batched(prompts)" if isinstance(prompt, (list, tuple)) else ""
+            raise TypeError(f"{function}: a prompt must be a str, not {type(prompt).__name__}{instead}")
+        if not prompt.strip():
+            raise ValueError(f"{function}: a prompt is empty")
+    return list(prompts)
+
+
+def _leaf_text(text: str, stop_reason: str | None, usage: Mapping[str, int]) -> str:
+    """A sub-call's answer; SubcallError for one that was cut off or refused, since that is not an answer."""
+    if stop_reason == "length":
+        raise SubcallError(
+            f"the answer was cut off after {usage.get('output', 0)} tokens: ask for a shorter one "
+            "(what came is in .partial)",
+            partial=text,
+        )
+    if stop_reason in ("refusal", "content_filter"):
+        raise SubcallError(f"the model refused: {text or stop_reason}", partial=text)
+    return text
+
+
+def _journal_form(message: dict[str, Any]) -> dict[str, Any]:
+    """A message as a `call` line has it: without its content where another line holds that."""
+    form = {k: v for k, v in message.items() if not k.startswith("_") and k != "raw"}
+    if message.get("_stored"):
+        form.pop("content", None)
+        form.pop("is_error", None)
+    return form
+
+
+def _stubbed(message: dict[str, Any]) -> dict[str, Any]:
+    size = len(message["content"])
+    return {
+        **message,
+        "content": f"[an output of {size:,} characters stood here; cells' outputs are in _out]",
+        "_stub": True,
+    }
+
+
+def _without_final(event: Event) -> Event:
+    return {k: v for k, v in event.items() if k != "final"}
+
+
+def _cut(text: str, limit: int) -> str:
+    """The text, its middle left out if it is longer than `limit` characters."""
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters left out …]\n{text[-half:]}"
+
+
+def _as_text(value: Any) -> str:
+    """FINAL's value as the response: text as it is, data as JSON where it is that, else as Python prints it."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (dict, list)) and _is_json(value):
+        return json.dumps(value, ensure_ascii=False)
+    return str(value)
+
+
+def _is_json(value: Any, most: int | None = None) -> bool:
+    """Whether JSON gives exactly this value back, within `most` characters."""
+    try:
+        text = json.dumps(value)
+        return (most is None or len(text) <= most) and bool(json.loads(text) == value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
+def _json_in(text: str) -> Any:
+    """The JSON value of an answer given as text, in a fence or not; the text itself if it is none."""
+    blocks = [f.code for f in fences(text) if f.tag in ("json", "")]
+    for candidate in [*blocks, text]:
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(candidate)
+    return text
+
+
+# --- RLM: the face -----------------------------------------------------------------------------------------------
+
+_last_result: CompletionResult | None = None
+
+
+def last_result() -> CompletionResult | None:
+    """The result of the newest completion of this process, also the partial one of an interrupted completion."""
+    return _last_result
+
+
+class RLM:
+    """A configured runtime. Each completion has a REPL and limits of its own, so one object serves many threads.
+
+    Every argument is also a key of rlm.toml, an RLM_* variable and a flag; one that is None is looked up there, in
+    the order argument > environment > ./rlm.toml > user file > default (`Options` has types, defaults, meanings).
+    `config`: a file to read instead, or False for none. `on_event` is called with each journal event as it is
+    written, and with text deltas.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        backend: Any = None,
+        *,
+        api_key: str | None = None,
+        base_url: str | None = None,
+        sub_model: str | None = None,
+        protocol: str | None = None,
+        environment: Any = None,
+        max_depth: int | None = None,
+        max_subcalls: int | None = None,
+        max_iterations: int | None = None,
+        max_errors: int | None = None,
+        token_budget: int | None = None,
+        cost_budget_usd: float | None = None,
+        timeout_seconds: float | None = None,
+        max_parallel: int | None = None,
+        max_retries: int | None = None,
+        output_limit: int | None = None,
+        cell_timeout: float | None = None,
+        compaction: bool | None = None,
+        prices: dict[str, Any] | None = None,
+        cache: bool | None = None,
+        schema: Any = None,
+        tools: list[Any] | None = None,
+        allowed_paths: list[str] | None = None,
+        allowed_imports: list[str] | None = None,
+        require: str | None = None,
+        local_memory: str | None = None,
+        docker_image: str | None = None,
+        docker_cpus: float | None = None,
+        docker_memory: str | None = None,
+        docker_network_disabled: bool | None = None,
+        docker_runtime: str | None = None,
+        docker_mount: str | None = None,
+        docker_pool: int | None = None,
+        persistent: bool | None = None,
+        snipara_api_key: str | None = None,
+        snipara_project_slug: str | None = None,
+        snipara_api_url: str | None = None,
+        memory_enabled: bool | None = None,
+        save_context: bool | None = None,
+        verbose: bool | None = None,
+        log_dir: str | os.PathLike[str] | None = None,
+        config: str | bool | None = None,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        given = locals()
+        self._given = {name: given[name] for name in OPTIONS if given[name] is not None}
+        self._config = config
+        self._on_event = on_event
+        self._wake()
+
+    def _wake(self) -> None:
+        """Read the configuration; nothing is connected or started yet."""
+        self.configuration = load_config(self._given, config=self._config)
+        self.options = Options(**self.configuration.values)
+        self._lock = threading.RLock()
+        self._backend: Any = None
+        self._tools: list[Tool] | None = None
+        self._runs: set[Run] = set()
+        self._conversation: tuple[Run, Node] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_given": self._given, "_config": self._config}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._given, self._config, self._on_event = state["_given"], state["_config"], None
+        self._wake()
+
+    def __enter__(self) -> RLM:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the conversation of a persistent RLM, and its connections."""
+        with self._lock:
+            conversation, self._conversation = self._conversation, None
+            backend, self._backend = self._backend, None
+        if conversation is not None:
+            conversation[1].close()
+            conversation[0].close()
+        if hasattr(backend, "close"):
+            backend.close()
+
+    # what a completion is made of
+
+    @property
+    def backend(self) -> Any:
+        """The connected backend: the object that was given, or the provider that model, key and base_url name."""
+        with self._lock:
+            if self._backend is None:
+                self._backend = connect(self.configuration, self.options)
+            return self._backend
+
+    @property
+    def tools(self) -> list[Tool]:
+        """The tools the model is offered besides execute_code."""
+        with self._lock:
+            if self._tools is None:
+                self._tools = gather_tools(self.options)
+            return self._tools
+
+    def _journal_path(self, trajectory_id: str) -> str | None:
+        folder = self.options.log_dir
+        return os.path.join(folder, f"{trajectory_id}.jsonl") if folder else None
+
+    def _new_run(self, trajectory_id: str, recording: Recording, *, append: bool = False, log: bool = True) -> Run:
+        options, backend, tools = self.options, self.backend, self.tools
+        check_prices(options, backend)
+        secrets = [options.api_key or "", options.snipara_api_key or "", getattr(backend, "api_key", "") or ""]
+        listeners = [on for on in (_printer(options.verbose), self._on_event) if on is not None]
+        journal = Journal(
+            self._journal_path(trajectory_id) if log else None,
+            trajectory_id,
+            secrets=secrets,
+            on_event=_to_all(listeners),
+            append=append,
+        )
+        return Run(options, backend, tools, journal, recording, replaying=not log)
+
+    # completing
+
+    def completion(self, prompt: str, context: Any = None, *, system: str | None = None) -> CompletionResult:
+        """Answer `prompt` over `context` (text, plain data, or a Path: a file or folder).
+
+        RLMError for every failure, with the partial `result`; KeyboardInterrupt after the journal was finished.
+        """
+        prompt = _clean_prompt(prompt)
+        given = as_context(context)
+        if self._conversation is not None:
+            return self._go_on(prompt, given)
+        run = self._new_run(new_id(), Recording())
+        keeper = self._keep_context(run, given)
+        node = Node(run, given, instructions=system or "", schema=self._schema())
+        try:
+            return self._supervise(run, node, prompt)
+        finally:
+            if keeper is not None:
+                keeper.get()
+            self._settle(run, node)
+
+    def _schema(self) -> dict[str, Any] | None:
+        return None if self.options.schema is None else rlm_tools.schema_of(self.options.schema)
+
+    def _go_on(self, prompt: str, context: Context) -> CompletionResult:
+        """A further prompt of a persistent RLM: the same REPL and messages, limits of its own."""
+        assert self._conversation is not None
+        run, node = self._conversation
+        run.ledger, run.tool_calls, run.best = Ledger(self.options), [], ""
+        if context.value is not None:
+            node.sandbox.set("context", context.value)
+        return self._supervise(run, node, prompt)
+
+    def _settle(self, run: Run, node: Node) -> None:
+        """After a completion: a persistent RLM keeps its REPL, any other closes what it opened."""
+        stopped = run.ledger.stopped
+        if self.options.persistent and not isinstance(stopped, KeyboardInterrupt) and node.messages:
+            self._conversation = (run, node)
+        else:
+            run.close()
+
+    def _supervise(self, run: Run, node: Node, prompt: str) -> CompletionResult:
+        """Run the root node on a thread of its own, so that Ctrl-C finds the main thread only waiting."""
+        global _last_result
+        with self._lock:
+            self._runs.add(run)
+        try:
+            answer = _on_own_thread(lambda: finish(node, prompt), run)
+        except RLMError as error:
+            error.result = _last_result = run.result(None)
+            error.trajectory_id = run.journal.trajectory_id if run.journal.path else None
+            raise
+        except KeyboardInterrupt as interrupt:
+            journal_end(run, node, None, interrupt)
+            _last_result = run.result(None)
+            run.close()
+            raise
+        finally:
+            with self._lock:
+                self._runs.discard(run)
+        result = run.result(answer)
+        assert result is not None, "an answered run has a result"
+        if self.options.schema is not None:
+            result = dataclasses.replace(result, value=rlm_tools.build(self.options.schema, result.value))
+        _last_result = result
+        return result
+
+    def stream(self, prompt: str, *, system: str | None = None) -> Iterator[str]:
+        """The answer to a prompt, token by token as it arrives: a simple completion, without REPL and tools."""
+        import queue
+
+        prompt = _clean_prompt(prompt)
+        run = self._new_run(new_id(), Recording())
+        tokens: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        node = Node(run, Context(None))
+        threading.Thread(target=_stream_into, args=(tokens, run, node, prompt, system), daemon=True).start()
+        try:
+            while not isinstance(item := tokens.get(), BaseException):
+                yield item
+            if not isinstance(item, StopIteration):
+                raise item
+        except (GeneratorExit, KeyboardInterrupt) as stop:
+            run.abort(stop)
+            raise
+        finally:
+            run.close()
+
+    def batch(
+        self, prompts: Iterable[Any], *, executor: Executor | None = None, max_workers: int = 8
+    ) -> Iterator[CompletionResult | RLMError]:
+        """The results of many prompts (`str` or {"prompt", "context"}), in order; a failure is an item, not the end.
+
+        `executor`: any concurrent.futures.Executor, also on other machines; by default `max_workers` threads.
+        """
+        items = [{"prompt": item} if isinstance(item, str) else dict(item) for item in prompts]
+        if executor is not None:
+            futures = [executor.submit(_complete_item, self, item) for item in items]
+            for future in futures:
+                yield future.result()
+            return
+        waiting = [threading.Event() for _ in items]
+        results: list[Any] = [None] * len(items)
+        stop = threading.Event()
+
+        def work(number: int) -> None:
+            if not stop.is_set():
+                results[number] = _complete_item(self, items[number])
+            waiting[number].set()
+
+        tasks = [lambda n=n: work(n) for n in range(len(items))]
+        threading.Thread(target=fan_out, args=(tasks, max(1, max_workers)), daemon=True).start()
+        try:
+            for number, done in enumerate(waiting):
+                done.wait()
+                yield results[number]
+        except (GeneratorExit, KeyboardInterrupt) as reason:
+            stop.set()
+            for run in list(self._runs):
+                run.abort(KeyboardInterrupt() if isinstance(reason, GeneratorExit) else reason)
+            raise
+
+    # going on from a journal
+
+    def resume(self, trajectory_id: str = "", **raised_limits: Any) -> CompletionResult:
+        """Go on with a recorded run (any unique prefix of its id; none: the newest unfinished one).
+
+        Recorded replies are served from the journal, recorded cells run again with their recorded sub-call answers,
+        then the run goes on live. `raised_limits`: options that differ from the recorded ones.
+        """
+        path = self._find_log(trajectory_id)
+        recording = Recording(read_journal(path, repair=True))
+        rlm = self._as_recorded(recording, raised_limits, path)
+        root = recording.starts["n0"]
+        context = rlm._recorded_context(root, path)
+        run = rlm._new_run(root["trajectory_id"], recording, append=True)
+        run.write("resume", node="n0", lines=len(recording.turns), limits=raised_limits)
+        node = Node(run, context, schema=rlm._schema())
+        try:
+            return rlm._supervise(run, node, root["prompt"])
+        finally:
+            rlm._settle(run, node)
+
+    def replay(self, trajectory_id: str) -> Replayed:
+        """Run a recorded run again, offline: the model's side from the journal, the code for real."""
+        path = self._find_log(trajectory_id)
+        recording = Recording(read_journal(path))
+        rlm = self._as_recorded(recording, {"backend": ReplayBackend(recording)}, path)
+        root = recording.starts["n0"]
+        context = rlm._recorded_context(root, path)
+        run = rlm._new_run(root["trajectory_id"], recording, log=False)
+        run.journal.path = path
+        node = Node(run, context, schema=rlm._schema())
+        try:
+            result = rlm._supervise(run, node, root["prompt"])
+        finally:
+            run.close()
+        recorded = recording.ends.get("n0", {}).get("response")
+        if recorded is not None and recorded != result.response:
+            run.divergence.append(f"the answer differs: recorded {_short(recorded)}, now {_short(result.response)}")
+        return Replayed(result, run.divergence)
+
+    def _find_log(self, trajectory_id: str) -> str:
+        folder = self.options.log_dir or "./logs"
+        viz = _viz()
+        if not trajectory_id:
+            unfinished = [run for run in viz.list_runs(folder) if run["status"] not in ("answered",)]
+            if not unfinished:
+                raise ConfigError(f"no unfinished run in {folder}", hint="rlm logs lists the runs")
+            return str(unfinished[0]["path"])
+        try:
+            return str(viz.find_log(folder, trajectory_id))
+        except ValueError as error:
+            raise ConfigError(str(error), hint="rlm logs lists the runs") from None
+
+    def _as_recorded(self, recording: Recording, raised: Mapping[str, Any], path: str) -> RLM:
+        """An RLM with the options of the recorded run, those given here and now on top."""
+        root = recording.starts.get("n0")
+        if root is None or not isinstance(root.get("prompt"), str):
+            raise ConfigError(f"{path} holds no run that could go on", hint="rlm logs lists the runs")
+        recorded = {name: value for name, value in (root.get("limits") or {}).items() if name in _LIMITS}
+        recorded.update({name: root.get(name) for name in ("model", "sub_model", "protocol")})
+        if root.get("environment") in _CHOICES["environment"]:
+            recorded["environment"] = root["environment"]
+        options = {k: v for k, v in {**recorded, **self._given, **raised}.items() if v is not None}
+        twin = RLM(**options, config=self._config, on_event=self._on_event)
+        twin._given.setdefault("log_dir", os.path.dirname(path))
+        twin.options = dataclasses.replace(twin.options, log_dir=os.path.dirname(path))
+        return twin
+
+    def _keep_context(self, run: Run, context: Context) -> Later | None:
+        """Keep a context given by value beside the journal, while the run goes on; ConfigError-free and bounded."""
+        path = run.journal.path
+        by_value = context.value is not None and not isinstance(context.source, dict)
+        if path is None or not by_value or not self.options.save_context:
+            return None
+        return Later(lambda: _save_context(os.path.splitext(path)[0] + ".context", context.value))
+
+    def _recorded_context(self, root: Event, path: str) -> Context:
+        """The context of a recorded run, from its files or the copy beside the journal; ConfigError if it changed."""
+        about = root.get("context")
+        if not about:
+            return Context(None)
+        source = about.get("source")
+        if isinstance(source, dict):
+            specs = source.get("paths") or []
+            context = read_context(specs)
+            if not source.get("single") and isinstance(context.value, str):
+                context = Context({specs[0]: context.value}, source)
+        else:
+            context = Context(_load_context(os.path.splitext(path)[0] + ".context"), source)
+        if _digest(context.value)[0] != about.get("sha256"):
+            names = ", ".join(source["paths"][:3]) if isinstance(source, dict) else "the kept copy"
+            raise ConfigError(
+                f"the context has changed since the run was recorded: {names}", hint="restore it, or start a new run"
+            )
+        return context
+
+
+class ReplayBackend:
+    """The model of a replay: the recording answers before it is asked, so that being asked is the divergence."""
+
+    provider = "replay"
+    window = None
+    max_output = None
+
+    def __init__(self, recording: Recording) -> None:
+        root = recording.starts.get("n0", {})
+        self.model = root.get("model") or "recorded"
+        self.supports_tools = root.get("protocol") != "text"
+
+    def complete(self, messages: list[dict[str, Any]], **how: Any) -> Any:
+        """Never answers: what is not in the recording cannot be replayed."""
+        raise rlm_backends.BackendError("the recording has no such call", code="config", provider="replay")
+
+
+def connect(configuration: Configuration, options: Options) -> Any:
+    """The backend that the options name; ConfigError with what was looked for when no key is there."""
+    if not isinstance(options.backend, str):
+        return options.backend
+    backend = "auto" if options.backend == "litellm" else options.backend
+    try:
+        return rlm_backends.connect(
+            options.model,
+            backend,
+            api_key=options.api_key,
+            base_url=options.base_url,
+            environ=configuration.environ,
+            max_retries=options.max_retries,
+            max_parallel=options.max_parallel,
+            prices=options.prices,
+            cache=options.cache,
+        )
+    except rlm_backends.BackendError as error:
+        raise provider_error(error) from error
+
+
+def gather_tools(options: Options) -> list[Tool]:
+    """Built-in tools, those given, plug-ins and Snipara's; ConfigError that names the one that cannot be used."""
+    try:
+        tools = rlm_tools.file_tools(options.allowed_paths)
+        for given in options.tools or []:
+            tools += [given] if isinstance(given, Tool) else rlm_tools.load_tools(given)
+        tools += rlm_tools.entry_point_tools()
+        tools += rlm_tools.snipara_tools(
+            options.snipara_api_key,
+            options.snipara_project_slug,
+            options.snipara_api_url,
+            options.memory_enabled,
+            post=rlm_backends.post,
+        )
+    except rlm_tools.ToolError as error:
+        raise ConfigError(str(error), hint=error.hint) from error
+    seen: dict[str, Tool] = {}
+    for tool in tools:
+        if tool.name in seen or tool.name in _REPL_NAMES:
+            owner = seen[tool.name].source if tool.name in seen else "the REPL itself"
+            raise ConfigError(f"two tools are called {tool.name!r}: of {owner} and of {tool.source}", hint="rename one")
+        seen[tool.name] = tool
+    return tools
+
+
+_REPL_NAMES = {
+    "execute_code",
+    "context",
+    "llm_query",
+    "llm_query_batched",
+    "rlm_query",
+    "rlm_query_batched",
+    "budget",
+    "FINAL",
+    "FINAL_VAR",
+    "SHOW_VARS",
+}
+
+
+def check_prices(options: Options, backend: Any) -> None:
+    """A cost budget needs a price for every model of the run: a budget that never binds is none."""
+    if options.cost_budget_usd is None:
+        return
+    for model in {getattr(backend, "model", None), options.sub_model} - {None}:
+        if rlm_backends.cost_of(model, {"input": 1, "output": 1}, prices=options.prices) is None:
+            raise ConfigError(
+                f"the price of {model!r} is not known, so cost_budget_usd cannot hold",
+                hint=f'give it (USD per million tokens): prices = {{"{model}" = [1.0, 2.0]}}',
+            )
+
+
+def _on_own_thread(work: Callable[[], Answer], run: Run) -> Answer:
+    """The work's answer. On the main thread it runs on another one: Ctrl-C then stops the run, tidily, at once."""
+    if threading.current_thread() is not threading.main_thread():
+        return work()
+    done = threading.Event()
+    outcome: list[Any] = []
+
+    def body() -> None:
+        try:
+            outcome.append(work())
+        except BaseException as error:  # raised again on the main thread
+            outcome.append(error)
+        done.set()
+
+    threading.Thread(target=body, daemon=True).start()
+    try:
+        done.wait()
+    except KeyboardInterrupt as interrupt:
+        with _deaf_to_interrupts():
+            run.abort(interrupt)
+        raise
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    answer: Answer = outcome[0]
+    return answer
+
+
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """A second Ctrl-C must not cut the tidying up short."""
+    import signal
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _stream_into(tokens: Any, run: Run, node: Node, prompt: str, system: str | None) -> None:
+    """The body of `stream`: one call without tools, journalled like any other."""
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": prompt})
+    node.messages, node.turn = messages, 1
+    about = {"node": "n0", "kind": "turn", "turn": 1, "prompt": messages, "depth": 0, "parent": None}
+    answer: Answer | None = None
+    end: BaseException = StopIteration()
+    most = getattr(run.backend, "max_output", None) or _TURN_OUTPUT
+    try:
+        node._journal_start(prompt, True)
+        answer = Answer(run.call(node, run.backend, messages, about, most=most, on_text=tokens.put).text)
+    except rlm_backends.BackendError as error:
+        end = provider_error(error)
+    except BaseException as error:  # raised where the stream is read
+        end = error
+    journal_end(run, node, answer, None if answer else end)
+    if isinstance(end, RLMError):
+        end.result, end.trajectory_id = run.result(None), run.journal.trajectory_id
+    tokens.put(end)
+
+
+def _complete_item(rlm: RLM, item: dict[str, Any]) -> CompletionResult | RLMError:
+    """One item of a batch: its result, or the error in its place."""
+    try:
+        return rlm.completion(item["prompt"], item.get("context"))
+    except RLMError as error:
+        return error
+    except (KeyError, TypeError) as error:
+        return ConfigError(f"not a batch item: {error}", hint='a str, or {"prompt": …, "context": …}')
+
+
+def _clean_prompt(prompt: Any) -> str:
+    """The prompt as text that can be sent: a lone surrogate, as a terminal may hand it over, becomes U+FFFD."""
+    if not isinstance(prompt, str):
+        raise TypeError(f"the prompt must be a str, not {type(prompt).__name__}")
+    if not prompt.strip():
+        raise ConfigError("the prompt is empty", hint='rlm "which errors are in it?" -c big.log')
+    return prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _save_context(path: str, value: Any) -> None:
+    """Write a value beside the journal, compressed; one that is too large or a full disk leaves none."""
+    import zlib
+
+    blob = rlm_sandbox.pack(value)
+    if len(blob) > _SAVED_CONTEXT:
+        return
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(zlib.compress(blob, 1))
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
+def _load_context(path: str) -> Any:
+    import zlib
+
+    try:
+        with open(path, "rb") as file:
+            return rlm_sandbox.unpack(zlib.decompress(file.read()))
+    except (OSError, ValueError, zlib.error) as error:
+        raise ConfigError(
+            f"the context of this run was not kept ({error})", hint="give the files by -c, or start a new run"
+        ) from None
+
+
+def _printer(verbose: bool) -> Callable[[Event], None] | None:
+    """A listener that prints each step to stderr, for `verbose=True`."""
+    if not verbose:
+        return None
+
+    def show(event: Event) -> None:
+        indent = "  " * int(event.get("depth") or 0)
+        if event["event"] == "call":
+            usage = event["token_usage"]
+            words = event["response"].strip() or ", ".join(c["name"] for c in event["tool_calls"])
+            line = f"{event['call_id']} {event['model']} {usage['input']}+{usage['output']} tok: {_short(words)}"
+        elif event["event"] == "tool":
+            line = f"{event.get('status') or 'tool'}: {_short(show_cell(event) if 'code' in event else event['tool_results'])}"
+        elif event["event"] in ("start", "end", "interrupted", "compact", "resume"):
+            line = f"{event['event']} {event.get('node', '')} {event.get('status', '')}".rstrip()
+        else:
+            return
+        print(indent + line, file=sys.stderr)
+
+    return show
+
+
+def _to_all(listeners: list[Callable[[Event], None]]) -> Callable[[Event], None] | None:
+    if len(listeners) < 2:
+        return listeners[0] if listeners else None
+
+    def tell(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+
+    return tell
+
+
+# --- the short forms ---------------------------------------------------------------------------------------------
+
+
+def complete(prompt: str, context: Any = None, *, system: str | None = None, **options: Any) -> CompletionResult:
+    """Answer `prompt` over `context` with an RLM of these options (those of `RLM`), closed afterwards."""
+    with RLM(**options) as rlm:
+        return rlm.completion(prompt, context, system=system)
+
+
+def stream(prompt: str, *, system: str | None = None, **options: Any) -> Iterator[str]:
+    """The tokens of a simple completion, as they arrive."""
+    with RLM(**options) as rlm:
+        yield from rlm.stream(prompt, system=system)
+
+
+def batch(
+    prompts: Iterable[Any], *, executor: Executor | None = None, max_workers: int = 8, **options: Any
+) -> Iterator[CompletionResult | RLMError]:
+    """The results of many prompts, in order."""
+    with RLM(**options) as rlm:
+        yield from rlm.batch(prompts, executor=executor, max_workers=max_workers)
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """`%load_ext rlm`: the cell magic `%%rlm [-m MODEL] [-c VARIABLE]`."""
+    import shlex
+
+    def magic(line: str, cell: str) -> CompletionResult:
+        words = shlex.split(line)
+        if len(words) % 2 or any(flag not in ("-m", "-c") for flag in words[::2]):
+            raise ConfigError(f"%%rlm does not take {line!r}", hint="%%rlm [-m MODEL] [-c VARIABLE]")
+        given = dict(zip(words[::2], words[1::2], strict=True))
+        context = shell.user_ns[given["-c"]] if "-c" in given else None
+        return complete(cell.strip(), context, model=given.get("-m"))
+
+    shell.register_magic_function(magic, "cell", "rlm")
