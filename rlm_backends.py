@@ -1,0 +1,2601 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["requests>=2.32", "urllib3>=2.3"]
+# ///
+"""A model behind HTTP: three wire formats, some 200 providers, and what it takes to get one answer safely.
+
+    backend = connect("claude-opus-5-5")                        # or "groq/llama-3.3-70b-versatile", "ollama/qwen3" …
+    reply = backend.complete([{"role": "user", "content": "hello"}], on_text=print)
+
+Covered: OpenAI chat completions and its many dialects, Anthropic messages, Gemini; text, parallel tool calls, images,
+streaming, usage, prices; retries, a deadline, cancelling, rate limits, caching; keys that go to their own host only.
+Not covered: OpenAI responses, SigV4 and OAuth sign-in (Bedrock and Vertex native), audio, embeddings, batches.
+
+Imports nothing of ours: this file can be taken alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "BackendError",
+    "HTTPBackend",
+    "Reply",
+    "connect",
+    "cost_of",
+    "estimate_tokens",
+    "image_part",
+    "key_variables",
+    "local_servers",
+    "mask",
+    "post",
+    "providers",
+]
+
+DEFAULT_MODEL = "gpt-4o-mini"
+
+CONNECT_TIMEOUT = 10.0
+LONGEST_WAIT = 120.0  # a server that asks for more than this is not waited for
+MOST_ATTEMPTS = 10  # of one call, however patient `max_retries` is
+BODY_LIMIT = 64 << 20
+TICK = 0.02  # how often what may end a call is looked at
+
+
+# --- what a caller gets -----------------------------------------------------------------------------------------
+
+
+class BackendError(RuntimeError):
+    """A call that brought no answer. `code` says in a word why, `partial` has the text that had come by then."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str,
+        provider: str = "",
+        status: int | None = None,
+        hint: str = "",
+        partial: str = "",
+        looked_for: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.provider = provider
+        self.status = status
+        self.hint = hint
+        self.partial = partial
+        self.looked_for = list(looked_for)
+        self.retryable = False
+        self.retry_after: float | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild_error, (self.message, self.__dict__)
+
+
+def _rebuild_error(message: str, state: dict[str, Any]) -> BackendError:
+    error = BackendError(message, code=state["code"])
+    error.__dict__.update(state)
+    return error
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer. `stop_reason`: stop, length, tool_calls, refusal, content_filter or pause.
+
+    `usage` counts the whole prompt as `input` (of it `cached` and `cache_write`) and reasoning within `output`.
+    `cost_usd` is None where the price is not known; `attempts` is 0 for an answer that came from the cache.
+    `raw` is what the provider wants back unchanged in the next turn, None if text and tool calls say it all.
+    """
+
+    text: str
+    tool_calls: list[dict[str, Any]]
+    usage: dict[str, Any]
+    stop_reason: str
+    model: str
+    cost_usd: float | None = None
+    raw: dict[str, Any] | None = None
+    attempts: int = 1
+
+
+# --- secrets ----------------------------------------------------------------------------------------------------
+
+
+class _Secret(str):
+    """A string that a repr, and so a traceback that shows locals, does not give away."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'***'"
+
+
+class _Environ:
+    """The environment, without a repr that prints every key in it."""
+
+    def __init__(self, values: Mapping[str, str] | None) -> None:
+        self._values = os.environ if values is None else values
+
+    def __repr__(self) -> str:
+        return "<environ>"
+
+    def get(self, name: str) -> str:
+        return (self._values.get(name) or "").strip()
+
+    def secret(self, name: str) -> _Secret:
+        return _Secret(self.get(name))
+
+
+_KEY_SHAPE = re.compile(r"\b(?:sk|pk|gsk|xai|AIza|hf|r8|key|nvapi)[-_A-Za-z0-9]{16,}|(?<=Bearer )[^\s\"',]{8,}")
+
+
+def mask(text: str, secrets: Sequence[str] = ()) -> str:
+    """`text` without the secrets (of 8 characters or more), and without what has the shape of an API key."""
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        if len(secret) >= 8:
+            text = text.replace(secret, "***")
+    return _KEY_SHAPE.sub("***", text)
+
+
+def _checked_key(key: str, source: str) -> _Secret:
+    """The key without surrounding space; a key that cannot be a header is refused without showing it."""
+    secret = _Secret(key.strip())
+    if re.search(r"[^\x21-\x7e]", secret):
+        raise BackendError(
+            f"the API key from {source} holds a space, a line break or another character that no key has",
+            code="config",
+            hint=f"set {source} again, from one line, without quotes",
+        )
+    return secret
+
+
+# --- providers --------------------------------------------------------------------------------------------------
+
+# id | display name | base URL (https:// left out, ${VARIABLES} filled in) | key variables | aliases | quirks
+#   anthropic, gemini   the wire (else OpenAI chat completions)
+#   local               runs on this machine: no key, no price         keyless   a key is optional
+#   mct                 the limit is called max_completion_tokens (else max_tokens, the older spelling)
+#   azure, bearer       the key's header is api-key, or Authorization where the wire has another
+#   header=NAME         the key goes into this header too              base=VARIABLE  a variable with the base URL
+#   version=DATE        of the Anthropic API                           own       model names start with the id as well
+#   reasoning           reasoning_content goes back with tool calls    details   so do reasoning_details
+#   name                tool results carry the tool's name             notools, noimages   cannot
+PROVIDERS = """
+302ai|302.AI|api.302.ai/v1|302AI_API_KEY
+abacus|Abacus|routellm.abacus.ai/v1|ABACUS_API_KEY
+abliteration-ai|abliteration.ai|api.abliteration.ai/v1|ABLIT_KEY ABLITERATION_API_KEY|abliteration
+ai21_chat|AI21 Chat|api.ai21.com/studio/v1|AI21_API_KEY
+aihubmix|AIHubMix|aihubmix.com/v1|AIHUBMIX_API_KEY
+aiml|AI/ML API|api.aimlapi.com/v1|AIML_API_KEY
+alibaba-cn|Alibaba (China)|dashscope.aliyuncs.com/compatible-mode/v1|DASHSCOPE_API_KEY QWEN_AI_PLATFORM_API_KEY|dashscope qwen_ai_platform
+alibaba-coding-plan-cn|Alibaba Coding Plan (China)|coding.dashscope.aliyuncs.com/v1|ALIBABA_CODING_PLAN_API_KEY
+alibaba-coding-plan|Alibaba Coding Plan|coding-intl.dashscope.aliyuncs.com/v1|ALIBABA_CODING_PLAN_API_KEY
+alibaba-token-plan-cn|Alibaba Token Plan (China)|token-plan.cn-beijing.maas.aliyuncs.com/compatible-mode/v1|ALIBABA_TOKEN_PLAN_API_KEY
+alibaba-token-plan|Alibaba Token Plan|token-plan.ap-southeast-1.maas.aliyuncs.com/compatible-mode/v1|ALIBABA_TOKEN_PLAN_API_KEY
+alibaba|Alibaba|dashscope-intl.aliyuncs.com/compatible-mode/v1|DASHSCOPE_API_KEY QWENCLOUD_API_KEY|qwencloud
+ambient|Ambient|api.ambient.xyz/v1|AMBIENT_API_KEY
+ant-ling||api.ant-ling.com/v1|ANT_LING_API_KEY
+anthropic|Anthropic|api.anthropic.com|ANTHROPIC_API_KEY||anthropic version=2026-10-21
+anyapi|AnyAPI|api.anyapi.ai/v1|ANYAPI_API_KEY
+apertis|Apertis|api.stima.tech/v1|STIMA_API_KEY
+assemblyai|AssemblyAI|llm-gateway.assemblyai.com/v1|ASSEMBLYAI_API_KEY
+atomic-chat|Atomic Chat|http://127.0.0.1:1337/v1|ATOMIC_CHAT_API_KEY||local
+auriko|Auriko|api.auriko.ai/v1|AURIKO_API_KEY
+azure-cognitive-services|Azure Cognitive Services|${AZURE_COGNITIVE_SERVICES_RESOURCE_NAME}.openai.azure.com/openai/v1|AZURE_COGNITIVE_SERVICES_API_KEY||azure mct
+azure@anthropic|Claude on Azure|${AZURE_RESOURCE_NAME}.services.ai.azure.com/anthropic|AZURE_API_KEY||anthropic
+azure_ai|Azure AI|${AZURE_AI_API_BASE}|AZURE_AI_API_KEY||azure
+azure|Azure|${AZURE_RESOURCE_NAME}.openai.azure.com/openai/v1|AZURE_API_KEY AZURE_OPENAI_API_KEY||azure mct base=AZURE_API_BASE
+bailing|Bailing|api.tbox.cn/api/llm/v1/chat/completions|BAILING_API_TOKEN
+baseten|Baseten|inference.baseten.co/v1|BASETEN_API_KEY
+bedrock@anthropic|Claude on Bedrock|bedrock-mantle.${AWS_REGION}.api.aws/anthropic|AWS_BEARER_TOKEN_BEDROCK||anthropic bearer
+bedrock_mantle|Bedrock Mantle|bedrock-mantle.${AWS_REGION}.api.aws/v1|AWS_BEARER_TOKEN_BEDROCK BEDROCK_MANTLE_API_KEY
+bedrock|Amazon Bedrock|bedrock-runtime.${AWS_REGION}.amazonaws.com/openai/v1|AWS_BEARER_TOKEN_BEDROCK|amazon-bedrock
+berget|Berget.AI|api.berget.ai/v1|BERGET_API_KEY
+cascadia|Cascadia|http://localhost:9090/v1|CASCADIA_API_KEY||local
+cerebras|Cerebras|api.cerebras.ai/v1|CEREBRAS_API_KEY||mct
+charity_engine|Charity Engine|api.charityengine.services/remotejobs/v2/inference|CHARITY_ENGINE_API_KEY
+chutes|Chutes|llm.chutes.ai/v1|CHUTES_API_KEY
+clarifai|Clarifai|api.clarifai.com/v2/ext/openai/v1|CLARIFAI_PAT CLARIFAI_API_KEY
+claudinio|Claudinio|api.claudin.io/v1|CLAUDINIO_API_KEY
+cloudferro-sherlock|CloudFerro Sherlock|api-sherlock.cloudferro.com/openai/v1|CLOUDFERRO_SHERLOCK_API_KEY
+cloudflare-ai-gateway|Cloudflare AI Gateway|gateway.ai.cloudflare.com/v1/${CLOUDFLARE_ACCOUNT_ID}/${CLOUDFLARE_GATEWAY_ID}/compat|CLOUDFLARE_API_TOKEN||header=cf-aig-authorization
+cloudflare-workers-ai|Cloudflare Workers AI|api.cloudflare.com/client/v4/accounts/${CLOUDFLARE_ACCOUNT_ID}/ai/v1|CLOUDFLARE_API_KEY|cloudflare
+codestral|Codestral|codestral.mistral.ai/v1|CODESTRAL_API_KEY||name
+cognition|Cognition|api.cognition.ai/v1|COGNITION_API_KEY
+cohere|Cohere|api.cohere.ai/compatibility/v1|COHERE_API_KEY CO_API_KEY|cohere_chat
+cometapi|CometAPI|api.cometapi.com/v1|COMETAPI_KEY
+compactifai|CompactifAI|api.compactif.ai/v1|COMPACTIFAI_API_KEY
+cortecs|Cortecs|api.cortecs.ai/v1|CORTECS_API_KEY
+crof|CrofAI|crof.ai/v1|CROF_API_KEY
+crusoe|Crusoe|managed-inference-api-proxy.crusoecloud.com/v1|CRUSOE_API_KEY
+darkbloom|Darkbloom|api.darkbloom.dev/v1|DARKBLOOM_API_KEY
+databricks|Databricks|${DATABRICKS_HOST}/ai-gateway/mlflow/v1|DATABRICKS_TOKEN
+datarobot|DataRobot|app.datarobot.com/api/v2/genai/llmgw/chat/completions|DATAROBOT_API_TOKEN
+deepinfra|Deep Infra|api.deepinfra.com/v1/openai|DEEPINFRA_API_KEY
+deepseek|DeepSeek|api.deepseek.com|DEEPSEEK_API_KEY||reasoning noimages
+digitalocean|DigitalOcean|inference.do-ai.run/v1|DIGITALOCEAN_ACCESS_TOKEN GRADIENT_AI_API_KEY|gradient_ai
+dinference|DInference|api.dinference.com/v1|DINFERENCE_API_KEY
+docker_model_runner|Docker Model Runner|http://localhost:22088/engines/llama.cpp|DOCKER_MODEL_RUNNER_API_KEY||local
+drun|D.Run (China)|chat.d.run/v1|DRUN_API_KEY
+edenai|Eden AI|api.edenai.run/v3|EDENAI_API_KEY
+empiriolabs|Empiriolabs|api.empiriolabs.ai/v1|EMPIRIOLABS_API_KEY
+empower|Empower|app.empower.dev/api/v1|EMPOWER_API_KEY
+evroc||models.think.evroc.com/v1|EVROC_API_KEY||own
+fastrouter|FastRouter|go.fastrouter.ai/api/v1|FASTROUTER_API_KEY
+featherless_ai|Featherless AI|api.featherless.ai/v1|FEATHERLESS_AI_API_KEY FEATHERLESS_API_KEY
+fireworks-ai|Fireworks AI|api.fireworks.ai/inference/v1|FIREWORKS_API_KEY FIREWORKSAI_API_KEY FIREWORKS_AI_API_KEY FIREWORKS_AI_TOKEN|fireworks_ai
+fireworks||api.fireworks.ai/inference|FIREWORKS_API_KEY||anthropic
+freemodel|FreeModel|cc.freemodel.dev/v1|FREEMODEL_API_KEY||anthropic
+friendli|Friendli|api.friendli.ai/serverless/v1|FRIENDLI_TOKEN FRIENDLIAI_API_KEY|friendliai
+frogbot|FrogBot|app.frogbot.ai/api/v1|FROGBOT_API_KEY
+galadriel|Galadriel|api.galadriel.com/v1|GALADRIEL_API_KEY
+gigachat|GigaChat|gigachat.devices.sberbank.ru/api/v1|GIGACHAT_CREDENTIALS GIGACHAT_API_KEY
+github-copilot|GitHub Copilot|api.githubcopilot.com|GITHUB_TOKEN|github_copilot|mct
+github-models|GitHub Models|models.github.ai/inference|GITHUB_TOKEN|github-models-new|mct
+github|GitHub Models|models.inference.ai.azure.com|GITHUB_API_KEY||mct
+gmicloud|GMI Cloud|api.gmi-serving.com/v1|GMICLOUD_API_KEY GMI_API_KEY|gmi
+google|Google|generativelanguage.googleapis.com/v1beta|GOOGLE_API_KEY GOOGLE_GENERATIVE_AI_API_KEY GEMINI_API_KEY|gemini|gemini
+groq|Groq|api.groq.com/openai/v1|GROQ_API_KEY||mct
+helicone|Helicone|ai-gateway.helicone.ai/v1|HELICONE_API_KEY
+heroku|Heroku|${HEROKU_API_BASE}|HEROKU_API_KEY
+hosted_vllm|Hosted vLLM|${HOSTED_VLLM_API_BASE}|HOSTED_VLLM_API_KEY||local
+hpc-ai|HPC-AI|api.hpc-ai.com/inference/v1|HPC_AI_API_KEY
+huggingface|Hugging Face|router.huggingface.co/v1|HF_TOKEN
+hyperbolic|Hyperbolic|api.hyperbolic.xyz/v1|HYPERBOLIC_API_KEY
+iflowcn|iFlow|apis.iflow.cn/v1|IFLOW_API_KEY
+inception|Inception|api.inceptionlabs.ai/v1|INCEPTION_API_KEY
+inceptron|Inceptron|api.inceptron.io/v1|INCEPTRON_API_KEY
+inference|Inference|inference.net/v1|INFERENCE_API_KEY
+io-net|IO.NET|api.intelligence.io.solutions/api/v1|IOINTELLIGENCE_API_KEY
+jiekou|Jiekou.AI|api.jiekou.ai/openai|JIEKOU_API_KEY
+kilo|Kilo Gateway|api.kilo.ai/api/gateway|KILO_API_KEY
+kimi-coding||api.kimi.com/coding/v1|KIMI_API_KEY||reasoning
+kimi-for-coding|Kimi For Coding|api.kimi.com/coding/v1|KIMI_API_KEY||anthropic
+kuae-cloud-coding-plan|KUAE Cloud Coding Plan|coding-plan-endpoint.kuaecloud.net/v1|KUAE_API_KEY
+lambda_ai|Lambda AI|api.lambda.ai/v1|LAMBDA_API_KEY
+lemonade|Lemonade|http://localhost:8000/api/v1|LEMONADE_API_KEY||local
+libertai|LibertAI|api.libertai.io/v1|LIBERTAI_API_KEY
+lilac|Lilac|api.getlilac.com/v1|LILAC_API_KEY
+litellm_proxy|LiteLLM Proxy|${LITELLM_PROXY_API_BASE}|LITELLM_PROXY_API_KEY||keyless
+llamacpp|llama.cpp server|http://127.0.0.1:8080/v1|||local
+llamafile|Llamafile|http://127.0.0.1:8080/v1|||local
+llamagate|LlamaGate|api.llamagate.dev/v1|LLAMAGATE_API_KEY
+llama|Llama|api.llama.com/compat/v1|LLAMA_API_KEY|meta_llama
+llmgateway|LLM Gateway|api.llmgateway.io/v1|LLMGATEWAY_API_KEY
+llmtr|LLMTR|llmtr.com/v1|LLMTR_API_KEY
+lm_studio|LM Studio|http://localhost:1234/v1|LM_STUDIO_API_KEY||local
+lmstudio|LMStudio|http://127.0.0.1:1234/v1|LMSTUDIO_API_KEY||local
+lucidquery|LucidQuery|api.lucidquery.com/v1|LUCIDQUERY_API_KEY
+maritalk|Maritalk|chat.maritaca.ai/api|MARITALK_API_KEY
+meganova|Meganova|api.meganova.ai/v1|MEGANOVA_API_KEY
+meta|Meta|api.meta.ai/v1|META_API_KEY
+minimax-cn-coding-plan|MiniMax Token Plan (minimaxi.com)|api.minimaxi.com/anthropic/v1|MINIMAX_API_KEY||anthropic
+minimax-cn|MiniMax (minimaxi.com)|api.minimaxi.com/anthropic/v1|MINIMAX_API_KEY||anthropic
+minimax-coding-plan|MiniMax Token Plan (minimax.io)|api.minimax.io/anthropic/v1|MINIMAX_API_KEY||anthropic
+minimax@litellm|Minimax|api.minimax.io/v1|MINIMAX_API_KEY
+minimax|MiniMax (minimax.io)|api.minimax.io/anthropic/v1|MINIMAX_API_KEY||anthropic
+mistral|Mistral|api.mistral.ai/v1|MISTRAL_API_KEY MISTRAL_AZURE_API_KEY||name
+mixlayer|Mixlayer|models.mixlayer.ai/v1|MIXLAYER_API_KEY
+moark|Moark|moark.com/v1|MOARK_API_KEY
+modelscope|ModelScope|api-inference.modelscope.cn/v1|MODELSCOPE_API_KEY
+moonshotai-cn|Moonshot AI (China)|api.moonshot.cn/v1|MOONSHOT_API_KEY||reasoning
+moonshotai|Moonshot AI|api.moonshot.ai/v1|MOONSHOT_API_KEY|moonshot|reasoning
+morph|Morph|api.morphllm.com/v1|MORPH_API_KEY
+nadir|Nadir|api.getnadir.com/v1|NADIR_API_KEY
+nano-gpt|NanoGPT|nano-gpt.com/api/v1|NANO_GPT_API_KEY NANOGPT_API_KEY
+nearai|NEAR AI Cloud|cloud-api.near.ai/v1|NEARAI_API_KEY
+nebius|Nebius Token Factory|api.tokenfactory.nebius.com/v1|NEBIUS_API_KEY
+neon|Neon|${NEON_AI_GATEWAY_BASE_URL}/ai-gateway/mlflow/v1|NEON_AI_GATEWAY_TOKEN
+neosantara|Neosantara|api.neosantara.xyz/v1|NEOSANTARA_API_KEY
+neuralwatt|Neuralwatt|api.neuralwatt.com/v1|NEURALWATT_API_KEY
+nova|Nova|api.nova.amazon.com/v1|NOVA_API_KEY AMAZON_NOVA_API_KEY|amazon_nova
+novita-ai|NovitaAI|api.novita.ai/openai|NOVITA_API_KEY|novita
+nscale|Nscale|inference.api.nscale.com/v1|NSCALE_API_KEY
+nvidia|Nvidia|integrate.api.nvidia.com/v1|NVIDIA_API_KEY NVIDIA_NIM_API_KEY|nvidia_nim
+ollama-cloud|Ollama Cloud|ollama.com/v1|OLLAMA_API_KEY
+ollama|Ollama|http://localhost:11434/v1|OLLAMA_API_KEY|ollama_chat|local
+openai|OpenAI|api.openai.com/v1|OPENAI_API_KEY||mct
+opencode-go@pi-anthropic|opencode-go|opencode.ai/inference/go/anthropic|OPENCODE_API_KEY||anthropic
+opencode-go@pi-gemini|opencode-go|opencode.ai/inference/go/google/v1beta|OPENCODE_API_KEY||gemini
+opencode-go|OpenCode Go|opencode.ai/zen/go/v1|OPENCODE_API_KEY
+opencode|OpenCode Zen|opencode.ai/zen/v1|OPENCODE_API_KEY
+openrouter@pi-anthropic|openrouter|openrouter.ai/api|OPENROUTER_API_KEY||anthropic bearer
+openrouter|OpenRouter|openrouter.ai/api/v1|OPENROUTER_API_KEY||details own
+orcarouter|OrcaRouter|api.orcarouter.ai/v1|ORCAROUTER_API_KEY||own
+ovhcloud|OVHcloud AI Endpoints|oai.endpoints.kepler.ai.cloud.ovh.net/v1|OVHCLOUD_API_KEY
+parasail|Parasail|api.parasail.io/v1|PARASAIL_API_KEY
+perplexity-agent|Perplexity Agent|api.perplexity.ai/v1|PERPLEXITY_API_KEY
+perplexity|Perplexity|api.perplexity.ai|PERPLEXITY_API_KEY PERPLEXITYAI_API_KEY||notools
+pinstripes|Pinstripes|pinstripes.io/v1|PINSTRIPES_API_KEY
+poe|Poe|api.poe.com/v1|POE_API_KEY
+poolside|Poolside|inference.poolside.ai/v1|POOLSIDE_API_KEY||own
+portkey|Portkey|api.portkey.ai/v1|PORTKEY_API_KEY
+prism|Prism|api.prisminference.com/v1|PRISM_API_KEY
+privatemode-ai|Privatemode AI|http://localhost:8080/v1|PRIVATEMODE_API_KEY||keyless
+publicai|PublicAI|api.publicai.co/v1|PUBLICAI_API_KEY
+qihang-ai|QiHang|api.qhaigc.net/v1|QIHANG_API_KEY
+qiniu-ai|Qiniu|api.qnaigc.com/v1|QINIU_API_KEY
+regolo-ai|Regolo AI|api.regolo.ai/v1|REGOLO_API_KEY
+reka|Reka|api.reka.ai/v1|REKA_API_KEY
+requesty|Requesty|router.requesty.ai/v1|REQUESTY_API_KEY
+routing-run|routing.run|ai.routing.sh/v1|ROUTING_RUN_API_KEY
+sail|Sail|api.sailresearch.com/v1|SAIL_API_KEY
+sakana|Sakana AI|api.sakana.ai/v1|SAKANA_API_KEY
+sambanova|Sambanova|api.sambanova.ai/v1|SAMBANOVA_API_KEY
+sarvam|Sarvam AI|api.sarvam.ai/v1|SARVAM_API_KEY||header=api-subscription-key
+scaleway|Scaleway|api.scaleway.ai/v1|SCALEWAY_API_KEY SCW_SECRET_KEY
+scx-ai|SCX.ai|api.scx.ai/v1|SCX_API_KEY
+siliconflow-cn|SiliconFlow (China)|api.siliconflow.cn/v1|SILICONFLOW_CN_API_KEY
+siliconflow|SiliconFlow|api.siliconflow.com/v1|SILICONFLOW_API_KEY
+snowflake-cortex|Snowflake Cortex|${SNOWFLAKE_ACCOUNT}.snowflakecomputing.com/api/v2/cortex/v1|SNOWFLAKE_CORTEX_PAT
+stackit|STACKIT|api.openai-compat.model-serving.eu01.onstackit.cloud/v1|STACKIT_API_KEY
+stepfun-ai|StepFun AI|api.stepfun.ai/step_plan/v1|STEPFUN_API_KEY
+stepfun|StepFun|api.stepfun.com/v1|STEPFUN_API_KEY
+subconscious|Subconscious|api.subconscious.dev/v1|SUBCONSCIOUS_API_KEY||own
+submodel||llm.submodel.ai/v1|SUBMODEL_INSTAGEN_ACCESS_KEY
+synthetic|Synthetic|api.synthetic.new/openai/v1|SYNTHETIC_API_KEY
+tencent-coding-plan|Tencent Coding Plan (China)|api.lkeap.cloud.tencent.com/coding/v3|TENCENT_CODING_PLAN_API_KEY
+tencent-tokenhub|Tencent TokenHub|tokenhub.tencentmaas.com/v1|TENCENT_TOKENHUB_API_KEY
+tencent|Tencent|tokenhub-intl.tencentcloudmaas.com/v1|TENCENT_API_KEY
+tensormesh|Tensormesh|serverless.tensormesh.ai/v1|TENSORMESH_INFERENCE_API_KEY
+the-grid-ai|The Grid AI|api.thegrid.ai/v1|THEGRIDAI_API_KEY
+tinfoil|Tinfoil|inference.tinfoil.sh/v1|TINFOIL_API_KEY
+togetherai|Together AI|api.together.ai/v1|TOGETHER_API_KEY TOGETHERAI_API_KEY TOGETHER_AI_API_KEY TOGETHER_AI_TOKEN|together_ai
+umans-ai-coding-plan|Umans AI Coding Plan|api.code.umans.ai/v1|UMANS_AI_CODING_PLAN_API_KEY
+umans-ai|Umans AI|api.code.umans.ai/v1|UMANS_AI_API_KEY
+upstage|Upstage|api.upstage.ai/v1/solar|UPSTAGE_API_KEY
+v0||api.v0.dev/v1|V0_API_KEY
+venice|Venice AI|api.venice.ai/api/v1|VENICE_API_KEY VENICE_AI_API_KEY|veniceai
+vercel-ai-gateway||ai-gateway.vercel.sh|AI_GATEWAY_API_KEY||anthropic bearer
+vercel|Vercel AI Gateway|ai-gateway.vercel.sh/v1|AI_GATEWAY_API_KEY VERCEL_AI_GATEWAY_API_KEY VERCEL_OIDC_TOKEN|vercel_ai_gateway|mct
+vivgrid|Vivgrid|api.vivgrid.com/v1|VIVGRID_API_KEY
+vllm|vLLM|http://localhost:8000/v1|VLLM_API_KEY||local
+volcengine|Volcengine|ark.cn-beijing.volces.com/api/v3|VOLCENGINE_API_KEY
+vultr|Vultr|api.vultrinference.com/v1|VULTR_API_KEY
+wafer.ai|Wafer|pass.wafer.ai/v1|WAFER_API_KEY
+wandb|Weights & Biases|api.inference.wandb.ai/v1|WANDB_API_KEY
+xai|xAI|api.x.ai/v1|XAI_API_KEY||mct
+xiaomi-token-plan-ams|Xiaomi Token Plan (Europe)|token-plan-ams.xiaomimimo.com/v1|XIAOMI_API_KEY
+xiaomi-token-plan-cn|Xiaomi Token Plan (China)|token-plan-cn.xiaomimimo.com/v1|XIAOMI_API_KEY
+xiaomi-token-plan-sgp|Xiaomi Token Plan (Singapore)|token-plan-sgp.xiaomimimo.com/v1|XIAOMI_API_KEY
+xiaomi|Xiaomi|api.xiaomimimo.com/v1|XIAOMI_API_KEY XIAOMI_MIMO_API_KEY|xiaomi_mimo|reasoning
+xinference|Xinference|${XINFERENCE_API_BASE}|XINFERENCE_API_KEY||local
+xpersona|Xpersona|www.xpersona.co/v1|XPERSONA_API_KEY
+zai-coding-plan|Z.AI Coding Plan|api.z.ai/api/coding/paas/v4|ZHIPU_API_KEY||reasoning
+zai|Z.AI|api.z.ai/api/paas/v4|ZHIPU_API_KEY ZAI_API_KEY||reasoning
+zeldoc|Zeldoc|api.zeldoc.ai/v1|ZELDOC_API_KEY
+zenmux|ZenMux|zenmux.ai/api/v1|ZENMUX_API_KEY
+zhipuai-coding-plan|Zhipu AI Coding Plan|open.bigmodel.cn/api/coding/paas/v4|ZHIPU_API_KEY||reasoning
+zhipuai|Zhipu AI|open.bigmodel.cn/api/paas/v4|ZHIPU_API_KEY||reasoning
+"""
+
+
+class Provider(NamedTuple):
+    """A row of the table."""
+
+    id: str
+    name: str
+    base_url: str
+    keys: tuple[str, ...]
+    aliases: tuple[str, ...]
+    quirks: Mapping[str, str]
+
+    @property
+    def wire(self) -> str:
+        return next((wire for wire in ("anthropic", "gemini") if wire in self.quirks), "openai")
+
+    @property
+    def keyless(self) -> bool:
+        return "local" in self.quirks or "keyless" in self.quirks or not self.keys
+
+
+def _row(line: str) -> Provider:
+    id_, name, url, keys, aliases, quirks = (line.split("|") + [""] * 5)[:6]
+    if "://" not in url and not url.endswith("_BASE}"):
+        url = f"https://{url}"
+    pairs = (quirk.partition("=") for quirk in quirks.split())
+    return Provider(
+        id_, name or id_, url, tuple(keys.split()), tuple(aliases.split()), {key: value for key, _, value in pairs}
+    )
+
+
+@functools.cache
+def _table() -> dict[str, Provider]:
+    """Every provider by its id and by each alias."""
+    rows = [_row(line) for line in PROVIDERS.strip().splitlines()]
+    named = {alias: row for row in rows for alias in row.aliases}
+    return {**named, **{row.id: row for row in rows}}
+
+
+def providers(word: str | None = None, environ: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """The table: `{id, name, wire, base_url, key_env, key_present}` of each provider that `word` occurs in."""
+    env = _Environ(environ)
+    return [
+        {
+            "id": row.id,
+            "name": row.name,
+            "wire": row.wire,
+            "base_url": row.base_url,
+            "key_env": list(row.keys),
+            "key_present": any(env.get(name) for name in row.keys),
+        }
+        for row in sorted({id(row): row for row in _table().values()}.values(), key=lambda row: row.id)
+        if not word or word.lower() in " ".join((row.id, row.name, row.base_url, *row.aliases)).lower()
+    ]
+
+
+def key_variables() -> frozenset[str]:
+    """The name of every environment variable that holds a provider's API key."""
+    return frozenset(name for row in _table().values() for name in row.keys)
+
+
+# --- prices and sizes -------------------------------------------------------------------------------------------
+
+PRICES_AS_OF = "2026-11-15"
+
+# model | USD per million tokens: input, output, cached input ("-": as input), cache write ("-": as input) | context
+# tokens | output tokens | THRESHOLD:IN:OUT: beyond so many input tokens all costs so many times as much
+MODELS = """
+gpt-6-astra 10 50 1 12.5 922k 128k 272k:2:1.5
+gpt-6.1-sol 2 10 .1 2.5 922k 128k 272k:2:1.5
+gpt-6-sol 2 10 .2 2.5 922k 128k 272k:2:1.5
+gpt-6-luna .1 .5 .01 .125 922k 128k 272k:2:1.5
+gpt-5.6-sol 4 20 .4 5 922k 128k 272k:2:1.5
+gpt-5.6-terra 2 12 .2 2.5 922k 128k 272k:2:1.5
+gpt-5.6-luna .2 1.2 .02 .25 922k 128k 272k:2:1.5
+gpt-5.5 5 30 .5 - 1050k 128k 272k:2:1.5
+gpt-5.5-pro 30 180 - - 1050k 128k 272k:2:1.5
+gpt-5.4 2.5 15 .25 - 1050k 128k 272k:2:1.5
+gpt-5.4-mini .75 4.5 .075 - 272k 128k
+gpt-5.4-nano .2 1.25 .02 - 272k 128k
+gpt-5.4-pro 30 180 - - 1050k 128k 272k:2:1.5
+gpt-5.2 1.75 14 .175 - 272k 128k
+gpt-5.1 1.25 10 .125 - 272k 128k
+gpt-5.1-codex 1.25 10 .125 - 400k 128k
+gpt-5 1.25 10 .125 - 272k 128k
+gpt-5-mini .25 2 .025 - 272k 128k
+gpt-5-nano .05 .4 .005 - 272k 128k
+gpt-5-pro 15 120 - - 400k 272k
+gpt-5-codex 1.25 10 .125 - 272k 128k
+gpt-4.1 2 8 .5 - 1047k 32k
+gpt-4.1-mini .4 1.6 .1 - 1047k 32k
+gpt-4.1-nano .1 .4 .025 - 1047k 32k
+gpt-4o 2.5 10 1.25 - 128k 16k
+gpt-4o-mini .15 .6 .075 - 128k 16k
+gpt-4-turbo 10 30 - - 128k 4k
+gpt-4 30 60 - - 8k 4k noimages
+gpt-3.5-turbo .5 1.5 - - 16k 4k noimages
+o1 15 60 7.5 - 200k 100k
+o1-pro 150 600 - - 200k 100k
+o3 2 8 .5 - 200k 100k
+o3-mini 1.1 4.4 .55 - 200k 100k noimages
+o3-pro 20 80 - - 200k 100k
+o4-mini 1.1 4.4 .275 - 200k 100k
+claude-fable-5-1 10 50 .25 12.5 1000k 128k
+claude-fable-5 10 50 1 12.5 1000k 128k
+claude-opus-5-5 4 20 .2 5 1000k 128k
+claude-opus-5 5 25 .5 6.25 1000k 128k
+claude-opus-4-8 5 25 .5 6.25 1000k 128k
+claude-opus-4-7 5 25 .5 6.25 1000k 128k
+claude-opus-4-6 5 25 .5 6.25 1000k 128k
+claude-opus-4-5 5 25 .5 6.25 200k 64k
+claude-sonnet-5-5 2 10 .1 2.5 1000k 128k
+claude-sonnet-5 2 10 .2 2.5 1000k 128k
+claude-sonnet-4-6 3 15 .3 3.75 1000k 128k
+claude-sonnet-4-5 3 15 .3 3.75 200k 64k
+claude-haiku-5-5 .1 .5 .01 .125 1000k 128k 100k:5:5
+claude-haiku-4-5 1 5 .1 1.25 200k 64k
+gemini-4-argon 2 10 .1 - 1048k 1048k
+gemini-3.8-flash .75 3.75 .075 - 1048k 65k
+gemini-3.5-flash 1.5 9 .15 - 1048k 65k
+gemini-3.1-pro 2 12 .2 - 1048k 65k 200k:2:1.5
+gemini-3-flash .5 3 .05 - 1048k 65k
+gemini-2.5-pro 1.25 10 .125 - 1048k 65k 200k:2:1.5
+gemini-2.5-flash .3 2.5 .03 - 1048k 65k
+gemini-2.5-flash-lite .1 .4 .01 - 1048k 65k
+grok-4.7 2 6 .5 - 500k 500k 200k:2:2
+grok-4.3 1.25 2.5 .2 - 1000k 1000k 200k:2:2
+grok-code-fast-1 1 2 .2 - 256k 256k 200k:2:2
+deepseek-v4-pro 1.32 3.96 .044 - 1000k 393k noimages
+deepseek-v4-flash .3 1.2 .006 - 1000k 393k
+deepseek-flash .3 1.2 .006 - 1000k 393k
+deepseek-chat .28 .42 .028 - 131k 8k noimages
+deepseek-reasoner .28 .42 .028 - 131k 65k noimages
+kimi-k2.6 .95 4 .16 - 262k 262k
+mistral-large .5 1.5 .05 - 262k 262k
+mistral-medium 1.5 7.5 .15 - 262k 262k
+mistral-small .15 .6 .015 - 262k 262k
+codestral .3 .9 .03 - 128k 128k noimages
+MiniMax-M3 .3 1.2 .06 - 1000k 128k 512k:2:2
+"""
+
+# What may follow a model's name and leave it the same model: a date, a snapshot, a channel.
+_SNAPSHOT = re.compile(
+    r"(?:[-@]?(?:\d{8}|\d{6}|\d{4}-\d\d-\d\d|\d{4}|\d{2}-\d{4}|\d{2}-\d{2}|\d{3})|[-:@](?:latest|preview|exp|default|v\d+(?::\d+)?))*"
+)
+# Providers that charge what the makers of the models charge, so that a maker's price holds for them.
+_LIST_PRICE = frozenset(
+    "openai anthropic google azure azure@anthropic bedrock bedrock_mantle bedrock@anthropic xai deepseek mistral "
+    "codestral moonshotai minimax openrouter openrouter@pi-anthropic vercel vercel-ai-gateway".split()
+)
+
+
+class ModelFacts(NamedTuple):
+    """What the table says of a model; prices in USD per token."""
+
+    input: float
+    output: float
+    cached: float
+    cache_write: float
+    window: int | None = None
+    max_output: int | None = None
+    long: tuple[int, float, float] | None = None
+    images: bool = True
+
+
+def _tokens(text: str) -> int:
+    return int(float(text.removesuffix("k")) * 1000)
+
+
+@functools.cache
+def _models() -> dict[str, ModelFacts]:
+    found = {}
+    for line in MODELS.strip().splitlines():
+        name, into, out, cached, write, window, limit, *rest = line.split()
+        into_, out_ = float(into) / 1e6, float(out) / 1e6
+        prices = [into_ if price == "-" else float(price) / 1e6 for price in (cached, write)]
+        longs = [entry.split(":") for entry in rest if ":" in entry]
+        long = (_tokens(longs[0][0]), float(longs[0][1]), float(longs[0][2])) if longs else None
+        found[name.lower()] = ModelFacts(
+            into_, out_, prices[0], prices[1], _tokens(window), _tokens(limit), long, "noimages" not in rest
+        )
+    return found
+
+
+def _facts(model: str) -> ModelFacts | None:
+    """The row of the longest name that `model` starts with, if what follows is only a date or the like."""
+    name = model.lower().rpartition("/")[2].removeprefix("anthropic.").removeprefix("us.anthropic.")
+    table = _models()
+    known = next((name[:end] for end in range(len(name), 0, -1) if name[:end] in table), None)
+    if known is None or not _SNAPSHOT.fullmatch(name, len(known)):
+        return None
+    return table[known]
+
+
+def _own_price(model: str, prices: Mapping[str, Any]) -> ModelFacts | None:
+    """The user's price of the longest name that `model` starts with, given in USD per million tokens."""
+    name = max((key for key in prices if model.startswith(key)), key=len, default=None)
+    if name is None:
+        return None
+    price = prices[name]
+    into, out = float(price["input"]) / 1e6, float(price["output"]) / 1e6
+    cached, write = (float(price.get(key, price["input"])) / 1e6 for key in ("cached", "cache_write"))
+    return ModelFacts(into, out, cached, write)
+
+
+def _price(model: str, prices: Mapping[str, Any] | None, provider: str | None) -> ModelFacts | None:
+    if prices:
+        for name in (f"{provider}/{model}", model) if provider else (model,):
+            if own := _own_price(name, prices):
+                return own
+    row = _table().get(provider) if provider else None
+    if row and "local" in row.quirks:
+        return ModelFacts(0.0, 0.0, 0.0, 0.0)
+    return _facts(model) if provider is None or provider in _LIST_PRICE else None
+
+
+def cost_of(
+    model: str, usage: Mapping[str, Any], prices: Mapping[str, Any] | None = None, provider: str | None = None
+) -> float | None:
+    """What `usage` costs in USD, or None where the price is not known.
+
+    `prices` are the user's: `{"model": {"input": 1.0, "output": 2.0, "cached": 0.1, "cache_write": 1.25}}` in USD per
+    million tokens; the longest name that the model's starts with counts.
+    """
+    price = _price(model, prices, provider)
+    if price is None:
+        return None
+    cached, written = usage.get("cached", 0), usage.get("cache_write", 0)
+    into = (usage.get("input", 0) - cached - written) * price.input
+    into += cached * price.cached + written * price.cache_write
+    out = usage.get("output", 0) * price.output
+    if price.long and usage.get("input", 0) > price.long[0]:
+        into, out = into * price.long[1], out * price.long[2]
+    return into + out
+
+
+def saved_by_cache(
+    model: str, usage: Mapping[str, Any], prices: Mapping[str, Any] | None = None, provider: str | None = None
+) -> float | None:
+    """What the provider's prompt cache has saved, in USD: negative where writing it cost more than reading it gave."""
+    cost = cost_of(model, usage, prices, provider)
+    plain = cost_of(model, {**usage, "cached": 0, "cache_write": 0}, prices, provider)
+    return None if cost is None or plain is None else plain - cost
+
+
+def estimate_tokens(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> int:
+    """About how many tokens a request has, on the high side of what is typical: 3 bytes a token, 1,600 an image."""
+    total = _bytes(json.dumps(tools, ensure_ascii=False, default=str)) // 3 if tools else 0
+    for message in messages:
+        total += 8 + _content_tokens(message.get("content"))
+        for call in message.get("tool_calls") or ():
+            total += 12 + _bytes(json.dumps(call, ensure_ascii=False, default=str)) // 3
+    return total
+
+
+def _content_tokens(content: Any) -> int:
+    if isinstance(content, str):
+        return _bytes(content) // 3 + 1
+    return sum(1600 if part.get("type") == "image" else _bytes(part.get("text", "")) // 3 + 1 for part in content or ())
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+
+
+# --- ending a call early ----------------------------------------------------------------------------------------
+
+
+class _Flight:
+    """One call on its way: what may end it early, and how the thread that waits for it is woken then.
+
+    A thread in `recv` cannot look at an event, so a watching thread does, and shuts the socket down under it.
+    """
+
+    def __init__(self, provider: str, timeout: float, deadline: float | None, cancel: threading.Event | None) -> None:
+        self.provider = provider
+        self.timeout = timeout
+        self.deadline = deadline
+        self.cancel = cancel
+        self.quiet_until: float | None = None  # a server that has said nothing by then is given up
+        self.why = ""
+        self.wake = threading.Event()
+        self.connection: Any = None
+        self.socket: Any = None
+        self.reused = False
+
+    def look(self, now: float) -> None:
+        """End the call if it is cancelled, out of time, or the server has been silent for too long."""
+        if self.cancel is not None and self.cancel.is_set():
+            self.abort("cancelled")
+        elif self.deadline is not None and now >= self.deadline:
+            self.abort("deadline")
+        elif self.quiet_until is not None and now >= self.quiet_until:
+            self.abort("quiet")
+
+    def abort(self, why: str) -> None:
+        import socket
+
+        with _watch.lock:
+            self.why = self.why or why
+            if self.socket is not None and self.connection.flight is self:
+                plain = self.socket if isinstance(self.socket, socket.socket) else getattr(self.socket, "socket", None)
+                with contextlib.suppress(OSError):
+                    socket.socket.shutdown(plain, socket.SHUT_RDWR)  # type: ignore[arg-type]
+        self.wake.set()
+
+    def take(self, connection: Any) -> None:
+        """Note which connection this call uses now."""
+        with _watch.lock:
+            self.connection, self.socket = connection, connection.sock
+            connection.flight = self
+
+    def heard(self) -> None:
+        """The server has shown a sign of life."""
+        self.quiet_until = time.monotonic() + self.timeout
+
+    def check(self) -> None:
+        """Raise if the call is over before its answer."""
+        if not self.why:
+            self.look(time.monotonic())
+        if self.why == "cancelled":
+            raise BackendError("the call was cancelled", code="cancelled", provider=self.provider)
+        if self.why == "deadline":
+            raise BackendError("no answer before the deadline", code="timeout", provider=self.provider)
+        if self.why == "quiet":
+            self.why = ""
+            error = BackendError(
+                f"the server sent nothing for {self.timeout:g} s", code="timeout", provider=self.provider
+            )
+            error.retryable = True
+            raise error
+
+    def sleep(self, seconds: float | None) -> None:
+        """Wait, at most so long, until `wake` is set or the call is over."""
+        self.quiet_until = None
+        self.check()
+        self.wake.wait(seconds)
+        self.wake.clear()
+        self.check()
+
+
+class _Watch:
+    """The thread that looks at every call under way each 20 ms. It ends when there has been none for a second."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.flights: set[_Flight] = set()
+        self.running = False
+
+    @contextlib.contextmanager
+    def over(self, flight: _Flight) -> Iterator[None]:
+        with self.lock:
+            self.flights.add(flight)
+            start, self.running = not self.running, True
+        if start:
+            threading.Thread(target=self._run, name="rlm-watch", daemon=True).start()
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.flights.discard(flight)
+                if flight.connection is not None and flight.connection.flight is flight:
+                    flight.connection.flight = None
+
+    def _run(self) -> None:
+        idle = 0
+        while idle < 1 / TICK:
+            time.sleep(TICK)
+            with self.lock:
+                flights = list(self.flights)
+            now = time.monotonic()
+            for flight in flights:
+                if not flight.why:
+                    flight.look(now)
+            idle = 0 if flights else idle + 1
+        with self.lock:
+            self.running = False
+            if self.flights:
+                self.running = True
+                threading.Thread(target=self._run, name="rlm-watch", daemon=True).start()
+
+
+_watch = _Watch()
+_here = threading.local()  # .flight: the call that this thread is sending
+
+
+def _forget_after_fork() -> None:
+    _watch.__init__()  # type: ignore[misc]  # the watching thread stayed in the parent
+    _links.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+# --- the wire ---------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _adapter_class() -> type[Any]:
+    """A requests adapter whose connections can be given up in any phase. Made late: requests takes 100 ms to import."""
+    import socket
+
+    from requests.adapters import HTTPAdapter
+    from urllib3.connection import HTTPConnection, HTTPSConnection
+    from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+    class Given:
+        """A connection that knows the call it serves."""
+
+        flight: _Flight | None = None
+        used = False
+
+        def connect(self) -> None:
+            """Connect on another thread: name resolution, the handshakes and proxies cannot be interrupted."""
+            flight: _Flight | None = getattr(_here, "flight", None)
+            if flight is None:
+                return super().connect()  # type: ignore[misc]
+            problems: list[BaseException | None] = []
+            connect = super().connect  # type: ignore[misc]
+
+            def work() -> None:
+                try:
+                    connect()
+                except BaseException as error:
+                    problems.append(error.with_traceback(None))
+                else:
+                    problems.append(None)
+                if flight.why:
+                    self.close()  # type: ignore[attr-defined]  # nobody waits for it any more
+                flight.wake.set()
+
+            flight.wake.clear()
+            threading.Thread(target=work, name="rlm-connect", daemon=True).start()
+            while not problems and not flight.why:
+                flight.wake.wait()
+                if not flight.why:
+                    flight.wake.clear()
+            if flight.why or problems[0] is not None:
+                raise (None if flight.why else problems[0]) or OSError("given up")
+            flight.take(self)
+
+        def request(self, *args: Any, **options: Any) -> Any:
+            flight: _Flight | None = getattr(_here, "flight", None)
+            if flight is not None:
+                flight.reused, self.used = self.used, True
+                flight.take(self)
+            return super().request(*args, **options)  # type: ignore[misc]
+
+    class PlainConnection(Given, HTTPConnection):  # type: ignore[misc]
+        pass
+
+    class SecureConnection(Given, HTTPSConnection):  # type: ignore[misc]
+        pass
+
+    class PlainPool(HTTPConnectionPool):
+        ConnectionCls = PlainConnection
+
+    class SecurePool(HTTPSConnectionPool):
+        ConnectionCls = SecureConnection
+
+    # A long silent answer must survive the network's idle limits.
+    options = [*HTTPConnection.default_socket_options, (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 60), ("TCP_KEEPCNT", 5)):
+        if hasattr(socket, name):
+            options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
+
+    class Adapter(HTTPAdapter):
+        def _classes(self, manager: Any) -> Any:
+            manager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
+            return manager
+
+        def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+            super().init_poolmanager(*args, socket_options=options, **kwargs)
+            self._classes(self.poolmanager)
+
+        def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
+            return self._classes(super().proxy_manager_for(*args, **kwargs))
+
+        def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+            pool = super().get_connection_with_tls_context(*args, **kwargs)
+            if pool.scheme == "https":
+                pool.conn_kw["ssl_context"] = _tls()
+            return pool
+
+        def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+            """Nothing: `_tls` has loaded the certificates, once and not for each connection."""
+
+    return Adapter
+
+
+@functools.cache
+def _tls() -> Any:
+    """A TLS context that checks certificates against certifi's, or those that the environment names."""
+    import certifi
+    from urllib3.util import create_urllib3_context
+
+    context = create_urllib3_context()
+    names = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+    path = next((os.environ[name] for name in names if os.environ.get(name)), certifi.where())
+    try:
+        context.load_verify_locations(**{"capath" if os.path.isdir(path) else "cafile": path})
+    except OSError as error:
+        raise BackendError(f"cannot read the certificates in {path!r}: {error}", code="config") from None
+    return context
+
+
+class _Gate:
+    """How many calls may be under way at once: fewer after each 429, slowly more again after answers."""
+
+    def __init__(self, width: int) -> None:
+        self.width = self.limit = float(max(1, width))
+        self.busy = 0
+        self.wins = 0
+        self.opens_at = 0.0
+        self.lock = threading.Lock()
+        self.queue: deque[_Flight] = deque()
+
+    def enter(self, flight: _Flight) -> None:
+        while True:
+            with self.lock:
+                pause = self.opens_at - time.monotonic()
+                if pause <= 0 and self.busy < int(self.limit):
+                    self.busy += 1
+                    return
+                self.queue.append(flight)
+            try:
+                flight.sleep(pause if pause > 0 else None)
+            finally:
+                with self.lock, contextlib.suppress(ValueError):
+                    self.queue.remove(flight)
+
+    def leave(self, *, answered: bool) -> None:
+        with self.lock:
+            self.busy -= 1
+            if answered:
+                self.wins += 1
+                self.limit = min(self.width, self.limit + 1 / self.limit)
+            for _ in range(min(len(self.queue), int(self.limit) - self.busy)):
+                self.queue.popleft().wake.set()
+
+    def throttle(self, seconds: float) -> None:
+        """The provider has had too much: let nobody in for a while, then half as many."""
+        with self.lock:
+            now = time.monotonic()
+            if now >= self.opens_at:
+                self.limit = max(1.0, self.limit / 2)
+            self.opens_at = max(self.opens_at, now + seconds)
+
+
+class _Link:
+    """The connections to one host, and the gates before it."""
+
+    def __init__(self, url: str, width: int) -> None:
+        from requests.utils import get_environ_proxies
+
+        self.adapter = _adapter_class()(pool_connections=4, pool_maxsize=max(64, width))
+        self.proxies = {} if _is_loopback(url) else get_environ_proxies(url, no_proxy=None)
+        self.width = width
+        self.gates: dict[str, _Gate] = {}
+
+    def gate(self, model: str) -> _Gate:
+        return self.gates.setdefault(model, _Gate(self.width))
+
+    def open(self, flight: _Flight, url: str, headers: Mapping[str, str], body: bytes) -> Any:
+        """The response to a POST, its body unread. A problem becomes a BackendError that holds no header."""
+        from requests import PreparedRequest
+        from requests.structures import CaseInsensitiveDict
+
+        request = PreparedRequest()
+        request.method, request.url, request.body = "POST", url, body
+        request.headers = CaseInsensitiveDict({**headers, "Content-Length": str(len(body))})
+        flight.check()
+        flight.heard()
+        _here.flight = flight
+        problem: BaseException | None = None
+        try:
+            return self.adapter.send(
+                request, stream=True, timeout=(CONNECT_TIMEOUT, flight.timeout), proxies=self.proxies
+            )
+        except BaseException as error:
+            problem = error
+        finally:
+            _here.flight = None
+        raise _transport_error(problem, flight, url)  # out of the except block: no context, no locals with the key
+
+    def close(self) -> None:
+        self.adapter.close()
+
+
+_links: dict[tuple[str, int], _Link] = {}
+
+
+def _is_loopback(url: str) -> bool:
+    return _host(url) in ("localhost", "127.0.0.1", "::1")
+
+
+def _host(url: str) -> str:
+    from urllib.parse import urlsplit
+
+    return (urlsplit(url).hostname or "").lower()
+
+
+def _transport_error(problem: BaseException, flight: _Flight, url: str) -> BaseException:
+    """What to raise for an exception from below: never the exception itself, whose frames hold the headers."""
+    if isinstance(problem, (KeyboardInterrupt, SystemExit, BackendError)):
+        return problem.with_traceback(None)
+    try:
+        flight.check()
+    except BackendError as over:
+        return over.with_traceback(None)
+    reason, deepest = _reason(problem)
+    kind = "timeout" if isinstance(deepest, TimeoutError) else "connection"
+    error = BackendError(f"cannot reach {_host(url)}: {reason}", code=kind, provider=flight.provider)
+    error.retryable = isinstance(problem, OSError) and "CERTIFICATE_VERIFY" not in reason
+    error.retry_after = 0.0 if flight.reused and kind == "connection" else None
+    if _is_loopback(url):
+        error.hint = "is the server running?"
+    return error
+
+
+def _reason(problem: BaseException) -> tuple[str, BaseException]:
+    """The innermost cause of a chain of wrapped exceptions, in words that hold no URL and no header."""
+    deepest, seen = problem, {id(problem)}
+    while True:
+        inner = [getattr(deepest, "reason", None), deepest.__cause__, deepest.__context__, *deepest.args]
+        found = next((item for item in inner if isinstance(item, BaseException) and id(item) not in seen), None)
+        if found is None:
+            break
+        deepest = found
+        seen.add(id(found))
+    words = getattr(deepest, "strerror", None) or type(deepest).__name__
+    return str(words).lower(), deepest
+
+
+def _chunks(flight: _Flight, response: Any, url: str) -> Iterator[bytes]:
+    """The body as it arrives, decompressed."""
+    total = 0
+    while True:
+        problem: BaseException | None = None
+        data = b""
+        try:
+            # read1 hands on what has arrived in every framing; iter_content holds close-delimited bodies back.
+            data = response.raw.read1(65536, decode_content=True)
+        except BaseException as error:
+            problem = error
+        if problem is not None:
+            raise _transport_error(problem, flight, url)
+        flight.check()
+        if not data:
+            return
+        total += len(data)
+        if total > BODY_LIMIT:
+            raise BackendError(f"the answer is larger than {BODY_LIMIT >> 20} MB", code="protocol")
+        yield data
+
+
+def _events(chunks: Iterator[bytes]) -> Iterator[str]:
+    """The `data` of each server-sent event. Bytes until the end: chunks cut UTF-8 and line ends anywhere."""
+    line: list[bytes] = []
+    data: list[bytes] = []
+    after_cr = False
+    for chunk in chunks:
+        if after_cr and chunk.startswith(b"\n"):
+            chunk = chunk[1:]
+        after_cr = chunk.endswith(b"\r")
+        first, *others = _LINE_END.split(chunk)
+        line.append(first)
+        for other in others:
+            whole = b"".join(line)
+            line = [other]
+            if whole.startswith(b"data:"):
+                data.append(whole[6:] if whole[5:6] == b" " else whole[5:])
+            elif not whole and data:
+                yield b"\n".join(data).decode("utf-8", "replace")
+                data = []
+    rest = b"".join(line)
+    if rest.startswith(b"data:"):
+        data.append(rest[5:].strip())
+    if data:
+        yield b"\n".join(data).decode("utf-8", "replace")
+
+
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+
+
+# --- what the three wires share ---------------------------------------------------------------------------------
+
+
+class _Ask(NamedTuple):
+    """What is asked of a model, before a wire gives it a form."""
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] | None
+    max_tokens: int | None
+    schema: Mapping[str, Any] | None
+    stream: bool
+
+    @property
+    def is_conversation(self) -> bool:
+        """Whether more turns will follow, with this one as their prefix: a bare prompt is not sent again."""
+        return bool(self.tools) or any(message["role"] != "user" for message in self.messages)
+
+
+class _Answer:
+    """An answer as it grows out of a body or of a stream's events. Each wire fills it in its own way."""
+
+    def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
+        self.backend = backend
+        self.on_text = on_text
+        self.text: list[str] = []
+        self.calls: list[dict[str, Any]] = []
+        self.began = False  # something of the answer itself has come: from here on a retry would say it twice
+        self.ended = False  # the server has said that this is all
+        self.stop = ""
+        self.model = ""
+        self.usage: dict[str, int] | None = None
+        self.cost: float | None = None
+        self.raw: dict[str, Any] | None = None
+
+    def say(self, text: Any) -> None:
+        if isinstance(text, str) and text:
+            self.began = True
+            self.text.append(text)
+            if self.on_text:
+                self.on_text(text)
+
+    def finish(self) -> None:
+        """Called once when all has arrived."""
+
+
+def _loads(text: str | bytes) -> Any:
+    """JSON as other languages read it: no NaN, and any failure is a ValueError."""
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _dumps(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def _arguments(value: Any) -> dict[str, Any] | str:
+    """A call's arguments as an object; as the text that came if they cannot be read as one."""
+    if value is None:
+        return {}
+    if isinstance(value, dict):
+        return value
+    text = value if isinstance(value, str) else json.dumps(value)
+    if text.strip() in ("", "null"):
+        return {}
+    try:
+        parsed = _loads(text)
+        if isinstance(parsed, str):  # some servers encode twice
+            parsed = _loads(parsed)
+    except ValueError:
+        return text
+    return parsed if isinstance(parsed, dict) else text
+
+
+def _tool_calls(calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The calls of an answer, each with an id of its own."""
+    made: list[dict[str, Any]] = []
+    taken: set[str] = set()
+    for call in calls:
+        number = len(made) + 1
+        id_ = call.get("id")
+        while not isinstance(id_, str) or not id_ or id_ in taken:
+            id_ = f"call_{number}"
+            number += 1
+        taken.add(id_)
+        made.append({"id": id_, "name": str(call.get("name") or ""), "arguments": _arguments(call.get("arguments"))})
+    return made
+
+
+def _sendable(arguments: Any) -> dict[str, Any]:
+    """Arguments as an object: many servers answer 500 to a history that holds anything else."""
+    return arguments if isinstance(arguments, dict) else {"unreadable": str(arguments)}
+
+
+def _count(usage: Any, *path: str) -> int:
+    """A number deep in a usage object, 0 for whatever is not one."""
+    for name in path:
+        usage = usage.get(name) if isinstance(usage, dict) else None
+    return max(0, int(usage)) if isinstance(usage, (int, float)) and usage == usage and abs(usage) < 1e15 else 0
+
+
+def _parts(content: Any) -> list[dict[str, Any]]:
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}] if content else []
+    return [_inline(dict(part)) for part in content or ()]
+
+
+_DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(?:;[\w=-]+)*;base64,", re.IGNORECASE)
+
+
+def _inline(part: dict[str, Any]) -> dict[str, Any]:
+    """An image given as a data URI as what it holds."""
+    found = _DATA_URI.match(part.get("url", "")) if part.get("type") == "image" else None
+    if not found:
+        return part
+    return {"type": "image", "media_type": found[1] or "image/png", "data": part["url"][found.end() :]}
+
+
+def _plain(content: Any) -> str:
+    return "\n".join(part["text"] for part in _parts(content) if part["type"] == "text")
+
+
+def _images(content: Any) -> list[dict[str, Any]]:
+    return [part for part in _parts(content) if part["type"] == "image"]
+
+
+def _has_images(messages: Sequence[Mapping[str, Any]]) -> bool:
+    return any(not isinstance(message.get("content"), str) and _images(message.get("content")) for message in messages)
+
+
+_MAGIC = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif", b"RIFF": "image/webp"}
+
+
+def image_part(source: Any) -> dict[str, Any]:
+    """The message part for an image: bytes, a path, an http URL or a data URI. ValueError for what is no image."""
+    if isinstance(source, str) and re.match(r"(https?|data):", source, re.IGNORECASE):
+        return _inline({"type": "image", "url": source})
+    if not isinstance(source, (bytes, bytearray)):
+        with open(source, "rb") as file:
+            data = file.read()
+    else:
+        data = bytes(source)
+    kind = next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)
+    if kind is None:
+        raise ValueError("not a PNG, JPEG, GIF or WebP image")
+    import base64
+
+    return {"type": "image", "media_type": kind, "data": base64.b64encode(data).decode()}
+
+
+# --- OpenAI chat completions ------------------------------------------------------------------------------------
+
+_OPENAI_STOPS = {"length": "length", "content_filter": "content_filter", "max_tokens": "length"}
+
+
+def _openai_url(base: str, model: str, stream: bool) -> str:
+    return base if base.endswith("/chat/completions") else f"{base}/chat/completions"
+
+
+def _openai_body(backend: HTTPBackend, ask: _Ask) -> dict[str, Any]:
+    body: dict[str, Any] = {"model": backend.model, "messages": _openai_messages(backend, ask.messages)}
+    if ask.tools:
+        body["tools"] = [{"type": "function", "function": dict(tool)} for tool in ask.tools]
+    if ask.max_tokens is not None:
+        body[backend.limit_field] = ask.max_tokens
+    if ask.schema is not None and "no response_format" not in backend.lessons:
+        body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": ask.schema}}
+    if ask.stream:
+        body["stream"] = True
+        if "no stream_options" not in backend.lessons:
+            body["stream_options"] = {"include_usage": True}
+    if backend.is_openai and ask.is_conversation and "no prompt_cache_key" not in backend.lessons:
+        body["prompt_cache_key"] = _digest(body["messages"][:2])[:32]
+    return body
+
+
+def _digest(value: Any) -> str:
+    import hashlib
+
+    return hashlib.sha256(_dumps(value)).hexdigest()
+
+
+def _openai_messages(backend: HTTPBackend, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    made: list[dict[str, Any]] = []
+    images: list[dict[str, Any]] = []  # of tool results, which hold text only: they follow as a user's message
+    for message in messages:
+        if message["role"] == "tool":
+            result = {"role": "tool", "tool_call_id": message["tool_call_id"], "content": _plain(message["content"])}
+            made.append({**result, "name": message["name"]} if "name" in backend.quirks else result)
+            images += _images(message["content"])
+            continue
+        if images:
+            made.append({"role": "user", "content": _openai_content(images)})
+            images = []
+        if message["role"] == "assistant":
+            made.append(_openai_assistant(backend, message))
+        else:
+            made.append({"role": message["role"], "content": _openai_content(message["content"])})
+    if images:
+        made.append({"role": "user", "content": _openai_content(images)})
+    return made
+
+
+def _openai_content(content: Any) -> str | list[dict[str, Any]]:
+    """Text as a string, which every server takes; parts only where there is an image."""
+    parts = _parts(content)
+    if all(part["type"] == "text" for part in parts):
+        return "\n".join(part["text"] for part in parts)
+    made = []
+    for part in parts:
+        if part["type"] == "text":
+            made.append({"type": "text", "text": part["text"]})
+        else:
+            url = part.get("url") or f"data:{part['media_type']};base64,{part['data']}"
+            made.append({"type": "image_url", "image_url": {"url": url}})
+    return made
+
+
+def _openai_assistant(backend: HTTPBackend, message: Mapping[str, Any]) -> dict[str, Any]:
+    made: dict[str, Any] = {"role": "assistant", "content": _plain(message["content"])}
+    raw = backend.own_raw(message)
+    extras = raw.get("extras", {})
+    calls = [
+        {
+            "id": call["id"],
+            "type": "function",
+            "function": {
+                "name": call["name"],
+                "arguments": json.dumps(_sendable(call["arguments"]), ensure_ascii=False),
+            },
+            **extras.get(call["id"], {}),
+        }
+        for call in message.get("tool_calls") or ()
+    ]
+    if calls:
+        made["tool_calls"] = calls
+        if "reasoning" in backend.quirks:
+            made["reasoning_content"] = ""
+    return {**made, **raw.get("fields", {})}
+
+
+class _OpenAIAnswer(_Answer):
+    def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
+        super().__init__(backend, on_text)
+        self.thoughts: list[str] = []
+        self.details: list[Any] = []
+        self.reason: str | None = None
+
+    def whole(self, body: Mapping[str, Any]) -> None:
+        self.event(body)
+        self.ended = bool(body.get("choices"))
+
+    def event(self, body: Mapping[str, Any]) -> None:
+        if isinstance(body.get("model"), str):
+            self.model = body["model"]
+        if isinstance(body.get("usage"), dict):
+            self._count(body["usage"])
+        choices = body.get("choices")
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        if not isinstance(choice, dict):
+            return
+        delta = choice.get("delta") or choice.get("message")
+        if isinstance(delta, dict):
+            self._delta(delta)
+        if choice.get("finish_reason"):
+            self.reason = str(choice["finish_reason"])
+            self.ended = True
+
+    def _delta(self, delta: Mapping[str, Any]) -> None:
+        self.say(_text_of(delta.get("content")))
+        if delta.get("refusal"):
+            self.stop = "refusal"
+            self.say(delta["refusal"])
+        thought = delta.get("reasoning_content") or delta.get("reasoning")
+        if isinstance(thought, str) and thought:
+            self.thoughts.append(thought)
+            self.began = True
+        if isinstance(delta.get("reasoning_details"), list):
+            self.details += delta["reasoning_details"]
+        for fragment in delta.get("tool_calls") or ():
+            if isinstance(fragment, dict):
+                self._call(fragment)
+        if isinstance(delta.get("function_call"), dict):  # the form before tools
+            self._call({"index": 0, "function": delta["function_call"]})
+
+    def _call(self, fragment: Mapping[str, Any]) -> None:
+        """One piece of a call. Servers leave out the index, repeat the id, or send several calls as index 0."""
+        self.began = True
+        given = fragment.get("function")
+        function: dict[str, Any] = given if isinstance(given, dict) else {}
+        index, id_ = fragment.get("index"), fragment.get("id")
+        call = next((call for call in reversed(self.calls) if call["index"] == index), None)
+        if call is None and index is None and not id_ and self.calls:
+            call = self.calls[-1]
+        if call is None or (id_ and call["id"] and id_ != call["id"]):
+            call = {"index": index, "id": id_, "name": "", "arguments": "", "extra": {}}
+            self.calls.append(call)
+        call["id"] = call["id"] or id_
+        call["name"] = call["name"] or function.get("name") or ""
+        if isinstance(fragment.get("extra_content"), dict):
+            call["extra"] = {"extra_content": fragment["extra_content"]}
+        piece = function.get("arguments")
+        call["arguments"] = call["arguments"] + piece if isinstance(piece, str) else piece or call["arguments"]
+
+    def _count(self, usage: Mapping[str, Any]) -> None:
+        into, out = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+        total = _count(usage, "total_tokens")
+        cached = _count(usage, "prompt_tokens_details", "cached_tokens") or _count(usage, "prompt_cache_hit_tokens")
+        self.usage = {
+            "input": into,
+            "output": max(out, total - into),  # some count reasoning in the total only
+            "cached": min(cached, into),
+            "cache_write": min(_count(usage, "prompt_tokens_details", "cache_write_tokens"), into - min(cached, into)),
+            "reasoning": _count(usage, "completion_tokens_details", "reasoning_tokens"),
+        }
+        cost = usage.get("cost")
+        if isinstance(cost, (int, float)) and not isinstance(cost, bool) and cost >= 0:
+            self.cost = float(cost)
+
+    def finish(self) -> None:
+        self.stop = self.stop or _OPENAI_STOPS.get(self.reason or "", "tool_calls" if self.calls else "stop")
+        fields: dict[str, Any] = {}
+        if "reasoning" in self.backend.quirks and self.thoughts and self.calls:
+            fields["reasoning_content"] = "".join(self.thoughts)
+        if "details" in self.backend.quirks and self.details:
+            fields["reasoning_details"] = self.details
+        extras = {call["id"]: call["extra"] for call in self.calls if call["extra"] and call["id"]}
+        if fields or extras:
+            self.raw = {"fields": fields, "extras": extras}
+
+
+def _text_of(content: Any) -> str:
+    """Content as text; some servers send it as a list of parts."""
+    if isinstance(content, list):
+        return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+    return content if isinstance(content, str) else ""
+
+
+# --- Anthropic messages -----------------------------------------------------------------------------------------
+
+_ANTHROPIC_STOPS = {
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+    "pause_turn": "pause",
+    "refusal": "refusal",
+}
+
+
+def _anthropic_url(base: str, model: str, stream: bool) -> str:
+    if base.endswith("/messages"):
+        return base
+    return f"{base}/messages" if re.search(r"/v\d+$", base) else f"{base}/v1/messages"
+
+
+def _anthropic_body(backend: HTTPBackend, ask: _Ask) -> dict[str, Any]:
+    system = [part for message in ask.messages if message["role"] == "system" for part in _parts(message["content"])]
+    body: dict[str, Any] = {
+        "model": backend.model,
+        "max_tokens": ask.max_tokens or min(backend.max_output or 8192, 32_000),
+        "messages": _anthropic_messages(backend, ask.messages),
+    }
+    if system:
+        body["system"] = [{"type": "text", "text": part["text"]} for part in system]
+    if ask.tools:
+        body["tools"] = [
+            {"name": tool["name"], "description": tool["description"], "input_schema": tool["parameters"]}
+            for tool in ask.tools
+        ]
+    if ask.schema is not None and "no output_config" not in backend.lessons:
+        body["output_config"] = {"format": {"type": "json_schema", "schema": ask.schema}}
+    if ask.stream:
+        body["stream"] = True
+    if ask.is_conversation:
+        _mark_for_cache(body)
+    return body
+
+
+def _mark_for_cache(body: dict[str, Any]) -> None:
+    """Mark what a later turn reads again: tools and system, the last turn, and the newest (four marks at most).
+
+    A lookup goes back no more than 20 blocks from a mark, and one turn of many calls is longer: hence the last turn's.
+    """
+    turns = [message["content"] for message in body["messages"] if message["role"] == "user"][-2:]
+    for blocks in (body.get("tools") or [], body.get("system") or [], *turns):
+        markable = [block for block in blocks if block.get("text") != "" and "thinking" not in block.get("type", "")]
+        if markable:
+            markable[-1]["cache_control"] = {"type": "ephemeral"}
+
+
+def _anthropic_messages(backend: HTTPBackend, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The turns; what comes from the user in a row, tool results first, is one message."""
+    made: list[dict[str, Any]] = []
+    for message in messages:
+        if message["role"] == "system":
+            continue
+        role = "assistant" if message["role"] == "assistant" else "user"
+        blocks = _anthropic_blocks(backend, message)
+        if made and made[-1]["role"] == role:
+            made[-1]["content"] += blocks
+        else:
+            made.append({"role": role, "content": blocks})
+    for turn in made:
+        turn["content"].sort(key=lambda block: turn["role"] == "user" and block["type"] != "tool_result")
+        if not turn["content"]:
+            turn["content"] = [{"type": "text", "text": "(nothing)"}]
+    return made
+
+
+def _anthropic_blocks(backend: HTTPBackend, message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if message["role"] == "tool":
+        result = {"type": "tool_result", "tool_use_id": message["tool_call_id"]}
+        parts = [_anthropic_part(part) for part in _parts(message["content"])]
+        if parts:
+            result["content"] = parts
+        return [{**result, "is_error": True} if message.get("is_error") else result]
+    if kept := backend.own_raw(message).get("content"):
+        return [dict(block) for block in kept]
+    blocks = [_anthropic_part(part) for part in _parts(message["content"]) if part.get("text") != ""]
+    return blocks + [
+        {"type": "tool_use", "id": call["id"], "name": call["name"], "input": _sendable(call["arguments"])}
+        for call in message.get("tool_calls") or ()
+    ]
+
+
+def _anthropic_part(part: Mapping[str, Any]) -> dict[str, Any]:
+    if part["type"] == "text":
+        return {"type": "text", "text": part["text"]}
+    if "url" in part:
+        return {"type": "image", "source": {"type": "url", "url": part["url"]}}
+    source = {"type": "base64", "media_type": part["media_type"], "data": part["data"]}
+    return {"type": "image", "source": source}
+
+
+class _AnthropicAnswer(_Answer):
+    def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
+        super().__init__(backend, on_text)
+        self.blocks: dict[int, dict[str, Any]] = {}
+        self.counts: dict[str, Any] = {}
+
+    def whole(self, body: Mapping[str, Any]) -> None:
+        self._message(body)
+        for index, block in enumerate(body.get("content") or ()):
+            if isinstance(block, dict):
+                self._open(index, block)
+        self.ended = isinstance(body.get("content"), list)
+
+    def event(self, body: Mapping[str, Any]) -> None:
+        kind = body.get("type")
+        if kind == "message_start" and isinstance(body.get("message"), dict):
+            self._message(body["message"])
+        elif kind == "content_block_start" and isinstance(body.get("content_block"), dict):
+            self._open(_count(body, "index"), body["content_block"])
+        elif kind == "content_block_delta" and isinstance(body.get("delta"), dict):
+            self._delta(self.blocks.get(_count(body, "index")), body["delta"])
+        elif kind == "message_delta":
+            self._message({**(body.get("delta") or {}), "usage": body.get("usage")})
+        elif kind == "message_stop":
+            self.ended = True
+
+    def _message(self, message: Mapping[str, Any]) -> None:
+        self.model = str(message.get("model") or self.model)
+        self.stop = str(message.get("stop_reason") or self.stop)
+        if isinstance(message.get("usage"), dict):
+            self.counts.update({name: value for name, value in message["usage"].items() if value is not None})
+
+    def _open(self, index: int, block: Mapping[str, Any]) -> None:
+        self.blocks[index] = dict(block)
+        self.began = self.began or block.get("type") != "text"
+        self.say(block.get("text"))
+
+    def _delta(self, block: dict[str, Any] | None, delta: Mapping[str, Any]) -> None:
+        if block is None:
+            return
+        self.began = True
+        kind = delta.get("type")
+        if kind == "text_delta":
+            block["text"] = block.get("text", "") + str(delta.get("text") or "")
+            self.say(delta.get("text"))
+        elif kind == "input_json_delta":
+            block["json"] = block.get("json", "") + str(delta.get("partial_json") or "")
+        elif kind == "thinking_delta":
+            block["thinking"] = block.get("thinking", "") + str(delta.get("thinking") or "")
+        elif kind == "signature_delta":
+            block["signature"] = block.get("signature", "") + str(delta.get("signature") or "")
+
+    def finish(self) -> None:
+        blocks = [self.blocks[index] for index in sorted(self.blocks)]
+        for block in blocks:
+            if block.get("type") == "tool_use":
+                given = block.pop("json", "") or block.get("input")
+                self.calls.append({"id": block.get("id"), "name": block.get("name"), "arguments": given})
+                block["input"] = _sendable(_arguments(given))
+        if any(block.get("type") not in ("text", "tool_use") for block in blocks):
+            self.raw = {"content": [_replayable(block) for block in blocks if block.get("text") != ""]}
+        self.stop = _ANTHROPIC_STOPS.get(self.stop, "tool_calls" if self.calls else "stop")
+        if self.counts:
+            self._count()
+
+    def _count(self) -> None:
+        read = _count(self.counts, "cache_read_input_tokens")
+        written = _count(self.counts, "cache_creation_input_tokens")
+        details = self.counts.get("output_tokens_details")
+        self.usage = {
+            "input": _count(self.counts, "input_tokens") + read + written,
+            "output": _count(self.counts, "output_tokens"),
+            "cached": read,
+            "cache_write": written,
+            "reasoning": _count(details, "thinking_tokens") or _count(details, "reasoning_tokens"),
+        }
+
+
+def _replayable(block: Mapping[str, Any]) -> dict[str, Any]:
+    """A block of an answer as a request may hold it: thinking unmodified, text and calls without the answer's extras."""
+    keep = {"text": ("type", "text"), "tool_use": ("type", "id", "name", "input")}.get(block.get("type", ""))
+    return {name: block[name] for name in keep if name in block} if keep else dict(block)
+
+
+# --- Gemini -----------------------------------------------------------------------------------------------------
+
+_GEMINI_FILTERS = frozenset("SAFETY RECITATION PROHIBITED_CONTENT SPII BLOCKLIST LANGUAGE IMAGE_SAFETY".split())
+
+
+def _gemini_url(base: str, model: str, stream: bool) -> str:
+    path = model if model.startswith(("models/", "tunedModels/")) else f"models/{model}"
+    return f"{base}/{path}:{'streamGenerateContent?alt=sse' if stream else 'generateContent'}"
+
+
+def _gemini_body(backend: HTTPBackend, ask: _Ask) -> dict[str, Any]:
+    body: dict[str, Any] = {"contents": _gemini_contents(backend, ask.messages)}
+    system = [_plain(message["content"]) for message in ask.messages if message["role"] == "system"]
+    if system:
+        body["systemInstruction"] = {"parts": [{"text": text} for text in system]}
+    if ask.tools:
+        declared = [
+            {"name": tool["name"], "description": tool["description"], "parametersJsonSchema": tool["parameters"]}
+            for tool in ask.tools
+        ]
+        body["tools"] = [{"functionDeclarations": declared}]
+    config: dict[str, Any] = {}
+    if ask.max_tokens is not None:
+        config["maxOutputTokens"] = ask.max_tokens
+    if ask.schema is not None:
+        config.update(responseMimeType="application/json", responseJsonSchema=ask.schema)
+    if config:
+        body["generationConfig"] = config
+    return body
+
+
+def _gemini_contents(backend: HTTPBackend, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    made: list[dict[str, Any]] = []
+    native: set[str] = set()  # the ids that Gemini gave itself, and wants back
+    for message in messages:
+        if message["role"] == "system":
+            continue
+        role = "model" if message["role"] == "assistant" else "user"
+        kept = backend.own_raw(message).get("parts")
+        native.update(part["functionCall"].get("id", "") for part in kept or () if "functionCall" in part)
+        parts = [dict(part) for part in kept] if kept else _gemini_parts(message, native)
+        if made and made[-1]["role"] == role:
+            made[-1]["parts"] += parts
+        else:
+            made.append({"role": role, "parts": parts})
+    return [content for content in made if content["parts"]]
+
+
+def _gemini_parts(message: Mapping[str, Any], native: set[str]) -> list[dict[str, Any]]:
+    if message["role"] != "tool":
+        parts = [_gemini_part(part) for part in _parts(message["content"])]
+        for call in message.get("tool_calls") or ():
+            parts.append({"functionCall": {"name": call["name"], "args": _sendable(call["arguments"])}})
+        return parts
+    key = "error" if message.get("is_error") else "result"
+    response = {"name": message["name"], "response": {key: _plain(message["content"])}}
+    if message["tool_call_id"] in native:
+        response["id"] = message["tool_call_id"]
+    return [{"functionResponse": response}, *(_gemini_part(part) for part in _images(message["content"]))]
+
+
+def _gemini_part(part: Mapping[str, Any]) -> dict[str, Any]:
+    if part["type"] == "text":
+        return {"text": part["text"]}
+    if "url" in part:
+        return {"fileData": {"fileUri": part["url"], "mimeType": part.get("media_type") or "image/*"}}
+    return {"inlineData": {"mimeType": part["media_type"], "data": part["data"]}}
+
+
+class _GeminiAnswer(_Answer):
+    def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
+        super().__init__(backend, on_text)
+        self.parts: list[dict[str, Any]] = []
+        self.reason = ""
+
+    def whole(self, body: Mapping[str, Any]) -> None:
+        self.event(body)
+
+    def event(self, body: Mapping[str, Any]) -> None:
+        self.model = str(body.get("modelVersion") or self.model)
+        if isinstance(body.get("usageMetadata"), dict):
+            self._count(body["usageMetadata"])
+        feedback = body.get("promptFeedback")
+        if isinstance(feedback, dict) and feedback.get("blockReason"):
+            self.reason, self.ended = "SAFETY", True
+        candidates = body.get("candidates")
+        candidate = candidates[0] if isinstance(candidates, list) and candidates else None
+        if not isinstance(candidate, dict):
+            return
+        content = candidate.get("content")
+        for part in (content.get("parts") if isinstance(content, dict) else None) or ():
+            if isinstance(part, dict):
+                self._part(part)
+        if candidate.get("finishReason"):
+            self.reason, self.ended = str(candidate["finishReason"]), True
+
+    def _part(self, part: dict[str, Any]) -> None:
+        self.began = True
+        if not part.get("thought"):
+            self.say(part.get("text"))
+        if isinstance(part.get("functionCall"), dict):
+            call = part["functionCall"]
+            self.calls.append({"id": call.get("id"), "name": call.get("name"), "arguments": call.get("args")})
+        last = self.parts[-1] if self.parts else {}
+        if set(part) == {"text"} and set(last) == {"text"}:
+            last["text"] += part["text"]
+        else:
+            self.parts.append(dict(part))
+
+    def _count(self, usage: Mapping[str, Any]) -> None:
+        thoughts = _count(usage, "thoughtsTokenCount")
+        self.usage = {
+            "input": _count(usage, "promptTokenCount") + _count(usage, "toolUsePromptTokenCount"),
+            "output": _count(usage, "candidatesTokenCount") + thoughts,
+            "cached": _count(usage, "cachedContentTokenCount"),
+            "cache_write": 0,
+            "reasoning": thoughts,
+        }
+
+    def finish(self) -> None:
+        if self.reason == "MAX_TOKENS":
+            self.stop = "length"
+        elif self.reason in _GEMINI_FILTERS:
+            self.stop = "content_filter"
+        elif self.reason != "STOP" and not self.text and not self.calls:
+            error = BackendError(f"the model's answer was not usable ({self.reason})", code="protocol")
+            error.retryable = True
+            raise error
+        else:
+            self.stop = "tool_calls" if self.calls else "stop"
+        if any("thoughtSignature" in part or "id" in part.get("functionCall", {}) for part in self.parts):
+            self.raw = {"parts": [part for part in self.parts if not part.get("thought")]}
+
+
+class _Wire(NamedTuple):
+    url: Callable[[str, str, bool], str]
+    body: Callable[[HTTPBackend, _Ask], dict[str, Any]]
+    answer: type[Any]
+    done: str = ""  # the data of the event that ends a stream
+
+
+_WIRES = {
+    "openai": _Wire(_openai_url, _openai_body, _OpenAIAnswer, "[DONE]"),
+    "anthropic": _Wire(_anthropic_url, _anthropic_body, _AnthropicAnswer),
+    "gemini": _Wire(_gemini_url, _gemini_body, _GeminiAnswer),
+}
+
+
+# --- errors that a server answers -------------------------------------------------------------------------------
+
+_RETRIED = frozenset({408, 409, 429})
+_MONEY = re.compile(
+    r"insufficient_quota|credit_balance|spend_limit|usage_limit_exceeded|billing|PerDay|exceeded your current quota",
+    re.IGNORECASE,
+)
+_TOO_LONG = re.compile(
+    r"context_length|context length|context window|context size|maximum context|prompt is too long|"
+    r"input is too long|exceeds the maximum number of tokens|too many tokens|exceed_context",
+    re.IGNORECASE,
+)
+_NO_TOOLS = re.compile(
+    r"(tools?|tool[ _]choice|tool (use|calling|call)|function[ _-]calling|functions?)\b.{0,60}"
+    r"(not|n't|no) (be )?(support|enabl|allow|available)|"
+    r"(not|n't) support.{0,30}(tool|function)|support tool use|requires? --(jinja|enable-auto-tool-choice)|"
+    r"tools? param requires",
+    re.IGNORECASE | re.DOTALL,
+)
+_HINTS = {
+    "auth": "check the key: it may be revoked, of another account, or not allowed to use this model",
+    "quota": "the account's credit or spending limit is used up: raise it with the provider, or use another",
+    "not_found": "check the model's name and the base URL",
+    "context_length": "give it less: keep long text in variables and send pieces of it",
+    "redirect": "set the base URL to where the server wants to be called; redirects are not followed with a key",
+    "rate": "lower max_parallel, or wait",
+}
+
+
+def _code_for(status: int, text: str) -> str:
+    if status in (402, 429) and (status == 402 or _MONEY.search(text)):
+        return "quota"
+    if status in (400, 413, 422, 500) and _TOO_LONG.search(text):
+        return "context_length"
+    if 300 <= status < 400:
+        return "redirect"
+    if status >= 500:
+        return "server"
+    known = {401: "auth", 403: "auth", 404: "not_found", 408: "timeout", 409: "server", 429: "rate"}
+    return known.get(status, "bad_request")
+
+
+def _error_text(body: bytes | Mapping[str, Any]) -> str:
+    """What a server says went wrong: the message and the words beside it."""
+    if not isinstance(body, Mapping):
+        try:
+            body = _loads(body)
+        except ValueError:
+            return body.decode("utf-8", "replace")  # type: ignore[union-attr]
+        body = body[0] if isinstance(body, list) and body else body
+    error = body.get("error", body) if isinstance(body, Mapping) else body
+    if not isinstance(error, Mapping):
+        return str(error)
+    details = error.get("details")
+    named = [str(error.get(name)) for name in ("type", "code", "status") if error.get(name)]
+    if isinstance(details, Mapping) and details.get("error_code"):
+        named.append(str(details["error_code"]))
+    return f"{error.get('message') or error.get('detail') or _dumps(error).decode()} ({', '.join(named)})"
+
+
+def _wait_asked(headers: Mapping[str, str], body: bytes) -> float | None:
+    """How many seconds the server asks to wait, in any of the ways they have of saying it."""
+    with contextlib.suppress(ValueError):
+        return max(0.0, float(headers.get("retry-after-ms", "")) / 1000)
+    after = headers.get("retry-after", "")
+    with contextlib.suppress(ValueError):
+        return max(0.0, float(after))
+    if after:
+        from email.utils import parsedate_to_datetime
+
+        with contextlib.suppress(ValueError, TypeError):
+            return max(0.0, parsedate_to_datetime(after).timestamp() - time.time())
+    found = re.search(rb'"retryDelay"\s*:\s*"([\d.]{1,12})s"', body)
+    return float(found[1]) if found else None
+
+
+def _tidy(text: str, secrets: Sequence[str]) -> str:
+    """A server's words for one line of ours: no secrets, no control characters, no length."""
+    text = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", mask(text, secrets)).split())
+    return text if len(text) <= 600 else f"{text[:600]} …"
+
+
+# --- the retries ------------------------------------------------------------------------------------------------
+
+
+def _persist(flight: _Flight, gate: _Gate, max_retries: int, send: Callable[[], Any]) -> tuple[Any, int]:
+    """What `send` returns, and at which attempt, after as many attempts as its failures and the deadline allow."""
+    attempt = failures = 0
+    while True:
+        attempt += 1
+        gate.enter(flight)
+        wins, error = gate.wins, None
+        try:
+            return send(), attempt
+        except BackendError as failure:
+            error = failure
+        finally:
+            gate.leave(answered=error is None)
+        # A call that is turned away while others are answered is not failing: it is in a queue.
+        if error.code != "rate" or gate.wins == wins:
+            failures += 1
+        wait = _pause(error, failures)
+        over = failures > max_retries or attempt >= max(MOST_ATTEMPTS, max_retries + 1)
+        late = flight.deadline is not None and time.monotonic() + wait >= flight.deadline
+        if not error.retryable or over or late or wait > LONGEST_WAIT:
+            raise error
+        if error.status in (429, 503, 529):
+            gate.throttle(wait)
+        until = time.monotonic() + wait
+        while (left := until - time.monotonic()) > 0:
+            flight.sleep(left)
+
+
+def _pause(error: BackendError, failures: int) -> float:
+    """Seconds until the next attempt: what the server asks for, else longer each time, never in step with others."""
+    import random
+
+    if error.retry_after is not None:
+        return error.retry_after + (random.uniform(0, 0.05) if error.retry_after else 0.0)
+    return float(min(8.0, 0.5 * 2.0 ** max(0, failures - 1)) * random.uniform(0.75, 1.0))
+
+
+# --- a model ----------------------------------------------------------------------------------------------------
+
+
+class HTTPBackend:
+    """A model of a provider. Made by `connect`; may be used from many threads at once."""
+
+    def __init__(
+        self,
+        row: Provider,
+        model: str,
+        *,
+        base_url: str,
+        key: str,
+        key_source: str | None,
+        max_retries: int,
+        max_parallel: int,
+        prices: Mapping[str, Any] | None,
+        cache: str | None,
+        timeout: float,
+        reconnect: Callable[[str], HTTPBackend] | None = None,
+    ) -> None:
+        self.provider = row.id
+        self.model = model
+        self.wire = row.wire
+        self.quirks = row.quirks
+        self.base_url = base_url
+        self.key_source = key_source
+        self.max_retries = max_retries
+        self.max_parallel = max_parallel
+        self.prices = prices
+        self.timeout = timeout
+        self.cache = cache
+        self.lessons: set[str] = set()  # what this server has turned out not to take
+        facts = _facts(model)
+        self.supports_tools = "notools" not in row.quirks
+        self.supports_images = "noimages" not in row.quirks and (facts is None or facts.images)
+        self.window = facts.window if facts else None
+        self.max_output = facts.max_output if facts else None
+        self.price_known = _price(model, prices, row.id) is not None or row.id.startswith("openrouter")
+        self._row = row
+        self._key = _Secret(key)
+        self._reconnect = reconnect
+        self._codec = _WIRES[self.wire]
+
+    def __repr__(self) -> str:
+        return f"<HTTPBackend {self.provider} {self.model!r} at {self.base_url}>"
+
+    @property
+    def is_openai(self) -> bool:
+        return _host(self.base_url) == "api.openai.com"
+
+    @property
+    def limit_field(self) -> str:
+        """How this server spells the limit of the answer."""
+        newer = "mct" in self.quirks and (self.provider != "openai" or self.is_openai or _is_openai_model(self.model))
+        return "max_completion_tokens" if newer != ("other limit" in self.lessons) else "max_tokens"
+
+    def with_model(self, model: str) -> HTTPBackend:
+        """The same provider and connections with another model; another provider if the name says so."""
+        if self._reconnect is not None:
+            return self._reconnect(model)
+        return self._sibling(model)
+
+    def _sibling(self, model: str) -> HTTPBackend:
+        return HTTPBackend(
+            self._row,
+            model,
+            base_url=self.base_url,
+            key=self._key,
+            key_source=self.key_source,
+            max_retries=self.max_retries,
+            max_parallel=self.max_parallel,
+            prices=self.prices,
+            cache=self.cache,
+            timeout=self.timeout,
+            reconnect=self._reconnect,
+        )
+
+    def close(self) -> None:
+        """Close the idle connections. The backend can still be used: it opens new ones."""
+        if link := _links.get((_origin(self.base_url), self.max_parallel)):
+            link.close()
+
+    def own_raw(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """What this very model wants back unchanged in a message, if the message has it."""
+        raw = message.get("raw")
+        if not isinstance(raw, dict):
+            return {}
+        mine = raw.get("wire") == self.wire and raw.get("model") == self.model and raw.get("provider") == self.provider
+        return raw if mine else {}
+
+    def complete(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        max_tokens: int | None = None,
+        on_text: Callable[[str], None] | None = None,
+        deadline: float | None = None,
+        cancel: threading.Event | None = None,
+        response_schema: Mapping[str, Any] | None = None,
+    ) -> Reply:
+        """The model's answer; its text is handed to `on_text` as it arrives. BackendError if there is none.
+
+        `deadline` (of `time.monotonic`) bounds all attempts together; `cancel`, set by any thread, ends the call.
+        """
+        if tools and not self.supports_tools:
+            raise self._no_tools()
+        if not self.supports_images and _has_images(messages):
+            raise self._error("bad_request", f"{self.model!r} cannot see images", hint="use a model with vision")
+        if max_tokens is not None and self.max_output is not None:
+            max_tokens = min(max_tokens, self.max_output)
+        ask = _Ask(messages, tools, max_tokens, response_schema, stream=on_text is not None)
+        flight = _Flight(self.provider, self.timeout, deadline, cancel)
+        with _watch.over(flight):
+            if self.cache is None:
+                return self._live(ask, flight, on_text)
+            return _cached(self, ask, flight, on_text)
+
+    def prepare(self, ask: _Ask) -> tuple[str, dict[str, str], dict[str, Any]]:
+        """The URL, headers and body that a request would have."""
+        base, _, query = self.base_url.partition("?")
+        url = self._codec.url(base, self.model, ask.stream)
+        if query:
+            url += ("&" if "?" in url else "?") + query
+        return url, self._headers(ask.stream), self._codec.body(self, ask)
+
+    def _headers(self, stream: bool) -> dict[str, str]:
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "text/event-stream" if stream else "application/json",
+            # A compressed stream is one that some proxy holds back.
+            "Accept-Encoding": "identity" if stream else "gzip, deflate",
+            "User-Agent": "flat-rlm",
+        }
+        if self.wire == "anthropic":
+            headers["anthropic-version"] = self._anthropic_version()
+        if self._key:
+            bearer = _Secret(f"Bearer {self._key}")
+            name = {"anthropic": "x-api-key", "gemini": "x-goog-api-key"}.get(self.wire, "Authorization")
+            name = "api-key" if "azure" in self.quirks else "Authorization" if "bearer" in self.quirks else name
+            headers[name] = bearer if name == "Authorization" else self._key
+            if extra := self.quirks.get("header"):
+                headers[extra] = bearer if extra == "cf-aig-authorization" else self._key
+        return headers
+
+    def _anthropic_version(self) -> str:
+        own = self.base_url == self._row.base_url and "old version" not in self.lessons
+        return self.quirks.get("version", "2023-06-01") if own else "2023-06-01"
+
+    def _live(self, ask: _Ask, flight: _Flight, on_text: Callable[[str], None] | None) -> Reply:
+        link = _link(self.base_url, self.max_parallel)
+        while True:
+            url, headers, body = self.prepare(ask)
+            data = _dumps(body)
+
+            def send() -> _Answer:
+                return self._attempt(link, flight, url, headers, data, on_text)  # noqa: B023
+
+            try:
+                answer, attempts = _persist(flight, link.gate(self.model), self.max_retries, send)
+            except BackendError as error:
+                failure = error
+            else:
+                return self._reply(answer, ask, attempts)
+            if not self._learn(failure, body):
+                raise failure
+
+    def _attempt(
+        self,
+        link: _Link,
+        flight: _Flight,
+        url: str,
+        headers: Mapping[str, str],
+        data: bytes,
+        on_text: Callable[[str], None] | None,
+    ) -> _Answer:
+        response = link.open(flight, url, headers, data)
+        answer: _Answer = self._codec.answer(self, on_text)
+        finished = False
+        try:
+            chunks = _chunks(flight, response, url)
+            if response.status_code >= 300:
+                raise self._refusal(response, b"".join(chunks))
+            if on_text is not None and "json" not in response.headers.get("content-type", ""):
+                self._read_stream(answer, flight, chunks)
+            else:
+                self._read_whole(answer, b"".join(chunks), response.status_code)
+            answer.finish()
+            finished = True
+            return answer
+        except BackendError as error:
+            failure = error
+        finally:
+            if not finished or not _drain(flight, response):
+                response.raw.close()
+            response.raw.release_conn()
+        failure.partial = "".join(answer.text)
+        failure.retryable = failure.retryable and not answer.began
+        failure.provider = self.provider
+        raise failure
+
+    def _read_whole(self, answer: Any, data: bytes, status: int) -> None:
+        try:
+            body = _loads(data)
+        except ValueError:
+            body = None
+        if not isinstance(body, dict):
+            raise self._error("protocol", "the server's answer is not a JSON object", retryable=True, status=status)
+        self._raise_error_in(body)
+        answer.whole(body)
+        if not answer.ended:
+            raise self._error("protocol", "the server's answer holds no message", retryable=True, status=status)
+
+    def _read_stream(self, answer: Any, flight: _Flight, chunks: Iterator[bytes]) -> None:
+        try:
+            for data in _events(chunks):
+                flight.heard()
+                if data == self._codec.done:
+                    answer.ended = True
+                    return
+                try:
+                    event = _loads(data)
+                except ValueError:
+                    event = None
+                if not isinstance(event, dict):
+                    raise self._error("truncated", "the stream holds an event that is not JSON", retryable=True)
+                self._raise_error_in(event)
+                answer.event(event)
+                flight.heard()
+                if answer.ended and self.wire == "anthropic":
+                    return
+        except BackendError as error:
+            if not answer.ended or error.code not in ("connection", "timeout", "truncated"):
+                raise
+        if not answer.ended:
+            raise self._error("truncated", "the stream ended before the answer did", retryable=True)
+
+    def _raise_error_in(self, body: Mapping[str, Any]) -> None:
+        """An error may come with status 200, in a body as in the middle of a stream."""
+        error = body.get("error")
+        if not error:
+            return
+        code = error.get("code") if isinstance(error, Mapping) else None
+        kind = str(error.get("type") or error.get("status") or code) if isinstance(error, Mapping) else ""
+        status = code if isinstance(code, int) and 400 <= code < 600 else _STATUS_OF.get(kind, 500)
+        raise self._status_error(status, _error_text(body), None)
+
+    def _refusal(self, response: Any, body: bytes) -> BackendError:
+        if 300 <= response.status_code < 400:
+            target = _host(response.headers.get("location", "")) or "elsewhere"
+            return self._status_error(response.status_code, f"the server redirects to {target}", None)
+        wait = _wait_asked(response.headers, body)
+        error = self._status_error(response.status_code, _error_text(body), wait)
+        if response.headers.get("x-should-retry") == "false":
+            error.retryable = False
+        return error
+
+    def _status_error(self, status: int, text: str, wait: float | None) -> BackendError:
+        code = _code_for(status, text)
+        error = self._error(code, f"{self.provider} answers {status}: {text}", status=status, hint=_HINTS.get(code, ""))
+        error.retryable = code not in ("quota", "context_length") and (status in _RETRIED or status >= 500)
+        error.retry_after = wait
+        return error
+
+    def _error(self, code: str, message: str, *, retryable: bool = False, **more: Any) -> BackendError:
+        error = BackendError(_tidy(message, [self._key]), code=code, provider=self.provider, **more)
+        error.retryable = retryable
+        return error
+
+    def _no_tools(self) -> BackendError:
+        hint = "use the text protocol: code in fenced blocks"
+        return self._error("no_tools", f"{self.model!r} does not support tool calls", status=400, hint=hint)
+
+    def _learn(self, error: BackendError, body: Mapping[str, Any]) -> bool:
+        """Whether the error tells of something to be said in another way from now on."""
+        if error.status not in (400, 404, 422, 500, 501):
+            return False
+        text = error.message
+        if body.get("tools") and _NO_TOOLS.search(text):
+            self.supports_tools = False
+            raise self._no_tools()
+        if error.status not in (400, 422):
+            return False
+        lesson = next((lesson for pattern, field, lesson in _LESSONS if field in body and pattern in text), None)
+        if lesson is None and self.wire == "anthropic" and "anthropic-version" in text:
+            lesson = "old version"
+        if lesson is None or lesson in self.lessons:
+            return False
+        self.lessons.add(lesson)
+        return True
+
+    def _reply(self, answer: _Answer, ask: _Ask, attempts: int) -> Reply:
+        text = "".join(answer.text)
+        usage: dict[str, Any] | None = answer.usage
+        if usage is None or not (usage["input"] or usage["output"]):
+            out = estimate_tokens([{"content": text, "tool_calls": answer.calls}])
+            into = estimate_tokens(ask.messages, ask.tools)
+            usage = {"input": into, "output": out, "cached": 0, "cache_write": 0, "reasoning": 0, "estimated": True}
+        cost = answer.cost if answer.cost is not None else cost_of(self.model, usage, self.prices, self.provider)
+        raw = answer.raw and {"wire": self.wire, "model": self.model, "provider": self.provider, **answer.raw}
+        return Reply(
+            text, _tool_calls(answer.calls), usage, answer.stop, answer.model or self.model, cost, raw, attempts
+        )
+
+
+_STATUS_OF = {
+    "overloaded_error": 529,
+    "rate_limit_error": 429,
+    "rate_limit_exceeded": 429,
+    "RESOURCE_EXHAUSTED": 429,
+    "insufficient_quota": 402,
+    "invalid_request_error": 400,
+    "INVALID_ARGUMENT": 400,
+    "authentication_error": 401,
+    "permission_error": 403,
+    "not_found_error": 404,
+}
+
+# What an error names, the field of the request that it is about, what to do from then on.
+_LESSONS = (
+    ("max_completion_tokens", "max_tokens", "other limit"),
+    ("max_completion_tokens", "max_completion_tokens", "other limit"),
+    ("stream_options", "stream_options", "no stream_options"),
+    ("prompt_cache_key", "prompt_cache_key", "no prompt_cache_key"),
+    ("response_format", "response_format", "no response_format"),
+    ("output_config", "output_config", "no output_config"),
+)
+
+
+def _is_openai_model(model: str) -> bool:
+    return bool(re.match(r"(gpt-(?!oss)|chatgpt-|o\d|codex-)", model))
+
+
+def _drain(flight: _Flight, response: Any) -> bool:
+    """Read what is left after the answer, so that the connection can be used again; False if more is to come."""
+    sock = flight.socket
+    if sock is None:
+        return True
+    try:
+        sock.settimeout(0.01)
+        for _ in range(4):
+            if not response.raw.read1(65536):
+                return True
+        return False
+    except Exception:  # of many kinds, and all of them mean: not this connection again
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            sock.settimeout(flight.timeout)
+
+
+# --- connecting -------------------------------------------------------------------------------------------------
+
+_BY_NAME = (
+    (re.compile(r"gpt-oss|o\d*-?oss"), ""),
+    (re.compile(r"gpt-|chatgpt-|o\d(?:-|$)|codex-"), "openai"),
+    (re.compile(r"claude-"), "anthropic"),
+    (re.compile(r"gemini-"), "google"),
+    (re.compile(r"grok-"), "xai"),
+    (re.compile(r"deepseek-"), "deepseek"),
+    (re.compile(r"(?:mistral|magistral|ministral|codestral|devstral|pixtral)-"), "mistral"),
+    (re.compile(r"kimi-|moonshot-"), "moonshotai"),
+    (re.compile(r"sonar"), "perplexity"),
+    (re.compile(r"command-"), "cohere"),
+)
+# What to use when neither a model nor a provider is named, in this order.
+_DEFAULTS = {
+    "openai": DEFAULT_MODEL,
+    "anthropic": "claude-haiku-5-5",
+    "google": "gemini-3.8-flash",
+    "openrouter": "openai/gpt-4o-mini",
+    "xai": "grok-4.7",
+    "deepseek": "deepseek-flash",
+    "mistral": "mistral-small-latest",
+    "groq": "llama-3.3-70b-versatile",
+}
+_BASE_VARIABLES = {"openai": "OPENAI_BASE_URL", "anthropic": "ANTHROPIC_BASE_URL"}
+
+
+def connect(
+    model: str | None,
+    backend: str = "auto",
+    *,
+    api_key: str | None = None,
+    base_url: str | None = None,
+    environ: Mapping[str, str] | None = None,
+    max_retries: int = 4,
+    max_parallel: int = 16,
+    prices: Mapping[str, Any] | None = None,
+    cache: bool | str = False,
+    timeout: float = 600.0,
+) -> HTTPBackend:
+    """The backend for a model; nothing is sent yet. BackendError(code="config") says what is missing.
+
+    `timeout` is how many seconds of silence from the server are borne. `cache` keeps answers on disk: a folder, or
+    True for the user's cache folder.
+    """
+    env = _Environ(environ)
+    environ = None  # what a traceback shows of this frame must hold no key
+    given = _Secret(api_key) if api_key else None
+    api_key = None
+    row, name, _ = _choose(model, backend, base_url, env)
+    base = _base_url(row, base_url, env)
+    key, source = _key(row, name, base, base_url, given, env)
+    options: dict[str, Any] = {
+        "max_retries": max_retries,
+        "max_parallel": max_parallel,
+        "prices": prices,
+        "timeout": timeout,
+        "cache": _cache_folder(cache, env),
+    }
+    made = HTTPBackend(row, name, base_url=base, key=key, key_source=source, **options)
+    if backend in ("auto", "litellm") and base_url is None:
+        made._reconnect = functools.partial(_with_model, made, env, options)
+    return made
+
+
+def _with_model(made: HTTPBackend, env: _Environ, options: dict[str, Any], model: str) -> HTTPBackend:
+    """Another model by its name; a name that does not say whose it is belongs to the same provider."""
+    try:
+        row, name, _ = _choose(model, "auto", None, env)
+    except BackendError:
+        return made._sibling(model)
+    if row.id == made.provider:
+        return made._sibling(name)
+    base = _base_url(row, None, env)
+    key, source = _key(row, name, base, None, None, env)
+    other = HTTPBackend(row, name, base_url=base, key=key, key_source=source, **options)
+    other._reconnect = functools.partial(_with_model, other, env, options)
+    return other
+
+
+def _choose(model: str | None, backend: str, base_url: str | None, env: _Environ) -> tuple[Provider, str, bool]:
+    """Whose model it is, its name there, and whether the name said so."""
+    if backend not in ("auto", "litellm"):
+        row = _provider(backend)
+        name = model or _DEFAULTS.get(row.id, "")
+        if not name:
+            raise BackendError(f"which model of {row.id}?", code="config", provider=row.id, hint="-m MODEL")
+        return row, name if base_url else _unprefixed(name, row), True
+    if not model:
+        row = _present(env, base_url)
+        return row, _DEFAULTS[row.id], True
+    for separator in "/:":
+        word, found, rest = model.partition(separator)
+        if found and rest and word in _table():
+            return _table()[word], rest, True
+    for pattern, id_ in _BY_NAME:
+        if pattern.match(model):
+            if id_:
+                return _table()[id_], model, True
+            break
+    if base_url is None:
+        raise BackendError(
+            f"cannot tell whose model {model!r} is",
+            code="config",
+            hint=f"write provider/model, as in openrouter/{model} or ollama/{model}; `rlm providers` lists them",
+        )
+    return _table()["openai"], model, False
+
+
+def _provider(name: str) -> Provider:
+    if row := _table().get(name):
+        return row
+    import difflib
+
+    near = difflib.get_close_matches(name, _table(), 3)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`rlm providers` lists them"
+    raise BackendError(f"no provider is called {name!r}", code="config", hint=hint)
+
+
+def _unprefixed(model: str, row: Provider) -> str:
+    word, _, rest = model.partition("/")
+    named = word == row.id or word in row.aliases
+    return rest if rest and named and ("own" not in row.quirks or "/" in rest) else model
+
+
+def _present(env: _Environ, base_url: str | None) -> Provider:
+    """The provider to use when nobody has named one: the first whose key is there."""
+    if base_url is None:
+        for id_ in _DEFAULTS:
+            if any(env.get(name) for name in _table()[id_].keys):
+                return _table()[id_]
+    return _table()["openai"]
+
+
+def _base_url(row: Provider, given: str | None, env: _Environ) -> str:
+    url = given or env.get(_BASE_VARIABLES.get(row.id, "")) or env.get(row.quirks.get("base", "")) or row.base_url
+    missing: list[str] = []
+
+    def fill(found: re.Match[str]) -> str:
+        if not env.get(found[1]):
+            missing.append(found[1])
+        return env.get(found[1])
+
+    url = re.sub(r"\$\{(\w+)\}", fill, url)
+    if missing:
+        raise BackendError(
+            f"the URL of {row.id} needs {' and '.join(missing)}",
+            code="config",
+            provider=row.id,
+            hint=f"export {missing[0]}=…, or give base_url",
+        )
+    return _checked_url(url.strip())
+
+
+def _checked_url(url: str) -> str:
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(url)
+        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        fine = False
+    if not fine or re.search(r"[\s\x00-\x1f]", url):
+        raise BackendError("the base URL is not an http or https URL", code="config", hint="https://HOST/v1")
+    if parts.username or parts.password:
+        raise BackendError("the base URL holds a user name or password", code="config", hint="give the key as api_key")
+    head, mark, query = url.partition("?")
+    return head.rstrip("/") + mark + query
+
+
+def _origin(url: str) -> str:
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}".lower()
+
+
+def _key(
+    row: Provider, model: str, base: str, given_url: str | None, given: _Secret | None, env: _Environ
+) -> tuple[_Secret, str | None]:
+    """The key for this host and where it came from: the caller's, else that of the provider whose host it is."""
+    if given is not None:
+        return _checked_key(given, "api_key"), "api_key"
+    owner = next((other for other in _table().values() if _host(other.base_url) == _host(base)), row)
+    if _host(row.base_url) == _host(base):
+        owner = row
+    for name in owner.keys:
+        if env.get(name):
+            return _checked_key(env.secret(name), name), name
+    if owner.keyless or given_url is not None or _is_loopback(base):
+        return _Secret(""), None
+    raise BackendError(
+        f"no API key for model {model!r}",
+        code="config",
+        provider=row.id,
+        looked_for=owner.keys,
+        hint=f"export {owner.keys[0]}=…",
+    )
+
+
+def _link(base_url: str, width: int) -> _Link:
+    place = (_origin(base_url), width)
+    if place not in _links:
+        _links.setdefault(place, _Link(base_url, width))
+    return _links[place]
+
+
+# --- answers kept -----------------------------------------------------------------------------------------------
+
+
+def _cache_folder(cache: bool | str, env: _Environ) -> str | None:
+    if cache is False:
+        return None
+    if isinstance(cache, str):
+        return os.path.expanduser(cache)
+    return os.path.join(env.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "rlm")
+
+
+class _Pending:
+    """A question that somebody has asked already, and its answer once it is there."""
+
+    def __init__(self) -> None:
+        self.waiting: list[_Flight] = []
+        self.reply: Reply | None = None
+        self.error: BackendError | None = None
+        self.over = False
+
+
+_pending: dict[str, _Pending] = {}
+_pending_lock = threading.Lock()
+
+
+def _cached(backend: HTTPBackend, ask: _Ask, flight: _Flight, on_text: Callable[[str], None] | None) -> Reply:
+    """The answer from disk or from whoever is asking the same right now, else a live one, kept for the next."""
+    _, _, body = backend.prepare(ask._replace(max_tokens=None, stream=False))
+    name = _digest([backend.provider, backend.base_url, body])
+    path = os.path.join(backend.cache or "", f"{name}.json")
+    while True:
+        if reply := _read_reply(path):
+            return _again(reply, on_text)
+        with _pending_lock:
+            pending = _pending.get(path)
+            leads = pending is None
+            if pending is None:
+                pending = _pending[path] = _Pending()
+            else:
+                pending.waiting.append(flight)
+        if leads:
+            return _lead(backend, ask, flight, on_text, path, pending)
+        while not pending.over:
+            flight.sleep(None)
+        if pending.reply is not None and pending.reply.stop_reason in ("stop", "tool_calls"):
+            return _again(pending.reply, on_text)
+        if pending.error is not None and pending.error.code not in ("cancelled", "timeout"):
+            raise pending.error
+
+
+def _lead(
+    backend: HTTPBackend,
+    ask: _Ask,
+    flight: _Flight,
+    on_text: Callable[[str], None] | None,
+    path: str,
+    pending: _Pending,
+) -> Reply:
+    try:
+        pending.reply = backend._live(ask, flight, on_text)
+        if pending.reply.stop_reason in ("stop", "tool_calls"):
+            _write_reply(path, pending.reply)
+        return pending.reply
+    except BackendError as error:
+        pending.error = error
+        raise
+    finally:
+        with _pending_lock:
+            del _pending[path]
+            pending.over = True
+            for waiting in pending.waiting:
+                waiting.wake.set()
+
+
+def _again(reply: Reply, on_text: Callable[[str], None] | None) -> Reply:
+    """An answer given before: it costs nothing now."""
+    if on_text and reply.text:
+        on_text(reply.text)
+    nothing = dict.fromkeys(("input", "output", "cached", "cache_write", "reasoning"), 0)
+    return replace(reply, usage=nothing, cost_usd=0.0, attempts=0)
+
+
+def _read_reply(path: str) -> Reply | None:
+    try:
+        with open(path, "rb") as file:
+            return Reply(**_loads(file.read()))
+    except (OSError, ValueError, TypeError):  # absent or torn: asked again
+        return None
+
+
+def _write_reply(path: str, reply: Reply) -> None:
+    """Keep an answer, whole or not at all, readable by its owner only."""
+    import tempfile
+
+    folder = os.path.dirname(path)
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+            file.write(_dumps(vars(reply)))
+        os.replace(file.name, path)
+    except OSError as error:
+        raise BackendError(f"cannot write to the cache {folder!r}: {error.strerror}", code="config") from None
+
+
+# --- besides models ---------------------------------------------------------------------------------------------
+
+
+def post(
+    url: str,
+    *,
+    json: Any,
+    headers: Mapping[str, str],
+    timeout: float = 30.0,
+    max_retries: int = 4,
+    deadline: float | None = None,
+    cancel: threading.Event | None = None,
+) -> tuple[int, dict[str, str], bytes]:
+    """POST a JSON body with the same retries: `(status, headers, body)` of the last answer, whatever its status."""
+    _checked_url(url)
+    headers = {name: _Secret(value) for name, value in headers.items()}
+    headers = {"Content-Type": "application/json", "Accept-Encoding": "gzip, deflate", **headers}
+    data = _dumps(json)
+    flight = _Flight("", timeout, deadline, cancel)
+    link = _link(url, 16)
+    last: list[tuple[int, dict[str, str], bytes]] = []
+
+    def send() -> tuple[int, dict[str, str], bytes]:
+        last.clear()
+        response = link.open(flight, url, headers, data)
+        try:
+            body = b"".join(_chunks(flight, response, url))
+        finally:
+            response.raw.close()
+            response.raw.release_conn()
+        status = response.status_code
+        answer = status, {name.lower(): value for name, value in response.headers.items()}, body
+        if status in _RETRIED or status >= 500:
+            last.append(answer)
+            error = BackendError(f"{_host(url)} answers {status}", code=_code_for(status, ""), status=status)
+            error.retryable, error.retry_after = True, _wait_asked(response.headers, body)
+            raise error
+        return answer
+
+    with _watch.over(flight):
+        try:
+            return _persist(flight, link.gate(url), max_retries, send)[0]
+        except BackendError:
+            if not last or flight.why:
+                raise
+    return last[0]
+
+
+_LOCAL = (
+    ("ollama", "http://localhost:11434/v1"),
+    ("lm_studio", "http://localhost:1234/v1"),
+    ("llamacpp", "http://127.0.0.1:8080/v1"),
+    ("vllm", "http://localhost:8000/v1"),
+)
+
+
+def local_servers(timeout: float = 0.3) -> list[tuple[str, str, list[str]]]:
+    """The model servers that answer on this machine: `(provider id, base URL, its models)` each."""
+    found: dict[str, list[str]] = {}
+
+    def probe(id_: str, base: str) -> None:
+        import requests
+
+        session = requests.Session()
+        session.trust_env = False
+        with contextlib.suppress(requests.RequestException, ValueError, AttributeError, TypeError), session:
+            answer = session.get(f"{base}/models", timeout=timeout, allow_redirects=False)
+            found[id_] = [str(entry["id"]) for entry in answer.json()["data"] if isinstance(entry, dict)]
+
+    threads = [threading.Thread(target=probe, args=place, daemon=True) for place in _LOCAL]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + 2 * timeout
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
+    return [(id_, base, found[id_]) for id_, base in _LOCAL if id_ in found]
