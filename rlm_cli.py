@@ -1,0 +1,1501 @@
+"""The command line: `python -m rlm "prompt"`, `rlm logs`, `rlm chat` and the rest, and the progress of a run as shown.
+
+    stdout  the answer, or one JSON object, or the events as JSON lines; nothing else
+    stderr  progress, notes, and errors in three lines: what, what was looked at, what to do next
+
+A command is a row of COMMANDS: what it is for, the arguments it declares, the function that runs it. The flags of a
+run are made from `rlm.OPTIONS`, so that an option cannot exist in one place only. The other modules are imported when
+they are first used: `--help` pays for none of them and `mcp-serve` only for its own.
+
+Not here: what a run does (rlm.py) and how a trajectory is drawn (rlm_viz.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+if TYPE_CHECKING:
+    import argparse
+
+    import rlm
+    import rlm_backends
+    import rlm_mcp
+    import rlm_sandbox
+    import rlm_viz
+
+
+class _Sibling:
+    """A module of ours that is imported when it is first used."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        import importlib
+
+        module = importlib.import_module(f"{__package__}.{self._name}" if __package__ else self._name)
+        globals()[self._name] = module
+        return getattr(module, attribute)
+
+
+if not TYPE_CHECKING:
+    rlm, rlm_backends, rlm_mcp = _Sibling("rlm"), _Sibling("rlm_backends"), _Sibling("rlm_mcp")
+    rlm_sandbox, rlm_viz = _Sibling("rlm_sandbox"), _Sibling("rlm_viz")
+
+__all__ = ["main"]
+
+Event = dict[str, Any]
+ANSWERED, FAILED, WRONG, LIMIT, INTERRUPTED = 0, 1, 2, 3, 130  # exit codes
+
+
+# --- the way in -----------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["mcp-serve"]:  # an MCP client waits for the first byte: nothing else may cost time
+        return int(rlm_mcp.main(arguments[1:]))
+    shell = Shell(arguments)
+    try:
+        code = dispatch(arguments, shell)
+        sys.stdout.flush()
+    except SystemExit as leaving:  # argparse, after --help
+        return int(leaving.code or 0)
+    except BrokenPipeError:
+        return shell.reader_left()
+    except KeyboardInterrupt:
+        return shell.interrupted()
+    except Exception as error:
+        return shell.failed(error)
+    return code
+
+
+def dispatch(arguments: list[str], shell: Shell) -> int:
+    """Find the command, read its arguments, run it. A command word is one only as the very first argument."""
+    name = arguments[0] if arguments and arguments[0] in COMMANDS else ""
+    command = COMMANDS[name or "run"]
+    parser = command_parser(name)
+    args = read_arguments(parser, arguments[1:] if name else arguments, named=bool(name))
+    shell.colour(getattr(args, "color", None))
+    return command.run(args, shell)
+
+
+class Shell:
+    """One invocation: the form in which it answers, its terminal, and what is known of the run when it ends badly."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        self.stdout_closed = _mend_streams()
+        flags = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
+        self.form = "jsonl" if "--jsonl" in flags else "json" if "--json" in flags else "text"
+        self.debug = "--debug" in flags or os.environ.get("RLM_DEBUG", "") not in ("", "0")
+        self.is_run = not flags or flags[0] not in COMMANDS or flags[0] in RUNS
+        self.terminal = Terminal(sys.stderr)
+        self.model: str | None = None
+        self.resume_flags = ""
+        self.can_resume = True
+        self.abandoned = False
+        self._lock = threading.Lock()
+
+    def colour(self, wish: str | None) -> None:
+        """Settle whether stderr is coloured, now that `--color` has been read."""
+        self.terminal.colour = wants_colour(sys.stderr, wish)
+
+    def print(self, text: str) -> None:
+        """A line for stdout; control characters of models do not reach a terminal."""
+        sys.stdout.write((plain(text) if sys.stdout.isatty() else text) + "\n")
+
+    def print_json(self, value: Any) -> None:
+        """One line of JSON for stdout, whole even when several threads have something to say."""
+        line = json.dumps(value, default=str) + "\n"
+        with self._lock:
+            sys.stdout.write(line)
+            sys.stdout.flush()
+
+    def emit(self, event: Event) -> None:
+        """An event for `--jsonl`. A reader that went away ends the run: it costs money and nobody listens."""
+        if self.abandoned:
+            return
+        try:
+            self.print_json(event)
+        except BrokenPipeError:
+            self.abandoned = True
+            import _thread
+
+            _thread.interrupt_main()
+
+    def reader_left(self) -> int:
+        """Whoever read stdout has seen enough: end quietly."""
+        with open(os.devnull, "wb") as null:
+            os.dup2(null.fileno(), 1)
+        return ANSWERED
+
+    def interrupted(self) -> int:
+        """Ctrl-C: what was done, and how to go on."""
+        import signal
+
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if self.abandoned:
+            return self.reader_left()
+        result = rlm.last_result() if self.is_run else None
+        self._report("interrupted", result, None)
+        done = summary(result) if result else ""
+        self.terminal.error("interrupted", f"done: {done}" if done else "", self._way_on(result))
+        return INTERRUPTED
+
+    def failed(self, error: Exception) -> int:
+        """An error as a user reads it: three lines, and the exit code of its kind. `--debug` shows the traceback."""
+        code, result = exit_code(error), getattr(error, "result", None)
+        message, second, following = in_words(error)
+        if code == LIMIT:
+            second = f"raise it: {flags_of(error.option)[-1]} {metavar(error.option)}"  # type: ignore[attr-defined]
+            following = self._way_on(result)
+        elif result is not None and code == FAILED:
+            following = " or ".join(part for part in (following, self._way_on(result)) if part)
+        try:
+            status = "partial" if code == LIMIT else "error"
+            self._report(status, result, error, message, following)
+        except BrokenPipeError:
+            return self.reader_left()
+        if self.debug:
+            import traceback
+
+            self.terminal.say("".join(traceback.format_exception(error)).rstrip())
+        self.terminal.error(message, second, following)
+        return code
+
+    def _way_on(self, result: rlm.CompletionResult | None) -> str:
+        if result is None or not result.log or not self.can_resume:
+            return ""
+        return f"rlm resume {result.trajectory_id}{self.resume_flags}"
+
+    def _report(
+        self,
+        status: str,
+        result: rlm.CompletionResult | None,
+        error: Exception | None,
+        message: str = "",
+        hint: str = "",
+    ) -> None:
+        """What stdout gets of a run that did not end well: the JSON object, or the partial answer."""
+        if self.form != "text":
+            fault = {"type": type(error).__name__, "message": message, "hint": hint} if error else None
+            last = {"event": "result"} if self.form == "jsonl" else {}
+            self.print_json(last | outcome(status, result, self.model, fault))
+        elif result is not None and result.response:
+            self.print(result.response)
+        sys.stdout.flush()
+
+
+def exit_code(error: Exception) -> int:
+    """2: wrong usage or configuration; 3: a limit; 1: everything else."""
+    if isinstance(error, rlm.ConfigError):
+        return WRONG
+    return LIMIT if isinstance(error, rlm.LimitExceeded) else FAILED
+
+
+def in_words(error: Exception) -> tuple[str, str, str]:
+    """(message, second line, next step) of an error. One that is not ours is a fault of this program, and says so."""
+    if isinstance(error, rlm.RLMError):
+        looked = getattr(error, "looked_for", None) or getattr(error.__cause__, "looked_for", None)
+        return error.message, f"looked for: {', '.join(looked)}" if looked else "", error.hint
+    if isinstance(error, OSError):
+        what = f"{error.filename}: " if error.filename else ""
+        return f"{what}{error.strerror or error}", "", ""
+    if (
+        isinstance(error, (TypeError, ValueError))
+        and type(error) in (TypeError, ValueError)
+        and error.__cause__ is None
+    ):
+        return str(error), "", "rlm --help"
+    return f"{type(error).__name__}: {error}", "this is a fault of rlm itself", "the same again with --debug"
+
+
+def outcome(
+    status: str, result: rlm.CompletionResult | None, model: str | None, error: Mapping[str, str] | None
+) -> dict[str, Any]:
+    """The object of `--json`: always every key, null where nothing is known."""
+    names = ("response", "value", "trajectory_id", "total_calls", "total_tokens", "usage", "cost_usd")
+    names += ("depth_reached", "tool_calls", "duration_ms", "log")
+    known = {name: getattr(result, name, None) for name in names}
+    return {"status": status, "model": model, **known, "error": error}
+
+
+def _mend_streams() -> bool:
+    """Make the standard streams safe to write to; True if stdout was closed.
+
+    A closed descriptor is pointed at /dev/null, or the next file to be opened would get its number. What a stream
+    cannot encode is written as an escape rather than ending the program.
+    """
+    closed = False
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one
+            closed = closed or number == 1
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    return closed
+
+
+# --- arguments ------------------------------------------------------------------------------------------------------
+
+_SHORT = {"model": ["-m"], "environment": ["-e"]}
+_METAVARS = {"int": "N", "float": "N", "str": "TEXT", "list[Any]": "FILE_OR_MODULE", "list[str]": "LIST"}
+_NAMED_METAVARS = {
+    "model": "MODEL",
+    "sub_model": "MODEL",
+    "backend": "ID",
+    "base_url": "URL",
+    "api_key": "KEY",
+    "environment": "local|docker",
+    "protocol": "auto|tools|text",
+    "require": "best|full",
+    "docker_mount": "ro|none",
+    "cost_budget_usd": "USD",
+    "timeout_seconds": "SECONDS",
+    "cell_timeout": "SECONDS",
+    "schema": "FILE",
+    "prices": "JSON",
+    "log_dir": "DIR",
+    "docker_image": "IMAGE",
+    "docker_memory": "SIZE",
+    "local_memory": "SIZE",
+    "docker_runtime": "NAME",
+    "snipara_api_url": "URL",
+}
+
+
+def flags_of(option: str) -> list[str]:
+    """The flags of an option, the one to name in a message last."""
+    long = "--" + option.replace("_", "-")
+    named = rlm.OPTIONS[option].metadata["flag"]
+    flags = [*_SHORT.get(option, []), long, named]
+    return [flag for flag in dict.fromkeys(flags) if flag]
+
+
+def metavar(option: str) -> str:
+    """What an option's value is called in the help."""
+    kind = str(rlm.OPTIONS[option].type).split(" |")[0]
+    return _NAMED_METAVARS.get(option) or _METAVARS.get(kind, "JSON")
+
+
+def command_parser(name: str) -> argparse.ArgumentParser:
+    """The parser of one command; without a name that of a run, whose help lists the commands."""
+    command = COMMANDS[name or "run"]
+    parser = new_parser(f"rlm {name}".strip(), command.summary)
+    command.declare(parser)
+    general = parser.add_argument_group("general")
+    general.add_argument("--config", metavar="PATH", help="this configuration file and no other")
+    general.add_argument("--color", choices=("auto", "always", "never"), help="colours (default: on a terminal)")
+    general.add_argument("--debug", action="store_true", help="show tracebacks")
+    if not name:
+        general.add_argument("--version", action="version", version=f"rlm {rlm.__version__}")
+        rows = "\n".join(f"  {word:<13} {row.summary}" for word, row in COMMANDS.items())
+        parser.epilog = f"commands (as the first word; `rlm COMMAND --help`):\n{rows}"
+    return parser
+
+
+def new_parser(program: str, description: str) -> argparse.ArgumentParser:
+    """An argument parser whose complaints are our errors."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise rlm.ConfigError(message, hint=f"{self.prog} --help")
+
+    class Formatter(argparse.RawDescriptionHelpFormatter):
+        def _format_action_invocation(self, action: argparse.Action) -> str:
+            """Flags once and the value's name once; `--no-x` is said by the help of `--x`."""
+            if not action.option_strings:
+                return super()._format_action_invocation(action)
+            flags = ", ".join(flag for flag in action.option_strings if not flag.startswith("--no-"))
+            flags = flags or action.option_strings[0]
+            return flags if action.nargs == 0 else f"{flags} {action.metavar or '|'.join(action.choices or ())}"
+
+    return Parser(
+        prog=program,
+        description=description,
+        formatter_class=lambda prog: Formatter(prog, max_help_position=32, width=110),
+        allow_abbrev=False,
+        add_help=True,
+    )
+
+
+def read_arguments(parser: argparse.ArgumentParser, arguments: list[str], *, named: bool) -> argparse.Namespace:
+    """The arguments of a command; what follows `--` is never an option. ConfigError says what was meant, perhaps."""
+    import difflib
+
+    cut = arguments.index("--") if "--" in arguments else len(arguments)
+    args, strange = parser.parse_known_args(arguments[:cut])
+    flags = [word.split("=")[0] for word in strange if word.startswith("-") and word != "-"]
+    if flags:
+        known = [flag for action in parser._actions for flag in action.option_strings]
+        meant = difflib.get_close_matches(flags[0], known, n=1)
+        hint = f"did you mean {meant[0]!r}?" if meant else f"{parser.prog} --help"
+        raise rlm.ConfigError(f"unknown option {flags[0]!r}", hint=hint)
+    words = getattr(args, "words", None)
+    if words is None:
+        if strange or cut < len(arguments):
+            raise rlm.ConfigError(f"what is {[*strange, *arguments[cut + 1 :]][0]!r}?", hint=f"{parser.prog} --help")
+        return args
+    args.words = [*words, *strange, *arguments[cut + 1 :]]
+    args.literal = named or cut < len(arguments)
+    return args
+
+
+def declare_options(parser: argparse.ArgumentParser, title: str = "options of a run, also keys of rlm.toml") -> None:
+    """A flag for every row of the table of options."""
+    import argparse
+
+    group = parser.add_argument_group(title)
+    for name, row in rlm.OPTIONS.items():
+        text = row.metadata["help"].replace("%", "%%")
+        kind = str(row.type).split(" |")[0]
+        if kind == "bool":
+            group.add_argument(
+                *flags_of(name), dest=name, action=argparse.BooleanOptionalAction, default=None, help=_said(text, row)
+            )
+        else:
+            repeat = {"action": "append"} if kind.startswith("list") else {}
+            group.add_argument(*flags_of(name), dest=name, metavar=metavar(name), help=_said(text, row), **repeat)
+    group.add_argument("--no-log", action="store_true", help="write no journal (and so no resume)")
+
+
+def _said(text: str, row: Any) -> str:
+    """The help of an option with its default. (BooleanOptionalAction adds its own where it sees none.)"""
+    if row.default is True:
+        return f"{text} (default; --no-{row.name.replace('_', '-')} turns it off)"
+    return text if row.default in (None, False) or "default" in text else f"{text} (default {row.default})"
+
+
+def given_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options that the command line sets."""
+    given = {}
+    for name in rlm.OPTIONS:
+        value = getattr(args, name, None)
+        if value is not None:
+            given[name] = _option_value(name, value)
+    if getattr(args, "no_log", False):
+        given["log_dir"] = ""
+    return given
+
+
+def _option_value(name: str, value: Any) -> Any:
+    flag = flags_of(name)[-1]
+    if name == "schema":
+        return _read_schema(value)
+    if isinstance(value, list):
+        return [item for text in value for item in rlm.parse_option(name, text, flag)]
+    return value if isinstance(value, bool) else rlm.parse_option(name, value, flag)
+
+
+def _read_schema(path: str) -> Any:
+    """The JSON Schema in a file, or written out on the command line."""
+    if path.lstrip().startswith("{"):
+        return rlm.parse_option("schema", path, "--schema")
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except OSError as error:
+        raise rlm.ConfigError(
+            f"--schema: cannot read {path!r}: {error.strerror}", hint="a file with a JSON Schema"
+        ) from error
+    except ValueError as error:
+        raise rlm.ConfigError(f"--schema: {path!r} is not JSON: {error}", hint="a file with a JSON Schema") from None
+
+
+# --- text on a terminal ---------------------------------------------------------------------------------------------
+
+_CONTROL = re.compile(
+    "(?:\x1b\\[|\x9b)[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor
+    "|\x1b\\][^\x07\x1b]{0,2000}(?:\x07|\x1b\\\\)"  # OSC: titles, links, the clipboard
+    "|\x1b.?"
+    "|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
+)
+_IN_ASCII = str.maketrans(
+    {"✓": "ok", "✗": "x", "·": "-", "…": "...", "→": "->", "●": "*", "○": "o", "▶": ">", "■": "#", "◆": "@", "×": "x"}
+)
+_STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+
+
+def plain(text: str) -> str:
+    """Text without what would steer the terminal: escape sequences, control characters, overrides of direction."""
+    return _CONTROL.sub("", text)
+
+
+def one_line(text: Any, width: int) -> str:
+    """A harmless single line of at most `width` characters."""
+    line = " ".join(plain(str(text))[: 4 * width].split())
+    return line if len(line) <= width else line[: max(0, width - 1)] + "…"
+
+
+def wants_colour(stream: IO[str], wish: str | None = None) -> bool:
+    """`--color`, else NO_COLOR, else FORCE_COLOR (an empty variable says nothing), else whether it is a terminal."""
+    if wish in ("always", "never"):
+        return wish == "always"
+    if os.environ.get("NO_COLOR"):
+        return False
+    return bool(os.environ.get("FORCE_COLOR")) or (stream.isatty() and os.environ.get("TERM") != "dumb")
+
+
+class Terminal:
+    """stderr: lines that stay and, on a terminal, one line below them that is repainted."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self.stream = stream
+        self.live = stream.isatty() and os.environ.get("TERM") != "dumb"
+        self.colour = wants_colour(stream)
+        self._lock = threading.Lock()
+        self._painted = False
+
+    def paint(self, text: str, style: str) -> str:
+        return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if self.colour and style else text
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        with self._lock:
+            self._write(("\r\x1b[K" if self._painted else "") + text + "\n")
+            self._painted = False
+
+    def status(self, text: str) -> None:
+        """Repaint the line at the bottom; an empty text takes it away."""
+        with self._lock:
+            if self.live and (text or self._painted):
+                self._write("\r\x1b[K" + one_line(text, self.width() - 1))
+                self._painted = bool(text)
+
+    def error(self, message: str, second: str, following: str) -> None:
+        """At most three lines: what happened, what was looked at, what to do."""
+        lines = [self.paint("rlm: ", "red") + one_line(message, 2000)]
+        lines += [f"  {one_line(second, 2000)}"] if second else []
+        lines += [f"  next: {one_line(following, 2000)}"] if following else []
+        self.say("\n".join(lines))
+
+    def width(self) -> int:
+        try:
+            return os.get_terminal_size(self.stream.fileno()).columns or 80
+        except (OSError, ValueError):
+            return 80
+
+    def _write(self, text: str) -> None:
+        try:
+            self.stream.write(encodable(self.stream, text))
+            self.stream.flush()
+        except OSError:
+            pass  # nobody reads stderr any more; the answer still counts
+
+
+def encodable(stream: IO[str], text: str) -> str:
+    """The text with our own signs in ASCII where the stream's encoding has none of them."""
+    try:
+        text.encode(stream.encoding or "ascii")
+    except UnicodeEncodeError:
+        return text.translate(_IN_ASCII)
+    return text
+
+
+# --- standard input -------------------------------------------------------------------------------------------------
+
+_FIRST_BYTE = 2.0  # seconds that an implicit stdin may take to begin: CI and editors leave silent pipes open
+
+
+def read_stdin(terminal: Terminal, *, asked: bool) -> bytes | None:
+    """What is piped in, None if nothing is. `asked` (`-`, `-c -`) waits as long as it takes, on a terminal too."""
+    import select
+    import stat
+
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:
+        return None
+    if not asked:
+        if stat.S_ISCHR(mode) or stat.S_ISDIR(mode):
+            return None
+        if not stat.S_ISREG(mode) and not select.select([0], [], [], _FIRST_BYTE)[0]:
+            terminal.say("rlm: stdin is open but silent and was skipped (-c - waits for it)")
+            return None
+    blob = bytearray()
+    while piece := os.read(0, 1 << 20):
+        blob += piece
+    return bytes(blob) if blob or asked else None
+
+
+# --- progress -------------------------------------------------------------------------------------------------------
+
+
+class Progress:
+    """Counts a run's events and shows them: a repainted line on a terminal, a plain one every 10 s elsewhere."""
+
+    def __init__(self, terminal: Terminal, limits: Mapping[str, Any], *, quiet: bool = False, verbose: bool = False):
+        self.terminal = terminal
+        self.limits = limits
+        self.quiet = quiet
+        self.verbose = verbose
+        self.started = time.monotonic()
+        self.model: str | None = None
+        self.calls = self.tokens = self.subcalls = self.depth = 0
+        self.cost = 0.0
+        self.unpriced = False
+        self._end = threading.Event()
+
+    def __enter__(self) -> Progress:
+        if not self.quiet:
+            threading.Thread(target=self._tick, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self.terminal.status("")
+
+    def _tick(self) -> None:
+        while not self._end.wait(0.1 if self.terminal.live else 10):
+            if self.terminal.live:
+                self.terminal.status(self.line())
+            else:
+                self.terminal.say(self.line())
+
+    def see(self, event: Event) -> None:
+        """Take an event in."""
+        self.depth = max(self.depth, int(event.get("depth") or 0))
+        kind = event.get("event")
+        if kind == "start":
+            self.model = self.model or event.get("model")
+        if kind == "call":
+            usage = event.get("token_usage") or {}
+            self.calls += 1
+            self.tokens += (usage.get("input") or 0) + (usage.get("output") or 0)
+            self.unpriced = self.unpriced or event.get("cost_usd") is None
+            self.cost += event.get("cost_usd") or 0.0
+        if (kind == "call" and event.get("kind") == "sub") or (kind == "start" and event.get("depth")):
+            self.subcalls += 1
+        if self.verbose and not self.quiet and (step := describe(event)):
+            self.terminal.say(step)
+
+    def line(self) -> str:
+        """`12s  7 calls  18,240 tok  $0.0131 / $0.50  depth 2  llm_query 14/40`"""
+        cost = dollars(None if self.unpriced else self.cost)
+        if budget := self.limits.get("cost_budget_usd"):
+            cost += f" / ${budget:.2f}"
+        parts = [f"{time.monotonic() - self.started:.0f}s", f"{self.calls} calls", f"{self.tokens:,} tok", cost]
+        parts.append(f"depth {self.depth}")
+        if self.subcalls:
+            parts.append(f"llm_query {self.subcalls}/{self.limits.get('max_subcalls', '?')}")
+        return "  ".join(parts)
+
+
+def dollars(cost: float | None) -> str:
+    """Dollars; `$?` when a price is not known."""
+    return "$?" if cost is None else f"${cost:.4f}" if cost < 1 else f"${cost:,.2f}"
+
+
+def short_count(number: int) -> str:
+    """61k, 1.2M."""
+    if number < 10_000:
+        return f"{number:,}"
+    return f"{number / 1000:.0f}k" if number < 1_000_000 else f"{number / 1e6:.1f}M"
+
+
+def summary(result: rlm.CompletionResult) -> str:
+    """`41 s · 23 calls · 61k tok · $0.042 · logs/….jsonl`"""
+    parts = [rlm_viz.duration(result.duration_ms), f"{result.total_calls} calls"]
+    parts += [f"{short_count(result.total_tokens)} tok", dollars(result.cost_usd)]
+    return " · ".join([*parts, os.fspath(result.log)] if result.log else parts)
+
+
+def describe(event: Event) -> str:
+    """A step of the run as a line of the growing call tree; "" for what has no line."""
+    depth = int(event.get("depth") or 0)
+    words = _WORDS.get(str(event.get("event")), lambda _: "")(event)
+    return "  " * depth + words if words else ""
+
+
+def _call_words(event: Event) -> str:
+    usage = event.get("token_usage") or {}
+    what = "○ llm_query" if event.get("kind") == "sub" else f"● turn {event.get('turn', '')}".rstrip()
+    figures = f"{usage.get('input', 0):,}→{usage.get('output', 0):,} tok"
+    seconds = f"{(event.get('duration_ms') or 0) / 1000:.1f} s"
+    said = one_line(event.get("response") or "", 60)
+    return " · ".join(part for part in (what, figures, dollars(event.get("cost_usd")), seconds, said) if part)
+
+
+def _tool_words(event: Event) -> str:
+    if event.get("code") is None:
+        names = event.get("name") or ", ".join(str(r.get("name")) for r in event.get("tool_results") or [])
+        failed = any(result.get("is_error") for result in event.get("tool_results") or [])
+        return f"  ■ {names}{' ✗' if failed else ''}"
+    shown = event.get("error") or event.get("stdout") or event.get("value") or ""
+    lines = str(shown).strip().splitlines() or [""]
+    outcome_line = lines[-1] if event.get("error") else lines[0]
+    code = one_line(event["code"].strip().splitlines()[0] if event["code"].strip() else "", 60)
+    mark = "✗" if event.get("error") else "→"
+    return f"  ▶ cell {event.get('cell', '')}: {code}" + (
+        f" {mark} {one_line(outcome_line, 60)}" if outcome_line else ""
+    )
+
+
+def _end_words(event: Event) -> str:
+    if error := event.get("error"):
+        return f"✗ {one_line(error.get('message', error) if isinstance(error, dict) else error, 100)}"
+    return f"✓ {one_line(event.get('response') or '', 100)}"
+
+
+_WORDS: dict[str, Callable[[Event], str]] = {
+    "start": lambda event: f"◆ {event.get('model')}: {one_line(event.get('prompt') or '', 80)}",
+    "call": _call_words,
+    "tool": _tool_words,
+    "end": _end_words,
+    "interrupted": lambda event: f"✗ {event.get('kind', 'call')} abandoned: {one_line(event.get('error') or '', 80)}",
+    "compact": lambda event: f"◆ compacted: {event.get('tokens_before', 0):,}→{event.get('tokens_after', 0):,} tok",
+    "resume": lambda event: f"◆ resumed after {event.get('lines', '?')} lines",
+}
+
+
+# --- a run ----------------------------------------------------------------------------------------------------------
+
+
+def declare_run(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f'{parser.prog} "PROMPT" [-c FILE_OR_FOLDER_OR_GLOB] [options]'
+    parser.add_argument("words", nargs="*", metavar="PROMPT", help="what to answer; - reads it from stdin")
+    parser.add_argument("-c", "--context", action="append", metavar="PATH", help="file, folder or glob; - is stdin")
+    parser.add_argument("-s", "--system", metavar="TEXT", help="further instructions for the model")
+    parser.add_argument("--stream", action="store_true", help="a simple completion, printed as it arrives: no REPL")
+    declare_output(parser)
+    declare_options(parser)
+
+
+def declare_output(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument("--json", action="store_true", help="one JSON object instead of the answer")
+    group.add_argument("--jsonl", action="store_true", help="the events as they happen, the result object last")
+    group.add_argument("--html", metavar="PATH", help="write the trajectory's page there")
+    group.add_argument("-q", "--quiet", action="store_true", help="no progress and no last line")
+
+
+def run(args: argparse.Namespace, shell: Shell) -> int:
+    """`rlm "PROMPT"`: answer it."""
+    prompt = prompt_of(args, shell)
+    if args.stream:
+        return stream(args, shell, prompt)
+    context = context_of(args, shell, prompt_is_stdin=args.words == ["-"])
+    return answer(args, shell, lambda runtime: runtime.completion(prompt, context, system=args.system))
+
+
+def prompt_of(args: argparse.Namespace, shell: Shell) -> str:
+    """The prompt; ConfigError for none, several, or what looks like a mistyped command."""
+    words = args.words
+    if not words:
+        raise rlm.ConfigError("no prompt", hint='rlm "PROMPT" -c FILE   or   rlm --help')
+    if not args.literal and re.fullmatch(r"[a-z]+(-[a-z]+)?", words[0]) and args.context is None:
+        import difflib
+
+        if meant := difflib.get_close_matches(words[0], [*COMMANDS, "help", "version"], n=1, cutoff=0.75):
+            command = f"rlm --{meant[0]}" if meant[0] in ("help", "version") else f"rlm {meant[0]}"
+            hint = f"did you mean `{command}`? (as a prompt: rlm run {words[0]!r})"
+            raise rlm.ConfigError(f"unknown command {words[0]!r}", hint=hint)
+    if len(words) > 1:
+        raise rlm.ConfigError(
+            f"more than one prompt: {one_line(words[1], 40)!r} as well", hint="put quotes around the prompt"
+        )
+    if words != ["-"]:
+        prompt = str(words[0])
+    elif "-" in (args.context or []):
+        raise rlm.ConfigError("stdin cannot be both the prompt and the context", hint="give one of them as a file")
+    else:
+        prompt = (read_stdin(shell.terminal, asked=True) or b"").decode("utf-8", "surrogateescape")
+    if not prompt.strip():
+        raise rlm.ConfigError("the prompt is empty", hint='rlm "PROMPT"')
+    return prompt
+
+
+def context_of(args: argparse.Namespace, shell: Shell, *, prompt_is_stdin: bool) -> rlm.Context | None:
+    """What becomes the variable `context`: the -c files and what is piped in."""
+    specs = list(args.context or [])
+    asked = "-" in specs
+    piped = None if prompt_is_stdin else read_stdin(shell.terminal, asked=asked)
+    if piped is not None and not asked:
+        specs.append("-")
+    if not specs:
+        return None
+    context = rlm.read_context(specs, stdin=piped)
+    for note in context.notes:
+        shell.terminal.say(f"rlm: context: {note}")
+    return context
+
+
+def answer(args: argparse.Namespace, shell: Shell, ask: Callable[[rlm.RLM], rlm.CompletionResult]) -> int:
+    """Run what `ask` does with an RLM, show how it goes, and deliver its result."""
+    given = given_options(args)
+    settings = rlm.load_config(given, config=args.config)
+    values = settings.values
+    shell.model = values["model"]
+    shell.can_resume = bool(values["log_dir"])
+    shell.resume_flags = f" --log-dir {values['log_dir']}" if settings.origins["log_dir"] == "argument" else ""
+    seen: list[Event] = []
+    if args.html:
+        _require_folder(args.html)
+    verbose = bool(values["verbose"])
+    with Progress(shell.terminal, values, quiet=args.quiet, verbose=verbose) as progress:
+
+        def listen(event: Event) -> None:
+            if shell.form == "jsonl":
+                shell.emit(event)
+            if args.html and event.get("event") != "text":
+                seen.append(event)
+            progress.see(event)
+            shell.model = progress.model or shell.model
+
+        try:
+            with rlm.RLM(**{**given, "verbose": False}, config=args.config, on_event=listen) as runtime:
+                result = ask(runtime)
+        finally:
+            if args.html and seen:
+                _write_page(args.html, seen, shell)
+    deliver(result, shell, quiet=args.quiet, typed=bool(given.get("schema")))
+    return ANSWERED
+
+
+def deliver(result: rlm.CompletionResult, shell: Shell, *, quiet: bool, typed: bool = False) -> None:
+    """The answer on stdout in the form that was asked for, and the last line on stderr."""
+    if shell.form == "text":
+        try:
+            shell.print(json.dumps(result.value, ensure_ascii=False, default=str) if typed else result.response)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            where = f"the answer is in {result.log}" if result.log else "there is no log of it"
+            raise rlm.RLMError(f"cannot write the answer to stdout: {error.strerror}", hint=where) from error
+    else:
+        last = {"event": "result"} if shell.form == "jsonl" else {}
+        shell.print_json(last | outcome(result.status, result, result.model or shell.model, None))
+    if shell.stdout_closed:
+        shell.terminal.say(f"rlm: stdout is closed; the answer is in {result.log or 'no log'}")
+    if not quiet:
+        shell.terminal.say(f"{shell.terminal.paint('✓', 'green')} {summary(result)}")
+
+
+def _require_folder(path: str) -> None:
+    """ConfigError now rather than after a run that was paid for."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK) or os.path.isdir(path):
+        raise rlm.ConfigError(f"cannot write {path!r}", hint="a file in a folder that exists and can be written to")
+
+
+def _write_page(path: str, events: list[Event], shell: Shell) -> None:
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(rlm_viz.render(events))
+    except OSError as error:
+        shell.terminal.say(f"rlm: cannot write {path}: {error.strerror}")
+
+
+def stream(args: argparse.Namespace, shell: Shell, prompt: str) -> int:
+    """`--stream`: the tokens of a simple completion as they arrive."""
+    if args.context or (args.words != ["-"] and read_stdin(shell.terminal, asked=False) is not None):
+        raise rlm.ConfigError(
+            "--stream is a simple completion and takes no context", hint="leave out --stream or the context"
+        )
+    if shell.form == "json" or args.html:
+        raise rlm.ConfigError("--stream goes with neither --json nor --html", hint="leave one of them out")
+
+    def listen(event: Event) -> None:
+        if shell.form == "jsonl":
+            shell.emit(event)
+
+    shown = sys.stdout.isatty()
+    with rlm.RLM(**given_options(args), config=args.config, on_event=listen) as runtime:
+        for piece in runtime.stream(prompt, system=args.system):
+            if shell.form == "text":
+                sys.stdout.write(plain(piece) if shown else piece)
+                sys.stdout.flush()
+    if shell.form == "jsonl":
+        shell.print_json({"event": "result"} | outcome("answered", rlm.last_result(), shell.model, None))
+    else:
+        sys.stdout.write("\n")
+    return ANSWERED
+
+
+def declare_resume(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"{parser.prog} [ID] [limits to raise]"
+    parser.add_argument(
+        "words", nargs="*", metavar="ID", help="a run, by any unique prefix (default: newest unfinished)"
+    )
+    declare_output(parser)
+    declare_options(parser)
+
+
+def resume(args: argparse.Namespace, shell: Shell) -> int:
+    """`rlm resume [ID]`: go on where the journal ends."""
+    log_dir = log_folder(args)
+    name = run_name(args, log_dir) if args.words else newest_unfinished(log_dir)
+    raised = {name: value for name, value in given_options(args).items() if name != "log_dir"}
+    if not args.words:
+        shell.terminal.say(f"rlm: resuming {name}")
+    return answer(args, shell, lambda runtime: runtime.resume(name, **raised))
+
+
+def declare_replay(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"{parser.prog} ID [options]"
+    parser.add_argument("words", nargs="*", metavar="ID", help="a run, by any unique prefix, or its .jsonl file")
+    declare_output(parser)
+    declare_options(parser)
+
+
+def replay(args: argparse.Namespace, shell: Shell) -> int:
+    """`rlm replay ID`: the recorded replies, the code executed for real; exit 1 where the outcome differs."""
+    name = run_name(args, log_folder(args))
+    divergence: list[str] = []
+
+    def ask(runtime: rlm.RLM) -> rlm.CompletionResult:
+        replayed = runtime.replay(name)
+        divergence.extend(replayed.divergence)
+        return replayed.result
+
+    code = answer(args, shell, ask)
+    if not divergence:
+        shell.terminal.say("rlm: the same outcome as recorded")
+        return code
+    shell.terminal.error(f"differs from the recording: {divergence[0]}", _and_more(divergence[1:]), f"rlm logs {name}")
+    return FAILED
+
+
+def _and_more(lines: Sequence[str]) -> str:
+    return f"and in {len(lines)} more places: {'; '.join(lines[:3])}" if lines else ""
+
+
+# --- logs and pages -------------------------------------------------------------------------------------------------
+
+
+def log_folder(args: argparse.Namespace) -> str:
+    """The folder of the journals: --dir or --log-dir, else as configured."""
+    chosen = getattr(args, "dir", None) or getattr(args, "log_dir", None)
+    return str(chosen or rlm.load_config({}, config=args.config).values["log_dir"] or "./logs")
+
+
+def run_name(args: argparse.Namespace, log_dir: str) -> str:
+    """The one run that the arguments name, whole."""
+    if len(args.words) != 1:
+        raise rlm.ConfigError("name one run", hint="rlm logs lists them; any unique prefix of an id will do")
+    path = find_log(log_dir, args.words[0])
+    return path if args.words[0].endswith(".jsonl") else os.path.basename(path)[: -len(".jsonl")]
+
+
+def find_log(log_dir: str, name: str) -> str:
+    """The path of a run's journal; ConfigError says what there is instead."""
+    try:
+        return str(rlm_viz.find_log(log_dir, name))
+    except ValueError as error:
+        raise rlm.ConfigError(str(error), hint="rlm logs") from None
+
+
+def newest_unfinished(log_dir: str) -> str:
+    """The id of the newest run that has no answer yet."""
+    for row in rlm_viz.list_runs(log_dir):
+        if row["status"] != "answered":
+            return str(row["id"])
+    raise rlm.ConfigError(f"no unfinished run in {log_dir!r}", hint="rlm logs")
+
+
+def declare_logs(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"{parser.prog} [ID] [--json] [--follow] [--dir DIR]"
+    parser.add_argument("words", nargs="*", metavar="ID", help="show this run's call tree (any unique prefix)")
+    parser.add_argument("--dir", "--log-dir", metavar="DIR", help="folder of the journals (default: as configured)")
+    parser.add_argument("--json", action="store_true", help="the runs, or the merged events of one, as JSON")
+    parser.add_argument("-f", "--follow", action="store_true", help="show the steps of a run as they happen")
+    parser.add_argument("-n", "--limit", type=int, default=20, metavar="N", help="how many runs to list (default 20)")
+
+
+def logs(args: argparse.Namespace, shell: Shell) -> int:
+    """`rlm logs [ID]`: the runs, or one run's call tree."""
+    log_dir = log_folder(args)
+    if args.follow:
+        return follow(args, shell, log_dir)
+    if args.words:
+        return show_run(find_log(log_dir, run_name(args, log_dir)), shell)
+    runs = rlm_viz.list_runs(log_dir)
+    if shell.form == "json":
+        shell.print_json(runs)
+    elif not runs:
+        shell.terminal.say(f"no runs in {log_dir}")
+    else:
+        for row in runs[: args.limit]:
+            shell.print(encodable(sys.stdout, _run_row(row, stdout_width())))
+        if len(runs) > args.limit:
+            shell.terminal.say(f"{len(runs) - args.limit} older ones: rlm logs -n {len(runs)}")
+    return ANSWERED
+
+
+def _run_row(row: Mapping[str, Any], width: int) -> str:
+    cost = "" if row["calls"] is None else dollars(row["cost_usd"])
+    took = "" if row["duration_ms"] is None else rlm_viz.duration(row["duration_ms"])
+    figures = f"{local_time(row['started']):<16}  {row['status']:<11}  {row['calls'] or 0:>4} calls"
+    figures += f"  {row['tokens'] or 0:>9,} tok  {cost:>9}  {took:>8}  "
+    head = f"{row['id']:<13}  {figures}"
+    return head + one_line(row["prompt"], max(20, width - len(head)))
+
+
+def local_time(stamp: str | None) -> str:
+    """A journal's timestamp in the user's own time, to the minute."""
+    from datetime import datetime
+
+    try:
+        moment = datetime.fromisoformat((stamp or "").replace("Z", "+00:00"))
+    except ValueError:
+        return "?"
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def stdout_width() -> int:
+    """Columns for a table: the terminal's, and room enough in a pipe."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or 160
+    except (OSError, ValueError):
+        return 160
+
+
+def show_run(path: str, shell: Shell) -> int:
+    """One run: its call tree, or with --json its merged events."""
+    events, problems = rlm_viz.read(path)
+    if shell.form == "json":
+        shell.print_json(rlm_viz.merge(events))
+    else:
+        text = rlm_viz.tree(events, color=wants_colour(sys.stdout), width=min(stdout_width(), 160))
+        sys.stdout.write(encodable(sys.stdout, text) + "\n")
+    for problem in problems:
+        shell.terminal.say(f"rlm: {path}: {problem}")
+    return ANSWERED
+
+
+def follow(args: argparse.Namespace, shell: Shell, log_dir: str) -> int:
+    """Print a run's steps as they are journalled, until its root ends."""
+    names = args.words or [row["id"] for row in rlm_viz.list_runs(log_dir)[:1]]
+    if not names:
+        raise rlm.ConfigError(f"no runs in {log_dir!r}", hint="start one, then: rlm logs --follow")
+    for event in new_events(find_log(log_dir, names[0])):
+        if shell.form == "json":
+            shell.print_json(event)
+        elif step := describe(event):
+            shell.print(encodable(sys.stdout, step))
+            sys.stdout.flush()
+    return ANSWERED
+
+
+def new_events(path: str) -> Iterator[Event]:
+    """The events of a journal as they are written; ends after the root's `end`, when nothing follows it."""
+    ended, rest = False, b""
+    with open(path, "rb") as file:
+        while True:
+            piece = file.read(1 << 20)
+            if not piece:
+                if ended:
+                    return
+                time.sleep(0.1)
+                continue
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    continue  # a line that a killed process left torn
+                if isinstance(event, dict):
+                    ended = event.get("event") == "end" and not event.get("depth")
+                    yield event
+
+
+def declare_visualize(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"{parser.prog} [ID ...] [--dir DIR] [-o PAGE] [--open] [--port N] [--diff ID]"
+    parser.add_argument("words", nargs="*", metavar="ID", help="runs to show (default: all, newest first)")
+    parser.add_argument("--dir", "--log-dir", metavar="DIR", help="folder of the journals (default: as configured)")
+    parser.add_argument("-o", "--output", default="trajectory.html", metavar="PAGE", help="default trajectory.html")
+    parser.add_argument("--open", action="store_true", help="open it in the browser")
+    parser.add_argument("--port", type=int, metavar="N", help="serve the folder on loopback instead, until Ctrl-C")
+    parser.add_argument("--diff", metavar="ID", help="compare with this run")
+    parser.add_argument("--no-bodies", action="store_true", help="metrics only: no prompts, replies, code or output")
+
+
+def visualize(args: argparse.Namespace, shell: Shell) -> int:
+    """`rlm visualize`: one self-contained page from the journals."""
+    if args.port is None:
+        _require_folder(args.output)
+    try:
+        target = rlm_viz.visualize(
+            args.words,
+            dir=log_folder(args),
+            out=args.output,
+            open_browser=args.open,
+            port=args.port,
+            diff=args.diff,
+            bodies=not args.no_bodies,
+        )
+    except ValueError as error:
+        raise rlm.ConfigError(str(error), hint="rlm logs") from None
+    if args.port is None:
+        shell.print(target)
+    return ANSWERED
+
+
+# --- configuration and trust ----------------------------------------------------------------------------------------
+
+
+def declare_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="{option: {value, origin}}")
+    declare_options(parser, "options, as a run would be given them")
+
+
+def config(args: argparse.Namespace, shell: Shell) -> int:
+    """`rlm config`: every option, its value and where that comes from."""
+    settings = rlm.load_config(given_options(args), config=args.config)
+    rows = {
+        name: {"value": shown_value(name, value), "origin": _origin(name, settings.origins[name])}
+        for name, value in settings.values.items()
+    }
+    if shell.form == "json":
+        shell.print_json(rows)
+        return ANSWERED
+    for name, row in rows.items():
+        value = (
+            "" if row["value"] is None else row["value"] if isinstance(row["value"], str) else json.dumps(row["value"])
+        )
+        shell.print(f"{name:<24} {value:<32} {row['origin']}")
+    for path in settings.files:
+        shell.terminal.say(f"read: {path}")
+    return ANSWERED
+
+
+def _origin(name: str, origin: str) -> str:
+    return flags_of(name)[-1] if origin == "argument" else origin
+
+
+def shown_value(name: str, value: Any) -> Any:
+    """An option's value as it may be shown: a key as its last four characters, a URL without its password."""
+    if value and name.endswith("api_key"):
+        return masked(str(value))
+    return re.sub(r"//[^/@\s]+@", "//…@", value) if isinstance(value, str) else value
+
+
+def masked(secret: str) -> str:
+    return "…" + secret[-4:] if len(secret) >= 12 else "…"
+
+
+def declare_init(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"{parser.prog} [--user] [--force] [options to write down]"
+    parser.add_argument("--user", action="store_true", help="the user's own file instead of ./rlm.toml")
+    parser.add_argument("--force", action="store_true", help="replace a file that is there")
+    declare_options(parser, "options to write down; the others are there as comments")
+
+
+def init(args: argparse.Namespace, shell: Shell) -> int:
+    """`rlm init`: a commented configuration file."""
+    path = os.path.join(rlm.user_config_dir(), "config.toml") if args.user else "rlm.toml"
+    if os.path.lexists(path) and not args.force:
+        raise rlm.ConfigError(f"{path} is already there", hint="rlm init --force replaces it")
+    given = given_options(args)
+    rlm.load_config(given, config=False)  # refuses what would not load back
+    try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(commented_config(given))
+    except OSError as error:
+        raise rlm.ConfigError(f"cannot write {path}: {error.strerror}") from error
+    if given and not args.user and rlm.untrusted_keys(given):
+        rlm.trust(path)  # whoever ran this command has just said what is in it
+    shell.print(path)
+    return ANSWERED
+
+
+def commented_config(given: Mapping[str, Any]) -> str:
+    """A configuration file: every option with its meaning and default as a comment, those of `given` set."""
+    lines = [
+        "# Options of rlm. A flag or RLM_* variable wins over this file; `rlm config` shows what is in force.",
+        "",
+        "[rlm]",
+    ]
+    for name, row in rlm.OPTIONS.items():
+        default = row.default if row.default is not None else _EXAMPLES.get(name)
+        lines += ["", f"# {row.metadata['help']}"]
+        if name in given:
+            lines.append(f"{name} = {toml(given[name])}")
+        elif default is not None:
+            lines.append(f"# {name} = {toml(default)}")
+    return "\n".join(lines) + "\n"
+
+
+_EXAMPLES: dict[str, Any] = {
+    "model": "gpt-4o-mini",
+    "sub_model": "gpt-4o-mini",
+    "api_key": "…",
+    "base_url": "http://localhost:8000/v1",
+    "cost_budget_usd": 0.5,
+    "timeout_seconds": 600,
+    "prices": {"my-model": [0.15, 0.6]},
+    "schema": {"type": "object"},
+    "tools": ["my_tools.py"],
+    "allowed_paths": ["."],
+    "allowed_imports": ["numpy"],
+    "docker_runtime": "runsc",
+    "snipara_api_key": "…",
+    "snipara_project_slug": "my-project",
+    "snipara_api_url": "https://api.snipara.com",
+}
+
+
+def toml(value: Any) -> str:
+    """A value of plain data as TOML, on one line."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        pairs = ", ".join(f"{json.dumps(str(key))} = {toml(item)}" for key, item in value.items() if item is not None)
+        return f"{{ {pairs} }}" if pairs else "{}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(toml(item) for item in value) + "]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)
+
+
+def declare_trust(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"{parser.prog} [--show | --revoke] [PATH]"
+    parser.add_argument("words", nargs="*", metavar="PATH", help="the rlm.toml (default: the nearest)")
+    parser.add_argument("--show", action="store_true", help="what the file would set, and whether it is trusted")
+    parser.add_argument("--revoke", action="store_true", help="take the trust back")
+    parser.add_argument("--json", action="store_true", help="with --show")
+
+
+def trust(args: argparse.Namespace, shell: Shell) -> int:
+    """`rlm trust`: let this project's rlm.toml set what could send a key elsewhere or run code."""
+    path = args.words[0] if args.words else rlm.project_file(os.getcwd())
+    if path is None or not os.path.isfile(path):
+        raise rlm.ConfigError(f"no file {path!r}" if path else "no rlm.toml here or above", hint="rlm init writes one")
+    blob, table = _project_table(path)
+    keys = rlm.untrusted_keys(table)
+    if args.show:
+        rows = {key: shown_value(key, table[key]) for key in keys}
+        trusted = rlm.is_trusted(path, blob)
+        if shell.form == "json":
+            shell.print_json({"path": os.path.abspath(path), "trusted": trusted, "needs_trust": rows})
+        else:
+            shell.print(f"{os.path.abspath(path)}: {'trusted' if trusted else 'not trusted'}")
+            for key, value in rows.items():
+                shell.print(f"  {key} = {toml(value)}")
+        return ANSWERED
+    rlm.trust(path, revoke=args.revoke)
+    listed = f"; it sets {', '.join(keys)}" if keys else "; nothing in it needs it"
+    shell.print(f"{os.path.abspath(path)}: {'no longer trusted' if args.revoke else 'trusted as it is now'}{listed}")
+    return ANSWERED
+
+
+def _project_table(path: str) -> tuple[bytes, dict[str, Any]]:
+    """A project file's bytes and its known keys."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        with open(path, "rb") as file:
+            blob = file.read()
+        table = tomllib.loads(blob.decode("utf-8")).get("rlm", {})
+    except OSError as error:
+        raise rlm.ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise rlm.ConfigError(f"{path} is not valid TOML: {error}") from None
+    return blob, {key: value for key, value in table.items() if key in rlm.OPTIONS} if isinstance(table, dict) else {}
+
+
+# --- doctor and providers -------------------------------------------------------------------------------------------
+
+
+def declare_providers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", nargs="*", metavar="WORD", help="only those whose id or name holds this")
+    parser.add_argument("--json", action="store_true", help="[{id, name, wire, base_url, key_env, key_present}]")
+
+
+def providers(args: argparse.Namespace, shell: Shell) -> int:
+    """`rlm providers [WORD]`: who can be asked, and whose key is there."""
+    environ = rlm.load_config({}, config=False).environ
+    rows = rlm_backends.providers(" ".join(args.words) or None, environ)
+    if shell.form == "json":
+        shell.print_json(rows)
+        return ANSWERED
+    if not rows:
+        raise rlm.ConfigError(f"no provider matches {' '.join(args.words)!r}", hint="rlm providers")
+    for row in rows:
+        key = (row["key_env"] or [""])[0]
+        line = f"{'✓' if row['key_present'] else '·'} {row['id']:<22} {row['wire']:<10} {key:<26} {row['base_url']}"
+        shell.print(encodable(sys.stdout, line))
+    return ANSWERED
+
+
+class Check(NamedTuple):
+    """A line of `rlm doctor`: state is ok, warn or fail; only fail makes the exit code 1."""
+
+    name: str
+    state: str
+    detail: str
+    next: str = ""
+
+
+def declare_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="{ok, checks: [{name, state, detail, next}]}")
+    parser.add_argument("--online", action="store_true", help="one tiny call to each provider that has a key")
+
+
+def doctor(args: argparse.Namespace, shell: Shell) -> int:
+    """`rlm doctor`: what works here, and the next step for what does not."""
+    settings, config_check = _check_configuration(args)
+    checks = [check_module(), check_python(), *check_dependencies(), config_check]
+    checks += [
+        check_keys(settings),
+        check_local_models(),
+        check_sandbox(settings),
+        check_docker(settings),
+        check_logs(settings),
+    ]
+    if args.online:
+        checks += check_online(settings)
+    ok = all(check.state != "fail" for check in checks)
+    if shell.form == "json":
+        shell.print_json({"ok": ok, "checks": [check._asdict() for check in checks]})
+    else:
+        marks = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "fail": ("✗", "red")}
+        colour = wants_colour(sys.stdout, args.color)
+        for check in checks:
+            sign, style = marks[check.state]
+            sign = f"\x1b[{_STYLES[style]}m{sign}\x1b[0m" if colour else sign
+            sys.stdout.write(encodable(sys.stdout, f"{sign} {check.name:<14} {check.detail}\n"))
+            if check.next:
+                sys.stdout.write(f"  {'':<14} next: {check.next}\n")
+    return ANSWERED if ok else FAILED
+
+
+def _check_configuration(args: argparse.Namespace) -> tuple[rlm.Configuration, Check]:
+    try:
+        settings = rlm.load_config({}, config=args.config)
+    except rlm.ConfigError as error:
+        return rlm.load_config({}, config=False), Check("configuration", "fail", error.message, error.hint)
+    return settings, Check("configuration", "ok", ", ".join(settings.files) or "no files; defaults and environment")
+
+
+def check_module() -> Check:
+    """Which file `rlm` is, and whether another distribution installs that name as well."""
+    from importlib.metadata import packages_distributions
+
+    where = os.path.abspath(rlm.__file__)
+    others = sorted({name for name in packages_distributions().get("rlm", []) if name.lower() != "flat-rlm"})
+    if others:
+        return Check(
+            "rlm", "warn", f"{where}; {', '.join(others)} installs `rlm` too", f"pip uninstall {' '.join(others)}"
+        )
+    return Check("rlm", "ok", f"{rlm.__version__} ({where})")
+
+
+def check_python() -> Check:
+    version = ".".join(map(str, sys.version_info[:3]))
+    tested = (3, 10) <= sys.version_info[:2] <= (3, 13)
+    return Check(
+        "python", "ok" if tested else "warn", f"{version} ({sys.executable})", "" if tested else "use 3.10 to 3.13"
+    )
+
+
+def check_dependencies() -> list[Check]:
+    """A line for each distribution that a run needs."""
+    from importlib import import_module
+    from importlib.metadata import PackageNotFoundError, version
+
+    checks = []
+    needed = {"requests": "requests", "RestrictedPython": "RestrictedPython", "docker": "docker"}
+    if sys.version_info < (3, 11):
+        needed["tomli"] = "tomli"
+    for name, module in needed.items():
+        try:
+            found = import_module(module)
+            if name == "docker" and not hasattr(found, "from_env"):
+                raise ImportError("a folder named docker hides it")
+            checks.append(Check(name, "ok", version(name)))
+        except (ImportError, PackageNotFoundError) as error:
+            state = "warn" if name == "docker" else "fail"  # only containers need it
+            checks.append(Check(name, state, str(error), f"pip install {name}"))
+    return checks
+
+
+def check_keys(settings: rlm.Configuration) -> Check:
+    """The provider keys that are present, masked."""
+    names = sorted(rlm_backends.key_variables() & {name for name, value in settings.environ.items() if value})
+    found = [f"{name} {masked(settings.environ[name])}" for name in names]
+    if settings.values["api_key"]:
+        found.append(f"api_key {masked(settings.values['api_key'])} ({settings.origins['api_key']})")
+    if found:
+        return Check("keys", "ok", ", ".join(found))
+    return Check("keys", "warn", "none (environment, .env, configuration)", "export OPENAI_API_KEY=…   or   rlm demo")
+
+
+def check_local_models() -> Check:
+    """Model servers on this machine's usual ports."""
+    found = rlm_backends.local_servers()
+    if not found:
+        return Check("local models", "ok", "none found")
+    return Check(
+        "local models", "ok", "; ".join(f"{name} at {url}: {', '.join(models[:4])}" for name, url, models in found)
+    )
+
+
+def check_sandbox(settings: rlm.Configuration) -> Check:
+    """Which confinement layers hold here, and that a cell runs at all."""
+    layers = dict(rlm_sandbox.capabilities())
+    level = layers.pop("level", "?")
+    held = [name for name, holds in layers.items() if holds]
+    missing = [name for name, holds in layers.items() if not holds]
+    detail = f"{level}: {', '.join(held)}" + (f"; not here: {', '.join(missing)}" if missing else "")
+    required = settings.values["require"] == "full" and settings.values["environment"] == "local"
+    try:
+        with rlm_sandbox.LocalSandbox(cell_timeout=10) as sandbox:
+            cell = sandbox.execute("6 * 7")
+    except (RuntimeError, OSError) as error:
+        return Check("sandbox", "fail", f"does not start: {one_line(error, 200)}", "rlm --env docker")
+    if cell.value != "42":
+        return Check("sandbox", "fail", f"a cell failed: {one_line(cell.error, 200)}", "rlm --env docker")
+    if missing and required:
+        return Check("sandbox", "fail", detail, 'a newer kernel, or: require = "best"')
+    return Check("sandbox", "ok", detail)
+
+
+def check_docker(settings: rlm.Configuration) -> Check:
+    """Whether a Docker daemon answers within two seconds; needed only where the configuration asks for it."""
+    found: list[str] = []
+    trouble: list[str] = []
+
+    def ask() -> None:
+        try:
+            import docker
+
+            client = docker.from_env(timeout=2)
+            found.append(str(client.version()["Version"]))
+            client.close()
+        except Exception as error:  # whatever the SDK raises, it is what there is to report
+            trouble.append(one_line(error, 120))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(2)
+    if found:
+        return Check("docker", "ok", f"daemon {found[0]}")
+    state = "fail" if settings.values["environment"] == "docker" else "warn"
+    return Check(
+        "docker", state, trouble[0] if trouble else "no answer in 2 s", "start Docker (only --env docker needs it)"
+    )
+
+
+def check_logs(settings: rlm.Configuration) -> Check:
+    """Whether the log folder, or the nearest folder above it that exists, can be written to."""
+    folder = settings.values["log_dir"]
+    if not folder:
+        return Check("logs", "ok", "off")
+    existing = os.path.abspath(folder)
+    while not os.path.exists(existing):
+        existing = os.path.dirname(existing)
+    if os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK):
+        return Check("logs", "ok", os.path.abspath(folder))
+    return Check("logs", "fail", f"{os.path.abspath(folder)} cannot be written", "rlm --log-dir DIR")
+
+
+def check_online(settings: rlm.Configuration) -> list[Check]:
+    """One tiny call to each provider that has a key."""
+    return []
+
+
+# --- shell completion -----------------------------------------------------------------------------------------------
+
+
+def declare_completion(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"{parser.prog} bash|zsh|fish"
+    parser.add_argument("words", nargs="*", metavar="SHELL", help="bash, zsh or fish")
+
+
+def completion(args: argparse.Namespace, shell: Shell) -> int:
+    """`rlm completion SHELL`: a script to source."""
+    if len(args.words) != 1 or args.words[0] not in _SCRIPTS:
+        raise rlm.ConfigError("which shell?", hint="rlm completion bash|zsh|fish")
+    shell.print(_SCRIPTS[args.words[0]]().rstrip())
+    return ANSWERED
+
+
+def _flags(name: str) -> list[str]:
+    """The long flags of a command."""
+    if name == "mcp-serve":
+        return ["--env", "--workspace", "--max-wait", "--help"]
+    return sorted({flag for a in command_parser(name)._actions for flag in a.option_strings if flag.startswith("--")})
+
+
+def _bash() -> str:
+    cases = "\n".join(f'    {name}) words="{" ".join(_flags(name))}" ;;' for name in COMMANDS)
+    return f"""\
+# rlm: completion for bash; in ~/.bashrc: eval "$(rlm completion bash)"
+_rlm() {{
+  local current=${{COMP_WORDS[COMP_CWORD]}} words
+  case ${{COMP_WORDS[1]}} in
+{cases}
+    *) words="{" ".join(_flags(""))}" ;;
+  esac
+  [ "$COMP_CWORD" -eq 1 ] && words="{" ".join(COMMANDS)} $words"
+  COMPREPLY=($(compgen -W "$words" -- "$current"))
+}}
+complete -o default -F _rlm rlm
+"""
+
+
+def _zsh() -> str:
+    return "#compdef rlm\nautoload -U +X bashcompinit && bashcompinit\n" + _bash()
+
+
+def _fish() -> str:
+    none = " ".join(COMMANDS)
+    lines = ["# rlm: completion for fish; save as ~/.config/fish/completions/rlm.fish"]
+    for name, command in COMMANDS.items():
+        summary_text = command.summary.replace("'", "")
+        lines.append(f"complete -c rlm -n '__fish_use_subcommand' -a {name} -d '{summary_text}'")
+        lines += [f"complete -c rlm -n '__fish_seen_subcommand_from {name}' -l {flag[2:]}" for flag in _flags(name)]
+    lines += [f"complete -c rlm -n 'not __fish_seen_subcommand_from {none}' -l {flag[2:]}" for flag in _flags("")]
+    return "\n".join(lines)
+
+
+_SCRIPTS: dict[str, Callable[[], str]] = {"bash": _bash, "zsh": _zsh, "fish": _fish}
+
+
+# --- the commands ---------------------------------------------------------------------------------------------------
+
+
+class Command(NamedTuple):
+    """What a command is for, the arguments it declares, and what it does."""
+
+    summary: str
+    declare: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace, Shell], int]
+
+
+COMMANDS = {
+    "run": Command("answer a prompt (the word may be left out)", declare_run, run),
+    "init": Command("write a commented rlm.toml", declare_init, init),
+    "logs": Command("list runs, show one's call tree, follow one", declare_logs, logs),
+    "visualize": Command("write the page of some runs, or serve them", declare_visualize, visualize),
+    "resume": Command("go on with a run that was stopped", declare_resume, resume),
+    "replay": Command("run a recording's code again, offline and free", declare_replay, replay),
+    "config": Command("every option, its value and origin", declare_config, config),
+    "doctor": Command("what works on this machine", declare_doctor, doctor),
+    "providers": Command("the providers, and whose key is present", declare_providers, providers),
+    "trust": Command("let this project's rlm.toml set everything", declare_trust, trust),
+    "completion": Command("a completion script for a shell", declare_completion, completion),
+}
+RUNS = {"run", "resume", "replay"}
