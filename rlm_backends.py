@@ -2395,9 +2395,9 @@ def _key(
     """The key for this host and where it came from: the caller's, else that of the provider whose host it is."""
     if given is not None:
         return _checked_key(given, "api_key"), "api_key"
-    owner = next((other for other in _table().values() if _host(other.base_url) == _host(base)), row)
-    if _host(row.base_url) == _host(base):
-        owner = row
+    owner = row  # the URL is the user's word, and so may have the key of the provider that the user named
+    if not _is_loopback(base) and _host(row.base_url) != _host(base):
+        owner = next((other for other in _table().values() if _host(other.base_url) == _host(base)), row)
     for name in owner.keys:
         if env.get(name):
             return _checked_key(env.secret(name), name), name
