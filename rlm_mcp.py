@@ -1,0 +1,1615 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["requests", "RestrictedPython", "docker", "tomli; python_version < '3.11'"]
+# ///
+"""An MCP server on stdio, written by hand: a sandboxed, persistent Python for any MCP client, with no API key.
+
+Covered: revisions 2024-11-05 to 2025-11-25 (the handshake) and 2026-07-28 (every request speaks for itself), both on
+one stdin; tools, resources, progress, cancellation, batches (2025-03-26), sampling and roots (asked for as each era
+does). Not covered: HTTP, prompts, completion, logging, elicitation, tasks.
+
+How a line travels (this file reads top to bottom in that order):
+
+    Wire -> Server.receive -> Request -> a method, answered at once
+                                      -> a tool: Job on its session's thread -> the session's worker process
+                                         the model's help: Ask -> sampling, or back to the host as "needs_completions"
+
+The thread that reads stdin never runs a tool, so a ping or a cancellation is heard while code runs. Modules that a
+first tool call does not need are imported where they are used.
+
+Needs its siblings rlm_sandbox.py and, for `run_completion`, rlm.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import rlm_sandbox
+
+__all__ = ["main", "serve"]
+
+Message = dict[str, Any]
+
+HANDSHAKE = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
+MODERN = "2026-07-28"
+SUPPORTED = (MODERN, *reversed(HANDSHAKE))
+
+PARSE_ERROR, INVALID_REQUEST, NO_METHOD, INVALID_PARAMS, INTERNAL = -32700, -32600, -32601, -32602, -32603
+NO_RESOURCE, UNSUPPORTED_VERSION = -32002, -32022
+
+MAX_LINE = 64 << 20  # bytes of one message
+MAX_SESSIONS = 32
+MAX_WAITING = 20_000  # calls queued for one session
+IDLE_SECONDS = 30 * 60  # after which a session, a suspended run or an uncollected result is dropped
+HEARTBEAT_SECONDS = 2.5
+GATHER_SECONDS = 0.015  # sub-calls that arrive this close together are asked in one round
+PREVIEW_CHARS = 20_000
+MAX_OUTPUTS = 50
+MAX_IMAGE_CHARS = 12 << 20  # base64 of one call's images together
+
+
+# --- the wire ---------------------------------------------------------------------------------------------------
+
+
+class Vanished(Exception):
+    """The client no longer reads what we write."""
+
+
+class Wire:
+    """One JSON-RPC message per line, both ways, on descriptors that no user code can reach."""
+
+    def __init__(self, read_fd: int, write_fd: int) -> None:
+        self._in, self._out = read_fd, write_fd
+        self._lock = threading.Lock()
+        self._poll = None
+        if hasattr(select, "poll"):
+            self._poll = select.poll()
+            self._poll.register(self._out, select.POLLOUT)
+            self._poll.register(self._in, 0)  # only POLLHUP: a client that left while its pipe is full
+
+    def lines(self) -> Iterator[bytes | None]:
+        """Each line without its newline; None for one longer than MAX_LINE, which is skipped, not stored."""
+        parts: list[bytes] = []
+        size = 0
+        while chunk := os.read(self._in, 1 << 18):
+            *ended, rest = chunk.split(b"\n")
+            for piece in ended:
+                yield None if size + len(piece) > MAX_LINE else b"".join((*parts, piece))
+                parts, size = [], 0
+            size += len(rest)
+            if size > MAX_LINE:
+                parts = []
+            elif rest:
+                parts.append(rest)
+        if parts and size <= MAX_LINE:
+            yield b"".join(parts)
+
+    def send(self, message: Message | list[Message]) -> None:
+        """Write one line. Vanished when nobody will read it."""
+        text = json.dumps(message, separators=(",", ":"), allow_nan=False)
+        if "\\ud" in text:  # a lone surrogate is legal here and kills the JSON readers of several clients
+            clean = json.dumps(message, ensure_ascii=False).encode("utf-8", "replace")
+            text = json.dumps(json.loads(clean), separators=(",", ":"))
+        data = memoryview(text.encode() + b"\n")
+        with self._lock:
+            while data:
+                data = data[self._write_some(data) :]
+
+    def _write_some(self, data: memoryview) -> int:
+        # In pieces that a pipe with room takes without blocking: nothing may hold a thread that must notice the end.
+        try:
+            if self._poll:
+                events = dict(self._poll.poll())
+                if not events.get(self._out, 0) & select.POLLOUT:
+                    raise Vanished
+            return os.write(self._out, data[: select.PIPE_BUF if self._poll else 1 << 16])
+        except OSError as error:
+            raise Vanished from error
+
+
+def _private_streams() -> tuple[int, int]:
+    """Private copies of stdin and stdout; fd 0 then reads nothing and fd 1 goes to stderr, whoever uses them."""
+    sys.stdout.flush()
+    read_fd, write_fd = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(2, 1)
+    return read_fd, write_fd
+
+
+# --- requests ---------------------------------------------------------------------------------------------------
+
+
+class ProtocolError(Exception):
+    """Answered as a JSON-RPC error."""
+
+    def __init__(self, code: int, message: str, data: Any = None) -> None:
+        super().__init__(message)
+        self.code, self.data = code, data
+
+
+class Refusal(Exception):
+    """What the model can mend: answered as a tool result with isError."""
+
+
+class Dialect(NamedTuple):
+    """What one request may expect: the revision it speaks, and what its client can do."""
+
+    version: str
+    capabilities: Mapping[str, Any]
+
+    @property
+    def modern(self) -> bool:
+        return self.version == MODERN
+
+    def since(self, version: str) -> bool:
+        return self.version >= version
+
+
+class Request:
+    """One request in flight. It is answered once, or, when it was cancelled, never."""
+
+    def __init__(self, id: str | int, method: str, params: Message, dialect: Dialect, sink: Callable[..., None]):
+        self.id, self.method, self.params, self.dialect = id, method, params, dialect
+        self._sink = sink  # takes the answer, or None for a request that gets none
+        self._open = True
+        self._lock = threading.Lock()
+        self.job: Job | None = None
+        self.started = self.beat = time.monotonic()
+        token = _mapping(params.get("_meta")).get("progressToken")
+        self.token = token if _is_id(token) else None
+
+    def result(self, result: Message) -> bool:
+        """Answer, in the request's own dialect. False when it was answered or cancelled before."""
+        if self.dialect.modern:
+            result = {"resultType": "complete", **result}
+            result["_meta"] = {**result.get("_meta", {}), "io.modelcontextprotocol/serverInfo": server_info()}
+        return self._close({"jsonrpc": "2.0", "id": self.id, "result": result})
+
+    def error(self, error: ProtocolError) -> bool:
+        return self._close(error_message(error, self.id))
+
+    def drop(self) -> bool:
+        """Close it without an answer."""
+        return self._close(None)
+
+    def progress(self, message: str, sink: Callable[[Message], None]) -> None:
+        """A heartbeat, if the client asked for them: seconds so far, which always grow."""
+        with self._lock:
+            now = time.monotonic()
+            if not self._open or self.token is None or now - self.beat < HEARTBEAT_SECONDS:
+                return
+            self.beat = now
+            params = {"progressToken": self.token, "progress": round(now - self.started, 3)}
+            if message and self.dialect.since("2025-03-26"):
+                params["message"] = message[-200:]
+            sink({"jsonrpc": "2.0", "method": "notifications/progress", "params": params})
+
+    def _close(self, message: Message | None) -> bool:
+        with self._lock:
+            if not self._open:
+                return False
+            self._open = False
+            self._sink(message)
+        return True
+
+
+class Batch:
+    """The answers to one array of requests (2025-03-26), sent as one array when the last of them is there."""
+
+    def __init__(self, send: Callable[[list[Message]], None], expected: int) -> None:
+        self._send, self._left = send, expected
+        self._answers: list[Message] = []
+        self._lock = threading.Lock()
+
+    def add(self, message: Message | None) -> None:
+        with self._lock:
+            self._left -= 1
+            if message is not None:
+                self._answers.append(message)
+            if not self._left and self._answers:
+                self._send(self._answers)
+
+
+def error_message(error: ProtocolError, id: str | int | None) -> Message:
+    body: Message = {"code": error.code, "message": str(error)}
+    if error.data is not None:
+        body["data"] = error.data
+    # A request whose id could not be read is answered without one: no revision's schema allows null.
+    return {"jsonrpc": "2.0", **({} if id is None else {"id": id}), "error": body}
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, (str, int)) and not isinstance(value, bool)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+# --- jobs: work for a session, which may outlive the call that began it ---------------------------------------------
+
+
+class Ask:
+    """A question for the client's own model, and the place its answer is waited for."""
+
+    def __init__(self, messages: list[Message], max_tokens: int | None = None) -> None:
+        self.messages, self.max_tokens = messages, max_tokens
+        self.answer: str | None = None
+        self.problem: str | None = None
+        self.done = threading.Event()
+
+    def prompt(self) -> str:
+        """The question as one text: a single user message verbatim, a conversation with its roles."""
+        if len(self.messages) == 1:
+            return text_of(self.messages[0])
+        return "\n\n".join(f"[{message['role']}]\n{text_of(message)}" for message in self.messages)
+
+    def sampling(self) -> Message:
+        """Parameters of sampling/createMessage."""
+        system = "\n\n".join(text_of(m) for m in self.messages if m["role"] == "system")
+        turns = [
+            {
+                "role": "assistant" if m["role"] == "assistant" else "user",
+                "content": {"type": "text", "text": text_of(m)},
+            }
+            for m in self.messages
+            if m["role"] != "system"
+        ]
+        return {
+            "messages": turns,
+            "maxTokens": self.max_tokens or 4096,
+            **({"systemPrompt": system} if system else {}),
+        }
+
+    def settle(self, *, answer: str | None = None, problem: str | None = None) -> None:
+        if not self.done.is_set():
+            self.answer, self.problem = answer, problem
+            self.done.set()
+
+    def settle_sampled(self, result: Any) -> None:
+        """Take a CreateMessageResult: its text, or the problem with it."""
+        content = _mapping(result).get("content")
+        blocks = content if isinstance(content, list) else [content]
+        texts = [b["text"] for b in blocks if isinstance(b, dict) and isinstance(b.get("text"), str)]
+        if texts:
+            self.settle(answer="\n".join(texts))
+        else:
+            self.settle(problem="the client's model answered without text")
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    return "\n".join(part.get("text", "(an image)") for part in content)
+
+
+class Job:
+    """Work that runs on its own thread. One request at a time waits for it; without one, the outcome is kept.
+
+    All of its state is guarded by the server's lock.
+    """
+
+    def __init__(self, server: Server, session: Session, work: Callable[[Job], Message], digest: str) -> None:
+        self.server, self.session, self.work, self.digest = server, session, work, digest
+        self.handle = "job_" + os.urandom(12).hex()
+        self.request: Request | None = None
+        self.asks: dict[str, Ask] = {}  # unanswered, in order of arrival
+        self.asked = 0
+        self.round = 0
+        self.last_ask = 0.0
+        self.gathered = False  # the round is complete and may be handed to whoever waits
+        self.outcome: Message | None = None
+        self.cancelled = False
+        self.detached = False  # the client holds the handle
+        self.last_line = ""
+        self.touched = time.monotonic()
+        self.stop: Callable[[], None] = lambda: None  # ends what runs, set by the work itself
+
+    def run(self) -> None:
+        """Do the work and hand over its outcome; nothing escapes."""
+        try:
+            if self.cancelled:
+                raise Refusal("cancelled")
+            outcome = self.work(self)
+        except Refusal as refusal:
+            outcome = text_result(str(refusal), is_error=True)
+        except Exception as error:  # a tool must not take the server with it
+            log(f"{type(error).__name__} in a tool: {error}")
+            outcome = text_result(f"{type(error).__name__}: {error}", is_error=True)
+        self.finish(outcome)
+
+    def attach(self, request: Request) -> None:
+        """Let `request` wait for the outcome, or answer it now with what there is."""
+        with self.server.lock:
+            self.touched = time.monotonic()
+            self.request, request.job = request, self
+            if self.outcome is not None:
+                self.finish(self.outcome)
+            elif self.gathered:
+                self.hand_out()
+
+    def finish(self, outcome: Message) -> None:
+        with self.server.lock:
+            self.outcome = outcome
+            self.touched = time.monotonic()
+            if self.request is not None:
+                self.request.result(self.server.adapt(outcome, self.request.dialect))
+                self.request = None
+                self.server.jobs.pop(self.handle, None)
+            elif self.cancelled:
+                self.server.jobs.pop(self.handle, None)
+
+    def hand_back(self) -> None:
+        """Answer the waiting request with the handle: the work goes on without it."""
+        with self.server.lock:
+            if self.request is None or self.outcome is not None:
+                return
+            self.detached = True
+            waited = round(time.monotonic() - self.request.started)
+            status = {
+                "status": "running",
+                "handle": self.handle,
+                "next": f"still running after {waited} s: call resume with this handle to wait for the result",
+            }
+            if self.last_line:
+                status["last_output"] = self.last_line
+            self.request.result(json_result(status))
+            self.request = None
+
+    def cancel(self, why: str) -> None:
+        """Stop the work: waiting questions fail in the code that asked them, and the code is stopped."""
+        with self.server.lock:
+            self.cancelled = True
+            if self.request is not None:
+                self.request.drop()
+                self.request = None
+            for ask in self.asks.values():
+                ask.settle(problem=why)
+            self.asks = {}
+        self.stop()
+
+    # questions for the client's model
+
+    def ask(self, asks: list[Ask]) -> None:
+        """Add questions to the round that is being gathered."""
+        with self.server.lock:
+            if self.cancelled:
+                for ask in asks:
+                    ask.settle(problem="cancelled")
+                return
+            for ask in asks:
+                self.asked += 1
+                self.asks[f"q{self.asked}"] = ask
+            self.last_ask = time.monotonic()
+            self.gathered = False
+
+    def wait(self, asks: list[Ask]) -> None:
+        """Wait for the answers. The first thread whose question has rested long enough hands the round over."""
+        for ask in asks:
+            while not ask.done.wait(GATHER_SECONDS):
+                with self.server.lock:
+                    if self.gathered:
+                        break
+                    if time.monotonic() - self.last_ask >= GATHER_SECONDS:
+                        self.gathered = True
+                        self.round += 1
+                        self.hand_out()
+            ask.done.wait()
+
+    def hand_out(self) -> None:
+        """Put the open questions to whoever waits, the way its dialect has for it."""
+        request = self.request
+        if request is None or not self.asks:
+            return
+        self.touched = time.monotonic()
+        if "sampling" not in request.dialect.capabilities:
+            self._suspend(request)
+        elif request.dialect.modern:
+            self._require_input(request)
+        else:
+            self.server.sample(self)
+
+    def _suspend(self, request: Request) -> None:
+        self.detached, self.request = True, None
+        request.result(
+            json_result(
+                {
+                    "status": "needs_completions",
+                    "handle": self.handle,
+                    "requests": [ask.prompt() for ask in self.asks.values()],
+                    "next": "answer each request yourself (or with sub-agents), then call resume with this handle "
+                    "and the answers, one string for each request, in their order",
+                }
+            )
+        )
+
+    def _require_input(self, request: Request) -> None:
+        self.request = None
+        request.result(
+            {
+                "resultType": "input_required",
+                "inputRequests": {
+                    key: {"method": "sampling/createMessage", "params": ask.sampling()}
+                    for key, ask in self.asks.items()
+                },
+                "requestState": self.server.seal(self),
+            }
+        )
+
+    def answer(self, answers: Any) -> None:
+        """Take the answers of one suspended round; Refusal when they do not fit it."""
+        with self.server.lock:
+            if not self.asks:
+                if answers:
+                    raise Refusal("this run waits for no answers")
+                return
+            if answers is None:
+                return
+            given = answers if isinstance(answers, list) else [answers]
+            if len(given) != len(self.asks):
+                raise Refusal(f"{len(self.asks)} answers are needed, in the order of the requests, not {len(given)}")
+            for ask, answer in zip(self.asks.values(), given, strict=True):
+                ask.settle(answer=answer if isinstance(answer, str) else json.dumps(answer))
+            self.asks, self.gathered = {}, False
+
+    def answer_inputs(self, responses: Any) -> None:
+        """Take a modern client's inputResponses; what is missing stays asked."""
+        with self.server.lock:
+            for key, response in _mapping(responses).items():
+                if ask := self.asks.pop(key, None):
+                    ask.settle_sampled(response)
+            if not self.asks:
+                self.gathered = False
+
+
+def text_result(text: str, *, is_error: bool = False) -> Message:
+    return {"content": [{"type": "text", "text": text}], "isError": is_error}
+
+
+def json_result(value: Any) -> Message:
+    return text_result(json.dumps(value, ensure_ascii=False))
+
+
+def log(text: str) -> None:
+    """Words for whoever reads the client's log; a closed stderr is no reason to stop."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"rlm mcp-serve: {text}", file=sys.stderr, flush=True)
+
+
+# --- sessions ---------------------------------------------------------------------------------------------------
+
+
+class Session:
+    """A REPL with a name: a thread that takes its calls in order, and a worker process for each project in it."""
+
+    def __init__(self, server: Server, name: str) -> None:
+        import queue
+
+        self.server, self.name = server, name
+        self.created = self.used = time.monotonic()
+        self.directory: str | None = None
+        self.has_directory = False
+        self.job: Job | None = None
+        self._sandboxes: dict[str | None, Any] = {}
+        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._closed = False
+        threading.Thread(target=self._work, name=f"session {name}", daemon=True).start()
+
+    def submit(self, job: Job) -> None:
+        if self._queue.qsize() >= MAX_WAITING:
+            raise Refusal(f"{MAX_WAITING} calls are waiting for this session already")
+        self._queue.put(job)
+
+    def _work(self) -> None:
+        while (job := self._queue.get()) is not None:
+            self.job, self.used = job, time.monotonic()
+            job.run()
+            self.job, self.used = None, time.monotonic()
+
+    def busy_with(self) -> Job | None:
+        """The job whose handle the client holds while it runs: no other call can be served before it ends."""
+        job = self.job
+        return job if job is not None and job.detached and job.outcome is None else None
+
+    def sandbox(self) -> Any:
+        """The REPL of the current project, started when it is first needed."""
+        if not self.has_directory:
+            self.directory, self.has_directory = self.server.default_directory(), True
+        sandbox = self._sandboxes.get(self.directory)
+        if sandbox is None:
+            sandbox = self._sandboxes[self.directory] = self.server.new_sandbox(self.directory)
+            if self._closed:
+                self.close()
+        return sandbox
+
+    def use(self, directory: str) -> None:
+        self.directory, self.has_directory = directory, True
+
+    def forget(self) -> None:
+        """Give up the current REPL: it is broken, or to be made anew."""
+        if sandbox := self._sandboxes.pop(self.directory, None):
+            _close(sandbox)
+
+    @property
+    def started(self) -> bool:
+        return self.directory in self._sandboxes
+
+    def close(self) -> None:
+        self._closed = True
+        self._queue.put(None)
+        if self.job is not None:
+            self.job.cancel("the session was ended")
+        for sandbox in list(self._sandboxes.values()):
+            _close(sandbox)
+
+    def kill(self) -> None:
+        for sandbox in list(self._sandboxes.values()):
+            with contextlib.suppress(Exception):  # the process is ending: what is left is to end the others too
+                sandbox.kill()
+
+
+def _close(sandbox: Any) -> None:
+    try:
+        sandbox.close()
+    except Exception as error:  # a container that will not go must not keep the client from going on
+        log(f"closing a sandbox: {error}")
+
+
+# --- the server -------------------------------------------------------------------------------------------------
+
+
+class Server:
+    def __init__(self, wire: Wire, *, env: str = "local", workspace: str | None = None, max_wait: float = 45) -> None:
+        self.wire, self.env, self.max_wait = wire, env, max_wait
+        self.workspace = os.path.realpath(workspace) if workspace else None
+        self.lock = threading.RLock()
+        self.sessions: dict[str, Session] = {}
+        self.jobs: dict[str, Job] = {}
+        self.outputs: dict[str, str] = {}
+        self.inflight: dict[str | int, Request] = {}
+        self._legacy: Dialect | None = None
+        self._outgoing: dict[str, Callable[[Message], None]] = {}
+        self._sent = 0
+        self._roots: list[str] = []
+        self._roots_known = threading.Event()
+        self._roots_known.set()
+        self._listeners: dict[str | int, Request] = {}
+        self._key = os.urandom(32)
+        self._main = threading.current_thread()
+        self._warm = False
+
+    def run(self) -> None:
+        """Serve until stdin ends."""
+        threading.Thread(target=self._tick, name="clock", daemon=True).start()
+        for line in self.wire.lines():
+            self.receive(line)
+        self._drain()
+
+    def _drain(self) -> None:
+        """stdin has ended: calls that came just before it (a script's pipe) get a moment, the others none."""
+        for request in list(self.inflight.values()):
+            while request.id in self.inflight and time.monotonic() - request.started < 1.0:
+                time.sleep(0.005)
+
+    def close(self) -> None:
+        """Kill every worker."""
+        for session in list(self.sessions.values()):
+            session.kill()
+        for job in list(self.jobs.values()):
+            job.cancelled = True
+            with contextlib.suppress(Exception):  # as in Session.kill
+                job.stop()
+
+    def send(self, message: Message | list[Message]) -> None:
+        """Write to the client; when it is gone, have the main thread end the process."""
+        try:
+            self.wire.send(message)
+        except Vanished:
+            if threading.current_thread() is self._main:
+                raise
+            signal.pthread_kill(self._main.ident or 0, signal.SIGTERM)
+
+    # incoming
+
+    def receive(self, line: bytes | None) -> None:
+        """Answer one line, whatever it is."""
+        try:
+            if line is None:
+                raise ProtocolError(INVALID_REQUEST, f"a message may have {MAX_LINE} bytes")
+            if not line.strip():
+                return
+            message = _parse(line)
+            if isinstance(message, list):
+                self._batch(message)
+            else:
+                self._message(message, self.send)
+        except ProtocolError as error:
+            self.send(error_message(error, None))
+        if not self._warm:
+            self._warm = True
+            threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
+
+    def _warm_up(self) -> None:
+        if self.env == "local":
+            with contextlib.suppress(Exception):  # a sandbox that cannot start says so when a call needs it
+                sibling("rlm_sandbox").warm()
+
+    def _batch(self, messages: list[Any]) -> None:
+        if self._legacy is None or self._legacy.version != "2025-03-26":
+            raise ProtocolError(INVALID_REQUEST, "arrays of messages are part of revision 2025-03-26 alone")
+        if not messages:
+            raise ProtocolError(INVALID_REQUEST, "an empty array")
+        requests = [m for m in messages if not isinstance(m, dict) or ("id" in m and "method" in m)]
+        batch = Batch(self.send, len(requests))
+        for message in messages:
+            try:
+                if _mapping(message).get("method") == "initialize":
+                    raise ProtocolError(INVALID_REQUEST, "initialize cannot be part of an array")
+                self._message(message, batch.add)
+            except ProtocolError as error:
+                batch.add(error_message(error, None))
+
+    def _message(self, message: Any, sink: Callable[..., None]) -> None:
+        if not isinstance(message, dict):
+            raise ProtocolError(INVALID_REQUEST, "a message is a JSON object")
+        if "method" not in message and ("result" in message or "error" in message):
+            self._response(message)
+            return
+        id, method, params = message.get("id"), message.get("method"), message.get("params", {})
+        if "id" in message and not _is_id(id):
+            raise ProtocolError(INVALID_REQUEST, "an id is a string or an integer")
+        try:
+            if not isinstance(method, str) or message.get("jsonrpc") != "2.0":
+                raise ProtocolError(INVALID_REQUEST, 'a message has "jsonrpc": "2.0" and a method')
+            if id is None:
+                if isinstance(params, dict):
+                    self._notification(method, params)
+                return
+            if not isinstance(params, dict):
+                raise ProtocolError(INVALID_PARAMS, "params is an object")
+            self._request(Request(id, method, params, self._dialect(method, params), self._sink(id, sink)))
+        except ProtocolError as error:
+            sink(error_message(error, id))
+
+    def _sink(self, id: str | int, sink: Callable[..., None]) -> Callable[..., None]:
+        """Where a request's answer goes: out, and out of the table of those in flight."""
+        if id in self.inflight:
+            raise ProtocolError(INVALID_REQUEST, "this id is in flight already")
+
+        def close(message: Message | None) -> None:
+            self.inflight.pop(id, None)
+            if message is not None or sink != self.send:
+                sink(message)
+
+        return close
+
+    def _dialect(self, method: str, params: Message) -> Dialect:
+        """The revision and the client's abilities: a modern request says them itself, the others at the start."""
+        meta = params.get("_meta", {})
+        if not isinstance(meta, dict):
+            raise ProtocolError(INVALID_PARAMS, "_meta is an object")
+        version = meta.get("io.modelcontextprotocol/protocolVersion")
+        if version is None:
+            if method in ("initialize", "ping"):
+                return self._legacy or Dialect(HANDSHAKE[-1], {})
+            if self._legacy is None or method == "server/discover":
+                raise ProtocolError(INVALID_PARAMS, "_meta names no io.modelcontextprotocol/protocolVersion")
+            return self._legacy
+        if not isinstance(version, str):
+            raise ProtocolError(INVALID_PARAMS, "io.modelcontextprotocol/protocolVersion is a string")
+        if version != MODERN:
+            data = {"supported": list(SUPPORTED), "requested": version}
+            raise ProtocolError(UNSUPPORTED_VERSION, "unsupported protocol version", data)
+        capabilities = meta.get("io.modelcontextprotocol/clientCapabilities")
+        if not isinstance(capabilities, dict):
+            raise ProtocolError(INVALID_PARAMS, "_meta names no io.modelcontextprotocol/clientCapabilities")
+        return Dialect(MODERN, capabilities)
+
+    def _request(self, request: Request) -> None:
+        methods = MODERN_METHODS if request.dialect.modern else HANDSHAKE_METHODS
+        method = methods.get(request.method)
+        if method is None:
+            raise ProtocolError(NO_METHOD, f"no method {request.method[:100]!r}")
+        self.inflight[request.id] = request
+        try:
+            answer = method(self, request)
+        except ProtocolError as error:
+            request.error(error)
+        except (Vanished, Refusal):
+            raise
+        except Exception as error:  # answered, so that the client does not wait for ever
+            log(f"{type(error).__name__} in {request.method}: {error}")
+            request.error(ProtocolError(INTERNAL, f"{type(error).__name__}: {error}"))
+        else:
+            if answer is not None:
+                request.result(answer)
+
+    def _notification(self, method: str, params: Message) -> None:
+        if method == "notifications/cancelled":
+            id = params.get("requestId")
+            request = self.inflight.get(id) if isinstance(id, (str, int)) else None
+            if request is not None and request.method != "initialize":
+                self._listeners.pop(request.id, None)
+                if request.job is not None:
+                    job = request.job
+                    threading.Thread(target=job.cancel, args=("cancelled by the client",), daemon=True).start()
+                request.drop()
+        elif method in ("notifications/initialized", "notifications/roots/list_changed"):
+            self._ask_roots()
+
+    # outgoing: requests of ours to a handshake client
+
+    def _call_client(self, method: str, params: Message | None, take: Callable[[Message], None]) -> None:
+        with self.lock:
+            self._sent += 1
+            id = f"rlm-{self._sent}"
+            self._outgoing[id] = take
+        self.send({"jsonrpc": "2.0", "id": id, "method": method, **({"params": params} if params else {})})
+
+    def _response(self, message: Message) -> None:
+        id = message.get("id")
+        take = self._outgoing.pop(id, None) if isinstance(id, str) else None
+        if take is not None:
+            take(message)
+
+    def sample(self, job: Job) -> None:
+        """Ask a handshake client's model each open question; the call that waits goes on waiting."""
+        asks, job.asks, job.gathered = job.asks, {}, False
+        for ask in asks.values():
+
+            def take(message: Message, ask: Ask = ask) -> None:
+                if "error" in message:
+                    ask.settle(problem=f"the client's model: {_mapping(message['error']).get('message', 'refused')}")
+                else:
+                    ask.settle_sampled(message.get("result"))
+
+            self._call_client("sampling/createMessage", ask.sampling(), take)
+
+    def _ask_roots(self) -> None:
+        if self._legacy is None or "roots" not in self._legacy.capabilities:
+            return
+        self._roots_known.clear()
+        self._call_client("roots/list", None, self._take_roots)
+
+    def _take_roots(self, message: Message) -> None:
+        roots = _mapping(message.get("result")).get("roots")
+        uris = [_mapping(root).get("uri") for root in roots] if isinstance(roots, list) else []
+        self._roots = [path for uri in uris if isinstance(uri, str) and (path := _path_of(uri))]
+        self._roots_known.set()
+
+    # the clock
+
+    def _tick(self) -> None:
+        tick = min(0.5, self.max_wait / 4)
+        while True:
+            time.sleep(tick)
+            now = time.monotonic()
+            for request in list(self.inflight.values()):
+                job = request.job
+                if job is None:
+                    continue
+                request.progress(job.last_line, self.send)
+                if now - request.started >= self.max_wait:
+                    job.hand_back()
+            self._expire(now)
+
+    def _expire(self, now: float) -> None:
+        with self.lock:
+            old_jobs = [j for j in self.jobs.values() if j.request is None and now - j.touched > IDLE_SECONDS]
+            old = [s for s in self.sessions.values() if s.job is None and now - s.used > IDLE_SECONDS]
+            for job in old_jobs:
+                del self.jobs[job.handle]
+            for session in old:
+                del self.sessions[session.name]
+        for job in old_jobs:
+            job.cancel("nobody asked for it for 30 minutes")
+        for session in old:
+            session.close()
+
+    # sessions and jobs
+
+    def session(self, name: str | None) -> Session:
+        """The session of that name; "new" makes one, and none means the one that is shared."""
+        name = name or "default"
+        with self.lock:
+            if name == "new":
+                name = "s_" + os.urandom(9).hex()
+            elif name not in self.sessions and name != "default":
+                raise Refusal(f'no session {name[:80]!r}: it was ended or never made; use session_id "new"')
+            if name not in self.sessions:
+                if len(self.sessions) >= MAX_SESSIONS:
+                    raise Refusal(f"{MAX_SESSIONS} sessions are open: end one with destroy_session")
+                self.sessions[name] = Session(self, name)
+            return self.sessions[name]
+
+    def default_directory(self) -> str | None:
+        """The folder a session begins in: the client's first root, else the server's own."""
+        self._roots_known.wait(1.0)
+        for path in (*self._roots[:1], self.workspace, os.getcwd()):
+            if path and os.path.isdir(path) and not _too_wide(path):
+                return os.path.realpath(path)
+        return None
+
+    def allowed_directory(self, path: str) -> str:
+        """`path` as a folder that a session may read, or Refusal."""
+        path = os.path.realpath(os.path.join(self.workspace or os.getcwd(), os.path.expanduser(path)))
+        if not os.path.isdir(path):
+            raise Refusal(f"no folder {path!r}")
+        bounds = [os.path.realpath(p) for p in (*self._roots, self.workspace) if p]
+        if bounds and not any(path == b or path.startswith(b.rstrip(os.sep) + os.sep) for b in bounds):
+            raise Refusal(f"{path!r} is outside of what this server was given: {', '.join(bounds)}")
+        if _too_wide(path):
+            raise Refusal(f"{path!r} is not a project's folder")
+        return path
+
+    def new_sandbox(self, directory: str | None) -> Any:
+        module = sibling("rlm_sandbox")
+        kind = module.DockerSandbox if self.env == "docker" else module.LocalSandbox
+        return kind(workspace=directory, output_limit=1_000_000)
+
+    def start(self, request: Request, session: Session, work: Callable[[Job], Message], *, own_thread: bool) -> None:
+        """Run `work` for `request`: in the session's order, or beside it."""
+        job = Job(self, session, work, call_digest(request.params))
+        if not own_thread and (busy := session.busy_with()):
+            raise Refusal(
+                f"this session still runs {busy.handle}: call resume with that handle, or clear_repl_context to stop it"
+            )
+        self.jobs[job.handle] = job
+        job.request, request.job = request, job
+        if own_thread:
+            threading.Thread(target=job.run, name=job.handle, daemon=True).start()
+        else:
+            session.submit(job)
+
+    def seal(self, job: Job) -> str:
+        """A requestState: which run, which round, until when, for which call, under our key."""
+        state = {"job": job.handle, "round": job.round, "until": int(time.time() + IDLE_SECONDS), "call": job.digest}
+        blob = json.dumps(state, separators=(",", ":")).encode()
+        return blob.hex() + "." + self._mac(blob)
+
+    def unseal(self, sealed: Any, digest: str) -> Job:
+        """The job a requestState of ours names; ProtocolError for anything else."""
+        import hmac
+
+        with contextlib.suppress(ValueError, AttributeError):
+            text, mac = sealed.split(".")
+            blob = bytes.fromhex(text)
+            if hmac.compare_digest(mac.encode(), self._mac(blob).encode()):
+                state = json.loads(blob)
+                job = self.jobs.get(state["job"])
+                fresh = state["until"] >= time.time() and state["call"] == digest
+                if fresh and job is not None and job.round == state["round"]:
+                    return job
+        raise ProtocolError(INVALID_PARAMS, "this requestState is not ours, was used, has expired or is another call's")
+
+    def _mac(self, blob: bytes) -> str:
+        import hmac
+
+        return hmac.new(self._key, blob, hashlib.sha256).hexdigest()
+
+    # results
+
+    def adapt(self, result: Message, dialect: Dialect) -> Message:
+        """A tool's result without the content blocks that the dialect does not know."""
+        if dialect.since("2025-06-18"):
+            return result
+        content = [block for block in result["content"] if block["type"] != "resource_link"]
+        return {**result, "content": content}
+
+    def clip(self, text: str) -> list[Message]:
+        """`text` as content: whole, or a preview and a resource with all of it."""
+        if len(text) <= PREVIEW_CHARS:
+            return [{"type": "text", "text": text}]
+        uri = "rlm://output/" + os.urandom(8).hex()
+        with self.lock:
+            self.outputs[uri] = text
+            while len(self.outputs) > MAX_OUTPUTS:
+                del self.outputs[next(iter(self.outputs))]
+        self.resources_changed()
+        head, tail = text[: PREVIEW_CHARS - 6000], text[-4000:]
+        left_out = len(text) - len(head) - len(tail)
+        preview = f"{head}\n\n... {left_out} characters left out, the whole is the resource {uri} ...\n\n{tail}"
+        link = {"type": "resource_link", "uri": uri, "name": "whole output", "mimeType": "text/plain"}
+        return [{"type": "text", "text": preview}, link]
+
+    def resources_changed(self) -> None:
+        """Tell who wants to know: every handshake client, and modern ones that listen."""
+        note = {"jsonrpc": "2.0", "method": "notifications/resources/list_changed"}
+        if self._legacy is not None:
+            self.send(note)
+        for request in list(self._listeners.values()):
+            self.send({**note, "params": {"_meta": {"io.modelcontextprotocol/subscriptionId": request.id}}})
+
+    # methods
+
+    def initialize(self, request: Request) -> Message:
+        version = request.params.get("protocolVersion")
+        if not isinstance(version, str):
+            raise ProtocolError(INVALID_PARAMS, "initialize names a protocolVersion")
+        capabilities = _mapping(request.params.get("capabilities"))
+        self._legacy = Dialect(version if version in HANDSHAKE else HANDSHAKE[-1], capabilities)
+        return {
+            "protocolVersion": self._legacy.version,
+            "capabilities": CAPABILITIES,
+            "serverInfo": _known(server_info(), self._legacy.version),
+            "instructions": INSTRUCTIONS,
+        }
+
+    def discover(self, request: Request) -> Message:
+        return {
+            "supportedVersions": list(SUPPORTED),
+            "capabilities": CAPABILITIES,
+            "instructions": INSTRUCTIONS,
+            **_cached(3_600_000, "public"),
+        }
+
+    def ping(self, request: Request) -> Message:
+        return {}
+
+    def list_tools(self, request: Request) -> Message:
+        _no_cursor(request)
+        version = request.dialect.version
+        tools = [_known(tool.described(), version) for tool in TOOLS.values()]
+        return {"tools": tools, **(_cached(3_600_000, "public") if request.dialect.modern else {})}
+
+    def call_tool(self, request: Request) -> Message | None:
+        name, arguments = request.params.get("name"), request.params.get("arguments")
+        arguments = {} if arguments is None else arguments
+        if not isinstance(name, str) or name not in TOOLS:
+            raise ProtocolError(INVALID_PARAMS, f"no tool {name!r:.100}; there are {', '.join(TOOLS)}")
+        if not isinstance(arguments, dict):
+            raise ProtocolError(INVALID_PARAMS, "arguments is an object")
+        if request.dialect.modern and request.params.get("requestState") is not None:
+            job = self.unseal(request.params["requestState"], call_digest(request.params))
+            job.answer_inputs(request.params.get("inputResponses"))
+            job.attach(request)
+            return None
+        tool = TOOLS[name]
+        try:
+            if problem := tool.problem(arguments):
+                raise Refusal(problem)
+            return tool.run(self, request, **arguments)
+        except Refusal as refusal:
+            return text_result(str(refusal), is_error=True)
+
+    def list_resources(self, request: Request) -> Message:
+        _no_cursor(request)
+        outputs = [
+            {
+                "uri": uri,
+                "name": uri.rpartition("/")[2],
+                "title": "Whole output of a call",
+                "description": f"{len(text)} characters that a cell printed",
+                "mimeType": "text/plain",
+            }
+            for uri, text in list(self.outputs.items())
+        ]
+        resources = [_known(resource, request.dialect.version) for resource in (*outputs, *self._trajectories())]
+        return {"resources": resources, **(_cached(0, "private") if request.dialect.modern else {})}
+
+    def list_templates(self, request: Request) -> Message:
+        _no_cursor(request)
+        templates = [_known(template, request.dialect.version) for template in TEMPLATES]
+        return {"resourceTemplates": templates, **(_cached(3_600_000, "public") if request.dialect.modern else {})}
+
+    def read_resource(self, request: Request) -> Message:
+        uri = request.params.get("uri")
+        if not isinstance(uri, str):
+            raise ProtocolError(INVALID_PARAMS, "resources/read names a uri")
+        text = self.outputs.get(uri)
+        kind = "text/plain"
+        if text is None and uri.startswith("rlm://trajectory/"):
+            text, kind = self._trajectory(uri.removeprefix("rlm://trajectory/")), "application/jsonl"
+        if text is None:
+            code = INVALID_PARAMS if request.dialect.modern else NO_RESOURCE
+            raise ProtocolError(code, "no such resource", {"uri": uri[:1000]})
+        contents = [{"uri": uri, "mimeType": kind, "text": text}]
+        return {"contents": contents, **(_cached(0, "private") if request.dialect.modern else {})}
+
+    def listen(self, request: Request) -> None:
+        """A modern client's subscription: acknowledged, then open until it is cancelled."""
+        wanted = _mapping(request.params.get("notifications"))
+        honoured = {"resourcesListChanged": True} if wanted.get("resourcesListChanged") is True else {}
+        params = {"_meta": {"io.modelcontextprotocol/subscriptionId": request.id}, "notifications": honoured}
+        self.send({"jsonrpc": "2.0", "method": "notifications/subscriptions/acknowledged", "params": params})
+        if honoured:
+            self._listeners[request.id] = request
+
+    def _trajectories(self) -> list[Message]:
+        return []
+
+    def _trajectory(self, id: str) -> str | None:
+        return None
+
+
+HANDSHAKE_METHODS: dict[str, Callable[[Server, Request], Message | None]] = {
+    "initialize": Server.initialize,
+    "ping": Server.ping,
+    "tools/list": Server.list_tools,
+    "tools/call": Server.call_tool,
+    "resources/list": Server.list_resources,
+    "resources/templates/list": Server.list_templates,
+    "resources/read": Server.read_resource,
+}
+MODERN_METHODS: dict[str, Callable[[Server, Request], Message | None]] = {
+    **{name: method for name, method in HANDSHAKE_METHODS.items() if name not in ("initialize", "ping")},
+    "server/discover": Server.discover,
+    "subscriptions/listen": Server.listen,
+}
+
+CAPABILITIES = {"tools": {"listChanged": True}, "resources": {"listChanged": True}}
+INSTRUCTIONS = (
+    "A sandboxed, persistent Python. Put long inputs into variables and look at them with code (execute_python) "
+    "instead of reading them whole; keep results in variables and print samples. In the code, llm_query(prompt) and "
+    "llm_query_batched(prompts) ask a language model. run_completion works through a long input recursively. When a "
+    'result says "needs_completions", answer its requests and call resume.'
+)
+_ICON = (
+    "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAYAAAAf8/9hAAAAT0lEQVR42mNgGAWMDAwMDP///2dgZGRkYGBgYGBiIBMwkWsAy38S"
+    "DUBWz0KMZnQ5ogxA14zuCoIuwKUZ3RV4XUCMZmRXEOUCUjQTdMFgAQAXrCgQYq0zWAAAAABJRU5ErkJggg=="
+)
+TEMPLATES = (
+    {
+        "uriTemplate": "rlm://trajectory/{id}",
+        "name": "trajectory",
+        "title": "Trajectory of a run",
+        "description": "The journal of a run_completion: one JSON event per line",
+        "mimeType": "application/jsonl",
+    },
+    {
+        "uriTemplate": "rlm://output/{id}",
+        "name": "output",
+        "title": "Whole output of a call",
+        "description": "What a cell printed, where the result shows only a preview",
+        "mimeType": "text/plain",
+    },
+)
+# The revision that brought a field; older clients do not get it.
+_SINCE = {
+    "annotations": "2025-03-26",
+    "title": "2025-06-18",
+    "_meta": "2025-06-18",
+    "description": "2025-11-25",
+    "icons": "2025-11-25",
+    "websiteUrl": "2025-11-25",
+}
+
+
+def _known(item: Message, version: str) -> Message:
+    """`item` with the fields that revision `version` has. A description is new only in serverInfo."""
+    new = {name for name, since in _SINCE.items() if version < since}
+    if "version" not in item:
+        new.discard("description")
+    return {name: value for name, value in item.items() if name not in new}
+
+
+def _cached(ttl_ms: int, scope: str) -> Message:
+    return {"ttlMs": ttl_ms, "cacheScope": scope}
+
+
+def _no_cursor(request: Request) -> None:
+    if request.params.get("cursor") is not None:
+        raise ProtocolError(INVALID_PARAMS, "no such cursor: everything is on one page")
+
+
+def server_info() -> Message:
+    global _server_info
+    if _server_info is None:
+        _server_info = {
+            "name": "rlm",
+            "title": "RLM: sandboxed Python and recursive completions",
+            "version": _version(),
+            "description": "A sandboxed, persistent Python REPL and recursive language model runs over long inputs",
+            "websiteUrl": "https://pypi.org/project/flat-rlm/",
+            "icons": [{"src": f"data:image/png;base64,{_ICON}", "mimeType": "image/png", "sizes": ["16x16"]}],
+        }
+    return _server_info
+
+
+_server_info: Message | None = None
+
+
+def _version() -> str:
+    """rlm.__version__, read from its file: importing it would cost more than the rest of the start."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "rlm.py")
+    with contextlib.suppress(OSError), open(path, encoding="utf-8") as file:
+        if found := re.search(r'^__version__ = "([^"]+)"', file.read(), re.MULTILINE):
+            return found[1]
+    return "0"
+
+
+def _parse(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(PARSE_ERROR, f"not a JSON message: {str(error)[:200]}") from None
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _path_of(uri: str) -> str | None:
+    """The local folder of a file: URI."""
+    from urllib.parse import unquote, urlsplit
+
+    parts = urlsplit(uri)
+    return unquote(parts.path) if parts.scheme == "file" and parts.netloc in ("", "localhost") else None
+
+
+def _too_wide(path: str) -> bool:
+    """Folders that are no project: the root, a home itself, the system's, and the hidden ones that hold secrets."""
+    path, home = os.path.realpath(path), os.path.realpath(os.path.expanduser("~"))
+    if path in (os.sep, home, os.path.dirname(home)):
+        return True
+    if path.startswith(home + os.sep):
+        return path[len(home) + 1 :].split(os.sep)[0] in (".ssh", ".aws", ".gnupg", ".config", ".kube", ".docker")
+    return path.split(os.sep)[1] in ("etc", "proc", "sys", "dev", "boot", "run")
+
+
+def sibling(name: str) -> Any:
+    """One of our other modules, imported now."""
+    import importlib
+
+    return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
+
+
+def call_digest(params: Message) -> str:
+    """What makes two tools/call requests the same call."""
+    call = [params.get("name"), params.get("arguments") or {}]
+    return hashlib.sha256(json.dumps(call, sort_keys=True).encode()).hexdigest()
+
+
+# --- the tools --------------------------------------------------------------------------------------------------
+
+PROFILES = {"quick": (5, "128m"), "default": (30, "512m"), "analysis": (120, "2g"), "extended": (300, "4g")}
+
+
+class ToolSpec(NamedTuple):
+    """A row of the table of tools: what clients are told, and the function behind it."""
+
+    name: str
+    title: str
+    description: str
+    run: Callable[..., Message | None]
+    properties: Message
+    required: tuple[str, ...] = ()
+    read_only: bool = False
+    destructive: bool = False
+    idempotent: bool = False
+    open_world: bool = False
+
+    def described(self) -> Message:
+        """Its entry in tools/list."""
+        schema: Message = {"type": "object", "properties": self.properties, "additionalProperties": False}
+        if self.required:
+            schema["required"] = list(self.required)
+        entry: Message = {
+            "name": self.name,
+            "title": self.title,
+            "description": self.description,
+            "inputSchema": schema,
+            "annotations": {
+                "title": self.title,
+                "readOnlyHint": self.read_only,
+                "destructiveHint": self.destructive,
+                "idempotentHint": self.idempotent,
+                "openWorldHint": self.open_world,
+            },
+        }
+        if self.name in ("execute_python", "resume"):
+            entry["_meta"] = {"anthropic/maxResultSizeChars": 2 * PREVIEW_CHARS}
+        return entry
+
+    def problem(self, arguments: Message) -> str | None:
+        """What is wrong with the arguments, in words that the model can act on."""
+        for name in self.required:
+            if name not in arguments:
+                return f"{self.name} needs {name!r}"
+        for name, value in arguments.items():
+            if name not in self.properties:
+                return f"{self.name} has no argument {name!r:.100}; it takes {', '.join(self.properties) or 'none'}"
+            if wrong := _mismatch(self.properties[name], value):
+                return f"{name} {wrong}"
+        return None
+
+
+_TYPES: dict[str, Any] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "array": (list,),
+    "object": (dict,),
+    "boolean": (bool,),
+}
+
+
+def _mismatch(schema: Message, value: Any) -> str | None:
+    """How `value` fails the part of JSON Schema that our own table uses."""
+    kind = schema.get("type")
+    if kind is not None:
+        if not isinstance(value, _TYPES[kind]) or (isinstance(value, bool) and kind != "boolean"):
+            return f"must be {'an' if kind[0] in 'aio' else 'a'} {kind}"
+        if value not in schema.get("enum", [value]):
+            return f"must be one of {', '.join(schema['enum'])}"
+        low, high = schema.get("minimum"), schema.get("maximum")
+        if (low is not None and value < low) or (high is not None and value > high):
+            return f"must be between {low} and {high}"
+        if kind == "array" and any(_mismatch(schema["items"], item) for item in value):
+            return f"must be an array of {schema['items']['type']}s"
+    return None
+
+
+def _execute_python(
+    server: Server,
+    request: Request,
+    code: str,
+    timeout: float | None = None,
+    profile: str = "default",
+    session_id: str | None = None,
+) -> None:
+    session = server.session(session_id)
+    seconds = PROFILES[profile][0]
+
+    def work(job: Job) -> Message:
+        sandbox = session.sandbox()
+        job.stop = sandbox.interrupt
+        cell = sandbox.execute(
+            code,
+            timeout=seconds if timeout is None else timeout,
+            functions=_model_functions(job),
+            on_output=lambda text: _note(job, text),
+        )
+        if cell.status == "lost":
+            session.forget()
+        return _cell_result(server, cell, session.name if session_id == "new" else None)
+
+    server.start(request, session, work, own_thread=False)
+
+
+def _note(job: Job, text: str) -> None:
+    """Keep the last line that was printed, for the next heartbeat."""
+    lines = text.rstrip().rsplit("\n", 1)
+    if lines[-1].strip():
+        job.last_line = lines[-1].strip()[-200:]
+
+
+def _cell_result(server: Server, cell: rlm_sandbox.Cell, named: str | None) -> Message:
+    """A cell's outcome as content: what it printed, its value, what failed, its figures."""
+    parts = []
+    if cell.stdout:
+        printed = cell.stdout.rstrip("\n")
+        parts.append(f"Output:\n{printed}" if "\n" in printed else f"Output: {printed}")
+    if cell.value is not None:
+        parts.append(f"Value: {cell.value}")
+    if cell.final:
+        parts.append(f"Final: {cell.final!r}")
+    if cell.error:
+        parts.append(f"Error ({cell.status}):\n{cell.error.rstrip()}")
+    if cell.restored:
+        parts.append("The variables are those from before this cell.")
+    if cell.status == "lost":
+        parts.append("The session's variables are lost; the next call begins with a clean REPL.")
+    content = server.clip("\n".join(parts) or "(no output)")
+    room = MAX_IMAGE_CHARS
+    for image in cell.images:
+        room -= len(image["data"])
+        if room < 0:
+            content.append({"type": "text", "text": "(further images were left out: too large)"})
+            break
+        content.append({"type": "image", "data": image["data"], "mimeType": image["media_type"]})
+    if named:
+        content.append({"type": "text", "text": f"session_id: {named}"})
+    return {"content": content, "isError": not cell.ok}
+
+
+def _get_repl_context(server: Server, request: Request, session_id: str | None = None) -> None:
+    session = server.session(session_id)
+
+    def work(job: Job) -> Message:
+        names = session.sandbox().names() if session.started else {}
+        rows = [
+            {"name": name, "type": kind, "size": size, "repr": text[:200]}
+            for name, (kind, size, text) in list(names.items())[:200]
+        ]
+        answer: Message = {"session_id": session.name, "variables": rows}
+        if len(names) > len(rows):
+            answer["more"] = len(names) - len(rows)
+        return json_result(answer)
+
+    server.start(request, session, work, own_thread=False)
+
+
+def _set_repl_context(server: Server, request: Request, key: str, value: Any, session_id: str | None = None) -> None:
+    import keyword
+
+    if not key.isidentifier() or keyword.iskeyword(key) or key.startswith("_"):
+        raise Refusal(f"key must be a variable's name without a leading underscore, not {key!r:.100}")
+    session = server.session(session_id)
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(value, parse_constant=_no_constant)
+
+    def work(job: Job) -> Message:
+        try:
+            session.sandbox().set(key, value)
+        except TypeError as error:
+            raise Refusal(str(error)) from None
+        return json_result({"session_id": session.name, "set": key, "type": type(value).__name__})
+
+    server.start(request, session, work, own_thread=False)
+
+
+def _clear_repl_context(server: Server, request: Request, session_id: str | None = None) -> None:
+    session = server.session(session_id)
+    if busy := session.busy_with():
+        busy.cancel("the session was cleared")
+
+    def work(job: Job) -> Message:
+        if session.started:
+            session.sandbox().reset()
+        return json_result({"session_id": session.name, "cleared": True})
+
+    server.start(request, session, work, own_thread=False)
+
+
+def _list_sessions(server: Server, request: Request) -> Message:
+    now = time.monotonic()
+    rows = [
+        {
+            "session_id": session.name,
+            "age_seconds": round(now - session.created),
+            "idle_seconds": 0 if session.job else round(now - session.used),
+            "directory": session.directory,
+        }
+        for session in list(server.sessions.values())
+    ]
+    return json_result({"sessions": rows})
+
+
+def _destroy_session(server: Server, request: Request, session_id: str) -> Message:
+    with server.lock:
+        session = server.sessions.pop(session_id, None)
+    if session is None:
+        raise Refusal(f"no session {session_id[:80]!r}")
+    session.close()
+    return json_result({"session_id": session_id, "destroyed": True})
+
+
+def _set_project(server: Server, request: Request, directory: str, session_id: str | None = None) -> Message | None:
+    session = server.session(session_id)
+    path = server.allowed_directory(directory)
+
+    def work(job: Job) -> Message:
+        session.use(path)
+        return json_result({"session_id": session.name, "directory": path})
+
+    server.start(request, session, work, own_thread=False)
+    return None
+
+
+def _resume(server: Server, request: Request, handle: str, answers: list[Any] | None = None) -> None:
+    with server.lock:
+        job = server.jobs.get(handle)
+        if job is None or job.cancelled:
+            raise Refusal(f"no run {handle[:80]!r}: unknown, collected already, or expired; call the tool again")
+        if job.request is not None:
+            raise Refusal("another call waits for this run already")
+        job.answer(answers)
+        job.attach(request)
+
+
+def _model_functions(job: Job) -> dict[str, Callable[..., Any]]:
+    """`llm_query` and `llm_query_batched` as the cell sees them."""
+
+    def batched(prompts: list[str], model: str | None = None) -> list[str]:
+        asks = [Ask([{"role": "user", "content": str(prompt)}]) for prompt in prompts]
+        job.ask(asks)
+        job.wait(asks)
+        if problem := next((ask.problem for ask in asks if ask.problem), None):
+            raise RuntimeError(problem)
+        return [ask.answer or "" for ask in asks]
+
+    def one(prompt: str, model: str | None = None) -> str:
+        return batched([prompt], model)[0]
+
+    return {"llm_query": one, "llm_query_batched": batched}
+
+
+_SESSION = {
+    "session_id": {
+        "type": "string",
+        "description": 'from an earlier result; "new" makes a session (ended after 30 idle minutes); else the shared one',
+    }
+}
+TOOLS: dict[str, ToolSpec] = {
+    tool.name: tool
+    for tool in (
+        ToolSpec(
+            "execute_python",
+            "Run Python",
+            "Run Python code in a sandboxed REPL whose variables persist between calls (no network; the project's "
+            "files can be read by relative name). Shows what it prints, the last expression's value and figures. In "
+            "the code, llm_query(prompt) and llm_query_batched(prompts) ask a language model.",
+            _execute_python,
+            {
+                "code": {"type": "string", "description": "the code of one cell"},
+                "timeout": {"type": "number", "minimum": 0.1, "maximum": 300, "description": "seconds, at most 300"},
+                "profile": {
+                    "type": "string",
+                    "enum": list(PROFILES),
+                    "default": "default",
+                    "description": "time and memory: quick 5 s/128m, default 30 s/512m, analysis 120 s/2g, "
+                    "extended 300 s/4g",
+                },
+                **_SESSION,
+            },
+            ("code",),
+        ),
+        ToolSpec(
+            "get_repl_context",
+            "List variables",
+            "List the variables of a REPL session: name, type, size and a short repr.",
+            _get_repl_context,
+            {**_SESSION},
+            read_only=True,
+            idempotent=True,
+        ),
+        ToolSpec(
+            "set_repl_context",
+            "Set a variable",
+            "Make a variable in a REPL session, for example a long text to be examined by code.",
+            _set_repl_context,
+            {
+                "key": {"type": "string", "description": "the variable's name"},
+                "value": {"description": "its value: JSON; what is not JSON is kept as a string"},
+                **_SESSION,
+            },
+            ("key", "value"),
+            idempotent=True,
+        ),
+        ToolSpec(
+            "clear_repl_context",
+            "Clear the REPL",
+            "Stop what runs in a REPL session and remove all its variables.",
+            _clear_repl_context,
+            {**_SESSION},
+            destructive=True,
+            idempotent=True,
+        ),
+        ToolSpec(
+            "list_sessions",
+            "List sessions",
+            "List the open REPL sessions with their age, idle time and folder.",
+            _list_sessions,
+            {},
+            read_only=True,
+            idempotent=True,
+        ),
+        ToolSpec(
+            "destroy_session",
+            "End a session",
+            "End a REPL session and its process.",
+            _destroy_session,
+            {"session_id": {"type": "string", "description": "the session to end"}},
+            ("session_id",),
+            destructive=True,
+            idempotent=True,
+        ),
+        ToolSpec(
+            "set_project",
+            "Choose the project",
+            "Choose the folder a session works in: code may read its files, and each project has variables of its own.",
+            _set_project,
+            {"directory": {"type": "string", "description": "the project's folder"}, **_SESSION},
+            ("directory",),
+            idempotent=True,
+        ),
+        ToolSpec(
+            "resume",
+            "Go on with a run",
+            "Go on with a run that answered needs_completions (with the answers to its requests), or wait for one "
+            "that is still running.",
+            _resume,
+            {
+                "handle": {"type": "string", "description": "the handle from the earlier result"},
+                "answers": {
+                    "type": "array",
+                    "items": {"type": "string"},
+                    "description": "one answer for each request, in their order",
+                },
+            },
+            ("handle",),
+            open_world=True,
+        ),
+    )
+}
+
+
+# --- serving ----------------------------------------------------------------------------------------------------
+
+
+class Ended(BaseException):
+    """SIGTERM, SIGINT or SIGHUP has come."""
+
+
+def serve(*, env: str = "local", workspace: str | None = None, max_wait: float = 45) -> int:
+    """Serve one client on stdin and stdout until it leaves; the exit status."""
+
+    def end(number: int, frame: Any) -> None:
+        for name in ends:
+            signal.signal(name, signal.SIG_IGN)
+        raise Ended
+
+    ends = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
+    server = Server(Wire(*_private_streams()), env=env, workspace=workspace, max_wait=max_wait)
+    try:
+        for name in ends:
+            signal.signal(name, end)
+        server.run()
+    except (Ended, Vanished):
+        pass
+    finally:
+        server.close()
+        if "rlm_sandbox" in {name.rpartition(".")[2] for name in sys.modules}:
+            sibling("rlm_sandbox").shutdown()
+    return 0
+
+
+USAGE = """\
+usage: rlm mcp-serve [--env local|docker] [--workspace DIR] [--max-wait SECONDS]
+
+Serve the sandbox to an MCP client on stdin and stdout.
+
+  --env ENV           where code runs: local (default) or docker
+  --workspace DIR     the only folder that code may read (default: the client's root, else the working directory)
+  --max-wait SECONDS  after which a call is answered with a handle for `resume` (default 45)
+  -h, --help          show this and exit
+"""
+
+
+def main(argv: list[str]) -> int:
+    """`rlm mcp-serve`: read the options, by hand because argparse costs as much as the rest of the start."""
+    options = {"--env": os.environ.get("RLM_ENVIRONMENT") or "local", "--workspace": "", "--max-wait": "45"}
+    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    if "-h" in words or "--help" in words:
+        print(USAGE, end="")
+        return 0
+    while words:
+        name = words.pop(0)
+        if name not in options:
+            return _wrong(f"no option {name!r}")
+        if not words:
+            return _wrong(f"{name} needs a value")
+        options[name] = words.pop(0)
+    if options["--env"] not in ("local", "docker"):
+        return _wrong(f"--env is local or docker, not {options['--env']!r}")
+    if options["--workspace"] and not os.path.isdir(options["--workspace"]):
+        return _wrong(f"no folder {options['--workspace']!r}")
+    try:
+        max_wait = float(options["--max-wait"])
+    except ValueError:
+        max_wait = 0
+    if not 0.1 <= max_wait <= 86_400:
+        return _wrong(f"--max-wait is a number of seconds, not {options['--max-wait']!r}")
+    return serve(env=options["--env"], workspace=options["--workspace"] or None, max_wait=max_wait)
+
+
+def _wrong(problem: str) -> int:
+    print(f"rlm: {problem}\n  next: rlm mcp-serve --help", file=sys.stderr)
+    return 2
