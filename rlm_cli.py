@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["mcp-serve"]:  # an MCP client waits for the first byte: nothing else may cost time
-        return int(rlm_mcp.main(arguments[1:]))
+        return mcp_serve(arguments[1:])
     shell = Shell(arguments)
     try:
         code = dispatch(arguments, shell)
@@ -209,12 +209,6 @@ def in_words(error: Exception) -> tuple[str, str, str]:
     if isinstance(error, OSError):
         what = f"{error.filename}: " if error.filename else ""
         return f"{what}{error.strerror or error}", "", ""
-    if (
-        isinstance(error, (TypeError, ValueError))
-        and type(error) in (TypeError, ValueError)
-        and error.__cause__ is None
-    ):
-        return str(error), "", "rlm --help"
     return f"{type(error).__name__}: {error}", "this is a fault of rlm itself", "the same again with --debug"
 
 
@@ -691,7 +685,8 @@ def run(args: argparse.Namespace, shell: Shell) -> int:
     if args.stream:
         return stream(args, shell, prompt)
     context = context_of(args, shell, prompt_is_stdin=args.words == ["-"])
-    return answer(args, shell, lambda runtime: runtime.completion(prompt, context, system=args.system))
+    answer(args, shell, lambda runtime: runtime.completion(prompt, context, system=args.system))
+    return ANSWERED
 
 
 def prompt_of(args: argparse.Namespace, shell: Shell) -> str:
@@ -736,9 +731,14 @@ def context_of(args: argparse.Namespace, shell: Shell, *, prompt_is_stdin: bool)
     return context
 
 
-def answer(args: argparse.Namespace, shell: Shell, ask: Callable[[rlm.RLM], rlm.CompletionResult]) -> int:
+def answer(
+    args: argparse.Namespace,
+    shell: Shell,
+    ask: Callable[[rlm.RLM], rlm.CompletionResult],
+    options: Mapping[str, Any] | None = None,
+) -> rlm.CompletionResult:
     """Run what `ask` does with an RLM, show how it goes, and deliver its result."""
-    given = given_options(args)
+    given = dict(options if options is not None else given_options(args))
     settings = rlm.load_config(given, config=args.config)
     values = settings.values
     shell.model = values["model"]
@@ -765,7 +765,7 @@ def answer(args: argparse.Namespace, shell: Shell, ask: Callable[[rlm.RLM], rlm.
             if args.html and seen:
                 _write_page(args.html, seen, shell)
     deliver(result, shell, quiet=args.quiet, typed=bool(given.get("schema")))
-    return ANSWERED
+    return result
 
 
 def deliver(result: rlm.CompletionResult, shell: Shell, *, quiet: bool, typed: bool = False) -> None:
@@ -841,11 +841,12 @@ def declare_resume(parser: argparse.ArgumentParser) -> None:
 def resume(args: argparse.Namespace, shell: Shell) -> int:
     """`rlm resume [ID]`: go on where the journal ends."""
     log_dir = log_folder(args)
-    name = run_name(args, log_dir) if args.words else newest_unfinished(log_dir)
+    name = run_name(log_dir, args.words) if args.words else newest_unfinished(log_dir)
     raised = {name: value for name, value in given_options(args).items() if name != "log_dir"}
     if not args.words:
         shell.terminal.say(f"rlm: resuming {name}")
-    return answer(args, shell, lambda runtime: runtime.resume(name, **raised))
+    answer(args, shell, lambda runtime: runtime.resume(name, **raised))
+    return ANSWERED
 
 
 def declare_replay(parser: argparse.ArgumentParser) -> None:
@@ -857,7 +858,7 @@ def declare_replay(parser: argparse.ArgumentParser) -> None:
 
 def replay(args: argparse.Namespace, shell: Shell) -> int:
     """`rlm replay ID`: the recorded replies, the code executed for real; exit 1 where the outcome differs."""
-    name = run_name(args, log_folder(args))
+    name = run_name(log_folder(args), args.words)
     divergence: list[str] = []
 
     def ask(runtime: rlm.RLM) -> rlm.CompletionResult:
@@ -865,10 +866,10 @@ def replay(args: argparse.Namespace, shell: Shell) -> int:
         divergence.extend(replayed.divergence)
         return replayed.result
 
-    code = answer(args, shell, ask)
+    answer(args, shell, ask)
     if not divergence:
         shell.terminal.say("rlm: the same outcome as recorded")
-        return code
+        return ANSWERED
     shell.terminal.error(f"differs from the recording: {divergence[0]}", _and_more(divergence[1:]), f"rlm logs {name}")
     return FAILED
 
@@ -886,12 +887,12 @@ def log_folder(args: argparse.Namespace) -> str:
     return str(chosen or rlm.load_config({}, config=args.config).values["log_dir"] or "./logs")
 
 
-def run_name(args: argparse.Namespace, log_dir: str) -> str:
-    """The one run that the arguments name, whole."""
-    if len(args.words) != 1:
+def run_name(log_dir: str, words: Sequence[str]) -> str:
+    """The one run that the words name: its whole id, or its .jsonl file where that was given."""
+    if len(words) != 1:
         raise rlm.ConfigError("name one run", hint="rlm logs lists them; any unique prefix of an id will do")
-    path = find_log(log_dir, args.words[0])
-    return path if args.words[0].endswith(".jsonl") else os.path.basename(path)[: -len(".jsonl")]
+    path = find_log(log_dir, words[0])
+    return path if words[0].endswith(".jsonl") else os.path.basename(path)[: -len(".jsonl")]
 
 
 def find_log(log_dir: str, name: str) -> str:
@@ -925,7 +926,7 @@ def logs(args: argparse.Namespace, shell: Shell) -> int:
     if args.follow:
         return follow(args, shell, log_dir)
     if args.words:
-        return show_run(find_log(log_dir, run_name(args, log_dir)), shell)
+        return show_run(find_log(log_dir, run_name(log_dir, args.words)), shell)
     runs = rlm_viz.list_runs(log_dir)
     if shell.form == "json":
         shell.print_json(runs)
@@ -1045,6 +1046,552 @@ def visualize(args: argparse.Namespace, shell: Shell) -> int:
         raise rlm.ConfigError(str(error), hint="rlm logs") from None
     if args.port is None:
         shell.print(target)
+    return ANSWERED
+
+
+# --- chat -----------------------------------------------------------------------------------------------------------
+
+_CHAT_HELP = """\
+/vars          the variables in the REPL
+/cost          what the conversation has used
+/save [FILE]   write the conversation as Markdown (default chat.md)
+/reset         forget the conversation and the variables
+/quit          leave (or Ctrl-D)
+A line that ends in \\ goes on in the next; a line that is \"\"\" begins and ends a longer text."""
+
+
+def declare_chat(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"{parser.prog} [-c FILE_OR_FOLDER_OR_GLOB] [options]"
+    parser.add_argument("-c", "--context", action="append", metavar="PATH", help="file, folder or glob")
+    parser.add_argument("-s", "--system", metavar="TEXT", help="further instructions for the model")
+    parser.add_argument("--resume", metavar="ID", help="go on with an earlier conversation")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    declare_options(parser)
+
+
+class Chat:
+    """A conversation in a terminal: one persistent RLM, prompts from stdin, answers to stdout."""
+
+    def __init__(self, args: argparse.Namespace, shell: Shell, runtime: rlm.RLM, progress: Progress) -> None:
+        self.args = args
+        self.shell = shell
+        self.runtime = runtime
+        self.progress = progress
+        self.context = rlm.read_context(args.context) if args.context else None
+        self.said: list[tuple[str, str]] = []
+        self.log = ""
+        self.commands = {"vars": self.variables, "cost": self.cost, "save": self.save, "reset": self.reset}
+
+    def run(self) -> None:
+        """Read prompts until the input ends."""
+        if self.args.resume:
+            name = run_name(log_folder(self.args), [self.args.resume])
+            self.turn(f"(resumed {name})", lambda: self.runtime.resume(name))
+        while (text := self.read()) is not None:
+            word, _, rest = text.partition(" ")
+            if word in ("/quit", "/exit"):
+                return
+            if text.startswith("/"):
+                self.commands.get(word[1:], self.help)(rest.strip())
+            elif text:
+                self.turn(text, lambda prompt=text: self.ask(prompt))
+
+    def read(self) -> str | None:
+        """One prompt, of several lines if it says so; None at the end of the input. Ctrl-C drops what was typed."""
+        lines: list[str] = []
+        quoted = False
+        while True:
+            try:
+                line = input("... " if lines or quoted else "> ") if self.shell.terminal.live else _stdin_line()
+            except EOFError:
+                return "\n".join(lines) if lines else None
+            except KeyboardInterrupt:
+                self.shell.terminal.say("")
+                lines, quoted = [], False
+                continue
+            if line.strip() == '"""':
+                if quoted:
+                    return "\n".join(lines)
+                quoted = True
+            elif not quoted and line.endswith("\\"):
+                lines.append(line[:-1])
+            else:
+                lines.append(line)
+                if not quoted:
+                    return "\n".join(lines).strip()
+
+    def ask(self, prompt: str) -> rlm.CompletionResult:
+        context, self.context = self.context, None
+        return self.runtime.completion(prompt, context, system=self.args.system)
+
+    def turn(self, prompt: str, ask: Callable[[], rlm.CompletionResult]) -> None:
+        """One prompt and its answer; an error or Ctrl-C ends the turn, not the conversation."""
+        result = None
+        try:
+            with self.progress:
+                result = ask()
+            self.shell.print(result.response)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            result = rlm.last_result()
+            self.shell.terminal.error("the turn was interrupted", "", "")
+        except rlm.RLMError as error:
+            result = error.result
+            self.shell.failed(error)
+        if result is not None:
+            self.said.append((prompt, result.response))
+            self.log = result.log or self.log
+
+    def variables(self, _: str) -> None:
+        for name, (kind, size, shown) in self.runtime.variables().items():
+            self.shell.terminal.say(f"{name:<20} {kind:<12} {size!s:>10}  {one_line(shown, 60)}")
+
+    def cost(self, _: str) -> None:
+        self.shell.terminal.say(self.progress.line())
+
+    def save(self, path: str) -> None:
+        path = path or "chat.md"
+        text = "\n\n".join(f"## {prompt}\n\n{answer_text}" for prompt, answer_text in self.said)
+        try:
+            with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text + "\n")
+        except OSError as error:
+            self.shell.terminal.error(f"cannot write {path}: {error.strerror}", "", "/save FILE")
+        else:
+            self.shell.terminal.say(path)
+
+    def reset(self, _: str) -> None:
+        self.runtime.close()
+        self.said = []
+        if self.args.context:
+            self.context = rlm.read_context(self.args.context)
+
+    def help(self, _: str) -> None:
+        self.shell.terminal.say(_CHAT_HELP)
+
+
+def _stdin_line() -> str:
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.rstrip("\n")
+
+
+def chat(args: argparse.Namespace, shell: Shell) -> int:
+    """`rlm chat`: a conversation over one REPL."""
+    try:
+        import readline  # noqa: F401  # editing and history for input()
+    except ImportError:
+        pass  # a Python built without it reads plain lines
+    given = {**given_options(args), "persistent": True}
+    values = rlm.load_config(given, config=args.config).values
+    progress = Progress(shell.terminal, values, quiet=args.quiet, verbose=bool(values["verbose"]))
+    with rlm.RLM(**{**given, "verbose": False}, config=args.config, on_event=progress.see) as runtime:
+        if shell.terminal.live:
+            shell.terminal.say("rlm chat: /help says what else there is; Ctrl-D leaves")
+        talk = Chat(args, shell, runtime, progress)
+        talk.run()
+    if talk.log and not args.quiet:
+        name = os.path.basename(talk.log).removesuffix(".jsonl")
+        shell.terminal.say(f"{talk.log}; to go on: rlm chat --resume {name}")
+    return ANSWERED
+
+
+# --- batch ----------------------------------------------------------------------------------------------------------
+
+
+def declare_batch(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"{parser.prog} PROMPTS.jsonl|ROWS.csv [-o RESULTS.jsonl] [-j N] [--prompt TEMPLATE] [options]"
+    parser.add_argument("words", nargs="*", metavar="FILE", help="JSONL (a text or {prompt, context} a line) or CSV")
+    parser.add_argument("-o", "--output", metavar="FILE", help="JSONL; run again, only what is missing is done")
+    parser.add_argument("-j", "--jobs", type=int, default=8, metavar="N", help="at once (default 8)")
+    parser.add_argument("--prompt", metavar="TEMPLATE", help="the prompt of each row, with {column} where it goes")
+    parser.add_argument("--one-budget", action="store_true", help="limits for the whole batch, not for each row")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    declare_options(parser)
+
+
+def batch(args: argparse.Namespace, shell: Shell) -> int:
+    """`rlm batch FILE`: many prompts, each a row of the results; exit 1 if one has failed."""
+    if len(args.words) != 1 or args.jobs < 1:
+        raise rlm.ConfigError(
+            "give one file of prompts, and -j of at least 1", hint="rlm batch prompts.jsonl -o results.jsonl"
+        )
+    items = read_items(args.words[0], args.prompt)
+    keys = item_keys(items)
+    rows = answered_rows(args.output, keys) if args.output else {}
+    missing = [number for number in range(len(items)) if number not in rows]
+    given = given_options(args)
+    values = rlm.load_config(given, config=args.config).values
+    progress = BatchProgress(shell.terminal, values, quiet=args.quiet, verbose=bool(values["verbose"]))
+    progress.total, progress.done = len(items), len(rows)
+    sink = open(args.output, "a", encoding="utf-8") if args.output else None  # noqa: SIM115  # closed below
+
+    def take(place: int, result: rlm.CompletionResult | rlm.RLMError) -> None:
+        number = missing[place]
+        rows[number] = row = result_row(number, keys[number], items[number], result)
+        progress.count(row)
+        if sink is not None:
+            sink.write(json.dumps(row, default=str) + "\n")
+            sink.flush()
+
+    try:
+        with rlm.RLM(**{**given, "verbose": False}, config=args.config, on_event=progress.see) as runtime, progress:
+            how = {"max_workers": args.jobs, "on_result": take, "one_ledger": args.one_budget}
+            for _ in runtime.batch([items[number] for number in missing], **how):
+                pass
+    finally:
+        if sink is not None:
+            sink.close()
+    ordered = [rows[number] for number in sorted(rows)]
+    if args.output:
+        rewrite(args.output, ordered)
+    else:
+        for row in ordered:
+            shell.print_json(row)
+    if not args.quiet:
+        shell.terminal.say(progress.line())
+    return FAILED if progress.failed else ANSWERED
+
+
+class BatchProgress(Progress):
+    """The same counts, with how many rows are done."""
+
+    total = done = failed = 0
+
+    def count(self, row: Mapping[str, Any]) -> None:
+        self.done += 1
+        self.failed += row["status"] != "answered"
+
+    def line(self) -> str:
+        failed = f"  {self.failed} failed" if self.failed else ""
+        return f"{self.done}/{self.total} rows{failed}  {super().line()}"
+
+
+def read_items(path: str, template: str | None) -> list[dict[str, Any]]:
+    """The items of a batch: {"prompt", "context"} each. ConfigError names the line that is none."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            if path.lower().endswith(".csv"):
+                import csv
+
+                records: list[Any] = list(csv.DictReader(file))
+            else:
+                records = [_json_line(path, n, line) for n, line in enumerate(file, 1) if line.strip()]
+    except OSError as error:
+        raise rlm.ConfigError(f"cannot read {path!r}: {error.strerror}", hint="rlm batch prompts.jsonl") from error
+    except UnicodeDecodeError as error:
+        raise rlm.ConfigError(f"{path!r} is not UTF-8 text: {error}", hint="a JSONL or CSV file") from None
+    if not records:
+        raise rlm.ConfigError(f"{path!r} has no rows", hint="a JSONL or CSV file")
+    return [_item(path, number, record, template) for number, record in enumerate(records, 1)]
+
+
+def _json_line(path: str, number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise rlm.ConfigError(f"{path}:{number}: not JSON: {error}", hint="a text or an object on each line") from None
+
+
+def _item(path: str, number: int, record: Any, template: str | None) -> dict[str, Any]:
+    fields = {"prompt": record} if isinstance(record, str) else record
+    if not isinstance(fields, dict):
+        raise rlm.ConfigError(f"{path}:{number}: neither a text nor an object", hint='{"prompt": "…", "context": "…"}')
+    prompt = fields.get("prompt") if template is None else fill(template, fields)
+    if not isinstance(prompt, str) or not prompt.strip():
+        hint = f"--prompt TEMPLATE with {', '.join(f'{{{name}}}' for name in fields)}"
+        raise rlm.ConfigError(f"{path}:{number}: no prompt in this row", hint=hint)
+    return {"prompt": prompt} | ({"context": fields["context"]} if "context" in fields else {})
+
+
+def fill(template: str, fields: Mapping[str, Any]) -> str:
+    """The template with {column} replaced; other braces stay. ConfigError for a column that is not there."""
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in fields:
+            raise rlm.ConfigError(f"--prompt: no column {match[1]!r}", hint=rlm.suggestion(match[1], map(str, fields)))
+        return str(fields[match[1]])
+
+    return re.sub(r"\{([^\W\d][\w .-]*)\}", value, template)
+
+
+def item_keys(items: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What makes a row the same one in a later call: its content, and which of its equals it is."""
+    import hashlib
+
+    seen: dict[str, int] = {}
+    keys = []
+    for item in items:
+        digest = hashlib.sha256(json.dumps(item, sort_keys=True).encode()).hexdigest()[:16]
+        seen[digest] = seen.get(digest, 0) + 1
+        keys.append(f"{digest}-{seen[digest]}")
+    return keys
+
+
+def answered_rows(path: str, keys: Sequence[str]) -> dict[int, dict[str, Any]]:
+    """The rows of an earlier call that have an answer, by their place in this one."""
+    _require_folder(path)
+    places = {key: number for number, key in enumerate(keys)}
+    rows: dict[int, dict[str, Any]] = {}
+    try:
+        with open(path, "rb+") as file:
+            whole = file.read()
+            file.truncate(whole.rfind(b"\n") + 1)  # a line that a killed process left torn
+    except FileNotFoundError:
+        return rows
+    for line in whole.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and row.get("key") in places and row.get("status") == "answered":
+            rows[places[row["key"]]] = {**row, "index": places[row["key"]]}
+    return rows
+
+
+def result_row(number: int, key: str, item: Mapping[str, Any], result: Any) -> dict[str, Any]:
+    """A line of the results; a failure has its error, and what was done until then."""
+    head = {"index": number, "key": key, "prompt": item["prompt"]}
+    if not isinstance(result, rlm.RLMError):
+        return head | outcome("answered", result, result.model, None)
+    message, _, hint = in_words(result)
+    fault = {"type": type(result).__name__, "message": message, "hint": hint}
+    status = "partial" if isinstance(result, rlm.LimitExceeded) else "error"
+    return head | outcome(status, result.result, None, fault)
+
+
+def rewrite(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Put the results into the order of the prompts."""
+    temporary = f"{path}.{os.getpid()}"
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, default=str) + "\n" for row in rows)
+    os.replace(temporary, path)
+
+
+# --- MCP ------------------------------------------------------------------------------------------------------------
+
+_SERVE_HELP = """\
+usage: rlm mcp-serve [--env local|docker] [--workspace DIR] [--max-wait SECONDS]
+
+Serve the sandbox to one MCP client on stdin and stdout. `rlm mcp-install` writes a client's configuration."""
+
+
+def mcp_serve(arguments: Sequence[str]) -> int:
+    """`rlm mcp-serve`: its few arguments are read by hand, since a client is waiting."""
+    settings: dict[str, Any] = {}
+    words = iter(arguments)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag in ("-h", "--help"):
+            print(_SERVE_HELP)
+            return ANSWERED
+        name = {"-e": "env", "--env": "env", "--workspace": "workspace", "--max-wait": "max_wait"}.get(flag)
+        value = value if equals else next(words, "")
+        right = {"env": value in ("local", "docker"), "max_wait": re.fullmatch(r"\d+(\.\d+)?", value)}
+        if name is None or not value or not right.get(name, True):
+            print(f"rlm: mcp-serve does not take {word!r} {value!r}\n  next: rlm mcp-serve --help", file=sys.stderr)
+            return WRONG
+        settings[name] = float(value) if name == "max_wait" else value
+    return int(rlm_mcp.serve(**settings))
+
+
+def declare_mcp_install(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"{parser.prog} [CLIENT ...] [--write | --dry-run | --remove | --check] [--scope SCOPE]"
+    parser.add_argument("words", nargs="*", metavar="CLIENT", help="claude-desktop, claude-code, cursor, vscode, …")
+    parser.add_argument("--client", action="append", default=[], metavar="CLIENT", help="the same, as an option")
+    parser.add_argument("--scope", metavar="SCOPE", help="user or project, where the client has both")
+    actions = parser.add_mutually_exclusive_group()
+    for action, text in _INSTALL_ACTIONS.items():
+        actions.add_argument(f"--{action}", dest="action", action="store_const", const=action, help=text)
+
+
+_INSTALL_ACTIONS = {
+    "print": "show the entry (default)",
+    "write": "put it into the client's file",
+    "dry-run": "show what --write would change",
+    "remove": "take it out again",
+    "check": "start the server as the client would",
+}
+
+
+def mcp_install(args: argparse.Namespace, shell: Shell) -> int:
+    """`rlm mcp-install`: this server's entry in the configuration of MCP clients."""
+    clients = [*args.words, *args.client]
+    return int(rlm_mcp.install(clients, action=args.action or "print", scope=args.scope))
+
+
+# --- the demo -------------------------------------------------------------------------------------------------------
+
+_DEMO_SIZE = 5_000_000  # characters of log
+_DEMO_MODEL = "scripted-demo"
+_DEMO_QUESTION = "Which customer has the most failed payments, what is the main reason, and in which hour was it worst?"
+_DEMO_WORST = "In which hour (UTC) were there most of these lines, and how many?"
+_DEMO_CUSTOMERS = ["Alder Books", "Brightwell", "Corvid Air", "Dunmore Dairy", "Elm & Sons", "Fjord Foods", "Gantry"]
+_DEMO_REASONS = {
+    "expired card": ["the card ran out last month", "valid-thru date is in the past", "asked for a newer card"],
+    "no funds": ["balance too low for the amount", "account could not cover it", "over the credit line"],
+    "bank down": ["issuer did not answer in time", "the other side was being serviced", "gateway of the bank refused"],
+    "fraud check": ["looked unlike earlier purchases", "stopped by the risk rules", "holder denied the purchase"],
+}
+
+_DEMO_ROOT = [
+    'print(type(context).__name__, f"{len(context):,} characters")\n'
+    'lines = context.splitlines()\nprint(len(lines), "lines")\nprint("\\n".join(lines[:4]))',
+    "import re\nfrom collections import Counter\n"
+    'pattern = re.compile(r\'customer="([^"]+)" .*status=failed\')\n'
+    "failed = Counter(m[1] for m in map(pattern.search, lines) if m)\n"
+    "print(sum(failed.values()), 'failed payments')\nfailed.most_common(3)",
+    "worst, count = failed.most_common(1)[0]\n"
+    "theirs = [l for l in lines if 'status=failed' in l and f'customer=\"{worst}\"' in l]\n"
+    "notes = [l.split('note=')[1] for l in theirs]\n"
+    "ask = 'Sort these notes by cause. Answer with a line `cause: count` for each.\\n'\n"
+    "parts = [notes[i:i + 100] for i in range(0, len(notes), 100)]\n"
+    "replies = llm_query_batched([ask + '\\n'.join(part) for part in parts])\n"
+    "causes = Counter()\n"
+    "for reply in replies:\n"
+    "    for line in reply.splitlines():\n"
+    "        cause, _, number = line.rpartition(':')\n"
+    "        causes[cause.strip()] += int(number)\n"
+    "print(len(parts), 'sub-calls')\ncauses",
+    f"hour = rlm_query({_DEMO_WORST!r}, context=theirs)\nhour",
+    "cause, number = causes.most_common(1)[0]\n"
+    "FINAL(f'{worst}: {count} failed payments, {number} of them for {cause}; worst at {hour}')",
+]
+_DEMO_CHILD = [
+    "from collections import Counter\nhours = Counter(line[11:13] for line in context)\nhours.most_common(3)",
+    "hour, number = hours.most_common(1)[0]\nFINAL(f'{hour}:00 ({number})')",
+]
+
+
+def demo_log(size: int = _DEMO_SIZE) -> tuple[str, str]:
+    """A payment service's log of about `size` characters, and the true answer to the demo's question."""
+    import random
+    from collections import Counter
+
+    chance = random.Random(20261122)
+    hours = [1, 1, 1, 1, 1, 2, 3, 5, 8, 9, 9, 8, 7, 8, 14, 9, 8, 7, 6, 5, 4, 3, 2, 1]
+    lines, failed, total, number = [], [], 0, 0
+    while total < size:
+        number += 1
+        customer = chance.choices(_DEMO_CUSTOMERS, [5, 9, 4, 7, 3, 6, 5])[0]
+        hour = chance.choices(range(24), hours)[0]
+        line = f"2026-11-{chance.randint(1, 21):02}T{hour:02}:{chance.randint(0, 59):02}:{chance.randint(0, 59):02}Z "
+        line += (
+            f'pay-{chance.randint(1, 4)} customer="{customer}" payment=p{number:06} amount={chance.randint(3, 900)}.00 '
+        )
+        if chance.random() < 0.08:
+            cause = chance.choices(list(_DEMO_REASONS), [6, 4, 3, 2])[0]
+            failed.append((customer, cause, hour))
+            line += f"status=failed note={chance.choice(_DEMO_REASONS[cause])}"
+        else:
+            line += "status=ok note=settled"
+        lines.append(line)
+        total += len(line) + 1
+    worst, count = Counter(customer for customer, _, _ in failed).most_common(1)[0]
+    cause, of_them = Counter(c for customer, c, _ in failed if customer == worst).most_common(1)[0]
+    hour, most = Counter(h for customer, _, h in failed if customer == worst).most_common(1)[0]
+    truth = f"{worst}: {count} failed payments, {of_them} of them for {cause}; worst at {hour:02}:00 ({most})"
+    return "\n".join(lines), truth
+
+
+def scripted_message(messages: Sequence[Mapping[str, Any]], *, tools: bool) -> dict[str, Any]:
+    """What the scripted model says: the next cell of its script or, to a sub-call, a count of the notes it was sent."""
+    if not tools:
+        notes = str(messages[-1]["content"]).splitlines()[1:]
+        found = {cause: sum(note in phrases for note in notes) for cause, phrases in _DEMO_REASONS.items()}
+        return {"content": "\n".join(f"{cause}: {count}" for cause, count in found.items())}
+    turn = sum(message["role"] == "assistant" for message in messages)
+    prompt = next(str(message["content"]) for message in messages if message["role"] == "user")
+    script = _DEMO_CHILD if _DEMO_WORST in prompt else _DEMO_ROOT
+    if turn >= len(script):
+        return {"content": "the script has no more steps"}
+    call = {"name": "execute_code", "arguments": json.dumps({"code": script[turn]})}
+    return {"content": None, "tool_calls": [{"index": 0, "id": f"step{turn}", "type": "function", "function": call}]}
+
+
+def scripted_server() -> Any:
+    """A server on loopback that speaks the OpenAI chat wire with the scripted model behind it."""
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+    class Model(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            message = {"role": "assistant", **scripted_message(asked["messages"], tools=bool(asked.get("tools")))}
+            finish = "tool_calls" if message.get("tool_calls") else "stop"
+            size, answered = len(json.dumps(asked["messages"])) // 4, len(json.dumps(message)) // 4
+            usage = {"prompt_tokens": size, "completion_tokens": answered, "total_tokens": size + answered}
+            head = {"id": "demo", "model": _DEMO_MODEL, "created": 0}
+            if asked.get("stream"):
+                chunks = [{"choices": [{"index": 0, "delta": message, "finish_reason": None}]}]
+                chunks += [
+                    {"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]},
+                    {"choices": [], "usage": usage},
+                ]
+                lines = [f"data: {json.dumps({**head, 'object': 'chat.completion.chunk', **c})}\n\n" for c in chunks]
+                self.reply("text/event-stream", "".join(lines) + "data: [DONE]\n\n")
+            else:
+                choices = [{"index": 0, "message": message, "finish_reason": finish}]
+                whole = {**head, "object": "chat.completion", "choices": choices, "usage": usage}
+                self.reply("application/json", json.dumps(whole))
+
+        def reply(self, kind: str, text: str) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(text.encode())))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass  # the progress line says enough
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Model)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+def declare_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--log-dir", metavar="DIR", help="folder of the journal (default ./logs)")
+    parser.add_argument("-e", "--env", dest="environment", choices=("local", "docker"), help="where code runs")
+    parser.add_argument("--no-open", action="store_true", help="write the page and do not open it")
+    declare_output(parser)
+
+
+def demo(args: argparse.Namespace, shell: Shell) -> int:
+    """`rlm demo`: a scripted model, real code on a generated log, the answer checked against the generator's."""
+    shell.terminal.say("rlm demo: a scripted model answers here, not a language model; no key, no network, no cost.")
+    log, truth = demo_log()
+    shell.terminal.say(f"a log of {len(log):,} characters was made up; the question: {_DEMO_QUESTION}")
+    server = scripted_server()
+    defaults = {name: row.default for name, row in rlm.OPTIONS.items() if row.default is not None}
+    options = {
+        **defaults,
+        "model": _DEMO_MODEL,
+        "sub_model": _DEMO_MODEL,
+        "backend": "openai",
+        "api_key": "no-key-is-needed",
+        "base_url": f"http://127.0.0.1:{server.server_address[1]}/v1",
+        "prices": {_DEMO_MODEL: {"input": 0, "output": 0}},
+        "protocol": "tools",
+        "verbose": not args.quiet,
+        **{name: getattr(args, name) for name in ("log_dir", "environment") if getattr(args, name)},
+    }
+    args.config = False
+    try:
+        result = answer(args, shell, lambda runtime: runtime.completion(_DEMO_QUESTION, log), options)
+    finally:
+        server.shutdown()
+    if result.response != truth:
+        raise rlm.RLMError(f"the answer is wrong; the log's generator says: {truth}", result=result)
+    shell.terminal.say("checked: this is what the log's generator says")
+    page = rlm_viz.write([result.log], os.path.splitext(str(result.log))[0] + ".html")
+    shell.terminal.say(f"log: {result.log}\npage: {page}")
+    if shell.terminal.live and not args.no_open and (os.environ.get("DISPLAY") or sys.platform in ("darwin", "win32")):
+        import webbrowser
+
+        webbrowser.open(f"file://{os.path.abspath(page)}")
     return ANSWERED
 
 
@@ -1487,15 +2034,20 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "run": Command("answer a prompt (the word may be left out)", declare_run, run),
-    "init": Command("write a commented rlm.toml", declare_init, init),
-    "logs": Command("list runs, show one's call tree, follow one", declare_logs, logs),
-    "visualize": Command("write the page of some runs, or serve them", declare_visualize, visualize),
+    "chat": Command("a conversation over one REPL", declare_chat, chat),
+    "batch": Command("many prompts from a file", declare_batch, batch),
     "resume": Command("go on with a run that was stopped", declare_resume, resume),
-    "replay": Command("run a recording's code again, offline and free", declare_replay, replay),
+    "replay": Command("a recording's code again, offline and free", declare_replay, replay),
+    "logs": Command("list runs, show one's call tree, follow one", declare_logs, logs),
+    "visualize": Command("the page of some runs, or serve them", declare_visualize, visualize),
+    "demo": Command("see it work without a key: a scripted model", declare_demo, demo),
+    "init": Command("write a commented rlm.toml", declare_init, init),
     "config": Command("every option, its value and origin", declare_config, config),
+    "trust": Command("let this project's rlm.toml set everything", declare_trust, trust),
     "doctor": Command("what works on this machine", declare_doctor, doctor),
     "providers": Command("the providers, and whose key is present", declare_providers, providers),
-    "trust": Command("let this project's rlm.toml set everything", declare_trust, trust),
+    "mcp-serve": Command("serve the sandbox to an MCP client", lambda _: None, lambda _args, _shell: WRONG),
+    "mcp-install": Command("this server's entry in a client's settings", declare_mcp_install, mcp_install),
     "completion": Command("a completion script for a shell", declare_completion, completion),
 }
-RUNS = {"run", "resume", "replay"}
+RUNS = {"run", "resume", "replay", "demo"}
