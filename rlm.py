@@ -24,10 +24,10 @@ Needs its siblings rlm_backends.py, rlm_sandbox.py and rlm_tools.py; rlm_viz.py 
 from __future__ import annotations
 
 if __name__ == "__main__":  # one copy of this module: everything else imports it as `rlm`
-    if __package__:
-        from .rlm_cli import main
-    else:
+    if not __package__:
         from rlm_cli import main
+    else:
+        from .rlm_cli import main  # type: ignore[import-not-found,no-redef]
 
     raise SystemExit(main())
 
@@ -40,22 +40,22 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-if __package__:
-    from . import rlm_backends, rlm_sandbox, rlm_tools
-    from .rlm_tools import Tool, tool
-else:
+if TYPE_CHECKING or not __package__:
     import rlm_backends
     import rlm_sandbox
     import rlm_tools
     from rlm_tools import Tool, tool
+else:  # vendored into a package
+    from . import rlm_backends, rlm_sandbox, rlm_tools
+    from .rlm_tools import Tool, tool
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
-    from pathlib import Path
 
 __version__ = "0.1.0"
 __all__ = [
@@ -433,9 +433,8 @@ def _checked(name: str, value: Any, origin: str) -> Any:
     kind = annotation.split(" |")[0]
     if value is None:
         return None
-    wanted = {"str": str, "int": int, "float": (int, float), "bool": bool}.get(kind) or (
-        list if kind.startswith("list") else dict if kind.startswith("dict") else object
-    )
+    plain: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "bool": bool}
+    wanted = plain.get(kind) or (list if kind.startswith("list") else dict if kind.startswith("dict") else object)
     if name in ("environment", "backend") and not isinstance(value, str):
         return value  # an object with the Sandbox or Backend methods
     if name in ("log_dir", "base_url") and isinstance(value, os.PathLike):
@@ -448,6 +447,7 @@ def _checked(name: str, value: Any, origin: str) -> Any:
         raise ConfigError(f"{name} ({origin}) is {value!r}", hint=f"one of: {', '.join(_CHOICES[name])}")
     if kind in ("int", "float"):
         least = _SMALLEST.get(name, 1 if kind == "int" else 0)
+        assert isinstance(value, (int, float))
         if value < least or (kind == "float" and value == 0 and name != "cost_budget_usd") or value != value:
             raise ConfigError(f"{name} ({origin}) is {value!r}", hint=f"at least {least}" if least else "above 0")
     return value
@@ -774,14 +774,15 @@ class Journal:
             **fields,
         }
         text = json.dumps(line, separators=(",", ":"), default=str)
-        masked = rlm_backends.mask(text, self.secrets)
-        if masked is not text and masked != text:
-            line = json.loads(masked)
+        if any(secret in text for secret in self.secrets):
+            for secret in self.secrets:
+                text = text.replace(secret, "***")
+            line = json.loads(text)
         with self._lock:
             if self._closed:
                 return
             if self._file >= 0:
-                self._append(masked.encode("ascii") + b"\n")
+                self._append(text.encode("ascii") + b"\n")
             self.tell(line)
 
     def _append(self, data: bytes) -> None:
@@ -1221,7 +1222,7 @@ def fences(text: str) -> list[Fence]:
     first closing fence. One that is never closed goes on to the next opening one up to which it is Python, or to the
     end of the text.
     """
-    lines = text.split("\n")
+    lines = text.replace("\r\n", "\n").split("\n")
     found, i = [], 0
     while i < len(lines):
         if one := _ONE_LINE.match(lines[i]):
@@ -1299,6 +1300,9 @@ class Answer(NamedTuple):
     given: bool = False
 
 
+_CARD, _CARD_RESPONSE = 19_000, 3_000  # bytes of a notebook's card, and of the response in it before escaping
+
+
 @dataclass(frozen=True)
 class CompletionResult:
     """What a completion came to. `str(result)` is the response; shows itself in a notebook."""
@@ -1325,12 +1329,25 @@ class CompletionResult:
         return read_journal(self.log) if self.log and os.path.exists(self.log) else []
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        viz = _viz()
-        return {
-            "text/plain": self.response,
-            "text/markdown": self.response,
-            "text/html": viz.card(dataclasses.asdict(self), self.events()),
-        }
+        return {"text/plain": self.response, "text/markdown": self.response, "text/html": self._repr_html_()}
+
+    def _repr_html_(self) -> str:
+        """The response and, folded, the figures and the first rows of the call tree; escaped, without scripts."""
+        import html
+
+        response = self.response.encode("utf-8", "replace").decode()
+        if len(response.encode()) > _CARD_RESPONSE:
+            response = response.encode()[:_CARD_RESPONSE].decode("utf-8", "ignore") + " …"
+        cost = "?" if self.cost_usd is None else f"${self.cost_usd:.4f}"
+        figures = f"{self.status} · {self.total_calls} calls · {self.total_tokens:,} tokens · {cost}"
+        head = (
+            f'<div><pre style="white-space:pre-wrap;margin:0">{html.escape(response)}</pre>'
+            f'<div style="opacity:.7">{figures} · {self.duration_ms / 1000:.1f} s</div>'
+        )
+        events = self.events()
+        tables = (_viz().table(events, rows) for rows in (30, 15, 7, 3) if events)
+        room = _CARD - len(head.encode())
+        return head + next((table for table in tables if len(table.encode()) < room), "") + "</div>"
 
     def show(self) -> str:
         """Write the page next to the log, display it (inline in a notebook, else in the browser); its path."""
@@ -1711,7 +1728,7 @@ class Later:
         return self._value
 
 
-def fan_out(tasks: list[Callable[[], Any]], width: int) -> list[Any]:
+def fan_out(tasks: Sequence[Callable[[], Any]], width: int) -> list[Any]:
     """The results of the tasks, in order, `width` at a time; a task's exception stands in its place."""
     results: list[Any] = [None] * len(tasks)
     numbers = iter(range(len(tasks)))
@@ -1925,9 +1942,10 @@ class Node:
     def _say_what_is_left(self) -> None:
         """Tell the model once when a limit is nearly reached, so that it can answer in time."""
         low = self.run.ledger.nearly_used()
-        if self.iterations_left() <= self.run.options.max_iterations / 10:
-            low.append(f"{self.iterations_left() + 1} turns")
-        if low and not self.warned and self.turn > self.first_turn + 1:
+        turns = self.iterations_left() + 1
+        if turns <= max(1, self.run.options.max_iterations // 10):
+            low.append(f"{turns} turns")
+        if low and not self.warned:
             self.warned = True
             self.messages.append({"role": "user", "content": f"[nearly used up; left: {', '.join(low)}. Answer soon.]"})
 
@@ -1952,7 +1970,7 @@ class Node:
         if reply.stop_reason == "pause":
             return None
         if reply.stop_reason == "length":
-            return self._correct(_CUT_OFF)
+            return self._corrected(_CUT_OFF)
         return self._read_text(text)
 
     def _read_text(self, text: str) -> Answer | None:
@@ -1962,19 +1980,21 @@ class Node:
                 return self._run_blocks(blocks, final_call(text))
         elif not self.corrected and not self.cells and any(f.tag in ("repl", "python") for f in fences(text)):
             self.corrected = True
-            return self._correct(_USE_TOOL)
+            return self._corrected(_USE_TOOL)
         if call := final_call(text):
             return self._run_final(call)
         if self.protocol == "tools" and not self.corrected and _PSEUDO_CALL.search(text):
             self.corrected = True
-            return self._correct(_NOT_A_CALL)
+            return self._corrected(_NOT_A_CALL)
         if not text.strip():
-            return self._correct(_EMPTY)
+            return self._corrected(_EMPTY)
         return self._accept(Answer(text.strip()))
 
-    def _correct(self, words: str) -> None:
+    def _corrected(self, words: str) -> Answer | None:
+        """Point a mistake out to the model; None, since that is no answer."""
         self._count(RLMError(words))
         self.messages.append({"role": "user", "content": words})
+        return None
 
     def _count(self, error: RLMError | None) -> None:
         """Count a turn that failed, or with None forget the failures before one that did not."""
@@ -1990,13 +2010,12 @@ class Node:
         value = answer.value if answer.given else _json_in(answer.text)
         value, problems = rlm_tools.validate(self.schema, value)
         if problems:
-            self._correct("The answer does not fit the schema: " + "; ".join(problems[:8]))
-            return None
+            return self._corrected("The answer does not fit the schema: " + "; ".join(problems[:8]))
         return Answer(_as_text(value), value, True)
 
     def _run_tools(self, calls: list[dict[str, Any]]) -> Answer | None:
         """Run the tool calls of one turn, in parallel unless two of them are cells."""
-        tasks = [lambda call=call: self._run_tool(call) for call in calls]
+        tasks = [partial(self._run_tool, call) for call in calls]
         cells = sum(call["name"] == "execute_code" for call in calls)
         width = 1 if cells > 1 else self.run.options.max_parallel
         outcomes = fan_out(tasks, width)
@@ -2032,18 +2051,17 @@ class Node:
             code, problem = code_argument(arguments)
             if not problem:
                 return self.run_cell(code, call["id"])
-            text, error = problem, RLMError(problem)
-        elif recorded := self.run.recording.tools.get((self.id, self.turn, call["id"])):
+            self._journal_tool(call, problem, RLMError(problem), time.monotonic())
+            return Outcome(problem, RLMError(problem))
+        if recorded := self.run.recording.tools.get((self.id, self.turn, call["id"])):
             result = recorded["tool_results"][0]
-            text, error = result.get("content", ""), RLMError("recorded") if result.get("is_error") else None
-            self.run.add_tool_call(name, arguments, self, is_error=error is not None)
-            return Outcome(text, error)
-        else:
-            started = time.monotonic()
-            text, error = self._call_tool(name, arguments)
-            self._journal_tool(call, text, error, started)
-            return Outcome(text, error)
-        self._journal_tool(call, text, error, time.monotonic())
+            failed = bool(result.get("is_error"))
+            self.run.add_tool_call(name, arguments, self, is_error=failed)
+            text = str(result.get("content", ""))
+            return Outcome(text, RLMError(text) if failed else None)
+        started = time.monotonic()
+        text, error = self._call_tool(name, arguments)
+        self._journal_tool(call, text, error, started)
         return Outcome(text, error)
 
     def _call_tool(self, name: str, arguments: Any) -> tuple[str, RLMError | None]:
@@ -2167,7 +2185,7 @@ class Node:
         self.run.journal.tell({"event": "output", "node": self.id, "cell": self.cells, "text": text})
 
     def _cell_error(self, code: str, event: Event) -> RLMError:
-        """The error to raise should this cell be the last of `max_errors`: our own that its code let through, if any."""
+        """The error to raise if this cell is the last of `max_errors`: our own that its code let through, if any."""
         text, own = event["error"], self.last_error
         if own is not None and str(own) in text:
             return own
@@ -2212,10 +2230,7 @@ class Node:
         recorded = self.run.recording.keyed
         self.run.ledger.count_subcalls(sum(key not in recorded for key in keys))
         cell = self.cells
-        return [
-            lambda key=key, prompt=prompt: self._leaf(key, prompt, model, cell)  # type: ignore[misc]
-            for key, prompt in zip(keys, prompts, strict=True)
-        ]
+        return [partial(self._leaf, key, prompt, model, cell) for key, prompt in zip(keys, prompts, strict=True)]
 
     def _plan_rlm_query(self, prompt: str, context: Any = None) -> Callable[[], Any]:
         return self._plan_children("rlm_query", [prompt], [context])[0]
@@ -2239,11 +2254,11 @@ class Node:
         self.run.ledger.count_subcalls(sum(key not in known for key in keys))
         cell, parent = self.cells, self.call_id
         return [
-            lambda key=key, prompt=prompt, context=context: self._child(key, prompt, context, cell, parent)  # type: ignore[misc]
+            partial(self._child, key, prompt, context, cell, parent)
             for key, prompt, context in zip(keys, prompts, contexts, strict=True)
         ]
 
-    def _all_of(self, tasks: list[Callable[[], Any]]) -> Callable[[], list[Any]]:
+    def _all_of(self, tasks: Sequence[Callable[[], Any]]) -> Callable[[], list[Any]]:
         """All results in order; SubcallError, with `.results` and `.errors`, if some failed, once all have ended."""
 
         def work() -> list[Any]:
@@ -2284,8 +2299,8 @@ class Node:
         run = self.run
         child = Node(run, Context(context), depth=self.depth + 1, parent=parent, key=key, cell=cell)
         ended = run.recording.ends.get(child.id)
-        if ended and ended["status"] == "answered" and not run.replaying and "value_repr" not in ended:
-            return ended["value"] if "value" in ended else ended["response"]
+        if ended and ended["status"] == "answered" and not run.replaying and ("value" in ended or not ended["given"]):
+            return rlm_sandbox.unpack(ended["value"]) if ended["given"] else ended["response"]
         answer = finish(child, prompt)
         return answer.value if answer.given else answer.text
 
@@ -2303,7 +2318,7 @@ class Node:
         recorded = self.run.recording.keyed.get(key)
         if recorded is not None and "result" in recorded:
             self.run.add_tool_call(tool.name, arguments, self, is_error=False)
-            return recorded["result"]
+            return rlm_sandbox.unpack(recorded["result"])
         started = time.monotonic()
         result, error = None, None
         try:
@@ -2312,8 +2327,8 @@ class Node:
             error = raised
         if recorded is None:
             fields: Event = {"key": key, "from_cell": cell, "name": tool.name, "arguments": arguments}
-            if error is None and _is_json(result, _JOURNALLED_RESULT):
-                fields["result"] = result
+            if error is None:
+                fields.update(packed("result", result))
             shown = f"{type(error).__name__}: {error}" if error else _cut(rlm_tools.render(result), 2000)
             results = [{"id": key, "name": tool.name, "content": shown, "is_error": error is not None}]
             fields.update(tool_calls=[key], tool_results=results, error=shown if error else None)
@@ -2392,7 +2407,7 @@ _LIMITS = (
     "output_limit",
     "cell_timeout",
 )
-_JOURNALLED_RESULT = 1_000_000  # characters of a tool's result that the journal keeps for a re-run
+_JOURNALLED_VALUE = 1_000_000  # characters of a tool's result or of FINAL's value that the journal keeps
 _UNKNOWN_WINDOW = 128_000  # tokens
 _STUB_WORTH = 400  # characters; a shorter output is not worth replacing
 _SUMMARY_KEEPS = 40  # messages that a summary is made of
@@ -2459,10 +2474,9 @@ def journal_end(run: Run, node: Node, answer: Answer | None, failure: BaseExcept
     """Write a node's `end`. A journal that is already broken must not hide the failure that broke it."""
     fields: Event = {"node": node.id, "status": "answered", "response": None, "error": None}
     if answer is not None:
-        fields["response"] = answer.text
+        fields.update(response=answer.text, given=answer.given)
         if answer.given:
-            exact = _is_json(answer.value)
-            fields["value" if exact else "value_repr"] = answer.value if exact else _short(answer.value)
+            fields.update(packed("value", answer.value))
     else:
         stopped = isinstance(failure, KeyboardInterrupt)
         fields["status"] = "interrupted" if stopped else "partial" if isinstance(failure, LimitExceeded) else "error"
@@ -2557,18 +2571,19 @@ def _as_text(value: Any) -> str:
     """FINAL's value as the response: text as it is, data as JSON where it is that, else as Python prints it."""
     if isinstance(value, str):
         return value
-    if isinstance(value, (dict, list)) and _is_json(value):
-        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, (dict, list)):
+        with contextlib.suppress(TypeError, ValueError, RecursionError):
+            if json.loads(text := json.dumps(value, ensure_ascii=False)) == value:
+                return text
     return str(value)
 
 
-def _is_json(value: Any, most: int | None = None) -> bool:
-    """Whether JSON gives exactly this value back, within `most` characters."""
+def packed(name: str, value: Any) -> Event:
+    """{name: value} as a journal line carries it and `rlm_sandbox.unpack` reads it; {} for one that is too large."""
     try:
-        text = json.dumps(value)
-        return (most is None or len(text) <= most) and bool(json.loads(text) == value)
+        return {name: rlm_sandbox.Packer(_JOURNALLED_VALUE).pack(value)}
     except (TypeError, ValueError, RecursionError):
-        return False
+        return {}
 
 
 def _json_in(text: str) -> Any:
@@ -2712,12 +2727,13 @@ class RLM:
     def _new_run(self, trajectory_id: str, recording: Recording, *, append: bool = False, log: bool = True) -> Run:
         options, backend, tools = self.options, self.backend, self.tools
         check_prices(options, backend)
-        secrets = [options.api_key or "", options.snipara_api_key or "", getattr(backend, "api_key", "") or ""]
+        environ = self.configuration.environ
+        keys = [environ.get(name, "") for name in rlm_backends.key_variables()]
         listeners = [on for on in (_printer(options.verbose), self._on_event) if on is not None]
         journal = Journal(
             self._journal_path(trajectory_id) if log else None,
             trajectory_id,
-            secrets=secrets,
+            secrets=[*keys, options.api_key or "", options.snipara_api_key or ""],
             on_event=_to_all(listeners),
             append=append,
         )
@@ -2832,7 +2848,7 @@ class RLM:
                 results[number] = _complete_item(self, items[number])
             waiting[number].set()
 
-        tasks = [lambda n=n: work(n) for n in range(len(items))]
+        tasks = [partial(work, n) for n in range(len(items))]
         threading.Thread(target=fan_out, args=(tasks, max(1, max_workers)), daemon=True).start()
         try:
             for number, done in enumerate(waiting):
@@ -3022,7 +3038,8 @@ def check_prices(options: Options, backend: Any) -> None:
     """A cost budget needs a price for every model of the run: a budget that never binds is none."""
     if options.cost_budget_usd is None:
         return
-    for model in {getattr(backend, "model", None), options.sub_model} - {None}:
+    own = None if getattr(backend, "price_known", False) else getattr(backend, "model", "the backend's model")
+    for model in filter(None, {own, options.sub_model}):
         if rlm_backends.cost_of(model, {"input": 1, "output": 1}, prices=options.prices) is None:
             raise ConfigError(
                 f"the price of {model!r} is not known, so cost_budget_usd cannot hold",
@@ -3111,16 +3128,21 @@ def _clean_prompt(prompt: Any) -> str:
 
 
 def _save_context(path: str, value: Any) -> None:
-    """Write a value beside the journal, compressed; one that is too large or a full disk leaves none."""
+    """Write a value beside the journal, compressed; one that is too large, or a full disk, leaves none."""
     import zlib
 
-    blob = rlm_sandbox.pack(value)
-    if len(blob) > _SAVED_CONTEXT:
-        return
     try:
+        if isinstance(value, str):
+            blob = b"s" + value.encode("utf-8", "surrogatepass")
+        else:
+            blob = b"j" + json.dumps(rlm_sandbox.Packer(_SAVED_CONTEXT).pack(value)).encode()
+        if len(blob) > _SAVED_CONTEXT:
+            return
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with open(descriptor, "wb") as file:
             file.write(zlib.compress(blob, 1))
+    except ValueError:
+        return
     except OSError:
         with contextlib.suppress(OSError):
             os.unlink(path)
@@ -3131,7 +3153,10 @@ def _load_context(path: str) -> Any:
 
     try:
         with open(path, "rb") as file:
-            return rlm_sandbox.unpack(zlib.decompress(file.read()))
+            blob = zlib.decompress(file.read())
+        if blob[:1] == b"s":
+            return blob[1:].decode("utf-8", "surrogatepass")
+        return rlm_sandbox.unpack(json.loads(blob[1:]))
     except (OSError, ValueError, zlib.error) as error:
         raise ConfigError(
             f"the context of this run was not kept ({error})", hint="give the files by -c, or start a new run"
@@ -3150,7 +3175,8 @@ def _printer(verbose: bool) -> Callable[[Event], None] | None:
             words = event["response"].strip() or ", ".join(c["name"] for c in event["tool_calls"])
             line = f"{event['call_id']} {event['model']} {usage['input']}+{usage['output']} tok: {_short(words)}"
         elif event["event"] == "tool":
-            line = f"{event.get('status') or 'tool'}: {_short(show_cell(event) if 'code' in event else event['tool_results'])}"
+            outcome = show_cell(event) if "code" in event else event["tool_results"]
+            line = f"{event.get('status') or 'tool'}: {_short(outcome)}"
         elif event["event"] in ("start", "end", "interrupted", "compact", "resume"):
             line = f"{event['event']} {event.get('node', '')} {event.get('status', '')}".rstrip()
         else:

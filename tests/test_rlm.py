@@ -1,0 +1,509 @@
+"""The loop, its limits and its journal, against a scripted model over real HTTP and a real sandbox."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import pickle
+import stat
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import scripted
+from scripted import Request, Server, Turn, call, code
+
+import rlm
+
+MODEL = "gpt-4o-mini"
+
+
+def script(*turns: Any, sub: Any = "sub-answer") -> Any:
+    """A model whose root says these in turn, and whose sub-calls (no system prompt) get `sub`."""
+
+    def reply(request: Request) -> Any:
+        if not request.system:
+            return sub(request) if callable(sub) else sub
+        turn = turns[min(request.turn, len(turns)) - 1]
+        return turn(request) if callable(turn) else turn
+
+    return reply
+
+
+def events_of(result: rlm.CompletionResult) -> list[dict[str, Any]]:
+    assert result.log
+    return [json.loads(line) for line in Path(result.log).read_text().splitlines()]
+
+
+def run(server: Server, *turns: Any, sub: Any = "sub-answer", context: Any = None, **options: Any) -> Any:
+    server.script = script(*turns, sub=sub)
+    options.setdefault("model", MODEL)
+    return rlm.complete("Why-7c?", context, **options)
+
+
+# --- answering -----------------------------------------------------------------------------------------------------
+
+
+def test_plain_text_is_the_answer(openai: Server) -> None:
+    result = run(openai, "Paris")
+    assert (result.response, str(result), result.value, result.status) == ("Paris", "Paris", None, "answered")
+    assert (result.total_calls, result.depth_reached, result.tool_calls) == (1, 0, [])
+    assert result.total_tokens == result.usage["input"] + result.usage["output"] > 0
+
+
+def test_code_looks_at_the_context_and_its_output_comes_back(openai: Server) -> None:
+    result = run(openai, code("print(context.count('x'))"), lambda r: r.last, context="axbxc")
+    answer = openai.requests[-1].results
+    assert list(answer.values()) == ["2"]
+    assert result.total_calls == 2
+    assert [c["name"] for c in result.tool_calls] == ["execute_code"]
+
+
+@pytest.mark.parametrize(
+    ("source", "response", "value"),
+    [
+        ("FINAL('done')", "done", "done"),
+        ("FINAL(42)", "42", 42),
+        ("FINAL({'a': [1, 2]})", '{"a": [1, 2]}', {"a": [1, 2]}),
+        ("x = 'kept'\nFINAL_VAR('x')", "kept", "kept"),
+        ("FINAL('')", "", ""),
+        ("FINAL({1, 2})", "{1, 2}", {1, 2}),
+    ],
+    ids=["text", "number", "dict", "variable", "empty", "set"],
+)
+def test_final_keeps_python_data(openai: Server, source: str, response: str, value: Any) -> None:
+    result = run(openai, code(source))
+    assert (result.response, result.value) == (response, value)
+
+
+def test_final_is_void_when_the_cell_then_fails(openai: Server) -> None:
+    result = run(openai, code("FINAL('too early')\n1/0"), "the right answer")
+    assert result.response == "the right answer"
+    assert "ZeroDivisionError" in openai.requests[-1].last
+
+
+def test_variables_assigned_before_an_exception_are_kept(openai: Server) -> None:
+    result = run(openai, code("paid = [1, 2, 3]\nraise ValueError('typo')"), code("FINAL(paid)"))
+    assert result.value == [1, 2, 3]
+
+
+def test_the_last_expression_is_shown(openai: Server) -> None:
+    run(openai, code("x = 20\nx + 1"), "ok")
+    assert openai.requests[-1].last.strip() == "21"
+
+
+def test_long_output_is_cut_in_the_middle_and_kept_whole(openai: Server) -> None:
+    turns = [code("for i in range(5000): print('line', i)"), code("FINAL(len(_out[1]))")]
+    result = run(openai, *turns, output_limit=1000)
+    shown = openai.requests[1].last
+    assert shown.startswith("line 0") and "line 4999" in shown and len(shown) < 1300 and "_out[1]" in shown
+    assert result.value == len("".join(f"line {i}\n" for i in range(5000)))
+
+
+# --- sub-calls and recursion ---------------------------------------------------------------------------------------
+
+
+def test_llm_query_sends_the_prompt_verbatim_and_returns_text(openai: Server) -> None:
+    result = run(openai, code("FINAL(llm_query('what is {x}?\\n'))"), sub=lambda r: f"<{r.prompt}>")
+    assert result.value == "<what is {x}?\n>"
+    sent = openai.requests[1].body["messages"]
+    assert sent == [{"role": "user", "content": "what is {x}?\n"}] and "tools" not in openai.requests[1].body
+
+
+def test_llm_query_batched_answers_in_order_and_in_parallel(openai: Server) -> None:
+    together = threading.Barrier(8, timeout=20)
+
+    def sub(request: Request) -> str:
+        together.wait()
+        return request.prompt.upper()
+
+    result = run(openai, code("FINAL(llm_query_batched([f'p{i}' for i in range(8)]))"), sub=sub)
+    assert result.value == [f"P{i}" for i in range(8)]
+    assert (result.total_calls, result.depth_reached) == (9, 1)
+
+
+def test_a_batch_with_failures_raises_with_results_and_errors(openai: Server) -> None:
+    source = (
+        "try:\n    llm_query_batched(['a', 'b', 'c'])\nexcept Exception as e:\n"
+        "    FINAL([e.results, [bool(x) for x in e.errors], type(e).__name__])"
+    )
+    sub = lambda r: scripted.error(400, "no") if r.prompt == "b" else r.prompt  # noqa: E731
+    result = run(openai, code(source), sub=sub)
+    assert result.value == [["a", None, "c"], [False, True, False], "SubcallError"]
+
+
+def test_rlm_query_is_a_child_with_its_own_repl(openai: Server) -> None:
+    def reply(request: Request) -> Any:
+        if "sum the numbers" in request.prompt:
+            return code("FINAL(sum(context))")
+        return code("x = 'mine'\nFINAL(rlm_query('sum the numbers', [1, 2, 3]) + 1)")
+
+    openai.script = reply
+    result = rlm.complete("go", model=MODEL)
+    assert (result.value, result.depth_reached, result.total_calls) == (7, 1, 2)
+
+
+def test_recursion_past_the_limit_is_an_exception_in_the_code(openai: Server) -> None:
+    source = "try:\n    rlm_query('x')\nexcept MaxDepthExceeded as e:\n    FINAL(str(e))"
+    source = source.replace("MaxDepthExceeded as e", "Exception as e")
+    result = run(openai, code(source), max_depth=0)
+    assert "llm_query" in result.value and result.total_calls == 1
+
+
+def test_sub_model_is_used_for_llm_query_and_an_explicit_one_wins(openai: Server) -> None:
+    source = "llm_query('a'); llm_query('b', model='gpt-4.1'); FINAL('ok')"
+    run(openai, code(source), sub_model="gpt-4o")
+    assert [r.model for r in openai.requests] == [MODEL, "gpt-4o", "gpt-4.1"]
+
+
+# --- limits --------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_beyond_the_limit_of_sub_calls_sends_none(openai: Server) -> None:
+    with pytest.raises(rlm.MaxSubcallsExceeded) as caught:
+        run(openai, code("llm_query_batched(['x'] * 64)"), max_subcalls=5)
+    assert (caught.value.calls, caught.value.limit, len(openai.requests)) == (64, 5, 1)
+    assert caught.value.result is not None and caught.value.result.status == "partial"
+    assert caught.value.trajectory_id
+
+
+def test_token_budget_stops_before_a_call_that_does_not_fit(openai: Server) -> None:
+    with pytest.raises(rlm.TokenBudgetExhausted) as caught:
+        run(openai, code("print('x' * 6000)"), token_budget=4000)
+    assert caught.value.budget == 4000 and 0 < caught.value.tokens_used <= 4000
+    assert all((r.max_tokens or 0) <= 4000 for r in openai.requests)
+
+
+def test_token_budget_holds_inside_one_cell(openai: Server) -> None:
+    usage = {"input": 100, "output": 100}
+    with pytest.raises(rlm.TokenBudgetExhausted) as caught:
+        source = "for i in range(40):\n    llm_query('x' * 400)"
+        run(openai, code(source), sub=lambda r: Turn("ok", usage=usage), token_budget=6000)
+    assert caught.value.result.total_tokens <= 6000
+
+
+def test_cost_budget_holds_inside_one_cell(openai: Server) -> None:
+    usage = {"input": 10_000, "output": 1_000}
+    with pytest.raises(rlm.CostBudgetExhausted) as caught:
+        source = "for i in range(400):\n    llm_query('x' * 40000)"
+        run(openai, code(source), sub=lambda r: Turn("ok", usage=usage), cost_budget_usd=0.02, max_subcalls=400)
+    assert caught.value.budget == 0.02 and caught.value.cost_used <= 0.02
+
+
+def test_cost_budget_with_an_unknown_price_is_an_error_at_the_start(openai: Server) -> None:
+    with pytest.raises(rlm.ConfigError, match="price"):
+        run(openai, "never asked", model="openai/mystery-9", cost_budget_usd=1.0)
+    assert openai.requests == []
+
+
+def test_iterations_of_the_root_are_raised(openai: Server) -> None:
+    with pytest.raises(rlm.MaxIterationsExceeded):
+        run(openai, code("print(1)"), max_iterations=3)
+    assert len(openai.requests) == 3
+
+
+def test_a_child_out_of_iterations_is_an_exception_in_its_callers_code(openai: Server) -> None:
+    def reply(request: Request) -> Any:
+        if "child" in request.prompt:
+            return code("print('again')")
+        return code("try:\n    rlm_query('child')\nexcept Exception as e:\n    FINAL(type(e).__name__)")
+
+    openai.script = reply
+    assert rlm.complete("go", model=MODEL, max_iterations=2).value == "MaxIterationsExceeded"
+
+
+def test_timeout_ends_a_hanging_provider(openai: Server) -> None:
+    openai.script = lambda request: scripted.hang()
+    with pytest.raises(rlm.TimeoutExceeded) as caught:
+        rlm.complete("go", model=MODEL, timeout_seconds=0.5)
+    assert caught.value.timeout_seconds == 0.5 and caught.value.elapsed_seconds >= 0.5
+
+
+def test_timeout_ends_a_cell_that_loops(openai: Server) -> None:
+    with pytest.raises(rlm.TimeoutExceeded):
+        run(openai, code("while True: pass"), timeout_seconds=1)
+
+
+def test_a_looping_cell_is_stopped_and_its_variables_are_kept(openai: Server) -> None:
+    result = run(openai, code("x = 5\nwhile True: pass"), code("FINAL(x)"), cell_timeout=0.3)
+    assert result.value == 5
+    assert "timeout" in openai.requests[1].last.lower()
+
+
+def test_failures_in_a_row_are_raised_with_code_and_stderr(openai: Server) -> None:
+    with pytest.raises(rlm.REPLExecutionError) as caught:
+        run(openai, code("undefined_name"), max_errors=3)
+    assert (caught.value.code, len(openai.requests)) == ("undefined_name", 3)
+    assert "NameError" in caught.value.stderr
+
+
+def test_an_unknown_tool_is_answered_and_finally_raised(openai: Server) -> None:
+    with pytest.raises(rlm.ToolNotFoundError) as caught:
+        run(openai, Turn(tool_calls=[call("web_search", q="x")]), max_errors=2)
+    assert caught.value.tool_name == "web_search" and "execute_code" in caught.value.available_tools
+    assert "execute_code" in openai.requests[1].last
+
+
+def test_uncaught_depth_errors_are_raised_as_such(openai: Server) -> None:
+    with pytest.raises(rlm.MaxDepthExceeded) as caught:
+        run(openai, code("rlm_query('deeper')"), max_depth=0, max_errors=2)
+    assert (caught.value.depth, caught.value.max_depth) == (1, 0)
+
+
+def test_the_model_is_told_when_little_is_left(openai: Server) -> None:
+    run(openai, code("print(1)"), code("print(2)"), code("print(3)"), "ok", max_iterations=4)
+    assert "left" in openai.requests[-1].body["messages"][-1]["content"]
+
+
+def test_every_error_survives_pickling() -> None:
+    errors = [
+        rlm.RLMError("m", hint="h", trajectory_id="t"),
+        rlm.ProviderError("m", provider="p", status=500),
+        rlm.REPLExecutionError("m", code="c", stderr="s"),
+        rlm.ToolNotFoundError("t", ["a"]),
+        rlm.MaxDepthExceeded(5, 4),
+        rlm.MaxSubcallsExceeded(6, 5),
+        rlm.MaxIterationsExceeded(3, 3),
+        rlm.TokenBudgetExhausted(7, 6),
+        rlm.CostBudgetExhausted(0.2, 0.1),
+        rlm.TimeoutExceeded(2.0, 1.0),
+        rlm.SandboxError("m", hint="h"),
+        rlm.ConfigError("m"),
+    ]
+    for error in errors:
+        copy = pickle.loads(pickle.dumps(error))
+        assert (type(copy), str(copy), copy.__dict__) == (type(error), str(error), error.__dict__)
+
+
+# --- the text protocol ---------------------------------------------------------------------------------------------
+
+
+def test_text_protocol_runs_blocks_in_order_until_one_fails(openai: Server) -> None:
+    blocks = "```repl\na = 1\n```\nthen\n```python\na += 1\n1/0\n```\nand\n```py\na = 100\n```"
+    result = run(openai, blocks, "```\nFINAL(a)\n```", protocol="text")
+    assert result.value == 2
+    assert "tools" not in openai.requests[0].body and "ZeroDivisionError" in openai.requests[1].last
+
+
+def test_a_server_without_tools_is_noticed_and_the_text_protocol_goes_on(openai: Server) -> None:
+    def reply(request: Request) -> Any:
+        if request.tools:
+            return scripted.error(400, "this model does not support tools")
+        return "```repl\nFINAL(context)\n```"
+
+    openai.script = reply
+    assert rlm.complete("go", "found", model=MODEL).value == "found"
+
+
+def test_a_fence_in_a_tools_reply_gets_one_correction(openai: Server) -> None:
+    result = run(openai, "I will do:\n```python\nprint(1)\n```", "A plain answer with ```python\ncode\n```")
+    assert "execute_code" in openai.requests[1].last
+    assert result.response.startswith("A plain answer")
+
+
+@pytest.mark.parametrize(
+    "case", json.loads((Path(__file__).parent / "corpus/replies.json").read_text()), ids=lambda c: c["name"]
+)
+def test_reading_of_text_replies(case: dict[str, Any]) -> None:
+    assert rlm.code_blocks(case["text"]) == case["code"]
+    assert rlm.final_call(case["text"]) == case.get("final")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"code": "x"}, "x"),
+        ({"code": "x", "why": "y"}, "x"),
+        ({"python": "x"}, "x"),
+        ("print(1)", "print(1)"),
+        ("```python\nprint(1)\n```", "print(1)"),
+        ({"code": ["a = 1", "a"]}, "a = 1\na"),
+        ({}, None),
+        ('{"code": "unterminated', None),
+        ({"code": 5}, None),
+    ],
+)
+def test_arguments_of_execute_code_are_read_or_corrected(arguments: Any, expected: str | None) -> None:
+    source, problem = rlm.code_argument(arguments)
+    assert (source, bool(problem)) == (expected or "", expected is None)
+
+
+# --- the journal ---------------------------------------------------------------------------------------------------
+
+
+def test_the_journal_is_a_tree_with_each_message_once(openai: Server) -> None:
+    marker = "OUTPUT-MARKER-5b1"
+    turns = [code(f"print('{marker[:6]}' + '{marker[6:]}')\nllm_query('leaf-prompt')"), code("print(2)"), "the end"]
+    result = run(openai, *turns)
+    events = events_of(result)
+    kinds = [(e["event"], e.get("kind")) for e in events]
+    assert kinds == [
+        ("start", "root"),
+        ("call", "turn"),
+        ("call", "sub"),
+        ("tool", None),
+        ("call", "turn"),
+        ("tool", None),
+        ("call", "turn"),
+        ("end", None),
+    ]
+    turn, leaf = events[1], events[2]
+    assert (turn["parent_call_id"], leaf["parent_call_id"], leaf["depth"]) == (None, turn["call_id"], 1)
+    assert events[3]["call_id"] == turn["call_id"]
+    text = Path(str(result.log)).read_text()
+    assert text.count(marker) == 1 and text.count("Why-7c?") == 1 and text.count("leaf-prompt") <= 3
+    for event in events:
+        assert {"v", "event", "trajectory_id", "call_id", "parent_call_id", "depth", "timestamp"} <= event.keys()
+
+
+def test_the_journal_is_private_and_holds_no_key(openai: Server) -> None:
+    result = run(openai, f"the key is {scripted.KEY}")
+    assert stat.S_IMODE(Path(str(result.log)).stat().st_mode) == 0o600
+    assert scripted.KEY not in Path(str(result.log)).read_text()
+
+
+def test_events_reach_the_caller_as_they_are_written(openai: Server) -> None:
+    seen: list[dict[str, Any]] = []
+    result = run(openai, code("print(1)"), "ok", on_event=seen.append)
+    assert [e for e in seen if e["event"] not in ("text", "output")] == events_of(result)
+    assert "".join(e["delta"] for e in seen if e["event"] == "text").endswith("ok")
+
+
+def test_a_log_folder_that_cannot_be_written_is_an_error_at_the_start(openai: Server, workspace: Path) -> None:
+    (workspace / "file").write_text("")
+    with pytest.raises(rlm.ConfigError, match="log folder"):
+        run(openai, "never", log_dir=str(workspace / "file" / "logs"))
+    assert openai.requests == []
+
+
+def test_a_failing_provider_is_raised_with_its_status_and_journalled(openai: Server) -> None:
+    openai.script = lambda request: scripted.error(401, f"bad key {scripted.KEY}")
+    with pytest.raises(rlm.ProviderError) as caught:
+        rlm.complete("go", model=MODEL)
+    assert caught.value.status == 401 and scripted.KEY not in str(caught.value)
+    log = next(Path("logs").glob("*.jsonl"))
+    assert [json.loads(line)["event"] for line in log.read_text().splitlines()] == ["start", "interrupted", "end"]
+
+
+# --- resume and replay ---------------------------------------------------------------------------------------------
+
+WORK = "parts = llm_query_batched(['one', 'two'])\nchild = rlm_query('child', parts)\nprint(parts, child)"
+
+
+def recorded_script(request: Request) -> Any:
+    if not request.system:
+        return request.prompt.upper()
+    if request.prompt == "child":
+        return code("FINAL(llm_query('leaf of ' + context[0]))") if request.turn == 1 else "unused"
+    return [code("x = 1"), code(WORK), code("FINAL([x, parts, child])")][request.turn - 1]
+
+
+def test_resume_serves_what_is_recorded_at_every_line(openai: Server, workspace: Path) -> None:
+    openai.script = recorded_script
+    whole = rlm.complete("go", "the input", model=MODEL)
+    assert whole.value == [1, ["ONE", "TWO"], "LEAF OF ONE"]
+    lines = Path(str(whole.log)).read_text().splitlines(keepends=True)
+    calls = [json.loads(line) for line in lines if json.loads(line)["event"] == "call"]
+    for kept in range(1, len(lines)):
+        Path(str(whole.log)).write_text("".join(lines[:kept]) + '{"torn')
+        paid = sum(json.loads(line)["event"] == "call" for line in lines[:kept])
+        openai.requests.clear()
+        result = rlm.RLM(model=MODEL).resume(whole.trajectory_id[:5])
+        assert (result.value, len(openai.requests)) == (whole.value, len(calls) - paid), kept
+        assert (result.total_calls, result.total_tokens) == (whole.total_calls, whole.total_tokens)
+
+
+def test_resume_with_a_raised_limit_goes_on(openai: Server) -> None:
+    openai.script = script(code("x = 1"), code("x += 1"), code("FINAL(x)"))
+    with pytest.raises(rlm.MaxIterationsExceeded) as caught:
+        rlm.complete("go", model=MODEL, max_iterations=2)
+    openai.requests.clear()
+    result = rlm.RLM(model=MODEL).resume(caught.value.trajectory_id, max_iterations=5)
+    assert (result.value, len(openai.requests)) == (2, 1)
+
+
+def test_replay_is_offline_and_reports_a_divergence(openai: Server) -> None:
+    openai.script = recorded_script
+    whole = rlm.complete("go", "the input", model=MODEL)
+    openai.requests.clear()
+    replayed = rlm.RLM().replay(whole.trajectory_id)
+    assert (replayed.result.value, replayed.divergence, openai.requests) == (whole.value, [], [])
+
+
+def test_a_changed_context_file_is_an_error_that_says_so(openai: Server, workspace: Path) -> None:
+    data = workspace / "data.txt"
+    data.write_text("one")
+    openai.script = script(code("x = 1"), "ok")
+    result = rlm.complete("go", data, model=MODEL)
+    data.write_text("two")
+    with pytest.raises(rlm.ConfigError, match="changed"):
+        rlm.RLM(model=MODEL).resume(result.trajectory_id)
+
+
+# --- the rest of the face ------------------------------------------------------------------------------------------
+
+
+def test_stream_yields_tokens(openai: Server) -> None:
+    openai.script = lambda request: Turn("one two three")
+    parts = list(rlm.RLM(model=MODEL).stream("go"))
+    assert "".join(parts) == "one two three" and len(parts) > 1
+    assert "tools" not in openai.requests[0].body
+
+
+def test_batch_keeps_order_and_a_failure_is_an_item(openai: Server) -> None:
+    openai.script = lambda r: scripted.error(400, "no") if "bad" in r.prompt else r.prompt.upper()
+    results = list(rlm.batch(["a", "bad", {"prompt": "c", "context": "d"}], model=MODEL))
+    assert [r.response if isinstance(r, rlm.CompletionResult) else type(r).__name__ for r in results] == [
+        "A",
+        "ProviderError",
+        "C",
+    ]
+
+
+def test_an_rlm_pickles_as_its_configuration(openai: Server) -> None:
+    openai.script = lambda request: "ok"
+    copy = pickle.loads(pickle.dumps(rlm.RLM(model=MODEL, max_depth=2)))
+    assert (copy.options.max_depth, copy.completion("go").response) == (2, "ok")
+
+
+def test_persistent_keeps_variables_and_messages(openai: Server) -> None:
+    openai.script = lambda r: code("x = 41") if r.prompt == "first" and r.turn == 1 else code("FINAL(x + 1)")
+    with rlm.RLM(model=MODEL, persistent=True) as session:
+        assert session.completion("first").value == 42
+        assert session.completion("second").value == 42
+    assert "first" in json.dumps(openai.requests[-1].body["messages"])
+
+
+def test_a_schema_is_enforced_and_the_value_is_typed(openai: Server) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    result = run(openai, code("FINAL({'m': 1})"), code("FINAL({'n': 3})"), schema=schema)
+    assert result.value == {"n": 3}
+    assert "schema" in json.dumps(openai.requests[1].body["messages"][-1])
+
+
+def test_the_notebook_bundle_has_no_scripts(openai: Server) -> None:
+    bundle = run(openai, "<script>alert(1)</script>")._repr_mimebundle_()
+    assert set(bundle) == {"text/plain", "text/markdown", "text/html"}
+    assert "<script" not in bundle["text/html"] and len(bundle["text/html"]) < 20_000
+
+
+@pytest.mark.parametrize("bad", [object(), [1, object()], {"a": lambda: 0}], ids=["object", "in a list", "in a dict"])
+def test_a_context_that_is_no_plain_data_says_what_to_do(bad: Any) -> None:
+    with pytest.raises(TypeError, match="plain data"):
+        rlm.RLM(model=MODEL, api_key="sk-unused-unused").completion("go", bad)
+
+
+@pytest.mark.parametrize("context", [b"\0\xff", {1, 2}, [1, "a"], {"k": (1, 2)}, "é\ud800", 5, None], ids=repr)
+def test_any_plain_context_arrives_as_it_is(openai: Server, context: Any) -> None:
+    result = run(openai, code("FINAL([type(context).__name__, context])"), context=context)
+    assert result.value == [type(context).__name__, context]
+
+
+def test_the_system_prompt_is_short_and_constant(openai: Server) -> None:
+    run(openai, code("x = 1"), code("print(x)"), "ok", context="a\nb")
+    bodies = [r.body for r in openai.requests]
+    size = len(bodies[0]["messages"][0]["content"]) + len(json.dumps(bodies[0]["tools"]))
+    assert size < 3300
+    for earlier, later in itertools.pairwise(bodies):
+        assert later["messages"][: len(earlier["messages"])] == earlier["messages"]
