@@ -74,42 +74,15 @@ class Tool:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return call_tool(self, self.bind(*args, **kwargs))
 
-    def __reduce__(self) -> Any:
-        """A decorated function is pickled by its name, since that name now means the tool."""
-        module, name = getattr(self.handler, "__module__", None), getattr(self.handler, "__qualname__", "")
-        if module and _find(module, name, None) is self:
-            return _find, (module, name)
-        values = (self.name, self.description, self.parameters, self.handler, self.view, self.source)
-        return _remake, values
-
     def bind(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The arguments of a Python call as the one object that models send."""
         names = list(self.parameters["properties"])
         if len(args) > len(names):
             raise ToolError(f"{signature(self)} takes {len(names)} arguments, {len(args)} were given")
-        bound = dict(zip(names, args, strict=False))
+        bound = dict(zip(names, args))
         if twice := [name for name in bound if name in kwargs]:
             raise ToolError(f"{signature(self)} got {twice[0]!r} twice")
         return {**bound, **kwargs}
-
-
-def _remake(name: str, description: str, parameters: Schema, handler: Any, view: Any, source: str) -> Tool:
-    return Tool(name, description, parameters, handler, view=view, source=source)
-
-
-def _find(module: str, name: str, *default: Any) -> Any:
-    """The object of that dotted name in an imported or importable module."""
-    import importlib
-
-    try:
-        found: Any = sys.modules.get(module) or importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (AttributeError, ImportError):
-        if default:
-            return default[0]
-        raise
-    return found
 
 
 def _name_problem(name: Any) -> str:
@@ -145,6 +118,23 @@ def signature(tool: Tool) -> str:
             text += f" = {json.dumps(default, ensure_ascii=False, default=str)}"
         parts.append(text)
     return f"{tool.name}({', '.join(parts)})"
+
+
+def _parsed(line: str, description: str, handler: Callable[..., Any], view: Callable[..., str], source: str) -> Tool:
+    """A tool from a line such as `signature` gives: what has no `= default` is required, `= null` has no default."""
+    name, _, rest = line.partition("(")
+    properties: dict[str, Schema] = {}
+    required = []
+    for key, many, kind, default in re.findall(r"(\w+): (array of )?([^=,]+?)(?: = ([^,]+))?(?:, |\)$)", rest):
+        words = re.findall(r'"(\w+)"', kind)
+        schema: Schema = {"type": "string", "enum": words} if words else {"type": kind}
+        properties[key] = {"type": "array", "items": schema} if many else schema
+        if not default:
+            required.append(key)
+        elif default != "null":
+            properties[key]["default"] = json.loads(default)
+    parameters = {"type": "object", "properties": properties, "required": required}
+    return Tool(name, description, parameters, handler, view=view, source=source)
 
 
 # --- calling one --------------------------------------------------------------------------------------------------
@@ -296,8 +286,8 @@ def render(value: Any) -> str:
         return "done (no result)"
     try:
         return json.dumps(value, ensure_ascii=False, default=repr)
-    except (TypeError, ValueError):
-        return repr(value)
+    except (TypeError, ValueError, RecursionError):
+        return str(type(value))
 
 
 # --- checking data against a JSON Schema --------------------------------------------------------------------------
@@ -312,6 +302,20 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
     "boolean": lambda value: isinstance(value, bool),
     "null": lambda value: value is None,
 }
+# each bound of a size or number: how a breach is said, what is measured, and whether it holds
+_BOUNDS: dict[str, tuple[str, str, Callable[[Any, Any], bool]]] = {
+    "minLength": ("at least {} characters", "string", lambda size, limit: size >= limit),
+    "maxLength": ("at most {} characters", "string", lambda size, limit: size <= limit),
+    "minItems": ("at least {} items", "array", lambda size, limit: size >= limit),
+    "maxItems": ("at most {} items", "array", lambda size, limit: size <= limit),
+    "minProperties": ("at least {} properties", "object", lambda size, limit: size >= limit),
+    "maxProperties": ("at most {} properties", "object", lambda size, limit: size <= limit),
+    "minimum": ("at least {}", "number", lambda value, limit: value >= limit),
+    "maximum": ("at most {}", "number", lambda value, limit: value <= limit),
+    "exclusiveMinimum": ("more than {}", "number", lambda value, limit: value > limit),
+    "exclusiveMaximum": ("less than {}", "number", lambda value, limit: value < limit),
+    "multipleOf": ("a multiple of {}", "number", lambda value, step: abs(value / step - round(value / step)) < 1e-9),
+}
 
 
 def validate(schema: Schema | bool, value: Any, *, coerce: bool = True) -> tuple[Any, list[str]]:
@@ -320,137 +324,138 @@ def validate(schema: Schema | bool, value: Any, *, coerce: bool = True) -> tuple
     With `coerce`, what a model plainly meant is taken: "3" for 3, JSON in a string for an object, null for an absent
     optional property, one item for a list of one.
     """
-    return _Checker(schema, coerce).check(schema, value, "", 0)
-
-
-Found = tuple[Any, list[str]]
+    checker = _Checker(schema, coerce)
+    return checker.check(schema, value, ""), _unique(checker.problems)
 
 
 class _Checker:
-    """One check of one value; `root` is where references lead."""
+    """One check of one value: collects `problems`; `root` is where references lead."""
 
-    def __init__(self, root: Schema | bool, coerce: bool) -> None:
+    def __init__(self, root: Schema | bool, coerce: bool, depth: int = 0) -> None:
         self.root = root
         self.coerce = coerce
+        self.depth = depth
+        self.problems: list[str] = []
 
-    def check(self, schema: Any, value: Any, path: str, depth: int) -> Found:
-        if schema is True or not isinstance(schema, dict):
-            return (value, []) if schema is not False else (value, [_at(path, "nothing is allowed here")])
-        if depth > _DEEPEST:
-            return value, [_at(path, f"nested more than {_DEEPEST} levels deep")]
-        if "$ref" in schema:
-            value, problems = self.check(self.resolve(schema["$ref"]), value, path, depth + 1)
-            if problems:
-                return value, problems
-        if isinstance(value, (tuple, set, frozenset)):
-            value = list(value)
-        value, problems = self.check_type(schema, value, path)
-        if problems:
-            return value, problems
-        value, problems = self.check_choice(schema, value, path)
-        value, more = self.check_branches(schema, value, path, depth)
-        problems += more
-        if isinstance(value, dict):
-            value, more = self.check_object(schema, value, path, depth)
-        elif isinstance(value, list):
-            value, more = self.check_array(schema, value, path, depth)
-        else:
-            more = _scalar_problems(schema, value, path)
-        return value, problems + more
+    def check(self, schema: Any, value: Any, path: str) -> Any:
+        """The value as the schema wants it; what cannot be mended is added to the problems."""
+        if not isinstance(schema, dict):
+            return value if schema is not False else self.wrong(path, "nothing is allowed here", value)
+        if self.depth > _DEEPEST:
+            return self.wrong(path, f"nested more than {_DEEPEST} levels deep", value)
+        before = len(self.problems)
+        self.depth += 1
+        value = list(value) if isinstance(value, (tuple, set, frozenset)) else value
+        for rule in (self.whole, self.typed, self.chosen, self.parts):
+            value = rule(schema, value, path)
+            if len(self.problems) > before:
+                break
+        self.depth -= 1
+        return value
 
-    def resolve(self, reference: Any) -> Any:
+    def wrong(self, path: str, problem: str, value: Any) -> Any:
+        self.problems.append(f"{path}: {problem}" if path else problem)
+        return value
+
+    def fits(self, schema: Any, value: Any) -> bool:
+        checker = _Checker(self.root, False, self.depth)
+        checker.check(schema, value, "")
+        return not checker.problems
+
+    def whole(self, schema: Schema, value: Any, path: str) -> Any:
+        """The keywords that hand the whole value to other schemas."""
+        referred = [self.target(schema["$ref"])] if "$ref" in schema else []
+        for part in [*referred, *schema.get("allOf", ())]:
+            value = self.check(part, value, path)
+        if branches := [*schema.get("anyOf", ()), *schema.get("oneOf", ())]:
+            value = self.any_of(branches, value, path)
+        if "not" in schema and self.fits(schema["not"], value):
+            self.wrong(path, f"{_shown(value)} is not allowed", value)
+        return value
+
+    def target(self, reference: Any) -> Any:
         found: Any = self.root
-        for part in str(reference).removeprefix("#").strip("/").split("/"):
+        for part in filter(None, str(reference).removeprefix("#").split("/")):
             key = part.replace("~1", "/").replace("~0", "~")
-            found = found if not key else found.get(key, {}) if isinstance(found, dict) else {}
+            found = found.get(key, {}) if isinstance(found, dict) else {}
         return found
 
-    def check_type(self, schema: Schema, value: Any, path: str) -> Found:
-        wanted = schema.get("type")
-        names = [wanted] if isinstance(wanted, str) else wanted or []
-        if not names or any(_TYPES.get(name, lambda _: True)(value) for name in names):
-            return value, []
-        if isinstance(value, float) and value.is_integer() and "integer" in names:
-            return int(value), []
-        if self.coerce:
-            for name in names:
-                with contextlib.suppress(ValueError, RecursionError):
-                    return _to_type(name, value), []
-        return value, [_at(path, f"expected {' or '.join(names)}, got {_shown(value)}")]
-
-    def check_choice(self, schema: Schema, value: Any, path: str) -> Found:
-        choices = [schema["const"]] if "const" in schema else schema.get("enum")
-        if not isinstance(choices, list) or any(_same(value, choice) for choice in choices):
-            return value, []
-        if self.coerce:
-            for choice in choices:
-                if str(choice).casefold() == str(value).strip().casefold():
-                    return choice, []
-        return value, [_at(path, f"{_shown(value)} is not one of {', '.join(json.dumps(c) for c in choices)}")]
-
-    def check_branches(self, schema: Schema, value: Any, path: str, depth: int) -> Found:
-        for branch in schema.get("allOf", ()):
-            value, problems = self.check(branch, value, path, depth + 1)
-            if problems:
-                return value, problems
-        for word in ("anyOf", "oneOf"):
-            if branches := schema.get(word):
-                value, problems = self.check_any(branches, value, path, depth, one=word == "oneOf")
-                if problems:
-                    return value, problems
-        if "not" in schema and not _Checker(self.root, False).check(schema["not"], value, path, depth + 1)[1]:
-            return value, [_at(path, f"{_shown(value)} is not allowed")]
-        return value, []
-
-    def check_any(self, branches: list[Any], value: Any, path: str, depth: int, *, one: bool) -> Found:
-        """A value that fits a branch as it is belongs to that branch; only then may one be coerced."""
-        strict = [_Checker(self.root, False).check(branch, value, path, depth + 1) for branch in branches]
-        fitting = [index for index, (_, problems) in enumerate(strict) if not problems]
-        if one and len(fitting) > 1:
-            return value, [_at(path, f"{_shown(value)} fits {len(fitting)} of the alternatives, and must fit one")]
-        if fitting:
-            return strict[fitting[0]]
-        tried = [self.check(branch, value, path, depth + 1) for branch in branches] if self.coerce else strict
-        for result, problems in tried:
-            if not problems:
-                return result, []
-        return value, [_some(_unique(line for _, problems in tried for line in problems), " or ")]
-
-    def check_object(self, schema: Schema, value: dict[str, Any], path: str, depth: int) -> Found:
-        properties, required = schema.get("properties") or {}, schema.get("required") or []
-        result: dict[str, Any] = {}
+    def any_of(self, branches: list[Any], value: Any, path: str) -> Any:
+        """A value that fits a branch as it is belongs to that one; only if none fits is it coerced."""
         problems: list[str] = []
+        for coerce in (False, True) if self.coerce else (False,):
+            for branch in branches:
+                checker = _Checker(self.root, coerce, self.depth)
+                result = checker.check(branch, value, path)
+                if not checker.problems:
+                    return result
+                problems += checker.problems
+        return self.wrong("", _some(_unique(problems), " or "), value)
+
+    def typed(self, schema: Schema, value: Any, path: str) -> Any:
+        wanted = schema.get("type", [])
+        names = [wanted] if isinstance(wanted, str) else wanted
+        if not names or any(_TYPES.get(name, lambda _: True)(value) for name in names):
+            return value
+        for name in names if self.coerce else ():
+            with contextlib.suppress(ValueError, RecursionError):
+                return _to_type(name, value)
+        return self.wrong(path, f"expected {' or '.join(names)}, got {_shown(value)}", value)
+
+    def chosen(self, schema: Schema, value: Any, path: str) -> Any:
+        choices = [schema["const"]] if "const" in schema else schema.get("enum")
+        if choices is None or any(_same(value, choice) for choice in choices):
+            return value
+        for choice in choices if self.coerce else ():
+            if str(choice).casefold() == str(value).strip().casefold():
+                return choice
+        allowed = ", ".join(json.dumps(choice, ensure_ascii=False, default=repr) for choice in choices)
+        return self.wrong(path, f"{_shown(value)} is not one of {allowed}", value)
+
+    def parts(self, schema: Schema, value: Any, path: str) -> Any:
+        """What a value of its type consists of, and its bounds."""
+        if isinstance(value, dict):
+            value = self.object(schema, value, path)
+        elif isinstance(value, list):
+            first, rest = schema.get("prefixItems", []), schema.get("items", True)
+            rules = [*first, *[rest] * len(value)]
+            value = [self.check(rule, item, f"{path}[{index}]") for index, (rule, item) in enumerate(zip(rules, value))]
+            if schema.get("uniqueItems") and any(_same(a, b) for i, a in enumerate(value) for b in value[:i]):
+                self.wrong(path, "has the same item twice", value)
+        elif isinstance(value, str) and "pattern" in schema and not re.search(schema["pattern"], value):
+            self.wrong(path, f"{_shown(value)} does not match the pattern {schema['pattern']}", value)
+        for word, (limit, kind, holds) in _BOUNDS.items():
+            if word in schema and _TYPES[kind](value):
+                size = value if kind == "number" else len(value)
+                if not holds(size, schema[word]):
+                    self.wrong(path, f"must be {limit.format(schema[word])}, is {size}", value)
+        return value
+
+    def object(self, schema: Schema, value: dict[str, Any], path: str) -> Any:
+        properties, required = schema.get("properties", {}), schema.get("required", [])
+        result: dict[str, Any] = {}
         for name, item in value.items():
-            below = f"{path}.{name}" if path else str(name)
-            optional = self.coerce and name in properties and name not in required
-            if item is None and optional and _Checker(self.root, False).check(properties[name], None, "", depth + 1)[1]:
-                continue  # null for an optional property means that it is absent
             rule = _property_rule(schema, str(name))
+            below = f"{path}.{name}" if path else str(name)
             if rule is False:
-                problems.append(_at(below, f"unknown property; there are {', '.join(properties) or 'none'}"))
-                continue
-            result[name], more = self.check(rule, item, below, depth + 1)
-            problems += more
-        missing = [name for name in required if name not in value]
-        problems += [_at(path, f"missing {_described(name, properties.get(name))}") for name in missing]
+                self.wrong(below, f"unknown property; there are {', '.join(properties) or 'none'}", item)
+            elif (
+                item is None
+                and self.coerce
+                and name in properties
+                and name not in required
+                and not self.fits(rule, None)
+            ):
+                continue  # null for an optional property means that it is absent
+            else:
+                result[name] = self.check(rule, item, below)
+        for name in required:
+            if name not in value:
+                self.wrong(path, f"missing {_described(name, properties.get(name))}", value)
         for name, rule in properties.items():
             if name not in result and isinstance(rule, dict) and "default" in rule:
                 result[name] = json.loads(json.dumps(rule["default"], default=str))
-        return result, problems + _size_problems(schema, len(result), path, "Properties", "properties")
-
-    def check_array(self, schema: Schema, value: list[Any], path: str, depth: int) -> Found:
-        first = schema.get("prefixItems") or []
-        rest = schema.get("items", True)
-        result: list[Any] = []
-        problems: list[str] = []
-        for index, item in enumerate(value):
-            rule = first[index] if index < len(first) else rest
-            checked, more = self.check(rule, item, f"{path}[{index}]", depth + 1)
-            result.append(checked)
-            problems += more
-        if schema.get("uniqueItems") and any(_same(a, b) for i, a in enumerate(value) for b in value[:i]):
-            problems.append(_at(path, "has the same item twice"))
-        return result, problems + _size_problems(schema, len(value), path, "Items", "items")
+        return result
 
 
 def _property_rule(schema: Schema, name: str) -> Any:
@@ -464,41 +469,13 @@ def _property_rule(schema: Schema, name: str) -> Any:
     return schema.get("additionalProperties", True)
 
 
-def _scalar_problems(schema: Schema, value: Any, path: str) -> list[str]:
-    if isinstance(value, str):
-        problems = _size_problems(schema, len(value), path, "Length", "characters")
-        pattern = schema.get("pattern")
-        if pattern and not re.search(pattern, value):
-            problems.append(_at(path, f"{_shown(value)} does not match the pattern {pattern}"))
-        return problems
-    if not _TYPES["number"](value):
-        return []
-    bounds: dict[str, tuple[str, Callable[[Any], bool]]] = {
-        "minimum": ("at least", lambda limit: value >= limit),
-        "maximum": ("at most", lambda limit: value <= limit),
-        "exclusiveMinimum": ("more than", lambda limit: value > limit),
-        "exclusiveMaximum": ("less than", lambda limit: value < limit),
-        "multipleOf": ("a multiple of", lambda step: abs(value / step - round(value / step)) < 1e-9),
-    }
-    return [
-        _at(path, f"must be {word} {schema[name]}, got {value}")
-        for name, (word, holds) in bounds.items()
-        if _TYPES["number"](schema.get(name)) and not holds(schema[name])
-    ]
-
-
-def _size_problems(schema: Schema, size: int, path: str, suffix: str, unit: str) -> list[str]:
-    low, high = schema.get(f"min{suffix}", 0), schema.get(f"max{suffix}", size)
-    if low <= size <= high:
-        return []
-    return [_at(path, f"must have at {f'least {low}' if size < low else f'most {high}'} {unit}, has {size}")]
-
-
 def _to_type(name: str, value: Any) -> Any:
     """The value as what a model plainly meant it to be, or ValueError."""
     text = value.strip() if isinstance(value, str) else None
     if name == "string" and isinstance(value, (int, float, bool)):
         return json.dumps(value)
+    if name == "integer" and isinstance(value, float) and value.is_integer():
+        return int(value)
     if name == "integer" and text and re.fullmatch(r"[+-]?\d+(\.0*)?", text):
         return int(text.partition(".")[0])
     if name == "number" and text and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text):
@@ -527,15 +504,11 @@ def _some(lines: list[str], joint: str = "; ", most: int = 8) -> str:
     return joint.join(lines[:most]) + more
 
 
-def _at(path: str, problem: str) -> str:
-    return f"{path}: {problem}" if path else problem
-
-
 def _shown(value: Any) -> str:
     """A value named in a message: its type and, shortened, itself."""
     if value is None:
         return "null"
-    text = repr(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=repr)
+    text = repr(value) if isinstance(value, str) else render(value)
     return f"{_type_word(value)} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
@@ -566,14 +539,13 @@ def _described(name: str, schema: Any) -> str:
 # --- schemas from Python types, and typed values from data ----------------------------------------------------------
 
 _NAMED: dict[str, tuple[Schema, str]] = {
-    # full name of a type: its schema, and how to make it of the data ("" calls the type itself)
+    # full name of a type that need not be imported here: its schema, and what makes one of a string ("": the type)
     "datetime.datetime": ({"type": "string", "format": "date-time"}, "fromisoformat"),
     "datetime.date": ({"type": "string", "format": "date"}, "fromisoformat"),
     "datetime.time": ({"type": "string", "format": "time"}, "fromisoformat"),
     "decimal.Decimal": ({"type": ["string", "number"]}, ""),
     "uuid.UUID": ({"type": "string", "format": "uuid"}, ""),
     "pathlib.Path": ({"type": "string"}, ""),
-    "pathlib.PurePath": ({"type": "string"}, ""),
 }
 _SIMPLE: dict[Any, Schema] = {
     str: {"type": "string"},
@@ -590,38 +562,119 @@ _SIMPLE: dict[Any, Schema] = {
     object: {},
     Any: {},
 }
+Shape = tuple[Schema, Callable[[Any], Any]]  # the schema of a type, and what makes one of data that fits it
 
 
 def schema_of(kind: Any) -> Schema:
-    """The JSON Schema of a type (dataclass, TypedDict, pydantic model, enum, `list[int]`, `X | None`); a dict is one."""
-    if isinstance(kind, dict):
-        return kind
-    maker = _SchemaMaker()
-    schema = maker.of(kind)
-    return {**schema, "$defs": {**schema.get("$defs", {}), **maker.shared}} if maker.shared else schema
+    """The JSON Schema of a type: dataclass, TypedDict, pydantic model, enum, `list[int]`, `X | None`; a dict is one."""
+    return kind if isinstance(kind, dict) else _shape(kind)[0]
 
 
 def build(kind: Any, value: Any) -> Any:
-    """A value of that type made from data that fits its schema; ToolError says why not."""
+    """A value of that type made of data that fits its schema; ToolError says why not."""
+    if isinstance(kind, dict):
+        return value
     try:
-        return _built(kind, value)
+        return _shape(kind)[1](value)
     except ToolError:
         raise
-    except Exception as error:  # a dataclass's or model's own checks may raise anything
-        raise ToolError(f"not a valid {getattr(kind, '__name__', kind)}: {_first_lines(error)}") from error
+    except Exception as error:  # a dataclass's or a model's own checks may raise anything
+        raise ToolError(f"not a valid {getattr(kind, '__name__', kind)}: {str(error)[:600]}") from error
 
 
-def _first_lines(error: BaseException, most: int = 600) -> str:
-    return str(error)[:most] or type(error).__name__
+def _shape(kind: Any) -> Shape:
+    shapes = _Shapes()
+    schema, make = shapes.of(kind)
+    return {**schema, "$defs": shapes.shared} if shapes.shared else schema, make
 
 
-def _full_name(kind: Any) -> str:
-    return f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', '')}"
+class _Shapes:
+    """The shapes of types, from the outer to the inner; a class that contains itself goes to `shared`, for `$defs`."""
+
+    def __init__(self) -> None:
+        self.shared: dict[str, Schema] = {}
+        self.open: list[Any] = []
+
+    def of(self, kind: Any) -> Shape:
+        if getattr(kind, "__hash__", None) and kind in _SIMPLE:
+            return dict(_SIMPLE[kind]), kind if kind in (float, tuple, set, frozenset) else _as_it_is
+        if named := _NAMED.get(f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', '')}"):
+            schema, maker = named
+            make = getattr(kind, maker) if maker else kind
+            return dict(schema), lambda value: make(re.sub("[zZ]$", "+00:00", str(value)))
+        if callable(model := getattr(kind, "model_json_schema", None)):
+            schema = model()
+            self.shared |= schema.pop("$defs", {})
+            return schema, kind.model_validate
+        if isinstance(kind, type) and (dataclasses.is_dataclass(kind) or typing.is_typeddict(kind)):
+            return self.of_record(kind)
+        if hasattr(kind, "__members__"):
+            values = [member.value for member in kind]
+            return _choices(values), lambda value: next(member for member in kind if _same(member.value, value))
+        return self.of_generic(kind, typing.get_origin(kind), typing.get_args(kind))
+
+    def of_generic(self, kind: Any, origin: Any, args: tuple[Any, ...]) -> Shape:
+        if origin is typing.Annotated:
+            schema, make = self.of(args[0])
+            about = next((note for note in args[1:] if isinstance(note, str)), "")
+            return {**schema, **({"description": about} if about else {})}, make
+        if str(origin).rpartition(".")[2] in ("Required", "NotRequired", "ReadOnly"):  # marks in a TypedDict
+            return self.of(args[0])
+        if origin is typing.Literal:
+            return _choices(list(args)), _as_it_is
+        if origin is typing.Union or getattr(origin, "__qualname__", "") in ("UnionType", "Union"):
+            return self.of_union([self.of(arg) for arg in args])
+        if isinstance(origin, type) and issubclass(origin, tuple) and args[-1:] != (...,):
+            return self.of_tuple([self.of(arg) for arg in args])
+        if isinstance(origin, type) and issubclass(origin, Mapping):
+            schema, make = self.of(args[1])
+            return {"type": "object", "additionalProperties": schema}, lambda value: {
+                k: make(v) for k, v in value.items()
+            }
+        if isinstance(origin, type) and issubclass(origin, Iterable):
+            schema, make = self.of(args[0])
+            kept = origin if origin in (tuple, set, frozenset) else list
+            return {**_SIMPLE[kept], "items": schema}, lambda value: kept(map(make, value))
+        raise ToolError(f"no JSON Schema for the type {getattr(kind, '__name__', kind)!r}")
+
+    def of_union(self, shapes: list[Shape]) -> Shape:
+        def make(value: Any) -> Any:
+            fitting = (
+                made
+                for schema, made in shapes
+                if not validate({**schema, "$defs": self.shared}, value, coerce=False)[1]
+            )
+            return next(fitting, _as_it_is)(value)
+
+        return {"anyOf": [schema for schema, _ in shapes]}, make
+
+    def of_tuple(self, shapes: list[Shape]) -> Shape:
+        schema = {"type": "array", "prefixItems": [schema for schema, _ in shapes]}
+        size = {"minItems": len(shapes), "maxItems": len(shapes)}
+        return {**schema, **size}, lambda value: tuple(made(item) for (_, made), item in zip(shapes, value))
+
+    def of_record(self, kind: Any) -> Shape:
+        name = kind.__name__
+        if kind in self.open:
+            self.shared.setdefault(name, {})
+            return {"$ref": f"#/$defs/{name}"}, lambda value: build(kind, value)
+        self.open.append(kind)
+        hints = _hints(kind)
+        fields = {name: (self.of(hints[name]), needed, extra) for name, needed, extra in _fields(kind)}
+        self.open.remove(kind)
+        schema: Schema = {
+            "type": "object",
+            "properties": {name: {**shape[0], **extra} for name, (shape, _, extra) in fields.items()},
+            "required": [name for name, (_, needed, _) in fields.items() if needed],
+            "additionalProperties": False,
+        }
+        if name in self.shared:
+            self.shared[name] = schema
+        return schema, lambda value: kind(**{name: fields[name][0][1](item) for name, item in value.items()})
 
 
-def _is_record(kind: Any) -> bool:
-    """Whether a class is a dataclass or a TypedDict, whose fields are its schema."""
-    return isinstance(kind, type) and (dataclasses.is_dataclass(kind) or typing.is_typeddict(kind))
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 def _hints(kind: Any) -> dict[str, Any]:
@@ -632,70 +685,6 @@ def _hints(kind: Any) -> dict[str, Any]:
         raise ToolError(f"the annotations of {name} cannot be read: {type(error).__name__}: {error}") from error
 
 
-class _SchemaMaker:
-    """One schema being made; a class that contains itself goes to `shared`, under `$defs`."""
-
-    def __init__(self) -> None:
-        self.shared: dict[str, Schema] = {}
-        self.open: list[Any] = []
-        self.recursive: list[Any] = []
-
-    def of(self, kind: Any) -> Schema:
-        with contextlib.suppress(TypeError):  # not hashable
-            if kind in _SIMPLE:
-                return dict(_SIMPLE[kind])
-        if named := _NAMED.get(_full_name(kind)):
-            return dict(named[0])
-        if callable(maker := getattr(kind, "model_json_schema", None)):
-            return self.of_model(maker())
-        if _is_record(kind):
-            return self.of_record(kind)
-        if hasattr(kind, "__members__"):
-            return _choices([member.value for member in kind])
-        if (base := getattr(kind, "__supertype__", None)) is not None:
-            return self.of(base)
-        return self.of_generic(kind, typing.get_origin(kind), typing.get_args(kind))
-
-    def of_model(self, schema: Schema) -> Schema:
-        self.shared.update(schema.pop("$defs", {}))
-        return schema
-
-    def of_generic(self, kind: Any, origin: Any, args: tuple[Any, ...]) -> Schema:
-        if origin is typing.Annotated:
-            about = next((note for note in args[1:] if isinstance(note, str)), "")
-            return {**self.of(args[0]), **({"description": about} if about else {})}
-        if _is_mark(origin):
-            return self.of(args[0])
-        if origin is typing.Literal:
-            return _choices(list(args))
-        if _is_union(origin):
-            return {"anyOf": [self.of(arg) for arg in args]}
-        if isinstance(origin, type) and issubclass(origin, tuple) and args and args[-1] is not Ellipsis:
-            return {"type": "array", "prefixItems": [*map(self.of, args)], "minItems": len(args), "maxItems": len(args)}
-        if isinstance(origin, type) and issubclass(origin, Mapping):
-            return {"type": "object", "additionalProperties": self.of(args[1])}
-        if isinstance(origin, type) and issubclass(origin, Iterable) and args:
-            return {**_SIMPLE.get(origin, {"type": "array"}), "items": self.of(args[0])}
-        if isinstance(kind, typing.TypeVar):
-            return {}
-        raise ToolError(f"no JSON Schema for the type {getattr(kind, '__name__', kind)!r}")
-
-    def of_record(self, kind: Any) -> Schema:
-        name = kind.__name__
-        if kind in self.open:
-            self.recursive.append(kind)
-            return {"$ref": f"#/$defs/{name}"}
-        self.open.append(kind)
-        hints = _hints(kind)
-        properties = {name: {**self.of(hints[name]), **extra} for name, _, extra in _fields(kind)}
-        required = [name for name, needed, _ in _fields(kind) if needed]
-        self.open.remove(kind)
-        schema = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
-        if kind in self.recursive:
-            self.shared[name] = schema
-        return schema
-
-
 def _fields(record: Any) -> list[tuple[str, bool, Schema]]:
     """The fields of a dataclass or TypedDict: name, whether it is required, what its schema says besides its type."""
     if not dataclasses.is_dataclass(record):
@@ -703,9 +692,9 @@ def _fields(record: Any) -> list[tuple[str, bool, Schema]]:
     found = []
     for item in dataclasses.fields(record):
         extra: Schema = {"description": item.metadata["description"]} if "description" in item.metadata else {}
-        needed = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-        if not needed and item.default is not dataclasses.MISSING:
+        if item.default is not dataclasses.MISSING:
             extra |= _default(item.default)
+        needed = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
         if item.init:
             found.append((item.name, needed, extra))
     return found
@@ -720,57 +709,8 @@ def _default(value: Any) -> Schema:
 
 
 def _choices(values: list[Any]) -> Schema:
-    kinds = _unique(_type_word(value) for value in values)
-    return {"enum": values, **({"type": kinds[0]} if len(kinds) == 1 and kinds[0] in _TYPES else {})}
-
-
-def _is_union(origin: Any) -> bool:
-    return origin is typing.Union or getattr(origin, "__qualname__", "") in ("UnionType", "Union")
-
-
-def _built(kind: Any, value: Any) -> Any:
-    if callable(load := getattr(kind, "model_validate", None)):
-        return load(value)
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints = _hints(kind)
-        return kind(**{name: _built(hints[name], item) for name, item in value.items()})
-    if isinstance(kind, type) and typing.is_typeddict(kind):
-        hints = _hints(kind)
-        return {name: _built(hints.get(name, Any), item) for name, item in value.items()}
-    if hasattr(kind, "__members__"):
-        return next((member for member in kind if _same(member.value, value)), None) or kind(value)
-    if named := _NAMED.get(_full_name(kind)):
-        if not isinstance(value, str):
-            return kind(str(value))
-        return getattr(kind, named[1])(re.sub("[zZ]$", "+00:00", value)) if named[1] else kind(value)
-    if kind in (float, set, frozenset, tuple) and value is not None:
-        return kind(value)
-    if (base := getattr(kind, "__supertype__", None)) is not None:
-        return _built(base, value)
-    return _built_generic(typing.get_origin(kind), typing.get_args(kind), value)
-
-
-def _built_generic(origin: Any, args: tuple[Any, ...], value: Any) -> Any:
-    if origin is typing.Annotated or _is_mark(origin):
-        return _built(args[0], value)
-    if _is_union(origin):
-        fitting = [arg for arg in args if not validate(schema_of(arg), value, coerce=False)[1]]
-        return _built(fitting[0], value) if fitting else value
-    if not isinstance(origin, type):
-        return value
-    if issubclass(origin, tuple) and args and args[-1] is not Ellipsis:
-        return tuple(_built(arg, item) for arg, item in zip(args, value, strict=True))
-    if issubclass(origin, Mapping):
-        return {key: _built(args[1], item) for key, item in value.items()}
-    if issubclass(origin, Iterable) and args:
-        items = [_built(args[0], item) for item in value]
-        return origin(items) if origin in (set, frozenset, tuple) else items
-    return value
-
-
-def _is_mark(origin: Any) -> bool:
-    """Required[…], NotRequired[…] or ReadOnly[…] of a TypedDict, from typing or typing_extensions."""
-    return str(origin).rpartition(".")[2] in ("Required", "NotRequired", "ReadOnly")
+    kinds = _unique(map(_type_word, values))
+    return {**({"type": kinds[0]} if len(kinds) == 1 and kinds[0] in _TYPES else {}), "enum": values}
 
 
 # --- @tool ----------------------------------------------------------------------------------------------------------
@@ -792,7 +732,7 @@ def _tool_of(function: Callable[..., Any], name: str, description: str) -> Tool:
 
     name = name or getattr(function, "__name__", "")
     about, notes = _docstring_parts(inspect.getdoc(function) or "")
-    handler = _Typed(function, _hints(function if inspect.isroutine(function) else type(function).__call__))
+    handler = _Typed(function)
     properties: dict[str, Schema] = {}
     required: list[str] = []
     parameters: Schema = {"type": "object", "properties": properties, "required": required}
@@ -815,14 +755,28 @@ def _tool_of(function: Callable[..., Any], name: str, description: str) -> Tool:
 class _Typed:
     """A function that takes JSON data for the types it is annotated with."""
 
-    def __init__(self, function: Callable[..., Any], hints: dict[str, Any]) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
+        import inspect
+
         self.function = function
-        self.hints = hints
-        self.__module__ = getattr(function, "__module__", "")
-        self.__qualname__ = getattr(function, "__qualname__", "")
+        self.hints = _hints(function if inspect.isroutine(function) else type(function).__call__)
 
     def __call__(self, **arguments: Any) -> Any:
         return self.function(**{name: build(self.hints.get(name, Any), item) for name, item in arguments.items()})
+
+    def __reduce__(self) -> Any:
+        """Pickled as the tool of that name, since the name now means the tool and no longer the function."""
+        place = getattr(self.function, "__module__", ""), getattr(self.function, "__qualname__", "")
+        named = getattr(sys.modules.get(place[0]), place[1], None)
+        if isinstance(named, Tool) and named.handler is self and place[0] != "__main__":
+            return _handler_of, place
+        return _Typed, (self.function,)
+
+
+def _handler_of(module: str, name: str) -> Any:
+    import importlib
+
+    return getattr(importlib.import_module(module), name).handler
 
 
 def _docstring_parts(text: str) -> tuple[str, dict[str, str]]:
@@ -861,29 +815,29 @@ def is_secret(path: str) -> bool:
 def file_tools(allowed_paths: Iterable[str | os.PathLike[str]] | None = None, cwd: str | None = None) -> list[Tool]:
     """file_read, file_list and file_search over the allowed folders and files (default: the working directory)."""
     files = _Files(allowed_paths, cwd)
-    text: Schema = {"type": "string"}
-    line: Schema = {"type": "integer"}
-    glob: Schema = {"type": "string", "default": "**"}
-    read = _object({"path": text, "start_line": line, "end_line": line}, "path")
-    about_read = "Lines of a text file. In code: the text as str"
-    about_list = "Files by glob ('*.py' at any depth). In code: list of paths"
-    about_search = "Lines matching a Python regex in the files of a glob. In code: list of {path, line, text}"
     return [
-        Tool("file_read", about_read, read, files.read, view=files.read_view, source="built in"),
-        Tool("file_list", about_list, _object({"pattern": glob}), files.paths, view=files.list_view, source="built in"),
-        Tool(
-            "file_search",
-            about_search,
-            _object({"regex": text, "pattern": glob}, "regex"),
+        _parsed(
+            "file_read(path: string, start_line: integer = null, end_line: integer = null)",
+            "Lines of a text file. In code: the text as str",
+            files.read,
+            files.read_view,
+            "built in",
+        ),
+        _parsed(
+            'file_list(pattern: string = "**")',
+            "Files by glob ('*.py' at any depth). In code: list of paths",
+            files.paths,
+            files.list_view,
+            "built in",
+        ),
+        _parsed(
+            'file_search(regex: string, pattern: string = "**")',
+            "Lines matching a Python regex in the files of a glob. In code: list of {path, line, text}",
             files.search,
-            view=files.search_view,
-            source="built in",
+            files.search_view,
+            "built in",
         ),
     ]
-
-
-def _object(properties: dict[str, Schema], *required: str) -> Schema:
-    return {"type": "object", "properties": properties, "required": list(required)}
 
 
 class _Files:
@@ -1011,7 +965,10 @@ class _Files:
         if literal == len(parts):  # a file, or a folder, which stands for all that is in it
             return [(os.path.join(*self.locate(pattern)), re.compile(".*", re.DOTALL).fullmatch)]
         glob = _glob("/".join(parts[literal:]))
-        test = re.compile(glob if len(parts) > 1 else f"(?:.*/)?{glob}", re.DOTALL).fullmatch
+        try:
+            test = re.compile(glob if len(parts) > 1 else f"(?:.*/)?{glob}", re.DOTALL).fullmatch
+        except re.error as error:
+            raise ValueError(f"not a glob: {pattern!r} ({error})") from None
         bases = [self.cwd, *(root for root in self.roots if not _is_under(root, self.cwd))]
         prefix = "/".join(parts[:literal]) + "/" if literal else ""
         starts = [os.path.realpath(os.path.join(base, prefix)) for base in bases]
@@ -1368,3 +1325,265 @@ def _collected(found: Any, source: str) -> list[Tool]:
         hint = "decorate functions with @tool (from rlm import tool), or list Tool objects in TOOLS"
         raise ToolError(f"tools plug-in {source!r} has no tools", hint=hint)
     return [dataclasses.replace(item, source=source) for item in dict.fromkeys(items)]
+
+
+# --- Snipara: context retrieval over HTTP -----------------------------------------------------------------------------
+
+SNIPARA_URL = "https://api.snipara.com/mcp"
+SNIPARA_LOGIN_URL = "https://www.snipara.com"
+_READ_LINES = 200  # that many lines at most are asked for at once, as Snipara's own clients do
+_MEMORY_KINDS = '"fact" | "decision" | "learning" | "preference" | "todo" | "context"'
+_SCOPES = '"agent" | "project" | "team" | "user"'
+_SNIPARA_TOOLS = {
+    "context_query(query: string, max_tokens: integer = 2000, "
+    'search_mode: "keyword" | "semantic" | "hybrid" = "hybrid", '
+    "prefer_summaries: boolean = false, include_metadata: boolean = true)": (
+        "Sections of the project's documentation that bear on a question, most relevant first"
+    ),
+    "search(pattern: string, max_results: integer = 20)": "Lines of the project's documentation that match a regex",
+    "sections(filter: string = null, limit: integer = 20, offset: integer = 0)": "The documentation's sections",
+    "read(start_line: integer, end_line: integer)": f"Lines of the documentation, at most {_READ_LINES} at once",
+    'shared_context(categories: array of "MANDATORY" | "BEST_PRACTICES" | "GUIDELINES" | "REFERENCE" = null, '
+    "max_tokens: integer = 2000, include_content: boolean = true)": "The team's shared rules and guidelines",
+}
+_SNIPARA_MEMORY_TOOLS = {
+    f'remember(content: string, type: {_MEMORY_KINDS} = "fact", scope: {_SCOPES} = "project", category: string = null, '
+    "ttl_days: integer = null, related_to: array of string = null, document_refs: array of string = null)": (
+        "Keep something for later sessions"
+    ),
+    f"recall(query: string, limit: integer = 5, min_relevance: number = 0.5, type: {_MEMORY_KINDS} = null, "
+    f"scope: {_SCOPES} = null, category: string = null)": "What was remembered that bears on a question",
+    f"memories(type: {_MEMORY_KINDS} = null, scope: {_SCOPES} = null, category: string = null, search: string = null, "
+    "limit: integer = 20, offset: integer = 0)": "List what was remembered",
+    f"forget(memory_id: string = null, type: {_MEMORY_KINDS} = null, category: string = null, "
+    "older_than_days: integer = null)": "Delete what was remembered: one memory, or all of a type, category or age",
+}
+
+Post = Callable[..., tuple[int, Mapping[str, str], bytes]]
+
+
+def snipara_tools(
+    api_key: str | None,
+    slug: str | None,
+    url: str | None,
+    memory_enabled: bool,
+    post: Post,
+    home: str | None = None,
+) -> list[Tool]:
+    """Snipara's tools for a project, if there is a key, or a login in `~/.snipara/tokens.json` for that very project.
+
+    `post(url, json=, headers=, timeout=)` sends the requests, retries included, and returns status, headers and body.
+    """
+    if not slug:
+        return []
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", slug):
+        raise ToolError(f"not a snipara project slug: {slug!r}")
+    login = None if api_key else _login_for(slug, url, post, home)
+    if not api_key and not login:
+        return []
+    client = _Snipara(post, (url or SNIPARA_URL).rstrip("/"), slug, api_key, login)
+    chosen = {**_SNIPARA_TOOLS, **(_SNIPARA_MEMORY_TOOLS if memory_enabled else {})}
+    return [client.tool(line, about) for line, about in chosen.items()]
+
+
+class _Snipara:
+    """One project at one address: the JSON-RPC wire, or the REST wire where the address ends in /v1 or /api/mcp."""
+
+    def __init__(self, post: Post, base: str, slug: str, key: str | None, login: _Login | None) -> None:
+        self.post = post
+        self.key = key
+        self.login = login
+        self.rest = base.endswith(("/api/mcp", "/v1"))
+        self.url = f"{base}/{slug}/mcp" if base.endswith("/v1") else f"{base}/{slug}"
+        self.older_url = f"{base.removesuffix('/v1')}/api/mcp/{slug}" if base.endswith("/v1") else ""
+
+    def tool(self, line: str, description: str) -> Tool:
+        name = line.partition("(")[0]
+
+        def handler(**arguments: Any) -> Any:
+            return self.call(name, arguments)
+
+        return _parsed(line, description, handler, lambda **given: _snipara_text(handler(**given)), "snipara")
+
+    def call(self, name: str, arguments: dict[str, Any]) -> Any:
+        """What the server's tool returns, as data; whatever goes wrong is a ToolError with the server's words."""
+        if name == "read":
+            arguments = {**arguments, "end_line": min(arguments["end_line"], arguments["start_line"] + _READ_LINES - 1)}
+        arguments = {key: value for key, value in arguments.items() if value is not None}
+        status, body = self.send(self.url, name, arguments)
+        if status == 404 and self.older_url:
+            status, body = self.send(self.older_url, name, arguments)
+        try:
+            return self.result(status, body)
+        except ToolError as error:
+            hint = "run snipara-mcp-login again" if self.login else "check the snipara key and project"
+            raise ToolError(
+                f"snipara {name}: {self.masked(str(error))}", hint=hint if status in (401, 403) else ""
+            ) from None
+
+    def send(self, url: str, name: str, arguments: dict[str, Any]) -> tuple[int, bytes]:
+        body: dict[str, Any] = {"tool": f"rlm_{name}", "params": arguments}
+        if not self.rest:
+            params = {"name": f"rlm_{name}", "arguments": arguments}
+            body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+        token = self.login.token() if self.login else ""
+        status, answer = self.send_as(token, url, body)
+        if status == 401 and self.login and self.login.renew(token):
+            status, answer = self.send_as(self.login.token(), url, body)
+        return status, answer
+
+    def send_as(self, token: str, url: str, body: dict[str, Any]) -> tuple[int, bytes]:
+        headers = {"Authorization": f"Bearer {token}"} if token else {"X-API-Key": str(self.key)}
+        try:
+            status, _, answer = self.post(url, json=body, headers=headers, timeout=30)
+        except RuntimeError as error:
+            raise ToolError(f"snipara cannot be reached: {self.masked(str(error))}") from error
+        return status, answer
+
+    def masked(self, text: str) -> str:
+        for secret in (self.key, *(self.login.secrets() if self.login else ())):
+            text = text.replace(secret, "***") if secret else text
+        return text
+
+    def result(self, status: int, body: bytes) -> Any:
+        """The data in a reply of either wire."""
+        text = body.decode("utf-8", "replace")
+        try:
+            reply = json.loads(text)
+        except ValueError:
+            reply = None
+        if status >= 300:
+            raise ToolError(f"the server answered {status}: {_words(reply or text) or 'no reason given'}")
+        if not isinstance(reply, dict):
+            raise ToolError(f"the server answered {status} with what is not a JSON object: {text[:200]!r}")
+        if (error := reply.get("error") or reply.get("detail")) or reply.get("success") is False:
+            raise ToolError(f"the server answered: {_words(error) or 'no reason given'}")
+        if "result" not in reply:
+            raise ToolError(f"the server answered {status} with neither a result nor an error: {text[:200]!r}")
+        return reply["result"] if self.rest else _content(reply["result"])
+
+
+def _words(error: Any) -> str:
+    """What the server says of an error, wherever it says it."""
+    if isinstance(error, dict):
+        said = next((error[key] for key in ("message", "detail", "error", "msg") if error.get(key)), None)
+        code = f" (code {error['code']})" if "code" in error and said else ""
+        return _words(said) + code if said else json.dumps(error)[:300]
+    if isinstance(error, list):
+        return "; ".join(map(_words, error))
+    return str(error or "")[:300]
+
+
+def _content(result: Any) -> Any:
+    """The data in an MCP tool result: its text blocks read as JSON where they are."""
+    if not isinstance(result, dict) or not isinstance(result.get("content"), list):
+        return result
+    texts = [str(block.get("text", "")) for block in result["content"] if isinstance(block, dict) and "text" in block]
+    if result.get("isError"):
+        raise ToolError(f"the tool failed: {' '.join(texts) or 'no reason given'}")
+    if not texts and "structuredContent" in result:
+        return result["structuredContent"]
+    try:
+        values = [json.loads(text) for text in texts]
+    except ValueError:
+        return "\n".join(texts)
+    return values[0] if len(values) == 1 else values
+
+
+def _snipara_text(data: Any) -> str:
+    """A result as the model reads it: the text of documents as it stands, everything else as JSON."""
+    if not isinstance(data, dict):
+        return render(data)
+    sections = data.get("sections")
+    if isinstance(sections, list) and all(isinstance(part, dict) and "content" in part for part in sections):
+        about = {key: value for key, value in data.items() if key != "sections" and value not in (None, [], False)}
+        heads = [render({key: value for key, value in part.items() if key != "content"}) for part in sections]
+        return "\n\n".join([*(f"{head}\n{part['content']}" for head, part in zip(heads, sections)), render(about)])
+    return str(data["content"]) if "total_lines" in data and "content" in data else render(data)
+
+
+class _Login:
+    """The OAuth login of one project, as snipara-mcp-login stores it; its token is renewed when it has expired."""
+
+    def __init__(self, path: str, project: str, url: str, post: Post) -> None:
+        self.path, self.project, self.url, self.post = path, project, url, post
+        self.entry = _stored_logins(path)[project]
+        self.lock = threading.Lock()
+
+    def token(self) -> str:
+        token = str(self.entry.get("access_token", ""))
+        if self.expired() and not self.renew(token):
+            raise ToolError("the snipara login has expired", hint="run snipara-mcp-login again")
+        return str(self.entry["access_token"])
+
+    def expired(self) -> bool:
+        from datetime import datetime, timezone
+
+        try:
+            end = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", self.entry["expires_at"]))
+        except (KeyError, TypeError, ValueError):
+            return not self.entry.get("access_token")
+        return end.replace(tzinfo=end.tzinfo or timezone.utc).timestamp() < time.time() + 30
+
+    def secrets(self) -> list[str]:
+        return [str(self.entry.get(name) or "") for name in ("access_token", "refresh_token", "api_key")]
+
+    def renew(self, stale: str) -> bool:
+        """Whether there is now a token other than the stale one: another thread's, another process's or a new one."""
+        with self.lock:
+            if self.entry.get("access_token") != stale:
+                return True
+            stored = _stored_logins(self.path).get(self.project, {})
+            if stored.get("access_token", stale) != stale:
+                self.entry = stored
+                return True
+            return bool(self.entry.get("refresh_token")) and self.ask_for_token()
+
+    def ask_for_token(self) -> bool:
+        body = {"grant_type": "refresh_token", "refresh_token": self.entry["refresh_token"]}
+        try:
+            status, _, answer = self.post(self.url, json=body, headers={}, timeout=30)
+            reply = json.loads(answer)
+            token = reply["access_token"]
+        except (RuntimeError, ValueError, KeyError, TypeError):
+            return False  # the caller says that the login has expired
+        end = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + float(reply.get("expires_in") or 3600)))
+        refresh = reply.get("refresh_token") or self.entry["refresh_token"]
+        self.entry = {**self.entry, "access_token": token, "refresh_token": refresh, "expires_at": end}
+        self.store()
+        return status < 300
+
+    def store(self) -> None:
+        """Keep the new tokens: the old refresh token may be void from now on."""
+        logins = {**_stored_logins(self.path), self.project: self.entry}
+        draft = f"{self.path}.{os.getpid()}"
+        with contextlib.suppress(OSError):  # a home that cannot be written: the token still serves this run
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o600)
+            with open(descriptor, "w", encoding="utf-8") as file:
+                json.dump(logins, file, indent=2)
+            os.replace(draft, self.path)
+
+
+def _stored_logins(path: str) -> dict[str, dict[str, Any]]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            logins = json.load(file)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ToolError(
+            f"cannot read the snipara login in {path}: {error}", hint="run snipara-mcp-login again"
+        ) from None
+    return {key: entry for key, entry in logins.items() if isinstance(entry, dict)} if isinstance(logins, dict) else {}
+
+
+def _login_for(slug: str, url: str | None, post: Post, home: str | None) -> _Login | None:
+    """The stored login of the project with that slug; no other project's will do."""
+    path = os.path.join(home or os.path.expanduser("~"), ".snipara", "tokens.json")
+    project = next((key for key, entry in _stored_logins(path).items() if entry.get("project_slug") == slug), None)
+    if project is None:
+        return None
+    # a refresh token goes to Snipara's own site, or to the server that the user named in its place
+    origin = re.match(r"https?://[^/?#]+", url or "")
+    own = origin is None or origin[0] == SNIPARA_URL.removesuffix("/mcp")
+    return _Login(path, project, f"{SNIPARA_LOGIN_URL if own or not origin else origin[0]}/api/oauth/token", post)
