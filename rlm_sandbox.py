@@ -551,7 +551,7 @@ class Worker:
 
     def set(self, message: dict[str, Any]) -> dict[str, Any]:
         self.weight += message["weight"]
-        self.grow(self.weight)
+        self.grow(message["weight"])
         self.variables[message["name"]] = self.read_blob(message)
         return {"op": "done"}
 
@@ -1005,9 +1005,10 @@ def reap_children() -> bool:
 
 
 def end_group(group: int) -> NoReturn:
-    """The worker's processes and, since they share the group or the PID namespace, this one."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGKILL)
+    """The worker's processes; where this is the first process of their PID namespace, they end with it."""
+    if os.getpid() != 1:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
     os._exit(0)
 
 
@@ -1034,6 +1035,280 @@ def format_traceback(error: BaseException, sources: dict[str, str]) -> str:
 
 
 # --- end of the policy ------------------------------------------------------------------------------------------------
+
+# --- the confinement: what Linux offers without root (ctypes alone) ---------------------------------------------------
+
+SCRATCH_SIZE = 64 << 20  # bytes in a session's private folder, and in any one file
+PROCESSES_MAX = 48
+DESCRIPTORS_MAX = 128
+CONTEXT_ROOM = 8 << 30  # address space that contexts may take beyond `memory`
+
+# Namespaces, each tried by itself; the user namespace comes first because it allows the others without root.
+NAMESPACES = {
+    "user_namespace": 0x10000000,
+    "network_namespace": 0x40000000,
+    "pid_namespace": 0x20000000,
+    "mount_namespace": 0x00020000,
+    "ipc_namespace": 0x08000000,
+}
+
+# The system calls a worker needs: name, number on x86_64, number on aarch64 (-: there is none).
+SYSCALLS = """
+read 0 63, write 1 64, close 3 57, fstat 5 80, newfstatat 262 79, stat 4 -, lstat 6 -, statx 332 291, lseek 8 62,
+pread64 17 67, pwrite64 18 68, readv 19 65, writev 20 66, access 21 -, faccessat 269 48, faccessat2 439 439,
+open 2 -, openat 257 56, getdents64 217 61, getcwd 79 17, readlink 89 -, readlinkat 267 78, fstatfs 138 44,
+rename 82 -, renameat 264 38, renameat2 316 276, mkdir 83 -, mkdirat 258 34, rmdir 84 -, unlink 87 -, unlinkat 263 35,
+truncate 76 45, ftruncate 77 46, fallocate 285 47, fadvise64 221 223, fsync 74 82, fdatasync 75 83, flock 73 32,
+sendfile 40 71, copy_file_range 326 285, umask 95 166, pipe 22 -, pipe2 293 59, dup 32 23, dup2 33 -, dup3 292 24,
+close_range 436 436, poll 7 -, ppoll 271 73, select 23 -, pselect6 270 72, mmap 9 222, mprotect 10 226, munmap 11 215,
+mremap 25 216, madvise 28 233, msync 26 227, brk 12 214, rt_sigaction 13 134, rt_sigprocmask 14 135,
+rt_sigreturn 15 139, sigaltstack 131 132, restart_syscall 219 128, nanosleep 35 101, clock_nanosleep 230 115,
+clock_gettime 228 113, clock_getres 229 114, gettimeofday 96 169, time 201 -, times 100 153, getpid 39 172,
+getppid 110 173, getpgrp 111 -, getpgid 121 155, gettid 186 178, getuid 102 174, geteuid 107 175, getgid 104 176,
+getegid 108 177, getgroups 115 158, uname 63 160, sysinfo 99 179, getrlimit 97 163, getrusage 98 165,
+getrandom 318 278, futex 202 98, sched_yield 24 124, sched_getaffinity 204 123, getcpu 309 168, membarrier 324 283,
+fork 57 -, wait4 61 260, waitid 247 95, exit 60 93, exit_group 231 94, set_robust_list 273 99, set_tid_address 218 96,
+rseq 334 293
+"""
+KILL, CLONE, CLONE3, IOCTL, FCNTL, PRLIMIT = (62, 129), (56, 220), (435, 435), (16, 29), (72, 25), (302, 261)
+MMAP, MPROTECT = (9, 222), (10, 226)
+MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+
+libc: Any = None  # the C library, once `load_libc` ran
+
+
+def load_libc() -> None:
+    """Also finds out how the allocator is asked for its size, for `memory_in_use` once /proc is out of reach."""
+    import ctypes
+
+    global libc, malloc_size
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "mallinfo2"):
+        libc.mallinfo2.restype = type("mallinfo2", (ctypes.Structure,), {"_fields_": [("f", ctypes.c_size_t * 10)]})
+        malloc_size = lambda: int(sum(libc.mallinfo2().f[4:8:3]))  # noqa: E731 - mapped, and used in the heap
+
+
+def call_libc(name: str, *arguments: Any) -> int:
+    """A C function that says -1 for failure, as a Python function that raises."""
+    import ctypes
+
+    result = int(getattr(libc, name)(*arguments))
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), name)
+    return result
+
+
+def attempt(layers: dict[str, bool | str], name: str, step: Callable[..., Any], *arguments: Any) -> bool:
+    """Take one step of the confinement, and note whether it holds."""
+    try:
+        result = step(*arguments)
+    except (OSError, ValueError, AttributeError) as error:
+        layers[name] = False
+        layers[name + "_error"] = str(error)
+        return False
+    layers[name] = result if type(result) is str else True
+    return True
+
+
+def enter_namespaces(layers: dict[str, bool | str]) -> None:
+    """Leave the machine's namespaces; a PID namespace begins with the next child."""
+    uid, gid = os.geteuid(), os.getegid()
+    if uid == 0:
+        # Root's own processes are never counted against RLIMIT_NPROC; those of another real user are.
+        with contextlib.suppress(OSError):
+            os.setresuid(65534, 0, 0)
+    for name, flag in NAMESPACES.items():
+        if attempt(layers, name, call_libc, "unshare", flag) and name == "user_namespace":
+            attempt(layers, name, map_user, uid, gid)
+
+
+def map_user(uid: int, gid: int) -> None:
+    for file, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+        with open(f"/proc/self/{file}", "w") as target:
+            target.write(text)
+
+
+def mount_scratch(folder: str) -> None:
+    """A bounded file system of the session's own over its folder, gone with its last process."""
+    private, nothing = 0x40000 | 0x4000, None  # MS_PRIVATE | MS_REC
+    call_libc("mount", b"none", b"/", nothing, private, nothing)
+    options = f"size={SCRATCH_SIZE},nr_inodes=2000,mode=700".encode()
+    call_libc("mount", b"tmpfs", folder.encode(), b"tmpfs", 0x2 | 0x4 | 0x8, options)  # nosuid, nodev, noexec
+
+
+def confine(setup: dict[str, Any], layers: dict[str, bool | str]) -> None:
+    """Everything that a worker does to itself before it sees any code. Each step is best effort; `layers` tells."""
+    safe_kill = layers.get("pid_namespace")
+    attempt(layers, "rlimits", limit_resources, setup["memory"])
+    if layers.get("user_namespace") and kernel_version() >= (5, 14):  # where the count is the namespace's own
+        attempt(layers, "process_limit", limit_processes)
+    attempt(layers, "no_new_privs", call_libc, "prctl", 38, 1, 0, 0, 0)
+    attempt(layers, "not_dumpable", call_libc, "prctl", 4, 0, 0, 0, 0)
+    attempt(layers, "capabilities_dropped", drop_capabilities)
+    attempt(layers, "landlock", restrict_files, setup["scratch"], setup["readable"])
+    safe_kill = safe_kill or (layers["landlock"] and landlock_abi() >= 6)  # which keeps signals inside
+    attempt(layers, "seccomp", filter_system_calls, bool(safe_kill))
+    check(layers)
+
+
+def check(layers: dict[str, bool | str]) -> None:
+    """Believe the two main layers only when they refuse something."""
+    import socket
+
+    tries: tuple[tuple[str, Callable[[], Any]], ...] = (
+        ("landlock", lambda: os.listdir("/")),
+        ("seccomp", socket.socket),
+    )
+    for layer, forbidden in tries:
+        try:
+            if layers[layer]:
+                forbidden()
+                layers[layer] = False
+        except PermissionError:
+            pass
+
+
+def kernel_version() -> tuple[int, ...]:
+    return tuple(int("".join(filter(str.isdigit, part)) or 0) for part in os.uname().release.split(".")[:2])
+
+
+def limit_resources(memory: int) -> None:
+    import resource
+
+    with open("/proc/self/statm", "rb") as statm:
+        present = int(statm.read().split()[0]) * mmap.PAGESIZE
+    limits = {
+        resource.RLIMIT_AS: (present + memory, present + memory + CONTEXT_ROOM),
+        resource.RLIMIT_FSIZE: (SCRATCH_SIZE, SCRATCH_SIZE),
+        resource.RLIMIT_NOFILE: (DESCRIPTORS_MAX, DESCRIPTORS_MAX),
+        resource.RLIMIT_CORE: (0, 0),
+        resource.RLIMIT_MSGQUEUE: (0, 0),
+        resource.RLIMIT_MEMLOCK: (0, 0),
+    }
+    for which, (soft, hard) in limits.items():
+        ceiling = resource.getrlimit(which)[1]
+        if ceiling != resource.RLIM_INFINITY:
+            soft, hard = min(soft, ceiling), min(hard, ceiling)
+        resource.setrlimit(which, (soft, hard))
+
+
+def limit_processes() -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_NPROC, (PROCESSES_MAX, PROCESSES_MAX))
+
+
+def drop_capabilities() -> None:
+    header, nothing = struct.pack("Ii", 0x20080522, 0), bytes(24)
+    call_libc("capset", header, nothing)
+
+
+def restrict_files(scratch: str, readable: Sequence[str]) -> str:
+    """Landlock: the scratch folder, and for reading what Python itself needs and the caller gave. No TCP, no signals
+    to processes outside."""
+    abi = landlock_abi()
+    handled = (1 << (13 + (abi >= 2) + (abi >= 3))) - 1 | (1 << 15 if abi >= 5 else 0)
+    network, scope = (3 if abi >= 4 else 0), (3 if abi >= 6 else 0)
+    attributes = struct.pack("QQQ", handled, network, scope)[: 24 if abi >= 6 else 16 if abi >= 4 else 8]
+    ruleset = call_libc("syscall", 444, attributes, len(attributes), 0)
+    try:
+        file_rights, folder_rights = 0x4, 0x8  # READ_FILE, READ_DIR
+        for path in readable:
+            rights = file_rights | (folder_rights if os.path.isdir(path) else 0)
+            with contextlib.suppress(FileNotFoundError):
+                allow_path(ruleset, path, rights)
+        changes = 0x2 | 0x10 | 0x20 | 0x80 | 0x100 | 1 << 13 | 1 << 14  # write, remove, make files and folders, rename
+        allow_path(ruleset, scratch, (file_rights | folder_rights | changes) & handled)
+        call_libc("syscall", 446, ruleset, 0)
+    finally:
+        os.close(ruleset)
+    return f"ABI {abi}"
+
+
+def landlock_abi() -> int:
+    return call_libc("syscall", 444, None, 0, 1)
+
+
+def allow_path(ruleset: int, path: str, rights: int) -> None:
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        call_libc("syscall", 445, ruleset, 1, struct.pack("=Qi", rights, descriptor), 0)
+    finally:
+        os.close(descriptor)
+
+
+# A filter is a list of (code, jump if true, jump if false, operand). Jumps never leave the block they stand in.
+Filter = list[tuple[int, int, int, int]]
+LOAD, EQUAL, ANY_BIT, AND, RETURN = 0x20, 0x15, 0x45, 0x54, 0x06
+ALLOW, REFUSE, UNKNOWN, KILL_PROCESS = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000  # EPERM, ENOSYS
+
+
+def filter_system_calls(kill_is_safe: bool) -> str:
+    """seccomp: an allow-list. Processes may be made only by a plain fork, memory is never writable and executable."""
+    import ctypes
+
+    machine = os.uname().machine
+    if machine not in MACHINES:
+        raise OSError(f"no list of system calls for {machine}")
+    program = build_filter(*MACHINES[machine], kill_is_safe)
+    code = b"".join(struct.pack("HBBI", *step) for step in program)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    header = struct.pack("HxxxxxxP", len(program), ctypes.addressof(buffer))
+    call_libc("prctl", 22, 2, header, 0, 0)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+    return f"{len(program)} instructions"
+
+
+def build_filter(column: int, architecture: int, kill_is_safe: bool) -> Filter:
+    program: Filter = [(LOAD, 0, 0, 4), (EQUAL, 1, 0, architecture), (RETURN, 0, 0, KILL_PROCESS), (LOAD, 0, 0, 0)]
+    if column == 0:  # the x32 numbers name the same calls a second time
+        program += [(ANY_BIT, 0, 1, 0x40000000), (RETURN, 0, 0, REFUSE)]
+    for entry in SYSCALLS.split(","):
+        number = entry.split()[1 + column]
+        if number != "-":
+            program += on_call(int(number), [(RETURN, 0, 0, ALLOW)])
+    if kill_is_safe:
+        program += on_call(KILL[column], [(RETURN, 0, 0, ALLOW)])
+    program += on_call(CLONE[column], allow_values(0, (0x01200011, 0x11)))  # fork() of glibc, of musl
+    program += on_call(CLONE3[column], [(RETURN, 0, 0, UNKNOWN)])
+    program += on_call(IOCTL[column], allow_values(1, (0x5401, 0x5421, 0x5450, 0x5451)))  # TCGETS, FIONBIO, FIO(N)CLEX
+    program += on_call(FCNTL[column], allow_values(1, (0, 1, 2, 3, 4, 5, 6, 7, 1030)))  # no F_SETOWN
+    program += on_call(MMAP[column], refuse_bits(2, 6))
+    program += on_call(MPROTECT[column], refuse_bits(2, 4))
+    program += on_call(PRLIMIT[column], allow_own_limits())
+    return [*program, (RETURN, 0, 0, REFUSE)]
+
+
+def on_call(number: int, block: Filter) -> Filter:
+    """The block for one system call; the blocks end in a return, so that what follows is for the others."""
+    return [(EQUAL, 0, len(block), number), *block]
+
+
+def low_word(argument: int) -> tuple[int, int, int, int]:
+    return (LOAD, 0, 0, 16 + 8 * argument)
+
+
+def high_word(argument: int) -> tuple[int, int, int, int]:
+    return (LOAD, 0, 0, 20 + 8 * argument)
+
+
+def allow_values(argument: int, values: Sequence[int]) -> Filter:
+    tests: Filter = []
+    for value in values:
+        tests += [(EQUAL, 0, 1, value), (RETURN, 0, 0, ALLOW)]
+    return [low_word(argument), *tests, (RETURN, 0, 0, REFUSE)]
+
+
+def refuse_bits(argument: int, bits: int) -> Filter:
+    return [low_word(argument), (AND, 0, 0, bits), (EQUAL, 0, 1, bits), (RETURN, 0, 0, REFUSE), (RETURN, 0, 0, ALLOW)]
+
+
+def allow_own_limits() -> Filter:
+    """Read any limit; set the soft ones for descriptors (7) and address space (9), below their hard ones."""
+    is_reading: Filter = [low_word(2), (EQUAL, 0, 3, 0), high_word(2), (EQUAL, 0, 1, 0), (RETURN, 0, 0, ALLOW)]
+    is_other: Filter = [low_word(0), (EQUAL, 1, 0, 0), (RETURN, 0, 0, REFUSE)]
+    return [*is_reading, *is_other, *allow_values(1, (7, 9))]
+
 
 # --- the zygote: a process with everything imported, from which sessions are forked (Linux) ---------------------------
 
@@ -1121,11 +1396,15 @@ def zygote_main(channel: int, setup: dict[str, Any]) -> NoReturn:
 
     host = socket.socket(fileno=channel)
     try:
+        base = make_base(setup["temporary"])
+        os.environ["MPLCONFIGDIR"] = os.path.join(base, "matplotlib")
         preload(setup)
     except BaseException:
         host.sendall(to_json({"error": traceback.format_exc(limit=-3)[-2000:]}).encode())
         os._exit(1)
-    zygote = Zygote(host, setup)
+    zygote = Zygote(host, dict(setup, base=base))
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
     host.sendall(b'{"ready":true}')
     zygote.serve()
 
@@ -1138,14 +1417,33 @@ def preload(setup: dict[str, Any]) -> None:
         importlib.import_module(name)
     if setup["policy"]:
         importlib.import_module("RestrictedPython")
+    load_libc()
     gc.collect()
     gc.freeze()
+
+
+def make_base(temporary: str) -> str:
+    """A folder for the folders of sessions; those of processes that died without cleaning up are removed."""
+    prefix = f"rlm-sandbox-{os.getuid()}-"
+    for name in os.listdir(temporary):
+        owner = name[len(prefix) :].partition("-")[0] if name.startswith(prefix) else ""
+        if owner.isdigit() and not os.path.exists(f"/proc/{owner}"):
+            remove_tree(os.path.join(temporary, name))
+    base = os.path.join(temporary, f"{prefix}{os.getpid()}-{os.urandom(4).hex()}")
+    os.mkdir(base, 0o700)
+    return base
+
+
+def remove_tree(folder: str) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 class Zygote:
     def __init__(self, host: Any, setup: dict[str, Any]):
         self.host, self.setup = host, setup
-        self.sessions: set[int] = set()
+        self.sessions: dict[int, str] = {}
         self.life_read, self.life_write = os.pipe()  # its end tells the sessions that this process has died
 
     def serve(self) -> NoReturn:
@@ -1171,63 +1469,116 @@ class Zygote:
                 self.host.sendall(to_json(self.spawn(request, descriptors)).encode())
 
     def spawn(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        scratch = os.path.join(self.setup["base"], os.urandom(6).hex())
+        os.mkdir(scratch, 0o700)
         told_read, told_write = os.pipe()
-        if os.fork() == 0:
-            self.host.close()
+        entrance = os.fork()
+        if entrance == 0:
             os.close(self.life_write)
-            start_session({**self.setup, **request}, descriptors, [descriptors[0], self.life_read], told_write)
+            watched = [descriptors[0], self.life_read]
+            start_session({**self.setup, **request, "scratch": scratch}, descriptors, watched, told_write)
+        os.waitpid(entrance, 0)
         os.close(told_write)
         for descriptor in descriptors:
             os.close(descriptor)
         with os.fdopen(told_read, "rb") as told:
             pid = int(told.read() or b"0")
         if not pid:
+            remove_tree(scratch)
             return {"error": "the session's process could not be forked"}
-        self.sessions.add(pid)
+        self.sessions[pid] = scratch
         return {"pid": pid}
 
     def reap(self, pid: int) -> None:
         """Only now may the number be used again: until here the host could safely signal it."""
         if pid in self.sessions:
-            self.sessions.discard(pid)
             kill_group(pid)
             os.waitpid(pid, 0)
+            remove_tree(self.sessions.pop(pid))
 
     def end(self) -> NoReturn:
         for pid in list(self.sessions):
             self.reap(pid)
+        remove_tree(self.setup["base"])
         os._exit(0)
 
 
 def start_session(setup: dict[str, Any], descriptors: list[int], watched: list[int], told: int) -> NoReturn:
-    """In a fresh fork: become the supervisor of a session, and fork the worker, confined, from there."""
+    """In a fresh fork, which only leads into the PID namespace: fork the supervisor, and from that the worker."""
     try:
+        layers: dict[str, bool | str] = {}
+        if setup["confined"]:
+            enter_namespaces(layers)
+        supervisor = os.fork()
+        if supervisor:
+            os.setpgid(supervisor, supervisor)
+            os.write(told, str(supervisor).encode())
+            os._exit(0)
         os.setpgid(0, 0)
-        os.write(told, str(os.getpid()).encode())
-        os.close(told)
+        keep_open(*descriptors, *watched)
+        if layers.get("mount_namespace"):
+            attempt(layers, "private_scratch", mount_scratch, setup["scratch"])
+        set_subreaper()
         if os.fork():
+            keep_open(*watched)
             supervise(os.getpgrp(), watched, forward=False)
-        run_worker(setup, descriptors)
+        run_worker(setup, layers, descriptors, own_init=os.getppid() == 1 and bool(layers.get("pid_namespace")))
     finally:
         os._exit(1)
 
 
-def run_worker(setup: dict[str, Any], descriptors: list[int]) -> NoReturn:
+def keep_open(*descriptors: int) -> None:
+    """Close all but these and the standard three."""
+    first = 3
+    for descriptor in [*sorted(set(descriptors)), 1 << 16]:
+        os.closerange(first, descriptor)
+        first = descriptor + 1
+
+
+def run_worker(
+    setup: dict[str, Any], layers: dict[str, bool | str], descriptors: list[int], own_init: bool
+) -> NoReturn:
     import random
 
+    stream, blob = descriptors
+    keep_open(stream, blob)
+    os.chdir(setup["scratch"])
     random.seed(0)
+    sys.modules["__main__"] = type(sys)("__main__")
+    grow = None
+    if setup["confined"]:
+        confine(dict(setup, readable=readable_paths(setup)), layers)
+        grow = raise_memory_limit if layers["rlimits"] else None
+    os.environ.clear()
+    layers["policy"] = setup["policy"]
     language = PolicyLanguage(setup) if setup["policy"] else PlainLanguage()
-    stream = descriptors[0]
-    worker = Worker(Wire(stream, stream), language, dict(setup, blob=descriptors[1]))
-    worker.host.write(encode_frame({"op": "hello", "id": 0, "layers": {}}))
+    worker = Worker(Wire(stream, stream), language, dict(setup, blob=blob, own_init=own_init, grow=grow))
+    worker.host.write(encode_frame({"op": "hello", "id": 0, "layers": layers}))
     worker.serve()
 
 
-def set_subreaper() -> None:
-    """Orphans of sessions come here and not to the machine's init."""
-    import ctypes
+def readable_paths(setup: dict[str, Any]) -> list[str]:
+    """What Python needs while it runs, and what the caller gave."""
+    import zoneinfo
 
-    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+    paths = [os.path.dirname(os.__file__), *zoneinfo.TZPATH, *setup["workspace"], *setup["readable"]]
+    if setup["allowed_imports"]:
+        paths += [*setup["path"], "/lib", "/lib64", "/usr/lib", "/usr/local/lib", os.environ.get("MPLCONFIGDIR", "")]
+    return [path for path in paths if path]
+
+
+def raise_memory_limit(added: int) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_AS, (min(soft + added, hard), hard))
+
+
+def set_subreaper() -> None:
+    """Orphans come here and not to the machine's init."""
+    with contextlib.suppress(OSError):
+        call_libc("prctl", 36, 1, 0, 0, 0)
 
 
 def kill_group(pid: int) -> None:
@@ -2090,6 +2441,7 @@ def zygote_for(allowed_imports: tuple[str, ...], policy: bool) -> ZygoteClient:
                 "allowed_imports": allowed_imports,
                 "policy": policy,
                 "path": package_path(allowed_imports, policy),
+                "temporary": os.path.abspath(os.environ.get("TMPDIR") or "/tmp"),
             }
             client = _zygotes[key] = ZygoteClient(setup)
         return client
@@ -2125,6 +2477,9 @@ def shutdown() -> None:
         client.close()
 
 
+FULL_LEVEL = ("landlock", "seccomp", "network_namespace", "rlimits", "no_new_privs")
+
+
 class LocalSandbox(Sandbox):
     """A REPL in a confined child process. `require="full"` refuses to start unless every layer holds."""
 
@@ -2157,10 +2512,16 @@ class LocalSandbox(Sandbox):
         self.require = require
         with self._lock:
             self._started()
+        if require == "full" and self.level != "full":
+            missing = ", ".join(name for name in FULL_LEVEL if not self.layers.get(name))
+            self.close()
+            raise SandboxError(f"the sandbox is not fully confined here: no {missing}", 'use Docker, or require="best"')
 
     @property
     def level(self) -> str:
-        return "language-only"
+        """What the operating system adds to the policy: "full", "partial", or nothing ("language-only")."""
+        held = [bool(self.layers.get(name)) for name in FULL_LEVEL]
+        return "full" if all(held) else "partial" if any(held) else "language-only"
 
     def _open(self) -> Channel:
         import socket
