@@ -43,6 +43,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING or not __package__:
@@ -539,6 +540,7 @@ def _refuse_untrusted(table: Mapping[str, Any], path: str, short: str, blob: byt
 _LEAST_OUTPUT = 16  # tokens; a call that could answer with fewer is not worth sending
 _SUBCALL_OUTPUT = 4096  # tokens reserved for the answer of llm_query
 _TURN_OUTPUT = 16_384  # the same for a turn, where the model's own maximum is not known
+_TURN_OUTPUT_MOST = 32_768  # and where it is: parallel children must not wait for reservations that none will use
 _USAGE = ("input", "output", "cached", "cache_write", "reasoning")
 
 Price = Callable[[int, int], "float | None"]  # (input tokens, output tokens) -> USD
@@ -705,15 +707,13 @@ class Ledger:
     def nearly_used(self) -> list[str]:
         """Of which limits less than a tenth is left, in words for the model."""
         left, options = self.left(), self.options
-        limits = {
-            "tokens": options.token_budget,
-            "cost_usd": options.cost_budget_usd,
-            "subcalls": options.max_subcalls,
-            "seconds": options.timeout_seconds,
-        }
-        return [
-            f"{left[k]:,} {k}" for k, whole in limits.items() if whole and left[k] is not None and left[k] <= whole / 10
-        ]
+        limits = (
+            ("tokens", options.token_budget, "{:,} tokens"),
+            ("cost_usd", options.cost_budget_usd, "${:.4f}"),
+            ("subcalls", options.max_subcalls, "{} sub-calls"),
+            ("seconds", options.timeout_seconds, "{:.0f} s"),
+        )
+        return [words.format(left[name]) for name, whole, words in limits if whole and left[name] <= whole / 10]
 
 
 # --- the journal: one JSONL file per run -------------------------------------------------------------------------
@@ -868,7 +868,8 @@ class Recording:
         self.starts: dict[str, Event] = {}
         self.ends: dict[str, Event] = {}
         self.children: dict[str, str] = {}
-        self.calls = 0
+        self.calls: list[Event] = []
+        self.prompts: list[tuple[int, str]] = []  # the root's: (turns before it, prompt)
         for event in events:
             with contextlib.suppress(KeyError, TypeError):  # a foreign or damaged line records nothing
                 self._add(event)
@@ -879,11 +880,13 @@ class Recording:
             self.starts.setdefault(node, event)
             if event.get("key"):
                 self.children[event["key"]] = node
+            elif node == "n0":
+                self.prompts.append((event.get("turn") or 0, event["prompt"]))
         elif kind == "call":
-            self.calls = max(self.calls, int(event["call_id"][1:]))
+            self.calls.append(event)
             if event["kind"] == "turn":
                 self.turns[node, event["turn"]] = event
-            else:
+            elif event["kind"] == "sub":
                 self.keyed[event["key"]] = event
         elif kind == "tool":
             if "cell" in event:
@@ -928,11 +931,11 @@ class Context:
             head = _head(value)
         elif isinstance(value, dict):
             text = f"`context` is a dict with {len(value):,} keys"
-            rows = [f"{_short(k)}: {_shape(v)}" for k, v in list(value.items())[:8]]
+            rows = [f"{_short(k)}: {_shape(v)}" for k, v in islice(value.items(), 8)]
             head = "\n".join(rows)
         elif isinstance(value, (list, tuple, set, frozenset)):
             text = f"`context` is a {self.kind} of {len(value):,} items"
-            head = "\n".join(_short(v) for v in list(value)[:4])
+            head = "\n".join(_short(v) for v in islice(value, 4))
         else:
             return f"`context` is {_short(value)} ({self.kind})."
         notes = "".join(f" ({note})" for note in self.notes)
@@ -973,30 +976,33 @@ def _shape(value: Any) -> str:
 
 
 def _digest(value: Any) -> tuple[str, int]:
-    """(sha256, size in bytes) of plain data."""
+    """(sha256, size in bytes) of plain data; texts of a list are hashed joined, with their lengths."""
     sha, size = hashlib.sha256(), 0
+
+    def add(kind: str, shape: Any, blob: bytes = b"") -> None:
+        nonlocal size
+        sha.update(f"{kind}:{shape}:".encode())
+        sha.update(blob)
+        size += len(blob)
+
     stack = [value]
     while stack:
         item = stack.pop()
+        kind = type(item).__name__
         if isinstance(item, str):
-            blob = item.encode("utf-8", "surrogatepass")
+            add(kind, len(item), item.encode("utf-8", "surrogatepass"))
         elif isinstance(item, (bytes, bytearray)):
-            blob = bytes(item)
+            add(kind, len(item), bytes(item))
+        elif isinstance(item, (list, tuple)) and all(type(part) is str for part in item):
+            add(kind, [len(part) for part in item], "".join(item).encode("utf-8", "surrogatepass"))
         elif isinstance(item, dict):
-            stack.extend(part for pair in reversed(list(item.items())) for part in reversed(pair))
-            blob = b""
-        elif isinstance(item, (list, tuple)):
-            stack.extend(reversed(item))
-            blob = b""
-        elif isinstance(item, (set, frozenset)):
-            stack.extend(sorted(item, key=repr))
-            blob = b""
+            add(kind, len(item))
+            stack += [list(item.values()), list(item.keys())]
+        elif isinstance(item, (list, tuple, set, frozenset)):
+            add(kind, len(item))
+            stack += sorted(item, key=repr) if isinstance(item, (set, frozenset)) else reversed(item)
         else:
-            blob = repr(item).encode()
-        length = len(item) if hasattr(item, "__len__") else len(blob)
-        sha.update(f"{type(item).__name__}:{length}:".encode())
-        sha.update(blob)
-        size += len(blob)
+            add(kind, 0, repr(item).encode())
     return sha.hexdigest(), size
 
 
@@ -1419,18 +1425,17 @@ class Run:
         self._backends: dict[str, Any] = {}
         self._sandboxes: set[Any] = set()
         self._in_flight: dict[int, Event] = {}
-        self._last_call = recording.calls
+        self._last_call = max((int(e["call_id"][1:]) for e in recording.calls), default=0)
         self._last_node = len(recording.starts) - 1
         self._enter_recorded()
 
     def _enter_recorded(self) -> None:
         """What the journal holds is paid for: it counts against the limits, and is not counted again when served."""
         recording, ledger = self.recording, self.ledger
-        leaves = [e for e in recording.keyed.values() if e["event"] == "call"]
-        for event in [*recording.turns.values(), *leaves]:
+        for event in recording.calls:
             ledger.spend(event.get("token_usage") or {}, event.get("cost_usd"))
             ledger.depth = max(ledger.depth, event["depth"])
-        ledger.subcalls = len(leaves) + len(recording.children)
+        ledger.subcalls = sum(e["kind"] == "sub" for e in recording.calls) + len(recording.children)
 
     # ids and things kept
 
@@ -1728,6 +1733,11 @@ class Later:
         return self._value
 
 
+def _turn_output(backend: Any) -> int:
+    """Tokens of output to reserve for a turn."""
+    return min(getattr(backend, "max_output", None) or _TURN_OUTPUT, _TURN_OUTPUT_MOST)
+
+
 def fan_out(tasks: Sequence[Callable[[], Any]], width: int) -> list[Any]:
     """The results of the tasks, in order, `width` at a time; a task's exception stands in its place."""
     results: list[Any] = [None] * len(tasks)
@@ -1803,6 +1813,12 @@ class Node:
             if (answer := self.act(reply)) is not None:
                 return answer
 
+    def relive(self, prompt: str, turns: int) -> None:
+        """An earlier prompt of a recorded conversation: the same, as far as its recorded turns go."""
+        self.open(prompt)
+        while self.turn < turns and self.act(self.ask()) is None:
+            pass
+
     # opening and closing
 
     def _protocol(self) -> str:
@@ -1819,9 +1835,12 @@ class Node:
             system = recorded["system"] if recorded else system_prompt(self)
             self.protocol = recorded["protocol"] if recorded else self.protocol
             self.messages = [{"role": "system", "content": system, "_stored": True}]
+            known = recorded is not None
+        else:
+            known = self.depth == 0 and (self.turn, prompt) in self.run.recording.prompts
         self.messages.append({"role": "user", "content": prompt, "_stored": True})
         self.first_turn, self.failures = self.turn, 0
-        if not (first and recorded):
+        if not known:
             self._journal_start(prompt, first)
 
     def _journal_start(self, prompt: str, first: bool) -> None:
@@ -1920,7 +1939,7 @@ class Node:
             self.messages,
             about,
             tools=self._tool_schemas() if self.protocol == "tools" else None,
-            most=getattr(backend, "max_output", None) or _TURN_OUTPUT,
+            most=_turn_output(backend),
             on_text=self._on_text if self.run.journal.on_event and self.depth == 0 else None,
         )
         self.journalled = len(self.messages)
@@ -1966,7 +1985,8 @@ class Node:
         if reply.tool_calls:
             return self._run_tools(reply.tool_calls)
         if reply.stop_reason in ("refusal", "content_filter"):
-            raise ProviderError(f"the model refused to answer: {text.strip() or reply.stop_reason}")
+            provider = getattr(self.run.backend, "provider", "")
+            raise ProviderError(f"the model refused to answer: {text.strip() or reply.stop_reason}", provider=provider)
         if reply.stop_reason == "pause":
             return None
         if reply.stop_reason == "length":
@@ -2031,6 +2051,7 @@ class Node:
                     "content": outcome.text,
                     "is_error": outcome.error is not None,
                     "_stored": True,
+                    "_cells": [outcome.cell] if outcome.cell else [],
                 }
             )
         return self._outcome(outcomes)
@@ -2100,8 +2121,10 @@ class Node:
         shown = "\n\n".join(f"[cell {o.cell}]\n{o.text}" for o in outcomes)
         if left := len(blocks) - len(outcomes):
             shown += f"\n\n[{left} more blocks were not run]"
-        ids = [f"cell_{o.cell}" for o in outcomes]
-        self.messages.append({"role": "user", "content": shown, "_stored": True, "tool_call_ids": ids})
+        cells = [o.cell for o in outcomes]
+        ids = [f"cell_{n}" for n in cells]
+        message = {"role": "user", "content": shown, "tool_call_ids": ids, "_stored": True, "_cells": cells}
+        self.messages.append(message)
         answer = self._outcome(outcomes[-1:])
         if answer is None and outcomes[-1].error is None and final:
             return self._run_final(final)
@@ -2169,6 +2192,8 @@ class Node:
         }
         if recorded is not None:
             event = self._compared(event, recorded, died)
+        if event["status"] != "ok" and event["error"] is None:
+            event["error"] = f"the cell ended: {event['status']}"
         if event["error"] is None and cell.final is not rlm_sandbox.UNSET:
             event["final"] = Answer(_as_text(cell.final), cell.final, True)
         return event
@@ -2346,31 +2371,29 @@ class Node:
         before = rlm_backends.estimate_tokens(self.messages)
         if not self.run.options.compaction or not (force or before > 0.75 * window):
             return False
-        goal = min(0.4 * window, 0.5 * before) if force else 0.4 * window
-        cells = self._stub_oldest(goal)
+        places = self._stub_oldest(min(0.4 * window, 0.5 * before))
         after = rlm_backends.estimate_tokens(self.messages)
-        fields: Event = {"cells": cells, "tokens_before": before, "tokens_after": after}
+        fields: Event = {"places": places, "cells": [n for p in places for n in self.messages[p]["_cells"]]}
         if after > 0.6 * window:
             fields["summary"] = self._summarise()
-            fields["tokens_after"] = rlm_backends.estimate_tokens(self.messages)
-        if not cells and "summary" not in fields:
+            after = rlm_backends.estimate_tokens(self.messages)
+        if not places and "summary" not in fields:
             return False
-        self.run.write("compact", depth=self.depth, parent=self.parent, node=self.id, turn=self.turn, **fields)
+        fields.update(tokens_before=before, tokens_after=after, turn=self.turn)
+        self.run.write("compact", depth=self.depth, parent=self.parent, node=self.id, **fields)
         return True
 
     def _stub_oldest(self, goal: float) -> list[int]:
-        """Replace outputs from the oldest on until the goal (tokens) is met; which messages were."""
-        replaced, size = [], rlm_backends.estimate_tokens(self.messages)
+        """Replace outputs, the oldest first, until the goal (tokens) is met; the places of those messages."""
+        places, size = [], rlm_backends.estimate_tokens(self.messages)
         for place, message in enumerate(self.messages[:-2]):
             if size <= goal:
                 break
-            if message.get("_stub") or not (message["role"] == "tool" or "tool_call_ids" in message):
-                continue
-            if len(message["content"]) > _STUB_WORTH:
+            if "_cells" in message and len(message["content"]) > _STUB_WORTH and not message.get("_stub"):
                 size -= rlm_backends.estimate_tokens([message])
                 self.messages[place] = _stubbed(message)
-                replaced.append(place)
-        return replaced
+                places.append(place)
+        return places
 
     def _summarise(self) -> str:
         """Ask for a summary of the work so far and go on from that: the last resort."""
@@ -2389,7 +2412,7 @@ class Node:
         self.journalled = len(self.messages)
 
     def _replay_compaction(self, event: Event) -> None:
-        for place in event.get("cells", []):
+        for place in event["places"]:
             self.messages[place] = _stubbed(self.messages[place])
         if "summary" in event:
             self._replace_by_summary(event["summary"])
@@ -2547,10 +2570,12 @@ def _journal_form(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stubbed(message: dict[str, Any]) -> dict[str, Any]:
-    size = len(message["content"])
+    """The message with a few words in the place of its outputs."""
+    kept = " and ".join(f"_out[{n}]" for n in message["_cells"])
+    where = f"it is in {kept}" if kept else "call the tool again if you need it"
     return {
         **message,
-        "content": f"[an output of {size:,} characters stood here; cells' outputs are in _out]",
+        "content": f"[{len(message['content']):,} characters of output stood here; {where}]",
         "_stub": True,
     }
 
@@ -2751,14 +2776,15 @@ class RLM:
         if self._conversation is not None:
             return self._go_on(prompt, given)
         run = self._new_run(new_id(), Recording())
-        keeper = self._keep_context(run, given)
         node = Node(run, given, instructions=system or "", schema=self._schema())
+        keeper = self._keep_context(run, given)
         try:
-            return self._supervise(run, node, prompt)
+            result = self._supervise(run, node, lambda: finish(node, prompt))
         finally:
-            if keeper is not None:
-                keeper.get()
             self._settle(run, node)
+        if keeper is not None:
+            keeper.get()
+        return result
 
     def _schema(self) -> dict[str, Any] | None:
         return None if self.options.schema is None else rlm_tools.schema_of(self.options.schema)
@@ -2770,7 +2796,7 @@ class RLM:
         run.ledger, run.tool_calls, run.best = Ledger(self.options), [], ""
         if context.value is not None:
             node.sandbox.set("context", context.value)
-        return self._supervise(run, node, prompt)
+        return self._supervise(run, node, lambda: finish(node, prompt))
 
     def _settle(self, run: Run, node: Node) -> None:
         """After a completion: a persistent RLM keeps its REPL, any other closes what it opened."""
@@ -2780,13 +2806,13 @@ class RLM:
         else:
             run.close()
 
-    def _supervise(self, run: Run, node: Node, prompt: str) -> CompletionResult:
-        """Run the root node on a thread of its own, so that Ctrl-C finds the main thread only waiting."""
+    def _supervise(self, run: Run, node: Node, work: Callable[[], Answer]) -> CompletionResult:
+        """Do the root node's work on a thread of its own, so that Ctrl-C finds the main thread only waiting."""
         global _last_result
         with self._lock:
             self._runs.add(run)
         try:
-            answer = _on_own_thread(lambda: finish(node, prompt), run)
+            answer = _on_own_thread(work, run)
         except RLMError as error:
             error.result = _last_result = run.result(None)
             error.trajectory_id = run.journal.trajectory_id if run.journal.path else None
@@ -2877,9 +2903,12 @@ class RLM:
         run.write("resume", node="n0", lines=len(recording.turns), limits=raised_limits)
         node = Node(run, context, schema=rlm._schema())
         try:
-            return rlm._supervise(run, node, root["prompt"])
+            result = rlm._supervise(run, node, lambda: _relive(node, recording))
         finally:
             rlm._settle(run, node)
+        if rlm._conversation is not None:
+            self._conversation, rlm._conversation = rlm._conversation, None
+        return result
 
     def replay(self, trajectory_id: str) -> Replayed:
         """Run a recorded run again, offline: the model's side from the journal, the code for real."""
@@ -2892,7 +2921,7 @@ class RLM:
         run.journal.path = path
         node = Node(run, context, schema=rlm._schema())
         try:
-            result = rlm._supervise(run, node, root["prompt"])
+            result = rlm._supervise(run, node, lambda: _relive(node, recording))
         finally:
             run.close()
         recorded = recording.ends.get("n0", {}).get("response")
@@ -2957,6 +2986,14 @@ class RLM:
         return context
 
 
+def _relive(node: Node, recording: Recording) -> Answer:
+    """All prompts of a recorded conversation, the last of them to its end."""
+    prompts = recording.prompts
+    for (_, prompt), (turns, _) in pairwise(prompts):
+        node.relive(prompt, turns)
+    return finish(node, prompts[-1][1])
+
+
 class ReplayBackend:
     """The model of a replay: the recording answers before it is asked, so that being asked is the divergence."""
 
@@ -2975,23 +3012,29 @@ class ReplayBackend:
 
 
 def connect(configuration: Configuration, options: Options) -> Any:
-    """The backend that the options name; ConfigError with what was looked for when no key is there."""
+    """The backend that the options name. Without a model, a base URL and a key: a model server that answers here.
+
+    ConfigError with what was looked for when there is none of these.
+    """
     if not isinstance(options.backend, str):
         return options.backend
+    named = partial(
+        rlm_backends.connect,
+        api_key=options.api_key,
+        environ=configuration.environ,
+        max_retries=options.max_retries,
+        max_parallel=options.max_parallel,
+        prices=options.prices,
+        cache=options.cache,
+    )
     backend = "auto" if options.backend == "litellm" else options.backend
     try:
-        return rlm_backends.connect(
-            options.model,
-            backend,
-            api_key=options.api_key,
-            base_url=options.base_url,
-            environ=configuration.environ,
-            max_retries=options.max_retries,
-            max_parallel=options.max_parallel,
-            prices=options.prices,
-            cache=options.cache,
-        )
+        return named(options.model, backend, base_url=options.base_url)
     except rlm_backends.BackendError as error:
+        if options.model is None and options.base_url is None and backend == "auto":
+            for provider, url, models in rlm_backends.local_servers():
+                if models:
+                    return named(models[0], provider, base_url=url)
         raise provider_error(error) from error
 
 
@@ -3094,9 +3137,9 @@ def _stream_into(tokens: Any, run: Run, node: Node, prompt: str, system: str | N
     about = {"node": "n0", "kind": "turn", "turn": 1, "prompt": messages, "depth": 0, "parent": None}
     answer: Answer | None = None
     end: BaseException = StopIteration()
-    most = getattr(run.backend, "max_output", None) or _TURN_OUTPUT
     try:
         node._journal_start(prompt, True)
+        most = _turn_output(run.backend)
         answer = Answer(run.call(node, run.backend, messages, about, most=most, on_text=tokens.put).text)
     except rlm_backends.BackendError as error:
         end = provider_error(error)
@@ -3138,14 +3181,15 @@ def _save_context(path: str, value: Any) -> None:
             blob = b"j" + json.dumps(rlm_sandbox.Packer(_SAVED_CONTEXT).pack(value)).encode()
         if len(blob) > _SAVED_CONTEXT:
             return
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        descriptor = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with open(descriptor, "wb") as file:
             file.write(zlib.compress(blob, 1))
+        os.replace(f"{path}.new", path)
     except ValueError:
         return
     except OSError:
         with contextlib.suppress(OSError):
-            os.unlink(path)
+            os.unlink(f"{path}.new")
 
 
 def _load_context(path: str) -> Any:

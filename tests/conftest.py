@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -198,6 +199,8 @@ def left_running(base: str) -> dict[int, str]:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if not Path("/proc/self/stat").exists():
         return
+    if sandbox := sys.modules.get("rlm_sandbox"):
+        sandbox.shutdown()  # the process that starts sandboxes lives as long as this one
     factory: pytest.TempPathFactory = session.config._tmp_path_factory  # type: ignore[attr-defined]
     base = str(factory.getbasetemp())
     end = time.monotonic() + 5  # a sandbox whose host was killed ends by itself, but not at once
