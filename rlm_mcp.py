@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import rlm_sandbox
 
-__all__ = ["main", "serve"]
+__all__ = ["serve"]
 
 Message = dict[str, Any]
 
@@ -56,7 +56,10 @@ IDLE_SECONDS = 30 * 60  # after which a session, a suspended run or an uncollect
 HEARTBEAT_SECONDS = 2.5
 GATHER_SECONDS = 0.015  # sub-calls that arrive this close together are asked in one round
 PREVIEW_CHARS = 20_000
+OUTPUT_LIMIT = 2_000_000  # characters of a cell's output that are kept for its resource
 MAX_OUTPUTS = 50
+MAX_TRAJECTORY = 8 << 20  # bytes of a journal that are handed out
+TRAJECTORY = re.compile(r"[0-9a-f]{6}-[0-9a-f]{6}\.jsonl")
 MAX_IMAGE_CHARS = 12 << 20  # base64 of one call's images together
 
 
@@ -175,8 +178,8 @@ class Request:
     def result(self, result: Message) -> bool:
         """Answer, in the request's own dialect. False when it was answered or cancelled before."""
         if self.dialect.modern:
-            result = {"resultType": "complete", **result}
-            result["_meta"] = {**result.get("_meta", {}), "io.modelcontextprotocol/serverInfo": server_info()}
+            identity = {"io.modelcontextprotocol/serverInfo": {key: server_info()[key] for key in ("name", "version")}}
+            result = {"resultType": "complete", **result, "_meta": {**identity, **result.get("_meta", {})}}
         return self._close({"jsonrpc": "2.0", "id": self.id, "result": result})
 
     def error(self, error: ProtocolError) -> bool:
@@ -246,17 +249,18 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 class Ask:
     """A question for the client's own model, and the place its answer is waited for."""
 
-    def __init__(self, messages: list[Message], max_tokens: int | None = None) -> None:
+    def __init__(self, messages: list[Message], max_tokens: int | None = None, known: int = 0) -> None:
         self.messages, self.max_tokens = messages, max_tokens
+        self.known = known  # messages at the front that the client has seen, its own answers among them
         self.answer: str | None = None
         self.problem: str | None = None
         self.done = threading.Event()
 
-    def prompt(self) -> str:
+    def prompt(self, known: int = 0) -> str:
         """The question as one text: a single user message verbatim, a conversation with its roles."""
         if len(self.messages) == 1:
             return text_of(self.messages[0])
-        return "\n\n".join(f"[{message['role']}]\n{text_of(message)}" for message in self.messages)
+        return "\n\n".join(f"[{message['role']}]\n{text_of(message)}" for message in self.messages[known:])
 
     def sampling(self) -> Message:
         """Parameters of sampling/createMessage."""
@@ -308,26 +312,31 @@ class Job:
         self.server, self.session, self.work, self.digest = server, session, work, digest
         self.handle = "job_" + os.urandom(12).hex()
         self.request: Request | None = None
-        self.asks: dict[str, Ask] = {}  # unanswered, in order of arrival
-        self.asked = 0
-        self.round = 0
+        self.asks: dict[str, Ask] = {}  # questions for the next round, in order of arrival
+        self.posed: dict[str, Ask] = {}  # the round that the client has, less what it has answered
+        self.asked = self.round = 0
         self.last_ask = 0.0
-        self.gathered = False  # the round is complete and may be handed to whoever waits
         self.outcome: Message | None = None
         self.cancelled = False
         self.detached = False  # the client holds the handle
+        self.running = False
         self.last_line = ""
         self.touched = time.monotonic()
         self.stop: Callable[[], None] = lambda: None  # ends what runs, set by the work itself
+        self.abandon = threading.Event()  # set by a cancellation, for model calls in flight
 
     def run(self) -> None:
         """Do the work and hand over its outcome; nothing escapes."""
         try:
+            self.running = True
             if self.cancelled:
                 raise Refusal("cancelled")
             outcome = self.work(self)
         except Refusal as refusal:
             outcome = text_result(str(refusal), is_error=True)
+        except sibling("rlm_sandbox").SandboxError as error:
+            hint = getattr(error, "hint", "")
+            outcome = text_result(f"{error}" + (f"\nnext: {hint}" if hint else ""), is_error=True)
         except Exception as error:  # a tool must not take the server with it
             log(f"{type(error).__name__} in a tool: {error}")
             outcome = text_result(f"{type(error).__name__}: {error}", is_error=True)
@@ -340,8 +349,10 @@ class Job:
             self.request, request.job = request, self
             if self.outcome is not None:
                 self.finish(self.outcome)
-            elif self.gathered:
-                self.hand_out()
+            elif self.posed:
+                self.pose(request)
+            else:
+                self.next_round()
 
     def finish(self, outcome: Message) -> None:
         with self.server.lock:
@@ -375,13 +386,16 @@ class Job:
         """Stop the work: waiting questions fail in the code that asked them, and the code is stopped."""
         with self.server.lock:
             self.cancelled = True
+            self.abandon.set()
             if self.request is not None:
                 self.request.drop()
                 self.request = None
-            for ask in self.asks.values():
+            for ask in (*self.asks.values(), *self.posed.values()):
                 ask.settle(problem=why)
-            self.asks = {}
-        self.stop()
+            self.asks, self.posed = {}, {}
+        while self.running and self.outcome is None:  # again: the first may come just before the code begins
+            self.stop()
+            time.sleep(0.02)
 
     # questions for the client's model
 
@@ -396,33 +410,37 @@ class Job:
                 self.asked += 1
                 self.asks[f"q{self.asked}"] = ask
             self.last_ask = time.monotonic()
-            self.gathered = False
 
-    def wait(self, asks: list[Ask]) -> None:
-        """Wait for the answers. The first thread whose question has rested long enough hands the round over."""
+    def wait(self, asks: list[Ask], cancel: threading.Event | None = None) -> list[str]:
+        """The answers, or the backend's error. The threads that wait see to it that the round is handed over."""
         for ask in asks:
-            while not ask.done.wait(GATHER_SECONDS):
+            while not ask.done.wait(GATHER_SECONDS if self.asks else 0.25):
+                if cancel is not None and cancel.is_set():
+                    raise _model_error("cancelled", "cancelled")
                 with self.server.lock:
-                    if self.gathered:
-                        break
-                    if time.monotonic() - self.last_ask >= GATHER_SECONDS:
-                        self.gathered = True
-                        self.round += 1
-                        self.hand_out()
-            ask.done.wait()
+                    self.next_round()
+        if problem := next((ask.problem for ask in asks if ask.problem), None):
+            raise _model_error(problem, "refused")
+        return [ask.answer or "" for ask in asks]
 
-    def hand_out(self) -> None:
-        """Put the open questions to whoever waits, the way its dialect has for it."""
-        request = self.request
-        if request is None or not self.asks:
-            return
+    def next_round(self) -> None:
+        """Put the gathered questions to the client, if it waits for us and no question has come for a moment."""
+        rested = time.monotonic() - self.last_ask >= GATHER_SECONDS
+        if self.asks and not self.posed and rested and self.request is not None:
+            self.posed, self.asks = self.asks, {}
+            self.round += 1
+            self.pose(self.request)
+
+    def pose(self, request: Request) -> None:
+        """Put the open questions to the client, the way its dialect has for it."""
         self.touched = time.monotonic()
         if "sampling" not in request.dialect.capabilities:
             self._suspend(request)
         elif request.dialect.modern:
             self._require_input(request)
         else:
-            self.server.sample(self)
+            asks, self.posed = self.posed, {}
+            self.server.sample(asks)
 
     def _suspend(self, request: Request) -> None:
         self.detached, self.request = True, None
@@ -431,11 +449,21 @@ class Job:
                 {
                     "status": "needs_completions",
                     "handle": self.handle,
-                    "requests": [ask.prompt() for ask in self.asks.values()],
+                    "requests": [self._request_text(ask) for ask in self.posed.values()],
                     "next": "answer each request yourself (or with sub-agents), then call resume with this handle "
                     "and the answers, one string for each request, in their order",
                 }
             )
+        )
+
+    def _request_text(self, ask: Ask) -> str:
+        """What is put to the host: of a conversation that it is in the middle of, only what is new."""
+        if not ask.known:
+            return ask.prompt()
+        whole = self.server.keep(ask.prompt())
+        opening = next((text_of(m) for m in ask.messages if m["role"] == "user"), "")[:80]
+        return f"(goes on after your last answer in {opening!r}; all of it is the resource {whole})\n\n" + ask.prompt(
+            ask.known
         )
 
     def _require_input(self, request: Request) -> None:
@@ -445,36 +473,35 @@ class Job:
                 "resultType": "input_required",
                 "inputRequests": {
                     key: {"method": "sampling/createMessage", "params": ask.sampling()}
-                    for key, ask in self.asks.items()
+                    for key, ask in self.posed.items()
                 },
                 "requestState": self.server.seal(self),
             }
         )
 
-    def answer(self, answers: Any) -> None:
-        """Take the answers of one suspended round; Refusal when they do not fit it."""
+    def answer(self, answers: list[Any] | None) -> None:
+        """Take the answers of the suspended round; Refusal when they do not fit it."""
         with self.server.lock:
-            if not self.asks:
-                if answers:
-                    raise Refusal("this run waits for no answers")
+            if answers is None or (not self.posed and not answers):
                 return
-            if answers is None:
-                return
-            given = answers if isinstance(answers, list) else [answers]
-            if len(given) != len(self.asks):
-                raise Refusal(f"{len(self.asks)} answers are needed, in the order of the requests, not {len(given)}")
-            for ask, answer in zip(self.asks.values(), given, strict=True):
-                ask.settle(answer=answer if isinstance(answer, str) else json.dumps(answer))
-            self.asks, self.gathered = {}, False
+            if len(answers) != len(self.posed):
+                raise Refusal(f"{len(self.posed)} answers are needed, in the order of the requests, not {len(answers)}")
+            for ask, answer in zip(self.posed.values(), answers, strict=True):
+                ask.settle(answer=answer)
+            self.posed = {}
 
     def answer_inputs(self, responses: Any) -> None:
         """Take a modern client's inputResponses; what is missing stays asked."""
         with self.server.lock:
             for key, response in _mapping(responses).items():
-                if ask := self.asks.pop(key, None):
+                if ask := self.posed.pop(key, None):
                     ask.settle_sampled(response)
-            if not self.asks:
-                self.gathered = False
+
+
+def _model_error(message: str, code: str) -> Exception:
+    """An error of a backend, which rlm understands."""
+    error: Exception = sibling("rlm_backends").BackendError(message, code=code, provider="the MCP client")
+    return error
 
 
 def text_result(text: str, *, is_error: bool = False) -> Message:
@@ -528,14 +555,19 @@ class Session:
 
     def sandbox(self) -> Any:
         """The REPL of the current project, started when it is first needed."""
-        if not self.has_directory:
-            self.directory, self.has_directory = self.server.default_directory(), True
-        sandbox = self._sandboxes.get(self.directory)
+        directory = self.folder()
+        sandbox = self._sandboxes.get(directory)
         if sandbox is None:
-            sandbox = self._sandboxes[self.directory] = self.server.new_sandbox(self.directory)
+            sandbox = self._sandboxes[directory] = self.server.new_sandbox(directory)
             if self._closed:
                 self.close()
         return sandbox
+
+    def folder(self) -> str | None:
+        """The project's folder."""
+        if not self.has_directory:
+            self.directory, self.has_directory = self.server.default_directory(), True
+        return self.directory
 
     def use(self, directory: str) -> None:
         self.directory, self.has_directory = directory, True
@@ -574,13 +606,16 @@ def _close(sandbox: Any) -> None:
 
 
 class Server:
-    def __init__(self, wire: Wire, *, env: str = "local", workspace: str | None = None, max_wait: float = 45) -> None:
+    def __init__(
+        self, wire: Wire, *, env: str | None = None, workspace: str | None = None, max_wait: float = 45
+    ) -> None:
         self.wire, self.env, self.max_wait = wire, env, max_wait
         self.workspace = os.path.realpath(workspace) if workspace else None
         self.lock = threading.RLock()
         self.sessions: dict[str, Session] = {}
         self.jobs: dict[str, Job] = {}
         self.outputs: dict[str, str] = {}
+        self.log_dirs: list[str] = []
         self.inflight: dict[str | int, Request] = {}
         self._legacy: Dialect | None = None
         self._outgoing: dict[str, Callable[[Message], None]] = {}
@@ -645,9 +680,10 @@ class Server:
             threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
 
     def _warm_up(self) -> None:
-        if self.env == "local":
-            with contextlib.suppress(Exception):  # a sandbox that cannot start says so when a call needs it
+        with contextlib.suppress(Exception):  # a sandbox that cannot start says so when a call needs it
+            if self.env != "docker":
                 sibling("rlm_sandbox").warm()
+            sibling("rlm")
 
     def _batch(self, messages: list[Any]) -> None:
         if self._legacy is None or self._legacy.version != "2025-03-26":
@@ -767,9 +803,8 @@ class Server:
         if take is not None:
             take(message)
 
-    def sample(self, job: Job) -> None:
-        """Ask a handshake client's model each open question; the call that waits goes on waiting."""
-        asks, job.asks, job.gathered = job.asks, {}, False
+    def sample(self, asks: Mapping[str, Ask]) -> None:
+        """Ask a handshake client's model each question; the call that waits goes on waiting."""
         for ask in asks.values():
 
             def take(message: Message, ask: Ask = ask) -> None:
@@ -857,10 +892,36 @@ class Server:
             raise Refusal(f"{path!r} is not a project's folder")
         return path
 
+    def configuration(self, directory: str | None, **given: Any) -> Any:
+        """The options for work in `directory`, from its rlm.toml as far as that is trusted; Refusal if it is not."""
+        rlm = sibling("rlm")
+        try:
+            return rlm.load_config({"environment": self.env, **given}, cwd=directory or os.sep)
+        except rlm.ConfigError as error:
+            raise Refusal(f"{error}" + (f"; {error.hint}" if error.hint else "")) from None
+
     def new_sandbox(self, directory: str | None) -> Any:
+        options = self.configuration(directory).values
         module = sibling("rlm_sandbox")
-        kind = module.DockerSandbox if self.env == "docker" else module.LocalSandbox
-        return kind(workspace=directory, output_limit=1_000_000)
+        workspace = (options["allowed_paths"] or [directory]) if directory else None
+        common = {"cell_timeout": options["cell_timeout"], "output_limit": OUTPUT_LIMIT}
+        if options["environment"] == "docker":
+            return module.DockerSandbox(
+                image=options["docker_image"],
+                cpus=options["docker_cpus"],
+                memory=options["docker_memory"],
+                network_disabled=options["docker_network_disabled"],
+                runtime=options["docker_runtime"],
+                workspace=workspace[0] if workspace and options["docker_mount"] == "ro" else None,
+                **common,
+            )
+        return module.LocalSandbox(
+            memory=options["local_memory"],
+            allowed_imports=options["allowed_imports"],
+            workspace=workspace,
+            require=options["require"],
+            **common,
+        )
 
     def start(self, request: Request, session: Session, work: Callable[[Job], Message], *, own_thread: bool) -> None:
         """Run `work` for `request`: in the session's order, or beside it."""
@@ -915,17 +976,22 @@ class Server:
         """`text` as content: whole, or a preview and a resource with all of it."""
         if len(text) <= PREVIEW_CHARS:
             return [{"type": "text", "text": text}]
+        uri = self.keep(text)
+        head, tail = text[: PREVIEW_CHARS - 6000], text[-4000:]
+        left_out = len(text) - len(head) - len(tail)
+        preview = f"{head}\n\n... {left_out} characters left out, the whole is the resource {uri} ...\n\n{tail}"
+        link = {"type": "resource_link", "uri": uri, "name": "whole output", "mimeType": "text/plain"}
+        return [{"type": "text", "text": preview}, link]
+
+    def keep(self, text: str) -> str:
+        """The URI of a resource that holds `text`, for as long as fewer than MAX_OUTPUTS came after it."""
         uri = "rlm://output/" + os.urandom(8).hex()
         with self.lock:
             self.outputs[uri] = text
             while len(self.outputs) > MAX_OUTPUTS:
                 del self.outputs[next(iter(self.outputs))]
         self.resources_changed()
-        head, tail = text[: PREVIEW_CHARS - 6000], text[-4000:]
-        left_out = len(text) - len(head) - len(tail)
-        preview = f"{head}\n\n... {left_out} characters left out, the whole is the resource {uri} ...\n\n{tail}"
-        link = {"type": "resource_link", "uri": uri, "name": "whole output", "mimeType": "text/plain"}
-        return [{"type": "text", "text": preview}, link]
+        return uri
 
     def resources_changed(self) -> None:
         """Tell who wants to know: every handshake client, and modern ones that listen."""
@@ -955,6 +1021,7 @@ class Server:
             "supportedVersions": list(SUPPORTED),
             "capabilities": CAPABILITIES,
             "instructions": INSTRUCTIONS,
+            "_meta": {"io.modelcontextprotocol/serverInfo": server_info()},
             **_cached(3_600_000, "public"),
         }
 
@@ -1031,9 +1098,33 @@ class Server:
             self._listeners[request.id] = request
 
     def _trajectories(self) -> list[Message]:
-        return []
+        """The newest journals of the projects in use."""
+        found = []
+        for folder in self.log_dirs:
+            with contextlib.suppress(OSError), os.scandir(folder) as entries:
+                found += [
+                    (entry.stat().st_mtime, entry.stat().st_size, entry.name[:-6])
+                    for entry in entries
+                    if TRAJECTORY.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+                ]
+        return [
+            {
+                "uri": f"rlm://trajectory/{id}",
+                "name": id,
+                "title": f"Run of {time.strftime('%Y-%m-%d %H:%M', time.localtime(at))}",
+                "description": "the journal of a completion, one JSON event per line",
+                "mimeType": "application/jsonl",
+                "size": size,
+            }
+            for at, size, id in sorted(found, reverse=True)[:100]
+        ]
 
     def _trajectory(self, id: str) -> str | None:
+        for folder in self.log_dirs:
+            path = os.path.join(folder, id + ".jsonl")
+            if TRAJECTORY.fullmatch(id + ".jsonl") and os.path.isfile(path) and not os.path.islink(path):
+                with open(path, "rb") as file:
+                    return file.read(MAX_TRAJECTORY).decode("utf-8", "replace")
         return None
 
 
@@ -1175,6 +1266,245 @@ def call_digest(params: Message) -> str:
     return hashlib.sha256(json.dumps(call, sort_keys=True).encode()).hexdigest()
 
 
+# --- models: who answers llm_query and run_completion ---------------------------------------------------------------
+
+
+class HostModel:
+    """A backend whose answers come from the client: its model by sampling, or whoever answers a suspended call."""
+
+    provider, model, supports_tools = "mcp", "the client's model", False
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._answered: set[str] = set()  # conversations, as far as the client has answered them
+
+    def complete(
+        self, messages: list[Message], *, max_tokens: int | None = None, cancel: Any = None, **rest: Any
+    ) -> str:
+        marks = _marks(messages)
+        known = max((n for n, mark in enumerate(marks, 1) if mark in self._answered), default=0)
+        asks = [Ask(messages, max_tokens, known)]
+        self._job.ask(asks)
+        answer = self._job.wait(asks, cancel)[0]
+        self._answered.add(_marks([*messages, {"role": "assistant", "content": answer}])[-1])
+        return answer
+
+
+def _marks(messages: list[Message]) -> list[str]:
+    """For each message a digest of the conversation up to it."""
+    digest = hashlib.sha256()
+    marks = []
+    for message in messages:
+        digest.update(json.dumps([message["role"], text_of(message)]).encode())
+        marks.append(digest.hexdigest())
+    return marks
+
+
+class CommandReply(NamedTuple):
+    text: str
+    usage: Mapping[str, int] | None = None
+    cost_usd: float | None = None
+
+
+class CommandModel:
+    """A backend that is a command: prompt on its stdin, answer on its stdout, plain or as `claude -p` has it."""
+
+    provider, supports_tools = "cli", False
+
+    def __init__(self, words: list[str], model: str | None) -> None:
+        self._words, self.model = words, model or os.path.basename(words[0])
+        self._slots = threading.BoundedSemaphore(4)  # each is a process of some hundred megabytes
+
+    def complete(
+        self, messages: list[Message], *, deadline: float | None = None, cancel: Any = None, **rest: Any
+    ) -> CommandReply:
+        with self._slots:
+            return _command_reply(_run_command(self._words, Ask(messages).prompt(), deadline, cancel))
+
+
+def _run_command(words: list[str], prompt: str, deadline: float | None, cancel: Any) -> str:
+    """What the command prints. It is killed, with all it started, when the run is cancelled or out of time."""
+    import subprocess
+    import tempfile
+
+    # A claude that finds itself inside another refuses to start.
+    environment = {k: v for k, v in os.environ.items() if k not in ("CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT")}
+    pipe = subprocess.PIPE
+    try:
+        process = subprocess.Popen(
+            words, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, cwd=tempfile.gettempdir(),
+            start_new_session=True,
+        )  # fmt: skip
+    except OSError as error:
+        raise _model_error(f"{words[0]}: {error.strerror}", "connection") from None
+    given: bytes | None = prompt.encode("utf-8", "replace")
+    try:
+        while True:
+            try:
+                printed, complaint = process.communicate(given, timeout=0.1)
+                break
+            except subprocess.TimeoutExpired:
+                given = None
+            if cancel is not None and cancel.is_set():
+                raise _model_error("cancelled", "cancelled")
+            if deadline is not None and time.monotonic() > deadline:
+                raise _model_error(f"{words[0]} did not answer in time", "timeout")
+    finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    if process.returncode:
+        tail = (complaint or printed).decode("utf-8", "replace").strip()[-500:]
+        raise _model_error(f"{words[0]} ended with status {process.returncode}: {tail}", "server")
+    return printed.decode("utf-8", "replace")
+
+
+def _command_reply(printed: str) -> CommandReply:
+    """The answer in what a command printed: the JSON object of `claude -p --output-format json`, or all of it."""
+    try:
+        told = json.loads(printed)
+    except ValueError:
+        return CommandReply(printed.strip())
+    if not isinstance(told, dict) or not isinstance(told.get("result"), str):
+        return CommandReply(printed.strip())
+    if told.get("is_error"):
+        raise _model_error(told["result"][:500], "server")
+    counts = _mapping(told.get("usage"))
+    cached, written = (counts.get(f"cache_{kind}_input_tokens") or 0 for kind in ("read", "creation"))
+    usage = {
+        "input": (counts.get("input_tokens") or 0) + cached + written,
+        "output": counts.get("output_tokens") or 0,
+        "cached": cached,
+        "cache_write": written,
+    }
+    return CommandReply(told["result"], usage if counts else None, told.get("total_cost_usd"))
+
+
+def model_command(model: str | None) -> list[str] | None:
+    """The command that answers prompts on the host's own account: RLM_MCP_CLI, else `claude -p`, if it is there."""
+    import shlex
+    import shutil
+
+    if words := shlex.split(os.environ.get("RLM_MCP_CLI", "")):
+        return words
+    claude = shutil.which("claude")
+    if claude is None:
+        return None
+    # One turn, no tools, no MCP servers: it answers the prompt and cannot call us again.
+    words = [claude, "-p", "--output-format", "json", "--max-turns", "1", "--tools", "", "--strict-mcp-config"]
+    return [*words, "--model", model] if model else words
+
+
+def model_for(job: Job, configuration: Any) -> Any:
+    """The first that is there of: a provider with its key or a local server, a command, the client."""
+    rlm = sibling("rlm")
+    options = rlm.Options(**configuration.values)
+    try:
+        return rlm.connect(configuration, options)
+    except rlm.ConfigError:
+        pass  # no key: the next one
+    if words := model_command(options.model):
+        return CommandModel(words, options.model)
+    return HostModel(job)
+
+
+def run(job: Job, directory: str | None, prompt: str, context: Any, limits: Message) -> Any:
+    """A recursive completion for `job`: its result, or rlm's errors."""
+    rlm = sibling("rlm")
+    configuration = job.server.configuration(directory, **limits)
+    values = dict(configuration.values)
+    model = model_for(job, configuration)
+    folder = values["log_dir"] and os.path.join(directory or _state_dir(), values["log_dir"])
+    if folder and folder not in job.server.log_dirs:
+        job.server.log_dirs.append(folder)
+    values.update(
+        backend=model,
+        allowed_paths=values["allowed_paths"] or ([directory] if directory else None),
+        log_dir=folder,
+        environment=job.server.env or values["environment"],
+        max_parallel=64 if isinstance(model, HostModel) else values["max_parallel"],
+    )
+    runner = rlm.RLM(**values, config=False, on_event=lambda event: _tell(job, event))
+
+    def stop() -> None:
+        for running in list(runner._runs):
+            running.abort(rlm.RLMError("cancelled by the client"))
+
+    job.stop = stop
+    with runner:
+        return runner.completion(prompt, context)
+
+
+def _state_dir() -> str:
+    base = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    return os.path.join(base, "rlm")
+
+
+def _tell(job: Job, event: Message) -> None:
+    """What the heartbeat says of a completion: its last event."""
+    if event.get("event") == "call":
+        job.last_line = f"call {event.get('call_id')}, depth {event.get('depth')}: {event.get('response') or ''}"[:200]
+    elif event.get("event") == "tool" and event.get("code"):
+        job.last_line = f"cell {event.get('cell')}: {event.get('error') or event.get('stdout') or ''}"[:200]
+
+
+class CellFunction:
+    """A function of ours as code in a cell calls it. `accept` runs in the order of the calls, what it returns does
+    not have to."""
+
+    def __init__(self, accept: Callable[..., Callable[[], Any]]) -> None:
+        self.accept = accept
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.accept(*args, **kwargs)()
+
+
+def cell_functions(job: Job, directory: str | None) -> dict[str, CellFunction]:
+    """`llm_query`, `llm_query_batched` and `rlm_query` for one cell."""
+    backends: dict[str | None, Any] = {}
+
+    def backend(model: str | None) -> Any:
+        if model not in backends:
+            given = {} if model is None else {"model": model}
+            backends[model] = model_for(job, job.server.configuration(directory, **given))
+        return backends[model]
+
+    def many(prompts: list[str], model: str | None = None) -> Callable[[], list[str]]:
+        if not isinstance(prompts, (list, tuple)) or not all(isinstance(p, str) for p in prompts):
+            raise TypeError("llm_query_batched takes a list of strings")
+        questions: list[list[Message]] = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        chosen = backend(model)
+        if isinstance(chosen, HostModel):
+            asks = [Ask(question) for question in questions]
+            job.ask(asks)
+            return lambda: job.wait(asks)
+
+        def ask(question: list[Message]) -> str:
+            reply = chosen.complete(question, tools=None, max_tokens=None, on_text=None, cancel=job.abandon)
+            return str(reply.text)
+
+        return lambda: [str(t) for t in sibling("rlm").fan_out([lambda q=q: ask(q) for q in questions], 16)]
+
+    def one(prompt: str, model: str | None = None) -> Callable[[], str]:
+        if not isinstance(prompt, str):
+            raise TypeError("llm_query takes a string")
+        answers = many([prompt], model)
+        return lambda: answers()[0]
+
+    def recursive(prompt: str, context: Any = None) -> Callable[[], Any]:
+        def work() -> Any:
+            result = run(job, directory, prompt, context, {})
+            return result.response if result.value is None else result.value
+
+        return work
+
+    functions: dict[str, Callable[..., Callable[[], Any]]] = {
+        "llm_query": one,
+        "llm_query_batched": many,
+        "rlm_query": recursive,
+    }
+    return {name: CellFunction(accept) for name, accept in functions.items()}
+
+
 # --- the tools --------------------------------------------------------------------------------------------------
 
 PROFILES = {"quick": (5, "128m"), "default": (30, "512m"), "analysis": (120, "2g"), "extended": (300, "4g")}
@@ -1272,7 +1602,7 @@ def _execute_python(
         cell = sandbox.execute(
             code,
             timeout=seconds if timeout is None else timeout,
-            functions=_model_functions(job),
+            functions=cell_functions(job, session.directory),
             on_output=lambda text: _note(job, text),
         )
         if cell.status == "lost":
@@ -1403,6 +1733,74 @@ def _set_project(server: Server, request: Request, directory: str, session_id: s
     return None
 
 
+def _run_completion(
+    server: Server,
+    request: Request,
+    prompt: str,
+    context: Any = None,
+    files: list[str] | None = None,
+    session_id: str | None = None,
+    **limits: Any,
+) -> None:
+    session = server.session(session_id)
+
+    def work(job: Job) -> Message:
+        rlm = sibling("rlm")
+        directory = session.folder()
+        try:
+            given = context if files is None else _files(directory, files)
+            return _completion_result(server, run(job, directory, prompt, given, limits))
+        except rlm.RLMError as error:
+            return _failed_completion(server, error)
+
+    server.start(request, session, work, own_thread=True)
+
+
+def _files(directory: str | None, specs: list[str]) -> Any:
+    """Files of the project as a context; Refusal for what lies outside of it or holds secrets."""
+    rlm = sibling("rlm")
+    if directory is None:
+        raise Refusal("no project folder: call set_project first")
+    if wrong := next((s for s in specs if os.path.isabs(os.path.expanduser(s)) or ".." in s.split(os.sep)), None):
+        raise Refusal(f"files are named relative to {directory!r}, not {wrong!r}")
+    context = rlm.read_context(specs, cwd=directory)
+    for path in context.source["paths"]:
+        inside = os.path.realpath(path).startswith(directory.rstrip(os.sep) + os.sep)
+        if not inside or rlm.rlm_tools.is_secret(os.path.relpath(path, directory)):
+            raise Refusal(f"{os.path.relpath(path, directory)!r} may not be read")
+    return context
+
+
+def _completion_result(server: Server, result: Any) -> Message:
+    facts = {
+        "status": result.status,
+        "trajectory_id": result.trajectory_id,
+        "calls": result.total_calls,
+        "tokens": result.total_tokens,
+        "cost_usd": result.cost_usd,
+        "depth": result.depth_reached,
+        "seconds": round(result.duration_ms / 1000, 1),
+    }
+    content = [*server.clip(result.response), {"type": "text", "text": json.dumps(facts)}]
+    if result.log:
+        server.resources_changed()
+        uri = f"rlm://trajectory/{result.trajectory_id}"
+        content.append({"type": "resource_link", "uri": uri, "name": "trajectory", "mimeType": "application/jsonl"})
+    return {"content": content, "isError": False}
+
+
+def _failed_completion(server: Server, error: Any) -> Message:
+    lines = [f"{type(error).__name__}: {error}"]
+    if error.hint:
+        lines.append(f"next: {error.hint}")
+    if error.trajectory_id:
+        lines.append(f"trajectory: {error.trajectory_id} (rlm resume {error.trajectory_id} goes on with it)")
+        server.resources_changed()
+    if error.result is not None and error.result.response:
+        lines.append(f"so far:\n{error.result.response}")
+    return {"content": server.clip("\n".join(lines)), "isError": True}
+
+
 def _resume(server: Server, request: Request, handle: str, answers: list[Any] | None = None) -> None:
     with server.lock:
         job = server.jobs.get(handle)
@@ -1414,27 +1812,10 @@ def _resume(server: Server, request: Request, handle: str, answers: list[Any] | 
         job.attach(request)
 
 
-def _model_functions(job: Job) -> dict[str, Callable[..., Any]]:
-    """`llm_query` and `llm_query_batched` as the cell sees them."""
-
-    def batched(prompts: list[str], model: str | None = None) -> list[str]:
-        asks = [Ask([{"role": "user", "content": str(prompt)}]) for prompt in prompts]
-        job.ask(asks)
-        job.wait(asks)
-        if problem := next((ask.problem for ask in asks if ask.problem), None):
-            raise RuntimeError(problem)
-        return [ask.answer or "" for ask in asks]
-
-    def one(prompt: str, model: str | None = None) -> str:
-        return batched([prompt], model)[0]
-
-    return {"llm_query": one, "llm_query_batched": batched}
-
-
 _SESSION = {
     "session_id": {
         "type": "string",
-        "description": 'from an earlier result; "new" makes a session (ended after 30 idle minutes); else the shared one',
+        "description": 'named by an earlier result; "new" makes one, ended after 30 idle minutes; else the shared one',
     }
 }
 TOOLS: dict[str, ToolSpec] = {
@@ -1521,6 +1902,32 @@ TOOLS: dict[str, ToolSpec] = {
             idempotent=True,
         ),
         ToolSpec(
+            "run_completion",
+            "Work through a long input",
+            "Have a language model work through a long input recursively: the input is a variable in a REPL, the model "
+            "looks at it by code and calls itself on pieces. Give the input as context or as files of the project.",
+            _run_completion,
+            {
+                "prompt": {"type": "string", "description": "the question or task"},
+                "context": {"description": "the input: text, or JSON data"},
+                "files": {
+                    "type": "array",
+                    "items": {"type": "string"},
+                    "description": "files, folders or globs of the project, in place of context",
+                },
+                "model": {"type": "string", "description": "model of the run, where a provider is configured"},
+                "max_depth": {"type": "integer", "minimum": 0, "maximum": 16, "description": "depth of recursion"},
+                "max_iterations": {"type": "integer", "minimum": 1, "maximum": 1000, "description": "turns of a node"},
+                "max_subcalls": {"type": "integer", "minimum": 0, "maximum": 10_000, "description": "sub-calls in all"},
+                "token_budget": {"type": "integer", "minimum": 1, "maximum": 10**9, "description": "tokens in all"},
+                "cost_budget_usd": {"type": "number", "minimum": 0, "maximum": 10**6, "description": "dollars in all"},
+                "timeout_seconds": {"type": "number", "minimum": 1, "maximum": 86_400, "description": "seconds in all"},
+                **_SESSION,
+            },
+            ("prompt",),
+            open_world=True,
+        ),
+        ToolSpec(
             "resume",
             "Go on with a run",
             "Go on with a run that answered needs_completions (with the answers to its requests), or wait for one "
@@ -1548,8 +1955,15 @@ class Ended(BaseException):
     """SIGTERM, SIGINT or SIGHUP has come."""
 
 
-def serve(*, env: str = "local", workspace: str | None = None, max_wait: float = 45) -> int:
-    """Serve one client on stdin and stdout until it leaves; the exit status."""
+def serve(*, env: str | None = None, workspace: str | None = None, max_wait: float = 45) -> int:
+    """Serve one client on stdin and stdout until it leaves; the exit status.
+
+    `env`: local or docker, whatever the configuration says. `workspace`: the only folder that code may read. After
+    `max_wait` seconds a call is answered with a handle for `resume`.
+    """
+    if workspace is not None and not os.path.isdir(workspace):
+        log(f"no folder {workspace!r}")
+        return 2
 
     def end(number: int, frame: Any) -> None:
         for name in ends:
@@ -1557,7 +1971,7 @@ def serve(*, env: str = "local", workspace: str | None = None, max_wait: float =
         raise Ended
 
     ends = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
-    server = Server(Wire(*_private_streams()), env=env, workspace=workspace, max_wait=max_wait)
+    server = Server(Wire(*_private_streams()), env=env, workspace=workspace, max_wait=max(0.1, max_wait))
     try:
         for name in ends:
             signal.signal(name, end)
@@ -1569,47 +1983,3 @@ def serve(*, env: str = "local", workspace: str | None = None, max_wait: float =
         if "rlm_sandbox" in {name.rpartition(".")[2] for name in sys.modules}:
             sibling("rlm_sandbox").shutdown()
     return 0
-
-
-USAGE = """\
-usage: rlm mcp-serve [--env local|docker] [--workspace DIR] [--max-wait SECONDS]
-
-Serve the sandbox to an MCP client on stdin and stdout.
-
-  --env ENV           where code runs: local (default) or docker
-  --workspace DIR     the only folder that code may read (default: the client's root, else the working directory)
-  --max-wait SECONDS  after which a call is answered with a handle for `resume` (default 45)
-  -h, --help          show this and exit
-"""
-
-
-def main(argv: list[str]) -> int:
-    """`rlm mcp-serve`: read the options, by hand because argparse costs as much as the rest of the start."""
-    options = {"--env": os.environ.get("RLM_ENVIRONMENT") or "local", "--workspace": "", "--max-wait": "45"}
-    words = [part for word in argv for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    if "-h" in words or "--help" in words:
-        print(USAGE, end="")
-        return 0
-    while words:
-        name = words.pop(0)
-        if name not in options:
-            return _wrong(f"no option {name!r}")
-        if not words:
-            return _wrong(f"{name} needs a value")
-        options[name] = words.pop(0)
-    if options["--env"] not in ("local", "docker"):
-        return _wrong(f"--env is local or docker, not {options['--env']!r}")
-    if options["--workspace"] and not os.path.isdir(options["--workspace"]):
-        return _wrong(f"no folder {options['--workspace']!r}")
-    try:
-        max_wait = float(options["--max-wait"])
-    except ValueError:
-        max_wait = 0
-    if not 0.1 <= max_wait <= 86_400:
-        return _wrong(f"--max-wait is a number of seconds, not {options['--max-wait']!r}")
-    return serve(env=options["--env"], workspace=options["--workspace"] or None, max_wait=max_wait)
-
-
-def _wrong(problem: str) -> int:
-    print(f"rlm: {problem}\n  next: rlm mcp-serve --help", file=sys.stderr)
-    return 2
