@@ -431,7 +431,7 @@ def _accumulate(order: list[Row], pauses: list[tuple[float, float]]) -> None:
         for child in below:
             row.start, row.end = min(row.start, child.start), max(row.end, child.end)
         still = sum(length for at, length in pauses if row.start <= at and at + length <= row.end)
-        row.all_ms = row.end - row.start - still
+        row.all_ms = max(0.0, row.end - row.start - still)
         if row.kind in ("turn", "sub", "tool", "interrupted"):
             continue  # own time is the call's own duration
         row.own_ms = max(0.0, (row.own_ms if row.kind == "cell" else row.all_ms) - covered)
@@ -604,7 +604,7 @@ def _active_ms(events: Sequence[Event]) -> float:
     """Time from first to last event, without the pauses before resumptions."""
     spans = _spans(events)
     begin, end = min((start for start, _ in spans), default=0.0), max((end for _, end in spans), default=0.0)
-    return end - begin - sum(length for _, length in _pauses(events))
+    return max(0.0, end - begin - sum(length for _, length in _pauses(events)))
 
 
 def _pauses(events: Sequence[Event]) -> list[tuple[float, float]]:
@@ -966,23 +966,20 @@ class _Run:
         ending, answer = _answer(self.events)
         source = next((row.index for row in self.rows if row.flags & FINAL and row.depth == 0), -1)
         question = _text(first.get("prompt"))
+        sums = {**totals(self.events, self.rows), "unpriced": sum(row.unpriced for row in self.rows)}
         return {
+            **sums,
             "id": self.name,
             "question": question[:20_000],
             "answer": answer[:20_000],
             "cut": [len(question) > 20_000, len(answer) > 20_000],
             "at": [self.events.index(first) if first else -1, ending, source],
             "model": _brief(first.get("model"), 60),
-            "sub_model": _brief(first.get("sub_model"), 60),
             "started": _brief(first.get("timestamp"), 40),
-            "limits": {name: value for name, value in _dict(first.get("limits")).items() if _number(value)},
-            "used": _used(self.events, self.rows),
-            "unpriced": sum(row.unpriced for row in self.rows),
+            "cards": _cards(sums, self.rows, _dict(first.get("limits"))),
             "problems": self.problems[:20] + ([f"… and {len(self.problems) - 20} more"] if self.problems[20:] else []),
             "events": len(self.events),
-            "plain": self.plain,
             "chunks": len(self.chunks),
-            **totals(self.events, self.rows),
         }
 
 
@@ -996,16 +993,53 @@ def _answer(events: Sequence[Event]) -> tuple[int, str]:
     return -1, ""
 
 
-def _used(events: Sequence[Event], listed: Sequence[Row]) -> dict[str, float]:
-    """What was used of each limit, by the limit's name."""
-    return {
-        "token_budget": sum(row.tokens for row in listed),
-        "cost_budget_usd": sum(row.cost for row in listed),
-        "timeout_seconds": _active_ms(events) / 1000,
-        "max_subcalls": sum(row.kind == "sub" or (row.kind == "node" and row.name == "rlm_query") for row in listed),
-        "max_iterations": sum(row.kind == "turn" and row.depth == 0 for row in listed),
-        "max_depth": max((row.depth for row in listed), default=0),
-    }
+_Card = tuple[str, str, str, list[tuple[str, float]]]
+
+
+def _cards(sums: Mapping[str, Any], listed: Sequence[Row], limits: Event) -> list[_Card]:
+    """(title, figure, note, [(used of a limit in words, share)]) of each total."""
+    usage = sums["usage"]
+    turns, cells, nodes = (sum(row.kind == kind for row in listed) for kind in ("turn", "cell", "node"))
+    cached = f" · {100 * usage['cached'] / usage['input']:.0f} % cached" if usage["cached"] and usage["input"] else ""
+    unpriced = f"{sums['unpriced']:,} calls without a known price" if sums["unpriced"] else ""
+    seconds = sums["duration_ms"] / 1000
+    subcalls = sum(_is_subcall(row) for row in listed)
+    rounds = sum(row.kind == "turn" and row.depth == 0 for row in listed)
+
+    def of(name: str, used: float, words: str) -> list[tuple[str, float]]:
+        limit = _number(limits.get(name))
+        return [(words.format(used, limit), used / limit)] if limit else []
+
+    return [
+        ("Calls", f"{sums['calls']:,}", f"{turns:,} turns · {sums['calls'] - turns:,} sub-calls", []),
+        (
+            "Tokens",
+            f"{sums['tokens']:,}",
+            f"{usage['input']:,} in · {usage['output']:,} out{cached}",
+            of("token_budget", sums["tokens"], "of {1:,.0f}"),
+        ),
+        (
+            "Cost",
+            money(sums["cost_known"], sums["unpriced"]),
+            unpriced,
+            of("cost_budget_usd", sums["cost_known"], "of ${1:.2f}"),
+        ),
+        ("Duration", duration(sums["duration_ms"]), "", of("timeout_seconds", seconds, "of {1:,.0f} s")),
+        ("Sub-calls", f"{subcalls:,}", "", of("max_subcalls", subcalls, "of {1:,.0f}")),
+        ("Turns", f"{rounds:,}", "of the root", of("max_iterations", rounds, "of {1:,.0f}")),
+        (
+            "Depth",
+            f"{sums['depth_reached']}",
+            f"{nodes:,} {'node' if nodes == 1 else 'nodes'}",
+            of("max_depth", sums["depth_reached"], "of {1:,.0f}"),
+        ),
+        ("Tool calls", f"{sums['tool_calls']:,}", f"{cells:,} of them cells", []),
+        ("Errors", f"{sums['errors']:,}", "", []),
+    ]
+
+
+def _is_subcall(row: Row) -> bool:
+    return row.kind == "sub" or (row.kind == "node" and row.level > 0)
 
 
 class _Packer:
@@ -1190,7 +1224,8 @@ def _page(
     metas = [run.meta() for run in runs]
     style, script = _compact(_STYLE), _compact(_SCRIPT)
     policy = (
-        f"default-src 'none'; script-src '{_sha256(_HEAD_SCRIPT)}' '{_sha256(script)}'; style-src '{_sha256(style)}'; "
+        f"default-src 'none'; script-src '{_sha256(_HEAD_SCRIPT)}' '{_sha256(_LOADER)}' '{_sha256(script)}'; "
+        f"style-src '{_sha256(style)}'; "
         f"img-src data:; base-uri 'none'; form-action 'none'" + ("; connect-src 'self'" if live else "")
     )
     title = _html(_shown(_brief(metas[0]["question"], 60))) if metas else "no runs"
@@ -1201,13 +1236,14 @@ def _page(
         f'<meta name="color-scheme" content="light dark"><title>{title} · rlm trajectory</title>'
         f'<link rel="icon" href="{_ICON}"><style>{style}</style><script>{_HEAD_SCRIPT}</script></head>\n<body>'
     )
-    yield _BODY.replace("%SUMMARY%", _summary(metas[0]) if metas else _EMPTY).replace(
-        "%TREE%", _static_tree(runs[0].rows) if runs else ""
-    )
+    above, _, rest = _BODY.partition("%SUMMARY%")
+    middle, _, below = rest.partition("%TREE%")
+    yield above + (_summary(metas[0]) if metas else _EMPTY) + middle
+    yield (_static_tree(runs[0].rows) if runs else "") + below
     yield _block("data", _script_safe(_json({"runs": [*metas, *others], "diff": diff, "live": live})), plain=True)
     for number, run in enumerate(runs[:1]):
         yield _block(f"r{number}", _index(run), run.plain)
-    yield f"<script>{script}</script>\n"
+    yield _block("program", _gzip(script), plain=False) + f"<script>{_LOADER}</script>\n"
     for number, run in enumerate(runs):
         if number:
             yield _block(f"r{number}", _index(run), run.plain)
@@ -1238,7 +1274,11 @@ def _shown(text: str) -> str:
 
 
 def _summary(meta: Mapping[str, Any]) -> str:
-    cards = "".join(f"<div><dt>{title}</dt><dd>{_html(value)}</dd></div>" for title, value in _cards(meta))
+    cards = "".join(
+        f'<div><dt>{title}</dt><dd>{_html(value)}</dd><dd class="note">{_html(note)}'
+        f"{''.join(f'<span>{_html(words)}</span>' for words, _ in used)}</dd></div>"
+        for title, value, note, used in meta["cards"]
+    )
     problems = "".join(f"<li>{_html(_shown(problem))}</li>" for problem in meta["problems"])
     question, answer, status = (_html(_shown(meta[name])) for name in ("question", "answer", "status"))
     return (
@@ -1247,18 +1287,6 @@ def _summary(meta: Mapping[str, Any]) -> str:
         f'<div id="answer" class="prose">{answer}</div></div></div>'
         f'<dl id="cards" class="cards">{cards}</dl><ul id="problems" class="problems">{problems}</ul>'
     )
-
-
-def _cards(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [
-        ("Calls", f"{meta['calls']:,}"),
-        ("Tokens", f"{meta['tokens']:,}"),
-        ("Cost", money(meta["cost_known"], meta["unpriced"])),
-        ("Duration", duration(meta["duration_ms"])),
-        ("Errors", f"{meta['errors']:,}"),
-        ("Depth", f"{meta['depth_reached']}"),
-        ("Tool calls", f"{meta['tool_calls']:,}"),
-    ]
 
 
 _EMPTY = '<p class="empty">There is no run here yet.</p>'
@@ -1299,7 +1327,7 @@ def _diff(runs: Sequence[_Run]) -> dict[str, Any] | None:
 def _steps(run: _Run) -> list[tuple[Row, str, str]]:
     """(row, what was asked, what came of it) of each step; times and costs do not count as differences."""
     found: list[tuple[Row, str, str]] = []
-    for row in run.rows:
+    for row in _by_prompt(run.rows, run.events):
         event = run.events[row.index] if row.index >= 0 else {}
         if row.kind in ("turn", "cell", "tool", "node", "sub", "end"):
             asked = [
@@ -1312,6 +1340,20 @@ def _steps(run: _Run) -> list[tuple[Row, str, str]]:
             came = [event.get(name) for name in ("response", "tool_calls", "stdout", "value", "error", "status")]
             found.append((row, _json(asked), _json(came)))
     return found
+
+
+def _by_prompt(listed: Sequence[Row], events: Sequence[Event]) -> Iterator[Row]:
+    """The rows in order, the sub-calls of each batch by their prompts: which of them began first is chance."""
+    batch: list[Row] = []
+    for row in listed:
+        if batch and row.kind != "sub":
+            yield from sorted(batch, key=lambda sub: _json(events[sub.index].get("prompt")))
+            batch = []
+        if row.kind == "sub":
+            batch.append(row)
+        else:
+            yield row
+    yield from batch
 
 
 def _aligned(left: list[str], right: list[str]) -> list[tuple[int, int]]:
@@ -1501,11 +1543,1742 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 # --- the page's own text ----------------------------------------------------------------------------------------------
 
-_ICON = "data:,"
-_HEAD_SCRIPT = "document.documentElement.className='js'"
-_BODY = '<main>%SUMMARY%<div id="static">%TREE%</div></main>'
-_STYLE = "body{font:14px system-ui}"
-_SCRIPT = "void 0"
+_ICON = (
+    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg'"
+    " viewBox='0 0 16 16'%3E%3Cpath fill='%235b50e6' d='M8 1 15 8 8 15 1 8z'/%3E%3C/svg%3E"
+)
+_HEAD_SCRIPT = """if (window.DecompressionStream) document.documentElement.className = "js";
+try { document.documentElement.dataset.theme = localStorage.getItem("rlm-theme") || ""; } catch {}"""
+# The program travels compressed: a third of its size. Its hash is in the policy too, so nothing else can be slipped in.
+_LOADER = """(async () => {
+const bytes = Uint8Array.from(atob(document.getElementById("program").textContent), letter => letter.charCodeAt(0));
+const script = document.createElement("script");
+script.textContent = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+document.body.append(script);
+})().catch(() => { document.documentElement.className = ""; });"""
+_BODY = r"""<svg class="sprite" aria-hidden="true">
+<symbol id="i-node" viewBox="0 0 16 16"><path d="M8 1.2 14.8 8 8 14.8 1.2 8z"/></symbol>
+<symbol id="i-turn" viewBox="0 0 16 16"><path d="M2 2.5h12v8.6H7.2L4 14v-2.9H2z"/></symbol>
+<symbol id="i-sub" viewBox="0 0 16 16"><circle cx="8" cy="8" r="5" class="line"/></symbol>
+<symbol id="i-cell" viewBox="0 0 16 16"><path d="M3.5 1.8 13.5 8l-10 6.2z"/></symbol>
+<symbol id="i-tool" viewBox="0 0 16 16"><path d="M2.5 2.5h11v11h-11z" class="line"/><path d="M6 6h4v4H6z"/></symbol>
+<symbol id="i-batch" viewBox="0 0 16 16"><path d="M2 2.6h12v2.6H2zM2 6.7h12v2.6H2zM2 10.8h12v2.6H2z"/></symbol>
+<symbol id="i-end" viewBox="0 0 16 16"><path d="m2.5 8.6 3.6 3.6 7.4-8" class="line"/></symbol>
+<symbol id="i-resume" viewBox="0 0 16 16">
+<path d="M13.2 8.6A5.3 5.3 0 1 1 11.4 4" class="line"/>
+<path d="M11 .8v4.4h4.2z"/></symbol>
+<symbol id="i-interrupted" viewBox="0 0 16 16"><path d="m3 3 10 10M13 3 3 13" class="line"/></symbol>
+<symbol id="i-compact" viewBox="0 0 16 16"><path d="m3 2 5 5 5-5M3 9l5 5 5-5" class="line"/></symbol>
+<symbol id="i-other" viewBox="0 0 16 16"><circle cx="8" cy="8" r="2.4"/></symbol>
+<symbol id="i-detached" viewBox="0 0 16 16"><path d="M2 8h3m2 0h2m2 0h3" class="line"/></symbol>
+<symbol id="i-theme" viewBox="0 0 16 16"><circle cx="8" cy="8" r="6" class="line"/>
+<path d="M8 2a6 6 0 0 1 0 12z"/></symbol>
+<symbol id="i-link" viewBox="0 0 16 16">
+<path d="M6.6 9.4 9.4 6.6M7 4.5 9 2.6a3.1 3.1 0 0 1 4.4 4.4l-2 2M9 11.5l-2 1.9A3.1 3.1 0 0 1 2.6 9l2-2" class="line"/></symbol>
+<symbol id="i-copy" viewBox="0 0 16 16"><path d="M5.5 5.5h8v8h-8zM10.500 3V2.500H2.500v8H3" class="line"/></symbol>
+</svg>
+<header id="top">
+<div class="brand"><svg aria-hidden="true"><use href="#i-node"/></svg><h1>rlm <span>trajectory</span></h1></div>
+<select id="pick" aria-label="Run"></select>
+<div class="find" role="search">
+<input id="q" type="search" placeholder="Search names and bodies" aria-label="Search names and bodies"
+autocomplete="off" spellcheck="false" data-shortcut="/" data-does="Search">
+<output id="hits"></output>
+<button id="prev" class="icon" aria-label="Previous match" data-shortcut="N">↑</button>
+<button id="next" class="icon" aria-label="Next match" data-shortcut="n">↓</button></div>
+<button id="theme" class="icon" aria-label="Dark or light" data-shortcut="t">
+<svg aria-hidden="true"><use href="#i-theme"/></svg></button>
+<button id="help" class="icon" aria-label="Keys" data-shortcut="?">?</button>
+</header>
+<main>
+<section id="summary" aria-label="Summary">%SUMMARY%</section>
+<p id="notice" role="status"></p>
+<div id="app">
+<div id="bar">
+<div class="tabs" role="tablist" aria-label="Views">
+<button role="tab" id="t1" aria-controls="v1" data-shortcut="1">Tree</button>
+<button role="tab" id="t2" aria-controls="v2" data-shortcut="2">Timeline</button>
+<button role="tab" id="t3" aria-controls="v3" data-shortcut="3">Charts</button>
+<button role="tab" id="t4" aria-controls="v4" data-shortcut="4">Runs</button></div>
+<div id="tools">
+<button id="errors" data-shortcut="f">Next error</button>
+<button id="expand" data-shortcut="e">Expand</button>
+<button id="fold" data-shortcut="c">Collapse</button>
+<details id="filters"><summary data-shortcut="i" data-does="Filters">Filters <b id="active"></b></summary>
+<div class="sheet"></div></details>
+<details id="export"><summary>Export</summary>
+<div class="sheet">
+<button id="csv">CSV of all rows</button>
+<button id="trace">Chrome trace JSON</button></div></details></div>
+</div>
+<div class="split">
+<div class="views">
+<section id="v1" role="tabpanel" aria-labelledby="t1">
+<div id="grid" role="treegrid" aria-label="Call tree" data-shortcut="j k" data-does="Next, previous row">
+<div role="rowgroup" class="head">
+<div role="row">
+<div role="columnheader">Call</div>
+<div role="columnheader" class="bar">When</div>
+<div role="columnheader" class="figure"><span>Tokens</span><i>(self)</i></div>
+<div role="columnheader" class="figure"><span>Cost</span><i>(self)</i></div>
+<div role="columnheader" class="figure"><span>Time</span><i>(self)</i></div></div></div>
+<div role="rowgroup" id="rows"></div></div></section>
+<section id="v2" role="tabpanel" aria-labelledby="t2" hidden></section>
+<section id="v3" role="tabpanel" aria-labelledby="t3" hidden></section>
+<section id="v4" role="tabpanel" aria-labelledby="t4" hidden></section>
+</div>
+<aside id="inspector" aria-label="Event" tabindex="0"></aside>
+</div>
+</div>
+<section id="static" aria-label="Call tree, first rows">%TREE%</section>
+</main>
+<dialog id="legend" aria-labelledby="legend-title"><h2 id="legend-title">Keys</h2>
+<dl></dl><form method="dialog">
+<button>Close</button></form></dialog>
+"""
+_STYLE = r"""
+:root{color-scheme:light dark;
+--bg:light-dark(#f5f6f9,#0e1116);--panel:light-dark(#fff,#161a21);--raised:light-dark(#f0f2f6,#1d222b);
+--line:light-dark(#dfe3ea,#2b323d);
+--text:light-dark(#171b26,#e7eaf0);--muted:light-dark(#586174,#9ca6b7);--accent:light-dark(#4a3fd6,#9aa0ff);
+--tint:light-dark(#eeedfd,#22243f);
+--node:light-dark(#4a3fd6,#9aa0ff);--turn:light-dark(#1f66d6,#6cabff);--sub:light-dark(#0b756b,#4ccfc1);
+--cell:light-dark(#7a35d4,#c49cff);--tool:light-dark(#a64f08,#f0b35a);
+--batch:light-dark(#0b756b,#4ccfc1);--end:light-dark(#16783c,#62d491);--resume:light-dark(#a64f08,#f0b35a);
+--interrupted:light-dark(#bd2130,#ff8585);--compact:light-dark(#586174,#9ca6b7);
+--other:light-dark(#586174,#9ca6b7);--detached:light-dark(#586174,#9ca6b7);
+--error:light-dark(#bd2130,#ff8585);--errorbg:light-dark(#fdecee,#3a1a1f);--warn:light-dark(#8a5a00,#e9c35a);
+--ok:light-dark(#16783c,#62d491);--okbg:light-dark(#e6f5ec,#15301f);--hit:light-dark(#fff0b8,#4d4011);
+--kw:light-dark(#8b2bc0,#c49cff);--str:light-dark(#16703a,#8fd6a4);--num:light-dark(#a64f08,#f0b35a);
+--com:light-dark(#667085,#8b95a7);--fn:light-dark(#1f66d6,#7db4ff);
+--mono:ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono","DejaVu Sans Mono",monospace}
+:root[data-theme=light]{color-scheme:light}
+:root[data-theme=dark]{color-scheme:dark}
+*{box-sizing:border-box}
+[hidden]{display:none!important}
+body{margin:0;background:var(--bg);color:var(--text);
+  font:14px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,"DejaVu Sans",sans-serif;
+  -webkit-text-size-adjust:100%}
+h1,h2,h3,p,dl,dd,ul,figure,pre{margin:0;padding:0}
+h2,h3{font-size:12px;font-weight:600;color:var(--muted)}
+button,select,input,summary{font:inherit;color:inherit}
+button,select,summary{cursor:pointer}
+button,select,input,#tools summary{background:var(--panel);border:1px solid var(--line);border-radius:7px;
+  padding:4px 10px;min-height:32px}
+button:hover,select:hover,#tools summary:hover{border-color:var(--muted)}
+:focus-visible{outline:2px solid var(--accent);outline-offset:1px}
+svg{width:14px;height:14px;fill:currentColor;flex:none}
+svg .line,.line{fill:none;stroke:currentColor;stroke-width:2;stroke-linecap:round;stroke-linejoin:round}
+.sprite{position:absolute;width:0;height:0}
+.icon{min-width:32px;padding:0;display:inline-grid;place-items:center}
+.link{border:0;background:none;padding:0;min-height:0;color:var(--accent);text-decoration:underline;
+  text-underline-offset:2px;text-align:left;overflow-wrap:anywhere}
+.vh{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
+.mono,pre,code,kbd{font-family:var(--mono);font-size:12.5px}
+.ctl{unicode-bidi:isolate;color:var(--error)}
+.ctl::before{content:attr(data-u);font:10px var(--mono);border:1px solid;border-radius:3px;padding:0 2px;
+  margin:0 1px}
+#top{position:sticky;top:0;z-index:5;display:flex;gap:10px;align-items:center;padding:8px 20px;
+  background:var(--panel);border-bottom:1px solid var(--line)}
+.brand{display:flex;gap:8px;align-items:center;color:var(--accent)}
+.brand svg{width:18px;height:18px}
+.brand h1{font-size:16px;font-weight:700;color:var(--text);white-space:nowrap}
+.brand span{font-weight:400;color:var(--muted)}
+#pick{max-width:min(420px,34vw);min-width:0;text-overflow:ellipsis}
+.find{margin-left:auto;display:flex;gap:4px;align-items:center;flex:0 1 420px;min-width:0}
+.find input{flex:1;min-width:60px;width:100%}
+#hits{color:var(--muted);font-size:12px;white-space:nowrap;text-align:right;font-variant-numeric:tabular-nums}
+main{padding:16px 20px 40px;max-width:1720px;margin:auto}
+.qa{display:grid;grid-template-columns:minmax(0,2fr) minmax(0,3fr);gap:14px}
+.qa>div,.cards,.panel{background:var(--panel);border:1px solid var(--line);border-radius:10px}
+.qa>div{padding:12px 16px}
+.qa h2{display:flex;gap:8px;align-items:center;min-height:22px;margin-bottom:4px}
+.qa .link{font-size:12px;margin-left:auto;font-weight:500}
+.prose{white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate}
+.js .prose.clamp{display:-webkit-box;-webkit-line-clamp:5;-webkit-box-orient:vertical;overflow:hidden}
+#question{font-size:16px;line-height:1.45}
+.badge{display:inline-block;font-size:11px;font-weight:600;line-height:18px;padding:0 8px;border-radius:9px;
+  background:var(--raised);color:var(--muted);white-space:nowrap}
+.badge.answered{background:var(--okbg);color:var(--ok)}
+.badge.error,.badge.interrupted{background:var(--errorbg);color:var(--error)}
+.badge.partial,.badge.unfinished{background:var(--hit);color:var(--warn)}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(106px,1fr));margin-top:14px;overflow:hidden}
+.cards>div{padding:10px 12px 10px 16px;box-shadow:1px 0 var(--line),0 1px var(--line)}
+.cards dt{font-size:12px;color:var(--muted)}
+.cards dd{font-size:20px;font-weight:600;line-height:1.3;font-variant-numeric:tabular-nums;white-space:nowrap}
+.cards .note{font-size:12px;font-weight:400;color:var(--muted);line-height:1.4;white-space:normal}
+.cards .bad dd:not(.note){color:var(--error)}
+.note span{display:block;margin-top:3px}
+meter{display:block;width:100%;height:8px}
+.problems:not(:empty){margin-top:14px;padding:8px 16px 8px 32px;background:var(--hit);border-radius:10px;
+  font-size:13px;overflow-wrap:anywhere}
+#notice:not(:empty){margin-top:14px;padding:8px 16px;border-radius:10px;background:var(--tint)}
+#app{display:none;margin-top:16px}
+.js #app{display:block}
+.js #static{display:none}
+#bar{position:sticky;top:49px;z-index:4;display:flex;gap:8px 16px;align-items:center;flex-wrap:wrap;
+  background:var(--bg);padding:6px 0}
+.tabs{display:flex;gap:2px;background:var(--raised);border-radius:9px;padding:3px}
+.tabs button{border:0;background:none;min-height:28px;color:var(--muted);font-weight:500}
+.tabs [aria-selected=true]{background:var(--panel);color:var(--text);box-shadow:0 1px 2px #0003}
+#tools{margin-left:auto;display:flex;gap:6px;flex-wrap:wrap}
+#tools details{position:relative}
+#tools summary{list-style:none}
+#tools summary::-webkit-details-marker{display:none}
+#active:not(:empty){background:var(--accent);color:var(--panel);border-radius:9px;padding:0 6px;font-size:11px}
+.sheet{position:absolute;right:0;top:38px;z-index:6;width:330px;max-width:calc(100vw - 24px);display:grid;
+  gap:10px;padding:14px;background:var(--panel);border:1px solid var(--line);border-radius:10px;
+  box-shadow:0 8px 30px #0003}
+#export .sheet{width:200px}
+.sheet label{display:grid;grid-template-columns:110px 1fr;align-items:center;gap:8px;font-size:13px}
+.sheet .chips{display:flex;flex-wrap:wrap;gap:6px}
+.chip{display:inline-flex;gap:5px;align-items:center;font-size:12px;min-height:28px;padding:2px 8px}
+.chip[aria-pressed=true]{background:var(--tint);border-color:var(--accent)}
+.split{display:grid;grid-template-columns:minmax(0,1fr) minmax(370px,34%);gap:14px;align-items:start;margin-top:6px}
+.views{min-width:0;container-type:inline-size}
+#grid,#v2,#v3,#v4{background:var(--panel);border:1px solid var(--line);border-radius:10px}
+#grid{font-variant-numeric:tabular-nums;overflow:clip}
+#grid [role=row]{display:grid;grid-template-columns:minmax(0,1fr) minmax(60px,12%) 124px 126px 118px;
+  align-items:center;padding:0 12px 0 8px}
+.head{position:sticky;top:95px;z-index:2;background:var(--panel);border-bottom:1px solid var(--line)}
+#grid [role=columnheader]{padding:7px 0;font-size:12px;color:var(--muted);font-weight:600;text-align:right}
+#grid [role=columnheader]:first-child{text-align:left;padding-left:22px}
+#grid [role=columnheader] i{font-weight:400;font-size:11px}
+#rows{position:relative}
+#rows [role=row]{height:32px;border-bottom:1px solid color-mix(in srgb,var(--line) 45%,transparent);
+  cursor:default;content-visibility:auto;contain-intrinsic-size:auto 32px}
+#rows.virtual [role=row]{position:absolute;left:0;right:0;content-visibility:visible}
+#rows [role=row]:hover{background:var(--raised)}
+#rows [aria-selected=true],#rows [aria-selected=true]:hover{background:var(--tint);
+  box-shadow:inset 3px 0 var(--accent)}
+#rows [role=row]:focus-visible,#rows [role=gridcell]:focus-visible{outline-offset:-2px}
+#rows .hit .name b{background:var(--hit)}
+#rows .dim{opacity:.72}
+.name{display:flex;align-items:center;gap:6px;min-width:0;height:100%}
+.in{flex:none;align-self:stretch;width:calc(var(--l)*16px);
+  background:repeating-linear-gradient(90deg,transparent 0 7px,var(--line) 7px 8px,transparent 8px 16px)}
+.twist{flex:none;width:16px;height:16px;color:var(--muted)}
+.twist.has::before{content:"";display:block;width:0;height:0;margin:4px 5px;border:4px solid transparent;
+  border-left:6px solid}
+[aria-expanded=true]>.name>.twist::before{transform:rotate(90deg) translate(1px,2px)}
+.name b{font-weight:600;white-space:nowrap}
+.name .said{color:var(--muted);overflow:hidden;text-overflow:ellipsis;white-space:nowrap;min-width:0;
+  unicode-bidi:isolate}
+.name .code{font:12px var(--mono)}
+.tag{flex:none;font-size:11px;line-height:17px;padding:0 6px;border-radius:8px;background:var(--raised);
+  color:var(--muted);white-space:nowrap}
+.tag.error{background:var(--errorbg);color:var(--error)}
+.tag.final{background:var(--okbg);color:var(--ok)}
+.tag.warn{background:var(--hit);color:var(--warn)}
+.figure{display:grid;grid-template-columns:1fr 58px;gap:5px;text-align:right;white-space:nowrap}
+.figure i{font-style:normal;color:var(--muted);font-size:12px;text-align:left}
+.bar{position:relative;height:100%;overflow:hidden;margin:0 6px}
+#grid .head .bar{text-align:left}
+.bar span{position:absolute;top:50%;height:10px;margin-top:-5px;min-width:2px;border-radius:2px;opacity:.85}
+.k-node{color:var(--node)}.k-turn{color:var(--turn)}.k-sub{color:var(--sub)}.k-cell{color:var(--cell)}.k-tool{
+  color:var(--tool)}.k-batch{color:var(--batch)}.k-end{color:var(--end)}.k-resume{color:var(--resume)}
+  .k-interrupted,.k-error{color:var(--error)}.k-compact,.k-other,.k-detached{color:var(--muted)}
+.bar span,.fill{background:currentColor}
+.empty{padding:40px 20px;text-align:center;color:var(--muted)}
+#inspector{container-type:inline-size;position:sticky;top:101px;max-height:calc(100vh - 113px);overflow:auto;
+  background:var(--panel);border:1px solid var(--line);border-radius:10px;overscroll-behavior:contain}
+.title{position:sticky;top:0;z-index:1;display:flex;gap:8px;align-items:center;padding:10px 14px;
+  background:var(--panel);border-bottom:1px solid var(--line)}
+.title h2{font-size:15px;color:var(--text);overflow-wrap:anywhere;min-width:0}
+.title .icon{margin-left:0}
+.title .grow{flex:1}
+.path{padding:8px 14px 0;font-size:12px;color:var(--muted);display:flex;flex-wrap:wrap;gap:2px 6px}
+.facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(112px,1fr));gap:8px 14px;padding:12px 14px}
+.facts dt::first-letter{text-transform:uppercase}
+.facts dt{font-size:11px;color:var(--muted)}
+.facts dd{font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
+.blocks{display:grid;gap:12px;padding:2px 14px 16px;min-width:0}
+.blocks>*{min-width:0}
+.pair,.results{display:grid;gap:12px;min-width:0;align-content:start}
+.pair>*{min-width:0}
+.block{border:1px solid var(--line);border-radius:8px;overflow:hidden;min-width:0}
+.block.error{border-color:var(--error)}
+.block header{display:flex;gap:8px;align-items:center;min-height:32px;padding:2px 4px 2px 10px;
+  background:var(--raised);font-size:12px}
+.block header h3{color:var(--text)}
+.block header .note{color:var(--muted);overflow:hidden;text-overflow:ellipsis;white-space:nowrap;min-width:0}
+.block header button{margin-left:auto;min-height:26px;border:0;background:none;font-size:12px;
+  color:var(--muted);padding:0 8px;display:inline-flex;gap:5px;align-items:center;white-space:nowrap}
+.block pre{padding:8px 10px;white-space:pre-wrap;overflow-wrap:anywhere;tab-size:4;unicode-bidi:isolate;
+  max-height:60vh;overflow:auto}
+.block.error pre{background:var(--errorbg)}
+.block>.more{width:100%;border-width:1px 0 0;border-radius:0;color:var(--accent);font-size:12px}
+.block img{max-width:100%;display:block;margin:8px auto}
+pre.src{counter-reset:n;padding-left:0}
+pre.src>span{display:block;padding-left:44px;position:relative;min-height:1.5em}
+pre.src>span::before{counter-increment:n;content:counter(n);position:absolute;left:0;width:32px;
+  text-align:right;color:var(--muted);opacity:.8;user-select:none}
+pre.src>.at{background:var(--errorbg);box-shadow:inset 3px 0 var(--error)}
+.kw{color:var(--kw)}.str{color:var(--str)}.num{color:var(--num)}.com{color:var(--com);font-style:italic}.fn{
+  color:var(--fn)}.rlm{color:var(--accent);font-weight:600}
+.spawn{display:grid;gap:1px}
+.spawn button{border:0;border-radius:0;display:grid;grid-template-columns:16px minmax(0,1fr) auto auto;gap:8px;
+  align-items:center;text-align:left;font-variant-numeric:tabular-nums;padding:4px 10px}
+.spawn button:hover{background:var(--raised)}
+.spawn .said{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
+.spawn i{font-style:normal;color:var(--muted);font-size:12px}
+.flame{position:relative}
+.flame .row,.v4row{display:flex;gap:8px;align-items:center;flex-wrap:wrap;padding:10px 14px}
+.flame canvas{display:block;width:100%;border-top:1px solid var(--line);touch-action:none;cursor:grab}
+.key{display:inline-flex;gap:5px;align-items:center;font-size:12px;color:var(--muted)}
+.tip{position:absolute;pointer-events:none;z-index:3;max-width:340px;padding:6px 10px;border-radius:7px;
+  background:var(--text);color:var(--panel);font-size:12px;overflow-wrap:anywhere}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,330px),1fr));border-radius:10px;
+  overflow:hidden}
+.charts figure{box-shadow:1px 0 var(--line),0 1px var(--line);padding:14px 16px;min-width:0}
+.charts figcaption{display:flex;flex-wrap:wrap;gap:2px 14px;font-size:12px;color:var(--muted);margin-bottom:10px}
+.charts figcaption b{color:var(--text);font-size:13px;flex-basis:100%}
+.plot{display:grid;grid-template-columns:auto minmax(0,1fr);gap:0 8px;font-size:11px;color:var(--muted);
+  font-variant-numeric:tabular-nums}
+.plot svg{width:100%;height:150px;border-bottom:1px solid var(--line);border-left:1px solid var(--line)}
+.plot .y{display:flex;flex-direction:column;justify-content:space-between;text-align:right}
+.plot .x{grid-column:2;display:flex;justify-content:space-between}
+.share{display:grid;grid-template-columns:minmax(0,max-content) minmax(40px,1fr) auto;gap:6px 10px;
+  align-items:center;font-variant-numeric:tabular-nums;font-size:13px}
+.share span:first-child,.share .label{overflow:hidden;text-overflow:ellipsis;white-space:nowrap;max-width:180px}
+.share .track{height:12px;background:var(--raised);border-radius:3px;overflow:hidden}
+.share .fill{display:block;height:100%;border-radius:3px}
+.donut{display:flex;gap:16px;align-items:center}
+.donut>svg{width:104px;height:104px}
+.donut .share{flex:1;min-width:0}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+th,td{padding:6px 14px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
+th{font-size:12px;color:var(--muted)}
+th:first-child,td:first-child,.l{text-align:left}
+td.l{max-width:380px;overflow:hidden;text-overflow:ellipsis}
+caption{text-align:left;font-weight:600;padding:10px 14px}
+tr.on{background:var(--tint)}
+#static{margin-top:16px;overflow-x:auto;background:var(--panel)}
+#static td:first-child{white-space:normal;overflow-wrap:anywhere}
+.deltas{display:grid;grid-template-columns:repeat(auto-fit,minmax(130px,1fr));gap:10px;padding:0 14px 14px}
+.deltas div{background:var(--raised);border-radius:8px;padding:8px 12px}
+.deltas dt{font-size:12px;color:var(--muted)}
+.deltas dd{font-variant-numeric:tabular-nums}
+.deltas .d{font-weight:600;font-size:16px}
+.step td{max-width:0;width:48%;overflow:hidden;text-overflow:ellipsis;text-align:left}
+.step td:first-child{width:92px;max-width:none}
+.step.first{outline:2px solid var(--warn);outline-offset:-2px}
+.step .tag.changed{background:var(--hit);color:var(--warn)}
+dialog{border:1px solid var(--line);border-radius:12px;background:var(--panel);color:var(--text);
+  padding:18px 22px;min-width:300px}
+dialog::backdrop{background:#0007}
+dialog h2{font-size:15px;color:var(--text)}
+dialog dl{display:grid;grid-template-columns:auto 1fr;gap:8px 16px;margin:12px 0 16px;align-items:center}
+kbd{border:1px solid var(--line);border-bottom-width:2px;border-radius:5px;padding:1px 6px;background:var(--raised)}
+.close{display:none}
+@container (max-width:820px){#grid [role=row]{grid-template-columns:minmax(0,1fr) 128px 122px 116px}#grid .bar{
+  display:none}}
+@container (max-width:620px){#grid [role=row]{grid-template-columns:minmax(0,1fr) 72px 82px 66px}.figure{
+  grid-template-columns:1fr}.figure i,#grid [role=columnheader] i{display:none}}
+@container (min-width:560px){.pair{grid-template-columns:minmax(0,1fr) minmax(0,1fr)}}
+.split.single{grid-template-columns:minmax(0,1fr)}
+.title button:not(.icon),.chip{display:inline-flex;gap:6px;align-items:center}
+.step .link{color:var(--text);text-decoration:none}
+.step .link:hover{text-decoration:underline}
+@media (max-width:900px){
+.split{grid-template-columns:minmax(0,1fr)}
+#inspector{display:none;position:fixed;inset:0;top:0;z-index:9;max-height:none;border:0;border-radius:0}
+.open #inspector{display:block}
+.open{overflow:hidden}
+.close{display:inline-grid}
+.qa{grid-template-columns:minmax(0,1fr)}
+}
+@media (max-width:480px){
+main{padding:10px 10px 30px}
+#top{flex-wrap:wrap;padding:8px 10px;position:static}
+#pick{flex:1;max-width:none}
+.find{order:9;flex-basis:100%}
+#bar{top:0}
+.head{display:none}
+button,select,input,#tools summary,.tabs button,.chip,.block header button{min-height:44px}
+.icon{min-width:44px}
+.tabs,#tools{width:100%;margin:0}
+.tabs button,#tools>*{flex:1;padding:4px 6px}
+#tools{display:grid;grid-template-columns:repeat(3,1fr)}
+#tools summary{display:grid;place-items:center}
+.brand span{display:none}
+.cards{grid-template-columns:1fr 1fr}
+.cards>div{padding:8px 12px}
+#grid #rows [role=row]{height:58px;grid-template-columns:auto auto auto 1fr;grid-template-rows:34px 20px;
+  gap:0 12px;contain-intrinsic-size:auto 58px;align-content:start}
+#rows .name{grid-column:1/-1}
+#rows .figure{font-size:12px;color:var(--muted)}
+#rows .figure.first{padding-left:24px}
+.in{width:calc(min(var(--l),8)*9px);
+  background:repeating-linear-gradient(90deg,transparent 0 4px,var(--line) 4px 5px,transparent 5px 9px)}
+#tools details{position:static}
+.sheet{left:12px;right:12px;top:auto;width:auto!important}
+.donut{flex-direction:column;align-items:stretch}
+}
+@media (prefers-reduced-motion:no-preference){.twist::before{transition:transform .12s}}
+@media print{
+#top,#app,#notice{display:none!important}
+.js #static{display:block}
+.js .prose.clamp{display:block}
+:root{color-scheme:light}
+}
+"""
+_SCRIPT = r"""
+"use strict";
+const $ = id => document.getElementById(id);
+const DATA = JSON.parse($("data").textContent);
+const RUNS = DATA.runs;
+const KINDS = ["node", "turn", "sub", "cell", "tool", "batch", "end", "resume", "interrupted", "compact", "other",
+  "detached"];
+const KIND_NAMES = { node: "node", turn: "turn", sub: "sub-call", cell: "cell", tool: "tool", batch: "batch",
+  end: "end", resume: "resume", interrupted: "interrupted", compact: "compaction", other: "other",
+  detached: "detached" };
+const [ERROR, WARNING, RESTORED, FINAL, ESTIMATED, RETRIED] = [1, 2, 4, 8, 16, 32];
+const CHUNK = 256, PLAIN_ROWS = 5000, FIRST_ROWS = 120, SHOWN_LINES = 40, SHOWN_CHARS = 8000;
+const STATE = { run: 0, e: "", v: 1, q: "", k: "", d: "", m: "", t: "", err: "", cost: "", ms: "" };
+const FILTERS = ["k", "d", "m", "t", "err", "cost", "ms"];
+let run = null;
+
+// --- elements and text
+const UNSEEN = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/;
+const UNSEEN_PARTS = new RegExp("(" + UNSEEN.source + ")", "g");
+
+function put(element, text) {
+  if (!UNSEEN.test(text)) { element.append(text); return element; }
+  for (const part of text.split(UNSEEN_PARTS)) {
+    if (part.length === 1 && UNSEEN.test(part)) element.append(control(part));
+    else if (part) element.append(part);
+  }
+  return element;
+}
+function control(letter) {
+  const mark = document.createElement("span");
+  mark.className = "ctl";
+  mark.dataset.u = "U+" + letter.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0");
+  mark.textContent = letter;
+  return mark;
+}
+function h(tag, attributes, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes || {})) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value !== null && value !== false) element.setAttribute(name, value);
+  }
+  for (const child of children.flat(Infinity)) {
+    if (child instanceof Node) element.append(child);
+    else if (child !== null && child !== undefined) put(element, String(child));
+  }
+  return element;
+}
+function s(tag, attributes, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+const icon = name => s("svg", { "aria-hidden": "true", class: "k-" + name }, s("use", { href: "#i-" + name }));
+const button = (label, act, attributes) => h("button", { type: "button", ...attributes, onclick: act }, label);
+
+// --- figures, as the Python side writes them
+const number = value => Math.round(value).toLocaleString("en-US");
+function money(known, unpriced) {
+  if (unpriced && !known) return "?";
+  const shown = !known ? "$0" : known < 0.00005 ? "<$0.0001" : known >= 100
+    ? "$" + known.toLocaleString("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 2 })
+    : "$" + known.toFixed(4);
+  return unpriced ? shown + " + ?" : shown;
+}
+function duration(ms) {
+  if (ms < 999.5) return (ms >= 9.95 || ms < 0.05 ? ms.toFixed(0) : ms.toFixed(1)) + " ms";
+  if (ms < 59950) return (ms / 1000).toFixed(1) + " s";
+  const seconds = Math.round(ms / 1000), minutes = Math.floor(seconds / 60), two = n => String(n).padStart(2, "0");
+  return minutes < 60 ? `${minutes} m ${two(seconds % 60)} s`
+    : `${number(Math.floor(minutes / 60))} h ${two(minutes % 60)} m`;
+}
+
+// --- what is embedded
+const parsed = new Promise(done => document.readyState === "loading" ? addEventListener("DOMContentLoaded", done)
+  : done());
+async function block(id) {
+  if (!$(id)) await parsed;
+  const element = $(id);
+  if (!element) return "";
+  if (element.type.endsWith("json")) return element.textContent;
+  const binary = atob(element.textContent), bytes = new Uint8Array(binary.length);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = binary.charCodeAt(i);
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+}
+async function openRun(place) {
+  const index = JSON.parse(await block("r" + place)), count = index.cols.level.length;
+  const opened = { place, meta: RUNS[place], count, base: index.base, names: index.names, models: index.models,
+    texts: index.texts.split("\n"), chunks: new Map() };
+  const wide = new Set(["start", "end", "all", "own", "cost", "allCost", "allTokens", "input", "output", "cached"]);
+  for (const [name, column] of Object.entries(index.cols)) {
+    opened[name] = (wide.has(name) ? Float64Array : Int32Array).from(column);
+    index.cols[name] = null;
+  }
+  return relate(opened);
+}
+function relate(r) {
+  r.parent = new Int32Array(r.count).fill(-1);
+  r.size = new Int32Array(r.count).fill(1);
+  r.rowAt = new Int32Array(r.meta.events).fill(-1);
+  r.open = new Uint8Array(r.count);
+  const path = [];
+  for (let i = 0; i < r.count; i++) {
+    path.length = r.level[i];
+    if (path.length) r.parent[i] = path[path.length - 1];
+    path.push(i);
+    if (r.at[i] >= 0) r.rowAt[r.at[i]] = i;
+  }
+  for (let i = r.count - 1; i > 0; i--) if (r.parent[i] >= 0) r.size[r.parent[i]] += r.size[i];
+  r.time = timeAxis(r);
+  return r;
+}
+async function chunk(r, place) {
+  if (!r.chunks.has(place)) {
+    if (r.chunks.size > 12) r.chunks.delete(r.chunks.keys().next().value);
+    r.chunks.set(place, block(`r${r.place}c${place}`).then(text => text.split("\n")));
+  }
+  return r.chunks.get(place);
+}
+async function body(r, at) {
+  const lines = await chunk(r, Math.floor(at / CHUNK));
+  return JSON.parse(lines[at % CHUNK] || "{}");
+}
+const kind = i => KINDS[run.kind[i]];
+const name = i => run.names[run.name[i]];
+const rowId = i => run.at[i] >= 0 ? String(run.at[i]) : "g" + i;
+const rowOf = id => id[0] === "g" ? (run.size[+id.slice(1)] ? +id.slice(1) : -1) : run.rowAt[id] ?? -1;
+const isError = i => (run.flags[i] & ERROR) > 0;
+function childrenOf(i) {
+  const found = [];
+  for (let at = i + 1; at < i + run.size[i]; at += run.size[at]) found.push(at);
+  return found;
+}
+
+// --- the address: #run=…&e=…&v=… and the filters
+function readHash() {
+  const asked = new URLSearchParams(location.hash.slice(1));
+  for (const key of Object.keys(STATE)) if (key !== "run") STATE[key] = asked.get(key) || "";
+  STATE.v = Math.min(4, Math.max(1, +STATE.v || (DATA.diff && !STATE.e ? 4 : 1)));
+  const wanted = asked.get("run"), place = wanted ? RUNS.findIndex(meta => meta.id === wanted) : STATE.run;
+  say(place < 0 ? `This page has no run “${wanted}”.` : "");
+  return Math.max(0, place);
+}
+function hash() {
+  const asked = new URLSearchParams();
+  if (RUNS.length) asked.set("run", RUNS[STATE.run].id);
+  for (const [key, value] of Object.entries(STATE)) if (key !== "run" && value &&
+    !(key === "v" && value === 1)) asked.set(key, value);
+  return "#" + asked;
+}
+function go(changes, push = true) {
+  Object.assign(STATE, changes);
+  const target = hash();
+  if (target !== location.hash) history[push ? "pushState" : "replaceState"](null, "", target);
+}
+function say(text) {
+  $("notice").replaceChildren();
+  put($("notice"), text);
+}
+
+// --- the heading
+function showSummary() {
+  const meta = run.meta, [asked, ended, source] = meta.at;
+  $("summary").replaceChildren(
+    h("div", { class: "qa" },
+      h("div", {}, h("h2", {}, "Question", meta.cut[0] ? eventLink("whole text", asked) : null),
+        prose("question", meta.question)),
+      h("div", {}, h("h2", {}, "Answer ", h("span", { class: "badge " + meta.status }, meta.status),
+        answerLink(meta, ended, source)), prose("answer", meta.answer || "none yet"))),
+    h("dl", { class: "cards" }, meta.cards.map(card => cardOf(card, meta))),
+    h("ul", { class: "problems" }, meta.problems.map(text => h("li", {}, text))));
+  for (const box of document.querySelectorAll(".prose")) clamp(box);
+  document.title = (meta.question.split("\n")[0].slice(0, 60) || meta.id) + " · rlm trajectory";
+}
+const prose = (id, text) => h("div", { id, class: "prose clamp" }, text);
+function answerLink(meta, ended, source) {
+  if (meta.cut[1]) return eventLink("whole text", ended);
+  if (source < 0 || run.rowAt[source] < 0) return null;
+  const row = run.rowAt[source];
+  return eventLink("from " + (kind(row) === "cell" ? `${name(run.parent[row])}, ${name(row)}` : name(row)), source);
+}
+const eventLink = (label, at) => button(label, () => select(run.rowAt[at], { push: true, reveal: true }),
+  { class: "link" });
+function clamp(box) {
+  if (box.scrollHeight <= box.clientHeight + 4) { box.classList.remove("clamp"); return; }
+  const more = button("Show all", () => { more.textContent = box.classList.toggle("clamp") ? "Show all"
+    : "Show less"; }, { class: "link" });
+  box.after(more);
+}
+function cardOf([title, value, note, limits], meta) {
+  const bad = title === "Errors" && meta.errors;
+  const meters = limits.map(([words, share]) => [h("span", {}, words), meter(words, share)]);
+  return h("div", { class: bad ? "bad" : "" }, h("dt", {}, title), h("dd", {}, value),
+    h("dd", { class: "note" }, note, meters));
+}
+const meter = (label, share) => h("meter",
+  { min: 0, max: 1, high: 0.9, optimum: 0, value: Math.min(1, share), "aria-label": label });
+function showPicker() {
+  $("pick").replaceChildren(...RUNS.map((meta, i) =>
+    h("option", { value: i }, `${meta.id} · ${meta.status} · ${meta.question.split("\n")[0].slice(0, 60)}`)));
+  $("pick").value = STATE.run;
+  $("pick").hidden = !RUNS.length;
+}
+
+// --- which rows are to be seen
+const FILTER_TESTS = {
+  k: (i, want) => want.split(",").includes(kind(i)),
+  d: (i, want) => run.depth[i] === +want,
+  m: (i, want) => run.models[run.model[i]] === want && run.input[i] + run.output[i] > 0,
+  t: (i, want) => want === "execute_code" ? kind(i) === "cell" : kind(i) === "tool" && name(i) === want,
+  err: i => isError(i),
+  cost: (i, want) => run.cost[i] >= +want && run.input[i] + run.output[i] > 0,
+  ms: (i, want) => run.own[i] >= +want,
+};
+function applyFilters() {
+  const active = FILTERS.filter(key => STATE[key]);
+  run.match = run.keep = null;
+  if (active.length) {
+    run.match = new Uint8Array(run.count);
+    run.keep = new Uint8Array(run.count);
+    for (let i = run.count - 1; i >= 0; i--) {
+      run.match[i] = active.every(key => FILTER_TESTS[key](i, STATE[key])) ? 1 : 0;
+      run.keep[i] |= run.match[i];
+      if (run.keep[i] && run.parent[i] >= 0) run.keep[run.parent[i]] = run.open[run.parent[i]] = 1;
+    }
+  }
+  $("active").textContent = active.length || "";
+}
+function findVisible() {
+  const found = [];
+  for (let i = 0; i < run.count; i += run.open[i] ? 1 : run.size[i]) {
+    if (run.keep && !run.keep[i]) { i += run.size[i] - (run.open[i] ? 1 : run.size[i]); continue; }
+    found.push(i);
+  }
+  run.visible = found;
+  run.placeOf = new Map();
+}
+function openAtFirst() {
+  const atLevel = [];
+  for (let i = 0; i < run.count; i++) atLevel[run.level[i]] = (atLevel[run.level[i]] || 0) + 1;
+  let sum = 0, deepest = 0;
+  while (deepest < atLevel.length && (sum += atLevel[deepest]) <= 3000) deepest++;
+  for (let i = 0; i < run.count; i++) run.open[i] = run.size[i] > 1 && kind(i) !== "batch" &&
+    run.level[i] < Math.max(3, deepest) ? 1 : 0;
+}
+function reveal(row) {
+  let changed = false;
+  for (let i = run.parent[row]; i >= 0; i = run.parent[i]) if (!run.open[i]) changed = run.open[i] = true;
+  if (changed) showRows();
+}
+function setAll(open) {
+  for (let i = 0; i < run.count; i++) run.open[i] = open && run.size[i] > 1 ? 1 : 0;
+  if (!open) for (let i = 0; i < run.count; i += run.size[i]) run.open[i] = 1;
+  showRows();
+}
+
+// --- the tree
+let rowHeight = 32, filling = 0;
+const virtual = () => run.visible.length > PLAIN_ROWS;
+function showRows() {
+  findVisible();
+  const box = $("rows"), kept = document.activeElement?.closest("#rows") ? STATE.e : "";
+  cancelIdle(filling);
+  box.replaceChildren();
+  box.classList.toggle("virtual", virtual());
+  $("grid").setAttribute("aria-rowcount", run.visible.length + 1);
+  box.style.height = "";
+  if (!run.visible.length) box.append(h("div", { role: "row", class: "empty" },
+    h("div", { role: "gridcell" }, run.count ? "No row passes these filters." : "This log has no event yet.")));
+  else if (virtual()) { rowHeight = matchMedia("(max-width:480px)").matches ? 58 : 32;
+    box.style.height = run.visible.length * rowHeight + "px"; fillWindow(); }
+  else fillSome(0, FIRST_ROWS);
+  if (kept) focusRow(rowOf(kept));
+}
+const idle = window.requestIdleCallback || (act => setTimeout(act, 1)),
+  cancelIdle = window.cancelIdleCallback || clearTimeout;
+function fillSome(from, to) {
+  $("rows").append(...run.visible.slice(from, to).map((row, i) => rowElement(row, from + i)));
+  if (to < run.visible.length) filling = idle(() => fillSome(to, to + 400));
+}
+function fillWindow() {
+  if (!virtual() || $("v1").hidden) return;
+  const box = $("rows"), top = Math.max(0, -box.getBoundingClientRect().top);
+  const from = Math.max(0, Math.floor(top / rowHeight) - 15),
+    to = Math.min(run.visible.length, from + Math.ceil(innerHeight / rowHeight) + 30);
+  for (const old of [...box.children]) if (old.place < from ||
+    old.place >= to) if (!old.contains(document.activeElement)) old.remove();
+  const have = new Set([...box.children].map(old => old.place));
+  for (let place = from; place < to; place++) if (!have.has(place)) box.append(
+    placed(rowElement(run.visible[place], place)));
+}
+function placed(element) {
+  element.style.top = element.place * rowHeight + "px";
+  return element;
+}
+function rowElement(i, place) {
+  const parent = run.parent[i], chosen = rowId(i) === STATE.e, many = run.size[i] > 1;
+  const element = h("div", {
+    role: "row", id: "row" + rowId(i), tabindex: chosen || (place === 0 && !STATE.e) ? 0 : -1,
+      "aria-level": run.level[i] + 1, "aria-rowindex": place + 2,
+    "aria-selected": chosen, "aria-expanded": many ? !!run.open[i] : null,
+      class: (run.match && !run.match[i] ? "dim " : "") + (SEARCH.rows?.has(i) ? "hit" : ""),
+  }, nameCell(i), barCell(i), ...figureCells(i));
+  element.row = i;
+  element.place = place;
+  if (parent >= 0 && run.level[i] > 40) element.title = `level ${run.level[i]}`;
+  return element;
+}
+function nameCell(i) {
+  const indent = h("span", { class: "in" }), k = kind(i), code = k === "cell" || k === "tool";
+  indent.style.setProperty("--l", Math.min(run.level[i], 24));
+  return h("div", { role: "gridcell", class: "name" }, indent,
+    h("span", { class: "twist" + (run.size[i] > 1 ? " has" : "") }), icon(isError(i) ? "interrupted" : k),
+    h("b", {}, name(i)), tags(i), h("span", { class: "said" + (code ? " code" : "") }, run.texts[i]));
+}
+function tags(i) {
+  const found = [], add = (text, look) => found.push(h("span", { class: "tag " + look }, text)),
+    flags = run.flags[i], k = kind(i);
+  if (run.level[i] > 24) add("level " + run.level[i], "");
+  if (flags & ERROR) add("error", "error");
+  else if (run.errors[i] && !run.open[i]) add(run.errors[i] + (run.errors[i] > 1 ? " errors" : " error"), "error");
+  if (flags & FINAL) add("answer", "final");
+  if (flags & WARNING) add(k === "end" ? "stopped" : "cut short", "warn");
+  if (flags & RESTORED) add("variables restored", "warn");
+  if (flags & RETRIED) add("retried", "warn");
+  if (run.width[i] > 1 && (k === "batch" || k === "cell")) add(run.width[i] + " at once", "");
+  else if (k === "batch") add("one after another", "");
+  return found;
+}
+function barCell(i) {
+  const bar = h("span", {}), left = run.time.share(run.start[i]);
+  bar.style.left = left * 100 + "%";
+  bar.style.width = (run.time.share(run.end[i]) - left) * 100 + "%";
+  return h("div", { role: "gridcell", class: `bar k-${isError(i) ? "error" : kind(i)}` }, bar);
+}
+function figureCells(i) {
+  const paid = run.allTokens[i] || run.unpriced[i] || run.allCost[i], own = run.input[i] + run.output[i],
+    cost = run.cost[i];
+  const timed = !["end", "resume", "compact", "other"].includes(kind(i));
+  const cell = (total, self, look) => h("div", { role: "gridcell", class: "figure" + (look || "") },
+    h("span", {}, total), h("i", {}, self && self !== total ? `(${self})` : ""));
+  return [
+    paid ? cell(number(run.allTokens[i]), number(own), " first") : cell("", "", " first"),
+    paid ? cell(money(run.allCost[i], run.unpriced[i]), cost < 0 ? "?" : money(cost, 0)) : cell("", ""),
+    timed ? cell(duration(run.all[i]), duration(run.own[i])) : cell("", ""),
+  ];
+}
+const element = row => row < 0 ? null : $("row" + rowId(row));
+function focusRow(row, cell = -1) {
+  const place = run.visible.indexOf(row);
+  if (place < 0) return;
+  if (!element(row)) virtual() ? $("rows").append(placed(rowElement(row, place)))
+    : fillSome($("rows").childElementCount, run.visible.length);
+  const target = element(row);
+  (target.children[cell] || target).setAttribute("tabindex", -1);
+  (target.children[cell] || target).focus({ preventScroll: true });
+  intoView(target);
+}
+function intoView(target) {
+  const box = target.getBoundingClientRect(), top = 140;
+  if (box.top < top) scrollBy(0, box.top - top);
+  else if (box.bottom > innerHeight - 8) scrollBy(0, box.bottom - innerHeight + 40);
+}
+function select(row, { push = false, focus = false, reveal: open = false } = {}) {
+  if (row === undefined || row < 0) return;
+  if (open) { if (STATE.v !== 1 && !focus) setView(1); reveal(row); }
+  const before = element(rowOf(STATE.e || "-")) || $("rows").querySelector("[tabindex='0']");
+  go({ e: rowId(row) }, push);
+  if (before) mark(before, false);
+  if (open || focus) focusRow(row);
+  if (element(row)) mark(element(row), true);
+  showEvent(row);
+}
+function mark(target, chosen) {
+  target.setAttribute("aria-selected", chosen);
+  target.tabIndex = chosen ? 0 : -1;
+}
+function toggle(row, open = !run.open[row]) {
+  if (run.size[row] < 2 || !!run.open[row] === open) return;
+  run.open[row] = open ? 1 : 0;
+  showRows();
+  focusRow(row);
+}
+const GRID_KEYS = {
+  ArrowDown: (row, cell) => step(row, 1, cell), ArrowUp: (row, cell) => step(row, -1, cell),
+  j: row => step(row, 1, -1), k: row => step(row, -1, -1),
+  PageDown: (row, cell) => step(row, 15, cell), PageUp: (row, cell) => step(row, -15, cell),
+  Home: (row, cell, event) => cell < 0 || event.ctrlKey ? step(row, -1e9, cell) : focusRow(row, 0),
+  End: (row, cell, event) => cell < 0 || event.ctrlKey ? step(row, 1e9, cell) : focusRow(row, 4),
+  ArrowRight: (row, cell) => cell < 0 && run.size[row] > 1 && !run.open[row] ? toggle(row, true)
+    : focusRow(row, Math.min(4, nextCell(row, cell, 1))),
+  ArrowLeft: (row, cell) => cell >= 0 ? focusRow(row, nextCell(row, cell, -1)) : run.size[row] > 1 && run.open[row]
+    ? toggle(row, false) : run.parent[row] >= 0 && select(run.parent[row], { focus: true }),
+  Enter: row => { select(row, { push: true }); document.body.classList.add("open");
+    if (matchMedia("(max-width:900px)").matches) $("inspector").focus(); },
+  " ": row => toggle(row),
+};
+function nextCell(row, cell, by) {
+  const cells = element(row).children;
+  do cell += by; while (cells[cell] && !cells[cell].offsetWidth);
+  return cell;
+}
+function step(row, by, cell) {
+  const place = Math.max(0, Math.min(run.visible.length - 1, run.visible.indexOf(row) + by)),
+    next = run.visible[place];
+  if (next === undefined) return;
+  select(next, { focus: true });
+  focusRow(next, cell);
+}
+function gridKey(event) {
+  const target = event.target.closest("[role=row]"), act = GRID_KEYS[event.key];
+  if (!target || target.row === undefined || !act || event.altKey || event.metaKey) return;
+  event.preventDefault();
+  event.stopPropagation();
+  act(target.row, [...target.children].indexOf(event.target.closest("[role=gridcell]")), event);
+}
+function gridClick(event) {
+  const target = event.target.closest("[role=row]");
+  if (!target || target.row === undefined) return;
+  if (event.target.closest(".twist.has") || (event.detail === 2 && run.size[target.row] > 1)) { toggle(target.row);
+    return; }
+  select(target.row, { push: true, focus: true });
+  document.body.classList.add("open");
+}
+function nextError() {
+  const from = rowOf(STATE.e || "-");
+  for (let by = 1; by <= run.count; by++) {
+    const i = (from + by) % run.count;
+    if (isError(i)) { select(i, { push: true, reveal: true }); return; }
+  }
+  say("This run has no error.");
+}
+
+// --- the inspector
+let shown = 0;
+async function showEvent(row) {
+  const ticket = ++shown, box = $("inspector");
+  const event = run.at[row] >= 0 ? await body(run, run.at[row]) : null;
+  const answers = event ? await elsewhere(event) : new Map();
+  if (ticket !== shown) return;
+  box.replaceChildren(inspectorTitle(row, event), pathTo(row), facts(row, event || {}),
+    h("div", { class: "blocks" }, ...blocks(row, event, answers)));
+  box.scrollTop = 0;
+}
+function showNothing() {
+  shown++;
+  $("inspector").replaceChildren(h("p", { class: "empty" },
+    "Choose a row to see its prompt, reply, code and output."));
+}
+function inspectorTitle(row, event) {
+  const close = button("×", () => { document.body.classList.remove("open"); focusRow(row); },
+    { class: "icon close", "aria-label": "Close" });
+  const link = button("", () => copy(location.href, link),
+    { class: "icon", "aria-label": "Copy link", "data-shortcut": "l" });
+  link.append(icon("link"));
+  return h("div", { class: "title" }, icon(isError(row) ? "interrupted" : kind(row)), h("h2", {}, name(row)),
+    tags(row), h("span", { class: "grow" }), link,
+    event ? copyButton("JSON", () => JSON.stringify(event, null, 2)) : null, close);
+}
+function pathTo(row) {
+  const path = [];
+  for (let i = run.parent[row]; i >= 0 && path.length < 12; i = run.parent[i]) path.unshift(i);
+  return h("nav", { class: "path", "aria-label": "Ancestors" },
+    path.map(i => [button(name(i), () => select(i, { push: true, reveal: true }), { class: "link" }),
+    h("span", { "aria-hidden": "true" }, "›")]), path.length ? h("span", {}, name(row)) : null);
+}
+function facts(row, event) {
+  const usage = event.token_usage || {}, found = [],
+    add = (title, value) => value !== "" && value !== undefined && value !== null &&
+    found.push(h("div", {}, h("dt", {}, title), h("dd", {}, value)));
+  add("Model", run.models[run.model[row]]);
+  if (run.allTokens[row]) add("Tokens", number(run.allTokens[row]) + (usage.estimated ? " (estimate)" : ""));
+  for (const part of ["input", "output", "cached", "cache_write", "reasoning"]) if (usage[part]) add(
+    part.replace("_", " "), number(usage[part]));
+  if (run.allTokens[row] || run.unpriced[row]) add("Cost", money(run.allCost[row], run.unpriced[row]));
+  if (run.all[row]) add("Time", duration(run.all[row]) + (run.own[row] !== run.all[row]
+    ? ` (self ${duration(run.own[row])})` : ""));
+  add("Began", "+" + duration(run.start[row]));
+  for (const key of ["status", "stop_reason", "attempts", "environment", "protocol", "backend", "sub_model",
+    "depth"]) if (typeof event[key] !== "object") add(key.replace("_", " "), event[key]);
+  for (const [limit, left] of Object.entries(event.left || {})) if (left !== null) add(
+    limit.replace("_usd", "") + " left", limit === "cost_usd" ? money(left) : typeof left === "number"
+    ? number(left) : String(left));
+  return h("dl", { class: "facts" }, found);
+}
+async function elsewhere(event) {
+  const found = new Map();
+  for (const message of Array.isArray(event.prompt) ? event.prompt
+    : []) if (message && message._at >= 0) found.set(message._at, await body(run, message._at));
+  return found;
+}
+function blocks(row, event, answers) {
+  if (!event) return [spawned(row, "Calls")];
+  const made = { node: nodeBlocks, turn: callBlocks, sub: callBlocks, cell: cellBlocks, tool: toolBlocks }[kind(row)];
+  const list = made ? made(row, event, answers)
+    : [event.error ? errorBlock(event.error) : null, text("Response", event.response), text("Value", event.value),
+    text("Summary", event.summary)];
+  list.push(text("Event", JSON.stringify(event, null, 2), { folded: true, code: "json" }));
+  return list.filter(Boolean);
+}
+function nodeBlocks(row, event) {
+  return [text("Prompt", event.prompt), context(event.context), spawned(row, "Steps"),
+    fields("Limits", event.limits), fields("Tools", event.tools),
+    text("System prompt", event.system, { folded: true })];
+}
+function callBlocks(row, event, answers) {
+  const prompt = Array.isArray(event.prompt) ? event.prompt.map(message => messageBlock(message, answers))
+    : [text("Prompt", event.prompt)];
+  const calls = (event.tool_calls || []).map(call => callBlock(call));
+  return [text("Response", event.response), ...calls, spawned(row, "What it ran"), ...prompt.flat(),
+    event.raw ? text("Raw", JSON.stringify(event.raw, null, 2), { folded: true, code: "json" }) : null];
+}
+function callBlock(call) {
+  if (!call || typeof call !== "object") return text("Tool call", show(call));
+  const code = call.arguments && call.arguments.code;
+  return typeof code === "string" ? text("Code to run", code, { code: "python", note: call.id })
+    : text("Call " + call.name, show(call.arguments), { code: "json", note: call.id });
+}
+function messageBlock(message, answers) {
+  if (!message || typeof message !== "object") return text("Message", show(message));
+  const role = String(message.role), source = answers.get(message._at);
+  if (role === "assistant") return null;
+  const content = source ? storedText(message, source) : message.content;
+  const note = source ? eventLink("stored in event " + message._at, message._at) : null;
+  const images = Array.isArray(content) ? content.map(picture).filter(Boolean) : [];
+  return [text(`Prompt · ${role}`, contentText(content), { folded: role !== "user", note }), ...images];
+}
+function storedText(message, source) {
+  if (message.role !== "tool") return message.role === "system" ? source.system : source.prompt;
+  const result = (source.tool_results || []).find(item => item && item.id === message.tool_call_id) || {};
+  return result.content ?? [source.stdout, source.value, source.error].filter(Boolean).join("\n");
+}
+const contentText = content => Array.isArray(content)
+  ? content.map(part => part && part.type === "text" ? part.text
+  : `[${show(part && part.type)}] ${part && part.url || ""}`).join("\n") : show(content);
+function picture(part) {
+  if (!part || part.type !== "image" || !/^image\/(png|jpeg|gif|webp)$/.test(part.media_type) ||
+    !/^[\w+/=\s]+$/.test(part.data)) return null;
+  return h("div", { class: "block" }, h("img",
+    { alt: "image in the prompt", src: `data:${part.media_type};base64,${part.data}` }));
+}
+function cellBlocks(row, event) {
+  const trouble = event.error ? errorBlock(event.error) : null,
+    at = /line (\d+), in <module>/.exec(show(event.error || ""));
+  const output = event.stdout || event.value
+    ? [text("Output", event.stdout), text("Value", event.value, { code: "python" })]
+    : [trouble ? null : h("p", { class: "note" }, "No output.")];
+  return [h("div", { class: "pair" }, text("Code", event.code, { code: "python", at: at ? +at[1] : 0 }),
+    h("div", { class: "results" }, output.filter(Boolean), trouble)),
+    "final" in event ? text("FINAL", show(event.final)) : null, spawned(row, "What it called")];
+}
+function toolBlocks(row, event) {
+  const results = (event.tool_results || []).map(result => result &&
+    text("Result" + (result.is_error ? " (error)" : ""), contentText(result.content),
+    { error: result.is_error, note: result.id }));
+  return [event.arguments === undefined ? null : text("Arguments", show(event.arguments), { code: "json" }),
+    ...results, event.error ? errorBlock(event.error) : null, spawned(row, "Below")];
+}
+function errorBlock(error) {
+  if (typeof error !== "object") return text("Error", show(error), { error: true });
+  return text("Error", [error.type, error.message].filter(Boolean).map(show).join(": ") + (error.hint
+    ? "\nnext: " + show(error.hint) : ""), { error: true });
+}
+const show = value => typeof value === "string" ? value : value === undefined ? "" : JSON.stringify(value, null, 2);
+const context = value => value && typeof value === "object"
+  ? text("Context", [["type", value.type], ["size", value.size], ["bytes", value.bytes], ["source", value.source],
+  ["sha256", value.sha256]].filter(pair => pair[1] !== undefined &&
+  pair[1] !== null).map(([key, item]) =>
+  `${key.padEnd(7)} ${typeof item === "number" ? number(item) : show(item)}`).join("\n") + (value.preview
+  ? "\n\n" + show(value.preview) : "")) : null;
+const fields = (title, value) => value && typeof value === "object"
+  ? text(title, Array.isArray(value) ? value.map(show).join("\n")
+  : Object.entries(value).map(([key, item]) => `${key.padEnd(18)} ${show(item)}`).join("\n"), { folded: true })
+  : null;
+function spawned(row, title) {
+  const below = childrenOf(row);
+  if (!below.length) return null;
+  const line = i => button("", () => select(i, { push: true, reveal: true }));
+  const list = below.slice(0, 200).map(i => {
+    const item = line(i);
+    item.append(icon(isError(i) ? "interrupted" : kind(i)),
+      h("span", { class: "said" }, h("b", {}, name(i)), " ", h("i", {}, run.texts[i])),
+      h("i", {}, run.allTokens[i] || run.unpriced[i] ? money(run.allCost[i], run.unpriced[i]) : ""),
+      h("span", {}, duration(run.all[i])));
+    return item;
+  });
+  const how = run.width[row] > 1 ? `${below.length} · up to ${run.width[row]} at once` : below.length > 1
+    ? `${below.length} · one after another` : "";
+  return h("section", { class: "block" }, h("header", {}, h("h3", {}, title), h("span", { class: "note" }, how)),
+    h("div", { class: "spawn" }, list), below.length > 200
+    ? h("p", { class: "empty" }, `… and ${number(below.length - 200)} more in the tree`) : null);
+}
+
+// --- a block of text: whole, or its beginning with a button for the rest
+function text(title, value, { code = "", error = false, folded = false, note = null, at = 0 } = {}) {
+  if (value === undefined || value === null || value === "") return null;
+  const whole = typeof value === "string" ? value : show(value), lines = whole.split("\n");
+  const count = lines.length > 1 ? `${number(lines.length)} lines` : `${number(whole.length)} characters`;
+  const pre = h("pre", { tabindex: 0, "aria-label": title, class: code === "python" ? "src" : "" });
+  const box = h("section", { class: "block" + (error ? " error" : "") },
+    h("header", {}, h("h3", {}, title), h("span", { class: "note" }, note ?? count),
+    copyButton("Copy", () => whole)));
+  const more = button("", () => { fillText(pre, whole, code, at); more.remove(); pre.hidden = false; },
+    { class: "more" });
+  const part = lines.slice(0, SHOWN_LINES).join("\n").slice(0, SHOWN_CHARS);
+  box.append(pre);
+  if (folded) { pre.hidden = true; more.textContent = `Show ${count}`; box.append(more); return box; }
+  fillText(pre, part, code, at);
+  if (part.length < whole.length) { more.textContent = `Show all ${count}`; box.append(more); }
+  return box;
+}
+function fillText(pre, content, code, at) {
+  pre.replaceChildren();
+  if (!code || content.length > 200000) { pre.classList.remove("src"); put(pre, content); return; }
+  let line = h("span", {});
+  const lines = [line];
+  for (const [look, words] of tokens(content, code)) {
+    words.split("\n").forEach((piece, i) => {
+      if (i) lines.push(line = h("span", {}));
+      if (piece) line.append(look ? h("span", { class: look }, piece)
+        : put(document.createDocumentFragment(), piece));
+    });
+  }
+  if (code === "python") pre.append(...lines.flatMap((item, i) => i ? ["", item] : [item]));
+  else pre.append(...lines.flatMap((item, i) => i ? ["\n", item] : [item]));
+  if (at && lines[at - 1]) lines[at - 1].className = "at";
+}
+const PYTHON = new RegExp(
+  [
+    /(#[^\n]*)/,
+    /((?:\b[rbfuRBFU]{1,2})?(?:"{3}[^]*?(?:"{3}|$)|'{3}[^]*?(?:'{3}|$)|"(?:\\.|[^"\\\n])*"?|'(?:\\.|[^'\\\n])*'?))/,
+    /\b(llm_query(?:_batched)?|rlm_query(?:_batched)?|FINAL(?:_VAR)?|SHOW_VARS|budget|context)\b/,
+    /\b(and|as|assert|async|await|break|case|class|continue|def|del|elif|else|except|False|finally|for|from|global)\b/,
+    /\b(if|import|in|is|lambda|match|None|nonlocal|not|or|pass|raise|return|True|try|while|with|yield)\b/,
+    /\b(\d[\w.]*)/,
+    /\b([A-Za-z_]\w*)(?=\()/,
+  ].map(part => part.source).join("|"), "g");
+const JSON_TOKENS = /("(?:\\.|[^"\\])*")(?=\s*:)|("(?:\\.|[^"\\])*")|\b(true|false|null)\b|(-?\b\d[\d.eE+-]*)/g;
+function* tokens(content, code) {
+  const looks = code === "python" ? ["com", "str", "rlm", "kw", "kw", "num", "fn"] : ["fn", "str", "kw", "num"];
+  let last = 0;
+  for (const found of content.matchAll(code === "python" ? PYTHON : JSON_TOKENS)) {
+    if (found.index > last) yield ["", content.slice(last, found.index)];
+    yield [looks[found.slice(1).findIndex(group => group !== undefined)], found[0]];
+    last = found.index + found[0].length;
+  }
+  if (last < content.length) yield ["", content.slice(last)];
+}
+function copyButton(label, content) {
+  const made = button("", () => copy(content(), made), { "aria-label": label === "Copy" ? null : "Copy " + label });
+  made.append(icon("copy"), label);
+  return made;
+}
+async function copy(content, from) {
+  try { await navigator.clipboard.writeText(content); }
+  catch {
+    const field = h("textarea", { class: "vh" });
+    field.value = content;
+    document.body.append(field);
+    field.select();
+    document.execCommand("copy");
+    field.remove();
+  }
+  const old = [...from.childNodes];
+  from.replaceChildren("✓");
+  setTimeout(() => from.replaceChildren(...old), 1200);
+}
+
+// --- search: names at once, bodies block by block
+const SEARCH = { rows: new Set(), list: [], at: -1, ticket: 0, sorted: true };
+const SEARCHED = ["prompt", "system", "response", "code", "stdout", "value", "error", "tool_calls", "tool_results",
+  "arguments", "final", "summary", "context"];
+async function search() {
+  const wanted = STATE.q.toLowerCase(), ticket = ++SEARCH.ticket, r = run;
+  Object.assign(SEARCH, { rows: new Set(), list: [], at: -1, sorted: true });
+  if (wanted) {
+    for (let i = 0; i < r.count; i++) if ((r.names[r.name[i]] + " " + r.texts[i]).toLowerCase().includes(
+      wanted)) found(i);
+    showHits(true);
+    const raw = JSON.stringify(wanted).slice(1, -1);
+    for (let place = 0; place < r.meta.chunks; place++) {
+      const lines = (await chunk(r, place));
+      if (ticket !== SEARCH.ticket || r !== run) return;
+      lines.forEach((line, i) => { if (line.toLowerCase().includes(raw) &&
+        inBody(JSON.parse(line), wanted)) found(r.rowAt[place * CHUNK + i]); });
+      if (place % 8 === 0) showHits(true);
+    }
+  }
+  showHits(false);
+}
+function found(row) {
+  if (row < 0 || SEARCH.rows.has(row)) return;
+  SEARCH.rows.add(row);
+  SEARCH.list.push(row);
+  SEARCH.sorted = false;
+  element(row)?.classList.add("hit");
+}
+function inBody(event, wanted) {
+  const stack = SEARCHED.map(key => event[key]);
+  while (stack.length) {
+    const value = stack.pop();
+    if (typeof value === "string" ? value.toLowerCase().includes(wanted)
+      : typeof value === "number" && String(value) === wanted) return true;
+    if (value && typeof value === "object") stack.push(...Object.values(value));
+  }
+  return false;
+}
+function showHits(going) {
+  const count = number(SEARCH.list.length) + (going ? "…" : "");
+  $("hits").textContent = !STATE.q ? "" : SEARCH.at < 0 ? count : `${number(SEARCH.at + 1)} / ${count}`;
+  if (!going) for (const old of $("rows").children) old.classList.toggle("hit", SEARCH.rows.has(old.row));
+}
+function nextHit(by) {
+  if (!SEARCH.list.length) return;
+  if (!SEARCH.sorted) { const here = SEARCH.list[SEARCH.at]; SEARCH.list.sort((a, b) => a - b);
+    SEARCH.sorted = true; if (here !== undefined) SEARCH.at = SEARCH.list.indexOf(here); }
+  SEARCH.at = (Math.max(SEARCH.at, by < 0 ? 0 : -1) + by + SEARCH.list.length) % SEARCH.list.length;
+  const typing = document.activeElement === $("q");
+  select(SEARCH.list[SEARCH.at], { reveal: true });
+  if (typing) $("q").focus({ preventScroll: true });
+  showHits(false);
+}
+function markText(box) {
+  const wanted = STATE.q.toLowerCase(), ranges = [];
+  if (!window.Highlight) return;
+  const walker = document.createTreeWalker(box, NodeFilter.SHOW_TEXT);
+  while (wanted && walker.nextNode() && ranges.length < 2000) {
+    const content = walker.currentNode.data.toLowerCase();
+    for (let at = content.indexOf(wanted); at >= 0; at = content.indexOf(wanted, at + wanted.length)) {
+      const range = new Range();
+      range.setStart(walker.currentNode, at);
+      range.setEnd(walker.currentNode, Math.min(at + wanted.length, walker.currentNode.length));
+      ranges.push(range);
+    }
+  }
+  CSS.highlights.set("hit", new Highlight(...ranges));
+}
+
+// --- filters
+function showFilters() {
+  const distinct = column => [...new Set(column)];
+  const used = distinct(run.kind).map(place => KINDS[place]);
+  const models = distinct(run.model).filter(place => run.models[place]).map(place => run.models[place]);
+  const tools = new Set(), depths = distinct(run.depth).sort((a, b) => a - b);
+  for (let i = 0; i < run.count; i++) if (kind(i) === "tool") tools.add(name(i));
+    else if (kind(i) === "cell") tools.add("execute_code");
+  const chips = used.map(k => chip(k));
+  const errors = button("Errors only", () => filter({ err: STATE.err ? "" : "1" }),
+    { class: "chip", "aria-pressed": !!STATE.err });
+  errors.prepend(icon("interrupted"));
+  $("filters").querySelector(".sheet").replaceChildren(
+    h("div", { class: "chips" }, chips, errors),
+    choice("Depth", "d", depths), choice("Model", "m", models), choice("Tool", "t", [...tools]),
+    amount("Cost at least", "cost", 0.001), amount("Self ms at least", "ms", 1),
+    button("Clear filters", () => filter(Object.fromEntries(FILTERS.map(key => [key, ""])))));
+}
+function chip(k) {
+  const on = STATE.k.split(",").includes(k);
+  const made = button(KIND_NAMES[k], () =>
+    { const now = new Set(STATE.k.split(",").filter(Boolean)); now.delete(k) || now.add(k);
+    filter({ k: [...now].join(",") }); }, { class: "chip", "aria-pressed": on });
+  made.prepend(icon(k));
+  return made;
+}
+function choice(label, key, values) {
+  const list = h("select", { onchange: event => filter({ [key]: event.target.value }) },
+    h("option", { value: "" }, "any"), values.map(value => h("option", { value }, value)));
+  list.value = STATE[key];
+  return h("label", {}, label, list);
+}
+const amount = (label, key, step) => h("label", {}, label,
+  h("input", { type: "number", min: 0, step, value: STATE[key],
+  onchange: event => filter({ [key]: event.target.value }) }));
+function filter(changes) {
+  const at = document.activeElement?.textContent;
+  go(changes, false);
+  applyFilters();
+  showFilters();
+  showRows();
+  for (const made of $("filters").querySelectorAll("button")) if (made.textContent === at) made.focus();
+}
+
+// --- the time axis: long stretches in which nothing ran are drawn short
+function timeAxis(r) {
+  let total = 1;
+  const spans = [];
+  for (let i = 0; i < r.count; i++) {
+    const k = KINDS[r.kind[i]];
+    total = Math.max(total, r.end[i]);
+    if (k === "turn") spans.push([r.start[i], r.start[i] + r.own[i]]);
+    else if (k !== "node" && k !== "batch" && k !== "detached") spans.push([r.start[i], r.end[i]]);
+  }
+  spans.sort((a, b) => a[0] - b[0]);
+  const holes = [];
+  let reach = 0;
+  for (const [start, end] of spans) {
+    if (start - reach > 2000) holes.push([reach, start]);
+    reach = Math.max(reach, end);
+  }
+  const busy = total - holes.reduce((sum, [a, b]) => sum + b - a, 0);
+  const gaps = holes.filter(([a, b]) => b - a > Math.max(2000, busy * 0.15)), pad = busy * 0.03;
+  return axis(total, gaps, pad);
+}
+function axis(total, gaps, pad) {
+  const short = gaps.reduce((sum, [a, b]) => sum + b - a - pad, 0), length = total - short;
+  return {
+    total, gaps, length,
+    share(t) {
+      let at = t;
+      for (const [a, b] of gaps) if (t >= b) at -= b - a - pad; else if (t > a) at -= (t - a) * (1 - pad / (b - a));
+      return Math.min(1, Math.max(0, at / length));
+    },
+    when(x) {
+      let t = x * length;
+      for (const [a, b] of gaps) if (t >= a + pad) t += b - a - pad; else if (t > a) t = a + (t - a) * (b - a) / pad;
+      return t;
+    },
+  };
+}
+
+// --- the timeline: what ran when; parallel siblings in lanes
+const FLAME = { from: 0, to: 1, top: 0, squeeze: true, hover: -1 };
+const LANE = 19;
+function lanes(r) {
+  if (r.lane) return;
+  const slot = new Int32Array(r.count), tall = new Int32Array(r.count).fill(1), offsets = new Map();
+  for (let i = r.count - 1; i >= 0; i--) if (r.size[i] > 1) tall[i] = 1 + stack(r, i, slot, tall, offsets);
+  r.lane = new Int32Array(r.count);
+  r.thread = new Int32Array(r.count).fill(1);
+  let threads = 1, top = 0;
+  for (let i = 0; i < r.count; i++) {
+    if (r.parent[i] < 0) { r.lane[i] = top; top += tall[i]; r.thread[i] = threads++; }
+    if (!offsets.has(i)) continue;
+    const { heights, begin } = offsets.get(i), own = heights.map((_, at) => at ? ++threads : r.thread[i]);
+    for (let at = i + 1; at < i + r.size[i]; at += r.size[at]) { r.lane[at] = r.lane[i] + 1 + begin[slot[at]];
+      r.thread[at] = own[slot[at]]; }
+  }
+  r.lanes = top;
+}
+function stack(r, parent, slot, tall, offsets) {
+  const ends = [], heights = [];
+  for (let at = parent + 1; at < parent + r.size[parent]; at += r.size[at]) {
+    let place = ends.findIndex(end => end <= r.start[at] + 1);
+    if (place < 0) place = Math.min(ends.length, 255);
+    slot[at] = place;
+    ends[place] = Math.max(ends[place] || 0, r.end[at]);
+    heights[place] = Math.max(heights[place] || 0, tall[at]);
+  }
+  let sum = 0;
+  const begin = heights.map(height => (sum += height) - height);
+  offsets.set(parent, { heights, begin });
+  return sum;
+}
+function showTimeline() {
+  lanes(run);
+  const box = $("v2");
+  const squeeze = button("Shorten idle gaps",
+    () => { FLAME.squeeze = !FLAME.squeeze; squeeze.setAttribute("aria-pressed", FLAME.squeeze); fit(); },
+    { class: "chip", "aria-pressed": FLAME.squeeze });
+  const canvas = h("canvas", { tabindex: 0, role: "img",
+    "aria-label": "Timeline: arrow keys pan, plus and minus zoom, 0 fits, j and k choose the next and previous row" });
+  const keys = ["node", "turn", "sub", "cell",
+    "tool"].map(k => { const key = h("span", { class: "key" }, KIND_NAMES[k]); key.prepend(icon(k)); return key; });
+  box.className = "flame";
+  box.replaceChildren(h("div", { class: "row" },
+    button("−", () => zoom(1.6), { class: "icon", "aria-label": "Zoom out" }),
+    button("+", () => zoom(0.625), { class: "icon", "aria-label": "Zoom in" }), button("Fit", fit),
+    run.time.gaps.length ? squeeze : null, keys), canvas, h("div", { class: "tip", hidden: "" }));
+  canvas.addEventListener("wheel", flameWheel, { passive: false });
+  canvas.addEventListener("pointerdown", flameDrag);
+  canvas.addEventListener("pointermove", event => flameHover(event));
+  canvas.addEventListener("pointerleave", () => flameHover(null));
+  canvas.addEventListener("dblclick", event => { const row = rowUnder(event); if (row >= 0) zoomTo(row); });
+  canvas.addEventListener("keydown", flameKey);
+  Object.assign(FLAME, { from: 0, to: 1, top: 0, canvas, hover: -1 });
+  draw();
+}
+const across = t => FLAME.squeeze ? run.time.share(t) : t / run.time.total;
+function fit() {
+  Object.assign(FLAME, { from: 0, to: 1, top: 0 });
+  draw();
+}
+function zoom(by, at = 0.5) {
+  const middle = FLAME.from + (FLAME.to - FLAME.from) * at,
+    width = Math.min(1, Math.max(1e-7, (FLAME.to - FLAME.from) * by));
+  FLAME.from = Math.max(0, Math.min(1 - width, middle - width * at));
+  FLAME.to = FLAME.from + width;
+  draw();
+}
+function zoomTo(row) {
+  const from = across(run.start[row]), width = Math.max(1e-7, across(run.end[row]) - from);
+  Object.assign(FLAME, { from: Math.max(0, from - width * 0.04), to: Math.min(1, from + width * 1.04) });
+  draw();
+}
+function pan(x, y) {
+  const width = FLAME.to - FLAME.from;
+  FLAME.from = Math.max(0, Math.min(1 - width, FLAME.from + x * width));
+  FLAME.to = FLAME.from + width;
+  FLAME.top = Math.max(0, Math.min(run.lanes * LANE - FLAME.high + 30, FLAME.top + y));
+  draw();
+}
+function flameWheel(event) {
+  const focused = document.activeElement === FLAME.canvas;
+  if (!event.ctrlKey && !focused && Math.abs(event.deltaX) <= Math.abs(event.deltaY)) return;
+  event.preventDefault();
+  if (Math.abs(event.deltaX) > Math.abs(event.deltaY)) pan(event.deltaX / FLAME.wide, 0);
+  else zoom(event.deltaY > 0 ? 1.2 : 0.83, event.offsetX / FLAME.wide);
+}
+function flameDrag(event) {
+  let { clientX: x, clientY: y } = event, moved = 0;
+  const canvas = FLAME.canvas;
+  canvas.setPointerCapture(event.pointerId);
+  canvas.onpointermove = next => {
+    moved += Math.abs(next.clientX - x) + Math.abs(next.clientY - y);
+    if (moved > 4) pan((x - next.clientX) / FLAME.wide, y - next.clientY);
+    x = next.clientX;
+    y = next.clientY;
+  };
+  canvas.onpointerup = canvas.onpointercancel = next => {
+    canvas.onpointermove = canvas.onpointerup = null;
+    const row = rowUnder(next);
+    if (moved <= 4 && row >= 0) { select(row, { push: true }); draw(); document.body.classList.add("open"); }
+  };
+}
+function flameKey(event) {
+  const acts = { ArrowLeft: () => pan(-0.1, 0), ArrowRight: () => pan(0.1, 0), ArrowUp: () => pan(0, -LANE * 2),
+    ArrowDown: () => pan(0, LANE * 2), "+": () => zoom(0.625), "=": () => zoom(0.625), "-": () => zoom(1.6),
+    0: fit, Enter: () => zoomTo(Math.max(0, rowOf(STATE.e || "-"))) };
+  if (!acts[event.key] || event.ctrlKey || event.metaKey) return;
+  event.preventDefault();
+  acts[event.key]();
+}
+function flameHover(event) {
+  const tip = $("v2").querySelector(".tip"), row = event ? rowUnder(event) : -1;
+  tip.hidden = row < 0;
+  if (row !== FLAME.hover) { FLAME.hover = row; draw(); }
+  if (row < 0) return;
+  tip.replaceChildren(h("b", {}, name(row)), ` ${duration(run.all[row])} `,
+    run.allTokens[row] ? `${number(run.allTokens[row])} tokens ${money(run.allCost[row], run.unpriced[row])} `
+    : "", h("span", {}, run.texts[row]));
+  tip.style.left = Math.max(0, Math.min(event.offsetX + 12, FLAME.wide - 300)) + "px";
+  tip.style.top = event.offsetY + FLAME.canvas.offsetTop + 18 + "px";
+}
+function rowUnder(event) {
+  const lane = Math.floor((event.offsetY - 22 + FLAME.top) / LANE);
+  let hit = -1;
+  eachShown((i, x, w) => { if (run.lane[i] === lane && event.offsetX >= x - 1 &&
+    event.offsetX <= x + Math.max(w, 3)) hit = i; });
+  return event.offsetY < 22 ? -1 : hit;
+}
+function eachShown(act) {
+  const scale = FLAME.wide / (FLAME.to - FLAME.from);
+  for (let i = 0; i < run.count;) {
+    const x = (across(run.start[i]) - FLAME.from) * scale, w = (across(run.end[i]) - FLAME.from) * scale - x;
+    if (x > FLAME.wide || x + w < -3) { i += run.size[i]; continue; }
+    act(i, x, w);
+    i += w < 0.4 ? run.size[i] : 1;
+  }
+}
+function paints() {
+  const probe = h("span", { class: "vh" }), found = {};
+  document.body.append(probe);
+  for (const name of [...KINDS, "error", "text", "muted", "line", "panel", "raised"]) {
+    probe.style.color = `var(--${name})`;
+    found[name] = getComputedStyle(probe).color;
+  }
+  probe.remove();
+  return found;
+}
+function draw() {
+  cancelAnimationFrame(FLAME.frame);
+  FLAME.frame = requestAnimationFrame(drawNow);
+}
+function drawNow() {
+  const canvas = FLAME.canvas, ratio = devicePixelRatio || 1;
+  if (!canvas || $("v2").hidden) return;
+  FLAME.wide = canvas.clientWidth;
+  FLAME.high = Math.min(Math.max(200, run.lanes * LANE + 40), Math.max(320, innerHeight * 0.68));
+  canvas.style.height = FLAME.high + "px";
+  canvas.width = FLAME.wide * ratio;
+  canvas.height = FLAME.high * ratio;
+  const pen = canvas.getContext("2d"), color = paints();
+  pen.scale(ratio, ratio);
+  pen.font = "11px system-ui,sans-serif";
+  pen.textBaseline = "middle";
+  drawGaps(pen, color);
+  pen.save();
+  pen.rect(0, 22, FLAME.wide, FLAME.high);
+  pen.clip();
+  const lastX = new Float64Array(run.lanes + 1).fill(-9), chosen = rowOf(STATE.e || "-");
+  eachShown((i, x, w) => drawSpan(pen, color, i, x, w, lastX, chosen));
+  pen.restore();
+  drawTicks(pen, color);
+}
+function drawSpan(pen, color, i, x, w, lastX, chosen) {
+  const y = 22 + run.lane[i] * LANE - FLAME.top;
+  if (y < 0 || y > FLAME.high || (w < 1 && x - lastX[run.lane[i]] < 1)) return;
+  lastX[run.lane[i]] = x + w;
+  const k = kind(i), wide = Math.max(w - 0.5, 1.5), paint = color[isError(i) ? "error" : k];
+  pen.fillStyle = paint;
+  pen.globalAlpha = k === "node" || k === "batch" ? 0.22 : 0.34;
+  pen.fillRect(x, y + 1, wide, LANE - 3);
+  pen.globalAlpha = k === "turn" || k === "sub" || k === "tool" || run.size[i] === 1 ? 0.85 : 0;
+  const own = k === "turn" && run.all[i] ? wide * Math.min(1, run.own[i] / run.all[i]) : wide;
+  pen.fillRect(x, y + 1, Math.max(own, 1.5), LANE - 3);
+  pen.globalAlpha = 1;
+  if (i === chosen || i === FLAME.hover) { pen.strokeStyle = color.text; pen.lineWidth = i === chosen ? 2 : 1;
+    pen.strokeRect(x + 0.5, y + 1.5, Math.max(wide - 1, 2), LANE - 4); }
+  if (w > 60) label(pen, color, i, x, y, w, own);
+}
+function label(pen, color, i, x, y, w, own) {
+  const left = Math.max(x, 0) + 5, room = Math.min(x + w, FLAME.wide) - left - 4, k = kind(i),
+    content = name(i) + "  " + run.texts[i].slice(0, 80);
+  if (room < 34) return;
+  pen.save();
+  pen.beginPath();
+  pen.rect(left, y, room, LANE);
+  pen.clip();
+  pen.fillStyle = color.text;
+  if (k !== "node" && k !== "batch" && k !== "cell" &&
+    (k !== "turn" || own > room * 0.9)) pen.fillStyle = color.panel;
+  else if (run.size[i] === 1) pen.fillStyle = color.panel;
+  else if (k === "turn" && own > 30) { pen.fillStyle = color.panel; pen.beginPath();
+    pen.rect(left, y, own - 8, LANE); pen.clip(); }
+  pen.fillText(content, left, y + LANE / 2);
+  pen.restore();
+}
+function drawGaps(pen, color) {
+  if (!FLAME.squeeze) return;
+  const scale = FLAME.wide / (FLAME.to - FLAME.from);
+  for (const [a, b] of run.time.gaps) {
+    const x = (across(a) - FLAME.from) * scale, w = (across(b) - FLAME.from) * scale - x;
+    if (x > FLAME.wide || x + w < 0) continue;
+    pen.strokeStyle = color.line;
+    pen.lineWidth = 1;
+    pen.save();
+    pen.beginPath();
+    pen.rect(x, 22, w, FLAME.high);
+    pen.clip();
+    pen.beginPath();
+    for (let at = x - FLAME.high; at < x + w; at += 7) { pen.moveTo(at, FLAME.high); pen.lineTo(at + FLAME.high, 0); }
+    pen.stroke();
+    pen.restore();
+    pen.fillStyle = color.muted;
+    pen.textAlign = "center";
+    pen.fillText("idle " + duration(b - a), x + w / 2, FLAME.high - 9);
+    pen.textAlign = "left";
+  }
+}
+function drawTicks(pen, color) {
+  const count = Math.max(2, Math.floor(FLAME.wide / 130));
+  pen.fillStyle = color.muted;
+  for (let i = 0; i < count; i++) {
+    const x = FLAME.wide * i / count, at = FLAME.from + (FLAME.to - FLAME.from) * i / count;
+    const t = FLAME.squeeze ? run.time.when(at) : at * run.time.total;
+    if (FLAME.squeeze && run.time.gaps.some(([a, b]) => t > a && t < b)) continue;
+    pen.fillText(duration(t), x + 4, 11);
+    pen.fillRect(x, 4, 1, 14);
+  }
+}
+
+// --- charts
+function showCharts() {
+  const calls = [];
+  for (let i = 0; i < run.count; i++) if (kind(i) === "turn" || kind(i) === "sub") calls.push(i);
+  calls.sort((a, b) => run.end[a] - run.end[b]);
+  if (!calls.length) { $("v3").replaceChildren(h("p", { class: "empty" }, "No call has been answered yet."));
+    return; }
+  const of = column => calls.map(i => column[i]);
+  let sum = 0;
+  const spent = calls.map(i => sum += Math.max(0, run.cost[i]));
+  const fresh = calls.map(i => Math.max(0, run.input[i] - run.cached[i]));
+  $("v3").replaceChildren(h("div", { class: "charts" },
+    plot("Tokens per call", calls, [["input", "turn", fresh], ["cached input", "batch", of(run.cached)],
+      ["output", "cell", of(run.output)]], number),
+    plot("Duration per call", calls, [["duration", "sub", of(run.own)]], duration),
+    plot("Cumulative cost", calls, [["cost" + (run.meta.unpriced
+      ? ` (without ${number(run.meta.unpriced)} calls of unknown price)` : ""), "end", spent]],
+      value => money(value), true),
+    shares("Where the time went", byKind(), duration, "own time of each kind; parallel calls add up"),
+    shares("Calls by model", tally(calls, i => run.models[run.model[i]], () => 1), number, "", true),
+    shares("Cost by model", tally(calls, i => run.models[run.model[i]], i => Math.max(0, run.cost[i])),
+      value => money(value), run.meta.unpriced ? "calls with a known price" : ""),
+    shares("Tools", tally([...run.kind.keys()].filter(i => kind(i) === "cell" || kind(i) === "tool"),
+      i => kind(i) === "cell" ? "execute_code" : name(i), () => 1), number, "calls of each tool", true)));
+}
+function tally(rows, label, amount) {
+  const sums = new Map();
+  for (const i of rows) sums.set(label(i) || "unknown", (sums.get(label(i) || "unknown") || 0) + amount(i));
+  return [...sums].sort((a, b) => b[1] - a[1]);
+}
+function byKind() {
+  const kinds = ["turn", "sub", "cell", "tool"];
+  const sums = tally([...run.kind.keys()].filter(i => kinds.includes(kind(i))), kind, i => run.own[i]);
+  return sums.map(([k, sum]) => [KIND_NAMES[k] + "s", sum, k]);
+}
+function plot(title, calls, series, format, line = false) {
+  const bins = Math.min(calls.length, 160), per = calls.length / bins, stacks = [];
+  for (let bin = 0; bin < bins; bin++) {
+    const from = Math.floor(bin * per), to = Math.max(from + 1, Math.floor((bin + 1) * per));
+    let best = from;
+    const whole = at => series.reduce((sum, [, , values]) => sum + values[at], 0);
+    for (let at = from; at < to; at++) if (whole(at) > whole(best)) best = at;
+    stacks.push({ row: calls[best], values: series.map(([, , values]) => values[best]), whole: whole(best) });
+  }
+  const most = Math.max(1e-12, ...stacks.map(item => item.whole)),
+    chart = s("svg", { viewBox: `0 0 ${bins * 10} 100`, preserveAspectRatio: "none", role: "img",
+    "aria-label": `${title}: ${number(calls.length)} calls, at most ${format(most)}` });
+  stacks.forEach((item, bin) => chart.append(barOf(item, bin, bins, most, series, format, line)));
+  const legend = series.map(([label, look]) => h("span", { class: "key" }, icon2(look), label));
+  return h("figure", {}, h("figcaption", {}, h("b", {}, title), legend),
+    h("div", { class: "plot" }, h("div", { class: "y" }, h("span", {}, format(most)), h("span", {}, "0")), chart,
+    h("div", { class: "x" }, h("span", {}, "first call"), h("span", {}, `call ${number(calls.length)}`))));
+}
+const icon2 = look => s("svg", { class: "k-" + look, viewBox: "0 0 16 16", "aria-hidden": "true" },
+  s("path", { d: "M2 2h12v12H2z" }));
+function barOf(item, bin, bins, most, series, format, line) {
+  const group = s("g", {}), gap = line ? 0 : Math.min(2, bins / 40);
+  let y = 100;
+  item.values.forEach((value, at) => {
+    const high = value / most * 100;
+    y -= high;
+    group.append(s("rect", { class: "k-" + series[at][1], x: bin * 10 + gap / 2, y, width: 10 - gap, height: high,
+      fill: "currentColor" }));
+  });
+  const hint = document.createElementNS("http://www.w3.org/2000/svg", "title");
+  put(hint, `${name(item.row)}: ${series.map(([label], at) => `${label} ${format(item.values[at])}`).join(", ")}`);
+  group.append(hint);
+  group.addEventListener("click", () => { select(item.row, { push: true, reveal: true });
+    document.body.classList.add("open"); });
+  return group;
+}
+const SLICES = ["turn", "sub", "cell", "tool", "end", "interrupted", "other"];
+function shares(title, rows, format, note, slices = false) {
+  const whole = rows.reduce((sum, row) => sum + row[1], 0), most = rows.length ? rows[0][1] : 0;
+  const list = h("div", { class: "share" }, rows.slice(0, 12).map(([label, value, look], at) => {
+    const fill = h("span", { class: "fill k-" + (look || SLICES[Math.min(at, 6)]) });
+    fill.style.width = (most ? value / most * 100 : 0) + "%";
+    return [h("span", { class: "label", title: label }, label), h("div", { class: "track" }, fill),
+      h("span", {}, `${format(value)} · ${whole ? Math.round(value / whole * 100) : 0} %`)];
+  }));
+  const content = !rows.length ? h("p", { class: "empty" }, "none") : slices && rows.length > 1 && whole
+    ? h("div", { class: "donut" }, donut(rows, whole), list) : list;
+  return h("figure", {}, h("figcaption", {}, h("b", {}, title), note), content);
+}
+function donut(rows, whole) {
+  const ring = s("svg", { viewBox: "0 0 36 36", "aria-hidden": "true" });
+  let turned = 25;
+  rows.forEach(([, value], at) => {
+    const part = value / whole * 100;
+    ring.append(s("circle", { class: "k-" + SLICES[Math.min(at, 6)], cx: 18, cy: 18, r: 15.915, fill: "none",
+      stroke: "currentColor", "stroke-width": 5,
+      "stroke-dasharray": `${Math.max(0.1, part - (rows.length > 1 ? 0.6 : 0))} ${100 - part + 0.6}`,
+      "stroke-dashoffset": turned }));
+    turned -= part;
+  });
+  return ring;
+}
+
+// --- runs, and two of them compared
+function showRuns() {
+  const head = ["Run", "Question", "Status", "Started", "Duration", "Calls", "Tokens", "Cost"];
+  const rows = RUNS.map((meta, i) => h("tr", { class: i === STATE.run ? "on" : "" },
+    h("td", {}, button(meta.id, () => pickRun(i), { class: "link mono" })),
+    h("td", { class: "l" }, meta.question.split("\n")[0].slice(0, 120)),
+    h("td", {}, h("span", { class: "badge " + meta.status }, meta.status)),
+    h("td", {}, meta.started ? meta.started.slice(0, 16).replace("T", " ") : ""),
+    ...["duration_ms", "calls", "tokens"].map(key =>
+    h("td", {}, meta[key] === null ? "?" : key === "duration_ms" ? duration(meta[key]) : number(meta[key]))),
+    h("td", {}, meta.cost_usd === null ? money(meta.cost_known || 0, 1) : money(meta.cost_usd))));
+  $("v4").replaceChildren(...(DATA.diff ? [comparison(DATA.diff)] : []),
+    h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Runs" },
+    h("table", {}, h("caption", {}, `${number(RUNS.length)} ${RUNS.length === 1 ? "run" : "runs"}, newest first`),
+    h("thead", {}, h("tr", {}, head.map((title, i) =>
+    h("th", { scope: "col", class: i === 1 ? "l" : "" }, title)))), h("tbody", {}, rows))));
+}
+function comparison(diff) {
+  const [a, b] = RUNS, cards = [["Calls", "calls", number], ["Tokens", "tokens", number],
+    ["Cost", "cost_usd", value => money(value || 0, value === null)], ["Duration", "duration_ms", duration],
+    ["Errors", "errors", number], ["Depth", "depth_reached", number]];
+  const deltas = cards.map(([title, key, format]) =>
+    h("div", {}, h("dt", {}, title), h("dd", { class: "d" },
+    a[key] === null || b[key] === null ? "?"
+    : (b[key] > a[key] ? "+" : b[key] < a[key] ? "−" : "±") + format(Math.abs(b[key] - a[key]))),
+    h("dd", {}, `${format(a[key])} → ${format(b[key])}`)));
+  const side = (at, place, words) => h("td", {},
+    at < 0 ? "" : button(words, () => pickRun(place, String(at)), { class: "link" }));
+  const rows = diff.steps.map(([state, left, right, level, one, other], i) =>
+    h("tr", { class: "step" + (i === diff.first ? " first" : ""), id: i === diff.first ? "divergence" : null },
+    h("td", {}, h("span", { class: "tag " + state },
+    { same: "same", changed: "differs", left: "only A", right: "only B" }[state])), side(left, 0, one),
+    side(right, 1, other)));
+  const jump = diff.first < 0 ? h("p", {}, "Both runs took the same steps to the same results.")
+    : button("First divergence: " + (diff.steps[diff.first][4] || diff.steps[diff.first][5]),
+    () => $("divergence").scrollIntoView({ block: "center" }), { class: "link" });
+  return h("div", {}, h("div", { class: "v4row" }, h("h2", {}, `A ${a.id} → B ${b.id}`), jump),
+    h("dl", { class: "deltas" }, deltas), h("div",
+    { class: "scroll", tabindex: 0, role: "region", "aria-label": "Steps" },
+    h("table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Step"),
+    h("th", { scope: "col", class: "l" }, "A"), h("th", { scope: "col", class: "l" }, "B"))),
+    h("tbody", {}, rows))), diff.more ? h("p", { class: "empty" }, `… and ${number(diff.more)} more steps`) : null);
+}
+function pickRun(place, e = "") {
+  if (RUNS[place].href) { location.href = RUNS[place].href; return; }
+  go({ run: place, e, v: 1, q: "", ...Object.fromEntries(FILTERS.map(key => [key, ""])) });
+  show1(place);
+}
+
+// --- export
+function save(content, file, type) {
+  const link = h("a", { href: URL.createObjectURL(new Blob([content], { type })), download: file });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 5000);
+}
+function asCsv() {
+  const cell = value => typeof value === "number" ? value
+    : '"' + (/^[=+\-@\t\r]/.test(value) ? "'" : "") + value.replaceAll('"', '""') + '"';
+  const head = ["event", "level", "depth", "kind", "name", "text", "model", "start_ms", "end_ms", "self_ms",
+    "input", "output", "cached", "reasoning", "cost_usd", "total_tokens", "total_cost_usd", "unpriced_calls",
+    "error"];
+  const lines = [...run.level.keys()].map(i =>
+    [run.at[i], run.level[i], run.depth[i], kind(i), name(i), run.texts[i], run.models[run.model[i]], run.start[i],
+    run.end[i], run.own[i], run.input[i], run.output[i], run.cached[i], run.reasoning[i],
+    run.cost[i] < 0 ? "?" : run.cost[i], run.allTokens[i], run.allCost[i], run.unpriced[i],
+    isError(i) ? 1 : 0].map(cell).join(","));
+  return [head.join(","), ...lines].join("\r\n") + "\r\n";
+}
+function asTrace() {
+  lanes(run);
+  const events = [...run.level.keys()].map(i =>
+    ({ name: name(i), cat: kind(i), ph: "X", ts: Math.round(run.start[i] * 1000),
+    dur: Math.round((run.end[i] - run.start[i]) * 1000), pid: 1, tid: run.thread[i],
+    args: { text: run.texts[i], tokens: run.allTokens[i], cost_usd: run.allCost[i], event: run.at[i],
+    error: isError(i) } }));
+  return JSON.stringify({ displayTimeUnit: "ms", otherData: { run: run.meta.id }, traceEvents: events });
+}
+
+// --- the page as a whole
+const VIEWS = { 2: showTimeline, 3: showCharts, 4: showRuns };
+function setView(v) {
+  go({ v });
+  applyView();
+}
+function applyView() {
+  for (let i = 1; i <= 4; i++) {
+    $("v" + i).hidden = i !== STATE.v;
+    $("t" + i).setAttribute("aria-selected", i === STATE.v);
+    $("t" + i).tabIndex = i === STATE.v ? 0 : -1;
+  }
+  const alone = STATE.v > 2;
+  $("inspector").hidden = alone;
+  document.querySelector(".split").classList.toggle("single", alone);
+  if (VIEWS[STATE.v]) VIEWS[STATE.v]();
+  else fillWindow();
+}
+function showStatic() {
+  const rows = [...run.level.keys()].slice(0,
+    200).map(i => h("tr", {}, h("td", {}, "\u00a0\u00a0".repeat(Math.min(run.level[i], 24)),
+    isError(i) ? "✗ " : "", h("b", {}, name(i)), " ", run.texts[i]),
+    figureCells(i).map(cell => h("td", {}, cell.firstChild.textContent))));
+  $("static").querySelector("tbody")?.replaceChildren(...rows);
+}
+async function show1(place) {
+  const changed = !run || run.place !== place;
+  STATE.run = place;
+  if (changed) {
+    run = await openRun(place);
+    openAtFirst();
+    showSummary();
+    if (place) showStatic();
+  }
+  showPicker();
+  applyFilters();
+  showFilters();
+  showRows();
+  applyView();
+  $("q").value = STATE.q;
+  search();
+  const row = STATE.e ? rowOf(STATE.e) : -1;
+  if (row >= 0) { if (changed && STATE.v < 3) document.body.classList.add("open"); reveal(row); select(row);
+    if (STATE.v === 1) intoView(element(row) || $("grid")); }
+  else showNothing();
+  if (STATE.e && row < 0) say(`This run has no event “${STATE.e}”.`);
+  requestAnimationFrame(() => { document.documentElement.dataset.ready = Math.round(performance.now()); });
+}
+function follow() {
+  setInterval(async () => {
+    const version = await fetch("version" + location.search).then(reply => reply.ok ? reply.text() : DATA.live,
+      () => DATA.live);
+    if (version !== DATA.live) location.reload();
+  }, 2000);
+}
+function flipTheme() {
+  const dark = document.documentElement.dataset.theme ? document.documentElement.dataset.theme === "dark"
+    : matchMedia("(prefers-color-scheme: dark)").matches;
+  document.documentElement.dataset.theme = dark ? "light" : "dark";
+  try { localStorage.setItem("rlm-theme", dark ? "light" : "dark"); } catch { /* a browser that keeps nothing */ }
+  if (STATE.v === 2) draw();
+}
+function showLegend() {
+  const rows = [...document.querySelectorAll("[data-shortcut]")].map(item =>
+    [h("dt", {}, item.dataset.shortcut.split(" ").map(key => [h("kbd", {}, key), " "])),
+    h("dd", {}, item.dataset.does || item.getAttribute("aria-label") || item.textContent)]);
+  const fixed = [["↑ ↓ Home End", "Move in the tree"], ["→ ←", "Open, close, parent, cells"],
+    ["Enter Space", "Show, open or close"],
+    ["Esc", "Back"]].map(([keys, does]) => [h("dt", {}, keys.split(" ").map(key => [h("kbd", {}, key), " "])),
+    h("dd", {}, does)]);
+  $("legend").querySelector("dl").replaceChildren(...rows.flat(), ...fixed.flat());
+  $("legend").showModal();
+}
+function pressed(event) {
+  const target = event.target, typing = /^(INPUT|SELECT|TEXTAREA)$/.test(target.tagName);
+  if (event.key === "Escape") { document.body.classList.remove("open");
+    for (const open of document.querySelectorAll("#tools [open]")) open.open = false;
+    if (target === $("q")) focusRow(Math.max(0, rowOf(STATE.e || "-"))); return; }
+  if (typing || event.ctrlKey || event.metaKey || event.altKey || $("legend").open) return;
+  if ((event.key === "j" || event.key === "k") && run.visible.length) { const row = rowOf(STATE.e || "-");
+    row < 0 ? select(run.visible[0], { focus: STATE.v === 1 }) : GRID_KEYS[event.key](row);
+    if (STATE.v === 2) draw(); event.preventDefault(); return; }
+  const wanted = [...document.querySelectorAll("[data-shortcut]")].find(item => item.dataset.shortcut === event.key);
+  if (!wanted) return;
+  event.preventDefault();
+  if (wanted.matches("input")) wanted.focus(); else wanted.click();
+}
+function listen() {
+  let waiting = 0;
+  $("q").addEventListener("input", () => { clearTimeout(waiting);
+    waiting = setTimeout(() => { go({ q: $("q").value }, false); search(); }, 140); });
+  $("q").addEventListener("keydown", event => { if (event.key === "Enter") nextHit(event.shiftKey ? -1 : 1); });
+  $("next").onclick = () => nextHit(1);
+  $("prev").onclick = () => nextHit(-1);
+  $("pick").onchange = () => pickRun(+$("pick").value);
+  $("theme").onclick = flipTheme;
+  $("help").onclick = showLegend;
+  $("errors").onclick = nextError;
+  $("expand").onclick = () => setAll(true);
+  $("fold").onclick = () => setAll(false);
+  $("csv").onclick = () => save(asCsv(), run.meta.id + ".csv", "text/csv");
+  $("trace").onclick = () => save(asTrace(), run.meta.id + ".trace.json", "application/json");
+  for (let i = 1; i <= 4; i++) $("t" + i).onclick = () => setView(i);
+  document.querySelector("[role=tablist]").addEventListener("keydown",
+    event => { const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    if (by) { setView((STATE.v + by + 3) % 4 + 1); $("t" + STATE.v).focus(); } });
+  $("rows").addEventListener("keydown", gridKey);
+  $("rows").addEventListener("click", gridClick);
+  addEventListener("scroll", () => fillWindow(), { passive: true });
+  addEventListener("resize", () => { fillWindow(); draw(); });
+  addEventListener("keydown", pressed);
+  addEventListener("popstate", () => show1(readHash()));
+  addEventListener("hashchange", () => show1(readHash()));
+}
+if (RUNS.length) { listen(); show1(readHash()); }
+else document.documentElement.className = "";
+if (DATA.live) follow();
+"""
 
 
 if __name__ == "__main__":
