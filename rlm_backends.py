@@ -17,6 +17,7 @@ Imports nothing of ours: this file can be taken alone.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import json
 import os
@@ -42,6 +43,7 @@ __all__ = [
     "mask",
     "post",
     "providers",
+    "saved_by_cache",
 ]
 
 DEFAULT_MODEL = "gpt-4o-mini"
@@ -69,6 +71,8 @@ class BackendError(RuntimeError):
         hint: str = "",
         partial: str = "",
         looked_for: Sequence[str] = (),
+        retryable: bool = False,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -78,8 +82,8 @@ class BackendError(RuntimeError):
         self.hint = hint
         self.partial = partial
         self.looked_for = list(looked_for)
-        self.retryable = False
-        self.retry_after: float | None = None
+        self.retryable = retryable
+        self.retry_after = retry_after
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild_error, (self.message, self.__dict__)
@@ -138,15 +142,12 @@ class _Environ:
         return _Secret(self.get(name))
 
 
-_KEY_SHAPE = re.compile(r"\b(?:sk|pk|gsk|xai|AIza|hf|r8|key|nvapi)[-_A-Za-z0-9]{16,}|(?<=Bearer )[^\s\"',]{8,}")
-
-
 def mask(text: str, secrets: Sequence[str] = ()) -> str:
-    """`text` without the secrets (of 8 characters or more), and without what has the shape of an API key."""
+    """`text` with each of the secrets, if it has 8 characters or more, replaced by ***."""
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
         if len(secret) >= 8:
             text = text.replace(secret, "***")
-    return _KEY_SHAPE.sub("***", text)
+    return text
 
 
 def _checked_key(key: str, source: str) -> _Secret:
@@ -379,7 +380,7 @@ zeldoc|Zeldoc|api.zeldoc.ai/v1|ZELDOC_API_KEY
 zenmux|ZenMux|zenmux.ai/api/v1|ZENMUX_API_KEY
 zhipuai-coding-plan|Zhipu AI Coding Plan|open.bigmodel.cn/api/coding/paas/v4|ZHIPU_API_KEY||reasoning
 zhipuai|Zhipu AI|open.bigmodel.cn/api/paas/v4|ZHIPU_API_KEY||reasoning
-"""
+"""  # noqa: E501
 
 
 class Provider(NamedTuple):
@@ -396,27 +397,24 @@ class Provider(NamedTuple):
     def wire(self) -> str:
         return next((wire for wire in ("anthropic", "gemini") if wire in self.quirks), "openai")
 
-    @property
-    def keyless(self) -> bool:
-        return "local" in self.quirks or "keyless" in self.quirks or not self.keys
-
 
 def _row(line: str) -> Provider:
     id_, name, url, keys, aliases, quirks = (line.split("|") + [""] * 5)[:6]
     if "://" not in url and not url.endswith("_BASE}"):
         url = f"https://{url}"
-    pairs = (quirk.partition("=") for quirk in quirks.split())
-    return Provider(
-        id_, name or id_, url, tuple(keys.split()), tuple(aliases.split()), {key: value for key, _, value in pairs}
-    )
+    pairs = dict((quirk + "=").split("=")[:2] for quirk in quirks.split())
+    return Provider(id_, name or id_, url, tuple(keys.split()), tuple(aliases.split()), pairs)
 
 
 @functools.cache
-def _table() -> dict[str, Provider]:
+def _rows() -> dict[str, Provider]:
+    return {row.id: row for row in map(_row, PROVIDERS.strip().splitlines())}
+
+
+@functools.cache
+def _by_name() -> dict[str, Provider]:
     """Every provider by its id and by each alias."""
-    rows = [_row(line) for line in PROVIDERS.strip().splitlines()]
-    named = {alias: row for row in rows for alias in row.aliases}
-    return {**named, **{row.id: row for row in rows}}
+    return {**{alias: row for row in _rows().values() for alias in row.aliases}, **_rows()}
 
 
 def providers(word: str | None = None, environ: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
@@ -431,14 +429,14 @@ def providers(word: str | None = None, environ: Mapping[str, str] | None = None)
             "key_env": list(row.keys),
             "key_present": any(env.get(name) for name in row.keys),
         }
-        for row in sorted({id(row): row for row in _table().values()}.values(), key=lambda row: row.id)
+        for row in _rows().values()
         if not word or word.lower() in " ".join((row.id, row.name, row.base_url, *row.aliases)).lower()
     ]
 
 
 def key_variables() -> frozenset[str]:
     """The name of every environment variable that holds a provider's API key."""
-    return frozenset(name for row in _table().values() for name in row.keys)
+    return frozenset(name for row in _rows().values() for name in row.keys)
 
 
 # --- prices and sizes -------------------------------------------------------------------------------------------
@@ -474,7 +472,10 @@ gpt-4.1-mini .4 1.6 .1 - 1047k 32k
 gpt-4.1-nano .1 .4 .025 - 1047k 32k
 gpt-4o 2.5 10 1.25 - 128k 16k
 gpt-4o-mini .15 .6 .075 - 128k 16k
+gpt-4o-2024-05-13 5 15 - - 128k 4k
 gpt-4-turbo 10 30 - - 128k 4k
+gpt-4-0125 10 30 - - 128k 4k noimages
+gpt-4-1106 10 30 - - 128k 4k noimages
 gpt-4 30 60 - - 8k 4k noimages
 gpt-3.5-turbo .5 1.5 - - 16k 4k noimages
 o1 15 60 7.5 - 200k 100k
@@ -521,13 +522,14 @@ codestral .3 .9 .03 - 128k 128k noimages
 MiniMax-M3 .3 1.2 .06 - 1000k 128k 512k:2:2
 """
 
-# What may follow a model's name and leave it the same model: a date, a snapshot, a channel.
+# What may follow a model's name and leave it the same model: a date, a channel, a version of Bedrock's.
 _SNAPSHOT = re.compile(
-    r"(?:[-@]?(?:\d{8}|\d{6}|\d{4}-\d\d-\d\d|\d{4}|\d{2}-\d{4}|\d{2}-\d{2}|\d{3})|[-:@](?:latest|preview|exp|default|v\d+(?::\d+)?))*"
+    r"(?:[-@]?(?:\d{8}|\d{6}|\d{4}-\d\d-\d\d|\d{4}|\d\d-\d{4}|\d\d-\d\d|\d{3})"
+    r"|[-:@](?:latest|preview|exp|default|v\d+(?::\d+)?))*"
 )
 # Providers that charge what the makers of the models charge, so that a maker's price holds for them.
 _LIST_PRICE = frozenset(
-    "openai anthropic google azure azure@anthropic bedrock bedrock_mantle bedrock@anthropic xai deepseek mistral "
+    "openai anthropic google azure azure@anthropic bedrock bedrock_mantle bedrock@anthropic xai deepseek mistral "  # noqa: SIM905
     "codestral moonshotai minimax openrouter openrouter@pi-anthropic vercel vercel-ai-gateway".split()
 )
 
@@ -541,57 +543,48 @@ class ModelFacts(NamedTuple):
     cache_write: float
     window: int | None = None
     max_output: int | None = None
-    long: tuple[int, float, float] | None = None
+    long: tuple[float, float, float] | None = None  # beyond so many tokens, input and output cost so many times more
     images: bool = True
 
 
-def _tokens(text: str) -> int:
-    return int(float(text.removesuffix("k")) * 1000)
+def _model_row(line: str) -> tuple[str, ModelFacts]:
+    name, into, *others = line.split()
+    out, cached, write = (float(into if price == "-" else price) / 1e6 for price in others[:3])
+    window, limit = (int(size.rstrip("k")) * 1000 for size in others[3:5])
+    long = next((entry.split(":") for entry in others[5:] if ":" in entry), None)
+    beyond = (float(long[0].rstrip("k")) * 1000, float(long[1]), float(long[2])) if long else None
+    facts = ModelFacts(float(into) / 1e6, out, cached, write, window, limit, beyond, "noimages" not in others)
+    return name.lower(), facts
 
 
 @functools.cache
 def _models() -> dict[str, ModelFacts]:
-    found = {}
-    for line in MODELS.strip().splitlines():
-        name, into, out, cached, write, window, limit, *rest = line.split()
-        into_, out_ = float(into) / 1e6, float(out) / 1e6
-        prices = [into_ if price == "-" else float(price) / 1e6 for price in (cached, write)]
-        longs = [entry.split(":") for entry in rest if ":" in entry]
-        long = (_tokens(longs[0][0]), float(longs[0][1]), float(longs[0][2])) if longs else None
-        found[name.lower()] = ModelFacts(
-            into_, out_, prices[0], prices[1], _tokens(window), _tokens(limit), long, "noimages" not in rest
-        )
-    return found
+    return dict(map(_model_row, MODELS.strip().splitlines()))
 
 
 def _facts(model: str) -> ModelFacts | None:
     """The row of the longest name that `model` starts with, if what follows is only a date or the like."""
-    name = model.lower().rpartition("/")[2].removeprefix("anthropic.").removeprefix("us.anthropic.")
-    table = _models()
-    known = next((name[:end] for end in range(len(name), 0, -1) if name[:end] in table), None)
-    if known is None or not _SNAPSHOT.fullmatch(name, len(known)):
-        return None
-    return table[known]
+    name = re.sub(r"^(?:\w+\.)?anthropic\.", "", model.lower().rpartition("/")[2])
+    known = next((name[:end] for end in range(len(name), 0, -1) if name[:end] in _models()), None)
+    return _models()[known] if known and _SNAPSHOT.fullmatch(name, len(known)) else None
 
 
-def _own_price(model: str, prices: Mapping[str, Any]) -> ModelFacts | None:
-    """The user's price of the longest name that `model` starts with, given in USD per million tokens."""
-    name = max((key for key in prices if model.startswith(key)), key=len, default=None)
-    if name is None:
-        return None
-    price = prices[name]
-    into, out = float(price["input"]) / 1e6, float(price["output"]) / 1e6
-    cached, write = (float(price.get(key, price["input"])) / 1e6 for key in ("cached", "cache_write"))
-    return ModelFacts(into, out, cached, write)
+def _own_price(names: Sequence[str], prices: Mapping[str, Any]) -> ModelFacts | None:
+    """The user's price, in USD per million tokens, of the longest name that one of `names` starts with."""
+    for name in names:
+        if known := max((key for key in prices if name.startswith(key)), key=len, default=None):
+            price = prices[known]
+            into, out, cached, write = (
+                float(price.get(kind, price["input"])) / 1e6 for kind in ("input", "output", "cached", "cache_write")
+            )
+            return ModelFacts(into, out, cached, write)
+    return None
 
 
 def _price(model: str, prices: Mapping[str, Any] | None, provider: str | None) -> ModelFacts | None:
-    if prices:
-        for name in (f"{provider}/{model}", model) if provider else (model,):
-            if own := _own_price(name, prices):
-                return own
-    row = _table().get(provider) if provider else None
-    if row and "local" in row.quirks:
+    if prices and (own := _own_price([f"{provider}/{model}", model], prices)):
+        return own
+    if provider in _rows() and "local" in _rows()[provider].quirks:
         return ModelFacts(0.0, 0.0, 0.0, 0.0)
     return _facts(model) if provider is None or provider in _LIST_PRICE else None
 
@@ -607,13 +600,12 @@ def cost_of(
     price = _price(model, prices, provider)
     if price is None:
         return None
-    cached, written = usage.get("cached", 0), usage.get("cache_write", 0)
-    into = (usage.get("input", 0) - cached - written) * price.input
-    into += cached * price.cached + written * price.cache_write
-    out = usage.get("output", 0) * price.output
-    if price.long and usage.get("input", 0) > price.long[0]:
-        into, out = into * price.long[1], out * price.long[2]
-    return into + out
+    whole, cached, written = usage.get("input", 0), usage.get("cached", 0), usage.get("cache_write", 0)
+    into = (whole - cached - written) * price.input + cached * price.cached + written * price.cache_write
+    beyond, times_in, times_out = price.long or (0.0, 1.0, 1.0)
+    if whole <= beyond:
+        times_in = times_out = 1.0
+    return float(into * times_in + usage.get("output", 0) * price.output * times_out)
 
 
 def saved_by_cache(
@@ -627,22 +619,20 @@ def saved_by_cache(
 
 def estimate_tokens(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> int:
     """About how many tokens a request has, on the high side of what is typical: 3 bytes a token, 1,600 an image."""
-    total = _bytes(json.dumps(tools, ensure_ascii=False, default=str)) // 3 if tools else 0
+    total = _text_tokens(json.dumps(tools, ensure_ascii=False, default=str)) if tools else 0
     for message in messages:
-        total += 8 + _content_tokens(message.get("content"))
-        for call in message.get("tool_calls") or ():
-            total += 12 + _bytes(json.dumps(call, ensure_ascii=False, default=str)) // 3
+        content, calls = message.get("content") or (), message.get("tool_calls") or ()
+        total += 8 + (_text_tokens(content) if isinstance(content, str) else sum(map(_part_tokens, content)))
+        total += sum(12 + _text_tokens(json.dumps(call, ensure_ascii=False, default=str)) for call in calls)
     return total
 
 
-def _content_tokens(content: Any) -> int:
-    if isinstance(content, str):
-        return _bytes(content) // 3 + 1
-    return sum(1600 if part.get("type") == "image" else _bytes(part.get("text", "")) // 3 + 1 for part in content or ())
+def _part_tokens(part: Mapping[str, Any]) -> int:
+    return 1600 if part.get("type") == "image" else _text_tokens(part.get("text", ""))
 
 
-def _bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+def _text_tokens(text: str) -> int:
+    return (len(text) if text.isascii() else len(text.encode("utf-8", "replace"))) // 3 + 1
 
 
 # --- ending a call early ----------------------------------------------------------------------------------------
@@ -660,7 +650,7 @@ class _Flight:
         self.deadline = deadline
         self.cancel = cancel
         self.quiet_until: float | None = None  # a server that has said nothing by then is given up
-        self.why = ""
+        self.why = ""  # the call is over: cancelled, deadline or quiet
         self.wake = threading.Event()
         self.connection: Any = None
         self.socket: Any = None
@@ -668,27 +658,31 @@ class _Flight:
 
     def look(self, now: float) -> None:
         """End the call if it is cancelled, out of time, or the server has been silent for too long."""
+        if self.why:
+            return
         if self.cancel is not None and self.cancel.is_set():
-            self.abort("cancelled")
+            self._abort("cancelled")
         elif self.deadline is not None and now >= self.deadline:
-            self.abort("deadline")
+            self._abort("deadline")
         elif self.quiet_until is not None and now >= self.quiet_until:
-            self.abort("quiet")
+            self._abort("quiet")
 
-    def abort(self, why: str) -> None:
+    def _abort(self, why: str) -> None:
         import socket
 
         with _watch.lock:
-            self.why = self.why or why
+            self.why = why
             if self.socket is not None and self.connection.flight is self:
-                plain = self.socket if isinstance(self.socket, socket.socket) else getattr(self.socket, "socket", None)
+                plain = self.socket if isinstance(self.socket, socket.socket) else self.socket.socket
                 with contextlib.suppress(OSError):
-                    socket.socket.shutdown(plain, socket.SHUT_RDWR)  # type: ignore[arg-type]
+                    socket.socket.shutdown(plain, socket.SHUT_RDWR)  # below TLS, whose state the reader holds
         self.wake.set()
 
     def take(self, connection: Any) -> None:
-        """Note which connection this call uses now."""
+        """Note which connection the call uses now."""
         with _watch.lock:
+            if self.why:
+                raise OSError("given up")
             self.connection, self.socket = connection, connection.sock
             connection.flight = self
 
@@ -698,22 +692,18 @@ class _Flight:
 
     def check(self) -> None:
         """Raise if the call is over before its answer."""
-        if not self.why:
-            self.look(time.monotonic())
+        self.look(time.monotonic())
         if self.why == "cancelled":
             raise BackendError("the call was cancelled", code="cancelled", provider=self.provider)
         if self.why == "deadline":
             raise BackendError("no answer before the deadline", code="timeout", provider=self.provider)
         if self.why == "quiet":
-            self.why = ""
-            error = BackendError(
-                f"the server sent nothing for {self.timeout:g} s", code="timeout", provider=self.provider
-            )
-            error.retryable = True
-            raise error
+            self.why, self.quiet_until = "", None
+            message = f"the server sent nothing for {self.timeout:g} s"
+            raise BackendError(message, code="timeout", provider=self.provider, retryable=True)
 
     def sleep(self, seconds: float | None) -> None:
-        """Wait, at most so long, until `wake` is set or the call is over."""
+        """Wait until `wake` is set, at most so long; raise if the call is over."""
         self.quiet_until = None
         self.check()
         self.wake.wait(seconds)
@@ -746,20 +736,17 @@ class _Watch:
 
     def _run(self) -> None:
         idle = 0
-        while idle < 1 / TICK:
+        while True:
             time.sleep(TICK)
             with self.lock:
                 flights = list(self.flights)
+                idle = 0 if flights else idle + 1
+                if idle * TICK > 1:
+                    self.running = False
+                    return
             now = time.monotonic()
             for flight in flights:
-                if not flight.why:
-                    flight.look(now)
-            idle = 0 if flights else idle + 1
-        with self.lock:
-            self.running = False
-            if self.flights:
-                self.running = True
-                threading.Thread(target=self._run, name="rlm-watch", daemon=True).start()
+                flight.look(now)
 
 
 _watch = _Watch()
@@ -767,7 +754,8 @@ _here = threading.local()  # .flight: the call that this thread is sending
 
 
 def _forget_after_fork() -> None:
-    _watch.__init__()  # type: ignore[misc]  # the watching thread stayed in the parent
+    global _watch  # the watching thread and the connections are the parent's
+    _watch = _Watch()
     _links.clear()
 
 
@@ -778,89 +766,82 @@ if hasattr(os, "register_at_fork"):
 # --- the wire ---------------------------------------------------------------------------------------------------
 
 
+class _Given:
+    """What is added to urllib3's connections: they know the call that they serve, and can be given up by it."""
+
+    sock: Any
+    flight: _Flight | None = None
+    used = False
+
+    def connect(self) -> None:
+        """Connect on another thread: name resolution, handshakes and proxies cannot be interrupted, only left."""
+        flight: _Flight | None = getattr(_here, "flight", None)
+        connect = super().connect  # type: ignore[misc]
+        if flight is None:
+            connect()
+            return
+        outcome: list[BaseException | None] = []
+
+        def work() -> None:
+            try:
+                connect()
+                outcome.append(None)
+            except BaseException as error:
+                outcome.append(error.with_traceback(None))
+            if flight.why:
+                self.close()  # type: ignore[attr-defined]  # nobody waits for it any more
+            flight.wake.set()
+
+        threading.Thread(target=work, name="rlm-connect", daemon=True).start()
+        while not outcome and not flight.why:
+            flight.wake.wait()
+            flight.wake.clear()
+        if outcome and outcome[0] is not None:
+            raise outcome[0]
+        flight.take(self)
+
+    def request(self, *args: Any, **options: Any) -> Any:
+        flight: _Flight | None = getattr(_here, "flight", None)
+        if flight is not None:
+            flight.reused, self.used = self.used, True
+            flight.take(self)
+        return super().request(*args, **options)  # type: ignore[misc]
+
+
 @functools.cache
 def _adapter_class() -> type[Any]:
-    """A requests adapter whose connections can be given up in any phase. Made late: requests takes 100 ms to import."""
+    """A requests adapter with such connections. Made when first used: requests takes 100 ms to import."""
     import socket
 
     from requests.adapters import HTTPAdapter
     from urllib3.connection import HTTPConnection, HTTPSConnection
     from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-    class Given:
-        """A connection that knows the call it serves."""
-
-        flight: _Flight | None = None
-        used = False
-
-        def connect(self) -> None:
-            """Connect on another thread: name resolution, the handshakes and proxies cannot be interrupted."""
-            flight: _Flight | None = getattr(_here, "flight", None)
-            if flight is None:
-                return super().connect()  # type: ignore[misc]
-            problems: list[BaseException | None] = []
-            connect = super().connect  # type: ignore[misc]
-
-            def work() -> None:
-                try:
-                    connect()
-                except BaseException as error:
-                    problems.append(error.with_traceback(None))
-                else:
-                    problems.append(None)
-                if flight.why:
-                    self.close()  # type: ignore[attr-defined]  # nobody waits for it any more
-                flight.wake.set()
-
-            flight.wake.clear()
-            threading.Thread(target=work, name="rlm-connect", daemon=True).start()
-            while not problems and not flight.why:
-                flight.wake.wait()
-                if not flight.why:
-                    flight.wake.clear()
-            if flight.why or problems[0] is not None:
-                raise (None if flight.why else problems[0]) or OSError("given up")
-            flight.take(self)
-
-        def request(self, *args: Any, **options: Any) -> Any:
-            flight: _Flight | None = getattr(_here, "flight", None)
-            if flight is not None:
-                flight.reused, self.used = self.used, True
-                flight.take(self)
-            return super().request(*args, **options)  # type: ignore[misc]
-
-    class PlainConnection(Given, HTTPConnection):  # type: ignore[misc]
-        pass
-
-    class SecureConnection(Given, HTTPSConnection):  # type: ignore[misc]
-        pass
-
-    class PlainPool(HTTPConnectionPool):
-        ConnectionCls = PlainConnection
-
-    class SecurePool(HTTPSConnectionPool):
-        ConnectionCls = SecureConnection
-
-    # A long silent answer must survive the network's idle limits.
-    options = [*HTTPConnection.default_socket_options, (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    plain: Any = type("PlainConnection", (_Given, HTTPConnection), {})
+    secure: Any = type("SecureConnection", (_Given, HTTPSConnection), {})
+    pools = {
+        "http": type("PlainPool", (HTTPConnectionPool,), {"ConnectionCls": plain}),
+        "https": type("SecurePool", (HTTPSConnectionPool,), {"ConnectionCls": secure}),
+    }
+    # A long silent answer must survive the idle limits of the network between.
+    alive = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 60), ("TCP_KEEPCNT", 5)):
         if hasattr(socket, name):
-            options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
+            alive.append((socket.IPPROTO_TCP, getattr(socket, name), value))
 
     class Adapter(HTTPAdapter):
-        def _classes(self, manager: Any) -> Any:
-            manager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
+        def init_poolmanager(self, *args: Any, **options: Any) -> None:
+            options["socket_options"] = HTTPConnection.default_socket_options + alive
+            super().init_poolmanager(*args, **options)
+            self.poolmanager.pool_classes_by_scheme = pools
+
+        def proxy_manager_for(self, *args: Any, **options: Any) -> Any:
+            manager = super().proxy_manager_for(*args, **options)
+            manager.pool_classes_by_scheme = pools
             return manager
 
-        def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-            super().init_poolmanager(*args, socket_options=options, **kwargs)
-            self._classes(self.poolmanager)
-
-        def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
-            return self._classes(super().proxy_manager_for(*args, **kwargs))
-
-        def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
-            pool = super().get_connection_with_tls_context(*args, **kwargs)
+        def get_connection_with_tls_context(self, *args: Any, **options: Any) -> Any:
+            pool: Any = super().get_connection_with_tls_context(*args, **options)
             if pool.scheme == "https":
                 pool.conn_kw["ssl_context"] = _tls()
             return pool
@@ -888,38 +869,47 @@ def _tls() -> Any:
 
 
 class _Gate:
-    """How many calls may be under way at once: fewer after each 429, slowly more again after answers."""
+    """How many calls may be under way at once: half as many after a 429, slowly more again after answers."""
 
     def __init__(self, width: int) -> None:
         self.width = self.limit = float(max(1, width))
         self.busy = 0
-        self.wins = 0
+        self.answered = 0
         self.opens_at = 0.0
         self.lock = threading.Lock()
         self.queue: deque[_Flight] = deque()
 
-    def enter(self, flight: _Flight) -> None:
+    def enter(self, flight: _Flight, *, again: bool) -> None:
+        """Wait for a place; who has been turned away before is let in first."""
+        first = again
         while True:
             with self.lock:
                 pause = self.opens_at - time.monotonic()
-                if pause <= 0 and self.busy < int(self.limit):
+                if pause <= 0 and self.busy < int(self.limit) and (first or not self.queue):
                     self.busy += 1
                     return
-                self.queue.append(flight)
+                (self.queue.appendleft if first else self.queue.append)(flight)
+            first = True
             try:
                 flight.sleep(pause if pause > 0 else None)
             finally:
-                with self.lock, contextlib.suppress(ValueError):
-                    self.queue.remove(flight)
+                with self.lock:
+                    if flight in self.queue:
+                        self.queue.remove(flight)
+                    elif flight.why:
+                        self._wake()  # the place that it was woken for is the next one's
 
     def leave(self, *, answered: bool) -> None:
         with self.lock:
             self.busy -= 1
             if answered:
-                self.wins += 1
+                self.answered += 1
                 self.limit = min(self.width, self.limit + 1 / self.limit)
-            for _ in range(min(len(self.queue), int(self.limit) - self.busy)):
-                self.queue.popleft().wake.set()
+            self._wake()
+
+    def _wake(self) -> None:
+        for _ in range(min(len(self.queue), int(self.limit) - self.busy)):
+            self.queue.popleft().wake.set()
 
     def throttle(self, seconds: float) -> None:
         """The provider has had too much: let nobody in for a while, then half as many."""
@@ -931,7 +921,7 @@ class _Gate:
 
 
 class _Link:
-    """The connections to one host, and the gates before it."""
+    """The connections to one host, and a gate before it for each model."""
 
     def __init__(self, url: str, width: int) -> None:
         from requests.utils import get_environ_proxies
@@ -942,10 +932,10 @@ class _Link:
         self.gates: dict[str, _Gate] = {}
 
     def gate(self, model: str) -> _Gate:
-        return self.gates.setdefault(model, _Gate(self.width))
+        return self.gates.get(model) or self.gates.setdefault(model, _Gate(self.width))
 
     def open(self, flight: _Flight, url: str, headers: Mapping[str, str], body: bytes) -> Any:
-        """The response to a POST, its body unread. A problem becomes a BackendError that holds no header."""
+        """The response to a POST, its body unread. What is raised instead holds no header, and no frame with one."""
         from requests import PreparedRequest
         from requests.structures import CaseInsensitiveDict
 
@@ -954,27 +944,28 @@ class _Link:
         request.headers = CaseInsensitiveDict({**headers, "Content-Length": str(len(body))})
         flight.check()
         flight.heard()
+        flight.wake.clear()
         _here.flight = flight
-        problem: BaseException | None = None
+        timeout = (CONNECT_TIMEOUT, flight.timeout)
         try:
-            return self.adapter.send(
-                request, stream=True, timeout=(CONNECT_TIMEOUT, flight.timeout), proxies=self.proxies
-            )
+            return self.adapter.send(request, stream=True, timeout=timeout, proxies=self.proxies)
         except BaseException as error:
             problem = error
         finally:
             _here.flight = None
-        raise _transport_error(problem, flight, url)  # out of the except block: no context, no locals with the key
-
-    def close(self) -> None:
-        self.adapter.close()
+        raise _transport_error(problem, flight, url)
 
 
 _links: dict[tuple[str, int], _Link] = {}
 
 
-def _is_loopback(url: str) -> bool:
-    return _host(url) in ("localhost", "127.0.0.1", "::1")
+def _link(base_url: str, width: int) -> _Link:
+    place = (_origin(base_url), width)
+    return _links.get(place) or _links.setdefault(place, _Link(base_url, width))
+
+
+def _origin(url: str) -> str:
+    return re.match(r"[^/?#]*//[^/?#]*|", url)[0].lower()  # type: ignore[index]
 
 
 def _host(url: str) -> str:
@@ -983,36 +974,45 @@ def _host(url: str) -> str:
     return (urlsplit(url).hostname or "").lower()
 
 
+def _is_loopback(url: str) -> bool:
+    return _host(url) in ("localhost", "127.0.0.1", "::1")
+
+
 def _transport_error(problem: BaseException, flight: _Flight, url: str) -> BaseException:
-    """What to raise for an exception from below: never the exception itself, whose frames hold the headers."""
-    if isinstance(problem, (KeyboardInterrupt, SystemExit, BackendError)):
+    """What to raise for an exception from below: never one with frames, which hold the headers."""
+    from urllib3.exceptions import HTTPError
+
+    if not isinstance(problem, (OSError, HTTPError)):  # an interrupt, our own error, or a mistake of ours
+        problem.__context__ = problem.__cause__ = None
         return problem.with_traceback(None)
     try:
         flight.check()
     except BackendError as over:
         return over.with_traceback(None)
-    reason, deepest = _reason(problem)
-    kind = "timeout" if isinstance(deepest, TimeoutError) else "connection"
-    error = BackendError(f"cannot reach {_host(url)}: {reason}", code=kind, provider=flight.provider)
-    error.retryable = isinstance(problem, OSError) and "CERTIFICATE_VERIFY" not in reason
-    error.retry_after = 0.0 if flight.reused and kind == "connection" else None
-    if _is_loopback(url):
-        error.hint = "is the server running?"
+    reason = _innermost(problem)
+    words = str(getattr(reason, "strerror", None) or type(reason).__name__).lower()
+    error = BackendError(
+        f"no connection to {_host(url)}: {words}",
+        code="timeout" if isinstance(reason, TimeoutError) else "connection",
+        provider=flight.provider,
+        hint="is the server running?" if _is_loopback(url) else "",
+        retryable="certificate" not in words,
+    )
+    if flight.reused and error.code == "connection":
+        error.retry_after = 0.0  # the server had closed it meanwhile: nothing was asked yet
     return error
 
 
-def _reason(problem: BaseException) -> tuple[str, BaseException]:
-    """The innermost cause of a chain of wrapped exceptions, in words that hold no URL and no header."""
-    deepest, seen = problem, {id(problem)}
+def _innermost(problem: BaseException) -> BaseException:
+    """The first cause in a chain of exceptions that wrap each other, in any of the ways that urllib3 does it."""
+    seen = {id(problem)}
     while True:
-        inner = [getattr(deepest, "reason", None), deepest.__cause__, deepest.__context__, *deepest.args]
-        found = next((item for item in inner if isinstance(item, BaseException) and id(item) not in seen), None)
+        inside = [getattr(problem, "reason", None), problem.__cause__, problem.__context__, *problem.args]
+        found = next((item for item in inside if isinstance(item, BaseException) and id(item) not in seen), None)
         if found is None:
-            break
-        deepest = found
+            return problem
+        problem = found
         seen.add(id(found))
-    words = getattr(deepest, "strerror", None) or type(deepest).__name__
-    return str(words).lower(), deepest
 
 
 def _chunks(flight: _Flight, response: Any, url: str) -> Iterator[bytes]:
@@ -1029,12 +1029,15 @@ def _chunks(flight: _Flight, response: Any, url: str) -> Iterator[bytes]:
         if problem is not None:
             raise _transport_error(problem, flight, url)
         flight.check()
-        if not data:
-            return
         total += len(data)
         if total > BODY_LIMIT:
             raise BackendError(f"the answer is larger than {BODY_LIMIT >> 20} MB", code="protocol")
+        if not data:
+            return
         yield data
+
+
+_LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
 def _events(chunks: Iterator[bytes]) -> Iterator[str]:
@@ -1043,10 +1046,8 @@ def _events(chunks: Iterator[bytes]) -> Iterator[str]:
     data: list[bytes] = []
     after_cr = False
     for chunk in chunks:
-        if after_cr and chunk.startswith(b"\n"):
-            chunk = chunk[1:]
+        first, *others = _LINE_END.split(chunk[1:] if after_cr and chunk.startswith(b"\n") else chunk)
         after_cr = chunk.endswith(b"\r")
-        first, *others = _LINE_END.split(chunk)
         line.append(first)
         for other in others:
             whole = b"".join(line)
@@ -1056,14 +1057,11 @@ def _events(chunks: Iterator[bytes]) -> Iterator[str]:
             elif not whole and data:
                 yield b"\n".join(data).decode("utf-8", "replace")
                 data = []
-    rest = b"".join(line)
+    rest = b"".join(line)  # the last event of a server that forgets the empty line
     if rest.startswith(b"data:"):
         data.append(rest[5:].strip())
     if data:
         yield b"\n".join(data).decode("utf-8", "replace")
-
-
-_LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
 # --- what the three wires share ---------------------------------------------------------------------------------
@@ -1073,10 +1071,10 @@ class _Ask(NamedTuple):
     """What is asked of a model, before a wire gives it a form."""
 
     messages: Sequence[Mapping[str, Any]]
-    tools: Sequence[Mapping[str, Any]] | None
-    max_tokens: int | None
-    schema: Mapping[str, Any] | None
-    stream: bool
+    tools: Sequence[Mapping[str, Any]] | None = None
+    max_tokens: int | None = None
+    schema: Mapping[str, Any] | None = None
+    stream: bool = False
 
     @property
     def is_conversation(self) -> bool:
@@ -1107,8 +1105,17 @@ class _Answer:
             if self.on_text:
                 self.on_text(text)
 
+    def whole(self, body: Mapping[str, Any]) -> None:
+        """Take in a body that is the answer."""
+        raise NotImplementedError
+
+    def event(self, body: Mapping[str, Any]) -> None:
+        """Take in an event of a stream."""
+        raise NotImplementedError
+
     def finish(self) -> None:
-        """Called once when all has arrived."""
+        """All has arrived."""
+        raise NotImplementedError
 
 
 def _loads(text: str | bytes) -> Any:
@@ -1236,15 +1243,24 @@ def _openai_body(backend: HTTPBackend, ask: _Ask) -> dict[str, Any]:
         body["tools"] = [{"type": "function", "function": dict(tool)} for tool in ask.tools]
     if ask.max_tokens is not None:
         body[backend.limit_field] = ask.max_tokens
-    if ask.schema is not None and "no response_format" not in backend.lessons:
+    if ask.schema is not None:
         body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": ask.schema}}
     if ask.stream:
-        body["stream"] = True
-        if "no stream_options" not in backend.lessons:
-            body["stream_options"] = {"include_usage": True}
-    if backend.is_openai and ask.is_conversation and "no prompt_cache_key" not in backend.lessons:
+        body.update(stream=True, stream_options={"include_usage": True})
+    if ask.is_conversation and _host(backend.base_url) == "api.openai.com":
         body["prompt_cache_key"] = _digest(body["messages"][:2])[:32]
-    return body
+    if ask.is_conversation and "marks" in backend.quirks and "anthropic/" in backend.model:
+        _mark_openai_style(body["messages"])
+    return {name: value for name, value in body.items() if name not in backend.refused}
+
+
+def _mark_openai_style(messages: list[dict[str, Any]]) -> None:
+    """Anthropic's marks as OpenRouter takes them: on text parts of the system prompt and of the last two turns."""
+    asked = [message for message in messages if message["role"] in ("user", "tool")][-2:]
+    for message in [message for message in messages if message["role"] == "system"][-1:] + asked:
+        if isinstance(message["content"], str) and message["content"]:
+            part = {"type": "text", "text": message["content"], "cache_control": {"type": "ephemeral"}}
+            message["content"] = [part]
 
 
 def _digest(value: Any) -> str:
@@ -1440,13 +1456,13 @@ def _anthropic_body(backend: HTTPBackend, ask: _Ask) -> dict[str, Any]:
             {"name": tool["name"], "description": tool["description"], "input_schema": tool["parameters"]}
             for tool in ask.tools
         ]
-    if ask.schema is not None and "no output_config" not in backend.lessons:
+    if ask.schema is not None:
         body["output_config"] = {"format": {"type": "json_schema", "schema": ask.schema}}
     if ask.stream:
         body["stream"] = True
     if ask.is_conversation:
         _mark_for_cache(body)
-    return body
+    return {name: value for name, value in body.items() if name not in backend.refused}
 
 
 def _mark_for_cache(body: dict[str, Any]) -> None:
@@ -1584,14 +1600,16 @@ class _AnthropicAnswer(_Answer):
 
 
 def _replayable(block: Mapping[str, Any]) -> dict[str, Any]:
-    """A block of an answer as a request may hold it: thinking unmodified, text and calls without the answer's extras."""
+    """A block of an answer as a request may hold it: thinking unmodified, the rest without an answer's extras."""
     keep = {"text": ("type", "text"), "tool_use": ("type", "id", "name", "input")}.get(block.get("type", ""))
     return {name: block[name] for name in keep if name in block} if keep else dict(block)
 
 
 # --- Gemini -----------------------------------------------------------------------------------------------------
 
-_GEMINI_FILTERS = frozenset("SAFETY RECITATION PROHIBITED_CONTENT SPII BLOCKLIST LANGUAGE IMAGE_SAFETY".split())
+_GEMINI_FILTERS = ("SAFETY", "RECITATION", "PROHIBITED_CONTENT", "SPII", "BLOCKLIST", "LANGUAGE", "IMAGE_SAFETY")
+# Google's own word for calls that another model made: from Gemini 3 on, a call without a signature is an error.
+_UNSIGNED = "skip_thought_signature_validator"
 
 
 def _gemini_url(base: str, model: str, stream: bool) -> str:
@@ -1610,14 +1628,10 @@ def _gemini_body(backend: HTTPBackend, ask: _Ask) -> dict[str, Any]:
             for tool in ask.tools
         ]
         body["tools"] = [{"functionDeclarations": declared}]
-    config: dict[str, Any] = {}
-    if ask.max_tokens is not None:
-        config["maxOutputTokens"] = ask.max_tokens
+    config: dict[str, Any] = {} if ask.max_tokens is None else {"maxOutputTokens": ask.max_tokens}
     if ask.schema is not None:
         config.update(responseMimeType="application/json", responseJsonSchema=ask.schema)
-    if config:
-        body["generationConfig"] = config
-    return body
+    return {**body, "generationConfig": config} if config else body
 
 
 def _gemini_contents(backend: HTTPBackend, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -1629,7 +1643,7 @@ def _gemini_contents(backend: HTTPBackend, messages: Sequence[Mapping[str, Any]]
         role = "model" if message["role"] == "assistant" else "user"
         kept = backend.own_raw(message).get("parts")
         native.update(part["functionCall"].get("id", "") for part in kept or () if "functionCall" in part)
-        parts = [dict(part) for part in kept] if kept else _gemini_parts(message, native)
+        parts = [dict(part) for part in kept] if kept else _gemini_parts(backend, message, native)
         if made and made[-1]["role"] == role:
             made[-1]["parts"] += parts
         else:
@@ -1637,12 +1651,14 @@ def _gemini_contents(backend: HTTPBackend, messages: Sequence[Mapping[str, Any]]
     return [content for content in made if content["parts"]]
 
 
-def _gemini_parts(message: Mapping[str, Any], native: set[str]) -> list[dict[str, Any]]:
+def _gemini_parts(backend: HTTPBackend, message: Mapping[str, Any], native: set[str]) -> list[dict[str, Any]]:
     if message["role"] != "tool":
+        signed = {"thoughtSignature": _UNSIGNED} if re.match(r"(models/)?gemini-[3-9]", backend.model) else {}
         parts = [_gemini_part(part) for part in _parts(message["content"])]
-        for call in message.get("tool_calls") or ():
-            parts.append({"functionCall": {"name": call["name"], "args": _sendable(call["arguments"])}})
-        return parts
+        return parts + [
+            {"functionCall": {"name": call["name"], "args": _sendable(call["arguments"])}, **signed}
+            for call in message.get("tool_calls") or ()
+        ]
     key = "error" if message.get("is_error") else "result"
     response = {"name": message["name"], "response": {key: _plain(message["content"])}}
     if message["tool_call_id"] in native:
@@ -1714,9 +1730,7 @@ class _GeminiAnswer(_Answer):
         elif self.reason in _GEMINI_FILTERS:
             self.stop = "content_filter"
         elif self.reason != "STOP" and not self.text and not self.calls:
-            error = BackendError(f"the model's answer was not usable ({self.reason})", code="protocol")
-            error.retryable = True
-            raise error
+            raise BackendError(f"the model's answer was not usable ({self.reason})", code="protocol", retryable=True)
         else:
             self.stop = "tool_calls" if self.calls else "stop"
         if any("thoughtSignature" in part or "id" in part.get("functionCall", {}) for part in self.parts):
@@ -1726,12 +1740,11 @@ class _GeminiAnswer(_Answer):
 class _Wire(NamedTuple):
     url: Callable[[str, str, bool], str]
     body: Callable[[HTTPBackend, _Ask], dict[str, Any]]
-    answer: type[Any]
-    done: str = ""  # the data of the event that ends a stream
+    answer: type[_Answer]
 
 
 _WIRES = {
-    "openai": _Wire(_openai_url, _openai_body, _OpenAIAnswer, "[DONE]"),
+    "openai": _Wire(_openai_url, _openai_body, _OpenAIAnswer),
     "anthropic": _Wire(_anthropic_url, _anthropic_body, _AnthropicAnswer),
     "gemini": _Wire(_gemini_url, _gemini_body, _GeminiAnswer),
 }
@@ -1739,83 +1752,110 @@ _WIRES = {
 
 # --- errors that a server answers -------------------------------------------------------------------------------
 
-_RETRIED = frozenset({408, 409, 429})
+_RETRIED = (408, 409, 429)
 _MONEY = re.compile(
-    r"insufficient_quota|credit_balance|spend_limit|usage_limit_exceeded|billing|PerDay|exceeded your current quota",
+    r"insufficient_quota|insufficient.balance|credit.balance|spend_limit|usage_limit_exceeded|billing_hard_limit"
+    r"|exceeded_current_quota|PerDay",
     re.IGNORECASE,
 )
 _TOO_LONG = re.compile(
-    r"context_length|context length|context window|context size|maximum context|prompt is too long|"
-    r"input is too long|exceeds the maximum number of tokens|too many tokens|exceed_context",
+    r"context_length|context length|context window|context size|maximum context|(prompt|input) is too long"
+    r"|input token count|too many tokens|exceed_context",
     re.IGNORECASE,
 )
 _NO_TOOLS = re.compile(
-    r"(tools?|tool[ _]choice|tool (use|calling|call)|function[ _-]calling|functions?)\b.{0,60}"
-    r"(not|n't|no) (be )?(support|enabl|allow|available)|"
-    r"(not|n't) support.{0,30}(tool|function)|support tool use|requires? --(jinja|enable-auto-tool-choice)|"
-    r"tools? param requires",
+    r"\b(tools?|functions?)\b.{0,60}(not|n't) (be )?(support|enabl|allow|available)"
+    r"|(not|n't) support.{0,30}(tool|function)|no endpoints found that support tool use"
+    r"|tools? param requires|requires --(jinja|enable-auto-tool-choice)",
     re.IGNORECASE | re.DOTALL,
 )
+_NO_IMAGES = re.compile(
+    r"(image|vision|multimodal).{0,60}(not|n't) (be )?(support|enabl|allow|available)"
+    r"|(not|n't) support.{0,30}(image|vision)|no endpoints found that support image|mmproj",
+    re.IGNORECASE | re.DOTALL,
+)
+_BLOCKED = re.compile(r"content_filter|content_policy|moderation", re.IGNORECASE)
 _HINTS = {
     "auth": "check the key: it may be revoked, of another account, or not allowed to use this model",
     "quota": "the account's credit or spending limit is used up: raise it with the provider, or use another",
     "not_found": "check the model's name and the base URL",
     "context_length": "give it less: keep long text in variables and send pieces of it",
-    "redirect": "set the base URL to where the server wants to be called; redirects are not followed with a key",
-    "rate": "lower max_parallel, or wait",
+    "redirect": "set the base URL to where the server wants to be called: a key is not sent after a redirect",
+    "rate": "wait, or lower max_parallel",
+    "refused": "the provider's content rules refuse the prompt",
 }
+_CODES = {401: "auth", 402: "quota", 403: "auth", 404: "not_found", 408: "timeout", 409: "server", 429: "rate"}
+# What servers call an error that they send with status 200.
+_STATUS_OF = {
+    "overloaded_error": 529,
+    "rate_limit_error": 429,
+    "rate_limit_exceeded": 429,
+    "RESOURCE_EXHAUSTED": 429,
+    "insufficient_quota": 402,
+    "invalid_request_error": 400,
+    "INVALID_ARGUMENT": 400,
+    "authentication_error": 401,
+    "permission_error": 403,
+    "not_found_error": 404,
+}
+_KEY_SHAPE = re.compile(r"\b(?:sk|pk|gsk|xai|hf|r8|nvapi|key)[-_][-_A-Za-z0-9]{12,}|\bAIza[-_A-Za-z0-9]{20,}")
 
 
 def _code_for(status: int, text: str) -> str:
-    if status in (402, 429) and (status == 402 or _MONEY.search(text)):
+    if status in (400, 403, 429) and _MONEY.search(text):
         return "quota"
     if status in (400, 413, 422, 500) and _TOO_LONG.search(text):
         return "context_length"
+    if status in (400, 403) and _BLOCKED.search(text):
+        return "refused"
     if 300 <= status < 400:
         return "redirect"
-    if status >= 500:
-        return "server"
-    known = {401: "auth", 403: "auth", 404: "not_found", 408: "timeout", 409: "server", 429: "rate"}
-    return known.get(status, "bad_request")
+    return "server" if status >= 500 else _CODES.get(status, "bad_request")
 
 
-def _error_text(body: bytes | Mapping[str, Any]) -> str:
-    """What a server says went wrong: the message and the words beside it."""
-    if not isinstance(body, Mapping):
+def _error_text(body: Any) -> str:
+    """What a server says went wrong: its message and the words beside it, or what came instead."""
+    if isinstance(body, bytes):
+        text = body.decode("utf-8", "replace").strip()
+        if text.startswith("<"):
+            return "a page of HTML"
         try:
-            body = _loads(body)
+            body = _loads(text)
         except ValueError:
-            return body.decode("utf-8", "replace")  # type: ignore[union-attr]
-        body = body[0] if isinstance(body, list) and body else body
-    error = body.get("error", body) if isinstance(body, Mapping) else body
-    if not isinstance(error, Mapping):
+            return text or "nothing"
+    body = body[0] if isinstance(body, list) and body else body
+    error = body.get("error", body) if isinstance(body, dict) else body
+    if not isinstance(error, dict):
         return str(error)
     details = error.get("details")
-    named = [str(error.get(name)) for name in ("type", "code", "status") if error.get(name)]
-    if isinstance(details, Mapping) and details.get("error_code"):
-        named.append(str(details["error_code"]))
-    return f"{error.get('message') or error.get('detail') or _dumps(error).decode()} ({', '.join(named)})"
+    words = [error.get("type"), error.get("code"), error.get("status")]
+    words.append(details.get("error_code") if isinstance(details, dict) else None)
+    words += re.findall(r"\w+PerDay\w*", json.dumps(details))[:1]
+    said = error.get("message") or error.get("detail") or json.dumps(error, ensure_ascii=False)
+    named = ", ".join(dict.fromkeys(str(word) for word in words if word))
+    return f"{said} ({named})" if named else str(said)
 
 
 def _wait_asked(headers: Mapping[str, str], body: bytes) -> float | None:
     """How many seconds the server asks to wait, in any of the ways they have of saying it."""
-    with contextlib.suppress(ValueError):
-        return max(0.0, float(headers.get("retry-after-ms", "")) / 1000)
     after = headers.get("retry-after", "")
-    with contextlib.suppress(ValueError):
-        return max(0.0, float(after))
+    for text, unit in ((headers.get("retry-after-ms", ""), 1000.0), (after, 1.0)):
+        with contextlib.suppress(ValueError):
+            if (seconds := float(text) / unit) >= 0:  # which NaN is not
+                return seconds
     if after:
         from email.utils import parsedate_to_datetime
 
-        with contextlib.suppress(ValueError, TypeError):
+        with contextlib.suppress(ValueError, TypeError, OverflowError):
             return max(0.0, parsedate_to_datetime(after).timestamp() - time.time())
-    found = re.search(rb'"retryDelay"\s*:\s*"([\d.]{1,12})s"', body)
+    found = re.search(rb'"retryDelay"\s*:\s*"(\d{1,9}(?:\.\d{1,9})?)s"', body)
     return float(found[1]) if found else None
 
 
-def _tidy(text: str, secrets: Sequence[str]) -> str:
-    """A server's words for one line of ours: no secrets, no control characters, no length."""
-    text = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", mask(text, secrets)).split())
+def _tidy(text: str, secret: str) -> str:
+    """A server's words for one line of ours: no key nor what looks like one, no control characters, no length."""
+    text = _KEY_SHAPE.sub("***", mask(text, [secret]))
+    text = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text).split())
     return text if len(text) <= 600 else f"{text[:600]} …"
 
 
@@ -1827,24 +1867,26 @@ def _persist(flight: _Flight, gate: _Gate, max_retries: int, send: Callable[[], 
     attempt = failures = 0
     while True:
         attempt += 1
-        gate.enter(flight)
-        wins, error = gate.wins, None
+        gate.enter(flight, again=attempt > 1)
+        before, answered = gate.answered, False
         try:
-            return send(), attempt
-        except BackendError as failure:
-            error = failure
+            result = send()
+            answered = True
+            return result, attempt
+        except BackendError as error:
+            failure = error
+            # Turned away while others are answered is not failing: it is standing in a queue.
+            if error.code != "rate" or gate.answered == before:
+                failures += 1
+            wait = _pause(error, failures)
+            if error.retryable and error.status in (429, 503, 529):
+                gate.throttle(min(wait, LONGEST_WAIT))
         finally:
-            gate.leave(answered=error is None)
-        # A call that is turned away while others are answered is not failing: it is in a queue.
-        if error.code != "rate" or gate.wins == wins:
-            failures += 1
-        wait = _pause(error, failures)
+            gate.leave(answered=answered)
         over = failures > max_retries or attempt >= max(MOST_ATTEMPTS, max_retries + 1)
         late = flight.deadline is not None and time.monotonic() + wait >= flight.deadline
-        if not error.retryable or over or late or wait > LONGEST_WAIT:
-            raise error
-        if error.status in (429, 503, 529):
-            gate.throttle(wait)
+        if not failure.retryable or over or late or wait > LONGEST_WAIT:
+            raise failure
         until = time.monotonic() + wait
         while (left := until - time.monotonic()) > 0:
             flight.sleep(left)
@@ -1855,7 +1897,7 @@ def _pause(error: BackendError, failures: int) -> float:
     import random
 
     if error.retry_after is not None:
-        return error.retry_after + (random.uniform(0, 0.05) if error.retry_after else 0.0)
+        return error.retry_after + random.uniform(0.01, 0.06) if error.retry_after else 0.0
     return float(min(8.0, 0.5 * 2.0 ** max(0, failures - 1)) * random.uniform(0.75, 1.0))
 
 
@@ -1865,90 +1907,68 @@ def _pause(error: BackendError, failures: int) -> float:
 class HTTPBackend:
     """A model of a provider. Made by `connect`; may be used from many threads at once."""
 
-    def __init__(
-        self,
-        row: Provider,
-        model: str,
-        *,
-        base_url: str,
-        key: str,
-        key_source: str | None,
-        max_retries: int,
-        max_parallel: int,
-        prices: Mapping[str, Any] | None,
-        cache: str | None,
-        timeout: float,
-        reconnect: Callable[[str], HTTPBackend] | None = None,
-    ) -> None:
+    def __init__(self, row: Provider, model: str, base_url: str, key: _Key, how: _How) -> None:
         self.provider = row.id
-        self.model = model
         self.wire = row.wire
         self.quirks = row.quirks
         self.base_url = base_url
-        self.key_source = key_source
-        self.max_retries = max_retries
-        self.max_parallel = max_parallel
-        self.prices = prices
-        self.timeout = timeout
-        self.cache = cache
-        self.lessons: set[str] = set()  # what this server has turned out not to take
+        self.key_source = key.source
+        self._key = key.secret
+        self._how = how
+        self._reconnect: Callable[[str], HTTPBackend] | None = None
+        self._be(model)
+
+    def _be(self, model: str) -> None:
+        """Take on a model, and forget what was learnt of another."""
         facts = _facts(model)
-        self.supports_tools = "notools" not in row.quirks
-        self.supports_images = "noimages" not in row.quirks and (facts is None or facts.images)
+        self.model = model
+        self.refused: set[str] = set()  # fields of a request that the server has turned out not to take
+        self.supports_tools = "notools" not in self.quirks
+        self.supports_images = "noimages" not in self.quirks and (facts is None or facts.images)
         self.window = facts.window if facts else None
         self.max_output = facts.max_output if facts else None
-        self.price_known = _price(model, prices, row.id) is not None or row.id.startswith("openrouter")
-        self._row = row
-        self._key = _Secret(key)
-        self._reconnect = reconnect
-        self._codec = _WIRES[self.wire]
+        priced = _price(model, self._how.prices, self.provider) is not None
+        self.price_known = priced or self.provider.startswith("openrouter")  # which says what a call has cost
 
     def __repr__(self) -> str:
         return f"<HTTPBackend {self.provider} {self.model!r} at {self.base_url}>"
 
     @property
-    def is_openai(self) -> bool:
-        return _host(self.base_url) == "api.openai.com"
+    def api_key(self) -> str:
+        """The key, for masking: a string whose repr does not show it."""
+        return self._key
 
     @property
     def limit_field(self) -> str:
         """How this server spells the limit of the answer."""
-        newer = "mct" in self.quirks and (self.provider != "openai" or self.is_openai or _is_openai_model(self.model))
-        return "max_completion_tokens" if newer != ("other limit" in self.lessons) else "max_tokens"
+        newer = "mct" in self.quirks
+        if self.provider == "openai" and _host(self.base_url) != "api.openai.com":
+            newer = bool(_OPENAI_MODEL.match(self.model))  # behind a proxy; anything else is another server
+        return "max_completion_tokens" if newer != ("limit" in self.refused) else "max_tokens"
 
     def with_model(self, model: str) -> HTTPBackend:
         """The same provider and connections with another model; another provider if the name says so."""
-        if self._reconnect is not None:
-            return self._reconnect(model)
-        return self._sibling(model)
+        return self._reconnect(model) if self._reconnect else self._sibling(model)
 
     def _sibling(self, model: str) -> HTTPBackend:
-        return HTTPBackend(
-            self._row,
-            model,
-            base_url=self.base_url,
-            key=self._key,
-            key_source=self.key_source,
-            max_retries=self.max_retries,
-            max_parallel=self.max_parallel,
-            prices=self.prices,
-            cache=self.cache,
-            timeout=self.timeout,
-            reconnect=self._reconnect,
-        )
+        made = copy.copy(self)
+        made._be(model)
+        return made
 
     def close(self) -> None:
         """Close the idle connections. The backend can still be used: it opens new ones."""
-        if link := _links.get((_origin(self.base_url), self.max_parallel)):
-            link.close()
+        if link := _links.get((_origin(self.base_url), self._how.max_parallel)):
+            link.adapter.close()
 
     def own_raw(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """What this very model wants back unchanged in a message, if the message has it."""
         raw = message.get("raw")
-        if not isinstance(raw, dict):
-            return {}
-        mine = raw.get("wire") == self.wire and raw.get("model") == self.model and raw.get("provider") == self.provider
-        return raw if mine else {}
+        mine = {"wire": self.wire, "model": self.model, "provider": self.provider}
+        return raw if isinstance(raw, dict) and mine.items() <= raw.items() else {}
+
+    def dry_run(self, messages: Sequence[Mapping[str, Any]], **how: Any) -> tuple[str, dict[str, str], dict[str, Any]]:
+        """The URL, headers and body that `complete` would send. Options: tools, max_tokens, schema, stream."""
+        return self._request(_Ask(messages, **how))
 
     def complete(
         self,
@@ -1968,23 +1988,24 @@ class HTTPBackend:
         if tools and not self.supports_tools:
             raise self._no_tools()
         if not self.supports_images and _has_images(messages):
-            raise self._error("bad_request", f"{self.model!r} cannot see images", hint="use a model with vision")
-        if max_tokens is not None and self.max_output is not None:
-            max_tokens = min(max_tokens, self.max_output)
-        ask = _Ask(messages, tools, max_tokens, response_schema, stream=on_text is not None)
-        flight = _Flight(self.provider, self.timeout, deadline, cancel)
+            raise self._no_images()
+        ask = _Ask(messages, tools, max_tokens, response_schema, on_text is not None)
+        flight = _Flight(self.provider, self._how.timeout, deadline, cancel)
         with _watch.over(flight):
-            if self.cache is None:
-                return self._live(ask, flight, on_text)
-            return _cached(self, ask, flight, on_text)
+            self._ready(flight)
+            return (_cached if self._how.cache else _live)(self, ask, flight, on_text)
 
-    def prepare(self, ask: _Ask) -> tuple[str, dict[str, str], dict[str, Any]]:
-        """The URL, headers and body that a request would have."""
+    def _ready(self, flight: _Flight) -> None:
+        """Called before anything is sent."""
+
+    def _request(self, ask: _Ask) -> tuple[str, dict[str, str], dict[str, Any]]:
         base, _, query = self.base_url.partition("?")
-        url = self._codec.url(base, self.model, ask.stream)
+        if ask.max_tokens is not None and self.max_output is not None:
+            ask = ask._replace(max_tokens=min(ask.max_tokens, self.max_output))
+        url = _WIRES[self.wire].url(base, self.model, ask.stream)
         if query:
             url += ("&" if "?" in url else "?") + query
-        return url, self._headers(ask.stream), self._codec.body(self, ask)
+        return url, self._headers(ask.stream), _WIRES[self.wire].body(self, ask)
 
     def _headers(self, stream: bool) -> dict[str, str]:
         headers = {
@@ -1995,58 +2016,28 @@ class HTTPBackend:
             "User-Agent": "flat-rlm",
         }
         if self.wire == "anthropic":
-            headers["anthropic-version"] = self._anthropic_version()
-        if self._key:
-            bearer = _Secret(f"Bearer {self._key}")
-            name = {"anthropic": "x-api-key", "gemini": "x-goog-api-key"}.get(self.wire, "Authorization")
-            name = "api-key" if "azure" in self.quirks else "Authorization" if "bearer" in self.quirks else name
-            headers[name] = bearer if name == "Authorization" else self._key
-            if extra := self.quirks.get("header"):
-                headers[extra] = bearer if extra == "cf-aig-authorization" else self._key
+            known = _host(self.base_url) == "api.anthropic.com" and "anthropic-version" not in self.refused
+            headers["anthropic-version"] = "2026-10-21" if known else "2023-06-01"
+        return {**headers, **self._key_headers()}
+
+    def _key_headers(self) -> dict[str, str]:
+        if not self._key:
+            return {}
+        bearer = _Secret(f"Bearer {self._key}")
+        own = {"anthropic": "x-api-key", "gemini": "x-goog-api-key"}.get(self.wire, "Authorization")
+        name = "api-key" if "azure" in self.quirks else "Authorization" if "bearer" in self.quirks else own
+        headers: dict[str, str] = {name: bearer if name == "Authorization" else self._key}
+        if extra := self.quirks.get("header"):
+            headers[extra] = bearer if "authorization" in extra else self._key
         return headers
 
-    def _anthropic_version(self) -> str:
-        own = self.base_url == self._row.base_url and "old version" not in self.lessons
-        return self.quirks.get("version", "2023-06-01") if own else "2023-06-01"
-
-    def _live(self, ask: _Ask, flight: _Flight, on_text: Callable[[str], None] | None) -> Reply:
-        link = _link(self.base_url, self.max_parallel)
-        while True:
-            url, headers, body = self.prepare(ask)
-            data = _dumps(body)
-
-            def send() -> _Answer:
-                return self._attempt(link, flight, url, headers, data, on_text)  # noqa: B023
-
-            try:
-                answer, attempts = _persist(flight, link.gate(self.model), self.max_retries, send)
-            except BackendError as error:
-                failure = error
-            else:
-                return self._reply(answer, ask, attempts)
-            if not self._learn(failure, body):
-                raise failure
-
     def _attempt(
-        self,
-        link: _Link,
-        flight: _Flight,
-        url: str,
-        headers: Mapping[str, str],
-        data: bytes,
-        on_text: Callable[[str], None] | None,
+        self, link: _Link, flight: _Flight, request: tuple[str, dict[str, str], bytes], answer: _Answer
     ) -> _Answer:
-        response = link.open(flight, url, headers, data)
-        answer: _Answer = self._codec.answer(self, on_text)
+        response = link.open(flight, *request)
         finished = False
         try:
-            chunks = _chunks(flight, response, url)
-            if response.status_code >= 300:
-                raise self._refusal(response, b"".join(chunks))
-            if on_text is not None and "json" not in response.headers.get("content-type", ""):
-                self._read_stream(answer, flight, chunks)
-            else:
-                self._read_whole(answer, b"".join(chunks), response.status_code)
+            self._read(answer, flight, response, _chunks(flight, response, request[0]))
             answer.finish()
             finished = True
             return answer
@@ -2061,171 +2052,189 @@ class HTTPBackend:
         failure.provider = self.provider
         raise failure
 
-    def _read_whole(self, answer: Any, data: bytes, status: int) -> None:
+    def _read(self, answer: _Answer, flight: _Flight, response: Any, chunks: Iterator[bytes]) -> None:
+        if response.status_code >= 300:
+            raise self._refusal(response, b"".join(chunks))
+        kind = response.headers.get("content-type", "")
+        if "event-stream" in kind or (answer.on_text and "json" not in kind and "html" not in kind):
+            self._read_stream(answer, flight, chunks)
+        else:
+            self._read_whole(answer, b"".join(chunks))
+
+    def _read_whole(self, answer: _Answer, data: bytes) -> None:
         try:
             body = _loads(data)
         except ValueError:
             body = None
-        if not isinstance(body, dict):
-            raise self._error("protocol", "the server's answer is not a JSON object", retryable=True, status=status)
-        self._raise_error_in(body)
-        answer.whole(body)
+        if isinstance(body, dict):
+            self._raise_error_in(body)
+            answer.whole(body)
         if not answer.ended:
-            raise self._error("protocol", "the server's answer holds no message", retryable=True, status=status)
+            page = data.lstrip()[:1] == b"<"
+            what = "a page of HTML" if page else "no message" if isinstance(body, dict) else "no JSON object"
+            hint = "check the base URL" if page else ""
+            raise self._error("protocol", f"the server answered with {what}", status=200, retryable=not page, hint=hint)
 
-    def _read_stream(self, answer: Any, flight: _Flight, chunks: Iterator[bytes]) -> None:
+    def _read_stream(self, answer: _Answer, flight: _Flight, chunks: Iterator[bytes]) -> None:
         try:
             for data in _events(chunks):
-                flight.heard()
-                if data == self._codec.done:
+                if data == "[DONE]":
                     answer.ended = True
                     return
-                try:
-                    event = _loads(data)
-                except ValueError:
-                    event = None
-                if not isinstance(event, dict):
-                    raise self._error("truncated", "the stream holds an event that is not JSON", retryable=True)
-                self._raise_error_in(event)
-                answer.event(event)
-                flight.heard()
+                self._read_event(answer, flight, data)
                 if answer.ended and self.wire == "anthropic":
                     return
         except BackendError as error:
-            if not answer.ended or error.code not in ("connection", "timeout", "truncated"):
+            if not answer.ended or error.code not in ("connection", "timeout"):
                 raise
         if not answer.ended:
             raise self._error("truncated", "the stream ended before the answer did", retryable=True)
 
+    def _read_event(self, answer: _Answer, flight: _Flight, data: str) -> None:
+        try:
+            event = _loads(data)
+        except ValueError:
+            event = None
+        if not isinstance(event, dict):
+            raise self._error("truncated", "the stream holds an event that is not JSON", retryable=True)
+        self._raise_error_in(event)
+        flight.quiet_until = None  # the time that the caller takes over a text is not the server's
+        answer.event(event)
+        flight.check()
+        flight.heard()
+
     def _raise_error_in(self, body: Mapping[str, Any]) -> None:
-        """An error may come with status 200, in a body as in the middle of a stream."""
+        """An error may come with status 200: in a body as in the middle of a stream."""
         error = body.get("error")
-        if not error:
-            return
-        code = error.get("code") if isinstance(error, Mapping) else None
-        kind = str(error.get("type") or error.get("status") or code) if isinstance(error, Mapping) else ""
-        status = code if isinstance(code, int) and 400 <= code < 600 else _STATUS_OF.get(kind, 500)
-        raise self._status_error(status, _error_text(body), None)
+        if error:
+            named = error if isinstance(error, dict) else {}
+            code = named.get("code")
+            kinds = [_STATUS_OF[word] for word in (named.get("type"), named.get("status"), code) if word in _STATUS_OF]
+            status = code if isinstance(code, int) and 400 <= code < 600 else (*kinds, 500)[0]
+            raise self._status_error(status, _error_text(dict(body)), None)
 
     def _refusal(self, response: Any, body: bytes) -> BackendError:
         if 300 <= response.status_code < 400:
             target = _host(response.headers.get("location", "")) or "elsewhere"
-            return self._status_error(response.status_code, f"the server redirects to {target}", None)
+            return self._status_error(response.status_code, f"it redirects to {target}", None)
         wait = _wait_asked(response.headers, body)
         error = self._status_error(response.status_code, _error_text(body), wait)
-        if response.headers.get("x-should-retry") == "false":
-            error.retryable = False
+        error.retryable = error.retryable and response.headers.get("x-should-retry") != "false"
         return error
 
     def _status_error(self, status: int, text: str, wait: float | None) -> BackendError:
         code = _code_for(status, text)
-        error = self._error(code, f"{self.provider} answers {status}: {text}", status=status, hint=_HINTS.get(code, ""))
-        error.retryable = code not in ("quota", "context_length") and (status in _RETRIED or status >= 500)
-        error.retry_after = wait
-        return error
+        again = code not in ("quota", "context_length") and (status in _RETRIED or status >= 500)
+        message = f"{self.provider} answers {status}: {text}"
+        return self._error(code, message, status=status, hint=_HINTS.get(code, ""), retryable=again, retry_after=wait)
 
-    def _error(self, code: str, message: str, *, retryable: bool = False, **more: Any) -> BackendError:
-        error = BackendError(_tidy(message, [self._key]), code=code, provider=self.provider, **more)
-        error.retryable = retryable
-        return error
+    def _error(self, code: str, message: str, **more: Any) -> BackendError:
+        return BackendError(_tidy(message, self._key), code=code, provider=self.provider, **more)
 
     def _no_tools(self) -> BackendError:
+        self.supports_tools = False
         hint = "use the text protocol: code in fenced blocks"
         return self._error("no_tools", f"{self.model!r} does not support tool calls", status=400, hint=hint)
 
-    def _learn(self, error: BackendError, body: Mapping[str, Any]) -> bool:
-        """Whether the error tells of something to be said in another way from now on."""
-        if error.status not in (400, 404, 422, 500, 501):
+    def _no_images(self) -> BackendError:
+        self.supports_images = False
+        return self._error("no_images", f"{self.model!r} cannot see images", status=400, hint="use a model with vision")
+
+    def learn(self, error: BackendError, body: Mapping[str, Any], ask: _Ask) -> bool:
+        """Whether the error tells how to ask so that it works, from now on."""
+        if error.status not in (400, 404, 422, 500, 501) or error.code == "quota":
             return False
         text = error.message
+        if error.code == "context_length" and (
+            found := re.search(r"context length is (\d+)|context size \((\d+)", text)
+        ):
+            self.window = self.window or int(found[1] or found[2])
         if body.get("tools") and _NO_TOOLS.search(text):
-            self.supports_tools = False
             raise self._no_tools()
+        if _NO_IMAGES.search(text) and _has_images(ask.messages):
+            raise self._no_images()
         if error.status not in (400, 422):
             return False
-        lesson = next((lesson for pattern, field, lesson in _LESSONS if field in body and pattern in text), None)
-        if lesson is None and self.wire == "anthropic" and "anthropic-version" in text:
-            lesson = "old version"
-        if lesson is None or lesson in self.lessons:
+        if found := re.search(r"at most (\d+) completion|> (\d+), which is the maximum", text):
+            known, self.max_output = self.max_output, int(found[1] or found[2])
+            return known != self.max_output
+        lessons = {field: field for field in _OPTIONAL if field in body} | {"anthropic-version": "anthropic-version"}
+        if self.limit_field in body and _UNKNOWN_FIELD.search(text):
+            lessons[self.limit_field] = "limit"
+        lesson = next((lesson for field, lesson in lessons.items() if field in text), None)
+        if lesson is None or lesson in self.refused:
             return False
-        self.lessons.add(lesson)
+        self.refused.add(lesson)
         return True
 
-    def _reply(self, answer: _Answer, ask: _Ask, attempts: int) -> Reply:
-        text = "".join(answer.text)
-        usage: dict[str, Any] | None = answer.usage
-        if usage is None or not (usage["input"] or usage["output"]):
-            out = estimate_tokens([{"content": text, "tool_calls": answer.calls}])
-            into = estimate_tokens(ask.messages, ask.tools)
-            usage = {"input": into, "output": out, "cached": 0, "cache_write": 0, "reasoning": 0, "estimated": True}
-        cost = answer.cost if answer.cost is not None else cost_of(self.model, usage, self.prices, self.provider)
-        raw = answer.raw and {"wire": self.wire, "model": self.model, "provider": self.provider, **answer.raw}
-        return Reply(
-            text, _tool_calls(answer.calls), usage, answer.stop, answer.model or self.model, cost, raw, attempts
-        )
+
+_OPTIONAL = ("stream_options", "prompt_cache_key", "response_format", "output_config")
+_UNKNOWN_FIELD = re.compile(r"unsupported|unrecogni[sz]ed|unknown|unexpected|not supported|not permitted|extra", re.I)
+_OPENAI_MODEL = re.compile(r"gpt-(?!oss)|chatgpt-|o\d(?:-|$)|codex-")
 
 
-_STATUS_OF = {
-    "overloaded_error": 529,
-    "rate_limit_error": 429,
-    "rate_limit_exceeded": 429,
-    "RESOURCE_EXHAUSTED": 429,
-    "insufficient_quota": 402,
-    "invalid_request_error": 400,
-    "INVALID_ARGUMENT": 400,
-    "authentication_error": 401,
-    "permission_error": 403,
-    "not_found_error": 404,
-}
+def _live(backend: HTTPBackend, ask: _Ask, flight: _Flight, on_text: Callable[[str], None] | None) -> Reply:
+    """An answer from the server, asked again in another way where it says how."""
+    link = _link(backend.base_url, backend._how.max_parallel)
+    while True:
+        url, headers, body = backend._request(ask)
+        request = url, headers, _dumps(body)
 
-# What an error names, the field of the request that it is about, what to do from then on.
-_LESSONS = (
-    ("max_completion_tokens", "max_tokens", "other limit"),
-    ("max_completion_tokens", "max_completion_tokens", "other limit"),
-    ("stream_options", "stream_options", "no stream_options"),
-    ("prompt_cache_key", "prompt_cache_key", "no prompt_cache_key"),
-    ("response_format", "response_format", "no response_format"),
-    ("output_config", "output_config", "no output_config"),
-)
+        def send(request: tuple[str, dict[str, str], bytes] = request) -> _Answer:
+            return backend._attempt(link, flight, request, _WIRES[backend.wire].answer(backend, on_text))
+
+        try:
+            answer, attempts = _persist(flight, link.gate(backend.model), backend._how.max_retries, send)
+        except BackendError as error:
+            failure = error
+        else:
+            return _reply(backend, answer, ask, attempts)
+        if failure.partial or not backend.learn(failure, body, ask):
+            raise failure
 
 
-def _is_openai_model(model: str) -> bool:
-    return bool(re.match(r"(gpt-(?!oss)|chatgpt-|o\d|codex-)", model))
+def _reply(backend: HTTPBackend, answer: _Answer, ask: _Ask, attempts: int) -> Reply:
+    text, calls = "".join(answer.text), _tool_calls(answer.calls)
+    usage: dict[str, Any] | None = answer.usage
+    if usage is None or not (usage["input"] or usage["output"]):
+        into, out = estimate_tokens(ask.messages, ask.tools), estimate_tokens([{"content": text, "tool_calls": calls}])
+        usage = {"input": into, "output": out, "cached": 0, "cache_write": 0, "reasoning": 0, "estimated": True}
+    cost = answer.cost
+    if cost is None:
+        cost = cost_of(backend.model, usage, backend._how.prices, backend.provider)
+    raw = answer.raw and {"wire": backend.wire, "model": backend.model, "provider": backend.provider, **answer.raw}
+    return Reply(text, calls, usage, answer.stop, answer.model or backend.model, cost, raw, attempts)
 
 
 def _drain(flight: _Flight, response: Any) -> bool:
-    """Read what is left after the answer, so that the connection can be used again; False if more is to come."""
-    sock = flight.socket
-    if sock is None:
+    """Read the little that is left after an answer, so that the connection can be used again; False if more comes."""
+    if response.raw.connection is None:  # all was read, and another call may have the connection by now
         return True
     try:
-        sock.settimeout(0.01)
-        for _ in range(4):
-            if not response.raw.read1(65536):
-                return True
-        return False
+        flight.socket.settimeout(0.01)
+        return any(not response.raw.read1(65536) for _ in range(4))
     except Exception:  # of many kinds, and all of them mean: not this connection again
         return False
     finally:
         with contextlib.suppress(OSError):
-            sock.settimeout(flight.timeout)
+            flight.socket.settimeout(flight.timeout)
 
 
 # --- connecting -------------------------------------------------------------------------------------------------
 
-_BY_NAME = (
-    (re.compile(r"gpt-oss|o\d*-?oss"), ""),
-    (re.compile(r"gpt-|chatgpt-|o\d(?:-|$)|codex-"), "openai"),
-    (re.compile(r"claude-"), "anthropic"),
-    (re.compile(r"gemini-"), "google"),
-    (re.compile(r"grok-"), "xai"),
-    (re.compile(r"deepseek-"), "deepseek"),
-    (re.compile(r"(?:mistral|magistral|ministral|codestral|devstral|pixtral)-"), "mistral"),
-    (re.compile(r"kimi-|moonshot-"), "moonshotai"),
-    (re.compile(r"sonar"), "perplexity"),
-    (re.compile(r"command-"), "cohere"),
+# Names that say whose model it is. An open model's name does not: many serve it.
+_MAKERS = (
+    ("openai", r"gpt-(?!oss)|chatgpt-|o\d(?:-|$)|codex-"),
+    ("anthropic", r"claude-"),
+    ("google", r"gemini-"),
+    ("xai", r"grok-"),
+    ("deepseek", r"deepseek-"),
+    ("mistral", r"(?:mistral|magistral|ministral|codestral|devstral|pixtral)-"),
+    ("moonshotai", r"kimi-|moonshot-"),
+    ("perplexity", r"sonar(?:-|$)"),
+    ("cohere", r"command-"),
 )
-# What to use when neither a model nor a provider is named, in this order.
+# What to use when no model is named, in this order.
 _DEFAULTS = {
     "openai": DEFAULT_MODEL,
     "anthropic": "claude-haiku-5-5",
@@ -2237,6 +2246,21 @@ _DEFAULTS = {
     "groq": "llama-3.3-70b-versatile",
 }
 _BASE_VARIABLES = {"openai": "OPENAI_BASE_URL", "anthropic": "ANTHROPIC_BASE_URL"}
+
+
+class _How(NamedTuple):
+    """The options that a backend and its siblings share."""
+
+    max_retries: int
+    max_parallel: int
+    prices: Mapping[str, Any] | None
+    cache: str | None
+    timeout: float
+
+
+class _Key(NamedTuple):
+    secret: _Secret
+    source: str | None
 
 
 def connect(
@@ -2251,119 +2275,108 @@ def connect(
     prices: Mapping[str, Any] | None = None,
     cache: bool | str = False,
     timeout: float = 600.0,
+    progress: Callable[[str], None] | None = None,
 ) -> HTTPBackend:
     """The backend for a model; nothing is sent yet. BackendError(code="config") says what is missing.
 
-    `timeout` is how many seconds of silence from the server are borne. `cache` keeps answers on disk: a folder, or
+    `model` may be the path of a .gguf file, which is served on this machine; `progress` is told how it loads.
+    `timeout` is how many seconds of silence from the server are borne. `cache` keeps answers on disk: in a folder, or
     True for the user's cache folder.
     """
     env = _Environ(environ)
     environ = None  # what a traceback shows of this frame must hold no key
-    given = _Secret(api_key) if api_key else None
+    given = _Key(_checked_key(_Secret(api_key), "api_key"), "api_key") if api_key else None
     api_key = None
-    row, name, _ = _choose(model, backend, base_url, env)
+    how = _How(max_retries, max_parallel, prices, _cache_folder(cache, env), timeout)
+    if model and model.endswith(".gguf") and base_url is None and backend in ("auto", "litellm", "llamacpp"):
+        return _LocalModel(model, how, progress)
+    row, name = _choose(model, backend, base_url, env)
+    return _connected(row, name, backend, base_url, given, env, how)
+
+
+def _connected(
+    row: Provider, name: str, backend: str, base_url: str | None, given: _Key | None, env: _Environ, how: _How
+) -> HTTPBackend:
     base = _base_url(row, base_url, env)
-    key, source = _key(row, name, base, base_url, given, env)
-    options: dict[str, Any] = {
-        "max_retries": max_retries,
-        "max_parallel": max_parallel,
-        "prices": prices,
-        "timeout": timeout,
-        "cache": _cache_folder(cache, env),
-    }
-    made = HTTPBackend(row, name, base_url=base, key=key, key_source=source, **options)
+    made = HTTPBackend(row, name, base, given or _key(row, name, base, base_url, env), how)
+
+    def reconnect(model: str) -> HTTPBackend:
+        """Another model by its name; one whose name does not say whose it is belongs to the same provider."""
+        try:
+            other, other_name = _choose(model, "auto", None, env)
+        except BackendError:
+            return made._sibling(model)
+        if other.id == made.provider:
+            return made._sibling(other_name)
+        return _connected(other, other_name, backend, None, None, env, how)
+
     if backend in ("auto", "litellm") and base_url is None:
-        made._reconnect = functools.partial(_with_model, made, env, options)
+        made._reconnect = reconnect
     return made
 
 
-def _with_model(made: HTTPBackend, env: _Environ, options: dict[str, Any], model: str) -> HTTPBackend:
-    """Another model by its name; a name that does not say whose it is belongs to the same provider."""
-    try:
-        row, name, _ = _choose(model, "auto", None, env)
-    except BackendError:
-        return made._sibling(model)
-    if row.id == made.provider:
-        return made._sibling(name)
-    base = _base_url(row, None, env)
-    key, source = _key(row, name, base, None, None, env)
-    other = HTTPBackend(row, name, base_url=base, key=key, key_source=source, **options)
-    other._reconnect = functools.partial(_with_model, other, env, options)
-    return other
-
-
-def _choose(model: str | None, backend: str, base_url: str | None, env: _Environ) -> tuple[Provider, str, bool]:
-    """Whose model it is, its name there, and whether the name said so."""
+def _choose(model: str | None, backend: str, base_url: str | None, env: _Environ) -> tuple[Provider, str]:
+    """Whose model it is, and its name there."""
     if backend not in ("auto", "litellm"):
         row = _provider(backend)
         name = model or _DEFAULTS.get(row.id, "")
         if not name:
             raise BackendError(f"which model of {row.id}?", code="config", provider=row.id, hint="-m MODEL")
-        return row, name if base_url else _unprefixed(name, row), True
+        return row, name if base_url else _unprefixed(name, row)
     if not model:
-        row = _present(env, base_url)
-        return row, _DEFAULTS[row.id], True
+        row = _present(env) if base_url is None else _at(base_url) or _rows()["openai"]
+        return row, _DEFAULTS.get(row.id, DEFAULT_MODEL)
     for separator in "/:":
-        word, found, rest = model.partition(separator)
-        if found and rest and word in _table():
-            return _table()[word], rest, True
-    for pattern, id_ in _BY_NAME:
-        if pattern.match(model):
-            if id_:
-                return _table()[id_], model, True
-            break
-    if base_url is None:
-        raise BackendError(
-            f"cannot tell whose model {model!r} is",
-            code="config",
-            hint=f"write provider/model, as in openrouter/{model} or ollama/{model}; `rlm providers` lists them",
-        )
-    return _table()["openai"], model, False
+        word, _, rest = model.partition(separator)
+        if rest and word in _by_name():
+            return _by_name()[word], rest
+    if base_url and (row_there := _at(base_url)):
+        return row_there, model
+    maker = next((id_ for id_, names in _MAKERS if re.match(names, model)), None)
+    if maker is None and base_url is None:
+        hint = f"write provider/model, as in openrouter/{model} or ollama/{model}; `rlm providers` lists them"
+        raise BackendError(f"cannot tell whose model {model!r} is", code="config", hint=hint)
+    return _rows()[maker or "openai"], model
 
 
 def _provider(name: str) -> Provider:
-    if row := _table().get(name):
+    if row := _by_name().get(name):
         return row
     import difflib
 
-    near = difflib.get_close_matches(name, _table(), 3)
+    near = difflib.get_close_matches(name, _by_name(), 3)
     hint = f"did you mean {' or '.join(near)}?" if near else "`rlm providers` lists them"
     raise BackendError(f"no provider is called {name!r}", code="config", hint=hint)
 
 
 def _unprefixed(model: str, row: Provider) -> str:
     word, _, rest = model.partition("/")
-    named = word == row.id or word in row.aliases
-    return rest if rest and named and ("own" not in row.quirks or "/" in rest) else model
+    named = rest and word in (row.id, *row.aliases)
+    return rest if named and ("own" not in row.quirks or "/" in rest) else model
 
 
-def _present(env: _Environ, base_url: str | None) -> Provider:
+def _present(env: _Environ) -> Provider:
     """The provider to use when nobody has named one: the first whose key is there."""
-    if base_url is None:
-        for id_ in _DEFAULTS:
-            if any(env.get(name) for name in _table()[id_].keys):
-                return _table()[id_]
-    return _table()["openai"]
+    there = (_rows()[id_] for id_ in _DEFAULTS if any(env.get(name) for name in _rows()[id_].keys))
+    return next(there, _rows()["openai"])
+
+
+def _at(url: str) -> Provider | None:
+    """The provider whose host this is, exactly."""
+    if _is_loopback(url):
+        return None
+    return next((row for row in _rows().values() if _host(row.base_url) == _host(url)), None)
 
 
 def _base_url(row: Provider, given: str | None, env: _Environ) -> str:
     url = given or env.get(_BASE_VARIABLES.get(row.id, "")) or env.get(row.quirks.get("base", "")) or row.base_url
-    missing: list[str] = []
-
-    def fill(found: re.Match[str]) -> str:
-        if not env.get(found[1]):
-            missing.append(found[1])
-        return env.get(found[1])
-
-    url = re.sub(r"\$\{(\w+)\}", fill, url)
+    missing = [name for name in re.findall(r"\$\{(\w+)\}", url) if not env.get(name)]
     if missing:
-        raise BackendError(
-            f"the URL of {row.id} needs {' and '.join(missing)}",
-            code="config",
-            provider=row.id,
-            hint=f"export {missing[0]}=…, or give base_url",
-        )
-    return _checked_url(url.strip())
+        hint = f"export {missing[0]}=…, or give base_url"
+        needs = f"the URL of {row.id} needs {' and '.join(missing)}"
+        raise BackendError(needs, code="config", provider=row.id, hint=hint)
+    url = _checked_url(re.sub(r"\$\{(\w+)\}", lambda found: env.get(found[1]), url).strip())
+    return f"{url}/openai/v1" if "azure" in row.quirks and url == _origin(url) else url
 
 
 def _checked_url(url: str) -> str:
@@ -2375,34 +2388,21 @@ def _checked_url(url: str) -> str:
     except ValueError:
         fine = False
     if not fine or re.search(r"[\s\x00-\x1f]", url):
-        raise BackendError("the base URL is not an http or https URL", code="config", hint="https://HOST/v1")
+        raise BackendError("the base URL is not an http or https URL", code="config", hint="as in https://HOST/v1")
     if parts.username or parts.password:
         raise BackendError("the base URL holds a user name or password", code="config", hint="give the key as api_key")
-    head, mark, query = url.partition("?")
+    head, mark, query = url.partition("#")[0].partition("?")
     return head.rstrip("/") + mark + query
 
 
-def _origin(url: str) -> str:
-    from urllib.parse import urlsplit
-
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc}".lower()
-
-
-def _key(
-    row: Provider, model: str, base: str, given_url: str | None, given: _Secret | None, env: _Environ
-) -> tuple[_Secret, str | None]:
-    """The key for this host and where it came from: the caller's, else that of the provider whose host it is."""
-    if given is not None:
-        return _checked_key(given, "api_key"), "api_key"
-    owner = row  # the URL is the user's word, and so may have the key of the provider that the user named
-    if not _is_loopback(base) and _host(row.base_url) != _host(base):
-        owner = next((other for other in _table().values() if _host(other.base_url) == _host(base)), row)
+def _key(row: Provider, model: str, base: str, given_url: str | None, env: _Environ) -> _Key:
+    """The key for this host: of the provider whose host it is, else, at a URL of the user's, of the one he named."""
+    owner = row if _host(row.base_url) == _host(base) else _at(base) or row
     for name in owner.keys:
         if env.get(name):
-            return _checked_key(env.secret(name), name), name
-    if owner.keyless or given_url is not None or _is_loopback(base):
-        return _Secret(""), None
+            return _Key(_checked_key(env.secret(name), name), name)
+    if given_url is not None or _is_loopback(base) or not {"local", "keyless"}.isdisjoint(owner.quirks):
+        return _Key(_Secret(""), None)
     raise BackendError(
         f"no API key for model {model!r}",
         code="config",
@@ -2412,26 +2412,17 @@ def _key(
     )
 
 
-def _link(base_url: str, width: int) -> _Link:
-    place = (_origin(base_url), width)
-    if place not in _links:
-        _links.setdefault(place, _Link(base_url, width))
-    return _links[place]
-
-
 # --- answers kept -----------------------------------------------------------------------------------------------
 
 
 def _cache_folder(cache: bool | str, env: _Environ) -> str | None:
-    if cache is False:
-        return None
     if isinstance(cache, str):
         return os.path.expanduser(cache)
-    return os.path.join(env.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "rlm")
+    return os.path.join(env.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "rlm") if cache else None
 
 
 class _Pending:
-    """A question that somebody has asked already, and its answer once it is there."""
+    """A question that has been asked and not been answered yet, and who else waits for the answer."""
 
     def __init__(self) -> None:
         self.waiting: list[_Flight] = []
@@ -2446,27 +2437,25 @@ _pending_lock = threading.Lock()
 
 def _cached(backend: HTTPBackend, ask: _Ask, flight: _Flight, on_text: Callable[[str], None] | None) -> Reply:
     """The answer from disk or from whoever is asking the same right now, else a live one, kept for the next."""
-    _, _, body = backend.prepare(ask._replace(max_tokens=None, stream=False))
-    name = _digest([backend.provider, backend.base_url, body])
-    path = os.path.join(backend.cache or "", f"{name}.json")
+    body = backend._request(ask._replace(max_tokens=None, stream=False))[2]
+    name = _digest([backend.provider, backend.base_url, backend.model, body])
+    path = os.path.join(backend._how.cache or "", f"{name}.json")
     while True:
         if reply := _read_reply(path):
             return _again(reply, on_text)
         with _pending_lock:
-            pending = _pending.get(path)
-            leads = pending is None
-            if pending is None:
-                pending = _pending[path] = _Pending()
-            else:
+            mine = _Pending()
+            pending = _pending.setdefault(path, mine)
+            if pending is not mine:
                 pending.waiting.append(flight)
-        if leads:
+        if pending is mine:
             return _lead(backend, ask, flight, on_text, path, pending)
         while not pending.over:
             flight.sleep(None)
-        if pending.reply is not None and pending.reply.stop_reason in ("stop", "tool_calls"):
+        if pending.reply is not None and _is_whole(pending.reply):
             return _again(pending.reply, on_text)
         if pending.error is not None and pending.error.code not in ("cancelled", "timeout"):
-            raise pending.error
+            raise copy.copy(pending.error)
 
 
 def _lead(
@@ -2477,11 +2466,12 @@ def _lead(
     path: str,
     pending: _Pending,
 ) -> Reply:
+    """A live answer, for all who wait for it."""
     try:
-        pending.reply = backend._live(ask, flight, on_text)
-        if pending.reply.stop_reason in ("stop", "tool_calls"):
-            _write_reply(path, pending.reply)
-        return pending.reply
+        reply = pending.reply = _live(backend, ask, flight, on_text)
+        if _is_whole(reply):
+            _write_reply(path, reply)
+        return reply
     except BackendError as error:
         pending.error = error
         raise
@@ -2491,6 +2481,11 @@ def _lead(
             pending.over = True
             for waiting in pending.waiting:
                 waiting.wake.set()
+
+
+def _is_whole(reply: Reply) -> bool:
+    """Whether it would be the answer with any other limit too."""
+    return reply.stop_reason in ("stop", "tool_calls")
 
 
 def _again(reply: Reply, on_text: Callable[[str], None] | None) -> Reply:
@@ -2504,9 +2499,10 @@ def _again(reply: Reply, on_text: Callable[[str], None] | None) -> Reply:
 def _read_reply(path: str) -> Reply | None:
     try:
         with open(path, "rb") as file:
-            return Reply(**_loads(file.read()))
+            reply = Reply(**_loads(file.read()))
     except (OSError, ValueError, TypeError):  # absent or torn: asked again
         return None
+    return reply if isinstance(reply.text, str) and isinstance(reply.tool_calls, list) else None
 
 
 def _write_reply(path: str, reply: Reply) -> None:
@@ -2521,6 +2517,163 @@ def _write_reply(path: str, reply: Reply) -> None:
         os.replace(file.name, path)
     except OSError as error:
         raise BackendError(f"cannot write to the cache {folder!r}: {error.strerror}", code="config") from None
+
+
+# --- a model in a file ------------------------------------------------------------------------------------------
+
+_SERVE = """
+import json, sys, xllamacpp
+how = json.loads(sys.stdin.readline())
+params = xllamacpp.CommonParams()
+params.model.path, params.n_ctx, params.n_parallel = how["path"], how["context"], how["parallel"]
+params.kv_unified, params.use_jinja, params.port = True, True, 0
+params.api_keys, params.cors_origins = [how["key"]], ""
+server = xllamacpp.Server(params)
+print(json.dumps({"url": server.listening_address}), flush=True)
+sys.stdin.read()  # until the host closes it, or ends in any way
+"""
+_LONGEST_CONTEXT = 32_768  # of a model that could take more: its memory is taken at once
+
+
+class _Served(NamedTuple):
+    process: Any
+    url: str
+    key: _Secret
+
+
+_served: dict[str, _Served] = {}
+_serving = threading.Lock()
+
+
+class _LocalModel(HTTPBackend):
+    """A GGUF file, served by a llama.cpp server on loopback: one for the process, started by the first call."""
+
+    def __init__(self, path: str, how: _How, progress: Callable[[str], None] | None) -> None:
+        self.path = os.path.realpath(os.path.expanduser(path))
+        trained = _gguf_context(self.path)
+        _check_local(self.path)
+        super().__init__(_rows()["llamacpp"], path, "http://127.0.0.1", _Key(_Secret(""), None), how)
+        self.window = min(trained or 4096, _LONGEST_CONTEXT)
+        self._progress = progress
+
+    def with_model(self, model: str) -> HTTPBackend:
+        if model != self.model:
+            hint = "leave sub_model out, or name a provider's model as the main one"
+            raise BackendError(f"{self.model!r} serves no other model than itself", code="config", hint=hint)
+        return self
+
+    def _ready(self, flight: _Flight) -> None:
+        with _serving:
+            served = _served.get(self.path)
+            if served is None or served.process.poll() is not None:
+                served = _served[self.path] = self._serve(flight)
+        self.base_url, self._key = f"{served.url}/v1", served.key
+
+    def _serve(self, flight: _Flight) -> _Served:
+        """Start the server and wait until it has loaded the model, saying so each second."""
+        import atexit
+        import subprocess
+        import sys
+        import tempfile
+
+        log = tempfile.TemporaryFile()  # noqa: SIM115  # the process writes to it for as long as it lives
+        pipe = subprocess.PIPE
+        process = subprocess.Popen([sys.executable, "-c", _SERVE], stdin=pipe, stdout=pipe, stderr=log)
+        assert process.stdin and process.stdout
+        atexit.register(process.kill)
+        key = _Secret(os.urandom(16).hex())
+        how = {"path": self.path, "context": self.window, "parallel": min(4, self._how.max_parallel), "key": key}
+        answer: list[bytes] = []
+
+        def ask() -> None:
+            with contextlib.suppress(OSError):
+                process.stdin.write(json.dumps(how).encode() + b"\n")  # type: ignore[union-attr]
+                process.stdin.flush()  # type: ignore[union-attr]
+            answer.append(process.stdout.readline())  # type: ignore[union-attr]
+            flight.wake.set()
+
+        threading.Thread(target=ask, name="rlm-load", daemon=True).start()
+        try:
+            self._wait_for(answer, flight)
+            return _Served(process, _loads(answer[0])["url"], key)
+        except (ValueError, KeyError, TypeError):
+            log.seek(0)
+            said = log.read()[-2000:].decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
+            process.kill()
+            raise self._error("config", f"llama.cpp cannot serve {self.model!r}: {said[-1]}") from None
+        except BaseException:
+            process.kill()
+            raise
+
+    def _wait_for(self, answer: list[bytes], flight: _Flight) -> None:
+        size, started = os.path.getsize(self.path) / 1e9, time.monotonic()
+        while not answer:
+            if self._progress:
+                waited = time.monotonic() - started
+                self._progress(f"loading {os.path.basename(self.path)} ({size:.1f} GB): {waited:.0f} s")
+            flight.sleep(1.0)
+
+
+def _check_local(path: str) -> None:
+    """Raise where the file cannot be served on this machine."""
+    import importlib.util
+
+    if importlib.util.find_spec("xllamacpp") is None:
+        hint = "pip install 'flat-rlm[local]'"
+        raise BackendError("a .gguf model needs the package xllamacpp", code="config", hint=hint)
+    size, free = os.path.getsize(path), _free_memory()
+    if free is not None and size > free:
+        message = f"{path!r} takes {size / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
+        raise BackendError(message, code="config", hint="use a smaller model or a stronger quantisation")
+
+
+def _free_memory() -> int | None:
+    """Bytes of memory that a model could take; None where that cannot be told or a GPU has its own."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            found = re.search(r"MemAvailable:\s+(\d+) kB", file.read())
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found and not os.path.exists("/dev/nvidia0") else None
+
+
+def _gguf_context(path: str) -> int | None:
+    """The context length that a GGUF file names, if it does; BackendError for a file that is none.
+
+    The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+    """
+    import struct
+
+    sizes = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+    try:
+        with open(path, "rb") as file:
+
+            def number(form: str) -> int:
+                return int(struct.unpack(form, file.read(struct.calcsize(form)))[0])
+
+            def skip(kind: int, count: int = 1) -> None:
+                if kind == 9:
+                    for _ in range(count):
+                        skip(number("<I"), number("<Q"))
+                elif kind == 8:
+                    for _ in range(count):
+                        file.seek(number("<Q"), 1)
+                else:
+                    file.seek(sizes[kind] * count, 1)
+
+            if file.read(4) != b"GGUF":
+                raise BackendError(f"{path!r} is not a GGUF file", code="config", hint="give a llama.cpp model file")
+            number("<I"), number("<Q")
+            for _ in range(min(number("<Q"), 1000)):
+                name, kind = file.read(min(number("<Q"), 65536)), number("<I")
+                if name.endswith(b".context_length") and kind in (4, 10):
+                    return number("<I" if kind == 4 else "<Q")
+                skip(kind)
+    except OSError as error:
+        raise BackendError(f"cannot read the model {path!r}: {error.strerror}", code="config") from None
+    except (struct.error, KeyError, RecursionError):
+        raise BackendError(f"{path!r} is a damaged GGUF file", code="config", hint="download it again") from None
+    return None
 
 
 # --- besides models ---------------------------------------------------------------------------------------------
@@ -2545,7 +2698,7 @@ def post(
     link = _link(url, 16)
     last: list[tuple[int, dict[str, str], bytes]] = []
 
-    def send() -> tuple[int, dict[str, str], bytes]:
+    def send() -> None:
         last.clear()
         response = link.open(flight, url, headers, data)
         try:
@@ -2554,17 +2707,14 @@ def post(
             response.raw.close()
             response.raw.release_conn()
         status = response.status_code
-        answer = status, {name.lower(): value for name, value in response.headers.items()}, body
+        last.append((status, {name.lower(): value for name, value in response.headers.items()}, body))
         if status in _RETRIED or status >= 500:
-            last.append(answer)
-            error = BackendError(f"{_host(url)} answers {status}", code=_code_for(status, ""), status=status)
-            error.retryable, error.retry_after = True, _wait_asked(response.headers, body)
-            raise error
-        return answer
+            wait, code = _wait_asked(response.headers, body), _code_for(status, "")
+            raise BackendError(f"status {status}", code=code, status=status, retryable=True, retry_after=wait)
 
     with _watch.over(flight):
         try:
-            return _persist(flight, link.gate(url), max_retries, send)[0]
+            _persist(flight, link.gate(url), max_retries, send)
         except BackendError:
             if not last or flight.why:
                 raise
@@ -2586,11 +2736,13 @@ def local_servers(timeout: float = 0.3) -> list[tuple[str, str, list[str]]]:
     def probe(id_: str, base: str) -> None:
         import requests
 
-        session = requests.Session()
-        session.trust_env = False
-        with contextlib.suppress(requests.RequestException, ValueError, AttributeError, TypeError), session:
-            answer = session.get(f"{base}/models", timeout=timeout, allow_redirects=False)
-            found[id_] = [str(entry["id"]) for entry in answer.json()["data"] if isinstance(entry, dict)]
+        with requests.Session() as session:
+            session.trust_env = False
+            try:
+                answer = session.get(f"{base}/models", timeout=timeout, allow_redirects=False)
+                found[id_] = [str(entry["id"]) for entry in answer.json()["data"]]
+            except (requests.RequestException, ValueError, LookupError, TypeError):
+                return  # nothing there, or nothing that speaks of models
 
     threads = [threading.Thread(target=probe, args=place, daemon=True) for place in _LOCAL]
     for thread in threads:
