@@ -15,6 +15,7 @@ Not covered: of JSON Schema `if`/`then`/`else`, `dependent*`, `unevaluated*`, `f
 from __future__ import annotations
 
 import builtins
+import codecs
 import contextlib
 import dataclasses
 import json
@@ -102,9 +103,23 @@ def _parameters_problem(parameters: Any) -> str:
         return f"its parameters must be a schema of type 'object', not {parameters['type']!r}"
     if not isinstance(parameters.get("properties", {}), dict):
         return "'properties' of its parameters must be a dict of schemas"
+    for name, schema in parameters.get("properties", {}).items():
+        kinds = schema.get("type", []) if isinstance(schema, dict) else []
+        for kind in kinds if isinstance(kinds, list) else [kinds]:
+            if kind not in _TYPES:
+                return f"the type of {name!r} must be one of {', '.join(_TYPES)}, not {kind!r}"
+        if not isinstance(schema, (dict, bool)):
+            return f"the schema of {name!r} must be a dict, not {schema!r}"
     required = parameters.get("required", [])
-    unknown = [name for name in required if name not in parameters.get("properties", {})]
-    return f"required parameter {unknown[0]!r} is not among its properties" if unknown else ""
+    if not isinstance(required, (list, tuple)):
+        return f"'required' of its parameters must be a list of names, not {required!r}"
+    if unknown := [name for name in required if name not in parameters.get("properties", {})]:
+        return f"required parameter {unknown[0]!r} is not among its properties"
+    try:
+        json.dumps(parameters)
+    except (TypeError, ValueError, RecursionError) as error:
+        return f"its parameters are not JSON ({error})"
+    return ""
 
 
 def signature(tool: Tool) -> str:
@@ -192,7 +207,8 @@ def _only_string(tool: Tool) -> str | None:
     """The parameter that a bare string can only mean: the one required, or the one there is, if it is a string."""
     properties = tool.parameters["properties"]
     names = list(tool.parameters.get("required") or properties)
-    return names[0] if len(names) == 1 and properties[names[0]].get("type") == "string" else None
+    only = properties[names[0]] if len(names) == 1 else None
+    return names[0] if isinstance(only, dict) and only.get("type") == "string" else None
 
 
 def _known_arguments(tool: Tool, given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -204,14 +220,14 @@ def _known_arguments(tool: Tool, given: dict[str, Any]) -> tuple[dict[str, Any],
         return given, []
     known = {name: value for name, value in given.items() if name in properties}
     notes = []
-    for name in given.keys() - properties.keys():
+    for name in [name for name in given if name not in properties]:
         free = [other for other in properties if other not in known]
         near = difflib.get_close_matches(str(name), free, n=1, cutoff=0.6)
         if near:
             known[near[0]] = given[name]
             notes.append(f"took argument {name!r} as {near[0]!r}")
         else:
-            notes.append(f"ignored unknown argument {name!r}; it is {signature(tool)}")
+            notes.append(f"ignored unknown argument {name!r} of {signature(tool)}")
     return known, notes
 
 
@@ -268,6 +284,8 @@ def plain(value: Any) -> Any:
         return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
     if callable(dump := getattr(value, "model_dump", None)):
         return plain(dump(mode="json"))
+    if callable(data := getattr(value, "tolist", None)):  # a number or array of numpy's
+        return plain(data())
     if callable(stamp := getattr(value, "isoformat", None)):
         return stamp()
     return list(map(plain, value)) if isinstance(value, Iterator) else str(value)
@@ -293,6 +311,7 @@ def render(value: Any) -> str:
 # --- checking data against a JSON Schema --------------------------------------------------------------------------
 
 _DEEPEST = 64
+_MOST_PROBLEMS = 100
 _TYPES: dict[str, Callable[[Any], bool]] = {
     "object": lambda value: isinstance(value, dict),
     "array": lambda value: isinstance(value, list),
@@ -341,6 +360,8 @@ class _Checker:
         """The value as the schema wants it; what cannot be mended is added to the problems."""
         if not isinstance(schema, dict):
             return value if schema is not False else self.wrong(path, "nothing is allowed here", value)
+        if len(self.problems) > _MOST_PROBLEMS:
+            return value
         if self.depth > _DEEPEST:
             return self.wrong(path, f"nested more than {_DEEPEST} levels deep", value)
         before = len(self.problems)
@@ -420,7 +441,7 @@ class _Checker:
             first, rest = schema.get("prefixItems", []), schema.get("items", True)
             rules = [*first, *[rest] * len(value)]
             value = [self.check(rule, item, f"{path}[{index}]") for index, (rule, item) in enumerate(zip(rules, value))]
-            if schema.get("uniqueItems") and any(_same(a, b) for i, a in enumerate(value) for b in value[:i]):
+            if schema.get("uniqueItems") and len(value) > len({json.dumps(item, default=str) for item in value}):
                 self.wrong(path, "has the same item twice", value)
         elif isinstance(value, str) and "pattern" in schema and not re.search(schema["pattern"], value):
             self.wrong(path, f"{_shown(value)} does not match the pattern {schema['pattern']}", value)
@@ -435,17 +456,12 @@ class _Checker:
         properties, required = schema.get("properties", {}), schema.get("required", [])
         result: dict[str, Any] = {}
         for name, item in value.items():
+            optional = name in properties and name not in required
             rule = _property_rule(schema, str(name))
             below = f"{path}.{name}" if path else str(name)
             if rule is False:
                 self.wrong(below, f"unknown property; there are {', '.join(properties) or 'none'}", item)
-            elif (
-                item is None
-                and self.coerce
-                and name in properties
-                and name not in required
-                and not self.fits(rule, None)
-            ):
+            elif item is None and optional and self.coerce and not self.fits(rule, None):
                 continue  # null for an optional property means that it is absent
             else:
                 result[name] = self.check(rule, item, below)
@@ -545,7 +561,6 @@ _NAMED: dict[str, tuple[Schema, str]] = {
     "datetime.time": ({"type": "string", "format": "time"}, "fromisoformat"),
     "decimal.Decimal": ({"type": ["string", "number"]}, ""),
     "uuid.UUID": ({"type": "string", "format": "uuid"}, ""),
-    "pathlib.Path": ({"type": "string"}, ""),
 }
 _SIMPLE: dict[Any, Schema] = {
     str: {"type": "string"},
@@ -602,6 +617,8 @@ class _Shapes:
             schema, maker = named
             make = getattr(kind, maker) if maker else kind
             return dict(schema), lambda value: make(re.sub("[zZ]$", "+00:00", str(value)))
+        if isinstance(kind, type) and not typing.get_args(kind) and issubclass(kind, os.PathLike):
+            return {"type": "string"}, kind
         if callable(model := getattr(kind, "model_json_schema", None)):
             schema = model()
             self.shared |= schema.pop("$defs", {})
@@ -628,9 +645,8 @@ class _Shapes:
             return self.of_tuple([self.of(arg) for arg in args])
         if isinstance(origin, type) and issubclass(origin, Mapping):
             schema, make = self.of(args[1])
-            return {"type": "object", "additionalProperties": schema}, lambda value: {
-                k: make(v) for k, v in value.items()
-            }
+            made = {"type": "object", "additionalProperties": schema}
+            return made, lambda value: {key: make(item) for key, item in value.items()}
         if isinstance(origin, type) and issubclass(origin, Iterable):
             schema, make = self.of(args[0])
             kept = origin if origin in (tuple, set, frozenset) else list
@@ -639,12 +655,10 @@ class _Shapes:
 
     def of_union(self, shapes: list[Shape]) -> Shape:
         def make(value: Any) -> Any:
-            fitting = (
-                made
-                for schema, made in shapes
-                if not validate({**schema, "$defs": self.shared}, value, coerce=False)[1]
-            )
-            return next(fitting, _as_it_is)(value)
+            for schema, made in shapes:
+                if not validate({**schema, "$defs": self.shared}, value, coerce=False)[1]:
+                    return made(value)
+            return value
 
         return {"anyOf": [schema for schema, _ in shapes]}, make
 
@@ -849,7 +863,8 @@ class _Files:
 
     def __init__(self, allowed: Iterable[str | os.PathLike[str]] | None, cwd: str | None) -> None:
         self.cwd = os.path.realpath(cwd or os.getcwd())
-        given = [allowed] if isinstance(allowed, (str, os.PathLike)) else list(allowed or [self.cwd])
+        allowed = [self.cwd] if allowed is None else allowed
+        given = [allowed] if isinstance(allowed, (str, os.PathLike)) else list(allowed)
         self.roots = [os.path.realpath(os.path.join(self.cwd, os.path.expanduser(root))) for root in given]
 
     def locate(self, path: str) -> tuple[str, str]:
@@ -860,16 +875,16 @@ class _Files:
             raise ValueError(f"not a path: {path[:200]!r} ({error})") from None
         root = max((root for root in self.roots if _is_under(real, root)), key=len, default=None)
         if root is None or real.startswith(("/proc/", "/sys/")):
-            allowed = ", ".join(map(self.shown, self.roots))
+            allowed = ", ".join(map(self.shown, self.roots)) or "none"
             raise PermissionError(f"{path!r} is outside the allowed paths ({allowed})")
-        below = os.path.relpath(real, root)
+        below = _below(real, root)
         if is_secret(below) or is_secret(os.path.basename(path)):
             raise PermissionError(f"{path!r} may hold credentials and is not read")
         return root, below
 
     def shown(self, real: str) -> str:
         """A real path as it is named to the model: relative to the working directory where it lies in it."""
-        path = os.path.relpath(real, self.cwd) if _is_under(real, self.cwd) else real
+        path = _below(real, self.cwd) if _is_under(real, self.cwd) else real
         return path.replace(os.sep, "/")
 
     @contextlib.contextmanager
@@ -917,6 +932,8 @@ class _Files:
             size = os.fstat(file.fileno()).st_size
             data, cut = _lines(_as_utf8(file, path), first, last, 4 * VIEW_LIMIT)
         lines = _decoded(data).removesuffix("\n").split("\n") if data else []
+        if cut and len(lines) > 1:
+            lines.pop()  # it may lack its end
         shown = [f"{number:>6} {_clipped(line)}" for number, line in enumerate(lines, first)]
         fitting = _fitting(shown)
         if not shown:
@@ -931,16 +948,17 @@ class _Files:
         """The files that match a glob, sorted; secrets, links that lead out and folders of tools are left out."""
         skipped = _SKIPPED.difference(re.split(r"[/\\]", pattern))
         deadline = time.monotonic() + SEARCH_SECONDS
-        paths: set[str] = set()
-        for start, wanted in self.starts(pattern):
+        found: set[str] = set()
+        for start, globs in self.starts(pattern):
             for path in self.walked(start, skipped):
-                if wanted(path[len(start) :].lstrip(os.sep).replace(os.sep, "/")):
-                    paths.add(self.shown(path))
-                if len(paths) > LIST_LIMIT:
+                names = _below(path, start).split(os.sep) if path != start else []
+                if any(_matches(glob, names) for glob in globs):
+                    found.add(self.shown(path))
+                if len(found) > LIST_LIMIT:
                     raise ValueError(f"more than {LIST_LIMIT:,} files match {pattern!r}: narrow the pattern")
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"looking for {pattern!r} took longer than {SEARCH_SECONDS:g} s: narrow it")
-        return sorted(paths)
+        return sorted(found)
 
     def list_view(self, pattern: str = "**") -> str:
         paths = self.paths(pattern)
@@ -954,8 +972,8 @@ class _Files:
         left_out = [f"[{fitting} of {len(paths):,} files; narrow the pattern]"] if fitting < len(paths) else []
         return "\n".join(rows[:fitting] + left_out)
 
-    def starts(self, pattern: str) -> list[tuple[str, Callable[[str], Any]]]:
-        """The folders where matches of a glob begin, each with the test of a path below it.
+    def starts(self, pattern: str) -> list[tuple[str, list[Glob]]]:
+        """The folders where matches of a pattern begin, each with the globs for the paths below it.
 
         A relative pattern is tried in the working directory and in each allowed folder elsewhere.
         """
@@ -963,48 +981,44 @@ class _Files:
         parts = pattern.rstrip("/").split("/")
         literal = next((index for index, part in enumerate(parts) if re.search(r"[*?\[{]", part)), len(parts))
         if literal == len(parts):  # a file, or a folder, which stands for all that is in it
-            return [(os.path.join(*self.locate(pattern)), re.compile(".*", re.DOTALL).fullmatch)]
-        glob = _glob("/".join(parts[literal:]))
-        try:
-            test = re.compile(glob if len(parts) > 1 else f"(?:.*/)?{glob}", re.DOTALL).fullmatch
-        except re.error as error:
-            raise ValueError(f"not a glob: {pattern!r} ({error})") from None
+            return [(os.path.join(*self.locate(pattern)), [_glob(["**"])])]
+        rest = ["**", *parts] if len(parts) == 1 else parts[literal:]
+        globs = [_glob(expanded.split("/")) for expanded in _expanded("/".join(rest))]
         bases = [self.cwd, *(root for root in self.roots if not _is_under(root, self.cwd))]
         prefix = "/".join(parts[:literal]) + "/" if literal else ""
         starts = [os.path.realpath(os.path.join(base, prefix)) for base in bases]
         inside = [start for start in starts if any(_is_under(start, r) or _is_under(r, start) for r in self.roots)]
         if not inside:
             self.locate(prefix)
-        return [(start, test) for start in dict.fromkeys(inside)]
+        return [(start, globs) for start in dict.fromkeys(inside)]
 
     def walked(self, start: str, skipped: set[str]) -> Iterator[str]:
-        """The regular files at or below `start` that lie under a root; folders behind links are not entered."""
-        for root in self.roots:
-            waiting = (
-                [start if _is_under(start, root) else root] if _is_under(start, root) or _is_under(root, start) else []
-            )
+        """The readable files at or below `start` that lie under a root; folders behind links are not entered."""
+        tops = [(root, start) for root in self.roots if _is_under(start, root)]
+        tops += [(root, root) for root in self.roots if _is_under(root, start) and root != start]
+        for root, top in tops:
+            waiting = [top]
             while waiting:
                 path = waiting.pop()
                 try:
-                    entries = _entries(root, os.path.relpath(path, root))
+                    kind, names = _entries(root, _below(path, root))
                 except OSError:
-                    continue
-                if entries is None:
+                    continue  # unreadable, or gone meanwhile
+                if kind == "file":
                     yield path
-                    continue
-                for name, kind in entries:
+                for name, kind in names:
                     below = os.path.join(path, name)
-                    if kind == "folder" and name not in skipped and not is_secret(name):
+                    if is_secret(_below(below, root)):
+                        continue
+                    if kind == "folder" and name not in skipped:
                         waiting.append(below)
-                    elif (kind == "file" and not is_secret(os.path.relpath(below, root))) or (
-                        kind == "link" and self.leads_in(below)
-                    ):
+                    elif kind == "file" or (kind == "link" and self.leads_in(below)):
                         yield below
 
     def leads_in(self, link: str) -> bool:
         try:
             return os.path.isfile(os.path.join(*self.locate(link)))
-        except (PermissionError, ValueError):
+        except (OSError, ValueError):
             return False
 
     def search(self, regex: str, pattern: str = "**") -> list[dict[str, Any]]:
@@ -1047,12 +1061,17 @@ def _is_under(path: str, root: str) -> bool:
     return path == root or path.startswith(root.rstrip(os.sep) + os.sep)
 
 
+def _below(path: str, root: str) -> str:
+    """The way from a real folder down to a real path in it."""
+    return path[len(root) :].lstrip(os.sep) or "."
+
+
 def _open_below(root: str, below: str) -> int:
     """A descriptor of what lies at that relative path, no component being a link; nothing but files and folders."""
     flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     if os.open not in os.supports_dir_fd:
         return os.open(os.path.join(root, below), flags)
-    descriptor = os.open(root, flags)
+    descriptor = os.open(root, flags | os.O_NOFOLLOW)
     for part in below.split(os.sep) if below != "." else ():
         parent = descriptor
         try:
@@ -1065,17 +1084,16 @@ def _open_below(root: str, below: str) -> int:
     return descriptor
 
 
-def _entries(root: str, below: str) -> list[tuple[str, str]] | None:
-    """What a folder holds: (name, "file" | "folder" | "link"); None if it is a file."""
+def _entries(root: str, below: str) -> tuple[str, list[tuple[str, str]]]:
+    """What lies there, "file" or "folder", and what it holds: names with their kinds, in order of the alphabet."""
     descriptor = _open_below(root, below)
     try:
         if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            return None
+            return "file", []
         with os.scandir(descriptor if os.scandir in os.supports_fd else os.path.join(root, below)) as entries:
-            kinds = [(entry.name, _kind(entry)) for entry in entries]
+            return "folder", sorted((entry.name, _kind(entry)) for entry in entries)
     finally:
         os.close(descriptor)
-    return sorted(kinds, reverse=True)
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
@@ -1084,20 +1102,46 @@ def _kind(entry: os.DirEntry[str]) -> str:
     return "folder" if entry.is_dir() else "file" if entry.is_file() else "other"
 
 
-def _glob(pattern: str) -> str:
-    """A glob as a regular expression over paths with slashes: `*`, `?`, `[a-z]`, `{a,b}`, and `**` for any folders."""
-    words = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]", "{": "(?:", "}": ")", ",": "|"}
-    depth, out = 0, []
-    for word in re.findall(r"\*\*/|\*\*|\[!?\]?[^\]/]*\]|.", pattern, re.DOTALL):
-        depth += (word == "{") - (word == "}" and depth > 0)
-        braces = (word in "{," and depth) or (word == "}" and "(?:" in out)
-        if len(word) > 2 and word[0] == "[":
-            out.append(
-                "[" + word[1:-1].replace("\\", r"\\").replace("[", r"\[").replace("!", "^", word[1] == "!") + "]"
-            )
+Glob = list[Callable[[str], Any] | None]  # a test for each name of a path; None stands for `**`, any number of names
+
+
+def _glob(parts: list[str]) -> Glob:
+    from fnmatch import translate  # its regexes do not backtrack
+
+    return [None if part == "**" else re.compile(translate(part)).match for part in parts]
+
+
+def _matches(glob: Glob, names: list[str]) -> bool:
+    """Whether the names fit the glob: goes through both at once, keeping all places in the glob that it may be at."""
+
+    def with_skips(places: Iterable[int]) -> set[int]:
+        reached = set()
+        for place in places:
+            reached.add(place)
+            while place < len(glob) and glob[place] is None:
+                place += 1
+                reached.add(place)
+        return reached
+
+    places = with_skips([0])
+    for name in names:
+        open_places = [(place, glob[place]) for place in places if place < len(glob)]
+        places = with_skips(place + (test is not None) for place, test in open_places if test is None or test(name))
+    return len(glob) in places
+
+
+def _expanded(pattern: str, most: int = 256) -> list[str]:
+    """A pattern with `{a,b}` as the patterns that it stands for."""
+    done, waiting = [], [pattern]
+    while waiting:
+        pattern = waiting.pop(0)
+        if braces := re.search(r"\{([^{}]*,[^{}]*)\}", pattern):
+            waiting += [pattern[: braces.start()] + word + pattern[braces.end() :] for word in braces[1].split(",")]
         else:
-            out.append(words[word] if word in words and (braces or word not in "{},") else re.escape(word))
-    return "".join(out) + ")" * depth
+            done.append(pattern)
+        if len(waiting) + len(done) > most:
+            raise ValueError(f"the pattern stands for more than {most} patterns")
+    return done
 
 
 def _line_range(start_line: int, end_line: int | None) -> tuple[int, int | None]:
@@ -1116,7 +1160,12 @@ def _as_utf8(file: typing.BinaryIO, path: str) -> typing.BinaryIO:
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         import io
 
-        return io.BytesIO(file.read(4 * READ_LIMIT).decode("utf-16", "replace").encode())
+        data = file.read(4 * READ_LIMIT)
+        if file.read(1):
+            raise ValueError(
+                f"{path!r} is UTF-16 and too large: read it in code, with open({path!r}, encoding='utf-16')"
+            )
+        return io.BytesIO(data.decode("utf-16", "replace").encode())
     if b"\0" in head:
         raise ValueError(f"{path!r} is binary: read it in code, with open({path!r}, 'rb')")
     if head[:3] == b"\xef\xbb\xbf":
@@ -1142,19 +1191,16 @@ def _lines(file: typing.BinaryIO, first: int, last: int | None, limit: int) -> t
 
 
 def _decoded(data: bytes) -> str:
-    """The text of UTF-8 lines; a line that is not is taken for Windows-1252, as stray lines in logs mostly are."""
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        text = "\n".join(map(_decoded_line, data.split(b"\n")))
-    return text.replace("\r\n", "\n")
+    """The text of UTF-8; bytes that are not are taken for Windows-1252, as stray lines in logs mostly are."""
+    return data.decode("utf-8", "rlm.windows").replace("\r\n", "\n")
 
 
-def _decoded_line(line: bytes) -> str:
-    try:
-        return line.decode()
-    except UnicodeDecodeError:
-        return line.decode("cp1252", "replace")
+def _windows_characters(error: UnicodeError) -> tuple[str, int]:
+    wrong = typing.cast(UnicodeDecodeError, error)
+    return wrong.object[wrong.start : wrong.end].decode("cp1252", "replace"), wrong.end
+
+
+codecs.register_error("rlm.windows", _windows_characters)
 
 
 def _clipped(line: str, limit: int = LINE_LIMIT) -> str:
@@ -1227,6 +1273,8 @@ def _grep(
         found = [json.loads(line) for line in out if line.endswith(b"\n")]
     if found and isinstance(found[0], str):
         raise ValueError(f"not a Python regular expression: {regex[:200]!r} ({found[0]})")
+    if child.returncode > 0:
+        raise ToolError(f"the search failed in {path!r}")
     stopped = f"the search took longer than {seconds:g} s, in {path!r}: simplify the regex or narrow the pattern"
     return [tuple(row) for row in found], stopped if child.returncode < 0 else ""
 
@@ -1234,7 +1282,6 @@ def _grep(
 # --- tools from files, modules and installed packages ---------------------------------------------------------------
 
 IMPORT_SECONDS = 20.0
-_loaded_files = 0
 
 
 def load_tools(spec: str) -> list[Tool]:
@@ -1280,10 +1327,7 @@ def _module_of_file(path: str) -> Any:
     """The module in a file, under a name of its own; its folder is on the path, last, while it is imported."""
     import importlib.util
 
-    global _loaded_files
-    _loaded_files += 1
-    stem = re.sub(r"\W", "_", os.path.basename(path).removesuffix(".py"))
-    spec = importlib.util.spec_from_file_location(f"_rlm_tools_{_loaded_files}_{stem}", path)
+    spec = importlib.util.spec_from_file_location("_rlm_tools" + re.sub(r"\W", "_", path), path)
     if spec is None or spec.loader is None:
         raise ImportError(f"not a Python file: {path}")
     module = importlib.util.module_from_spec(spec)
@@ -1303,12 +1347,16 @@ def _imported(source: str, load: Callable[[], Any]) -> Any:
     """What a plug-in's import gives; whatever it raises, or its taking too long, is a ToolError that names it."""
     try:
         return _on_thread(load, IMPORT_SECONDS)
+    except KeyboardInterrupt:
+        raise
     except TimeoutError:
         raise ToolError(f"tools plug-in {source!r}: its import took longer than {IMPORT_SECONDS:g} s") from None
     except BaseException as error:  # a plug-in's module may raise anything, SystemExit too
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        raise ToolError(f"tools plug-in {source!r} cannot be imported: {type(error).__name__}: {error}") from error
+        import traceback
+
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        problem = f"tools plug-in {source!r} cannot be imported: {type(error).__name__}: {error}"
+        raise ToolError(problem, hint=f"see {place.filename}, line {place.lineno}") from error
 
 
 def _collected(found: Any, source: str) -> list[Tool]:
@@ -1520,7 +1568,8 @@ class _Login:
         from datetime import datetime, timezone
 
         try:
-            end = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", self.entry["expires_at"]))
+            text = re.sub(r"\.\d+", "", self.entry["expires_at"])  # Python 3.10 reads no such fractions, nor a Z
+            end = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", text))
         except (KeyError, TypeError, ValueError):
             return not self.entry.get("access_token")
         return end.replace(tzinfo=end.tzinfo or timezone.utc).timestamp() < time.time() + 30

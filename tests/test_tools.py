@@ -60,6 +60,10 @@ INT = {"type": "integer"}
         (("t", "d", {"type": "array"}, echo), "type 'object', not 'array'"),
         (("t", "d", {"properties": []}, echo), "'properties' .* must be a dict"),
         (("t", "d", {"properties": {"a": TEXT}, "required": ["b"]}, echo), "'b' is not among its properties"),
+        (("t", "d", {"properties": {"a": "string"}}, echo), "the schema of 'a' must be a dict, not 'string'"),
+        (("t", "d", {"properties": {"a": {"type": "str"}}}, echo), "the type of 'a' must be one of .*, not 'str'"),
+        (("t", "d", {"properties": {"a": {}}, "required": True}, echo), "'required' .* must be a list"),
+        (("t", "d", {"properties": {"a": {"default": {1}}}}, echo), "its parameters are not JSON"),
     ],
 )
 def test_a_tool_that_cannot_be_offered_is_refused_when_made(arguments: Any, problem: str) -> None:
@@ -595,6 +599,9 @@ def test_files_are_listed_by_glob(files: Files) -> None:
         ("{a,b", []),
         ("a}b,c", []),
         ("[", []),
+        ("[z-a]*", []),
+        ("**/d*/**/*", ["src/deep/util.py"]),
+        ("src/{deep/util,main}.py", ["src/deep/util.py", "src/main.py"]),
         ("node_modules/**", ["node_modules/lib.js"]),
         ("src/../*.md", ["notes.md"]),
         ("missing/*.py", []),
@@ -605,9 +612,17 @@ def test_globs(files: Files, pattern: str, expected: list[str]) -> None:
     assert files["file_list"](pattern) == expected
 
 
-def test_a_glob_that_is_none_is_said(files: Files) -> None:
-    with pytest.raises(ValueError, match=r"not a glob: '\[z-a\]\*'"):
-        files["file_list"]("[z-a]*")
+@pytest.mark.parametrize(
+    "pattern", ["*a" * 60 + "*b", "**/" * 40 + "nothing", "{a,a}" * 9, "[!a-z" * 500], ids=lambda p: p[:5]
+)
+def test_no_pattern_takes_long(files: Files, workspace: Path, pattern: str) -> None:
+    folder = workspace / "/".join("abcdefghijklmnopqrst")
+    folder.mkdir(parents=True)
+    (folder / ("a" * 200)).touch()
+    try:
+        assert files["file_list"](pattern) == []
+    except ValueError as error:
+        assert "more than 256 patterns" in str(error)
 
 
 def test_files_are_searched_by_regex(files: Files) -> None:
@@ -757,6 +772,11 @@ def test_a_single_file_can_be_all_that_is_allowed(workspace: Path) -> None:
     assert one["file_search"](".") == [{"path": "one.txt", "line": 1, "text": "1"}]
     with pytest.raises(PermissionError):
         one["file_read"]("two.txt")
+    nothing = by_name(file_tools([]))
+    with pytest.raises(PermissionError, match=r"'one.txt' is outside the allowed paths \(none\)"):
+        nothing["file_read"]("one.txt")
+    with pytest.raises(PermissionError, match="outside the allowed paths"):
+        nothing["file_list"]()
 
 
 def test_a_folder_that_is_a_secret_by_name_can_be_allowed_by_name(workspace: Path) -> None:
@@ -773,7 +793,7 @@ def test_a_folder_that_is_a_secret_by_name_can_be_allowed_by_name(workspace: Pat
         (b"win\r\ndows\r\n", "win\ndows\n"),
         (b"\xef\xbb\xbfmark\n", "mark\n"),
         ("sixteen é\n".encode("utf-16"), "sixteen é\n"),
-        (b"caf\xe9\nna\xc3\xafve \xe2\x82\xac\n", "café\nnaïve €\n"),
+        (b"caf\xe9\nna\xc3\xafve \xe2\x82\xac \xe9\n", "café\nnaïve € é\n"),
         (b"\xed\xa0\x80\n", "í\xa0€\n"),
         (b"\x1b[31mred\x1b[0m\n", "\x1b[31mred\x1b[0m\n"),
     ],
@@ -968,6 +988,21 @@ def test_a_plug_in_that_cannot_be_used_is_named(workspace: Path, spec: str, sour
     with pytest.raises(ToolError, match=message):
         load_tools(spec)
     assert not [name for name in set(sys.modules) - before if name.startswith("_rlm_tools")] or "no tools" in message
+
+
+def test_the_place_of_a_plug_ins_error_is_said(workspace: Path) -> None:
+    (workspace / "bad.py").write_text("x = 1\n\nx.upper()\n")
+    with pytest.raises(ToolError, match="AttributeError") as caught:
+        load_tools("bad.py")
+    assert caught.value.hint == f"see {workspace / 'bad.py'}, line 3"
+
+
+def test_an_edited_tools_file_is_loaded_anew(workspace: Path) -> None:
+    source = "from rlm_tools import Tool\nt = Tool('t', 'T', {}, lambda: VALUE)"
+    for value in (1, 22, 333):
+        (workspace / "mine.py").write_text(source.replace("VALUE", str(value)))
+        assert load_tools("mine.py")[0]() == value
+    assert len([name for name in sys.modules if name.startswith("_rlm_tools") and name.endswith("mine_py")]) <= 9
 
 
 def test_a_plug_in_that_does_not_end_its_import_is_named(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
