@@ -56,24 +56,27 @@ def read(path: str | os.PathLike[str], *, bodies: bool = True) -> tuple[list[Eve
 
     With `bodies=False` prompts, replies, code and outputs are dropped as they are read: metrics only.
     """
-    events: list[Event] = []
     problems: list[str] = []
-    number, line = 0, b"\n"
+    events = [event if bodies else without_bodies(event) for event, _ in _scan(path, problems)]
+    return events, problems
+
+
+def _scan(path: str | os.PathLike[str], problems: list[str]) -> Iterator[tuple[Event, int]]:
+    """(event, bytes of log up to it) of each line that can be used; what cannot goes into `problems`, in words."""
+    number = size = 0
     with open(path, "rb") as file:
         while line := file.readline(MAX_LINE):
-            number += 1
-            if not line.strip():
-                continue
-            event, problem = _parse(line)
+            number, size = number + 1, size + len(line)
+            event, problem = _parse(line) if line.strip() else (None, "")
             if problem:
+                torn = event is None and not line.endswith(b"\n")
                 problems.append(
-                    f"line {number} {problem}" if line.endswith(b"\n") else f"the last line ({number}) is torn"
+                    f"the last line ({number}) is torn and left out" if torn else f"line {number} {problem}"
                 )
             if event is not None:
-                events.append(event if bodies else without_bodies(event))
-    if not events and not problems:
+                yield event, size
+    if not size:
         problems.append("the log is empty")
-    return events, problems
 
 
 def _parse(line: bytes) -> tuple[Event | None, str]:
@@ -287,10 +290,8 @@ def rows(events: Sequence[Event]) -> list[Row]:
     Linear and iterative, so that a chain of any depth works; what has no parent, or is its own ancestor, stands
     under one heading, "detached".
     """
-    flat = [
-        _row(index, event, start, end)
-        for index, (event, (start, end)) in enumerate(zip(events, _spans(events), strict=True))
-    ]
+    spans = _spans(events)
+    flat = [_row(index, event, *span) for index, (event, span) in enumerate(zip(events, spans, strict=True))]
     above = _parents(events)
     _mark_answer(events, flat)
     detached = _break_cycles(above)
@@ -307,7 +308,7 @@ def rows(events: Sequence[Event]) -> list[Row]:
             Row(-1, "detached", "detached", f"{len(lost)} events whose parent is not in this log", children=lost)
         )
     order = _preorder(flat, tops)
-    _accumulate(order, _pauses(events))
+    _accumulate(order, _pauses(events, spans))
     return order
 
 
@@ -583,7 +584,7 @@ def totals(events: Sequence[Event], tree_rows: Sequence[Row] | None = None) -> d
         "cost_known": known,
         "depth_reached": max((row.depth for row in made), default=0),
         "tool_calls": sum(row.kind in ("cell", "tool") for row in listed),
-        "duration_ms": round(_active_ms(events)),
+        "duration_ms": round(_active_ms(events, listed)),
         "errors": sum(row.flags & ERROR for row in listed),
         "status": _status(events),
     }
@@ -600,21 +601,16 @@ def _status(events: Sequence[Event]) -> str:
     return status
 
 
-def _active_ms(events: Sequence[Event]) -> float:
+def _active_ms(events: Sequence[Event], listed: Sequence[Row]) -> float:
     """Time from first to last event, without the pauses before resumptions."""
-    spans = _spans(events)
-    begin, end = min((start for start, _ in spans), default=0.0), max((end for _, end in spans), default=0.0)
-    return max(0.0, end - begin - sum(length for _, length in _pauses(events)))
+    begin, end = min((row.start for row in listed), default=0.0), max((row.end for row in listed), default=0.0)
+    return max(0.0, end - begin - sum(length for _, length in _pauses(events, _spans(events))))
 
 
-def _pauses(events: Sequence[Event]) -> list[tuple[float, float]]:
+def _pauses(events: Sequence[Event], spans: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """(when it began, how long it was) of each time in which the run lay still until it was resumed."""
-    spans = _spans(events)
-    found = []
-    for index, event in enumerate(events):
-        if event.get("event") == "resume" and index:
-            found.append((spans[index - 1][1], max(0.0, spans[index][0] - spans[index - 1][1])))
-    return found
+    resumed = [index for index, event in enumerate(events) if event.get("event") == "resume" and index]
+    return [(spans[index - 1][1], max(0.0, spans[index][0] - spans[index - 1][1])) for index in resumed]
 
 
 # --- figures and text as people read them -----------------------------------------------------------------------------
@@ -902,33 +898,39 @@ def _ends(path: str) -> tuple[Event, Event]:
 
 _KEY_SHAPES = (
     r"(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{8,}",
-    r"(?i:bearer)\s+[A-Za-z0-9._~+/-]{8,}=*",
+    r"(?:[Bb]earer|BEARER)\s+[A-Za-z0-9._~+/-]{8,}=*",
     r"(?<![A-Za-z0-9])(?:AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{20,}|AIza[A-Za-z0-9_-]{30,}|xox[abpr]-[A-Za-z0-9-]{10,})",
 )
+_KEY_HINTS = ("sk-", "earer", "BEARER", "AKIA", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "AIza", "xox")
 
 
-def secrets_pattern(environ: Mapping[str, str] | None = None) -> re.Pattern[str]:
+class Secrets:
     """What is never written into a page: key shapes, and the values of variables named like KEY, TOKEN or SECRET."""
-    environ = os.environ if environ is None else environ
-    values = {
-        form
-        for name, value in environ.items()
-        if re.search("KEY|TOKEN|SECRET|PASSWORD", name.upper()) and len(value) >= 8 and not value.isdigit()
-        for form in (value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1])
-    }
-    return re.compile(
-        "|".join([re.escape(value) for value in sorted(values, key=len, reverse=True)] + list(_KEY_SHAPES))
-    )
 
+    def __init__(self, environ: Mapping[str, str] | None = None) -> None:
+        named = re.compile("KEY|TOKEN|SECRET|PASSWORD")
+        values = {
+            form
+            for name, value in (os.environ if environ is None else environ).items()
+            if named.search(name.upper()) and len(value) >= 8 and not value.isdigit()
+            for form in (value, json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1])
+        }
+        literal = [re.escape(value) for value in sorted(values, key=len, reverse=True)]
+        self.shapes = re.compile("|".join([*literal, *_KEY_SHAPES]))
+        self.hints = (*_KEY_HINTS, *values)  # a plain search is twenty times faster than the shapes
 
-def _redacted(value: Any, secret: re.Pattern[str]) -> Any:
-    if isinstance(value, str):
-        return secret.sub("[redacted]", value)
-    if isinstance(value, list):
-        return [_redacted(item, secret) for item in value]
-    if isinstance(value, dict):
-        return {_redacted(name, secret): _redacted(item, secret) for name, item in value.items()}
-    return value
+    def within(self, text: str) -> bool:
+        return any(hint in text for hint in self.hints) and self.shapes.search(text) is not None
+
+    def removed(self, value: Any) -> Any:
+        """The value with each secret in it replaced by "[redacted]"."""
+        if isinstance(value, str):
+            return self.shapes.sub("[redacted]", value)
+        if isinstance(value, list):
+            return [self.removed(item) for item in value]
+        if isinstance(value, dict):
+            return {self.removed(name): self.removed(item) for name, item in value.items()}
+        return value
 
 
 # --- the page: what is embedded ---------------------------------------------------------------------------------------
@@ -937,14 +939,15 @@ CHUNK = 256  # events in a block that is inflated on demand
 PLAIN_LIMIT = 256 << 10  # below this the page carries plain JSON and stays greppable
 BODY_LIMIT = 240 << 20  # of journal, about 200 MB of bodies: beyond it a page carries metrics only, and says so
 STATIC_ROWS = 200
+NO_BODIES = "metrics only: prompts, replies, code and outputs are left out"
 KINDS = ("node", "turn", "sub", "cell", "tool", "batch", "end", "resume", "interrupted", "compact", "other", "detached")
 
 
 @dataclass
 class _Room:
-    """What a page may still take, and the patterns of what it must not."""
+    """What a page may still take, and what it must not."""
 
-    secret: re.Pattern[str]
+    secrets: Secrets = field(default_factory=Secrets)
     plain: int = PLAIN_LIMIT
     bodies: int = BODY_LIMIT
 
@@ -1067,30 +1070,19 @@ class _Packer:
         self.lines = []
 
 
-def _prepare(name: str, events: Sequence[Event], problems: Sequence[str], room: _Room, bodies: bool = True) -> _Run:
-    """Redact a run, compute its rows and pack its bodies, as far as the page has room for them."""
+def _prepare(name: str, events: Sequence[Event], problems: Sequence[str], room: _Room) -> _Run:
+    """Redact a run, compute its rows and pack its bodies."""
     clean: list[Event] = []
     packer = _Packer(room.plain)
     elsewhere = _stored_contents(events)
-    dropped = 0
     for event in events:
-        if not bodies or packer.size > room.bodies:
-            dropped += 1
-            event = without_bodies(event)
-        event, line = _clean(_with_addresses(event, elsewhere), room.secret)
+        event, line = _clean(_with_addresses(event, elsewhere), room.secrets)
         clean.append(event)
         packer.add(line)
     packer.flush(_script_safe if packer.plain else _gzip)
     room.bodies = max(0, room.bodies - packer.size)
     room.plain -= packer.size if packer.plain else 0
-    left_out = [_left_out(dropped, bodies)] if dropped else []
-    return _Run(name, clean, rows(clean), [*problems, *left_out], packer.chunks, packer.plain)
-
-
-def _left_out(dropped: int, wanted: bool) -> str:
-    if not wanted:
-        return "metrics only: prompts, replies, code and outputs are left out"
-    return f"the text of the last {dropped:,} events is left out: more than {BODY_LIMIT >> 20} MB of log"
+    return _Run(name, clean, rows(clean), list(problems), packer.chunks, packer.plain)
 
 
 def _with_addresses(event: Event, elsewhere: Mapping[tuple[str, str, str], tuple[int, Any]]) -> Event:
@@ -1102,12 +1094,12 @@ def _with_addresses(event: Event, elsewhere: Mapping[tuple[str, str, str], tuple
     return {**event, "prompt": messages}
 
 
-def _clean(event: Event, secret: re.Pattern[str]) -> tuple[Event, str]:
+def _clean(event: Event, secrets: Secrets) -> tuple[Event, str]:
     """The event without secrets, and as a line of JSON that any browser reads."""
     try:
         line = _json(event)
-        if secret.search(line):
-            event = _redacted(event, secret)
+        if secrets.within(line):
+            event = secrets.removed(event)
             line = _json(event)
     except (ValueError, TypeError, RecursionError):
         event = _finite(event)
@@ -1186,8 +1178,10 @@ def _numbered(words: Iterable[str]) -> dict[str, int]:
 def render(runs: Sequence[Event] | Sequence[Sequence[Event]], *, bodies: bool = True) -> str:
     """One self-contained page for a run's events, or for a list of such runs, newest first."""
     listed: list[Sequence[Event]] = [runs] if not runs or isinstance(runs[0], dict) else list(runs)  # type: ignore[list-item,arg-type]
-    room = _Room(secrets_pattern())
-    return "".join(_page([_prepare(_run_name(events), events, [], room, bodies) for events in listed]))
+    room = _Room()
+    notes = [] if bodies else [NO_BODIES]
+    stripped = [[event if bodies else without_bodies(event) for event in events] for events in listed]
+    return "".join(_page([_prepare(_run_name(events), events, notes, room) for events in stripped]))
 
 
 def _run_name(events: Sequence[Event]) -> str:
@@ -1198,7 +1192,7 @@ def write(
     paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], *, bodies: bool = True, diff: bool = False
 ) -> str:
     """Write one page for these logs, in this order, and return its path; with `diff` the first two are compared."""
-    room = _Room(secrets_pattern())
+    room = _Room()
     runs = [_load(path, room, bodies) for path in paths]
     target = os.fspath(out)
     part = f"{target}.{os.getpid()}.part"
@@ -1209,12 +1203,21 @@ def write(
 
 
 def _load(path: str | os.PathLike[str], room: _Room, bodies: bool = True) -> _Run:
-    within = os.path.getsize(path) <= room.bodies or room.bodies == BODY_LIMIT
-    events, problems = read(path, bodies=bodies and within)
-    if bodies and not within:
-        problems.append(f"metrics only: the page already holds {BODY_LIMIT >> 20} MB of newer logs")
-    name = os.path.basename(os.fspath(path)).removesuffix(".jsonl")
-    return _prepare(name, events, problems, room, bodies)
+    """A log made ready for a page, its bodies as far as there is room for them."""
+    problems: list[str] = []
+    events: list[Event] = []
+    dropped = 0
+    for event, size in _scan(path, problems):
+        whole = bodies and (size <= room.bodies or event.get("event") in ("start", "end"))
+        dropped += not whole
+        events.append(event if whole else without_bodies(event))
+    if dropped and bodies:
+        problems.append(
+            f"the text of {dropped:,} events is left out: the page holds {BODY_LIMIT >> 20} MB of log already"
+        )
+    elif dropped:
+        problems.append(NO_BODIES)
+    return _prepare(os.path.basename(os.fspath(path)).removesuffix(".jsonl"), events, problems, room)
 
 
 def _page(
@@ -1505,18 +1508,18 @@ class _Pages:
 
     def pieces(self, name: str, stamp: str) -> Iterator[str]:
         listed = list_runs(self.dir)
-        room = _Room(secrets_pattern())
+        room = _Room()
         chosen = [_load(run["path"], room, self.bodies) for run in listed if run["id"] == name]
-        others = [_listed_meta(run, room.secret) for run in listed if run["id"] != name]
+        others = [_listed_meta(run, room.secrets) for run in listed if run["id"] != name]
         return _page(chosen, others=others, live=stamp)
 
 
-def _listed_meta(run: Mapping[str, Any], secret: re.Pattern[str]) -> dict[str, Any]:
+def _listed_meta(run: Mapping[str, Any], secrets: Secrets) -> dict[str, Any]:
     """The picker's line for a run that another page holds."""
     from urllib.parse import quote
 
-    shown: dict[str, Any] = _redacted({name: run[name] for name in run if name not in ("path", "prompt")}, secret)
-    return {**shown, "question": secret.sub("[redacted]", run["prompt"]), "href": "?run=" + quote(run["id"], safe="")}
+    shown: dict[str, Any] = secrets.removed({name: run[name] for name in run if name != "path"})
+    return {**shown, "question": shown["prompt"], "href": "?run=" + quote(run["id"], safe="")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
