@@ -857,13 +857,14 @@ def list_runs(dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def _run_line(path: str) -> dict[str, Any]:
     first, last = _ends(path)
-    sums = _dict(last.get("totals")) if last.get("event") == "end" and not _number(last.get("depth")) else None
+    ended = last.get("event") == "end" and not _number(last.get("depth"))  # the root's end, not a child's
+    sums = _dict(last.get("totals")) if ended else None
     if sums is None and os.path.getsize(path) <= 4 << 20:
         sums = totals(read(path, bodies=False)[0])
     sums = sums or {}
     return {
         "id": os.path.basename(path)[: -len(".jsonl")],
-        "status": _brief(last.get("status"), 20) if "totals" in last else sums.get("status", "unfinished"),
+        "status": _brief(last.get("status"), 20) if ended else sums.get("status", "unfinished"),
         "prompt": _brief(first.get("prompt"), 200),
         "model": _brief(first.get("model"), 60),
         "started": first.get("timestamp") if isinstance(first.get("timestamp"), str) else None,
