@@ -27,6 +27,7 @@ import json
 import math
 import mmap
 import os
+import re
 import select
 import signal
 import struct
@@ -34,7 +35,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import CodeType
 from typing import Any, NoReturn
@@ -45,6 +46,7 @@ __all__ = [
     "LocalSandbox",
     "SandboxError",
     "Stop",
+    "capabilities",
     "shutdown",
     "warm",
 ]
@@ -55,6 +57,7 @@ FRAME_MAX = 32 << 20  # bytes in one frame, either way
 DEPTH_MAX = 100  # nested containers in a value that travels
 OUT_HALF = 5_000_000  # characters of a cell's output kept at each end in `_out[n]`
 OUT_TOTAL = 100_000_000  # characters kept in all of `_out`
+SPARE_DESCRIPTORS = 16  # kept from the cells
 SPILL_HALF = 32_768  # bytes of output at each end that survive the death of the cell's process
 
 
@@ -300,9 +303,12 @@ class Spill:
     def clear(self) -> None:
         self.map[:8] = bytes(8)
 
+    def total(self) -> int:
+        return int.from_bytes(self.map[:8], "big")
+
     def write(self, text: str) -> None:
         data = text.encode("utf-8", "replace") if len(text) <= SPILL_HALF else self.ends(text)
-        (total,) = struct.unpack(">Q", self.map[:8])
+        total = self.total()
         for start in range(0, len(data), SPILL_HALF):
             self.place(data[start : start + SPILL_HALF], total + start)
         self.map[:8] = struct.pack(">Q", total + len(data))
@@ -324,7 +330,7 @@ class Spill:
             self.map[base : base + len(data) - len(first)] = data[len(first) :]
 
     def text(self) -> str:
-        (total,) = struct.unpack(">Q", self.map[:8])
+        total = self.total()
         head = self.map[8 : 8 + min(total, SPILL_HALF)]
         if total <= SPILL_HALF:
             return head.decode("utf-8", "replace")
@@ -394,7 +400,7 @@ class PlainLanguage:
     def compile(self, source: str, filename: str) -> tuple[CodeType, CodeType | None]:
         return plain_compile(source, filename)
 
-    def namespace(self, functions: dict[str, Any], stdout: Any) -> dict[str, Any]:
+    def namespace(self, functions: dict[str, Any], stdout: Any, calls: Calls) -> dict[str, Any]:
         main = type(sys)("__main__")
         sys.modules["__main__"] = main
         vars(main).update(functions, __builtins__=builtins_module)
@@ -464,6 +470,165 @@ def made_class(kind: str) -> type[Exception]:
 made_classes: dict[str, type[Exception]] = {}
 
 
+class Calls:
+    """The worker's side of host functions: a call goes out as a frame, and its answer is waited for by its number."""
+
+    def __init__(self, wire: Wire):
+        self.wire = wire
+        self.interrupts = Interrupts()
+        self.request = 0
+        self.marked = False  # in a forked copy each frame says, before the frame itself, what the original does with it
+        self.numbers = itertools.count(1)
+        self.answers: dict[int, dict[str, Any]] = {}
+        self.answered = threading.Condition(threading.Lock())
+        self.reading = False
+        self.sending = threading.Lock()
+        self.known: collections.deque[Any] = collections.deque()  # calls of this task that were asked ahead
+        self.probe: int | None = None  # in a throw-away copy: where it says what it would have asked
+
+    def begin(self, wire: Wire, marked: bool) -> None:
+        self.wire, self.marked = wire, marked
+        self.numbers, self.answers = itertools.count(1), {}
+
+    def send(self, message: dict[str, Any]) -> None:
+        data = encode_frame(dict(message, id=self.request))
+        with self.interrupts, self.sending:
+            self.wire.write(b"." + data if self.marked else data)
+
+    def ask(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a host function and wait; several threads may wait at once."""
+        packer = Packer()
+        call = {"op": "call", "name": name, "args": packer.pack(list(args)), "kwargs": packer.pack(kwargs)}
+        if self.known and self.known[0][0] == call:
+            return outcome(self.known.popleft()[1])
+        if self.probe is not None:
+            self.end_probe(call)
+        return outcome(self.answer(self.start(call)))
+
+    def start(self, call: dict[str, Any]) -> int:
+        with self.answered:
+            number = next(self.numbers)
+        self.send(dict(call, call=number))
+        return number
+
+    def answer(self, number: int) -> dict[str, Any]:
+        with self.answered:
+            while number not in self.answers:
+                if self.reading:
+                    self.answered.wait()
+                else:
+                    self.read()
+            return self.answers.pop(number)
+
+    def read(self) -> None:
+        """Take one frame off the wire, for whichever thread it is meant."""
+        self.reading = True
+        self.answered.release()
+        try:
+            self.wire.wait()  # an interrupt may come here, but not within a frame
+            with self.interrupts:
+                message = json.loads(self.wire.read())
+        finally:
+            self.answered.acquire()
+            self.reading = False
+            self.answered.notify_all()
+        if message.get("op") in ("return", "raise") and message.get("id") == self.request:
+            self.answers[message["call"]] = message
+
+    # - tasks whose calls are asked together, without threads
+
+    def together(self, tasks: Sequence[Callable[[], Any]]) -> list[tuple[bool, Any]]:
+        """Run the tasks in order, with (True, value) or (False, exception) of each.
+
+        What they ask of the host overlaps: throw-away copies of this process find out what each task would ask next,
+        round by round, until none asks any more; then the tasks run here, with the answers at hand.
+        """
+        if len(tasks) < 2 or self.probe is not None or not hasattr(os, "fork"):
+            return [attempted(task) for task in tasks]
+        known: list[list[Any]] = [[] for _ in tasks]
+        open_tasks = list(range(len(tasks)))
+        while open_tasks:
+            asked = [(index, self.next_call(tasks[index], known[index])) for index in open_tasks]
+            started = [(index, call, self.start(call)) for index, call in asked if call is not None]
+            for index, call, number in started:
+                known[index].append((call, self.answer(number)))
+            open_tasks = [index for index, _, _ in started]
+        results = []
+        for task, answers in zip(tasks, known):
+            self.known = collections.deque(answers)
+            results.append(attempted(task))
+        self.known.clear()
+        return results
+
+    def next_call(self, task: Callable[[], Any], answers: list[Any]) -> dict[str, Any] | None:
+        """What the task asks of the host after these answers; None if it ends, fails or dies without asking."""
+        told, tell = os.pipe()
+        copy = os.fork()
+        if copy == 0:
+            try:
+                self.probe = tell
+                self.known = collections.deque(answers)
+                attempted(task)
+            finally:
+                os._exit(0)
+        os.close(tell)
+        try:
+            with os.fdopen(told, "rb") as source:
+                text = source.read()
+        except BaseException:
+            os.kill(copy, signal.SIGKILL)
+            raise
+        finally:
+            os.waitpid(copy, 0)
+        return json.loads(text) if text else None
+
+    def end_probe(self, call: dict[str, Any] | None = None) -> None:
+        """End a throw-away copy, at its next call or where it would change something outside of itself."""
+        if self.probe is None:
+            return
+        if call is not None:
+            Wire(-1, self.probe).write(to_json(call).encode("ascii"))
+        os._exit(0)
+
+
+session_calls: Calls | None = None  # those of the worker that this process is
+
+
+def run_together(tasks: Sequence[Callable[[], Any]]) -> list[tuple[bool, Any]]:
+    """What a stand-in for `concurrent.futures` is made of: see `Calls.together`."""
+    return session_calls.together(tasks) if session_calls else [attempted(task) for task in tasks]
+
+
+def attempted(task: Callable[[], Any]) -> tuple[bool, Any]:
+    try:
+        return True, task()
+    except Exception as error:
+        return False, error
+
+
+def outcome(answer: dict[str, Any]) -> Any:
+    if answer["op"] == "return":
+        return unpack(answer["value"])
+    raise made_exception(answer["type"], answer["message"], unpack(answer.get("data") or {}))
+
+
+def host_function(calls: Calls, name: str, batched: bool) -> Any:
+    """What a cell sees of a host function. A batch that one frame cannot carry goes in several."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not batched or not args or len(args[0]) < 2 or weight_of(args[0]) < FRAME_MAX // 2:
+            return calls.ask(name, args, kwargs)
+        middle = len(args[0]) // 2
+        return [*call(args[0][:middle], *args[1:], **kwargs), *call(args[0][middle:], *args[1:], **kwargs)]
+
+    call.__name__ = call.__qualname__ = name
+    return call
+
+
+def weight_of(texts: Any) -> int:
+    return sum(len(text) for text in texts if isinstance(text, str))
+
+
 class Worker:
     """Holds the variables, and does what the host asks: each request in a forked copy where that can be had.
 
@@ -472,38 +637,42 @@ class Worker:
     """
 
     def __init__(self, wire: Wire, language: Any, setup: dict[str, Any]):
-        self.host = self.wire = wire
+        self.host = wire
         self.language = language
         self.output_limit: int = setup.get("output_limit", 10_000)
         self.fork_limit: int = setup.get("fork_limit", 300 << 20) if hasattr(os, "fork") else 0
         self.own_init: bool = setup.get("own_init", False)
+        self.can_kill: bool = setup.get("can_kill", True)
         self.grow: Callable[[int], None] = setup.get("grow") or (lambda weight: None)
         self.blob: int | None = setup.get("blob")
-        self.weight = 0  # bytes of context, which touch nothing and so cost little to fork
+        self.weights: dict[str, int] = {}  # of what the host has set: large, but rarely touched, so cheap to fork
         self.spill = Spill()
-        self.interrupts = Interrupts()
-        self.replies: dict[int, dict[str, Any]] = {}
-        self.replied = threading.Condition(threading.Lock())
-        self.reading = False
-        self.sending = threading.Lock()
-        self.calls = itertools.count(1)
-        self.request = 0
-        self.cell = 0
+        global session_calls
+        self.calls = session_calls = Calls(wire)
+        self.forked = False
+        self.result = b""
         self.out = Output(None, None)
-        self.functions: dict[str, Any] = {}
         self.final: Any = UNSET
         self.outputs: dict[int, str] = {}
         self.sources: dict[str, str] = {}
-        self.forked = False
+        self.functions: dict[str, Any] = {}
         self.own = {"FINAL": self.FINAL, "FINAL_VAR": self.FINAL_VAR, "SHOW_VARS": self.SHOW_VARS, "_out": self.outputs}
-        self.variables: dict[str, Any] = language.namespace(dict(self.own), Redirect(self))
+        sys.stdout = sys.stderr = Redirect(self)
+        self.variables: dict[str, Any] = language.namespace(dict(self.own), sys.stdout, self.calls)
         self.hidden = set(self.variables)
 
     # - requests
 
+    def start(self, layers: dict[str, bool | str]) -> NoReturn:
+        self.host.write(encode_frame({"op": "hello", "id": 0, "layers": layers, "python": sys.version.split()[0]}))
+        self.serve()
+
     def serve(self) -> NoReturn:
-        signal.signal(signal.SIGINT, self.interrupts.handler)
-        operations = {"execute": self.execute, "set": self.set, "get": self.get, "names": self.names, "ping": self.ping}
+        signal.signal(signal.SIGINT, self.calls.interrupts.handler)
+        if self.fork_limit:
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        operations = {"execute": self.execute, "set": self.set, "get": self.get, "names": self.names}
+        lasting = ("execute", "set")
         while True:
             try:
                 message = json.loads(self.host.read())
@@ -512,25 +681,24 @@ class Worker:
             operation = operations.get(message.get("op"))
             if operation is None:
                 continue  # an answer that came after its cell had ended
-            self.request = message["id"]
-            self.forked = message["op"] != "ping" and self.can_fork()
-            if not self.forked:
+            self.calls.request = message["id"]
+            role = self.fork() if self.can_fork() else "alone"
+            self.forked = role == "copy"
+            if role == "copy":
                 self.answer(operation, message)
-            elif self.fork(message["op"] in ("execute", "set")):
-                self.answer(operation, message)
-                self.commit()
+                self.commit(message["op"] in lasting)
+            elif role == "alone":
+                with may_be_killed():
+                    self.answer(operation, message)
+                self.host.write(self.result)
 
     def answer(self, operation: Callable[[dict[str, Any]], dict[str, Any]], message: dict[str, Any]) -> None:
         try:
             reply = operation(message)
+            self.result = encode_frame(dict(reply, id=message["id"]))
         except (TypeError, ValueError, KeyError, RecursionError, MemoryError) as error:
             reply = {"op": "failed", "type": type_name(type(error)), "message": text_of(error)[:2000]}
-        self.result = encode_frame(dict(reply, id=self.request))
-        if not self.forked:
-            self.host.write(self.result)
-
-    def ping(self, message: dict[str, Any]) -> dict[str, Any]:
-        return {"op": "done"}
+            self.result = encode_frame(dict(reply, id=message["id"]))
 
     def get(self, message: dict[str, Any]) -> dict[str, Any]:
         if message["name"] not in self.variables:
@@ -541,18 +709,16 @@ class Worker:
         return {"op": "done", "value": {name[:200]: describe(value) for name, value in self.shown()}}
 
     def shown(self) -> list[tuple[str, Any]]:
-        hidden = self.hidden
+        """The cells' own variables."""
         pairs = [(name, value) for name, value in self.variables.items() if type(name) is str]
-        return [
-            (n, v)
-            for n, v in pairs
-            if n not in hidden and not n.startswith("__") and v is not self.functions.get(n, UNSET)
-        ]
+        ours = self.functions
+        return [(n, v) for n, v in pairs if n not in self.hidden and n[:2] != "__" and v is not ours.get(n, UNSET)]
 
     def set(self, message: dict[str, Any]) -> dict[str, Any]:
-        self.weight += message["weight"]
-        self.grow(message["weight"])
-        self.variables[message["name"]] = self.read_blob(message)
+        name, weight = message["name"], message["weight"]
+        self.grow(max(0, weight - self.weights.get(name, 0)))
+        self.weights[name] = weight
+        self.variables[name] = self.read_blob(message)
         return {"op": "done"}
 
     def read_blob(self, message: dict[str, Any]) -> Any:
@@ -561,69 +727,61 @@ class Worker:
         if self.blob is None:
             raw = bytearray()
             while len(raw) < size:
-                raw += self.wire.read()
-            return from_blob(message["kind"], memoryview(raw), message)
+                raw += self.calls.wire.read()
+            return from_blob(memoryview(raw), message)
         if not size:
-            return from_blob(message["kind"], memoryview(b""), message)
+            return from_blob(memoryview(b""), message)
         with mmap.mmap(self.blob, size, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
-            return from_blob(message["kind"], view, message)
+            return from_blob(view, message)
 
     # - a cell
 
     def execute(self, message: dict[str, Any]) -> dict[str, Any]:
-        number = self.cell = message["cell"]
-        streamed = message.get("stream") or not self.forked
+        number, began = message["cell"], time.perf_counter()
+        streamed = message["stream"] or not self.forked
         self.out = Output(self.emit if streamed else None, self.spill if self.forked else None)
         self.final = UNSET
-        self.bind(message.get("functions") or [])
-        filename = f"<cell {number}>"
-        self.sources[filename] = message["code"]
-        began = time.perf_counter()
-        value, error, status = None, None, "ok"
-        try:
-            self.interrupts.pending = False
-            self.interrupts.armed = True
-            try:
-                value = self.run(message["code"], filename)
-            except BaseException as problem:
-                status, error = self.explain(problem)
-            final = self.final_value() if status == "ok" else {}
-            images = self.images()
-            self.interrupts.armed = False
-        except BaseException as problem:  # the second interrupt, or one that came while an error was being shown
-            self.interrupts.armed = False
-            status, error = "error", type_name(type(problem))
-            final, images = {}, []
+        self.bind(message["functions"])
+        ended = self.run(message["code"], f"<cell {number}>")
         text = self.out.text()
         self.keep(number, text)
-        return {
-            "op": "result",
-            "status": status,
-            "stdout": cut(text, self.output_limit, f"; the whole is in _out[{number}]"),
-            "chars": self.out.total,
-            "value": value,
-            "error": error,
-            "images": images,
-            "ms": (time.perf_counter() - began) * 1000,
-            **final,
-        }
+        where = f"; the whole is in _out[{number}]"
+        shown = {"stdout": cut(text, self.output_limit, where), "chars": self.out.total}
+        return {"op": "result", "ms": (time.perf_counter() - began) * 1000, **shown, **ended}
 
-    def run(self, code: str, filename: str) -> str | None:
+    def run(self, code: str, filename: str) -> dict[str, Any]:
+        """The part that an interrupt may end anywhere: the cell, and all that may call its objects' methods."""
+        interrupts = self.calls.interrupts
+        interrupts.pending, interrupts.armed = False, True
+        try:
+            try:
+                ended = {"status": "ok", "value": self.evaluate(code, filename), **self.final_value()}
+            except BaseException as problem:
+                ended = self.explain(problem)
+            ended["images"] = self.images()
+            interrupts.armed = False
+        except BaseException as problem:  # a second interrupt, or one that came while an error was being shown
+            interrupts.armed = False
+            ended = {"status": "error", "error": type_name(type(problem))}
+        return ended
+
+    def evaluate(self, code: str, filename: str) -> str | None:
+        self.sources[filename] = code
         body, last = self.language.compile(code, filename)
         exec(body, self.variables)
         value = None if last is None else eval(last, self.variables)
         return None if value is None else long_repr(value, self.output_limit)
 
-    def explain(self, problem: BaseException) -> tuple[str, str | None]:
+    def explain(self, problem: BaseException) -> dict[str, Any]:
         if type(problem) is SystemExit and problem.code in (None, 0):
-            return "ok", None
+            return {"status": "ok", **self.final_value()}
         try:
             shown = self.language.traceback(problem, self.sources)
         except Exception as failure:
             shown = f"{type_name(type(problem))} (its traceback cannot be shown: {type_name(type(failure))})"
-        refused = type(problem).__name__ == "PolicyError"
+        refused = type_name(type(problem)) == "PolicyError"
         status = "memory" if isinstance(problem, MemoryError) else "refused" if refused else "error"
-        return status, cut(shown, self.output_limit, "")
+        return {"status": status, "error": cut(shown, self.output_limit, "")}
 
     def keep(self, number: int, text: str) -> None:
         self.outputs[number] = text
@@ -675,109 +833,72 @@ class Worker:
         lines = {}
         for name, value in self.shown():
             kind, size, glimpse = describe(value)
-            lines[name] = f"{kind}{'' if size is None else f'[{size}]'} {glimpse}"
+            lines[name] = kind + ("" if size is None else f"[{size}]") + " " + glimpse
         return lines
 
-    # - calls to the host
-
-    def bind(self, names: list[str]) -> None:
+    def bind(self, functions: dict[str, bool]) -> None:
         """Put the host's functions into the namespace, and take away those of an earlier cell."""
         for name, function in self.functions.items():
-            if name not in names and self.variables.get(name) is function:
+            if name not in functions and self.variables.get(name) is function:
                 del self.variables[name]
-        self.functions = {name: self.functions.get(name) or host_function(self, name) for name in names}
+        old = self.functions
+        self.functions = {n: old.get(n) or host_function(self.calls, n, batched) for n, batched in functions.items()}
         self.variables.update(self.functions)
         self.variables.update(self.own)
 
-    def send(self, message: dict[str, Any]) -> None:
-        data = encode_frame(dict(message, id=self.request))
-        with self.interrupts, self.sending:
-            self.wire.write(b"." + data if self.forked else data)
-
     def emit(self, text: str) -> None:
-        for start in range(0, len(text), 1 << 20):
-            self.send({"op": "output", "text": text[start : start + (1 << 20)]})
-
-    def ask(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a host function and wait; several threads may wait at once."""
-        packer = Packer()
-        arguments = {"args": packer.pack(list(args)), "kwargs": packer.pack(kwargs)}
-        self.out.flush()
-        with self.replied:
-            key = next(self.calls)
-        self.send({"op": "call", "call": key, "name": name, **arguments})
-        reply = self.receive(key)
-        if reply["op"] == "return":
-            return unpack(reply["value"])
-        raise made_exception(reply["type"], reply["message"], unpack(reply.get("data") or {}))
-
-    def receive(self, key: int) -> dict[str, Any]:
-        with self.replied:
-            while key not in self.replies:
-                if self.reading:
-                    self.replied.wait()
-                    continue
-                self.reading = True
-                self.replied.release()
-                try:
-                    self.wire.wait()  # an interrupt may come here, and not within the frame
-                    with self.interrupts:
-                        message = json.loads(self.wire.read())
-                finally:
-                    self.replied.acquire()
-                    self.reading = False
-                    self.replied.notify_all()
-                if message.get("op") in ("return", "raise") and message.get("id") == self.request:
-                    self.replies[message["call"]] = message
-            return self.replies.pop(key)
+        if self.calls.probe is None:
+            for start in range(0, len(text), 1 << 20):
+                self.calls.send({"op": "output", "text": text[start : start + (1 << 20)]})
 
     # - the fork before a request
 
     def can_fork(self) -> bool:
-        return bool(self.fork_limit) and memory_in_use() - self.weight < self.fork_limit
+        return bool(self.fork_limit) and memory_in_use() - sum(self.weights.values()) < self.fork_limit
 
-    def fork(self, lasting: bool) -> bool:
-        """True in the copy that is to do the request; False in the original, once the copy has died."""
+    def fork(self) -> str:
+        """ "copy" in the process that is to do the request, "original" in the other once the copy has died or is done,
+        "alone" if there can be no copy."""
         self.spill.clear()
-        to_copy, from_copy = os.pipe(), os.pipe()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGUSR1, lambda *_: None)
-        copy = os.fork()
+        try:
+            reserve_descriptors(0)
+            to_copy, from_copy = os.pipe(), os.pipe()
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            copy = os.fork()
+        except OSError:
+            signal.signal(signal.SIGINT, self.calls.interrupts.handler)
+            return "alone"
         if copy == 0:
             os.close(to_copy[1])
             os.close(from_copy[0])
-            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-            signal.signal(signal.SIGINT, self.interrupts.handler)
-            self.wire = Wire(to_copy[0], from_copy[1])
-            self.lasting = lasting
-            self.calls, self.replies = itertools.count(1), {}
-            return True
+            reserve_descriptors(SPARE_DESCRIPTORS)
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN if self.can_kill else signal.SIG_DFL)
+            signal.signal(signal.SIGINT, self.calls.interrupts.handler)
+            self.calls.begin(Wire(to_copy[0], from_copy[1]), marked=True)
+            return "copy"
         os.close(to_copy[0])
         os.close(from_copy[1])
-        relay = Relay(self.host, Wire(from_copy[0], to_copy[1]), copy)
-        ended = relay.run()
-        relay.close()
-        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, self.interrupts.handler)
-        if ended is not None:
+        died = Relay(self.host, Wire(from_copy[0], to_copy[1]), copy).run()
+        signal.signal(signal.SIGINT, self.calls.interrupts.handler)
+        if died is not None:
             self.sweep()
-            self.tell_death(ended)
-        return False
+            self.tell_death(died)
+        return "original"
 
-    def commit(self) -> None:
+    def commit(self, lasting: bool) -> None:
         """Hand the result to the original, and take its place when it has gone (or go, if nothing is to last)."""
-        self.wire.write((b"c" if self.lasting else b"r") + self.result)
-        self.result = b""
-        if not self.lasting:
+        wire = self.calls.wire
+        wire.write((b"c" if lasting else b"r") + self.result)
+        if not lasting:
             os._exit(0)
+        self.result = b""
         with contextlib.suppress(EOFError):
             while True:
-                self.wire.read()
-        os.close(self.wire.reader)
-        os.close(self.wire.writer)
-        self.wire = self.host
-        self.forked = False
-        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+                wire.read()
+        os.close(wire.reader)
+        os.close(wire.writer)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        self.calls.begin(self.host, marked=False)
 
     def sweep(self) -> None:
         """Kill what the dead copy left running. Only ever where this process's init is the sandbox's own."""
@@ -787,18 +908,28 @@ class Worker:
 
     def tell_death(self, status: int) -> None:
         how = {"signal": os.WTERMSIG(status)} if os.WIFSIGNALED(status) else {"exit": os.WEXITSTATUS(status)}
-        text = self.spill.text()
-        self.host.write(
-            encode_frame(
-                {
-                    "op": "died",
-                    "id": self.request,
-                    "stdout": cut(text, self.output_limit, ""),
-                    "chars": struct.unpack(">Q", self.spill.map[:8])[0],
-                    **how,
-                }
-            )
-        )
+        shown = {"stdout": cut(self.spill.text(), self.output_limit, ""), "chars": self.spill.total()}
+        self.host.write(encode_frame({"op": "died", "id": self.calls.request, **shown, **how}))
+
+
+def reserve_descriptors(spare: int) -> None:
+    """Cells get fewer descriptors than there are, so that one that takes them all leaves enough for the next fork."""
+    import resource
+
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard - spare, hard))
+
+
+@contextlib.contextmanager
+def may_be_killed() -> Iterator[None]:
+    """Without a copy to kill, the signal for that ends this process, and the variables with it."""
+    if not hasattr(signal, "SIGUSR1"):
+        yield
+        return
+    before = signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGUSR1, before)
 
 
 class Redirect(io.TextIOBase):
@@ -814,18 +945,13 @@ class Redirect(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
-        return self.worker.out.write(text)
+        return self.worker.out.write(text) if self.worker.calls.probe is None else len(text)
+
+    def close(self) -> None:
+        """A cell that closes its output would lose that of the next."""
 
     def flush(self) -> None:
         self.worker.out.flush()
-
-
-def host_function(worker: Worker, name: str) -> Any:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return worker.ask(name, args, kwargs)
-
-    call.__name__ = call.__qualname__ = name
-    return call
 
 
 class Relay:
@@ -833,17 +959,24 @@ class Relay:
 
     def __init__(self, host: Wire, copy: Wire, pid: int):
         self.host, self.copy, self.pid = host, copy, pid
-        self.killed = False
+        self.settled = self.killed = False
         self.waiting: collections.deque[memoryview] = collections.deque()
-        os.set_blocking(copy.writer, False)
-
-    def close(self) -> None:
-        os.close(self.copy.reader)
-        os.close(self.copy.writer)
+        os.set_blocking(copy.writer, False)  # a copy that does not read must not keep this process from listening
 
     def run(self) -> int | None:
-        """The copy's wait status if it died; None if it answered a request that leaves nothing behind."""
+        """The copy's wait status if it died; None if it answered a request that leaves nothing behind.
+
+        When the copy takes over, this process ends here.
+        """
         signal.signal(signal.SIGUSR1, self.kill)
+        try:
+            return self.relay()
+        finally:
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            os.close(self.copy.reader)
+            os.close(self.copy.writer)
+
+    def relay(self) -> int | None:
         poller = select.poll()
         poller.register(self.host.reader, select.POLLIN)
         poller.register(self.copy.reader, select.POLLIN)
@@ -852,38 +985,36 @@ class Relay:
             ready = dict(poller.poll(200))
             if self.copy.reader in ready:
                 try:
-                    kind = self.copy.exactly(1)
-                    frame = self.copy.read()
+                    mark, frame = self.copy.exactly(1), self.copy.read()
                 except EOFError:
                     return self.reap()
-                if kind == b"c":
-                    self.pid, copy = 0, self.pid  # from here on no signal kills it
-                    if self.killed:
-                        self.pid = copy
-                        return self.reap()
-                self.host.write(struct.pack(">I", len(frame)) + frame)
-                if kind == b"c":
-                    os._exit(0)
-                if kind == b"r":
-                    self.reap()
+                if self.from_copy(mark, frame):
                     return None
             if self.host.reader in ready:
                 self.from_host()
             if self.waiting:
                 self.to_copy()
             if not ready and os.waitpid(self.pid, os.WNOHANG)[0]:
-                return self.reap()
+                return 0
 
-    def kill(self, *_: Any) -> None:
-        if self.pid:
-            self.killed = True
-            os.kill(self.pid, signal.SIGKILL)
+    def from_copy(self, mark: bytes, frame: bytes) -> bool:
+        """Pass a frame on. True: it was the last, and the copy leaves nothing."""
+        self.settled = mark == b"c"
+        if self.settled and self.killed:
+            self.settled = False
+            return False
+        self.host.write(struct.pack(">I", len(frame)) + frame)
+        if self.settled:
+            os._exit(0)
+        if mark == b"r":
+            self.reap()
+        return mark == b"r"
 
     def from_host(self) -> None:
         try:
             frame = self.host.read()
         except EOFError:  # the host has gone
-            os.kill(self.pid, signal.SIGKILL)
+            self.kill()
             os._exit(0)
         self.waiting.append(memoryview(struct.pack(">I", len(frame)) + frame))
 
@@ -899,13 +1030,24 @@ class Relay:
         if not self.waiting[0]:
             self.waiting.popleft()
 
-    def reap(self) -> int:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(self.pid, signal.SIGKILL)
-        try:
-            return os.waitpid(self.pid, 0)[1]
-        except ChildProcessError:
-            return 0
+    def kill(self, *_: Any) -> None:
+        """Kill the copy, unless it has taken over. (Where kill is forbidden, its own handling of SIGUSR1 ends it.)"""
+        if not self.settled:
+            self.killed = True
+            with contextlib.suppress(OSError):
+                os.kill(self.pid, signal.SIGKILL)
+
+    def reap(self, patience: float = 0.2) -> int:
+        """The wait status of a copy that has closed its end; one that goes on without it is killed: status 255."""
+        until = time.monotonic() + patience
+        while time.monotonic() < until:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            if ended:
+                return status
+            time.sleep(0.001)
+        self.kill()
+        os.waitpid(self.pid, 0)
+        return 255 << 8
 
 
 def memory_in_use() -> int:
@@ -951,7 +1093,8 @@ def text_weight(text: str) -> int:
     return sys.getsizeof(text) + 4 * len(text)
 
 
-def from_blob(kind: str, view: memoryview, header: dict[str, Any]) -> Any:
+def from_blob(view: memoryview, header: dict[str, Any]) -> Any:
+    kind = header["kind"]
     if kind == "str":
         return str(view, "utf-8", "surrogatepass")
     if kind == "json":
@@ -1010,6 +1153,20 @@ def end_group(group: int) -> NoReturn:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
     os._exit(0)
+
+
+def container_main(setup: dict[str, Any]) -> NoReturn:
+    """The first process of a container: the worker talks over what were its standard streams, and is supervised here."""
+    reader, writer = os.dup(0), os.dup(1)
+    for descriptor, mode in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
+        os.dup2(os.open(os.devnull, mode), descriptor)
+    worker = os.fork()
+    if worker:
+        os.close(writer)
+        supervise(worker, [reader], forward=True)
+    os.setpgid(0, 0)
+    setup["own_init"] = os.getppid() == 1
+    Worker(Wire(reader, writer), PlainLanguage(), setup).start({})
 
 
 # --- end of the worker ------------------------------------------------------------------------------------------------
@@ -1139,7 +1296,6 @@ def mount_scratch(folder: str) -> None:
 
 def confine(setup: dict[str, Any], layers: dict[str, bool | str]) -> None:
     """Everything that a worker does to itself before it sees any code. Each step is best effort; `layers` tells."""
-    safe_kill = layers.get("pid_namespace")
     attempt(layers, "rlimits", limit_resources, setup["memory"])
     if layers.get("user_namespace") and kernel_version() >= (5, 14):  # where the count is the namespace's own
         attempt(layers, "process_limit", limit_processes)
@@ -1147,9 +1303,13 @@ def confine(setup: dict[str, Any], layers: dict[str, bool | str]) -> None:
     attempt(layers, "not_dumpable", call_libc, "prctl", 4, 0, 0, 0, 0)
     attempt(layers, "capabilities_dropped", drop_capabilities)
     attempt(layers, "landlock", restrict_files, setup["scratch"], setup["readable"])
-    safe_kill = safe_kill or (layers["landlock"] and landlock_abi() >= 6)  # which keeps signals inside
-    attempt(layers, "seccomp", filter_system_calls, bool(safe_kill))
+    attempt(layers, "seccomp", filter_system_calls, may_kill(layers))
     check(layers)
+
+
+def may_kill(layers: dict[str, bool | str]) -> bool:
+    """Whether kill() reaches nothing but the session: in a PID namespace, or scoped by Landlock from ABI 6 on."""
+    return bool(layers.get("pid_namespace")) or (bool(layers.get("landlock")) and landlock_abi() >= 6)
 
 
 def check(layers: dict[str, bool | str]) -> None:
@@ -1365,11 +1525,44 @@ PRELOADED = [
 ]
 
 
-class Workspace:
-    """What files a cell may open: its scratch folder, and for reading the folders it was given."""
+SECRET_NAMES = re.compile(r"\.env.*|.*\.pem|id_.*|\.netrc|\.aws", re.IGNORECASE)
 
-    def __init__(self, scratch: str, readable: tuple[str, ...]):
-        self.scratch, self.readable = scratch, readable
+
+class Workspace:
+    """Which files a cell may open: any in its scratch folder, and for reading those of the folders it was given."""
+
+    def __init__(self, scratch: str, readable: tuple[str, ...], before_write: Callable[[], None] = lambda: None):
+        self.scratch = os.path.realpath(scratch)
+        self.readable = tuple(os.path.realpath(folder) for folder in readable)
+        self.before_write = before_write
+
+    def resolve(self, path: str, *, writing: bool = False) -> str:
+        """The real path behind a name. PermissionError: not for cells; FileNotFoundError: in none of the folders."""
+        if "\0" in path:
+            raise ValueError("embedded null byte")
+        inside = os.path.realpath(os.path.join(self.scratch, path))
+        if writing:
+            if not within(inside, self.scratch):
+                raise PermissionError(f"only the working folder can be written to, not {path!r}")
+            self.before_write()
+            return inside
+        if within(inside, self.scratch) and os.path.lexists(inside):
+            return inside
+        for folder in self.readable:
+            real = os.path.realpath(os.path.join(folder, path))
+            if within(real, folder) and os.path.lexists(real):
+                if any(SECRET_NAMES.fullmatch(part) for part in real[len(folder) :].split(os.sep)):
+                    raise PermissionError(f"{path!r} may hold secrets and is not readable here")
+                if real.endswith(os.path.join(".git", "config")):
+                    raise PermissionError(f"{path!r} may hold secrets and is not readable here")
+                return real
+        if os.path.isabs(path) or not within(inside, self.scratch):
+            raise PermissionError(f"no access to {path!r} from here; file_read reads the caller's files")
+        raise FileNotFoundError(2, "no such file here (file_read reads the caller's files)", path)
+
+
+def within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
 class PolicyLanguage:
@@ -1381,8 +1574,8 @@ class PolicyLanguage:
     def compile(self, source: str, filename: str) -> tuple[CodeType, CodeType | None]:
         return policy_compile(source, filename)
 
-    def namespace(self, functions: dict[str, Any], stdout: Any) -> dict[str, Any]:
-        workspace = Workspace(self.setup.get("scratch", "/"), tuple(self.setup["workspace"]))
+    def namespace(self, functions: dict[str, Any], stdout: Any, calls: Calls) -> dict[str, Any]:
+        workspace = Workspace(self.setup["scratch"], tuple(self.setup["workspace"]), calls.end_probe)
         allowed = tuple(self.setup["allowed_imports"])
         return policy_globals(functions, workspace=workspace, allowed_imports=allowed, stdout=stdout)
 
@@ -1551,10 +1744,9 @@ def run_worker(
         grow = raise_memory_limit if layers["rlimits"] else None
     os.environ.clear()
     layers["policy"] = setup["policy"]
+    setup.update(blob=blob, own_init=own_init, grow=grow, can_kill=not setup["confined"] or may_kill(layers))
     language = PolicyLanguage(setup) if setup["policy"] else PlainLanguage()
-    worker = Worker(Wire(stream, stream), language, dict(setup, blob=blob, own_init=own_init, grow=grow))
-    worker.host.write(encode_frame({"op": "hello", "id": 0, "layers": layers}))
-    worker.serve()
+    Worker(Wire(stream, stream), language, setup).start(layers)
 
 
 def readable_paths(setup: dict[str, Any]) -> list[str]:
@@ -1671,6 +1863,13 @@ def wait_for(descriptor: int, seconds: float, writing: bool = False) -> bool:
     return bool(poller.poll(max(0.0, seconds) * 1000))
 
 
+def refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+from_json = json.JSONDecoder(parse_constant=refuse_constant).decode
+
+
 class Frames:
     """Frames to and from one worker. Whatever arrives is checked before anything else sees it."""
 
@@ -1730,16 +1929,12 @@ class Frames:
         body = bytes(memoryview(self.buffer)[4 : 4 + size])
         del self.buffer[: 4 + size]
         try:
-            message = json.loads(body, parse_constant=refuse_constant)
+            message = from_json(body.decode("ascii"))
         except (ValueError, RecursionError) as error:
             raise Broken("the sandbox sent a frame that is not JSON") from error
         if type(message) is not dict or type(message.get("op")) is not str or type(message.get("id")) is not int:
             raise Broken("the sandbox sent a frame without a form")
         return message
-
-
-def refuse_constant(name: str) -> NoReturn:
-    raise ValueError(name)
 
 
 class Sandbox:
@@ -1788,8 +1983,6 @@ class Sandbox:
             self._cells += 1
             if not isinstance(code, str):
                 raise TypeError(f"code must be a str, not {type(code).__name__}")
-            if self._lost():
-                return self._renewed()
             limit = self.cell_timeout if timeout is None else timeout
             run = self._run = Run(self, self._cells, limit, functions or {}, on_output)
             try:
@@ -1881,23 +2074,6 @@ class Sandbox:
             frames.channel.kill()
             frames.channel.close()
 
-    def _lost(self) -> bool:
-        """Whether a worker that had variables is no more."""
-        frames = self._frames
-        if frames is None:
-            self._started()
-            return False
-        try:
-            return wait_for(frames.channel.fileno(), 0) and frames.receive(0) is None and False
-        except Broken:
-            return True
-
-    def _renewed(self) -> Cell:
-        self._drop()
-        self._started()
-        note = f"the sandbox's process had ended: the variables are lost{self._kept()}; this cell was not run"
-        return Cell(ok=False, error=note, status="lost", n=self._cells)
-
     def _kept(self) -> str:
         return f" (what the host had set is there again: {', '.join(self._given)})" if self._given else ""
 
@@ -1968,7 +2144,7 @@ class Run:
         self.softened = 0.0
         self.hardened = 0.0
         self.over = False
-        self.pool = Pool(THREADS_MAX)
+        self.queued: list[Callable[[], None]] = []
 
     def execute(self, code: str) -> Cell:
         message = {
@@ -1976,7 +2152,7 @@ class Run:
             "id": self.request,
             "cell": self.number,
             "code": code,
-            "functions": list(self.functions),
+            "functions": {name: bool(getattr(call, "batched", False)) for name, call in self.functions.items()},
             "stream": self.on_output is not None,
         }
         try:
@@ -1993,7 +2169,6 @@ class Run:
             raise
         finally:
             self.over = True
-            self.pool.close()
         if self.stop is not None:
             raise self.stop
         return self.finish(reply)
@@ -2006,18 +2181,6 @@ class Run:
             now = time.monotonic()
             waiting = now - self.paused_at if self.active else 0.0
             return now - self.began - self.paused - waiting
-
-    def pause(self) -> None:
-        with self.lock:
-            self.active += 1
-            if self.active == 1:
-                self.paused_at = time.monotonic()
-
-    def resume(self) -> None:
-        with self.lock:
-            self.active -= 1
-            if not self.active:
-                self.paused += time.monotonic() - self.paused_at
 
     # - frames
 
@@ -2038,13 +2201,13 @@ class Run:
                 self.press()
 
     def patience(self) -> float:
+        """Seconds until something has to be done even if no frame comes."""
         now = time.monotonic()
         if self.hardened:
             return max(0.0, self.hardened + HARD_GRACE - now)
         if self.softened:
             return max(0.0, self.softened + SOFT_GRACE - now)
-        left = max(0.0, self.limit - self.elapsed())
-        return min(left, 0.05) if self.active else left + 0.001
+        return min(max(0.0, self.limit - self.elapsed()) + 0.001, 0.05 if self.active else 60)
 
     def press(self) -> None:
         """The next step of the ladder, if its time has come: interrupt, kill the cell's process, kill the session."""
@@ -2101,15 +2264,34 @@ class Run:
         except Stop as stop:
             self.halt(stop)
             return
-        self.pause()
-        self.pool.run(lambda: self.work(key, work))
+        self.dispatch(lambda: self.work(key, work))
+
+    def dispatch(self, job: Callable[[], None]) -> None:
+        """Give a host function a thread, or let it wait for one: the clock stands still meanwhile."""
+        with self.lock:
+            self.active += 1
+            if self.active == 1:
+                self.paused_at = time.monotonic()
+            if self.active > THREADS_MAX:
+                self.queued.append(job)
+                return
+        threads().run(job)
+
+    def done(self) -> None:
+        with self.lock:
+            self.active -= 1
+            if not self.active:
+                self.paused += time.monotonic() - self.paused_at
+            job = self.queued.pop(0) if self.queued and not self.over else None
+        if job is not None:
+            threads().run(job)
 
     def work(self, key: int, work: Callable[[], Any]) -> None:
         try:
             try:
                 value = work()
             finally:
-                self.resume()
+                self.done()
             self.reply({"op": "return", "call": key, "value": Packer().pack(value)})
         except Exception as error:
             self.reply_error(key, error)
@@ -2233,35 +2415,52 @@ def images_of(value: Any) -> list[dict[str, str]]:
     return found
 
 
-class Pool:
-    """Threads for the host functions of one cell, made as they are needed."""
+class Threads:
+    """Daemon threads that wait a while for the next job: a host call should not cost the start of a thread."""
 
-    def __init__(self, limit: int):
-        self.limit = limit
+    LINGER = 2.0
+
+    def __init__(self) -> None:
+        from queue import SimpleQueue
+
+        self.process = os.getpid()
+        self.jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self.lock = threading.Lock()
-        self.jobs: list[Callable[[], None]] = []
-        self.threads = 0
+        self.idle = 0
 
     def run(self, job: Callable[[], None]) -> None:
         with self.lock:
-            self.jobs.append(job)
-            if self.threads >= self.limit:
-                return
-            self.threads += 1
-        threading.Thread(target=self.work, daemon=True).start()
+            start = not self.idle
+            self.idle -= not start
+        self.jobs.put(job)
+        if start:
+            threading.Thread(target=self.work, daemon=True).start()
 
     def work(self) -> None:
-        while True:
-            with self.lock:
-                if not self.jobs:
-                    self.threads -= 1
-                    return
-                job = self.jobs.pop(0)
-            job()
+        from queue import Empty
 
-    def close(self) -> None:
-        with self.lock:
-            self.jobs.clear()
+        while True:
+            try:
+                job = self.jobs.get(timeout=self.LINGER)
+            except Empty:
+                with self.lock:
+                    if self.idle:  # nobody counts on this thread
+                        self.idle -= 1
+                        return
+                continue
+            job()
+            with self.lock:
+                self.idle += 1
+
+
+_threads: Threads | None = None
+
+
+def threads() -> Threads:
+    global _threads
+    if _threads is None or _threads.process != os.getpid():  # threads do not survive a fork
+        _threads = Threads()
+    return _threads
 
 
 # --- the local sandbox ------------------------------------------------------------------------------------------------
@@ -2461,6 +2660,12 @@ def package_path(allowed_imports: tuple[str, ...], policy: bool) -> list[str]:
             if folder and folder not in found:
                 found.append(folder)
     return found
+
+
+def capabilities() -> dict[str, bool | str]:
+    """Which layers of the local sandbox hold on this machine (`..._error` says why one does not), and its level."""
+    with LocalSandbox() as sandbox:
+        return {**sandbox.layers, "level": sandbox.level}
 
 
 def warm(allowed_imports: Sequence[str] = ()) -> None:
