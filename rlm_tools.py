@@ -34,6 +34,7 @@ from typing import Any
 __all__ = ["Tool", "ToolError", "build", "call_tool", "file_tools", "load_tools", "schema_of", "tool", "validate"]
 
 Schema = dict[str, Any]
+AnyPath = str | os.PathLike[str]
 
 
 class ToolError(RuntimeError):
@@ -71,6 +72,7 @@ class Tool:
         if problem:
             raise ToolError(f"tool {self.name!r}: {problem}")
         object.__setattr__(self, "parameters", {"type": "object", "properties": {}, **self.parameters})
+        object.__setattr__(self, "source", self.source or getattr(self.handler, "__module__", "") or "this program")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return call_tool(self, self.bind(*args, **kwargs))
@@ -763,7 +765,7 @@ def _tool_of(function: Callable[..., Any], name: str, description: str) -> Tool:
             required.append(parameter.name)
         else:
             properties[parameter.name] |= _default(parameter.default)
-    return Tool(name, description or about or name, parameters, handler, source=getattr(function, "__module__", ""))
+    return Tool(name, description or about or name, parameters, handler, source=function.__module__)
 
 
 class _Typed:
@@ -812,7 +814,7 @@ VIEW_LIMIT = 9_500  # characters that a model is shown of one call
 LINE_LIMIT = 2_000  # characters of one line that a model is shown, and of one match
 LIST_LIMIT = 100_000
 MATCH_LIMIT = 10_000
-SEARCH_SECONDS = 10.0
+SEARCH_SECONDS = 20.0
 _SKIPPED = {".git", ".hg", ".svn", "__pycache__", "node_modules", ".venv", ".tox", ".mypy_cache", ".ruff_cache"}
 _SECRET = re.compile(
     r"\.env.*|.*\.pem|id_.*|\.netrc|\.aws|\.ssh|\.git-credentials|\.pypirc|\.npmrc|\.snipara", re.IGNORECASE | re.DOTALL
@@ -826,9 +828,17 @@ def is_secret(path: str) -> bool:
     return in_git or any(map(_SECRET.fullmatch, parts))
 
 
-def file_tools(allowed_paths: Iterable[str | os.PathLike[str]] | None = None, cwd: str | None = None) -> list[Tool]:
-    """file_read, file_list and file_search over the allowed folders and files (default: the working directory)."""
-    files = _Files(allowed_paths, cwd)
+def file_tools(
+    allowed_paths: Iterable[AnyPath] | None = None,
+    cwd: str | None = None,
+    *,
+    left_out: Iterable[AnyPath] = (),
+) -> list[Tool]:
+    """file_read, file_list and file_search over the allowed folders and files (default: the working directory).
+
+    `left_out`: folders that are listed and searched only when a pattern begins in them, such as a run's own logs.
+    """
+    files = _Files(allowed_paths, cwd, left_out)
     return [
         _parsed(
             "file_read(path: string, start_line: integer = null, end_line: integer = null)",
@@ -861,11 +871,14 @@ class _Files:
     that is swapped for a link in between is refused.
     """
 
-    def __init__(self, allowed: Iterable[str | os.PathLike[str]] | None, cwd: str | None) -> None:
+    def __init__(self, allowed: Iterable[AnyPath] | None, cwd: str | None, left_out: Iterable[AnyPath]) -> None:
         self.cwd = os.path.realpath(cwd or os.getcwd())
-        allowed = [self.cwd] if allowed is None else allowed
-        given = [allowed] if isinstance(allowed, (str, os.PathLike)) else list(allowed)
-        self.roots = [os.path.realpath(os.path.join(self.cwd, os.path.expanduser(root))) for root in given]
+        allowed = [self.cwd] if allowed is None else [allowed] if isinstance(allowed, (str, os.PathLike)) else allowed
+        self.roots = [self.real(path) for path in allowed]
+        self.left_out = {self.real(path) for path in left_out}
+
+    def real(self, path: AnyPath) -> str:
+        return os.path.realpath(os.path.join(self.cwd, os.path.expanduser(path)))
 
     def locate(self, path: str) -> tuple[str, str]:
         """The root that a path lies under and the way down from it; PermissionError for any other."""
@@ -1010,7 +1023,7 @@ class _Files:
                     below = os.path.join(path, name)
                     if is_secret(_below(below, root)):
                         continue
-                    if kind == "folder" and name not in skipped:
+                    if kind == "folder" and name not in skipped and below not in self.left_out:
                         waiting.append(below)
                     elif kind == "file" or (kind == "link" and self.leads_in(below)):
                         yield below
@@ -1308,18 +1321,6 @@ def entry_point_tools() -> list[Tool]:
     for point in sorted(entry_points(group="rlm.tools"), key=lambda point: point.name):
         source = f"{point.dist.name if point.dist else point.value} (entry point {point.name!r})"
         tools += _collected(_imported(source, point.load), source)
-    return tools
-
-
-def combine(*groups: Iterable[Tool], reserved: Iterable[str] = ()) -> list[Tool]:
-    """All the tools in one list; ToolError if two have the same name, or one has a reserved name."""
-    names = dict.fromkeys(reserved, "the REPL")
-    tools = [tool for group in groups for tool in group]
-    for item in tools:
-        if item.name in names:
-            first, second = names[item.name], item.source or "tools="
-            raise ToolError(f"two tools are called {item.name!r}: one of {first}, one of {second}", hint="rename one")
-        names[item.name] = item.source or "tools="
     return tools
 
 

@@ -785,6 +785,16 @@ def test_a_folder_that_is_a_secret_by_name_can_be_allowed_by_name(workspace: Pat
     assert by_name(file_tools(["id_project"]))["file_read"]("id_project/a.txt") == "a\n"
 
 
+def test_a_runs_own_logs_are_seen_only_when_asked_for(workspace: Path) -> None:
+    (workspace / "logs").mkdir()
+    (workspace / "logs/run.jsonl").write_text("needle\n")
+    (workspace / "a.txt").write_text("needle\n")
+    tools = by_name(file_tools(left_out=["./logs"]))
+    assert (tools["file_list"](), tools["file_list"]("*.jsonl")) == (["a.txt"], [])
+    assert [row["path"] for row in tools["file_search"]("needle")] == ["a.txt"]
+    assert tools["file_list"]("logs") == tools["file_list"]("logs/*") == ["logs/run.jsonl"]
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
