@@ -42,7 +42,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -904,6 +904,7 @@ class Recording:
 # --- the context: the input that is not put into the prompt ------------------------------------------------------
 
 _SAVED_CONTEXT = 64_000_000  # bytes; a larger value is not kept beside the journal
+_SAVED_AT_ONCE = 1_000_000  # bytes; a larger one is compressed while the first call is under way
 _PLAIN = (str, bytes, int, float, bool, type(None))
 
 
@@ -945,7 +946,8 @@ class Context:
         """Characters, bytes or items."""
         return len(self.value) if hasattr(self.value, "__len__") else 1
 
-    def journal_form(self) -> dict[str, Any] | None:
+    @cached_property
+    def about(self) -> dict[str, Any] | None:
         """What `start` says of it."""
         if self.value is None:
             return None
@@ -1412,6 +1414,9 @@ class Run:
         self.options = options
         self.backend = backend
         self.tools = tools
+        schemas = [{"name": t.name, "description": t.description, "parameters": t.parameters} for t in tools]
+        self.tool_schemas = [_EXECUTE_CODE, *schemas]
+        self.tool_tokens = rlm_backends.estimate_tokens([], self.tool_schemas)
         self.journal = journal
         self.recording = recording
         self.replaying = replaying
@@ -1419,6 +1424,7 @@ class Run:
         self.protocol = options.protocol
         self.tool_calls: list[dict[str, Any]] = []
         self.divergence: list[str] = []
+        self.keeper: Later | None = None  # a context that is being kept for a resume
         self.best = ""  # the root's last words: the partial answer, should the run be stopped
         self._slots = threading.BoundedSemaphore(options.max_parallel)
         self._lock = threading.Lock()
@@ -1512,7 +1518,7 @@ class Run:
         `about`: what the `call` line carries besides the reply. `how`: tools, most (tokens of output), on_text.
         """
         tools, most = how.get("tools"), how["most"]
-        size = rlm_backends.estimate_tokens(messages, tools)
+        size = tokens_of(messages) + (self.tool_tokens if tools else 0)
         ticket = self.ledger.reserve(size, most, self.price(backend))
         flight = {**about, "kind": about["kind"], "started": time.monotonic()}
         with self._lock:
@@ -1554,6 +1560,8 @@ class Run:
         return None if unknown and most == _TURN_OUTPUT and ticket.output == most else ticket.output
 
     def _journal_call(self, node: Node, about: Event, flight: Event, reply: Any, cost: float | None) -> None:
+        if self.keeper is not None:
+            self.keeper.get()  # what is paid for can be resumed only with its context
         call_id = self.call_id()
         if about["kind"] == "turn":
             node.call_id = call_id
@@ -1858,7 +1866,7 @@ class Node:
             protocol=self.protocol,
             environment=options.environment if isinstance(options.environment, str) else "object",
             limits={name: getattr(options, name) for name in _LIMITS},
-            context=self.context.journal_form() if first else None,
+            context=self.context.about if first else None,
             tools=[tool.name for tool in run.tools],
             version=__version__,
         )
@@ -1938,7 +1946,7 @@ class Node:
             backend,
             self.messages,
             about,
-            tools=self._tool_schemas() if self.protocol == "tools" else None,
+            tools=self.run.tool_schemas if self.protocol == "tools" else None,
             most=_turn_output(backend),
             on_text=self._on_text if self.run.journal.on_event and self.depth == 0 else None,
         )
@@ -1947,10 +1955,6 @@ class Node:
 
     def _on_text(self, delta: str) -> None:
         self.run.journal.tell({"event": "text", "node": self.id, "delta": delta})
-
-    def _tool_schemas(self) -> list[dict[str, Any]]:
-        own = [{"name": t.name, "description": t.description, "parameters": t.parameters} for t in self.run.tools]
-        return [_EXECUTE_CODE, *own]
 
     def _change_to_text(self) -> None:
         """Go on in the text protocol: this model has no tool calling."""
@@ -2310,7 +2314,7 @@ class Node:
         if self.run.replaying:
             raise ConfigError(f"the recording has no sub-call {key}", hint="record the run again")
         messages = [{"role": "user", "content": prompt}]
-        about = {"node": self.id, "kind": "sub", "cell": cell, "key": key, "prompt": messages}
+        about = {"node": self.id, "kind": "sub", "cell": cell, "key": key, "prompt": [dict(messages[0])]}
         about.update(depth=self.depth + 1, parent=self.call_id)
         try:
             backend = self.run.backend_for(model)
@@ -2368,15 +2372,15 @@ class Node:
     def _compact(self, *, force: bool = False) -> bool:
         """When the window fills, put stubs in the place of the oldest outputs, in one large step; else a summary."""
         window = getattr(self.run.backend, "window", None) or _UNKNOWN_WINDOW
-        before = rlm_backends.estimate_tokens(self.messages)
+        before = tokens_of(self.messages)
         if not self.run.options.compaction or not (force or before > 0.75 * window):
             return False
-        places = self._stub_oldest(min(0.4 * window, 0.5 * before))
-        after = rlm_backends.estimate_tokens(self.messages)
+        places = self._stub_oldest(min(0.25 * window, 0.5 * before))
+        after = tokens_of(self.messages)
         fields: Event = {"places": places, "cells": [n for p in places for n in self.messages[p]["_cells"]]}
         if after > 0.6 * window:
             fields["summary"] = self._summarise()
-            after = rlm_backends.estimate_tokens(self.messages)
+            after = tokens_of(self.messages)
         if not places and "summary" not in fields:
             return False
         fields.update(tokens_before=before, tokens_after=after, turn=self.turn)
@@ -2385,12 +2389,12 @@ class Node:
 
     def _stub_oldest(self, goal: float) -> list[int]:
         """Replace outputs, the oldest first, until the goal (tokens) is met; the places of those messages."""
-        places, size = [], rlm_backends.estimate_tokens(self.messages)
+        places, size = [], tokens_of(self.messages)
         for place, message in enumerate(self.messages[:-2]):
             if size <= goal:
                 break
             if "_cells" in message and len(message["content"]) > _STUB_WORTH and not message.get("_stub"):
-                size -= rlm_backends.estimate_tokens([message])
+                size -= tokens_of([message])
                 self.messages[place] = _stubbed(message)
                 places.append(place)
         return places
@@ -2573,11 +2577,18 @@ def _stubbed(message: dict[str, Any]) -> dict[str, Any]:
     """The message with a few words in the place of its outputs."""
     kept = " and ".join(f"_out[{n}]" for n in message["_cells"])
     where = f"it is in {kept}" if kept else "call the tool again if you need it"
-    return {
-        **message,
-        "content": f"[{len(message['content']):,} characters of output stood here; {where}]",
-        "_stub": True,
-    }
+    content = f"[{len(message['content']):,} characters of output stood here; {where}]"
+    return {k: v for k, v in message.items() if k != "_tokens"} | {"content": content, "_stub": True}
+
+
+def tokens_of(messages: Iterable[dict[str, Any]]) -> int:
+    """About how many tokens the messages have; each is measured once, since a run sends it again and again."""
+    total = 0
+    for message in messages:
+        if "_tokens" not in message:
+            message["_tokens"] = rlm_backends.estimate_tokens([message])
+        total += message["_tokens"]
+    return total
 
 
 def _without_final(event: Event) -> Event:
@@ -2777,14 +2788,11 @@ class RLM:
             return self._go_on(prompt, given)
         run = self._new_run(new_id(), Recording())
         node = Node(run, given, instructions=system or "", schema=self._schema())
-        keeper = self._keep_context(run, given)
+        run.keeper = self._keep_context(run, given)
         try:
-            result = self._supervise(run, node, lambda: finish(node, prompt))
+            return self._supervise(run, node, lambda: finish(node, prompt))
         finally:
             self._settle(run, node)
-        if keeper is not None:
-            keeper.get()
-        return result
 
     def _schema(self) -> dict[str, Any] | None:
         return None if self.options.schema is None else rlm_tools.schema_of(self.options.schema)
@@ -2958,12 +2966,16 @@ class RLM:
         return twin
 
     def _keep_context(self, run: Run, context: Context) -> Later | None:
-        """Keep a context given by value beside the journal, while the run goes on; ConfigError-free and bounded."""
+        """Keep a context given by value beside the journal; a large one meanwhile, until the first reply is there."""
         path = run.journal.path
-        by_value = context.value is not None and not isinstance(context.source, dict)
+        by_value = context.about is not None and not isinstance(context.source, dict)
         if path is None or not by_value or not self.options.save_context:
             return None
-        return Later(lambda: _save_context(os.path.splitext(path)[0] + ".context", context.value))
+        save = partial(_save_context, os.path.splitext(path)[0] + ".context", context.value)
+        if context.about and context.about["bytes"] > _SAVED_AT_ONCE:
+            return Later(save)
+        save()
+        return None
 
     def _recorded_context(self, root: Event, path: str) -> Context:
         """The context of a recorded run, from its files or the copy beside the journal; ConfigError if it changed."""
@@ -3134,7 +3146,7 @@ def _stream_into(tokens: Any, run: Run, node: Node, prompt: str, system: str | N
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": prompt})
     node.messages, node.turn = messages, 1
-    about = {"node": "n0", "kind": "turn", "turn": 1, "prompt": messages, "depth": 0, "parent": None}
+    about = {"node": "n0", "kind": "turn", "turn": 1, "prompt": [dict(m) for m in messages], "depth": 0, "parent": None}
     answer: Answer | None = None
     end: BaseException = StopIteration()
     try:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
+import signal
 import stat
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -439,6 +442,109 @@ def test_a_changed_context_file_is_an_error_that_says_so(openai: Server, workspa
     data.write_text("two")
     with pytest.raises(rlm.ConfigError, match="changed"):
         rlm.RLM(model=MODEL).resume(result.trajectory_id)
+
+
+def long_work(request: Request) -> Any:
+    """Depth 0 to 2, with batches at each."""
+    if not request.system:
+        return request.prompt.upper()
+    if request.prompt == "grandchild":
+        return code("FINAL(llm_query('deep'))")
+    if request.prompt.startswith("child"):
+        sources = ["a = llm_query_batched(['x', 'y'])", "FINAL([a, rlm_query('grandchild'), context])"]
+        return code(sources[request.turn - 1])
+    sources = [
+        "kids = rlm_query_batched(['child 1', 'child 2'], [1, 2])",
+        "t = sorted(str(k) for k in kids)",
+        "FINAL(t)",
+    ]
+    return code(sources[request.turn - 1])
+
+
+KILLED = """
+import os, signal, sys, rlm
+def stop_at(line):
+    seen = 0
+    def on_event(event):
+        nonlocal seen
+        if event["event"] not in ("text", "output"):
+            seen += 1
+            if seen == line:
+                os.kill(os.getpid(), signal.SIGKILL)
+    return on_event
+rlm.complete("go", {"in": "put"}, model="gpt-4o-mini", on_event=stop_at(int(sys.argv[1])))
+"""
+
+
+@pytest.mark.slow
+def test_kill_minus_9_at_every_line_repeats_no_paid_call(openai: Server, workspace: Path) -> None:
+    openai.script = long_work
+    whole = rlm.complete("go", {"in": "put"}, model=MODEL)
+    lines, calls = len(events_of(whole)), whole.total_calls
+    for line in range(1, lines):
+        folder = workspace / str(line)
+        folder.mkdir()
+        ended = subprocess.run([sys.executable, "-c", KILLED, str(line)], cwd=folder, capture_output=True)
+        assert ended.returncode == -signal.SIGKILL, ended.stderr
+        log = next((folder / "logs").glob("*.jsonl"))
+        recorded = sum(e["event"] == "call" for e in rlm.read_journal(str(log)))
+        with Server(long_work) as counting:  # of its own, since what the dead process sent may still arrive
+            result = rlm.RLM(model=MODEL, log_dir=str(folder / "logs"), base_url=counting.base_url).resume()
+            assert (result.value, len(counting.requests), counting.problems) == (whole.value, calls - recorded, []), (
+                line
+            )
+
+
+def test_a_conversation_is_resumed_with_all_its_prompts(openai: Server) -> None:
+    def reply(request: Request) -> Any:
+        users = [m["content"] for m in request.messages if m["role"] == "user"]
+        if request.messages[-1]["role"] == "user":
+            return code({"first": "x = 1", "second": "x += 1", "third": "x += 1"}[users[-1]])
+        return code("FINAL(x)") if request.last == "[no output]" else "never"
+
+    openai.script = reply
+    with rlm.RLM(model=MODEL, persistent=True) as session:
+        values = [session.completion(prompt).value for prompt in ("first", "second")]
+        log = Path(str(rlm.last_result().log))
+    lines = log.read_text().splitlines(keepends=True)
+    second = max(i for i, line in enumerate(lines) if json.loads(line)["event"] == "start")
+    log.write_text("".join(lines[: second + 2]))
+    openai.requests.clear()
+    with rlm.RLM(model=MODEL, persistent=True) as session:
+        resumed = session.resume(log.stem)
+        assert (values, resumed.value, len(openai.requests)) == ([1, 2], 2, 1)
+        assert session.completion("third").value == 3
+
+
+def test_a_long_run_in_a_small_window_goes_through_by_stubs(openai: Server) -> None:
+    openai.window = 128_000
+    sizes = []
+
+    def reply(request: Request) -> Any:
+        sizes.append(len(request.raw) // 4)
+        if request.turn < 120:
+            return code(f"print('output {request.turn} ' + 'x' * 9000)")
+        return code("FINAL([len(_out), _out[1][:9]])")
+
+    openai.script = reply
+    result = rlm.complete("go", model=MODEL, max_iterations=200, token_budget=100_000_000)
+    assert result.value == [119, "output 1 "]
+    assert max(sizes) < 128_000
+    compactions = [e for e in events_of(result) if e["event"] == "compact"]
+    assert 1 <= len(compactions) <= 5 and all("summary" not in e for e in compactions)
+    assert "_out[1]" in openai.requests[-1].body["messages"][3]["content"]
+
+
+def test_a_journal_that_cannot_be_written_stops_the_run_with_the_partial_result(openai: Server) -> None:
+    script = (
+        "import resource, rlm\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))\n"
+        "try:\n    rlm.complete('go', model='gpt-4o-mini')\n"
+        "except rlm.RLMError as e:\n    print(type(e).__name__, e.result.status, e.message)"
+    )
+    openai.script = lambda r: code("print('x' * 3000)")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.startswith("RLMError partial cannot write the journal"), done.stderr
 
 
 # --- the rest of the face ------------------------------------------------------------------------------------------
