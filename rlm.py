@@ -755,6 +755,7 @@ class Journal:
         self.on_event = on_event
         self._lock = threading.Lock()
         self._closed = False
+        self._only: int | None = None
         self._file = -1
         if path is not None:
             self._file = _open_journal(path, append)
@@ -779,7 +780,7 @@ class Journal:
                 text = text.replace(secret, "***")
             line = json.loads(text)
         with self._lock:
-            if self._closed:
+            if self._closed or self._only not in (None, threading.get_ident()):
                 return
             if self._file >= 0:
                 self._append(text.encode("ascii") + b"\n")
@@ -806,6 +807,11 @@ class Journal:
 
             self.on_event = None
             warnings.warn(f"on_event raised {error!r} and is not called again", RuntimeWarning, stacklevel=2)
+
+    def seal(self) -> None:
+        """From now on only this thread's events are taken: the others have been stopped, whatever they still say."""
+        with self._lock:
+            self._only = threading.get_ident()
 
     def close(self) -> None:
         """End the file; later events are dropped."""
@@ -1606,6 +1612,7 @@ class Run:
 
     def abort(self, reason: BaseException) -> None:
         """Ctrl-C: stop every thread and sandbox of the tree now, and leave a journal that can be resumed."""
+        self.journal.seal()
         self.ledger.fail(reason)
         with self._lock:
             sandboxes, flights = list(self._sandboxes), list(self._in_flight.values())
