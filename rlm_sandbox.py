@@ -1217,7 +1217,7 @@ open 2 -, openat 257 56, getdents64 217 61, getcwd 79 17, readlink 89 -, readlin
 rename 82 -, renameat 264 38, renameat2 316 276, mkdir 83 -, mkdirat 258 34, rmdir 84 -, unlink 87 -, unlinkat 263 35,
 truncate 76 45, ftruncate 77 46, fallocate 285 47, fadvise64 221 223, fsync 74 82, fdatasync 75 83, flock 73 32,
 sendfile 40 71, copy_file_range 326 285, umask 95 166, pipe 22 -, pipe2 293 59, dup 32 23, dup2 33 -, dup3 292 24,
-close_range 436 436, poll 7 -, ppoll 271 73, select 23 -, pselect6 270 72, mmap 9 222, mprotect 10 226, munmap 11 215,
+close_range 436 436, poll 7 -, ppoll 271 73, select 23 -, pselect6 270 72, munmap 11 215,
 mremap 25 216, madvise 28 233, msync 26 227, brk 12 214, rt_sigaction 13 134, rt_sigprocmask 14 135,
 rt_sigreturn 15 139, sigaltstack 131 132, restart_syscall 219 128, nanosleep 35 101, clock_nanosleep 230 115,
 clock_gettime 228 113, clock_getres 229 114, gettimeofday 96 169, time 201 -, times 100 153, getpid 39 172,
