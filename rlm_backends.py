@@ -1443,19 +1443,17 @@ def _anthropic_url(base: str, model: str, stream: bool) -> str:
 
 
 def _anthropic_body(backend: HTTPBackend, ask: _Ask) -> dict[str, Any]:
-    system = [part for message in ask.messages if message["role"] == "system" for part in _parts(message["content"])]
     body: dict[str, Any] = {
         "model": backend.model,
         "max_tokens": ask.max_tokens or min(backend.max_output or 8192, 32_000),
         "messages": _anthropic_messages(backend, ask.messages),
     }
-    if system:
-        body["system"] = [{"type": "text", "text": part["text"]} for part in system]
-    if ask.tools:
-        body["tools"] = [
-            {"name": tool["name"], "description": tool["description"], "input_schema": tool["parameters"]}
-            for tool in ask.tools
-        ]
+    if system := [part for message in ask.messages if message["role"] == "system" for part in _solid(message)]:
+        body["system"] = system
+    if tools := _anthropic_tools(ask):
+        body["tools"] = tools
+        if not ask.tools:
+            body["tool_choice"] = {"type": "none"}
     if ask.schema is not None:
         body["output_config"] = {"format": {"type": "json_schema", "schema": ask.schema}}
     if ask.stream:
@@ -1465,6 +1463,17 @@ def _anthropic_body(backend: HTTPBackend, ask: _Ask) -> dict[str, Any]:
     return {name: value for name, value in body.items() if name not in backend.refused}
 
 
+def _anthropic_tools(ask: _Ask) -> list[dict[str, Any]]:
+    """The tools; where none are offered, those that the history used, which may not be left undefined."""
+    if ask.tools:
+        return [
+            {"name": tool["name"], "description": tool["description"], "input_schema": tool["parameters"]}
+            for tool in ask.tools
+        ]
+    used = {call["name"]: None for message in ask.messages for call in message.get("tool_calls") or ()}
+    return [{"name": name, "input_schema": {"type": "object", "properties": {}}} for name in used]
+
+
 def _mark_for_cache(body: dict[str, Any]) -> None:
     """Mark what a later turn reads again: tools and system, the last turn, and the newest (four marks at most).
 
@@ -1472,7 +1481,7 @@ def _mark_for_cache(body: dict[str, Any]) -> None:
     """
     turns = [message["content"] for message in body["messages"] if message["role"] == "user"][-2:]
     for blocks in (body.get("tools") or [], body.get("system") or [], *turns):
-        markable = [block for block in blocks if block.get("text") != "" and "thinking" not in block.get("type", "")]
+        markable = [block for block in blocks if "thinking" not in block.get("type", "")]
         if markable:
             markable[-1]["cache_control"] = {"type": "ephemeral"}
 
@@ -1499,17 +1508,20 @@ def _anthropic_messages(backend: HTTPBackend, messages: Sequence[Mapping[str, An
 def _anthropic_blocks(backend: HTTPBackend, message: Mapping[str, Any]) -> list[dict[str, Any]]:
     if message["role"] == "tool":
         result = {"type": "tool_result", "tool_use_id": message["tool_call_id"]}
-        parts = [_anthropic_part(part) for part in _parts(message["content"])]
-        if parts:
+        if parts := _solid(message):
             result["content"] = parts
         return [{**result, "is_error": True} if message.get("is_error") else result]
     if kept := backend.own_raw(message).get("content"):
         return [dict(block) for block in kept]
-    blocks = [_anthropic_part(part) for part in _parts(message["content"]) if part.get("text") != ""]
-    return blocks + [
+    return _solid(message) + [
         {"type": "tool_use", "id": call["id"], "name": call["name"], "input": _sendable(call["arguments"])}
         for call in message.get("tool_calls") or ()
     ]
+
+
+def _solid(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The blocks of a message's content; a text of nothing but space is refused, and so left out."""
+    return [_anthropic_part(part) for part in _parts(message["content"]) if part.get("text", "x").strip()]
 
 
 def _anthropic_part(part: Mapping[str, Any]) -> dict[str, Any]:
@@ -1581,7 +1593,7 @@ class _AnthropicAnswer(_Answer):
                 self.calls.append({"id": block.get("id"), "name": block.get("name"), "arguments": given})
                 block["input"] = _sendable(_arguments(given))
         if any(block.get("type") not in ("text", "tool_use") for block in blocks):
-            self.raw = {"content": [_replayable(block) for block in blocks if block.get("text") != ""]}
+            self.raw = {"content": [_replayable(block) for block in blocks if block.get("text", "x").strip()]}
         self.stop = _ANTHROPIC_STOPS.get(self.stop, "tool_calls" if self.calls else "stop")
         if self.counts:
             self._count()
@@ -1764,7 +1776,8 @@ _TOO_LONG = re.compile(
     re.IGNORECASE,
 )
 _NO_TOOLS = re.compile(
-    r"\b(tools?|functions?)\b.{0,60}(not|n't) (be )?(support|enabl|allow|available)"
+    r"\b(tools?|tool_choice|functions?)\b.{0,60}(not|n't) (be )?(support|enabl|allow|available)"
+    r"|(unsupported|unrecogni[sz]ed|unknown|extra).{0,60}\btools\b"
     r"|(not|n't) support.{0,30}(tool|function)|no endpoints found that support tool use"
     r"|tools? param requires|requires --(jinja|enable-auto-tool-choice)",
     re.IGNORECASE | re.DOTALL,
@@ -2050,7 +2063,7 @@ class HTTPBackend:
         failure.partial = "".join(answer.text)
         failure.retryable = failure.retryable and not answer.began
         failure.provider = self.provider
-        raise failure
+        raise failure.with_traceback(None)  # the frames hold the server's words, which may repeat the key
 
     def _read(self, answer: _Answer, flight: _Flight, response: Any, chunks: Iterator[bytes]) -> None:
         if response.status_code >= 300:
@@ -2285,8 +2298,8 @@ def connect(
     """
     env = _Environ(environ)
     environ = None  # what a traceback shows of this frame must hold no key
-    given = _Key(_checked_key(_Secret(api_key), "api_key"), "api_key") if api_key else None
-    api_key = None
+    api_key = _Secret(api_key) if api_key else None
+    given = _Key(_checked_key(api_key, "api_key"), "api_key") if api_key else None
     how = _How(max_retries, max_parallel, prices, _cache_folder(cache, env), timeout)
     if model and model.endswith(".gguf") and base_url is None and backend in ("auto", "litellm", "llamacpp"):
         return _LocalModel(model, how, progress)
