@@ -423,7 +423,7 @@ def _accumulate(order: list[Row], pauses: list[tuple[float, float]]) -> None:
     for row in reversed(order):
         below = [order[index] for index in row.children]
         row.all_tokens = row.tokens + sum(child.all_tokens for child in below)
-        row.all_cost = row.cost + sum(child.all_cost for child in below)
+        row.all_cost = round(row.cost + sum(child.all_cost for child in below), 10)
         row.all_unpriced = row.unpriced + sum(child.all_unpriced for child in below)
         row.all_errors = (row.flags & ERROR) + sum(child.all_errors for child in below)
         covered, row.width = _coverage([(child.start, child.end) for child in below])
@@ -575,7 +575,7 @@ def totals(events: Sequence[Event], tree_rows: Sequence[Row] | None = None) -> d
     listed = rows(events) if tree_rows is None else tree_rows
     made = [row for row in listed if row.kind in ("turn", "sub")]
     unpriced = sum(row.unpriced for row in made)
-    known = round(sum(row.cost for row in made), 12)
+    known = round(sum(row.cost for row in made), 10)
     return {
         "calls": len(made),
         "tokens": sum(row.tokens for row in made),
@@ -619,6 +619,9 @@ def _pauses(events: Sequence[Event], spans: Sequence[tuple[float, float]]) -> li
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 
 
+_TIE = 1e-9  # added before rounding, here and in the page: halves go up in both
+
+
 def money(known: float, unpriced: int = 0) -> str:
     """Dollars; "?" stands for calls whose price is unknown, and is never shown as zero."""
     if unpriced and not known:
@@ -628,18 +631,17 @@ def money(known: float, unpriced: int = 0) -> str:
     elif known < 0.00005:
         shown = "<$0.0001"
     else:
-        shown = f"${known:,.2f}" if known >= 100 else f"${known:.4f}"
+        shown = f"${known + _TIE:,.2f}" if known >= 100 else f"${known + _TIE:.4f}"
     return f"{shown} + ?" if unpriced else shown
 
 
 def duration(ms: float) -> str:
     """A time span with two or three significant parts: 41 ms, 2.1 s, 1 m 05 s, 2 h 03 m."""
     if ms < 999.5:
-        return f"{ms:.0f} ms" if ms >= 9.95 or ms < 0.05 else f"{ms:.1f} ms"
-    seconds = ms / 1000
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, seconds = divmod(round(seconds), 60)
+        return f"{ms + _TIE:.0f} ms" if ms >= 9.95 or ms < 0.05 else f"{ms + _TIE:.1f} ms"
+    if ms < 59_950:
+        return f"{ms / 1000 + _TIE:.1f} s"
+    minutes, seconds = divmod(int(ms / 1000 + 0.5), 60)
     if minutes < 60:
         return f"{minutes} m {seconds:02d} s"
     return f"{minutes // 60:,} h {minutes % 60:02d} m"
@@ -1197,9 +1199,13 @@ def write(
     runs = [_load(path, room, bodies) for path in paths]
     target = os.fspath(out)
     part = f"{target}.{os.getpid()}.part"
-    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-        file.writelines(_page(runs, diff=_diff(runs) if diff else None))
-    os.replace(part, target)
+    try:
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+            file.writelines(_page(runs, diff=_diff(runs) if diff else None))
+        os.replace(part, target)
+    except BaseException:
+        os.unlink(part)
+        raise
     return target
 
 
@@ -1985,20 +1991,22 @@ const icon = name => s("svg", { "aria-hidden": "true", class: "k-" + name }, s("
 const button = (label, act, attributes) => h("button", { type: "button", ...attributes, onclick: act }, label);
 
 // --- figures, as the Python side writes them
+const TIE = 1e-9;
 const number = value => Math.round(value).toLocaleString("en-US");
 function money(known, unpriced) {
   if (unpriced && !known) return "?";
-  const shown = !known ? "$0" : known < 0.00005 ? "<$0.0001" : known >= 100
-    ? "$" + known.toLocaleString("en-US", { minimumFractionDigits: 2, maximumFractionDigits: 2 })
-    : "$" + known.toFixed(4);
+  const cents = { minimumFractionDigits: 2, maximumFractionDigits: 2 };
+  let shown = "$0";
+  if (known >= 100) shown = "$" + (known + TIE).toLocaleString("en-US", cents);
+  else if (known) shown = known < 0.00005 ? "<$0.0001" : "$" + (known + TIE).toFixed(4);
   return unpriced ? shown + " + ?" : shown;
 }
 function duration(ms) {
-  if (ms < 999.5) return (ms >= 9.95 || ms < 0.05 ? ms.toFixed(0) : ms.toFixed(1)) + " ms";
-  if (ms < 59950) return (ms / 1000).toFixed(1) + " s";
+  if (ms < 999.5) return (ms + TIE).toFixed(ms >= 9.95 || ms < 0.05 ? 0 : 1) + " ms";
+  if (ms < 59950) return (ms / 1000 + TIE).toFixed(1) + " s";
   const seconds = Math.round(ms / 1000), minutes = Math.floor(seconds / 60), two = n => String(n).padStart(2, "0");
-  return minutes < 60 ? `${minutes} m ${two(seconds % 60)} s`
-    : `${number(Math.floor(minutes / 60))} h ${two(minutes % 60)} m`;
+  if (minutes < 60) return `${minutes} m ${two(seconds % 60)} s`;
+  return `${number(Math.floor(minutes / 60))} h ${two(minutes % 60)} m`;
 }
 
 // --- what is embedded

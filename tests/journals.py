@@ -64,7 +64,9 @@ class Journal:
 
 
 class Node:
-    """One RLM of a journal: opened at once; `turn`, `cell`, `sub`, `child` and `end` are what happens in it."""
+    """One RLM of a journal: opened at once; `turn`, `cell`, `tool`, `subs` and `end` are what happens in it."""
+
+    depth: int
 
     def __init__(self, journal: Journal, prompt: str, parent: Node | None = None, context: int = 5_200_000) -> None:
         self.journal, self.parent = journal, parent
@@ -110,7 +112,8 @@ class Node:
         journal.line(
             "call", self.last_call, self.parent_call, self.depth, self.name,
             kind="turn", turn=self.turns, prompt=self.pending, response=text, tool_calls=calls,
-            duration_ms=round(ms, 1), model=journal.model, stop_reason="tool_calls" if calls else "stop", attempts=1, **paid,
+            duration_ms=round(ms, 1), model=journal.model, stop_reason="tool_calls" if calls else "stop",
+            attempts=1, **paid,
         )  # fmt: skip
         self.pending = [{"role": "assistant", "content": text, "tool_calls": calls}]
         return self.last_call
@@ -147,7 +150,7 @@ class Node:
         self.pending.append({"role": "tool", "tool_call_id": call})
 
     def subs(self, prompts: list[str], answers: list[str], *, wide: int = 16, ms: float = 700) -> float:
-        """A batch of llm_query from the running cell, `wide` at once. The clock moves to its end, its beginning is returned."""
+        """A batch of llm_query from the running cell, `wide` at once; returns when it began."""
         journal = self.journal
         began = journal.now
         lanes = [began] * wide
@@ -309,7 +312,7 @@ def failed_run(seed: int = 21) -> list[Event]:
     root.cell(code, error=TRACEBACK, ms=4)
     root.turn("", "while True:\n    pass", ms=900)
     root.cell("while True:\n    pass", error="TimeoutError: the cell ran longer than 30 s", status="timeout", ms=30_000)
-    call = {"id": "file_read-5", "name": "file_read", "arguments": {"path": "notes/../../etc/passwd"}}
+    call: Event = {"id": "file_read-5", "name": "file_read", "arguments": {"path": "notes/../../etc/passwd"}}
     root.turn("Is there a note on it?", tools=[call], ms=800)
     root.tool(
         "file_read",
@@ -371,7 +374,7 @@ def random_run(seed: int) -> list[Event]:
         elif step == 2:
             recurse(root, dice.randrange(1, 4))
         else:
-            call = {"id": f"file_list-{root.turns + 1}", "name": "file_list", "arguments": {"path": "."}}
+            call: Event = {"id": f"file_list-{root.turns + 1}", "name": "file_list", "arguments": {"path": "."}}
             root.turn("", tools=[call])
             root.tool("file_list", {"path": "."}, "a.txt\nb.txt")
     root.turn("the end")
