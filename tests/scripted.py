@@ -902,7 +902,10 @@ class Server:
         while (line := stream.readline(65537).decode("latin-1").strip()) != "":
             name, _, value = line.partition(":")
             headers[name.lower()] = value.strip()
-        raw = stream.read(int(headers.get("content-length", "0")))
+        length = int(headers.get("content-length", "0"))
+        raw = stream.read(length)
+        if len(raw) < length:
+            raise Gone  # the client was killed while it sent the request
         if method == "GET":
             self._send(connection, None, self._listing(path))
             return True
