@@ -1294,10 +1294,6 @@ def literal_answer(call: str) -> str:
 def show_cell(event: Event) -> str:
     """A cell's outcome as the model reads it."""
     parts = [(event.get("stdout") or "").rstrip("\n"), event.get("value") or "", event.get("error") or ""]
-    status = event.get("status")
-    if status in ("timeout", "memory", "crash", "lost"):
-        state = "variables are as they were before this cell" if event.get("restored") else "variables are lost"
-        parts.append(f"[the cell was ended: {status}; {state}]")
     if event.get("images"):
         parts.append(f"[images made: {event['images']}]")
     return "\n".join(part for part in parts if part) or "[no output]"
