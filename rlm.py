@@ -2236,7 +2236,7 @@ class Node:
         }
         for tool in self.run.tools:
             plans[tool.name] = self._tool_plan(tool)
-        return {name: HostFunction(self, plan) for name, plan in plans.items()}
+        return {name: HostFunction(self, plan, batched=name == "llm_query_batched") for name, plan in plans.items()}
 
     def _key(self, function: str, *parts: Any) -> str:
         """The key of a call from the cell that is running: exact when the cell is run again."""
@@ -2459,7 +2459,8 @@ class Outcome(NamedTuple):
 class HostFunction:
     """A function as code in the REPL sees it. `accept` runs as the call arrives, so that keys follow that order."""
 
-    def __init__(self, node: Node, plan: Callable[..., Callable[[], Any]]) -> None:
+    def __init__(self, node: Node, plan: Callable[..., Callable[[], Any]], *, batched: bool = False) -> None:
+        self.batched = batched  # the sandbox may split its first list when that is too large for one message
         self._node = node
         self._plan = plan
 
