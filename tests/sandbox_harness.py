@@ -1,0 +1,140 @@
+"""Runs one adversarial cell in a host process of its own, and says what it got away with.
+
+A payload is a dict with `name`, `kind`, `code` and `proof` (see tests/corpus/sandbox/). The host is forked for each,
+so that one that hangs or dies is seen as that and takes nothing along.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import rlm_sandbox
+
+ROOT = Path(__file__).parent.parent
+LIMIT = 1.0  # seconds for the cell
+BACK = LIMIT + 1.0 + 0.5  # the host is to be back in limit + 1; half a second is for a busy machine
+GROWTH = 50 << 20  # bytes that the host may grow by
+HOST_SPACE = 2 << 30  # address space for the host, so that one that balloons dies here and not with the machine
+
+WITNESS = """
+import collections, copy, decimal, enum, functools, json, math, re, string
+str([json.dumps({"a": [1]}), json.JSONEncoder().encode([1]), len([1, 2]), math.pi, decimal.getcontext().prec,
+     collections.Counter("aab").most_common(1), collections.OrderedDict.__name__, re.compile("a").pattern,
+     b"\\xff".decode("ascii", "replace"), functools.reduce(max, [1, 3, 2]), copy.copy([1]), string.digits])
+"""
+
+
+def judge(payload: dict[str, Any], layers: Sequence[str], folder: Path, **options: Any) -> dict[str, Any]:
+    """What came of a payload: `verdict` is empty if it was stopped; `kept` if the session's variables lived on."""
+    read, write = os.pipe()
+    host = os.fork()
+    if host == 0:
+        try:
+            os.close(read)
+            report = attack(payload, layers, folder, **options)
+        except BaseException as error:
+            report = {"verdict": f"the host raised {type(error).__name__}: {error}", "kept": False}
+        finally:
+            os.write(write, json.dumps(report).encode())
+            rlm_sandbox.shutdown()
+            os._exit(0)
+    os.close(write)
+    with os.fdopen(read, "rb") as source:
+        report = collect(source, host)
+    return report
+
+
+def collect(source: Any, host: int) -> dict[str, Any]:
+    import select
+
+    if not select.select([source], [], [], 60)[0]:
+        os.kill(host, signal.SIGKILL)
+        os.waitpid(host, 0)
+        return {"verdict": "the host hung", "kept": False}
+    text = source.read()
+    _, status = os.waitpid(host, 0)
+    return json.loads(text) if text else {"verdict": f"the host died (wait status {status})", "kept": False}
+
+
+def attack(payload: dict[str, Any], layers: Sequence[str], folder: Path, **options: Any) -> dict[str, Any]:
+    resource.setrlimit(resource.RLIMIT_AS, (HOST_SPACE, HOST_SPACE))
+    secret, marker = folder / "secret.txt", folder / "marker"
+    secret.write_text("CANARY-5f2c91")
+    functions = {"llm_query": lambda prompt: f"echo {prompt[:20]}"}
+    options = {"layers": layers, "cell_timeout": LIMIT, "memory": "512m", **options}
+    with rlm_sandbox.LocalSandbox(**options) as witness, rlm_sandbox.LocalSandbox(**options) as box:
+        before = witness.execute(WITNESS)
+        assert before.ok, before.error
+        box.execute("kept = 41")
+        box.set("P", str(secret))
+        box.set("M", str(marker))
+        size, began = memory(), time.monotonic()
+        cell = box.execute(payload["code"], functions=functions)
+        took, grown = time.monotonic() - began, peak_memory() - size
+        shown = "\n".join(map(str, (cell.stdout, cell.value, cell.error, cell.final)))
+        shown += str(sorted(box.names().items()))
+        verdict = verdict_on(payload, cell, shown, marker)
+        if took > BACK:
+            verdict = verdict or f"the host was back after {took:.2f} s"
+        if grown > GROWTH:
+            verdict = verdict or f"the host grew by {grown >> 20} MB"
+        after = witness.execute(WITNESS)
+        fresh = box.execute("kept", functions=functions)
+        if after.value != before.value:
+            verdict = verdict or f"another session changed: {after.value or after.error}"
+        return {"verdict": verdict, "kept": fresh.value == "41", "status": cell.status, "seconds": took}
+
+
+def verdict_on(payload: dict[str, Any], cell: rlm_sandbox.Cell, shown: str, marker: Path) -> str:
+    json.dumps([cell.stdout, cell.value, cell.error, str(cell.final)])
+    shown.encode("utf-8")
+    if "CANARY-5f2c91" in shown or marker.exists():
+        return "it escaped"
+    if payload["kind"] == "leak" and re.search(payload["proof"], shown):
+        return "it leaked"
+    if payload["kind"] == "spoof" and cell.ok:
+        return "it forged a result"
+    return ""
+
+
+def memory() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main(arguments: list[str]) -> int:
+    """`python tests/sandbox_harness.py CORPUS.json both|policy|confinement [NAME]`: a line for each payload not stopped."""
+    import tempfile
+
+    layers = {"both": ("policy", "confinement"), "policy": ("policy",), "confinement": ("confinement",)}[arguments[1]]
+    payloads = json.loads(Path(arguments[0]).read_text())["payloads"]
+    chosen = [p for p in payloads if len(arguments) < 3 or p["name"] in arguments[2:]]
+    failed = lost = 0
+    for payload in chosen:
+        with tempfile.TemporaryDirectory() as folder:
+            report = judge(payload, layers, Path(folder))
+        if report["verdict"] or len(chosen) < 4:
+            print(f"{payload['kind']:8} {payload['name']}: {report}")
+        elif not report["kept"]:
+            print(f"{payload['kind']:8} {payload['name']}: variables lost")
+        failed += bool(report["verdict"])
+        lost += not report["kept"]
+    print(f"{arguments[1]}: {len(chosen) - failed} of {len(chosen)} stopped; {lost} sessions lost their variables")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    raise SystemExit(main(sys.argv[1:]))
