@@ -1348,14 +1348,14 @@ class _OpenAIAnswer(_Answer):
         choice = choices[0] if isinstance(choices, list) and choices else None
         if not isinstance(choice, dict):
             return
-        delta = choice.get("delta") or choice.get("message")
-        if isinstance(delta, dict):
-            self._delta(delta)
+        for message in (choice.get("delta"), choice.get("message")):
+            if isinstance(message, dict):
+                self._delta(message, whole=message is not choice.get("delta"))
         if choice.get("finish_reason"):
             self.reason = str(choice["finish_reason"])
             self.ended = True
 
-    def _delta(self, delta: Mapping[str, Any]) -> None:
+    def _delta(self, delta: Mapping[str, Any], *, whole: bool) -> None:
         self.say(_text_of(delta.get("content")))
         if delta.get("refusal"):
             self.stop = "refusal"
@@ -1366,9 +1366,9 @@ class _OpenAIAnswer(_Answer):
             self.began = True
         if isinstance(delta.get("reasoning_details"), list):
             self.details += delta["reasoning_details"]
-        for fragment in delta.get("tool_calls") or ():
+        for index, fragment in enumerate(delta.get("tool_calls") or ()):
             if isinstance(fragment, dict):
-                self._call(fragment)
+                self._call({**fragment, "index": index} if whole else fragment)
         if isinstance(delta.get("function_call"), dict):  # the form before tools
             self._call({"index": 0, "function": delta["function_call"]})
 
