@@ -23,6 +23,7 @@ Needs its siblings rlm_sandbox.py and, for `run_completion`, rlm.py.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -55,6 +56,7 @@ MAX_WAITING = 20_000  # calls queued for one session
 IDLE_SECONDS = 30 * 60  # after which a session, a suspended run or an uncollected result is dropped
 HEARTBEAT_SECONDS = 2.5
 GATHER_SECONDS = 0.015  # sub-calls that arrive this close together are asked in one round
+DRAIN_SECONDS = 1.5
 PREVIEW_CHARS = 20_000
 OUTPUT_LIMIT = 2_000_000  # characters of a cell's output that are kept for its resource
 MAX_OUTPUTS = 50
@@ -168,7 +170,7 @@ class Request:
     def __init__(self, id: str | int, method: str, params: Message, dialect: Dialect, sink: Callable[..., None]):
         self.id, self.method, self.params, self.dialect = id, method, params, dialect
         self._sink = sink  # takes the answer, or None for a request that gets none
-        self._open = True
+        self.closed = threading.Event()
         self._lock = threading.Lock()
         self.job: Job | None = None
         self.started = self.beat = time.monotonic()
@@ -193,7 +195,7 @@ class Request:
         """A heartbeat, if the client asked for them: seconds so far, which always grow."""
         with self._lock:
             now = time.monotonic()
-            if not self._open or self.token is None or now - self.beat < HEARTBEAT_SECONDS:
+            if self.closed.is_set() or self.token is None or now - self.beat < HEARTBEAT_SECONDS:
                 return
             self.beat = now
             params = {"progressToken": self.token, "progress": round(now - self.started, 3)}
@@ -203,10 +205,10 @@ class Request:
 
     def _close(self, message: Message | None) -> bool:
         with self._lock:
-            if not self._open:
+            if self.closed.is_set():
                 return False
-            self._open = False
             self._sink(message)
+            self.closed.set()
         return True
 
 
@@ -308,8 +310,8 @@ class Job:
     All of its state is guarded by the server's lock.
     """
 
-    def __init__(self, server: Server, session: Session, work: Callable[[Job], Message], digest: str) -> None:
-        self.server, self.session, self.work, self.digest = server, session, work, digest
+    def __init__(self, server: Server, work: Callable[[Job], Message], digest: str) -> None:
+        self.server, self.work, self.digest = server, work, digest
         self.handle = "job_" + os.urandom(12).hex()
         self.request: Request | None = None
         self.asks: dict[str, Ask] = {}  # questions for the next round, in order of arrival
@@ -319,7 +321,8 @@ class Job:
         self.outcome: Message | None = None
         self.cancelled = False
         self.detached = False  # the client holds the handle
-        self.running = False
+        self.begun = False
+        self.ended = threading.Event()
         self.last_line = ""
         self.touched = time.monotonic()
         self.stop: Callable[[], None] = lambda: None  # ends what runs, set by the work itself
@@ -328,7 +331,7 @@ class Job:
     def run(self) -> None:
         """Do the work and hand over its outcome; nothing escapes."""
         try:
-            self.running = True
+            self.begun = True
             if self.cancelled:
                 raise Refusal("cancelled")
             outcome = self.work(self)
@@ -357,6 +360,7 @@ class Job:
     def finish(self, outcome: Message) -> None:
         with self.server.lock:
             self.outcome = outcome
+            self.ended.set()
             self.touched = time.monotonic()
             if self.request is not None:
                 self.request.result(self.server.adapt(outcome, self.request.dialect))
@@ -365,13 +369,19 @@ class Job:
             elif self.cancelled:
                 self.server.jobs.pop(self.handle, None)
 
+    def detach(self) -> None:
+        """From here on the client has the handle, and the outcome is kept for it."""
+        self.detached, self.request = True, None
+        self.server.jobs[self.handle] = self
+
     def hand_back(self) -> None:
         """Answer the waiting request with the handle: the work goes on without it."""
         with self.server.lock:
-            if self.request is None or self.outcome is not None:
+            request = self.request
+            if request is None:
                 return
-            self.detached = True
-            waited = round(time.monotonic() - self.request.started)
+            self.detach()
+            waited = round(time.monotonic() - request.started)
             status = {
                 "status": "running",
                 "handle": self.handle,
@@ -379,23 +389,24 @@ class Job:
             }
             if self.last_line:
                 status["last_output"] = self.last_line
-            self.request.result(json_result(status))
-            self.request = None
+            request.result(json_result(status))
 
-    def cancel(self, why: str) -> None:
-        """Stop the work: waiting questions fail in the code that asked them, and the code is stopped."""
+    def cancel(self, why: str, *, by_client: bool = False) -> None:
+        """Stop the work: waiting questions fail in the code that asked them, and the code is stopped.
+
+        A request that its own client cancelled gets no answer; one that was stopped otherwise is told why.
+        """
         with self.server.lock:
             self.cancelled = True
             self.abandon.set()
-            if self.request is not None:
-                self.request.drop()
-                self.request = None
+            request, self.request = self.request, None
             for ask in (*self.asks.values(), *self.posed.values()):
                 ask.settle(problem=why)
             self.asks, self.posed = {}, {}
-        while self.running and self.outcome is None:  # again: the first may come just before the code begins
+        if request is not None:
+            request.drop() if by_client else request.result(text_result(why, is_error=True))
+        while self.begun and not self.ended.wait(0.02):  # again: the first may come just before the code begins
             self.stop()
-            time.sleep(0.02)
 
     # questions for the client's model
 
@@ -443,7 +454,7 @@ class Job:
             self.server.sample(asks)
 
     def _suspend(self, request: Request) -> None:
-        self.detached, self.request = True, None
+        self.detach()
         request.result(
             json_result(
                 {
@@ -468,6 +479,7 @@ class Job:
 
     def _require_input(self, request: Request) -> None:
         self.request = None
+        self.server.jobs[self.handle] = self
         request.result(
             {
                 "resultType": "input_required",
@@ -538,15 +550,23 @@ class Session:
         threading.Thread(target=self._work, name=f"session {name}", daemon=True).start()
 
     def submit(self, job: Job) -> None:
+        """Run `job` after those that came before; Refusal if it could not be served."""
+        if busy := self.busy_with():
+            raise Refusal(
+                f"this session still runs {busy.handle}: call resume with that handle, or clear_repl_context to stop it"
+            )
         if self._queue.qsize() >= MAX_WAITING:
             raise Refusal(f"{MAX_WAITING} calls are waiting for this session already")
+        self.used = time.monotonic()
         self._queue.put(job)
 
     def _work(self) -> None:
         while (job := self._queue.get()) is not None:
-            self.job, self.used = job, time.monotonic()
+            self.job = job
             job.run()
-            self.job, self.used = None, time.monotonic()
+            self.job = None
+            if job.digest:  # a client's call, not our own look at the variables
+                self.used = time.monotonic()
 
     def busy_with(self) -> Job | None:
         """The job whose handle the client holds while it runs: no other call can be served before it ends."""
@@ -580,6 +600,14 @@ class Session:
     @property
     def started(self) -> bool:
         return self.directory in self._sandboxes
+
+    def count_variables(self) -> Job | None:
+        """A job whose outcome is the number of variables; None if the session is at work and cannot say."""
+        if self.job is not None or not self._queue.empty():
+            return None
+        job = Job(self.server, lambda job: {"count": len(self.sandbox().names()) if self.started else 0}, "")
+        self._queue.put(job)
+        return job
 
     def close(self) -> None:
         self._closed = True
@@ -636,10 +664,11 @@ class Server:
         self._drain()
 
     def _drain(self) -> None:
-        """stdin has ended: calls that came just before it (a script's pipe) get a moment, the others none."""
+        """stdin has ended. Calls that came together with its end, from a script's pipe, may still be answered."""
+        end = time.monotonic()
         for request in list(self.inflight.values()):
-            while request.id in self.inflight and time.monotonic() - request.started < 1.0:
-                time.sleep(0.005)
+            if end - request.started < 0.05:
+                request.closed.wait(max(0.0, end + DRAIN_SECONDS - time.monotonic()))
 
     def close(self) -> None:
         """Kill every worker."""
@@ -694,8 +723,6 @@ class Server:
         batch = Batch(self.send, len(requests))
         for message in messages:
             try:
-                if _mapping(message).get("method") == "initialize":
-                    raise ProtocolError(INVALID_REQUEST, "initialize cannot be part of an array")
                 self._message(message, batch.add)
             except ProtocolError as error:
                 batch.add(error_message(error, None))
@@ -718,6 +745,8 @@ class Server:
                 return
             if not isinstance(params, dict):
                 raise ProtocolError(INVALID_PARAMS, "params is an object")
+            if method == "initialize" and sink != self.send:
+                raise ProtocolError(INVALID_REQUEST, "initialize cannot be part of an array")
             self._request(Request(id, method, params, self._dialect(method, params), self._sink(id, sink)))
         except ProtocolError as error:
             sink(error_message(error, id))
@@ -781,10 +810,10 @@ class Server:
             request = self.inflight.get(id) if isinstance(id, (str, int)) else None
             if request is not None and request.method != "initialize":
                 self._listeners.pop(request.id, None)
-                if request.job is not None:
-                    job = request.job
-                    threading.Thread(target=job.cancel, args=("cancelled by the client",), daemon=True).start()
                 request.drop()
+                if request.job is not None:
+                    cancel = functools.partial(request.job.cancel, "cancelled by the client", by_client=True)
+                    threading.Thread(target=cancel, daemon=True).start()
         elif method in ("notifications/initialized", "notifications/roots/list_changed"):
             self._ask_roots()
 
@@ -923,19 +952,14 @@ class Server:
             **common,
         )
 
-    def start(self, request: Request, session: Session, work: Callable[[Job], Message], *, own_thread: bool) -> None:
-        """Run `work` for `request`: in the session's order, or beside it."""
-        job = Job(self, session, work, call_digest(request.params))
-        if not own_thread and (busy := session.busy_with()):
-            raise Refusal(
-                f"this session still runs {busy.handle}: call resume with that handle, or clear_repl_context to stop it"
-            )
-        self.jobs[job.handle] = job
+    def start(self, request: Request, session: Session | None, work: Callable[[Job], Message]) -> None:
+        """Run `work` for `request`, after what its session was given before, or at once beside all sessions."""
+        job = Job(self, work, call_digest(request.params))
         job.request, request.job = request, job
-        if own_thread:
-            threading.Thread(target=job.run, name=job.handle, daemon=True).start()
-        else:
+        if session is not None:
             session.submit(job)
+        else:
+            threading.Thread(target=job.run, name=job.handle, daemon=True).start()
 
     def seal(self, job: Job) -> str:
         """A requestState: which run, which round, until when, for which call, under our key."""
@@ -1609,7 +1633,7 @@ def _execute_python(
             session.forget()
         return _cell_result(server, cell, session.name if session_id == "new" else None)
 
-    server.start(request, session, work, own_thread=False)
+    server.start(request, session, work)
 
 
 def _note(job: Job, text: str) -> None:
@@ -1662,7 +1686,7 @@ def _get_repl_context(server: Server, request: Request, session_id: str | None =
             answer["more"] = len(names) - len(rows)
         return json_result(answer)
 
-    server.start(request, session, work, own_thread=False)
+    server.start(request, session, work)
 
 
 def _set_repl_context(server: Server, request: Request, key: str, value: Any, session_id: str | None = None) -> None:
@@ -1682,34 +1706,44 @@ def _set_repl_context(server: Server, request: Request, key: str, value: Any, se
             raise Refusal(str(error)) from None
         return json_result({"session_id": session.name, "set": key, "type": type(value).__name__})
 
-    server.start(request, session, work, own_thread=False)
+    server.start(request, session, work)
 
 
 def _clear_repl_context(server: Server, request: Request, session_id: str | None = None) -> None:
     session = server.session(session_id)
-    if busy := session.busy_with():
-        busy.cancel("the session was cleared")
+    if running := session.job:
+        running.cancel("the session was cleared")
 
     def work(job: Job) -> Message:
         if session.started:
             session.sandbox().reset()
         return json_result({"session_id": session.name, "cleared": True})
 
-    server.start(request, session, work, own_thread=False)
+    server.start(request, session, work)
 
 
-def _list_sessions(server: Server, request: Request) -> Message:
-    now = time.monotonic()
-    rows = [
-        {
-            "session_id": session.name,
-            "age_seconds": round(now - session.created),
-            "idle_seconds": 0 if session.job else round(now - session.used),
-            "directory": session.directory,
-        }
-        for session in list(server.sessions.values())
-    ]
-    return json_result({"sessions": rows})
+def _list_sessions(server: Server, request: Request) -> None:
+    def work(job: Job) -> Message:
+        sessions = list(server.sessions.values())
+        counts = [session.count_variables() for session in sessions]
+        until, now = time.monotonic() + 0.5, time.monotonic()
+        rows = []
+        for session, count in zip(sessions, counts, strict=True):
+            if count is not None:
+                count.ended.wait(max(0.0, until - time.monotonic()))
+            rows.append(
+                {
+                    "session_id": session.name,
+                    "age_seconds": round(now - session.created),
+                    "idle_seconds": round(now - session.used) if count else 0,
+                    "busy": count is None,
+                    "variables": count.outcome["count"] if count and count.outcome else None,
+                    "directory": session.directory,
+                }
+            )
+        return json_result({"sessions": rows})
+
+    server.start(request, None, work)
 
 
 def _destroy_session(server: Server, request: Request, session_id: str) -> Message:
@@ -1727,9 +1761,14 @@ def _set_project(server: Server, request: Request, directory: str, session_id: s
 
     def work(job: Job) -> Message:
         session.use(path)
-        return json_result({"session_id": session.name, "directory": path})
+        answer = {"session_id": session.name, "directory": path}
+        try:
+            answer["config"] = server.configuration(path).files
+        except Refusal as refusal:
+            answer["problem"] = str(refusal)
+        return json_result(answer)
 
-    server.start(request, session, work, own_thread=False)
+    server.start(request, session, work)
     return None
 
 
@@ -1753,7 +1792,7 @@ def _run_completion(
         except rlm.RLMError as error:
             return _failed_completion(server, error)
 
-    server.start(request, session, work, own_thread=True)
+    server.start(request, None, work)
 
 
 def _files(directory: str | None, specs: list[str]) -> Any:
