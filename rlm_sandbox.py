@@ -43,6 +43,7 @@ from typing import Any, NoReturn
 __all__ = [
     "UNSET",
     "Cell",
+    "DockerSandbox",
     "LocalSandbox",
     "SandboxError",
     "Stop",
@@ -1155,18 +1156,24 @@ def end_group(group: int) -> NoReturn:
     os._exit(0)
 
 
-def container_main(setup: dict[str, Any]) -> NoReturn:
-    """The first process of a container: the worker talks over what were its standard streams, and is supervised here."""
-    reader, writer = os.dup(0), os.dup(1)
+def take_streams() -> Wire:
+    """The standard streams as the worker's own; whatever else writes to them writes to nowhere."""
+    wire = Wire(os.dup(0), os.dup(1))
     for descriptor, mode in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
         os.dup2(os.open(os.devnull, mode), descriptor)
+    return wire
+
+
+def container_main(setup: dict[str, Any]) -> NoReturn:
+    """The first process of a container: it supervises the worker, which talks over what were the standard streams."""
+    wire = take_streams()
     worker = os.fork()
     if worker:
-        os.close(writer)
-        supervise(worker, [reader], forward=True)
+        os.close(wire.writer)
+        supervise(worker, [wire.reader], forward=True)
     os.setpgid(0, 0)
     setup["own_init"] = os.getppid() == 1
-    Worker(Wire(reader, writer), PlainLanguage(), setup).start({})
+    Worker(wire, PlainLanguage(), setup).start({})
 
 
 # --- end of the worker ------------------------------------------------------------------------------------------------
@@ -1594,6 +1601,7 @@ def zygote_main(channel: int, setup: dict[str, Any]) -> NoReturn:
         base = make_base(setup["temporary"])
         os.environ["MPLCONFIGDIR"] = os.path.join(base, "matplotlib")
         preload(setup)
+        load_libc()
     except BaseException:
         host.sendall(to_json({"error": traceback.format_exc(limit=-3)[-2000:]}).encode())
         os._exit(1)
@@ -1612,7 +1620,6 @@ def preload(setup: dict[str, Any]) -> None:
         importlib.import_module(name)
     if setup["policy"]:
         importlib.import_module("RestrictedPython")
-    load_libc()
     gc.collect()
     gc.freeze()
 
@@ -1633,6 +1640,27 @@ def remove_tree(folder: str) -> None:
     import shutil
 
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def plain_main(setup: dict[str, Any]) -> NoReturn:
+    """A worker by itself, for systems without what a zygote and its sessions need: the policy, limits, and no more."""
+    wire = take_streams()
+    if sys.platform == "win32":
+        import msvcrt
+
+        for descriptor in (wire.reader, wire.writer):
+            msvcrt.setmode(descriptor, os.O_BINARY)
+    else:
+        threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    preload(setup)
+    start_worker(dict(setup, blob=None), {}, wire, own_init=False)
+
+
+def end_with(parent: int) -> NoReturn:
+    """A worker in a loop does not notice that its host has gone; this thread does."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(0)
 
 
 class Zygote:
@@ -1733,20 +1761,24 @@ def keep_open(*descriptors: int) -> None:
 def run_worker(
     setup: dict[str, Any], layers: dict[str, bool | str], descriptors: list[int], own_init: bool
 ) -> NoReturn:
-    import random
-
     stream, blob = descriptors
     keep_open(stream, blob)
+    start_worker(dict(setup, blob=blob), layers, Wire(stream, stream), own_init)
+
+
+def start_worker(setup: dict[str, Any], layers: dict[str, bool | str], wire: Wire, own_init: bool) -> NoReturn:
+    import random
+
     os.chdir(setup["scratch"])
     random.seed(0)
     sys.modules["__main__"] = type(sys)("__main__")
     confine(dict(setup, readable=readable_paths(setup)), layers)
-    grow = raise_memory_limit if layers["rlimits"] else None
     os.environ.clear()
     layers["policy"] = setup["policy"]
-    setup.update(blob=blob, own_init=own_init, grow=grow, can_kill=not setup["confined"] or may_kill(layers))
-    language = PolicyLanguage(setup) if setup["policy"] else PlainLanguage()
-    Worker(Wire(stream, stream), language, setup).start(layers)
+    setup["own_init"] = own_init
+    setup["grow"] = raise_memory_limit if layers["rlimits"] else None
+    setup["can_kill"] = not setup["confined"] or may_kill(layers)
+    Worker(wire, PolicyLanguage(setup) if setup["policy"] else PlainLanguage(), setup).start(layers)
 
 
 def readable_paths(setup: dict[str, Any]) -> list[str]:
@@ -1821,18 +1853,28 @@ class Cell:
 
 
 class Channel:
-    """A worker's byte stream, and the ways to stop it: what differs between a child process and a container."""
+    """A worker's byte stream, and the ways to stop it: what differs between a child process and a container.
+
+    `stream` is a connected socket, or looks like one.
+    """
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+        stream.setblocking(False)
 
     def fileno(self) -> int:
-        raise NotImplementedError
+        return int(self.stream.fileno())
 
     def receive(self) -> bytes:
-        """Some bytes, once `fileno` is readable; none at the end."""
-        raise NotImplementedError
+        """Some bytes, once `fileno` is readable; none at the end. BlockingIOError: not yet."""
+        return bytes(self.stream.recv(1 << 18))
 
     def send(self, data: memoryview) -> int:
         """Take some of the bytes without waiting; 0 if there is no room now."""
-        raise NotImplementedError
+        try:
+            return int(self.stream.send(data))
+        except BlockingIOError:
+            return 0
 
     def put(self, data: bytes) -> bool:
         """Lay a value where the worker finds it; False: it must follow in frames."""
@@ -1851,6 +1893,7 @@ class Channel:
         raise NotImplementedError
 
     def close(self) -> None:
+        """Give back what the channel holds, after `kill`."""
         raise NotImplementedError
 
 
@@ -2483,21 +2526,9 @@ class LocalChannel(Channel):
     """A session forked from the zygote: one socket, and signals to its process group."""
 
     def __init__(self, stream: Any, blob: int, group: int, zygote: ZygoteClient):
-        self.stream, self.blob, self.group, self.zygote = stream, blob, group, zygote
+        super().__init__(stream)
+        self.blob, self.group, self.zygote = blob, group, zygote
         self.lock = threading.Lock()
-        stream.setblocking(False)
-
-    def fileno(self) -> int:
-        return int(self.stream.fileno())
-
-    def receive(self) -> bytes:
-        return bytes(self.stream.recv(1 << 18))
-
-    def send(self, data: memoryview) -> int:
-        try:
-            return int(self.stream.send(data))
-        except BlockingIOError:
-            return 0
 
     def put(self, data: bytes) -> bool:
         os.ftruncate(self.blob, 0)
@@ -2530,6 +2561,52 @@ class LocalChannel(Channel):
             os.close(self.blob)
 
 
+class PlainChannel(Channel):
+    """A worker started by itself. A thread carries its output to a socket, since Windows cannot wait for a pipe."""
+
+    def __init__(self, setup: dict[str, Any]):
+        import socket
+        import subprocess
+        import tempfile
+
+        self.folder = tempfile.mkdtemp(prefix="rlm-sandbox-")
+        ours, self.theirs = socket.socketpair()
+        super().__init__(ours)
+        setup = dict(setup, scratch=self.folder, fork_limit=0, confined=False)
+        self.process = start_python(
+            "plain_main(setup)", setup, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        self.carrier = threading.Thread(target=self.carry, daemon=True)
+        self.carrier.start()
+
+    def carry(self) -> None:
+        with self.theirs, contextlib.suppress(OSError):
+            while data := os.read(self.process.stdout.fileno(), 1 << 18):
+                self.theirs.sendall(data)
+
+    def send(self, data: memoryview) -> int:
+        return os.write(self.process.stdin.fileno(), data[: 1 << 16])
+
+    def interrupt(self) -> None:
+        if sys.platform != "win32":
+            self.process.send_signal(signal.SIGINT)
+
+    def kill_cell(self) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def close(self) -> None:
+        self.kill()
+        self.process.wait()
+        self.stream.close()
+        self.carrier.join(5)
+        self.process.stdin.close()
+        self.process.stdout.close()
+        remove_tree(self.folder)
+
+
 class ZygoteClient:
     """The host's side of a zygote."""
 
@@ -2540,7 +2617,7 @@ class ZygoteClient:
         self.owner = os.getpid()
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self.process = start_python(theirs.fileno(), setup)
+            self.process = start_python(f"zygote_main({theirs.fileno()}, setup)", setup, pass_fds=[theirs.fileno()])
         self.answer()
 
     def answer(self) -> dict[str, Any]:
@@ -2593,35 +2670,31 @@ spec = spec_from_file_location("rlm_sandbox", sys.argv[1])
 module = sys.modules["rlm_sandbox"] = module_from_spec(spec)
 spec.loader.exec_module(module)
 import json
-setup = json.loads(sys.argv[3])
+setup = json.loads(sys.argv[2])
 sys.path += setup["path"]
-module.zygote_main(int(sys.argv[2]), setup)
+module.%s
 """
 
 
-def start_python(channel: int, setup: dict[str, Any]) -> Any:
-    """A bare interpreter that runs `zygote_main`. No -I: it would ignore PYTHONHASHSEED, and replays need that."""
+def start_python(main: str, setup: dict[str, Any], **streams: Any) -> Any:
+    """A bare interpreter that runs a function of this file. No -I: it would ignore PYTHONHASHSEED, and replays need it."""
     import subprocess
 
     flags = ["-S", "-s"] + (["-P"] if sys.version_info >= (3, 11) else [])
     environment = {
         "PYTHONHASHSEED": "0",
-        "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1" if sys.dont_write_bytecode else "",
+        "OPENBLAS_NUM_THREADS": "1",  # a thread at the time of a fork would be lost, and its locks with it
         "OMP_NUM_THREADS": "1",
         "MPLBACKEND": "Agg",
-        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # large texts in huge pages: the fork before a cell copies fewer entries
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # a fork under a large text copies few page table entries
         "LC_ALL": "C.UTF-8",
+        "SYSTEMROOT": os.environ.get("SYSTEMROOT", ""),  # without it no Python starts on Windows
     }
-    arguments = [sys.executable, *flags, "-c", BOOTSTRAP, os.path.abspath(__file__), str(channel), json.dumps(setup)]
-    return subprocess.Popen(
-        arguments,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=environment,
-        cwd="/",
-        pass_fds=[channel],
-    )
+    arguments = [sys.executable, *flags, "-c", BOOTSTRAP % main, os.path.abspath(__file__), json.dumps(setup)]
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, **streams}
+    given = {name: value for name, value in environment.items() if value}
+    return subprocess.Popen(arguments, env=given, cwd=os.path.abspath(os.sep), **streams)
 
 
 _zygotes: dict[tuple[int, tuple[str, ...], bool], ZygoteClient] = {}
@@ -2637,14 +2710,14 @@ def zygote_for(allowed_imports: tuple[str, ...], policy: bool) -> ZygoteClient:
         if client is None or client.process.poll() is not None:
             if not _zygotes:
                 atexit.register(shutdown)
-            setup = {
-                "allowed_imports": allowed_imports,
-                "policy": policy,
-                "path": package_path(allowed_imports, policy),
-                "temporary": os.path.abspath(os.environ.get("TMPDIR") or "/tmp"),
-            }
+            setup = {**language_setup(allowed_imports, policy), "temporary": os.environ.get("TMPDIR") or "/tmp"}
             client = _zygotes[key] = ZygoteClient(setup)
         return client
+
+
+def language_setup(allowed_imports: tuple[str, ...], policy: bool) -> dict[str, Any]:
+    path = package_path(allowed_imports, policy)
+    return {"allowed_imports": allowed_imports, "policy": policy, "path": path}
 
 
 def package_path(allowed_imports: tuple[str, ...], policy: bool) -> list[str]:
@@ -2683,6 +2756,7 @@ def shutdown() -> None:
         client.close()
 
 
+FORKS_SESSIONS = sys.platform == "linux"
 FULL_LEVEL = ("landlock", "seccomp", "network_namespace", "no_new_privs", "rlimits")
 
 
@@ -2734,6 +2808,8 @@ class LocalSandbox(Sandbox):
     def _open(self) -> Channel:
         import socket
 
+        if not FORKS_SESSIONS:
+            return PlainChannel({**self.setup, **language_setup(self.allowed_imports, self.policy)})
         zygote = zygote_for(self.allowed_imports, self.policy)
         blob = os.memfd_create("rlm")
         ours, theirs = socket.socketpair()
@@ -2748,3 +2824,465 @@ class LocalSandbox(Sandbox):
             finally:
                 os.close(read_only)
         return LocalChannel(ours, blob, group, zygote)
+
+
+# --- the Docker sandbox -----------------------------------------------------------------------------------------------
+
+LABEL = "flat-rlm.sandbox"  # whose value names the process that made the container
+LEAST_MEMORY = 24 << 20  # what the worker needs itself, with a fork and some room
+MASKED_MAX = 200_000  # files looked at in a folder that is to be mounted
+_SECRET_FOLDERS = (".aws", ".ssh", ".snipara")
+DAEMON_SECONDS = 60
+
+
+class DockerChannel(Channel):
+    """A container's attached standard streams, in the frames in which the engine mixes them."""
+
+    def __init__(self, engine: Any, container: str, attached: Any):
+        self.engine, self.container = engine, container
+        self.attached = attached  # holds the response open
+        self.stream = getattr(attached, "_sock", attached)
+        self.stream.setblocking(False)
+        self.arrived = bytearray()
+        self.complaint = bytearray()  # the newest of what came on stderr: why a worker did not start
+        self.lock = threading.Lock()
+        self.gone = False
+
+    def fileno(self) -> int:
+        return int(self.stream.fileno())
+
+    def receive(self) -> bytes:
+        data = self.stream.recv(1 << 18)
+        self.arrived += data
+        output = self.output()
+        if data and not output:
+            raise BlockingIOError
+        return output
+
+    def output(self) -> bytes:
+        """What has arrived whole of the container's stdout."""
+        found, at = [], 0
+        while len(self.arrived) - at >= 8:
+            kind, size = self.arrived[at], int.from_bytes(self.arrived[at + 4 : at + 8], "big")
+            if len(self.arrived) - at < 8 + size:
+                break
+            part = bytes(memoryview(self.arrived)[at + 8 : at + 8 + size])
+            at += 8 + size
+            if kind == 1:
+                found.append(part)
+            else:
+                self.complaint = (self.complaint + part)[-4000:]
+        del self.arrived[:at]
+        return b"".join(found)
+
+    def send(self, data: memoryview) -> int:
+        try:
+            return int(self.stream.send(data))
+        except BlockingIOError:
+            return 0
+
+    def signal(self, name: str) -> None:
+        """Signal the container's first process. One that has ended, or a daemon that has, is found out by reading."""
+        with self.lock, contextlib.suppress(OSError, *engine_errors()):
+            if not self.gone:
+                self.engine.kill(self.container, signal=name)
+
+    def interrupt(self) -> None:
+        self.signal("SIGINT")
+
+    def kill_cell(self) -> None:
+        self.signal("SIGUSR1")
+
+    def kill(self) -> None:
+        self.signal("SIGKILL")
+
+    def close(self) -> None:
+        with self.lock:
+            gone, self.gone = self.gone, True
+        if gone:
+            return
+        with contextlib.suppress(OSError):
+            self.stream.close()
+            self.attached.close()
+        remove_container(self.engine, self.container)
+
+
+def engine_errors() -> tuple[type[Exception], ...]:
+    """What the Docker SDK raises."""
+    import docker.errors
+    import requests
+
+    return (docker.errors.DockerException, requests.RequestException)
+
+
+def remove_container(engine: Any, container: str) -> None:
+    """Remove a container in whatever state it is; one that is gone, or going, is fine."""
+    with contextlib.suppress(OSError, *engine_errors()):
+        engine.remove_container(container, force=True)
+
+
+_engines: dict[tuple[int, str], Any] = {}
+
+
+def docker_engine() -> Any:
+    """The low-level client of the daemon that DOCKER_HOST names; SandboxError with the next step if none answers."""
+    try:
+        import docker
+
+        connect = docker.from_env
+    except (ImportError, AttributeError):  # a folder called docker/ imports as an empty package
+        raise SandboxError("the Docker SDK for Python is not installed", "pip install docker") from None
+    key = (os.getpid(), os.environ.get("DOCKER_HOST", ""))
+    if key not in _engines:
+        try:
+            _engines[key] = connect(timeout=DAEMON_SECONDS).api
+        except (OSError, *engine_errors()) as error:
+            raise no_engine(error) from None
+        threading.Thread(target=sweep_containers, args=(_engines[key],), daemon=True).start()
+    return _engines[key]
+
+
+def no_engine(error: BaseException) -> SandboxError:
+    text = str(error)
+    where = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+    if "Permission denied" in text or "PermissionError" in text:
+        return SandboxError(
+            f"no permission to use Docker at {where}", "sudo usermod -aG docker $USER, then log in again"
+        )
+    return SandboxError(
+        f"no Docker daemon answers at {where}",
+        "start it (sudo systemctl start docker), set DOCKER_HOST, or --env local",
+    )
+
+
+def owner_label() -> str:
+    """This process in words that no later process on this or another machine shares."""
+    return f"{machine_id()} {os.getpid()} {start_of(os.getpid())}"
+
+
+def machine_id() -> str:
+    for path in ("/proc/sys/kernel/random/boot_id", "/etc/machine-id"):
+        with contextlib.suppress(OSError), open(path) as file:
+            return file.read().strip()
+    import platform
+
+    return platform.node() or "unknown"
+
+
+def start_of(process: int) -> str:
+    """When a process started, as its kernel counts; "" if it is not there."""
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def sweep_containers(engine: Any) -> None:
+    """Remove the containers that dead processes of this machine have left."""
+    with contextlib.suppress(OSError, *engine_errors()):
+        for found in engine.containers(all=True, filters={"label": LABEL}):
+            machine, _, process = found["Labels"].get(LABEL, "").partition(" ")
+            pid, _, started = process.partition(" ")
+            if machine == machine_id() and pid.isdigit() and start_of(int(pid)) != started:
+                remove_container(engine, found["Id"])
+
+
+def worker_program() -> str:
+    """The worker's part of this file as a program for `python3 -c`; its setup follows as JSON."""
+    import zlib
+
+    with open(__file__, encoding="utf-8") as file:
+        text = file.read()
+    imports = text[text.index("from __future__") : text.index("__all__")]
+    section = text[text.index("# --- the worker") : text.index("# --- end of the worker")]
+    packed = binascii.b2a_base64(zlib.compress((imports + section).encode(), 9), newline=False).decode()
+    return (
+        "import sys\nsys.path[:] = [p for p in sys.path if p]\n"
+        "import binascii, json, os, random, types, zlib\n"
+        "module = sys.modules['rlm_worker'] = types.ModuleType('rlm_worker')\n"
+        f"source = zlib.decompress(binascii.a2b_base64({packed!r})).decode()\n"
+        "exec(compile(source, '<worker>', 'exec'), module.__dict__)\n"
+        "setup = json.loads(sys.argv[1])\n"
+        "os.chdir(setup['folder'])\n"
+        "random.seed(0)\n"
+        "sys.argv[:] = ['']\n"
+        "module.container_main(setup)\n"
+    )
+
+
+class DockerSandbox(Sandbox):
+    """A REPL in a hardened container that is kept for the sandbox's life, driven over its attached streams.
+
+    `workspace` is mounted read-only at /workspace (a local daemon only), what may hold credentials in it masked.
+    `pool`: how many containers of this kind are kept warm for the next ones.
+    """
+
+    def __init__(
+        self,
+        *,
+        image: str = "python:3.11-slim",
+        cpus: float = 1.0,
+        memory: str | int = "512m",
+        network_disabled: bool = True,
+        runtime: str | None = None,
+        workspace: str | None = None,
+        cell_timeout: float = 30,
+        output_limit: int = 10_000,
+        pool: int = 0,
+        on_progress: Callable[[str], None] | None = None,
+    ):
+        super().__init__(cell_timeout=cell_timeout, output_limit=output_limit)
+        self.image, self.cpus, self.memory, self.runtime = image, cpus, parse_size(memory), runtime
+        self.network_disabled, self.pool, self.on_progress = network_disabled, pool, on_progress
+        self.workspace = os.path.realpath(workspace) if workspace else None
+        self.engine = docker_engine()
+        if self.memory < LEAST_MEMORY:
+            raise SandboxError(
+                f"{self.memory >> 20}m of memory is too little for Python",
+                f'docker_memory = "{LEAST_MEMORY >> 20}m" or more',
+            )
+        with self._lock:
+            self._started()
+
+    @property
+    def level(self) -> str:
+        return "container"
+
+    def set(self, name: str, value: Any) -> None:
+        needed = weight_in_container(value)
+        if needed > self.memory - LEAST_MEMORY:
+            megabytes = (needed + LEAST_MEMORY + (48 << 20)) >> 20
+            raise SandboxError(
+                f"{name!r} needs about {needed >> 20} MB, the container has {self.memory >> 20} MB",
+                f'docker_memory = "{megabytes}m"',
+            )
+        super().set(name, value)
+
+    def _hello(self, frames: Frames) -> None:
+        channel = frames.channel
+        try:
+            super()._hello(frames)
+        except SandboxError as error:
+            told = bytes(getattr(channel, "complaint", b"")).decode("utf-8", "replace").strip().splitlines()
+            raise SandboxError(
+                f"the container did not start: {told[-1] if told else error}",
+                f"try: docker run --rm {self.image} python3 -V",
+            ) from None
+        self.layers["container"] = True
+
+    def _open(self) -> Channel:
+        if not self.pool:
+            return self._start()
+        return take_warm(self._pool_key(), self.pool, self._start)
+
+    def _pool_key(self) -> tuple[Any, ...]:
+        return (
+            os.getpid(),
+            self.image,
+            self.cpus,
+            self.memory,
+            self.network_disabled,
+            self.runtime,
+            self.workspace,
+            self.output_limit,
+        )
+
+    def _start(self) -> DockerChannel:
+        """A container whose worker is about to say hello."""
+        last: Exception | None = None
+        for python in ("python3", "python"):
+            container = self._create(python)
+            try:
+                attached = self.engine.attach_socket(container, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
+                self.engine.start(container)
+                return DockerChannel(self.engine, container, attached)
+            except (OSError, *engine_errors()) as error:
+                remove_container(self.engine, container)  # a container that did not start is not removed by itself
+                last = error
+                if "executable file not found" not in str(error) and "no such file" not in str(error).lower():
+                    break
+        raise self._failure(last)
+
+    def _create(self, python: str) -> str:
+        options = {
+            "image": self.image,
+            "command": None,
+            "entrypoint": [python, "-s", "-c", worker_program(), to_json(self._setup())],
+            "environment": {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/tmp"},
+            "user": container_user(),
+            "working_dir": "/",
+            "stdin_open": True,
+            "detach": False,
+            "network_disabled": self.network_disabled,
+            "labels": {LABEL: owner_label()},
+            "host_config": self.engine.create_host_config(**self._limits()),
+        }
+        from docker.errors import ImageNotFound
+
+        try:
+            try:
+                return str(self.engine.create_container(**options)["Id"])
+            except ImageNotFound:
+                self._pull()
+                return str(self.engine.create_container(**options)["Id"])
+        except (OSError, *engine_errors()) as error:
+            raise self._failure(error) from None
+
+    def _setup(self) -> dict[str, Any]:
+        return {
+            "output_limit": self.output_limit,
+            "fork_limit": min(300 << 20, self.memory // 2),
+            "folder": "/workspace" if self._mounts() else "/tmp",
+        }
+
+    def _limits(self) -> dict[str, Any]:
+        """All that the engine is told to withhold."""
+        from docker.types import LogConfig, Ulimit
+
+        bounds = {"core": 0, "nofile": 256, "fsize": 64 << 20}
+        scratch = "rw,noexec,nosuid,nodev,mode=1777,size=64m"
+        limits: dict[str, Any] = {
+            "network_mode": "none" if self.network_disabled else "bridge",
+            "read_only": True,
+            "tmpfs": {"/tmp": scratch},
+            "cap_drop": ["ALL"],
+            "security_opt": ["no-new-privileges:true"],
+            "pids_limit": 64,
+            "mem_limit": self.memory,
+            "memswap_limit": self.memory,
+            "nano_cpus": int(self.cpus * 1e9),
+            "ipc_mode": "none",
+            "log_config": LogConfig(type="none"),
+            "ulimits": [Ulimit(name=name, soft=value, hard=value) for name, value in bounds.items()],
+            "auto_remove": True,
+            "binds": self._mounts(),
+        }
+        if self.runtime:
+            limits["runtime"] = self.runtime
+        return limits
+
+    def _mounts(self) -> list[str]:
+        """The working directory and, over what may hold credentials in it, nothing."""
+        if self.workspace is None or not str(self.engine.base_url).startswith(("http+docker", "http+unix", "npipe")):
+            return []
+        masks = [f"/dev/null:/workspace/{path}:ro" for path in secrets_in(self.workspace)]
+        return [f"{self.workspace}:/workspace:ro", *masks]
+
+    def _pull(self) -> None:
+        """Fetch the image, saying so; SandboxError if no registry can be reached."""
+        name, _, tag = self.image.partition(":") if "@" not in self.image else (self.image, "", "")
+        say = self.on_progress or (lambda line: print(line, file=sys.stderr))
+        say(f"docker: the image {self.image} is not here; pulling it")
+        try:
+            for step in self.engine.pull(name, tag=tag or "latest", stream=True, decode=True):
+                if "error" in step:
+                    raise OSError(step["error"])
+                if "progress" not in step and step.get("status"):
+                    say(f"docker: {step['status']}")
+        except (OSError, *engine_errors()) as error:
+            raise SandboxError(
+                f"the image {self.image!r} is not here and cannot be pulled ({first_line(error)})",
+                f"docker pull {self.image}, or docker_image = an image that `docker images` lists",
+            ) from None
+
+    def _failure(self, error: Exception | None) -> SandboxError:
+        """The engine's refusal, with the next step."""
+        if isinstance(error, SandboxError):
+            return error
+        text = first_line(error)
+        lower = text.lower()
+        if "runtime" in lower and ("unknown" in lower or "not found" in lower or "invalid" in lower):
+            return SandboxError(f"the engine has no runtime {self.runtime!r}", "docker info lists the runtimes")
+        if "executable file not found" in lower or "no such file" in lower:
+            return SandboxError(f"the image {self.image!r} has no python", 'docker_image = "python:3.11-slim"')
+        if "memory" in lower:
+            return SandboxError(f"the engine refuses this memory limit: {text}", 'docker_memory = "512m"')
+        if "no space left" in lower:
+            return SandboxError(f"the engine's disk is full: {text}", "docker system df shows what takes the room")
+        if "Connection" in type(error).__name__ or isinstance(error, OSError):
+            return SandboxError(f"the Docker daemon has gone: {text}", "start it again, then: rlm resume")
+        return SandboxError(f"the container cannot be started: {text}", "docker info")
+
+
+def first_line(error: BaseException | None) -> str:
+    explanation = getattr(error, "explanation", None) or error
+    return str(explanation).strip().split("\n")[0][:300]
+
+
+def container_user() -> str:
+    """The caller's own ids, so that a mounted folder can be read; nobody's where those are root's."""
+    user = getattr(os, "getuid", lambda: 65534)() or 65534
+    group = getattr(os, "getgid", lambda: 65534)() or 65534
+    return f"{user}:{group}"
+
+
+def secrets_in(folder: str) -> list[str]:
+    """Files in a folder, and those in folders of credentials, that a container must not see, relative to it."""
+    found, seen = [], 0
+    for place, folders, files in os.walk(folder):
+        inside = os.path.relpath(place, folder)
+        parts = [] if inside == "." else inside.split(os.sep)
+        hidden = any(part.lower() in _SECRET_FOLDERS for part in parts)
+        seen += len(files) + len(folders)
+        if seen > MASKED_MAX:
+            raise SandboxError(
+                f"{folder} has over {MASKED_MAX:,} files: too many to look for credentials in", 'docker_mount = "none"'
+            )
+        for name in files:
+            in_git = name == "config" and parts[-1:] == [".git"]
+            if hidden or in_git or SECRET_NAMES.fullmatch(name):
+                path = os.path.join(place, name)
+                if not os.path.islink(path):
+                    found.append(os.path.relpath(path, folder).replace(os.sep, "/"))
+    return found
+
+
+def weight_in_container(value: Any) -> int:
+    """Bytes that a value needs there, as far as can be told without packing it."""
+    if type(value) is str:
+        return text_weight(value)
+    if type(value) is list and all(type(item) is str for item in value):
+        return sum(map(text_weight, value)) + 60 * len(value)
+    if type(value) is dict and all(type(key) is type(item) is str for key, item in value.items()):
+        return sum(text_weight(key) + text_weight(item) for key, item in value.items())
+    return 0
+
+
+_warm: dict[tuple[Any, ...], list[DockerChannel]] = {}
+_warm_lock = threading.Lock()
+
+
+def take_warm(key: tuple[Any, ...], size: int, start: Callable[[], DockerChannel]) -> DockerChannel:
+    """A container that waits for its sandbox, or a fresh one; the places that this leaves are filled meanwhile."""
+    import atexit
+
+    with _warm_lock:
+        if not _warm:
+            atexit.register(close_warm)
+        waiting = _warm.setdefault(key, [])
+        channel = waiting.pop() if waiting else None
+    threading.Thread(target=fill_warm, args=(key, size, start), daemon=True).start()
+    return channel or start()
+
+
+def fill_warm(key: tuple[Any, ...], size: int, start: Callable[[], DockerChannel]) -> None:
+    with contextlib.suppress(SandboxError):
+        while len(_warm.get(key, ())) < size:
+            channel = start()
+            with _warm_lock:
+                keep = key in _warm and len(_warm[key]) < size
+                if keep:
+                    _warm[key].append(channel)
+            if not keep:
+                channel.close()
+                return
+
+
+def close_warm() -> None:
+    """End the containers that wait."""
+    with _warm_lock:
+        waiting = [channel for channels in _warm.values() for channel in channels]
+        _warm.clear()
+    for channel in waiting:
+        channel.close()
