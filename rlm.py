@@ -3057,7 +3057,8 @@ def connect(configuration: Configuration, options: Options) -> Any:
 def gather_tools(options: Options) -> list[Tool]:
     """Built-in tools, those given, plug-ins and Snipara's; ConfigError that names the one that cannot be used."""
     try:
-        tools = rlm_tools.file_tools(options.allowed_paths)
+        logs = [options.log_dir] if options.log_dir else []  # a search would find its own question in there
+        tools = rlm_tools.file_tools(options.allowed_paths, left_out=logs)
         for given in options.tools or []:
             tools += [given] if isinstance(given, Tool) else rlm_tools.load_tools(given)
         tools += rlm_tools.entry_point_tools()

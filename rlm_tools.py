@@ -1297,8 +1297,13 @@ def _grep(
 IMPORT_SECONDS = 20.0
 
 
-def load_tools(spec: str) -> list[Tool]:
-    """The tools of a file (`tools.py`), a module (`package.module`) or one name in it (`package.module:name`)."""
+def load_tools(spec: Any) -> list[Tool]:
+    """The tools of a file (`tools.py`), a module (`package.module`), a name in it (`package.module:name`), a function."""
+    if isinstance(spec, Tool) or not isinstance(spec, (str, os.PathLike)):
+        if not callable(spec):
+            raise ToolError(f"not a tool: {_shown(spec)}", hint="give Tool objects, functions, files or modules")
+        return [spec if isinstance(spec, Tool) else tool(spec)]
+    spec = os.fspath(spec)
     if spec.endswith(".py") or "/" in spec or os.sep in spec:
         path = os.path.abspath(os.path.expanduser(spec))
         if not os.path.isfile(path):

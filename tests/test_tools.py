@@ -969,6 +969,18 @@ def test_tools_come_from_a_module_or_one_name_in_it(workspace: Path, monkeypatch
     assert [item.name for item in load_tools("pack_age.mod:a")] == ["a"]
 
 
+def test_a_plain_function_is_a_tool_and_a_number_is_none(workspace: Path) -> None:
+    def double(n: int) -> int:
+        return 2 * n
+
+    (made,) = load_tools(double)
+    assert (made.name, made("4"), load_tools(made)) == ("double", 8, [made])
+    (workspace / "mine.py").write_text("from rlm_tools import Tool\nt = Tool('t', 'T', {}, lambda: 1)")
+    assert [item.name for item in load_tools(workspace / "mine.py")] == ["t"]
+    with pytest.raises(ToolError, match="not a tool: integer 5"):
+        load_tools(5)
+
+
 @pytest.mark.parametrize(
     ("spec", "source", "message"),
     [
