@@ -2767,6 +2767,11 @@ class RLM:
     def _new_run(self, trajectory_id: str, recording: Recording, *, append: bool = False, log: bool = True) -> Run:
         options, backend, tools = self.options, self.backend, self.tools
         check_prices(options, backend)
+        if options.environment == "docker":
+            try:
+                rlm_sandbox.docker_engine()  # before anything is sent, and before a thread imports what the SDK needs
+            except rlm_sandbox.SandboxError as error:
+                raise SandboxError(str(error), hint=error.hint) from error
         environ = self.configuration.environ
         keys = [environ.get(name, "") for name in rlm_backends.key_variables()]
         listeners = [on for on in (_printer(options.verbose), self._on_event) if on is not None]

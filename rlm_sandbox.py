@@ -2883,7 +2883,7 @@ class DockerChannel(Channel):
 
     def signal(self, name: str) -> None:
         """Signal the container's first process. One that has ended, or a daemon that has, is found out by reading."""
-        with self.lock, contextlib.suppress(OSError, *engine_errors()):
+        with self.lock, contextlib.suppress(*engine_errors()):
             if not self.gone:
                 self.engine.kill(self.container, signal=name)
 
@@ -2910,14 +2910,14 @@ class DockerChannel(Channel):
 def engine_errors() -> tuple[type[Exception], ...]:
     """What the Docker SDK raises."""
     import docker.errors
-    import requests
 
-    return (docker.errors.DockerException, requests.RequestException)
+    known: tuple[type[Exception], ...] = (OSError, docker.errors.DockerException)  # OSError: requests' own are such
+    return known
 
 
 def remove_container(engine: Any, container: str) -> None:
     """Remove a container in whatever state it is; one that is gone, or going, is fine."""
-    with contextlib.suppress(OSError, *engine_errors()):
+    with contextlib.suppress(*engine_errors()):
         engine.remove_container(container, force=True)
 
 
@@ -2936,7 +2936,7 @@ def docker_engine() -> Any:
     if key not in _engines:
         try:
             _engines[key] = connect(timeout=DAEMON_SECONDS).api
-        except (OSError, *engine_errors()) as error:
+        except engine_errors() as error:
             raise no_engine(error) from None
         threading.Thread(target=sweep_containers, args=(_engines[key],), daemon=True).start()
     return _engines[key]
@@ -2980,7 +2980,7 @@ def start_of(process: int) -> str:
 
 def sweep_containers(engine: Any) -> None:
     """Remove the containers that dead processes of this machine have left."""
-    with contextlib.suppress(OSError, *engine_errors()):
+    with contextlib.suppress(*engine_errors()):
         for found in engine.containers(all=True, filters={"label": LABEL}):
             machine, _, process = found["Labels"].get(LABEL, "").partition(" ")
             pid, _, started = process.partition(" ")
@@ -3097,7 +3097,7 @@ class DockerSandbox(Sandbox):
                 attached = self.engine.attach_socket(container, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
                 self.engine.start(container)
                 return DockerChannel(self.engine, container, attached)
-            except (OSError, *engine_errors()) as error:
+            except engine_errors() as error:
                 remove_container(self.engine, container)  # a container that did not start is not removed by itself
                 last = error
                 if "executable file not found" not in str(error) and "no such file" not in str(error).lower():
@@ -3126,7 +3126,7 @@ class DockerSandbox(Sandbox):
             except ImageNotFound:
                 self._pull()
                 return str(self.engine.create_container(**options)["Id"])
-        except (OSError, *engine_errors()) as error:
+        except engine_errors() as error:
             raise self._failure(error) from None
 
     def _setup(self) -> dict[str, Any]:
@@ -3180,7 +3180,7 @@ class DockerSandbox(Sandbox):
                     raise OSError(step["error"])
                 if "progress" not in step and step.get("status"):
                     say(f"docker: {step['status']}")
-        except (OSError, *engine_errors()) as error:
+        except engine_errors() as error:
             raise SandboxError(
                 f"the image {self.image!r} is not here and cannot be pulled ({first_line(error)})",
                 f"docker pull {self.image}, or docker_image = an image that `docker images` lists",
