@@ -1267,7 +1267,7 @@ def attempt(layers: dict[str, bool | str], name: str, step: Callable[..., Any], 
     """Take one step of the confinement, and note whether it holds."""
     try:
         result = step(*arguments)
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, ImportError) as error:
         layers[name] = False
         layers[name + "_error"] = str(error)
         return False
@@ -2677,7 +2677,7 @@ module.%s
 
 
 def start_python(main: str, setup: dict[str, Any], **streams: Any) -> Any:
-    """A bare interpreter that runs a function of this file. No -I: it would ignore PYTHONHASHSEED, and replays need it."""
+    """A bare interpreter that runs a function of this file. Not with -I, which would ignore PYTHONHASHSEED."""
     import subprocess
 
     flags = ["-S", "-s"] + (["-P"] if sys.version_info >= (3, 11) else [])
