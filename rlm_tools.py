@@ -357,6 +357,7 @@ class _Checker:
         self.coerce = coerce
         self.depth = depth
         self.problems: list[str] = []
+        self.rules: dict[int, list[Callable[..., Any]]] = {}  # those that a schema needs: data may be large
 
     def check(self, schema: Any, value: Any, path: str) -> Any:
         """The value as the schema wants it; what cannot be mended is added to the problems."""
@@ -369,12 +370,25 @@ class _Checker:
         before = len(self.problems)
         self.depth += 1
         value = list(value) if isinstance(value, (tuple, set, frozenset)) else value
-        for rule in (self.whole, self.typed, self.chosen, self.parts):
+        for rule in self.rules.get(id(schema)) or self.rules_for(schema):
             value = rule(schema, value, path)
             if len(self.problems) > before:
                 break
         self.depth -= 1
         return value
+
+    def rules_for(self, schema: Schema) -> list[Callable[..., Any]]:
+        wants = {
+            self.whole: {"$ref", "allOf", "anyOf", "oneOf", "not"},
+            self.typed: {"type"},
+            self.chosen: {"enum", "const"},
+            self.bounds: _BOUNDS.keys() | {"pattern", "uniqueItems"},
+            self.items: {"items", "prefixItems"},
+            self.object: {"properties", "required", "additionalProperties", "patternProperties"},
+        }
+        rules = [rule for rule, words in wants.items() if not words.isdisjoint(schema)]
+        self.rules[id(schema)] = rules
+        return rules
 
     def wrong(self, path: str, problem: str, value: Any) -> Any:
         self.problems.append(f"{path}: {problem}" if path else problem)
@@ -435,18 +449,12 @@ class _Checker:
         allowed = ", ".join(json.dumps(choice, ensure_ascii=False, default=repr) for choice in choices)
         return self.wrong(path, f"{_shown(value)} is not one of {allowed}", value)
 
-    def parts(self, schema: Schema, value: Any, path: str) -> Any:
-        """What a value of its type consists of, and its bounds."""
-        if isinstance(value, dict):
-            value = self.object(schema, value, path)
-        elif isinstance(value, list):
-            first, rest = schema.get("prefixItems", []), schema.get("items", True)
-            rules = [*first, *[rest] * len(value)]
-            value = [self.check(rule, item, f"{path}[{index}]") for index, (rule, item) in enumerate(zip(rules, value))]
-            if schema.get("uniqueItems") and len(value) > len({json.dumps(item, default=str) for item in value}):
-                self.wrong(path, "has the same item twice", value)
-        elif isinstance(value, str) and "pattern" in schema and not re.search(schema["pattern"], value):
+    def bounds(self, schema: Schema, value: Any, path: str) -> Any:
+        if isinstance(value, str) and "pattern" in schema and not re.search(schema["pattern"], value):
             self.wrong(path, f"{_shown(value)} does not match the pattern {schema['pattern']}", value)
+        unique = isinstance(value, list) and schema.get("uniqueItems")
+        if unique and len(value) > len({json.dumps(item, default=str) for item in value}):
+            self.wrong(path, "has the same item twice", value)
         for word, (limit, kind, holds) in _BOUNDS.items():
             if word in schema and _TYPES[kind](value):
                 size = value if kind == "number" else len(value)
@@ -454,7 +462,16 @@ class _Checker:
                     self.wrong(path, f"must be {limit.format(schema[word])}, is {size}", value)
         return value
 
-    def object(self, schema: Schema, value: dict[str, Any], path: str) -> Any:
+    def items(self, schema: Schema, value: Any, path: str) -> Any:
+        if not isinstance(value, list):
+            return value
+        first, rest = schema.get("prefixItems", []), schema.get("items", True)
+        rules = [*first, *[rest] * len(value)]
+        return [self.check(rule, item, f"{path}[{index}]") for index, (rule, item) in enumerate(zip(rules, value))]
+
+    def object(self, schema: Schema, value: Any, path: str) -> Any:
+        if not isinstance(value, dict):
+            return value
         properties, required = schema.get("properties", {}), schema.get("required", [])
         result: dict[str, Any] = {}
         for name, item in value.items():
@@ -963,14 +980,12 @@ class _Files:
         deadline = time.monotonic() + SEARCH_SECONDS
         found: set[str] = set()
         for start, globs in self.starts(pattern):
-            for path in self.walked(start, skipped):
+            for path in self.walked(start, skipped, deadline):
                 names = _below(path, start).split(os.sep) if path != start else []
                 if any(_matches(glob, names) for glob in globs):
                     found.add(self.shown(path))
                 if len(found) > LIST_LIMIT:
                     raise ValueError(f"more than {LIST_LIMIT:,} files match {pattern!r}: narrow the pattern")
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"looking for {pattern!r} took longer than {SEARCH_SECONDS:g} s: narrow it")
         return sorted(found)
 
     def list_view(self, pattern: str = "**") -> str:
@@ -1005,13 +1020,15 @@ class _Files:
             self.locate(prefix)
         return [(start, globs) for start in dict.fromkeys(inside)]
 
-    def walked(self, start: str, skipped: set[str]) -> Iterator[str]:
+    def walked(self, start: str, skipped: set[str], deadline: float) -> Iterator[str]:
         """The readable files at or below `start` that lie under a root; folders behind links are not entered."""
         tops = [(root, start) for root in self.roots if _is_under(start, root)]
         tops += [(root, root) for root in self.roots if _is_under(root, start) and root != start]
         for root, top in tops:
             waiting = [top]
             while waiting:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"listing files took longer than {SEARCH_SECONDS:g} s: narrow the pattern")
                 path = waiting.pop()
                 try:
                     kind, names = _entries(root, _below(path, root))
@@ -1298,7 +1315,7 @@ IMPORT_SECONDS = 20.0
 
 
 def load_tools(spec: Any) -> list[Tool]:
-    """The tools of a file (`tools.py`), a module (`package.module`), a name in it (`package.module:name`), a function."""
+    """The tools of a file (`tools.py`), a module (`package.module`), a name in it (`module:name`), or a function."""
     if isinstance(spec, Tool) or not isinstance(spec, (str, os.PathLike)):
         if not callable(spec):
             raise ToolError(f"not a tool: {_shown(spec)}", hint="give Tool objects, functions, files or modules")
@@ -1432,6 +1449,9 @@ def snipara_tools(
         return []
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", slug):
         raise ToolError(f"not a snipara project slug: {slug!r}")
+    api_key = (api_key or "").strip()
+    if not re.fullmatch(r"[!-~]*", api_key):
+        raise ToolError("the snipara key holds characters that no key has", hint="copy it again")
     login = None if api_key else _login_for(slug, url, post, home)
     if not api_key and not login:
         return []
@@ -1490,7 +1510,7 @@ class _Snipara:
         headers = {"Authorization": f"Bearer {token}"} if token else {"X-API-Key": str(self.key)}
         try:
             status, _, answer = self.post(url, json=body, headers=headers, timeout=30)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise ToolError(f"snipara cannot be reached: {self.masked(str(error))}") from error
         return status, answer
 

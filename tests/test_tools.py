@@ -911,6 +911,13 @@ def test_too_many_files_are_an_error_that_says_so(workspace: Path, monkeypatch: 
         listing()
 
 
+def test_a_tree_that_takes_too_long_is_an_error(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (workspace / "a/b/c").mkdir(parents=True)
+    monkeypatch.setattr(rlm_tools, "SEARCH_SECONDS", -1)
+    with pytest.raises(TimeoutError, match=r"listing files took longer than .* narrow the pattern"):
+        by_name(file_tools())["file_list"]()
+
+
 def test_the_file_tools_cost_little_of_the_prompt() -> None:
     """They are in every request; the system prompt with all schemas has 3,300 bytes."""
     schemas = [{"name": t.name, "description": t.description, "parameters": t.parameters} for t in file_tools()]
@@ -1199,6 +1206,14 @@ def test_a_server_that_cannot_be_reached_is_a_tool_error(snipara: FakeSnipara) -
         )
         with pytest.raises(ToolError, match="snipara cannot be reached"):
             tools["sections"]()
+
+
+@pytest.mark.parametrize("key", ["two\nlines", "k\u00e9y", "with space"])
+def test_a_key_that_no_header_can_carry_is_refused_unseen(snipara: FakeSnipara, key: str) -> None:
+    with pytest.raises(ToolError, match="the snipara key holds characters that no key has") as caught:
+        snipara_tools(snipara, api_key=key)
+    assert key not in str(caught.value)
+    assert snipara_tools(snipara, api_key=f" {KEY}\n")["sections"]()["total_sections"] == 2
 
 
 def test_nothing_is_registered_without_both_key_and_slug_or_a_matching_login(
