@@ -330,6 +330,7 @@ class Job:
 
     def run(self) -> None:
         """Do the work and hand over its outcome; nothing escapes."""
+        self.server.running.add(self)
         try:
             self.begun = True
             if self.cancelled:
@@ -343,6 +344,8 @@ class Job:
         except Exception as error:  # a tool must not take the server with it
             log(f"{type(error).__name__} in a tool: {error}")
             outcome = text_result(f"{type(error).__name__}: {error}", is_error=True)
+        finally:
+            self.server.running.discard(self)
         self.finish(outcome)
 
     def attach(self, request: Request) -> None:
@@ -422,17 +425,15 @@ class Job:
                 self.asks[f"q{self.asked}"] = ask
             self.last_ask = time.monotonic()
 
-    def wait(self, asks: list[Ask], cancel: threading.Event | None = None) -> list[str]:
-        """The answers, or the backend's error. The threads that wait see to it that the round is handed over."""
+    def wait(self, asks: list[Ask], cancel: threading.Event | None = None) -> list[str | Exception]:
+        """The answers, or the errors in their places. The threads that wait see to it that the round is posed."""
         for ask in asks:
             while not ask.done.wait(GATHER_SECONDS if self.asks else 0.25):
                 if cancel is not None and cancel.is_set():
                     raise _model_error("cancelled", "cancelled")
                 with self.server.lock:
                     self.next_round()
-        if problem := next((ask.problem for ask in asks if ask.problem), None):
-            raise _model_error(problem, "refused")
-        return [ask.answer or "" for ask in asks]
+        return [_model_error(ask.problem, "refused") if ask.problem else ask.answer or "" for ask in asks]
 
     def next_round(self) -> None:
         """Put the gathered questions to the client, if it waits for us and no question has come for a moment."""
@@ -619,7 +620,7 @@ class Session:
 
     def kill(self) -> None:
         for sandbox in list(self._sandboxes.values()):
-            with contextlib.suppress(Exception):  # the process is ending: what is left is to end the others too
+            with contextlib.suppress(Exception):  # as in Server.close
                 sandbox.kill()
 
 
@@ -641,7 +642,8 @@ class Server:
         self.workspace = os.path.realpath(workspace) if workspace else None
         self.lock = threading.RLock()
         self.sessions: dict[str, Session] = {}
-        self.jobs: dict[str, Job] = {}
+        self.jobs: dict[str, Job] = {}  # those whose handle the client has
+        self.running: set[Job] = set()
         self.outputs: dict[str, str] = {}
         self.log_dirs: list[str] = []
         self.inflight: dict[str | int, Request] = {}
@@ -674,10 +676,13 @@ class Server:
         """Kill every worker."""
         for session in list(self.sessions.values()):
             session.kill()
-        for job in list(self.jobs.values()):
+        for job in list(self.running):
             job.cancelled = True
-            with contextlib.suppress(Exception):  # as in Session.kill
+            job.abandon.set()
+            with contextlib.suppress(Exception):  # the process is ending: what is left is to end the others too
                 job.stop()
+        for group in list(_commands):
+            _kill_group(group)
 
     def send(self, message: Message | list[Message]) -> None:
         """Write to the client; when it is gone, have the main thread end the process."""
@@ -1310,6 +1315,8 @@ class HostModel:
         asks = [Ask(messages, max_tokens, known)]
         self._job.ask(asks)
         answer = self._job.wait(asks, cancel)[0]
+        if isinstance(answer, Exception):
+            raise answer
         self._answered.add(_marks([*messages, {"role": "assistant", "content": answer}])[-1])
         return answer
 
@@ -1346,6 +1353,14 @@ class CommandModel:
             return _command_reply(_run_command(self._words, Ask(messages).prompt(), deadline, cancel))
 
 
+_commands: set[int] = set()  # process groups that run
+
+
+def _kill_group(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+
+
 def _run_command(words: list[str], prompt: str, deadline: float | None, cancel: Any) -> str:
     """What the command prints. It is killed, with all it started, when the run is cancelled or out of time."""
     import subprocess
@@ -1361,6 +1376,7 @@ def _run_command(words: list[str], prompt: str, deadline: float | None, cancel: 
         )  # fmt: skip
     except OSError as error:
         raise _model_error(f"{words[0]}: {error.strerror}", "connection") from None
+    _commands.add(process.pid)
     given: bytes | None = prompt.encode("utf-8", "replace")
     try:
         while True:
@@ -1374,8 +1390,9 @@ def _run_command(words: list[str], prompt: str, deadline: float | None, cancel: 
             if deadline is not None and time.monotonic() > deadline:
                 raise _model_error(f"{words[0]} did not answer in time", "timeout")
     finally:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+        _kill_group(process.pid)
+        process.wait()
+        _commands.discard(process.pid)
     if process.returncode:
         tail = (complaint or printed).decode("utf-8", "replace").strip()[-500:]
         raise _model_error(f"{words[0]} ended with status {process.returncode}: {tail}", "server")
@@ -1482,6 +1499,17 @@ class CellFunction:
         return self.accept(*args, **kwargs)()
 
 
+def _all_answered(answers: list[Any]) -> list[str]:
+    """The answers of a batch; where some failed, an error that carries the others."""
+    errors = [str(answer) if isinstance(answer, BaseException) else None for answer in answers]
+    failed = [error for error in errors if error is not None]
+    if failed:
+        results = [None if isinstance(answer, BaseException) else answer for answer in answers]
+        message = f"{len(failed)} of {len(answers)} failed (.results has the others, .errors the reasons): {failed[0]}"
+        raise sibling("rlm").SubcallError(message, results=results, errors=errors)
+    return [str(answer) for answer in answers]
+
+
 def cell_functions(job: Job, directory: str | None) -> dict[str, CellFunction]:
     """`llm_query`, `llm_query_batched` and `rlm_query` for one cell."""
     backends: dict[str | None, Any] = {}
@@ -1492,9 +1520,8 @@ def cell_functions(job: Job, directory: str | None) -> dict[str, CellFunction]:
             backends[model] = model_for(job, job.server.configuration(directory, **given))
         return backends[model]
 
-    def many(prompts: list[str], model: str | None = None) -> Callable[[], list[str]]:
-        if not isinstance(prompts, (list, tuple)) or not all(isinstance(p, str) for p in prompts):
-            raise TypeError("llm_query_batched takes a list of strings")
+    def start(prompts: list[str], model: str | None) -> Callable[[], list[Any]]:
+        """Put the questions; what is returned gives the answers, an exception where there is none."""
         questions: list[list[Message]] = [[{"role": "user", "content": prompt}] for prompt in prompts]
         chosen = backend(model)
         if isinstance(chosen, HostModel):
@@ -1506,13 +1533,27 @@ def cell_functions(job: Job, directory: str | None) -> dict[str, CellFunction]:
             reply = chosen.complete(question, tools=None, max_tokens=None, on_text=None, cancel=job.abandon)
             return str(reply.text)
 
-        return lambda: [str(t) for t in sibling("rlm").fan_out([lambda q=q: ask(q) for q in questions], 16)]
+        tasks = [functools.partial(ask, question) for question in questions]
+        return lambda: list(sibling("rlm").fan_out(tasks, 16))
+
+    def many(prompts: list[str], model: str | None = None) -> Callable[[], list[str]]:
+        if not isinstance(prompts, (list, tuple)) or not all(isinstance(p, str) for p in prompts):
+            raise TypeError("llm_query_batched takes a list of strings")
+        answers = start(list(prompts), model)
+        return lambda: _all_answered(answers())
 
     def one(prompt: str, model: str | None = None) -> Callable[[], str]:
         if not isinstance(prompt, str):
             raise TypeError("llm_query takes a string")
-        answers = many([prompt], model)
-        return lambda: answers()[0]
+        answers = start([prompt], model)
+
+        def work() -> str:
+            answer = answers()[0]
+            if isinstance(answer, BaseException):
+                raise answer
+            return str(answer)
+
+        return work
 
     def recursive(prompt: str, context: Any = None) -> Callable[[], Any]:
         def work() -> Any:
