@@ -826,7 +826,7 @@ def _docstring_parts(text: str) -> tuple[str, dict[str, str]]:
 
 # --- files: confined to the allowed folders -------------------------------------------------------------------------
 
-READ_LIMIT = 8_000_000  # bytes that file_read hands to code at once: they fit a frame however they are escaped
+READ_LIMIT = 5_000_000  # bytes that file_read hands to code at once: a frame holds them even if each is escaped
 VIEW_LIMIT = 9_500  # characters that a model is shown of one call
 LINE_LIMIT = 2_000  # characters of one line that a model is shown, and of one match
 LIST_LIMIT = 100_000
@@ -1324,7 +1324,7 @@ def load_tools(spec: Any) -> list[Tool]:
     if spec.endswith(".py") or "/" in spec or os.sep in spec:
         path = os.path.abspath(os.path.expanduser(spec))
         if not os.path.isfile(path):
-            raise ToolError(f"no such tools file: {spec!r}", hint="--tools takes a file.py or a package.module")
+            raise ToolError(f"no such tools file: {spec!r}", hint="give a file.py or a package.module")
         return _collected(_imported(spec, lambda: _module_of_file(path)), spec)
     module, _, name = spec.partition(":")
     import importlib

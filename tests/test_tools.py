@@ -841,7 +841,7 @@ def test_a_huge_file_costs_little_and_code_is_told_to_read_less(workspace: Path)
     tools = by_name(file_tools())
     with pytest.raises(ValueError, match=r"huge.txt' is binary"):
         tools["file_read"]("huge.txt")
-    with pytest.raises(ValueError, match=r"more than 8 MB there: read fewer lines, or in code open\('lines.txt'\)"):
+    with pytest.raises(ValueError, match=r"more than 5 MB there: read fewer lines, or in code open\('lines.txt'\)"):
         tools["file_read"]("lines.txt")
     assert tools["file_read"]("lines.txt", 999_999) == "0123456789\n" * 2
     assert answer(tools["file_read"], {"path": "lines.txt"}).endswith(
@@ -854,7 +854,7 @@ def test_one_endless_line_is_cut(workspace: Path) -> None:
     tools = by_name(file_tools())
     text = answer(tools["file_read"], {"path": "line.json"})
     assert len(text) < 3_000 and "… [a line of 38,000 characters or more]" in text
-    for row in tools["file_search"]("7890"):  # one for each 9 MB of the line
+    for row in tools["file_search"]("7890"):  # one for each 6 MB of the line
         assert (row["line"], len(row["text"])) == (1, 2000) and "7890" in row["text"]
 
 
