@@ -27,6 +27,7 @@ import json
 import math
 import mmap
 import os
+import random
 import re
 import select
 import signal
@@ -58,6 +59,7 @@ FRAME_MAX = 32 << 20  # bytes in one frame, either way
 DEPTH_MAX = 100  # nested containers in a value that travels
 OUT_HALF = 5_000_000  # characters of a cell's output kept at each end in `_out[n]`
 OUT_TOTAL = 100_000_000  # characters kept in all of `_out`
+PASSED_ON = b"done"  # the original's last word to the copy that takes over
 SPARE_DESCRIPTORS = 16  # kept from the cells
 SPILL_HALF = 32_768  # bytes of output at each end that survive the death of the cell's process
 
@@ -119,7 +121,9 @@ class Packer:
         return {"$": "dict", "v": [[self.pack(key, depth + 1), self.pack(item, depth + 1)] for key, item in items]}
 
     def integer(self, value: int) -> Any:
-        """Beyond 2**63 in hexadecimal: decimal conversion of long integers is slow, and refused above 4,300 digits."""
+        """Beyond 2**63 in hexadecimal. Beyond 4,300 digits nobody could print it, so it does not travel as a number."""
+        if value.bit_length() > 14_000:
+            raise ValueError("an integer of more than 4,200 digits: use hex() or a float")
         self.take(value.bit_length() // 4 + 2)
         return value if -(2**63) <= value < 2**63 else {"$": "int", "v": hex(value)}
 
@@ -149,11 +153,20 @@ def unpack(value: Any) -> Any:
         raw = binascii.a2b_base64(body)
         return raw if kind == "bytes" else bytearray(raw)
     if kind == "dict" and type(body) is list and all(type(pair) is list and len(pair) == 2 for pair in body):
-        return {unpack(key): unpack(item) for key, item in body}
+        keys = spread([unpack(key) for key, _ in body])
+        return {key: unpack(pair[1]) for key, pair in zip(keys, body)}
     for base, tag in SEQUENCES:
         if tag and kind == tag and type(body) is list:
-            return base(unpack(item) for item in body)
+            items = [unpack(item) for item in body]
+            return base(items) if base is tuple else base(spread(items))
     raise ValueError("not a value that travels")
+
+
+def spread(keys: list[Any]) -> list[Any]:
+    """The keys, if their hashes differ: equal ones, made on purpose, would cost quadratic time."""
+    if len(keys) > 1000 and len(set(map(hash, keys))) < len(keys) // 2:
+        raise ValueError("keys whose hashes collide")
+    return keys
 
 
 to_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
@@ -366,7 +379,7 @@ class Output(io.TextIOBase):
         self.total += len(text)
         if self.spill is not None:
             self.spill.write(text)
-        if self.waits > 65_536 or (self.emit and time.monotonic() - self.drained > 0.05):
+        if self.waits > 65_536 or (self.emit and text.endswith("\n") and time.monotonic() - self.drained > 0.05):
             self.flush()
         return len(text)
 
@@ -475,7 +488,7 @@ class Calls:
     """The worker's side of host functions: a call goes out as a frame, and its answer is waited for by its number."""
 
     def __init__(self, wire: Wire):
-        self.wire = wire
+        self.host = self.wire = wire
         self.interrupts = Interrupts()
         self.request = 0
         self.marked = False  # in a forked copy each frame says, before the frame itself, what the original does with it
@@ -491,10 +504,20 @@ class Calls:
         self.wire, self.marked = wire, marked
         self.numbers, self.answers = itertools.count(1), {}
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, message: dict[str, Any], mark: bytes = b".") -> None:
         data = encode_frame(dict(message, id=self.request))
         with self.interrupts, self.sending:
-            self.wire.write(b"." + data if self.marked else data)
+            try:
+                self.wire.write(mark + data if self.marked else data)
+            except BrokenPipeError:
+                self.orphaned()
+                self.wire.write(data)
+
+    def orphaned(self) -> None:
+        """In a copy whose original was killed by what the cell did: go on without it."""
+        if not self.marked:
+            os._exit(0)
+        self.wire, self.marked = self.host, False
 
     def ask(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a host function and wait; several threads may wait at once."""
@@ -529,6 +552,9 @@ class Calls:
             self.wire.wait()  # an interrupt may come here, but not within a frame
             with self.interrupts:
                 message = json.loads(self.wire.read())
+        except EOFError:
+            self.orphaned()
+            message = {}
         finally:
             self.answered.acquire()
             self.reading = False
@@ -651,13 +677,14 @@ class Worker:
         global session_calls
         self.calls = session_calls = Calls(wire)
         self.forked = False
-        self.result = b""
+        self.result: dict[str, Any] = {}
         self.out = Output(None, None)
         self.final: Any = UNSET
         self.outputs: dict[int, str] = {}
         self.sources: dict[str, str] = {}
         self.functions: dict[str, Any] = {}
         self.own = {"FINAL": self.FINAL, "FINAL_VAR": self.FINAL_VAR, "SHOW_VARS": self.SHOW_VARS, "_out": self.outputs}
+        random.seed(0)
         sys.stdout = sys.stderr = Redirect(self)
         self.variables: dict[str, Any] = language.namespace(dict(self.own), sys.stdout, self.calls)
         self.hidden = set(self.variables)
@@ -691,15 +718,14 @@ class Worker:
             elif role == "alone":
                 with may_be_killed():
                     self.answer(operation, message)
-                self.host.write(self.result)
+                self.calls.send(self.result)
 
     def answer(self, operation: Callable[[dict[str, Any]], dict[str, Any]], message: dict[str, Any]) -> None:
         try:
-            reply = operation(message)
-            self.result = encode_frame(dict(reply, id=message["id"]))
+            self.result = operation(message)
+            encode_frame(self.result)
         except (TypeError, ValueError, KeyError, RecursionError, MemoryError) as error:
-            reply = {"op": "failed", "type": type_name(type(error)), "message": text_of(error)[:2000]}
-            self.result = encode_frame(dict(reply, id=message["id"]))
+            self.result = {"op": "failed", "type": type_name(type(error)), "message": text_of(error)[:2000]}
 
     def get(self, message: dict[str, Any]) -> dict[str, Any]:
         if message["name"] not in self.variables:
@@ -800,7 +826,9 @@ class Worker:
         try:
             return {"final": Packer().pack(self.final)}
         except (TypeError, ValueError, RecursionError):
-            return {"final": cut(str.__str__(str(self.final)), FRAME_MAX // 16, "")}
+            long_number = isinstance(self.final, int)
+            text = hex(self.final) if long_number else str.__str__(str(self.final))
+            return {"final": cut(text, FRAME_MAX // 16, "")}
 
     def images(self) -> list[dict[str, str]]:
         """Figures that the cell left open, drawn and closed."""
@@ -865,6 +893,7 @@ class Worker:
             reserve_descriptors(0)
             to_copy, from_copy = os.pipe(), os.pipe()
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            chance = random.getstate()
             copy = os.fork()
         except OSError:
             signal.signal(signal.SIGINT, self.calls.interrupts.handler)
@@ -872,6 +901,7 @@ class Worker:
         if copy == 0:
             os.close(to_copy[1])
             os.close(from_copy[0])
+            random.setstate(chance)  # a fork seeds it anew, and replays need it to go on
             reserve_descriptors(SPARE_DESCRIPTORS)
             signal.signal(signal.SIGUSR1, signal.SIG_IGN if self.can_kill else signal.SIG_DFL)
             signal.signal(signal.SIGINT, self.calls.interrupts.handler)
@@ -889,13 +919,15 @@ class Worker:
     def commit(self, lasting: bool) -> None:
         """Hand the result to the original, and take its place when it has gone (or go, if nothing is to last)."""
         wire = self.calls.wire
-        wire.write((b"c" if lasting else b"r") + self.result)
+        self.calls.send(self.result, b"c" if lasting else b"r")
         if not lasting:
             os._exit(0)
-        self.result = b""
-        with contextlib.suppress(EOFError):
-            while True:
-                wire.read()
+        last = b""
+        while part := os.read(wire.reader, 1 << 16):
+            last = (last + part)[-len(PASSED_ON) :]
+        if self.calls.marked and last != PASSED_ON:  # the original died first
+            self.calls.orphaned()
+            self.calls.send(self.result)
         os.close(wire.reader)
         os.close(wire.writer)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -995,8 +1027,10 @@ class Relay:
                 self.from_host()
             if self.waiting:
                 self.to_copy()
-            if not ready and os.waitpid(self.pid, os.WNOHANG)[0]:
-                return 0
+            if not ready:
+                ended, status = os.waitpid(self.pid, os.WNOHANG)
+                if ended:
+                    return status
 
     def from_copy(self, mark: bytes, frame: bytes) -> bool:
         """Pass a frame on. True: it was the last, and the copy leaves nothing."""
@@ -1006,6 +1040,8 @@ class Relay:
             return False
         self.host.write(struct.pack(">I", len(frame)) + frame)
         if self.settled:
+            with contextlib.suppress(OSError):
+                os.write(self.copy.writer, PASSED_ON)
             os._exit(0)
         if mark == b"r":
             self.reap()
@@ -1767,10 +1803,7 @@ def run_worker(
 
 
 def start_worker(setup: dict[str, Any], layers: dict[str, bool | str], wire: Wire, own_init: bool) -> NoReturn:
-    import random
-
     os.chdir(setup["scratch"])
-    random.seed(0)
     sys.modules["__main__"] = type(sys)("__main__")
     confine(dict(setup, readable=readable_paths(setup)), layers)
     os.environ.clear()
@@ -1812,6 +1845,7 @@ def kill_group(pid: int) -> None:
 
 # --- the host ---------------------------------------------------------------------------------------------------------
 
+START_LIMIT = 20  # seconds for a process to start
 SOFT_GRACE = 0.5  # seconds from the interrupt to the kill of the cell's process
 HARD_GRACE = 0.4  # seconds from there to the kill of the whole session
 CALLS_MAX = 10_000  # host calls in one cell, those waiting together, and threads for them
@@ -2052,16 +2086,20 @@ class Sandbox:
         """A variable's value, if it is plain data. KeyError: there is none; TypeError: it is something else."""
         with self._lock:
             self._started()
-            return unpack(self._request({"op": "get", "name": name}).get("value"))
+            reply = self._request({"op": "get", "name": name})
+        try:
+            return unpack(reply.get("value"))
+        except (TypeError, ValueError, RecursionError):
+            raise SandboxError("the sandbox's answer cannot be read") from None
 
     def names(self) -> dict[str, tuple[str, int | None, str]]:
         """Each variable's type, length and a glimpse of it."""
         with self._lock:
             self._started()
             found = self._request({"op": "names"}).get("value")
-        if type(found) is not dict:
+        if type(found) is not dict or not all(type(row) is list and len(row) == 3 for row in found.values()):
             raise SandboxError("the sandbox's answer cannot be read")
-        return {name: (str(row[0]), row[1], str(row[2])) for name, row in found.items()}
+        return {name: (short(kind, 200), size, short(shown, 1000)) for name, (kind, size, shown) in found.items()}
 
     def reset(self) -> None:
         """A fresh worker without variables."""
@@ -2102,13 +2140,13 @@ class Sandbox:
 
     def _hello(self, frames: Frames) -> None:
         try:
-            hello = frames.receive(20)
+            hello = frames.receive(START_LIMIT)
         except Broken as error:
             self._drop()
             raise SandboxError(f"the sandbox did not start: {error}") from None
         if hello is None or hello["op"] != "hello":
             self._drop()
-            raise SandboxError("the sandbox did not start: %s" % ((hello or {}).get("error") or "no answer in 20 s"))
+            raise SandboxError("the sandbox did not start: %s" % ((hello or {}).get("error") or "no answer"))
         self.layers = {str(key): value for key, value in hello.get("layers", {}).items()}
 
     def _drop(self) -> None:
@@ -2176,7 +2214,7 @@ class Run:
         self.request = sandbox._requests
         self.began = time.monotonic()
         self.lock = threading.Lock()
-        self.active = 0
+        self.active = self.at_work = 0
         self.paused = 0.0
         self.paused_at = 0.0
         self.calls = 0
@@ -2222,7 +2260,7 @@ class Run:
         """Seconds of the cell's own: the clock stands still while a host function works for it."""
         with self.lock:
             now = time.monotonic()
-            waiting = now - self.paused_at if self.active else 0.0
+            waiting = now - self.paused_at if self.at_work else 0.0
             return now - self.began - self.paused - waiting
 
     # - frames
@@ -2279,6 +2317,7 @@ class Run:
             return
         text = text[: self.stream_room]
         self.stream_room -= len(text)
+        text = text if text.isascii() else printable(text)
         self.streamed.append(text)
         if self.on_output is not None:
             self.on_output(text)
@@ -2310,11 +2349,9 @@ class Run:
         self.dispatch(lambda: self.work(key, work))
 
     def dispatch(self, job: Callable[[], None]) -> None:
-        """Give a host function a thread, or let it wait for one: the clock stands still meanwhile."""
+        """Give a host function a thread, or let it wait for one."""
         with self.lock:
             self.active += 1
-            if self.active == 1:
-                self.paused_at = time.monotonic()
             if self.active > THREADS_MAX:
                 self.queued.append(job)
                 return
@@ -2323,16 +2360,30 @@ class Run:
     def done(self) -> None:
         with self.lock:
             self.active -= 1
-            if not self.active:
-                self.paused += time.monotonic() - self.paused_at
             job = self.queued.pop(0) if self.queued and not self.over else None
         if job is not None:
             threads().run(job)
 
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """The clock stands still while a host function works, and only then, or calls without end would stop it."""
+        with self.lock:
+            self.at_work += 1
+            if self.at_work == 1:
+                self.paused_at = time.monotonic()
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.at_work -= 1
+                if not self.at_work:
+                    self.paused += time.monotonic() - self.paused_at
+
     def work(self, key: int, work: Callable[[], Any]) -> None:
         try:
             try:
-                value = work()
+                with self.working():
+                    value = work()
             finally:
                 self.done()
             self.reply({"op": "return", "call": key, "value": Packer().pack(value)})
@@ -2380,10 +2431,12 @@ class Run:
             error = (
                 f"{error}\nthe cell was stopped after {self.limit:g} s (its limit); its variables are as it left them"
             )
-        final = UNSET
+        final: Any = UNSET
         if status == "ok" and "final" in reply:
             with contextlib.suppress(ValueError, TypeError, RecursionError):
                 final = unpack(reply["final"])
+                if type(final) is str and not final.isascii():
+                    final = printable(final)
         return self.cell(
             ok=status == "ok",
             stdout=short(reply.get("stdout"), self.sandbox.output_limit + 200),
@@ -2435,7 +2488,13 @@ class Run:
 
 
 def short(value: Any, limit: int) -> str:
-    return value[:limit] if type(value) is str else ""
+    """Text of bounded length that can be printed and stored: no lone surrogates."""
+    text = value[:limit] if type(value) is str else ""
+    return text if text.isascii() else printable(text)
+
+
+def printable(text: str) -> str:
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def whole(value: Any) -> int:
@@ -2453,8 +2512,9 @@ def images_of(value: Any) -> list[dict[str, str]]:
     """Only what looks like images, as plain text."""
     found = []
     for item in value[:10] if type(value) is list else []:
-        if type(item) is dict and item.get("media_type") == "image/png" and type(item.get("data")) is str:
-            found.append({"media_type": "image/png", "data": item["data"]})
+        data = item.get("data") if type(item) is dict else None
+        if type(data) is str and re.fullmatch(r"iVBORw0KGgo[A-Za-z0-9+/]*=*", data):  # the signature of PNG
+            found.append({"media_type": "image/png", "data": data})
     return found
 
 
@@ -2616,6 +2676,7 @@ class ZygoteClient:
         self.lock = threading.Lock()
         self.owner = os.getpid()
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket.settimeout(START_LIMIT)
         with theirs:
             self.process = start_python(f"zygote_main({theirs.fileno()}, setup)", setup, pass_fds=[theirs.fileno()])
         self.answer()
@@ -3286,3 +3347,41 @@ def close_warm() -> None:
         _warm.clear()
     for channel in waiting:
         channel.close()
+
+
+# --- the self-test ----------------------------------------------------------------------------------------------------
+
+SELF_TEST: dict[str, tuple[str, Callable[[Cell], bool]]] = {
+    "runs code": ("print('hello')\n6 * 7", lambda cell: (cell.stdout, cell.value) == ("hello\n", "42")),
+    "calls the host": ("ask('x') * 2", lambda cell: cell.value == "'XX'"),
+    "stops a loop": ("kept = 1\nwhile True: pass", lambda cell: cell.status == "timeout" and not cell.restored),
+    "kills what does not stop": (
+        "kept = 2\nsum(range(10**13))",
+        lambda cell: cell.status == "timeout" and cell.restored,
+    ),
+    "keeps variables": ("kept", lambda cell: cell.value == "1"),
+    "limits memory": ("x = 'x' * 10**10", lambda cell: cell.status == "memory"),
+    "opens no files": ("open('/etc/passwd').read()", lambda cell: not cell.ok),
+    "has no network": ("import socket\nsocket.create_connection(('1.1.1.1', 53), 1)", lambda cell: not cell.ok),
+    "starts no programs": ("import subprocess\nsubprocess.run(['true'])", lambda cell: not cell.ok),
+    "returns data": ("FINAL({'a': (1, b'x')})", lambda cell: cell.final == {"a": (1, b"x")}),
+}
+
+
+def self_test() -> int:
+    """Show which layers hold here, and run a short battery; 0 if all of it went well."""
+    failed = 0
+    with LocalSandbox(cell_timeout=1) as sandbox:
+        print(f"level: {sandbox.level}")
+        for name, holds in sandbox.layers.items():
+            print(f"  {name}: {holds}")
+        for name, (code, expected) in SELF_TEST.items():
+            cell = sandbox.execute(code, functions={"ask": str.upper})
+            passed = expected(cell) or (not FORKS_SESSIONS and name in ("kills what does not stop", "keeps variables"))
+            failed += not passed
+            print(f"{'ok    ' if passed else 'FAILED'} {name} ({cell.duration_ms:.0f} ms)")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(self_test() if sys.argv[1:] == ["--self-test"] else "usage: python rlm_sandbox.py --self-test")

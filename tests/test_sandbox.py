@@ -1,0 +1,828 @@
+"""The sandbox as its callers see it: one suite for every way of running the worker.
+
+`make(**options)` is a factory for sandboxes: forked from the zygote with a copy before each cell ("local"), the same
+without copies ("alone"), and as a process by itself ("plain", what macOS and Windows get).
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rlm_sandbox
+from rlm_sandbox import UNSET, Cell, LocalSandbox, Sandbox, SandboxError, Stop
+
+Make = Callable[..., Sandbox]
+LINUX = sys.platform == "linux"
+
+
+@pytest.fixture(params=["local", "alone", "plain"])
+def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    if request.param == "plain":
+        monkeypatch.setattr(rlm_sandbox, "FORKS_SESSIONS", False)
+    elif not LINUX:
+        pytest.skip("needs Linux")
+    made: list[Sandbox] = []
+
+    def factory(**options: Any) -> Sandbox:
+        options = {"cell_timeout": 20, **({"snapshot": False} if request.param == "alone" else {}), **options}
+        made.append(LocalSandbox(**options))
+        return made[-1]
+
+    yield factory
+    for box in made:
+        box.close()
+
+
+@pytest.fixture
+def local() -> Iterator[LocalSandbox]:
+    """With a copy before each cell."""
+    if not LINUX:
+        pytest.skip("needs Linux")
+    with LocalSandbox(cell_timeout=20) as box:
+        yield box
+
+
+def value(cell: Cell) -> str | None:
+    assert cell.ok, cell.error
+    return cell.value
+
+
+# --- cells -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_cell_shows_what_it_prints_and_its_last_expression(make: Make) -> None:
+    cell = make().execute("x = 40\nprint('hello', x)\nx + 2")
+    assert (cell.ok, cell.status, cell.stdout, cell.value, cell.error) == (True, "ok", "hello 40\n", "42", None)
+    assert (cell.final, bool(cell.final), repr(cell.final)) == (UNSET, False, "UNSET")
+    assert (cell.n, cell.stdout_chars, cell.restored, cell.images) == (1, 9, False, [])
+
+
+def test_variables_functions_and_imports_stay(make: Make) -> None:
+    box = make()
+    box.execute("import math\ndef area(r):\n    return math.floor(math.pi * r * r)\nr = 3")
+    assert value(box.execute("area(r)")) == "28"
+
+
+def test_a_failing_cell_keeps_what_it_did_before(make: Make) -> None:
+    box = make()
+    cell = box.execute("a = 1\nb = 1 / 0\nc = 3")
+    assert (cell.ok, cell.status) == (False, "error")
+    assert cell.error is not None and 'File "<cell 1>", line 2' in cell.error and "b = 1 / 0" in cell.error
+    assert cell.error.endswith("ZeroDivisionError: division by zero")
+    assert set(box.names()) == {"a"}
+
+
+def test_a_traceback_speaks_of_the_users_lines_only(make: Make) -> None:
+    box = make()
+    box.execute("def inner(n):\n    raise ValueError(f'bad {n}')\n")
+    error = box.execute("\ndef outer():\n    inner(7)\nouter()").error or ""
+    assert [line for line in error.splitlines() if "File" in line] == [
+        '  File "<cell 2>", line 4, in <module>',
+        '  File "<cell 2>", line 3, in outer',
+        '  File "<cell 1>", line 2, in inner',
+    ]
+    assert "rlm_sandbox" not in error and error.endswith("ValueError: bad 7")
+
+
+def test_a_syntax_error_shows_where(make: Make) -> None:
+    cell = make().execute("x = 1\ndef (:\n    pass")
+    assert cell.status in ("error", "refused") and "line 2" in (cell.error or "") and "def (:" in (cell.error or "")
+
+
+def test_an_empty_cell_is_fine(make: Make) -> None:
+    assert make().execute("").ok
+    assert make().execute("# nothing\n").ok
+
+
+def test_cells_are_numbered_and_their_output_kept(make: Make) -> None:
+    box = make(output_limit=200)
+    box.execute("print('first')")
+    cell = box.execute("for i in range(1000): print(i)")
+    assert cell.n == 2 and cell.stdout_chars == 3890
+    assert cell.stdout.startswith("0\n1\n") and cell.stdout.endswith("998\n999\n")
+    assert "3690 of 3890 characters left out; the whole is in _out[2]" in cell.stdout and len(cell.stdout) < 300
+    assert value(box.execute("_out[1], len(_out[2])")) == "('first\\n', 3890)"
+
+
+def test_a_long_value_is_cut(make: Make) -> None:
+    box = make(output_limit=100)
+    for code in ("'x' * 10**6", "list(range(10**5))", "{i: i for i in range(10**5)}", "b'x' * 10**6"):
+        shown = value(box.execute(code)) or ""
+        assert len(shown) < 250 and "..." in shown, code
+
+
+def test_a_flood_of_output_keeps_both_ends_of_it(local: LocalSandbox) -> None:
+    cell = local.execute("print('begin')\nfor _ in range(300): print('x' * 10**5)\nprint('end')")
+    assert cell.stdout_chars == 6 + 300 * 100_001 + 4
+    assert cell.stdout.startswith("begin\nxx") and cell.stdout.endswith("x\nend\n")
+    kept = value(local.execute("len(_out[1]), _out[1][:5], _out[1][-4:]"))
+    assert kept is not None and kept.startswith("(100000") and kept.endswith("'begin', 'end\\n')")
+
+
+def test_output_is_streamed_while_the_cell_runs(make: Make) -> None:
+    seen: list[str] = []
+    arrived = threading.Event()
+
+    def on_output(text: str) -> None:
+        seen.append(text)
+        arrived.set()
+
+    def proceed() -> bool:
+        return arrived.wait(10)
+
+    cell = make().execute("print('one')\nassert proceed()\nprint('two')", functions={"proceed": proceed}, on_output=on_output)
+    assert cell.ok, cell.error
+    assert "".join(seen) == cell.stdout == "one\ntwo\n"
+
+
+def test_a_cell_that_ends_itself_politely_is_no_error(make: Make) -> None:
+    cell = make().execute("print('done')\nraise SystemExit\nprint('not')")
+    assert (cell.ok, cell.stdout) == (True, "done\n")
+    assert make().execute("raise SystemExit('no')").status == "error"
+
+
+def test_surrogates_are_made_printable(make: Make) -> None:
+    cell = make().execute("print('a\\ud800b')\n'\\udfff'")
+    assert cell.ok and cell.stdout.encode() and (cell.value or "").encode()
+
+
+# --- FINAL -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "code, final",
+    [
+        ("FINAL('done')", "done"),
+        ("FINAL({'a': [1, 2.5, None, True]})", {"a": [1, 2.5, None, True]}),
+        ("FINAL((1, {2, 3}, b'x', {4: 'y'}))", (1, {2, 3}, b"x", {4: "y"})),
+        ("FINAL(float('inf'))", float("inf")),
+        ("FINAL(2**100)", 2**100),
+        ("FINAL({'$': 'int', 'v': 'x'})", {"$": "int", "v": "x"}),
+        ("FINAL(None)", None),
+        ("x = [1]\nFINAL_VAR('x')", [1]),
+        ("from collections import Counter\nFINAL(Counter('aab'))", {"a": 2, "b": 1}),
+        ("FINAL('first')\nFINAL('second')", "second"),
+    ],
+)
+def test_final_carries_plain_data(make: Make, code: str, final: object) -> None:
+    cell = make().execute(code)
+    assert cell.ok, cell.error
+    assert cell.final == final and type(cell.final) is type(final)
+
+
+def test_final_of_something_else_is_its_text(make: Make) -> None:
+    code = "class Thing:\n    def __str__(self):\n        return 'a thing'\nFINAL(Thing())"
+    assert make().execute(code).final == "a thing"
+    assert isinstance(make().execute("FINAL(10**20000)").final, str)
+
+
+def test_final_is_void_when_the_cell_fails(make: Make) -> None:
+    cell = make().execute("FINAL('done')\n1 / 0")
+    assert (cell.ok, cell.final) == (False, UNSET)
+
+
+def test_final_var_says_what_there_is(make: Make) -> None:
+    box = make()
+    assert "there is no variable 'answr'; there are: answer" in (box.execute("answer = 1\nFINAL_VAR('answr')").error or "")
+    assert "FINAL(value) takes the value" in (box.execute("FINAL_VAR(answer)").error or "")
+
+
+def test_show_vars_lists_the_cells_own_variables(make: Make) -> None:
+    box = make()
+    box.set("context", "some text")
+    shown = value(box.execute("n = [1, 2]\nSHOW_VARS()", functions={"llm_query": len}))
+    assert shown == "{'context': \"str[9] 'some text'\", 'n': 'list[2] [1, 2]'}"
+
+
+def test_what_a_cell_overwrites_is_there_again_in_the_next(make: Make) -> None:
+    box = make()
+    box.execute("FINAL = SHOW_VARS = llm_query = _out = None", functions={"llm_query": len})
+    assert box.execute("FINAL(llm_query('abc'))", functions={"llm_query": len}).final == 3
+
+
+# --- variables from outside --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "",
+        "plain",
+        "é" * 1000 + "🎉\ud800\n",
+        ["a", "b\nc", "", "é"],
+        {"a.txt": "x", "b/é.txt": "y\nz"},
+        [],
+        {},
+        ["x"] * 1000,
+        [1, "two", None, {"three": (3.0, {4})}],
+        {1: "a", (2, 3): b"b"},
+        None,
+        True,
+        10**40,
+        float("nan"),
+        b"\x00\xff",
+        frozenset({"x"}),
+    ],
+    ids=lambda given: type(given).__name__,
+)
+def test_plain_data_goes_in_and_comes_out_as_it_is(make: Make, given: object) -> None:
+    box = make()
+    box.set("x", given)
+    got = box.get("x")
+    assert type(got) is type(given) and repr(got) == repr(given)
+
+
+def test_a_large_context_is_handed_over_by_reference(make: Make) -> None:
+    box = make()
+    text = "0123456789" * 2_500_000
+    box.set("context", text)
+    assert value(box.execute("len(context), context[-3:]")) == "(25000000, '789')"
+    box.set("context", [text[i : i + 100] for i in range(0, 10_000_000, 100)])
+    assert value(box.execute("len(context), context[99_999]")) == f"(100000, '{text[:100]}')"
+    assert box.execute("context = None; small = 1").ok
+
+
+def test_what_is_not_plain_data_is_refused_with_advice(make: Make) -> None:
+    box = make()
+    with pytest.raises(TypeError, match="cannot hand object to the sandbox: object is not plain data.*convert it"):
+        box.set("x", object())
+    with pytest.raises(ValueError, match="'a b' is not a name"):
+        box.set("a b", 1)
+    box.execute("f = len\nbig = 'x' * 40_000_000")
+    with pytest.raises(TypeError, match="is not plain data"):
+        box.get("f")
+    with pytest.raises(KeyError, match="missing"):
+        box.get("missing")
+    with pytest.raises(ValueError, match="32 MB"):
+        box.get("big")
+    assert value(box.execute("len(big)")) == "40000000"
+
+
+def test_names_gives_type_size_and_a_glimpse_without_running_code(make: Make) -> None:
+    box = make()
+    code = "class Evil:\n    def __repr__(self): raise SystemExit\n    __len__ = __str__ = __repr__\n"
+    assert box.execute(code + "e = Evil()\ns = 'abc'\nn = [e, {'k': 1}]\nbig = 10**5000").ok
+    assert box.names() == {
+        "Evil": ("type", None, "<type>"),
+        "e": ("Evil", None, "<Evil>"),
+        "s": ("str", 3, "'abc'"),
+        "n": ("list", 2, "[<Evil>, {'k': 1}]"),
+        "big": ("int", None, "<int of 16610 bits>"),
+    }
+
+
+def test_reset_forgets_everything(make: Make) -> None:
+    box = make()
+    box.set("context", "x")
+    box.execute("y = 1")
+    box.reset()
+    assert box.names() == {}
+    assert value(box.execute("1 + 1")) == "2"
+
+
+def test_random_and_hashes_are_the_same_in_each_session(make: Make) -> None:
+    code = "import random\nrandom.random(), hash('text'), [random.randrange(100) for _ in range(5)]"
+    assert value(make().execute(code)) == value(make().execute(code))
+
+
+# --- host functions ----------------------------------------------------------------------------------------------------
+
+
+def test_a_cell_calls_the_host(make: Make) -> None:
+    def join(*parts: str, sep: str = "-") -> str:
+        return sep.join(parts)
+
+    box = make()
+    assert value(box.execute("join('a', 'b', sep='+') * 2", functions={"join": join})) == "'a+ba+b'"
+    assert "NameError" in (box.execute("join('a')").error or "")
+
+
+def test_data_of_all_plain_kinds_goes_both_ways(make: Make) -> None:
+    got: list[Any] = []
+
+    def echo(item: Any) -> Any:
+        got.append(item)
+        return item
+
+    items = "[None, True, 1, 2**80, 1.5, 'é\\ud800', b'x', (1,), {2}, {3: [4]}, {'$': 1}]"
+    code = f"items = {items}\n[echo(i) == i and type(echo(i)) is type(i) for i in items] == [True] * len(items)"
+    assert value(make().execute(code, functions={"echo": echo})) == "True"
+    assert got[6] == 2**80 and len(got) == 22
+
+
+class Budget(Exception):
+    cell_data: dict[str, Any] = {"limit": 5, "results": ["a", None]}  # noqa: RUF012
+
+
+def test_an_exception_of_the_host_is_raised_in_the_cell(make: Make) -> None:
+    def fail(kind: str) -> None:
+        raise {"budget": Budget("too much"), "value": ValueError("bad"), "file": FileNotFoundError("no.txt")}[kind]
+
+    functions = {"fail": fail}
+    box = make()
+    code = """
+def caught(kind):
+    try:
+        fail(kind)
+    except Exception as error:
+        return error
+e = caught('budget')
+print(type(e).__name__, isinstance(e, RuntimeError), e, e.limit, e.results)
+print(isinstance(caught('value'), ValueError), caught('file'), type(caught('file')) is FileNotFoundError)
+print(type(caught('nothing')) is KeyError)
+"""
+    cell = box.execute(code, functions=functions)
+    assert cell.ok, cell.error
+    assert cell.stdout == "Budget True too much 5 ['a', None]\nTrue no.txt True\nTrue\n"
+    error = box.execute("fail('budget')", functions=functions).error or ""
+    assert error.endswith("Budget: too much") and "rlm_sandbox" not in error
+
+
+def test_what_cannot_travel_is_an_error_in_the_cell(make: Make) -> None:
+    box = make()
+    functions: dict[str, Any] = {"give": lambda: object(), "take": lambda item: None}
+    assert "TypeError: object is not plain data" in (box.execute("give()", functions=functions).error or "")
+    assert "is not plain data" in (box.execute("take(len)", functions=functions).error or "")
+    assert "32 MB" in (box.execute("take('x' * 40_000_000)", functions=functions).error or "")
+    assert "TypeError" in (box.execute("take(1, 2, 3)", functions=functions).error or "")
+    assert value(box.execute("take('x' * 20_000_000)", functions=functions)) is None
+
+
+def test_accept_is_called_in_the_order_of_arrival(make: Make) -> None:
+    order: list[Any] = []
+
+    def query(prompt: str) -> str:
+        raise AssertionError("accept comes first")
+
+    def accept(prompt: str) -> Callable[[], str]:
+        order.append((prompt, threading.current_thread()))
+        return lambda: prompt.upper()
+
+    query.accept = accept  # type: ignore[attr-defined]
+    cell = make().execute("[query(p) for p in 'abc']", functions={"query": query})
+    assert value(cell) == "['A', 'B', 'C']"
+    assert order == [(prompt, threading.current_thread()) for prompt in "abc"]
+
+
+def test_tasks_ask_the_host_together(local: LocalSandbox) -> None:
+    barrier = threading.Barrier(8)
+    prompts: list[str] = []
+
+    def query(prompt: str) -> str:
+        prompts.append(prompt)
+        barrier.wait(20)  # nobody passes until all have asked
+        return prompt.upper()
+
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+done = []
+def task(i):
+    first = query(f'a{i}')
+    done.append(i)
+    return query(f'{first}-b{i}')
+with ThreadPoolExecutor(8) as pool:
+    results = list(pool.map(task, range(8)))
+results, done
+"""
+    shown = value(local.execute(code, functions={"query": query}))
+    assert shown == repr(([f"A{i}-B{i}" for i in range(8)], list(range(8))))
+    assert len(prompts) == 16
+
+
+def test_batches_beyond_a_frame_are_split(local: LocalSandbox) -> None:
+    sizes: list[int] = []
+
+    def llm_query_batched(prompts: list[str]) -> list[str]:
+        sizes.append(len(prompts))
+        return [str(len(prompt)) for prompt in prompts]
+
+    llm_query_batched.batched = True  # type: ignore[attr-defined]
+    functions = {"llm_query_batched": llm_query_batched}
+    code = "set(llm_query_batched(['x' * 1_000_000] * 40)), len(llm_query_batched(['x'] * 40))"
+    assert value(local.execute(code, functions=functions)) == "({'1000000'}, 40)"
+    assert len(sizes) > 2 and sum(sizes) == 80
+
+
+class Halt(Stop):
+    pass
+
+
+def test_stop_ends_the_cell_and_comes_out(make: Make) -> None:
+    def halt() -> None:
+        raise Halt("enough")
+
+    box = make()
+    with pytest.raises(Halt, match="enough"):
+        box.execute("x = 1\nhalt()\nx = 2", functions={"halt": halt})
+    with pytest.raises(Halt):
+        box.execute("while True:\n    try: halt()\n    except BaseException: pass", functions={"halt": halt})
+    assert value(box.execute("1 + 1")) == "2"
+
+
+def test_the_clock_stands_still_while_the_host_works(make: Make) -> None:
+    released = threading.Event()
+
+    def slow() -> str:
+        released.wait(1.5)
+        return "done"
+
+    cell = make().execute("slow()", functions={"slow": slow}, timeout=0.5)
+    assert value(cell) == "'done'"
+
+
+def test_calls_without_end_do_not_stop_the_clock(make: Make) -> None:
+    cell = make().execute("while True: query('x')", functions={"query": lambda prompt: prompt}, timeout=0.5)
+    assert cell.status == "timeout"
+
+
+def test_calls_are_counted(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rlm_sandbox, "CALLS_MAX", 3)
+    cell = make().execute("for i in range(5): print(query(i))", functions={"query": lambda i: i})
+    assert cell.stdout == "0\n1\n2\n" and "3 times at most" in (cell.error or "")
+
+
+# --- the ladder --------------------------------------------------------------------------------------------------------
+
+
+def test_a_loop_is_interrupted_and_its_variables_stay(make: Make) -> None:
+    box = make()
+    cell = box.execute("x = 1\nprint('before')\nwhile True: x += 1", timeout=0.3)
+    assert (cell.status, cell.restored, cell.stdout) == ("timeout", False, "before\n")
+    assert "KeyboardInterrupt" in (cell.error or "") and "its limit" in (cell.error or "")
+    assert int(value(box.execute("x")) or 0) > 1
+
+
+DEATHS = {
+    "c loop": ("sum(range(10**13))", "timeout"),
+    "bare except": ("while True:\n    try:\n        while True: z = 1\n    except BaseException: z = 2", "timeout"),
+    "memory": ("y = 'y'\nwhile True: y = y * 100", "memory"),
+    "deep recursion in c": ("a = None\nfor _ in range(10**7): a = (a,)\ndel a", None),
+}
+
+
+@pytest.mark.parametrize("code, status", DEATHS.values(), ids=DEATHS)
+def test_variables_survive_what_kills_a_cell(local: LocalSandbox, code: str, status: str | None) -> None:
+    local.execute("kept = {'a': 1}")
+    cell = local.execute("kept['a'] = 2\nprint('so far')\n" + code, timeout=1)
+    if status is not None:
+        assert cell.status == status, cell
+        assert cell.stdout == "so far\n"
+    assert value(local.execute("kept['a']")) == ("1" if cell.restored else "2")
+
+
+CRASHES = {
+    "exit": ("import os\nos._exit(7)", "crash", "exit status 7"),
+    "segfault": ("import ctypes\nctypes.string_at(0)", "crash", "SIGSEGV"),
+    "kill": ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "memory", "out of memory"),
+    "closed descriptors": ("import os\nos.closerange(0, 100)", "crash", "exit status"),
+    "kill all": ("import os\nos.kill(-1, 9)", None, ""),
+    "all descriptors": ("import os\nl = []\nwhile True: l.append(os.dup(0))", "error", "Too many open files"),
+    "signals ignored": (
+        "import signal\nfor n in (2, 10, 15): signal.signal(n, signal.SIG_IGN)\nwhile True: pass",
+        "timeout",
+        "killed",
+    ),
+    "children left": (
+        "import os, time\nfor _ in range(5):\n    if os.fork() == 0:\n        time.sleep(600)\n        os._exit(0)\nos._exit(1)",
+        "crash",
+        "exit status 1",
+    ),
+}
+
+
+@pytest.mark.skipif(not LINUX, reason="needs Linux")
+@pytest.mark.parametrize("code, status, words", CRASHES.values(), ids=CRASHES)
+def test_variables_survive_code_that_the_policy_would_refuse(code: str, status: str | None, words: str) -> None:
+    with LocalSandbox(layers=("confinement",), cell_timeout=1) as box:
+        box.execute("kept = 41")
+        cell = box.execute(code)
+        if status is not None:
+            assert cell.status == status, cell
+        assert words in (cell.error or "")
+        assert value(box.execute("kept")) == "41"
+        for _ in range(3):
+            assert value(box.execute("kept + 1")) == "42"
+
+
+def test_above_a_size_there_is_no_copy_and_the_loss_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with LocalSandbox(cell_timeout=20) as box:
+        box.set("context", "given")
+        assert box.execute("hoard = [str(i) * 100 for i in range(700_000)]").ok
+        cell = box.execute("print('so far')\nsum(range(10**13))", timeout=0.5)
+        assert (cell.status, cell.restored, cell.stdout) == ("timeout", False, "so far\n")
+        assert "the variables are lost (what the host had set is there again: context)" in (cell.error or "")
+        assert value(box.execute("context")) == "'given'"
+        assert set(box.names()) == {"context"}
+
+
+def test_another_thread_interrupts(make: Make) -> None:
+    box = make()
+    started = threading.Event()
+    threading.Thread(target=lambda: started.wait(20) and box.interrupt()).start()
+    cell = box.execute("x = 1\nstarted()\nwhile True: pass", functions={"started": started.set})
+    assert (cell.status, cell.restored) == ("error", False)
+    assert "KeyboardInterrupt" in (cell.error or "")
+    assert value(box.execute("x")) == "1"
+
+
+def test_interrupt_reaches_a_cell_that_waits_for_the_host(make: Make) -> None:
+    box = make()
+    release = threading.Event()
+
+    def hang() -> None:
+        threading.Timer(0.05, box.interrupt).start()
+        release.wait(20)
+
+    cell = box.execute("x = 5\nhang()", functions={"hang": hang})
+    release.set()
+    assert cell.status == "error" and "KeyboardInterrupt" in (cell.error or "")
+    assert value(box.execute("x")) == "5"
+
+
+def test_interrupt_without_a_cell_does_nothing(make: Make) -> None:
+    box = make()
+    box.interrupt()
+    assert value(box.execute("1")) == "1"
+
+
+def test_kill_ends_the_cell_and_the_next_finds_a_fresh_worker(make: Make) -> None:
+    box = make()
+    box.set("context", "given")
+    started = threading.Event()
+    threading.Thread(target=lambda: started.wait(20) and box.kill()).start()
+    cell = box.execute("started()\nwhile True: pass", functions={"started": started.set})
+    assert (cell.ok, cell.status) == (False, "lost")
+    assert "the variables are lost" in (cell.error or "")
+    assert value(box.execute("context")) == "'given'"
+
+
+def test_a_worker_that_died_in_between_is_told_and_renewed(make: Make) -> None:
+    box = make()
+    box.set("context", "given")
+    box.kill()
+    cell = box.execute("x = 1")
+    assert (cell.status, cell.ok) == ("lost", False)
+    assert value(box.execute("context")) == "'given'"
+
+
+def test_a_closed_sandbox_says_so(make: Make) -> None:
+    box = make()
+    box.close()
+    box.close()
+    with pytest.raises(SandboxError, match="the sandbox is closed"):
+        box.execute("1")
+
+
+def test_an_exception_in_the_hosts_own_callback_comes_out_and_kills_the_cell(make: Make) -> None:
+    def on_output(text: str) -> None:
+        raise ZeroDivisionError
+
+    box = make()
+    with pytest.raises(ZeroDivisionError):
+        box.execute("print('x')\nwhile True: pass", on_output=on_output)
+    assert value(box.execute("1 + 1")) == "2"
+
+
+def test_wrong_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match='require is "best" or "full"'):
+        LocalSandbox(require="some")
+    with pytest.raises(ValueError, match="'much' is not an amount of memory"):
+        LocalSandbox(memory="much")
+    with pytest.raises(SandboxError, match="'no_such_package' is not installed") as caught:
+        LocalSandbox(allowed_imports=["no_such_package"])
+    assert caught.value.hint == "pip install no_such_package"
+    with LocalSandbox() as box, pytest.raises(TypeError, match="code must be a str"):
+        box.execute(b"1")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text, size", [("1g", 1 << 30), ("512m", 512 << 20), ("64K", 64 << 10), ("1.5GB", 3 << 29), (7, 7), ("9", 9)]
+)
+def test_amounts_of_memory(text: str | int, size: int) -> None:
+    assert rlm_sandbox.parse_size(text) == size
+
+
+# --- files -------------------------------------------------------------------------------------------------------------
+
+
+def test_cells_read_the_workspace_and_write_a_folder_of_their_own(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "data.txt").write_text("line\n")
+    (tmp_path / ".env").write_text("KEY=secret")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "config").write_text("token")
+    box = make(workspace=str(tmp_path))
+    assert value(box.execute("open('data.txt').read()")) == "'line\\n'"
+    assert value(box.execute("open('own.txt', 'w').write('mine')\nopen('own.txt').read()")) == "'mine'"
+    for code in (
+        "open('.env').read()",
+        "open('.git/config').read()",
+        "open('../x')",
+        "open('/etc/passwd')",
+        "open('/etc/x', 'w')",
+    ):
+        cell = box.execute(code)
+        assert not cell.ok and "PermissionError" in (cell.error or ""), code
+    assert "FileNotFoundError" in (box.execute("open('none.txt')").error or "")
+    assert not (tmp_path / "own.txt").exists()
+
+
+# --- nothing is left ---------------------------------------------------------------------------------------------------
+
+
+def descriptors() -> set[str]:
+    return {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")}
+
+
+def processes(mark: str) -> list[int]:
+    """Those whose environment or command line names the mark."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if mark in (entry / "cmdline").read_text():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+HOST = """
+import sys, threading
+sys.path.insert(0, {root!r})
+import rlm_sandbox
+boxes = [rlm_sandbox.LocalSandbox(snapshot=snapshot) for snapshot in (True, False, True)]
+print("ready", flush=True)
+def spin(box, code):
+    threading.Thread(target=box.execute, args=(code,), kwargs={{"timeout": 600}}, daemon=True).start()
+spin(boxes[0], "while True: pass")
+spin(boxes[1], "sum(range(10**13))")
+boxes[2].execute("x = 1")
+print("running", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not LINUX, reason="reads /proc")
+@pytest.mark.parametrize("how", ["kill", "exception", "exit"])
+def test_nothing_outlives_the_host(how: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    tmp_path = tmp_path_factory.mktemp("host")
+    code = HOST.format(root=str(Path(rlm_sandbox.__file__).parent))
+    if how == "exception":
+        code += "raise SystemError\n"
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    host = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+    )
+    with host:
+        assert host.stdout is not None and host.stdin is not None
+        assert host.stdout.readline() == b"ready\n" and host.stdout.readline() == b"running\n"
+        assert len(processes(str(tmp_path))) >= 7  # the zygote, and a supervisor and a worker for each session
+        if how == "kill":
+            host.send_signal(signal.SIGKILL)
+        host.stdin.close()
+        host.wait(20)
+        assert eventually(lambda: not processes(str(tmp_path)))
+        assert eventually(lambda: not list(tmp_path.iterdir()))
+
+
+@pytest.mark.skipif(not LINUX, reason="reads /proc")
+@pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.slow)])
+def test_many_sandboxes_leave_nothing_in_the_host(count: int) -> None:
+    def use() -> None:
+        with LocalSandbox() as box:
+            assert box.execute("f('x')", functions={"f": str.upper}).value == "'X'"
+
+    use()
+    gc.collect()
+    before, size, threads = descriptors(), memory(), threading.active_count()
+    zygote = next(client for key, client in rlm_sandbox._zygotes.items() if key[0] == os.getpid())
+    inner = len(os.listdir(f"/proc/{zygote.process.pid}/fd"))
+    for _ in range(count):
+        use()
+    gc.collect()
+    assert descriptors() == before
+    assert memory() - size < 8 << 20
+    assert len(os.listdir(f"/proc/{zygote.process.pid}/fd")) == inner
+    assert eventually(lambda: not children(zygote.process.pid))
+    assert threading.active_count() <= threads + 2
+    folder = Path(os.environ.get("TMPDIR", "/tmp"))
+    base = next(folder.glob(f"rlm-sandbox-{os.getuid()}-{zygote.process.pid}-*"))
+    assert [path.name for path in base.iterdir() if path.name != "matplotlib"] == []
+
+
+def memory() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def children(pid: int) -> str:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().strip()
+
+
+@pytest.mark.skipif(not LINUX, reason="reads /proc")
+def test_a_session_keeps_its_descriptors_over_many_cells(local: LocalSandbox) -> None:
+    with LocalSandbox(layers=("confinement",)) as box:
+        count = "import os, errno\ndef opened(fd):\n    try: return bool(os.fstat(fd))\n    except OSError: return False\n"
+        box.execute(count)
+        first = value(box.execute("[fd for fd in range(200) if opened(fd)]"))
+        for _ in range(50):
+            box.execute("x = 1")
+        assert value(box.execute("[fd for fd in range(200) if opened(fd)]")) == first
+
+
+def test_a_zygote_that_died_is_replaced(local: LocalSandbox) -> None:
+    client = next(client for key, client in rlm_sandbox._zygotes.items() if key[0] == os.getpid())
+    client.process.kill()
+    client.process.wait()
+    assert eventually(lambda: local.execute("1").status == "lost" or local.execute("1").ok)
+    with LocalSandbox() as box:
+        assert value(box.execute("2")) == "2"
+    assert eventually(lambda: local.execute("3").ok)
+
+
+def test_a_forked_host_has_a_zygote_of_its_own(local: LocalSandbox) -> None:
+    child = os.fork()
+    if child == 0:
+        try:
+            with LocalSandbox() as box:
+                fine = box.execute("f(2)", functions={"f": lambda n: n * 2}).value == "4"
+            rlm_sandbox.shutdown()
+        finally:
+            os._exit(0 if fine else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert value(local.execute("1 + 1")) == "2"
+
+
+def test_many_threads_share_and_have_sandboxes(local: LocalSandbox) -> None:
+    results: list[Any] = []
+
+    def work(i: int) -> None:
+        with LocalSandbox() as box:
+            results.append(box.execute(f"f({i})", functions={"f": lambda n: n * 2}).value)
+        results.append(local.execute(f"{i} * 2").value)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(results, key=int) == sorted([str(i * 2) for i in range(8)] * 2, key=int)
+
+
+def test_warm_and_shutdown_can_come_at_any_time() -> None:
+    rlm_sandbox.shutdown()
+    rlm_sandbox.warm()
+    with LocalSandbox() as box:
+        rlm_sandbox.warm()
+        assert value(box.execute("1")) == "1"
+        rlm_sandbox.shutdown()
+        assert box.execute("1").status == "lost"
+        assert value(box.execute("1")) == "1"
+
+
+# --- by itself ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_file_alone_runs_its_own_test(tmp_path: Path) -> None:
+    alone = tmp_path / "vendored" / "rlm_sandbox.py"
+    alone.parent.mkdir()
+    alone.write_bytes(Path(rlm_sandbox.__file__).read_bytes())
+    environment = {key: text for key, text in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, str(alone), "--self-test"], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "level: full" in done.stdout and "FAILED" not in done.stdout
+
+
+def test_the_worker_is_python_3_8() -> None:
+    """What is sent into containers must parse there."""
+    import ast
+
+    source = Path(rlm_sandbox.__file__).read_text()
+    ast.parse(source[: source.index("# --- end of the worker ---")], feature_version=(3, 8))
+
+
+def test_json_of_a_cell_is_possible(make: Make) -> None:
+    cell = make().execute("print('x')\n{'a': 1}")
+    assert json.loads(json.dumps([cell.stdout, cell.value, cell.error, cell.images])) == ["x\n", "{'a': 1}", None, []]
