@@ -908,7 +908,7 @@ class _Files:
             allowed = ", ".join(map(self.shown, self.roots)) or "none"
             raise PermissionError(f"{path!r} is outside the allowed paths ({allowed})")
         below = _below(real, root)
-        if is_secret(below) or is_secret(os.path.basename(path)):
+        if is_secret(below) or (is_secret(os.path.basename(path)) and not os.path.isdir(real)):
             raise PermissionError(f"{path!r} may hold credentials and is not read")
         return root, below
 
@@ -1008,8 +1008,9 @@ class _Files:
         pattern = pattern.replace("\\", "/")
         parts = pattern.rstrip("/").split("/")
         literal = next((index for index, part in enumerate(parts) if re.search(r"[*?\[{]", part)), len(parts))
-        if literal == len(parts):  # a file, or a folder, which stands for all that is in it
-            return [(os.path.join(*self.locate(pattern)), [_glob(["**"])])]
+        exists = os.path.lexists(os.path.join(self.cwd, pattern))  # `[id].tsx` may be a name
+        if literal == len(parts) or exists:  # a file, or a folder, which stands for all that is in it
+            return [(os.path.normpath(os.path.join(*self.locate(pattern))), [_glob(["**"])])]
         rest = ["**", *parts] if len(parts) == 1 else parts[literal:]
         globs = [_glob(expanded.split("/")) for expanded in _expanded("/".join(rest))]
         bases = [self.cwd, *(root for root in self.roots if not _is_under(root, self.cwd))]
@@ -1034,7 +1035,7 @@ class _Files:
                     kind, names = _entries(root, _below(path, root))
                 except OSError:
                     continue  # unreadable, or gone meanwhile
-                if kind == "file":
+                if kind == "file" and not is_secret(_below(path, root)):
                     yield path
                 for name, kind in names:
                     below = os.path.join(path, name)

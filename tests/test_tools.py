@@ -646,7 +646,7 @@ def test_secrets_are_neither_read_nor_listed_nor_searched(files: Files, path: st
             call()
     with pytest.raises(PermissionError, match="may hold credentials"):
         files["file_list"](path)
-    assert path not in files["file_list"](f"{path[:-1]}?")
+    assert path not in files["file_list"](f"{path[:-1]}?") + files["file_list"](f"{path}/**")
     assert files["file_search"]("SECRET", "**") == files["file_search"]("SECRET", f"{path[:-1]}?") == []
 
 
@@ -782,7 +782,21 @@ def test_a_single_file_can_be_all_that_is_allowed(workspace: Path) -> None:
 def test_a_folder_that_is_a_secret_by_name_can_be_allowed_by_name(workspace: Path) -> None:
     (workspace / "id_project").mkdir()
     (workspace / "id_project/a.txt").write_text("a\n")
-    assert by_name(file_tools(["id_project"]))["file_read"]("id_project/a.txt") == "a\n"
+    tools = by_name(file_tools(["id_project"]))
+    assert tools["file_read"]("id_project/a.txt") == "a\n"
+    assert tools["file_list"]("id_project") == tools["file_list"]("id_project/*") == ["id_project/a.txt"]
+
+
+def test_a_name_that_looks_like_a_pattern_is_found(workspace: Path) -> None:
+    for name in ("[id].tsx", "i.tsx", "data{1}.csv", "a*b"):
+        (workspace / name).write_text("needle\n")
+    tools = by_name(file_tools())
+    for name in ("[id].tsx", "data{1}.csv", "a*b"):
+        assert tools["file_list"](name) == [row["path"] for row in tools["file_search"]("needle", name)] == [name]
+    assert tools["file_list"]("[i].tsx") == ["i.tsx"]
+    assert tools["file_list"](".") == tools["file_list"]()
+    with pytest.raises(ValueError, match="null"):
+        tools["file_list"]("\0/*")
 
 
 def test_a_runs_own_logs_are_seen_only_when_asked_for(workspace: Path) -> None:
