@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import rlm_sandbox
 
-__all__ = ["serve"]
+__all__ = ["install", "serve"]
 
 Message = dict[str, Any]
 
@@ -2062,4 +2062,460 @@ def serve(*, env: str | None = None, workspace: str | None = None, max_wait: flo
         server.close()
         if "rlm_sandbox" in {name.rpartition(".")[2] for name in sys.modules}:
             sibling("rlm_sandbox").shutdown()
+    return 0
+
+
+# --- installing: our entry in the configuration of MCP clients --------------------------------------------------------
+
+
+class ClientKind(NamedTuple):
+    """A client: where its configuration is (by scope, the default first), where in it, and what an entry looks like."""
+
+    title: str
+    files: Mapping[str, str]
+    path: tuple[str, ...] = ("mcpServers",)
+    extra: Mapping[str, Any] = {}
+    form: str = "json"  # json, with or without comments; toml; yaml, which is only printed
+    note: str = ""
+
+
+_STDIO = {"type": "stdio"}
+CLIENTS = {
+    "claude-desktop": ClientKind(
+        "Claude Desktop", {"user": "{app}/Claude/claude_desktop_config.json"}, note="restart Claude Desktop"
+    ),
+    "claude-code": ClientKind(
+        "Claude Code",
+        {"user": "~/.claude.json", "project": "./.mcp.json", "local": "~/.claude.json"},
+        extra=_STDIO,
+        note="the same: claude mcp add --scope SCOPE rlm -- COMMAND ARGS",
+    ),
+    "cursor": ClientKind("Cursor", {"user": "~/.cursor/mcp.json", "project": "./.cursor/mcp.json"}),
+    "vscode": ClientKind(
+        "VS Code", {"user": "{app}/Code/User/mcp.json", "project": "./.vscode/mcp.json"}, ("servers",), _STDIO
+    ),
+    "windsurf": ClientKind("Windsurf", {"user": "~/.codeium/windsurf/mcp_config.json"}),
+    "zed": ClientKind(
+        "Zed",
+        {"user": "{config}/zed/settings.json", "project": "./.zed/settings.json"},
+        ("context_servers",),
+        {"source": "custom"},
+    ),
+    "codex": ClientKind(
+        "Codex",
+        {"user": "{codex}/config.toml", "project": "./.codex/config.toml"},
+        ("mcp_servers",),
+        form="toml",
+        note="the same: codex mcp add rlm -- COMMAND ARGS",
+    ),
+    "gemini": ClientKind("Gemini CLI", {"user": "~/.gemini/settings.json", "project": "./.gemini/settings.json"}),
+    "copilot": ClientKind(
+        "Copilot CLI", {"user": "~/.copilot/mcp-config.json"}, extra={"type": "local", "tools": ["*"]}
+    ),
+    "cline": ClientKind(
+        "Cline",
+        {"user": "{app}/Code/User/globalStorage/saoudrizwan.claude-dev/settings/cline_mcp_settings.json"},
+    ),
+    "opencode": ClientKind(
+        "opencode", {"user": "{config}/opencode/opencode.json", "project": "./opencode.json"}, ("mcp",)
+    ),
+    "goose": ClientKind("Goose", {"user": "{config}/goose/config.yaml"}, ("extensions",), form="yaml"),
+}
+ENTRY_NAME = "rlm"
+CHECK_SECONDS = 30
+
+
+def install(clients: list[str], *, action: str = "print", scope: str | None = None) -> int:
+    """Print, write, remove or check our entry in the configuration of each client; the exit status.
+
+    `action`: print, dry-run (the change as a diff), write, remove, or check (start the server as the client would).
+    """
+    if unknown := [name for name in clients if name not in CLIENTS]:
+        return _wrong(f"no client {unknown[0]!r}", f"rlm mcp-install {'|'.join(CLIENTS)}")
+    if not clients:
+        if action in ("write", "remove", "dry-run"):
+            return _wrong("which client?", f"rlm mcp-install {'|'.join(CLIENTS)} --{action}")
+        return _check(server_command(), {}, "the server") if action == "check" else _print_all()
+    worst = 0
+    for name in clients:
+        try:
+            worst = max(worst, _install(name, action, scope))
+        except (OSError, ValueError) as error:
+            worst = max(worst, _wrong(f"{CLIENTS[name].title}: {error}", f"rlm mcp-install {name}", status=1))
+    return worst
+
+
+def _install(name: str, action: str, scope: str | None) -> int:
+    client = CLIENTS[name]
+    scope = scope or next(iter(client.files))
+    if scope not in client.files:
+        return _wrong(f"{client.title} has no scope {scope!r}", f"--scope {'|'.join(client.files)}")
+    path, where = config_file(client, scope), config_path(client, scope)
+    if action == "print":
+        print(f"{client.title}: {path}" + (f" ({client.note})" if client.note else ""))
+        print(rendered(client, name, where), end="")
+        return 0
+    before = _read_text(path)
+    if action == "check":
+        entry = current_entry(client, before, where)
+        if entry is None:
+            return _wrong(f"{client.title}: no entry {ENTRY_NAME!r} in {path}", f"rlm mcp-install {name} --write", 1)
+        words = entry["command"] if isinstance(entry["command"], list) else [entry["command"], *entry.get("args", [])]
+        return _check(words, entry.get("env") or entry.get("environment") or {}, client.title)
+    if client.form == "yaml":
+        raise ValueError(f"{path} is YAML, which is not edited here: add the entry by hand")
+    after = edited(client, name, before, where, remove=action == "remove")
+    if after == before:
+        print(f"{client.title}: {path} needs no change")
+    elif action == "dry-run":
+        _print_difference(before, after, path)
+    else:
+        kept = _replace_file(path, before, after)
+        print(f"{client.title}: {path} {'no longer has' if action == 'remove' else 'has'} the entry {ENTRY_NAME!r}")
+        for line in (f"before: {kept}" if kept else "", client.note):
+            if line:
+                print(f"  {line}")
+    return 0
+
+
+def _wrong(problem: str, following: str, status: int = 2) -> int:
+    print(f"rlm: {problem}\n  next: {following}", file=sys.stderr)
+    return status
+
+
+def config_file(client: ClientKind, scope: str) -> str:
+    """Where the client's configuration is on this system."""
+    home = os.path.expanduser("~")
+    config = os.environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config")
+    application = config
+    if sys.platform == "darwin":
+        application = os.path.join(home, "Library", "Application Support")
+    elif sys.platform == "win32":
+        application = os.environ.get("APPDATA") or os.path.join(home, "AppData", "Roaming")
+    codex = os.environ.get("CODEX_HOME") or os.path.join(home, ".codex")
+    path = client.files[scope].format(app=application, config=config, codex=codex)
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def config_path(client: ClientKind, scope: str) -> tuple[str, ...]:
+    """Where in the file our entry is."""
+    inside = ("projects", os.getcwd()) if scope == "local" else ()
+    return (*inside, *client.path, ENTRY_NAME)
+
+
+def server_command() -> list[str]:
+    """How a client starts this very server: absolute, and without the client's folder on the module path."""
+    folder = os.path.dirname(os.path.abspath(__file__))
+    if folder.endswith("site-packages") and sys.version_info >= (3, 11):
+        return [sys.executable, "-P", "-m", "rlm", "mcp-serve"]
+    code = f"import sys; sys.path[0] = {folder!r}; from rlm_cli import main; sys.exit(main())"
+    return [sys.executable, "-c", code, "mcp-serve"]
+
+
+def new_entry(client: ClientKind, name: str) -> Message:
+    command, *arguments = server_command()
+    if name == "opencode":
+        return {"type": "local", "command": [command, *arguments], "enabled": True}
+    if name == "goose":
+        return {"name": ENTRY_NAME, "type": "stdio", "cmd": command, "args": arguments, "enabled": True, "timeout": 300}
+    return {**client.extra, "command": command, "args": arguments}
+
+
+def rendered(client: ClientKind, name: str, where: tuple[str, ...]) -> str:
+    """The entry as it stands in a file that has nothing else."""
+    entry = new_entry(client, name)
+    if client.form == "toml":
+        return _toml_table(where, entry)
+    if client.form == "yaml":
+        lines = [f"    {key}: {json.dumps(value)}\n" for key, value in entry.items()]
+        return f"{where[0]}:\n  {where[1]}:\n" + "".join(lines)
+    return json.dumps(functools.reduce(lambda inner, key: {key: inner}, reversed(where), entry), indent=2) + "\n"
+
+
+def current_entry(client: ClientKind, text: str, where: tuple[str, ...]) -> Message | None:
+    """The entry that the file has, or None."""
+    tree: Any = (_toml(text) if client.form == "toml" else parse_jsonc(text).value) if text.strip() else {}
+    for key in where:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree if isinstance(tree, dict) and "command" in tree else None
+
+
+def edited(client: ClientKind, name: str, before: str, where: tuple[str, ...], *, remove: bool) -> str:
+    """The file with our entry, or without it, and every other byte as it was. ValueError if it cannot be done so."""
+    entry = None if remove else new_entry(client, name)
+    if not before.strip():
+        return before if remove else rendered(client, name, where)
+    read = _toml if client.form == "toml" else lambda text: parse_jsonc(text).value
+    edit = _edit_toml if client.form == "toml" else _edit_json
+    after = edit(before, where, entry)
+    wanted = _with_entry(read(before), where, entry)
+    if client.form == "toml" and wanted.get(where[0]) == {}:
+        del wanted[where[0]]  # a TOML table without sub-tables has no line of its own
+    if read(after) != wanted:
+        raise ValueError("the entry cannot be put there without changing something else: add it by hand")
+    return after
+
+
+def _with_entry(tree: Any, where: tuple[str, ...], entry: Message | None) -> Any:
+    """The data that the edited file should hold."""
+    if not isinstance(tree, dict):
+        raise ValueError("the file does not hold an object where the entry belongs")
+    if len(where) == 1:
+        return {**{k: v for k, v in tree.items() if k != where[0]}, **({} if entry is None else {where[0]: entry})}
+    if entry is None and where[0] not in tree:
+        return tree
+    return {**tree, where[0]: _with_entry(tree.get(where[0], {}), where[1:], entry)}
+
+
+# JSON with comments
+
+
+class Node(NamedTuple):
+    """A value in a JSON text and where it stands; for an object, its members with where their keys begin."""
+
+    value: Any
+    start: int
+    end: int
+    members: Mapping[str, tuple[int, Node]] = {}
+
+
+_JSON_TOKEN = re.compile(
+    r'(?:\s+|//[^\n]*|/\*.*?\*/)+|(?P<string>"(?:[^"\\\x00-\x1f]|\\.)*")|(?P<mark>[{}\[\],:])|(?P<word>[-+.\w]+)', re.S
+)
+
+
+def parse_jsonc(text: str) -> Node:
+    """JSON, comments and trailing commas allowed, with the place of each value. ValueError if it is not that."""
+    tokens: list[tuple[str, int, int]] = []
+    at = 1 if text.startswith("\ufeff") else 0
+    while at < len(text):
+        found = _JSON_TOKEN.match(text, at)
+        if found is None:
+            raise ValueError(f"not JSON at line {text.count(chr(10), 0, at) + 1}")
+        if found.lastgroup:
+            tokens.append((found[0], at, found.end()))
+        at = found.end()
+    tokens.append(("", at, at))
+    node, rest = _json_node(tokens, 0)
+    if tokens[rest][0]:
+        raise ValueError(f"not JSON: something after its end: {tokens[rest][0][:20]!r}")
+    return node
+
+
+def _json_node(tokens: list[tuple[str, int, int]], n: int) -> tuple[Node, int]:
+    word, start, end = tokens[n]
+    if word not in ("{", "["):
+        if word in ("", "}", "]", ",", ":"):
+            raise ValueError(f"not JSON: {word or 'its end'!r} where a value belongs")
+        return Node(json.loads(word, parse_constant=_no_constant), start, end), n + 1
+    closing, items, members = {"{": "}", "[": "]"}[word], [], {}
+    n += 1
+    while tokens[n][0] != closing:
+        key = tokens[n][0]
+        if closing == "}":
+            if key[:1] != '"' or tokens[n + 1][0] != ":" or json.loads(key) in members:
+                raise ValueError(f"not JSON: {key[:20]!r} where a new key belongs")
+            at = tokens[n][1]
+            node, n = _json_node(tokens, n + 2)
+            members[json.loads(key)] = (at, node)
+        else:
+            node, n = _json_node(tokens, n)
+            items.append(node.value)
+        if tokens[n][0] == ",":
+            n += 1
+        elif tokens[n][0] != closing:
+            raise ValueError(f"not JSON: {tokens[n][0][:20]!r} where a comma belongs")
+    value: Any = {key: node.value for key, (_, node) in members.items()} if closing == "}" else items
+    return Node(value, start, tokens[n][2], members), n + 1
+
+
+def _edit_json(text: str, where: tuple[str, ...], entry: Message | None) -> str:
+    """Put, replace or take out the member at `where`."""
+    node, depth = parse_jsonc(text), 0
+    while depth < len(where) - 1 and where[depth] in node.members:
+        node, depth = node.members[where[depth]][1], depth + 1
+    if not isinstance(node.value, dict):
+        raise ValueError(f"{'.'.join(where[:depth]) or 'the file'} is not an object")
+    present = depth == len(where) - 1 and where[-1] in node.members
+    if entry is None:
+        return _without_member(text, node, where[-1]) if present else text
+    if present:
+        old = node.members[where[-1]][1]
+        return text if old.value == entry else text[: old.start] + _indented(text, entry, depth + 1) + text[old.end :]
+    value: Any = functools.reduce(lambda inner, key: {key: inner}, reversed(where[depth + 1 :]), entry)
+    return _with_member(text, node, f"{json.dumps(where[depth])}: {_indented(text, value, depth + 1)}", depth)
+
+
+def _indentation(text: str) -> tuple[str, str]:
+    """A line's end and one step of indentation, as the file has them."""
+    step = re.search(r"^([ \t]+)\S", text, re.MULTILINE)
+    return ("\r\n" if "\r\n" in text else "\n"), (step[1] if step else "  ")
+
+
+def _indented(text: str, value: Any, depth: int) -> str:
+    end, step = _indentation(text)
+    lines = json.dumps(value, indent=step).split("\n")
+    return (end + step * depth).join(lines)
+
+
+def _with_member(text: str, node: Node, member: str, depth: int) -> str:
+    """The object with one more member at its end; a comma goes right after the last one, before any comment."""
+    end, step = _indentation(text)
+    close = node.end - 1
+    last = max((child.end for _, child in node.members.values()), default=None)
+    bare = re.sub(r"//[^\n]*|/\*.*?\*/", lambda comment: " " * len(comment[0]), text[last:close], flags=re.S)
+    needs_comma = last is not None and "," not in bare
+    head = text[:last] + "," + text[last:close] if needs_comma else text[:close]
+    body = head.rstrip()
+    tail = head[len(body) :] if "\n" in head[len(body) :] else end + step * depth
+    return f"{body}{end}{step * (depth + 1)}{member}{tail}{text[close:]}"
+
+
+def _without_member(text: str, node: Node, key: str) -> str:
+    """The object without that member, its line and its comma."""
+    start, old = node.members[key]
+    following = re.compile(r"\s*,").match(text, old.end)
+    head = text[:start].rstrip()
+    if following:
+        return head + text[following.end() :]
+    if head.endswith(","):
+        head = head[:-1]
+    return head + text[old.end :]
+
+
+# TOML
+
+
+def _toml(text: str) -> Message:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    return dict(tomllib.loads(text.removeprefix("\ufeff")))
+
+
+def _toml_table(where: tuple[str, ...], entry: Message) -> str:
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in entry.items()]
+    return "\n".join([f"[{'.'.join(where)}]", *lines, ""])
+
+
+def _edit_toml(text: str, where: tuple[str, ...], entry: Message | None) -> str:
+    """Put, replace or take out the table at `where`, which goes to the next table's heading."""
+    end = "\r\n" if "\r\n" in text else "\n"
+    name = r"\s*\.\s*".join(rf"[\"']?{re.escape(part)}[\"']?" for part in where)
+    lines = text.splitlines(keepends=True)
+    own = [n for n, line in enumerate(lines) if re.match(rf"\s*\[\s*{name}\s*(\.[^\]]*)?\]", line)]
+    table = "" if entry is None else _toml_table(where, entry).replace("\n", end)
+    if not own:
+        gap = "" if not text or text.endswith(end * 2) else end if text.endswith("\n") else end * 2
+        return text if entry is None else text + gap + table
+    if _toml_value(text, where) == entry:
+        return text
+    first, last = own[0], own[-1] + 1
+    while last < len(lines) and not re.match(r"\s*\[", lines[last]):
+        last += 1
+    while last > first and (not lines[last - 1].strip() or lines[last - 1].lstrip().startswith("#")):
+        last -= 1  # blank lines and comments before the next table are not ours
+    if entry is None and first and not lines[first - 1].strip() and (last == len(lines) or not lines[last].strip()):
+        first -= 1  # the blank line that set our table apart
+    return "".join(lines[:first]) + table + "".join(lines[last:])
+
+
+def _toml_value(text: str, where: tuple[str, ...]) -> Any:
+    value: Any = _toml(text)
+    for key in where:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+# files, and the check
+
+
+def _read_text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            return file.read()
+    except FileNotFoundError:
+        return ""
+
+
+def _replace_file(path: str, before: str, after: str) -> str | None:
+    """Write the file at once or not at all, through links, with its mode. Returns where the old one is kept."""
+    path = os.path.realpath(path)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    kept, mode = None, 0o600
+    if os.path.exists(path):
+        mode = os.stat(path).st_mode & 0o777
+        kept = f"{path}.{time.strftime('%Y%m%d-%H%M%S')}.bak"
+        _write_new(kept, before, mode)
+    temporary = f"{path}.{os.getpid()}.tmp"
+    _write_new(temporary, after, mode)
+    os.replace(temporary, path)
+    return kept
+
+
+def _write_new(path: str, text: str, mode: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with open(descriptor, "w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _print_difference(before: str, after: str, path: str) -> None:
+    import difflib
+
+    lines = difflib.unified_diff(before.splitlines(True), after.splitlines(True), path, path)
+    print("".join(line if line.endswith("\n") else line + "\n" for line in lines), end="")
+
+
+def _print_all() -> int:
+    print("rlm mcp-install CLIENT [--write]; the clients, and where each has its configuration:\n")
+    for name, client in CLIENTS.items():
+        path = config_file(client, next(iter(client.files)))
+        found = "found" if os.path.exists(os.path.dirname(path)) else "not here"
+        print(f"  {name:15} {found:9} {path}")
+    print(f"\nany other client: {json.dumps({'mcpServers': {ENTRY_NAME: new_entry(CLIENTS['cursor'], '')}})}")
+    print("without installing anything: uvx --from flat-rlm rlm mcp-serve")
+    return 0
+
+
+def _check(words: list[str], environ: Mapping[str, str], title: str) -> int:
+    """Start the server as a client does, with a bare environment, and have it list its tools and run a cell."""
+    import subprocess
+
+    kept = ("HOME", "LOGNAME", "PATH", "SHELL", "TERM", "USER", "SYSTEMROOT", "APPDATA", "USERPROFILE", "TEMP")
+    scrubbed = {**{name: os.environ[name] for name in kept if name in os.environ}, **environ}
+    client = {"name": "rlm mcp-install", "version": _version()}
+    call = {"name": "execute_python", "arguments": {"code": "6 * 7"}}
+    meta = {"io.modelcontextprotocol/protocolVersion": MODERN, "io.modelcontextprotocol/clientCapabilities": {}}
+    opening = {"protocolVersion": HANDSHAKE[-1], "capabilities": {}, "clientInfo": client}
+    requests: list[tuple[str, Message]] = [
+        ("server/discover", {"_meta": meta}),
+        ("initialize", opening),
+        ("tools/list", {}),
+        ("tools/call", call),
+    ]
+    started = time.monotonic()
+    try:
+        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=scrubbed, cwd=os.sep)
+    except OSError as error:
+        return _wrong(f"{title}: {words[0]} does not start: {error.strerror}", "rlm mcp-install --write", 1)
+    patience = threading.Timer(CHECK_SECONDS, process.kill)
+    patience.start()
+    with process, contextlib.ExitStack() as stack:
+        stack.callback(patience.cancel)
+        assert process.stdin is not None and process.stdout is not None
+        for number, (method, params) in enumerate(requests):
+            line = json.dumps({"jsonrpc": "2.0", "id": number, "method": method, "params": params})
+            try:
+                process.stdin.write(line.encode() + b"\n")
+                process.stdin.flush()
+                answer = json.loads(process.stdout.readline())
+            except (OSError, ValueError):
+                answer = {}
+            if "result" not in answer or _mapping(answer["result"]).get("isError"):
+                process.kill()
+                return _wrong(f"{title}: {method} was answered with {json.dumps(answer)[:300]}", "rlm doctor", 1)
+    print(f"{title}: works ({(time.monotonic() - started) * 1000:.0f} ms to start, list the tools, run a cell and end)")
     return 0
