@@ -552,17 +552,20 @@ class Ticket(NamedTuple):
     tokens: int
     cost: float
     output: int
+    pooled: Ticket | None = None  # the same in the ledger of the whole batch
 
 
 class Ledger:
     """What the tree of calls has used, has in flight and may still use.
 
     A call reserves before it is sent and settles with its real usage. What nobody can mend is kept in `stopped`,
-    raised in every thread that asks, and sets `cancel`, which ends the calls in flight.
+    raised in every thread that asks, and sets `cancel`, which ends the calls in flight. With a `pool`, the ledger of
+    a whole batch, everything has to fit there as well.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, pool: Ledger | None = None) -> None:
         self.options = options
+        self.pool = pool
         self.started = time.monotonic()
         self.deadline = self.started + options.timeout_seconds if options.timeout_seconds else None
         self.changed = threading.Condition(threading.RLock())
@@ -596,9 +599,20 @@ class Ledger:
         """Raise what stopped the tree, or the time limit if it has passed."""
         if self.stopped is not None:
             raise self.stopped
+        if self.pool is not None:
+            with self._stopped_by_pool():
+                self.pool.check()
         if self.deadline is not None and time.monotonic() >= self.deadline:
             elapsed = time.monotonic() - self.started
             raise self.fail(TimeoutExceeded(elapsed, self.options.timeout_seconds or 0))
+
+    @contextlib.contextmanager
+    def _stopped_by_pool(self) -> Iterator[None]:
+        """What stops the batch stops this tree."""
+        try:
+            yield
+        except BaseException as error:
+            raise self.fail(error) from None
 
     def remaining(self) -> float | None:
         """Seconds until the time limit, None without one."""
@@ -611,6 +625,9 @@ class Ledger:
             if wanted > self.options.max_subcalls:
                 raise self.fail(MaxSubcallsExceeded(wanted, self.options.max_subcalls))
             self.subcalls = wanted
+        if self.pool is not None and number:
+            with self._stopped_by_pool():
+                self.pool.count_subcalls(number)
 
     @contextlib.contextmanager
     def queue(self, number: int) -> Iterator[None]:
@@ -643,7 +660,17 @@ class Ledger:
                 self._waiting -= 1
             ticket = Ticket(size + output, price(size, output) or 0.0, output)
             self._held.append(ticket)
+        if self.pool is None:
             return ticket
+        try:
+            with self._stopped_by_pool():
+                pooled = self.pool.reserve(size, output, price)
+        except BaseException:
+            self.release(ticket)
+            raise
+        with self.changed:
+            self._held[self._held.index(ticket)] = ticket = ticket._replace(output=pooled.output, pooled=pooled)
+        return ticket
 
     def _room(self, size: int, most: int, price: Price) -> int:
         """The tokens of output that a call of `size` could be granted now."""
@@ -670,6 +697,8 @@ class Ledger:
         with self.changed:
             self._held.remove(ticket)
             self.changed.notify_all()
+        if self.pool is not None and ticket.pooled is not None:
+            self.pool.release(ticket.pooled)
 
     def settle(self, ticket: Ticket, usage: Mapping[str, int], cost: float | None) -> None:
         """Replace a reservation by what the call really used."""
@@ -677,7 +706,9 @@ class Ledger:
         self.spend(usage, cost)
 
     def spend(self, usage: Mapping[str, int], cost: float | None) -> None:
-        """Enter a call that is paid for (a settled one, or one served from the journal)."""
+        """Enter a call that is paid for (a settled one, or one that the journal holds)."""
+        if self.pool is not None:
+            self.pool.spend(usage, cost)
         with self.changed:
             for name in _USAGE:
                 self.usage[name] += int(usage.get(name) or 0)
@@ -1412,6 +1443,7 @@ class Run:
         recording: Recording,
         *,
         replaying: bool = False,
+        pool: Ledger | None = None,
     ) -> None:
         self.options = options
         self.backend = backend
@@ -1422,7 +1454,7 @@ class Run:
         self.journal = journal
         self.recording = recording
         self.replaying = replaying
-        self.ledger = Ledger(options)
+        self.ledger = Ledger(options, pool)
         self.protocol = options.protocol
         self.tool_calls: list[dict[str, Any]] = []
         self.divergence: list[str] = []
@@ -2764,7 +2796,15 @@ class RLM:
         folder = self.options.log_dir
         return os.path.join(folder, f"{trajectory_id}.jsonl") if folder else None
 
-    def _new_run(self, trajectory_id: str, recording: Recording, *, append: bool = False, log: bool = True) -> Run:
+    def _new_run(
+        self,
+        trajectory_id: str,
+        recording: Recording,
+        *,
+        append: bool = False,
+        log: bool = True,
+        pool: Ledger | None = None,
+    ) -> Run:
         options, backend, tools = self.options, self.backend, self.tools
         check_prices(options, backend)
         if options.environment == "docker":
@@ -2782,7 +2822,7 @@ class RLM:
             on_event=_to_all(listeners),
             append=append,
         )
-        return Run(options, backend, tools, journal, recording, replaying=not log)
+        return Run(options, backend, tools, journal, recording, replaying=not log, pool=pool)
 
     # completing
 
@@ -2791,11 +2831,16 @@ class RLM:
 
         RLMError for every failure, with the partial `result`; KeyboardInterrupt after the journal was finished.
         """
+        return self._complete(prompt, context, system)
+
+    def _complete(
+        self, prompt: str, context: Any, system: str | None = None, pool: Ledger | None = None
+    ) -> CompletionResult:
         prompt = _clean_prompt(prompt)
         given = as_context(context)
         if self._conversation is not None:
             return self._go_on(prompt, given)
-        run = self._new_run(new_id(), Recording())
+        run = self._new_run(new_id(), Recording(), pool=pool)
         node = Node(run, given, instructions=system or "", schema=self._schema())
         run.keeper = self._keep_context(run, given)
         try:
@@ -2870,38 +2915,52 @@ class RLM:
             run.close()
 
     def batch(
-        self, prompts: Iterable[Any], *, executor: Executor | None = None, max_workers: int = 8
+        self,
+        prompts: Iterable[Any],
+        *,
+        executor: Executor | None = None,
+        max_workers: int = 8,
+        one_ledger: bool = False,
+        on_result: Callable[[int, CompletionResult | RLMError], None] | None = None,
     ) -> Iterator[CompletionResult | RLMError]:
         """The results of many prompts (`str` or {"prompt", "context"}), in order; a failure is an item, not the end.
 
         `executor`: any concurrent.futures.Executor, also on other machines; by default `max_workers` threads.
+        `one_ledger`: the limits hold for the batch as a whole. `on_result(place, result)`: called as each finishes.
         """
         items = [{"prompt": item} if isinstance(item, str) else dict(item) for item in prompts]
         if executor is not None:
-            futures = [executor.submit(_complete_item, self, item) for item in items]
-            for future in futures:
-                yield future.result()
+            if one_ledger:
+                raise ConfigError("one ledger for the batch needs one process", hint="leave executor out")
+            yield from _batch_elsewhere(self, items, executor, on_result)
             return
-        waiting = [threading.Event() for _ in items]
+        pool = Ledger(self.options) if one_ledger else None
+        done = [threading.Event() for _ in items]
         results: list[Any] = [None] * len(items)
         stop = threading.Event()
 
         def work(number: int) -> None:
             if not stop.is_set():
-                results[number] = _complete_item(self, items[number])
-            waiting[number].set()
+                results[number] = _complete_item(self, items[number], pool)
+                if on_result is not None:
+                    on_result(number, results[number])
+            done[number].set()
 
-        tasks = [partial(work, n) for n in range(len(items))]
+        tasks = [partial(work, number) for number in range(len(items))]
         threading.Thread(target=fan_out, args=(tasks, max(1, max_workers)), daemon=True).start()
         try:
-            for number, done in enumerate(waiting):
-                done.wait()
+            for number, event in enumerate(done):
+                event.wait()
                 yield results[number]
         except (GeneratorExit, KeyboardInterrupt) as reason:
             stop.set()
             for run in list(self._runs):
                 run.abort(KeyboardInterrupt() if isinstance(reason, GeneratorExit) else reason)
             raise
+
+    def variables(self) -> dict[str, tuple[str, int | None, str]]:
+        """The variables of a persistent RLM's REPL: {name: (type, size, short repr)}."""
+        return self._conversation[1].sandbox.names() if self._conversation else {}
 
     # going on from a journal
 
@@ -3173,10 +3232,27 @@ def _stream_into(tokens: Any, run: Run, node: Node, prompt: str, system: str | N
     tokens.put(end)
 
 
-def _complete_item(rlm: RLM, item: dict[str, Any]) -> CompletionResult | RLMError:
+def _batch_elsewhere(
+    rlm: RLM,
+    items: list[dict[str, Any]],
+    executor: Executor,
+    on_result: Callable[[int, CompletionResult | RLMError], None] | None,
+) -> Iterator[CompletionResult | RLMError]:
+    """The results of a batch that somebody's executor runs, perhaps on other machines."""
+    for number, future in enumerate([executor.submit(_complete_item, rlm, item) for item in items]):
+        try:
+            result = future.result()
+        except Exception as error:  # a worker that died, or what could not be pickled: the executor's own words
+            result = RLMError(f"the executor lost this item: {type(error).__name__}: {error}")
+        if on_result is not None:
+            on_result(number, result)
+        yield result
+
+
+def _complete_item(rlm: RLM, item: dict[str, Any], pool: Ledger | None = None) -> CompletionResult | RLMError:
     """One item of a batch: its result, or the error in its place."""
     try:
-        return rlm.completion(item["prompt"], item.get("context"))
+        return rlm._complete(item["prompt"], item.get("context"), pool=pool)
     except RLMError as error:
         return error
     except (KeyError, TypeError) as error:
