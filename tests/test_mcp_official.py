@@ -1,0 +1,161 @@
+"""The server as the official clients, the official types and an independent auditor see it (`.ci/mcp-clients`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CI
+from mcp_peer import HANDSHAKE, META, MODERN, PATIENCE, ROOT, Peer, text_of
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "flat-rlm" / "mcp"
+FOLDER = Path(os.environ.get("RLM_TEST_MCP") or CACHE)
+SERVER = [sys.executable, str(ROOT / "rlm.py"), "mcp-serve"]
+# Heartbeats come often enough here for a call of a second to have some.
+QUICK = f"import sys; sys.path[0] = {str(ROOT)!r}; import rlm_mcp; rlm_mcp.HEARTBEAT_SECONDS = 0.1; "
+QUICK += "sys.exit(rlm_mcp.serve(max_wait=1.5))"
+pytestmark = pytest.mark.slow
+
+
+def program(name: str) -> str:
+    path = FOLDER / name
+    if not path.exists():
+        (pytest.fail if CI else pytest.skip)(f"{path} is not here: .ci/mcp-clients makes it")
+    return str(path)
+
+
+def official(environment: str, *arguments: str, given: str = "") -> Any:
+    """What mcp_official.py says in an environment of `.ci/mcp-clients`."""
+    command = [program(f"{environment}/bin/python"), str(Path(__file__).parent / "mcp_official.py"), *arguments]
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=PATIENCE, env=kept)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("environment", "mode"),
+    [("client2", "auto"), ("client2", "legacy"), ("client2", MODERN), ("client1", "handshake")],
+)
+def test_an_official_client_finds_all_it_needs(environment: str, mode: str) -> None:
+    seen = official(environment, "session", mode, sys.executable, "-c", QUICK)
+    assert len(seen.pop("tools")) == 9
+    assert seen.pop("resource") > 50_000
+    assert seen == {
+        "fibonacci": "Output: [0, 1, 1, 2, 3, 5, 8, 13]",
+        "variables": [
+            {"name": "a", "type": "int", "size": None, "repr": "21"},
+            {"name": "b", "type": "int", "size": None, "repr": "34"},
+            {"name": "seen", "type": "list", "size": 8, "repr": "[0, 1, 1, 2, 3, 5, 8, 13]"},
+            {"name": "x", "type": "list", "size": 2, "repr": "[1, 2]"},
+        ],
+        "error": True,
+        "resources": True,
+        "progress": True,
+        "after cancel": "Value: 'kept'",
+        "requests": ["hello"],
+        "resumed": "Value: 'hi'",
+        "sampled": "Value: ['A', 'B', 'C']",
+        "completion": "SHOUT",
+    }
+
+
+def everything(peer: Peer) -> None:
+    """A conversation in which the server sends each kind of line that it can send."""
+    for method in ("tools/list", "resources/list", "resources/templates/list"):
+        peer.result(method)
+    peer.run("print('a')\n1")
+    peer.run("x = 1", session_id="new")
+    peer.call("execute_python", code="1 / 0")
+    result = peer.call("execute_python", code="print('x' * 50_000)")
+    uri = text_of(result).partition("the resource ")[2].split()[0]
+    peer.result("resources/read", {"uri": uri})
+    peer.result("resources/list")
+    for tool in ("get_repl_context", "list_sessions", "clear_repl_context"):
+        peer.call(tool)
+    peer.call("set_repl_context", key="x", value={"a": None})
+    peer.call("set_project", directory=".")
+    id = peer.start("execute_python", token=7, code="import time\nwhile True:\n    print('tick')\n    time.sleep(0.05)")
+    peer.wait_note("notifications/progress")
+    peer.notify("notifications/cancelled", {"requestId": id})
+    peer.call("execute_python", code="while True:\n    pass")
+    peer.call("clear_repl_context")
+    for method in ("no/such", "resources/read", "tools/call"):
+        peer.error(method)
+    peer.write(b"garbage\n")
+    peer.wait(None)
+    if peer.version == MODERN:
+        peer.result("server/discover")
+        listening = peer.request("subscriptions/listen", {"notifications": {"resourcesListChanged": True}})
+        peer.wait_note("notifications/subscriptions/acknowledged")
+        peer.run("print('x' * 50_000)")
+        peer.wait_note("notifications/resources/list_changed")
+        peer.notify("notifications/cancelled", {"requestId": listening})
+    if peer.version == "2025-03-26":
+        peer.send([{"jsonrpc": "2.0", "id": f"b{n}", "method": "ping"} for n in range(3)])
+        peer.wait("b2")
+
+
+def suspended_and_sampled(peer: Peer) -> None:
+    """The same for what depends on the client's abilities."""
+    code = {"name": "execute_python", "arguments": {"code": "llm_query('p')"}}
+    if not peer.capabilities:
+        status = json.loads(text_of(peer.result("tools/call", code)))
+        peer.call("resume", handle=status["handle"], answers=["x"])
+        return
+    id = peer.request("tools/call", code)
+    reply = {"role": "assistant", "content": {"type": "text", "text": "x"}, "model": "m"}
+    if peer.version == MODERN:
+        asked = peer.wait(id)["result"]
+        answers = dict.fromkeys(asked["inputRequests"], reply)
+        peer.result("tools/call", {**code, "inputResponses": answers, "requestState": asked["requestState"]})
+    else:
+        request = peer.requests.get(timeout=PATIENCE)
+        peer.send({"jsonrpc": "2.0", "id": request["id"], "result": reply})
+        peer.wait(id)
+
+
+@pytest.mark.parametrize("version", [*HANDSHAKE, MODERN])
+def test_every_line_is_what_the_official_types_of_its_revision_say(version: str, workspace: Path) -> None:
+    setup = "rlm_mcp.HEARTBEAT_SECONDS = 0.05\noptions = {'max_wait': 1.0}"
+    lines = []
+    for capabilities in ({}, {"sampling": {}}):
+        roots = [workspace.as_uri()] if capabilities and version != MODERN else None
+        with Peer(version, setup=setup, capabilities=capabilities, roots=roots) as peer:
+            everything(peer)
+            suspended_and_sampled(peer)
+        lines.append(json.dumps({"version": version, "transcript": peer.transcript}))
+    methods = {entry["got"].get("method") for entry in peer.transcript if isinstance(entry.get("got"), dict)}
+    assert "notifications/progress" in methods
+    assert official("client2", "validate", str(FOLDER), given="\n".join(lines)) == []
+    if folder := os.environ.get("MCP_TRANSCRIPTS"):  # for a look by other validators
+        (Path(folder) / f"{version}.jsonl").write_text("\n".join(lines))
+
+
+def test_an_auditor_gives_every_point() -> None:
+    command = [program("client2/bin/mcpscore"), "--no-config", "--json", "--smoke", "--fail-under", "100"]
+    command += ["--fail-under-readiness", "100", "--stdio", *SERVER]
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=kept)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads(done.stdout)
+    assert report["score"] == report["max_score"]
+    assert report["readiness"]["score"] == report["readiness"]["max_score"]
+
+
+def test_the_bundle_is_accepted_by_its_own_tool(tmp_path: Path) -> None:
+    made = tmp_path / "rlm.mcpb"
+    subprocess.run([sys.executable, str(ROOT / "benchmarks" / "none.py")], check=False) if False else None
+    pytest.importorskip("zipfile")
+    done = subprocess.run([sys.executable, str(ROOT / "packaging" / "mcpb.py"), str(tmp_path)], check=True)
+    assert done.returncode == 0
+    unpacked = tmp_path / "unpacked"
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", str(made), str(unpacked)], check=True)
+    tool = program("npm/node_modules/.bin/mcpb")
+    checked = subprocess.run([tool, "validate", str(unpacked / "manifest.json")], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
