@@ -2333,16 +2333,13 @@ class Run:
         try:
             if self.calls > CALLS_MAX:
                 raise RuntimeError(f"a cell may call the host {CALLS_MAX} times at most")
-            if self.active >= WAITING_MAX:
-                raise RuntimeError("too many host calls at once")
             args, kwargs = unpack(frame.get("args")), unpack(frame.get("kwargs"))
             if type(args) is not list or type(kwargs) is not dict:
                 raise ValueError("not a call")
             accept = getattr(function, "accept", None)
             work = accept(*args, **kwargs) if accept else lambda: function(*args, **kwargs)
         except Exception as error:
-            self.reply_error(key, error)
-            return
+            work = raiser(error)  # answered from a thread: this one must go on reading, whatever the worker does
         except Stop as stop:
             self.halt(stop)
             return
@@ -2352,6 +2349,8 @@ class Run:
         """Give a host function a thread, or let it wait for one."""
         with self.lock:
             self.active += 1
+            if self.active > WAITING_MAX:
+                raise Broken(f"more than {WAITING_MAX} host calls at once")
             if self.active > THREADS_MAX:
                 self.queued.append(job)
                 return
@@ -2485,6 +2484,13 @@ class Run:
 
     def cell(self, *, ok: bool, **fields: Any) -> Cell:
         return Cell(ok=ok, n=self.number, duration_ms=(time.monotonic() - self.began) * 1000, **fields)
+
+
+def raiser(error: Exception) -> Callable[[], NoReturn]:
+    def work() -> NoReturn:
+        raise error
+
+    return work
 
 
 def short(value: Any, limit: int) -> str:
@@ -2679,7 +2685,12 @@ class ZygoteClient:
         self.socket.settimeout(START_LIMIT)
         with theirs:
             self.process = start_python(f"zygote_main({theirs.fileno()}, setup)", setup, pass_fds=[theirs.fileno()])
-        self.answer()
+        try:
+            self.answer()
+        except SandboxError:
+            self.process.kill()
+            self.close()
+            raise
 
     def answer(self) -> dict[str, Any]:
 
@@ -2768,7 +2779,10 @@ def zygote_for(allowed_imports: tuple[str, ...], policy: bool) -> ZygoteClient:
     key = (os.getpid(), allowed_imports, policy)
     with _zygotes_lock:
         client = _zygotes.get(key)
-        if client is None or client.process.poll() is not None:
+        if client is not None and client.process.poll() is not None:
+            client.close()
+            client = None
+        if client is None:
             if not _zygotes:
                 atexit.register(shutdown)
             setup = {**language_setup(allowed_imports, policy), "temporary": os.environ.get("TMPDIR") or "/tmp"}
