@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-.PHONY: check lint types test fast bench image ci dist
+.PHONY: check lint types test fast bench image ci dist mcpb
 
 check: lint types test
 
@@ -25,6 +25,9 @@ image:                      # a Docker engine and python:3.11-slim, for the Dock
 
 ci:
 	CI=true bash .ci/run
+
+mcpb:                       # dist/rlm.mcpb for Claude Desktop and dist/server.json for the MCP registry
+	$(PYTHON) .ci/mcpb
 
 dist:
 	$(PYTHON) -m build

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import CI
-from mcp_peer import HANDSHAKE, META, MODERN, PATIENCE, ROOT, Peer, text_of
+from mcp_peer import HANDSHAKE, MODERN, PATIENCE, ROOT, Peer, text_of
+
+import rlm
+import rlm_mcp
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "flat-rlm" / "mcp"
 FOLDER = Path(os.environ.get("RLM_TEST_MCP") or CACHE)
@@ -148,14 +153,32 @@ def test_an_auditor_gives_every_point() -> None:
     assert report["readiness"]["score"] == report["readiness"]["max_score"]
 
 
-def test_the_bundle_is_accepted_by_its_own_tool(tmp_path: Path) -> None:
-    made = tmp_path / "rlm.mcpb"
-    subprocess.run([sys.executable, str(ROOT / "benchmarks" / "none.py")], check=False) if False else None
-    pytest.importorskip("zipfile")
-    done = subprocess.run([sys.executable, str(ROOT / "packaging" / "mcpb.py"), str(tmp_path)], check=True)
-    assert done.returncode == 0
+def test_the_bundle_is_accepted_by_its_own_tool_and_serves(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, str(ROOT / ".ci" / "mcpb"), str(tmp_path)], check=True, capture_output=True)
     unpacked = tmp_path / "unpacked"
-    subprocess.run([sys.executable, "-m", "zipfile", "-e", str(made), str(unpacked)], check=True)
+    with zipfile.ZipFile(tmp_path / "rlm.mcpb") as bundle:
+        bundle.extractall(unpacked)
     tool = program("npm/node_modules/.bin/mcpb")
     checked = subprocess.run([tool, "validate", str(unpacked / "manifest.json")], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout + checked.stderr
+    manifest = json.loads((unpacked / "manifest.json").read_text())
+    assert [row["name"] for row in manifest["tools"]] == list(rlm_mcp.TOOLS)
+    initialize = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "x", "version": "1"}}
+    line = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": initialize})
+    command = [sys.executable, "server.py", "--workspace", str(tmp_path)]
+    done = subprocess.run(command, cwd=unpacked, input=line, capture_output=True, text=True, timeout=PATIENCE)
+    assert json.loads(done.stdout)["result"]["serverInfo"]["version"] == manifest["version"]
+
+
+def test_the_registry_entry_names_the_version_and_how_to_start(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, str(ROOT / ".ci" / "mcpb"), str(tmp_path)], check=True, capture_output=True)
+    entry = json.loads((tmp_path / "server.json").read_text())
+    assert re.fullmatch(r"[a-zA-Z0-9.-]+/[a-zA-Z0-9._-]+", entry["name"])
+    assert 1 <= len(entry["description"]) <= 100
+    (package,) = entry["packages"]
+    assert entry["version"] == package["version"] == rlm.__version__
+    assert (package["registryType"], package["identifier"], package["transport"]) == (
+        "pypi",
+        "flat-rlm",
+        {"type": "stdio"},
+    )
