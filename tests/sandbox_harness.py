@@ -21,7 +21,7 @@ import rlm_sandbox
 
 ROOT = Path(__file__).parent.parent
 LIMIT = 1.0  # seconds for the cell
-BACK = LIMIT + 1.0 + 0.5  # the host is to be back in limit + 1; half a second is for a busy machine
+BACK = LIMIT + 3.0  # the host is back in limit + 1 (benchmarks/sandbox.py measures it); the rest is for busy machines
 GROWTH = 50 << 20  # bytes that the host may grow by
 HOST_SPACE = 2 << 30  # address space for the host, so that one that balloons dies here and not with the machine
 
@@ -115,7 +115,7 @@ def peak_memory() -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """`python tests/sandbox_harness.py CORPUS.json both|policy|confinement [NAME]`: a line for each payload not stopped."""
+    """`python tests/sandbox_harness.py CORPUS.json both|policy|confinement [NAME ...]` shows what was not stopped."""
     import tempfile
 
     layers = {"both": ("policy", "confinement"), "policy": ("policy",), "confinement": ("confinement",)}[arguments[1]]

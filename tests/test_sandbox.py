@@ -59,7 +59,7 @@ def value(cell: Cell) -> str | None:
     return cell.value
 
 
-# --- cells -------------------------------------------------------------------------------------------------------------
+# --- cells -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_cell_shows_what_it_prints_and_its_last_expression(make: Make) -> None:
@@ -142,7 +142,9 @@ def test_output_is_streamed_while_the_cell_runs(make: Make) -> None:
     def proceed() -> bool:
         return arrived.wait(10)
 
-    cell = make().execute("print('one')\nassert proceed()\nprint('two')", functions={"proceed": proceed}, on_output=on_output)
+    cell = make().execute(
+        "print('one')\nassert proceed()\nprint('two')", functions={"proceed": proceed}, on_output=on_output
+    )
     assert cell.ok, cell.error
     assert "".join(seen) == cell.stdout == "one\ntwo\n"
 
@@ -158,7 +160,7 @@ def test_surrogates_are_made_printable(make: Make) -> None:
     assert cell.ok and cell.stdout.encode() and (cell.value or "").encode()
 
 
-# --- FINAL -------------------------------------------------------------------------------------------------------------
+# --- FINAL -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -195,7 +197,9 @@ def test_final_is_void_when_the_cell_fails(make: Make) -> None:
 
 def test_final_var_says_what_there_is(make: Make) -> None:
     box = make()
-    assert "there is no variable 'answr'; there are: answer" in (box.execute("answer = 1\nFINAL_VAR('answr')").error or "")
+    assert "there is no variable 'answr'; there are: answer" in (
+        box.execute("answer = 1\nFINAL_VAR('answr')").error or ""
+    )
     assert "FINAL(value) takes the value" in (box.execute("FINAL_VAR(answer)").error or "")
 
 
@@ -212,7 +216,7 @@ def test_what_a_cell_overwrites_is_there_again_in_the_next(make: Make) -> None:
     assert box.execute("FINAL(llm_query('abc'))", functions={"llm_query": len}).final == 3
 
 
-# --- variables from outside --------------------------------------------------------------------------------------------
+# --- variables from outside ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -256,7 +260,7 @@ def test_a_large_context_is_handed_over_by_reference(make: Make) -> None:
 
 def test_what_is_not_plain_data_is_refused_with_advice(make: Make) -> None:
     box = make()
-    with pytest.raises(TypeError, match="cannot hand object to the sandbox: object is not plain data.*convert it"):
+    with pytest.raises(TypeError, match=r"cannot hand object to the sandbox: object is not plain data.*convert it"):
         box.set("x", object())
     with pytest.raises(ValueError, match="'a b' is not a name"):
         box.set("a b", 1)
@@ -297,7 +301,7 @@ def test_random_and_hashes_are_the_same_in_each_session(make: Make) -> None:
     assert value(make().execute(code)) == value(make().execute(code))
 
 
-# --- host functions ----------------------------------------------------------------------------------------------------
+# --- host functions --------------------------------------------------------------------------------------------------
 
 
 def test_a_cell_calls_the_host(make: Make) -> None:
@@ -453,7 +457,7 @@ def test_calls_are_counted(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     assert cell.stdout == "0\n1\n2\n" and "3 times at most" in (cell.error or "")
 
 
-# --- the ladder --------------------------------------------------------------------------------------------------------
+# --- the ladder ------------------------------------------------------------------------------------------------------
 
 
 def test_a_loop_is_interrupted_and_its_variables_stay(make: Make) -> None:
@@ -495,7 +499,7 @@ CRASHES = {
         "killed",
     ),
     "children left": (
-        "import os, time\nfor _ in range(5):\n    if os.fork() == 0:\n        time.sleep(600)\n        os._exit(0)\nos._exit(1)",
+        "import os, time\nfor _ in range(5):\n    if os.fork() == 0: time.sleep(600)\nos._exit(1)",
         "crash",
         "exit status 1",
     ),
@@ -614,7 +618,7 @@ def test_amounts_of_memory(text: str | int, size: int) -> None:
     assert rlm_sandbox.parse_size(text) == size
 
 
-# --- files -------------------------------------------------------------------------------------------------------------
+# --- files -----------------------------------------------------------------------------------------------------------
 
 
 def test_cells_read_the_workspace_and_write_a_folder_of_their_own(make: Make, tmp_path: Path) -> None:
@@ -638,11 +642,15 @@ def test_cells_read_the_workspace_and_write_a_folder_of_their_own(make: Make, tm
     assert not (tmp_path / "own.txt").exists()
 
 
-# --- nothing is left ---------------------------------------------------------------------------------------------------
+# --- nothing is left -------------------------------------------------------------------------------------------------
 
 
 def descriptors() -> set[str]:
-    return {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")}
+    return {
+        os.readlink(f"/proc/self/fd/{fd}")
+        for fd in os.listdir("/proc/self/fd")
+        if os.path.exists(f"/proc/self/fd/{fd}")
+    }
 
 
 def processes(mark: str) -> list[int]:
@@ -692,7 +700,11 @@ def test_nothing_outlives_the_host(how: str, tmp_path_factory: pytest.TempPathFa
         code += "raise SystemError\n"
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     host = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
     )
     with host:
         assert host.stdout is not None and host.stdin is not None
@@ -742,7 +754,9 @@ def children(pid: int) -> str:
 @pytest.mark.skipif(not LINUX, reason="reads /proc")
 def test_a_session_keeps_its_descriptors_over_many_cells(local: LocalSandbox) -> None:
     with LocalSandbox(layers=("confinement",)) as box:
-        count = "import os, errno\ndef opened(fd):\n    try: return bool(os.fstat(fd))\n    except OSError: return False\n"
+        count = (
+            "import os, errno\ndef opened(fd):\n    try: return bool(os.fstat(fd))\n    except OSError: return False\n"
+        )
         box.execute(count)
         first = value(box.execute("[fd for fd in range(200) if opened(fd)]"))
         for _ in range(50):
@@ -800,7 +814,7 @@ def test_warm_and_shutdown_can_come_at_any_time() -> None:
         assert value(box.execute("1")) == "1"
 
 
-# --- by itself ---------------------------------------------------------------------------------------------------------
+# --- by itself -------------------------------------------------------------------------------------------------------
 
 
 def test_the_file_alone_runs_its_own_test(tmp_path: Path) -> None:
@@ -809,7 +823,12 @@ def test_the_file_alone_runs_its_own_test(tmp_path: Path) -> None:
     alone.write_bytes(Path(rlm_sandbox.__file__).read_bytes())
     environment = {key: text for key, text in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, str(alone), "--self-test"], capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60
+        [sys.executable, str(alone), "--self-test"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        timeout=60,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "level: full" in done.stdout and "FAILED" not in done.stdout
