@@ -218,7 +218,8 @@ class TimeoutExceeded(LimitExceeded):
 
 def _option(default: Any, help: str, *, project: bool = False, env: str = "", flag: str = "") -> Any:
     """A row of the table of options. `project`: harmless enough to be taken from an untrusted ./rlm.toml."""
-    return field(default=default, metadata={"help": help, "project": project, "env": env, "flag": flag})
+    metadata = {"help": help, "project": project, "env": env, "flag": flag}
+    return field(default=default, metadata=metadata, repr="key" not in env.lower() and "key for" not in help)
 
 
 @dataclass(frozen=True)
@@ -280,13 +281,14 @@ _SMALLEST = {"max_depth": 0, "max_subcalls": 0, "max_retries": 0, "docker_pool":
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
-class Configuration(NamedTuple):
+@dataclass(frozen=True)
+class Configuration:
     """The options in force, where each came from ("argument", "RLM_MODEL", "rlm.toml:4", "default"), and the rest."""
 
-    values: dict[str, Any]
+    values: dict[str, Any] = field(repr=False)  # may hold keys, as may the environment
     origins: dict[str, str]
     files: list[str]
-    environ: dict[str, str]  # the environment, with provider keys from .env added
+    environ: dict[str, str] = field(repr=False)  # with provider keys from .env added
 
 
 def load_config(given: Mapping[str, Any], *, config: str | bool | None = None, cwd: str | None = None) -> Configuration:
@@ -1465,7 +1467,8 @@ class Run:
         self._backends: dict[str, Any] = {}
         self._sandboxes: set[Any] = set()
         self._in_flight: dict[int, Event] = {}
-        self._last_call = max((int(e["call_id"][1:]) for e in recording.calls), default=0)
+        numbers = [re.sub(r"\D", "", str(event.get("call_id"))) for event in recording.calls]
+        self._last_call = max((int(number) for number in numbers if number), default=0)
         self._last_node = len(recording.starts) - 1
         self._enter_recorded()
 
@@ -3025,8 +3028,8 @@ class RLM:
             raise ConfigError(f"{path} holds no run that could go on", hint="rlm logs lists the runs")
         recorded = {name: value for name, value in (root.get("limits") or {}).items() if name in _LIMITS}
         recorded.update({name: root.get(name) for name in ("model", "sub_model", "protocol")})
-        if root.get("environment") in _CHOICES["environment"]:
-            recorded["environment"] = root["environment"]
+        if root.get("environment") == "docker":  # never out of a container that is configured now
+            recorded["environment"] = "docker"
         options = {k: v for k, v in {**recorded, **self._given, **raised}.items() if v is not None}
         twin = RLM(**options, config=self._config, on_event=self._on_event)
         twin._given.setdefault("log_dir", os.path.dirname(path))
