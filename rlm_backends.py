@@ -990,7 +990,7 @@ def _transport_error(problem: BaseException, flight: _Flight, url: str) -> BaseE
     except BackendError as over:
         return over.with_traceback(None)
     reason = _innermost(problem)
-    words = str(getattr(reason, "strerror", None) or type(reason).__name__).lower()
+    words = str(getattr(reason, "strerror", None) or "it broke off").lower()
     error = BackendError(
         f"no connection to {_host(url)}: {words}",
         code="timeout" if isinstance(reason, TimeoutError) else "connection",
@@ -2137,7 +2137,8 @@ class HTTPBackend:
 
     def _status_error(self, status: int, text: str, wait: float | None) -> BackendError:
         code = _code_for(status, text)
-        again = code not in ("quota", "context_length") and (status in _RETRIED or status >= 500)
+        lasting = code in ("quota", "context_length") or _NO_TOOLS.search(text) or _NO_IMAGES.search(text)
+        again = not lasting and (status in _RETRIED or status >= 500)
         message = f"{self.provider} answers {status}: {text}"
         return self._error(code, message, status=status, hint=_HINTS.get(code, ""), retryable=again, retry_after=wait)
 
@@ -2300,6 +2301,7 @@ def connect(
     environ = None  # what a traceback shows of this frame must hold no key
     api_key = _Secret(api_key) if api_key else None
     given = _Key(_checked_key(api_key, "api_key"), "api_key") if api_key else None
+    base_url = _checked_url(base_url.strip()) if base_url else None
     how = _How(max_retries, max_parallel, prices, _cache_folder(cache, env), timeout)
     if model and model.endswith(".gguf") and base_url is None and backend in ("auto", "litellm", "llamacpp"):
         return _LocalModel(model, how, progress)
@@ -2578,8 +2580,10 @@ class _LocalModel(HTTPBackend):
     def _ready(self, flight: _Flight) -> None:
         with _serving:
             served = _served.get(self.path)
-            if served is None or served.process.poll() is not None:
-                served = _served[self.path] = self._serve(flight)
+            if served is not None and served.process.poll() is not None:
+                _end(_served.pop(self.path).process)
+                served = None
+            served = _served[self.path] = served or self._serve(flight)
         self.base_url, self._key = f"{served.url}/v1", served.key
 
     def _serve(self, flight: _Flight) -> _Served:
@@ -2589,34 +2593,33 @@ class _LocalModel(HTTPBackend):
         import sys
         import tempfile
 
-        log = tempfile.TemporaryFile()  # noqa: SIM115  # the process writes to it for as long as it lives
-        pipe = subprocess.PIPE
-        process = subprocess.Popen([sys.executable, "-c", _SERVE], stdin=pipe, stdout=pipe, stderr=log)
-        assert process.stdin and process.stdout
-        atexit.register(process.kill)
-        key = _Secret(os.urandom(16).hex())
+        atexit.register(stop_local_models)
+        key, answer = _Secret(os.urandom(16).hex()), list[bytes]()
         how = {"path": self.path, "context": self.window, "parallel": min(4, self._how.max_parallel), "key": key}
-        answer: list[bytes] = []
+        with tempfile.TemporaryFile() as log:
+            process = subprocess.Popen([sys.executable, "-c", _SERVE], stdin=-1, stdout=-1, stderr=log)
 
-        def ask() -> None:
-            with contextlib.suppress(OSError):
-                process.stdin.write(json.dumps(how).encode() + b"\n")  # type: ignore[union-attr]
-                process.stdin.flush()  # type: ignore[union-attr]
-            answer.append(process.stdout.readline())  # type: ignore[union-attr]
-            flight.wake.set()
+            def ask() -> None:
+                with contextlib.suppress(OSError):
+                    process.stdin.write(json.dumps(how).encode() + b"\n")  # type: ignore[union-attr]
+                    process.stdin.flush()  # type: ignore[union-attr]
+                answer.append(process.stdout.readline())  # type: ignore[union-attr]
+                flight.wake.set()
 
-        threading.Thread(target=ask, name="rlm-load", daemon=True).start()
-        try:
-            self._wait_for(answer, flight)
-            return _Served(process, _loads(answer[0])["url"], key)
-        except (ValueError, KeyError, TypeError):
+            asking = threading.Thread(target=ask, name="rlm-load", daemon=True)
+            asking.start()
+            try:
+                self._wait_for(answer, flight)
+                return _Served(process, _loads(answer[0])["url"], key)
+            except BaseException as error:
+                process.kill()
+                asking.join()
+                _end(process)
+                if not isinstance(error, ValueError):
+                    raise
             log.seek(0)
             said = log.read()[-2000:].decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
-            process.kill()
-            raise self._error("config", f"llama.cpp cannot serve {self.model!r}: {said[-1]}") from None
-        except BaseException:
-            process.kill()
-            raise
+        raise self._error("config", f"llama.cpp cannot serve {self.model!r}: {said[-1]}")
 
     def _wait_for(self, answer: list[bytes], flight: _Flight) -> None:
         size, started = os.path.getsize(self.path) / 1e9, time.monotonic()
@@ -2625,6 +2628,21 @@ class _LocalModel(HTTPBackend):
                 waited = time.monotonic() - started
                 self._progress(f"loading {os.path.basename(self.path)} ({size:.1f} GB): {waited:.0f} s")
             flight.sleep(1.0)
+
+
+def stop_local_models() -> None:
+    """End the servers of model files. Done by itself when the process ends."""
+    with _serving:
+        while _served:
+            _end(_served.popitem()[1].process)
+
+
+def _end(process: Any) -> None:
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    with contextlib.suppress(OSError):
+        process.stdin.close()
 
 
 def _check_local(path: str) -> None:
