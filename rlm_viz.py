@@ -95,9 +95,8 @@ def _parse(line: bytes) -> tuple[Event | None, str]:
 
 def merge(events: Iterable[Event]) -> list[Event]:
     """The same events, each with every specified field and with the message contents that the log stores elsewhere."""
-    events = list(events)
-    elsewhere = _stored_contents(events)
-    return [_filled(event, elsewhere) for event in events]
+    stored = _Stored()
+    return [_filled(stored.note(index, event)) for index, event in enumerate(events)]
 
 
 _FIELDS: Mapping[str, Any] = {
@@ -114,41 +113,63 @@ _FIELDS: Mapping[str, Any] = {
 }
 
 
-def _filled(event: Event, elsewhere: Mapping[tuple[str, str, str], tuple[int, Any]]) -> Event:
+def _filled(event: Event) -> Event:
     full: Event = {**_FIELDS, **event}
     if event.get("event") == "call" and isinstance(event.get("prompt"), list):
-        full["prompt"] = [_whole_message(event, message, elsewhere) for message in event["prompt"]]
+        full["prompt"] = [_without_address(message) for message in event["prompt"]]
     if event.get("event") == "tool":
         full["tool_results"] = [_whole_result(event, result) for result in _dicts(event.get("tool_results"))]
     return full
 
 
-def _whole_message(event: Event, message: Any, elsewhere: Mapping[tuple[str, str, str], tuple[int, Any]]) -> Any:
-    found = elsewhere.get(_message_key(event, message)) if _is_elsewhere(message) else None
-    return {**message, "content": found[1]} if found else message
+def _without_address(message: Any) -> Any:
+    if not isinstance(message, dict) or "_stored" not in message:
+        return message
+    bare = {name: value for name, value in message.items() if name not in ("_at", "_stored")}
+    return {**bare, "content": message["_stored"]}
 
 
-def _is_elsewhere(message: Any) -> bool:
-    return isinstance(message, dict) and "content" not in message and message.get("role") != "assistant"
+class _Stored:
+    """Where the messages lie that `call` lines name without their content, by reading the events in order.
 
+    `system` and the first `user` are in the node's `start`, a later `user` in the `start` that continues it or in the
+    `compact` that summed it up; a `tool` message, and the `user` message that answers cells in text, in `tool` lines.
+    """
 
-def _message_key(event: Event, message: Event) -> tuple[str, str, str]:
-    role = str(message.get("role"))
-    return str(event.get("node")), role, str(message.get("tool_call_id")) if role == "tool" else ""
+    def __init__(self) -> None:
+        self.said: dict[tuple[str, str], tuple[int, Any]] = {}
+        self.results: dict[tuple[str, str], tuple[int, str, Any]] = {}
 
-
-def _stored_contents(events: Sequence[Event]) -> dict[tuple[str, str, str], tuple[int, Any]]:
-    """Where each omitted message lies: (node, role, tool call id) -> (event number, content)."""
-    found: dict[tuple[str, str, str], tuple[int, Any]] = {}
-    for index, event in enumerate(events):
+    def note(self, index: int, event: Event) -> Event:
+        """Remember what the event stores; the event, its omitted messages with `_at` (event numbers) and `_stored`."""
         node = str(event.get("node"))
-        if event.get("event") == "start":
-            found.setdefault((node, "system", ""), (index, event.get("system")))
-            found.setdefault((node, "user", ""), (index, event.get("prompt")))
-        elif event.get("event") == "tool":
+        kind = event.get("event")
+        if kind == "start":
+            self.said.setdefault((node, "system"), (index, event.get("system")))
+            self.said[node, "user"] = index, event.get("prompt")
+        elif kind == "compact" and event.get("summary"):
+            self.said[node, "user"] = index, event["summary"]
+        elif kind == "tool":
             for result in _dicts(event.get("tool_results")):
-                found[node, "tool", str(result.get("id"))] = (index, _whole_result(event, result).get("content"))
-    return found
+                content = _whole_result(event, result).get("content")
+                self.results[node, str(result.get("id"))] = index, f"[cell {event.get('cell')}]", content
+        elif kind == "call" and isinstance(event.get("prompt"), list):
+            return {**event, "prompt": [self._found(node, message) for message in event["prompt"]]}
+        return event
+
+    def _found(self, node: str, message: Any) -> Any:
+        if not isinstance(message, dict) or "content" in message or message.get("role") == "assistant":
+            return message
+        if isinstance(message.get("tool_call_ids"), list):
+            cells = [self.results.get((node, str(name))) for name in message["tool_call_ids"]]
+            known = [cell for cell in cells if cell]
+            text = "\n\n".join(f"{heading}\n{_text(content)}" for _, heading, content in known)
+            return {**message, "_at": [at for at, _, _ in known], "_stored": text}
+        if message.get("role") == "tool":
+            result = self.results.get((node, str(message.get("tool_call_id"))))
+            return {**message, "_at": [result[0]], "_stored": result[2]} if result else message
+        found = self.said.get((node, str(message.get("role"))))
+        return {**message, "_at": [found[0]], "_stored": found[1]} if found else message
 
 
 def _whole_result(event: Event, result: Event) -> Event:
@@ -182,8 +203,6 @@ def without_bodies(event: Event) -> Event:
         bare["tool_results"] = [
             {name: result.get(name) for name in ("id", "name", "is_error")} for result in _dicts(event["tool_results"])
         ]
-    if event.get("final") is not None:
-        bare["final"] = True
     return bare
 
 
@@ -291,7 +310,8 @@ def rows(events: Sequence[Event]) -> list[Row]:
     under one heading, "detached".
     """
     spans = _spans(events)
-    flat = [_row(index, event, *span) for index, (event, span) in enumerate(zip(events, spans, strict=True))]
+    asked = _arguments(events)
+    flat = [_row(index, event, *span, asked) for index, (event, span) in enumerate(zip(events, spans, strict=True))]
     above = _parents(events)
     _mark_answer(events, flat)
     detached = _break_cycles(above)
@@ -334,9 +354,7 @@ def _parents(events: Sequence[Event]) -> list[int]:
     cells: dict[tuple[str, float], int] = {}
     for index, event in enumerate(events):
         kind, call = event.get("event"), str(event.get("call_id"))
-        if kind == "start":
-            nodes.setdefault(str(event.get("node")), index)
-        elif kind == "tool" and "code" in event:
+        if kind == "tool" and "code" in event:
             cells[call, _number(event.get("cell"))] = index
         elif kind not in ("tool", "end") and event.get("call_id") is not None:
             calls.setdefault(call, index)
@@ -351,17 +369,19 @@ def _parents(events: Sequence[Event]) -> list[int]:
         found = nodes.get(str(event.get("node")), _LOST)
         return under_call(event.get("parent_call_id"), None) if found == _LOST else found
 
-    def parent(event: Event) -> int:
+    def parent(index: int, event: Event) -> int:
         kind = event.get("event")
+        if kind == "start":
+            nodes[str(event.get("node"))] = index  # what follows hangs under the node's latest prompt
         if kind == "tool":
             return under_call(event.get("call_id"), event.get("from_cell"))
         if kind == "start" or (kind == "call" and event.get("kind") == "sub"):
             return under_call(event.get("parent_call_id"), event.get("cell"))
-        if kind == "interrupted" and event.get("parent_call_id") is not None:
+        if kind == "interrupted" and event.get("kind") == "sub":
             return under_call(event.get("parent_call_id"), event.get("cell"))
         return under_node(event)
 
-    return [parent(event) for event in events]
+    return [parent(index, event) for index, event in enumerate(events)]
 
 
 def _break_cycles(above: list[int]) -> set[int]:
@@ -457,9 +477,23 @@ def _most_at_once(spans: list[tuple[float, float]]) -> int:
     return width
 
 
-def _row(index: int, event: Event, start: float, end: float) -> Row:
+_Asked = Mapping[tuple[str, str], Any]
+
+
+def _arguments(events: Sequence[Event]) -> _Asked:
+    """What each tool call was asked with: (call id of the turn, id of the tool call) -> arguments."""
+    return {
+        (str(event.get("call_id")), str(call.get("id"))): call.get("arguments")
+        for event in events
+        if event.get("event") == "call"
+        for call in _dicts(event.get("tool_calls"))
+    }
+
+
+def _row(index: int, event: Event, start: float, end: float, asked: _Asked) -> Row:
     kind = _kind(event)
-    row = Row(index, kind, *_words(kind, event), start=start, end=end, own_ms=end - start, flags=_flags(kind, event))
+    words = _tool_words(event, asked) if kind == "tool" else _words(kind, event)
+    row = Row(index, kind, *words, start=start, end=end, own_ms=end - start, flags=_flags(kind, event))
     row.depth = int(_number(event.get("depth")))
     row.model = _brief(event.get("model"), 60)
     if kind in ("turn", "sub"):
@@ -486,7 +520,8 @@ def _kind(event: Event) -> str:
 def _words(kind: str, event: Event) -> tuple[str, str]:
     """The name and the detail of a row."""
     if kind == "node":
-        return ("run" if event.get("parent_call_id") is None else "rlm_query"), _brief(event.get("prompt"))
+        name = "next prompt" if event.get("continues") else "run"
+        return (name if event.get("parent_call_id") is None else "rlm_query"), _brief(event.get("prompt"))
     if kind == "turn":
         calls = ", ".join(_brief(call.get("name"), 40) for call in _dicts(event.get("tool_calls"))[:4])
         return f"turn {_count(event.get('turn'))}", _brief(event.get("response")) or calls
@@ -494,16 +529,16 @@ def _words(kind: str, event: Event) -> tuple[str, str]:
         return "llm_query", _brief(_last_user_text(event.get("prompt")))
     if kind == "cell":
         return f"cell {_count(event.get('cell'))}", _first_code_line(event.get("code"))
-    if kind == "tool":
-        return _tool_words(event)
     return _other_words(kind, event)
 
 
-def _tool_words(event: Event) -> tuple[str, str]:
-    names = [_brief(result.get("name"), 40) for result in _dicts(event.get("tool_results"))]
+def _tool_words(event: Event, asked: _Asked) -> tuple[str, str]:
+    results = _dicts(event.get("tool_results"))
+    names = [_brief(result.get("name"), 40) for result in results]
+    key = str(event.get("call_id")), str(results[0].get("id")) if results else ""
+    arguments = event.get("arguments", asked.get(key))
     name = _brief(event.get("name"), 40) or ", ".join(dict.fromkeys(names)) or "tool"
-    arguments = event.get("arguments")
-    return name, _brief(arguments if isinstance(arguments, str) else _text(arguments)) if arguments else ""
+    return name, _brief(_text(arguments)) if arguments else ""
 
 
 def _other_words(kind: str, event: Event) -> tuple[str, str]:
@@ -511,6 +546,8 @@ def _other_words(kind: str, event: Event) -> tuple[str, str]:
     if kind == "end":
         status = _brief(event.get("status"), 20) or "ended"
         return status, _brief(error.get("message") or event.get("response"))
+    if kind == "resume" and "divergence" in event:
+        return "diverged", _brief(event["divergence"])
     if kind == "resume":
         return "resumed", f"after {_count(event.get('lines'))} recorded lines"
     if kind == "interrupted":
@@ -551,20 +588,20 @@ def _flags(kind: str, event: Event) -> int:
         flags |= RETRIED if _number(event.get("attempts")) > 1 else 0
     elif kind == "interrupted" or (kind == "end" and event.get("status") == "error"):
         flags |= ERROR
-    elif kind == "end" and event.get("status") in ("partial", "interrupted"):
+    elif (kind == "end" and event.get("status") in ("partial", "interrupted")) or "divergence" in event:
         flags |= WARNING
     return flags
 
 
 def _mark_answer(events: Sequence[Event], flat: list[Row]) -> None:
-    """Flag the event that each answered node's answer came from: the cell that called FINAL, else its last turn."""
-    source: dict[str, int] = {}
+    """Flag where each answered node's answer came from: its last turn, or the cell of it that called FINAL."""
+    last: dict[str, int] = {}
     for index, event in enumerate(events):
         node = str(event.get("node"))
-        if event.get("final") is not None or (flat[index].kind == "turn" and not event.get("tool_calls")):
-            source[node] = index
-        if flat[index].kind == "end" and event.get("status") == "answered" and node in source:
-            flat[source[node]].flags |= FINAL
+        if flat[index].kind in ("turn", "cell"):
+            last[node] = index
+        elif flat[index].kind == "end" and event.get("status") == "answered" and node in last:
+            flat[last[node]].flags |= FINAL
 
 
 # --- totals -----------------------------------------------------------------------------------------------------------
@@ -584,7 +621,7 @@ def totals(events: Sequence[Event], tree_rows: Sequence[Row] | None = None) -> d
         "cost_known": known,
         "depth_reached": max((row.depth for row in made), default=0),
         "tool_calls": sum(row.kind in ("cell", "tool") for row in listed),
-        "duration_ms": round(_active_ms(events, listed)),
+        "duration_ms": round(_active_ms(events)),
         "errors": sum(row.flags & ERROR for row in listed),
         "status": _status(events),
     }
@@ -594,22 +631,35 @@ def _status(events: Sequence[Event]) -> str:
     """The root's last word: answered, partial, error, interrupted, or unfinished when it has not ended."""
     status = "unfinished" if events else "empty"
     for event in events:
-        if event.get("event") == "resume":
+        if _goes_on(event):
             status = "unfinished"
         elif event.get("event") == "end" and not _number(event.get("depth")):
             status = _brief(event.get("status"), 20) or "ended"
     return status
 
 
-def _active_ms(events: Sequence[Event], listed: Sequence[Row]) -> float:
-    """Time from first to last event, without the pauses before resumptions."""
-    begin, end = min((row.start for row in listed), default=0.0), max((row.end for row in listed), default=0.0)
-    return max(0.0, end - begin - sum(length for _, length in _pauses(events, _spans(events))))
+def _active_ms(events: Sequence[Event]) -> float:
+    """The time the run took, as its ends say it, else by its clock; pauses before it went on are not in it."""
+    total, begin, last = 0.0, -1.0, 0.0
+    for event, (start, end) in zip(events, _spans(events), strict=True):
+        if begin >= 0 and _goes_on(event):
+            total, begin = total + last - begin, start
+        begin = start if begin < 0 else begin
+        last = max(last, end)
+        if event.get("event") == "end" and not _number(event.get("depth")):
+            said = _number(_dict(event.get("totals")).get("duration_ms"))
+            total, begin = total + (said or last - begin), -1.0
+    return max(0.0, total + (last - begin if begin >= 0 else 0.0))
+
+
+def _goes_on(event: Event) -> bool:
+    """Whether the run had stopped before this event: it was resumed, or got another prompt."""
+    return (event.get("event") == "resume" and "divergence" not in event) or bool(event.get("continues"))
 
 
 def _pauses(events: Sequence[Event], spans: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """(when it began, how long it was) of each time in which the run lay still until it was resumed."""
-    resumed = [index for index, event in enumerate(events) if event.get("event") == "resume" and index]
+    """(when it began, how long it was) of each time in which the run lay still until it went on."""
+    resumed = [index for index, event in enumerate(events) if index and _goes_on(event)]
     return [(spans[index - 1][1], max(0.0, spans[index][0] - spans[index - 1][1])) for index in resumed]
 
 
@@ -968,9 +1018,10 @@ class _Run:
 
     def meta(self) -> dict[str, Any]:
         """What the page's heading, picker and comparison need of the run."""
-        first = next((event for event in self.events if event.get("event") == "start"), {})
+        roots = [event for event in self.events if event.get("event") == "start" and not _number(event.get("depth"))]
+        first = roots[-1] if roots else {}  # of a conversation: the latest prompt
         ending, answer = _answer(self.events)
-        source = next((row.index for row in self.rows if row.flags & FINAL and row.depth == 0), -1)
+        source = max((row.index for row in self.rows if row.flags & FINAL and row.depth == 0), default=-1)
         question = _text(first.get("prompt"))
         sums = {**totals(self.events, self.rows), "unpriced": sum(row.unpriced for row in self.rows)}
         return {
@@ -979,7 +1030,7 @@ class _Run:
             "question": question[:20_000],
             "answer": answer[:20_000],
             "cut": [len(question) > 20_000, len(answer) > 20_000],
-            "at": [self.events.index(first) if first else -1, ending, source],
+            "at": [self.events.index(first) if roots else -1, ending, source],
             "model": _brief(first.get("model"), 60),
             "started": _brief(first.get("timestamp"), 40),
             "cards": _cards(sums, self.rows, _dict(first.get("limits"))),
@@ -1077,9 +1128,9 @@ def _prepare(name: str, events: Sequence[Event], problems: Sequence[str], room: 
     """Redact a run, compute its rows and pack its bodies."""
     clean: list[Event] = []
     packer = _Packer(room.plain)
-    elsewhere = _stored_contents(events)
-    for event in events:
-        event, line = _clean(_with_addresses(event, elsewhere), room.secrets)
+    stored = _Stored()
+    for index, event in enumerate(events):
+        event, line = _clean(_addressed(stored.note(index, event)), room.secrets)
         clean.append(event)
         packer.add(line)
     packer.flush(_script_safe if packer.plain else _gzip)
@@ -1088,13 +1139,16 @@ def _prepare(name: str, events: Sequence[Event], problems: Sequence[str], room: 
     return _Run(name, clean, rows(clean), list(problems), packer.chunks, packer.plain)
 
 
-def _with_addresses(event: Event, elsewhere: Mapping[tuple[str, str, str], tuple[int, Any]]) -> Event:
-    """The event with, on each message that is stored elsewhere, the number of the event that has it."""
+def _addressed(event: Event) -> Event:
+    """The event with, on each message that is stored elsewhere, the numbers of the events that have it (`_at`)."""
     if event.get("event") != "call" or not isinstance(event.get("prompt"), list):
         return event
-    found = [elsewhere.get(_message_key(event, item)) if _is_elsewhere(item) else None for item in event["prompt"]]
-    messages = [{**item, "_at": at[0]} if at else item for item, at in zip(event["prompt"], found, strict=True)]
-    return {**event, "prompt": messages}
+    bare = [_without(message, "_stored") if isinstance(message, dict) else message for message in event["prompt"]]
+    return {**event, "prompt": bare}
+
+
+def _without(fields: Event, name: str) -> Event:
+    return {key: value for key, value in fields.items() if key != name}
 
 
 def _clean(event: Event, secrets: Secrets) -> tuple[Event, str]:
@@ -1882,6 +1936,7 @@ dialog h2{font-size:15px;color:var(--text)}
 dialog dl{display:grid;grid-template-columns:auto 1fr;gap:8px 16px;margin:12px 0 16px;align-items:center}
 kbd{border:1px solid var(--line);border-bottom-width:2px;border-radius:5px;padding:1px 6px;background:var(--raised)}
 .close{display:none}
+::highlight(hit){background:var(--hit);color:var(--text)}
 @container (max-width:820px){#grid [role=row]{grid-template-columns:minmax(0,1fr) 128px 122px 116px}#grid .bar{
   display:none}}
 @container (max-width:620px){#grid [role=row]{grid-template-columns:minmax(0,1fr) 72px 82px 66px}.figure{
@@ -1907,7 +1962,7 @@ main{padding:10px 10px 30px}
 #bar{top:0}
 .head{display:none}
 button,select,input,#tools summary,.tabs button,.chip,.block header button{min-height:44px}
-.icon{min-width:44px}
+button:not(.link){min-width:44px}
 .tabs,#tools{width:100%;margin:0}
 .tabs button,#tools>*{flex:1;padding:4px 6px}
 #tools{display:grid;grid-template-columns:repeat(3,1fr)}
@@ -1973,7 +2028,7 @@ function h(tag, attributes, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes || {})) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (value !== null && value !== false) element.setAttribute(name, value);
+    else if (value !== null && (value !== false || name.startsWith("aria-"))) element.setAttribute(name, value);
   }
   for (const child of children.flat(Infinity)) {
     if (child instanceof Node) element.append(child);
@@ -2062,7 +2117,10 @@ async function body(r, at) {
 const kind = i => KINDS[run.kind[i]];
 const name = i => run.names[run.name[i]];
 const rowId = i => run.at[i] >= 0 ? String(run.at[i]) : "g" + i;
-const rowOf = id => id[0] === "g" ? (run.size[+id.slice(1)] ? +id.slice(1) : -1) : run.rowAt[id] ?? -1;
+function rowOf(id) {
+  if (/^g\d+$/.test(id)) return +id.slice(1) < run.count ? +id.slice(1) : -1;
+  return /^\d+$/.test(id) ? (run.rowAt[id] ?? -1) : -1;
+}
 const isError = i => (run.flags[i] & ERROR) > 0;
 function childrenOf(i) {
   const found = [];
@@ -2103,7 +2161,7 @@ function showSummary() {
     h("div", { class: "qa" },
       h("div", {}, h("h2", {}, "Question", meta.cut[0] ? eventLink("whole text", asked) : null),
         prose("question", meta.question)),
-      h("div", {}, h("h2", {}, "Answer ", h("span", { class: "badge " + meta.status }, meta.status),
+      h("div", {}, h("h2", {}, "Answer ", h("span", { id: "status", class: "badge " + meta.status }, meta.status),
         answerLink(meta, ended, source)), prose("answer", meta.answer || "none yet"))),
     h("dl", { class: "cards" }, meta.cards.map(card => cardOf(card, meta))),
     h("ul", { class: "problems" }, meta.problems.map(text => h("li", {}, text))));
@@ -2261,6 +2319,7 @@ function tags(i) {
   if (flags & WARNING) add(k === "end" ? "stopped" : "cut short", "warn");
   if (flags & RESTORED) add("variables restored", "warn");
   if (flags & RETRIED) add("retried", "warn");
+  if (flags & ESTIMATED) add("estimate", "");
   if (run.width[i] > 1 && (k === "batch" || k === "cell")) add(run.width[i] + " at once", "");
   else if (k === "batch") add("one after another", "");
   return found;
@@ -2284,15 +2343,21 @@ function figureCells(i) {
   ];
 }
 const element = row => row < 0 ? null : $("row" + rowId(row));
-function focusRow(row, cell = -1) {
+function ensured(row) {
   const place = run.visible.indexOf(row);
-  if (place < 0) return;
-  if (!element(row)) virtual() ? $("rows").append(placed(rowElement(row, place)))
-    : fillSome($("rows").childElementCount, run.visible.length);
-  const target = element(row);
-  (target.children[cell] || target).setAttribute("tabindex", -1);
-  (target.children[cell] || target).focus({ preventScroll: true });
-  intoView(target);
+  if (place >= 0 && !element(row)) {
+    if (virtual()) $("rows").append(placed(rowElement(row, place)));
+    else { cancelIdle(filling); fillSome($("rows").childElementCount, run.visible.length); }
+  }
+  return element(row);
+}
+function focusRow(row, cell = -1) {
+  const found = ensured(row);
+  if (!found) return;
+  const target = found.children[cell] || found;
+  if (target !== found) target.tabIndex = -1;
+  target.focus({ preventScroll: true });
+  intoView(found);
 }
 function intoView(target) {
   const box = target.getBoundingClientRect(), top = 140;
@@ -2302,7 +2367,7 @@ function intoView(target) {
 function select(row, { push = false, focus = false, reveal: open = false } = {}) {
   if (row === undefined || row < 0) return;
   if (open) { if (STATE.v !== 1 && !focus) setView(1); reveal(row); }
-  const before = element(rowOf(STATE.e || "-")) || $("rows").querySelector("[tabindex='0']");
+  const before = element(rowOf(STATE.e)) || $("rows").querySelector("[tabindex='0']");
   go({ e: rowId(row) }, push);
   if (before) mark(before, false);
   if (open || focus) focusRow(row);
@@ -2361,7 +2426,7 @@ function gridClick(event) {
   document.body.classList.add("open");
 }
 function nextError() {
-  const from = rowOf(STATE.e || "-");
+  const from = rowOf(STATE.e);
   for (let by = 1; by <= run.count; by++) {
     const i = (from + by) % run.count;
     if (isError(i)) { select(i, { push: true, reveal: true }); return; }
@@ -2374,11 +2439,12 @@ let shown = 0;
 async function showEvent(row) {
   const ticket = ++shown, box = $("inspector");
   const event = run.at[row] >= 0 ? await body(run, run.at[row]) : null;
-  const answers = event ? await elsewhere(event) : new Map();
+  const answers = event ? await elsewhere(row, event) : new Map();
   if (ticket !== shown) return;
   box.replaceChildren(inspectorTitle(row, event), pathTo(row), facts(row, event || {}),
     h("div", { class: "blocks" }, ...blocks(row, event, answers)));
   box.scrollTop = 0;
+  markText(box);
 }
 function showNothing() {
   shown++;
@@ -2402,29 +2468,37 @@ function pathTo(row) {
     path.map(i => [button(name(i), () => select(i, { push: true, reveal: true }), { class: "link" }),
     h("span", { "aria-hidden": "true" }, "›")]), path.length ? h("span", {}, name(row)) : null);
 }
+const USAGE = ["input", "output", "cached", "cache_write", "reasoning"];
+const PLAIN_FACTS = ["status", "stop_reason", "attempts", "environment", "protocol", "backend", "sub_model", "depth"];
 function facts(row, event) {
-  const usage = event.token_usage || {}, found = [],
-    add = (title, value) => value !== "" && value !== undefined && value !== null &&
-    found.push(h("div", {}, h("dt", {}, title), h("dd", {}, value)));
-  add("Model", run.models[run.model[row]]);
-  if (run.allTokens[row]) add("Tokens", number(run.allTokens[row]) + (usage.estimated ? " (estimate)" : ""));
-  for (const part of ["input", "output", "cached", "cache_write", "reasoning"]) if (usage[part]) add(
-    part.replace("_", " "), number(usage[part]));
-  if (run.allTokens[row] || run.unpriced[row]) add("Cost", money(run.allCost[row], run.unpriced[row]));
-  if (run.all[row]) add("Time", duration(run.all[row]) + (run.own[row] !== run.all[row]
-    ? ` (self ${duration(run.own[row])})` : ""));
-  add("Began", "+" + duration(run.start[row]));
-  for (const key of ["status", "stop_reason", "attempts", "environment", "protocol", "backend", "sub_model",
-    "depth"]) if (typeof event[key] !== "object") add(key.replace("_", " "), event[key]);
-  for (const [limit, left] of Object.entries(event.left || {})) if (left !== null) add(
-    limit.replace("_usd", "") + " left", limit === "cost_usd" ? money(left) : typeof left === "number"
-    ? number(left) : String(left));
-  return h("dl", { class: "facts" }, found);
+  const usage = event.token_usage || {}, words = key => key.replace("_usd", "").replace("_", " ");
+  const list = [
+    ["Model", run.models[run.model[row]]],
+    ["Tokens", run.allTokens[row] ? number(run.allTokens[row]) + (usage.estimated ? " (estimate)" : "") : ""],
+    ...USAGE.map(key => [words(key), usage[key] ? number(usage[key]) : ""]),
+    ["Cost", run.allTokens[row] || run.unpriced[row] ? money(run.allCost[row], run.unpriced[row]) : ""],
+    ["Time", timeOf(row)],
+    ["Began", "+" + duration(run.start[row])],
+    ...PLAIN_FACTS.map(key => [words(key), typeof event[key] === "object" ? "" : event[key]]),
+    ...Object.entries(event.left || {}).map(([key, left]) => [words(key) + " left", leftOf(key, left)]),
+  ];
+  const told = list.filter(([, value]) => value !== "" && value !== undefined);
+  const pairs = told.map(([title, value]) => h("div", {}, h("dt", {}, title), h("dd", {}, value)));
+  return h("dl", { class: "facts" }, pairs);
 }
-async function elsewhere(event) {
-  const found = new Map();
-  for (const message of Array.isArray(event.prompt) ? event.prompt
-    : []) if (message && message._at >= 0) found.set(message._at, await body(run, message._at));
+function timeOf(row) {
+  if (!run.all[row]) return "";
+  return duration(run.all[row]) + (run.own[row] !== run.all[row] ? ` (self ${duration(run.own[row])})` : "");
+}
+function leftOf(key, left) {
+  if (typeof left !== "number") return left === null ? "" : show(left);
+  return key === "cost_usd" ? money(left) : number(left);
+}
+async function elsewhere(row, event) {
+  const found = new Map(), wanted = Array.isArray(event.prompt)
+    ? event.prompt.flatMap(message => message?._at ?? []) : [];
+  if (kind(row) === "tool" && run.parent[row] >= 0) wanted.push(run.at[run.parent[row]]);
+  for (const at of wanted) if (at >= 0) found.set(at, await body(run, at));
   return found;
 }
 function blocks(row, event, answers) {
@@ -2456,18 +2530,22 @@ function callBlock(call) {
 }
 function messageBlock(message, answers) {
   if (!message || typeof message !== "object") return text("Message", show(message));
-  const role = String(message.role), source = answers.get(message._at);
+  const role = String(message.role), places = (message._at || []).filter(at => answers.has(at));
   if (role === "assistant") return null;
-  const content = source ? storedText(message, source) : message.content;
-  const note = source ? eventLink("stored in event " + message._at, message._at) : null;
+  const content = places.length ? storedText(message, places.map(at => answers.get(at))) : message.content;
+  const note = places.length ? places.map(at => eventLink("stored in event " + at, at)) : null;
   const images = Array.isArray(content) ? content.map(picture).filter(Boolean) : [];
   return [text(`Prompt · ${role}`, contentText(content), { folded: role !== "user", note }), ...images];
 }
-function storedText(message, source) {
-  if (message.role !== "tool") return message.role === "system" ? source.system : source.prompt;
+function storedText(message, sources) {
+  const [source] = sources;
+  if (message.role === "system") return source.system;
+  if (message.tool_call_ids) return sources.map(cell => `[cell ${cell.cell}]\n${cellText(cell)}`).join("\n\n");
+  if (message.role !== "tool") return source.summary || source.prompt;
   const result = (source.tool_results || []).find(item => item && item.id === message.tool_call_id) || {};
-  return result.content ?? [source.stdout, source.value, source.error].filter(Boolean).join("\n");
+  return result.content ?? cellText(source);
 }
+const cellText = cell => [cell.stdout, cell.value, cell.error].filter(Boolean).map(show).join("\n");
 const contentText = content => Array.isArray(content)
   ? content.map(part => part && part.type === "text" ? part.text
   : `[${show(part && part.type)}] ${part && part.url || ""}`).join("\n") : show(content);
@@ -2487,12 +2565,14 @@ function cellBlocks(row, event) {
     h("div", { class: "results" }, output.filter(Boolean), trouble)),
     "final" in event ? text("FINAL", show(event.final)) : null, spawned(row, "What it called")];
 }
-function toolBlocks(row, event) {
+function toolBlocks(row, event, answers) {
+  const asked = (answers.get(run.at[run.parent[row]])?.tool_calls || []).find(call => call &&
+    call.id === event.tool_calls?.[0]);
   const results = (event.tool_results || []).map(result => result &&
-    text("Result" + (result.is_error ? " (error)" : ""), contentText(result.content),
-    { error: result.is_error, note: result.id }));
-  return [event.arguments === undefined ? null : text("Arguments", show(event.arguments), { code: "json" }),
-    ...results, event.error ? errorBlock(event.error) : null, spawned(row, "Below")];
+    text("Result" + (result.is_error ? " (error)" : ""), contentText(result.content), { error: result.is_error }));
+  const sent = event.arguments ?? asked?.arguments;
+  return [sent === undefined ? null : text("Arguments", show(sent), { code: "json" }), ...results,
+    spawned(row, "Below")];
 }
 function errorBlock(error) {
   if (typeof error !== "object") return text("Error", show(error), { error: true });
@@ -2513,39 +2593,50 @@ const fields = (title, value) => value && typeof value === "object"
 function spawned(row, title) {
   const below = childrenOf(row);
   if (!below.length) return null;
-  const line = i => button("", () => select(i, { push: true, reveal: true }));
-  const list = below.slice(0, 200).map(i => {
-    const item = line(i);
-    item.append(icon(isError(i) ? "interrupted" : kind(i)),
-      h("span", { class: "said" }, h("b", {}, name(i)), " ", h("i", {}, run.texts[i])),
-      h("i", {}, run.allTokens[i] || run.unpriced[i] ? money(run.allCost[i], run.unpriced[i]) : ""),
-      h("span", {}, duration(run.all[i])));
-    return item;
-  });
-  const how = run.width[row] > 1 ? `${below.length} · up to ${run.width[row]} at once` : below.length > 1
-    ? `${below.length} · one after another` : "";
-  return h("section", { class: "block" }, h("header", {}, h("h3", {}, title), h("span", { class: "note" }, how)),
-    h("div", { class: "spawn" }, list), below.length > 200
-    ? h("p", { class: "empty" }, `… and ${number(below.length - 200)} more in the tree`) : null);
+  let how = "";
+  if (run.width[row] > 1) how = `${below.length} · up to ${run.width[row]} at once`;
+  else if (below.length > 1) how = `${below.length} · one after another`;
+  const more = below.length - 200;
+  const rest = more > 0 ? h("p", { class: "empty" }, `… and ${number(more)} more in the tree`) : null;
+  return h("section", { class: "block" },
+    h("header", {}, h("h3", {}, title), h("span", { class: "note" }, how)),
+    h("div", { class: "spawn" }, below.slice(0, 200).map(spawnedLine)), rest);
+}
+function spawnedLine(i) {
+  const line = button("", () => select(i, { push: true, reveal: true }));
+  const cost = run.allTokens[i] || run.unpriced[i] ? money(run.allCost[i], run.unpriced[i]) : "";
+  line.append(
+    icon(isError(i) ? "interrupted" : kind(i)),
+    h("span", { class: "said" }, h("b", {}, name(i)), " ", tags(i), " ", h("i", {}, run.texts[i])),
+    h("i", {}, cost), h("span", {}, duration(run.all[i])));
+  return line;
 }
 
 // --- a block of text: whole, or its beginning with a button for the rest
 function text(title, value, { code = "", error = false, folded = false, note = null, at = 0 } = {}) {
   if (value === undefined || value === null || value === "") return null;
-  const whole = typeof value === "string" ? value : show(value), lines = whole.split("\n");
+  const whole = show(value), lines = whole.split("\n");
   const count = lines.length > 1 ? `${number(lines.length)} lines` : `${number(whole.length)} characters`;
   const pre = h("pre", { tabindex: 0, "aria-label": title, class: code === "python" ? "src" : "" });
-  const box = h("section", { class: "block" + (error ? " error" : "") },
-    h("header", {}, h("h3", {}, title), h("span", { class: "note" }, note ?? count),
-    copyButton("Copy", () => whole)));
-  const more = button("", () => { fillText(pre, whole, code, at); more.remove(); pre.hidden = false; },
-    { class: "more" });
-  const part = lines.slice(0, SHOWN_LINES).join("\n").slice(0, SHOWN_CHARS);
-  box.append(pre);
-  if (folded) { pre.hidden = true; more.textContent = `Show ${count}`; box.append(more); return box; }
+  const head = [h("h3", {}, title), h("span", { class: "note" }, note ?? count), copyButton("Copy", () => whole)];
+  const box = h("section", { class: "block" + (error ? " error" : "") }, h("header", {}, head), pre);
+  const part = hits(whole) ? whole : folded ? "" : lines.slice(0, SHOWN_LINES).join("\n").slice(0, SHOWN_CHARS);
+  pre.hidden = !part;
   fillText(pre, part, code, at);
-  if (part.length < whole.length) { more.textContent = `Show all ${count}`; box.append(more); }
+  if (part.length < whole.length) box.append(showMore(`Show ${folded ? "" : "all "}${count}`, pre, whole, code, at));
   return box;
+}
+function hits(whole) {
+  const wanted = STATE.q.toLowerCase();
+  return wanted !== "" && whole.length < 500000 && whole.toLowerCase().includes(wanted);
+}
+function showMore(label, pre, whole, code, at) {
+  const more = button(label, () => {
+    pre.hidden = false;
+    fillText(pre, whole, code, at);
+    more.remove();
+  }, { class: "more" });
+  return more;
 }
 function fillText(pre, content, code, at) {
   pre.replaceChildren();
@@ -2650,13 +2741,19 @@ function showHits(going) {
 }
 function nextHit(by) {
   if (!SEARCH.list.length) return;
-  if (!SEARCH.sorted) { const here = SEARCH.list[SEARCH.at]; SEARCH.list.sort((a, b) => a - b);
-    SEARCH.sorted = true; if (here !== undefined) SEARCH.at = SEARCH.list.indexOf(here); }
+  sortHits();
   SEARCH.at = (Math.max(SEARCH.at, by < 0 ? 0 : -1) + by + SEARCH.list.length) % SEARCH.list.length;
   const typing = document.activeElement === $("q");
   select(SEARCH.list[SEARCH.at], { reveal: true });
   if (typing) $("q").focus({ preventScroll: true });
   showHits(false);
+}
+function sortHits() {
+  if (SEARCH.sorted) return;
+  const here = SEARCH.list[SEARCH.at];
+  SEARCH.list.sort((a, b) => a - b);
+  SEARCH.sorted = true;
+  SEARCH.at = SEARCH.list.indexOf(here);
 }
 function markText(box) {
   const wanted = STATE.q.toLowerCase(), ranges = [];
@@ -2863,7 +2960,7 @@ function flameDrag(event) {
 function flameKey(event) {
   const acts = { ArrowLeft: () => pan(-0.1, 0), ArrowRight: () => pan(0.1, 0), ArrowUp: () => pan(0, -LANE * 2),
     ArrowDown: () => pan(0, LANE * 2), "+": () => zoom(0.625), "=": () => zoom(0.625), "-": () => zoom(1.6),
-    0: fit, Enter: () => zoomTo(Math.max(0, rowOf(STATE.e || "-"))) };
+    0: fit, Enter: () => zoomTo(Math.max(0, rowOf(STATE.e))) };
   if (!acts[event.key] || event.ctrlKey || event.metaKey) return;
   event.preventDefault();
   acts[event.key]();
@@ -2925,42 +3022,41 @@ function drawNow() {
   pen.save();
   pen.rect(0, 22, FLAME.wide, FLAME.high);
   pen.clip();
-  const lastX = new Float64Array(run.lanes + 1).fill(-9), chosen = rowOf(STATE.e || "-");
+  const lastX = new Float64Array(run.lanes + 1).fill(-9), chosen = rowOf(STATE.e);
   eachShown((i, x, w) => drawSpan(pen, color, i, x, w, lastX, chosen));
   pen.restore();
   drawTicks(pen, color);
 }
 function drawSpan(pen, color, i, x, w, lastX, chosen) {
-  const y = 22 + run.lane[i] * LANE - FLAME.top;
-  if (y < 0 || y > FLAME.high || (w < 1 && x - lastX[run.lane[i]] < 1)) return;
-  lastX[run.lane[i]] = x + w;
-  const k = kind(i), wide = Math.max(w - 0.5, 1.5), paint = color[isError(i) ? "error" : k];
-  pen.fillStyle = paint;
-  pen.globalAlpha = k === "node" || k === "batch" ? 0.22 : 0.34;
-  pen.fillRect(x, y + 1, wide, LANE - 3);
-  pen.globalAlpha = k === "turn" || k === "sub" || k === "tool" || run.size[i] === 1 ? 0.85 : 0;
+  const lane = run.lane[i], y = 22 + lane * LANE - FLAME.top, k = kind(i), wide = Math.max(w - 0.5, 1.5);
+  if (y < 0 || y > FLAME.high || (w < 1 && x - lastX[lane] < 1)) return;
+  lastX[lane] = x + w;
   const own = k === "turn" && run.all[i] ? wide * Math.min(1, run.own[i] / run.all[i]) : wide;
+  const solid = SOLID.has(k) || run.size[i] === 1;
+  pen.fillStyle = color[isError(i) ? "error" : k];
+  pen.globalAlpha = 0.26;
+  pen.fillRect(x, y + 1, wide, LANE - 3);
+  pen.globalAlpha = solid ? 0.85 : 0;
   pen.fillRect(x, y + 1, Math.max(own, 1.5), LANE - 3);
   pen.globalAlpha = 1;
-  if (i === chosen || i === FLAME.hover) { pen.strokeStyle = color.text; pen.lineWidth = i === chosen ? 2 : 1;
-    pen.strokeRect(x + 0.5, y + 1.5, Math.max(wide - 1, 2), LANE - 4); }
-  if (w > 60) label(pen, color, i, x, y, w, own);
+  if (i === chosen || i === FLAME.hover) outline(pen, color, x, y, wide, i === chosen ? 2 : 1);
+  if (w > 60) label(pen, color, i, x, y, w, solid ? own : 0);
 }
-function label(pen, color, i, x, y, w, own) {
-  const left = Math.max(x, 0) + 5, room = Math.min(x + w, FLAME.wide) - left - 4, k = kind(i),
-    content = name(i) + "  " + run.texts[i].slice(0, 80);
-  if (room < 34) return;
+const SOLID = new Set(["turn", "sub", "tool"]);
+function outline(pen, color, x, y, wide, width) {
+  pen.strokeStyle = color.text;
+  pen.lineWidth = width;
+  pen.strokeRect(x + 0.5, y + 1.5, Math.max(wide - 1, 2), LANE - 4);
+}
+function label(pen, color, i, x, y, w, solid) {
+  const left = Math.max(x, 0) + 5, room = Math.min(x + w, FLAME.wide) - left - 4, onSolid = x + solid - left;
+  if (room < 34 || (solid && onSolid < 30)) return;
   pen.save();
   pen.beginPath();
-  pen.rect(left, y, room, LANE);
+  pen.rect(left, y, solid ? Math.min(room, onSolid - 3) : room, LANE);
   pen.clip();
-  pen.fillStyle = color.text;
-  if (k !== "node" && k !== "batch" && k !== "cell" &&
-    (k !== "turn" || own > room * 0.9)) pen.fillStyle = color.panel;
-  else if (run.size[i] === 1) pen.fillStyle = color.panel;
-  else if (k === "turn" && own > 30) { pen.fillStyle = color.panel; pen.beginPath();
-    pen.rect(left, y, own - 8, LANE); pen.clip(); }
-  pen.fillText(content, left, y + LANE / 2);
+  pen.fillStyle = solid ? color.panel : color.text;
+  pen.fillText(name(i) + "  " + run.texts[i].slice(0, 80), left, y + LANE / 2);
   pen.restore();
 }
 function drawGaps(pen, color) {
@@ -3123,7 +3219,7 @@ function comparison(diff) {
     h("dd", {}, `${format(a[key])} → ${format(b[key])}`)));
   const side = (at, place, words) => h("td", {},
     at < 0 ? "" : button(words, () => pickRun(place, String(at)), { class: "link" }));
-  const rows = diff.steps.map(([state, left, right, level, one, other], i) =>
+  const rows = diff.steps.map(([state, left, right, , one, other], i) =>
     h("tr", { class: "step" + (i === diff.first ? " first" : ""), id: i === diff.first ? "divergence" : null },
     h("td", {}, h("span", { class: "tag " + state },
     { same: "same", changed: "differs", left: "only A", right: "only B" }[state])), side(left, 0, one),
@@ -3216,7 +3312,7 @@ async function show1(place) {
   search();
   const row = STATE.e ? rowOf(STATE.e) : -1;
   if (row >= 0) { if (changed && STATE.v < 3) document.body.classList.add("open"); reveal(row); select(row);
-    if (STATE.v === 1) intoView(element(row) || $("grid")); }
+    if (STATE.v === 1) intoView(ensured(row) || $("grid")); }
   else showNothing();
   if (STATE.e && row < 0) say(`This run has no event “${STATE.e}”.`);
   requestAnimationFrame(() => { document.documentElement.dataset.ready = Math.round(performance.now()); });
@@ -3247,18 +3343,30 @@ function showLegend() {
   $("legend").showModal();
 }
 function pressed(event) {
-  const target = event.target, typing = /^(INPUT|SELECT|TEXTAREA)$/.test(target.tagName);
-  if (event.key === "Escape") { document.body.classList.remove("open");
-    for (const open of document.querySelectorAll("#tools [open]")) open.open = false;
-    if (target === $("q")) focusRow(Math.max(0, rowOf(STATE.e || "-"))); return; }
-  if (typing || event.ctrlKey || event.metaKey || event.altKey || $("legend").open) return;
-  if ((event.key === "j" || event.key === "k") && run.visible.length) { const row = rowOf(STATE.e || "-");
-    row < 0 ? select(run.visible[0], { focus: STATE.v === 1 }) : GRID_KEYS[event.key](row);
-    if (STATE.v === 2) draw(); event.preventDefault(); return; }
-  const wanted = [...document.querySelectorAll("[data-shortcut]")].find(item => item.dataset.shortcut === event.key);
-  if (!wanted) return;
+  const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
+  const held = event.ctrlKey || event.metaKey || event.altKey;
+  if (event.key === "Escape") leave(event.target);
+  else if (typing || held || $("legend").open) return;
+  else if (event.key === "j" || event.key === "k") nextRow(event.key);
+  else if (!pressShortcut(event.key)) return;
   event.preventDefault();
-  if (wanted.matches("input")) wanted.focus(); else wanted.click();
+}
+function leave(target) {
+  if ($("legend").open) { $("legend").close(); return; }
+  document.body.classList.remove("open");
+  for (const open of document.querySelectorAll("#tools [open]")) open.open = false;
+  if (target === $("q")) focusRow(Math.max(0, rowOf(STATE.e)));
+}
+function nextRow(key) {
+  const row = rowOf(STATE.e), focus = STATE.v === 1;
+  if (row >= 0) step(row, key === "j" ? 1 : -1, -1);
+  else if (run.visible.length) select(run.visible[0], { focus });
+  if (STATE.v === 2) draw();
+}
+function pressShortcut(key) {
+  const wanted = [...document.querySelectorAll("[data-shortcut]")].find(item => item.dataset.shortcut === key);
+  if (wanted) wanted.matches("input") ? wanted.focus() : wanted.click();
+  return Boolean(wanted);
 }
 function listen() {
   let waiting = 0;

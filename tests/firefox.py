@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -30,7 +31,9 @@ class Firefox:
             env={**os.environ, "HOME": self.home.name, "MOZ_CRASHREPORTER_DISABLE": "1"},
             start_new_session=True,
         )
-        self.socket: ClientConnection = connect(f"{self._address()}/session", max_size=None, proxy=None)
+        self.open_things = contextlib.ExitStack()
+        socket = connect(f"{self._address()}/session", max_size=None, proxy=None)
+        self.socket: ClientConnection = self.open_things.enter_context(socket)
         self.call("session.new", capabilities={})
         self.call("session.subscribe", events=["network.beforeRequestSent", "log.entryAdded"])
         self.page: str = self.call("browsingContext.getTree")["contexts"][0]["context"]
@@ -75,7 +78,7 @@ class Firefox:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.socket.close()
+        self.open_things.close()
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         assert self.process.stderr is not None

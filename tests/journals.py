@@ -30,7 +30,7 @@ class Journal:
         self.id = f"{self.random.getrandbits(24):06x}-{self.random.getrandbits(24):06x}"
         self.model, self.sub_model = model, sub_model
         self.events: list[Event] = []
-        self.now = 0.0  # milliseconds since BEGIN
+        self.now = self.began = 0.0  # milliseconds since BEGIN: now, and when this completion (or resumption) began
         self.nodes = self.calls = 0
         self.truth = {"calls": 0, "tokens": 0, "cost": 0.0, "unpriced": 0, "depth": 0, "tool_calls": 0}
 
@@ -115,7 +115,7 @@ class Node:
             duration_ms=round(ms, 1), model=journal.model, stop_reason="tool_calls" if calls else "stop",
             attempts=1, **paid,
         )  # fmt: skip
-        self.pending = [{"role": "assistant", "content": text, "tool_calls": calls}]
+        self.pending = []
         return self.last_call
 
     def cell(self, code: str, stdout: str = "", *, value: str | None = None, error: str | None = None,
@@ -130,11 +130,11 @@ class Node:
         result = {"id": f"{self.last_call}x", "name": "execute_code", "is_error": error is not None}
         journal.line(
             "tool", self.last_call, self.parent_call, self.depth, self.name,
-            tool_calls=[f"{self.last_call}x"], tool_results=[result], cell=self.cells, code=code, stdout=stdout,
+            turn=self.turns, tool_calls=[f"{self.last_call}x"], tool_results=[result], cell=self.cells, code=code, stdout=stdout,
             value=value, error=error, status=status, restored=status in ("timeout", "memory", "crash"),
             duration_ms=round(journal.now - began, 1), images=0, **extra,
         )  # fmt: skip
-        self.pending.append({"role": "tool", "tool_call_id": f"{self.last_call}x"})
+        self.pending.append({"role": "tool", "tool_call_id": f"{self.last_call}x", "name": "execute_code"})
 
     def tool(self, name: str, arguments: Event, content: str, *, error: bool = False, ms: float = 6) -> None:
         """A tool call of the last turn (other than code) has run; give `turn` the call with id `name`-1."""
@@ -145,9 +145,10 @@ class Node:
         result = {"id": call, "name": name, "is_error": error, "content": content}
         journal.line(
             "tool", self.last_call, self.parent_call, self.depth, self.name,
-            tool_calls=[call], tool_results=[result], duration_ms=ms, arguments=arguments,
+            turn=self.turns, tool_calls=[call], tool_results=[result], error=content if error else None,
+            duration_ms=ms,
         )  # fmt: skip
-        self.pending.append({"role": "tool", "tool_call_id": call})
+        self.pending.append({"role": "tool", "tool_call_id": call, "name": name})
 
     def subs(self, prompts: list[str], answers: list[str], *, wide: int = 16, ms: float = 700) -> float:
         """A batch of llm_query from the running cell, `wide` at once; returns when it began."""
@@ -174,20 +175,36 @@ class Node:
             )  # fmt: skip
         return began
 
-    def interrupted(self, what: str, error: Any, ms: float = 900) -> None:
+    def called_tool(self, name: str, arguments: Event, content: str, *, ms: float = 4) -> None:
+        """The running cell has called a tool as a function."""
+        journal = self.journal
+        journal.now += ms
+        journal.truth["tool_calls"] += 1
+        key = f"{self.name}/{self.cells + 1}/{_digest(name + content)[:12]}/0"
+        journal.line(
+            "tool", self.last_call, self.parent_call, self.depth, self.name,
+            turn=self.turns, key=key, from_cell=self.cells + 1, name=name, arguments=arguments, result=content,
+            tool_calls=[key], tool_results=[{"id": key, "name": name, "content": content, "is_error": False}],
+            error=None, duration_ms=ms,
+        )  # fmt: skip
+
+    def interrupted(self, what: str, error: str, ms: float = 900) -> None:
         self.journal.line(
-            "interrupted", self.journal.call_id(), self.last_call, self.depth + 1, self.name,
+            "interrupted", None, self.last_call, self.depth + 1, self.name,
             kind="sub", key=_digest(what), cell=self.cells + 1, error=error, duration_ms=ms,
         )  # fmt: skip
 
-    def end(self, response: str | None, status: str = "answered", error: Event | None = None) -> None:
+    def end(
+        self, response: str | None, status: str = "answered", error: Event | None = None, *, given: bool = False
+    ) -> None:
         truth = self.journal.truth
         cost = None if truth["unpriced"] else round(truth["cost"], 9)
+        extra = {"given": given, **({"value": response} if given else {})} if status == "answered" else {}
         self.journal.line(
-            "end", None, self.parent_call, self.depth, self.name, status=status, response=response, error=error,
+            "end", None, self.parent_call, self.depth, self.name, status=status, response=response, error=error, **extra,
             totals={"calls": truth["calls"], "tokens": truth["tokens"], "usage": {}, "cost_usd": cost,
                     "tool_calls": truth["tool_calls"], "depth_reached": truth["depth"],
-                    "duration_ms": round(self.journal.now)},
+                    "duration_ms": round(self.journal.now - self.journal.began)},
         )  # fmt: skip
 
 
@@ -276,8 +293,8 @@ def recurse(node: Node, levels: int) -> None:
         read_in_parallel(child, 5, wide=5)
     answer = "pool of ledger-db exhausted: 02:14:07 ERROR payments pool timeout after 5000 ms"
     child.turn("", f"FINAL({answer!r})", ms=900)
-    child.cell(f"FINAL({answer!r})", final=answer, ms=3)
-    child.end(answer)
+    child.cell(f"FINAL({answer!r})", ms=3)
+    child.end(answer, given=True)
     node.cell(RECURSE, answer + "\n", began=began, ms=4)
 
 
@@ -289,8 +306,8 @@ def deep_run(levels: int = 3, calls: int = 64, seed: int = 7) -> list[Event]:
     read_in_parallel(root, calls)
     recurse(root, levels)
     root.turn("", f"answer = {ANSWER!r}\nFINAL_VAR('answer')", ms=1640)
-    root.cell(f"answer = {ANSWER!r}\nFINAL_VAR('answer')", final=ANSWER, ms=2)
-    root.end(ANSWER)
+    root.cell(f"answer = {ANSWER!r}\nFINAL_VAR('answer')", ms=2)
+    root.end(ANSWER, given=True)
     return journal.events
 
 
@@ -322,7 +339,7 @@ def failed_run(seed: int = 21) -> list[Event]:
     )
     root.turn("", READ, ms=1100)
     began = root.subs(["read this"] * 9, ["deploy"] * 9, wide=4)
-    root.interrupted("read that", {"type": "BackendError", "message": "openai answered 429 five times", "hint": None})
+    root.interrupted("read that", "openai answered 429 five times")
     root.cell(READ, error="RuntimeError: 1 of 10 sub-calls failed: openai answered 429 five times", began=began)
     root.end(None, "error", {"type": "ProviderError", "message": "openai answered 429 five times: quota exceeded",
                              "hint": "raise the quota, then: rlm resume " + journal.id})  # fmt: skip
@@ -338,6 +355,7 @@ def resumed_run(seed: int = 33) -> list[Event]:
     message = "token budget exhausted: 61,204 of 60,000 used"
     root.end(None, "partial", {"type": "TokenBudgetExhausted", "message": message, "hint": "--token-budget 120000"})
     journal.now += 3 * 3_600_000 + 720_000
+    journal.began = journal.now
     journal.line("resume", None, None, 0, "n0", lines=len(journal.events), limits={"token_budget": 120_000})
     journal.now += 2
     journal.line("compact", None, None, 0, "n0", cells=[1, 2], tokens_before=81_204, tokens_after=12_410)
@@ -345,6 +363,37 @@ def resumed_run(seed: int = 33) -> list[Event]:
     root.turn(ANSWER, ms=2400)
     root.end(ANSWER)
     return journal.events
+
+
+def text_run(seed: int = 41) -> list[Event]:
+    """A model without tool calls: fenced code, two cells in a reply, a tool called from code, then a second prompt."""
+    journal = Journal(seed, model="local-llm", sub_model="local-llm")
+    root = Node(journal, "What do the notes say about the deploy?")
+    root.turn("```repl\nfiles = file_list('.')\n```\n```repl\nprint(files)\n```")
+    began = journal.now
+    root.called_tool("file_list", {"path": "."}, "notes.md")
+    root.cell("files = file_list('.')", began=began)
+    root.cell("print(files)", "notes.md\n")
+    root.pending = [{"role": "user", "tool_call_ids": [f"cell_{n}" for n in (1, 2)]}]
+    for number, event in enumerate([event for event in journal.events if "code" in event], 1):
+        event["tool_calls"] = [f"cell_{number}"]
+        event["tool_results"] = [{"id": f"cell_{number}", "name": "execute_code", "is_error": False}]
+    root.turn("They say that it lowered max_connections.")
+    root.end("They say that it lowered max_connections.")
+    journal.now += 60_000
+    journal.began = journal.now
+    start = {name: value for name, value in journal.events[0].items() if name not in _HEAD}
+    prompt = "And who made it?"
+    journal.line(
+        "start", None, None, 0, "n0", **{**start, "prompt": prompt, "continues": True, "turn": 2, "system": None}
+    )
+    root.pending = [{"role": "user"}]
+    root.turn("The notes name nobody.")
+    root.end("The notes name nobody.")
+    return journal.events
+
+
+_HEAD = ("v", "event", "trajectory_id", "call_id", "parent_call_id", "depth", "timestamp", "node")
 
 
 def chain(depth: int = 1000, seed: int = 3) -> list[Event]:

@@ -92,12 +92,27 @@ def test_merge_fills_in_what_is_stored_elsewhere(tmp_path: Path) -> None:
     ]
     cell = next(event for event in events if event["event"] == "tool")
     assert second["prompt"][-1] == {**events[3]["prompt"][-1], "content": cell["stdout"].rstrip("\n")}
-    assert events[3]["prompt"][-1].keys() == {"role", "tool_call_id"}
+    assert events[3]["prompt"][-1].keys() == {"role", "tool_call_id", "name"}
     for event in merged:
         assert event.keys() >= {
             *("trajectory_id", "call_id", "parent_call_id", "depth", "prompt", "response"),
             *("tool_calls", "tool_results", "token_usage", "duration_ms"),
         }
+
+
+def test_merge_of_the_text_protocol_and_of_a_second_prompt() -> None:
+    turns = [event for event in rlm_viz.merge(journals.text_run()) if event["event"] == "call"]
+    shown = "[cell 1]\n\n\n[cell 2]\nnotes.md"
+    assert turns[1]["prompt"] == [{"role": "user", "tool_call_ids": ["cell_1", "cell_2"], "content": shown}]
+    assert turns[2]["prompt"] == [{"role": "user", "content": "And who made it?"}]
+
+
+def test_a_summary_takes_the_place_of_the_prompt() -> None:
+    events = journals.resumed_run()
+    place = next(index for index, event in enumerate(events) if event["event"] == "compact")
+    events[place] = {**events[place], "summary": "so far: 503s"}
+    events[place + 1] = {**events[place + 1], "prompt": [{"role": "user"}]}
+    assert rlm_viz.merge(events)[place + 1]["prompt"] == [{"role": "user", "content": "so far: 503s"}]
 
 
 def test_a_cells_result_is_made_of_its_fields() -> None:
@@ -142,7 +157,7 @@ def test_an_unknown_price_is_a_question_mark_everywhere() -> None:
 MONEY = [(0, 0, "$0"), (0, 2, "?"), (0.00001, 0, "<$0.0001"), (0.0131, 0, "$0.0131"), (0.03125, 0, "$0.0313")]
 MONEY += [(1.5, 1, "$1.5000 + ?"), (1234.5, 0, "$1,234.50")]
 SPANS = [(0, "0 ms"), (0.4, "0.4 ms"), (10.5, "11 ms"), (41, "41 ms"), (2140, "2.1 s"), (59_960, "1 m 00 s")]
-SPANS += [(65_000, "1 m 05 s"), (3_599_900, "1 h 00 m"), (7_380_000, "2 h 03 m"), (1e11, "27,777 h 47 m")]
+SPANS += [(65_000, "1 m 05 s"), (3_599_900, "1 h 00 m"), (7_380_000, "2 h 03 m"), (1e11, "27,777 h 46 m")]
 
 
 @pytest.mark.parametrize(("known", "unpriced", "shown"), MONEY)
@@ -183,6 +198,22 @@ def test_a_pause_before_a_resumption_is_not_counted_as_time() -> None:
     events = journals.resumed_run()
     assert rlm_viz.duration(rlm_viz.totals(events)["duration_ms"]) == "13.5 s"
     assert rlm_viz.duration(rlm_viz.rows(events)[0].all_ms) == "13.5 s"
+
+
+def test_a_second_prompt_is_a_tree_of_its_own_and_the_wait_for_it_no_time() -> None:
+    events = journals.text_run()
+    listed = rlm_viz.rows(events)
+    tops = [row for row in listed if row.level == 0]
+    assert [(row.name, row.text) for row in tops] == [("run", events[0]["prompt"]), ("next prompt", "And who made it?")]
+    assert [row.name for row in listed if row.kind == "tool"] == ["file_list"]
+    assert listed[listed.index(next(row for row in listed if row.kind == "tool")) - 1].name == "cell 1"
+    assert rlm_viz.totals(events)["duration_ms"] < 10_000
+    assert rlm_viz.totals(events)["status"] == "answered"
+
+
+def test_what_a_tool_was_asked_is_found_in_the_turn_that_called_it() -> None:
+    row = next(row for row in rlm_viz.rows(journals.failed_run()) if row.kind == "tool")
+    assert (row.name, row.text) == ("file_read", '{"path": "notes/../../etc/passwd"}')
 
 
 def test_a_chain_of_a_thousand_levels_works() -> None:
@@ -305,18 +336,6 @@ def test_a_page_is_private_and_replaces_the_old_one_whole(tmp_path: Path) -> Non
     with pytest.raises(FileNotFoundError):
         rlm_viz.write([path, tmp_path / "none.jsonl"], out)
     assert sorted(os.listdir(tmp_path)) == sorted([os.path.basename(path), "t.html", "work"])
-
-
-def test_every_message_is_stored_once() -> None:
-    events = journals.large_run(300)
-    history: list[Event] = []
-    naive = 0
-    for event in rlm_viz.merge(events):
-        if event["event"] == "call" and event["kind"] == "turn":
-            history += event["prompt"]
-            naive += len(json.dumps({**event, "prompt": history}))
-    turns = [event for event in events if event.get("kind") != "sub"]
-    assert len(journals.dumps(turns)) < naive / 2
 
 
 def test_a_history_heavy_run_is_at_most_5_percent_of_naive_jsonl() -> None:
