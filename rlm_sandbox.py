@@ -1638,8 +1638,8 @@ def zygote_main(channel: int, setup: dict[str, Any]) -> NoReturn:
         os.environ["MPLCONFIGDIR"] = os.path.join(base, "matplotlib")
         preload(setup)
         load_libc()
-    except BaseException:
-        host.sendall(to_json({"error": traceback.format_exc(limit=-3)[-2000:]}).encode())
+    except BaseException as error:
+        host.sendall(to_json({"error": f"{type_name(type(error))}: {text_of(error)[:2000]}"}).encode())
         os._exit(1)
     zygote = Zygote(host, dict(setup, base=base))
     with open(os.devnull, "wb") as nowhere:
@@ -1807,6 +1807,8 @@ def start_worker(setup: dict[str, Any], layers: dict[str, bool | str], wire: Wir
     sys.modules["__main__"] = type(sys)("__main__")
     confine(dict(setup, readable=readable_paths(setup)), layers)
     os.environ.clear()
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
     layers["policy"] = setup["policy"]
     setup["own_init"] = own_init
     setup["grow"] = raise_memory_limit if layers["rlimits"] else None
@@ -2811,6 +2813,18 @@ def package_path(allowed_imports: tuple[str, ...], policy: bool) -> list[str]:
     return found
 
 
+def is_native(name: str) -> bool:
+    """Whether a package, or one that lies within it, is compiled."""
+    from importlib.util import find_spec
+
+    spec = find_spec(name.partition(".")[0])
+    suffixes = (".so", ".pyd", ".dylib")
+    if spec is None or not spec.submodule_search_locations:
+        return spec is not None and str(spec.origin).endswith(suffixes)
+    walks = (os.walk(folder) for folder in spec.submodule_search_locations)
+    return any(file.endswith(suffixes) for walk in walks for _, _, files in walk for file in files)
+
+
 def capabilities() -> dict[str, bool | str]:
     """Which layers of the local sandbox hold on this machine (`..._error` says why one does not), and its level."""
     with LocalSandbox() as sandbox:
@@ -2856,21 +2870,36 @@ class LocalSandbox(Sandbox):
             raise ValueError(f'require is "best" or "full", not {require!r}')
         self.allowed_imports = tuple(allowed_imports or ())
         self.policy = "policy" in layers
+        self.require = require
+        folders = [workspace] if isinstance(workspace, str) else workspace or ()
         self.setup = {
             "memory": parse_size(memory),
-            "workspace": [workspace] if isinstance(workspace, str) else list(workspace or ()),
-            "readable": list(readable),
+            "workspace": [os.path.realpath(folder) for folder in folders],
+            "readable": [os.path.realpath(path) for path in readable],
             "output_limit": output_limit,
             "fork_limit": 300 << 20 if snapshot else 0,
             "confined": "confinement" in layers,
         }
-        self.require = require
         with self._lock:
             self._started()
-        if require == "full" and self.level != "full":
+
+    def _hello(self, frames: Frames) -> None:
+        super()._hello(frames)
+        try:
+            self._check_level()
+        except SandboxError:
+            self._drop()
+            raise
+
+    def _check_level(self) -> None:
+        if self.require == "full" and self.level != "full":
             missing = ", ".join(name for name in FULL_LEVEL if not self.layers.get(name))
-            self.close()
             raise SandboxError(f"the sandbox is not fully confined here: no {missing}", 'use Docker, or require="best"')
+        for name in self.allowed_imports:
+            # Compiled packages do what they like beneath the policy: only the operating system can hold them.
+            if self.level == "language-only" and self.policy and is_native(name):
+                message = f"{name!r} is compiled code, and nothing on this system confines the local sandbox"
+                raise SandboxError(message, "use the Docker environment for it")
 
     @property
     def level(self) -> str:

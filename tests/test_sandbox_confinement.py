@@ -337,3 +337,19 @@ def test_one_missing_layer_is_not_full(missing: str, monkeypatch: pytest.MonkeyP
         assert box.level == "partial"
     with pytest.raises(SandboxError, match=f"no {missing}"):
         LocalSandbox(require="full")
+
+
+def test_a_renewed_worker_must_be_confined_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    with LocalSandbox(require="full") as box:
+        monkeypatch.setattr(LocalSandbox, "level", "partial")
+        with pytest.raises(SandboxError, match="not fully confined"):
+            box.reset()
+        with pytest.raises(SandboxError, match="not fully confined"):
+            box.execute("1")
+
+
+def test_compiled_packages_need_the_confinement() -> None:
+    pytest.importorskip("numpy")
+    with pytest.raises(SandboxError, match="'numpy' is compiled code, and nothing on this system confines") as caught:
+        LocalSandbox(allowed_imports=["numpy"], layers=("policy",))
+    assert "Docker" in caught.value.hint
