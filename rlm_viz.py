@@ -1090,8 +1090,8 @@ def _cards(sums: Mapping[str, Any], listed: Sequence[Row], limits: Event) -> lis
             f"{nodes:,} {'node' if nodes == 1 else 'nodes'}",
             of("max_depth", sums["depth_reached"], "of {1:,.0f}"),
         ),
-        ("Tool calls", f"{sums['tool_calls']:,}", f"{cells:,} of them cells", []),
         ("Errors", f"{sums['errors']:,}", "", []),
+        ("Tool calls", f"{sums['tool_calls']:,}", f"{cells:,} of them cells", []),
     ]
 
 
@@ -1766,14 +1766,15 @@ main{padding:16px 20px 40px;max-width:1720px;margin:auto}
 .badge.answered{background:var(--okbg);color:var(--ok)}
 .badge.error,.badge.interrupted{background:var(--errorbg);color:var(--error)}
 .badge.partial,.badge.unfinished{background:var(--hit);color:var(--warn)}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(106px,1fr));margin-top:14px;overflow:hidden}
-.cards>div{padding:10px 12px 10px 16px;box-shadow:1px 0 var(--line),0 1px var(--line)}
+.cards{display:flex;flex-wrap:wrap;margin-top:14px;overflow:hidden}
+.cards>div{flex:1 1 auto;min-width:86px;padding:10px 12px;box-shadow:1px 0 var(--line),0 1px var(--line)}
 .cards dt{font-size:12px;color:var(--muted)}
 .cards dd{font-size:20px;font-weight:600;line-height:1.3;font-variant-numeric:tabular-nums;white-space:nowrap}
-.cards .note{font-size:12px;font-weight:400;color:var(--muted);line-height:1.4;white-space:normal}
+.cards .note{contain:inline-size;font-size:12px;font-weight:400;color:var(--muted);line-height:1.4;white-space:normal}
 .cards .bad dd:not(.note){color:var(--error)}
 .note span{display:block;margin-top:3px}
-meter{display:block;width:100%;height:8px}
+.track{display:block;height:12px;background:var(--raised);border-radius:3px;overflow:hidden}
+.note .track{height:6px;margin-top:4px;box-shadow:inset 0 0 0 1px var(--line)}
 .problems:not(:empty){margin-top:14px;padding:8px 16px 8px 32px;background:var(--hit);border-radius:10px;
   font-size:13px;overflow-wrap:anywhere}
 #notice:not(:empty){margin-top:14px;padding:8px 16px;border-radius:10px;background:var(--tint)}
@@ -1818,8 +1819,8 @@ meter{display:block;width:100%;height:8px}
 #rows [role=row]:focus-visible,#rows [role=gridcell]:focus-visible{outline-offset:-2px}
 #rows .hit .name b{background:var(--hit)}
 #rows .dim{opacity:.72}
-.name{display:flex;align-items:center;gap:6px;min-width:0;height:100%}
-.in{flex:none;align-self:stretch;width:calc(var(--l)*16px);
+.name{overflow:hidden;display:flex;align-items:center;gap:6px;min-width:0;height:100%}
+.in{flex:none;max-width:45%;align-self:stretch;width:calc(var(--l)*16px);
   background:repeating-linear-gradient(90deg,transparent 0 7px,var(--line) 7px 8px,transparent 8px 16px)}
 .twist{flex:none;width:16px;height:16px;color:var(--muted)}
 .twist.has::before{content:"";display:block;width:0;height:0;margin:4px 5px;border:4px solid transparent;
@@ -1852,7 +1853,7 @@ meter{display:block;width:100%;height:8px}
 .title .icon{margin-left:0}
 .title .grow{flex:1}
 .path{padding:8px 14px 0;font-size:12px;color:var(--muted);display:flex;flex-wrap:wrap;gap:2px 6px}
-.facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(112px,1fr));gap:8px 14px;padding:12px 14px}
+.facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(92px,1fr));gap:8px 12px;padding:12px 14px}
 .facts dt::first-letter{text-transform:uppercase}
 .facts dt{font-size:11px;color:var(--muted)}
 .facts dd{font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
@@ -1905,8 +1906,7 @@ pre.src>.at{background:var(--errorbg);box-shadow:inset 3px 0 var(--error)}
 .share{display:grid;grid-template-columns:minmax(0,max-content) minmax(40px,1fr) auto;gap:6px 10px;
   align-items:center;font-variant-numeric:tabular-nums;font-size:13px}
 .share span:first-child,.share .label{overflow:hidden;text-overflow:ellipsis;white-space:nowrap;max-width:180px}
-.share .track{height:12px;background:var(--raised);border-radius:3px;overflow:hidden}
-.share .fill{display:block;height:100%;border-radius:3px}
+.track .fill{display:block;height:100%;border-radius:3px}
 .donut{display:flex;gap:16px;align-items:center}
 .donut>svg{width:104px;height:104px}
 .donut .share{flex:1;min-width:0}
@@ -1939,7 +1939,7 @@ kbd{border:1px solid var(--line);border-bottom-width:2px;border-radius:5px;paddi
 ::highlight(hit){background:var(--hit);color:var(--text)}
 @container (max-width:820px){#grid [role=row]{grid-template-columns:minmax(0,1fr) 128px 122px 116px}#grid .bar{
   display:none}}
-@container (max-width:620px){#grid [role=row]{grid-template-columns:minmax(0,1fr) 72px 82px 66px}.figure{
+@container (max-width:620px){#grid [role=row]{grid-template-columns:minmax(0,1fr) 84px 92px 70px}.figure{
   grid-template-columns:1fr}.figure i,#grid [role=columnheader] i{display:none}}
 @container (min-width:560px){.pair{grid-template-columns:minmax(0,1fr) minmax(0,1fr)}}
 .split.single{grid-template-columns:minmax(0,1fr)}
@@ -1968,8 +1968,7 @@ button:not(.link){min-width:44px}
 #tools{display:grid;grid-template-columns:repeat(3,1fr)}
 #tools summary{display:grid;place-items:center}
 .brand span{display:none}
-.cards{grid-template-columns:1fr 1fr}
-.cards>div{padding:8px 12px}
+.cards>div{flex-basis:40%}
 #grid #rows [role=row]{height:58px;grid-template-columns:auto auto auto 1fr;grid-template-rows:34px 20px;
   gap:0 12px;contain-intrinsic-size:auto 58px;align-content:start}
 #rows .name{grid-column:1/-1}
@@ -2189,8 +2188,12 @@ function cardOf([title, value, note, limits], meta) {
   return h("div", { class: bad ? "bad" : "" }, h("dt", {}, title), h("dd", {}, value),
     h("dd", { class: "note" }, note, meters));
 }
-const meter = (label, share) => h("meter",
-  { min: 0, max: 1, high: 0.9, optimum: 0, value: Math.min(1, share), "aria-label": label });
+function meter(label, share) {
+  const full = Math.min(100, Math.round(share * 100)), fill = h("span", { class: `fill k-${share < 0.9 ? "end" : "tool"}` });
+  fill.style.width = full + "%";
+  const range = { role: "meter", "aria-valuemin": 0, "aria-valuemax": 100, "aria-valuenow": full };
+  return h("span", { class: "track", "aria-label": label, ...range }, fill);
+}
 function showPicker() {
   $("pick").replaceChildren(...RUNS.map((meta, i) =>
     h("option", { value: i }, `${meta.id} · ${meta.status} · ${meta.question.split("\n")[0].slice(0, 60)}`)));
@@ -2477,7 +2480,8 @@ function facts(row, event) {
     ["Tokens", run.allTokens[row] ? number(run.allTokens[row]) + (usage.estimated ? " (estimate)" : "") : ""],
     ...USAGE.map(key => [words(key), usage[key] ? number(usage[key]) : ""]),
     ["Cost", run.allTokens[row] || run.unpriced[row] ? money(run.allCost[row], run.unpriced[row]) : ""],
-    ["Time", timeOf(row)],
+    ["Time", run.all[row] ? duration(run.all[row]) : ""],
+    ["Self", run.all[row] && run.own[row] !== run.all[row] ? duration(run.own[row]) : ""],
     ["Began", "+" + duration(run.start[row])],
     ...PLAIN_FACTS.map(key => [words(key), typeof event[key] === "object" ? "" : event[key]]),
     ...Object.entries(event.left || {}).map(([key, left]) => [words(key) + " left", leftOf(key, left)]),
@@ -2485,10 +2489,6 @@ function facts(row, event) {
   const told = list.filter(([, value]) => value !== "" && value !== undefined);
   const pairs = told.map(([title, value]) => h("div", {}, h("dt", {}, title), h("dd", {}, value)));
   return h("dl", { class: "facts" }, pairs);
-}
-function timeOf(row) {
-  if (!run.all[row]) return "";
-  return duration(run.all[row]) + (run.own[row] !== run.all[row] ? ` (self ${duration(run.own[row])})` : "");
 }
 function leftOf(key, left) {
   if (typeof left !== "number") return left === null ? "" : show(left);
