@@ -511,7 +511,13 @@ def test_heartbeats_grow_carry_the_last_line_and_stop_with_the_answer(version: s
         id = peer.start(
             "execute_python", token="t", code="import time\nwhile True:\n    print('tick')\n    time.sleep(0.06)"
         )
-        peer.wait_note("notifications/progress", number=3)
+        number = 3
+        while (
+            version != "2024-11-05"
+            and "message" not in peer.wait_note("notifications/progress", number=number)["params"]
+        ):
+            number += 1
+        peer.wait_note("notifications/progress", number=number)
         peer.notify("notifications/cancelled", {"requestId": id})
         peer.run("1")
         notes = [n["params"] for n in peer.notifications if n["method"] == "notifications/progress"]
