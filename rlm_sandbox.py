@@ -36,7 +36,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import CodeType
 from typing import Any, NoReturn
@@ -58,6 +58,7 @@ __all__ = [
 FRAME_MAX = 32 << 20  # bytes in one frame, either way
 DEPTH_MAX = 100  # nested containers in a value that travels
 OUT_HALF = 5_000_000  # characters of a cell's output kept at each end in `_out[n]`
+STREAM_MAX = 4_000_000  # characters of a cell's output that are sent on while it runs
 OUT_TOTAL = 100_000_000  # characters kept in all of `_out`
 PASSED_ON = b"done"  # the original's last word to the copy that takes over
 SPARE_DESCRIPTORS = 16  # kept from the cells
@@ -365,7 +366,7 @@ class Output(io.TextIOBase):
         self.waits = 0
         self.head: list[str] = []
         self.tail: collections.deque[str] = collections.deque()
-        self.headed = self.tailed = self.total = 0
+        self.headed = self.tailed = self.total = self.emitted = 0
         self.drained = 0.0
 
     def writable(self) -> bool:
@@ -388,8 +389,9 @@ class Output(io.TextIOBase):
         self.waiting, self.waits, self.drained = [], 0, time.monotonic()
         if not text:
             return
-        if self.emit:
+        if self.emit and self.emitted < STREAM_MAX:
             self.emit(text)
+            self.emitted += len(text)
         room = OUT_HALF - self.headed
         if room > 0:
             self.head.append(text[:room])
@@ -491,6 +493,7 @@ class Calls:
         self.host = self.wire = wire
         self.interrupts = Interrupts()
         self.request = 0
+        self.process = os.getpid()
         self.marked = False  # in a forked copy each frame says, before the frame itself, what the original does with it
         self.numbers = itertools.count(1)
         self.answers: dict[int, dict[str, Any]] = {}
@@ -501,7 +504,7 @@ class Calls:
         self.probe: int | None = None  # in a throw-away copy: where it says what it would have asked
 
     def begin(self, wire: Wire, marked: bool) -> None:
-        self.wire, self.marked = wire, marked
+        self.wire, self.marked, self.process = wire, marked, os.getpid()
         self.numbers, self.answers = itertools.count(1), {}
 
     def send(self, message: dict[str, Any], mark: bytes = b".") -> None:
@@ -512,6 +515,10 @@ class Calls:
             except BrokenPipeError:
                 self.orphaned()
                 self.wire.write(data)
+
+    def in_child(self) -> bool:
+        """Whether this is a process that the cell itself forked."""
+        return os.getpid() != self.process
 
     def orphaned(self) -> None:
         """In a copy whose original was killed by what the cell did: go on without it."""
@@ -530,6 +537,8 @@ class Calls:
         return outcome(self.answer(self.start(call)))
 
     def start(self, call: dict[str, Any]) -> int:
+        if self.in_child():
+            raise RuntimeError("only the process of the cell can ask the host, not one that it forked: use threads")
         with self.answered:
             number = next(self.numbers)
         self.send(dict(call, call=number))
@@ -670,9 +679,11 @@ class Worker:
         self.fork_limit: int = setup.get("fork_limit", 300 << 20) if hasattr(os, "fork") else 0
         self.own_init: bool = setup.get("own_init", False)
         self.can_kill: bool = setup.get("can_kill", True)
+        self.contained: bool = setup.get("contained", False)
         self.grow: Callable[[int], None] = setup.get("grow") or (lambda weight: None)
-        self.blob: int | None = setup.get("blob")
+        self.blob: int = setup.get("blob", -1)
         self.weights: dict[str, int] = {}  # of what the host has set: large, but rarely touched, so cheap to fork
+        self.kills = memory_kills()
         self.spill = Spill()
         global session_calls
         self.calls = session_calls = Calls(wire)
@@ -751,10 +762,10 @@ class Worker:
     def read_blob(self, message: dict[str, Any]) -> Any:
         """A value handed over by reference: UTF-8 text in one piece, and where its items end."""
         size = message["size"]
-        if self.blob is None:
+        if size is None:
             raw = bytearray()
-            while len(raw) < size:
-                raw += self.calls.wire.read()
+            while part := self.calls.wire.read():
+                raw += part
             return from_blob(memoryview(raw), message)
         if not size:
             return from_blob(memoryview(b""), message)
@@ -770,6 +781,8 @@ class Worker:
         self.final = UNSET
         self.bind(message["functions"])
         ended = self.run(message["code"], f"<cell {number}>")
+        if self.calls.in_child():
+            os._exit(0 if ended["status"] == "ok" else 1)
         text = self.out.text()
         self.keep(number, text)
         where = f"; the whole is in _out[{number}]"
@@ -876,14 +889,16 @@ class Worker:
         self.variables.update(self.own)
 
     def emit(self, text: str) -> None:
-        if self.calls.probe is None:
+        if self.calls.probe is None and not self.calls.in_child():
             for start in range(0, len(text), 1 << 20):
                 self.calls.send({"op": "output", "text": text[start : start + (1 << 20)]})
 
     # - the fork before a request
 
     def can_fork(self) -> bool:
-        return bool(self.fork_limit) and memory_in_use() - sum(self.weights.values()) < self.fork_limit
+        """Not beyond a size, and not while threads of earlier cells run: a copy would be without them."""
+        light = memory_in_use() - sum(self.weights.values()) < self.fork_limit
+        return light and threading.active_count() == 1
 
     def fork(self) -> str:
         """ "copy" in the process that is to do the request, "original" in the other once the copy has died or is done,
@@ -894,7 +909,7 @@ class Worker:
             to_copy, from_copy = os.pipe(), os.pipe()
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             chance = random.getstate()
-            copy = os.fork()
+            copy = self.new_process()
         except OSError:
             signal.signal(signal.SIGINT, self.calls.interrupts.handler)
             return "alone"
@@ -906,6 +921,9 @@ class Worker:
             signal.signal(signal.SIGUSR1, signal.SIG_IGN if self.can_kill else signal.SIG_DFL)
             signal.signal(signal.SIGINT, self.calls.interrupts.handler)
             self.calls.begin(Wire(to_copy[0], from_copy[1]), marked=True)
+            if self.contained:
+                os.setpgid(0, 0)
+                set_expendable(1000)
             return "copy"
         os.close(to_copy[0])
         os.close(from_copy[1])
@@ -915,6 +933,13 @@ class Worker:
             self.sweep()
             self.tell_death(died)
         return "original"
+
+    def new_process(self) -> int:
+        try:
+            return os.fork()
+        except BlockingIOError:  # earlier cells left as many processes as there may be
+            self.sweep()
+            return os.fork()
 
     def commit(self, lasting: bool) -> None:
         """Hand the result to the original, and take its place when it has gone (or go, if nothing is to last)."""
@@ -932,6 +957,8 @@ class Worker:
         os.close(wire.writer)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         self.calls.begin(self.host, marked=False)
+        if self.contained:
+            set_expendable(0)
 
     def sweep(self) -> None:
         """Kill what the dead copy left running. Only ever where this process's init is the sandbox's own."""
@@ -942,7 +969,15 @@ class Worker:
     def tell_death(self, status: int) -> None:
         how = {"signal": os.WTERMSIG(status)} if os.WIFSIGNALED(status) else {"exit": os.WEXITSTATUS(status)}
         shown = {"stdout": cut(self.spill.text(), self.output_limit, ""), "chars": self.spill.total()}
-        self.host.write(encode_frame({"op": "died", "id": self.calls.request, **shown, **how}))
+        kills, self.kills = self.kills, memory_kills()
+        memory = None if kills is None else self.kills != kills
+        self.host.write(encode_frame({"op": "died", "id": self.calls.request, "memory": memory, **shown, **how}))
+
+
+def set_expendable(score: int) -> None:
+    """How gladly the kernel kills this process when a container's memory runs out: the copy before its original."""
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write(str(score))
 
 
 def reserve_descriptors(spare: int) -> None:
@@ -1096,6 +1131,14 @@ def memory_in_use() -> int:
         return heap_size()
 
 
+def memory_kills() -> str | None:
+    """How often the kernel killed for want of memory, where a container shows that."""
+    for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
+        with contextlib.suppress(OSError), open(path) as file:
+            return next((line for line in file if line.startswith("oom_kill ")), None)
+    return None
+
+
 def heap_size() -> int:
     small = sys.getallocatedblocks() * 96  # a middling size for objects of the small-object allocator
     return small + (malloc_size() if malloc_size else 0)
@@ -1104,30 +1147,42 @@ def heap_size() -> int:
 malloc_size: Callable[[], int] | None = None  # set before confinement, where the C library can tell
 
 
-def to_blob(value: Any) -> tuple[dict[str, Any], bytes]:
-    """A header and one piece of UTF-8: text, lists of text and dicts of text as they are, the rest as JSON."""
+def to_blob(value: Any) -> tuple[dict[str, Any], Iterator[bytes]]:
+    """A header and pieces of UTF-8: text, lists of text and dicts of text as they are, the rest as JSON.
+
+    The header's weight is what the worker needs at most: the value, and the pieces that it is made from.
+    """
     if type(value) is str:
-        return {"kind": "str", "weight": text_weight(value)}, value.encode("utf-8", "surrogatepass")
-    if type(value) is list and all(type(item) is str for item in value):
+        return {"kind": "str", "weight": text_weight(value)}, encoded(value)
+    if type(value) is list and set(map(type, value)) <= {str}:
         return joined("list", value)
-    if type(value) is dict and all(type(key) is type(item) is str for key, item in value.items()):
+    if type(value) is dict and set(map(type, value)) | set(map(type, value.values())) <= {str}:
         return joined("dict", list(itertools.chain.from_iterable(value.items())))
-    data = to_json(Packer(1 << 40).pack(value)).encode("ascii")
-    return {"kind": "json", "weight": 8 * len(data)}, data
+    text = to_json(Packer(1 << 40).pack(value))
+    return {"kind": "json", "weight": 8 * len(text)}, encoded(text)
 
 
-def joined(kind: str, texts: list[str]) -> tuple[dict[str, Any], bytes]:
-    parts = [text.encode("utf-8", "surrogatepass") for text in texts]
-    ends = array.array("I", map(len, parts))
-    weight = sum(map(text_weight, texts)) + 60 * len(texts)
-    return {"kind": kind, "weight": weight, "count": len(parts)}, b"".join([ends.tobytes(), *parts])
+def joined(kind: str, texts: list[str]) -> tuple[dict[str, Any], Iterator[bytes]]:
+    text = "".join(texts)
+    header = {
+        "kind": kind,
+        "count": len(texts),
+        "weight": 2 * text_weight(text) + 80 * len(texts),
+        "ascii": text.isascii(),
+    }
+    sizes = map(len, texts if text.isascii() else (item.encode("utf-8", "surrogatepass") for item in texts))
+    return header, filter(None, itertools.chain([array.array("I", sizes).tobytes()], encoded(text)))
+
+
+def encoded(text: str) -> Iterator[bytes]:
+    """In pieces, since fresh memory for a hundred megabytes costs more than filling it."""
+    for start in range(0, len(text), 1 << 20):
+        yield text[start : start + (1 << 20)].encode("utf-8", "surrogatepass")
 
 
 def text_weight(text: str) -> int:
-    """Bytes that the worker needs for a text: its characters at their width, and the piece it is decoded from once."""
-    if text.isascii():
-        return 2 * len(text)
-    return sys.getsizeof(text) + 4 * len(text)
+    """A text's characters at their width, and the UTF-8 they are decoded from."""
+    return 2 * len(text) if text.isascii() else sys.getsizeof(text) + 4 * len(text)
 
 
 def from_blob(view: memoryview, header: dict[str, Any]) -> Any:
@@ -1136,20 +1191,24 @@ def from_blob(view: memoryview, header: dict[str, Any]) -> Any:
         return str(view, "utf-8", "surrogatepass")
     if kind == "json":
         return unpack(json.loads(str(view, "ascii")))
-    count = header["count"]
-    ends = array.array("I")
-    ends.frombytes(view[: 4 * count])
-    texts, at = [], 4 * count
-    for size in ends:
-        texts.append(str(view[at : at + size], "utf-8", "surrogatepass"))
-        at += size
+    sizes = array.array("I")
+    body = 4 * header["count"]
+    sizes.frombytes(view[:body])
+    ends = list(itertools.accumulate(sizes))
+    spans = zip([0, *ends], ends)
+    if header["ascii"]:
+        text = str(view[body:], "ascii")
+        texts = [text[start:end] for start, end in spans]
+    else:
+        texts = [str(view[body + start : body + end], "utf-8", "surrogatepass") for start, end in spans]
     return texts if kind == "list" else dict(zip(texts[::2], texts[1::2]))
 
 
-def supervise(group: int, watched: Sequence[int], forward: bool) -> NoReturn:
+def supervise(group: int, watched: Sequence[int], idle_limit: float = 0) -> NoReturn:
     """Reap what the worker leaves, end with it, and take it along when whoever holds the other end of `watched` dies.
 
-    With `forward` (as a container's first process) SIGINT and SIGUSR1 from outside go to the worker's group.
+    With `idle_limit` this is a container's first process: SIGINT and SIGUSR1 go to all that runs there, and after so
+    many seconds without a word from the host it ends, since a daemon that died may have left it to itself.
     """
     wakeup_read, wakeup_write = os.pipe()
     os.set_blocking(wakeup_write, False)
@@ -1166,12 +1225,21 @@ def supervise(group: int, watched: Sequence[int], forward: bool) -> NoReturn:
             if descriptor != wakeup_read:
                 end_group(group)
             for number in os.read(wakeup_read, 64):
-                if number == signal.SIGTERM:
+                if idle_limit:
+                    signal_container(number)
+                elif number == signal.SIGTERM:
                     end_group(group)
-                elif forward and number in (signal.SIGINT, signal.SIGUSR1):
-                    with contextlib.suppress(ProcessLookupError):
-                        os.killpg(group, number)
+        if idle_limit and time.time() - os.fstat(watched[0]).st_mtime > idle_limit:  # when the pipe was last written to
+            end_group(group)
     os._exit(0)
+
+
+def signal_container(number: int) -> None:
+    """Pass a signal on to all processes of this container, wherever a cell put itself and even if it is stopped."""
+    if number in (signal.SIGINT, signal.SIGUSR1):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(-1, signal.SIGCONT)
+            os.kill(-1, number)
 
 
 def reap_children() -> bool:
@@ -1206,9 +1274,9 @@ def container_main(setup: dict[str, Any]) -> NoReturn:
     worker = os.fork()
     if worker:
         os.close(wire.writer)
-        supervise(worker, [wire.reader], forward=True)
+        supervise(worker, [wire.reader], setup["idle_limit"])
     os.setpgid(0, 0)
-    setup["own_init"] = os.getppid() == 1
+    setup["own_init"] = setup["contained"] = os.getppid() == 1
     Worker(wire, PlainLanguage(), setup).start({})
 
 
@@ -1689,7 +1757,7 @@ def plain_main(setup: dict[str, Any]) -> NoReturn:
     else:
         threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     preload(setup)
-    start_worker(dict(setup, blob=None), {}, wire, own_init=False)
+    start_worker(setup, {}, wire, own_init=False)
 
 
 def end_with(parent: int) -> NoReturn:
@@ -1780,7 +1848,7 @@ def start_session(setup: dict[str, Any], descriptors: list[int], watched: list[i
         set_subreaper()
         if os.fork():
             keep_open(*watched)
-            supervise(os.getpgrp(), watched, forward=False)
+            supervise(os.getpgrp(), watched)
         run_worker(setup, layers, descriptors, own_init=os.getppid() == 1 and bool(layers.get("pid_namespace")))
     finally:
         os._exit(1)
@@ -1912,9 +1980,9 @@ class Channel:
         except BlockingIOError:
             return 0
 
-    def put(self, data: bytes) -> bool:
-        """Lay a value where the worker finds it; False: it must follow in frames."""
-        return False
+    def put(self, pieces: Iterable[bytes]) -> int | None:
+        """Lay a value where the worker finds it, and return its size; None: it must follow in frames."""
+        return None
 
     def interrupt(self) -> None:
         """SIGINT for the cell."""
@@ -1957,17 +2025,18 @@ class Frames:
         self.sending = threading.Lock()
         self.buffer = bytearray()
 
-    def send(self, message: dict[str, Any], blob: bytes = b"", valid: Callable[[], bool] = lambda: True) -> None:
-        """Write a whole frame, or none of it when `valid` no longer holds as its turn comes."""
+    def send(
+        self, message: dict[str, Any], pieces: Iterable[bytes] = (), valid: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Write a whole frame and pieces of a value, or nothing if `valid` no longer holds as its turn comes."""
         data = encode_frame(message)
         with self.sending:
             if not valid():
                 return
             self.write(data)
-            for start in range(0, len(blob), 4 << 20):
-                part = memoryview(blob)[start : start + (4 << 20)]
-                self.write(struct.pack(">I", len(part)))
-                self.write(part)
+            for piece in pieces:
+                self.write(struct.pack(">I", len(piece)))
+                self.write(piece)
 
     def write(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
@@ -2162,12 +2231,12 @@ class Sandbox:
 
     # - requests other than cells
 
-    def _request(self, message: dict[str, Any], blob: bytes = b"") -> dict[str, Any]:
+    def _request(self, message: dict[str, Any], pieces: Iterable[bytes] = ()) -> dict[str, Any]:
         frames = self._started()
         self._requests += 1
         request = self._requests
         try:
-            frames.send(dict(message, id=request), blob)
+            frames.send(dict(message, id=request), pieces)
             deadline = time.monotonic() + max(30.0, self.cell_timeout)
             while True:
                 reply = frames.receive(max(0.0, deadline - time.monotonic()))
@@ -2188,14 +2257,14 @@ class Sandbox:
         kinds: dict[str, type[Exception]] = {"TypeError": TypeError, "KeyError": KeyError, "ValueError": ValueError}
         raise kinds.get(str(reply.get("type")), SandboxError)(str(reply.get("message")))
 
-    def _send_blob(self, name: str, header: dict[str, Any], data: bytes) -> None:
+    def _send_blob(self, name: str, header: dict[str, Any], pieces: Iterator[bytes]) -> None:
         frames = self._started()
-        laid = frames.channel.put(data)
+        size = frames.channel.put(pieces)
         try:
-            self._request({"op": "set", "name": name, "size": len(data), **header}, b"" if laid else data)
+            rest = itertools.chain(pieces, [b""]) if size is None else ()
+            self._request({"op": "set", "name": name, "size": size, **header}, rest)
         finally:
-            if laid:
-                frames.channel.put(b"")
+            frames.channel.put(())
 
 
 class Run:
@@ -2478,7 +2547,7 @@ class Run:
             if self.asked == "timeout":
                 return "timeout", f"the cell was killed: it did not stop at its limit of {self.limit:g} s"
             return "error", "KeyboardInterrupt: the cell was killed, since it did not stop when asked to"
-        if number == signal.SIGKILL:
+        if number == signal.SIGKILL and reply.get("memory") is not False:
             return "memory", "the cell was killed: it ran out of memory"
         if type(number) is int:
             return "crash", f"the cell's process died of {signal_name(number)}"
@@ -2598,12 +2667,15 @@ class LocalChannel(Channel):
         self.blob, self.group, self.zygote = blob, group, zygote
         self.lock = threading.Lock()
 
-    def put(self, data: bytes) -> bool:
+    def put(self, pieces: Iterable[bytes]) -> int:
         os.ftruncate(self.blob, 0)
-        view, at = memoryview(data), 0
-        while at < len(view):
-            at += os.pwrite(self.blob, view[at:], at)
-        return True
+        at = 0
+        for piece in pieces:
+            view = memoryview(piece)
+            while view:
+                written = os.pwrite(self.blob, view, at)
+                view, at = view[written:], at + written
+        return at
 
     def signal(self, number: int) -> None:
         with self.lock:
@@ -2934,6 +3006,7 @@ class LocalSandbox(Sandbox):
 
 LABEL = "flat-rlm.sandbox"  # whose value names the process that made the container
 LEAST_MEMORY = 24 << 20  # what the worker needs itself, with a fork and some room
+IDLE_LIMIT = 86_400.0  # seconds that a container waits for a word from its host
 MASKED_MAX = 200_000  # files looked at in a folder that is to be mounted
 _SECRET_FOLDERS = (".aws", ".ssh", ".snipara")
 DAEMON_SECONDS = 60
@@ -3217,6 +3290,7 @@ class DockerSandbox(Sandbox):
             "user": container_user(),
             "working_dir": "/",
             "stdin_open": True,
+            "stop_signal": "SIGKILL",
             "detach": False,
             "network_disabled": self.network_disabled,
             "labels": {LABEL: owner_label()},
@@ -3237,6 +3311,7 @@ class DockerSandbox(Sandbox):
         return {
             "output_limit": self.output_limit,
             "fork_limit": min(300 << 20, self.memory // 2),
+            "idle_limit": IDLE_LIMIT,
             "folder": "/workspace" if self._mounts() else "/tmp",
         }
 
@@ -3257,6 +3332,7 @@ class DockerSandbox(Sandbox):
             "memswap_limit": self.memory,
             "nano_cpus": int(self.cpus * 1e9),
             "ipc_mode": "none",
+            "init": False,  # the worker's supervisor is one
             "log_config": LogConfig(type="none"),
             "ulimits": [Ulimit(name=name, soft=value, hard=value) for name, value in bounds.items()],
             "auto_remove": True,
