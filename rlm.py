@@ -2943,11 +2943,13 @@ class RLM:
         stop = threading.Event()
 
         def work(number: int) -> None:
-            if not stop.is_set():
-                results[number] = _complete_item(self, items[number], pool)
-                if on_result is not None:
-                    on_result(number, results[number])
-            done[number].set()
+            try:
+                if not stop.is_set():
+                    results[number] = _complete_item(self, items[number], pool)
+                    if on_result is not None:
+                        on_result(number, results[number])
+            finally:
+                done[number].set()
 
         tasks = [partial(work, number) for number in range(len(items))]
         threading.Thread(target=fan_out, args=(tasks, max(1, max_workers)), daemon=True).start()
@@ -3309,9 +3311,10 @@ def _load_context(path: str) -> Any:
 
 
 def _printer(verbose: bool) -> Callable[[Event], None] | None:
-    """A listener that prints each step to stderr, for `verbose=True`."""
+    """A listener that prints each step to stderr, for `verbose=True`; in a notebook one that keeps a line."""
     if not verbose:
-        return None
+        line: Callable[[Event], None] | None = _viz().kernel_line() if "ipykernel" in sys.modules else None
+        return line
 
     def show(event: Event) -> None:
         indent = "  " * int(event.get("depth") or 0)

@@ -17,6 +17,7 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -511,7 +512,7 @@ def _kind(event: Event) -> str:
     if name == "start":
         return "node"
     if name == "call":
-        return "sub" if event.get("kind") == "sub" else "turn"
+        return "sub" if event.get("kind") in ("sub", "summary") else "turn"
     if name == "tool":
         return "cell" if "code" in event else "tool"
     return str(name) if name in EVENTS else "other"
@@ -526,7 +527,8 @@ def _words(kind: str, event: Event) -> tuple[str, str]:
         calls = ", ".join(_brief(call.get("name"), 40) for call in _dicts(event.get("tool_calls"))[:4])
         return f"turn {_count(event.get('turn'))}", _brief(event.get("response")) or calls
     if kind == "sub":
-        return "llm_query", _brief(_last_user_text(event.get("prompt")))
+        name = "summary" if event.get("kind") == "summary" else "llm_query"
+        return name, _brief(_last_user_text(event.get("prompt")))
     if kind == "cell":
         return f"cell {_count(event.get('cell'))}", _first_code_line(event.get("code"))
     return _other_words(kind, event)
@@ -859,6 +861,55 @@ def _fragment_row(row: Row, cell: str) -> str:
     return f'<tr><td style="{left}">{name}</td>{figures}</tr>'
 
 
+class KernelLine:
+    """A listener for runs in a notebook: one line under the cell, renewed at most twice a second."""
+
+    def __init__(self, display: Callable[..., Any]) -> None:
+        self._display = display
+        self._handle: Any = None
+        self._began = self._shown = time.monotonic()
+        self._calls = self._tokens = self._depth = self._unpriced = 0
+        self._cost = 0.0
+
+    def __call__(self, event: Event) -> None:
+        kind = event.get("event")
+        if kind == "start" and not event.get("depth"):
+            self._began = time.monotonic()
+        if kind == "call":
+            usage = _dict(event.get("token_usage"))
+            self._calls += 1
+            self._tokens += int(_number(usage.get("input")) + _number(usage.get("output")))
+            self._depth = max(self._depth, int(_number(event.get("depth"))))
+            self._unpriced += event.get("cost_usd") is None
+            self._cost += _number(event.get("cost_usd"))
+        last = kind == "end" and not event.get("depth")
+        if last or time.monotonic() - self._shown >= 0.5:
+            self._show("✓" if last and event.get("status") == "answered" else "✗" if last else "…")
+
+    def _show(self, mark: str) -> None:
+        self._shown = time.monotonic()
+        took = duration((self._shown - self._began) * 1000)
+        cost = money(self._cost, self._unpriced)
+        line = {
+            "text/plain": f"{mark} {took} · {self._calls} calls · {self._tokens:,} tokens · {cost} · depth {self._depth}"
+        }
+        if self._handle is None:
+            self._handle = self._display(line, raw=True, display_id=True)
+        else:
+            self._handle.update(line, raw=True)
+
+
+def kernel_line() -> KernelLine | None:
+    """A progress line, if this is a notebook's kernel."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    if shell is None or not hasattr(shell, "kernel"):
+        return None
+    from IPython.display import display
+
+    return KernelLine(display)
+
+
 def _html(text: str) -> str:
     return (
         text.replace("&", "&amp;")
@@ -1060,7 +1111,7 @@ def _cards(sums: Mapping[str, Any], listed: Sequence[Row], limits: Event) -> lis
     cached = f" · {100 * usage['cached'] / usage['input']:.0f} % cached" if usage["cached"] and usage["input"] else ""
     unpriced = f"{sums['unpriced']:,} calls without a known price" if sums["unpriced"] else ""
     seconds = sums["duration_ms"] / 1000
-    subcalls = sum(_is_subcall(row) for row in listed)
+    subcalls = sum(row.name in ("llm_query", "rlm_query") for row in listed)
     rounds = sum(row.kind == "turn" and row.depth == 0 for row in listed)
 
     def of(name: str, used: float, words: str) -> list[tuple[str, float]]:
@@ -1093,10 +1144,6 @@ def _cards(sums: Mapping[str, Any], listed: Sequence[Row], limits: Event) -> lis
         ("Errors", f"{sums['errors']:,}", "", []),
         ("Tool calls", f"{sums['tool_calls']:,}", f"{cells:,} of them cells", []),
     ]
-
-
-def _is_subcall(row: Row) -> bool:
-    return row.kind == "sub" or (row.kind == "node" and row.level > 0)
 
 
 class _Packer:

@@ -7,6 +7,7 @@ that the tests started may be left running.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import re
 import shutil
@@ -119,7 +120,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 def need(what: str) -> None:
-    """Skip where `what` (docker, chromium, a program, python3.10 …) is not here; in CI that is a failure."""
+    """Skip where `what` (docker, a program, python3.10, "import pydantic" …) is not here; in CI that is a failure."""
     if not available(what):
         (pytest.fail if CI else pytest.skip)(f"{what} is not available here")
 
@@ -132,6 +133,8 @@ def available(what: str) -> bool:
         return os.uname().sysname == "Linux"
     if what == "root":
         return os.getuid() == 0
+    if what.startswith("import "):
+        return importlib.util.find_spec(what.split()[1]) is not None
     if what.startswith("python3."):
         return interpreter(what) is not None
     return shutil.which(what) is not None

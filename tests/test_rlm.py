@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
+import shutil
 import signal
 import stat
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import scripted
+from conftest import ROOT
 from scripted import Request, Server, Turn, call, code
 
 import rlm
@@ -432,6 +434,30 @@ def test_replay_is_offline_and_reports_a_divergence(openai: Server) -> None:
     openai.requests.clear()
     replayed = rlm.RLM().replay(whole.trajectory_id)
     assert (replayed.result.value, replayed.divergence, openai.requests) == (whole.value, [], [])
+
+
+def test_the_replay_example_is_a_regression_test(workspace: Path) -> None:
+    """It passes offline, without a key, and fails when the code's outcome is not the recorded one."""
+    shutil.copytree(ROOT / "examples/recorded", workspace / "recorded")
+    example = shutil.copy(ROOT / "examples/test_replay.py", workspace)
+    pytest_here = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(workspace), example]
+    assert subprocess.run(pytest_here, capture_output=True).returncode == 0
+    log = workspace / "recorded/tickets.jsonl"
+    log.write_text(log.read_text().replace('"4 I want a refund', '"5 I want a refund'))
+    failed = subprocess.run(pytest_here, capture_output=True, text=True)
+    assert failed.returncode == 1 and "cell 1 of n0: stdout differ" in failed.stdout
+
+
+def test_what_is_not_determined_is_said_and_survived(openai: Server) -> None:
+    source = "import time\nprint(time.time_ns())"
+    openai.script = script(code(source), code("FINAL('done')"))
+    whole = rlm.complete("go", model=MODEL)
+    lines = Path(str(whole.log)).read_text().splitlines(keepends=True)
+    Path(str(whole.log)).write_text("".join(lines[:3]))
+    told: list[dict[str, Any]] = []
+    result = rlm.RLM(model=MODEL, on_event=told.append).resume(whole.trajectory_id)
+    assert result.value == "done"
+    assert [e["divergence"] for e in told if e.get("divergence")] == ["cell 1 of n0: stdout differ when run again"]
 
 
 def test_a_changed_context_file_is_an_error_that_says_so(openai: Server, workspace: Path) -> None:
