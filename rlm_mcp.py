@@ -1696,10 +1696,6 @@ def _cell_result(server: Server, cell: rlm_sandbox.Cell, named: str | None) -> M
         parts.append(f"Final: {cell.final!r}")
     if cell.error:
         parts.append(f"Error ({cell.status}):\n{cell.error.rstrip()}")
-    if cell.restored:
-        parts.append("The variables are those from before this cell.")
-    if cell.status == "lost":
-        parts.append("The session's variables are lost; the next call begins with a clean REPL.")
     content = server.clip("\n".join(parts) or "(no output)")
     room = MAX_IMAGE_CHARS
     for image in cell.images:

@@ -23,7 +23,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "flat-r
 CLIENT = Path(os.environ.get("RLM_TEST_MCP", CACHE / "mcp")) / "client2" / "bin" / "python"
 RUNTIME = CACHE / "bench" / "rlm-runtime-mcp"
 NEVER = 10.0
-QUIET = open(os.devnull, "w")  # noqa: SIM115: for as long as this runs
+QUIET = open(os.devnull, "w")  # noqa: SIM115
 
 # The same tool on the official SDK: code runs in the server's own process, as its examples have it.
 SDK_SERVER = """

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import alive
+from conftest import alive, need
 from mcp_peer import HANDSHAKE, META, MODERN, PATIENCE, ROOT, Peer, descendants, text_of
 
 EVERY = (*HANDSHAKE, MODERN)
@@ -700,6 +701,42 @@ def test_idle_sessions_and_uncollected_jobs_end() -> None:
         while "busy" in peer.call("list_sessions") or handle in text_of(peer.call("execute_python", code="1")):
             pass
         assert "no run" in peer.refused("resume", handle=handle)
+
+
+HOSTILE = {
+    "raw output": ("import os\nos.write(1, b'noise')\nos.write(2, b'noise')\nprint('said')", "Output: said"),
+    "stdin": ("import sys\nprint(repr(sys.stdin.read()))", "Output: ''"),
+    "fork": ("import os, time\nif os.fork() == 0:\n    time.sleep(600)\nprint('parent')", "Output: parent"),
+    "exit": ("import os\nos._exit(3)", "Error (crash)"),
+    "segfault": ("import ctypes\nctypes.string_at(0)", "SIGSEGV"),
+    "memory": ("many = []\nwhile True:\n    many.append(bytearray(10**7))", "Error (memory)"),
+    "suicide": ("import os\nos.kill(0, 9)", "SIGKILL"),
+    "kill all": ("import os\nos.kill(-1, 9)", ""),
+}
+
+
+@pytest.mark.slow
+def test_code_in_a_container_can_do_what_it_likes() -> None:
+    need("docker")
+    with Peer(arguments=("--env", "docker")) as peer:
+        peer.run("kept = 41")
+        for code, told in HOSTILE.values():
+            assert told in text_of(peer.call("execute_python", code=code))
+            assert peer.run("kept") == "Value: 41"
+        id = running(peer)
+        peer.notify("notifications/cancelled", {"requestId": id})
+        assert peer.run("kept") == "Value: 41"
+        assert containers_of(peer.process.pid)
+        assert peer.close() == 0
+    while containers_of(peer.process.pid):  # the engine takes a moment to remove one
+        pass
+
+
+def containers_of(pid: int) -> list[str]:
+    """The containers that a process of ours started."""
+    listing = ["docker", "ps", "-a", "--no-trunc", "--format", "{{.Labels}}"]
+    labels = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [label for label in labels if re.search(rf"\b{pid}\b", label)]
 
 
 # --- projects ---------------------------------------------------------------------------------------------------
