@@ -90,7 +90,8 @@ class Node:
             kind="child" if self.parent else "root", prompt=self.prompt, system=SYSTEM.format(size=context),
             model=journal.model, sub_model=journal.sub_model, backend="openai", protocol="tools", environment="local",
             limits={"max_depth": 4, "max_subcalls": 500, "max_iterations": 30, "token_budget": 1_000_000,
-                    "cost_budget_usd": 0.5, "timeout_seconds": None, "max_errors": 5},
+                    "cost_budget_usd": 0.5, "timeout_seconds": None, "max_errors": 5, "max_parallel": 16,
+                    "output_limit": 10_000, "cell_timeout": 30},
             context={"type": "str", "size": context, "bytes": context, "sha256": _digest(str(context)),
                      "source": "access.log", "preview": head},
             tools=["execute_code", "file_read", "file_list", "file_search"], version="0.1.0", **extra,
@@ -358,7 +359,8 @@ def resumed_run(seed: int = 33) -> list[Event]:
     journal.began = journal.now
     journal.line("resume", None, None, 0, "n0", lines=len(journal.events), limits={"token_budget": 120_000})
     journal.now += 2
-    journal.line("compact", None, None, 0, "n0", cells=[1, 2], tokens_before=81_204, tokens_after=12_410)
+    compacted = {"places": [3, 5], "cells": [1, 2], "tokens_before": 81_204, "tokens_after": 12_410}
+    journal.line("compact", None, None, 0, "n0", **compacted, turn=root.turns, summary="503s from 02:14; pool timeout")
     root.turn("I have what I need.", ms=2100)
     root.turn(ANSWER, ms=2400)
     root.end(ANSWER)
