@@ -687,7 +687,7 @@ class Worker:
         self.spill = Spill()
         global session_calls
         self.calls = session_calls = Calls(wire)
-        self.forked = False
+        self.forked = self.interrupted = False
         self.result: dict[str, Any] = {}
         self.out = Output(None, None)
         self.final: Any = UNSET
@@ -778,7 +778,7 @@ class Worker:
         number, began = message["cell"], time.perf_counter()
         streamed = message["stream"] or not self.forked
         self.out = Output(self.emit if streamed else None, self.spill if self.forked else None)
-        self.final = UNSET
+        self.final, self.interrupted = UNSET, False
         self.bind(message["functions"])
         ended = self.run(message["code"], f"<cell {number}>")
         if self.calls.in_child():
@@ -819,6 +819,7 @@ class Worker:
             shown = self.language.traceback(problem, self.sources)
         except Exception as failure:
             shown = f"{type_name(type(problem))} (its traceback cannot be shown: {type_name(type(failure))})"
+        self.interrupted = isinstance(problem, KeyboardInterrupt)
         refused = type_name(type(problem)) == "PolicyError"
         status = "memory" if isinstance(problem, MemoryError) else "refused" if refused else "error"
         return {"status": status, "error": cut(shown, self.output_limit, "")}
@@ -927,7 +928,7 @@ class Worker:
             return "copy"
         os.close(to_copy[0])
         os.close(from_copy[1])
-        died = Relay(self.host, Wire(from_copy[0], to_copy[1]), copy).run()
+        died = Relay(self.host, Wire(from_copy[0], to_copy[1]), copy, self.sweep).run()
         signal.signal(signal.SIGINT, self.calls.interrupts.handler)
         if died is not None:
             self.sweep()
@@ -959,10 +960,12 @@ class Worker:
         self.calls.begin(self.host, marked=False)
         if self.contained:
             set_expendable(0)
+            if self.interrupted:
+                self.sweep()
 
     def sweep(self) -> None:
-        """Kill what the dead copy left running. Only ever where this process's init is the sandbox's own."""
-        if self.own_init and os.getppid() == 1:
+        """Kill what a cell left running. Only ever where this process's init is the sandbox's own."""
+        if self.contained or (self.own_init and os.getppid() == 1):
             with contextlib.suppress(OSError):
                 os.kill(-1, signal.SIGKILL)
 
@@ -1025,8 +1028,8 @@ class Redirect(io.TextIOBase):
 class Relay:
     """Passes whole frames between the host and the copy that works, and notices how the copy ends."""
 
-    def __init__(self, host: Wire, copy: Wire, pid: int):
-        self.host, self.copy, self.pid = host, copy, pid
+    def __init__(self, host: Wire, copy: Wire, pid: int, sweep: Callable[[], None]):
+        self.host, self.copy, self.pid, self.sweep = host, copy, pid, sweep
         self.settled = self.killed = False
         self.waiting: collections.deque[memoryview] = collections.deque()
         os.set_blocking(copy.writer, False)  # a copy that does not read must not keep this process from listening
@@ -1108,6 +1111,7 @@ class Relay:
             self.killed = True
             with contextlib.suppress(OSError):
                 os.kill(self.pid, signal.SIGKILL)
+            self.sweep()
 
     def reap(self, patience: float = 0.2) -> int:
         """The wait status of a copy that has closed its end; one that goes on without it is killed: status 255."""
