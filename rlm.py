@@ -944,6 +944,8 @@ class Recording:
 
 _SAVED_CONTEXT = 64_000_000  # bytes; a larger value is not kept beside the journal
 _SAVED_AT_ONCE = 1_000_000  # bytes; a larger one is compressed while the first call is under way
+_IMAGES = 20  # shown with a prompt
+_IMAGE_URL = re.compile(r"data:image/\w+;base64,[\w+/=]+|https?://\S+\.(?:png|jpe?g|gif|webp)(?:\?\S*)?", re.IGNORECASE)
 _PLAIN = (str, bytes, int, float, bool, type(None))
 
 
@@ -959,9 +961,18 @@ class Context:
     def kind(self) -> str:
         return type(self.value).__name__
 
+    @cached_property
+    def images(self) -> list[dict[str, Any]]:
+        """The images in it, as message parts: the model is shown them with the prompt."""
+        value = self.value
+        items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+        return list(islice(filter(None, map(_image_in, items)), _IMAGES))
+
     def describe(self) -> str:
         """Type, size and first lines, for the prompt: some hundred characters."""
         value = self.value
+        if self.images and isinstance(value, (str, bytes)):
+            return "`context` is the image that comes with the request."
         if value is None:
             return "There is no input: `context` is None."
         if isinstance(value, (str, bytes)):
@@ -978,7 +989,8 @@ class Context:
             head = "\n".join(_short(v) for v in islice(value, 4))
         else:
             return f"`context` is {_short(value)} ({self.kind})."
-        notes = "".join(f" ({note})" for note in self.notes)
+        shown = (f"{len(self.images)} images in it come with the request",) if self.images else ()
+        notes = "".join(f" ({note})" for note in (*self.notes, *shown))
         return f"{text}{notes}. It begins:\n{head}" if head else f"{text}{notes}."
 
     def size(self) -> int:
@@ -992,6 +1004,18 @@ class Context:
             return None
         digest, size = _digest(self.value)
         return {"type": self.kind, "size": self.size(), "bytes": size, "sha256": digest, "source": self.source}
+
+
+def _image_in(value: Any) -> dict[str, Any] | None:
+    """The message part of an image given by its bytes, a data URI or the URL of an image file; else None."""
+    if isinstance(value, str):
+        return rlm_backends.image_part(value) if len(value) < 50_000_000 and _IMAGE_URL.fullmatch(value) else None
+    if not isinstance(value, bytes) or len(value) > 50_000_000:
+        return None
+    try:
+        return rlm_backends.image_part(value)
+    except ValueError:
+        return None
 
 
 def _head(text: str | bytes) -> str:
@@ -1095,7 +1119,7 @@ def read_context(specs: Iterable[str], *, stdin: str | bytes | None = None, cwd:
         return Context(next(iter(contents.values())), source)
     if "-" in specs and stdin is not None:
         contents["-"] = _decode(stdin) if isinstance(stdin, bytes) else stdin
-    texts = {path: text for path, text in contents.items() if isinstance(text, str)}
+    texts = {path: text for path, text in contents.items() if isinstance(text, str) or _image_in(text)}
     left_out = len(contents) - len(texts)
     if not texts:
         raise ConfigError(f"no text files in {', '.join(specs)}", hint="give text files, or one binary file alone")
@@ -1399,9 +1423,8 @@ class CompletionResult:
         path: str = _viz().write([self.log], os.path.splitext(self.log)[0] + ".html")
         shell = sys.modules.get("IPython")
         if shell is not None and shell.get_ipython() is not None:
-            from IPython.display import IFrame, display
-
-            display(IFrame(os.path.relpath(path), width="100%", height=640))
+            notebook: Any = __import__("IPython.display", fromlist=["display"])
+            notebook.display(notebook.IFrame(os.path.relpath(path), width="100%", height=640))
         else:
             import pathlib
             import webbrowser
@@ -1884,7 +1907,8 @@ class Node:
             known = recorded is not None
         else:
             known = self.depth == 0 and (self.turn, prompt) in self.run.recording.prompts
-        self.messages.append({"role": "user", "content": prompt, "_stored": True})
+        content = [{"type": "text", "text": prompt}, *self.context.images] if first and self.context.images else prompt
+        self.messages.append({"role": "user", "content": content, "_stored": True})
         self.first_turn, self.failures = self.turn, 0
         if not known:
             self._journal_start(prompt, first)

@@ -49,7 +49,7 @@ def test_the_notebook_of_the_examples_runs(kernel: Any, openai: Server) -> None:
     cells = [cell for cell in kernel.nb.cells if cell.cell_type == "code"]
     text = (ROOT / "examples/data/app.log").read_text()
     errors, lines = text.count("ERROR"), len(text.splitlines())
-    shown = [output for output in cells[1].outputs if output.output_type == "execute_result"][0].data
+    shown = next(output for output in cells[1].outputs if output.output_type == "execute_result").data
     assert shown["text/plain"] == shown["text/markdown"] == str(errors)
     assert "<script" not in shown["text/html"] and "<details" in shown["text/html"]
     assert cells[2].outputs[0].data["text/plain"].startswith(f"({errors}, 'answered'")

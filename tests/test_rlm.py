@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 import itertools
 import json
 import pickle
@@ -630,6 +632,48 @@ def test_a_context_that_is_no_plain_data_says_what_to_do(bad: Any) -> None:
 def test_any_plain_context_arrives_as_it_is(openai: Server, context: Any) -> None:
     result = run(openai, code("FINAL([type(context).__name__, context])"), context=context)
     assert result.value == [type(context).__name__, context]
+
+
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
+@pytest.mark.parametrize("form", ["bytes", "file", "data URI", "URL", "folder"])
+def test_an_image_in_the_context_is_shown_to_the_model(openai: Server, workspace: Path, form: str) -> None:
+    (workspace / "shots").mkdir()
+    (workspace / "shots/a.png").write_bytes(PNG)
+    (workspace / "shots/b.txt").write_text("text")
+    data_uri = "data:image/png;base64," + base64.b64encode(PNG).decode()
+    url = "https://images.example/a.png"
+    given = {
+        "bytes": PNG,
+        "file": workspace / "shots/a.png",
+        "data URI": data_uri,
+        "URL": url,
+        "folder": workspace / "shots",
+    }[form]
+    run(openai, code("print(type(context).__name__)"), "ok", context=given)
+    text, image = openai.requests[0].messages[1]["content"]
+    assert text == {"type": "text", "text": "Why-7c?"}
+    assert image["image_url"]["url"] == (url if form == "URL" else data_uri)
+
+
+def test_an_image_for_a_model_without_vision_is_a_clear_error(openai: Server) -> None:
+    with pytest.raises(rlm.RLMError, match="image"):
+        run(openai, "never", context=PNG, model="openai/gpt-3.5-turbo")
+    assert openai.requests == []
+
+
+@dataclasses.dataclass
+class Finding:
+    name: str
+    count: int
+
+
+def test_a_typed_answer_is_built(openai: Server) -> None:
+    result = run(openai, code("FINAL({'name': 'a', 'count': '3'})"), schema=Finding)
+    assert result.value == Finding("a", 3)
 
 
 def test_the_system_prompt_is_short_and_constant(openai: Server) -> None:
