@@ -69,7 +69,7 @@ def test_the_interrupt_button_gives_a_keyboard_interrupt_and_keeps_what_was_done
     openai.script = lambda request: code("x = 1") if request.turn == 1 else scripted.hang()
     sources = [
         "import os, pathlib, rlm\npathlib.Path('pid').write_text(str(os.getpid()))",
-        "try:\n    rlm.complete('go')\nexcept KeyboardInterrupt:\n    print('interrupted', rlm.last_result().total_calls)",
+        "try:\n    rlm.complete('go')\nexcept KeyboardInterrupt:\n    print('stopped', rlm.last_result().total_calls)",
     ]
     kernel.nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
 
@@ -81,6 +81,6 @@ def test_the_interrupt_button_gives_a_keyboard_interrupt_and_keeps_what_was_done
     presser.start()
     kernel.execute()
     presser.join()
-    assert [o.text for o in kernel.nb.cells[1].outputs if o.output_type == "stream"][-1] == "interrupted 1\n"
+    assert [o.text for o in kernel.nb.cells[1].outputs if o.output_type == "stream"][-1] == "stopped 1\n"
     log = next((workspace / "logs").glob("*.jsonl"))
     assert json.loads(log.read_text().splitlines()[-1])["status"] == "interrupted"
