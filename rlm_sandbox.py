@@ -60,6 +60,7 @@ DEPTH_MAX = 100  # nested containers in a value that travels
 OUT_HALF = 5_000_000  # characters of a cell's output kept at each end in `_out[n]`
 STREAM_MAX = 4_000_000  # characters of a cell's output that are sent on while it runs
 OUT_TOTAL = 100_000_000  # characters kept in all of `_out`
+NAMES_MAX = 5_000  # variables that are listed
 PASSED_ON = b"done"  # the original's last word to the copy that takes over
 SPARE_DESCRIPTORS = 16  # kept from the cells
 SPILL_HALF = 32_768  # bytes of output at each end that survive the death of the cell's process
@@ -683,6 +684,8 @@ class Worker:
         self.grow: Callable[[int], None] = setup.get("grow") or (lambda weight: None)
         self.blob: int = setup.get("blob", -1)
         self.weights: dict[str, int] = {}  # of what the host has set: large, but rarely touched, so cheap to fork
+        self.at_start = memory_in_use()
+        self.address_space = address_space(setup.get("memory", 0))
         self.kills = memory_kills()
         self.spill = Spill()
         global session_calls
@@ -694,7 +697,7 @@ class Worker:
         self.outputs: dict[int, str] = {}
         self.sources: dict[str, str] = {}
         self.functions: dict[str, Any] = {}
-        self.own = {"FINAL": self.FINAL, "FINAL_VAR": self.FINAL_VAR, "SHOW_VARS": self.SHOW_VARS, "_out": self.outputs}
+        self.own = {"FINAL": self.FINAL, "FINAL_VAR": self.FINAL_VAR, "SHOW_VARS": self.SHOW_VARS, "_out": {}}
         random.seed(0)
         sys.stdout = sys.stderr = Redirect(self)
         self.variables: dict[str, Any] = language.namespace(dict(self.own), sys.stdout, self.calls)
@@ -744,7 +747,7 @@ class Worker:
         return {"op": "done", "value": Packer().pack(self.variables[message["name"]])}
 
     def names(self, message: dict[str, Any]) -> dict[str, Any]:
-        return {"op": "done", "value": {name[:200]: describe(value) for name, value in self.shown()}}
+        return {"op": "done", "value": {name[:200]: describe(value) for name, value in self.shown()[:NAMES_MAX]}}
 
     def shown(self) -> list[tuple[str, Any]]:
         """The cells' own variables."""
@@ -774,13 +777,32 @@ class Worker:
 
     # - a cell
 
+    @contextlib.contextmanager
+    def within(self, memory: int | None) -> Iterator[None]:
+        """The cell may take so much beyond what the variables hold; afterwards the session's own limit holds again."""
+        if memory is None or not self.address_space:
+            yield
+            return
+        import resource
+
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        wanted = self.address_space + max(0, memory_in_use() - self.at_start) + memory
+        if before[1] != resource.RLIM_INFINITY:
+            wanted = min(wanted, before[1])
+        resource.setrlimit(resource.RLIMIT_AS, (wanted, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
+
     def execute(self, message: dict[str, Any]) -> dict[str, Any]:
         number, began = message["cell"], time.perf_counter()
         streamed = message["stream"] or not self.forked
         self.out = Output(self.emit if streamed else None, self.spill if self.forked else None)
         self.final, self.interrupted = UNSET, False
         self.bind(message["functions"])
-        ended = self.run(message["code"], f"<cell {number}>")
+        with self.within(message.get("memory")):
+            ended = self.run(message["code"], f"<cell {number}>")
         if self.calls.in_child():
             os._exit(0 if ended["status"] == "ok" else 1)
         text = self.out.text()
@@ -832,7 +854,7 @@ class Worker:
                 break
             spent -= len(self.outputs[old])
             self.outputs[old] = "[dropped: later cells printed more than is kept]"
-        self.variables["_out"] = self.outputs
+        self.own["_out"] = self.variables["_out"] = dict(self.outputs)  # what a cell does to it is its own affair
 
     def final_value(self) -> dict[str, Any]:
         if self.final is UNSET:
@@ -874,7 +896,7 @@ class Worker:
     def SHOW_VARS(self) -> dict[str, str]:
         """The variables, with type, length and a glimpse of each."""
         lines = {}
-        for name, value in self.shown():
+        for name, value in self.shown()[:NAMES_MAX]:
             kind, size, glimpse = describe(value)
             lines[name] = kind + ("" if size is None else f"[{size}]") + " " + glimpse
         return lines
@@ -960,8 +982,8 @@ class Worker:
         self.calls.begin(self.host, marked=False)
         if self.contained:
             set_expendable(0)
-            if self.interrupted:
-                self.sweep()
+        if self.interrupted or not self.contained:  # in a container, what a cell started may go on
+            self.sweep()
 
     def sweep(self) -> None:
         """Kill what a cell left running. Only ever where this process's init is the sandbox's own."""
@@ -1126,6 +1148,22 @@ class Relay:
         return 255 << 8
 
 
+def address_space(memory: int) -> int:
+    """Bytes of address space that a worker takes by itself, before any variable; 0 where that cannot be told."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        return max(0, soft - memory)  # the limit was made of both
+    try:
+        with open("/proc/self/statm", "rb") as statm:
+            return int(statm.read().split()[0]) * mmap.PAGESIZE
+    except OSError:
+        return 0
+
+
 def memory_in_use() -> int:
     """Bytes this process holds, as well as can be told without /proc, which the confinement hides."""
     try:
@@ -1240,7 +1278,7 @@ def supervise(group: int, watched: Sequence[int], idle_limit: float = 0) -> NoRe
 
 def signal_container(number: int) -> None:
     """Pass a signal on to all processes of this container, wherever a cell put itself and even if it is stopped."""
-    if number in (signal.SIGINT, signal.SIGUSR1):
+    if number in (signal.SIGINT, signal.SIGUSR1) and os.getpid() == 1:
         with contextlib.suppress(ProcessLookupError):
             os.kill(-1, signal.SIGCONT)
             os.kill(-1, number)
@@ -2129,14 +2167,19 @@ class Sandbox:
         timeout: float | None = None,
         functions: dict[str, Callable[..., Any]] | None = None,
         on_output: Callable[[str], None] | None = None,
+        memory: str | int | None = None,
     ) -> Cell:
-        """Run a cell. Whatever it does, a `Cell` comes back, within its time; only `Stop` passes through."""
+        """Run a cell. Whatever it does, a `Cell` comes back, within its time; only `Stop` passes through.
+
+        `memory`: what this cell may take beyond the variables there are, in place of the session's own limit.
+        """
         with self._lock:
             self._cells += 1
             if not isinstance(code, str):
                 raise TypeError(f"code must be a str, not {type(code).__name__}")
             limit = self.cell_timeout if timeout is None else timeout
-            run = self._run = Run(self, self._cells, limit, functions or {}, on_output)
+            room = None if memory is None else parse_size(memory)
+            run = self._run = Run(self, self._cells, limit, functions or {}, on_output, room)
             try:
                 return run.execute(code)
             finally:
@@ -2241,7 +2284,7 @@ class Sandbox:
         request = self._requests
         try:
             frames.send(dict(message, id=request), pieces)
-            deadline = time.monotonic() + max(30.0, self.cell_timeout)
+            deadline = time.monotonic() + START_LIMIT
             while True:
                 reply = frames.receive(max(0.0, deadline - time.monotonic()))
                 if reply is None:
@@ -2281,8 +2324,9 @@ class Run:
         limit: float,
         functions: dict[str, Callable[..., Any]],
         on_output: Callable[[str], None] | None,
+        memory: int | None,
     ):
-        self.sandbox, self.number, self.limit = sandbox, number, limit
+        self.sandbox, self.number, self.limit, self.memory = sandbox, number, limit, memory
         self.functions, self.on_output = functions, on_output
         self.frames = sandbox._started()
         sandbox._requests += 1
@@ -2310,6 +2354,7 @@ class Run:
             "code": code,
             "functions": {name: bool(getattr(call, "batched", False)) for name, call in self.functions.items()},
             "stream": self.on_output is not None,
+            "memory": self.memory,
         }
         try:
             try:
