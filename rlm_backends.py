@@ -26,7 +26,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 __all__ = [
@@ -95,8 +94,7 @@ def _rebuild_error(message: str, state: dict[str, Any]) -> BackendError:
     return error
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(NamedTuple):
     """One answer. `stop_reason`: stop, length, tool_calls, refusal, content_filter or pause.
 
     `usage` counts the whole prompt as `input` (of it `cached` and `cache_write`) and reasoning within `output`.
@@ -772,11 +770,13 @@ class _Given:
     sock: Any
     flight: _Flight | None = None
     used = False
+    held: bytes | None = None
 
     def connect(self) -> None:
         """Connect on another thread: name resolution, handshakes and proxies cannot be interrupted, only left."""
         flight: _Flight | None = getattr(_here, "flight", None)
         connect = super().connect  # type: ignore[misc]
+        self.held = None  # a proxy is sent a head of its own
         if flight is None:
             connect()
             return
@@ -805,7 +805,16 @@ class _Given:
         if flight is not None:
             flight.reused, self.used = self.used, True
             flight.take(self)
+        self.held = b""
         return super().request(*args, **options)  # type: ignore[misc]
+
+    def send(self, data: Any) -> None:
+        """Send the head together with the body: one packet less, where both are small."""
+        if self.held == b"":
+            self.held = data
+        else:
+            data, self.held = (self.held or b"") + data, None
+            super().send(data)  # type: ignore[misc]
 
 
 @functools.cache
@@ -813,6 +822,7 @@ def _adapter_class() -> type[Any]:
     """A requests adapter with such connections. Made when first used: requests takes 100 ms to import."""
     import socket
 
+    from requests import Response
     from requests.adapters import HTTPAdapter
     from urllib3.connection import HTTPConnection, HTTPSConnection
     from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
@@ -830,6 +840,8 @@ def _adapter_class() -> type[Any]:
             alive.append((socket.IPPROTO_TCP, getattr(socket, name), value))
 
     class Adapter(HTTPAdapter):
+        pool: Any = None
+
         def init_poolmanager(self, *args: Any, **options: Any) -> None:
             options["socket_options"] = HTTPConnection.default_socket_options + alive
             super().init_poolmanager(*args, **options)
@@ -841,13 +853,26 @@ def _adapter_class() -> type[Any]:
             return manager
 
         def get_connection_with_tls_context(self, *args: Any, **options: Any) -> Any:
-            pool: Any = super().get_connection_with_tls_context(*args, **options)
-            if pool.scheme == "https":
-                pool.conn_kw["ssl_context"] = _tls()
-            return pool
+            """The connections to the one host that this adapter is for."""
+            if self.pool is None:
+                pool: Any = super().get_connection_with_tls_context(*args, **options)
+                if pool.scheme == "https":
+                    pool.conn_kw["ssl_context"] = _tls()
+                self.pool = pool
+            return self.pool
 
         def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
             """Nothing: `_tls` has loaded the certificates, once and not for each connection."""
+
+        def build_response(self, req: Any, resp: Any) -> Any:
+            """A response without the cookies, which nobody wants."""
+            response = Response()
+            response.status_code, response.headers, response.raw = resp.status, resp.headers, resp
+            return response
+
+        def close(self) -> None:
+            self.pool = None
+            super().close()
 
     return Adapter
 
@@ -968,6 +993,7 @@ def _origin(url: str) -> str:
     return re.match(r"[^/?#]*//[^/?#]*|", url)[0].lower()  # type: ignore[index]
 
 
+@functools.lru_cache(256)
 def _host(url: str) -> str:
     from urllib.parse import urlsplit
 
@@ -1765,29 +1791,28 @@ _WIRES = {
 # --- errors that a server answers -------------------------------------------------------------------------------
 
 _RETRIED = (408, 409, 429)
-_MONEY = re.compile(
-    r"insufficient_quota|insufficient.balance|credit.balance|spend_limit|usage_limit_exceeded|billing_hard_limit"
-    r"|exceeded_current_quota|PerDay",
-    re.IGNORECASE,
+# What servers say, searched for as it comes: compiled at the first error, not at import.
+_MONEY = (
+    r"(?i)insufficient_quota|insufficient.balance|credit.balance|spend_limit|usage_limit_exceeded|billing_hard_limit"
+    r"|exceeded_current_quota|PerDay"
 )
-_TOO_LONG = re.compile(
-    r"context_length|context length|context window|context size|maximum context|(prompt|input) is too long"
-    r"|input token count|too many tokens|exceed_context",
-    re.IGNORECASE,
+_TOO_LONG = (
+    r"(?i)context_length|context length|context window|context size|maximum context|(prompt|input) is too long"
+    r"|input token count|too many tokens|exceed_context"
 )
-_NO_TOOLS = re.compile(
-    r"\b(tools?|tool_choice|functions?)\b.{0,60}(not|n't) (be )?(support|enabl|allow|available)"
+_NO_TOOLS = (
+    r"(?is)\b(tools?|tool_choice|functions?)\b.{0,60}(not|n't) (be )?(support|enabl|allow|available)"
     r"|(unsupported|unrecogni[sz]ed|unknown|extra).{0,60}\btools\b"
     r"|(not|n't) support.{0,30}(tool|function)|no endpoints found that support tool use"
-    r"|tools? param requires|requires --(jinja|enable-auto-tool-choice)",
-    re.IGNORECASE | re.DOTALL,
+    r"|tools? param requires|requires --(jinja|enable-auto-tool-choice)"
 )
-_NO_IMAGES = re.compile(
-    r"(image|vision|multimodal).{0,60}(not|n't) (be )?(support|enabl|allow|available)"
-    r"|(not|n't) support.{0,30}(image|vision)|no endpoints found that support image|mmproj",
-    re.IGNORECASE | re.DOTALL,
+_NO_IMAGES = (
+    r"(?is)(image|vision|multimodal).{0,60}(not|n't) (be )?(support|enabl|allow|available)"
+    r"|(not|n't) support.{0,30}(image|vision)|no endpoints found that support image|mmproj"
 )
-_BLOCKED = re.compile(r"content_filter|content_policy|moderation", re.IGNORECASE)
+_BLOCKED = r"(?i)content_filter|content_policy|moderation"
+_UNKNOWN_FIELD = r"(?i)unsupported|unrecogni[sz]ed|unknown|unexpected|not supported|not permitted|extra"
+_KEY_SHAPE = r"\b(?:sk|pk|gsk|xai|hf|r8|nvapi|key)[-_][-_A-Za-z0-9]{12,}|\bAIza[-_A-Za-z0-9]{20,}"
 _HINTS = {
     "auth": "check the key: it may be revoked, of another account, or not allowed to use this model",
     "quota": "the account's credit or spending limit is used up: raise it with the provider, or use another",
@@ -1811,15 +1836,14 @@ _STATUS_OF = {
     "permission_error": 403,
     "not_found_error": 404,
 }
-_KEY_SHAPE = re.compile(r"\b(?:sk|pk|gsk|xai|hf|r8|nvapi|key)[-_][-_A-Za-z0-9]{12,}|\bAIza[-_A-Za-z0-9]{20,}")
 
 
 def _code_for(status: int, text: str) -> str:
-    if status in (400, 403, 429) and _MONEY.search(text):
+    if status in (400, 403, 429) and re.search(_MONEY, text):
         return "quota"
-    if status in (400, 413, 422, 500) and _TOO_LONG.search(text):
+    if status in (400, 413, 422, 500) and re.search(_TOO_LONG, text):
         return "context_length"
-    if status in (400, 403) and _BLOCKED.search(text):
+    if status in (400, 403) and re.search(_BLOCKED, text):
         return "refused"
     if 300 <= status < 400:
         return "redirect"
@@ -1867,7 +1891,7 @@ def _wait_asked(headers: Mapping[str, str], body: bytes) -> float | None:
 
 def _tidy(text: str, secret: str) -> str:
     """A server's words for one line of ours: no key nor what looks like one, no control characters, no length."""
-    text = _KEY_SHAPE.sub("***", mask(text, [secret]))
+    text = re.sub(_KEY_SHAPE, "***", mask(text, [secret]))
     text = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text).split())
     return text if len(text) <= 600 else f"{text[:600]} …"
 
@@ -2137,7 +2161,7 @@ class HTTPBackend:
 
     def _status_error(self, status: int, text: str, wait: float | None) -> BackendError:
         code = _code_for(status, text)
-        lasting = code in ("quota", "context_length") or _NO_TOOLS.search(text) or _NO_IMAGES.search(text)
+        lasting = code in ("quota", "context_length") or re.search(_NO_TOOLS, text) or re.search(_NO_IMAGES, text)
         again = not lasting and (status in _RETRIED or status >= 500)
         message = f"{self.provider} answers {status}: {text}"
         return self._error(code, message, status=status, hint=_HINTS.get(code, ""), retryable=again, retry_after=wait)
@@ -2163,9 +2187,9 @@ class HTTPBackend:
             found := re.search(r"context length is (\d+)|context size \((\d+)", text)
         ):
             self.window = self.window or int(found[1] or found[2])
-        if body.get("tools") and _NO_TOOLS.search(text):
+        if body.get("tools") and re.search(_NO_TOOLS, text):
             raise self._no_tools()
-        if _NO_IMAGES.search(text) and _has_images(ask.messages):
+        if re.search(_NO_IMAGES, text) and _has_images(ask.messages):
             raise self._no_images()
         if error.status not in (400, 422):
             return False
@@ -2173,7 +2197,7 @@ class HTTPBackend:
             known, self.max_output = self.max_output, int(found[1] or found[2])
             return known != self.max_output
         lessons = {field: field for field in _OPTIONAL if field in body} | {"anthropic-version": "anthropic-version"}
-        if self.limit_field in body and _UNKNOWN_FIELD.search(text):
+        if self.limit_field in body and re.search(_UNKNOWN_FIELD, text):
             lessons[self.limit_field] = "limit"
         lesson = next((lesson for field, lesson in lessons.items() if field in text), None)
         if lesson is None or lesson in self.refused:
@@ -2183,7 +2207,6 @@ class HTTPBackend:
 
 
 _OPTIONAL = ("stream_options", "prompt_cache_key", "response_format", "output_config")
-_UNKNOWN_FIELD = re.compile(r"unsupported|unrecogni[sz]ed|unknown|unexpected|not supported|not permitted|extra", re.I)
 _OPENAI_MODEL = re.compile(r"gpt-(?!oss)|chatgpt-|o\d(?:-|$)|codex-")
 
 
@@ -2508,7 +2531,7 @@ def _again(reply: Reply, on_text: Callable[[str], None] | None) -> Reply:
     if on_text and reply.text:
         on_text(reply.text)
     nothing = dict.fromkeys(("input", "output", "cached", "cache_write", "reasoning"), 0)
-    return replace(reply, usage=nothing, cost_usd=0.0, attempts=0)
+    return reply._replace(usage=nothing, cost_usd=0.0, attempts=0)
 
 
 def _read_reply(path: str) -> Reply | None:
@@ -2528,7 +2551,7 @@ def _write_reply(path: str, reply: Reply) -> None:
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-            file.write(_dumps(vars(reply)))
+            file.write(_dumps(reply._asdict()))
         os.replace(file.name, path)
     except OSError as error:
         raise BackendError(f"cannot write to the cache {folder!r}: {error.strerror}", code="config") from None

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import ssl
+import subprocess
+import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import need
 
 import rlm_backends
 from rlm_backends import BackendError, HTTPBackend, connect
@@ -27,6 +33,7 @@ class Wire:
     def __init__(self) -> None:
         self.handler: Handler = lambda request, send: None
         self.requests: list[dict[str, Any]] = []
+        self.secured: ssl.SSLContext | None = None
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -38,9 +45,14 @@ class Wire:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
-            with connection, connection.makefile("rb") as stream:
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._one(connection, stream)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            try:
+                if self.secured:
+                    connection = self.secured.wrap_socket(connection, server_side=True)
+                with connection, connection.makefile("rb") as stream:
+                    self._one(connection, stream)
+            except OSError:
+                connection.close()  # the client did not like the certificate
 
     def _one(self, connection: socket.socket, stream: Any) -> None:
         method, path, _ = stream.readline().decode().split(" ", 2)
@@ -564,3 +576,185 @@ def test_an_error_of_gemini_in_a_list_is_read(wire: Wire) -> None:
     wire.answers([{"error": {"code": 400, "message": "API key not valid", "status": "INVALID_ARGUMENT"}}], 400)
     with pytest.raises(BackendError, match="API key not valid"):
         streamed(to(wire, "gemini"))
+
+
+# --- proxies and certificates, each in a process of its own: both are settled once ------------------------------------
+
+CALL = """
+import sys, rlm_backends
+key = "sk-planted-wires-4f1c9a7be2d05836af"
+backend = rlm_backends.connect("gpt-4o", base_url=sys.argv[1], api_key=key, max_retries=1)
+for _ in range(2):
+    try:
+        print(backend.complete([{"role": "user", "content": "hello"}]).text)
+    except rlm_backends.BackendError as error:
+        print(error.code, error.retryable, error.message)
+"""
+
+
+def called(url: str, **environment: str) -> list[str]:
+    """What two calls printed, with these variables in the environment."""
+    settled = ("_proxy", "_ca_bundle", "ssl_cert_file")
+    clean = {name: value for name, value in os.environ.items() if not name.lower().endswith(settled)}
+    ran = subprocess.run(
+        [sys.executable, "-c", CALL, url], env={**clean, **environment}, capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.splitlines()
+
+
+class Proxy:
+    """Carries what it is sent to `target`, whatever the request names, and keeps the heads that it was sent."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self.heads: list[str] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._carry, args=(client,), daemon=True).start()
+
+    def _carry(self, client: socket.socket) -> None:
+        host, _, port = self.target.rpartition("/")[2].partition(":")
+        with client, socket.create_connection((host, int(port))) as server:
+            data = client.recv(65536)
+            self.heads.append(data.decode("latin-1").split("\r\n")[0])
+            if data.startswith(b"CONNECT"):
+                client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+            else:
+                server.sendall(data)
+            back = threading.Thread(target=self._copy, args=(server, client), daemon=True)
+            back.start()
+            self._copy(client, server)
+            back.join()
+
+    def _copy(self, source: socket.socket, target: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join(20)
+        self._listener.close()
+
+
+@pytest.fixture
+def proxy(wire: Wire) -> Iterator[Proxy]:
+    running = Proxy(wire.url)
+    yield running
+    running.close()
+
+
+FINE = {"choices": [{"message": {"content": "fine"}, "finish_reason": "stop"}]}
+
+
+def test_a_proxy_of_the_environment_is_used_and_no_proxy_is_heeded(wire: Wire, proxy: Proxy) -> None:
+    wire.answers(FINE)
+    assert called("http://model.example/v1", HTTP_PROXY=proxy.url) == ["fine", "fine"]
+    assert proxy.heads[0] == "POST http://model.example/v1/chat/completions HTTP/1.1"
+    (first, _) = called("http://model.invalid/v1", HTTP_PROXY=proxy.url, NO_PROXY="model.invalid")
+    assert first.startswith("connection True no connection to model.invalid")
+
+
+def test_loopback_needs_no_proxy(wire: Wire, proxy: Proxy) -> None:
+    wire.answers(FINE)
+    assert called(f"{wire.url}/v1", HTTP_PROXY=proxy.url) == ["fine", "fine"]
+    assert proxy.heads == []
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with a key and its self-signed certificate for localhost and secure.example."""
+    need("openssl")
+    path = tmp_path_factory.mktemp("tls") / "both.pem"
+    names = "subjectAltName=DNS:localhost,DNS:secure.example,IP:127.0.0.1"
+    options = ["-newkey", "rsa:2048", "-nodes", "-keyout", path, "-out", f"{path}.crt", "-subj", "/CN=localhost"]
+    subprocess.run(["openssl", "req", "-x509", *options, "-addext", names], check=True, capture_output=True, timeout=60)
+    path.write_text(path.read_text() + Path(f"{path}.crt").read_text())
+    return path
+
+
+@pytest.fixture
+def secure(wire: Wire, certificate: Path) -> Wire:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    wire.secured = context
+    wire.answers(FINE)
+    return wire
+
+
+@pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"])
+def test_certificates_are_checked_against_those_of_the_environment(
+    secure: Wire, certificate: Path, variable: str
+) -> None:
+    url = secure.url.replace("http:", "https:") + "/v1"
+    assert called(url, **{variable: f"{certificate}.crt"}) == ["fine", "fine"]
+    assert called(url.replace("127.0.0.1", "localhost"), **{variable: f"{certificate}.crt"}) == ["fine", "fine"]
+
+
+def test_a_certificate_that_nobody_vouches_for_ends_the_call_at_once(secure: Wire) -> None:
+    for line in called(secure.url.replace("http:", "https:") + "/v1"):
+        assert line.startswith("connection False no connection to 127.0.0.1: ")
+        assert "certificate verify failed" in line
+    assert secure.requests == []
+
+
+def test_a_certificate_for_another_name_is_none(secure: Wire, certificate: Path, proxy: Proxy) -> None:
+    lines = called("https://other.example/v1", HTTPS_PROXY=proxy.url, SSL_CERT_FILE=f"{certificate}.crt")
+    assert ["certificate" in line for line in lines] == [True, True]
+
+
+def test_https_goes_through_a_proxy_s_tunnel(secure: Wire, certificate: Path, proxy: Proxy) -> None:
+    lines = called("https://secure.example/v1", HTTPS_PROXY=proxy.url, SSL_CERT_FILE=f"{certificate}.crt")
+    assert lines == ["fine", "fine"]
+    assert proxy.heads[0] == "CONNECT secure.example:443 HTTP/1.0" or proxy.heads[0].startswith(
+        "CONNECT secure.example:443"
+    )
+    assert KEY not in "".join(proxy.heads)
+
+
+def test_certificates_that_cannot_be_read_are_an_error_that_names_them(secure: Wire) -> None:
+    line, _ = called(secure.url.replace("http:", "https:") + "/v1", SSL_CERT_FILE="/nowhere.pem")
+    assert line.startswith("config False cannot read the certificates in '/nowhere.pem'")
+
+
+def test_a_call_over_tls_can_be_cancelled(secure: Wire, certificate: Path) -> None:
+    """In a process of its own, for the certificates."""
+    asked, over = threading.Event(), threading.Event()
+
+    def handler(_: Any, send: Send) -> None:
+        asked.set()
+        over.wait(20)
+
+    secure.handler = handler
+    source = """
+import sys, threading, rlm_backends
+cancel = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.readline(), cancel.set()), daemon=True).start()
+backend = rlm_backends.connect("gpt-4o", base_url=sys.argv[1], api_key="x" * 9)
+try:
+    backend.complete([{"role": "user", "content": "x"}], cancel=cancel)
+except rlm_backends.BackendError as error:
+    print(error.code)
+"""
+    url = secure.url.replace("http:", "https:") + "/v1"
+    environment = {**os.environ, "REQUESTS_CA_BUNDLE": f"{certificate}.crt"}
+    with subprocess.Popen(
+        [sys.executable, "-c", source, url], stdin=-1, stdout=-1, text=True, env=environment
+    ) as process:
+        assert asked.wait(20)
+        out, _ = process.communicate("now\n", timeout=20)
+    over.set()
+    assert out == "cancelled\n"
