@@ -613,8 +613,9 @@ class Ledger:
         """What stops the batch stops this tree."""
         try:
             yield
-        except BaseException as error:
-            raise self.fail(error) from None
+        except RLMError as error:
+            mine = _rebuild_error(type(error), error.args, dict(error.__dict__))  # each item has a result of its own
+            raise self.fail(mine) from None
 
     def remaining(self) -> float | None:
         """Seconds until the time limit, None without one."""
@@ -2417,7 +2418,7 @@ class Node:
         except Exception as raised:  # whatever a tool raises belongs to the code that called it
             error = raised
         if recorded is None:
-            fields: Event = {"key": key, "from_cell": cell, "name": tool.name, "arguments": arguments}
+            fields: Event = {"key": key, "from_cell": cell, "name": tool.name, **packed("arguments", arguments)}
             if error is None:
                 fields.update(packed("result", result))
             shown = f"{type(error).__name__}: {error}" if error else _cut(rlm_tools.render(result), 2000)
