@@ -868,7 +868,9 @@ def _adapter_class() -> type[Any]:
             """A response without the cookies, which nobody wants."""
             response = Response()
             response.status_code, response.headers, response.raw = resp.status, resp.headers, resp
+            response.request, response.url = req, req.url
             return response
+
 
         def close(self) -> None:
             self.pool = None
