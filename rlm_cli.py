@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["requests", "RestrictedPython", "docker", "tomli; python_version < '3.11'"]
+# ///
 """The command line: `python -m rlm "prompt"`, `rlm logs`, `rlm chat` and the rest, and the progress of a run as shown.
 
     stdout  the answer, or one JSON object, or the events as JSON lines; nothing else
@@ -7,11 +11,12 @@ A command is a row of COMMANDS: what it is for, the arguments it declares, the f
 run are made from `rlm.OPTIONS`, so that an option cannot exist in one place only. The other modules are imported when
 they are first used: `--help` pays for none of them and `mcp-serve` only for its own.
 
-Not here: what a run does (rlm.py) and how a trajectory is drawn (rlm_viz.py).
+Not here: what a run does (rlm.py) and how a trajectory is drawn (rlm_viz.py). Needs all of its siblings.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -19,7 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO
 
 if TYPE_CHECKING:
     import argparse
@@ -204,21 +209,28 @@ def exit_code(error: Exception) -> int:
 def in_words(error: Exception) -> tuple[str, str, str]:
     """(message, second line, next step) of an error. One that is not ours is a fault of this program, and says so."""
     if isinstance(error, rlm.RLMError):
-        looked = getattr(error, "looked_for", None) or getattr(error.__cause__, "looked_for", None)
-        return error.message, f"looked for: {', '.join(looked)}" if looked else "", error.hint
+        looked = getattr(error.__cause__, "looked_for", None)
+        if not looked:
+            return error.message, "", error.hint
+        places = f"{', '.join(looked)} (environment, .env), api_key (rlm.toml, user configuration)"
+        return error.message, f"looked for: {places}", f"{error.hint}   or   rlm providers   or   rlm demo"
     if isinstance(error, OSError):
         what = f"{error.filename}: " if error.filename else ""
         return f"{what}{error.strerror or error}", "", ""
     return f"{type(error).__name__}: {error}", "this is a fault of rlm itself", "the same again with --debug"
 
 
+_OUTCOME = (
+    *("response", "value", "trajectory_id", "total_calls", "total_tokens", "usage", "cost_usd", "depth_reached"),
+    *("tool_calls", "duration_ms", "log"),
+)
+
+
 def outcome(
     status: str, result: rlm.CompletionResult | None, model: str | None, error: Mapping[str, str] | None
 ) -> dict[str, Any]:
     """The object of `--json`: always every key, null where nothing is known."""
-    names = ("response", "value", "trajectory_id", "total_calls", "total_tokens", "usage", "cost_usd")
-    names += ("depth_reached", "tool_calls", "duration_ms", "log")
-    known = {name: getattr(result, name, None) for name in names}
+    known = {name: getattr(result, name, None) for name in _OUTCOME}
     return {"status": status, "model": model, **known, "error": error}
 
 
@@ -341,13 +353,11 @@ def read_arguments(parser: argparse.ArgumentParser, arguments: list[str], *, nam
         meant = difflib.get_close_matches(flags[0], known, n=1)
         hint = f"did you mean {meant[0]!r}?" if meant else f"{parser.prog} --help"
         raise rlm.ConfigError(f"unknown option {flags[0]!r}", hint=hint)
-    words = getattr(args, "words", None)
-    if words is None:
-        if strange or cut < len(arguments):
-            raise rlm.ConfigError(f"what is {[*strange, *arguments[cut + 1 :]][0]!r}?", hint=f"{parser.prog} --help")
-        return args
-    args.words = [*words, *strange, *arguments[cut + 1 :]]
-    args.literal = named or cut < len(arguments)
+    words = [*getattr(args, "words", []), *strange, *arguments[cut + 1 :]]
+    if words and not hasattr(args, "words"):
+        raise rlm.ConfigError(f"what is {words[0]!r}?", hint=f"{parser.prog} --help")
+    args.words = words
+    args.first = "" if named or cut == 0 else arguments[0]
     return args
 
 
@@ -364,8 +374,8 @@ def declare_options(parser: argparse.ArgumentParser, title: str = "options of a 
                 *flags_of(name), dest=name, action=argparse.BooleanOptionalAction, default=None, help=_said(text, row)
             )
         else:
-            repeat = {"action": "append"} if kind.startswith("list") else {}
-            group.add_argument(*flags_of(name), dest=name, metavar=metavar(name), help=_said(text, row), **repeat)
+            repeat = "append" if kind.startswith("list") else "store"
+            group.add_argument(*flags_of(name), dest=name, action=repeat, metavar=metavar(name), help=_said(text, row))
     group.add_argument("--no-log", action="store_true", help="write no journal (and so no resume)")
 
 
@@ -437,7 +447,7 @@ def one_line(text: Any, width: int) -> str:
     return line if len(line) <= width else line[: max(0, width - 1)] + "…"
 
 
-def wants_colour(stream: IO[str], wish: str | None = None) -> bool:
+def wants_colour(stream: TextIO, wish: str | None = None) -> bool:
     """`--color`, else NO_COLOR, else FORCE_COLOR (an empty variable says nothing), else whether it is a terminal."""
     if wish in ("always", "never"):
         return wish == "always"
@@ -449,7 +459,7 @@ def wants_colour(stream: IO[str], wish: str | None = None) -> bool:
 class Terminal:
     """stderr: lines that stay and, on a terminal, one line below them that is repainted."""
 
-    def __init__(self, stream: IO[str]) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self.stream = stream
         self.live = stream.isatty() and os.environ.get("TERM") != "dumb"
         self.colour = wants_colour(stream)
@@ -469,15 +479,14 @@ class Terminal:
         """Repaint the line at the bottom; an empty text takes it away."""
         with self._lock:
             if self.live and (text or self._painted):
-                self._write("\r\x1b[K" + one_line(text, self.width() - 1))
+                self._write("\r\x1b[K" + plain(text)[: self.width() - 1])
                 self._painted = bool(text)
 
     def error(self, message: str, second: str, following: str) -> None:
         """At most three lines: what happened, what was looked at, what to do."""
-        lines = [self.paint("rlm: ", "red") + one_line(message, 2000)]
-        lines += [f"  {one_line(second, 2000)}"] if second else []
-        lines += [f"  next: {one_line(following, 2000)}"] if following else []
-        self.say("\n".join(lines))
+        following = f"next: {following}" if following else ""
+        lines = [" ".join(plain(text)[:2000].splitlines()) for text in (second, following) if text]
+        self.say("\n  ".join([self.paint("rlm: ", "red") + " ".join(plain(message)[:2000].splitlines()), *lines]))
 
     def width(self) -> int:
         try:
@@ -493,7 +502,7 @@ class Terminal:
             pass  # nobody reads stderr any more; the answer still counts
 
 
-def encodable(stream: IO[str], text: str) -> str:
+def encodable(stream: TextIO, text: str) -> str:
     """The text with our own signs in ASCII where the stream's encoding has none of them."""
     try:
         text.encode(stream.encoding or "ascii")
@@ -613,8 +622,8 @@ def summary(result: rlm.CompletionResult) -> str:
 def describe(event: Event) -> str:
     """A step of the run as a line of the growing call tree; "" for what has no line."""
     depth = int(event.get("depth") or 0)
-    words = _WORDS.get(str(event.get("event")), lambda _: "")(event)
-    return "  " * depth + words if words else ""
+    words = _WORDS.get(str(event.get("event")))
+    return "  " * depth + words(event) if words else ""
 
 
 def _call_words(event: Event) -> str:
@@ -694,7 +703,7 @@ def prompt_of(args: argparse.Namespace, shell: Shell) -> str:
     words = args.words
     if not words:
         raise rlm.ConfigError("no prompt", hint='rlm "PROMPT" -c FILE   or   rlm --help')
-    if not args.literal and re.fullmatch(r"[a-z]+(-[a-z]+)?", words[0]) and args.context is None:
+    if words[0] == args.first and re.fullmatch(r"[a-z]+(-[a-z]+)?", words[0]) and args.context is None:
         import difflib
 
         if meant := difflib.get_close_matches(words[0], [*COMMANDS, "help", "version"], n=1, cutoff=0.75):
@@ -751,9 +760,9 @@ def answer(
     with Progress(shell.terminal, values, quiet=args.quiet, verbose=verbose) as progress:
 
         def listen(event: Event) -> None:
-            if shell.form == "jsonl":
+            if shell.form == "jsonl" and "v" in event:  # pieces of text and output are not part of the trajectory
                 shell.emit(event)
-            if args.html and event.get("event") != "text":
+            if args.html and "v" in event:
                 seen.append(event)
             progress.see(event)
             shell.model = progress.model or shell.model
@@ -1086,7 +1095,7 @@ class Chat:
         """Read prompts until the input ends."""
         if self.args.resume:
             name = run_name(log_folder(self.args), [self.args.resume])
-            self.turn(f"(resumed {name})", lambda: self.runtime.resume(name))
+            self.turn(f"(resumed {name})", functools.partial(self.runtime.resume, name))
         while (text := self.read()) is not None:
             word, _, rest = text.partition(" ")
             if word in ("/quit", "/exit"):
@@ -1094,7 +1103,7 @@ class Chat:
             if text.startswith("/"):
                 self.commands.get(word[1:], self.help)(rest.strip())
             elif text:
-                self.turn(text, lambda prompt=text: self.ask(prompt))
+                self.turn(text, functools.partial(self.ask, text))
 
     def read(self) -> str | None:
         """One prompt, of several lines if it says so; None at the end of the input. Ctrl-C drops what was typed."""
@@ -1525,7 +1534,7 @@ def scripted_server() -> Any:
             usage = {"prompt_tokens": size, "completion_tokens": answered, "total_tokens": size + answered}
             head = {"id": "demo", "model": _DEMO_MODEL, "created": 0}
             if asked.get("stream"):
-                chunks = [{"choices": [{"index": 0, "delta": message, "finish_reason": None}]}]
+                chunks: list[dict[str, Any]] = [{"choices": [{"index": 0, "delta": message, "finish_reason": None}]}]
                 chunks += [
                     {"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]},
                     {"choices": [], "usage": usage},
@@ -1586,7 +1595,8 @@ def demo(args: argparse.Namespace, shell: Shell) -> int:
     if result.response != truth:
         raise rlm.RLMError(f"the answer is wrong; the log's generator says: {truth}", result=result)
     shell.terminal.say("checked: this is what the log's generator says")
-    page = rlm_viz.write([result.log], os.path.splitext(str(result.log))[0] + ".html")
+    log_path = str(result.log)
+    page = rlm_viz.write([log_path], os.path.splitext(log_path)[0] + ".html")
     shell.terminal.say(f"log: {result.log}\npage: {page}")
     if shell.terminal.live and not args.no_open and (os.environ.get("DISPLAY") or sys.platform in ("darwin", "win32")):
         import webbrowser
@@ -1959,8 +1969,23 @@ def check_logs(settings: rlm.Configuration) -> Check:
 
 
 def check_online(settings: rlm.Configuration) -> list[Check]:
-    """One tiny call to each provider that has a key."""
-    return []
+    """One tiny call to each provider that has a key, all at once."""
+    rows = [row["id"] for row in rlm_backends.providers(None, settings.environ) if row["key_present"]]
+    found: list[Check] = rlm.fan_out([functools.partial(ask_online, name, settings) for name in rows], 8)
+    return found
+
+
+def ask_online(provider: str, settings: rlm.Configuration) -> Check:
+    """Whether a provider answers its default model; one without such a model is not asked."""
+    asked = [{"role": "user", "content": "Say ok."}]
+    try:
+        backend = rlm_backends.connect(None, provider, environ=settings.environ, max_retries=0)
+        reply = backend.complete(asked, max_tokens=16, deadline=time.monotonic() + 20)
+    except rlm_backends.BackendError as error:
+        return Check(
+            provider, "warn" if error.code == "config" else "fail", error.message, error.hint or "check the key"
+        )
+    return Check(provider, "ok", f"{backend.model} answered ({reply.usage['input']} + {reply.usage['output']} tokens)")
 
 
 # --- shell completion -----------------------------------------------------------------------------------------------

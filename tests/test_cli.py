@@ -1,0 +1,1166 @@
+"""The command line as its users meet it: a process with arguments, pipes or a terminal, an exit code, two streams."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, ClassVar
+
+import pytest
+import scripted
+from conftest import need
+from scripted import Request, Server, Turn, call, code
+
+MODULE = [sys.executable, "-m", "rlm"]
+SCRIPT = [sys.executable, "-c", "import rlm_cli; raise SystemExit(rlm_cli.main())"]  # as the installed `rlm` starts
+KEYS = {
+    *("status", "response", "value", "trajectory_id", "model", "total_calls", "total_tokens", "usage", "cost_usd"),
+    *("depth_reached", "tool_calls", "duration_ms", "log", "error"),
+}
+
+
+def rlm(*arguments: str, program: list[str] = MODULE, env: dict[str, str] | None = None, **how: Any) -> Any:
+    """Run the command to its end; stdin is empty unless given."""
+    if "input" not in how:
+        how.setdefault("stdin", subprocess.DEVNULL)
+    command = [*program, *arguments]
+    return subprocess.run(command, capture_output=True, env={**os.environ, **(env or {})}, timeout=60, **how)
+
+
+def start(*arguments: str, **how: Any) -> subprocess.Popen[bytes]:
+    how = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | how
+    return subprocess.Popen([*MODULE, *arguments], **how)
+
+
+def ended(process: subprocess.Popen[bytes]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out.decode(), err.decode()
+
+
+def answer_with(*turns: Any, sub: Any = "sub") -> Any:
+    """A script: the root says these in turn, a sub-call (no system prompt) gets `sub`."""
+
+    def reply(request: Request) -> Any:
+        if not request.system:
+            return sub(request) if callable(sub) else sub
+        turn = turns[min(request.turn, len(turns)) - 1]
+        return turn(request) if callable(turn) else turn
+
+    return reply
+
+
+def journals() -> list[Path]:
+    return sorted(Path("logs").glob("*.jsonl"))
+
+
+def events() -> list[dict[str, Any]]:
+    (path,) = journals()
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class Terminal:
+    """A process on a pseudo-terminal: what it shows, and what is typed."""
+
+    started: ClassVar[list[subprocess.Popen[bytes]]] = []
+
+    def __init__(self, *arguments: str, env: dict[str, str] | None = None, streams: str = "012") -> None:
+        self.master, slave = pty.openpty()
+        for name, value in (("TERM", "xterm"), ("COLUMNS", "100")):
+            os.environ.setdefault(name, value)
+        ends = [slave if number in streams else subprocess.PIPE for number in "012"]
+        environment = {**os.environ, "TERM": "xterm", **(env or {})}
+        self.process = subprocess.Popen(
+            [*MODULE, *arguments],
+            stdin=ends[0],
+            stdout=ends[1],
+            stderr=ends[2],
+            env=environment,
+            start_new_session=True,
+            preexec_fn=_own_terminal if "0" in streams else None,
+        )
+        os.close(slave)
+        self.shown = ""
+        Terminal.started.append(self.process)
+
+    def read(self, seconds: float) -> bool:
+        """Take in what is there; False at the end."""
+        if not select.select([self.master], [], [], seconds)[0]:
+            return True
+        try:
+            piece = os.read(self.master, 65536)
+        except OSError:  # Linux's way of saying that the other side was closed
+            return False
+        self.shown += piece.decode("utf-8", "replace")
+        return bool(piece)
+
+    def wait_for(self, pattern: str) -> None:
+        end = time.monotonic() + 30
+        while not re.search(pattern, self.shown):
+            assert time.monotonic() < end, f"{pattern!r} was never shown: {self.shown!r}"
+            assert self.read(1), f"ended without {pattern!r}: {self.shown!r}"
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+    def finish(self) -> int:
+        end = time.monotonic() + 60
+        while self.read(1):
+            assert time.monotonic() < end, f"does not end: {self.shown!r}"
+        os.close(self.master)
+        return self.process.wait(30)
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_on() -> Iterator[None]:
+    """What a failed test left on a terminal is ended."""
+    yield
+    for process in Terminal.started:
+        process.kill()
+        process.wait(30)
+    Terminal.started.clear()
+
+
+def _own_terminal() -> None:
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+# --- the answer ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("program", [MODULE, SCRIPT], ids=["python -m rlm", "rlm"])
+@pytest.mark.parametrize("words", [["Capital of France?"], ["run", "Capital of France?"]], ids=["bare", "run"])
+def test_stdout_is_the_answer_and_a_newline(openai: Server, program: list[str], words: list[str]) -> None:
+    openai.script = answer_with("Paris")
+    ran = rlm(*words, program=program)
+    assert (ran.returncode, ran.stdout) == (0, b"Paris\n")
+    assert re.fullmatch(r"✓ \d+ ms · 1 calls · [\d,]+ tok · \$\d\.\d+ · \./logs/\S+\.jsonl\n", ran.stderr.decode())
+    assert openai.requests[0].prompt.endswith("Capital of France?")
+
+
+def test_quiet_leaves_stderr_empty(openai: Server) -> None:
+    openai.script = answer_with("Paris")
+    ran = rlm("-q", "Capital of France?")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"Paris\n", b"")
+
+
+def test_anthropic_answers_as_well(anthropic: Server) -> None:
+    anthropic.script = answer_with("Paris")
+    assert rlm("-m", "claude-sonnet-4-20250514", "Capital?").stdout == b"Paris\n"
+
+
+def test_piped_text_is_the_context_and_not_in_the_prompt(openai: Server) -> None:
+    openai.script = answer_with(code("FINAL(context.upper())"))
+    text = "the needle is pink\n" * 500
+    ran = rlm("Where is it?", input=text.encode())
+    assert ran.stdout.decode() == text.upper() + "\n"
+    assert openai.requests[0].raw.count(b"the needle is pink") <= 5  # its first lines, in the description
+
+
+def test_files_globs_folders_and_stdin_become_the_context(openai: Server, workspace: Path) -> None:
+    (workspace / "src" / "deep").mkdir(parents=True)
+    (workspace / "src" / "a.py").write_text("A")
+    (workspace / "src" / "deep" / "b.py").write_text("B")
+    (workspace / "one.csv").write_text("x,y\n1,2\n")
+    openai.script = answer_with(code("FINAL(context)"))
+
+    def context(*arguments: str, **how: Any) -> Any:
+        ran = rlm("-q", "--json", "What?", *arguments, **how)
+        assert ran.returncode == 0, ran.stderr
+        return json.loads(ran.stdout)["value"]
+
+    assert context("-c", "one.csv") == "x,y\n1,2\n"
+    assert context("-c", "src/**/*.py") == {"src/a.py": "A", "src/deep/b.py": "B"}
+    assert context("-c", "src") == {"src/a.py": "A", "src/deep/b.py": "B"}
+    assert context("-c", "-", input=b"piped") == "piped"
+    assert context("-c", "one.csv", input=b"piped") == {"one.csv": "x,y\n1,2\n", "-": "piped"}
+    assert context("-c", "one.csv", "-c", "src/a.py") == {"one.csv": "x,y\n1,2\n", "src/a.py": "A"}
+
+
+def test_the_prompt_itself_can_come_from_stdin(openai: Server) -> None:
+    openai.script = answer_with(lambda r: r.prompt.rpartition("\n")[2])
+    assert rlm("-", input=b"Capital of France?").stdout == b"Capital of France?\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "prompt"),
+    [
+        (["show me the logs"], "show me the logs"),
+        (["--", "logs"], "logs"),
+        (["-q", "logs"], "logs"),
+        (["run", "logs"], "logs"),
+        (["-q", "--", "--json"], "--json"),
+        (["-5 + 3?"], "-5 + 3?"),
+        (["run", "logz"], "logz"),
+        (["config", "--"], None),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_a_command_word_is_one_only_as_the_first_argument(openai: Server, words: list[str], prompt: str | None) -> None:
+    openai.script = answer_with("answered")
+    ran = rlm(*words)
+    assert ran.returncode == 0, ran.stderr
+    assert [r.prompt.endswith(prompt or "") for r in openai.requests] == ([True] if prompt else [])
+
+
+def test_a_schema_makes_the_answer_json(openai: Server, workspace: Path) -> None:
+    (workspace / "s.json").write_text('{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}')
+    openai.script = answer_with(code("FINAL({'n': 42})"))
+    ran = rlm("-q", "How many?", "--schema", "s.json")
+    assert (ran.returncode, json.loads(ran.stdout)) == (0, {"n": 42})
+
+
+def test_streaming_prints_what_arrives_without_a_repl(openai: Server) -> None:
+    openai.script = lambda request: "one two three"
+    ran = rlm("--stream", "Count.")
+    assert (ran.returncode, ran.stdout) == (0, b"one two three\n")
+    assert openai.requests[0].tools == [] and openai.requests[0].stream
+
+
+def test_streaming_takes_no_context(openai: Server, workspace: Path) -> None:
+    (workspace / "f").write_text("x")
+    for how in ({}, {"input": b"piped"}):
+        arguments = [] if how else ["-c", "f"]
+        ran = rlm("--stream", "Count.", *arguments, **how)
+        assert ran.returncode == 2
+        assert ran.stderr.decode().startswith("rlm: --stream is a simple completion and takes no context\n  next: ")
+    assert openai.requests == []
+
+
+def test_html_writes_the_page(openai: Server, workspace: Path) -> None:
+    openai.script = answer_with(code("print(6 * 7)"), "forty-two <b>")
+    ran = rlm("What?", "--html", "page.html", "--no-log")
+    assert ran.returncode == 0, ran.stderr
+    page = (workspace / "page.html").read_text()
+    assert "forty-two" in page and "<b>" not in page.partition("forty-two")[2][:10]
+    assert not Path("logs").exists()
+
+
+# --- JSON ------------------------------------------------------------------------------------------------------------
+
+HOSTILE = "[bold]x[/bold] \n\t\"'\\ 🎉 \x1b[31m \u2028 </script> \ud83d " * 20_000
+
+
+def test_json_is_one_valid_line_whatever_the_answer_holds(openai: Server) -> None:
+    openai.script = answer_with(code(f"FINAL({HOSTILE[:60]!r} * 20_000)"))
+    ran = rlm("--json", "What?", env={"FORCE_COLOR": "1"})
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count(b"\n") == 1 and ran.stdout.endswith(b"\n") and len(ran.stdout) > 1_000_000
+    found = json.loads(ran.stdout)
+    assert found["response"] == HOSTILE[:60].replace("\ud83d", "\ufffd") * 20_000
+    assert set(found) == KEYS and found["error"] is None
+    assert set(found["usage"]) == {"input", "output", "cached", "cache_write", "reasoning"}
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "exit_code", "status", "error"),
+    [
+        ("Paris", [], 0, "answered", None),
+        (scripted.error(401, "bad key"), ["--max-retries", "0"], 1, "error", "ProviderError"),
+        ("Paris", ["--no-such-flag"], 2, "error", "ConfigError"),
+        ("Paris", ["-m", "nobody/knows-it"], 2, "error", "ConfigError"),
+        (code("1"), ["--max-iterations", "2"], 3, "partial", "MaxIterationsExceeded"),
+    ],
+    ids=["answered", "failed", "usage", "model", "limit"],
+)
+def test_json_has_every_key_however_it_ends(
+    openai: Server, script: Any, arguments: list[str], exit_code: int, status: str, error: str | None
+) -> None:
+    openai.script = answer_with(script)
+    ran = rlm("--json", "What?", *arguments)
+    found = json.loads(ran.stdout)
+    assert (ran.returncode, found["status"], set(found)) == (exit_code, status, KEYS)
+    assert (found["error"] or {}).get("type") == error
+    if error:
+        assert set(found["error"]) == {"type", "message", "hint"}
+        assert ran.stderr.decode().startswith("rlm: " + found["error"]["message"][:40])
+
+
+def test_jsonl_is_the_events_and_then_the_result(openai: Server) -> None:
+    openai.script = answer_with(code("print(llm_query('hm'))"), "done")
+    ran = rlm("--jsonl", "What?")
+    lines = [json.loads(line) for line in ran.stdout.splitlines()]
+    *seen, last = lines
+    assert seen == events()
+    assert (last["event"], last["status"], last["response"]) == ("result", "answered", "done")
+    assert set(last) == {"event", *KEYS}
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+def three_lines(stderr: bytes) -> list[str]:
+    """The lines of an error, which are at most three and hold no traceback."""
+    lines = stderr.decode().splitlines()
+    assert 1 <= len(lines) <= 3 and lines[0].startswith("rlm: "), lines
+    assert all(line.startswith("  ") for line in lines[1:]) and "Traceback" not in stderr.decode()
+    return lines
+
+
+def test_no_key_at_all() -> None:
+    ran = rlm("What?", "-m", "gpt-4o-mini")
+    first, second, third = three_lines(ran.stderr)
+    assert (ran.returncode, ran.stdout) == (2, b"")
+    assert first == "rlm: no API key for model 'gpt-4o-mini'"
+    assert second == "  looked for: OPENAI_API_KEY (environment, .env), api_key (rlm.toml, user configuration)"
+    assert third == "  next: export OPENAI_API_KEY=…   or   rlm providers   or   rlm demo"
+
+
+def test_a_wrong_key_is_never_shown(openai: Server) -> None:
+    openai.script = lambda request: scripted.error(401, f"Incorrect API key provided: {scripted.KEY}")
+    ran = rlm("What?")
+    lines = three_lines(ran.stderr)
+    assert (ran.returncode, ran.stdout) == (1, b"")
+    assert scripted.KEY not in "".join(lines) and any("next: " in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "following"),
+    [
+        ([], "no prompt", "rlm --help"),
+        ([""], "the prompt is empty", ""),
+        (["logz"], "unknown command 'logz'", "`rlm logs`"),
+        (["visualise"], "unknown command 'visualise'", "`rlm visualize`"),
+        (["help"], "unknown command 'help'", "`rlm --help`"),
+        (["resum", "abc"], "unknown command 'resum'", "`rlm resume`"),
+        (["which", "errors"], "more than one prompt", "quotes"),
+        (["x", "--max-dpeth", "3"], "unknown option '--max-dpeth'", "'--max-depth'"),
+        (["x", "--zzzzzz"], "unknown option '--zzzzzz'", "--help"),
+        (["x", "--api-kee=sk-secret-secret"], "unknown option '--api-kee'", "'--api-key'"),
+        (["x", "-m"], "argument -m/--model: expected one argument", "--help"),
+        (["x", "--max-depth", "deep"], "--max-depth: 'deep' is not a valid whole number", ""),
+        (["x", "--max-depth", "-1"], "max_depth", ""),
+        (["x", "--env", "lokal"], "environment", "local, docker"),
+        (["x", "--backend", "opnai"], "no provider is called 'opnai'", "openai"),
+        (["x", "-c", "missing.csv"], "context 'missing.csv' was not found", "-c"),
+        (["-", "-c", "-"], "stdin cannot be both the prompt and the context", ""),
+        (["x", "--config", "none.toml"], "no configuration file at 'none.toml'", "rlm init"),
+        (["x", "--html", "no/such/folder.html"], "cannot write 'no/such/folder.html'", ""),
+        (["x", "--schema", "none.json"], "--schema: cannot read 'none.json'", ""),
+        (["x", "--color", "sometimes"], "argument --color: invalid choice: 'sometimes'", ""),
+        (["logs", "zzz"], "no run 'zzz'", "rlm logs"),
+        (["resume"], "no unfinished run", "rlm logs"),
+        (["resume", "zzz"], "no run 'zzz'", ""),
+        (["replay"], "name one run", "rlm logs"),
+        (["visualize"], "no logs in", ""),
+        (["trust"], "no rlm.toml here or above", "rlm init"),
+        (["completion", "tcsh"], "which shell?", "bash|zsh|fish"),
+        (["config", "extra"], "what is 'extra'?", "rlm config --help"),
+        (["batch"], "give one file", ""),
+        (["batch", "none.jsonl"], "cannot read 'none.jsonl'", ""),
+        (["providers", "qqqq"], "no provider matches 'qqqq'", "rlm providers"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_wrong_usage_is_exit_2_and_says_what_to_do(
+    openai: Server, arguments: list[str], message: str, following: str
+) -> None:
+    ran = rlm(*arguments)
+    lines = three_lines(ran.stderr)
+    assert (ran.returncode, ran.stdout) == (2, b"")
+    assert message in lines[0] and following in lines[-1]
+    assert b"secret" not in ran.stderr
+    assert openai.requests == [] and not Path("logs").exists()
+
+
+def test_bad_context_files(openai: Server, workspace: Path) -> None:
+    openai.script = answer_with(code("FINAL([type(context).__name__, len(context)])"))
+    (workspace / "empty").touch()
+    (workspace / "binary").write_bytes(bytes(range(256)) * 10)
+    for name, expected in (("empty", ["str", 0]), ("binary", ["bytes", 2560])):
+        ran = rlm("--json", "-q", "What?", "-c", name)
+        assert (ran.returncode, json.loads(ran.stdout)["value"]) == (0, expected), ran.stderr
+
+
+def test_an_unreadable_file_or_folder(openai: Server, workspace: Path) -> None:
+    need("linux")
+    (workspace / "shut").mkdir()
+    (workspace / "shut" / "file").write_text("x")
+    (workspace / "file").write_text("x")
+    (workspace / "file").chmod(0)
+    (workspace / "shut").chmod(0)
+    try:
+        for name in ("file", "shut"):
+            ran = rlm("What?", "-c", name, preexec_fn=without_override)
+            lines = three_lines(ran.stderr)
+            assert (ran.returncode, "Permission denied" in lines[0]) == (2, True), lines
+    finally:
+        (workspace / "shut").chmod(0o700)
+
+
+def without_override() -> None:
+    """Give up root's right to read whatever there is (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH) before the exec."""
+    import ctypes
+
+    if os.getuid() == 0:
+        for capability in (1, 2):
+            assert ctypes.CDLL(None, use_errno=True).prctl(24, capability, 0, 0, 0) == 0
+
+
+@pytest.mark.parametrize("flag", [["--debug"], []], ids=["--debug", "RLM_DEBUG"])
+def test_debugging_shows_the_traceback(flag: list[str]) -> None:
+    ran = rlm("x", *flag, "-m", "gpt-4o-mini", env={} if flag else {"RLM_DEBUG": "1"})
+    assert ran.returncode == 2
+    assert b"Traceback" in ran.stderr and b"rlm: no API key" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [scripted.html(), scripted.empty(), scripted.half(), scripted.error(500), scripted.hang()],
+    ids=["html", "empty", "half", "500", "silence"],
+)
+def test_a_server_that_makes_no_sense_is_exit_1(openai: Server, reply: Any) -> None:
+    openai.script = lambda request: reply
+    limit = ["--timeout", "1"] if reply == scripted.hang() else ["--max-retries", "0"]
+    ran = rlm("What?", *limit)
+    three_lines(ran.stderr)
+    assert (ran.returncode, ran.stdout) == (3 if "--timeout" in limit else 1, b"")
+
+
+# --- limits and going on ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"),
+    [
+        (["--token-budget", "3000"], "--token-budget N"),
+        (["--cost-budget", "0.0006"], "--cost-budget USD"),
+        (["--max-subcalls", "1"], "--max-subcalls N"),
+        (["--max-iterations", "2"], "--max-iterations N"),
+    ],
+    ids=["tokens", "cost", "sub-calls", "iterations"],
+)
+def test_a_limit_is_exit_3_and_names_the_flag_and_the_way_on(openai: Server, arguments: list[str], flag: str) -> None:
+    step = Turn("so far: 12", [call("execute_code", code="llm_query('q')")])
+    openai.script = answer_with(step)
+    ran = rlm("What?", *arguments)
+    _, second, third = three_lines(ran.stderr)
+    (log,) = journals()
+    assert (ran.returncode, ran.stdout) == (3, b"so far: 12\n")
+    assert second == f"  raise it: {flag}"
+    assert third == f"  next: rlm resume {log.stem}"
+
+
+def test_resume_goes_on_with_a_raised_limit_and_repeats_no_call(openai: Server) -> None:
+    openai.script = answer_with(code("x = 1"), code("x += 1"), code("FINAL(x)"))
+    stopped = rlm("What?", "--max-iterations", "2")
+    assert stopped.returncode == 3
+    resumed = rlm("resume", "--max-iterations", "5")
+    assert (resumed.returncode, resumed.stdout) == (0, b"2\n"), resumed.stderr
+    assert len(openai.requests) == 3
+    assert rlm("resume").returncode == 2  # nothing is unfinished now
+
+
+def test_resume_finds_the_folder_that_the_run_was_given(openai: Server, workspace: Path) -> None:
+    openai.script = answer_with(code("1"), "done")
+    stopped = rlm("What?", "--max-iterations", "1", "--log-dir", "other")
+    following = three_lines(stopped.stderr)[-1].removeprefix("  next: rlm ")
+    assert following.endswith("--log-dir other")
+    assert rlm(*following.split(), "--max-iterations", "3").stdout == b"done\n"
+
+
+def test_without_a_log_no_resume_is_offered(openai: Server) -> None:
+    openai.script = answer_with(code("1"))
+    ran = rlm("What?", "--max-iterations", "1", "--no-log")
+    assert ran.returncode == 3 and b"resume" not in ran.stderr and not Path("logs").exists()
+
+
+def test_replay_runs_the_code_again_offline_and_says_where_it_differs(openai: Server, workspace: Path) -> None:
+    (workspace / "data").write_text("5")
+    openai.script = answer_with(code("x = int(context)\nprint(x)"), code("FINAL(x * 2)"))
+    assert rlm("What?", "-c", "data").stdout == b"10\n"
+    (log,) = journals()
+    same = rlm("replay", log.stem[:4])
+    assert (same.returncode, same.stdout) == (0, b"10\n"), same.stderr
+    log.write_text(log.read_text().replace("FINAL(x * 2)", "FINAL(x * 3)"))
+    other = rlm("replay", log.stem)
+    assert (other.returncode, other.stdout) == (1, b"15\n")
+    assert b"differs from the recording" in other.stderr
+    assert len(openai.requests) == 2
+
+
+# --- Ctrl-C ----------------------------------------------------------------------------------------------------------
+
+
+def interrupt(process: subprocess.Popen[bytes]) -> tuple[int, str, str]:
+    process.send_signal(signal.SIGINT)
+    return ended(process)
+
+
+def journal_line(word: str) -> None:
+    """Wait until the journal has a line with this."""
+    end = time.monotonic() + 30
+    while not any(word in path.read_text() for path in journals()):
+        assert time.monotonic() < end, f"{word} was never journalled"
+        threading.Event().wait(0.02)
+
+
+def the_way_on(err: str) -> None:
+    lines = three_lines(err.encode())
+    assert lines[0] == "rlm: interrupted"
+    assert lines[-1] == f"  next: rlm resume {journals()[0].stem}"
+
+
+def test_interrupted_before_the_first_byte(openai: Server) -> None:
+    openai.script = lambda request: scripted.hang()
+    process = start("What?")
+    openai.wait_for(1)
+    code_, out, err = interrupt(process)
+    assert (code_, out) == (130, "")
+    assert three_lines(err.encode())[0] == "rlm: interrupted"
+    assert events()[-1]["status"] == "interrupted"
+
+
+def test_interrupted_in_the_middle_of_a_reply(openai: Server) -> None:
+    openai.script = lambda request: scripted.drip("a very long reply " * 100, 0.02)
+    process = start("--stream", "What?")
+    assert process.stdout
+    assert process.stdout.read(1) == b"a"
+    code_, _, err = interrupt(process)
+    assert code_ == 130 and three_lines(err.encode())[0] == "rlm: interrupted"
+    assert events()[-1]["status"] == "interrupted"
+
+
+@pytest.mark.parametrize("loop", ["while True: pass", "sum(range(10**12))", "import time; time.sleep(60)"])
+def test_interrupted_in_sandboxed_code(openai: Server, loop: str) -> None:
+    openai.script = answer_with(Turn("looking", [call("execute_code", code=f"llm_query('now')\n{loop}")]))
+    process = start("What?")
+    journal_line('"kind":"sub"')
+    code_, out, err = interrupt(process)
+    assert (code_, out) == (130, "looking\n")
+    the_way_on(err)
+
+
+def test_interrupted_in_parallel_sub_calls_and_resumed(openai: Server) -> None:
+    free = threading.Event()
+    sub = lambda request: "one" if request.last == "1" else scripted.Turn("more", until=free)  # noqa: E731
+    openai.script = answer_with(code("FINAL(llm_query_batched(['1', '2', '3', '4']))"), sub=sub)
+    process = start("What?")
+    openai.wait_for(5)
+    journal_line('"kind":"sub"')
+    code_, _, err = interrupt(process)
+    free.set()
+    assert code_ == 130
+    the_way_on(err)
+    recorded = [e["event"] for e in events()]
+    assert recorded.count("interrupted") == 3 and recorded[-1] == "end"
+    resumed = rlm("resume", "--json")
+    assert json.loads(resumed.stdout)["value"] == ["one", "more", "more", "more"], resumed.stderr
+    assert [r.last for r in openai.requests].count("1") == 1
+
+
+def test_interrupted_while_it_waits_to_try_again(openai: Server) -> None:
+    openai.script = lambda request: scripted.error(429, "slow down", retry_after=30)
+    process = start("--json", "What?")
+    openai.wait_for(1)
+    code_, out, _ = interrupt(process)
+    assert (code_, json.loads(out)["status"], set(json.loads(out))) == (130, "interrupted", KEYS)
+
+
+# --- pipes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", [[], ["--json"], ["--jsonl"]], ids=["text", "json", "jsonl"])
+def test_a_reader_that_leaves_ends_it_quietly(openai: Server, form: list[str]) -> None:
+    openai.script = answer_with(code("print(1)"), code("FINAL('line\\n' * 300_000)"))
+    process = start("-q", "What?", *form)
+    assert process.stdout and process.stderr
+    process.stdout.read(1)
+    process.stdout.close()
+    assert (process.wait(60), process.stderr.read()) == (0, b"")
+    process.stderr.close()
+
+
+def test_a_closed_stdout_costs_nothing_but_the_answer_there(openai: Server) -> None:
+    openai.script = answer_with("Paris")
+    command = 'exec "$0" -m rlm "What?" >&-'
+    ran = subprocess.run(["sh", "-c", command, sys.executable], capture_output=True, stdin=subprocess.DEVNULL)
+    assert (ran.returncode, ran.stdout) == (0, b"")
+    assert b"stdout is closed; the answer is in ./logs/" in ran.stderr
+    assert events()[-1]["response"] == "Paris"
+
+
+def test_a_full_device_is_an_error_that_says_where_the_answer_is(openai: Server) -> None:
+    need("linux")
+    openai.script = answer_with("Paris")
+    with open("/dev/full", "wb") as full:
+        process = start("What?", stdout=full)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert three_lines(err)[0] == "rlm: cannot write the answer to stdout: No space left on device"
+
+
+def test_stderr_that_nobody_reads_does_not_matter(openai: Server) -> None:
+    openai.script = answer_with("Paris")
+    command = 'exec "$0" -m rlm -v "What?" 2>&-'
+    ran = subprocess.run(["sh", "-c", command, sys.executable], capture_output=True, stdin=subprocess.DEVNULL)
+    assert (ran.returncode, ran.stdout) == (0, b"Paris\n")
+
+
+@contextlib.contextmanager
+def stdin_of(kind: str, workspace: Path) -> Iterator[int | IO[bytes]]:
+    """A standard input of each kind that is met in practice."""
+    with contextlib.ExitStack() as stack:
+        if kind in ("empty pipe", "silent pipe", "slow pipe"):
+            reader, writer = os.pipe()
+            stack.callback(os.close, reader)
+            if kind == "empty pipe":
+                os.close(writer)
+            elif kind == "silent pipe":
+                stack.callback(os.close, writer)
+            else:
+                threading.Thread(target=_write_slowly, args=(writer,)).start()
+            yield reader
+        elif kind == "file":
+            (workspace / "in.txt").write_text("slow")
+            yield stack.enter_context(open(workspace / "in.txt", "rb"))
+        elif kind == "socket":
+            ours, theirs = socket.socketpair()
+            ours.sendall(b"slow")
+            ours.close()
+            stack.callback(theirs.close)
+            yield theirs.fileno()
+        else:
+            yield subprocess.DEVNULL
+
+
+def _write_slowly(writer: int) -> None:
+    for piece in (b"s", b"lo", b"w"):
+        os.write(writer, piece)
+        threading.Event().wait(0.3)
+    os.close(writer)
+
+
+@pytest.mark.parametrize(
+    ("kind", "context", "said"),
+    [
+        ("null", None, False),
+        ("empty pipe", None, False),
+        ("silent pipe", None, True),
+        ("slow pipe", "slow", False),
+        ("file", "slow", False),
+        ("socket", "slow", False),
+    ],
+)
+def test_stdin_is_read_when_it_is_one_and_never_waited_for(
+    openai: Server, workspace: Path, kind: str, context: str | None, said: bool
+) -> None:
+    openai.script = answer_with(code("FINAL(context)"))
+    with stdin_of(kind, workspace) as stdin:
+        ran = rlm("--json", "What?", stdin=stdin)
+    assert (ran.returncode, json.loads(ran.stdout)["value"]) == (0, context)
+    assert (b"stdin is open but silent and was skipped" in ran.stderr) is said
+
+
+def test_a_closed_stdin_is_none(openai: Server) -> None:
+    openai.script = answer_with(code("FINAL(context)"))
+    command = 'exec "$0" -m rlm --json "What?" <&-'
+    ran = subprocess.run(["sh", "-c", command, sys.executable], capture_output=True)
+    assert (ran.returncode, json.loads(ran.stdout)["value"]) == (0, None), ran.stderr
+
+
+# --- the terminal ----------------------------------------------------------------------------------------------------
+
+
+def test_a_terminal_sees_progress_on_one_line_and_then_the_answer(openai: Server) -> None:
+    free = threading.Event()
+    openai.script = answer_with(
+        code("llm_query('q')"), Turn("Paris", until=free), sub=Turn("s", usage={"input": 17_000, "output": 1_240})
+    )
+    terminal = Terminal("--cost-budget", "0.5", "--max-subcalls", "40", "What?")
+    terminal.wait_for(r"\d+s  2 calls  [\d,]+ tok  \$0\.\d{4} / \$0\.50  depth 1  llm_query 1/40")
+    free.set()
+    assert terminal.finish() == 0
+    assert terminal.shown.endswith(".jsonl\r\n") and "\r\x1b[KParis" in terminal.shown.replace(
+        "\r\x1b[K\r\x1b[K", "\r\x1b[K"
+    )
+
+
+def test_without_a_terminal_nothing_is_painted(openai: Server) -> None:
+    openai.script = answer_with(code("1"), "Paris")
+    ran = rlm("What?")
+    assert b"\r" not in ran.stderr and b"\x1b" not in ran.stderr and ran.stderr.count(b"\n") == 1
+
+
+STEERING = "a\x1b[31mred\x1b[0m\x1b]0;title\x07\x9b2J\x08\x00z\r\n\tend\u202e"
+
+
+def test_control_characters_reach_a_pipe_and_not_a_terminal(openai: Server) -> None:
+    openai.script = answer_with(STEERING)
+    assert rlm("-q", "What?").stdout.decode("utf-8") == STEERING + "\n"
+    terminal = Terminal("-q", "What?")
+    assert terminal.finish() == 0
+    assert "aredz\r\n\tend\r\n" in terminal.shown.replace("\r\x1b[K", "")
+
+
+@pytest.mark.parametrize(
+    ("variables", "arguments", "coloured"),
+    [
+        ({}, [], False),
+        ({"FORCE_COLOR": "1"}, [], True),
+        ({"FORCE_COLOR": ""}, [], False),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, [], False),
+        ({"FORCE_COLOR": "1", "NO_COLOR": ""}, [], True),
+        ({"NO_COLOR": "1"}, ["--color", "always"], True),
+        ({"FORCE_COLOR": "1"}, ["--color", "never"], False),
+    ],
+)
+def test_colours_follow_flag_then_no_color_then_force_color(
+    openai: Server, variables: dict[str, str], arguments: list[str], coloured: bool
+) -> None:
+    openai.script = answer_with("Paris")
+    ran = rlm("What?", *arguments, env=variables)
+    assert (b"\x1b[32m" in ran.stderr, ran.stdout) == (coloured, b"Paris\n")
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"LC_ALL": "C", "LANG": "C"},
+        {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "POSIX", "PYTHONIOENCODING": "latin-1"},
+    ],
+    ids=["C", "C, not coerced", "ascii", "latin-1"],
+)
+def test_no_locale_breaks_on_a_check_mark(openai: Server, variables: dict[str, str]) -> None:
+    openai.script = answer_with(code("print('→')"), "naïve 🎉")
+    for arguments in (["-v", "What?"], ["logs"], ["doctor"], ["--help"], ["providers"]):
+        ran = rlm(*arguments, env=variables)
+        assert ran.returncode == 0 and b"Traceback" not in ran.stderr, ran.stderr
+    (log,) = journals()
+    assert rlm("logs", log.stem, env=variables).returncode == 0
+
+
+def test_a_lone_surrogate_in_the_prompt_and_in_the_answer(openai: Server) -> None:
+    openai.script = answer_with(code(r"FINAL('a\ud83dz')"))
+    ran = subprocess.run([*MODULE, "-q", b"caf\xe9?"], capture_output=True, stdin=subprocess.DEVNULL)
+    assert (ran.returncode, ran.stdout.decode()) == (0, "a\ufffdz\n"), ran.stderr
+
+
+def test_verbose_shows_the_call_tree_as_it_grows(openai: Server) -> None:
+    openai.script = answer_with(code("print(llm_query('hm'))"), "done", sub="yes")
+    ran = rlm("-v", "What?")
+    lines = ran.stderr.decode().splitlines()
+    shapes = [
+        r"◆ gpt-4o-mini: What\?",
+        r"● turn 1 · .*tok .*",
+        r"  ○ llm_query · .* · yes",
+        r"  ▶ cell 1: print.* → yes",
+    ]
+    shapes += [r"● turn 2 · .* · done", r"✓ done", r"✓ \d+ ms · 3 calls · .*"]
+    assert len(lines) == len(shapes) and all(re.fullmatch(s, line) for s, line in zip(shapes, lines, strict=True)), (
+        lines
+    )
+
+
+# --- logs and pages --------------------------------------------------------------------------------------------------
+
+
+def test_logs_lists_runs_and_shows_one_by_any_unique_prefix(openai: Server) -> None:
+    openai.script = answer_with(code("print(6 * 7)"), "forty-two")
+    for prompt in ("First?", "Second?"):
+        assert rlm("-q", prompt).returncode == 0
+    listed = rlm("logs").stdout.decode().splitlines()
+    assert len(listed) == 2 and listed[0].endswith("Second?") and " answered " in listed[0]
+    name = listed[0].split()[0]
+    tree = rlm("logs", name[:6]).stdout.decode()
+    assert name in tree and "turn 2" in tree and "cell 1" in tree and "print(6 * 7)" in tree
+    merged = json.loads(rlm("logs", name, "--json").stdout)
+    assert [e["event"] for e in merged] == ["start", "call", "tool", "call", "end"]
+    assert all("content" in message for e in merged if e["event"] == "call" for message in e["prompt"])
+    assert [run["id"] for run in json.loads(rlm("logs", "--json").stdout)] == [line.split()[0] for line in listed]
+    assert rlm("logs", "-n", "1").stdout.decode().splitlines() == listed[:1]
+
+
+def test_logs_of_an_empty_folder() -> None:
+    ran = rlm("logs")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"", b"no runs in ./logs\n")
+
+
+def test_an_ambiguous_prefix_names_the_candidates(workspace: Path) -> None:
+    (workspace / "logs").mkdir()
+    for name in ("abc123-000001", "abc123-000002"):
+        (workspace / "logs" / f"{name}.jsonl").write_text("")
+    ran = rlm("logs", "abc")
+    assert ran.returncode == 2 and "abc123-000001" in three_lines(ran.stderr)[0]
+
+
+def test_following_a_run_shows_its_steps_as_they_happen(openai: Server) -> None:
+    free = threading.Event()
+    openai.script = answer_with(code("print(1)"), Turn("done", until=free))
+    run = start("What?")
+    journal_line('"event":"tool"')
+    follower = start("logs", "--follow")
+    assert follower.stdout
+    first = follower.stdout.readline().decode()
+    assert first.startswith("◆ gpt-4o-mini: What?")
+    free.set()
+    assert ended(run)[0] == 0
+    code_, out, _ = ended(follower)
+    assert code_ == 0 and out.splitlines()[-1] == "✓ done"
+
+
+def test_visualize_writes_one_page_of_all_runs(openai: Server, workspace: Path) -> None:
+    openai.script = answer_with("Paris")
+    rlm("-q", "What?")
+    ran = rlm("visualize", "-o", "out.html")
+    assert (ran.returncode, ran.stdout) == (0, b"out.html\n")
+    assert "Paris" in (workspace / "out.html").read_text()
+    assert rlm("visualize", journals()[0].stem[:5], "--dir", "logs").stdout == b"trajectory.html\n"
+
+
+# --- configuration, trust, doctor and the rest ------------------------------------------------------------------------
+
+
+def test_config_shows_value_and_origin_and_masks_keys(workspace: Path) -> None:
+    (workspace / "rlm.toml").write_text('[rlm]\nmodel = "from-file"\nmax_depth = 2\n')
+    variables = {"RLM_MAX_DEPTH": "3", "RLM_API_KEY": scripted.KEY, "RLM_BASE_URL": "http://me:hush@localhost:1/v1"}
+    ran = rlm("config", "--json", "--token-budget", "9", env=variables)
+    found = json.loads(ran.stdout)
+    assert found["model"] == {"value": "from-file", "origin": "rlm.toml:2"}
+    assert found["max_depth"] == {"value": 3, "origin": "RLM_MAX_DEPTH"}
+    assert found["token_budget"] == {"value": 9, "origin": "--token-budget"}
+    assert found["max_errors"] == {"value": 5, "origin": "default"}
+    assert found["api_key"] == {"value": "…" + scripted.KEY[-4:], "origin": "RLM_API_KEY"}
+    assert found["base_url"]["value"] == "http://…@localhost:1/v1"
+    text = rlm("config", env=variables)
+    assert re.search(r"^max_depth +3 +RLM_MAX_DEPTH$", text.stdout.decode(), re.MULTILINE)
+    assert scripted.KEY.encode() not in text.stdout + text.stderr and b"hush" not in text.stdout
+
+
+def test_init_writes_a_file_that_changes_nothing_until_it_is_edited(workspace: Path) -> None:
+    before = rlm("config", "--json").stdout
+    assert rlm("init").stdout == b"rlm.toml\n"
+    assert rlm("config", "--json").stdout == before
+    again = rlm("init")
+    assert again.returncode == 2 and "is already there" in three_lines(again.stderr)[0]
+    given = rlm("init", "--force", "-m", "gpt-4o", "--base-url", "http://localhost:9/v1")
+    assert given.returncode == 0, given.stderr
+    found = json.loads(rlm("config", "--json").stdout)
+    assert (found["model"]["value"], found["base_url"]["value"]) == ("gpt-4o", "http://localhost:9/v1")
+
+
+def test_init_in_a_folder_that_cannot_be_written(workspace: Path) -> None:
+    (workspace / "rlm.toml").mkdir()
+    ran = rlm("init", "--force")
+    assert (ran.returncode, three_lines(ran.stderr)[0]) == (2, "rlm: cannot write rlm.toml: Is a directory")
+
+
+def test_trust_is_asked_for_given_shown_and_taken_back(openai: Server, workspace: Path) -> None:
+    (workspace / "rlm.toml").write_text('[rlm]\nmodel = "gpt-4o-mini"\nallowed_paths = ["/"]\n')
+    openai.script = answer_with("Paris")
+    refused = rlm("What?")
+    lines = three_lines(refused.stderr)
+    assert refused.returncode == 2 and "rlm.toml:3: 'allowed_paths'" in lines[0] and "rlm trust" in lines[-1]
+    assert rlm("trust", "--show").stdout.decode().splitlines()[0].endswith("rlm.toml: not trusted")
+    assert rlm("trust").returncode == 0
+    assert json.loads(rlm("trust", "--show", "--json").stdout) == {
+        "path": str(workspace / "rlm.toml"),
+        "trusted": True,
+        "needs_trust": {"allowed_paths": ["/"]},
+    }
+    assert rlm("What?").stdout == b"Paris\n"
+    (workspace / "rlm.toml").write_text('[rlm]\nallowed_paths = ["/etc"]\n')
+    assert rlm("What?").returncode == 2
+    assert rlm("trust").returncode == 0 and rlm("trust", "--revoke").returncode == 0
+    assert rlm("What?").returncode == 2
+    assert len(openai.requests) == 1
+
+
+def test_doctor_says_what_works_and_exits_1_if_a_required_line_fails(workspace: Path) -> None:
+    ran = rlm("doctor", "--json", env={"OPENAI_API_KEY": scripted.KEY})
+    found = json.loads(ran.stdout)
+    checks = {check["name"]: check for check in found["checks"]}
+    assert (ran.returncode, found["ok"]) == (0, True), found
+    assert {
+        "rlm",
+        "python",
+        "requests",
+        "RestrictedPython",
+        "configuration",
+        "keys",
+        "sandbox",
+        "docker",
+        "logs",
+    } <= set(checks)
+    assert f"OPENAI_API_KEY …{scripted.KEY[-4:]}" in checks["keys"]["detail"]
+    (workspace / "rlm.toml").write_text("[rlm]\nno_such_key = 1\n")
+    broken = rlm("doctor")
+    assert broken.returncode == 1
+    assert re.search(r"✗ configuration .*'no_such_key'\n +next: ", broken.stdout.decode())
+
+
+def test_doctor_online_calls_each_provider_that_has_a_key(openai: Server) -> None:
+    openai.script = lambda request: "ok"
+    found = json.loads(rlm("doctor", "--json", "--online").stdout)
+    (check,) = [check for check in found["checks"] if check["name"] == "openai"]
+    assert (check["state"], len(openai.requests)) == ("ok", 1)
+    openai.script = lambda request: scripted.error(401, f"bad key {scripted.KEY}")
+    failing = rlm("doctor", "--json", "--online")
+    (check,) = [check for check in json.loads(failing.stdout)["checks"] if check["name"] == "openai"]
+    assert (check["state"], failing.returncode) == ("fail", 1)
+
+
+def test_providers_lists_the_table(workspace: Path) -> None:
+    (workspace / ".env").write_text(f"OPENAI_API_KEY={scripted.KEY}\n")
+    rows = json.loads(rlm("providers", "--json").stdout)
+    assert len(rows) > 100 and all(
+        set(row) == {"id", "name", "wire", "base_url", "key_env", "key_present"} for row in rows
+    )
+    assert [row["key_present"] for row in rows if row["id"] in ("openai", "anthropic")] == [False, True]
+    assert re.search(r"^✓ openai ", rlm("providers", "openai").stdout.decode(), re.MULTILINE)
+
+
+def test_completion_scripts_complete(workspace: Path) -> None:
+    need("bash")
+    script = rlm("completion", "bash").stdout.decode()
+    ask = 'COMP_WORDS=(rlm "$@"); COMP_CWORD=$#; _rlm; printf "%s\\n" "${COMPREPLY[@]}"'
+
+    def complete(*words: str) -> list[str]:
+        ran = subprocess.run(
+            ["bash", "-c", f"{script}\n{ask}", "bash", *words], capture_output=True, text=True, check=True
+        )
+        return ran.stdout.split()
+
+    assert complete("vis") == ["visualize"]
+    assert complete("logs", "--fo") == ["--follow"]
+    assert complete("prompt", "--max-it") == ["--max-iterations"]
+    for shell in ("zsh", "fish"):
+        assert b"visualize" in rlm("completion", shell).stdout
+
+
+def test_version_and_help() -> None:
+    import rlm as library
+
+    assert rlm("--version").stdout.decode() == f"rlm {library.__version__}\n"
+    text = rlm("--help").stdout.decode()
+    for word in ("mcp-install", "--cost-budget", "-c, --context", "--no-log", "--jsonl", "-e, "):
+        assert word in text
+    assert rlm("logs", "-h").stdout.decode().startswith("usage: rlm logs")
+
+
+def test_every_option_is_a_flag_and_every_command_has_help() -> None:
+    import rlm as library
+    import rlm_cli
+
+    text = rlm("--help").stdout.decode()
+    assert [name for name in library.OPTIONS if f"--{name.replace('_', '-')}" not in text] == []
+    commands = (
+        "run init logs visualize resume replay chat batch mcp-serve mcp-install config doctor providers demo trust"
+    )
+    assert set(rlm_cli.COMMANDS) == {*commands.split(), "completion"}
+    for name in rlm_cli.COMMANDS:
+        ran = rlm(name, "--help")
+        assert (ran.returncode, ran.stdout.split()[:3]) == (0, [b"usage:", b"rlm", name.encode()]), name
+
+
+def test_help_and_mcp_serve_import_only_what_they_need(workspace: Path) -> None:
+    report = "import sys, rlm_cli\ncode = rlm_cli.main({!r})\nsys.stderr.write(' '.join(sys.modules))\nsys.exit(code)"
+    served = rlm(program=[sys.executable, "-c", report.format(["mcp-serve"])], input=b"")
+    assert served.returncode == 0 and not {"argparse", "rlm", "rlm_backends", "requests"} & set(
+        served.stderr.decode().split()
+    )
+    helped = rlm(program=[sys.executable, "-c", report.format(["--help"])])
+    assert not {"requests", "docker", "RestrictedPython", "rlm_viz", "rlm_mcp"} & set(helped.stderr.decode().split())
+
+
+def test_mcp_serve_refuses_what_it_does_not_know() -> None:
+    for arguments in (["--nope"], ["--env", "cloud"], ["--max-wait", "soon"], ["--workspace"]):
+        ran = rlm("mcp-serve", *arguments)
+        assert (ran.returncode, ran.stdout) == (2, b"") and len(three_lines(ran.stderr)) == 2
+
+
+# --- the demo --------------------------------------------------------------------------------------------------------
+
+
+def test_the_demo_works_on_its_log_and_is_checked() -> None:
+    ran = rlm("demo")
+    assert ran.returncode == 0, ran.stderr
+    said = ran.stderr.decode()
+    assert "a scripted model answers here" in said and "checked: this is what the log's generator says" in said
+    recorded = events()
+    kinds = [(e["event"], e.get("kind")) for e in recorded]
+    assert kinds.count(("start", "child")) == 1 and kinds.count(("call", "sub")) > 1
+    assert recorded[0]["context"]["size"] >= 5_000_000
+    assert ran.stdout.decode().strip() == recorded[-1]["response"]
+    assert re.search(r"log: \./logs/\S+\.jsonl\npage: \./logs/\S+\.html\n", said)
+    assert list(Path("logs").glob("*.html"))
+
+
+def test_the_demo_uses_no_key_and_no_configuration_that_is_there(workspace: Path) -> None:
+    (workspace / "rlm.toml").write_text("[rlm]\nno_such_key = 1\n")
+    ran = rlm("demo", "-q", env={"OPENAI_API_KEY": scripted.KEY, "RLM_PROTOCOL": "text", "RLM_TOKEN_BUDGET": "10"})
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_the_generator_knows_the_truth() -> None:
+    import rlm_cli
+
+    log, truth = rlm_cli.demo_log(200_000)
+    failed = re.findall(r'customer="([^"]+)" .*status=failed', log)
+    worst = max(set(failed), key=failed.count)
+    assert truth.startswith(f"{worst}: {failed.count(worst)} failed payments")
+
+
+# --- batch -----------------------------------------------------------------------------------------------------------
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_batch_keeps_the_order_and_a_failure_is_a_row(openai: Server, workspace: Path) -> None:
+    prompts = ["slow", "bad", {"prompt": "with context", "context": "ctx"}, "quick"]
+    (workspace / "p.jsonl").write_text("".join(json.dumps(p) + "\n" for p in prompts) + "\n")
+    quick_done = threading.Event()
+
+    def reply(request: Request) -> Any:
+        if "slow" in request.prompt:
+            return Turn("slow!", until=quick_done)
+        if "bad" in request.prompt:
+            return scripted.error(400, "no")
+        if "with context" in request.prompt:
+            return code("FINAL(context)")
+        quick_done.set()
+        return "quick!"
+
+    openai.script = reply
+    ran = rlm("batch", "p.jsonl", "-o", "r.jsonl", "-j", "4")
+    assert ran.returncode == 1, ran.stderr
+    rows = rows_of(workspace / "r.jsonl")
+    assert [(r["index"], r["status"], r["response"]) for r in rows] == [
+        (0, "answered", "slow!"),
+        (1, "error", None),
+        (2, "answered", "ctx"),
+        (3, "answered", "quick!"),
+    ]
+    assert rows[1]["error"]["type"] == "ProviderError" and "4/4 rows  1 failed" in ran.stderr.decode()
+    sent = len(openai.requests)
+    openai.script = lambda request: "better"
+    again = rlm("batch", "p.jsonl", "-o", "r.jsonl")
+    assert (again.returncode, len(openai.requests) - sent) == (0, 1)
+    assert [r["response"] for r in rows_of(workspace / "r.jsonl")] == ["slow!", "better", "ctx", "quick!"]
+
+
+def test_a_batch_that_was_killed_does_only_what_is_missing(openai: Server, workspace: Path) -> None:
+    (workspace / "p.jsonl").write_text("".join(f'"item {n}"\n' for n in range(6)))
+    free = threading.Event()
+    openai.script = lambda request: Turn("done", until=free) if re.search("item [345]", request.prompt) else "done"
+    process = start("batch", "p.jsonl", "-o", "r.jsonl", "-j", "2")
+    openai.wait_for(5)
+    process.kill()
+    ended(process)
+    free.set()
+    assert len(rows_of(workspace / "r.jsonl")) == 3
+    with open(workspace / "r.jsonl", "a") as file:
+        file.write('{"index": 5, "ke')  # as a kill in mid-write leaves it
+    sent = len(openai.requests)
+    assert rlm("batch", "p.jsonl", "-o", "r.jsonl").returncode == 0
+    assert len(openai.requests) - sent == 3
+    assert [r["index"] for r in rows_of(workspace / "r.jsonl")] == list(range(6))
+
+
+def test_a_csv_with_a_template(openai: Server, workspace: Path) -> None:
+    (workspace / "rows.csv").write_text('name,place name\n"Ada, L.",London\nBob,Bern\n')
+    openai.script = lambda request: request.prompt
+    ran = rlm("batch", "rows.csv", "--prompt", 'Where is {name} in {place name}? {"json": 1}', "-q")
+    rows = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert [r["prompt"] for r in rows] == [
+        'Where is Ada, L. in London? {"json": 1}',
+        'Where is Bob in Bern? {"json": 1}',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "arguments", "message"),
+    [
+        ("p.jsonl", '"ok"\n{bad\n', [], "p.jsonl:2: not JSON"),
+        ("p.jsonl", "[1]\n", [], "p.jsonl:1: neither a text nor an object"),
+        ("p.jsonl", '{"text": "x"}\n', [], "p.jsonl:1: no prompt in this row"),
+        ("p.csv", "a,b\n1,2\n", ["--prompt", "{aa}"], "--prompt: no column 'aa'"),
+        ("p.jsonl", "\n", [], "'p.jsonl' has no rows"),
+        ("p.jsonl", '"x"\n', ["-j", "0"], "-j of at least 1"),
+        ("p.jsonl", '"x"\n', ["-o", "no/such/r.jsonl"], "cannot write 'no/such/r.jsonl'"),
+    ],
+)
+def test_a_bad_batch_is_refused_before_anything_is_sent(
+    openai: Server, workspace: Path, name: str, content: str, arguments: list[str], message: str
+) -> None:
+    (workspace / name).write_text(content)
+    ran = rlm("batch", name, *arguments)
+    assert (ran.returncode, openai.requests) == (2, [])
+    assert message in three_lines(ran.stderr)[0]
+
+
+def test_one_budget_for_the_whole_batch(openai: Server, workspace: Path) -> None:
+    (workspace / "p.jsonl").write_text('"a"\n"b"\n"c"\n')
+    openai.script = lambda request: Turn("x", usage={"input": 900, "output": 100})
+    ran = rlm("batch", "p.jsonl", "-j", "1", "--one-budget", "--token-budget", "2400", "-q")
+    statuses = [json.loads(line)["status"] for line in ran.stdout.splitlines()]
+    assert (ran.returncode, statuses[0], statuses[-1]) == (1, "answered", "partial")
+
+
+# --- chat ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_chat_keeps_its_variables_and_says_them(openai: Server) -> None:
+    replies = {"set": code("x = 41\nFINAL('set')"), "add": code("FINAL(x + 1)")}
+    openai.script = lambda request: replies[request.messages[-1]["content"].rpartition("\n")[2]]
+    ran = rlm("chat", input=b"set\nadd\n/vars\n/cost\n/save talk.md\n/nope\n/quit\n")
+    assert (ran.returncode, ran.stdout) == (0, b"set\n42\n"), ran.stderr
+    said = ran.stderr.decode()
+    assert re.search(r"^x +int +", said, re.MULTILINE) and "2 calls" in said and "/reset" in said
+    assert Path("talk.md").read_text() == "## set\n\nset\n\n## add\n\n42\n"
+
+
+def test_a_chat_reads_several_lines_and_forgets(openai: Server) -> None:
+    openai.script = lambda request: str([m["content"] for m in request.messages if m["role"] == "user"])
+    ran = rlm("chat", input=b'one \\\ntwo\n"""\na\n\nb\n"""\n/reset\nfresh\n')
+    lines = ran.stdout.decode().splitlines()
+    assert "one \\ntwo" in lines[0] and "a\\n\\nb" in lines[1] and "one" not in lines[2] and "fresh" in lines[2]
+
+
+def test_an_interrupted_turn_does_not_end_the_chat(openai: Server) -> None:
+    hanging = threading.Event()
+
+    def reply(request: Request) -> Any:
+        text = request.last
+        if "hang" in text:
+            hanging.set()
+            return scripted.hang()
+        return code("x = 7\nFINAL('kept')") if "set" in text else code("FINAL(x)")
+
+    openai.script = reply
+    terminal = Terminal("chat")
+    terminal.wait_for("> ")
+    terminal.type("set\r")
+    terminal.wait_for("kept\r\n")
+    terminal.type("hang\r")
+    assert hanging.wait(20)
+    terminal.type("\x03")
+    terminal.wait_for("the turn was interrupted")
+    terminal.type("show\r")
+    terminal.wait_for(r"\b7\r\n")
+    terminal.type("\x04")
+    assert terminal.finish() == 0
+
+
+def test_a_failing_turn_does_not_end_the_chat(openai: Server) -> None:
+    openai.script = lambda request: scripted.error(400, "no") if "bad" in request.last else "fine"
+    ran = rlm("chat", input=b"bad\ngood\n")
+    assert (ran.returncode, ran.stdout) == (0, b"fine\n") and b"rlm: " in ran.stderr
