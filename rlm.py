@@ -2930,7 +2930,8 @@ class RLM:
         run = self._new_run(new_id(), Recording())
         tokens: queue.SimpleQueue[Any] = queue.SimpleQueue()
         node = Node(run, Context(None))
-        threading.Thread(target=_stream_into, args=(tokens, run, node, prompt, system), daemon=True).start()
+        asking = threading.Thread(target=_stream_into, args=(tokens, run, node, prompt, system), daemon=True)
+        asking.start()
         try:
             while not isinstance(item := tokens.get(), BaseException):
                 yield item
@@ -2938,6 +2939,8 @@ class RLM:
                 raise item
         except (GeneratorExit, KeyboardInterrupt) as stop:
             run.abort(stop)
+            if asking.is_alive():  # it can no longer write the end itself
+                journal_end(run, node, None, KeyboardInterrupt())
             raise
         finally:
             run.close()
@@ -3242,6 +3245,7 @@ def _deaf_to_interrupts() -> Iterator[None]:
 
 def _stream_into(tokens: Any, run: Run, node: Node, prompt: str, system: str | None) -> None:
     """The body of `stream`: one call without tools, journalled like any other."""
+    global _last_result
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": prompt})
     node.messages, node.turn = messages, 1
@@ -3252,6 +3256,7 @@ def _stream_into(tokens: Any, run: Run, node: Node, prompt: str, system: str | N
         node._journal_start(prompt, True)
         most = _turn_output(run.backend)
         answer = Answer(run.call(node, run.backend, messages, about, most=most, on_text=tokens.put).text)
+        _last_result = run.result(answer)
     except rlm_backends.BackendError as error:
         end = provider_error(error)
     except BaseException as error:  # raised where the stream is read
