@@ -170,7 +170,8 @@ def _checked_key(key: str, source: str) -> _Secret:
 #   header=NAME         the key goes into this header too              base=VARIABLE  a variable with the base URL
 #   version=DATE        of the Anthropic API                           own       model names start with the id as well
 #   reasoning           reasoning_content goes back with tool calls    details   so do reasoning_details
-#   name                tool results carry the tool's name             notools, noimages   cannot
+#   name                tool results carry the tool's name             marks     cache marks for Claude are taken
+#   notools, noimages   cannot do that
 PROVIDERS = """
 302ai|302.AI|api.302.ai/v1|302AI_API_KEY
 abacus|Abacus|routellm.abacus.ai/v1|ABACUS_API_KEY
@@ -311,7 +312,7 @@ opencode-go@pi-gemini|opencode-go|opencode.ai/inference/go/google/v1beta|OPENCOD
 opencode-go|OpenCode Go|opencode.ai/zen/go/v1|OPENCODE_API_KEY
 opencode|OpenCode Zen|opencode.ai/zen/v1|OPENCODE_API_KEY
 openrouter@pi-anthropic|openrouter|openrouter.ai/api|OPENROUTER_API_KEY||anthropic bearer
-openrouter|OpenRouter|openrouter.ai/api/v1|OPENROUTER_API_KEY||details own
+openrouter|OpenRouter|openrouter.ai/api/v1|OPENROUTER_API_KEY||details own marks
 orcarouter|OrcaRouter|api.orcarouter.ai/v1|ORCAROUTER_API_KEY||own
 ovhcloud|OVHcloud AI Endpoints|oai.endpoints.kepler.ai.cloud.ovh.net/v1|OVHCLOUD_API_KEY
 parasail|Parasail|api.parasail.io/v1|PARASAIL_API_KEY
@@ -703,6 +704,7 @@ class _Flight:
     def sleep(self, seconds: float | None) -> None:
         """Wait until `wake` is set, at most so long; raise if the call is over."""
         self.quiet_until = None
+        self.why = self.why.replace("quiet", "")  # of the attempt before
         self.check()
         self.wake.wait(seconds)
         self.wake.clear()
@@ -871,7 +873,6 @@ def _adapter_class() -> type[Any]:
             response.request, response.url = req, req.url
             return response
 
-
         def close(self) -> None:
             self.pool = None
             super().close()
@@ -916,14 +917,15 @@ class _Gate:
                     self.busy += 1
                     return
                 (self.queue.appendleft if first else self.queue.append)(flight)
-            first = True
+            first, over = True, True
             try:
                 flight.sleep(pause if pause > 0 else None)
+                over = False
             finally:
                 with self.lock:
                     if flight in self.queue:
                         self.queue.remove(flight)
-                    elif flight.why:
+                    elif over:
                         self._wake()  # the place that it was woken for is the next one's
 
     def leave(self, *, answered: bool) -> None:
@@ -1236,19 +1238,24 @@ def _has_images(messages: Sequence[Mapping[str, Any]]) -> bool:
     return any(not isinstance(message.get("content"), str) and _images(message.get("content")) for message in messages)
 
 
-_MAGIC = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif", b"RIFF": "image/webp"}
+_IMAGE = (
+    (rb"\x89PNG", "image/png"),
+    (rb"\xff\xd8\xff", "image/jpeg"),
+    (rb"GIF8", "image/gif"),
+    (rb"RIFF....WEBP", "image/webp"),
+)
 
 
 def image_part(source: Any) -> dict[str, Any]:
     """The message part for an image: bytes, a path, an http URL or a data URI. ValueError for what is no image."""
     if isinstance(source, str) and re.match(r"(https?|data):", source, re.IGNORECASE):
         return _inline({"type": "image", "url": source})
-    if not isinstance(source, (bytes, bytearray)):
+    if isinstance(source, (bytes, bytearray)):
+        data = bytes(source)
+    else:
         with open(source, "rb") as file:
             data = file.read()
-    else:
-        data = bytes(source)
-    kind = next((kind for magic, kind in _MAGIC.items() if data.startswith(magic)), None)
+    kind = next((f"image/{kind}" for magic, kind in _IMAGES.items() if re.match(magic, data, re.DOTALL)), None)
     if kind is None:
         raise ValueError("not a PNG, JPEG, GIF or WebP image")
     import base64
@@ -2562,7 +2569,9 @@ def _write_reply(path: str, reply: Reply) -> None:
 # --- a model in a file ------------------------------------------------------------------------------------------
 
 _SERVE = """
-import json, sys, xllamacpp
+import sys
+sys.path = [folder for folder in sys.path if folder]  # not the working directory
+import json, xllamacpp
 how = json.loads(sys.stdin.readline())
 params = xllamacpp.CommonParams()
 params.model.path, params.n_ctx, params.n_parallel = how["path"], how["context"], how["parallel"]
@@ -2622,7 +2631,9 @@ class _LocalModel(HTTPBackend):
         key, answer = _Secret(os.urandom(16).hex()), list[bytes]()
         how = {"path": self.path, "context": self.window, "parallel": min(4, self._how.max_parallel), "key": key}
         with tempfile.TemporaryFile() as log:
-            process = subprocess.Popen([sys.executable, "-c", _SERVE], stdin=-1, stdout=-1, stderr=log)
+            keyless = {name: value for name, value in os.environ.items() if name not in key_variables()}
+            command = [sys.executable, "-c", _SERVE]
+            process = subprocess.Popen(command, stdin=-1, stdout=-1, stderr=log, env=keyless)
 
             def ask() -> None:
                 with contextlib.suppress(OSError):

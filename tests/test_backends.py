@@ -569,6 +569,24 @@ def test_a_call_can_be_cancelled_while_it_waits_for_its_turn(server: Server) -> 
     assert (answer[0].text, backend.complete(ASK).text, len(server.requests)) == ("first", "third", 2)
 
 
+def test_a_call_can_be_cancelled_while_it_sends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that takes the connection and then does not read."""
+    import socket
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    backend = connect("gpt-4o-mini", base_url=f"http://127.0.0.1:{listener.getsockname()[1]}/v1", api_key=KEY)
+    cancel, accepted = threading.Event(), []
+    prompt = [{"role": "user", "content": "x" * 30_000_000}]
+    thread, outcome = in_thread(lambda: backend.complete(prompt, cancel=cancel))
+    accepted.append(listener.accept())
+    assert accepted[0][0].recv(10, socket.MSG_PEEK) == b"POST /v1/c"
+    cancel.set()
+    thread.join(20)
+    accepted[0][0].close()
+    listener.close()
+    assert outcome[0].code == "cancelled"
+
+
 def test_a_call_can_be_cancelled_while_it_connects(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name server that does not answer: `getaddrinfo` cannot be interrupted, so the thread in it is left."""
     import socket

@@ -318,7 +318,19 @@ def test_openrouter_s_reasoning_details_and_google_s_signatures_go_back(wire: Wi
     assert (sent["reasoning_details"], sent["tool_calls"][0]["extra_content"]) == (details, extra)
 
 
+def test_claude_s_cache_marks_go_through_openrouter_and_to_nobody_else() -> None:
+    history = [{"role": "system", "content": "be terse"}, *ASK]
+
+    def marked(model: str) -> list[bool]:
+        sent = connect(model, api_key=KEY).dry_run(history)[2]["messages"]
+        return ["cache_control" in json.dumps(message) for message in sent]
+
+    assert marked("openrouter/anthropic/claude-opus-5-5") == [True, True]
+    assert marked("openrouter/openai/gpt-4o") == marked("groq/anthropic/claude") == [False, False]
+
+
 def test_a_refusal_is_told_apart(wire: Wire) -> None:
+
     wire.answers({"choices": [{"message": {"content": None, "refusal": "I can't"}, "finish_reason": "stop"}]})
     reply = to(wire).complete(ASK)
     assert (reply.text, reply.stop_reason) == ("I can't", "refusal")
