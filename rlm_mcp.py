@@ -55,6 +55,7 @@ MAX_SESSIONS = 32
 MAX_WAITING = 20_000  # calls queued for one session
 IDLE_SECONDS = 30 * 60  # after which a session, a suspended run or an uncollected result is dropped
 HEARTBEAT_SECONDS = 2.5
+STOP_GRACE = 0.075  # seconds that a cancelled cell has before it is killed
 GATHER_SECONDS = 0.015  # sub-calls that arrive this close together are asked in one round
 DRAIN_SECONDS = 1.5
 PREVIEW_CHARS = 20_000
@@ -864,7 +865,7 @@ class Server:
     # the clock
 
     def _tick(self) -> None:
-        tick = min(0.5, self.max_wait / 4)
+        tick = min(0.5, self.max_wait / 4, HEARTBEAT_SECONDS / 2)
         while True:
             time.sleep(tick)
             now = time.monotonic()
@@ -935,7 +936,8 @@ class Server:
             raise Refusal(f"{error}" + (f"; {error.hint}" if error.hint else "")) from None
 
     def new_sandbox(self, directory: str | None) -> Any:
-        options = self.configuration(directory).values
+        configuration = self.configuration(directory)
+        options = configuration.values
         module = sibling("rlm_sandbox")
         workspace = (options["allowed_paths"] or [directory]) if directory else None
         common = {"cell_timeout": options["cell_timeout"], "output_limit": OUTPUT_LIMIT}
@@ -943,14 +945,14 @@ class Server:
             return module.DockerSandbox(
                 image=options["docker_image"],
                 cpus=options["docker_cpus"],
-                memory=options["docker_memory"],
+                memory=_ceiling(configuration, "docker_memory"),
                 network_disabled=options["docker_network_disabled"],
                 runtime=options["docker_runtime"],
                 workspace=workspace[0] if workspace and options["docker_mount"] == "ro" else None,
                 **common,
             )
         return module.LocalSandbox(
-            memory=options["local_memory"],
+            memory=_ceiling(configuration, "local_memory"),
             allowed_imports=options["allowed_imports"],
             workspace=workspace,
             require=options["require"],
@@ -1270,6 +1272,12 @@ def _path_of(uri: str) -> str | None:
 
     parts = urlsplit(uri)
     return unquote(parts.path) if parts.scheme == "file" and parts.netloc in ("", "localhost") else None
+
+
+def _ceiling(configuration: Any, option: str) -> str:
+    """What a session may hold: as configured, else what the largest profile allows."""
+    configured = configuration.origins[option] != "default"
+    return str(configuration.values[option]) if configured else PROFILES["extended"][1]
 
 
 def _too_wide(path: str) -> bool:
@@ -1659,16 +1667,17 @@ def _execute_python(
     session_id: str | None = None,
 ) -> None:
     session = server.session(session_id)
-    seconds = PROFILES[profile][0]
+    seconds, memory = PROFILES[profile]
 
     def work(job: Job) -> Message:
         sandbox = session.sandbox()
-        job.stop = sandbox.interrupt
+        job.stop = functools.partial(sandbox.interrupt, STOP_GRACE)
         cell = sandbox.execute(
             code,
             timeout=seconds if timeout is None else timeout,
             functions=cell_functions(job, session.directory),
             on_output=lambda text: _note(job, text),
+            memory=memory,
         )
         if cell.status == "lost":
             session.forget()
