@@ -18,9 +18,13 @@ This file needs none of its siblings and can be vendored alone.
 from __future__ import annotations
 
 import array
+import ast
 import binascii
+import builtins
 import collections
+import collections.abc
 import contextlib
+import functools
 import io
 import itertools
 import json
@@ -36,9 +40,18 @@ import sys
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from types import CodeType
+from types import (
+    BuiltinMethodType,
+    CodeType,
+    FunctionType,
+    MethodDescriptorType,
+    MethodType,
+    MethodWrapperType,
+    ModuleType,
+)
 from typing import Any, NoReturn
 
 __all__ = [
@@ -62,6 +75,7 @@ STREAM_MAX = 4_000_000  # characters of a cell's output that are sent on while i
 OUT_TOTAL = 100_000_000  # characters kept in all of `_out`
 NAMES_MAX = 5_000  # variables that are listed
 PASSED_ON = b"done"  # the original's last word to the copy that takes over
+RELAYED_MAX = 4  # frames for a copy that does not take them
 SPARE_DESCRIPTORS = 16  # kept from the cells
 SPILL_HALF = 32_768  # bytes of output at each end that survive the death of the cell's process
 
@@ -1071,9 +1085,9 @@ class Relay:
 
     def relay(self) -> int | None:
         poller = select.poll()
-        poller.register(self.host.reader, select.POLLIN)
         poller.register(self.copy.reader, select.POLLIN)
         while True:
+            poller.register(self.host.reader, select.POLLIN if len(self.waiting) < RELAYED_MAX else 0)
             poller.register(self.copy.writer, select.POLLOUT if self.waiting else 0)
             ready = dict(poller.poll(200))
             if self.copy.reader in ready:
@@ -1325,23 +1339,1786 @@ def container_main(setup: dict[str, Any]) -> NoReturn:
 # --- end of the worker ------------------------------------------------------------------------------------------------
 
 # --- the policy: what Python a cell may use (RestrictedPython) --------------------------------------------------------
+#
+# Three ideas carry it. Names are judged when a cell is compiled, so that most code then runs natively: an attribute
+# without underscore is read and written as in plain Python. What makes that safe is that nothing reachable under such a
+# name is dangerous: modules are seen through views, classes that are not the cell's own are frozen, and the library
+# modules that cells can call have guarded `getattr`, `open`, `eval` and so on in their own globals. What can only be
+# judged at run time (`_private` names, `format`, `__dict__` ...) goes through guards, whose names no cell can write.
+
+Rule = str  # how an attribute name is treated: "plain" | "watched" | "private" | "refused"
+
+IMMUTABLE_TYPE = 1 << 8  # Py_TPFLAGS_IMMUTABLETYPE: attributes of such a class can be neither set nor deleted
+BASE_TYPE = 1 << 10  # Py_TPFLAGS_BASETYPE: the class can be inherited from
+
+
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+OPERATORS = "add sub mul matmul truediv floordiv mod pow lshift rshift and or xor"
+DEFINABLE = frozenset(
+    f"__{name}__"
+    for name in (
+        "init new del repr str bytes format lt le eq ne gt ge hash bool getattr getattribute setattr delattr dir get"
+        " set delete set_name slots init_subclass class_getitem call len length_hint getitem setitem delitem missing iter"
+        " next reversed contains neg pos abs invert complex int float index round trunc floor ceil enter exit copy"
+        " deepcopy getstate setstate match_args instancecheck subclasscheck subclasshook prepare mro_entries divmod"
+        " rdivmod fspath doc post_init sizeof module qualname hash replace array array_ufunc array_function"
+        f" {OPERATORS} " + " ".join(f"r{name} i{name}" for name in OPERATORS.split())
+    ).split()
+)
+READABLE = DEFINABLE - {"__getstate__", "__setstate__", "__match_args__"} | frozenset(
+    words(
+        "__name__ __class__ __base__ __bases__ __mro__ __cause__ __context__ __suppress_context__ __notes__"
+        " __traceback__ __wrapped__ __members__ __version__ __all__ __origin__ __args__ __parameters__ __supertype__ __orig_bases__"
+        " __dataclass_fields__ __dataclass_params__ __abstractmethods__ __required_keys__ __optional_keys__ __total__"
+        " __type_params__ __value__ __bound__ __constraints__ __match_args__ __isabstractmethod__ __forward_arg__"
+    )
+)
+WATCHED = frozenset(
+    words(
+        "format format_map obj __dict__ __annotations__ __getattribute__ __getattr__ __setattr__ __delattr__"
+        " __subclasses__"
+    )
+)
+WRITABLE = DEFINABLE - {"__match_args__", "__slots__"} | frozenset(
+    words("__name__ __dict__ __cause__ __context__ __suppress_context__ __notes__ __traceback__ __wrapped__")
+)
+LIBRARY_WRITABLE = WRITABLE | {"__annotations__", "__type_params__"}  # by functools.wraps and its like
+SUNDER = frozenset(  # public in all but the name: namedtuple and Enum
+    words(
+        "_ _fields _asdict _replace _make _field_defaults _value_ _name_ _missing_ _ignore_ _order_ _member_map_"
+        " _member_names_ _value2member_map_ _generate_next_value_"
+    )
+)
+INSPECTION = frozenset(
+    [f"{kind}_{what}" for kind in ("gi", "cr", "ag") for what in words("frame code yieldfrom await origin")]
+    + [f"f_{what}" for what in words("back builtins code generator globals locals trace lineno lasti")]
+    + ["tb_frame", "tb_next", "co_code", "co_consts", "func_globals", "func_code"]
+)
+PERILOUS = INSPECTION | frozenset(  # what library code may not be made to fetch
+    f"__{name}__"
+    for name in words("globals code closure builtins subclasses self func loader spec reduce reduce_ex getstate")
+)
+GLOBAL_DUNDERS = frozenset(words("__all__ __version__ __author__ __doc__"))
+READABLE_NAMES = GLOBAL_DUNDERS | DEFINABLE | {"__name__", "__class__", "__debug__", "__import__", "__qualname__"}
+ASYNC_REFUSED = "async code does not run here: write plain functions; llm_query_batched asks in parallel"
+GUARD_NAME = re.compile(r"_[a-z]\w*_|_print|_tmp\d+|builtins|breakpoint")  # RestrictedPython's own, and what shadows
+
+
+class PolicyError(SyntaxError):
+    """Code that the policy refuses; the message says what it is and what to write instead."""
+
+
+def rule_of(name: str) -> Rule:
+    """How an attribute of this name is treated when it is read."""
+    if name in WATCHED:
+        return "watched"
+    if not name.startswith("_"):
+        return "refused" if name in INSPECTION else "plain"
+    if name in SUNDER or name in READABLE:
+        return "plain"
+    return "refused" if name.startswith("__") and name.endswith("__") else "private"
+
+
+def store_rule_of(name: str) -> Rule:
+    """The same when it is set or deleted."""
+    if name.startswith("__") and name.endswith("__"):
+        return "plain" if name in WRITABLE else "refused"
+    return rule_of(name) if name.startswith("_") or name in INSPECTION else "plain"
+
+
+def refusal_of(name: str) -> str:
+    if name in ("__globals__", "__code__", "__closure__", "__builtins__") or name in INSPECTION:
+        return f"{name!r} is not accessible here: code and frames stay out of sight of the code that runs in them"
+    if name.startswith("__"):
+        return f"{name!r} is not accessible here: use the operator or built-in function that stands for it"
+    return f"{name!r} is private to its owner and not accessible here"
+
+
+# - compiling
 
 
 def policy_compile(source: str, filename: str) -> tuple[CodeType, CodeType | None]:
-    return plain_compile(source, filename)
+    """The statements, and the last expression by itself if the source ends in one, as code that keeps the policy.
+
+    SyntaxError for what is not Python, PolicyError for what is refused.
+    """
+    if state.stream is not None:
+        sys.stdout = sys.stderr = state.stream  # whatever an earlier cell has put there
+    state.sources[filename] = source
+    tree = policy_tree(source, filename)
+    last = tree.body[-1] if tree.body else None
+    tail = None
+    if isinstance(last, ast.Expr):
+        tree.body.pop()
+        tail = compiled(ast.Expression(last.value), filename, "eval")
+    return compiled(tree, filename, "exec"), tail
+
+
+def policy_tree(source: str, filename: str) -> ast.Module:
+    """The parsed source, checked and with the guards in it."""
+    try:
+        with warnings_off():
+            tree = ast.parse(source.removeprefix("\ufeff"), filename)
+        checked: ast.Module = transformer_class()().visit(tree)
+        return ast.fix_missing_locations(checked)
+    except PolicyError as refusal:
+        lines = source.splitlines()
+        refusal.filename = filename
+        refusal.text = lines[refusal.lineno - 1] if refusal.lineno and refusal.lineno <= len(lines) else ""
+        raise
+    except (RecursionError, MemoryError):
+        raise PolicyError("the code is nested too deeply: split it into several statements") from None
+    except (ValueError, UnicodeError) as error:
+        raise SyntaxError(f"this is not source code: {error}") from None
+
+
+def compiled(tree: Any, filename: str, mode: str) -> CodeType:
+    try:
+        with warnings_off():
+            code: CodeType = compile(tree, filename, mode, dont_inherit=True)
+    except (RecursionError, MemoryError):
+        raise PolicyError("the code is nested too deeply: split it into several statements") from None
+    return code
+
+
+@contextlib.contextmanager
+def warnings_off() -> Iterator[None]:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@functools.cache
+def transformer_class() -> type[Any]:
+    from RestrictedPython.transformer import RestrictingNodeTransformer
+
+    return type("Transformer", (Transforms, RestrictingNodeTransformer), {})
+
+
+class Scope:
+    """A function, class, comprehension or module while it is transformed."""
+
+    def __init__(self, kind: str, name: str = "", parameters: frozenset[str] = frozenset()):
+        self.kind, self.name, self.parameters = kind, name, parameters
+
+
+class Transforms:
+    """What differs from RestrictedPython, which refuses whatever syntax neither of the two knows."""
+
+    node_contents_visit: Callable[[Any], Any]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scopes = [Scope("module")]
+        self.numbers = itertools.count()
+        self.looks: list[Any] = []  # statements to run before the match that is being transformed
+
+    def refuse(self, node: Any, message: str) -> NoReturn:
+        error = PolicyError(message)
+        error.lineno = getattr(node, "lineno", None)
+        error.offset = getattr(node, "col_offset", -1) + 1
+        raise error
+
+    def error(self, node: Any, info: str) -> None:
+        self.refuse(node, info)
+
+    def not_allowed(self, node: Any) -> None:
+        kind = type(node).__name__
+        if kind.startswith("Async") or kind == "Await":
+            self.refuse(node, ASYNC_REFUSED)
+        if kind == "TryStar":
+            self.refuse(node, "except* is not available here: catch the group with except and look at .exceptions")
+        self.refuse(node, f"{kind} is not available here")
+
+    def scoped(self, node: Any, scope: Scope) -> Any:
+        self.scopes.append(scope)
+        try:
+            return self.node_contents_visit(node)
+        finally:
+            self.scopes.pop()
+
+    # names
+
+    def check_name(self, node: Any, name: str | None, allow_magic_methods: bool = False) -> None:
+        if name is None or (not name.startswith("_") and name not in ("builtins", "breakpoint")):
+            return
+        if GUARD_NAME.fullmatch(name) and name not in SUNDER:
+            self.refuse(node, f"the name {name!r} is reserved: choose another")
+        if not (name.startswith("__") and name.endswith("__") and len(name) > 4):
+            return
+        in_class = self.scopes[-1].kind == "class" and name in DEFINABLE
+        if name not in GLOBAL_DUNDERS and not in_class and not (allow_magic_methods and name in DEFINABLE):
+            self.refuse(node, f"{name!r} cannot be defined here")
+
+    def visit_Name(self, node: ast.Name) -> Any:
+        if not isinstance(node.ctx, ast.Load):
+            self.check_name(node, node.id)
+        elif node.id == "__import__":
+            return ast.copy_location(guard("import"), node)
+        elif node.id not in READABLE_NAMES and node.id not in ("builtins", "breakpoint"):
+            if node.id.startswith("__") and node.id.endswith("__") and len(node.id) > 4:
+                self.refuse(node, refusal_of(node.id))
+            self.check_name(node, node.id)
+        return node
+
+    def visit_Global(self, node: Any) -> Any:
+        for name in node.names:
+            self.check_name(node, name)
+        return node
+
+    visit_Nonlocal = visit_Global
+
+    def visit_alias(self, node: Any) -> Any:
+        return node
+
+    def visit_Import(self, node: Any) -> Any:
+        for alias in node.names:
+            name = alias.asname or alias.name
+            if name != "*":
+                self.check_name(node, name)
+            if alias.name.startswith("_") and alias.name != "__future__":
+                self.refuse(node, f"{alias.name!r} is private and cannot be imported")
+        return node
+
+    visit_ImportFrom = visit_Import
+
+    # attributes
+
+    def visit_Attribute(self, node: ast.Attribute) -> Any:
+        loads = isinstance(node.ctx, ast.Load)
+        name = node.attr = self.mangled(node.attr)
+        rule = rule_of(name) if loads else store_rule_of(name)
+        if rule == "refused":
+            self.refuse(node, refusal_of(name))
+        base = node.value
+        node = self.node_contents_visit(node)
+        if rule == "private":
+            node.value = ast.copy_location(self.owned(base, node.value, name), node)
+        elif rule == "watched" and loads:
+            return ast.copy_location(ast.Call(guard("get"), [node.value, ast.Constant(name)], []), node)
+        return node
+
+    def owned(self, base: Any, visited: Any, name: str) -> Any:
+        """The object, after a look at whether its `_name` is the cell's own; for a parameter the look is inline."""
+        look = ast.Call(guard("own"), [visited, ast.Constant(name)], [])
+        if not (isinstance(base, ast.Name) and base.id in self.scopes[-1].parameters):
+            return look
+        kind = ast.Call(guard("type"), [visited], [])
+        return ast.IfExp(ast.Compare(kind, [ast.In()], [guard("pure")]), visited, look)
+
+    def mangled(self, name: str) -> str:
+        """The name as the compiler would mangle it within a class."""
+        classes = [scope.name for scope in self.scopes if scope.kind == "class"]
+        if not classes or not name.startswith("__") or name.endswith("__") or not classes[-1].strip("_"):
+            return name
+        return f"_{classes[-1].lstrip('_')}{name}"
+
+    def visit_Call(self, node: ast.Call) -> Any:
+        if not is_plain_format(node.func):
+            return self.node_contents_visit(node)
+        node.args = [self.visit(argument) for argument in node.args]
+        node.keywords = [self.visit(keyword) for keyword in node.keywords]
+        return node
+
+    visit: Callable[[Any], Any]
+
+    # statements that RestrictedPython rewrites and that run natively here
+
+    def native(self, node: Any) -> Any:
+        return self.node_contents_visit(node)
+
+    visit_Subscript = visit_Assign = visit_AugAssign = visit_For = visit_With = visit_Module = visit_TypeAlias = native
+    visit_MatchValue = visit_MatchSingleton = visit_MatchSequence = visit_MatchOr = visit_match_case = native
+
+    def visit_comprehension(self, node: Any) -> Any:
+        return self.refuse(node.target, ASYNC_REFUSED) if node.is_async else self.node_contents_visit(node)
+
+    def in_comprehension(self, node: Any) -> Any:
+        return self.scoped(node, Scope("comprehension"))
+
+    visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = in_comprehension
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> Any:
+        """In a class the annotation counts (dataclasses); elsewhere it would only be stored."""
+        if self.scopes[-1].kind == "class":
+            return self.node_contents_visit(node)
+        target = self.visit(node.target)
+        if node.value is None:
+            return ast.copy_location(ast.Pass(), node)
+        return ast.copy_location(ast.Assign([target], self.visit(node.value)), node)
+
+    def visit_TypeVar(self, node: Any) -> Any:
+        self.check_name(node, node.name)
+        return self.node_contents_visit(node)
+
+    visit_ParamSpec = visit_TypeVarTuple = visit_TypeVar
+
+    # definitions
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> Any:
+        self.check_name(node, node.name, allow_magic_methods=True)
+        arguments = node.args
+        every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+        rebound = {name for inner in ast.walk(node) if isinstance(inner, ast.Nonlocal) for name in inner.names}
+        node.decorator_list = [self.visit(decorator) for decorator in node.decorator_list]
+        node.args = self.visit(arguments)
+        node.returns = self.visit(node.returns) if node.returns else None
+        for parameter in getattr(node, "type_params", []):
+            self.visit(parameter)
+        self.scopes.append(Scope("function", "", frozenset(arg.arg for arg in every) - rebound))
+        node.body = self.visited(node.body)
+        self.scopes.pop()
+        return node
+
+    def visited(self, statements: list[Any]) -> list[Any]:
+        result: list[Any] = []
+        for statement in statements:
+            changed = self.visit(statement)
+            result.extend(changed if isinstance(changed, list) else [changed])
+        return result
+
+    def visit_Lambda(self, node: Any) -> Any:
+        return self.scoped(node, Scope("lambda"))
+
+    def visit_arg(self, node: ast.arg) -> Any:
+        kept = self.scopes
+        self.scopes = [Scope("function")]  # a parameter is never a class's attribute
+        self.check_name(node, node.arg)
+        self.scopes = kept
+        return self.node_contents_visit(node)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> Any:
+        self.check_name(node, node.name)
+        node.decorator_list = [self.visit(decorator) for decorator in node.decorator_list]
+        node.bases = [self.visit(base) for base in node.bases]
+        node.keywords = [self.visit(keyword) for keyword in node.keywords]
+        for parameter in getattr(node, "type_params", []):
+            self.visit(parameter)
+        self.scopes.append(Scope("class", node.name))
+        node.body = self.visited(node.body)
+        self.scopes.pop()
+        return node
+
+    # match: class patterns read attributes, by names in the pattern or by those that the class gives
+
+    def visit_Match(self, node: Any) -> Any:
+        outer, self.looks = self.looks, []
+        node = self.node_contents_visit(node)
+        looks, self.looks = self.looks, outer
+        return [*looks, node]
+
+    def visit_MatchClass(self, node: Any) -> Any:
+        for name in node.kwd_attrs:
+            if rule_of(name) != "plain":
+                self.refuse(node, refusal_of(name))
+        node = self.node_contents_visit(node)
+        if node.patterns:  # the class is looked up once, before the match, so that it cannot change in between
+            name = f"~{next(self.numbers)}"
+            look = ast.Call(guard("match"), [node.cls], [])
+            self.looks.append(ast.copy_location(ast.Assign([ast.Name(name, ast.Store())], look), node.cls))
+            node.cls = ast.copy_location(ast.Name(name, ast.Load()), node.cls)
+        return node
+
+    def visit_MatchAs(self, node: Any) -> Any:
+        self.check_name(node, getattr(node, "name", None) or getattr(node, "rest", None))
+        return self.node_contents_visit(node)
+
+    visit_MatchStar = visit_MatchMapping = visit_MatchAs
+
+
+def guard(name: str) -> ast.Name:
+    """A guard by its name, which is no identifier: code can neither write nor shadow it."""
+    return ast.Name("~" + name, ast.Load())
+
+
+def is_plain_format(function: Any) -> bool:
+    """Whether this is `"...".format` of a literal whose fields fetch nothing: that runs natively."""
+    if not (isinstance(function, ast.Attribute) and function.attr == "format"):
+        return False
+    return isinstance(function.value, ast.Constant) and fetches_nothing(function.value.value)
+
+
+def fetches_nothing(text: Any) -> bool:
+    """Whether no replacement field of a format string has an attribute or an index."""
+    from string import Formatter
+
+    if type(text) is not str:
+        return False
+    try:
+        fields = list(Formatter().parse(text))
+    except ValueError:
+        return False
+    return all(
+        name is None or ("." not in name and "[" not in name and ("{" not in (spec or "") or fetches_nothing(spec)))
+        for _, name, spec, _ in fields
+    )
+
+
+# - guards: what is judged at run time
+
+
+flags_of: Callable[[type], int] = type.__dict__["__flags__"].__get__
+mro_of: Callable[[type], tuple[type, ...]] = type.__dict__["__mro__"].__get__
+namespace_of: Callable[[type], Any] = type.__dict__["__dict__"].__get__
+pure: set[type] = set()  # classes of the cells' own whose bases are their own or built in: all `_names` are theirs
+
+
+def freeze(spared: tuple[str, ...]) -> None:
+    """Make the classes that exist now immutable, except those of the named packages."""
+    waiting: list[type] = [object]
+    while waiting:
+        kinds: list[type] = type.__subclasses__(waiting.pop())
+        for kind in kinds:
+            if kind not in state.frozen:
+                state.frozen.add(kind)
+                package = str(namespace_of(kind).get("__module__", "")).partition(".")[0]
+                if package not in spared:
+                    set_flags(kind, flags_of(kind) | IMMUTABLE_TYPE)
+                waiting.append(kind)
+
+
+def set_flags(kind: type, flags: int) -> None:
+    """Write the flags into the class's structure, which Python code cannot do otherwise."""
+    import ctypes
+
+    word = ctypes.c_ulong
+    if state.flags_offset is None:
+        state.flags_offset = flags_offset(word)
+    place = word.from_address(id(kind) + state.flags_offset)
+    if place.value == flags_of(kind):
+        place.value = flags
+
+
+def flags_offset(word: Any) -> int:
+    """Where the flags are: at the one place that differs between classes exactly as their flags do."""
+
+    samples = [type(f"Sample{bits}", bases, {}) for bits, bases in enumerate([(), (int,), (dict,), (Exception,)])]
+    for offset in range(8, 400, 8):
+        if all(word.from_address(id(kind) + offset).value == flags_of(kind) for kind in samples):
+            return offset
+    raise RuntimeError("this Python lays out its classes in an unknown way, so the policy cannot protect them")
+
+
+def is_own(kind: type) -> bool:
+    """Whether a class was made by a cell."""
+    return not flags_of(kind) & IMMUTABLE_TYPE
+
+
+def is_user_function(value: Any) -> bool:
+    return type(value) is FunctionType and value.__globals__.get("__builtins__") is state.builtins
+
+
+class PolicyState:
+    """What the guards of this process go by: a worker serves one session."""
+
+    def __init__(self) -> None:
+        self.builtins: dict[str, Any] = {}
+        self.globals: dict[str, Any] = {}
+        self.sources: dict[str, str] = {}  # of the cells, for tracebacks that a cell asks for itself
+        self.allowed: tuple[str, ...] = ()  # packages handed out whole
+        self.views: dict[str, View] = {}
+        self.workspace: Any = None
+        self.stream: Any = None
+        self.reconstruct: Any = None  # what `copy` had before
+        self.flags_offset: int | None = None  # of the flags in a class's structure
+        self.frozen: weakref.WeakSet[type] = weakref.WeakSet()
+
+
+state = PolicyState()
+
+
+def guard_own(target: Any, name: str) -> Any:
+    """The target, if its attribute `_name` is not the library's."""
+    kind = type(target)
+    if kind in pure:
+        return target
+    if kind is super:
+        owners = mro_of(super.__getattribute__(target, "__self_class__"))
+    elif issubclass(kind, type):
+        owners = mro_of(target)
+    else:
+        owners = mro_of(kind)
+    holder = next((owner for owner in owners if name in namespace_of(owner)), owners[0])
+    if (is_own(holder) and is_own(owners[0])) or is_user_function(target):
+        return target
+    raise AttributeError(refusal_of(name))
+
+
+def guard_get(target: Any, name: str) -> Any:
+    """An attribute whose name alone does not tell whether it is harmless."""
+    if name in ("__dict__", "__subclasses__"):
+        return dict_of(target) if name == "__dict__" else subclasses_of(target)
+    value = getattr(target, name)
+    if name == "obj":
+        if issubclass(type(target), AttributeError):
+            raise AttributeError("the object behind an AttributeError is not accessible here")
+        return value
+    if name == "__annotations__":
+        return dict(value) if issubclass(type(value), dict) else value
+    if name in ("format", "format_map"):
+        return safe_format_of(value)
+    return safe_access_of(target, value, name)
+
+
+def safe_format_of(value: Any) -> Any:
+    """`str.format` with guarded field lookups in place of the native one, bound or not."""
+    kind = type(value)
+    if kind is BuiltinMethodType and issubclass(type(value.__self__), str):
+        return functools.partial(formats[value.__name__], value.__self__)
+    if kind is MethodDescriptorType and issubclass(value.__objclass__, str):
+        return formats[value.__name__]
+    return value
+
+
+def format_text(text: str, /, *args: Any, **kwargs: Any) -> str:
+    return expand(text, args, kwargs)
+
+
+def format_map(text: str, mapping: Any, /) -> str:
+    return expand(text, (), mapping)
+
+
+formats: dict[str, Callable[..., str]] = {"format": format_text, "format_map": format_map}
+
+
+def expand(text: str, args: tuple[Any, ...], named: Any) -> str:
+    if not issubclass(type(text), str):
+        raise TypeError(f"format needs a str, not {type_name(type(text))}")
+    text = str.__str__(text)
+    if fetches_nothing(text):
+        return text.format(*args, **named) if args or type(named) is dict else text.format_map(named)
+    import string
+
+    return string.Formatter().vformat(text, args, named)  # its getattr is guarded, see `shadow`
+
+
+def safe_access_of(target: Any, value: Any, name: str) -> Any:
+    """`__getattribute__`, `__setattr__` ... as functions that judge the names they are given."""
+    if is_user_function(value) or is_user_function(getattr(value, "__func__", None)):
+        return value
+    access = {"__setattr__": "set", "__delattr__": "set"}.get(name, "get")
+    bound = type(value) in (MethodWrapperType, MethodType, BuiltinMethodType)
+
+    def guarded(*args: Any) -> Any:
+        place = 0 if bound else 1
+        if len(args) <= place:
+            raise TypeError(f"{name} needs {place + 1} arguments or more")
+        owner, attribute = value.__self__ if bound else args[0], exact_name(args[place])
+        rule = rule_of(attribute) if access == "get" else store_rule_of(attribute)
+        if rule == "refused":
+            raise AttributeError(refusal_of(attribute))
+        if rule == "private":
+            guard_own(owner, attribute)
+        elif rule == "watched" and access == "get":
+            return safe_format_of(value(*args)) if "format" in attribute else guard_get(owner, attribute)
+        return value(*args[:place], attribute, *args[place + 1 :])
+
+    return guarded
+
+
+def exact_name(name: Any) -> str:
+    if type(name) is not str:
+        raise TypeError(f"attribute name must be string, not {type_name(type(name))!r}")
+    return name
+
+
+def dict_of(target: Any) -> Any:
+    """`vars(target)`: the real one for what is the cell's own, a copy without private names for other objects."""
+    kind = type(target)
+    if kind is View:
+        return target.public()
+    if issubclass(kind, type):
+        if is_own(target):
+            return target.__dict__
+        raise AttributeError("the namespace of a library class is not accessible here; dir() lists its names")
+    if kind is super or kind in (ModuleType, MethodType):
+        raise AttributeError(refusal_of("__dict__"))
+    if is_own(kind) or kind is FunctionType:
+        return target.__dict__
+    return {name: value for name, value in target.__dict__.items() if rule_of(name) == "plain"}
+
+
+def subclasses_of(target: Any) -> Any:
+    if issubclass(type(target), type) and is_own(target):
+        return functools.partial(type.__subclasses__, target)
+    raise AttributeError("'__subclasses__' is there for the cell's own classes only")
+
+
+def guard_match(kind: Any) -> Any:
+    """A class for a pattern with positions, whose `__match_args__` must not name what code may not read."""
+    if not issubclass(type(kind), type):
+        return kind
+    if is_own(type(kind)):
+        raise TypeError("classes with a metaclass of their own cannot be matched by position: name the attributes")
+    names = getattr(kind, "__match_args__", ())
+    if type(names) is tuple and all(type(name) is str and rule_of(name) == "plain" for name in names):
+        return kind
+    raise TypeError("__match_args__ may only name public attributes here")
+
+
+def fetch(target: Any, name: Any) -> Any:
+    """An attribute by a name that is only known at run time."""
+    rule = rule_of(exact_name(name))
+    if rule == "refused":
+        raise AttributeError(refusal_of(name))
+    if rule == "watched":
+        return guard_get(target, name)
+    return getattr(guard_own(target, name) if rule == "private" else target, name)
+
+
+def guarded_getattr(target: Any, name: str, /, *default: Any) -> Any:
+    if len(default) > 1:
+        raise TypeError(f"getattr expected at most 3 arguments, got {2 + len(default)}")
+    try:
+        return fetch(target, name)
+    except AttributeError:
+        if default:
+            return default[0]
+        raise
+
+
+def guarded_hasattr(target: Any, name: str, /) -> bool:
+    try:
+        fetch(target, name)
+    except AttributeError:
+        return False
+    return True
+
+
+def guarded_setattr(target: Any, name: str, value: Any, /) -> None:
+    setattr(storable(target, name), name, value)
+
+
+def guarded_delattr(target: Any, name: str, /) -> None:
+    delattr(storable(target, name), name)
+
+
+def storable(target: Any, name: str) -> Any:
+    rule = store_rule_of(exact_name(name))
+    if rule == "refused":
+        raise AttributeError(refusal_of(name))
+    return guard_own(target, name) if rule == "private" else target
+
+
+def build_class(function: Any, name: str, *bases: Any, **keywords: Any) -> Any:
+    """What a `class` statement calls."""
+    made = real_build_class(function, name, *bases, **keywords)
+    known = issubclass(type(made), type) and not is_own(type(made)) and len(pure) < 10_000
+    if known and all(base in pure or base in BUILT_IN for base in mro_of(made)[1:]):
+        pure.add(made)
+    return made
+
+
+real_build_class = builtins.__build_class__
+BUILT_IN = frozenset(value for value in vars(builtins).values() if isinstance(value, type))
+
+
+# - built-in functions that look at the code that calls them
+
+
+def caller_locals(depth: int = 2) -> dict[str, Any] | None:
+    """The local variables of the cell's code that called the built-in function; None at its top level."""
+    frame = sys._getframe(depth)
+    if frame.f_builtins is not state.builtins or frame.f_locals is frame.f_globals:
+        return None
+    return {name: value for name, value in dict(frame.f_locals).items() if "~" not in name}
+
+
+class Globals(collections.abc.MutableMapping[str, Any]):
+    """The cell's variables as `globals()` shows them."""
+
+    __slots__ = ()
+
+    def __getitem__(self, name: str) -> Any:
+        if name == "__builtins__":
+            raise KeyError(name)
+        return state.globals[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        state.globals[self.checked(name)] = value
+
+    def __delitem__(self, name: str) -> None:
+        del state.globals[self.checked(name)]
+
+    def checked(self, name: str) -> str:
+        if type(name) is not str or not name.isidentifier() or len(name) > 1000 or GUARD_NAME.fullmatch(name):
+            raise ValueError(f"not a name for a variable: {text_of(ValueError(name))[:80]}")
+        if name.startswith("__") and name.endswith("__") and name not in GLOBAL_DUNDERS:
+            raise ValueError(refusal_of(name))
+        return name
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([name for name in state.globals if name != "__builtins__"])
+
+    def __len__(self) -> int:
+        return len(state.globals) - 1
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+def guarded_globals() -> Globals:
+    return Globals()
+
+
+def guarded_locals() -> Any:
+    found = caller_locals()
+    return Globals() if found is None else found
+
+
+def guarded_vars(*target: Any) -> Any:
+    if target:
+        try:
+            return dict_of(target[0])
+        except AttributeError as error:
+            raise TypeError(f"vars() argument must have a readable __dict__: {error}") from None
+    found = caller_locals()
+    return Globals() if found is None else found
+
+
+def guarded_dir(*target: Any) -> list[str]:
+    if not target:
+        found = caller_locals()
+        return sorted(Globals() if found is None else found)
+    return [name for name in dir(*target) if type(name) is str and rule_of(name) in ("plain", "watched")]
+
+
+def guarded_eval(source: Any, globals: Any = None, locals: Any = None, /) -> Any:
+    """The value of an expression, under the same policy as the cell."""
+    if type(source) is not str:
+        raise TypeError(f"eval() takes the text of an expression, not {type_name(type(source))!r}")
+    tree = policy_tree(source.strip(), "<eval>")
+    if len(tree.body) != 1 or not isinstance(tree.body[0], ast.Expr):
+        raise SyntaxError("eval() takes one expression; exec() takes statements")
+    code = compiled(ast.Expression(tree.body[0].value), "<eval>", "eval")
+    return eval(code, run_space(globals, locals, caller_locals()))
+
+
+def guarded_exec(source: Any, globals: Any = None, locals: Any = None, /) -> None:
+    """Run statements under the same policy as the cell."""
+    if type(source) is not str:
+        raise TypeError(f"exec() takes the text of statements, not {type_name(type(source))!r}")
+    code = compiled(policy_tree(source, "<exec>"), "<exec>", "exec")
+    found = caller_locals()
+    if globals is None and found is None:
+        exec(code, state.globals)
+        return
+    space = run_space(globals, locals, found)
+    before = dict(space)
+    exec(code, space)
+    target = locals if locals is not None else globals
+    for name, value in space.items():
+        if target is not None and name not in ("__builtins__", "__name__") and before.get(name, UNSET) is not value:
+            target[name] = value
+
+
+def run_space(globals: Any, locals: Any, found: dict[str, Any] | None) -> dict[str, Any]:
+    """The variables for eval and exec: those of the caller, or copies of what it gave."""
+    if globals is None and locals is None and found is None:
+        return state.globals
+    space = dict(state.globals if globals is None else {k: globals[k] for k in globals})
+    space.update(found if locals is None and globals is None and found else locals or {})
+    return {**space, "__builtins__": state.builtins, "__name__": "__main__"}
+
+
+def not_here(name: str, instead: str) -> Callable[..., NoReturn]:
+    def missing(*args: Any, **kwargs: Any) -> NoReturn:
+        raise RuntimeError(f"{name}() is not available here: {instead}")
+
+    missing.__name__ = missing.__qualname__ = name
+    return missing
+
+
+def guarded_help(*topic: Any) -> None:
+    """Print what is known of an object."""
+    about = getattr(topic[0], "__doc__", None) if topic else None
+    print(about if isinstance(about, str) else "no help on that")
+
+
+# - the library: views of its modules, and guards in the globals of those that cells can call
+
+
+class View:
+    """A module as cells see it: its public names, none of which is another module."""
+
+    def __init__(self, name: str, members: dict[str, Any]):
+        vars(self).update(members, __name__=f"view of {name}")  # a name that `import` finds in no `sys.modules`
+
+    def public(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def __getattr__(self, name: str) -> Any:
+        module = vars(self)["__name__"].removeprefix("view of ")
+        there = ", ".join(sorted(self.public())[:40])
+        hint = MEMBER_HINTS.get(f"{module}.{name}") or f"there are: {there}"
+        raise AttributeError(f"module {module!r} has no attribute {name!r} here; {hint}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{vars(self)['__name__'].removeprefix('view of ')!r} is shared and cannot be changed")
+
+    def __delattr__(self, name: str) -> None:
+        self.__setattr__(name, None)
+
+    def __dir__(self) -> list[str]:
+        return sorted(self.public())
+
+    def __repr__(self) -> str:
+        return f"<{vars(self)['__name__']}>"
+
+
+class SystemView(View):
+    """`sys`, whose streams can be replaced for a while."""
+
+    @property
+    def stdout(self) -> Any:
+        return sys.stdout
+
+    @property
+    def stderr(self) -> Any:
+        return sys.stderr
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("stdout", "stderr"):
+            super().__setattr__(name, value)
+        setattr(sys, name, value)
+
+
+PLAIN_MODULES = words(  # seen through a view of their public names
+    "__future__ abc argparse array ast base64 binascii bisect calendar cmath collections collections.abc colorsys"
+    " configparser contextlib contextvars copy csv dataclasses datetime decimal difflib email.header email.message"
+    " email.utils enum fnmatch fractions functools graphlib hashlib heapq hmac html html.entities html.parser ipaddress"
+    " itertools json json.decoder json.encoder keyword locale math numbers operator pprint queue quopri random re"
+    " reprlib secrets shlex statistics string struct textwrap time tomllib typing unicodedata urllib.parse warnings weakref"
+    " xml.etree.ElementTree xml.sax.saxutils zlib zoneinfo"
+)
+PARTIAL_MODULES = {  # of these only the names given
+    "bz2": "compress decompress",
+    "codecs": "encode decode BOM_UTF8 BOM_UTF16 BOM_UTF16_LE BOM_UTF16_BE BOM_UTF32 getincrementaldecoder",
+    "email": "message_from_string message_from_bytes",
+    "gc": "collect",
+    "gzip": "compress decompress BadGzipFile",
+    "inspect": "signature Signature Parameter cleandoc getdoc isfunction isclass ismethod isgenerator isbuiltin"
+    " isgeneratorfunction isabstract ismodule",
+    "lzma": "compress decompress LZMAError",
+    "platform": "python_version python_version_tuple python_implementation system",
+    "timeit": "default_timer",
+    "types": "SimpleNamespace MappingProxyType GeneratorType FunctionType LambdaType MethodType BuiltinFunctionType"
+    " NoneType EllipsisType NotImplementedType UnionType GenericAlias new_class resolve_bases prepare_class",
+    "uuid": "UUID uuid3 uuid4 uuid5 NAMESPACE_DNS NAMESPACE_URL NAMESPACE_OID NAMESPACE_X500",
+    "xml.dom.minidom": "parseString Document",
+}
+DENIED_MEMBERS = {
+    "argparse": "FileType",
+    "contextlib": "chdir",
+    "enum": "global_enum global_enum_repr global_flag_repr global_str",
+    "time": "clock_settime clock_settime_ns pthread_getcpuclockid tzset",
+    "weakref": "finalize",
+    "zoneinfo": "reset_tzpath TZPATH",
+}
+HINTS = {
+    "asyncio": "async code does not run here; llm_query_batched(prompts) asks in parallel",
+    "builtins": "the built-in functions are there without it",
+    "ctypes": "there is no way to the machine from here",
+    "httpx": "there is no network here; the host's functions are what reaches outside",
+    "multiprocessing": "there is one process; llm_query_batched(prompts) asks in parallel",
+    "pickle": "use json, or keep the value in a variable: variables live on between cells",
+    "shutil": "the working folder is written with open, pathlib and os",
+    "sqlite3": "use dicts and lists, or sorted() and itertools.groupby",
+    "subprocess": "no other program can be run; write it in Python",
+    "tempfile": "the working folder is private: open('name.txt', 'w') is enough",
+    "_thread": "llm_query_batched(prompts) asks in parallel",
+}
+HINTS.update(dict.fromkeys(["requests", "socket", "http", "aiohttp", "urllib.request", "ssl"], HINTS["httpx"]))
+HINTS.update(dict.fromkeys(["marshal", "shelve", "dill"], HINTS["pickle"]))
+MEMBER_HINTS = {
+    "os.system": HINTS["subprocess"],
+    "os.popen": HINTS["subprocess"],
+    "os.open": "open files with open(path), or read the caller's with file_read",
+    "sys.settrace": "there is no tracing",
+}
+
+
+def module_view(name: str) -> View:
+    """The view of a library module; its classes are frozen and its own globals guarded from then on."""
+    import importlib
+
+    module = importlib.import_module(name)
+    shadow(name)
+    freeze(state.allowed)
+    if name in PARTIAL_MODULES:
+        names = PARTIAL_MODULES[name].split()
+    else:
+        names = getattr(module, "__all__", None) or [n for n in vars(module) if not n.startswith("_")]
+    denied = DENIED_MEMBERS.get(name, "").split()
+    members = {n: getattr(module, n) for n in names if hasattr(module, n) and n not in denied}
+    public = {n: value for n, value in members.items() if type(value) is not ModuleType}
+    return View(name, {**public, "__doc__": module.__doc__, **REPLACED.get(name, {})})
+
+
+def shadow(name: str) -> None:
+    """Put guards into a library module's own globals, where they come before the built-in functions."""
+    space = vars(sys.modules[name])
+    if not str(space.get("__file__", "")).endswith((".py", ".pyc")):
+        return
+    guards: dict[str, Any] = {"open": guarded_open, "eval": no_eval, "exec": no_eval, "compile": no_eval}
+    if name in ("ast", "collections"):  # the one parses, the other checks the names that it puts into its text
+        guards = {"open": guarded_open}
+    if name in ("ast", "contextlib", "functools", "inspect", "operator", "reprlib", "string", "types", "weakref"):
+        guards["getattr"] = library_getattr
+    if name in ("dataclasses", "functools"):
+        guards["setattr"] = library_setattr
+    if name == "dataclasses":
+        guards["exec"] = exec_generated
+    for builtin, function in guards.items():
+        space.setdefault(builtin, function)
+    if name == "collections":
+        space["UserString"].format = lambda self, /, *args, **named: expand(self.data, args, named)
+        space["UserString"].format_map = lambda self, mapping: expand(self.data, (), mapping)
+    if name == "copy" and space["_reconstruct"] is not reconstruct:
+        state.reconstruct, space["_reconstruct"] = space["_reconstruct"], reconstruct
+
+
+def no_eval(*args: Any, **kwargs: Any) -> NoReturn:
+    raise NameError("library functions do not evaluate text here")
+
+
+def library_getattr(target: Any, name: str, *default: Any) -> Any:
+    """`getattr` for library code, which may be acting on names and objects that a cell gave it."""
+    name = str.__str__(name)
+    try:
+        if name in PERILOUS:
+            raise AttributeError(refusal_of(name))
+        if name in ("__dict__", "format", "format_map", "obj"):
+            return guard_get(target, name)
+        return getattr(target, name)
+    except AttributeError:
+        if default:
+            return default[0]
+        raise
+
+
+def library_setattr(target: Any, name: str, value: Any) -> None:
+    name = str.__str__(name)
+    if name == "__match_args__" and type(value) is tuple:
+        allowed = all(type(item) is str and rule_of(item) == "plain" for item in value)
+    else:
+        allowed = name in LIBRARY_WRITABLE or name.startswith("__dataclass_") or store_rule_of(name) == "plain"
+    if not allowed:
+        raise AttributeError(refusal_of(name))
+    setattr(target, name, value)
+
+
+GENERATED_NODES = frozenset(
+    words(
+        "Module FunctionDef arguments arg Return Assign Attribute Name Load Store Call If Compare Tuple Set JoinedStr"
+        " keyword FormattedValue Constant BinOp Add Expr Raise IfExp Is IsNot Eq NotEq In Lt LtE Gt GtE BoolOp Or And UnaryOp"
+        " Not Pass"
+    )
+)
+GENERATED_CALLS = re.compile(
+    r"hash|type|super|FrozenInstanceError|_dflt_\w+|_?_?dataclass\w*|__dataclass\w*|_recursive_repr"
+)
+
+
+def exec_generated(text: str, globals: dict[str, Any], locals: dict[str, Any]) -> None:
+    """`exec` for the methods that dataclasses write: field names cannot smuggle anything else into them."""
+    for node in ast.walk(ast.parse(text)):
+        if type(node).__name__ not in GENERATED_NODES:
+            raise TypeError("a field's name is not an identifier")
+        if isinstance(node, ast.Call):
+            called = node.func
+            by_name = isinstance(called, ast.Name) and GENERATED_CALLS.fullmatch(called.id)
+            if not by_name and getattr(called, "attr", "") not in ("__setattr__", "__delattr__", "__post_init__"):
+                raise TypeError("a field's name is not an identifier")
+        if isinstance(node, ast.Attribute) and node.attr in PERILOUS | WATCHED - {"__setattr__", "__delattr__", "obj"}:
+            raise TypeError(refusal_of(node.attr))
+    exec(text, globals, locals)
+
+
+def reconstruct(original: Any, memo: Any, function: Any, args: Any, *rest: Any, **options: Any) -> Any:
+    """`copy._reconstruct` for objects that say how they are copied: not into something of another kind."""
+
+    def make(*given: Any) -> Any:
+        made = function(*given)
+        if type(made) is not type(original):
+            raise TypeError("a copy must be of the same class as the original")
+        return made
+
+    return state.reconstruct(original, memo, make, args, *rest, **options)
+
+
+def guarded_attrgetter(*names: str) -> Callable[[Any], Any]:
+    def walk(target: Any, path: str) -> Any:
+        for name in path.split("."):
+            target = fetch(target, name)
+        return target
+
+    paths = [exact_name(name) for name in names]
+    if not paths:
+        raise TypeError("attrgetter expected at least 1 argument, got 0")
+    if len(paths) == 1:
+        return lambda target: walk(target, paths[0])
+    return lambda target: tuple(walk(target, path) for path in paths)
+
+
+def guarded_methodcaller(name: str, /, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
+    exact_name(name)
+    return lambda target: fetch(target, name)(*args, **kwargs)
+
+
+# - files
+
+
+class File:
+    """An open file, without a way to what it is made of."""
+
+    __slots__ = ("_file",)
+
+    def __init__(self, file: Any):
+        self._file = file
+
+    def __iter__(self) -> File:
+        return self
+
+    def __next__(self) -> Any:
+        return next(self._file)
+
+    def __enter__(self) -> File:
+        self._file.__enter__()
+        return self
+
+    def __exit__(self, *problem: Any) -> None:
+        self._file.close()
+
+    def __repr__(self) -> str:
+        return f"<file {self.name!r} mode {self.mode!r}>"
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation("descriptors are not handed out here")
+
+    @property
+    def name(self) -> str:
+        return os.path.basename(str(self._file.name))
+
+    @property
+    def mode(self) -> str:
+        return str(self._file.mode)
+
+    @property
+    def closed(self) -> bool:
+        return bool(self._file.closed)
+
+    @property
+    def encoding(self) -> str | None:
+        return getattr(self._file, "encoding", None)
+
+
+def delegate(name: str) -> Callable[..., Any]:
+    def method(self: File, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self._file, name)(*args, **kwargs)
+
+    method.__name__ = name
+    return method
+
+
+for file_method in words(
+    "read readline readlines write writelines seek tell flush close truncate readable writable seekable isatty readinto"
+):
+    setattr(File, file_method, delegate(file_method))
+
+
+class Stream(io.TextIOBase):
+    """What `print` writes to."""
+
+    encoding = "utf-8"
+    errors = "replace"
+
+    def __init__(self, target: Any):
+        streams[id(self)] = target  # not an attribute, which a cell could reach
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        if not issubclass(type(text), str):
+            raise TypeError(f"write() argument must be str, not {type_name(type(text))}")
+        written: int = streams[id(self)].write(str.__str__(text))
+        return written
+
+    def flush(self) -> None:
+        streams[id(self)].flush()
+
+    def close(self) -> None:
+        """Cells do not close what the next one prints to."""
+
+
+streams: dict[int, Any] = {}
+
+
+def path_text(path: Any) -> str:
+    """A path as a plain string, whatever it was given as."""
+    if type(path) is int or issubclass(type(path), (bytes, bool)):
+        raise TypeError(f"a file is named by a str or Path here, not {type_name(type(path))!r}")
+    return str.__str__(os.fspath(path))
+
+
+def guarded_open(
+    file: Any,
+    mode: str = "r",
+    buffering: int = -1,
+    encoding: str | None = None,
+    errors: str | None = None,
+    newline: str | None = None,
+    *ignored: Any,
+    **more: Any,
+) -> Any:
+    """`open` within the working folder, and for reading in the folders that the caller has given."""
+    mode = str.__str__(mode)
+    real = state.workspace.resolve(path_text(file), writing=any(letter in "wax+" for letter in mode))
+    if "b" not in mode:
+        encoding = encoding or "utf-8"
+    return File(open(real, mode, buffering, encoding, errors, newline))
+
+
+def stat_of(path: Any) -> os.stat_result:
+    return os.stat(state.workspace.resolve(path_text(path)))
+
+
+def is_kind(test: Callable[[str], bool]) -> Callable[[Any], bool]:
+    def check(path: Any) -> bool:
+        try:
+            return test(state.workspace.resolve(path_text(path)))
+        except (OSError, ValueError):
+            return False
+
+    return check
+
+
+def list_folder(path: Any = ".") -> list[str]:
+    """The names in a folder; at the top those of the given folders too."""
+    text = path_text(path)
+    found = set(os.listdir(state.workspace.resolve(text)))
+    if os.path.normpath(text) == ".":
+        for folder in state.workspace.readable:
+            found.update(os.listdir(folder))
+    return sorted(found)
+
+
+def walk_folders(top: Any = ".", *ignored: Any, **more: Any) -> Iterator[tuple[str, list[str], list[str]]]:
+    base = path_text(top)
+    names = list_folder(base)
+    folders = [name for name in names if exists_folder(os.path.join(base, name))]
+    yield base, folders, [name for name in names if name not in folders]
+    for folder in folders:
+        yield from walk_folders(os.path.join(base, folder))
+
+
+def find_files(pattern: Any, *ignored: Any, recursive: bool = False, **more: Any) -> list[str]:
+    """`glob.glob` over what a cell may read."""
+    import fnmatch
+
+    text = path_text(pattern)
+    base, rest = os.path.split(text)
+    deep = "**" in text
+    if deep:
+        base, rest = text.split("**", 1)[0].rstrip("/"), text.rsplit("/", 1)[-1]
+    found = []
+    for folder, _, names in walk_folders(base or "."):
+        found += [os.path.join(folder, name) for name in fnmatch.filter(names, rest)]
+        if not deep:
+            break
+    return sorted(os.path.normpath(path) for path in found)
+
+
+exists_file, exists_folder, exists = is_kind(os.path.isfile), is_kind(os.path.isdir), is_kind(os.path.exists)
+
+
+def in_scratch(function: Callable[..., Any], paths: int = 1) -> Callable[..., None]:
+    """A function of `os` that changes files, for the working folder."""
+
+    def change(*args: Any, exist_ok: bool = False, **ignored: Any) -> None:
+        real = [state.workspace.resolve(path_text(path), writing=True) for path in args[:paths]]
+        function(*real, exist_ok=True) if exist_ok else function(*real)
+
+    change.__name__ = function.__name__
+    return change
+
+
+def path_class() -> type:
+    """`pathlib.Path` for what a cell may read and write."""
+    import pathlib
+
+    class Path(pathlib.PurePosixPath):
+        __slots__ = ()
+
+        def open(self, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+            return guarded_open(self, mode, *args, **kwargs)
+
+        def read_text(self, encoding: str | None = None, errors: str | None = None) -> Any:
+            with guarded_open(self, "r", -1, encoding, errors) as file:
+                return file.read()
+
+        def read_bytes(self) -> Any:
+            with guarded_open(self, "rb") as file:
+                return file.read()
+
+        def write_text(self, data: str, encoding: str | None = None, *args: Any, **kwargs: Any) -> Any:
+            with guarded_open(self, "w", -1, encoding) as file:
+                return file.write(data)
+
+        def write_bytes(self, data: bytes) -> Any:
+            with guarded_open(self, "wb") as file:
+                return file.write(data)
+
+        def iterdir(self) -> Any:
+            return (self / name for name in list_folder(self))
+
+        def glob(self, pattern: str) -> Any:
+            return (type(self)(path) for path in find_files(os.path.join(path_text(self), pattern)))
+
+        def rglob(self, pattern: str) -> Any:
+            return self.glob("**/" + pattern)
+
+        @classmethod
+        def cwd(cls) -> Any:
+            return cls(".")
+
+        def resolve(self, strict: bool = False) -> Any:
+            return type(self)(os.path.normpath(path_text(self)))
+
+        def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
+            make_folders(self, exist_ok=exist_ok)
+
+        def touch(self, *args: Any, **kwargs: Any) -> None:
+            guarded_open(self, "a").close()
+
+        def unlink(self, missing_ok: bool = False) -> None:
+            if not missing_ok or exists(self):
+                remove_file(self)
+
+        def rename(self, target: Any) -> Any:
+            rename_file(self, target)
+            return type(self)(target)
+
+        exists, is_file, is_dir, stat, rmdir = exists, exists_file, exists_folder, stat_of, in_scratch(os.rmdir)
+        absolute = expanduser = resolve
+
+    Path.__module__ = "pathlib"
+    return Path
+
+
+make_folders, remove_file = in_scratch(os.makedirs), in_scratch(os.remove)
+rename_file = in_scratch(os.replace, paths=2)
+
+
+# - stand-ins for modules that are made of what cells may not have
+
+
+class Future:
+    """A task of an executor below: it runs when its result, or that of a later one, is first asked for."""
+
+    def __init__(self, executor: Executor, task: Callable[[], Any]):
+        self._executor, self._task = executor, task
+        self._outcome: tuple[bool, Any] | None = None
+        self._callbacks: list[Callable[[Future], Any]] = []
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        self._executor._run()
+        ok, value = self._outcome or (False, RuntimeError("the task did not run"))
+        return None if ok else value
+
+    def result(self, timeout: float | None = None) -> Any:
+        problem = self.exception()
+        if problem is not None:
+            raise problem
+        return self._outcome[1] if self._outcome else None
+
+    def done(self) -> bool:
+        return self._outcome is not None
+
+    def running(self) -> bool:
+        return False
+
+    cancelled = running
+
+    def cancel(self) -> bool:
+        return False
+
+    def add_done_callback(self, function: Callable[[Future], Any]) -> None:
+        self._callbacks.append(function)
+        if self.done():
+            self._finish()
+
+    def _finish(self) -> None:
+        callbacks, self._callbacks = self._callbacks, []
+        for function in callbacks:
+            function(self)
+
+
+class Executor:
+    """`concurrent.futures` without threads: tasks run in the order they came, and their host calls overlap."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self._waiting: list[Future] = []
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        future = Future(self, functools.partial(function, *args, **kwargs))
+        self._waiting.append(future)
+        return future
+
+    def map(self, function: Callable[..., Any], *iterables: Any, timeout: Any = None, chunksize: int = 1) -> Any:
+        futures = [self.submit(function, *args) for args in zip(*iterables)]
+        return (future.result() for future in futures)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        self._run()
+
+    def _run(self) -> None:
+        futures, self._waiting = self._waiting, []
+        for future, outcome in zip(futures, run_together([future._task for future in futures])):
+            future._outcome = outcome
+            future._finish()
+
+    def __enter__(self) -> Executor:
+        return self
+
+    def __exit__(self, *problem: Any) -> None:
+        self._run()
+
+
+def as_completed(futures: Any, timeout: float | None = None) -> Iterator[Future]:
+    for future in list(futures):
+        future.exception()
+        yield future
+
+
+DoneAndNotDone = collections.namedtuple("DoneAndNotDone", ["done", "not_done"])
+
+
+def wait_for_futures(futures: Any, timeout: float | None = None, return_when: str = "ALL_COMPLETED") -> Any:
+    done = set(as_completed(futures))
+    return DoneAndNotDone(done, set())
+
+
+logging_settings: dict[str, Any] = {"level": 30, "format": "%(levelname)s:%(name)s:%(message)s"}
+LEVELS = {"NOTSET": 0, "DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}
+
+
+class Logger:
+    """As much of `logging` as prints."""
+
+    def __init__(self, name: str = "root"):
+        self.name = name
+        self.level: int | None = None
+
+    def setLevel(self, level: Any) -> None:
+        self.level = LEVELS.get(level, 0) if type(level) is str else level
+
+    def isEnabledFor(self, level: int) -> bool:
+        return level >= (logging_settings["level"] if self.level is None else self.level)
+
+    def log(self, level: int, message: Any, *args: Any, exc_info: Any = None, **ignored: Any) -> None:
+        if not self.isEnabledFor(level):
+            return
+        name = next((name for name, number in LEVELS.items() if number == level), f"Level {level}")
+        text = str(message) % args if args else str(message)
+        asctime = time.strftime("%Y-%m-%d %H:%M:%S")
+        record = {"levelname": name, "levelno": level, "name": self.name, "message": text, "asctime": asctime}
+        try:
+            line = logging_settings["format"] % record
+        except (KeyError, ValueError, TypeError):
+            line = f"{name}:{self.name}:{text}"
+        print(line, file=sys.stderr)
+        if exc_info:
+            print(recent_traceback(), file=sys.stderr)
+
+    def debug(self, message: Any, *args: Any, **more: Any) -> None:
+        self.log(10, message, *args, **more)
+
+    def info(self, message: Any, *args: Any, **more: Any) -> None:
+        self.log(20, message, *args, **more)
+
+    def warning(self, message: Any, *args: Any, **more: Any) -> None:
+        self.log(30, message, *args, **more)
+
+    def error(self, message: Any, *args: Any, **more: Any) -> None:
+        self.log(40, message, *args, **more)
+
+    def critical(self, message: Any, *args: Any, **more: Any) -> None:
+        self.log(50, message, *args, **more)
+
+    def exception(self, message: Any, *args: Any, **more: Any) -> None:
+        self.log(40, message, *args, **{"exc_info": True, **more})
+
+    def addHandler(self, handler: Any) -> None:
+        """All that is logged is printed."""
+
+    removeHandler = addFilter = addHandler
+
+
+class Handler:
+    """Accepted wherever `logging` takes a handler or formatter, and without effect."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.given = args
+
+    def setLevel(self, level: Any) -> None:
+        """All that is logged is printed."""
+
+    setFormatter = addFilter = setLevel
+
+
+loggers: dict[str, Logger] = {}
+
+
+def get_logger(name: str | None = None) -> Logger:
+    return loggers.setdefault(name or "root", Logger(name or "root"))
+
+
+def configure_logging(*, level: Any = None, format: str | None = None, **ignored: Any) -> None:
+    if level is not None:
+        logging_settings["level"] = LEVELS.get(level, 0) if type(level) is str else level
+    if format is not None and "{" not in format:
+        logging_settings["format"] = str.__str__(format)
+
+
+def logging_members() -> dict[str, Any]:
+    root = get_logger()
+    names = words("debug info warning error critical exception log")
+    members: dict[str, Any] = {name: getattr(root, name) for name in names}
+    members.update({"getLogger": get_logger, "basicConfig": configure_logging, "Logger": Logger, "WARN": 30, **LEVELS})
+    members.update(dict.fromkeys(["Handler", "StreamHandler", "NullHandler", "Formatter"], Handler))
+    return {**members, "disable": not_here("logging.disable", "use setLevel"), "getLevelName": level_name}
+
+
+def level_name(level: int) -> str:
+    return next((name for name, number in LEVELS.items() if number == level), f"Level {level}")
+
+
+def recent_traceback(*ignored: Any) -> str:
+    """`traceback.format_exc`: the cells' own lines only."""
+    problem = sys.exc_info()[1]
+    return format_traceback(problem, state.sources) + "\n" if problem is not None else "NoneType: None\n"
+
+
+def shown_exception(*given: Any, **ignored: Any) -> list[str]:
+    problem = given[1] if len(given) > 1 else given[0]
+    return [format_traceback(problem, state.sources) + "\n"]
+
+
+def traceback_members() -> dict[str, Any]:
+    def print_exc(limit: Any = None, file: Any = None, chain: bool = True) -> None:
+        print(recent_traceback(), end="", file=file or sys.stderr)
+
+    def print_exception(*given: Any, file: Any = None, **ignored: Any) -> None:
+        print(*shown_exception(*given), sep="", end="", file=file or sys.stderr)
+
+    def format_exception_only(*given: Any) -> list[str]:
+        return [shown_exception(*given)[0].splitlines()[-1] + "\n"]
+
+    return {
+        "format_exc": recent_traceback,
+        "print_exc": print_exc,
+        "format_exception": shown_exception,
+        "format_exception_only": format_exception_only,
+        "print_exception": print_exception,
+    }
+
+
+def threading_members() -> dict[str, Any]:
+    names = words("Lock RLock Condition Semaphore BoundedSemaphore Event Barrier local get_ident")
+    threads = not_here(
+        "threading.Thread", "llm_query_batched(prompts) asks in parallel, and concurrent.futures overlaps host calls"
+    )
+    return {**{name: getattr(threading, name) for name in names}, "Thread": threads, "Timer": threads}
+
+
+def futures_members() -> dict[str, Any]:
+    waits = {name: name for name in ("ALL_COMPLETED", "FIRST_COMPLETED", "FIRST_EXCEPTION")}
+    pools = {"ThreadPoolExecutor": Executor, "ProcessPoolExecutor": Executor, "Executor": Executor}
+    return {
+        **waits,
+        **pools,
+        "Future": Future,
+        "as_completed": as_completed,
+        "wait": wait_for,
+        "TimeoutError": TimeoutError,
+    }
+
+
+def path_members() -> dict[str, Any]:
+    names = "join split splitext splitdrive basename dirname normpath isabs commonprefix commonpath relpath sep extsep"
+    members = {name: getattr(os.path, name) for name in names.split()}
+    members.update(exists=exists, isfile=exists_file, isdir=exists_folder, islink=lambda path: False)
+    members.update(dict.fromkeys(["abspath", "realpath", "expanduser"], os.path.normpath))
+    return {**members, "getsize": lambda path: stat_of(path).st_size, "getmtime": lambda path: stat_of(path).st_mtime}
+
+
+def os_members() -> dict[str, Any]:
+    names = "sep linesep extsep curdir pardir pathsep altsep name fspath urandom PathLike strerror error"
+    members = {name: getattr(os, name) for name in names.split()}
+    environment: dict[str, str] = {}
+    members.update(path=view_of("os.path"), environ=environment, getenv=environment.get, listdir=list_folder)
+    members.update(walk=walk_folders, stat=stat_of, getcwd=lambda: ".", getpid=lambda: 1, cpu_count=lambda: 1)
+    members.update(mkdir=in_scratch(os.mkdir), makedirs=make_folders, rmdir=in_scratch(os.rmdir), remove=remove_file)
+    return {**members, "unlink": remove_file, "rename": rename_file, "replace": rename_file}
+
+
+def sys_members() -> dict[str, Any]:
+    names = (
+        "version version_info maxsize maxunicode byteorder hexversion float_info int_info hash_info platform exc_info"
+    )
+    names += (
+        " getsizeof getrefcount intern getrecursionlimit getdefaultencoding exit api_version copyright implementation"
+    )
+    names += " exception set_int_max_str_digits get_int_max_str_digits"
+    members = {name: getattr(sys, name) for name in names.split() if hasattr(sys, name)}
+    unset: dict[str, Any] = {"argv": [""], "path": [], "modules": {}, "executable": "", "stdin": io.StringIO()}
+    return {**members, **unset, "setrecursionlimit": limit_recursion}
+
+
+def limit_recursion(limit: int) -> None:
+    """`sys.setrecursionlimit`, within what the C stack bears."""
+    sys.setrecursionlimit(min(max(int(limit), 1000), 10_000))
+
+
+def io_members() -> dict[str, Any]:
+    names = "StringIO BytesIO TextIOWrapper BufferedReader TextIOBase IOBase RawIOBase BufferedIOBase"
+    names += " UnsupportedOperation SEEK_SET SEEK_CUR SEEK_END DEFAULT_BUFFER_SIZE"
+    members = {name: getattr(io, name) for name in names.split()}
+    return {**members, "open": guarded_open}
+
+
+STAND_INS: dict[str, Callable[[], dict[str, Any]]] = {
+    "concurrent.futures": futures_members,
+    "glob": lambda: {"glob": find_files, "iglob": lambda *args, **more: iter(find_files(*args, **more))},
+    "io": io_members,
+    "logging": logging_members,
+    "os": os_members,
+    "os.path": path_members,
+    "pathlib": lambda: dict.fromkeys(["Path", "PosixPath"], path_class()) | pure_paths(),
+    "sys": sys_members,
+    "threading": threading_members,
+    "traceback": traceback_members,
+}
+REPLACED: dict[str, dict[str, Any]] = {
+    "codecs": {"open": guarded_open},
+    "operator": {"attrgetter": guarded_attrgetter, "methodcaller": guarded_methodcaller},
+}
+
+
+def pure_paths() -> dict[str, Any]:
+    import pathlib
+
+    return {name: getattr(pathlib, name) for name in ("PurePath", "PurePosixPath", "PureWindowsPath")}
+
+
+# - imports
+
+
+def view_of(name: str) -> View:
+    """The view of a module that cells may import, with those of its parents; ImportError for any other."""
+    if name in state.views:
+        return state.views[name]
+    if name in STAND_INS:
+        members = STAND_INS[name]()
+        view = SystemView(name, members) if name == "sys" else View(name, members)
+    elif name in PLAIN_MODULES or name in PARTIAL_MODULES:
+        view = library_view(name)
+    elif any(known.startswith(name + ".") for known in (*PLAIN_MODULES, *PARTIAL_MODULES, *STAND_INS)):
+        view = View(name, {})
+    else:
+        raise no_module(name)
+    state.views[name] = view
+    parent, _, child = name.rpartition(".")
+    if parent:
+        vars(view_of(parent))[child] = view
+    for part in ("collections.abc", "html.entities", "os.path", "json.decoder"):
+        if part.rpartition(".")[0] == name:
+            vars(view)[part.rpartition(".")[2]] = view_of(part)
+    return view
+
+
+def library_view(name: str) -> View:
+    try:
+        return module_view(name)
+    except ModuleNotFoundError:  # newer than this Python
+        raise no_module(name) from None
+
+
+def no_module(name: str) -> ImportError:
+    top = name.partition(".")[0]
+    hint = HINTS.get(name) or HINTS.get(top)
+    if not hint:
+        there = sorted({known.partition(".")[0] for known in (*PLAIN_MODULES, *PARTIAL_MODULES, *STAND_INS)})
+        there = [known for known in (*state.allowed, *there) if known not in ("__future__", "gc", "email")]
+        hint = f"there are: {', '.join(there)}. The caller can add others with allowed_imports"
+    return ModuleNotFoundError(f"no module {name!r} here; {hint}", name=name)
+
+
+def import_for_statement(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
+    """What an import statement calls, and C code on its behalf (which passes a list, and uses only `sys.modules`)."""
+    import importlib
+
+    if level:
+        raise ImportError("relative imports have no package to start from here")
+    if type(fromlist) is list:
+        if name not in sys.modules and name.partition(".")[0] not in (*state.allowed, "_strptime"):
+            raise no_module(name)
+        importlib.import_module(name)
+        return None
+    if name.partition(".")[0] in state.allowed:
+        module = importlib.import_module(name)
+        return module if fromlist else sys.modules[name.partition(".")[0]]
+    view = view_of(name)
+    for wanted in fromlist or ():
+        if wanted != "*":
+            require_member(name, view, wanted)
+    return view if fromlist else view_of(name.partition(".")[0])
+
+
+def require_member(name: str, view: View, wanted: str) -> None:
+    """See that `from name import wanted` finds it in the view: Python would look for a real module next."""
+    if wanted in vars(view):
+        return
+    try:
+        view_of(f"{name}.{wanted}")
+    except ImportError as problem:
+        try:
+            getattr(view, wanted)
+        except AttributeError as missing:
+            raise ImportError(f"cannot import name {wanted!r}: {missing}", name=name) from None
+        raise problem
+
+
+def guarded_import(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
+    """`__import__` as a function."""
+    names = tuple(item for item in fromlist or () if type(item) is str and not item.startswith("_"))
+    return import_for_statement(exact_name(name), None, None, names, level)
+
+
+# - a session
+
+
+def policy_preload(allowed_imports: tuple[str, ...] = ()) -> None:
+    """Prepare what all sessions of this process and its forks share: guarded library modules, frozen classes."""
+    state.allowed = tuple(name.partition(".")[0] for name in allowed_imports)
+    transformer_class()
+    __import__("_strptime")  # what C code imports on behalf of a cell has to be there
+    for name in ("collections", "copy", "dataclasses", "functools", "re", "string", "typing"):
+        view_of(name)
+    freeze(state.allowed)
 
 
 def policy_globals(
-    functions: dict[str, Any], *, workspace: Workspace, allowed_imports: tuple[str, ...], stdout: Any
+    functions: dict[str, Any], *, workspace: Any, allowed_imports: tuple[str, ...], stdout: Any
 ) -> dict[str, Any]:
-    import builtins
+    """The variables that a session starts with. This changes the process, which from then on serves that session."""
+    policy_preload(allowed_imports)
+    main = ModuleType("__main__")
+    sys.modules["__main__"] = main
+    state.workspace, state.globals, state.builtins = workspace, vars(main), session_builtins()
+    sys.stdout = sys.stderr = state.stream = Stream(stdout)
+    vars(main).update(functions, __builtins__=state.builtins)
+    return vars(main)
 
-    sys.stdout = stdout
-    return {**functions, "__builtins__": vars(builtins), "__name__": "__main__"}
+
+def session_builtins() -> dict[str, Any]:
+    """The built-in functions, and the guards under names that no code can write."""
+    kept = {name: value for name, value in vars(builtins).items() if not name.startswith("_")}
+    kept.update(
+        open=guarded_open,
+        getattr=guarded_getattr,
+        hasattr=guarded_hasattr,
+        setattr=guarded_setattr,
+        delattr=guarded_delattr,
+        globals=guarded_globals,
+        locals=guarded_locals,
+        vars=guarded_vars,
+        dir=guarded_dir,
+        eval=guarded_eval,
+        exec=guarded_exec,
+        help=guarded_help,
+        compile=not_here("compile", "eval(text) and exec(text) run code under the same rules"),
+        input=not_here("input", "nobody is there to answer"),
+        breakpoint=not_here("breakpoint", "print what you want to see"),
+    )
+    kept.update(dict.fromkeys(["exit", "quit"], sys.exit))
+    kept.update({"__import__": import_for_statement, "__build_class__": build_class, "__debug__": True})
+    guards = {"own": guard_own, "get": guard_get, "match": guard_match, "import": guarded_import}
+    kept.update({"~" + name: function for name, function in guards.items()})
+    return {**kept, "~type": type, "~pure": pure}
+
+
+# - errors
 
 
 def format_traceback(error: BaseException, sources: dict[str, str]) -> str:
-    return plain_traceback(error, sources)
+    """An exception as Python shows it, of the cells' own lines only."""
+    parts: list[str] = []
+    seen: set[int] = set()
+    current: BaseException | None = error
+    link = ""
+    while current is not None and id(current) not in seen and len(parts) < 9:
+        seen.add(id(current))
+        parts += [link, one_traceback(current, sources)] if parts else [one_traceback(current, sources)]
+        link = LINK_CONTEXT if current.__cause__ is None else LINK_CAUSE
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+    return "\n".join(reversed(parts))
+
+
+LINK_CAUSE = "\nThe above exception was the direct cause of the following exception:\n"
+LINK_CONTEXT = "\nDuring handling of the above exception, another exception occurred:\n"
+
+
+def one_traceback(error: BaseException, sources: dict[str, str]) -> str:
+    lines = []
+    frames = []
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if code.co_filename in sources:
+            frames.append((code.co_filename, trace.tb_lineno, code.co_name))
+        trace = trace.tb_next
+    if frames:
+        lines.append("Traceback (most recent call last):")
+    for filename, number, name in frames[:10]:
+        lines += frame_lines(filename, number, name, sources)
+    if len(frames) > 20:
+        lines.append(f"  [... {len(frames) - 20} more calls ...]")
+    for filename, number, name in frames[max(10, len(frames) - 10) :]:
+        lines += frame_lines(filename, number, name, sources)
+    if isinstance(error, SyntaxError) and error.lineno and error.filename in (*sources, "<eval>", "<exec>"):
+        lines += syntax_lines(error)
+        message = str(error.msg)
+    else:
+        message = text_of(error)
+    notes = [str.__str__(note) for note in getattr(error, "__notes__", None) or () if issubclass(type(note), str)]
+    return "\n".join([*lines, type_name(type(error)) + (": " + message if message else ""), *notes[:10]])
+
+
+def frame_lines(filename: str, number: int, name: str, sources: dict[str, str]) -> list[str]:
+    lines = sources[filename].splitlines()
+    shown = [f'  File "{filename}", line {number}, in {name}']
+    if 0 < number <= len(lines) and lines[number - 1].strip():
+        shown.append("    " + lines[number - 1].strip()[:500])
+    return shown
+
+
+def syntax_lines(error: SyntaxError) -> list[str]:
+    text = (error.text or "").rstrip("\n")
+    shown = [f'  File "{error.filename}", line {error.lineno}']
+    if text.strip():
+        shown.append("    " + text.strip()[:500])
+        column = (error.offset or 0) - 1 - (len(text) - len(text.lstrip()))
+        if 0 <= column < 500:
+            shown.append("    " + " " * column + "^")
+    return shown
 
 
 # --- end of the policy ------------------------------------------------------------------------------------------------
@@ -1680,7 +3457,15 @@ PRELOADED = [
 ]
 
 
-SECRET_NAMES = re.compile(r"\.env.*|.*\.pem|id_.*|\.netrc|\.aws", re.IGNORECASE)
+SECRET_NAMES = re.compile(
+    r"\.env.*|.*\.pem|id_.*|\.netrc|\.aws|\.ssh|\.git-credentials|\.pypirc|\.npmrc|\.snipara", re.IGNORECASE | re.DOTALL
+)
+
+
+def may_hold_secrets(parts: Sequence[str]) -> bool:
+    """Whether a relative path, in parts, names or lies under what usually holds credentials."""
+    in_git = ".git" in map(str.lower, parts[:-1]) and parts[-1].lower().startswith("config")
+    return in_git or any(map(SECRET_NAMES.fullmatch, parts))
 
 
 class Workspace:
@@ -1706,9 +3491,7 @@ class Workspace:
         for folder in self.readable:
             real = os.path.realpath(os.path.join(folder, path))
             if within(real, folder) and os.path.lexists(real):
-                if any(SECRET_NAMES.fullmatch(part) for part in real[len(folder) :].split(os.sep)):
-                    raise PermissionError(f"{path!r} may hold secrets and is not readable here")
-                if real.endswith(os.path.join(".git", "config")):
+                if may_hold_secrets(real[len(folder) :].split(os.sep)):
                     raise PermissionError(f"{path!r} may hold secrets and is not readable here")
                 return real
         if os.path.isabs(path) or not within(inside, self.scratch):
@@ -1765,7 +3548,7 @@ def preload(setup: dict[str, Any]) -> None:
     for name in [*PRELOADED, *setup["allowed_imports"]]:
         importlib.import_module(name)
     if setup["policy"]:
-        importlib.import_module("RestrictedPython")
+        policy_preload(tuple(setup["allowed_imports"]))
     gc.collect()
     gc.freeze()
 
@@ -2066,6 +3849,7 @@ class Frames:
         self.channel = channel
         self.sending = threading.Lock()
         self.buffer = bytearray()
+        self.size = 0  # of the frame parsed last
 
     def send(
         self, message: dict[str, Any], pieces: Iterable[bytes] = (), valid: Callable[[], bool] = lambda: True
@@ -2116,10 +3900,12 @@ class Frames:
             raise Broken(f"the sandbox sent a frame of {size} bytes")
         if len(self.buffer) < 4 + size:
             return None
-        body = bytes(memoryview(self.buffer)[4 : 4 + size])
-        del self.buffer[: 4 + size]
+        self.size = size
         try:
-            message = from_json(body.decode("ascii"))
+            with memoryview(self.buffer) as view:
+                text = str(view[4 : 4 + size], "ascii")
+            del self.buffer[: 4 + size]
+            message = from_json(text)
         except (ValueError, RecursionError) as error:
             raise Broken("the sandbox sent a frame that is not JSON") from error
         if type(message) is not dict or type(message.get("op")) is not str or type(message.get("id")) is not int:
@@ -2217,7 +4003,8 @@ class Sandbox:
             found = self._request({"op": "names"}).get("value")
         if type(found) is not dict or not all(type(row) is list and len(row) == 3 for row in found.values()):
             raise SandboxError("the sandbox's answer cannot be read")
-        return {name: (short(kind, 200), size, short(shown, 1000)) for name, (kind, size, shown) in found.items()}
+        rows = found.items()
+        return {short(name, 200): (short(kind, 200), size, short(shown, 1000)) for name, (kind, size, shown) in rows}
 
     def reset(self) -> None:
         """A fresh worker without variables."""
@@ -2226,11 +4013,11 @@ class Sandbox:
             self._given.clear()
             self._started()
 
-    def interrupt(self) -> None:
+    def interrupt(self, grace: float = SOFT_GRACE) -> None:
         """Stop the cell that runs, from another thread: softly, then by force."""
         run = self._run
         if run is not None:
-            run.stop_softly()
+            run.stop_softly(grace)
 
     def kill(self) -> None:
         """End the worker and all it started now, from any thread; the next request finds a fresh one."""
@@ -2333,7 +4120,8 @@ class Run:
         self.request = sandbox._requests
         self.began = time.monotonic()
         self.lock = threading.Lock()
-        self.active = self.at_work = 0
+        self.active = self.at_work = 0  # calls that have arrived, and those of them that a thread works on
+        self.held = 0  # bytes of the frames that these came in
         self.paused = 0.0
         self.paused_at = 0.0
         self.calls = 0
@@ -2342,6 +4130,7 @@ class Run:
         self.stop: BaseException | None = None
         self.asked = ""  # why it is being stopped: "timeout" or "interrupt"
         self.softened = 0.0
+        self.grace = SOFT_GRACE
         self.hardened = 0.0
         self.over = False
         self.queued: list[Callable[[], None]] = []
@@ -2397,7 +4186,7 @@ class Run:
             elif reply["op"] == "output":
                 self.output(reply.get("text"))
             elif reply["op"] == "call":
-                self.call(reply)
+                self.call(reply, self.frames.size)
             if self.softened or self.elapsed() > self.limit:
                 self.press()
 
@@ -2407,8 +4196,8 @@ class Run:
         if self.hardened:
             return max(0.0, self.hardened + HARD_GRACE - now)
         if self.softened:
-            return max(0.0, self.softened + SOFT_GRACE - now)
-        return min(max(0.0, self.limit - self.elapsed()) + 0.001, 0.05 if self.active else 60)
+            return max(0.0, self.softened + self.grace - now)
+        return min(max(0.0, self.limit - self.elapsed()) + 0.001, 0.05)  # soon enough for another thread's interrupt
 
     def press(self) -> None:
         """The next step of the ladder, if its time has come: interrupt, kill the cell's process, kill the session."""
@@ -2418,17 +4207,17 @@ class Run:
                 self.asked = self.asked or "timeout"
                 self.stop_softly()
         elif not self.hardened:
-            if now >= self.softened + SOFT_GRACE:
+            if now >= self.softened + self.grace:
                 self.hardened = now
                 self.frames.channel.kill_cell()
         elif now >= self.hardened + HARD_GRACE:
             raise Broken("it could not be stopped otherwise")
 
-    def stop_softly(self) -> None:
+    def stop_softly(self, grace: float = SOFT_GRACE) -> None:
         with self.lock:
             if self.softened or self.over:
                 return
-            self.softened = time.monotonic()
+            self.softened, self.grace = time.monotonic(), grace
             self.asked = self.asked or "interrupt"
         self.frames.channel.interrupt()
 
@@ -2444,7 +4233,7 @@ class Run:
 
     # - calls from the cell
 
-    def call(self, frame: dict[str, Any]) -> None:
+    def call(self, frame: dict[str, Any], size: int) -> None:
         name, key = frame.get("name"), frame.get("call")
         if type(key) is not int or type(name) is not str or name not in self.functions:
             return
@@ -2463,22 +4252,24 @@ class Run:
         except Stop as stop:
             self.halt(stop)
             return
-        self.dispatch(lambda: self.work(key, work))
+        self.dispatch(lambda: self.work(key, work, size), size)
 
-    def dispatch(self, job: Callable[[], None]) -> None:
+    def dispatch(self, job: Callable[[], None], size: int) -> None:
         """Give a host function a thread, or let it wait for one."""
         with self.lock:
             self.active += 1
-            if self.active > WAITING_MAX:
-                raise Broken(f"more than {WAITING_MAX} host calls at once")
+            self.held += size
+            if self.active > WAITING_MAX or self.held > 4 * FRAME_MAX:
+                raise Broken(f"{self.active} host calls at once, of {self.held >> 20} MB")
             if self.active > THREADS_MAX:
                 self.queued.append(job)
                 return
         threads().run(job)
 
-    def done(self) -> None:
+    def done(self, size: int) -> None:
         with self.lock:
             self.active -= 1
+            self.held -= size
             job = self.queued.pop(0) if self.queued and not self.over else None
         if job is not None:
             threads().run(job)
@@ -2498,13 +4289,13 @@ class Run:
                 if not self.at_work:
                     self.paused += time.monotonic() - self.paused_at
 
-    def work(self, key: int, work: Callable[[], Any]) -> None:
+    def work(self, key: int, work: Callable[[], Any], size: int) -> None:
         try:
             try:
                 with self.working():
                     value = work()
             finally:
-                self.done()
+                self.done(size)
             self.reply({"op": "return", "call": key, "value": Packer().pack(value)})
         except Exception as error:
             self.reply_error(key, error)
@@ -2733,9 +4524,11 @@ class LocalChannel(Channel):
                     os.killpg(self.group, number)
 
     def interrupt(self) -> None:
+        self.signal(signal.SIGCONT)  # it may have stopped itself
         self.signal(signal.SIGINT)
 
     def kill_cell(self) -> None:
+        self.signal(signal.SIGCONT)
         self.signal(signal.SIGUSR1)
 
     def kill(self) -> None:
@@ -3056,29 +4849,28 @@ class LocalSandbox(Sandbox):
 LABEL = "flat-rlm.sandbox"  # whose value names the process that made the container
 LEAST_MEMORY = 24 << 20  # what the worker needs itself, with a fork and some room
 IDLE_LIMIT = 86_400.0  # seconds that a container waits for a word from its host
-MASKED_MAX = 200_000  # files looked at in a folder that is to be mounted
-_SECRET_FOLDERS = (".aws", ".ssh", ".snipara")
+FILES_MAX = 200_000  # looked at in a folder that is to be mounted, and hidden in it
+MASKS_MAX = 1_000
+CONNECT_SECONDS = 10.0  # for the daemon to answer at all, to start a container, to stop one
 DAEMON_SECONDS = 60
+STOP_SECONDS = 5.0
+POOL_LINGER = 120.0  # seconds that containers are kept warm after the last was taken
 
 
 class DockerChannel(Channel):
     """A container's attached standard streams, in the frames in which the engine mixes them."""
 
     def __init__(self, engine: Any, container: str, attached: Any):
+        super().__init__(plain_stream(engine, attached))
         self.engine, self.container = engine, container
         self.attached = attached  # holds the response open
-        self.stream = getattr(attached, "_sock", attached)
-        self.stream.setblocking(False)
         self.arrived = bytearray()
         self.complaint = bytearray()  # the newest of what came on stderr: why a worker did not start
         self.lock = threading.Lock()
         self.gone = False
 
-    def fileno(self) -> int:
-        return int(self.stream.fileno())
-
     def receive(self) -> bytes:
-        data = self.stream.recv(1 << 18)
+        data = bytes(self.stream.recv(1 << 18))
         self.arrived += data
         output = self.output()
         if data and not output:
@@ -3101,17 +4893,16 @@ class DockerChannel(Channel):
         del self.arrived[:at]
         return b"".join(found)
 
-    def send(self, data: memoryview) -> int:
-        try:
-            return int(self.stream.send(data))
-        except BlockingIOError:
-            return 0
+    def alive(self) -> bool:
+        """Whether the other end is still there, as far as this machine knows."""
+        poller = select.poll()
+        poller.register(self.stream.fileno(), getattr(select, "POLLRDHUP", 0))
+        return not poller.poll(0)
 
     def signal(self, name: str) -> None:
         """Signal the container's first process. One that has ended, or a daemon that has, is found out by reading."""
-        with self.lock, contextlib.suppress(*engine_errors()):
-            if not self.gone:
-                self.engine.kill(self.container, signal=name)
+        with contextlib.suppress(OSError):
+            request(self.engine, "POST", self.container, "/kill", signal=name)
 
     def interrupt(self) -> None:
         self.signal("SIGINT")
@@ -3120,17 +4911,86 @@ class DockerChannel(Channel):
         self.signal("SIGUSR1")
 
     def kill(self) -> None:
-        self.signal("SIGKILL")
+        """The worker ends with its input, and the container with the worker."""
+        import socket
+
+        with contextlib.suppress(OSError):
+            self.stream.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         with self.lock:
             gone, self.gone = self.gone, True
         if gone:
             return
+        self.kill()
         with contextlib.suppress(OSError):
             self.stream.close()
             self.attached.close()
         remove_container(self.engine, self.container)
+
+
+def plain_stream(engine: Any, attached: Any) -> Any:
+    """The socket below what the SDK returned for an attached container."""
+    import socket
+    import ssl
+
+    stream = getattr(attached, "_sock", attached)
+    if isinstance(stream, ssl.SSLSocket):
+        return TLSStream(stream)
+    if not isinstance(stream, socket.socket):
+        raise SandboxError(
+            f"containers cannot be driven over {engine.base_url}",
+            "forward the socket: ssh -nNT -L /tmp/docker.sock:/var/run/docker.sock HOST; "
+            "then DOCKER_HOST=unix:///tmp/docker.sock and docker_mount=none",
+        )
+    return stream
+
+
+class TLSStream:
+    """A TLS connection with the manners of a plain non-blocking socket, for a reader and a writer at once."""
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+        self.lock = threading.Lock()
+        self.fileno, self.setblocking = stream.fileno, stream.setblocking
+        self.shutdown, self.close = stream.shutdown, stream.close
+
+    def recv(self, size: int) -> bytes:
+        """All that has arrived, since what TLS has read already does not make the descriptor readable."""
+        import ssl
+
+        parts: list[bytes] = []
+        with self.lock, contextlib.suppress(ssl.SSLWantReadError):
+            while part := self.stream.recv(size):
+                parts.append(part)
+            return b"".join(parts)
+        if not parts:
+            raise BlockingIOError
+        return b"".join(parts)
+
+    def send(self, data: memoryview) -> int:
+        import ssl
+
+        with self.lock, contextlib.suppress(ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            return int(self.stream.send(data[: 1 << 16]))
+        return 0
+
+
+# - the engine
+
+
+def request(engine: Any, method: str, container: str, action: str = "", **parameters: str) -> int:
+    """A request about a container, in less time than the SDK allows; the answer's status."""
+    url = f"{engine.base_url}/v{engine.api_version}/containers/{container}{action}"
+    with engine.request(method, url, params=parameters, timeout=STOP_SECONDS) as answer:
+        return int(answer.status_code)
+
+
+def remove_container(engine: Any, container: str) -> None:
+    """Remove a container in whatever state it is; one that is gone is fine, one that is going is waited for."""
+    with contextlib.suppress(OSError):
+        if request(engine, "DELETE", container, force="1") == 409:
+            request(engine, "POST", container, "/wait", condition="removed")
 
 
 def engine_errors() -> tuple[type[Exception], ...]:
@@ -3141,77 +5001,141 @@ def engine_errors() -> tuple[type[Exception], ...]:
     return known
 
 
-def remove_container(engine: Any, container: str) -> None:
-    """Remove a container in whatever state it is; one that is gone, or going, is fine."""
-    with contextlib.suppress(*engine_errors()):
-        engine.remove_container(container, force=True)
-
-
 _engines: dict[tuple[int, str], Any] = {}
 
 
 def docker_engine() -> Any:
     """The low-level client of the daemon that DOCKER_HOST names; SandboxError with the next step if none answers."""
-    try:
-        import docker
-
-        connect = docker.from_env
-    except (ImportError, AttributeError):  # a folder called docker/ imports as an empty package
-        raise SandboxError("the Docker SDK for Python is not installed", "pip install docker") from None
     key = (os.getpid(), os.environ.get("DOCKER_HOST", ""))
     if key not in _engines:
-        try:
-            _engines[key] = connect(timeout=DAEMON_SECONDS).api
-        except engine_errors() as error:
-            raise no_engine(error) from None
+        _engines[key] = connect_engine()
         threading.Thread(target=sweep_containers, args=(_engines[key],), daemon=True).start()
     return _engines[key]
 
 
+def connect_engine() -> Any:
+    import atexit
+
+    try:
+        import docker
+
+        connect = docker.from_env
+    except (ImportError, AttributeError) as error:
+        folder = getattr(sys.modules.get("docker"), "__path__", None)
+        why = f"{next(iter(folder))} hides it" if folder else str(error)
+        raise SandboxError(
+            f"the Docker SDK for Python cannot be imported: {why}",
+            "rename that folder, or run elsewhere" if folder else "pip install docker",
+        ) from None
+    troubles: tuple[type[Exception], ...] = (*engine_errors(), ValueError)
+    try:
+        engine = connect(timeout=CONNECT_SECONDS, max_pool_size=100).api
+    except troubles as error:
+        raise no_engine(error) from None
+    engine.timeout = DAEMON_SECONDS
+    atexit.register(leave_nothing, engine, os.getpid())
+    return engine
+
+
 def no_engine(error: BaseException) -> SandboxError:
-    text = str(error)
     where = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
-    if "Permission denied" in text or "PermissionError" in text:
+    if "Permission denied" in str(error):
         return SandboxError(
             f"no permission to use Docker at {where}", "sudo usermod -aG docker $USER, then log in again"
         )
+    if "paramiko" in str(error):
+        return SandboxError(f"the SDK cannot connect to {where}", 'pip install "docker[ssh]"')
+    told = f" ({first_line(error)})" if os.environ.get("DOCKER_HOST") else ""
     return SandboxError(
-        f"no Docker daemon answers at {where}",
+        f"no Docker daemon answers at {where}{told}",
         "start it (sudo systemctl start docker), set DOCKER_HOST, or --env local",
     )
 
 
-def owner_label() -> str:
-    """This process in words that no later process on this or another machine shares."""
-    return f"{machine_id()} {os.getpid()} {start_of(os.getpid())}"
+# - whose container it is
+
+
+def owner_label(pid: int) -> str:
+    """A process of this machine in words that no later process on this or another machine shares."""
+    return f"{machine_id()} {pid} {start_of(pid)}"
 
 
 def machine_id() -> str:
-    for path in ("/proc/sys/kernel/random/boot_id", "/etc/machine-id"):
-        with contextlib.suppress(OSError), open(path) as file:
-            return file.read().strip()
-    import platform
-
-    return platform.node() or "unknown"
-
-
-def start_of(process: int) -> str:
-    """When a process started, as its kernel counts; "" if it is not there."""
+    """The machine since its start and, as pids mean nothing elsewhere, the PID namespace."""
     try:
-        with open(f"/proc/{process}/stat") as file:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return f"{file.read().strip()}/{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        import platform
+
+        return platform.node().replace(" ", "_") or "unknown"
+
+
+def start_of(pid: int) -> str:
+    """When a process started, as its kernel counts; "" where that cannot be seen."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return ""
 
 
+def is_alive(pid: int, started: str) -> bool:
+    if os.name == "nt":  # where os.kill would be more than a question
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return start_of(pid) == started
+
+
 def sweep_containers(engine: Any) -> None:
     """Remove the containers that dead processes of this machine have left."""
-    with contextlib.suppress(*engine_errors()):
-        for found in engine.containers(all=True, filters={"label": LABEL}):
-            machine, _, process = found["Labels"].get(LABEL, "").partition(" ")
-            pid, _, started = process.partition(" ")
-            if machine == machine_id() and pid.isdigit() and start_of(int(pid)) != started:
-                remove_container(engine, found["Id"])
+    for container, label in labelled(engine):
+        machine, pid, started = [*label.split(" "), "", ""][:3]
+        if machine == machine_id() and pid.isdigit() and not is_alive(int(pid), started):
+            remove_container(engine, container)
+
+
+def leave_nothing(engine: Any, pid: int) -> None:
+    """As this process ends: remove what an interrupt left half made."""
+    if os.getpid() == pid:
+        for container, label in labelled(engine):
+            if label == owner_label(pid):
+                remove_container(engine, container)
+
+
+def labelled(engine: Any) -> list[tuple[str, str]]:
+    try:
+        found = engine.containers(all=True, filters={"label": LABEL})
+    except engine_errors():
+        return []
+    return [(one["Id"], (one.get("Labels") or {}).get(LABEL, "")) for one in found]
+
+
+# - the sandbox
+
+
+WORKER_HEAD = """\
+import sys
+if sys.version_info < (3, 8):
+    sys.exit("its Python %s is older than 3.8" % sys.version.split()[0])
+sys.path[:] = [path for path in sys.path if path]
+import binascii, json, os, random, types, zlib
+setup = json.loads(sys.argv[1])
+sys.argv[:] = [""]
+for folder in setup["folders"]:
+    try:
+        os.chdir(folder)
+        break
+    except OSError:
+        pass
+random.seed(0)
+module = sys.modules["rlm_worker"] = types.ModuleType("rlm_worker")
+"""
 
 
 def worker_program() -> str:
@@ -3224,23 +5148,30 @@ def worker_program() -> str:
     section = text[text.index("# --- the worker") : text.index("# --- end of the worker")]
     packed = binascii.b2a_base64(zlib.compress((imports + section).encode(), 9), newline=False).decode()
     return (
-        "import sys\nsys.path[:] = [p for p in sys.path if p]\n"
-        "import binascii, json, os, random, types, zlib\n"
-        "module = sys.modules['rlm_worker'] = types.ModuleType('rlm_worker')\n"
-        f"source = zlib.decompress(binascii.a2b_base64({packed!r})).decode()\n"
+        f"{WORKER_HEAD}source = zlib.decompress(binascii.a2b_base64({packed!r})).decode()\n"
         "exec(compile(source, '<worker>', 'exec'), module.__dict__)\n"
-        "setup = json.loads(sys.argv[1])\n"
-        "os.chdir(setup['folder'])\n"
-        "random.seed(0)\n"
-        "sys.argv[:] = ['']\n"
         "module.container_main(setup)\n"
     )
+
+
+# What the engine says of a container that it does not make or start; the message; the next step.
+REFUSALS = (
+    (r"unknown or invalid runtime|[Uu]nknown runtime|runtime .*not found", "the engine has no runtime {box.runtime!r}",
+     "docker info lists the runtimes; docker_runtime = one of them"),
+    (r"executable file not found", "the image {box.image!r} has no python", 'docker_image = "python:3.11-slim"'),
+    (r"[Mm]emory", "the engine refuses this amount of memory: {told}", 'docker_memory = "512m"'),
+    (r"CPU", "the engine refuses this number of processors: {told}", "docker_cpus = 1.0"),
+    (r"bind source path|mount|not a directory", "{box.workspace} cannot be mounted: {told}", 'docker_mount = "none"'),
+    (r"no space left", "the engine's disk is full: {told}", "docker system df shows what takes the room"),
+    (r"refused|[Cc]onnection|timed out|No such file", "the Docker daemon does not answer: {told}",
+     "start it again (sudo systemctl start docker); a run that had begun goes on with: rlm resume ID"),
+)  # fmt: skip
 
 
 class DockerSandbox(Sandbox):
     """A REPL in a hardened container that is kept for the sandbox's life, driven over its attached streams.
 
-    `workspace` is mounted read-only at /workspace (a local daemon only), what may hold credentials in it masked.
+    `workspace` is mounted read-only at /workspace (a local daemon only), what may hold credentials in it hidden.
     `pool`: how many containers of this kind are kept warm for the next ones.
     """
 
@@ -3262,28 +5193,60 @@ class DockerSandbox(Sandbox):
         self.image, self.cpus, self.memory, self.runtime = image, cpus, parse_size(memory), runtime
         self.network_disabled, self.pool, self.on_progress = network_disabled, pool, on_progress
         self.workspace = os.path.realpath(workspace) if workspace else None
+        self.weights: dict[str, int] = {}
         self.engine = docker_engine()
         if self.memory < LEAST_MEMORY:
             raise SandboxError(
-                f"{self.memory >> 20}m of memory is too little for Python",
+                f"{self.memory >> 20} MB of memory are too little for Python",
                 f'docker_memory = "{LEAST_MEMORY >> 20}m" or more',
             )
-        with self._lock:
-            self._started()
+        try:
+            with self._lock:
+                self._started()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def level(self) -> str:
         return "container"
 
-    def set(self, name: str, value: Any) -> None:
-        needed = weight_in_container(value)
+    def execute(self, code: str, **options: Any) -> Cell:
+        """As everywhere; SandboxError if the cell was lost because the daemon has gone."""
+        cell = super().execute(code, **options)
+        if cell.status == "lost":
+            try:
+                self.engine.ping()
+            except engine_errors() as error:
+                raise self._failure(error) from None
+        return cell
+
+    def reset(self) -> None:
+        self.weights.clear()
+        super().reset()
+
+    def _send_blob(self, name: str, header: dict[str, Any], pieces: Iterator[bytes]) -> None:
+        """Refuse what cannot fit, before the kernel does so by killing."""
+        weights = {**self.weights, name: header["weight"]}
+        needed = sum(weights.values())
         if needed > self.memory - LEAST_MEMORY:
             megabytes = (needed + LEAST_MEMORY + (48 << 20)) >> 20
             raise SandboxError(
                 f"{name!r} needs about {needed >> 20} MB, the container has {self.memory >> 20} MB",
                 f'docker_memory = "{megabytes}m"',
             )
-        super().set(name, value)
+        super()._send_blob(name, header, pieces)
+        self.weights = weights
+
+    # - starting
+
+    def _open(self) -> Channel:
+        return take_warm(self._kind(), self.pool, self._start) if self.pool else self._start()
+
+    def _kind(self) -> tuple[Any, ...]:
+        """What containers have in common that can stand in for each other."""
+        limits = (self.image, self.cpus, self.memory, self.network_disabled, self.runtime)
+        return (os.getpid(), id(self.engine), *limits, self.workspace, self.output_limit)
 
     def _hello(self, frames: Frames) -> None:
         channel = frames.channel
@@ -3292,76 +5255,62 @@ class DockerSandbox(Sandbox):
         except SandboxError as error:
             told = bytes(getattr(channel, "complaint", b"")).decode("utf-8", "replace").strip().splitlines()
             raise SandboxError(
-                f"the container did not start: {told[-1] if told else error}",
+                f"the image {self.image!r} did not start: {told[-1] if told else error}",
                 f"try: docker run --rm {self.image} python3 -V",
             ) from None
         self.layers["container"] = True
 
-    def _open(self) -> Channel:
-        if not self.pool:
-            return self._start()
-        return take_warm(self._pool_key(), self.pool, self._start)
-
-    def _pool_key(self) -> tuple[Any, ...]:
-        return (
-            os.getpid(),
-            self.image,
-            self.cpus,
-            self.memory,
-            self.network_disabled,
-            self.runtime,
-            self.workspace,
-            self.output_limit,
-        )
-
     def _start(self) -> DockerChannel:
-        """A container whose worker is about to say hello."""
-        last: Exception | None = None
+        """A container whose worker is about to say hello. One that does not start is not removed by itself."""
+        error: Exception | None = None
         for python in ("python3", "python"):
-            container = self._create(python)
+            name = f"rlm-{os.urandom(8).hex()}"
             try:
-                attached = self.engine.attach_socket(container, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
-                self.engine.start(container)
-                return DockerChannel(self.engine, container, attached)
-            except engine_errors() as error:
-                remove_container(self.engine, container)  # a container that did not start is not removed by itself
-                last = error
-                if "executable file not found" not in str(error) and "no such file" not in str(error).lower():
+                return self._attach(name, python)
+            except engine_errors() as refusal:
+                remove_container(self.engine, name)
+                error = refusal
+                if "executable file not found" not in str(refusal):
                     break
-        raise self._failure(last)
+            except BaseException:
+                remove_container(self.engine, name)
+                raise
+        raise self._failure(error) from None
 
-    def _create(self, python: str) -> str:
-        options = {
+    def _attach(self, name: str, python: str) -> DockerChannel:
+        from docker.errors import ImageNotFound
+
+        options = self._options(python)
+        try:
+            self.engine.create_container(name=name, **options)
+        except ImageNotFound:
+            self._pull()
+            self.engine.create_container(name=name, **options)
+        attached = self.engine.attach_socket(name, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
+        self.engine.start(name)
+        return DockerChannel(self.engine, name, attached)
+
+    def _options(self, python: str) -> dict[str, Any]:
+        mounts = self._mounts()
+        setup = {
+            "output_limit": self.output_limit,
+            "fork_limit": min(300 << 20, self.memory // 2),
+            "idle_limit": IDLE_LIMIT,
+            "folders": ["/workspace", "/tmp"] if mounts else ["/tmp"],
+        }
+        return {
             "image": self.image,
             "command": None,
-            "entrypoint": [python, "-s", "-c", worker_program(), to_json(self._setup())],
+            "entrypoint": [python, "-s", "-c", worker_program(), to_json(setup)],
             "environment": {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/tmp"},
             "user": container_user(),
             "working_dir": "/",
             "stdin_open": True,
+            "detach": False,  # so that the worker's input ends with this process
             "stop_signal": "SIGKILL",
-            "detach": False,
             "network_disabled": self.network_disabled,
-            "labels": {LABEL: owner_label()},
-            "host_config": self.engine.create_host_config(**self._limits()),
-        }
-        from docker.errors import ImageNotFound
-
-        try:
-            try:
-                return str(self.engine.create_container(**options)["Id"])
-            except ImageNotFound:
-                self._pull()
-                return str(self.engine.create_container(**options)["Id"])
-        except engine_errors() as error:
-            raise self._failure(error) from None
-
-    def _setup(self) -> dict[str, Any]:
-        return {
-            "output_limit": self.output_limit,
-            "fork_limit": min(300 << 20, self.memory // 2),
-            "idle_limit": IDLE_LIMIT,
-            "folder": "/workspace" if self._mounts() else "/tmp",
+            "labels": {LABEL: owner_label(os.getpid())},
+            "host_config": self.engine.create_host_config(mounts=mounts, **self._limits()),
         }
 
     def _limits(self) -> dict[str, Any]:
@@ -3369,11 +5318,10 @@ class DockerSandbox(Sandbox):
         from docker.types import LogConfig, Ulimit
 
         bounds = {"core": 0, "nofile": 256, "fsize": 64 << 20}
-        scratch = "rw,noexec,nosuid,nodev,mode=1777,size=64m"
         limits: dict[str, Any] = {
             "network_mode": "none" if self.network_disabled else "bridge",
             "read_only": True,
-            "tmpfs": {"/tmp": scratch},
+            "tmpfs": {"/tmp": "rw,noexec,nosuid,nodev,mode=1777,size=64m"},
             "cap_drop": ["ALL"],
             "security_opt": ["no-new-privileges:true"],
             "pids_limit": 64,
@@ -3385,26 +5333,29 @@ class DockerSandbox(Sandbox):
             "log_config": LogConfig(type="none"),
             "ulimits": [Ulimit(name=name, soft=value, hard=value) for name, value in bounds.items()],
             "auto_remove": True,
-            "binds": self._mounts(),
         }
-        if self.runtime:
-            limits["runtime"] = self.runtime
-        return limits
+        return {**limits, "runtime": self.runtime} if self.runtime else limits
 
-    def _mounts(self) -> list[str]:
+    def _mounts(self) -> list[Any]:
         """The working directory and, over what may hold credentials in it, nothing."""
-        if self.workspace is None or not str(self.engine.base_url).startswith(("http+docker", "http+unix", "npipe")):
+        from docker.types import Mount
+
+        local = self.engine.base_url in ("http+docker://localhost", "http+docker://localnpipe")
+        if self.workspace is None or not local or not os.path.isdir(self.workspace):
             return []
-        masks = [f"/dev/null:/workspace/{path}:ro" for path in secrets_in(self.workspace)]
-        return [f"{self.workspace}:/workspace:ro", *masks]
+        files, folders = secrets_in(self.workspace)
+        whole = Mount("/workspace", self.workspace, type="bind", read_only=True)
+        whole["BindOptions"] = {"NonRecursive": True}  # a file system mounted below it would be writable
+        hidden = [Mount(f"/workspace/{path}", "/dev/null", type="bind", read_only=True) for path in files]
+        hidden += [Mount(f"/workspace/{path}", None, type="tmpfs", read_only=True, tmpfs_size=4096) for path in folders]
+        return [whole, *hidden]
 
     def _pull(self) -> None:
         """Fetch the image, saying so; SandboxError if no registry can be reached."""
-        name, _, tag = self.image.partition(":") if "@" not in self.image else (self.image, "", "")
         say = self.on_progress or (lambda line: print(line, file=sys.stderr))
         say(f"docker: the image {self.image} is not here; pulling it")
         try:
-            for step in self.engine.pull(name, tag=tag or "latest", stream=True, decode=True):
+            for step in self.engine.pull(self.image, stream=True, decode=True):
                 if "error" in step:
                     raise OSError(step["error"])
                 if "progress" not in step and step.get("status"):
@@ -3417,21 +5368,11 @@ class DockerSandbox(Sandbox):
 
     def _failure(self, error: Exception | None) -> SandboxError:
         """The engine's refusal, with the next step."""
-        if isinstance(error, SandboxError):
-            return error
-        text = first_line(error)
-        lower = text.lower()
-        if "runtime" in lower and ("unknown" in lower or "not found" in lower or "invalid" in lower):
-            return SandboxError(f"the engine has no runtime {self.runtime!r}", "docker info lists the runtimes")
-        if "executable file not found" in lower or "no such file" in lower:
-            return SandboxError(f"the image {self.image!r} has no python", 'docker_image = "python:3.11-slim"')
-        if "memory" in lower:
-            return SandboxError(f"the engine refuses this memory limit: {text}", 'docker_memory = "512m"')
-        if "no space left" in lower:
-            return SandboxError(f"the engine's disk is full: {text}", "docker system df shows what takes the room")
-        if "Connection" in type(error).__name__ or isinstance(error, OSError):
-            return SandboxError(f"the Docker daemon has gone: {text}", "start it again, then: rlm resume")
-        return SandboxError(f"the container cannot be started: {text}", "docker info")
+        told = first_line(error)
+        for pattern, message, hint in REFUSALS:
+            if re.search(pattern, told):
+                return SandboxError(message.format(box=self, told=told), hint)
+        return SandboxError(f"the container cannot be started: {told}", "docker info")
 
 
 def first_line(error: BaseException | None) -> str:
@@ -3446,72 +5387,91 @@ def container_user() -> str:
     return f"{user}:{group}"
 
 
-def secrets_in(folder: str) -> list[str]:
-    """Files in a folder, and those in folders of credentials, that a container must not see, relative to it."""
-    found, seen = [], 0
-    for place, folders, files in os.walk(folder):
-        inside = os.path.relpath(place, folder)
-        parts = [] if inside == "." else inside.split(os.sep)
-        hidden = any(part.lower() in _SECRET_FOLDERS for part in parts)
-        seen += len(files) + len(folders)
-        if seen > MASKED_MAX:
+def secrets_in(folder: str) -> tuple[list[str], list[str]]:
+    """Files and folders in a folder that may hold credentials, relative to it, or are linked to by such names."""
+    files: set[str] = set()
+    folders: set[str] = set()
+    seen = 0
+    mounted = mount_points()
+    for place, below, names in os.walk(folder):
+        seen += len(below) + len(names)
+        inside = [".git"] if ".git" in os.path.relpath(place, folder).lower().split(os.sep) else []
+        secret = {name for name in (*below, *names) if may_hold_secrets([*inside, name])}
+        for name in secret:
+            real = os.path.realpath(os.path.join(place, name))
+            if within(real, folder) and os.path.exists(real):
+                (folders if os.path.isdir(real) else files).add(os.path.relpath(real, folder).replace(os.sep, "/"))
+        passed = secret | ({"objects"} if inside else set())
+        below[:] = [name for name in below if name not in passed and os.path.join(place, name) not in mounted]
+        if seen > FILES_MAX or len(files) + len(folders) > MASKS_MAX:
             raise SandboxError(
-                f"{folder} has over {MASKED_MAX:,} files: too many to look for credentials in", 'docker_mount = "none"'
+                f"{folder} has too many files to hide credentials in it (over {FILES_MAX:,}, or {MASKS_MAX:,} of them)",
+                'docker_mount = "none", or run in a smaller folder',
             )
-        for name in files:
-            in_git = name == "config" and parts[-1:] == [".git"]
-            if hidden or in_git or SECRET_NAMES.fullmatch(name):
-                path = os.path.join(place, name)
-                if not os.path.islink(path):
-                    found.append(os.path.relpath(path, folder).replace(os.sep, "/"))
-    return found
+    hidden = tuple(f"{name}/" for name in folders)
+    return sorted(name for name in files if not name.startswith(hidden)), sorted(folders)
 
 
-def weight_in_container(value: Any) -> int:
-    """Bytes that a value needs there, as far as can be told without packing it."""
-    if type(value) is str:
-        return text_weight(value)
-    if type(value) is list and all(type(item) is str for item in value):
-        return sum(map(text_weight, value)) + 60 * len(value)
-    if type(value) is dict and all(type(key) is type(item) is str for key, item in value.items()):
-        return sum(text_weight(key) + text_weight(item) for key, item in value.items())
-    return 0
+def mount_points() -> set[str]:
+    try:
+        with open("/proc/self/mountinfo") as file:
+            return {line.split()[4] for line in file}
+    except OSError:
+        return set()
 
+
+# - containers kept warm
 
 _warm: dict[tuple[Any, ...], list[DockerChannel]] = {}
 _warm_lock = threading.Lock()
 
 
-def take_warm(key: tuple[Any, ...], size: int, start: Callable[[], DockerChannel]) -> DockerChannel:
+def take_warm(kind: tuple[Any, ...], size: int, start: Callable[[], DockerChannel]) -> DockerChannel:
     """A container that waits for its sandbox, or a fresh one; the places that this leaves are filled meanwhile."""
     import atexit
 
     with _warm_lock:
         if not _warm:
             atexit.register(close_warm)
-        waiting = _warm.setdefault(key, [])
+        waiting = _warm.setdefault(kind, [])
         channel = waiting.pop() if waiting else None
-    threading.Thread(target=fill_warm, args=(key, size, start), daemon=True).start()
+    threading.Thread(target=fill_warm, args=(kind, size, start)).start()
+    if channel is not None and not channel.alive():
+        channel.close()
+        channel = None
     return channel or start()
 
 
-def fill_warm(key: tuple[Any, ...], size: int, start: Callable[[], DockerChannel]) -> None:
-    with contextlib.suppress(SandboxError):
-        while len(_warm.get(key, ())) < size:
+def fill_warm(kind: tuple[Any, ...], size: int, start: Callable[[], DockerChannel]) -> None:
+    """Start what is missing; what nobody takes for a while is given up."""
+    with contextlib.suppress(SandboxError):  # whoever needs a container meets the error itself
+        while len(_warm.get(kind, ())) < size:
             channel = start()
             with _warm_lock:
-                keep = key in _warm and len(_warm[key]) < size
+                keep = kind in _warm and len(_warm[kind]) < size
                 if keep:
-                    _warm[key].append(channel)
+                    _warm[kind].append(channel)
             if not keep:
                 channel.close()
                 return
+            lingers = threading.Timer(POOL_LINGER, give_up, args=(kind, channel))
+            lingers.daemon = True
+            lingers.start()
+
+
+def give_up(kind: tuple[Any, ...], channel: DockerChannel) -> None:
+    with _warm_lock:
+        waits = channel in _warm.get(kind, ())
+        if waits:
+            _warm[kind].remove(channel)
+    if waits:
+        channel.close()
 
 
 def close_warm() -> None:
     """End the containers that wait."""
     with _warm_lock:
-        waiting = [channel for channels in _warm.values() for channel in channels]
+        waiting = [channel for kind, channels in _warm.items() if kind[0] == os.getpid() for channel in channels]
         _warm.clear()
     for channel in waiting:
         channel.close()
