@@ -1360,20 +1360,22 @@ OPERATORS = "add sub mul matmul truediv floordiv mod pow lshift rshift and or xo
 DEFINABLE = frozenset(
     f"__{name}__"
     for name in (
-        "init new del repr str bytes format lt le eq ne gt ge hash bool getattr getattribute setattr delattr dir get"
-        " set delete set_name slots init_subclass class_getitem call len length_hint getitem setitem delitem missing iter"
-        " next reversed contains neg pos abs invert complex int float index round trunc floor ceil enter exit copy"
-        " deepcopy getstate setstate match_args instancecheck subclasscheck subclasshook prepare mro_entries divmod"
-        " rdivmod fspath doc post_init sizeof module qualname hash replace array array_ufunc array_function"
+        "init new del repr str bytes format lt le eq ne gt ge hash bool getattr getattribute setattr delattr dir"
+        " get set delete set_name slots init_subclass class_getitem call len length_hint getitem setitem delitem"
+        " missing iter next reversed contains neg pos abs invert complex int float index round trunc floor ceil"
+        " enter exit copy deepcopy getstate setstate match_args instancecheck subclasscheck subclasshook prepare"
+        " mro_entries divmod rdivmod fspath doc post_init sizeof module qualname hash replace array array_ufunc"
+        " array_function"
         f" {OPERATORS} " + " ".join(f"r{name} i{name}" for name in OPERATORS.split())
     ).split()
 )
 READABLE = DEFINABLE - {"__getstate__", "__setstate__", "__match_args__"} | frozenset(
     words(
         "__name__ __class__ __base__ __bases__ __mro__ __cause__ __context__ __suppress_context__ __notes__"
-        " __traceback__ __wrapped__ __members__ __version__ __all__ __origin__ __args__ __parameters__ __supertype__ __orig_bases__"
-        " __dataclass_fields__ __dataclass_params__ __abstractmethods__ __required_keys__ __optional_keys__ __total__"
-        " __type_params__ __value__ __bound__ __constraints__ __match_args__ __isabstractmethod__ __forward_arg__"
+        " __traceback__ __wrapped__ __members__ __version__ __all__ __origin__ __args__ __parameters__"
+        " __supertype__ __orig_bases__ __dataclass_fields__ __dataclass_params__ __abstractmethods__"
+        " __required_keys__ __optional_keys__ __total__ __type_params__ __value__ __bound__ __constraints__"
+        " __match_args__ __isabstractmethod__ __forward_arg__"
     )
 )
 WATCHED = frozenset(
@@ -2190,11 +2192,11 @@ class SystemView(View):
 
 PLAIN_MODULES = words(  # seen through a view of their public names
     "__future__ abc argparse array ast base64 binascii bisect calendar cmath collections collections.abc colorsys"
-    " configparser contextlib contextvars copy csv dataclasses datetime decimal difflib email.header email.message"
-    " email.utils enum fnmatch fractions functools graphlib hashlib heapq hmac html html.entities html.parser ipaddress"
-    " itertools json json.decoder json.encoder keyword locale math numbers operator pprint queue quopri random re"
-    " reprlib secrets shlex statistics string struct textwrap time tomllib typing unicodedata urllib.parse warnings weakref"
-    " xml.etree.ElementTree xml.sax.saxutils zlib zoneinfo"
+    "configparser contextlib contextvars copy csv dataclasses datetime decimal difflib email.header email.message"
+    " email.utils enum fnmatch fractions functools graphlib hashlib heapq hmac html html.entities html.parser"
+    " ipaddress itertools json json.decoder json.encoder keyword locale math numbers operator pprint queue quopri"
+    " random re reprlib secrets shlex statistics string struct textwrap time tomllib typing unicodedata"
+    " urllib.parse warnings weakref xml.etree.ElementTree xml.sax.saxutils zlib zoneinfo"
 )
 PARTIAL_MODULES = {  # of these only the names given
     "bz2": "compress decompress",
@@ -2315,9 +2317,9 @@ def library_setattr(target: Any, name: str, value: Any) -> None:
 
 GENERATED_NODES = frozenset(
     words(
-        "Module FunctionDef arguments arg Return Assign Attribute Name Load Store Call If Compare Tuple Set JoinedStr"
-        " keyword FormattedValue Constant BinOp Add Expr Raise IfExp Is IsNot Eq NotEq In Lt LtE Gt GtE BoolOp Or And UnaryOp"
-        " Not Pass"
+        "Module FunctionDef arguments arg Return Assign Attribute Name Load Store Call If Compare Tuple Set"
+        " JoinedStr keyword FormattedValue Constant BinOp Add Expr Raise IfExp Is IsNot Eq NotEq In Lt LtE Gt GtE"
+        " BoolOp Or And UnaryOp Not Pass"
     )
 )
 GENERATED_CALLS = re.compile(
