@@ -1238,12 +1238,7 @@ def _has_images(messages: Sequence[Mapping[str, Any]]) -> bool:
     return any(not isinstance(message.get("content"), str) and _images(message.get("content")) for message in messages)
 
 
-_IMAGE = (
-    (rb"\x89PNG", "image/png"),
-    (rb"\xff\xd8\xff", "image/jpeg"),
-    (rb"GIF8", "image/gif"),
-    (rb"RIFF....WEBP", "image/webp"),
-)
+_IMAGES = {rb"\x89PNG": "png", rb"\xff\xd8\xff": "jpeg", rb"GIF8": "gif", rb"RIFF....WEBP": "webp"}
 
 
 def image_part(source: Any) -> dict[str, Any]:
