@@ -3789,6 +3789,8 @@ class Channel:
     `stream` is a connected socket, or looks like one.
     """
 
+    hard_grace = HARD_GRACE
+
     def __init__(self, stream: Any):
         self.stream = stream
         stream.setblocking(False)
@@ -4196,7 +4198,7 @@ class Run:
         """Seconds until something has to be done even if no frame comes."""
         now = time.monotonic()
         if self.hardened:
-            return max(0.0, self.hardened + HARD_GRACE - now)
+            return max(0.0, self.hardened + self.frames.channel.hard_grace - now)
         if self.softened:
             return max(0.0, self.softened + self.grace - now)
         return min(max(0.0, self.limit - self.elapsed()) + 0.001, 0.05)  # soon enough for another thread's interrupt
@@ -4210,9 +4212,9 @@ class Run:
                 self.stop_softly()
         elif not self.hardened:
             if now >= self.softened + self.grace:
-                self.hardened = now
                 self.frames.channel.kill_cell()
-        elif now >= self.hardened + HARD_GRACE:
+                self.hardened = time.monotonic()
+        elif now >= self.hardened + self.frames.channel.hard_grace:
             raise Broken("it could not be stopped otherwise")
 
     def stop_softly(self, grace: float = SOFT_GRACE) -> None:
@@ -4861,6 +4863,8 @@ POOL_LINGER = 120.0  # seconds that containers are kept warm after the last was 
 
 class DockerChannel(Channel):
     """A container's attached standard streams, in the frames in which the engine mixes them."""
+
+    hard_grace = 1.5  # a container that a cell has filled with processes is slow to be heard
 
     def __init__(self, engine: Any, container: str, attached: Any):
         super().__init__(plain_stream(engine, attached))
