@@ -445,14 +445,17 @@ def _checked(name: str, value: Any, origin: str) -> Any:
     if name in ("tools", "allowed_paths", "allowed_imports") and isinstance(value, (tuple, set)):
         value = list(value)
     if not isinstance(value, wanted) or (isinstance(value, bool) and kind in ("int", "float")):
-        raise ConfigError(f"{name} ({origin}) must be a {_KIND_WORDS.get(kind, kind)}, not {value!r}")
+        shown = "that" if name.endswith("_key") else repr(value)
+        raise ConfigError(f"{name} ({origin}) must be a {_KIND_WORDS.get(kind, kind)}, not {shown}")
     if name in _CHOICES and value not in _CHOICES[name]:
         raise ConfigError(f"{name} ({origin}) is {value!r}", hint=f"one of: {', '.join(_CHOICES[name])}")
     if kind in ("int", "float"):
         least = _SMALLEST.get(name, 1 if kind == "int" else 0)
         assert isinstance(value, (int, float))
-        if value < least or (kind == "float" and value == 0 and name != "cost_budget_usd") or value != value:
-            raise ConfigError(f"{name} ({origin}) is {value!r}", hint=f"at least {least}" if least else "above 0")
+        nothing = kind == "float" and value == 0 and name != "cost_budget_usd"
+        if value < least or nothing or value != value or value == float("inf"):
+            hint = f"at least {least}" if kind == "int" else "a number above 0"
+            raise ConfigError(f"{name} ({origin}) is {value!r}", hint=hint)
     return value
 
 
@@ -1484,6 +1487,7 @@ class Run:
         self.protocol = options.protocol
         self.tool_calls: list[dict[str, Any]] = []
         self.divergence: list[str] = []
+        self.aborted = False
         self.keeper: Later | None = None  # a context that is being kept for a resume
         self.best = ""  # the root's last words: the partial answer, should the run be stopped
         self._slots = threading.BoundedSemaphore(options.max_parallel)
@@ -1569,7 +1573,8 @@ class Run:
     def close_sandbox(self, sandbox: Any) -> None:
         with self._lock:
             self._sandboxes.discard(sandbox)
-        sandbox.close()
+        if sandbox is not self.options.environment:  # one that the caller gave is the caller's to close
+            sandbox.close()
 
     # calling a model
 
@@ -1665,8 +1670,19 @@ class Run:
             duration_ms=_ms_since(flight["started"]),
         )
 
+    def stop(self, reason: BaseException) -> bool:
+        """Stop every thread and cell of the tree, softly: variables are kept."""
+        self.ledger.fail(reason)
+        with self._lock:
+            sandboxes = list(self._sandboxes)
+        for sandbox in sandboxes:
+            if hasattr(sandbox, "interrupt"):
+                sandbox.interrupt()
+        return True
+
     def abort(self, reason: BaseException) -> None:
         """Ctrl-C: stop every thread and sandbox of the tree now, and leave a journal that can be resumed."""
+        self.aborted = True
         self.journal.seal()
         self.ledger.fail(reason)
         with self._lock:
@@ -1886,8 +1902,20 @@ class Node:
     def relive(self, prompt: str, turns: int) -> None:
         """An earlier prompt of a recorded conversation: the same, as far as its recorded turns go."""
         self.open(prompt)
-        while self.turn < turns and self.act(self.ask()) is None:
-            pass
+        while self.turn < turns:
+            reply = self.ask()
+            if self.turn == turns and reply.tool_calls and not self._was_run(reply.tool_calls):
+                self._remember(reply)
+            elif self.act(reply) is not None:
+                break
+
+    def _was_run(self, calls: list[dict[str, Any]]) -> bool:
+        """Whether the journal holds an outcome of the newest turn's tool calls."""
+        recording = self.run.recording
+        cells = (cell for (node, _), cell in recording.cells.items() if node == self.id)
+        return any(cell.get("turn") == self.turn for cell in cells) or any(
+            (self.id, self.turn, call["id"]) in recording.tools for call in calls
+        )
 
     # opening and closing
 
@@ -1907,12 +1935,22 @@ class Node:
             self.messages = [{"role": "system", "content": system, "_stored": True}]
             known = recorded is not None
         else:
+            self._answer_open_calls()
             known = self.depth == 0 and (self.turn, prompt) in self.run.recording.prompts
         content = [{"type": "text", "text": prompt}, *self.context.images] if first and self.context.images else prompt
         self.messages.append({"role": "user", "content": content, "_stored": True})
         self.first_turn, self.failures = self.turn, 0
         if not known:
             self._journal_start(prompt, first)
+
+    def _answer_open_calls(self) -> None:
+        """Give the tool calls of a turn that was stopped a result: providers want one for each."""
+        answered = {message.get("tool_call_id") for message in self.messages}
+        last = next((m for m in reversed(self.messages) if m["role"] == "assistant"), {})
+        for call in last.get("tool_calls", []):
+            if call["id"] not in answered:
+                about = {"role": "tool", "tool_call_id": call["id"], "name": call["name"]}
+                self.messages.append({**about, "content": "[stopped before it ended]", "is_error": True})
 
     def _journal_start(self, prompt: str, first: bool) -> None:
         run, options = self.run, self.run.options
@@ -1983,7 +2021,7 @@ class Node:
             self._change_to_text()
         if compaction := self.run.recording.compactions.get((self.id, self.turn)):
             self._replay_compaction(compaction)
-        asked = [m for m in event.get("prompt", []) if "content" in m and m["role"] == "user"]
+        asked = [m for m in event.get("prompt", []) if "content" in m and m["role"] in ("user", "tool")]
         pending = [m for m in self.messages[self.journalled :] if m.get("_stored")]
         self.messages[self.journalled :] = pending + asked
         self.journalled = len(self.messages)
@@ -2039,13 +2077,7 @@ class Node:
 
     def act(self, reply: Any) -> Answer | None:
         """Do what a reply asks for. The answer, if it is one; else what came of it is put before the model."""
-        message: dict[str, Any] = {"role": "assistant", "content": reply.text, "_stored": True}
-        if reply.tool_calls:
-            message["tool_calls"] = reply.tool_calls
-        if reply.raw is not None:
-            message["raw"] = reply.raw
-        self.messages.append(message)
-        self.journalled = len(self.messages)
+        self._remember(reply)
         text = visible(reply.text)
         if self.depth == 0 and text.strip():
             self.run.best = text.strip()
@@ -2059,6 +2091,16 @@ class Node:
         if reply.stop_reason == "length":
             return self._corrected(_CUT_OFF)
         return self._read_text(text)
+
+    def _remember(self, reply: Any) -> None:
+        """A reply as a message; the journal has it already."""
+        message: dict[str, Any] = {"role": "assistant", "content": reply.text, "_stored": True}
+        if reply.tool_calls:
+            message["tool_calls"] = reply.tool_calls
+        if reply.raw is not None:
+            message["raw"] = reply.raw
+        self.messages.append(message)
+        self.journalled = len(self.messages)
 
     def _read_text(self, text: str) -> Answer | None:
         """A reply without tool calls: code to run (text protocol), a mistake to point out, or the answer."""
@@ -2338,6 +2380,9 @@ class Node:
         prompts = _prompt_list(function, prompts)
         if self.depth >= self.run.options.max_depth:
             raise MaxDepthExceeded(self.depth + 1, self.run.options.max_depth)
+        environment: Any = self.run.options.environment
+        if not isinstance(environment, str) and not callable(environment):
+            raise TypeError(f"{function}: the environment is a single REPL; use llm_query instead")
         keys = [
             self._key("rlm_query", prompt, _digest(context)[0])
             for prompt, context in zip(prompts, contexts, strict=True)
@@ -2485,6 +2530,7 @@ class Node:
             self._replace_by_summary(event["summary"])
 
 
+_STOP_SECONDS = 2.0  # what a persistent run has to stop in after Ctrl-C, before its REPL is given up
 _LIMITS = (
     "max_depth",
     "max_subcalls",
@@ -2890,8 +2936,7 @@ class RLM:
 
     def _settle(self, run: Run, node: Node) -> None:
         """After a completion: a persistent RLM keeps its REPL, any other closes what it opened."""
-        stopped = run.ledger.stopped
-        if self.options.persistent and not isinstance(stopped, KeyboardInterrupt) and node.messages:
+        if self.options.persistent and not run.aborted and node.messages:
             self._conversation = (run, node)
         else:
             run.close()
@@ -2902,15 +2947,13 @@ class RLM:
         with self._lock:
             self._runs.add(run)
         try:
-            answer = _on_own_thread(work, run)
+            answer = _on_own_thread(work, run, node)
         except RLMError as error:
             error.result = _last_result = run.result(None)
             error.trajectory_id = run.journal.trajectory_id if run.journal.path else None
             raise
-        except KeyboardInterrupt as interrupt:
-            journal_end(run, node, None, interrupt)
+        except KeyboardInterrupt:
             _last_result = run.result(None)
-            run.close()
             raise
         finally:
             with self._lock:
@@ -3204,8 +3247,11 @@ def check_prices(options: Options, backend: Any) -> None:
             )
 
 
-def _on_own_thread(work: Callable[[], Answer], run: Run) -> Answer:
-    """The work's answer. On the main thread it runs on another one: Ctrl-C then stops the run, tidily, at once."""
+def _on_own_thread(work: Callable[[], Answer], run: Run, node: Node) -> Answer:
+    """The work's answer. On the main thread it runs on another one: Ctrl-C then stops the run, tidily, at once.
+
+    A persistent run is given a moment to stop by itself, so that its REPL can be kept.
+    """
     if threading.current_thread() is not threading.main_thread():
         return work()
     done = threading.Event()
@@ -3223,7 +3269,10 @@ def _on_own_thread(work: Callable[[], Answer], run: Run) -> Answer:
         done.wait()
     except KeyboardInterrupt as interrupt:
         with _deaf_to_interrupts():
-            run.abort(interrupt)
+            if not (run.options.persistent and run.stop(interrupt) and done.wait(_STOP_SECONDS)):
+                run.abort(interrupt)
+                journal_end(run, node, None, interrupt)
+                run.close()
         raise
     if isinstance(outcome[0], BaseException):
         raise outcome[0]

@@ -831,6 +831,8 @@ def stream(args: argparse.Namespace, shell: Shell, prompt: str) -> int:
             if shell.form == "text":
                 sys.stdout.write(plain(piece) if shown else piece)
                 sys.stdout.flush()
+            else:
+                shell.emit({"event": "text", "delta": piece})
     if shell.form == "jsonl":
         shell.print_json({"event": "result"} | outcome("answered", rlm.last_result(), shell.model, None))
     else:
@@ -1682,7 +1684,7 @@ def commented_config(given: Mapping[str, Any]) -> str:
         "[rlm]",
     ]
     for name, row in rlm.OPTIONS.items():
-        default = row.default if row.default is not None else _EXAMPLES.get(name)
+        default = row.default if row.default is not None else EXAMPLES.get(name)
         lines += ["", f"# {row.metadata['help']}"]
         if name in given:
             lines.append(f"{name} = {toml(given[name])}")
@@ -1691,7 +1693,7 @@ def commented_config(given: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-_EXAMPLES: dict[str, Any] = {
+EXAMPLES: dict[str, Any] = {
     "model": "gpt-4o-mini",
     "sub_model": "gpt-4o-mini",
     "api_key": "…",
