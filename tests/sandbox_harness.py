@@ -6,6 +6,7 @@ so that one that hangs or dies is seen as that and takes nothing along.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -69,7 +70,7 @@ def attack(payload: dict[str, Any], layers: Sequence[str], folder: Path, **optio
     resource.setrlimit(resource.RLIMIT_AS, (HOST_SPACE, HOST_SPACE))
     secret, marker = folder / "secret.txt", folder / "marker"
     secret.write_text("CANARY-5f2c91")
-    functions = {"llm_query": lambda prompt: f"echo {prompt[:20]}"}
+    functions = {"llm_query": lambda prompt: f"echo {prompt[:20] if isinstance(prompt, str) else type(prompt)}"}
     options = {"layers": layers, "cell_timeout": LIMIT, "memory": "512m", **options}
     with rlm_sandbox.LocalSandbox(**options) as witness, rlm_sandbox.LocalSandbox(**options) as box:
         before = witness.execute(WITNESS)
@@ -81,7 +82,8 @@ def attack(payload: dict[str, Any], layers: Sequence[str], folder: Path, **optio
         cell = box.execute(payload["code"], functions=functions)
         took, grown = time.monotonic() - began, peak_memory() - size
         shown = "\n".join(map(str, (cell.stdout, cell.value, cell.error, cell.final)))
-        shown += str(sorted(box.names().items()))
+        with contextlib.suppress(rlm_sandbox.SandboxError):  # the session is lost
+            shown += str(sorted(box.names().items()))
         verdict = verdict_on(payload, cell, shown, marker)
         if took > BACK:
             verdict = verdict or f"the host was back after {took:.2f} s"

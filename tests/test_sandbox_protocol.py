@@ -274,8 +274,20 @@ def test_a_flood_of_calls_is_bounded(lying: Any, monkeypatch: pytest.MonkeyPatch
 
     cell = lying(flood).execute("x", functions={"f": work})
     release.set()
-    assert cell.status == "lost" and "more than 1000 host calls at once" in (cell.error or "")
+    assert cell.status == "lost" and "1001 host calls at once" in (cell.error or "")
     assert len(threads) <= rlm_sandbox.THREADS_MAX
+
+
+def test_a_flood_of_large_calls_is_bounded_by_bytes(lying: Any) -> None:
+    def flood(liar: Liar, message: dict[str, Any]) -> None:
+        call = {"op": "call", "id": message["id"], "name": "f", "args": ["x" * 20_000_000], "kwargs": {}}
+        for number in range(100):
+            liar.send_frame(dict(call, call=number))
+
+    release = threading.Event()
+    cell = lying(flood).execute("x", functions={"f": lambda text: release.wait(10)}, timeout=20)
+    release.set()
+    assert cell.status == "lost" and "7 host calls at once, of 133 MB" in (cell.error or "")
 
 
 def test_a_worker_that_does_not_read_holds_nobody_up(lying: Any) -> None:
