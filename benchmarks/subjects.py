@@ -1,0 +1,278 @@
+"""One project under measurement, in its own environment: `python subjects.py SUBJECT PORT ROW` prints milliseconds.
+
+Each subject is a class whose `run(key, context)` does one whole completion against the scripted model, answer checked.
+Every subject runs with its defaults, but for limits that would end a scenario early.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from model import ADDITIONS
+
+# This folder has a mcp.py: it must not stand in for the package of that name.
+sys.path.remove(os.path.dirname(os.path.abspath(__file__)))
+
+MODEL = "gpt-4o-mini"
+WARM_RUNS = 7
+MANY_TURNS = 20
+MEGABYTES = 100
+
+
+# --- the subjects --------------------------------------------------------------------------------------------------
+
+
+class Subject:
+    speech = ""
+    lacks: tuple[str, ...] = ()  # scenarios that it has no means for
+
+
+class FlatRLM(Subject):
+    speech = "flat-rlm"
+    environment = "local"
+
+    def __init__(self, url: str) -> None:
+        from rlm import RLM
+
+        self.rlm, self.url = RLM, url
+
+    def run(self, key: str, context: str | None = None) -> str:
+        with self.rlm(
+            model=MODEL,
+            backend="openai",
+            base_url=self.url,
+            api_key=key,
+            environment=self.environment,
+            max_subcalls=100,
+            max_parallel=64,
+            config=False,
+        ) as rlm:
+            return rlm.completion("go", context).response
+
+
+class FlatRLMDocker(FlatRLM):
+    environment = "docker"
+
+
+class Rlms(Subject):
+    speech = "rlms"
+    environment = "local"
+    options: dict[str, Any] = {}  # noqa: RUF012
+
+    def __init__(self, url: str) -> None:
+        from rlm import RLM
+
+        self.rlm, self.url = RLM, url
+
+    def run(self, key: str, context: str | None = None) -> str:
+        rlm = self.rlm(
+            backend="openai",
+            backend_kwargs={"model_name": MODEL, "base_url": self.url, "api_key": key},
+            environment=self.environment,
+            environment_kwargs=self.options,
+            max_depth=2,
+            max_iterations=50,
+            max_concurrent_subcalls=64,
+        )
+        try:
+            return str(rlm.completion(context or "nothing", root_prompt="go").response)
+        finally:
+            rlm.close()
+
+
+class RlmsIsolated(Rlms):
+    environment = "ipython"
+    options = {"kernel_mode": "subprocess"}  # noqa: RUF012
+
+
+class Dspy(Subject):
+    speech = "dspy"
+    lacks = ("child",)
+
+    def __init__(self, url: str) -> None:
+        import dspy
+
+        self.dspy, self.url = dspy, url
+
+    def run(self, key: str, context: str | None = None) -> str:
+        lm = self.dspy.LM(f"openai/{MODEL}", api_base=self.url, api_key=key, cache=False)
+        with self.dspy.context(lm=lm):
+            limits = {"max_iters": 50, "max_llm_calls": 100}
+            rlm = self.dspy.RLM("context, query -> answer", interpreter_factory=self.dspy.LocalInterpreter, **limits)
+            return str(rlm(context=context or "nothing", query="go").answer)
+
+
+class Smolagents(Subject):
+    speech = "smolagents"
+    lacks = ("fan", "child")
+
+    def __init__(self, url: str) -> None:
+        import smolagents
+
+        self.smolagents, self.url = smolagents, url
+
+    def run(self, key: str, context: str | None = None) -> str:
+        model = self.smolagents.OpenAIServerModel(MODEL, api_base=self.url, api_key=key)
+        agent = self.smolagents.CodeAgent(tools=[], model=model, max_steps=50, verbosity_level=0)
+        return str(agent.run("go", additional_args={"context": context} if context else None))
+
+
+class Minrlm(Subject):
+    speech = "minrlm"
+    lacks = ("child",)
+
+    def __init__(self, url: str) -> None:
+        from minrlm import RLM
+
+        self.rlm, self.url = RLM, url
+
+    def run(self, key: str, context: str | None = None) -> str:
+        rlm = self.rlm(model=MODEL, api_key=key, base_url=self.url, max_iterations=50)
+        return str(rlm.completion("go", context or "").response)
+
+
+class RlmRuntime(Subject):
+    speech = "rlm-runtime"
+
+    def __init__(self, url: str) -> None:
+        import asyncio
+
+        from rlm import RLM, RLMConfig
+
+        self.asyncio, self.rlm, self.config, self.url = asyncio, RLM, RLMConfig, url
+
+    def run(self, key: str, context: str | None = None) -> str:
+        os.environ |= {"OPENAI_API_KEY": key, "OPENAI_BASE_URL": self.url, "OPENAI_API_BASE": self.url}
+        limits = {"max_subcalls": 100, "max_depth": 60, "token_budget": 10**9, "tool_budget": 1000}
+        config = self.config(sub_calls_max_per_turn=100, **limits)
+        rlm = self.rlm(model=f"openai/{MODEL}", config=config)
+        if context is not None:
+            rlm.repl.set_context("context", context)
+        return str(self.asyncio.run(rlm.completion("go")).response)
+
+
+SUBJECTS: dict[str, Callable[[str], Any]] = {
+    "flat-rlm": FlatRLM,
+    "flat-rlm docker": FlatRLMDocker,
+    "rlms": Rlms,
+    "rlms isolated": RlmsIsolated,
+    "dspy": Dspy,
+    "smolagents": Smolagents,
+    "minrlm": Minrlm,
+    "rlm-runtime": RlmRuntime,
+}
+
+
+# --- the rows ------------------------------------------------------------------------------------------------------
+
+
+class Timed(NamedTuple):
+    """A whole run in milliseconds, and when the requests of its nodes reached the model, counted from its start."""
+
+    whole: float
+    arrivals: list[float]
+    sent: int
+
+    @property
+    def between(self) -> float:
+        """From the first request to the last: the work in between, without start and end of a run."""
+        return self.arrivals[-1] - self.arrivals[0]
+
+
+class Measure:
+    def __init__(self, name: str, port: int) -> None:
+        self.port = port
+        self.subject = SUBJECTS[name](f"http://127.0.0.1:{port}/v1")
+        self.runs = 0
+
+    def once(self, scenario: str, count: int = 1, context: str | None = None) -> Timed:
+        """One whole run; one that does not give the right answer is no measurement."""
+        if scenario in self.subject.lacks:
+            raise SystemExit("there is no such thing")
+        self.runs += 1
+        name = f"{os.getpid()}-{self.runs}"
+        start = time.perf_counter()
+        answer = self.subject.run(f"{self.subject.speech}:{name}:{scenario}:{count}", context)
+        whole = (time.perf_counter() - start) * 1000
+        if (right := self.right(scenario, context)) not in answer:
+            raise SystemExit(f"the answer was {answer[:300]!r}, not {right}")
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/runs/{name}") as reply:
+            told = json.load(reply)
+        return Timed(whole, [(arrival - start) * 1000 for arrival in told["arrivals"]], told["bytes"])
+
+    def several(self, scenario: str, count: int = 1, context: str | None = None, runs: int = WARM_RUNS) -> list[Timed]:
+        self.once(scenario, count, context)
+        return [self.once(scenario, count, context) for _ in range(runs)]
+
+    def right(self, scenario: str, context: str | None) -> str:
+        fan = "yes" if self.subject.speech == "rlm-runtime" else "64"
+        known = {"turns": "done", "fan": fan, "child": "child 1" if fan == "yes" else "yes", "add": "499999500000"}
+        return known.get(scenario) or str(len(context or ""))
+
+
+def cold(measure: Measure) -> dict[str, float]:
+    return {"cold": measure.once("turns", 0).whole}
+
+
+def turns(measure: Measure) -> dict[str, float]:
+    one = min(run.whole for run in measure.several("turns", 0))
+    many = measure.several("turns", MANY_TURNS)
+    return {"warm": one, "turn": min(run.between for run in many) / MANY_TURNS, "bytes": many[0].sent}
+
+
+def fan(measure: Measure) -> dict[str, float]:
+    return {"fan": min(run.between for run in measure.several("fan"))}
+
+
+def context(measure: Measure) -> dict[str, float]:
+    """Until the cell that looks at it has ended, beside the same with a context of one line."""
+    line = "2026-11-02 12:00:00 INFO a line of an ordinary log, with a number at its end: 00000000\n"
+    text = line * (MEGABYTES * 1_000_000 // len(line))
+    small = min(run.arrivals[1] for run in measure.several("context", context=line, runs=4))
+    return {"context": min(run.arrivals[1] for run in measure.several("context", context=text, runs=3)) - small}
+
+
+def child(measure: Measure) -> dict[str, float]:
+    return {"child": min(run.between for run in measure.several("child"))}
+
+
+def add(measure: Measure) -> dict[str, float]:
+    source = compile(ADDITIONS, "native", "exec")
+    native = min(native_run(source) for _ in range(WARM_RUNS))
+    turn = min(run.between for run in measure.several("turns", 1))
+    return {"add": (min(run.between for run in measure.several("add")) - turn) / native}
+
+
+def native_run(source: Any) -> float:
+    start = time.perf_counter()
+    exec(source, {})
+    return (time.perf_counter() - start) * 1000
+
+
+ROWS: dict[str, Callable[[Measure], dict[str, float]]] = {
+    "cold": cold,
+    "turns": turns,
+    "fan": fan,
+    "context": context,
+    "child": child,
+    "add": add,
+}
+
+
+def main() -> None:
+    name, port, row = sys.argv[1:]
+    folder = tempfile.mkdtemp(prefix="flat-rlm-bench-")
+    os.chmod(folder, 0o755)  # a container of root's runs as nobody, and reads it
+    os.chdir(folder)
+    print("RESULT " + json.dumps(ROWS[row](Measure(name, int(port)))))
+
+
+if __name__ == "__main__":
+    main()

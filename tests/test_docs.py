@@ -1,0 +1,218 @@
+"""The documentation is run: commands and programs of README and quickstart; flags, keys and links of every page.
+
+A ```console block is a session: lines after `$ ` are commands, the others what they print, `…` standing for anything.
+A ```python block is a program; a ```text block after it is its whole output. The model is the scripted server.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, need
+from scripted import Request, Server, code
+
+import rlm
+
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+RUN = {"README.md": ROOT / "README.md", "quickstart.md": ROOT / "docs" / "quickstart.md"}
+# Not run here: test_layout installs the wheel in fresh environments, and .ci/run is the test command itself.
+INSTALLS = {"pip install .", "pip install -e '.[dev]' && pytest"}
+PAYMENTS = """customer,status,reason
+Acme,failed,expired card
+Brix,paid,
+Acme,failed,expired card
+Coil,failed,no funds
+Acme,failed,no funds
+"""
+
+
+# --- the model -----------------------------------------------------------------------------------------------------
+
+COUNT = "FINAL(sum(',failed,' in line for line in context.splitlines()))"
+WORST = """import collections
+rows = [line.split(",") for line in context.splitlines()[1:]]
+failed = [row for row in rows if row[1] == "failed"]
+worst, number = collections.Counter(row[0] for row in failed).most_common(1)[0]
+why, times = collections.Counter(row[2] for row in failed if row[0] == worst).most_common(1)[0]
+answer = f"{worst}: {number} failed payments, {times} of them for {why}"
+print(answer)"""
+
+
+def model(request: Request) -> Any:
+    """Works by code, as a real one would; `answer` is what its first cell printed."""
+    if "failed payments, and why" in request.prompt:
+        return code(WORST) if request.turn == 1 else request.last.strip().splitlines()[0]
+    if "How many payments failed" in request.prompt:
+        return code(COUNT)
+    if "bolt" in request.prompt:
+        return code("FINAL(price('bolt') + price('nut'))")
+    return "an answer"
+
+
+@pytest.fixture
+def desk(openai: Server, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with what the pages speak of, `rlm` on the PATH and a model that answers."""
+    openai.script = model
+    (workspace / "payments.csv").write_text(PAYMENTS)
+    (workspace / "big.log").write_text("08:00 ERROR disk full\n" * 1000)
+    (workspace / "src").mkdir()
+    (workspace / "src" / "client.py").write_text("def retry(): ...\n")
+    programs = workspace.parent / "bin"
+    programs.mkdir()
+    for name in ("python", "python3"):
+        (programs / name).symlink_to(sys.executable)
+    (programs / "rlm").write_text(
+        f'#!/bin/sh\nexec {sys.executable} -c "import sys, rlm_cli; sys.exit(rlm_cli.main())" "$@"\n'
+    )
+    (programs / "rlm").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    yield workspace
+
+
+# --- sessions ------------------------------------------------------------------------------------------------------
+
+
+def sessions(page: Path) -> list[tuple[str, str]]:
+    """Each command of a page with the output that the page shows for it."""
+    found: list[tuple[str, str]] = []
+    for block in re.findall(r"^```console\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, _, output = part.partition("\n")
+            found.append((command, output))
+    return found
+
+
+def like(shown: str) -> re.Pattern[str]:
+    """What a page shows, as a pattern: a line `…` is any lines, `…` in a line anything but its end."""
+    lines = [
+        r"(?:.*\n)*?" if line == "…" else re.escape(line).replace("…", ".*?") + r"\n" for line in shown.splitlines()
+    ]
+    return re.compile("".join(lines))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("page", RUN)
+def test_the_sessions_of_a_page_run_as_it_shows_them(page: str, desk: Path) -> None:
+    """One shell for a page, so that what one command leaves is there for the next."""
+    need("docker")
+    commands = [(command, output) for command, output in sessions(RUN[page]) if command not in INSTALLS]
+    # The key is there already; the page's own placeholder would replace it.
+    commands = [(command, output) for command, output in commands if "OPENAI_API_KEY=…" not in command]
+    assert len(commands) >= 5
+    end = "-- end of a command, exit code"
+    script = "".join(f"{{\n{command}\n}} 2>&1\necho '{end}' $?\n" for command, _ in commands)
+    how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": 280}
+    ran = subprocess.run(["bash", "-c", script], cwd=desk, **how)
+    printed = re.split(rf"{end} (\d+)\n", ran.stdout)
+    assert len(printed) == 2 * len(commands) + 1, ran.stderr
+    for (command, shown), output, status in zip(commands, printed[::2], printed[1::2]):
+        fails = shown.startswith("rlm: ")
+        assert (int(status) != 0) == fails, f"$ {command}\n{output}"
+        assert not shown or like(shown).fullmatch(output), f"$ {command}\n{output}"
+
+
+def test_the_readmes_install_and_test_commands_are_the_ones_that_ci_runs() -> None:
+    commands = [command for command, _ in sessions(ROOT / "README.md")]
+    assert set(commands) >= INSTALLS
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert "pip install -qq -e" in ci and "pytest -q" in ci
+
+
+# --- programs ------------------------------------------------------------------------------------------------------
+
+
+def programs() -> list[Any]:
+    found = []
+    for name, page in RUN.items():
+        blocks = re.findall(
+            r"^```python\n(.*?)^```(?:\n\n```text\n(.*?)^```)?", page.read_text(), re.MULTILINE | re.DOTALL
+        )
+        found += [
+            pytest.param(source, shown, id=f"{name}-{number}") for number, (source, shown) in enumerate(blocks, 1)
+        ]
+    return found
+
+
+@pytest.mark.parametrize(("source", "shown"), programs())
+def test_a_program_prints_what_the_page_says(source: str, shown: str, desk: Path) -> None:
+    (desk / "program.py").write_text(source)
+    ran = subprocess.run([sys.executable, "program.py"], cwd=desk, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    assert not shown or ran.stdout == shown
+
+
+# --- names ---------------------------------------------------------------------------------------------------------
+
+
+def help_of(*command: str) -> str:
+    ran = subprocess.run([sys.executable, "-m", "rlm", *command, "--help"], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+@pytest.fixture(scope="module")
+def flags() -> set[str]:
+    """Every flag of every command."""
+    commands = re.findall(r"^  ([a-z-]+)  ", help_of().split("commands")[1], re.MULTILINE)
+    assert {"run", "logs", "doctor", "mcp-serve"} <= set(commands)
+    return set(re.findall(r"--[a-z][a-z-]+", "\n".join([help_of(), *map(help_of, commands)])))
+
+
+def ours(text: str) -> Iterator[str]:
+    """The flags that a page gives to `rlm`: in its commands, and in `code` that is a flag alone."""
+    for line in re.findall(r"(?:^|`)(?:\$ )?(?:[\w. -]+\| )?(?:python -m )?rlm ([^`\n]*)", text, re.MULTILINE):
+        yield from re.findall(r"(?<!\S)--[a-z][a-z-]+", line.partition("#")[0])
+    yield from re.findall(r"`(--[a-z][a-z-]+)[^`]*`", text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_flag_on_a_page_exists(page: Path, flags: set[str]) -> None:
+    # What pages say about other programs' flags: pip's, Docker's, vLLM's and the like.
+    foreign = {"--runtime", "--host", "--port", "--enable-auto-tool-choice", "--tool-call-parser", "--modle"}
+    unknown = {flag for flag in ours(page.read_text()) if flag not in flags | foreign}
+    negated = {flag for flag in unknown if flag.replace("--no-", "--") in flags}
+    assert unknown - negated == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_key_in_a_pages_toml_exists(page: Path) -> None:
+    for block in re.findall(r"^```toml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        for section in re.findall(r"^\[rlm\]\n((?:[^\[].*\n|\n)*)", block, re.MULTILINE):
+            keys = re.findall(r"^#? ?([a-z_]+) *=", section, re.MULTILINE)
+            assert set(keys) <= set(rlm.OPTIONS), section
+
+
+def test_the_page_on_configuration_has_every_option_and_its_default() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    rows = {row[0]: row[1] for row in re.findall(r"^\| `([a-z_]+)` \|(.*)\|$", text, re.MULTILINE)}
+    assert set(rows) == set(rlm.OPTIONS)
+    for name, option in rlm.OPTIONS.items():
+        if option.default is not None and not isinstance(option.default, bool):
+            default = f"{option.default:,}" if isinstance(option.default, int) else str(option.default)
+            assert default in rows[name] or str(option.default) in rows[name], f"{name}: {rows[name]}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_between_pages_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?://)([^)#\s]*)(?:#[^)]*)?\)", page.read_text())
+    missing = [link for link in links if link and not (page.parent / link).exists()]
+    assert missing == []
+
+
+def test_the_changelog_names_the_version() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    assert "## [Unreleased]" in text or f"## [{rlm.__version__}]" in text
+
+
+def test_what_is_exported_is_documented() -> None:
+    text = "\n".join(page.read_text() for page in PAGES)
+    assert [name for name in rlm.__all__ if not re.search(rf"\b{name}\b", text)] == []
