@@ -92,7 +92,8 @@ def sessions(page: Path) -> list[tuple[str, str]]:
 def like(shown: str) -> re.Pattern[str]:
     """What a page shows, as a pattern: a line `…` is any lines, `…` in a line anything but its end."""
     lines = [
-        r"(?:.*\n)*?" if line == "…" else re.escape(line).replace("…", ".*?") + r"\n" for line in shown.splitlines()
+        r"(?:.*\n)*?" if line.strip() == "…" else re.escape(line).replace("…", ".*?") + r"\n"
+        for line in shown.splitlines()
     ]
     return re.compile("".join(lines))
 
