@@ -3,23 +3,51 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
+from conftest import CI
 
-PACKAGES = ("openai", "anthropic", "google.genai")
+import rlm_backends
+
+
+@functools.cache
+def are_here() -> bool:
+    return all(importlib.util.find_spec(name) for name in ("openai", "anthropic", "google"))
 
 
 def need_packages() -> None:
     """Skip where the SDKs are not installed; in CI that is a failure."""
-    for name in PACKAGES:
-        if os.environ.get("CI", "").lower() in ("1", "true", "yes"):
-            __import__(name)
-        else:
-            pytest.importorskip(name)
+    if not are_here():
+        (pytest.fail if CI else pytest.skip)("the SDKs openai, anthropic and google-genai are not installed")
+
+
+@pytest.fixture(autouse=True)
+def every_request_is_one_that_the_sdks_could_send(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In the modules that import this: whatever is sent from this process is judged before it goes."""
+    problems: list[str] = []
+    send = rlm_backends._Link.open
+
+    def judged(link: Any, flight: Any, url: str, headers: Any, body: bytes) -> Any:
+        try:
+            if wire := wire_of(url):
+                check(wire, json.loads(body))
+        except Exception as problem:
+            problems.append(f"{url}: {problem}")
+        return send(link, flight, url, headers, body)
+
+    if are_here():
+        monkeypatch.setattr(rlm_backends._Link, "open", judged)
+    yield
+    assert not problems, "\n".join(problems)
+
+
+def wire_of(url: str) -> str | None:
+    ends = {"/chat/completions": "openai", "/messages": "anthropic", "enerateContent": "gemini"}
+    return next((wire for end, wire in ends.items() if url.partition("?")[0].endswith(end)), None)
 
 
 def check(wire: str, body: Mapping[str, Any]) -> None:

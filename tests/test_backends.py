@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from scripted import KEY, Fault, Request, Server, Turn, body, call, closed, cut, drip, error, half, hang, html, reset
+from sdk_types import every_request_is_one_that_the_sdks_could_send  # noqa: F401
 
 import rlm_backends
 from rlm_backends import BackendError, HTTPBackend, Reply, connect

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import sdk_types
+from sdk_types import every_request_is_one_that_the_sdks_could_send  # noqa: F401
 
 import rlm_backends
 from rlm_backends import BackendError, HTTPBackend, Reply, connect

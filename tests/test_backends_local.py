@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import tiny_gguf
 from conftest import alive
+from sdk_types import every_request_is_one_that_the_sdks_could_send  # noqa: F401
 
 import rlm_backends
 from rlm_backends import BackendError, HTTPBackend, connect
@@ -91,10 +92,10 @@ def test_tools(backend: HTTPBackend, on_text: Any) -> None:
 def test_a_prompt_that_is_too_long_is_one_and_teaches_the_window(backend: HTTPBackend) -> None:
     backend.window = None
     with pytest.raises(BackendError) as caught:
-        backend.complete([{"role": "user", "content": "x" * 5000}])
+        backend.complete([{"role": "user", "content": "x" * 40_000}])
     assert caught.value.code == "context_length"
     assert backend.window is not None
-    assert 256 <= backend.window <= 2048
+    assert 256 <= backend.window <= tiny_gguf.CONTEXT
 
 
 def test_an_image_is_refused_in_words(backend: HTTPBackend) -> None:

@@ -33,7 +33,7 @@ TEMPLATE = (
     + "{%- endif -%}{%- endif -%}"
 )
 UNKNOWN, NORMAL, CONTROL, BYTE = 2, 1, 3, 6
-WIDTH, HIDDEN, HEADS, CONTEXT = 64, 64, 2, 2048
+WIDTH, HIDDEN, HEADS, CONTEXT = 64, 64, 2, 32_768
 
 
 def vocabulary() -> list[tuple[str, int]]:
