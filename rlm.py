@@ -24,12 +24,15 @@ Needs its siblings rlm_backends.py, rlm_sandbox.py and rlm_tools.py; rlm_viz.py 
 from __future__ import annotations
 
 if __name__ == "__main__":  # one copy of this module: everything else imports it as `rlm`
-    if not __package__:
-        from rlm_cli import main
-    else:
-        from .rlm_cli import main  # type: ignore[import-not-found,no-redef]
+    try:
+        if not __package__:
+            from rlm_cli import main
+        else:
+            from .rlm_cli import main  # type: ignore[import-not-found,no-redef]
 
-    raise SystemExit(main())
+        raise SystemExit(main())
+    except KeyboardInterrupt:  # before the command line could take it
+        raise SystemExit(130) from None
 
 import contextlib
 import dataclasses
@@ -1946,7 +1949,7 @@ class Node:
     def _answer_open_calls(self) -> None:
         """Give the tool calls of a turn that was stopped a result: providers want one for each."""
         answered = {message.get("tool_call_id") for message in self.messages}
-        last = next((m for m in reversed(self.messages) if m["role"] == "assistant"), {})
+        last: dict[str, Any] = next((m for m in reversed(self.messages) if m["role"] == "assistant"), {})
         for call in last.get("tool_calls", []):
             if call["id"] not in answered:
                 about = {"role": "tool", "tool_call_id": call["id"], "name": call["name"]}

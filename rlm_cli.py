@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return mcp_serve(arguments[1:])
     shell = Shell(arguments)
     try:
+        listen_for_interrupt()
         code = dispatch(arguments, shell)
         sys.stdout.flush()
     except SystemExit as leaving:  # argparse, after --help
@@ -81,6 +82,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         return shell.failed(error)
     return code
+
+
+def listen_for_interrupt() -> None:
+    """Ctrl-C is a KeyboardInterrupt once; what comes after it must not cut the tidying up short."""
+    import signal
+
+    def once(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN or _listening:  # a job in the background stays deaf to it
+        signal.signal(signal.SIGINT, once)
+        _listening.append(True)
+
+
+_listening: list[bool] = []  # whether SIG_IGN is our own doing
 
 
 def dispatch(arguments: list[str], shell: Shell) -> int:
@@ -1117,6 +1134,7 @@ class Chat:
             except EOFError:
                 return "\n".join(lines) if lines else None
             except KeyboardInterrupt:
+                listen_for_interrupt()
                 self.shell.terminal.say("")
                 lines, quoted = [], False
                 continue
@@ -1144,6 +1162,7 @@ class Chat:
             self.shell.print(result.response)
             sys.stdout.flush()
         except KeyboardInterrupt:
+            listen_for_interrupt()
             result = rlm.last_result()
             self.shell.terminal.error("the turn was interrupted", "", "")
         except rlm.RLMError as error:

@@ -22,6 +22,7 @@ from conftest import ROOT
 from scripted import Request, Server, Turn, call, code
 
 import rlm
+import rlm_sandbox
 
 MODEL = "gpt-4o-mini"
 
@@ -607,6 +608,36 @@ def test_persistent_keeps_variables_and_messages(openai: Server) -> None:
         assert session.completion("first").value == 42
         assert session.completion("second").value == 42
     assert "first" in json.dumps(openai.requests[-1].body["messages"])
+
+
+def test_a_conversation_goes_on_after_a_limit_stopped_a_cell(openai: Server) -> None:
+    """The tool call that was cut short gets a result, since providers want one for each."""
+
+    def reply(request: Request) -> Any:
+        if not request.system:
+            return "sub"
+        sources = {"first": "x = 1\nllm_query_batched(['p'] * 9)", "second": "FINAL(1)"}
+        return code(sources[[m["content"] for m in request.messages if m["role"] == "user"][-1]])
+
+    openai.script = reply
+    with rlm.RLM(model=MODEL, persistent=True, max_subcalls=3) as session:
+        with pytest.raises(rlm.MaxSubcallsExceeded):
+            session.completion("first")
+        assert session.completion("second").value == 1
+        log = rlm.last_result().log
+    openai.requests.clear()
+    lines = Path(str(log)).read_text().splitlines(keepends=True)
+    Path(str(log)).write_text("".join(line for line in lines[:-1]))
+    with rlm.RLM(model=MODEL, persistent=True, max_subcalls=3) as session:
+        assert session.resume(Path(str(log)).stem).value == 1
+    assert openai.requests == []
+
+
+def test_a_single_environment_object_serves_one_node(openai: Server) -> None:
+    with rlm_sandbox.LocalSandbox() as box:
+        source = "try:\n    rlm_query('x')\nexcept TypeError as e:\n    FINAL(str(e))"
+        assert "llm_query" in run(openai, code(source), environment=box).value
+        assert box.execute("1 + 1").value == "2"  # and is the caller's to close
 
 
 def test_a_schema_is_enforced_and_the_value_is_typed(openai: Server) -> None:
