@@ -66,12 +66,10 @@ def desk(openai: Server, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> It
     (workspace / "src" / "client.py").write_text("def retry(): ...\n")
     programs = workspace.parent / "bin"
     programs.mkdir()
-    for name in ("python", "python3"):
-        (programs / name).symlink_to(sys.executable)
-    (programs / "rlm").write_text(
-        f'#!/bin/sh\nexec {sys.executable} -c "import sys, rlm_cli; sys.exit(rlm_cli.main())" "$@"\n'
-    )
-    (programs / "rlm").chmod(0o755)
+    starts = {"python": '"$@"', "rlm": '-c "import sys, rlm_cli; sys.exit(rlm_cli.main())" "$@"'}
+    for name, arguments in starts.items():
+        (programs / name).write_text(f"#!/bin/sh\nexec {sys.executable} {arguments}\n")
+        (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     yield workspace
 
