@@ -53,6 +53,7 @@ NO_RESOURCE, UNSUPPORTED_VERSION = -32002, -32022
 MAX_LINE = 64 << 20  # bytes of one message
 MAX_SESSIONS = 32
 MAX_WAITING = 20_000  # calls queued for one session
+MAX_RUNNING = 100  # calls at work
 IDLE_SECONDS = 30 * 60  # after which a session, a suspended run or an uncollected result is dropped
 HEARTBEAT_SECONDS = 2.5
 STOP_GRACE = 0.075  # seconds that a cancelled cell has before it is killed
@@ -311,8 +312,9 @@ class Job:
     All of its state is guarded by the server's lock.
     """
 
-    def __init__(self, server: Server, work: Callable[[Job], Message], digest: str) -> None:
-        self.server, self.work, self.digest = server, work, digest
+    def __init__(self, server: Server, work: Callable[[Job], Message], *, called: bool = True) -> None:
+        self.server, self.work = server, work
+        self.called = called  # by a client, not by ourselves
         self.handle = "job_" + os.urandom(12).hex()
         self.request: Request | None = None
         self.asks: dict[str, Ask] = {}  # questions for the next round, in order of arrival
@@ -337,14 +339,8 @@ class Job:
             if self.cancelled:
                 raise Refusal("cancelled")
             outcome = self.work(self)
-        except Refusal as refusal:
-            outcome = text_result(str(refusal), is_error=True)
-        except sibling("rlm_sandbox").SandboxError as error:
-            hint = getattr(error, "hint", "")
-            outcome = text_result(f"{error}" + (f"\nnext: {hint}" if hint else ""), is_error=True)
         except Exception as error:  # a tool must not take the server with it
-            log(f"{type(error).__name__} in a tool: {error}")
-            outcome = text_result(f"{type(error).__name__}: {error}", is_error=True)
+            outcome = text_result(_told(error), is_error=True)
         finally:
             self.server.running.discard(self)
         self.finish(outcome)
@@ -352,7 +348,7 @@ class Job:
     def attach(self, request: Request) -> None:
         """Let `request` wait for the outcome, or answer it now with what there is."""
         with self.server.lock:
-            self.touched = time.monotonic()
+            self.touched, self.detached = time.monotonic(), False
             self.request, request.job = request, self
             if self.outcome is not None:
                 self.finish(self.outcome)
@@ -430,7 +426,7 @@ class Job:
         """The answers, or the errors in their places. The threads that wait see to it that the round is posed."""
         for ask in asks:
             while not ask.done.wait(GATHER_SECONDS if self.asks else 0.25):
-                if cancel is not None and cancel.is_set():
+                if self.cancelled or (cancel is not None and cancel.is_set()):
                     raise _model_error("cancelled", "cancelled")
                 with self.server.lock:
                     self.next_round()
@@ -480,8 +476,7 @@ class Job:
         )
 
     def _require_input(self, request: Request) -> None:
-        self.request = None
-        self.server.jobs[self.handle] = self
+        self.detach()
         request.result(
             {
                 "resultType": "input_required",
@@ -489,7 +484,7 @@ class Job:
                     key: {"method": "sampling/createMessage", "params": ask.sampling()}
                     for key, ask in self.posed.items()
                 },
-                "requestState": self.server.seal(self),
+                "requestState": self.server.seal(self, request),
             }
         )
 
@@ -510,6 +505,16 @@ class Job:
             for key, response in _mapping(responses).items():
                 if ask := self.posed.pop(key, None):
                     ask.settle_sampled(response)
+
+
+def _told(error: Exception) -> str:
+    """What the model reads of an error: ours and the sandbox's say what to do next, any other is also logged."""
+    if isinstance(error, Refusal):
+        return str(error)
+    if hint := getattr(error, "hint", ""):
+        return f"{error}\nnext: {hint}"
+    log(f"{type(error).__name__} in a tool: {error}")
+    return f"{type(error).__name__}: {error}"
 
 
 def _model_error(message: str, code: str) -> Exception:
@@ -567,13 +572,13 @@ class Session:
             self.job = job
             job.run()
             self.job = None
-            if job.digest:  # a client's call, not our own look at the variables
+            if job.called:
                 self.used = time.monotonic()
 
     def busy_with(self) -> Job | None:
         """The job whose handle the client holds while it runs: no other call can be served before it ends."""
         job = self.job
-        return job if job is not None and job.detached and job.outcome is None else None
+        return job if job is not None and job.detached and job.outcome is None and not job.cancelled else None
 
     def sandbox(self) -> Any:
         """The REPL of the current project, started when it is first needed."""
@@ -607,7 +612,7 @@ class Session:
         """A job whose outcome is the number of variables; None if the session is at work and cannot say."""
         if self.job is not None or not self._queue.empty():
             return None
-        job = Job(self.server, lambda job: {"count": len(self.sandbox().names()) if self.started else 0}, "")
+        job = Job(self.server, lambda job: {"count": len(self.sandbox().names()) if self.started else 0}, called=False)
         self._queue.put(job)
         return job
 
@@ -692,7 +697,7 @@ class Server:
         except Vanished:
             if threading.current_thread() is self._main:
                 raise
-            signal.pthread_kill(self._main.ident or 0, signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     # incoming
 
@@ -961,16 +966,19 @@ class Server:
 
     def start(self, request: Request, session: Session | None, work: Callable[[Job], Message]) -> None:
         """Run `work` for `request`, after what its session was given before, or at once beside all sessions."""
-        job = Job(self, work, call_digest(request.params))
+        job = Job(self, work)
         job.request, request.job = request, job
         if session is not None:
             session.submit(job)
+        elif len(self.running) >= MAX_RUNNING:
+            raise Refusal(f"{MAX_RUNNING} calls are running already")
         else:
             threading.Thread(target=job.run, name=job.handle, daemon=True).start()
 
-    def seal(self, job: Job) -> str:
+    def seal(self, job: Job, request: Request) -> str:
         """A requestState: which run, which round, until when, for which call, under our key."""
-        state = {"job": job.handle, "round": job.round, "until": int(time.time() + IDLE_SECONDS), "call": job.digest}
+        until, call = int(time.time() + IDLE_SECONDS), call_digest(request.params)
+        state = {"job": job.handle, "round": job.round, "until": until, "call": call}
         blob = json.dumps(state, separators=(",", ":")).encode()
         return blob.hex() + "." + self._mac(blob)
 
@@ -1281,12 +1289,12 @@ def _ceiling(configuration: Any, option: str) -> str:
 
 
 def _too_wide(path: str) -> bool:
-    """Folders that are no project: the root, a home itself, the system's, and the hidden ones that hold secrets."""
+    """Folders that are no project: the root, a home itself, the hidden ones in it, and the system's."""
     path, home = os.path.realpath(path), os.path.realpath(os.path.expanduser("~"))
     if path in (os.sep, home, os.path.dirname(home)):
         return True
     if path.startswith(home + os.sep):
-        return path[len(home) + 1 :].split(os.sep)[0] in (".ssh", ".aws", ".gnupg", ".config", ".kube", ".docker")
+        return path[len(home) + 1] == "."
     return path.split(os.sep)[1] in ("etc", "proc", "sys", "dev", "boot", "run")
 
 
@@ -1497,14 +1505,76 @@ def _tell(job: Job, event: Message) -> None:
 
 
 class CellFunction:
-    """A function of ours as code in a cell calls it. `accept` runs in the order of the calls, what it returns does
-    not have to."""
+    """A function of ours as code in a cell calls it: `accept` runs in the order of the calls, what it returns at
+    leisure."""
 
     def __init__(self, accept: Callable[..., Callable[[], Any]]) -> None:
         self.accept = accept
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.accept(*args, **kwargs)()
+
+
+class CellModels:
+    """`llm_query`, `llm_query_batched` and `rlm_query` for the code of one cell."""
+
+    def __init__(self, job: Job, directory: str | None) -> None:
+        self._job, self._directory = job, directory
+        self._backends: dict[str | None, Any] = {}
+        accepting: dict[str, Callable[..., Callable[[], Any]]] = {
+            "llm_query": self.one,
+            "llm_query_batched": self.many,
+            "rlm_query": self.recursive,
+        }
+        self.functions = {name: CellFunction(accept) for name, accept in accepting.items()}
+
+    def one(self, prompt: str, model: str | None = None) -> Callable[[], str]:
+        if not isinstance(prompt, str):
+            raise TypeError("llm_query takes a string")
+        answers = self._put([prompt], model)
+
+        def work() -> str:
+            answer = answers()[0]
+            if isinstance(answer, BaseException):
+                raise answer
+            return str(answer)
+
+        return work
+
+    def many(self, prompts: list[str], model: str | None = None) -> Callable[[], list[str]]:
+        if not isinstance(prompts, (list, tuple)) or not all(isinstance(p, str) for p in prompts):
+            raise TypeError("llm_query_batched takes a list of strings")
+        answers = self._put(list(prompts), model)
+        return lambda: _all_answered(answers())
+
+    def recursive(self, prompt: str, context: Any = None) -> Callable[[], Any]:
+        def work() -> Any:
+            result = run(self._job, self._directory, prompt, context, {})
+            return result.response if result.value is None else result.value
+
+        return work
+
+    def _put(self, prompts: list[str], model: str | None) -> Callable[[], list[Any]]:
+        """Put the questions; what is returned gives the answers, an exception where there is none."""
+        questions: list[list[Message]] = [[{"role": "user", "content": prompt}] for prompt in prompts]
+        backend = self._backend(model)
+        if isinstance(backend, HostModel):
+            asks = [Ask(question) for question in questions]
+            self._job.ask(asks)
+            return lambda: list(self._job.wait(asks))
+
+        def ask(question: list[Message]) -> str:
+            reply = backend.complete(question, tools=None, max_tokens=None, on_text=None, cancel=self._job.abandon)
+            return str(reply.text)
+
+        tasks = [functools.partial(ask, question) for question in questions]
+        return lambda: list(sibling("rlm").fan_out(tasks, 16))
+
+    def _backend(self, model: str | None) -> Any:
+        if model not in self._backends:
+            given = {} if model is None else {"model": model}
+            self._backends[model] = model_for(self._job, self._job.server.configuration(self._directory, **given))
+        return self._backends[model]
 
 
 def _all_answered(answers: list[Any]) -> list[str]:
@@ -1516,66 +1586,6 @@ def _all_answered(answers: list[Any]) -> list[str]:
         message = f"{len(failed)} of {len(answers)} failed (.results has the others, .errors the reasons): {failed[0]}"
         raise sibling("rlm").SubcallError(message, results=results, errors=errors)
     return [str(answer) for answer in answers]
-
-
-def cell_functions(job: Job, directory: str | None) -> dict[str, CellFunction]:
-    """`llm_query`, `llm_query_batched` and `rlm_query` for one cell."""
-    backends: dict[str | None, Any] = {}
-
-    def backend(model: str | None) -> Any:
-        if model not in backends:
-            given = {} if model is None else {"model": model}
-            backends[model] = model_for(job, job.server.configuration(directory, **given))
-        return backends[model]
-
-    def start(prompts: list[str], model: str | None) -> Callable[[], list[Any]]:
-        """Put the questions; what is returned gives the answers, an exception where there is none."""
-        questions: list[list[Message]] = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        chosen = backend(model)
-        if isinstance(chosen, HostModel):
-            asks = [Ask(question) for question in questions]
-            job.ask(asks)
-            return lambda: job.wait(asks)
-
-        def ask(question: list[Message]) -> str:
-            reply = chosen.complete(question, tools=None, max_tokens=None, on_text=None, cancel=job.abandon)
-            return str(reply.text)
-
-        tasks = [functools.partial(ask, question) for question in questions]
-        return lambda: list(sibling("rlm").fan_out(tasks, 16))
-
-    def many(prompts: list[str], model: str | None = None) -> Callable[[], list[str]]:
-        if not isinstance(prompts, (list, tuple)) or not all(isinstance(p, str) for p in prompts):
-            raise TypeError("llm_query_batched takes a list of strings")
-        answers = start(list(prompts), model)
-        return lambda: _all_answered(answers())
-
-    def one(prompt: str, model: str | None = None) -> Callable[[], str]:
-        if not isinstance(prompt, str):
-            raise TypeError("llm_query takes a string")
-        answers = start([prompt], model)
-
-        def work() -> str:
-            answer = answers()[0]
-            if isinstance(answer, BaseException):
-                raise answer
-            return str(answer)
-
-        return work
-
-    def recursive(prompt: str, context: Any = None) -> Callable[[], Any]:
-        def work() -> Any:
-            result = run(job, directory, prompt, context, {})
-            return result.response if result.value is None else result.value
-
-        return work
-
-    functions: dict[str, Callable[..., Callable[[], Any]]] = {
-        "llm_query": one,
-        "llm_query_batched": many,
-        "rlm_query": recursive,
-    }
-    return {name: CellFunction(accept) for name, accept in functions.items()}
 
 
 # --- the tools --------------------------------------------------------------------------------------------------
@@ -1675,7 +1685,7 @@ def _execute_python(
         cell = sandbox.execute(
             code,
             timeout=seconds if timeout is None else timeout,
-            functions=cell_functions(job, session.directory),
+            functions=CellModels(job, session.directory).functions,
             on_output=lambda text: _note(job, text),
             memory=memory,
         )
@@ -1758,7 +1768,7 @@ def _set_repl_context(server: Server, request: Request, key: str, value: Any, se
 def _clear_repl_context(server: Server, request: Request, session_id: str | None = None) -> None:
     session = server.session(session_id)
     if running := session.job:
-        running.cancel("the session was cleared")
+        threading.Thread(target=running.cancel, args=("the session was cleared",), daemon=True).start()
 
     def work(job: Job) -> Message:
         if session.started:
@@ -1792,13 +1802,17 @@ def _list_sessions(server: Server, request: Request) -> None:
     server.start(request, None, work)
 
 
-def _destroy_session(server: Server, request: Request, session_id: str) -> Message:
+def _destroy_session(server: Server, request: Request, session_id: str) -> None:
     with server.lock:
         session = server.sessions.pop(session_id, None)
     if session is None:
         raise Refusal(f"no session {session_id[:80]!r}")
-    session.close()
-    return json_result({"session_id": session_id, "destroyed": True})
+
+    def work(job: Job) -> Message:
+        session.close()
+        return json_result({"session_id": session_id, "destroyed": True})
+
+    server.start(request, None, work)
 
 
 def _set_project(server: Server, request: Request, directory: str, session_id: str | None = None) -> Message | None:

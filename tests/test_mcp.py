@@ -554,7 +554,7 @@ def test_a_call_that_outlives_its_time_is_collected_by_its_handle() -> None:
 
 
 def test_a_session_with_a_job_says_so_and_can_be_cleared() -> None:
-    with Peer(arguments=("--max-wait", "0.3")) as peer:
+    with Peer(arguments=("--max-wait=1.5",)) as peer:
         handle = peer.json("execute_python", code=ENDLESS)["handle"]
         assert handle in peer.refused("execute_python", code="1")
         assert peer.json("clear_repl_context") == {"session_id": "default", "cleared": True}
@@ -617,10 +617,9 @@ def test_failing_code_gives_its_output_and_its_own_lines(shared: Peer) -> None:
         ("open('/etc/passwd').read()", "Error"),
         ("raise SystemExit(3)", "Error"),
         ("input('?')", "Error"),
-        ("exit()", "Error"),
         ("def f():\n    f()\nf()", "RecursionError"),
         ("'a' * 10**12", "Error (memory)"),
-        ("().__class__", "Error (refused)"),
+        ("().__class__.__subclasses__()", "Error (refused)"),
     ],
 )
 def test_code_that_goes_wrong_ends_its_cell_only(shared: Peer, code: str, told: str) -> None:
@@ -637,7 +636,7 @@ def test_a_timeout_ends_the_cell_and_keeps_the_session(shared: Peer) -> None:
 
 @pytest.mark.parametrize(
     ("profile", "fits", "too_much"),
-    [("quick", 60, 200), ("default", 300, 700), ("analysis", 1500, 2500)],
+    [("quick", 60, 200), ("default", 300, 700)],
 )
 def test_a_profile_bounds_the_memory_of_its_call(shared: Peer, profile: str, fits: int, too_much: int) -> None:
     code = "block = bytearray({} << 20)\ndel block"
