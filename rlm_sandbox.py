@@ -1324,8 +1324,31 @@ def take_streams() -> Wire:
     return wire
 
 
+def write_to(scratch: str, folder: str) -> None:
+    """Where the working directory can only be read, `open` by a relative name writes to the scratch folder instead.
+
+    What was written there is then read, as in the local sandbox.
+    """
+    plain_open = io.open
+
+    def open_here(file: Any, mode: str = "r", *options: Any, **named: Any) -> Any:
+        if isinstance(file, (str, os.PathLike)) and not os.path.isabs(file) and within(os.getcwd(), folder):
+            own = os.path.join(scratch, file)
+            if set(mode) & set("wax+") or os.path.exists(own):
+                file = own
+        return plain_open(file, mode, *options, **named)
+
+    vars(builtins_module)["open"] = vars(io)["open"] = open_here
+
+
+def within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
 def container_main(setup: dict[str, Any]) -> NoReturn:
     """The first process of a container: it supervises the worker, which talks over what were the standard streams."""
+    import resource
+
     wire = take_streams()
     worker = os.fork()
     if worker:
@@ -1333,6 +1356,8 @@ def container_main(setup: dict[str, Any]) -> NoReturn:
         supervise(worker, [wire.reader], setup["idle_limit"])
     os.setpgid(0, 0)
     setup["own_init"] = setup["contained"] = os.getppid() == 1
+    resource.setrlimit(resource.RLIMIT_DATA, (setup["most"], setup["most"]))
+    write_to("/tmp", "/workspace")
     Worker(wire, PlainLanguage(), setup).start({})
 
 
@@ -3501,10 +3526,6 @@ class Workspace:
         raise FileNotFoundError(2, "no such file here (file_read reads the caller's files)", path)
 
 
-def within(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
-
-
 class PolicyLanguage:
     """Python under the policy of the section above."""
 
@@ -4855,6 +4876,8 @@ LEAST_MEMORY = 24 << 20  # what the worker needs itself, with a fork and some ro
 IDLE_LIMIT = 86_400.0  # seconds that a container waits for a word from its host
 FILES_MAX = 200_000  # looked at in a folder that is to be mounted, and hidden in it
 MASKS_MAX = 1_000
+PIDS_MAX = 64
+THREAD_STACK = 8 << 20  # bytes of address space that a thread reserves
 CONNECT_SECONDS = 10.0  # for the daemon to answer at all, to start a container, to stop one
 DAEMON_SECONDS = 60
 STOP_SECONDS = 5.0
@@ -5302,6 +5325,7 @@ class DockerSandbox(Sandbox):
             "output_limit": self.output_limit,
             "fork_limit": min(300 << 20, self.memory // 2),
             "idle_limit": IDLE_LIMIT,
+            "most": self.memory + PIDS_MAX * THREAD_STACK,  # what can never be had is a MemoryError, not a kill
             "folders": ["/workspace", "/tmp"] if mounts else ["/tmp"],
         }
         return {
@@ -5330,7 +5354,7 @@ class DockerSandbox(Sandbox):
             "tmpfs": {"/tmp": "rw,noexec,nosuid,nodev,mode=1777,size=64m"},
             "cap_drop": ["ALL"],
             "security_opt": ["no-new-privileges:true"],
-            "pids_limit": 64,
+            "pids_limit": PIDS_MAX,
             "mem_limit": self.memory,
             "memswap_limit": self.memory,
             "nano_cpus": int(self.cpus * 1e9),

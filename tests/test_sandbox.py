@@ -1,7 +1,7 @@
 """The sandbox as its callers see it: one suite for every way of running the worker.
 
 `make(**options)` is a factory for sandboxes: forked from the zygote with a copy before each cell ("local"), the same
-without copies ("alone"), and as a process by itself ("plain", what macOS and Windows get).
+without copies ("alone"), as a process by itself ("plain", what macOS and Windows get), and in a container ("docker").
 """
 
 from __future__ import annotations
@@ -19,25 +19,42 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import need
 
 import rlm_sandbox
-from rlm_sandbox import UNSET, Cell, LocalSandbox, Sandbox, SandboxError, Stop
+from rlm_sandbox import UNSET, Cell, DockerSandbox, LocalSandbox, Sandbox, SandboxError, Stop
 
 Make = Callable[..., Sandbox]
 LINUX = sys.platform == "linux"
 
 
-@pytest.fixture(params=["local", "alone", "plain"])
+DOCKER = pytest.param("docker", marks=pytest.mark.slow)
+
+
+@pytest.fixture(params=["local", "alone", "plain", DOCKER])
 def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    if request.param == "plain":
+    yield from factories(request.param, monkeypatch)
+
+
+@pytest.fixture(params=["local", DOCKER])
+def forked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
+    """With a copy before each cell."""
+    for factory in factories(request.param, monkeypatch):
+        yield factory()
+
+
+def factories(kind: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    if kind == "plain":
         monkeypatch.setattr(rlm_sandbox, "FORKS_SESSIONS", False)
+    elif kind == "docker":
+        need("docker")
     elif not LINUX:
         pytest.skip("needs Linux")
     made: list[Sandbox] = []
 
     def factory(**options: Any) -> Sandbox:
-        options = {"cell_timeout": 20, **({"snapshot": False} if request.param == "alone" else {}), **options}
-        made.append(LocalSandbox(**options))
+        options = {"cell_timeout": 20, **({"snapshot": False} if kind == "alone" else {}), **options}
+        made.append(DockerSandbox(**options) if kind == "docker" else LocalSandbox(**options))
         return made[-1]
 
     yield factory
@@ -123,11 +140,11 @@ def test_a_long_value_is_cut(make: Make) -> None:
         assert len(shown) < 250 and "..." in shown, code
 
 
-def test_a_flood_of_output_keeps_both_ends_of_it(local: LocalSandbox) -> None:
-    cell = local.execute("print('begin')\nfor _ in range(300): print('x' * 10**5)\nprint('end')")
+def test_a_flood_of_output_keeps_both_ends_of_it(forked: Sandbox) -> None:
+    cell = forked.execute("print('begin')\nfor _ in range(300): print('x' * 10**5)\nprint('end')")
     assert cell.stdout_chars == 6 + 300 * 100_001 + 4
     assert cell.stdout.startswith("begin\nxx") and cell.stdout.endswith("x\nend\n")
-    kept = value(local.execute("len(_out[1]), _out[1][:5], _out[1][-4:]"))
+    kept = value(forked.execute("len(_out[1]), _out[1][:5], _out[1][-4:]"))
     assert kept is not None and kept.startswith("(100000") and kept.endswith("'begin', 'end\\n')")
 
 
@@ -380,7 +397,7 @@ def test_accept_is_called_in_the_order_of_arrival(make: Make) -> None:
     assert order == [(prompt, threading.current_thread()) for prompt in "abc"]
 
 
-def test_tasks_ask_the_host_together(local: LocalSandbox) -> None:
+def test_tasks_ask_the_host_together(forked: Sandbox) -> None:
     barrier = threading.Barrier(8)
     prompts: list[str] = []
 
@@ -398,14 +415,14 @@ def task(i):
     return query(f'{first}-b{i}')
 with ThreadPoolExecutor(8) as pool:
     results = list(pool.map(task, range(8)))
-results, done
+results, sorted(done)
 """
-    shown = value(local.execute(code, functions={"query": query}))
+    shown = value(forked.execute(code, functions={"query": query}))
     assert shown == repr(([f"A{i}-B{i}" for i in range(8)], list(range(8))))
     assert len(prompts) == 16
 
 
-def test_batches_beyond_a_frame_are_split(local: LocalSandbox) -> None:
+def test_batches_beyond_a_frame_are_split(forked: Sandbox) -> None:
     sizes: list[int] = []
 
     def llm_query_batched(prompts: list[str]) -> list[str]:
@@ -415,7 +432,7 @@ def test_batches_beyond_a_frame_are_split(local: LocalSandbox) -> None:
     llm_query_batched.batched = True  # type: ignore[attr-defined]
     functions = {"llm_query_batched": llm_query_batched}
     code = "set(llm_query_batched(['x' * 1_000_000] * 40)), len(llm_query_batched(['x'] * 40))"
-    assert value(local.execute(code, functions=functions)) == "({'1000000'}, 40)"
+    assert value(forked.execute(code, functions=functions)) == "({'1000000'}, 40)"
     assert len(sizes) > 2 and sum(sizes) == 80
 
 
@@ -477,13 +494,13 @@ DEATHS = {
 
 
 @pytest.mark.parametrize("code, status", DEATHS.values(), ids=DEATHS)
-def test_variables_survive_what_kills_a_cell(local: LocalSandbox, code: str, status: str | None) -> None:
-    local.execute("kept = {'a': 1}")
-    cell = local.execute("kept['a'] = 2\nprint('so far')\n" + code, timeout=1)
+def test_variables_survive_what_kills_a_cell(forked: Sandbox, code: str, status: str | None) -> None:
+    forked.execute("kept = {'a': 1}")
+    cell = forked.execute("kept['a'] = 2\nprint('so far')\n" + code, timeout=1)
     if status is not None:
         assert cell.status == status, cell
         assert cell.stdout == "so far\n"
-    assert value(local.execute("kept['a']")) == ("1" if cell.restored else "2")
+    assert value(forked.execute("kept['a']")) == ("1" if cell.restored else "2")
 
 
 CRASHES = {
@@ -623,12 +640,21 @@ def test_amounts_of_memory(text: str | int, size: int) -> None:
 
 def test_cells_read_the_workspace_and_write_a_folder_of_their_own(make: Make, tmp_path: Path) -> None:
     (tmp_path / "data.txt").write_text("line\n")
+    tmp_path.chmod(0o755)  # in a container another user reads it if this one is root
+    box = make(workspace=str(tmp_path))
+    assert value(box.execute("open('data.txt').read()")) == "'line\\n'"
+    assert value(box.execute("open('own.txt', 'w').write('mine')\nopen('own.txt').read()")) == "'mine'"
+    assert value(box.execute("open('data.txt', 'w').write('other')\nopen('data.txt').read()")) == "'other'"
+    assert "FileNotFoundError" in (box.execute("open('none.txt')").error or "")
+    assert not (tmp_path / "own.txt").exists() and (tmp_path / "data.txt").read_text() == "line\n"
+
+
+@pytest.mark.parametrize("make", ["local", "alone", "plain"], indirect=True)
+def test_files_that_are_not_for_cells_are_refused(make: Make, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("KEY=secret")
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "config").write_text("token")
     box = make(workspace=str(tmp_path))
-    assert value(box.execute("open('data.txt').read()")) == "'line\\n'"
-    assert value(box.execute("open('own.txt', 'w').write('mine')\nopen('own.txt').read()")) == "'mine'"
     for code in (
         "open('.env').read()",
         "open('.git/config').read()",
@@ -638,8 +664,6 @@ def test_cells_read_the_workspace_and_write_a_folder_of_their_own(make: Make, tm
     ):
         cell = box.execute(code)
         assert not cell.ok and "PermissionError" in (cell.error or ""), code
-    assert "FileNotFoundError" in (box.execute("open('none.txt')").error or "")
-    assert not (tmp_path / "own.txt").exists()
 
 
 # --- nothing is left -------------------------------------------------------------------------------------------------
@@ -752,7 +776,7 @@ def children(pid: int) -> str:
 
 
 @pytest.mark.skipif(not LINUX, reason="reads /proc")
-def test_a_session_keeps_its_descriptors_over_many_cells(local: LocalSandbox) -> None:
+def test_a_session_keeps_its_descriptors_over_many_cells(forked: Sandbox) -> None:
     with LocalSandbox(layers=("confinement",)) as box:
         count = (
             "import os, errno\ndef opened(fd):\n    try: return bool(os.fstat(fd))\n    except OSError: return False\n"
