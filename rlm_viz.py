@@ -535,12 +535,15 @@ def _words(kind: str, event: Event) -> tuple[str, str]:
 
 
 def _tool_words(event: Event, asked: _Asked) -> tuple[str, str]:
-    results = _dicts(event.get("tool_results"))
-    names = [_brief(result.get("name"), 40) for result in results]
-    key = str(event.get("call_id")), str(results[0].get("id")) if results else ""
-    arguments = event.get("arguments", asked.get(key))
+    names = [_brief(result.get("name"), 40) for result in _dicts(event.get("tool_results"))]
+    arguments = event.get("arguments", asked.get(_asked_key(event)))
     name = _brief(event.get("name"), 40) or ", ".join(dict.fromkeys(names)) or "tool"
     return name, _brief(_text(arguments)) if arguments else ""
+
+
+def _asked_key(event: Event) -> tuple[str, str]:
+    results = _dicts(event.get("tool_results"))
+    return str(event.get("call_id")), str(results[0].get("id")) if results else ""
 
 
 def _other_words(kind: str, event: Event) -> tuple[str, str]:
@@ -833,12 +836,26 @@ NOTEBOOK_LIMIT = 20_000
 def table(events: Sequence[Event], rows: int = 30) -> str:
     """The first rows of the tree as HTML for a notebook: escaped, no script, inline styles, at most 20 KB."""
     listed = _rows(events)
+    secrets = Secrets()
+    asked = _arguments(events)
     shown = [row for row in listed if row.level <= 24][:rows]
+    for row in shown:
+        if row.index >= 0:
+            _redact_words(row, events[row.index], asked, secrets)
     while True:
         page = _fragment(_heading(events, listed), shown, len(listed) - len(shown))
         if len(page.encode("utf-8", "replace")) <= NOTEBOOK_LIMIT or not shown:
             return page
         shown = shown[: len(shown) * 3 // 4]
+
+
+def _redact_words(row: Row, event: Event, asked: _Asked, secrets: Secrets) -> None:
+    """Take a row's words from its event without secrets: a key that was cut has no shape to know it by."""
+    if row.kind == "tool":
+        key = _asked_key(event)
+        row.name, row.text = _tool_words(secrets.removed(event), {key: secrets.removed(asked.get(key))})
+    else:
+        row.name, row.text = _words(row.kind, secrets.removed(event))
 
 
 def _fragment(heading: str, shown: Sequence[Row], more: int) -> str:
@@ -890,9 +907,8 @@ class KernelLine:
         self._shown = time.monotonic()
         took = duration((self._shown - self._began) * 1000)
         cost = money(self._cost, self._unpriced)
-        line = {
-            "text/plain": f"{mark} {took} · {self._calls} calls · {self._tokens:,} tokens · {cost} · depth {self._depth}"
-        }
+        said = f"{mark} {took} · {self._calls} calls · {self._tokens:,} tokens · {cost} · depth {self._depth}"
+        line = {"text/plain": said}
         if self._handle is None:
             self._handle = self._display(line, raw=True, display_id=True)
         else:
@@ -1296,12 +1312,14 @@ def write(
     paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], *, bodies: bool = True, diff: bool = False
 ) -> str:
     """Write one page for these logs, in this order, and return its path; with `diff` the first two are compared."""
+    import tempfile
+
     room = _Room()
     runs = [_load(path, room, bodies) for path in paths]
     target = os.fspath(out)
-    part = f"{target}.{os.getpid()}.part"
+    descriptor, part = tempfile.mkstemp(prefix=".trajectory-", dir=os.path.dirname(target) or ".")  # mode 0600
     try:
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+        with open(descriptor, "w", encoding="utf-8") as file:
             file.writelines(_page(runs, diff=_diff(runs) if diff else None))
         os.replace(part, target)
     except BaseException:
@@ -1589,7 +1607,7 @@ class _Pages:
         from urllib.parse import parse_qs, urlsplit
 
         parts = urlsplit(target)
-        if host.rpartition(":")[0] not in ("127.0.0.1", "localhost"):
+        if host.partition(":")[0] not in ("127.0.0.1", "localhost"):
             return 403, "text/plain", b"only by a loopback address\n"
         names = [name.removesuffix(".jsonl") for name in _log_names(self.dir)]
         name = parse_qs(parts.query).get("run", names[:1])[0] if names else ""
@@ -1685,7 +1703,8 @@ _BODY = r"""<svg class="sprite" aria-hidden="true">
 <symbol id="i-theme" viewBox="0 0 16 16"><circle cx="8" cy="8" r="6" class="line"/>
 <path d="M8 2a6 6 0 0 1 0 12z"/></symbol>
 <symbol id="i-link" viewBox="0 0 16 16">
-<path d="M6.6 9.4 9.4 6.6M7 4.5 9 2.6a3.1 3.1 0 0 1 4.4 4.4l-2 2M9 11.5l-2 1.9A3.1 3.1 0 0 1 2.6 9l2-2" class="line"/></symbol>
+<path d="M6.6 9.4 9.4 6.6M7 4.5 9 2.6a3.1 3.1 0 0 1 4.4 4.4l-2 2M9 11.5l-2 1.9A3.1 3.1 0 0 1 2.6 9l2-2" class="line"/>
+</symbol>
 <symbol id="i-copy" viewBox="0 0 16 16"><path d="M5.5 5.5h8v8h-8zM10.500 3V2.500H2.500v8H3" class="line"/></symbol>
 </svg>
 <header id="top">
@@ -1819,7 +1838,7 @@ main{padding:16px 20px 40px;max-width:1720px;margin:auto}
 .cards dd{font-size:20px;font-weight:600;line-height:1.3;font-variant-numeric:tabular-nums;white-space:nowrap}
 .cards .note{contain:inline-size;font-size:12px;font-weight:400;color:var(--muted);line-height:1.4;white-space:normal}
 .cards .bad dd:not(.note){color:var(--error)}
-.note span{display:block;margin-top:3px}
+.note>span{display:block;margin-top:3px}
 .track{display:block;height:12px;background:var(--raised);border-radius:3px;overflow:hidden}
 .note .track{height:6px;margin-top:4px;box-shadow:inset 0 0 0 1px var(--line)}
 .problems:not(:empty){margin-top:14px;padding:8px 16px 8px 32px;background:var(--hit);border-radius:10px;
@@ -2118,8 +2137,8 @@ async function block(id) {
   const element = $(id);
   if (!element) return "";
   if (element.type.endsWith("json")) return element.textContent;
-  const binary = atob(element.textContent), bytes = new Uint8Array(binary.length);
-  for (let i = 0; i < bytes.length; i++) bytes[i] = binary.charCodeAt(i);
+  const packed = element.textContent;
+  const bytes = Uint8Array.fromBase64?.(packed) ?? Uint8Array.from(atob(packed), letter => letter.charCodeAt(0));
   return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
 }
 async function openRun(place) {
@@ -2149,15 +2168,15 @@ function relate(r) {
   r.time = timeAxis(r);
   return r;
 }
-async function chunk(r, place) {
+function chunk(r, place) {
   if (!r.chunks.has(place)) {
     if (r.chunks.size > 12) r.chunks.delete(r.chunks.keys().next().value);
-    r.chunks.set(place, block(`r${r.place}c${place}`).then(text => text.split("\n")));
+    r.chunks.set(place, block(`r${r.place}c${place}`));
   }
   return r.chunks.get(place);
 }
 async function body(r, at) {
-  const lines = await chunk(r, Math.floor(at / CHUNK));
+  const lines = (await chunk(r, Math.floor(at / CHUNK))).split("\n");
   return JSON.parse(lines[at % CHUNK] || "{}");
 }
 const kind = i => KINDS[run.kind[i]];
@@ -2225,8 +2244,9 @@ const eventLink = (label, at) => button(label, () => select(run.rowAt[at], { pus
   { class: "link" });
 function clamp(box) {
   if (box.scrollHeight <= box.clientHeight + 4) { box.classList.remove("clamp"); return; }
-  const more = button("Show all", () => { more.textContent = box.classList.toggle("clamp") ? "Show all"
-    : "Show less"; }, { class: "link" });
+  const more = button("Show all", () => {
+    more.textContent = box.classList.toggle("clamp") ? "Show all" : "Show less";
+  }, { class: "link" });
   box.after(more);
 }
 function cardOf([title, value, note, limits], meta) {
@@ -2236,7 +2256,8 @@ function cardOf([title, value, note, limits], meta) {
     h("dd", { class: "note" }, note, meters));
 }
 function meter(label, share) {
-  const full = Math.min(100, Math.round(share * 100)), fill = h("span", { class: `fill k-${share < 0.9 ? "end" : "tool"}` });
+  const full = Math.min(100, Math.round(share * 100));
+  const fill = h("span", { class: `fill k-${share < 0.9 ? "end" : "tool"}` });
   fill.style.width = full + "%";
   const range = { role: "meter", "aria-valuemin": 0, "aria-valuemax": 100, "aria-valuenow": full };
   return h("span", { class: "track", "aria-label": label, ...range }, fill);
@@ -2311,29 +2332,37 @@ function showRows() {
   box.classList.toggle("virtual", virtual());
   $("grid").setAttribute("aria-rowcount", run.visible.length + 1);
   box.style.height = "";
-  if (!run.visible.length) box.append(h("div", { role: "row", class: "empty" },
-    h("div", { role: "gridcell" }, run.count ? "No row passes these filters." : "This log has no event yet.")));
-  else if (virtual()) { rowHeight = matchMedia("(max-width:480px)").matches ? 58 : 32;
-    box.style.height = run.visible.length * rowHeight + "px"; fillWindow(); }
-  else fillSome(0, FIRST_ROWS);
+  if (!run.visible.length) box.append(noRow());
+  else if (virtual()) {
+    rowHeight = matchMedia("(max-width:480px)").matches ? 58 : 32;
+    box.style.height = run.visible.length * rowHeight + "px";
+    fillWindow();
+  } else fillSome(0, FIRST_ROWS);
   if (kept) focusRow(rowOf(kept));
 }
-const idle = window.requestIdleCallback || (act => setTimeout(act, 1)),
-  cancelIdle = window.cancelIdleCallback || clearTimeout;
+function noRow() {
+  const why = run.count ? "No row passes these filters." : "This log has no event yet.";
+  return h("div", { role: "row", class: "empty" }, h("div", { role: "gridcell" }, why));
+}
+const idle = window.requestIdleCallback || (act => setTimeout(act, 1));
+const cancelIdle = window.cancelIdleCallback || clearTimeout;
 function fillSome(from, to) {
   $("rows").append(...run.visible.slice(from, to).map((row, i) => rowElement(row, from + i)));
   if (to < run.visible.length) filling = idle(() => fillSome(to, to + 400));
 }
 function fillWindow() {
   if (!virtual() || $("v1").hidden) return;
-  const box = $("rows"), top = Math.max(0, -box.getBoundingClientRect().top);
-  const from = Math.max(0, Math.floor(top / rowHeight) - 15),
-    to = Math.min(run.visible.length, from + Math.ceil(innerHeight / rowHeight) + 30);
-  for (const old of [...box.children]) if (old.place < from ||
-    old.place >= to) if (!old.contains(document.activeElement)) old.remove();
-  const have = new Set([...box.children].map(old => old.place));
-  for (let place = from; place < to; place++) if (!have.has(place)) box.append(
-    placed(rowElement(run.visible[place], place)));
+  const box = $("rows"), top = Math.max(0, -box.getBoundingClientRect().top), shown = new Set();
+  const from = Math.max(0, Math.floor(top / rowHeight) - 15);
+  const to = Math.min(run.visible.length, from + Math.ceil(innerHeight / rowHeight) + 30);
+  for (const old of [...box.children]) {
+    const outside = old.place < from || old.place >= to;
+    if (outside && !old.contains(document.activeElement)) old.remove();
+    else shown.add(old.place);
+  }
+  for (let place = from; place < to; place++) {
+    if (!shown.has(place)) box.append(placed(rowElement(run.visible[place], place)));
+  }
 }
 function placed(element) {
   element.style.top = element.place * rowHeight + "px";
@@ -2470,8 +2499,8 @@ function gridKey(event) {
 function gridClick(event) {
   const target = event.target.closest("[role=row]");
   if (!target || target.row === undefined) return;
-  if (event.target.closest(".twist.has") || (event.detail === 2 && run.size[target.row] > 1)) { toggle(target.row);
-    return; }
+  const twice = event.detail === 2 && run.size[target.row] > 1;
+  if (twice || event.target.closest(".twist.has")) { toggle(target.row); return; }
   select(target.row, { push: true, focus: true });
   document.body.classList.add("open");
 }
@@ -2744,25 +2773,35 @@ async function copy(content, from) {
 
 // --- search: names at once, bodies block by block
 const SEARCH = { rows: new Set(), list: [], at: -1, ticket: 0, sorted: true };
-const SEARCHED = ["prompt", "system", "response", "code", "stdout", "value", "error", "tool_calls", "tool_results",
-  "arguments", "final", "summary", "context"];
+const NOISE = new Set([
+  "v", "event", "kind", "trajectory_id", "call_id", "parent_call_id", "timestamp", "node", "key", "id", "role", "type",
+  "tool_call_id", "tool_call_ids", "media_type", "sha256", "_at", "stop_reason", "status", "depth",
+]);
 async function search() {
   const wanted = STATE.q.toLowerCase(), ticket = ++SEARCH.ticket, r = run;
   Object.assign(SEARCH, { rows: new Set(), list: [], at: -1, sorted: true });
   if (wanted) {
-    for (let i = 0; i < r.count; i++) if ((r.names[r.name[i]] + " " + r.texts[i]).toLowerCase().includes(
-      wanted)) found(i);
+    for (let i = 0; i < r.count; i++) {
+      if (`${r.names[r.name[i]]} ${r.texts[i]}`.toLowerCase().includes(wanted)) found(i);
+    }
     showHits(true);
-    const raw = JSON.stringify(wanted).slice(1, -1);
     for (let place = 0; place < r.meta.chunks; place++) {
-      const lines = (await chunk(r, place));
+      const lines = await chunk(r, place);
       if (ticket !== SEARCH.ticket || r !== run) return;
-      lines.forEach((line, i) => { if (line.toLowerCase().includes(raw) &&
-        inBody(JSON.parse(line), wanted)) found(r.rowAt[place * CHUNK + i]); });
+      searchChunk(lines, place * CHUNK, wanted);
       if (place % 8 === 0) showHits(true);
     }
   }
   showHits(false);
+}
+function searchChunk(lines, first, wanted) {
+  const raw = JSON.stringify(wanted).slice(1, -1).replaceAll("<", "\\u003c");
+  const plain = raw.replaceAll("\\u003c", "<"), low = lines.toLowerCase();
+  if (!low.includes(raw) && !low.includes(plain)) return;
+  lines.split("\n").forEach((line, i) => {
+    const lower = line.toLowerCase();
+    if ((lower.includes(raw) || lower.includes(plain)) && inBody(JSON.parse(line), wanted)) found(run.rowAt[first + i]);
+  });
 }
 function found(row) {
   if (row < 0 || SEARCH.rows.has(row)) return;
@@ -2772,12 +2811,13 @@ function found(row) {
   element(row)?.classList.add("hit");
 }
 function inBody(event, wanted) {
-  const stack = SEARCHED.map(key => event[key]);
+  const stack = [event];
   while (stack.length) {
-    const value = stack.pop();
-    if (typeof value === "string" ? value.toLowerCase().includes(wanted)
-      : typeof value === "number" && String(value) === wanted) return true;
-    if (value && typeof value === "object") stack.push(...Object.values(value));
+    for (const [key, value] of Object.entries(stack.pop())) {
+      if (NOISE.has(key)) continue;
+      if (value && typeof value === "object") stack.push(value);
+      else if (String(value).toLowerCase().includes(wanted)) return true;
+    }
   }
   return false;
 }
@@ -2824,8 +2864,10 @@ function showFilters() {
   const used = distinct(run.kind).map(place => KINDS[place]);
   const models = distinct(run.model).filter(place => run.models[place]).map(place => run.models[place]);
   const tools = new Set(), depths = distinct(run.depth).sort((a, b) => a - b);
-  for (let i = 0; i < run.count; i++) if (kind(i) === "tool") tools.add(name(i));
+  for (let i = 0; i < run.count; i++) {
+    if (kind(i) === "tool") tools.add(name(i));
     else if (kind(i) === "cell") tools.add("execute_code");
+  }
   const chips = used.map(k => chip(k));
   const errors = button("Errors only", () => filter({ err: STATE.err ? "" : "1" }),
     { class: "chip", "aria-pressed": !!STATE.err });
@@ -2837,10 +2879,11 @@ function showFilters() {
     button("Clear filters", () => filter(Object.fromEntries(FILTERS.map(key => [key, ""])))));
 }
 function chip(k) {
-  const on = STATE.k.split(",").includes(k);
-  const made = button(KIND_NAMES[k], () =>
-    { const now = new Set(STATE.k.split(",").filter(Boolean)); now.delete(k) || now.add(k);
-    filter({ k: [...now].join(",") }); }, { class: "chip", "aria-pressed": on });
+  const chosen = new Set(STATE.k.split(",").filter(Boolean));
+  const made = button(KIND_NAMES[k], () => {
+    if (!chosen.delete(k)) chosen.add(k);
+    filter({ k: [...chosen].join(",") });
+  }, { class: "chip", "aria-pressed": chosen.has(k) });
   made.prepend(icon(k));
   return made;
 }
@@ -2850,9 +2893,10 @@ function choice(label, key, values) {
   list.value = STATE[key];
   return h("label", {}, label, list);
 }
-const amount = (label, key, step) => h("label", {}, label,
-  h("input", { type: "number", min: 0, step, value: STATE[key],
-  onchange: event => filter({ [key]: event.target.value }) }));
+function amount(label, key, step) {
+  const onchange = event => filter({ [key]: event.target.value });
+  return h("label", {}, label, h("input", { type: "number", min: 0, step, value: STATE[key], onchange }));
+}
 function filter(changes) {
   const at = document.activeElement?.textContent;
   go(changes, false);
@@ -2911,11 +2955,17 @@ function lanes(r) {
   r.thread = new Int32Array(r.count).fill(1);
   let threads = 1, top = 0;
   for (let i = 0; i < r.count; i++) {
-    if (r.parent[i] < 0) { r.lane[i] = top; top += tall[i]; r.thread[i] = threads++; }
+    if (r.parent[i] < 0) {
+      r.lane[i] = top;
+      r.thread[i] = threads++;
+      top += tall[i];
+    }
     if (!offsets.has(i)) continue;
     const { heights, begin } = offsets.get(i), own = heights.map((_, at) => at ? ++threads : r.thread[i]);
-    for (let at = i + 1; at < i + r.size[i]; at += r.size[at]) { r.lane[at] = r.lane[i] + 1 + begin[slot[at]];
-      r.thread[at] = own[slot[at]]; }
+    for (let at = i + 1; at < i + r.size[i]; at += r.size[at]) {
+      r.lane[at] = r.lane[i] + 1 + begin[slot[at]];
+      r.thread[at] = own[slot[at]];
+    }
   }
   r.lanes = top;
 }
@@ -2935,28 +2985,32 @@ function stack(r, parent, slot, tall, offsets) {
 }
 function showTimeline() {
   lanes(run);
-  const box = $("v2");
-  const squeeze = button("Shorten idle gaps",
-    () => { FLAME.squeeze = !FLAME.squeeze; squeeze.setAttribute("aria-pressed", FLAME.squeeze); fit(); },
-    { class: "chip", "aria-pressed": FLAME.squeeze });
   const canvas = h("canvas", { tabindex: 0, role: "img",
     "aria-label": "Timeline: arrow keys pan, plus and minus zoom, 0 fits, j and k choose the next and previous row" });
-  const keys = ["node", "turn", "sub", "cell",
-    "tool"].map(k => { const key = h("span", { class: "key" }, KIND_NAMES[k]); key.prepend(icon(k)); return key; });
-  box.className = "flame";
-  box.replaceChildren(h("div", { class: "row" },
-    button("−", () => zoom(1.6), { class: "icon", "aria-label": "Zoom out" }),
-    button("+", () => zoom(0.625), { class: "icon", "aria-label": "Zoom in" }), button("Fit", fit),
-    run.time.gaps.length ? squeeze : null, keys), canvas, h("div", { class: "tip", hidden: "" }));
+  $("v2").className = "flame";
+  $("v2").replaceChildren(flameBar(), canvas, h("div", { class: "tip", hidden: "" }));
   canvas.addEventListener("wheel", flameWheel, { passive: false });
   canvas.addEventListener("pointerdown", flameDrag);
-  canvas.addEventListener("pointermove", event => flameHover(event));
+  canvas.addEventListener("pointermove", flameHover);
   canvas.addEventListener("pointerleave", () => flameHover(null));
-  canvas.addEventListener("dblclick", event => { const row = rowUnder(event); if (row >= 0) zoomTo(row); });
+  canvas.addEventListener("dblclick", event => zoomTo(rowUnder(event)));
   canvas.addEventListener("keydown", flameKey);
   Object.assign(FLAME, { from: 0, to: 1, top: 0, canvas, hover: -1 });
   draw();
 }
+function flameBar() {
+  const squeeze = button("Shorten idle gaps", () => {
+    FLAME.squeeze = !FLAME.squeeze;
+    squeeze.setAttribute("aria-pressed", FLAME.squeeze);
+    fit();
+  }, { class: "chip", "aria-pressed": FLAME.squeeze });
+  return h("div", { class: "row" },
+    button("−", () => zoom(1.6), { class: "icon", "aria-label": "Zoom out" }),
+    button("+", () => zoom(0.625), { class: "icon", "aria-label": "Zoom in" }),
+    button("Fit", fit), run.time.gaps.length ? squeeze : null,
+    ["node", "turn", "sub", "cell", "tool"].map(k => keyOf(icon(k), KIND_NAMES[k])));
+}
+const keyOf = (mark, label) => h("span", { class: "key" }, mark, label);
 const across = t => FLAME.squeeze ? run.time.share(t) : t / run.time.total;
 function fit() {
   Object.assign(FLAME, { from: 0, to: 1, top: 0 });
@@ -2970,6 +3024,7 @@ function zoom(by, at = 0.5) {
   draw();
 }
 function zoomTo(row) {
+  if (row < 0) return;
   const from = across(run.start[row]), width = Math.max(1e-7, across(run.end[row]) - from);
   Object.assign(FLAME, { from: Math.max(0, from - width * 0.04), to: Math.min(1, from + width * 1.04) });
   draw();
@@ -3007,7 +3062,7 @@ function flameDrag(event) {
 function flameKey(event) {
   const acts = { ArrowLeft: () => pan(-0.1, 0), ArrowRight: () => pan(0.1, 0), ArrowUp: () => pan(0, -LANE * 2),
     ArrowDown: () => pan(0, LANE * 2), "+": () => zoom(0.625), "=": () => zoom(0.625), "-": () => zoom(1.6),
-    0: fit, Enter: () => zoomTo(Math.max(0, rowOf(STATE.e))) };
+    0: fit, Enter: () => zoomTo(rowOf(STATE.e)) };
   if (!acts[event.key] || event.ctrlKey || event.metaKey) return;
   event.preventDefault();
   acts[event.key]();
@@ -3142,28 +3197,35 @@ function drawTicks(pen, color) {
 
 // --- charts
 function showCharts() {
-  const calls = [];
-  for (let i = 0; i < run.count; i++) if (kind(i) === "turn" || kind(i) === "sub") calls.push(i);
-  calls.sort((a, b) => run.end[a] - run.end[b]);
-  if (!calls.length) { $("v3").replaceChildren(h("p", { class: "empty" }, "No call has been answered yet."));
-    return; }
-  const of = column => calls.map(i => column[i]);
+  const calls = rowsOf("turn", "sub").sort((a, b) => run.end[a] - run.end[b]);
+  const charts = calls.length ? [...plots(calls), ...sharesOf(calls)] : [];
+  $("v3").replaceChildren(calls.length ? h("div", { class: "charts" }, charts)
+    : h("p", { class: "empty" }, "No call has been answered yet."));
+}
+const rowsOf = (...kinds) => [...run.kind.keys()].filter(i => kinds.includes(kind(i)));
+function plots(calls) {
+  const of = column => calls.map(i => column[i]), unknown = run.meta.unpriced;
   let sum = 0;
   const spent = calls.map(i => sum += Math.max(0, run.cost[i]));
   const fresh = calls.map(i => Math.max(0, run.input[i] - run.cached[i]));
-  $("v3").replaceChildren(h("div", { class: "charts" },
-    plot("Tokens per call", calls, [["input", "turn", fresh], ["cached input", "batch", of(run.cached)],
-      ["output", "cell", of(run.output)]], number),
+  const cost = "cost" + (unknown ? ` (without ${number(unknown)} calls of unknown price)` : "");
+  const cached = ["cached input", "batch", of(run.cached)];
+  const tokens = [["input", "turn", fresh], cached, ["output", "cell", of(run.output)]];
+  return [
+    plot("Tokens per call", calls, tokens, number),
     plot("Duration per call", calls, [["duration", "sub", of(run.own)]], duration),
-    plot("Cumulative cost", calls, [["cost" + (run.meta.unpriced
-      ? ` (without ${number(run.meta.unpriced)} calls of unknown price)` : ""), "end", spent]],
-      value => money(value), true),
+    plot("Cumulative cost", calls, [[cost, "end", spent]], value => money(value)),
+  ];
+}
+function sharesOf(calls) {
+  const model = i => run.models[run.model[i]], tool = i => kind(i) === "cell" ? "execute_code" : name(i);
+  const costs = tally(calls, model, i => Math.max(0, run.cost[i]));
+  return [
     shares("Where the time went", byKind(), duration, "own time of each kind; parallel calls add up"),
-    shares("Calls by model", tally(calls, i => run.models[run.model[i]], () => 1), number, "", true),
-    shares("Cost by model", tally(calls, i => run.models[run.model[i]], i => Math.max(0, run.cost[i])),
-      value => money(value), run.meta.unpriced ? "calls with a known price" : ""),
-    shares("Tools", tally([...run.kind.keys()].filter(i => kind(i) === "cell" || kind(i) === "tool"),
-      i => kind(i) === "cell" ? "execute_code" : name(i), () => 1), number, "calls of each tool", true)));
+    shares("Calls by model", tally(calls, model, () => 1), number, "", true),
+    shares("Cost by model", costs, value => money(value), run.meta.unpriced ? "calls with a known price" : ""),
+    shares("Tools", tally(rowsOf("cell", "tool"), tool, () => 1), number, "calls of each tool", true),
+  ];
 }
 function tally(rows, label, amount) {
   const sums = new Map();
@@ -3171,68 +3233,71 @@ function tally(rows, label, amount) {
   return [...sums].sort((a, b) => b[1] - a[1]);
 }
 function byKind() {
-  const kinds = ["turn", "sub", "cell", "tool"];
-  const sums = tally([...run.kind.keys()].filter(i => kinds.includes(kind(i))), kind, i => run.own[i]);
+  const sums = tally(rowsOf("turn", "sub", "cell", "tool"), kind, i => run.own[i]);
   return sums.map(([k, sum]) => [KIND_NAMES[k] + "s", sum, k]);
 }
-function plot(title, calls, series, format, line = false) {
-  const bins = Math.min(calls.length, 160), per = calls.length / bins, stacks = [];
-  for (let bin = 0; bin < bins; bin++) {
+function plot(title, calls, series, format) {
+  const bars = binned(calls, series), most = Math.max(1e-12, ...bars.map(bar => bar.whole));
+  const chart = s("svg", { viewBox: `0 0 ${bars.length * 10} 100`, preserveAspectRatio: "none", role: "img",
+    "aria-label": `${title}: ${number(calls.length)} calls, at most ${format(most)}` });
+  chart.append(...bars.map((bar, at) => barOf(bar, at * 10, most, series, format)));
+  const legend = series.map(([label, look]) => keyOf(swatch(look), label));
+  return h("figure", {}, h("figcaption", {}, h("b", {}, title), legend),
+    h("div", { class: "plot" },
+      h("div", { class: "y" }, h("span", {}, format(most)), h("span", {}, "0")), chart,
+      h("div", { class: "x" }, h("span", {}, "first call"), h("span", {}, `call ${number(calls.length)}`))));
+}
+function binned(calls, series) {
+  const bins = Math.min(calls.length, 160), per = calls.length / bins;
+  const whole = at => series.reduce((sum, [, , values]) => sum + values[at], 0);
+  return Array.from({ length: bins }, (_, bin) => {
     const from = Math.floor(bin * per), to = Math.max(from + 1, Math.floor((bin + 1) * per));
     let best = from;
-    const whole = at => series.reduce((sum, [, , values]) => sum + values[at], 0);
     for (let at = from; at < to; at++) if (whole(at) > whole(best)) best = at;
-    stacks.push({ row: calls[best], values: series.map(([, , values]) => values[best]), whole: whole(best) });
-  }
-  const most = Math.max(1e-12, ...stacks.map(item => item.whole)),
-    chart = s("svg", { viewBox: `0 0 ${bins * 10} 100`, preserveAspectRatio: "none", role: "img",
-    "aria-label": `${title}: ${number(calls.length)} calls, at most ${format(most)}` });
-  stacks.forEach((item, bin) => chart.append(barOf(item, bin, bins, most, series, format, line)));
-  const legend = series.map(([label, look]) => h("span", { class: "key" }, icon2(look), label));
-  return h("figure", {}, h("figcaption", {}, h("b", {}, title), legend),
-    h("div", { class: "plot" }, h("div", { class: "y" }, h("span", {}, format(most)), h("span", {}, "0")), chart,
-    h("div", { class: "x" }, h("span", {}, "first call"), h("span", {}, `call ${number(calls.length)}`))));
-}
-const icon2 = look => s("svg", { class: "k-" + look, viewBox: "0 0 16 16", "aria-hidden": "true" },
-  s("path", { d: "M2 2h12v12H2z" }));
-function barOf(item, bin, bins, most, series, format, line) {
-  const group = s("g", {}), gap = line ? 0 : Math.min(2, bins / 40);
-  let y = 100;
-  item.values.forEach((value, at) => {
-    const high = value / most * 100;
-    y -= high;
-    group.append(s("rect", { class: "k-" + series[at][1], x: bin * 10 + gap / 2, y, width: 10 - gap, height: high,
-      fill: "currentColor" }));
+    return { row: calls[best], values: series.map(([, , values]) => values[best]), whole: whole(best) };
   });
-  const hint = document.createElementNS("http://www.w3.org/2000/svg", "title");
-  put(hint, `${name(item.row)}: ${series.map(([label], at) => `${label} ${format(item.values[at])}`).join(", ")}`);
+}
+const swatch = look => s("svg", { class: "k-" + look, viewBox: "0 0 16 16" }, s("path", { d: "M2 2h12v12H2z" }));
+function barOf(bar, x, most, series, format) {
+  const group = s("g", {}), hint = s("title", {});
+  let y = 100;
+  bar.values.forEach((value, at) => {
+    const height = value / most * 100;
+    y -= height;
+    group.append(s("rect", { class: "k-" + series[at][1], x: x + 0.5, y, width: 9, height, fill: "currentColor" }));
+  });
+  put(hint, `${name(bar.row)}: ${series.map(([label], at) => `${label} ${format(bar.values[at])}`).join(", ")}`);
   group.append(hint);
-  group.addEventListener("click", () => { select(item.row, { push: true, reveal: true });
-    document.body.classList.add("open"); });
+  group.addEventListener("click", () => {
+    select(bar.row, { push: true, reveal: true });
+    document.body.classList.add("open");
+  });
   return group;
 }
 const SLICES = ["turn", "sub", "cell", "tool", "end", "interrupted", "other"];
-function shares(title, rows, format, note, slices = false) {
+function shares(title, rows, format, note, round = false) {
   const whole = rows.reduce((sum, row) => sum + row[1], 0), most = rows.length ? rows[0][1] : 0;
-  const list = h("div", { class: "share" }, rows.slice(0, 12).map(([label, value, look], at) => {
-    const fill = h("span", { class: "fill k-" + (look || SLICES[Math.min(at, 6)]) });
+  const lines = rows.slice(0, 12).map(([label, value, look], at) => {
+    const fill = h("span", { class: "fill k-" + (look || slice(at)) });
     fill.style.width = (most ? value / most * 100 : 0) + "%";
+    const part = whole ? Math.round(value / whole * 100) : 0;
     return [h("span", { class: "label", title: label }, label), h("div", { class: "track" }, fill),
-      h("span", {}, `${format(value)} · ${whole ? Math.round(value / whole * 100) : 0} %`)];
-  }));
-  const content = !rows.length ? h("p", { class: "empty" }, "none") : slices && rows.length > 1 && whole
-    ? h("div", { class: "donut" }, donut(rows, whole), list) : list;
+      h("span", {}, `${format(value)} · ${part} %`)];
+  });
+  let content = h("div", { class: "share" }, lines);
+  if (!rows.length) content = h("p", { class: "empty" }, "none");
+  else if (round && rows.length > 1) content = h("div", { class: "donut" }, donut(rows, whole), content);
   return h("figure", {}, h("figcaption", {}, h("b", {}, title), note), content);
 }
+const slice = at => SLICES[Math.min(at, SLICES.length - 1)];
 function donut(rows, whole) {
-  const ring = s("svg", { viewBox: "0 0 36 36", "aria-hidden": "true" });
+  const ring = s("svg", { viewBox: "0 0 36 36", "aria-hidden": "true" }), gap = 0.6;
+  const circle = { cx: 18, cy: 18, r: 15.915, fill: "none", stroke: "currentColor", "stroke-width": 5 };
   let turned = 25;
   rows.forEach(([, value], at) => {
-    const part = value / whole * 100;
-    ring.append(s("circle", { class: "k-" + SLICES[Math.min(at, 6)], cx: 18, cy: 18, r: 15.915, fill: "none",
-      stroke: "currentColor", "stroke-width": 5,
-      "stroke-dasharray": `${Math.max(0.1, part - (rows.length > 1 ? 0.6 : 0))} ${100 - part + 0.6}`,
-      "stroke-dashoffset": turned }));
+    const part = value / whole * 100, dashes = `${Math.max(0.1, part - gap)} ${100 - part + gap}`;
+    const look = { class: "k-" + slice(at), "stroke-dasharray": dashes, "stroke-dashoffset": turned };
+    ring.append(s("circle", { ...circle, ...look }));
     turned -= part;
   });
   return ring;
@@ -3241,50 +3306,56 @@ function donut(rows, whole) {
 // --- runs, and two of them compared
 function showRuns() {
   const head = ["Run", "Question", "Status", "Started", "Duration", "Calls", "Tokens", "Cost"];
-  const rows = RUNS.map((meta, i) => h("tr", { class: i === STATE.run ? "on" : "" },
+  const title = `${number(RUNS.length)} ${RUNS.length === 1 ? "run" : "runs"}, newest first`;
+  const list = tableOf(head, RUNS.map(runLine), title);
+  $("v4").replaceChildren(...(DATA.diff ? [comparison(DATA.diff)] : []), list);
+}
+function tableOf(head, rows, title) {
+  const heads = head.map((word, i) => h("th", { scope: "col", class: i === 1 ? "l" : "" }, word));
+  const table = h("table", {}, h("caption", {}, title), h("thead", {}, h("tr", {}, heads)), h("tbody", {}, rows));
+  return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": title }, table);
+}
+function runLine(meta, i) {
+  const told = (value, format) => h("td", {}, value === null ? "?" : format(value));
+  return h("tr", { class: i === STATE.run ? "on" : "" },
     h("td", {}, button(meta.id, () => pickRun(i), { class: "link mono" })),
     h("td", { class: "l" }, meta.question.split("\n")[0].slice(0, 120)),
     h("td", {}, h("span", { class: "badge " + meta.status }, meta.status)),
-    h("td", {}, meta.started ? meta.started.slice(0, 16).replace("T", " ") : ""),
-    ...["duration_ms", "calls", "tokens"].map(key =>
-    h("td", {}, meta[key] === null ? "?" : key === "duration_ms" ? duration(meta[key]) : number(meta[key]))),
-    h("td", {}, meta.cost_usd === null ? money(meta.cost_known || 0, 1) : money(meta.cost_usd))));
-  $("v4").replaceChildren(...(DATA.diff ? [comparison(DATA.diff)] : []),
-    h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Runs" },
-    h("table", {}, h("caption", {}, `${number(RUNS.length)} ${RUNS.length === 1 ? "run" : "runs"}, newest first`),
-    h("thead", {}, h("tr", {}, head.map((title, i) =>
-    h("th", { scope: "col", class: i === 1 ? "l" : "" }, title)))), h("tbody", {}, rows))));
+    h("td", {}, (meta.started || "").slice(0, 16).replace("T", " ")),
+    told(meta.duration_ms, duration), told(meta.calls, number), told(meta.tokens, number),
+    h("td", {}, meta.cost_usd === null ? money(meta.cost_known || 0, 1) : money(meta.cost_usd)));
 }
+const DELTAS = [["Calls", "calls", number], ["Tokens", "tokens", number],
+  ["Cost", "cost_usd", value => money(value || 0, value === null)], ["Duration", "duration_ms", duration],
+  ["Errors", "errors", number], ["Depth", "depth_reached", number]];
+const STEP_WORDS = { same: "same", changed: "differs", left: "only A", right: "only B" };
 function comparison(diff) {
-  const [a, b] = RUNS, cards = [["Calls", "calls", number], ["Tokens", "tokens", number],
-    ["Cost", "cost_usd", value => money(value || 0, value === null)], ["Duration", "duration_ms", duration],
-    ["Errors", "errors", number], ["Depth", "depth_reached", number]];
-  const deltas = cards.map(([title, key, format]) =>
-    h("div", {}, h("dt", {}, title), h("dd", { class: "d" },
-    a[key] === null || b[key] === null ? "?"
-    : (b[key] > a[key] ? "+" : b[key] < a[key] ? "−" : "±") + format(Math.abs(b[key] - a[key]))),
-    h("dd", {}, `${format(a[key])} → ${format(b[key])}`)));
-  const side = (at, place, words) => h("td", {},
-    at < 0 ? "" : button(words, () => pickRun(place, String(at)), { class: "link" }));
-  const rows = diff.steps.map(([state, left, right, , one, other], i) =>
-    h("tr", { class: "step" + (i === diff.first ? " first" : ""), id: i === diff.first ? "divergence" : null },
-    h("td", {}, h("span", { class: "tag " + state },
-    { same: "same", changed: "differs", left: "only A", right: "only B" }[state])), side(left, 0, one),
-    side(right, 1, other)));
-  const jump = diff.first < 0 ? h("p", {}, "Both runs took the same steps to the same results.")
-    : button("First divergence: " + (diff.steps[diff.first][4] || diff.steps[diff.first][5]),
-    () => $("divergence").scrollIntoView({ block: "center" }), { class: "link" });
+  const [a, b] = RUNS, first = diff.steps[diff.first];
+  const jump = first
+    ? button("First divergence: " + (first[4] || first[5]), () => $("divergence").scrollIntoView({ block: "center" }),
+      { class: "link" })
+    : h("p", {}, "Both runs took the same steps to the same results.");
+  const more = diff.more ? h("p", { class: "empty" }, `… and ${number(diff.more)} more steps`) : null;
   return h("div", {}, h("div", { class: "v4row" }, h("h2", {}, `A ${a.id} → B ${b.id}`), jump),
-    h("dl", { class: "deltas" }, deltas), h("div",
-    { class: "scroll", tabindex: 0, role: "region", "aria-label": "Steps" },
-    h("table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Step"),
-    h("th", { scope: "col", class: "l" }, "A"), h("th", { scope: "col", class: "l" }, "B"))),
-    h("tbody", {}, rows))), diff.more ? h("p", { class: "empty" }, `… and ${number(diff.more)} more steps`) : null);
+    h("dl", { class: "deltas" }, DELTAS.map(part => delta(part, a, b))),
+    tableOf(["Step", "A", "B"], diff.steps.map((step, i) => stepLine(step, i === diff.first)), "Steps"), more);
+}
+function delta([title, key, format], a, b) {
+  const by = b[key] - a[key], sign = by > 0 ? "+" : by < 0 ? "−" : "±";
+  const change = a[key] === null || b[key] === null ? "?" : sign + format(Math.abs(by));
+  return h("div", {}, h("dt", {}, title), h("dd", { class: "d" }, change),
+    h("dd", {}, `${format(a[key])} → ${format(b[key])}`));
+}
+function stepLine([state, left, right, , one, other], first) {
+  const side = (at, place, words) =>
+    h("td", {}, at < 0 ? words : button(words, () => pickRun(place, String(at)), { class: "link" }));
+  return h("tr", { class: "step" + (first ? " first" : ""), id: first ? "divergence" : null },
+    h("td", {}, h("span", { class: "tag " + state }, STEP_WORDS[state])), side(left, 0, one), side(right, 1, other));
 }
 function pickRun(place, e = "") {
-  if (RUNS[place].href) { location.href = RUNS[place].href; return; }
+  if (RUNS[place].href) { location.assign(RUNS[place].href); return; }
   go({ run: place, e, v: 1, q: "", ...Object.fromEntries(FILTERS.map(key => [key, ""])) });
-  show1(place);
+  showRun(place);
 }
 
 // --- export
@@ -3294,25 +3365,31 @@ function save(content, file, type) {
   setTimeout(() => URL.revokeObjectURL(link.href), 5000);
 }
 function asCsv() {
-  const cell = value => typeof value === "number" ? value
-    : '"' + (/^[=+\-@\t\r]/.test(value) ? "'" : "") + value.replaceAll('"', '""') + '"';
-  const head = ["event", "level", "depth", "kind", "name", "text", "model", "start_ms", "end_ms", "self_ms",
-    "input", "output", "cached", "reasoning", "cost_usd", "total_tokens", "total_cost_usd", "unpriced_calls",
-    "error"];
-  const lines = [...run.level.keys()].map(i =>
-    [run.at[i], run.level[i], run.depth[i], kind(i), name(i), run.texts[i], run.models[run.model[i]], run.start[i],
-    run.end[i], run.own[i], run.input[i], run.output[i], run.cached[i], run.reasoning[i],
-    run.cost[i] < 0 ? "?" : run.cost[i], run.allTokens[i], run.allCost[i], run.unpriced[i],
-    isError(i) ? 1 : 0].map(cell).join(","));
-  return [head.join(","), ...lines].join("\r\n") + "\r\n";
+  const cell = value => {
+    if (typeof value === "number") return value;
+    const inert = /^[=+\-@\t\r]/.test(value) ? "'" + value : value;
+    return '"' + inert.replaceAll('"', '""') + '"';
+  };
+  const columns = {
+    event: i => run.at[i], level: i => run.level[i], depth: i => run.depth[i], kind, name, text: i => run.texts[i],
+    model: i => run.models[run.model[i]],
+    start_ms: i => run.start[i], end_ms: i => run.end[i], self_ms: i => run.own[i],
+    input: i => run.input[i], output: i => run.output[i], cached: i => run.cached[i], reasoning: i => run.reasoning[i],
+    cost_usd: i => run.cost[i] < 0 ? "?" : run.cost[i], total_tokens: i => run.allTokens[i],
+    total_cost_usd: i => run.allCost[i], unpriced_calls: i => run.unpriced[i], error: i => Number(isError(i)),
+  };
+  const lines = [...run.level.keys()].map(i => Object.values(columns).map(value => cell(value(i))).join(","));
+  return [Object.keys(columns).join(","), ...lines].join("\r\n") + "\r\n";
 }
 function asTrace() {
   lanes(run);
-  const events = [...run.level.keys()].map(i =>
-    ({ name: name(i), cat: kind(i), ph: "X", ts: Math.round(run.start[i] * 1000),
-    dur: Math.round((run.end[i] - run.start[i]) * 1000), pid: 1, tid: run.thread[i],
+  const micro = ms => Math.round(ms * 1000);
+  const events = [...run.level.keys()].map(i => ({
+    name: name(i), cat: kind(i), ph: "X", ts: micro(run.start[i]), dur: micro(run.end[i] - run.start[i]),
+    pid: 1, tid: run.thread[i],
     args: { text: run.texts[i], tokens: run.allTokens[i], cost_usd: run.allCost[i], event: run.at[i],
-    error: isError(i) } }));
+      error: isError(i) },
+  }));
   return JSON.stringify({ displayTimeUnit: "ms", otherData: { run: run.meta.id }, traceEvents: events });
 }
 
@@ -3335,13 +3412,15 @@ function applyView() {
   else fillWindow();
 }
 function showStatic() {
-  const rows = [...run.level.keys()].slice(0,
-    200).map(i => h("tr", {}, h("td", {}, "\u00a0\u00a0".repeat(Math.min(run.level[i], 24)),
-    isError(i) ? "✗ " : "", h("b", {}, name(i)), " ", run.texts[i]),
-    figureCells(i).map(cell => h("td", {}, cell.firstChild.textContent))));
+  const rows = [...run.level.keys()].slice(0, 200).map(i => {
+    const indent = "\u00a0\u00a0".repeat(Math.min(run.level[i], 24)), mark = isError(i) ? "✗ " : "";
+    const figures = figureCells(i).map(cell => h("td", {}, cell.firstChild.textContent));
+    return h("tr", {}, h("td", {}, indent, mark, h("b", {}, name(i)), " ", run.texts[i]), figures);
+  });
   $("static").querySelector("tbody")?.replaceChildren(...rows);
 }
-async function show1(place) {
+async function showRun(place) {
+  if (RUNS[place].href) { location.replace(RUNS[place].href + location.hash); return; }
   const changed = !run || run.place !== place;
   STATE.run = place;
   if (changed) {
@@ -3357,43 +3436,50 @@ async function show1(place) {
   applyView();
   $("q").value = STATE.q;
   search();
-  const row = STATE.e ? rowOf(STATE.e) : -1;
-  if (row >= 0) { if (changed && STATE.v < 3) document.body.classList.add("open"); reveal(row); select(row);
-    if (STATE.v === 1) intoView(ensured(row) || $("grid")); }
-  else showNothing();
-  if (STATE.e && row < 0) say(`This run has no event “${STATE.e}”.`);
+  showChosen(changed);
   requestAnimationFrame(() => { document.documentElement.dataset.ready = Math.round(performance.now()); });
 }
+function showChosen(changed) {
+  const row = rowOf(STATE.e);
+  if (row < 0) {
+    showNothing();
+    if (STATE.e) say(`This run has no event “${STATE.e}”.`);
+    return;
+  }
+  if (changed && STATE.v < 3) document.body.classList.add("open");
+  reveal(row);
+  select(row);
+  if (STATE.v === 1) intoView(ensured(row) || $("grid"));
+}
 function follow() {
+  const same = () => DATA.live;
   setInterval(async () => {
-    const version = await fetch("version" + location.search).then(reply => reply.ok ? reply.text() : DATA.live,
-      () => DATA.live);
+    const version = await fetch("version" + location.search).then(reply => reply.ok ? reply.text() : same(), same);
     if (version !== DATA.live) location.reload();
   }, 2000);
 }
 function flipTheme() {
-  const dark = document.documentElement.dataset.theme ? document.documentElement.dataset.theme === "dark"
-    : matchMedia("(prefers-color-scheme: dark)").matches;
-  document.documentElement.dataset.theme = dark ? "light" : "dark";
-  try { localStorage.setItem("rlm-theme", dark ? "light" : "dark"); } catch { /* a browser that keeps nothing */ }
+  const page = document.documentElement.dataset, system = matchMedia("(prefers-color-scheme: dark)").matches;
+  const dark = page.theme ? page.theme === "dark" : system;
+  page.theme = dark ? "light" : "dark";
+  try { localStorage.setItem("rlm-theme", page.theme); } catch { /* a browser that keeps nothing */ }
   if (STATE.v === 2) draw();
 }
+const FIXED_KEYS = [["↑ ↓ Home End", "Move in the tree"], ["→ ←", "Open, close, parent, cells"],
+  ["Enter Space", "Show, open or close"], ["Esc", "Back"]];
 function showLegend() {
-  const rows = [...document.querySelectorAll("[data-shortcut]")].map(item =>
-    [h("dt", {}, item.dataset.shortcut.split(" ").map(key => [h("kbd", {}, key), " "])),
-    h("dd", {}, item.dataset.does || item.getAttribute("aria-label") || item.textContent)]);
-  const fixed = [["↑ ↓ Home End", "Move in the tree"], ["→ ←", "Open, close, parent, cells"],
-    ["Enter Space", "Show, open or close"],
-    ["Esc", "Back"]].map(([keys, does]) => [h("dt", {}, keys.split(" ").map(key => [h("kbd", {}, key), " "])),
-    h("dd", {}, does)]);
-  $("legend").querySelector("dl").replaceChildren(...rows.flat(), ...fixed.flat());
+  const line = ([keys, does]) =>
+    [h("dt", {}, keys.split(" ").map(key => [h("kbd", {}, key), " "])), h("dd", {}, does)];
+  const does = item => item.dataset.does || item.getAttribute("aria-label") || item.textContent;
+  const shortcuts = [...document.querySelectorAll("[data-shortcut]")].map(item => [item.dataset.shortcut, does(item)]);
+  $("legend").querySelector("dl").replaceChildren(...[...shortcuts, ...FIXED_KEYS].flatMap(line));
   $("legend").showModal();
 }
 function pressed(event) {
-  const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
+  const inField = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
   const held = event.ctrlKey || event.metaKey || event.altKey;
   if (event.key === "Escape") leave(event.target);
-  else if (typing || held || $("legend").open) return;
+  else if (inField || held || $("legend").open) return;
   else if (event.key === "j" || event.key === "k") nextRow(event.key);
   else if (!pressShortcut(event.key)) return;
   event.preventDefault();
@@ -3416,33 +3502,36 @@ function pressShortcut(key) {
   return Boolean(wanted);
 }
 function listen() {
-  let waiting = 0;
-  $("q").addEventListener("input", () => { clearTimeout(waiting);
-    waiting = setTimeout(() => { go({ q: $("q").value }, false); search(); }, 140); });
-  $("q").addEventListener("keydown", event => { if (event.key === "Enter") nextHit(event.shiftKey ? -1 : 1); });
-  $("next").onclick = () => nextHit(1);
-  $("prev").onclick = () => nextHit(-1);
+  const clicks = { theme: flipTheme, help: showLegend, errors: nextError,
+    next: () => nextHit(1), prev: () => nextHit(-1),
+    expand: () => setAll(true), fold: () => setAll(false),
+    csv: () => save(asCsv(), run.meta.id + ".csv", "text/csv"),
+    trace: () => save(asTrace(), run.meta.id + ".trace.json", "application/json") };
+  for (const [id, act] of Object.entries(clicks)) $(id).onclick = act;
+  for (let v = 1; v <= 4; v++) $("t" + v).onclick = () => setView(v);
   $("pick").onchange = () => pickRun(+$("pick").value);
-  $("theme").onclick = flipTheme;
-  $("help").onclick = showLegend;
-  $("errors").onclick = nextError;
-  $("expand").onclick = () => setAll(true);
-  $("fold").onclick = () => setAll(false);
-  $("csv").onclick = () => save(asCsv(), run.meta.id + ".csv", "text/csv");
-  $("trace").onclick = () => save(asTrace(), run.meta.id + ".trace.json", "application/json");
-  for (let i = 1; i <= 4; i++) $("t" + i).onclick = () => setView(i);
-  document.querySelector("[role=tablist]").addEventListener("keydown",
-    event => { const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (by) { setView((STATE.v + by + 3) % 4 + 1); $("t" + STATE.v).focus(); } });
+  $("q").addEventListener("input", typed);
+  $("q").addEventListener("keydown", event => { if (event.key === "Enter") nextHit(event.shiftKey ? -1 : 1); });
+  document.querySelector("[role=tablist]").addEventListener("keydown", tabKey);
   $("rows").addEventListener("keydown", gridKey);
   $("rows").addEventListener("click", gridClick);
-  addEventListener("scroll", () => fillWindow(), { passive: true });
+  addEventListener("scroll", fillWindow, { passive: true });
   addEventListener("resize", () => { fillWindow(); draw(); });
   addEventListener("keydown", pressed);
-  addEventListener("popstate", () => show1(readHash()));
-  addEventListener("hashchange", () => show1(readHash()));
+  addEventListener("popstate", () => showRun(readHash()));
 }
-if (RUNS.length) { listen(); show1(readHash()); }
+let typing = 0;
+function typed() {
+  clearTimeout(typing);
+  typing = setTimeout(() => { go({ q: $("q").value }, false); search(); }, 140);
+}
+function tabKey(event) {
+  const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+  if (!by) return;
+  setView((STATE.v + by + 3) % 4 + 1);
+  $("t" + STATE.v).focus();
+}
+if (RUNS.length) { listen(); showRun(readHash()); }
 else document.documentElement.className = "";
 if (DATA.live) follow();
 """

@@ -131,7 +131,8 @@ class Node:
         result = {"id": f"{self.last_call}x", "name": "execute_code", "is_error": error is not None}
         journal.line(
             "tool", self.last_call, self.parent_call, self.depth, self.name,
-            turn=self.turns, tool_calls=[f"{self.last_call}x"], tool_results=[result], cell=self.cells, code=code, stdout=stdout,
+            turn=self.turns, tool_calls=[f"{self.last_call}x"], tool_results=[result],
+            cell=self.cells, code=code, stdout=stdout,
             value=value, error=error, status=status, restored=status in ("timeout", "memory", "crash"),
             duration_ms=round(journal.now - began, 1), images=0, **extra,
         )  # fmt: skip
@@ -202,7 +203,8 @@ class Node:
         cost = None if truth["unpriced"] else round(truth["cost"], 9)
         extra = {"given": given, **({"value": response} if given else {})} if status == "answered" else {}
         self.journal.line(
-            "end", None, self.parent_call, self.depth, self.name, status=status, response=response, error=error, **extra,
+            "end", None, self.parent_call, self.depth, self.name,
+            status=status, response=response, error=error, **extra,
             totals={"calls": truth["calls"], "tokens": truth["tokens"], "usage": {}, "cost_usd": cost,
                     "tool_calls": truth["tool_calls"], "depth_reached": truth["depth"],
                     "duration_ms": round(self.journal.now - self.journal.began)},

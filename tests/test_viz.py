@@ -398,6 +398,18 @@ def test_secrets_are_replaced_before_a_page_is_written(
         assert "use [redacted] please" in page
 
 
+def test_a_notebooks_table_holds_no_secret() -> None:
+    key = "sk-" + "a1" * 40
+    events = journals.failed_run()
+    for event in events:
+        event |= {name: f"use the key {key} and go on" for name in ("prompt", "code", "response") if name in event}
+        for call in event.get("tool_calls", []) if event["event"] == "call" else []:
+            call["arguments"] = {"key": key}
+    page = rlm_viz.table(events)
+    assert "sk-a1" not in page
+    assert page.count("[redacted]") > 8
+
+
 def test_ordinary_words_are_not_taken_for_secrets() -> None:
     words = "a task-management-board, risk-adjusted-return, bearer of news, asking sk-8"
     assert rlm_viz.Secrets({"MAX_TOKENS": "123456789"}).removed(words) == words

@@ -34,7 +34,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Events of a real run and of every story of the generator."""
     folder = tmp_path_factory.mktemp("demo")
     command = [sys.executable, str(ROOT / "rlm.py"), "demo"]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=100)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
     [log] = (folder / "logs").glob("*.jsonl")
     events, problems = rlm_viz.read(log)
     assert problems == [] and {event["event"] for event in events} == {"start", "call", "tool", "end"}
