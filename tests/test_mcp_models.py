@@ -272,6 +272,28 @@ def test_a_request_state_is_refused_unless_it_is_ours_fresh_and_for_this_call() 
         assert retry(peer, first, {key: sampled("P")}, requestState=state)["error"]["code"] == -32602
 
 
+def test_a_suspended_run_can_be_resumed_by_a_client_that_samples() -> None:
+    with Peer(MODERN) as peer:
+        code = "[llm_query('p'), llm_query('q')]"
+        handle = suspended(peer.call("execute_python", code=code))["handle"]
+        peer.capabilities = {"sampling": {}}
+        first = {"name": "resume", "arguments": {"handle": handle, "answers": ["P"]}}
+        asked = peer.result("tools/call", first)
+        (key,) = asked["inputRequests"]
+        done = retry(peer, first, {key: sampled("Q")}, requestState=asked["requestState"])["result"]
+        assert text_of(done) == "Value: ['P', 'Q']"
+
+
+def test_a_session_that_waits_for_its_client_says_so() -> None:
+    with Peer(MODERN, capabilities={"sampling": {}}) as peer:
+        first = {"name": "execute_python", "arguments": {"code": "llm_query('p')"}}
+        asked = peer.result("tools/call", first)
+        assert "this session still runs job_" in peer.refused("execute_python", code="1")
+        (key,) = asked["inputRequests"]
+        retry(peer, first, {key: sampled("P")}, requestState=asked["requestState"])
+        assert peer.run("1") == "Value: 1"
+
+
 def test_a_request_state_expires() -> None:
     setup = "rlm_mcp.IDLE_SECONDS = -1\nrlm_mcp.Server._expire = lambda self, now: None"
     with Peer(MODERN, capabilities={"sampling": {}}, setup=setup) as peer:
