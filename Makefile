@@ -18,7 +18,7 @@ fast:                       # the part that runs on every supported Python
 	$(PYTHON) -m pytest -m "not slow"
 
 bench:                      # beside other projects, each in an environment of its own
-	$(PYTHON) benchmarks/bench.py
+	$(PYTHON) benchmarks/bench.py --write docs/benchmarks.md
 
 image:                      # a Docker engine and python:3.11-slim, for the Docker tests
 	.ci/docker-engine

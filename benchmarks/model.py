@@ -74,7 +74,9 @@ SPEECH = {
     "minrlm": Speech(
         fence("python"), "FINAL({})", f"sub_llm_batch([(leaf, '') for leaf in {LEAVES}])", context="input_0[:]"
     ),
-    "rlm-runtime": Speech(lambda code: call("execute_code", {"code": code}), "result = {}"),
+    "rlm-runtime": Speech(
+        lambda code: call("execute_code", {"code": code}), "result = {}", context="context['context']"
+    ),
 }
 ANSWERS_IN_TEXT = {"rlm-runtime"}  # its code cannot end a run: the model then repeats what the code gave
 
