@@ -5018,7 +5018,7 @@ def request(engine: Any, method: str, container: str, action: str = "", **parame
 def remove_container(engine: Any, container: str) -> None:
     """Remove a container in whatever state it is; one that is gone is fine, one that is going is waited for."""
     with contextlib.suppress(OSError):
-        if request(engine, "DELETE", container, force="1") == 409:
+        if request(engine, "DELETE", container, force="1", v="1") == 409:
             request(engine, "POST", container, "/wait", condition="removed")
 
 
@@ -5192,7 +5192,7 @@ REFUSALS = (
     (r"CPU", "the engine refuses this number of processors: {told}", "docker_cpus = 1.0"),
     (r"bind source path|mount|not a directory", "{box.workspace} cannot be mounted: {told}", 'docker_mount = "none"'),
     (r"no space left", "the engine's disk is full: {told}", "docker system df shows what takes the room"),
-    (r"refused|[Cc]onnection|timed out|No such file", "the Docker daemon does not answer: {told}",
+    (r"refused|[Cc]onnection|timed out|No such file", "the Docker daemon does not answer any more",
      "start it again (sudo systemctl start docker); a run that had begun goes on with: rlm resume ID"),
 )  # fmt: skip
 
@@ -5338,6 +5338,7 @@ class DockerSandbox(Sandbox):
             "stdin_open": True,
             "detach": False,  # so that the worker's input ends with this process
             "stop_signal": "SIGKILL",
+            "healthcheck": {"test": ["NONE"]},
             "network_disabled": self.network_disabled,
             "labels": {LABEL: owner_label(os.getpid())},
             "host_config": self.engine.create_host_config(mounts=mounts, **self._limits()),
