@@ -405,8 +405,15 @@ class Job:
             self.asks, self.posed = {}, {}
         if request is not None:
             request.drop() if by_client else request.result(text_result(why, is_error=True))
-        while self.begun and not self.ended.wait(0.02):  # again: the first may come just before the code begins
+        if self.begun:
+            threading.Thread(target=self._stop, daemon=True).start()
+
+    def _stop(self) -> None:
+        """Stop what runs; again while it does, since the first try may come just before the code begins."""
+        until = time.monotonic() + 5
+        while not self.ended.is_set() and time.monotonic() < until:
             self.stop()
+            self.ended.wait(0.02)
 
     # questions for the client's model
 
@@ -823,8 +830,7 @@ class Server:
                 self._listeners.pop(request.id, None)
                 request.drop()
                 if request.job is not None:
-                    cancel = functools.partial(request.job.cancel, "cancelled by the client", by_client=True)
-                    threading.Thread(target=cancel, daemon=True).start()
+                    request.job.cancel("cancelled by the client", by_client=True)
         elif method in ("notifications/initialized", "notifications/roots/list_changed"):
             self._ask_roots()
 
@@ -894,7 +900,7 @@ class Server:
         for job in old_jobs:
             job.cancel("nobody asked for it for 30 minutes")
         for session in old:
-            session.close()
+            threading.Thread(target=session.close, daemon=True).start()
 
     # sessions and jobs
 
@@ -914,15 +920,16 @@ class Server:
 
     def default_directory(self) -> str | None:
         """The folder a session begins in: the client's first root, else the server's own."""
-        self._roots_known.wait(1.0)
-        for path in (*self._roots[:1], self.workspace, os.getcwd()):
+        if not self._roots_known.wait(1.0):
+            self._roots_known.set()  # a client that does not answer is not waited for again
+        for path in (*self._roots[:1], self.workspace, _working_directory()):
             if path and os.path.isdir(path) and not _too_wide(path):
                 return os.path.realpath(path)
         return None
 
     def allowed_directory(self, path: str) -> str:
         """`path` as a folder that a session may read, or Refusal."""
-        path = os.path.realpath(os.path.join(self.workspace or os.getcwd(), os.path.expanduser(path)))
+        path = os.path.realpath(os.path.join(self.workspace or _working_directory(), os.path.expanduser(path)))
         if not os.path.isdir(path):
             raise Refusal(f"no folder {path!r}")
         bounds = [os.path.realpath(p) for p in (*self._roots, self.workspace) if p]
@@ -1280,6 +1287,13 @@ def _path_of(uri: str) -> str | None:
 
     parts = urlsplit(uri)
     return unquote(parts.path) if parts.scheme == "file" and parts.netloc in ("", "localhost") else None
+
+
+def _working_directory() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # it was removed
+        return os.sep
 
 
 def _ceiling(configuration: Any, option: str) -> str:
@@ -1768,7 +1782,7 @@ def _set_repl_context(server: Server, request: Request, key: str, value: Any, se
 def _clear_repl_context(server: Server, request: Request, session_id: str | None = None) -> None:
     session = server.session(session_id)
     if running := session.job:
-        threading.Thread(target=running.cancel, args=("the session was cleared",), daemon=True).start()
+        running.cancel("the session was cleared")
 
     def work(job: Job) -> Message:
         if session.started:
