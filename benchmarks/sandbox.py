@@ -154,7 +154,7 @@ def memory() -> int:
 
 LOOPS = {
     "a loop with arithmetic": "t = 0\nfor i in range(300_000):\n    t += i * 2\n",
-    "attributes": "class P:\n    def __init__(self): self.v = 1\np = P()\nfor i in range(200_000):\n    p.v = p.v + 1\n",
+    "attributes": "class P: pass\np = P()\np.v = 1\nfor i in range(200_000):\n    p.v = p.v + 1\n",
     "method calls": "class P:\n    def m(self, x): return x\np = P()\nfor i in range(200_000):\n    p.m(i)\n",
     "function calls": "def f(a, b=1): return a\nfor i in range(200_000):\n    f(i)\n",
     "comprehensions": "for _ in range(20): [x * 2 for x in range(20_000) if x % 3]\n",
@@ -166,7 +166,7 @@ LOOPS = {
 
 
 def guards() -> None:
-    """Plain Python's time for the same code is taken in a worker too, without the policy: the ratio is the guards' price."""
+    """Plain Python's time for the same code is taken in a worker too, without the policy: the ratio is their price."""
     with LocalSandbox(snapshot=False) as box, LocalSandbox(snapshot=False, layers=("confinement",)) as plain:
         for name, code in LOOPS.items():
             timed = f"import time\nbegan = time.perf_counter()\n{code}(time.perf_counter() - began) * 1000"

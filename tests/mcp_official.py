@@ -39,10 +39,12 @@ async def connected(mode: str, command: list[str], sampling: Any) -> AsyncIterat
         from mcp.client.stdio import stdio_client
 
         parameters = StdioServerParameters(command=command[0], args=command[1:])
-        async with stdio_client(parameters) as (read, write):
-            async with ClientSession(read, write, sampling_callback=sampling) as session:
-                await session.initialize()
-                yield session
+        async with (
+            stdio_client(parameters) as (read, write),
+            ClientSession(read, write, sampling_callback=sampling) as session,
+        ):
+            await session.initialize()
+            yield session
     else:
         from mcp import Client
         from mcp.client.stdio import StdioServerParameters
