@@ -1,7 +1,7 @@
 """A recorded run as a regression test: the model's side comes from the journal, the code runs for real, offline.
 
-    rlm "How many tickets …?" -c tickets.txt      # once, with a model; then keep logs/<id>.jsonl and .context
-    pytest examples/test_replay.py                # from then on, free; `rlm replay tickets --log-dir …` does the same
+rlm "How many tickets …?" -c tickets.txt      # once, with a model; then keep logs/<id>.jsonl and .context
+pytest examples/test_replay.py                # from then on, free; `rlm replay tickets --log-dir …` does the same
 """
 
 from pathlib import Path
