@@ -2010,7 +2010,8 @@ kbd{border:1px solid var(--line);border-bottom-width:2px;border-radius:5px;paddi
 @container (min-width:560px){.pair{grid-template-columns:minmax(0,1fr) minmax(0,1fr)}}
 .split.single{grid-template-columns:minmax(0,1fr)}
 .title button:not(.icon),.chip{display:inline-flex;gap:6px;align-items:center}
-.step .link{color:var(--text);text-decoration:none}
+.step .link{display:block;max-width:100%;overflow:hidden;text-overflow:ellipsis;white-space:nowrap;
+  color:var(--text);text-decoration:none}
 .step .link:hover{text-decoration:underline}
 @media (max-width:900px){
 .split{grid-template-columns:minmax(0,1fr)}
@@ -3237,7 +3238,7 @@ function byKind() {
   return sums.map(([k, sum]) => [KIND_NAMES[k] + "s", sum, k]);
 }
 function plot(title, calls, series, format) {
-  const bars = binned(calls, series), most = Math.max(1e-12, ...bars.map(bar => bar.whole));
+  const bars = binned(calls, series), most = Math.max(0, ...bars.map(bar => bar.whole));
   const chart = s("svg", { viewBox: `0 0 ${bars.length * 10} 100`, preserveAspectRatio: "none", role: "img",
     "aria-label": `${title}: ${number(calls.length)} calls, at most ${format(most)}` });
   chart.append(...bars.map((bar, at) => barOf(bar, at * 10, most, series, format)));
@@ -3262,7 +3263,7 @@ function barOf(bar, x, most, series, format) {
   const group = s("g", {}), hint = s("title", {});
   let y = 100;
   bar.values.forEach((value, at) => {
-    const height = value / most * 100;
+    const height = most ? value / most * 100 : 0;
     y -= height;
     group.append(s("rect", { class: "k-" + series[at][1], x: x + 0.5, y, width: 9, height, fill: "currentColor" }));
   });
@@ -3311,7 +3312,8 @@ function showRuns() {
   $("v4").replaceChildren(...(DATA.diff ? [comparison(DATA.diff)] : []), list);
 }
 function tableOf(head, rows, title) {
-  const heads = head.map((word, i) => h("th", { scope: "col", class: i === 1 ? "l" : "" }, word));
+  const wordy = new Set(["Question", "A", "B"]);
+  const heads = head.map(word => h("th", { scope: "col", class: wordy.has(word) ? "l" : "" }, word));
   const table = h("table", {}, h("caption", {}, title), h("thead", {}, h("tr", {}, heads)), h("tbody", {}, rows));
   return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": title }, table);
 }
