@@ -83,6 +83,7 @@ class BackendError(RuntimeError):
         self.looked_for = list(looked_for)
         self.retryable = retryable
         self.retry_after = retry_after
+        self.stale = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild_error, (self.message, self.__dict__)
@@ -982,7 +983,10 @@ class _Link:
             problem = error
         finally:
             _here.flight = None
-        raise _transport_error(problem, flight, url)
+        failure = _transport_error(problem, flight, url)
+        if flight.reused and isinstance(failure, BackendError) and failure.code == "connection":
+            failure.retry_after, failure.stale = 0.0, True  # closed while it was idle: nothing has been asked yet
+        raise failure
 
 
 _links: dict[tuple[str, int], _Link] = {}
@@ -1021,16 +1025,13 @@ def _transport_error(problem: BaseException, flight: _Flight, url: str) -> BaseE
         return over.with_traceback(None)
     reason = _innermost(problem)
     words = str(getattr(reason, "strerror", None) or "it broke off").lower()
-    error = BackendError(
+    return BackendError(
         f"no connection to {_host(url)}: {words}",
         code="timeout" if isinstance(reason, TimeoutError) else "connection",
         provider=flight.provider,
         hint="is the server running?" if _is_loopback(url) else "",
         retryable="certificate" not in words,
     )
-    if flight.reused and error.code == "connection":
-        error.retry_after = 0.0  # the server had closed it meanwhile: nothing was asked yet
-    return error
 
 
 def _innermost(problem: BaseException) -> BaseException:
@@ -1906,6 +1907,7 @@ def _tidy(text: str, secret: str) -> str:
 def _persist(flight: _Flight, gate: _Gate, max_retries: int, send: Callable[[], Any]) -> tuple[Any, int]:
     """What `send` returns, and at which attempt, after as many attempts as its failures and the deadline allow."""
     attempt = failures = 0
+    stale = False
     while True:
         attempt += 1
         gate.enter(flight, again=attempt > 1)
@@ -1916,9 +1918,11 @@ def _persist(flight: _Flight, gate: _Gate, max_retries: int, send: Callable[[], 
             return result, attempt
         except BackendError as error:
             failure = error
-            # Turned away while others are answered is not failing: it is standing in a queue.
-            if error.code != "rate" or gate.answered == before:
-                failures += 1
+            # Turned away while others are answered is standing in a queue, and an idle connection that the server
+            # has closed was no attempt: neither uses up the retries.
+            queued = error.code == "rate" and gate.answered > before
+            failures += not queued and (stale or not error.stale)
+            stale = stale or error.stale
             wait = _pause(error, failures)
             if error.retryable and error.status in (429, 503, 529):
                 gate.throttle(min(wait, LONGEST_WAIT))
