@@ -545,23 +545,62 @@ def test_a_conversation_is_resumed_with_all_its_prompts(openai: Server) -> None:
         assert session.completion("third").value == 3
 
 
-def test_a_long_run_in_a_small_window_goes_through_by_stubs(openai: Server) -> None:
-    openai.window = 128_000
-    sizes = []
+def long_script(request: Request) -> Any:
+    if request.turn < 200:
+        return code(f"print('output {request.turn} ' + 'x' * 9000)")
+    return code("FINAL([len(_out), _out[1][:9]])")
 
+
+@pytest.mark.slow
+def test_a_run_of_200_turns_goes_through_a_small_window_by_stubs(openai: Server) -> None:
+    """Beside the same run in a window that holds it all."""
+    how: dict[str, Any] = {"max_iterations": 200, "token_budget": 1_000_000_000}
+    openai.window, openai.script = 128_000, long_script
+    result = rlm.complete("go", model=MODEL, **how)
+    assert result.value == [199, "output 1 "]
+    assert max(len(r.raw) // 4 for r in openai.requests) < 128_000
+    events = events_of(result)
+    compactions = [e for e in events if e["event"] == "compact"]
+    assert 4 <= len(compactions) <= 9 and all("summary" not in e for e in compactions)
+    assert "_out[1]" in openai.requests[-1].messages[3]["content"]
+    assert sum(len(e["stdout"]) > 9000 for e in events if e["event"] == "tool") == 199, "the journal holds everything"
+
+    openai.window = None
+    whole = rlm.complete("go", model="gpt-4.1-mini", compaction=False, **how)
+    assert whole.value == result.value
+    assert result.total_tokens < whole.total_tokens / 3
+
+
+def test_a_summary_is_asked_for_when_stubs_are_not_enough(openai: Server) -> None:
     def reply(request: Request) -> Any:
-        sizes.append(len(request.raw) // 4)
-        if request.turn < 120:
-            return code(f"print('output {request.turn} ' + 'x' * 9000)")
-        return code("FINAL([len(_out), _out[1][:9]])")
+        if not request.tools:
+            return "so far: x counts to 60"
+        if request.messages[2:] and "x counts to 60" in str(request.messages[2]["content"]):
+            return code("FINAL(x)")
+        return Turn("thinking aloud " * 700, tool_calls=[call("execute_code", code=f"x = {request.turn}")])
 
-    openai.script = reply
-    result = rlm.complete("go", model=MODEL, max_iterations=200, token_budget=100_000_000)
-    assert result.value == [119, "output 1 "]
-    assert max(sizes) < 128_000
-    compactions = [e for e in events_of(result) if e["event"] == "compact"]
-    assert 1 <= len(compactions) <= 5 and all("summary" not in e for e in compactions)
-    assert "_out[1]" in openai.requests[-1].body["messages"][3]["content"]
+    openai.window, openai.script = 128_000, reply
+    result = rlm.complete("go", model=MODEL, max_iterations=200, token_budget=1_000_000_000)
+    (compaction,) = [e for e in events_of(result) if e["event"] == "compact"]
+    assert compaction["summary"] == "so far: x counts to 60"
+    assert compaction["tokens_after"] < compaction["tokens_before"] / 10
+    calls = [e for e in events_of(result) if e["event"] == "call"]
+    assert result.value == len(calls) - 2 and result.total_calls == len(calls)
+    lines = Path(str(result.log)).read_text().splitlines(keepends=True)
+    Path(str(result.log)).write_text("".join(lines[:-2]))
+    openai.requests.clear()
+    assert rlm.RLM(model=MODEL).resume(result.trajectory_id).value == result.value
+    assert openai.requests == []
+
+
+def test_show_writes_the_page_beside_the_log_and_opens_it(
+    openai: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    path = run(openai, "ok").show()
+    assert capsys.readouterr().out == path + "\n" and Path(path).read_text().startswith("<!doctype html>")
+    assert opened == [Path(path).resolve().as_uri()]
 
 
 def test_a_journal_that_cannot_be_written_stops_the_run_with_the_partial_result(openai: Server) -> None:
