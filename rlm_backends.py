@@ -570,15 +570,26 @@ def _facts(model: str) -> ModelFacts | None:
 
 
 def _own_price(names: Sequence[str], prices: Mapping[str, Any]) -> ModelFacts | None:
-    """The user's price, in USD per million tokens, of the longest name that one of `names` starts with."""
+    """The user's price of the longest name that one of `names` starts with."""
     for name in names:
         if known := max((key for key in prices if name.startswith(key)), key=len, default=None):
-            price = prices[known]
-            into, out, cached, write = (
-                float(price.get(kind, price["input"])) / 1e6 for kind in ("input", "output", "cached", "cache_write")
-            )
-            return ModelFacts(into, out, cached, write)
+            return _as_price(known, prices[known])
     return None
+
+
+def _as_price(name: str, given: Any) -> ModelFacts:
+    """A price as users write it: `[input, output, cached, cache_write]` or a table of these, the last two optional."""
+    try:
+        if isinstance(given, Mapping):
+            into = given["input"]
+            given = [into, given["output"], given.get("cached", into), given.get("cache_write", into)]
+        prices = [price / 1e6 for price in [*given, *[given[0]] * (4 - len(given))]]
+        if len(given) < 2 or len(prices) > 4 or not all(0 <= price < 1 for price in prices):
+            raise ValueError
+    except (TypeError, ValueError, LookupError):
+        hint = f'USD per million tokens, as in prices = {{"{name}" = [1.0, 2.0]}}: input, output, cached, cache_write'
+        raise BackendError(f"the price of {name!r} is none", code="config", hint=hint) from None
+    return ModelFacts(*prices)
 
 
 def _price(model: str, prices: Mapping[str, Any] | None, provider: str | None) -> ModelFacts | None:
@@ -594,8 +605,8 @@ def cost_of(
 ) -> float | None:
     """What `usage` costs in USD, or None where the price is not known.
 
-    `prices` are the user's: `{"model": {"input": 1.0, "output": 2.0, "cached": 0.1, "cache_write": 1.25}}` in USD per
-    million tokens; the longest name that the model's starts with counts.
+    `prices` are the user's, in USD per million tokens: `{"model": [input, output, cached, cache_write]}`, the last two
+    optional; the longest name that the model's starts with counts.
     """
     price = _price(model, prices, provider)
     if price is None:
@@ -2333,6 +2344,8 @@ def connect(
     api_key = _Secret(api_key) if api_key else None
     given = _Key(_checked_key(api_key, "api_key"), "api_key") if api_key else None
     base_url = _checked_url(base_url.strip()) if base_url else None
+    for known, price in (prices or {}).items():
+        _as_price(known, price)
     how = _How(max_retries, max_parallel, prices, _cache_folder(cache, env), timeout)
     if model and model.endswith(".gguf") and base_url is None and backend in ("auto", "litellm", "llamacpp"):
         return _LocalModel(model, how, progress)

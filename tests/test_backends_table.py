@@ -372,11 +372,19 @@ def test_a_reseller_s_price_is_not_the_maker_s_and_a_local_model_costs_nothing()
 
 
 def test_the_user_s_prices_count_before_ours() -> None:
-    prices = {"gpt-4o": {"input": 1, "output": 2}, "groq/": {"input": 0.5, "output": 1, "cached": 0.1}}
+    prices = {"gpt-4o": [1, 2], "groq/": {"input": 0.5, "output": 1, "cached": 0.1}}
     usage = {"input": 1_000_000, "output": 1_000_000, "cached": 500_000, "cache_write": 0}
     assert cost_of("gpt-4o-mini", usage, prices) == 3.0
     assert cost_of("llama", usage, prices, "groq") == pytest.approx(0.5 * 0.5 + 0.5 * 0.1 + 1)
     assert cost_of("llama", usage, prices) is None
+
+
+@pytest.mark.parametrize(
+    "price", [1.0, [], [1], [1, "x"], [1, -2], [1, 2, 3, 4, 5], {"input": 1}, None, [float("nan"), 1]]
+)
+def test_a_price_that_is_none_is_refused(price: Any) -> None:
+    caught = config_error("gpt-4o", api_key=KEY, prices={"gpt-4o": price})
+    assert caught.message == "the price of 'gpt-4o' is none"
 
 
 def test_long_prompts_cost_what_long_prompts_cost() -> None:
