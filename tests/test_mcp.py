@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -849,11 +850,23 @@ def test_only_so_many_outputs_are_kept() -> None:
         assert len(peer.result("resources/list")["resources"]) == 2
 
 
-def test_an_objects_picture_is_an_image_block(shared: Peer) -> None:
-    code = "class Dot:\n    def _repr_png_(self):\n        return b'\\x89PNG\\r\\n\\x1a\\n' + b'0' * 10\nDot()"
-    content = shared.call("execute_python", code=code)["content"]
-    images = [block for block in content if block["type"] == "image"]
-    assert [image["mimeType"] for image in images] == ["image/png"]
+PICTURES = {
+    "matplotlib": "import matplotlib.pyplot as plt\nplt.plot([1, 2, 3])\nprint('drawn')",
+    "PIL": "from PIL import Image\nprint('drawn')\nImage.new('RGB', (10, 10), 'red')",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", PICTURES)
+def test_figures_and_pictures_are_image_blocks(package: str) -> None:
+    pytest.importorskip(package)
+    with Peer(environ={"RLM_ALLOWED_IMPORTS": package}) as peer:
+        result = peer.call("execute_python", code=PICTURES[package])
+        assert "drawn" in text_of(result)
+        (image,) = [block for block in result["content"] if block["type"] == "image"]
+        assert image["mimeType"] == "image/png"
+        assert base64.b64decode(image["data"]).startswith(b"\x89PNG\r\n\x1a\n")
+        assert not [block for block in peer.call("execute_python", code="1")["content"] if block["type"] == "image"]
 
 
 # --- what clients send that nobody should ---------------------------------------------------------------------------
