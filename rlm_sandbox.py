@@ -40,7 +40,6 @@ import sys
 import threading
 import time
 import traceback
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import (
@@ -69,6 +68,7 @@ __all__ = [
 # --- the worker: this section alone is also what runs in a container (standard library only, Python 3.8) --------------
 
 FRAME_MAX = 32 << 20  # bytes in one frame, either way
+VALUE_MAX = 24 << 20  # of a value in it: the host needs about twice that to read it
 DEPTH_MAX = 100  # nested containers in a value that travels
 OUT_HALF = 5_000_000  # characters of a cell's output kept at each end in `_out[n]`
 STREAM_MAX = 4_000_000  # characters of a cell's output that are sent on while it runs
@@ -99,7 +99,7 @@ class Packer:
     Only the base types' own methods are used, so that a subclass made in a cell runs none of its code here.
     """
 
-    def __init__(self, room: int = FRAME_MAX):
+    def __init__(self, room: int = VALUE_MAX):
         self.room = room
 
     def pack(self, value: Any, depth: int = 0) -> Any:
@@ -146,7 +146,7 @@ class Packer:
     def take(self, size: int) -> None:
         self.room -= size + 2
         if self.room < 0:
-            raise ValueError(f"larger than the {FRAME_MAX >> 20} MB that one message may carry")
+            raise ValueError(f"larger than the {VALUE_MAX >> 20} MB that one message may carry")
 
 
 SEQUENCES = ((list, ""), (tuple, "tuple"), (set, "set"), (frozenset, "frozenset"))
@@ -667,7 +667,7 @@ def host_function(calls: Calls, name: str, batched: bool) -> Any:
     """What a cell sees of a host function. A batch that one frame cannot carry goes in several."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        if not batched or not args or len(args[0]) < 2 or weight_of(args[0]) < FRAME_MAX // 2:
+        if not batched or not args or len(args[0]) < 2 or weight_of(args[0]) < VALUE_MAX // 2:
             return calls.ask(name, args, kwargs)
         middle = len(args[0]) // 2
         return [*call(args[0][:middle], *args[1:], **kwargs), *call(args[0][middle:], *args[1:], **kwargs)]
@@ -708,6 +708,7 @@ class Worker:
         self.result: dict[str, Any] = {}
         self.out = Output(None, None)
         self.final: Any = UNSET
+        self.last: Any = None
         self.outputs: dict[int, str] = {}
         self.sources: dict[str, str] = {}
         self.functions: dict[str, Any] = {}
@@ -845,7 +846,7 @@ class Worker:
         self.sources[filename] = code
         body, last = self.language.compile(code, filename)
         exec(body, self.variables)
-        value = None if last is None else eval(last, self.variables)
+        self.last = value = None if last is None else eval(last, self.variables)
         return None if value is None else long_repr(value, self.output_limit)
 
     def explain(self, problem: BaseException) -> dict[str, Any]:
@@ -881,18 +882,20 @@ class Worker:
             return {"final": cut(text, FRAME_MAX // 16, "")}
 
     def images(self) -> list[dict[str, str]]:
-        """Figures that the cell left open, drawn and closed."""
+        """The last expression's picture, if it has one, and figures that the cell left open, drawn and closed."""
+        pictures = []
+        last, self.last = self.last, None
+        if draw := getattr(type(last), "_repr_png_", None):  # what notebooks ask for: PIL and others
+            pictures.append(draw(last))
         pyplot: Any = sys.modules.get("matplotlib.pyplot")
-        found = []
         for number in list(pyplot.get_fignums())[:10] if pyplot else []:
             buffer = io.BytesIO()
             pyplot.figure(number).savefig(buffer, format="png")
-            if buffer.tell() < FRAME_MAX // 16:
-                data = binascii.b2a_base64(buffer.getvalue(), newline=False).decode()
-                found.append({"media_type": "image/png", "data": data})
+            pictures.append(buffer.getvalue())
         if pyplot:
             pyplot.close("all")
-        return found
+        small = [picture for picture in pictures if type(picture) is bytes and len(picture) < FRAME_MAX // 16]
+        return [{"media_type": "image/png", "data": binascii.b2a_base64(p, newline=False).decode()} for p in small]
 
     def FINAL(self, value: Any) -> None:
         """Answer with this value: the session ends with it when the cell ends well."""
@@ -1405,7 +1408,7 @@ READABLE = DEFINABLE - {"__getstate__", "__setstate__", "__match_args__"} | froz
 )
 WATCHED = frozenset(
     words(
-        "format format_map obj __dict__ __annotations__ __getattribute__ __getattr__ __setattr__ __delattr__"
+        "format format_map obj parser __dict__ __annotations__ __getattribute__ __getattr__ __setattr__ __delattr__"
         " __subclasses__"
     )
 )
@@ -1795,18 +1798,22 @@ namespace_of: Callable[[type], Any] = type.__dict__["__dict__"].__get__
 pure: set[type] = set()  # classes of the cells' own whose bases are their own or built in: all `_names` are theirs
 
 
-def freeze(spared: tuple[str, ...]) -> None:
-    """Make the classes that exist now immutable, except those of the named packages."""
+def freeze() -> None:
+    """Make classes immutable: all that exist when a session begins, later those of the library alone."""
+    later = bool(state.globals)
+    seen: set[int] = set()
     waiting: list[type] = [object]
     while waiting:
         kinds: list[type] = type.__subclasses__(waiting.pop())
         for kind in kinds:
-            if kind not in state.frozen:
-                state.frozen.add(kind)
-                package = str(namespace_of(kind).get("__module__", "")).partition(".")[0]
-                if package not in spared:
-                    set_flags(kind, flags_of(kind) | IMMUTABLE_TYPE)
-                waiting.append(kind)
+            if id(kind) in seen:
+                continue
+            seen.add(id(kind))
+            waiting.append(kind)
+            module = namespace_of(kind).get("__module__")
+            package = module.partition(".")[0] if type(module) is str else ""
+            if is_own(kind) and package not in state.allowed and (not later or package in sys.stdlib_module_names):
+                set_flags(kind, flags_of(kind) | IMMUTABLE_TYPE)
 
 
 def set_flags(kind: type, flags: int) -> None:
@@ -1853,7 +1860,6 @@ class PolicyState:
         self.stream: Any = None
         self.reconstruct: Any = None  # what `copy` had before
         self.flags_offset: int | None = None  # of the flags in a class's structure
-        self.frozen: weakref.WeakSet[type] = weakref.WeakSet()
 
 
 state = PolicyState()
@@ -1881,9 +1887,11 @@ def guard_get(target: Any, name: str) -> Any:
     if name in ("__dict__", "__subclasses__"):
         return dict_of(target) if name == "__dict__" else subclasses_of(target)
     value = getattr(target, name)
-    if name == "obj":
-        if issubclass(type(target), AttributeError):
-            raise AttributeError("the object behind an AttributeError is not accessible here")
+    if name == "obj" and issubclass(type(target), AttributeError):
+        raise AttributeError("the object behind an AttributeError is not accessible here")
+    if name == "parser" and type(value) is ModuleType:  # of a path
+        raise AttributeError(refusal_of(name))
+    if name in ("obj", "parser"):
         return value
     if name == "__annotations__":
         return dict(value) if issubclass(type(value), dict) else value
@@ -2080,10 +2088,10 @@ class Globals(collections.abc.MutableMapping[str, Any]):
         return name
 
     def __iter__(self) -> Iterator[str]:
-        return iter([name for name in state.globals if name != "__builtins__"])
+        return iter([name for name in state.globals if name != "__builtins__" and "~" not in name])
 
     def __len__(self) -> int:
-        return len(state.globals) - 1
+        return len(list(iter(self)))
 
     def __repr__(self) -> str:
         return repr(dict(self))
@@ -2174,6 +2182,8 @@ class View:
     """A module as cells see it: its public names, none of which is another module."""
 
     def __init__(self, name: str, members: dict[str, Any]):
+        if vars(self):
+            raise TypeError("a view is made once")
         vars(self).update(members, __name__=f"view of {name}")  # a name that `import` finds in no `sys.modules`
 
     def public(self) -> dict[str, Any]:
@@ -2217,7 +2227,7 @@ class SystemView(View):
 
 PLAIN_MODULES = words(  # seen through a view of their public names
     "__future__ abc argparse array ast base64 binascii bisect calendar cmath collections collections.abc colorsys"
-    "configparser contextlib contextvars copy csv dataclasses datetime decimal difflib email.header email.message"
+    " configparser contextlib contextvars copy csv dataclasses datetime decimal difflib email.header email.message"
     " email.utils enum fnmatch fractions functools graphlib hashlib heapq hmac html html.entities html.parser"
     " ipaddress itertools json json.decoder json.encoder keyword locale math numbers operator pprint queue quopri"
     " random re reprlib secrets shlex statistics string struct textwrap time tomllib typing unicodedata"
@@ -2276,7 +2286,7 @@ def module_view(name: str) -> View:
 
     module = importlib.import_module(name)
     shadow(name)
-    freeze(state.allowed)
+    freeze()
     if name in PARTIAL_MODULES:
         names = PARTIAL_MODULES[name].split()
     else:
@@ -2293,11 +2303,13 @@ def shadow(name: str) -> None:
     if not str(space.get("__file__", "")).endswith((".py", ".pyc")):
         return
     guards: dict[str, Any] = {"open": guarded_open, "eval": no_eval, "exec": no_eval, "compile": no_eval}
+    if name == "typing":  # compiles what it never evaluates then
+        del guards["compile"]
     if name in ("ast", "collections"):  # the one parses, the other checks the names that it puts into its text
         guards = {"open": guarded_open}
-    if name in ("ast", "contextlib", "functools", "inspect", "operator", "reprlib", "string", "types", "weakref"):
+    if name in words("ast contextlib functools inspect operator reprlib string types weakref"):
         guards["getattr"] = library_getattr
-    if name in ("dataclasses", "functools"):
+    if name in ("argparse", "dataclasses", "functools"):
         guards["setattr"] = library_setattr
     if name == "dataclasses":
         guards["exec"] = exec_generated
@@ -2322,7 +2334,7 @@ def library_getattr(target: Any, name: str, *default: Any) -> Any:
             raise AttributeError(refusal_of(name))
         if name in ("__dict__", "format", "format_map", "obj"):
             return guard_get(target, name)
-        return getattr(target, name)
+        return getattr(guard_own(target, name) if rule_of(name) == "private" else target, name)
     except AttributeError:
         if default:
             return default[0]
@@ -2335,6 +2347,8 @@ def library_setattr(target: Any, name: str, value: Any) -> None:
         allowed = all(type(item) is str and rule_of(item) == "plain" for item in value)
     else:
         allowed = name in LIBRARY_WRITABLE or name.startswith("__dataclass_") or store_rule_of(name) == "plain"
+    if not allowed and store_rule_of(name) == "private":
+        allowed = guard_own(target, name) is target
     if not allowed:
         raise AttributeError(refusal_of(name))
     setattr(target, name, value)
@@ -2635,7 +2649,7 @@ def path_class() -> type:
         exists, is_file, is_dir, stat, rmdir = exists, exists_file, exists_folder, stat_of, in_scratch(os.rmdir)
         absolute = expanduser = resolve
 
-    Path.__module__ = "pathlib"
+    Path.__module__, Path.__qualname__ = "pathlib", "Path"
     return Path
 
 
@@ -2954,6 +2968,7 @@ def view_of(name: str) -> View:
         return state.views[name]
     if name in STAND_INS:
         members = STAND_INS[name]()
+        freeze()
         view = SystemView(name, members) if name == "sys" else View(name, members)
     elif name in PLAIN_MODULES or name in PARTIAL_MODULES:
         view = library_view(name)
@@ -3037,9 +3052,12 @@ def policy_preload(allowed_imports: tuple[str, ...] = ()) -> None:
     state.allowed = tuple(name.partition(".")[0] for name in allowed_imports)
     transformer_class()
     __import__("_strptime")  # what C code imports on behalf of a cell has to be there
+    import linecache
+
+    linecache.updatecache = lambda *ignored: []  # warnings would show lines of any file
     for name in ("collections", "copy", "dataclasses", "functools", "re", "string", "typing"):
         view_of(name)
-    freeze(state.allowed)
+    freeze()
 
 
 def policy_globals(
@@ -4707,7 +4725,8 @@ def start_python(main: str, setup: dict[str, Any], **streams: Any) -> Any:
     arguments = [sys.executable, *flags, "-c", BOOTSTRAP % main, os.path.abspath(__file__), json.dumps(setup)]
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, **streams}
     given = {name: value for name, value in environment.items() if value}
-    return subprocess.Popen(arguments, env=given, cwd=os.path.abspath(os.sep), **streams)
+    # A session of its own: Ctrl-C in a terminal goes to all that share the host's, and would end every REPL.
+    return subprocess.Popen(arguments, env=given, cwd=os.path.abspath(os.sep), start_new_session=True, **streams)
 
 
 _zygotes: dict[tuple[int, tuple[str, ...], bool], ZygoteClient] = {}
@@ -5062,6 +5081,7 @@ def connect_engine() -> Any:
     except troubles as error:
         raise no_engine(error) from None
     engine.timeout = DAEMON_SECONDS
+    engine.is_podman = "Podman" in str(engine.version().get("Components"))
     atexit.register(leave_nothing, engine, os.getpid())
     return engine
 
@@ -5349,6 +5369,8 @@ class DockerSandbox(Sandbox):
         from docker.types import LogConfig, Ulimit
 
         bounds = {"core": 0, "nofile": 256, "fsize": 64 << 20}
+        if self.engine.is_podman:  # whose own default may be more than it can give
+            bounds["nproc"] = 4096
         limits: dict[str, Any] = {
             "network_mode": "none" if self.network_disabled else "bridge",
             "read_only": True,

@@ -21,7 +21,7 @@ from typing import Any
 import rlm_sandbox
 
 ROOT = Path(__file__).parent.parent
-LIMIT = 1.0  # seconds for the cell
+LIMIT = 0.5  # seconds for the cell
 BACK = LIMIT + 3.0  # the host is back in limit + 1 (benchmarks/sandbox.py measures it); the rest is for busy machines
 GROWTH = 50 << 20  # bytes that the host may grow by
 HOST_SPACE = 2 << 30  # address space for the host, so that one that balloons dies here and not with the machine
