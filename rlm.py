@@ -1616,7 +1616,7 @@ class Run:
             if not settled:
                 self.ledger.release(ticket)
         cost = reply.cost_usd
-        if cost is None:
+        if cost is None and not hasattr(backend, "price_known"):  # ours has looked already
             cost = rlm_backends.cost_of(reply.model, reply.usage, prices=self.options.prices)
         self.ledger.settle(ticket, reply.usage, cost)
         self.ledger.depth = max(self.ledger.depth, about["depth"])
