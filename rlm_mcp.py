@@ -2506,7 +2506,9 @@ def _print_all() -> int:
     print("rlm mcp-install CLIENT [--write]; the clients, and where each has its configuration:\n")
     for name, client in CLIENTS.items():
         path = config_file(client, next(iter(client.files)))
-        found = "found" if os.path.exists(os.path.dirname(path)) else "not here"
+        folder = os.path.dirname(path)
+        known = path if folder == os.path.expanduser("~") else folder
+        found = "found" if os.path.exists(known) else "not here"
         print(f"  {name:15} {found:9} {path}")
     print(f"\nany other client: {json.dumps({'mcpServers': {ENTRY_NAME: new_entry(CLIENTS['cursor'], '')}})}")
     print("without installing anything: uvx --from flat-rlm rlm mcp-serve")

@@ -23,7 +23,7 @@ FOLDER = Path(os.environ.get("RLM_TEST_MCP") or CACHE)
 SERVER = [sys.executable, str(ROOT / "rlm.py"), "mcp-serve"]
 # Heartbeats come often enough here for a call of a second to have some.
 QUICK = f"import sys; sys.path[0] = {str(ROOT)!r}; import rlm_mcp; rlm_mcp.HEARTBEAT_SECONDS = 0.1; "
-QUICK += "sys.exit(rlm_mcp.serve(max_wait=1.5))"
+QUICK += "sys.exit(rlm_mcp.serve(max_wait=20))"
 pytestmark = pytest.mark.slow
 
 
@@ -127,7 +127,7 @@ def suspended_and_sampled(peer: Peer) -> None:
 
 @pytest.mark.parametrize("version", [*HANDSHAKE, MODERN])
 def test_every_line_is_what_the_official_types_of_its_revision_say(version: str, workspace: Path) -> None:
-    setup = "rlm_mcp.HEARTBEAT_SECONDS = 0.05\noptions = {'max_wait': 1.0}"
+    setup = "rlm_mcp.HEARTBEAT_SECONDS = 0.05\noptions = {'max_wait': 3}"
     lines = []
     for capabilities in ({}, {"sampling": {}}):
         roots = [workspace.as_uri()] if capabilities and version != MODERN else None
