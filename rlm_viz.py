@@ -2529,7 +2529,7 @@ async function showEvent(row) {
 function showNothing() {
   shown++;
   $("inspector").replaceChildren(h("p", { class: "empty" },
-    "Choose a row to see its prompt, reply, code and output."));
+    "Nothing has happened yet."));
 }
 function inspectorTitle(row, event) {
   const close = button("×", () => { document.body.classList.remove("open"); focusRow(row); },
@@ -3444,7 +3444,8 @@ async function showRun(place) {
 function showChosen(changed) {
   const row = rowOf(STATE.e);
   if (row < 0) {
-    showNothing();
+    if (run.count) showEvent(0);
+    else showNothing();
     if (STATE.e) say(`This run has no event “${STATE.e}”.`);
     return;
   }
