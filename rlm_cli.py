@@ -175,7 +175,7 @@ class Shell:
     def failed(self, error: Exception) -> int:
         """An error as a user reads it: three lines, and the exit code of its kind. `--debug` shows the traceback."""
         code, result = exit_code(error), getattr(error, "result", None)
-        message, second, following = in_words(error)
+        message, second, following = map(without_keys, in_words(error))
         if code == LIMIT:
             second = f"raise it: {flags_of(error.option)[-1]} {metavar(error.option)}"  # type: ignore[attr-defined]
             following = self._way_on(result)
@@ -189,7 +189,7 @@ class Shell:
         if self.debug:
             import traceback
 
-            self.terminal.say("".join(traceback.format_exception(error)).rstrip())
+            self.terminal.say(without_keys("".join(traceback.format_exception(error)).rstrip()))
         self.terminal.error(message, second, following)
         return code
 
@@ -235,6 +235,12 @@ def in_words(error: Exception) -> tuple[str, str, str]:
         what = f"{error.filename}: " if error.filename else ""
         return f"{what}{error.strerror or error}", "", ""
     return f"{type(error).__name__}: {error}", "this is a fault of rlm itself", "the same again with --debug"
+
+
+def without_keys(text: str) -> str:
+    """The text without the keys in the environment. Errors come masked; one that nobody thought of may not."""
+    names = {*rlm_backends.key_variables(), "RLM_API_KEY", "SNIPARA_API_KEY", "RLM_SNIPARA_API_KEY"}
+    return str(rlm_backends.mask(text, [os.environ[name] for name in names if os.environ.get(name)]))
 
 
 _OUTCOME = (
@@ -573,16 +579,18 @@ class Progress:
         self._end = threading.Event()
 
     def __enter__(self) -> Progress:
+        self.started = time.monotonic()
+        self._end = threading.Event()
         if not self.quiet:
-            threading.Thread(target=self._tick, daemon=True).start()
+            threading.Thread(target=self._tick, args=(self._end,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._end.set()
         self.terminal.status("")
 
-    def _tick(self) -> None:
-        while not self._end.wait(0.1 if self.terminal.live else 10):
+    def _tick(self, end: threading.Event) -> None:
+        while not end.wait(0.1 if self.terminal.live else 10):
             if self.terminal.live:
                 self.terminal.status(self.line())
             else:
@@ -1130,7 +1138,7 @@ class Chat:
         quoted = False
         while True:
             try:
-                line = input("... " if lines or quoted else "> ") if self.shell.terminal.live else _stdin_line()
+                line = self.line("... " if lines or quoted else "> ")
             except EOFError:
                 return "\n".join(lines) if lines else None
             except KeyboardInterrupt:
@@ -1148,6 +1156,17 @@ class Chat:
                 lines.append(line)
                 if not quoted:
                     return "\n".join(lines).strip()
+
+    def line(self, sign: str) -> str:
+        """A line of input, with editing and history where input and output are a terminal."""
+        if sys.stdin.isatty() and sys.stdout.isatty():
+            return input(sign)
+        if sys.stdin.isatty():
+            sys.stderr.write(sign)
+            sys.stderr.flush()
+        if not (line := sys.stdin.readline()):
+            raise EOFError
+        return line.rstrip("\n")
 
     def ask(self, prompt: str) -> rlm.CompletionResult:
         context, self.context = self.context, None
@@ -1200,13 +1219,6 @@ class Chat:
         self.shell.terminal.say(_CHAT_HELP)
 
 
-def _stdin_line() -> str:
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line.rstrip("\n")
-
-
 def chat(args: argparse.Namespace, shell: Shell) -> int:
     """`rlm chat`: a conversation over one REPL."""
     try:
@@ -1217,7 +1229,7 @@ def chat(args: argparse.Namespace, shell: Shell) -> int:
     values = rlm.load_config(given, config=args.config).values
     progress = Progress(shell.terminal, values, quiet=args.quiet, verbose=bool(values["verbose"]))
     with rlm.RLM(**{**given, "verbose": False}, config=args.config, on_event=progress.see) as runtime:
-        if shell.terminal.live:
+        if sys.stdin.isatty():
             shell.terminal.say("rlm chat: /help says what else there is; Ctrl-D leaves")
         talk = Chat(args, shell, runtime, progress)
         talk.run()
@@ -1428,9 +1440,9 @@ def mcp_serve(arguments: Sequence[str]) -> int:
 
 def declare_mcp_install(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [CLIENT ...] [--write | --dry-run | --remove | --check] [--scope SCOPE]"
-    parser.add_argument("words", nargs="*", metavar="CLIENT", help="claude-desktop, claude-code, cursor, vscode, …")
+    parser.add_argument("words", nargs="*", metavar="CLIENT", help=", ".join(rlm_mcp.CLIENTS))
     parser.add_argument("--client", action="append", default=[], metavar="CLIENT", help="the same, as an option")
-    parser.add_argument("--scope", metavar="SCOPE", help="user or project, where the client has both")
+    parser.add_argument("--scope", metavar="SCOPE", help="user, project or local, as far as the client has them")
     actions = parser.add_mutually_exclusive_group()
     for action, text in _INSTALL_ACTIONS.items():
         actions.add_argument(f"--{action}", dest="action", action="store_const", const=action, help=text)

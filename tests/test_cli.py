@@ -148,7 +148,7 @@ def test_stdout_is_the_answer_and_a_newline(openai: Server, program: list[str], 
     openai.script = answer_with("Paris")
     ran = rlm(*words, program=program)
     assert (ran.returncode, ran.stdout) == (0, b"Paris\n")
-    assert re.fullmatch(r"✓ \d+ ms · 1 calls · [\d,]+ tok · \$\d\.\d+ · \./logs/\S+\.jsonl\n", ran.stderr.decode())
+    assert re.fullmatch(r"✓ [\d.]+ m?s · 1 calls · [\d,]+ tok · \$\d\.\d+ · \./logs/\S+\.jsonl\n", ran.stderr.decode())
     assert openai.requests[0].prompt.endswith("Capital of France?")
 
 
@@ -762,7 +762,7 @@ def test_verbose_shows_the_call_tree_as_it_grows(openai: Server) -> None:
         r"  ○ llm_query · .* · yes",
         r"  ▶ cell 1: print.* → yes",
     ]
-    shapes += [r"● turn 2 · .* · done", r"✓ done", r"✓ \d+ ms · 3 calls · .*"]
+    shapes += [r"● turn 2 · .* · done", r"✓ done", r"✓ [\d.]+ m?s · 3 calls · .*"]
     assert len(lines) == len(shapes) and all(re.fullmatch(s, line) for s, line in zip(shapes, lines, strict=True)), (
         lines
     )
