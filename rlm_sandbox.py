@@ -73,6 +73,7 @@ DEPTH_MAX = 100  # nested containers in a value that travels
 OUT_HALF = 5_000_000  # characters of a cell's output kept at each end in `_out[n]`
 STREAM_MAX = 4_000_000  # characters of a cell's output that are sent on while it runs
 OUT_TOTAL = 100_000_000  # characters kept in all of `_out`
+TOGETHER_MAX = 64  # tasks whose calls are asked together
 NAMES_MAX = 5_000  # variables that are listed
 PASSED_ON = b"done"  # the original's last word to the copy that takes over
 RELAYED_MAX = 4  # frames for a copy that does not take them
@@ -319,9 +320,10 @@ class Wire:
             view = view[os.write(self.writer, view) :]
 
     def wait(self) -> None:
-        poller = select.poll()
-        poller.register(self.reader, select.POLLIN)
-        poller.poll()
+        if hasattr(select, "poll"):  # not on Windows, where no signal comes to a worker that waits
+            poller = select.poll()
+            poller.register(self.reader, select.POLLIN)
+            poller.poll()
 
 
 class Spill:
@@ -596,6 +598,8 @@ class Calls:
         """
         if len(tasks) < 2 or self.probe is not None or not hasattr(os, "fork"):
             return [attempted(task) for task in tasks]
+        if len(tasks) > TOGETHER_MAX:
+            return self.together(tasks[:TOGETHER_MAX]) + self.together(tasks[TOGETHER_MAX:])
         known: list[list[Any]] = [[] for _ in tasks]
         open_tasks = list(range(len(tasks)))
         while open_tasks:
@@ -3680,7 +3684,7 @@ class Zygote:
             remove_tree(scratch)
             return {"error": "the session's process could not be forked"}
         self.sessions[pid] = scratch
-        return {"pid": pid}
+        return {"pid": pid, "number": request["number"]}
 
     def reap(self, pid: int) -> None:
         """Only now may the number be used again: until here the host could safely signal it."""
@@ -3989,6 +3993,10 @@ class Sandbox:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        if getattr(self, "_frames", None) is not None and not sys.is_finalizing():
+            self.close()
+
     def execute(
         self,
         code: str,
@@ -4006,7 +4014,7 @@ class Sandbox:
             self._cells += 1
             if not isinstance(code, str):
                 raise TypeError(f"code must be a str, not {type(code).__name__}")
-            limit = self.cell_timeout if timeout is None else timeout
+            limit = timeout or self.cell_timeout or math.inf
             room = None if memory is None else parse_size(memory)
             run = self._run = Run(self, self._cells, limit, functions or {}, on_output, room)
             try:
@@ -4114,16 +4122,18 @@ class Sandbox:
         request = self._requests
         try:
             frames.send(dict(message, id=request), pieces)
-            deadline = time.monotonic() + START_LIMIT
+            deadline = time.monotonic() + START_LIMIT * (10 if message["op"] == "set" else 1)
             while True:
                 reply = frames.receive(max(0.0, deadline - time.monotonic()))
                 if reply is None:
                     raise Broken("no answer from the sandbox")
                 if reply["id"] == request:
                     break
-        except Broken as error:
-            self._drop()
-            raise SandboxError(f"{error}: its variables are lost") from None
+        except BaseException as error:
+            self._drop()  # after half a frame nothing that follows could be read
+            if isinstance(error, Broken):
+                raise SandboxError(f"{error}: its variables are lost") from None
+            raise
         return self._checked(message, reply)
 
     def _checked(self, message: dict[str, Any], reply: dict[str, Any]) -> dict[str, Any]:
@@ -4638,7 +4648,8 @@ class ZygoteClient:
     def __init__(self, setup: dict[str, Any]):
         import socket
 
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
+        self.asked = 0
         self.owner = os.getpid()
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.settimeout(START_LIMIT)
@@ -4674,11 +4685,15 @@ class ZygoteClient:
         import socket
 
         with self.lock:
+            self.asked += 1
             try:
-                socket.send_fds(self.socket, [to_json(dict(request, op="spawn")).encode()], descriptors)
+                message = to_json(dict(request, op="spawn", number=self.asked)).encode()
+                socket.send_fds(self.socket, [message], descriptors)
             except OSError as error:
                 raise SandboxError("the sandbox did not start: its parent process has ended") from error
-            return int(self.answer()["pid"])
+            while (answer := self.answer())["number"] != self.asked:
+                self.reap(answer["pid"])  # the answer that an earlier call, interrupted, did not wait for
+            return int(answer["pid"])
 
     def reap(self, pid: int) -> None:
         with self.lock, contextlib.suppress(OSError):
@@ -4791,7 +4806,13 @@ def capabilities() -> dict[str, bool | str]:
 
 def warm(allowed_imports: Sequence[str] = ()) -> None:
     """Start the process that sessions are forked from, in the background."""
-    threading.Thread(target=zygote_for, args=(tuple(allowed_imports), True), daemon=True).start()
+
+    def start() -> None:
+        with contextlib.suppress(SandboxError):  # whoever makes a sandbox is told
+            zygote_for(tuple(allowed_imports), True)
+
+    if FORKS_SESSIONS:
+        threading.Thread(target=start, daemon=True).start()
 
 
 def shutdown() -> None:

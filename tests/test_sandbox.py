@@ -422,6 +422,41 @@ results, sorted(done)
     assert len(prompts) == 16
 
 
+def test_more_tasks_than_may_ask_at_once_are_run(local: LocalSandbox) -> None:
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+with ThreadPoolExecutor() as pool:
+    total = sum(pool.map(lambda i: query(i), range(150)))
+total
+"""
+    assert value(local.execute(code, functions={"query": lambda i: i * 2})) == str(150 * 149)
+
+
+def test_a_task_that_fails_or_prints_or_writes_does_so_once(local: LocalSandbox) -> None:
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+def task(i):
+    answer = query(i)
+    print('task', i, answer)
+    with open('log.txt', 'a') as log: log.write(f'{i}\\n')
+    if i == 1: raise ValueError('one')
+    return query(answer)
+with ThreadPoolExecutor() as pool:
+    futures = [pool.submit(task, i) for i in range(3)]
+[(f.exception() and str(f.exception())) or f.result() for f in futures], open('log.txt').read()
+"""
+    calls: list[int] = []
+
+    def query(i: int) -> int:
+        calls.append(i)
+        return i + 10
+
+    cell = local.execute(code, functions={"query": query})
+    assert value(cell) == "([20, 'one', 22], '0\\n1\\n2\\n')"
+    assert cell.stdout == "task 0 10\ntask 1 11\ntask 2 12\n"
+    assert sorted(calls) == [0, 1, 2, 10, 12]
+
+
 def test_batches_beyond_a_frame_are_split(forked: Sandbox) -> None:
     sizes: list[int] = []
 
@@ -616,6 +651,19 @@ def test_an_exception_in_the_hosts_own_callback_comes_out_and_kills_the_cell(mak
     assert value(box.execute("1 + 1")) == "2"
 
 
+def test_ctrl_c_comes_out_of_execute_and_kills_the_cell(make: Make) -> None:
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    box = make()
+    with pytest.raises(KeyboardInterrupt):
+        box.execute(
+            "interrupt()\nwhile True:\n    try: interrupt()\n    except BaseException: pass",
+            functions={"interrupt": interrupt},
+        )
+    assert value(box.execute("1 + 1")) == "2"
+
+
 def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match='require is "best" or "full"'):
         LocalSandbox(require="some")
@@ -666,6 +714,65 @@ def test_files_that_are_not_for_cells_are_refused(make: Make, tmp_path: Path) ->
         assert not cell.ok and "PermissionError" in (cell.error or ""), code
 
 
+# --- packages that the caller allows ----------------------------------------------------------------------------------
+
+SCIENCE = ["numpy", "pandas", "matplotlib.pyplot", "yaml"]
+WORK = {
+    "arrays": ("import numpy as np\na = np.arange(12).reshape(3, 4)\nint(a.sum()), a.T.shape", "(66, (4, 3))"),
+    "products": ("import numpy as np\nfloat(np.dot(np.ones((99, 99)), np.ones((99, 99))).sum())", "970299.0"),
+    "columns": ("import pandas as pd\ndf = pd.DataFrame({'a': [1, 2]})\ndf['b'] = df['a'] * 2\nint(df.b.sum())", "6"),
+    "groups": (
+        "import pandas as pd\npd.DataFrame({'k': ['x', 'y', 'x'], 'v': [1, 2, 3]}).groupby('k').v.sum().to_dict()",
+        "{'x': 4, 'y': 2}",
+    ),
+    "files": (
+        "import pandas as pd\npd.DataFrame({'a': [1]}).to_csv('t.csv')\npd.read_csv('t.csv').shape",
+        "(1, 2)",
+    ),
+    "submodules": ("import numpy.linalg as la\nfloat(la.norm([3, 4]))", "5.0"),
+    "from a submodule": ("from numpy.random import default_rng\nround(default_rng(1).random(), 3)", "0.512"),
+    "yaml": ("import yaml\nyaml.safe_load('a: [1, {b: c}]')", "{'a': [1, {'b': 'c'}]}"),
+}
+
+
+@pytest.fixture(scope="module")
+def science() -> Iterator[LocalSandbox]:
+    for name in ("numpy", "pandas", "matplotlib", "yaml"):
+        pytest.importorskip(name)
+    with LocalSandbox(allowed_imports=SCIENCE, cell_timeout=60) as box:
+        yield box
+
+
+@pytest.mark.skipif(not LINUX, reason="needs the confinement")
+@pytest.mark.parametrize("code, shown", WORK.values(), ids=WORK)
+def test_allowed_packages_work(science: LocalSandbox, code: str, shown: str) -> None:
+    assert value(science.execute(code)) == shown
+
+
+@pytest.mark.skipif(not LINUX, reason="needs the confinement")
+def test_figures_become_images_once(science: LocalSandbox) -> None:
+    import base64
+
+    cell = science.execute(
+        "import matplotlib.pyplot as plt\nplt.plot([1, 3, 2])\nplt.title('ä')\nplt.show()\nplt.figure()"
+    )
+    assert cell.ok, cell.error
+    assert [image["media_type"] for image in cell.images] == ["image/png"] * 2
+    assert all(base64.b64decode(image["data"]).startswith(b"\x89PNG") for image in cell.images)
+    assert science.execute("1").images == []
+
+
+@pytest.mark.skipif(not LINUX, reason="needs the confinement")
+def test_allowed_packages_do_not_reach_beyond_the_confinement(science: LocalSandbox, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("CANARY")
+    assert science.level == "full"
+    cell = science.execute(f"import numpy as np\nnp.fromfile({str(secret)!r}, dtype='u1')")
+    assert not cell.ok and "CANARY" not in str(cell)
+    assert science.execute("import numpy as np\nnp.ones(10**10)").status == "memory"
+    assert value(science.execute("1 + 1")) == "2"
+
+
 # --- nothing is left -------------------------------------------------------------------------------------------------
 
 
@@ -683,7 +790,7 @@ def processes(mark: str) -> list[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                if mark in (entry / "cmdline").read_text():
+                if mark in (entry / "cmdline").read_text(errors="replace"):
                     found.append(int(entry.name))
             except OSError:
                 continue
@@ -825,6 +932,35 @@ def test_many_threads_share_and_have_sandboxes(local: LocalSandbox) -> None:
     for thread in threads:
         thread.join()
     assert sorted(results, key=int) == sorted([str(i * 2) for i in range(8)] * 2, key=int)
+
+
+def test_a_forgotten_sandbox_ends_with_its_last_reference() -> None:
+    box = LocalSandbox()
+    channel = box._frames.channel if box._frames else None
+    assert isinstance(channel, rlm_sandbox.LocalChannel)
+    zygote = channel.zygote.process.pid
+    supervisor = str(channel.group)
+    assert supervisor in children(zygote).split()
+    del box
+    gc.collect()
+    assert eventually(lambda: supervisor not in children(zygote).split())
+
+
+def test_an_interrupted_start_does_not_confuse_the_next(local: LocalSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = rlm_sandbox.ZygoteClient.answer
+
+    def interrupted(self: rlm_sandbox.ZygoteClient) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rlm_sandbox.ZygoteClient, "answer", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        LocalSandbox()
+    monkeypatch.setattr(rlm_sandbox.ZygoteClient, "answer", answer)
+    with LocalSandbox() as box:
+        assert value(box.execute("1")) == "1"
+        channel = local._frames.channel if local._frames else None
+        assert isinstance(channel, rlm_sandbox.LocalChannel)
+        assert eventually(lambda: len(children(channel.zygote.process.pid).split()) == 2)
 
 
 def test_warm_and_shutdown_can_come_at_any_time() -> None:
