@@ -411,6 +411,45 @@ def without_override() -> None:
             assert ctypes.CDLL(None, use_errno=True).prctl(24, capability, 0, 0, 0) == 0
 
 
+def test_a_log_folder_that_cannot_be_written_is_exit_2_before_anything_is_sent(openai: Server, workspace: Path) -> None:
+    need("linux")
+    (workspace / "logs").mkdir(mode=0o500)
+    ran = rlm("What?", preexec_fn=without_override)
+    assert (ran.returncode, ran.stdout, openai.requests) == (2, b"", [])
+    assert "logs" in three_lines(ran.stderr)[0] and "Permission denied" in three_lines(ran.stderr)[0]
+
+
+def small_files() -> None:
+    """No file may grow beyond 6,000 bytes: to the journal that is a full disk, in the middle of the run."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6_000, 6_000))
+
+
+def test_a_disk_that_fills_in_mid_run_stops_it_with_what_there_is(openai: Server) -> None:
+    need("linux")
+    openai.script = answer_with(Turn("so far: 12", [call("execute_code", code="print('x' * 4_000)")]))
+    ran = rlm("What?", preexec_fn=small_files)
+    assert (ran.returncode, ran.stdout) == (1, b"so far: 12\n"), ran.stderr
+    assert "cannot write the journal" in three_lines(ran.stderr)[0]
+    (log,) = journals()
+    assert [json.loads(line)["event"] for line in log.read_text().splitlines()[:2]] == ["start", "call"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_context_of_a_gigabyte(openai: Server, workspace: Path) -> None:
+    """The REPL has it whole, or the run says what does not fit; nothing is killed and nothing of it is sent."""
+    with open(workspace / "big.log", "wb") as file:
+        for _ in range(1024):
+            file.write(b"0123456789abcdef" * 65_536)
+    openai.script = answer_with(code("FINAL(len(context))"))
+    process = start("-q", "How long?", "-c", "big.log")
+    out, err = process.communicate(timeout=280)
+    assert (process.returncode, out) == (0, b"1073741824\n") or (process.returncode in (1, 2) and three_lines(err)), err
+    assert openai.bytes_received < 100_000
+
+
 @pytest.mark.parametrize("flag", [["--debug"], []], ids=["--debug", "RLM_DEBUG"])
 def test_debugging_shows_the_traceback(flag: list[str]) -> None:
     ran = rlm("x", *flag, "-m", "gpt-4o-mini", env={} if flag else {"RLM_DEBUG": "1"})
@@ -543,6 +582,18 @@ def test_interrupted_in_sandboxed_code(openai: Server, loop: str) -> None:
     code_, out, err = interrupt(process)
     assert (code_, out) == (130, "looking\n")
     the_way_on(err)
+
+
+def test_a_second_interrupt_does_not_cut_the_tidying_up_short(openai: Server) -> None:
+    openai.script = answer_with(Turn("looking", [call("execute_code", code="llm_query('now')\nwhile True: pass")]))
+    process = start("What?")
+    journal_line('"kind":"sub"')
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    code_, out, err = interrupt(process)
+    assert (code_, out) == (130, "looking\n")
+    the_way_on(err)
+    assert events()[-1]["status"] == "interrupted"
 
 
 def test_interrupted_in_parallel_sub_calls_and_resumed(openai: Server) -> None:
