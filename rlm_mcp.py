@@ -328,7 +328,7 @@ class Job:
         self.ended = threading.Event()
         self.last_line = ""
         self.touched = time.monotonic()
-        self.stop: Callable[[], None] = lambda: None  # ends what runs, set by the work itself
+        self.stops: list[Callable[[], None]] = []  # each ends something that runs; the work itself puts them here
         self.abandon = threading.Event()  # set by a cancellation, for model calls in flight
 
     def run(self) -> None:
@@ -412,7 +412,8 @@ class Job:
         """Stop what runs; again while it does, since the first try may come just before the code begins."""
         until = time.monotonic() + 5
         while not self.ended.is_set() and time.monotonic() < until:
-            self.stop()
+            for stop in list(self.stops):
+                stop()
             self.ended.wait(0.02)
 
     # questions for the client's model
@@ -693,7 +694,8 @@ class Server:
             job.cancelled = True
             job.abandon.set()
             with contextlib.suppress(Exception):  # the process is ending: what is left is to end the others too
-                job.stop()
+                for stop in list(job.stops):
+                    stop()
         for group in list(_commands):
             _kill_group(group)
 
@@ -1500,9 +1502,12 @@ def run(job: Job, directory: str | None, prompt: str, context: Any, limits: Mess
         for running in list(runner._runs):
             running.abort(rlm.RLMError("cancelled by the client"))
 
-    job.stop = stop
-    with runner:
-        return runner.completion(prompt, context)
+    job.stops.append(stop)
+    try:
+        with runner:
+            return runner.completion(prompt, context)
+    finally:
+        job.stops.remove(stop)
 
 
 def _state_dir() -> str:
@@ -1695,7 +1700,7 @@ def _execute_python(
 
     def work(job: Job) -> Message:
         sandbox = session.sandbox()
-        job.stop = functools.partial(sandbox.interrupt, STOP_GRACE)
+        job.stops.append(functools.partial(sandbox.interrupt, STOP_GRACE))
         cell = sandbox.execute(
             code,
             timeout=seconds if timeout is None else timeout,
@@ -2069,7 +2074,7 @@ class Ended(BaseException):
 
 
 def serve(*, env: str | None = None, workspace: str | None = None, max_wait: float = 45) -> int:
-    """Serve one client on stdin and stdout until it leaves; the exit status.
+    """Serve one client on stdin and stdout until it leaves, then end the process; 2 if it cannot be served.
 
     `env`: local or docker, whatever the configuration says. `workspace`: the only folder that code may read. After
     `max_wait` seconds a call is answered with a handle for `resume`.
@@ -2093,9 +2098,10 @@ def serve(*, env: str | None = None, workspace: str | None = None, max_wait: flo
         pass
     finally:
         server.close()
-        if "rlm_sandbox" in {name.rpartition(".")[2] for name in sys.modules}:
-            sibling("rlm_sandbox").shutdown()
-    return 0
+        if (sandbox := sys.modules.get(f"{__package__}.rlm_sandbox" if __package__ else "rlm_sandbox")) is not None:
+            sandbox.shutdown()
+    sys.stderr.flush()
+    os._exit(0)  # nothing that is left, a thread that waits for a dead worker, is worth waiting for
 
 
 # --- installing: our entry in the configuration of MCP clients --------------------------------------------------------

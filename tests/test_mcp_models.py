@@ -87,6 +87,16 @@ def test_a_completion_with_recursion_is_answered_round_by_round(workspace: Path)
     assert [path.suffix for path in (workspace / "logs").iterdir() if path.suffix == ".jsonl"] == [".jsonl"]
 
 
+def test_a_cell_that_recursed_can_still_be_cancelled() -> None:
+    with Peer() as peer:
+        handle = suspended(peer.call("execute_python", code=f"a = rlm_query('p')\n{ENDLESS}"))["handle"]
+        id = peer.start("resume", handle=handle, answers=["x"])
+        peer.notify("notifications/cancelled", {"requestId": id})
+        while handle in text_of(peer.call("execute_python", code="1")):
+            pass
+        assert peer.run("2") == "Value: 2"
+
+
 def test_completions_run_beside_the_sessions() -> None:
     with Peer() as peer:
         one = suspended(peer.call("run_completion", prompt="first"))
