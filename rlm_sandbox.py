@@ -9,10 +9,19 @@
         cell = box.execute("len(context)")
         print(cell.value)
 
-`LocalSandbox` runs the code in a child process under two layers: a language policy (RestrictedPython) and what the
-operating system offers (see `capabilities()`). One worker and one protocol serve it and the container alike.
+`LocalSandbox` runs the code in a child process under two layers, a language policy (RestrictedPython) and what Linux
+offers without root (`capabilities()` says what holds here). `DockerSandbox` runs plain Python in a hardened container.
+One worker and one protocol serve both. The file reads in that order: worker, policy, confinement, zygote, host, local,
+Docker. It needs none of its siblings and can be vendored alone; `python rlm_sandbox.py --self-test` tries it.
 
-This file needs none of its siblings and can be vendored alone.
+Covered: files outside a private folder, the network, other programs and processes, the host's memory and environment,
+other sessions; time, memory, output and processes without end; results and frames made to harm the host. A cell that
+dies leaves the variables as they were before it.
+
+Not covered: holes in the kernel or the interpreter that both layers miss; whether a file exists elsewhere (`stat` is
+not hidden); time and processor use within the limits; files that a cell wrote and host functions that it called before
+it died; what the host does with a result. `allowed_imports` voids the policy, and leaves the confinement. On macOS and
+Windows the policy stands alone (not tested there): use Docker for code that may be hostile.
 """
 
 from __future__ import annotations
@@ -5361,7 +5370,7 @@ class DockerSandbox(Sandbox):
         return DockerChannel(self.engine, name, attached)
 
     def _options(self, python: str) -> dict[str, Any]:
-        mounts = self._mounts()
+        mounts, empty = self._mounts()
         setup = {
             "output_limit": self.output_limit,
             "fork_limit": min(300 << 20, self.memory // 2),
@@ -5382,20 +5391,23 @@ class DockerSandbox(Sandbox):
             "healthcheck": {"test": ["NONE"]},
             "network_disabled": self.network_disabled,
             "labels": {LABEL: owner_label(os.getpid())},
-            "host_config": self.engine.create_host_config(mounts=mounts, **self._limits()),
+            "host_config": self.engine.create_host_config(**self._limits(mounts, empty)),
         }
 
-    def _limits(self) -> dict[str, Any]:
+    def _limits(self, mounts: list[Any], empty: list[str]) -> dict[str, Any]:
         """All that the engine is told to withhold."""
         from docker.types import LogConfig, Ulimit
 
         bounds = {"core": 0, "nofile": 256, "fsize": 64 << 20}
-        if self.engine.is_podman:  # whose own default may be more than it can give
-            bounds["nproc"] = 4096
+        hidden = "ro,noexec,nosuid,nodev,size=4k"
+        if self.engine.is_podman:
+            bounds["nproc"] = 4096  # its own default may be more than it can give
+            hidden += ",notmpcopyup"  # or it would copy what is to be hidden
         limits: dict[str, Any] = {
             "network_mode": "none" if self.network_disabled else "bridge",
             "read_only": True,
-            "tmpfs": {"/tmp": "rw,noexec,nosuid,nodev,mode=1777,size=64m"},
+            "tmpfs": {"/tmp": "rw,noexec,nosuid,nodev,mode=1777,size=64m", **dict.fromkeys(empty, hidden)},
+            "mounts": mounts,
             "cap_drop": ["ALL"],
             "security_opt": ["no-new-privileges:true"],
             "pids_limit": PIDS_MAX,
@@ -5410,19 +5422,18 @@ class DockerSandbox(Sandbox):
         }
         return {**limits, "runtime": self.runtime} if self.runtime else limits
 
-    def _mounts(self) -> list[Any]:
-        """The working directory and, over what may hold credentials in it, nothing."""
+    def _mounts(self) -> tuple[list[Any], list[str]]:
+        """The working directory with nothing in place of the files, and the folders, that may hold credentials."""
         from docker.types import Mount
 
         local = self.engine.base_url in ("http+docker://localhost", "http+docker://localnpipe")
         if self.workspace is None or not local or not os.path.isdir(self.workspace):
-            return []
+            return [], []
         files, folders = secrets_in(self.workspace)
         whole = Mount("/workspace", self.workspace, type="bind", read_only=True)
         whole["BindOptions"] = {"NonRecursive": True}  # a file system mounted below it would be writable
         hidden = [Mount(f"/workspace/{path}", "/dev/null", type="bind", read_only=True) for path in files]
-        hidden += [Mount(f"/workspace/{path}", None, type="tmpfs", read_only=True, tmpfs_size=4096) for path in folders]
-        return [whole, *hidden]
+        return [whole, *hidden], [f"/workspace/{path}" for path in folders]
 
     def _pull(self) -> None:
         """Fetch the image, saying so; SandboxError if no registry can be reached."""
