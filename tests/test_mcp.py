@@ -564,7 +564,7 @@ def test_a_session_with_a_job_says_so_and_can_be_cleared() -> None:
 
 
 def test_two_calls_cannot_wait_for_one_job() -> None:
-    with Peer(setup="options = {'max_wait': 0.3}") as peer:
+    with Peer(setup="options = {'max_wait': 2}") as peer:
         handle = peer.json("execute_python", code=ENDLESS)["handle"]
         first = peer.start("resume", handle=handle)
         assert "waits for this run already" in peer.refused("resume", handle=handle)
