@@ -523,7 +523,7 @@ MiniMax-M3 .3 1.2 .06 - 1000k 128k 512k:2:2
 """
 
 # What may follow a model's name and leave it the same model: a date, a channel, a version of Bedrock's.
-_SNAPSHOT = re.compile(
+_SNAPSHOT = (
     r"(?:[-@]?(?:\d{8}|\d{6}|\d{4}-\d\d-\d\d|\d{4}|\d\d-\d{4}|\d\d-\d\d|\d{3})"
     r"|[-:@](?:latest|preview|exp|default|v\d+(?::\d+)?))*"
 )
@@ -566,7 +566,7 @@ def _facts(model: str) -> ModelFacts | None:
     """The row of the longest name that `model` starts with, if what follows is only a date or the like."""
     name = re.sub(r"^(?:\w+\.)?anthropic\.", "", model.lower().rpartition("/")[2])
     known = next((name[:end] for end in range(len(name), 0, -1) if name[:end] in _models()), None)
-    return _models()[known] if known and _SNAPSHOT.fullmatch(name, len(known)) else None
+    return _models()[known] if known and re.fullmatch(_SNAPSHOT, name[len(known) :]) else None
 
 
 def _own_price(names: Sequence[str], prices: Mapping[str, Any]) -> ModelFacts | None:
@@ -1227,12 +1227,12 @@ def _parts(content: Any) -> list[dict[str, Any]]:
     return [_inline(dict(part)) for part in content or ()]
 
 
-_DATA_URI = re.compile(r"data:([\w.+-]+/[\w.+-]+)?(?:;[\w=-]+)*;base64,", re.IGNORECASE)
+_DATA_URI = r"(?i)data:([\w.+-]+/[\w.+-]+)?(?:;[\w=-]+)*;base64,"
 
 
 def _inline(part: dict[str, Any]) -> dict[str, Any]:
     """An image given as a data URI as what it holds."""
-    found = _DATA_URI.match(part.get("url", "")) if part.get("type") == "image" else None
+    found = re.match(_DATA_URI, part.get("url", "")) if part.get("type") == "image" else None
     if not found:
         return part
     return {"type": "image", "media_type": found[1] or "image/png", "data": part["url"][found.end() :]}
@@ -1999,7 +1999,7 @@ class HTTPBackend:
         """How this server spells the limit of the answer."""
         newer = "mct" in self.quirks
         if self.provider == "openai" and _host(self.base_url) != "api.openai.com":
-            newer = bool(_OPENAI_MODEL.match(self.model))  # behind a proxy; anything else is another server
+            newer = bool(re.match(_OPENAI_MODEL, self.model))  # behind a proxy; anything else is another server
         return "max_completion_tokens" if newer != ("limit" in self.refused) else "max_tokens"
 
     def with_model(self, model: str) -> HTTPBackend:
@@ -2226,7 +2226,7 @@ class HTTPBackend:
 
 
 _OPTIONAL = ("stream_options", "prompt_cache_key", "response_format", "output_config")
-_OPENAI_MODEL = re.compile(r"gpt-(?!oss)|chatgpt-|o\d(?:-|$)|codex-")
+_OPENAI_MODEL = r"gpt-(?!oss)|chatgpt-|o\d(?:-|$)|codex-"
 
 
 def _live(backend: HTTPBackend, ask: _Ask, flight: _Flight, on_text: Callable[[str], None] | None) -> Reply:
@@ -2280,7 +2280,7 @@ def _drain(flight: _Flight, response: Any) -> bool:
 
 # Names that say whose model it is. An open model's name does not: many serve it.
 _MAKERS = (
-    ("openai", r"gpt-(?!oss)|chatgpt-|o\d(?:-|$)|codex-"),
+    ("openai", _OPENAI_MODEL),
     ("anthropic", r"claude-"),
     ("google", r"gemini-"),
     ("xai", r"grok-"),
