@@ -581,6 +581,7 @@ class Ledger:
         self.stopped: BaseException | None = None
         self.usage = dict.fromkeys(_USAGE, 0)
         self.cost = 0.0
+        self.saved = 0.0  # dollars that the provider's prompt cache made less
         self.unpriced = 0
         self.calls = 0
         self.subcalls = 0
@@ -1618,7 +1619,9 @@ class Run:
         cost = reply.cost_usd
         if cost is None and not hasattr(backend, "price_known"):  # ours has looked already
             cost = rlm_backends.cost_of(reply.model, reply.usage, prices=self.options.prices)
+        saved = rlm_backends.saved_by_cache(reply.model, reply.usage, prices=self.options.prices)
         self.ledger.settle(ticket, reply.usage, cost)
+        self.ledger.saved += saved or 0.0
         self.ledger.depth = max(self.ledger.depth, about["depth"])
         self._journal_call(node, about, flight, reply, cost)
         return reply
@@ -1714,6 +1717,7 @@ class Run:
             "tokens": ledger.tokens,
             "usage": dict(ledger.usage),
             "cost_usd": ledger.cost_usd,
+            "saved_usd": round(ledger.saved, 9),
             "tool_calls": len(self.tool_calls),
             "depth_reached": ledger.depth,
             "duration_ms": _ms_since(ledger.started),
@@ -2014,6 +2018,9 @@ class Node:
                 self._change_to_text()
                 return self._live_reply()
             if error.code == "context_length" and self._compact(force=True):
+                return self._live_reply()
+            if error.code == "truncated" or (error.code == "connection" and error.partial):
+                # A stream that was cut in its middle is no answer: asked once more.
                 return self._live_reply()
             raise provider_error(error) from error
 
@@ -3185,6 +3192,7 @@ def connect(configuration: Configuration, options: Options) -> Any:
         max_parallel=options.max_parallel,
         prices=options.prices,
         cache=options.cache,
+        progress=(lambda line: print(line, file=sys.stderr)) if sys.stderr.isatty() else None,
     )
     backend = "auto" if options.backend == "litellm" else options.backend
     try:

@@ -441,7 +441,7 @@ def key_variables() -> frozenset[str]:
 
 # --- prices and sizes -------------------------------------------------------------------------------------------
 
-PRICES_AS_OF = "2026-11-15"
+PRICES_AS_OF = "2026-11"  # LiteLLM 1.106.2
 
 # model | USD per million tokens: input, output, cached input ("-": as input), cache write ("-": as input) | context
 # tokens | output tokens | THRESHOLD:IN:OUT: beyond so many input tokens all costs so many times as much

@@ -394,6 +394,23 @@ def test_a_failing_provider_is_raised_with_its_status_and_journalled(openai: Ser
     assert [json.loads(line)["event"] for line in log.read_text().splitlines()] == ["start", "interrupted", "end"]
 
 
+def test_a_stream_that_was_cut_is_asked_for_again_and_never_the_answer(openai: Server) -> None:
+    """Also a tool call of which only half arrived is not run."""
+    whole = code("FINAL('whole')")
+    openai.script = lambda r: (
+        scripted.cut(Turn("let me see", tool_calls=whole.tool_calls), 600) if r.number == 1 else whole
+    )
+    result = rlm.complete("go", model=MODEL, on_event=lambda event: None)
+    assert (result.value, [r.stream for r in openai.requests][-1]) == ("whole", True)
+
+
+def test_what_the_prompt_cache_saved_is_in_the_totals(openai: Server) -> None:
+    result = run(openai, Turn("ok", usage={"input": 10_000, "output": 10, "cached": 8_000}))
+    totals = events_of(result)[-1]["totals"]
+    assert totals["usage"]["cached"] == result.usage["cached"] == 8_000
+    assert totals["saved_usd"] == pytest.approx(8_000 * 0.075e-6)
+
+
 # --- resume and replay ---------------------------------------------------------------------------------------------
 
 WORK = "parts = llm_query_batched(['one', 'two'])\nchild = rlm_query('child', parts)\nprint(parts, child)"
