@@ -2097,11 +2097,19 @@ def serve(*, env: str | None = None, workspace: str | None = None, max_wait: flo
     except (Ended, Vanished):
         pass
     finally:
+        for name in ends:
+            signal.signal(name, signal.SIG_IGN)
         server.close()
-        if (sandbox := sys.modules.get(f"{__package__}.rlm_sandbox" if __package__ else "rlm_sandbox")) is not None:
-            sandbox.shutdown()
+        _end_workers()
     sys.stderr.flush()
     os._exit(0)  # nothing that is left, a thread that waits for a dead worker, is worth waiting for
+
+
+def _end_workers() -> None:
+    """End the process that sessions are forked from, if the import that starts it has come so far."""
+    sandbox = sys.modules.get(f"{__package__}.rlm_sandbox" if __package__ else "rlm_sandbox")
+    if shutdown := getattr(sandbox, "shutdown", None):
+        shutdown()
 
 
 # --- installing: our entry in the configuration of MCP clients --------------------------------------------------------

@@ -725,7 +725,10 @@ HOSTILE = {
     "fork": ("import os, time\nif os.fork() == 0:\n    time.sleep(600)\nprint('parent')", "Output: parent"),
     "exit": ("import os\nos._exit(3)", "Error (crash)"),
     "segfault": ("import ctypes\nctypes.string_at(0)", "SIGSEGV"),
-    "memory": ("many = []\nwhile True:\n    many.append(bytearray(10**7))", "Error (memory)"),
+    "memory": (
+        "def eat():\n    many = []\n    while True:\n        many.append(bytearray(10**7))\neat()",
+        "Error (memory)",
+    ),
     "suicide": ("import os\nos.kill(0, 9)", "SIGKILL"),
     "kill all": ("import os\nos.kill(-1, 9)", ""),
 }
