@@ -864,7 +864,7 @@ PICTURES = {
 def test_figures_and_pictures_are_image_blocks(package: str) -> None:
     for needed in ("matplotlib", "PIL"):
         pytest.importorskip(needed)
-    with Peer(environ={"RLM_ALLOWED_IMPORTS": "matplotlib,numpy,PIL"}) as peer:
+    with Peer(environ={"RLM_ALLOWED_IMPORTS": "matplotlib.pyplot,PIL.Image"}) as peer:
         result = peer.call("execute_python", code=PICTURES[package])
         assert "drawn" in text_of(result)
         (image,) = [block for block in result["content"] if block["type"] == "image"]
