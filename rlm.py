@@ -953,7 +953,7 @@ class Recording:
 _SAVED_CONTEXT = 64_000_000  # bytes; a larger value is not kept beside the journal
 _SAVED_AT_ONCE = 1_000_000  # bytes; a larger one is compressed while the first call is under way
 _IMAGES = 20  # shown with a prompt
-_IMAGE_URL = re.compile(r"data:image/\w+;base64,[\w+/=]+|https?://\S+\.(?:png|jpe?g|gif|webp)(?:\?\S*)?", re.IGNORECASE)
+_IMAGE_URL = r"(?i)data:image/\w+;base64,[\w+/=]+|https?://\S+\.(?:png|jpe?g|gif|webp)(?:\?\S*)?"
 _PLAIN = (str, bytes, int, float, bool, type(None))
 
 
@@ -1017,7 +1017,7 @@ class Context:
 def _image_in(value: Any) -> dict[str, Any] | None:
     """The message part of an image given by its bytes, a data URI or the URL of an image file; else None."""
     if isinstance(value, str):
-        return rlm_backends.image_part(value) if len(value) < 50_000_000 and _IMAGE_URL.fullmatch(value) else None
+        return rlm_backends.image_part(value) if len(value) < 50_000_000 and re.fullmatch(_IMAGE_URL, value) else None
     if not isinstance(value, bytes) or len(value) > 50_000_000:
         return None
     try:
@@ -1258,12 +1258,13 @@ def system_prompt(node: Node) -> str:
 
 # --- reading what models write -----------------------------------------------------------------------------------
 
-_OPENING = re.compile(r"^[ \t]*(?:[-*>] |\d+\. )?[ \t]*(`{3,}|~{3,})[ \t]*\{?\.?([\w+#.-]*)[^`\n]*$")
-_ONE_LINE = re.compile(r"^[ \t]*```(\w*)[ \t]+(.+?)[ \t]*```[ \t]*$")
+# Compiled when first used, since most processes that import this never read a reply.
+_OPENING = r"^[ \t]*(?:[-*>] |\d+\. )?[ \t]*(`{3,}|~{3,})[ \t]*\{?\.?([\w+#.-]*)[^`\n]*$"
+_ONE_LINE = r"^[ \t]*```(\w*)[ \t]+(.+?)[ \t]*```[ \t]*$"
 _RUNNABLE = {"", "repl", "python", "py", "python3", "py3", "ipython", "ipython3", "tool_code", "code"}
-_THINKING = re.compile(r"\A\s*<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
-_PSEUDO_CALL = re.compile(r"<tool_call>|<function[=_]|\A\s*\{\s*\"(?:name|tool|function)\"\s*:\s*\"\w+\"\s*,\s*\"\w+\"")
-_FINAL_LINE = re.compile(r"^[ \t]*(?:\*\*)?`?(FINAL(?:_VAR)?)[ \t]*\(", re.MULTILINE)
+_THINKING = r"(?s)\A\s*<think(?:ing)?>.*?</think(?:ing)?>"
+_PSEUDO_CALL = r"<tool_call>|<function[=_]|\A\s*\{\s*\"(?:name|tool|function)\"\s*:\s*\"\w+\"\s*,\s*\"\w+\""
+_FINAL_LINE = r"(?m)^[ \t]*(?:\*\*)?`?(FINAL(?:_VAR)?)[ \t]*\("
 
 
 class Fence(NamedTuple):
@@ -1277,7 +1278,7 @@ class Fence(NamedTuple):
 
 def visible(text: str) -> str:
     """A reply without the reasoning that some models put in front of it."""
-    return _THINKING.sub("", text, count=1)
+    return re.sub(_THINKING, "", text, count=1)
 
 
 def parses(code: str) -> bool:
@@ -1304,9 +1305,9 @@ def fences(text: str) -> list[Fence]:
     lines = text.replace("\r\n", "\n").split("\n")
     found, i = [], 0
     while i < len(lines):
-        if one := _ONE_LINE.match(lines[i]):
+        if one := re.match(_ONE_LINE, lines[i]):
             found.append(Fence(one[1].lower(), one[2], i, i))
-        elif opening := _OPENING.match(lines[i]):
+        elif opening := re.match(_OPENING, lines[i]):
             found.append(_block(lines, i, opening[1], opening[2].lower()))
             i = found[-1].last
         i += 1
@@ -1326,7 +1327,7 @@ def _block(lines: list[str], start: int, mark: str, tag: str) -> Fence:
             if tag not in _RUNNABLE or parses(code_to(i)):
                 return Fence(tag, code_to(i), start, i)
             closings.append(i)
-        elif not closings and (inner := _OPENING.match(lines[i])) and inner[2] and parses(code_to(i)):
+        elif not closings and (inner := re.match(_OPENING, lines[i])) and inner[2] and parses(code_to(i)):
             return Fence(tag, code_to(i), start, i - 1)
     end = closings[0] if closings else len(lines)
     return Fence(tag, code_to(end), start, min(end, len(lines) - 1))
@@ -1343,7 +1344,7 @@ def final_call(text: str) -> str | None:
     for fence in fences(text):
         lines[fence.first : fence.last + 1] = [""] * (fence.last + 1 - fence.first)
     prose = "\n".join(lines).rstrip().rstrip("`*.").rstrip()
-    starts = [m.start(1) for m in _FINAL_LINE.finditer(prose)]
+    starts = [m.start(1) for m in re.finditer(_FINAL_LINE, prose)]
     if not starts or not prose.endswith(")"):
         return None
     calls = [prose[start:] for start in starts]
@@ -2122,7 +2123,7 @@ class Node:
             return self._corrected(_USE_TOOL)
         if call := final_call(text):
             return self._run_final(call)
-        if self.protocol == "tools" and not self.corrected and _PSEUDO_CALL.search(text):
+        if self.protocol == "tools" and not self.corrected and re.search(_PSEUDO_CALL, text):
             self.corrected = True
             return self._corrected(_NOT_A_CALL)
         if not text.strip():
