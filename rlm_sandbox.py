@@ -1440,6 +1440,9 @@ INSPECTION = frozenset(
     + [f"f_{what}" for what in words("back builtins code generator globals locals trace lineno lasti")]
     + ["tb_frame", "tb_next", "co_code", "co_consts", "func_globals", "func_code"]
 )
+LIBRARY_READABLE = frozenset(
+    words("__partialmethod__ __text_signature__ __signature__ __type_params__ __file__ __package__ __path__")
+)
 PERILOUS = INSPECTION | frozenset(  # what library code may not be made to fetch
     f"__{name}__"
     for name in words("globals code closure builtins subclasses self func loader spec reduce reduce_ex getstate")
@@ -1548,6 +1551,7 @@ class Scope:
 
     def __init__(self, kind: str, name: str = "", parameters: frozenset[str] = frozenset()):
         self.kind, self.name, self.parameters = kind, name, parameters
+        self.temporary: list[str] = []  # variables that the transformation has added
 
 
 class Transforms:
@@ -1744,7 +1748,9 @@ class Transforms:
             self.visit(parameter)
         self.scopes.append(Scope("class", node.name))
         node.body = self.visited(node.body)
-        self.scopes.pop()
+        ours = GUARDS + self.scopes.pop().temporary
+        start = 0 if ast.get_docstring(node, clean=False) is None else 1
+        node.body.insert(start, ast.copy_location(ast.Global(ours), node))  # not from what `__prepare__` gave
         return node
 
     # match: class patterns read attributes, by names in the pattern or by those that the class gives
@@ -1762,7 +1768,8 @@ class Transforms:
         node = self.node_contents_visit(node)
         if node.patterns:  # the class is looked up once, before the match, so that it cannot change in between
             name = f"~{next(self.numbers)}"
-            look = ast.Call(guard("match"), [node.cls], [])
+            self.scopes[-1].temporary.append(name)
+            look = ast.Call(guard("match"), [node.cls, ast.Constant(len(node.patterns))], [])
             self.looks.append(ast.copy_location(ast.Assign([ast.Name(name, ast.Store())], look), node.cls))
             node.cls = ast.copy_location(ast.Name(name, ast.Load()), node.cls)
         return node
@@ -1772,6 +1779,9 @@ class Transforms:
         return self.node_contents_visit(node)
 
     visit_MatchStar = visit_MatchMapping = visit_MatchAs
+
+
+GUARDS = ["~own", "~get", "~match", "~import", "~type", "~pure"]
 
 
 def guard(name: str) -> ast.Name:
@@ -1997,16 +2007,23 @@ def subclasses_of(target: Any) -> Any:
     raise AttributeError("'__subclasses__' is there for the cell's own classes only")
 
 
-def guard_match(kind: Any) -> Any:
-    """A class for a pattern with positions, whose `__match_args__` must not name what code may not read."""
-    if not issubclass(type(kind), type):
+def guard_match(kind: Any, count: int) -> Any:
+    """A class for a pattern with so many positions, whose `__match_args__` must not name what code may not read."""
+    if not issubclass(type(kind), type) or kind in SELF_MATCHING:
         return kind
     if is_own(type(kind)):
         raise TypeError("classes with a metaclass of their own cannot be matched by position: name the attributes")
     names = getattr(kind, "__match_args__", ())
-    if type(names) is tuple and all(type(name) is str and rule_of(name) == "plain" for name in names):
-        return kind
-    raise TypeError("__match_args__ may only name public attributes here")
+    if type(names) is not tuple or len(names) < count:
+        raise TypeError(f"{type_name(kind)}() does not take {count} positional sub-patterns")
+    if not all(type(name) is str and rule_of(name) == "plain" for name in names[:count]):
+        raise TypeError("only public attributes can be matched by position here")
+    if is_own(kind) and "__match_args__" not in namespace_of(kind):
+        type.__setattr__(kind, "__match_args__", names)  # so that nothing gives it others during the match
+    return kind
+
+
+SELF_MATCHING = (bool, bytearray, bytes, dict, float, frozenset, int, list, set, str, tuple)
 
 
 def fetch(target: Any, name: Any) -> Any:
@@ -2169,9 +2186,14 @@ def run_space(globals: Any, locals: Any, found: dict[str, Any] | None) -> dict[s
     """The variables for eval and exec: those of the caller, or copies of what it gave."""
     if globals is None and locals is None and found is None:
         return state.globals
-    space = dict(state.globals if globals is None else {k: globals[k] for k in globals})
-    space.update(found if locals is None and globals is None and found else locals or {})
+    space = identifiers_of(state.globals if globals is None else globals)
+    space.update(found if locals is None and globals is None and found else identifiers_of(locals or {}))
     return {**space, "__builtins__": state.builtins, "__name__": "__main__"}
+
+
+def identifiers_of(given: Any) -> dict[str, Any]:
+    """A copy of a namespace without names that no code could write: among those are the guards."""
+    return {name: given[name] for name in given if type(name) is str and name.isidentifier()}
 
 
 def not_here(name: str, instead: str) -> Callable[..., NoReturn]:
@@ -2303,7 +2325,8 @@ def module_view(name: str) -> View:
     if name in PARTIAL_MODULES:
         names = PARTIAL_MODULES[name].split()
     else:
-        names = getattr(module, "__all__", None) or [n for n in vars(module) if not n.startswith("_")]
+        guards = ("open", "eval", "exec", "compile", "getattr", "setattr")
+        names = getattr(module, "__all__", None) or [n for n in vars(module) if n[0] != "_" and n not in guards]
     denied = DENIED_MEMBERS.get(name, "").split()
     members = {n: getattr(module, n) for n in names if hasattr(module, n) and n not in denied}
     public = {n: value for n, value in members.items() if type(value) is not ModuleType}
@@ -2316,16 +2339,18 @@ def shadow(name: str) -> None:
     if not str(space.get("__file__", "")).endswith((".py", ".pyc")):
         return
     guards: dict[str, Any] = {"open": guarded_open, "eval": no_eval, "exec": no_eval, "compile": no_eval}
-    if name == "typing":  # compiles what it never evaluates then
-        del guards["compile"]
+    if name == "typing":
+        guards["compile"], guards["eval"] = compile_annotation, evaluate_annotation
     if name in ("ast", "collections"):  # the one parses, the other checks the names that it puts into its text
         guards = {"open": guarded_open}
-    if name in words("ast contextlib functools inspect operator reprlib string types weakref"):
+    if name in words("ast contextlib functools inspect operator reprlib types weakref"):
         guards["getattr"] = library_getattr
-    if name in ("argparse", "dataclasses", "functools"):
+    if name == "string":
+        guards["getattr"] = guarded_getattr
+    if name in ("argparse", "functools"):
         guards["setattr"] = library_setattr
     if name == "dataclasses":
-        guards["exec"] = exec_generated
+        guards["setattr"], guards["exec"] = dataclass_setattr, exec_generated
     for builtin, function in guards.items():
         space.setdefault(builtin, function)
     if name == "collections":
@@ -2339,11 +2364,26 @@ def no_eval(*args: Any, **kwargs: Any) -> NoReturn:
     raise NameError("library functions do not evaluate text here")
 
 
+def compile_annotation(text: str, *ignored: Any, **more: Any) -> CodeType:
+    """The code of an annotation that was written as text, under the policy."""
+    tree = policy_tree(str.__str__(text).strip(), "<annotation>")
+    if len(tree.body) != 1 or not isinstance(tree.body[0], ast.Expr):
+        raise SyntaxError("an annotation is one expression")
+    return compiled(ast.Expression(tree.body[0].value), "<annotation>", "eval")
+
+
+def evaluate_annotation(code: Any, *ignored: Any, **more: Any) -> Any:
+    """Its value among the cells' variables, whatever module the annotated object claims to be of."""
+    if type(code) is not CodeType or code.co_filename != "<annotation>":
+        no_eval()
+    return eval(code, state.globals)
+
+
 def library_getattr(target: Any, name: str, *default: Any) -> Any:
     """`getattr` for library code, which may be acting on names and objects that a cell gave it."""
     name = str.__str__(name)
     try:
-        if name in PERILOUS:
+        if rule_of(name) == "refused" and name not in LIBRARY_READABLE:
             raise AttributeError(refusal_of(name))
         if name in ("__dict__", "format", "format_map", "obj"):
             return guard_get(target, name)
@@ -2356,15 +2396,20 @@ def library_getattr(target: Any, name: str, *default: Any) -> Any:
 
 def library_setattr(target: Any, name: str, value: Any) -> None:
     name = str.__str__(name)
-    if name == "__match_args__" and type(value) is tuple:
-        allowed = all(type(item) is str and rule_of(item) == "plain" for item in value)
-    else:
-        allowed = name in LIBRARY_WRITABLE or name.startswith("__dataclass_") or store_rule_of(name) == "plain"
+    allowed = name in LIBRARY_WRITABLE or store_rule_of(name) == "plain"
     if not allowed and store_rule_of(name) == "private":
         allowed = guard_own(target, name) is target
     if not allowed:
         raise AttributeError(refusal_of(name))
     setattr(target, name, value)
+
+
+def dataclass_setattr(target: Any, name: str, value: Any) -> None:
+    """`setattr` for dataclasses, which give a class `__match_args__` only where it has none."""
+    if name == "__match_args__" or name.startswith("__dataclass_"):
+        setattr(target, name, value)
+    else:
+        library_setattr(target, name, value)
 
 
 GENERATED_NODES = frozenset(
@@ -2389,7 +2434,7 @@ def exec_generated(text: str, globals: dict[str, Any], locals: dict[str, Any]) -
             by_name = isinstance(called, ast.Name) and GENERATED_CALLS.fullmatch(called.id)
             if not by_name and getattr(called, "attr", "") not in ("__setattr__", "__delattr__", "__post_init__"):
                 raise TypeError("a field's name is not an identifier")
-        if isinstance(node, ast.Attribute) and node.attr in PERILOUS | WATCHED - {"__setattr__", "__delattr__", "obj"}:
+        if isinstance(node, ast.Attribute) and (node.attr in PERILOUS or node.attr in ("__dict__", "__getattribute__")):
             raise TypeError(refusal_of(node.attr))
     exec(text, globals, locals)
 
@@ -2493,7 +2538,7 @@ class Stream(io.TextIOBase):
     errors = "replace"
 
     def __init__(self, target: Any):
-        streams[id(self)] = target  # not an attribute, which a cell could reach
+        streams.setdefault(id(self), target)  # not an attribute, which a cell could reach
 
     def writable(self) -> bool:
         return True
@@ -5235,14 +5280,14 @@ def worker_program() -> str:
 
 # What the engine says of a container that it does not make or start; the message; the next step.
 REFUSALS = (
-    (r"unknown or invalid runtime|[Uu]nknown runtime|runtime .*not found", "the engine has no runtime {box.runtime!r}",
-     "docker info lists the runtimes; docker_runtime = one of them"),
     (r"executable file not found", "the image {box.image!r} has no python", 'docker_image = "python:3.11-slim"'),
+    (r"[Uu]nknown (or invalid )?runtime|runtime .{1,100} not found", "the engine has no runtime {box.runtime!r}",
+     "docker info lists the runtimes; docker_runtime = one of them"),
     (r"[Mm]emory", "the engine refuses this amount of memory: {told}", 'docker_memory = "512m"'),
     (r"CPU", "the engine refuses this number of processors: {told}", "docker_cpus = 1.0"),
-    (r"bind source path|mount|not a directory", "{box.workspace} cannot be mounted: {told}", 'docker_mount = "none"'),
     (r"no space left", "the engine's disk is full: {told}", "docker system df shows what takes the room"),
-    (r"refused|[Cc]onnection|timed out|No such file", "the Docker daemon does not answer any more",
+    (r"bind source path|mount", "{box.workspace} cannot be mounted: {told}", 'docker_mount = "none"'),
+    (r"refused|Connection|timed out|No such file", "the Docker daemon does not answer any more",
      "start it again (sudo systemctl start docker); a run that had begun goes on with: rlm resume ID"),
 )  # fmt: skip
 
@@ -5366,8 +5411,13 @@ class DockerSandbox(Sandbox):
             self._pull()
             self.engine.create_container(name=name, **options)
         attached = self.engine.attach_socket(name, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
-        self.engine.start(name)
-        return DockerChannel(self.engine, name, attached)
+        try:
+            self.engine.start(name)
+            return DockerChannel(self.engine, name, attached)
+        except BaseException:
+            getattr(attached, "_sock", attached).close()
+            attached.close()
+            raise
 
     def _options(self, python: str) -> dict[str, Any]:
         mounts, empty = self._mounts()
@@ -5439,12 +5489,14 @@ class DockerSandbox(Sandbox):
         """Fetch the image, saying so; SandboxError if no registry can be reached."""
         say = self.on_progress or (lambda line: print(line, file=sys.stderr))
         say(f"docker: the image {self.image} is not here; pulling it")
+        refusal = ""
         try:
-            for step in self.engine.pull(self.image, stream=True, decode=True):
-                if "error" in step:
-                    raise OSError(step["error"])
+            for step in self.engine.pull(self.image, stream=True, decode=True):  # to its end, or it stays open
+                refusal = step.get("error", refusal)
                 if "progress" not in step and step.get("status"):
                     say(f"docker: {step['status']}")
+            if refusal:
+                raise OSError(refusal)
         except engine_errors() as error:
             raise SandboxError(
                 f"the image {self.image!r} is not here and cannot be pulled ({first_line(error)})",
@@ -5508,6 +5560,7 @@ def mount_points() -> set[str]:
 # - containers kept warm
 
 _warm: dict[tuple[Any, ...], list[DockerChannel]] = {}
+_filling: set[tuple[Any, ...]] = set()
 _warm_lock = threading.Lock()
 
 
@@ -5520,7 +5573,10 @@ def take_warm(kind: tuple[Any, ...], size: int, start: Callable[[], DockerChanne
             atexit.register(close_warm)
         waiting = _warm.setdefault(kind, [])
         channel = waiting.pop() if waiting else None
-    threading.Thread(target=fill_warm, args=(kind, size, start)).start()
+        fill = kind not in _filling
+        _filling.add(kind)
+    if fill:
+        threading.Thread(target=fill_warm, args=(kind, size, start)).start()
     if channel is not None and not channel.alive():
         channel.close()
         channel = None
@@ -5530,18 +5586,30 @@ def take_warm(kind: tuple[Any, ...], size: int, start: Callable[[], DockerChanne
 def fill_warm(kind: tuple[Any, ...], size: int, start: Callable[[], DockerChannel]) -> None:
     """Start what is missing; what nobody takes for a while is given up."""
     with contextlib.suppress(SandboxError):  # whoever needs a container meets the error itself
-        while len(_warm.get(kind, ())) < size:
+        while is_short(kind, size):
             channel = start()
             with _warm_lock:
-                keep = kind in _warm and len(_warm[kind]) < size
-                if keep:
+                wanted = kind in _warm
+                if wanted:
                     _warm[kind].append(channel)
-            if not keep:
+            if not wanted:
                 channel.close()
-                return
+                continue
             lingers = threading.Timer(POOL_LINGER, give_up, args=(kind, channel))
             lingers.daemon = True
             lingers.start()
+        return
+    with _warm_lock:
+        _filling.discard(kind)
+
+
+def is_short(kind: tuple[Any, ...], size: int) -> bool:
+    """Whether there are too few; if not, the filling is over, with the same look."""
+    with _warm_lock:
+        short = kind in _warm and len(_warm[kind]) < size
+        if not short:
+            _filling.discard(kind)
+        return short
 
 
 def give_up(kind: tuple[Any, ...], channel: DockerChannel) -> None:
