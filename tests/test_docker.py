@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
@@ -19,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import scripted
-from conftest import CI, ROOT, available, interpreter, need
-from scripted import Request, Server, call, code
+from conftest import ROOT, need
+from scripted import Request, Server, code
 
 import rlm
 import rlm_sandbox
@@ -44,8 +40,9 @@ def engine() -> Iterator[Any]:
 
 @pytest.fixture
 def box() -> Iterator[DockerSandbox]:
-    with DockerSandbox(cell_timeout=20) as made:
-        yield made
+    made = DockerSandbox(cell_timeout=20)
+    yield made
+    made.close()
 
 
 @pytest.fixture
@@ -137,7 +134,7 @@ REFUSED = {
     "write to the system": ("open('/usr/x', 'w')", "Read-only file system"),
     "shared memory": ("open('/dev/shm/x', 'w')", "No such file"),
     "run what it wrote": (
-        "import os\nopen('/tmp/run', 'w').write('#!/bin/sh\\n')\nos.chmod('/tmp/run', 0o755)\nos.execv('/tmp/run', ['x'])",
+        "import os\nopen('/tmp/a', 'w').write('#!/bin/sh\\n')\nos.chmod('/tmp/a', 0o755)\nos.execv('/tmp/a', ['x'])",
         "Permission denied",
     ),
     "become root": ("import os; os.setuid(0)", "Operation not permitted"),
@@ -180,8 +177,9 @@ SYSTEM_CALLS = {  # refused by the engine's seccomp profile or for want of capab
 
 @pytest.fixture(scope="module")
 def hardened() -> Iterator[DockerSandbox]:
-    with DockerSandbox(cell_timeout=20) as made:
-        yield made
+    made = DockerSandbox(cell_timeout=20)
+    yield made
+    made.close()
 
 
 @pytest.mark.parametrize("probe, shown", INSIDE.values(), ids=INSIDE)
@@ -261,7 +259,7 @@ SURVIVED = {
     "children left": "import os, time\nfor _ in range(99):\n    if os.fork() == 0: time.sleep(999)",
     "fork and return": "import os; os.fork()",
     "fork and fail": "import os\nif os.fork() == 0: raise ValueError",
-    "threads left": "import threading, time\nfor _ in range(999): threading.Thread(target=time.sleep, args=(9,)).start()",
+    "threads left": "import threading as t, time\nfor _ in range(999): t.Thread(target=time.sleep, args=(9,)).start()",
     "memory in a child": "import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'x = b\"x\" * (1 << 29)'])",
     "memory by small steps": "x = []\nwhile True: x.append(b'x' * (1 << 20))",
     "descriptors": "import os\nx = []\nwhile True: x.append(os.open('/dev/null', 0))",
@@ -331,3 +329,349 @@ def test_a_host_function_may_be_slow_while_output_floods(box: DockerSandbox) -> 
     )
     assert value(cell) == "'done'"
     assert sum(seen) < 8_000_000 and cell.stdout_chars == 300 * 100_001
+
+
+# --- the options, from every level of configuration ----------------------------------------------------------------
+
+CHOSEN = {"docker_cpus": 0.5, "docker_memory": "128m", "docker_network_disabled": False, "docker_runtime": "runc"}
+
+
+def toml(options: dict[str, Any]) -> str:
+    return "[rlm]\n" + "".join(f"{name} = {json.dumps(setting)}\n" for name, setting in options.items())
+
+
+@pytest.mark.parametrize("level", ["arguments", "environment", "user's file", "project's file"])
+def test_options_reach_the_container(
+    level: str, engine: Any, openai: Server, monkeypatch: pytest.MonkeyPatch, workspace: Path
+) -> None:
+    """Read back from the container while the run's code is in it."""
+    held: list[dict[str, Any]] = []
+    others = containers(engine)
+
+    def look(request: Request) -> str:
+        if not held:
+            held.extend(
+                engine.inspect_container(found)["HostConfig"] for found in containers(engine) if found not in others
+            )
+        return "seen"
+
+    options: dict[str, Any] = {"environment": "docker", "docker_image": IMAGE, "docker_mount": "none", **CHOSEN}
+    given = options if level == "arguments" else {}
+    if level == "environment":
+        for name, setting in options.items():
+            monkeypatch.setenv(f"RLM_{name.upper()}", str(setting))
+    elif level == "user's file":
+        Path(rlm.user_config_dir()).mkdir(parents=True)
+        (Path(rlm.user_config_dir()) / "config.toml").write_text(toml(options))
+    elif level == "project's file":
+        (workspace / "rlm.toml").write_text(toml(options))
+        rlm.trust(str(workspace / "rlm.toml"))
+    openai.script = lambda r: look(r) if not r.system else code("FINAL(llm_query('look'))")
+    assert rlm.complete("x", model="gpt-4o-mini", **given).value == "seen"
+    (one,) = held
+    assert (one["NanoCpus"], one["Memory"], one["MemorySwap"]) == (5 * 10**8, 128 << 20, 128 << 20)
+    assert (one["NetworkMode"], one["Runtime"]) == ("bridge", "runc")
+    assert not one.get("Binds") and not one.get("Mounts")
+
+
+# --- the working directory -----------------------------------------------------------------------------------------
+
+HIDDEN = [
+    *(".env", ".env.local", "sub/.ENV", "key.pem", "sub/server.PEM", "id_rsa", "sub/id_ed25519", ".netrc"),
+    *(".aws/credentials", ".ssh/config", "sub/.ssh/known", ".git-credentials", ".npmrc", ".pypirc", ".snipara/token"),
+    *(".git/config", "module/.git/config", ".git/modules/module/config", ".git/worktrees/w/config.worktree"),
+]
+SHOWN = ["data.json", "environment.txt", "pem.txt", "sub/identity.txt", "git/config", ".git/HEAD", "aws.txt"]
+READ_ALL = """
+import os
+found = {}
+for place, folders, files in os.walk('/workspace'):
+    for name in files:
+        with open(os.path.join(place, name)) as file:
+            found[os.path.relpath(os.path.join(place, name), '/workspace')] = file.read()
+sorted(name for name, text in found.items() if text)
+"""
+
+
+def fill(folder: Path, names: list[str], text: str = SECRET) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def test_credentials_in_the_working_directory_are_hidden(folder: Path) -> None:
+    fill(folder, HIDDEN)
+    fill(folder, SHOWN, "harmless")
+    assert [name for name in HIDDEN + SHOWN if rlm_tools.is_secret(name)] == HIDDEN
+    with DockerSandbox(workspace=str(folder)) as box:
+        assert value(box.execute(READ_ALL)) == repr(sorted(SHOWN))
+        cell = box.execute("open('data.json').read(), open('sub/identity.txt').read()")
+        assert value(cell) == "('harmless', 'harmless')"
+
+
+def test_credentials_behind_links_are_hidden(folder: Path, tmp_path: Path) -> None:
+    fill(folder, ["plain", "conf/credentials"])
+    fill(tmp_path, ["outside"])
+    (folder / ".env").symlink_to("plain")
+    (folder / ".aws").symlink_to("conf")
+    (folder / "link").symlink_to("../outside")
+    (folder / ".netrc").symlink_to("nowhere")
+    with DockerSandbox(workspace=str(folder)) as box:
+        cell = box.execute(
+            "import os\n[open(n).read() for n in ('plain', '.env')], os.listdir('conf'), os.path.exists('link')"
+        )
+        assert value(cell) == "(['', ''], [], False)"
+
+
+def test_the_working_directory_can_only_be_read(folder: Path) -> None:
+    fill(folder, ["data.txt"], "line")
+    with DockerSandbox(workspace=str(folder)) as box:
+        for attempt in ("open('/workspace/new', 'w')", "import os; os.remove('data.txt')", "import os; os.mkdir('d')"):
+            assert "Read-only file system" in last_line(box.execute(attempt)), attempt
+    assert sorted(path.name for path in folder.iterdir()) == ["data.txt"]
+
+
+def test_a_folder_that_is_too_large_to_look_through_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(folder, [f"{number}.pem" for number in range(12)])
+    monkeypatch.setattr(rlm_sandbox, "MASKS_MAX", 10)
+    with pytest.raises(SandboxError, match="too many files") as caught:
+        DockerSandbox(workspace=str(folder))
+    assert "docker_mount" in caught.value.hint
+
+
+# --- the whole product ---------------------------------------------------------------------------------------------
+
+
+def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rlm", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=100)
+
+
+def test_the_specifications_example(openai: Server, workspace: Path) -> None:
+    fill(workspace, ["a.json", "deep/b.json"], '{"mail": "ann@example.org", "cc": ["bob@example.org"]}')
+    fill(workspace, [".env.json", "id_list.json"], '{"mail": "secret@example.org"}')
+    source = """
+import json, re
+from pathlib import Path
+found = set()
+for path in sorted(Path('.').rglob('*.json')):
+    found |= set(re.findall(r'[\\w.]+@[\\w.]+', path.read_text()))
+FINAL(sorted(found))
+"""
+    openai.script = lambda request: code(source)
+    ran = cli("run", "--env", "docker", "Parse the JSON files and extract all emails")
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout) == ["ann@example.org", "bob@example.org"]
+
+
+def test_subcalls_recursion_and_tools_work_without_a_network(openai: Server, workspace: Path) -> None:
+    (workspace / "data.txt").write_text("one\ntwo\n")
+    source = (
+        "text = file_read('data.txt')\nparts = llm_query_batched(['a', 'b'])\n"
+        "FINAL([parts, llm_query('c'), rlm_query('child', context='ctx'), 'two' in str(text), double(21)])"
+    )
+
+    def model(request: Request) -> Any:
+        if not request.system:
+            return request.prompt.upper()
+        return code("FINAL(context * 2)") if "child" in request.prompt else code(source)
+
+    openai.script = model
+    tool = rlm.Tool(
+        "double", "Twice a number.", {"type": "object", "properties": {"n": {"type": "integer"}}}, lambda n: 2 * n
+    )
+    result = rlm.complete("go", model="gpt-4o-mini", environment="docker", tools=[tool], docker_mount="none")
+    assert result.value == [["A", "B"], "C", "ctxctx", True, 42]
+    assert result.depth_reached == 1
+
+
+# --- nothing is left -----------------------------------------------------------------------------------------------
+
+HOST = f"""
+import sys, threading
+sys.path.insert(0, {str(ROOT)!r})
+import rlm_sandbox
+boxes = [rlm_sandbox.DockerSandbox() for _ in range(2)]
+threading.Thread(target=boxes[0].execute, args=("while True: pass",), kwargs={{"timeout": 600}}, daemon=True).start()
+print(boxes[1].execute("6 * 7").value, flush=True)
+"""
+ENDS = {
+    "end": "",
+    "exception": "raise RuntimeError('on purpose')",
+    "interrupt": "import time; time.sleep(600)",
+    "kill": "import time; time.sleep(600)",
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_nothing_outlives_the_host(engine: Any, how: str) -> None:
+    host = subprocess.Popen(
+        [sys.executable, "-c", HOST + ENDS[how]], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    label = rlm_sandbox.owner_label(host.pid)
+    assert host.stdout is not None
+    with host.stdout as shown:
+        assert shown.readline() == "42\n"
+    if how in ("interrupt", "kill"):
+        host.send_signal(signal.SIGINT if how == "interrupt" else signal.SIGKILL)
+    host.wait(60)
+
+    def gone() -> bool:
+        return not engine.containers(all=True, filters={"label": f"{rlm_sandbox.LABEL}={label}"})
+
+    assert eventually(gone)
+
+
+def test_a_container_that_does_not_start_is_removed(engine: Any) -> None:
+    before = containers(engine)
+    with pytest.raises(SandboxError):
+        DockerSandbox(runtime="none-such")
+    assert containers(engine) == before
+
+
+@pytest.mark.parametrize("moment", ["attach_socket", "start"])
+def test_an_interrupt_during_the_start_leaves_nothing(
+    engine: Any, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = containers(engine)
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, moment, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        DockerSandbox()
+    monkeypatch.undo()
+    assert containers(engine) == before
+
+
+def leftover(engine: Any, label: str) -> str:
+    """A container that was made and never started, as a killed host leaves it."""
+    made = engine.create_container(IMAGE, ["true"], labels={rlm_sandbox.LABEL: label}, network_disabled=True)
+    return str(made["Id"])
+
+
+def test_leftovers_of_dead_hosts_are_swept_and_no_others(engine: Any) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    dead = f"{rlm_sandbox.machine_id()} {ended.pid} {rlm_sandbox.start_of(ended.pid)}"
+    ended.wait()
+    living = rlm_sandbox.owner_label(os.getppid())
+    foreign = f"another-machine/1 {ended.pid} 1"
+    made = {name: leftover(engine, label) for name, label in (("dead", dead), ("living", living), ("foreign", foreign))}
+    try:
+        rlm_sandbox.sweep_containers(engine)
+        there = {one["Id"] for one in engine.containers(all=True)}
+        assert {name for name, found in made.items() if found in there} == {"living", "foreign"}
+    finally:
+        for found in made.values():
+            rlm_sandbox.remove_container(engine, found)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_two_hundred_in_a_row_leave_nothing(engine: Any) -> None:
+    before, open_before = containers(engine), len(os.listdir("/proc/self/fd"))
+    for number in range(200):
+        with DockerSandbox() as box:
+            assert value(box.execute(f"{number} + 1")) == str(number + 1)
+    assert containers(engine) == before
+    assert len(os.listdir("/proc/self/fd")) <= open_before + 5
+
+
+# --- containers kept warm ------------------------------------------------------------------------------------------
+
+
+def test_the_pool_serves_and_refills_and_ends(engine: Any) -> None:
+    def waiting() -> int:
+        return sum(map(len, rlm_sandbox._warm.values()))
+
+    others = containers(engine)
+    with DockerSandbox(pool=1, memory="128m") as first:
+        assert eventually(lambda: waiting() == 1)
+        (channels,) = rlm_sandbox._warm.values()
+        kept: Any = channels[0]
+        with DockerSandbox(pool=1, memory="128m") as second:
+            channel: Any = second._started().channel
+            assert channel is kept
+            assert value(second.execute("1 + 1")) == "2"
+        assert value(first.execute("2 + 2")) == "4"
+        assert eventually(lambda: waiting() == 1 and not rlm_sandbox._filling)
+    rlm_sandbox.close_warm()
+    assert containers(engine) == others
+
+
+def test_a_warm_container_that_died_is_not_handed_out(engine: Any) -> None:
+    with DockerSandbox(pool=1, memory="96m"):
+        assert eventually(lambda: any(rlm_sandbox._warm.values()))
+        (channels,) = rlm_sandbox._warm.values()
+        waits: Any = channels[0]
+        rlm_sandbox.remove_container(engine, waits.container)
+        with DockerSandbox(pool=1, memory="96m") as box:
+            assert value(box.execute("1 + 1")) == "2"
+    assert eventually(lambda: any(rlm_sandbox._warm.values()))
+    rlm_sandbox.close_warm()
+
+
+# --- what cannot be ------------------------------------------------------------------------------------------------
+
+HOPELESS = {
+    "no daemon": ({}, "unix:///nowhere/docker.sock", "no Docker daemon answers at unix:///nowhere", "start it"),
+    "no port": ({}, "tcp://127.0.0.1:1", "no Docker daemon answers at tcp://127.0.0.1:1", "DOCKER_HOST"),
+    "runtime": ({"runtime": "runsc-none"}, "", "no runtime 'runsc-none'", "docker info"),
+    "memory": ({"memory": "8m"}, "", "too little for Python", "docker_memory"),
+    "processors": ({"cpus": 999.0}, "", "number of processors", "docker_cpus"),
+    "image": ({"image": "flat-rlm-none-such:1"}, "", "is not here and cannot be pulled", "docker_image"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the SDK's unclosed sockets
+@pytest.mark.parametrize("options, host, message, hint", HOPELESS.values(), ids=HOPELESS)
+def test_errors_say_the_next_step(
+    options: dict[str, Any], host: str, message: str, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if host:
+        monkeypatch.setenv("DOCKER_HOST", host)
+    with pytest.raises(SandboxError) as caught:
+        DockerSandbox(on_progress=lambda line: None, **options)
+    assert message in str(caught.value) and hint in caught.value.hint
+
+
+def test_an_image_without_python(engine: Any) -> None:
+    name = "flat-rlm-test-empty:1"
+    engine.import_image_from_data(tar_of({"hello": b"#!/bin/none"}), repository="flat-rlm-test-empty", tag="1")
+    try:
+        with pytest.raises(SandboxError, match="has no python"):
+            DockerSandbox(image=name)
+    finally:
+        engine.remove_image(name, force=True)
+
+
+def test_a_folder_named_docker_is_said_to_hide_the_sdk(workspace: Path) -> None:
+    (workspace / "docker").mkdir()
+    (workspace / "docker" / "__init__.py").touch()
+    source = (
+        "import rlm_sandbox\ntry: rlm_sandbox.DockerSandbox()\nexcept rlm_sandbox.SandboxError as e: print(e, e.hint)"
+    )
+    ran = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60)
+    assert str(workspace / "docker") in ran.stdout and "rename that folder" in ran.stdout, ran.stderr
+
+
+def test_without_permission_on_the_socket(tmp_path: Path) -> None:
+    need("root")
+    source = (
+        f"import os, sys; sys.path.insert(0, {str(ROOT)!r})\nimport docker, rlm_sandbox\nos.setgroups([])\n"
+        "os.setgid(65534); os.setuid(65534)\n"
+        "try: rlm_sandbox.DockerSandbox()\nexcept rlm_sandbox.SandboxError as e: print(e, '|', e.hint)"
+    )
+    ran = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60)
+    assert "no permission to use Docker" in ran.stdout and "usermod" in ran.stdout, ran.stderr
+
+
+def test_a_context_that_cannot_fit_names_the_memory_needed() -> None:
+    text = "x" * (60 << 20)
+    with DockerSandbox(memory="96m") as box, pytest.raises(SandboxError, match="needs about 120 MB") as caught:
+        box.set("context", text)
+    needed = caught.value.hint.split('"')[1]
+    with DockerSandbox(memory=needed) as box:
+        box.set("context", text)
+        assert value(box.execute("len(context), context.count('x')")) == f"({60 << 20}, {60 << 20})"
