@@ -1796,6 +1796,7 @@ def is_plain_format(function: Any) -> bool:
     return isinstance(function.value, ast.Constant) and fetches_nothing(function.value.value)
 
 
+@functools.lru_cache(maxsize=500)
 def fetches_nothing(text: Any) -> bool:
     """Whether no replacement field of a format string has an attribute or an index."""
     from string import Formatter
@@ -1907,6 +1908,9 @@ def guard_own(target: Any, name: str) -> Any:
 
 def guard_get(target: Any, name: str) -> Any:
     """An attribute whose name alone does not tell whether it is harmless."""
+    formats_text = name == "format" and type(target) is str and len(target) < 1000
+    if formats_text and fetches_nothing(target):
+        return getattr(target, name)  # bound to this very text
     if name in ("__dict__", "__subclasses__"):
         return dict_of(target) if name == "__dict__" else subclasses_of(target)
     value = getattr(target, name)
