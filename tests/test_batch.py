@@ -26,18 +26,16 @@ def shout(request: Request) -> Any:
 
 
 def test_results_come_in_order_whichever_finishes_first(openai: Server) -> None:
-    second = threading.Event()
-
-    def reply(request: Request) -> Any:
-        if request.prompt == "a":
-            return Turn("A", until=second)
-        second.set()
-        return request.prompt.upper()
-
-    openai.script = reply
+    first_may_end = threading.Event()
+    openai.script = lambda request: Turn(request.prompt.upper(), until=first_may_end if request.prompt == "a" else None)
     finished: list[int] = []
+
+    def note(place: int, _: Any) -> None:
+        finished.append(place)
+        first_may_end.set()
+
     with rlm.RLM(model=MODEL) as runtime:
-        results = list(runtime.batch(["a", "b"], on_result=lambda place, _: finished.append(place)))
+        results = list(runtime.batch(["a", "b"], on_result=note))
     assert ([str(r) for r in results], finished) == (["A", "B"], [1, 0])
 
 
