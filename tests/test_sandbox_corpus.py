@@ -1,6 +1,7 @@
 """Every adversarial cell of the corpus, each in a host process of its own, and every ordinary one.
 
-`escapes.json` and `own.json` are attacks; `cells.json` are cells of the kind that models write, which must all run.
+`escapes.json`, `own.json` and `policy.json` are attacks; `cells.json` are cells of the kind that models write, which
+must all run.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from rlm_sandbox import LocalSandbox
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks hosts and reads /proc")
 
 CORPUS = Path(__file__).parent / "corpus" / "sandbox"
-ATTACKS = [p for name in ("escapes", "own") for p in json.loads((CORPUS / f"{name}.json").read_text())["payloads"]]
+ATTACKS = [
+    p for name in ("escapes", "own", "policy") for p in json.loads((CORPUS / f"{name}.json").read_text())["payloads"]
+]
 ORDINARY = json.loads((CORPUS / "cells.json").read_text())
 BOTH = ("policy", "confinement")
 # What the operating system cannot tell from ordinary work: plain introspection, and a session that breaks itself.
