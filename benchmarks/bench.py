@@ -193,7 +193,8 @@ def table(found: dict[str, dict[str, float]], rows: list[Row]) -> str:
 
 def machine() -> str:
     model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    return f"{os.cpu_count()} cores ({model[1] if model else platform.machine()}), {platform.platform()}"
+    kind = model[1] if model else platform.machine()
+    return f"{os.cpu_count()} cores ({kind}), {platform.platform()}, load average {os.getloadavg()[1]:.1f}"
 
 
 def page(found: dict[str, dict[str, float]], rows: list[Row], subjects: list[Subject]) -> str:
@@ -207,7 +208,8 @@ Made by `make bench` on {datetime.date.today():%d %B %Y}; Python {platform.pytho
 Milliseconds unless the row says otherwise, the best of several runs, whole completions through each project's public
 interface against one scripted model server on loopback that answers at once (sub-calls after 100 ms). In brackets: how
 many times our figure. A dash: the project has no such thing, or failed. What is compared is overhead; nothing here says
-how well a model does with any of these.
+how well a model does with any of these. The load average says how busy the machine was with other things: well above
+the number of cores, the figures tell more about the order of things than about their size.
 
 {table(found, rows)}
 
