@@ -1,0 +1,268 @@
+"""The language policy as a cell meets it: what runs, what is refused, and in which words.
+
+What attacks it is in tests/corpus/sandbox/ and tested in test_sandbox_corpus.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rlm_sandbox import Cell, LocalSandbox, PolicyError, Sandbox, policy_compile
+
+LAYERS = ("policy",) if sys.platform != "linux" else ("policy", "confinement")
+
+
+@pytest.fixture
+def box() -> Iterator[Sandbox]:
+    with LocalSandbox(layers=LAYERS) as sandbox:
+        yield sandbox
+
+
+def run(box: Sandbox, code: str) -> Cell:
+    return box.execute(code, functions={"llm_query": lambda prompt: f"echo {prompt}"})
+
+
+def printed(box: Sandbox, code: str) -> str:
+    cell = run(box, code)
+    assert cell.ok, cell.error
+    return cell.stdout
+
+
+# --- what runs --------------------------------------------------------------------------------------------------------
+
+RUNS = {
+    "private names of the cell's own classes": (
+        """
+class Box:
+    count = 0
+    _made = []
+    def __init__(self): self._x = 1; self.__y = 2; Box._made.append(self)
+    def _sum(self): return self._x + self.__y
+class Sub(Box):
+    def _sum(self): return super()._sum() + 1
+b = Sub(); b._x += 5
+print(b._sum(), len(Box._made), getattr(b, '_x'), hasattr(b, '_zz'))
+""",
+        "9 1 6 False\n",
+    ),
+    "augmented assignment to items, slices and attributes": (
+        "d = {'a': [1, 2, 3]}\nd['a'][0] += 5\nd['a'][1:2] += [9]\nclass A: n = 1\nA.n += 1\nprint(d, A.n)",
+        "{'a': [6, 2, 9, 3]} 2\n",
+    ),
+    "dataclasses with fields of any name": (
+        """
+from dataclasses import dataclass, field, asdict
+@dataclass(order=True)
+class Row:
+    "kept"
+    format: str = 'x'
+    obj: int = 1
+    parser: object = None
+    tags: list = field(default_factory=list)
+    _hidden: int = 2
+print(Row(), Row('a') < Row('b'), asdict(Row())['obj'], Row.__doc__)
+""",
+        "Row(format='x', obj=1, parser=None, tags=[], _hidden=2) True 1 kept\n",
+    ),
+    "annotations written as text": (
+        """
+from __future__ import annotations
+import typing
+from dataclasses import dataclass
+@dataclass
+class Node:
+    value: int
+    next: typing.Optional[Node] = None
+print(typing.get_type_hints(Node)['value'], Node(1, Node(2)).next.value)
+""",
+        "<class 'int'> 2\n",
+    ),
+    "patterns by position and by name": (
+        """
+from dataclasses import dataclass
+@dataclass
+class P:
+    x: int
+    y: int
+def f(v):
+    match v:
+        case P(0, y): return ('y', y)
+        case P(x=x): return ('x', x)
+        case {'k': [first, *_], **rest}: return first, rest
+        case int(n) if n > 5: return n
+        case [1, 2 | 3 as z]: return z
+        case _: return None
+print([f(v) for v in (P(0, 1), P(2, 0), {'k': [1], 'z': 2}, 7, [1, 3], '')])
+""",
+        "[('y', 1), ('x', 2), (1, {'z': 2}), 7, 3, None]\n",
+    ),
+    "metaclasses, enums and abstract classes": (
+        """
+import abc, enum
+class Meta(type):
+    _all = []
+    def __new__(mcs, name, bases, space):
+        made = super().__new__(mcs, name, bases, space); mcs._all.append(name); return made
+class A(metaclass=Meta): pass
+class Color(str, enum.Enum):
+    RED = 'r'
+    @classmethod
+    def _missing_(cls, value): return cls.RED
+class Base(abc.ABC):
+    @abc.abstractmethod
+    def go(self): ...
+print(Meta._all, Color('?'), [c.__name__ for c in A.__mro__], Color.__members__ is not None)
+try: Base()
+except TypeError: print('abstract')
+""",
+        None,
+    ),
+    "classes stay the cell's own when library modules are first imported": (
+        "class A:\n    def __init__(self): self._v = 1\nimport fractions, ipaddress, graphlib\n"
+        "A.extra = 2\na = A(); a._v += 1\nprint(A.extra, a._v)",
+        "2 2\n",
+    ),
+    "eval and exec see the caller's variables": (
+        "def f(x): return eval('x * 2')\nspace = {'n': 2}\nexec('m = n + 1\\ndef g(): return m', space)\n"
+        "exec('top = 1')\nprint(f(4), space['m'], space['g'](), top)",
+        "8 3 3 1\n",
+    ),
+    "globals, locals, vars and dir": (
+        "a = 1\ndef f():\n    b = 2\n    return sorted(locals()), 'a' in globals()\nglobals()['c'] = 3\n"
+        "class K: pass\nk = K(); k.__dict__.update(z=1)\nprint(f(), c, vars(k), 'append' in dir([]))",
+        "(['b'], True) 3 {'z': 1} True\n",
+    ),
+    "output can be redirected for a while": (
+        "import contextlib, io, sys\nbuffer = io.StringIO()\nwith contextlib.redirect_stdout(buffer): print('in')\n"
+        "old = sys.stdout; sys.stdout = io.StringIO(); print('lost'); sys.stdout = old\nprint(repr(buffer.getvalue()))",
+        "'in\\n'\n",
+    ),
+    "tasks in executors": (
+        "from concurrent.futures import ThreadPoolExecutor, as_completed\nwith ThreadPoolExecutor() as pool:\n"
+        "    asked = [pool.submit(llm_query, str(n)) for n in range(3)]\n"
+        "    print([f.result() for f in as_completed(asked)], list(pool.map(len, ['a', 'bc'])))",
+        "['echo 0', 'echo 1', 'echo 2'] [1, 2]\n",
+    ),
+    "files by name, with open, os and pathlib": (
+        "import os\nfrom pathlib import Path\nPath('sub').mkdir()\n(Path('sub') / 'a.txt').write_text('x\\ny')\n"
+        "with open('sub/a.txt') as f: print([line.strip() for line in f], f.name)\n"
+        "print(os.listdir('sub'), os.path.getsize('sub/a.txt'), [p.suffix for p in Path('.').rglob('*.txt')])",
+        "['x', 'y'] a.txt\n['a.txt'] 3 ['.txt']\n",
+    ),
+    "logging and tracebacks are printed": (
+        "import logging, traceback\nlogging.basicConfig(level=logging.INFO, format='%(levelname)s %(message)s')\n"
+        "logging.info('n=%d', 3)\ntry: {}['k']\nexcept KeyError: print(traceback.format_exc())",
+        'INFO n=3\nTraceback (most recent call last):\n  File "<cell 1>", line 4, in <module>\n'
+        "    try: {}['k']\nKeyError: 'k'\n\n",
+    ),
+    "str.format walks fields": (
+        "t = '{0.real} {x[a]} {1!r:>4}'\n"
+        "print(t.format(5, 'z', x={'a': 1}), '{:>3}'.format(1), '{a}'.format_map({'a': 2}))",
+        "5 1  'z'   1 2\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_ordinary_python_runs(box: Sandbox, name: str) -> None:
+    code, expected = RUNS[name]
+    out = printed(box, code)
+    assert expected is None or out == expected
+
+
+# --- what is refused, and what to write instead -----------------------------------------------------------------------
+
+REFUSED = {
+    "async def f(): pass": "llm_query_batched",
+    "f = len.__self__": "'__self__' is not accessible here",
+    "x = (i for i in []).gi_frame": "out of sight",
+    "import numpy": "allowed_imports",
+    "import subprocess": "no other program can be run",
+    "import requests": "no network here",
+    "import pickle": "use json",
+    "import os; os.system('ls')": "no other program can be run",
+    "from os import fork": "cannot import name 'fork'",
+    "import threading; threading.Thread(target=print).start()": "llm_query_batched",
+    "open('/etc/passwd')": "file_read",
+    "input('?')": "nobody is there to answer",
+    "compile('1', '', 'eval')": "eval(text)",
+    "_getattr_ = 1": "is reserved",
+    "__builtins__ = {}": "cannot be defined here",
+    "import json; json.dumps = 1": "cannot be changed",
+    "import json; json.JSONEncoder.encode = 1": "immutable",
+    "try:\n    pass\nexcept* ValueError: pass": "except" if sys.version_info >= (3, 11) else "SyntaxError",
+}
+
+
+@pytest.mark.parametrize("code", REFUSED)
+def test_a_refusal_says_what_it_is_and_what_to_write(box: Sandbox, code: str) -> None:
+    cell = run(box, code)
+    assert not cell.ok
+    assert REFUSED[code] in str(cell.error)
+
+
+def test_a_refusal_names_the_line_and_leaves_the_variables(box: Sandbox) -> None:
+    box.execute("kept = 1")
+    cell = box.execute("a = 1\nb = print.__self__\n")
+    assert (cell.status, cell.error) == (
+        "refused",
+        "  File \"<cell 2>\", line 2\n    b = print.__self__\n        ^\nPolicyError: '__self__' is not accessible here: "
+        "use the operator or built-in function that stands for it",
+    )
+    assert box.execute("kept").value == "1"
+
+
+def test_an_error_shows_the_cell_s_lines_only(box: Sandbox) -> None:
+    box.execute("import json\ndef load(text):\n    return json.loads(text)")
+    error = str(box.execute("try:\n    load('{')\nexcept ValueError as e:\n    raise KeyError('k') from e").error)
+    shown = "Traceback (most recent call last):\n  File \"<cell 2>\", line 2, in <module>\n    load('{')\n"
+    shown += '  File "<cell 1>", line 3, in load\n    return json.loads(text)\n'
+    assert error.startswith((shown + "json.decoder.JSONDecodeError: ", shown + "JSONDecodeError: "))
+    assert error.endswith("line 4, in <module>\n    raise KeyError('k') from e\nKeyError: 'k'")
+    assert "direct cause" in error
+
+
+def test_output_put_aside_by_a_cell_is_back_in_the_next(box: Sandbox) -> None:
+    box.execute("import io, sys\nsys.stdout = io.StringIO()\nprint('lost')")
+    assert printed(box, "print('back')") == "back\n"
+
+
+def test_files_of_a_given_folder_can_be_read_and_not_written(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("a,b\n1,2\n")
+    with LocalSandbox(layers=LAYERS, workspace=str(tmp_path)) as box:
+        code = "import csv, os\nprint(list(csv.reader(open('data.csv'))), 'data.csv' in os.listdir())"
+        assert printed(box, code) == "[['a', 'b'], ['1', '2']] True\n"
+        printed(box, "open('data.csv', 'w').write('scratch')")
+    assert (tmp_path / "data.csv").read_text() == "a,b\n1,2\n"
+
+
+# --- compiling by itself ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["def (:", "x = " + "(" * 300 + "1" + ")" * 300, "a\0b", "'\ud800'\nx = (", "x = 1" + ".a" * 100_000, "1 +"],
+    ids=["syntax", "parentheses", "null byte", "surrogate", "attributes", "unfinished"],
+)
+def test_what_cannot_be_compiled_is_a_syntax_error(source: str) -> None:
+    with pytest.raises(SyntaxError):
+        policy_compile(source, "<cell 1>")
+
+
+def test_the_last_expression_is_compiled_by_itself() -> None:
+    assert policy_compile("a = 1\na + 1", "<cell 1>")[1] is not None
+    assert policy_compile("a = 1", "<cell 1>")[1] is None
+    assert policy_compile("", "<cell 1>")[1] is None
+
+
+def test_a_byte_order_mark_is_no_part_of_the_code() -> None:
+    assert policy_compile("\ufeff1 + 1", "<cell 1>")[1] is not None
+
+
+def test_identifiers_are_judged_as_python_reads_them() -> None:
+    with pytest.raises(PolicyError, match="__globals__"):
+        policy_compile("f.__glob\uff41ls__", "<cell 1>")
