@@ -210,7 +210,8 @@ def test_a_refusal_names_the_line_and_leaves_the_variables(box: Sandbox) -> None
     cell = box.execute("a = 1\nb = print.__self__\n")
     assert (cell.status, cell.error) == (
         "refused",
-        "  File \"<cell 2>\", line 2\n    b = print.__self__\n        ^\nPolicyError: '__self__' is not accessible here: "
+        '  File "<cell 2>", line 2\n    b = print.__self__\n        ^\n'
+        "PolicyError: '__self__' is not accessible here: "
         "use the operator or built-in function that stands for it",
     )
     assert box.execute("kept").value == "1"
