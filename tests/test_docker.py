@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import io
 import json
 import os
+import select
+import shutil
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import tarfile
@@ -675,3 +681,161 @@ def test_a_context_that_cannot_fit_names_the_memory_needed() -> None:
     with DockerSandbox(memory=needed) as box:
         box.set("context", text)
         assert value(box.execute("len(context), context.count('x')")) == f"({60 << 20}, {60 << 20})"
+
+
+# --- an engine of the tests' own: remote, dying, full --------------------------------------------------------------
+
+
+class Daemon:
+    """A second dockerd, in namespaces of its own: it would take the first one's bridge away, and leave mounts."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.socket = folder, folder / "docker.sock"
+        self.host = f"unix://{self.socket}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        folders = {"data-root": "data", "exec-root": "exec", "pidfile": "pid"}
+        for stale in ("pid", "docker.sock", "exec/containerd/containerd.pid"):
+            (self.folder / stale).unlink(missing_ok=True)
+        options = [f"--{name}={self.folder / place}" for name, place in folders.items()]
+        apart = ["unshare", "-n", "-m", "-p", "--fork", "--kill-child", "--mount-proc"]
+        command = [*apart, "dockerd", *options, "-H", self.host, "--bridge=none", "--iptables=false"]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+        assert eventually(self.answers), (self.folder / "log").read_text()[-2000:]
+
+    def answers(self) -> bool:
+        asked = ["docker", "-H", self.host, "version"]
+        return self.socket.exists() and subprocess.run(asked, capture_output=True).returncode == 0
+
+    def end(self, number: int = signal.SIGTERM) -> None:
+        process, self.process = self.process, None
+        if process is not None:
+            below = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+            os.kill(int(below), number)  # the first process of its namespace: all others end with it
+            process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory, engine: Any) -> Iterator[Daemon]:
+    need("root")
+    need("dockerd")
+    daemon = Daemon(tmp_path_factory.mktemp("d"))
+    daemon.start()
+    copy = f"docker save {IMAGE} | docker -H {daemon.host} load -q"
+    subprocess.run(copy, shell=True, check=True, capture_output=True)
+    yield daemon
+    daemon.end()
+
+
+class Forward:
+    """TCP on loopback, with TLS if a context is given, carried to an engine's socket: a remote daemon's other end."""
+
+    def __init__(self, target: Path, tls: ssl.SSLContext | None = None):
+        self.target, self.tls = target, tls
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        self.open: list[socket.socket] = []
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self.listener.accept()
+                if self.tls:
+                    near = self.tls.wrap_socket(near, server_side=True)
+                far = socket.socket(socket.AF_UNIX)
+                far.connect(str(self.target))
+                self.open += [near, far]
+                threading.Thread(target=self.carry, args=(near, far), daemon=True).start()
+
+    def carry(self, near: socket.socket, far: socket.socket) -> None:
+        """Both ways on one thread, since a TLS connection may not be read and written at once."""
+        with near, far, contextlib.suppress(OSError):
+            while True:
+                pending = isinstance(near, ssl.SSLSocket) and near.pending()
+                for ready in [near] if pending else select.select([near, far], [], [])[0]:
+                    data = ready.recv(1 << 16)
+                    if not data:
+                        return
+                    (far if ready is near else near).sendall(data)
+
+    def close(self) -> None:
+        self.listener.close()
+        for one in self.open:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+
+def certificate(folder: Path) -> ssl.SSLContext:
+    """One for 127.0.0.1 that is its own authority, laid where the SDK looks."""
+    subject = "-x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1 -addext subjectAltName=IP:127.0.0.1"
+    command = ["openssl", "req", *subject.split(), "-keyout", "key.pem", "-out", "cert.pem"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
+    shutil.copy(folder / "cert.pem", folder / "ca.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    return context
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_a_remote_daemon(
+    second: Daemon, tls: bool, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if tls:
+        monkeypatch.setenv("DOCKER_TLS_VERIFY", "1")
+        monkeypatch.setenv("DOCKER_CERT_PATH", str(tmp_path))
+        for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # which requests would take instead
+            monkeypatch.delenv(name, raising=False)
+    forward = Forward(second.socket, certificate(tmp_path) if tls else None)
+    monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{forward.port}")
+    try:
+        client = rlm_sandbox.docker_engine()
+        with DockerSandbox(workspace=str(folder), cell_timeout=20) as box:
+            assert value(box.execute("import os; os.getcwd(), os.path.exists('/workspace')")) == "('/tmp', False)"
+            box.set("context", "é" * 4_000_000)
+            cell = box.execute("len(ask(context[:10**6])), len(context)", functions={"ask": str.upper})
+            assert value(cell) == "(1000000, 4000000)"
+            assert box.execute("for _ in range(50): print('x' * 10**6)").stdout_chars == 50 * 1_000_001
+            assert box.execute("kept = 1\nwhile True: pass", timeout=1).status == "timeout"
+            assert value(box.execute("kept")) == "1"
+        assert containers(client) == []
+        client.close()
+    finally:
+        forward.close()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the SDK's unclosed sockets
+def test_a_daemon_that_dies_in_mid_cell(second: Daemon, openai: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clear error, an intact journal, and a run that goes on when the daemon is back."""
+    monkeypatch.setenv("DOCKER_HOST", second.host)
+    asked: list[str] = []
+    dead = threading.Event()
+
+    def model(request: Request) -> Any:
+        if not request.system:
+            asked.append(request.prompt)
+            if request.prompt == "second" and asked.count("second") == 1:
+                second.end(signal.SIGKILL)
+                dead.set()
+            return request.prompt.upper()
+        return code(["kept = llm_query('first')", "FINAL([kept, llm_query('second')])"][min(request.turn, 2) - 1])
+
+    openai.script = model
+    options: dict[str, Any] = {"model": "gpt-4o-mini", "environment": "docker", "docker_mount": "none"}
+    with pytest.raises(rlm.SandboxError, match="does not answer any more") as caught:
+        rlm.complete("go", **options)
+    assert "rlm resume" in caught.value.hint and caught.value.trajectory_id
+    assert dead.wait(60)
+    second.start()
+    with rlm.RLM(**options) as again:
+        result = again.resume(caught.value.trajectory_id)
+    assert result.value == ["FIRST", "SECOND"]
+    assert asked.count("first") == 1
+    client = rlm_sandbox.docker_engine()
+    assert containers(client) == []
+    client.close()
+    gc.collect()  # while their warnings are expected
