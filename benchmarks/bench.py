@@ -17,7 +17,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -96,9 +96,9 @@ def command(subject: Subject, *arguments: str) -> subprocess.CompletedProcess[st
     if subject.environment == "flat-rlm":
         environment["PYTHONPATH"] = str(ROOT)  # the tree as it is now, not as it was when installed
     (CACHE / "home").mkdir(exist_ok=True)
-    return subprocess.run(
-        [str(python_of(subject)), *arguments], env=environment, capture_output=True, text=True, timeout=900
-    )
+    # Not in the tree: with `-c` the current folder is on the path, and it has a rlm.py too.
+    how: dict[str, Any] = {"cwd": CACHE / "home", "capture_output": True, "text": True, "timeout": 900}
+    return subprocess.run([str(python_of(subject)), *arguments], env=environment, **how)
 
 
 # --- measuring -----------------------------------------------------------------------------------------------------
