@@ -90,6 +90,13 @@ def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
     return True
 
 
+@pytest.fixture
+def unclosed_sockets() -> Iterator[None]:
+    """The SDK leaves those that could not connect: collected while their warnings are expected."""
+    yield
+    gc.collect()
+
+
 def tar_of(files: dict[str, bytes | Path]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
@@ -630,7 +637,8 @@ HOPELESS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the SDK's unclosed sockets
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("unclosed_sockets")
 @pytest.mark.parametrize("options, host, message, hint", HOPELESS.values(), ids=HOPELESS)
 def test_errors_say_the_next_step(
     options: dict[str, Any], host: str, message: str, hint: str, monkeypatch: pytest.MonkeyPatch
@@ -808,7 +816,8 @@ def test_a_remote_daemon(
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the SDK's unclosed sockets
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("unclosed_sockets")
 def test_a_daemon_that_dies_in_mid_cell(second: Daemon, openai: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clear error, an intact journal, and a run that goes on when the daemon is back."""
     monkeypatch.setenv("DOCKER_HOST", second.host)
@@ -838,4 +847,3 @@ def test_a_daemon_that_dies_in_mid_cell(second: Daemon, openai: Server, monkeypa
     client = rlm_sandbox.docker_engine()
     assert containers(client) == []
     client.close()
-    gc.collect()  # while their warnings are expected
