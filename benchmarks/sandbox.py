@@ -180,7 +180,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sandboxes", type=int, default=100, help="how many to make one after the other (default 100)")
     count = parser.parse_args().sandboxes
-    print(f"Python {sys.version.split()[0]}, {os.cpu_count()} cores, level {rlm_sandbox.capabilities()['level']}")
+    load = os.getloadavg()[0]  # absolute bars are for a machine with little else to do
+    level = rlm_sandbox.capabilities()["level"]
+    print(f"Python {sys.version.split()[0]}, {os.cpu_count()} cores, load {load:.1f}, level {level}")
     for part in (starts, cells, contexts, ladder, guards):
         part()
     many(count)
