@@ -781,7 +781,8 @@ class Worker:
         """The cells' own variables."""
         pairs = [(name, value) for name, value in self.variables.items() if type(name) is str]
         ours = self.functions
-        return [(n, v) for n, v in pairs if n not in self.hidden and n[:2] != "__" and v is not ours.get(n, UNSET)]
+        kept = [(n, v) for n, v in pairs if n not in self.hidden and n[:2] != "__" and n[:1] != "~"]
+        return [(n, v) for n, v in kept if v is not ours.get(n, UNSET)]
 
     def set(self, message: dict[str, Any]) -> dict[str, Any]:
         name, weight = message["name"], message["weight"]
@@ -918,7 +919,7 @@ class Worker:
         """Answer with the variable of this name."""
         if type(name) is not str:
             raise TypeError("FINAL_VAR takes the name of a variable as a string; FINAL(value) takes the value")
-        if name not in self.variables:
+        if name not in self.variables or name == "__builtins__":
             known = ", ".join(sorted(name for name, _ in self.shown())[:30]) or "none"
             raise NameError(f"there is no variable {name[:100]!r}; there are: {known}")
         self.final = self.variables[name]
@@ -1390,7 +1391,6 @@ def container_main(setup: dict[str, Any]) -> NoReturn:
 Rule = str  # how an attribute name is treated: "plain" | "watched" | "private" | "refused"
 
 IMMUTABLE_TYPE = 1 << 8  # Py_TPFLAGS_IMMUTABLETYPE: attributes of such a class can be neither set nor deleted
-BASE_TYPE = 1 << 10  # Py_TPFLAGS_BASETYPE: the class can be inherited from
 
 
 def words(text: str) -> list[str]:
@@ -1823,8 +1823,12 @@ pure: set[type] = set()  # classes of the cells' own whose bases are their own o
 
 
 def freeze() -> None:
-    """Make classes immutable: all that exist when a session begins, later those of the library alone."""
-    later = bool(state.globals)
+    """Make classes immutable: all that exist when a session begins, later those of the library alone.
+
+    Packages that are handed out whole, and what they depend on, are left as they are.
+    """
+    library_only = bool(state.globals or state.allowed)
+    library = {__name__, *sys.stdlib_module_names}
     seen: set[int] = set()
     waiting: list[type] = [object]
     while waiting:
@@ -1836,7 +1840,7 @@ def freeze() -> None:
             waiting.append(kind)
             module = namespace_of(kind).get("__module__")
             package = module.partition(".")[0] if type(module) is str else ""
-            if is_own(kind) and package not in state.allowed and (not later or package in sys.stdlib_module_names):
+            if is_own(kind) and (package in library or not library_only):
                 set_flags(kind, flags_of(kind) | IMMUTABLE_TYPE)
 
 

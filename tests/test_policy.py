@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import CodeType
 
 import pytest
 
@@ -239,6 +240,39 @@ def test_files_of_a_given_folder_can_be_read_and_not_written(tmp_path: Path) -> 
         assert printed(box, code) == "[['a', 'b'], ['1', '2']] True\n"
         printed(box, "open('data.csv', 'w').write('scratch')")
     assert (tmp_path / "data.csv").read_text() == "a,b\n1,2\n"
+
+
+# --- what it costs ----------------------------------------------------------------------------------------------------
+
+NATIVE = [
+    "for i, (a, b) in enumerate(c): total += a[i] * b.size",
+    "d[k] += 1; d[k] = v; a.b.c = d[1:2]; a.n += 1; del d[k], a.b",
+    "x = [f(y, *z, **w).name for y in range(10) if y.real]; first, *rest = x",
+    "def f(a, /, b=1, *c, d, **e):\n    with a.b() as g: yield from g.h\n    return f'{a.b!r:>5}'",
+    "print('{} {name:>4}'.format(1, name=2), not a < b <= c, lambda: a.b)",
+]
+
+
+@pytest.mark.parametrize("code", NATIVE)
+def test_what_a_name_alone_decides_is_compiled_as_plain_python(code: str) -> None:
+    policy, plain = policy_compile(code + "\npass", "<cell 1>")[0], compile(code + "\npass", "<cell 1>", "exec")
+    assert same_code(policy, plain)
+
+
+def same_code(one: CodeType, other: CodeType) -> bool:
+    if (one.co_code, one.co_names) != (other.co_code, other.co_names) or len(one.co_consts) != len(other.co_consts):
+        return False
+    pairs = zip(one.co_consts, other.co_consts)
+    return all(same_code(a, b) if isinstance(a, CodeType) else a == b for a, b in pairs)
+
+
+def test_variables_of_the_policy_s_own_are_not_shown(box: Sandbox) -> None:
+    printed(
+        box, "from dataclasses import dataclass\n@dataclass\nclass P:\n    x: int\nmatch P(1):\n    case P(x): pass"
+    )
+    assert sorted(box.names()) == ["P", "dataclass", "x"]
+    assert box.execute("sorted(name for name in globals() if '~' in name)").value == "[]"
+    assert "no variable" in str(box.execute("FINAL_VAR('__builtins__')").error)
 
 
 # --- compiling by itself ----------------------------------------------------------------------------------------------
