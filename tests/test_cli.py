@@ -1206,7 +1206,7 @@ def test_an_interrupted_turn_does_not_end_the_chat(openai: Server) -> None:
     terminal.type("\x03")
     terminal.wait_for("the turn was interrupted")
     terminal.type("show\r")
-    terminal.wait_for(r"\b7\r\n")
+    terminal.wait_for(r"\b7\r\n> ")
     terminal.type("\x04")
     assert terminal.finish() == 0
 
