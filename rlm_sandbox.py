@@ -5596,6 +5596,7 @@ def fill_warm(kind: tuple[Any, ...], size: int, start: Callable[[], DockerChanne
     with contextlib.suppress(SandboxError):  # whoever needs a container meets the error itself
         while is_short(kind, size):
             channel = start()
+            wait_for(channel.fileno(), START_LIMIT)  # for its hello: who takes it is not to wait
             with _warm_lock:
                 wanted = kind in _warm
                 if wanted:
