@@ -924,3 +924,50 @@ def test_a_full_disk(engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         client.close()
     finally:
         daemon.end()
+
+
+@pytest.fixture
+def podman(tmp_path: Path) -> Iterator[str]:
+    """The address of a podman service of the test's own; its image is the engine's, as an archive."""
+    if not shutil.which("podman"):
+        pytest.skip("podman is not needed by anybody who has Docker")
+    need("root")
+    places = ["--root", tmp_path / "root", "--runroot", tmp_path / "run", "--storage-driver", "vfs"]
+    program = ["podman", *map(str, places), "--cgroup-manager", "cgroupfs", "--runtime", "runc"]
+    host = f"unix://{tmp_path / 'podman.sock'}"
+    with (tmp_path / "log").open("wb") as log:
+        apart = ["unshare", "-m", "-p", "--fork", "--kill-child", "--mount-proc"]
+        service = subprocess.Popen([*apart, *program, "system", "service", "--time=0", host], stdout=log, stderr=log)
+    try:
+        assert eventually((tmp_path / "podman.sock").exists)
+        path = "ENV PATH=/usr/local/bin:/usr/bin:/bin"
+        made = subprocess.run(
+            ["docker", "create", IMAGE, "true"], check=True, capture_output=True, text=True
+        ).stdout.strip()
+        copy = f"docker export {made} | docker -H {host} import --change '{path}' - {IMAGE}; docker rm {made}"
+        subprocess.run(copy, shell=True, check=True, capture_output=True)
+        yield host
+    finally:
+        service.kill()
+        service.wait(60)
+
+
+@pytest.mark.slow
+def test_podman(podman: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(folder, HIDDEN)
+    fill(folder, SHOWN, "harmless")
+    monkeypatch.setenv("DOCKER_HOST", podman)
+    box = DockerSandbox(workspace=str(folder), cell_timeout=20)
+    try:
+        assert value(box.execute(READ_ALL)) == repr(sorted(SHOWN))
+        box.execute("kept = 41")
+        for payload in ("sum(range(10**13))", "import ctypes; ctypes.string_at(0)", "import os; os.kill(-1, 9)"):
+            box.execute(payload, timeout=2)
+            assert value(box.execute("ask(kept)", functions={"ask": lambda n: n + 1})) == "42"
+        for name in ("not root", "no capabilities", "no new privileges", "seccomp filters", "only loopback"):
+            probe, shown = INSIDE[name]
+            assert value(box.execute(probe)) == shown, name
+    finally:
+        box.close()
+    assert containers(box.engine) == []
+    box.engine.close()
