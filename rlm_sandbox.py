@@ -5054,10 +5054,18 @@ class DockerChannel(Channel):
         if gone:
             return
         self.kill()
-        with contextlib.suppress(OSError):
-            self.stream.close()
-            self.attached.close()
+        close_attached(self.attached)
         remove_container(self.engine, self.container)
+
+
+def close_attached(attached: Any) -> None:
+    """The response first, which complains later if the socket below it has gone."""
+    stream = getattr(attached, "_sock", attached)  # which the response's end takes from `attached`
+    with contextlib.suppress(OSError, ValueError):
+        if (response := getattr(attached, "_response", None)) is not None:
+            response.close()
+        stream.close()
+        attached.close()
 
 
 def plain_stream(engine: Any, attached: Any) -> Any:
@@ -5423,8 +5431,7 @@ class DockerSandbox(Sandbox):
             self.engine.start(name)
             return DockerChannel(self.engine, name, attached)
         except BaseException:
-            getattr(attached, "_sock", attached).close()
-            attached.close()
+            close_attached(attached)
             raise
 
     def _options(self, python: str) -> dict[str, Any]:
