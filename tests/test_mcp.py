@@ -259,7 +259,7 @@ def test_a_client_that_stops_reading_does_not_hold_the_server(tmp_path: Path) ->
 def test_nothing_but_messages_reaches_stdout() -> None:
     # What libraries of ours might print, or leave to a child, must not land in the protocol.
     setup = "import os, sys\nold = rlm_mcp.Server.ping\ndef ping(self, request):\n"
-    setup += "    print('noise'); os.system('echo noise'); os.write(1, b'noise')\n"
+    setup += "    print('noise', flush=True); os.system('echo noise'); os.write(1, b'noise')\n"
     setup += "    assert sys.stdin.read() == ''\n    return old(self, request)\n"
     setup += "rlm_mcp.HANDSHAKE_METHODS['ping'] = ping"
     with Peer(setup=setup) as peer:
