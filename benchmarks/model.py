@@ -8,6 +8,7 @@ tells the bytes that run sent and when its requests came. Needs only the standar
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import re
 import sys
@@ -29,9 +30,10 @@ class Speech(NamedTuple):
 
     run: Callable[[str], JSON]  # code -> assistant message
     final: str  # with {} for the answer
-    batch: str = ""
-    child: str = ""
+    batch: str = ""  # with {} for a list of prompts
+    child: str = ""  # with {} for a prompt
     context: str = "context"
+    ask: str = "llm_query({})"
 
 
 def say(text: str) -> JSON:
@@ -60,30 +62,48 @@ SPEECH = {
     "flat-rlm": Speech(
         lambda code: call("execute_code", {"code": code}),
         "FINAL({})",
-        f"llm_query_batched({LEAVES})",
-        "rlm_query('child 1')",
+        "llm_query_batched({})",
+        "rlm_query({})",
     ),
     "rlms": Speech(
         fence("repl"),
         "answer['content'] = {}\nanswer['ready'] = True",
-        f"llm_query_batched({LEAVES})",
-        "rlm_query('child 1')",
+        "llm_query_batched({})",
+        "rlm_query({})",
     ),
-    "dspy": Speech(dspy_fields, "SUBMIT({})", f"llm_query_batched({LEAVES})"),
+    "dspy": Speech(dspy_fields, "SUBMIT({})", "llm_query_batched({})"),
     "smolagents": Speech(lambda code: say(f"Thought: x\n<code>\n{code}\n</code>"), "final_answer({})"),
     "minrlm": Speech(
-        fence("python"), "FINAL({})", f"sub_llm_batch([(leaf, '') for leaf in {LEAVES}])", context="input_0[:]"
+        fence("python"),
+        "FINAL({})",
+        "sub_llm_batch([(leaf, '') for leaf in {}])",
+        context="input_0[:]",
+        ask="sub_llm({}, '')",
     ),
     "rlm-runtime": Speech(
         lambda code: call("execute_code", {"code": code}), "result = {}", context="context['context']"
     ),
 }
+# How this project's cost grows with the work (scaling.py), {0} being how much of it: cells of a run that answers in the
+# end. Prompts of "item" are answered at once, those of "leaf" after LEAF_SECONDS.
+SCALING = {
+    "outputs": ["print('a line of output, as cells print them\\n' * 50)"],
+    "batch": ["r = llm_query_batched(['item %d' % n for n in range({0})])", "FINAL(str(r.count('yes')))"],
+    "loop": ["r = [llm_query('item %d' % n) for n in range({0})]", "FINAL(str(r.count('yes')))"],
+    "work": ["x = 1", "r = llm_query_batched(['leaf %d of 64' % n for n in range({0})])", "FINAL(str(r.count('yes')))"],
+    "look": ["n = len(context)", "m = 1", "e = context.count('ERROR')", "FINAL(f'{{n}} {{e}}')"],
+}
 ANSWERS_IN_TEXT = {"rlm-runtime"}  # its code cannot end a run: the model then repeats what the code gave
 
 
+@functools.cache
 def steps(subject: str, scenario: str, count: int) -> list[JSON]:
     """The assistant messages of a run, in order. Each ends with an answer that only the work itself can give."""
     speech = SPEECH[subject]
+    if scenario == "outputs":
+        return [*map(speech.run, SCALING[scenario] * count), speech.run("FINAL('done')")]
+    if scenario in SCALING:
+        return [speech.run(cell.format(count)) for cell in SCALING[scenario]]
     if subject in ANSWERS_IN_TEXT and scenario == "fan":  # sub-calls are a tool of the model's, not of the code's
         return [
             call(
@@ -94,9 +114,9 @@ def steps(subject: str, scenario: str, count: int) -> list[JSON]:
         return [call("rlm_sub_complete", {"query": "child 1"})]
     code, answer = {
         "turns": ("", "'done'"),
-        "fan": (f"r = {speech.batch}", "str(r.count('yes'))" if subject != "minrlm" else "str(len(r))"),
+        "fan": (f"r = {speech.batch.format(LEAVES)}", "str(r.count('yes'))" if subject != "minrlm" else "str(len(r))"),
         "context": (f"size = len({speech.context})", "str(size)"),
-        "child": (f"r = {speech.child}", "r"),
+        "child": ("r = " + speech.child.format("'child 1'"), "r"),
         "add": (ADDITIONS, "str(total)"),
     }[scenario]
     cells = ["print(1)"] * count if scenario == "turns" else [code or "print(1)"]
@@ -121,7 +141,8 @@ class Run:
 
 
 RUNS: dict[str, Run] = defaultdict(Run)
-MARK = re.compile(r"leaf \d+ of 64|child 1\b")
+MARK = re.compile(r"leaf \d+ of 64|child 1\b|item \d+")
+MODEL = re.compile(rb'"model": ?"([^"]+)"')
 
 
 class Connection(asyncio.Protocol):
@@ -159,17 +180,22 @@ class Connection(asyncio.Protocol):
         run = RUNS[name]
         arrival = time.perf_counter()
         run.bytes += len(body)
-        request = json.loads(body)
-        leaf = MARK.search(last_words(request)) if len(body) < 60_000 else None
+        # A long history is a node's turn: reading it, turn after turn, would be measured too.
+        request = json.loads(body) if len(body) < 60_000 else {"model": MODEL.search(body)[1].decode()}  # type: ignore[index]
+        leaf = MARK.search(last_words(request)) if "messages" in request else None
         if leaf is None or leaf[0].startswith("child"):
             run.arrivals.append(arrival)
         if leaf is None:
             run.turn += 1
             script = steps(subject, scenario, int(count))
+            if scenario == "work":  # several runs at once under one name
+                run.turn = 1 + sum(m["role"] == "assistant" for m in request["messages"])
             message = script[run.turn - 1] if run.turn <= len(script) else finish(subject, request)
         elif leaf[0].startswith("leaf"):
             asyncio.get_running_loop().call_later(LEAF_SECONDS, self.send, completion(request["model"], say("yes")))
             return
+        elif leaf[0].startswith("item"):
+            message = say("yes")
         else:
             message = finish(subject, request)
         self.send(completion(request["model"], message))

@@ -1,7 +1,8 @@
 """One project under measurement, in its own environment: `python subjects.py SUBJECT PORT ROW` prints milliseconds.
 
 Each subject is a class whose `run(key, context)` does one whole completion against the scripted model, answer checked.
-Every subject runs with its defaults, but for limits that would end a scenario early.
+Every subject runs with its defaults, but for limits that would end a scenario early; `options` are the project's own
+and go before them. `behaviour.py` uses the same classes.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ MEGABYTES = 100
 class Subject:
     speech = ""
     lacks: tuple[str, ...] = ()  # scenarios that it has no means for
+    tokens: int | None = None  # spent in the last run, as the project itself reports it
 
 
 class FlatRLM(Subject):
@@ -43,18 +45,13 @@ class FlatRLM(Subject):
 
         self.rlm, self.url = RLM, url
 
-    def run(self, key: str, context: str | None = None) -> str:
-        with self.rlm(
-            model=MODEL,
-            backend="openai",
-            base_url=self.url,
-            api_key=key,
-            environment=self.environment,
-            max_subcalls=100,
-            max_parallel=64,
-            config=False,
-        ) as rlm:
-            return rlm.completion("go", context).response
+    def run(self, key: str, context: Any = None, *, system: str | None = None, **options: Any) -> str:
+        limits = {"max_subcalls": 100, "max_parallel": 64} | options
+        server = {"model": MODEL, "backend": "openai", "base_url": self.url, "api_key": key}
+        with self.rlm(environment=self.environment, config=False, **server, **limits) as rlm:
+            result = rlm.completion("go", context, system=system)
+        self.tokens = result.total_tokens
+        return str(result.response)
 
 
 class FlatRLMDocker(FlatRLM):
@@ -71,20 +68,22 @@ class Rlms(Subject):
 
         self.rlm, self.url = RLM, url
 
-    def run(self, key: str, context: str | None = None) -> str:
+    def run(self, key: str, context: Any = None, *, environment_kwargs: Any = None, **options: Any) -> str:
+        limits = {"max_depth": 2, "max_iterations": 50, "max_concurrent_subcalls": 64} | options
         rlm = self.rlm(
             backend="openai",
             backend_kwargs={"model_name": MODEL, "base_url": self.url, "api_key": key},
             environment=self.environment,
-            environment_kwargs=self.options,
-            max_depth=2,
-            max_iterations=50,
-            max_concurrent_subcalls=64,
+            environment_kwargs=self.options | (environment_kwargs or {}),
+            **limits,
         )
         try:
-            return str(rlm.completion(context or "nothing", root_prompt="go").response)
+            result = rlm.completion(context or "nothing", root_prompt="go")
         finally:
             rlm.close()
+        usage = result.usage_summary
+        self.tokens = usage.total_input_tokens + usage.total_output_tokens
+        return str(result.response)
 
 
 class RlmsIsolated(Rlms):
@@ -101,12 +100,14 @@ class Dspy(Subject):
 
         self.dspy, self.url = dspy, url
 
-    def run(self, key: str, context: str | None = None) -> str:
+    def run(self, key: str, context: Any = None, *, instructions: str | None = None, **options: Any) -> str:
         lm = self.dspy.LM(f"openai/{MODEL}", api_base=self.url, api_key=key, cache=False)
-        with self.dspy.context(lm=lm):
-            limits = {"max_iters": 50, "max_llm_calls": 100}
-            rlm = self.dspy.RLM("context, query -> answer", interpreter_factory=self.dspy.LocalInterpreter, **limits)
-            return str(rlm(context=context or "nothing", query="go").answer)
+        signature = self.dspy.Signature("context, query -> answer", instructions)
+        limits = {"max_iters": 50, "max_llm_calls": 100, "interpreter_factory": self.dspy.LocalInterpreter} | options
+        with self.dspy.context(lm=lm, track_usage=True):
+            result = self.dspy.RLM(signature, **limits)(context=context or "nothing", query="go")
+        self.tokens = sum(usage["total_tokens"] for usage in (result.get_lm_usage() or {}).values())
+        return str(result.answer)
 
 
 class Smolagents(Subject):
@@ -118,10 +119,12 @@ class Smolagents(Subject):
 
         self.smolagents, self.url = smolagents, url
 
-    def run(self, key: str, context: str | None = None) -> str:
+    def run(self, key: str, context: Any = None, **options: Any) -> str:
         model = self.smolagents.OpenAIServerModel(MODEL, api_base=self.url, api_key=key)
-        agent = self.smolagents.CodeAgent(tools=[], model=model, max_steps=50, verbosity_level=0)
-        return str(agent.run("go", additional_args={"context": context} if context else None))
+        agent = self.smolagents.CodeAgent(tools=[], model=model, max_steps=50, verbosity_level=0, **options)
+        answer = agent.run("go", additional_args={"context": context} if context else None)
+        self.tokens = agent.monitor.get_total_token_counts().total_tokens
+        return str(answer)
 
 
 class Minrlm(Subject):
@@ -133,9 +136,11 @@ class Minrlm(Subject):
 
         self.rlm, self.url = RLM, url
 
-    def run(self, key: str, context: str | None = None) -> str:
-        rlm = self.rlm(model=MODEL, api_key=key, base_url=self.url, max_iterations=50)
-        return str(rlm.completion("go", context or "").response)
+    def run(self, key: str, context: Any = None, **options: Any) -> str:
+        rlm = self.rlm(model=MODEL, api_key=key, base_url=self.url, max_iterations=50, **options)
+        result = rlm.completion("go", context or "")
+        self.tokens = result.total_tokens
+        return str(result.response)
 
 
 class RlmRuntime(Subject):
@@ -145,17 +150,27 @@ class RlmRuntime(Subject):
         import asyncio
 
         from rlm import RLM, RLMConfig
+        from rlm.core.types import CompletionOptions
 
-        self.asyncio, self.rlm, self.config, self.url = asyncio, RLM, RLMConfig, url
+        self.asyncio, self.rlm, self.config, self.options, self.url = asyncio, RLM, RLMConfig, CompletionOptions, url
 
-    def run(self, key: str, context: str | None = None) -> str:
+    def run(
+        self,
+        key: str,
+        context: Any = None,
+        *,
+        system: str | None = None,
+        config: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> str:
         os.environ |= {"OPENAI_API_KEY": key, "OPENAI_BASE_URL": self.url, "OPENAI_API_BASE": self.url}
-        limits = {"max_subcalls": 100, "max_depth": 60, "token_budget": 10**9, "tool_budget": 1000}
-        config = self.config(sub_calls_max_per_turn=100, **limits)
-        rlm = self.rlm(model=f"openai/{MODEL}", config=config)
+        limits = {"max_subcalls": 100, "max_depth": 60, "token_budget": 10**9, "tool_budget": 1000} | options
+        rlm = self.rlm(model=f"openai/{MODEL}", config=self.config(**({"sub_calls_max_per_turn": 100} | (config or {}))))
         if context is not None:
             rlm.repl.set_context("context", context)
-        return str(self.asyncio.run(rlm.completion("go")).response)
+        result = self.asyncio.run(rlm.completion("go", system=system, options=self.options(**limits)))
+        self.tokens = result.total_tokens
+        return str(result.response)
 
 
 SUBJECTS: dict[str, Callable[[str], Any]] = {
