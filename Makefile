@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-.PHONY: check lint types test fast bench image ci dist mcpb
+.PHONY: check lint types test fast bench scaling soak image ci dist mcpb
 
 check: lint types test
 
@@ -19,6 +19,12 @@ fast:                       # the part that runs on every supported Python
 
 bench:                      # beside other projects, each in an environment of its own
 	$(PYTHON) benchmarks/bench.py --write docs/benchmarks.md
+
+scaling:                    # how cost grows with turns, sub-calls, completions, events and the context: tables and plots
+	$(PYTHON) benchmarks/scaling.py --write
+
+soak:                       # a thousand completions with faults in one process: nothing may grow
+	$(PYTHON) benchmarks/soak.py
 
 image:                      # a Docker engine and python:3.11-slim, for the Docker tests
 	.ci/docker-engine

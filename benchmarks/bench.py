@@ -219,6 +219,35 @@ What was measured, and where each runs the model's code:
 """
 
 
+# --- the page is shared: a region between `<!-- name -->` and `<!-- /name -->` belongs to whoever writes it ---------
+
+
+def region(path: Path, name: str) -> str:
+    """What the page has between the markers of that name, or nothing."""
+    found = (
+        re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", path.read_text(), re.DOTALL) if path.exists() else None
+    )
+    return found[1] if found else ""
+
+
+def write_region(path: Path, name: str, text: str) -> None:
+    """Put the text between the markers of that name; where there are none, at the page's end."""
+    page = path.read_text() if path.exists() else ""
+    new = f"<!-- {name} -->\n{text.strip()}\n\n<!-- /{name} -->\n"
+    before, found, rest = page.partition(f"<!-- {name} -->\n")
+    after = rest.partition(f"<!-- /{name} -->\n")[2]
+    path.write_text(before + new + after if found else f"{page.rstrip()}\n\n{new}")
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write the page anew, with the regions that it has."""
+    names = re.findall(r"^<!-- (\w+) -->$", path.read_text(), re.MULTILINE) if path.exists() else []
+    regions = {name: region(path, name) for name in names}
+    path.write_text(text)
+    for name, kept in regions.items():
+        write_region(path, name, kept)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--subjects", help="comma-separated; default: all")
@@ -234,7 +263,7 @@ def main() -> None:
     rows = [row for row in ROWS if row.source in sources]
     print(table(found, rows))
     if options.write:
-        options.write.write_text(page(found, rows, subjects))
+        write_page(options.write, page(found, rows, subjects))
 
 
 if __name__ == "__main__":
