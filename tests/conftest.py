@@ -161,6 +161,16 @@ def interpreter(name: str) -> str | None:
     return None
 
 
+def node_module(path: str) -> Path:
+    """A file of an npm package, from NODE_PATH or ./node_modules."""
+    folders = [*os.environ.get("NODE_PATH", "").split(os.pathsep), str(ROOT / "node_modules")]
+    for folder in filter(None, folders):
+        if (Path(folder) / path).exists():
+            return Path(folder) / path
+    (pytest.fail if CI else pytest.skip)(f"npm's {path} is not here (npm install axe-core eslint pyright)")
+    raise AssertionError
+
+
 # --- nothing is left running ---------------------------------------------------------------------------------------
 
 

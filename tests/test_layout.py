@@ -14,7 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, interpreter, need
+from conftest import ROOT, interpreter, need, node_module
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -143,26 +143,142 @@ def version() -> str:
     return found[1]
 
 
+# --- what is packaged ----------------------------------------------------------------------------------------------
+
+LEFTOVERS = shutil.ignore_patterns(".*_cache", ".git", ".venv", "__pycache__", "*.egg-info", "build", "dist", "logs")
+
+
+def files_below(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix != ".pyc"}
+
+
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheel and the source archive."""
+    """A folder with the wheel, made from the source archive, and the source archive, made from a copy of the tree."""
     folder = tmp_path_factory.mktemp("dist")
-    ran = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT)
+    tree = shutil.copytree(ROOT, folder / "tree", ignore=LEFTOVERS)
+    before = files_below(tree)
+    ran = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, tree, cwd=folder)
     assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert files_below(tree) - before <= {"__pycache__"}
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unpacked(dist: Path) -> Path:
+    """The source archive's folder."""
+    (source,) = dist.glob("*.tar.gz")
+    with tarfile.open(source) as archive:
+        archive.extractall(dist / "unpacked", **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+    (folder,) = (dist / "unpacked").iterdir()
     return folder
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_wheel_and_the_source_hold_what_they_should(dist: Path) -> None:
+def test_the_wheel_and_the_source_hold_what_they_should(dist: Path, unpacked: Path) -> None:
     (wheel,) = dist.glob("*.whl")
     assert wheel.name == f"flat_rlm-{version()}-py3-none-any.whl"
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert {name for name in names if "-stubs/" not in name} == {f"{module}.py" for module in MODULES}
-    (source,) = dist.glob("*.tar.gz")
-    with tarfile.open(source) as archive:
-        packed = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"LICENSE", "README.md", "tests/conftest.py", "docs/quickstart.md", "rlm.py"} <= packed
+    assert names == {f"{module}{end}" for module in MODULES for end in (".py", "-stubs/__init__.pyi")}
+    tree = files_below(dist / "tree") - {".gitignore"}
+    assert files_below(unpacked) - tree == {"PKG-INFO", "setup.cfg"}
+    assert {name for name in tree - files_below(unpacked) if not name.startswith((".", "__pycache__"))} == set()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_source_archive_passes_its_own_tests(unpacked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of them that reads the tree: the modules, the pages, the packaging's settings."""
+    monkeypatch.delenv("PYTHONPATH")
+    monkeypatch.delenv("RLM_TEST_SESSION")
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
+    files = [f"tests/test_{name}.py" for name in ("layout", "config", "docs")]
+    ran = run(*command, "--basetemp", unpacked.parent / "t", *files, cwd=unpacked)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+USER = """\
+import rlm_cli, rlm_mcp, rlm_viz
+from rlm import RLM, RLMError, batch, complete, stream, tool
+from rlm_backends import connect
+from rlm_sandbox import LocalSandbox
+
+@tool
+def price(item: str) -> float:
+    "The price of an item."
+    return 1.0
+
+reveal_type(complete("x", model="m", cost_budget_usd=0.5))
+reveal_type(complete("x").cost_usd)
+reveal_type(list(batch(["x"], max_depth=1)))
+reveal_type(list(stream("x", model="m")))
+reveal_type(RLM(tools=[price]).completion("x", {"a.txt": "text"}))
+reveal_type(price)
+reveal_type(connect("m"))
+reveal_type(LocalSandbox().execute("1").value)
+reveal_type(rlm_viz.totals([]))
+reveal_type(rlm_mcp.text_of({}))
+reveal_type(rlm_cli.main([]))
+complete("x", modle="m")
+stream("x", max_depht=1)
+list(batch(["x"], log_dri="logs"))
+RLM(max_depth="3")
+complete("x").respons
+"""
+REVEALED = [
+    "CompletionResult",
+    "float | None",
+    "list[CompletionResult | RLMError]",
+    "list[str]",
+    "CompletionResult",
+    "Tool",
+    "HTTPBackend",
+    "str | None",
+    "dict[str, Any]",
+    "str",
+    "int",
+]
+MISTAKES = USER.splitlines().index('complete("x", modle="m")') + 1
+
+
+@pytest.fixture(scope="module")
+def user(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a user's program, and an environment that has the wheel and mypy."""
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "program.py").write_text(USER)
+    assert run(sys.executable, "-m", "venv", folder / "venv").returncode == 0
+    (wheel,) = dist.glob("*.whl")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIP_CACHE_DIR", PIP_CACHE)
+        patch.delenv("PYTHONPATH")
+        pip = run(folder / "venv/bin/pip", "install", "-q", wheel, "mypy")
+    assert pip.returncode == 0, pip.stderr
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_mypy_sees_the_types_of_the_installed_wheel(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONPATH")
+    ran = run(user / "venv/bin/mypy", "--strict", "--cache-dir", user / "cache", "program.py", cwd=user)
+    revealed = [re.sub(r"\b(rlm\w*|builtins)\.", "", kind) for kind in re.findall(r'type is "(.*)"', ran.stdout)]
+    assert revealed == REVEALED, ran.stdout
+    lines = {int(line) for line in re.findall(r"^program.py:(\d+): error", ran.stdout, re.MULTILINE)}
+    assert lines == set(range(MISTAKES, MISTAKES + 5)), ran.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_pyright_sees_the_types_of_the_installed_wheel(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pyright = node_module(".bin/pyright")
+    monkeypatch.delenv("PYTHONPATH")
+    ran = run(pyright, "--outputjson", "--pythonpath", user / "venv/bin/python", "program.py", cwd=user)
+    found = json.loads(ran.stdout)["generalDiagnostics"]
+    revealed = [item["message"].rpartition(" is ")[2].strip('"') for item in found if item["severity"] == "information"]
+    assert revealed == REVEALED
+    lines = {item["range"]["start"]["line"] + 1 for item in found if item["severity"] == "error"}
+    assert lines == set(range(MISTAKES, MISTAKES + 5)), ran.stdout
 
 
 @pytest.mark.slow

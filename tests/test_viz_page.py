@@ -16,7 +16,7 @@ from typing import Any
 
 import journals
 import pytest
-from conftest import CI, ROOT, need
+from conftest import CI, need, node_module
 
 import rlm_viz
 
@@ -24,16 +24,6 @@ pytestmark = pytest.mark.slow
 
 WIDE = {"width": 1440, "height": 900}
 PHONE = {"width": 360, "height": 780}
-
-
-def node_module(path: str) -> Path:
-    """A file of an npm package, from NODE_PATH or ./node_modules."""
-    folders = [*os.environ.get("NODE_PATH", "").split(os.pathsep), str(ROOT / "node_modules")]
-    for folder in filter(None, folders):
-        if (Path(folder) / path).exists():
-            return Path(folder) / path
-    (pytest.fail if CI else pytest.skip)(f"npm's {path} is not here (npm install axe-core eslint)")
-    raise AssertionError
 
 
 # --- the browser and its pages ----------------------------------------------------------------------------------------
