@@ -710,12 +710,12 @@ class Ledger:
         if self.pool is not None and ticket.pooled is not None:
             self.pool.release(ticket.pooled)
 
-    def settle(self, ticket: Ticket, usage: Mapping[str, int], cost: float | None) -> None:
+    def settle(self, ticket: Ticket, usage: Mapping[str, int], cost: float | None, saved: float) -> None:
         """Replace a reservation by what the call really used."""
         self.release(ticket)
-        self.spend(usage, cost)
+        self.spend(usage, cost, saved)
 
-    def spend(self, usage: Mapping[str, int], cost: float | None) -> None:
+    def spend(self, usage: Mapping[str, int], cost: float | None, saved: float = 0.0) -> None:
         """Enter a call that is paid for (a settled one, or one that the journal holds)."""
         if self.pool is not None:
             self.pool.spend(usage, cost)
@@ -723,6 +723,7 @@ class Ledger:
             for name in _USAGE:
                 self.usage[name] += int(usage.get(name) or 0)
             self.calls += 1
+            self.saved += saved
             if cost is None:
                 self.unpriced += 1
             else:
@@ -1052,22 +1053,23 @@ def _digest(value: Any) -> tuple[str, int]:
     """(sha256, size in bytes) of plain data; texts of a list are hashed joined, with their lengths."""
     sha, size = hashlib.sha256(), 0
 
-    def add(kind: str, shape: Any, blob: bytes = b"") -> None:
+    def add(kind: str, shape: Any, pieces: Iterable[bytes | bytearray] = ()) -> None:
         nonlocal size
         sha.update(f"{kind}:{shape}:".encode())
-        sha.update(blob)
-        size += len(blob)
+        for piece in pieces:
+            sha.update(piece)
+            size += len(piece)
 
     stack = [value]
     while stack:
         item = stack.pop()
         kind = type(item).__name__
         if isinstance(item, str):
-            add(kind, len(item), item.encode("utf-8", "surrogatepass"))
+            add(kind, len(item), rlm_sandbox.encoded(item))
         elif isinstance(item, (bytes, bytearray)):
-            add(kind, len(item), bytes(item))
+            add(kind, len(item), [item])
         elif isinstance(item, (list, tuple)) and all(type(part) is str for part in item):
-            add(kind, [len(part) for part in item], "".join(item).encode("utf-8", "surrogatepass"))
+            add(kind, [len(part) for part in item], rlm_sandbox.encoded("".join(item)))
         elif isinstance(item, dict):
             add(kind, len(item))
             stack += [list(item.values()), list(item.keys())]
@@ -1075,7 +1077,7 @@ def _digest(value: Any) -> tuple[str, int]:
             add(kind, len(item))
             stack += sorted(item, key=repr) if isinstance(item, (set, frozenset)) else reversed(item)
         else:
-            add(kind, 0, repr(item).encode())
+            add(kind, 0, [repr(item).encode()])
     return sha.hexdigest(), size
 
 
@@ -1493,7 +1495,7 @@ class Run:
         self.tool_calls: list[dict[str, Any]] = []
         self.divergence: list[str] = []
         self.aborted = False
-        self.keeper: Later | None = None  # a context that is being kept for a resume
+        self._keeper: Later | None = None  # a context that is being kept for a resume
         self.best = ""  # the root's last words: the partial answer, should the run be stopped
         self._slots = threading.BoundedSemaphore(options.max_parallel)
         self._lock = threading.Lock()
@@ -1575,6 +1577,18 @@ class Run:
             raise SandboxError(str(error), hint=getattr(error, "hint", "")) from error
         return sandbox
 
+    def keep_context(self, context: Context) -> None:
+        """Keep a context given by value beside the journal; a large one meanwhile, until the first reply is there."""
+        path, size = self.journal.path, context.about["bytes"] if context.about else 0
+        by_value = size <= _SAVED_CONTEXT and not isinstance(context.source, dict)
+        if path is None or not by_value or not self.options.save_context:
+            return
+        save = partial(_save_context, os.path.splitext(path)[0] + ".context", context.value)
+        if size > _SAVED_AT_ONCE:
+            self._keeper = Later(save)
+        else:
+            save()
+
     def close_sandbox(self, sandbox: Any) -> None:
         with self._lock:
             self._sandboxes.discard(sandbox)
@@ -1591,7 +1605,7 @@ class Run:
         tools, most = how.get("tools"), how["most"]
         size = tokens_of(messages) + (self.tool_tokens if tools else 0)
         ticket = self.ledger.reserve(size, most, self.price(backend))
-        flight = {**about, "kind": about["kind"], "started": time.monotonic()}
+        flight = {**about, "started": time.monotonic()}
         with self._lock:
             self._in_flight[id(flight)] = flight
         settled = False
@@ -1621,8 +1635,7 @@ class Run:
         if cost is None and not hasattr(backend, "price_known"):  # ours has looked already
             cost = rlm_backends.cost_of(reply.model, reply.usage, prices=self.options.prices)
         saved = rlm_backends.saved_by_cache(reply.model, reply.usage, prices=self.options.prices)
-        self.ledger.settle(ticket, reply.usage, cost)
-        self.ledger.saved += saved or 0.0
+        self.ledger.settle(ticket, reply.usage, cost, saved or 0.0)
         self.ledger.depth = max(self.ledger.depth, about["depth"])
         self._journal_call(node, about, flight, reply, cost)
         return reply
@@ -1633,8 +1646,8 @@ class Run:
         return None if unknown and most == _TURN_OUTPUT and ticket.output == most else ticket.output
 
     def _journal_call(self, node: Node, about: Event, flight: Event, reply: Any, cost: float | None) -> None:
-        if self.keeper is not None:
-            self.keeper.get()  # what is paid for can be resumed only with its context
+        if self._keeper is not None:
+            self._keeper.get()  # what is paid for can be resumed only with its context
         call_id = self.call_id()
         if about["kind"] == "turn":
             node.call_id = call_id
@@ -1962,9 +1975,12 @@ class Node:
 
     def _journal_start(self, prompt: str, first: bool) -> None:
         run, options = self.run, self.run.options
+        about = self.context.about if first else None
         fields: Event = {"node": self.id, "kind": "child" if self.key else "root", "prompt": prompt}
         if self.key:
             fields.update(key=self.key, cell=self.from_cell)
+        elif about:
+            run.keep_context(self.context)
         if not first:
             fields.update(continues=True, turn=self.turn)
         fields.update(
@@ -1975,7 +1991,7 @@ class Node:
             protocol=self.protocol,
             environment=options.environment if isinstance(options.environment, str) else "object",
             limits={name: getattr(options, name) for name in _LIMITS},
-            context=self.context.about if first else None,
+            context=about,
             tools=[tool.name for tool in run.tools],
             version=__version__,
         )
@@ -2925,9 +2941,10 @@ class RLM:
         given = as_context(context)
         if self._conversation is not None:
             return self._go_on(prompt, given)
+        if self.backend is not None and self.options.environment == "local":
+            rlm_sandbox.warm(self.options.allowed_imports or ())  # while this thread reads tools and loads HTTP
         run = self._new_run(new_id(), Recording(), pool=pool)
         node = Node(run, given, instructions=system or "", schema=self._schema())
-        run.keeper = self._keep_context(run, given)
         try:
             return self._supervise(run, node, lambda: finish(node, prompt))
         finally:
@@ -3119,18 +3136,6 @@ class RLM:
         twin._given.setdefault("log_dir", os.path.dirname(path))
         twin.options = dataclasses.replace(twin.options, log_dir=os.path.dirname(path))
         return twin
-
-    def _keep_context(self, run: Run, context: Context) -> Later | None:
-        """Keep a context given by value beside the journal; a large one meanwhile, until the first reply is there."""
-        path = run.journal.path
-        by_value = context.about is not None and not isinstance(context.source, dict)
-        if path is None or not by_value or not self.options.save_context:
-            return None
-        save = partial(_save_context, os.path.splitext(path)[0] + ".context", context.value)
-        if context.about and context.about["bytes"] > _SAVED_AT_ONCE:
-            return Later(save)
-        save()
-        return None
 
     def _recorded_context(self, root: Event, path: str) -> Context:
         """The context of a recorded run, from its files or the copy beside the journal; ConfigError if it changed."""
@@ -3369,15 +3374,13 @@ def _save_context(path: str, value: Any) -> None:
     import zlib
 
     try:
-        if isinstance(value, str):
-            blob = b"s" + value.encode("utf-8", "surrogatepass")
-        else:
-            blob = b"j" + json.dumps(rlm_sandbox.Packer(_SAVED_CONTEXT).pack(value)).encode()
-        if len(blob) > _SAVED_CONTEXT:
-            return
+        text = value if isinstance(value, str) else json.dumps(rlm_sandbox.Packer(_SAVED_CONTEXT).pack(value))
+        squeeze = zlib.compressobj(1)
         descriptor = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with open(descriptor, "wb") as file:
-            file.write(zlib.compress(blob, 1))
+            file.write(squeeze.compress(b"s" if isinstance(value, str) else b"j"))
+            file.writelines(map(squeeze.compress, rlm_sandbox.encoded(text)))
+            file.write(squeeze.flush())
         os.replace(f"{path}.new", path)
     except ValueError:
         return

@@ -1827,6 +1827,7 @@ def freeze() -> None:
 
     Packages that are handed out whole, and what they depend on, are left as they are.
     """
+    state.modules_seen = len(sys.modules)
     library_only = bool(state.globals or state.allowed)
     library = {__name__, *sys.stdlib_module_names}
     seen: set[int] = set()
@@ -1842,6 +1843,12 @@ def freeze() -> None:
             package = module.partition(".")[0] if type(module) is str else ""
             if is_own(kind) and (package in library or not library_only):
                 set_flags(kind, flags_of(kind) | IMMUTABLE_TYPE)
+
+
+def freeze_new() -> None:
+    """The same where a module has been imported since: others make no classes that last."""
+    if len(sys.modules) != state.modules_seen:
+        freeze()
 
 
 def set_flags(kind: type, flags: int) -> None:
@@ -1888,6 +1895,7 @@ class PolicyState:
         self.stream: Any = None
         self.reconstruct: Any = None  # what `copy` had before
         self.flags_offset: int | None = None  # of the flags in a class's structure
+        self.modules_seen = 0  # how many there were when classes were last frozen
 
 
 state = PolicyState()
@@ -2329,7 +2337,7 @@ def module_view(name: str) -> View:
 
     module = importlib.import_module(name)
     shadow(name)
-    freeze()
+    freeze_new()
     if name in PARTIAL_MODULES:
         names = PARTIAL_MODULES[name].split()
     else:
@@ -2953,7 +2961,7 @@ def futures_members() -> dict[str, Any]:
         **pools,
         "Future": Future,
         "as_completed": as_completed,
-        "wait": wait_for,
+        "wait": wait_for_futures,
         "TimeoutError": TimeoutError,
     }
 
@@ -3121,9 +3129,12 @@ def policy_preload(allowed_imports: tuple[str, ...] = ()) -> None:
     import linecache
 
     linecache.updatecache = lambda *ignored: []  # warnings would show lines of any file
-    for name in ("collections", "copy", "dataclasses", "functools", "re", "string", "typing"):
-        view_of(name)
-    freeze()
+    if not state.views:
+        state.modules_seen = len(sys.modules)  # all at once, afterwards
+        for name in ("collections", "copy", "dataclasses", "functools", "re", "string", "typing"):
+            view_of(name)
+        freeze()
+    freeze_new()
 
 
 def policy_globals(
@@ -3515,57 +3526,12 @@ def allow_own_limits() -> Filter:
 
 # --- the zygote: a process with everything imported, from which sessions are forked (Linux) ---------------------------
 
-PRELOADED = [
-    "abc",
-    "array",
-    "ast",
-    "base64",
-    "binascii",
-    "bisect",
-    "calendar",
-    "cmath",
-    "codecs",
-    "collections",
-    "copy",
-    "csv",
-    "dataclasses",
-    "datetime",
-    "decimal",
-    "difflib",
-    "enum",
-    "fractions",
-    "functools",
-    "hashlib",
-    "heapq",
-    "hmac",
-    "html",
-    "html.entities",
-    "io",
-    "itertools",
-    "json",
-    "keyword",
-    "locale",
-    "math",
-    "numbers",
-    "operator",
-    "pprint",
-    "random",
-    "re",
-    "reprlib",
-    "shlex",
-    "statistics",
-    "string",
-    "struct",
-    "textwrap",
-    "time",
-    "typing",
-    "unicodedata",
-    "urllib.parse",
-    "uuid",
-    "zlib",
-    "zoneinfo",
-    "_strptime",
-]
+# At once: what lies in, or needs, libraries that the confined process cannot read. The rest when nothing is asked for.
+PRELOADED = words("_strptime copy dataclasses decimal hashlib random string uuid zlib")
+PRELOADED_LATER = words(
+    "array base64 bisect calendar cmath csv difflib fractions heapq hmac html numbers pprint shlex statistics textwrap"
+    " unicodedata urllib.parse zoneinfo"
+)
 
 
 SECRET_NAMES = re.compile(
@@ -3656,8 +3622,7 @@ def preload(setup: dict[str, Any]) -> None:
         importlib.import_module(name)
     if setup["policy"]:
         policy_preload(tuple(setup["allowed_imports"]))
-    gc.collect()
-    gc.freeze()
+    gc.freeze()  # what a collection would look at, a fork would copy
 
 
 def make_base(temporary: str) -> str:
@@ -3714,8 +3679,12 @@ class Zygote:
         if hasattr(os, "pidfd_open"):
             with contextlib.suppress(OSError):
                 poller.register(os.pidfd_open(os.getppid()), select.POLLIN)
+        later = list(PRELOADED_LATER)
         while True:
-            ready = [descriptor for descriptor, _ in poller.poll()]
+            ready = [descriptor for descriptor, _ in poller.poll(0 if later else None)]
+            if not ready:
+                self.import_one(later)
+                continue
             if ready != [self.host.fileno()]:
                 self.end()
             data, descriptors, _, _ = socket.recv_fds(self.host, 65_536, 4)
@@ -3726,6 +3695,17 @@ class Zygote:
                 self.reap(request["pid"])
             else:
                 self.host.sendall(to_json(self.spawn(request, descriptors)).encode())
+
+    def import_one(self, names: list[str]) -> None:
+        """A session that is asked for meanwhile imports the others itself, should a cell want them."""
+        import gc
+        import importlib
+
+        importlib.import_module(names.pop())
+        if not names:
+            gc.freeze()
+            if self.setup["policy"]:
+                freeze()
 
     def spawn(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
         scratch = os.path.join(self.setup["base"], os.urandom(6).hex())
@@ -3816,11 +3796,12 @@ def start_worker(setup: dict[str, Any], layers: dict[str, bool | str], wire: Wir
     Worker(wire, PolicyLanguage(setup) if setup["policy"] else PlainLanguage(), setup).start(layers)
 
 
+TIME_ZONES = ["/usr/share/zoneinfo", "/usr/lib/zoneinfo", "/usr/share/lib/zoneinfo", "/etc/zoneinfo"]  # zoneinfo's
+
+
 def readable_paths(setup: dict[str, Any]) -> list[str]:
     """What Python needs while it runs, and what the caller gave."""
-    import zoneinfo
-
-    paths = [os.path.dirname(os.__file__), *zoneinfo.TZPATH, *setup["workspace"], *setup["readable"]]
+    paths = [os.path.dirname(os.__file__), *TIME_ZONES, *setup["workspace"], *setup["readable"]]
     if setup["allowed_imports"]:
         paths += [*setup["path"], "/lib", "/lib64", "/usr/lib", "/usr/local/lib", os.environ.get("MPLCONFIGDIR", "")]
     return [path for path in paths if path]
@@ -4873,7 +4854,7 @@ def warm(allowed_imports: Sequence[str] = ()) -> None:
         with contextlib.suppress(SandboxError):  # whoever makes a sandbox is told
             zygote_for(tuple(allowed_imports), True)
 
-    if FORKS_SESSIONS:
+    if FORKS_SESSIONS and (os.getpid(), tuple(allowed_imports), True) not in _zygotes:
         threading.Thread(target=start, daemon=True).start()
 
 

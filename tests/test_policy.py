@@ -143,10 +143,11 @@ except TypeError: print('abstract')
         "'in\\n'\n",
     ),
     "tasks in executors": (
-        "from concurrent.futures import ThreadPoolExecutor, as_completed\nwith ThreadPoolExecutor() as pool:\n"
+        "from concurrent.futures import ThreadPoolExecutor, as_completed, wait\nwith ThreadPoolExecutor() as pool:\n"
         "    asked = [pool.submit(llm_query, str(n)) for n in range(3)]\n"
-        "    print([f.result() for f in as_completed(asked)], list(pool.map(len, ['a', 'bc'])))",
-        "['echo 0', 'echo 1', 'echo 2'] [1, 2]\n",
+        "    print([f.result() for f in as_completed(asked)], list(pool.map(len, ['a', 'bc'])))\n"
+        "    done, pending = wait(asked)\n    print(len(done), len(pending))",
+        "['echo 0', 'echo 1', 'echo 2'] [1, 2]\n3 0\n",
     ),
     "files by name, with open, os and pathlib": (
         "import os\nfrom pathlib import Path\nPath('sub').mkdir()\n(Path('sub') / 'a.txt').write_text('x\\ny')\n"
