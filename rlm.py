@@ -1122,7 +1122,8 @@ def read_context(specs: Iterable[str], *, stdin: str | bytes | None = None, cwd:
     if specs in ([], ["-"]):
         return Context(_decode(stdin) if isinstance(stdin, bytes) else stdin, "stdin" if stdin is not None else "value")
     single = len(specs) == 1 and os.path.isfile(os.path.join(cwd, specs[0]))
-    paths = [path for spec in specs if spec != "-" for path in _expand(spec, cwd)]
+    notes: list[str] = []
+    paths = [path for spec in specs if spec != "-" for path in _expand(spec, cwd, notes)]
     contents = {path: _read_file(os.path.join(cwd, path)) for path in dict.fromkeys(paths)}
     source = {"paths": [os.path.abspath(os.path.join(cwd, path)) for path in contents], "single": single}
     if single:
@@ -1133,33 +1134,48 @@ def read_context(specs: Iterable[str], *, stdin: str | bytes | None = None, cwd:
     left_out = len(contents) - len(texts)
     if not texts:
         raise ConfigError(f"no text files in {', '.join(specs)}", hint="give text files, or one binary file alone")
-    return Context(texts, source, (f"{left_out} files that are not text were left out",) if left_out else ())
+    if left_out:
+        notes.append(f"{left_out} files that are not text were left out")
+    return Context(texts, source, tuple(notes))
 
 
 _SKIPPED_FOLDERS = {".git", ".hg", ".svn", "node_modules", "__pycache__", ".venv", ".tox", ".mypy_cache"}
 
 
-def _expand(spec: str, cwd: str) -> list[str]:
-    """The files that a -c argument names, relative to `cwd` where they were given so, sorted."""
+def _expand(spec: str, cwd: str, notes: list[str]) -> list[str]:
+    """The files that a -c argument names, relative to `cwd` where they were given so, sorted.
+
+    A file that is named alone is read wherever it leads. Of a folder or a glob nobody has seen the links: one that
+    leads out, or to what usually holds credentials, is left out, with a note.
+    """
     import glob
 
     path = os.path.join(cwd, os.path.expanduser(spec))
     if os.path.isfile(path):
         return [spec]
     if os.path.isdir(path):
-        found = []
-        for folder, subfolders, files in os.walk(path, onerror=_raise_unreadable):
+        top, found = path, []
+        for folder, subfolders, names in os.walk(path, onerror=_raise_unreadable):
             subfolders[:] = sorted(name for name in subfolders if name not in _SKIPPED_FOLDERS)
-            found += [os.path.join(folder, name) for name in sorted(files)]
+            found += [os.path.join(folder, name) for name in sorted(names)]
     else:
-        found = sorted(p for p in glob.glob(path, recursive=True) if os.path.isfile(p))
-    found = [p for p in found if os.path.isfile(p) and not rlm_tools.is_secret(os.path.relpath(p, cwd))]
+        top, found = os.path.dirname(re.split(r"[*?[]", path)[0]), sorted(glob.glob(path, recursive=True))
+    files = [p for p in found if os.path.isfile(p) and not rlm_tools.is_secret(os.path.relpath(p, cwd))]
+    found = [p for p in files if _leads_within(p, top)]
+    if len(found) < len(files):
+        notes.append(f"{len(files) - len(found)} links that lead out of {top} or to credentials were left out")
     if not found:
-        problem = "is an empty folder" if os.path.isdir(path) else "was not found"
+        problem = "holds no file to read" if files or os.path.isdir(path) else "was not found"
         raise ConfigError(
             f"context {spec!r} {problem}", hint="give a file, a folder or a quoted glob: -c 'src/**/*.py'"
         )
     return found if os.path.isabs(spec) else [os.path.relpath(p, cwd) for p in found]
+
+
+def _leads_within(path: str, folder: str) -> bool:
+    """Whether a file really lies in the folder, and is none that usually holds credentials."""
+    inner = os.path.relpath(os.path.realpath(path), os.path.realpath(folder))
+    return not inner.startswith(os.pardir + os.sep) and not rlm_tools.is_secret(inner)
 
 
 def _raise_unreadable(error: OSError) -> None:
@@ -3144,7 +3160,9 @@ class RLM:
             return Context(None)
         source = about.get("source")
         if isinstance(source, dict):
-            specs = source.get("paths") or []
+            specs = source.get("paths")
+            if not (isinstance(specs, list) and specs and all(isinstance(spec, str) for spec in specs)):
+                raise ConfigError(f"{path} does not say which files its context was", hint="start a new run")
             context = read_context(specs)
             if not source.get("single") and isinstance(context.value, str):
                 context = Context({specs[0]: context.value}, source)

@@ -1883,8 +1883,9 @@ def _files(directory: str | None, specs: list[str]) -> Any:
         raise Refusal(f"files are named relative to {directory!r}, not {wrong!r}")
     context = rlm.read_context(specs, cwd=directory)
     for path in context.source["paths"]:
-        inside = os.path.realpath(path).startswith(directory.rstrip(os.sep) + os.sep)
-        if not inside or rlm.rlm_tools.is_secret(os.path.relpath(path, directory)):
+        real = os.path.realpath(path)
+        inside = real.startswith(directory.rstrip(os.sep) + os.sep)
+        if not inside or any(rlm.rlm_tools.is_secret(os.path.relpath(name, directory)) for name in (path, real)):
             raise Refusal(f"{os.path.relpath(path, directory)!r} may not be read")
     return context
 

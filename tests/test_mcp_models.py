@@ -455,11 +455,12 @@ def test_files_of_the_project_are_the_context(server: scripted.Server, workspace
     (workspace / ".env").write_text("KEY=1")
     (workspace.parent / "outside.txt").write_text("outside")
     (workspace / "link.txt").symlink_to(workspace.parent / "outside.txt")
+    (workspace / "plain.txt").symlink_to(".env")
     server.script = ["```repl\nprint(sorted(context))\n```", "done"]
     with Peer(environ=keyed(server)) as peer:
         assert text_of(peer.call("run_completion", prompt="x", files=["[ab].txt"])).startswith("done\n")
         assert "['a.txt', 'b.txt']" in server.requests[-1].last
-        for wrong in (["../outside.txt"], ["/etc/passwd"], [".env"], ["link.txt"], ["none.txt"]):
+        for wrong in (["../outside.txt"], ["/etc/passwd"], [".env"], ["link.txt"], ["plain.txt"], ["none.txt"]):
             peer.refused("run_completion", prompt="x", files=wrong)
 
 

@@ -133,6 +133,58 @@ def test_the_installed_command_imports_nothing_from_the_folder(workspace: Path, 
     assert not (workspace / "ran").exists()
 
 
+@pytest.mark.parametrize("spec", ["project", "project/*", "project/**"])
+def test_links_in_a_project_bring_nothing_from_outside_into_the_context(workspace: Path, spec: str) -> None:
+    home = workspace.parent / "somebody"
+    (home / ".ssh").mkdir(parents=True)
+    (home / ".ssh" / "id_rsa").write_text("a private key")
+    (home / "diary.txt").write_text("of no concern")
+    project = workspace / "project"
+    project.mkdir()
+    (project / "a.txt").write_text("the project's")
+    (project / ".env").write_text("OPENAI_API_KEY=x")
+    for name, target in {
+        "b.txt": "a.txt",
+        "c.txt": home / "diary.txt",
+        "d.txt": home / ".ssh/id_rsa",
+        "e.txt": ".env",
+    }.items():
+        (project / name).symlink_to(target)
+    (project / "f").symlink_to(home)
+    context = rlm.read_context([spec])
+    assert context.value == {"project/a.txt": "the project's", "project/b.txt": "the project's"}
+    assert [note for note in context.notes if "links that lead out" not in note] == [] != list(context.notes)
+    # A file that is named alone is the user's own word.
+    assert rlm.read_context(["project/c.txt"]).value == "of no concern"
+
+
+def test_a_folder_of_links_that_lead_out_is_no_context(workspace: Path) -> None:
+    (workspace / "project").mkdir()
+    (workspace / "project" / "hosts.txt").symlink_to("/etc/hosts")
+    with pytest.raises(rlm.ConfigError, match="holds no file to read"):
+        rlm.read_context(["project"])
+
+
+SOURCES = [
+    {"paths": None},
+    {"paths": []},
+    {"paths": "/etc/hosts"},
+    {"paths": [1]},
+    {"paths": ["/etc/hosts"]},
+    {},
+    [],
+    7,
+]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=str)
+def test_a_journal_cannot_name_files_for_the_context(workspace: Path, source: object) -> None:
+    """A file is read again only if it is still what the run was given; who writes a journal cannot know that."""
+    about = {"type": "str", "size": 1, "bytes": 1, "sha256": "0" * 64, "source": source}
+    with pytest.raises(rlm.ConfigError):
+        rlm.RLM(config=False)._recorded_context({"context": about}, str(workspace / "logs" / "x.jsonl"))
+
+
 def test_a_hostile_journal_moves_no_key_and_leaves_no_container(openai: Server, workspace: Path) -> None:
     """A log is the project's too: what it says of hosts, keys and tools is not taken."""
     openai.script = lambda request: "ok"
