@@ -89,16 +89,20 @@ def set_up(subject: Subject) -> None:
     marker.write_text(json.dumps(wanted))
 
 
-def command(subject: Subject, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the subject's Python with nothing of this machine's settings or keys in its environment."""
+def environment_of(subject: Subject) -> dict[str, str]:
+    """The variables a subject runs with: nothing of this machine's settings or keys."""
     environment = {"PATH": f"{python_of(subject).parent}:/usr/local/bin:/usr/bin:/bin", "NO_PROXY": "127.0.0.1"}
     environment |= {"HOME": str(CACHE / "home"), "LANG": "C.UTF-8", "PYTHONWARNINGS": "ignore"}
     if subject.environment == "flat-rlm":
         environment["PYTHONPATH"] = str(ROOT)  # the tree as it is now, not as it was when installed
+    return environment
+
+
+def command(subject: Subject, *arguments: str) -> subprocess.CompletedProcess[str]:
     (CACHE / "home").mkdir(exist_ok=True)
     # Not in the tree: with `-c` the current folder is on the path, and it has a rlm.py too.
     how: dict[str, Any] = {"cwd": CACHE / "home", "capture_output": True, "text": True, "timeout": 900}
-    return subprocess.run([str(python_of(subject)), *arguments], env=environment, **how)
+    return subprocess.run([str(python_of(subject)), *arguments], env=environment_of(subject), **how)
 
 
 # --- measuring -----------------------------------------------------------------------------------------------------

@@ -165,7 +165,9 @@ class RlmRuntime(Subject):
     ) -> str:
         os.environ |= {"OPENAI_API_KEY": key, "OPENAI_BASE_URL": self.url, "OPENAI_API_BASE": self.url}
         limits = {"max_subcalls": 100, "max_depth": 60, "token_budget": 10**9, "tool_budget": 1000} | options
-        rlm = self.rlm(model=f"openai/{MODEL}", config=self.config(**({"sub_calls_max_per_turn": 100} | (config or {}))))
+        rlm = self.rlm(
+            model=f"openai/{MODEL}", config=self.config(**({"sub_calls_max_per_turn": 100} | (config or {})))
+        )
         if context is not None:
             rlm.repl.set_context("context", context)
         result = self.asyncio.run(rlm.completion("go", system=system, options=self.options(**limits)))

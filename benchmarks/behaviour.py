@@ -1,0 +1,1117 @@
+"""`make compare`: what this project and others do where things go wrong, as a table of behaviours.
+
+    python benchmarks/behaviour.py [--subjects rlms,dspy] [--only WORD] [--write docs/comparison.md]
+
+Each behaviour is a script of what the model says, and a check on what can be seen from outside: the answer, the
+exception, the requests that reached the server, the files written, the end of the process. Each runs in a process of
+its own, in each project's own environment (those of `bench.py`), through its public interface and with its own option
+where it has one (`behaviour_run.py`). A project is killed when it has neither answered nor failed long after its limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import concurrent.futures
+import datetime
+import itertools
+import json
+import os
+import platform
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import bench
+import model
+from model import SPEECH, Speech, call, fence, say
+
+JSON = dict[str, Any]
+SUBJECTS = [subject for subject in bench.SUBJECTS if subject.name != "flat-rlm docker"]
+START_SECONDS = 120  # for the imports of a subject, on a busy machine
+RUN_SECONDS = 40  # from the first request on
+LIMIT = 5  # seconds, where a behaviour sets a limit of the subject's own
+OVER = "the script is over"
+SECRET = "planted-in-the-environment"
+OUTSIDE = "planted-in-a-file"
+
+
+# --- how a script is spoken to each subject ------------------------------------------------------------------------
+
+TEXT = SPEECH["flat-rlm"]._replace(run=fence("repl"))  # this project's protocol for models without tool calls
+FENCES = {"smolagents": ("<code>\n", "\n</code>"), "minrlm": ("```python\n", "\n```"), "dspy": ("```python\n", "\n```")}
+FIELDS = re.compile(
+    r"\[\[ ## reasoning ## \]\]\n(.*?)\n\n\[\[ ## code ## \]\]\n(.*?)(?:\n\n\[\[ ## completed|\Z)", re.S
+)
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A subject's own way of being told things."""
+
+    subject: str
+    speech: Speech
+
+    @property
+    def fences(self) -> tuple[str, str]:
+        return FENCES.get(self.subject, ("```repl\n", "\n```"))
+
+    @property
+    def calls_in_code(self) -> bool:
+        return self.subject != "rlm-runtime"
+
+    @property
+    def context(self) -> str:
+        return self.speech.context.removesuffix("[:]")
+
+
+class Reply(NamedTuple):
+    """What the server answers; an assistant message alone is one with everything in order."""
+
+    message: JSON
+    status: int = 200
+    output: int = 10  # completion tokens
+    usage: bool = True
+
+
+Step = Callable[[Voice], "list[JSON | Reply | Callable[[JSON], JSON]]"]
+Code = str | Callable[[Voice], str]
+
+
+def cell(code: Code) -> Step:
+    return lambda voice: [voice.speech.run(code if isinstance(code, str) else code(voice))]
+
+
+def final(expression: Code) -> Step:
+    """The answer is the value of an expression. Where code cannot end a run, the model repeats what the code gave."""
+
+    def steps(voice: Voice) -> list[Any]:
+        value = expression if isinstance(expression, str) else expression(voice)
+        said: list[Any] = [voice.speech.run(voice.speech.final.format(value))]
+        return said if voice.calls_in_code else [*said, lambda request: say(str(request["messages"][-1]["content"]))]
+
+    return steps
+
+
+def ask_many(prompts: str, wide: int = 64) -> Step:
+    """`r` is what a batch of sub-calls gave; `prompts` is an expression."""
+
+    def steps(voice: Voice) -> list[Any]:
+        if voice.calls_in_code:
+            guarded = f"try:\n    r = {voice.speech.batch.format(prompts)}\nexcept Exception as e:\n    r = getattr"
+            return [voice.speech.run(f"{guarded}(e, 'results', 'nothing')")]
+        queries = [{"query": prompt} for prompt in eval(prompts)]
+        return [call("rlm_batch_complete", {"queries": queries, "max_parallel": wide})]
+
+    return steps
+
+
+def ask_one(prompt: str) -> Step:
+    def steps(voice: Voice) -> list[Any]:
+        if voice.calls_in_code:
+            return [voice.speech.run("r = " + voice.speech.ask.format(prompt))]
+        return [call("rlm_sub_complete", {"query": eval(prompt)})]
+
+    return steps
+
+
+def says(text: Code) -> Step:
+    """A reply as the model wrote it, around or instead of a well-formed block."""
+
+    def steps(voice: Voice) -> list[Any]:
+        raw = text if isinstance(text, str) else text(voice)
+        if voice.subject == "dspy":
+            return [say(f"[[ ## reasoning ## ]]\nx\n\n[[ ## code ## ]]\n{raw}\n\n[[ ## completed ## ]]")]
+        return [say(raw)]
+
+    return steps
+
+
+def garbled(voice: Voice) -> list[Any]:
+    """A reply that cannot be read in the subject's own protocol."""
+    if voice.subject in ("flat-rlm", "rlm-runtime"):
+        broken = call("execute_code", {})
+        broken["tool_calls"][0]["function"]["arguments"] = '{"code": "print(1'
+        return [broken]
+    return [say("I shall look at the data first, line by line, then group what I find there, and then I shall count.")]
+
+
+def silent(voice: Voice) -> list[Any]:
+    return [{"role": "assistant", "content": None}]
+
+
+def unmeasured(step: Step) -> Step:
+    """The same without `usage`."""
+    return lambda voice: [said if callable(said) else Reply(said, usage=False) for said in step(voice)]
+
+
+def as_asked(voice: Voice, request: JSON, message: JSON) -> JSON:
+    """dspy asks again for JSON where it could not read a reply; the scripted model can do that too."""
+    if voice.subject == "dspy" and "response_format" in request and (found := FIELDS.search(message["content"] or "")):
+        return say(json.dumps({"reasoning": found[1], "code": found[2]}))
+    return message
+
+
+# --- the server ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Script:
+    """The model's side of one run, and what it saw of it."""
+
+    voice: Voice
+    said: list[Any]
+    leaf: Callable[[int], Reply]
+    child: Callable[[int], list[Step]]
+    on_root: Callable[[int], None] = lambda turn: None
+    roots: list[JSON] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    children: dict[str, list[JSON]] = field(default_factory=dict)
+    leaves: int = 0
+    spent: float = 0.0
+    tokens: int = 0
+    contacted: bool = False
+    problems: list[str] = field(default_factory=list)
+    began: threading.Event = field(default_factory=threading.Event)
+
+    def reply(self, request: JSON, size: int) -> Reply:
+        if self.roots and self.opening(request) != self.opening(self.roots[0]):
+            return self.sub_call(request)
+        self.roots.append(request)
+        self.sizes.append(size)
+        self.began.set()
+        self.on_root(len(self.roots))
+        said = self.said[len(self.roots) - 1] if len(self.roots) <= len(self.said) else None
+        if said is None:
+            return Reply(self.voice.speech.run(self.voice.speech.final.format(repr(OVER))))
+        said = said(request) if callable(said) else said
+        whole = said if isinstance(said, Reply) else Reply(said)
+        return whole._replace(message=as_asked(self.voice, request, whole.message))
+
+    def opening(self, request: JSON) -> str:
+        """What all turns of a node have in common."""
+        count = 1 if self.voice.subject in ("dspy", "rlm-runtime") else 2
+        return json.dumps([m["content"] for m in request["messages"][:count]])
+
+    def sub_call(self, request: JSON) -> Reply:
+        text = json.dumps(request["messages"])
+        if leaf := re.search(r"leaf (\d+) of", text):
+            self.leaves += 1
+            return self.leaf(int(leaf[1]))
+        turns = self.children.setdefault(self.opening(request), [])
+        turns.append(request)
+        number = list(self.children).index(self.opening(request))
+        said = [said for step in self.child(number) for said in step(self.voice)]
+        return Reply(said[len(turns) - 1] if len(turns) <= len(said) else say(OVER))
+
+    def settle(self, request: JSON, reply: Reply) -> None:
+        """Tokens and money spent so far; a limit on output that was asked for is kept."""
+        output = self.output(request, reply)
+        self.tokens += 100 + output
+        self.spent += price(output)
+
+    def output(self, request: JSON, reply: Reply) -> int:
+        asked = request.get("max_tokens") or request.get("max_completion_tokens") or reply.output
+        return min(int(asked), reply.output)
+
+
+def price(output: int) -> float:
+    """gpt-4o-mini: 0.15 dollars a million tokens in, 0.60 out; every request has 100 in."""
+    return (100 * 0.15 + output * 0.60) / 1e6
+
+
+class Wire(model.Connection):
+    """The benchmarks' connection, with scripts by API key."""
+
+    scripts: dict[str, Script] = {}  # noqa: RUF012
+
+    def serve(self, head: str, body: bytes) -> None:
+        if head.startswith("GET"):
+            planted = head.split(" ")[1].rpartition("/")[2]
+            self.scripts[planted].contacted = True
+            self.send({})
+            return
+        key = re.search(r"authorization: *Bearer (\S+)", head, re.IGNORECASE)
+        script = self.scripts[key[1]] if key else None
+        if script is None:
+            return
+        request = json.loads(body)
+        try:
+            reply = script.reply(request, len(body))
+        except Exception as error:  # the harness's own mistake: it must not look like the subject's
+            script.problems.append(f"{type(error).__name__}: {error}")
+            reply = Reply(say(""), status=400)
+        if reply.status != 200:
+            self.refuse(reply.status)
+            return
+        script.settle(request, reply)
+        self.send(completion(request, reply, script.output(request, reply)))
+
+    def refuse(self, status: int) -> None:
+        body = json.dumps(
+            {"error": {"message": "no such thing", "type": "invalid_request_error", "code": None}}
+        ).encode()
+        head = f"HTTP/1.1 {status} Bad Request\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        self.transport.write(head.encode() + body)  # type: ignore[attr-defined]
+
+
+def completion(request: JSON, reply: Reply, output: int) -> JSON:
+    whole = model.completion(request["model"], reply.message)
+    usage = {"prompt_tokens": 100, "completion_tokens": output, "total_tokens": 100 + output, "cost": price(output)}
+    if reply.usage:
+        return whole | {"usage": usage}
+    return {key: value for key, value in whole.items() if key != "usage"}
+
+
+class Server:
+    """In a thread of this process; ends with it."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.port = 0
+        ready = threading.Event()
+        threading.Thread(target=self.serve, args=(ready,), daemon=True).start()
+        ready.wait()
+
+    def serve(self, ready: threading.Event) -> None:
+        asyncio.set_event_loop(self.loop)
+        server = self.loop.run_until_complete(self.loop.create_server(Wire, "127.0.0.1", 0, backlog=512))
+        self.port = server.sockets[0].getsockname()[1]
+        ready.set()
+        self.loop.run_forever()
+
+
+# --- one run -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Outcome:
+    """What could be seen of a run from outside."""
+
+    script: Script
+    result: JSON | None = None  # of behaviour_run.py: answer and tokens, or error and message, or lacks
+    exit_code: int | None = None  # None: had to be killed
+    complaint: str = ""  # the last line of its standard error
+    disk: int = 0
+    files: str = ""
+    work: dict[int, float] = field(default_factory=dict)  # seconds of CPU at each root request
+
+    @property
+    def answer(self) -> str | None:
+        return self.result.get("answer") if self.result else None
+
+    def ending(self) -> str:
+        if self.result is None:
+            return f"had to be killed after {RUN_SECONDS} s" if self.exit_code is None else self.death()
+        if self.answer is not None:
+            return self.last_error() if OVER in self.answer else f"answered {short(self.answer)}"
+        return f"raised {self.result['error']}: {short(self.result['message'])}"
+
+    def last_error(self) -> str:
+        """What the model was told of its last cell, when that was to give the answer."""
+        errors = re.findall(r"\w+(?:Error|Exception)\b(?:[^\\\n\"]|\\\"){0,90}", self.shown(len(self.script.roots)))
+        return f"its last cell gave {short(errors[-1])}" if errors else "its last cell did not give the answer"
+
+    def death(self) -> str:
+        return f"the whole process ended with exit code {self.exit_code}"
+
+    def shown(self, turn: int) -> str:
+        """All that the model was sent in a turn, from 1."""
+        return json.dumps(self.script.roots[turn - 1]["messages"], ensure_ascii=False)
+
+
+def short(text: str) -> str:
+    plain = " ".join(str(text).split())
+    return f"`{plain[:90]}…`" if len(plain) > 90 else f"`{plain}`"
+
+
+class NotApplicable(Exception):
+    pass
+
+
+Check = Callable[[Outcome], "str | None"]  # what is wrong, or None
+
+
+class Behaviour(NamedTuple):
+    key: str
+    name: str
+    steps: list[Step]
+    check: Check
+    wishes: JSON = {}  # noqa: RUF012
+    context: str | None = None
+    lacks: dict[str, str] = {}  # noqa: RUF012 - subject: why it does not apply there
+    leaf: Callable[[int], Reply] = lambda number: Reply(say("yes"))
+    child: Callable[[int], list[Step]] = lambda number: [final("'yes'")]
+    kill_at: int | None = None  # the process is killed when this turn is asked for
+    slow: bool = False
+
+
+class Verdict(NamedTuple):
+    mark: str  # holds, fails, n/a, trouble
+    evidence: str = ""
+
+
+NUMBERS = itertools.count(1)
+
+
+def examine(behaviour: Behaviour, subject: str, python: Path, environment: dict[str, str], server: Server) -> Verdict:
+    if subject in behaviour.lacks:
+        return Verdict("n/a", behaviour.lacks[subject])
+    with tempfile.TemporaryDirectory(prefix="flat-rlm-behaviour-", ignore_cleanup_errors=True) as folder:
+        outcome = run(behaviour, subject, python, environment, server, Path(folder))
+    if outcome.result and "lacks" in outcome.result:
+        return Verdict("n/a", f"has no option for it ({outcome.result['lacks']})")
+    if outcome.script.problems or not outcome.script.roots:
+        return Verdict("trouble", "; ".join(outcome.script.problems) or outcome.complaint or outcome.ending())
+    try:
+        wrong = behaviour.check(outcome)
+    except NotApplicable as reason:
+        return Verdict("n/a", str(reason))
+    except Exception as error:
+        return Verdict("trouble", f"{type(error).__name__}: {error}")
+    return Verdict("holds") if wrong is None else Verdict("fails", wrong)
+
+
+def run(
+    behaviour: Behaviour, subject: str, python: Path, environment: dict[str, str], server: Server, folder: Path
+) -> Outcome:
+    voice = Voice(subject, TEXT if subject == "flat-rlm" and "text" in behaviour.wishes else SPEECH[spoken(subject)])
+    key = f"sk-behaviour-{os.getpid()}-{next(NUMBERS)}"
+    (folder / "outside.txt").write_text(OUTSIDE)
+    (folder / "work").mkdir()
+    script = Script(voice, [], behaviour.leaf, behaviour.child)
+    outcome = Outcome(script)
+    places = {"OUTSIDE": str(folder / "outside.txt"), "PORT": str(server.port), "KEY": key}
+    script.said = [said for step in behaviour.steps for said in step(voice)]
+    script.said = [placed(said, places) for said in script.said]
+    Wire.scripts[key] = script
+    arguments = [str(Path(__file__).parent / "behaviour_run.py"), subject, str(server.port), key]
+    job = {"wishes": behaviour.wishes, "context": behaviour.context}
+    with (folder / "stderr.txt").open("wb") as errors:
+        process = subprocess.Popen(
+            [str(python), *arguments, str(folder / "result.json")],
+            cwd=folder / "work",
+            env=environment | {"BEHAVIOUR_SECRET": SECRET, "BEHAVIOUR_RUN": key, "TMPDIR": str(folder)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            start_new_session=True,
+        )
+    script.on_root = lambda turn: on_root(turn, behaviour, outcome, process.pid)
+    assert process.stdin
+    process.stdin.write(json.dumps(job).encode())
+    process.stdin.close()
+    try:
+        outcome.exit_code = wait(process, script)
+    finally:
+        end(process, key)
+    written = [path for path in (folder / "work").rglob("*") if path.is_file() and path.name != "context.txt"]
+    outcome.disk = sum(path.stat().st_size for path in written)
+    outcome.files = "".join(path.read_text("utf-8", "replace") for path in written if path.stat().st_size < 5e6)
+    if (folder / "result.json").exists():
+        outcome.result = json.loads((folder / "result.json").read_text())
+    lines = (folder / "stderr.txt").read_text("utf-8", "replace").strip().splitlines()
+    outcome.complaint = lines[-1][:200] if lines else ""
+    return outcome
+
+
+def spoken(subject: str) -> str:
+    return subject.split()[0]
+
+
+def placed(said: Any, places: dict[str, str]) -> Any:
+    """Paths and ports that are known only now."""
+    if callable(said) or isinstance(said, Reply):
+        return said
+    text = json.dumps(said)
+    for name, value in places.items():
+        text = text.replace(f"<{name}>", value)
+    return json.loads(text)
+
+
+def on_root(turn: int, behaviour: Behaviour, outcome: Outcome, pid: int) -> None:
+    outcome.work[turn] = sum(cpu_seconds(one) for one in family(pid))
+    if turn == behaviour.kill_at:
+        os.kill(pid, signal.SIGKILL)
+
+
+def wait(process: subprocess.Popen[bytes], script: Script) -> int | None:
+    """The exit code, or None where it had to be killed."""
+    end = time.monotonic() + START_SECONDS
+    while process.poll() is None and not script.began.wait(0.2):
+        if time.monotonic() > end:
+            return None
+    try:
+        return process.wait(RUN_SECONDS)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def family(pid: int) -> list[int]:
+    """A process and those it started."""
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue  # gone meanwhile
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found
+
+
+def cpu_seconds(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+def end(process: subprocess.Popen[bytes], mark: str) -> None:
+    """Kill what is left of a run: its processes, and those of them whose parent has gone."""
+    running = family(process.pid) if process.poll() is None else []
+    marked = [int(p.parent.name) for p in Path("/proc").glob("[0-9]*/environ") if carries(p, mark)]
+    for one in {*running, *marked}:
+        try:
+            os.kill(one, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()
+
+
+def carries(path: Path, mark: str) -> bool:
+    try:
+        return f"BEHAVIOUR_RUN={mark}\0".encode() in path.read_bytes()
+    except OSError:
+        return False
+
+
+# --- checks --------------------------------------------------------------------------------------------------------
+
+
+def answers(*wanted: str, never: str = "\0") -> Check:
+    def check(outcome: Outcome) -> str | None:
+        answer = outcome.answer
+        if answer is not None and all(word in answer for word in wanted) and never not in answer:
+            return None if outcome.exit_code is not None else "answered, but its process did not end"
+        return outcome.ending()
+
+    return check
+
+
+def shows(turn: int, *wanted: str) -> Check:
+    def check(outcome: Outcome) -> str | None:
+        if len(outcome.script.roots) < turn:
+            return outcome.ending()
+        missing = [word for word in wanted if word not in outcome.shown(turn)]
+        return f"the model was not shown {short(missing[0])}" if missing else None
+
+    return check
+
+
+def ends(outcome: Outcome) -> str | None:
+    return outcome.ending() if outcome.exit_code is None else None
+
+
+def own_output_only(outcome: Outcome) -> str | None:
+    if len(outcome.script.children) < 3:
+        return outcome.ending()
+    for number, turns in enumerate(outcome.script.children.values()):
+        shown = json.dumps(turns[1]["messages"]) if len(turns) > 1 else ""
+        own, all_of_them = shown.count(f"mark-{number}"), shown.count("mark-")
+        if (own, all_of_them) != (20, 20):
+            return f"a child that printed 20 lines was shown {own} of them, and {all_of_them - own} of others"
+    return None
+
+
+def failed_call_raises(outcome: Outcome) -> str | None:
+    if not outcome.script.voice.calls_in_code:
+        return error_as_response(outcome)
+    return answers("unset", never="rror")(outcome)
+
+
+def failed_call_of_three(outcome: Outcome) -> str | None:
+    if not outcome.script.voice.calls_in_code:
+        return error_as_response(outcome)
+    answer = outcome.answer or ""
+    return None if answer.count("yes") == 2 and "rror" not in answer else outcome.ending()
+
+
+def error_as_response(outcome: Outcome) -> str | None:
+    told = re.search(r"'response': 'Error[^']*'", outcome.shown(len(outcome.script.roots)))
+    return f"the model was given {short(told[0])}" if told else None
+
+
+def all_tokens_reported(outcome: Outcome) -> str | None:
+    if outcome.answer is None or outcome.result is None:
+        return outcome.ending()
+    reported, spent = outcome.result["tokens"], outcome.script.tokens
+    return None if reported == spent else f"reported {reported} tokens where the server gave {spent}"
+
+
+def spent_at_most(dollars: float) -> Check:
+    def check(outcome: Outcome) -> str | None:
+        spent = outcome.script.spent
+        return None if spent <= dollars else f"spent ${spent:.2f} in {outcome.script.leaves} sub-calls"
+
+    return check
+
+
+def leaves_at_most(count: int) -> Check:
+    def check(outcome: Outcome) -> str | None:
+        leaves = outcome.script.leaves
+        return None if leaves <= count else f"{leaves} were sent"
+
+    return check
+
+
+def disk_at_most(limit: float) -> Check:
+    def check(outcome: Outcome) -> str | None:
+        if not outcome.disk:
+            return f"nothing was written ({outcome.ending()})"
+        return None if outcome.disk <= limit else f"wrote {outcome.disk / 1e6:.1f} MB"
+
+    return check
+
+
+def logged_at_most(mark: str, times: int) -> Check:
+    def check(outcome: Outcome) -> str | None:
+        count = outcome.files.count(mark)
+        if not count:
+            return f"it is not in the {outcome.disk:,} bytes that were written"
+        return None if count <= times else f"it is there {count} times"
+
+    return check
+
+
+def first_request_at_most(limit: int) -> Check:
+    def check(outcome: Outcome) -> str | None:
+        size = outcome.script.sizes[0]
+        return None if size <= limit else f"the first request had {size:,} bytes"
+
+    return check
+
+
+def sent_at_most(turns: int, limit: int) -> Check:
+    def check(outcome: Outcome) -> str | None:
+        if len(outcome.script.sizes) < turns:
+            return outcome.ending()
+        sent = sum(outcome.script.sizes[:turns])
+        return None if sent <= limit else f"sent {sent:,} bytes"
+
+    return check
+
+
+def works_at_most(seconds: float) -> Check:
+    """CPU of the subject's processes for a turn, from the second to the fifth request."""
+
+    def check(outcome: Outcome) -> str | None:
+        if 5 not in outcome.work:
+            return outcome.ending()
+        each = (outcome.work[5] - outcome.work[2]) / 3
+        return None if each <= seconds else f"{each:.2f} s of CPU for each turn that prints a number"
+
+    return check
+
+
+def both(*checks: Check) -> Check:
+    return lambda outcome: next((wrong for check in checks if (wrong := check(outcome))), None)
+
+
+# --- the behaviours ------------------------------------------------------------------------------------------------
+
+NO_SUBCALLS = {"smolagents": "has no sub-calls"}
+NO_CHILDREN = NO_SUBCALLS | {
+    "dspy": "its children are modules that the code builds; not scripted here",
+    "minrlm": "its sub-calls have no REPL",
+}
+TOOL_CALLS = {"rlm-runtime": "its code comes in tool calls only"}
+NOT_RLMS = [subject.name for subject in SUBJECTS if not subject.name.startswith("rlms")]
+LONG = "for i in range(4000):\n    print('a line of output, as cells print them', i)\n"
+CHILDREN = "rlm_query_batched(['child %d' % n for n in range(3)])"
+PLAN = "My plan: I look at the data, and when I know more I call FINAL(answer) or final_answer(answer).\n\n"
+KEEP = cell("kept = 6 * 7")
+KEPT = final("str(kept)")
+DONE = final("'done'")
+LOOP = cell("while True:\n    pass")
+
+
+def own_block(code: str) -> Step:
+    return says(lambda voice: voice.fences[0] + code + voice.fences[1])
+
+
+def planned(code: str) -> Step:
+    def steps(voice: Voice) -> list[Any]:
+        said = voice.speech.run(code)
+        if voice.subject == "dspy":
+            return [say((said["content"] or "").replace("\nx\n", f"\n{PLAN}\n"))]
+        return [said | {"content": PLAN + (said["content"] or "")}]
+
+    return steps
+
+
+def loop_of_calls(count: int) -> Step:
+    """Sub-calls one after the other; where they are the model's tool, as wide as it is by default."""
+    prompt = f"'leaf %d of {count}' % n"
+    code = cell(lambda voice: f"for n in range({count}):\n    r = {voice.speech.ask.format(prompt)}")
+    batch = ask_many(f"[{prompt} for n in range({count})]", wide=3)
+    return lambda voice: (code if voice.calls_in_code else batch)(voice)
+
+
+def ask_child(voice: Voice) -> list[Any]:
+    if voice.calls_in_code:
+        return [voice.speech.run("r = " + voice.speech.child.format("'child 1'"))]
+    return [call("rlm_sub_complete", {"query": "child 1"})]
+
+
+def failing(*numbers: int) -> Callable[[int], Reply]:
+    return lambda number: Reply(say("yes"), status=400 if number in numbers else 200)
+
+
+def printing_child(number: int) -> list[Step]:
+    lines = f"for i in range(20):\n    print('mar' + 'k-{number}')\n    time.sleep(0.01)"
+    return [cell("import time\n" + lines), final("'yes'")]
+
+
+STATE = [
+    Behaviour(
+        "error_keeps",
+        "variables assigned before an error survive it",
+        [cell("kept = 6 * 7\nraise ValueError('a typo at the end')"), KEPT],
+        answers("42"),
+    ),
+    Behaviour(
+        "later_global",
+        "a function sees a global that a later cell sets",
+        [cell("def show():\n    return later"), cell("later = 6 * 7"), final("str(show())")],
+        answers("42"),
+    ),
+    Behaviour(
+        "global_counts",
+        "`global n` in a function changes the `n` that later cells see",
+        [cell("n = 0\ndef bump():\n    global n\n    n = n + 21"), cell("bump()\nbump()"), final("str(n)")],
+        answers("42"),
+    ),
+    Behaviour(
+        "runs_again",
+        "the same code again is run again",
+        [cell("seen = [40]"), cell("seen.append(1)"), cell("seen.append(1)"), final("str(sum(seen))")],
+        answers("42"),
+    ),
+    Behaviour(
+        "own_output",
+        "children that run side by side are shown their own output only",
+        [cell(f"r = {CHILDREN}"), DONE],
+        own_output_only,
+        lacks=NO_CHILDREN | {"rlm-runtime": "its children are tool calls of the model's"},
+        child=printing_child,
+    ),
+]
+CONTROL = [
+    Behaviour(
+        "loop_stops",
+        "`while True: pass` ends by the time limit",
+        [LOOP, DONE],
+        ends,
+        {"cell_seconds": LIMIT},
+        slow=True,
+    ),
+    Behaviour(
+        "loop_keeps",
+        "… and the run goes on, with its variables",
+        [KEEP, LOOP, KEPT],
+        answers("42"),
+        {"cell_seconds": LIMIT},
+        slow=True,
+    ),
+    Behaviour(
+        "c_call_stops",
+        "… also where the time is spent in one call of a builtin",
+        [KEEP, cell("sum(range(10 ** 12))"), KEPT],
+        answers("42"),
+        {"cell_seconds": LIMIT},
+        slow=True,
+    ),
+    Behaviour(
+        "sys_exit",
+        "`sys.exit(3)` and `raise SystemExit(3)` in a cell do not end the run",
+        [KEEP, cell("import sys\nsys.exit(3)"), cell("raise SystemExit(3)"), KEPT],
+        answers("42"),
+    ),
+    Behaviour(
+        "os_exit",
+        "`os._exit(1)` in a cell does not end the run",
+        [KEEP, cell("import os\nos._exit(1)"), KEPT],
+        answers("42"),
+    ),
+    Behaviour(
+        "killed_log",
+        "a run that is killed leaves on disk what was done before",
+        [cell("print('first ' + 'finding')"), cell("print('second ' + 'finding')"), DONE],
+        logged_at_most("first finding", 99),
+        {"log": "logs"},
+        kill_at=3,
+    ),
+]
+PARSING = [
+    Behaviour(
+        "python_fence",
+        "a ```` ```python ```` block is run",
+        [says("```python\nkept = 6 * 7\n```"), KEPT],
+        answers("42"),
+        {"text": True},
+        lacks=TOOL_CALLS,
+    ),
+    Behaviour(
+        "bare_fence",
+        "a block that names no language is run",
+        [says("```\nkept = 6 * 7\n```"), KEPT],
+        answers("42"),
+        {"text": True},
+        lacks=TOOL_CALLS,
+    ),
+    Behaviour(
+        "fence_in_string",
+        "a block with ```` ``` ```` in a string of its code is run whole",
+        [own_block('text = """\n```\nquoted\n```\n"""\nkept = 6 * 7'), KEPT],
+        answers("42"),
+        {"text": True},
+        lacks=TOOL_CALLS,
+    ),
+    Behaviour(
+        "open_fence",
+        "a block that is not closed is run",
+        [says(lambda voice: voice.fences[0] + "kept = 6 * 7"), KEPT],
+        answers("42"),
+        {"text": True},
+        lacks=TOOL_CALLS,
+    ),
+    Behaviour(
+        "null_content",
+        "a reply with `content: null` does not end the run",
+        [KEEP, silent, KEPT],
+        answers("42"),
+    ),
+    Behaviour(
+        "no_usage",
+        "a reply without `usage` does not end the run",
+        [KEEP, unmeasured(cell("kept = kept + 0")), KEPT],
+        answers("42"),
+    ),
+    Behaviour(
+        "garbled",
+        "a reply that cannot be read does not end the run",
+        [KEEP, garbled, KEPT],
+        answers("42"),
+    ),
+]
+ANSWERS = [
+    Behaviour(
+        "flag_first",
+        "a flag that is set before the answer does not give an empty answer",
+        [cell("answer['ready'] = True\nanswer['content'] = str(6 * 7)"), DONE],
+        answers("42"),
+        lacks=dict.fromkeys(NOT_RLMS, "answer and flag are one call"),
+    ),
+    Behaviour(
+        "final_value",
+        "the answer is a variable's value, not its name",
+        [cell("found = str(6 * 7)"), final("found")],
+        answers("42", never="found"),
+    ),
+    Behaviour(
+        "plan_is_no_answer",
+        "a plan that mentions FINAL(answer) is not the answer",
+        [planned("kept = 6 * 7"), KEPT],
+        answers("42"),
+        {"text": True},
+        lacks=TOOL_CALLS,
+    ),
+    Behaviour(
+        "braces",
+        "a `{` in the caller's instructions is taken as it is",
+        [DONE],
+        both(answers("done"), shows(1, "such as {")),
+        {"system": 'Answer with JSON, such as {"a": 1}.'},
+    ),
+]
+BUDGETS = [
+    Behaviour(
+        "money",
+        "a limit of $0.05 holds within a cell of 20 sub-calls of a cent each",
+        [loop_of_calls(20), DONE],
+        spent_at_most(0.05 + price(16_000)),
+        {"dollars": 0.05},
+        lacks=NO_SUBCALLS,
+        leaf=lambda number: Reply(say("yes"), output=16_000),
+    ),
+    Behaviour(
+        "tokens",
+        "the tokens reported are all that were spent, sub-calls included",
+        [ask_many("['leaf %d of 4' % n for n in range(4)]"), DONE],
+        all_tokens_reported,
+        lacks=NO_SUBCALLS,
+    ),
+    Behaviour(
+        "child_tokens",
+        "… and those of children",
+        [ask_child, DONE],
+        all_tokens_reported,
+        lacks=NO_CHILDREN,
+    ),
+    Behaviour(
+        "cap",
+        "a cap of 5 sub-calls holds against one batch of 16",
+        [ask_many("['leaf %d of 16' % n for n in range(16)]"), DONE],
+        leaves_at_most(5),
+        {"subcalls": 5},
+        lacks=NO_SUBCALLS,
+    ),
+    Behaviour(
+        "failed_call",
+        "a sub-call that fails is an exception, not a text in the data",
+        [cell("r = 'unset'"), ask_one("'leaf %d of 1' % 0"), final("str(r)")],
+        failed_call_raises,
+        lacks=NO_SUBCALLS,
+        leaf=failing(0),
+    ),
+    Behaviour(
+        "failed_of_three",
+        "one that fails in a batch is no text in the data, and the others' answers are kept",
+        [ask_many("['leaf %d of 3' % n for n in range(3)]"), final("str(r)")],
+        failed_call_of_three,
+        lacks=NO_SUBCALLS,
+        leaf=failing(1),
+    ),
+]
+SIZE = [
+    Behaviour(
+        "log_size",
+        "three turns over 10 MB write less than twice the data",
+        [cell(lambda voice: f"print(len({voice.speech.context}))"), cell("print(2)"), DONE],
+        disk_at_most(20e6),
+        {"log": "logs"},
+        context="megabytes 10",
+    ),
+    Behaviour(
+        "log_once",
+        "the log holds an output once or twice, not again with each turn",
+        [cell("print('first ' + 'finding')"), *[cell(f"print({n})") for n in range(10)], DONE],
+        logged_at_most("first finding", 2),
+        {"log": "logs"},
+    ),
+    Behaviour(
+        "not_copied",
+        "a turn over 40 MB does not go through the 40 MB again",
+        [*[cell(f"print({n})") for n in range(5)], DONE],
+        works_at_most(0.15),
+        context="megabytes 40",
+        slow=True,
+    ),
+    Behaviour(
+        "bytes_and_sets",
+        "bytes and sets can be in the context",
+        [final(lambda voice: f"str(len({voice.context}['tags']) + {voice.context}['raw'][1])")],
+        answers("258"),
+        context="mixed",
+    ),
+    Behaviour(
+        "path",
+        "a file can be the context, by its path",
+        [final(lambda voice: f"str({voice.context}.count('INFO') + 32)")],
+        answers("42"),
+        context="path",
+    ),
+    Behaviour(
+        "not_in_prompt",
+        "a context of 1 MB is not in the prompt",
+        [DONE],
+        first_request_at_most(100_000),
+        context="megabytes 1",
+    ),
+]
+OUTPUT = [
+    Behaviour(
+        "end_shown",
+        "of a long output the model is shown the end too",
+        [cell(LONG + "print('the very ' + 'end')"), DONE],
+        shows(2, "the very end"),
+    ),
+    Behaviour(
+        "error_shown",
+        "an error after a long output is shown",
+        [cell(LONG + "raise ValueError('what went ' + 'wrong')"), DONE],
+        shows(2, "what went wrong"),
+    ),
+    Behaviour(
+        "last_expression",
+        "the value of a bare last expression is shown",
+        [cell("6 * 7 * 1000 + 1"), DONE],
+        shows(2, "42001"),
+    ),
+    Behaviour(
+        "bytes_sent",
+        "20 trivial turns send less than four times what was said in them",
+        [*[cell("print(1)")] * 20, DONE],
+        sent_at_most(21, 220_000),
+    ),
+]
+PLAIN = Behaviour(
+    "plain",
+    "a plain run answers, and its process ends",
+    [cell("x = 41"), final("str(x + 1)")],
+    answers("42"),
+)
+SECTIONS = {
+    "Ground": [PLAIN],
+    "State": STATE,
+    "Control": CONTROL,
+    "Parsing": PARSING,
+    "Final answers": ANSWERS,
+    "Budgets": BUDGETS,
+    "Size": SIZE,
+    "Output and cost": OUTPUT,
+}
+BEHAVIOURS = [behaviour for section in SECTIONS.values() for behaviour in section]
+
+
+# --- the page ------------------------------------------------------------------------------------------------------
+
+MARKS = {"holds": "✓", "fails": "✗", "n/a": "–", "trouble": "?"}
+Verdicts = dict[tuple[str, str], Verdict]
+
+
+def examine_all(behaviours: list[Behaviour], subjects: list[bench.Subject]) -> Verdicts:
+    server = Server()
+    (bench.CACHE / "home").mkdir(parents=True, exist_ok=True)
+
+    def one(pair: tuple[Behaviour, bench.Subject]) -> tuple[tuple[str, str], Verdict]:
+        behaviour, subject = pair
+        verdict = examine(behaviour, subject.name, bench.python_of(subject), bench.environment_of(subject), server)
+        print(f"{behaviour.key:16} {subject.name:14} {verdict.mark:7} {verdict.evidence}", file=sys.stderr, flush=True)
+        return (behaviour.key, subject.name), verdict
+
+    pool = concurrent.futures.ThreadPoolExecutor(2)
+    try:
+        return dict(pool.map(one, itertools.product(behaviours, subjects)))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def facts(subjects: list[bench.Subject]) -> str:
+    """Versions, licences and sizes, read from what is installed."""
+    rows = [
+        "|  | version | licence | packages | MB | runs the model's code in |",
+        "| --- | --- | --- | ---: | ---: | --- |",
+    ]
+    for subject in subjects:
+        told = json.loads(bench.command(subject, "-c", ABOUT.format(distribution(subject))).stdout)
+        size = bench.installed_size(subject)
+        cells = [subject.name, told["version"], LICENCES.get(subject.environment) or told["licence"]]
+        rows.append(f"| {' | '.join(cells)} | {size['packages']:.0f} | {size['size']:.0f} | {subject.remark} |")
+    return "\n".join(rows)
+
+
+def distribution(subject: bench.Subject) -> str:
+    return "flat-rlm" if subject.packages[0] == str(bench.ROOT) else re.split(r"[\[=]", subject.packages[0])[0]
+
+
+ABOUT = """
+import importlib.metadata, json
+about = importlib.metadata.metadata({!r})
+print(json.dumps({{"version": about["Version"], "licence": about["License-Expression"] or about["License"] or ""}}))
+"""
+LICENCES = {"dspy": "MIT", "smolagents": "Apache-2.0"}  # whose metadata say it at length, or leave it to the file
+
+
+def table(behaviours: list[Behaviour], subjects: list[bench.Subject], verdicts: Verdicts) -> str:
+    """A row for each behaviour, under its section, and the evidence as footnotes."""
+    names = [subject.name for subject in subjects]
+    rows = [f"|  | {' | '.join(names)} |", f"| --- |{' :---: |' * len(names)}"]
+    notes: dict[str, int] = {}
+    for title, section in SECTIONS.items():
+        shown = [behaviour for behaviour in section if behaviour in behaviours]
+        rows += [f"| **{title}** |{'  |' * len(names)}"] if shown else []
+        for behaviour in shown:
+            marks = [marked(verdicts[behaviour.key, name], notes) for name in names]
+            rows.append(f"| {behaviour.name} | {' | '.join(marks)} |")
+    counts = [sum(verdicts[b.key, name].mark == "holds" for b in behaviours) for name in names]
+    asked = [sum(verdicts[b.key, name].mark in ("holds", "fails") for b in behaviours) for name in names]
+    rows.append(f"| **holds, of those that apply** | {' | '.join(map('{} of {}'.format, counts, asked))} |")
+    return "\n".join(rows) + "\n\n" + "\n".join(f"[^{number}]: {note}" for note, number in notes.items())
+
+
+def marked(verdict: Verdict, notes: dict[str, int]) -> str:
+    if not verdict.evidence:
+        return MARKS[verdict.mark]
+    return f"{MARKS[verdict.mark]}[^{notes.setdefault(verdict.evidence, len(notes) + 1)}]"
+
+
+def page(behaviours: list[Behaviour], subjects: list[bench.Subject], verdicts: Verdicts) -> str:
+    return PAGE.format(
+        date=f"{datetime.date.today():%d %B %Y}",
+        python=platform.python_version(),
+        table=table(behaviours, subjects, verdicts),
+        facts=facts(subjects),
+        seconds=RUN_SECONDS,
+        limit=LIMIT,
+    )
+
+
+PAGE = """\
+# Comparison
+
+Made by `make compare` (`python benchmarks/behaviour.py --write docs/comparison.md`) on {date} with Python {python}.
+
+## Behaviour
+
+Each row says what a runtime should do, each mark was seen by running it: a scripted model says the same to every
+project, in the project's own protocol, and what can be seen from outside is checked (the answer, the exception, the
+requests that reached the server, the files, the end of the process). Each run has a process of its own, in an
+environment of its own, through the project's public interface, with defaults but for the option that the row is about.
+A run that has not ended after {seconds} s is killed; the time limits that rows set are {limit} s.
+
+✓ holds · ✗ does not, with what was seen instead · – does not apply, with the reason · ? the harness had trouble
+
+{table}
+
+## Facts beside it
+
+{facts}
+
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--subjects", help="comma-separated; default: all")
+    parser.add_argument("--only", default="", help="behaviours whose key or name has this word")
+    parser.add_argument("--write", type=Path, help="write the page here as well")
+    options = parser.parse_args()
+    names = options.subjects.split(",") if options.subjects else [s.name for s in SUBJECTS]
+    subjects = [s for s in SUBJECTS if s.name in names]
+    behaviours = [b for b in BEHAVIOURS if options.only in f"{b.key} {b.name}"]
+    for subject in subjects:
+        bench.set_up(subject)
+    verdicts = examine_all(behaviours, subjects)
+    for behaviour in behaviours:
+        marks = [MARKS[verdicts[behaviour.key, subject.name].mark] for subject in subjects]
+        print(" ".join(marks), behaviour.name)
+    if options.write:
+        options.write.write_text(page(behaviours, subjects, verdicts))
+
+
+if __name__ == "__main__":
+    main()
