@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import importlib.util
 import itertools
 import json
 import math
@@ -29,13 +30,15 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))  # the tree's own modules, not what is installed
 
 from longtasks import CHARACTERS_PER_TOKEN, GENERATOR, TASKS, Sample, sample, score  # noqa: E402
+from reader import MODEL  # noqa: E402
 
 import rlm  # noqa: E402
 import rlm_backends  # noqa: E402
 
 JSON = dict[str, Any]
 METHODS = ("plain", "rlm")
-LENGTHS = "8k,16k,32k,64k,128k,256k,512k,1M,10M"
+LENGTHS = "8k,32k,128k,512k"
+SCRIPTED_LENGTHS = "8k,16k,32k,64k,128k,256k,512k,1M,2M,4M,10M"  # they cost nothing there
 
 
 # --- one run -------------------------------------------------------------------------------------------------------
@@ -71,7 +74,12 @@ class Outcome:
         cause = error.__cause__ if isinstance(error.__cause__, rlm_backends.BackendError) else error
         code = getattr(cause, "code", "") if isinstance(cause, rlm_backends.BackendError) else ""
         self.status = status_of(error, code)
-        self.error = {"type": type(error).__name__, "code": code, "message": str(error)[:500]}
+        hint = getattr(error, "hint", None)
+        self.error = {
+            "type": type(error).__name__,
+            "code": code,
+            "message": f"{error}{f' ({hint})' if hint else ''}"[:500],
+        }
 
 
 def status_of(error: BaseException, code: str) -> str:
@@ -126,7 +134,24 @@ def run_once(method: str, task: Sample, options: JSON, most: int) -> Outcome:
 
 # --- results -------------------------------------------------------------------------------------------------------
 
-IDENTITY = ("generator", "characters_per_token", "model", "sub_model", "task", "length", "seed", "method")
+CONFIGURATION = ("model", "sub_model", "generator", "characters_per_token")
+IDENTITY = (*CONFIGURATION, "task", "length", "seed", "method")
+NUMBER = (int, float)
+SHAPE: dict[str, Any] = {
+    "model": str,
+    "sub_model": (str, type(None)),
+    "generator": int,
+    "characters_per_token": NUMBER,
+    "task": str,
+    "length": int,
+    "seed": int,
+    "method": str,
+    "status": str,
+    "score": NUMBER,
+    "cost_usd": (*NUMBER, type(None)),
+    "seconds": NUMBER,
+    "tokens": dict,
+}
 
 
 class Results:
@@ -136,30 +161,33 @@ class Results:
         self.path = path
         self.rows: list[JSON] = []
         self.unreadable = 0
-        if path.exists():
-            for line in path.read_bytes().split(b"\n"):
-                self._take(line)
+        for line in path.read_bytes().split(b"\n") if path.exists() else []:
+            self._take(line)
 
     def _take(self, line: bytes) -> None:
         if not line.strip():
             return
         try:
             row = json.loads(line)
-            if not isinstance(row, dict) or any(name not in row for name in (*IDENTITY, "status", "score", "cost_usd")):
-                raise ValueError("not a result")
-            self.rows.append(row)
         except ValueError:
+            row = None
+        if is_result(row):
+            self.rows.append(row)
+        else:
             self.unreadable += 1
 
     def add(self, row: JSON) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab+") as file:
-            file.seek(0, os.SEEK_END)
             torn = file.tell() > 0 and _last_byte(self.path) != b"\n"
-            file.write((b"\n" if torn else b"") + json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            file.write((b"\n" if torn else b"") + json.dumps(row).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
         self.rows.append(row)
+
+    def require_writable(self) -> None:
+        """OSError now, not after the first run is paid for."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.open("ab").close()
 
     def done(self) -> set[tuple[Any, ...]]:
         return {identity(row) for row in self.rows if row["status"] in FINAL}
@@ -172,6 +200,12 @@ def _last_byte(path: Path) -> bytes:
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1)
+
+
+def is_result(row: Any) -> bool:
+    if not isinstance(row, dict) or not all(name in row and isinstance(row[name], SHAPE[name]) for name in SHAPE):
+        return False
+    return all(isinstance(row["tokens"].get(name), int) for name in ("input", "output"))
 
 
 def identity(row: JSON) -> tuple[Any, ...]:
@@ -193,6 +227,7 @@ class Evaluation:
         self.options = options
         self.say = say
         self.results = Results(Path(settings.out))
+        self.results.require_writable()
         self.outages = 0
         with rlm.RLM(**options, config=False) as client:
             self.model = client.backend.model
@@ -230,7 +265,9 @@ class Evaluation:
         """Do what is missing. Stopped says why if that cannot be all."""
         done = self.results.done()
         missing = [run for run in self.plan() if identity(run) not in done]
-        self.say(f"{len(done)} runs in {self.results.path}, {len(missing)} to do")
+        if self.results.unreadable:
+            self.say(f"{self.results.unreadable} lines of {self.results.path} are no results, and are left as they are")
+        self.say(f"{len(self.results.rows)} runs in {self.results.path}, {len(missing)} to do")
         for name, group in itertools.groupby(missing, key=lambda run: (run["task"], run["length"], run["seed"])):
             task = sample(*name, self.settings.characters_per_token)  # one in memory at a time
             for run in group:
@@ -252,7 +289,7 @@ class Evaluation:
         self.record(run, task, outcome)
         self.outages = self.outages + 1 if outcome.status == "outage" else 0
         if outcome.status == "stop" or self.outages == 3:
-            raise Stopped(outcome.error["message"] if outcome.error else "")
+            raise Stopped((outcome.error or {}).get("message", ""))
 
     def _ran_dry(self, outcome: Outcome) -> bool:
         return outcome.status == "limit" and (outcome.error or {}).get("type") == "CostBudgetExhausted"
@@ -321,13 +358,26 @@ class Line(NamedTuple):
 
 def wilson(mean: float, n: int, z: float = 1.96) -> tuple[float, float]:
     """The 95 % interval of a share. For scores between 0 and 1 it is on the wide side: nothing varies more."""
-    middle, spread = mean + z * z / (2 * n), z * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
+    middle = mean + z * z / (2 * n)
+    spread = z * math.sqrt(max(0.0, mean * (1 - mean)) / n + z * z / (4 * n * n))
     return max(0.0, (middle - spread) / (1 + z * z / n)), min(1.0, (middle + spread) / (1 + z * z / n))
 
 
-def lines_of(rows: list[JSON], model: str) -> list[Line]:
-    """One line for each length and method; the last result of a run counts."""
-    last = {identity(row): row for row in rows if row["status"] in FINAL and row["model"] == model}
+def by_configuration(rows: list[JSON]) -> dict[str, list[Line]]:
+    """What is compared, by what must be equal to be compared: models, generator, measure of length."""
+    found: dict[str, list[JSON]] = {}
+    for row in rows:
+        name = row["model"] + (f" with {row['sub_model']} for sub-calls" if row["sub_model"] else "")
+        name += "" if row["generator"] == GENERATOR else f", samples of generation {row['generator']}"
+        measure = row["characters_per_token"]
+        name += "" if measure == CHARACTERS_PER_TOKEN else f", {measure:g} characters a token"
+        found.setdefault(name, []).append(row)
+    return {name: lines for name, rows in found.items() if (lines := lines_of(rows))}
+
+
+def lines_of(rows: list[JSON]) -> list[Line]:
+    """One line for each length and method of a configuration; the last result of a run counts."""
+    last = {identity(row): row for row in rows if row["status"] in FINAL}
     groups: dict[tuple[int, str], list[JSON]] = {}
     for row in last.values():
         groups.setdefault((row["length"], row["method"]), []).append(row)
@@ -336,7 +386,7 @@ def lines_of(rows: list[JSON], model: str) -> list[Line]:
 
 def _line(length: int, method: str, rows: list[JSON]) -> Line:
     def mean(values: list[Any]) -> float:
-        return sum(values) / len(values)
+        return float(sum(values) / len(values))
 
     accuracy = mean([row["score"] for row in rows])
     tasks = {task: [row["score"] for row in rows if row["task"] == task] for task in TASKS}
@@ -376,8 +426,8 @@ def short(length: int) -> str:
     return str(length)
 
 
-COLOURS = {"plain": "#b3551d", "rlm": "#1f5fa8"}
-NAMES = {"plain": "the model alone", "rlm": "in an RLM"}
+# Colour, name, and a shift along the axis: where both are right, both are to be seen.
+LOOKS = {"plain": ("#b3551d", "the model alone", 0.97), "rlm": ("#1f5fa8", "in an RLM", 1.03)}
 
 
 def plot(lines: list[Line], path: Path, title: str) -> None:
@@ -388,16 +438,16 @@ def plot(lines: list[Line], path: Path, title: str) -> None:
     import matplotlib.pyplot as plt
 
     priced = all(line.cost is not None for line in lines)
-    with plt.rc_context({"svg.hashsalt": "longcontext", "svg.fonttype": "none", "font.size": 10}):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    with plt.rc_context({"svg.hashsalt": "longcontext", "font.size": 10}):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
         for method in METHODS:
             own = [line for line in lines if line.method == method]
-            if own:
-                _draw(left, own, lambda line: line.accuracy, bars=True)
-                _draw(right, own, lambda line: line.cost if priced else line.tokens)
-        left.set(ylim=(-0.05, 1.1), title="Accuracy, 95 % interval")
-        right.set_title("USD for a run" if priced else "Tokens for a run")
-        right.set_yscale("symlog" if not priced else "log")
+            _draw_accuracy(left, own)
+            _draw_use(right, [(line, line.cost if priced else line.tokens) for line in own])
+        left.set(ylim=(-0.16, 1.16), yticks=[0, 0.25, 0.5, 0.75, 1], title="accuracy, with 95 % intervals")
+        right.set_title(f"mean {'cost' if priced else 'tokens'} of a run")
+        right.set_yscale("log")
+        right.yaxis.set_major_formatter(lambda value, _: f"${value:g}" if priced else f"{value:,.0f}")
         for axis in (left, right):
             _lengths(axis, sorted({line.length for line in lines}))
         figure.suptitle(title)
@@ -406,27 +456,33 @@ def plot(lines: list[Line], path: Path, title: str) -> None:
         plt.close(figure)
 
 
-def _draw(axis: Any, lines: list[Line], value: Callable[[Line], Any], *, bars: bool = False) -> None:
-    """One method's curve, named at its end."""
-    colour = COLOURS[lines[0].method]
-    shown = [line for line in lines if bars or value(line)]
-    if not shown:
+def _draw_accuracy(axis: Any, lines: list[Line]) -> None:
+    """One method's curve; a hollow point: the provider refused every one of the inputs."""
+    if not lines:
         return
-    x, y = [line.length for line in shown], [value(line) for line in shown]
-    if bars:
-        spread = [[v - line.low for v, line in zip(y, shown)], [line.high - v for v, line in zip(y, shown)]]
-        axis.errorbar(x, y, yerr=spread, color=colour, marker="o", markersize=4, capsize=3, elinewidth=0.8)
-    else:
-        axis.plot(x, y, color=colour, marker="o", markersize=4)
-    above = lines[0].method == "rlm"
-    axis.annotate(
-        NAMES[lines[0].method],
-        (x[-1], y[-1]),
-        xytext=(0, 10 if above else -14),
-        textcoords="offset points",
-        ha="right",
-        color=colour,
-    )
+    colour, name, shift = LOOKS[lines[0].method]
+    x, y = [line.length * shift for line in lines], [line.accuracy for line in lines]
+    spread = [[line.accuracy - line.low for line in lines], [line.high - line.accuracy for line in lines]]
+    axis.errorbar(x, y, yerr=spread, color=colour, capsize=2, elinewidth=0.8, linewidth=1.5)
+    for line, at, value in zip(lines, x, y):
+        axis.plot(
+            at, value, "o", color=colour, markersize=6, markerfacecolor="white" if line.refused == line.n else colour
+        )
+    if lines[-1].refused == lines[-1].n:
+        name += " (hollow: input refused)"
+    up = lines[0].method == "rlm"
+    axis.annotate(name, (x[-1], y[-1]), (6, 9 if up else -17), textcoords="offset points", ha="right", color=colour)
+
+
+def _draw_use(axis: Any, points: list[tuple[Line, Any]]) -> None:
+    """One method's curve, where it used anything: a refused input costs nothing."""
+    points = [(line, used) for line, used in points if used]
+    if not points:
+        return
+    colour, name, shift = LOOKS[points[0][0].method]
+    x, y = [line.length * shift for line, _ in points], [used for _, used in points]
+    axis.plot(x, y, "o-", color=colour, markersize=5, linewidth=1.5)
+    axis.annotate(name, (x[-1], y[-1]), (-9, 4), textcoords="offset points", ha="right", color=colour)
 
 
 def _lengths(axis: Any, lengths: list[int]) -> None:
@@ -470,6 +526,13 @@ def positive(text: str) -> float:
     return number
 
 
+def share(text: str) -> float:
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"a number from 0 to 1, not {text!r}")
+    return number
+
+
 def count(text: str) -> int:
     if not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f"a whole number above 0, not {text!r}")
@@ -491,19 +554,21 @@ def arguments() -> argparse.ArgumentParser:
     what = parser.add_argument_group("what is run")
     what.add_argument("--tasks", type=some_of(TASKS), default=list(TASKS), metavar="LIST", help=", ".join(TASKS))
     what.add_argument("--methods", type=some_of(METHODS), default=list(METHODS), metavar="LIST", help="plain, rlm")
-    what.add_argument("--lengths", type=lengths_in, default=lengths_in(LENGTHS), metavar="LIST", help=LENGTHS)
+    what.add_argument("--lengths", type=lengths_in, metavar="LIST", help=f"1k to 50M tokens ({LENGTHS})")
     what.add_argument("--samples", type=count, default=3, help="of each task at each length (3)")
     what.add_argument("--first", type=int, default=0, metavar="SEED", help="seed of the first of them (0)")
     what.add_argument("--characters-per-token", type=positive, default=CHARACTERS_PER_TOKEN, help="for lengths (4)")
     model = parser.add_argument_group("the model")
-    model.add_argument("--model")
+    model.add_argument("--model", help="as for rlm run -m")
     model.add_argument("--sub-model", help="model of the RLM's sub-calls (the same)")
     model.add_argument("--backend", default="auto")
     model.add_argument("--base-url")
     model.add_argument("--prices", type=price_list, metavar="JSON", help='{"model": [in, out]}, USD per million tokens')
     model.add_argument("--scripted", action="store_true", help="a scripted reader on loopback instead of a model")
     model.add_argument("--window", type=count, default=128_000, help="of the scripted reader, in tokens (128000)")
-    model.add_argument("--lapses", type=float, default=0.0, help="rate at which the scripted reader slips (0)")
+    model.add_argument(
+        "--lapses", type=share, default=0.0, metavar="RATE", help="rate at which the scripted reader slips (0)"
+    )
     limits = parser.add_argument_group("limits")
     limits.add_argument(
         "--max-cost", type=positive, metavar="USD", help="of the whole evaluation, earlier runs included"
@@ -516,6 +581,7 @@ def arguments() -> argparse.ArgumentParser:
     limits.add_argument("--timeout", type=positive, dest="timeout_seconds", metavar="SECONDS", help="of one run")
     limits.add_argument("--max-output", type=count, default=16_384, help="tokens of a plain answer (16384)")
     limits.add_argument("--max-parallel", type=count, help="sub-calls in flight at once (16)")
+    limits.add_argument("--max-retries", type=int, help="further attempts of a call that failed in passing (4)")
     out = parser.add_argument_group("what comes out")
     out.add_argument("--out", default="longcontext.jsonl", help="results, added to and read back")
     out.add_argument("--plot", type=Path, metavar="FILE.svg")
@@ -526,7 +592,7 @@ def arguments() -> argparse.ArgumentParser:
 
 PASSED_ON = (
     *("model", "sub_model", "backend", "base_url", "prices", "cost_budget_usd", "token_budget", "max_subcalls"),
-    *("max_iterations", "max_depth", "timeout_seconds", "max_parallel", "log_dir"),
+    *("max_iterations", "max_depth", "timeout_seconds", "max_parallel", "max_retries", "log_dir"),
 )
 
 
@@ -534,31 +600,42 @@ PASSED_ON = (
 def scripted_reader(window: int, lapses: float) -> Iterator[JSON]:
     """A reader in a process of its own, and the options that reach it."""
     command = [sys.executable, str(HERE / "reader.py"), "--window", str(window), "--lapses", str(lapses)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    how: JSON = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    # In a session of its own: Ctrl-C at the terminal is for the harness, which then ends its reader.
+    with subprocess.Popen(command, start_new_session=True, **how) as process:
         assert process.stdin and process.stdout
         try:
             port = int(process.stdout.readline())
-            name = f"scripted-reader{f'-{lapses:g}' if lapses else ''}"
+            name = f"{MODEL}{f', lapses {lapses:g}' if lapses else ''}"
             where = {"backend": "openai", "base_url": f"http://127.0.0.1:{port}/v1", "api_key": "no-key-is-needed"}
-            yield {"model": name, "prices": {"scripted-reader": [1.0, 4.0]}, **where}
+            yield {"model": name, "prices": {MODEL: [1.0, 4.0]}, **where}
         finally:
             process.stdin.close()
 
 
-def report(rows: list[JSON], settings: argparse.Namespace) -> None:
-    for model in sorted({row["model"] for row in rows}):
-        lines = lines_of(rows, model)
-        if not lines:
-            continue
-        print(f"\n{model}\n\n{table(lines)}")
-        if settings.plot:
-            plot(lines, settings.plot, f"{model}: {', '.join(TASKS)}")
+def report(rows: list[JSON], plot_path: Path | None) -> None:
+    """The table of each configuration, and its plot: beside the others', if there are several."""
+    found = by_configuration(rows)
+    for number, (name, lines) in enumerate(found.items(), 1):
+        print(f"\n{name}\n\n{table(lines)}")
+        if plot_path:
+            made_up = (
+                " (invented prices): what the harness does, not what a model can" if name.startswith(MODEL) else ""
+            )
+            path = plot_path if len(found) == 1 else plot_path.with_stem(f"{plot_path.stem}-{number}")
+            plot(lines, path, name + made_up)
+            print(f"\nplot: {path}")
 
 
 def main(argv: list[str] | None = None) -> int:
-    settings = arguments().parse_args(argv)
+    parser = arguments()
+    settings = parser.parse_args(argv)
+    if settings.lengths is None:
+        settings.lengths = lengths_in(SCRIPTED_LENGTHS if settings.scripted else LENGTHS)
+    if settings.plot and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib: pip install 'flat-rlm[bench]'")
     if settings.report:
-        report(Results(Path(settings.out)).rows, settings)
+        report(Results(Path(settings.out)).rows, settings.plot)
         return 0
     options = {name: getattr(settings, name) for name in PASSED_ON if getattr(settings, name) is not None}
     with contextlib.ExitStack() as stack:
@@ -568,8 +645,9 @@ def main(argv: list[str] | None = None) -> int:
                 settings, {**options, **reader}, lambda line: print(line, file=sys.stderr, flush=True)
             )
             return evaluate(evaluation)
-        except rlm.RLMError as error:
-            print(f"longcontext: {error}{f' ({error.hint})' if error.hint else ''}", file=sys.stderr)
+        except (rlm.RLMError, OSError) as error:
+            hint = getattr(error, "hint", None)
+            print(f"longcontext: {error}{f' ({hint})' if hint else ''}", file=sys.stderr)
             return 2
 
 
@@ -584,7 +662,7 @@ def evaluate(evaluation: Evaluation) -> int:
     except KeyboardInterrupt:
         evaluation.say("interrupted; run again for the rest")
         status = 130
-    report(evaluation.results.rows, evaluation.settings)
+    report(evaluation.results.rows, evaluation.settings.plot)
     return status
 
 

@@ -76,7 +76,7 @@ QUESTIONS = {
         "What do the letters {abbr} on a {thing} mean?",
         "Which words make up the acronym {abbr} in a trade with {stuff}?",
         "What is the usual abbreviation for the {adjective} {venue} of {city}?",
-        "Who can tell what {abbr} stands for on a {stuff} {thing}?",
+        "What does {abbr} stand for when it is stamped on {stuff}?",
         "When {city} writes {abbr} on its {stuff}, how is that spelled out?",
     ),
     "description": (

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 JSON = dict[str, Any]
 MODEL = "scripted-reader"
 CHARACTERS_PER_TOKEN = 4
-QUESTIONS_PER_CALL = 1000
+QUESTIONS_PER_CALL = 1000  # some 17,000 tokens
 
 # --- reading a question --------------------------------------------------------------------------------------------
 
@@ -281,7 +281,11 @@ def root_turn(reader: Reader, messages: list[JSON]) -> JSON:
     if len(seen) > _TRIES:
         return say(f"I could not get all labels: {seen[-1][-300:]}")
     instruction = _INSTRUCTION.format(definitions="\n".join(["", *re.findall(r"(?m)^- .*$", question)]))
-    return run(_LABEL.format(subset=plan.subset, kinds=KINDS, size=QUESTIONS_PER_CALL, instruction=instruction))
+    return run(
+        _LABEL.format(
+            subset=plan.subset, kinds=KINDS, size=min(QUESTIONS_PER_CALL, reader.window // 60), instruction=instruction
+        )
+    )
 
 
 def say(text: str) -> JSON:
