@@ -793,7 +793,7 @@ class Journal:
     ) -> None:
         self.path = path
         self.trajectory_id = trajectory_id
-        self.secrets = [s for s in secrets if s and len(s) >= 8]
+        self.secrets = [json.dumps(s)[1:-1] for s in secrets if s and len(s) >= 8]  # as they would stand in a line
         self.on_event = on_event
         self._lock = threading.Lock()
         self._closed = False
@@ -801,6 +801,8 @@ class Journal:
         self._file = -1
         if path is not None:
             self._file = _open_journal(path, append)
+            if append:
+                _cut_torn_tail(path)
 
     def write(
         self, event: str, *, call_id: str | None = None, parent: str | None = None, depth: int = 0, **fields: Any
@@ -888,20 +890,42 @@ def _open_journal(path: str, append: bool) -> int:
     return descriptor
 
 
-def read_journal(path: str, *, repair: bool = False) -> list[Event]:
-    """The events of a journal, a torn or unreadable line left out; `repair` also cuts a torn tail off the file."""
+_FIELDS: dict[type | tuple[type, ...], tuple[str, ...]] = {
+    str: ("event", "node", "system", "response"),
+    int: ("depth",),
+    (int, float): ("cost_usd",),
+    (str, list): ("prompt",),
+    list: ("tool_calls",),
+    dict: ("limits", "context", "token_usage"),
+}
+
+
+def read_journal(path: str) -> list[Event]:
+    """The events of a journal; a torn line, or one that is none of ours, is left out."""
     with open(path, "rb") as file:
         blob = file.read()
-    whole = blob.rfind(b"\n") + 1
-    if repair and whole < len(blob):
-        os.truncate(path, whole)
     events = []
-    for line in blob[:whole].split(b"\n"):
+    for line in blob[: blob.rfind(b"\n") + 1].split(b"\n"):
         with contextlib.suppress(ValueError, RecursionError):
             event = json.loads(line)
-            if isinstance(event, dict) and isinstance(event.get("event"), str):
+            if isinstance(event, dict) and event.get("event") is not None and _has_our_types(event):
                 events.append(event)
     return events
+
+
+def _has_our_types(event: Event) -> bool:
+    for kind, names in _FIELDS.items():
+        if not all(event.get(name) is None or isinstance(event[name], kind) for name in names):
+            return False
+    items = [*(event.get("prompt") or ()), *(event.get("tool_calls") or ())]
+    return event["event"] != "call" or all(isinstance(item, dict) for item in items)
+
+
+def _cut_torn_tail(path: str) -> None:
+    """What is appended to a journal begins a line of its own."""
+    with open(path, "r+b") as file:
+        blob = file.read()
+        file.truncate(blob.rfind(b"\n") + 1)
 
 
 class Recording:
@@ -919,7 +943,7 @@ class Recording:
         self.calls: list[Event] = []
         self.prompts: list[tuple[int, str]] = []  # the root's: (turns before it, prompt)
         for event in events:
-            with contextlib.suppress(KeyError, TypeError):  # a foreign or damaged line records nothing
+            with contextlib.suppress(LookupError, TypeError):  # a foreign or damaged line records nothing
                 self._add(event)
 
     def _add(self, event: Event) -> None:
@@ -1528,7 +1552,7 @@ class Run:
         recording, ledger = self.recording, self.ledger
         for event in recording.calls:
             ledger.spend(event.get("token_usage") or {}, event.get("cost_usd"))
-            ledger.depth = max(ledger.depth, event["depth"])
+            ledger.depth = max(ledger.depth, event.get("depth") or 0)
         ledger.subcalls = sum(e["kind"] == "sub" for e in recording.calls) + len(recording.children)
 
     # ids and things kept
@@ -2064,7 +2088,7 @@ class Node:
             self._change_to_text()
         if compaction := self.run.recording.compactions.get((self.id, self.turn)):
             self._replay_compaction(compaction)
-        asked = [m for m in event.get("prompt", []) if "content" in m and m["role"] in ("user", "tool")]
+        asked = [m for m in event.get("prompt") or [] if "content" in m and m.get("role") in ("user", "tool")]
         pending = [m for m in self.messages[self.journalled :] if m.get("_stored")]
         self.messages[self.journalled :] = pending + asked
         self.journalled = len(self.messages)
@@ -2918,7 +2942,7 @@ class RLM:
         trajectory_id: str,
         recording: Recording,
         *,
-        append: bool = False,
+        go_on: str | None = None,  # the journal to append to
         log: bool = True,
         pool: Ledger | None = None,
     ) -> Run:
@@ -2933,11 +2957,11 @@ class RLM:
         keys = [environ.get(name, "") for name in rlm_backends.key_variables()]
         listeners = [on for on in (_printer(options.verbose), self._on_event) if on is not None]
         journal = Journal(
-            self._journal_path(trajectory_id) if log else None,
+            go_on or (self._journal_path(trajectory_id) if log else None),
             trajectory_id,
             secrets=[*keys, options.api_key or "", options.snipara_api_key or ""],
             on_event=_to_all(listeners),
-            append=append,
+            append=go_on is not None,
         )
         return Run(options, backend, tools, journal, recording, replaying=not log, pool=pool)
 
@@ -3091,11 +3115,11 @@ class RLM:
         then the run goes on live. `raised_limits`: options that differ from the recorded ones.
         """
         path = self._find_log(trajectory_id)
-        recording = Recording(read_journal(path, repair=True))
+        recording = Recording(read_journal(path))
         rlm = self._as_recorded(recording, raised_limits, path)
         root = recording.starts["n0"]
         context = rlm._recorded_context(root, path)
-        run = rlm._new_run(root["trajectory_id"], recording, append=True)
+        run = rlm._new_run(root["trajectory_id"], recording, go_on=path)
         run.write("resume", node="n0", lines=len(recording.turns), limits=raised_limits)
         node = Node(run, context, schema=rlm._schema())
         try:
@@ -3141,7 +3165,8 @@ class RLM:
     def _as_recorded(self, recording: Recording, raised: Mapping[str, Any], path: str) -> RLM:
         """An RLM with the options of the recorded run, those given here and now on top."""
         root = recording.starts.get("n0")
-        if root is None or not isinstance(root.get("prompt"), str):
+        known = root is not None and isinstance(root.get("prompt"), str)
+        if root is None or not known or not re.fullmatch(r"[\w-]+", str(root.get("trajectory_id"))):
             raise ConfigError(f"{path} holds no run that could go on", hint="rlm logs lists the runs")
         recorded = {name: value for name, value in (root.get("limits") or {}).items() if name in _LIMITS}
         recorded.update({name: root.get(name) for name in ("model", "sub_model", "protocol")})

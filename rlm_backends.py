@@ -51,6 +51,7 @@ CONNECT_TIMEOUT = 10.0
 LONGEST_WAIT = 120.0  # a server that asks for more than this is not waited for
 MOST_ATTEMPTS = 10  # of one call, however patient `max_retries` is
 BODY_LIMIT = 64 << 20
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 TICK = 0.02  # how often what may end a call is looked at
 
 
@@ -562,6 +563,7 @@ def _models() -> dict[str, ModelFacts]:
     return dict(map(_model_row, MODELS.strip().splitlines()))
 
 
+@functools.lru_cache(256)
 def _facts(model: str) -> ModelFacts | None:
     """The row of the longest name that `model` starts with, if what follows is only a date or the like."""
     name = re.sub(r"^(?:\w+\.)?anthropic\.", "", model.lower().rpartition("/")[2])
@@ -781,7 +783,10 @@ if hasattr(os, "register_at_fork"):
 class _Given:
     """What is added to urllib3's connections: they know the call that they serve, and can be given up by it."""
 
+    host: str
+    default_port: int
     sock: Any
+    timeout: Any
     flight: _Flight | None = None
     used = False
     held: bytes | None = None
@@ -793,6 +798,9 @@ class _Given:
         self.held = None  # a proxy is sent a head of its own
         if flight is None:
             connect()
+            return
+        if self.host in LOOPBACK and self.default_port == 80 and self._at_once(connect):
+            flight.take(self)
             return
         outcome: list[BaseException | None] = []
 
@@ -814,6 +822,17 @@ class _Given:
             raise outcome[0]
         flight.take(self)
 
+    def _at_once(self, connect: Callable[[], None]) -> bool:
+        """Whether a server on this machine took the connection within a tick, as it does unless it is overrun."""
+        patience, self.timeout = self.timeout, TICK
+        try:
+            connect()
+        except (OSError, _http_error()):
+            return False
+        finally:
+            self.timeout = patience
+        return True
+
     def request(self, *args: Any, **options: Any) -> Any:
         flight: _Flight | None = getattr(_here, "flight", None)
         if flight is not None:
@@ -829,6 +848,12 @@ class _Given:
         else:
             data, self.held = (self.held or b"") + data, None
             super().send(data)  # type: ignore[misc]
+
+
+def _http_error() -> type[Exception]:
+    from urllib3.exceptions import HTTPError
+
+    return HTTPError
 
 
 @functools.cache
@@ -1020,14 +1045,12 @@ def _host(url: str) -> str:
 
 
 def _is_loopback(url: str) -> bool:
-    return _host(url) in ("localhost", "127.0.0.1", "::1")
+    return _host(url) in LOOPBACK
 
 
 def _transport_error(problem: BaseException, flight: _Flight, url: str) -> BaseException:
     """What to raise for an exception from below: never one with frames, which hold the headers."""
-    from urllib3.exceptions import HTTPError
-
-    if not isinstance(problem, (OSError, HTTPError)):  # an interrupt, our own error, or a mistake of ours
+    if not isinstance(problem, (OSError, _http_error())):  # an interrupt, our own error, or a mistake of ours
         problem.__context__ = problem.__cause__ = None
         return problem.with_traceback(None)
     try:

@@ -60,7 +60,7 @@ from types import (
     MethodWrapperType,
     ModuleType,
 )
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 __all__ = [
     "UNSET",
@@ -3462,15 +3462,19 @@ def filter_system_calls(kill_is_safe: bool) -> str:
     """seccomp: an allow-list. Processes may be made only by a plain fork, memory is never writable and executable."""
     import ctypes
 
+    code = packed_filter(kill_is_safe)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    header = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer))
+    call_libc("prctl", 22, 2, header, 0, 0)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+    return f"{len(code) // 8} instructions"
+
+
+@functools.cache
+def packed_filter(kill_is_safe: bool) -> bytes:
     machine = os.uname().machine
     if machine not in MACHINES:
         raise OSError(f"no list of system calls for {machine}")
-    program = build_filter(*MACHINES[machine], kill_is_safe)
-    code = b"".join(struct.pack("HBBI", *step) for step in program)
-    buffer = ctypes.create_string_buffer(code, len(code))
-    header = struct.pack("HxxxxxxP", len(program), ctypes.addressof(buffer))
-    call_libc("prctl", 22, 2, header, 0, 0)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
-    return f"{len(program)} instructions"
+    return b"".join(struct.pack("HBBI", *step) for step in build_filter(*MACHINES[machine], kill_is_safe))
 
 
 def build_filter(column: int, architecture: int, kill_is_safe: bool) -> Filter:
@@ -3596,6 +3600,7 @@ class PolicyLanguage:
 
 def zygote_main(channel: int, setup: dict[str, Any]) -> NoReturn:
     """Import everything once, then fork a session for each request until the host is gone."""
+    import resource  # noqa: F401 - as is all else that every session needs
     import socket
 
     host = socket.socket(fileno=channel)
@@ -3604,6 +3609,8 @@ def zygote_main(channel: int, setup: dict[str, Any]) -> NoReturn:
         os.environ["MPLCONFIGDIR"] = os.path.join(base, "matplotlib")
         preload(setup)
         load_libc()
+        with contextlib.suppress(OSError):
+            packed_filter(True)
     except BaseException as error:
         host.sendall(to_json({"error": f"{type_name(type(error))}: {text_of(error)[:2000]}"}).encode())
         os._exit(1)
@@ -3664,10 +3671,18 @@ def end_with(parent: int) -> NoReturn:
     os._exit(0)
 
 
+class Session(NamedTuple):
+    """A process in namespaces of its own, which waits on the channel to be told whose worker it is to start."""
+
+    pid: int
+    channel: Any
+
+
 class Zygote:
     def __init__(self, host: Any, setup: dict[str, Any]):
         self.host, self.setup = host, setup
         self.sessions: dict[int, str] = {}
+        self.spare: Session | None = None  # the next one, made while nothing is asked for: it costs 5 ms
         self.life_read, self.life_write = os.pipe()  # its end tells the sessions that this process has died
 
     def serve(self) -> NoReturn:
@@ -3681,9 +3696,10 @@ class Zygote:
                 poller.register(os.pidfd_open(os.getppid()), select.POLLIN)
         later = list(PRELOADED_LATER)
         while True:
-            ready = [descriptor for descriptor, _ in poller.poll(0 if later else None)]
+            idle = not later and self.spare is not None
+            ready = [descriptor for descriptor, _ in poller.poll(None if idle else 0)]
             if not ready:
-                self.import_one(later)
+                self.get_ready(later)
                 continue
             if ready != [self.host.fileno()]:
                 self.end()
@@ -3696,11 +3712,14 @@ class Zygote:
             else:
                 self.host.sendall(to_json(self.spawn(request, descriptors)).encode())
 
-    def import_one(self, names: list[str]) -> None:
-        """A session that is asked for meanwhile imports the others itself, should a cell want them."""
+    def get_ready(self, names: list[str]) -> None:
+        """One step while nothing is asked for. A session begun before the last import does the others itself."""
         import gc
         import importlib
 
+        if not names:
+            self.spare = self.new_session(confined=True)
+            return
         importlib.import_module(names.pop())
         if not names:
             gc.freeze()
@@ -3708,25 +3727,46 @@ class Zygote:
                 freeze()
 
     def spawn(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        import socket
+
+        try:
+            session = self.take_spare() if request["confined"] else None
+            session = session or self.new_session(confined=request["confined"])
+            socket.send_fds(session.channel, [to_json(request).encode()], descriptors)
+            session.channel.close()
+        except OSError as error:
+            return {"error": f"the session's process could not be forked: {error}"}
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        return {"pid": session.pid, "number": request["number"]}
+
+    def take_spare(self) -> Session | None:
+        spare, self.spare = self.spare, None
+        if spare is None or os.waitpid(spare.pid, os.WNOHANG) == (0, 0):
+            return spare
+        remove_tree(self.sessions.pop(spare.pid))  # something has killed it
+        return None
+
+    def new_session(self, *, confined: bool) -> Session:
+        import socket
+
         scratch = os.path.join(self.setup["base"], os.urandom(6).hex())
         os.mkdir(scratch, 0o700)
-        told_read, told_write = os.pipe()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         entrance = os.fork()
         if entrance == 0:
             os.close(self.life_write)
-            watched = [descriptors[0], self.life_read]
-            start_session({**self.setup, **request, "scratch": scratch}, descriptors, watched, told_write)
+            ours.close()
+            start_session({**self.setup, "scratch": scratch, "confined": confined}, theirs, self.life_read)
+        theirs.close()
         os.waitpid(entrance, 0)
-        os.close(told_write)
-        for descriptor in descriptors:
-            os.close(descriptor)
-        with os.fdopen(told_read, "rb") as told:
-            pid = int(told.read() or b"0")
+        pid = int(ours.recv(20) or b"0")
         if not pid:
             remove_tree(scratch)
-            return {"error": "the session's process could not be forked"}
+            raise OSError("it did not start")
         self.sessions[pid] = scratch
-        return {"pid": pid, "number": request["number"]}
+        return Session(pid, ours)
 
     def reap(self, pid: int) -> None:
         """Only now may the number be used again: until here the host could safely signal it."""
@@ -3742,8 +3782,11 @@ class Zygote:
         os._exit(0)
 
 
-def start_session(setup: dict[str, Any], descriptors: list[int], watched: list[int], told: int) -> NoReturn:
-    """In a fresh fork, which only leads into the PID namespace: fork the supervisor, and from that the worker."""
+def start_session(setup: dict[str, Any], channel: Any, life: int) -> NoReturn:
+    """In a fresh fork, which only leads into the PID namespace: fork the supervisor, and from that, once the channel
+    has told for whom, the worker."""
+    import socket
+
     try:
         layers: dict[str, bool | str] = {}
         if setup["confined"]:
@@ -3751,14 +3794,19 @@ def start_session(setup: dict[str, Any], descriptors: list[int], watched: list[i
         supervisor = os.fork()
         if supervisor:
             os.setpgid(supervisor, supervisor)
-            os.write(told, str(supervisor).encode())
+            channel.send(str(supervisor).encode())
             os._exit(0)
         os.setpgid(0, 0)
-        keep_open(*descriptors, *watched)
+        keep_open(channel.fileno(), life)
         if layers.get("mount_namespace"):
             attempt(layers, "private_scratch", mount_scratch, setup["scratch"])
         set_subreaper()
+        request, descriptors, _, _ = socket.recv_fds(channel, 65_536, 4)
+        if not request:
+            os._exit(0)  # it was never needed
+        setup |= json.loads(request)
         if os.fork():
+            watched = [descriptors[0], life]
             keep_open(*watched)
             supervise(os.getpgrp(), watched)
         run_worker(setup, layers, descriptors, own_init=os.getppid() == 1 and bool(layers.get("pid_namespace")))

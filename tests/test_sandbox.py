@@ -859,27 +859,38 @@ def test_many_sandboxes_leave_nothing_in_the_host(count: int) -> None:
     use()
     gc.collect()
     before, size, threads = descriptors(), memory(), threading.active_count()
-    zygote = next(client for key, client in rlm_sandbox._zygotes.items() if key[0] == os.getpid())
+    zygote = rlm_sandbox.zygote_for((), True)
+    assert eventually(lambda: len(children(zygote.process.pid)) == 1)
     inner = len(os.listdir(f"/proc/{zygote.process.pid}/fd"))
     for _ in range(count):
         use()
     gc.collect()
     assert descriptors() == before
     assert memory() - size < 8 << 20
-    assert len(os.listdir(f"/proc/{zygote.process.pid}/fd")) == inner
-    assert eventually(lambda: not children(zygote.process.pid))
+    assert eventually(lambda: len(os.listdir(f"/proc/{zygote.process.pid}/fd")) == inner)
+    assert eventually(lambda: len(children(zygote.process.pid)) == 1)  # the spare session, which waits for the next
     assert threading.active_count() <= threads + 2
     folder = Path(os.environ.get("TMPDIR", "/tmp"))
     base = next(folder.glob(f"rlm-sandbox-{os.getuid()}-{zygote.process.pid}-*"))
-    assert [path.name for path in base.iterdir() if path.name != "matplotlib"] == []
+    assert len([path.name for path in base.iterdir() if path.name != "matplotlib"]) == 1
+
+
+@pytest.mark.skipif(not LINUX, reason="reads /proc")
+def test_a_spare_session_that_was_killed_is_not_handed_out() -> None:
+    LocalSandbox().close()
+    zygote = rlm_sandbox.zygote_for((), True).process.pid
+    assert eventually(lambda: len(children(zygote)) == 1)
+    os.kill(int(children(zygote)[0]), signal.SIGKILL)
+    with LocalSandbox() as box:
+        assert value(box.execute("6 * 7")) == "42"
 
 
 def memory() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
-def children(pid: int) -> str:
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().strip()
+def children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
 @pytest.mark.skipif(not LINUX, reason="reads /proc")
@@ -940,10 +951,10 @@ def test_a_forgotten_sandbox_ends_with_its_last_reference() -> None:
     assert isinstance(channel, rlm_sandbox.LocalChannel)
     zygote = channel.zygote.process.pid
     supervisor = str(channel.group)
-    assert supervisor in children(zygote).split()
+    assert supervisor in children(zygote)
     del box
     gc.collect()
-    assert eventually(lambda: supervisor not in children(zygote).split())
+    assert eventually(lambda: supervisor not in children(zygote))
 
 
 def test_an_interrupted_start_does_not_confuse_the_next(local: LocalSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -960,7 +971,7 @@ def test_an_interrupted_start_does_not_confuse_the_next(local: LocalSandbox, mon
         assert value(box.execute("1")) == "1"
         channel = local._frames.channel if local._frames else None
         assert isinstance(channel, rlm_sandbox.LocalChannel)
-        assert eventually(lambda: len(children(channel.zygote.process.pid).split()) == 2)
+        assert eventually(lambda: len(children(channel.zygote.process.pid)) == 3)  # these two, and a spare one
 
 
 def test_warm_and_shutdown_can_come_at_any_time() -> None:
