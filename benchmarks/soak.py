@@ -216,80 +216,44 @@ cell = scripted.code
 dear = dataclasses.replace(cell("1"), usage={"input": 60_000, "output": 10})
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 
+# fmt: off
 SCENARIOS = [
     Scenario("prose", {"root": ["the answer is 42"]}, always("the answer is 42")),
     Scenario("final", {"root": [cell("x = 6 * 7"), cell("FINAL(x)")]}, always("42"), drive="replay"),
     Scenario("mended", {"root": [cell("kept = [1, 2, 3]\nmissing"), cell("FINAL(sum(kept))")]}, always("6")),
-    Scenario(
-        "hung",
-        {"root": [cell("kept = 7"), cell("while True:\n    pass"), cell("FINAL(kept)")]},
-        always("7"),
-        {"cell_timeout": 0.5},
-    ),
-    Scenario(
-        "killed",
-        {"root": [cell("kept = 7"), cell("sum(range(10**13))"), cell("FINAL(kept)")]},
-        always("7"),
-        {"cell_timeout": 0.5},
-    ),
-    Scenario(
-        "exit", {"root": [cell("kept = 7"), cell("import os\nos._exit(3)"), cell("FINAL(kept)")]}, always("7")
-    ),
+    Scenario("hung", {"root": [cell("kept = 7"), cell("while True:\n    pass"), cell("FINAL(kept)")]}, always("7"),
+             {"cell_timeout": 0.5}),
+    Scenario("killed", {"root": [cell("kept = 7"), cell("sum(range(10**13))"), cell("FINAL(kept)")]}, always("7"),
+             {"cell_timeout": 0.5}),
+    Scenario("exit", {"root": [cell("kept = 7"), cell("import os\nos._exit(3)"), cell("FINAL(kept)")]}, always("7")),
     Scenario("batched", {"root": [cell(READ_EIGHT), cell("FINAL(sum(1 for r in read if r))")]}, leaves_read),
-    Scenario(
-        "recursion",
-        {"root": [cell(ASK_CHILDREN)], "child": [cell(CHILD)], "grand": [cell("FINAL(1)")]},
-        tree_read,
-        {"max_depth": 2},
-    ),
+    Scenario("recursion", {"root": [cell(ASK_CHILDREN)], "child": [cell(CHILD)], "grand": [cell("FINAL(1)")]},
+             tree_read, {"max_depth": 2}),
     Scenario("too deep", {"root": [cell(TOO_DEEP)]}, always("MaxDepthExceeded"), {"max_depth": 0}),
     Scenario("sub-calls", {"root": [cell(READ_EIGHT)]}, always(rlm.MaxSubcallsExceeded), {"max_subcalls": 3}),
     Scenario("tokens", {"root": [dear]}, always(rlm.TokenBudgetExhausted), {"token_budget": 100_000}),
     Scenario("money", {"root": [dear]}, always(rlm.CostBudgetExhausted), {"cost_budget_usd": 0.01}),
     Scenario("turns", {"root": [cell("1")]}, always(rlm.MaxIterationsExceeded), {"max_iterations": 3}),
     Scenario("failures", {"root": [cell("missing")]}, always(rlm.REPLExecutionError), {"max_errors": 3}),
-    Scenario(
-        "no such tool",
-        {"root": [scripted.Turn(tool_calls=[scripted.call("guess")])]},
-        always(rlm.ToolNotFoundError),
-        {"max_errors": 2},
-    ),
-    Scenario(
-        "time",
-        {"root": [cell(WAIT)], "late": [scripted.Turn("yes", delay=30)]},
-        always(rlm.TimeoutExceeded),
-        {"timeout_seconds": 1.5},
-    ),
-    Scenario(
-        "schema", {"root": ['{"n": "seven"}', cell('FINAL({"n": 7})')]}, always('{"n": 7}'), {"schema": SCHEMA}
-    ),
-    Scenario(
-        "text",
-        {"root": ["```repl\nx = 6\n```", "```python\nx *= 7\n```", "FINAL(x)"]},
-        always("42"),
-        {"protocol": "text"},
-    ),
+    Scenario("no such tool", {"root": [scripted.Turn(tool_calls=[scripted.call("guess")])]},
+             always(rlm.ToolNotFoundError), {"max_errors": 2}),
+    Scenario("time", {"root": [cell(WAIT)], "late": [scripted.Turn("yes", delay=30)]}, always(rlm.TimeoutExceeded),
+             {"timeout_seconds": 1.5}),
+    Scenario("schema", {"root": ['{"n": "seven"}', cell('FINAL({"n": 7})')]}, always('{"n": 7}'), {"schema": SCHEMA}),
+    Scenario("text", {"root": ["```repl\nx = 6\n```", "```python\nx *= 7\n```", "FINAL(x)"]}, always("42"),
+             {"protocol": "text"}),
     Scenario("tools", {"root": [cell(USE_TOOLS)]}, always("41"), drive="tools"),
     Scenario("streamed", {"root": [cell(READ_EIGHT), "forty-two"]}, always("forty-two"), drive="events"),
     Scenario("context", {"root": [cell("FINAL(len(context))")]}, always("1500000"), drive="context"),
-    Scenario(
-        "conversation",
-        {"root": [cell("kept = 7"), "noted", cell("FINAL(kept)")]},
-        always("7"),
-        {"persistent": True},
-        drive="conversation",
-    ),
-    Scenario(
-        "resumed",
-        {"root": [cell(READ_EIGHT), cell("FINAL(sum(1 for r in read if r))")]},
-        leaves_read,
-        {"max_iterations": 1},
-        drive="resume",
-    ),
+    Scenario("conversation", {"root": [cell("kept = 7"), "noted", cell("FINAL(kept)")]}, always("7"),
+             {"persistent": True}, drive="conversation"),
+    Scenario("resumed", {"root": [cell(READ_EIGHT), cell("FINAL(sum(1 for r in read if r))")]}, leaves_read,
+             {"max_iterations": 1}, drive="resume"),
     Scenario("stream", {"root": ["one two three four"]}, always("one two three four"), drive="stream"),
     Scenario("left", {"root": ["word " * 400]}, always(GeneratorExit), drive="leave"),
     Scenario("batch", {"root": [cell("x = 6 * 7"), cell("FINAL(x)")]}, always("42"), drive="batch"),
-]  # fmt: skip
+]
+# fmt: on
 BY_NAME = {scenario.key: scenario for scenario in SCENARIOS}
 
 
