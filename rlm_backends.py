@@ -51,6 +51,7 @@ CONNECT_TIMEOUT = 10.0
 LONGEST_WAIT = 120.0  # a server that asks for more than this is not waited for
 MOST_ATTEMPTS = 10  # of one call, however patient `max_retries` is
 BODY_LIMIT = 64 << 20
+PIECE = 1 << 20  # of a request: the server has taken one whenever the next can be sent
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 TICK = 0.02  # how often what may end a call is looked at
 
@@ -842,12 +843,23 @@ class _Given:
         return super().request(*args, **options)  # type: ignore[misc]
 
     def send(self, data: Any) -> None:
-        """Send the head together with the body: one packet less, where both are small."""
+        """Send the head together with the body: one packet less, where both are small.
+
+        The socket comes with the time allowed for connecting, and a long prompt takes longer than that on a slow line.
+        """
         if self.held == b"":
             self.held = data
-        else:
-            data, self.held = (self.held or b"") + data, None
-            super().send(data)  # type: ignore[misc]
+            return
+        data, self.held = memoryview((self.held or b"") + data), None
+        flight: _Flight | None = getattr(_here, "flight", None)
+        if self.sock is None:
+            self.connect()
+        if flight is not None:
+            self.sock.settimeout(flight.timeout)
+        for start in range(0, len(data), PIECE):
+            super().send(data[start : start + PIECE])  # type: ignore[misc]
+            if flight is not None:
+                flight.heard()
 
 
 def _http_error() -> type[Exception]:

@@ -7,6 +7,7 @@ import itertools
 import json
 import pickle
 import random
+import socket
 import threading
 import time
 import traceback
@@ -367,6 +368,31 @@ def test_a_wait_that_does_not_fit_before_the_deadline_is_not_begun(server: Serve
     server.script = [error(429, "slow down", retry_after=60)]
     caught = failing(to(server), deadline=time.monotonic() + 20)
     assert (caught.code, len(server.requests)) == ("rate", 1)
+
+
+def test_a_long_prompt_may_take_longer_than_connecting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a slow line a prompt of megabytes takes longer than a server may take to accept the connection."""
+    monkeypatch.setattr(rlm_backends, "CONNECT_TIMEOUT", 0.2)
+    text, reply = "x" * 20_000_000, json.dumps({"choices": [{"message": {"content": "read"}}]}).encode()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            connection, _ = listening.accept()
+            with connection, connection.makefile("rb") as stream:
+                threading.Event().wait(0.5)  # nobody reads for longer than connecting may take
+                length = max(
+                    int(line[15:]) for line in iter(stream.readline, b"\r\n") if line.startswith(b"Content-Length")
+                )
+                stream.read(length)
+                head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+                connection.sendall(head % len(reply) + reply)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        backend = connect("gpt-4o-mini", "openai", base_url=url, api_key="a-key-for-nobody", max_retries=0)
+        assert backend.complete([{"role": "user", "content": text}]).text == "read"
+        thread.join()
 
 
 def test_the_deadline_holds_over_all_attempts(server: Server, wire: str, on_text: Any) -> None:
