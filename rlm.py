@@ -36,7 +36,6 @@ if __name__ == "__main__":  # one copy of this module: everything else imports i
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import re
@@ -483,6 +482,13 @@ def _dotenv_keys(cwd: str) -> dict[str, str]:
     return found
 
 
+def sha256(blob: bytes = b"") -> Any:
+    """hashlib's; it loads OpenSSL, which an import should not wait for."""
+    import hashlib
+
+    return hashlib.sha256(blob)
+
+
 # --- trust: what a project's rlm.toml may set before its user has said so ----------------------------------------
 
 
@@ -501,7 +507,7 @@ def _trusted() -> dict[str, str]:
 
 def is_trusted(path: str, blob: bytes) -> bool:
     """Whether `rlm trust` has recorded this file as it is now."""
-    return _trusted().get(os.path.realpath(path)) == hashlib.sha256(blob).hexdigest()
+    return _trusted().get(os.path.realpath(path)) == sha256(blob).hexdigest()
 
 
 def trust(path: str, *, revoke: bool = False) -> None:
@@ -512,7 +518,7 @@ def trust(path: str, *, revoke: bool = False) -> None:
         table.pop(real, None)
     else:
         with open(path, "rb") as file:
-            table[real] = hashlib.sha256(file.read()).hexdigest()
+            table[real] = sha256(file.read()).hexdigest()
     os.makedirs(user_config_dir(), mode=0o700, exist_ok=True)
     temporary = f"{_trust_file()}.{os.getpid()}"
     with open(temporary, "w", encoding="utf-8") as file:
@@ -891,11 +897,11 @@ def _open_journal(path: str, append: bool) -> int:
 
 
 _FIELDS: dict[type | tuple[type, ...], tuple[str, ...]] = {
-    str: ("event", "node", "system", "response"),
+    str: ("event", "node", "system", "response", "code", "stdout"),
     int: ("depth",),
     (int, float): ("cost_usd",),
     (str, list): ("prompt",),
-    list: ("tool_calls",),
+    list: ("tool_calls", "tool_results"),
     dict: ("limits", "context", "token_usage"),
 }
 
@@ -917,8 +923,10 @@ def _has_our_types(event: Event) -> bool:
     for kind, names in _FIELDS.items():
         if not all(event.get(name) is None or isinstance(event[name], kind) for name in names):
             return False
-    items = [*(event.get("prompt") or ()), *(event.get("tool_calls") or ())]
-    return event["event"] != "call" or all(isinstance(item, dict) for item in items)
+    if event["event"] == "tool" and not isinstance(event.get("error"), (str, type(None))):
+        return False
+    lists = {"call": ("prompt", "tool_calls"), "tool": ("tool_results",)}.get(event["event"], ())
+    return all(isinstance(item, dict) for name in lists for item in event.get(name) or ())
 
 
 def _cut_torn_tail(path: str) -> None:
@@ -963,6 +971,8 @@ class Recording:
         elif kind == "tool":
             if "cell" in event:
                 self.cells[node, event["cell"]] = event
+            elif not event.get("tool_results"):
+                return
             elif "key" in event:
                 self.keyed[event["key"]] = event
             else:
@@ -1075,7 +1085,7 @@ def _shape(value: Any) -> str:
 
 def _digest(value: Any) -> tuple[str, int]:
     """(sha256, size in bytes) of plain data; texts of a list are hashed joined, with their lengths."""
-    sha, size = hashlib.sha256(), 0
+    sha, size = sha256(), 0
 
     def add(kind: str, shape: Any, pieces: Iterable[bytes | bytearray] = ()) -> None:
         nonlocal size
@@ -2410,7 +2420,7 @@ class Node:
     def _key(self, function: str, *parts: Any) -> str:
         """The key of a call from the cell that is running: exact when the cell is run again."""
         text = json.dumps([function, *parts], sort_keys=True, default=repr)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        digest = sha256(text.encode()).hexdigest()[:12]
         ordinal = self._ordinals.get((self.cells, digest), 0)
         self._ordinals[self.cells, digest] = ordinal + 1
         return f"{self.id}/{self.cells}/{digest}/{ordinal}"

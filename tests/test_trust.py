@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import scripted
 from conftest import ROOT
-from scripted import Server, code
+from scripted import Request, Server, Turn, call, code
 
 import rlm
 
@@ -183,6 +185,61 @@ def test_a_journal_cannot_name_files_for_the_context(workspace: Path, source: ob
     about = {"type": "str", "size": 1, "bytes": 1, "sha256": "0" * 64, "source": source}
     with pytest.raises(rlm.ConfigError):
         rlm.RLM(config=False)._recorded_context({"context": about}, str(workspace / "logs" / "x.jsonl"))
+
+
+def recorded_run(openai: Server, workspace: Path) -> tuple[Path, list[dict[str, Any]]]:
+    """A journal with every kind of line, and its events."""
+
+    def script(request: Request) -> Any:
+        if not request.tools:
+            return "a leaf"
+        if request.prompt == "child":
+            return code("FINAL(llm_query('leaf'))")
+        turns = [
+            code("print(llm_query('a'), file_list())"),
+            Turn(tool_calls=[call("file_list")]),
+            code("FINAL(rlm_query('child'))"),
+        ]
+        return turns[request.turn - 1]
+
+    openai.script = script
+    result = rlm.RLM(model=MODEL, config=False).completion("go", "some context")
+    log = workspace / "logs" / f"{result.trajectory_id}.jsonl"
+    return log, [json.loads(line) for line in log.read_text().splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lines", [3, 9, 14])
+def test_a_journal_of_odd_types_is_resumed_or_refused(openai: Server, workspace: Path, lines: int) -> None:
+    log, events = recorded_run(openai, workspace)
+    context = log.with_suffix(".context").read_bytes()
+    odd = [(n, name, value) for n in range(lines) for name in events[n] for value in (None, 7, [], [1], {})]
+    for number, name, value in random.Random(lines).sample(odd, 40):
+        changed = [dict(event) for event in events[:lines]]
+        changed[number][name] = value
+        log.write_text("".join(json.dumps(event) + "\n" for event in changed))
+        log.with_suffix(".context").write_bytes(context)
+        try:
+            rlm.RLM(config=False, max_retries=0, max_iterations=6, max_errors=2).resume(log.stem)
+        except rlm.RLMError as refused:
+            assert str(refused)
+    openai.problems.clear()  # a journal that says odd things of the messages makes odd messages
+
+
+def test_what_is_no_journal_is_not_written_to(openai: Server, workspace: Path) -> None:
+    """Behind a link in the project's logs may lie any file of the user's, its last line without an end."""
+    openai.script = lambda request: "ok"
+    (workspace / "logs").mkdir()
+    mine = workspace.parent / "mine.txt"
+    foreign = json.dumps({"event": "start", "node": "n0", "prompt": "go", "trajectory_id": "../mine"})
+    for text in ("a line\nand one without an end", "one line", foreign + "\ntail"):
+        mine.write_text(text)
+        link = workspace / "logs" / "a1b2c3-d4e5f6.jsonl"
+        link.symlink_to(mine)
+        with pytest.raises(rlm.ConfigError, match="no run"):
+            rlm.RLM(model=MODEL, config=False).resume("a1b2c3-d4e5f6")
+        assert mine.read_text() == text
+        link.unlink()
 
 
 def test_a_hostile_journal_moves_no_key_and_leaves_no_container(openai: Server, workspace: Path) -> None:
