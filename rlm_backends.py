@@ -443,9 +443,7 @@ def key_variables() -> frozenset[str]:
 
 # --- prices and sizes -------------------------------------------------------------------------------------------
 
-PRICES_AS_OF = "2026-11"  # LiteLLM 1.106.2
-
-# model | USD per million tokens: input, output, cached input ("-": as input), cache write ("-": as input) | context
+# As of November 2026, from LiteLLM 1.106.2: model | USD per million tokens: input, output, cached input ("-": as input), cache write ("-": as input) | context
 # tokens | output tokens | THRESHOLD:IN:OUT: beyond so many input tokens all costs so many times as much
 MODELS = """
 gpt-6-astra 10 50 1 12.5 922k 128k 272k:2:1.5
