@@ -11,6 +11,7 @@ where it has one (`behaviour_run.py`). A project is killed when it has neither a
 from __future__ import annotations
 
 import argparse
+import ast
 import asyncio
 import concurrent.futures
 import datetime
@@ -200,8 +201,11 @@ class Script:
 
     def opening(self, request: JSON) -> str:
         """What all turns of a node have in common."""
-        count = 1 if self.voice.subject in ("dspy", "rlm-runtime") else 2
-        return json.dumps([m["content"] for m in request["messages"][:count]])
+        contents = [message["content"] for message in request["messages"]]
+        if self.voice.subject == "dspy":  # one user message with all there is; what stays is the task
+            task = re.search(r"given the inputs .*", str(contents[0]))
+            return task[0] if task else str(contents[0])
+        return json.dumps(contents[: 1 if self.voice.subject == "rlm-runtime" else 2])
 
     def sub_call(self, request: JSON) -> Reply:
         text = json.dumps(request["messages"])
@@ -212,17 +216,18 @@ class Script:
         turns.append(request)
         number = list(self.children).index(self.opening(request))
         said = [said for step in self.child(number) for said in step(self.voice)]
-        return Reply(said[len(turns) - 1] if len(turns) <= len(said) else say(OVER))
+        message = said[len(turns) - 1] if len(turns) <= len(said) else say(OVER)
+        return Reply(message(request) if callable(message) else message)
 
-    def settle(self, request: JSON, reply: Reply) -> None:
-        """Tokens and money spent so far; a limit on output that was asked for is kept."""
-        output = self.output(request, reply)
+    def settle(self, request: JSON, reply: Reply) -> int:
+        """Count what a reply costs, and say how long it is: a limit on output that was asked for is kept."""
+        if reply.status != 200:
+            return 0
+        asked = request.get("max_tokens") or request.get("max_completion_tokens") or reply.output
+        output = min(int(asked), reply.output)
         self.tokens += 100 + output
         self.spent += price(output)
-
-    def output(self, request: JSON, reply: Reply) -> int:
-        asked = request.get("max_tokens") or request.get("max_completion_tokens") or reply.output
-        return min(int(asked), reply.output)
+        return output
 
 
 def price(output: int) -> float:
@@ -248,14 +253,15 @@ class Wire(model.Connection):
         request = json.loads(body)
         try:
             reply = script.reply(request, len(body))
+            output = script.settle(request, reply)
+            answer = completion(request, reply, output)
         except Exception as error:  # the harness's own mistake: it must not look like the subject's
             script.problems.append(f"{type(error).__name__}: {error}")
-            reply = Reply(say(""), status=400)
-        if reply.status != 200:
+            reply = Reply({}, status=400)
+        if reply.status == 200:
+            self.send(answer)
+        else:
             self.refuse(reply.status)
-            return
-        script.settle(request, reply)
-        self.send(completion(request, reply, script.output(request, reply)))
 
     def refuse(self, status: int) -> None:
         body = json.dumps(
@@ -319,15 +325,20 @@ class Outcome:
 
     def last_error(self) -> str:
         """What the model was told of its last cell, when that was to give the answer."""
-        errors = re.findall(r"\w+(?:Error|Exception)\b(?:[^\\\n\"]|\\\"){0,90}", self.shown(len(self.script.roots)))
-        return f"its last cell gave {short(errors[-1])}" if errors else "its last cell did not give the answer"
+        error = self.error_shown(len(self.script.roots))
+        return f"its last cell gave {error}" if error else "its last cell did not give the answer"
+
+    def error_shown(self, turn: int) -> str:
+        errors = re.findall(r"\w+(?:Error|Exception)\b.{0,90}", self.shown(turn))
+        return short(errors[-1]) if errors else ""
 
     def death(self) -> str:
         return f"the whole process ended with exit code {self.exit_code}"
 
     def shown(self, turn: int) -> str:
         """All that the model was sent in a turn, from 1."""
-        return json.dumps(self.script.roots[turn - 1]["messages"], ensure_ascii=False)
+        contents = [message.get("content") for message in self.script.roots[turn - 1]["messages"]]
+        return "\n".join(said if isinstance(said, str) else json.dumps(said, ensure_ascii=False) for said in contents)
 
 
 def short(text: str) -> str:
@@ -362,6 +373,14 @@ class Verdict(NamedTuple):
 
 
 NUMBERS = itertools.count(1)
+LACKING = {
+    "cell_seconds": "has no time limit",
+    "dollars": "has no limit on money",
+    "subcalls": "has no cap on sub-calls",
+    "log": "writes no log of its own",
+    "system": "takes no instructions of the caller's",
+    "text": "its code comes in tool calls only",
+}
 
 
 def examine(behaviour: Behaviour, subject: str, python: Path, environment: dict[str, str], server: Server) -> Verdict:
@@ -370,8 +389,9 @@ def examine(behaviour: Behaviour, subject: str, python: Path, environment: dict[
     with tempfile.TemporaryDirectory(prefix="flat-rlm-behaviour-", ignore_cleanup_errors=True) as folder:
         outcome = run(behaviour, subject, python, environment, server, Path(folder))
     if outcome.result and "lacks" in outcome.result:
-        return Verdict("n/a", f"has no option for it ({outcome.result['lacks']})")
-    if outcome.script.problems or not outcome.script.roots:
+        return Verdict("n/a", LACKING[outcome.result["lacks"]])
+    began = outcome.script.roots or (outcome.result and "cell_seconds" not in behaviour.wishes)
+    if outcome.script.problems or not began:
         return Verdict("trouble", "; ".join(outcome.script.problems) or outcome.complaint or outcome.ending())
     try:
         wrong = behaviour.check(outcome)
@@ -511,6 +531,13 @@ def answers(*wanted: str, never: str = "\0") -> Check:
     return check
 
 
+def first_cell_runs(outcome: Outcome) -> str | None:
+    """The answer is 42, or else what the first cell gave."""
+    wrong = answers("42")(outcome)
+    error = outcome.error_shown(2) if wrong and len(outcome.script.roots) > 1 else ""
+    return f"the cell gave {error}" if error else wrong
+
+
 def shows(turn: int, *wanted: str) -> Check:
     def check(outcome: Outcome) -> str | None:
         if len(outcome.script.roots) < turn:
@@ -545,8 +572,14 @@ def failed_call_raises(outcome: Outcome) -> str | None:
 def failed_call_of_three(outcome: Outcome) -> str | None:
     if not outcome.script.voice.calls_in_code:
         return error_as_response(outcome)
-    answer = outcome.answer or ""
-    return None if answer.count("yes") == 2 and "rror" not in answer else outcome.ending()
+    if outcome.answer is None:
+        return outcome.ending()
+    try:
+        given = ast.literal_eval(outcome.answer)
+    except (SyntaxError, ValueError):
+        return outcome.ending()
+    texts = [one for one in given if isinstance(one, str)]
+    return None if texts == ["yes", "yes"] else outcome.ending()
 
 
 def error_as_response(outcome: Outcome) -> str | None:
@@ -630,22 +663,56 @@ def both(*checks: Check) -> Check:
     return lambda outcome: next((wrong for check in checks if (wrong := check(outcome))), None)
 
 
+def hides(planted: str) -> Check:
+    def check(outcome: Outcome) -> str | None:
+        if planted in (outcome.answer or ""):
+            return "the cell read it"
+        return None if outcome.answer is not None else outcome.ending()
+
+    return check
+
+
+def not_contacted(outcome: Outcome) -> str | None:
+    return "the cell's request arrived" if outcome.script.contacted else None
+
+
 # --- the behaviours ------------------------------------------------------------------------------------------------
 
 NO_SUBCALLS = {"smolagents": "has no sub-calls"}
-NO_CHILDREN = NO_SUBCALLS | {
-    "dspy": "its children are modules that the code builds; not scripted here",
-    "minrlm": "its sub-calls have no REPL",
-}
-TOOL_CALLS = {"rlm-runtime": "its code comes in tool calls only"}
+NO_CHILDREN = NO_SUBCALLS | {"minrlm": "its sub-calls have no REPL"}
 NOT_RLMS = [subject.name for subject in SUBJECTS if not subject.name.startswith("rlms")]
 LONG = "for i in range(4000):\n    print('a line of output, as cells print them', i)\n"
-CHILDREN = "rlm_query_batched(['child %d' % n for n in range(3)])"
+CHILDREN = "rlm_query_batched(['child %d' % 10 ** n for n in range(3)])"  # told apart by their lengths, if need be
 PLAN = "My plan: I look at the data, and when I know more I call FINAL(answer) or final_answer(answer).\n\n"
 KEEP = cell("kept = 6 * 7")
 KEPT = final("str(kept)")
 DONE = final("'done'")
 LOOP = cell("while True:\n    pass")
+UNSEEN, SEEN = cell("seen = 'nothing'"), final("str(seen)")
+PROC_ENVIRON = "seen = seen + open('/proc/self/environ').read()"
+CONNECT = """import socket
+s = socket.create_connection(("127.0.0.1", <PORT>), 5)
+s.sendall(b"GET /<KEY> HTTP/1.1\\r\\n\\r\\n")
+seen = str(s.recv(12))"""
+ORDINARY = """class Box:
+    def __init__(self, n):
+        self.n = n
+    def __iter__(self):
+        yield from range(self.n)
+total = sum(Box(3))
+for i, (first, *rest) in enumerate([(1, 2), (3, 4)]):
+    total += first + sum(rest)
+text = f"{total + 29}"
+"""
+POOL = """from concurrent.futures import ThreadPoolExecutor
+ps = ["leaf %d of 4" % n for n in range(4)]
+with ThreadPoolExecutor(4) as pool:
+    r = list(pool.map(lambda p: """
+THREAD = """import threading
+r = []
+t = threading.Thread(target=lambda: r.append(6 * 7))
+t.start()
+t.join()"""
 
 
 def own_block(code: str) -> Step:
@@ -663,14 +730,16 @@ def planned(code: str) -> Step:
 
 
 def loop_of_calls(count: int) -> Step:
-    """Sub-calls one after the other; where they are the model's tool, as wide as it is by default."""
+    """Sub-calls one after the other."""
     prompt = f"'leaf %d of {count}' % n"
     code = cell(lambda voice: f"for n in range({count}):\n    r = {voice.speech.ask.format(prompt)}")
-    batch = ask_many(f"[{prompt} for n in range({count})]", wide=3)
+    batch = ask_many(f"[{prompt} for n in range({count})]", wide=1)
     return lambda voice: (code if voice.calls_in_code else batch)(voice)
 
 
 def ask_child(voice: Voice) -> list[Any]:
+    if voice.subject == "dspy":
+        return [voice.speech.run("import dspy\nr = dspy.RLM('query -> answer')(query='child 1').answer")]
     if voice.calls_in_code:
         return [voice.speech.run("r = " + voice.speech.child.format("'child 1'"))]
     return [call("rlm_sub_complete", {"query": "child 1"})]
@@ -715,7 +784,8 @@ STATE = [
         "children that run side by side are shown their own output only",
         [cell(f"r = {CHILDREN}"), DONE],
         own_output_only,
-        lacks=NO_CHILDREN | {"rlm-runtime": "its children are tool calls of the model's"},
+        lacks=NO_CHILDREN
+        | {"rlm-runtime": "its children are tool calls of the model's", "dspy": "has no batch of children"},
         child=printing_child,
     ),
 ]
@@ -755,6 +825,7 @@ CONTROL = [
         "`os._exit(1)` in a cell does not end the run",
         [KEEP, cell("import os\nos._exit(1)"), KEPT],
         answers("42"),
+        {"cell_seconds": LIMIT},
     ),
     Behaviour(
         "killed_log",
@@ -772,7 +843,6 @@ PARSING = [
         [says("```python\nkept = 6 * 7\n```"), KEPT],
         answers("42"),
         {"text": True},
-        lacks=TOOL_CALLS,
     ),
     Behaviour(
         "bare_fence",
@@ -780,7 +850,6 @@ PARSING = [
         [says("```\nkept = 6 * 7\n```"), KEPT],
         answers("42"),
         {"text": True},
-        lacks=TOOL_CALLS,
     ),
     Behaviour(
         "fence_in_string",
@@ -788,7 +857,6 @@ PARSING = [
         [own_block('text = """\n```\nquoted\n```\n"""\nkept = 6 * 7'), KEPT],
         answers("42"),
         {"text": True},
-        lacks=TOOL_CALLS,
     ),
     Behaviour(
         "open_fence",
@@ -796,7 +864,6 @@ PARSING = [
         [says(lambda voice: voice.fences[0] + "kept = 6 * 7"), KEPT],
         answers("42"),
         {"text": True},
-        lacks=TOOL_CALLS,
     ),
     Behaviour(
         "null_content",
@@ -837,7 +904,6 @@ ANSWERS = [
         [planned("kept = 6 * 7"), KEPT],
         answers("42"),
         {"text": True},
-        lacks=TOOL_CALLS,
     ),
     Behaviour(
         "braces",
@@ -852,6 +918,15 @@ BUDGETS = [
         "money",
         "a limit of $0.05 holds within a cell of 20 sub-calls of a cent each",
         [loop_of_calls(20), DONE],
+        spent_at_most(0.05 + price(16_000)),
+        {"dollars": 0.05},
+        lacks=NO_SUBCALLS,
+        leaf=lambda number: Reply(say("yes"), output=16_000),
+    ),
+    Behaviour(
+        "money_batch",
+        "… and within a batch of 20",
+        [ask_many("['leaf %d of 20' % n for n in range(20)]"), DONE],
         spent_at_most(0.05 + price(16_000)),
         {"dollars": 0.05},
         lacks=NO_SUBCALLS,
@@ -968,6 +1043,59 @@ OUTPUT = [
         sent_at_most(21, 220_000),
     ),
 ]
+ISOLATION = [
+    Behaviour(
+        "environment",
+        "a cell cannot read the host's environment",
+        [UNSEEN, cell("import os\nseen = str(dict(os.environ))"), cell(PROC_ENVIRON), SEEN],
+        hides(SECRET),
+    ),
+    Behaviour(
+        "files",
+        "… nor its files",
+        [UNSEEN, cell("seen = open('<OUTSIDE>').read()"), SEEN],
+        hides(OUTSIDE),
+    ),
+    Behaviour(
+        "network",
+        "… nor reach its network",
+        [UNSEEN, cell(CONNECT), SEEN],
+        not_contacted,
+    ),
+]
+PYTHON = [
+    Behaviour(
+        "ordinary",
+        "classes, generators, unpacking, `+=` and f-strings run",
+        [cell(ORDINARY), final("text")],
+        first_cell_runs,
+    ),
+    Behaviour(
+        "pool",
+        "sub-calls through a `ThreadPoolExecutor` run",
+        [cell(lambda voice: POOL + f"{voice.speech.ask.format('p')}, ps))"), final("str(r.count('yes') + 38)")],
+        first_cell_runs,
+        lacks=NO_SUBCALLS | {"rlm-runtime": "sub-calls are tool calls of the model's"},
+    ),
+    Behaviour(
+        "threads",
+        "raw threads run",
+        [cell(THREAD), final("str(sum(r))")],
+        first_cell_runs,
+    ),
+    Behaviour(
+        "asyncio",
+        "`asyncio.run` runs",
+        [cell("import asyncio\nasync def f():\n    return 6 * 7\nr = asyncio.run(f())"), final("str(r)")],
+        first_cell_runs,
+    ),
+    Behaviour(
+        "packages",
+        "an installed package can be imported without an option",
+        [cell("import idna\nr = len(idna.encode('bücher')) + 29"), final("str(r)")],
+        first_cell_runs,
+    ),
+]
 PLAIN = Behaviour(
     "plain",
     "a plain run answers, and its process ends",
@@ -983,6 +1111,8 @@ SECTIONS = {
     "Budgets": BUDGETS,
     "Size": SIZE,
     "Output and cost": OUTPUT,
+    "Isolation": ISOLATION,
+    "Python in cells": PYTHON,
 }
 BEHAVIOURS = [behaviour for section in SECTIONS.values() for behaviour in section]
 
@@ -1074,23 +1204,69 @@ PAGE = """\
 # Comparison
 
 Made by `make compare` (`python benchmarks/behaviour.py --write docs/comparison.md`) on {date} with Python {python}.
+Overhead is measured in [benchmarks.md](benchmarks.md). How well a model answers with any of these was not measured.
 
 ## Behaviour
 
-Each row says what a runtime should do, each mark was seen by running it: a scripted model says the same to every
-project, in the project's own protocol, and what can be seen from outside is checked (the answer, the exception, the
-requests that reached the server, the files, the end of the process). Each run has a process of its own, in an
-environment of its own, through the project's public interface, with defaults but for the option that the row is about.
-A run that has not ended after {seconds} s is killed; the time limits that rows set are {limit} s.
+Each row says what one would want of such a runtime; each mark was seen by running it. A scripted model says the same to
+every project, in the project's own protocol, and what can be seen from outside is checked: the answer, the exception,
+the requests that reached the server, the files, the end of the process. Each run has a process and an environment of
+its own and goes through the project's public interface, with its defaults but for limits that would end a script early,
+and with the project's own option where a row is about one. A run that has not ended {seconds} s after its first request
+is killed; time limits are set to {limit} s.
 
-✓ holds · ✗ does not, with what was seen instead · – does not apply, with the reason · ? the harness had trouble
+✓ holds · ✗ does not: the note says what was seen · – does not apply: the note says why · ? the harness had trouble
+
+The rows are those that this project was built to pass, chosen by us from faults that we had seen in running the others;
+most are not what the others set out to do. Read a ✗ as a thing to know, and the counts as no measure of worth. The
+rows of the last section were chosen because this project fails some of them.
 
 {table}
+
+What the columns are: **flat-rlm** with `environment="local"`, its protocol for models with tool calls, and the one for
+models without where a row is about fences. **rlms** with `environment="local"` (its default, and no sandbox: its README
+says so) and, as **rlms isolated**, `"ipython"` with `kernel_mode="subprocess"`. Neither its Docker nor its cloud
+sandboxes were run. **dspy** is `dspy.RLM` with `LocalInterpreter`, of which its documentation says that it is no
+security sandbox; its default, Pyodide in Deno, is one, and could not be run here because it fetches a module from
+deno.land at its first start. **smolagents** is `CodeAgent` with its own interpreter; it is an agent and not an RLM, has
+no sub-calls, and has Docker and cloud executors that were not run. **minrlm** and **rlm-runtime** run code in the
+host's process by default; both have a Docker environment that was not run. `rlms` counts money only where the server
+states a cost, so the server states it. Options used, where a row needs one, are in `benchmarks/behaviour_run.py`.
+
+## Where this project does not hold
+
+Threads and `async` are refused in the local sandbox, with an error that names what to use instead (`llm_query_batched`
+or `concurrent.futures`, whose tasks overlap while they wait for a model); a container has real threads. Packages are
+imported in cells only when `allowed_imports` names them. Both are prices of the confinement in
+[sandbox.md](sandbox.md).
 
 ## Facts beside it
 
 {facts}
 
+Sizes are of a fresh environment without pip and setuptools. `rlms` is installed with its extra `ipython`, smolagents
+with `openai`, rlm-runtime with `mcp`.
+
+What others have and this project has not:
+
+- **rlms** is by the authors of the idea, and what their paper was measured with. Sandboxes in the cloud (Modal, E2B,
+  Daytona, Prime), and a harness for training models as RLMs.
+- **dspy** has signatures with typed outputs, optimisers that tune prompts against a metric, an async interface
+  (`acall`), sub-agents (`Predict`, `ReAct`, `RLM`) in the REPL, a sandbox in WebAssembly, and a large community.
+- **smolagents** has executors at E2B, Modal and Blaxel, models that run in the same process (transformers, MLX), tools
+  from the Hugging Face Hub, and a large community.
+- **minrlm** publishes an evaluation with live models (12 tasks, 4 models, plain completion beside it), and has a Gradio
+  page to run it side by side.
+- **rlm-runtime** has an async interface, a WebAssembly environment, a Streamlit dashboard, and an autonomous agent.
+
+This project is synchronous; callers with an event loop use `asyncio.to_thread`. Its local sandbox confines on Linux
+only. It is young, and has no published result with live models.
+
+What this project has and none of the others has: resuming a run that was killed or ran into a limit, from its journal,
+without paying again for what was answered (dspy's cache on disk serves equal calls again, which is a part of that);
+replaying a recorded run offline with its code really executed; limits on money and tokens for the whole tree of calls
+that are reserved before a call is sent and that the model can read; a REPL whose variables survive the death of its
+process.
 """
 
 

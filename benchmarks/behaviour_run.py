@@ -72,6 +72,7 @@ WISHES: dict[str, dict[str, Callable[[Any], JSON]]] = {
         "cell_seconds": lambda n: {"max_time_seconds": n},
         "subcalls": lambda n: {"max_sub_llm_calls": n},
         "log": lambda folder: {"log_dir": folder},
+        "system": lambda text: {"system_prompt": text},
         "text": lambda _: {},
     },
     "rlm-runtime": {
