@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-.PHONY: check lint types test fast bench scaling soak image ci dist mcpb
+.PHONY: check lint types test fast bench compare scaling soak image ci dist mcpb
 
 check: lint types test
 
@@ -19,6 +19,9 @@ fast:                       # the part that runs on every supported Python
 
 bench:                      # beside other projects, each in an environment of its own
 	$(PYTHON) benchmarks/bench.py --write docs/benchmarks.md
+
+compare:                    # what goes wrong where, here and there
+	$(PYTHON) benchmarks/behaviour.py --write docs/comparison.md
 
 scaling:                    # how cost grows with turns, sub-calls, completions, events and the context: tables and plots
 	$(PYTHON) benchmarks/scaling.py --write
