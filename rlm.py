@@ -988,7 +988,8 @@ class Recording:
 _SAVED_CONTEXT = 64_000_000  # bytes; a larger value is not kept beside the journal
 _SAVED_AT_ONCE = 1_000_000  # bytes; a larger one is compressed while the first call is under way
 _IMAGES = 20  # shown with a prompt
-_IMAGE_URL = r"(?i)data:image/\w+;base64,[\w+/=]+|https?://\S+\.(?:png|jpe?g|gif|webp)(?:\?\S*)?"
+_IMAGE_DATA = r"(?i)data:image/\w+;base64,[\w+/=]+"
+_IMAGE_URL = r"(?i)https?://\S+\.(?:png|jpe?g|gif|webp)(?:\?\S*)?"
 _PLAIN = (str, bytes, int, float, bool, type(None))
 
 
@@ -997,7 +998,7 @@ class Context:
     """What becomes the variable `context`: the value, where it is from, and notes on what was left out."""
 
     value: Any
-    source: Any = "value"  # "value", "stdin", or {"paths": [...]}
+    source: Any = "value"  # the caller's "value", "stdin", {"paths": [...]}, or what "code" handed to a child
     notes: tuple[str, ...] = ()
 
     @property
@@ -1006,12 +1007,18 @@ class Context:
 
     @cached_property
     def images(self) -> list[dict[str, Any]]:
-        """The images in it, as message parts: the model is shown them with the prompt."""
+        """The images in it, as message parts: the model is shown them with the prompt.
+
+        The provider fetches what is given by URL. So that is for the caller alone to give, as the whole context: in a
+        file, or handed over by code, it would carry whatever its address holds out of a sandbox without a network.
+        """
         value = self.value
         items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
         return list(islice(filter(None, map(_image_in, items)), _IMAGES))
 
     def describe(self) -> str:
+        if self.source == "value" and isinstance(value, str) and len(value) < 8_000 and re.fullmatch(_IMAGE_URL, value):
+            return [rlm_backends.image_part(value)]
         """Type, size and first lines, for the prompt: some hundred characters."""
         value = self.value
         if self.images and isinstance(value, (str, bytes)):
@@ -1052,7 +1059,7 @@ class Context:
 def _image_in(value: Any) -> dict[str, Any] | None:
     """The message part of an image given by its bytes, a data URI or the URL of an image file; else None."""
     if isinstance(value, str):
-        return rlm_backends.image_part(value) if len(value) < 50_000_000 and re.fullmatch(_IMAGE_URL, value) else None
+        return rlm_backends.image_part(value) if len(value) < 50_000_000 and re.fullmatch(_IMAGE_DATA, value) else None
     if not isinstance(value, bytes) or len(value) > 50_000_000:
         return None
     try:
@@ -2511,7 +2518,7 @@ class Node:
     def _child(self, key: str, prompt: str, context: Any, cell: int, parent: str | None) -> Any:
         """One rlm_query: a node one deeper, with a REPL of its own; FINAL's value, else its text."""
         run = self.run
-        child = Node(run, Context(context), depth=self.depth + 1, parent=parent, key=key, cell=cell)
+        child = Node(run, Context(context, "code"), depth=self.depth + 1, parent=parent, key=key, cell=cell)
         ended = run.recording.ends.get(child.id)
         if ended and ended["status"] == "answered" and not run.replaying and ("value" in ended or not ended["given"]):
             return rlm_sandbox.unpack(ended["value"]) if ended["given"] else ended["response"]

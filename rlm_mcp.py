@@ -1505,7 +1505,9 @@ def run(job: Job, directory: str | None, prompt: str, context: Any, limits: Mess
     job.stops.append(stop)
     try:
         with runner:
-            return runner.completion(prompt, context)
+            # A model wrote it, or code in a cell: not the user's own word, so no provider is told to fetch its URL.
+            given = rlm.Context(context, "code") if isinstance(context, str) else context
+            return runner.completion(prompt, given)
     finally:
         job.stops.remove(stop)
 

