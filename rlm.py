@@ -507,7 +507,7 @@ def _trusted() -> dict[str, str]:
 
 def is_trusted(path: str, blob: bytes) -> bool:
     """Whether `rlm trust` has recorded this file as it is now."""
-    return _trusted().get(os.path.realpath(path)) == sha256(blob).hexdigest()
+    return bool(_trusted().get(os.path.realpath(path)) == sha256(blob).hexdigest())
 
 
 def trust(path: str, *, revoke: bool = False) -> None:
@@ -846,6 +846,10 @@ class Journal:
                 f"cannot write the journal {self.path}: {error.strerror}", hint="free some space, then: rlm resume"
             ) from error
 
+    def mention(self, event: str, **fields: Any) -> None:
+        """What only a listener gets to know: text as it arrives, output as it is printed."""
+        self.tell({"v": SCHEMA_VERSION, "event": event, "trajectory_id": self.trajectory_id, **fields})
+
     def tell(self, line: Event) -> None:
         """Hand an event to the caller's `on_event`; one that raises is not called again."""
         if self.on_event is None:
@@ -1013,12 +1017,12 @@ class Context:
         file, or handed over by code, it would carry whatever its address holds out of a sandbox without a network.
         """
         value = self.value
+        if self.source == "value" and isinstance(value, str) and len(value) < 8_000 and re.fullmatch(_IMAGE_URL, value):
+            return [rlm_backends.image_part(value)]
         items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
         return list(islice(filter(None, map(_image_in, items)), _IMAGES))
 
     def describe(self) -> str:
-        if self.source == "value" and isinstance(value, str) and len(value) < 8_000 and re.fullmatch(_IMAGE_URL, value):
-            return [rlm_backends.image_part(value)]
         """Type, size and first lines, for the prompt: some hundred characters."""
         value = self.value
         if self.images and isinstance(value, (str, bytes)):
@@ -1057,7 +1061,7 @@ class Context:
 
 
 def _image_in(value: Any) -> dict[str, Any] | None:
-    """The message part of an image given by its bytes, a data URI or the URL of an image file; else None."""
+    """The message part of an image given by its bytes or a data URI; else None."""
     if isinstance(value, str):
         return rlm_backends.image_part(value) if len(value) < 50_000_000 and re.fullmatch(_IMAGE_DATA, value) else None
     if not isinstance(value, bytes) or len(value) > 50_000_000:
@@ -2139,7 +2143,7 @@ class Node:
         return reply
 
     def _on_text(self, delta: str) -> None:
-        self.run.journal.tell({"event": "text", "node": self.id, "delta": delta})
+        self.run.journal.mention("text", node=self.id, delta=delta)
 
     def _change_to_text(self) -> None:
         """Go on in the text protocol: this model has no tool calling."""
@@ -2400,7 +2404,7 @@ class Node:
         return {**event, **{f: recorded.get(f) for f in (*fields, "status", "restored", "images")}}
 
     def _on_output(self, text: str) -> None:
-        self.run.journal.tell({"event": "output", "node": self.id, "cell": self.cells, "text": text})
+        self.run.journal.mention("output", node=self.id, cell=self.cells, text=text)
 
     def _cell_error(self, code: str, event: Event) -> RLMError:
         """The error to raise if this cell is the last of `max_errors`: our own that its code let through, if any."""
@@ -2932,6 +2936,16 @@ class RLM:
         if hasattr(backend, "close"):
             backend.close()
 
+    def stop(self, reason: str = "stopped") -> None:
+        """End the completions that run, from another thread: each raises RLMError(reason) with its partial result."""
+        self._abort(RLMError(reason, hint="go on with it: rlm resume"))
+
+    def _abort(self, reason: BaseException) -> None:
+        with self._lock:
+            runs = list(self._runs)
+        for run in runs:
+            run.abort(reason)
+
     # what a completion is made of
 
     @property
@@ -3115,8 +3129,7 @@ class RLM:
                 yield results[number]
         except (GeneratorExit, KeyboardInterrupt) as reason:
             stop.set()
-            for run in list(self._runs):
-                run.abort(KeyboardInterrupt() if isinstance(reason, GeneratorExit) else reason)
+            self._abort(KeyboardInterrupt() if isinstance(reason, GeneratorExit) else reason)
             raise
 
     def variables(self) -> dict[str, tuple[str, int | None, str]]:
@@ -3317,7 +3330,8 @@ def check_prices(options: Options, backend: Any) -> None:
         return
     own = None if getattr(backend, "price_known", False) else getattr(backend, "model", "the backend's model")
     for model in filter(None, {own, options.sub_model}):
-        if rlm_backends.cost_of(model, {"input": 1, "output": 1}, prices=options.prices) is None:
+        provider = getattr(backend, "provider", None)
+        if rlm_backends.cost_of(model, {"input": 1, "output": 1}, options.prices, provider) is None:
             raise ConfigError(
                 f"the price of {model!r} is not known, so cost_budget_usd cannot hold",
                 hint=f'give it (USD per million tokens): prices = {{"{model}" = [1.0, 2.0]}}',

@@ -1497,11 +1497,7 @@ def run(job: Job, directory: str | None, prompt: str, context: Any, limits: Mess
         max_parallel=64 if isinstance(model, HostModel) else values["max_parallel"],
     )
     runner = rlm.RLM(**values, config=False, on_event=lambda event: _tell(job, event))
-
-    def stop() -> None:
-        for running in list(runner._runs):
-            running.abort(rlm.RLMError("cancelled by the client"))
-
+    stop = functools.partial(runner.stop, "cancelled by the client")
     job.stops.append(stop)
     try:
         with runner:

@@ -371,11 +371,33 @@ def test_the_journal_is_private_and_holds_no_key(openai: Server) -> None:
     assert scripted.KEY not in Path(str(result.log)).read_text()
 
 
+def test_stop_ends_a_completion_from_another_thread_with_what_it_has(openai: Server) -> None:
+    openai.script = script(code("import time\nprint('begun')\ntime.sleep(60)"))
+    begun = threading.Event()
+    runtime = rlm.RLM(model=MODEL, on_event=lambda event: begun.set() if event["event"] == "output" else None)
+    failed: list[rlm.RLMError] = []
+
+    def complete() -> None:
+        try:
+            runtime.completion("go")
+        except rlm.RLMError as error:
+            failed.append(error)
+
+    asking = threading.Thread(target=complete)
+    asking.start()
+    assert begun.wait(30)
+    runtime.stop("the page was closed")
+    asking.join(30)
+    assert [str(error) for error in failed] == ["the page was closed"]
+    assert failed[0].result is not None and failed[0].result.total_calls == 1
+
+
 def test_events_reach_the_caller_as_they_are_written(openai: Server) -> None:
     seen: list[dict[str, Any]] = []
     result = run(openai, code("print(1)"), "ok", on_event=seen.append)
     assert [e for e in seen if e["event"] not in ("text", "output")] == events_of(result)
     assert "".join(e["delta"] for e in seen if e["event"] == "text").endswith("ok")
+    assert {e["trajectory_id"] for e in seen} == {result.trajectory_id}
 
 
 def test_a_log_folder_that_cannot_be_written_is_an_error_at_the_start(openai: Server, workspace: Path) -> None:
