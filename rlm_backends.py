@@ -1700,7 +1700,10 @@ _UNSIGNED = "skip_thought_signature_validator"
 
 
 def _gemini_url(base: str, model: str, stream: bool) -> str:
-    path = model if model.startswith(("models/", "tunedModels/")) else f"models/{model}"
+    from urllib.parse import quote
+
+    kind, _, name = model.partition("/") if model.startswith(("models/", "tunedModels/")) else ("models", "", model)
+    path = f"{kind}/{quote(name, safe='')}"  # code in a cell may name a model: it is to name no other address
     return f"{base}/{path}:{'streamGenerateContent?alt=sse' if stream else 'generateContent'}"
 
 

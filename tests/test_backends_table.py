@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -269,6 +270,13 @@ def test_at_a_url_of_another_provider_that_one_s_key_is_used_and_no_other() -> N
     assert (backend.key_source, str(backend.api_key)) == ("GROQ_API_KEY", "of-groq")
     without = connect("gpt-4o", "openai", base_url="https://api.groq.com/v1", environ={"OPENAI_API_KEY": "of-openai"})
     assert (without.key_source, str(without.api_key)) == (None, "")
+
+
+@pytest.mark.parametrize("name", ["../../upload/x", "models/../../x", "x?key=1", "x#", "a/b", "x y"])
+def test_a_gemini_model_s_name_leads_to_no_other_address(name: str) -> None:
+    made = connect(f"gemini/{name}", environ={"GEMINI_API_KEY": "AIza-planted-too"})
+    path = made.dry_run([{"role": "user", "content": "x"}])[0].partition("/v1beta/models/")[2]
+    assert re.fullmatch(r"[\w.%-]+:generateContent", path), path
 
 
 def test_a_host_must_match_exactly() -> None:
