@@ -1702,8 +1702,9 @@ _UNSIGNED = "skip_thought_signature_validator"
 def _gemini_url(base: str, model: str, stream: bool) -> str:
     from urllib.parse import quote
 
-    kind, _, name = model.partition("/") if model.startswith(("models/", "tunedModels/")) else ("models", "", model)
-    path = f"{kind}/{quote(name, safe='')}"  # code in a cell may name a model: it is to name no other address
+    if ".." in model.split("/"):  # code in a cell may name a model: it is to name no other address
+        raise BackendError(f"no model is called {model!r}", code="config")
+    path = quote(model if model.startswith(("models/", "tunedModels/")) else f"models/{model}")
     return f"{base}/{path}:{'streamGenerateContent?alt=sse' if stream else 'generateContent'}"
 
 
