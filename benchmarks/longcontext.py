@@ -52,6 +52,7 @@ class Outcome:
     def __init__(self) -> None:
         self.status = "interrupted"
         self.response = ""
+        self.stop_reason: str | None = None  # of a plain answer: "length" where it was cut
         self.error: JSON | None = None
         self.calls = 0
         self.tokens = {"input": 0, "output": 0, "cached": 0}
@@ -69,28 +70,26 @@ class Outcome:
         if event.get("event") == "call":
             self.spend(event["token_usage"], event["cost_usd"])
 
-    def fail(self, error: BaseException) -> None:
-        """Sort what went wrong: the method's own failure is a result of 0, anybody else's has to be tried again."""
-        cause = error.__cause__ if isinstance(error.__cause__, rlm_backends.BackendError) else error
-        code = getattr(cause, "code", "") if isinstance(cause, rlm_backends.BackendError) else ""
-        self.status = status_of(error, code)
+    def fail(self, error: BaseException, timeout: float | None) -> None:
+        cause = error if isinstance(error, rlm_backends.BackendError) else error.__cause__
+        code = cause.code if isinstance(cause, rlm_backends.BackendError) else ""
+        late = code == "timeout" and timeout is not None and time.perf_counter() - self.started >= timeout
+        self.status = "limit" if late else status_of(error, code, getattr(cause, "status", None))
         hint = getattr(error, "hint", None)
-        self.error = {
-            "type": type(error).__name__,
-            "code": code,
-            "message": f"{error}{f' ({hint})' if hint else ''}"[:500],
-        }
+        message = f"{error} ({hint})" if hint else str(error)
+        self.error = {"type": type(error).__name__, "code": code, "message": message[:500]}
 
 
-def status_of(error: BaseException, code: str) -> str:
-    if code in ("context_length", "refused", "bad_request"):
+def status_of(error: BaseException, code: str, http_status: int | None) -> str:
+    """What went wrong, sorted: the method's own failure is a result of 0, anybody else's has to be tried again."""
+    if code in ("context_length", "refused") or http_status == 413:
         return "refused"
     if code in ("auth", "quota", "not_found", "config", "redirect") or isinstance(error, rlm.ConfigError):
         return "stop"
     if isinstance(error, rlm.LimitExceeded):
         return "limit"
     if isinstance(error, (rlm.ProviderError, rlm.SandboxError, rlm_backends.BackendError)):
-        return "outage"
+        return "trouble"
     return "failed"
 
 
@@ -104,7 +103,7 @@ def ask_plain(client: rlm.RLM, task: Sample, outcome: Outcome, most: int) -> Non
         deadline=time.monotonic() + seconds if seconds else None,
     )
     outcome.spend(reply.usage, reply.cost_usd)
-    outcome.response = reply.text
+    outcome.response, outcome.stop_reason = reply.text, reply.stop_reason
 
 
 def ask_rlm(client: rlm.RLM, task: Sample, outcome: Outcome, most: int) -> None:
@@ -115,21 +114,16 @@ def ask_rlm(client: rlm.RLM, task: Sample, outcome: Outcome, most: int) -> None:
 ASK = {"plain": ask_plain, "rlm": ask_rlm}
 
 
-def run_once(method: str, task: Sample, options: JSON, most: int) -> Outcome:
-    """One run to its end, whatever end that is; KeyboardInterrupt comes through with the outcome on it."""
-    outcome = Outcome()
+def run_once(outcome: Outcome, method: str, task: Sample, options: JSON, most: int) -> None:
+    """One run to its end, whatever end that is: `outcome` tells. Only an interrupt comes through."""
     try:
         with rlm.RLM(**options, config=False, on_event=outcome.hear) as client:
             ASK[method](client, task, outcome, most)
         outcome.status = "answered"
     except (rlm.RLMError, rlm_backends.BackendError) as error:
-        outcome.fail(error)
-    except KeyboardInterrupt as interrupt:
-        interrupt.outcome = outcome  # type: ignore[attr-defined]
-        raise
+        outcome.fail(error, options.get("timeout_seconds"))
     finally:
         outcome.seconds = time.perf_counter() - outcome.started
-    return outcome
 
 
 # --- results -------------------------------------------------------------------------------------------------------
@@ -228,7 +222,7 @@ class Evaluation:
         self.say = say
         self.results = Results(Path(settings.out))
         self.results.require_writable()
-        self.outages = 0
+        self.troubles = 0  # in a row
         with rlm.RLM(**options, config=False) as client:
             self.model = client.backend.model
             self.window = client.backend.window
@@ -272,6 +266,8 @@ class Evaluation:
             task = sample(*name, self.settings.characters_per_token)  # one in memory at a time
             for run in group:
                 self.one(run, task)
+        if left := len(missing) - len({identity(run) for run in missing} & self.results.done()):
+            raise Stopped(f"{left} runs have no result, for reasons that are not the model's")
 
     def one(self, run: JSON, task: Sample) -> None:
         left = self.left(run["method"], task)
@@ -279,16 +275,17 @@ class Evaluation:
         if left is not None:
             own = options.get("cost_budget_usd")
             options["cost_budget_usd"] = left if own is None else min(own, left)
+        outcome = Outcome()
         try:
-            outcome = run_once(run["method"], task, options, self.settings.max_output)
-        except KeyboardInterrupt as interrupt:
-            self.record(run, task, interrupt.outcome)  # type: ignore[attr-defined]
+            run_once(outcome, run["method"], task, options, self.settings.max_output)
+        except KeyboardInterrupt:
+            self.record(run, task, outcome)
             raise
         if left is not None and options["cost_budget_usd"] == left and self._ran_dry(outcome):
             outcome.status = "stop"
         self.record(run, task, outcome)
-        self.outages = self.outages + 1 if outcome.status == "outage" else 0
-        if outcome.status == "stop" or self.outages == 3:
+        self.troubles = self.troubles + 1 if outcome.status == "trouble" else 0
+        if outcome.status == "stop" or self.troubles == 3:
             raise Stopped((outcome.error or {}).get("message", ""))
 
     def _ran_dry(self, outcome: Outcome) -> bool:
@@ -316,6 +313,7 @@ class Evaluation:
             "tokens": outcome.tokens,
             "cost_usd": outcome.cost,
             "seconds": round(outcome.seconds, 3),
+            "stop_reason": outcome.stop_reason,
             "answer": outcome.response[:500],
             "expected": str(task.expected)[:500],
             "error": outcome.error,
@@ -360,7 +358,8 @@ def wilson(mean: float, n: int, z: float = 1.96) -> tuple[float, float]:
     """The 95 % interval of a share. For scores between 0 and 1 it is on the wide side: nothing varies more."""
     middle = mean + z * z / (2 * n)
     spread = z * math.sqrt(max(0.0, mean * (1 - mean)) / n + z * z / (4 * n * n))
-    return max(0.0, (middle - spread) / (1 + z * z / n)), min(1.0, (middle + spread) / (1 + z * z / n))
+    low, high = (middle - spread) / (1 + z * z / n), (middle + spread) / (1 + z * z / n)
+    return max(0.0, min(low, mean)), min(1.0, max(high, mean))  # at the ends rounding would leave the mean outside
 
 
 def by_configuration(rows: list[JSON]) -> dict[str, list[Line]]:
@@ -635,6 +634,8 @@ def main(argv: list[str] | None = None) -> int:
     if settings.plot and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plot needs matplotlib: pip install 'flat-rlm[bench]'")
     if settings.report:
+        if not Path(settings.out).exists():
+            parser.error(f"there is no {settings.out} to report")
         report(Results(Path(settings.out)).rows, settings.plot)
         return 0
     options = {name: getattr(settings, name) for name in PASSED_ON if getattr(settings, name) is not None}

@@ -28,6 +28,7 @@ import longcontext
 import longtasks
 import reader
 
+PAGE = (ROOT / "docs" / "evaluation.md").read_text()
 PRICES = '{"scripted-reader": [1.0, 4.0]}'
 
 
@@ -228,6 +229,13 @@ def test_the_interval_is_wilsons(mean: float, n: int, low: float, high: float) -
     assert longcontext.wilson(mean, n) == pytest.approx((low, high), abs=1e-4)
 
 
+def test_an_interval_holds_its_mean() -> None:
+    for n, k in itertools.product(range(1, 40), range(41)):
+        mean = min(k, n) / n
+        low, high = longcontext.wilson(mean, n)
+        assert 0 <= low <= mean <= high <= 1
+
+
 # --- running it ----------------------------------------------------------------------------------------------------
 
 
@@ -283,7 +291,7 @@ def test_a_perfect_reader_answers_everything_alone_and_in_an_rlm(
     start: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = start()
-    assert evaluate(model.url, "--lengths", "4k", "--samples", "7") == 0
+    assert evaluate(model.url, "--lengths", "8k", "--samples", "7") == 0
     rows = results()
     assert [(row["task"], row["seed"], row["method"]) for row in rows] == [
         (task, seed, method)
@@ -298,8 +306,9 @@ def test_a_perfect_reader_answers_everything_alone_and_in_an_rlm(
         assert row["calls"] == 1 if row["method"] == "plain" else row["calls"] >= 3
     assert sum(row["calls"] for row in rows) == len(model.requests)
     shown = capsys.readouterr().out
-    assert "| 4k | plain | 21 | 1.00 (0.85–1.00) | 1.00 | 1.00 | 1.00 |" in shown
-    assert "| 4k | rlm | 21 | 1.00 (0.85–1.00) | 1.00 | 1.00 | 1.00 |" in shown
+    for method, count in (("plain", "8,007"), ("rlm", "")):  # what an RLM uses changes with its instructions
+        line = f"| 8k | {method} | 21 | 1.00 (0.85–1.00) | 1.00 | 1.00 | 1.00 | {count}"
+        assert line in shown and line in PAGE
 
 
 def test_an_input_beyond_the_window_gets_the_providers_error_and_no_point(start: Start) -> None:
@@ -314,6 +323,31 @@ def test_an_input_beyond_the_window_gets_the_providers_error_and_no_point(start:
         assert refused["error"]["code"] == "context_length"
         assert "maximum context length is 6000 tokens" in refused["error"]["message"]
     assert len(rows) == 12
+
+
+@pytest.mark.parametrize("wire", ["openai", "anthropic"])
+def test_any_providers_wire_will_do(wire: str, server: scripted.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the strict server, whose own words for what is too long are taken as such on both wires."""
+
+    def answer(request: scripted.Request) -> scripted.Turn | str:
+        find = r"import re; FINAL(re.search(r'is (\d{7})\.', context)[1])"
+        return scripted.code(find) if request.body.get("tools") else reader.Reader().read(request.last)
+
+    server.script, server.window = answer, 5000
+    monkeypatch.setenv(f"{wire.upper()}_API_KEY", scripted.KEY)
+    url = server.base_url if wire == "openai" else server.url
+    where = ["--backend", wire, "--model", "a-model", "--base-url", url, "--prices", '{"a-model": [1, 4]}']
+    how = ["--lengths", "1k,8k", "--samples", "1", "--tasks", "needle", "--out", "results.jsonl"]
+    assert longcontext.main([*where, *how]) == 0
+    assert [(row["length"], row["method"], row["status"], row["score"]) for row in results()] == [
+        (1000, "plain", "answered", 1.0),
+        (1000, "rlm", "answered", 1.0),
+        (8000, "plain", "refused", 0.0),
+        (8000, "rlm", "answered", 1.0),
+    ]
+    assert results()[2]["error"]["code"] == "context_length"
+    assert all("too long" in problem or "maximum context length" in problem for problem in server.problems)
+    server.problems.clear()
 
 
 def test_what_is_done_is_not_done_again_wherever_it_was_cut(start: Start) -> None:
@@ -445,17 +479,44 @@ def test_a_runs_own_limit_is_its_result(start: Start) -> None:
 # --- trouble -------------------------------------------------------------------------------------------------------
 
 
-def test_an_outage_is_no_result_and_three_in_a_row_end_it(
-    start: Start, server: scripted.Server, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "fault",
+    [scripted.error(500), scripted.error(429), scripted.error(400), scripted.html(), scripted.reset()],
+    ids=repr,
+)
+def test_trouble_is_no_result_and_three_times_in_a_row_ends_it(
+    fault: scripted.Fault, start: Start, server: scripted.Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server.script = lambda request: scripted.error(500)
+    server.script = lambda request: fault
     how = ("--lengths", "1k", "--samples", "2", "--methods", "plain", "--max-retries", "0")
     assert evaluate(server.base_url, *how) == 3
-    assert [row["status"] for row in results()] == ["outage"] * 3
+    assert [row["status"] for row in results()] == ["trouble"] * 3
     assert "stopped: " in capsys.readouterr().err
     assert evaluate(start().url, *how) == 0
-    assert Counter(row["status"] for row in results()) == {"outage": 3, "answered": 6}
+    assert Counter(row["status"] for row in results()) == {"trouble": 3, "answered": 6}
     assert "| 1k | plain | 6 | 1.00" in capsys.readouterr().out
+
+
+def test_trouble_now_and_then_leaves_its_runs_for_the_next_time(
+    start: Start, server: scripted.Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.script = lambda request: scripted.error(500) if request.number % 2 else reader.Reader().read(request.last)
+    how = ("--lengths", "1k", "--samples", "3", "--tasks", "needle", "--methods", "plain", "--max-retries", "0")
+    assert evaluate(server.base_url, *how) == 3
+    assert "2 runs have no result" in capsys.readouterr().err
+    assert evaluate(start().url, *how) == 0
+    assert [(row["seed"], row["status"]) for row in results()] == [
+        (0, "trouble"), (1, "answered"), (2, "trouble"), (0, "answered"), (2, "answered"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", longcontext.METHODS)
+def test_ones_own_time_limit_is_a_result(method: str, openai: scripted.Server) -> None:
+    openai.script = lambda request: scripted.hang()
+    how = ("--lengths", "1k", "--samples", "1", "--tasks", "needle", "--methods", method, "--timeout", "0.3")
+    assert evaluate(openai.base_url, *how) == 0
+    (row,) = results()
+    assert (row["status"], row["score"]) == ("limit", 0.0)
 
 
 def test_a_wrong_key_ends_it_at_once(server: scripted.Server, capsys: pytest.CaptureFixture[str]) -> None:
@@ -582,7 +643,7 @@ def test_the_table_has_a_line_for_each_length_and_method() -> None:
         row(8000, "plain", 0.5, seed=1, task="pairs", cost_usd=1.5),
         row(8000, "rlm", 1.0, cost_usd=None),
         row(1_500_000, "plain", 0.0, status="refused", cost_usd=0.0, tokens={"input": 0, "output": 0}),
-        row(8000, "rlm", 0.0, status="outage", seed=1),
+        row(8000, "rlm", 0.0, status="trouble", seed=1),
     ]
     assert longcontext.table(longcontext.lines_of(rows)).splitlines()[2:] == [
         "| 8k | plain | 2 | 0.75 (0.20–0.97) | 1.00 | – | 0.50 | 1,010 | $1.0000 | 2.0 |  |",
@@ -617,7 +678,17 @@ def test_the_plot_is_an_svg_that_is_the_same_each_time(cost: float | None, works
     assert {"axes_1", "axes_2"} <= ids
 
 
-def test_a_report_needs_no_model(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_names_only_flags_that_exist() -> None:
+    flags = {flag for action in longcontext.arguments()._actions for flag in action.option_strings}
+    lines = re.findall(r"longcontext\.py ([^`\n]*)", PAGE)
+    named = {flag for line in lines for flag in re.findall(r"--[a-z-]+", line)}
+    assert len(named) > 10 and named - flags == set()
+
+
+def test_a_report_needs_results_and_no_model(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        longcontext.main(["--report", "--out", "results.jsonl"])
+    assert "there is no results.jsonl to report" in capsys.readouterr().err
     Path("results.jsonl").write_text(json.dumps(row(8000, "rlm", 1.0)) + "\n")
     assert longcontext.main(["--report", "--out", "results.jsonl"]) == 0
     assert "| 8k | rlm | 1 |" in capsys.readouterr().out
