@@ -443,7 +443,8 @@ def key_variables() -> frozenset[str]:
 
 # --- prices and sizes -------------------------------------------------------------------------------------------
 
-# As of November 2026, from LiteLLM 1.106.2: model | USD per million tokens: input, output, cached input ("-": as input), cache write ("-": as input) | context
+# As of November 2026, from LiteLLM 1.106.2:
+# model | USD per million tokens: input, output, cached input ("-": as input), cache write ("-": as input) | context
 # tokens | output tokens | THRESHOLD:IN:OUT: beyond so many input tokens all costs so many times as much
 MODELS = """
 gpt-6-astra 10 50 1 12.5 922k 128k 272k:2:1.5
@@ -1206,7 +1207,26 @@ def _loads(text: str | bytes) -> Any:
 
 
 def _dumps(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    return _JSON.encode(value).encode("utf-8", "replace")
+
+
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
+class _Sent(dict[str, Any]):
+    """A message in a wire's form, with its JSON: a run sends it again with every turn."""
+
+    json: bytes
+
+
+def _encoded(body: Mapping[str, Any]) -> bytes:
+    """The JSON of a request, in which messages that were sent before are not encoded again."""
+    messages = body.get("messages", ())
+    if not any(isinstance(message, _Sent) for message in messages):
+        return _dumps(body)
+    parts = [message.json if isinstance(message, _Sent) else _dumps(message) for message in messages]
+    rest = _dumps({name: value for name, value in body.items() if name != "messages"})
+    return b"".join((rest[:-1], b',"messages":[', b",".join(parts), b"]}"))
 
 
 def _arguments(value: Any) -> dict[str, Any] | str:
@@ -1331,11 +1351,15 @@ def _openai_body(backend: HTTPBackend, ask: _Ask) -> dict[str, Any]:
 
 def _mark_openai_style(messages: list[dict[str, Any]]) -> None:
     """Anthropic's marks as OpenRouter takes them: on text parts of the system prompt and of the last two turns."""
-    asked = [message for message in messages if message["role"] in ("user", "tool")][-2:]
-    for message in [message for message in messages if message["role"] == "system"][-1:] + asked:
-        if isinstance(message["content"], str) and message["content"]:
-            part = {"type": "text", "text": message["content"], "cache_control": {"type": "ephemeral"}}
-            message["content"] = [part]
+    places = {role: [n for n, message in enumerate(messages) if message["role"] in role] for role in _MARKED}
+    for place in [n for role, most in _MARKED.items() for n in places[role][-most:]]:
+        content = messages[place]["content"]
+        if isinstance(content, str) and content:
+            part = {"type": "text", "text": content, "cache_control": {"type": "ephemeral"}}
+            messages[place] = {**messages[place], "content": [part]}
+
+
+_MARKED = {("system",): 1, ("user", "tool"): 2}
 
 
 def _digest(value: Any) -> str:
@@ -1348,20 +1372,38 @@ def _openai_messages(backend: HTTPBackend, messages: Sequence[Mapping[str, Any]]
     made: list[dict[str, Any]] = []
     images: list[dict[str, Any]] = []  # of tool results, which hold text only: they follow as a user's message
     for message in messages:
-        if message["role"] == "tool":
-            result = {"role": "tool", "tool_call_id": message["tool_call_id"], "content": _plain(message["content"])}
-            made.append({**result, "name": message["name"]} if "name" in backend.quirks else result)
-            images += _images(message["content"])
-            continue
-        if images:
+        if images and message["role"] != "tool":
             made.append({"role": "user", "content": _openai_content(images)})
             images = []
-        if message["role"] == "assistant":
-            made.append(_openai_assistant(backend, message))
-        else:
-            made.append({"role": message["role"], "content": _openai_content(message["content"])})
+        made.append(_openai_message(backend, message))
+        if message["role"] == "tool" and not isinstance(message["content"], str):
+            images += _images(message["content"])
     if images:
         made.append({"role": "user", "content": _openai_content(images)})
+    return made
+
+
+_MESSAGE = ("role", "content", "tool_calls", "tool_call_id", "name", "raw")
+
+
+def _openai_message(backend: HTTPBackend, message: Mapping[str, Any]) -> dict[str, Any]:
+    """One message in this wire's form; kept in a message that its sender makes notes in, as those of a run are."""
+    about = [backend.provider, backend.model, *map(message.get, _MESSAGE)]
+    if "_sent" in message and message["_sent"][0] == about:
+        kept: dict[str, Any] = message["_sent"][1]
+        return kept
+    if message["role"] == "assistant":
+        made = _openai_assistant(backend, message)
+    elif message["role"] == "tool":
+        made = {"role": "tool", "tool_call_id": message["tool_call_id"], "content": _plain(message["content"])}
+        if "name" in backend.quirks:
+            made["name"] = message["name"]
+    else:
+        made = {"role": message["role"], "content": _openai_content(message["content"])}
+    if "_tokens" in message and isinstance(message, dict) and isinstance(message["content"], str):
+        made = _Sent(made)
+        made.json = _dumps(made)
+        message["_sent"] = (about, made)
     return made
 
 
@@ -2271,7 +2313,7 @@ def _live(backend: HTTPBackend, ask: _Ask, flight: _Flight, on_text: Callable[[s
     link = _link(backend.base_url, backend._how.max_parallel)
     while True:
         url, headers, body = backend._request(ask)
-        request = url, headers, _dumps(body)
+        request = url, headers, _encoded(body)
 
         def send(request: tuple[str, dict[str, str], bytes] = request) -> _Answer:
             return backend._attempt(link, flight, request, _WIRES[backend.wire].answer(backend, on_text))

@@ -883,6 +883,28 @@ def test_a_prompt_that_is_not_sent_again_is_not_marked(server: Server) -> None:
     assert "cache_control" not in server.requests[0].raw.decode()
 
 
+def test_messages_that_go_out_with_every_turn_go_out_as_they_are_now(server: Server) -> None:
+    backend = to(server)
+    called = {"role": "assistant", "content": "", "tool_calls": [{"id": "a", "name": "add", "arguments": {"a": 1}}]}
+    result = {"role": "tool", "tool_call_id": "a", "name": "add", "content": "a long résumé"}
+    history = [{**message, "_tokens": 5} for message in [*ASK, called, result]]
+    backend.complete(history, tools=[ADD])
+    history[-1]["content"] = "[a stub]"
+    history[1] = {**history[1], "content": "how are you now?"}
+    backend.complete([*history, {"role": "user", "content": "and then?"}], tools=[ADD])
+    before, after = (request.messages for request in server.requests)
+    assert [m["content"] for m in before] == ["be terse", "how are you?", "", "a long résumé"]
+    assert [m["content"] for m in after] == ["be terse", "how are you now?", "", "[a stub]", "and then?"]
+    assert before[2] == after[2]
+    assert before[2]["tool_calls"][0]["function"] == {"name": "add", "arguments": '{"a": 1}'}
+
+
+def test_a_caller_s_messages_stay_as_they_are(server: Server) -> None:
+    messages = [dict(message) for message in ASK]
+    to(server).complete(messages)
+    assert messages == ASK
+
+
 # --- keys -----------------------------------------------------------------------------------------------------------
 
 
