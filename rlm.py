@@ -1610,7 +1610,9 @@ class Run:
             return self.backend
         with self._lock:
             if model not in self._backends:
-                self._backends[model] = self.backend.with_model(model)
+                made = self.backend.with_model(model)
+                check_prices(self.options, made)
+                self._backends[model] = made
             return self._backends[model]
 
     def price(self, backend: Any) -> Price:

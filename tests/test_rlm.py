@@ -205,6 +205,13 @@ def test_cost_budget_with_an_unknown_price_is_an_error_at_the_start(openai: Serv
     assert openai.requests == []
 
 
+def test_a_cell_cannot_pass_the_cost_budget_by_a_model_of_unknown_price(openai: Server) -> None:
+    source = "try:\n    llm_query('x', model='mystery-9')\nexcept Exception as error:\n    FINAL(str(error))"
+    said = run(openai, code(source), sub="never asked", cost_budget_usd=1.0).response
+    assert said == "the price of 'mystery-9' is not known, so cost_budget_usd cannot hold"
+    assert len(openai.requests) == 1
+
+
 def test_iterations_of_the_root_are_raised(openai: Server) -> None:
     with pytest.raises(rlm.MaxIterationsExceeded):
         run(openai, code("print(1)"), max_iterations=3)
