@@ -20,7 +20,9 @@ from scripted import Request, Server, code
 
 import rlm
 
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted(
+    [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")), *(ROOT / "docs").glob("*.md")]
+)
 RUN = {"README.md": ROOT / "README.md", "quickstart.md": ROOT / "docs" / "quickstart.md"}
 # Not run here: test_layout installs the wheel in fresh environments, and .ci/run is the test command itself.
 INSTALLS = {"pip install .", "pip install -e '.[dev]' && pytest"}
@@ -205,6 +207,20 @@ def test_every_link_between_pages_leads_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?://)([^)#\s]*)(?:#[^)]*)?\)", page.read_text())
     missing = [link for link in links if link and not (page.parent / link).exists()]
     assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_test_that_a_page_names_is_there(page: Path) -> None:
+    named = set(re.findall(r"`(?:tests/)?(test_\w+)(?:\.py)?`", page.read_text()))
+    there = {path.stem for path in (ROOT / "tests").glob("test_*.py")}
+    for path in (ROOT / "tests").glob("test_*.py"):
+        there |= set(re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE))
+    assert named - there == set()
+
+
+def test_the_readme_names_every_page() -> None:
+    linked = set(re.findall(r"\]\((docs/[\w.-]+\.md)\)", (ROOT / "README.md").read_text()))
+    assert {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} - linked == set()
 
 
 def test_the_changelog_names_the_version() -> None:
