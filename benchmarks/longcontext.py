@@ -470,7 +470,7 @@ def _draw_accuracy(axis: Any, lines: list[Line]) -> None:
     if lines[-1].refused == lines[-1].n:
         name += " (hollow: input refused)"
     up = lines[0].method == "rlm"
-    axis.annotate(name, (x[-1], y[-1]), (6, 9 if up else -17), textcoords="offset points", ha="right", color=colour)
+    _label(axis, name, (x[-1], y[-1]), (6, 9 if up else -17), colour)
 
 
 def _draw_use(axis: Any, points: list[tuple[Line, Any]]) -> None:
@@ -481,7 +481,13 @@ def _draw_use(axis: Any, points: list[tuple[Line, Any]]) -> None:
     colour, name, shift = LOOKS[points[0][0].method]
     x, y = [line.length * shift for line, _ in points], [used for _, used in points]
     axis.plot(x, y, "o-", color=colour, markersize=5, linewidth=1.5)
-    axis.annotate(name, (x[-1], y[-1]), (-9, 4), textcoords="offset points", ha="right", color=colour)
+    _label(axis, name, (x[-1], y[-1]), (-9, 4), colour)
+
+
+def _label(axis: Any, name: str, point: tuple[float, float], away: tuple[float, float], colour: str) -> None:
+    """A curve's name, left of its last point, so many typographic points away from it, on a ground of its own."""
+    ground = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8}
+    axis.annotate(name, point, away, textcoords="offset points", ha="right", color=colour, bbox=ground)
 
 
 def _lengths(axis: Any, lengths: list[int]) -> None:
@@ -563,6 +569,10 @@ def arguments() -> argparse.ArgumentParser:
     model.add_argument("--backend", default="auto")
     model.add_argument("--base-url")
     model.add_argument("--prices", type=price_list, metavar="JSON", help='{"model": [in, out]}, USD per million tokens')
+    model.add_argument(
+        "--env", dest="environment", choices=("local", "docker"), help="where an RLM's code runs (local)"
+    )
+    model.add_argument("--protocol", choices=("tools", "text"), help="how an RLM's model asks for code (what it can)")
     model.add_argument("--scripted", action="store_true", help="a scripted reader on loopback instead of a model")
     model.add_argument("--window", type=count, default=128_000, help="of the scripted reader, in tokens (128000)")
     model.add_argument(
@@ -591,7 +601,16 @@ def arguments() -> argparse.ArgumentParser:
 
 PASSED_ON = (
     *("model", "sub_model", "backend", "base_url", "prices", "cost_budget_usd", "token_budget", "max_subcalls"),
-    *("max_iterations", "max_depth", "timeout_seconds", "max_parallel", "max_retries", "log_dir"),
+    *(
+        "environment",
+        "protocol",
+        "max_iterations",
+        "max_depth",
+        "timeout_seconds",
+        "max_parallel",
+        "max_retries",
+        "log_dir",
+    ),
 )
 
 

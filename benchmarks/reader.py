@@ -1,8 +1,8 @@
 """A scripted model that reads perfectly, within a window: the OpenAI chat wire on loopback, for longcontext.py.
 
 It knows nothing but what is in the prompt it is given: it finds the needle there, and tells by the wording of each
-question what kind of thing it asks for. Asked with the tool `execute_code` it works as the root of an RLM: it looks at
-`context`, has the questions labelled by sub-calls in chunks, and counts by code. A prompt beyond the window gets the
+question what kind of thing it asks for. Told that it has `context` in a REPL, it works as the root of an RLM: it looks
+at `context`, has the questions labelled by sub-calls in chunks, and counts by code. A prompt beyond the window gets the
 error that OpenAI sends. It is no language model: what it shows is that the harness and the runtime work.
 
 Not covered: any task but those of longcontext.py, streaming, other wires. Needs only the standard library.
@@ -247,7 +247,11 @@ chunks = [missing[n:n + {size}] for n in range(0, len(missing), {size})]
 instruction = """{instruction}"""
 prompts = [instruction + "\\n\\n" + "\\n".join("%d. %s" % (k, rows[n][2]) for k, n in enumerate(chunk, 1))
            for chunk in chunks]
-for chunk, reply in zip(chunks, llm_query_batched(prompts)):
+try:
+    replies = llm_query_batched(prompts)
+except Exception as error:
+    replies = [reply or "" for reply in error.results]
+for chunk, reply in zip(chunks, replies):
     for line in reply.splitlines():
         number, _, letter = line.partition(" ")
         if number.isdigit() and 0 < int(number) <= len(chunk) and letter in names:
@@ -263,9 +267,16 @@ _TRIES = 3
 
 
 def root_turn(reader: Reader, messages: list[JSON]) -> JSON:
-    """The next message of a root: a look, the work, the answer."""
-    question = next(str(m["content"]) for m in messages if m["role"] == "user")
-    seen = [str(m["content"]) for m in messages if m["role"] == "tool"]
+    """The next message of a root: a look, the work, the answer. Without tools code goes into a fence."""
+    question, *seen = [str(m["content"]) for m in messages if m["role"] in ("user", "tool")]
+    if tools := [str(m["content"]) for m in messages if m["role"] == "tool"]:
+        seen = tools
+    step = root_step(reader, question, seen)
+    return step if "execute_code" in str(messages[0]["content"]) else in_a_fence(step)
+
+
+def root_step(reader: Reader, question: str, seen: list[str]) -> JSON:
+    """What to do after what was seen: one output for each cell that was run."""
     if not seen:
         return run(_LOOK)
     wanted = _NEEDLE_WANTED.search(question)
@@ -296,6 +307,12 @@ def run(code: str) -> JSON:
     function = {"name": "execute_code", "arguments": json.dumps({"code": code})}
     call = {"id": f"call_{zlib.crc32(code.encode()):x}", "type": "function", "function": function}
     return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+
+def in_a_fence(message: JSON) -> JSON:
+    for call in message.get("tool_calls") or ():
+        message = say(f"```repl\n{json.loads(call['function']['arguments'])['code']}\n```")
+    return message
 
 
 # --- the server ----------------------------------------------------------------------------------------------------
@@ -329,7 +346,7 @@ def respond(reader: Reader, request: JSON) -> tuple[int, JSON]:
     size += tokens_in(tools) if tools else 0
     if size > reader.window:
         return 400, too_long(reader.window, size)
-    if any(tool["function"]["name"] == "execute_code" for tool in tools):
+    if messages[0]["role"] == "system" and "`context`" in str(messages[0]["content"]):
         message = root_turn(reader, messages)
     else:
         message = say(reader.read(str(messages[-1]["content"])))

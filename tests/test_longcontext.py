@@ -244,7 +244,7 @@ class Model:
 
     def __init__(self, window: int, lapses: float) -> None:
         self.requests: list[dict[str, Any]] = []
-        self.before: Callable[[int], None] = lambda number: None
+        self.faults: set[int] = set()  # numbers of requests that are answered with 500
         self.reader = reader.Reader(window, lapses)
         self.server = reader.serve(self.reader)
         handler: Any = self.server.RequestHandlerClass
@@ -252,7 +252,11 @@ class Model:
 
         def counted(this: Any, status: int, reply: dict[str, Any]) -> None:
             self.requests.append(reply)
-            send(this, status, reply)
+            faulty = len(self.requests) in self.faults
+            send(
+                this,
+                *((500, {"error": {"message": "try again", "type": "server_error"}}) if faulty else (status, reply)),
+            )
 
         handler.send = counted
         self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
@@ -287,6 +291,7 @@ def results(out: str = "results.jsonl") -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(out).read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_perfect_reader_answers_everything_alone_and_in_an_rlm(
     start: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -409,6 +414,7 @@ def test_lines_that_are_no_results_are_left_alone(start: Start, capsys: pytest.C
     assert longcontext.is_result(good)
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_whole_lines_and_the_rest_for_the_next_time(workspace: Path) -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "longcontext.py"), "--scripted", "--out", "results.jsonl"]
     command += ["--lengths", "2k", "--samples", "40", "--tasks", "counts"]
@@ -467,6 +473,15 @@ def test_without_a_price_the_cost_is_unknown(start: Start, capsys: pytest.Captur
     assert capsys.readouterr().out.count("| unknown |") == 2
 
 
+def test_a_model_without_tools_writes_its_code_into_fences(start: Start) -> None:
+    model = start()
+    assert evaluate(model.url, "--lengths", "2k", "--samples", "1", "--methods", "rlm", "--protocol", "text") == 0
+    assert [row["score"] for row in results()] == [1.0] * 3
+    written = [reply["choices"][0]["message"] for reply in model.requests]
+    assert not any("tool_calls" in message for message in written)
+    assert sum("```repl" in str(message["content"]) for message in written) == 2 + 3 + 3
+
+
 def test_a_runs_own_limit_is_its_result(start: Start) -> None:
     model = start()
     how = ("--lengths", "8k", "--samples", "1", "--tasks", "counts", "--methods", "rlm")
@@ -508,6 +523,20 @@ def test_trouble_now_and_then_leaves_its_runs_for_the_next_time(
     assert [(row["seed"], row["status"]) for row in results()] == [
         (0, "trouble"), (1, "answered"), (2, "trouble"), (0, "answered"), (2, "answered"),
     ]  # fmt: skip
+
+
+def test_the_scripted_root_asks_again_only_for_what_it_did_not_get(start: Start) -> None:
+    model = start(window=6000)  # a hundred questions in a sub-call
+    how = ("--lengths", "16k", "--samples", "1", "--tasks", "counts", "--methods", "rlm", "--max-retries", "0")
+    assert evaluate(model.url, *how) == 0
+    calls = results()[0]["calls"]
+    model.requests.clear()
+    model.faults = {4, 6}
+    assert evaluate(model.url, *how, out="faulty.jsonl") == 0
+    (row,) = results("faulty.jsonl")
+    assert (row["status"], row["score"]) == ("answered", 1.0)
+    assert row["calls"] == calls + 1  # a turn more; the two that failed are counted once they are answered
+    assert len(model.requests) == row["calls"] + 2
 
 
 @pytest.mark.parametrize("method", longcontext.METHODS)
