@@ -93,6 +93,8 @@ def environment_of(subject: Subject) -> dict[str, str]:
     """The variables a subject runs with: nothing of this machine's settings or keys."""
     environment = {"PATH": f"{python_of(subject).parent}:/usr/local/bin:/usr/bin:/bin", "NO_PROXY": "127.0.0.1"}
     environment |= {"HOME": str(CACHE / "home"), "LANG": "C.UTF-8", "PYTHONWARNINGS": "ignore"}
+    # litellm would fetch its prices at import, and where there is no network try thrice.
+    environment["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
     if subject.environment == "flat-rlm":
         environment["PYTHONPATH"] = str(ROOT)  # the tree as it is now, not as it was when installed
     return environment
