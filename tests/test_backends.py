@@ -1029,3 +1029,31 @@ def closed_connections() -> Iterator[None]:
     yield
     for link in list(rlm_backends._links.values()):
         link.adapter.close()
+
+
+# --- mocked by those who test what they built upon this ------------------------------------------------------------
+
+
+def test_the_calls_can_be_mocked_with_responses() -> None:
+    import responses
+
+    answer = {"choices": [{"message": {"role": "assistant", "content": "Paris"}, "finish_reason": "stop"}]}
+    with responses.RequestsMock() as mocked:
+        mocked.add(responses.POST, "https://api.openai.com/v1/chat/completions", json=answer)
+        assert connect("gpt-4o-mini", api_key=KEY).complete(ASK).text == "Paris"
+        sent = mocked.calls[0].request
+    assert sent.headers["Authorization"] == f"Bearer {KEY}"
+    assert json.loads(sent.body)["messages"] == ASK
+
+
+@pytest.mark.parametrize("kind", ["SSLError", "ProxyError", "ConnectTimeout", "ChunkedEncodingError"])
+def test_what_requests_itself_raises_is_an_error_of_ours_without_the_key(kind: str) -> None:
+    import requests
+    import responses
+
+    with responses.RequestsMock() as mocked:
+        fault = getattr(requests.exceptions, kind)(f"Authorization: Bearer {KEY}")
+        mocked.add(responses.POST, "https://api.openai.com/v1/chat/completions", body=fault)
+        error = failing(connect("gpt-4o-mini", api_key=KEY, max_retries=0))
+    assert (error.code, str(error)) == ("connection", "no connection to api.openai.com: it broke off")
+    assert KEY not in "".join(traceback.format_exception(error))
