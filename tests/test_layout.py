@@ -12,8 +12,10 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+import scripted
 from conftest import ROOT, interpreter, need, node_module
 
 if sys.version_info >= (3, 11):
@@ -84,15 +86,19 @@ def test_an_import_loads_nothing_expensive_and_does_nothing(module: str, workspa
 @pytest.mark.parametrize("module", MODULES)
 def test_a_vendored_file_says_what_it_needs(module: str) -> None:
     """The PEP 723 block names the third-party packages that the module imports, with pyproject's own markers."""
-    source = (ROOT / f"{module}.py").read_text()
-    block = re.search(r"^# /// script\n((?:#.*\n)+?)# ///$", source, re.MULTILINE)
-    assert block, "no PEP 723 block"
-    declared = tomllib.loads(re.sub(r"^# ?", "", block[1], flags=re.MULTILINE))
+    source, declared = (ROOT / f"{module}.py").read_text(), declared_by(module)
     assert declared["requires-python"] == PROJECT["project"]["requires-python"]
     packages = {re.split(r"[<>=;\s]", need)[0] for need in declared.get("dependencies", [])}
     imported = {name.split(".")[0] for name in third_party(ast.parse(source))} - {"tomllib"}
     packages |= {"urllib3", "certifi"} if "requests" in packages else set()  # requests brings them
     assert imported - {"IPython", "xllamacpp", "pydantic", "distributed"} <= packages
+
+
+def declared_by(module: str) -> dict[str, Any]:
+    """What the module's PEP 723 block says."""
+    block = re.search(r"^# /// script\n((?:#.*\n)+?)# ///$", (ROOT / f"{module}.py").read_text(), re.MULTILINE)
+    assert block, "no PEP 723 block"
+    return tomllib.loads(re.sub(r"^# ?", "", block[1], flags=re.MULTILINE))
 
 
 def third_party(tree: ast.AST) -> set[str]:
@@ -103,6 +109,87 @@ def third_party(tree: ast.AST) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.add(node.module)
     return {name for name in names if name.split(".")[0] not in sys.stdlib_module_names | set(MODULES) | {"__future__"}}
+
+
+VENDORING = (ROOT / "docs" / "vendoring.md").read_text()
+ROWS = re.findall(r"^\| `(rlm\w*)\.py` \|(.*)\|(.*)\|$", VENDORING, re.MULTILINE)
+# Runs a program, and says which files our modules came from: an installed copy must not help out.
+ALONE = """import os, runpy, sys
+sys.path[0] = os.getcwd()
+runpy.run_path(sys.argv[1], run_name="__main__")
+ours = [module for name, module in sys.modules.items() if name.split(".")[-1].split("_")[0] == "rlm"]
+strangers = [module.__file__ for module in ours if not module.__file__.startswith(os.getcwd() + os.sep)]
+assert ours and not strangers, strangers
+"""
+
+
+def alone(program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the program prints when it has only the files that lie in its folder."""
+    monkeypatch.delenv("PYTHONPATH")
+    (folder / "program.py").write_text(program)
+    ran = run(sys.executable, "-c", ALONE, "program.py", cwd=folder)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    return ran.stdout
+
+
+@pytest.mark.parametrize(("module", "beside", "packages"), ROWS, ids=[row[0] for row in ROWS])
+def test_a_file_works_with_what_the_page_puts_beside_it(
+    module: str, beside: str, packages: str, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = re.findall(r"`(\w+)\.py`", beside) if "all" not in beside else [m for m in MODULES if m != module]
+    for name in (module, *others):
+        shutil.copy(ROOT / f"{name}.py", workspace)
+    monkeypatch.setenv("OPENAI_API_KEY", scripted.KEY)
+    assert alone(f"import {module}\n{TRIED[module]}", workspace, monkeypatch) == "ok\n"
+    needs = {re.split(r"[<>=;\s]", need)[0] for need in declared_by(module).get("dependencies", [])}
+    assert needs == set(re.findall(r"`(\w+)`", packages))
+
+
+TRIED = {
+    "rlm": "with rlm.RLM(model='gpt-4o') as made: print('ok' if made.backend.model == 'gpt-4o' else made)",
+    "rlm_backends": "print('ok' if rlm_backends.connect('gpt-4o').wire == 'openai' else '')",
+    "rlm_cli": "print('ok' if callable(rlm_cli.main) else '')",
+    "rlm_mcp": "print('ok' if rlm_mcp.sibling('rlm').RLM else '')",
+    "rlm_sandbox": "print(rlm_sandbox.LocalSandbox().execute('print(\"ok\")').stdout, end='')",
+    "rlm_tools": "print('ok' if len(rlm_tools.file_tools()) == 3 else '')",
+    "rlm_viz": "print('ok' if rlm_viz.render([]).startswith('<!') else '')",
+}
+
+
+def test_the_page_has_a_row_for_each_module() -> None:
+    assert sorted(row[0] for row in ROWS) == MODULES
+
+
+@pytest.mark.parametrize(
+    ("files", "program", "shown"),
+    re.findall(r"^```python\n# ([^\n]*)\n(.*?)^```\n\n```text\n(.*?)^```", VENDORING, re.MULTILINE | re.DOTALL),
+    ids=["backends", "sandbox", "tools", "runtime", "package"],
+)
+def test_a_program_of_the_page_runs_with_the_files_that_it_names(
+    files: str, program: str, shown: str, openai: scripted.Server, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = "FINAL(sum(',failed,' in line for line in context.splitlines()))"
+    openai.script = lambda request: scripted.code(count) if "payments" in request.prompt else "an answer"
+    for name in files.split():
+        (workspace / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / Path(name).name, workspace / name)
+    assert alone(program, workspace, monkeypatch) == shown
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_uv_runs_the_files_with_nothing_installed(
+    openai: scripted.Server, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", os.path.dirname(sys.executable), prepend=os.pathsep)
+    need("uv")
+    monkeypatch.delenv("PYTHONPATH")
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    openai.script = lambda request: "an answer"
+    for module in MODULES:
+        shutil.copy(ROOT / f"{module}.py", workspace)
+    ran = run("uv", "run", "--quiet", "rlm.py", "Why?", "--no-log", "-q", cwd=workspace)
+    assert (ran.returncode, ran.stdout) == (0, "an answer\n"), ran.stderr
 
 
 def test_the_files_work_inside_somebody_elses_package(workspace: Path) -> None:
