@@ -436,7 +436,7 @@ def plot(lines: list[Line], path: Path, title: str) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    priced = all(line.cost is not None for line in lines)
+    priced = all(line.cost is not None for line in lines) and any(line.cost for line in lines)
     with plt.rc_context({"svg.hashsalt": "longcontext", "font.size": 10}):
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
         for method in METHODS:

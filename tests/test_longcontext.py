@@ -693,7 +693,7 @@ def test_different_models_are_not_averaged() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cost", [0.5, None])
+@pytest.mark.parametrize("cost", [0.5, None, 0.0])
 def test_the_plot_is_an_svg_that_is_the_same_each_time(cost: float | None, workspace: Path) -> None:
     need("import matplotlib")
     rows = [row(length, method, 1.0, cost_usd=cost) for length in (8000, 10**6) for method in longcontext.METHODS]
