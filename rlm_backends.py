@@ -1074,7 +1074,7 @@ def _transport_error(problem: BaseException, flight: _Flight, url: str) -> BaseE
         f"no connection to {_host(url)}: {words}",
         code="timeout" if isinstance(reason, TimeoutError) else "connection",
         provider=flight.provider,
-        hint="is the server running?" if _is_loopback(url) else "",
+        hint="is the server running?" if _is_loopback(url) else "is the network up, and the base URL right?",
         retryable="certificate" not in words,
     )
 
