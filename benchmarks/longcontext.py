@@ -21,6 +21,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -659,6 +660,9 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     options = {name: getattr(settings, name) for name in PASSED_ON if getattr(settings, name) is not None}
     with contextlib.ExitStack() as stack:
+        # The results hold the answers: a model that may read files must not find them, nor anything else.
+        nothing = stack.enter_context(tempfile.TemporaryDirectory(prefix="longcontext-"))
+        options |= {"allowed_paths": [nothing], "docker_mount": "none"}
         reader = stack.enter_context(scripted_reader(settings.window, settings.lapses)) if settings.scripted else {}
         try:
             evaluation = Evaluation(

@@ -437,6 +437,25 @@ def test_ctrl_c_leaves_whole_lines_and_the_rest_for_the_next_time(workspace: Pat
     assert len(finished.done()) == 2 * len(done)
 
 
+def test_a_model_cannot_read_the_answers_out_of_the_results(openai: scripted.Server, workspace: Path) -> None:
+    """They lie in the working directory, where the file tools and the REPL look unless told otherwise."""
+    look = """
+def tried(read, *arguments):
+    try:
+        return str(read(*arguments))
+    except Exception as error:
+        return type(error).__name__
+path = "results.jsonl"
+FINAL([tried(file_list), tried(file_read, path), tried(file_search, "expected"), tried(lambda: open(path).read())])
+""".replace("results.jsonl", str(workspace / "results.jsonl"))
+    openai.script = lambda request: scripted.code(look) if request.body.get("tools") else "nothing"
+    assert evaluate(openai.base_url, "--lengths", "1k", "--samples", "1", "--tasks", "needle") == 0
+    plain, in_rlm = results()
+    assert plain["expected"] and plain["score"] == 0.0
+    assert in_rlm["status"] == "answered"
+    assert plain["expected"] not in in_rlm["answer"] and in_rlm["score"] == 0.0
+
+
 # --- money ---------------------------------------------------------------------------------------------------------
 
 
