@@ -1184,9 +1184,6 @@ def read_context(specs: Iterable[str], *, stdin: str | bytes | None = None, cwd:
     return Context(texts, source, tuple(notes))
 
 
-_SKIPPED_FOLDERS = {".git", ".hg", ".svn", "node_modules", "__pycache__", ".venv", ".tox", ".mypy_cache"}
-
-
 def _expand(spec: str, cwd: str, notes: list[str]) -> list[str]:
     """The files that a -c argument names, relative to `cwd` where they were given so, sorted.
 
@@ -1201,7 +1198,7 @@ def _expand(spec: str, cwd: str, notes: list[str]) -> list[str]:
     if os.path.isdir(path):
         top, found = path, []
         for folder, subfolders, names in os.walk(path, onerror=_raise_unreadable):
-            subfolders[:] = sorted(name for name in subfolders if name not in _SKIPPED_FOLDERS)
+            subfolders[:] = sorted(name for name in subfolders if name not in rlm_tools.SKIPPED)
             found += [os.path.join(folder, name) for name in sorted(names)]
     else:
         top, found = os.path.dirname(re.split(r"[*?[]", path)[0]), sorted(glob.glob(path, recursive=True))

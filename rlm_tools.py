@@ -832,7 +832,7 @@ LINE_LIMIT = 2_000  # characters of one line that a model is shown, and of one m
 LIST_LIMIT = 100_000
 MATCH_LIMIT = 10_000
 SEARCH_SECONDS = 20.0
-_SKIPPED = {".git", ".hg", ".svn", "__pycache__", "node_modules", ".venv", ".tox", ".mypy_cache", ".ruff_cache"}
+SKIPPED = {".git", ".hg", ".svn", "__pycache__", "node_modules", ".venv", ".tox", ".mypy_cache", ".ruff_cache"}
 _SECRET = re.compile(
     r"\.env.*|.*\.pem|id_.*|\.netrc|\.aws|\.ssh|\.git-credentials|\.pypirc|\.npmrc|\.snipara", re.IGNORECASE | re.DOTALL
 )
@@ -976,7 +976,7 @@ class _Files:
 
     def paths(self, pattern: str = "**") -> list[str]:
         """The files that match a glob, sorted; secrets, links that lead out and folders of tools are left out."""
-        skipped = _SKIPPED.difference(re.split(r"[/\\]", pattern))
+        skipped = SKIPPED.difference(re.split(r"[/\\]", pattern))
         deadline = time.monotonic() + SEARCH_SECONDS
         found: set[str] = set()
         for start, globs in self.starts(pattern):
