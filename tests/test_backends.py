@@ -962,6 +962,7 @@ def test_a_key_that_cannot_be_one_is_refused_without_showing_it(key: str, source
 
 def test_space_around_a_key_is_stripped(server: Server) -> None:
     connect("gpt-4o-mini", base_url=server.base_url, api_key=f" {KEY}\r\n").complete(ASK)
+    assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"
 
 
 def test_netrc_does_not_replace_the_key(server: Server, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

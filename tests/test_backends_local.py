@@ -153,9 +153,11 @@ def test_the_server_ends_with_the_process(model: Path, how: str) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", source, str(model)], capture_output=True, text=True, timeout=60)
     pid = int(ran.stdout)
-    waited = threading.Event()
-    while alive(pid):  # the end of its standard input, which it reads, is what ends it
+    waited, looks = threading.Event(), 0
+    while alive(pid) and looks < 2000:  # the end of its standard input, which it reads, is what ends it
         waited.wait(0.01)
+        looks += 1
+    assert not alive(pid)
 
 
 def test_a_call_can_be_cancelled_while_the_model_loads(model: Path, workspace: Path) -> None:

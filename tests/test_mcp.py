@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -170,9 +171,11 @@ def test_notifications_are_never_answered(shared: Peer) -> None:
 
 
 def test_an_answer_that_nobody_waits_for_is_ignored(shared: Peer) -> None:
+    before = len(shared.transcript)
     shared.send({"jsonrpc": "2.0", "id": "rlm-99", "result": {}})
     shared.send({"jsonrpc": "2.0", "id": None, "error": {"code": 1, "message": "x"}})
     shared.nothing_more()
+    assert [list(entry) for entry in shared.transcript[before:]] == [["sent"]] * 3 + [["got"]]
 
 
 def test_an_id_in_flight_cannot_be_used_again(shared: Peer) -> None:
@@ -224,20 +227,24 @@ def test_a_signal_ends_the_server_and_its_workers(name: str, busy: bool) -> None
 
 def test_a_client_that_vanishes_in_mid_call_leaves_nothing_running() -> None:
     with Peer() as peer:
+        peer.run("x = 1")  # so that there is a worker
         running(peer)
         below = descendants(peer.process.pid)
         assert peer.close() == 0
-        assert not [pid for pid in below if alive(pid)]
+        assert below and not [pid for pid in below if alive(pid)]
 
 
 def test_a_killed_server_leaves_no_worker() -> None:
     with Peer() as peer:
+        peer.run("x = 1")  # so that there is a worker
         running(peer)
         below = descendants(peer.process.pid)
         peer.process.kill()
         peer.join()
-        while [pid for pid in below if alive(pid)]:
+        end = time.monotonic() + 20
+        while (left := [pid for pid in below if alive(pid)]) and time.monotonic() < end:
             pass
+    assert below and not left
 
 
 def test_a_client_that_stops_reading_does_not_hold_the_server(tmp_path: Path) -> None:

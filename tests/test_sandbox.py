@@ -1010,7 +1010,8 @@ def test_the_worker_is_python_3_8() -> None:
     import ast
 
     source = Path(rlm_sandbox.__file__).read_text()
-    ast.parse(source[: source.index("# --- end of the worker ---")], feature_version=(3, 8))
+    worker = ast.parse(source[: source.index("# --- end of the worker ---")], feature_version=(3, 8))
+    assert {"Packer", "Worker"} <= {node.name for node in worker.body if isinstance(node, ast.ClassDef)}
 
 
 def test_json_of_a_cell_is_possible(make: Make) -> None:

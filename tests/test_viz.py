@@ -283,7 +283,10 @@ def test_hostile_text_cannot_steer_the_terminal() -> None:
 
 
 def test_ascii_only_for_terminals_without_more() -> None:
-    rlm_viz.tree(journals.deep_run(levels=1, calls=9), ascii_only=True).encode("ascii")
+    run = journals.deep_run(levels=1, calls=9)
+    plain = rlm_viz.tree(run, ascii_only=True)
+    assert plain.isascii() and not rlm_viz.tree(run).isascii()
+    assert plain.count("\n") == rlm_viz.tree(run).count("\n")
 
 
 @pytest.mark.parametrize("name", ["deep_run", "failed_run", "resumed_run", "hostile_run", "chain"])

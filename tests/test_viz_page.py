@@ -351,7 +351,8 @@ def test_search_sees_values_and_not_the_names_of_fields(visit: Open) -> None:
     page = visit("deep", "#q=stop_reason")
     until(page, "document.getElementById('hits').textContent === '0'")
     page.evaluate("STATE.q = 'in failed)\\nby_service'; search()")
-    until(page, "document.getElementById('hits').textContent === '2'")  # the turn that asked, the cell that ran
+    until(page, "document.getElementById('hits').textContent === '2'")
+    assert page.locator("#rows .hit b").all_text_contents() == ["turn 2", "cell 2"]
 
 
 def test_filters_combine_and_stay_in_the_address(visit: Open) -> None:
