@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from subjects import SUBJECTS, Subject
+from subjects import SUBJECTS
 
 JSON = dict[str, Any]
 LINE = "2026-11-02 12:00:00 INFO a line of an ordinary log, with a number at its end: 00000000\n"
@@ -114,7 +114,7 @@ def context(wanted: str | None) -> Any:
 def run(name: str, port: str, key: str, job: JSON) -> JSON:
     if lacking := [wish for wish in job["wishes"] if wish not in WISHES[name]]:
         return {"lacks": lacking[0]}
-    subject: Subject = SUBJECTS[name](f"http://127.0.0.1:{port}/v1")
+    subject = SUBJECTS[name](f"http://127.0.0.1:{port}/v1")
     try:
         answer = subject.run(key, context(job["context"]), **options(name, job["wishes"]))
     except Exception as error:

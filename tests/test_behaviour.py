@@ -10,9 +10,10 @@ import pytest
 from conftest import ROOT, need
 
 sys.path.append(str(ROOT / "benchmarks"))
-
 import behaviour
 from behaviour import BEHAVIOURS, MARKS, Behaviour, Server, Verdict
+
+sys.path.pop()  # that folder has a mcp.py, which must not stand in for the package of that name
 
 HERE = {"PYTHONPATH": str(ROOT), "PATH": "/usr/local/bin:/usr/bin:/bin", "NO_PROXY": "127.0.0.1"}
 # What does not hold here, and the page says so.
