@@ -847,8 +847,8 @@ class Journal:
             ) from error
 
     def mention(self, event: str, **fields: Any) -> None:
-        """What only a listener gets to know: text as it arrives, output as it is printed."""
-        self.tell({"v": SCHEMA_VERSION, "event": event, "trajectory_id": self.trajectory_id, **fields})
+        """What only a listener gets to know: text as it arrives, output as it is printed. No `v`: it is no line."""
+        self.tell({"event": event, "trajectory_id": self.trajectory_id, **fields})
 
     def tell(self, line: Event) -> None:
         """Hand an event to the caller's `on_event`; one that raises is not called again."""
@@ -1629,7 +1629,7 @@ class Run:
         """A new REPL with `context` in it."""
         options = self.options
         try:
-            sandbox = make_sandbox(options, context)
+            sandbox = make_sandbox(options)
             with self._lock:
                 self._sandboxes.add(sandbox)
             sandbox.set("context", context.value)
@@ -1849,12 +1849,12 @@ def _ms_since(start: float) -> int:
     return round((time.monotonic() - start) * 1000)
 
 
-def make_sandbox(options: Options, context: Context) -> Any:
+def make_sandbox(options: Options) -> Any:
     """A REPL of the environment that the options name."""
     environment: Any = options.environment
     if not isinstance(environment, str):
         return environment() if callable(environment) else environment
-    workspace = options.allowed_paths or [os.getcwd()]
+    workspace = [os.getcwd()] if options.allowed_paths is None else options.allowed_paths
     if environment == "docker":
         return rlm_sandbox.DockerSandbox(
             image=options.docker_image,
@@ -1862,7 +1862,7 @@ def make_sandbox(options: Options, context: Context) -> Any:
             memory=options.docker_memory,
             network_disabled=options.docker_network_disabled,
             runtime=options.docker_runtime,
-            workspace=workspace[0] if options.docker_mount == "ro" else None,
+            workspace=workspace[0] if workspace and options.docker_mount == "ro" else None,
             cell_timeout=options.cell_timeout,
             output_limit=options.output_limit,
             pool=options.docker_pool,

@@ -627,7 +627,9 @@ class Progress:
 
 def dollars(cost: float | None) -> str:
     """Dollars; `$?` when a price is not known."""
-    return "$?" if cost is None else f"${cost:.4f}" if cost < 1 else f"${cost:,.2f}"
+    if not cost:
+        return "$?" if cost is None else "$0"
+    return f"${cost:.4f}" if cost < 1 else f"${cost:,.2f}"
 
 
 def short_count(number: int) -> str:

@@ -19,24 +19,12 @@ from typing import Any
 import pytest
 import scripted
 from conftest import ROOT
-from scripted import Request, Server, Turn, call, code
+from scripted import Request, Server, Turn, answer_with, call, code
 
 import rlm
 import rlm_sandbox
 
 MODEL = "gpt-4o-mini"
-
-
-def script(*turns: Any, sub: Any = "sub-answer") -> Any:
-    """A model whose root says these in turn, and whose sub-calls (no system prompt) get `sub`."""
-
-    def reply(request: Request) -> Any:
-        if not request.system:
-            return sub(request) if callable(sub) else sub
-        turn = turns[min(request.turn, len(turns)) - 1]
-        return turn(request) if callable(turn) else turn
-
-    return reply
 
 
 def events_of(result: rlm.CompletionResult) -> list[dict[str, Any]]:
@@ -45,7 +33,7 @@ def events_of(result: rlm.CompletionResult) -> list[dict[str, Any]]:
 
 
 def run(server: Server, *turns: Any, sub: Any = "sub-answer", context: Any = None, **options: Any) -> Any:
-    server.script = script(*turns, sub=sub)
+    server.script = answer_with(*turns, sub=sub)
     options.setdefault("model", MODEL)
     return rlm.complete("Why-7c?", context, **options)
 
@@ -378,8 +366,15 @@ def test_the_journal_is_private_and_holds_no_key(openai: Server) -> None:
     assert scripted.KEY not in Path(str(result.log)).read_text()
 
 
+def test_an_empty_list_of_folders_leaves_cells_no_file_to_read(openai: Server, workspace: Path) -> None:
+    (workspace / "notes.txt").write_text("seen")
+    read = code("FINAL(open('notes.txt').read())")
+    assert run(openai, read).response == "seen"
+    assert "FileNotFoundError" in run(openai, read, lambda request: request.last, allowed_paths=[]).response
+
+
 def test_stop_ends_a_completion_from_another_thread_with_what_it_has(openai: Server) -> None:
-    openai.script = script(code("import time\nprint('begun')\ntime.sleep(60)"))
+    openai.script = answer_with(code("import time\nprint('begun')\ntime.sleep(60)"))
     begun = threading.Event()
     runtime = rlm.RLM(model=MODEL, on_event=lambda event: begun.set() if event["event"] == "output" else None)
     failed: list[rlm.RLMError] = []
@@ -469,7 +464,7 @@ def test_resume_serves_what_is_recorded_at_every_line(openai: Server, workspace:
 
 
 def test_resume_with_a_raised_limit_goes_on(openai: Server) -> None:
-    openai.script = script(code("x = 1"), code("x += 1"), code("FINAL(x)"))
+    openai.script = answer_with(code("x = 1"), code("x += 1"), code("FINAL(x)"))
     with pytest.raises(rlm.MaxIterationsExceeded) as caught:
         rlm.complete("go", model=MODEL, max_iterations=2)
     openai.requests.clear()
@@ -499,7 +494,7 @@ def test_the_replay_example_is_a_regression_test(workspace: Path) -> None:
 
 def test_what_is_not_determined_is_said_and_survived(openai: Server) -> None:
     source = "import time\nprint(time.time_ns())"
-    openai.script = script(code(source), code("FINAL('done')"))
+    openai.script = answer_with(code(source), code("FINAL('done')"))
     whole = rlm.complete("go", model=MODEL)
     lines = Path(str(whole.log)).read_text().splitlines(keepends=True)
     Path(str(whole.log)).write_text("".join(lines[:3]))
@@ -512,7 +507,7 @@ def test_what_is_not_determined_is_said_and_survived(openai: Server) -> None:
 def test_a_changed_context_file_is_an_error_that_says_so(openai: Server, workspace: Path) -> None:
     data = workspace / "data.txt"
     data.write_text("one")
-    openai.script = script(code("x = 1"), "ok")
+    openai.script = answer_with(code("x = 1"), "ok")
     result = rlm.complete("go", data, model=MODEL)
     data.write_text("two")
     with pytest.raises(rlm.ConfigError, match="changed"):
