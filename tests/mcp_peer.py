@@ -17,6 +17,18 @@ HANDSHAKE = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
 MODERN = "2026-07-28"
 PATIENCE = 60  # seconds until a test gives up; nothing here takes that long
 META = "io.modelcontextprotocol/"
+FIBONACCI = """\
+def fib(n):
+    a, b = 0, 1
+    result = []
+    while a <= n:
+        result.append(a)
+        a, b = b, a + b
+    return result
+
+result = fib(20)
+print(result)
+"""
 
 
 class Peer:

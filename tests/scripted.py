@@ -142,6 +142,18 @@ def code(source: str) -> Turn:
     return Turn(tool_calls=[call("execute_code", code=source)])
 
 
+def answer_with(*turns: Any, sub: Any = "sub-answer") -> Callable[[Request], Any]:
+    """A script: the root says these in turn, the last of them for ever; a sub-call (no system prompt) gets `sub`."""
+
+    def reply(request: Request) -> Any:
+        if not request.system:
+            return sub(request) if callable(sub) else sub
+        turn = turns[min(request.turn, len(turns)) - 1]
+        return turn(request) if callable(turn) else turn
+
+    return reply
+
+
 # --- what a script sees --------------------------------------------------------------------------------------------
 
 

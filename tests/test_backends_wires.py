@@ -28,32 +28,50 @@ Send = Callable[[bytes], None]
 Handler = Callable[[dict[str, Any], Send], None]
 
 
-class Wire:
+class Listener:
+    """A loopback server that hands each connection to `serve`."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self.serve(connection)
+
+    def serve(self, connection: socket.socket) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join(20)
+        self._listener.close()
+
+
+class Wire(Listener):
     """A server that hands each request to `handler`, which writes the bytes of the answer; then it hangs up."""
 
     def __init__(self) -> None:
         self.handler: Handler = lambda request, send: None
         self.requests: list[dict[str, Any]] = []
         self.secured: ssl.SSLContext | None = None
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
+        super().__init__()
 
-    def _serve(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            try:
-                if self.secured:
-                    connection = self.secured.wrap_socket(connection, server_side=True)
-                with connection, connection.makefile("rb") as stream:
-                    self._one(connection, stream)
-            except OSError:
-                connection.close()  # the client did not like the certificate
+    def serve(self, connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            if self.secured:
+                connection = self.secured.wrap_socket(connection, server_side=True)
+            with connection, connection.makefile("rb") as stream:
+                self._one(connection, stream)
+        except OSError:
+            connection.close()  # the client did not like the certificate
 
     def _one(self, connection: socket.socket, stream: Any) -> None:
         method, path, _ = stream.readline().decode().split(" ", 2)
@@ -67,11 +85,6 @@ class Wire:
             self.handler(self.requests[-1], connection.sendall)
         except OSError:
             pass  # the client left
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join(20)
-        self._listener.close()
 
     def answers(self, body: Any, status: int = 200) -> None:
         """The same JSON body for every request."""
@@ -616,24 +629,16 @@ def called(url: str, **environment: str) -> list[str]:
     return ran.stdout.splitlines()
 
 
-class Proxy:
+class Proxy(Listener):
     """Carries what it is sent to `target`, whatever the request names, and keeps the heads that it was sent."""
 
     def __init__(self, target: str) -> None:
         self.target = target
         self.heads: list[str] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._thread = threading.Thread(target=self._serve, daemon=True)
-        self._thread.start()
+        super().__init__()
 
-    def _serve(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._carry, args=(client,), daemon=True).start()
+    def serve(self, connection: socket.socket) -> None:
+        threading.Thread(target=self._carry, args=(connection,), daemon=True).start()
 
     def _carry(self, client: socket.socket) -> None:
         host, _, port = self.target.rpartition("/")[2].partition(":")
@@ -656,11 +661,6 @@ class Proxy:
             target.shutdown(socket.SHUT_WR)
         except OSError:
             pass
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join(20)
-        self._listener.close()
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from typing import IO, Any, ClassVar
 import pytest
 import scripted
 from conftest import need
-from scripted import Request, Server, Turn, call, code
+from scripted import Request, Server, Turn, answer_with, call, code
 
 MODULE = [sys.executable, "-m", "rlm"]
 SCRIPT = [sys.executable, "-c", "import rlm_cli; raise SystemExit(rlm_cli.main())"]  # as the installed `rlm` starts
@@ -47,18 +47,6 @@ def start(*arguments: str, **how: Any) -> subprocess.Popen[bytes]:
 def ended(process: subprocess.Popen[bytes]) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=60)
     return process.returncode, out.decode(), err.decode()
-
-
-def answer_with(*turns: Any, sub: Any = "sub") -> Any:
-    """A script: the root says these in turn, a sub-call (no system prompt) gets `sub`."""
-
-    def reply(request: Request) -> Any:
-        if not request.system:
-            return sub(request) if callable(sub) else sub
-        turn = turns[min(request.turn, len(turns)) - 1]
-        return turn(request) if callable(turn) else turn
-
-    return reply
 
 
 def journals() -> list[Path]:

@@ -18,21 +18,9 @@ from typing import Any
 
 import pytest
 from conftest import alive, need
-from mcp_peer import HANDSHAKE, META, MODERN, PATIENCE, ROOT, Peer, descendants, text_of
+from mcp_peer import FIBONACCI, HANDSHAKE, META, MODERN, PATIENCE, ROOT, Peer, descendants, text_of
 
 EVERY = (*HANDSHAKE, MODERN)
-FIBONACCI = """\
-def fib(n):
-    a, b = 0, 1
-    result = []
-    while a <= n:
-        result.append(a)
-        a, b = b, a + b
-    return result
-
-result = fib(20)
-print(result)
-"""
 ENDLESS = "print('started')\nwhile True:\n    pass"
 
 

@@ -21,6 +21,7 @@ import scripted
 from conftest import need
 from fake_snipara import KEY as SNIPARA_KEY
 from fake_snipara import SLUG, FakeSnipara
+from mcp_peer import FIBONACCI
 from scripted import Request, Server, Turn, call, code
 
 CSV = "name,amount\n" + "".join(f"n{number},{number}\n" for number in range(1, 9))
@@ -81,19 +82,6 @@ def mcp(*requests: tuple[str, dict[str, Any]]) -> list[Any]:
         server.stdin.close()
         assert server.wait(20) == 0
     return [results[number] for number in range(1, len(requests) + 1)]
-
-
-FIBONACCI = """def fib(n):
-    a, b = 0, 1
-    result = []
-    while a <= n:
-        result.append(a)
-        a, b = b, a + b
-    return result
-
-result = fib(20)
-print(result)
-"""
 
 
 def test_the_four_mcp_tools_need_no_key_and_run_the_fibonacci_example() -> None:
@@ -217,7 +205,7 @@ def test_rlm_toml_is_taken_whole_once_it_is_trusted(workspace: Path) -> None:
     from rlm import RLM, ConfigError
 
     (workspace / "rlm.toml").write_text(TOML)
-    with pytest.raises(ConfigError, match="docker_image"):
+    with pytest.raises(ConfigError, match=r"rlm\.toml:12: 'docker_image'"):
         RLM()
     assert rlm("trust").returncode == 0
     options = RLM().options
