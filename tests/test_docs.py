@@ -6,6 +6,7 @@ A ```python block is a program; a ```text block after it is its whole output. Th
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
@@ -15,10 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scripted
 from conftest import ROOT, need
 from scripted import Request, Server, code
 
 import rlm
+import rlm_backends
+import rlm_mcp
+import rlm_sandbox
+import rlm_tools
 
 PAGES = sorted(
     [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")), *(ROOT / "docs").glob("*.md")]
@@ -130,20 +136,31 @@ def test_the_readmes_install_and_test_commands_are_the_ones_that_ci_runs() -> No
 # --- programs ------------------------------------------------------------------------------------------------------
 
 
+# Other pages' programs are run by test_examples (tools.md) and test_layout (vendoring.md).
+PROGRAMS = RUN | {f"{name}.md": ROOT / "docs" / f"{name}.md" for name in ("providers", "sandbox", "scaling")}
+ELSEWHERE = ("import Client", "allowed_imports=")  # needs a cluster (test_batch), or numpy (test_sandbox)
+
+
 def programs() -> list[Any]:
     found = []
-    for name, page in RUN.items():
+    for name, page in PROGRAMS.items():
         blocks = re.findall(
             r"^```python\n(.*?)^```(?:\n\n```text\n(.*?)^```)?", page.read_text(), re.MULTILINE | re.DOTALL
         )
         found += [
-            pytest.param(source, shown, id=f"{name}-{number}") for number, (source, shown) in enumerate(blocks, 1)
+            pytest.param(source, shown, id=f"{name}-{number}")
+            for number, (source, shown) in enumerate(blocks, 1)
+            if not any(word in source for word in ELSEWHERE)
         ]
     return found
 
 
 @pytest.mark.parametrize(("source", "shown"), programs())
-def test_a_program_prints_what_the_page_says(source: str, shown: str, desk: Path) -> None:
+def test_a_program_prints_what_the_page_says(
+    source: str, shown: str, desk: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", scripted.KEY)
     (desk / "program.py").write_text(source)
     ran = subprocess.run([sys.executable, "program.py"], cwd=desk, capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stderr
@@ -200,6 +217,71 @@ def test_the_page_on_configuration_has_every_option_and_its_default() -> None:
         if option.default is not None and not isinstance(option.default, bool):
             default = f"{option.default:,}" if isinstance(option.default, int) else str(option.default)
             assert default in rows[name] or str(option.default) in rows[name], f"{name}: {rows[name]}"
+
+
+MB = 1_000_000
+FIGURES: dict[str, dict[str, float]] = {
+    "tools.md": {
+        "more than {} MB at once is an error": rlm_tools.READ_LIMIT / MB,
+        "as many as fit in {} characters": rlm_tools.VIEW_LIMIT,
+        "more than {} matches are an error": rlm_tools.MATCH_LIMIT,
+        "is killed after {} seconds": rlm_tools.SEARCH_SECONDS,
+        "one that takes longer than {} seconds": rlm_tools.IMPORT_SECONDS,
+    },
+    "providers.md": {
+        "up to `max_retries` more times ({})": rlm.OPTIONS["max_retries"].default,
+        "at most {} attempts in all": rlm_backends.MOST_ATTEMPTS,
+        "within some {} ms": rlm_backends.TICK * 1000,
+        "the model's, at most {} tokens": rlm_backends._LONGEST_CONTEXT,
+    },
+    "mcp.md": {
+        "At most {};": rlm_mcp.MAX_SESSIONS,
+        "idle ones end after {} minutes": rlm_mcp.IDLE_SECONDS / 60,
+        "a heartbeat every {} seconds": rlm_mcp.HEARTBEAT_SECONDS,
+        "more than {} characters comes as a preview": rlm_mcp.PREVIEW_CHARS,
+        "`--max-wait {}`": inspect.signature(rlm_mcp.serve).parameters["max_wait"].default,
+    },
+    "sandbox.md": {
+        "A cell may call the host {} times": rlm_sandbox.CALLS_MAX,
+        "files above {} MB": rlm_sandbox.SCRATCH_SIZE >> 20,
+        "{} MB in the session's folder": rlm_sandbox.SCRATCH_SIZE >> 20,
+        "core dumps, {} descriptors": rlm_sandbox.DESCRIPTORS_MAX,
+        "more than {} processes |": rlm_sandbox.PROCESSES_MAX,
+        "more than {} processes or threads": rlm_sandbox.PIDS_MAX,
+        "A folder with more than {} files": rlm_sandbox.FILES_MAX,
+        "or {} of those": rlm_sandbox.MASKS_MAX,
+    },
+    "trajectories.md": {"version of this format: {}": rlm.SCHEMA_VERSION},
+}
+
+
+@pytest.mark.parametrize("page", FIGURES)
+def test_the_figures_on_a_page_are_those_of_the_code(page: str) -> None:
+    text = " ".join((ROOT / "docs" / page).read_text().split())
+    said = [words.format(f"{value:,.10g}") for words, value in FIGURES[page].items()]
+    assert [words for words in said if words not in text] == []
+
+
+def test_the_table_of_errors_is_whole() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    listed = re.findall(r"^\| `(\w+)` \|", text.split("all are `RLMError`")[1], re.MULTILINE)
+    ours = {n for n in rlm.__all__ if isinstance(kind := getattr(rlm, n), type) and issubclass(kind, rlm.RLMError)}
+    assert set(listed) | {"RLMError"} == ours
+
+
+def test_what_the_readme_says_of_installed_sizes_is_what_was_measured() -> None:
+    table = (ROOT / "docs" / "benchmarks.md").read_text()
+    rows = {row[0]: row[1:] for line in table.splitlines() if (row := [cell.strip() for cell in line.split("|")[1:-1]])}
+    heads = next(row for name, row in rows.items() if "flat-rlm" in row)
+    said = []
+    for name in ("packages installed", "installed, MB"):
+        figures = {head: int(cell.split()[0]) for head, cell in zip(heads, rows[name]) if cell}
+        others = [figures[project] for project in ("rlms", "dspy", "rlm-runtime")]
+        said.append((figures["flat-rlm"], min(others), max(others)))
+    (packages, *range_of_packages), (size, *range_of_sizes) = said
+    ours = f"{packages} packages, {size} MB"
+    theirs = "{} to {} packages, {} to {} MB".format(*range_of_packages, *range_of_sizes)
+    assert f"| Installed | {ours} | {theirs} |" in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
