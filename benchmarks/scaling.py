@@ -33,6 +33,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 PAGE, IMAGES = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "img"
 MODEL = "gpt-4o-mini"  # a window of 128,000 tokens, which the backend knows
+STRAIGHT = 1.1  # an exponent up to this is a straight line, as far as a few points tell
 FLAT = 0.15  # what grows by less than this share from the first point to the last does not grow
 
 
@@ -62,7 +63,8 @@ JOURNAL = Figure("journal", "journal", "bytes")
 SENT = Figure("sent", "sent", "bytes")
 HOST = Figure("host", "host, peak", "MB", each=False)
 WORKER = Figure("worker", "worker, peak", "MB", each=False)
-RESENT = "every turn sends the history again: n turns of one size are n²/2 messages"
+RESENT = "every turn sends the history again, so that n turns of one size are n²/2 messages"
+SENDING = "what is sent is, and sending it takes time, to the server as to us"
 
 SERIES = [
     Series(
@@ -70,7 +72,14 @@ SERIES = [
         "Turns of one run",
         "turns",
         (10, 100, 250, 500, 1000),
-        (TIME, CPU, JOURNAL, SENT._replace(reason=RESENT), HOST, WORKER),
+        (
+            TIME._replace(reason=SENDING),
+            CPU._replace(reason=SENDING),
+            JOURNAL,
+            SENT._replace(reason=RESENT),
+            HOST,
+            WORKER,
+        ),
         "each turn is a cell that prints a character; nothing is near the model's window",
     ),
     Series(
@@ -79,7 +88,8 @@ SERIES = [
         "turns",
         (10, 100, 250, 500, 1000),
         (TIME, CPU, JOURNAL, SENT, HOST, WORKER),
-        "a window of 128,000 tokens: at three quarters of it the oldest outputs become stubs",
+        "the window is of 128,000 tokens: at three quarters of it the oldest outputs become stubs, so that what a turn "
+        "sends stops growing",
     ),
     Series(
         "batch",
@@ -126,6 +136,7 @@ SERIES = [
             Figure("page", "page", "ms"),
             Figure("html", "page", "bytes"),
             Figure("resume", "resume", "ms"),
+            Figure("writer", "host after the run, peak", "MB", each=False),
             HOST,
         ),
         "a run of one cell with that many sub-calls, its model a Python object in the process; then everything that "
@@ -139,6 +150,7 @@ SERIES = [
         (10, 100, 250, 500, 1000),
         (
             TIME,
+            CPU,
             Figure("first", "until the first cell has ended", "ms"),
             Figure("later", "a later cell that does not look at it", "ms", each=False),
             Figure("look", "a cell that counts a word in it", "ms"),
@@ -321,6 +333,7 @@ def events(port: int, count: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with RLM(backend=InProcess(calls), **options()) as rlm:
         result = timed(found, "run", lambda: rlm.completion("go"))
+        found["writer"] = peak(os.getpid())
         log = str(result.log)
         found["journal"] = os.path.getsize(log)
         recorded, problems = timed(found, "read", lambda: read_all(log))
@@ -472,10 +485,19 @@ def growth(sizes: tuple[int, ...], values: list[float]) -> str:
 
 def section(series: Series, sizes: tuple[int, ...], found: list[dict[str, float]]) -> str:
     tried = "one process" if series.repeats == 1 else f"the best of {series.repeats} processes"
-    reasons = [f"{f.title.capitalize()} grows faster than the work: {f.reason}." for f in series.figures if f.reason]
-    picture = f"![{series.title}](img/scaling-{series.key}.svg)"
     how = f"{series.how[0].upper()}{series.how[1:]}. Each point: {tried}."
-    return "\n\n".join([f"### {series.title}", " ".join([how, *reasons]), table(series, sizes, found), picture])
+    words = [how, *bends(series, sizes, found)]
+    picture = f"![{series.title}](img/scaling-{series.key}.svg)"
+    return "\n\n".join([f"### {series.title}", " ".join(words), table(series, sizes, found), picture])
+
+
+def bends(series: Series, sizes: tuple[int, ...], found: list[dict[str, float]]) -> Iterator[str]:
+    """What has grown faster than the work, and why, if that is known."""
+    for figure in series.figures:
+        grew = exponent(sizes, [row[figure.key] for row in found])
+        if grew is not None and grew > STRAIGHT:
+            why = f": {figure.reason}" if figure.reason else ""
+            yield f"Faster than the work grows {figure.title} ({grew:.2f}){why}."
 
 
 def plot(series: Series, sizes: tuple[int, ...], found: list[dict[str, float]]) -> None:

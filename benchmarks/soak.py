@@ -484,7 +484,7 @@ class Look(NamedTuple):
     rss: float  # MB
     heap: float  # MB that malloc has given out, 0 where the C library does not tell
     blocks: int  # that Python's own allocator has given out
-    helper: float  # MB of the process that starts sandboxes
+    helper: float  # MB of the process that starts sandboxes, the largest of those that stay
     descriptors: int
     threads: int
     processes: int
@@ -502,7 +502,7 @@ BOUNDS = {
     "helper": 1.0,
     "descriptors": 5,  # idle connections: how many calls happened to overlap
     "threads": 3,  # the pool's and those that wait for a container
-    "processes": 0.5,
+    "processes": 1.0,  # the next sandbox may or may not be waiting already
     "zombies": 0.5,
     "containers": 0.5,
     "files": 0.5,
@@ -527,7 +527,7 @@ def look(completions: int, scratch: Path, server: int, docker: bool) -> Look:
         rss_of(os.getpid()),
         heap_in_use(),
         sys.getallocatedblocks(),
-        sum(map(rss_of, children)),
+        max(map(rss_of, children), default=0.0),
         len(os.listdir("/proc/self/fd")) - 1,
         len(os.listdir("/proc/self/task")),
         len(children) - zombies,
@@ -538,13 +538,15 @@ def look(completions: int, scratch: Path, server: int, docker: bool) -> Look:
 
 
 def settled_children(server: int) -> list[int]:
-    """The descendants but for the model's server, once those of closed sandboxes have ended, which takes a moment."""
-    until = time.monotonic() + 5
-    while True:
+    """The descendants but for the model's server, once they stay the same: ended sandboxes take a moment to go."""
+    seen: list[int] = []
+    same_since = began = time.monotonic()
+    while time.monotonic() - same_since < 0.3 and time.monotonic() - began < 10:
         found = [pid for pid in descendants(os.getpid()) if pid != server]
-        if len(found) <= 1 or time.monotonic() > until:
-            return found
-        time.sleep(0.05)
+        if found != seen:
+            seen, same_since = found, time.monotonic()
+        time.sleep(0.02)
+    return seen
 
 
 def descendants(pid: int) -> list[int]:
@@ -613,6 +615,7 @@ class Soak:
         self.logs = str(scratch / "logs")
         self.endings: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
         self.attempts: collections.Counter[str] = collections.Counter()
+        self.contained = 0  # completions that ran in a container
         self._lock = threading.Lock()
 
     def ask(self, path: str) -> Any:
@@ -625,6 +628,7 @@ class Soak:
     def note(self, job: Job, outcome: Outcome, account: Account) -> None:
         name = "answered" if isinstance(outcome.ended, str) else type(outcome.ended).__name__
         with self._lock:
+            self.contained += job.docker
             self.endings[job.scenario.name][name] += 1
             for attempts in account.calls.values():
                 self.attempts.update(attempts)
@@ -719,7 +723,9 @@ def report(soak: Soak, looks: list[Look], problems: list[str], requests: int) ->
     for name, endings in soak.endings.items():
         print(f"  {name:14}", ", ".join(f"{ending} {count}" for ending, count in endings.most_common()))
     spoilt = ", ".join(f"{what} {count}" for what, count in soak.attempts.most_common() if what != "ok")
-    print(f"\n{requests} requests, of which spoilt: {spoilt}")
+    done = sum(endings.total() for endings in soak.endings.values())
+    print(f"\n{done} completions, {soak.contained} of them in containers")
+    print(f"{requests} requests, of which spoilt: {spoilt}")
     problems += [f"{name} grows: by {rises[name]:.1f}" for name, allowed in BOUNDS.items() if rises[name] > allowed]
     print(f"\n{len(problems)} problems", *problems, sep="\n  ")
     return 1 if problems else 0
