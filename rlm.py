@@ -39,6 +39,7 @@ import dataclasses
 import json
 import os
 import re
+import stat
 import sys
 import threading
 import time
@@ -463,8 +464,11 @@ def _checked(name: str, value: Any, origin: str) -> Any:
 
 def _dotenv_keys(cwd: str) -> dict[str, str]:
     """The provider keys in ./.env; nothing else is taken from there, since the file is the project's."""
+    path = os.path.join(cwd, ".env")
     try:
-        with open(os.path.join(cwd, ".env"), encoding="utf-8", errors="replace") as file:
+        if stat.S_ISCHR(os.stat(path).st_mode):  # a link to a terminal or a device would be waited for
+            return {}
+        with open(path, encoding="utf-8", errors="replace") as file:
             text = file.read(100_000)
     except OSError:
         return {}

@@ -962,7 +962,8 @@ def _log_names(dir: str | os.PathLike[str]) -> list[str]:
     """Names of the logs in a folder, newest first; none if there is no such folder."""
     try:
         with os.scandir(dir) as found:
-            logs = [(entry.stat().st_mtime_ns, entry.name) for entry in found if entry.name.endswith(".jsonl")]
+            files = [entry for entry in found if entry.name.endswith(".jsonl") and entry.is_file()]
+            logs = [(entry.stat().st_mtime_ns, entry.name) for entry in files]
     except FileNotFoundError:
         return []
     return [name for _, name in sorted(logs, reverse=True)]

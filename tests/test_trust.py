@@ -101,6 +101,12 @@ def test_dotenv_gives_provider_keys_and_nothing_else(workspace: Path, server: Se
     assert rlm.complete("go", model=MODEL, base_url=server.base_url).response == "ok"
 
 
+@pytest.mark.parametrize("target", ["/dev/zero", "/dev/tty", "/dev/null", "nowhere"])
+def test_a_dotenv_that_leads_to_a_device_is_none(workspace: Path, target: str) -> None:
+    (workspace / ".env").symlink_to(target)
+    assert rlm.RLM().configuration.environ == dict(os.environ)
+
+
 def test_a_key_goes_to_its_own_providers_host_only(
     workspace: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -531,6 +531,17 @@ def test_runs_are_listed_from_the_ends_of_their_logs(folder: Path) -> None:
     assert (unfinished["status"], unfinished["calls"]) == ("unfinished", 29)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="makes a pipe")
+def test_what_cannot_be_read_to_an_end_is_no_log(folder: Path) -> None:
+    known = [run["id"] for run in rlm_viz.list_runs(folder)]
+    os.mkfifo(folder / "cccc44-000004.jsonl")
+    (folder / "cccc55-000005.jsonl").symlink_to("/dev/zero")
+    (folder / "cccc66-000006.jsonl").symlink_to("nowhere")
+    assert [run["id"] for run in rlm_viz.list_runs(folder)] == known != []
+    with pytest.raises(ValueError, match="no run 'cccc'"):
+        rlm_viz.find_log(folder, "cccc")
+
+
 def test_listing_survives_what_is_not_a_journal(folder: Path) -> None:
     (folder / "empty.jsonl").write_bytes(b"")
     (folder / "noise.jsonl").write_bytes(os.urandom(3000))
