@@ -301,7 +301,7 @@ def load_config(given: Mapping[str, Any], *, config: str | bool | None = None, c
     an untrusted project file may not set.
     """
     cwd = cwd or os.getcwd()
-    environ = {**_dotenv_keys(cwd), **os.environ}
+    environ = {**os.environ, **{name: key for name, key in _dotenv_keys(cwd).items() if not os.environ.get(name)}}
     values = {name: row.default for name, row in OPTIONS.items()}
     origins = dict.fromkeys(OPTIONS, "default")
     files = _config_files(config, cwd)
@@ -573,6 +573,12 @@ class Ticket(NamedTuple):
     pooled: Ticket | None = None  # the same in the ledger of the whole batch
 
 
+class Batch(NamedTuple):
+    """What the runs of one batch share: their common ledger, if they have one."""
+
+    pool: Ledger | None
+
+
 class Ledger:
     """What the tree of calls has used, has in flight and may still use.
 
@@ -586,6 +592,8 @@ class Ledger:
         self.pool = pool
         self.started = time.monotonic()
         self.deadline = self.started + options.timeout_seconds if options.timeout_seconds else None
+        if pool is not None and pool.deadline is not None:
+            self.deadline = min(pool.deadline, self.deadline or pool.deadline)
         self.changed = threading.Condition(threading.RLock())
         self.cancel = threading.Event()
         self.stopped: BaseException | None = None
@@ -650,15 +658,26 @@ class Ledger:
                 self.pool.count_subcalls(number)
 
     @contextlib.contextmanager
-    def queue(self, number: int) -> Iterator[None]:
-        """Let `number` coming sub-calls share what is left, rather than the first taking it all."""
+    def queue(self, number: int) -> Iterator[Callable[[], None]]:
+        """Let `number` coming sub-calls share what is left, rather than the first taking it all.
+
+        Each says by the function that is handed out that its turn has come: from then on it waits for itself.
+        """
+        waiting = [number]
+
+        def begun() -> None:
+            with self.changed:
+                if waiting[0]:
+                    waiting[0] -= 1
+                    self._queued -= 1
+
         with self.changed:
             self._queued += number
         try:
-            yield
+            yield begun
         finally:
             with self.changed:
-                self._queued = max(0, self._queued - number)
+                self._queued -= waiting[0]
 
     def reserve(self, size: int, most: int, price: Price) -> Ticket:
         """Room for a call of `size` tokens of input and up to `most` of output; waits for calls in flight if it must.
@@ -721,14 +740,20 @@ class Ledger:
             self.pool.release(ticket.pooled)
 
     def settle(self, ticket: Ticket, usage: Mapping[str, int], cost: float | None, saved: float) -> None:
-        """Replace a reservation by what the call really used."""
-        self.release(ticket)
-        self.spend(usage, cost, saved)
+        """Replace a reservation by what the call really used, before anybody can reserve what it gives back."""
+        with self.changed:
+            if self.pool is not None and ticket.pooled is not None:
+                self.pool.settle(ticket.pooled, usage, cost, 0.0)
+            self._held.remove(ticket)
+            self._enter(usage, cost, saved)
 
     def spend(self, usage: Mapping[str, int], cost: float | None, saved: float = 0.0) -> None:
         """Enter a call that is paid for (a settled one, or one that the journal holds)."""
         if self.pool is not None:
             self.pool.spend(usage, cost)
+        self._enter(usage, cost, saved)
+
+    def _enter(self, usage: Mapping[str, int], cost: float | None, saved: float) -> None:
         with self.changed:
             for name in _USAGE:
                 self.usage[name] += int(usage.get(name) or 0)
@@ -749,12 +774,14 @@ class Ledger:
         """What remains of each limit; None where there is none."""
         options, seconds = self.options, self.remaining()
         cost = None if options.cost_budget_usd is None else max(0.0, round(options.cost_budget_usd - self.cost, 9))
-        return {
+        left: dict[str, Any] = {
             "tokens": max(0, options.token_budget - self.tokens),
             "cost_usd": cost,
             "subcalls": max(0, options.max_subcalls - self.subcalls),
             "seconds": None if seconds is None else round(seconds, 1),
         }
+        pooled = self.pool.left() if self.pool is not None else left
+        return {name: None if own is None else min(own, pooled[name]) for name, own in left.items()}
 
     def nearly_used(self) -> list[str]:
         """Of which limits less than a tenth is left, in words for the model."""
@@ -957,7 +984,7 @@ class Recording:
         self.ends: dict[str, Event] = {}
         self.children: dict[str, str] = {}
         self.calls: list[Event] = []
-        self.prompts: list[tuple[int, str]] = []  # the root's: (turns before it, prompt)
+        self.prompts: list[Event] = []  # the root's starts, one for each prompt of a conversation
         for event in events:
             with contextlib.suppress(LookupError, TypeError):  # a foreign or damaged line records nothing
                 self._add(event)
@@ -969,7 +996,7 @@ class Recording:
             if event.get("key"):
                 self.children[event["key"]] = node
             elif node == "n0":
-                self.prompts.append((event.get("turn") or 0, event["prompt"]))
+                self.prompts.append(event)
         elif kind == "call":
             self.calls.append(event)
             if event["kind"] == "turn":
@@ -1412,7 +1439,17 @@ def final_call(text: str) -> str | None:
     if not starts or not prose.endswith(")"):
         return None
     calls = [prose[start:] for start in starts]
-    return next((call for call in calls if parses(call)), calls[-1])
+    return next((call for call in calls if parses(call)), None) or next(filter(_closes_at_end, calls), None)
+
+
+def _closes_at_end(call: str) -> bool:
+    """Whether the bracket that opens the call is closed by its last character, and not by one before."""
+    depth = 0
+    for place, sign in enumerate(call):
+        depth += (sign == "(") - (sign == ")")
+        if sign == ")" and depth == 0:
+            return place == len(call) - 1
+    return True
 
 
 def literal_answer(call: str) -> str:
@@ -1541,18 +1578,19 @@ class Run:
         recording: Recording,
         *,
         replaying: bool = False,
-        pool: Ledger | None = None,
+        group: Batch | None = None,
     ) -> None:
         self.options = options
         self.backend = backend
         self.tools = tools
+        self.group = group
         schemas = [{"name": t.name, "description": t.description, "parameters": t.parameters} for t in tools]
         self.tool_schemas = [_EXECUTE_CODE, *schemas]
         self.tool_tokens = rlm_backends.estimate_tokens([], self.tool_schemas)
         self.journal = journal
         self.recording = recording
         self.replaying = replaying
-        self.ledger = Ledger(options, pool)
+        self.ledger = Ledger(options, group.pool if group else None)
         self.protocol = options.protocol
         self.tool_calls: list[dict[str, Any]] = []
         self.divergence: list[str] = []
@@ -1636,18 +1674,21 @@ class Run:
             sandbox = make_sandbox(options)
             with self._lock:
                 self._sandboxes.add(sandbox)
+            if self.aborted:  # while it started: nobody else knows of it
+                self.close_sandbox(sandbox)
+                self.ledger.check()
             sandbox.set("context", context.value)
         except rlm_sandbox.SandboxError as error:
             raise SandboxError(str(error), hint=getattr(error, "hint", "")) from error
         return sandbox
 
-    def keep_context(self, context: Context) -> None:
+    def keep_context(self, context: Context, turn: int) -> None:
         """Keep a context given by value beside the journal; a large one meanwhile, until the first reply is there."""
         path, size = self.journal.path, context.about["bytes"] if context.about else 0
         by_value = size <= _SAVED_CONTEXT and not isinstance(context.source, dict)
         if path is None or not by_value or not self.options.save_context:
             return
-        save = partial(_save_context, os.path.splitext(path)[0] + ".context", context.value)
+        save = partial(_save_context, _context_path(path, turn), context.value)
         if size > _SAVED_AT_ONCE:
             self._keeper = Later(save)
         else:
@@ -1690,6 +1731,11 @@ class Run:
             self._abandon(flight, str(error))
             self.ledger.check()
             raise error
+        except Exception as error:
+            if isinstance(error, RLMError) or isinstance(backend, rlm_backends.HTTPBackend):
+                raise
+            self._abandon(flight, str(error))
+            raise ProviderError(f"the backend raised {type(error).__name__}: {error}") from error
         finally:
             with self._lock:
                 self._in_flight.pop(id(flight), None)
@@ -1706,8 +1752,9 @@ class Run:
 
     def _max_tokens(self, backend: Any, ticket: Ticket, most: int) -> int | None:
         """What to ask for; nothing where the model's own maximum is unknown and far less than what is left."""
-        unknown = getattr(backend, "max_output", None) is None
-        return None if unknown and most == _TURN_OUTPUT and ticket.output == most else ticket.output
+        unknown = getattr(backend, "max_output", None) is None and most == _TURN_OUTPUT
+        plenty = self.options.cost_budget_usd is None and self.ledger.left()["tokens"] > 4 * most
+        return None if unknown and plenty else ticket.output
 
     def _journal_call(self, node: Node, about: Event, flight: Event, reply: Any, cost: float | None) -> None:
         if self._keeper is not None:
@@ -1961,6 +2008,7 @@ class Node:
         self.key = key
         self.id = run.node_id(key)
         self.from_cell = cell
+        self.told: Context | None = None  # the one that the model has been told of
         self.instructions = instructions
         self.schema = schema
         self.protocol = self._protocol()
@@ -2021,12 +2069,24 @@ class Node:
             known = recorded is not None
         else:
             self._answer_open_calls()
-            known = self.depth == 0 and (self.turn, prompt) in self.run.recording.prompts
-        content = [{"type": "text", "text": prompt}, *self.context.images] if first and self.context.images else prompt
-        self.messages.append({"role": "user", "content": content, "_stored": True})
+            asked = [(start.get("turn"), start["prompt"]) for start in self.run.recording.prompts]
+            known = self.depth == 0 and (self.turn, prompt) in asked
+        new = self.context is not self.told
+        content = [{"type": "text", "text": prompt}, *self.context.images] if new and self.context.images else prompt
+        self.messages.append({"role": "user", "content": content, "_stored": True, "_prompt": True})
+        if new and not first:
+            self.messages.append({"role": "user", "content": f"[`context` is a new one. {self.context.describe()}]"})
         self.first_turn, self.failures = self.turn, 0
+        self.warned = self.corrected = False
         if not known:
-            self._journal_start(prompt, first)
+            self._journal_start(prompt, first, self.context.about if new else None)
+        self.told = self.context
+
+    def take(self, context: Context) -> None:
+        """Another context for the prompts that follow; none leaves the one there is."""
+        if context.value is not None:
+            self.context = context
+            self.sandbox.set("context", context.value)
 
     def _answer_open_calls(self) -> None:
         """Give the tool calls of a turn that was stopped a result: providers want one for each."""
@@ -2037,14 +2097,13 @@ class Node:
                 about = {"role": "tool", "tool_call_id": call["id"], "name": call["name"]}
                 self.messages.append({**about, "content": "[stopped before it ended]", "is_error": True})
 
-    def _journal_start(self, prompt: str, first: bool) -> None:
+    def _journal_start(self, prompt: str, first: bool, about: Event | None) -> None:
         run, options = self.run, self.run.options
-        about = self.context.about if first else None
         fields: Event = {"node": self.id, "kind": "child" if self.key else "root", "prompt": prompt}
         if self.key:
             fields.update(key=self.key, cell=self.from_cell)
         elif about:
-            run.keep_context(self.context)
+            run.keep_context(self.context, self.turn)
         if not first:
             fields.update(continues=True, turn=self.turn)
         fields.update(
@@ -2056,6 +2115,9 @@ class Node:
             environment=options.environment if isinstance(options.environment, str) else "object",
             limits={name: getattr(options, name) for name in _LIMITS},
             context=about,
+            instructions=self.instructions or None,
+            schema=self.schema,
+            base_url=_without_login(getattr(run.backend, "base_url", None)),
             tools=[tool.name for tool in run.tools],
             version=__version__,
         )
@@ -2091,19 +2153,31 @@ class Node:
         if self.run.replaying:
             raise ConfigError(f"the recording has no turn {self.turn} of node {self.id}", hint="record the run again")
         self._say_what_is_left()
-        self._compact()
         try:
-            return self._live_reply()
+            self._compact()
+            return self._mended_reply()
         except rlm_backends.BackendError as error:
-            if error.code == "no_tools" and self.protocol == "tools" and self.run.options.protocol != "tools":
-                self._change_to_text()
-                return self._live_reply()
-            if error.code == "context_length" and self._compact(force=True):
-                return self._live_reply()
-            if error.code == "truncated" or (error.code == "connection" and error.partial):
-                # A stream that was cut in its middle is no answer: asked once more.
-                return self._live_reply()
             raise provider_error(error) from error
+
+    def _mended_reply(self) -> Any:
+        """A live reply; what can be mended by asking differently is, once each."""
+        mended: set[str] = set()
+        while True:
+            try:
+                return self._live_reply()
+            except rlm_backends.BackendError as error:
+                if error.code in mended or not self._mend(error):
+                    raise
+                mended.add(error.code)
+
+    def _mend(self, error: rlm_backends.BackendError) -> bool:
+        if error.code == "no_tools" and self.protocol == "tools" and self.run.options.protocol != "tools":
+            self._change_to_text()
+            return True
+        if error.code == "context_length":
+            return self._compact(force=True)
+        # A stream that was cut in its middle is no answer.
+        return error.code == "truncated" or (error.code == "connection" and bool(error.partial))
 
     def _recorded_reply(self, event: Event) -> Any:
         """A reply that the journal holds, and the messages that went with it."""
@@ -2363,7 +2437,7 @@ class Node:
 
     def _execute(self, code: str, number: int, recorded: Event | None) -> Event:
         """The `tool` event of a cell, with its Answer (or None) under `final`."""
-        died = recorded is not None and recorded.get("status") in ("timeout", "memory", "crash", "lost")
+        died = recorded is not None and (bool(recorded.get("restored")) or recorded["status"] == "lost")
         timeout, remaining = self.run.options.cell_timeout, self.run.ledger.remaining()
         try:
             cell = self.sandbox.execute(
@@ -2490,8 +2564,9 @@ class Node:
         """All results in order; SubcallError, with `.results` and `.errors`, if some failed, once all have ended."""
 
         def work() -> list[Any]:
-            with self.run.ledger.queue(len(tasks)):
-                results = fan_out(tasks, self.run.options.max_parallel)
+            with self.run.ledger.queue(len(tasks)) as begun:
+                waiting = [partial(_in_turn, begun, task) for task in tasks]
+                results = fan_out(waiting, self.run.options.max_parallel)
             self.run.ledger.check()
             errors = {n: r for n, r in enumerate(results) if isinstance(r, BaseException)}
             if errors:
@@ -2544,9 +2619,13 @@ class Node:
     def _tool_from_code(self, tool: Tool, arguments: dict[str, Any], key: str, cell: int) -> Any:
         """A tool called by the model's code: its result as Python data, journalled so that a re-run gets the same."""
         recorded = self.run.recording.keyed.get(key)
-        if recorded is not None and "result" in recorded:
-            self.run.add_tool_call(tool.name, arguments, self, is_error=False)
+        if recorded is not None and (recorded.get("error") or "result" in recorded):
+            self.run.add_tool_call(tool.name, arguments, self, is_error=bool(recorded.get("error")))
+            if recorded.get("error"):
+                raise _recorded_error(recorded["error"])
             return rlm_sandbox.unpack(recorded["result"])
+        if self.run.replaying:
+            raise ConfigError(f"the recording has no result of {tool.name}", hint="record the run again")
         started = time.monotonic()
         result, error = None, None
         try:
@@ -2604,14 +2683,18 @@ class Node:
         about = {"node": self.id, "kind": "summary", "turn": self.turn, "prompt": [request]}
         about.update(depth=self.depth, parent=self.parent)
         kept = [m for m in self.messages if m["role"] != "system"][-_SUMMARY_KEEPS:]
-        text = "\n\n".join(f"{m['role']}: {_cut(str(m['content']), 4000)}" for m in kept)
+        window = getattr(self.run.backend, "window", None) or _UNKNOWN_WINDOW
+        room = min(4000, 2 * window // max(1, len(kept)))  # characters of each: half a window of all
+        text = "\n\n".join(f"{m['role']}: {_cut(str(m['content']), room)}" for m in kept)
         ask = [{"role": "user", "content": f"{text}\n\n{_SUMMARISE}"}]
         reply = self.run.call(self, self.run.backend, ask, about, most=_SUBCALL_OUTPUT)
         self._replace_by_summary(visible(reply.text))
         return visible(reply.text)
 
     def _replace_by_summary(self, summary: str) -> None:
-        self.messages[2:] = [{"role": "user", "content": f"[the work so far, summed up]\n{summary}", "_stored": True}]
+        newest = [m for m in self.messages[2:] if m.get("_prompt")][-1:]  # a conversation's question is not summed up
+        summed_up = {"role": "user", "content": f"[the work so far, summed up]\n{summary}", "_stored": True}
+        self.messages[2:] = [summed_up, *newest]
         self.journalled = len(self.messages)
 
     def _replay_compaction(self, event: Event) -> None:
@@ -2642,6 +2725,11 @@ _SUMMARISE = (
     "Sum up this work so that it can go on without the messages above: what was found (with figures), which variables "
     "in the REPL hold what, what was tried in vain, what is left to do."
 )
+
+
+def _in_turn(begun: Callable[[], None], task: Callable[[], Any]) -> Any:
+    begun()
+    return task()
 
 
 class Outcome(NamedTuple):
@@ -2792,6 +2880,17 @@ def tokens_of(messages: Iterable[dict[str, Any]]) -> int:
     return total
 
 
+def _recorded_error(shown: str) -> Exception:
+    """What a tool raised then, under the name that code may catch it by."""
+    name, _, message = shown.partition(": ")
+    kind: type[Exception] = type(name if name.isidentifier() else "ToolError", (RuntimeError,), {})
+    return kind(message)
+
+
+def _without_login(url: str | None) -> str | None:
+    return re.sub(r"//[^/@]*@", "//", url) if url else None
+
+
 def _without_final(event: Event) -> Event:
     return {k: v for k, v in event.items() if k != "final"}
 
@@ -2914,6 +3013,7 @@ class RLM:
         self._tools: list[Tool] | None = None
         self._runs: set[Run] = set()
         self._conversation: tuple[Run, Node] | None = None
+        self._talking = threading.Lock()  # held while the conversation answers
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_given": self._given, "_config": self._config}
@@ -2943,9 +3043,9 @@ class RLM:
         """End the completions that run, from another thread: each raises RLMError(reason) with its partial result."""
         self._abort(RLMError(reason, hint="go on with it: rlm resume"))
 
-    def _abort(self, reason: BaseException) -> None:
+    def _abort(self, reason: BaseException, group: Batch | None = None) -> None:
         with self._lock:
-            runs = list(self._runs)
+            runs = [run for run in self._runs if group is None or run.group is group]
         for run in runs:
             run.abort(reason)
 
@@ -2978,10 +3078,11 @@ class RLM:
         *,
         go_on: str | None = None,  # the journal to append to
         log: bool = True,
-        pool: Ledger | None = None,
+        group: Batch | None = None,
     ) -> Run:
         options, backend, tools = self.options, self.backend, self.tools
-        check_prices(options, backend)
+        if log:
+            check_prices(options, backend)
         if options.environment == "docker":
             try:
                 rlm_sandbox.docker_engine()  # before anything is sent, and before a thread imports what the SDK needs
@@ -2997,7 +3098,7 @@ class RLM:
             on_event=_to_all(listeners),
             append=go_on is not None,
         )
-        return Run(options, backend, tools, journal, recording, replaying=not log, pool=pool)
+        return Run(options, backend, tools, journal, recording, replaying=not log, group=group)
 
     # completing
 
@@ -3009,16 +3110,28 @@ class RLM:
         return self._complete(prompt, context, system)
 
     def _complete(
-        self, prompt: str, context: Any, system: str | None = None, pool: Ledger | None = None
+        self, prompt: str, context: Any, system: str | None = None, group: Batch | None = None
     ) -> CompletionResult:
         prompt = _clean_prompt(prompt)
         given = as_context(context)
-        if self._conversation is not None:
-            return self._go_on(prompt, given)
+        if not self.options.persistent or group is not None:
+            return self._begin(prompt, given, system, group)
+        if not self._talking.acquire(blocking=False):
+            hint = "wait for its answer, or use an RLM for each thread"
+            raise ConfigError("this persistent RLM is answering another prompt", hint=hint)
+        try:
+            if self._conversation is not None:
+                return self._go_on(prompt, given, system)
+            return self._begin(prompt, given, system, None)
+        finally:
+            self._talking.release()
+
+    def _begin(self, prompt: str, context: Context, system: str | None, group: Batch | None) -> CompletionResult:
         if self.backend is not None and self.options.environment == "local":
             rlm_sandbox.warm(self.options.allowed_imports or ())  # while this thread reads tools and loads HTTP
-        run = self._new_run(new_id(), Recording(), pool=pool)
-        node = Node(run, given, instructions=system or "", schema=self._schema())
+        schema = self._schema()
+        run = self._new_run(new_id(), Recording(), group=group)
+        node = Node(run, context, instructions=system or "", schema=schema)
         try:
             return self._supervise(run, node, lambda: finish(node, prompt))
         finally:
@@ -3027,18 +3140,19 @@ class RLM:
     def _schema(self) -> dict[str, Any] | None:
         return None if self.options.schema is None else rlm_tools.schema_of(self.options.schema)
 
-    def _go_on(self, prompt: str, context: Context) -> CompletionResult:
+    def _go_on(self, prompt: str, context: Context, system: str | None) -> CompletionResult:
         """A further prompt of a persistent RLM: the same REPL and messages, limits of its own."""
         assert self._conversation is not None
         run, node = self._conversation
+        if (system or "") not in ("", node.instructions):
+            raise ConfigError("`system` is settled by a conversation's first prompt", hint="start another RLM for it")
         run.ledger, run.tool_calls, run.best = Ledger(self.options), [], ""
-        if context.value is not None:
-            node.sandbox.set("context", context.value)
+        node.take(context)
         return self._supervise(run, node, lambda: finish(node, prompt))
 
     def _settle(self, run: Run, node: Node) -> None:
         """After a completion: a persistent RLM keeps its REPL, any other closes what it opened."""
-        if self.options.persistent and not run.aborted and node.messages:
+        if self.options.persistent and run.group is None and not run.aborted and node.messages:
             self._conversation = (run, node)
         else:
             run.close()
@@ -3110,17 +3224,21 @@ class RLM:
                 raise ConfigError("one ledger for the batch needs one process", hint="leave executor out")
             yield from _batch_elsewhere(self, items, executor, on_result)
             return
-        pool = Ledger(self.options) if one_ledger else None
+        group = Batch(Ledger(self.options) if one_ledger else None)
         done = [threading.Event() for _ in items]
         results: list[Any] = [None] * len(items)
         stop = threading.Event()
+        broken: list[BaseException] = []
 
         def work(number: int) -> None:
             try:
                 if not stop.is_set():
-                    results[number] = _complete_item(self, items[number], pool)
+                    results[number] = _complete_item(self, items[number], group)
                     if on_result is not None:
                         on_result(number, results[number])
+            except BaseException as error:  # of the caller's own `on_result`: raised where the results are read
+                broken.append(error)
+                stop.set()
             finally:
                 done[number].set()
 
@@ -3129,10 +3247,12 @@ class RLM:
         try:
             for number, event in enumerate(done):
                 event.wait()
+                if broken:
+                    raise broken[0]
                 yield results[number]
-        except (GeneratorExit, KeyboardInterrupt) as reason:
+        except BaseException as reason:
             stop.set()
-            self._abort(KeyboardInterrupt() if isinstance(reason, GeneratorExit) else reason)
+            self._abort(KeyboardInterrupt() if isinstance(reason, GeneratorExit) else reason, group)
             raise
 
     def variables(self) -> dict[str, tuple[str, int | None, str]]:
@@ -3152,11 +3272,13 @@ class RLM:
         rlm = self._as_recorded(recording, raised_limits, path)
         root = recording.starts["n0"]
         context = rlm._recorded_context(root, path)
+        rlm._require_recorded(root)
         run = rlm._new_run(root["trajectory_id"], recording, go_on=path)
         run.write("resume", node="n0", lines=len(recording.turns), limits=raised_limits)
-        node = Node(run, context, schema=rlm._schema())
+        node = Node(run, context, instructions=root.get("instructions") or "", schema=rlm._schema())
+        context_of = partial(rlm._recorded_context, path=path)
         try:
-            result = rlm._supervise(run, node, lambda: _relive(node, recording))
+            result = rlm._supervise(run, node, lambda: _relive(node, recording.prompts, context_of))
         finally:
             rlm._settle(run, node)
         if rlm._conversation is not None:
@@ -3172,9 +3294,10 @@ class RLM:
         context = rlm._recorded_context(root, path)
         run = rlm._new_run(root["trajectory_id"], recording, log=False)
         run.journal.path = path
-        node = Node(run, context, schema=rlm._schema())
+        node = Node(run, context, instructions=root.get("instructions") or "", schema=rlm._schema())
+        context_of = partial(rlm._recorded_context, path=path)
         try:
-            result = rlm._supervise(run, node, lambda: _relive(node, recording))
+            result = rlm._supervise(run, node, lambda: _relive(node, recording.prompts, context_of))
         finally:
             run.close()
         recorded = recording.ends.get("n0", {}).get("response")
@@ -3202,7 +3325,9 @@ class RLM:
         if root is None or not known or not re.fullmatch(r"[\w-]+", str(root.get("trajectory_id"))):
             raise ConfigError(f"{path} holds no run that could go on", hint="rlm logs lists the runs")
         recorded = {name: value for name, value in (root.get("limits") or {}).items() if name in _LIMITS}
-        recorded.update({name: root.get(name) for name in ("model", "sub_model", "protocol")})
+        recorded.update({name: root.get(name) for name in ("model", "sub_model", "schema")})
+        if root.get("protocol") == "text":  # "tools" is where a run begins that may yet change to text
+            recorded["protocol"] = "text"
         if root.get("environment") == "docker":  # never out of a container that is configured now
             recorded["environment"] = "docker"
         options = {k: v for k, v in {**recorded, **self._given, **raised}.items() if v is not None}
@@ -3210,6 +3335,17 @@ class RLM:
         twin._given.setdefault("log_dir", os.path.dirname(path))
         twin.options = dataclasses.replace(twin.options, log_dir=os.path.dirname(path))
         return twin
+
+    def _require_recorded(self, root: Event) -> None:
+        """ConfigError where a run would go on at another server, or without a tool that it had."""
+        before, now = root.get("base_url"), _without_login(getattr(self.backend, "base_url", None))
+        if before and now and before != now and self.options.base_url is None:
+            message = f"the run was recorded with {before}, and would go on with {now}"
+            raise ConfigError(message, hint=f"--base-url {before}, or --base-url {now} if that is meant")
+        missing = {name for name in root.get("tools") or [] if isinstance(name, str)} - {t.name for t in self.tools}
+        if missing:
+            message = f"the run had a tool {min(missing)!r}, which is not there now"
+            raise ConfigError(message, hint="give it again: --tools FILE")
 
     def _recorded_context(self, root: Event, path: str) -> Context:
         """The context of a recorded run, from its files or the copy beside the journal; ConfigError if it changed."""
@@ -3225,7 +3361,7 @@ class RLM:
             if not source.get("single") and isinstance(context.value, str):
                 context = Context({specs[0]: context.value}, source)
         else:
-            context = Context(_load_context(os.path.splitext(path)[0] + ".context"), source)
+            context = Context(_load_context(_context_path(path, root.get("turn") or 0)), source)
         if _digest(context.value)[0] != about.get("sha256"):
             names = ", ".join(source["paths"][:3]) if isinstance(source, dict) else "the kept copy"
             raise ConfigError(
@@ -3234,12 +3370,12 @@ class RLM:
         return context
 
 
-def _relive(node: Node, recording: Recording) -> Answer:
-    """All prompts of a recorded conversation, the last of them to its end."""
-    prompts = recording.prompts
-    for (_, prompt), (turns, _) in pairwise(prompts):
-        node.relive(prompt, turns)
-    return finish(node, prompts[-1][1])
+def _relive(node: Node, starts: list[Event], context_of: Callable[[Event], Context]) -> Answer:
+    """All prompts of a recorded conversation, each with its context, the last of them to its end."""
+    for start, following in pairwise(starts):
+        node.relive(start["prompt"], following["turn"])
+        node.take(context_of(following))
+    return finish(node, starts[-1]["prompt"])
 
 
 class ReplayBackend:
@@ -3396,7 +3532,7 @@ def _stream_into(tokens: Any, run: Run, node: Node, prompt: str, system: str | N
     answer: Answer | None = None
     end: BaseException = StopIteration()
     try:
-        node._journal_start(prompt, True)
+        node._journal_start(prompt, True, None)
         most = _turn_output(run.backend)
         answer = Answer(run.call(node, run.backend, messages, about, most=most, on_text=tokens.put).text)
         _last_result = run.result(answer)
@@ -3417,24 +3553,34 @@ def _batch_elsewhere(
     on_result: Callable[[int, CompletionResult | RLMError], None] | None,
 ) -> Iterator[CompletionResult | RLMError]:
     """The results of a batch that somebody's executor runs, perhaps on other machines."""
-    for number, future in enumerate([executor.submit(_complete_item, rlm, item) for item in items]):
-        try:
-            result = future.result()
-        except Exception as error:  # a worker that died, or what could not be pickled: the executor's own words
-            result = RLMError(f"the executor lost this item: {type(error).__name__}: {error}")
-        if on_result is not None:
-            on_result(number, result)
-        yield result
+    futures = [executor.submit(_complete_item, rlm, item, Batch(None)) for item in items]
+    try:
+        for number, future in enumerate(futures):
+            try:
+                result = future.result()
+            except Exception as error:  # a worker that died, or what could not be pickled: the executor's own words
+                result = RLMError(f"the executor lost this item: {type(error).__name__}: {error}")
+            if on_result is not None:
+                on_result(number, result)
+            yield result
+    finally:
+        for future in futures:
+            future.cancel()
 
 
-def _complete_item(rlm: RLM, item: dict[str, Any], pool: Ledger | None = None) -> CompletionResult | RLMError:
+def _complete_item(rlm: RLM, item: dict[str, Any], group: Batch) -> CompletionResult | RLMError:
     """One item of a batch: its result, or the error in its place."""
     try:
-        return rlm._complete(item["prompt"], item.get("context"), pool=pool)
+        prompt, context = item["prompt"], as_context(item.get("context"))
+        _clean_prompt(prompt)
     except RLMError as error:
         return error
     except (KeyError, TypeError) as error:
         return ConfigError(f"not a batch item: {error}", hint='a str, or {"prompt": …, "context": …}')
+    try:
+        return rlm._complete(prompt, context, group=group)
+    except RLMError as error:
+        return error
 
 
 def _clean_prompt(prompt: Any) -> str:
@@ -3444,6 +3590,11 @@ def _clean_prompt(prompt: Any) -> str:
     if not prompt.strip():
         raise ConfigError("the prompt is empty", hint='rlm "which errors are in it?" -c big.log')
     return prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _context_path(journal: str, turn: int) -> str:
+    """Where the context of a prompt is kept: beside the journal, a conversation's later ones by their turn."""
+    return os.path.splitext(journal)[0] + (f".{turn}.context" if turn else ".context")
 
 
 def _save_context(path: str, value: Any) -> None:
