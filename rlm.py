@@ -934,7 +934,6 @@ def _open_journal(path: str, append: bool) -> int:
 _FIELDS: dict[type | tuple[type, ...], tuple[str, ...]] = {
     str: ("event", "node", "system", "response", "code", "stdout"),
     int: ("depth",),
-    (int, float): ("cost_usd",),
     (str, list): ("prompt",),
     list: ("tool_calls", "tool_results"),
     dict: ("limits", "context", "token_usage"),
@@ -959,6 +958,9 @@ def _has_our_types(event: Event) -> bool:
         if not all(event.get(name) is None or isinstance(event[name], kind) for name in names):
             return False
     if event["event"] == "tool" and not isinstance(event.get("error"), (str, type(None))):
+        return False
+    amounts = [*(event.get("token_usage") or {}).values(), event.get("cost_usd")]
+    if not all(isinstance(n, (int, float)) and 0 <= n < 1e15 for n in amounts if n is not None):
         return False
     lists = {"call": ("prompt", "tool_calls"), "tool": ("tool_results",)}.get(event["event"], ())
     return all(isinstance(item, dict) for name in lists for item in event.get(name) or ())

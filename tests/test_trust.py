@@ -251,6 +251,15 @@ def test_a_journal_of_odd_types_is_resumed_or_refused(openai: Server, workspace:
     openai.problems.clear()  # a journal that says odd things of the messages makes odd messages
 
 
+@pytest.mark.parametrize("amount", [-1e9, float("nan"), float("inf"), "7", [1]], ids=str)
+def test_a_journal_gives_no_credit(workspace: Path, amount: Any) -> None:
+    line: dict[str, Any] = {"event": "call", "node": "n0", "kind": "turn", "turn": 1, "call_id": "c1", "response": "x"}
+    log = workspace / "a1b2c3-d4e5f6.jsonl"
+    for odd in ({"cost_usd": amount}, {"token_usage": {"input": amount}}):
+        log.write_text(json.dumps(line) + "\n" + json.dumps({**line, "turn": 2, **odd}) + "\n")
+        assert [event["turn"] for event in rlm.read_journal(str(log))] == [1]
+
+
 def test_what_is_no_journal_is_not_written_to(openai: Server, workspace: Path) -> None:
     """Behind a link in the project's logs may lie any file of the user's, its last line without an end."""
     openai.script = lambda request: "ok"
