@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, TextIO
 
 if TYPE_CHECKING:
     import argparse
@@ -57,7 +57,7 @@ if not TYPE_CHECKING:
 __all__ = ["main"]
 
 Event = dict[str, Any]
-ANSWERED, FAILED, WRONG, LIMIT, INTERRUPTED = 0, 1, 2, 3, 130  # exit codes
+ANSWERED, FAILED, WRONG, LIMIT, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143  # exit codes
 
 
 # --- the way in -----------------------------------------------------------------------------------------------------
@@ -70,34 +70,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         return mcp_serve(arguments[1:])
     shell = Shell(arguments)
     try:
-        listen_for_interrupt()
+        listen_for_signals()
         code = dispatch(arguments, shell)
         sys.stdout.flush()
     except SystemExit as leaving:  # argparse, after --help
         return int(leaving.code or 0)
     except BrokenPipeError:
         return shell.reader_left()
-    except KeyboardInterrupt:
-        return shell.interrupted()
+    except KeyboardInterrupt as stop:
+        return shell.interrupted(stop)
     except Exception as error:
         return shell.failed(error)
     return code
 
 
-def listen_for_interrupt() -> None:
-    """Ctrl-C is a KeyboardInterrupt once; what comes after it must not cut the tidying up short."""
+class Terminated(KeyboardInterrupt):
+    """SIGTERM (systemd, `docker stop`, timeout): tidied up after like Ctrl-C, but it ends a chat too."""
+
+
+def listen_for_signals() -> None:
+    """Ctrl-C and SIGTERM are an exception once; what comes after must not cut the tidying up short."""
     import signal
 
-    def once(*_: object) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        raise KeyboardInterrupt
+    def once(number: int, _: object) -> None:
+        for heard in _listening:
+            signal.signal(heard, signal.SIG_IGN)
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN or _listening:  # a job in the background stays deaf to it
-        signal.signal(signal.SIGINT, once)
-        _listening.append(True)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN or number in _listening:  # a background job stays deaf to Ctrl-C
+            _listening.add(number)
+            signal.signal(number, once)
 
 
-_listening: list[bool] = []  # whether SIG_IGN is our own doing
+_listening: set[int] = set()  # those of which SIG_IGN is our own doing
 
 
 def dispatch(arguments: list[str], shell: Shell) -> int:
@@ -159,18 +165,18 @@ class Shell:
             os.dup2(null.fileno(), 1)
         return ANSWERED
 
-    def interrupted(self) -> int:
-        """Ctrl-C: what was done, and how to go on."""
-        import signal
-
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    def interrupted(self, stop: KeyboardInterrupt) -> int:
+        """Ctrl-C or SIGTERM: what was done, and how to go on."""
         if self.abandoned:
             return self.reader_left()
         result = rlm.last_result() if self.is_run else None
         self._report("interrupted", result, None)
         done = summary(result) if result else ""
-        self.terminal.error("interrupted", f"done: {done}" if done else "", self._way_on(result))
-        return INTERRUPTED
+        ended = isinstance(stop, Terminated)
+        self.terminal.error(
+            "terminated" if ended else "interrupted", f"done: {done}" if done else "", self._way_on(result)
+        )
+        return TERMINATED if ended else INTERRUPTED
 
     def failed(self, error: Exception) -> int:
         """An error as a user reads it: three lines, and the exit code of its kind. `--debug` shows the traceback."""
@@ -541,23 +547,45 @@ _FIRST_BYTE = 2.0  # seconds that an implicit stdin may take to begin: CI and ed
 
 def read_stdin(terminal: Terminal, *, asked: bool) -> bytes | None:
     """What is piped in, None if nothing is. `asked` (`-`, `-c -`) waits as long as it takes, on a terminal too."""
-    import select
+    import contextlib
     import stat
 
     try:
         mode = os.fstat(0).st_mode
     except OSError:
         return None
+    blob = bytearray()
+    with contextlib.suppress(AttributeError, OSError):
+        os.set_blocking(0, True)  # a parent may have left its pipe otherwise
     if not asked:
         if stat.S_ISCHR(mode) or stat.S_ISDIR(mode):
             return None
-        if not stat.S_ISREG(mode) and not select.select([0], [], [], _FIRST_BYTE)[0]:
+        if (first := _first_piece()) is None:
             terminal.say("rlm: stdin is open but silent and was skipped (-c - waits for it)")
             return None
-    blob = bytearray()
+        blob += first
     while piece := os.read(0, 1 << 20):
         blob += piece
     return bytes(blob) if blob or asked else None
+
+
+def _first_piece() -> bytes | None:
+    """What stdin begins with, None if it stays silent. (select cannot wait for a pipe on Windows.)"""
+    pieces: list[bytes] = []
+    errors: list[OSError] = []
+
+    def read() -> None:
+        try:
+            pieces.append(os.read(0, 1 << 20))
+        except OSError as error:
+            errors.append(error)
+
+    reading = threading.Thread(target=read, daemon=True)
+    reading.start()
+    reading.join(_FIRST_BYTE)
+    if errors:
+        raise errors[0]
+    return pieces[0] if pieces else None
 
 
 # --- progress -------------------------------------------------------------------------------------------------------
@@ -1143,8 +1171,10 @@ class Chat:
                 line = self.line("... " if lines or quoted else "> ")
             except EOFError:
                 return "\n".join(lines) if lines else None
+            except Terminated:
+                raise
             except KeyboardInterrupt:
-                listen_for_interrupt()
+                listen_for_signals()
                 self.shell.terminal.say("")
                 lines, quoted = [], False
                 continue
@@ -1182,8 +1212,10 @@ class Chat:
                 result = ask()
             self.shell.print(result.response)
             sys.stdout.flush()
+        except Terminated:
+            raise
         except KeyboardInterrupt:
-            listen_for_interrupt()
+            listen_for_signals()
             result = rlm.last_result()
             self.shell.terminal.error("the turn was interrupted", "", "")
         except rlm.RLMError as error:
@@ -1263,36 +1295,27 @@ def batch(args: argparse.Namespace, shell: Shell) -> int:
         )
     items = read_items(args.words[0], args.prompt)
     keys = item_keys(items)
-    rows = answered_rows(args.output, keys) if args.output else {}
-    missing = [number for number in range(len(items)) if number not in rows]
     given = given_options(args)
     values = rlm.load_config(given, config=args.config).values
     progress = BatchProgress(shell.terminal, values, quiet=args.quiet, verbose=bool(values["verbose"]))
-    progress.total, progress.done = len(items), len(rows)
-    sink = open(args.output, "a", encoding="utf-8") if args.output else None  # noqa: SIM115  # closed below
+    with Results(args.output, args.words[0], keys) as results:
+        missing = [number for number in range(len(items)) if number not in results.rows]
+        progress.total, progress.done = len(items), len(results.rows)
 
-    def take(place: int, result: rlm.CompletionResult | rlm.RLMError) -> None:
-        number = missing[place]
-        rows[number] = row = result_row(number, keys[number], items[number], result)
-        progress.count(row)
-        if sink is not None:
-            sink.write(json.dumps(row, default=str) + "\n")
-            sink.flush()
+        def take(place: int, result: rlm.CompletionResult | rlm.RLMError) -> None:
+            number = missing[place]
+            row = result_row(number, keys[number], items[number], result)
+            progress.count(row)
+            results.add(row)
 
-    try:
         with rlm.RLM(**{**given, "verbose": False}, config=args.config, on_event=progress.see) as runtime, progress:
             how = {"max_workers": args.jobs, "on_result": take, "one_ledger": args.one_budget}
             for _ in runtime.batch([items[number] for number in missing], **how):
                 pass
-    finally:
-        if sink is not None:
-            sink.close()
-    ordered = [rows[number] for number in sorted(rows)]
-    if args.output:
-        rewrite(args.output, ordered)
-    else:
-        for row in ordered:
-            shell.print_json(row)
+        results.sort()
+    if not args.output:
+        for number in sorted(results.rows):
+            shell.print_json(results.rows[number])
     if not args.quiet:
         shell.terminal.say(progress.line())
     return FAILED if progress.failed else ANSWERED
@@ -1373,27 +1396,6 @@ def item_keys(items: Sequence[Mapping[str, Any]]) -> list[str]:
     return keys
 
 
-def answered_rows(path: str, keys: Sequence[str]) -> dict[int, dict[str, Any]]:
-    """The rows of an earlier call that have an answer, by their place in this one."""
-    _require_folder(path)
-    places = {key: number for number, key in enumerate(keys)}
-    rows: dict[int, dict[str, Any]] = {}
-    try:
-        with open(path, "rb+") as file:
-            whole = file.read()
-            file.truncate(whole.rfind(b"\n") + 1)  # a line that a killed process left torn
-    except FileNotFoundError:
-        return rows
-    for line in whole.splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and row.get("key") in places and row.get("status") == "answered":
-            rows[places[row["key"]]] = {**row, "index": places[row["key"]]}
-    return rows
-
-
 def result_row(number: int, key: str, item: Mapping[str, Any], result: Any) -> dict[str, Any]:
     """A line of the results; a failure has its error, and what was done until then."""
     head = {"index": number, "key": key, "prompt": item["prompt"]}
@@ -1405,12 +1407,107 @@ def result_row(number: int, key: str, item: Mapping[str, Any], result: Any) -> d
     return head | outcome(status, result.result, None, fault)
 
 
-def rewrite(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Put the results into the order of the prompts."""
-    temporary = f"{path}.{os.getpid()}"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, default=str) + "\n" for row in rows)
-    os.replace(temporary, path)
+class Results:
+    """The rows of a batch by their place and, with a path, the file that a later call goes on from.
+
+    Rows are appended as they come. ConfigError, and not a byte changed, if the file is not a batch's results.
+    """
+
+    def __init__(self, path: str | None, source: str, keys: Sequence[str]) -> None:
+        self.rows: dict[int, dict[str, Any]] = {}
+        self.others: list[bytes] = []  # lines that are not of this call's prompts
+        self._file = _open_results(path, source) if path else None
+        if self._file is None:
+            return
+        places = {key: number for number, key in enumerate(keys)}
+        for line in _result_lines(self._file):
+            row = _result(line)
+            place = places.get(row["key"]) if row else None
+            if row is None or place is None:
+                self.others.append(line)
+            elif row["status"] == "answered":
+                self.rows[place] = {**row, "index": place}
+
+    def __enter__(self) -> Results:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows[row["index"]] = row
+        if self._file is not None:
+            self._file.write(_row_line(row))
+            self._file.flush()
+
+    def sort(self) -> None:
+        """Put the file into the order of the prompts, other prompts' results last; a failure leaves it as it is."""
+        if self._file is None:
+            return
+        path = os.path.realpath(self._file.name)
+        temporary = f"{path}.{os.getpid()}"
+        with open(temporary, "wb") as file:
+            file.writelines(_row_line(self.rows[number]) for number in sorted(self.rows))
+            file.writelines(line + b"\n" for line in self.others)
+        os.chmod(temporary, os.fstat(self._file.fileno()).st_mode & 0o7777)
+        os.replace(temporary, path)
+
+
+def _row_line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row, default=str).encode() + b"\n"
+
+
+def _open_results(path: str, source: str) -> BinaryIO:
+    """The file of results, locked against a second batch. ConfigError for the prompts themselves and for a device."""
+    _require_folder(path)
+    if os.path.exists(path) and (not os.path.isfile(path) or os.path.samefile(path, source)):
+        raise rlm.ConfigError(f"-o {path!r}: that is no file for results", hint="-o with the name of a new file")
+    try:
+        file = open(path, "ab+")  # noqa: SIM115  # closed with Results
+    except OSError as error:
+        raise rlm.ConfigError(f"cannot write {path!r}: {error.strerror}", hint="-o FILE") from error
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass  # Windows has no flock
+    except OSError:
+        file.close()
+        raise rlm.ConfigError(f"{path!r} is in use: another batch writes to it", hint="-o with another name") from None
+    return file
+
+
+def _result_lines(file: BinaryIO) -> list[bytes]:
+    """The lines of a file of results, made ready to append to: what a killed process left torn is taken off."""
+    file.seek(0)
+    whole = file.read()
+    start = whole.rfind(b"\n") + 1
+    lines, last = [line for line in whole[:start].split(b"\n") if line.strip()], whole[start:]
+    torn = last.startswith(_ROW_BEGINS[: len(last)]) and not _result(last)
+    if not (_result(lines[0]) if lines else torn or _result(last)):
+        what = f"{file.name!r} holds something else than the results of a batch"
+        file.close()
+        raise rlm.ConfigError(what, hint="-o with the name of a new file")
+    if torn:
+        file.truncate(start)
+    else:
+        file.write(b"\n")
+        lines.append(last)
+    return lines
+
+
+_ROW_BEGINS = b'{"index": '
+
+
+def _result(line: bytes) -> dict[str, Any] | None:
+    """The row of results that a line is, None if it is none."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("key"), str) and "status" in row else None
 
 
 # --- MCP ------------------------------------------------------------------------------------------------------------

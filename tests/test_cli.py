@@ -610,6 +610,20 @@ def test_interrupted_while_it_waits_to_try_again(openai: Server) -> None:
     assert (code_, json.loads(out)["status"], set(json.loads(out))) == (130, "interrupted", KEYS)
 
 
+@pytest.mark.parametrize("where", ["reply", "cell"])
+def test_a_terminated_run_is_tidied_up_after_like_an_interrupted_one(openai: Server, where: str) -> None:
+    work = Turn("looking", [call("execute_code", code="llm_query('now')\nwhile True: pass")])
+    openai.script = answer_with(work) if where == "cell" else lambda request: scripted.hang()
+    process = start("What?")
+    journal_line('"kind":"sub"') if where == "cell" else openai.wait_for(1)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    code_, out, err = ended(process)
+    assert (code_, out) == (143, "looking\n" if where == "cell" else "")
+    assert three_lines(err.encode())[0] == "rlm: terminated"
+    assert events()[-1]["event"] == "end" and events()[-1]["status"] == "interrupted"
+
+
 # --- pipes -----------------------------------------------------------------------------------------------------------
 
 
@@ -703,6 +717,28 @@ def test_stdin_is_read_when_it_is_one_and_never_waited_for(
         ran = rlm("--json", "What?", stdin=stdin)
     assert (ran.returncode, json.loads(ran.stdout)["value"]) == (0, context)
     assert (b"stdin is open but silent and was skipped" in ran.stderr) is said
+
+
+def test_piped_text_is_read_where_select_takes_sockets_only(openai: Server) -> None:
+    openai.script = answer_with(code("FINAL(context)"))
+    as_on_windows = (
+        "import select\n"
+        "def refuse(*_): raise OSError(10038, 'an operation was attempted on something that is not a socket')\n"
+        "select.select = refuse\n"
+        "import rlm_cli\nraise SystemExit(rlm_cli.main())"
+    )
+    ran = rlm("-q", "What?", program=[sys.executable, "-c", as_on_windows], input=b"piped")
+    assert (ran.returncode, ran.stdout) == (0, b"piped\n"), ran.stderr
+
+
+def test_a_pipe_that_its_parent_left_without_waiting_is_waited_for(openai: Server) -> None:
+    openai.script = answer_with(code("FINAL(context)"))
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    threading.Thread(target=_write_slowly, args=(writer,)).start()
+    ran = rlm("-q", "What?", stdin=reader)
+    os.close(reader)
+    assert (ran.returncode, ran.stdout) == (0, b"slow\n"), ran.stderr
 
 
 def test_a_closed_stdin_is_none(openai: Server) -> None:
@@ -1114,6 +1150,64 @@ def test_a_batch_that_was_killed_does_only_what_is_missing(openai: Server, works
     assert [r["index"] for r in rows_of(workspace / "r.jsonl")] == list(range(6))
 
 
+def test_a_batch_keeps_what_other_prompts_came_to(openai: Server, workspace: Path) -> None:
+    (workspace / "a.jsonl").write_text('"one"\n"two"\n')
+    (workspace / "b.jsonl").write_text('"three"\n')
+    openai.script = lambda request: request.prompt
+    for name in ("a", "b"):
+        assert rlm("batch", f"{name}.jsonl", "-o", "r.jsonl").returncode == 0
+    assert [row["prompt"] for row in rows_of(workspace / "r.jsonl")] == ["three", "one", "two"]
+    assert rlm("batch", "a.jsonl", "-o", "r.jsonl").returncode == 0
+    assert [row["prompt"] for row in rows_of(workspace / "r.jsonl")] == ["one", "two", "three"]
+    assert len(openai.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("not\nours, and no last newline", "holds something else"),
+        ("no newline at all", "holds something else"),
+        ('{"a": "row"}\n', "holds something else"),
+        (None, "that is no file for results"),
+    ],
+)
+def test_a_batch_writes_over_nothing_that_is_not_its_own(
+    openai: Server, workspace: Path, content: str | None, message: str
+) -> None:
+    (workspace / "p.jsonl").write_text('"x"\n')
+    target = workspace / "notes.txt"
+    target.write_text(content) if content else os.link("p.jsonl", target)
+    before = target.read_bytes()
+    ran = rlm("batch", "p.jsonl", "-o", "notes.txt")
+    assert (ran.returncode, target.read_bytes(), openai.requests) == (2, before, [])
+    assert message in three_lines(ran.stderr)[0]
+
+
+def test_a_row_without_its_newline_is_kept_and_a_torn_one_is_not(openai: Server, workspace: Path) -> None:
+    (workspace / "p.jsonl").write_text('"x"\n"y"\n')
+    openai.script = lambda request: request.prompt
+    assert rlm("batch", "p.jsonl", "-o", "r.jsonl").returncode == 0
+    whole = (workspace / "r.jsonl").read_bytes()
+    for cut, asked in ((1, 2), (9, 3), (len(whole) - 5, 5)):
+        (workspace / "r.jsonl").write_bytes(whole[:-cut])
+        assert rlm("batch", "p.jsonl", "-o", "r.jsonl").returncode == 0
+        assert [row["response"] for row in rows_of(workspace / "r.jsonl")] == ["x", "y"]
+        assert len(openai.requests) == asked
+
+
+def test_two_batches_do_not_write_to_one_file(openai: Server, workspace: Path) -> None:
+    (workspace / "p.jsonl").write_text('"x"\n')
+    free = threading.Event()
+    openai.script = lambda request: Turn("done", until=free)
+    first = start("batch", "p.jsonl", "-o", "r.jsonl")
+    openai.wait_for(1)
+    second = rlm("batch", "p.jsonl", "-o", "r.jsonl")
+    free.set()
+    assert (ended(first)[0], second.returncode, len(openai.requests)) == (0, 2, 1)
+    assert "in use" in three_lines(second.stderr)[0]
+    assert [row["response"] for row in rows_of(workspace / "r.jsonl")] == ["done"]
+
+
 def test_a_csv_with_a_template(openai: Server, workspace: Path) -> None:
     (workspace / "rows.csv").write_text('name,place name\n"Ada, L.",London\nBob,Bern\n')
     openai.script = lambda request: request.prompt
@@ -1197,6 +1291,21 @@ def test_an_interrupted_turn_does_not_end_the_chat(openai: Server) -> None:
     terminal.wait_for(r"\b7\r\n> ")
     terminal.type("\x04")
     assert terminal.finish() == 0
+
+
+@pytest.mark.parametrize("where", ["turn", "prompt"])
+def test_a_terminated_chat_ends(openai: Server, where: str) -> None:
+    openai.script = lambda request: scripted.hang() if "hang" in request.last else code("FINAL('kept')")
+    terminal = Terminal("chat")
+    terminal.type("set\r")
+    terminal.wait_for(r"kept\r\n> ")
+    if where == "turn":
+        terminal.type("hang\r")
+        openai.wait_for(2)
+    terminal.process.send_signal(signal.SIGTERM)
+    assert terminal.finish() == 143
+    assert "terminated\r\n" in terminal.shown and "the turn was interrupted" not in terminal.shown
+    assert events()[-1]["event"] == "end"
 
 
 def test_a_failing_turn_does_not_end_the_chat(openai: Server) -> None:
