@@ -27,7 +27,7 @@ scaling:                    # how cost grows with turns, sub-calls, completions,
 	$(PYTHON) benchmarks/scaling.py --write
 
 soak:                       # a thousand completions with faults in one process: nothing may grow
-	$(PYTHON) benchmarks/soak.py
+	$(PYTHON) benchmarks/soak.py --write
 
 image:                      # a Docker engine and python:3.11-slim, for the Docker tests
 	.ci/docker-engine

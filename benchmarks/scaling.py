@@ -447,7 +447,7 @@ def exponent(sizes: tuple[int, ...], values: list[float]) -> float | None:
     logs = []
     for (x, y), (x2, y2) in zip(zip(sizes, values), zip(sizes[1:], values[1:])):
         if y2 > y:
-            logs.append((math.log(math.sqrt(x * x2)), math.log((y2 - y) / (x2 - x))))
+            logs.append((math.log((x + x2) / 2), math.log((y2 - y) / (x2 - x))))
     return 1 + slope(logs) if len(logs) > 1 else None
 
 
