@@ -932,11 +932,14 @@ def _open_journal(path: str, append: bool) -> int:
 
 
 _FIELDS: dict[type | tuple[type, ...], tuple[str, ...]] = {
-    str: ("event", "node", "system", "response", "code", "stdout"),
+    str: (
+        *("event", "node", "call_id", "system", "response", "code", "stdout"),
+        *("model", "sub_model", "protocol", "environment", "base_url"),
+    ),
     int: ("depth",),
     (str, list): ("prompt",),
     list: ("tool_calls", "tool_results"),
-    dict: ("limits", "context", "token_usage"),
+    dict: ("limits", "context", "token_usage", "schema"),
 }
 
 
@@ -957,7 +960,7 @@ def _has_our_types(event: Event) -> bool:
     for kind, names in _FIELDS.items():
         if not all(event.get(name) is None or isinstance(event[name], kind) for name in names):
             return False
-    if event["event"] == "tool" and not isinstance(event.get("error"), (str, type(None))):
+    if event["event"] == "tool" and not isinstance(event.get("error") or event.get("value") or "", str):
         return False
     amounts = [*(event.get("token_usage") or {}).values(), event.get("cost_usd")]
     if not all(isinstance(n, (int, float)) and 0 <= n < 1e15 for n in amounts if n is not None):
@@ -3620,15 +3623,20 @@ def _save_context(path: str, value: Any) -> None:
 
 
 def _load_context(path: str) -> Any:
+    """The value that `_save_context` wrote; ConfigError for anything else, however much it says it unpacks to."""
     import zlib
 
+    most = 8 * _SAVED_CONTEXT  # JSON may spend six characters on one
     try:
         with open(path, "rb") as file:
-            blob = zlib.decompress(file.read())
+            packed = zlib.decompressobj()
+            blob = packed.decompress(file.read(most), most)
+        if not packed.eof:
+            raise ValueError("its copy is damaged or too large")
         if blob[:1] == b"s":
             return blob[1:].decode("utf-8", "surrogatepass")
         return rlm_sandbox.unpack(json.loads(blob[1:]))
-    except (OSError, ValueError, zlib.error) as error:
+    except (OSError, ValueError, TypeError, RecursionError, zlib.error) as error:
         raise ConfigError(
             f"the context of this run was not kept ({error})", hint="give the files by -c, or start a new run"
         ) from None
@@ -3685,11 +3693,18 @@ def stream(prompt: str, *, system: str | None = None, **options: Any) -> Iterato
 
 
 def batch(
-    prompts: Iterable[Any], *, executor: Executor | None = None, max_workers: int = 8, **options: Any
+    prompts: Iterable[Any],
+    *,
+    executor: Executor | None = None,
+    max_workers: int = 8,
+    one_ledger: bool = False,
+    on_result: Callable[[int, CompletionResult | RLMError], None] | None = None,
+    **options: Any,
 ) -> Iterator[CompletionResult | RLMError]:
-    """The results of many prompts, in order."""
+    """The results of many prompts, in order: `RLM(**options).batch(…)`."""
+    how: dict[str, Any] = {"executor": executor, "max_workers": max_workers, "one_ledger": one_ledger}
     with RLM(**options) as rlm:
-        yield from rlm.batch(prompts, executor=executor, max_workers=max_workers)
+        yield from rlm.batch(prompts, on_result=on_result, **how)
 
 
 def load_ipython_extension(shell: Any) -> None:

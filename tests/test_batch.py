@@ -45,6 +45,39 @@ def test_a_bad_item_is_an_error_in_its_place(openai: Server) -> None:
     assert [type(r).__name__ for r in results] == ["CompletionResult", "ConfigError", "ConfigError"]
 
 
+def test_leaving_a_batch_stops_its_own_items_alone(openai: Server) -> None:
+    left = threading.Event()
+    openai.script = lambda request: Turn(request.prompt.upper(), until=left if request.prompt != "a" else None)
+    answers: list[str] = []
+    with rlm.RLM(model=MODEL) as runtime:
+        other = threading.Thread(target=lambda: answers.append(str(runtime.completion("other"))))
+        other.start()
+        for result in runtime.batch(["a", "b"]):
+            assert str(result) == "A"
+            break
+        left.set()
+        other.join(30)
+    assert answers == ["OTHER"]
+
+
+def test_leaving_a_batch_takes_back_what_its_executor_has_not_begun(openai: Server) -> None:
+    openai.script = lambda request: "ok"
+    with ThreadPoolExecutor(1) as executor, rlm.RLM(model=MODEL) as runtime:
+        next(iter(results := runtime.batch(["x"] * 20, executor=executor)))
+        results.close()  # type: ignore[attr-defined]
+    assert len(openai.requests) < 20
+
+
+def test_what_on_result_raises_is_raised_where_the_results_are_read(openai: Server) -> None:
+    openai.script = lambda request: "ok"
+
+    def full(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space left"):
+        list(rlm.batch(["a", "b"], model=MODEL, on_result=full))
+
+
 def test_one_ledger_stops_the_whole_batch(openai: Server) -> None:
     openai.script = lambda request: Turn("ok", usage={"input": 1000, "output": 100})
     with rlm.RLM(model=MODEL, token_budget=5000) as runtime:

@@ -23,6 +23,7 @@ from scripted import Request, Server, Turn, answer_with, call, code
 
 import rlm
 import rlm_sandbox
+from rlm_backends import BackendError, Reply
 
 MODEL = "gpt-4o-mini"
 
@@ -794,3 +795,221 @@ def test_the_system_prompt_is_short_and_constant(openai: Server) -> None:
     assert size < 3300
     for earlier, later in itertools.pairwise(bodies):
         assert later["messages"][: len(earlier["messages"])] == earlier["messages"]
+
+
+# --- going on from a journal: what is there again, and what is refused --------------------------------------------
+
+
+class Scripted:
+    """A backend object of a caller's own: says these in turn, or raises them; `seen` are the messages of each call."""
+
+    model = "of-my-own"
+    supports_tools = True
+
+    def __init__(self, *turns: Any, window: int | None = None) -> None:
+        self.turns, self.window = list(turns), window
+        self.seen: list[list[dict[str, Any]]] = []
+
+    def complete(self, messages: list[dict[str, Any]], **how: Any) -> Any:
+        self.seen.append([dict(message) for message in messages])
+        turn = self.turns.pop(0) if len(self.turns) > 1 else self.turns[0]
+        if isinstance(turn, BaseException):
+            raise turn
+        return turn if isinstance(turn, Reply) else said(turn)
+
+
+def said(text: str = "", *, run: str | None = None) -> Reply:
+    calls = [{"id": "c1", "name": "execute_code", "arguments": {"code": run}}] if run is not None else []
+    return Reply(text, calls, {"input": 10, "output": 5}, "tool_calls" if calls else "stop", "of-my-own", 0.0)
+
+
+def forget_the_last(log: Any, lines: int) -> str:
+    """Cut a journal short, as a crash does; the id to resume it by."""
+    path = Path(str(log))
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-lines]))
+    return path.stem
+
+
+def test_a_cell_that_was_stopped_softly_is_run_again_when_resumed(openai: Server) -> None:
+    turns = [code("x = 1"), code("x = 5\nwhile True: pass"), code("x += 1"), code("FINAL(x)")]
+    result = run(openai, *turns, cell_timeout=0.5)
+    assert result.value == 6
+    assert rlm.RLM(model=MODEL).resume(forget_the_last(result.log, 3)).value == 6
+    assert rlm.RLM(model=MODEL).replay(result.trajectory_id).divergence == []
+
+
+def test_a_run_does_not_go_on_at_another_server_unasked(openai: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = forget_the_last(run(openai, "ok").log, 2)
+    with Server(lambda request: "from the other") as other:
+        monkeypatch.setenv("OPENAI_BASE_URL", other.base_url)
+        with pytest.raises(rlm.ConfigError, match="would go on with") as refused:
+            rlm.RLM(model=MODEL).resume(name)
+        assert openai.base_url in refused.value.hint and other.requests == []
+        assert rlm.RLM(model=MODEL, base_url=other.base_url).resume(name).response == "from the other"
+
+
+def test_a_run_goes_on_with_its_schema_and_not_without_its_tools(openai: Server) -> None:
+    price = rlm.Tool("price", "a price", {"type": "object", "properties": {}}, lambda: 3)
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    first = run(openai, '{"n": 1}', tools=[price], schema=schema)
+    name = forget_the_last(first.log, 2)
+    with pytest.raises(rlm.ConfigError, match="'price'"):
+        rlm.RLM(model=MODEL).resume(name)
+    openai.script = answer_with("no JSON", '{"n": 2}')
+    assert rlm.RLM(model=MODEL, tools=[price]).resume(name).value == {"n": 2}
+
+
+def test_a_model_without_tool_calling_and_its_instructions_are_resumed() -> None:
+    refusal = BackendError("no tools here", code="no_tools")
+    first = Scripted(refusal, said("```python\nx = 1\n```"), said("```python\nFINAL(x)\n```"))
+    with rlm.RLM(backend=first, config=False) as runtime:
+        result = runtime.completion("go", system="Speak LATIN.")
+    assert result.value == 1
+    again = Scripted(refusal, said("x"))
+    with rlm.RLM(backend=again, config=False) as runtime:
+        assert runtime.resume(forget_the_last(result.log, 5)).response == "x"
+    assert "LATIN" in again.seen[-1][0]["content"]
+
+
+def test_a_tool_that_failed_is_not_called_again(openai: Server) -> None:
+    asked: list[str] = []
+
+    @rlm.tool
+    def pay(name: str) -> str:
+        """Pay somebody."""
+        asked.append(name)
+        raise ValueError("no money")
+
+    source = "try: pay(name='ann')\nexcept ValueError as e: print('failed:', e)"
+    result = run(openai, code(source), "done", tools=[pay])
+    rlm.RLM(model=MODEL, tools=[pay]).resume(forget_the_last(result.log, 2))
+    replayed = rlm.RLM(model=MODEL, tools=[pay]).replay(result.trajectory_id)
+    assert (asked, replayed.divergence) == (["ann"], [])
+
+
+def test_an_environment_that_starts_while_the_run_is_stopped_is_closed() -> None:
+    starting, stopped = threading.Event(), threading.Event()
+    boxes: list[rlm_sandbox.LocalSandbox] = []
+
+    def slow() -> rlm_sandbox.LocalSandbox:
+        starting.set()
+        stopped.wait(30)
+        boxes.append(rlm_sandbox.LocalSandbox())
+        return boxes[0]
+
+    runtime = rlm.RLM(backend=Scripted(said(run="1")), environment=slow, config=False)
+
+    def complete() -> None:
+        with pytest.raises(rlm.RLMError, match="stopped"):
+            runtime.completion("go")
+
+    asking = threading.Thread(target=complete)
+    asking.start()
+    assert starting.wait(30)
+    runtime.stop()
+    stopped.set()
+    asking.join(30)
+    with pytest.raises(rlm_sandbox.SandboxError, match="closed"):
+        boxes[0].execute("1")
+
+
+# --- backends of the caller's own ------------------------------------------------------------------------------------
+
+
+def test_what_a_backend_raises_is_an_error_of_ours() -> None:
+    outage = BackendError("overloaded", code="server", status=529)
+    failures = (Scripted(ValueError("a mistake")), Scripted(BackendError("cut", code="truncated"), outage))
+    for backend, words in zip(failures, ("raised ValueError: a mistake", "overloaded"), strict=True):
+        with pytest.raises(rlm.ProviderError, match=words):
+            rlm.complete("go", backend=backend, config=False)
+    results = list(rlm.batch(["a", "b"], backend=failures[0], config=False))
+    assert [type(result) for result in results] == [rlm.ProviderError] * 2
+
+
+def test_an_unknown_model_is_told_the_room_it_has(openai: Server) -> None:
+    run(openai, "ok", model="openai/mystery", token_budget=20_000)
+    run(openai, "ok", model="openai/mystery", token_budget=1_000_000)
+    assert [request.max_tokens is None for request in openai.requests] == [False, True]
+
+
+# --- conversations -------------------------------------------------------------------------------------------------
+
+
+def test_a_later_context_is_told_to_the_model_and_resumed() -> None:
+    backend = Scripted(said(run="FINAL(len(context))"))
+    with rlm.RLM(backend=backend, config=False, persistent=True) as session:
+        values = [session.completion(f"q{size}", "x" * size).value for size in (10, 999)]
+        log = Path(str(rlm.last_result().log))  # type: ignore[union-attr]
+    assert values == [10, 999]
+    assert "999 characters" in backend.seen[1][-1]["content"]
+    starts = [event for event in rlm.read_journal(str(log)) if event["event"] == "start"]
+    assert [start["context"]["size"] for start in starts] == [10, 999]
+    name = forget_the_last(log, 3)
+    with rlm.RLM(backend=Scripted(said(run="FINAL(len(context))")), config=False, persistent=True) as session:
+        assert session.resume(name).value == 999
+
+
+def test_a_summary_keeps_the_question_that_is_being_answered() -> None:
+    backend = Scripted(said("long " * 2000), said("SUMMARY"), said("ok"), window=3000)
+    with rlm.RLM(backend=backend, config=False, persistent=True) as session:
+        session.completion("first question")
+        assert session.completion("second question").response == "ok"
+    asked = [message["content"] for message in backend.seen[-1] if message["role"] == "user"]
+    assert asked == ["first question", "[the work so far, summed up]\nSUMMARY", "second question"]
+
+
+def test_a_conversation_answers_one_prompt_after_the_other() -> None:
+    inside: list[str] = []
+
+    def ask_again(event: dict[str, Any]) -> None:
+        if event["event"] == "call" and not inside:
+            with pytest.raises(rlm.ConfigError, match="answering another prompt"):
+                session.completion("meanwhile")
+            inside.append("refused")
+
+    with rlm.RLM(backend=Scripted("ok"), config=False, persistent=True, on_event=ask_again) as session:
+        session.completion("first", system="Be brief.")
+        with pytest.raises(rlm.ConfigError, match="first prompt"):
+            session.completion("second", system="Be long.")
+        assert [str(result) for result in session.batch(["a", "b"])] == ["ok", "ok"]
+    assert "refused" in inside
+
+
+# --- the ledger ----------------------------------------------------------------------------------------------------
+
+
+def test_nobody_can_reserve_between_the_end_of_a_call_and_its_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = rlm.Ledger(rlm.Options(token_budget=2000))
+    ticket = ledger.reserve(100, 900, lambda *tokens: None)
+    enter, free = ledger._enter, []
+
+    def entering(*what: Any) -> None:
+        trying = threading.Thread(target=lambda: free.append(ledger.changed.acquire(blocking=False)))
+        trying.start()
+        trying.join()
+        enter(*what)
+
+    monkeypatch.setattr(ledger, "_enter", entering)
+    ledger.settle(ticket, {"input": 100, "output": 900}, None, 0.0)
+    assert (free, ledger.tokens) == ([False], 1000)
+
+
+def test_the_limits_of_a_batch_are_seen_inside_its_items() -> None:
+    pool = rlm.Ledger(rlm.Options(timeout_seconds=5, token_budget=1000))
+    pool.spend({"input": 900, "output": 0}, None)
+    item = rlm.Ledger(rlm.Options(timeout_seconds=500, token_budget=1000), pool)
+    assert item.deadline == pool.deadline
+    assert item.left()["tokens"] == 100 and item.nearly_used()[0] == "100 tokens"
+
+
+def test_a_queued_call_whose_turn_has_come_is_not_counted_twice() -> None:
+    ledger = rlm.Ledger(rlm.Options(token_budget=20_000))
+    with ledger.queue(10) as begun:
+        begun()
+        ticket = ledger.reserve(0, 8000, lambda *tokens: None)
+    assert ticket.output == 2000
+
+
+def test_a_mention_of_final_in_prose_is_no_answer() -> None:
+    assert rlm.final_call("The functions are:\nFINAL(value) ends the run\nand others (see the docs)") is None
+    assert rlm.final_call("FINAL(it is (nearly) done)") == "FINAL(it is (nearly) done)"
