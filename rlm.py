@@ -960,7 +960,7 @@ def _has_our_types(event: Event) -> bool:
     for kind, names in _FIELDS.items():
         if not all(event.get(name) is None or isinstance(event[name], kind) for name in names):
             return False
-    if event["event"] == "tool" and not isinstance(event.get("error") or event.get("value") or "", str):
+    if event["event"] == "tool" and not all(isinstance(event.get(name) or "", str) for name in ("error", "value")):
         return False
     amounts = [*(event.get("token_usage") or {}).values(), event.get("cost_usd")]
     if not all(isinstance(n, (int, float)) and 0 <= n < 1e15 for n in amounts if n is not None):

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,21 @@ def test_a_journal_gives_no_credit(workspace: Path, amount: Any) -> None:
         assert [event["turn"] for event in rlm.read_journal(str(log))] == [1]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"s", b"x", b"j{", b"j" + b"[" * 100_000, b'j{"$": "set", "v": [[]]}', b"s\xff", b"s" + bytes(2_000_000)],
+    ids=["empty", "no text", "no kind", "torn", "deep", "odd", "not UTF-8", "large"],
+)
+def test_the_copy_of_a_context_is_what_was_kept_or_an_error(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setattr(rlm, "_SAVED_CONTEXT", 200_000)
+    (workspace / "a1b2c3-d4e5f6.context").write_bytes(zlib.compress(content))
+    about = {"type": "str", "size": 1, "bytes": 1, "sha256": "0" * 64, "source": "value"}
+    with pytest.raises(rlm.ConfigError):
+        rlm.RLM(config=False)._recorded_context({"context": about}, str(workspace / "a1b2c3-d4e5f6.jsonl"))
+
+
 def test_what_is_no_journal_is_not_written_to(openai: Server, workspace: Path) -> None:
     """Behind a link in the project's logs may lie any file of the user's, its last line without an end."""
     openai.script = lambda request: "ok"
@@ -295,11 +311,18 @@ def test_a_hostile_journal_moves_no_key_and_leaves_no_container(openai: Server, 
         "environment": "local",
         "base_url": "http://127.0.0.1:9/v1",
         "api_key": "sk-of-the-attacker",
-        "tools": ["/evil.py"],
+        "tools": ["file_read"],
         "limits": {"max_depth": 1, "base_url": "http://127.0.0.1:9/v1"},
         "context": None,
     }
-    (logs / "a1b2c3-d4e5f6.jsonl").write_text(json.dumps(start) + "\n")
+    log = logs / "a1b2c3-d4e5f6.jsonl"
+    log.write_text(json.dumps(start) + "\n")
+    with pytest.raises(rlm.ConfigError, match="and would go on with"):
+        rlm.RLM(environment="local").resume("a1b2c3")
+    log.write_text(json.dumps({**start, "base_url": None, "tools": ["/evil.py"]}) + "\n")
+    with pytest.raises(rlm.ConfigError, match=r"had a tool '/evil\.py'"):
+        rlm.RLM(environment="local").resume("a1b2c3")
+    log.write_text(json.dumps({**start, "base_url": None}) + "\n")
     result = rlm.RLM(environment="local").resume("a1b2c3")
     assert result.response == "ok" and len(openai.requests) == 1
     twin = rlm.RLM(environment="docker")._as_recorded(rlm.Recording([start]), {}, str(logs / "a1b2c3-d4e5f6.jsonl"))
