@@ -1162,12 +1162,12 @@ def _digest(value: Any) -> tuple[str, int]:
     return sha.hexdigest(), size
 
 
-def as_context(value: Any) -> Context:
+def as_context(value: Any, logs: str | None = None) -> Context:
     """The context a caller gave: text and plain data as they are, a Path as what the file or folder holds."""
     if isinstance(value, Context):
         return value
     if isinstance(value, os.PathLike):
-        return read_context([os.fspath(value)])
+        return read_context([os.fspath(value)], left_out=logs)
     _require_plain(value)
     return Context(value)
 
@@ -1192,94 +1192,40 @@ def _require_plain(value: Any) -> None:
             raise TypeError("context has over 50,000,000 items, or holds itself: join them into one text")
 
 
-def read_context(specs: Iterable[str], *, stdin: str | bytes | None = None, cwd: str | None = None) -> Context:
+def read_context(
+    specs: Iterable[str],
+    *,
+    stdin: str | bytes | None = None,
+    cwd: str | None = None,
+    left_out: str | None = None,
+) -> Context:
     """Files, folders and globs as a context: one file a `str`, several a `dict` path -> text; "-" is `stdin`.
 
     ConfigError for what is missing, unreadable or empty of files. A file that is not text stays `bytes` when it is
-    the only one, and is left out, with a note, among several.
+    the only one, and is left out, with a note, among several; so are the logs in the folder `left_out`.
     """
-    cwd = cwd or os.getcwd()
     specs = list(specs)
+    piped = rlm_tools.text_of(stdin) if isinstance(stdin, bytes) else stdin
     if specs in ([], ["-"]):
-        return Context(_decode(stdin) if isinstance(stdin, bytes) else stdin, "stdin" if stdin is not None else "value")
-    single = len(specs) == 1 and os.path.isfile(os.path.join(cwd, specs[0]))
-    notes: list[str] = []
-    paths = [path for spec in specs if spec != "-" for path in _expand(spec, cwd, notes)]
-    contents = {path: _read_file(os.path.join(cwd, path)) for path in dict.fromkeys(paths)}
-    source = {"paths": [os.path.abspath(os.path.join(cwd, path)) for path in contents], "single": single}
+        return Context(piped, "stdin" if stdin is not None else "value")
+    named = [spec for spec in specs if spec != "-"]
+    try:
+        given = rlm_tools.read_given(
+            named, cwd, left_out=[left_out] if left_out else (), keep=lambda head: _image_in(head) is not None
+        )
+    except rlm_tools.ToolError as error:
+        raise ConfigError(str(error), hint=error.hint) from error.__cause__
+    contents, single = given.contents, given.alone and specs == named
+    source: Any = {"paths": given.paths, "names": list(contents), "single": single}
+    if not given.lasting or (piped is not None and specs != named):
+        source = "stdin"  # it cannot be read again: the value is kept beside the journal
     if single:
         return Context(next(iter(contents.values())), source)
-    if "-" in specs and stdin is not None:
-        contents["-"] = _decode(stdin) if isinstance(stdin, bytes) else stdin
-    texts = {path: text for path, text in contents.items() if isinstance(text, str) or _image_in(text)}
-    left_out = len(contents) - len(texts)
-    if not texts:
+    if piped is not None and specs != named:
+        contents["-"] = piped
+    if not contents:
         raise ConfigError(f"no text files in {', '.join(specs)}", hint="give text files, or one binary file alone")
-    if left_out:
-        notes.append(f"{left_out} files that are not text were left out")
-    return Context(texts, source, tuple(notes))
-
-
-def _expand(spec: str, cwd: str, notes: list[str]) -> list[str]:
-    """The files that a -c argument names, relative to `cwd` where they were given so, sorted.
-
-    A file that is named alone is read wherever it leads. Of a folder or a glob nobody has seen the links: one that
-    leads out, or to what usually holds credentials, is left out, with a note.
-    """
-    import glob
-
-    path = os.path.join(cwd, os.path.expanduser(spec))
-    if os.path.isfile(path):
-        return [spec]
-    if os.path.isdir(path):
-        top, found = path, []
-        for folder, subfolders, names in os.walk(path, onerror=_raise_unreadable):
-            subfolders[:] = sorted(name for name in subfolders if name not in rlm_tools.SKIPPED)
-            found += [os.path.join(folder, name) for name in sorted(names)]
-    else:
-        top, found = os.path.dirname(re.split(r"[*?[]", path)[0]), sorted(glob.glob(path, recursive=True))
-    files = [p for p in found if os.path.isfile(p) and not rlm_tools.is_secret(os.path.relpath(p, cwd))]
-    found = [p for p in files if _leads_within(p, top)]
-    if len(found) < len(files):
-        notes.append(f"{len(files) - len(found)} links that lead out of {top} or to credentials were left out")
-    if not found:
-        problem = "holds no file to read" if files or os.path.isdir(path) else "was not found"
-        raise ConfigError(
-            f"context {spec!r} {problem}", hint="give a file, a folder or a quoted glob: -c 'src/**/*.py'"
-        )
-    return found if os.path.isabs(spec) else [os.path.relpath(p, cwd) for p in found]
-
-
-def _leads_within(path: str, folder: str) -> bool:
-    """Whether a file really lies in the folder, and is none that usually holds credentials."""
-    inner = os.path.relpath(os.path.realpath(path), os.path.realpath(folder))
-    return not inner.startswith(os.pardir + os.sep) and not rlm_tools.is_secret(inner)
-
-
-def _raise_unreadable(error: OSError) -> None:
-    raise ConfigError(f"cannot read the folder {error.filename}: {error.strerror}")
-
-
-def _read_file(path: str) -> str | bytes:
-    try:
-        with open(path, "rb") as file:
-            return _decode(file.read())
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except MemoryError:
-        raise ConfigError(f"{path} does not fit into memory", hint="give a part of it") from None
-
-
-def _decode(blob: bytes) -> str | bytes:
-    """Text if it is any: UTF-8, with or without a mark, UTF-16 with one, else Latin-1; bytes if there are NULs."""
-    if blob[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        with contextlib.suppress(UnicodeDecodeError):
-            return blob.decode("utf-16")
-    try:
-        text = blob.decode("utf-8-sig" if blob[:3] == b"\xef\xbb\xbf" else "utf-8")
-    except UnicodeDecodeError:
-        return blob if b"\0" in blob[:100_000] else blob.decode("latin-1")
-    return blob if "\0" in text[:100_000] else text
+    return Context(contents, source, tuple(given.notes))
 
 
 # --- what the model is told --------------------------------------------------------------------------------------
@@ -3118,7 +3064,7 @@ class RLM:
         self, prompt: str, context: Any, system: str | None = None, group: Batch | None = None
     ) -> CompletionResult:
         prompt = _clean_prompt(prompt)
-        given = as_context(context)
+        given = as_context(context, self.options.log_dir)
         if not self.options.persistent or group is not None:
             return self._begin(prompt, given, system, group)
         if not self._talking.acquire(blocking=False):
@@ -3359,12 +3305,7 @@ class RLM:
             return Context(None)
         source = about.get("source")
         if isinstance(source, dict):
-            specs = source.get("paths")
-            if not (isinstance(specs, list) and specs and all(isinstance(spec, str) for spec in specs)):
-                raise ConfigError(f"{path} does not say which files its context was", hint="start a new run")
-            context = read_context(specs)
-            if not source.get("single") and isinstance(context.value, str):
-                context = Context({specs[0]: context.value}, source)
+            context = Context(_read_again(source, path), source)
         else:
             context = Context(_load_context(_context_path(path, root.get("turn") or 0)), source)
         if _digest(context.value)[0] != about.get("sha256"):
@@ -3576,7 +3517,7 @@ def _batch_elsewhere(
 def _complete_item(rlm: RLM, item: dict[str, Any], group: Batch) -> CompletionResult | RLMError:
     """One item of a batch: its result, or the error in its place."""
     try:
-        prompt, context = item["prompt"], as_context(item.get("context"))
+        prompt, context = item["prompt"], as_context(item.get("context"), rlm.options.log_dir)
         _clean_prompt(prompt)
     except RLMError as error:
         return error
@@ -3622,6 +3563,23 @@ def _save_context(path: str, value: Any) -> None:
             os.unlink(f"{path}.new")
 
 
+def _read_again(source: dict[str, Any], journal: str) -> Any:
+    """The files that a journal names, as they are now: by the names they had, and nothing but those."""
+    paths = _texts(source.get("paths"))
+    names = _texts(source.get("names", paths))
+    if not paths or len(names) != len(paths):
+        raise ConfigError(f"{journal} does not say which files its context was", hint="start a new run")
+    try:
+        contents = [rlm_tools.read_file(path) for path in paths]
+    except rlm_tools.ToolError as error:
+        raise ConfigError(str(error), hint="restore it, or start a new run") from error.__cause__
+    return contents[0] if source.get("single") else dict(zip(names, contents))
+
+
+def _texts(value: Any) -> list[str]:
+    return value if isinstance(value, list) and all(isinstance(item, str) for item in value) else []
+
+
 def _load_context(path: str) -> Any:
     """The value that `_save_context` wrote; ConfigError for anything else, however much it says it unpacks to."""
     import zlib
@@ -3638,7 +3596,8 @@ def _load_context(path: str) -> Any:
         return rlm_sandbox.unpack(json.loads(blob[1:]))
     except (OSError, ValueError, TypeError, RecursionError, zlib.error) as error:
         raise ConfigError(
-            f"the context of this run was not kept ({error})", hint="give the files by -c, or start a new run"
+            f"the context of this run was not kept ({error})",
+            hint="start a new run (save_context keeps a value of up to 64 MB, files are read again)",
         ) from None
 
 

@@ -15,9 +15,9 @@ Not covered: of JSON Schema `if`/`then`/`else`, `dependent*`, `unevaluated*`, `f
 from __future__ import annotations
 
 import builtins
-import codecs
 import contextlib
 import dataclasses
+import functools
 import json
 import keyword
 import os
@@ -833,6 +833,10 @@ LIST_LIMIT = 100_000
 MATCH_LIMIT = 10_000
 SEARCH_SECONDS = 20.0
 SKIPPED = {".git", ".hg", ".svn", "__pycache__", "node_modules", ".venv", ".tox", ".mypy_cache", ".ruff_cache"}
+_HEAD = 65_536  # bytes at the start of a file that tell text from other data
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_UTF_8_MARK = b"\xef\xbb\xbf"
+_WILD = r"[*?\[{]"
 _SECRET = re.compile(
     r"\.env.*|.*\.pem|id_.*|\.netrc|\.aws|\.ssh|\.git-credentials|\.pypirc|\.npmrc|\.snipara", re.IGNORECASE | re.DOTALL
 )
@@ -1007,7 +1011,7 @@ class _Files:
         """
         pattern = pattern.replace("\\", "/")
         parts = pattern.rstrip("/").split("/")
-        literal = next((index for index, part in enumerate(parts) if re.search(r"[*?\[{]", part)), len(parts))
+        literal = next((index for index, part in enumerate(parts) if re.search(_WILD, part)), len(parts))
         exists = os.path.lexists(os.path.join(self.cwd, pattern))  # `[id].tsx` may be a name
         if literal == len(parts) or exists:  # a file, or a folder, which stands for all that is in it
             return [(os.path.normpath(os.path.join(*self.locate(pattern))), [_glob(["**"])])]
@@ -1033,8 +1037,9 @@ class _Files:
                 path = waiting.pop()
                 try:
                     kind, names = _entries(root, _below(path, root))
-                except OSError:
-                    continue  # unreadable, or gone meanwhile
+                except OSError as error:
+                    self.unreadable(path, error)
+                    continue
                 if kind == "file" and not is_secret(_below(path, root)):
                     yield path
                 for name, kind in names:
@@ -1045,6 +1050,9 @@ class _Files:
                         waiting.append(below)
                     elif kind == "file" or (kind == "link" and self.leads_in(below)):
                         yield below
+
+    def unreadable(self, path: str, error: OSError) -> None:
+        """What to do about a folder that is closed, or gone meanwhile: a model goes without it."""
 
     def leads_in(self, link: str) -> bool:
         try:
@@ -1186,9 +1194,9 @@ def _line_range(start_line: int, end_line: int | None) -> tuple[int, int | None]
 
 def _as_utf8(file: typing.BinaryIO, path: str) -> typing.BinaryIO:
     """The file as lines of UTF-8 (or nearly so, see `_decoded`); ValueError if it is binary."""
-    head = file.read(8192)
+    head = file.read(_HEAD)
     file.seek(0)
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    if head[:2] in _UTF_16:
         import io
 
         data = file.read(4 * READ_LIMIT)
@@ -1197,11 +1205,15 @@ def _as_utf8(file: typing.BinaryIO, path: str) -> typing.BinaryIO:
                 f"{path!r} is UTF-16 and too large: read it in code, with open({path!r}, encoding='utf-16')"
             )
         return io.BytesIO(data.decode("utf-16", "replace").encode())
-    if b"\0" in head:
+    if _is_binary(head):
         raise ValueError(f"{path!r} is binary: read it in code, with open({path!r}, 'rb')")
-    if head[:3] == b"\xef\xbb\xbf":
+    if head[:3] == _UTF_8_MARK:
         file.seek(3)
     return file
+
+
+def _is_binary(head: bytes) -> bool:
+    return b"\0" in head[:_HEAD] and head[:2] not in _UTF_16
 
 
 def _lines(file: typing.BinaryIO, first: int, last: int | None, limit: int) -> tuple[bytes, bool]:
@@ -1221,17 +1233,27 @@ def _lines(file: typing.BinaryIO, first: int, last: int | None, limit: int) -> t
     return data[:limit], len(data) > limit
 
 
+def text_of(blob: bytes) -> str | bytes:
+    """A whole file's text, as file_read gives it: the model must not see one file in two spellings. Bytes if binary."""
+    if _is_binary(blob):
+        return blob
+    if blob[:2] in _UTF_16:
+        return blob.decode("utf-16", "replace").replace("\r\n", "\n")
+    return _decoded(blob.removeprefix(_UTF_8_MARK))
+
+
 def _decoded(data: bytes) -> str:
-    """The text of UTF-8; bytes that are not are taken for Windows-1252, as stray lines in logs mostly are."""
-    return data.decode("utf-8", "rlm.windows").replace("\r\n", "\n")
+    """The text of UTF-8; bytes that are not are taken for Windows-1252, as stray lines in logs mostly are.
 
-
-def _windows_characters(error: UnicodeError) -> tuple[str, int]:
-    wrong = typing.cast(UnicodeDecodeError, error)
-    return wrong.object[wrong.start : wrong.end].decode("cp1252", "replace"), wrong.end
-
-
-codecs.register_error("rlm.windows", _windows_characters)
+    Byte by byte, since a part of a file has to read as it does in the whole.
+    """
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        text = data.decode("utf-8", "surrogateescape")  # in C: an error handler of ours would run for each stray byte
+        for byte in range(0x80, 0x100):
+            text = text.replace(chr(0xDC00 + byte), bytes([byte]).decode("cp1252", "replace"))
+    return text.replace("\r\n", "\n")
 
 
 def _clipped(line: str, limit: int = LINE_LIMIT) -> str:
@@ -1308,6 +1330,151 @@ def _grep(
         raise ToolError(f"the search failed in {path!r}")
     stopped = f"the search took longer than {seconds:g} s, in {path!r}: simplify the regex or narrow the pattern"
     return [tuple(row) for row in found], stopped if child.returncode < 0 else ""
+
+
+# --- files that the caller gives as the context --------------------------------------------------------------------
+
+
+class Given(typing.NamedTuple):
+    """What was read: each file's text (or bytes) by its name, and where it is."""
+
+    contents: dict[str, str | bytes]
+    paths: list[str]
+    notes: list[str]  # on what was left out
+    alone: bool  # one file was named, no folder and no glob
+    lasting: bool  # none is a pipe: they can be read again
+
+
+Opener = Callable[[], contextlib.AbstractContextManager[typing.BinaryIO]]
+
+
+def read_given(
+    specs: Iterable[str],
+    cwd: str | None = None,
+    *,
+    left_out: Iterable[AnyPath] = (),
+    keep: Callable[[bytes], bool] = lambda head: False,
+) -> Given:
+    """The files, folders and globs that a caller names, read as file_read reads; ToolError for what cannot be.
+
+    A file or a pipe that is named is read wherever it leads. Of a folder or a glob nobody has seen the links: one that
+    leads out, or to what usually holds credentials, is left out. So is, unless it is named alone, what is not text and
+    does not `keep(its first bytes)`. `left_out`: folders that others are taken without, such as a run's own logs.
+    """
+    cwd, specs, left_out = os.path.abspath(cwd or os.getcwd()), list(specs), list(left_out)
+    found: dict[str, tuple[str, Opener]] = {}
+    notes: list[str] = []
+    named = 0
+    for spec in specs:
+        path = os.path.join(cwd, os.path.expanduser(spec))
+        if _kind_of(path) in ("file", "pipe"):
+            named += 1
+            found[_tidy(os.path.expanduser(spec))] = path, functools.partial(_open, path)
+        else:
+            found |= _GivenFolder(spec, cwd, left_out).found(notes)
+    alone = named == len(specs) == 1
+    contents = {name: _read_whole(*place, None if alone else keep) for name, place in found.items()}
+    kept = {name: content for name, content in contents.items() if content is not None}
+    if len(kept) < len(contents):
+        notes.append(f"{len(contents) - len(kept)} files that are not text were left out")
+    paths = [found[name][0] for name in kept]
+    return Given(kept, paths, notes, alone, "pipe" not in map(_kind_of, paths))
+
+
+def read_file(path: str) -> str | bytes:
+    """What a regular file holds: text, or bytes if it is none; ToolError if that cannot be read."""
+    if _kind_of(path) != "file":
+        raise ToolError(f"there is no file {path} to read")
+    return typing.cast("str | bytes", _read_whole(path, functools.partial(_open, path)))
+
+
+def _open(path: str) -> typing.BinaryIO:
+    return open(path, "rb")
+
+
+def _read_whole(path: str, opener: Opener, keep: Callable[[bytes], bool] | None = None) -> str | bytes | None:
+    """A file's text or bytes; None, and nothing but its head is read, if it is binary and not to be kept."""
+    try:
+        with opener() as file:
+            head = file.read(_HEAD)
+            if keep is not None and _is_binary(head) and not keep(head):
+                return None
+            return text_of(head + file.read())
+    except OSError as error:
+        raise ToolError(f"cannot read {path}: {error.strerror or error}") from error
+    except MemoryError:
+        raise ToolError(f"{path} does not fit into memory", hint="give a part of it") from None
+
+
+class _GivenFolder(_Files):
+    """The folder that a caller names, or that a glob of the caller's begins in."""
+
+    def __init__(self, spec: str, cwd: str, left_out: Iterable[AnyPath]) -> None:
+        parts = os.path.expanduser(spec).replace(os.sep, "/").split("/")
+        literal = 0
+        while literal < len(parts) and (
+            not re.search(_WILD, parts[literal]) or os.path.lexists(os.path.join(cwd, "/".join(parts[: literal + 1])))
+        ):
+            literal += 1
+        self.spec, self.pattern = spec, "/".join(parts[literal:])
+        self.prefix = "/".join([*parts[:literal], ""])  # "" for the working directory, "/" for the root
+        if not spec or not os.path.isdir(os.path.join(cwd, self.prefix)):
+            raise self.nothing("was not found")
+        super().__init__([self.prefix], cwd, left_out)
+        self.links_out = 0
+
+    def nothing(self, problem: str) -> ToolError:
+        hint = "give a file, a folder or a quoted glob: -c 'src/**/*.py'"
+        return ToolError(f"context {self.spec!r} {problem}", hint=hint)
+
+    def found(self, notes: list[str]) -> dict[str, tuple[str, Opener]]:
+        """Path and opener of each file, by its name as the caller would write it; as a shell's, a glob's `*` stands for
+        no name that begins with a dot."""
+        top = self.roots[0]
+        if is_secret(_way(top, self.cwd)):
+            raise self.nothing("may hold credentials and is not read")
+        try:
+            globs = [_glob(pattern.split("/")) for pattern in _expanded(self.pattern or "**")]
+        except ValueError as error:
+            raise self.nothing(f"cannot be used: {error}") from None
+        hidden = not self.pattern or re.search(r"(^|[/{,])\.", self.pattern)
+        found: dict[str, tuple[str, Opener]] = {}
+        for path in self.walked(top, SKIPPED.difference(self.pattern.split("/")), float("inf")):
+            names = _below(path, top).split(os.sep)
+            if any(_matches(glob, names) for glob in globs) and (hidden or not any(n[0] == "." for n in names)):
+                found[_tidy(self.prefix + "/".join(names))] = path, functools.partial(self.opened, path)
+        if self.links_out:
+            notes.append(f"{self.links_out} links that lead out of {top} or to credentials were left out")
+        if not found:
+            raise self.nothing("holds no file to read" if self.links_out or not self.pattern else "was not found")
+        return {name: found[name] for name in sorted(found)}
+
+    def unreadable(self, path: str, error: OSError) -> None:
+        raise ToolError(f"cannot read the folder {path}: {error.strerror}")
+
+    def leads_in(self, link: str) -> bool:
+        inside = super().leads_in(link)
+        self.links_out += not inside and os.path.isfile(link)
+        return inside
+
+
+def _kind_of(path: str) -> str:
+    """file, pipe, or nothing that is read by its name."""
+    with contextlib.suppress(OSError, ValueError):
+        mode = os.stat(path).st_mode
+        return "file" if stat.S_ISREG(mode) else "pipe" if stat.S_ISFIFO(mode) else ""
+    return ""
+
+
+def _tidy(name: str) -> str:
+    return os.path.normpath(name).replace(os.sep, "/")
+
+
+def _way(path: str, start: str) -> str:
+    try:
+        return os.path.relpath(path, start)
+    except ValueError:  # on another drive
+        return path
 
 
 # --- tools from files, modules and installed packages ---------------------------------------------------------------
