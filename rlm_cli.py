@@ -23,7 +23,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, TextIO
 
 if TYPE_CHECKING:
@@ -427,6 +427,25 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
+def flags_again(args: argparse.Namespace, *, but: Collection[str] = ()) -> str:
+    """The flags of this command line, ready for a shell, for the command that goes on. A key is never among them."""
+    import shlex
+
+    words = ["--config", args.config] if args.config else []
+    for name in rlm.OPTIONS:
+        value = getattr(args, name, None)
+        if value is None or name in but or name.endswith("api_key"):
+            continue
+        flag = flags_of(name)[-1]
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{name.replace('_', '-')}")
+            continue
+        for text in value if isinstance(value, list) else [value]:
+            text = re.sub(r"//[^/@\s]+@", "//", text) if name.endswith("_url") else text
+            words += [f"{flag}={text}"] if text.startswith("-") else [flag, text]
+    return "".join(f" {shlex.quote(without_keys(word))}" for word in words)
+
+
 def _option_value(name: str, value: Any) -> Any:
     flag = flags_of(name)[-1]
     if name == "schema":
@@ -749,7 +768,8 @@ def run(args: argparse.Namespace, shell: Shell) -> int:
     if args.stream:
         return stream(args, shell, prompt)
     context = context_of(args, shell, prompt_is_stdin=args.words == ["-"])
-    answer(args, shell, lambda runtime: runtime.completion(prompt, context, system=args.system))
+    ask = functools.partial(rlm.RLM.completion, prompt=prompt, context=context, system=args.system)
+    answer(args, shell, ask, recorded=rlm._LIMITS)
     return ANSWERED
 
 
@@ -800,14 +820,18 @@ def answer(
     shell: Shell,
     ask: Callable[[rlm.RLM], rlm.CompletionResult],
     options: Mapping[str, Any] | None = None,
+    *,
+    recorded: Collection[str] = (),
 ) -> rlm.CompletionResult:
-    """Run what `ask` does with an RLM, show how it goes, and deliver its result."""
+    """Run what `ask` does with an RLM, show how it goes, and deliver its result.
+
+    `recorded`: options that a resume finds in the journal, and so need not be given again.
+    """
     given = dict(options if options is not None else given_options(args))
-    settings = rlm.load_config(given, config=args.config)
-    values = settings.values
+    values = rlm.load_config(given, config=args.config).values
     shell.model = values["model"]
     shell.can_resume = bool(values["log_dir"])
-    shell.resume_flags = f" --log-dir {values['log_dir']}" if settings.origins["log_dir"] == "argument" else ""
+    shell.resume_flags = flags_again(args, but=recorded)
     seen: list[Event] = []
     if args.html:
         _require_folder(args.html)
@@ -881,6 +905,7 @@ def stream(args: argparse.Namespace, shell: Shell, prompt: str) -> int:
             shell.emit(event)
 
     shown = sys.stdout.isatty()
+    shell.resume_flags = flags_again(args, but=rlm._LIMITS)
     with rlm.RLM(**given_options(args), config=args.config, on_event=listen) as runtime:
         for piece in runtime.stream(prompt, system=args.system):
             if shell.form == "text":
@@ -1269,7 +1294,7 @@ def chat(args: argparse.Namespace, shell: Shell) -> int:
         talk.run()
     if talk.log and not args.quiet:
         name = os.path.basename(talk.log).removesuffix(".jsonl")
-        shell.terminal.say(f"{talk.log}; to go on: rlm chat --resume {name}")
+        shell.terminal.say(f"{talk.log}; to go on: rlm chat --resume {name}{flags_again(args)}")
     return ANSWERED
 
 

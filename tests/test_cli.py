@@ -500,6 +500,45 @@ def test_resume_finds_the_folder_that_the_run_was_given(openai: Server, workspac
     assert rlm(*following.split(), "--max-iterations", "3").stdout == b"done\n"
 
 
+def run_as_printed(stderr: str) -> subprocess.CompletedProcess[bytes]:
+    """What the last line of an error says to do next, typed into a shell as it stands."""
+    following = stderr.splitlines()[-1].removeprefix("  next: ")
+    shell = f'rlm() {{ "$0" -m rlm "$@"; }}\n{following}'
+    command = ["sh", "-c", shell, sys.executable]
+    return subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=60)
+
+
+def test_the_printed_command_goes_on_at_the_same_server_with_the_same_tools(
+    server: Server, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLM_API_KEY", scripted.KEY)
+    (workspace / "my tools.py").write_text(
+        'import rlm\n\n@rlm.tool\ndef half(n: int) -> int:\n    """Half of a number."""\n    return n // 2\n'
+    )
+    (workspace / "s.json").write_text('{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}')
+    server.script = answer_with(code("x = half(84)"), scripted.hang(), code("FINAL({'n': x})"))
+    given = ["--base-url", server.base_url, "--backend", "openai", "-m", "a-model", "--tools", "my tools.py"]
+    process = start("How many?", "--schema", "s.json", "--prices", '{"a-model": [1, 2]}', *given)
+    server.wait_for(2)
+    _, _, err = interrupt(process)
+    assert "--tools 'my tools.py'" in err and scripted.KEY not in err
+    server.script = lambda request: code("FINAL({'n': x})")
+    resumed = run_as_printed(err)
+    assert (resumed.returncode, json.loads(resumed.stdout)) == (0, {"n": 42}), resumed.stderr
+    assert len(server.requests) == 3
+    assert b"$?" not in resumed.stderr  # the prices as well
+
+
+def test_no_key_and_no_login_is_printed_for_the_way_on(openai: Server, workspace: Path) -> None:
+    openai.script = answer_with(code("1"))
+    address = "https://me:secret@snipara.invalid"
+    given = ["--api-key", scripted.KEY, "--snipara-api-url", address, "--no-cache", "--prices", '{"a b": [1, 2]}']
+    ran = rlm("What?", "--max-iterations", "1", *given)
+    following = three_lines(ran.stderr)[-1]
+    assert following.endswith(""" --prices '{"a b": [1, 2]}' --no-cache --snipara-api-url https://snipara.invalid""")
+    assert b"secret" not in ran.stderr and scripted.KEY not in following
+
+
 def test_without_a_log_no_resume_is_offered(openai: Server) -> None:
     openai.script = answer_with(code("1"))
     ran = rlm("What?", "--max-iterations", "1", "--no-log")
