@@ -934,7 +934,7 @@ def _open_journal(path: str, append: bool) -> int:
 _FIELDS: dict[type | tuple[type, ...], tuple[str, ...]] = {
     str: (
         *("event", "node", "call_id", "system", "response", "code", "stdout"),
-        *("model", "sub_model", "protocol", "environment", "base_url"),
+        *("model", "sub_model", "protocol", "environment", "base_url", "instructions"),
     ),
     int: ("depth",),
     (str, list): ("prompt",),
