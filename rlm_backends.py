@@ -736,10 +736,10 @@ class _Watch:
     @contextlib.contextmanager
     def over(self, flight: _Flight) -> Iterator[None]:
         with self.lock:
+            if not self.running:
+                _begin(self._run, "rlm-watch")
+                self.running = True
             self.flights.add(flight)
-            start, self.running = not self.running, True
-        if start:
-            threading.Thread(target=self._run, name="rlm-watch", daemon=True).start()
         try:
             yield
         finally:
@@ -763,14 +763,26 @@ class _Watch:
                 flight.look(now)
 
 
+def _begin(work: Callable[[], None], name: str) -> None:
+    """Run `work` on a thread of its own; BackendError where the system has no more of them."""
+    try:
+        threading.Thread(target=work, name=name, daemon=True).start()
+    except RuntimeError:
+        hint = "fewer calls at once: lower max_parallel, or raise the limit (ulimit -u)"
+        raise BackendError("no thread for the call can be started", code="config", hint=hint) from None
+
+
 _watch = _Watch()
 _here = threading.local()  # .flight: the call that this thread is sending
 
 
 def _forget_after_fork() -> None:
-    global _watch  # the watching thread and the connections are the parent's
+    """The watching thread, the connections and whoever holds a lock are the parent's."""
+    global _watch, _pending_lock, _serving
     _watch = _Watch()
+    _pending_lock, _serving = threading.Lock(), threading.Lock()
     _links.clear()
+    _pending.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -814,7 +826,7 @@ class _Given:
                 self.close()  # type: ignore[attr-defined]  # nobody waits for it any more
             flight.wake.set()
 
-        threading.Thread(target=work, name="rlm-connect", daemon=True).start()
+        _begin(work, "rlm-connect")
         while not outcome and not flight.why:
             flight.wake.wait()
             flight.wake.clear()
@@ -1114,6 +1126,7 @@ def _chunks(flight: _Flight, response: Any, url: str) -> Iterator[bytes]:
 
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
+_BYTE_ORDER = b"\xef\xbb\xbf"  # that some proxies put before all
 
 
 def _events(chunks: Iterator[bytes]) -> Iterator[str]:
@@ -1126,14 +1139,14 @@ def _events(chunks: Iterator[bytes]) -> Iterator[str]:
         after_cr = chunk.endswith(b"\r")
         line.append(first)
         for other in others:
-            whole = b"".join(line)
+            whole = b"".join(line).removeprefix(_BYTE_ORDER)
             line = [other]
             if whole.startswith(b"data:"):
                 data.append(whole[6:] if whole[5:6] == b" " else whole[5:])
             elif not whole and data:
                 yield b"\n".join(data).decode("utf-8", "replace")
                 data = []
-    rest = b"".join(line)  # the last event of a server that forgets the empty line
+    rest = b"".join(line).removeprefix(_BYTE_ORDER)  # the last event of a server that forgets the empty line
     if rest.startswith(b"data:"):
         data.append(rest[5:].strip())
     if data:
@@ -1164,6 +1177,7 @@ class _Answer:
     def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
         self.backend = backend
         self.on_text = on_text
+        self.refused: BaseException | None = None  # what `on_text` raised: nothing that the server did
         self.text: list[str] = []
         self.calls: list[dict[str, Any]] = []
         self.began = False  # something of the answer itself has come: from here on a retry would say it twice
@@ -1179,7 +1193,14 @@ class _Answer:
             self.began = True
             self.text.append(text)
             if self.on_text:
-                self.on_text(text)
+                self._hand_on(self.on_text, text)
+
+    def _hand_on(self, on_text: Callable[[str], None], text: str) -> None:
+        try:
+            on_text(text)
+        except BaseException as error:
+            self.refused = error
+            raise
 
     def whole(self, body: Mapping[str, Any]) -> None:
         """Take in a body that is the answer."""
@@ -1505,8 +1526,9 @@ class _OpenAIAnswer(_Answer):
         call["name"] = call["name"] or function.get("name") or ""
         if isinstance(fragment.get("extra_content"), dict):
             call["extra"] = {"extra_content": fragment["extra_content"]}
-        piece = function.get("arguments")
-        call["arguments"] = call["arguments"] + piece if isinstance(piece, str) else piece or call["arguments"]
+        before, piece = call["arguments"], function.get("arguments")
+        both = isinstance(before, str) and isinstance(piece, str)
+        call["arguments"] = before + piece if both else piece or before
 
     def _count(self, usage: Mapping[str, Any]) -> None:
         into, out = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
@@ -1520,7 +1542,7 @@ class _OpenAIAnswer(_Answer):
             "reasoning": _count(usage, "completion_tokens_details", "reasoning_tokens"),
         }
         cost = usage.get("cost")
-        if isinstance(cost, (int, float)) and not isinstance(cost, bool) and cost >= 0:
+        if isinstance(cost, (int, float)) and not isinstance(cost, bool) and 0 <= cost < 1e15:
             self.cost = float(cost)
 
     def finish(self) -> None:
@@ -1650,6 +1672,9 @@ def _anthropic_part(part: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "image", "source": source}
 
 
+_GROWING = ("text", "thinking", "signature")  # in a block, piece by piece: null at first with some servers
+
+
 class _AnthropicAnswer(_Answer):
     def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
         super().__init__(backend, on_text)
@@ -1683,7 +1708,8 @@ class _AnthropicAnswer(_Answer):
             self.counts.update({name: value for name, value in message["usage"].items() if value is not None})
 
     def _open(self, index: int, block: Mapping[str, Any]) -> None:
-        self.blocks[index] = dict(block)
+        begun = {name: "" for name in _GROWING if name in block and block[name] is None}
+        self.blocks[index] = {**block, **begun}
         self.began = self.began or block.get("type") != "text"
         self.say(block.get("text"))
 
@@ -1703,7 +1729,7 @@ class _AnthropicAnswer(_Answer):
             block["signature"] = block.get("signature", "") + str(delta.get("signature") or "")
 
     def finish(self) -> None:
-        blocks = [self.blocks[index] for index in sorted(self.blocks)]
+        blocks = [block for _, block in sorted(self.blocks.items()) if isinstance(block.get("type"), str)]
         for block in blocks:
             if block.get("type") == "tool_use":
                 given = block.pop("json", "") or block.get("input")
@@ -1775,7 +1801,7 @@ def _gemini_contents(backend: HTTPBackend, messages: Sequence[Mapping[str, Any]]
             continue
         role = "model" if message["role"] == "assistant" else "user"
         kept = backend.own_raw(message).get("parts")
-        native.update(part["functionCall"].get("id", "") for part in kept or () if "functionCall" in part)
+        native.update(str(part["functionCall"].get("id", "")) for part in kept or () if "functionCall" in part)
         parts = [dict(part) for part in kept] if kept else _gemini_parts(backend, message, native)
         if made and made[-1]["role"] == role:
             made[-1]["parts"] += parts
@@ -1830,7 +1856,7 @@ class _GeminiAnswer(_Answer):
         content = candidate.get("content")
         for part in (content.get("parts") if isinstance(content, dict) else None) or ():
             if isinstance(part, dict):
-                self._part(part)
+                self._part({name: value for name, value in part.items() if value is not None})
         if candidate.get("finishReason"):
             self.reason, self.ended = str(candidate["finishReason"]), True
 
@@ -1838,7 +1864,7 @@ class _GeminiAnswer(_Answer):
         self.began = True
         if not part.get("thought"):
             self.say(part.get("text"))
-        if isinstance(part.get("functionCall"), dict):
+        if "functionCall" in part:
             call = part["functionCall"]
             self.calls.append({"id": call.get("id"), "name": call.get("name"), "arguments": call.get("args")})
         last = self.parts[-1] if self.parts else {}
@@ -2176,8 +2202,10 @@ class HTTPBackend:
             answer.finish()
             finished = True
             return answer
-        except BackendError as error:
-            failure = error
+        except (BackendError, *_MISREAD) as error:
+            if error is answer.refused:
+                raise
+            failure = self._as_failure(error)
         finally:
             if not finished or not _drain(flight, response):
                 response.raw.close()
@@ -2186,6 +2214,12 @@ class HTTPBackend:
         failure.retryable = failure.retryable and not answer.began
         failure.provider = self.provider
         raise failure.with_traceback(None)  # the frames hold the server's words, which may repeat the key
+
+    def _as_failure(self, error: Exception) -> BackendError:
+        """The error for an answer that is not as any server's should be."""
+        if isinstance(error, BackendError):
+            return error
+        return self._error("protocol", f"the server's answer has a form of its own: {error}", retryable=True)
 
     def _read(self, answer: _Answer, flight: _Flight, response: Any, chunks: Iterator[bytes]) -> None:
         if response.status_code >= 300:
@@ -2244,7 +2278,8 @@ class HTTPBackend:
         if error:
             named = error if isinstance(error, dict) else {}
             code = named.get("code")
-            kinds = [_STATUS_OF[word] for word in (named.get("type"), named.get("status"), code) if word in _STATUS_OF]
+            words = [word for word in (named.get("type"), named.get("status"), code) if isinstance(word, str)]
+            kinds = [_STATUS_OF[word] for word in words if word in _STATUS_OF]
             status = code if isinstance(code, int) and 400 <= code < 600 else (*kinds, 500)[0]
             raise self._status_error(status, _error_text(dict(body)), None)
 
@@ -2304,6 +2339,8 @@ class HTTPBackend:
         return True
 
 
+# What reading an answer raises where a part of it is of another type than its wire's.
+_MISREAD = (TypeError, AttributeError, LookupError, ValueError, ArithmeticError, RecursionError)
 _OPTIONAL = ("stream_options", "prompt_cache_key", "response_format", "output_config")
 _OPENAI_MODEL = r"gpt-(?!oss)|chatgpt-|o\d(?:-|$)|codex-"
 
@@ -2606,6 +2643,7 @@ def _lead(
 ) -> Reply:
     """A live answer, for all who wait for it."""
     try:
+        _check_cache(os.path.dirname(path))
         reply = pending.reply = _live(backend, ask, flight, on_text)
         if _is_whole(reply):
             _write_reply(path, reply)
@@ -2643,18 +2681,32 @@ def _read_reply(path: str) -> Reply | None:
     return reply if isinstance(reply.text, str) and isinstance(reply.tool_calls, list) else None
 
 
-def _write_reply(path: str, reply: Reply) -> None:
-    """Keep an answer, whole or not at all, readable by its owner only."""
-    import tempfile
+def _check_cache(folder: str) -> None:
+    """Make the folder; BackendError, before anything is asked and paid for, if answers cannot be kept there."""
+    import errno
 
-    folder = os.path.dirname(path)
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-            file.write(_dumps(reply._asdict()))
-        os.replace(file.name, path)
-    except OSError as error:
-        raise BackendError(f"cannot write to the cache {folder!r}: {error.strerror}", code="config") from None
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    except (OSError, ValueError) as error:
+        message = f"cannot write to the cache {folder!r}: {getattr(error, 'strerror', None) or error}"
+        raise BackendError(message, code="config", hint="name a folder of yours, or leave the cache off") from None
+
+
+def _write_reply(path: str, reply: Reply) -> None:
+    """Keep an answer, whole or not at all, readable by its owner only. One that cannot be kept is an answer still."""
+    import tempfile
+
+    with contextlib.suppress(OSError):
+        handle, name = tempfile.mkstemp(dir=os.path.dirname(path))
+        try:
+            with open(handle, "wb") as file:
+                file.write(_dumps(reply._asdict()))
+            os.replace(name, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
 
 
 # --- a model in a file ------------------------------------------------------------------------------------------

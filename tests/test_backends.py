@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import os
 import pickle
 import random
 import socket
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -706,6 +708,43 @@ def test_the_width_shrinks_with_429_and_grows_with_answers() -> None:
     assert gate.limit == 16
 
 
+def test_a_thread_that_could_not_be_started_once_is_started_by_the_next_call(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(rlm_backends, "_watch", rlm_backends._Watch())
+    with monkeypatch.context() as scarce:
+        scarce.setattr(threading.Thread, "start", refuse)
+        caught = failing(to(server))
+        assert (caught.code, caught.message) == ("config", "no thread for the call can be started")
+    server.script = lambda _: hang()
+    assert failing(to(server), deadline=time.monotonic() + 0.2).message == "no answer before the deadline"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_process_forked_while_a_question_is_asked_can_ask_it_too(server: Server, workspace: Path) -> None:
+    release = threading.Event()
+    server.script = lambda request: Turn("fine", until=release if request.number == 1 else None)
+    backend = to(server, cache=str(workspace))
+    asking, _ = in_thread(lambda: backend.complete(ASK))
+    server.wait_for(1)
+    with rlm_backends._pending_lock, rlm_backends._serving, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # to fork with threads is what is tried here
+        child = os.fork()
+        if child == 0:
+            text = ""
+            try:
+                assert not rlm_backends._serving.locked()
+                text = backend.complete(ASK, deadline=time.monotonic() + 20).text
+            finally:
+                os._exit(0 if text == "fine" else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    release.set()
+    asking.join(20)
+
+
 # --- answers kept ---------------------------------------------------------------------------------------------------
 
 
@@ -743,6 +782,46 @@ def test_a_torn_answer_is_asked_for_again(server: Server, workspace: Path) -> No
     ):
         path.write_text(torn)
         assert backend.complete(ASK).attempts == 1
+
+
+@pytest.mark.parametrize("folder", ["file", "file/within", "\0"], ids=repr)
+def test_a_cache_that_cannot_be_written_is_noticed_before_anything_is_paid_for(
+    server: Server, workspace: Path, folder: str
+) -> None:
+    (workspace / "file").write_text("")
+    caught = failing(to(server, cache=f"{workspace}/{folder}"))
+    assert (caught.code, caught.message[:25]) == ("config", "cannot write to the cache")
+    assert server.requests == []
+
+
+def test_a_cache_in_a_folder_that_may_only_be_read_is_read(
+    server: Server, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = to(server, cache=str(workspace / "kept"))
+    kept.complete(ASK)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    assert kept.complete(ASK).attempts == 0
+    assert failing(kept, messages=ASK[1:]).code == "config"
+    assert len(server.requests) == 1
+
+
+def test_an_answer_that_cannot_be_kept_is_an_answer_still(server: Server, workspace: Path) -> None:
+    folder = workspace / "kept"
+    listen = in_the_way(folder)
+    assert to(server, cache=str(folder)).complete(ASK, on_text=listen).text == "ok"
+    (path,) = folder.iterdir()
+    assert path.is_dir()  # and no temporary file beside it
+
+
+def in_the_way(folder: Path) -> Callable[[str], None]:
+    """A listener that puts a folder where the answer is about to be kept."""
+
+    def listen(_: str) -> None:
+        (name,) = rlm_backends._pending
+        Path(name).mkdir()
+        (Path(name) / "x").write_text("")
+
+    return listen
 
 
 def test_the_same_prompt_in_flight_is_sent_once(server: Server, workspace: Path) -> None:

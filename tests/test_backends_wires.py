@@ -191,6 +191,13 @@ def test_an_event_of_several_lines_is_one_and_the_last_needs_no_empty_line() -> 
     ]
 
 
+@pytest.mark.parametrize("size", [1, 2, 10_000])
+@pytest.mark.parametrize("end", [b"\n\n", b""], ids=["whole", "no empty line"])
+def test_a_byte_order_mark_before_a_stream_is_no_part_of_it(size: int, end: bytes) -> None:
+    data = b"\xef\xbb\xbfdata: one" + end
+    assert list(rlm_backends._events(data[n : n + size] for n in range(0, len(data), size))) == ["one"]
+
+
 def test_an_event_of_many_megabytes_takes_no_time_to_speak_of() -> None:
     """Quadratic copying would take minutes."""
     pieces = [b"data: "] + [b"x" * 65_536] * 500 + [b"\n\n"]
