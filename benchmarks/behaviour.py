@@ -240,13 +240,14 @@ class Wire(model.Connection):
 
     def serve(self, head: str, body: bytes) -> None:
         if head.startswith("GET"):
-            planted = head.split(" ")[1].rpartition("/")[2]
-            self.scripts[planted].contacted = True
+            if planted := self.scripts.get(head.split(" ")[1].rpartition("/")[2]):
+                planted.contacted = True
             self.send({})
             return
         key = re.search(r"authorization: *Bearer (\S+)", head, re.IGNORECASE)
-        script = self.scripts[key[1]] if key else None
-        if script is None:
+        script = self.scripts.get(key[1]) if key else None
+        if script is None:  # of a run that is over
+            self.refuse(401)
             return
         request = json.loads(body)
         try:
@@ -318,7 +319,8 @@ class Outcome:
         if self.result is None:
             return f"had to be killed after {RUN_SECONDS} s" if self.exit_code is None else self.death()
         if self.answer is not None:
-            return self.last_error() if OVER in self.answer else f"answered {short(self.answer)}"
+            answered = f"answered {short(self.answer)}" if self.answer else "answered with an empty text"
+            return self.last_error() if OVER in self.answer else answered
         return f"raised {self.result['error']}: {short(self.result['message'])}"
 
     def last_error(self) -> str:
@@ -343,10 +345,6 @@ class Outcome:
 def short(text: str) -> str:
     plain = " ".join(str(text).replace("`", "'").split())
     return f"`{plain[:90]}…`" if len(plain) > 90 else f"`{plain}`"
-
-
-class NotApplicable(Exception):
-    pass
 
 
 Check = Callable[[Outcome], "str | None"]  # what is wrong, or None
@@ -394,8 +392,6 @@ def examine(behaviour: Behaviour, subject: str, python: Path, environment: dict[
         return Verdict("trouble", "; ".join(outcome.script.problems) or outcome.complaint or outcome.ending())
     try:
         wrong = behaviour.check(outcome)
-    except NotApplicable as reason:
-        return Verdict("n/a", str(reason))
     except Exception as error:
         return Verdict("trouble", f"{type(error).__name__}: {error}")
     return Verdict("holds") if wrong is None else Verdict("fails", wrong)
@@ -406,34 +402,41 @@ def run(
 ) -> Outcome:
     voice = Voice(subject, TEXT if subject == "flat-rlm" and "text" in behaviour.wishes else SPEECH[spoken(subject)])
     key = f"sk-behaviour-{os.getpid()}-{next(NUMBERS)}"
-    (folder / "outside.txt").write_text(OUTSIDE)
-    (folder / "work").mkdir()
-    script = Script(voice, [], behaviour.leaf, behaviour.child)
-    outcome = Outcome(script)
     places = {"OUTSIDE": str(folder / "outside.txt"), "PORT": str(server.port), "KEY": key}
-    script.said = [said for step in behaviour.steps for said in step(voice)]
-    script.said = [placed(said, places) for said in script.said]
-    Wire.scripts[key] = script
-    arguments = [str(Path(__file__).parent / "behaviour_run.py"), subject, str(server.port), key]
-    job = {"wishes": behaviour.wishes, "context": behaviour.context}
-    with (folder / "stderr.txt").open("wb") as errors:
-        process = subprocess.Popen(
-            [str(python), *arguments, str(folder / "result.json")],
-            cwd=folder / "work",
-            env=environment | {"BEHAVIOUR_SECRET": SECRET, "BEHAVIOUR_RUN": key, "TMPDIR": str(folder)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-            start_new_session=True,
-        )
+    said = [placed(said, places) for step in behaviour.steps for said in step(voice)]
+    script = Wire.scripts[key] = Script(voice, said, behaviour.leaf, behaviour.child)
+    outcome = Outcome(script)
+    command = [str(python), str(Path(__file__).parent / "behaviour_run.py"), subject, str(server.port), key]
+    planted = {"BEHAVIOUR_SECRET": SECRET, "BEHAVIOUR_RUN": key, "TMPDIR": str(folder)}
+    process = start(command, environment | planted, {"wishes": behaviour.wishes, "context": behaviour.context}, folder)
     script.on_root = lambda turn: on_root(turn, behaviour, outcome, process.pid)
-    assert process.stdin
-    process.stdin.write(json.dumps(job).encode())
-    process.stdin.close()
     try:
         outcome.exit_code = wait(process, script)
     finally:
         end(process, key)
+        del Wire.scripts[key]
+    look(folder, outcome)
+    return outcome
+
+
+def start(command: list[str], environment: dict[str, str], job: JSON, folder: Path) -> subprocess.Popen[bytes]:
+    (folder / "outside.txt").write_text(OUTSIDE)
+    (folder / "job.json").write_text(json.dumps(job))
+    (folder / "work").mkdir()
+    with (folder / "job.json").open("rb") as given, (folder / "stderr.txt").open("wb") as errors:
+        return subprocess.Popen(
+            [*command, str(folder / "result.json")],
+            cwd=folder / "work",
+            env=environment,
+            stdin=given,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            start_new_session=True,
+        )
+
+
+def look(folder: Path, outcome: Outcome) -> None:
+    """What a run has left on disk."""
     written = [path for path in (folder / "work").rglob("*") if path.is_file() and path.name != "context.txt"]
     outcome.disk = sum(path.stat().st_size for path in written)
     outcome.files = "".join(path.read_text("utf-8", "replace") for path in written if path.stat().st_size < 5e6)
@@ -441,7 +444,6 @@ def run(
         outcome.result = json.loads((folder / "result.json").read_text())
     lines = (folder / "stderr.txt").read_text("utf-8", "replace").strip().splitlines()
     outcome.complaint = lines[-1][:200] if lines else ""
-    return outcome
 
 
 def spoken(subject: str) -> str:
@@ -595,8 +597,10 @@ def all_tokens_reported(outcome: Outcome) -> str | None:
 
 def spent_at_most(dollars: float) -> Check:
     def check(outcome: Outcome) -> str | None:
-        spent = outcome.script.spent
-        return None if spent <= dollars else f"spent ${spent:.2f} in {outcome.script.leaves} sub-calls"
+        spent, leaves = outcome.script.spent, outcome.script.leaves
+        if not leaves:
+            return f"no sub-call was sent: {outcome.ending()}"
+        return None if spent <= dollars else f"spent ${spent:.2f} in {leaves} sub-calls"
 
     return check
 
@@ -672,7 +676,9 @@ def hides(planted: str) -> Check:
 
 
 def not_contacted(outcome: Outcome) -> str | None:
-    return "the cell's request arrived" if outcome.script.contacted else None
+    if outcome.script.contacted:
+        return "the cell's request arrived"
+    return None if outcome.answer is not None else outcome.ending()
 
 
 # --- the behaviours ------------------------------------------------------------------------------------------------
@@ -1228,8 +1234,8 @@ section were chosen because this project fails some of them.
 
 What the columns are: **flat-rlm** with `environment="local"`, its protocol for models with tool calls, and the one for
 models without where a row is about fences. **rlms** with `environment="local"` (its default, and no sandbox: its README
-says so) and, as **rlms isolated**, `"ipython"` with `kernel_mode="subprocess"`. Neither its Docker nor its cloud
-sandboxes were run. **dspy** is `dspy.RLM` with `LocalInterpreter`, of which its documentation says that it is no
+says so) and, as **rlms isolated** (our name: apart from the host's process, not from its machine), `"ipython"` with
+`kernel_mode="subprocess"`. Neither its Docker nor its cloud sandboxes were run. **dspy** is `dspy.RLM` with `LocalInterpreter`, of which its documentation says that it is no
 security sandbox; its default, Pyodide in Deno, is one, and could not be run here because it fetches a module from
 deno.land at its first start. **smolagents** is `CodeAgent` with its own interpreter; it is an agent and not an RLM, has
 no sub-calls, and has Docker and cloud executors that were not run. **minrlm** and **rlm-runtime** run code in the

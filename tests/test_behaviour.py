@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, need
@@ -15,9 +16,11 @@ from behaviour import BEHAVIOURS, MARKS, Behaviour, Server, Verdict
 
 sys.path.pop()  # that folder has a mcp.py, which must not stand in for the package of that name
 
+PYTHON = Path(sys.executable)
 HERE = {"PYTHONPATH": str(ROOT), "PATH": "/usr/local/bin:/usr/bin:/bin", "NO_PROXY": "127.0.0.1"}
 # What does not hold here, and the page says so.
-NOT_HERE = {"flag_first": "n/a", "threads": "fails", "asyncio": "fails", "packages": "fails"}
+NOT_PYTHON = Path(sys.executable)
+HERE = {"flag_first": "n/a", "threads": "fails", "asyncio": "fails", "packages": "fails"}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ def models() -> Iterator[Server]:
 )
 def test_behaviour(wanted: Behaviour, models: Server) -> None:
     need("linux")
-    verdict = behaviour.examine(wanted, "flat-rlm", behaviour.Path(sys.executable), HERE, models)
+    verdict = behaviour.examine(wanted, "flat-rlm", PYTHON, HERE, models)
     assert verdict.mark == NOT_HERE.get(wanted.key, "holds"), verdict.evidence
 
 
@@ -49,11 +52,11 @@ def test_a_check_that_goes_wrong_is_the_harness_s_trouble_and_nobody_s_failure(m
         raise KeyError("a mistake of the harness")
 
     wanted = behaviour.PLAIN._replace(check=broken)
-    verdict = behaviour.examine(wanted, "flat-rlm", behaviour.Path(sys.executable), HERE, models)
+    verdict = behaviour.examine(wanted, "flat-rlm", PYTHON, HERE, models)
     assert verdict == Verdict("trouble", "KeyError: 'a mistake of the harness'")
 
 
 def test_a_run_that_says_otherwise_fails_with_what_was_seen(models: Server) -> None:
     wanted = behaviour.PLAIN._replace(check=behaviour.answers("43"))
-    verdict = behaviour.examine(wanted, "flat-rlm", behaviour.Path(sys.executable), HERE, models)
+    verdict = behaviour.examine(wanted, "flat-rlm", PYTHON, HERE, models)
     assert verdict == Verdict("fails", "answered `42`")
