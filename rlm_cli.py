@@ -809,7 +809,7 @@ def context_of(args: argparse.Namespace, shell: Shell, *, prompt_is_stdin: bool)
         specs.append("-")
     if not specs:
         return None
-    context = rlm.read_context(specs, stdin=piped)
+    context = rlm.read_context(specs, stdin=piped, left_out=log_folder(args))
     for note in context.notes:
         shell.terminal.say(f"rlm: context: {note}")
     return context
@@ -1034,8 +1034,9 @@ def logs(args: argparse.Namespace, shell: Shell) -> int:
 def _run_row(row: Mapping[str, Any], width: int) -> str:
     cost = "" if row["calls"] is None else dollars(row["cost_usd"])
     took = "" if row["duration_ms"] is None else rlm_viz.duration(row["duration_ms"])
-    figures = f"{local_time(row['started']):<16}  {row['status']:<11}  {row['calls'] or 0:>4} calls"
-    figures += f"  {row['tokens'] or 0:>9,} tok  {cost:>9}  {took:>8}  "
+    calls, tokens = ("?" if row[name] is None else f"{row[name]:,}" for name in ("calls", "tokens"))
+    figures = f"{local_time(row['started']):<16}  {row['status']:<11}  {calls:>4} calls"
+    figures += f"  {tokens:>9} tok  {cost:>9}  {took:>8}  "
     head = f"{row['id']:<13}  {figures}"
     return head + one_line(row["prompt"], max(20, width - len(head)))
 
@@ -1168,7 +1169,7 @@ class Chat:
         self.shell = shell
         self.runtime = runtime
         self.progress = progress
-        self.context = rlm.read_context(args.context) if args.context else None
+        self.context = rlm.read_context(args.context, left_out=log_folder(args)) if args.context else None
         self.said: list[tuple[str, str]] = []
         self.log = ""
         self.commands = {"vars": self.variables, "cost": self.cost, "save": self.save, "reset": self.reset}
@@ -1272,7 +1273,7 @@ class Chat:
         self.runtime.close()
         self.said = []
         if self.args.context:
-            self.context = rlm.read_context(self.args.context)
+            self.context = rlm.read_context(self.args.context, left_out=log_folder(self.args))
 
     def help(self, _: str) -> None:
         self.shell.terminal.say(_CHAT_HELP)

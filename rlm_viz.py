@@ -978,10 +978,9 @@ def list_runs(dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def _run_line(path: str) -> dict[str, Any]:
     first, last = _ends(path)
     ended = last.get("event") == "end" and not _number(last.get("depth"))  # the root's end, not a child's
-    sums = _dict(last.get("totals")) if ended else None
-    if sums is None and os.path.getsize(path) <= 4 << 20:
-        sums = totals(read(path, bodies=False)[0])
-    sums = sums or {}
+    sums = _dict(last.get("totals")) if ended else {}
+    if not ended or _has_paused(first, last):  # then no single line knows the figures
+        sums = totals(read(path, bodies=False)[0]) if os.path.getsize(path) <= 4 << 20 else {}
     return {
         "id": os.path.basename(path)[: -len(".jsonl")],
         "status": _brief(last.get("status"), 20) if ended else sums.get("status", "unfinished"),
@@ -995,6 +994,13 @@ def _run_line(path: str) -> dict[str, Any]:
         "path": path,
         "bytes": os.path.getsize(path),
     }
+
+
+def _has_paused(first: Event, end: Event) -> bool:
+    """Whether a run was resumed or got another prompt: it is then older than the duration that its end tells."""
+    began, ended = _moment(first.get("timestamp")), _moment(end.get("timestamp"))
+    took = _number(_dict(end.get("totals")).get("duration_ms"))
+    return began is not None and ended is not None and ended - began > took + 50
 
 
 def _ends(path: str) -> tuple[Event, Event]:

@@ -9,6 +9,7 @@ import re
 import stat
 import threading
 from base64 import b64decode
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -529,6 +530,23 @@ def test_runs_are_listed_from_the_ends_of_their_logs(folder: Path) -> None:
     assert (ended["status"], ended["prompt"], ended["model"]) == ("answered", "random run 1", "gpt-4o")
     unfinished = runs[events[0]["trajectory_id"]]
     assert (unfinished["status"], unfinished["calls"]) == ("unfinished", 29)
+
+
+@pytest.mark.parametrize("run", [journals.resumed_run, journals.text_run], ids=["resumed", "another prompt"])
+def test_the_list_counts_what_the_tree_and_the_page_count(folder: Path, run: Callable[[], list[Any]]) -> None:
+    events = run()
+    parts = [place for place, event in enumerate(events) if event["event"] == "resume" or event.get("continues")]
+    for stop in [*parts, len(events)]:  # as rlm writes it: since the run went on
+        end = events[stop - 1]
+        if end["event"] == "end":
+            end["totals"] = {**end["totals"], "duration_ms": 5000, "calls": 1}
+    path = journals.save(events, folder)
+    listed = next(run for run in rlm_viz.list_runs(folder) if run["path"] == str(path))
+    sums = rlm_viz.totals(rlm_viz.read(path)[0])
+    assert {name: listed[name] for name in ("calls", "tokens", "duration_ms")} == {
+        name: sums[name] for name in ("calls", "tokens", "duration_ms")
+    }
+    assert listed["duration_ms"] > 5000 and listed["calls"] > 1
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="makes a pipe")
