@@ -1864,7 +1864,7 @@ def _run_completion(
         rlm = sibling("rlm")
         directory = session.folder()
         try:
-            given = context if files is None else _files(directory, files)
+            given = context if files is None else _files(server, directory, files)
             return _completion_result(server, run(job, directory, prompt, given, limits))
         except rlm.RLMError as error:
             return _failed_completion(server, error)
@@ -1872,14 +1872,17 @@ def _run_completion(
     server.start(request, None, work)
 
 
-def _files(directory: str | None, specs: list[str]) -> Any:
+def _files(server: Server, directory: str | None, specs: list[str]) -> Any:
     """Files of the project as a context; Refusal for what lies outside of it or holds secrets."""
     rlm = sibling("rlm")
     if directory is None:
         raise Refusal("no project folder: call set_project first")
     if wrong := next((s for s in specs if os.path.isabs(os.path.expanduser(s)) or ".." in s.split(os.sep)), None):
         raise Refusal(f"files are named relative to {directory!r}, not {wrong!r}")
-    context = rlm.read_context(specs, cwd=directory)
+    logs = server.configuration(directory).values["log_dir"]
+    context = rlm.read_context(specs, cwd=directory, left_out=logs)
+    if not isinstance(context.source, dict):
+        raise Refusal(f"{specs!r} are not files of the project")
     for path in context.source["paths"]:
         real = os.path.realpath(path)
         inside = real.startswith(directory.rstrip(os.sep) + os.sep)

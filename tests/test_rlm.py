@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import itertools
 import json
+import os
 import pickle
 import shutil
 import signal
@@ -513,6 +514,50 @@ def test_a_changed_context_file_is_an_error_that_says_so(openai: Server, workspa
     data.write_text("two")
     with pytest.raises(rlm.ConfigError, match="changed"):
         rlm.RLM(model=MODEL).resume(result.trajectory_id)
+
+
+@pytest.mark.parametrize("form", ["folder", "glob", "two files", "file and stdin", "pipe", "journal without names"])
+def test_a_context_of_files_is_resumed_and_replayed_from_anywhere(
+    openai: Server, workspace: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    (workspace / "src").mkdir()
+    for name in ("src/a.txt", "src/b.txt"):
+        (workspace / name).write_text(name)
+    specs = {"folder": ["src"], "glob": ["src/*.txt"], "two files": ["src/a.txt", "src/b.txt"], "pipe": ["pipe"]}
+    specs["journal without names"] = [str(workspace / "src")]
+    if form == "pipe":
+        os.mkfifo("pipe")
+        threading.Thread(target=lambda: (workspace / "pipe").write_text("from a pipe"), daemon=True).start()
+    context = rlm.read_context(specs.get(form, ["src/a.txt", "-"]), stdin="piped" if "stdin" in form else None)
+    openai.script = answer_with(code("x = context"), code("FINAL(x)"))
+    whole = rlm.complete("go", context, model=MODEL)
+    assert whole.value == context.value
+    log = Path(str(whole.log)).absolute()
+    lines = log.read_text().splitlines(keepends=True)
+    if form == "journal without names":
+        start = json.loads(lines[0])
+        del start["context"]["source"]["names"]
+        lines[0] = json.dumps(start) + "\n"
+    log.write_text("".join(lines[:3]))
+    monkeypatch.chdir("/")
+    assert rlm.RLM(model=MODEL, log_dir=log.parent).resume(whole.trajectory_id).value == context.value
+    assert rlm.RLM(log_dir=log.parent).replay(whole.trajectory_id).divergence == []
+
+
+def test_a_folder_as_context_is_taken_without_the_logs(openai: Server, workspace: Path) -> None:
+    openai.script = answer_with(code("FINAL(sorted(context))"))
+    (workspace / "a.txt").write_text("a")
+    assert [rlm.complete("go", workspace, model=MODEL).value for _ in "12"] == [[str(workspace / "a.txt")]] * 2
+    results = rlm.batch([{"prompt": "go", "context": workspace}], model=MODEL)
+    assert [result.value for result in results] == [[str(workspace / "a.txt")]]
+
+
+def test_the_hint_about_a_context_that_was_not_kept_is_true(openai: Server) -> None:
+    openai.script = answer_with(code("x = 1"), "ok")
+    result = rlm.complete("go", "by value", model=MODEL, save_context=False)
+    with pytest.raises(rlm.ConfigError, match="was not kept") as caught:
+        rlm.RLM(model=MODEL).resume(result.trajectory_id)
+    assert "start a new run" in caught.value.hint and "-c" not in caught.value.hint.split()
 
 
 def long_work(request: Request) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import enum
 import json
@@ -25,7 +26,19 @@ from fake_snipara import FAILURES, KEY, SLUG, FakeSnipara
 import rlm_backends
 import rlm_sandbox
 import rlm_tools
-from rlm_tools import Tool, ToolError, answer, build, call_tool, file_tools, load_tools, schema_of, tool, validate
+from rlm_tools import (
+    Tool,
+    ToolError,
+    answer,
+    build,
+    call_tool,
+    file_tools,
+    load_tools,
+    read_given,
+    schema_of,
+    tool,
+    validate,
+)
 
 Files = dict[str, Tool]
 Arguments = dict[str, Any]
@@ -851,6 +864,7 @@ def test_texts_are_decoded_whatever_wrote_them(workspace: Path, content: bytes, 
     found = [row["text"] for row in tools["file_search"]("")]
     assert found == expected.removesuffix("\n").split("\n") if content else found == []
     assert "text.txt is empty" in answer(tools["file_read"], {"path": "text.txt"}) or content
+    assert read_given(["text.txt"]).contents == {"text.txt": expected}  # as the context it is the same text
 
 
 def test_a_long_file_is_shown_in_part_and_says_how_to_go_on(workspace: Path) -> None:
@@ -958,6 +972,110 @@ def test_the_file_tools_cost_little_of_the_prompt() -> None:
     """They are in every request; the system prompt with all schemas has 3,300 bytes."""
     schemas = [{"name": t.name, "description": t.description, "parameters": t.parameters} for t in file_tools()]
     assert len(json.dumps(schemas)) < 1000
+
+
+# --- files given as the context ------------------------------------------------------------------------------------
+
+
+def tree(folder: Path, *names: str) -> None:
+    """Files that each hold their own name."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+
+
+@pytest.mark.parametrize(
+    ("spec", "names"),
+    [
+        ("src", ["src/.hidden", "src/a.py", "src/deep/b.py"]),
+        ("./src/", ["src/.hidden", "src/a.py", "src/deep/b.py"]),
+        ("src/*", ["src/a.py"]),
+        ("src/.*", ["src/.hidden"]),
+        ("src/**/*.py", ["src/a.py", "src/deep/b.py"]),
+        ("*.txt", ["c.txt"]),
+        ("{c,d}.txt", ["c.txt"]),
+        ("odd[1]/*.txt", ["odd[1]/x.txt"]),
+        ("~/h.txt", ["HOME/h.txt"]),
+        ("~", ["HOME/h.txt"]),
+        ("~/*.txt", ["HOME/h.txt"]),
+        ("src/../c.txt", ["c.txt"]),
+    ],
+)
+def test_what_a_caller_names_for_the_context(workspace: Path, spec: str, names: list[str]) -> None:
+    tree(workspace, "src/a.py", "src/deep/b.py", "src/.hidden", "src/__pycache__/a.pyc", "c.txt", "odd[1]/x.txt")
+    tree(workspace, "src/.env", "src/deep/id_rsa", "logs/1.jsonl")
+    home = Path.home()
+    tree(home, "h.txt")
+    given = read_given([spec], left_out=["./logs"])
+    assert list(given.contents) == [name.replace("HOME", str(home)) for name in names]
+    assert [Path(path).read_text() for path in given.paths] == list(given.contents.values())
+
+
+def test_a_glob_in_a_folder_whose_name_has_brackets(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree(workspace, "a[1]/x.txt", "a1/wrong.txt")
+    monkeypatch.chdir(workspace / "a[1]")
+    assert list(read_given(["*.txt"]).contents) == ["x.txt"]
+    assert list(read_given([str(workspace / "a[1]/*.txt")]).contents) == [str(workspace / "a[1]/x.txt")]
+
+
+def test_links_in_circles_end(workspace: Path) -> None:
+    tree(workspace, "two/x.txt")
+    for name in ("a", "b"):
+        (workspace / "two" / name).symlink_to(".")
+    for spec in ("two/**/*.txt", "two/*/*.txt", "two"):
+        with pytest.raises(ToolError, match="was not found") if "/*/" in spec else contextlib.nullcontext():
+            assert list(read_given([spec]).contents) == ["two/x.txt"]
+
+
+def test_own_logs_are_no_context_unless_they_are_named(workspace: Path) -> None:
+    tree(workspace, "a.txt", "logs/1.jsonl")
+    assert list(read_given(["."], left_out=["./logs"]).contents) == ["a.txt"]
+    assert list(read_given(["logs"], left_out=["./logs"]).contents) == ["logs/1.jsonl"]
+
+
+def test_a_pipe_that_is_named_is_read(workspace: Path) -> None:
+    os.mkfifo("pipe")
+    writer = threading.Thread(target=lambda: (workspace / "pipe").write_bytes(b"through a pipe" * 10_000))
+    writer.start()
+    given = read_given(["pipe"])
+    writer.join()
+    assert (given.contents, given.lasting, given.alone) == ({"pipe": "through a pipe" * 10_000}, False, True)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("", "was not found"),
+        ("a\0b", "was not found"),
+        ("none.txt", "was not found"),
+        ("none/*.txt", "was not found"),
+        ("*.none", "was not found"),
+        ("c.txt/", "was not found"),
+        ("/dev/zero", "was not found"),
+        ("empty", "holds no file to read"),
+        (".aws", "may hold credentials"),
+        (".aws/*", "may hold credentials"),
+        ("{a,b}" * 9, "cannot be used: the pattern stands for more than 256 patterns"),
+    ],
+)
+def test_what_cannot_be_a_context_is_said(workspace: Path, spec: str, message: str) -> None:
+    tree(workspace, "c.txt", ".aws/credentials")
+    (workspace / "empty").mkdir()
+    with pytest.raises(ToolError, match=re.escape(f"context {spec!r} {message}")) as caught:
+        read_given([spec])
+    assert "-c 'src/**/*.py'" in caught.value.hint
+
+
+def test_binaries_among_files_are_left_out_without_being_read(workspace: Path) -> None:
+    tree(workspace, "all/a.txt")
+    for number in range(4):
+        with open(f"all/{number}.bin", "wb") as file:
+            file.truncate(10_000_000_000)  # does not fit into memory
+    given = read_given(["all"])
+    assert (given.contents, given.notes) == ({"all/a.txt": "all/a.txt"}, ["4 files that are not text were left out"])
+    (workspace / "b.png").write_bytes(b"PNG\0")
+    assert read_given(["b.png", "all/a.txt"], keep=lambda head: head[:3] == b"PNG").contents["b.png"] == b"PNG\0"
+    assert read_given(["b.png"]).contents == {"b.png": b"PNG\0"}
 
 
 # --- plug-ins ------------------------------------------------------------------------------------------------------
