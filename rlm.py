@@ -305,12 +305,17 @@ def load_config(given: Mapping[str, Any], *, config: str | bool | None = None, c
     values = {name: row.default for name, row in OPTIONS.items()}
     origins = dict.fromkeys(OPTIONS, "default")
     files = _config_files(config, cwd)
+    untrusted: set[str] = set()
     for path, is_project in files:
-        _merge(values, origins, _read_toml(path, is_project))
+        table = _read_toml(path, is_project)
+        _merge(values, origins, table)
+        if is_project and not _is_trusted_file(path):
+            untrusted = {origin for _, origin in table.values()}
     _merge(values, origins, _from_environment(environ))
     _merge(values, origins, {n: (v, "argument") for n, v in given.items() if v is not None and n in OPTIONS})
     for name in OPTIONS:
         values[name] = _checked(name, values[name], origins[name])
+    _keep_key_from(untrusted, origins)
     return Configuration(values, origins, [path for path, _ in files], environ)
 
 
@@ -512,6 +517,27 @@ def _trusted() -> dict[str, str]:
 def is_trusted(path: str, blob: bytes) -> bool:
     """Whether `rlm trust` has recorded this file as it is now."""
     return bool(_trusted().get(os.path.realpath(path)) == sha256(blob).hexdigest())
+
+
+def _is_trusted_file(path: str) -> bool:
+    with open(path, "rb") as file:
+        return is_trusted(path, file.read())
+
+
+def _keep_key_from(untrusted: set[str], origins: Mapping[str, str]) -> None:
+    """ConfigError where an untrusted file would choose the provider that the user's `api_key` is sent to.
+
+    A key under its provider's own name (OPENAI_API_KEY) goes to no other, whatever a file says.
+    """
+    if origins["api_key"] == "default" or origins["api_key"] in untrusted:
+        return
+    for name in ("backend", "model"):
+        if origins[name] in untrusted:
+            raise ConfigError(
+                f"{origins[name]}: {name!r} of a project file that is not trusted would say whom the key of "
+                f"{origins['api_key']} is sent to",
+                hint=f"name it yourself (--{name}), or read the file, then: rlm trust",
+            )
 
 
 def trust(path: str, *, revoke: bool = False) -> None:
@@ -3197,7 +3223,8 @@ class RLM:
         threading.Thread(target=fan_out, args=(tasks, max(1, max_workers)), daemon=True).start()
         try:
             for number, event in enumerate(done):
-                event.wait()
+                while not event.wait(1):  # Windows hears Ctrl-C only between waits
+                    pass
                 if broken:
                     raise broken[0]
                 yield results[number]
@@ -3442,7 +3469,8 @@ def _on_own_thread(work: Callable[[], Answer], run: Run, node: Node) -> Answer:
 
     threading.Thread(target=body, daemon=True).start()
     try:
-        done.wait()
+        while not done.wait(1):  # Windows hears Ctrl-C only between waits
+            pass
     except KeyboardInterrupt as interrupt:
         with _deaf_to_interrupts():
             if not (run.options.persistent and run.stop(interrupt) and done.wait(_STOP_SECONDS)):

@@ -327,3 +327,17 @@ def test_a_hostile_journal_moves_no_key_and_leaves_no_container(openai: Server, 
     assert result.response == "ok" and len(openai.requests) == 1
     twin = rlm.RLM(environment="docker")._as_recorded(rlm.Recording([start]), {}, str(logs / "a1b2c3-d4e5f6.jsonl"))
     assert twin.options.environment == "docker"
+
+
+@pytest.mark.parametrize("line", ['backend = "deepseek"', 'model = "deepseek-chat"'])
+def test_a_project_does_not_choose_whom_the_users_key_is_sent_to(
+    line: str, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workspace / "rlm.toml").write_text(f"[rlm]\n{line}\n")
+    assert rlm.load_config({}).origins["api_key"] == "default", "without such a key the file is taken as it is"
+    monkeypatch.setenv("RLM_API_KEY", "sk-my-own-key-for-openai")
+    with pytest.raises(rlm.ConfigError, match=r"rlm\.toml:2: .* would say whom the key of RLM_API_KEY is sent to"):
+        rlm.load_config({})
+    assert rlm.load_config({"backend": "openai", "model": "gpt-4o-mini"}).values["backend"] == "openai"
+    rlm.trust("rlm.toml")
+    rlm.load_config({})
