@@ -83,7 +83,7 @@ class Reply(NamedTuple):
     usage: bool = True
 
 
-Step = Callable[[Voice], "list[JSON | Reply | Callable[[JSON], JSON]]"]
+Step = Callable[[Voice], list[Any]]  # each an assistant message, a Reply, or what makes a message of the request
 Code = str | Callable[[Voice], str]
 
 
@@ -1235,12 +1235,13 @@ section were chosen because this project fails some of them.
 What the columns are: **flat-rlm** with `environment="local"`, its protocol for models with tool calls, and the one for
 models without where a row is about fences. **rlms** with `environment="local"` (its default, and no sandbox: its README
 says so) and, as **rlms isolated** (our name: apart from the host's process, not from its machine), `"ipython"` with
-`kernel_mode="subprocess"`. Neither its Docker nor its cloud sandboxes were run. **dspy** is `dspy.RLM` with `LocalInterpreter`, of which its documentation says that it is no
-security sandbox; its default, Pyodide in Deno, is one, and could not be run here because it fetches a module from
-deno.land at its first start. **smolagents** is `CodeAgent` with its own interpreter; it is an agent and not an RLM, has
-no sub-calls, and has Docker and cloud executors that were not run. **minrlm** and **rlm-runtime** run code in the
-host's process by default; both have a Docker environment that was not run. `rlms` counts money only where the server
-states a cost, so the server states it. Options used, where a row needs one, are in `benchmarks/behaviour_run.py`.
+`kernel_mode="subprocess"`. Neither its Docker nor its cloud sandboxes were run. **dspy** is `dspy.RLM` with
+`LocalInterpreter`, of which its documentation says that it is no security sandbox; its default, Pyodide in Deno, is
+one, and could not be run here because it fetches a module from deno.land at its first start. **smolagents** is
+`CodeAgent` with its own interpreter; it is an agent and not an RLM, has no sub-calls, and has Docker and cloud
+executors that were not run. **minrlm** and **rlm-runtime** run code in the host's process by default; both have a
+Docker environment that was not run. `rlms` counts money only where the server states a cost, so the server states it.
+Options used, where a row needs one, are in `benchmarks/behaviour_run.py`.
 
 ## Where this project does not hold
 

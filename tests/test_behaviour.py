@@ -19,8 +19,7 @@ sys.path.pop()  # that folder has a mcp.py, which must not stand in for the pack
 PYTHON = Path(sys.executable)
 HERE = {"PYTHONPATH": str(ROOT), "PATH": "/usr/local/bin:/usr/bin:/bin", "NO_PROXY": "127.0.0.1"}
 # What does not hold here, and the page says so.
-NOT_PYTHON = Path(sys.executable)
-HERE = {"flag_first": "n/a", "threads": "fails", "asyncio": "fails", "packages": "fails"}
+NOT_HERE = {"flag_first": "n/a", "threads": "fails", "asyncio": "fails", "packages": "fails"}
 
 
 @pytest.fixture(scope="module")
