@@ -213,8 +213,9 @@ def page(found: dict[str, dict[str, float]], rows: list[Row], subjects: list[Sub
 Made by `make bench` on {datetime.date.today():%d %B %Y}; Python {platform.python_version()}, {machine()}.
 Milliseconds unless the row says otherwise, the best of several runs, whole completions through each project's public
 interface against one scripted model server on loopback that answers at once (sub-calls after 100 ms). In brackets: how
-many times our figure. A dash: the project has no such thing, or failed. What is compared is overhead; nothing here says
-how well a model does with any of these. The load average says how busy the machine was with other things: well above
+many times our figure. A dash: the project has no such thing, or failed. A turn, a batch, a child and an addition cost
+what they add to a run that prints a number; starting the worker is in the two rows of whole runs. What is compared is
+overhead; nothing here says how well a model does with any of these. The load average says how busy the machine was with other things: well above
 the number of cores, the figures tell more about the order of things than about their size.
 
 {table(found, rows)}
