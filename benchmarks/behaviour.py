@@ -1255,13 +1255,13 @@ imported in cells only when `allowed_imports` names them. Both are prices of the
 {facts}
 
 Sizes are of a fresh environment without pip and setuptools. `rlms` is installed with its extra `ipython`, smolagents
-with `openai`, rlm-runtime with `mcp`: without it its first call ended with `No module named 'mcp'`, which the newest
-litellm asks for.
+with `openai`, rlm-runtime with `mcp`: without it its first call ended with `No module named 'mcp'`, which litellm
+1.106.2 asks for, the one that pip installed with it.
 
 What others have and this project has not:
 
-- **rlms** is by the authors of the idea, and what their paper was measured with. Sandboxes in the cloud (Modal, E2B,
-  Daytona, Prime), and a harness for training models as RLMs.
+- **rlms** is by the authors of the idea and of its paper. It has sandboxes in the cloud (Modal, E2B, Daytona, Prime), and
+  its repository a harness for training models as RLMs.
 - **dspy** has signatures with typed outputs, optimisers that tune prompts against a metric, an async interface
   (`acall`), sub-agents (`Predict`, `ReAct`, `RLM`) in the REPL, a sandbox in WebAssembly, and a large community.
 - **smolagents** has executors at E2B, Modal and Blaxel, models that run in the same process (transformers, MLX), tools
