@@ -1260,8 +1260,8 @@ with `openai`, rlm-runtime with `mcp`: without it its first call ended with `No 
 
 What others have and this project has not:
 
-- **rlms** is by the authors of the idea and of its paper. It has sandboxes in the cloud (Modal, E2B, Daytona, Prime), and
-  its repository a harness for training models as RLMs.
+- **rlms** is by the authors of the idea and of its paper. It has sandboxes in the cloud (Modal, E2B, Daytona, Prime),
+  and its repository a harness for training models as RLMs.
 - **dspy** has signatures with typed outputs, optimisers that tune prompts against a metric, an async interface
   (`acall`), sub-agents (`Predict`, `ReAct`, `RLM`) in the REPL, a sandbox in WebAssembly, and a large community.
 - **smolagents** has executors at E2B, Modal and Blaxel, models that run in the same process (transformers, MLX), tools
