@@ -2084,7 +2084,7 @@ class Node:
         if not first:
             fields.update(continues=True, turn=self.turn)
         fields.update(
-            system=self.messages[0]["content"] if first else None,
+            system=self.messages[0]["content"] if first and self.messages[0]["role"] == "system" else None,
             model=getattr(run.backend, "model", None),
             sub_model=options.sub_model,
             backend=getattr(run.backend, "provider", None),
@@ -2095,7 +2095,7 @@ class Node:
             instructions=self.instructions or None,
             schema=self.schema,
             base_url=_without_login(getattr(run.backend, "base_url", None)),
-            tools=[tool.name for tool in run.tools],
+            tools=[] if self.protocol == "stream" else [tool.name for tool in run.tools],
             version=__version__,
         )
         run.write("start", parent=self.parent, depth=self.depth, **fields)
@@ -3274,6 +3274,9 @@ class RLM:
         run.journal.path = path
         node = Node(run, context, instructions=root.get("instructions") or "", schema=rlm._schema())
         context_of = partial(rlm._recorded_context, path=path)
+        if root.get("protocol") == "stream":
+            message = f"{root['trajectory_id']} was a stream: one call, which is not resumed or replayed"
+            raise ConfigError(message, hint="ask again: rlm --stream PROMPT")
         try:
             result = rlm._supervise(run, node, lambda: _relive(node, recording.prompts, context_of))
         finally:
@@ -3477,6 +3480,13 @@ def _on_own_thread(work: Callable[[], Answer], run: Run, node: Node) -> Answer:
                 run.abort(interrupt)
                 journal_end(run, node, None, interrupt)
                 run.close()
+    heard = False
+
+    def hear(delta: str) -> None:
+        nonlocal heard
+        heard = True
+        tokens.put(delta)
+
         raise
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
@@ -3501,14 +3511,16 @@ def _stream_into(tokens: Any, run: Run, node: Node, prompt: str, system: str | N
     global _last_result
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": prompt})
-    node.messages, node.turn = messages, 1
+    node.messages, node.turn, node.protocol = messages, 1, "stream"
     about = {"node": "n0", "kind": "turn", "turn": 1, "prompt": [dict(m) for m in messages], "depth": 0, "parent": None}
     answer: Answer | None = None
     end: BaseException = StopIteration()
     try:
         node._journal_start(prompt, True, None)
         most = _turn_output(run.backend)
-        answer = Answer(run.call(node, run.backend, messages, about, most=most, on_text=tokens.put).text)
+        answer = Answer(run.call(node, run.backend, messages, about, most=most, on_text=hear).text)
+        if answer.text and not heard:  # a backend object need not know of on_text
+            tokens.put(answer.text)
         _last_result = run.result(answer)
     except rlm_backends.BackendError as error:
         end = provider_error(error)

@@ -905,7 +905,7 @@ def stream(args: argparse.Namespace, shell: Shell, prompt: str) -> int:
             shell.emit(event)
 
     shown = sys.stdout.isatty()
-    shell.resume_flags = flags_again(args, but=rlm._LIMITS)
+    shell.can_resume = False  # it is a single call
     with rlm.RLM(**given_options(args), config=args.config, on_event=listen) as runtime:
         for piece in runtime.stream(prompt, system=args.system):
             if shell.form == "text":
@@ -914,7 +914,9 @@ def stream(args: argparse.Namespace, shell: Shell, prompt: str) -> int:
             else:
                 shell.emit({"event": "text", "delta": piece})
     if shell.form == "jsonl":
-        shell.print_json({"event": "result"} | outcome("answered", rlm.last_result(), shell.model, None))
+        result = rlm.last_result()
+        model = result.model if result else shell.model
+        shell.print_json({"event": "result"} | outcome("answered", result, model, None))
     else:
         sys.stdout.write("\n")
     return ANSWERED

@@ -219,6 +219,16 @@ def test_streaming_prints_what_arrives_without_a_repl(openai: Server) -> None:
     assert openai.requests[0].tools == [] and openai.requests[0].stream
 
 
+def test_streaming_as_events_ends_with_the_model_that_answered(openai: Server) -> None:
+    openai.script = lambda request: "one"
+    ran = rlm("--stream", "--jsonl", "Count.")
+    last = json.loads(ran.stdout.splitlines()[-1])
+    assert (last["event"], last["response"], last["model"]) == ("result", "one", "gpt-4o-mini")
+    openai.script = lambda request: scripted.error(400, "no")
+    failed = rlm("--stream", "Count.")
+    assert failed.returncode == 1 and b"rlm resume" not in failed.stderr  # it would be refused
+
+
 def test_streaming_takes_no_context(openai: Server, workspace: Path) -> None:
     (workspace / "f").write_text("x")
     for how in ({}, {"input": b"piped"}):

@@ -712,6 +712,36 @@ def test_stream_yields_tokens(openai: Server) -> None:
     assert "tools" not in openai.requests[0].body
 
 
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_a_stream_is_journalled_as_what_it_is_and_not_resumed(openai: Server, system: str | None) -> None:
+    openai.script = lambda request: scripted.error(400, "no")
+    with pytest.raises(rlm.ProviderError) as caught:
+        list(rlm.RLM(model=MODEL).stream("go", system=system))
+    name = str(caught.value.trajectory_id)
+    start = json.loads((Path("logs") / f"{name}.jsonl").read_text().splitlines()[0])
+    facts = [start[key] for key in ("kind", "prompt", "system", "protocol", "tools")]
+    assert facts == ["root", "go", system, "stream", []]
+    openai.requests.clear()
+    for go_on in (rlm.RLM(model=MODEL).resume, rlm.RLM(model=MODEL).replay):
+        with pytest.raises(rlm.ConfigError, match="was a stream") as refused:
+            go_on(name)
+        assert "rlm --stream" in refused.value.hint
+    assert openai.requests == []
+
+
+class Whole:
+    """A backend object that knows nothing of `on_text`."""
+
+    model = "mine"
+
+    def complete(self, messages: list[dict[str, Any]], **how: Any) -> str:
+        return f"{messages[-1]['content']}, in one piece"
+
+
+def test_a_backend_that_does_not_stream_still_answers(workspace: Path) -> None:
+    assert list(rlm.RLM(backend=Whole()).stream("go")) == ["go, in one piece"]
+
+
 def test_batch_keeps_order_and_a_failure_is_an_item(openai: Server) -> None:
     openai.script = lambda r: scripted.error(400, "no") if "bad" in r.prompt else r.prompt.upper()
     results = list(rlm.batch(["a", "bad", {"prompt": "c", "context": "d"}], model=MODEL))
