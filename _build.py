@@ -33,5 +33,5 @@ class BuildWithStubs(build_py):
 
 def _with_options(source: str) -> str:
     """`source`, where a function that hands `**options` on to `RLM` names them: a typo is then an error to mypy."""
-    options = re.search(r"^class RLM:.*?def __init__\(\s+self,(.*?)\) -> None:", source, re.DOTALL | re.MULTILINE)
+    options = re.search(r"^class RLM:.*?def __init__\(\s+self,(.*?),\s*\) -> None:", source, re.DOTALL | re.MULTILINE)
     return source.replace("**options: Any", options[1].replace("*,", "")) if options else source

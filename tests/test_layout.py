@@ -18,6 +18,8 @@ import pytest
 import scripted
 from conftest import ROOT, interpreter, need, node_module
 
+import rlm
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -283,6 +285,17 @@ def test_the_source_archive_passes_its_own_tests(unpacked: Path, monkeypatch: py
     files = [f"tests/test_{name}.py" for name in ("layout", "config", "docs")]
     ran = run(*command, "--basetemp", unpacked.parent / "t", *files, cwd=unpacked)
     assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_the_stub_of_rlm_names_every_option() -> None:
+    need("import setuptools")
+    program = "import pathlib, _build; print(_build._with_options(pathlib.Path('rlm.py').read_text('utf-8')))"
+    ran = run(sys.executable, "-c", program, cwd=ROOT)
+    assert ran.returncode == 0, ran.stderr
+    takes = {n.name: n.args for n in ast.parse(ran.stdout).body if isinstance(n, ast.FunctionDef)}
+    for name in ("complete", "stream", "batch"):
+        assert set(rlm.OPTIONS) <= {argument.arg for argument in takes[name].kwonlyargs}, name
+        assert takes[name].kwarg is None
 
 
 USER = """\
