@@ -3274,9 +3274,6 @@ class RLM:
         run.journal.path = path
         node = Node(run, context, instructions=root.get("instructions") or "", schema=rlm._schema())
         context_of = partial(rlm._recorded_context, path=path)
-        if root.get("protocol") == "stream":
-            message = f"{root['trajectory_id']} was a stream: one call, which is not resumed or replayed"
-            raise ConfigError(message, hint="ask again: rlm --stream PROMPT")
         try:
             result = rlm._supervise(run, node, lambda: _relive(node, recording.prompts, context_of))
         finally:
@@ -3305,6 +3302,9 @@ class RLM:
         known = root is not None and isinstance(root.get("prompt"), str)
         if root is None or not known or not re.fullmatch(r"[\w-]+", str(root.get("trajectory_id"))):
             raise ConfigError(f"{path} holds no run that could go on", hint="rlm logs lists the runs")
+        if root.get("protocol") == "stream":
+            message = f"{root['trajectory_id']} was a stream: one call, which is not resumed or replayed"
+            raise ConfigError(message, hint="ask again: rlm --stream PROMPT")
         recorded = {name: value for name, value in (root.get("limits") or {}).items() if name in _LIMITS}
         recorded.update({name: root.get(name) for name in ("model", "sub_model", "schema")})
         if root.get("protocol") == "text":  # "tools" is where a run begins that may yet change to text
@@ -3480,13 +3480,6 @@ def _on_own_thread(work: Callable[[], Answer], run: Run, node: Node) -> Answer:
                 run.abort(interrupt)
                 journal_end(run, node, None, interrupt)
                 run.close()
-    heard = False
-
-    def hear(delta: str) -> None:
-        nonlocal heard
-        heard = True
-        tokens.put(delta)
-
         raise
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
@@ -3515,6 +3508,13 @@ def _stream_into(tokens: Any, run: Run, node: Node, prompt: str, system: str | N
     about = {"node": "n0", "kind": "turn", "turn": 1, "prompt": [dict(m) for m in messages], "depth": 0, "parent": None}
     answer: Answer | None = None
     end: BaseException = StopIteration()
+    heard = False
+
+    def hear(delta: str) -> None:
+        nonlocal heard
+        heard = True
+        tokens.put(delta)
+
     try:
         node._journal_start(prompt, True, None)
         most = _turn_output(run.backend)
