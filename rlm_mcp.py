@@ -713,20 +713,27 @@ class Server:
     def receive(self, line: bytes | None) -> None:
         """Answer one line, whatever it is."""
         try:
-            if line is None:
-                raise ProtocolError(INVALID_REQUEST, f"a message may have {MAX_LINE} bytes")
-            if not line.strip():
-                return
-            message = _parse(line)
-            if isinstance(message, list):
-                self._batch(message)
-            else:
-                self._message(message, self.send)
+            self._line(line)
+            if not self._warm:
+                self._warm = True
+                threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
         except ProtocolError as error:
             self.send(error_message(error, None))
-        if not self._warm:
-            self._warm = True
-            threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
+        except Vanished:
+            raise
+        except Exception as error:  # no line ends the server, with all that its sessions hold
+            log(f"{type(error).__name__} in a message: {error}")
+
+    def _line(self, line: bytes | None) -> None:
+        if line is None:
+            raise ProtocolError(INVALID_REQUEST, f"a message may have {MAX_LINE} bytes")
+        if not line.strip():
+            return
+        message = _parse(line)
+        if isinstance(message, list):
+            self._batch(message)
+        else:
+            self._message(message, self.send)
 
     def _warm_up(self) -> None:
         with contextlib.suppress(Exception):  # a sandbox that cannot start says so when a call needs it
@@ -756,6 +763,8 @@ class Server:
         id, method, params = message.get("id"), message.get("method"), message.get("params", {})
         if "id" in message and not _is_id(id):
             raise ProtocolError(INVALID_REQUEST, "an id is a string or an integer")
+        if id in self.inflight:  # answered without the id: with it, the first request would be taken for answered
+            raise ProtocolError(INVALID_REQUEST, f"the id {id!r:.100} is in flight already")
         try:
             if not isinstance(method, str) or message.get("jsonrpc") != "2.0":
                 raise ProtocolError(INVALID_REQUEST, 'a message has "jsonrpc": "2.0" and a method')
@@ -773,8 +782,6 @@ class Server:
 
     def _sink(self, id: str | int, sink: Callable[..., None]) -> Callable[..., None]:
         """Where a request's answer goes: out, and out of the table of those in flight."""
-        if id in self.inflight:
-            raise ProtocolError(INVALID_REQUEST, "this id is in flight already")
 
         def close(message: Message | None) -> None:
             self.inflight.pop(id, None)
@@ -815,7 +822,7 @@ class Server:
             answer = method(self, request)
         except ProtocolError as error:
             request.error(error)
-        except (Vanished, Refusal):
+        except Vanished:
             raise
         except Exception as error:  # answered, so that the client does not wait for ever
             log(f"{type(error).__name__} in {request.method}: {error}")
@@ -931,7 +938,10 @@ class Server:
 
     def allowed_directory(self, path: str) -> str:
         """`path` as a folder that a session may read, or Refusal."""
-        path = os.path.realpath(os.path.join(self.workspace or _working_directory(), os.path.expanduser(path)))
+        try:
+            path = os.path.realpath(os.path.join(self.workspace or _working_directory(), os.path.expanduser(path)))
+        except ValueError:  # a NUL or half a surrogate pair
+            raise Refusal(f"no folder can be called {path!r:.200}") from None
         if not os.path.isdir(path):
             raise Refusal(f"no folder {path!r}")
         bounds = [os.path.realpath(p) for p in (*self._roots, self.workspace) if p]
@@ -1002,7 +1012,7 @@ class Server:
                 state = json.loads(blob)
                 job = self.jobs.get(state["job"])
                 fresh = state["until"] >= time.time() and state["call"] == digest
-                if fresh and job is not None and job.round == state["round"]:
+                if fresh and job is not None and job.round == state["round"] and job.request is None:
                     return job
         raise ProtocolError(INVALID_PARAMS, "this requestState is not ours, was used, has expired or is another call's")
 
@@ -1284,11 +1294,15 @@ def _no_constant(name: str) -> Any:
 
 
 def _path_of(uri: str) -> str | None:
-    """The local folder of a file: URI."""
+    """The local folder of a file: URI; None for any other and for what cannot be one."""
     from urllib.parse import unquote, urlsplit
 
-    parts = urlsplit(uri)
-    return unquote(parts.path) if parts.scheme == "file" and parts.netloc in ("", "localhost") else None
+    try:
+        parts = urlsplit(uri)
+        path = unquote(parts.path) if parts.scheme == "file" and parts.netloc in ("", "localhost") else ""
+        return path if path and b"\0" not in os.fsencode(path) else None
+    except ValueError:
+        return None
 
 
 def _working_directory() -> str:
@@ -1728,7 +1742,7 @@ def _cell_result(server: Server, cell: rlm_sandbox.Cell, named: str | None) -> M
         parts.append(f"Output:\n{printed}" if "\n" in printed else f"Output: {printed}")
     if cell.value is not None:
         parts.append(f"Value: {cell.value}")
-    if cell.final:
+    if cell.final is not sibling("rlm_sandbox").UNSET:
         parts.append(f"Final: {cell.final!r}")
     if cell.error:
         parts.append(f"Error ({cell.status}):\n{cell.error.rstrip()}")

@@ -168,10 +168,37 @@ def test_an_answer_that_nobody_waits_for_is_ignored(shared: Peer) -> None:
 
 def test_an_id_in_flight_cannot_be_used_again(shared: Peer) -> None:
     id = running(shared)
-    shared.request("tools/call", {"name": "list_sessions"}, id=id)
-    assert shared.wait(id)["error"]["code"] == -32600
+    for wrong in ({"name": "list_sessions"}, []):
+        shared.send({"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": wrong})
+        refused = shared.wait(None)  # with the id, the first request would seem to be answered
+        assert (refused["error"]["code"], "id" in refused) == (-32600, False)
     shared.notify("notifications/cancelled", {"requestId": id})
     shared.nothing_more()
+
+
+def test_the_first_request_of_an_id_is_still_answered_when_a_second_is_refused(shared: Peer) -> None:
+    id = running(shared)
+    shared.request("ping", id=id)
+    assert shared.wait(None)["error"]["code"] == -32600
+    shared.json("clear_repl_context")
+    assert text_of(shared.wait(id)["result"]) == "the session was cleared"
+
+
+@pytest.mark.parametrize("where", ["roots/list", "an answer", "a method"])
+def test_what_goes_wrong_with_a_line_is_logged_and_survived(where: str) -> None:
+    setup = {
+        "roots/list": "rlm_mcp._path_of = lambda uri: 1 / 0",
+        "an answer": "rlm_mcp.Server._response = lambda self, message: 1 / 0",
+        "a method": "rlm_mcp.Server.list_resources = None\ndef f(*_): raise rlm_mcp.Refusal('1 / 0')\n"
+        "rlm_mcp.HANDSHAKE_METHODS['resources/list'] = f",
+    }[where]
+    with Peer(setup=setup, roots=["file:///tmp"]) as peer:
+        if where == "a method":
+            assert "1 / 0" in peer.error("resources/list")["message"]
+        while not any(entry.get("sent", {}).get("result") for entry in list(peer.transcript)):
+            peer.nothing_more()
+        assert peer.run("1 + 1") == "Value: 2"
+    assert where == "a method" or b"ZeroDivisionError" in peer.stderr
 
 
 def test_the_end_of_stdin_ends_the_server_and_its_workers() -> None:
@@ -589,6 +616,9 @@ def test_two_calls_cannot_wait_for_one_job() -> None:
         ("resume", {"handle": "job_0", "answers": [1]}, "answers must be an array of strings"),
         ("run_completion", {"prompt": "x", "max_depth": -1}, "max_depth must be between"),
         ("set_project", {"directory": "/no/such"}, "no folder"),
+        ("set_project", {"directory": "a\0b"}, "no folder can be called"),
+        ("set_project", {"directory": "a\ud800b"}, "no folder can be called"),
+        ("set_project", {"directory": "~\0"}, "no folder can be called"),
         ("set_project", {"directory": "/"}, "not a project's folder"),
         ("set_project", {"directory": "~"}, "not a project's folder"),
     ],
@@ -596,6 +626,11 @@ def test_two_calls_cannot_wait_for_one_job() -> None:
 )
 def test_what_the_model_can_mend_is_a_result(shared: Peer, tool: str, arguments: dict[str, Any], told: str) -> None:
     assert told in shared.refused(tool, **arguments)
+
+
+@pytest.mark.parametrize("value", ["0", "''", "[]", "False", "None", "{}", "'x'"])
+def test_any_final_answer_is_shown(shared: Peer, value: str) -> None:
+    assert shared.run(f"FINAL({value})") == f"Final: {value}"
 
 
 def test_failing_code_gives_its_output_and_its_own_lines(shared: Peer) -> None:
@@ -800,7 +835,9 @@ def test_a_workspace_bounds_the_projects(tmp_path: Path) -> None:
 
 def test_a_clients_roots_name_the_first_project_and_bound_the_others(workspace: Path) -> None:
     one, two = project(workspace, "my one", a__txt="first"), project(workspace, "two")
-    with Peer(roots=[one.as_uri(), "https://no", "file://host/x"]) as peer:
+    with Peer(
+        roots=["file://[/home", "file:///a%00b", "file:///\ud800", one.as_uri(), "https://no", "file://h/x"]
+    ) as peer:
         assert peer.run("open('a.txt').read()") == "Value: 'first'"
         assert "outside" in peer.refused("set_project", directory=str(two))
         peer.roots = [two.as_uri()]

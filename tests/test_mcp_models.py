@@ -273,6 +273,18 @@ def test_a_request_state_is_refused_unless_it_is_ours_fresh_and_for_this_call() 
         assert retry(peer, first, {key: sampled("P")}, requestState=state)["error"]["code"] == -32602
 
 
+def test_a_request_state_that_is_sent_twice_is_refused_and_the_first_is_answered() -> None:
+    with Peer(MODERN, capabilities={"sampling": {}}) as peer:
+        code = "answer = llm_query('p')\nimport time\ntime.sleep(0.5)\nanswer"
+        first = {"name": "execute_python", "arguments": {"code": code}}
+        asked = peer.result("tools/call", first)
+        (key,) = asked["inputRequests"]
+        again = {**first, "inputResponses": {key: sampled("P")}, "requestState": asked["requestState"]}
+        ids = [peer.request("tools/call", again) for _ in range(3)]
+        assert text_of(peer.wait(ids[0])["result"]) == "Value: 'P'"
+        assert [peer.wait(id)["error"]["code"] for id in ids[1:]] == [-32602] * 2
+
+
 def test_a_suspended_run_can_be_resumed_by_a_client_that_samples() -> None:
     with Peer(MODERN) as peer:
         code = "[llm_query('p'), llm_query('q')]"
