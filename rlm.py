@@ -1454,9 +1454,6 @@ class Answer(NamedTuple):
     given: bool = False
 
 
-_CARD, _CARD_RESPONSE = 19_000, 3_000  # bytes of a notebook's card, and of the response in it before escaping
-
-
 @dataclass(frozen=True)
 class CompletionResult:
     """What a completion came to. `str(result)` is the response; shows itself in a notebook."""
@@ -1486,39 +1483,14 @@ class CompletionResult:
         return {"text/plain": self.response, "text/markdown": self.response, "text/html": self._repr_html_()}
 
     def _repr_html_(self) -> str:
-        """The response and, folded, the figures and the first rows of the call tree; escaped, without scripts."""
-        import html
-
-        response = self.response.encode("utf-8", "replace").decode()
-        if len(response.encode()) > _CARD_RESPONSE:
-            response = response.encode()[:_CARD_RESPONSE].decode("utf-8", "ignore") + " …"
-        cost = "?" if self.cost_usd is None else f"${self.cost_usd:.4f}"
-        figures = f"{self.status} · {self.total_calls} calls · {self.total_tokens:,} tokens · {cost}"
-        head = (
-            f'<div><pre style="white-space:pre-wrap;margin:0">{html.escape(response)}</pre>'
-            f'<div style="opacity:.7">{figures} · {self.duration_ms / 1000:.1f} s</div>'
-        )
-        events = self.events()
-        tables = (_viz().table(events, rows) for rows in (30, 15, 7, 3) if events)
-        room = _CARD - len(head.encode())
-        return head + next((table for table in tables if len(table.encode()) < room), "") + "</div>"
+        """The response, the figures and, folded, the first rows of the call tree; escaped, without scripts."""
+        return str(_viz().card(vars(self), self.events()))
 
     def show(self) -> str:
         """Write the page next to the log, display it (inline in a notebook, else in the browser); its path."""
         if not self.log:
             raise ConfigError("this run has no log, so there is nothing to show", hint="give log_dir a folder")
-        path: str = _viz().write([self.log], os.path.splitext(self.log)[0] + ".html")
-        shell = sys.modules.get("IPython")
-        if shell is not None and shell.get_ipython() is not None:
-            notebook: Any = __import__("IPython.display", fromlist=["display"])
-            notebook.display(notebook.IFrame(os.path.relpath(path), width="100%", height=640))
-        else:
-            import pathlib
-            import webbrowser
-
-            webbrowser.open(pathlib.Path(path).resolve().as_uri())
-        print(path)
-        return path
+        return str(_viz().show(self.log))
 
 
 def _viz() -> Any:
@@ -1988,6 +1960,7 @@ class Node:
         self.told: Context | None = None  # the one that the model has been told of
         self.instructions = instructions
         self.schema = schema
+        self.typed: Any = None  # the answer, made into what the schema option asks for
         self.protocol = self._protocol()
         self.messages: list[dict[str, Any]] = []
         self.journalled = 0  # messages that the journal already holds
@@ -2280,6 +2253,10 @@ class Node:
             return answer
         value = answer.value if answer.given else _json_in(answer.text)
         value, problems = rlm_tools.validate(self.schema, value)
+        try:
+            self.typed = None if problems else rlm_tools.build(self.run.options.schema, value)
+        except rlm_tools.ToolError as error:  # a class's own check, which the model can satisfy too
+            problems = [str(error)]
         if problems:
             return self._corrected("The answer does not fit the schema: " + "; ".join(problems[:8]))
         return Answer(_as_text(value), value, True)
@@ -3115,7 +3092,11 @@ class RLM:
             self._settle(run, node)
 
     def _schema(self) -> dict[str, Any] | None:
-        return None if self.options.schema is None else rlm_tools.schema_of(self.options.schema)
+        try:
+            return None if self.options.schema is None else rlm_tools.schema_of(self.options.schema)
+        except rlm_tools.ToolError as error:
+            hint = "a JSON Schema (an object), a dataclass or a pydantic model"
+            raise ConfigError(f"schema: {error}", hint=error.hint or hint) from error
 
     def _go_on(self, prompt: str, context: Context, system: str | None) -> CompletionResult:
         """A further prompt of a persistent RLM: the same REPL and messages, limits of its own."""
@@ -3154,7 +3135,7 @@ class RLM:
         result = run.result(answer)
         assert result is not None, "an answered run has a result"
         if self.options.schema is not None:
-            result = dataclasses.replace(result, value=rlm_tools.build(self.options.schema, result.value))
+            result = dataclasses.replace(result, value=node.typed)
         _last_result = result
         return result
 
@@ -3251,9 +3232,10 @@ class RLM:
         root = recording.starts["n0"]
         context = rlm._recorded_context(root, path)
         rlm._require_recorded(root)
+        schema = rlm._schema()
         run = rlm._new_run(root["trajectory_id"], recording, go_on=path)
         run.write("resume", node="n0", lines=len(recording.turns), limits=raised_limits)
-        node = Node(run, context, instructions=root.get("instructions") or "", schema=rlm._schema())
+        node = Node(run, context, instructions=root.get("instructions") or "", schema=schema)
         context_of = partial(rlm._recorded_context, path=path)
         try:
             result = rlm._supervise(run, node, lambda: _relive(node, recording.prompts, context_of))
@@ -3647,20 +3629,11 @@ def _printer(verbose: bool) -> Callable[[Event], None] | None:
         line: Callable[[Event], None] | None = _viz().kernel_line() if "ipykernel" in sys.modules else None
         return line
 
+    step = _viz().step
+
     def show(event: Event) -> None:
-        indent = "  " * int(event.get("depth") or 0)
-        if event["event"] == "call":
-            usage = event["token_usage"]
-            words = event["response"].strip() or ", ".join(c["name"] for c in event["tool_calls"])
-            line = f"{event['call_id']} {event['model']} {usage['input']}+{usage['output']} tok: {_short(words)}"
-        elif event["event"] == "tool":
-            outcome = show_cell(event) if "code" in event else event["tool_results"]
-            line = f"{event.get('status') or 'tool'}: {_short(outcome)}"
-        elif event["event"] in ("start", "end", "interrupted", "compact", "resume"):
-            line = f"{event['event']} {event.get('node', '')} {event.get('status', '')}".rstrip()
-        else:
-            return
-        print(indent + line, file=sys.stderr)
+        if line := step(event):
+            print(line, file=sys.stderr)
 
     return show
 

@@ -479,7 +479,7 @@ _CONTROL = re.compile(
     "|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 )
 _IN_ASCII = str.maketrans(
-    {"✓": "ok", "✗": "x", "·": "-", "…": "...", "→": "->", "●": "*", "○": "o", "▶": ">", "■": "#", "◆": "@", "×": "x"}
+    {"✓": "ok", "✗": "x", "…": "...", "→": "->", **dict(zip("·●○▶■◆×↻⇊", "-*o>#@x@v", strict=True))}
 )
 _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 
@@ -657,7 +657,7 @@ class Progress:
             self.cost += event.get("cost_usd") or 0.0
         if (kind == "call" and event.get("kind") == "sub") or (kind == "start" and event.get("depth")):
             self.subcalls += 1
-        if self.verbose and not self.quiet and (step := describe(event)):
+        if self.verbose and not self.quiet and (step := rlm_viz.step(event)):
             self.terminal.say(step)
 
     def line(self) -> str:
@@ -691,54 +691,6 @@ def summary(result: rlm.CompletionResult) -> str:
     parts = [rlm_viz.duration(result.duration_ms), f"{result.total_calls} calls"]
     parts += [f"{short_count(result.total_tokens)} tok", dollars(result.cost_usd)]
     return " · ".join([*parts, os.fspath(result.log)] if result.log else parts)
-
-
-def describe(event: Event) -> str:
-    """A step of the run as a line of the growing call tree; "" for what has no line."""
-    depth = int(event.get("depth") or 0)
-    words = _WORDS.get(str(event.get("event")))
-    return "  " * depth + words(event) if words else ""
-
-
-def _call_words(event: Event) -> str:
-    usage = event.get("token_usage") or {}
-    what = "○ llm_query" if event.get("kind") == "sub" else f"● turn {event.get('turn', '')}".rstrip()
-    figures = f"{usage.get('input', 0):,}→{usage.get('output', 0):,} tok"
-    seconds = f"{(event.get('duration_ms') or 0) / 1000:.1f} s"
-    said = one_line(event.get("response") or "", 60)
-    return " · ".join(part for part in (what, figures, dollars(event.get("cost_usd")), seconds, said) if part)
-
-
-def _tool_words(event: Event) -> str:
-    if event.get("code") is None:
-        names = event.get("name") or ", ".join(str(r.get("name")) for r in event.get("tool_results") or [])
-        failed = any(result.get("is_error") for result in event.get("tool_results") or [])
-        return f"  ■ {names}{' ✗' if failed else ''}"
-    shown = event.get("error") or event.get("stdout") or event.get("value") or ""
-    lines = str(shown).strip().splitlines() or [""]
-    outcome_line = lines[-1] if event.get("error") else lines[0]
-    code = one_line(event["code"].strip().splitlines()[0] if event["code"].strip() else "", 60)
-    mark = "✗" if event.get("error") else "→"
-    return f"  ▶ cell {event.get('cell', '')}: {code}" + (
-        f" {mark} {one_line(outcome_line, 60)}" if outcome_line else ""
-    )
-
-
-def _end_words(event: Event) -> str:
-    if error := event.get("error"):
-        return f"✗ {one_line(error.get('message', error) if isinstance(error, dict) else error, 100)}"
-    return f"✓ {one_line(event.get('response') or '', 100)}"
-
-
-_WORDS: dict[str, Callable[[Event], str]] = {
-    "start": lambda event: f"◆ {event.get('model')}: {one_line(event.get('prompt') or '', 80)}",
-    "call": _call_words,
-    "tool": _tool_words,
-    "end": _end_words,
-    "interrupted": lambda event: f"✗ {event.get('kind', 'call')} abandoned: {one_line(event.get('error') or '', 80)}",
-    "compact": lambda event: f"◆ compacted: {event.get('tokens_before', 0):,}→{event.get('tokens_after', 0):,} tok",
-    "resume": lambda event: f"◆ resumed after {event.get('lines', '?')} lines",
-}
 
 
 # --- a run ----------------------------------------------------------------------------------------------------------
@@ -1083,7 +1035,7 @@ def follow(args: argparse.Namespace, shell: Shell, log_dir: str) -> int:
     for event in new_events(find_log(log_dir, names[0])):
         if shell.form == "json":
             shell.print_json(event)
-        elif step := describe(event):
+        elif step := rlm_viz.step(event):
             shell.print(encodable(sys.stdout, step))
             sys.stdout.flush()
     return ANSWERED

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from http.server import ThreadingHTTPServer
 
 __all__ = [
+    "card",
     "find_log",
     "list_runs",
     "merge",
@@ -34,6 +35,8 @@ __all__ = [
     "render",
     "rows",
     "serve",
+    "show",
+    "step",
     "table",
     "totals",
     "tree",
@@ -178,9 +181,10 @@ def _whole_result(event: Event, result: Event) -> Event:
 
 
 def cell_text(event: Event) -> str:
-    """What a cell showed: its output, the value of its last expression, its error."""
-    parts = [event.get("stdout"), event.get("value"), event.get("error")]
-    return "\n".join(part.rstrip("\n") for part in parts if isinstance(part, str) and part)
+    """What the model was shown of a cell: its output, the value of its last expression, its error."""
+    stdout, value, error = (_text(event.get(name)) for name in ("stdout", "value", "error"))
+    images = f"[images made: {_count(event['images'])}]" if event.get("images") else ""
+    return "\n".join(part for part in (stdout.rstrip("\n"), value, error, images) if part) or "[no output]"
 
 
 _METRICS = {
@@ -230,6 +234,10 @@ def _number(value: Any) -> float:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e15:
         return value
     return 0
+
+
+def _number_or_none(value: Any) -> float | None:
+    return value if _number(value) == value and not isinstance(value, bool) else None
 
 
 def _dicts(value: Any) -> list[Event]:
@@ -828,9 +836,73 @@ def _paint(text: str, code: str, color: bool) -> str:
     return f"\x1b[{code}m{text}\x1b[0m" if color and code else text
 
 
-# --- the table in a notebook ------------------------------------------------------------------------------------------
+def step(event: Event) -> str:
+    """The line of an event as it happens, indented by its depth; "" for what is none (text as it arrives)."""
+    if event.get("event") not in EVENTS:
+        return ""
+    row = _row(0, event, 0.0, 0.0, {})
+    failed = row.error or (row.kind == "end" and bool(event.get("error")))
+    indent = min(row.depth, 24) + (row.kind in ("cell", "tool"))
+    return "  " * indent + f"{'✗' if failed else _MARKS[row.kind]} {_visible(_step_words(row, event))}"
+
+
+def _step_words(row: Row, event: Event) -> str:
+    if row.kind == "node":
+        return f"{row.model}: {_brief(row.text, 80)}"
+    if row.kind in ("turn", "sub"):
+        said = _brief(event.get("response"), 60) or (row.text if row.kind == "turn" else "")
+        figures = [f"{row.usage[0]:,}→{row.usage[1]:,} tok", money(row.cost, row.unpriced)]
+        figures.append(duration(_number(event.get("duration_ms"))))
+        return " · ".join([row.name, *figures, *([said] if said else [])])
+    if row.kind == "cell":
+        shown = _text(event.get("error")).strip().rpartition("\n")[2] or _text(
+            event.get("stdout") or event.get("value")
+        )
+        return f"{row.name}: {_brief(row.text, 60)}" + (f" → {_brief(shown, 60)}" if shown.strip() else "")
+    if row.kind == "end":
+        return row.text or row.name
+    return f"{row.name}: {row.text}" if row.text else row.name
+
+
+# --- in a notebook ----------------------------------------------------------------------------------------------------
 
 NOTEBOOK_LIMIT = 20_000
+_CARD_RESPONSE = 3_000  # bytes of the response in a card, before escaping
+
+
+def card(result: Mapping[str, Any], events: Sequence[Event]) -> str:
+    """A result's fields as HTML: response, figures and, folded, the first rows of the tree; as harmless as `table`."""
+    whole = str(result["response"]).encode("utf-8", "replace")
+    response = whole[:_CARD_RESPONSE].decode("utf-8", "ignore") + (" …" if len(whole) > _CARD_RESPONSE else "")
+    cost = money(result["cost_usd"] or 0.0, result["cost_usd"] is None)
+    figures = [result["status"], f"{result['total_calls']:,} calls", f"{result['total_tokens']:,} tokens", cost]
+    head = (
+        f'<div><pre style="white-space:pre-wrap;margin:0">{_html(response)}</pre>'
+        f'<div style="opacity:.7">{_html(" · ".join([*figures, duration(result["duration_ms"])]))}</div>'
+    )
+    room = NOTEBOOK_LIMIT - 1_000 - len(head.encode())
+    tables = (table(events, most) for most in (30, 15, 7, 3) if events)
+    return head + next((shown for shown in tables if len(shown.encode()) < room), "") + "</div>"
+
+
+def show(log: str) -> str:
+    """Write a run's page next to its log and display it, inline in a notebook, else in the browser; the page's path."""
+    path = write([log], os.path.splitext(log)[0] + ".html")
+    if _ipython() is None:
+        _open(os.path.abspath(path))
+    else:
+        from IPython import display
+
+        show_inline: Any = display.display
+        show_inline(display.IFrame(os.path.relpath(path), width="100%", height=640))
+    print(path)
+    return path
+
+
+def _ipython() -> Any:
+    """The IPython shell that this program runs in, if it does."""
+    module = sys.modules.get("IPython")
+    return module.get_ipython() if module else None
 
 
 def table(events: Sequence[Event], rows: int = 30) -> str:
@@ -917,9 +989,7 @@ class KernelLine:
 
 def kernel_line() -> KernelLine | None:
     """A progress line, if this is a notebook's kernel."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython else None
-    if shell is None or not hasattr(shell, "kernel"):
+    if not hasattr(_ipython(), "kernel"):
         return None
     from IPython.display import display
 
@@ -987,10 +1057,7 @@ def _run_line(path: str) -> dict[str, Any]:
         "prompt": _brief(first.get("prompt"), 200),
         "model": _brief(first.get("model"), 60),
         "started": first.get("timestamp") if isinstance(first.get("timestamp"), str) else None,
-        "duration_ms": sums.get("duration_ms"),
-        "calls": sums.get("calls"),
-        "tokens": sums.get("tokens"),
-        "cost_usd": sums.get("cost_usd"),
+        **{name: _number_or_none(sums.get(name)) for name in ("duration_ms", "calls", "tokens", "cost_usd")},
         "path": path,
         "bytes": os.path.getsize(path),
     }

@@ -18,6 +18,7 @@ from urllib.request import Request, urlopen
 import journals
 import pytest
 
+import rlm
 import rlm_viz
 
 Event = dict[str, Any]
@@ -103,7 +104,7 @@ def test_merge_fills_in_what_is_stored_elsewhere(tmp_path: Path) -> None:
 
 def test_merge_of_the_text_protocol_and_of_a_second_prompt() -> None:
     turns = [event for event in rlm_viz.merge(journals.text_run()) if event["event"] == "call"]
-    shown = "[cell 1]\n\n\n[cell 2]\nnotes.md"
+    shown = "[cell 1]\n[no output]\n\n[cell 2]\nnotes.md"
     assert turns[1]["prompt"] == [{"role": "user", "tool_call_ids": ["cell_1", "cell_2"], "content": shown}]
     assert turns[2]["prompt"] == [{"role": "user", "content": "And who made it?"}]
 
@@ -116,9 +117,52 @@ def test_a_summary_takes_the_place_of_the_prompt() -> None:
     assert rlm_viz.merge(events)[place + 1]["prompt"] == [{"role": "user", "content": "so far: 503s"}]
 
 
-def test_a_cells_result_is_made_of_its_fields() -> None:
-    event = {"event": "tool", "code": "1/0", "stdout": "before\n", "value": None, "error": "ZeroDivisionError: x"}
-    assert rlm_viz.cell_text(event) == "before\nZeroDivisionError: x"
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"stdout": "before\n", "value": None, "error": "ZeroDivisionError: x"}, "before\nZeroDivisionError: x"),
+        ({"stdout": "\n one\n\n", "value": "'two\\n'"}, "\n one\n'two\\n'"),
+        ({"stdout": "", "value": None, "error": None, "images": 0}, "[no output]"),
+        ({"images": 2}, "[images made: 2]"),
+    ],
+)
+def test_a_cells_result_is_what_the_model_was_shown(fields: dict[str, Any], text: str) -> None:
+    event = {"event": "tool", "code": "1/0", "tool_results": [{"id": "c"}], **fields}
+    assert rlm_viz.cell_text(event) == rlm.show_cell(event) == text
+    assert rlm_viz.merge([event])[0]["tool_results"][0]["content"] == text
+
+
+@pytest.mark.parametrize(
+    ("event", "line"),
+    [
+        ({"event": "start", "model": "m", "prompt": "Why?\nWell?"}, "◆ m: Why?"),
+        (
+            {
+                "event": "call",
+                "turn": 2,
+                "response": "so",
+                "token_usage": {"input": 1200, "output": 5},
+                "cost_usd": 0.5,
+            },
+            "● turn 2 · 1,200→5 tok · $0.5000 · 0 ms · so",
+        ),
+        ({"event": "call", "kind": "sub", "depth": 1, "duration_ms": 90}, "  ○ llm_query · 0→0 tok · ? · 90 ms"),
+        (
+            {"event": "tool", "code": "f()", "cell": 3, "error": "Traceback\nKeyError: x\n"},
+            "  ✗ cell 3: f() → KeyError: x",
+        ),
+        ({"event": "tool", "code": "f()", "cell": 3, "stdout": "a\nb"}, "  ▶ cell 3: f() → a"),
+        ({"event": "tool", "tool_results": [{"name": "grep", "is_error": True}]}, "  ✗ grep"),
+        ({"event": "end", "response": "done"}, "✓ done"),
+        ({"event": "end", "status": "partial", "error": {"message": "too many"}, "response": "so far"}, "✗ too many"),
+        ({"event": "resume", "lines": 4}, "↻ resumed: after 4 recorded lines"),
+        ({"event": "end", "response": "\x1b]0;\u202e\ud83d", "depth": 1e14}, "  " * 24 + r"✓ \u001b]0;\u202e\ud83d"),
+        ({"event": "text", "delta": "a"}, ""),
+        ({"event": "tool", "code": 5, "depth": "x", "stdout": {}, "tool_results": 7}, "  ▶ cell ?: 5"),
+    ],
+)
+def test_a_step_is_a_line_as_it_happens(event: dict[str, Any], line: str) -> None:
+    assert rlm_viz.step(event) == line
 
 
 # --- rows and totals --------------------------------------------------------------------------------------------------
@@ -563,9 +607,12 @@ def test_what_cannot_be_read_to_an_end_is_no_log(folder: Path) -> None:
 def test_listing_survives_what_is_not_a_journal(folder: Path) -> None:
     (folder / "empty.jsonl").write_bytes(b"")
     (folder / "noise.jsonl").write_bytes(os.urandom(3000))
+    odd = {"calls": "x", "tokens": [], "cost_usd": True, "duration_ms": -1}
+    (folder / "odd.jsonl").write_text(json.dumps({"v": 1, "event": "end", "totals": odd}) + "\n")
     (folder / "long.jsonl").write_bytes(b'{"event":"start","prompt":"' + b"x" * 200_000 + b'"}\n')
     runs = {run["id"]: run for run in rlm_viz.list_runs(folder)}
     assert {runs[name]["status"] for name in ("empty", "noise", "long")} == {"empty", "unfinished"}
+    assert {runs["odd"][name] for name in odd} == {None}
     rlm_viz.visualize(dir=folder, out=folder / "all.html")
 
 
