@@ -176,12 +176,13 @@ def test_an_id_in_flight_cannot_be_used_again(shared: Peer) -> None:
     shared.nothing_more()
 
 
-def test_the_first_request_of_an_id_is_still_answered_when_a_second_is_refused(shared: Peer) -> None:
-    id = running(shared)
-    shared.request("ping", id=id)
-    assert shared.wait(None)["error"]["code"] == -32600
-    shared.json("clear_repl_context")
-    assert text_of(shared.wait(id)["result"]) == "the session was cleared"
+def test_the_first_request_of_an_id_is_still_answered_when_a_second_is_refused() -> None:
+    with Peer() as peer:
+        id = running(peer)
+        peer.request("ping", id=id)
+        assert peer.wait(None)["error"]["code"] == -32600
+        peer.json("clear_repl_context")
+        assert text_of(peer.wait(id)["result"]) == "the session was cleared"
 
 
 @pytest.mark.parametrize("where", ["roots/list", "an answer", "a method"])
