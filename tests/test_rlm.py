@@ -863,6 +863,38 @@ def test_a_typed_answer_is_built(openai: Server) -> None:
     assert result.value == Finding("a", 3)
 
 
+@dataclasses.dataclass
+class Checked:
+    count: int
+    made = 0
+
+    def __post_init__(self) -> None:
+        Checked.made += 1
+        if self.count < 0:
+            raise ValueError("a count is not below 0")
+
+
+def test_what_a_class_itself_refuses_is_told_to_the_model(openai: Server) -> None:
+    result = run(openai, code("FINAL({'count': -1})"), code("FINAL({'count': 2})"), schema=Checked)
+    assert Checked.made == 2  # each answer is made into one once
+    assert (result.value, rlm.last_result()) == (Checked(2), result)
+    assert "not a valid Checked: a count is not below 0" in openai.requests[1].last
+
+
+def test_a_class_that_refuses_for_good_is_an_error_with_the_result(openai: Server) -> None:
+    with pytest.raises(rlm.RLMError, match="not a valid Checked") as caught:
+        run(openai, *[code("FINAL({'count': -1})")] * 2, schema=Checked, max_errors=2)
+    assert caught.value.result == rlm.last_result() and caught.value.result.total_calls == 2
+
+
+@pytest.mark.parametrize("schema", [5, "x", [1], object()], ids=["number", "text", "list", "object"])
+def test_what_is_no_schema_is_refused_before_anything_is_written(openai: Server, schema: Any) -> None:
+    with pytest.raises(rlm.ConfigError, match=r"^schema: no JSON Schema") as caught:
+        run(openai, "unused", schema=schema)
+    assert "dataclass" in caught.value.hint
+    assert openai.requests == [] and not Path("logs").exists()
+
+
 def test_the_system_prompt_is_short_and_constant(openai: Server) -> None:
     run(openai, code("x = 1"), code("print(x)"), "ok", context="a\nb")
     bodies = [r.body for r in openai.requests]
