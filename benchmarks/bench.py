@@ -215,8 +215,8 @@ Milliseconds unless the row says otherwise, the best of several runs, whole comp
 interface against one scripted model server on loopback that answers at once (sub-calls after 100 ms). In brackets: how
 many times our figure. A dash: the project has no such thing, or failed. A turn, a batch, a child and an addition cost
 what they add to a run that prints a number; starting the worker is in the two rows of whole runs. What is compared is
-overhead; nothing here says how well a model does with any of these. The load average says how busy the machine was with other things: well above
-the number of cores, the figures tell more about the order of things than about their size.
+overhead; nothing here says how well a model does with any of these. The load average says how busy the machine was with
+other things: well above the number of cores, the figures tell more about the order of things than about their size.
 
 {table(found, rows)}
 
