@@ -886,10 +886,8 @@ def declare_resume(parser: argparse.ArgumentParser) -> None:
 def resume(args: argparse.Namespace, shell: Shell) -> int:
     """`rlm resume [ID]`: go on where the journal ends."""
     log_dir = log_folder(args)
-    name = run_name(log_dir, args.words) if args.words else newest_unfinished(log_dir)
+    name = run_name(log_dir, args.words) if args.words else ""
     raised = {name: value for name, value in given_options(args).items() if name != "log_dir"}
-    if not args.words:
-        shell.terminal.say(f"rlm: resuming {name}")
     answer(args, shell, lambda runtime: runtime.resume(name, **raised))
     return ANSWERED
 
@@ -946,14 +944,6 @@ def find_log(log_dir: str, name: str) -> str:
         return str(rlm_viz.find_log(log_dir, name))
     except ValueError as error:
         raise rlm.ConfigError(str(error), hint="rlm logs") from None
-
-
-def newest_unfinished(log_dir: str) -> str:
-    """The id of the newest run that has no answer yet."""
-    for row in rlm_viz.list_runs(log_dir):
-        if row["status"] != "answered":
-            return str(row["id"])
-    raise rlm.ConfigError(f"no unfinished run in {log_dir!r}", hint="rlm logs")
 
 
 def declare_logs(parser: argparse.ArgumentParser) -> None:
@@ -1849,39 +1839,27 @@ def trust(args: argparse.Namespace, shell: Shell) -> int:
     path = args.words[0] if args.words else rlm.project_file(os.getcwd())
     if path is None or not os.path.isfile(path):
         raise rlm.ConfigError(f"no file {path!r}" if path else "no rlm.toml here or above", hint="rlm init writes one")
-    blob, table = _project_table(path)
-    keys = rlm.untrusted_keys(table)
-    if args.show:
-        rows = {key: shown_value(key, table[key]) for key in keys}
-        trusted = rlm.is_trusted(path, blob)
-        if shell.form == "json":
-            shell.print_json({"path": os.path.abspath(path), "trusted": trusted, "needs_trust": rows})
-        else:
-            shell.print(f"{os.path.abspath(path)}: {'trusted' if trusted else 'not trusted'}")
-            for key, value in rows.items():
-                shell.print(f"  {key} = {toml(value)}")
+    where = os.path.abspath(path)
+    if args.revoke:
+        rlm.trust(path, revoke=True)
+        shell.print(f"{where}: no longer trusted")
         return ANSWERED
-    rlm.trust(path, revoke=args.revoke)
-    listed = f"; it sets {', '.join(keys)}" if keys else "; nothing in it needs it"
-    shell.print(f"{os.path.abspath(path)}: {'no longer trusted' if args.revoke else 'trusted as it is now'}{listed}")
+    table = {key: value for key, (value, _) in rlm._read_toml(path, False).items()}
+    rows = {key: shown_value(key, table[key]) for key in rlm.untrusted_keys(table)}
+    if not args.show:
+        rlm.trust(path)
+        shell.print(
+            f"{where}: trusted as it is now; " + (f"it sets {', '.join(rows)}" if rows else "nothing in it needs it")
+        )
+        return ANSWERED
+    trusted = rlm._is_trusted_file(path)
+    if shell.form == "json":
+        shell.print_json({"path": where, "trusted": trusted, "needs_trust": rows})
+        return ANSWERED
+    shell.print(f"{where}: {'trusted' if trusted else 'not trusted'}")
+    for key, value in rows.items():
+        shell.print(f"  {key} = {toml(value)}")
     return ANSWERED
-
-
-def _project_table(path: str) -> tuple[bytes, dict[str, Any]]:
-    """A project file's bytes and its known keys."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        with open(path, "rb") as file:
-            blob = file.read()
-        table = tomllib.loads(blob.decode("utf-8")).get("rlm", {})
-    except OSError as error:
-        raise rlm.ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise rlm.ConfigError(f"{path} is not valid TOML: {error}") from None
-    return blob, {key: value for key, value in table.items() if key in rlm.OPTIONS} if isinstance(table, dict) else {}
 
 
 # --- doctor and providers -------------------------------------------------------------------------------------------

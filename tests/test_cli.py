@@ -952,11 +952,11 @@ def test_visualize_writes_one_page_of_all_runs(openai: Server, workspace: Path) 
 
 
 def test_config_shows_value_and_origin_and_masks_keys(workspace: Path) -> None:
-    (workspace / "rlm.toml").write_text('[rlm]\nmodel = "from-file"\nmax_depth = 2\n')
+    (workspace / "rlm.toml").write_text("[rlm]\nmax_subcalls = 7\nmax_depth = 2\n")
     variables = {"RLM_MAX_DEPTH": "3", "RLM_API_KEY": scripted.KEY, "RLM_BASE_URL": "http://me:hush@localhost:1/v1"}
     ran = rlm("config", "--json", "--token-budget", "9", env=variables)
     found = json.loads(ran.stdout)
-    assert found["model"] == {"value": "from-file", "origin": "rlm.toml:2"}
+    assert found["max_subcalls"] == {"value": 7, "origin": "rlm.toml:2"}
     assert found["max_depth"] == {"value": 3, "origin": "RLM_MAX_DEPTH"}
     assert found["token_budget"] == {"value": 9, "origin": "--token-budget"}
     assert found["max_errors"] == {"value": 5, "origin": "default"}
@@ -1004,6 +1004,20 @@ def test_trust_is_asked_for_given_shown_and_taken_back(openai: Server, workspace
     assert rlm("trust").returncode == 0 and rlm("trust", "--revoke").returncode == 0
     assert rlm("What?").returncode == 2
     assert len(openai.requests) == 1
+
+
+def test_a_file_that_cannot_be_read_is_not_trusted_and_its_trust_can_be_taken_back(workspace: Path) -> None:
+    file = workspace / "rlm.toml"
+    file.write_text('[rlm]\nallowed_paths = ["/"]\n')
+    assert rlm("trust").returncode == 0
+    before = file.read_text()
+    for text, message in (("[rlm]\nmdoel = 1\n", "unknown key 'mdoel'"), ("[rlm", "not valid TOML")):
+        file.write_text(text)
+        ran = rlm("trust")
+        assert ran.returncode == 2 and message in three_lines(ran.stderr)[0]
+    assert rlm("trust", "--revoke").stdout.decode() == f"{file}: no longer trusted\n"
+    file.write_text(before)
+    assert rlm("trust", "--show").stdout.decode().splitlines()[0] == f"{file}: not trusted"
 
 
 def test_doctor_says_what_works_and_exits_1_if_a_required_line_fails(workspace: Path) -> None:
