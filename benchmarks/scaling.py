@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import math
 import os
 import platform
 import re
@@ -34,7 +33,6 @@ ROOT = HERE.parent
 PAGE, IMAGES = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "img"
 MODEL = "gpt-4o-mini"  # a window of 128,000 tokens, which the backend knows
 STRAIGHT = 1.1  # an exponent up to this is a straight line, as far as a few points tell
-FLAT = 0.15  # what grows by less than this share from the first point to the last does not grow
 
 
 class Figure(NamedTuple):
@@ -64,6 +62,7 @@ SENT = Figure("sent", "sent", "bytes")
 HOST = Figure("host", "host, peak", "MB", each=False)
 WORKER = Figure("worker", "worker, peak", "MB", each=False)
 RESENT = "every turn sends the history again, so that n turns of one size are n²/2 messages"
+FILLING = "the history grows until the window is three quarters full, and from then on no further"
 SENDING = "what is sent is, and sending it takes time, to the server as to us"
 
 SERIES = [
@@ -87,7 +86,14 @@ SERIES = [
         "Turns that print 2 kB, compaction on",
         "turns",
         (10, 100, 250, 500, 1000),
-        (TIME, CPU, JOURNAL, SENT, HOST, WORKER),
+        (
+            TIME._replace(reason=FILLING),
+            CPU._replace(reason=FILLING),
+            JOURNAL,
+            SENT._replace(reason=FILLING),
+            HOST,
+            WORKER,
+        ),
         "the window is of 128,000 tokens: at three quarters of it the oldest outputs become stubs, so that what a turn "
         "sends stops growing",
     ),
@@ -117,7 +123,7 @@ SERIES = [
             CPU,
             JOURNAL,
             HOST,
-            Figure("workers", "workers, memory of their own", "MB"),
+            Figure("workers", "workers at once, memory of their own", "MB", each=False),
             Figure("threads", "threads, peak", "number", each=False),
         ),
         "`RLM.batch`, as wide as there are items; each has a REPL, three turns and eight sub-calls of 100 ms",
@@ -129,19 +135,18 @@ SERIES = [
         "events",
         (1000, 10_000, 25_000, 50_000, 100_000),
         (
-            Figure("run", "the run itself", "ms"),
+            Figure("run", "CPU: the run itself", "ms"),
             JOURNAL,
-            Figure("read", "read, merge, totals", "ms"),
-            Figure("tree", "tree", "ms"),
-            Figure("page", "page", "ms"),
+            Figure("read", "CPU: read, merge, totals", "ms"),
+            Figure("tree", "CPU: tree", "ms"),
+            Figure("page", "CPU: page", "ms"),
             Figure("html", "page", "bytes"),
-            Figure("resume", "resume", "ms"),
+            Figure("resume", "CPU: resume", "ms"),
             Figure("writer", "host after the run, peak", "MB", each=False),
             HOST,
         ),
         "a run of one cell with that many sub-calls, its model a Python object in the process; then everything that "
         "reads its journal",
-        repeats=1,
     ),
     Series(
         "context",
@@ -356,9 +361,9 @@ def read_all(log: str) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def timed(found: dict[str, Any], key: str, work: Callable[[], Any]) -> Any:
-    start = time.perf_counter()
+    start = time.process_time()  # what is read is in memory, and other people's load is not
     value = work()
-    found[key] = (time.perf_counter() - start) * 1000
+    found[key] = (time.process_time() - start) * 1000
     return value
 
 
@@ -441,20 +446,23 @@ def measure(series: Series, sizes: tuple[int, ...], repeats: int) -> list[dict[s
 
 
 def exponent(sizes: tuple[int, ...], values: list[float]) -> float | None:
-    """1 + the slope, in log-log, of what one unit more costs from point to point; None for what does not grow."""
-    if values[-1] - values[0] < FLAT * values[0]:
+    """The p of the curve a + b·size^p that is nearest to all points; None for what has not even doubled."""
+    if values[-1] <= 2 * values[0]:
         return None
-    logs = []
-    for (x, y), (x2, y2) in zip(zip(sizes, values), zip(sizes[1:], values[1:])):
-        if y2 > y:
-            logs.append((math.log((x + x2) / 2), math.log((y2 - y) / (x2 - x))))
-    return 1 + slope(logs) if len(logs) > 1 else None
+    return min((n / 100 for n in range(5, 301)), key=lambda p: distance([size**p for size in sizes], values))
 
 
-def slope(points: list[tuple[float, float]]) -> float:
-    mean_x = sum(x for x, _ in points) / len(points)
-    mean_y = sum(y for _, y in points) / len(points)
-    return sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
+def distance(xs: list[float], ys: list[float]) -> float:
+    """How far, as shares of each value, the points are from the nearest line a + b·x with a and b not below 0."""
+    weights = [1 / max(y, 1e-9) ** 2 for y in ys]
+    mean_x = sum(w * x for w, x in zip(weights, xs)) / sum(weights)
+    mean_y = sum(w * y for w, y in zip(weights, ys)) / sum(weights)
+    spread = sum(w * (x - mean_x) ** 2 for w, x in zip(weights, xs))
+    b = max(0.0, sum(w * (x - mean_x) * (y - mean_y) for w, x, y in zip(weights, xs, ys)) / spread)
+    a = mean_y - b * mean_x
+    if a < 0:
+        a, b = 0.0, sum(w * x * y for w, x, y in zip(weights, xs, ys)) / sum(w * x * x for w, x in zip(weights, xs))
+    return sum(w * (a + b * x - y) ** 2 for w, x, y in zip(weights, xs, ys))
 
 
 def shown(value: float, unit: str) -> str:
@@ -523,7 +531,7 @@ def plot(series: Series, sizes: tuple[int, ...], found: list[dict[str, float]]) 
         axis.set_xlim(0)
         axis.set_title(f"{figure.title}, {figure.unit}: {growth(sizes, values)}")
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
+        axis.yaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M" if value >= 1e6 else f"{value:,.6g}")
         axis.grid(color="#e5e5e5", linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
     picture.supxlabel(series.work, fontsize=9)
@@ -535,9 +543,10 @@ def plot(series: Series, sizes: tuple[int, ...], found: list[dict[str, float]]) 
 INTRODUCTION = """## Does cost grow as the work grows?
 
 Made by `make scaling` on {date}; Python {python}, {machine}. Each point is a fresh process that does one whole run of
-its size against the scripted model, its answer checked. The last line of a table is the exponent of growth, fitted to
-what one unit more costs from point to point: 1.00 is a straight line, "flat" grows by less than {flat:.0%} in all. The
-dashed lines of the plots join the first and the last point: a cost that grows as the work does stays on them."""
+its size against the scripted model, its answer checked. The last line of a table is the exponent p of growth, in the
+curve a + b·size^p that is nearest to the points: 1.00 is a straight line; what has not even doubled from the first
+point to the last is "flat". The dashed lines of the plots join the first and the last point: a cost that grows as the
+work does stays on them."""
 
 
 def write(sections: dict[str, str]) -> None:
@@ -546,7 +555,7 @@ def write(sections: dict[str, str]) -> None:
     kept = {text.split("\n", 1)[0]: text.strip() for text in re.split(r"(?m)^(?=### )", old)[1:]}
     now = [sections.get(f"### {s.title}") or kept.get(f"### {s.title}", "") for s in SERIES]
     introduction = INTRODUCTION.format(
-        date=f"{datetime.date.today():%d %B %Y}", python=platform.python_version(), machine=bench.machine(), flat=FLAT
+        date=f"{datetime.date.today():%d %B %Y}", python=platform.python_version(), machine=bench.machine()
     )
     bench.write_region(PAGE, "scaling", "\n\n".join(filter(None, [introduction, *now])))
 
