@@ -63,7 +63,8 @@ HOST = Figure("host", "host, peak", "MB", each=False)
 WORKER = Figure("worker", "worker, peak", "MB", each=False)
 RESENT = "every turn sends the history again, so that n turns of one size are n²/2 messages"
 FILLING = "the history grows until the window is three quarters full, and from then on no further"
-SENDING = "what is sent is, and sending it takes time, to the server as to us"
+WAITING = "one completion alone mostly waits; from some width on the cores are busy all the time"
+SENDING = "what is sent grows so, and sending takes time"
 
 SERIES = [
     Series(
@@ -119,7 +120,7 @@ SERIES = [
         "completions",
         (1, 2, 4, 8, 16, 32),
         (
-            TIME,
+            TIME._replace(reason=WAITING),
             CPU,
             JOURNAL,
             HOST,
@@ -501,11 +502,13 @@ def section(series: Series, sizes: tuple[int, ...], found: list[dict[str, float]
 
 def bends(series: Series, sizes: tuple[int, ...], found: list[dict[str, float]]) -> Iterator[str]:
     """What has grown faster than the work, and why, if that is known."""
+    bent: dict[str, list[str]] = {}
     for figure in series.figures:
         grew = exponent(sizes, [row[figure.key] for row in found])
         if grew is not None and grew > STRAIGHT:
-            why = f": {figure.reason}" if figure.reason else ""
-            yield f"Faster than the work grows {figure.title} ({grew:.2f}){why}."
+            bent.setdefault(figure.reason, []).append(f"{figure.title} ({grew:.2f})")
+    for reason, figures in bent.items():
+        yield f"Faster than the work: {', '.join(figures)}{': ' if reason else ''}{reason}."
 
 
 def plot(series: Series, sizes: tuple[int, ...], found: list[dict[str, float]]) -> None:
