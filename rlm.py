@@ -1332,6 +1332,7 @@ _ONE_LINE = r"^[ \t]*```(\w*)[ \t]+(.+?)[ \t]*```[ \t]*$"
 _RUNNABLE = {"", "repl", "python", "py", "python3", "py3", "ipython", "ipython3", "tool_code", "code"}
 _THINKING = r"(?s)\A\s*<think(?:ing)?>.*?</think(?:ing)?>"
 _PSEUDO_CALL = r"<tool_call>|<function[=_]|\A\s*\{\s*\"(?:name|tool|function)\"\s*:\s*\"\w+\"\s*,\s*\"\w+\""
+_MISSES = 100  # of places that are tried: more would take minutes over a reply that repeats itself
 _FINAL_LINE = r"(?m)^[ \t]*(?:\*\*)?`?(FINAL(?:_VAR)?)[ \t]*\("
 
 
@@ -1368,34 +1369,44 @@ def fences(text: str) -> list[Fence]:
 
     A block may hold fences in its strings: it ends at the first closing fence up to which it is Python, else at the
     first closing fence. One that is never closed goes on to the next opening one up to which it is Python, or to the
-    end of the text.
+    end of the text. After `_MISSES` places that are no end of Python the first closing fence is taken for it.
     """
+    misses: list[int] = []
     lines = text.replace("\r\n", "\n").split("\n")
     found, i = [], 0
     while i < len(lines):
         if one := re.match(_ONE_LINE, lines[i]):
             found.append(Fence(one[1].lower(), one[2], i, i))
         elif opening := re.match(_OPENING, lines[i]):
-            found.append(_block(lines, i, opening[1], opening[2].lower()))
+            found.append(_block(lines, i, opening[1], opening[2].lower(), misses))
             i = found[-1].last
         i += 1
     return found
 
 
-def _block(lines: list[str], start: int, mark: str, tag: str) -> Fence:
+def _block(lines: list[str], start: int, mark: str, tag: str, misses: list[int]) -> Fence:
     import textwrap
 
     def code_to(end: int) -> str:
         return textwrap.dedent("\n".join(lines[start + 1 : end]))
 
+    def is_python_to(end: int) -> bool:
+        if len(misses) < _MISSES:
+            if parses(code_to(end)):
+                return True
+            misses.append(end)
+        return False
+
     closings = []
     for i in range(start + 1, len(lines)):
         stripped = lines[i].strip()
         if stripped and set(stripped) == {mark[0]} and len(stripped) >= len(mark):
-            if tag not in _RUNNABLE or parses(code_to(i)):
+            if tag not in _RUNNABLE or is_python_to(i):
                 return Fence(tag, code_to(i), start, i)
             closings.append(i)
-        elif not closings and (inner := re.match(_OPENING, lines[i])) and inner[2] and parses(code_to(i)):
+            if len(misses) >= _MISSES:
+                break
+        elif not closings and (inner := re.match(_OPENING, lines[i])) and inner[2] and is_python_to(i):
             return Fence(tag, code_to(i), start, i - 1)
     end = closings[0] if closings else len(lines)
     return Fence(tag, code_to(end), start, min(end, len(lines) - 1))
@@ -1415,7 +1426,7 @@ def final_call(text: str) -> str | None:
     starts = [m.start(1) for m in re.finditer(_FINAL_LINE, prose)]
     if not starts or not prose.endswith(")"):
         return None
-    calls = [prose[start:] for start in starts]
+    calls = [prose[start:] for start in starts[:_MISSES]]
     return next((call for call in calls if parses(call)), None) or next(filter(_closes_at_end, calls), None)
 
 
@@ -3304,7 +3315,7 @@ class RLM:
         before, now = root.get("base_url"), _without_login(getattr(self.backend, "base_url", None))
         if before and now and before != now and self.options.base_url is None:
             message = f"the run was recorded with {before}, and would go on with {now}"
-            raise ConfigError(message, hint=f"--base-url {before}, or --base-url {now} if that is meant")
+            raise ConfigError(message, hint=f"if that is meant: --base-url {now}")
         missing = {name for name in root.get("tools") or [] if isinstance(name, str)} - {t.name for t in self.tools}
         if missing:
             message = f"the run had a tool {min(missing)!r}, which is not there now"
