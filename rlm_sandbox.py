@@ -55,12 +55,14 @@ from types import (
     BuiltinMethodType,
     CodeType,
     FunctionType,
+    GenericAlias,
     MethodDescriptorType,
     MethodType,
     MethodWrapperType,
     ModuleType,
 )
 from typing import Any, NamedTuple, NoReturn
+from weakref import CallableProxyType, ProxyType
 
 __all__ = [
     "UNSET",
@@ -689,6 +691,16 @@ def host_function(calls: Calls, name: str, batched: bool) -> Any:
     return call
 
 
+def unbound(method: Any) -> Any:
+    """A function that does not lead to the method's object, as `__self__`, `copy` and weak references would."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return method(*args, **kwargs)
+
+    call.__name__, call.__qualname__, call.__doc__ = method.__name__, method.__name__, method.__doc__
+    return call
+
+
 def weight_of(texts: Any) -> int:
     return sum(len(text) for text in texts if isinstance(text, str))
 
@@ -725,7 +737,7 @@ class Worker:
         self.outputs: dict[int, str] = {}
         self.sources: dict[str, str] = {}
         self.functions: dict[str, Any] = {}
-        self.own = {"FINAL": self.FINAL, "FINAL_VAR": self.FINAL_VAR, "SHOW_VARS": self.SHOW_VARS, "_out": {}}
+        self.own = {**{m.__name__: unbound(m) for m in (self.FINAL, self.FINAL_VAR, self.SHOW_VARS)}, "_out": {}}
         random.seed(0)
         sys.stdout = sys.stderr = Redirect(self)
         self.variables: dict[str, Any] = language.namespace(dict(self.own), sys.stdout, self.calls)
@@ -1656,7 +1668,7 @@ class Transforms:
         if not (isinstance(base, ast.Name) and base.id in self.scopes[-1].parameters):
             return look
         kind = ast.Call(guard("type"), [visited], [])
-        return ast.IfExp(ast.Compare(kind, [ast.In()], [guard("pure")]), visited, look)
+        return ast.IfExp(ast.Compare(ast.Call(guard("pure"), [kind], []), [ast.Is()], [kind]), visited, look)
 
     def mangled(self, name: str) -> str:
         """The name as the compiler would mangle it within a class."""
@@ -1819,7 +1831,9 @@ def fetches_nothing(text: Any) -> bool:
 flags_of: Callable[[type], int] = type.__dict__["__flags__"].__get__
 mro_of: Callable[[type], tuple[type, ...]] = type.__dict__["__mro__"].__get__
 namespace_of: Callable[[type], Any] = type.__dict__["__dict__"].__get__
-pure: set[type] = set()  # classes of the cells' own whose bases are their own or built in: all `_names` are theirs
+# Classes of the cells' own whose bases are their own or built in: all `_names` are theirs. Each leads to itself, and is
+# compared with what comes out: a metaclass may say that a class equals another.
+pure: dict[type, type] = {}
 
 
 def freeze() -> None:
@@ -1904,18 +1918,35 @@ state = PolicyState()
 def guard_own(target: Any, name: str) -> Any:
     """The target, if its attribute `_name` is not the library's."""
     kind = type(target)
-    if kind in pure:
+    if pure.get(kind) is kind:
         return target
-    if kind is super:
-        owners = mro_of(super.__getattribute__(target, "__self_class__"))
-    elif issubclass(kind, type):
-        owners = mro_of(target)
+    if issubclass(kind, type):
+        owners = mro_of(target) + mro_of(kind)
     else:
-        owners = mro_of(kind)
+        owners = mro_of(kind_behind(target))
+        if kind is not super and forwards(kind):
+            raise AttributeError(refusal_of(name))
     holder = next((owner for owner in owners if name in namespace_of(owner)), owners[0])
     if (is_own(holder) and is_own(owners[0])) or is_user_function(target):
         return target
     raise AttributeError(refusal_of(name))
+
+
+def kind_behind(target: Any) -> type:
+    """The class whose attributes are looked up: for `super()` that of the object it stands for."""
+    kind: type = type(target)
+    return super.__getattribute__(target, "__self_class__") if kind is super else kind
+
+
+def forwards(kind: type) -> bool:
+    """Whether instances show another object's attributes, as `list[int]`, weak proxies and subclasses of super do."""
+    owners = mro_of(kind)
+    return any(
+        id(owner) in FORWARDERS or (not is_own(owner) and "__getattr__" in namespace_of(owner)) for owner in owners
+    )
+
+
+FORWARDERS = frozenset(map(id, (GenericAlias, MethodType, ProxyType, CallableProxyType, super)))
 
 
 def guard_get(target: Any, name: str) -> Any:
@@ -1926,7 +1957,7 @@ def guard_get(target: Any, name: str) -> Any:
     if name in ("__dict__", "__subclasses__"):
         return dict_of(target) if name == "__dict__" else subclasses_of(target)
     value = getattr(target, name)
-    if name == "obj" and issubclass(type(target), AttributeError):
+    if name == "obj" and hides_its_object(kind_behind(target), value):
         raise AttributeError("the object behind an AttributeError is not accessible here")
     if name == "parser" and type(value) is ModuleType:  # of a path
         raise AttributeError(refusal_of(name))
@@ -1937,6 +1968,10 @@ def guard_get(target: Any, name: str) -> Any:
     if name in ("format", "format_map"):
         return safe_format_of(value)
     return safe_access_of(target, value, name)
+
+
+def hides_its_object(kind: type, value: Any) -> bool:
+    return issubclass(kind, AttributeError) or forwards(kind) or value is AttributeError.__dict__["obj"]
 
 
 def safe_format_of(value: Any) -> Any:
@@ -2010,7 +2045,7 @@ def dict_of(target: Any) -> Any:
         if is_own(target):
             return target.__dict__
         raise AttributeError("the namespace of a library class is not accessible here; dir() lists its names")
-    if kind is super or kind in (ModuleType, MethodType):
+    if kind is ModuleType or forwards(kind):
         raise AttributeError(refusal_of("__dict__"))
     if is_own(kind) or kind is FunctionType:
         return target.__dict__
@@ -2090,13 +2125,13 @@ def build_class(function: Any, name: str, *bases: Any, **keywords: Any) -> Any:
     """What a `class` statement calls."""
     made = real_build_class(function, name, *bases, **keywords)
     known = issubclass(type(made), type) and not is_own(type(made)) and len(pure) < 10_000
-    if known and all(base in pure or base in BUILT_IN for base in mro_of(made)[1:]):
-        pure.add(made)
+    if known and all(pure.get(base) is base or base in BUILT_IN for base in mro_of(made)[1:]):
+        pure[made] = made
     return made
 
 
 real_build_class = builtins.__build_class__
-BUILT_IN = frozenset(value for value in vars(builtins).values() if isinstance(value, type))
+BUILT_IN = frozenset(value for value in vars(builtins).values() if isinstance(value, type)) - {super, type}
 
 
 # - built-in functions that look at the code that calls them
@@ -2282,7 +2317,7 @@ PLAIN_MODULES = words(  # seen through a view of their public names
     " email.utils enum fnmatch fractions functools graphlib hashlib heapq hmac html html.entities html.parser"
     " ipaddress itertools json json.decoder json.encoder keyword locale math numbers operator pprint queue quopri"
     " random re reprlib secrets shlex statistics string struct textwrap time tomllib typing unicodedata"
-    " urllib.parse warnings weakref xml.etree.ElementTree xml.sax.saxutils zlib zoneinfo"
+    " urllib.parse warnings weakref xml.etree.ElementTree zlib zoneinfo"
 )
 PARTIAL_MODULES = {  # of these only the names given
     "bz2": "compress decompress",
@@ -2299,13 +2334,14 @@ PARTIAL_MODULES = {  # of these only the names given
     " NoneType EllipsisType NotImplementedType UnionType GenericAlias new_class resolve_bases prepare_class",
     "uuid": "UUID uuid3 uuid4 uuid5 NAMESPACE_DNS NAMESPACE_URL NAMESPACE_OID NAMESPACE_X500",
     "xml.dom.minidom": "parseString Document",
+    "xml.sax.saxutils": "escape unescape quoteattr",
 }
 DENIED_MEMBERS = {
     "argparse": "FileType",
     "contextlib": "chdir",
     "enum": "global_enum global_enum_repr global_flag_repr global_str",
     "time": "clock_settime clock_settime_ns pthread_getcpuclockid tzset",
-    "weakref": "finalize",
+    "weakref": "WeakMethod finalize",
     "zoneinfo": "reset_tzpath TZPATH",
 }
 HINTS = {
@@ -2359,11 +2395,13 @@ def shadow(name: str) -> None:
         guards["compile"], guards["eval"] = compile_annotation, evaluate_annotation
     if name in ("ast", "collections"):  # the one parses, the other checks the names that it puts into its text
         guards = {"open": guarded_open}
-    if name in words("ast contextlib functools inspect operator reprlib types weakref"):
+    if name in words("ast contextlib dataclasses functools inspect operator reprlib types weakref"):
         guards["getattr"] = library_getattr
+    if name == "argparse":
+        guards["getattr"] = argparse_getattr
     if name == "string":
         guards["getattr"] = guarded_getattr
-    if name in ("argparse", "functools"):
+    if name in ("argparse", "ast", "contextlib", "functools"):
         guards["setattr"] = library_setattr
     if name == "dataclasses":
         guards["setattr"], guards["exec"] = dataclass_setattr, exec_generated
@@ -2372,6 +2410,9 @@ def shadow(name: str) -> None:
     if name == "collections":
         space["UserString"].format = lambda self, /, *args, **named: expand(self.data, args, named)
         space["UserString"].format_map = lambda self, mapping: expand(self.data, (), mapping)
+    if name == "xml.dom.minidom":
+        load_and_save = sys.modules["xml.dom.xmlbuilder"]
+        vars(load_and_save)["DOMBuilder"] = not_here("createDOMBuilder", "parseString(text) reads XML")  # it opens URLs
     if name == "copy" and space["_reconstruct"] is not reconstruct:
         state.reconstruct, space["_reconstruct"] = space["_reconstruct"], reconstruct
 
@@ -2399,9 +2440,9 @@ def library_getattr(target: Any, name: str, *default: Any) -> Any:
     """`getattr` for library code, which may be acting on names and objects that a cell gave it."""
     name = str.__str__(name)
     try:
-        if rule_of(name) == "refused" and name not in LIBRARY_READABLE:
+        if (rule_of(name) == "refused" and name not in LIBRARY_READABLE) or is_out_of_reach(target, name):
             raise AttributeError(refusal_of(name))
-        if name in ("__dict__", "format", "format_map", "obj"):
+        if name in ("__dict__", "format", "format_map", "obj", "parser"):
             return guard_get(target, name)
         return getattr(guard_own(target, name) if rule_of(name) == "private" else target, name)
     except AttributeError:
@@ -2410,9 +2451,21 @@ def library_getattr(target: Any, name: str, *default: Any) -> Any:
         raise
 
 
+def is_out_of_reach(target: Any, name: str) -> bool:
+    """Whether this is a real module, of which contextlib exchanges the streams in the name of a cell, and no more."""
+    return type(target) is ModuleType and name not in ("stdout", "stderr")
+
+
+def argparse_getattr(target: Any, name: str, *default: Any) -> Any:
+    """The parser finds its own `_handle_conflict_...` by name; the rest are names that a cell gave."""
+    if type(name) is str and name.startswith("_handle_conflict_"):
+        return getattr(target, name)
+    return library_getattr(target, name, *default)
+
+
 def library_setattr(target: Any, name: str, value: Any) -> None:
     name = str.__str__(name)
-    allowed = name in LIBRARY_WRITABLE or store_rule_of(name) == "plain"
+    allowed = (name in LIBRARY_WRITABLE or store_rule_of(name) == "plain") and not is_out_of_reach(target, name)
     if not allowed and store_rule_of(name) == "private":
         allowed = guard_own(target, name) is target
     if not allowed:
@@ -2452,7 +2505,9 @@ def exec_generated(text: str, globals: dict[str, Any], locals: dict[str, Any]) -
                 raise TypeError("a field's name is not an identifier")
         if isinstance(node, ast.Attribute) and (node.attr in PERILOUS or node.attr in ("__dict__", "__getattribute__")):
             raise TypeError(refusal_of(node.attr))
-    exec(text, globals, locals)
+        if isinstance(node, ast.Name) and rule_of(node.id) == "refused" and not node.id.startswith("__dataclass_"):
+            raise TypeError(refusal_of(node.id))  # such as the built-in functions, guards and all
+    exec(text, state.globals or globals, locals)  # never with a library module's names, nor its built-in functions
 
 
 def reconstruct(original: Any, memo: Any, function: Any, args: Any, *rest: Any, **options: Any) -> Any:
@@ -3009,6 +3064,15 @@ def io_members() -> dict[str, Any]:
     return {**members, "open": guarded_open}
 
 
+@contextlib.contextmanager
+def catch_warnings(*, record: bool = False, **options: Any) -> Iterator[Any]:
+    """`warnings.catch_warnings`, whose own instances hold the module."""
+    import warnings
+
+    with warnings.catch_warnings(record=record, **options) as caught:
+        yield caught
+
+
 STAND_INS: dict[str, Callable[[], dict[str, Any]]] = {
     "concurrent.futures": futures_members,
     "glob": lambda: {"glob": find_files, "iglob": lambda *args, **more: iter(find_files(*args, **more))},
@@ -3024,6 +3088,7 @@ STAND_INS: dict[str, Callable[[], dict[str, Any]]] = {
 REPLACED: dict[str, dict[str, Any]] = {
     "codecs": {"open": guarded_open},
     "operator": {"attrgetter": guarded_attrgetter, "methodcaller": guarded_methodcaller},
+    "warnings": {"catch_warnings": catch_warnings},
 }
 
 
@@ -3146,6 +3211,7 @@ def policy_globals(
     sys.modules["__main__"] = main
     state.workspace, state.globals, state.builtins = workspace, vars(main), session_builtins()
     sys.stdout = sys.stderr = state.stream = Stream(stdout)
+    sys.stdin = io.StringIO()  # what shlex reads by itself: a real file leads to all others
     vars(main).update(functions, __builtins__=state.builtins)
     return vars(main)
 
@@ -3174,7 +3240,7 @@ def session_builtins() -> dict[str, Any]:
     kept.update({"__import__": import_for_statement, "__build_class__": build_class, "__debug__": True})
     guards = {"own": guard_own, "get": guard_get, "match": guard_match, "import": guarded_import}
     kept.update({"~" + name: function for name, function in guards.items()})
-    return {**kept, "~type": type, "~pure": pure}
+    return {**kept, "~type": type, "~pure": pure.get}
 
 
 # - errors
@@ -3682,6 +3748,7 @@ class Zygote:
     def __init__(self, host: Any, setup: dict[str, Any]):
         self.host, self.setup = host, setup
         self.sessions: dict[int, str] = {}
+        self.starved = False
         self.spare: Session | None = None  # the next one, made while nothing is asked for: it costs 5 ms
         self.life_read, self.life_write = os.pipe()  # its end tells the sessions that this process has died
 
@@ -3697,7 +3764,8 @@ class Zygote:
         later = list(PRELOADED_LATER)
         while True:
             idle = not later and self.spare is not None
-            ready = [descriptor for descriptor, _ in poller.poll(None if idle else 0)]
+            ready = [descriptor for descriptor, _ in poller.poll(None if idle or self.starved else 0)]
+            self.starved = False
             if not ready:
                 self.get_ready(later)
                 continue
@@ -3718,7 +3786,10 @@ class Zygote:
         import importlib
 
         if not names:
-            self.spare = self.new_session(confined=True)
+            try:
+                self.spare = self.new_session(confined=True)
+            except OSError:  # whoever asks for a session is told, and the sessions that there are go on
+                self.starved = True
             return
         importlib.import_module(names.pop())
         if not names:
@@ -3990,27 +4061,36 @@ class Frames:
         self.size = 0  # of the frame parsed last
 
     def send(
-        self, message: dict[str, Any], pieces: Iterable[bytes] = (), valid: Callable[[], bool] = lambda: True
+        self,
+        message: dict[str, Any],
+        pieces: Iterable[bytes] = (),
+        valid: Callable[[], bool] = lambda: True,
+        patience: float = math.inf,
     ) -> None:
         """Write a whole frame and pieces of a value, or nothing if `valid` no longer holds as its turn comes."""
         data = encode_frame(message)
         with self.sending:
             if not valid():
                 return
-            self.write(data)
+            self.write(data, patience)
             for piece in pieces:
-                self.write(struct.pack(">I", len(piece)))
-                self.write(piece)
+                self.write(struct.pack(">I", len(piece)), patience)
+                self.write(piece, patience)
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: bytes | memoryview, patience: float = math.inf) -> None:
         view = memoryview(data)
+        moved = time.monotonic()
         while view:
             try:
                 sent = self.channel.send(view)
             except OSError as error:
                 raise Broken("the sandbox's process has ended") from error
             view = view[sent:]
-            if not sent:
+            if sent:
+                moved = time.monotonic()
+            elif time.monotonic() - moved > patience:
+                raise Broken("the sandbox does not take what it is sent")
+            else:
                 wait_for(self.channel.fileno(), 0.2, writing=True)
 
     def receive(self, seconds: float) -> dict[str, Any] | None:
@@ -4212,7 +4292,7 @@ class Sandbox:
         self._requests += 1
         request = self._requests
         try:
-            frames.send(dict(message, id=request), pieces)
+            frames.send(dict(message, id=request), pieces, patience=START_LIMIT)
             deadline = time.monotonic() + START_LIMIT * (10 if message["op"] == "set" else 1)
             while True:
                 reply = frames.receive(max(0.0, deadline - time.monotonic()))
@@ -4291,7 +4371,7 @@ class Run:
         }
         try:
             try:
-                self.frames.send(message)
+                self.frames.send(message, patience=START_LIMIT)
                 reply = self.wait()
             except Broken as error:
                 reply = {"op": "lost", "why": str(error)}
@@ -4441,12 +4521,12 @@ class Run:
             finally:
                 self.done(size)
             self.reply({"op": "return", "call": key, "value": Packer().pack(value)})
-        except Exception as error:
-            self.reply_error(key, error)
         except Stop as stop:
             self.halt(stop)
+        except BaseException as error:  # SystemExit or CancelledError of a tool: the cell waits for an answer
+            self.reply_error(key, error)
 
-    def reply_error(self, key: int, error: Exception) -> None:
+    def reply_error(self, key: int, error: BaseException) -> None:
         data = getattr(error, "cell_data", None) or {}
         message = text_of(error)[:100_000]
         reply = {"op": "raise", "call": key, "type": type(error).__name__, "message": message}
@@ -4808,6 +4888,7 @@ module = sys.modules["rlm_sandbox"] = module_from_spec(spec)
 spec.loader.exec_module(module)
 import json
 setup = json.loads(sys.argv[2])
+sys.argv[:] = [""]
 sys.path += setup["path"]
 module.%s
 """
