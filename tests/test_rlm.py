@@ -316,6 +316,27 @@ def test_reading_of_text_replies(case: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "blocks"),
+    [
+        ("```python\nx = (\n", 1),
+        ("```python\nx = (\n```\n", 2_000),
+        ("```\nprose, no code\n```\n", 2_000),
+        ("FINAL(\n", 0),
+    ],
+    ids=["openings", "blocks", "prose", "finals"],
+)
+def test_a_reply_that_repeats_itself_is_read_in_a_bounded_number_of_tries(
+    monkeypatch: pytest.MonkeyPatch, text: str, blocks: int
+) -> None:
+    tried: list[str] = []
+    parses = rlm.parses
+    monkeypatch.setattr(rlm, "parses", lambda code: tried.append(code) or parses(code))
+    assert len(rlm.fences(text * 2_000)) == blocks
+    rlm.final_call(text * 2_000 + ")")
+    assert len(tried) < 500
+
+
+@pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         ({"code": "x"}, "x"),
