@@ -11,6 +11,7 @@ their figures cannot differ. Not here: writing journals (rlm.py), and judging wh
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -221,9 +222,19 @@ def _bare_call(call: Any) -> Any:
 
 def _error_name(error: Any) -> str:
     """The exception's class out of an error object or a traceback, without its message."""
-    text = str(error.get("type") or "error") if isinstance(error, dict) else str(error).strip().rpartition("\n")[2]
-    named = re.match(r"[\w.]{1,80}", text)
-    return named.group() if named else "error"
+    if isinstance(error, dict):
+        named = re.match(r"[\w.]{1,80}", str(error.get("type") or ""))
+    else:
+        # It stands on the first line after the frames. Those that follow are the message's, and may begin in any way.
+        lines = _CHAINED.split(str(error))[-1].removeprefix("error: ").split("\n")
+        place = next((n for n, line in enumerate(lines) if not re.match(r"\s|Traceback|$", line)), 0)
+        named = re.match(_RAISED if place else _RAISED_ALONE, lines[place])
+    return named.group()[:80] if named else "error"
+
+
+_CHAINED = re.compile(r"\n\n(?:The above exception was the direct cause of|During handling of the above)[^\n]*\n\n")
+_RAISED = r"(?:\w+\.)*[A-Z]\w*(?=:|$)"
+_RAISED_ALONE = r"[A-Z]\w*(?:Error|Exception|Exceeded|Interrupt|Exit)(?=:|$)"  # where no frames vouch for it
 
 
 # --- reading values that may be anything --------------------------------------------------------------------------
@@ -1032,16 +1043,27 @@ def _log_names(dir: str | os.PathLike[str]) -> list[str]:
     """Names of the logs in a folder, newest first; none if there is no such folder."""
     try:
         with os.scandir(dir) as found:
-            files = [entry for entry in found if entry.name.endswith(".jsonl") and entry.is_file()]
-            logs = [(entry.stat().st_mtime_ns, entry.name) for entry in files]
+            entries = [entry for entry in found if entry.name.endswith(".jsonl")]
     except FileNotFoundError:
         return []
+    logs = [(changed, entry.name) for entry in entries if (changed := _changed(entry)) is not None]
     return [name for _, name in sorted(logs, reverse=True)]
+
+
+def _changed(entry: os.DirEntry[str]) -> int | None:
+    """When a file was last written, in nanoseconds; None for what is none, or has gone since the folder was read."""
+    try:
+        return entry.stat().st_mtime_ns if entry.is_file() else None
+    except OSError:
+        return None
 
 
 def list_runs(dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """What is known of each run without reading its whole log, newest first: id, status, prompt, figures, path."""
-    runs = [_run_line(os.path.join(dir, name)) for name in _log_names(dir)]
+    runs = []
+    for name in _log_names(dir):
+        with contextlib.suppress(OSError):  # gone by now, or not for this user to read
+            runs.append(_run_line(os.path.join(dir, name)))
     return sorted(runs, key=lambda run: run["started"] or "", reverse=True)
 
 
@@ -1678,15 +1700,26 @@ class _Pages:
 
     def answer(self, target: str, host: str) -> tuple[int, str, bytes]:
         """Status, media type and body for a request; another host's name means a page that has rebound its DNS."""
-        from urllib.parse import parse_qs, urlsplit
-
-        parts = urlsplit(target)
         if host.partition(":")[0] not in ("127.0.0.1", "localhost"):
             return 403, "text/plain", b"only by a loopback address\n"
-        names = [name.removesuffix(".jsonl") for name in _log_names(self.dir)]
-        name = parse_qs(parts.query).get("run", names[:1])[0] if names else ""
-        if parts.path not in ("/", "/version") or (names and name not in names):
+        try:
+            return self.found(target)
+        except OSError:  # the log may have gone meanwhile
             return 404, "text/plain", b"not found\n"
+
+    def found(self, target: str) -> tuple[int, str, bytes]:
+        """The answer to an address; FileNotFoundError for one that stands for nothing."""
+        from urllib.parse import parse_qs, urlsplit
+
+        try:
+            parts = urlsplit(target)
+        except ValueError:
+            raise FileNotFoundError(target) from None
+        names = [name.removesuffix(".jsonl") for name in _log_names(self.dir)]
+        # As a folder hands it out, a name that is not UTF-8 has surrogates for its bytes.
+        name = parse_qs(parts.query, errors="surrogateescape").get("run", names[:1])[0] if names else ""
+        if parts.path not in ("/", "/version") or (names and name not in names):
+            raise FileNotFoundError(target)
         stamp = self.stamp(name, names)
         if parts.path == "/version":
             return 200, "text/plain", stamp.encode()
@@ -1698,7 +1731,7 @@ class _Pages:
         if name:
             status = os.stat(os.path.join(self.dir, name + ".jsonl"))
             facts += [name, str(status.st_size), str(status.st_mtime_ns)]
-        return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
+        return hashlib.sha256("\n".join(facts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
     def page(self, name: str, stamp: str) -> bytes:
         with self.lock:
@@ -1719,7 +1752,7 @@ def _listed_meta(run: Mapping[str, Any], secrets: Secrets) -> dict[str, Any]:
     from urllib.parse import quote
 
     shown: dict[str, Any] = secrets.removed({name: run[name] for name in run if name != "path"})
-    return {**shown, "question": shown["prompt"], "href": "?run=" + quote(run["id"], safe="")}
+    return {**shown, "question": shown["prompt"], "href": "?run=" + quote(run["id"], safe="", errors="surrogateescape")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

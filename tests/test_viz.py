@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import re
+import socket
 import stat
 import threading
 from base64 import b64decode
@@ -463,6 +464,41 @@ def test_ordinary_words_are_not_taken_for_secrets() -> None:
     assert rlm_viz.Secrets({"MAX_TOKENS": "123456789"}).removed(words) == words
 
 
+TRACED = 'Traceback (most recent call last):\n  File "<cell 1>", line 1, in <module>\n    f()\n'
+CAUSE = "\n\nThe above exception was the direct cause of the following exception:\n\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "name"),
+    [
+        (TRACED + "ValueError: cannot parse\nhunter2 is not a number", "ValueError"),
+        (TRACED + "ValueError: cannot parse\nhunter2", "ValueError"),
+        (TRACED + "ValueError: cannot parse\n  as it is\nHunter2: no", "ValueError"),
+        (TRACED + "ValueError: cannot\n\nparse\n\nHunter2", "ValueError"),
+        (TRACED.replace("f()", "x = 'a\u2028Hunter2: b'") + "KeyError: 'a'", "KeyError"),
+        (TRACED + "json.decoder.JSONDecodeError: hunter2", "json.decoder.JSONDecodeError"),
+        (TRACED + "Odd: hunter2", "Odd"),
+        (TRACED + "KeyboardInterrupt\nthe cell was stopped after 1 s (its limit)", "KeyboardInterrupt"),
+        (TRACED + "KeyError: hunter2" + CAUSE + TRACED + "ValueError: hunter2", "ValueError"),
+        ("Traceback...\nValueError: cannot parse\nhunter2 is not a number", "ValueError"),
+        ('  File "<cell 3>", line 1\n    x =\n       ^\nSyntaxError: invalid syntax', "SyntaxError"),
+        ("error: ToolError: hunter2", "ToolError"),
+        ("KeyError: 'hunter2'", "KeyError"),
+        ("Hunter2: no", "error"),
+        ("hunter2", "error"),
+        ("the cell ended: lost", "error"),
+        ("", "error"),
+        (["hunter2"], "error"),
+        ({"type": "BudgetExceeded", "message": "hunter2"}, "BudgetExceeded"),
+        ({"type": None, "message": "hunter2"}, "error"),
+    ],
+    ids=lambda value: repr(value)[-40:],
+)
+def test_without_bodies_an_error_is_its_class_and_no_word_of_its_message(error: Any, name: str) -> None:
+    shown = rlm_viz.without_bodies({"event": "tool", "error": error or "?"})["error"]
+    assert shown == name
+
+
 def test_a_page_without_bodies_has_figures_and_no_words(tmp_path: Path) -> None:
     events = journals.failed_run()
     page = Path(rlm_viz.write([saved(tmp_path, events)], tmp_path / "p.html", bodies=False)).read_text()
@@ -616,6 +652,16 @@ def test_listing_survives_what_is_not_a_journal(folder: Path) -> None:
     rlm_viz.visualize(dir=folder, out=folder / "all.html")
 
 
+def test_a_log_that_goes_while_it_is_read_takes_no_other_with_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = [run["id"] for run in rlm_viz.list_runs(folder)]
+    (folder / "cccc77-000007.jsonl").symlink_to("cccc77-000007.jsonl")  # a loop: not even its kind can be told
+    (folder / "cccc88-000008.jsonl").mkdir()
+    assert [run["id"] for run in rlm_viz.list_runs(folder)] == known
+    names = rlm_viz._log_names(folder)
+    monkeypatch.setattr(rlm_viz, "_log_names", lambda _: ["gone.jsonl", *names])
+    assert [run["id"] for run in rlm_viz.list_runs(folder)] == known
+
+
 def test_visualize_takes_ids_or_all_and_a_second_run_to_compare(folder: Path) -> None:
     out = folder / "page.html"
 
@@ -680,6 +726,32 @@ def test_the_server_shows_the_folder_and_makes_pages_again_when_a_log_grows(serv
 @pytest.mark.parametrize("path", ["/etc/passwd", "/../x", "/?run=../../etc/passwd", "/?run=nope", "/favicon.ico"])
 def test_the_server_has_nothing_else(server: Any, path: str) -> None:
     assert get(server, path)[0] == 404
+
+
+def test_the_server_shows_a_log_whose_name_is_not_utf8_and_those_beside_it(server: Any, folder: Path) -> None:
+    with open(os.path.join(os.fsencode(folder), b"odd\xff.jsonl"), "w") as log:
+        log.write('{"v":1,"event":"start","depth":0,"prompt":"by another name"}\n')
+    status, page = get(server, "/?run=aaaa11-000001")
+    assert status == 200 and '"href":"?run=odd%FF"' in page
+    status, page = get(server, "/?run=odd%FF")
+    assert status == 200 and "by another name" in page
+    assert f'"live":"{get(server, "/version?run=odd%FF")[1]}"' in page
+    assert get(server, "/?run=odd%FE")[0] == 404
+
+
+def test_a_log_that_goes_while_its_page_is_made_is_not_found(
+    server: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = rlm_viz._log_names(folder)
+    monkeypatch.setattr(rlm_viz, "_log_names", lambda _: ["gone.jsonl", *names])
+    assert get(server, "/?run=gone")[0] == 404
+    assert get(server, "/?run=aaaa11-000001")[0] == 200
+
+
+def test_an_address_that_is_none_is_not_found(server: Any) -> None:
+    with socket.create_connection(server.server_address, timeout=10) as connection:
+        connection.sendall(b"GET http://[/ HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        assert connection.makefile("rb").readline() == b"HTTP/1.0 404 Not Found\r\n"
 
 
 def test_the_server_answers_no_rebound_name(server: Any) -> None:
