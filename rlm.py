@@ -219,9 +219,12 @@ class TimeoutExceeded(LimitExceeded):
 # --- options ----------------------------------------------------------------------------------------------------
 
 
-def _option(default: Any, help: str, *, project: bool = False, env: str = "", flag: str = "") -> Any:
-    """A row of the table of options. `project`: harmless enough to be taken from an untrusted ./rlm.toml."""
-    metadata = {"help": help, "project": project, "env": env, "flag": flag}
+def _option(
+    default: Any, help: str, *, limit: bool = False, project: bool = False, env: str = "", flag: str = ""
+) -> Any:
+    """A row of the table of options. `project`: harmless enough to be taken from an untrusted ./rlm.toml, as each
+    `limit` is; those are in the journal, and a run is resumed with them."""
+    metadata = {"help": help, "limit": limit, "project": project or limit, "env": env, "flag": flag}
     return field(default=default, metadata=metadata, repr="key" not in env.lower() and "key for" not in help)
 
 
@@ -236,17 +239,17 @@ class Options:
     base_url: str | None = _option(None, "where the provider's API is")
     protocol: str = _option("auto", "how the model asks for code: tools, text, or auto")
     environment: str = _option("local", "where code runs: local or docker", flag="--env")
-    max_depth: int = _option(4, "how deep rlm_query may go", project=True)
-    max_subcalls: int = _option(50, "prompts that llm_query and rlm_query may send in all", project=True)
-    max_iterations: int = _option(30, "turns of one node", project=True)
-    max_errors: int = _option(5, "failures in a row after which a node gives up", project=True)
-    token_budget: int = _option(1_000_000, "tokens in and out, for the whole tree", project=True)
-    cost_budget_usd: float | None = _option(None, "dollars, for the whole tree", project=True, flag="--cost-budget")
-    timeout_seconds: float | None = _option(None, "seconds, for the whole tree", project=True, flag="--timeout")
-    max_parallel: int = _option(16, "model calls in flight at once", project=True)
+    max_depth: int = _option(4, "how deep rlm_query may go", limit=True)
+    max_subcalls: int = _option(50, "prompts that llm_query and rlm_query may send in all", limit=True)
+    max_iterations: int = _option(30, "turns of one node", limit=True)
+    max_errors: int = _option(5, "failures in a row after which a node gives up", limit=True)
+    token_budget: int = _option(1_000_000, "tokens in and out, for the whole tree", limit=True)
+    cost_budget_usd: float | None = _option(None, "dollars, for the whole tree", limit=True, flag="--cost-budget")
+    timeout_seconds: float | None = _option(None, "seconds, for the whole tree", limit=True, flag="--timeout")
+    max_parallel: int = _option(16, "model calls in flight at once", limit=True)
     max_retries: int = _option(4, "further attempts of a call that failed in passing", project=True)
-    output_limit: int = _option(10_000, "characters of a cell's output that the model is shown", project=True)
-    cell_timeout: float = _option(30, "seconds of computing for one cell", project=True)
+    output_limit: int = _option(10_000, "characters of a cell's output that the model is shown", limit=True)
+    cell_timeout: float = _option(30, "seconds of computing for one cell", limit=True)
     compaction: bool = _option(True, "replace old outputs by stubs when the model's window fills", project=True)
     prices: dict[str, Any] | None = _option(None, "USD per million tokens: {model: [in, out, cached, write]}")
     cache: bool = _option(False, "keep answers on disk and serve equal calls from there")
@@ -274,6 +277,7 @@ class Options:
 
 
 OPTIONS: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(Options)}
+_LIMITS = [name for name, row in OPTIONS.items() if row.metadata["limit"]]
 _CHOICES = {
     "environment": ("local", "docker"),
     "protocol": ("auto", "tools", "text"),
@@ -2670,18 +2674,6 @@ class Node:
 
 
 _STOP_SECONDS = 2.0  # what a persistent run has to stop in after Ctrl-C, before its REPL is given up
-_LIMITS = (
-    "max_depth",
-    "max_subcalls",
-    "max_iterations",
-    "max_errors",
-    "token_budget",
-    "cost_budget_usd",
-    "timeout_seconds",
-    "max_parallel",
-    "output_limit",
-    "cell_timeout",
-)
 _JOURNALLED_VALUE = 1_000_000  # characters of a tool's result or of FINAL's value that the journal keeps
 _UNKNOWN_WINDOW = 128_000  # tokens
 _STUB_WORTH = 400  # characters; a shorter output is not worth replacing

@@ -383,6 +383,15 @@ def test_the_journal_is_a_tree_with_each_message_once(openai: Server) -> None:
         assert {"v", "event", "trajectory_id", "call_id", "parent_call_id", "depth", "timestamp"} <= event.keys()
 
 
+def test_each_limit_is_in_the_journal_and_documented(openai: Server) -> None:
+    start = events_of(run(openai, "ok"))[0]
+    page = (ROOT / "docs/trajectories.md").read_text()
+    documented = page.partition("| `limits` | ")[2].partition(";")[0].replace("`", "").split(", ")
+    assert list(start["limits"]) == documented
+    limits = [name for name, row in rlm.OPTIONS.items() if row.metadata["limit"]]
+    assert documented == limits and all(rlm.OPTIONS[name].metadata["project"] for name in limits)
+
+
 def test_the_journal_is_private_and_holds_no_key(openai: Server) -> None:
     result = run(openai, f"the key is {scripted.KEY}")
     assert stat.S_IMODE(Path(str(result.log)).stat().st_mode) == 0o600
