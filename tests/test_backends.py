@@ -397,11 +397,35 @@ def test_a_long_prompt_may_take_longer_than_connecting(monkeypatch: pytest.Monke
         thread.join()
 
 
-def test_the_deadline_holds_over_all_attempts(server: Server, wire: str, on_text: Any) -> None:
-    server.script = lambda request: error(503, retry_after=0.01) if request.number < 3 else hang()
-    caught = failing(to(server, wire), on_text=on_text, deadline=time.monotonic() + 0.5)
+class Clock:
+    """The time as the backend reads it: it goes on by itself, and further where a test says so."""
+
+    time, sleep = staticmethod(time.time), staticmethod(time.sleep)
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead
+
+
+def test_the_deadline_holds_over_all_attempts(
+    server: Server, wire: str, on_text: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+
+    def reply(request: Request) -> Fault:
+        clock.ahead += 200  # each attempt by itself would be in time
+        return error(503, retry_after=0.01) if request.number < 3 else hang()
+
+    server.script = reply
+    monkeypatch.setattr(rlm_backends, "time", clock)
+    monkeypatch.setattr(rlm_backends, "_links", {})  # whose gates open in that time
+    backend = to(server, wire)
+    caught = failing(backend, on_text=on_text, deadline=clock.monotonic() + 500)
     assert (caught.code, caught.message) == ("timeout", "no answer before the deadline")
     assert len(server.requests) == 3
+    backend.close()
 
 
 def test_a_deadline_in_the_past_sends_nothing(server: Server) -> None:
