@@ -177,6 +177,24 @@ def test_files_globs_folders_and_stdin_become_the_context(openai: Server, worksp
     assert context("-c", "-", input=b"piped") == "piped"
     assert context("-c", "one.csv", input=b"piped") == {"one.csv": "x,y\n1,2\n", "-": "piped"}
     assert context("-c", "one.csv", "-c", "src/a.py") == {"one.csv": "x,y\n1,2\n", "src/a.py": "A"}
+    assert list(context("-c", ".")) == ["one.csv", "src/a.py", "src/deep/b.py"]  # and not the logs of the runs above
+    Path.home().mkdir(exist_ok=True)
+    (Path.home() / "a.txt").write_text("at home")
+    assert context("-c", "~/a.txt") == "at home"
+    reader, writer = os.pipe()  # as -c <(command) gives it
+    os.write(writer, b"from a command")
+    os.close(writer)
+    assert context("-c", f"/dev/fd/{reader}", pass_fds=[reader]) == "from a command"
+
+
+def test_a_run_over_a_relative_folder_is_resumed_and_replayed(openai: Server, workspace: Path) -> None:
+    (workspace / "src").mkdir()
+    (workspace / "src" / "a.py").write_text("A")
+    openai.script = answer_with(code("x = context"), code("FINAL(x)"))
+    assert rlm("What?", "-c", "src", "--max-iterations", "1").returncode == 3
+    assert rlm("resume", "-q", "--max-iterations", "5").stdout == b'{"src/a.py": "A"}\n'
+    (path,) = journals()
+    assert rlm("replay", "-q", path.stem, "--max-iterations", "5").returncode == 0
 
 
 def test_the_prompt_itself_can_come_from_stdin(openai: Server) -> None:
