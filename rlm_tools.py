@@ -601,7 +601,58 @@ Shape = tuple[Schema, Callable[[Any], Any]]  # the schema of a type, and what ma
 
 def schema_of(kind: Any) -> Schema:
     """The JSON Schema of a type: dataclass, TypedDict, pydantic model, enum, `list[int]`, `X | None`; a dict is one."""
-    return kind if isinstance(kind, dict) else _shape(kind)[0]
+    if not isinstance(kind, dict):
+        return _shape(kind)[0]
+    if problem := _schema_problem(kind):
+        raise ToolError(f"not a JSON Schema: {problem}")
+    return kind
+
+
+_SCHEMAS: dict[str, type] = {  # the keywords that hold several schemas, by name or in order
+    **dict.fromkeys(("properties", "patternProperties", "$defs", "definitions"), dict),
+    **dict.fromkeys(("anyOf", "oneOf", "allOf", "prefixItems"), list),
+}
+
+
+def _schema_problem(schema: Schema) -> str:
+    """What `validate` could not work with in a JSON Schema from outside; "" if there is nothing."""
+    try:
+        json.dumps(schema)
+    except (TypeError, ValueError, RecursionError) as error:
+        return str(error)
+    waiting: list[tuple[str, Any]] = [("", schema)]
+    while waiting:
+        path, part = waiting.pop()
+        if not isinstance(part, (dict, bool)):
+            return f"{path} cannot be {_shown(part)}"
+        for word, value in part.items() if isinstance(part, dict) else ():
+            at = f"{path}.{word}" if path else word
+            if not _fits_keyword(word, value):
+                return f"{at} cannot be {_shown(value)}"
+            if word in _SCHEMAS:
+                named = value.items() if isinstance(value, dict) else enumerate(value)
+                waiting += [(f"{at}.{name}", inner) for name, inner in named]
+            elif word in ("items", "additionalProperties", "not"):
+                waiting.append((at, value))
+    return ""
+
+
+def _fits_keyword(word: str, value: Any) -> bool:
+    if word in _SCHEMAS:
+        return isinstance(value, _SCHEMAS[word])
+    if word == "type":
+        names = value if isinstance(value, list) else [value]
+        return all(isinstance(name, str) and name in _TYPES for name in names)
+    if word in _BOUNDS:
+        return _TYPES["number"](value) and (word != "multipleOf" or value > 0)
+    if word == "pattern":
+        try:
+            return isinstance(value, str) and bool(re.compile(value))
+        except re.error:
+            return False
+    if word == "required":
+        return isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return word != "enum" or isinstance(value, list)
 
 
 def build(kind: Any, value: Any) -> Any:

@@ -917,9 +917,11 @@ def test_a_class_that_refuses_for_good_is_an_error_with_the_result(openai: Serve
     assert caught.value.result == rlm.last_result() and caught.value.result.total_calls == 2
 
 
-@pytest.mark.parametrize("schema", [5, "x", [1], object()], ids=["number", "text", "list", "object"])
+@pytest.mark.parametrize(
+    "schema", [5, "x", [1], object(), {"type": 5}], ids=["number", "text", "list", "object", "malformed"]
+)
 def test_what_is_no_schema_is_refused_before_anything_is_written(openai: Server, schema: Any) -> None:
-    with pytest.raises(rlm.ConfigError, match=r"^schema: no JSON Schema") as caught:
+    with pytest.raises(rlm.ConfigError, match=r"^schema: (no|not a) JSON Schema") as caught:
         run(openai, "unused", schema=schema)
     assert "dataclass" in caught.value.hint
     assert openai.requests == [] and not Path("logs").exists()

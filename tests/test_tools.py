@@ -463,6 +463,47 @@ def test_a_type_without_a_schema_is_refused() -> None:
         schema_of(socket.socket)
 
 
+@pytest.mark.parametrize(
+    ("schema", "problem"),
+    [
+        ({"type": 5}, "type cannot be integer 5"),
+        ({"type": "str"}, "type cannot be string 'str'"),
+        ({"properties": 5}, "properties cannot be integer 5"),
+        (
+            {"properties": {"type": {"type": ["string", "nil"]}}},
+            'properties.type.type cannot be array ["string", "nil"]',
+        ),
+        ({"properties": {"n": "integer"}}, "properties.n cannot be string 'integer'"),
+        ({"items": {"anyOf": {}}}, "items.anyOf cannot be object {}"),
+        ({"anyOf": [{"required": "n"}]}, "anyOf.0.required cannot be string 'n'"),
+        ({"required": [1]}, "required cannot be array [1]"),
+        ({"enum": "abc"}, "enum cannot be string 'abc'"),
+        ({"minimum": "1"}, "minimum cannot be string '1'"),
+        ({"multipleOf": 0}, "multipleOf cannot be integer 0"),
+        ({"pattern": "("}, "pattern cannot be string '('"),
+        ({"additionalProperties": 0}, "additionalProperties cannot be integer 0"),
+        ({"default": {1, 2}}, "Object of type set is not JSON serializable"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_with_a_schema_is_said_before_it_is_used(schema: Any, problem: str) -> None:
+    with pytest.raises(ToolError, match=re.escape(f"not a JSON Schema: {problem}") + "$"):
+        schema_of(schema)
+
+
+def test_a_schema_of_all_that_is_checked_is_taken_as_it_is() -> None:
+    schema = {
+        "$defs": {"n": {"type": ["integer", "null"], "minimum": 0, "multipleOf": 0.5}},
+        "type": "object",
+        "properties": {"type": {"$ref": "#/$defs/n"}, "required": {"enum": [1, "a"]}, "anything": True},
+        "patternProperties": {"^x-": {"type": "array", "items": False, "prefixItems": [{"pattern": "^a"}]}},
+        "required": ["type"],
+        "additionalProperties": {"not": {"const": {"type": 5}}},
+        "examples": [{"type": 5}],
+    }
+    assert schema_of(schema) is schema
+
+
 # --- @tool ---------------------------------------------------------------------------------------------------------
 
 
