@@ -1391,6 +1391,7 @@ class Given(typing.NamedTuple):
 
     contents: dict[str, str | bytes]
     paths: list[str]
+    named: list[str]  # those of them that were named, rather than found in a folder or by a glob
     notes: list[str]  # on what was left out
     alone: bool  # one file was named, no folder and no glob
     lasting: bool  # none is a pipe: they can be read again
@@ -1414,22 +1415,23 @@ def read_given(
     """
     cwd, specs, left_out = os.path.abspath(cwd or os.getcwd()), list(specs), list(left_out)
     found: dict[str, tuple[str, Opener]] = {}
+    named: list[str] = []
     notes: list[str] = []
     named = 0
     for spec in specs:
         path = os.path.join(cwd, os.path.expanduser(spec))
         if _kind_of(path) in ("file", "pipe"):
-            named += 1
-            found[_tidy(os.path.expanduser(spec))] = path, functools.partial(_open, path)
+            named.append(_tidy(os.path.expanduser(spec)))
+            found[named[-1]] = path, functools.partial(_open, path)
         else:
             found |= _GivenFolder(spec, cwd, left_out).found(notes)
-    alone = named == len(specs) == 1
+    alone = len(named) == len(specs) == 1
     contents = {name: _read_whole(*place, None if alone else keep) for name, place in found.items()}
     kept = {name: content for name, content in contents.items() if content is not None}
     if len(kept) < len(contents):
         notes.append(f"{len(contents) - len(kept)} files that are not text were left out")
     paths = [found[name][0] for name in kept]
-    return Given(kept, paths, notes, alone, "pipe" not in map(_kind_of, paths))
+    return Given(kept, paths, named, notes, alone, "pipe" not in map(_kind_of, paths))
 
 
 def read_file(path: str) -> str | bytes:

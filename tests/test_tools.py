@@ -1117,6 +1117,7 @@ def test_binaries_among_files_are_left_out_without_being_read(workspace: Path) -
     (workspace / "b.png").write_bytes(b"PNG\0")
     assert read_given(["b.png", "all/a.txt"], keep=lambda head: head[:3] == b"PNG").contents["b.png"] == b"PNG\0"
     assert read_given(["b.png"]).contents == {"b.png": b"PNG\0"}
+    assert read_given(["./b.png", "all"], keep=lambda head: head[:3] == b"PNG").named == ["b.png"]
 
 
 # --- plug-ins ------------------------------------------------------------------------------------------------------
