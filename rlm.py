@@ -459,6 +459,11 @@ def _checked(name: str, value: Any, origin: str) -> Any:
     if not isinstance(value, wanted) or (isinstance(value, bool) and kind in ("int", "float")):
         shown = "that" if name.endswith("_key") else repr(value)
         raise ConfigError(f"{name} ({origin}) must be a {_KIND_WORDS.get(kind, kind)}, not {shown}")
+    if name in ("local_memory", "docker_memory"):
+        try:
+            rlm_sandbox.parse_size(str(value))
+        except ValueError as error:
+            raise ConfigError(f"{name} ({origin}): {error}") from None
     if name in _CHOICES and value not in _CHOICES[name]:
         raise ConfigError(f"{name} ({origin}) is {value!r}", hint=f"one of: {', '.join(_CHOICES[name])}")
     if kind in ("int", "float"):
@@ -1096,7 +1101,8 @@ class Context:
         if value is None:
             return "There is no input: `context` is None."
         if isinstance(value, (str, bytes)):
-            lines = value.count("\n" if isinstance(value, str) else b"\n") + 1  # type: ignore[arg-type]
+            ends = "\n" if isinstance(value, str) else b"\n"
+            lines = value.count(ends) + bool(value and not value.endswith(ends))  # type: ignore[arg-type]
             unit = "characters" if isinstance(value, str) else "bytes"
             text = f"`context` is a {self.kind} of {len(value):,} {unit} in {lines:,} lines"
             head = _head(value)
@@ -1198,7 +1204,11 @@ def as_context(value: Any, logs: str | None = None) -> Context:
         return value
     if isinstance(value, os.PathLike):
         return read_context([os.fspath(value)], left_out=logs)
+    if isinstance(value, (list, tuple)) and value and all(isinstance(item, os.PathLike) for item in value):
+        return read_context([os.fspath(item) for item in value], left_out=logs)
     _require_plain(value)
+    if isinstance(value, str) and len(value) < 260 and "\0" not in value and os.path.isfile(value):
+        return Context(value, notes=("a file has this name; what it holds was not given",))
     return Context(value)
 
 
@@ -1246,7 +1256,15 @@ def read_context(
     except rlm_tools.ToolError as error:
         raise ConfigError(str(error), hint=error.hint) from error.__cause__
     contents, single = given.contents, given.alone and specs == named
-    source: Any = {"paths": given.paths, "names": list(contents), "single": single}
+    # Images go along with every request: those are shown that were named, and not what a folder happens to hold.
+    some_text = any(isinstance(value, str) for value in contents.values())
+    unasked = [n for n, value in contents.items() if some_text and isinstance(value, bytes) and n not in given.named]
+    paths = [path for name, path in zip(contents, given.paths, strict=True) if name not in unasked]
+    for name in unasked:
+        del contents[name]
+    if unasked:
+        given.notes.append(f"{len(unasked)} images were left out: name each that is to be seen")
+    source: Any = {"paths": paths, "names": list(contents), "single": single}
     if not given.lasting or (piped is not None and specs != named):
         source = "stdin"  # it cannot be read again: the value is kept beside the journal
     if single:
@@ -1419,6 +1437,12 @@ def _block(lines: list[str], start: int, mark: str, tag: str, misses: list[int])
 def code_blocks(text: str) -> list[str]:
     """The code that a reply of the text protocol asks to be run."""
     return [f.code for f in fences(text) if f.tag in _RUNNABLE and f.code.strip()]
+
+
+def _answering_blocks(text: str) -> list[str]:
+    """The code blocks of a model that should call a tool instead, if one ends the run: small models do it like that."""
+    blocks = [fence.code for fence in fences(text) if fence.tag in ("repl", "python")]
+    return blocks if any(re.search(r"(?m)^FINAL(_VAR)?\(", block) for block in blocks) else []
 
 
 def final_call(text: str) -> str | None:
@@ -1664,7 +1688,15 @@ class Run:
         if sandbox is not self.options.environment:  # one that the caller gave is the caller's to close
             sandbox.close()
 
-    # calling a model
+    # calling a tool, and a model
+
+    def bounded(self, work: Callable[[], Any]) -> Any:
+        """What a tool's code gives; it is left behind when the run is stopped or its time is up, since nobody can
+        stop it."""
+        later = Later(work)
+        while not later.wait(0.1):
+            self.ledger.check()
+        return later.get()
 
     def call(self, node: Node, backend: Any, messages: list[dict[str, Any]], about: Event, **how: Any) -> Any:
         """One paid call: room is reserved, the model asked, the reply journalled, the ledger settled.
@@ -1908,6 +1940,11 @@ class Later:
         except BaseException as error:  # handed to whoever asks for the value
             self._error = error
 
+    def wait(self, seconds: float) -> bool:
+        """Whether it is there, at the latest after so long."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
     def get(self) -> Any:
         self._thread.join()
         if self._error is not None:
@@ -2081,6 +2118,9 @@ class Node:
             limits={name: getattr(options, name) for name in _LIMITS},
             context=about,
             instructions=self.instructions or None,
+            allowed_paths=[os.path.realpath(path) for path in options.allowed_paths or [os.getcwd()]],
+            docker_mount=options.docker_mount,
+            require=options.require,
             schema=self.schema,
             base_url=_without_login(getattr(run.backend, "base_url", None)),
             tools=[] if self.protocol == "stream" else [tool.name for tool in run.tools],
@@ -2234,10 +2274,10 @@ class Node:
 
     def _read_text(self, text: str) -> Answer | None:
         """A reply without tool calls: code to run (text protocol), a mistake to point out, or the answer."""
-        if self.protocol == "text":
-            if blocks := code_blocks(text):
-                return self._run_blocks(blocks, final_call(text))
-        elif not self.corrected and not self.cells and any(f.tag in ("repl", "python") for f in fences(text)):
+        if blocks := code_blocks(text) if self.protocol == "text" else _answering_blocks(text):
+            return self._run_blocks(blocks, final_call(text))
+        unsent = not self.cells and any(f.tag in ("repl", "python") for f in fences(text))
+        if self.protocol == "tools" and not self.corrected and unsent:
             self.corrected = True
             return self._corrected(_USE_TOOL)
         if call := final_call(text):
@@ -2334,8 +2374,9 @@ class Node:
             missing = ToolNotFoundError(name, [*tools, "execute_code"])
             return f"error: {missing}", missing
         try:
-            text = rlm_tools.answer(tools[name], arguments)
+            text = self.run.bounded(lambda: rlm_tools.answer(tools[name], arguments))
         except Exception as error:  # whatever a tool raises is the model's to read
+            self.run.ledger.check()
             problem = f"error: {type(error).__name__}: {error}"
             return problem, RLMError(f"tool {name!r} failed: {error}")
         return _cut(text, self.run.options.output_limit), None
@@ -2598,8 +2639,9 @@ class Node:
         started = time.monotonic()
         result, error = None, None
         try:
-            result = rlm_tools.call_tool(tool, arguments)
+            result = self.run.bounded(lambda: rlm_tools.call_tool(tool, arguments))
         except Exception as raised:  # whatever a tool raises belongs to the code that called it
+            self.run.ledger.check()
             error = raised
         if recorded is None:
             fields: Event = {"key": key, "from_cell": cell, "name": tool.name, **packed("arguments", arguments)}
@@ -2968,7 +3010,7 @@ class RLM:
         self._lock = threading.RLock()
         self._backend: Any = None
         self._tools: list[Tool] | None = None
-        self._runs: set[Run] = set()
+        self._runs: dict[Run, Node] = {}  # those that go on, with their roots
         self._conversation: tuple[Run, Node] | None = None
         self._talking = threading.Lock()  # held while the conversation answers
 
@@ -3002,9 +3044,10 @@ class RLM:
 
     def _abort(self, reason: BaseException, group: Batch | None = None) -> None:
         with self._lock:
-            runs = [run for run in self._runs if group is None or run.group is group]
-        for run in runs:
+            runs = [(run, node) for run, node in self._runs.items() if group is None or run.group is group]
+        for run, node in runs:
             run.abort(reason)
+            journal_end(run, node, None, reason)  # the run's own thread is no longer heard
 
     # what a completion is made of
 
@@ -3122,7 +3165,7 @@ class RLM:
         """Do the root node's work on a thread of its own, so that Ctrl-C finds the main thread only waiting."""
         global _last_result
         with self._lock:
-            self._runs.add(run)
+            self._runs[run] = node
         try:
             answer = _on_own_thread(work, run, node)
         except RLMError as error:
@@ -3134,7 +3177,7 @@ class RLM:
             raise
         finally:
             with self._lock:
-                self._runs.discard(run)
+                self._runs.pop(run, None)
         result = run.result(answer)
         assert result is not None, "an answered run has a result"
         if self.options.schema is not None:
@@ -3294,13 +3337,22 @@ class RLM:
         recorded.update({name: root.get(name) for name in ("model", "sub_model", "schema")})
         if root.get("protocol") == "text":  # "tools" is where a run begins that may yet change to text
             recorded["protocol"] = "text"
-        if root.get("environment") == "docker":  # never out of a container that is configured now
-            recorded["environment"] = "docker"
+        for name, strict in (("environment", "docker"), ("docker_mount", "none"), ("require", "full")):
+            if root.get(name) == strict:  # a journal may hold a run in, never let it out
+                recorded[name] = strict
+        recorded["allowed_paths"] = self._recorded_paths(root.get("allowed_paths"))
         options = {k: v for k, v in {**recorded, **self._given, **raised}.items() if v is not None}
         twin = RLM(**options, config=self._config, on_event=self._on_event)
         twin._given.setdefault("log_dir", os.path.dirname(path))
         twin.options = dataclasses.replace(twin.options, log_dir=os.path.dirname(path))
         return twin
+
+    def _recorded_paths(self, recorded: Any) -> list[str] | None:
+        """The folders of a recorded run where they are narrower than those of now."""
+        if not isinstance(recorded, list) or not all(isinstance(path, str) for path in recorded):
+            return None
+        now = [os.path.realpath(path) for path in self.options.allowed_paths or [os.getcwd()]]
+        return recorded if all(any(rlm_tools.is_under(path, top) for top in now) for path in recorded) else None
 
     def _require_recorded(self, root: Event) -> None:
         """ConfigError where a run would go on at another server, or without a tool that it had."""
@@ -3455,8 +3507,8 @@ def _on_own_thread(work: Callable[[], Answer], run: Run, node: Node) -> Answer:
             outcome.append(error)
         done.set()
 
-    threading.Thread(target=body, daemon=True).start()
     try:
+        threading.Thread(target=body, daemon=True).start()
         while not done.wait(1):  # Windows hears Ctrl-C only between waits
             pass
     except KeyboardInterrupt as interrupt:

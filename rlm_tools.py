@@ -234,10 +234,16 @@ def _known_arguments(tool: Tool, given: dict[str, Any]) -> tuple[dict[str, Any],
 
 
 def _run(handler: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-    """The handler's result; a coroutine is run to its end, on a thread of its own where a loop is running already."""
-    result = handler(**arguments)
-    if not hasattr(result, "__await__"):
-        return result
+    """The handler's result, also of a coroutine; ToolError for one that would end the process."""
+    try:
+        result = handler(**arguments)
+        return _awaited(result) if hasattr(result, "__await__") else result
+    except SystemExit as leaving:
+        raise ToolError(f"the tool called sys.exit({leaving.code!r})") from None
+
+
+def _awaited(result: Any) -> Any:
+    """A coroutine's result; it runs on a thread of its own where a loop is running already."""
     import asyncio
 
     async def waited() -> Any:
@@ -958,7 +964,7 @@ class _Files:
             real = os.path.realpath(os.path.join(self.cwd, path))
         except (OSError, ValueError) as error:
             raise ValueError(f"not a path: {path[:200]!r} ({error})") from None
-        root = max((root for root in self.roots if _is_under(real, root)), key=len, default=None)
+        root = max((root for root in self.roots if is_under(real, root)), key=len, default=None)
         if root is None or real.startswith(("/proc/", "/sys/")):
             allowed = ", ".join(map(self.shown, self.roots)) or "none"
             raise PermissionError(f"{path!r} is outside the allowed paths ({allowed})")
@@ -969,7 +975,7 @@ class _Files:
 
     def shown(self, real: str) -> str:
         """A real path as it is named to the model: relative to the working directory where it lies in it."""
-        path = _below(real, self.cwd) if _is_under(real, self.cwd) else real
+        path = _below(real, self.cwd) if is_under(real, self.cwd) else real
         return path.replace(os.sep, "/")
 
     @contextlib.contextmanager
@@ -1068,18 +1074,18 @@ class _Files:
             return [(os.path.normpath(os.path.join(*self.locate(pattern))), [_glob(["**"])])]
         rest = ["**", *parts] if len(parts) == 1 else parts[literal:]
         globs = [_glob(expanded.split("/")) for expanded in _expanded("/".join(rest))]
-        bases = [self.cwd, *(root for root in self.roots if not _is_under(root, self.cwd))]
+        bases = [self.cwd, *(root for root in self.roots if not is_under(root, self.cwd))]
         prefix = "/".join(parts[:literal]) + "/" if literal else ""
         starts = [os.path.realpath(os.path.join(base, prefix)) for base in bases]
-        inside = [start for start in starts if any(_is_under(start, r) or _is_under(r, start) for r in self.roots)]
+        inside = [start for start in starts if any(is_under(start, r) or is_under(r, start) for r in self.roots)]
         if not inside:
             self.locate(prefix)
         return [(start, globs) for start in dict.fromkeys(inside)]
 
     def walked(self, start: str, skipped: set[str], deadline: float) -> Iterator[str]:
         """The readable files at or below `start` that lie under a root; folders behind links are not entered."""
-        tops = [(root, start) for root in self.roots if _is_under(start, root)]
-        tops += [(root, root) for root in self.roots if _is_under(root, start) and root != start]
+        tops = [(root, start) for root in self.roots if is_under(start, root)]
+        tops += [(root, root) for root in self.roots if is_under(root, start) and root != start]
         for root, top in tops:
             waiting = [top]
             while waiting:
@@ -1147,7 +1153,7 @@ class _Files:
                     number += block.count(b"\n")
 
 
-def _is_under(path: str, root: str) -> bool:
+def is_under(path: str, root: str) -> bool:
     return path == root or path.startswith(root.rstrip(os.sep) + os.sep)
 
 
@@ -1417,7 +1423,6 @@ def read_given(
     found: dict[str, tuple[str, Opener]] = {}
     named: list[str] = []
     notes: list[str] = []
-    named = 0
     for spec in specs:
         path = os.path.join(cwd, os.path.expanduser(spec))
         if _kind_of(path) in ("file", "pipe"):

@@ -856,11 +856,10 @@ PNG = base64.b64decode(
 )
 
 
-@pytest.mark.parametrize("form", ["bytes", "file", "data URI", "URL", "folder"])
+@pytest.mark.parametrize("form", ["bytes", "file", "data URI", "URL", "folder of images"])
 def test_an_image_in_the_context_is_shown_to_the_model(openai: Server, workspace: Path, form: str) -> None:
     (workspace / "shots").mkdir()
     (workspace / "shots/a.png").write_bytes(PNG)
-    (workspace / "shots/b.txt").write_text("text")
     data_uri = "data:image/png;base64," + base64.b64encode(PNG).decode()
     url = "https://images.example/a.png"
     given = {
@@ -868,7 +867,7 @@ def test_an_image_in_the_context_is_shown_to_the_model(openai: Server, workspace
         "file": workspace / "shots/a.png",
         "data URI": data_uri,
         "URL": url,
-        "folder": workspace / "shots",
+        "folder of images": workspace / "shots",
     }[form]
     run(openai, code("print(type(context).__name__)"), "ok", context=given)
     text, image = openai.requests[0].messages[1]["content"]
@@ -1152,3 +1151,75 @@ def test_a_queued_call_whose_turn_has_come_is_not_counted_twice() -> None:
 def test_a_mention_of_final_in_prose_is_no_answer() -> None:
     assert rlm.final_call("The functions are:\nFINAL(value) ends the run\nand others (see the docs)") is None
     assert rlm.final_call("FINAL(it is (nearly) done)") == "FINAL(it is (nearly) done)"
+
+
+# --- tools that misbehave, and what a newcomer does ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", [None, "print(wait())"], ids=["called by the model", "from code"])
+def test_a_tool_that_hangs_does_not_outlast_the_runs_time(openai: Server, source: str | None) -> None:
+    hanging = threading.Event()
+
+    @rlm.tool
+    def wait() -> str:
+        """Wait."""
+        hanging.wait(60)
+        return "late"
+
+    turn = code(source) if source else Turn("", tool_calls=[call("wait")])
+    with pytest.raises(rlm.TimeoutExceeded):
+        run(openai, turn, "never", tools=[wait], timeout_seconds=1)
+    hanging.set()
+
+
+@pytest.mark.parametrize("source", [None, "try: leave()\nexcept Exception as e: print(e)"], ids=["called", "from code"])
+def test_a_tool_that_would_end_the_process_has_failed(openai: Server, source: str | None) -> None:
+    @rlm.tool
+    def leave() -> str:
+        """Leave."""
+        sys.exit(3)
+
+    turn = code(source) if source else Turn("", tool_calls=[call("leave")])
+    assert "the tool called sys.exit(3)" in run(openai, turn, lambda request: request.last, tools=[leave]).response
+
+
+def test_a_folders_images_are_not_shown_unless_they_are_named(openai: Server, workspace: Path) -> None:
+    (workspace / "docs").mkdir()
+    (workspace / "docs" / "a.md").write_text("text")
+    shutil.copy(ROOT / "docs" / "img" / "tree.png", workspace / "docs" / "tree.png")
+    folder = rlm.read_context(["docs"])
+    assert (list(folder.value), folder.images) == (["docs/a.md"], [])
+    assert "1 images were left out: name each that is to be seen" in folder.notes
+    named = rlm.read_context(["docs/a.md", "docs/tree.png"])
+    assert (list(named.value), len(named.images)) == (["docs/a.md", "docs/tree.png"], 1)
+
+
+@pytest.mark.parametrize(("text", "lines"), [("", 0), ("a", 1), ("a\n", 1), ("a\nb", 2), ("a\nb\n", 2)])
+def test_lines_are_counted_as_people_do(text: str, lines: int) -> None:
+    assert f"in {lines:,} lines" in rlm.Context(text).describe()
+
+
+def test_paths_are_read_and_a_files_name_is_noted(workspace: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (workspace / name).write_text(name.upper())
+    assert rlm.as_context([Path("a.txt"), Path("b.txt")]).value == {"a.txt": "A.TXT", "b.txt": "B.TXT"}
+    assert "a file has this name; what it holds was not given" in rlm.as_context("a.txt").describe()
+
+
+def test_a_block_that_answers_is_run_also_where_tools_are_called(openai: Server) -> None:
+    result = run(openai, code("x = 20"), '```python\ny = len("ab")\nFINAL(x + y)\n```')
+    assert result.value == 22
+
+
+@pytest.mark.parametrize("name", ["local_memory", "docker_memory"])
+def test_an_amount_of_memory_is_checked_with_the_other_options(name: str) -> None:
+    with pytest.raises(rlm.ConfigError, match=rf"{name} \(argument\): 'lots' is not an amount of memory"):
+        rlm.RLM(model=MODEL, **{name: "lots"})
+
+
+def test_a_resumed_run_reaches_no_further_than_before(openai: Server, workspace: Path) -> None:
+    (workspace / "in").mkdir()
+    (workspace / "outside.txt").write_text("secret")
+    name = forget_the_last(run(openai, "ok", allowed_paths=["in"]).log, 2)
+    openai.script = answer_with(code("FINAL(open('outside.txt').read())"), lambda request: request.last)
+    assert "FileNotFoundError" in rlm.RLM(model=MODEL).resume(name).response
