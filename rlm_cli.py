@@ -887,7 +887,7 @@ def resume(args: argparse.Namespace, shell: Shell) -> int:
     """`rlm resume [ID]`: go on where the journal ends."""
     log_dir = log_folder(args)
     name = run_name(log_dir, args.words) if args.words else ""
-    raised = {name: value for name, value in given_options(args).items() if name != "log_dir"}
+    raised = {name: value for name, value in given_options(args).items() if name in rlm._LIMITS}
     answer(args, shell, lambda runtime: runtime.resume(name, **raised))
     return ANSWERED
 
@@ -1236,10 +1236,12 @@ def chat(args: argparse.Namespace, shell: Shell) -> int:
         if sys.stdin.isatty():
             shell.terminal.say("rlm chat: /help says what else there is; Ctrl-D leaves")
         talk = Chat(args, shell, runtime, progress)
-        talk.run()
-    if talk.log and not args.quiet:
-        name = os.path.basename(talk.log).removesuffix(".jsonl")
-        shell.terminal.say(f"{talk.log}; to go on: rlm chat --resume {name}{flags_again(args)}")
+        try:
+            talk.run()
+        finally:
+            if talk.log and not args.quiet:
+                name = os.path.basename(talk.log).removesuffix(".jsonl")
+                shell.terminal.say(f"{talk.log}; to go on: rlm chat --resume {name}{flags_again(args)}")
     return ANSWERED
 
 

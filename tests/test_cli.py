@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -555,6 +555,7 @@ def test_the_printed_command_goes_on_at_the_same_server_with_the_same_tools(
     assert (resumed.returncode, json.loads(resumed.stdout)) == (0, {"n": 42}), resumed.stderr
     assert len(server.requests) == 3
     assert b"$?" not in resumed.stderr  # the prices as well
+    assert [event["limits"] for event in events() if event["event"] == "resume"] == [{}]
 
 
 def test_no_key_and_no_login_is_printed_for_the_way_on(openai: Server, workspace: Path) -> None:
@@ -597,9 +598,13 @@ def interrupt(process: subprocess.Popen[bytes]) -> tuple[int, str, str]:
 
 def journal_line(word: str) -> None:
     """Wait until the journal has a line with this."""
+    wait_until(lambda: any(word in path.read_text() for path in journals()), f"{word} was never journalled")
+
+
+def wait_until(happened: Callable[[], bool], otherwise: str) -> None:
     end = time.monotonic() + 30
-    while not any(word in path.read_text() for path in journals()):
-        assert time.monotonic() < end, f"{word} was never journalled"
+    while not happened():
+        assert time.monotonic() < end, otherwise
         threading.Event().wait(0.02)
 
 
@@ -1276,6 +1281,19 @@ def test_a_row_without_its_newline_is_kept_and_a_torn_one_is_not(openai: Server,
         assert len(openai.requests) == asked
 
 
+def test_a_terminated_batch_keeps_what_it_has_and_every_journal_an_end(openai: Server, workspace: Path) -> None:
+    (workspace / "p.jsonl").write_text('"quick"\n"slow"\n"slower"\n')
+    openai.script = lambda request: "done" if "quick" in request.prompt else scripted.hang()
+    process = start("batch", "p.jsonl", "-o", "r.jsonl")
+    openai.wait_for(3)
+    wait_until(lambda: bool((workspace / "r.jsonl").read_text()), "no row was written")
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == 143
+    assert [row["prompt"] for row in rows_of(workspace / "r.jsonl")] == ["quick"]
+    statuses = [json.loads(path.read_text().splitlines()[-1]).get("status") for path in journals()]
+    assert sorted(map(str, statuses)) == ["answered", "interrupted", "interrupted"]
+
+
 def test_two_batches_do_not_write_to_one_file(openai: Server, workspace: Path) -> None:
     (workspace / "p.jsonl").write_text('"x"\n')
     free = threading.Event()
@@ -1385,7 +1403,8 @@ def test_a_terminated_chat_ends(openai: Server, where: str) -> None:
         openai.wait_for(2)
     terminal.process.send_signal(signal.SIGTERM)
     assert terminal.finish() == 143
-    assert "terminated\r\n" in terminal.shown and "the turn was interrupted" not in terminal.shown
+    assert re.search(r"to go on: rlm chat --resume \S+\r\n.*terminated\r\n$", terminal.shown)
+    assert "the turn was interrupted" not in terminal.shown
     assert events()[-1]["event"] == "end"
 
 

@@ -134,6 +134,19 @@ def test_a_cells_result_is_what_the_model_was_shown(fields: dict[str, Any], text
 
 
 @pytest.mark.parametrize(
+    "response",
+    ['"' * 9000, "<script>alert(1)</script>\ud83d" * 400, "é" * 5000, ""],
+    ids=["quotes", "script", "wide", "empty"],
+)
+def test_a_card_is_small_and_harmless_whatever_it_holds(response: str) -> None:
+    fields = {"response": response, "status": "answered", "total_calls": 1200, "total_tokens": 5, "duration_ms": 61_000}
+    page = rlm_viz.card({**fields, "cost_usd": None}, journals.deep_run())
+    assert len(page.encode()) <= rlm_viz.NOTEBOOK_LIMIT and "<script" not in page
+    assert "answered · 1,200 calls · 5 tokens · ? · 1 m 01 s" in page
+    assert rlm_viz.card({**fields, "cost_usd": 0.25}, []).endswith("5 tokens · $0.2500 · 1 m 01 s</div></div>")
+
+
+@pytest.mark.parametrize(
     ("event", "line"),
     [
         ({"event": "start", "model": "m", "prompt": "Why?\nWell?"}, "◆ m: Why?"),
