@@ -1443,11 +1443,11 @@ def _open_results(path: str, source: str) -> BinaryIO:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
-        pass  # Windows has no flock
-    except OSError:
+    except BlockingIOError:
         file.close()
         raise rlm.ConfigError(f"{path!r} is in use: another batch writes to it", hint="-o with another name") from None
+    except (ImportError, OSError):
+        pass  # neither Windows nor every file system has such locks
     return file
 
 
