@@ -1457,6 +1457,9 @@ def _read_whole(path: str, opener: Opener, keep: Callable[[bytes], bool] | None 
             head = file.read(_HEAD)
             if keep is not None and _is_binary(head) and not keep(head):
                 return None
+            if file.seekable():  # which spares a large file a copy
+                file.seek(0)
+                head = b""
             return text_of(head + file.read())
     except OSError as error:
         raise ToolError(f"cannot read {path}: {error.strerror or error}") from error

@@ -463,8 +463,8 @@ def test_files_of_the_project_are_the_context(server: scripted.Server, workspace
     with Peer(environ=keyed(server)) as peer:
         assert text_of(peer.call("run_completion", prompt="x", files=["[ab].txt"])).startswith("done\n")
         assert "['a.txt', 'b.txt']" in server.requests[-1].last
-        for wrong in (["../outside.txt"], ["/etc/passwd"], [".env"], ["link.txt"], ["plain.txt"], ["none.txt"]):
-            peer.refused("run_completion", prompt="x", files=wrong)
+        for wrong in ("../outside.txt", "/etc/passwd", ".env", "link.txt", "plain.txt", "none.txt", "-", ""):
+            peer.refused("run_completion", prompt="x", files=[wrong])
 
 
 def test_limits_are_those_of_the_call(server: scripted.Server) -> None:
