@@ -16,6 +16,7 @@ Not here: what a run does (rlm.py) and how a trajectory is drawn (rlm_viz.py). N
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -121,13 +122,14 @@ class Shell:
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self.stdout_closed = _mend_streams()
+        self.out = sys.stdout  # while a run goes on, sys.stdout is stderr: see `prints_to_stderr`
         flags = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
         self.form = "jsonl" if "--jsonl" in flags else "json" if "--json" in flags else "text"
         self.debug = "--debug" in flags or os.environ.get("RLM_DEBUG", "") not in ("", "0")
         self.is_run = not flags or flags[0] not in COMMANDS or flags[0] in RUNS
         self.terminal = Terminal(sys.stderr)
         self.model: str | None = None
-        self.resume_flags = ""
+        self.flags_again: Callable[[Collection[str]], str] = lambda but: ""
         self.can_resume = True
         self.abandoned = False
         self._lock = threading.Lock()
@@ -138,14 +140,14 @@ class Shell:
 
     def print(self, text: str) -> None:
         """A line for stdout; control characters of models do not reach a terminal."""
-        sys.stdout.write((plain(text) if sys.stdout.isatty() else text) + "\n")
+        self.out.write((plain(text) if self.out.isatty() else text) + "\n")
 
     def print_json(self, value: Any) -> None:
         """One line of JSON for stdout, whole even when several threads have something to say."""
         line = json.dumps(value, default=str) + "\n"
         with self._lock:
-            sys.stdout.write(line)
-            sys.stdout.flush()
+            self.out.write(line)
+            self.out.flush()
 
     def emit(self, event: Event) -> None:
         """An event for `--jsonl`. A reader that went away ends the run: it costs money and nobody listens."""
@@ -183,8 +185,9 @@ class Shell:
         code, result = exit_code(error), getattr(error, "result", None)
         message, second, following = map(without_keys, in_words(error))
         if code == LIMIT:
-            second = f"raise it: {flags_of(error.option)[-1]} {metavar(error.option)}"  # type: ignore[attr-defined]
-            following = self._way_on(result)
+            option = error.option  # type: ignore[attr-defined]
+            following = self._way_on(result, option)
+            second = "" if following else f"raise it: {flags_of(option)[-1]} {metavar(option)}"
         elif result is not None and code == FAILED:
             following = " or ".join(part for part in (following, self._way_on(result)) if part)
         try:
@@ -199,10 +202,12 @@ class Shell:
         self.terminal.error(message, second, following)
         return code
 
-    def _way_on(self, result: rlm.CompletionResult | None) -> str:
+    def _way_on(self, result: rlm.CompletionResult | None, limit: str = "") -> str:
+        """The command that goes on: with the limit that stopped the run doubled, and the flags that it needs again."""
         if result is None or not result.log or not self.can_resume:
             return ""
-        return f"rlm resume {result.trajectory_id}{self.resume_flags}"
+        raised = f" {flags_of(limit)[-1]} {doubled(result.log, limit)}" if limit else ""
+        return f"rlm resume {result.trajectory_id}{raised}{self.flags_again([limit])}"
 
     def _report(
         self,
@@ -243,6 +248,16 @@ def in_words(error: Exception) -> tuple[str, str, str]:
     return f"{type(error).__name__}: {error}", "this is a fault of rlm itself", "the same again with --debug"
 
 
+def doubled(log: str | os.PathLike[str], limit: str) -> str:
+    """Twice the limit that a run had when it was last begun or resumed, as its flag takes it."""
+    value = rlm.OPTIONS[limit].default
+    for event in rlm_viz.read(log, bodies=False)[0]:
+        if event.get("event") == "resume" or (event.get("event") == "start" and not event.get("depth")):
+            recorded = (event.get("limits") or {}).get(limit)
+            value = value if recorded is None else recorded
+    return f"{max(1, 2 * value):d}" if isinstance(value, int) else f"{2 * value:.10g}"
+
+
 def without_keys(text: str) -> str:
     """The text without the keys in the environment. Errors come masked; one that nobody thought of may not."""
     names = {*rlm_backends.key_variables(), "RLM_API_KEY", "SNIPARA_API_KEY", "RLM_SNIPARA_API_KEY"}
@@ -261,6 +276,11 @@ def outcome(
     """The object of `--json`: always every key, null where nothing is known."""
     known = {name: getattr(result, name, None) for name in _OUTCOME}
     return {"status": status, "model": model, **known, "error": error}
+
+
+def prints_to_stderr() -> contextlib.AbstractContextManager[Any]:
+    """While it holds, what a tool prints goes to stderr: stdout is the answer's."""
+    return contextlib.redirect_stdout(sys.stderr)
 
 
 def _mend_streams() -> bool:
@@ -452,7 +472,12 @@ def _option_value(name: str, value: Any) -> Any:
         return _read_schema(value)
     if isinstance(value, list):
         return [item for text in value for item in rlm.parse_option(name, text, flag)]
-    return value if isinstance(value, bool) else rlm.parse_option(name, value, flag)
+    if isinstance(value, bool):
+        return value
+    choices = rlm._CHOICES.get(name, (value,))
+    if value not in choices:
+        raise rlm.ConfigError(f"{flag} is {value!r}", hint=rlm.suggestion(value, choices))
+    return rlm._checked(name, rlm.parse_option(name, value, flag), flag)
 
 
 def _read_schema(path: str) -> Any:
@@ -566,7 +591,6 @@ _FIRST_BYTE = 2.0  # seconds that an implicit stdin may take to begin: CI and ed
 
 def read_stdin(terminal: Terminal, *, asked: bool) -> bytes | None:
     """What is piped in, None if nothing is. `asked` (`-`, `-c -`) waits as long as it takes, on a terminal too."""
-    import contextlib
     import stat
 
     try:
@@ -738,9 +762,8 @@ def prompt_of(args: argparse.Namespace, shell: Shell) -> str:
             hint = f"did you mean `{command}`? (as a prompt: rlm run {words[0]!r})"
             raise rlm.ConfigError(f"unknown command {words[0]!r}", hint=hint)
     if len(words) > 1:
-        raise rlm.ConfigError(
-            f"more than one prompt: {one_line(words[1], 40)!r} as well", hint="put quotes around the prompt"
-        )
+        hint = quoted_glob(args) or "put quotes around the prompt"
+        raise rlm.ConfigError(f"more than one prompt: {one_line(words[1], 40)!r} as well", hint=hint)
     if words != ["-"]:
         prompt = str(words[0])
     elif "-" in (args.context or []):
@@ -750,6 +773,17 @@ def prompt_of(args: argparse.Namespace, shell: Shell) -> str:
     if not prompt.strip():
         raise rlm.ConfigError("the prompt is empty", hint='rlm "PROMPT"')
     return prompt
+
+
+def quoted_glob(args: argparse.Namespace) -> str:
+    """What to type where the shell has made several words of a glob after -c; "" where that was not it."""
+    extra = args.words[1:]
+    if not args.context or not all(map(os.path.exists, extra)):
+        return ""
+    folder = os.path.dirname(args.context[-1])
+    ending = os.path.commonprefix([os.path.splitext(path)[1][::-1] for path in (args.context[-1], *extra)])[::-1]
+    glob = os.path.join(folder, f"*{ending}")
+    return f"put quotes around the glob: -c '{glob}'"
 
 
 def context_of(args: argparse.Namespace, shell: Shell, *, prompt_is_stdin: bool) -> rlm.Context | None:
@@ -783,7 +817,7 @@ def answer(
     values = rlm.load_config(given, config=args.config).values
     shell.model = values["model"]
     shell.can_resume = bool(values["log_dir"])
-    shell.resume_flags = flags_again(args, but=recorded)
+    shell.flags_again = lambda but: flags_again(args, but=[*recorded, *but])
     seen: list[Event] = []
     if args.html:
         _require_folder(args.html)
@@ -799,7 +833,8 @@ def answer(
             shell.model = progress.model or shell.model
 
         try:
-            with rlm.RLM(**{**given, "verbose": False}, config=args.config, on_event=listen) as runtime:
+            how = {**given, "verbose": False, "config": args.config, "on_event": listen}
+            with prints_to_stderr(), rlm.RLM(**how) as runtime:
                 result = ask(runtime)
         finally:
             if args.html and seen:
@@ -856,13 +891,13 @@ def stream(args: argparse.Namespace, shell: Shell, prompt: str) -> int:
         if shell.form == "jsonl":
             shell.emit(event)
 
-    shown = sys.stdout.isatty()
+    shown = shell.out.isatty()
     shell.can_resume = False  # it is a single call
-    with rlm.RLM(**given_options(args), config=args.config, on_event=listen) as runtime:
+    with prints_to_stderr(), rlm.RLM(**given_options(args), config=args.config, on_event=listen) as runtime:
         for piece in runtime.stream(prompt, system=args.system):
             if shell.form == "text":
-                sys.stdout.write(plain(piece) if shown else piece)
-                sys.stdout.flush()
+                shell.out.write(plain(piece) if shown else piece)
+                shell.out.flush()
             else:
                 shell.emit({"event": "text", "delta": piece})
     if shell.form == "jsonl":
@@ -1068,6 +1103,8 @@ def visualize(args: argparse.Namespace, shell: Shell) -> int:
     """`rlm visualize`: one self-contained page from the journals."""
     if args.port is None:
         _require_folder(args.output)
+    elif not 0 <= args.port <= 65535:
+        raise rlm.ConfigError(f"--port: there is no port {args.port}", hint="--port 8765")
     try:
         target = rlm_viz.visualize(
             args.words,
@@ -1080,9 +1117,19 @@ def visualize(args: argparse.Namespace, shell: Shell) -> int:
         )
     except ValueError as error:
         raise rlm.ConfigError(str(error), hint="rlm logs") from None
+    except OSError as error:
+        raise _port_error(error, args.port) if args.port and not error.filename else error from None
     if args.port is None:
         shell.print(target)
     return ANSWERED
+
+
+def _port_error(error: OSError, port: int) -> rlm.ConfigError:
+    import errno
+
+    if error.errno == errno.EADDRINUSE:
+        return rlm.ConfigError(f"port {port} is in use", hint=f"--port {port + 1 if port < 65535 else 0}")
+    return rlm.ConfigError(f"port {port}: {error.strerror}", hint="--port 8765")
 
 
 # --- chat -----------------------------------------------------------------------------------------------------------
@@ -1178,7 +1225,7 @@ class Chat:
         """One prompt and its answer; an error or Ctrl-C ends the turn, not the conversation."""
         result = None
         try:
-            with self.progress:
+            with self.progress, prints_to_stderr():
                 result = ask()
             self.shell.print(result.response)
             sys.stdout.flush()
@@ -1232,7 +1279,9 @@ def chat(args: argparse.Namespace, shell: Shell) -> int:
     given = {**given_options(args), "persistent": True}
     values = rlm.load_config(given, config=args.config).values
     progress = Progress(shell.terminal, values, quiet=args.quiet, verbose=bool(values["verbose"]))
-    with rlm.RLM(**{**given, "verbose": False}, config=args.config, on_event=progress.see) as runtime:
+    with prints_to_stderr():
+        opened = rlm.RLM(**{**given, "verbose": False}, config=args.config, on_event=progress.see)
+    with opened as runtime:
         if sys.stdin.isatty():
             shell.terminal.say("rlm chat: /help says what else there is; Ctrl-D leaves")
         talk = Chat(args, shell, runtime, progress)
@@ -1280,7 +1329,8 @@ def batch(args: argparse.Namespace, shell: Shell) -> int:
             progress.count(row)
             results.add(row)
 
-        with rlm.RLM(**{**given, "verbose": False}, config=args.config, on_event=progress.see) as runtime, progress:
+        opened = {**given, "verbose": False, "config": args.config, "on_event": progress.see}
+        with prints_to_stderr(), rlm.RLM(**opened) as runtime, progress:
             how = {"max_workers": args.jobs, "on_result": take, "one_ledger": args.one_budget}
             for _ in runtime.batch([items[number] for number in missing], **how):
                 pass

@@ -360,7 +360,10 @@ def test_a_wrong_key_is_never_shown(openai: Server) -> None:
         (["x", "-m"], "argument -m/--model: expected one argument", "--help"),
         (["x", "--max-depth", "deep"], "--max-depth: 'deep' is not a valid whole number", ""),
         (["x", "--max-depth", "-1"], "max_depth", ""),
-        (["x", "--env", "lokal"], "environment", "local, docker"),
+        (["x", "--env", "lokal"], "rlm: --env is 'lokal'", "did you mean 'local'?"),
+        (["x", "--max-depth=-1"], "max_depth (--max-depth) is -1", "at least 0"),
+        (["x", "--docker-memory", "lots"], "docker_memory (--docker-memory)", ""),
+        (["visualize", "--port", "99999"], "there is no port 99999", ""),
         (["x", "--backend", "opnai"], "no provider is called 'opnai'", "openai"),
         (["x", "-c", "missing.csv"], "context 'missing.csv' was not found", "-c"),
         (["-", "-c", "-"], "stdin cannot be both the prompt and the context", ""),
@@ -492,22 +495,93 @@ def test_a_server_that_makes_no_sense_is_exit_1(openai: Server, reply: Any) -> N
 @pytest.mark.parametrize(
     ("arguments", "flag"),
     [
-        (["--token-budget", "3000"], "--token-budget N"),
-        (["--cost-budget", "0.0006"], "--cost-budget USD"),
-        (["--max-subcalls", "1"], "--max-subcalls N"),
-        (["--max-iterations", "2"], "--max-iterations N"),
+        (["--token-budget", "3000"], "--token-budget 6000"),
+        (["--cost-budget", "0.0006"], "--cost-budget 0.0012"),
+        (["--max-subcalls", "1"], "--max-subcalls 2"),
+        (["--max-iterations", "2"], "--max-iterations 4"),
     ],
     ids=["tokens", "cost", "sub-calls", "iterations"],
 )
-def test_a_limit_is_exit_3_and_names_the_flag_and_the_way_on(openai: Server, arguments: list[str], flag: str) -> None:
+def test_a_limit_is_exit_3_and_names_one_command_that_goes_on(openai: Server, arguments: list[str], flag: str) -> None:
     step = Turn("so far: 12", [call("execute_code", code="llm_query('q')")])
     openai.script = answer_with(step)
     ran = rlm("What?", *arguments)
-    _, second, third = three_lines(ran.stderr)
+    *_, last = three_lines(ran.stderr)
     (log,) = journals()
     assert (ran.returncode, ran.stdout) == (3, b"so far: 12\n")
-    assert second == f"  raise it: {flag}"
-    assert third == f"  next: rlm resume {log.stem}"
+    assert last == f"  next: rlm resume {log.stem} {flag}"
+
+
+def test_the_command_after_a_limit_runs_as_it_is_and_is_doubled_again(openai: Server) -> None:
+    openai.script = answer_with(*[code("x = 1")] * 5, code("FINAL(42)"))
+    stopped, printed = rlm("What?", "--max-iterations", "1"), []
+    for _ in range(3):
+        printed.append(three_lines(stopped.stderr)[-1].removeprefix("  next: rlm ").split())
+        stopped = rlm(*printed[-1])
+    assert [words[2:] for words in printed] == [["--max-iterations", number] for number in ("2", "4", "8")]
+    assert (stopped.returncode, stopped.stdout) == (0, b"42\n")
+
+
+PRINTING_TOOL = """
+import sys
+from rlm import tool
+print("tools are loaded")
+@tool
+def stock(item: str) -> int:
+    "How many are left."
+    print("looking up", item)
+    sys.stdout.write("still looking\\n")
+    return 7
+"""
+
+
+@pytest.mark.parametrize("form", ["--json", "--jsonl", "-q"])
+def test_what_a_tool_prints_does_not_get_between_the_lines_of_stdout(
+    openai: Server, workspace: Path, form: str
+) -> None:
+    (workspace / "stock.py").write_text(PRINTING_TOOL)
+    openai.script = answer_with(Turn("", [call("stock", item="bolt")]), code("FINAL(stock('nut'))"))
+    ran = rlm("How many?", "--tools", "stock.py", form)
+    assert ran.returncode == 0, ran.stderr
+    lines = ran.stdout.decode().splitlines()
+    assert lines == ["7"] if form == "-q" else json.loads(lines[-1])["response"] == "7"
+    assert all(isinstance(json.loads(line), dict) for line in lines if form != "-q")
+    for said in (b"tools are loaded", b"looking up bolt", b"looking up nut", b"still looking"):
+        assert said in ran.stderr
+
+
+def test_what_a_tool_prints_stays_out_of_a_batchs_rows_a_chats_answers_and_a_stream(
+    openai: Server, workspace: Path
+) -> None:
+    (workspace / "stock.py").write_text(PRINTING_TOOL)
+    (workspace / "p.jsonl").write_text('"How many?"\n')
+    openai.script = answer_with(code("FINAL(stock('nut'))"))
+    (row,) = rlm("batch", "p.jsonl", "--tools", "stock.py").stdout.splitlines()
+    assert json.loads(row)["response"] == "7"
+    openai.script = answer_with(code("FINAL(stock('nut'))"))
+    assert rlm("chat", "--tools", "stock.py", input=b"How many?\n").stdout == b"7\n"
+    openai.script = answer_with("seven")
+    assert rlm("How many?", "--stream", "--tools", "stock.py").stdout == b"seven\n"
+
+
+def test_a_glob_that_the_shell_has_expanded_is_named_as_such(workspace: Path) -> None:
+    (workspace / "src").mkdir()
+    for name in "abc":
+        (workspace / "src" / f"{name}.py").write_text("")
+    ran = rlm("Why?", "-c", "src/a.py", "src/b.py", "src/c.py")
+    assert three_lines(ran.stderr)[-1] == "  next: put quotes around the glob: -c 'src/*.py'"
+    assert three_lines(rlm("Why", "not?").stderr)[-1] == "  next: put quotes around the prompt"
+
+
+def test_a_port_in_use_is_said_with_another(openai: Server) -> None:
+    openai.script = answer_with("Paris")
+    assert rlm("Capital?").returncode == 0
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        ran = rlm("visualize", "--port", str(port))
+    first, *_, last = three_lines(ran.stderr)
+    assert (ran.returncode, first) == (2, f"rlm: port {port} is in use")
+    assert last.startswith("  next: --port ")
 
 
 def test_resume_goes_on_with_a_raised_limit_and_repeats_no_call(openai: Server) -> None:
