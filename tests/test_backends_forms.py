@@ -72,7 +72,7 @@ def test_arguments_are_read_as_objects_and_as_text(wire: Wire, pieces: list[Any]
 @pytest.mark.parametrize("field", ["type", "code", "status"])
 def test_an_error_in_words_of_its_own_is_the_server_s(wire: Wire, field: str, word: Any) -> None:  # noqa: F811
     wire.streams({"error": {"message": "it broke", field: word}})
-    with pytest.raises(BackendError, match="openai answers 500: it broke") as caught:
+    with pytest.raises(BackendError, match="openai.* answers 500: it broke") as caught:
         streamed(to(wire))
     assert caught.value.code == "server"
 
@@ -248,6 +248,17 @@ def test_any_value_in_any_place_is_an_answer_or_an_error(wire: Wire, backend: st
     for changed in with_odd_values(body):
         wire.answers(changed)
         is_answered_or_refused(asked, None)
+
+
+@pytest.mark.parametrize("status", [302, 400, 429, 500])
+def test_any_value_in_a_refusal_is_an_error(wire: Wire, status: int, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.setattr(rlm_backends, "_pause", lambda *_: 0.0)
+    asked = to(wire)
+    for changed in (*ODD, *with_odd_values(FAULT), *([odd] for odd in ODD)):
+        wire.answers(changed, status)
+        with pytest.raises(BackendError) as caught:
+            asked.complete(ASK)
+        assert caught.value.status == status
 
 
 @pytest.mark.parametrize(("backend", "events"), STREAMED, ids=lambda value: value if isinstance(value, str) else "")
