@@ -72,7 +72,7 @@ def test_arguments_are_read_as_objects_and_as_text(wire: Wire, pieces: list[Any]
 @pytest.mark.parametrize("field", ["type", "code", "status"])
 def test_an_error_in_words_of_its_own_is_the_server_s(wire: Wire, field: str, word: Any) -> None:  # noqa: F811
     wire.streams({"error": {"message": "it broke", field: word}})
-    with pytest.raises(BackendError, match="openai.* answers 500: it broke") as caught:
+    with pytest.raises(BackendError, match="answers 500: it broke") as caught:
         streamed(to(wire))
     assert caught.value.code == "server"
 
