@@ -55,7 +55,6 @@ from types import (
     BuiltinMethodType,
     CodeType,
     FunctionType,
-    GenericAlias,
     MethodDescriptorType,
     MethodType,
     MethodWrapperType,
@@ -80,6 +79,7 @@ __all__ = [
 
 FRAME_MAX = 32 << 20  # bytes in one frame, either way
 VALUE_MAX = 24 << 20  # of a value in it: the host needs about twice that to read it
+CONTAINER_COST = 62  # of these bytes for a list or object, beyond the two of each item: so much more it takes to read
 DEPTH_MAX = 100  # nested containers in a value that travels
 OUT_HALF = 5_000_000  # characters of a cell's output kept at each end in `_out[n]`
 STREAM_MAX = 4_000_000  # characters of a cell's output that are sent on while it runs
@@ -127,33 +127,38 @@ class Packer:
             return self.integer(int.__add__(value, 0))
         if issubclass(kind, float):
             number = float.__float__(value)
-            return number if math.isfinite(number) else {"$": "float", "v": repr(number)}
-        self.take(2)
+            return number if math.isfinite(number) else self.tagged("float", repr(number))
         if issubclass(kind, dict):
             return self.mapping(list(dict.items(value)), depth)
         for base, tag in SEQUENCES:
             if issubclass(kind, base):
+                self.take(CONTAINER_COST)
                 items = [self.pack(item, depth + 1) for item in base.__iter__(value)]
-                return {"$": tag, "v": items} if tag else items
+                return self.tagged(tag, items) if tag else items
         if issubclass(kind, (bytes, bytearray)):
             self.take(len(value))
-            return {"$": kind.__name__, "v": binascii.b2a_base64(bytes(value), newline=False).decode()}
+            return self.tagged(kind.__name__, binascii.b2a_base64(bytes(value), newline=False).decode())
         raise TypeError(
             f"{kind.__name__} is not plain data (None, bool, int, float, str, bytes, list, tuple, set, dict)"
         )
 
+    def tagged(self, kind: str, body: Any) -> Any:
+        self.take(CONTAINER_COST)
+        return {"$": kind, "v": body}
+
     def mapping(self, items: list[tuple[Any, Any]], depth: int) -> Any:
         if all(type(key) is str and key != "$" for key, _ in items):
-            self.take(sum(len(key) + 4 for key, _ in items))
+            self.take(CONTAINER_COST + sum(len(key) + 4 for key, _ in items))
             return {key: self.pack(item, depth + 1) for key, item in items}
-        return {"$": "dict", "v": [[self.pack(key, depth + 1), self.pack(item, depth + 1)] for key, item in items]}
+        self.take(CONTAINER_COST * (1 + len(items)))
+        return self.tagged("dict", [[self.pack(key, depth + 1), self.pack(item, depth + 1)] for key, item in items])
 
     def integer(self, value: int) -> Any:
         """Beyond 2**63 in hexadecimal. Beyond 4,300 digits nobody could print it, so it does not travel as a number."""
         if value.bit_length() > 14_000:
             raise ValueError("an integer of more than 4,200 digits: use hex() or a float")
         self.take(value.bit_length() // 4 + 2)
-        return value if -(2**63) <= value < 2**63 else {"$": "int", "v": hex(value)}
+        return value if -(2**63) <= value < 2**63 else self.tagged("int", hex(value))
 
     def take(self, size: int) -> None:
         self.room -= size + 2
@@ -259,6 +264,32 @@ SIZED: frozenset[type] = frozenset((str, bytes, bytearray, list, tuple, set, fro
 
 def describe(value: Any) -> tuple[str, int | None, str]:
     return type_name(type(value)), len(value) if type(value) in SIZED else None, preview(value)
+
+
+def require_text(value: Any) -> None:
+    """Refuse as an answer what has no text of its own, such as "<generator object ...>"."""
+    kind = type(value)
+    mro = type.__dict__["__mro__"].__get__(kind)
+    spaces = [type.__dict__["__dict__"].__get__(owner) for owner in mro if owner is not object]
+    texts = [space[name] for space in spaces for name in ("__str__", "__repr__") if name in space]
+    if issubclass(kind, tuple(MODULES)):
+        what, instead = "module", "FINAL(x.name)"
+    elif issubclass(kind, type):
+        what, instead = "class", "FINAL(C(...))"
+    elif texts and type(texts[0]) is type(require_text):
+        return  # its class says what its text is
+    elif any("__next__" in space for space in spaces):
+        what, instead = type_name(kind), "FINAL(list(x))"
+    elif callable(value):
+        what, instead = "function", "FINAL(f(...))"
+    elif texts:
+        return
+    else:
+        what, instead = f"{type_name(kind)} without a text of its own", "FINAL(x.name)"
+    raise TypeError(f"FINAL takes text or data, not a {what}: {instead}")
+
+
+MODULES: list[type] = [type(sys)]
 
 
 def long_repr(value: Any, limit: int) -> str:
@@ -840,7 +871,7 @@ class Worker:
         number, began = message["cell"], time.perf_counter()
         streamed = message["stream"] or not self.forked
         self.out = Output(self.emit if streamed else None, self.spill if self.forked else None)
-        self.final, self.interrupted = UNSET, False
+        self.interrupted = False
         self.bind(message["functions"])
         with self.within(message.get("memory")):
             ended = self.run(message["code"], f"<cell {number}>")
@@ -857,11 +888,13 @@ class Worker:
         interrupts = self.calls.interrupts
         interrupts.pending, interrupts.armed = False, True
         try:
+            self.final = UNSET
             try:
                 ended = {"status": "ok", "value": self.evaluate(code, filename), **self.final_value()}
             except BaseException as problem:
                 ended = self.explain(problem)
             ended["images"] = self.images()
+            self.final = UNSET  # here, where what its end sets off can be interrupted
             interrupts.armed = False
         except BaseException as problem:  # a second interrupt, or one that came while an error was being shown
             interrupts.armed = False
@@ -925,6 +958,7 @@ class Worker:
 
     def FINAL(self, value: Any) -> None:
         """Answer with this value: the session ends with it when the cell ends well."""
+        require_text(value)
         self.final = value
 
     def FINAL_VAR(self, name: str) -> None:
@@ -934,6 +968,7 @@ class Worker:
         if name not in self.variables or name == "__builtins__":
             known = ", ".join(sorted(name for name, _ in self.shown())[:30]) or "none"
             raise NameError(f"there is no variable {name[:100]!r}; there are: {known}")
+        require_text(self.variables[name])
         self.final = self.variables[name]
 
     def SHOW_VARS(self) -> dict[str, str]:
@@ -1946,7 +1981,7 @@ def forwards(kind: type) -> bool:
     )
 
 
-FORWARDERS = frozenset(map(id, (GenericAlias, MethodType, ProxyType, CallableProxyType, super)))
+FORWARDERS = frozenset(map(id, (type(list[int]), MethodType, ProxyType, CallableProxyType, super)))
 
 
 def guard_get(target: Any, name: str) -> Any:
@@ -2292,6 +2327,9 @@ class View:
 
     def __repr__(self) -> str:
         return f"<{vars(self)['__name__']}>"
+
+
+MODULES.append(View)
 
 
 class SystemView(View):
@@ -3667,11 +3705,12 @@ class PolicyLanguage:
 def zygote_main(channel: int, setup: dict[str, Any]) -> NoReturn:
     """Import everything once, then fork a session for each request until the host is gone."""
     import resource  # noqa: F401 - as is all else that every session needs
+    import shutil  # noqa: F401 - later there may be no descriptor left to import it with
     import socket
 
     host = socket.socket(fileno=channel)
     try:
-        base = make_base(setup["temporary"])
+        base, lock = make_base(setup["temporary"])
         os.environ["MPLCONFIGDIR"] = os.path.join(base, "matplotlib")
         preload(setup)
         load_libc()
@@ -3680,7 +3719,7 @@ def zygote_main(channel: int, setup: dict[str, Any]) -> NoReturn:
     except BaseException as error:
         host.sendall(to_json({"error": f"{type_name(type(error))}: {text_of(error)[:2000]}"}).encode())
         os._exit(1)
-    zygote = Zygote(host, dict(setup, base=base))
+    zygote = Zygote(host, dict(setup, base=base), lock)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     host.sendall(b'{"ready":true}')
@@ -3698,16 +3737,39 @@ def preload(setup: dict[str, Any]) -> None:
     gc.freeze()  # what a collection would look at, a fork would copy
 
 
-def make_base(temporary: str) -> str:
-    """A folder for the folders of sessions; those of processes that died without cleaning up are removed."""
+def make_base(temporary: str) -> tuple[str, int]:
+    """A folder for the folders of sessions, and a lock on it; those that nobody locks any more are removed."""
     prefix = f"rlm-sandbox-{os.getuid()}-"
     for name in os.listdir(temporary):
-        owner = name[len(prefix) :].partition("-")[0] if name.startswith(prefix) else ""
-        if owner.isdigit() and not os.path.exists(f"/proc/{owner}"):
-            remove_tree(os.path.join(temporary, name))
+        if name.startswith(prefix):
+            remove_abandoned(os.path.join(temporary, name))
     base = os.path.join(temporary, f"{prefix}{os.getpid()}-{os.urandom(4).hex()}")
     os.mkdir(base, 0o700)
-    return base
+    lock = locked(base)
+    if lock is None:
+        raise OSError(f"{base!r} cannot be locked")
+    return base, lock
+
+
+def locked(folder: str) -> int | None:
+    """A descriptor that locks the folder as long as it is open; None if it is somebody else's."""
+    import fcntl
+
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
+
+
+def remove_abandoned(base: str) -> None:
+    """Remove the folder of a process that died. Its number says nothing: it may be of another container's."""
+    with contextlib.suppress(OSError):
+        if (lock := locked(base)) is not None:
+            remove_tree(base)
+            os.close(lock)
 
 
 def remove_tree(folder: str) -> None:
@@ -3737,6 +3799,11 @@ def end_with(parent: int) -> NoReturn:
     os._exit(0)
 
 
+REQUEST_MAX = 65_536  # bytes: what is longer would arrive cut
+PING = b"?"  # a spare session says it back
+PING_SECONDS = 0.2
+
+
 class Session(NamedTuple):
     """A process in namespaces of its own, which waits on the channel to be told whose worker it is to start."""
 
@@ -3745,10 +3812,10 @@ class Session(NamedTuple):
 
 
 class Zygote:
-    def __init__(self, host: Any, setup: dict[str, Any]):
-        self.host, self.setup = host, setup
+    def __init__(self, host: Any, setup: dict[str, Any], lock: int):
+        self.host, self.setup, self.lock = host, setup, lock
         self.sessions: dict[int, str] = {}
-        self.starved = False
+        self.starved = False  # there could be no spare: not until the next request is it tried again
         self.spare: Session | None = None  # the next one, made while nothing is asked for: it costs 5 ms
         self.life_read, self.life_write = os.pipe()  # its end tells the sessions that this process has died
 
@@ -3765,20 +3832,29 @@ class Zygote:
         while True:
             idle = not later and self.spare is not None
             ready = [descriptor for descriptor, _ in poller.poll(None if idle or self.starved else 0)]
-            self.starved = False
             if not ready:
                 self.get_ready(later)
                 continue
             if ready != [self.host.fileno()]:
                 self.end()
-            data, descriptors, _, _ = socket.recv_fds(self.host, 65_536, 4)
+            data, descriptors, _, _ = socket.recv_fds(self.host, REQUEST_MAX, 4)
             if not data:
                 self.end()
+            self.starved = False
+            self.answer(data, descriptors)
+
+    def answer(self, data: bytes, descriptors: list[int]) -> None:
+        try:
             request = json.loads(data)
-            if request["op"] == "reap":
-                self.reap(request["pid"])
-            else:
-                self.host.sendall(to_json(self.spawn(request, descriptors)).encode())
+        except ValueError:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            self.host.sendall(b'{"error":"the request was not understood"}')
+            return
+        if request["op"] == "reap":
+            self.reap(request["pid"])
+        else:
+            self.host.sendall(to_json(self.spawn(request, descriptors)).encode())
 
     def get_ready(self, names: list[str]) -> None:
         """One step while nothing is asked for. A session begun before the last import does the others itself."""
@@ -3798,13 +3874,12 @@ class Zygote:
                 freeze()
 
     def spawn(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
-        import socket
-
         try:
             session = self.take_spare() if request["confined"] else None
-            session = session or self.new_session(confined=request["confined"])
-            socket.send_fds(session.channel, [to_json(request).encode()], descriptors)
-            session.channel.close()
+            if session is None or not self.hand_over(session, request, descriptors):
+                session = self.new_session(confined=request["confined"])
+                if not self.hand_over(session, request, descriptors):
+                    raise OSError("it ended at once")
         except OSError as error:
             return {"error": f"the session's process could not be forked: {error}"}
         finally:
@@ -3812,31 +3887,70 @@ class Zygote:
                 os.close(descriptor)
         return {"pid": session.pid, "number": request["number"]}
 
+    def hand_over(self, session: Session, request: dict[str, Any], descriptors: list[int]) -> bool:
+        """Tell a session whose worker it is to start. One that cannot be told is ended."""
+        import socket
+
+        with session.channel:
+            try:
+                socket.send_fds(session.channel, [to_json(request).encode()], descriptors)
+            except OSError:
+                self.reap(session.pid)
+                return False
+        return True
+
     def take_spare(self) -> Session | None:
+        """The session made ahead, if it answers and has its folder: something may have stopped or cleaned it."""
         spare, self.spare = self.spare, None
-        if spare is None or os.waitpid(spare.pid, os.WNOHANG) == (0, 0):
-            return spare
-        remove_tree(self.sessions.pop(spare.pid))  # something has killed it
+        if spare is None:
+            return None
+        with contextlib.suppress(OSError):
+            os.lstat(self.sessions[spare.pid])
+            spare.channel.send(PING)
+            if wait_for(spare.channel.fileno(), PING_SECONDS) and spare.channel.recv(20) == PING:
+                return spare
+        spare.channel.close()
+        self.reap(spare.pid)
         return None
 
     def new_session(self, *, confined: bool) -> Session:
-        import socket
-
+        self.keep_base()
         scratch = os.path.join(self.setup["base"], os.urandom(6).hex())
         os.mkdir(scratch, 0o700)
+        try:
+            session = self.fork_session(scratch, confined)
+        except OSError:
+            remove_tree(scratch)
+            raise
+        self.sessions[session.pid] = scratch
+        return session
+
+    def keep_base(self) -> None:
+        """Make the folder anew where something has cleaned it away, and never use another's in its place."""
+        try:
+            there = os.path.samestat(os.lstat(self.setup["base"]), os.fstat(self.lock))
+        except FileNotFoundError:
+            there = False
+        if not there:
+            os.makedirs(self.setup["temporary"], exist_ok=True)
+            base, lock = make_base(self.setup["temporary"])
+            os.close(self.lock)
+            self.setup["base"], self.lock = base, lock
+
+    def fork_session(self, scratch: str, confined: bool) -> Session:
+        import socket
+
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        entrance = os.fork()
-        if entrance == 0:
-            os.close(self.life_write)
-            ours.close()
-            start_session({**self.setup, "scratch": scratch, "confined": confined}, theirs, self.life_read)
-        theirs.close()
+        with theirs:
+            entrance = os.fork()
+            if entrance == 0:
+                os.close(self.life_write)
+                ours.close()
+                start_session({**self.setup, "scratch": scratch, "confined": confined}, theirs, self.life_read)
         os.waitpid(entrance, 0)
         pid = int(ours.recv(20) or b"0")
         if not pid:
-            remove_tree(scratch)
             raise OSError("it did not start")
-        self.sessions[pid] = scratch
         return Session(pid, ours)
 
     def reap(self, pid: int) -> None:
@@ -3872,7 +3986,11 @@ def start_session(setup: dict[str, Any], channel: Any, life: int) -> NoReturn:
         if layers.get("mount_namespace"):
             attempt(layers, "private_scratch", mount_scratch, setup["scratch"])
         set_subreaper()
-        request, descriptors, _, _ = socket.recv_fds(channel, 65_536, 4)
+        while True:
+            request, descriptors, _, _ = socket.recv_fds(channel, REQUEST_MAX, 4)
+            if request != PING:
+                break
+            channel.send(PING)
         if not request:
             os._exit(0)  # it was never needed
         setup |= json.loads(request)
@@ -3998,7 +4116,12 @@ class Channel:
 
     def __init__(self, stream: Any):
         self.stream = stream
+        self.process_of_host = os.getpid()
         stream.setblocking(False)
+
+    def inherited(self) -> bool:
+        """Whether this is a fork of the host: what it drops, its parent goes on using."""
+        return os.getpid() != self.process_of_host
 
     def fileno(self) -> int:
         return int(self.stream.fileno())
@@ -4049,6 +4172,16 @@ def refuse_constant(name: str) -> NoReturn:
 
 
 from_json = json.JSONDecoder(parse_constant=refuse_constant).decode
+
+
+CONTAINERS_MAX = VALUE_MAX // CONTAINER_COST + 10_000  # lists and objects in a frame: a forged one has room for more
+NO_MARKS = bytes(set(range(256)) - set(b'"[{'))
+
+
+def containers_in(text: bytes) -> int:
+    """How many lists and objects there are in JSON, that is, brackets outside of strings."""
+    marks = text.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, NO_MARKS).replace(b'""', b"")
+    return len(re.sub(rb'"[^"]*"', b"", marks))
 
 
 class Frames:
@@ -4119,6 +4252,9 @@ class Frames:
         if len(self.buffer) < 4 + size:
             return None
         self.size = size
+        brackets = self.buffer.count(b"[", 4, 4 + size) + self.buffer.count(b"{", 4, 4 + size)
+        if brackets > CONTAINERS_MAX and containers_in(bytes(self.buffer[4 : 4 + size])) > CONTAINERS_MAX:
+            raise Broken(f"the sandbox sent a frame of more than {CONTAINERS_MAX} lists and objects")
         try:
             with memoryview(self.buffer) as view:
                 text = str(view[4 : 4 + size], "ascii")
@@ -4258,21 +4394,25 @@ class Sandbox:
     def _started(self) -> Frames:
         if self._closed:
             raise SandboxError("the sandbox is closed")
+        if self._frames is not None and self._frames.channel.inherited():
+            self._drop()
         if self._frames is None:
             self._frames = Frames(self._open())
-            self._hello(self._frames)
-            for name, value in self._given.items():
-                self._send_blob(name, *to_blob(value))
+            try:
+                self._hello(self._frames)
+                for name, value in self._given.items():
+                    self._send_blob(name, *to_blob(value))
+            except BaseException:
+                self._drop()  # a worker that lacks what the host has set is not to be found later
+                raise
         return self._frames
 
     def _hello(self, frames: Frames) -> None:
         try:
             hello = frames.receive(START_LIMIT)
         except Broken as error:
-            self._drop()
             raise SandboxError(f"the sandbox did not start: {error}") from None
         if hello is None or hello["op"] != "hello":
-            self._drop()
             raise SandboxError("the sandbox did not start: %s" % ((hello or {}).get("error") or "no answer"))
         self.layers = {str(key): value for key, value in hello.get("layers", {}).items()}
 
@@ -4742,6 +4882,8 @@ class LocalChannel(Channel):
         return at
 
     def signal(self, number: int) -> None:
+        if self.inherited():
+            return
         with self.lock:
             if self.group:
                 with contextlib.suppress(ProcessLookupError):
@@ -4762,7 +4904,8 @@ class LocalChannel(Channel):
         with self.lock:
             group, self.group = self.group, 0
         if group:
-            self.zygote.reap(group)
+            if not self.inherited():
+                self.zygote.reap(group)
             self.stream.close()
             os.close(self.blob)
 
@@ -4801,12 +4944,15 @@ class PlainChannel(Channel):
         self.kill()
 
     def kill(self) -> None:
-        self.process.kill()
+        if not self.inherited():
+            self.process.kill()
 
     def close(self) -> None:
+        self.stream.close()
+        if self.inherited():
+            return
         self.kill()
         self.process.wait()
-        self.stream.close()
         self.carrier.join(5)
         self.process.stdin.close()
         self.process.stdout.close()
@@ -4857,8 +5003,12 @@ class ZygoteClient:
 
         with self.lock:
             self.asked += 1
+            message = to_json(dict(request, op="spawn", number=self.asked)).encode()
+            if len(message) > REQUEST_MAX:
+                raise SandboxError(
+                    "the paths to be readable are too long, taken together", "give a common parent folder"
+                )
             try:
-                message = to_json(dict(request, op="spawn", number=self.asked)).encode()
                 socket.send_fds(self.socket, [message], descriptors)
             except OSError as error:
                 raise SandboxError("the sandbox did not start: its parent process has ended") from error
@@ -4920,6 +5070,16 @@ _zygotes: dict[tuple[int, tuple[str, ...], bool], ZygoteClient] = {}
 _zygotes_lock = threading.Lock()
 
 
+def renew_locks() -> None:
+    """In a fork of the host, where whoever held them does not exist."""
+    global _zygotes_lock, _warm_lock
+    _zygotes_lock, _warm_lock = threading.Lock(), threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=renew_locks)
+
+
 def zygote_for(allowed_imports: tuple[str, ...], policy: bool) -> ZygoteClient:
     import atexit
 
@@ -4932,9 +5092,16 @@ def zygote_for(allowed_imports: tuple[str, ...], policy: bool) -> ZygoteClient:
         if client is None:
             if not _zygotes:
                 atexit.register(shutdown)
-            setup = {**language_setup(allowed_imports, policy), "temporary": os.environ.get("TMPDIR") or "/tmp"}
+            setup = {**language_setup(allowed_imports, policy), "temporary": temporary_folder()}
             client = _zygotes[key] = ZygoteClient(setup)
         return client
+
+
+def temporary_folder() -> str:
+    folder = os.path.abspath(os.environ.get("TMPDIR") or "/tmp")
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        raise SandboxError(f"the sandbox cannot keep its files in {folder!r} (TMPDIR)", "export TMPDIR=/tmp")
+    return folder
 
 
 def language_setup(allowed_imports: tuple[str, ...], policy: bool) -> dict[str, Any]:
@@ -5036,11 +5203,7 @@ class LocalSandbox(Sandbox):
 
     def _hello(self, frames: Frames) -> None:
         super()._hello(frames)
-        try:
-            self._check_level()
-        except SandboxError:
-            self._drop()
-            raise
+        self._check_level()
 
     def _check_level(self) -> None:
         if self.require == "full" and self.level != "full":
@@ -5061,24 +5224,28 @@ class LocalSandbox(Sandbox):
         return "partial" if set(held) - {"rlimits"} else "language-only"
 
     def _open(self) -> Channel:
-        import socket
-
         if not FORKS_SESSIONS:
             return PlainChannel({**self.setup, **language_setup(self.allowed_imports, self.policy)})
-        zygote = zygote_for(self.allowed_imports, self.policy)
-        blob = os.memfd_create("rlm")
-        ours, theirs = socket.socketpair()
-        with theirs:
+        try:
+            return self._session(zygote_for(self.allowed_imports, self.policy))
+        except OSError as error:
+            hint = "it takes a few descriptors (ulimit -n), processes (ulimit -u), and /proc"
+            raise SandboxError(f"the sandbox did not start: {error}", hint) from error
+
+    def _session(self, zygote: ZygoteClient) -> Channel:
+        import socket
+
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            blob = os.memfd_create("rlm")
+            ours.callback(os.close, blob)
+            stream, their_stream = socket.socketpair()
+            ours.callback(stream.close)
+            theirs.callback(their_stream.close)
             read_only = os.open(f"/proc/self/fd/{blob}", os.O_RDONLY)
-            try:
-                group = zygote.spawn(self.setup, [theirs.fileno(), read_only])
-            except BaseException:
-                ours.close()
-                os.close(blob)
-                raise
-            finally:
-                os.close(read_only)
-        return LocalChannel(ours, blob, group, zygote)
+            theirs.callback(os.close, read_only)
+            group = zygote.spawn(self.setup, [their_stream.fileno(), read_only])
+            ours.pop_all()
+        return LocalChannel(stream, blob, group, zygote)
 
 
 # --- the Docker sandbox -----------------------------------------------------------------------------------------------
@@ -5155,6 +5322,8 @@ class DockerChannel(Channel):
         """The worker ends with its input, and the container with the worker."""
         import socket
 
+        if self.inherited():
+            return
         with contextlib.suppress(OSError):
             self.stream.shutdown(socket.SHUT_RDWR)
 
@@ -5162,6 +5331,9 @@ class DockerChannel(Channel):
         with self.lock:
             gone, self.gone = self.gone, True
         if gone:
+            return
+        if self.inherited():
+            self.stream.close()
             return
         self.kill()
         close_attached(self.attached)

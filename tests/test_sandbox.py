@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -207,6 +208,33 @@ def test_final_of_something_else_is_its_text(make: Make) -> None:
     assert isinstance(make().execute("FINAL(10**20000)").final, str)
 
 
+@pytest.mark.parametrize(
+    "given, advice",
+    [
+        ("(x for x in 'ab')", "not a generator: FINAL(list(x))"),
+        ("map(str, [1])", "not a map: FINAL(list(x))"),
+        ("print", "not a function: FINAL(f(...))"),
+        ("lambda: 1", "not a function: FINAL(f(...))"),
+        ("json", "not a module: FINAL(x.name)"),
+        ("Thing", "not a class: FINAL(C(...))"),
+        ("Thing()", "not a Thing without a text of its own: FINAL(x.name)"),
+    ],
+)
+def test_final_of_what_has_no_text_says_what_to_give_it(make: Make, given: str, advice: str) -> None:
+    box = make()
+    for code in (f"FINAL({given})", f"x = {given}\nFINAL_VAR('x')"):
+        cell = box.execute(f"import json\nclass Thing: pass\n{code}")
+        assert (cell.ok, cell.final) == (False, UNSET)
+        assert f"TypeError: FINAL takes text or data, {advice}" in str(cell.error)
+
+
+def test_an_answer_whose_end_is_a_loop_does_not_stop_the_next_cell(make: Make) -> None:
+    box = make(cell_timeout=1)
+    box.execute("class D:\n    def __repr__(self): return 'd'\n    def __del__(self):\n        while True: pass")
+    assert box.execute("FINAL(D())").final == "d"
+    assert value(box.execute("6 * 7")) == "42"
+
+
 def test_final_is_void_when_the_cell_fails(make: Make) -> None:
     cell = make().execute("FINAL('done')\n1 / 0")
     assert (cell.ok, cell.final) == (False, UNSET)
@@ -369,6 +397,17 @@ print(type(caught('nothing')) is KeyError)
     assert cell.stdout == "Budget True too much 5 ['a', None]\nTrue no.txt True\nTrue\n"
     error = box.execute("fail('budget')", functions=functions).error or ""
     assert error.endswith("Budget: too much") and "rlm_sandbox" not in error
+
+
+@pytest.mark.parametrize("problem", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
+def test_a_host_function_that_would_end_its_thread_is_an_error_in_the_cell(make: Make, problem: BaseException) -> None:
+    def leave() -> None:
+        raise problem
+
+    cell = make().execute(
+        "try:\n    leave()\nexcept RuntimeError as e:\n    print(type(e).__name__)", functions={"leave": leave}
+    )
+    assert (cell.ok, cell.stdout) == (True, type(problem).__name__ + "\n"), cell.error
 
 
 def test_what_cannot_travel_is_an_error_in_the_cell(make: Make) -> None:
@@ -885,6 +924,135 @@ def test_a_spare_session_that_was_killed_is_not_handed_out() -> None:
         assert value(box.execute("6 * 7")) == "42"
 
 
+@pytest.mark.skipif(not LINUX, reason="reads /proc")
+def test_a_spare_session_that_was_stopped_is_not_handed_out(local: LocalSandbox) -> None:
+    zygote = rlm_sandbox.zygote_for((), True).process.pid
+    assert eventually(lambda: sum(os.getpgid(int(pid)) == int(pid) for pid in children(zygote)) == 2)
+    mine = local._frames.channel if local._frames else None
+    assert isinstance(mine, rlm_sandbox.LocalChannel)
+    (spare,) = set(map(int, children(zygote))) - {mine.group}
+    os.kill(spare, signal.SIGSTOP)
+    with LocalSandbox() as box:
+        assert value(box.execute("6 * 7")) == "42"
+    assert str(spare) not in children(zygote)
+
+
+@pytest.fixture
+def own_zygote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A zygote whose files lie in a folder of their own; which is returned."""
+    if not LINUX:
+        pytest.skip("needs Linux")
+    rlm_sandbox.shutdown()
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    yield tmp_path
+    rlm_sandbox.shutdown()
+
+
+def base_of(folder: Path) -> Path:
+    (base,) = folder.glob("rlm-sandbox-*")
+    return base
+
+
+def test_sessions_survive_the_loss_of_the_temporary_folder(own_zygote: Path) -> None:
+    with LocalSandbox() as box:
+        box.execute("kept = 41")
+        zygote = rlm_sandbox.zygote_for((), True).process
+        assert eventually(lambda: len(children(zygote.pid)) == 2)
+        shutil.rmtree(own_zygote)
+        with LocalSandbox() as other:
+            assert value(other.execute("open('f', 'w').write('x')")) == "1"
+        assert value(box.execute("kept")) == "41" and zygote.poll() is None
+
+
+def test_a_folder_in_the_place_of_the_lost_one_is_not_used(own_zygote: Path) -> None:
+    with LocalSandbox() as box:
+        zygote = rlm_sandbox.zygote_for((), True).process.pid
+        assert eventually(lambda: len(children(zygote)) == 2)
+        base = base_of(own_zygote)
+        base.rename(own_zygote / "aside")
+        base.mkdir()
+        with LocalSandbox() as other:
+            assert value(other.execute("1")) == "1"
+            assert base_of(own_zygote) != base
+        assert value(box.execute("2")) == "2"
+
+
+def test_sessions_survive_a_spare_one_that_cannot_be_made(own_zygote: Path) -> None:
+    import resource
+
+    with LocalSandbox() as box:
+        box.execute("kept = 41")
+        zygote = rlm_sandbox.zygote_for((), True).process
+        assert eventually(lambda: len(children(zygote.pid)) == 2)
+        open_now = len(os.listdir(f"/proc/{zygote.pid}/fd"))
+        resource.prlimit(zygote.pid, resource.RLIMIT_NOFILE, (open_now - 1, 1024))
+        for _ in range(3):
+            with pytest.raises(SandboxError, match="did not start"):
+                LocalSandbox()
+        assert value(box.execute("kept")) == "41" and zygote.poll() is None
+        resource.prlimit(zygote.pid, resource.RLIMIT_NOFILE, (1024, 1024))
+        with LocalSandbox() as other:
+            assert value(other.execute("1")) == "1"
+
+
+def test_abandoned_folders_are_removed_and_those_in_use_are_not(own_zygote: Path) -> None:
+    import fcntl
+
+    prefix = f"rlm-sandbox-{os.getuid()}-"
+    abandoned, used = own_zygote / f"{prefix}1-dead", own_zygote / f"{prefix}4194999-used"
+    abandoned.mkdir(), used.mkdir()
+    lock = os.open(used, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # as a process that has another number there
+    with LocalSandbox():
+        assert used.exists() and not abandoned.exists()
+    os.close(lock)
+
+
+def test_paths_too_long_for_a_request_are_refused_and_the_others_go_on(local: LocalSandbox) -> None:
+    with pytest.raises(SandboxError, match="too long") as caught:
+        LocalSandbox(readable=[f"/tmp/{'x' * 200}{i}" for i in range(400)])
+    assert "common parent" in caught.value.hint
+    zygote = rlm_sandbox.zygote_for((), True)
+    zygote.socket.send(b"not JSON")
+    with pytest.raises(SandboxError, match="not understood"):
+        zygote.answer()
+    assert value(local.execute("1")) == "1"
+
+
+def test_without_descriptors_the_error_says_so_and_none_are_lost(local: LocalSandbox) -> None:
+    import resource
+
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for more in range(3):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before + more - 1, limits[1]))
+        try:
+            with pytest.raises(SandboxError, match="Too many open files") as caught:
+                LocalSandbox()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert "ulimit -n" in caught.value.hint
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("folder, works", [("made", True), ("missing", False)])
+def test_the_temporary_folder_may_be_relative_but_must_be_there(
+    own_zygote: Path, monkeypatch: pytest.MonkeyPatch, folder: str, works: bool
+) -> None:
+    monkeypatch.chdir(own_zygote)
+    (own_zygote / "made").mkdir()
+    monkeypatch.setenv("TMPDIR", folder)
+    if works:
+        with LocalSandbox() as box:
+            assert value(box.execute("1")) == "1" and base_of(own_zygote / folder)
+    else:
+        with pytest.raises(SandboxError, match="missing") as caught:
+            LocalSandbox()
+        assert caught.value.hint == "export TMPDIR=/tmp"
+
+
 def memory() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
@@ -927,6 +1095,32 @@ def test_a_forked_host_has_a_zygote_of_its_own(local: LocalSandbox) -> None:
             os._exit(0 if fine else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert value(local.execute("1 + 1")) == "2"
+
+
+@pytest.mark.parametrize("how", ["dropped", "used"])
+def test_a_forked_host_leaves_its_parents_sandbox_alone(make: Make, how: str) -> None:
+    box = make()
+    box.execute("kept = 41")
+    child = os.fork()
+    if child == 0:
+        fine = False
+        try:
+            fine = how == "dropped" or value(box.execute("6 * 7")) == "42"  # in a worker of its own
+            box.close()
+            rlm_sandbox.shutdown()
+        finally:
+            os._exit(0 if fine else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert value(box.execute("kept")) == "41"
+
+
+def test_a_host_forked_while_a_zygote_starts_does_not_wait_for_ever(local: LocalSandbox) -> None:
+    with rlm_sandbox._zygotes_lock, rlm_sandbox._warm_lock:  # as another thread would hold them
+        child = os.fork()
+        if child == 0:
+            free = rlm_sandbox._zygotes_lock.acquire(blocking=False) and rlm_sandbox._warm_lock.acquire(blocking=False)
+            os._exit(0 if free else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_many_threads_share_and_have_sandboxes(local: LocalSandbox) -> None:
@@ -972,6 +1166,23 @@ def test_an_interrupted_start_does_not_confuse_the_next(local: LocalSandbox, mon
         channel = local._frames.channel if local._frames else None
         assert isinstance(channel, rlm_sandbox.LocalChannel)
         assert eventually(lambda: len(children(channel.zygote.process.pid)) == 3)  # these two, and a spare one
+
+
+def test_a_worker_is_not_used_without_what_the_host_had_set(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = make()
+    box.set("context", "abc")
+    box.kill()
+    box.execute("1")
+    receive = rlm_sandbox.Frames.receive
+
+    def interrupted(self: rlm_sandbox.Frames, seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rlm_sandbox.Frames, "receive", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        box.execute("1")
+    monkeypatch.setattr(rlm_sandbox.Frames, "receive", receive)
+    assert value(box.execute("context")) == "'abc'"
 
 
 def test_warm_and_shutdown_can_come_at_any_time() -> None:

@@ -139,6 +139,63 @@ def test_an_oversized_frame_is_not_even_read(lying: Any) -> None:
     assert cell.status == "lost" and f"a frame of {FRAME_MAX + 1} bytes" in (cell.error or "")
 
 
+CONTAINERS = {
+    "lists": b"[]," * 3_000_000 + b"[]",
+    "objects": b"{}," * 3_000_000 + b"{}",
+    "lists behind strings": rb'"\\\\","\"[","]",' + b"[]," * 3_000_000 + b"[]",
+}
+
+
+@pytest.mark.parametrize("items", CONTAINERS.values(), ids=CONTAINERS)
+def test_a_frame_of_more_lists_than_a_worker_sends_is_not_made_into_any(lying: Any, items: bytes) -> None:
+    box = lying(lambda liar, message: liar.send_raw(b'{"op":"result","id":1,"final":[' + items + b"]}"))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    cell = box.execute("x")
+    assert cell.status == "lost" and "lists and objects" in (cell.error or "")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+
+
+def test_brackets_in_text_are_no_lists(lying: Any) -> None:
+    text = "[" * 1_000_000 + '\\"[\\\\' * 1000
+    box = lying(lambda liar, message: liar.send_frame(result(message, final=[text, "[", "]"])))
+    assert box.execute("x").final == [text, "[", "]"]
+
+
+def test_what_may_be_packed_may_be_read() -> None:
+    for value in ([[]] * 393_000, [{}] * 393_000, [()] * 190_000, {(i, i): 0 for i in range(95_000)}):
+        text = json.dumps(Packer().pack(value), separators=(",", ":")).encode()
+        assert rlm_sandbox.containers_in(text) <= rlm_sandbox.CONTAINERS_MAX
+    for value in (
+        [[]] * 394_000,
+        [{}] * 394_000,
+        [()] * 400_000,
+        [float("nan")] * 400_000,
+        dict.fromkeys(range(400_000), 0),
+    ):
+        with pytest.raises(ValueError, match="larger than"):
+            Packer().pack(value)
+
+
+def test_a_worker_that_takes_nothing_is_given_up(lying: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rlm_sandbox, "START_LIMIT", 0.5)
+    asleep = threading.Event()
+
+    def answer_and_sleep(liar: Liar, message: dict[str, Any]) -> None:
+        liar.send_frame(result(message))
+        asleep.wait(30)
+
+    box = lying(answer_and_sleep)
+    try:
+        assert box.execute("x").ok
+        cell = box.execute("x = '" + "a" * 10_000_000 + "'")
+        assert cell.status == "lost" and "does not take what it is sent" in (cell.error or "")
+        assert box.execute("x").ok
+        with pytest.raises(SandboxError, match="does not take what it is sent"):
+            box._request({"op": "set", "name": "x", "size": None}, [b"", b"a" * 10_000_000])
+    finally:
+        asleep.set()
+
+
 def test_half_a_frame_is_waited_for_within_the_limit(lying: Any) -> None:
     box = lying(lambda liar, message: liar.theirs.sendall(struct.pack(">I", 100) + b"{"))
     cell = box.execute("x")
