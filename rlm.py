@@ -104,6 +104,8 @@ class RLMError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        if hint and hasattr(self, "add_note"):  # from Python 3.11 on a traceback ends with it
+            self.add_note(f"next: {hint}")
         self.result = result
         self.trajectory_id = trajectory_id
 
@@ -192,8 +194,9 @@ class MaxIterationsExceeded(LimitExceeded):
 class TokenBudgetExhausted(LimitExceeded):
     option = "token_budget"
 
-    def __init__(self, tokens_used: int, budget: int, **common: Any) -> None:
-        super().__init__(f"the next call does not fit: {tokens_used:,} of {budget:,} tokens are used", **common)
+    def __init__(self, tokens_used: int, budget: int, *, needed: int = 0, **common: Any) -> None:
+        need = f", and it needs about {needed:,}" if needed else ""
+        super().__init__(f"the next call does not fit: {tokens_used:,} of {budget:,} tokens are used{need}", **common)
         self.tokens_used = tokens_used
         self.budget = budget
 
@@ -764,7 +767,7 @@ class Ledger:
         budget = self.options.cost_budget_usd
         if self.options.token_budget - self.tokens - size >= _LEAST_OUTPUT and budget is not None:
             return CostBudgetExhausted(self.cost, budget)
-        return TokenBudgetExhausted(self.tokens, self.options.token_budget)
+        return TokenBudgetExhausted(self.tokens, self.options.token_budget, needed=size + _LEAST_OUTPUT)
 
     def release(self, ticket: Ticket) -> None:
         """Give a reservation back: its call was not answered."""
@@ -1214,22 +1217,26 @@ def as_context(value: Any, logs: str | None = None) -> Context:
 
 def _require_plain(value: Any) -> None:
     """TypeError, with what to do instead, for what is not plain data."""
-    stack, seen = [value], 0
-    while stack:
-        item = stack.pop()
-        seen += 1
-        if isinstance(item, dict):
-            stack.extend(item.keys())
-            stack.extend(item.values())
-        elif isinstance(item, (list, tuple, set, frozenset)):
-            stack.extend(item)
-        elif not isinstance(item, _PLAIN):
-            raise TypeError(
-                f"context holds a {type(item).__name__}, which is not plain data: give text, bytes, numbers, lists, "
-                "dicts or a Path (for a DataFrame: df.to_csv(); for an object: its fields as a dict)"
-            )
-        if seen > 50_000_000:
+    level: list[Any] = [value]
+    for _ in range(rlm_sandbox.DEPTH_MAX):
+        deeper: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                deeper.extend(item.keys())
+                deeper.extend(item.values())
+            elif isinstance(item, (list, tuple, set, frozenset)):
+                deeper.extend(item)
+            elif not isinstance(item, _PLAIN):
+                raise TypeError(
+                    f"context holds a {type(item).__name__}, which is not plain data: give text, bytes, numbers, "
+                    "lists, dicts or a Path (for a DataFrame: df.to_csv(); for an object: its fields as a dict)"
+                )
+        if not deeper:
+            return
+        if len(deeper) > 50_000_000:
             raise TypeError("context has over 50,000,000 items, or holds itself: join them into one text")
+        level = deeper
+    raise TypeError(f"context is nested over {rlm_sandbox.DEPTH_MAX} deep, or holds itself: flatten it, or give text")
 
 
 def read_context(

@@ -1067,6 +1067,13 @@ def _host(url: str) -> str:
     return (urlsplit(url).hostname or "").lower()
 
 
+def _place(url: str) -> str:
+    """Host and port, as the URL has them."""
+    from urllib.parse import urlsplit
+
+    return urlsplit(url).netloc.rpartition("@")[2].lower()
+
+
 def _is_loopback(url: str) -> bool:
     return _host(url) in LOOPBACK
 
@@ -1083,7 +1090,7 @@ def _transport_error(problem: BaseException, flight: _Flight, url: str) -> BaseE
     reason = _innermost(problem)
     words = str(getattr(reason, "strerror", None) or "it broke off").lower()
     return BackendError(
-        f"no connection to {_host(url)}: {words}",
+        f"no connection to {_place(url)}: {words}",
         code="timeout" if isinstance(reason, TimeoutError) else "connection",
         provider=flight.provider,
         hint="is the server running?" if _is_loopback(url) else "is the network up, and the base URL right?",
@@ -2292,11 +2299,16 @@ class HTTPBackend:
         error.retryable = error.retryable and response.headers.get("x-should-retry") != "false"
         return error
 
+    def _who(self) -> str:
+        """The provider; with the place, where somebody else speaks its protocol there."""
+        owner = _at(self.base_url)
+        return self.provider if owner and owner.id == self.provider else f"{self.provider} at {_place(self.base_url)}"
+
     def _status_error(self, status: int, text: str, wait: float | None) -> BackendError:
         code = _code_for(status, text)
         lasting = code in ("quota", "context_length") or re.search(_NO_TOOLS, text) or re.search(_NO_IMAGES, text)
         again = not lasting and (status in _RETRIED or status >= 500)
-        message = f"{self.provider} answers {status}: {text}"
+        message = f"{self._who()} answers {status}: {text}"
         return self._error(code, message, status=status, hint=_HINTS.get(code, ""), retryable=again, retry_after=wait)
 
     def _error(self, code: str, message: str, **more: Any) -> BackendError:
@@ -2698,7 +2710,7 @@ def _write_reply(path: str, reply: Reply) -> None:
     """Keep an answer, whole or not at all, readable by its owner only. One that cannot be kept is an answer still."""
     import tempfile
 
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RecursionError):
         handle, name = tempfile.mkstemp(dir=os.path.dirname(path))
         try:
             with open(handle, "wb") as file:

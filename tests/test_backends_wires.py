@@ -726,7 +726,7 @@ def test_certificates_are_checked_against_those_of_the_environment(
 
 def test_a_certificate_that_nobody_vouches_for_ends_the_call_at_once(secure: Wire) -> None:
     for line in called(secure.url.replace("http:", "https:") + "/v1"):
-        assert line.startswith("connection False no connection to 127.0.0.1: ")
+        assert line.startswith("connection False no connection to 127.0.0.1:")
         assert "certificate verify failed" in line
     assert secure.requests == []
 
