@@ -1223,3 +1223,19 @@ def test_a_resumed_run_reaches_no_further_than_before(openai: Server, workspace:
     name = forget_the_last(run(openai, "ok", allowed_paths=["in"]).log, 2)
     openai.script = answer_with(code("FINAL(open('outside.txt').read())"), lambda request: request.last)
     assert "FileNotFoundError" in rlm.RLM(model=MODEL).resume(name).response
+
+
+def test_a_context_that_is_nested_too_deep_is_refused_before_the_run() -> None:
+    deep: list[Any] = []
+    for _ in range(200):
+        deep = [deep]
+    with pytest.raises(TypeError, match="nested over 100 deep"):
+        rlm.complete("go", deep, backend=Scripted("never"), config=False)
+
+
+def test_a_budget_error_says_what_was_needed_and_a_traceback_what_to_do() -> None:
+    with pytest.raises(rlm.TokenBudgetExhausted, match=r"0 of 100 tokens are used, and it needs about \d+"):
+        rlm.complete("go", backend=Scripted("never"), token_budget=100, config=False)
+    error = rlm.ConfigError("no key", hint="export OPENAI_API_KEY=…")
+    assert getattr(error, "__notes__", ["next: export OPENAI_API_KEY=…"]) == ["next: export OPENAI_API_KEY=…"]
+    assert str(pickle.loads(pickle.dumps(error))) == "no key"
