@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import rlm_backends
     import rlm_mcp
     import rlm_sandbox
+    import rlm_tools
     import rlm_viz
 
 
@@ -53,7 +54,7 @@ class _Sibling:
 
 if not TYPE_CHECKING:
     rlm, rlm_backends, rlm_mcp = _Sibling("rlm"), _Sibling("rlm_backends"), _Sibling("rlm_mcp")
-    rlm_sandbox, rlm_viz = _Sibling("rlm_sandbox"), _Sibling("rlm_viz")
+    rlm_sandbox, rlm_tools, rlm_viz = _Sibling("rlm_sandbox"), _Sibling("rlm_tools"), _Sibling("rlm_viz")
 
 __all__ = ["main"]
 
@@ -132,6 +133,7 @@ class Shell:
         self.flags_again: Callable[[Collection[str]], str] = lambda but: ""
         self.can_resume = True
         self.abandoned = False
+        self.left_off: tuple[str, str] | None = None  # of a batch that was stopped: how far it came, and how to go on
         self._lock = threading.Lock()
 
     def colour(self, wish: str | None) -> None:
@@ -173,11 +175,9 @@ class Shell:
             return self.reader_left()
         result = rlm.last_result() if self.is_run else None
         self._report("interrupted", result, None)
-        done = summary(result) if result else ""
+        second, following = self.left_off or (f"done: {summary(result)}" if result else "", self._way_on(result))
         ended = isinstance(stop, Terminated)
-        self.terminal.error(
-            "terminated" if ended else "interrupted", f"done: {done}" if done else "", self._way_on(result)
-        )
+        self.terminal.error("terminated" if ended else "interrupted", second, following)
         return TERMINATED if ended else INTERRUPTED
 
     def failed(self, error: Exception) -> int:
@@ -250,7 +250,7 @@ def in_words(error: Exception) -> tuple[str, str, str]:
 
 def doubled(log: str | os.PathLike[str], limit: str) -> str:
     """Twice the limit that a run had when it was last begun or resumed, as its flag takes it."""
-    value = rlm.OPTIONS[limit].default
+    value: Any = rlm.OPTIONS[limit].default
     for event in rlm_viz.read(log, bodies=False)[0]:
         if event.get("event") == "resume" or (event.get("event") == "start" and not event.get("depth")):
             recorded = (event.get("limits") or {}).get(limit)
@@ -780,9 +780,8 @@ def quoted_glob(args: argparse.Namespace) -> str:
     extra = args.words[1:]
     if not args.context or not all(map(os.path.exists, extra)):
         return ""
-    folder = os.path.dirname(args.context[-1])
-    ending = os.path.commonprefix([os.path.splitext(path)[1][::-1] for path in (args.context[-1], *extra)])[::-1]
-    glob = os.path.join(folder, f"*{ending}")
+    endings = {os.path.splitext(path)[1] for path in (args.context[-1], *extra)}
+    glob = os.path.join(os.path.dirname(args.context[-1]), f"*{endings.pop() if len(endings) == 1 else ''}")
     return f"put quotes around the glob: -c '{glob}'"
 
 
@@ -822,6 +821,9 @@ def answer(
     if args.html:
         _require_folder(args.html)
     verbose = bool(values["verbose"])
+    for name, meant in unknown_variables().items():
+        if meant:
+            shell.terminal.say(f"rlm: {name} is no option and was not read: did you mean {meant!r}?")
     with Progress(shell.terminal, values, quiet=args.quiet, verbose=verbose) as progress:
 
         def listen(event: Event) -> None:
@@ -1332,14 +1334,21 @@ def batch(args: argparse.Namespace, shell: Shell) -> int:
         opened = {**given, "verbose": False, "config": args.config, "on_event": progress.see}
         with prints_to_stderr(), rlm.RLM(**opened) as runtime, progress:
             how = {"max_workers": args.jobs, "on_result": take, "one_ledger": args.one_budget}
-            for _ in runtime.batch([items[number] for number in missing], **how):
-                pass
+            try:
+                for _ in runtime.batch([items[number] for number in missing], **how):
+                    pass
+            except KeyboardInterrupt:
+                following = "the same command goes on" if args.output else "-o RESULTS.jsonl keeps what is done"
+                shell.left_off = f"{progress.done} of {progress.total} done", following
+                raise
         results.sort()
     if not args.output:
         for number in sorted(results.rows):
             shell.print_json(results.rows[number])
     if not args.quiet:
         shell.terminal.say(progress.line())
+        if reason := progress.reason():
+            shell.terminal.say(f"rlm: {one_line(reason, 400)}")
     return FAILED if progress.failed else ANSWERED
 
 
@@ -1347,14 +1356,24 @@ class BatchProgress(Progress):
     """The same counts, with how many rows are done."""
 
     total = done = failed = 0
+    first_error: Mapping[str, str] | None = None
 
     def count(self, row: Mapping[str, Any]) -> None:
         self.done += 1
-        self.failed += row["status"] != "answered"
+        if row["status"] != "answered":
+            self.failed += 1
+            self.first_error = self.first_error or row["error"]
 
     def line(self) -> str:
         failed = f"  {self.failed} failed" if self.failed else ""
         return f"{self.done}/{self.total} rows{failed}  {super().line()}"
+
+    def reason(self) -> str:
+        """Why rows failed, by the first of them; "" where none did."""
+        if self.first_error is None:
+            return ""
+        hint = self.first_error["hint"]
+        return "first failure: " + without_keys(self.first_error["message"]) + (f" (next: {hint})" if hint else "")
 
 
 def read_items(path: str, template: str | None) -> list[dict[str, Any]]:
@@ -1364,34 +1383,44 @@ def read_items(path: str, template: str | None) -> list[dict[str, Any]]:
             if path.lower().endswith(".csv"):
                 import csv
 
-                records: list[Any] = list(csv.DictReader(file))
+                rows = csv.DictReader(file)
+                records: list[tuple[int, Any]] = [(rows.line_num, row) for row in rows]
             else:
-                records = [_json_line(path, n, line) for n, line in enumerate(file, 1) if line.strip()]
+                records = [(n, _json_line(path, n, line)) for n, line in enumerate(file, 1) if line.strip()]
     except OSError as error:
         raise rlm.ConfigError(f"cannot read {path!r}: {error.strerror}", hint="rlm batch prompts.jsonl") from error
     except UnicodeDecodeError as error:
         raise rlm.ConfigError(f"{path!r} is not UTF-8 text: {error}", hint="a JSONL or CSV file") from None
     if not records:
         raise rlm.ConfigError(f"{path!r} has no rows", hint="a JSONL or CSV file")
-    return [_item(path, number, record, template) for number, record in enumerate(records, 1)]
+    return [_item(path, number, record, template) for number, record in records]
 
 
 def _json_line(path: str, number: int, line: str) -> Any:
     try:
         return json.loads(line)
     except ValueError as error:
-        raise rlm.ConfigError(f"{path}:{number}: not JSON: {error}", hint="a text or an object on each line") from None
+        hint = 'a JSON string in quotes, or an object, on each line: "…" or {"prompt": "…"}'
+        raise rlm.ConfigError(f"{path}:{number}: not JSON: {error}", hint=hint) from None
 
 
 def _item(path: str, number: int, record: Any, template: str | None) -> dict[str, Any]:
     fields = {"prompt": record} if isinstance(record, str) else record
     if not isinstance(fields, dict):
         raise rlm.ConfigError(f"{path}:{number}: neither a text nor an object", hint='{"prompt": "…", "context": "…"}')
+    if template is None and not path.lower().endswith(".csv"):  # a template, and a table, have columns of their own
+        for name in fields:
+            if name not in _ITEM_KEYS:
+                hint = f"{rlm.suggestion(name, _ITEM_KEYS)} (or --prompt TEMPLATE with {{{name}}})"
+                raise rlm.ConfigError(f"{path}:{number}: unknown key {name!r}", hint=hint)
     prompt = fields.get("prompt") if template is None else fill(template, fields)
     if not isinstance(prompt, str) or not prompt.strip():
         hint = f"--prompt TEMPLATE with {', '.join(f'{{{name}}}' for name in fields)}"
         raise rlm.ConfigError(f"{path}:{number}: no prompt in this row", hint=hint)
     return {"prompt": prompt} | ({"context": fields["context"]} if "context" in fields else {})
+
+
+_ITEM_KEYS = ("prompt", "context")
 
 
 def fill(template: str, fields: Mapping[str, Any]) -> str:
@@ -1950,15 +1979,21 @@ class Check(NamedTuple):
 def declare_doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="{ok, checks: [{name, state, detail, next}]}")
     parser.add_argument("--online", action="store_true", help="one tiny call to each provider that has a key")
+    declare_options(parser, "options, as a run would be given them")
 
 
 def doctor(args: argparse.Namespace, shell: Shell) -> int:
     """`rlm doctor`: what works here, and the next step for what does not."""
     settings, config_check = _check_configuration(args)
-    checks = [check_module(), check_python(), *check_dependencies(), config_check]
+    checks = [check_module(), check_python(), *check_dependencies(), config_check, *check_variables()]
+    model = check_model(settings)
+    keys = check_keys(settings)
     checks += [
-        check_keys(settings),
+        check for check in (keys if keys.state == "ok" or not settings.values["base_url"] else None, model) if check
+    ]
+    checks += [
         check_local_models(),
+        *check_tools(settings),
         check_sandbox(settings),
         check_docker(settings),
         check_logs(settings),
@@ -1982,10 +2017,36 @@ def doctor(args: argparse.Namespace, shell: Shell) -> int:
 
 def _check_configuration(args: argparse.Namespace) -> tuple[rlm.Configuration, Check]:
     try:
-        settings = rlm.load_config({}, config=args.config)
+        settings = rlm.load_config(given_options(args), config=args.config)
     except rlm.ConfigError as error:
-        return rlm.load_config({}, config=False), Check("configuration", "fail", error.message, error.hint)
+        return _unconfigured(), Check("configuration", "fail", error.message, error.hint)
     return settings, Check("configuration", "ok", ", ".join(settings.files) or "no files; defaults and environment")
+
+
+def _unconfigured() -> rlm.Configuration:
+    """What is in force where the configuration cannot be read: what else is wrong here is told all the same."""
+    try:
+        return rlm.load_config({}, config=False)
+    except rlm.ConfigError:  # a variable is what is wrong
+        defaults = {name: row.default for name, row in rlm.OPTIONS.items()}
+        return rlm.Configuration(defaults, dict.fromkeys(rlm.OPTIONS, "default"), [], dict(os.environ))
+
+
+def unknown_variables() -> dict[str, str]:
+    """The RLM_* variables that no option has, each with the one that was meant, or ""."""
+    import difflib
+
+    known = {f"RLM_{name.upper()}" for name in rlm.OPTIONS} | {"RLM_DEBUG", "RLM_MCP_CLI"}
+    strange = sorted(name for name in os.environ if name.startswith("RLM_") and name not in known)
+    return {name: next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.8)), "") for name in strange}
+
+
+def check_variables() -> list[Check]:
+    """A line for each RLM_* variable that nothing reads."""
+    return [
+        Check("environment", "warn", f"{name} is no option", f"did you mean {meant!r}?" if meant else "rlm config")
+        for name, meant in unknown_variables().items()
+    ]
 
 
 def check_module() -> Check:
@@ -2041,6 +2102,63 @@ def check_keys(settings: rlm.Configuration) -> Check:
     return Check("keys", "warn", "none (environment, .env, configuration)", "export OPENAI_API_KEY=…   or   rlm demo")
 
 
+def check_model(settings: rlm.Configuration) -> Check | None:
+    """Whether the model that is configured can be asked; of a server of the user's own, whether it answers."""
+    values = settings.values
+    if not values["base_url"] and not values["model"]:
+        return None
+    given = {name: values[name] for name in ("api_key", "base_url")}
+    try:
+        backend = rlm_backends.connect(values["model"], values["backend"], environ=settings.environ, **given)
+    except rlm_backends.BackendError as error:
+        return Check("model", "fail", str(error), error.hint)
+    if not values["base_url"]:
+        return Check("model", "ok", f"{backend.model} of {backend.provider}")
+    what = f"{backend.model} at {backend.base_url}"
+    try:
+        status, models = _models_at(backend.base_url)
+    except OSError as error:  # what requests raises is one
+        return Check(
+            "model", "fail", f"{what}: no answer ({type(error).__name__})", "start the server, or --base-url URL"
+        )
+    if status in (401, 403):
+        return Check("model", "ok", f"{what} answers, and asks for a key")
+    if models and backend.model not in models:
+        return Check(
+            "model", "warn", f"{what}: the server has no such model", rlm.suggestion(backend.model, models[:20])
+        )
+    return Check("model", "ok", f"{what} answers")
+
+
+def _models_at(base_url: str) -> tuple[int, list[str]]:
+    """(HTTP status, names) of a server's list of models, which costs nothing. No key is sent."""
+    import requests
+
+    with requests.Session() as session:
+        session.trust_env = False  # no .netrc
+        session.proxies = {} if rlm_backends._is_loopback(base_url) else requests.utils.get_environ_proxies(base_url)
+        answer = session.get(f"{base_url.rstrip('/')}/models", timeout=2, allow_redirects=False)
+        try:
+            return answer.status_code, [str(entry["id"]) for entry in answer.json()["data"]]
+        except (ValueError, LookupError, TypeError):
+            return answer.status_code, []
+
+
+def check_tools(settings: rlm.Configuration) -> list[Check]:
+    """A line for the tools of the configuration and of installed plug-ins; none where there are none."""
+    sources: list[Callable[[], list[Any]]] = [rlm_tools.entry_point_tools]
+    sources += [functools.partial(rlm_tools.load_tools, spec) for spec in settings.values["tools"] or []]
+    names: list[str] = []
+    troubles: list[Check] = []
+    for load in sources:
+        try:
+            with prints_to_stderr():
+                names += [tool.name for tool in load()]
+        except rlm_tools.ToolError as error:
+            troubles.append(Check("tools", "fail", one_line(error, 300), error.hint or "--tools FILE_OR_MODULE"))
+    return [*troubles, *([Check("tools", "ok", ", ".join(names))] if names else [])]
+
+
 def check_local_models() -> Check:
     """Model servers on this machine's usual ports."""
     found = rlm_backends.local_servers()
@@ -2074,17 +2192,13 @@ def check_sandbox(settings: rlm.Configuration) -> Check:
 def check_docker(settings: rlm.Configuration) -> Check:
     """Whether a Docker daemon answers within two seconds; needed only where the configuration asks for it."""
     found: list[str] = []
-    trouble: list[str] = []
+    trouble: list[tuple[str, str]] = []
 
     def ask() -> None:
         try:
-            import docker
-
-            client = docker.from_env(timeout=2)
-            found.append(str(client.version()["Version"]))
-            client.close()
+            found.append(str(rlm_sandbox.docker_engine().version()["Version"]))
         except Exception as error:  # whatever the SDK raises, it is what there is to report
-            trouble.append(one_line(error, 120))
+            trouble.append((one_line(error, 200), getattr(error, "hint", "")))
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
@@ -2092,9 +2206,8 @@ def check_docker(settings: rlm.Configuration) -> Check:
     if found:
         return Check("docker", "ok", f"daemon {found[0]}")
     state = "fail" if settings.values["environment"] == "docker" else "warn"
-    return Check(
-        "docker", state, trouble[0] if trouble else "no answer in 2 s", "start Docker (only --env docker needs it)"
-    )
+    what, following = trouble[0] if trouble else ("no answer in 2 s", "")
+    return Check("docker", state, what, f"{following or 'start Docker'} (only --env docker needs it)")
 
 
 def check_logs(settings: rlm.Configuration) -> Check:

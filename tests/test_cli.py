@@ -560,7 +560,7 @@ def test_what_a_tool_prints_stays_out_of_a_batchs_rows_a_chats_answers_and_a_str
     assert json.loads(row)["response"] == "7"
     openai.script = answer_with(code("FINAL(stock('nut'))"))
     assert rlm("chat", "--tools", "stock.py", input=b"How many?\n").stdout == b"7\n"
-    openai.script = answer_with("seven")
+    openai.script = lambda request: "seven"
     assert rlm("How many?", "--stream", "--tools", "stock.py").stdout == b"seven\n"
 
 
@@ -1140,6 +1140,46 @@ def test_doctor_says_what_works_and_exits_1_if_a_required_line_fails(workspace: 
     assert re.search(r"✗ configuration .*'no_such_key'\n +next: ", broken.stdout.decode())
 
 
+def doctor_says(*arguments: str, env: dict[str, str] | None = None) -> dict[str, dict[str, str]]:
+    return {check["name"]: check for check in json.loads(rlm("doctor", "--json", *arguments, env=env).stdout)["checks"]}
+
+
+def test_doctor_says_whether_the_configured_server_answers(server: Server, workspace: Path) -> None:
+    """Asked for its list of models only, which the scripted server has not: no call, no key."""
+    own = {"RLM_BASE_URL": server.base_url, "RLM_MODEL": "toy"}
+    found = doctor_says(env=own)
+    assert found["model"]["state"] == "ok" and found["model"]["detail"] == f"toy at {server.base_url} answers"
+    assert "keys" not in found
+    assert not server.requests
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    gone = doctor_says("-m", "toy", "--base-url", f"http://127.0.0.1:{port}/v1")["model"]
+    assert (gone["state"], f"toy at http://127.0.0.1:{port}/v1: no answer" in gone["detail"]) == ("fail", True)
+
+
+def test_doctor_names_broken_tools_and_a_variable_that_nothing_reads(workspace: Path) -> None:
+    (workspace / "broken.py").write_text("import no_such_module\n")
+    found = doctor_says("--tools", "broken.py", env={"RLM_MODLE": "x"})
+    assert (found["tools"]["state"], "no_such_module" in found["tools"]["detail"]) == ("fail", True)
+    assert (
+        "! environment    RLM_MODLE is no option\n                 next: did you mean 'RLM_MODEL'?"
+        in rlm("doctor", env={"RLM_MODLE": "x"}).stdout.decode()
+    )
+
+
+def test_a_run_says_that_a_mistyped_variable_was_not_read(openai: Server) -> None:
+    openai.script = answer_with("Paris")
+    ran = rlm("Capital?", env={"RLM_MODLE": "x", "RLM_OF_ANOTHER_PROGRAM": "y"})
+    notes = [line for line in ran.stderr.decode().splitlines() if line.startswith("rlm: ")]
+    assert notes == ["rlm: RLM_MODLE is no option and was not read: did you mean 'RLM_MODEL'?"]
+
+
+def test_doctor_takes_dockers_trouble_from_the_sandbox_that_would_use_it(workspace: Path) -> None:
+    found = doctor_says(env={"DOCKER_HOST": "unix:///nowhere/docker.sock"})["docker"]
+    assert found["state"] == "warn" and "no Docker daemon answers at unix:///nowhere/docker.sock" in found["detail"]
+    assert "systemctl start docker" in found["next"]
+
+
 def test_doctor_online_calls_each_provider_that_has_a_key(openai: Server) -> None:
     openai.script = lambda request: "ok"
     found = json.loads(rlm("doctor", "--json", "--online").stdout)
@@ -1397,7 +1437,7 @@ def test_a_csv_with_a_template(openai: Server, workspace: Path) -> None:
     [
         ("p.jsonl", '"ok"\n{bad\n', [], "p.jsonl:2: not JSON"),
         ("p.jsonl", "[1]\n", [], "p.jsonl:1: neither a text nor an object"),
-        ("p.jsonl", '{"text": "x"}\n', [], "p.jsonl:1: no prompt in this row"),
+        ("p.jsonl", '{"prompt": " "}\n', [], "p.jsonl:1: no prompt in this row"),
         ("p.csv", "a,b\n1,2\n", ["--prompt", "{aa}"], "--prompt: no column 'aa'"),
         ("p.jsonl", "\n", [], "'p.jsonl' has no rows"),
         ("p.jsonl", '"x"\n', ["-j", "0"], "-j of at least 1"),
@@ -1411,6 +1451,42 @@ def test_a_bad_batch_is_refused_before_anything_is_sent(
     ran = rlm("batch", name, *arguments)
     assert (ran.returncode, openai.requests) == (2, [])
     assert message in three_lines(ran.stderr)[0]
+
+
+@pytest.mark.parametrize(
+    ("lines", "first", "last"),
+    [
+        ("What?\nWhy?\n", "p.jsonl:1: not JSON", "a JSON string in quotes, or an object, on each line"),
+        ('\n\n{"promt": "x"}\n', "p.jsonl:3: unknown key 'promt'", "did you mean 'prompt'?"),
+        ('{"prompt": "x", "model": "y"}\n', "p.jsonl:1: unknown key 'model'", "there are: context, prompt"),
+        ('"x"\n\n[1]\n', "p.jsonl:3: neither a text nor an object", '{"prompt": "…"'),
+    ],
+    ids=["plain text", "mistyped", "unknown", "after a blank line"],
+)
+def test_a_row_that_is_none_is_named_with_its_line(workspace: Path, lines: str, first: str, last: str) -> None:
+    (workspace / "p.jsonl").write_text(lines)
+    said = three_lines(rlm("batch", "p.jsonl").stderr)
+    assert first in said[0] and last in said[-1]
+
+
+def test_a_batch_names_the_reason_of_its_first_failure(openai: Server, workspace: Path) -> None:
+    (workspace / "p.jsonl").write_text('"a"\n"b"\n')
+    openai.script = lambda request: scripted.error(401, f"bad key {scripted.KEY}")
+    ran = rlm("batch", "p.jsonl", "-o", "r.jsonl")
+    figures, reason = ran.stderr.decode().splitlines()[-2:]
+    assert "2 failed" in figures and reason.startswith("rlm: first failure: ")
+    assert rows_of(workspace / "r.jsonl")[0]["error"]["message"][:40] in reason and scripted.KEY not in reason
+
+
+def test_a_batch_that_is_stopped_says_how_far_it_came(openai: Server, workspace: Path) -> None:
+    (workspace / "p.jsonl").write_text('"quick"\n"slow"\n')
+    openai.script = lambda request: "done" if "quick" in request.prompt else scripted.hang()
+    process = start("batch", "p.jsonl", "-o", "r.jsonl", "-j", "1")
+    openai.wait_for(2)
+    process.send_signal(signal.SIGINT)
+    status, _, err = ended(process)
+    assert status == 130
+    assert err.endswith("rlm: interrupted\n  1 of 2 done\n  next: the same command goes on\n")
 
 
 def test_one_budget_for_the_whole_batch(openai: Server, workspace: Path) -> None:
