@@ -1026,6 +1026,7 @@ class Recording:
         self.starts: dict[str, Event] = {}
         self.ends: dict[str, Event] = {}
         self.children: dict[str, str] = {}
+        self.raised: dict[str, Any] = {}  # limits that a resume had
         self.calls: list[Event] = []
         self.prompts: list[Event] = []  # the root's starts, one for each prompt of a conversation
         for event in events:
@@ -1059,6 +1060,8 @@ class Recording:
             self.compactions[node, event["turn"]] = event
         elif kind == "end":
             self.ends[node] = event
+        elif kind == "resume":
+            self.raised.update({name: value for name, value in (event.get("limits") or {}).items() if name in _LIMITS})
 
 
 # --- the context: the input that is not put into the prompt ------------------------------------------------------
@@ -3340,7 +3343,8 @@ class RLM:
         if root.get("protocol") == "stream":
             message = f"{root['trajectory_id']} was a stream: one call, which is not resumed or replayed"
             raise ConfigError(message, hint="ask again: rlm --stream PROMPT")
-        recorded = {name: value for name, value in (root.get("limits") or {}).items() if name in _LIMITS}
+        limits = {**(root.get("limits") or {}), **recording.raised}
+        recorded = {name: value for name, value in limits.items() if name in _LIMITS}
         recorded.update({name: root.get(name) for name in ("model", "sub_model", "schema")})
         if root.get("protocol") == "text":  # "tools" is where a run begins that may yet change to text
             recorded["protocol"] = "text"

@@ -1239,3 +1239,11 @@ def test_a_budget_error_says_what_was_needed_and_a_traceback_what_to_do() -> Non
     error = rlm.ConfigError("no key", hint="export OPENAI_API_KEY=…")
     assert getattr(error, "__notes__", ["next: export OPENAI_API_KEY=…"]) == ["next: export OPENAI_API_KEY=…"]
     assert str(pickle.loads(pickle.dumps(error))) == "no key"
+
+
+def test_a_replay_has_the_limits_that_a_resume_was_given(openai: Server) -> None:
+    with pytest.raises(rlm.MaxIterationsExceeded) as stopped:
+        run(openai, code("x = 1"), code("FINAL(x)"), max_iterations=1)
+    name = str(stopped.value.trajectory_id)
+    assert rlm.RLM(model=MODEL).resume(name, max_iterations=3).value == 1
+    assert rlm.RLM(model=MODEL).replay(name).result.value == 1
