@@ -1286,6 +1286,52 @@ def read_context(
     return Context(contents, source, tuple(given.notes))
 
 
+def _context_path(journal: str, turn: int) -> str:
+    """Where the context of a prompt is kept: beside the journal, a conversation's later ones by their turn."""
+    return os.path.splitext(journal)[0] + (f".{turn}.context" if turn else ".context")
+
+
+def _save_context(path: str, value: Any) -> None:
+    """Write a value beside the journal, compressed; one that is too large, or a full disk, leaves none."""
+    import zlib
+
+    try:
+        text = value if isinstance(value, str) else json.dumps(rlm_sandbox.Packer(_SAVED_CONTEXT).pack(value))
+        squeeze = zlib.compressobj(1)
+        descriptor = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(squeeze.compress(b"s" if isinstance(value, str) else b"j"))
+            file.writelines(map(squeeze.compress, rlm_sandbox.encoded(text)))
+            file.write(squeeze.flush())
+        os.replace(f"{path}.new", path)
+    except ValueError:
+        return
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(f"{path}.new")
+
+
+def _load_context(path: str) -> Any:
+    """The value that `_save_context` wrote; ConfigError for anything else, however much it says it unpacks to."""
+    import zlib
+
+    most = 8 * _SAVED_CONTEXT  # JSON may spend six characters on one
+    try:
+        with open(path, "rb") as file:
+            packed = zlib.decompressobj()
+            blob = packed.decompress(file.read(most), most)
+        if not packed.eof:
+            raise ValueError("its copy is damaged or too large")
+        if blob[:1] == b"s":
+            return blob[1:].decode("utf-8", "surrogatepass")
+        return rlm_sandbox.unpack(json.loads(blob[1:]))
+    except (OSError, ValueError, TypeError, RecursionError, zlib.error) as error:
+        raise ConfigError(
+            f"the context of this run was not kept ({error})",
+            hint="start a new run (save_context keeps a value of up to 64 MB, files are read again)",
+        ) from None
+
+
 # --- what the model is told --------------------------------------------------------------------------------------
 
 _INTRO = """\
@@ -1490,6 +1536,58 @@ def show_cell(event: Event) -> str:
     if event.get("images"):
         parts.append(f"[images made: {event['images']}]")
     return "\n".join(part for part in parts if part) or "[no output]"
+
+
+def code_argument(arguments: Any) -> tuple[str, str]:
+    """(code, "") of an execute_code call, or ("", what is wrong with its arguments, for the model)."""
+    if isinstance(arguments, dict):
+        for name in ("code", "python", "source", "script", "input", "cell"):
+            if isinstance(arguments.get(name), str):
+                return arguments[name], ""
+        if isinstance(arguments.get("code"), list) and all(isinstance(line, str) for line in arguments["code"]):
+            return "\n".join(arguments["code"]), ""
+        return "", 'error: execute_code needs {"code": "..."}, a string; nothing was run'
+    text = str(arguments).strip()
+    if blocks := code_blocks(text):
+        return "\n".join(blocks), ""
+    if text and not text.startswith("{") and parses(text):
+        return text, ""
+    return "", 'error: the arguments are not a JSON object and nothing was run; send {"code": "..."}, properly escaped'
+
+
+def _prompt_list(function: str, prompts: Any) -> list[str]:
+    """The prompts of a call from the REPL; TypeError that says what to write where they are none."""
+    if not isinstance(prompts, (list, tuple)):
+        raise TypeError(f"{function} takes a list of prompts, not {type(prompts).__name__}")
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            instead = "; for several prompts: llm_query_batched(prompts)" if isinstance(prompt, (list, tuple)) else ""
+            raise TypeError(f"{function}: a prompt must be a str, not {type(prompt).__name__}{instead}")
+        if not prompt.strip():
+            raise ValueError(f"{function}: a prompt is empty")
+    return list(prompts)
+
+
+def _leaf_text(text: str, stop_reason: str | None, usage: Mapping[str, int]) -> str:
+    """A sub-call's answer; SubcallError for one that was cut off or refused, since that is not an answer."""
+    if stop_reason == "length":
+        raise SubcallError(
+            f"the answer was cut off after {usage.get('output', 0)} tokens: ask for a shorter one "
+            "(what came is in .partial)",
+            partial=text,
+        )
+    if stop_reason in ("refusal", "content_filter"):
+        raise SubcallError(f"the model refused: {text or stop_reason}", partial=text)
+    return text
+
+
+def _json_in(text: str) -> Any:
+    """The JSON value of an answer given as text, in a fence or not; the text itself if it is none."""
+    blocks = [f.code for f in fences(text) if f.tag in ("json", "")]
+    for candidate in [*blocks, text]:
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(candidate)
+    return text
 
 
 # --- a run: what all nodes of one tree share ---------------------------------------------------------------------
@@ -1807,7 +1905,7 @@ class Run:
             duration_ms=_ms_since(flight["started"]),
         )
 
-    def stop(self, reason: BaseException) -> bool:
+    def stop(self, reason: BaseException) -> None:
         """Stop every thread and cell of the tree, softly: variables are kept."""
         self.ledger.fail(reason)
         with self._lock:
@@ -1815,7 +1913,6 @@ class Run:
         for sandbox in sandboxes:
             if hasattr(sandbox, "interrupt"):
                 sandbox.interrupt()
-        return True
 
     def abort(self, reason: BaseException) -> None:
         """Ctrl-C: stop every thread and sandbox of the tree now, and leave a journal that can be resumed."""
@@ -2043,6 +2140,41 @@ class Node:
             reply = self.ask()
             if (answer := self.act(reply)) is not None:
                 return answer
+
+    def finish(self, prompt: str) -> Answer:
+        """Solve, close and journal the end of a node, whichever way it ends."""
+        run = self.run
+        answer: Answer | None = None
+        failure: BaseException | None = None
+        try:
+            answer = self.solve(prompt)
+            return answer
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            if not run.options.persistent or self.depth:
+                self.close()
+            if not run.replaying:
+                self.end(answer, failure)
+
+    def end(self, answer: Answer | None, failure: BaseException | None) -> None:
+        """Write a node's `end`. A journal that is already broken must not hide the failure that broke it."""
+        fields: Event = {"node": self.id, "status": "answered", "response": None, "error": None}
+        if answer is not None:
+            fields.update(response=answer.text, given=answer.given)
+            if answer.given:
+                fields.update(packed("value", answer.value))
+        else:
+            stopped = isinstance(failure, KeyboardInterrupt)
+            fields["status"] = (
+                "interrupted" if stopped else "partial" if isinstance(failure, LimitExceeded) else "error"
+            )
+            hint = getattr(failure, "hint", "")
+            fields["error"] = {"type": type(failure).__name__, "message": str(failure), "hint": hint}
+            fields["response"] = self.run.best or None if self.depth == 0 else None
+        with contextlib.suppress(RLMError):
+            self.run.journal.write("end", parent=self.parent, depth=self.depth, **fields, totals=self.run.totals())
 
     def relive(self, prompt: str, turns: int) -> None:
         """An earlier prompt of a recorded conversation: the same, as far as its recorded turns go."""
@@ -2624,7 +2756,7 @@ class Node:
         ended = run.recording.ends.get(child.id)
         if ended and ended["status"] == "answered" and not run.replaying and ("value" in ended or not ended["given"]):
             return rlm_sandbox.unpack(ended["value"]) if ended["given"] else ended["response"]
-        answer = finish(child, prompt)
+        answer = child.finish(prompt)
         return answer.value if answer.given else answer.text
 
     def _tool_plan(self, tool: Tool) -> Callable[..., Callable[[], Any]]:
@@ -2777,89 +2909,11 @@ class HostFunction:
             raise
 
 
-def finish(node: Node, prompt: str) -> Answer:
-    """Solve, close and journal the end of a node, whichever way it ends."""
-    run = node.run
-    answer: Answer | None = None
-    failure: BaseException | None = None
-    try:
-        answer = node.solve(prompt)
-        return answer
-    except BaseException as error:
-        failure = error
-        raise
-    finally:
-        if not run.options.persistent or node.depth:
-            node.close()
-        if not run.replaying:
-            journal_end(run, node, answer, failure)
-
-
-def journal_end(run: Run, node: Node, answer: Answer | None, failure: BaseException | None) -> None:
-    """Write a node's `end`. A journal that is already broken must not hide the failure that broke it."""
-    fields: Event = {"node": node.id, "status": "answered", "response": None, "error": None}
-    if answer is not None:
-        fields.update(response=answer.text, given=answer.given)
-        if answer.given:
-            fields.update(packed("value", answer.value))
-    else:
-        stopped = isinstance(failure, KeyboardInterrupt)
-        fields["status"] = "interrupted" if stopped else "partial" if isinstance(failure, LimitExceeded) else "error"
-        hint = getattr(failure, "hint", "")
-        fields["error"] = {"type": type(failure).__name__, "message": str(failure), "hint": hint}
-        fields["response"] = run.best or None if node.depth == 0 else None
-    with contextlib.suppress(RLMError):
-        run.journal.write("end", parent=node.parent, depth=node.depth, **fields, totals=run.totals())
-
-
 def provider_error(error: rlm_backends.BackendError) -> RLMError:
     """A backend's error as ours."""
     if error.code == "config":
         return ConfigError(str(error), hint=error.hint)
     return ProviderError(str(error), provider=error.provider or "", status=error.status, hint=error.hint)
-
-
-def code_argument(arguments: Any) -> tuple[str, str]:
-    """(code, "") of an execute_code call, or ("", what is wrong with its arguments, for the model)."""
-    if isinstance(arguments, dict):
-        for name in ("code", "python", "source", "script", "input", "cell"):
-            if isinstance(arguments.get(name), str):
-                return arguments[name], ""
-        if isinstance(arguments.get("code"), list) and all(isinstance(line, str) for line in arguments["code"]):
-            return "\n".join(arguments["code"]), ""
-        return "", 'error: execute_code needs {"code": "..."}, a string; nothing was run'
-    text = str(arguments).strip()
-    if blocks := code_blocks(text):
-        return "\n".join(blocks), ""
-    if text and not text.startswith("{") and parses(text):
-        return text, ""
-    return "", 'error: the arguments are not a JSON object and nothing was run; send {"code": "..."}, properly escaped'
-
-
-def _prompt_list(function: str, prompts: Any) -> list[str]:
-    """The prompts of a call from the REPL; TypeError that says what to write where they are none."""
-    if not isinstance(prompts, (list, tuple)):
-        raise TypeError(f"{function} takes a list of prompts, not {type(prompts).__name__}")
-    for prompt in prompts:
-        if not isinstance(prompt, str):
-            instead = "; for several prompts: llm_query_batched(prompts)" if isinstance(prompt, (list, tuple)) else ""
-            raise TypeError(f"{function}: a prompt must be a str, not {type(prompt).__name__}{instead}")
-        if not prompt.strip():
-            raise ValueError(f"{function}: a prompt is empty")
-    return list(prompts)
-
-
-def _leaf_text(text: str, stop_reason: str | None, usage: Mapping[str, int]) -> str:
-    """A sub-call's answer; SubcallError for one that was cut off or refused, since that is not an answer."""
-    if stop_reason == "length":
-        raise SubcallError(
-            f"the answer was cut off after {usage.get('output', 0)} tokens: ask for a shorter one "
-            "(what came is in .partial)",
-            partial=text,
-        )
-    if stop_reason in ("refusal", "content_filter"):
-        raise SubcallError(f"the model refused: {text or stop_reason}", partial=text)
-    return text
 
 
 def _journal_form(message: dict[str, Any]) -> dict[str, Any]:
@@ -2929,15 +2983,6 @@ def packed(name: str, value: Any) -> Event:
         return {name: rlm_sandbox.Packer(_JOURNALLED_VALUE).pack(value)}
     except (TypeError, ValueError, RecursionError):
         return {}
-
-
-def _json_in(text: str) -> Any:
-    """The JSON value of an answer given as text, in a fence or not; the text itself if it is none."""
-    blocks = [f.code for f in fences(text) if f.tag in ("json", "")]
-    for candidate in [*blocks, text]:
-        with contextlib.suppress(ValueError, RecursionError):
-            return json.loads(candidate)
-    return text
 
 
 # --- RLM: the face -----------------------------------------------------------------------------------------------
@@ -3057,7 +3102,7 @@ class RLM:
             runs = [(run, node) for run, node in self._runs.items() if group is None or run.group is group]
         for run, node in runs:
             run.abort(reason)
-            journal_end(run, node, None, reason)  # the run's own thread is no longer heard
+            node.end(None, reason)  # the run's own thread is no longer heard
 
     # what a completion is made of
 
@@ -3143,7 +3188,7 @@ class RLM:
         run = self._new_run(new_id(), Recording(), group=group)
         node = Node(run, context, instructions=system or "", schema=schema)
         try:
-            return self._supervise(run, node, lambda: finish(node, prompt))
+            return self._supervise(run, node, lambda: node.finish(prompt))
         finally:
             self._settle(run, node)
 
@@ -3162,7 +3207,7 @@ class RLM:
             raise ConfigError("`system` is settled by a conversation's first prompt", hint="start another RLM for it")
         run.ledger, run.tool_calls, run.best = Ledger(self.options), [], ""
         node.take(context)
-        return self._supervise(run, node, lambda: finish(node, prompt))
+        return self._supervise(run, node, lambda: node.finish(prompt))
 
     def _settle(self, run: Run, node: Node) -> None:
         """After a completion: a persistent RLM keeps its REPL, any other closes what it opened."""
@@ -3213,7 +3258,7 @@ class RLM:
         except (GeneratorExit, KeyboardInterrupt) as stop:
             run.abort(stop)
             if asking.is_alive():  # it can no longer write the end itself
-                journal_end(run, node, None, KeyboardInterrupt())
+                node.end(None, KeyboardInterrupt())
             raise
         finally:
             run.close()
@@ -3325,10 +3370,11 @@ class RLM:
         folder = self.options.log_dir or "./logs"
         viz = _viz()
         if not trajectory_id:
-            unfinished = [run for run in viz.list_runs(folder) if run["status"] not in ("answered",)]
-            if not unfinished:
+            unfinished = (str(run["path"]) for run in viz.list_runs(folder) if run["status"] != "answered")
+            newest = next((path for path in unfinished if not _is_stream(path)), None)
+            if newest is None:
                 raise ConfigError(f"no unfinished run in {folder}", hint="rlm logs lists the runs")
-            return str(unfinished[0]["path"])
+            return newest
         try:
             return str(viz.find_log(folder, trajectory_id))
         except ValueError as error:
@@ -3394,12 +3440,18 @@ class RLM:
         return context
 
 
+def _is_stream(path: str) -> bool:
+    """Whether a journal is that of a `stream`, which cannot go on."""
+    starts = (event for event in read_journal(path) if event["event"] == "start")
+    return bool(next(starts, {}).get("protocol") == "stream")
+
+
 def _relive(node: Node, starts: list[Event], context_of: Callable[[Event], Context]) -> Answer:
     """All prompts of a recorded conversation, each with its context, the last of them to its end."""
     for start, following in pairwise(starts):
         node.relive(start["prompt"], following["turn"])
         node.take(context_of(following))
-    return finish(node, starts[-1]["prompt"])
+    return node.finish(starts[-1]["prompt"])
 
 
 class ReplayBackend:
@@ -3524,9 +3576,11 @@ def _on_own_thread(work: Callable[[], Answer], run: Run, node: Node) -> Answer:
             pass
     except KeyboardInterrupt as interrupt:
         with _deaf_to_interrupts():
-            if not (run.options.persistent and run.stop(interrupt) and done.wait(_STOP_SECONDS)):
+            if run.options.persistent:
+                run.stop(interrupt)
+            if not (run.options.persistent and done.wait(_STOP_SECONDS)):
                 run.abort(interrupt)
-                journal_end(run, node, None, interrupt)
+                node.end(None, interrupt)
                 run.close()
         raise
     if isinstance(outcome[0], BaseException):
@@ -3574,7 +3628,7 @@ def _stream_into(tokens: Any, run: Run, node: Node, prompt: str, system: str | N
         end = provider_error(error)
     except BaseException as error:  # raised where the stream is read
         end = error
-    journal_end(run, node, answer, None if answer else end)
+    node.end(answer, None if answer else end)
     if isinstance(end, RLMError):
         end.result, end.trajectory_id = run.result(None), run.journal.trajectory_id
     tokens.put(end)
@@ -3626,31 +3680,6 @@ def _clean_prompt(prompt: Any) -> str:
     return prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _context_path(journal: str, turn: int) -> str:
-    """Where the context of a prompt is kept: beside the journal, a conversation's later ones by their turn."""
-    return os.path.splitext(journal)[0] + (f".{turn}.context" if turn else ".context")
-
-
-def _save_context(path: str, value: Any) -> None:
-    """Write a value beside the journal, compressed; one that is too large, or a full disk, leaves none."""
-    import zlib
-
-    try:
-        text = value if isinstance(value, str) else json.dumps(rlm_sandbox.Packer(_SAVED_CONTEXT).pack(value))
-        squeeze = zlib.compressobj(1)
-        descriptor = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(descriptor, "wb") as file:
-            file.write(squeeze.compress(b"s" if isinstance(value, str) else b"j"))
-            file.writelines(map(squeeze.compress, rlm_sandbox.encoded(text)))
-            file.write(squeeze.flush())
-        os.replace(f"{path}.new", path)
-    except ValueError:
-        return
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(f"{path}.new")
-
-
 def _read_again(source: dict[str, Any], journal: str) -> Any:
     """The files that a journal names, as they are now: by the names they had, and nothing but those."""
     paths = _texts(source.get("paths"))
@@ -3666,27 +3695,6 @@ def _read_again(source: dict[str, Any], journal: str) -> Any:
 
 def _texts(value: Any) -> list[str]:
     return value if isinstance(value, list) and all(isinstance(item, str) for item in value) else []
-
-
-def _load_context(path: str) -> Any:
-    """The value that `_save_context` wrote; ConfigError for anything else, however much it says it unpacks to."""
-    import zlib
-
-    most = 8 * _SAVED_CONTEXT  # JSON may spend six characters on one
-    try:
-        with open(path, "rb") as file:
-            packed = zlib.decompressobj()
-            blob = packed.decompress(file.read(most), most)
-        if not packed.eof:
-            raise ValueError("its copy is damaged or too large")
-        if blob[:1] == b"s":
-            return blob[1:].decode("utf-8", "surrogatepass")
-        return rlm_sandbox.unpack(json.loads(blob[1:]))
-    except (OSError, ValueError, TypeError, RecursionError, zlib.error) as error:
-        raise ConfigError(
-            f"the context of this run was not kept ({error})",
-            hint="start a new run (save_context keeps a value of up to 64 MB, files are read again)",
-        ) from None
 
 
 def _printer(verbose: bool) -> Callable[[Event], None] | None:

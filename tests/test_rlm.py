@@ -1247,3 +1247,12 @@ def test_a_replay_has_the_limits_that_a_resume_was_given(openai: Server) -> None
     name = str(stopped.value.trajectory_id)
     assert rlm.RLM(model=MODEL).resume(name, max_iterations=3).value == 1
     assert rlm.RLM(model=MODEL).replay(name).result.value == 1
+
+
+def test_the_newest_run_that_can_go_on_is_not_a_stream(openai: Server) -> None:
+    name = forget_the_last(run(openai, "ok").log, 2)
+    openai.script = lambda request: scripted.error(400, "no")
+    with pytest.raises(rlm.ProviderError):
+        list(rlm.stream("go", model=MODEL))
+    openai.script = lambda request: "resumed"
+    assert rlm.RLM(model=MODEL).resume().trajectory_id == name
