@@ -1226,6 +1226,7 @@ class Chat:
     def turn(self, prompt: str, ask: Callable[[], rlm.CompletionResult]) -> None:
         """One prompt and its answer; an error or Ctrl-C ends the turn, not the conversation."""
         result = None
+        before = rlm.last_result()
         try:
             with self.progress, prints_to_stderr():
                 result = ask()
@@ -1235,14 +1236,13 @@ class Chat:
             raise
         except KeyboardInterrupt:
             listen_for_signals()
-            result = rlm.last_result()
+            result = None if (latest := rlm.last_result()) is before else latest
             self.shell.terminal.error("the turn was interrupted", "", "")
         except rlm.RLMError as error:
             result = error.result
             self.shell.failed(error)
-        if result is not None:
-            self.said.append((prompt, result.response))
-            self.log = result.log or self.log
+        self.said.append((prompt, (result and result.response) or "(no answer)"))
+        self.log = (result and result.log) or self.log
 
     def variables(self, _: str) -> None:
         for name, (kind, size, shown) in self.runtime.variables().items():
@@ -1753,6 +1753,15 @@ def declare_demo(parser: argparse.ArgumentParser) -> None:
 
 def demo(args: argparse.Namespace, shell: Shell) -> int:
     """`rlm demo`: a scripted model, real code on a generated log, the answer checked against the generator's."""
+    if args.log_dir and not can_be_written(args.log_dir):
+        raise rlm.ConfigError(
+            f"cannot write to {args.log_dir!r}", hint="--log-dir with a folder that can be written to"
+        )
+    if not args.log_dir and not can_be_written("logs"):
+        import tempfile
+
+        args.log_dir = tempfile.mkdtemp(prefix="rlm-demo-")
+        shell.terminal.say(f"rlm: ./logs cannot be written; the journal and the page go to {args.log_dir}")
     shell.terminal.say("rlm demo: a scripted model answers here, not a language model; no key, no network, no cost.")
     log, truth = demo_log()
     shell.terminal.say(f"a log of {len(log):,} characters was made up; the question: {_DEMO_QUESTION}")
@@ -2215,12 +2224,17 @@ def check_logs(settings: rlm.Configuration) -> Check:
     folder = settings.values["log_dir"]
     if not folder:
         return Check("logs", "ok", "off")
+    if can_be_written(folder):
+        return Check("logs", "ok", os.path.abspath(folder))
+    return Check("logs", "fail", f"{os.path.abspath(folder)} cannot be written", "rlm --log-dir DIR")
+
+
+def can_be_written(folder: str) -> bool:
+    """Whether files can be made in the folder, or it in the nearest one above that exists."""
     existing = os.path.abspath(folder)
     while not os.path.exists(existing):
         existing = os.path.dirname(existing)
-    if os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK):
-        return Check("logs", "ok", os.path.abspath(folder))
-    return Check("logs", "fail", f"{os.path.abspath(folder)} cannot be written", "rlm --log-dir DIR")
+    return os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK)
 
 
 def check_online(settings: rlm.Configuration) -> list[Check]:

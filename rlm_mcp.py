@@ -1722,7 +1722,7 @@ def _execute_python(
         )
         if cell.status == "lost":
             session.forget()
-        return _cell_result(server, cell, session.name if session_id == "new" else None)
+        return _cell_result(server, cell, session, session_id == "new")
 
     server.start(request, session, work)
 
@@ -1734,7 +1734,13 @@ def _note(job: Job, text: str) -> None:
         job.last_line = lines[-1].strip()[-200:]
 
 
-def _cell_result(server: Server, cell: rlm_sandbox.Cell, named: str | None) -> Message:
+def _in_tools_of_ours(error: str, directory: str | None) -> str:
+    """The error without the sandbox's word on `file_read`, a tool that there is in a run and not here."""
+    hint = f"code reads what is in {directory}" if directory else "call set_project to name a folder that code may read"
+    return error.replace("file_read reads the caller's files", hint)
+
+
+def _cell_result(server: Server, cell: rlm_sandbox.Cell, session: Session, named: bool) -> Message:
     """A cell's outcome as content: what it printed, its value, what failed, its figures."""
     parts = []
     if cell.stdout:
@@ -1745,7 +1751,7 @@ def _cell_result(server: Server, cell: rlm_sandbox.Cell, named: str | None) -> M
     if cell.final is not sibling("rlm_sandbox").UNSET:
         parts.append(f"Final: {cell.final!r}")
     if cell.error:
-        parts.append(f"Error ({cell.status}):\n{cell.error.rstrip()}")
+        parts.append(f"Error ({cell.status}):\n{_in_tools_of_ours(cell.error.rstrip(), session.directory)}")
     content = server.clip("\n".join(parts) or "(no output)")
     room = MAX_IMAGE_CHARS
     for image in cell.images:
@@ -1755,7 +1761,7 @@ def _cell_result(server: Server, cell: rlm_sandbox.Cell, named: str | None) -> M
             break
         content.append({"type": "image", "data": image["data"], "mimeType": image["media_type"]})
     if named:
-        content.append({"type": "text", "text": f"session_id: {named}"})
+        content.append({"type": "text", "text": f"session_id: {session.name}"})
     return {"content": content, "isError": not cell.ok}
 
 
@@ -2140,6 +2146,8 @@ class ClientKind(NamedTuple):
     extra: Mapping[str, Any] = {}
     form: str = "json"  # json, with or without comments; toml; yaml, which is only printed
     note: str = ""
+    adds: str = ""  # the client's own commands for the same
+    removes: str = ""
 
 
 _STDIO = {"type": "stdio"}
@@ -2151,7 +2159,8 @@ CLIENTS = {
         "Claude Code",
         {"user": "~/.claude.json", "project": "./.mcp.json", "local": "~/.claude.json"},
         extra=_STDIO,
-        note="the same: claude mcp add --scope SCOPE rlm -- COMMAND ARGS",
+        adds="claude mcp add --scope {scope} rlm -- {command}",
+        removes="claude mcp remove --scope {scope} rlm",
     ),
     "cursor": ClientKind("Cursor", {"user": "~/.cursor/mcp.json", "project": "./.cursor/mcp.json"}),
     "vscode": ClientKind(
@@ -2169,7 +2178,8 @@ CLIENTS = {
         {"user": "{codex}/config.toml", "project": "./.codex/config.toml"},
         ("mcp_servers",),
         form="toml",
-        note="the same: codex mcp add rlm -- COMMAND ARGS",
+        adds="codex mcp add rlm -- {command}",
+        removes="codex mcp remove rlm",
     ),
     "gemini": ClientKind("Gemini CLI", {"user": "~/.gemini/settings.json", "project": "./.gemini/settings.json"}),
     "copilot": ClientKind(
@@ -2194,7 +2204,7 @@ def install(clients: list[str], *, action: str = "print", scope: str | None = No
     `action`: print, dry-run (the change as a diff), write, remove, or check (start the server as the client would).
     """
     if unknown := [name for name in clients if name not in CLIENTS]:
-        return _wrong(f"no client {unknown[0]!r}", f"rlm mcp-install {'|'.join(CLIENTS)}")
+        return _wrong(f"no client {unknown[0]!r}", _meant(unknown[0]))
     if not clients:
         if action in ("write", "remove", "dry-run"):
             return _wrong("which client?", f"rlm mcp-install {'|'.join(CLIENTS)} --{action}")
@@ -2204,8 +2214,18 @@ def install(clients: list[str], *, action: str = "print", scope: str | None = No
         try:
             worst = max(worst, _install(name, action, scope))
         except (OSError, ValueError) as error:
-            worst = max(worst, _wrong(f"{CLIENTS[name].title}: {error}", f"rlm mcp-install {name}", status=1))
+            path = config_file(CLIENTS[name], scope or next(iter(CLIENTS[name].files)))
+            where = "" if path in str(error) else f"{path}: "
+            worst = max(worst, _wrong(f"{CLIENTS[name].title}: {where}{error}", f"rlm mcp-install {name}", status=1))
     return worst
+
+
+def _meant(word: str) -> str:
+    """The clients that a word may have meant, as a question; else all of them, as a command."""
+    import difflib
+
+    close = [name for name in CLIENTS if name.startswith(word)] or difflib.get_close_matches(word, CLIENTS)
+    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"rlm mcp-install {'|'.join(CLIENTS)}"
 
 
 def _install(name: str, action: str, scope: str | None) -> int:
@@ -2217,6 +2237,12 @@ def _install(name: str, action: str, scope: str | None) -> int:
     if action == "print":
         print(f"{client.title}: {path}" + (f" ({client.note})" if client.note else ""))
         print(rendered(client, name, where), end="")
+        if client.form == "yaml":
+            print("nothing was written; this file is not edited here: add the entry by hand")
+        else:
+            again = "" if scope == next(iter(client.files)) else f" --scope {scope}"
+            print(f"nothing was written; rlm mcp-install {name}{again} --write writes it")
+        _print_own_command(client.adds, scope)
         return 0
     before = _read_text(path)
     if action == "check":
@@ -2238,7 +2264,16 @@ def _install(name: str, action: str, scope: str | None) -> int:
         for line in (f"before: {kept}" if kept else "", client.note):
             if line:
                 print(f"  {line}")
+        _print_own_command(client.removes if action == "remove" else client.adds, scope)
     return 0
+
+
+def _print_own_command(command: str, scope: str) -> None:
+    """The client's own command for the same, ready to paste."""
+    if command:
+        import shlex
+
+        print(f"  the same: {command.format(scope=scope, command=shlex.join(server_command()))}")
 
 
 def _wrong(problem: str, following: str, status: int = 2) -> int:
@@ -2533,6 +2568,8 @@ def _print_difference(before: str, after: str, path: str) -> None:
 
 
 def _print_all() -> int:
+    import shlex
+
     print("rlm mcp-install CLIENT [--write]; the clients, and where each has its configuration:\n")
     for name, client in CLIENTS.items():
         path = config_file(client, next(iter(client.files)))
@@ -2541,7 +2578,7 @@ def _print_all() -> int:
         found = "found" if os.path.exists(known) else "not here"
         print(f"  {name:15} {found:9} {path}")
     print(f"\nany other client: {json.dumps({'mcpServers': {ENTRY_NAME: new_entry(CLIENTS['cursor'], '')}})}")
-    print("without installing anything: uvx --from flat-rlm rlm mcp-serve")
+    print(f"from a clone, without installing it: {shlex.join(server_command())}")
     return 0
 
 

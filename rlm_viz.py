@@ -861,7 +861,7 @@ def _step_words(row: Row, event: Event) -> str:
     if row.kind == "node":
         return f"{row.model}: {_brief(row.text, 80)}"
     if row.kind in ("turn", "sub"):
-        said = _brief(event.get("response"), 60) or (row.text if row.kind == "turn" else "")
+        said = _brief(event.get("response"), 60) or (_calls_in_words(event) if row.kind == "turn" else "")
         figures = [f"{row.usage[0]:,}→{row.usage[1]:,} tok", money(row.cost, row.unpriced)]
         figures.append(duration(_number(event.get("duration_ms"))))
         return " · ".join([row.name, *figures, *([said] if said else [])])
@@ -872,7 +872,19 @@ def _step_words(row: Row, event: Event) -> str:
         return f"{row.name}: {_brief(row.text, 60)}" + (f" → {_brief(shown, 60)}" if shown.strip() else "")
     if row.kind == "end":
         return row.text or row.name
-    return f"{row.name}: {row.text}" if row.text else row.name
+    words = f"{row.name}: {row.text}" if row.text else row.name
+    failure = _text(event.get("error")).strip().removeprefix("error: ") if row.kind == "tool" else ""
+    return f"{words} → {_brief(failure, 100)}" if failure else words
+
+
+def _calls_in_words(event: Event) -> str:
+    """What a turn calls: tools with their arguments; of a cell, whose code has a line of its own, the name."""
+    calls = []
+    for call in _dicts(event.get("tool_calls"))[:4]:
+        name, arguments = _brief(call.get("name"), 40), call.get("arguments")
+        shown = "" if name == "execute_code" or not arguments else _brief(_text(arguments), 60)
+        calls.append(f"{name}({shown})" if shown else name)
+    return ", ".join(calls)
 
 
 # --- in a notebook ----------------------------------------------------------------------------------------------------

@@ -1140,6 +1140,18 @@ def test_doctor_says_what_works_and_exits_1_if_a_required_line_fails(workspace: 
     assert re.search(r"✗ configuration .*'no_such_key'\n +next: ", broken.stdout.decode())
 
 
+def test_the_demo_in_a_folder_that_cannot_be_written_says_where_it_writes(workspace: Path) -> None:
+    (workspace / "logs").write_text("a file, and no folder")
+    ran = rlm("demo", "-q", env={"TMPDIR": str(workspace)})
+    assert ran.returncode == 0, ran.stderr
+    (folder,) = workspace.glob("rlm-demo-*")
+    first = ran.stderr.decode().splitlines()[0]
+    assert first == f"rlm: ./logs cannot be written; the journal and the page go to {folder}"
+    assert {path.suffix for path in folder.iterdir()} >= {".jsonl", ".html"}
+    refused = rlm("demo", "--log-dir", "logs")
+    assert refused.returncode == 2 and three_lines(refused.stderr)[0] == "rlm: cannot write to 'logs'"
+
+
 def doctor_says(*arguments: str, env: dict[str, str] | None = None) -> dict[str, dict[str, str]]:
     return {check["name"]: check for check in json.loads(rlm("doctor", "--json", *arguments, env=env).stdout)["checks"]}
 
@@ -1538,8 +1550,12 @@ def test_an_interrupted_turn_does_not_end_the_chat(openai: Server) -> None:
     terminal.wait_for("the turn was interrupted")
     terminal.type("show\r")
     terminal.wait_for(r"\b7\r\n> ")
+    terminal.type("/save\r")
+    terminal.wait_for("chat.md\r\n> ")
     terminal.type("\x04")
     assert terminal.finish() == 0
+    saved = Path("chat.md").read_text()
+    assert saved == "## set\n\nkept\n\n## hang\n\n(no answer)\n\n## show\n\n7\n"
 
 
 @pytest.mark.parametrize("where", ["turn", "prompt"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import stat
 import sys
 from pathlib import Path
@@ -271,7 +272,7 @@ def test_print_changes_nothing_and_shows_the_file_and_the_entry(capsys: pytest.C
         printed = capsys.readouterr().out
         assert str(file_of(name)) in printed and sys.executable in printed
     assert rlm_mcp.install([]) == 0
-    assert "uvx --from flat-rlm rlm mcp-serve" in capsys.readouterr().out
+    assert f"from a clone, without installing it: {shlex.join(rlm_mcp.server_command())}" in capsys.readouterr().out
     assert not [path for path in home.rglob("*") if path.is_file()]
 
 
@@ -287,16 +288,41 @@ def test_a_dry_run_shows_the_change_and_makes_none(capsys: pytest.CaptureFixture
     ("clients", "options", "told"),
     [
         (["emacs"], {}, "no client 'emacs'"),
+        (["claude"], {}, "did you mean 'claude-desktop' or 'claude-code'?"),
+        (["cursr"], {}, "did you mean 'cursor'?"),
         ([], {"action": "write"}, "which client?"),
         (["windsurf"], {"scope": "project"}, "Windsurf has no scope 'project'"),
     ],
-    ids=["unknown", "none", "scope"],
+    ids=["unknown", "begun", "mistyped", "none", "scope"],
 )
 def test_wrong_usage_says_what_there_is(
     clients: list[str], options: dict[str, Any], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert rlm_mcp.install(clients, **options) == 2
     assert told in capsys.readouterr().err
+
+
+def test_what_is_printed_says_that_nothing_was_written_and_the_clients_own_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = shlex.join(rlm_mcp.server_command())
+    assert rlm_mcp.install(["claude-code"], scope="project") == 0
+    *_, said, same = capsys.readouterr().out.splitlines()
+    assert said == "nothing was written; rlm mcp-install claude-code --scope project --write writes it"
+    assert same == f"  the same: claude mcp add --scope project rlm -- {command}"
+    assert rlm_mcp.install(["claude-code"], action="write") == 0
+    assert f"claude mcp add --scope user rlm -- {command}" in capsys.readouterr().out
+    assert rlm_mcp.install(["claude-code"], action="remove") == 0
+    removed = capsys.readouterr().out
+    assert "claude mcp remove --scope user rlm" in removed and "claude mcp add" not in removed
+    assert rlm_mcp.install(["goose"]) == 0
+    assert "nothing was written; this file is not edited here" in capsys.readouterr().out
+
+
+def test_a_broken_configuration_is_named_with_its_path(capsys: pytest.CaptureFixture[str]) -> None:
+    path = given("cursor", '{"a": \n')
+    assert rlm_mcp.install(["cursor"], action="write") == 1
+    assert f"rlm: Cursor: {path}: not JSON" in capsys.readouterr().err
 
 
 def test_goose_is_printed_and_never_written() -> None:

@@ -167,7 +167,21 @@ def test_a_card_is_small_and_harmless_whatever_it_holds(response: str) -> None:
         ),
         ({"event": "tool", "code": "f()", "cell": 3, "stdout": "a\nb"}, "  ▶ cell 3: f() → a"),
         ({"event": "tool", "tool_results": [{"name": "grep", "is_error": True}]}, "  ✗ grep"),
+        (
+            {
+                "event": "tool",
+                "arguments": {"item": "boom"},
+                "tool_results": [{"name": "stock", "is_error": True}],
+                "error": "error: OSError: no disk",
+            },
+            '  ✗ stock: {"item": "boom"} → OSError: no disk',
+        ),
+        (
+            {"event": "call", "turn": 1, "tool_calls": [{"name": "stock", "arguments": {"item": "boom"}}]},
+            '● turn 1 · 0→0 tok · ? · 0 ms · stock({"item": "boom"})',
+        ),
         ({"event": "end", "response": "done"}, "✓ done"),
+        ({"event": "end", "status": "interrupted", "error": {"type": "Stop", "message": ""}}, "✗ interrupted"),
         ({"event": "end", "status": "partial", "error": {"message": "too many"}, "response": "so far"}, "✗ too many"),
         ({"event": "resume", "lines": 4}, "↻ resumed: after 4 recorded lines"),
         ({"event": "end", "response": "\x1b]0;\u202e\ud83d", "depth": 1e14}, "  " * 24 + r"✓ \u001b]0;\u202e\ud83d"),
