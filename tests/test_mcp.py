@@ -814,6 +814,21 @@ def test_a_session_begins_in_the_working_directory_and_moves_between_projects(wo
         assert peer.run("x") == "Value: 'first'"
 
 
+def test_a_file_out_of_reach_is_explained_by_the_tools_that_there_are(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = project(workspace, "one")
+    with Peer() as peer:
+        peer.json("set_project", directory=str(one))
+        for path in ("/etc/passwd", "no-such-file"):
+            told = peer.refused("execute_python", code=f"open({path!r})")
+            assert f"code reads what is in {one.resolve()}" in told and "file_read" not in told
+    monkeypatch.chdir("/")  # which is no project
+    with Peer() as peer:
+        told = peer.refused("execute_python", code="open('/etc/passwd')")
+        assert "call set_project" in told and "file_read" not in told
+
+
 def test_projects_are_read_only_and_end_at_their_folder(workspace: Path) -> None:
     one = project(workspace, "one", a__txt="first", __env="SECRET=1")
     (workspace / "outside.txt").write_text("outside")
