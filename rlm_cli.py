@@ -1995,12 +1995,9 @@ def doctor(args: argparse.Namespace, shell: Shell) -> int:
     """`rlm doctor`: what works here, and the next step for what does not."""
     settings, config_check = _check_configuration(args)
     checks = [check_module(), check_python(), *check_dependencies(), config_check, *check_variables()]
-    model = check_model(settings)
-    keys = check_keys(settings)
     checks += [
-        check for check in (keys if keys.state == "ok" or not settings.values["base_url"] else None, model) if check
-    ]
-    checks += [
+        *check_keys(settings),
+        *check_model(settings),
         check_local_models(),
         *check_tools(settings),
         check_sandbox(settings),
@@ -2100,42 +2097,44 @@ def check_dependencies() -> list[Check]:
     return checks
 
 
-def check_keys(settings: rlm.Configuration) -> Check:
-    """The provider keys that are present, masked."""
+def check_keys(settings: rlm.Configuration) -> list[Check]:
+    """The provider keys that are present, masked. A server of the user's own may need none."""
     names = sorted(rlm_backends.key_variables() & {name for name, value in settings.environ.items() if value})
     found = [f"{name} {masked(settings.environ[name])}" for name in names]
     if settings.values["api_key"]:
         found.append(f"api_key {masked(settings.values['api_key'])} ({settings.origins['api_key']})")
     if found:
-        return Check("keys", "ok", ", ".join(found))
-    return Check("keys", "warn", "none (environment, .env, configuration)", "export OPENAI_API_KEY=…   or   rlm demo")
+        return [Check("keys", "ok", ", ".join(found))]
+    none = "none (environment, .env, configuration)"
+    own = settings.values["base_url"]
+    return [] if own else [Check("keys", "warn", none, "export OPENAI_API_KEY=…   or   rlm demo")]
 
 
-def check_model(settings: rlm.Configuration) -> Check | None:
+def check_model(settings: rlm.Configuration) -> list[Check]:
     """Whether the model that is configured can be asked; of a server of the user's own, whether it answers."""
     values = settings.values
-    if not values["base_url"] and not values["model"]:
-        return None
+    if values["backend"] == "litellm" or not (values["base_url"] or values["model"]):
+        return []
     given = {name: values[name] for name in ("api_key", "base_url")}
     try:
         backend = rlm_backends.connect(values["model"], values["backend"], environ=settings.environ, **given)
     except rlm_backends.BackendError as error:
-        return Check("model", "fail", str(error), error.hint)
+        return [Check("model", "fail" if values["base_url"] else "warn", str(error), error.hint)]
     if not values["base_url"]:
-        return Check("model", "ok", f"{backend.model} of {backend.provider}")
-    what = f"{backend.model} at {backend.base_url}"
+        return [Check("model", "ok", f"{backend.model} of {backend.provider}")]
+    return [_check_server(backend.model, backend.base_url)]
+
+
+def _check_server(model: str, base_url: str) -> Check:
+    what = f"{model} at {base_url}"
     try:
-        status, models = _models_at(backend.base_url)
+        status, models = _models_at(base_url)
     except OSError as error:  # what requests raises is one
-        return Check(
-            "model", "fail", f"{what}: no answer ({type(error).__name__})", "start the server, or --base-url URL"
-        )
+        return Check("model", "fail", f"{what}: no answer ({type(error).__name__})", "start it, or --base-url URL")
     if status in (401, 403):
         return Check("model", "ok", f"{what} answers, and asks for a key")
-    if models and backend.model not in models:
-        return Check(
-            "model", "warn", f"{what}: the server has no such model", rlm.suggestion(backend.model, models[:20])
-        )
+    if models and model not in models:
+        return Check("model", "warn", f"{what}: it has no such model", rlm.suggestion(model, models[:20]))
     return Check("model", "ok", f"{what} answers")
 
 
