@@ -2437,6 +2437,8 @@ def shadow(name: str) -> None:
         guards["getattr"] = library_getattr
     if name == "argparse":
         guards["getattr"] = argparse_getattr
+    if name == "enum":
+        guards["getattr"] = enum_getattr
     if name == "string":
         guards["getattr"] = guarded_getattr
     if name in ("argparse", "ast", "contextlib", "functools"):
@@ -2499,6 +2501,12 @@ def argparse_getattr(target: Any, name: str, *default: Any) -> Any:
     if type(name) is str and name.startswith("_handle_conflict_"):
         return getattr(target, name)
     return library_getattr(target, name, *default)
+
+
+def enum_getattr(target: Any, name: str, *default: Any) -> Any:
+    """Making an enum fetches `__reduce_ex__`; what its property fetches, a subclass of a cell's may have named."""
+    fetch_it = library_getattr if sys._getframe(1).f_code.co_name == "__get__" else getattr
+    return fetch_it(target, name, *default)
 
 
 def library_setattr(target: Any, name: str, value: Any) -> None:
@@ -3234,7 +3242,7 @@ def policy_preload(allowed_imports: tuple[str, ...] = ()) -> None:
     linecache.updatecache = lambda *ignored: []  # warnings would show lines of any file
     if not state.views:
         state.modules_seen = len(sys.modules)  # all at once, afterwards
-        for name in ("collections", "copy", "dataclasses", "functools", "re", "string", "typing"):
+        for name in ("collections", "copy", "dataclasses", "enum", "functools", "re", "string", "typing"):
             view_of(name)
         freeze()
     freeze_new()
