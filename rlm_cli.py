@@ -2102,7 +2102,9 @@ def check_keys(settings: rlm.Configuration) -> list[Check]:
     names = sorted(rlm_backends.key_variables() & {name for name, value in settings.environ.items() if value})
     found = [f"{name} {masked(settings.environ[name])}" for name in names]
     if settings.values["api_key"]:
-        found.append(f"api_key {masked(settings.values['api_key'])} ({_origin('api_key', settings.origins['api_key'])})")
+        found.append(
+            f"api_key {masked(settings.values['api_key'])} ({_origin('api_key', settings.origins['api_key'])})"
+        )
     if found:
         return [Check("keys", "ok", ", ".join(found))]
     none = "none (environment, .env, configuration)"
