@@ -1558,6 +1558,14 @@ def test_an_interrupted_turn_does_not_end_the_chat(openai: Server) -> None:
     assert saved == "## set\n\nkept\n\n## hang\n\n(no answer)\n\n## show\n\n7\n"
 
 
+def terminate(process: subprocess.Popen[bytes]) -> None:
+    """Again each second: readline does not see a signal that comes just before it waits, until the next one."""
+    while process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(1)
+
+
 @pytest.mark.parametrize("where", ["turn", "prompt"])
 def test_a_terminated_chat_ends(openai: Server, where: str) -> None:
     openai.script = lambda request: scripted.hang() if "hang" in request.last else code("FINAL('kept')")
@@ -1567,8 +1575,10 @@ def test_a_terminated_chat_ends(openai: Server, where: str) -> None:
     if where == "turn":
         terminal.type("hang\r")
         openai.wait_for(2)
-    terminal.process.send_signal(signal.SIGTERM)
+    ending = threading.Thread(target=terminate, args=(terminal.process,))
+    ending.start()
     assert terminal.finish() == 143
+    ending.join()
     assert re.search(r"to go on: rlm chat --resume \S+\r\n.*terminated\r\n$", terminal.shown)
     assert "the turn was interrupted" not in terminal.shown
     assert events()[-1]["event"] == "end"
