@@ -1775,7 +1775,7 @@ class Run:
                 self.ledger.check()
             sandbox.set("context", context.value)
         except rlm_sandbox.SandboxError as error:
-            raise SandboxError(str(error), hint=getattr(error, "hint", "")) from error
+            raise sandbox_error(error) from error
         return sandbox
 
     def keep_context(self, context: Context, turn: int) -> None:
@@ -2228,9 +2228,13 @@ class Node:
 
     def take(self, context: Context) -> None:
         """Another context for the prompts that follow; none leaves the one there is."""
-        if context.value is not None:
-            self.context = context
+        if context.value is None:
+            return
+        try:
             self.sandbox.set("context", context.value)
+        except rlm_sandbox.SandboxError as error:
+            raise sandbox_error(error) from error
+        self.context = context
 
     def _answer_open_calls(self) -> None:
         """Give the tool calls of a turn that was stopped a result: providers want one for each."""
@@ -2589,7 +2593,7 @@ class Node:
 
     def _execute(self, code: str, number: int, recorded: Event | None) -> Event:
         """The `tool` event of a cell, with its Answer (or None) under `final`."""
-        died = recorded is not None and (bool(recorded.get("restored")) or recorded["status"] == "lost")
+        died = recorded is not None and (bool(recorded.get("restored")) or recorded.get("status") == "lost")
         timeout, remaining = self.run.options.cell_timeout, self.run.ledger.remaining()
         try:
             cell = self.sandbox.execute(
@@ -2602,7 +2606,7 @@ class Node:
             raise self.run.ledger.stopped or stop from None
         except rlm_sandbox.SandboxError as error:
             self.run.ledger.check()
-            raise SandboxError(str(error), hint=getattr(error, "hint", "")) from error
+            raise sandbox_error(error) from error
         self.run.ledger.check()
         event: Event = {
             "cell": number,
@@ -2909,6 +2913,11 @@ class HostFunction:
             raise
 
 
+def sandbox_error(error: rlm_sandbox.SandboxError) -> SandboxError:
+    """A sandbox's error as ours."""
+    return SandboxError(str(error), hint=getattr(error, "hint", ""))
+
+
 def provider_error(error: rlm_backends.BackendError) -> RLMError:
     """A backend's error as ours."""
     if error.code == "config":
@@ -3142,7 +3151,7 @@ class RLM:
             try:
                 rlm_sandbox.docker_engine()  # before anything is sent, and before a thread imports what the SDK needs
             except rlm_sandbox.SandboxError as error:
-                raise SandboxError(str(error), hint=error.hint) from error
+                raise sandbox_error(error) from error
         environ = self.configuration.environ
         keys = [environ.get(name, "") for name in rlm_backends.key_variables()]
         listeners = [on for on in (_printer(options.verbose), self._on_event) if on is not None]

@@ -2045,7 +2045,7 @@ def _persist(flight: _Flight, gate: _Gate, max_retries: int, send: Callable[[], 
             # has closed was no attempt: neither uses up the retries.
             queued = error.code == "rate" and gate.answered > before
             failures += not queued and (stale or not error.stale)
-            stale = stale or error.stale
+            stale = error.stale
             wait = _pause(error, failures)
             if error.retryable and error.status in (429, 503, 529):
                 gate.throttle(min(wait, LONGEST_WAIT))
