@@ -976,7 +976,7 @@ _FIELDS: dict[type | tuple[type, ...], tuple[str, ...]] = {
     ),
     int: ("depth",),
     (str, list): ("prompt",),
-    list: ("tool_calls", "tool_results"),
+    list: ("tool_calls", "tool_results", "tools", "allowed_paths"),
     dict: ("limits", "context", "token_usage", "schema"),
 }
 

@@ -1027,13 +1027,21 @@ def test_without_descriptors_the_error_says_so_and_none_are_lost(local: LocalSan
     gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for more in range(3):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (before + more - 1, limits[1]))
+    for left in range(3):
+        taken: list[int] = []
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before + 20, limits[1]))
         try:
+            with contextlib.suppress(OSError):
+                while True:
+                    taken.append(os.dup(0))
+            for _ in range(left):
+                os.close(taken.pop())
             with pytest.raises(SandboxError, match="Too many open files") as caught:
                 LocalSandbox()
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for descriptor in taken:
+                os.close(descriptor)
         assert "ulimit -n" in caught.value.hint
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) == before
