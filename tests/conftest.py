@@ -205,7 +205,9 @@ def ancestors(pid: int) -> list[int]:
 def left_running(base: str) -> dict[int, str]:
     pids = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit() and int(p.name) != os.getpid()]
     mine = [pid for pid in pids if alive(pid) and ours(pid, base) and pid not in ancestors(os.getpid())]
-    return {pid: Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode() for pid in mine if alive(pid)}
+    found = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode() for pid in mine if alive(pid)}
+    # What multiprocessing starts beside a cluster lives as long as this process does.
+    return {pid: command for pid, command in found.items() if "multiprocessing.resource_tracker" not in command}
 
 
 @pytest.hookimpl(trylast=True)

@@ -969,5 +969,5 @@ def test_podman(podman: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
             assert value(box.execute(probe)) == shown, name
     finally:
         box.close()
-    assert containers(box.engine) == []
+    assert eventually(lambda: containers(box.engine) == [])  # podman removes at its leisure
     box.engine.close()
