@@ -10,6 +10,7 @@ the least disturbed counts. What is fitted is the exponent of growth: 1.00 is a 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -206,13 +207,10 @@ def peak(pid: int, field: str = "VmHWM") -> float:
 
 def descendants(pid: int) -> list[int]:
     found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children = [int(word) for word in task.read_text().split()]
-        except OSError:
-            continue
-        for child in children:
-            found += [child, *descendants(child)]
+    with contextlib.suppress(OSError):  # one that has just ended has none
+        for task in os.listdir(f"/proc/{pid}/task"):
+            for word in Path(f"/proc/{pid}/task/{task}/children").read_text().split():
+                found += [int(word), *descendants(int(word))]
     return found
 
 

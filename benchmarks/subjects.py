@@ -247,9 +247,9 @@ def turns(measure: Measure) -> dict[str, float]:
 
 
 def added(measure: Measure, scenario: str) -> float:
-    """What a cell of the scenario adds to a run, beside one that prints a number."""
+    """What a cell of the scenario adds to a run, beside one that prints a number; nothing, where that costs more."""
     plain = min(run.between for run in measure.several("turns", 1))
-    return min(run.between for run in measure.several(scenario)) - plain
+    return max(0.0, min(run.between for run in measure.several(scenario)) - plain)
 
 
 def fan(measure: Measure) -> dict[str, float]:
