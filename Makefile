@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-.PHONY: check lint types test fast bench compare scaling soak image ci dist mcpb
+.PHONY: check lint types test fast bench compare scaling soak live live-peers image ci dist mcpb
 
 check: lint types test
 
@@ -28,6 +28,14 @@ scaling:                    # how cost grows with turns, sub-calls, completions,
 
 soak:                       # a thousand completions with faults in one process: nothing may grow
 	$(PYTHON) benchmarks/soak.py --write
+
+live:                       # answers of a small real model, fetched once (1.1 GB), through this project
+	$(PYTHON) benchmarks/live.py --serve "$$($(PYTHON) .ci/fetch-model)" --temperature 0 --out live.jsonl
+
+live-peers:                 # the same through every subject, on the seeds to report; takes many hours on a small machine
+	$(PYTHON) benchmarks/live.py --serve "$$($(PYTHON) .ci/fetch-model)" --temperature 0 --seeds reporting \
+	    --subjects flat-rlm,flat-rlm-text,flat-rlm-tools,plain,rlms,dspy,smolagents,minrlm \
+	    --out live-peers.jsonl --plot docs/img/live.svg
 
 image:                      # a Docker engine and python:3.11-slim, for the Docker tests
 	.ci/docker-engine

@@ -24,6 +24,7 @@ import os
 import re
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -43,6 +44,7 @@ __all__ = [
     "post",
     "providers",
     "saved_by_cache",
+    "size_in_name",
 ]
 
 DEFAULT_MODEL = "gpt-4o-mini"
@@ -53,6 +55,8 @@ MOST_ATTEMPTS = 10  # of one call, however patient `max_retries` is
 BODY_LIMIT = 64 << 20
 PIECE = 1 << 20  # of a request: the server has taken one whenever the next can be sent
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+INSPECT_TIME = 2.0  # seconds that a local server has to describe its model
+INSPECT_LIMIT = 1 << 20
 TICK = 0.02  # how often what may end a call is looked at
 
 
@@ -571,6 +575,17 @@ def _facts(model: str) -> ModelFacts | None:
     return _models()[known] if known and re.fullmatch(_SNAPSHOT, name[len(known) :]) else None
 
 
+def size_in_name(name: str) -> float | None:
+    """The billions of parameters that a model's name states, as in `qwen2.5:0.5b` or `mixtral-8x7b` (56), else None."""
+    name = name.lower().rpartition("/")[2]
+    if re.search(r"phi-?[34](?:\.5)?[-:]mini", name):
+        return 3.8
+    for number, unit in ((r"\d{1,4}(?:\.\d+)?", "b"), (r"\d{2,3}\.\d+|\d{3}", "m")):
+        if found := re.search(rf"(?<![a-z0-9.])(?:(\d{{1,3}})x|[er])?({number}){unit}(?![a-z0-9])", name):
+            return round(int(found[1] or 1) * float(found[2]) / (1 if unit == "b" else 1000), 3)
+    return None
+
+
 def _own_price(names: Sequence[str], prices: Mapping[str, Any]) -> ModelFacts | None:
     """The user's price of the longest name that one of `names` starts with."""
     for name in names:
@@ -773,14 +788,15 @@ def _begin(work: Callable[[], None], name: str) -> None:
 
 
 _watch = _Watch()
+_learning = threading.Lock()
 _here = threading.local()  # .flight: the call that this thread is sending
 
 
 def _forget_after_fork() -> None:
     """The watching thread, the connections and whoever holds a lock are the parent's."""
-    global _watch, _pending_lock, _serving
+    global _watch, _learning, _pending_lock, _serving
     _watch = _Watch()
-    _pending_lock, _serving = threading.Lock(), threading.Lock()
+    _learning, _pending_lock, _serving = threading.Lock(), threading.Lock(), threading.Lock()
     _links.clear()
     _pending.clear()
 
@@ -850,7 +866,7 @@ class _Given:
         if flight is not None:
             flight.reused, self.used = self.used, True
             flight.take(self)
-        self.held = b""
+        self.held = None if options.get("body") is None else b""
         return super().request(*args, **options)  # type: ignore[misc]
 
     def send(self, data: Any) -> None:
@@ -1023,14 +1039,18 @@ class _Link:
     def gate(self, model: str) -> _Gate:
         return self.gates.get(model) or self.gates.setdefault(model, _Gate(self.width))
 
-    def open(self, flight: _Flight, url: str, headers: Mapping[str, str], body: bytes) -> Any:
-        """The response to a POST, its body unread. What is raised instead holds no header, and no frame with one."""
+    def open(self, flight: _Flight, url: str, headers: Mapping[str, str], body: bytes | None) -> Any:
+        """The response to a POST (to a GET if there is no body), unread.
+
+        What is raised instead holds no header, and no frame with one.
+        """
         from requests import PreparedRequest
         from requests.structures import CaseInsensitiveDict
 
         request = PreparedRequest()
-        request.method, request.url, request.body = "POST", url, body
-        request.headers = CaseInsensitiveDict({**headers, "Content-Length": str(len(body))})
+        request.method, request.url, request.body = "GET" if body is None else "POST", url, body
+        length = {} if body is None else {"Content-Length": str(len(body))}
+        request.headers = CaseInsensitiveDict({**headers, **length})
         flight.check()
         flight.heard()
         flight.wake.clear()
@@ -1076,6 +1096,17 @@ def _place(url: str) -> str:
 
 def _is_loopback(url: str) -> bool:
     return _host(url) in LOOPBACK
+
+
+def _is_private(host: str) -> bool:
+    """Whether it is this machine or one of a local network, as far as the name tells."""
+    import ipaddress
+
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return "." not in host or host.endswith((".localhost", ".local", ".lan", ".internal", ".home.arpa"))
+    return address.is_private or address.is_loopback or address.is_link_local
 
 
 def _transport_error(problem: BaseException, flight: _Flight, url: str) -> BaseException:
@@ -1171,11 +1202,84 @@ class _Ask(NamedTuple):
     max_tokens: int | None = None
     schema: Mapping[str, Any] | None = None
     stream: bool = False
+    params: Mapping[str, Any] | None = None  # the caller's request parameters
+    defaults: Mapping[str, Any] | None = None  # the runtime's own, which the caller's override
+    on_progress: Callable[[int, int], None] | None = None
 
     @property
     def is_conversation(self) -> bool:
         """Whether more turns will follow, with this one as their prefix: a bare prompt is not sent again."""
         return bool(self.tools) or any(message["role"] != "user" for message in self.messages)
+
+
+# By name, how servers spell a common parameter when they refuse it. Of two refused together the first is given up.
+_COMMON = {
+    "top_p": r"top_?p",
+    "temperature": r"temperature",
+    "seed": r"seed",
+    "stop": r"stop(?:_?sequences)?",
+    "reasoning_effort": r"reasoning_?effort|effort|thinking(?:_?(?:config|level|budget))?",
+    "max_output_tokens": r"(?!)",  # its spelling and its size are learnt in other ways
+}
+# What a request is made of, and what is given instead.
+_RESERVED = {
+    **dict.fromkeys(("model", "messages", "contents", "stream", "stream_options", "return_progress"), ""),
+    **dict.fromkeys(("system", "systemInstruction", "system_instruction"), "give the system prompt as a message"),
+    **dict.fromkeys(("tools", "tool_choice", "toolConfig", "tool_config"), "give tools as tools"),
+    **dict.fromkeys(("max_tokens", "max_completion_tokens", "maxOutputTokens"), "use max_output_tokens"),
+    "response_format": "use a schema",
+}
+
+
+class _Params(NamedTuple):
+    """The parameters of a request."""
+
+    common: dict[str, Any]  # those with a name on every wire
+    others: dict[str, Any]  # sent as they are
+
+
+def _params(backend: HTTPBackend, ask: _Ask) -> _Params:
+    """The caller's parameters and, where he gives none, the runtime's, without those that the server has refused."""
+    given = {**(ask.defaults or {}), **(ask.params or {})}
+    _check_params(given)
+    common = {name: given.pop(name) for name in _COMMON if name in given}
+    common = {name: value for name, value in common.items() if value is not None and name not in backend.refused}
+    if isinstance(common.get("stop"), str):
+        common["stop"] = [common["stop"]]
+    return _Params(common, given)
+
+
+def _check_params(params: Mapping[str, Any]) -> None:
+    """Raise BackendError for a parameter that replaces a part of the request or cannot be sent."""
+    for name in params:
+        if name in _RESERVED:
+            message = f"{name!r} is a part of the request and cannot be a parameter"
+            raise BackendError(message, code="config", hint=_RESERVED[name] or "leave it out of params")
+    try:
+        json.dumps(params, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        hint = "give numbers, strings, lists and dicts"
+        raise BackendError(f"params cannot be sent as JSON: {error}", code="config", hint=hint) from None
+    limit = params.get("max_output_tokens")
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
+        raise BackendError(f"max_output_tokens is {limit!r}", code="config", hint="give a whole number of tokens")
+
+
+def _renamed(common: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """The parameters that a wire has, by its own names."""
+    return {names[name]: value for name, value in common.items() if name in names}
+
+
+def _with_others(body: dict[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """The body with parameters as the caller spells them; of an object that both have, the request's entries win."""
+    for name, value in others.items():
+        own = body.get(name)
+        if isinstance(own, dict):
+            if not isinstance(value, dict):
+                raise BackendError(f"the parameter {name!r} is not an object", code="config", hint="give a dict")
+            value = {**value, **own}
+        body[name] = value
+    return body
 
 
 class _Answer:
@@ -1184,7 +1288,8 @@ class _Answer:
     def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
         self.backend = backend
         self.on_text = on_text
-        self.refused: BaseException | None = None  # what `on_text` raised: nothing that the server did
+        self.on_progress: Callable[[int, int], None] | None = None
+        self.refused: BaseException | None = None  # what a callback raised: nothing that the server did
         self.text: list[str] = []
         self.calls: list[dict[str, Any]] = []
         self.began = False  # something of the answer itself has come: from here on a retry would say it twice
@@ -1202,9 +1307,9 @@ class _Answer:
             if self.on_text:
                 self._hand_on(self.on_text, text)
 
-    def _hand_on(self, on_text: Callable[[str], None], text: str) -> None:
+    def _hand_on(self, callback: Callable[..., None], *values: Any) -> None:
         try:
-            on_text(text)
+            callback(*values)
         except BaseException as error:
             self.refused = error
             raise
@@ -1353,6 +1458,7 @@ def image_part(source: Any) -> dict[str, Any]:
 
 # --- OpenAI chat completions ------------------------------------------------------------------------------------
 
+_OPENAI_PARAMS = {name: name for name in ("temperature", "top_p", "seed", "stop", "reasoning_effort")}
 _OPENAI_STOPS = {"length": "length", "content_filter": "content_filter", "max_tokens": "length"}
 
 
@@ -1370,10 +1476,14 @@ def _openai_body(backend: HTTPBackend, ask: _Ask) -> dict[str, Any]:
         body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": ask.schema}}
     if ask.stream:
         body.update(stream=True, stream_options={"include_usage": True})
+        if ask.on_progress and backend.server == "llamacpp":
+            body["return_progress"] = True
     if ask.is_conversation and _host(backend.base_url) == "api.openai.com":
         body["prompt_cache_key"] = _digest(body["messages"][:2])[:32]
     if ask.is_conversation and "marks" in backend.quirks and "anthropic/" in backend.model:
         _mark_openai_style(body["messages"])
+    common, others = _params(backend, ask)
+    body = _with_others({**body, **_renamed(common, _OPENAI_PARAMS)}, others)
     return {name: value for name, value in body.items() if name not in backend.refused}
 
 
@@ -1408,6 +1518,19 @@ def _openai_messages(backend: HTTPBackend, messages: Sequence[Mapping[str, Any]]
             images += _images(message["content"])
     if images:
         made.append({"role": "user", "content": _openai_content(images)})
+    return _alternating(made)
+
+
+def _alternating(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with the texts that a user sends in a row as one: some chat templates refuse two."""
+    made: list[dict[str, Any]] = []
+    for message in messages:
+        before = made[-1] if made else message
+        both_text = isinstance(before.get("content"), str) and isinstance(message.get("content"), str)
+        if made and before["role"] == message["role"] == "user" and both_text:
+            made[-1] = {"role": "user", "content": f"{before['content']}\n\n{message['content']}"}
+        else:
+            made.append(message)
     return made
 
 
@@ -1488,7 +1611,9 @@ class _OpenAIAnswer(_Answer):
         if isinstance(body.get("model"), str):
             self.model = body["model"]
         if isinstance(body.get("usage"), dict):
-            self._count(body["usage"])
+            self._count(body["usage"], body.get("timings"))
+        if self.on_progress and (total := _count(body, "prompt_progress", "total")):
+            self._hand_on(self.on_progress, _count(body, "prompt_progress", "processed"), total)
         choices = body.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices else None
         if not isinstance(choice, dict):
@@ -1537,10 +1662,11 @@ class _OpenAIAnswer(_Answer):
         both = isinstance(before, str) and isinstance(piece, str)
         call["arguments"] = before + piece if both else piece or before
 
-    def _count(self, usage: Mapping[str, Any]) -> None:
+    def _count(self, usage: Mapping[str, Any], timings: Any) -> None:
         into, out = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
         total = _count(usage, "total_tokens")
         cached = _count(usage, "prompt_tokens_details", "cached_tokens") or _count(usage, "prompt_cache_hit_tokens")
+        cached = cached or _count(timings, "cache_n")  # of llama.cpp
         self.usage = {
             "input": into,
             "output": max(out, total - into),  # some count reasoning in the total only
@@ -1573,6 +1699,7 @@ def _text_of(content: Any) -> str:
 
 # --- Anthropic messages -----------------------------------------------------------------------------------------
 
+_ANTHROPIC_PARAMS = {"temperature": "temperature", "top_p": "top_p", "stop": "stop_sequences"}  # there is no seed
 _ANTHROPIC_STOPS = {
     "max_tokens": "length",
     "model_context_window_exceeded": "length",
@@ -1600,12 +1727,20 @@ def _anthropic_body(backend: HTTPBackend, ask: _Ask) -> dict[str, Any]:
         body["tools"] = tools
         if not ask.tools:
             body["tool_choice"] = {"type": "none"}
+    common, others = _params(backend, ask)
+    config: dict[str, Any] = {}
+    if "reasoning_effort" in common:
+        effort = common["reasoning_effort"]
+        config["effort"] = "low" if effort in ("none", "minimal") else effort
     if ask.schema is not None:
-        body["output_config"] = {"format": {"type": "json_schema", "schema": ask.schema}}
+        config["format"] = {"type": "json_schema", "schema": ask.schema}
+    if config:
+        body["output_config"] = config
     if ask.stream:
         body["stream"] = True
     if ask.is_conversation:
         _mark_for_cache(body)
+    body = _with_others({**body, **_renamed(common, _ANTHROPIC_PARAMS)}, others)
     return {name: value for name, value in body.items() if name not in backend.refused}
 
 
@@ -1769,6 +1904,9 @@ def _replayable(block: Mapping[str, Any]) -> dict[str, Any]:
 
 # --- Gemini -----------------------------------------------------------------------------------------------------
 
+_GEMINI_PARAMS = {"temperature": "temperature", "top_p": "topP", "seed": "seed", "stop": "stopSequences"}
+_GEMINI_BUDGETS = {"none": 0, "minimal": 0, "low": 1024, "medium": 8192}  # tokens of thought; the most for any other
+_GEMINI_LEVELS = {"none": "MINIMAL", "max": "XHIGH"}
 _GEMINI_FILTERS = ("SAFETY", "RECITATION", "PROHIBITED_CONTENT", "SPII", "BLOCKLIST", "LANGUAGE", "IMAGE_SAFETY")
 # Google's own word for calls that another model made: from Gemini 3 on, a call without a signature is an error.
 _UNSIGNED = "skip_thought_signature_validator"
@@ -1794,10 +1932,24 @@ def _gemini_body(backend: HTTPBackend, ask: _Ask) -> dict[str, Any]:
             for tool in ask.tools
         ]
         body["tools"] = [{"functionDeclarations": declared}]
-    config: dict[str, Any] = {} if ask.max_tokens is None else {"maxOutputTokens": ask.max_tokens}
+    common, others = _params(backend, ask)
+    config = _renamed(common, _GEMINI_PARAMS)
+    if "reasoning_effort" in common:
+        config["thinkingConfig"] = _gemini_thinking(backend.model, str(common["reasoning_effort"]).lower())
+    if ask.max_tokens is not None:
+        config["maxOutputTokens"] = ask.max_tokens
     if ask.schema is not None:
         config.update(responseMimeType="application/json", responseJsonSchema=ask.schema)
-    return {**body, "generationConfig": config} if config else body
+    if config:
+        body["generationConfig"] = config
+    return _with_others(body, others)
+
+
+def _gemini_thinking(model: str, effort: str) -> dict[str, Any]:
+    """How much to think: in words from Gemini 3 on, in tokens before."""
+    if re.match(r"(models/)?gemini-[12]\b", model):
+        return {"thinkingBudget": _GEMINI_BUDGETS.get(effort, 24_576)}
+    return {"thinkingLevel": _GEMINI_LEVELS.get(effort, effort.upper())}
 
 
 def _gemini_contents(backend: HTTPBackend, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -1928,6 +2080,7 @@ _TOO_LONG = (
     r"(?i)context_length|context length|context window|context size|maximum context|(prompt|input) is too long"
     r"|input token count|too many tokens|exceed_context"
 )
+_CACHE_FULL = r"(?i)context size has been exceeded"  # llama.cpp: by the calls under way together, not by this one
 _NO_TOOLS = (
     r"(?is)\b(tools?|tool_choice|functions?)\b.{0,60}(not|n't) (be )?(support|enabl|allow|available)"
     r"|(unsupported|unrecogni[sz]ed|unknown|extra).{0,60}\btools\b"
@@ -1940,6 +2093,10 @@ _NO_IMAGES = (
 )
 _BLOCKED = r"(?i)content_filter|content_policy|moderation"
 _UNKNOWN_FIELD = r"(?i)unsupported|unrecogni[sz]ed|unknown|unexpected|not supported|not permitted|extra"
+_REFUSAL = (
+    r"(?i)support|recogni[sz]ed|unknown|unexpected|permitted|allowed|accept|extra|deprecated|range|require"
+    r"|\b(?:in)?valid\b|must|cannot|can't|only|should"  # not the `invalid_request_error` of every refusal
+)
 _KEY_SHAPE = r"\b(?:sk|pk|gsk|xai|hf|r8|nvapi|key)[-_][-_A-Za-z0-9]{12,}|\bAIza[-_A-Za-z0-9]{20,}"
 _HINTS = {
     "auth": "check the key: it may be revoked, of another account, or not allowed to use this model",
@@ -1969,6 +2126,8 @@ _STATUS_OF = {
 def _code_for(status: int, text: str) -> str:
     if status in (400, 403, 429) and re.search(_MONEY, text):
         return "quota"
+    if status == 500 and re.search(_CACHE_FULL, text):
+        return "rate"
     if status in (400, 413, 422, 500) and re.search(_TOO_LONG, text):
         return "context_length"
     if status in (400, 403) and re.search(_BLOCKED, text):
@@ -2047,7 +2206,7 @@ def _persist(flight: _Flight, gate: _Gate, max_retries: int, send: Callable[[], 
             failures += not queued and (stale or not error.stale)
             stale = error.stale
             wait = _pause(error, failures)
-            if error.retryable and error.status in (429, 503, 529):
+            if error.retryable and (error.code == "rate" or error.status in (503, 529)):
                 gate.throttle(min(wait, LONGEST_WAIT))
         finally:
             gate.leave(answered=answered)
@@ -2095,6 +2254,10 @@ class HTTPBackend:
         self.supports_images = "noimages" not in self.quirks and (facts is None or facts.images)
         self.window = facts.window if facts else None
         self.max_output = facts.max_output if facts else None
+        self.parameters = None if facts else size_in_name(model)  # billions
+        self.server = ""  # "llamacpp" once `inspect` has found that it is
+        self._inspected = False
+        self._inspecting = threading.Lock()
         priced = _price(model, self._how.prices, self.provider) is not None
         self.price_known = priced or self.provider.startswith("openrouter")  # which says what a call has cost
 
@@ -2135,7 +2298,10 @@ class HTTPBackend:
         return raw if isinstance(raw, dict) and mine.items() <= raw.items() else {}
 
     def dry_run(self, messages: Sequence[Mapping[str, Any]], **how: Any) -> tuple[str, dict[str, str], dict[str, Any]]:
-        """The URL, headers and body that `complete` would send. Options: tools, max_tokens, schema, stream."""
+        """The URL, headers and body that `complete` would send.
+
+        Options: tools, max_tokens, schema, stream, params, defaults, on_progress.
+        """
         return self._request(_Ask(messages, **how))
 
     def complete(
@@ -2148,16 +2314,24 @@ class HTTPBackend:
         deadline: float | None = None,
         cancel: threading.Event | None = None,
         response_schema: Mapping[str, Any] | None = None,
+        params: Mapping[str, Any] | None = None,
+        defaults: Mapping[str, Any] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
     ) -> Reply:
         """The model's answer; its text is handed to `on_text` as it arrives. BackendError if there is none.
 
         `deadline` (of `time.monotonic`) bounds all attempts together; `cancel`, set by any thread, ends the call.
+        `params` go into the request: temperature, top_p, seed, stop, reasoning_effort and max_output_tokens in the
+        wire's own form, any other as it is. `defaults` are the same with less weight: `params` override them, and one
+        that the server refuses is dropped without a warning. `on_progress(processed, total)` hears how many tokens of
+        the prompt a llama.cpp server (see `inspect`) has read, if the call streams.
         """
         if tools and not self.supports_tools:
             raise self._no_tools()
         if not self.supports_images and _has_images(messages):
             raise self._no_images()
-        ask = _Ask(messages, tools, max_tokens, response_schema, on_text is not None)
+        stream = on_text is not None
+        ask = _Ask(messages, tools, max_tokens, response_schema, stream, params, defaults, on_progress)
         flight = _Flight(self.provider, self._how.timeout, deadline, cancel)
         with _watch.over(flight):
             self._ready(flight)
@@ -2168,12 +2342,21 @@ class HTTPBackend:
 
     def _request(self, ask: _Ask) -> tuple[str, dict[str, str], dict[str, Any]]:
         base, _, query = self.base_url.partition("?")
-        if ask.max_tokens is not None and self.max_output is not None:
-            ask = ask._replace(max_tokens=min(ask.max_tokens, self.max_output))
+        common, others = _params(self, ask)
+        limits = [limit for limit in (ask.max_tokens, common.get("max_output_tokens")) if limit is not None]
+        if limits:
+            ask = ask._replace(max_tokens=min([*limits, self.max_output or limits[0]]))
         url = _WIRES[self.wire].url(base, self.model, ask.stream)
         if query:
             url += ("&" if "?" in url else "?") + query
-        return url, self._headers(ask.stream), _WIRES[self.wire].body(self, ask)
+        headers = self._headers(ask.stream)
+        if self.wire == "anthropic" and not {"temperature", "top_p", "top_k"}.isdisjoint({*common, *others}):
+            headers["anthropic-version"] = "2023-06-01"  # the later ones refuse these
+        return url, headers, _WIRES[self.wire].body(self, ask)
+
+    def _room(self, ask: _Ask, flight: _Flight) -> contextlib.AbstractContextManager[None]:
+        """What an attempt has to wait for besides a place at the gate."""
+        return contextlib.nullcontext()
 
     def _headers(self, stream: bool) -> dict[str, str]:
         headers = {
@@ -2328,6 +2511,8 @@ class HTTPBackend:
         if error.status not in (400, 404, 422, 500, 501) or error.code == "quota":
             return False
         text = error.message
+        if lesson := self._refused_param(error, ask):
+            return self._remember(lesson, ask)
         if error.code == "context_length" and (
             found := re.search(r"context length is (\d+)|context size \((\d+)", text)
         ):
@@ -2345,15 +2530,106 @@ class HTTPBackend:
         if self.limit_field in body and re.search(_UNKNOWN_FIELD, text):
             lessons[self.limit_field] = "limit"
         lesson = next((lesson for field, lesson in lessons.items() if field in text), None)
-        if lesson is None or lesson in self.refused:
-            return False
-        self.refused.add(lesson)
+        if lesson is not None:
+            return self._remember(lesson, ask)
+        return self._request(ask)[2] != body  # another call has learnt it in the meantime
+
+    def _refused_param(self, error: BackendError, ask: _Ask) -> str | None:
+        """The parameter that a refusal names; one of the runtime's own before one of the caller's."""
+        text = error.message
+        if error.status not in (400, 422) or error.code != "bad_request" or not re.search(_REFUSAL, text):
+            return None
+        sent = _params(self, ask).common
+        named = [
+            name for name in _COMMON if name in sent and re.search(rf"(?i)(?<![\w-])({_COMMON[name]})(?![\w-])", text)
+        ]
+        return min(named, key=lambda name: name in (ask.params or {}), default=None)
+
+    def _remember(self, lesson: str, ask: _Ask) -> bool:
+        """Leave a part out of every request from now on; the caller is told once if he asked for it."""
+        with _learning:
+            known = lesson in self.refused
+            self.refused.add(lesson)
+        within = ("output_config", "reasoning_effort") if lesson == "output_config" else (lesson,)
+        name = next((name for name in within if name in (ask.params or {})), None)
+        if name and not known:
+            message = f"{self._who()} does not take the parameter {name!r} for {self.model!r}: it is no longer sent"
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
         return True
+
+    def inspect(self, deadline: float | None = None) -> None:
+        """Fill in `window`, `parameters` and `server` as far as a local server tells them. Never raises.
+
+        Asks at most once, for two seconds at most; a model of the table or of a provider elsewhere is not asked about.
+        """
+        near = "local" in self.quirks or _is_private(_host(self.base_url))
+        if self._inspected or not near or self.wire != "openai" or _facts(self.model):
+            return
+        if not self._inspecting.acquire(timeout=INSPECT_TIME):
+            return
+        try:
+            if not self._inspected:
+                until = time.monotonic() + INSPECT_TIME
+                flight = _Flight(self.provider, INSPECT_TIME, min(until, deadline or until), None)
+                with contextlib.suppress(BackendError, *_MISREAD), _watch.over(flight):
+                    self._inspect(flight)
+        finally:
+            self._inspected = True
+            self._inspecting.release()
+
+    def _inspect(self, flight: _Flight) -> None:
+        base = self.base_url.partition("?")[0].removesuffix("/chat/completions")
+        entry: dict[str, Any] = {}
+        if self.provider != "ollama":
+            entries = [item for item in self._fetch(flight, f"{base}/models")["data"] if isinstance(item, dict)]
+            entry = _entry_of(self.model, entries)
+            self._take_in(entry)
+        if self.provider == "ollama" or entry.get("owned_by") == "library":
+            # Its window is a setting of the server's, mostly far below the model's own: it is not to be had here.
+            shown = self._fetch(flight, f"{_origin(base)}/api/show", _dumps({"model": self.model}))
+            self.parameters = self.parameters or size_in_name(str(shown["details"]["parameter_size"]))
+
+    def _take_in(self, entry: Mapping[str, Any]) -> None:
+        """What an entry of a server's list of models says: of llama.cpp, vLLM, LM Studio and servers like them."""
+        if entry.get("owned_by") == "llamacpp":
+            self.server = "llamacpp"
+        names = ("loaded_context_length", "max_model_len", "context_length", "max_context_length")
+        sizes = [_count(entry, "meta", "n_ctx"), *(_count(entry, name) for name in names)]
+        self.window = self.window or next((size for size in sizes if size >= 256), None)
+        self.parameters = self.parameters or round(_count(entry, "meta", "n_params") / 1e9, 3) or None
+
+    def _fetch(self, flight: _Flight, url: str, data: bytes | None = None) -> Any:
+        """The JSON that a GET, or a POST of `data`, brings. BackendError or ValueError if it brings none."""
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "flat-rlm"}
+        headers |= {"Content-Type": "application/json"} if data is not None else {}
+        link = _link(self.base_url, self._how.max_parallel)
+        response, body = None, bytearray()
+        while response is None:
+            try:
+                response = link.open(flight, url, {**headers, **self._key_headers()}, data)
+            except BackendError as error:
+                if not error.stale:
+                    raise
+        try:
+            for chunk in _chunks(flight, response, url) if response.status_code == 200 else ():
+                body += chunk
+                if len(body) > INSPECT_LIMIT:
+                    raise ValueError("too long")
+        finally:
+            response.raw.close()
+            response.raw.release_conn()
+        return _loads(bytes(body))
+
+
+def _entry_of(model: str, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The entry of this model; the only one there is, whatever its name."""
+    named = [entry for entry in entries if entry.get("id") == model]
+    return next(iter(named or (entries if len(entries) == 1 else ())), {})
 
 
 # What reading an answer raises where a part of it is of another type than its wire's.
 _MISREAD = (TypeError, AttributeError, LookupError, ValueError, ArithmeticError, RecursionError)
-_OPTIONAL = ("stream_options", "prompt_cache_key", "response_format", "output_config")
+_OPTIONAL = ("stream_options", "return_progress", "prompt_cache_key", "response_format", "output_config")
 _OPENAI_MODEL = r"gpt-(?!oss)|chatgpt-|o\d(?:-|$)|codex-"
 
 
@@ -2365,7 +2641,10 @@ def _live(backend: HTTPBackend, ask: _Ask, flight: _Flight, on_text: Callable[[s
         request = url, headers, _encoded(body)
 
         def send(request: tuple[str, dict[str, str], bytes] = request) -> _Answer:
-            return backend._attempt(link, flight, request, _WIRES[backend.wire].answer(backend, on_text))
+            answer = _WIRES[backend.wire].answer(backend, on_text)
+            answer.on_progress = ask.on_progress
+            with backend._room(ask, flight):
+                return backend._attempt(link, flight, request, answer)
 
         try:
             answer, attempts = _persist(flight, link.gate(backend.model), backend._how.max_retries, send)
@@ -2625,7 +2904,8 @@ _pending_lock = threading.Lock()
 def _cached(backend: HTTPBackend, ask: _Ask, flight: _Flight, on_text: Callable[[str], None] | None) -> Reply:
     """The answer from disk or from whoever is asking the same right now, else a live one, kept for the next."""
     body = backend._request(ask._replace(max_tokens=None, stream=False))[2]
-    name = _digest([backend.provider, backend.base_url, backend.model, body])
+    params = {**(ask.defaults or {}), **(ask.params or {})}  # also those that this wire leaves out
+    name = _digest([backend.provider, backend.base_url, backend.model, body, *([params] if params else [])])
     path = os.path.join(backend._how.cache or "", f"{name}.json")
     while True:
         if reply := _read_reply(path):
@@ -2732,17 +3012,69 @@ params = xllamacpp.CommonParams()
 params.model.path, params.n_ctx, params.n_parallel = how["path"], how["context"], how["parallel"]
 params.kv_unified, params.use_jinja, params.port = True, True, 0
 params.api_keys, params.cors_origins = [how["key"]], ""
+if hasattr(params, "cache_ram_mib"):
+    params.cache_ram_mib = how["cache_mib"]
 server = xllamacpp.Server(params)
 print(json.dumps({"url": server.listening_address}), flush=True)
 sys.stdin.read()  # until the host closes it, or ends in any way
 """
+_SLOTS = 4  # calls that the server works on at once; they share its context, and each keeps its prefix for the next
+_PROMPT_CACHE_MIB = 2048  # of prompts whose slot has been given to another
 _LONGEST_CONTEXT = 32_768  # of a model that could take more: its memory is taken at once
+
+
+_ANSWER_ROOM = 1024  # tokens that an answer is thought to take, if its limit is not lower
+
+
+class _SharedWindow:
+    """The one context that the calls to a served model share: what they have reserved fits into it."""
+
+    def __init__(self, tokens: int) -> None:
+        self.size = self.free = tokens
+        self.queue: deque[_Flight] = deque()
+        self.lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def reserve(self, flight: _Flight, tokens: int) -> Iterator[None]:
+        """Wait, in turn, until so many tokens are free, and hold them. One call alone always fits."""
+        tokens = min(tokens, self.size)
+        with self.lock:
+            self.queue.append(flight)
+        try:
+            while not self._take(flight, tokens):
+                flight.sleep(None)
+        except BaseException:
+            with self.lock:
+                if flight in self.queue:
+                    self.queue.remove(flight)
+                self._wake()
+            raise
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.free += tokens
+                self._wake()
+
+    def _take(self, flight: _Flight, tokens: int) -> bool:
+        with self.lock:
+            if self.queue[0] is not flight or self.free < tokens:
+                return False
+            self.queue.popleft()
+            self.free -= tokens
+            self._wake()
+            return True
+
+    def _wake(self) -> None:
+        if self.queue:
+            self.queue[0].wake.set()
 
 
 class _Served(NamedTuple):
     process: Any
     url: str
     key: _Secret
+    shared: _SharedWindow
 
 
 _served: dict[str, _Served] = {}
@@ -2754,10 +3086,13 @@ class _LocalModel(HTTPBackend):
 
     def __init__(self, path: str, how: _How, progress: Callable[[str], None] | None) -> None:
         self.path = os.path.realpath(os.path.expanduser(path))
-        trained = _gguf_context(self.path)
+        header = _gguf_header(self.path)
         _check_local(self.path)
+        how = how._replace(max_parallel=min(_SLOTS, how.max_parallel))
         super().__init__(_rows()["llamacpp"], path, "http://127.0.0.1", _Key(_Secret(""), None), how)
-        self.window = min(trained or 4096, _LONGEST_CONTEXT)
+        self.window = self._context = min(header.context or 4096, _LONGEST_CONTEXT)
+        self.parameters = self.parameters or header.parameters
+        self.server, self._inspected = "llamacpp", True
         self._progress = progress
 
     def with_model(self, model: str) -> HTTPBackend:
@@ -2773,7 +3108,11 @@ class _LocalModel(HTTPBackend):
                 _end(_served.pop(self.path).process)
                 served = None
             served = _served[self.path] = served or self._serve(flight)
-        self.base_url, self._key = f"{served.url}/v1", served.key
+        self.base_url, self._key, self._shared = f"{served.url}/v1", served.key, served.shared
+
+    def _room(self, ask: _Ask, flight: _Flight) -> contextlib.AbstractContextManager[None]:
+        tokens = estimate_tokens(ask.messages, ask.tools) + min(ask.max_tokens or _ANSWER_ROOM, _ANSWER_ROOM)
+        return self._shared.reserve(flight, tokens)
 
     def _serve(self, flight: _Flight) -> _Served:
         """Start the server and wait until it has loaded the model, saying so each second."""
@@ -2784,7 +3123,8 @@ class _LocalModel(HTTPBackend):
 
         atexit.register(stop_local_models)
         key, answer = _Secret(os.urandom(16).hex()), list[bytes]()
-        how = {"path": self.path, "context": self.window, "parallel": min(4, self._how.max_parallel), "key": key}
+        how = {"path": self.path, "context": self._context, "parallel": self._how.max_parallel, "key": key}
+        how["cache_mib"] = _prompt_cache_mib(self.path)
         with tempfile.TemporaryFile() as log:
             keyless = {name: value for name, value in os.environ.items() if name not in key_variables()}
             command = [sys.executable, "-c", _SERVE]
@@ -2801,7 +3141,7 @@ class _LocalModel(HTTPBackend):
             asking.start()
             try:
                 self._wait_for(answer, flight)
-                return _Served(process, _loads(answer[0])["url"], key)
+                return _Served(process, _loads(answer[0])["url"], key, _SharedWindow(self._context))
             except BaseException as error:
                 process.kill()
                 asking.join()
@@ -2859,13 +3199,27 @@ def _free_memory() -> int | None:
     return int(found[1]) * 1024 if found and not os.path.exists("/dev/nvidia0") else None
 
 
-def _gguf_context(path: str) -> int | None:
-    """The context length that a GGUF file names, if it does; BackendError for a file that is none.
+def _prompt_cache_mib(path: str) -> int:
+    """How much memory the prompts of a served model may take: a quarter of what the model leaves, within reason."""
+    free = _free_memory()
+    return _PROMPT_CACHE_MIB if free is None else min(_PROMPT_CACHE_MIB, max(0, free - os.path.getsize(path)) >> 22)
+
+
+class _GGUFHeader(NamedTuple):
+    """What the file says of its model, where it does."""
+
+    context: int | None = None
+    parameters: float | None = None  # billions
+
+
+def _gguf_header(path: str) -> _GGUFHeader:
+    """The header of a GGUF file; BackendError for a file that is none.
 
     The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
     """
     import struct
 
+    found = _GGUFHeader()
     sizes = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
     try:
         with open(path, "rb") as file:
@@ -2888,14 +3242,22 @@ def _gguf_context(path: str) -> int | None:
             number("<I"), number("<Q")
             for _ in range(min(number("<Q"), 1000)):
                 name, kind = file.read(min(number("<Q"), 65536)), number("<I")
+                if found.context and (found.parameters or name.startswith(b"tokenizer.")):
+                    break  # the vocabulary is long, and what is wanted comes before it
                 if name.endswith(b".context_length") and kind in (4, 10):
-                    return number("<I" if kind == 4 else "<Q")
-                skip(kind)
+                    found = found._replace(context=number("<I" if kind == 4 else "<Q"))
+                elif name == b"general.size_label" and kind == 8:
+                    label = file.read(min(number("<Q"), 65536)).decode("utf-8", "replace")
+                    found = found._replace(parameters=size_in_name(label))
+                elif name == b"general.parameter_count" and kind in (4, 10):
+                    found = found._replace(parameters=number("<I" if kind == 4 else "<Q") / 1e9)
+                else:
+                    skip(kind)
     except OSError as error:
         raise BackendError(f"cannot read the model {path!r}: {error.strerror}", code="config") from None
     except (struct.error, KeyError, RecursionError):
         raise BackendError(f"{path!r} is a damaged GGUF file", code="config", hint="download it again") from None
-    return None
+    return found
 
 
 # --- besides models ---------------------------------------------------------------------------------------------

@@ -196,8 +196,9 @@ class Request:
 
     @property
     def prompt(self) -> str:
-        """The first user message."""
-        return next((text_of(m["content"]) for m in self.messages if m["role"] == "user"), "")
+        """The first user message, without what it says of the context."""
+        text = next((text_of(m["content"]) for m in self.messages if m["role"] == "user"), "")
+        return text.split("\n\n`context` is ", 1)[0]
 
     @property
     def last(self) -> str:
@@ -340,10 +341,11 @@ OPENAI_KEYS: Keys = {
     "store": is_a(bool),
     "metadata": is_a(dict),
     "seed": is_int,
-    "stop": is_a(str, list),
+    "stop": lambda v: is_text(v) or (isinstance(v, list) and 1 <= len(v) <= 4 and all(map(is_text, v))),
     "temperature": lambda v: is_number(v) and 0 <= v <= 2,
     "top_p": lambda v: is_number(v) and 0 <= v <= 1,
     "n": lambda v: v == 1,
+    "return_progress": is_a(bool),  # of llama.cpp's servers only
 }
 REASONING_MODEL = re.compile(r"(openai/)?(o\d|gpt-[5-9])")
 
@@ -465,7 +467,7 @@ ANTHROPIC_KEYS: Keys = {
     "tools": is_a(list),
     "tool_choice": is_a(dict),
     "stream": is_a(bool),
-    "stop_sequences": is_a(list),
+    "stop_sequences": lambda v: isinstance(v, list) and all(is_text(word) and word.strip() for word in v),
     "metadata": is_a(dict),
     "thinking": is_a(dict),
     "output_config": is_a(dict),
@@ -507,6 +509,12 @@ def check_anthropic(request: Request) -> None:
         keys(tool, f"tools.{number}", {"name": is_text, "input_schema": is_a(dict)}, optional)
         check_schema(tool["input_schema"], f"tools.{number}.input_schema")
     check_names(request.tools)
+    if "output_config" in sent:
+        effort = one_of("low", "medium", "high", "xhigh", "max")
+        keys(sent["output_config"], "output_config", {}, {"effort": effort, "format": is_a(dict)})
+        if "format" in sent["output_config"]:
+            required = {"type": one_of("json_schema"), "schema": is_a(dict)}
+            keys(sent["output_config"]["format"], "output_config.format", required)
     if "tool_choice" in sent:
         want(sent.get("tools"), "tool_choice may only be specified while providing tools")
         optional = {"name": is_text, "disable_parallel_tool_use": is_a(bool)}
@@ -683,6 +691,11 @@ def openai_events(turn: Turn, request: Request) -> Iterator[bytes]:
         chunk = {**head, "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]}
         return sse(chunk | ({"usage": None} if with_usage else {}))
 
+    if request.body.get("return_progress"):
+        for processed in (0, 7, 14):
+            progress = {"total": 14, "cache": 0, "processed": processed, "time_ms": processed}
+            choice = {"index": 0, "delta": {"role": "assistant", "content": None}, "finish_reason": None}
+            yield sse({**head, "choices": [choice], "prompt_progress": progress})
     yield event({"role": "assistant", "content": "" if turn.text is not None else None, "refusal": None})
     for piece in pieces(turn.thinking or ""):
         yield event({"reasoning_content": piece})
@@ -823,9 +836,11 @@ class Server:
         models: Sequence[str] = (),  # known ones; empty: any
         window: int | None = None,  # tokens; longer inputs get the provider's own error
         also_allow: Sequence[str] = (),  # validation messages that contain one of these are let pass
+        llamacpp: bool = False,  # it lists its models as llama.cpp does, and tells the progress of a prompt
     ) -> None:
         self.script: Script = script
         self.key, self.models, self.window, self.also_allow = key, models, window, also_allow
+        self.llamacpp = llamacpp
         self.requests: list[Request] = []
         self.problems: list[str] = []
         self.in_flight = self.peak = self.connections = 0
@@ -926,7 +941,9 @@ class Server:
     def _listing(self, path: str) -> Fault:
         """The model lists of OpenAI-compatible servers and Ollama, which clients use to find local servers."""
         if path.endswith("/models"):
-            return body({"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]})
+            meta = {"n_ctx": self.window or 16_384, "n_ctx_train": 32_768, "n_params": 1_777_088_000}
+            own = {"owned_by": "llamacpp", "meta": meta} if self.llamacpp else {}
+            return body({"object": "list", "data": [{"id": name, "object": "model", **own} for name in self.models]})
         if path == "/api/tags":
             return body({"models": [{"name": name, "model": name} for name in self.models]})
         if path == "/api/version":
@@ -1012,6 +1029,7 @@ class Server:
         try:
             request.body = read_json(request.raw)
             (check_anthropic if request.wire == "anthropic" else check_openai)(request)
+            want(self.llamacpp or "return_progress" not in request.body, "request: unrecognized key 'return_progress'")
         except Refused as refused:
             if not any(word in str(refused) for word in self.also_allow):
                 raise

@@ -24,6 +24,7 @@ xllamacpp = __import__("xllamacpp") if CI else pytest.importorskip("xllamacpp")
 pytestmark = pytest.mark.slow
 
 SAID = "".join(tiny_gguf.WORDS)
+ORIGINAL_OPEN = rlm_backends._Link.open
 ASK = [{"role": "system", "content": "be terse"}, {"role": "user", "content": "how wide is the river?"}]
 ADD = {
     "name": "add",
@@ -168,6 +169,64 @@ def test_a_call_can_be_cancelled_while_the_model_loads(model: Path, workspace: P
         connect(str(own), progress=lambda _: cancel.set()).complete(ASK, cancel=cancel)
     assert caught.value.code == "cancelled"
     assert connect(str(own)).complete(ASK).text == SAID
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_a_prefix_that_was_sent_before_comes_from_the_cache(backend: HTTPBackend, stream: bool) -> None:
+    system = {"role": "system", "content": f"be terse, {backend.path if hasattr(backend, 'path') else 'server'} " * 9}
+
+    def cached(question: str) -> tuple[int, int]:
+        turn = {"role": "user", "content": question}
+        usage = backend.complete([system, turn], on_text=(lambda _: None) if stream else None).usage
+        return usage["input"], usage["cached"]
+
+    cached("how wide is the river?")
+    total, again = cached("how wide is the river?")
+    assert again == total - 1
+    cached("y" * 300)  # another conversation in between
+    total, again = cached("who says so?")
+    assert again > 200
+
+
+def test_calls_that_together_are_longer_than_the_context_are_all_answered(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three prompts of more than a third of it each: what they share is not overfilled."""
+    monkeypatch.setattr(rlm_backends, "_text_tokens", len)  # as this model counts
+    backend = connect(str(model))
+    attempts: list[int] = []
+
+    def ask(number: int) -> None:
+        reply = backend.complete([{"role": "user", "content": f"{number} " + "x" * 12_000}])
+        assert reply.text == SAID
+        attempts.append(reply.attempts)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(100)
+    assert attempts == [1, 1, 1]
+
+
+def test_the_progress_of_a_prompt_is_told(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rlm_backends._Link, "open", ORIGINAL_OPEN)  # no SDK has return_progress
+    backend, heard = connect(str(model)), list[tuple[int, int]]()
+    prompt = [{"role": "user", "content": "new " * 1500}]
+    reply = backend.complete(prompt, on_text=lambda _: None, on_progress=lambda *at: heard.append(at))
+    assert heard == sorted(heard)
+    assert len(heard) > 2
+    assert {total for _, total in heard} == {reply.usage["input"]}
+    assert heard[-1][0] == reply.usage["input"]
+
+
+def test_a_server_that_is_llama_cpp_is_found_to_be_it(url: str, model: Path) -> None:
+    backend = connect("tiny", "openai", base_url=url)
+    backend.inspect()
+    assert (backend.server, backend.window, backend.parameters) == ("llamacpp", 1024, None)  # of two slots
+    local = connect(str(model))
+    local.inspect()
+    assert (local.server, local.window, local.parameters) == ("llamacpp", tiny_gguf.CONTEXT, None)
 
 
 def refused(path: Path | str) -> str:
