@@ -33,5 +33,14 @@ class BuildWithStubs(build_py):
 
 def _with_options(source: str) -> str:
     """`source`, where a function that hands `**options` on to `RLM` names them: a typo is then an error to mypy."""
-    options = re.search(r"^class RLM:.*?def __init__\(\s+self,(.*?),\s*\) -> None:", source, re.DOTALL | re.MULTILINE)
-    return source.replace("**options: Any", options[1].replace("*,", "")) if options else source
+    init = re.search(r"^class RLM:.*?def __init__\(\s+self,(.*?),\s*\) -> None:", source, re.DOTALL | re.MULTILINE)
+    if init is None:
+        return source
+    options = init[1].replace("*,", "")
+
+    def named(signature: re.Match[str]) -> str:
+        taken = "prompt: str," in signature[0]  # by the function's own first parameter
+        own = re.sub(r"\s+prompt: [^,]+,", "", options) if taken else options
+        return signature[0].replace("**options: Any", own)
+
+    return re.sub(r"^def \w+\([^()]*?\*\*options: Any", named, source, flags=re.MULTILINE)

@@ -43,7 +43,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice, pairwise
@@ -254,6 +254,10 @@ class Options:
     output_limit: int = _option(10_000, "characters of a cell's output that the model is shown", limit=True)
     cell_timeout: float = _option(30, "seconds of computing for one cell", limit=True)
     compaction: bool = _option(True, "replace old outputs by stubs when the model's window fills", project=True)
+    params: dict[str, Any] | None = _option(None, "request parameters: temperature, top_p, seed, reasoning_effort, …")
+    sub_params: dict[str, Any] | None = _option(None, "the same for llm_query (default: the same)")
+    prompt: str | None = _option(None, "system prompt: full, small, or a file (default: by the model)")
+    show_below: int = _option(4_000, "characters up to which a context is shown to the model whole")
     prices: dict[str, Any] | None = _option(None, "USD per million tokens: {model: [in, out, cached, write]}")
     cache: bool = _option(False, "keep answers on disk and serve equal calls from there")
     schema: Any = _option(None, "JSON Schema, dataclass or pydantic model of the answer")
@@ -287,7 +291,10 @@ _CHOICES = {
     "require": ("best", "full"),
     "docker_mount": ("ro", "none"),
 }
-_SMALLEST = {"max_depth": 0, "max_subcalls": 0, "max_retries": 0, "docker_pool": 0, "output_limit": 200}
+_SMALLEST = {
+    **dict.fromkeys(("max_depth", "max_subcalls", "max_retries", "docker_pool", "show_below"), 0),
+    "output_limit": 200,
+}
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
@@ -435,11 +442,41 @@ def parse_option(name: str, text: str, origin: str) -> Any:
             return float(text)
         if kind.startswith("list"):
             return [item.strip() for item in text.split(",") if item.strip()]
+        if name in ("params", "sub_params"):
+            return parse_params([text], origin)
         if kind.startswith("dict") or kind == "Any":
             return json.loads(text)
     except ValueError:
         raise ConfigError(f"{origin}: {text!r} is not a valid {_KIND_WORDS.get(kind, 'JSON value')}") from None
     return text
+
+
+def parse_params(items: Iterable[str], origin: str = "params") -> dict[str, Any]:
+    """Request parameters from `name=value` items (or several with commas between, or a JSON object); later ones win.
+
+    A value is JSON where it can be read as that, else text.
+    """
+    params: dict[str, Any] = {}
+    for item in items:
+        if item.lstrip().startswith("{"):
+            value = _json_or_text(item)
+            pairs = list(value.items()) if isinstance(value, dict) else []
+        else:
+            parts = re.split(r",(?=\s*\w+=)", item) if item.strip() else []
+            pairs = [(name.strip(), _json_or_text(text.strip())) for name, _, text in (p.partition("=") for p in parts)]
+            if not all("=" in part and part.partition("=")[0].strip() for part in parts):
+                pairs = []
+        if not pairs and item.strip() not in ("", "{}"):
+            raise ConfigError(f"{origin}: {item!r} is not a parameter", hint="NAME=VALUE, such as temperature=0")
+        params.update(pairs)
+    return params
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 _KIND_WORDS = {"int": "whole number", "float": "number", "bool": "true or false", "str": "text", "list[Any]": "list"}
@@ -864,9 +901,11 @@ class Journal:
         *,
         secrets: Iterable[str] = (),
         on_event: Callable[[Event], None] | None = None,
+        on_progress: Callable[[Event], None] | None = None,
         append: bool = False,
     ) -> None:
         self.path = path
+        self.on_progress = on_progress
         self.trajectory_id = trajectory_id
         self.secrets = [json.dumps(s)[1:-1] for s in secrets if s and len(s) >= 8]  # as they would stand in a line
         self.on_event = on_event
@@ -918,6 +957,11 @@ class Journal:
     def mention(self, event: str, **fields: Any) -> None:
         """What only a listener gets to know: text as it arrives, output as it is printed. No `v`: it is no line."""
         self.tell({"event": event, "trajectory_id": self.trajectory_id, **fields})
+
+    def progress(self, phase: str, **fields: Any) -> None:
+        """Say what is going on now: {"event": "progress", "phase": asking, reading, running, subcalls or loading}."""
+        if self.on_progress is not None:
+            self.on_progress({"event": "progress", "phase": phase, **fields})
 
     def tell(self, line: Event) -> None:
         """Hand an event to the caller's `on_event`; one that raises is not called again."""
@@ -972,12 +1016,22 @@ def _open_journal(path: str, append: bool) -> int:
 _FIELDS: dict[type | tuple[type, ...], tuple[str, ...]] = {
     str: (
         *("event", "node", "call_id", "system", "response", "code", "stdout"),
-        *("model", "sub_model", "protocol", "environment", "base_url", "instructions"),
+        *(
+            "model",
+            "sub_model",
+            "protocol",
+            "environment",
+            "base_url",
+            "instructions",
+            "announcement",
+            "note",
+            "profile",
+        ),
     ),
     int: ("depth",),
     (str, list): ("prompt",),
     list: ("tool_calls", "tool_results", "tools", "allowed_paths"),
-    dict: ("limits", "context", "token_usage", "schema"),
+    dict: ("limits", "context", "token_usage", "schema", "params", "sub_params"),
 }
 
 
@@ -1023,6 +1077,7 @@ class Recording:
         self.keyed: dict[str, Event] = {}  # leaf sub-calls and tools called from code
         self.tools: dict[tuple[str, int, str], Event] = {}
         self.compactions: dict[tuple[str, int], Event] = {}
+        self.restarts: dict[str, set[int]] = {}  # the turns after which a node began afresh
         self.starts: dict[str, Event] = {}
         self.ends: dict[str, Event] = {}
         self.children: dict[str, str] = {}
@@ -1056,6 +1111,8 @@ class Recording:
                 self.keyed[event["key"]] = event
             else:
                 self.tools[node, event["turn"], event["tool_calls"][0]] = event
+        elif kind == "compact" and event.get("restart"):
+            self.restarts.setdefault(node, set()).add(event["turn"])
         elif kind == "compact":
             self.compactions[node, event["turn"]] = event
         elif kind == "end":
@@ -1099,31 +1156,50 @@ class Context:
         items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
         return list(islice(filter(None, map(_image_in, items)), _IMAGES))
 
-    def describe(self) -> str:
-        """Type, size and first lines, for the prompt: some hundred characters."""
+    @property
+    def is_images(self) -> bool:
+        """Whether it is images and nothing else: the model sees them with the prompt."""
+        items = len(self.value) if isinstance(self.value, (dict, list, tuple)) else 1
+        return 0 < len(self.images) == items
+
+    def whole(self, limit: int) -> str | None:
+        """The context as text, if that is no longer than so many characters and says all; else None."""
         value = self.value
-        if self.images and isinstance(value, (str, bytes)):
-            return "`context` is the image that comes with the request."
+        if isinstance(value, bytes) or value is None or self.images:
+            return None
+        if not isinstance(value, str):
+            if _written_size(value, limit) > limit:
+                return None
+            value = repr(value)
+        return value if len(value) <= limit else None
+
+    def describe(self, show_below: int = 0) -> str:
+        """What the prompt says of it: all of it up to `show_below` characters, else type, size and first lines."""
+        value = self.value
+        if shown := self.whole(show_below):
+            return f"`context` is a {self.kind} of {_amount(value)}{self._notes()}. This is all of it:\n{shown}"
         if value is None:
             return "There is no input: `context` is None."
         if isinstance(value, (str, bytes)):
             ends = "\n" if isinstance(value, str) else b"\n"
             lines = value.count(ends) + bool(value and not value.endswith(ends))  # type: ignore[arg-type]
-            unit = "characters" if isinstance(value, str) else "bytes"
-            text = f"`context` is a {self.kind} of {len(value):,} {unit} in {lines:,} lines"
+            text = f"`context` is a {self.kind} of {_amount(value)} in {lines:,} lines"
+            text += _format_of(value) if isinstance(value, str) else ""
             head = _head(value)
         elif isinstance(value, dict):
-            text = f"`context` is a dict with {len(value):,} keys"
+            text = f"`context` is a dict of {_amount(value)}"
             rows = [f"{_short(k)}: {_shape(v)}" for k, v in islice(value.items(), 8)]
             head = "\n".join(rows)
         elif isinstance(value, (list, tuple, set, frozenset)):
-            text = f"`context` is a {self.kind} of {len(value):,} items"
+            text = f"`context` is a {self.kind} of {_amount(value)}"
             head = "\n".join(_short(v) for v in islice(value, 4))
         else:
             return f"`context` is {_short(value)} ({self.kind})."
+        return f"{text}{self._notes()}. It begins:\n{head}" if head else f"{text}{self._notes()}."
+
+    def _notes(self) -> str:
         shown = (f"{len(self.images)} images in it come with the request",) if self.images else ()
-        notes = "".join(f" ({note})" for note in (*self.notes, *shown))
-        return f"{text}{notes}. It begins:\n{head}" if head else f"{text}{notes}."
+        return "".join(f" ({note})" for note in (*self.notes, *shown))
 
     def size(self) -> int:
         """Characters, bytes or items."""
@@ -1150,6 +1226,50 @@ def _image_in(value: Any) -> dict[str, Any] | None:
         return None
 
 
+_PARSED = 20_000_000  # characters of JSON that are parsed to say what is in it
+
+
+def _format_of(text: str) -> str:
+    """The format of a text that has one, and what it holds: `, CSV with the columns a, b`; else ""."""
+    start = text[:1000].lstrip()
+    if start[:1] in ("[", "{") and len(text) <= _PARSED:
+        with contextlib.suppress(ValueError, RecursionError):
+            return f", JSON: {_json_shape(json.loads(text))}"
+    lines = [line for line in text[:20_000].split("\n")[:5] if line]
+    if len(lines) < 3:
+        return ""
+    for sign, name in ((",", "CSV"), ("\t", "tab-separated")):
+        columns = [column.strip() for column in lines[0].split(sign)]
+        counts = {line.count(sign) for line in lines if '"' not in line}
+        if counts == {len(columns) - 1} and len(columns) > 1 and all(re.fullmatch(_COLUMN, c) for c in columns):
+            return f", {name} with the columns {', '.join(columns[:30])}"
+    for pattern, name in ((r"\d{4}-\d\d-\d\d", "date"), (r"-?\d+(?:\.\d+)?", "number")):
+        if all(re.fullmatch(pattern, line.strip()) for line in lines):
+            return f", one {name} a line"
+    return ""
+
+
+_COLUMN = r"\"?[A-Za-z_][\w-]*(?: [\w()/%-]+){0,2}\"?"
+
+
+def _json_shape(value: Any) -> str:
+    if isinstance(value, list):
+        shown = f", the first is {_short_json(value[0])}" if value else ""
+        return f"a list of {len(value):,} item{'s' * (len(value) != 1)}{shown}"
+    if isinstance(value, dict):
+        keys = ", ".join(_short(key)[1:-1] for key in islice(value, 20))
+        more = ", …" if len(value) > 20 else ""
+        first = next(iter(value.values()), None)
+        shown = f", the first holds {_short_json(first)}" if isinstance(first, (list, dict)) else ""
+        return f"an object with the key{'s' * (len(value) != 1)} {keys}{more}{shown}"
+    return type(value).__name__
+
+
+def _short_json(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 300 else f"{text[:300]}…"
+
+
 def _head(text: str | bytes) -> str:
     """The first lines of a text, each cut short."""
     if isinstance(text, bytes):
@@ -1167,9 +1287,31 @@ def _short(value: Any) -> str:
     return shortener.repr(value)
 
 
+def _amount(value: Any) -> str:
+    """How much a value holds, with its unit: `1,204 characters`."""
+    unit = {"str": "character", "bytes": "byte", "dict": "key"}.get(type(value).__name__, "item")
+    size = len(value) if hasattr(value, "__len__") else 1
+    return f"{size:,} {unit}{'s' * (size != 1)}"
+
+
+def _written_size(value: Any, limit: int) -> int:
+    """About how many characters plain data takes when it is written down; counting ends beyond `limit`."""
+    size, stack = 0, [value]
+    while stack and size <= limit:
+        item = stack.pop()
+        size += len(item) + 2 if isinstance(item, (str, bytes)) else 2
+        if isinstance(item, dict):
+            stack += [*islice(item.keys(), limit), *islice(item.values(), limit)]
+        elif isinstance(item, (list, tuple, set, frozenset)):
+            stack += islice(item, limit)
+    return size
+
+
 def _shape(value: Any) -> str:
-    unit = {"str": "characters", "bytes": "bytes"}.get(type(value).__name__, "items")
-    return f"{type(value).__name__}, {len(value):,} {unit}" if hasattr(value, "__len__") else _short(value)
+    if not hasattr(value, "__len__"):
+        return _short(value)
+    form = _format_of(value) if isinstance(value, str) else ""
+    return f"{type(value).__name__}, {_amount(value)}{form}"
 
 
 def _digest(value: Any) -> tuple[str, int]:
@@ -1334,15 +1476,17 @@ def _load_context(path: str) -> Any:
 
 # --- what the model is told --------------------------------------------------------------------------------------
 
-_INTRO = """\
-You answer a request by writing Python that runs in a persistent REPL{where}. The input is not in this chat: it is the \
-variable `context` in the REPL.
-{context}
+_FULL = """\
+You answer a request by writing Python that runs in a persistent REPL{where}. The input is not in this chat, unless \
+the request shows it: it is the variable `context` in the REPL (None: there is none).
 
 In the REPL, besides ordinary Python{imports}:
-- llm_query(prompt, model=None) -> str: a model reads the prompt; it sees only what the prompt holds. \
-llm_query_batched(prompts) -> list, in parallel.
-{recursion}- {functions}
+- llm_query(prompt, model=None, schema=None, images=None): a model reads the prompt; it sees only what the prompt \
+holds. llm_query_batched(prompts): a list, in parallel.
+- chunks(text): pieces that fit a sub-call. map_query(question, items, schema=None): an answer for each item.
+- rlm_query(prompt, context=None): a child like you, with a REPL of its own, for a part that needs several steps. \
+rlm_query_batched(prompts, contexts=None).
+- {functions}
 - SHOW_VARS(); budget() -> what is left; _out[n]: the whole output of cell n, when what you saw was cut.
 - FINAL(value) ends with that answer, also Python data; FINAL_VAR("name").
 
@@ -1355,62 +1499,285 @@ for a terse, parseable answer, and batch independent ones; never one tiny prompt
 - Answer as soon as the evidence is there. {finish}
 Limits: {limits}."""
 
-_RECURSION = (
-    "- rlm_query(prompt, context=None): a child like you, with a REPL of its own, for a part that needs several steps; "
-    "returns its answer. rlm_query_batched(prompts, contexts=None).\n"
-)
 _FINISH_TOOLS = "Plain text without a tool call is taken as the answer; so is FINAL(value) in code."
 _FINISH_TEXT = (
-    "To run code, write it in a ```repl fence; its output comes back. A reply without code is taken as the answer; "
-    "an answer that holds code goes through FINAL(value)."
+    "To run code, write it in one ```repl fence a reply; its output comes back. A reply without code is taken as the "
+    "answer; an answer that holds code goes through FINAL(value)."
 )
+
+_SMALL = """\
+You answer questions about a large input by running Python. The input is already loaded in the variable `context`; \
+you cannot see it, so you must write code to look at it.
+
+{how} It is run, and you are shown what it printed. Variables are kept between blocks. When you have seen the result, \
+reply with one line:
+ANSWER: <the answer>
+
+Example.
+User: Which book is the most expensive?
+`context` is a str of 40,412 characters in 1,031 lines, CSV with the columns id, kind, author, price. It begins:
+id,kind,author,price
+1,book,Hamsun,12.50
+Use: import csv; rows = list(csv.DictReader(context.splitlines())); the values are str
+Assistant:
+```python
+import csv
+rows = list(csv.DictReader(context.splitlines()))
+books = [row for row in rows if row["kind"] == "book"]
+print(max(books, key=lambda row: float(row["price"])))
+```
+User: Output:
+{'id': '17', 'kind': 'book', 'author': 'Ibsen', 'price': '98.00'}
+Assistant: ANSWER: Book 17 is the most expensive, at 98.00.
+
+Example.
+User: Which author wrote the most books, and how many?
+Assistant:
+```python
+from collections import Counter
+print(Counter(row["author"] for row in books).most_common(3))
+```
+User: Output:
+[('Ibsen', 41), ('Hamsun', 38), ('Undset', 12)]
+Assistant: ANSWER: Ibsen wrote the most books, 41.
+
+Example.
+User: What is the fee for Oslo that the text mentions?
+Assistant:
+```python
+import re
+for m in re.finditer("Oslo", context):
+    print(context[max(0, m.start() - 100):m.end() + 100])
+```
+User: Output:
+is free. The fee for Oslo is 350 EUR a year. In
+Assistant: ANSWER: 350 EUR a year
+
+Example.
+User: How many of the comments are friendly?
+`context` is a list of 40 items. It begins:
+'Thank you so much!'
+Assistant:
+```python
+answers = map_query("Is this comment friendly?", context, ["yes", "no"])
+print(answers.count("yes"))
+```
+User: Output:
+31
+Assistant: ANSWER: 31 comments are friendly.
+
+Rules: never answer before code has run on `context`. `context` is a variable, not a file. Use print to see values, \
+and print every part that the question asks for. Use the standard library only. Count, search and compare by code; \
+what texts mean is for map_query(question, items, answers) and llm_query(prompt), which asks a model and returns its \
+answer as a str."""
+
+_SMALL_HOW = {
+    "text": "Reply with exactly one ```python block.",
+    "tools": "Call execute_code with Python, once a turn.",
+}
+
+
+class Profile(NamedTuple):
+    """How a model is talked to: which prompt it gets, what a reply may take, and what is said beside an output."""
+
+    name: str
+    turn_output: int | None  # tokens; None: what the model's own maximum allows
+    subcall_output: int  # tokens
+    subcall_share: float  # of the sub-model's window, for the text that `chunks` puts into a sub-call
+    output_limit: int | None  # characters of a cell's output, where the caller sets none
+    show_below: int | None  # characters up to which a context is shown whole, where the caller sets none
+    defaults: Mapping[str, Any]  # request parameters, where the caller sets none
+    varied: Mapping[str, Any]  # the same after a cell that was run before
+
+    @property
+    def guides(self) -> bool:
+        """Whether each output comes with a line that says what to do next."""
+        return self.name == "small"
+
+
+_PROFILES = {
+    "full": Profile("full", None, 4096, 0.4, None, None, {}, {}),
+    "small": Profile("small", 1500, 1024, 0.25, 600, 800, {"temperature": 0}, {"temperature": 0.8}),
+}
+_SMALL_WINDOW = 32_768  # tokens; up to here, and up to so many billions of parameters, a model gets the small profile
+_SMALL_PARAMETERS = 10.0
+_SUBCALL_CHARACTERS = 100_000  # at most, however large the window is
+_CHARACTERS_PER_TOKEN = 3
+_STOPS = ["\nOutput:", "\nUser:"]  # where a reply of the text protocol goes on with invented output
+
+
+def profile_for(backend: Any, prompt: str | None = None) -> Profile:
+    """The profile of a backend's model: the one that `prompt` names, else by what is known of the model's size."""
+    if prompt in _PROFILES:
+        return _PROFILES[prompt]
+    window, parameters = getattr(backend, "window", None), getattr(backend, "parameters", None)
+    is_small = (parameters or 1e9) <= _SMALL_PARAMETERS or (window or 1e9) <= _SMALL_WINDOW
+    return _PROFILES["small" if is_small else "full"]
+
+
+def subcall_characters(backend: Any, profile: Profile) -> int:
+    """How many characters of text `chunks` and `map_query` put into one sub-call to this model."""
+    window = getattr(backend, "window", None) or _UNKNOWN_WINDOW
+    return max(1000, min(_SUBCALL_CHARACTERS, int(window * profile.subcall_share) * _CHARACTERS_PER_TOKEN))
+
+
 _EXECUTE_CODE = {
     "name": "execute_code",
     "description": "Run Python in the REPL. Shows what it prints and the last expression's value.",
     "parameters": {"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]},
 }
-_USE_TOOL = "Code in the text of a reply is not run. Call execute_code with it, or give the answer in plain text."
-_NOT_A_CALL = "That was the text of a tool call, not a tool call, and nothing was run. Call the tool itself, or answer."
-_EMPTY = "Your reply was empty. Run code, or give the answer."
-_CUT_OFF = "Your reply was cut off at its token limit and was not taken as the answer. Be shorter, or build it in code."
 
 
 def system_prompt(node: Node) -> str:
-    """The instructions of a node. They never change within a run, so that providers' prompt caches hit."""
-    options = node.run.options
-    names = ", ".join(f"{tool.name}({', '.join(tool.parameters.get('properties', {}))})" for tool in node.run.tools)
+    """The instructions of a node: the same for every run and every child, so that prompt caches hit from the start."""
+    run, options = node.run, node.run.options
+    names = ", ".join(f"{tool.name}({', '.join(tool.parameters.get('properties', {}))})" for tool in run.tools)
+    parts = {
+        "where": " (tool execute_code)" if node.protocol == "tools" else "",
+        "imports": " and its standard library" if options.environment == "docker" else " (no network, no os)",
+        "functions": names,
+        "finish": _FINISH_TOOLS if node.protocol == "tools" else _FINISH_TEXT,
+        "how": _SMALL_HOW[node.protocol],
+        "limits": _limits_in_words(options),
+    }
+    text = run.custom_prompt or {"full": _FULL, "small": _SMALL}[run.profile.name]
+    for name, part in parts.items():
+        text = text.replace("{%s}" % name, part)  # noqa: UP031 - an f-string with four braces
+    return f"{text}\n\n{node.instructions}" if node.instructions else text
+
+
+def announcement(node: Node, *, new: bool) -> str:
+    """What follows a prompt in the user's message: the context (whole, if it is short) and the answer's schema."""
+    parts = []
+    if new and (node.context.value is not None or node.told is not None) and not node.context.is_images:
+        parts.append(node.context.describe(node.run.options.show_below))
+        if node.run.profile.guides and not node.shown_whole:
+            parts += filter(None, [use_of(node.context.value), words_of(node.prompt, node.context.value)])
+            parts.append(_BEGIN[node.protocol])
+    if node.schema is not None:
+        parts.append(f"The answer must be FINAL(value) with a value of this JSON Schema: {json.dumps(node.schema)}")
+    return "\n".join(parts)
+
+
+def _limits_in_words(options: Options) -> str:
     limits = [
         f"{options.max_subcalls} sub-calls",
         f"{options.token_budget:,} tokens",
         f"{options.max_iterations} turns",
+        f"depth {options.max_depth}",
     ]
     if options.cost_budget_usd is not None:
         limits.append(f"${options.cost_budget_usd:g}")
     if options.timeout_seconds is not None:
         limits.append(f"{options.timeout_seconds:g} s")
-    text = _INTRO.format(
-        where=" (tool execute_code)" if node.protocol == "tools" else "",
-        context=node.context.describe(),
-        imports=" and its standard library" if options.environment == "docker" else " (no network, no os)",
-        recursion=_RECURSION if node.depth < options.max_depth else "",
-        functions=names,
-        finish=_FINISH_TOOLS if node.protocol == "tools" else _FINISH_TEXT,
-        limits=", ".join(limits),
+    return ", ".join(limits)
+
+
+def read_prompt(path: str) -> str:
+    """The system prompt in a file; ConfigError if it cannot be read."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(200_000)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot read the prompt {path!r}: {why}", hint="full, small, or a text file") from None
+    return text.strip()
+
+
+# - what is said to a model that has gone astray
+
+_BEGIN = {"text": "Reply with a ```python block.", "tools": "Call execute_code."}
+_LOOK_FIRST = {
+    "text": "You have not looked at `context` yet. Write a ```python block.",
+    "tools": "You have not looked at `context` yet. Call execute_code with Python that looks at it.",
+}
+_EMPTY = "Your reply was empty. Run code, or give the answer."
+_CUT_OFF = "Your reply was cut off at its token limit and was not taken as the answer. Be shorter, or build it in code."
+_REPEATING = "Your reply repeated itself and was stopped. Write short code that computes it, or answer in one line."
+_ANSWER_NOW = "No more code can be run. Answer the request now, as well as what you have seen allows{line}"
+_ANSWER_LINE = ", in one line: ANSWER: <the answer>"
+_FAILED_BEFORE = "Code that was tried before ended with:\n"
+_PRINTED_TOO_MUCH = "Code that was tried before printed too much, beginning with:\n"
+_CUT_MARK = " characters left out"
+_HAS_OUTPUT = "Code has run on `context` already. Output:"
+_DOUBTS = 2  # how often a small model's answer is not believed
+_COMPUTE_IT = (
+    "Write {} that computes and prints it, such as print(len(...)) or print(Counter(...).most_common(3)), with the "
+    "rest of the answer."
+)
+_HAS_NUMBER = r"(?i)\d|\b(?:no|none|one|two|three|four|five|six|seven|eight|nine|ten)\b"
+
+
+def note_on(node: Node, code: str, outcome: Event, again: bool) -> str:
+    """What is said to the model beside a cell's output: what to do next, where that helps. "" if nothing is."""
+    taught = advice_on(node.context, code, outcome)
+    parts = [taught] if taught else []
+    guides, failed = node.run.profile.guides, outcome["error"] is not None
+    vain = failed or (guides and is_empty_result(outcome))
+    if again and vain:
+        parts.append("This came out in the same way before. Write different code.")
+    elif again:
+        line = _ANSWER_LINE if guides else ", in one line"
+        parts.append(f"You have run exactly this before. Answer the question now from this output{line}")
+    elif failed and node.protocol == "text":
+        parts.append("That failed. Mend the code and reply with one ```python block.")
+    elif guides and not failed:
+        parts.append(_next_step(node, outcome))
+    if failed and guides and node.shown_whole:
+        parts.append("Or answer from the text of `context` that you were shown, in one line: ANSWER: <the answer>")
+    return "\n".join(parts)
+
+
+def _next_step(node: Node, outcome: Event) -> str:
+    """What a small model is to do with an output, by what is wrong with it."""
+    block = "a ```python block" if node.protocol == "text" else "code"
+    about = f" ({node.prompt})" if len(node.prompt) <= 300 else ""
+    if is_empty_result(outcome):
+        return (
+            f"Nothing was found: the code does not fit the data. {_reading(node.context.value)}"
+            f"Write {block} that prints some of `context`, or that searches differently."
+        )
+    if _CUT_MARK in (outcome["stdout"] or "") + (outcome["value"] or ""):
+        return f"The output is too long and was cut. Write {block} that prints only what answers the question{about}."
+    return (
+        f"If this output answers every part of the question{about} reply with one line: ANSWER: <the answer>. "
+        f"Otherwise reply with another {'```python block' if node.protocol == 'text' else 'call'}."
     )
-    if node.schema is not None:
-        text += f"\nThe answer must be FINAL(value) with a value of this JSON Schema: {json.dumps(node.schema)}"
-    return f"{text}\n\n{node.instructions}" if node.instructions else text
+
+
+def is_empty_result(outcome: Event) -> bool:
+    """Whether a cell that ended well has shown nothing, or nothing but a zero or an empty collection."""
+    output = f"{outcome['stdout'] or ''}{outcome['value'] or ''}".strip()
+    return outcome["error"] is None and (not output or output in _EMPTY_RESULTS)
+
+
+def _reading(value: Any) -> str:
+    """How texts are judged by their meaning, for a context that is several of them."""
+    items = list(islice(value.values() if isinstance(value, dict) else value, 50)) if not isinstance(value, str) else []
+    if not items or not all(isinstance(item, str) and len(item) < 20_000 for item in items):
+        return ""
+    texts = "list(context.values())" if isinstance(value, dict) else "context"
+    return (
+        f'If meaning decides and not a word: answers = map_query("QUESTION?", {texts}, ["yes", "no"]); '
+        "print(list(zip(context, answers))). "
+    )
+
+
+_EMPTY_RESULTS = {"0", "0.0", "None", "[]", "{}", "()", "set()", "nan", "False", "Counter()", "''", '""'}
 
 
 # --- reading what models write -----------------------------------------------------------------------------------
 
 # Compiled when first used, since most processes that import this never read a reply.
-_OPENING = r"^[ \t]*(?:[-*>] |\d+\. )?[ \t]*(`{3,}|~{3,})[ \t]*\{?\.?([\w+#.-]*)[^`\n]*$"
-_ONE_LINE = r"^[ \t]*```(\w*)[ \t]+(.+?)[ \t]*```[ \t]*$"
+# No two neighbouring parts of a pattern may match the same text: a reply of nothing but blanks would take minutes.
+_OPENING = r"^(?:[-*>] |\d{1,3}\. )?[ \t]*(`{3,}|~{3,})[ \t]*\{?\.?([\w+#.-]*)[^`\n]*$"
+_ONE_LINE = r"^```(\w*)[ \t]+([^\s`].*?)[ \t]*```$"
 _RUNNABLE = {"", "repl", "python", "py", "python3", "py3", "ipython", "ipython3", "tool_code", "code"}
 _THINKING = r"(?s)\A\s*<think(?:ing)?>.*?</think(?:ing)?>"
-_PSEUDO_CALL = r"<tool_call>|<function[=_]|\A\s*\{\s*\"(?:name|tool|function)\"\s*:\s*\"\w+\"\s*,\s*\"\w+\""
-_MISSES = 100  # of places that are tried: more would take minutes over a reply that repeats itself
+_FALSE_STARTS = 20  # of tool calls: each may be looked at to its far end
+_MISSES = 100  # places tried in vain: more would take minutes over a reply that repeats itself
+_READ = 400_000  # characters of a reply that are read; a longer one is a loop
+_MOST_CALLS = 16  # tool calls of one reply that are run when they are written as text
 _FINAL_LINE = r"(?m)^[ \t]*(?:\*\*)?`?(FINAL(?:_VAR)?)[ \t]*\("
 
 
@@ -1423,9 +1790,18 @@ class Fence(NamedTuple):
     last: int
 
 
+class WrittenAction(NamedTuple):
+    """What a reply asks to be done in its text: tool calls, or the code of its first block; `end`: where that ends."""
+
+    calls: list[dict[str, Any]]  # {"name", "arguments"}
+    code: str | None
+    end: int
+    marked: bool  # a tool call's own form, not a fenced block
+
+
 def visible(text: str) -> str:
     """A reply without the reasoning that some models put in front of it."""
-    return re.sub(_THINKING, "", text, count=1)
+    return re.sub(_THINKING, "", text[:_READ], count=1)
 
 
 def parses(code: str) -> bool:
@@ -1453,9 +1829,10 @@ def fences(text: str) -> list[Fence]:
     lines = text.replace("\r\n", "\n").split("\n")
     found, i = [], 0
     while i < len(lines):
-        if one := re.match(_ONE_LINE, lines[i]):
+        line = lines[i].strip()
+        if one := re.match(_ONE_LINE, line) if len(line) < 2000 else None:
             found.append(Fence(one[1].lower(), one[2], i, i))
-        elif opening := re.match(_OPENING, lines[i]):
+        elif opening := re.match(_OPENING, line):
             found.append(_block(lines, i, opening[1], opening[2].lower(), misses))
             i = found[-1].last
         i += 1
@@ -1484,21 +1861,330 @@ def _block(lines: list[str], start: int, mark: str, tag: str, misses: list[int])
             closings.append(i)
             if len(misses) >= _MISSES:
                 break
-        elif not closings and (inner := re.match(_OPENING, lines[i])) and inner[2] and is_python_to(i):
+        elif not closings and (inner := re.match(_OPENING, stripped)) and inner[2] and is_python_to(i):
             return Fence(tag, code_to(i), start, i - 1)
     end = closings[0] if closings else len(lines)
     return Fence(tag, code_to(end), start, min(end, len(lines) - 1))
 
 
 def code_blocks(text: str) -> list[str]:
-    """The code that a reply of the text protocol asks to be run."""
+    """The fenced code of a reply that could be run."""
     return [f.code for f in fences(text) if f.tag in _RUNNABLE and f.code.strip()]
 
 
-def _answering_blocks(text: str) -> list[str]:
-    """The code blocks of a model that should call a tool instead, if one ends the run: small models do it like that."""
-    blocks = [fence.code for fence in fences(text) if fence.tag in ("repl", "python")]
-    return blocks if any(re.search(r"(?m)^FINAL(_VAR)?\(", block) for block in blocks) else []
+def written_action(text: str, known: Collection[str]) -> WrittenAction | None:
+    """The first thing that a reply asks to be done in its text, None if there is none.
+
+    `known`: the names of tools and of the REPL's functions, execute_code among them. Tool calls are read in the forms
+    that models write them in when they miss the server's own: JSON with the keys of any of the wires, XML, and the
+    marks of the chat templates of Llama, Mistral, DeepSeek, Kimi, GLM, Gemma and OpenAI's open models (harmony).
+    """
+    text = text[:_READ]
+    block = _first_block(text, known)
+    marked = _marked_calls(text, known)
+    if block is None or (marked is not None and marked[0] <= block[0]):
+        if marked is None:
+            return None
+        _, end, calls = marked
+        return WrittenAction(calls[:_MOST_CALLS], None, end, True)
+    return block[1]
+
+
+def _first_block(text: str, known: Collection[str]) -> tuple[int, WrittenAction] | None:
+    """Where the first fenced block begins that is to be run, and what it asks for: its code, or the call that it is."""
+    lines = text.split("\n")  # as `fences` counts them: a carriage return stays at the end of its line
+    for fence in fences(text):
+        if not fence.code.strip():
+            continue
+        start = sum(map(len, lines[: fence.first])) + fence.first
+        end = min(len(text), sum(map(len, lines[: fence.last + 1])) + fence.last)
+        if call := _python_call(fence.code, known):
+            return start, WrittenAction([call], None, end, True)
+        inner = _marked_calls(fence.code, known)
+        if inner is not None and not (fence.tag in _RUNNABLE and parses(fence.code) and inner[0] > 0):
+            return start, WrittenAction(inner[2][:_MOST_CALLS], None, end, True)
+        if fence.tag in _RUNNABLE:
+            return start, WrittenAction([], fence.code, end, False)
+    return None
+
+
+# - tool calls written as text
+
+_NAME_KEYS = ("name", "function", "tool", "tool_name", "function_name", "recipient_name", "action")
+_ARGUMENT_KEYS = ("arguments", "parameters", "input", "args", "kwargs", "params", "tool_input", "action_input")
+_CALL_KEYS = {*_NAME_KEYS, *_ARGUMENT_KEYS, "type", "id", "call_id", "tool_call_id", "index", "thought", "reasoning"}
+_LIST_KEYS = ("tool_calls", "tool_uses", "calls", "function_call", "tool_call", "call")
+_PYTHON_NAMES = {
+    *("python", "ipython", "repl", "code", "run", "execute", "exec", "interpreter", "code_interpreter", "python_repl"),
+    *("run_code", "run_python", "execute_python", "python_interpreter", "executecode", "code_execution", "tool_code"),
+}
+_CODE_KEYS = ("code", "python", "source", "script", "input", "cell", "command")
+_BAR = r"[|｜]"
+# Where a call may begin, each with what follows it: a name and arguments, JSON, or code.
+_MARKS = (
+    r"<(?P<xml>tool_calls?|tools|function_calls?|call_record|action)>"
+    rf"|<(?:function|invoke|tool|{_BAR}DSML{_BAR}invoke)(?:=| name=|_name=)"
+    r"[\"']?(?P<name>[^\s\"'<>]{1,80})[\"']?\s*>"
+    r"|<(?P<direct>execute_code|python|code)>"
+    r"|(?m:^)[ \t\[]*(?:[\w.]{0,40}\.)?execute_code(?P<call>\()"
+    r"|\[TOOL_CALLS?\]|functools(?=\[)"
+    rf"|<{_BAR}python_tag{_BAR}>"
+    rf"|<{_BAR}channel{_BAR}>[^<\n]{{0,60}}?\bto=(?P<to>[\w.:-]{{1,80}})[^<]{{0,40}}(?:<{_BAR}constrain{_BAR}>[^<]{{0,20}})?<{_BAR}message{_BAR}>"
+    rf"|<{_BAR}tool[▁_ ]calls?[▁_ ](?:section[▁_ ])?begin{_BAR}>"
+    rf"|<{_BAR}(?:tool_calls?|START_ACTION|action_start|tool_start){_BAR}>"
+    r"|(?m:^)[ \t]*Action:[ \t]*(?P<act>[\w.]{1,80})[ \t]*\n[ \t]*Action Input:"
+)
+_MARK_ENDS = (
+    r"</(?:tool_calls?|tools|function_calls?|call_record|action|function|invoke|tool|parameter|execute_code|python|code)>"
+    rf"|<{_BAR}(?:call|end|eot_id|eom_id|im_end|return|END_ACTION|tool[▁_ ]calls?[▁_ ](?:section[▁_ ])?end){_BAR}>"
+    rf"|</?{_BAR}DSML{_BAR}\w*>|<{_BAR}/tool_calls?{_BAR}>|</s>|<end_of_turn>"
+)
+_PARAMETER = (
+    rf"<(?:{_BAR}DSML{_BAR})?parameter(?:=| name=)[\"']?(?P<key>[\w-]{{1,60}})[\"']?[^>\n]{{0,60}}>\n?"
+    rf"(?P<value>.*?)\n?</(?:{_BAR}DSML{_BAR})?parameter>"
+)
+_GLM_PARAMETER = r"(?s)<arg_key>\s*([\w-]{1,60})\s*</arg_key>\s*<arg_value>(.*?)</arg_value>"
+_OBJECT = r"\{\s*[\"'](?:%s)[\"']\s*:"
+
+
+def tool_name(written: str, known: Collection[str]) -> str:
+    """The tool or function that a decorated name means (`functions.execute_code<|channel|>json`); else as written."""
+    bare = re.split(r"<[|｜]|[\s(]", written.strip(), maxsplit=1)[0]
+    bare = re.sub(r":\d+$", "", bare)
+    last = re.split(r"[./]|::|__(?=\w+$)", bare)[-1]
+    for candidate in (written, bare, last, last.lower().replace("-", "_")):
+        if candidate in known:
+            return candidate
+    by_letters = {name.lower().replace("_", ""): name for name in known}
+    plain = last.lower().replace("-", "").replace("_", "")
+    if plain in by_letters:
+        return by_letters[plain]
+    return "execute_code" if last.lower().replace("-", "_") in _PYTHON_NAMES and "execute_code" in known else bare
+
+
+def _marked_calls(text: str, known: Collection[str]) -> tuple[int, int, list[dict[str, Any]]] | None:
+    """The first group of calls that follow each other in a text: where it begins and ends, and the calls."""
+    calls: list[dict[str, Any]] = []
+    begin, at, misses = -1, 0, 0
+    anywhere = re.compile(f"(?:{_MARKS})|" + _OBJECT % "|".join((*_CALL_KEYS, *_LIST_KEYS, "code", *known)))
+    while len(calls) < _MOST_CALLS and misses < _FALSE_STARTS:
+        found = anywhere.search(text, at)
+        if found is None:
+            break
+        between = text[at : found.start()]
+        if calls and re.sub(_MARK_ENDS, "", between[:2000]).strip(" \t\r\n,;[]"):
+            break
+        read = _call_at(text, found, known)
+        if read is None:
+            misses += 1
+            at = found.start() + 1 if not calls else len(text)
+            continue
+        begin = found.start() if begin < 0 else begin
+        at = read[0]
+        calls += read[1]
+    if not calls:
+        whole = _python_call(text, known) if len(text) < 20_000 else None
+        return (0, len(text), [whole]) if whole else None
+    closing = re.compile(rf"(?:\s*(?:{_MARK_ENDS}|\]|```))*")
+    end = closing.match(text, at)
+    return begin, end.end() if end else at, calls
+
+
+def _call_at(text: str, found: re.Match[str], known: Collection[str]) -> tuple[int, list[dict[str, Any]]] | None:
+    """Where the calls that begin at a mark end, and the calls; None if the mark begins none."""
+    if found[0][0] == "{":
+        return _json_calls(text, found.start(), known)
+    names = found.groupdict()
+    name, start = names["name"] or names["to"] or names["act"], found.end()
+    if names["call"]:
+        return _call_in_prose(text, found.start(), known)
+    if names["direct"]:
+        return _raw_code(text, start, known, f"</{names['direct']}>")
+    if name:
+        return _named_call(text, start, tool_name(name, known), known)
+    head = re.compile(
+        r"\s*(?:<[|｜]tool[▁_ ]call[▁_ ]begin[|｜]>)?\s*(?:function<[|｜]tool[▁_ ]sep[|｜]>)?\s*"
+        r"(?P<name>[A-Za-z_][\w.:-]{0,80})\s*"
+        r"(?:<[|｜]tool[▁_ ](?:sep|call[▁_ ]argument[▁_ ]begin)[|｜]>|\[ARGS\]|(?=\{|```)|\n(?=<arg_key>))"
+        r"\s*(?:```\w*\n)?"
+    ).match(text, start)
+    if head and tool_name(head["name"], known) in known:
+        return _named_call(text, head.end(), tool_name(head["name"], known), known)
+    following = re.compile(r"[\s\[]*(?:```\w*\s*)?(?=\{)").match(text, start)
+    if following and (read := _json_calls(text, following.end(), known)):
+        return read
+    if names["xml"]:
+        return None  # what it holds may begin with a mark of its own
+    return _raw_code(text, start, known, "") if "python_tag" in found[0] else None
+
+
+def _call_in_prose(text: str, start: int, known: Collection[str]) -> tuple[int, list[dict[str, Any]]] | None:
+    """A call of execute_code on lines of its own: it ends at the first bracket up to which it is Python."""
+    for closing in islice(re.compile(r"\)\]?(?=[ \t;`]*(?:\n|\Z))").finditer(text, start, start + 50_000), 20):
+        if call := _python_call(text[start : closing.end()], known):
+            return closing.end(), [call]
+    return None
+
+
+def _named_call(text: str, start: int, name: str, known: Collection[str]) -> tuple[int, list[dict[str, Any]]] | None:
+    """A call whose name has been read: its arguments are JSON, parameters in XML, or code as it is."""
+    if re.compile(r"\s*\{").match(text, start):
+        value, end = _json_value(text, text.index("{", start))
+        if isinstance(value, dict):
+            return end, [{"name": name, "arguments": value}]
+    for form in (_PARAMETER, _GLM_PARAMETER):
+        region = text[start : start + _READ // 4]
+        stop = re.search(r"</(?:[|｜]DSML[|｜])?(?:function|invoke|tool|tool_call)>", region)
+        region = region[: stop.start()] if stop else region
+        if parts := re.findall(form, region, re.DOTALL):
+            return start + len(region), [{"name": name, "arguments": {k: _typed(v) for k, v in parts[:50]}}]
+    return _raw_code(text, start, known, "") if name == "execute_code" else None
+
+
+def _raw_code(text: str, start: int, known: Collection[str], closing: str) -> tuple[int, list[dict[str, Any]]] | None:
+    """Code that stands as it is behind a mark, up to the next one."""
+    stop = re.compile(re.escape(closing) if closing and closing in text[start:] else _MARK_ENDS).search(text, start)
+    end = stop.start() if stop else len(text)
+    paragraphs = [m.start() for m in islice(re.compile(r"\n[ \t]*\n").finditer(text, start, end), 20)]
+    for stop_at in (end, *reversed(paragraphs)):  # without a mark at its end, prose may follow the code
+        code = text[start:stop_at].strip()
+        code = next(iter(code_blocks(code)), code) if code.startswith("```") else code
+        if call := _python_call(code, known):
+            return stop_at, [call]
+        if code and parses(code):
+            return stop_at, [{"name": "execute_code", "arguments": {"code": code}}]
+        if stop is not None:
+            break
+    return None
+
+
+def _typed(text: str) -> Any:
+    """A parameter's value: JSON where it is a number, a list or an object; else the text."""
+    if re.fullmatch(r"\s*(?:-?\d[\d.eE+-]{0,30}|true|false|null|[\[{].*[\]}])\s*", text, re.DOTALL):
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(text)
+    return text
+
+
+def _json_calls(text: str, start: int, known: Collection[str]) -> tuple[int, list[dict[str, Any]]] | None:
+    value, end = _json_value(text, start)
+    calls = _calls_of(value, known)
+    return (end, calls) if calls else None
+
+
+def _json_value(text: str, start: int) -> tuple[Any, int]:
+    """The object that begins at `start`, and where it ends: JSON, or nearly; (None, start) if it is neither.
+
+    Forgiven are raw line breaks in strings, Python's quotes, missing brackets at the end, and unescaped quotes in code.
+    """
+    if re.compile(r"(?:[\[{][^\[\]{}]{0,40}){200}").match(text, start):
+        return None, start  # no call is nested so deep
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.JSONDecoder(strict=False).raw_decode(text, start)
+    end = _object_end(text, start)
+    piece = text[start:end]
+    with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        import ast
+
+        return ast.literal_eval(piece), end
+    for closing in ("}", '"}', '"}}', "}}"):
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(piece.rstrip("`\n ") + closing, strict=False), end
+    return _code_in_broken_json(piece), end
+
+
+def _object_end(text: str, start: int) -> int:
+    """Where the brackets that open at `start` are closed outside of strings; the text's end if they are not."""
+    depth, quoted = 0, ""
+    for token in re.compile(r"\\.|[{}\"]", re.DOTALL).finditer(text, start, start + 50_000):
+        sign = token[0]
+        if sign == '"':
+            quoted = "" if quoted else '"'
+        elif not quoted and sign in "{}":
+            depth += 1 if sign == "{" else -1
+            if depth == 0:
+                return token.end()
+    return min(len(text), start + 50_000)
+
+
+def _code_in_broken_json(piece: str) -> Any:
+    """A call whose code breaks the JSON around it by its quotes: what lies between the outermost, if it is Python."""
+    key = re.search(r"\"(?:code|python|source|script)\"\s*:\s*(\"\"\"|'''|`{1,3}|\"|')", piece)
+    name = re.search(r"\"(?:name|function|tool)\"\s*:\s*\"([^\"\n]{1,80})\"", piece)
+    if not key or not name:
+        return None
+    rest = piece[key.end() :].rstrip("}] \t\r\n`")
+    end = rest.rfind(key[1])
+    code = rest[:end] if end >= 0 else rest
+    for form in (code, code.replace('\\"', '"').replace("\\n", "\n").replace("\\t", "\t")):
+        if form.strip() and parses(form):
+            return {"name": name[1], "arguments": {"code": form}}
+    return None
+
+
+def _calls_of(value: Any, known: Collection[str]) -> list[dict[str, Any]]:
+    """The tool calls that a JSON value stands for; an empty list if it is data."""
+    if isinstance(value, list):
+        return [call for item in value[:_MOST_CALLS] for call in _calls_of(item, known)]
+    if not isinstance(value, dict):
+        return []
+    for key in _LIST_KEYS:
+        if isinstance(value.get(key), (list, dict)) and (calls := _calls_of(value[key], known)):
+            return calls
+    if isinstance(value.get("function"), dict):
+        return _calls_of(value["function"], known)
+    name = next((value[key] for key in _NAME_KEYS if isinstance(value.get(key), str)), None)
+    arguments = next((value[key] for key in _ARGUMENT_KEYS if key in value), None)
+    if isinstance(arguments, str):
+        arguments = _json_in(arguments)
+    if name is not None:
+        meant = tool_name(name, known)
+        if meant not in known and not (set(value) <= _CALL_KEYS and isinstance(arguments, dict)):
+            return []
+        if arguments is None:  # they stand beside the name
+            arguments = {k: v for k, v in value.items() if k not in (*_NAME_KEYS, "type", "id")}
+        return [{"name": meant, "arguments": arguments}]
+    if len(value) == 1:
+        (key, inner), meant = next(iter(value.items())), tool_name(str(next(iter(value))), known)
+        if isinstance(inner, str) and meant == "execute_code":
+            is_code = re.search(r"[(=\n]", inner) and parses(inner)
+            return [{"name": meant, "arguments": {"code": inner}}] if is_code or key == meant else []
+        if meant in known and isinstance(inner, dict):
+            return [{"name": meant, "arguments": inner}]
+    return []
+
+
+def _python_call(code: str, known: Collection[str]) -> dict[str, Any] | None:
+    """The call of `execute_code("…")` or of a tool's decorated name that a text is, as Python; None for other code."""
+    if len(code) > 100_000 or not re.match(r"[A-Za-z_][\w.]*[ \t]*\(", code[:300].lstrip(" \t\r\n[(")):
+        return None
+    import ast
+
+    with contextlib.suppress(SyntaxError, ValueError, MemoryError, RecursionError):
+        body = ast.parse(code.strip()).body
+        node: Any = body[0].value if len(body) == 1 and isinstance(body[0], ast.Expr) else None
+        node = node.elts[0] if isinstance(node, ast.List) and len(node.elts) == 1 else node
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print" and len(node.args) == 1:
+            node = node.args[0]
+        if not isinstance(node, ast.Call):
+            return None
+        written = ast.unparse(node.func)
+        name = tool_name(written.removesuffix(".call"), known)
+        if name not in known or (name == written and name != "execute_code"):
+            return None  # a function of the REPL by its own name is code like any other
+        arguments = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords if keyword.arg}
+        values = [ast.literal_eval(value) for value in node.args]
+        if name == "execute_code":
+            return {"name": name, "arguments": {"code": values[0], **arguments} if values else arguments}
+        return None if values else {"name": name, "arguments": arguments}
+    return None
+
+
+def as_code(call: dict[str, Any]) -> str:
+    """A call of one of the REPL's functions as the code that makes it."""
+    arguments = call["arguments"] if isinstance(call["arguments"], dict) else {"prompt": call["arguments"]}
+    named = ", ".join(f"{key}={value!r}" for key, value in arguments.items() if str(key).isidentifier())
+    return f"{call['name']}({named})"
 
 
 def final_call(text: str) -> str | None:
@@ -1514,6 +2200,16 @@ def final_call(text: str) -> str | None:
     return next((call for call in calls if parses(call)), None) or next(filter(_closes_at_end, calls), None)
 
 
+def _names_a_variable(call: str) -> bool:
+    """Whether a FINAL(...) hands over what code has computed, rather than a literal or prose."""
+    import ast
+
+    if not parses(call):
+        return False
+    names = (node.id for node in ast.walk(ast.parse(call)) if isinstance(node, ast.Name))
+    return call.startswith("FINAL_VAR") or any(name != "FINAL" for name in names)
+
+
 def _closes_at_end(call: str) -> bool:
     """Whether the bracket that opens the call is closed by its last character, and not by one before."""
     depth = 0
@@ -1524,6 +2220,19 @@ def _closes_at_end(call: str) -> bool:
     return True
 
 
+def unseen_numbers(answer: str, seen: str) -> list[str]:
+    """The numbers in an answer that a text does not hold, neither as they are nor rounded nor as a percentage."""
+    pattern = r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?![\w])"
+    known = [float(number.replace(",", "")) for number in islice(re.findall(pattern, seen), 20_000)]
+    unseen = []
+    for number in islice(re.findall(pattern, answer), 20):
+        value, digits = float(number.replace(",", "")), len(number.partition(".")[2])
+        near = 0.5 * 10**-digits + 1e-9
+        if not any(abs(value - other * scale) <= near for other in known for scale in (1, 100)):
+            unseen.append(number)
+    return unseen[:3]
+
+
 def literal_answer(call: str) -> str:
     """What is between the brackets of a `FINAL(...)` that is not Python: prose, taken as it stands."""
     inner = call[call.index("(") + 1 : -1].strip()
@@ -1532,10 +2241,24 @@ def literal_answer(call: str) -> str:
 
 def show_cell(event: Event) -> str:
     """A cell's outcome as the model reads it."""
-    parts = [(event.get("stdout") or "").rstrip("\n"), event.get("value") or "", event.get("error") or ""]
+    error = event.get("brief") or event.get("error") or ""
+    parts = [(event.get("stdout") or "").rstrip("\n"), event.get("value") or "", error]
     if event.get("images"):
         parts.append(f"[images made: {event['images']}]")
-    return "\n".join(part for part in parts if part) or "[no output]"
+    output = "\n".join(part for part in parts if part) or "[no output]"
+    return f"{output}\n{event['note']}" if event.get("note") else output
+
+
+def brief_error(error: str, code: str) -> str:
+    """An error for a small model: its message and the line of the cell that it arose in, which it reads sooner."""
+    lines = error.rstrip().split("\n")
+    start = next((n for n in range(len(lines) - 1, 0, -1) if lines[n - 1][:1] == " " and lines[n][:1] != " "), 0)
+    message = "\n".join(lines[start:])[:600]
+    places = re.findall(r'File "<cell \d+>", line (\d{1,6})', error)
+    source = code.split("\n")
+    if not places or int(places[-1]) > len(source):
+        return message
+    return f"{message}\nin line {places[-1]}: {source[int(places[-1]) - 1].strip()[:200]}"
 
 
 def code_argument(arguments: Any) -> tuple[str, str]:
@@ -1581,6 +2304,238 @@ def _leaf_text(text: str, stop_reason: str | None, usage: Mapping[str, int]) -> 
     return text
 
 
+# - sub-calls: what is asked for, and what must be in a prompt
+
+_BARE_PROMPT = 400  # characters; a longer prompt holds more than a question
+
+
+class SubcallForm(NamedTuple):
+    """What a sub-call carries besides its prompt, and how its answer is read."""
+
+    schema: dict[str, Any] | None  # of an object: any other schema is that of its `answer`
+    images: list[dict[str, Any]]
+    numbered: bool = False  # one answer for each item of map_query, by its number
+
+    def key(self) -> list[Any]:
+        """What of it belongs to the call's key."""
+        return [part for part in (self.schema, self.images) if part]
+
+    def prompt(self, text: str) -> str | list[dict[str, Any]]:
+        """The message's content: the prompt, the schema in words, the images."""
+        if self.schema is not None:
+            text += f"\n\nAnswer with JSON only, of this JSON Schema: {json.dumps(self.schema)}"
+        return [{"type": "text", "text": text}, *self.images] if self.images else text
+
+    def read(self, text: str) -> tuple[Any, list[str]]:
+        """The answer as Python data, and what is wrong with it."""
+        assert self.schema is not None
+        value = _json_in(text)
+        inner = self.schema["properties"].get("answer") if _is_wrapper(self.schema) else None
+        if inner is not None and not (isinstance(value, dict) and set(value) == {"answer"}):
+            value = {"answer": value}  # some models leave the wrapping away
+        if self.numbered and isinstance(value, list) and len(value) == len(self.schema["required"]):
+            value = dict(zip(self.schema["required"], value, strict=True))
+        value, problems = rlm_tools.validate(self.schema, value)
+        if self.numbered and not problems:
+            value = {name: value[name] for name in self.schema["required"]}
+        return value["answer"] if inner is not None and not problems else value, problems
+
+
+def _is_wrapper(schema: dict[str, Any]) -> bool:
+    return schema.get("required") == ["answer"] and list(schema.get("properties", ())) == ["answer"]
+
+
+_TYPE_NAMES = {
+    "str": "string",
+    "int": "integer",
+    "float": "number",
+    "bool": "boolean",
+    "list": "array",
+    "dict": "object",
+}
+
+
+def _subcall_schema(function: str, schema: Any) -> dict[str, Any] | None:
+    """A sub-call's schema as that of an object; TypeError for what is none."""
+    if schema is None:
+        return None
+    if isinstance(schema, str):
+        schema = {"type": _TYPE_NAMES.get(schema, schema)}
+    if isinstance(schema, (list, tuple)):
+        schema = {"enum": list(schema)}
+    if not isinstance(schema, dict):
+        raise TypeError(
+            f'{function}: schema is a JSON Schema, such as {{"type": "integer"}}, or a list of the answers there are'
+        )
+    try:
+        checked: dict[str, Any] = rlm_tools.schema_of(schema)
+    except rlm_tools.ToolError as error:
+        raise TypeError(f"{function}: schema: {error}") from None
+    if function == "map_query" or checked.get("type") == "object":
+        return checked
+    return _object_schema({"answer": checked})
+
+
+def _object_schema(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def _numbered_schema(schema: dict[str, Any], count: int) -> dict[str, Any]:
+    return _object_schema({str(n): schema for n in range(1, count + 1)})
+
+
+def _subcall_images(images: Any) -> list[dict[str, Any]]:
+    """Images for a sub-call as message parts. A URL is refused: it would be fetched by the provider."""
+    items = [images] if isinstance(images, (str, bytes)) else list(images or ())
+    parts = [_image_in(item) for item in items]
+    if None in parts:
+        raise TypeError("images: each is the bytes of a PNG, JPEG, GIF or WebP file, or a data URI")
+    return [part for part in parts if part is not None]
+
+
+def _groups_of(texts: list[str], most: int, count: int) -> list[list[int]]:
+    """The places of the texts in groups of at most `count` with at most `most` characters, in order."""
+    groups: list[list[int]] = []
+    room = 0
+    for n, text in enumerate(texts):
+        if len(text) > most:
+            raise ValueError(f"item {n} has {len(text):,} characters, and a sub-call takes {most:,}: use chunks(text)")
+        if not groups or room < len(text) + 8 or len(groups[-1]) == count:
+            groups.append([])
+            room = most
+        groups[-1].append(n)
+        room -= len(text) + 8
+    return groups
+
+
+def _map_prompt(question: str, texts: list[str]) -> str:
+    listed = "\n".join(f"{n}. {text}" for n, text in enumerate(texts, 1))
+    return f"For each numbered item: {question}\n\n{listed}\n\nGive the answer for each item under its number."
+
+
+def holds_text_of(prompt: str, value: Any) -> bool:
+    """Whether a prompt holds text of the context: a passage of it, or one of its lines or items."""
+    pieces = list(islice(_texts_in(value), 2000))
+    starts = [match.start() for match in islice(re.finditer(r"\S+", prompt), 60)]
+    passages = {prompt[start : start + 24] for start in starts if len(prompt) - start >= 24}
+    scanned = 0
+    for piece in pieces:
+        scanned += len(piece)
+        if scanned > 50_000_000:
+            return True  # too much to be looked through
+        if any(passage in piece for passage in passages):
+            return True
+        lines = islice(piece[:200_000].splitlines(), 2000)
+        least = 4 if isinstance(value, str) else 1
+        if any(len(line) >= least and line in prompt for line in map(str.strip, lines)):
+            return True
+    return False
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    """The texts and numbers in plain data, as text."""
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            stack += [*islice(item.values(), 2000), *islice(item.keys(), 2000)]
+        elif isinstance(item, (list, tuple, set, frozenset)):
+            stack += islice(item, 2000)
+        elif isinstance(item, (int, float)):
+            yield str(item)
+
+
+def _require_room(backend: Any, messages: list[dict[str, Any]]) -> None:
+    """ValueError, before anything is sent, for a prompt that cannot fit the model's window."""
+    window = getattr(backend, "window", None)
+    size = sum(len(message["content"]) for message in messages if isinstance(message["content"], str))
+    if window and size > 6 * window:
+        raise ValueError(
+            f"the prompt has {size:,} characters, and the model takes some {_CHARACTERS_PER_TOKEN * window:,}: "
+            "cut it with chunks(text), one llm_query_batched over the pieces"
+        )
+
+
+# - advice for mistakes that models make with `context`
+
+_LOOPS_OVER_TEXT = r"csv\.(?:Dict)?[rR]eader\(\s*context\s*[,)]|(?:for \w+ in|enumerate\()\s*context\s*[:,)]"
+
+
+def advice_on(context: Context, code: str, outcome: Event) -> str:
+    """What to write instead, for the mistakes that models make most with a context of this kind; "" for none."""
+    error, value = outcome["error"] or "", context.value
+    if value is None:
+        return ""
+    if re.search(r"open\(\s*[\"']?context\b|open\(\s*[\"'][^\"']{0,80}[\"']", code) and "Error" in error:
+        return f"The input is not a file: it is already in `context`. {use_of(value)}"
+    if isinstance(value, str):
+        if re.search(_LOOPS_OVER_TEXT, code):
+            return f"`context` is one str: looping over it gives single characters. {use_of(value)}"
+        if re.search(r"context\.read(?:lines|line)?\(|json\.load\(\s*context", code) and error:
+            return f"`context` is a str, not a file. {use_of(value)}"
+    if re.search(
+        r"TypeError: .*'(?:int|float|str)' and '(?:int|float|str)'|multiply sequence|could not convert|'<' not", error
+    ):
+        return "Values that are read from text are str: convert them with float(value)."
+    if re.search(r"ValueError: invalid literal for int\(\)", error):
+        return "Not every value is a whole number: use float(value), and strip what is not part of the number."
+    if re.search(r"(?:ModuleNotFound|Import)Error", error) and re.search(r"pandas|numpy|polars", error):
+        return use_of(value)
+    if re.search(r"AttributeError: '(?:dict|list)' object has no attribute|TypeError: .*(?:dict|list)", error):
+        return "" if isinstance(value, str) else f"`context` is a {type(value).__name__}. {use_of(value)}"
+    if found := re.search(r"NameError: name '(json|re|csv|datetime|math|collections|Counter|statistics)'", error):
+        name = found[1]
+        return f"Write `{'from collections import Counter' if name == 'Counter' else f'import {name}'}` first."
+    return ""
+
+
+def words_of(prompt: str, value: Any) -> str:
+    """Which words of a request occur in a text, and how often, the rarest first: a lead for a search."""
+    if not isinstance(value, str) or len(value) > 50_000_000 or _format_of(value):
+        return ""
+    found = dict.fromkeys(re.findall(r"\w[\w-]*\w", prompt[:2000].partition(" ")[2]))  # the first begins a sentence
+    words = [w for w in found if (len(w) > 3 or not w.islower()) and w.lower() not in _COMMON_WORDS]
+    counts = sorted((value.count(word), word) for word in words[:20])
+    shown = [f"{word!r} {count:,} time{'s' * (count != 1)}" for count, word in counts if count][:4]
+    return f"In it: {', '.join(shown)}." if shown else ""
+
+
+_COMMON_WORDS = {
+    *("what", "which", "where", "when", "that", "this", "these", "those", "there", "their", "they", "with", "from"),
+    *("have", "does", "were", "been", "than", "then", "many", "much", "most", "more", "into", "over", "each", "other"),
+    *("about", "only", "give", "name", "your", "file", "text", "line", "lines", "list", "number", "answer", "between"),
+}
+
+
+def use_of(value: Any) -> str:
+    """How to begin with a context of this kind, in a line of code."""
+    if isinstance(value, dict):
+        first = next(iter(value.values()), "")
+        return f"Use: for name, {'text' if isinstance(first, str) else 'value'} in context.items(): ..."
+    if not isinstance(value, str):
+        return "Use: for item in context: ..."
+    form = _format_of(value)
+    if form.startswith(", JSON"):
+        return f"Use: import json; data = json.loads(context){'; data.items()' if ' an object' in form[:20] else ''}"
+    if form.endswith("date a line"):
+        return "Use: from datetime import date; days = [date.fromisoformat(line) for line in context.splitlines()]"
+    if form.endswith("number a line"):
+        return "Use: numbers = [float(line) for line in context.splitlines()]"
+    if form:
+        sign = ', delimiter="\\t"' if form.startswith(", tab") else ""
+        return f"Use: import csv; rows = list(csv.DictReader(context.splitlines(){sign})); the values are str"
+    if "\n" not in value[:2000]:
+        return (
+            "Use: import re; for m in re.finditer(WORD, context): print(context[max(0, m.start() - 100):m.end() + 100])"
+        )
+    words = value.split("\n", 1)[0].split()
+    if not 4 <= len(words) <= 14:
+        return "Use: lines = context.splitlines()"
+    return f"Use: lines = context.splitlines(); a line.split() is like {[word[:40] for word in words]}"
+
+
 def _json_in(text: str) -> Any:
     """The JSON value of an answer given as text, in a fence or not; the text itself if it is none."""
     blocks = [f.code for f in fences(text) if f.tag in ("json", "")]
@@ -1594,16 +2549,20 @@ def _json_in(text: str) -> Any:
 
 
 class Answer(NamedTuple):
-    """How a node ended: its text, and FINAL's Python data where `given`."""
+    """How a node ended: its text, FINAL's Python data where `given`; `forced`: asked for when no turn was left."""
 
     text: str
     value: Any = None
     given: bool = False
+    forced: bool = False
 
 
 @dataclass(frozen=True)
 class CompletionResult:
-    """What a completion came to. `str(result)` is the response; shows itself in a notebook."""
+    """What a completion came to. `str(result)` is the response; results render in notebooks.
+
+    `forced`: the answer comes from the last, tool-free call of a run that had no turn left or failed too often.
+    """
 
     response: str
     value: Any
@@ -1618,6 +2577,7 @@ class CompletionResult:
     status: str
     log: str | None
     model: str = ""
+    forced: bool = False
 
     def __str__(self) -> str:
         return self.response
@@ -1676,9 +2636,12 @@ class Run:
         replaying: bool = False,
         group: Batch | None = None,
     ) -> None:
+        self.profile = profile_for(backend, options.prompt)
+        self.custom_prompt = "" if options.prompt in (None, *_PROFILES) else read_prompt(str(options.prompt))
         self.options = options
         self.backend = backend
         self.tools = tools
+        self.known_names = {"execute_code", *_REPL_NAMES, *(tool.name for tool in tools)} - {"context"}
         self.group = group
         schemas = [{"name": t.name, "description": t.description, "parameters": t.parameters} for t in tools]
         self.tool_schemas = [_EXECUTE_CODE, *schemas]
@@ -1701,6 +2664,8 @@ class Run:
         numbers = [re.sub(r"\D", "", str(event.get("call_id"))) for event in recording.calls]
         self._last_call = max((int(number) for number in numbers if number), default=0)
         self._last_node = len(recording.starts) - 1
+        sub_model = None if replaying else options.sub_model
+        self.subcall_characters = subcall_characters(self.backend_for(sub_model), self.profile)
         self._enter_recorded()
 
     def _enter_recorded(self) -> None:
@@ -1809,27 +2774,39 @@ class Run:
     def call(self, node: Node, backend: Any, messages: list[dict[str, Any]], about: Event, **how: Any) -> Any:
         """One paid call: room is reserved, the model asked, the reply journalled, the ledger settled.
 
-        `about`: what the `call` line carries besides the reply. `how`: tools, most (tokens of output), on_text.
+        `about`: what the `call` line carries besides the reply. `how`: tools, most (tokens of output), on_text,
+        defaults (request parameters), schema, and `read`: a function of the reply that gives fields of the line.
         """
-        tools, most = how.get("tools"), how["most"]
+        tools = how.get("tools")
+        params = self.params_for(about)
+        most = min(how["most"], _whole_number(params.get("max_output_tokens")) or how["most"])
         size = tokens_of(messages) + (self.tool_tokens if tools else 0)
         ticket = self.ledger.reserve(size, most, self.price(backend))
         flight = {**about, "started": time.monotonic()}
         with self._lock:
             self._in_flight[id(flight)] = flight
         settled = False
+        listens = how.get("on_text") is not None or self.profile.guides
+        watch = RepetitionWatch(how.get("on_text")) if listens else None
         try:
             with self._slots:
                 self.ledger.check()
+                self.journal.progress("asking", **_place(about))
                 raw = backend.complete(
                     messages,
                     tools=tools,
                     max_tokens=self._max_tokens(backend, ticket, most),
-                    on_text=how.get("on_text"),
+                    on_text=watch,
                     deadline=self.ledger.deadline,
                     cancel=self.ledger.cancel,
+                    **self._more_for(backend, about, params, how),
                 )
             reply = normal_reply(raw, size, getattr(backend, "model", ""))
+            settled = True
+        except Repeating as repeating:
+            reply = normal_reply(repeating.text, size, getattr(backend, "model", ""))
+            reply = reply._replace(stop_reason="repetition")
+            settled = True
             settled = True
         except rlm_backends.BackendError as error:
             self._abandon(flight, str(error))
@@ -1851,8 +2828,28 @@ class Run:
         saved = rlm_backends.saved_by_cache(reply.model, reply.usage, prices=self.options.prices)
         self.ledger.settle(ticket, reply.usage, cost, saved or 0.0)
         self.ledger.depth = max(self.ledger.depth, about["depth"])
-        self._journal_call(node, about, flight, reply, cost)
+        fields = how["read"](reply) if "read" in how else {}
+        self._journal_call(node, {**about, **fields}, flight, reply, cost)
         return reply
+
+    def params_for(self, about: Event) -> dict[str, Any]:
+        """The caller's request parameters for a call: those of sub-calls are `sub_params`, where they are given."""
+        of_sub = self.options.sub_params if about["kind"] == "sub" else None
+        return (self.options.params if of_sub is None else of_sub) or {}
+
+    def _more_for(self, backend: Any, about: Event, params: dict[str, Any], how: Mapping[str, Any]) -> Event:
+        """What our own backends take besides; a caller's backend object need not."""
+        if not isinstance(backend, rlm_backends.HTTPBackend):
+            return {}
+        place = _place(about)
+
+        def on_progress(processed: int, total: int) -> None:
+            self.journal.progress("reading", processed=processed, total=total, **place)
+
+        more: Event = {"params": params, "defaults": how.get("defaults", self.profile.defaults)}
+        if how.get("schema") is not None:
+            more["response_schema"] = how["schema"]
+        return {**more, "on_progress": on_progress} if self.journal.on_progress else more
 
     def _max_tokens(self, backend: Any, ticket: Ticket, most: int) -> int | None:
         """What to ask for; nothing where the model's own maximum is unknown and far less than what is left."""
@@ -1970,6 +2967,7 @@ class Run:
             status="answered" if answer else "partial",
             log=self.journal.path,
             model=getattr(self.backend, "model", ""),
+            forced=answer.forced if answer else False,
         )
 
 
@@ -1997,6 +2995,70 @@ def normal_reply(raw: Any, size: int, model: str) -> rlm_backends.Reply:
         raw=getattr(raw, "raw", None),
         attempts=getattr(raw, "attempts", 1),
     )
+
+
+def _place(about: Event) -> Event:
+    return {name: about[name] for name in ("node", "kind", "depth")}
+
+
+def _whole_number(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+class Repeating(Exception):
+    """A reply that says the same again and again; `text` is what it said until then."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__("the reply repeats itself")
+        self.text = text
+
+
+class RepetitionWatch:
+    """Hands on a reply's text as it arrives, and raises `Repeating` once its end is one passage many times over."""
+
+    _TAIL, _STEP, _TIMES, _LEAST = 2400, 120, 6, 480  # characters; how often, and how much of it at least
+
+    def __init__(self, on_text: Callable[[str], None] | None) -> None:
+        self._on_text = on_text
+        self._parts: list[str] = []
+        self._tail = ""
+        self._unseen = 0
+
+    def __call__(self, delta: str) -> None:
+        if self._on_text is not None:
+            self._on_text(delta)
+        self._parts.append(delta)
+        self._tail = (self._tail + delta)[-self._TAIL :]
+        self._unseen += len(delta)
+        if self._unseen >= self._STEP:
+            self._unseen = 0
+            if period := repeated_passage(self._tail, self._TIMES, self._LEAST):
+                text = "".join(self._parts)
+                raise Repeating(_without_repeats(text, period))
+
+
+def repeated_passage(text: str, times: int, least: int) -> int:
+    """The length of the passage that a text ends with `times` over, filling `least` characters; 0 if there is none."""
+    probe = text[-24:]
+    at = last = len(text) - len(probe)
+    for _ in range(64):
+        at = text.rfind(probe, 0, at + len(probe) - 1)
+        period = last - at
+        length = max(times * period, least if len(set(probe)) > 2 else 2 * least)  # a ruled line is not a loop
+        if at < 0 or length > len(text):
+            return 0
+        piece = text[-length:]
+        if piece[period:] == piece[:-period]:
+            return period
+    return 0
+
+
+def _without_repeats(text: str, period: int) -> str:
+    """The text with the passage that it ends with only once."""
+    end = len(text)
+    while end >= 2 * period and text[end - period : end] == text[end - 2 * period : end - period]:
+        end -= period
+    return text[:end]
 
 
 def _ms_since(start: float) -> int:
@@ -2059,9 +3121,10 @@ class Later:
         return self._value
 
 
-def _turn_output(backend: Any) -> int:
+def _turn_output(backend: Any, profile: Profile) -> int:
     """Tokens of output to reserve for a turn."""
-    return min(getattr(backend, "max_output", None) or _TURN_OUTPUT, _TURN_OUTPUT_MOST)
+    most = profile.turn_output or _TURN_OUTPUT_MOST
+    return min(getattr(backend, "max_output", None) or _TURN_OUTPUT, _TURN_OUTPUT_MOST, most)
 
 
 def fan_out(tasks: Sequence[Callable[[], Any]], width: int) -> list[Any]:
@@ -2117,6 +3180,8 @@ class Node:
         self.id = run.node_id(key)
         self.from_cell = cell
         self.told: Context | None = None  # the one that the model has been told of
+        self.announcement = ""  # what the newest prompt was followed by
+        self.new_system = ""  # the prompt of another protocol, to be journalled with the next call
         self.instructions = instructions
         self.schema = schema
         self.typed: Any = None  # the answer, made into what the schema option asks for
@@ -2126,8 +3191,21 @@ class Node:
         self.turn = self.first_turn = 0
         self.cells = 0
         self.failures = 0
-        self.corrected = False
+        self.prompt = ""  # the newest
         self.warned = False
+        self.looked = False  # code has looked at the context, or the model was shown all of it
+        self.touched = False  # code that names the context has run, perhaps in vain
+        self.sent_back = False  # an answer without a look was, once
+        self.doubts = 0  # answers that lacked a number, or held one that no output shows
+        self.written_calls = 0  # replies whose tool calls stood in their text
+        self.unknown_calls = 0
+        self.worked = False  # a cell has succeeded since the prompt
+        self.forcing: RLMError | None = None  # the limit to raise if the last, tool-free call gives no answer
+        self.fed_subcalls = False  # llm_query has been called, so its first use need not be looked at any more
+        self.outcomes: dict[str, tuple[Any, ...]] = {}  # of each cell's code, when it was last run
+        self.vain = 0  # how many outcomes in a row were errors or, for a small model, empty
+        self.repeats = 0  # how often in a row a cell was an earlier one again, with the same outcome
+        self.shown_whole = False  # the model has been shown all of the context
         self.last_error: RLMError | None = None
         self._ordinals: dict[tuple[int, str], int] = {}
         self._sandbox: Later | None = None
@@ -2162,7 +3240,7 @@ class Node:
         """Write a node's `end`. A journal that is already broken must not hide the failure that broke it."""
         fields: Event = {"node": self.id, "status": "answered", "response": None, "error": None}
         if answer is not None:
-            fields.update(response=answer.text, given=answer.given)
+            fields.update(response=answer.text, given=answer.given, forced=answer.forced)
             if answer.given:
                 fields.update(packed("value", answer.value))
         else:
@@ -2182,7 +3260,7 @@ class Node:
         while self.turn < turns:
             reply = self.ask()
             if self.turn == turns and reply.tool_calls and not self._was_run(reply.tool_calls):
-                self._remember(reply)
+                self._remember(reply, None)
             elif self.act(reply) is not None:
                 break
 
@@ -2198,8 +3276,13 @@ class Node:
 
     def _protocol(self) -> str:
         if self.run.protocol == "auto":
-            return "tools" if getattr(self.run.backend, "supports_tools", True) else "text"
+            small = (getattr(self.run.backend, "parameters", None) or 1e9) <= _SMALL_PARAMETERS
+            return "tools" if getattr(self.run.backend, "supports_tools", True) and not small else "text"
         return self.run.protocol
+
+    @property
+    def known_names(self) -> Collection[str]:
+        return self.run.known_names
 
     def open(self, prompt: str) -> None:
         """Put the prompt before the model; for the first one also the instructions, and start a REPL meanwhile."""
@@ -2216,15 +3299,35 @@ class Node:
             asked = [(start.get("turn"), start["prompt"]) for start in self.run.recording.prompts]
             known = self.depth == 0 and (self.turn, prompt) in asked
         new = self.context is not self.told
-        content = [{"type": "text", "text": prompt}, *self.context.images] if new and self.context.images else prompt
-        self.messages.append({"role": "user", "content": content, "_stored": True, "_prompt": True})
-        if new and not first:
-            self.messages.append({"role": "user", "content": f"[`context` is a new one. {self.context.describe()}]"})
+        self._ask_user(prompt, new, recorded if first else self._recorded_start(prompt))
         self.first_turn, self.failures = self.turn, 0
-        self.warned = self.corrected = False
+        self.warned = self.worked = self.sent_back = False
+        self.doubts = 0
+        self.forcing = None
+        self.outcomes = {}
+        self.vain = self.repeats = 0
+        if new:
+            self.shown_whole = self.context.whole(self.run.options.show_below) is not None
+            self.touched = False
+            self.looked = self.context.value is None or self.shown_whole or bool(self.context.images)
         if not known:
             self._journal_start(prompt, first, self.context.about if new else None)
         self.told = self.context
+
+    def _recorded_start(self, prompt: str) -> Event | None:
+        """The `start` of a further prompt that the journal holds."""
+        starts = self.run.recording.prompts if self.depth == 0 else []
+        return next((e for e in starts if e.get("turn") == self.turn and e["prompt"] == prompt), None)
+
+    def _ask_user(self, prompt: str, new: bool, recorded: Event | None) -> None:
+        """Put the user's message before the model: the prompt, what is known of the context, and its images."""
+        self.prompt = prompt
+        told = recorded.get("announcement") if recorded else announcement(self, new=new)
+        self.announcement = told or ""
+        text = f"{prompt}\n\n{told}" if told else prompt
+        shows = new and self.context.images
+        content = [{"type": "text", "text": text}, *self.context.images] if shows else text
+        self.messages.append({"role": "user", "content": content, "_stored": True, "_prompt": True})
 
     def take(self, context: Context) -> None:
         """Another context for the prompts that follow; none leaves the one there is."""
@@ -2256,6 +3359,10 @@ class Node:
             fields.update(continues=True, turn=self.turn)
         fields.update(
             system=self.messages[0]["content"] if first and self.messages[0]["role"] == "system" else None,
+            announcement=self.announcement or None,
+            profile=run.profile.name,
+            params=options.params,
+            sub_params=options.sub_params,
             model=getattr(run.backend, "model", None),
             sub_model=options.sub_model,
             backend=getattr(run.backend, "provider", None),
@@ -2297,13 +3404,17 @@ class Node:
             limit = self.run.options.max_iterations
             error = MaxIterationsExceeded(limit, limit)
             raise self.run.ledger.fail(error) if self.depth == 0 else error
+        if self.iterations_left() == 1 and self.turn > self.first_turn and self.forcing is None:
+            limit = self.run.options.max_iterations
+            self._force(MaxIterationsExceeded(limit, limit))
         self.turn += 1
         recorded = self.run.recording.turns.get((self.id, self.turn))
         if recorded is not None:
             return self._recorded_reply(recorded)
         if self.run.replaying:
             raise ConfigError(f"the recording has no turn {self.turn} of node {self.id}", hint="record the run again")
-        self._say_what_is_left()
+        if self.forcing is None:
+            self._say_what_is_left()
         try:
             self._compact()
             return self._mended_reply()
@@ -2335,6 +3446,12 @@ class Node:
         self.call_id = event["call_id"]
         if event.get("protocol") == "text" and self.protocol == "tools":
             self._change_to_text()
+        if event.get("system"):
+            self.messages[0], self.new_system = {"role": "system", "content": event["system"]}, ""
+        if not event.get("forced"):
+            self.forcing = None
+        elif self.forcing is None:
+            self.forcing = MaxIterationsExceeded(self.turn, self.turn)
         if compaction := self.run.recording.compactions.get((self.id, self.turn)):
             self._replay_compaction(compaction)
         asked = [m for m in event.get("prompt") or [] if "content" in m and m.get("role") in ("user", "tool")]
@@ -2357,18 +3474,31 @@ class Node:
         about.update(depth=self.depth, parent=self.parent)
         if self.run.protocol == "text" and self.run.options.protocol == "auto":
             about["protocol"] = "text"
-        backend = self.run.backend
+        if self.forcing is not None:
+            about["forced"] = True
+        if self.new_system:
+            about["system"], self.new_system = self.new_system, ""
+        backend, text_protocol = self.run.backend, self.protocol == "text"
         reply = self.run.call(
             self,
             backend,
             self.messages,
             about,
-            tools=self.run.tool_schemas if self.protocol == "tools" else None,
-            most=_turn_output(backend),
+            tools=None if text_protocol or self.forcing is not None else self.run.tool_schemas,
+            most=_turn_output(backend, self.run.profile),
             on_text=self._on_text if self.run.journal.on_event and self.depth == 0 else None,
+            defaults=self._defaults(),
+            read=self._dropped,
         )
         self.journalled = len(self.messages)
         return reply
+
+    def _defaults(self) -> dict[str, Any]:
+        """Request parameters of ours: greedy decoding would write the same cell for ever, so a stuck model varies."""
+        profile = self.run.profile
+        stops = {"stop": _STOPS} if self.protocol == "text" else {}
+        varied = profile.varied if self.repeats or self.doubts else {}
+        return {**profile.defaults, **stops, **varied}
 
     def _on_text(self, delta: str) -> None:
         self.run.journal.mention("text", node=self.id, delta=delta)
@@ -2377,7 +3507,7 @@ class Node:
         """Go on in the text protocol: this model has no tool calling."""
         self.run.protocol = self.protocol = "text"
         self.messages[0] = {"role": "system", "content": system_prompt(self)}
-        self.journalled = 0
+        self.new_system = self.messages[0]["content"] if self.journalled else ""
 
     def _say_what_is_left(self) -> None:
         """Tell the model once when a limit is nearly reached, so that it can answer in time."""
@@ -2393,52 +3523,207 @@ class Node:
 
     def act(self, reply: Any) -> Answer | None:
         """Do what a reply asks for. The answer, if it is one; else what came of it is put before the model."""
-        self._remember(reply)
         text = visible(reply.text)
+        action = None if reply.tool_calls else self._action(reply)
+        self._remember(reply, action)
         if self.depth == 0 and text.strip():
             self.run.best = text.strip()
+        if self.forcing is not None:
+            return self._forced_answer(reply, text, action)
         if reply.tool_calls:
-            return self._run_tools(reply.tool_calls)
+            return self._run_tools([{**call, "name": self._meant(call)} for call in reply.tool_calls])
         if reply.stop_reason in ("refusal", "content_filter"):
             provider = getattr(self.run.backend, "provider", "")
             raise ProviderError(f"the model refused to answer: {text.strip() or reply.stop_reason}", provider=provider)
         if reply.stop_reason == "pause":
             return None
-        if reply.stop_reason == "length":
-            return self._corrected(_CUT_OFF)
-        return self._read_text(text)
+        if action is not None:
+            return self._run_written(action, final_call(text))
+        if reply.stop_reason in ("length", "repetition"):
+            return self._corrected(_CUT_OFF if reply.stop_reason == "length" else _REPEATING)
+        return self._read_answer(text)
 
-    def _remember(self, reply: Any) -> None:
-        """A reply as a message; the journal has it already."""
-        message: dict[str, Any] = {"role": "assistant", "content": reply.text, "_stored": True}
+    def _meant(self, call: dict[str, Any]) -> str:
+        return tool_name(call["name"], self.known_names)
+
+    def _action(self, reply: Any) -> WrittenAction | None:
+        """What a reply without tool calls asks to be done in its text, where that is not part of its answer."""
+        text = visible(reply.text)
+        action = written_action(text, self.known_names)
+        if action is None or reply.stop_reason in ("refusal", "content_filter", "pause"):
+            return None
+        unfinished = reply.stop_reason in ("length", "repetition") and action.end >= len(text.rstrip())
+        if unfinished and (action.code is None or not parses(action.code)):
+            return None
+        if action.calls:
+            unknown = [call for call in action.calls if call["name"] not in self.known_names]
+            return None if unknown and self.unknown_calls >= 2 else action
+        # In the tools protocol a fence may be part of the answer, but not before any code has given the evidence.
+        as_text = self.protocol == "text" or self.written_calls or not self.worked
+        return action if as_text or re.search(r"(?m)^FINAL(_VAR)?\(", action.code or "") else None
+
+    def _dropped(self, reply: Any) -> Event:
+        """How many characters after its first action a reply has: output that it made up."""
+        action = None if reply.tool_calls else self._action(normal_reply(reply, 0, ""))
+        dropped = len(visible(reply.text).rstrip()) - action.end if action else 0
+        return {"dropped": dropped} if dropped > 0 else {}
+
+    def _remember(self, reply: Any, action: WrittenAction | None) -> None:
+        """A reply as a message, without what it made up after its first action; the journal has all of it."""
+        text = reply.text if action is None else visible(reply.text)[: action.end]
+        message: dict[str, Any] = {"role": "assistant", "content": text, "_stored": True}
         if reply.tool_calls:
-            message["tool_calls"] = reply.tool_calls
-        if reply.raw is not None:
+            message["tool_calls"] = [{**call, "name": self._meant(call)} for call in reply.tool_calls]
+        if reply.raw is not None and (action is None or action.end >= len(reply.text.rstrip())):
             message["raw"] = reply.raw
         self.messages.append(message)
         self.journalled = len(self.messages)
 
-    def _read_text(self, text: str) -> Answer | None:
-        """A reply without tool calls: code to run (text protocol), a mistake to point out, or the answer."""
-        if blocks := code_blocks(text) if self.protocol == "text" else _answering_blocks(text):
-            return self._run_blocks(blocks, final_call(text))
-        unsent = not self.cells and any(f.tag in ("repl", "python") for f in fences(text))
-        if self.protocol == "tools" and not self.corrected and unsent:
-            self.corrected = True
-            return self._corrected(_USE_TOOL)
+    def _run_written(self, action: WrittenAction, final: str | None) -> Answer | None:
+        """Run what a reply asks for in its text; after the second such reply the text protocol goes on."""
+        calls = action.calls or [{"name": "execute_code", "arguments": {"code": action.code}}]
+        self.written_calls += 1
+        self.unknown_calls += any(call["name"] not in self.known_names for call in calls)
+        outcomes: list[Outcome] = []
+        for number, call in enumerate(calls, 1):
+            call_id = f"text_{self.turn}_{number}"
+            outcomes.append(self._run_tool({"id": call_id, **call})._replace(call_id=call_id))
+            if outcomes[-1].error is not None or outcomes[-1].answer is not None:
+                break
+        self._show_outcomes(outcomes)
+        if self.protocol == "tools" and self.written_calls >= 2 and self.run.options.protocol == "auto":
+            self._change_to_text()
+        answer = self._outcome(outcomes[-1:])
+        if answer is None and outcomes[-1].error is None and final and _names_a_variable(final):
+            return self._run_final(final)
+        return answer
+
+    def _show_outcomes(self, outcomes: list[Outcome]) -> None:
+        """Put what came of a reply's text before the model."""
+        shown = "\n\n".join(f"Output:\n{outcome.text}" for outcome in outcomes)
+        cells = [outcome.cell for outcome in outcomes if outcome.cell]
+        ids = [outcome.call_id for outcome in outcomes]
+        message = {"role": "user", "content": shown, "tool_call_ids": ids, "_stored": True, "_cells": cells}
+        self.messages.append({**message, "_vain": outcomes[-1].vain})
+        newest = outcomes[-1]
+        self.vain = self.vain + 1 if newest.vain else 0
+        stuck = self.vain > 1 if newest.vain else self.repeats > 1
+        if self.run.profile.guides and (stuck or _CUT_MARK in newest.text):
+            self._start_afresh(newest)
+
+    def _start_afresh(self, outcome: Outcome) -> None:
+        """Leave out the attempts that the model only copies, and say what came of the newest."""
+        vain, cut, newest = outcome.vain, _CUT_MARK in outcome.text, self.messages[-2]["content"]
+        start = len(self.messages)
+        while self.messages[start - 2]["role"] == "assistant" and self.messages[start - 1].get("_vain") is vain:
+            if not vain and self.messages[start - 2]["content"] != newest:
+                break
+            start -= 2
+        start -= bool(self.messages[start - 1].get("_afresh"))
+        left_out = self.messages[start:]
+        del self.messages[start:]
+        self.journalled = len(self.messages)
+        words = f"{_HAS_OUTPUT}\n{outcome.text}"
+        if vain:
+            words = _FAILED_BEFORE + re.sub(r"(?m)^in line \d+: .*\n?", "", outcome.text) + self._all_of_it()
+        elif cut:
+            beginning, note = outcome.text[:160].rpartition("\n")[0] or outcome.text[:160], outcome.text.split("\n")[-1]
+            words = f"{_PRINTED_TOO_MUCH}{beginning}\n…\n{note}"
+        self.messages.append({"role": "user", "content": words, "_afresh": True})
+        fields: Event = {"places": [], "cells": [n for m in left_out for n in m.get("_cells", ())], "restart": True}
+        fields.update(tokens_before=tokens_of([*self.messages, *left_out]), tokens_after=tokens_of(self.messages))
+        if self.turn not in self.run.recording.restarts.get(self.id, ()):
+            self.run.write("compact", depth=self.depth, parent=self.parent, node=self.id, turn=self.turn, **fields)
+
+    def _all_of_it(self) -> str:
+        """The context itself, once code has failed to find anything in it, if a model can be expected to read it."""
+        text = None if self.shown_whole else self.context.whole(Options.show_below)
+        if text is None:
+            return ""
+        self.shown_whole = True
+        return f"\n`context` is short. This is all of it:\n{text}\nAnswer from it in one line: ANSWER: <the answer>"
+
+    def _read_answer(self, text: str) -> Answer | None:
+        """A reply that asks for nothing to be run: the answer, unless it is empty or comes before any look."""
         if call := final_call(text):
+            if not self.looked and not self.sent_back and not _names_a_variable(call):
+                return self._send_back()
             return self._run_final(call)
-        if self.protocol == "tools" and not self.corrected and re.search(_PSEUDO_CALL, text):
-            self.corrected = True
-            return self._corrected(_NOT_A_CALL)
-        if not text.strip():
+        if not text.strip("`~ \t\r\n"):
             return self._corrected(_EMPTY)
-        return self._accept(Answer(text.strip()))
+        if not self.looked and not self.sent_back:
+            return self._send_back()
+        if not (answer := self._answer_in(text)):
+            return self._corrected(_EMPTY)
+        if self.run.profile.guides and self.doubts < _DOUBTS and (doubt := self._doubt_about(answer)):
+            self.doubts += 1
+            return self._turn_down(
+                doubt + _COMPUTE_IT.format("a ```python block" if self.protocol == "text" else "code")
+            )
+        return self._accept(Answer(answer))
+
+    def _turn_down(self, words: str) -> Answer | None:
+        """Ask for something else than the newest reply, which a small model would repeat if it saw it; no answer."""
+        if self.run.profile.guides:
+            self.messages.pop()
+            self.journalled = len(self.messages)
+        self.messages.append({"role": "user", "content": words})
+        return None
+
+    def _doubt_about(self, answer: str) -> str:
+        """What is wrong with an answer that lacks the number asked for, or holds one that no output shows; else ""."""
+        if self.shown_whole or not self.looked or self.context.value is None:
+            return ""
+        wants_number = re.search(r"(?i)\bhow (?:many|much|often|long|large)\b", self.prompt)
+        if wants_number and not re.search(_HAS_NUMBER, answer):
+            return "The question asks for a number, too. "
+        outputs = " ".join(f"{stdout} {value}" for stdout, value, _ in self.outcomes.values())
+        unseen = unseen_numbers(answer[:500], f"{self.prompt} {outputs}")
+        return f"No output shows {' or '.join(unseen)}: do not guess. " if unseen else ""
+
+    def _answer_in(self, text: str) -> str:
+        """The answer of a reply: what follows the mark that the small profile asks for, else all of it."""
+        if self.run.profile.guides and (marked := list(re.finditer(r"ANSWER:[ \t*]*", text))):
+            text = text[marked[-1].end() :].strip() or text
+        return "" if text.strip() == "<the answer>" else text.strip()
+
+    def _send_back(self) -> Answer | None:
+        """The answer to a question about a context that no code has looked at is a guess: ask for a look; None."""
+        self.sent_back = True
+        use = f" {use_of(self.context.value)}" if self.run.profile.guides else ""
+        return self._turn_down(_LOOK_FIRST[self.protocol] + use)
+
+    def _force(self, limit: RLMError) -> None:
+        """Ask for the best answer from what has been seen, without tools, before this limit is raised."""
+        self.forcing = limit
+        line = _ANSWER_LINE if self.run.profile.guides else "."
+        about = f"\nThe request: {self.prompt}" if self.run.profile.guides and len(self.prompt) <= 300 else ""
+        self.messages.append({"role": "user", "content": _ANSWER_NOW.format(line=line) + about})
+
+    def _forced_answer(self, reply: Any, text: str, action: WrittenAction | None) -> Answer | None:
+        """The answer that the last call was asked for; the limit is raised if it gives none."""
+        limit, self.forcing = self.forcing, None
+        assert limit is not None
+        usable = not reply.tool_calls and action is None and reply.stop_reason in ("stop", "repetition")
+        if usable and text.strip("`~ \t\r\n"):
+            call = final_call(text)
+            answer = literal_answer(call) if call else self._answer_in(text)
+            accepted = self._accept(Answer(answer), correct=False) if answer else None
+            if accepted is not None:
+                return accepted._replace(forced=True)
+        if isinstance(limit, MaxIterationsExceeded) and self.iterations_left():  # a resume has raised the limit
+            return self.act_again(reply)
+        raise self.run.ledger.fail(limit) if self.depth == 0 and isinstance(limit, LimitExceeded) else limit
+
+    def act_again(self, reply: Any) -> Answer | None:
+        """Read a reply that was to be the last as one of many."""
+        self.messages.pop()
+        return self.act(reply)
 
     def _corrected(self, words: str) -> Answer | None:
         """Point a mistake out to the model; None, since that is no answer."""
-        self._count(RLMError(words))
         self.messages.append({"role": "user", "content": words})
+        self._count(RLMError(words))
         return None
 
     def _count(self, error: RLMError | None) -> None:
@@ -2446,10 +3731,12 @@ class Node:
         self.failures = self.failures + 1 if error else 0
         if error and self.failures >= self.run.options.max_errors:
             error.hint = error.hint or f"{self.failures} failures in a row; max_errors raises the limit"
-            raise error
+            if not self.iterations_left():
+                raise error
+            self._force(error)
 
-    def _accept(self, answer: Answer) -> Answer | None:
-        """The answer, unless it is not of the schema that was asked for."""
+    def _accept(self, answer: Answer, *, correct: bool = True) -> Answer | None:
+        """The answer, unless it does not fit the schema: then the model is told, where it may `correct` it."""
         if self.schema is None:
             return answer
         value = answer.value if answer.given else _json_in(answer.text)
@@ -2458,8 +3745,10 @@ class Node:
             self.typed = None if problems else rlm_tools.build(self.run.options.schema, value)
         except rlm_tools.ToolError as error:  # a class's own check, which the model can satisfy too
             problems = [str(error)]
-        if problems:
+        if problems and correct:
             return self._corrected("The answer does not fit the schema: " + "; ".join(problems[:8]))
+        if problems:
+            return None
         return Answer(_as_text(value), value, True)
 
     def _run_tools(self, calls: list[dict[str, Any]]) -> Answer | None:
@@ -2490,13 +3779,16 @@ class Node:
         for outcome in outcomes:
             if outcome.answer is not None:
                 return self._accept(outcome.answer)
-        errors = [o.error for o in outcomes if o.error is not None]
+        self.looked = self.looked or any(o.error is None and not o.cell for o in outcomes)
+        errors = [o.error or RLMError("the model's code found nothing") for o in outcomes if o.vain or o.error]
         self._count(errors[-1] if len(errors) == len(outcomes) else None)
         return None
 
     def _run_tool(self, call: dict[str, Any]) -> Outcome:
         """One tool call of the model's: a cell, or a tool by its name."""
         name, arguments = call["name"], call["arguments"]
+        if name in _REPL_NAMES and name != "execute_code":
+            return self.run_cell(as_code(call), call["id"])
         if name == "execute_code":
             code, problem = code_argument(arguments)
             if not problem:
@@ -2541,38 +3833,19 @@ class Node:
     def _write_tool(self, **fields: Any) -> None:
         self.run.write("tool", call_id=self.call_id, parent=self.parent, depth=self.depth, node=self.id, **fields)
 
-    def _run_blocks(self, blocks: list[str], final: str | None) -> Answer | None:
-        """The blocks of a text reply, in order, until the first that fails or answers."""
-        outcomes: list[Outcome] = []
-        for code in blocks:
-            outcomes.append(self.run_cell(code, f"cell_{self.cells + 1}"))
-            if outcomes[-1].error is not None or outcomes[-1].answer is not None:
-                break
-        shown = "\n\n".join(f"[cell {o.cell}]\n{o.text}" for o in outcomes)
-        if left := len(blocks) - len(outcomes):
-            shown += f"\n\n[{left} more blocks were not run]"
-        cells = [o.cell for o in outcomes]
-        ids = [f"cell_{n}" for n in cells]
-        message = {"role": "user", "content": shown, "tool_call_ids": ids, "_stored": True, "_cells": cells}
-        self.messages.append(message)
-        answer = self._outcome(outcomes[-1:])
-        if answer is None and outcomes[-1].error is None and final:
-            return self._run_final(final)
-        return answer
-
     def _run_final(self, call: str) -> Answer | None:
         """A FINAL(...) in prose: run as code, so that it may name a variable; taken literally if it is not code."""
         call = re.sub(r"\AFINAL_VAR\(\s*[\"']?(\w+)[\"']?\s*\)\Z", r"FINAL(\1)", call)
         if not parses(call):
             return self._accept(Answer(literal_answer(call)))
-        outcome = self.run_cell(call, f"cell_{self.cells + 1}")
+        call_id = f"cell_{self.cells + 1}"
+        outcome = self.run_cell(call, call_id)._replace(call_id=call_id)
         if outcome.answer is not None:
             return self._accept(outcome.answer)
         if "NameError" in outcome.text and re.fullmatch(r"FINAL\([\w ]*\)", call):
             return self._accept(Answer(literal_answer(call)))
-        self._count(outcome.error)
-        self.messages.append({"role": "user", "content": outcome.text})
-        return None
+        self._show_outcomes([outcome])
+        return self._outcome([outcome])
 
     # cells
 
@@ -2587,13 +3860,27 @@ class Node:
             self._write_tool(turn=self.turn, tool_calls=[call_id], tool_results=[result], **_without_final(event))
         self.run.add_tool_call("execute_code", {"code": code}, self, is_error=event["error"] is not None)
         answer = event["final"] if event["error"] is None else None
-        text = show_cell(event)
+        self.touched = self.touched or bool(re.search(r"(?m)^[^#\n]*\bcontext\b", code))
+        if event["error"] is None:
+            self.worked = True
+            self.looked = self.looked or self.touched
         error = None if event["error"] is None else self._cell_error(code, event)
-        return Outcome(text, error, answer, number)
+        vain = error is not None or (self.run.profile.guides and answer is None and is_empty_result(event))
+        return Outcome(show_cell(event), error, answer, number, vain=vain)
+
+    def _note(self, code: str, event: Event, recorded: Event | None) -> str:
+        """What is said beside a cell's output; as recorded, where it is."""
+        shown = (event["stdout"], event["value"], event["error"])
+        outcome = tuple(re.sub(r"<cell \d+>|_out\[\d+\]", "", text or "") for text in shown)  # which name the cell
+        again = self.outcomes.get(code.strip()) == outcome
+        self.repeats = self.repeats + 1 if again else 0
+        self.outcomes[code.strip()] = outcome
+        return str(recorded.get("note") or "") if recorded is not None else note_on(self, code, event, again)
 
     def _execute(self, code: str, number: int, recorded: Event | None) -> Event:
         """The `tool` event of a cell, with its Answer (or None) under `final`."""
         died = recorded is not None and (bool(recorded.get("restored")) or recorded.get("status") == "lost")
+        self.run.journal.progress("running", node=self.id, depth=self.depth, cell=number)
         timeout, remaining = self.run.options.cell_timeout, self.run.ledger.remaining()
         try:
             cell = self.sandbox.execute(
@@ -2624,6 +3911,11 @@ class Node:
             event = self._compared(event, recorded, died)
         if event["status"] != "ok" and event["error"] is None:
             event["error"] = f"the cell ended: {event['status']}"
+        if recorded is not None and "brief" in recorded:
+            event["brief"] = recorded["brief"]
+        elif event["error"] is not None and self.run.profile.guides:
+            event["brief"] = brief_error(event["error"], code)
+        event["note"] = self._note(code, event, recorded)
         if event["error"] is None and cell.final is not rlm_sandbox.UNSET:
             event["final"] = Answer(_as_text(cell.final), cell.final, True)
         return event
@@ -2649,17 +3941,21 @@ class Node:
 
     # what code in the REPL may call
 
-    def _host_functions(self) -> dict[str, HostFunction]:
+    def _host_functions(self) -> dict[str, Any]:
         plans: dict[str, Callable[..., Callable[[], Any]]] = {
             "llm_query": self._plan_llm_query,
             "llm_query_batched": self._plan_llm_query_batched,
             "rlm_query": self._plan_rlm_query,
             "rlm_query_batched": self._plan_rlm_query_batched,
+            "map_query": self._plan_map_query,
             "budget": self._plan_budget,
         }
         for tool in self.run.tools:
             plans[tool.name] = self._tool_plan(tool)
-        return {name: HostFunction(self, plan, batched=name == "llm_query_batched") for name, plan in plans.items()}
+        functions: dict[str, Any] = {
+            name: HostFunction(self, plan, batched=name == "llm_query_batched") for name, plan in plans.items()
+        }
+        return {**functions, "chunks": rlm_sandbox.Chunks(self.run.subcall_characters)}
 
     def _key(self, function: str, *parts: Any) -> str:
         """The key of a call from the cell that is running: exact when the cell is run again."""
@@ -2672,20 +3968,84 @@ class Node:
     def _plan_budget(self) -> Callable[[], Any]:
         return lambda: {**self.run.ledger.left(), "iterations": self.iterations_left()}
 
-    def _plan_llm_query(self, prompt: str, model: str | None = None) -> Callable[[], str]:
-        return self._plan_leaves("llm_query", [prompt], model)[0]
+    def _plan_llm_query(
+        self, prompt: str, model: str | None = None, schema: Any = None, images: Any = None
+    ) -> Callable[[], Any]:
+        return self._plan_leaves("llm_query", [prompt], model, schema, images)[0]
 
-    def _plan_llm_query_batched(self, prompts: list[str], model: str | None = None) -> Callable[[], list[str]]:
-        return self._all_of(self._plan_leaves("llm_query_batched", prompts, model))
+    def _plan_llm_query_batched(
+        self, prompts: list[str], model: str | None = None, schema: Any = None
+    ) -> Callable[[], list[Any]]:
+        return self._all_of(self._plan_leaves("llm_query_batched", prompts, model, schema))
 
-    def _plan_leaves(self, function: str, prompts: Any, model: str | None) -> list[Callable[[], str]]:
+    def _plan_leaves(
+        self, function: str, prompts: Any, model: str | None, schema: Any = None, images: Any = None
+    ) -> list[Callable[[], Any]]:
         prompts = _prompt_list(function, prompts)
+        form = SubcallForm(_subcall_schema(function, schema), _subcall_images(images))
         model = model or self.run.options.sub_model
-        keys = [self._key("llm_query", model, prompt) for prompt in prompts]
+        keys = [self._key("llm_query", model, prompt, *form.key()) for prompt in prompts]
         recorded = self.run.recording.keyed
+        if function == "llm_query" and keys[0] not in recorded:
+            self._require_text(prompts[0])
+        self.fed_subcalls = True
         self.run.ledger.count_subcalls(sum(key not in recorded for key in keys))
         cell = self.cells
-        return [partial(self._leaf, key, prompt, model, cell) for key, prompt in zip(keys, prompts, strict=True)]
+        return [partial(self._leaf, key, prompt, model, cell, form) for key, prompt in zip(keys, prompts, strict=True)]
+
+    def _require_text(self, prompt: str) -> None:
+        """Refuse the run's first sub-call if it only talks about the context: the model would have to invent it."""
+        value = self.context.value
+        fed = self.fed_subcalls or self.depth or not isinstance(value, (str, dict, list, tuple)) or not value
+        if fed or self.context.images or len(prompt) > _BARE_PROMPT or holds_text_of(prompt, value):
+            return
+        self.fed_subcalls = True
+        raise ValueError(
+            "llm_query sees only its prompt, and this one holds no text of `context`: put the text into it, as in "
+            'llm_query("the question\\n" + piece). To count or search, use Python. (The same call again is sent.)'
+        )
+
+    def _plan_map_query(self, question: str, items: Any, schema: Any = None) -> Callable[[], list[Any]]:
+        if not isinstance(question, str) or not question.strip():
+            raise TypeError("map_query(question, items): the question is a text that each item is asked")
+        if not isinstance(items, (list, tuple)):
+            raise TypeError(f"map_query takes a list of items, not {type(items).__name__}")
+        texts = [item if isinstance(item, str) else _as_text(item) for item in items]
+        wanted = _subcall_schema("map_query", schema) or {"type": "string"}
+        groups = _groups_of(texts, self.run.subcall_characters, 10 if self.run.profile.guides else 50)
+        self.fed_subcalls = True
+        prompts = [_map_prompt(question, [texts[n] for n in group]) for group in groups]
+        keys = [self._key("map_query", self.run.options.sub_model, prompt, wanted) for prompt in prompts]
+        recorded = self.run.recording.keyed
+        self.run.ledger.count_subcalls(sum(key not in recorded for key in keys))
+        forms = [SubcallForm(_numbered_schema(wanted, len(group)), [], numbered=True) for group in groups]
+        model, cell = self.run.options.sub_model, self.cells
+        tasks = [
+            partial(self._leaf, key, prompt, model, cell, form)
+            for key, prompt, form in zip(keys, prompts, forms, strict=True)
+        ]
+
+        def work() -> list[Any]:
+            return [value for group in self._all_of(tasks)() for value in group.values()]
+
+        return work
+
+    def _counted(self, begun: Callable[[], None], tasks: Sequence[Callable[[], Any]]) -> list[Callable[[], Any]]:
+        """The tasks, each of which says that its turn has come, and tells the listener when it is done."""
+        done = 0
+        lock = threading.Lock()
+
+        def run(task: Callable[[], Any]) -> Any:
+            nonlocal done
+            begun()
+            try:
+                return task()
+            finally:
+                with lock:
+                    done += 1
+                    self.run.journal.progress("subcalls", node=self.id, done=done, total=len(tasks))
+
+        return [partial(run, task) for task in tasks]
 
     def _plan_rlm_query(self, prompt: str, context: Any = None) -> Callable[[], Any]:
         return self._plan_children("rlm_query", [prompt], [context])[0]
@@ -2721,8 +4081,7 @@ class Node:
 
         def work() -> list[Any]:
             with self.run.ledger.queue(len(tasks)) as begun:
-                waiting = [partial(_in_turn, begun, task) for task in tasks]
-                results = fan_out(waiting, self.run.options.max_parallel)
+                results = fan_out(self._counted(begun, tasks), self.run.options.max_parallel)
             self.run.ledger.check()
             errors = {n: r for n, r in enumerate(results) if isinstance(r, BaseException)}
             if errors:
@@ -2736,19 +4095,41 @@ class Node:
 
         return work
 
-    def _leaf(self, key: str, prompt: str, model: str | None, cell: int) -> str:
-        """One llm_query: the prompt as the only message, its answer as text."""
+    def _leaf(self, key: str, prompt: str, model: str | None, cell: int, form: SubcallForm) -> Any:
+        """One llm_query: the prompt as the only message, its answer as text, or as the data that was asked for."""
+        content = form.prompt(prompt)
+        messages = [{"role": "user", "content": content}]
+        text = self._leaf_reply(key, messages, model, cell, form)
+        if form.schema is None:
+            return text
+        value, problems = form.read(text)
+        if not problems:
+            return value
+        again = f"That does not fit: {'; '.join(problems[:5])}. Answer again, with JSON only."
+        messages += [{"role": "assistant", "content": text}, {"role": "user", "content": again}]
+        if f"{key}/again" not in self.run.recording.keyed:
+            self.run.ledger.count_subcalls(1)
+        text = self._leaf_reply(f"{key}/again", messages, model, cell, form)
+        value, problems = form.read(text)
+        if problems:
+            raise SubcallError(f"the answer does not fit the schema: {'; '.join(problems[:5])}", partial=text)
+        return value
+
+    def _leaf_reply(
+        self, key: str, messages: list[dict[str, Any]], model: str | None, cell: int, form: SubcallForm
+    ) -> str:
         recorded = self.run.recording.keyed.get(key)
         if recorded is not None:
             return _leaf_text(recorded.get("response") or "", recorded.get("stop_reason"), recorded["token_usage"])
         if self.run.replaying:
             raise ConfigError(f"the recording has no sub-call {key}", hint="record the run again")
-        messages = [{"role": "user", "content": prompt}]
-        about = {"node": self.id, "kind": "sub", "cell": cell, "key": key, "prompt": [dict(messages[0])]}
+        about = {"node": self.id, "kind": "sub", "cell": cell, "key": key, "prompt": [dict(m) for m in messages]}
         about.update(depth=self.depth + 1, parent=self.call_id)
         try:
             backend = self.run.backend_for(model)
-            reply = self.run.call(self, backend, messages, about, most=_SUBCALL_OUTPUT)
+            _require_room(backend, messages)
+            most = self.run.profile.subcall_output
+            reply = self.run.call(self, backend, messages, about, most=most, schema=form.schema)
         except rlm_backends.BackendError as error:
             raise provider_error(error) from error
         return _leaf_text(visible(reply.text), reply.stop_reason, reply.usage)
@@ -2872,11 +4253,6 @@ _SUMMARISE = (
 )
 
 
-def _in_turn(begun: Callable[[], None], task: Callable[[], Any]) -> Any:
-    begun()
-    return task()
-
-
 class Outcome(NamedTuple):
     """What a cell or a tool call came to: the text the model reads, the error to count, the answer by FINAL."""
 
@@ -2884,6 +4260,8 @@ class Outcome(NamedTuple):
     error: RLMError | None = None
     answer: Answer | None = None
     cell: int = 0
+    call_id: str = ""
+    vain: bool = False  # an error, or for a small model an empty result
 
 
 class HostFunction:
@@ -3010,7 +4388,9 @@ class RLM:
     Every argument is also a key of rlm.toml, an RLM_* variable and a flag; one that is None is looked up there, in
     the order argument > environment > ./rlm.toml > user file > default (`Options` has types, defaults, meanings).
     `config`: a file to read instead, or False for none. `on_event` is called with each journal event as it is
-    written, and with text deltas.
+    written, and with text deltas; `on_progress` with what goes on between them: {"phase": …} of a model that is loaded
+    (`text`), asked (`kind`), reads its prompt (`processed`, `total`), of a cell that runs (`cell`), and of sub-calls
+    (`done`, `total`).
     """
 
     def __init__(
@@ -3035,6 +4415,10 @@ class RLM:
         output_limit: int | None = None,
         cell_timeout: float | None = None,
         compaction: bool | None = None,
+        params: dict[str, Any] | None = None,
+        sub_params: dict[str, Any] | None = None,
+        prompt: str | None = None,
+        show_below: int | None = None,
         prices: dict[str, Any] | None = None,
         cache: bool | None = None,
         schema: Any = None,
@@ -3060,11 +4444,13 @@ class RLM:
         log_dir: str | os.PathLike[str] | None = None,
         config: str | bool | None = None,
         on_event: Callable[[Event], None] | None = None,
+        on_progress: Callable[[Event], None] | None = None,
     ) -> None:
         given = locals()
         self._given = {name: given[name] for name in OPTIONS if given[name] is not None}
         self._config = config
         self._on_event = on_event
+        self._on_progress = on_progress
         self._wake()
 
     def _wake(self) -> None:
@@ -3082,7 +4468,7 @@ class RLM:
         return {"_given": self._given, "_config": self._config}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._given, self._config, self._on_event = state["_given"], state["_config"], None
+        self._given, self._config, self._on_event, self._on_progress = state["_given"], state["_config"], None, None
         self._wake()
 
     def __enter__(self) -> RLM:
@@ -3120,8 +4506,13 @@ class RLM:
         """The connected backend: the object that was given, or the provider that model, key and base_url name."""
         with self._lock:
             if self._backend is None:
-                self._backend = connect(self.configuration, self.options)
+                self._backend = connect(self.configuration, self.options, self._loading)
             return self._backend
+
+    def _loading(self, text: str) -> None:
+        """Tell the listener how a model file is being loaded."""
+        if self._on_progress is not None:
+            self._on_progress({"event": "progress", "phase": "loading", "text": text})
 
     @property
     def tools(self) -> list[Tool]:
@@ -3147,6 +4538,12 @@ class RLM:
         options, backend, tools = self.options, self.backend, self.tools
         if log:
             check_prices(options, backend)
+        if hasattr(backend, "inspect") and options.prompt not in _PROFILES:
+            backend.inspect()
+        profile, origins = profile_for(backend, options.prompt), self.configuration.origins
+        fitting = {"output_limit": profile.output_limit, "show_below": profile.show_below}
+        fitting = {name: size for name, size in fitting.items() if size and origins[name] == "default"}
+        options = dataclasses.replace(options, **fitting)  # type: ignore[arg-type]
         if options.environment == "docker":
             try:
                 rlm_sandbox.docker_engine()  # before anything is sent, and before a thread imports what the SDK needs
@@ -3154,12 +4551,16 @@ class RLM:
                 raise sandbox_error(error) from error
         environ = self.configuration.environ
         keys = [environ.get(name, "") for name in rlm_backends.key_variables()]
-        listeners = [on for on in (_printer(options.verbose), self._on_event) if on is not None]
+        printer = _printer(options.verbose)
+        listeners = [on for on in (printer, self._on_event) if on is not None]
+        line = None if options.verbose else printer  # a notebook's line tells what goes on between events, too
+        watchers = [on for on in (line, self._on_progress) if on is not None]
         journal = Journal(
             go_on or (self._journal_path(trajectory_id) if log else None),
             trajectory_id,
             secrets=[*keys, options.api_key or "", options.snipara_api_key or ""],
             on_event=_to_all(listeners),
+            on_progress=_to_all(watchers),
             append=go_on is not None,
         )
         return Run(options, backend, tools, journal, recording, replaying=not log, group=group)
@@ -3400,7 +4801,8 @@ class RLM:
             raise ConfigError(message, hint="ask again: rlm --stream PROMPT")
         limits = {**(root.get("limits") or {}), **recording.raised}
         recorded = {name: value for name, value in limits.items() if name in _LIMITS}
-        recorded.update({name: root.get(name) for name in ("model", "sub_model", "schema")})
+        recorded.update({name: root.get(name) for name in ("model", "sub_model", "schema", "params", "sub_params")})
+        recorded["prompt"] = root.get("profile") if root.get("profile") in _PROFILES else None
         if root.get("protocol") == "text":  # "tools" is where a run begins that may yet change to text
             recorded["protocol"] = "text"
         for name, strict in (("environment", "docker"), ("docker_mount", "none"), ("require", "full")):
@@ -3408,7 +4810,7 @@ class RLM:
                 recorded[name] = strict
         recorded["allowed_paths"] = self._recorded_paths(root.get("allowed_paths"))
         options = {k: v for k, v in {**recorded, **self._given, **raised}.items() if v is not None}
-        twin = RLM(**options, config=self._config, on_event=self._on_event)
+        twin = RLM(**options, config=self._config, on_event=self._on_event, on_progress=self._on_progress)
         twin._given.setdefault("log_dir", os.path.dirname(path))
         twin.options = dataclasses.replace(twin.options, log_dir=os.path.dirname(path))
         return twin
@@ -3480,7 +4882,7 @@ class ReplayBackend:
         raise rlm_backends.BackendError("the recording has no such call", code="config", provider="replay")
 
 
-def connect(configuration: Configuration, options: Options) -> Any:
+def connect(configuration: Configuration, options: Options, progress: Callable[[str], None] | None = None) -> Any:
     """The backend that the options name. Without a model, a base URL and a key: a model server that answers here.
 
     ConfigError with what was looked for when there is none of these.
@@ -3495,7 +4897,7 @@ def connect(configuration: Configuration, options: Options) -> Any:
         max_parallel=options.max_parallel,
         prices=options.prices,
         cache=options.cache,
-        progress=(lambda line: print(line, file=sys.stderr)) if sys.stderr.isatty() else None,
+        progress=progress,
     )
     backend = "auto" if options.backend == "litellm" else options.backend
     try:
@@ -3541,6 +4943,8 @@ _REPL_NAMES = {
     "llm_query_batched",
     "rlm_query",
     "rlm_query_batched",
+    "chunks",
+    "map_query",
     "budget",
     "FINAL",
     "FINAL_VAR",
@@ -3628,7 +5032,7 @@ def _stream_into(tokens: Any, run: Run, node: Node, prompt: str, system: str | N
 
     try:
         node._journal_start(prompt, True, None)
-        most = _turn_output(run.backend)
+        most = _turn_output(run.backend, run.profile)
         answer = Answer(run.call(node, run.backend, messages, about, most=most, on_text=hear).text)
         if answer.text and not heard:  # a backend object need not know of on_text
             tokens.put(answer.text)

@@ -1518,11 +1518,11 @@ def _openai_messages(backend: HTTPBackend, messages: Sequence[Mapping[str, Any]]
             images += _images(message["content"])
     if images:
         made.append({"role": "user", "content": _openai_content(images)})
-    return _alternating(made)
+    return _alternating(made) if backend.parameters or backend.server else made
 
 
 def _alternating(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with the texts that a user sends in a row as one: some chat templates refuse two."""
+    """The messages with the texts that a user sends in a row as one: chat templates of open models refuse two."""
     made: list[dict[str, Any]] = []
     for message in messages:
         before = made[-1] if made else message

@@ -308,7 +308,9 @@ def _mend_streams() -> bool:
 
 # --- arguments ------------------------------------------------------------------------------------------------------
 
-_SHORT = {"model": ["-m"], "environment": ["-e"]}
+_SHORT = {"model": ["-m"], "environment": ["-e"], "params": ["-p"]}
+_LONG = {"prompt": "--prompt-file"}  # `rlm batch` has a --prompt of its own
+_PAIRS = ("params", "sub_params")  # options whose flags take NAME=VALUE, each time another
 _METAVARS = {"int": "N", "float": "N", "str": "TEXT", "list[Any]": "FILE_OR_MODULE", "list[str]": "LIST"}
 _NAMED_METAVARS = {
     "model": "MODEL",
@@ -324,6 +326,10 @@ _NAMED_METAVARS = {
     "timeout_seconds": "SECONDS",
     "cell_timeout": "SECONDS",
     "schema": "FILE",
+    "params": "NAME=VALUE",
+    "sub_params": "NAME=VALUE",
+    "prompt": "full|small|FILE",
+    "show_below": "CHARACTERS",
     "prices": "JSON",
     "log_dir": "DIR",
     "docker_image": "IMAGE",
@@ -338,7 +344,7 @@ def flags_of(option: str) -> list[str]:
     """The flags of an option, the one to name in a message last."""
     long = "--" + option.replace("_", "-")
     named = rlm.OPTIONS[option].metadata["flag"]
-    flags = [*_SHORT.get(option, []), long, named]
+    flags = [*_SHORT.get(option, []), long, named, _LONG.get(option)]
     return [flag for flag in dict.fromkeys(flags) if flag]
 
 
@@ -415,16 +421,18 @@ def declare_options(parser: argparse.ArgumentParser, title: str = "options of a 
     import argparse
 
     group = parser.add_argument_group(title)
+    taken = {flag for action in parser._actions for flag in action.option_strings}
     for name, row in rlm.OPTIONS.items():
         text = row.metadata["help"].replace("%", "%%")
         kind = str(row.type).split(" |")[0]
+        flags = [flag for flag in flags_of(name) if flag not in taken]
         if kind == "bool":
             group.add_argument(
-                *flags_of(name), dest=name, action=argparse.BooleanOptionalAction, default=None, help=_said(text, row)
+                *flags, dest=name, action=argparse.BooleanOptionalAction, default=None, help=_said(text, row)
             )
         else:
-            repeat = "append" if kind.startswith("list") else "store"
-            group.add_argument(*flags_of(name), dest=name, action=repeat, metavar=metavar(name), help=_said(text, row))
+            repeat = "append" if kind.startswith("list") or name in _PAIRS else "store"
+            group.add_argument(*flags, dest=name, action=repeat, metavar=metavar(name), help=_said(text, row))
     group.add_argument("--no-log", action="store_true", help="write no journal (and so no resume)")
 
 
@@ -470,6 +478,8 @@ def _option_value(name: str, value: Any) -> Any:
     flag = flags_of(name)[-1]
     if name == "schema":
         return _read_schema(value)
+    if name in _PAIRS:
+        return rlm.parse_params(value, flags_of(name)[0])
     if isinstance(value, list):
         return [item for text in value for item in rlm.parse_option(name, text, flag)]
     if isinstance(value, bool):
@@ -647,28 +657,42 @@ class Progress:
         self.calls = self.tokens = self.subcalls = self.depth = 0
         self.cost = 0.0
         self.unpriced = False
+        self.activity = rlm_viz.Activity()
         self._end = threading.Event()
+        self._painting = threading.Lock()
 
     def __enter__(self) -> Progress:
         self.started = time.monotonic()
+        self.activity = rlm_viz.Activity()
         self._end = threading.Event()
         if not self.quiet:
             threading.Thread(target=self._tick, args=(self._end,), daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+        self.activity = rlm_viz.Activity()
+
+    def stop(self) -> None:
+        """Take the line away and paint no other."""
         self._end.set()
-        self.terminal.status("")
+        with self._painting:
+            self.terminal.status("")
 
     def _tick(self, end: threading.Event) -> None:
         while not end.wait(0.1 if self.terminal.live else 10):
-            if self.terminal.live:
-                self.terminal.status(self.line())
-            else:
-                self.terminal.say(self.line())
+            line = self.line(self.terminal.width() - 1 if self.terminal.live else None)
+            with self._painting:
+                if end.is_set():
+                    return
+                if self.terminal.live:
+                    self.terminal.status(line)
+                else:
+                    self.terminal.say(plain(line))
 
     def see(self, event: Event) -> None:
         """Take an event in."""
+        self.activity.see(event)
         self.depth = max(self.depth, int(event.get("depth") or 0))
         kind = event.get("event")
         if kind == "start":
@@ -684,16 +708,25 @@ class Progress:
         if self.verbose and not self.quiet and (step := rlm_viz.step(event)):
             self.terminal.say(step)
 
-    def line(self) -> str:
-        """`12s  7 calls  18,240 tok  $0.0131 / $0.50  depth 2  llm_query 14/40`"""
+    def line(self, width: int | None = None) -> str:
+        """`12s  7 calls  18,240 tok  $0.0131 / $0.50  depth 2  llm_query 14/40  running cell 3: 4 s`
+
+        What goes on now is worth more than figures: where the width is too small for both, these give way.
+        """
         cost = dollars(None if self.unpriced else self.cost)
         if budget := self.limits.get("cost_budget_usd"):
             cost += f" / ${budget:.2f}"
-        parts = [f"{time.monotonic() - self.started:.0f}s", f"{self.calls} calls", f"{self.tokens:,} tok", cost]
-        parts.append(f"depth {self.depth}")
+        parts = {"time": f"{time.monotonic() - self.started:.0f}s", "calls": rlm_viz.counted(self.calls, "call")}
+        parts |= {"tokens": f"{self.tokens:,} tok", "cost": cost, "depth": f"depth {self.depth}"}
         if self.subcalls:
-            parts.append(f"llm_query {self.subcalls}/{self.limits.get('max_subcalls', '?')}")
-        return "  ".join(parts)
+            parts["subcalls"] = f"llm_query {self.subcalls}/{self.limits.get('max_subcalls', '?')}"
+        if doing := self.activity.words():
+            parts["now"] = doing
+        for name in ("depth", "tokens", "cost", "subcalls", "calls"):
+            if width is None or len("  ".join(parts.values())) <= width:
+                break
+            parts.pop(name, None)
+        return "  ".join(parts.values())
 
 
 def dollars(cost: float | None) -> str:
@@ -712,7 +745,7 @@ def short_count(number: int) -> str:
 
 def summary(result: rlm.CompletionResult) -> str:
     """`41 s · 23 calls · 61k tok · $0.042 · logs/….jsonl`"""
-    parts = [rlm_viz.duration(result.duration_ms), f"{result.total_calls} calls"]
+    parts = [rlm_viz.duration(result.duration_ms), rlm_viz.counted(result.total_calls, "call")]
     parts += [f"{short_count(result.total_tokens)} tok", dollars(result.cost_usd)]
     return " · ".join([*parts, os.fspath(result.log)] if result.log else parts)
 
@@ -835,7 +868,7 @@ def answer(
             shell.model = progress.model or shell.model
 
         try:
-            how = {**given, "verbose": False, "config": args.config, "on_event": listen}
+            how = {**given, "verbose": False, "config": args.config, "on_event": listen, "on_progress": progress.see}
             with prints_to_stderr(), rlm.RLM(**how) as runtime:
                 result = ask(runtime)
         finally:
@@ -889,14 +922,21 @@ def stream(args: argparse.Namespace, shell: Shell, prompt: str) -> int:
     if shell.form == "json" or args.html:
         raise rlm.ConfigError("--stream goes with neither --json nor --html", hint="leave one of them out")
 
-    def listen(event: Event) -> None:
-        if shell.form == "jsonl":
-            shell.emit(event)
-
     shown = shell.out.isatty()
     shell.can_resume = False  # it is a single call
-    with prints_to_stderr(), rlm.RLM(**given_options(args), config=args.config, on_event=listen) as runtime:
+    given = given_options(args)
+    values = rlm.load_config(given, config=args.config).values
+    progress = Progress(shell.terminal, values, quiet=args.quiet, verbose=bool(values["verbose"]))
+
+    def listen(event: Event) -> None:
+        if shell.form == "jsonl" and "v" in event:
+            shell.emit(event)
+        progress.see(event)
+
+    opened = {**given, "verbose": False, "config": args.config, "on_event": listen, "on_progress": progress.see}
+    with prints_to_stderr(), progress, rlm.RLM(**opened) as runtime:
         for piece in runtime.stream(prompt, system=args.system):
+            progress.stop()
             if shell.form == "text":
                 shell.out.write(plain(piece) if shown else piece)
                 shell.out.flush()
@@ -1016,7 +1056,9 @@ def _run_row(row: Mapping[str, Any], width: int) -> str:
     cost = "" if row["calls"] is None else dollars(row["cost_usd"])
     took = "" if row["duration_ms"] is None else rlm_viz.duration(row["duration_ms"])
     calls, tokens = ("?" if row[name] is None else f"{row[name]:,}" for name in ("calls", "tokens"))
-    figures = f"{local_time(row['started']):<16}  {row['status']:<11}  {calls:>4} calls"
+    figures = (
+        f"{local_time(row['started']):<16}  {row['status']:<11}  {calls:>4} {'call' if calls == '1' else 'calls':<5}"
+    )
     figures += f"  {tokens:>9} tok  {cost:>9}  {took:>8}  "
     head = f"{row['id']:<13}  {figures}"
     return head + one_line(row["prompt"], max(20, width - len(head)))
@@ -1282,7 +1324,8 @@ def chat(args: argparse.Namespace, shell: Shell) -> int:
     values = rlm.load_config(given, config=args.config).values
     progress = Progress(shell.terminal, values, quiet=args.quiet, verbose=bool(values["verbose"]))
     with prints_to_stderr():
-        opened = rlm.RLM(**{**given, "verbose": False}, config=args.config, on_event=progress.see)
+        heard = {"on_event": progress.see, "on_progress": progress.see}
+        opened = rlm.RLM(**{**given, "verbose": False, "config": args.config, **heard})
     with opened as runtime:
         if sys.stdin.isatty():
             shell.terminal.say("rlm chat: /help says what else there is; Ctrl-D leaves")
@@ -1304,7 +1347,9 @@ def declare_batch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="FILE", help="JSONL (a text or {prompt, context} a line) or CSV")
     parser.add_argument("-o", "--output", metavar="FILE", help="JSONL; run again, only what is missing is done")
     parser.add_argument("-j", "--jobs", type=int, default=8, metavar="N", help="at once (default 8)")
-    parser.add_argument("--prompt", metavar="TEMPLATE", help="the prompt of each row, with {column} where it goes")
+    parser.add_argument(
+        "--prompt", dest="template", metavar="TEMPLATE", help="the prompt of each row, with {column} where it goes"
+    )
     parser.add_argument("--one-budget", action="store_true", help="limits for the whole batch, not for each row")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     declare_options(parser)
@@ -1316,7 +1361,7 @@ def batch(args: argparse.Namespace, shell: Shell) -> int:
         raise rlm.ConfigError(
             "give one file of prompts, and -j of at least 1", hint="rlm batch prompts.jsonl -o results.jsonl"
         )
-    items = read_items(args.words[0], args.prompt)
+    items = read_items(args.words[0], args.template)
     keys = item_keys(items)
     given = given_options(args)
     values = rlm.load_config(given, config=args.config).values
@@ -1331,7 +1376,8 @@ def batch(args: argparse.Namespace, shell: Shell) -> int:
             progress.count(row)
             results.add(row)
 
-        opened = {**given, "verbose": False, "config": args.config, "on_event": progress.see}
+        heard = {"on_event": progress.see, "on_progress": progress.see}
+        opened = {**given, "verbose": False, "config": args.config, **heard}
         with prints_to_stderr(), rlm.RLM(**opened) as runtime, progress:
             how = {"max_workers": args.jobs, "on_result": take, "one_ledger": args.one_budget}
             try:
@@ -1364,9 +1410,15 @@ class BatchProgress(Progress):
             self.failed += 1
             self.first_error = self.first_error or row["error"]
 
-    def line(self) -> str:
+    def see(self, event: Event) -> None:
+        """Take an event in. What single rows do now is not told: there are several at once."""
+        if event.get("event") != "text" and (event.get("event") != "progress" or event.get("phase") == "loading"):
+            super().see(event)
+
+    def line(self, width: int | None = None) -> str:
         failed = f"  {self.failed} failed" if self.failed else ""
-        return f"{self.done}/{self.total} rows{failed}  {super().line()}"
+        head = f"{self.done}/{self.total} rows{failed}  "
+        return head + super().line(None if width is None else width - len(head))
 
     def reason(self) -> str:
         """Why rows failed, by the first of them; "" where none did."""
@@ -1875,7 +1927,8 @@ def commented_config(given: Mapping[str, Any]) -> str:
     ]
     for name, row in rlm.OPTIONS.items():
         default = row.default if row.default is not None else EXAMPLES.get(name)
-        lines += ["", f"# {row.metadata['help']}"]
+        table = f" (or a table at the end of this file: [rlm.{name}])" if name in _PAIRS else ""
+        lines += ["", f"# {row.metadata['help']}{table}"]
         if name in given:
             lines.append(f"{name} = {toml(given[name])}")
         elif default is not None:
@@ -1890,6 +1943,9 @@ EXAMPLES: dict[str, Any] = {
     "base_url": "http://localhost:8000/v1",
     "cost_budget_usd": 0.5,
     "timeout_seconds": 600,
+    "params": {"temperature": 0},
+    "sub_params": {"temperature": 0, "reasoning_effort": "low"},
+    "prompt": "my_prompt.txt",
     "prices": {"my-model": [0.15, 0.6]},
     "schema": {"type": "object"},
     "tools": ["my_tools.py"],
@@ -1907,13 +1963,17 @@ def toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, dict):
-        pairs = ", ".join(f"{json.dumps(str(key))} = {toml(item)}" for key, item in value.items() if item is not None)
+        pairs = ", ".join(f"{_toml_key(str(key))} = {toml(item)}" for key, item in value.items() if item is not None)
         return f"{{ {pairs} }}" if pairs else "{}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(toml(item) for item in value) + "]"
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else toml(key)
 
 
 def declare_trust(parser: argparse.ArgumentParser) -> None:

@@ -66,6 +66,7 @@ from weakref import CallableProxyType, ProxyType
 __all__ = [
     "UNSET",
     "Cell",
+    "Chunks",
     "DockerSandbox",
     "LocalSandbox",
     "SandboxError",
@@ -736,6 +737,109 @@ def weight_of(texts: Any) -> int:
     return sum(len(text) for text in texts if isinstance(text, str))
 
 
+# - a function that needs no host: cutting a long text
+
+
+def text_chunks(text: Any, size: Any, overlap: Any = 0) -> list[Any]:
+    """A text as pieces, a list of texts as groups of them, each of at most `size` characters."""
+    for name, number, least in (("size", size, 1), ("overlap", overlap, 0)):
+        if type(number) is not int:
+            raise TypeError(f"{name} is a whole number of characters, not {preview(number)}: int(...)")
+        if number < least:
+            raise ValueError(f"{name} is {number}: at least {least}")
+    if overlap > size // 2:  # or a long text would become a great many pieces that are nearly the same
+        raise ValueError(f"overlap is {overlap}: at most half of the size, which is {size}")
+    kind = type(text)
+    if issubclass(kind, str):
+        return cut_text(str.__str__(text), size, overlap)
+    if issubclass(kind, (list, tuple)):
+        base = list if issubclass(kind, list) else tuple
+        return pack_texts(list(base.__iter__(text)), size, overlap)
+    wrong = "None" if text is None else type_name(kind)
+    if issubclass(kind, dict):
+        instead = 'list(context.values()), or context["name"] for one of them'
+    elif issubclass(kind, (bytes, bytearray)):
+        instead = 'context.decode("utf-8", "replace")'
+    else:
+        instead = "str(x), or [str(item) for item in x]"
+    raise TypeError(f"chunks takes a text or a list of texts, not {wrong}: {instead}")
+
+
+def cut_text(text: str, size: int, overlap: int) -> list[str]:
+    """The text in pieces that end with a line, or where a line is longer, with a space.
+
+    Linear: two pieces in a row are new text of at least `size - overlap` characters, and each is searched once.
+    """
+    pieces = []
+    start = end = 0
+    while end < len(text):
+        limit = start + size
+        if limit >= len(text):
+            end = len(text)
+        else:
+            end = text.rfind("\n", end, limit) + 1 or text.rfind(" ", end, limit) + 1 or limit
+        pieces.append(text[start:end])
+        start = overlap_start(text, max(start, end - overlap), end) if overlap else end
+    return pieces
+
+
+def overlap_start(text: str, low: int, end: int) -> int:
+    """Where the piece after `end` begins, from `low` on: with a whole line, else with a whole word."""
+    if low == 0:
+        return 0
+    return text.find("\n", low - 1, end - 1) + 1 or text.find(" ", low - 1, end - 1) + 1 or low
+
+
+def pack_texts(texts: list[Any], size: int, overlap: int) -> list[list[str]]:
+    """The texts in groups, each of which, joined by newlines, stays within the size; one that is longer is cut."""
+    groups: list[list[str]] = []
+    group: list[str] = []
+    length = -1  # of the group, joined
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            wrong = type_name(type(text))
+            raise TypeError(f"chunks takes a list of texts, but item {index} is {wrong}: [str(item) for item in x]")
+        text = str.__str__(text)
+        for part in [text] if len(text) <= size else cut_text(text, size, 0):
+            if group and length + 1 + len(part) > size:
+                groups.append(group)
+                group, length = last_texts(group, min(overlap, size - 1 - len(part))) if overlap else ([], -1)
+            group.append(part)
+            length += 1 + len(part)
+    return [*groups, group] if group else groups
+
+
+def last_texts(group: list[str], room: int) -> tuple[list[str], int]:
+    """The last texts of a group that fit into the room when joined, and their joined length."""
+    first, length = len(group), -1
+    while first and length + 1 + len(group[first - 1]) <= room:
+        first -= 1
+        length += 1 + len(group[first])
+    return group[first:], length
+
+
+def chunks_function(name: str, usual: int) -> Any:
+    """`chunks` as a cell sees it, with the host's size for it."""
+
+    def chunks(text: Any, size: Any = None, overlap: Any = 0) -> list[Any]:
+        return text_chunks(text, usual if size is None else size, overlap)
+
+    chunks.__name__ = chunks.__qualname__ = name
+    chunks.__doc__ = f"Cut a text into pieces of at most `size` ({usual:,}) characters, or group a list of texts so."
+    return chunks
+
+
+IN_WORKER: dict[str, Callable[[str, int], Any]] = {"chunks": chunks_function}
+
+
+def check_in_worker(spec: Any) -> dict[str, Any]:
+    """What a host function's `in_worker` says: which of the worker's own functions does the work, and its size."""
+    known = type(spec) is dict and set(spec) == {"name", "size"} and spec["name"] in list(IN_WORKER)
+    if not known or type(spec["size"]) is not int or not 1 <= spec["size"] < 1 << 53:
+        raise ValueError(f"in_worker is {preview(spec)}: {{'name': 'chunks', 'size': 60000}}")
+    return dict(spec)
+
+
 class Worker:
     """Holds the variables, and does what the host asks: each request in a forked copy where that can be had.
 
@@ -768,6 +872,7 @@ class Worker:
         self.outputs: dict[int, str] = {}
         self.sources: dict[str, str] = {}
         self.functions: dict[str, Any] = {}
+        self.specs: dict[str, Any] = {}  # what the host said of each of them
         self.own = {**{m.__name__: unbound(m) for m in (self.FINAL, self.FINAL_VAR, self.SHOW_VARS)}, "_out": {}}
         random.seed(0)
         sys.stdout = sys.stderr = Redirect(self)
@@ -979,15 +1084,24 @@ class Worker:
             lines[name] = kind + ("" if size is None else f"[{size}]") + " " + glimpse
         return lines
 
-    def bind(self, functions: dict[str, bool]) -> None:
-        """Put the host's functions into the namespace, and take away those of an earlier cell."""
+    def bind(self, functions: dict[str, Any]) -> None:
+        """Put the host's functions into the namespace, and take away those of an earlier cell.
+
+        Each comes with whether it takes batches, or with what `check_in_worker` lets through.
+        """
         for name, function in self.functions.items():
             if name not in functions and self.variables.get(name) is function:
                 del self.variables[name]
-        old = self.functions
-        self.functions = {n: old.get(n) or host_function(self.calls, n, batched) for n, batched in functions.items()}
+        old, known = self.functions, self.specs
+        self.functions = {n: old[n] if known.get(n) == spec else self.made(n, spec) for n, spec in functions.items()}
+        self.specs = functions
         self.variables.update(self.functions)
         self.variables.update(self.own)
+
+    def made(self, name: str, spec: Any) -> Any:
+        if type(spec) is bool:
+            return host_function(self.calls, name, spec)
+        return IN_WORKER[check_in_worker(spec)["name"]](name, spec["size"])
 
     def emit(self, text: str) -> None:
         if self.calls.probe is None and not self.calls.in_child():
@@ -1414,12 +1528,12 @@ def container_main(setup: dict[str, Any]) -> NoReturn:
     import resource
 
     wire = take_streams()
+    setup["own_init"] = setup["contained"] = os.getpid() == 1  # not getppid() below: whoever loses its parent gets 1
     worker = os.fork()
     if worker:
         os.close(wire.writer)
         supervise(worker, [wire.reader], setup["idle_limit"])
     os.setpgid(0, 0)
-    setup["own_init"] = setup["contained"] = os.getppid() == 1
     resource.setrlimit(resource.RLIMIT_DATA, (setup["most"], setup["most"]))
     write_to("/tmp", "/workspace")
     Worker(wire, PlainLanguage(), setup).start({})
@@ -2395,8 +2509,51 @@ HINTS = {
     "tempfile": "the working folder is private: open('name.txt', 'w') is enough",
     "_thread": "llm_query_batched(prompts) asks in parallel",
 }
-HINTS.update(dict.fromkeys(["requests", "socket", "http", "aiohttp", "urllib.request", "ssl"], HINTS["httpx"]))
+HINTS.update(
+    dict.fromkeys(["requests", "urllib3", "socket", "http", "aiohttp", "urllib.request", "ssl"], HINTS["httpx"])
+)
 HINTS.update(dict.fromkeys(["marshal", "shelve", "dill"], HINTS["pickle"]))
+LLM_HINT = "llm_query(prompt) asks a model; there is no network here"
+PACKAGE_HINTS = {  # what does the work of packages that are not here unless the caller allows them
+    "bs4": "use html.parser.HTMLParser, or re for a few tags",
+    "chardet": "try data.decode('utf-8'), then 'cp1252'",
+    "dateutil": "datetime.fromisoformat(s), or datetime.strptime(s, '%d %b %Y')",
+    "docx": "context is text already",
+    "jsonschema": "check keys and types with isinstance",
+    "langchain": "chunks(text) cuts a text; llm_query(prompt) asks a model",
+    "lxml": "import xml.etree.ElementTree as ET; ET.fromstring(text)",
+    "matplotlib": "nothing shows plots here: print the numbers",
+    "networkx": "use a dict of sets; graphlib.TopologicalSorter for an order",
+    "nltk": "re.findall(r'\\w+', text) gives words, re.split(r'(?<=[.!?])\\s+', text) sentences",
+    "numpy": "use lists, sum() and the modules statistics and math",
+    "openai": LLM_HINT,
+    "openpyxl": "context is text already: csv or splitlines()",
+    "pandas": "for CSV: import csv; rows = list(csv.DictReader(context.splitlines()))",
+    "pydantic": "use dataclasses or dicts",
+    "pypdf": "context is text already",
+    "pytz": "zoneinfo.ZoneInfo('Europe/Paris')",
+    "rapidfuzz": "difflib.get_close_matches(word, words)",
+    "regex": "import re",
+    "scipy": "use the modules statistics and math",
+    "simplejson": "import json",
+    "sklearn": "count with collections.Counter; llm_query(prompt) sorts by meaning",
+    "spacy": "re finds words and names; llm_query(prompt) understands text",
+    "tabulate": "print(f'{name:<20}{value:>8}') for each row",
+    "tiktoken": "len(text) // 4 is about the number of tokens",
+    "tqdm": "iterate without it: nobody sees a bar",
+    "yaml": "read simple lines with line.split(': ', 1); json where it is JSON",
+}
+PACKAGE_HINTS.update(
+    dict.fromkeys(["anthropic", "google", "litellm", "ollama", "torch", "transformers", "tensorflow"], LLM_HINT),
+    seaborn=PACKAGE_HINTS["matplotlib"],
+    plotly=PACKAGE_HINTS["matplotlib"],
+    polars=PACKAGE_HINTS["pandas"],
+    arrow=PACKAGE_HINTS["dateutil"],
+    fuzzywuzzy=PACKAGE_HINTS["rapidfuzz"],
+    PyPDF2=PACKAGE_HINTS["pypdf"],
+    ujson=PACKAGE_HINTS["simplejson"],
+    orjson=PACKAGE_HINTS["simplejson"],
+)
 MEMBER_HINTS = {
     "os.system": HINTS["subprocess"],
     "os.popen": HINTS["subprocess"],
@@ -3181,7 +3338,9 @@ def library_view(name: str) -> View:
 def no_module(name: str) -> ImportError:
     top = name.partition(".")[0]
     hint = HINTS.get(name) or HINTS.get(top)
-    if not hint:
+    if top in PACKAGE_HINTS:
+        hint = f"{PACKAGE_HINTS[top]} (the caller can add {top} with allowed_imports)"
+    elif not hint:
         there = sorted({known.partition(".")[0] for known in (*PLAIN_MODULES, *PARTIAL_MODULES, *STAND_INS)})
         there = [known for known in (*state.allowed, *there) if known not in ("__future__", "gc", "email")]
         hint = f"there are: {', '.join(there)}. The caller can add others with allowed_imports"
@@ -4473,6 +4632,23 @@ class Sandbox:
             frames.channel.put(())
 
 
+class Chunks:
+    """The host function `chunks`. A worker of this module does it by itself; any other sandbox calls it here."""
+
+    def __init__(self, size: int):
+        self.in_worker = check_in_worker({"name": "chunks", "size": size})
+
+    def __call__(self, text: Any, size: int | None = None, overlap: int = 0) -> list[Any]:
+        """Cut a text into pieces of at most `size` characters, or group a list of texts so."""
+        return text_chunks(text, self.in_worker["size"] if size is None else size, overlap)
+
+
+def spec_of(function: Callable[..., Any]) -> bool | dict[str, Any]:
+    """What the worker is told of a host function: whether it takes batches, or which of its own is meant."""
+    in_worker = getattr(function, "in_worker", None)
+    return bool(getattr(function, "batched", False)) if in_worker is None else check_in_worker(in_worker)
+
+
 class Run:
     """One cell being executed: its clock, its calls, and how it is stopped."""
 
@@ -4513,7 +4689,7 @@ class Run:
             "id": self.request,
             "cell": self.number,
             "code": code,
-            "functions": {name: bool(getattr(call, "batched", False)) for name, call in self.functions.items()},
+            "functions": {name: spec_of(call) for name, call in self.functions.items()},
             "stream": self.on_output is not None,
             "memory": self.memory,
         }

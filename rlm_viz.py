@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from http.server import ThreadingHTTPServer
 
 __all__ = [
+    "Activity",
     "card",
     "find_log",
     "list_runs",
@@ -151,13 +152,15 @@ class _Stored:
         kind = event.get("event")
         if kind == "start":
             self.said.setdefault((node, "system"), (index, event.get("system")))
-            self.said[node, "user"] = index, event.get("prompt")
+            told = event.get("announcement")
+            self.said[node, "user"] = index, f"{event.get('prompt')}\n\n{told}" if told else event.get("prompt")
         elif kind == "compact" and event.get("summary"):
             self.said[node, "user"] = index, event["summary"]
         elif kind == "tool":
             for result in _dicts(event.get("tool_results")):
                 content = _whole_result(event, result).get("content")
-                self.results[node, str(result.get("id"))] = index, f"[cell {event.get('cell')}]", content
+                heading = "Output:" if "note" in event or "cell" not in event else f"[cell {event['cell']}]"
+                self.results[node, str(result.get("id"))] = index, heading, content
         elif kind == "call" and isinstance(event.get("prompt"), list):
             return {**event, "prompt": [self._found(node, message) for message in event["prompt"]]}
         return event
@@ -184,8 +187,10 @@ def _whole_result(event: Event, result: Event) -> Event:
 def cell_text(event: Event) -> str:
     """What the model was shown of a cell: its output, the value of its last expression, its error."""
     stdout, value, error = (_text(event.get(name)) for name in ("stdout", "value", "error"))
+    error = _text(event.get("brief")) or error
     images = f"[images made: {_count(event['images'])}]" if event.get("images") else ""
-    return "\n".join(part for part in (stdout.rstrip("\n"), value, error, images) if part) or "[no output]"
+    output = "\n".join(part for part in (stdout.rstrip("\n"), value, error, images) if part) or "[no output]"
+    return f"{output}\n{note}" if (note := _text(event.get("note"))) else output
 
 
 _METRICS = {
@@ -973,6 +978,99 @@ def _fragment_row(row: Row, cell: str) -> str:
     return f'<tr><td style="{left}">{name}</td>{figures}</tr>'
 
 
+# --- what goes on now -------------------------------------------------------------------------------------------------
+
+
+class Activity:
+    """What a run does at the moment, in a few words, from the events that its listener gets; safe to use in threads.
+
+    Runs within runs overlap: the latest of what goes on is told, a batch of sub-calls before its single ones.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loading = ""
+        self._doing: dict[tuple[str, ...], dict[str, float]] = {}  # (what, run, node, …): figures; the latest last
+
+    def see(self, event: Event) -> None:
+        """Take an event in. What it does not know it ignores."""
+        what = event.get("phase") if event.get("event") == "progress" else event.get("event")
+        node = str(event.get("trajectory_id")), str(event.get("node"))
+        with self._lock:
+            self._loading = _brief(event.get("text"), 120) if what == "loading" else ""
+            if what in ("asking", "reading", "text"):
+                self._note_call(("call", *node, str(event.get("kind") or "turn")), str(what), event)
+            elif what == "running":
+                self._note(("cell", *node), number=_number(event.get("cell")), began=time.monotonic())
+            elif what == "subcalls":
+                self._note(("batch", *node), done=_number(event.get("done")), total=_number(event.get("total")))
+            elif what in ("call", "interrupted"):
+                self._drop_call(("call", *node, str(event.get("kind"))))
+            elif what == "end" or (what == "tool" and "code" in event):
+                over = [key for key in self._doing if key[1:3] == node and (what == "end" or key[-1] != "turn")]
+                for key in over:
+                    del self._doing[key]
+
+    def words(self, *, timed: bool = True) -> str:
+        """`running cell 3: 4 s`; "" for nothing. Without `timed` no seconds, for a line that is not renewed."""
+        with self._lock:
+            if self._loading:
+                return self._loading
+            for what, describe in (("batch", _batch_words), ("call", _call_words), ("cell", _cell_words)):
+                for key in reversed(self._doing):
+                    if key[0] == what and (shown := describe(self._doing[key], timed)):
+                        return shown
+        return ""
+
+    def _note(self, key: tuple[str, ...], **figures: float) -> None:
+        self._doing[key] = {**self._doing.pop(key, {}), **figures}
+
+    def _note_call(self, key: tuple[str, ...], what: str, event: Event) -> None:
+        call = None if what == "asking" and key[-1] != "sub" else self._doing.get(key)
+        call = call or {"open": 0 if what == "asking" else 1, "began": time.monotonic(), "letters": 0}
+        self._doing.pop(key, None)
+        if what == "asking":
+            self._note(key, **{**call, "open": call["open"] + 1})
+        elif what == "reading":
+            self._note(key, **{**call, "read": _number(event.get("processed")), "total": _number(event.get("total"))})
+        else:
+            self._note(key, **{**call, "letters": call["letters"] + len(_text(event.get("delta")))})
+
+    def _drop_call(self, key: tuple[str, ...]) -> None:
+        call = self._doing.get(key)
+        if call and call["open"] > 1:
+            call["open"] -= 1
+        else:
+            self._doing.pop(key, None)
+
+
+def _batch_words(batch: Mapping[str, float], timed: bool) -> str:
+    done, total = int(batch["done"]), int(batch["total"])
+    return f"{done:,} of {counted(total, 'sub-call')}" if done < total else ""
+
+
+def _call_words(call: Mapping[str, float], timed: bool) -> str:
+    if call["letters"]:
+        return f"writing {max(1, int(call['letters'] / 4)):,} tok"  # about four characters each
+    if "read" in call:
+        total = call["total"]
+        return "reading the prompt" + (f" {min(100, 100 * call['read'] / total):.0f}%" if total else "")
+    return "waiting for the model" + (f" {time.monotonic() - call['began']:.0f} s" if timed else "")
+
+
+def _cell_words(cell: Mapping[str, float], timed: bool) -> str:
+    number = f" {cell['number']:.0f}" if cell["number"] else ""
+    return f"running cell{number}" + (f": {time.monotonic() - cell['began']:.0f} s" if timed else "")
+
+
+def counted(number: int, word: str) -> str:
+    """`1 call`, `1,200 calls`."""
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
+# - in a notebook's kernel
+
+
 class KernelLine:
     """A listener for runs in a notebook: one line under the cell, renewed at most twice a second."""
 
@@ -982,9 +1080,11 @@ class KernelLine:
         self._began = self._shown = time.monotonic()
         self._calls = self._tokens = self._depth = self._unpriced = 0
         self._cost = 0.0
+        self._activity = Activity()
 
     def __call__(self, event: Event) -> None:
         kind = event.get("event")
+        self._activity.see(event)
         if kind == "start" and not event.get("depth"):
             self._began = time.monotonic()
         if kind == "call":
@@ -995,15 +1095,18 @@ class KernelLine:
             self._unpriced += event.get("cost_usd") is None
             self._cost += _number(event.get("cost_usd"))
         last = kind == "end" and not event.get("depth")
-        if last or time.monotonic() - self._shown >= 0.5:
+        begins = self._handle is None and kind == "progress"  # the first wait may be the longest
+        if last or begins or time.monotonic() - self._shown >= 0.5:
             self._show("✓" if last and event.get("status") == "answered" else "✗" if last else "…")
 
     def _show(self, mark: str) -> None:
         self._shown = time.monotonic()
         took = duration((self._shown - self._began) * 1000)
         cost = money(self._cost, self._unpriced)
-        said = f"{mark} {took} · {self._calls} calls · {self._tokens:,} tokens · {cost} · depth {self._depth}"
-        line = {"text/plain": said}
+        calls, tokens = counted(self._calls, "call"), counted(self._tokens, "token")
+        figures = [f"{mark} {took}", calls, tokens, cost, f"depth {self._depth}"]
+        doing = _visible(self._activity.words(timed=False)) if mark == "…" else ""
+        line = {"text/plain": " · ".join([*figures, doing] if doing else figures)}
         if self._handle is None:
             self._handle = self._display(line, raw=True, display_id=True)
         else:

@@ -88,6 +88,7 @@ class Node:
         journal.line(
             "start", None, self.parent_call, self.depth, self.name,
             kind="child" if self.parent else "root", prompt=self.prompt, system=SYSTEM.format(size=context),
+            announcement=None, profile="full", params=None, sub_params=None,
             model=journal.model, sub_model=journal.sub_model, backend="openai", protocol="tools", environment="local",
             limits={"max_depth": 4, "max_subcalls": 500, "max_iterations": 30, "token_budget": 1_000_000,
                     "cost_budget_usd": 0.5, "timeout_seconds": None, "max_errors": 5, "max_parallel": 16,
@@ -136,7 +137,7 @@ class Node:
             turn=self.turns, tool_calls=[f"{self.last_call}x"], tool_results=[result],
             cell=self.cells, code=code, stdout=stdout,
             value=value, error=error, status=status, restored=status in ("timeout", "memory", "crash"),
-            duration_ms=round(journal.now - began, 1), images=0, **extra,
+            duration_ms=round(journal.now - began, 1), images=0, note="", **extra,
         )  # fmt: skip
         self.pending.append({"role": "tool", "tool_call_id": f"{self.last_call}x", "name": "execute_code"})
 
@@ -203,7 +204,9 @@ class Node:
     ) -> None:
         truth = self.journal.truth
         cost = None if truth["unpriced"] else round(truth["cost"], 9)
-        extra = {"given": given, **({"value": response} if given else {})} if status == "answered" else {}
+        extra = (
+            {"given": given, "forced": False, **({"value": response} if given else {})} if status == "answered" else {}
+        )
         self.journal.line(
             "end", None, self.parent_call, self.depth, self.name,
             status=status, response=response, error=error, **extra,

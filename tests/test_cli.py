@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import pty
@@ -10,10 +11,12 @@ import re
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, ClassVar
@@ -22,6 +25,9 @@ import pytest
 import scripted
 from conftest import need
 from scripted import Request, Server, Turn, answer_with, call, code
+
+import rlm_cli
+import rlm_viz
 
 MODULE = [sys.executable, "-m", "rlm"]
 SCRIPT = [sys.executable, "-c", "import rlm_cli; raise SystemExit(rlm_cli.main())"]  # as the installed `rlm` starts
@@ -63,8 +69,14 @@ class Terminal:
 
     started: ClassVar[list[subprocess.Popen[bytes]]] = []
 
-    def __init__(self, *arguments: str, env: dict[str, str] | None = None, streams: str = "012") -> None:
+    def __init__(
+        self, *arguments: str, env: dict[str, str] | None = None, streams: str = "012", columns: int = 80
+    ) -> None:
+        import fcntl
+        import termios
+
         self.master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         for name, value in (("TERM", "xterm"), ("COLUMNS", "100")):
             os.environ.setdefault(name, value)
         ends = [slave if number in streams else subprocess.PIPE for number in "012"]
@@ -136,8 +148,8 @@ def test_stdout_is_the_answer_and_a_newline(openai: Server, program: list[str], 
     openai.script = answer_with("Paris")
     ran = rlm(*words, program=program)
     assert (ran.returncode, ran.stdout) == (0, b"Paris\n")
-    assert re.fullmatch(r"✓ [\d.]+ m?s · 1 calls · [\d,]+ tok · \$\d\.\d+ · \./logs/\S+\.jsonl\n", ran.stderr.decode())
-    assert openai.requests[0].prompt.endswith("Capital of France?")
+    assert re.fullmatch(r"✓ [\d.]+ m?s · 1 call · [\d,]+ tok · \$\d\.\d+ · \./logs/\S+\.jsonl\n", ran.stderr.decode())
+    assert openai.requests[0].prompt.startswith("Capital of France?")
 
 
 def test_quiet_leaves_stderr_empty(openai: Server) -> None:
@@ -198,7 +210,7 @@ def test_a_run_over_a_relative_folder_is_resumed_and_replayed(openai: Server, wo
 
 
 def test_the_prompt_itself_can_come_from_stdin(openai: Server) -> None:
-    openai.script = answer_with(lambda r: r.prompt.rpartition("\n")[2])
+    openai.script = answer_with(lambda r: r.prompt.partition("\n")[0])
     assert rlm("-", input=b"Capital of France?").stdout == b"Capital of France?\n"
 
 
@@ -220,7 +232,7 @@ def test_a_command_word_is_one_only_as_the_first_argument(openai: Server, words:
     openai.script = answer_with("answered")
     ran = rlm(*words)
     assert ran.returncode == 0, ran.stderr
-    assert [r.prompt.endswith(prompt or "") for r in openai.requests] == ([True] if prompt else [])
+    assert [r.prompt.startswith(prompt or "") for r in openai.requests] == ([True] if prompt else [])
 
 
 def test_a_schema_makes_the_answer_json(openai: Server, workspace: Path) -> None:
@@ -360,6 +372,8 @@ def test_a_wrong_key_is_never_shown(openai: Server) -> None:
         (["x", "-m"], "argument -m/--model: expected one argument", "--help"),
         (["x", "--max-depth", "deep"], "--max-depth: 'deep' is not a valid whole number", ""),
         (["x", "--max-depth", "-1"], "max_depth", ""),
+        (["x", "-p", "hot"], "-p: 'hot' is not a parameter", "temperature=0"),
+        (["x", "--sub-params", "[1]"], "--sub-params: '[1]' is not a parameter", "temperature=0"),
         (["x", "--env", "lokal"], "rlm: --env is 'lokal'", "did you mean 'local'?"),
         (["x", "--max-depth=-1"], "max_depth (--max-depth) is -1", "at least 0"),
         (["x", "--docker-memory", "lots"], "docker_memory (--docker-memory)", ""),
@@ -636,9 +650,11 @@ def test_no_key_and_no_login_is_printed_for_the_way_on(openai: Server, workspace
     openai.script = answer_with(code("1"))
     address = "https://me:secret@snipara.invalid"
     given = ["--api-key", scripted.KEY, "--snipara-api-url", address, "--no-cache", "--prices", '{"a b": [1, 2]}']
-    ran = rlm("What?", "--max-iterations", "1", *given)
+    ran = rlm("What?", "--max-iterations", "1", *given, "-p", "temperature=0", "-p", "user=a b")
     following = three_lines(ran.stderr)[-1]
-    assert following.endswith(""" --prices '{"a b": [1, 2]}' --no-cache --snipara-api-url https://snipara.invalid""")
+    assert following.endswith(
+        """ --params temperature=0 --params 'user=a b' --prices '{"a b": [1, 2]}' --no-cache --snipara-api-url https://snipara.invalid"""
+    )
     assert b"secret" not in ran.stderr and scripted.KEY not in following
 
 
@@ -699,7 +715,7 @@ def test_interrupted_before_the_first_byte(openai: Server) -> None:
 
 
 def test_interrupted_in_the_middle_of_a_reply(openai: Server) -> None:
-    openai.script = lambda request: scripted.drip("a very long reply " * 100, 0.02)
+    openai.script = lambda request: scripted.drip("a very long reply " * 100, 0.005)
     process = start("--stream", "What?")
     assert process.stdout
     assert process.stdout.read(1) == b"a"
@@ -902,13 +918,179 @@ def test_a_terminal_sees_progress_on_one_line_and_then_the_answer(openai: Server
     openai.script = answer_with(
         code("llm_query('q')"), Turn("Paris", until=free), sub=Turn("s", usage={"input": 17_000, "output": 1_240})
     )
-    terminal = Terminal("--cost-budget", "0.5", "--max-subcalls", "40", "What?")
-    terminal.wait_for(r"\d+s  2 calls  [\d,]+ tok  \$0\.\d{4} / \$0\.50  depth 1  llm_query 1/40")
+    terminal = Terminal("--cost-budget", "0.5", "--max-subcalls", "40", "What?", columns=120)
+    figures = r"\d+s  2 calls  [\d,]+ tok  \$0\.\d{4} / \$0\.50  depth 1  llm_query 1/40"
+    terminal.wait_for(figures + r"  waiting for the model \d s")
     free.set()
     assert terminal.finish() == 0
     assert terminal.shown.endswith(".jsonl\r\n") and "\r\x1b[KParis" in terminal.shown.replace(
         "\r\x1b[K\r\x1b[K", "\r\x1b[K"
     )
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+    """What time it is: the first item."""
+    now = [1000.0]
+    fake = types.SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep)
+    monkeypatch.setattr(rlm_viz, "time", fake)
+    monkeypatch.setattr(rlm_cli, "time", fake)
+    yield now
+
+
+def told(phase: str, node: str = "n0", **fields: Any) -> dict[str, Any]:
+    return {"event": "progress", "trajectory_id": "t", "phase": phase, "node": node, "depth": 0, **fields}
+
+
+def happened(event: str, node: str = "n0", **fields: Any) -> dict[str, Any]:
+    return {"v": 1, "event": event, "trajectory_id": "t", "node": node, "depth": 0, **fields}
+
+
+def writes(delta: str, node: str = "n0") -> dict[str, Any]:
+    return {"event": "text", "trajectory_id": "t", "node": node, "delta": delta}
+
+
+ASKED, SUB = told("asking", kind="turn"), told("asking", kind="sub")
+DOING: dict[str, tuple[list[dict[str, Any]], str]] = {
+    "nothing yet": ([], ""),
+    "loading": ([told("loading", text="loading qwen.gguf (1.1 GB): 3 s")], "loading qwen.gguf (1.1 GB): 3 s"),
+    "loaded": ([told("loading", text="loading qwen.gguf (1.1 GB): 3 s"), happened("start")], ""),
+    "asked": ([ASKED], "waiting for the model 12 s"),
+    "reading": ([ASKED, told("reading", processed=512, total=2048)], "reading the prompt 25%"),
+    "reading of an unknown length": ([ASKED, told("reading", processed=512, total=0)], "reading the prompt"),
+    "reading too much": ([ASKED, told("reading", processed=9, total=3)], "reading the prompt 100%"),
+    "writing": ([ASKED, told("reading", processed=9, total=9), *[writes("abcd")] * 312], "writing 312 tok"),
+    "writing a little": ([ASKED, writes("a")], "writing 1 tok"),
+    "answered": ([ASKED, writes("abcd" * 9), happened("call", kind="turn")], ""),
+    "asked again": ([ASKED, writes("abcd"), happened("call", kind="turn"), ASKED], "waiting for the model 12 s"),
+    "asked again after a failure": ([ASKED, writes("abcd"), ASKED, happened("call", kind="turn")], ""),
+    "running": ([ASKED, happened("call", kind="turn"), told("running", cell=3)], "running cell 3: 12 s"),
+    "ran": ([told("running", cell=3), happened("tool", code="1")], ""),
+    "a file was read": ([told("running", cell=3), happened("tool", name="file_read")], "running cell 3: 12 s"),
+    "a call from a cell": ([told("running", cell=3), SUB], "waiting for the model 12 s"),
+    "answered to a cell": ([told("running", cell=3), SUB, happened("call", kind="sub")], "running cell 3: 12 s"),
+    "one of two": ([told("running", cell=3), SUB, SUB, happened("call", kind="sub")], "waiting for the model 12 s"),
+    "sub-calls": ([told("running", cell=3), told("subcalls", done=3, total=16), SUB], "3 of 16 sub-calls"),
+    "one sub-call": ([told("subcalls", done=0, total=1), SUB], "0 of 1 sub-call"),
+    "all sub-calls": ([told("running", cell=3), told("subcalls", done=16, total=16)], "running cell 3: 12 s"),
+    "a cell that failed in its sub-calls": (
+        [told("running", cell=3), told("subcalls", done=3, total=16), SUB, happened("tool", code="1", error="x")],
+        "",
+    ),
+    "a child": ([told("running", cell=3), told("running", node="n0.1", cell=1)], "running cell 1: 12 s"),
+    "a child that ended": (
+        [told("running", cell=3), told("running", node="n0.1", cell=1), happened("end", node="n0.1", depth=1)],
+        "running cell 3: 12 s",
+    ),
+    "interrupted": ([ASKED, happened("interrupted", kind="turn")], ""),
+    "ended": ([told("running", cell=3), told("subcalls", done=3, total=16), SUB, happened("end")], ""),
+    "an unknown phase": ([ASKED, told("dreaming", text="x")], "waiting for the model 12 s"),
+    "an event of odd types": ([told("reading", processed="x", total=[]), told("subcalls")], "reading the prompt"),
+}
+
+
+@pytest.mark.parametrize("name", DOING)
+def test_progress_says_what_goes_on_now(clock: list[float], name: str) -> None:
+    seen, words = DOING[name]
+    progress = rlm_cli.Progress(rlm_cli.Terminal(io.StringIO()), {})
+    for event in seen:
+        progress.see(event)
+    clock[0] += 12
+    calls = sum(event["event"] == "call" for event in seen)
+    head = f"12s  {calls} call{'s' * (calls != 1)}  0 tok  "
+    assert progress.line().startswith(head)
+    tail = re.split(r"depth \d", progress.line())[1].removeprefix("  llm_query 1/?")
+    assert tail == (f"  {words}" if words else "")
+
+
+def test_a_line_too_narrow_for_all_keeps_what_goes_on_now(clock: list[float]) -> None:
+    limits = {"cost_budget_usd": 0.5, "max_subcalls": 40}
+    progress = rlm_cli.Progress(rlm_cli.Terminal(io.StringIO()), limits)
+    progress.see(happened("call", kind="sub", cost_usd=0.0131, token_usage={"input": 18_000, "output": 240}))
+    progress.see(told("subcalls", done=3, total=16))
+    whole = "0s  1 call  18,240 tok  $0.0131 / $0.50  depth 0  llm_query 1/40  3 of 16 sub-calls"
+    shorter = ["0s  1 call  18,240 tok  $0.0131 / $0.50  llm_query 1/40  3 of 16 sub-calls"]
+    shorter += ["0s  1 call  $0.0131 / $0.50  llm_query 1/40  3 of 16 sub-calls"]
+    shorter += ["0s  1 call  llm_query 1/40  3 of 16 sub-calls", "0s  1 call  3 of 16 sub-calls"]
+    shorter += ["0s  3 of 16 sub-calls"]
+    assert progress.line() == progress.line(len(whole)) == whole
+    assert [progress.line(len(before) - 1) for before in [whole, *shorter[:-1]]] == shorter
+    batch = rlm_cli.BatchProgress(rlm_cli.Terminal(io.StringIO()), limits)
+    batch.see(told("asking", kind="turn"))
+    assert batch.line(30) == "0/0 rows  0s  0 calls  $0"[: len(batch.line(30))] and len(batch.line(30)) <= 30
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_the_plain_line_tells_it_too_and_quiet_says_nothing(quiet: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticked = threading.Event()
+
+    class End(threading.Event):
+        """Ten seconds go by once."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            assert timeout == 10
+            if ticked.is_set():
+                self.set()
+            ticked.set()
+            return self.is_set()
+
+    class Stream(io.StringIO):
+        def flush(self) -> None:
+            written.set()
+
+    written = threading.Event()
+    stream = Stream()
+    fake = types.SimpleNamespace(Event=End, Thread=threading.Thread, Lock=threading.Lock)
+    monkeypatch.setattr(rlm_cli, "threading", fake)
+    progress = rlm_cli.Progress(rlm_cli.Terminal(stream), {}, quiet=quiet)
+    with progress:
+        progress.see(told("loading", text="loading qwen\x1b[2J.gguf (1.1 GB): 3 s"))
+        assert quiet or written.wait(10)
+    shown = stream.getvalue()
+    assert (
+        shown == ""
+        if quiet
+        else re.fullmatch(r"0s  0 calls .*depth 0(  loading qwen\.gguf \(1\.1 GB\): 3 s)?\n", shown)
+    )
+
+
+def test_many_threads_may_tell_at_once() -> None:
+    activity = rlm_viz.Activity()
+    failures: list[BaseException] = []
+
+    def tell(node: str) -> None:
+        try:
+            for _ in range(300):
+                for event in (told("running", node, cell=1), told("asking", node, kind="sub"), happened("end", node)):
+                    activity.see(event)
+                    activity.words()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=tell, args=(f"n0.{n}",)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (failures, activity.words()) == ([], "")
+
+
+def test_progress_is_no_line_of_jsonl(openai: Server) -> None:
+    openai.script = answer_with(code("llm_query('q')"), "Paris", sub="s")
+    for arguments in (["What?"], ["--stream", "What?"]):
+        ran = rlm("--jsonl", *arguments)
+        kinds = {json.loads(line)["event"] for line in ran.stdout.splitlines()}
+        assert "progress" not in kinds and {"start", "end", "result"} <= kinds
+
+
+def test_a_stream_on_a_terminal_waits_visibly_and_takes_the_line_away(openai: Server) -> None:
+    free = threading.Event()
+    openai.script = lambda request: Turn("Paris", until=free)
+    terminal = Terminal("--stream", "What?")
+    terminal.wait_for(r"\ds  0 calls  0 tok  \$0  depth 0  waiting for the model \d s")
+    free.set()
+    assert terminal.finish() == 0
+    assert terminal.shown.endswith("\r\x1b[KParis\r\n")
 
 
 def test_without_a_terminal_nothing_is_painted(openai: Server) -> None:
@@ -1514,7 +1696,7 @@ def test_one_budget_for_the_whole_batch(openai: Server, workspace: Path) -> None
 
 def test_a_chat_keeps_its_variables_and_says_them(openai: Server) -> None:
     replies = {"set": code("x = 41\nFINAL('set')"), "add": code("FINAL(x + 1)")}
-    openai.script = lambda request: replies[request.messages[-1]["content"].rpartition("\n")[2]]
+    openai.script = lambda request: replies[request.messages[-1]["content"].partition("\n")[0]]
     ran = rlm("chat", input=b"set\nadd\n/vars\n/cost\n/save talk.md\n/nope\n/quit\n")
     assert (ran.returncode, ran.stdout) == (0, b"set\n42\n"), ran.stderr
     said = ran.stderr.decode()
@@ -1524,9 +1706,9 @@ def test_a_chat_keeps_its_variables_and_says_them(openai: Server) -> None:
 
 def test_a_chat_reads_several_lines_and_forgets(openai: Server) -> None:
     openai.script = lambda request: str([m["content"] for m in request.messages if m["role"] == "user"])
-    ran = rlm("chat", input=b'one \\\ntwo\n"""\na\n\nb\n"""\n/reset\nfresh\n')
+    ran = rlm("chat", input=b'uno \\\ntwo\n"""\na\n\nb\n"""\n/reset\nfresh\n')
     lines = ran.stdout.decode().splitlines()
-    assert "one \\ntwo" in lines[0] and "a\\n\\nb" in lines[1] and "one" not in lines[2] and "fresh" in lines[2]
+    assert "uno \\ntwo" in lines[0] and "a\\n\\nb" in lines[1] and "uno" not in lines[2] and "fresh" in lines[2]
 
 
 def test_an_interrupted_turn_does_not_end_the_chat(openai: Server) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,9 @@ VALUES: dict[str, tuple[Any, Any, Any, Any]] = {
     "snipara_api_key": ("snipara-user", "snipara-project", "snipara-environment", "snipara-argument"),
     "snipara_project_slug": ("user", "project", "environment", "argument"),
     "snipara_api_url": ("https://user", "https://project", "https://environment", "https://argument"),
+    "params": ({"seed": 1}, {"seed": 2}, {"seed": 3, "stop": ["a,b"]}, {"temperature": 0.5, "user": "me"}),
+    "sub_params": ({"seed": 4}, {"seed": 5}, {"seed": 6}, {"seed": 7}),
+    "prompt": ("full", "small", "full", "small"),
     "prices": ({"m": [1, 2]}, {"m": [2, 3]}, {"m": [3, 4]}, {"m": [4, 5]}),
     "schema": ({"type": "string"}, {"type": "integer"}, {"type": "array"}, {"type": "object"}),
     "tools": (["a.py"], ["b.py"], ["c.py", "d"], ["e"]),
@@ -94,7 +98,7 @@ def test_each_level_wins_over_those_below(name: str, workspace: Path, monkeypatc
 def test_every_option_is_an_argument_of_RLM() -> None:
     import inspect
 
-    assert {"config", "on_event", *rlm.OPTIONS} == set(inspect.signature(rlm.RLM).parameters)
+    assert {"config", "on_event", "on_progress", *rlm.OPTIONS} == set(inspect.signature(rlm.RLM).parameters)
 
 
 def test_every_option_is_a_flag_that_wins_over_the_environment(workspace: Path) -> None:
@@ -128,6 +132,58 @@ def test_short_forms_of_flags() -> None:
     assert rlm_cli.flags_of("cost_budget_usd")[-1] == "--cost-budget"
     assert rlm_cli.flags_of("timeout_seconds")[-1] == "--timeout"
     assert "-v" in rlm_cli.flags_of("verbose")
+    assert rlm_cli.flags_of("params") == ["-p", "--params"]
+    assert rlm_cli.flags_of("prompt")[-1] == "--prompt-file"  # `rlm batch --prompt` is another
+
+
+@pytest.mark.parametrize(
+    ("flags", "value"),
+    [
+        (["-p", "temperature=0"], {"temperature": 0}),
+        (["-p", "temperature=0", "-p", "temperature=0.5", "--params", "seed=1"], {"temperature": 0.5, "seed": 1}),
+        (["-p", "user=me", "-p", "reasoning=false", "-p", "stop=[1]"], {"user": "me", "reasoning": False, "stop": [1]}),
+        (
+            ["--params", '{"temperature": 0, "stop": ["x=1"]}', "-p", "temperature=1"],
+            {"temperature": 1, "stop": ["x=1"]},
+        ),
+        (["-p", "note=a=b"], {"note": "a=b"}),
+        (["--params=seed=-1"], {"seed": -1}),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("option", ["params", "sub_params"])
+def test_request_parameters_come_as_pairs_or_as_json(option: str, flags: list[str], value: dict[str, Any]) -> None:
+    if option == "sub_params":
+        flags = [flag.replace("--params", "--sub-params") if flag != "-p" else "--sub-params" for flag in flags]
+    parser = rlm_cli.command_parser("run")
+    args = rlm_cli.read_arguments(parser, [*flags, "What?"], named=True)
+    assert rlm_cli.given_options(args) == {option: value}
+    again = shlex.split(rlm_cli.flags_again(args))
+    repeated = rlm_cli.given_options(rlm_cli.read_arguments(rlm_cli.command_parser("run"), again, named=True))
+    assert repeated == {option: value}
+
+
+@pytest.mark.parametrize("text", ["hot", "=1", '{"a": 1', "[1]"])
+def test_what_is_no_parameter_is_an_error_with_an_example(text: str) -> None:
+    args = rlm_cli.read_arguments(rlm_cli.command_parser("run"), ["-p", text], named=True)
+    with pytest.raises(rlm.ConfigError) as caught:
+        rlm_cli.given_options(args)
+    assert caught.value.message.startswith(f"-p: {text!r}") and "temperature=0" in caught.value.hint
+
+
+def test_request_parameters_may_be_a_table_of_their_own(workspace: Path) -> None:
+    (workspace / "c.toml").write_text('[rlm]\nmodel = "m"\n\n[rlm.params]\ntemperature = 0\nstop = ["x"]\n')
+    settings = rlm.load_config({}, config="c.toml")
+    assert settings.values["params"] == {"temperature": 0, "stop": ["x"]}
+    assert settings.origins["params"] == "c.toml:4"
+
+
+def test_init_writes_request_parameters_down(workspace: Path) -> None:
+    given = {"params": {"temperature": 0, "a b": {"c.d": [1]}}, "max_depth": 2}
+    (workspace / "c.toml").write_text(rlm_cli.commented_config(given))
+    values = rlm.load_config({}, config="c.toml").values
+    assert {name: values[name] for name in given} == given
+    assert "params = { temperature = 0, " in (workspace / "c.toml").read_text()
 
 
 def test_the_specifications_variables(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

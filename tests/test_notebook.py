@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import threading
+import types
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 import scripted
 from conftest import ROOT, need
 from scripted import Request, Server, code
+
+import rlm_viz
 
 pytestmark = pytest.mark.slow
 
@@ -84,3 +87,45 @@ def test_the_interrupt_button_gives_a_keyboard_interrupt_and_keeps_what_was_done
     assert [o.text for o in kernel.nb.cells[1].outputs if o.output_type == "stream"][-1] == "stopped 1\n"
     log = next((workspace / "logs").glob("*.jsonl"))
     assert json.loads(log.read_text().splitlines()[-1])["status"] == "interrupted"
+
+
+def test_the_line_of_a_kernel_says_what_goes_on_and_at_most_twice_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(rlm_viz, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    shown: list[str] = []
+
+    class Handle:
+        def update(self, line: dict[str, str], raw: bool) -> None:
+            shown.append(line["text/plain"])
+
+    def display(line: dict[str, str], **how: Any) -> Handle:
+        shown.append(line["text/plain"])
+        return Handle()
+
+    line = rlm_viz.KernelLine(display)
+
+    def happens(seconds: float, event: str, **fields: Any) -> None:
+        now[0] += seconds
+        line({"event": event, "trajectory_id": "t", "node": "n0", "depth": 0, **fields})
+
+    happens(0, "start")
+    happens(0, "progress", phase="loading", text="loading qwen\u202e.gguf (1.1 GB): 3 s")
+    happens(1, "progress", phase="asking", kind="turn")
+    happens(0.3, "progress", phase="reading", processed=1, total=4)
+    happens(0.3, "progress", phase="reading", processed=2, total=4)
+    happens(1, "text", delta="x" * 400)
+    happens(1, "call", kind="turn", token_usage={"input": 1, "output": 0}, cost_usd=0.01)
+    happens(1, "progress", phase="running", cell=1)
+    happens(1, "progress", phase="subcalls", done=1, total=2)
+    happens(0, "tool", code="1")
+    happens(0, "end", status="answered")
+    assert shown == [
+        "… 0 ms · 0 calls · 0 tokens · $0 · depth 0 · loading qwen\\u202e.gguf (1.1 GB): 3 s",
+        "… 1.0 s · 0 calls · 0 tokens · $0 · depth 0 · waiting for the model",
+        "… 1.6 s · 0 calls · 0 tokens · $0 · depth 0 · reading the prompt 50%",
+        "… 2.6 s · 0 calls · 0 tokens · $0 · depth 0 · writing 100 tok",
+        "… 3.6 s · 1 call · 1 token · $0.0100 · depth 0",
+        "… 4.6 s · 1 call · 1 token · $0.0100 · depth 0 · running cell 1",
+        "… 5.6 s · 1 call · 1 token · $0.0100 · depth 0 · 1 of 2 sub-calls",
+        "✓ 5.6 s · 1 call · 1 token · $0.0100 · depth 0",
+    ]

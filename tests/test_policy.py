@@ -5,6 +5,7 @@ What attacks it is in tests/corpus/sandbox/ and tested in test_sandbox_corpus.py
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from types import CodeType
 
 import pytest
 
+import rlm_sandbox
 from rlm_sandbox import Cell, LocalSandbox, PolicyError, Sandbox, policy_compile
 
 LAYERS = ("policy",) if sys.platform != "linux" else ("policy", "confinement")
@@ -182,7 +184,15 @@ REFUSED = {
     "async def f(): pass": "llm_query_batched",
     "f = len.__self__": "'__self__' is not accessible here",
     "x = (i for i in []).gi_frame": "out of sight",
-    "import numpy": "allowed_imports",
+    "import numpy": "statistics and math (the caller can add numpy with allowed_imports)",
+    "import pandas as pd": "for CSV: import csv; rows = list(csv.DictReader(context.splitlines()))",
+    "from sklearn.cluster import KMeans": "collections.Counter",
+    "import tiktoken": "len(text) // 4",
+    "import openai": "llm_query(prompt)",
+    "import nltk": "re.findall",
+    "import yaml, bs4": "line.split(': ', 1)",
+    "import bs4": "html.parser",
+    "import idna": "there are: abc, argparse, ",
     "import subprocess": "no other program can be run",
     "import requests": "no network here",
     "import pickle": "use json",
@@ -241,6 +251,45 @@ def test_files_of_a_given_folder_can_be_read_and_not_written(tmp_path: Path) -> 
         assert printed(box, code) == "[['a', 'b'], ['1', '2']] True\n"
         printed(box, "open('data.csv', 'w').write('scratch')")
     assert (tmp_path / "data.csv").read_text() == "a,b\n1,2\n"
+
+
+def test_a_hint_for_a_package_is_short_and_names_only_modules_that_are_here(box: Sandbox) -> None:
+    for name, hint in rlm_sandbox.PACKAGE_HINTS.items():
+        error = str(box.execute(f"import {name}").error).splitlines()[-1]
+        assert error.startswith(f"ModuleNotFoundError: no module '{name}' here; {hint}") and len(hint) < 100
+        for module in re.findall(r"import ([\w.]+)", hint) + re.findall(r"\b([a-z]+)\.[A-Za-z]+\(", hint):
+            known = module in ("str", "context", "data", "datetime", "line") or box.execute(f"import {module}").ok
+            assert known, (name, module)
+
+
+def test_chunks_leads_to_nothing_but_its_result(box: Sandbox) -> None:
+    functions = {"chunks": rlm_sandbox.Chunks(10)}
+    for attribute in ("__globals__", "__closure__", "__code__", "__wrapped__", "__self__", "__defaults__", "__func__"):
+        for code in (f"chunks.{attribute}", f"getattr(chunks, '{attribute}')"):
+            assert not box.execute(code, functions=functions).ok, attribute
+    code = """
+class Text(str):
+    def rfind(self, *a): seen.append(self)
+    def find(self, *a): seen.append(self)
+    def __getitem__(self, at): seen.append(at)
+    def __len__(self): return 10 ** 9
+class Texts(list):
+    def __iter__(self): seen.append(self); return iter([self])
+    def __len__(self): return 1
+seen = []
+pieces = chunks(Text('ab cd ef gh ij'), 6), chunks(Texts(['abc', Text('def')]), 7)
+print(pieces, [type(piece) is str for piece in pieces[0]], len(seen))
+try:
+    chunks(len)
+except TypeError as error:
+    print(error)
+"""
+    cell = box.execute(code, functions=functions)
+    assert cell.ok, cell.error
+    assert cell.stdout.splitlines() == [
+        "(['ab cd ', 'ef gh ', 'ij'], [['abc', 'def']]) [True, True, True] 0",
+        "chunks takes a text or a list of texts, not builtin_function_or_method: str(x), or [str(item) for item in x]",
+    ]
 
 
 # --- what it costs ----------------------------------------------------------------------------------------------------

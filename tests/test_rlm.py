@@ -239,8 +239,8 @@ def test_a_looping_cell_is_stopped_and_its_variables_are_kept(openai: Server) ->
 def test_failures_in_a_row_are_raised_with_code_and_stderr(openai: Server) -> None:
     with pytest.raises(rlm.REPLExecutionError) as caught:
         run(openai, code("undefined_name"), max_errors=3)
-    assert (caught.value.code, len(openai.requests)) == ("undefined_name", 3)
-    assert "NameError" in caught.value.stderr
+    assert (caught.value.code, len(openai.requests)) == ("undefined_name", 4)  # the last asks for an answer
+    assert "NameError" in caught.value.stderr and openai.requests[-1].tools == []
 
 
 def test_an_unknown_tool_is_answered_and_finally_raised(openai: Server) -> None:
@@ -284,11 +284,18 @@ def test_every_error_survives_pickling() -> None:
 # --- the text protocol ---------------------------------------------------------------------------------------------
 
 
-def test_text_protocol_runs_blocks_in_order_until_one_fails(openai: Server) -> None:
-    blocks = "```repl\na = 1\n```\nthen\n```python\na += 1\n1/0\n```\nand\n```py\na = 100\n```"
+def test_text_protocol_runs_the_first_block_and_drops_what_follows_it(openai: Server) -> None:
+    blocks = "Look:\n```repl\na = 1\nprint(a)\n```\nOutput:\n7\n```python\na = 100\n```"
     result = run(openai, blocks, "```\nFINAL(a)\n```", protocol="text")
-    assert result.value == 2
-    assert "tools" not in openai.requests[0].body and "ZeroDivisionError" in openai.requests[1].last
+    assert result.value == 1
+    assert "tools" not in openai.requests[0].body
+    sent = openai.requests[1].messages
+    assert sent[-2:] == [
+        {"role": "assistant", "content": "Look:\n```repl\na = 1\nprint(a)\n```"},
+        {"role": "user", "content": "Output:\n1"},
+    ]
+    first = next(event for event in events_of(result) if event["event"] == "call")
+    assert (first["response"], first["dropped"]) == (blocks, len("\nOutput:\n7\n```python\na = 100\n```"))
 
 
 def test_a_server_without_tools_is_noticed_and_the_text_protocol_goes_on(openai: Server) -> None:
@@ -301,10 +308,15 @@ def test_a_server_without_tools_is_noticed_and_the_text_protocol_goes_on(openai:
     assert rlm.complete("go", "found", model=MODEL).value == "found"
 
 
-def test_a_fence_in_a_tools_reply_gets_one_correction(openai: Server) -> None:
-    result = run(openai, "I will do:\n```python\nprint(1)\n```", "A plain answer with ```python\ncode\n```")
-    assert "execute_code" in openai.requests[1].last
-    assert result.response.startswith("A plain answer")
+def test_a_fence_in_a_tools_reply_is_run_until_code_has_worked(openai: Server) -> None:
+    result = run(openai, "I will do:\n```python\nprint(1)\n```", "It is 1.")
+    assert (openai.requests[1].last, result.response) == ("Output:\n1", "It is 1.")
+
+
+def test_a_fence_after_tool_calls_that_worked_is_part_of_the_answer(openai: Server) -> None:
+    answer = "Write it like this:\n```python\nprint(1)\n```"
+    result = run(openai, code("print(2)"), answer)
+    assert (result.response, result.total_calls) == (answer, 2)
 
 
 @pytest.mark.parametrize(
@@ -913,7 +925,8 @@ def test_what_a_class_itself_refuses_is_told_to_the_model(openai: Server) -> Non
 def test_a_class_that_refuses_for_good_is_an_error_with_the_result(openai: Server) -> None:
     with pytest.raises(rlm.RLMError, match="not a valid Checked") as caught:
         run(openai, *[code("FINAL({'count': -1})")] * 2, schema=Checked, max_errors=2)
-    assert caught.value.result == rlm.last_result() and caught.value.result.total_calls == 2
+    # The third call asked for the best answer, without tools; it called one all the same.
+    assert caught.value.result == rlm.last_result() and caught.value.result.total_calls == 3
 
 
 @pytest.mark.parametrize(

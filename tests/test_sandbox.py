@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -24,7 +26,7 @@ import pytest
 from conftest import need
 
 import rlm_sandbox
-from rlm_sandbox import UNSET, Cell, DockerSandbox, LocalSandbox, Sandbox, SandboxError, Stop
+from rlm_sandbox import UNSET, Cell, Chunks, DockerSandbox, LocalSandbox, Sandbox, SandboxError, Stop
 
 Make = Callable[..., Sandbox]
 LINUX = sys.platform == "linux"
@@ -370,6 +372,142 @@ def test_data_of_all_plain_kinds_goes_both_ways(make: Make) -> None:
     code = f"items = {items}\n[echo(i) == i and type(echo(i)) is type(i) for i in items] == [True] * len(items)"
     assert value(make().execute(code, functions={"echo": echo})) == "True"
     assert got[6] == 2**80 and len(got) == 22
+
+
+# - chunks
+
+
+def texts(count: int) -> Iterator[tuple[str, int, int]]:
+    """(text, size, overlap), small and full of ends of lines, spaces and long words."""
+    chance = random.Random(7)
+    for _ in range(count):
+        text = "".join(
+            chance.choices("abé \n", [4, 3, 1, chance.randint(0, 3), chance.randint(0, 3)], k=chance.randrange(60))
+        )
+        size = chance.randint(1, 20)
+        yield text, size, chance.randint(0, size // 2)
+
+
+def test_pieces_join_to_the_text_and_are_within_the_size() -> None:
+    for text, size, _ in texts(3000):
+        pieces = Chunks(size)(text)
+        assert "".join(pieces) == text
+        assert all(0 < len(piece) <= size for piece in pieces)
+        for piece, following in itertools.pairwise(pieces):
+            if not piece.endswith("\n"):  # then no line ends in what could have been taken
+                assert "\n" not in piece
+                assert piece.endswith(" ") or (" " not in piece and len(piece) == size), (text, size, following)
+
+
+def test_pieces_that_overlap_repeat_at_most_that_much_and_leave_nothing_out() -> None:
+    for text, size, overlap in texts(3000):
+        pieces = Chunks(20)(text, size, overlap)
+        assert all(0 < len(piece) <= size for piece in pieces)
+        ends = {0}  # where what was seen so far may end
+        for piece in pieces:
+            starts = {at for end in ends for at in range(max(0, end - overlap), end + 1) if text.startswith(piece, at)}
+            ends = {at + len(piece) for at in starts if at + len(piece) > min(ends)}
+            assert ends, (text, size, overlap, pieces)
+        assert len(text) in ends
+
+
+def test_an_overlap_is_whole_lines_where_these_fit() -> None:
+    lines = "one\ntwo\nthree\nfour\nfive\n"
+    assert Chunks(15)(lines, overlap=6) == ["one\ntwo\nthree\n", "three\nfour\n", "four\nfive\n"]
+    assert Chunks(12)("a word and a wordy word", overlap=6) == ["a word and ", "and a wordy ", "wordy word"]
+    assert Chunks(6)("x" * 14, overlap=2) == ["xxxxxx"] * 3
+
+
+def test_texts_are_grouped_as_they_fit() -> None:
+    chance = random.Random(8)
+    for _ in range(1000):
+        items = ["x" * chance.randrange(8) for _ in range(chance.randrange(20))]
+        size = chance.randint(7, 30)
+        groups = Chunks(size)(items)
+        assert [item for group in groups for item in group] == items
+        assert all(group and len("\n".join(group)) <= size for group in groups)
+        for group, following in itertools.pairwise(groups):
+            assert len("\n".join([*group, following[0]])) > size
+        overlapping = Chunks(size)(tuple(items), overlap=size // 2)
+        assert all(len("\n".join(group)) <= size for group in overlapping)
+        assert {id(item) for group in overlapping for item in group} == {id(item) for item in items}
+    assert Chunks(4)(["ab", "cdefgh", "i"]) == [["ab"], ["cdef"], ["gh", "i"]]
+    assert Chunks(5)(["ab", "cd", "ef"], overlap=2) == [["ab", "cd"], ["cd", "ef"]]
+    assert (Chunks(4)(""), Chunks(4)([]), Chunks(4)([""])) == ([], [], [[""]])
+
+
+@pytest.mark.parametrize("unit", ["x" * 79 + "\n", "x", " ", "\n", "é" * 79 + "\n"], ids=ascii)
+@pytest.mark.parametrize("overlap", [0, 500])
+def test_the_time_to_cut_a_text_grows_with_its_length(unit: str, overlap: int) -> None:
+    text = unit * (20_000_000 // len(unit))
+    began = time.process_time()
+    pieces = Chunks(1000)(text, overlap=overlap)
+    assert time.process_time() - began < 2  # a tenth of it, on a quiet machine
+    assert len(pieces) <= 2 * len(text) // (1000 - overlap) + 1
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            "chunks({'a': 'b'})",
+            'TypeError: chunks takes a text or a list of texts, not dict: list(context.values()), or context["name"]',
+        ),
+        ("chunks(b'x')", "TypeError: chunks takes a text or a list of texts, not bytes: context.decode("),
+        ("chunks(None)", "TypeError: chunks takes a text or a list of texts, not None: str(x)"),
+        ("chunks(x for x in 'ab')", "TypeError: chunks takes a text or a list of texts, not generator: str(x)"),
+        ("chunks(['a', 1])", "TypeError: chunks takes a list of texts, but item 1 is int: [str(item) for item in x]"),
+        ("chunks('ab', 0)", "ValueError: size is 0: at least 1"),
+        ("chunks('ab', 2.5)", "TypeError: size is a whole number of characters, not 2.5: int(...)"),
+        ("chunks('ab', overlap=-1)", "ValueError: overlap is -1: at least 0"),
+        ("chunks('ab', 10, 10)", "ValueError: overlap is 10: at most half of the size, which is 10"),
+        ("chunks('ab', 10, 6)", "ValueError: overlap is 6: at most half of the size, which is 10"),
+    ],
+    ids=lambda value: value if value.startswith("chunks") else "",
+)
+def test_what_cannot_be_cut_says_what_to_write(local: LocalSandbox, call: str, message: str) -> None:
+    cell = local.execute(call, functions={"chunks": Chunks(100)})
+    assert (cell.error or "").splitlines()[-1].startswith(message)
+
+
+def test_chunks_runs_in_the_worker_with_the_hosts_size(make: Make) -> None:
+    class Watched(Chunks):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            raise AssertionError("the host was asked")
+
+    box = make()
+    text = "line\n" * 10_000
+    box.set("context", text)
+    code = "pieces = chunks(context)\n''.join(pieces) == context, max(map(len, pieces)), len(chunks(context, 500))"
+    assert value(box.execute(code, functions={"chunks": Watched(1000)})) == "(True, 1000, 100)"
+    assert value(box.execute("len(chunks(context)[0])", functions={"chunks": Watched(2000)})) == "2000"
+    assert "chunks" not in box.names()
+    assert value(box.execute("chunks = 1\nchunks", functions={"chunks": Watched(2000)})) == "1"
+    assert value(box.execute("chunks(['a', 'b'])", functions={"chunks": Watched(2000)})) == "[['a', 'b']]"
+    assert "NameError" in (box.execute("chunks('a')").error or "")
+    assert value(box.execute("chunks('a')", functions={"chunks": lambda text: [text, "host"]})) == "['a', 'host']"
+
+
+@pytest.mark.parametrize(
+    "in_worker",
+    [
+        {"name": "other", "size": 5},
+        {"name": ["x"], "size": 1},
+        {"name": "chunks"},
+        {"name": "chunks", "size": 0},
+        {"name": "chunks", "size": "5"},
+        {"name": "chunks", "size": True},
+        {"name": "chunks", "size": 5, "more": 1},
+        "chunks",
+    ],
+    ids=str,
+)
+def test_a_function_of_the_workers_own_that_is_none_is_refused(local: LocalSandbox, in_worker: Any) -> None:
+    function = Chunks(5)
+    function.in_worker = in_worker
+    with pytest.raises(ValueError, match="in_worker is"):
+        local.execute("1", functions={"chunks": function})
+    assert value(local.execute("2")) == "2"
 
 
 class Budget(Exception):

@@ -46,7 +46,7 @@ def turns(*said: Any) -> Any:
     """Each conversation gets these turns in order; whoever has no REPL is answered with "sub"."""
 
     def script(request: Request) -> Any:
-        return said[min(request.turn, len(said)) - 1] if request.tools else "sub"
+        return said[min(request.turn, len(said)) - 1] if request.system else "sub"
 
     return script
 

@@ -105,7 +105,7 @@ def test_merge_fills_in_what_is_stored_elsewhere(tmp_path: Path) -> None:
 
 def test_merge_of_the_text_protocol_and_of_a_second_prompt() -> None:
     turns = [event for event in rlm_viz.merge(journals.text_run()) if event["event"] == "call"]
-    shown = "[cell 1]\n[no output]\n\n[cell 2]\nnotes.md"
+    shown = "Output:\n[no output]\n\nOutput:\nnotes.md"
     assert turns[1]["prompt"] == [{"role": "user", "tool_call_ids": ["cell_1", "cell_2"], "content": shown}]
     assert turns[2]["prompt"] == [{"role": "user", "content": "And who made it?"}]
 

@@ -16,7 +16,12 @@ from conftest import ROOT
 import rlm_viz
 
 PAGE = (ROOT / "docs" / "trajectories.md").read_text()
-NOT_IN_EVERY_WORLD = {("call", "raw"), ("call", "protocol"), ("resume", "divergence"), ("interrupted", "turn")}
+NOT_IN_EVERY_WORLD = {
+    *(("call", name) for name in ("raw", "protocol", "system", "dropped", "forced")),
+    ("tool", "brief"),
+    ("resume", "divergence"),
+    ("interrupted", "turn"),
+}
 NESTED = ("limits", "context", "token_usage", "left", "totals")
 
 
