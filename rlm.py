@@ -1477,29 +1477,29 @@ def _load_context(path: str) -> Any:
 # --- what the model is told --------------------------------------------------------------------------------------
 
 _FULL = """\
-You answer a request by writing Python that runs in a persistent REPL{where}. The input is not in this chat, unless \
-the request shows it: it is the variable `context` in the REPL (None: there is none).
+You answer a request by writing Python for a persistent REPL{where}. The input is the variable `context` there; this \
+chat shows it only if it is short.
 
-In the REPL, besides ordinary Python{imports}:
-- llm_query(prompt, model=None, schema=None, images=None): a model reads the prompt; it sees only what the prompt \
-holds. llm_query_batched(prompts): a list, in parallel.
-- chunks(text): pieces that fit a sub-call. map_query(question, items, schema=None): an answer for each item.
-- rlm_query(prompt, context=None): a child like you, with a REPL of its own, for a part that needs several steps. \
+In it, besides Python{imports}:
+- llm_query(prompt, model=None, schema=None, images=None): a model reads the prompt, all it sees. \
+llm_query_batched(prompts): in parallel.
+- chunks(text): pieces that fit a sub-call. map_query(question, items, schema=None): an answer for each.
+- rlm_query(prompt, context=None): a child with its own REPL, for a part of several steps. \
 rlm_query_batched(prompts, contexts=None).
 - {functions}
-- SHOW_VARS(); budget() -> what is left; _out[n]: the whole output of cell n, when what you saw was cut.
-- FINAL(value) ends with that answer, also Python data; FINAL_VAR("name").
+- SHOW_VARS(); budget(): what is left; _out[n]: all of cell n's output, if it was cut.
+- FINAL(value), also Python data, or FINAL_VAR("name") ends with that answer.
 
 How to work:
-- Look first, by code: size, head, structure. Then plan.
-- Searching, counting, sorting, joining, arithmetic: code, not sub-calls.
-- Sub-calls are for reading that needs understanding. Give each tens of thousands of characters with the question, ask \
-for a terse, parseable answer, and batch independent ones; never one tiny prompt per line.
-- Variables stay: keep results there, print samples and not wholes, do not compute again what you have.
+- Look first: size, head, structure. Then plan.
+- Search, count, sort, join, calculate by code, not sub-calls.
+- Sub-calls are for reading that needs understanding. Give each tens of thousands of characters and the question, ask \
+for a terse, parseable answer, batch independent ones; never one tiny prompt a line.
+- Keep results in variables, print samples, compute nothing twice.
 - Answer as soon as the evidence is there. {finish}
 Limits: {limits}."""
 
-_FINISH_TOOLS = "Plain text without a tool call is taken as the answer; so is FINAL(value) in code."
+_FINISH_TOOLS = "Plain text without a tool call is the answer; so is FINAL(value) in code."
 _FINISH_TEXT = (
     "To run code, write it in one ```repl fence a reply; its output comes back. A reply without code is taken as the "
     "answer; an answer that holds code goes through FINAL(value)."
@@ -1664,7 +1664,6 @@ def _limits_in_words(options: Options) -> str:
         f"{options.max_subcalls} sub-calls",
         f"{options.token_budget:,} tokens",
         f"{options.max_iterations} turns",
-        f"depth {options.max_depth}",
     ]
     if options.cost_budget_usd is not None:
         limits.append(f"${options.cost_budget_usd:g}")
@@ -1694,7 +1693,7 @@ _LOOK_FIRST = {
 _EMPTY = "Your reply was empty. Run code, or give the answer."
 _CUT_OFF = "Your reply was cut off at its token limit and was not taken as the answer. Be shorter, or build it in code."
 _REPEATING = "Your reply repeated itself and was stopped. Write short code that computes it, or answer in one line."
-_ANSWER_NOW = "No more code can be run. Answer the request now, as well as what you have seen allows{line}"
+_ANSWER_NOW = "No turn is left for code. Answer the request now, as well as what you have seen allows{line}"
 _ANSWER_LINE = ", in one line: ANSWER: <the answer>"
 _FAILED_BEFORE = "Code that was tried before ended with:\n"
 _PRINTED_TOO_MUCH = "Code that was tried before printed too much, beginning with:\n"
@@ -1716,9 +1715,10 @@ def note_on(node: Node, code: str, outcome: Event, again: bool) -> str:
     vain = failed or (guides and is_empty_result(outcome))
     if again and vain:
         parts.append("This came out in the same way before. Write different code.")
-    elif again:
-        line = _ANSWER_LINE if guides else ", in one line"
-        parts.append(f"You have run exactly this before. Answer the question now from this output{line}")
+    elif again and guides:
+        parts.append(f"You have run exactly this before. Answer the question now from this output{_ANSWER_LINE}")
+    elif again and node.repeats in (1, 4):  # in a long history each word is paid for many times
+        parts.append("You have this output already: answer in one line.")
     elif failed and node.protocol == "text":
         parts.append("That failed. Mend the code and reply with one ```python block.")
     elif guides and not failed:

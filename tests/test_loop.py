@@ -20,7 +20,7 @@ import rlm
 MODEL = "gpt-4o-mini"
 SMALL = "openai/qwen2.5-coder-1.5b"
 LOG = "\n".join(f"2026-01-01 line {n} ERROR disk" for n in range(500))
-ANSWER_NOW = "No more code can be run."
+ANSWER_NOW = "No turn is left for code."
 
 
 def events_of(result: rlm.CompletionResult) -> list[dict[str, Any]]:
@@ -91,11 +91,9 @@ def test_a_repeated_cell_is_answered_and_not_asked_for_again(openai: Server) -> 
     turns = [code("print(len(context))"), code("print(len(context))"), "It is long."]
     result = run(openai, *turns)
     assert openai.requests[1].last == f"{len(LOG)}"
-    assert openai.requests[2].last == (
-        f"{len(LOG)}\nYou have run exactly this before. Answer the question now from this output, in one line"
-    )
+    assert openai.requests[2].last == (f"{len(LOG)}\nYou have this output already: answer in one line.")
     notes = [event["note"] for event in events_of(result) if event["event"] == "tool"]
-    assert notes == ["", "You have run exactly this before. Answer the question now from this output, in one line"]
+    assert notes == ["", "You have this output already: answer in one line."]
 
 
 def test_the_same_code_with_another_outcome_is_not_the_same_cell(openai: Server) -> None:
@@ -142,7 +140,12 @@ def test_a_small_model_is_told_that_it_found_nothing_and_asked_for_other_code(op
 def test_a_small_model_whose_code_finds_nothing_in_a_short_context_is_shown_it(openai: Server) -> None:
     notes = "\n".join(f"{n}. A note on something, number {n}." for n in range(40))
     result = run(
-        openai, block("print(context.count('zebra'))"), block("print([])"), "ANSWER: the seventh", model=SMALL, context=notes
+        openai,
+        block("print(context.count('zebra'))"),
+        block("print([])"),
+        "ANSWER: the seventh",
+        model=SMALL,
+        context=notes,
     )
     assert f"This is all of it:\n{notes}\nAnswer from it in one line" in openai.requests[2].last
     assert notes not in json.dumps(openai.requests[0].body) and result.response == "the seventh"

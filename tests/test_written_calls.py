@@ -164,11 +164,12 @@ def test_a_call_written_as_text_is_read(text: str, source: str) -> None:
     assert asked(text) == [source]
 
 
-@pytest.mark.parametrize(("text", "source"), [form[1:] for form in FORMS], ids=[form[0] for form in FORMS])
+CLOSED = [form for form in FORMS if form[1].rstrip().endswith((">", "]", "```", ")"))]  # forms with an end of their own
+
+
+@pytest.mark.parametrize(("text", "source"), [form[1:] for form in CLOSED], ids=[form[0] for form in CLOSED])
 def test_what_follows_a_written_call_is_not_part_of_it(text: str, source: str) -> None:
     tail = "\n\nUser: Output: 3\nAssistant: ANSWER: 3"
-    if "unclosed" in text or not text.rstrip().endswith((">", "]", "```", ")")):
-        pytest.skip("the form has no end of its own")
     action = rlm.written_action(text + tail, KNOWN)
     assert action is not None and action.end <= len(text) and asked(text + tail) == [source]
 
