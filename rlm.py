@@ -1156,6 +1156,11 @@ class Context:
         items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
         return list(islice(filter(None, map(_image_in, items)), _IMAGES))
 
+    @cached_property
+    def format(self) -> str:
+        """The format of a text that has one, as `describe` says it."""
+        return _format_of(self.value) if isinstance(self.value, str) else ""
+
     @property
     def is_images(self) -> bool:
         """Whether it is images and nothing else: the model sees them with the prompt."""
@@ -1184,7 +1189,7 @@ class Context:
             ends = "\n" if isinstance(value, str) else b"\n"
             lines = value.count(ends) + bool(value and not value.endswith(ends))  # type: ignore[arg-type]
             text = f"`context` is a {self.kind} of {_amount(value)} in {lines:,} lines"
-            text += _format_of(value) if isinstance(value, str) else ""
+            text += self.format
             head = _head(value)
         elif isinstance(value, dict):
             text = f"`context` is a dict of {_amount(value)}"
@@ -1229,10 +1234,13 @@ def _image_in(value: Any) -> dict[str, Any] | None:
 _PARSED = 20_000_000  # characters of JSON that are parsed to say what is in it
 
 
-def _format_of(text: str) -> str:
-    """The format of a text that has one, and what it holds: `, CSV with the columns a, b`; else ""."""
+def _format_of(text: str, parsed: int = _PARSED) -> str:
+    """The format of a text that has one, and what it holds: `, CSV with the columns a, b`; else "".
+
+    `parsed`: characters of JSON up to which it is parsed for that.
+    """
     start = text[:1000].lstrip()
-    if start[:1] in ("[", "{") and len(text) <= _PARSED:
+    if start[:1] in ("[", "{") and len(text) <= parsed:
         with contextlib.suppress(ValueError, RecursionError):
             return f", JSON: {_json_shape(json.loads(text))}"
     lines = [line for line in text[:20_000].split("\n")[:5] if line]
@@ -1310,7 +1318,7 @@ def _written_size(value: Any, limit: int) -> int:
 def _shape(value: Any) -> str:
     if not hasattr(value, "__len__"):
         return _short(value)
-    form = _format_of(value) if isinstance(value, str) else ""
+    form = _format_of(value, 100_000) if isinstance(value, str) else ""
     return f"{type(value).__name__}, {_amount(value)}{form}"
 
 
@@ -1652,7 +1660,7 @@ def announcement(node: Node, *, new: bool) -> str:
     if new and (node.context.value is not None or node.told is not None) and not node.context.is_images:
         parts.append(node.context.describe(node.run.options.show_below))
         if node.run.profile.guides and not node.shown_whole:
-            parts += filter(None, [use_of(node.context.value), words_of(node.prompt, node.context.value)])
+            parts += filter(None, [use_of(node.context), words_of(node.prompt, node.context)])
             parts.append(_BEGIN[node.protocol])
     if node.schema is not None:
         parts.append(f"The answer must be FINAL(value) with a value of this JSON Schema: {json.dumps(node.schema)}")
@@ -1801,7 +1809,7 @@ class WrittenAction(NamedTuple):
 
 def visible(text: str) -> str:
     """A reply without the reasoning that some models put in front of it."""
-    return re.sub(_THINKING, "", text[:_READ], count=1)
+    return re.sub(_THINKING, "", text, count=1)
 
 
 def parses(code: str) -> bool:
@@ -2299,6 +2307,8 @@ def _leaf_text(text: str, stop_reason: str | None, usage: Mapping[str, int]) -> 
             "(what came is in .partial)",
             partial=text,
         )
+    if stop_reason == "repetition":
+        raise SubcallError("the answer repeated itself and was stopped (what came is in .partial)", partial=text)
     if stop_reason in ("refusal", "content_filter"):
         raise SubcallError(f"the model refused: {text or stop_reason}", partial=text)
     return text
@@ -2469,12 +2479,12 @@ def advice_on(context: Context, code: str, outcome: Event) -> str:
     if value is None:
         return ""
     if re.search(r"open\(\s*[\"']?context\b|open\(\s*[\"'][^\"']{0,80}[\"']", code) and "Error" in error:
-        return f"The input is not a file: it is already in `context`. {use_of(value)}"
+        return f"The input is not a file: it is already in `context`. {use_of(context)}"
     if isinstance(value, str):
         if re.search(_LOOPS_OVER_TEXT, code):
-            return f"`context` is one str: looping over it gives single characters. {use_of(value)}"
+            return f"`context` is one str: looping over it gives single characters. {use_of(context)}"
         if re.search(r"context\.read(?:lines|line)?\(|json\.load\(\s*context", code) and error:
-            return f"`context` is a str, not a file. {use_of(value)}"
+            return f"`context` is a str, not a file. {use_of(context)}"
     if re.search(
         r"TypeError: .*'(?:int|float|str)' and '(?:int|float|str)'|multiply sequence|could not convert|'<' not", error
     ):
@@ -2482,18 +2492,19 @@ def advice_on(context: Context, code: str, outcome: Event) -> str:
     if re.search(r"ValueError: invalid literal for int\(\)", error):
         return "Not every value is a whole number: use float(value), and strip what is not part of the number."
     if re.search(r"(?:ModuleNotFound|Import)Error", error) and re.search(r"pandas|numpy|polars", error):
-        return use_of(value)
+        return use_of(context)
     if re.search(r"AttributeError: '(?:dict|list)' object has no attribute|TypeError: .*(?:dict|list)", error):
-        return "" if isinstance(value, str) else f"`context` is a {type(value).__name__}. {use_of(value)}"
+        return "" if isinstance(value, str) else f"`context` is a {type(value).__name__}. {use_of(context)}"
     if found := re.search(r"NameError: name '(json|re|csv|datetime|math|collections|Counter|statistics)'", error):
         name = found[1]
         return f"Write `{'from collections import Counter' if name == 'Counter' else f'import {name}'}` first."
     return ""
 
 
-def words_of(prompt: str, value: Any) -> str:
+def words_of(prompt: str, context: Context) -> str:
     """Which words of a request occur in a text, and how often, the rarest first: a lead for a search."""
-    if not isinstance(value, str) or len(value) > 50_000_000 or _format_of(value):
+    value = context.value
+    if not isinstance(value, str) or len(value) > 50_000_000 or context.format:
         return ""
     found = dict.fromkeys(re.findall(r"\w[\w-]*\w", prompt[:2000].partition(" ")[2]))  # the first begins a sentence
     words = [w for w in found if (len(w) > 3 or not w.islower()) and w.lower() not in _COMMON_WORDS]
@@ -2509,14 +2520,14 @@ _COMMON_WORDS = {
 }
 
 
-def use_of(value: Any) -> str:
+def use_of(context: Context) -> str:
     """How to begin with a context of this kind, in a line of code."""
+    value, form = context.value, context.format
     if isinstance(value, dict):
         first = next(iter(value.values()), "")
         return f"Use: for name, {'text' if isinstance(first, str) else 'value'} in context.items(): ..."
     if not isinstance(value, str):
         return "Use: for item in context: ..."
-    form = _format_of(value)
     if form.startswith(", JSON"):
         return f"Use: import json; data = json.loads(context){'; data.items()' if ' an object' in form[:20] else ''}"
     if form.endswith("date a line"):
@@ -3557,7 +3568,8 @@ class Node:
             return None
         if action.calls:
             unknown = [call for call in action.calls if call["name"] not in self.known_names]
-            return None if unknown and self.unknown_calls >= 2 else action
+            answers = self.schema is not None and not rlm_tools.validate(self.schema, _json_in(text))[1]
+            return None if answers or (unknown and self.unknown_calls >= 2) else action
         # In the tools protocol a fence may be part of the answer, but not before any code has given the evidence.
         as_text = self.protocol == "text" or self.written_calls or not self.worked
         return action if as_text or re.search(r"(?m)^FINAL(_VAR)?\(", action.code or "") else None
@@ -3690,7 +3702,7 @@ class Node:
     def _send_back(self) -> Answer | None:
         """The answer to a question about a context that no code has looked at is a guess: ask for a look; None."""
         self.sent_back = True
-        use = f" {use_of(self.context.value)}" if self.run.profile.guides else ""
+        use = f" {use_of(self.context)}" if self.run.profile.guides else ""
         return self._turn_down(_LOOK_FIRST[self.protocol] + use)
 
     def _force(self, limit: RLMError) -> None:
@@ -3704,7 +3716,8 @@ class Node:
         """The answer that the last call was asked for; the limit is raised if it gives none."""
         limit, self.forcing = self.forcing, None
         assert limit is not None
-        usable = not reply.tool_calls and action is None and reply.stop_reason in ("stop", "repetition")
+        no_answer = ("length", "refusal", "content_filter", "pause")
+        usable = not reply.tool_calls and action is None and reply.stop_reason not in no_answer
         if usable and text.strip("`~ \t\r\n"):
             call = final_call(text)
             answer = literal_answer(call) if call else self._answer_in(text)

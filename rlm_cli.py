@@ -894,6 +894,8 @@ def deliver(result: rlm.CompletionResult, shell: Shell, *, quiet: bool, typed: b
         shell.print_json(last | outcome(result.status, result, result.model or shell.model, None))
     if shell.stdout_closed:
         shell.terminal.say(f"rlm: stdout is closed; the answer is in {result.log or 'no log'}")
+    if not quiet and result.forced:
+        shell.terminal.say("rlm: no turn was left; this is the model's best answer from what it had seen")
     if not quiet:
         shell.terminal.say(f"{shell.terminal.paint('✓', 'green')} {summary(result)}")
 

@@ -28,7 +28,8 @@ import sys, xllamacpp
 params = xllamacpp.CommonParams()
 params.model.path, params.n_ctx, params.use_jinja, params.port = sys.argv[1], 8192, True, 0
 params.sampling.temp = 0
-print(xllamacpp.Server(params).listening_address, flush=True)
+server = xllamacpp.Server(params)  # it ends when nobody holds it
+print(server.listening_address, flush=True)
 sys.stdin.read()
 """
 ORDERS = "order,customer,total\n" + "".join(f"{n},{'AB'[n % 3 == 0]},{n % 7}.50\n" for n in range(400))
@@ -64,6 +65,7 @@ def ask(*arguments: str) -> tuple[int, dict[str, Any], list[dict[str, Any]]]:
     command = [str(Path(sys.executable).with_name("rlm")), *arguments, "--json", "-q", "--timeout", "150"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     result = json.loads(done.stdout)
+    assert result["log"], result["error"]
     events, problems = rlm_viz.read(result["log"])
     assert problems == [], problems
     return done.returncode, result, events
