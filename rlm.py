@@ -1934,7 +1934,8 @@ _MARKS = (
     rf"|<(?:function|invoke|tool|{_BAR}DSML{_BAR}invoke)(?:=| name=|_name=)"
     r"[\"']?(?P<name>[^\s\"'<>]{1,80})[\"']?\s*>"
     r"|<(?P<direct>execute_code|python|code)>"
-    r"|(?m:^)[ \t\[]*(?:[\w.]{0,40}\.)?execute_code(?P<call>\()"
+    r"|(?:(?m:^)|(?<=>))[ \t\[]*(?:[\w.]{0,40}\.)?execute_code[ \t]*(?:(?P<call>\()|(?P<brace>(?=\{)))"
+    r"|\bto=functions\.(?P<bare>\w{1,80})[^{}<\n]{0,40}(?=\{)"
     r"|\[TOOL_CALLS?\]|functools(?=\[)"
     rf"|<{_BAR}python_tag{_BAR}>"
     rf"|<{_BAR}channel{_BAR}>[^<\n]{{0,60}}?\bto=(?P<to>[\w.:-]{{1,80}})[^<]{{0,40}}(?:<{_BAR}constrain{_BAR}>[^<]{{0,20}})?<{_BAR}message{_BAR}>"
@@ -1943,7 +1944,7 @@ _MARKS = (
     r"|(?m:^)[ \t]*Action:[ \t]*(?P<act>[\w.]{1,80})[ \t]*\n[ \t]*Action Input:"
 )
 _MARK_ENDS = (
-    r"</(?:tool_calls?|tools|function_calls?|call_record|action|function|invoke|tool|parameter|execute_code|python|code)>"
+    r"</(?:tool_calls?|tools|function_calls?|call_record|action|function|invoke|tool|parameter|execute_code|python|code|tool_code)>"
     rf"|<{_BAR}(?:call|end|eot_id|eom_id|im_end|return|END_ACTION|tool[▁_ ]calls?[▁_ ](?:section[▁_ ])?end){_BAR}>"
     rf"|</?{_BAR}DSML{_BAR}\w*>|<{_BAR}/tool_calls?{_BAR}>|</s>|<end_of_turn>"
 )
@@ -2003,7 +2004,9 @@ def _call_at(text: str, found: re.Match[str], known: Collection[str]) -> tuple[i
     if found[0][0] == "{":
         return _json_calls(text, found.start(), known)
     names = found.groupdict()
-    name, start = names["name"] or names["to"] or names["act"], found.end()
+    name, start = names["name"] or names["to"] or names["act"] or names["bare"], found.end()
+    if names["brace"] is not None:
+        name = "execute_code"
     if names["call"]:
         return _call_in_prose(text, found.start(), known)
     if names["direct"]:
@@ -2028,7 +2031,7 @@ def _call_at(text: str, found: re.Match[str], known: Collection[str]) -> tuple[i
 
 def _call_in_prose(text: str, start: int, known: Collection[str]) -> tuple[int, list[dict[str, Any]]] | None:
     """A call of execute_code on lines of its own: it ends at the first bracket up to which it is Python."""
-    for closing in islice(re.compile(r"\)\]?(?=[ \t;`]*(?:\n|\Z))").finditer(text, start, start + 50_000), 20):
+    for closing in islice(re.compile(r"\)\]?(?=[ \t;`]*(?:\n|\Z|<))").finditer(text, start, start + 50_000), 20):
         if call := _python_call(text[start : closing.end()], known):
             return closing.end(), [call]
     return None
@@ -2182,6 +2185,8 @@ def _python_call(code: str, known: Collection[str]) -> dict[str, Any] | None:
             return None  # a function of the REPL by its own name is code like any other
         arguments = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords if keyword.arg}
         values = [ast.literal_eval(value) for value in node.args]
+        if values and isinstance(values[0], dict):
+            return {"name": name, "arguments": values[0]}
         if name == "execute_code":
             return {"name": name, "arguments": {"code": values[0], **arguments} if values else arguments}
         return None if values else {"name": name, "arguments": arguments}

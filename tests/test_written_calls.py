@@ -138,6 +138,13 @@ FORMS: list[tuple[str, str, str]] = [
     ("a call in a fence", f'```python\nexecute_code("{CODE}")\n```', CODE),
     ("a call among prose", f'I count:\n\nexecute_code("{CODE}")\n\nand see.', CODE),
     ("a list of calls", f'[execute_code(code="{CODE}")]', CODE),
+    ("LFM", f'<|tool_call_start|>[execute_code(code="{CODE}")]<|tool_call_end|>', CODE),
+    ("tool_code tags", f'<tool_code>\nexecute_code(code="{CODE}")\n</tool_code>', CODE),
+    ("a call with an object", f"functions.execute_code({json.dumps({'code': CODE})})", CODE),
+    ("a name and an object", f"execute_code {json.dumps({'code': CODE})}", CODE),
+    ("harmony without marks", f"commentary to=functions.execute_code json{json.dumps({'code': CODE})}", CODE),
+    ("code as the arguments", json.dumps({"name": "python", "arguments": CODE}), CODE),
+    ("ReAct with code", f"Action: execute_code\nAction Input: {CODE}", CODE),
     ("ReAct", f"Thought: I look.\nAction: execute_code\nAction Input: {json.dumps({'code': CODE})}", CODE),
     ("execute_code tags", f"<execute_code>\n{TWO_LINES}\n</execute_code>", TWO_LINES),
     ("code tags", f"<code>\n{TWO_LINES}\n</code>", TWO_LINES),
@@ -156,7 +163,7 @@ def asked(text: str) -> list[str]:
     if action is None:
         return []
     assert all(call["name"] == "execute_code" for call in action.calls), action
-    return [call["arguments"]["code"] for call in action.calls] or [action.code or ""]
+    return [rlm.code_argument(call["arguments"])[0] for call in action.calls] or [action.code or ""]
 
 
 @pytest.mark.parametrize(("text", "source"), [form[1:] for form in FORMS], ids=[form[0] for form in FORMS])
