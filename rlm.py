@@ -46,7 +46,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from itertools import islice, pairwise
+from itertools import accumulate, islice, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING or not __package__:
@@ -960,8 +960,15 @@ class Journal:
 
     def progress(self, phase: str, **fields: Any) -> None:
         """Say what is going on now: {"event": "progress", "phase": asking, reading, running, subcalls or loading}."""
-        if self.on_progress is not None:
-            self.on_progress({"event": "progress", "phase": phase, **fields})
+        if self.on_progress is None:
+            return
+        try:
+            self.on_progress({"event": "progress", "trajectory_id": self.trajectory_id, "phase": phase, **fields})
+        except Exception as error:
+            import warnings
+
+            self.on_progress = None
+            warnings.warn(f"on_progress raised {error!r} and is not called again", RuntimeWarning, stacklevel=2)
 
     def tell(self, line: Event) -> None:
         """Hand an event to the caller's `on_event`; one that raises is not called again."""
@@ -1649,6 +1656,12 @@ def system_prompt(node: Node) -> str:
         "limits": _limits_in_words(options),
     }
     text = run.custom_prompt or {"full": _FULL, "small": _SMALL}[run.profile.name]
+    own = [tool for tool in run.tools if not tool.name.startswith("file_")]
+    if run.profile.guides and own and not run.custom_prompt:
+        listed = "; ".join(
+            f"{tool.name}({', '.join(tool.parameters.get('properties', {}))}): {tool.description[:200]}" for tool in own
+        )
+        text += f"\nOther functions in Python: {listed}"
     for name, part in parts.items():
         text = text.replace("{%s}" % name, part)  # noqa: UP031 - an f-string with four braces
     return f"{text}\n\n{node.instructions}" if node.instructions else text
@@ -1657,9 +1670,10 @@ def system_prompt(node: Node) -> str:
 def announcement(node: Node, *, new: bool) -> str:
     """What follows a prompt in the user's message: the context (whole, if it is short) and the answer's schema."""
     parts = []
-    if new and (node.context.value is not None or node.told is not None) and not node.context.is_images:
+    known = node.context.value is not None
+    if new and (known or node.told is not None) and not node.context.is_images:
         parts.append(node.context.describe(node.run.options.show_below))
-        if node.run.profile.guides and not node.shown_whole:
+        if node.run.profile.guides and known and not node.shown_whole:
             parts += filter(None, [use_of(node.context), words_of(node.prompt, node.context)])
             parts.append(_BEGIN[node.protocol])
     if node.schema is not None:
@@ -1720,8 +1734,8 @@ def note_on(node: Node, code: str, outcome: Event, again: bool) -> str:
     taught = advice_on(node.context, code, outcome)
     parts = [taught] if taught else []
     guides, failed = node.run.profile.guides, outcome["error"] is not None
-    vain = failed or (guides and is_empty_result(outcome))
-    if again and vain:
+    fruitless = failed or (guides and is_empty_result(outcome))
+    if again and fruitless:
         parts.append("This came out in the same way before. Write different code.")
     elif again and guides:
         parts.append(f"You have run exactly this before. Answer the question now from this output{_ANSWER_LINE}")
@@ -1740,6 +1754,8 @@ def _next_step(node: Node, outcome: Event) -> str:
     """What a small model is to do with an output, by what is wrong with it."""
     block = "a ```python block" if node.protocol == "text" else "code"
     about = f" ({node.prompt})" if len(node.prompt) <= 300 else ""
+    if is_empty_result(outcome) and node.context.value is None:
+        return f"Nothing was printed. Write {block} that prints the answer."
     if is_empty_result(outcome):
         return (
             f"Nothing was found: the code does not fit the data. {_reading(node.context.value)}"
@@ -1761,7 +1777,8 @@ def is_empty_result(outcome: Event) -> bool:
 
 def _reading(value: Any) -> str:
     """How texts are judged by their meaning, for a context that is several of them."""
-    items = list(islice(value.values() if isinstance(value, dict) else value, 50)) if not isinstance(value, str) else []
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    items = list(islice(values, 50))
     if not items or not all(isinstance(item, str) and len(item) < 20_000 for item in items):
         return ""
     texts = "list(context.values())" if isinstance(value, dict) else "context"
@@ -1804,7 +1821,7 @@ class WrittenAction(NamedTuple):
     calls: list[dict[str, Any]]  # {"name", "arguments"}
     code: str | None
     end: int
-    marked: bool  # a tool call's own form, not a fenced block
+    tagged: bool = False  # the block says that it is Python
 
 
 def visible(text: str) -> str:
@@ -1814,16 +1831,21 @@ def visible(text: str) -> str:
 
 def parses(code: str) -> bool:
     """Whether this is Python, as far as its grammar goes."""
-    import ast
-    import warnings
-
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ast.parse(code)
+        _tree(code)
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return False
     return True
+
+
+def _tree(code: str) -> Any:
+    """The syntax tree of a text that may be Python, without Python's own remarks on it."""
+    import ast
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(code)
 
 
 def fences(text: str) -> list[Fence]:
@@ -1894,25 +1916,25 @@ def written_action(text: str, known: Collection[str]) -> WrittenAction | None:
         if marked is None:
             return None
         _, end, calls = marked
-        return WrittenAction(calls[:_MOST_CALLS], None, end, True)
+        return WrittenAction(calls[:_MOST_CALLS], None, end)
     return block[1]
 
 
 def _first_block(text: str, known: Collection[str]) -> tuple[int, WrittenAction] | None:
     """Where the first fenced block begins that is to be run, and what it asks for: its code, or the call that it is."""
-    lines = text.split("\n")  # as `fences` counts them: a carriage return stays at the end of its line
+    # Lines as `fences` counts them: a carriage return stays at the end of its line.
+    starts = [0, *accumulate(len(line) + 1 for line in text.split("\n"))]
     for fence in fences(text):
         if not fence.code.strip():
             continue
-        start = sum(map(len, lines[: fence.first])) + fence.first
-        end = min(len(text), sum(map(len, lines[: fence.last + 1])) + fence.last)
+        start, end = starts[fence.first], min(len(text), starts[fence.last + 1] - 1)
         if call := _python_call(fence.code, known):
-            return start, WrittenAction([call], None, end, True)
+            return start, WrittenAction([call], None, end)
         inner = _marked_calls(fence.code, known)
         if inner is not None and not (fence.tag in _RUNNABLE and parses(fence.code) and inner[0] > 0):
-            return start, WrittenAction(inner[2][:_MOST_CALLS], None, end, True)
+            return start, WrittenAction(inner[2][:_MOST_CALLS], None, end)
         if fence.tag in _RUNNABLE:
-            return start, WrittenAction([], fence.code, end, False)
+            return start, WrittenAction([], fence.code, end, fence.tag not in ("", "code"))
     return None
 
 
@@ -1949,15 +1971,16 @@ _MARK_ENDS = (
     rf"|</?{_BAR}DSML{_BAR}\w*>|<{_BAR}/tool_calls?{_BAR}>|</s>|<end_of_turn>"
 )
 _PARAMETER = (
-    rf"<(?:{_BAR}DSML{_BAR})?parameter(?:=| name=)[\"']?(?P<key>[\w-]{{1,60}})[\"']?[^>\n]{{0,60}}>\n?"
-    rf"(?P<value>.*?)\n?</(?:{_BAR}DSML{_BAR})?parameter>"
+    rf"<(?:{_BAR}DSML{_BAR})?parameter(?:=| name=)[\"']?([\w-]{{1,60}})[\"']?[^>\n]{{0,60}}>\n?"
+    r"|<arg_key>\s{0,9}([\w-]{1,60})\s{0,9}</arg_key>\s{0,9}<arg_value>"
 )
-_GLM_PARAMETER = r"(?s)<arg_key>\s*([\w-]{1,60})\s*</arg_key>\s*<arg_value>(.*?)</arg_value>"
+_PARAMETER_END = rf"\n?</(?:(?:{_BAR}DSML{_BAR})?parameter|arg_value)>"
 _OBJECT = r"\{\s*[\"'](?:%s)[\"']\s*:"
 
 
 def tool_name(written: str, known: Collection[str]) -> str:
     """The tool or function that a decorated name means (`functions.execute_code<|channel|>json`); else as written."""
+    written = written[:200]
     bare = re.split(r"<[|｜]|[\s(]", written.strip(), maxsplit=1)[0]
     bare = re.sub(r":\d+$", "", bare)
     last = re.split(r"[./]|::|__(?=\w+$)", bare)[-1]
@@ -2031,7 +2054,7 @@ def _call_at(text: str, found: re.Match[str], known: Collection[str]) -> tuple[i
 
 def _call_in_prose(text: str, start: int, known: Collection[str]) -> tuple[int, list[dict[str, Any]]] | None:
     """A call of execute_code on lines of its own: it ends at the first bracket up to which it is Python."""
-    for closing in islice(re.compile(r"\)\]?(?=[ \t;`]*(?:\n|\Z|<))").finditer(text, start, start + 50_000), 20):
+    for closing in islice(re.compile(r"\)\]?(?=[ \t;`]*(?:\n|\Z|<))").finditer(text, start, start + 10_000), 8):
         if call := _python_call(text[start : closing.end()], known):
             return closing.end(), [call]
     return None
@@ -2043,20 +2066,33 @@ def _named_call(text: str, start: int, name: str, known: Collection[str]) -> tup
         value, end = _json_value(text, text.index("{", start))
         if isinstance(value, dict):
             return end, [{"name": name, "arguments": value}]
-    for form in (_PARAMETER, _GLM_PARAMETER):
-        region = text[start : start + _READ // 4]
-        stop = re.search(r"</(?:[|｜]DSML[|｜])?(?:function|invoke|tool|tool_call)>", region)
-        region = region[: stop.start()] if stop else region
-        if parts := re.findall(form, region, re.DOTALL):
-            return start + len(region), [{"name": name, "arguments": {k: _typed(v) for k, v in parts[:50]}}]
+    region = text[start : start + _READ // 4]
+    stop = re.search(r"</(?:[|｜]DSML[|｜])?(?:function|invoke|tool|tool_call)>", region)
+    region = region[: stop.start()] if stop else region
+    if values := _parameters(region):
+        return start + len(region), [{"name": name, "arguments": values}]
     return _raw_code(text, start, known, "") if name == "execute_code" else None
+
+
+def _parameters(region: str) -> dict[str, Any]:
+    """The arguments that a call has as XML elements."""
+    values: dict[str, Any] = {}
+    at = 0
+    begins, ends = re.compile(_PARAMETER), re.compile(_PARAMETER_END)
+    while len(values) < 50 and (opening := begins.search(region, at)):
+        closing = ends.search(region, opening.end())
+        if closing is None:
+            break
+        values[opening[1] or opening[2]] = _typed(region[opening.end() : closing.start()])
+        at = closing.end()
+    return values
 
 
 def _raw_code(text: str, start: int, known: Collection[str], closing: str) -> tuple[int, list[dict[str, Any]]] | None:
     """Code that stands as it is behind a mark, up to the next one."""
     stop = re.compile(re.escape(closing) if closing and closing in text[start:] else _MARK_ENDS).search(text, start)
-    end = stop.start() if stop else len(text)
-    paragraphs = [m.start() for m in islice(re.compile(r"\n[ \t]*\n").finditer(text, start, end), 20)]
+    end = min(stop.start() if stop else len(text), start + 20_000)
+    paragraphs = [m.start() for m in islice(re.compile(r"\n[ \t]*\n").finditer(text, start, end), 4)]
     for stop_at in (end, *reversed(paragraphs)):  # without a mark at its end, prose may follow the code
         code = text[start:stop_at].strip()
         code = next(iter(code_blocks(code)), code) if code.startswith("```") else code
@@ -2094,10 +2130,12 @@ def _json_value(text: str, start: int) -> tuple[Any, int]:
         return json.JSONDecoder(strict=False).raw_decode(text, start)
     end = _object_end(text, start)
     piece = text[start:end]
-    with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+    with contextlib.suppress(
+        ValueError, SyntaxError, MemoryError, RecursionError, TypeError, LookupError, AttributeError
+    ):
         import ast
 
-        return ast.literal_eval(piece), end
+        return ast.literal_eval(_tree(piece).body[0].value), end
     for closing in ("}", '"}', '"}}', "}}"):
         with contextlib.suppress(ValueError, RecursionError):
             return json.loads(piece.rstrip("`\n ") + closing, strict=False), end
@@ -2133,36 +2171,49 @@ def _code_in_broken_json(piece: str) -> Any:
     return None
 
 
-def _calls_of(value: Any, known: Collection[str]) -> list[dict[str, Any]]:
+def _calls_of(value: Any, known: Collection[str], depth: int = 0) -> list[dict[str, Any]]:
     """The tool calls that a JSON value stands for; an empty list if it is data."""
+    if depth > 8:
+        return []
     if isinstance(value, list):
-        return [call for item in value[:_MOST_CALLS] for call in _calls_of(item, known)]
+        return [call for item in value[:_MOST_CALLS] for call in _calls_of(item, known, depth + 1)]
     if not isinstance(value, dict):
         return []
     for key in _LIST_KEYS:
-        if isinstance(value.get(key), (list, dict)) and (calls := _calls_of(value[key], known)):
+        if isinstance(value.get(key), (list, dict)) and (calls := _calls_of(value[key], known, depth + 1)):
             return calls
     if isinstance(value.get("function"), dict):
-        return _calls_of(value["function"], known)
+        return _calls_of(value["function"], known, depth + 1)
     name = next((value[key] for key in _NAME_KEYS if isinstance(value.get(key), str)), None)
+    if name is None:
+        return _unnamed_call(value, known)
     arguments = next((value[key] for key in _ARGUMENT_KEYS if key in value), None)
     if isinstance(arguments, str):
         arguments = _json_in(arguments)
-    if name is not None:
-        meant = tool_name(name, known)
-        if meant not in known and not (set(value) <= _CALL_KEYS and isinstance(arguments, dict)):
-            return []
-        if arguments is None:  # they stand beside the name
-            arguments = {k: v for k, v in value.items() if k not in (*_NAME_KEYS, "type", "id")}
+    meant = tool_name(name, known)
+    if arguments is None:  # they may stand beside the name
+        beside = {k: v for k, v in value.items() if k not in (*_NAME_KEYS, "type", "id")}
+        is_call = (meant == "execute_code" and not set(_CODE_KEYS).isdisjoint(beside)) or meant == name in known
+        return [{"name": meant, "arguments": beside}] if is_call else []
+    if meant == "execute_code" and isinstance(arguments, dict) and set(_CODE_KEYS).isdisjoint(arguments):
+        return []
+    if meant in known or (set(value) <= _CALL_KEYS and isinstance(arguments, dict)):
         return [{"name": meant, "arguments": arguments}]
-    if len(value) == 1:
-        (key, inner), meant = next(iter(value.items())), tool_name(str(next(iter(value))), known)
-        if isinstance(inner, str) and meant == "execute_code":
-            is_code = re.search(r"[(=\n]", inner) and parses(inner)
-            return [{"name": meant, "arguments": {"code": inner}}] if is_code or key == meant else []
-        if meant in known and isinstance(inner, dict):
-            return [{"name": meant, "arguments": inner}]
     return []
+
+
+def _unnamed_call(value: dict[str, Any], known: Collection[str]) -> list[dict[str, Any]]:
+    """A call whose name is the only key, or the bare arguments of execute_code."""
+    if len(value) != 1:
+        return []
+    key, inner = next(iter(value.items()))
+    meant = tool_name(str(key), known)
+    if isinstance(inner, str) and meant == "execute_code":
+        is_code = re.search(r"[(=\n]", inner) and parses(inner)
+        return [{"name": meant, "arguments": {"code": inner}}] if is_code or key == meant else []
+    named = {"prompt", "prompts", "value", "name", "question", "text", *_CODE_KEYS}
+    fits = isinstance(inner, dict) and (key not in _REPL_NAMES or not named.isdisjoint(inner))
+    return [{"name": meant, "arguments": inner}] if key == meant and meant in known and fits else []
 
 
 def _python_call(code: str, known: Collection[str]) -> dict[str, Any] | None:
@@ -2171,8 +2222,8 @@ def _python_call(code: str, known: Collection[str]) -> dict[str, Any] | None:
         return None
     import ast
 
-    with contextlib.suppress(SyntaxError, ValueError, MemoryError, RecursionError):
-        body = ast.parse(code.strip()).body
+    with contextlib.suppress(SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        body = _tree(code.strip()).body
         node: Any = body[0].value if len(body) == 1 and isinstance(body[0], ast.Expr) else None
         node = node.elts[0] if isinstance(node, ast.List) and len(node.elts) == 1 else node
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print" and len(node.args) == 1:
@@ -2195,7 +2246,9 @@ def _python_call(code: str, known: Collection[str]) -> dict[str, Any] | None:
 
 def as_code(call: dict[str, Any]) -> str:
     """A call of one of the REPL's functions as the code that makes it."""
-    arguments = call["arguments"] if isinstance(call["arguments"], dict) else {"prompt": call["arguments"]}
+    arguments = call["arguments"] if isinstance(call["arguments"], dict) else {"": call["arguments"]}
+    if len(arguments) == 1 and not call["name"].startswith("map_"):
+        return f"{call['name']}({next(iter(arguments.values()))!r})"
     named = ", ".join(f"{key}={value!r}" for key, value in arguments.items() if str(key).isidentifier())
     return f"{call['name']}({named})"
 
@@ -2219,8 +2272,17 @@ def _names_a_variable(call: str) -> bool:
 
     if not parses(call):
         return False
-    names = (node.id for node in ast.walk(ast.parse(call)) if isinstance(node, ast.Name))
+    names = (node.id for node in ast.walk(_tree(call)) if isinstance(node, ast.Name))
     return call.startswith("FINAL_VAR") or any(name != "FINAL" for name in names)
+
+
+def _names(code: str, name: str) -> bool:
+    """Whether code uses a name, and not only in a comment."""
+    import ast
+
+    if not parses(code):
+        return re.search(rf"\b{name}\b", code) is not None
+    return any(isinstance(node, ast.Name) and node.id == name for node in ast.walk(_tree(code)))
 
 
 def _closes_at_end(call: str) -> bool:
@@ -2262,12 +2324,12 @@ def show_cell(event: Event) -> str:
     return f"{output}\n{event['note']}" if event.get("note") else output
 
 
-def brief_error(error: str, code: str) -> str:
+def brief_error(error: str, code: str, cell: int) -> str:
     """An error for a small model: its message and the line of the cell that it arose in, which it reads sooner."""
     lines = error.rstrip().split("\n")
     start = next((n for n in range(len(lines) - 1, 0, -1) if lines[n - 1][:1] == " " and lines[n][:1] != " "), 0)
     message = "\n".join(lines[start:])[:600]
-    places = re.findall(r'File "<cell \d+>", line (\d{1,6})', error)
+    places = re.findall(rf'File "<cell {cell}>", line (\d{{1,6}})', error)
     source = code.split("\n")
     if not places or int(places[-1]) > len(source):
         return message
@@ -2277,7 +2339,7 @@ def brief_error(error: str, code: str) -> str:
 def code_argument(arguments: Any) -> tuple[str, str]:
     """(code, "") of an execute_code call, or ("", what is wrong with its arguments, for the model)."""
     if isinstance(arguments, dict):
-        for name in ("code", "python", "source", "script", "input", "cell"):
+        for name in _CODE_KEYS:
             if isinstance(arguments.get(name), str):
                 return arguments[name], ""
         if isinstance(arguments.get("code"), list) and all(isinstance(line, str) for line in arguments["code"]):
@@ -2327,8 +2389,9 @@ _BARE_PROMPT = 400  # characters; a longer prompt holds more than a question
 class SubcallForm(NamedTuple):
     """What a sub-call carries besides its prompt, and how its answer is read."""
 
-    schema: dict[str, Any] | None  # of an object: any other schema is that of its `answer`
+    schema: dict[str, Any] | None  # of an object
     images: list[dict[str, Any]]
+    wrapped: bool = False  # the schema asked for is that of `answer`, since some servers take objects only
     numbered: bool = False  # one answer for each item of map_query, by its number
 
     def key(self) -> list[Any]:
@@ -2345,19 +2408,14 @@ class SubcallForm(NamedTuple):
         """The answer as Python data, and what is wrong with it."""
         assert self.schema is not None
         value = _json_in(text)
-        inner = self.schema["properties"].get("answer") if _is_wrapper(self.schema) else None
-        if inner is not None and not (isinstance(value, dict) and set(value) == {"answer"}):
+        if self.wrapped and not (isinstance(value, dict) and set(value) == {"answer"}):
             value = {"answer": value}  # some models leave the wrapping away
         if self.numbered and isinstance(value, list) and len(value) == len(self.schema["required"]):
             value = dict(zip(self.schema["required"], value, strict=True))
         value, problems = rlm_tools.validate(self.schema, value)
         if self.numbered and not problems:
             value = {name: value[name] for name in self.schema["required"]}
-        return value["answer"] if inner is not None and not problems else value, problems
-
-
-def _is_wrapper(schema: dict[str, Any]) -> bool:
-    return schema.get("required") == ["answer"] and list(schema.get("properties", ())) == ["answer"]
+        return value["answer"] if self.wrapped and not problems else value, problems
 
 
 _TYPE_NAMES = {
@@ -2371,7 +2429,7 @@ _TYPE_NAMES = {
 
 
 def _subcall_schema(function: str, schema: Any) -> dict[str, Any] | None:
-    """A sub-call's schema as that of an object; TypeError for what is none."""
+    """The schema of a sub-call's answer; TypeError for what is none."""
     if schema is None:
         return None
     if isinstance(schema, str):
@@ -2386,9 +2444,7 @@ def _subcall_schema(function: str, schema: Any) -> dict[str, Any] | None:
         checked: dict[str, Any] = rlm_tools.schema_of(schema)
     except rlm_tools.ToolError as error:
         raise TypeError(f"{function}: schema: {error}") from None
-    if function == "map_query" or checked.get("type") == "object":
-        return checked
-    return _object_schema({"answer": checked})
+    return checked
 
 
 def _object_schema(properties: dict[str, Any]) -> dict[str, Any]:
@@ -2423,6 +2479,14 @@ def _groups_of(texts: list[str], most: int, count: int) -> list[list[int]]:
     return groups
 
 
+def _by_items(values: list[Any], groups: list[list[int]]) -> list[Any]:
+    """For each item what its group has: the answer under its number, or the group's error."""
+    items: list[Any] = []
+    for value, group in zip(values, groups, strict=True):
+        items += list(value.values()) if isinstance(value, dict) else [value] * len(group)
+    return items
+
+
 def _map_prompt(question: str, texts: list[str]) -> str:
     listed = "\n".join(f"{n}. {text}" for n, text in enumerate(texts, 1))
     return f"For each numbered item: {question}\n\n{listed}\n\nGive the answer for each item under its number."
@@ -2432,7 +2496,7 @@ def holds_text_of(prompt: str, value: Any) -> bool:
     """Whether a prompt holds text of the context: a passage of it, or one of its lines or items."""
     pieces = list(islice(_texts_in(value), 2000))
     starts = [match.start() for match in islice(re.finditer(r"\S+", prompt), 60)]
-    passages = {prompt[start : start + 24] for start in starts if len(prompt) - start >= 24}
+    passages = {prompt[start : start + 16] for start in starts if len(prompt) - start >= 16}
     scanned = 0
     for piece in pieces:
         scanned += len(piece)
@@ -2483,16 +2547,15 @@ def advice_on(context: Context, code: str, outcome: Event) -> str:
     error, value = outcome["error"] or "", context.value
     if value is None:
         return ""
-    if re.search(r"open\(\s*[\"']?context\b|open\(\s*[\"'][^\"']{0,80}[\"']", code) and "Error" in error:
+    opens = re.search(r"(?<!\w)open\(\s*[\"']?context\b|(?<!\w)open\(\s*[\"'][^\"']{0,80}[\"']", code)
+    if opens and re.search(r"FileNotFoundError|PermissionError|IsADirectoryError|No such file", error):
         return f"The input is not a file: it is already in `context`. {use_of(context)}"
     if isinstance(value, str):
         if re.search(_LOOPS_OVER_TEXT, code):
             return f"`context` is one str: looping over it gives single characters. {use_of(context)}"
         if re.search(r"context\.read(?:lines|line)?\(|json\.load\(\s*context", code) and error:
             return f"`context` is a str, not a file. {use_of(context)}"
-    if re.search(
-        r"TypeError: .*'(?:int|float|str)' and '(?:int|float|str)'|multiply sequence|could not convert|'<' not", error
-    ):
+    if re.search(r"TypeError: .*'(?:int|float|str)' and '(?:int|float|str)'|multiply sequence|'<' not", error):
         return "Values that are read from text are str: convert them with float(value)."
     if re.search(r"ValueError: invalid literal for int\(\)", error):
         return "Not every value is a whole number: use float(value), and strip what is not part of the number."
@@ -2680,9 +2743,21 @@ class Run:
         numbers = [re.sub(r"\D", "", str(event.get("call_id"))) for event in recording.calls]
         self._last_call = max((int(number) for number in numbers if number), default=0)
         self._last_node = len(recording.starts) - 1
-        sub_model = None if replaying else options.sub_model
-        self.subcall_characters = subcall_characters(self.backend_for(sub_model), self.profile)
+        self.subcall_characters = self._subcall_characters()
         self._enter_recorded()
+
+    def _subcall_characters(self) -> int:
+        """What `chunks` and `map_query` put into a sub-call: as recorded, since it decides which calls code makes."""
+        recorded = self.recording.starts.get("n0", {}).get("subcall_characters")
+        if isinstance(recorded, int) and 0 < recorded <= _SUBCALL_CHARACTERS:
+            return recorded
+        try:
+            backend = self.backend if self.replaying else self.backend_for(self.options.sub_model)
+        except rlm_backends.BackendError as error:
+            raise provider_error(error) from error
+        if hasattr(backend, "inspect") and backend is not self.backend:
+            backend.inspect()
+        return subcall_characters(backend, self.profile)
 
     def _enter_recorded(self) -> None:
         """What the journal holds is paid for: it counts against the limits, and is not counted again when served."""
@@ -2802,8 +2877,9 @@ class Run:
         with self._lock:
             self._in_flight[id(flight)] = flight
         settled = False
-        listens = how.get("on_text") is not None or self.profile.guides
-        watch = RepetitionWatch(how.get("on_text")) if listens else None
+        on_text = how.get("on_text")
+        if (on_text is not None or self.profile.guides) and node.protocol != "stream":
+            on_text = RepetitionWatch(on_text, patient=not self.profile.guides)
         try:
             with self._slots:
                 self.ledger.check()
@@ -2812,7 +2888,7 @@ class Run:
                     messages,
                     tools=tools,
                     max_tokens=self._max_tokens(backend, ticket, most),
-                    on_text=watch,
+                    on_text=on_text,
                     deadline=self.ledger.deadline,
                     cancel=self.ledger.cancel,
                     **self._more_for(backend, about, params, how),
@@ -2821,8 +2897,8 @@ class Run:
             settled = True
         except Repeating as repeating:
             reply = normal_reply(repeating.text, size, getattr(backend, "model", ""))
-            reply = reply._replace(stop_reason="repetition")
-            settled = True
+            price = self.price(backend)(reply.usage["input"], len(repeating.received) // _CHARACTERS_PER_TOKEN)
+            reply = reply._replace(stop_reason="repetition", cost_usd=price)
             settled = True
         except rlm_backends.BackendError as error:
             self._abandon(flight, str(error))
@@ -3022,19 +3098,21 @@ def _whole_number(value: Any) -> int | None:
 
 
 class Repeating(Exception):
-    """A reply that says the same again and again; `text` is what it said until then."""
+    """A reply that says the same again and again; `text` says it once, `received` is all that had come."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, received: str) -> None:
         super().__init__("the reply repeats itself")
         self.text = text
+        self.received = received
 
 
 class RepetitionWatch:
     """Hands on a reply's text as it arrives, and raises `Repeating` once its end is one passage many times over."""
 
-    _TAIL, _STEP, _TIMES, _LEAST = 2400, 120, 6, 480  # characters; how often, and how much of it at least
+    _STEP = 120  # characters between two looks
 
-    def __init__(self, on_text: Callable[[str], None] | None) -> None:
+    def __init__(self, on_text: Callable[[str], None] | None, *, patient: bool = False) -> None:
+        self._times, self._least = (30, 4000) if patient else (6, 480)  # what a large model repeats may be meant
         self._on_text = on_text
         self._parts: list[str] = []
         self._tail = ""
@@ -3044,13 +3122,13 @@ class RepetitionWatch:
         if self._on_text is not None:
             self._on_text(delta)
         self._parts.append(delta)
-        self._tail = (self._tail + delta)[-self._TAIL :]
+        self._tail = (self._tail + delta)[-5 * self._least :]
         self._unseen += len(delta)
         if self._unseen >= self._STEP:
             self._unseen = 0
-            if period := repeated_passage(self._tail, self._TIMES, self._LEAST):
+            if period := repeated_passage(self._tail, self._times, self._least):
                 text = "".join(self._parts)
-                raise Repeating(_without_repeats(text, period))
+                raise Repeating(_without_repeats(text, period), text)
 
 
 def repeated_passage(text: str, times: int, least: int) -> int:
@@ -3219,10 +3297,11 @@ class Node:
         self.forcing: RLMError | None = None  # the limit to raise if the last, tool-free call gives no answer
         self.fed_subcalls = False  # llm_query has been called, so its first use need not be looked at any more
         self.outcomes: dict[str, tuple[Any, ...]] = {}  # of each cell's code, when it was last run
-        self.vain = 0  # how many outcomes in a row were errors or, for a small model, empty
+        self.fruitless = 0  # how many outcomes in a row were errors or, for a small model, empty
         self.repeats = 0  # how often in a row a cell was an earlier one again, with the same outcome
         self.shown_whole = False  # the model has been shown all of the context
         self.last_error: RLMError | None = None
+        self._read: tuple[str, WrittenAction | None] | None = None  # the newest reply, and what it asks for
         self._ordinals: dict[tuple[int, str], int] = {}
         self._sandbox: Later | None = None
         self.functions = self._host_functions()
@@ -3275,7 +3354,8 @@ class Node:
         self.open(prompt)
         while self.turn < turns:
             reply = self.ask()
-            if self.turn == turns and reply.tool_calls and not self._was_run(reply.tool_calls):
+            stopped = self.forcing is not None or (reply.tool_calls and not self._was_run(reply.tool_calls))
+            if self.turn == turns and stopped:  # the prompt ended here, in a limit
                 self._remember(reply, None)
             elif self.act(reply) is not None:
                 break
@@ -3315,17 +3395,17 @@ class Node:
             asked = [(start.get("turn"), start["prompt"]) for start in self.run.recording.prompts]
             known = self.depth == 0 and (self.turn, prompt) in asked
         new = self.context is not self.told
+        if new:
+            self.shown_whole = self.context.whole(self.run.options.show_below) is not None
+            self.touched = False
+            self.looked = self.context.value is None or self.shown_whole or bool(self.context.images)
         self._ask_user(prompt, new, recorded if first else self._recorded_start(prompt))
         self.first_turn, self.failures = self.turn, 0
         self.warned = self.worked = self.sent_back = False
         self.doubts = 0
         self.forcing = None
         self.outcomes = {}
-        self.vain = self.repeats = 0
-        if new:
-            self.shown_whole = self.context.whole(self.run.options.show_below) is not None
-            self.touched = False
-            self.looked = self.context.value is None or self.shown_whole or bool(self.context.images)
+        self.fruitless = self.repeats = 0
         if not known:
             self._journal_start(prompt, first, self.context.about if new else None)
         self.told = self.context
@@ -3377,6 +3457,9 @@ class Node:
             system=self.messages[0]["content"] if first and self.messages[0]["role"] == "system" else None,
             announcement=self.announcement or None,
             profile=run.profile.name,
+            prompt_file=options.prompt if options.prompt not in _PROFILES else None,
+            show_below=options.show_below,
+            subcall_characters=run.subcall_characters,
             params=options.params,
             sub_params=options.sub_params,
             model=getattr(run.backend, "model", None),
@@ -3472,6 +3555,8 @@ class Node:
             self._replay_compaction(compaction)
         asked = [m for m in event.get("prompt") or [] if "content" in m and m.get("role") in ("user", "tool")]
         pending = [m for m in self.messages[self.journalled :] if m.get("_stored")]
+        if asked and self.turn - 1 in self.run.recording.restarts.get(self.id, ()):
+            asked[0] = {**asked[0], "_restart": True}
         self.messages[self.journalled :] = pending + asked
         self.journalled = len(self.messages)
         return rlm_backends.Reply(
@@ -3488,7 +3573,7 @@ class Node:
         new = [_journal_form(m) for m in self.messages[self.journalled :]]
         about = {"node": self.id, "kind": "turn", "turn": self.turn, "prompt": new}
         about.update(depth=self.depth, parent=self.parent)
-        if self.run.protocol == "text" and self.run.options.protocol == "auto":
+        if self.protocol == "text" and self.run.options.protocol == "auto":
             about["protocol"] = "text"
         if self.forcing is not None:
             about["forced"] = True
@@ -3565,7 +3650,9 @@ class Node:
     def _action(self, reply: Any) -> WrittenAction | None:
         """What a reply without tool calls asks to be done in its text, where that is not part of its answer."""
         text = visible(reply.text)
-        action = written_action(text, self.known_names)
+        if self._read is None or self._read[0] != text:
+            self._read = text, written_action(text, self.known_names)
+        action = self._read[1]
         if action is None or reply.stop_reason in ("refusal", "content_filter", "pause"):
             return None
         unfinished = reply.stop_reason in ("length", "repetition") and action.end >= len(text.rstrip())
@@ -3576,12 +3663,13 @@ class Node:
             answers = self.schema is not None and not rlm_tools.validate(self.schema, _json_in(text))[1]
             return None if answers or (unknown and self.unknown_calls >= 2) else action
         # In the tools protocol a fence may be part of the answer, but not before any code has given the evidence.
-        as_text = self.protocol == "text" or self.written_calls or not self.worked
+        is_python = action.tagged or parses(action.code or "")
+        as_text = self.protocol == "text" or (is_python and (self.written_calls or not self.worked))
         return action if as_text or re.search(r"(?m)^FINAL(_VAR)?\(", action.code or "") else None
 
     def _dropped(self, reply: Any) -> Event:
         """How many characters after its first action a reply has: output that it made up."""
-        action = None if reply.tool_calls else self._action(normal_reply(reply, 0, ""))
+        action = None if reply.tool_calls else self._action(reply)
         dropped = len(visible(reply.text).rstrip()) - action.end if action else 0
         return {"dropped": dropped} if dropped > 0 else {}
 
@@ -3621,32 +3709,34 @@ class Node:
         cells = [outcome.cell for outcome in outcomes if outcome.cell]
         ids = [outcome.call_id for outcome in outcomes]
         message = {"role": "user", "content": shown, "tool_call_ids": ids, "_stored": True, "_cells": cells}
-        self.messages.append({**message, "_vain": outcomes[-1].vain})
+        self.messages.append({**message, "_fruitless": outcomes[-1].fruitless})
         newest = outcomes[-1]
-        self.vain = self.vain + 1 if newest.vain else 0
-        stuck = self.vain > 1 if newest.vain else self.repeats > 1
+        self.fruitless = self.fruitless + 1 if newest.fruitless else 0
+        stuck = self.fruitless > 1 if newest.fruitless else self.repeats > 1
         if self.run.profile.guides and (stuck or _CUT_MARK in newest.text):
-            self._start_afresh(newest)
+            self._restart(newest)
 
-    def _start_afresh(self, outcome: Outcome) -> None:
+    def _restart(self, outcome: Outcome) -> None:
         """Leave out the attempts that the model only copies, and say what came of the newest."""
-        vain, cut, newest = outcome.vain, _CUT_MARK in outcome.text, self.messages[-2]["content"]
+        fruitless, cut, newest = outcome.fruitless, _CUT_MARK in outcome.text, self.messages[-2]["content"]
         start = len(self.messages)
-        while self.messages[start - 2]["role"] == "assistant" and self.messages[start - 1].get("_vain") is vain:
-            if not vain and self.messages[start - 2]["content"] != newest:
+        while (
+            self.messages[start - 2]["role"] == "assistant" and self.messages[start - 1].get("_fruitless") is fruitless
+        ):
+            if not fruitless and self.messages[start - 2]["content"] != newest:
                 break
             start -= 2
-        start -= bool(self.messages[start - 1].get("_afresh"))
+        start -= bool(self.messages[start - 1].get("_restart"))
         left_out = self.messages[start:]
         del self.messages[start:]
         self.journalled = len(self.messages)
         words = f"{_HAS_OUTPUT}\n{outcome.text}"
-        if vain:
+        if fruitless:
             words = _FAILED_BEFORE + re.sub(r"(?m)^in line \d+: .*\n?", "", outcome.text) + self._all_of_it()
         elif cut:
             beginning, note = outcome.text[:160].rpartition("\n")[0] or outcome.text[:160], outcome.text.split("\n")[-1]
             words = f"{_PRINTED_TOO_MUCH}{beginning}\n…\n{note}"
-        self.messages.append({"role": "user", "content": words, "_afresh": True})
+        self.messages.append({"role": "user", "content": words, "_restart": True})
         fields: Event = {"places": [], "cells": [n for m in left_out for n in m.get("_cells", ())], "restart": True}
         fields.update(tokens_before=tokens_of([*self.messages, *left_out]), tokens_after=tokens_of(self.messages))
         if self.turn not in self.run.recording.restarts.get(self.id, ()):
@@ -3668,7 +3758,7 @@ class Node:
             return self._run_final(call)
         if not text.strip("`~ \t\r\n"):
             return self._corrected(_EMPTY)
-        if not self.looked and not self.sent_back:
+        if not self.looked and not self.sent_back and not self._is_of_old():
             return self._send_back()
         if not (answer := self._answer_in(text)):
             return self._corrected(_EMPTY)
@@ -3678,6 +3768,11 @@ class Node:
                 doubt + _COMPUTE_IT.format("a ```python block" if self.protocol == "text" else "code")
             )
         return self._accept(Answer(answer))
+
+    def _is_of_old(self) -> bool:
+        """Whether the reply is from a journal that was written before answers were sent back."""
+        start = self.run.recording.starts.get(self.id)
+        return start is not None and "profile" not in start and (self.id, self.turn) in self.run.recording.turns
 
     def _turn_down(self, words: str) -> Answer | None:
         """Ask for something else than the newest reply, which a small model would repeat if it saw it; no answer."""
@@ -3694,8 +3789,11 @@ class Node:
         wants_number = re.search(r"(?i)\bhow (?:many|much|often|long|large)\b", self.prompt)
         if wants_number and not re.search(_HAS_NUMBER, answer):
             return "The question asks for a number, too. "
-        outputs = " ".join(f"{stdout} {value}" for stdout, value, _ in self.outcomes.values())
-        unseen = unseen_numbers(answer[:500], f"{self.prompt} {outputs}")
+        place = max(n for n, message in enumerate(self.messages) if message.get("_prompt"))
+        seen = [str(m["content"]) for m in self.messages[place + 1 :] if m["role"] != "assistant"]
+        seen += [str(m["content"]) for m in self.messages[2:place]]  # of a conversation's earlier prompts
+        seen += [f"{stdout} {value}" for stdout, value, _ in self.outcomes.values()]
+        unseen = unseen_numbers(answer[:500], f"{self.prompt} {' '.join(seen)}")
         return f"No output shows {' or '.join(unseen)}: do not guess. " if unseen else ""
 
     def _answer_in(self, text: str) -> str:
@@ -3722,21 +3820,23 @@ class Node:
         limit, self.forcing = self.forcing, None
         assert limit is not None
         no_answer = ("length", "refusal", "content_filter", "pause")
-        usable = not reply.tool_calls and action is None and reply.stop_reason not in no_answer
-        if usable and text.strip("`~ \t\r\n"):
-            call = final_call(text)
-            answer = literal_answer(call) if call else self._answer_in(text)
-            accepted = self._accept(Answer(answer), correct=False) if answer else None
+        if not reply.tool_calls and reply.stop_reason not in no_answer:
+            accepted = self._final_answer(text, action)
             if accepted is not None:
                 return accepted._replace(forced=True)
         if isinstance(limit, MaxIterationsExceeded) and self.iterations_left():  # a resume has raised the limit
-            return self.act_again(reply)
+            self.messages.pop()
+            return self.act(reply)
         raise self.run.ledger.fail(limit) if self.depth == 0 and isinstance(limit, LimitExceeded) else limit
 
-    def act_again(self, reply: Any) -> Answer | None:
-        """Read a reply that was to be the last as one of many."""
-        self.messages.pop()
-        return self.act(reply)
+    def _final_answer(self, text: str, action: WrittenAction | None) -> Answer | None:
+        """The answer in the last reply: prose, or a FINAL(...), which is run since it may name a variable."""
+        call = final_call(text) if action is None else action.code
+        if call and parses(call) and re.match(r"\s*FINAL(?:_VAR)?\(", call):
+            outcome = self.run_cell(call, f"cell_{self.cells + 1}")
+            return self._accept(outcome.answer, correct=False) if outcome.answer else None
+        answer = literal_answer(call) if call and action is None else self._answer_in(text)
+        return self._accept(Answer(answer), correct=False) if answer.strip("`~ \t\r\n") and action is None else None
 
     def _corrected(self, words: str) -> Answer | None:
         """Point a mistake out to the model; None, since that is no answer."""
@@ -3772,7 +3872,7 @@ class Node:
     def _run_tools(self, calls: list[dict[str, Any]]) -> Answer | None:
         """Run the tool calls of one turn, in parallel unless two of them are cells."""
         tasks = [partial(self._run_tool, call) for call in calls]
-        cells = sum(call["name"] == "execute_code" for call in calls)
+        cells = sum(call["name"] in _REPL_NAMES for call in calls)
         width = 1 if cells > 1 else self.run.options.max_parallel
         outcomes = fan_out(tasks, width)
         for outcome in outcomes:
@@ -3798,7 +3898,7 @@ class Node:
             if outcome.answer is not None:
                 return self._accept(outcome.answer)
         self.looked = self.looked or any(o.error is None and not o.cell for o in outcomes)
-        errors = [o.error or RLMError("the model's code found nothing") for o in outcomes if o.vain or o.error]
+        errors = [o.error or RLMError("the model's code found nothing") for o in outcomes if o.fruitless or o.error]
         self._count(errors[-1] if len(errors) == len(outcomes) else None)
         return None
 
@@ -3878,13 +3978,13 @@ class Node:
             self._write_tool(turn=self.turn, tool_calls=[call_id], tool_results=[result], **_without_final(event))
         self.run.add_tool_call("execute_code", {"code": code}, self, is_error=event["error"] is not None)
         answer = event["final"] if event["error"] is None else None
-        self.touched = self.touched or bool(re.search(r"(?m)^[^#\n]*\bcontext\b", code))
+        self.touched = self.touched or _names(code, "context")
         if event["error"] is None:
             self.worked = True
             self.looked = self.looked or self.touched
         error = None if event["error"] is None else self._cell_error(code, event)
-        vain = error is not None or (self.run.profile.guides and answer is None and is_empty_result(event))
-        return Outcome(show_cell(event), error, answer, number, vain=vain)
+        fruitless = error is not None or (self.run.profile.guides and answer is None and is_empty_result(event))
+        return Outcome(show_cell(event), error, answer, number, fruitless=fruitless)
 
     def _note(self, code: str, event: Event, recorded: Event | None) -> str:
         """What is said beside a cell's output; as recorded, where it is."""
@@ -3932,7 +4032,7 @@ class Node:
         if recorded is not None and "brief" in recorded:
             event["brief"] = recorded["brief"]
         elif event["error"] is not None and self.run.profile.guides:
-            event["brief"] = brief_error(event["error"], code)
+            event["brief"] = brief_error(event["error"], code, number)
         event["note"] = self._note(code, event, recorded)
         if event["error"] is None and cell.final is not rlm_sandbox.UNSET:
             event["final"] = Answer(_as_text(cell.final), cell.final, True)
@@ -4000,7 +4100,9 @@ class Node:
         self, function: str, prompts: Any, model: str | None, schema: Any = None, images: Any = None
     ) -> list[Callable[[], Any]]:
         prompts = _prompt_list(function, prompts)
-        form = SubcallForm(_subcall_schema(function, schema), _subcall_images(images))
+        wanted = _subcall_schema(function, schema)
+        wrapped = wanted is not None and wanted.get("type") != "object"
+        form = SubcallForm(_object_schema({"answer": wanted}) if wrapped else wanted, _subcall_images(images), wrapped)
         model = model or self.run.options.sub_model
         keys = [self._key("llm_query", model, prompt, *form.key()) for prompt in prompts]
         recorded = self.run.recording.keyed
@@ -4044,7 +4146,14 @@ class Node:
         ]
 
         def work() -> list[Any]:
-            return [value for group in self._all_of(tasks)() for value in group.values()]
+            try:
+                answers = self._all_of(tasks)()
+            except SubcallError as error:  # by items, as they were asked
+                data = error.cell_data
+                for name in ("results", "errors"):
+                    data[name] = _by_items(data[name], groups)
+                raise
+            return [value for group in answers for value in group.values()]
 
         return work
 
@@ -4138,7 +4247,8 @@ class Node:
     ) -> str:
         recorded = self.run.recording.keyed.get(key)
         if recorded is not None:
-            return _leaf_text(recorded.get("response") or "", recorded.get("stop_reason"), recorded["token_usage"])
+            text = visible(recorded.get("response") or "")
+            return _leaf_text(text, recorded.get("stop_reason"), recorded["token_usage"])
         if self.run.replaying:
             raise ConfigError(f"the recording has no sub-call {key}", hint="record the run again")
         about = {"node": self.id, "kind": "sub", "cell": cell, "key": key, "prompt": [dict(m) for m in messages]}
@@ -4279,7 +4389,7 @@ class Outcome(NamedTuple):
     answer: Answer | None = None
     cell: int = 0
     call_id: str = ""
-    vain: bool = False  # an error, or for a small model an empty result
+    fruitless: bool = False  # an error, or for a small model an empty result
 
 
 class HostFunction:
@@ -4556,7 +4666,7 @@ class RLM:
         options, backend, tools = self.options, self.backend, self.tools
         if log:
             check_prices(options, backend)
-        if hasattr(backend, "inspect") and options.prompt not in _PROFILES:
+        if hasattr(backend, "inspect"):
             backend.inspect()
         profile, origins = profile_for(backend, options.prompt), self.configuration.origins
         fitting = {"output_limit": profile.output_limit, "show_below": profile.show_below}
@@ -4820,7 +4930,10 @@ class RLM:
         limits = {**(root.get("limits") or {}), **recording.raised}
         recorded = {name: value for name, value in limits.items() if name in _LIMITS}
         recorded.update({name: root.get(name) for name in ("model", "sub_model", "schema", "params", "sub_params")})
-        recorded["prompt"] = root.get("profile") if root.get("profile") in _PROFILES else None
+        recorded["prompt"] = root.get("prompt_file") or (
+            root.get("profile") if root.get("profile") in _PROFILES else None
+        )
+        recorded["show_below"] = root.get("show_below")
         if root.get("protocol") == "text":  # "tools" is where a run begins that may yet change to text
             recorded["protocol"] = "text"
         for name, strict in (("environment", "docker"), ("docker_mount", "none"), ("require", "full")):

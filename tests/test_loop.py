@@ -211,6 +211,12 @@ def test_the_limit_is_raised_only_if_the_last_call_gives_no_answer(openai: Serve
     assert len(openai.requests) == 2 and caught.value.result is not None
 
 
+@pytest.mark.parametrize(("last", "answer"), [("FINAL(total)", 15389), ('FINAL_VAR("total")', 15389), ("FINAL(7)", 7)])
+def test_the_last_answer_may_name_a_variable(openai: Server, last: str, answer: int) -> None:
+    result = run(openai, code("total = len(context)"), last, max_iterations=2)
+    assert (result.value, result.forced) == (answer, True)
+
+
 def test_max_errors_asks_for_the_best_answer_before_it_is_raised(openai: Server) -> None:
     result = run(openai, code("1 / 0"), code("2 / 0"), "It cannot be said.", max_errors=2)
     assert (result.response, result.forced, openai.requests[2].tools) == ("It cannot be said.", True, [])
@@ -388,6 +394,22 @@ def test_the_commonest_mistakes_are_answered_with_what_to_write(
     assert advice in openai.requests[1].last
 
 
+def test_a_small_model_without_an_input_is_not_asked_to_look_at_it(openai: Server) -> None:
+    result = run(openai, block("x = 2 + 2"), block("print(2 + 2)"), "ANSWER: four", model=SMALL, context=None)
+    assert "Nothing was printed. Write a ```python block that prints the answer." in openai.requests[1].last
+    assert result.response == "four"
+
+
+def test_a_small_model_is_told_of_the_callers_tools(openai: Server) -> None:
+    @rlm.tool
+    def lookup(word: str) -> str:
+        """The meaning of a word."""
+        return word
+
+    run(openai, block("FINAL(lookup('a') + context[:1])"), model=SMALL, tools=[lookup])
+    assert "Other functions in Python: lookup(word): The meaning of a word." in openai.requests[0].system
+
+
 # --- sub-calls -------------------------------------------------------------------------------------------------------
 
 
@@ -488,6 +510,27 @@ def test_map_query_asks_again_for_missing_answers_and_counts_it(openai: Server) 
 def test_misused_sub_calls_say_what_to_write(openai: Server, source: str, words: str) -> None:
     run(openai, code(source), code("FINAL(len(context))"))
     assert words in openai.requests[1].last and len(openai.requests) == 2
+
+
+def test_a_map_query_that_fails_in_part_has_an_answer_for_each_other_item(openai: Server) -> None:
+    def script(request: Request) -> Any:
+        if not sub(request):
+            return code(source)
+        return "no JSON" if "x60" in request.messages[0]["content"] else json.dumps({str(n): "y" for n in range(1, 51)})
+
+    query = "map_query('q', [f'x{n}' for n in range(100)])"
+    source = f"try:\n    {query}\nexcept Exception as e:\n    FINAL([e.results, str(e.errors[99])])"
+    openai.script = script
+    results, error = rlm.complete("go", LOG, model=MODEL).value
+    assert results == ["y"] * 50 + [None] * 50 and "does not fit the schema" in error
+
+
+def test_an_object_schema_with_an_answer_of_its_own_is_left_as_it_is(openai: Server) -> None:
+    schema = {"type": "object", "properties": {"answer": {"type": "string"}}, "required": ["answer"]}
+    openai.script = lambda request: (
+        '{"answer": "x"}' if sub(request) else code(f"FINAL(llm_query('x' * 500, schema={schema}))")
+    )
+    assert rlm.complete("go", LOG, model=MODEL).value == {"answer": "x"}
 
 
 def test_llm_query_shows_images(openai: Server) -> None:

@@ -134,6 +134,7 @@ FORMS: list[tuple[str, str, str]] = [
     ("tool_code", f'```tool_code\nexecute_code(code="{CODE}")\n```', CODE),
     ("tool_code, printed", f'```tool_code\nprint(default_api.execute_code(code="{CODE}"))\n```', CODE),
     ("a call", f'execute_code("{CODE}")', CODE),
+    ("doubled braces", "execute_code({{'code': 'x'}})\n\n" + as_json(), CODE),
     ("a call by keyword", f"execute_code(code='''{TWO_LINES}''')", TWO_LINES),
     ("a call in a fence", f'```python\nexecute_code("{CODE}")\n```', CODE),
     ("a call among prose", f'I count:\n\nexecute_code("{CODE}")\n\nand see.', CODE),
@@ -218,6 +219,11 @@ def test_calls_of_tools_are_read(text: str, calls: list[dict[str, Any]]) -> None
         '[{"name": "Ada"}, {"name": "Emil"}]',
         '{"code": "DE", "count": 3}',
         '{"code": "DE"}',
+        '[{"name": "Python", "year": 1991}, {"name": "C", "year": 1972}]',
+        '{"budget": {"2024": 100}}',
+        '{"tool": "python", "score": 5}',
+        '{"name": "python", "parameters": {"version": 3}}',
+        '{"calls":' + ("[" + " " * 50) * 400,
         "Use `execute_code` to run it.",
         "The function f(x) is linear.",
         "<b>bold</b> and <table>",
@@ -311,7 +317,7 @@ def test_the_name_of_a_real_tool_call_is_resolved(openai: Server) -> None:
         "5000",
     )
     codes = [event["code"] for event in events_of(result) if event["event"] == "tool"]
-    assert codes == [CODE, f"llm_query(prompt={'x' * 30!r})"]
+    assert codes == [CODE, f"llm_query({'x' * 30!r})"]
     sent = openai.requests[1].messages[2]["tool_calls"][0]["function"]["name"]
     assert (sent, result.response) == ("execute_code", "5000")
 
