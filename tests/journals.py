@@ -88,7 +88,8 @@ class Node:
         journal.line(
             "start", None, self.parent_call, self.depth, self.name,
             kind="child" if self.parent else "root", prompt=self.prompt, system=SYSTEM.format(size=context),
-            announcement=None, profile="full", prompt_file=None, show_below=4000, subcall_characters=100_000, params=None, sub_params=None,
+            announcement=None, profile="full", prompt_file=None, show_below=4000, subcall_characters=100_000,
+            params=None, sub_params=None,
             model=journal.model, sub_model=journal.sub_model, backend="openai", protocol="tools", environment="local",
             limits={"max_depth": 4, "max_subcalls": 500, "max_iterations": 30, "token_budget": 1_000_000,
                     "cost_budget_usd": 0.5, "timeout_seconds": None, "max_errors": 5, "max_parallel": 16,
