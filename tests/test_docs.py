@@ -29,11 +29,7 @@ import rlm_tools
 PAGES = sorted(
     [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")), *(ROOT / "docs").glob("*.md")]
 )
-RUN = {
-    "README.md": ROOT / "README.md",
-    "quickstart.md": ROOT / "docs" / "quickstart.md",
-    "repl.md": ROOT / "docs" / "repl.md",
-}
+RUN = {"README.md": ROOT / "README.md", "quickstart.md": ROOT / "docs" / "quickstart.md"}
 # Not run here: test_layout installs the wheel in fresh environments, and .ci/run is the test command itself.
 INSTALLS = {"pip install .", "pip install -e '.[dev]' && pytest"}
 PAYMENTS = """customer,status,reason

@@ -62,14 +62,16 @@ def test_a_completion_with_recursion_is_answered_round_by_round(workspace: Path)
     with Peer() as peer:
         first = suspended(peer.call("run_completion", prompt="how many?", context="one two three"))
         handle = first["handle"]
-        assert first["requests"][0].startswith("[system]") and first["requests"][0].endswith("[user]\nhow many?")
+        whole = "`context` is a str of {} characters. This is all of it:\n"
+        asked = f"[user]\nhow many?\n\n{whole.format(13)}one two three"
+        assert first["requests"][0].startswith("[system]") and first["requests"][0].endswith(asked)
         code = "n = len(context.split())\nparts = llm_query_batched(['p1', 'p2'])\nchild = rlm_query('deeper', 'ctx')"
         second = suspended(
             peer.call("resume", handle=handle, answers=[f"```repl\n{code}\nprint(n, parts, child)\n```"])
         )
         assert second["requests"] == ["p1", "p2"]
         third = suspended(peer.call("resume", handle=handle, answers=["one", "two"]))
-        assert third["requests"][0].endswith("[user]\ndeeper")
+        assert third["requests"][0].endswith(f"[user]\ndeeper\n\n{whole.format(3)}ctx")
         fourth = suspended(peer.call("resume", handle=handle, answers=["FINAL"]))
         assert "3 ['one', 'two'] FINAL" in fourth["requests"][0]
         # The conversation that the host is in the middle of is not sent again, but can be read.
@@ -220,7 +222,8 @@ def test_a_completion_by_sampling_carries_its_system_prompt() -> None:
     with Peer(capabilities={"sampling": {}}) as peer:
         id = peer.start("run_completion", prompt="how long?", context="abc")
         request = peer.requests.get(timeout=60)
-        assert "`context` is a str of 3 characters" in request["params"]["systemPrompt"]
+        assert "REPL" in request["params"]["systemPrompt"]
+        assert "`context` is a str of 3 characters" in str(request["params"]["messages"][0]["content"])
         assert [m["role"] for m in request["params"]["messages"]] == ["user"]
         peer.send({"jsonrpc": "2.0", "id": request["id"], "result": sampled(LOOK)})
         request = peer.requests.get(timeout=60)
@@ -344,7 +347,7 @@ with open(os.environ["HOME"] + "/asked", "a") as file:
 %s
 """
 SAY = """\
-said = "```repl\\nprint(len(context))\\n```" if prompt.endswith("how long?") else "it is " + prompt.strip()[-1]
+said = "```repl\\nprint(len(context))\\n```" if "how long?" in prompt and "Output:" not in prompt else "it is " + prompt.strip()[-1]
 usage = {"input_tokens": 3, "output_tokens": 2, "cache_read_input_tokens": 4, "cache_creation_input_tokens": 1}
 print(json.dumps({"type": "result", "is_error": False, "result": said, "total_cost_usd": 0.01, "usage": usage}))"""
 
