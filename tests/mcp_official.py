@@ -26,7 +26,7 @@ async def sample(context: Any, params: Any) -> Any:
 
     content = params.messages[-1].content
     block = content[0] if isinstance(content, list) else content
-    text = block.text.upper()
+    text = block.text.partition("\n\n`context`")[0].upper()  # the prompt, without what is said of the context
     return types.CreateMessageResult(
         role="assistant", content=types.TextContent(type="text", text=text), model="host", stopReason="endTurn"
     )
