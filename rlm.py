@@ -3820,8 +3820,8 @@ class Node:
         limit, self.forcing = self.forcing, None
         assert limit is not None
         no_answer = ("length", "refusal", "content_filter", "pause")
-        if not reply.tool_calls and reply.stop_reason not in no_answer:
-            accepted = self._final_answer(text, action)
+        if reply.stop_reason not in no_answer:
+            accepted = self._final_answer(text, reply.tool_calls or (action.calls if action else []), action)
             if accepted is not None:
                 return accepted._replace(forced=True)
         if isinstance(limit, MaxIterationsExceeded) and self.iterations_left():  # a resume has raised the limit
@@ -3829,14 +3829,19 @@ class Node:
             return self.act(reply)
         raise self.run.ledger.fail(limit) if self.depth == 0 and isinstance(limit, LimitExceeded) else limit
 
-    def _final_answer(self, text: str, action: WrittenAction | None) -> Answer | None:
-        """The answer in the last reply: prose, or a FINAL(...), which is run since it may name a variable."""
-        call = final_call(text) if action is None else action.code
-        if call and parses(call) and re.match(r"\s*FINAL(?:_VAR)?\(", call):
-            outcome = self.run_cell(call, f"cell_{self.cells + 1}")
+    def _final_answer(self, text: str, calls: list[dict[str, Any]], action: WrittenAction | None) -> Answer | None:
+        """The answer in the last reply: prose, or code that ends with FINAL(...), which may name a variable."""
+        codes = [code_argument(call["arguments"])[0] for call in calls if self._meant(call) == "execute_code"]
+        call = None if calls or action else final_call(text)
+        codes += [code for code in (call, action and action.code) if code and parses(code)]
+        final = next((code for code in codes if re.search(r"(?m)^FINAL(?:_VAR)?\(", code)), None)
+        if final is not None:
+            outcome = self.run_cell(final, f"cell_{self.cells + 1}")
             return self._accept(outcome.answer, correct=False) if outcome.answer else None
-        answer = literal_answer(call) if call and action is None else self._answer_in(text)
-        return self._accept(Answer(answer), correct=False) if answer.strip("`~ \t\r\n") and action is None else None
+        if calls or action:
+            return None
+        answer = literal_answer(call) if call else self._answer_in(text)
+        return self._accept(Answer(answer), correct=False) if answer.strip("`~ \t\r\n") else None
 
     def _corrected(self, words: str) -> Answer | None:
         """Point a mistake out to the model; None, since that is no answer."""
