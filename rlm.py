@@ -1059,7 +1059,9 @@ def _has_our_types(event: Event) -> bool:
     for kind, names in _FIELDS.items():
         if not all(event.get(name) is None or isinstance(event[name], kind) for name in names):
             return False
-    if event["event"] == "tool" and not all(isinstance(event.get(name) or "", str) for name in ("error", "value")):
+    if event["event"] == "tool" and not all(
+        isinstance(event.get(name, ""), (str, type(None))) for name in ("error", "value")
+    ):
         return False
     amounts = [*(event.get("token_usage") or {}).values(), event.get("cost_usd")]
     if not all(isinstance(n, (int, float)) and 0 <= n < 1e15 for n in amounts if n is not None):
@@ -4122,7 +4124,8 @@ class Node:
         """Refuse the run's first sub-call if it only talks about the context: the model would have to invent it."""
         value = self.context.value
         fed = self.fed_subcalls or self.depth or not isinstance(value, (str, dict, list, tuple)) or not value
-        if fed or self.context.images or len(prompt) > _BARE_PROMPT or holds_text_of(prompt, value):
+        asks_about_it = len(prompt.split()) >= 3 and len(prompt) <= _BARE_PROMPT and not self.context.images
+        if fed or not asks_about_it or holds_text_of(prompt, value):
             return
         self.fed_subcalls = True
         raise ValueError(

@@ -501,12 +501,17 @@ class Data(NamedTuple):
 
     @classmethod
     def read(cls, folder: Path) -> Data:
-        lines: list[str] = []
-        for name in ("train", "test"):
-            lines += (folder / "trec" / f"{name}.txt").read_text("utf-8", "replace").splitlines()
-        pairs = [line.partition(" ") for line in lines if line.strip()]
-        questions = [(LABELS[fine.partition(":")[0]], text.strip()) for fine, _, text in pairs]
-        return cls(questions, (folder / "prose" / "moby-dick.txt").read_text("utf-8", "replace"))
+        try:
+            questions = "\n".join(
+                (folder / "trec" / f"{name}.txt").read_text("utf-8", "replace") for name in ("train", "test")
+            )
+            prose = (folder / "prose" / "moby-dick.txt").read_text("utf-8", "replace")
+        except OSError as error:
+            raise SystemExit(
+                f"--data {folder}: {error.strerror}: {error.filename} (docs/evaluation.md says what it holds)"
+            ) from None
+        pairs = [line.partition(" ") for line in questions.splitlines() if line.strip()]
+        return cls([(LABELS[fine.partition(":")[0]], text.strip()) for fine, _, text in pairs], prose)
 
 
 def trec_count(r: random.Random, data: Data) -> Task:
