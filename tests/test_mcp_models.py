@@ -347,7 +347,8 @@ with open(os.environ["HOME"] + "/asked", "a") as file:
 %s
 """
 SAY = """\
-said = "```repl\\nprint(len(context))\\n```" if "how long?" in prompt and "Output:" not in prompt else "it is " + prompt.strip()[-1]
+asked = "how long?" in prompt and "Output:" not in prompt
+said = "```repl\\nprint(len(context))\\n```" if asked else "it is " + prompt.strip()[-1]
 usage = {"input_tokens": 3, "output_tokens": 2, "cache_read_input_tokens": 4, "cache_creation_input_tokens": 1}
 print(json.dumps({"type": "result", "is_error": False, "result": said, "total_cost_usd": 0.01, "usage": usage}))"""
 
