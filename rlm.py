@@ -960,27 +960,25 @@ class Journal:
 
     def progress(self, phase: str, **fields: Any) -> None:
         """Say what is going on now: {"event": "progress", "phase": asking, reading, running, subcalls or loading}."""
-        if self.on_progress is None:
-            return
-        try:
-            self.on_progress({"event": "progress", "trajectory_id": self.trajectory_id, "phase": phase, **fields})
-        except Exception as error:
-            import warnings
-
-            self.on_progress = None
-            warnings.warn(f"on_progress raised {error!r} and is not called again", RuntimeWarning, stacklevel=2)
+        self._notify(
+            "on_progress", {"event": "progress", "trajectory_id": self.trajectory_id, "phase": phase, **fields}
+        )
 
     def tell(self, line: Event) -> None:
-        """Hand an event to the caller's `on_event`; one that raises is not called again."""
-        if self.on_event is None:
+        """Hand an event to the caller's `on_event`."""
+        self._notify("on_event", line)
+
+    def _notify(self, listener: str, line: Event) -> None:
+        """Call the listener of that name; one that raises is not called again."""
+        if (call := getattr(self, listener)) is None:
             return
         try:
-            self.on_event(line)
+            call(line)
         except Exception as error:
             import warnings
 
-            self.on_event = None
-            warnings.warn(f"on_event raised {error!r} and is not called again", RuntimeWarning, stacklevel=2)
+            setattr(self, listener, None)
+            warnings.warn(f"{listener} raised {error!r} and is not called again", RuntimeWarning, stacklevel=3)
 
     def seal(self) -> None:
         """From now on only this thread's events are taken: the others have been stopped, whatever they still say."""
@@ -1648,25 +1646,26 @@ _EXECUTE_CODE = {
 def system_prompt(node: Node) -> str:
     """The instructions of a node: the same for every run and every child, so that prompt caches hit from the start."""
     run, options = node.run, node.run.options
-    names = ", ".join(f"{tool.name}({', '.join(tool.parameters.get('properties', {}))})" for tool in run.tools)
     parts = {
         "where": " (tool execute_code)" if node.protocol == "tools" else "",
         "imports": " and its standard library" if options.environment == "docker" else " (no network, no os)",
-        "functions": names,
+        "functions": ", ".join(map(_signature, run.tools)),
         "finish": _FINISH_TOOLS if node.protocol == "tools" else _FINISH_TEXT,
         "how": _SMALL_HOW[node.protocol],
         "limits": _limits_in_words(options),
     }
     text = run.custom_prompt or {"full": _FULL, "small": _SMALL}[run.profile.name]
-    own = [tool for tool in run.tools if not tool.name.startswith("file_")]
-    if run.profile.guides and own and not run.custom_prompt:
-        listed = "; ".join(
-            f"{tool.name}({', '.join(tool.parameters.get('properties', {}))}): {tool.description[:200]}" for tool in own
-        )
-        text += f"\nOther functions in Python: {listed}"
     for name, part in parts.items():
         text = text.replace("{%s}" % name, part)  # noqa: UP031 - an f-string with four braces
+    own = [tool for tool in run.tools if not tool.name.startswith("file_")]
+    if run.profile.guides and own and not run.custom_prompt:
+        listed = "; ".join(f"{_signature(tool)}: {tool.description[:200]}" for tool in own)
+        text += f"\nOther functions in Python: {listed}"
     return f"{text}\n\n{node.instructions}" if node.instructions else text
+
+
+def _signature(tool: Tool) -> str:
+    return f"{tool.name}({', '.join(tool.parameters.get('properties', {}))})"
 
 
 def announcement(node: Node, *, new: bool) -> str:
@@ -4699,7 +4698,13 @@ class RLM:
             on_progress=_to_all(watchers),
             append=go_on is not None,
         )
-        return Run(options, backend, tools, journal, recording, replaying=not log, group=group)
+        try:
+            return Run(options, backend, tools, journal, recording, replaying=not log, group=group)
+        except BaseException:  # an unreadable prompt, a sub-model without a key: nothing has begun
+            journal.close()
+            if journal.path is not None and go_on is None:
+                os.unlink(journal.path)
+            raise
 
     # completing
 

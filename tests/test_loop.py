@@ -346,7 +346,13 @@ def test_a_prompt_of_ones_own_is_a_file(openai: Server, workspace: Path) -> None
 def test_a_prompt_that_cannot_be_read_is_an_error_before_anything_is_sent(openai: Server) -> None:
     with pytest.raises(rlm.ConfigError, match=r"missing\.txt"):
         rlm.RLM(model=MODEL, prompt="missing.txt").completion("go")
-    assert openai.requests == []
+    assert openai.requests == [] and list(Path("logs").iterdir()) == []
+
+
+def test_a_sub_model_without_a_key_is_an_error_of_ours_before_anything_is_sent(openai: Server) -> None:
+    with pytest.raises(rlm.ConfigError, match="key"):
+        rlm.RLM(model=MODEL, sub_model="claude-haiku-4-5").completion("go")
+    assert openai.requests == [] and list(Path("logs").iterdir()) == []
 
 
 @pytest.mark.parametrize(
