@@ -17,8 +17,8 @@ How a prompt travels (this file reads top to bottom in that order):
         ask -> rlm_backends (a model behind HTTP)      act -> rlm_sandbox (a REPL), rlm_tools
         a cell may call back: llm_query -> Run.call, rlm_query -> another Node, a tool -> rlm_tools
 
-Needs its siblings rlm_backends.py, rlm_sandbox.py and rlm_tools.py; rlm_viz.py for `result.show()`, rlm_cli.py for
-`python -m rlm`.
+Needs its siblings rlm_backends.py, rlm_sandbox.py (with rlm_worker.py and rlm_policy.py) and rlm_tools.py;
+rlm_viz.py for `result.show()`, rlm_cli.py for `python -m rlm`.
 """
 
 from __future__ import annotations

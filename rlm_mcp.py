@@ -17,7 +17,7 @@ How a line travels (this file reads top to bottom in that order):
 The thread that reads stdin never runs a tool, so a ping or a cancellation is heard while code runs. Modules that a
 first tool call does not need are imported where they are used.
 
-Needs its siblings rlm.py, rlm_backends.py, rlm_sandbox.py and rlm_tools.py.
+Needs rlm.py and what that needs: rlm_backends.py, rlm_sandbox.py (with rlm_worker.py and rlm_policy.py), rlm_tools.py.
 """
 
 from __future__ import annotations

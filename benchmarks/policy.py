@@ -15,7 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import rlm_sandbox
+import rlm_policy
+import rlm_worker
 
 ROUNDS = 7
 COUNT = 100_000
@@ -56,7 +57,7 @@ def ratio(code: str, space: dict[str, object]) -> float:
     source = "def work():\n" + "".join(f"    {line}\n" for line in code.splitlines())
     plain: dict[str, object] = {"N": COUNT}
     exec(compile(source, "<plain>", "exec", dont_inherit=True), plain)
-    guarded = rlm_sandbox.policy_compile(source, "<cell 1>")[0]
+    guarded = rlm_policy.policy_compile(source, "<cell 1>")[0]
     exec(guarded, space)
     best = {"plain": float("inf"), "guarded": float("inf")}
     for _ in range(ROUNDS):
@@ -68,8 +69,8 @@ def ratio(code: str, space: dict[str, object]) -> float:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         shown, out = sys.stdout, io.StringIO()
-        workspace = rlm_sandbox.Workspace(folder, ())
-        space = rlm_sandbox.policy_globals({"N": COUNT}, workspace=workspace, allowed_imports=(), stdout=out)
+        workspace = rlm_worker.Workspace(folder, ())
+        space = rlm_policy.policy_globals({"N": COUNT}, workspace=workspace, allowed_imports=(), stdout=out)
         print(f"Python {sys.version.split()[0]}, load {os.getloadavg()[0]:.1f}", file=shown)
         for name, (bar, code) in CASES.items():
             figure = ratio(code, space)

@@ -25,6 +25,7 @@ import rlm_backends
 import rlm_mcp
 import rlm_sandbox
 import rlm_tools
+import rlm_worker
 
 PAGES = sorted(
     [*(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "SECURITY")), *(ROOT / "docs").glob("*.md")]
@@ -243,10 +244,10 @@ FIGURES: dict[str, dict[str, float]] = {
     },
     "sandbox.md": {
         "A cell may call the host {} times": rlm_sandbox.CALLS_MAX,
-        "files above {} MB": rlm_sandbox.SCRATCH_SIZE >> 20,
-        "{} MB in the session's folder": rlm_sandbox.SCRATCH_SIZE >> 20,
-        "core dumps, {} descriptors": rlm_sandbox.DESCRIPTORS_MAX,
-        "more than {} processes |": rlm_sandbox.PROCESSES_MAX,
+        "files above {} MB": rlm_worker.SCRATCH_SIZE >> 20,
+        "{} MB in the session's folder": rlm_worker.SCRATCH_SIZE >> 20,
+        "core dumps, {} descriptors": rlm_worker.DESCRIPTORS_MAX,
+        "more than {} processes |": rlm_worker.PROCESSES_MAX,
         "more than {} processes or threads": rlm_sandbox.PIDS_MAX,
         "A folder with more than {} files": rlm_sandbox.FILES_MAX,
         "or {} of those": rlm_sandbox.MASKS_MAX,

@@ -31,10 +31,12 @@ MAY_IMPORT = {
     "rlm": {"rlm_backends", "rlm_sandbox", "rlm_tools", "rlm_viz", "rlm_cli"},
     "rlm_cli": {"rlm", "rlm_backends", "rlm_mcp", "rlm_sandbox", "rlm_tools", "rlm_viz"},
     "rlm_mcp": {"rlm", "rlm_sandbox"},
+    "rlm_policy": {"rlm_worker"},
     "rlm_backends": set(),
-    "rlm_sandbox": set(),
+    "rlm_sandbox": {"rlm_worker"},
     "rlm_tools": set(),
     "rlm_viz": set(),
+    "rlm_worker": set(),
 }
 # Read before the tests get a home of their own: what pip has downloaded once serves again.
 PIP_CACHE = os.environ.get("PIP_CACHE_DIR") or os.path.join(
@@ -152,9 +154,11 @@ TRIED = {
     "rlm_backends": "print('ok' if rlm_backends.connect('gpt-4o').wire == 'openai' else '')",
     "rlm_cli": "print('ok' if callable(rlm_cli.main) else '')",
     "rlm_mcp": "print('ok' if rlm_mcp.sibling('rlm').RLM else '')",
+    "rlm_policy": "print('ok' if rlm_policy.policy_compile('1', '') else '')",
     "rlm_sandbox": "print(rlm_sandbox.LocalSandbox().execute('print(\"ok\")').stdout, end='')",
     "rlm_tools": "print('ok' if len(rlm_tools.file_tools()) == 3 else '')",
     "rlm_viz": "print('ok' if rlm_viz.render([]).startswith('<!') else '')",
+    "rlm_worker": "print('ok' if rlm_worker.unpack(rlm_worker.Packer().pack((1,))) == (1,) else '')",
 }
 
 
@@ -211,7 +215,7 @@ def test_the_files_work_inside_somebody_elses_package(workspace: Path) -> None:
     ran = run(sys.executable, "-c", script % str(workspace), cwd=workspace)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout.strip() == str(
-        [f"product.vendor.{m}" for m in ("rlm", "rlm_backends", "rlm_sandbox", "rlm_tools")]
+        [f"product.vendor.{m}" for m in ("rlm", "rlm_backends", "rlm_sandbox", "rlm_tools", "rlm_worker")]
     )
 
 

@@ -13,8 +13,10 @@ from types import CodeType
 
 import pytest
 
+import rlm_policy
 import rlm_sandbox
-from rlm_sandbox import Cell, LocalSandbox, PolicyError, Sandbox, policy_compile
+from rlm_policy import PolicyError, policy_compile
+from rlm_sandbox import Cell, LocalSandbox, Sandbox
 
 LAYERS = ("policy",) if sys.platform != "linux" else ("policy", "confinement")
 
@@ -254,7 +256,7 @@ def test_files_of_a_given_folder_can_be_read_and_not_written(tmp_path: Path) -> 
 
 
 def test_a_hint_for_a_package_is_short_and_names_only_modules_that_are_here(box: Sandbox) -> None:
-    for name, hint in rlm_sandbox.PACKAGE_HINTS.items():
+    for name, hint in rlm_policy.PACKAGE_HINTS.items():
         error = str(box.execute(f"import {name}").error).splitlines()[-1]
         assert error.startswith(f"ModuleNotFoundError: no module '{name}' here; {hint}") and len(hint) < 100
         for module in re.findall(r"import ([\w.]+)", hint) + re.findall(r"\b([a-z]+)\.[A-Za-z]+\(", hint):

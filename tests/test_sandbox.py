@@ -26,6 +26,7 @@ import pytest
 from conftest import need
 
 import rlm_sandbox
+import rlm_worker
 from rlm_sandbox import UNSET, Cell, Chunks, DockerSandbox, LocalSandbox, Sandbox, SandboxError, Stop
 
 Make = Callable[..., Sandbox]
@@ -1356,10 +1357,11 @@ def test_warm_and_shutdown_can_come_at_any_time() -> None:
 # --- by itself -------------------------------------------------------------------------------------------------------
 
 
-def test_the_file_alone_runs_its_own_test(tmp_path: Path) -> None:
+def test_the_three_files_alone_run_their_own_test(tmp_path: Path) -> None:
     alone = tmp_path / "vendored" / "rlm_sandbox.py"
     alone.parent.mkdir()
-    alone.write_bytes(Path(rlm_sandbox.__file__).read_bytes())
+    for name in ("rlm_sandbox.py", "rlm_worker.py", "rlm_policy.py"):
+        (alone.parent / name).write_bytes(Path(rlm_sandbox.__file__).with_name(name).read_bytes())
     environment = {key: text for key, text in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, str(alone), "--self-test"],
@@ -1377,8 +1379,7 @@ def test_the_worker_is_python_3_8() -> None:
     """What is sent into containers must parse there."""
     import ast
 
-    source = Path(rlm_sandbox.__file__).read_text()
-    worker = ast.parse(source[: source.index("# --- end of the worker ---")], feature_version=(3, 8))
+    worker = ast.parse(Path(rlm_worker.__file__).read_text(), feature_version=(3, 8))
     assert {"Packer", "Worker"} <= {node.name for node in worker.body if isinstance(node, ast.ClassDef)}
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 import rlm_sandbox
+import rlm_worker
 from rlm_sandbox import LocalSandbox, SandboxError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the confinement is Linux's")
@@ -195,7 +196,7 @@ def test_the_x32_numbers_are_refused(box: LocalSandbox) -> None:
 @pytest.mark.skipif(not X86, reason="machine code for x86_64")
 def test_the_32_bit_entry_kills_the_process(box: LocalSandbox) -> None:
     """int 0x80 has other numbers; there is no executable memory to write it into, and the filter knows the machine."""
-    program = rlm_sandbox.build_filter(0, 0xC000003E, True)
+    program = rlm_worker.build_filter(0, 0xC000003E, True)
     assert program[:3] == [(0x20, 0, 0, 4), (0x15, 1, 0, 0xC000003E), (0x06, 0, 0, 0x80000000)]
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 import rlm_sandbox
-from rlm_sandbox import FRAME_MAX, Cell, Channel, Packer, Sandbox, SandboxError, unpack
+from rlm_sandbox import Cell, Channel, Sandbox, SandboxError
+from rlm_worker import FRAME_MAX, Packer, unpack
 
 Script = Callable[["Liar", dict[str, Any]], None]
 
