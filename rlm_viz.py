@@ -1582,7 +1582,8 @@ def _page(
     middle, _, below = rest.partition("%TREE%")
     yield above + (_summary(metas[0]) if metas else _EMPTY) + middle
     yield (_html_tree(runs[0].rows[:STATIC_ROWS], len(runs[0].rows) - STATIC_ROWS) if runs else "") + below
-    yield _block("data", _script_safe(_json({**_SHARED, "runs": [*metas, *others], "diff": diff, "live": live})), plain=True)
+    data = {**_SHARED, "runs": [*metas, *others], "diff": diff, "live": live}
+    yield _block("data", _script_safe(_json(data)), plain=True)
     for number, run in enumerate(runs[:1]):
         yield _block(f"r{number}", _index(run), run.plain)
     yield _block("program", _gzip(_SCRIPT), plain=False) + f"<script>{_LOADER}</script>\n"
@@ -1882,7 +1883,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-# --- the page's own text: `make viewer` writes it from viewer/ ----------------------------------------------------------
+# --- the page's own text: `make viewer` writes it from viewer/ --------------------------------------------------------
 
 _ICON = (
     "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg'"
