@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import sys
@@ -230,11 +231,17 @@ def _error_name(error: Any) -> str:
     if isinstance(error, dict):
         named = re.match(r"[\w.]{1,80}", str(error.get("type") or ""))
     else:
-        # It stands on the first line after the frames. Those that follow are the message's, and may begin in any way.
-        lines = _CHAINED.split(str(error))[-1].removeprefix("error: ").split("\n")
-        place = next((n for n, line in enumerate(lines) if not re.match(r"\s|Traceback|$", line)), 0)
-        named = re.match(_RAISED if place else _RAISED_ALONE, lines[place])
+        line, has_frames = _error_line(error)
+        named = re.match(_RAISED if has_frames else _RAISED_ALONE, line)
     return named.group()[:80] if named else "error"
+
+
+def _error_line(error: Any) -> tuple[str, bool]:
+    """The line of a traceback that names the exception, and whether frames stand before it."""
+    # It stands on the first line after the frames. Those that follow are the message's, and may begin in any way.
+    lines = _CHAINED.split(str(error))[-1].removeprefix("error: ").split("\n")
+    place = next((n for n, line in enumerate(lines) if not re.match(r"\s|Traceback|$", line)), 0)
+    return lines[place], place > 0
 
 
 _CHAINED = re.compile(r"\n\n(?:The above exception was the direct cause of|During handling of the above)[^\n]*\n\n")
@@ -297,14 +304,16 @@ BATCH = 6  # this many sibling calls of one kind are shown as one row that opens
 class Row:
     """A line of the tree: an event, or (index -1) a batch of sibling calls or the heading of detached events.
 
-    Figures without a prefix are the row's own; `all_` ones include everything below it. Costs are of the calls whose
-    price is known; `unpriced` counts the others. Times are milliseconds since 1970.
+    `text` says what it is, `outcome` what came of it. Figures without a prefix are the row's own; `all_` ones
+    include everything below it. Costs are of the calls whose price is known; `unpriced` counts the others. Times are
+    milliseconds since 1970.
     """
 
     index: int
     kind: str
     name: str
     text: str = ""
+    outcome: str = ""
     level: int = 0
     model: str = ""
     depth: int = 0
@@ -355,6 +364,8 @@ def rows(events: Sequence[Event]) -> list[Row]:
         )
     order = _preorder(flat, tops)
     _accumulate(order, _pauses(events, spans))
+    _number_subcalls(order)
+    _time_prompts(order, events)
     return order
 
 
@@ -503,6 +514,21 @@ def _most_at_once(spans: list[tuple[float, float]]) -> int:
     return width
 
 
+def _number_subcalls(order: list[Row]) -> None:
+    """Give each `llm_query` its number in the run."""
+    for number, row in enumerate((row for row in order if row.name == "llm_query" and row.kind == "sub"), 1):
+        row.text = f"#{number}"
+
+
+def _time_prompts(order: list[Row], events: Sequence[Event]) -> None:
+    """Let each prompt of the root have the duration that its end tells, as the run's heading does."""
+    prompts = [row for row in order if row.kind == "node" and row.level == 0]
+    ends = [row.index for row in prompts[1:]] + [len(events)]
+    for row, end in zip(prompts, ends):
+        told = _active_ms(events[row.index : end])
+        row.own_ms, row.all_ms = max(0.0, row.own_ms + told - row.all_ms), told
+
+
 _Asked = Mapping[tuple[str, str], Any]
 
 
@@ -519,7 +545,9 @@ def _arguments(events: Sequence[Event]) -> _Asked:
 def _row(index: int, event: Event, start: float, end: float, asked: _Asked) -> Row:
     kind = _kind(event)
     words = _tool_words(event, asked) if kind == "tool" else _words(kind, event)
-    row = Row(index, kind, *words, start=start, end=end, own_ms=end - start, flags=_flags(kind, event))
+    row = Row(
+        index, kind, *words, _outcome(kind, event), start=start, end=end, own_ms=end - start, flags=_flags(kind, event)
+    )
     row.depth = int(_number(event.get("depth")))
     row.model = _brief(event.get("model"), 60)
     if kind in ("turn", "sub"):
@@ -549,14 +577,39 @@ def _words(kind: str, event: Event) -> tuple[str, str]:
         name = "next prompt" if event.get("continues") else "run"
         return (name if event.get("parent_call_id") is None else "rlm_query"), _brief(event.get("prompt"))
     if kind == "turn":
-        calls = ", ".join(_brief(call.get("name"), 40) for call in _dicts(event.get("tool_calls"))[:4])
-        return f"turn {_count(event.get('turn'))}", _brief(event.get("response")) or calls
+        return f"turn {_count(event.get('turn'))}", _turn_text(event)
     if kind == "sub":
         name = "summary" if event.get("kind") == "summary" else "llm_query"
-        return name, _brief(_last_user_text(event.get("prompt")))
+        return name, ""
     if kind == "cell":
-        return f"cell {_count(event.get('cell'))}", _first_code_line(event.get("code"))
+        return f"cell {_count(event.get('cell'))}", _telling_line(event.get("code"))
     return _other_words(kind, event)
+
+
+def _turn_text(event: Event) -> str:
+    """What a turn says; where it says nothing, the first comment or line of its code, or what it calls."""
+    prose, _, block = _text(event.get("response"))[:4000].partition("```")
+    if prose.strip():
+        return _brief(prose)
+    calls = (_dict(call.get("arguments")).get("code") for call in _dicts(event.get("tool_calls")))
+    code = next((code for code in calls if code), block.partition("\n")[2].partition("```")[0])
+    comment = re.search(r"^[ \t]*#+[ \t]*(\w.*)", _text(code)[:4000], re.MULTILINE)
+    return (_brief(comment[1]) if comment else _telling_line(code)) or _calls_in_words(event)
+
+
+def _outcome(kind: str, event: Event) -> str:
+    """What came of a row: a cell's last line of output or its error, a sub-call's reply, a tool's result."""
+    if kind == "sub":
+        return _brief(event.get("response")) or _brief(_last_user_text(event.get("prompt")))
+    if kind not in ("cell", "tool"):
+        return ""
+    if event.get("error"):
+        return _brief(_error_line(_text(event["error"]))[0])
+    if kind == "tool":
+        return _brief(next((result.get("content") for result in _dicts(event.get("tool_results"))), None))
+    last = (_text(event.get("value")) or _text(event.get("stdout"))).strip().rpartition("\n")[2]
+    images = f"[{counted(int(_number(event['images'])), 'image')}]" if _number(event.get("images")) else ""
+    return " ".join(filter(None, [_brief(last), images]))
 
 
 def _tool_words(event: Event, asked: _Asked) -> tuple[str, str]:
@@ -600,10 +653,12 @@ def _last_user_text(prompt: Any) -> str:
     return texts[-1] if texts else ""
 
 
-def _first_code_line(code: Any) -> str:
+def _telling_line(code: Any) -> str:
+    """The line of code that says most: one that asks a model or answers, else the first that does something."""
     lines = [line for line in _text(code)[:4000].splitlines() if line.strip()]
-    telling = [line for line in lines if not line.lstrip().startswith(("#", "import ", "from "))]
-    return _brief((telling or lines or [""])[0])
+    telling = [line for line in lines if not line.lstrip().startswith(("#", "import ", "from ", "def ", "class ", "@"))]
+    asking = [line for line in telling if re.search(r"\b(llm_query|rlm_query|map_query|FINAL)", line)]
+    return _brief((asking or telling or lines or [""])[0])
 
 
 def _flags(kind: str, event: Event) -> int:
@@ -624,14 +679,21 @@ def _flags(kind: str, event: Event) -> int:
 
 
 def _mark_answer(events: Sequence[Event], flat: list[Row]) -> None:
-    """Flag where each answered node's answer came from: its last turn, or the cell of it that called FINAL."""
+    """Flag where each node's answer came from (its last turn, or the cell that called FINAL); give it to the node."""
     last: dict[str, int] = {}
+    opened: dict[str, int] = {}
     for index, event in enumerate(events):
         node = str(event.get("node"))
-        if flat[index].kind in ("turn", "cell"):
+        if flat[index].kind == "node":
+            opened[node] = index
+            last.pop(node, None)
+        elif flat[index].kind in ("turn", "cell"):
             last[node] = index
-        elif flat[index].kind == "end" and event.get("status") == "answered" and node in last:
-            flat[last[node]].flags |= FINAL
+        elif flat[index].kind == "end":
+            if event.get("status") == "answered" and node in last:
+                flat[last[node]].flags |= FINAL
+            if node in opened:
+                flat[opened[node]].outcome = _brief(event.get("response"))
 
 
 # --- totals -----------------------------------------------------------------------------------------------------------
@@ -703,15 +765,11 @@ _TIE = 1e-9  # added before rounding, here and in the page: halves go up in both
 
 
 def money(known: float, unpriced: int = 0) -> str:
-    """Dollars; "?" stands for calls whose price is unknown, and is never shown as zero."""
+    """Dollars to two significant digits or cents; "?" stands for calls whose price is unknown, and is never zero."""
     if unpriced and not known:
         return "?"
-    if not known:
-        shown = "$0"
-    elif known < 0.00005:
-        shown = "<$0.0001"
-    else:
-        shown = f"${known + _TIE:,.2f}" if known >= 100 else f"${known + _TIE:.4f}"
+    places = 2 if known >= 1 or not known else min(9, 1 - math.floor(math.log10(known)))
+    shown = f"${known + _TIE / 10**places:,.{places}f}" if known else "$0"
     return f"{shown} + ?" if unpriced else shown
 
 
@@ -821,12 +879,21 @@ def _tree_line(row: Row, guides: list[bool], width: int, color: bool) -> str:
     shown = guides[1:] if row.level <= 24 else guides[-8:]  # a chain of 1,000 levels must stay readable
     lead = "" if row.level <= 24 else f"[{row.level}] "
     bars = lead + "".join("│ " if on else "  " for on in shown[:-1]) + (("├─" if shown[-1] else "└─") if shown else "")
-    mark = "✗" if row.error else _MARKS[row.kind]
+    mark = _mark(row)
     flags = "".join(words for bit, words in _FLAG_WORDS.items() if row.flags & bit)
     wide = f" ({row.width} at once)" if row.kind in ("cell", "batch") and row.width > 1 else ""
-    label = _fit(f"{bars}{mark} {_visible(row.name)}{wide}{flags}  {_visible(row.text)}", room)
+    label = _fit(f"{bars}{mark} {_visible(row.name)}{wide}{flags}  {_visible(_told(row))}", room)
     code = "31" if row.error else "32" if row.flags & FINAL else "36" if row.kind in ("node", "batch") else ""
     return (_paint(label, code, color) + _figures(row, width)).rstrip()
+
+
+def _mark(row: Row) -> str:
+    return "✗" if row.error else "!" if row.kind == "end" and row.flags & WARNING else _MARKS[row.kind]
+
+
+def _told(row: Row) -> str:
+    """What a row is and what came of it."""
+    return " → ".join(filter(None, [row.text, row.outcome]))
 
 
 _FLAG_WORDS = {FINAL: " [answer]", WARNING: " [!]", RESTORED: " [variables restored]", RETRIED: " [retried]"}
@@ -952,11 +1019,13 @@ def table(events: Sequence[Event], rows: int = 30) -> str:
 
 def _redact_words(row: Row, event: Event, asked: _Asked, secrets: Secrets) -> None:
     """Take a row's words from its event without secrets: a key that was cut has no shape to know it by."""
+    clean = secrets.removed(event)
+    row.outcome = _outcome(row.kind, clean)
     if row.kind == "tool":
         key = _asked_key(event)
-        row.name, row.text = _tool_words(secrets.removed(event), {key: secrets.removed(asked.get(key))})
-    else:
-        row.name, row.text = _words(row.kind, secrets.removed(event))
+        row.name, row.text = _tool_words(clean, {key: secrets.removed(asked.get(key))})
+    elif row.kind != "sub":  # whose text is its number
+        row.name, row.text = _words(row.kind, clean)
 
 
 def _fragment(heading: str, shown: Sequence[Row], more: int) -> str:
@@ -973,11 +1042,11 @@ def _html_tree(shown: Sequence[Row], more: int, figure: str = "", brief: int = 1
 
 
 def _html_row(row: Row, figure: str, brief: int) -> str:
-    mark = "✗" if row.error else _MARKS[row.kind]
+    mark = _mark(row)
     left = figure and f' style="text-align:left;padding:1px 10px 1px {row.level * 14}px"'
     indent = "" if left else "\u00a0\u00a0" * min(row.level, 24)
     figures = "".join(f"<td{figure}>{_html(total)}</td>" for total, _ in _figure_texts(row))
-    words = f"{indent}{mark} <b>{_html(_visible(row.name))}</b> {_html(_visible(row.text[:brief]))}"
+    words = f"{indent}{mark} <b>{_html(_visible(row.name))}</b> {_html(_visible(_told(row)[:brief]))}"
     return f"<tr><td{left}>{words}</td>{figures}</tr>"
 
 
@@ -1195,6 +1264,7 @@ def _run_line(path: str) -> dict[str, Any]:
         "id": os.path.basename(path)[: -len(".jsonl")],
         "status": _brief(last.get("status"), 20) if ended else sums.get("status", "unfinished"),
         "prompt": _brief(first.get("prompt"), 200),
+        "answer": _brief(last.get("response"), 200) if ended else "",
         "model": _brief(first.get("model"), 60),
         "started": first.get("timestamp") if isinstance(first.get("timestamp"), str) else None,
         **{name: _number_or_none(sums.get(name)) for name in ("duration_ms", "calls", "tokens", "cost_usd")},
@@ -1271,7 +1341,7 @@ class Secrets:
 
 CHUNK = 256  # events in a block that is inflated on demand
 PLAIN_LIMIT = 256 << 10  # below this the page carries plain JSON and stays greppable
-BODY_LIMIT = 240 << 20  # of journal, about 200 MB of bodies: beyond it a page carries metrics only, and says so
+BODY_LIMIT = 200_000_000  # bytes of journal: beyond it a page carries metrics only, and says so
 STATIC_ROWS = 200
 NO_BODIES = "metrics only: prompts, replies, code and outputs are left out"
 
@@ -1298,80 +1368,175 @@ class _Run:
 
     def meta(self) -> dict[str, Any]:
         """What the page's heading, picker and comparison need of the run."""
-        roots = [event for event in self.events if event.get("event") == "start" and not _number(event.get("depth"))]
-        first = roots[-1] if roots else {}  # of a conversation: the latest prompt
-        ending, answer = _answer(self.events)
-        source = max((row.index for row in self.rows if row.flags & FINAL and row.depth == 0), default=-1)
-        question = _text(first.get("prompt"))
+        begin, prompt = _latest_prompt(self.events)
+        ending, end = _latest_end(self.events)
+        now = [row for row in self.rows if row.index >= begin]  # a limit is for one prompt of a conversation
+        source = max((row.index for row in now if row.flags & FINAL and row.depth == 0), default=-1)
+        question, answer = _text(prompt.get("prompt")), _text(end.get("response"))
         sums = {**totals(self.events, self.rows), "unpriced": sum(row.unpriced for row in self.rows)}
+        spent = sums if begin <= 0 else totals(self.events[begin:], now)
         return {
             **sums,
             "id": self.name,
             "question": question[:20_000],
             "answer": answer[:20_000],
             "cut": [len(question) > 20_000, len(answer) > 20_000],
-            "at": [self.events.index(first) if roots else -1, ending, source],
-            "model": _brief(first.get("model"), 60),
-            "started": _brief(first.get("timestamp"), 40),
-            "cards": _cards(sums, self.rows, _dict(first.get("limits"))),
+            "at": [begin, ending, source],
+            "failure": _failure(end, prompt, now) if end.get("error") else None,
+            "findings": _findings(self.events, self.rows, now),
+            "model": _brief(prompt.get("model"), 60),
+            "started": _brief(prompt.get("timestamp"), 40),
+            "cards": _cards(sums, self.rows, self.events, spent, now),
             "problems": self.problems[:20] + ([f"… and {len(self.problems) - 20} more"] if self.problems[20:] else []),
             "events": len(self.events),
             "chunks": len(self.chunks),
         }
 
 
-def _answer(events: Sequence[Event]) -> tuple[int, str]:
-    """Number of the root's last end and what it says."""
+def _latest_prompt(events: Sequence[Event]) -> tuple[int, Event]:
+    """Number of the event in which the root was asked last, and the event."""
     for index in range(len(events) - 1, -1, -1):
-        event = events[index]
-        if event.get("event") == "end" and not _number(event.get("depth")):
-            error = _dict(event.get("error"))
-            return index, _text(event.get("response")) or _text(error.get("message"))
-    return -1, ""
+        if events[index].get("event") == "start" and not _number(events[index].get("depth")):
+            return index, events[index]
+    return -1, {}
+
+
+def _latest_end(events: Sequence[Event]) -> tuple[int, Event]:
+    """The same of the root's last end; none if the run has gone on since."""
+    for index in range(len(events) - 1, -1, -1):
+        if events[index].get("event") == "end" and not _number(events[index].get("depth")):
+            return index, events[index]
+        if _goes_on(events[index]):
+            break
+    return -1, {}
+
+
+def _limits(events: Sequence[Event]) -> Event:
+    """The limits that held at last: a resumption may have raised some."""
+    limits: Event = {}
+    for event in events:
+        if event.get("event") in ("start", "resume") and not _number(event.get("depth")):
+            limits |= _dict(event.get("limits"))
+    return limits
+
+
+def _failure(end: Event, prompt: Event, now: Sequence[Row]) -> dict[str, Any]:
+    """Why a run has no answer, what to do next, and the event that failed first."""
+    error = _dict(end["error"])
+    resumable = prompt.get("protocol") != "stream" and end.get("trajectory_id")
+    return {
+        **{name: _text(error.get(name)) for name in ("type", "message", "hint")},
+        "command": f"rlm resume {_text(end['trajectory_id'])}" if resumable else "",
+        "first": next((row.index for row in now if row.error and row.index >= 0 and row.kind != "end"), -1),
+    }
+
+
+def _findings(events: Sequence[Event], listed: Sequence[Row], now: Sequence[Row]) -> list[tuple[str, int]]:
+    """What a reader should know of the run, in words, each with the event to look at."""
+    found: list[tuple[str, int]] = []
+
+    def note(words: str, chosen: Sequence[Row]) -> None:
+        if chosen:
+            found.append((words, chosen[0].index))
+
+    turns = [row for row in now if row.kind == "turn" and row.depth == 0]
+    if turns and not any(row.kind in ("cell", "tool") for row in now):
+        note("answered without running code", turns[-1:])
+    for same in _repeated(events, listed):
+        note(f"the same cell {counted(len(same), 'time')}", same)
+    note(*_dearest(listed))
+    for words, chosen in (
+        ("{} cut off", [row for row in listed if row.kind in ("turn", "sub") and row.flags & WARNING]),
+        ("{} retried", [row for row in listed if row.flags & RETRIED]),
+    ):
+        took = f": {duration(sum(row.own_ms for row in chosen))}" if "retried" in words else ""
+        note(words.format(counted(len(chosen), "reply" if "cut" in words else "call")) + took, chosen)
+    note("variables lost with a cell that was stopped", [row for row in listed if row.flags & RESTORED])
+    forced = [row for row in now if row.kind == "turn" and events[row.index].get("forced") is True]
+    note("answered in a last call, without tools", forced)
+    return found
+
+
+def _repeated(events: Sequence[Event], listed: Sequence[Row]) -> list[list[Row]]:
+    """Groups of a node's cells with the same code."""
+    cells: dict[tuple[str, str], list[Row]] = {}
+    for row in listed:
+        if row.kind == "cell" and (code := _text(events[row.index].get("code")).strip()):
+            cells.setdefault((str(events[row.index].get("node")), code), []).append(row)
+    return [same for same in cells.values() if len(same) > 1][:5]
+
+
+def _dearest(listed: Sequence[Row]) -> tuple[str, list[Row]]:
+    """The batch, or the child, that took most of the cost, in words."""
+    whole = sum(row.cost for row in listed)
+    parts = [row for row in listed if (row.kind == "batch" or row.name == "rlm_query") and row.all_cost > whole / 2]
+    if not whole or not parts:
+        return "", []
+    row = parts[-1]  # the innermost
+    first = listed[row.children[0]] if row.kind == "batch" else row
+    return f"{100 * row.all_cost / whole:.0f} % of the cost in one {'batch' if row is not first else 'child'}", [first]
 
 
 _Card = tuple[str, str, str, list[tuple[str, float]]]
 
 
-def _cards(sums: Mapping[str, Any], listed: Sequence[Row], limits: Event) -> list[_Card]:
-    """(title, figure, note, [(used of a limit in words, share)]) of each total."""
-    usage = sums["usage"]
-    turns, cells, nodes = (sum(row.kind == kind for row in listed) for kind in ("turn", "cell", "node"))
+def _cards(
+    sums: Mapping[str, Any],
+    listed: Sequence[Row],
+    events: Sequence[Event],
+    spent: Mapping[str, Any],
+    now: Sequence[Row],
+) -> list[_Card]:
+    """(title, figure, note, [(used of a limit in words, share)]) of each total; a limit is for the latest prompt."""
+    usage, limits = sums["usage"], _limits(events)
+    turns, cells = (sum(row.kind == kind for row in listed) for kind in ("turn", "cell"))
+    leaves, children, summaries = (
+        sum(row.name == name for row in listed) for name in ("llm_query", "rlm_query", "summary")
+    )
+    nodes = len({str(event.get("node")) for event in events if event.get("event") == "start"})
+    made = [(turns, "turn"), (sums["calls"] - turns - summaries, "sub-call"), (summaries, "compaction")]
     cached = f" · {100 * usage['cached'] / usage['input']:.0f} % cached" if usage["cached"] and usage["input"] else ""
-    unpriced = f"{sums['unpriced']:,} calls without a known price" if sums["unpriced"] else ""
-    seconds = sums["duration_ms"] / 1000
-    subcalls = sum(row.name in ("llm_query", "rlm_query") for row in listed)
-    rounds = sum(row.kind == "turn" and row.depth == 0 for row in listed)
+    unpriced = f"{counted(sums['unpriced'], 'call')} without a known price" if sums["unpriced"] else ""
+    asked = sum(row.name in ("llm_query", "rlm_query") for row in now)
+    rounds = sum(row.kind == "turn" and row.depth == 0 for row in now)
+    whose = "" if spent is sums else "this prompt: "
 
     def of(name: str, used: float, words: str) -> list[tuple[str, float]]:
         limit = _number(limits.get(name))
-        return [(words.format(used, limit), used / limit)] if limit else []
+        return [(whose + words.format(used, limit), used / limit)] if limit else []
 
+    tokens, cost, seconds = spent["tokens"], spent["cost_known"], spent["duration_ms"] / 1000
+    times = of("timeout_seconds", seconds, "{0:,.0f} of {1:,.0f} s" if whose else "of {1:,.0f} s")
     return [
-        ("Calls", f"{sums['calls']:,}", f"{turns:,} turns · {sums['calls'] - turns:,} sub-calls", []),
+        ("Calls", f"{sums['calls']:,}", " · ".join(counted(count, word) for count, word in made if count), []),
         (
             "Tokens",
             f"{sums['tokens']:,}",
             f"{usage['input']:,} in · {usage['output']:,} out{cached}",
-            of("token_budget", sums["tokens"], "of {1:,.0f}"),
+            of("token_budget", tokens, "{0:,} of {1:,.0f}" if whose else "of {1:,.0f}"),
         ),
         (
             "Cost",
             money(sums["cost_known"], sums["unpriced"]),
             unpriced,
-            of("cost_budget_usd", sums["cost_known"], "of ${1:.2f}"),
+            of("cost_budget_usd", cost, "${0:.2f} of ${1:.2f}" if whose else "of ${1:.2f}"),
         ),
-        ("Duration", duration(sums["duration_ms"]), "", of("timeout_seconds", seconds, "of {1:,.0f} s")),
-        ("Sub-calls", f"{subcalls:,}", "", of("max_subcalls", subcalls, "of {1:,.0f}")),
-        ("Turns", f"{rounds:,}", "of the root", of("max_iterations", rounds, "of {1:,.0f}")),
+        ("Duration", duration(sums["duration_ms"]), "", times),
+        (
+            "Sub-calls",
+            f"{leaves + children:,}",
+            f"{leaves:,} llm_query · {children:,} rlm_query",
+            of("max_subcalls", asked, "{0:,} of {1:,.0f}" if whose else "of {1:,.0f}"),
+        ),
+        ("Turns", f"{turns:,}", "", of("max_iterations", rounds, "root: {0:,} of {1:,.0f}")),
         (
             "Depth",
             f"{sums['depth_reached']}",
-            f"{nodes:,} {'node' if nodes == 1 else 'nodes'}",
-            of("max_depth", sums["depth_reached"], "of {1:,.0f}"),
+            counted(nodes, "node"),
+            of("max_depth", spent["depth_reached"], "of {1:,.0f}"),
         ),
         ("Errors", f"{sums['errors']:,}", "", []),
-        ("Tool calls", f"{sums['tool_calls']:,}", f"{cells:,} of them cells", []),
+        ("Tool calls", f"{sums['tool_calls']:,}", f"{counted(cells, 'cell')} among them", []),
     ]
 
 
@@ -1474,12 +1639,15 @@ def _index(run: _Run) -> str:
     base = min((row.start for row in run.rows), default=0.0)
     kinds = list(_MARKS)
     names, models = _numbered(row.name for row in run.rows), _numbered(row.model for row in run.rows)
+    nodes = [str(run.events[row.index].get("node")) if row.index >= 0 else "" for row in run.rows]
+    node_numbers = _numbered(nodes)
     columns: dict[str, list[Any]] = {
         "level": [row.level for row in run.rows],
         "at": [row.index for row in run.rows],
         "kind": [kinds.index(row.kind) for row in run.rows],
         "name": [names[row.name] for row in run.rows],
         "model": [models[row.model] for row in run.rows],
+        "node": [node_numbers[node] for node in nodes],
         "depth": [row.depth for row in run.rows],
         "start": [round(row.start - base, 1) for row in run.rows],
         "end": [round(row.end - base, 1) for row in run.rows],
@@ -1494,8 +1662,8 @@ def _index(run: _Run) -> str:
         "width": [row.width for row in run.rows],
     }
     columns |= {name: [row.usage[place] for row in run.rows] for place, name in enumerate(USAGE)}
-    texts = "\n".join(row.text.replace("\n", " ") for row in run.rows)
-    text = _json({"base": base, "names": list(names), "models": list(models), "cols": columns, "texts": texts})
+    words = {name: "\n".join(getattr(row, name).replace("\n", " ") for row in run.rows) for name in ("text", "outcome")}
+    text = _json({"base": base, "names": list(names), "models": list(models), "cols": columns, **words})
     return _script_safe(text) if run.plain else _gzip(text)
 
 
@@ -1534,7 +1702,7 @@ def write(
     descriptor, part = tempfile.mkstemp(prefix=".trajectory-", dir=os.path.dirname(target) or ".")  # mode 0600
     try:
         with open(descriptor, "w", encoding="utf-8") as file:
-            file.writelines(_page(runs, diff=_diff(runs) if diff else None))
+            file.writelines(_page(runs, diff=diff and len(runs) > 1))
         os.replace(part, target)
     except BaseException:
         os.unlink(part)
@@ -1553,7 +1721,7 @@ def _load(path: str | os.PathLike[str], room: _Room, bodies: bool = True) -> _Ru
         events.append(event if whole else without_bodies(event))
     if dropped and bodies:
         problems.append(
-            f"the text of {dropped:,} events is left out: the page holds {BODY_LIMIT >> 20} MB of log already"
+            f"the text of {dropped:,} events is left out: the page holds {BODY_LIMIT // 1_000_000} MB of log already"
         )
     elif dropped:
         problems.append(NO_BODIES)
@@ -1561,7 +1729,7 @@ def _load(path: str | os.PathLike[str], room: _Room, bodies: bool = True) -> _Ru
 
 
 def _page(
-    runs: Sequence[_Run], *, others: Sequence[dict[str, Any]] = (), diff: dict[str, Any] | None = None, live: str = ""
+    runs: Sequence[_Run], *, others: Sequence[dict[str, Any]] = (), diff: bool = False, live: str = ""
 ) -> Iterator[str]:
     """The pieces of the page: what can be read at once first, the bodies last."""
     metas = [run.meta() for run in runs]
@@ -1582,7 +1750,7 @@ def _page(
     middle, _, below = rest.partition("%TREE%")
     yield above + (_summary(metas[0]) if metas else _EMPTY) + middle
     yield (_html_tree(runs[0].rows[:STATIC_ROWS], len(runs[0].rows) - STATIC_ROWS) if runs else "") + below
-    data = {**_SHARED, "runs": [*metas, *others], "diff": diff, "live": live}
+    data = {**_SHARED, "runs": [*metas, *others], "diff": {"a": 0, "b": 1} if diff else None, "live": live}
     yield _block("data", _script_safe(_json(data)), plain=True)
     for number, run in enumerate(runs[:1]):
         yield _block(f"r{number}", _index(run), run.plain)
@@ -1617,10 +1785,13 @@ def _summary(meta: Mapping[str, Any]) -> str:
         for title, value, note, used in meta["cards"]
     )
     problems = "".join(f"<li>{_html(_shown(problem))}</li>" for problem in meta["problems"])
+    why = _dict(meta["failure"])
+    lines = (why.get(name) for name in ("type", "message", "hint", "command"))
+    failure = "".join(f"<p>{_html(_shown(line))}</p>" for line in lines if line)
     question, answer, status = (_html(_shown(meta[name])) for name in ("question", "answer", "status"))
     return (
         f'<div class="qa"><div><h2>Question</h2><div id="question" class="prose">{question}</div></div>'
-        f'<div><h2>Answer <span id="status" class="badge {status}">{status}</span></h2>'
+        f'<div><h2>Answer <span id="status" class="badge {status}">{status}</span></h2>{failure}'
         f'<div id="answer" class="prose">{answer}</div></div></div>'
         f'<dl id="cards" class="cards">{cards}</dl><ul id="problems" class="problems">{problems}</ul>'
     )
@@ -1637,80 +1808,6 @@ _SHARED = {
     "staticRows": STATIC_ROWS,
     "tie": _TIE,
 }
-
-
-# --- comparing two runs -----------------------------------------------------------------------------------------------
-
-DIFF_STEPS = 2000
-
-
-def _diff(runs: Sequence[_Run]) -> dict[str, Any] | None:
-    """Two runs' steps side by side, with the first place where they part."""
-    if len(runs) < 2:
-        return None
-    left, right = (_steps(run) for run in runs[:2])
-    steps = _aligned([step[1] for step in left], [step[1] for step in right])
-    listed = [_compared(left[a] if a >= 0 else None, right[b] if b >= 0 else None) for a, b in steps[:DIFF_STEPS]]
-    first = next((place for place, step in enumerate(listed) if step[0] != "same"), -1)
-    return {"steps": listed, "first": first, "more": max(0, len(steps) - DIFF_STEPS)}
-
-
-def _steps(run: _Run) -> list[tuple[Row, str, str]]:
-    """(row, what was asked, what came of it) of each step; times and costs do not count as differences."""
-    found: list[tuple[Row, str, str]] = []
-    for row in _by_prompt(run.rows, run.events):
-        event = run.events[row.index] if row.index >= 0 else {}
-        if row.kind in ("turn", "cell", "tool", "node", "sub", "end"):
-            asked = [
-                row.kind,
-                row.name,
-                event.get("code"),
-                event.get("arguments"),
-                event.get("prompt") if row.kind != "turn" else 0,
-            ]
-            came = [event.get(name) for name in ("response", "tool_calls", "stdout", "value", "error", "status")]
-            found.append((row, _json(asked), _json(came)))
-    return found
-
-
-def _by_prompt(listed: Sequence[Row], events: Sequence[Event]) -> Iterator[Row]:
-    """The rows in order, the sub-calls of each batch by their prompts: which of them began first is chance."""
-    batch: list[Row] = []
-    for row in listed:
-        if batch and row.kind != "sub":
-            yield from sorted(batch, key=lambda sub: _json(events[sub.index].get("prompt")))
-            batch = []
-        if row.kind == "sub":
-            batch.append(row)
-        else:
-            yield row
-    yield from batch
-
-
-def _aligned(left: list[str], right: list[str]) -> list[tuple[int, int]]:
-    """Pairs of step numbers; -1 where the other run has none. Long runs are aligned by position."""
-    if max(len(left), len(right)) > DIFF_STEPS:
-        longest = max(len(left), len(right))
-        return [(at if at < len(left) else -1, at if at < len(right) else -1) for at in range(longest)]
-    from difflib import SequenceMatcher
-
-    pairs: list[tuple[int, int]] = []
-    for _, a0, a1, b0, b1 in SequenceMatcher(None, left, right, autojunk=False).get_opcodes():
-        both = min(a1 - a0, b1 - b0)
-        pairs += [(a0 + at, b0 + at) for at in range(both)]
-        pairs += [(at, -1) for at in range(a0 + both, a1)] + [(-1, at) for at in range(b0 + both, b1)]
-    return pairs
-
-
-def _compared(left: tuple[Row, str, str] | None, right: tuple[Row, str, str] | None) -> list[Any]:
-    """[state, event of the left, event of the right, level, left label, right label]."""
-    if left and right:
-        state = "same" if left[1:] == right[1:] else "changed"
-    else:
-        state = "left" if left else "right"
-    sides = [(step[0].index, f"{step[0].name}  {step[0].text}") if step else (-1, "") for step in (left, right)]
-    level = (left or right or (Row(-1, "other", ""), "", ""))[0].level
-    return [state, sides[0][0], sides[1][0], level, sides[0][1], sides[1][1]]
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -1823,34 +1920,34 @@ class _Pages:
             raise FileNotFoundError(target) from None
         names = [name.removesuffix(".jsonl") for name in _log_names(self.dir)]
         # As a folder hands it out, a name that is not UTF-8 has surrogates for its bytes.
-        name = parse_qs(parts.query, errors="surrogateescape").get("run", names[:1])[0] if names else ""
-        if parts.path not in ("/", "/version") or (names and name not in names):
+        chosen = parse_qs(parts.query, errors="surrogateescape").get("run", names[:1])[:2]
+        if parts.path not in ("/", "/version") or not set(chosen) <= set(names):
             raise FileNotFoundError(target)
-        stamp = self.stamp(name, names)
+        stamp = self.stamp(chosen, names)
         if parts.path == "/version":
             return 200, "text/plain", stamp.encode()
-        return 200, "text/html", self.page(name, stamp)
+        return 200, "text/html", self.page(chosen, stamp)
 
-    def stamp(self, name: str, names: Sequence[str]) -> str:
+    def stamp(self, chosen: Sequence[str], names: Sequence[str]) -> str:
         """Changes whenever the page would."""
         facts = [str(sorted(names))]
-        if name:
+        for name in chosen:
             status = os.stat(os.path.join(self.dir, name + ".jsonl"))
             facts += [name, str(status.st_size), str(status.st_mtime_ns)]
         return hashlib.sha256("\n".join(facts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
-    def page(self, name: str, stamp: str) -> bytes:
+    def page(self, chosen: Sequence[str], stamp: str) -> bytes:
         with self.lock:
             if self.made[0] != stamp:
-                self.made = (stamp, "".join(self.pieces(name, stamp)).encode())
+                self.made = (stamp, "".join(self.pieces(chosen, stamp)).encode())
             return self.made[1]
 
-    def pieces(self, name: str, stamp: str) -> Iterator[str]:
-        listed = list_runs(self.dir)
+    def pieces(self, chosen: Sequence[str], stamp: str) -> Iterator[str]:
+        listed = {run["id"]: run for run in list_runs(self.dir)}
         room = _Room()
-        chosen = [_load(run["path"], room, self.bodies) for run in listed if run["id"] == name]
-        others = [_listed_meta(run, room.secrets) for run in listed if run["id"] != name]
-        return _page(chosen, others=others, live=stamp)
+        runs = [_load(listed.pop(name)["path"], room, self.bodies) for name in dict.fromkeys(chosen) if name in listed]
+        others = [_listed_meta(run, room.secrets) for run in listed.values()]
+        return _page(runs, others=others, diff=len(runs) > 1, live=stamp)
 
 
 def _listed_meta(run: Mapping[str, Any], secrets: Secrets) -> dict[str, Any]:
