@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-.PHONY: check lint types test fast bench compare scaling soak live live-peers image ci dist mcpb
+.PHONY: check lint types test fast bench compare scaling soak live live-peers image ci dist mcpb viewer
 
 check: lint types test
 
@@ -36,6 +36,9 @@ live-peers:                 # the same through every subject, on the seeds to re
 	$(PYTHON) benchmarks/live.py --serve "$$($(PYTHON) .ci/fetch-model)" --temperature 0 --seeds reporting \
 	    --subjects flat-rlm,flat-rlm-text,flat-rlm-tools,plain,rlms,dspy,smolagents,minrlm \
 	    --out live-peers.jsonl --plot docs/img/live.svg
+
+viewer:                     # the page's sources, written into rlm_viz.py
+	$(PYTHON) viewer/build.py
 
 image:                      # a Docker engine and python:3.11-slim, for the Docker tests
 	.ci/docker-engine

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import sys
@@ -230,11 +231,17 @@ def _error_name(error: Any) -> str:
     if isinstance(error, dict):
         named = re.match(r"[\w.]{1,80}", str(error.get("type") or ""))
     else:
-        # It stands on the first line after the frames. Those that follow are the message's, and may begin in any way.
-        lines = _CHAINED.split(str(error))[-1].removeprefix("error: ").split("\n")
-        place = next((n for n, line in enumerate(lines) if not re.match(r"\s|Traceback|$", line)), 0)
-        named = re.match(_RAISED if place else _RAISED_ALONE, lines[place])
+        line, has_frames = _error_line(error)
+        named = re.match(_RAISED if has_frames else _RAISED_ALONE, line)
     return named.group()[:80] if named else "error"
+
+
+def _error_line(error: Any) -> tuple[str, bool]:
+    """The line of a traceback that names the exception, and whether frames stand before it."""
+    # It stands on the first line after the frames. Those that follow are the message's, and may begin in any way.
+    lines = _CHAINED.split(str(error))[-1].removeprefix("error: ").split("\n")
+    place = next((n for n, line in enumerate(lines) if not re.match(r"\s|Traceback|$", line)), 0)
+    return lines[place], place > 0
 
 
 _CHAINED = re.compile(r"\n\n(?:The above exception was the direct cause of|During handling of the above)[^\n]*\n\n")
@@ -289,6 +296,7 @@ def _moment(value: Any) -> float | None:
 # --- the rows that every display shares -----------------------------------------------------------------------------
 
 ERROR, WARNING, RESTORED, FINAL, ESTIMATED, RETRIED = 1, 2, 4, 8, 16, 32
+UNTIMED = ("end", "resume", "compact", "other")  # kinds of row without a duration
 BATCH = 6  # this many sibling calls of one kind are shown as one row that opens
 
 
@@ -296,14 +304,16 @@ BATCH = 6  # this many sibling calls of one kind are shown as one row that opens
 class Row:
     """A line of the tree: an event, or (index -1) a batch of sibling calls or the heading of detached events.
 
-    Figures without a prefix are the row's own; `all_` ones include everything below it. Costs are of the calls whose
-    price is known; `unpriced` counts the others. Times are milliseconds since 1970.
+    `text` says what it is, `outcome` what came of it. Figures without a prefix are the row's own; `all_` ones
+    include everything below it. Costs are of the calls whose price is known; `unpriced` counts the others. Times are
+    milliseconds since 1970.
     """
 
     index: int
     kind: str
     name: str
     text: str = ""
+    outcome: str = ""
     level: int = 0
     model: str = ""
     depth: int = 0
@@ -354,6 +364,8 @@ def rows(events: Sequence[Event]) -> list[Row]:
         )
     order = _preorder(flat, tops)
     _accumulate(order, _pauses(events, spans))
+    _number_subcalls(order)
+    _time_prompts(order, events)
     return order
 
 
@@ -502,6 +514,21 @@ def _most_at_once(spans: list[tuple[float, float]]) -> int:
     return width
 
 
+def _number_subcalls(order: list[Row]) -> None:
+    """Give each `llm_query` its number in the run."""
+    for number, row in enumerate((row for row in order if row.name == "llm_query" and row.kind == "sub"), 1):
+        row.text = f"#{number}"
+
+
+def _time_prompts(order: list[Row], events: Sequence[Event]) -> None:
+    """Let each prompt of the root have the duration that its end tells, as the run's heading does."""
+    prompts = [row for row in order if row.kind == "node" and row.level == 0]
+    ends = [row.index for row in prompts[1:]] + [len(events)]
+    for row, end in zip(prompts, ends):
+        told = _active_ms(events[row.index : end])
+        row.own_ms, row.all_ms = max(0.0, row.own_ms + told - row.all_ms), told
+
+
 _Asked = Mapping[tuple[str, str], Any]
 
 
@@ -518,7 +545,9 @@ def _arguments(events: Sequence[Event]) -> _Asked:
 def _row(index: int, event: Event, start: float, end: float, asked: _Asked) -> Row:
     kind = _kind(event)
     words = _tool_words(event, asked) if kind == "tool" else _words(kind, event)
-    row = Row(index, kind, *words, start=start, end=end, own_ms=end - start, flags=_flags(kind, event))
+    row = Row(
+        index, kind, *words, _outcome(kind, event), start=start, end=end, own_ms=end - start, flags=_flags(kind, event)
+    )
     row.depth = int(_number(event.get("depth")))
     row.model = _brief(event.get("model"), 60)
     if kind in ("turn", "sub"):
@@ -548,14 +577,39 @@ def _words(kind: str, event: Event) -> tuple[str, str]:
         name = "next prompt" if event.get("continues") else "run"
         return (name if event.get("parent_call_id") is None else "rlm_query"), _brief(event.get("prompt"))
     if kind == "turn":
-        calls = ", ".join(_brief(call.get("name"), 40) for call in _dicts(event.get("tool_calls"))[:4])
-        return f"turn {_count(event.get('turn'))}", _brief(event.get("response")) or calls
+        return f"turn {_count(event.get('turn'))}", _turn_text(event)
     if kind == "sub":
         name = "summary" if event.get("kind") == "summary" else "llm_query"
-        return name, _brief(_last_user_text(event.get("prompt")))
+        return name, ""
     if kind == "cell":
-        return f"cell {_count(event.get('cell'))}", _first_code_line(event.get("code"))
+        return f"cell {_count(event.get('cell'))}", _telling_line(event.get("code"))
     return _other_words(kind, event)
+
+
+def _turn_text(event: Event) -> str:
+    """What a turn says; where it says nothing, the first comment or line of its code, or what it calls."""
+    prose, _, block = _text(event.get("response"))[:4000].partition("```")
+    if prose.strip():
+        return _brief(prose)
+    calls = (_dict(call.get("arguments")).get("code") for call in _dicts(event.get("tool_calls")))
+    code = next((code for code in calls if code), block.partition("\n")[2].partition("```")[0])
+    comment = re.search(r"^[ \t]*#+[ \t]*(\w.*)", _text(code)[:4000], re.MULTILINE)
+    return (_brief(comment[1]) if comment else _telling_line(code)) or _calls_in_words(event)
+
+
+def _outcome(kind: str, event: Event) -> str:
+    """What came of a row: a cell's last line of output or its error, a sub-call's reply, a tool's result."""
+    if kind == "sub":
+        return _brief(event.get("response")) or _brief(_last_user_text(event.get("prompt")))
+    if kind not in ("cell", "tool"):
+        return ""
+    if event.get("error"):
+        return _brief(_error_line(_text(event["error"]))[0])
+    if kind == "tool":
+        return _brief(next((result.get("content") for result in _dicts(event.get("tool_results"))), None))
+    last = (_text(event.get("value")) or _text(event.get("stdout"))).strip().rpartition("\n")[2]
+    images = f"[{counted(int(_number(event['images'])), 'image')}]" if _number(event.get("images")) else ""
+    return " ".join(filter(None, [_brief(last), images]))
 
 
 def _tool_words(event: Event, asked: _Asked) -> tuple[str, str]:
@@ -599,10 +653,12 @@ def _last_user_text(prompt: Any) -> str:
     return texts[-1] if texts else ""
 
 
-def _first_code_line(code: Any) -> str:
+def _telling_line(code: Any) -> str:
+    """The line of code that says most: one that asks a model or answers, else the first that does something."""
     lines = [line for line in _text(code)[:4000].splitlines() if line.strip()]
-    telling = [line for line in lines if not line.lstrip().startswith(("#", "import ", "from "))]
-    return _brief((telling or lines or [""])[0])
+    telling = [line for line in lines if not line.lstrip().startswith(("#", "import ", "from ", "def ", "class ", "@"))]
+    asking = [line for line in telling if re.search(r"\b(llm_query|rlm_query|map_query|FINAL)", line)]
+    return _brief((asking or telling or lines or [""])[0])
 
 
 def _flags(kind: str, event: Event) -> int:
@@ -623,14 +679,21 @@ def _flags(kind: str, event: Event) -> int:
 
 
 def _mark_answer(events: Sequence[Event], flat: list[Row]) -> None:
-    """Flag where each answered node's answer came from: its last turn, or the cell of it that called FINAL."""
+    """Flag where each node's answer came from (its last turn, or the cell that called FINAL); give it to the node."""
     last: dict[str, int] = {}
+    opened: dict[str, int] = {}
     for index, event in enumerate(events):
         node = str(event.get("node"))
-        if flat[index].kind in ("turn", "cell"):
+        if flat[index].kind == "node":
+            opened[node] = index
+            last.pop(node, None)
+        elif flat[index].kind in ("turn", "cell"):
             last[node] = index
-        elif flat[index].kind == "end" and event.get("status") == "answered" and node in last:
-            flat[last[node]].flags |= FINAL
+        elif flat[index].kind == "end":
+            if event.get("status") == "answered" and node in last:
+                flat[last[node]].flags |= FINAL
+            if node in opened:
+                flat[opened[node]].outcome = _brief(event.get("response"))
 
 
 # --- totals -----------------------------------------------------------------------------------------------------------
@@ -702,15 +765,11 @@ _TIE = 1e-9  # added before rounding, here and in the page: halves go up in both
 
 
 def money(known: float, unpriced: int = 0) -> str:
-    """Dollars; "?" stands for calls whose price is unknown, and is never shown as zero."""
+    """Dollars to two significant digits or cents; "?" stands for calls whose price is unknown, and is never zero."""
     if unpriced and not known:
         return "?"
-    if not known:
-        shown = "$0"
-    elif known < 0.00005:
-        shown = "<$0.0001"
-    else:
-        shown = f"${known + _TIE:,.2f}" if known >= 100 else f"${known + _TIE:.4f}"
+    places = 2 if known >= 1 or not known else min(9, 1 - math.floor(math.log10(known)))
+    shown = f"${known + _TIE / 10**places:,.{places}f}" if known else "$0"
     return f"{shown} + ?" if unpriced else shown
 
 
@@ -820,12 +879,21 @@ def _tree_line(row: Row, guides: list[bool], width: int, color: bool) -> str:
     shown = guides[1:] if row.level <= 24 else guides[-8:]  # a chain of 1,000 levels must stay readable
     lead = "" if row.level <= 24 else f"[{row.level}] "
     bars = lead + "".join("│ " if on else "  " for on in shown[:-1]) + (("├─" if shown[-1] else "└─") if shown else "")
-    mark = "✗" if row.error else _MARKS[row.kind]
+    mark = _mark(row)
     flags = "".join(words for bit, words in _FLAG_WORDS.items() if row.flags & bit)
     wide = f" ({row.width} at once)" if row.kind in ("cell", "batch") and row.width > 1 else ""
-    label = _fit(f"{bars}{mark} {_visible(row.name)}{wide}{flags}  {_visible(row.text)}", room)
+    label = _fit(f"{bars}{mark} {_visible(row.name)}{wide}{flags}  {_visible(_told(row))}", room)
     code = "31" if row.error else "32" if row.flags & FINAL else "36" if row.kind in ("node", "batch") else ""
     return (_paint(label, code, color) + _figures(row, width)).rstrip()
+
+
+def _mark(row: Row) -> str:
+    return "✗" if row.error else "!" if row.kind == "end" and row.flags & WARNING else _MARKS[row.kind]
+
+
+def _told(row: Row) -> str:
+    """What a row is and what came of it."""
+    return " → ".join(filter(None, [row.text, row.outcome]))
 
 
 _FLAG_WORDS = {FINAL: " [answer]", WARNING: " [!]", RESTORED: " [variables restored]", RETRIED: " [retried]"}
@@ -844,7 +912,7 @@ def _figure_texts(row: Row) -> tuple[tuple[str, str], tuple[str, str], tuple[str
     calls = bool(row.all_tokens or row.all_unpriced or row.all_cost)
     tokens = (f"{row.all_tokens:,}", f"{row.tokens:,}") if calls else ("", "")
     cost = (money(row.all_cost, row.all_unpriced), money(row.cost, row.unpriced)) if calls else ("", "")
-    timed = row.kind not in ("end", "resume", "compact", "other")
+    timed = row.kind not in UNTIMED
     return tokens, cost, (duration(row.all_ms), duration(row.own_ms)) if timed else ("", "")
 
 
@@ -951,31 +1019,35 @@ def table(events: Sequence[Event], rows: int = 30) -> str:
 
 def _redact_words(row: Row, event: Event, asked: _Asked, secrets: Secrets) -> None:
     """Take a row's words from its event without secrets: a key that was cut has no shape to know it by."""
+    clean = secrets.removed(event)
+    row.outcome = _outcome(row.kind, clean)
     if row.kind == "tool":
         key = _asked_key(event)
-        row.name, row.text = _tool_words(secrets.removed(event), {key: secrets.removed(asked.get(key))})
-    else:
-        row.name, row.text = _words(row.kind, secrets.removed(event))
+        row.name, row.text = _tool_words(clean, {key: secrets.removed(asked.get(key))})
+    elif row.kind != "sub":  # whose text is its number
+        row.name, row.text = _words(row.kind, clean)
 
 
 def _fragment(heading: str, shown: Sequence[Row], more: int) -> str:
-    cell = "text-align:right;padding:1px 10px;white-space:nowrap;font-variant-numeric:tabular-nums"
-    head = "".join(f'<th style="{cell}">{title}</th>' for title in ("tokens", "cost", "time"))
-    body = "".join(_fragment_row(row, cell) for row in shown)
+    figure = ' style="text-align:right;padding:1px 10px;white-space:nowrap;font-variant-numeric:tabular-nums"'
+    return f"<details><summary>{_html(heading)}</summary>{_html_tree(shown, more, figure, brief=60)}</details>"
+
+
+def _html_tree(shown: Sequence[Row], more: int, figure: str = "", brief: int = 120) -> str:
+    """Rows as a table: for a notebook (with the attributes of a figure's cell), for print, and without scripts."""
+    head = "".join(f"<th{figure}>{title}</th>" for title in ("tokens", "cost", "time"))
+    body = "".join(_html_row(row, figure, brief) for row in shown)
     note = f"<p>… and {more:,} more rows</p>" if more > 0 else ""
-    return (
-        f"<details><summary>{_html(heading)}</summary>"
-        f'<table><thead><tr><th style="text-align:left">call</th>{head}</tr></thead><tbody>{body}</tbody></table>'
-        f"{note}</details>"
-    )
+    return f"<table><thead><tr><th>call</th>{head}</tr></thead><tbody>{body}</tbody></table>{note}"
 
 
-def _fragment_row(row: Row, cell: str) -> str:
-    mark = "✗" if row.error else _MARKS[row.kind]
-    name = f"{mark} <b>{_html(_visible(row.name))}</b> {_html(_visible(row.text[:60]))}"
-    figures = "".join(f'<td style="{cell}">{_html(total)}</td>' for total, _ in _figure_texts(row))
-    left = f"text-align:left;padding:1px 10px 1px {row.level * 14}px"
-    return f'<tr><td style="{left}">{name}</td>{figures}</tr>'
+def _html_row(row: Row, figure: str, brief: int) -> str:
+    mark = _mark(row)
+    left = figure and f' style="text-align:left;padding:1px 10px 1px {row.level * 14}px"'
+    indent = "" if left else "\u00a0\u00a0" * min(row.level, 24)
+    figures = "".join(f"<td{figure}>{_html(total)}</td>" for total, _ in _figure_texts(row))
+    words = f"{indent}{mark} <b>{_html(_visible(row.name))}</b> {_html(_visible(_told(row)[:brief]))}"
+    return f"<tr><td{left}>{words}</td>{figures}</tr>"
 
 
 # --- what goes on now -------------------------------------------------------------------------------------------------
@@ -1192,6 +1264,7 @@ def _run_line(path: str) -> dict[str, Any]:
         "id": os.path.basename(path)[: -len(".jsonl")],
         "status": _brief(last.get("status"), 20) if ended else sums.get("status", "unfinished"),
         "prompt": _brief(first.get("prompt"), 200),
+        "answer": _brief(last.get("response"), 200) if ended else "",
         "model": _brief(first.get("model"), 60),
         "started": first.get("timestamp") if isinstance(first.get("timestamp"), str) else None,
         **{name: _number_or_none(sums.get(name)) for name in ("duration_ms", "calls", "tokens", "cost_usd")},
@@ -1268,10 +1341,9 @@ class Secrets:
 
 CHUNK = 256  # events in a block that is inflated on demand
 PLAIN_LIMIT = 256 << 10  # below this the page carries plain JSON and stays greppable
-BODY_LIMIT = 240 << 20  # of journal, about 200 MB of bodies: beyond it a page carries metrics only, and says so
+BODY_LIMIT = 200_000_000  # bytes of journal: beyond it a page carries metrics only, and says so
 STATIC_ROWS = 200
 NO_BODIES = "metrics only: prompts, replies, code and outputs are left out"
-KINDS = ("node", "turn", "sub", "cell", "tool", "batch", "end", "resume", "interrupted", "compact", "other", "detached")
 
 
 @dataclass
@@ -1296,80 +1368,175 @@ class _Run:
 
     def meta(self) -> dict[str, Any]:
         """What the page's heading, picker and comparison need of the run."""
-        roots = [event for event in self.events if event.get("event") == "start" and not _number(event.get("depth"))]
-        first = roots[-1] if roots else {}  # of a conversation: the latest prompt
-        ending, answer = _answer(self.events)
-        source = max((row.index for row in self.rows if row.flags & FINAL and row.depth == 0), default=-1)
-        question = _text(first.get("prompt"))
+        begin, prompt = _latest_prompt(self.events)
+        ending, end = _latest_end(self.events)
+        now = [row for row in self.rows if row.index >= begin]  # a limit is for one prompt of a conversation
+        source = max((row.index for row in now if row.flags & FINAL and row.depth == 0), default=-1)
+        question, answer = _text(prompt.get("prompt")), _text(end.get("response"))
         sums = {**totals(self.events, self.rows), "unpriced": sum(row.unpriced for row in self.rows)}
+        spent = sums if begin <= 0 else totals(self.events[begin:], now)
         return {
             **sums,
             "id": self.name,
             "question": question[:20_000],
             "answer": answer[:20_000],
             "cut": [len(question) > 20_000, len(answer) > 20_000],
-            "at": [self.events.index(first) if roots else -1, ending, source],
-            "model": _brief(first.get("model"), 60),
-            "started": _brief(first.get("timestamp"), 40),
-            "cards": _cards(sums, self.rows, _dict(first.get("limits"))),
+            "at": [begin, ending, source],
+            "failure": _failure(end, prompt, now) if end.get("error") else None,
+            "findings": _findings(self.events, self.rows, now),
+            "model": _brief(prompt.get("model"), 60),
+            "started": _brief(prompt.get("timestamp"), 40),
+            "cards": _cards(sums, self.rows, self.events, spent, now),
             "problems": self.problems[:20] + ([f"… and {len(self.problems) - 20} more"] if self.problems[20:] else []),
             "events": len(self.events),
             "chunks": len(self.chunks),
         }
 
 
-def _answer(events: Sequence[Event]) -> tuple[int, str]:
-    """Number of the root's last end and what it says."""
+def _latest_prompt(events: Sequence[Event]) -> tuple[int, Event]:
+    """Number of the event in which the root was asked last, and the event."""
     for index in range(len(events) - 1, -1, -1):
-        event = events[index]
-        if event.get("event") == "end" and not _number(event.get("depth")):
-            error = _dict(event.get("error"))
-            return index, _text(event.get("response")) or _text(error.get("message"))
-    return -1, ""
+        if events[index].get("event") == "start" and not _number(events[index].get("depth")):
+            return index, events[index]
+    return -1, {}
+
+
+def _latest_end(events: Sequence[Event]) -> tuple[int, Event]:
+    """The same of the root's last end; none if the run has gone on since."""
+    for index in range(len(events) - 1, -1, -1):
+        if events[index].get("event") == "end" and not _number(events[index].get("depth")):
+            return index, events[index]
+        if _goes_on(events[index]):
+            break
+    return -1, {}
+
+
+def _limits(events: Sequence[Event]) -> Event:
+    """The limits that held at last: a resumption may have raised some."""
+    limits: Event = {}
+    for event in events:
+        if event.get("event") in ("start", "resume") and not _number(event.get("depth")):
+            limits |= _dict(event.get("limits"))
+    return limits
+
+
+def _failure(end: Event, prompt: Event, now: Sequence[Row]) -> dict[str, Any]:
+    """Why a run has no answer, what to do next, and the event that failed first."""
+    error = _dict(end["error"])
+    resumable = prompt.get("protocol") != "stream" and end.get("trajectory_id")
+    return {
+        **{name: _text(error.get(name)) for name in ("type", "message", "hint")},
+        "command": f"rlm resume {_text(end['trajectory_id'])}" if resumable else "",
+        "first": next((row.index for row in now if row.error and row.index >= 0 and row.kind != "end"), -1),
+    }
+
+
+def _findings(events: Sequence[Event], listed: Sequence[Row], now: Sequence[Row]) -> list[tuple[str, int]]:
+    """What a reader should know of the run, in words, each with the event to look at."""
+    found: list[tuple[str, int]] = []
+
+    def note(words: str, chosen: Sequence[Row]) -> None:
+        if chosen:
+            found.append((words, chosen[0].index))
+
+    turns = [row for row in now if row.kind == "turn" and row.depth == 0]
+    if turns and not any(row.kind in ("cell", "tool") for row in now):
+        note("answered without running code", turns[-1:])
+    for same in _repeated(events, listed):
+        note(f"the same cell {counted(len(same), 'time')}", same)
+    note(*_dearest(listed))
+    for words, chosen in (
+        ("{} cut off", [row for row in listed if row.kind in ("turn", "sub") and row.flags & WARNING]),
+        ("{} retried", [row for row in listed if row.flags & RETRIED]),
+    ):
+        took = f": {duration(sum(row.own_ms for row in chosen))}" if "retried" in words else ""
+        note(words.format(counted(len(chosen), "reply" if "cut" in words else "call")) + took, chosen)
+    note("variables lost with a cell that was stopped", [row for row in listed if row.flags & RESTORED])
+    forced = [row for row in now if row.kind == "turn" and events[row.index].get("forced") is True]
+    note("answered in a last call, without tools", forced)
+    return found
+
+
+def _repeated(events: Sequence[Event], listed: Sequence[Row]) -> list[list[Row]]:
+    """Groups of a node's cells with the same code."""
+    cells: dict[tuple[str, str], list[Row]] = {}
+    for row in listed:
+        if row.kind == "cell" and (code := _text(events[row.index].get("code")).strip()):
+            cells.setdefault((str(events[row.index].get("node")), code), []).append(row)
+    return [same for same in cells.values() if len(same) > 1][:5]
+
+
+def _dearest(listed: Sequence[Row]) -> tuple[str, list[Row]]:
+    """The batch, or the child, that took most of the cost, in words."""
+    whole = sum(row.cost for row in listed)
+    parts = [row for row in listed if (row.kind == "batch" or row.name == "rlm_query") and row.all_cost > whole / 2]
+    if not whole or not parts:
+        return "", []
+    row = parts[-1]  # the innermost
+    first = listed[row.children[0]] if row.kind == "batch" else row
+    return f"{100 * row.all_cost / whole:.0f} % of the cost in one {'batch' if row is not first else 'child'}", [first]
 
 
 _Card = tuple[str, str, str, list[tuple[str, float]]]
 
 
-def _cards(sums: Mapping[str, Any], listed: Sequence[Row], limits: Event) -> list[_Card]:
-    """(title, figure, note, [(used of a limit in words, share)]) of each total."""
-    usage = sums["usage"]
-    turns, cells, nodes = (sum(row.kind == kind for row in listed) for kind in ("turn", "cell", "node"))
+def _cards(
+    sums: Mapping[str, Any],
+    listed: Sequence[Row],
+    events: Sequence[Event],
+    spent: Mapping[str, Any],
+    now: Sequence[Row],
+) -> list[_Card]:
+    """(title, figure, note, [(used of a limit in words, share)]) of each total; a limit is for the latest prompt."""
+    usage, limits = sums["usage"], _limits(events)
+    turns, cells = (sum(row.kind == kind for row in listed) for kind in ("turn", "cell"))
+    leaves, children, summaries = (
+        sum(row.name == name for row in listed) for name in ("llm_query", "rlm_query", "summary")
+    )
+    nodes = len({str(event.get("node")) for event in events if event.get("event") == "start"})
+    made = [(turns, "turn"), (sums["calls"] - turns - summaries, "sub-call"), (summaries, "compaction")]
     cached = f" · {100 * usage['cached'] / usage['input']:.0f} % cached" if usage["cached"] and usage["input"] else ""
-    unpriced = f"{sums['unpriced']:,} calls without a known price" if sums["unpriced"] else ""
-    seconds = sums["duration_ms"] / 1000
-    subcalls = sum(row.name in ("llm_query", "rlm_query") for row in listed)
-    rounds = sum(row.kind == "turn" and row.depth == 0 for row in listed)
+    unpriced = f"{counted(sums['unpriced'], 'call')} without a known price" if sums["unpriced"] else ""
+    asked = sum(row.name in ("llm_query", "rlm_query") for row in now)
+    rounds = sum(row.kind == "turn" and row.depth == 0 for row in now)
+    whose = "" if spent is sums else "this prompt: "
 
     def of(name: str, used: float, words: str) -> list[tuple[str, float]]:
         limit = _number(limits.get(name))
-        return [(words.format(used, limit), used / limit)] if limit else []
+        return [(whose + words.format(used, limit), used / limit)] if limit else []
 
+    tokens, cost, seconds = spent["tokens"], spent["cost_known"], spent["duration_ms"] / 1000
+    times = of("timeout_seconds", seconds, "{0:,.0f} of {1:,.0f} s" if whose else "of {1:,.0f} s")
     return [
-        ("Calls", f"{sums['calls']:,}", f"{turns:,} turns · {sums['calls'] - turns:,} sub-calls", []),
+        ("Calls", f"{sums['calls']:,}", " · ".join(counted(count, word) for count, word in made if count), []),
         (
             "Tokens",
             f"{sums['tokens']:,}",
             f"{usage['input']:,} in · {usage['output']:,} out{cached}",
-            of("token_budget", sums["tokens"], "of {1:,.0f}"),
+            of("token_budget", tokens, "{0:,} of {1:,.0f}" if whose else "of {1:,.0f}"),
         ),
         (
             "Cost",
             money(sums["cost_known"], sums["unpriced"]),
             unpriced,
-            of("cost_budget_usd", sums["cost_known"], "of ${1:.2f}"),
+            of("cost_budget_usd", cost, "${0:.2f} of ${1:.2f}" if whose else "of ${1:.2f}"),
         ),
-        ("Duration", duration(sums["duration_ms"]), "", of("timeout_seconds", seconds, "of {1:,.0f} s")),
-        ("Sub-calls", f"{subcalls:,}", "", of("max_subcalls", subcalls, "of {1:,.0f}")),
-        ("Turns", f"{rounds:,}", "of the root", of("max_iterations", rounds, "of {1:,.0f}")),
+        ("Duration", duration(sums["duration_ms"]), "", times),
+        (
+            "Sub-calls",
+            f"{leaves + children:,}",
+            f"{leaves:,} llm_query · {children:,} rlm_query",
+            of("max_subcalls", asked, "{0:,} of {1:,.0f}" if whose else "of {1:,.0f}"),
+        ),
+        ("Turns", f"{turns:,}", "", of("max_iterations", rounds, "root: {0:,} of {1:,.0f}")),
         (
             "Depth",
             f"{sums['depth_reached']}",
-            f"{nodes:,} {'node' if nodes == 1 else 'nodes'}",
-            of("max_depth", sums["depth_reached"], "of {1:,.0f}"),
+            counted(nodes, "node"),
+            of("max_depth", spent["depth_reached"], "of {1:,.0f}"),
         ),
         ("Errors", f"{sums['errors']:,}", "", []),
-        ("Tool calls", f"{sums['tool_calls']:,}", f"{cells:,} of them cells", []),
+        ("Tool calls", f"{sums['tool_calls']:,}", f"{counted(cells, 'cell')} among them", []),
     ]
 
 
@@ -1470,13 +1637,17 @@ def _gzip(text: str) -> str:
 def _index(run: _Run) -> str:
     """The columns of a run's rows: all that the tree, the timeline and the charts need, without a body."""
     base = min((row.start for row in run.rows), default=0.0)
+    kinds = list(_MARKS)
     names, models = _numbered(row.name for row in run.rows), _numbered(row.model for row in run.rows)
+    nodes = [str(run.events[row.index].get("node")) if row.index >= 0 else "" for row in run.rows]
+    node_numbers = _numbered(nodes)
     columns: dict[str, list[Any]] = {
         "level": [row.level for row in run.rows],
         "at": [row.index for row in run.rows],
-        "kind": [KINDS.index(row.kind) for row in run.rows],
+        "kind": [kinds.index(row.kind) for row in run.rows],
         "name": [names[row.name] for row in run.rows],
         "model": [models[row.model] for row in run.rows],
+        "node": [node_numbers[node] for node in nodes],
         "depth": [row.depth for row in run.rows],
         "start": [round(row.start - base, 1) for row in run.rows],
         "end": [round(row.end - base, 1) for row in run.rows],
@@ -1491,8 +1662,8 @@ def _index(run: _Run) -> str:
         "width": [row.width for row in run.rows],
     }
     columns |= {name: [row.usage[place] for row in run.rows] for place, name in enumerate(USAGE)}
-    texts = "\n".join(row.text.replace("\n", " ") for row in run.rows)
-    text = _json({"base": base, "names": list(names), "models": list(models), "cols": columns, "texts": texts})
+    words = {name: "\n".join(getattr(row, name).replace("\n", " ") for row in run.rows) for name in ("text", "outcome")}
+    text = _json({"base": base, "names": list(names), "models": list(models), "cols": columns, **words})
     return _script_safe(text) if run.plain else _gzip(text)
 
 
@@ -1531,7 +1702,7 @@ def write(
     descriptor, part = tempfile.mkstemp(prefix=".trajectory-", dir=os.path.dirname(target) or ".")  # mode 0600
     try:
         with open(descriptor, "w", encoding="utf-8") as file:
-            file.writelines(_page(runs, diff=_diff(runs) if diff else None))
+            file.writelines(_page(runs, diff=diff and len(runs) > 1))
         os.replace(part, target)
     except BaseException:
         os.unlink(part)
@@ -1550,7 +1721,7 @@ def _load(path: str | os.PathLike[str], room: _Room, bodies: bool = True) -> _Ru
         events.append(event if whole else without_bodies(event))
     if dropped and bodies:
         problems.append(
-            f"the text of {dropped:,} events is left out: the page holds {BODY_LIMIT >> 20} MB of log already"
+            f"the text of {dropped:,} events is left out: the page holds {BODY_LIMIT // 1_000_000} MB of log already"
         )
     elif dropped:
         problems.append(NO_BODIES)
@@ -1558,14 +1729,13 @@ def _load(path: str | os.PathLike[str], room: _Room, bodies: bool = True) -> _Ru
 
 
 def _page(
-    runs: Sequence[_Run], *, others: Sequence[dict[str, Any]] = (), diff: dict[str, Any] | None = None, live: str = ""
+    runs: Sequence[_Run], *, others: Sequence[dict[str, Any]] = (), diff: bool = False, live: str = ""
 ) -> Iterator[str]:
     """The pieces of the page: what can be read at once first, the bodies last."""
     metas = [run.meta() for run in runs]
-    style, script = _compact(_STYLE), _compact(_SCRIPT)
     policy = (
-        f"default-src 'none'; script-src '{_sha256(_HEAD_SCRIPT)}' '{_sha256(_LOADER)}' '{_sha256(script)}'; "
-        f"style-src '{_sha256(style)}'; "
+        f"default-src 'none'; script-src '{_sha256(_HEAD_SCRIPT)}' '{_sha256(_LOADER)}' '{_sha256(_SCRIPT)}'; "
+        f"style-src '{_sha256(_STYLE)}'; "
         f"img-src data:; base-uri 'none'; form-action 'none'" + ("; connect-src 'self'" if live else "")
     )
     title = _html(_shown(_brief(metas[0]["question"], 60))) if metas else "no runs"
@@ -1574,16 +1744,17 @@ def _page(
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta name="color-scheme" content="light dark"><title>{title} · rlm trajectory</title>'
-        f'<link rel="icon" href="{_ICON}"><style>{style}</style><script>{_HEAD_SCRIPT}</script></head>\n<body>'
+        f'<link rel="icon" href="{_ICON}"><style>{_STYLE}</style><script>{_HEAD_SCRIPT}</script></head>\n<body>'
     )
     above, _, rest = _BODY.partition("%SUMMARY%")
     middle, _, below = rest.partition("%TREE%")
     yield above + (_summary(metas[0]) if metas else _EMPTY) + middle
-    yield (_static_tree(runs[0].rows) if runs else "") + below
-    yield _block("data", _script_safe(_json({"runs": [*metas, *others], "diff": diff, "live": live})), plain=True)
+    yield (_html_tree(runs[0].rows[:STATIC_ROWS], len(runs[0].rows) - STATIC_ROWS) if runs else "") + below
+    data = {**_SHARED, "runs": [*metas, *others], "diff": {"a": 0, "b": 1} if diff else None, "live": live}
+    yield _block("data", _script_safe(_json(data)), plain=True)
     for number, run in enumerate(runs[:1]):
         yield _block(f"r{number}", _index(run), run.plain)
-    yield _block("program", _gzip(script), plain=False) + f"<script>{_LOADER}</script>\n"
+    yield _block("program", _gzip(_SCRIPT), plain=False) + f"<script>{_LOADER}</script>\n"
     for number, run in enumerate(runs):
         if number:
             yield _block(f"r{number}", _index(run), run.plain)
@@ -1602,12 +1773,6 @@ def _sha256(text: str) -> str:
     return "sha256-" + b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _compact(text: str) -> str:
-    """Style or script without indentation and comment lines; a browser needs neither."""
-    lines = (line.strip() for line in text.splitlines())
-    return "\n".join(line for line in lines if line and not line.startswith("//"))
-
-
 def _shown(text: str) -> str:
     """Text for static HTML: what HTML cannot hold as a picture of it, direction marks as escapes."""
     return _UNSEEN.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
@@ -1620,106 +1785,29 @@ def _summary(meta: Mapping[str, Any]) -> str:
         for title, value, note, used in meta["cards"]
     )
     problems = "".join(f"<li>{_html(_shown(problem))}</li>" for problem in meta["problems"])
+    why = _dict(meta["failure"])
+    lines = (why.get(name) for name in ("type", "message", "hint", "command"))
+    failure = "".join(f"<p>{_html(_shown(line))}</p>" for line in lines if line)
     question, answer, status = (_html(_shown(meta[name])) for name in ("question", "answer", "status"))
     return (
         f'<div class="qa"><div><h2>Question</h2><div id="question" class="prose">{question}</div></div>'
-        f'<div><h2>Answer <span id="status" class="badge {status}">{status}</span></h2>'
+        f'<div><h2>Answer <span id="status" class="badge {status}">{status}</span></h2>{failure}'
         f'<div id="answer" class="prose">{answer}</div></div></div>'
         f'<dl id="cards" class="cards">{cards}</dl><ul id="problems" class="problems">{problems}</ul>'
     )
 
 
 _EMPTY = '<p class="empty">There is no run here yet.</p>'
-
-
-def _static_tree(listed: Sequence[Row]) -> str:
-    """The first rows as a plain table: for print, and for a browser without scripts."""
-    head = "<tr><th>Call</th><th>Tokens</th><th>Cost</th><th>Time</th></tr>"
-    body = "".join(_static_row(row) for row in listed[:STATIC_ROWS])
-    more = len(listed) - STATIC_ROWS
-    note = f"<p>… and {more:,} more rows</p>" if more > 0 else ""
-    return f"<table><caption>Call tree</caption><thead>{head}</thead><tbody>{body}</tbody></table>{note}"
-
-
-def _static_row(row: Row) -> str:
-    mark = "✗" if row.error else _MARKS[row.kind]
-    indent = "\u00a0\u00a0" * min(row.level, 24)
-    figures = "".join(f"<td>{_html(total)}</td>" for total, _ in _figure_texts(row))
-    return f"<tr><td>{indent}{mark} <b>{_html(_shown(row.name))}</b> {_html(_shown(row.text))}</td>{figures}</tr>"
-
-
-# --- comparing two runs -----------------------------------------------------------------------------------------------
-
-DIFF_STEPS = 2000
-
-
-def _diff(runs: Sequence[_Run]) -> dict[str, Any] | None:
-    """Two runs' steps side by side, with the first place where they part."""
-    if len(runs) < 2:
-        return None
-    left, right = (_steps(run) for run in runs[:2])
-    steps = _aligned([step[1] for step in left], [step[1] for step in right])
-    listed = [_compared(left[a] if a >= 0 else None, right[b] if b >= 0 else None) for a, b in steps[:DIFF_STEPS]]
-    first = next((place for place, step in enumerate(listed) if step[0] != "same"), -1)
-    return {"steps": listed, "first": first, "more": max(0, len(steps) - DIFF_STEPS)}
-
-
-def _steps(run: _Run) -> list[tuple[Row, str, str]]:
-    """(row, what was asked, what came of it) of each step; times and costs do not count as differences."""
-    found: list[tuple[Row, str, str]] = []
-    for row in _by_prompt(run.rows, run.events):
-        event = run.events[row.index] if row.index >= 0 else {}
-        if row.kind in ("turn", "cell", "tool", "node", "sub", "end"):
-            asked = [
-                row.kind,
-                row.name,
-                event.get("code"),
-                event.get("arguments"),
-                event.get("prompt") if row.kind != "turn" else 0,
-            ]
-            came = [event.get(name) for name in ("response", "tool_calls", "stdout", "value", "error", "status")]
-            found.append((row, _json(asked), _json(came)))
-    return found
-
-
-def _by_prompt(listed: Sequence[Row], events: Sequence[Event]) -> Iterator[Row]:
-    """The rows in order, the sub-calls of each batch by their prompts: which of them began first is chance."""
-    batch: list[Row] = []
-    for row in listed:
-        if batch and row.kind != "sub":
-            yield from sorted(batch, key=lambda sub: _json(events[sub.index].get("prompt")))
-            batch = []
-        if row.kind == "sub":
-            batch.append(row)
-        else:
-            yield row
-    yield from batch
-
-
-def _aligned(left: list[str], right: list[str]) -> list[tuple[int, int]]:
-    """Pairs of step numbers; -1 where the other run has none. Long runs are aligned by position."""
-    if max(len(left), len(right)) > DIFF_STEPS:
-        longest = max(len(left), len(right))
-        return [(at if at < len(left) else -1, at if at < len(right) else -1) for at in range(longest)]
-    from difflib import SequenceMatcher
-
-    pairs: list[tuple[int, int]] = []
-    for _, a0, a1, b0, b1 in SequenceMatcher(None, left, right, autojunk=False).get_opcodes():
-        both = min(a1 - a0, b1 - b0)
-        pairs += [(a0 + at, b0 + at) for at in range(both)]
-        pairs += [(at, -1) for at in range(a0 + both, a1)] + [(-1, at) for at in range(b0 + both, b1)]
-    return pairs
-
-
-def _compared(left: tuple[Row, str, str] | None, right: tuple[Row, str, str] | None) -> list[Any]:
-    """[state, event of the left, event of the right, level, left label, right label]."""
-    if left and right:
-        state = "same" if left[1:] == right[1:] else "changed"
-    else:
-        state = "left" if left else "right"
-    sides = [(step[0].index, f"{step[0].name}  {step[0].text}") if step else (-1, "") for step in (left, right)]
-    level = (left or right or (Row(-1, "other", ""), "", ""))[0].level
-    return [state, sides[0][0], sides[1][0], level, sides[0][1], sides[1][1]]
+# What the page's script takes over from this file.
+_SHARED = {
+    "kinds": list(_MARKS),
+    "untimed": UNTIMED,
+    "usage": USAGE,
+    "flags": [ERROR, WARNING, RESTORED, FINAL, ESTIMATED, RETRIED],
+    "chunk": CHUNK,
+    "staticRows": STATIC_ROWS,
+    "tie": _TIE,
+}
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -1832,34 +1920,34 @@ class _Pages:
             raise FileNotFoundError(target) from None
         names = [name.removesuffix(".jsonl") for name in _log_names(self.dir)]
         # As a folder hands it out, a name that is not UTF-8 has surrogates for its bytes.
-        name = parse_qs(parts.query, errors="surrogateescape").get("run", names[:1])[0] if names else ""
-        if parts.path not in ("/", "/version") or (names and name not in names):
+        chosen = parse_qs(parts.query, errors="surrogateescape").get("run", names[:1])[:2]
+        if parts.path not in ("/", "/version") or not set(chosen) <= set(names):
             raise FileNotFoundError(target)
-        stamp = self.stamp(name, names)
+        stamp = self.stamp(chosen, names)
         if parts.path == "/version":
             return 200, "text/plain", stamp.encode()
-        return 200, "text/html", self.page(name, stamp)
+        return 200, "text/html", self.page(chosen, stamp)
 
-    def stamp(self, name: str, names: Sequence[str]) -> str:
+    def stamp(self, chosen: Sequence[str], names: Sequence[str]) -> str:
         """Changes whenever the page would."""
         facts = [str(sorted(names))]
-        if name:
+        for name in chosen:
             status = os.stat(os.path.join(self.dir, name + ".jsonl"))
             facts += [name, str(status.st_size), str(status.st_mtime_ns)]
         return hashlib.sha256("\n".join(facts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
-    def page(self, name: str, stamp: str) -> bytes:
+    def page(self, chosen: Sequence[str], stamp: str) -> bytes:
         with self.lock:
             if self.made[0] != stamp:
-                self.made = (stamp, "".join(self.pieces(name, stamp)).encode())
+                self.made = (stamp, "".join(self.pieces(chosen, stamp)).encode())
             return self.made[1]
 
-    def pieces(self, name: str, stamp: str) -> Iterator[str]:
-        listed = list_runs(self.dir)
+    def pieces(self, chosen: Sequence[str], stamp: str) -> Iterator[str]:
+        listed = {run["id"]: run for run in list_runs(self.dir)}
         room = _Room()
-        chosen = [_load(run["path"], room, self.bodies) for run in listed if run["id"] == name]
-        others = [_listed_meta(run, room.secrets) for run in listed if run["id"] != name]
-        return _page(chosen, others=others, live=stamp)
+        runs = [_load(listed.pop(name)["path"], room, self.bodies) for name in dict.fromkeys(chosen) if name in listed]
+        others = [_listed_meta(run, room.secrets) for run in listed.values()]
+        return _page(runs, others=others, diff=len(runs) > 1, live=stamp)
 
 
 def _listed_meta(run: Mapping[str, Any], secrets: Secrets) -> dict[str, Any]:
@@ -1892,21 +1980,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-# --- the page's own text ----------------------------------------------------------------------------------------------
+# --- the page's own text: `make viewer` writes it from viewer/ --------------------------------------------------------
 
 _ICON = (
     "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg'"
     " viewBox='0 0 16 16'%3E%3Cpath fill='%235b50e6' d='M8 1 15 8 8 15 1 8z'/%3E%3C/svg%3E"
 )
-_HEAD_SCRIPT = """if (window.DecompressionStream) document.documentElement.className = "js";
-try { document.documentElement.dataset.theme = localStorage.getItem("rlm-theme") || ""; } catch {}"""
-# The program travels compressed: a third of its size. Its hash is in the policy too, so nothing else can be slipped in.
-_LOADER = """(async () => {
-const bytes = Uint8Array.from(atob(document.getElementById("program").textContent), letter => letter.charCodeAt(0));
-const script = document.createElement("script");
-script.textContent = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
-document.body.append(script);
-})().catch(() => { document.documentElement.className = ""; });"""
+# <viewer>
 _BODY = r"""<svg class="sprite" aria-hidden="true">
 <symbol id="i-node" viewBox="0 0 16 16"><path d="M8 1.2 14.8 8 8 14.8 1.2 8z"/></symbol>
 <symbol id="i-turn" viewBox="0 0 16 16"><path d="M2 2.5h12v8.6H7.2L4 14v-2.9H2z"/></symbol>
@@ -1988,8 +2068,7 @@ autocomplete="off" spellcheck="false" data-shortcut="/" data-does="Search">
 <dl></dl><form method="dialog">
 <button>Close</button></form></dialog>
 """
-_STYLE = r"""
-:root{color-scheme:light dark;
+_STYLE = r""":root{color-scheme:light dark;
 --bg:light-dark(#f5f6f9,#0e1116);--panel:light-dark(#fff,#161a21);--raised:light-dark(#f0f2f6,#1d222b);
 --line:light-dark(#dfe3ea,#2b323d);
 --text:light-dark(#171b26,#e7eaf0);--muted:light-dark(#586174,#9ca6b7);--accent:light-dark(#4a3fd6,#9aa0ff);
@@ -2009,14 +2088,14 @@ _STYLE = r"""
 *{box-sizing:border-box}
 [hidden]{display:none!important}
 body{margin:0;background:var(--bg);color:var(--text);
-  font:14px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,"DejaVu Sans",sans-serif;
-  -webkit-text-size-adjust:100%}
+font:14px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,"DejaVu Sans",sans-serif;
+-webkit-text-size-adjust:100%}
 h1,h2,h3,p,dl,dd,ul,figure,pre{margin:0;padding:0}
 h2,h3{font-size:12px;font-weight:600;color:var(--muted)}
 button,select,input,summary{font:inherit;color:inherit}
 button,select,summary{cursor:pointer}
 button,select,input,#tools summary{background:var(--panel);border:1px solid var(--line);border-radius:7px;
-  padding:4px 10px;min-height:32px}
+padding:4px 10px;min-height:32px}
 button:hover,select:hover,#tools summary:hover{border-color:var(--muted)}
 :focus-visible{outline:2px solid var(--accent);outline-offset:1px}
 svg{width:14px;height:14px;fill:currentColor;flex:none}
@@ -2024,14 +2103,14 @@ svg .line,.line{fill:none;stroke:currentColor;stroke-width:2;stroke-linecap:roun
 .sprite{position:absolute;width:0;height:0}
 .icon{min-width:32px;padding:0;display:inline-grid;place-items:center}
 .link{border:0;background:none;padding:0;min-height:0;color:var(--accent);text-decoration:underline;
-  text-underline-offset:2px;text-align:left;overflow-wrap:anywhere}
+text-underline-offset:2px;text-align:left;overflow-wrap:anywhere}
 .vh{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
 .mono,pre,code,kbd{font-family:var(--mono);font-size:12.5px}
 .ctl{unicode-bidi:isolate;color:var(--error)}
 .ctl::before{content:attr(data-u);font:10px var(--mono);border:1px solid;border-radius:3px;padding:0 2px;
-  margin:0 1px}
+margin:0 1px}
 #top{position:sticky;top:0;z-index:5;display:flex;gap:10px;align-items:center;padding:8px 20px;
-  background:var(--panel);border-bottom:1px solid var(--line)}
+background:var(--panel);border-bottom:1px solid var(--line)}
 .brand{display:flex;gap:8px;align-items:center;color:var(--accent)}
 .brand svg{width:18px;height:18px}
 .brand h1{font-size:16px;font-weight:700;color:var(--text);white-space:nowrap}
@@ -2050,7 +2129,7 @@ main{padding:16px 20px 40px;max-width:1720px;margin:auto}
 .js .prose.clamp{display:-webkit-box;-webkit-line-clamp:5;-webkit-box-orient:vertical;overflow:hidden}
 #question{font-size:16px;line-height:1.45}
 .badge{display:inline-block;font-size:11px;font-weight:600;line-height:18px;padding:0 8px;border-radius:9px;
-  background:var(--raised);color:var(--muted);white-space:nowrap}
+background:var(--raised);color:var(--muted);white-space:nowrap}
 .badge.answered{background:var(--okbg);color:var(--ok)}
 .badge.error,.badge.interrupted{background:var(--errorbg);color:var(--error)}
 .badge.partial,.badge.unfinished{background:var(--hit);color:var(--warn)}
@@ -2064,13 +2143,13 @@ main{padding:16px 20px 40px;max-width:1720px;margin:auto}
 .track{display:block;height:12px;background:var(--raised);border-radius:3px;overflow:hidden}
 .note .track{height:6px;margin-top:4px;box-shadow:inset 0 0 0 1px var(--line)}
 .problems:not(:empty){margin-top:14px;padding:8px 16px 8px 32px;background:var(--hit);border-radius:10px;
-  font-size:13px;overflow-wrap:anywhere}
+font-size:13px;overflow-wrap:anywhere}
 #notice:not(:empty){margin-top:14px;padding:8px 16px;border-radius:10px;background:var(--tint)}
 #app{display:none;margin-top:16px}
 .js #app{display:block}
 .js #static{display:none}
 #bar{position:sticky;top:49px;z-index:4;display:flex;gap:8px 16px;align-items:center;flex-wrap:wrap;
-  background:var(--bg);padding:6px 0}
+background:var(--bg);padding:6px 0}
 .tabs{display:flex;gap:2px;background:var(--raised);border-radius:9px;padding:3px}
 .tabs button{border:0;background:none;min-height:28px;color:var(--muted);font-weight:500}
 .tabs [aria-selected=true]{background:var(--panel);color:var(--text);box-shadow:0 1px 2px #0003}
@@ -2080,8 +2159,8 @@ main{padding:16px 20px 40px;max-width:1720px;margin:auto}
 #tools summary::-webkit-details-marker{display:none}
 #active:not(:empty){background:var(--accent);color:var(--panel);border-radius:9px;padding:0 6px;font-size:11px}
 .sheet{position:absolute;right:0;top:38px;z-index:6;width:330px;max-width:calc(100vw - 24px);display:grid;
-  gap:10px;padding:14px;background:var(--panel);border:1px solid var(--line);border-radius:10px;
-  box-shadow:0 8px 30px #0003}
+gap:10px;padding:14px;background:var(--panel);border:1px solid var(--line);border-radius:10px;
+box-shadow:0 8px 30px #0003}
 #export .sheet{width:200px}
 .sheet label{display:grid;grid-template-columns:110px 1fr;align-items:center;gap:8px;font-size:13px}
 .sheet .chips{display:flex;flex-wrap:wrap;gap:6px}
@@ -2092,34 +2171,34 @@ main{padding:16px 20px 40px;max-width:1720px;margin:auto}
 #grid,#v2,#v3,#v4{background:var(--panel);border:1px solid var(--line);border-radius:10px}
 #grid{font-variant-numeric:tabular-nums;overflow:clip}
 #grid [role=row]{display:grid;grid-template-columns:minmax(0,1fr) minmax(60px,12%) 124px 126px 118px;
-  align-items:center;padding:0 12px 0 8px}
+align-items:center;padding:0 12px 0 8px}
 .head{position:sticky;top:95px;z-index:2;background:var(--panel);border-bottom:1px solid var(--line)}
 #grid [role=columnheader]{padding:7px 0;font-size:12px;color:var(--muted);font-weight:600;text-align:right}
 #grid [role=columnheader]:first-child{text-align:left;padding-left:22px}
 #grid [role=columnheader] i{font-weight:400;font-size:11px}
 #rows{position:relative}
 #rows [role=row]{height:32px;border-bottom:1px solid color-mix(in srgb,var(--line) 45%,transparent);
-  cursor:default;content-visibility:auto;contain-intrinsic-size:auto 32px}
+cursor:default;content-visibility:auto;contain-intrinsic-size:auto 32px}
 #rows.virtual [role=row]{position:absolute;left:0;right:0;content-visibility:visible}
 #rows [role=row]:hover{background:var(--raised)}
 #rows [aria-selected=true],#rows [aria-selected=true]:hover{background:var(--tint);
-  box-shadow:inset 3px 0 var(--accent)}
+box-shadow:inset 3px 0 var(--accent)}
 #rows [role=row]:focus-visible,#rows [role=gridcell]:focus-visible{outline-offset:-2px}
 #rows .hit .name b{background:var(--hit)}
 #rows .dim{opacity:.72}
 .name{overflow:hidden;display:flex;align-items:center;gap:6px;min-width:0;height:100%}
 .in{flex:none;max-width:45%;align-self:stretch;width:calc(var(--l)*16px);
-  background:repeating-linear-gradient(90deg,transparent 0 7px,var(--line) 7px 8px,transparent 8px 16px)}
+background:repeating-linear-gradient(90deg,transparent 0 7px,var(--line) 7px 8px,transparent 8px 16px)}
 .twist{flex:none;width:16px;height:16px;color:var(--muted)}
 .twist.has::before{content:"";display:block;width:0;height:0;margin:4px 5px;border:4px solid transparent;
-  border-left:6px solid}
+border-left:6px solid}
 [aria-expanded=true]>.name>.twist::before{transform:rotate(90deg) translate(1px,2px)}
 .name b{font-weight:600;white-space:nowrap}
 .name .said{color:var(--muted);overflow:hidden;text-overflow:ellipsis;white-space:nowrap;min-width:0;
-  unicode-bidi:isolate}
+unicode-bidi:isolate}
 .name .code{font:12px var(--mono)}
 .tag{flex:none;font-size:11px;line-height:17px;padding:0 6px;border-radius:8px;background:var(--raised);
-  color:var(--muted);white-space:nowrap}
+color:var(--muted);white-space:nowrap}
 .tag.error{background:var(--errorbg);color:var(--error)}
 .tag.final{background:var(--okbg);color:var(--ok)}
 .tag.warn{background:var(--hit);color:var(--warn)}
@@ -2129,14 +2208,14 @@ main{padding:16px 20px 40px;max-width:1720px;margin:auto}
 #grid .head .bar{text-align:left}
 .bar span{position:absolute;top:50%;height:10px;margin-top:-5px;min-width:2px;border-radius:2px;opacity:.85}
 .k-node{color:var(--node)}.k-turn{color:var(--turn)}.k-sub{color:var(--sub)}.k-cell{color:var(--cell)}.k-tool{
-  color:var(--tool)}.k-batch{color:var(--batch)}.k-end{color:var(--end)}.k-resume{color:var(--resume)}
-  .k-interrupted,.k-error{color:var(--error)}.k-compact,.k-other,.k-detached{color:var(--muted)}
+color:var(--tool)}.k-batch{color:var(--batch)}.k-end{color:var(--end)}.k-resume{color:var(--resume)}
+.k-interrupted,.k-error{color:var(--error)}.k-compact,.k-other,.k-detached{color:var(--muted)}
 .bar span,.fill{background:currentColor}
 .empty{padding:40px 20px;text-align:center;color:var(--muted)}
 #inspector{container-type:inline-size;position:sticky;top:101px;max-height:calc(100vh - 113px);overflow:auto;
-  background:var(--panel);border:1px solid var(--line);border-radius:10px;overscroll-behavior:contain}
+background:var(--panel);border:1px solid var(--line);border-radius:10px;overscroll-behavior:contain}
 .title{position:sticky;top:0;z-index:1;display:flex;gap:8px;align-items:center;padding:10px 14px;
-  background:var(--panel);border-bottom:1px solid var(--line)}
+background:var(--panel);border-bottom:1px solid var(--line)}
 .title h2{font-size:15px;color:var(--text);overflow-wrap:anywhere;min-width:0}
 .title .icon{margin-left:0}
 .title .grow{flex:1}
@@ -2152,26 +2231,26 @@ main{padding:16px 20px 40px;max-width:1720px;margin:auto}
 .block{border:1px solid var(--line);border-radius:8px;overflow:hidden;min-width:0}
 .block.error{border-color:var(--error)}
 .block header{display:flex;gap:8px;align-items:center;min-height:32px;padding:2px 4px 2px 10px;
-  background:var(--raised);font-size:12px}
+background:var(--raised);font-size:12px}
 .block header h3{color:var(--text)}
 .block header .note{color:var(--muted);overflow:hidden;text-overflow:ellipsis;white-space:nowrap;min-width:0}
 .block header button{margin-left:auto;min-height:26px;border:0;background:none;font-size:12px;
-  color:var(--muted);padding:0 8px;display:inline-flex;gap:5px;align-items:center;white-space:nowrap}
+color:var(--muted);padding:0 8px;display:inline-flex;gap:5px;align-items:center;white-space:nowrap}
 .block pre{padding:8px 10px;white-space:pre-wrap;overflow-wrap:anywhere;tab-size:4;unicode-bidi:isolate;
-  max-height:60vh;overflow:auto}
+max-height:60vh;overflow:auto}
 .block.error pre{background:var(--errorbg)}
 .block>.more{width:100%;border-width:1px 0 0;border-radius:0;color:var(--accent);font-size:12px}
 .block img{max-width:100%;display:block;margin:8px auto}
 pre.src{counter-reset:n;padding-left:0}
 pre.src>span{display:block;padding-left:44px;position:relative;min-height:1.5em}
 pre.src>span::before{counter-increment:n;content:counter(n);position:absolute;left:0;width:32px;
-  text-align:right;color:var(--muted);opacity:.8;user-select:none}
+text-align:right;color:var(--muted);opacity:.8;user-select:none}
 pre.src>.at{background:var(--errorbg);box-shadow:inset 3px 0 var(--error)}
 .kw{color:var(--kw)}.str{color:var(--str)}.num{color:var(--num)}.com{color:var(--com);font-style:italic}.fn{
-  color:var(--fn)}.rlm{color:var(--accent);font-weight:600}
+color:var(--fn)}.rlm{color:var(--accent);font-weight:600}
 .spawn{display:grid;gap:1px}
 .spawn button{border:0;border-radius:0;display:grid;grid-template-columns:16px minmax(0,1fr) auto auto;gap:8px;
-  align-items:center;text-align:left;font-variant-numeric:tabular-nums;padding:4px 10px}
+align-items:center;text-align:left;font-variant-numeric:tabular-nums;padding:4px 10px}
 .spawn button:hover{background:var(--raised)}
 .spawn .said{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
 .spawn i{font-style:normal;color:var(--muted);font-size:12px}
@@ -2180,19 +2259,19 @@ pre.src>.at{background:var(--errorbg);box-shadow:inset 3px 0 var(--error)}
 .flame canvas{display:block;width:100%;border-top:1px solid var(--line);touch-action:none;cursor:grab}
 .key{display:inline-flex;gap:5px;align-items:center;font-size:12px;color:var(--muted)}
 .tip{position:absolute;pointer-events:none;z-index:3;max-width:340px;padding:6px 10px;border-radius:7px;
-  background:var(--text);color:var(--panel);font-size:12px;overflow-wrap:anywhere}
+background:var(--text);color:var(--panel);font-size:12px;overflow-wrap:anywhere}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,330px),1fr));border-radius:10px;
-  overflow:hidden}
+overflow:hidden}
 .charts figure{box-shadow:1px 0 var(--line),0 1px var(--line);padding:14px 16px;min-width:0}
 .charts figcaption{display:flex;flex-wrap:wrap;gap:2px 14px;font-size:12px;color:var(--muted);margin-bottom:10px}
 .charts figcaption b{color:var(--text);font-size:13px;flex-basis:100%}
 .plot{display:grid;grid-template-columns:auto minmax(0,1fr);gap:0 8px;font-size:11px;color:var(--muted);
-  font-variant-numeric:tabular-nums}
+font-variant-numeric:tabular-nums}
 .plot svg{width:100%;height:150px;border-bottom:1px solid var(--line);border-left:1px solid var(--line)}
 .plot .y{display:flex;flex-direction:column;justify-content:space-between;text-align:right}
 .plot .x{grid-column:2;display:flex;justify-content:space-between}
 .share{display:grid;grid-template-columns:minmax(0,max-content) minmax(40px,1fr) auto;gap:6px 10px;
-  align-items:center;font-variant-numeric:tabular-nums;font-size:13px}
+align-items:center;font-variant-numeric:tabular-nums;font-size:13px}
 .share span:first-child,.share .label{overflow:hidden;text-overflow:ellipsis;white-space:nowrap;max-width:180px}
 .track .fill{display:block;height:100%;border-radius:3px}
 .donut{display:flex;gap:16px;align-items:center}
@@ -2218,7 +2297,7 @@ tr.on{background:var(--tint)}
 .step.first{outline:2px solid var(--warn);outline-offset:-2px}
 .step .tag.changed{background:var(--hit);color:var(--warn)}
 dialog{border:1px solid var(--line);border-radius:12px;background:var(--panel);color:var(--text);
-  padding:18px 22px;min-width:300px}
+padding:18px 22px;min-width:300px}
 dialog::backdrop{background:#0007}
 dialog h2{font-size:15px;color:var(--text)}
 dialog dl{display:grid;grid-template-columns:auto 1fr;gap:8px 16px;margin:12px 0 16px;align-items:center}
@@ -2226,14 +2305,14 @@ kbd{border:1px solid var(--line);border-bottom-width:2px;border-radius:5px;paddi
 .close{display:none}
 ::highlight(hit){background:var(--hit);color:var(--text)}
 @container (max-width:820px){#grid [role=row]{grid-template-columns:minmax(0,1fr) 128px 122px 116px}#grid .bar{
-  display:none}}
+display:none}}
 @container (max-width:620px){#grid [role=row]{grid-template-columns:minmax(0,1fr) 84px 92px 70px}.figure{
-  grid-template-columns:1fr}.figure i,#grid [role=columnheader] i{display:none}}
+grid-template-columns:1fr}.figure i,#grid [role=columnheader] i{display:none}}
 @container (min-width:560px){.pair{grid-template-columns:minmax(0,1fr) minmax(0,1fr)}}
 .split.single{grid-template-columns:minmax(0,1fr)}
 .title button:not(.icon),.chip{display:inline-flex;gap:6px;align-items:center}
 .step .link{display:block;max-width:100%;overflow:hidden;text-overflow:ellipsis;white-space:nowrap;
-  color:var(--text);text-decoration:none}
+color:var(--text);text-decoration:none}
 .step .link:hover{text-decoration:underline}
 @media (max-width:900px){
 .split{grid-template-columns:minmax(0,1fr)}
@@ -2259,12 +2338,12 @@ button:not(.link){min-width:44px}
 .brand span{display:none}
 .cards>div{flex-basis:40%}
 #grid #rows [role=row]{height:58px;grid-template-columns:auto auto auto 1fr;grid-template-rows:34px 20px;
-  gap:0 12px;contain-intrinsic-size:auto 58px;align-content:start}
+gap:0 12px;contain-intrinsic-size:auto 58px;align-content:start}
 #rows .name{grid-column:1/-1}
 #rows .figure{font-size:12px;color:var(--muted)}
 #rows .figure.first{padding-left:24px}
 .in{width:calc(min(var(--l),8)*9px);
-  background:repeating-linear-gradient(90deg,transparent 0 4px,var(--line) 4px 5px,transparent 5px 9px)}
+background:repeating-linear-gradient(90deg,transparent 0 4px,var(--line) 4px 5px,transparent 5px 9px)}
 #tools details{position:static}
 .sheet{left:12px;right:12px;top:auto;width:auto!important}
 .donut{flex-direction:column;align-items:stretch}
@@ -2275,1491 +2354,1457 @@ button:not(.link){min-width:44px}
 .js #static{display:block}
 .js .prose.clamp{display:block}
 :root{color-scheme:light}
-}
-"""
-_SCRIPT = r"""
-"use strict";
+}"""
+_HEAD_SCRIPT = r"""if (window.DecompressionStream) document.documentElement.className = "js";
+try { document.documentElement.dataset.theme = localStorage.getItem("rlm-theme") || ""; } catch {}"""
+_LOADER = r"""(async () => {
+const bytes = Uint8Array.from(atob(document.getElementById("program").textContent), letter => letter.charCodeAt(0));
+const script = document.createElement("script");
+script.textContent = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+document.body.append(script);
+})().catch(() => { document.documentElement.className = ""; });"""
+_SCRIPT = r""""use strict";
 const $ = id => document.getElementById(id);
 const DATA = JSON.parse($("data").textContent);
 const RUNS = DATA.runs;
-const KINDS = ["node", "turn", "sub", "cell", "tool", "batch", "end", "resume", "interrupted", "compact", "other",
-  "detached"];
-const KIND_NAMES = { node: "node", turn: "turn", sub: "sub-call", cell: "cell", tool: "tool", batch: "batch",
-  end: "end", resume: "resume", interrupted: "interrupted", compact: "compaction", other: "other",
-  detached: "detached" };
-const [ERROR, WARNING, RESTORED, FINAL, ESTIMATED, RETRIED] = [1, 2, 4, 8, 16, 32];
-const CHUNK = 256, PLAIN_ROWS = 5000, FIRST_ROWS = 120, SHOWN_LINES = 40, SHOWN_CHARS = 8000;
+const { kinds: KINDS, untimed: UNTIMED, usage: USAGE, chunk: CHUNK, staticRows: STATIC_ROWS, tie: TIE } = DATA;
+const [ERROR, WARNING, RESTORED, FINAL, ESTIMATED, RETRIED] = DATA.flags;
+const kindName = k => ({ sub: "sub-call", compact: "compaction" })[k] || k;
+const PLAIN_ROWS = 5000, FIRST_ROWS = 120, SHOWN_LINES = 40, SHOWN_CHARS = 8000;
 const STATE = { run: 0, e: "", v: 1, q: "", k: "", d: "", m: "", t: "", err: "", cost: "", ms: "" };
 const FILTERS = ["k", "d", "m", "t", "err", "cost", "ms"];
 let run = null;
-
-// --- elements and text
 const UNSEEN = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/;
 const UNSEEN_PARTS = new RegExp("(" + UNSEEN.source + ")", "g");
-
 function put(element, text) {
-  if (!UNSEEN.test(text)) { element.append(text); return element; }
-  for (const part of text.split(UNSEEN_PARTS)) {
-    if (part.length === 1 && UNSEEN.test(part)) element.append(control(part));
-    else if (part) element.append(part);
-  }
-  return element;
+if (!UNSEEN.test(text)) { element.append(text); return element; }
+for (const part of text.split(UNSEEN_PARTS)) {
+if (part.length === 1 && UNSEEN.test(part)) element.append(control(part));
+else if (part) element.append(part);
+}
+return element;
 }
 function control(letter) {
-  const mark = document.createElement("span");
-  mark.className = "ctl";
-  mark.dataset.u = "U+" + letter.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0");
-  mark.textContent = letter;
-  return mark;
+const mark = document.createElement("span");
+mark.className = "ctl";
+mark.dataset.u = "U+" + letter.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0");
+mark.textContent = letter;
+return mark;
 }
 function h(tag, attributes, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes || {})) {
-    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (value !== null && (value !== false || name.startsWith("aria-"))) element.setAttribute(name, value);
-  }
-  for (const child of children.flat(Infinity)) {
-    if (child instanceof Node) element.append(child);
-    else if (child !== null && child !== undefined) put(element, String(child));
-  }
-  return element;
+const element = document.createElement(tag);
+for (const [name, value] of Object.entries(attributes || {})) {
+if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+else if (value !== null && (value !== false || name.startsWith("aria-"))) element.setAttribute(name, value);
+}
+for (const child of children.flat(Infinity)) {
+if (child instanceof Node) element.append(child);
+else if (child !== null && child !== undefined) put(element, String(child));
+}
+return element;
 }
 function s(tag, attributes, ...children) {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
+const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+element.append(...children);
+return element;
 }
 const icon = name => s("svg", { "aria-hidden": "true", class: "k-" + name }, s("use", { href: "#i-" + name }));
 const button = (label, act, attributes) => h("button", { type: "button", ...attributes, onclick: act }, label);
-
-// --- figures, as the Python side writes them
-const TIE = 1e-9;
 const number = value => Math.round(value).toLocaleString("en-US");
 function money(known, unpriced) {
-  if (unpriced && !known) return "?";
-  const cents = { minimumFractionDigits: 2, maximumFractionDigits: 2 };
-  let shown = "$0";
-  if (known >= 100) shown = "$" + (known + TIE).toLocaleString("en-US", cents);
-  else if (known) shown = known < 0.00005 ? "<$0.0001" : "$" + (known + TIE).toFixed(4);
-  return unpriced ? shown + " + ?" : shown;
+if (unpriced && !known) return "?";
+const cents = { minimumFractionDigits: 2, maximumFractionDigits: 2 };
+let shown = "$0";
+if (known >= 100) shown = "$" + (known + TIE).toLocaleString("en-US", cents);
+else if (known) shown = known < 0.00005 ? "<$0.0001" : "$" + (known + TIE).toFixed(4);
+return unpriced ? shown + " + ?" : shown;
 }
 function duration(ms) {
-  if (ms < 999.5) return (ms + TIE).toFixed(ms >= 9.95 || ms < 0.05 ? 0 : 1) + " ms";
-  if (ms < 59950) return (ms / 1000 + TIE).toFixed(1) + " s";
-  const seconds = Math.round(ms / 1000), minutes = Math.floor(seconds / 60), two = n => String(n).padStart(2, "0");
-  if (minutes < 60) return `${minutes} m ${two(seconds % 60)} s`;
-  return `${number(Math.floor(minutes / 60))} h ${two(minutes % 60)} m`;
+if (ms < 999.5) return (ms + TIE).toFixed(ms >= 9.95 || ms < 0.05 ? 0 : 1) + " ms";
+if (ms < 59950) return (ms / 1000 + TIE).toFixed(1) + " s";
+const seconds = Math.round(ms / 1000), minutes = Math.floor(seconds / 60), two = n => String(n).padStart(2, "0");
+if (minutes < 60) return `${minutes} m ${two(seconds % 60)} s`;
+return `${number(Math.floor(minutes / 60))} h ${two(minutes % 60)} m`;
 }
-
-// --- what is embedded
 const parsed = new Promise(done => document.readyState === "loading" ? addEventListener("DOMContentLoaded", done)
-  : done());
+: done());
 async function block(id) {
-  if (!$(id)) await parsed;
-  const element = $(id);
-  if (!element) return "";
-  if (element.type.endsWith("json")) return element.textContent;
-  const packed = element.textContent;
-  const bytes = Uint8Array.fromBase64?.(packed) ?? Uint8Array.from(atob(packed), letter => letter.charCodeAt(0));
-  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+if (!$(id)) await parsed;
+const element = $(id);
+if (!element) return "";
+if (element.type.endsWith("json")) return element.textContent;
+const packed = element.textContent;
+const bytes = Uint8Array.fromBase64?.(packed) ?? Uint8Array.from(atob(packed), letter => letter.charCodeAt(0));
+return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
 }
 async function openRun(place) {
-  const index = JSON.parse(await block("r" + place)), count = index.cols.level.length;
-  const opened = { place, meta: RUNS[place], count, base: index.base, names: index.names, models: index.models,
-    texts: index.texts.split("\n"), chunks: new Map() };
-  const wide = new Set(["start", "end", "all", "own", "cost", "allCost", "allTokens", "input", "output", "cached"]);
-  for (const [name, column] of Object.entries(index.cols)) {
-    opened[name] = (wide.has(name) ? Float64Array : Int32Array).from(column);
-    index.cols[name] = null;
-  }
-  return relate(opened);
+const index = JSON.parse(await block("r" + place)), count = index.cols.level.length;
+const opened = { place, meta: RUNS[place], count, base: index.base, names: index.names, models: index.models,
+texts: index.texts.split("\n"), chunks: new Map() };
+const wide = new Set(["start", "end", "all", "own", "cost", "allCost", "allTokens", "input", "output", "cached"]);
+for (const [name, column] of Object.entries(index.cols)) {
+opened[name] = (wide.has(name) ? Float64Array : Int32Array).from(column);
+index.cols[name] = null;
+}
+return relate(opened);
 }
 function relate(r) {
-  r.parent = new Int32Array(r.count).fill(-1);
-  r.size = new Int32Array(r.count).fill(1);
-  r.rowAt = new Int32Array(r.meta.events).fill(-1);
-  r.open = new Uint8Array(r.count);
-  const path = [];
-  for (let i = 0; i < r.count; i++) {
-    path.length = r.level[i];
-    if (path.length) r.parent[i] = path[path.length - 1];
-    path.push(i);
-    if (r.at[i] >= 0) r.rowAt[r.at[i]] = i;
-  }
-  for (let i = r.count - 1; i > 0; i--) if (r.parent[i] >= 0) r.size[r.parent[i]] += r.size[i];
-  r.time = timeAxis(r);
-  return r;
+r.parent = new Int32Array(r.count).fill(-1);
+r.size = new Int32Array(r.count).fill(1);
+r.rowAt = new Int32Array(r.meta.events).fill(-1);
+r.open = new Uint8Array(r.count);
+const path = [];
+for (let i = 0; i < r.count; i++) {
+path.length = r.level[i];
+if (path.length) r.parent[i] = path[path.length - 1];
+path.push(i);
+if (r.at[i] >= 0) r.rowAt[r.at[i]] = i;
+}
+for (let i = r.count - 1; i > 0; i--) if (r.parent[i] >= 0) r.size[r.parent[i]] += r.size[i];
+r.time = timeAxis(r);
+return r;
 }
 function chunk(r, place) {
-  if (!r.chunks.has(place)) {
-    if (r.chunks.size > 12) r.chunks.delete(r.chunks.keys().next().value);
-    r.chunks.set(place, block(`r${r.place}c${place}`));
-  }
-  return r.chunks.get(place);
+if (!r.chunks.has(place)) {
+if (r.chunks.size > 12) r.chunks.delete(r.chunks.keys().next().value);
+r.chunks.set(place, block(`r${r.place}c${place}`));
+}
+return r.chunks.get(place);
 }
 async function body(r, at) {
-  const lines = (await chunk(r, Math.floor(at / CHUNK))).split("\n");
-  return JSON.parse(lines[at % CHUNK] || "{}");
+const lines = (await chunk(r, Math.floor(at / CHUNK))).split("\n");
+return JSON.parse(lines[at % CHUNK] || "{}");
 }
 const kind = i => KINDS[run.kind[i]];
 const name = i => run.names[run.name[i]];
 const rowId = i => run.at[i] >= 0 ? String(run.at[i]) : "g" + i;
 function rowOf(id) {
-  if (/^g\d+$/.test(id)) return +id.slice(1) < run.count ? +id.slice(1) : -1;
-  return /^\d+$/.test(id) ? (run.rowAt[id] ?? -1) : -1;
+if (/^g\d+$/.test(id)) return +id.slice(1) < run.count ? +id.slice(1) : -1;
+return /^\d+$/.test(id) ? (run.rowAt[id] ?? -1) : -1;
 }
 const isError = i => (run.flags[i] & ERROR) > 0;
 function childrenOf(i) {
-  const found = [];
-  for (let at = i + 1; at < i + run.size[i]; at += run.size[at]) found.push(at);
-  return found;
+const found = [];
+for (let at = i + 1; at < i + run.size[i]; at += run.size[at]) found.push(at);
+return found;
 }
-
-// --- the address: #run=…&e=…&v=… and the filters
 function readHash() {
-  const asked = new URLSearchParams(location.hash.slice(1));
-  for (const key of Object.keys(STATE)) if (key !== "run") STATE[key] = asked.get(key) || "";
-  STATE.v = Math.min(4, Math.max(1, +STATE.v || (DATA.diff && !STATE.e ? 4 : 1)));
-  const wanted = asked.get("run"), place = wanted ? RUNS.findIndex(meta => meta.id === wanted) : STATE.run;
-  say(place < 0 ? `This page has no run “${wanted}”.` : "");
-  return Math.max(0, place);
+const asked = new URLSearchParams(location.hash.slice(1));
+for (const key of Object.keys(STATE)) if (key !== "run") STATE[key] = asked.get(key) || "";
+STATE.v = Math.min(4, Math.max(1, +STATE.v || (DATA.diff && !STATE.e ? 4 : 1)));
+const wanted = asked.get("run"), place = wanted ? RUNS.findIndex(meta => meta.id === wanted) : STATE.run;
+say(place < 0 ? `This page has no run “${wanted}”.` : "");
+return Math.max(0, place);
 }
 function hash() {
-  const asked = new URLSearchParams();
-  if (RUNS.length) asked.set("run", RUNS[STATE.run].id);
-  for (const [key, value] of Object.entries(STATE)) if (key !== "run" && value &&
-    !(key === "v" && value === 1)) asked.set(key, value);
-  return "#" + asked;
+const asked = new URLSearchParams();
+if (RUNS.length) asked.set("run", RUNS[STATE.run].id);
+for (const [key, value] of Object.entries(STATE)) if (key !== "run" && value &&
+!(key === "v" && value === 1)) asked.set(key, value);
+return "#" + asked;
 }
 function go(changes, push = true) {
-  Object.assign(STATE, changes);
-  const target = hash();
-  if (target !== location.hash) history[push ? "pushState" : "replaceState"](null, "", target);
+Object.assign(STATE, changes);
+const target = hash();
+if (target !== location.hash) history[push ? "pushState" : "replaceState"](null, "", target);
 }
 function say(text) {
-  $("notice").replaceChildren();
-  put($("notice"), text);
+$("notice").replaceChildren();
+put($("notice"), text);
 }
-
-// --- the heading
 function showSummary() {
-  const meta = run.meta, [asked, ended, source] = meta.at;
-  $("summary").replaceChildren(
-    h("div", { class: "qa" },
-      h("div", {}, h("h2", {}, "Question", meta.cut[0] ? eventLink("whole text", asked) : null),
-        prose("question", meta.question)),
-      h("div", {}, h("h2", {}, "Answer ", h("span", { id: "status", class: "badge " + meta.status }, meta.status),
-        answerLink(meta, ended, source)), prose("answer", meta.answer || "none yet"))),
-    h("dl", { class: "cards" }, meta.cards.map(card => cardOf(card, meta))),
-    h("ul", { class: "problems" }, meta.problems.map(text => h("li", {}, text))));
-  for (const box of document.querySelectorAll(".prose")) clamp(box);
-  document.title = (meta.question.split("\n")[0].slice(0, 60) || meta.id) + " · rlm trajectory";
+const meta = run.meta, [asked, ended, source] = meta.at;
+$("summary").replaceChildren(
+h("div", { class: "qa" },
+h("div", {}, h("h2", {}, "Question", meta.cut[0] ? eventLink("whole text", asked) : null),
+prose("question", meta.question)),
+h("div", {}, h("h2", {}, "Answer ", h("span", { id: "status", class: "badge " + meta.status }, meta.status),
+answerLink(meta, ended, source)), prose("answer", meta.answer || "none yet"))),
+h("dl", { class: "cards" }, meta.cards.map(card => cardOf(card, meta))),
+h("ul", { class: "problems" }, meta.problems.map(text => h("li", {}, text))));
+for (const box of document.querySelectorAll(".prose")) clamp(box);
+document.title = (meta.question.split("\n")[0].slice(0, 60) || meta.id) + " · rlm trajectory";
 }
 const prose = (id, text) => h("div", { id, class: "prose clamp" }, text);
 function answerLink(meta, ended, source) {
-  if (meta.cut[1]) return eventLink("whole text", ended);
-  if (source < 0 || run.rowAt[source] < 0) return null;
-  const row = run.rowAt[source];
-  return eventLink("from " + (kind(row) === "cell" ? `${name(run.parent[row])}, ${name(row)}` : name(row)), source);
+if (meta.cut[1]) return eventLink("whole text", ended);
+if (source < 0 || run.rowAt[source] < 0) return null;
+const row = run.rowAt[source];
+return eventLink("from " + (kind(row) === "cell" ? `${name(run.parent[row])}, ${name(row)}` : name(row)), source);
 }
 const eventLink = (label, at) => button(label, () => select(run.rowAt[at], { push: true, reveal: true }),
-  { class: "link" });
+{ class: "link" });
 function clamp(box) {
-  if (box.scrollHeight <= box.clientHeight + 4) { box.classList.remove("clamp"); return; }
-  const more = button("Show all", () => {
-    more.textContent = box.classList.toggle("clamp") ? "Show all" : "Show less";
-  }, { class: "link" });
-  box.after(more);
+if (box.scrollHeight <= box.clientHeight + 4) { box.classList.remove("clamp"); return; }
+const more = button("Show all", () => {
+more.textContent = box.classList.toggle("clamp") ? "Show all" : "Show less";
+}, { class: "link" });
+box.after(more);
 }
 function cardOf([title, value, note, limits], meta) {
-  const bad = title === "Errors" && meta.errors;
-  const meters = limits.map(([words, share]) => [h("span", {}, words), meter(words, share)]);
-  return h("div", { class: bad ? "bad" : "" }, h("dt", {}, title), h("dd", {}, value),
-    h("dd", { class: "note" }, note, meters));
+const bad = title === "Errors" && meta.errors;
+const meters = limits.map(([words, share]) => [h("span", {}, words), meter(words, share)]);
+return h("div", { class: bad ? "bad" : "" }, h("dt", {}, title), h("dd", {}, value),
+h("dd", { class: "note" }, note, meters));
 }
 function meter(label, share) {
-  const full = Math.min(100, Math.round(share * 100));
-  const fill = h("span", { class: `fill k-${share < 0.9 ? "end" : "tool"}` });
-  fill.style.width = full + "%";
-  const range = { role: "meter", "aria-valuemin": 0, "aria-valuemax": 100, "aria-valuenow": full };
-  return h("span", { class: "track", "aria-label": label, ...range }, fill);
+const full = Math.min(100, Math.round(share * 100));
+const fill = h("span", { class: `fill k-${share < 0.9 ? "end" : "tool"}` });
+fill.style.width = full + "%";
+const range = { role: "meter", "aria-valuemin": 0, "aria-valuemax": 100, "aria-valuenow": full };
+return h("span", { class: "track", "aria-label": label, ...range }, fill);
 }
 function showPicker() {
-  $("pick").replaceChildren(...RUNS.map((meta, i) =>
-    h("option", { value: i }, `${meta.id} · ${meta.status} · ${meta.question.split("\n")[0].slice(0, 60)}`)));
-  $("pick").value = STATE.run;
-  $("pick").hidden = !RUNS.length;
+$("pick").replaceChildren(...RUNS.map((meta, i) =>
+h("option", { value: i }, `${meta.id} · ${meta.status} · ${meta.question.split("\n")[0].slice(0, 60)}`)));
+$("pick").value = STATE.run;
+$("pick").hidden = !RUNS.length;
 }
-
-// --- which rows are to be seen
 const FILTER_TESTS = {
-  k: (i, want) => want.split(",").includes(kind(i)),
-  d: (i, want) => run.depth[i] === +want,
-  m: (i, want) => run.models[run.model[i]] === want && run.input[i] + run.output[i] > 0,
-  t: (i, want) => want === "execute_code" ? kind(i) === "cell" : kind(i) === "tool" && name(i) === want,
-  err: i => isError(i),
-  cost: (i, want) => run.cost[i] >= +want && run.input[i] + run.output[i] > 0,
-  ms: (i, want) => run.own[i] >= +want,
+k: (i, want) => want.split(",").includes(kind(i)),
+d: (i, want) => run.depth[i] === +want,
+m: (i, want) => run.models[run.model[i]] === want && run.input[i] + run.output[i] > 0,
+t: (i, want) => want === "execute_code" ? kind(i) === "cell" : kind(i) === "tool" && name(i) === want,
+err: i => isError(i),
+cost: (i, want) => run.cost[i] >= +want && run.input[i] + run.output[i] > 0,
+ms: (i, want) => run.own[i] >= +want,
 };
 function applyFilters() {
-  const active = FILTERS.filter(key => STATE[key]);
-  run.match = run.keep = null;
-  if (active.length) {
-    run.match = new Uint8Array(run.count);
-    run.keep = new Uint8Array(run.count);
-    for (let i = run.count - 1; i >= 0; i--) {
-      run.match[i] = active.every(key => FILTER_TESTS[key](i, STATE[key])) ? 1 : 0;
-      run.keep[i] |= run.match[i];
-      if (run.keep[i] && run.parent[i] >= 0) run.keep[run.parent[i]] = run.open[run.parent[i]] = 1;
-    }
-  }
-  $("active").textContent = active.length || "";
+const active = FILTERS.filter(key => STATE[key]);
+run.match = run.keep = null;
+if (active.length) {
+run.match = new Uint8Array(run.count);
+run.keep = new Uint8Array(run.count);
+for (let i = run.count - 1; i >= 0; i--) {
+run.match[i] = active.every(key => FILTER_TESTS[key](i, STATE[key])) ? 1 : 0;
+run.keep[i] |= run.match[i];
+if (run.keep[i] && run.parent[i] >= 0) run.keep[run.parent[i]] = run.open[run.parent[i]] = 1;
+}
+}
+$("active").textContent = active.length || "";
 }
 function findVisible() {
-  const found = [];
-  for (let i = 0; i < run.count; i += run.open[i] ? 1 : run.size[i]) {
-    if (run.keep && !run.keep[i]) { i += run.size[i] - (run.open[i] ? 1 : run.size[i]); continue; }
-    found.push(i);
-  }
-  run.visible = found;
-  run.placeOf = new Map();
+const found = [];
+for (let i = 0; i < run.count; i += run.open[i] ? 1 : run.size[i]) {
+if (run.keep && !run.keep[i]) { i += run.size[i] - (run.open[i] ? 1 : run.size[i]); continue; }
+found.push(i);
+}
+run.visible = found;
+run.placeOf = new Map();
 }
 function openAtFirst() {
-  const atLevel = [];
-  for (let i = 0; i < run.count; i++) atLevel[run.level[i]] = (atLevel[run.level[i]] || 0) + 1;
-  let sum = 0, deepest = 0;
-  while (deepest < atLevel.length && (sum += atLevel[deepest]) <= 3000) deepest++;
-  for (let i = 0; i < run.count; i++) run.open[i] = run.size[i] > 1 && kind(i) !== "batch" &&
-    run.level[i] < Math.max(3, deepest) ? 1 : 0;
+const atLevel = [];
+for (let i = 0; i < run.count; i++) atLevel[run.level[i]] = (atLevel[run.level[i]] || 0) + 1;
+let sum = 0, deepest = 0;
+while (deepest < atLevel.length && (sum += atLevel[deepest]) <= 3000) deepest++;
+for (let i = 0; i < run.count; i++) run.open[i] = run.size[i] > 1 && kind(i) !== "batch" &&
+run.level[i] < Math.max(3, deepest) ? 1 : 0;
 }
 function reveal(row) {
-  let changed = false;
-  for (let i = run.parent[row]; i >= 0; i = run.parent[i]) if (!run.open[i]) changed = run.open[i] = true;
-  if (changed) showRows();
+let changed = false;
+for (let i = run.parent[row]; i >= 0; i = run.parent[i]) if (!run.open[i]) changed = run.open[i] = true;
+if (changed) showRows();
 }
 function setAll(open) {
-  for (let i = 0; i < run.count; i++) run.open[i] = open && run.size[i] > 1 ? 1 : 0;
-  if (!open) for (let i = 0; i < run.count; i += run.size[i]) run.open[i] = 1;
-  showRows();
+for (let i = 0; i < run.count; i++) run.open[i] = open && run.size[i] > 1 ? 1 : 0;
+if (!open) for (let i = 0; i < run.count; i += run.size[i]) run.open[i] = 1;
+showRows();
 }
-
-// --- the tree
 let rowHeight = 32, filling = 0;
 const virtual = () => run.visible.length > PLAIN_ROWS;
 function showRows() {
-  findVisible();
-  const box = $("rows"), kept = document.activeElement?.closest("#rows") ? STATE.e : "";
-  cancelIdle(filling);
-  box.replaceChildren();
-  box.classList.toggle("virtual", virtual());
-  $("grid").setAttribute("aria-rowcount", run.visible.length + 1);
-  box.style.height = "";
-  if (!run.visible.length) box.append(noRow());
-  else if (virtual()) {
-    rowHeight = matchMedia("(max-width:480px)").matches ? 58 : 32;
-    box.style.height = run.visible.length * rowHeight + "px";
-    fillWindow();
-  } else fillSome(0, FIRST_ROWS);
-  if (kept) focusRow(rowOf(kept));
+findVisible();
+const box = $("rows"), kept = document.activeElement?.closest("#rows") ? STATE.e : "";
+cancelIdle(filling);
+box.replaceChildren();
+box.classList.toggle("virtual", virtual());
+$("grid").setAttribute("aria-rowcount", run.visible.length + 1);
+box.style.height = "";
+if (!run.visible.length) box.append(noRow());
+else if (virtual()) {
+rowHeight = matchMedia("(max-width:480px)").matches ? 58 : 32;
+box.style.height = run.visible.length * rowHeight + "px";
+fillWindow();
+} else fillSome(0, FIRST_ROWS);
+if (kept) focusRow(rowOf(kept));
 }
 function noRow() {
-  const why = run.count ? "No row passes these filters." : "This log has no event yet.";
-  return h("div", { role: "row", class: "empty" }, h("div", { role: "gridcell" }, why));
+const why = run.count ? "No row passes these filters." : "This log has no event yet.";
+return h("div", { role: "row", class: "empty" }, h("div", { role: "gridcell" }, why));
 }
 const idle = window.requestIdleCallback || (act => setTimeout(act, 1));
 const cancelIdle = window.cancelIdleCallback || clearTimeout;
 function fillSome(from, to) {
-  $("rows").append(...run.visible.slice(from, to).map((row, i) => rowElement(row, from + i)));
-  if (to < run.visible.length) filling = idle(() => fillSome(to, to + 400));
+$("rows").append(...run.visible.slice(from, to).map((row, i) => rowElement(row, from + i)));
+if (to < run.visible.length) filling = idle(() => fillSome(to, to + 400));
 }
 function fillWindow() {
-  if (!virtual() || $("v1").hidden) return;
-  const box = $("rows"), top = Math.max(0, -box.getBoundingClientRect().top), shown = new Set();
-  const from = Math.max(0, Math.floor(top / rowHeight) - 15);
-  const to = Math.min(run.visible.length, from + Math.ceil(innerHeight / rowHeight) + 30);
-  for (const old of [...box.children]) {
-    const outside = old.place < from || old.place >= to;
-    if (outside && !old.contains(document.activeElement)) old.remove();
-    else shown.add(old.place);
-  }
-  for (let place = from; place < to; place++) {
-    if (!shown.has(place)) box.append(placed(rowElement(run.visible[place], place)));
-  }
+if (!virtual() || $("v1").hidden) return;
+const box = $("rows"), top = Math.max(0, -box.getBoundingClientRect().top), shown = new Set();
+const from = Math.max(0, Math.floor(top / rowHeight) - 15);
+const to = Math.min(run.visible.length, from + Math.ceil(innerHeight / rowHeight) + 30);
+for (const old of [...box.children]) {
+const outside = old.place < from || old.place >= to;
+if (outside && !old.contains(document.activeElement)) old.remove();
+else shown.add(old.place);
+}
+for (let place = from; place < to; place++) {
+if (!shown.has(place)) box.append(placed(rowElement(run.visible[place], place)));
+}
 }
 function placed(element) {
-  element.style.top = element.place * rowHeight + "px";
-  return element;
+element.style.top = element.place * rowHeight + "px";
+return element;
 }
 function rowElement(i, place) {
-  const parent = run.parent[i], chosen = rowId(i) === STATE.e, many = run.size[i] > 1;
-  const element = h("div", {
-    role: "row", id: "row" + rowId(i), tabindex: chosen || (place === 0 && !STATE.e) ? 0 : -1,
-      "aria-level": run.level[i] + 1, "aria-rowindex": place + 2,
-    "aria-selected": chosen, "aria-expanded": many ? !!run.open[i] : null,
-      class: (run.match && !run.match[i] ? "dim " : "") + (SEARCH.rows?.has(i) ? "hit" : ""),
-  }, nameCell(i), barCell(i), ...figureCells(i));
-  element.row = i;
-  element.place = place;
-  if (parent >= 0 && run.level[i] > 40) element.title = `level ${run.level[i]}`;
-  return element;
+const parent = run.parent[i], chosen = rowId(i) === STATE.e, many = run.size[i] > 1;
+const element = h("div", {
+role: "row", id: "row" + rowId(i), tabindex: chosen || (place === 0 && !STATE.e) ? 0 : -1,
+"aria-level": run.level[i] + 1, "aria-rowindex": place + 2,
+"aria-selected": chosen, "aria-expanded": many ? !!run.open[i] : null,
+class: (run.match && !run.match[i] ? "dim " : "") + (SEARCH.rows?.has(i) ? "hit" : ""),
+}, nameCell(i), barCell(i), ...figureCells(i));
+element.row = i;
+element.place = place;
+if (parent >= 0 && run.level[i] > 40) element.title = `level ${run.level[i]}`;
+return element;
 }
 function nameCell(i) {
-  const indent = h("span", { class: "in" }), k = kind(i), code = k === "cell" || k === "tool";
-  indent.style.setProperty("--l", Math.min(run.level[i], 24));
-  return h("div", { role: "gridcell", class: "name" }, indent,
-    h("span", { class: "twist" + (run.size[i] > 1 ? " has" : "") }), icon(isError(i) ? "interrupted" : k),
-    h("b", {}, name(i)), tags(i), h("span", { class: "said" + (code ? " code" : "") }, run.texts[i]));
+const indent = h("span", { class: "in" }), k = kind(i), code = k === "cell" || k === "tool";
+indent.style.setProperty("--l", Math.min(run.level[i], 24));
+return h("div", { role: "gridcell", class: "name" }, indent,
+h("span", { class: "twist" + (run.size[i] > 1 ? " has" : "") }), icon(isError(i) ? "interrupted" : k),
+h("b", {}, name(i)), tags(i), h("span", { class: "said" + (code ? " code" : "") }, run.texts[i]));
 }
 function tags(i) {
-  const found = [], add = (text, look) => found.push(h("span", { class: "tag " + look }, text)),
-    flags = run.flags[i], k = kind(i);
-  if (run.level[i] > 24) add("level " + run.level[i], "");
-  if (flags & ERROR) add("error", "error");
-  else if (run.errors[i] && !run.open[i]) add(run.errors[i] + (run.errors[i] > 1 ? " errors" : " error"), "error");
-  if (flags & FINAL) add("answer", "final");
-  if (flags & WARNING) add(k === "end" ? "stopped" : "cut short", "warn");
-  if (flags & RESTORED) add("variables restored", "warn");
-  if (flags & RETRIED) add("retried", "warn");
-  if (flags & ESTIMATED) add("estimate", "");
-  if (run.width[i] > 1 && (k === "batch" || k === "cell")) add(run.width[i] + " at once", "");
-  else if (k === "batch") add("one after another", "");
-  return found;
+const found = [], add = (text, look) => found.push(h("span", { class: "tag " + look }, text)),
+flags = run.flags[i], k = kind(i);
+if (run.level[i] > 24) add("level " + run.level[i], "");
+if (flags & ERROR) add("error", "error");
+else if (run.errors[i] && !run.open[i]) add(run.errors[i] + (run.errors[i] > 1 ? " errors" : " error"), "error");
+if (flags & FINAL) add("answer", "final");
+if (flags & WARNING) add(k === "end" ? "stopped" : "cut short", "warn");
+if (flags & RESTORED) add("variables restored", "warn");
+if (flags & RETRIED) add("retried", "warn");
+if (flags & ESTIMATED) add("estimate", "");
+if (run.width[i] > 1 && (k === "batch" || k === "cell")) add(run.width[i] + " at once", "");
+else if (k === "batch") add("one after another", "");
+return found;
 }
 function barCell(i) {
-  const bar = h("span", {}), left = run.time.share(run.start[i]);
-  bar.style.left = left * 100 + "%";
-  bar.style.width = (run.time.share(run.end[i]) - left) * 100 + "%";
-  return h("div", { role: "gridcell", class: `bar k-${isError(i) ? "error" : kind(i)}` }, bar);
+const bar = h("span", {}), left = run.time.share(run.start[i]);
+bar.style.left = left * 100 + "%";
+bar.style.width = (run.time.share(run.end[i]) - left) * 100 + "%";
+return h("div", { role: "gridcell", class: `bar k-${isError(i) ? "error" : kind(i)}` }, bar);
 }
 function figureCells(i) {
-  const paid = run.allTokens[i] || run.unpriced[i] || run.allCost[i], own = run.input[i] + run.output[i],
-    cost = run.cost[i];
-  const timed = !["end", "resume", "compact", "other"].includes(kind(i));
-  const cell = (total, self, look) => h("div", { role: "gridcell", class: "figure" + (look || "") },
-    h("span", {}, total), h("i", {}, self && self !== total ? `(${self})` : ""));
-  return [
-    paid ? cell(number(run.allTokens[i]), number(own), " first") : cell("", "", " first"),
-    paid ? cell(money(run.allCost[i], run.unpriced[i]), cost < 0 ? "?" : money(cost, 0)) : cell("", ""),
-    timed ? cell(duration(run.all[i]), duration(run.own[i])) : cell("", ""),
-  ];
+const paid = run.allTokens[i] || run.unpriced[i] || run.allCost[i], own = run.input[i] + run.output[i],
+cost = run.cost[i];
+const timed = !UNTIMED.includes(kind(i));
+const cell = (total, self, look) => h("div", { role: "gridcell", class: "figure" + (look || "") },
+h("span", {}, total), h("i", {}, self && self !== total ? `(${self})` : ""));
+return [
+paid ? cell(number(run.allTokens[i]), number(own), " first") : cell("", "", " first"),
+paid ? cell(money(run.allCost[i], run.unpriced[i]), cost < 0 ? "?" : money(cost, 0)) : cell("", ""),
+timed ? cell(duration(run.all[i]), duration(run.own[i])) : cell("", ""),
+];
 }
 const element = row => row < 0 ? null : $("row" + rowId(row));
 function ensured(row) {
-  const place = run.visible.indexOf(row);
-  if (place >= 0 && !element(row)) {
-    if (virtual()) $("rows").append(placed(rowElement(row, place)));
-    else { cancelIdle(filling); fillSome($("rows").childElementCount, run.visible.length); }
-  }
-  return element(row);
+const place = run.visible.indexOf(row);
+if (place >= 0 && !element(row)) {
+if (virtual()) $("rows").append(placed(rowElement(row, place)));
+else { cancelIdle(filling); fillSome($("rows").childElementCount, run.visible.length); }
+}
+return element(row);
 }
 function focusRow(row, cell = -1) {
-  const found = ensured(row);
-  if (!found) return;
-  const target = found.children[cell] || found;
-  if (target !== found) target.tabIndex = -1;
-  target.focus({ preventScroll: true });
-  intoView(found);
+const found = ensured(row);
+if (!found) return;
+const target = found.children[cell] || found;
+if (target !== found) target.tabIndex = -1;
+target.focus({ preventScroll: true });
+intoView(found);
 }
 function intoView(target) {
-  const box = target.getBoundingClientRect(), top = 140;
-  if (box.top < top) scrollBy(0, box.top - top);
-  else if (box.bottom > innerHeight - 8) scrollBy(0, box.bottom - innerHeight + 40);
+const box = target.getBoundingClientRect(), top = 140;
+if (box.top < top) scrollBy(0, box.top - top);
+else if (box.bottom > innerHeight - 8) scrollBy(0, box.bottom - innerHeight + 40);
 }
 function select(row, { push = false, focus = false, reveal: open = false } = {}) {
-  if (row === undefined || row < 0) return;
-  if (open) { if (STATE.v !== 1 && !focus) setView(1); reveal(row); }
-  const before = element(rowOf(STATE.e)) || $("rows").querySelector("[tabindex='0']");
-  go({ e: rowId(row) }, push);
-  if (before) mark(before, false);
-  if (open || focus) focusRow(row);
-  if (element(row)) mark(element(row), true);
-  showEvent(row);
+if (row === undefined || row < 0) return;
+if (open) { if (STATE.v !== 1 && !focus) setView(1); reveal(row); }
+const before = element(rowOf(STATE.e)) || $("rows").querySelector("[tabindex='0']");
+go({ e: rowId(row) }, push);
+if (before) mark(before, false);
+if (open || focus) focusRow(row);
+if (element(row)) mark(element(row), true);
+showEvent(row);
 }
 function mark(target, chosen) {
-  target.setAttribute("aria-selected", chosen);
-  target.tabIndex = chosen ? 0 : -1;
+target.setAttribute("aria-selected", chosen);
+target.tabIndex = chosen ? 0 : -1;
 }
 function toggle(row, open = !run.open[row]) {
-  if (run.size[row] < 2 || !!run.open[row] === open) return;
-  run.open[row] = open ? 1 : 0;
-  showRows();
-  focusRow(row);
+if (run.size[row] < 2 || !!run.open[row] === open) return;
+run.open[row] = open ? 1 : 0;
+showRows();
+focusRow(row);
 }
 const GRID_KEYS = {
-  ArrowDown: (row, cell) => step(row, 1, cell), ArrowUp: (row, cell) => step(row, -1, cell),
-  j: row => step(row, 1, -1), k: row => step(row, -1, -1),
-  PageDown: (row, cell) => step(row, 15, cell), PageUp: (row, cell) => step(row, -15, cell),
-  Home: (row, cell, event) => cell < 0 || event.ctrlKey ? step(row, -1e9, cell) : focusRow(row, 0),
-  End: (row, cell, event) => cell < 0 || event.ctrlKey ? step(row, 1e9, cell) : focusRow(row, 4),
-  ArrowRight: (row, cell) => cell < 0 && run.size[row] > 1 && !run.open[row] ? toggle(row, true)
-    : focusRow(row, Math.min(4, nextCell(row, cell, 1))),
-  ArrowLeft: (row, cell) => cell >= 0 ? focusRow(row, nextCell(row, cell, -1)) : run.size[row] > 1 && run.open[row]
-    ? toggle(row, false) : run.parent[row] >= 0 && select(run.parent[row], { focus: true }),
-  Enter: row => { select(row, { push: true }); document.body.classList.add("open");
-    if (matchMedia("(max-width:900px)").matches) $("inspector").focus(); },
-  " ": row => toggle(row),
+ArrowDown: (row, cell) => step(row, 1, cell), ArrowUp: (row, cell) => step(row, -1, cell),
+j: row => step(row, 1, -1), k: row => step(row, -1, -1),
+PageDown: (row, cell) => step(row, 15, cell), PageUp: (row, cell) => step(row, -15, cell),
+Home: (row, cell, event) => cell < 0 || event.ctrlKey ? step(row, -1e9, cell) : focusRow(row, 0),
+End: (row, cell, event) => cell < 0 || event.ctrlKey ? step(row, 1e9, cell) : focusRow(row, 4),
+ArrowRight: (row, cell) => cell < 0 && run.size[row] > 1 && !run.open[row] ? toggle(row, true)
+: focusRow(row, Math.min(4, nextCell(row, cell, 1))),
+ArrowLeft: (row, cell) => cell >= 0 ? focusRow(row, nextCell(row, cell, -1)) : run.size[row] > 1 && run.open[row]
+? toggle(row, false) : run.parent[row] >= 0 && select(run.parent[row], { focus: true }),
+Enter: row => { select(row, { push: true }); document.body.classList.add("open");
+if (matchMedia("(max-width:900px)").matches) $("inspector").focus(); },
+" ": row => toggle(row),
 };
 function nextCell(row, cell, by) {
-  const cells = element(row).children;
-  do cell += by; while (cells[cell] && !cells[cell].offsetWidth);
-  return cell;
+const cells = element(row).children;
+do cell += by; while (cells[cell] && !cells[cell].offsetWidth);
+return cell;
 }
 function step(row, by, cell) {
-  const place = Math.max(0, Math.min(run.visible.length - 1, run.visible.indexOf(row) + by)),
-    next = run.visible[place];
-  if (next === undefined) return;
-  select(next, { focus: true });
-  focusRow(next, cell);
+const place = Math.max(0, Math.min(run.visible.length - 1, run.visible.indexOf(row) + by)),
+next = run.visible[place];
+if (next === undefined) return;
+select(next, { focus: true });
+focusRow(next, cell);
 }
 function gridKey(event) {
-  const target = event.target.closest("[role=row]"), act = GRID_KEYS[event.key];
-  if (!target || target.row === undefined || !act || event.altKey || event.metaKey) return;
-  event.preventDefault();
-  event.stopPropagation();
-  act(target.row, [...target.children].indexOf(event.target.closest("[role=gridcell]")), event);
+const target = event.target.closest("[role=row]"), act = GRID_KEYS[event.key];
+if (!target || target.row === undefined || !act || event.altKey || event.metaKey) return;
+event.preventDefault();
+event.stopPropagation();
+act(target.row, [...target.children].indexOf(event.target.closest("[role=gridcell]")), event);
 }
 function gridClick(event) {
-  const target = event.target.closest("[role=row]");
-  if (!target || target.row === undefined) return;
-  const twice = event.detail === 2 && run.size[target.row] > 1;
-  if (twice || event.target.closest(".twist.has")) { toggle(target.row); return; }
-  select(target.row, { push: true, focus: true });
-  document.body.classList.add("open");
+const target = event.target.closest("[role=row]");
+if (!target || target.row === undefined) return;
+const twice = event.detail === 2 && run.size[target.row] > 1;
+if (twice || event.target.closest(".twist.has")) { toggle(target.row); return; }
+select(target.row, { push: true, focus: true });
+document.body.classList.add("open");
 }
 function nextError() {
-  const from = rowOf(STATE.e);
-  for (let by = 1; by <= run.count; by++) {
-    const i = (from + by) % run.count;
-    if (isError(i)) { select(i, { push: true, reveal: true }); return; }
-  }
-  say("This run has no error.");
+const from = rowOf(STATE.e);
+for (let by = 1; by <= run.count; by++) {
+const i = (from + by) % run.count;
+if (isError(i)) { select(i, { push: true, reveal: true }); return; }
 }
-
-// --- the inspector
+say("This run has no error.");
+}
 let shown = 0;
 async function showEvent(row) {
-  const ticket = ++shown, box = $("inspector");
-  const event = run.at[row] >= 0 ? await body(run, run.at[row]) : null;
-  const answers = event ? await elsewhere(row, event) : new Map();
-  if (ticket !== shown) return;
-  box.replaceChildren(inspectorTitle(row, event), pathTo(row), facts(row, event || {}),
-    h("div", { class: "blocks" }, ...blocks(row, event, answers)));
-  box.scrollTop = 0;
-  markText(box);
+const ticket = ++shown, box = $("inspector");
+const event = run.at[row] >= 0 ? await body(run, run.at[row]) : null;
+const answers = event ? await elsewhere(row, event) : new Map();
+if (ticket !== shown) return;
+box.replaceChildren(inspectorTitle(row, event), pathTo(row), facts(row, event || {}),
+h("div", { class: "blocks" }, ...blocks(row, event, answers)));
+box.scrollTop = 0;
+markText(box);
 }
 function showNothing() {
-  shown++;
-  $("inspector").replaceChildren(h("p", { class: "empty" },
-    "Nothing has happened yet."));
+shown++;
+$("inspector").replaceChildren(h("p", { class: "empty" },
+"Nothing has happened yet."));
 }
 function inspectorTitle(row, event) {
-  const close = button("×", () => { document.body.classList.remove("open"); focusRow(row); },
-    { class: "icon close", "aria-label": "Close" });
-  const link = button("", () => copy(location.href, link),
-    { class: "icon", "aria-label": "Copy link", "data-shortcut": "l" });
-  link.append(icon("link"));
-  return h("div", { class: "title" }, icon(isError(row) ? "interrupted" : kind(row)), h("h2", {}, name(row)),
-    tags(row), h("span", { class: "grow" }), link,
-    event ? copyButton("JSON", () => JSON.stringify(event, null, 2)) : null, close);
+const close = button("×", () => { document.body.classList.remove("open"); focusRow(row); },
+{ class: "icon close", "aria-label": "Close" });
+const link = button("", () => copy(location.href, link),
+{ class: "icon", "aria-label": "Copy link", "data-shortcut": "l" });
+link.append(icon("link"));
+return h("div", { class: "title" }, icon(isError(row) ? "interrupted" : kind(row)), h("h2", {}, name(row)),
+tags(row), h("span", { class: "grow" }), link,
+event ? copyButton("JSON", () => JSON.stringify(event, null, 2)) : null, close);
 }
 function pathTo(row) {
-  const path = [];
-  for (let i = run.parent[row]; i >= 0 && path.length < 12; i = run.parent[i]) path.unshift(i);
-  return h("nav", { class: "path", "aria-label": "Ancestors" },
-    path.map(i => [button(name(i), () => select(i, { push: true, reveal: true }), { class: "link" }),
-    h("span", { "aria-hidden": "true" }, "›")]), path.length ? h("span", {}, name(row)) : null);
+const path = [];
+for (let i = run.parent[row]; i >= 0 && path.length < 12; i = run.parent[i]) path.unshift(i);
+return h("nav", { class: "path", "aria-label": "Ancestors" },
+path.map(i => [button(name(i), () => select(i, { push: true, reveal: true }), { class: "link" }),
+h("span", { "aria-hidden": "true" }, "›")]), path.length ? h("span", {}, name(row)) : null);
 }
-const USAGE = ["input", "output", "cached", "cache_write", "reasoning"];
 const PLAIN_FACTS = ["status", "stop_reason", "attempts", "environment", "protocol", "backend", "sub_model", "depth"];
 function facts(row, event) {
-  const usage = event.token_usage || {}, words = key => key.replace("_usd", "").replace("_", " ");
-  const list = [
-    ["Model", run.models[run.model[row]]],
-    ["Tokens", run.allTokens[row] ? number(run.allTokens[row]) + (usage.estimated ? " (estimate)" : "") : ""],
-    ...USAGE.map(key => [words(key), usage[key] ? number(usage[key]) : ""]),
-    ["Cost", run.allTokens[row] || run.unpriced[row] ? money(run.allCost[row], run.unpriced[row]) : ""],
-    ["Time", run.all[row] ? duration(run.all[row]) : ""],
-    ["Self", run.all[row] && run.own[row] !== run.all[row] ? duration(run.own[row]) : ""],
-    ["Began", "+" + duration(run.start[row])],
-    ...PLAIN_FACTS.map(key => [words(key), typeof event[key] === "object" ? "" : event[key]]),
-    ...Object.entries(event.left || {}).map(([key, left]) => [words(key) + " left", leftOf(key, left)]),
-  ];
-  const told = list.filter(([, value]) => value !== "" && value !== undefined);
-  const pairs = told.map(([title, value]) => h("div", {}, h("dt", {}, title), h("dd", {}, value)));
-  return h("dl", { class: "facts" }, pairs);
+const usage = event.token_usage || {}, words = key => key.replace("_usd", "").replace("_", " ");
+const list = [
+["Model", run.models[run.model[row]]],
+["Tokens", run.allTokens[row] ? number(run.allTokens[row]) + (usage.estimated ? " (estimate)" : "") : ""],
+...USAGE.map(key => [words(key), usage[key] ? number(usage[key]) : ""]),
+["Cost", run.allTokens[row] || run.unpriced[row] ? money(run.allCost[row], run.unpriced[row]) : ""],
+["Time", run.all[row] ? duration(run.all[row]) : ""],
+["Self", run.all[row] && run.own[row] !== run.all[row] ? duration(run.own[row]) : ""],
+["Began", "+" + duration(run.start[row])],
+...PLAIN_FACTS.map(key => [words(key), typeof event[key] === "object" ? "" : event[key]]),
+...Object.entries(event.left || {}).map(([key, left]) => [words(key) + " left", leftOf(key, left)]),
+];
+const told = list.filter(([, value]) => value !== "" && value !== undefined);
+const pairs = told.map(([title, value]) => h("div", {}, h("dt", {}, title), h("dd", {}, value)));
+return h("dl", { class: "facts" }, pairs);
 }
 function leftOf(key, left) {
-  if (typeof left !== "number") return left === null ? "" : show(left);
-  return key === "cost_usd" ? money(left) : number(left);
+if (typeof left !== "number") return left === null ? "" : show(left);
+return key === "cost_usd" ? money(left) : number(left);
 }
 async function elsewhere(row, event) {
-  const found = new Map(), wanted = Array.isArray(event.prompt)
-    ? event.prompt.flatMap(message => message?._at ?? []) : [];
-  if (kind(row) === "tool" && run.parent[row] >= 0) wanted.push(run.at[run.parent[row]]);
-  for (const at of wanted) if (at >= 0) found.set(at, await body(run, at));
-  return found;
+const found = new Map(), wanted = Array.isArray(event.prompt)
+? event.prompt.flatMap(message => message?._at ?? []) : [];
+if (kind(row) === "tool" && run.parent[row] >= 0) wanted.push(run.at[run.parent[row]]);
+for (const at of wanted) if (at >= 0) found.set(at, await body(run, at));
+return found;
 }
 function blocks(row, event, answers) {
-  if (!event) return [spawned(row, "Calls")];
-  const made = { node: nodeBlocks, turn: callBlocks, sub: callBlocks, cell: cellBlocks, tool: toolBlocks }[kind(row)];
-  const list = made ? made(row, event, answers)
-    : [event.error ? errorBlock(event.error) : null, text("Response", event.response), text("Value", event.value),
-    text("Summary", event.summary)];
-  list.push(text("Event", JSON.stringify(event, null, 2), { folded: true, code: "json" }));
-  return list.filter(Boolean);
+if (!event) return [spawned(row, "Calls")];
+const made = { node: nodeBlocks, turn: callBlocks, sub: callBlocks, cell: cellBlocks, tool: toolBlocks }[kind(row)];
+const list = made ? made(row, event, answers)
+: [event.error ? errorBlock(event.error) : null, text("Response", event.response), text("Value", event.value),
+text("Summary", event.summary)];
+list.push(text("Event", JSON.stringify(event, null, 2), { folded: true, code: "json" }));
+return list.filter(Boolean);
 }
 function nodeBlocks(row, event) {
-  return [text("Prompt", event.prompt), context(event.context), spawned(row, "Steps"),
-    fields("Limits", event.limits), fields("Tools", event.tools),
-    text("System prompt", event.system, { folded: true })];
+return [text("Prompt", event.prompt), context(event.context), spawned(row, "Steps"),
+fields("Limits", event.limits), fields("Tools", event.tools),
+text("System prompt", event.system, { folded: true })];
 }
 function callBlocks(row, event, answers) {
-  const prompt = Array.isArray(event.prompt) ? event.prompt.map(message => messageBlock(message, answers))
-    : [text("Prompt", event.prompt)];
-  const calls = (event.tool_calls || []).map(call => callBlock(call));
-  return [text("Response", event.response), ...calls, spawned(row, "What it ran"), ...prompt.flat(),
-    event.raw ? text("Raw", JSON.stringify(event.raw, null, 2), { folded: true, code: "json" }) : null];
+const prompt = Array.isArray(event.prompt) ? event.prompt.map(message => messageBlock(message, answers))
+: [text("Prompt", event.prompt)];
+const calls = (event.tool_calls || []).map(call => callBlock(call));
+return [text("Response", event.response), ...calls, spawned(row, "What it ran"), ...prompt.flat(),
+event.raw ? text("Raw", JSON.stringify(event.raw, null, 2), { folded: true, code: "json" }) : null];
 }
 function callBlock(call) {
-  if (!call || typeof call !== "object") return text("Tool call", show(call));
-  const code = call.arguments && call.arguments.code;
-  return typeof code === "string" ? text("Code to run", code, { code: "python", note: call.id })
-    : text("Call " + call.name, show(call.arguments), { code: "json", note: call.id });
+if (!call || typeof call !== "object") return text("Tool call", show(call));
+const code = call.arguments && call.arguments.code;
+return typeof code === "string" ? text("Code to run", code, { code: "python", note: call.id })
+: text("Call " + call.name, show(call.arguments), { code: "json", note: call.id });
 }
 function messageBlock(message, answers) {
-  if (!message || typeof message !== "object") return text("Message", show(message));
-  const role = String(message.role), places = (message._at || []).filter(at => answers.has(at));
-  if (role === "assistant") return null;
-  const content = places.length ? storedText(message, places.map(at => answers.get(at))) : message.content;
-  const note = places.length ? places.map(at => eventLink("stored in event " + at, at)) : null;
-  const images = Array.isArray(content) ? content.map(picture).filter(Boolean) : [];
-  return [text(`Prompt · ${role}`, contentText(content), { folded: role !== "user", note }), ...images];
+if (!message || typeof message !== "object") return text("Message", show(message));
+const role = String(message.role), places = (message._at || []).filter(at => answers.has(at));
+if (role === "assistant") return null;
+const content = places.length ? storedText(message, places.map(at => answers.get(at))) : message.content;
+const note = places.length ? places.map(at => eventLink("stored in event " + at, at)) : null;
+const images = Array.isArray(content) ? content.map(picture).filter(Boolean) : [];
+return [text(`Prompt · ${role}`, contentText(content), { folded: role !== "user", note }), ...images];
 }
 function storedText(message, sources) {
-  const [source] = sources;
-  if (message.role === "system") return source.system;
-  if (message.tool_call_ids) return sources.map(cell => `[cell ${cell.cell}]\n${cellText(cell)}`).join("\n\n");
-  if (message.role !== "tool") return source.summary || source.prompt;
-  const result = (source.tool_results || []).find(item => item && item.id === message.tool_call_id) || {};
-  return result.content ?? cellText(source);
+const [source] = sources;
+if (message.role === "system") return source.system;
+if (message.tool_call_ids) return sources.map(cell => `[cell ${cell.cell}]\n${cellText(cell)}`).join("\n\n");
+if (message.role !== "tool") return source.summary || source.prompt;
+const result = (source.tool_results || []).find(item => item && item.id === message.tool_call_id) || {};
+return result.content ?? cellText(source);
 }
 const cellText = cell => [cell.stdout, cell.value, cell.error].filter(Boolean).map(show).join("\n");
 const contentText = content => Array.isArray(content)
-  ? content.map(part => part && part.type === "text" ? part.text
-  : `[${show(part && part.type)}] ${part && part.url || ""}`).join("\n") : show(content);
+? content.map(part => part && part.type === "text" ? part.text
+: `[${show(part && part.type)}] ${part && part.url || ""}`).join("\n") : show(content);
 function picture(part) {
-  if (!part || part.type !== "image" || !/^image\/(png|jpeg|gif|webp)$/.test(part.media_type) ||
-    !/^[\w+/=\s]+$/.test(part.data)) return null;
-  return h("div", { class: "block" }, h("img",
-    { alt: "image in the prompt", src: `data:${part.media_type};base64,${part.data}` }));
+if (!part || part.type !== "image" || !/^image\/(png|jpeg|gif|webp)$/.test(part.media_type) ||
+!/^[\w+/=\s]+$/.test(part.data)) return null;
+return h("div", { class: "block" }, h("img",
+{ alt: "image in the prompt", src: `data:${part.media_type};base64,${part.data}` }));
 }
 function cellBlocks(row, event) {
-  const trouble = event.error ? errorBlock(event.error) : null,
-    at = /line (\d+), in <module>/.exec(show(event.error || ""));
-  const output = event.stdout || event.value
-    ? [text("Output", event.stdout), text("Value", event.value, { code: "python" })]
-    : [trouble ? null : h("p", { class: "note" }, "No output.")];
-  return [h("div", { class: "pair" }, text("Code", event.code, { code: "python", at: at ? +at[1] : 0 }),
-    h("div", { class: "results" }, output.filter(Boolean), trouble)),
-    "final" in event ? text("FINAL", show(event.final)) : null, spawned(row, "What it called")];
+const trouble = event.error ? errorBlock(event.error) : null,
+at = /line (\d+), in <module>/.exec(show(event.error || ""));
+const output = event.stdout || event.value
+? [text("Output", event.stdout), text("Value", event.value, { code: "python" })]
+: [trouble ? null : h("p", { class: "note" }, "No output.")];
+return [h("div", { class: "pair" }, text("Code", event.code, { code: "python", at: at ? +at[1] : 0 }),
+h("div", { class: "results" }, output.filter(Boolean), trouble)),
+"final" in event ? text("FINAL", show(event.final)) : null, spawned(row, "What it called")];
 }
 function toolBlocks(row, event, answers) {
-  const asked = (answers.get(run.at[run.parent[row]])?.tool_calls || []).find(call => call &&
-    call.id === event.tool_calls?.[0]);
-  const results = (event.tool_results || []).map(result => result &&
-    text("Result" + (result.is_error ? " (error)" : ""), contentText(result.content), { error: result.is_error }));
-  const sent = event.arguments ?? asked?.arguments;
-  return [sent === undefined ? null : text("Arguments", show(sent), { code: "json" }), ...results,
-    spawned(row, "Below")];
+const asked = (answers.get(run.at[run.parent[row]])?.tool_calls || []).find(call => call &&
+call.id === event.tool_calls?.[0]);
+const results = (event.tool_results || []).map(result => result &&
+text("Result" + (result.is_error ? " (error)" : ""), contentText(result.content), { error: result.is_error }));
+const sent = event.arguments ?? asked?.arguments;
+return [sent === undefined ? null : text("Arguments", show(sent), { code: "json" }), ...results,
+spawned(row, "Below")];
 }
 function errorBlock(error) {
-  if (typeof error !== "object") return text("Error", show(error), { error: true });
-  return text("Error", [error.type, error.message].filter(Boolean).map(show).join(": ") + (error.hint
-    ? "\nnext: " + show(error.hint) : ""), { error: true });
+if (typeof error !== "object") return text("Error", show(error), { error: true });
+return text("Error", [error.type, error.message].filter(Boolean).map(show).join(": ") + (error.hint
+? "\nnext: " + show(error.hint) : ""), { error: true });
 }
 const show = value => typeof value === "string" ? value : value === undefined ? "" : JSON.stringify(value, null, 2);
 const context = value => value && typeof value === "object"
-  ? text("Context", [["type", value.type], ["size", value.size], ["bytes", value.bytes], ["source", value.source],
-  ["sha256", value.sha256]].filter(pair => pair[1] !== undefined &&
-  pair[1] !== null).map(([key, item]) =>
-  `${key.padEnd(7)} ${typeof item === "number" ? number(item) : show(item)}`).join("\n") + (value.preview
-  ? "\n\n" + show(value.preview) : "")) : null;
+? text("Context", [["type", value.type], ["size", value.size], ["bytes", value.bytes], ["source", value.source],
+["sha256", value.sha256]].filter(pair => pair[1] !== undefined &&
+pair[1] !== null).map(([key, item]) =>
+`${key.padEnd(7)} ${typeof item === "number" ? number(item) : show(item)}`).join("\n") + (value.preview
+? "\n\n" + show(value.preview) : "")) : null;
 const fields = (title, value) => value && typeof value === "object"
-  ? text(title, Array.isArray(value) ? value.map(show).join("\n")
-  : Object.entries(value).map(([key, item]) => `${key.padEnd(18)} ${show(item)}`).join("\n"), { folded: true })
-  : null;
+? text(title, Array.isArray(value) ? value.map(show).join("\n")
+: Object.entries(value).map(([key, item]) => `${key.padEnd(18)} ${show(item)}`).join("\n"), { folded: true })
+: null;
 function spawned(row, title) {
-  const below = childrenOf(row);
-  if (!below.length) return null;
-  let how = "";
-  if (run.width[row] > 1) how = `${below.length} · up to ${run.width[row]} at once`;
-  else if (below.length > 1) how = `${below.length} · one after another`;
-  const more = below.length - 200;
-  const rest = more > 0 ? h("p", { class: "empty" }, `… and ${number(more)} more in the tree`) : null;
-  return h("section", { class: "block" },
-    h("header", {}, h("h3", {}, title), h("span", { class: "note" }, how)),
-    h("div", { class: "spawn" }, below.slice(0, 200).map(spawnedLine)), rest);
+const below = childrenOf(row);
+if (!below.length) return null;
+let how = "";
+if (run.width[row] > 1) how = `${below.length} · up to ${run.width[row]} at once`;
+else if (below.length > 1) how = `${below.length} · one after another`;
+const more = below.length - 200;
+const rest = more > 0 ? h("p", { class: "empty" }, `… and ${number(more)} more in the tree`) : null;
+return h("section", { class: "block" },
+h("header", {}, h("h3", {}, title), h("span", { class: "note" }, how)),
+h("div", { class: "spawn" }, below.slice(0, 200).map(spawnedLine)), rest);
 }
 function spawnedLine(i) {
-  const line = button("", () => select(i, { push: true, reveal: true }));
-  const cost = run.allTokens[i] || run.unpriced[i] ? money(run.allCost[i], run.unpriced[i]) : "";
-  line.append(
-    icon(isError(i) ? "interrupted" : kind(i)),
-    h("span", { class: "said" }, h("b", {}, name(i)), " ", tags(i), " ", h("i", {}, run.texts[i])),
-    h("i", {}, cost), h("span", {}, duration(run.all[i])));
-  return line;
+const line = button("", () => select(i, { push: true, reveal: true }));
+const cost = run.allTokens[i] || run.unpriced[i] ? money(run.allCost[i], run.unpriced[i]) : "";
+line.append(
+icon(isError(i) ? "interrupted" : kind(i)),
+h("span", { class: "said" }, h("b", {}, name(i)), " ", tags(i), " ", h("i", {}, run.texts[i])),
+h("i", {}, cost), h("span", {}, duration(run.all[i])));
+return line;
 }
-
-// --- a block of text: whole, or its beginning with a button for the rest
 function text(title, value, { code = "", error = false, folded = false, note = null, at = 0 } = {}) {
-  if (value === undefined || value === null || value === "") return null;
-  const whole = show(value), lines = whole.split("\n");
-  const count = lines.length > 1 ? `${number(lines.length)} lines` : `${number(whole.length)} characters`;
-  const pre = h("pre", { tabindex: 0, "aria-label": title, class: code === "python" ? "src" : "" });
-  const head = [h("h3", {}, title), h("span", { class: "note" }, note ?? count), copyButton("Copy", () => whole)];
-  const box = h("section", { class: "block" + (error ? " error" : "") }, h("header", {}, head), pre);
-  const part = hits(whole) ? whole : folded ? "" : lines.slice(0, SHOWN_LINES).join("\n").slice(0, SHOWN_CHARS);
-  pre.hidden = !part;
-  fillText(pre, part, code, at);
-  if (part.length < whole.length) box.append(showMore(`Show ${folded ? "" : "all "}${count}`, pre, whole, code, at));
-  return box;
+if (value === undefined || value === null || value === "") return null;
+const whole = show(value), lines = whole.split("\n");
+const count = lines.length > 1 ? `${number(lines.length)} lines` : `${number(whole.length)} characters`;
+const pre = h("pre", { tabindex: 0, "aria-label": title, class: code === "python" ? "src" : "" });
+const head = [h("h3", {}, title), h("span", { class: "note" }, note ?? count), copyButton("Copy", () => whole)];
+const box = h("section", { class: "block" + (error ? " error" : "") }, h("header", {}, head), pre);
+const part = hits(whole) ? whole : folded ? "" : lines.slice(0, SHOWN_LINES).join("\n").slice(0, SHOWN_CHARS);
+pre.hidden = !part;
+fillText(pre, part, code, at);
+if (part.length < whole.length) box.append(showMore(`Show ${folded ? "" : "all "}${count}`, pre, whole, code, at));
+return box;
 }
 function hits(whole) {
-  const wanted = STATE.q.toLowerCase();
-  return wanted !== "" && whole.length < 500000 && whole.toLowerCase().includes(wanted);
+const wanted = STATE.q.toLowerCase();
+return wanted !== "" && whole.length < 500000 && whole.toLowerCase().includes(wanted);
 }
 function showMore(label, pre, whole, code, at) {
-  const more = button(label, () => {
-    pre.hidden = false;
-    fillText(pre, whole, code, at);
-    more.remove();
-  }, { class: "more" });
-  return more;
+const more = button(label, () => {
+pre.hidden = false;
+fillText(pre, whole, code, at);
+more.remove();
+}, { class: "more" });
+return more;
 }
 function fillText(pre, content, code, at) {
-  pre.replaceChildren();
-  if (!code || content.length > 200000) { pre.classList.remove("src"); put(pre, content); return; }
-  let line = h("span", {});
-  const lines = [line];
-  for (const [look, words] of tokens(content, code)) {
-    words.split("\n").forEach((piece, i) => {
-      if (i) lines.push(line = h("span", {}));
-      if (piece) line.append(look ? h("span", { class: look }, piece)
-        : put(document.createDocumentFragment(), piece));
-    });
-  }
-  if (code === "python") pre.append(...lines.flatMap((item, i) => i ? ["", item] : [item]));
-  else pre.append(...lines.flatMap((item, i) => i ? ["\n", item] : [item]));
-  if (at && lines[at - 1]) lines[at - 1].className = "at";
+pre.replaceChildren();
+if (!code || content.length > 200000) { pre.classList.remove("src"); put(pre, content); return; }
+let line = h("span", {});
+const lines = [line];
+for (const [look, words] of tokens(content, code)) {
+words.split("\n").forEach((piece, i) => {
+if (i) lines.push(line = h("span", {}));
+if (piece) line.append(look ? h("span", { class: look }, piece)
+: put(document.createDocumentFragment(), piece));
+});
+}
+if (code === "python") pre.append(...lines.flatMap((item, i) => i ? ["", item] : [item]));
+else pre.append(...lines.flatMap((item, i) => i ? ["\n", item] : [item]));
+if (at && lines[at - 1]) lines[at - 1].className = "at";
 }
 const PYTHON = new RegExp(
-  [
-    /(#[^\n]*)/,
-    /((?:\b[rbfuRBFU]{1,2})?(?:"{3}[^]*?(?:"{3}|$)|'{3}[^]*?(?:'{3}|$)|"(?:\\.|[^"\\\n])*"?|'(?:\\.|[^'\\\n])*'?))/,
-    /\b(llm_query(?:_batched)?|rlm_query(?:_batched)?|FINAL(?:_VAR)?|SHOW_VARS|budget|context)\b/,
-    /\b(and|as|assert|async|await|break|case|class|continue|def|del|elif|else|except|False|finally|for|from|global)\b/,
-    /\b(if|import|in|is|lambda|match|None|nonlocal|not|or|pass|raise|return|True|try|while|with|yield)\b/,
-    /\b(\d[\w.]*)/,
-    /\b([A-Za-z_]\w*)(?=\()/,
-  ].map(part => part.source).join("|"), "g");
+[
+/(#[^\n]*)/,
+/((?:\b[rbfuRBFU]{1,2})?(?:"{3}[^]*?(?:"{3}|$)|'{3}[^]*?(?:'{3}|$)|"(?:\\.|[^"\\\n])*"?|'(?:\\.|[^'\\\n])*'?))/,
+/\b(llm_query(?:_batched)?|rlm_query(?:_batched)?|FINAL(?:_VAR)?|SHOW_VARS|budget|context)\b/,
+/\b(and|as|assert|async|await|break|case|class|continue|def|del|elif|else|except|False|finally|for|from|global)\b/,
+/\b(if|import|in|is|lambda|match|None|nonlocal|not|or|pass|raise|return|True|try|while|with|yield)\b/,
+/\b(\d[\w.]*)/,
+/\b([A-Za-z_]\w*)(?=\()/,
+].map(part => part.source).join("|"), "g");
 const JSON_TOKENS = /("(?:\\.|[^"\\])*")(?=\s*:)|("(?:\\.|[^"\\])*")|\b(true|false|null)\b|(-?\b\d[\d.eE+-]*)/g;
 function* tokens(content, code) {
-  const looks = code === "python" ? ["com", "str", "rlm", "kw", "kw", "num", "fn"] : ["fn", "str", "kw", "num"];
-  let last = 0;
-  for (const found of content.matchAll(code === "python" ? PYTHON : JSON_TOKENS)) {
-    if (found.index > last) yield ["", content.slice(last, found.index)];
-    yield [looks[found.slice(1).findIndex(group => group !== undefined)], found[0]];
-    last = found.index + found[0].length;
-  }
-  if (last < content.length) yield ["", content.slice(last)];
+const looks = code === "python" ? ["com", "str", "rlm", "kw", "kw", "num", "fn"] : ["fn", "str", "kw", "num"];
+let last = 0;
+for (const found of content.matchAll(code === "python" ? PYTHON : JSON_TOKENS)) {
+if (found.index > last) yield ["", content.slice(last, found.index)];
+yield [looks[found.slice(1).findIndex(group => group !== undefined)], found[0]];
+last = found.index + found[0].length;
+}
+if (last < content.length) yield ["", content.slice(last)];
 }
 function copyButton(label, content) {
-  const made = button("", () => copy(content(), made), { "aria-label": label === "Copy" ? null : "Copy " + label });
-  made.append(icon("copy"), label);
-  return made;
+const made = button("", () => copy(content(), made), { "aria-label": label === "Copy" ? null : "Copy " + label });
+made.append(icon("copy"), label);
+return made;
 }
 async function copy(content, from) {
-  try { await navigator.clipboard.writeText(content); }
-  catch {
-    const field = h("textarea", { class: "vh" });
-    field.value = content;
-    document.body.append(field);
-    field.select();
-    document.execCommand("copy");
-    field.remove();
-  }
-  const old = [...from.childNodes];
-  from.replaceChildren("✓");
-  setTimeout(() => from.replaceChildren(...old), 1200);
+try { await navigator.clipboard.writeText(content); }
+catch {
+const field = h("textarea", { class: "vh" });
+field.value = content;
+document.body.append(field);
+field.select();
+document.execCommand("copy");
+field.remove();
 }
-
-// --- search: names at once, bodies block by block
+const old = [...from.childNodes];
+from.replaceChildren("✓");
+setTimeout(() => from.replaceChildren(...old), 1200);
+}
 const SEARCH = { rows: new Set(), list: [], at: -1, ticket: 0, sorted: true };
 const NOISE = new Set([
-  "v", "event", "kind", "trajectory_id", "call_id", "parent_call_id", "timestamp", "node", "key", "id", "role", "type",
-  "tool_call_id", "tool_call_ids", "media_type", "sha256", "_at", "stop_reason", "status", "depth",
+"v", "event", "kind", "trajectory_id", "call_id", "parent_call_id", "timestamp", "node", "key", "id", "role", "type",
+"tool_call_id", "tool_call_ids", "media_type", "sha256", "_at", "stop_reason", "status", "depth",
 ]);
 async function search() {
-  const wanted = STATE.q.toLowerCase(), ticket = ++SEARCH.ticket, r = run;
-  Object.assign(SEARCH, { rows: new Set(), list: [], at: -1, sorted: true });
-  if (wanted) {
-    for (let i = 0; i < r.count; i++) {
-      if (`${r.names[r.name[i]]} ${r.texts[i]}`.toLowerCase().includes(wanted)) found(i);
-    }
-    showHits(true);
-    for (let place = 0; place < r.meta.chunks; place++) {
-      const lines = await chunk(r, place);
-      if (ticket !== SEARCH.ticket || r !== run) return;
-      searchChunk(lines, place * CHUNK, wanted);
-      if (place % 8 === 0) showHits(true);
-    }
-  }
-  showHits(false);
+const wanted = STATE.q.toLowerCase(), ticket = ++SEARCH.ticket, r = run;
+Object.assign(SEARCH, { rows: new Set(), list: [], at: -1, sorted: true });
+if (wanted) {
+for (let i = 0; i < r.count; i++) {
+if (`${r.names[r.name[i]]} ${r.texts[i]}`.toLowerCase().includes(wanted)) found(i);
+}
+showHits(true);
+for (let place = 0; place < r.meta.chunks; place++) {
+const lines = await chunk(r, place);
+if (ticket !== SEARCH.ticket || r !== run) return;
+searchChunk(lines, place * CHUNK, wanted);
+if (place % 8 === 0) showHits(true);
+}
+}
+showHits(false);
 }
 function searchChunk(lines, first, wanted) {
-  const raw = JSON.stringify(wanted).slice(1, -1).replaceAll("<", "\\u003c");
-  const plain = raw.replaceAll("\\u003c", "<"), low = lines.toLowerCase();
-  if (!low.includes(raw) && !low.includes(plain)) return;
-  lines.split("\n").forEach((line, i) => {
-    const lower = line.toLowerCase();
-    if ((lower.includes(raw) || lower.includes(plain)) && inBody(JSON.parse(line), wanted)) found(run.rowAt[first + i]);
-  });
+const raw = JSON.stringify(wanted).slice(1, -1).replaceAll("<", "\\u003c");
+const plain = raw.replaceAll("\\u003c", "<"), low = lines.toLowerCase();
+if (!low.includes(raw) && !low.includes(plain)) return;
+lines.split("\n").forEach((line, i) => {
+const lower = line.toLowerCase();
+if ((lower.includes(raw) || lower.includes(plain)) && inBody(JSON.parse(line), wanted)) found(run.rowAt[first + i]);
+});
 }
 function found(row) {
-  if (row < 0 || SEARCH.rows.has(row)) return;
-  SEARCH.rows.add(row);
-  SEARCH.list.push(row);
-  SEARCH.sorted = false;
-  element(row)?.classList.add("hit");
+if (row < 0 || SEARCH.rows.has(row)) return;
+SEARCH.rows.add(row);
+SEARCH.list.push(row);
+SEARCH.sorted = false;
+element(row)?.classList.add("hit");
 }
 function inBody(event, wanted) {
-  const stack = [event];
-  while (stack.length) {
-    for (const [key, value] of Object.entries(stack.pop())) {
-      if (NOISE.has(key)) continue;
-      if (value && typeof value === "object") stack.push(value);
-      else if (String(value).toLowerCase().includes(wanted)) return true;
-    }
-  }
-  return false;
+const stack = [event];
+while (stack.length) {
+for (const [key, value] of Object.entries(stack.pop())) {
+if (NOISE.has(key)) continue;
+if (value && typeof value === "object") stack.push(value);
+else if (String(value).toLowerCase().includes(wanted)) return true;
+}
+}
+return false;
 }
 function showHits(going) {
-  const count = number(SEARCH.list.length) + (going ? "…" : "");
-  $("hits").textContent = !STATE.q ? "" : SEARCH.at < 0 ? count : `${number(SEARCH.at + 1)} / ${count}`;
-  if (!going) for (const old of $("rows").children) old.classList.toggle("hit", SEARCH.rows.has(old.row));
+const count = number(SEARCH.list.length) + (going ? "…" : "");
+$("hits").textContent = !STATE.q ? "" : SEARCH.at < 0 ? count : `${number(SEARCH.at + 1)} / ${count}`;
+if (!going) for (const old of $("rows").children) old.classList.toggle("hit", SEARCH.rows.has(old.row));
 }
 function nextHit(by) {
-  if (!SEARCH.list.length) return;
-  sortHits();
-  SEARCH.at = (Math.max(SEARCH.at, by < 0 ? 0 : -1) + by + SEARCH.list.length) % SEARCH.list.length;
-  const typing = document.activeElement === $("q");
-  select(SEARCH.list[SEARCH.at], { reveal: true });
-  if (typing) $("q").focus({ preventScroll: true });
-  showHits(false);
+if (!SEARCH.list.length) return;
+sortHits();
+SEARCH.at = (Math.max(SEARCH.at, by < 0 ? 0 : -1) + by + SEARCH.list.length) % SEARCH.list.length;
+const typing = document.activeElement === $("q");
+select(SEARCH.list[SEARCH.at], { reveal: true });
+if (typing) $("q").focus({ preventScroll: true });
+showHits(false);
 }
 function sortHits() {
-  if (SEARCH.sorted) return;
-  const here = SEARCH.list[SEARCH.at];
-  SEARCH.list.sort((a, b) => a - b);
-  SEARCH.sorted = true;
-  SEARCH.at = SEARCH.list.indexOf(here);
+if (SEARCH.sorted) return;
+const here = SEARCH.list[SEARCH.at];
+SEARCH.list.sort((a, b) => a - b);
+SEARCH.sorted = true;
+SEARCH.at = SEARCH.list.indexOf(here);
 }
 function markText(box) {
-  const wanted = STATE.q.toLowerCase(), ranges = [];
-  if (!window.Highlight) return;
-  const walker = document.createTreeWalker(box, NodeFilter.SHOW_TEXT);
-  while (wanted && walker.nextNode() && ranges.length < 2000) {
-    const content = walker.currentNode.data.toLowerCase();
-    for (let at = content.indexOf(wanted); at >= 0; at = content.indexOf(wanted, at + wanted.length)) {
-      const range = new Range();
-      range.setStart(walker.currentNode, at);
-      range.setEnd(walker.currentNode, Math.min(at + wanted.length, walker.currentNode.length));
-      ranges.push(range);
-    }
-  }
-  CSS.highlights.set("hit", new Highlight(...ranges));
+const wanted = STATE.q.toLowerCase(), ranges = [];
+if (!window.Highlight) return;
+const walker = document.createTreeWalker(box, NodeFilter.SHOW_TEXT);
+while (wanted && walker.nextNode() && ranges.length < 2000) {
+const content = walker.currentNode.data.toLowerCase();
+for (let at = content.indexOf(wanted); at >= 0; at = content.indexOf(wanted, at + wanted.length)) {
+const range = new Range();
+range.setStart(walker.currentNode, at);
+range.setEnd(walker.currentNode, Math.min(at + wanted.length, walker.currentNode.length));
+ranges.push(range);
 }
-
-// --- filters
+}
+CSS.highlights.set("hit", new Highlight(...ranges));
+}
 function showFilters() {
-  const distinct = column => [...new Set(column)];
-  const used = distinct(run.kind).map(place => KINDS[place]);
-  const models = distinct(run.model).filter(place => run.models[place]).map(place => run.models[place]);
-  const tools = new Set(), depths = distinct(run.depth).sort((a, b) => a - b);
-  for (let i = 0; i < run.count; i++) {
-    if (kind(i) === "tool") tools.add(name(i));
-    else if (kind(i) === "cell") tools.add("execute_code");
-  }
-  const chips = used.map(k => chip(k));
-  const errors = button("Errors only", () => filter({ err: STATE.err ? "" : "1" }),
-    { class: "chip", "aria-pressed": !!STATE.err });
-  errors.prepend(icon("interrupted"));
-  $("filters").querySelector(".sheet").replaceChildren(
-    h("div", { class: "chips" }, chips, errors),
-    choice("Depth", "d", depths), choice("Model", "m", models), choice("Tool", "t", [...tools]),
-    amount("Cost at least", "cost", 0.001), amount("Self ms at least", "ms", 1),
-    button("Clear filters", () => filter(Object.fromEntries(FILTERS.map(key => [key, ""])))));
+const distinct = column => [...new Set(column)];
+const used = distinct(run.kind).map(place => KINDS[place]);
+const models = distinct(run.model).filter(place => run.models[place]).map(place => run.models[place]);
+const tools = new Set(), depths = distinct(run.depth).sort((a, b) => a - b);
+for (let i = 0; i < run.count; i++) {
+if (kind(i) === "tool") tools.add(name(i));
+else if (kind(i) === "cell") tools.add("execute_code");
+}
+const chips = used.map(k => chip(k));
+const errors = button("Errors only", () => filter({ err: STATE.err ? "" : "1" }),
+{ class: "chip", "aria-pressed": !!STATE.err });
+errors.prepend(icon("interrupted"));
+$("filters").querySelector(".sheet").replaceChildren(
+h("div", { class: "chips" }, chips, errors),
+choice("Depth", "d", depths), choice("Model", "m", models), choice("Tool", "t", [...tools]),
+amount("Cost at least", "cost", 0.001), amount("Self ms at least", "ms", 1),
+button("Clear filters", () => filter(Object.fromEntries(FILTERS.map(key => [key, ""])))));
 }
 function chip(k) {
-  const chosen = new Set(STATE.k.split(",").filter(Boolean));
-  const made = button(KIND_NAMES[k], () => {
-    if (!chosen.delete(k)) chosen.add(k);
-    filter({ k: [...chosen].join(",") });
-  }, { class: "chip", "aria-pressed": chosen.has(k) });
-  made.prepend(icon(k));
-  return made;
+const chosen = new Set(STATE.k.split(",").filter(Boolean));
+const made = button(kindName(k), () => {
+if (!chosen.delete(k)) chosen.add(k);
+filter({ k: [...chosen].join(",") });
+}, { class: "chip", "aria-pressed": chosen.has(k) });
+made.prepend(icon(k));
+return made;
 }
 function choice(label, key, values) {
-  const list = h("select", { onchange: event => filter({ [key]: event.target.value }) },
-    h("option", { value: "" }, "any"), values.map(value => h("option", { value }, value)));
-  list.value = STATE[key];
-  return h("label", {}, label, list);
+const list = h("select", { onchange: event => filter({ [key]: event.target.value }) },
+h("option", { value: "" }, "any"), values.map(value => h("option", { value }, value)));
+list.value = STATE[key];
+return h("label", {}, label, list);
 }
 function amount(label, key, step) {
-  const onchange = event => filter({ [key]: event.target.value });
-  return h("label", {}, label, h("input", { type: "number", min: 0, step, value: STATE[key], onchange }));
+const onchange = event => filter({ [key]: event.target.value });
+return h("label", {}, label, h("input", { type: "number", min: 0, step, value: STATE[key], onchange }));
 }
 function filter(changes) {
-  const at = document.activeElement?.textContent;
-  go(changes, false);
-  applyFilters();
-  showFilters();
-  showRows();
-  for (const made of $("filters").querySelectorAll("button")) if (made.textContent === at) made.focus();
+const at = document.activeElement?.textContent;
+go(changes, false);
+applyFilters();
+showFilters();
+showRows();
+for (const made of $("filters").querySelectorAll("button")) if (made.textContent === at) made.focus();
 }
-
-// --- the time axis: long stretches in which nothing ran are drawn short
 function timeAxis(r) {
-  let total = 1;
-  const spans = [];
-  for (let i = 0; i < r.count; i++) {
-    const k = KINDS[r.kind[i]];
-    total = Math.max(total, r.end[i]);
-    if (k === "turn") spans.push([r.start[i], r.start[i] + r.own[i]]);
-    else if (k !== "node" && k !== "batch" && k !== "detached") spans.push([r.start[i], r.end[i]]);
-  }
-  spans.sort((a, b) => a[0] - b[0]);
-  const holes = [];
-  let reach = 0;
-  for (const [start, end] of spans) {
-    if (start - reach > 2000) holes.push([reach, start]);
-    reach = Math.max(reach, end);
-  }
-  const busy = total - holes.reduce((sum, [a, b]) => sum + b - a, 0);
-  const gaps = holes.filter(([a, b]) => b - a > Math.max(2000, busy * 0.15)), pad = busy * 0.03;
-  return axis(total, gaps, pad);
+let total = 1;
+const spans = [];
+for (let i = 0; i < r.count; i++) {
+const k = KINDS[r.kind[i]];
+total = Math.max(total, r.end[i]);
+if (k === "turn") spans.push([r.start[i], r.start[i] + r.own[i]]);
+else if (k !== "node" && k !== "batch" && k !== "detached") spans.push([r.start[i], r.end[i]]);
+}
+spans.sort((a, b) => a[0] - b[0]);
+const holes = [];
+let reach = 0;
+for (const [start, end] of spans) {
+if (start - reach > 2000) holes.push([reach, start]);
+reach = Math.max(reach, end);
+}
+const busy = total - holes.reduce((sum, [a, b]) => sum + b - a, 0);
+const gaps = holes.filter(([a, b]) => b - a > Math.max(2000, busy * 0.15)), pad = busy * 0.03;
+return axis(total, gaps, pad);
 }
 function axis(total, gaps, pad) {
-  const short = gaps.reduce((sum, [a, b]) => sum + b - a - pad, 0), length = total - short;
-  return {
-    total, gaps, length,
-    share(t) {
-      let at = t;
-      for (const [a, b] of gaps) if (t >= b) at -= b - a - pad; else if (t > a) at -= (t - a) * (1 - pad / (b - a));
-      return Math.min(1, Math.max(0, at / length));
-    },
-    when(x) {
-      let t = x * length;
-      for (const [a, b] of gaps) if (t >= a + pad) t += b - a - pad; else if (t > a) t = a + (t - a) * (b - a) / pad;
-      return t;
-    },
-  };
+const short = gaps.reduce((sum, [a, b]) => sum + b - a - pad, 0), length = total - short;
+return {
+total, gaps, length,
+share(t) {
+let at = t;
+for (const [a, b] of gaps) if (t >= b) at -= b - a - pad; else if (t > a) at -= (t - a) * (1 - pad / (b - a));
+return Math.min(1, Math.max(0, at / length));
+},
+when(x) {
+let t = x * length;
+for (const [a, b] of gaps) if (t >= a + pad) t += b - a - pad; else if (t > a) t = a + (t - a) * (b - a) / pad;
+return t;
+},
+};
 }
-
-// --- the timeline: what ran when; parallel siblings in lanes
 const FLAME = { from: 0, to: 1, top: 0, squeeze: true, hover: -1 };
 const LANE = 19;
 function lanes(r) {
-  if (r.lane) return;
-  const slot = new Int32Array(r.count), tall = new Int32Array(r.count).fill(1), offsets = new Map();
-  for (let i = r.count - 1; i >= 0; i--) if (r.size[i] > 1) tall[i] = 1 + stack(r, i, slot, tall, offsets);
-  r.lane = new Int32Array(r.count);
-  r.thread = new Int32Array(r.count).fill(1);
-  let threads = 1, top = 0;
-  for (let i = 0; i < r.count; i++) {
-    if (r.parent[i] < 0) {
-      r.lane[i] = top;
-      r.thread[i] = threads++;
-      top += tall[i];
-    }
-    if (!offsets.has(i)) continue;
-    const { heights, begin } = offsets.get(i), own = heights.map((_, at) => at ? ++threads : r.thread[i]);
-    for (let at = i + 1; at < i + r.size[i]; at += r.size[at]) {
-      r.lane[at] = r.lane[i] + 1 + begin[slot[at]];
-      r.thread[at] = own[slot[at]];
-    }
-  }
-  r.lanes = top;
+if (r.lane) return;
+const slot = new Int32Array(r.count), tall = new Int32Array(r.count).fill(1), offsets = new Map();
+for (let i = r.count - 1; i >= 0; i--) if (r.size[i] > 1) tall[i] = 1 + stack(r, i, slot, tall, offsets);
+r.lane = new Int32Array(r.count);
+r.thread = new Int32Array(r.count).fill(1);
+let threads = 1, top = 0;
+for (let i = 0; i < r.count; i++) {
+if (r.parent[i] < 0) {
+r.lane[i] = top;
+r.thread[i] = threads++;
+top += tall[i];
+}
+if (!offsets.has(i)) continue;
+const { heights, begin } = offsets.get(i), own = heights.map((_, at) => at ? ++threads : r.thread[i]);
+for (let at = i + 1; at < i + r.size[i]; at += r.size[at]) {
+r.lane[at] = r.lane[i] + 1 + begin[slot[at]];
+r.thread[at] = own[slot[at]];
+}
+}
+r.lanes = top;
 }
 function stack(r, parent, slot, tall, offsets) {
-  const ends = [], heights = [];
-  for (let at = parent + 1; at < parent + r.size[parent]; at += r.size[at]) {
-    let place = ends.findIndex(end => end <= r.start[at] + 1);
-    if (place < 0) place = Math.min(ends.length, 255);
-    slot[at] = place;
-    ends[place] = Math.max(ends[place] || 0, r.end[at]);
-    heights[place] = Math.max(heights[place] || 0, tall[at]);
-  }
-  let sum = 0;
-  const begin = heights.map(height => (sum += height) - height);
-  offsets.set(parent, { heights, begin });
-  return sum;
+const ends = [], heights = [];
+for (let at = parent + 1; at < parent + r.size[parent]; at += r.size[at]) {
+let place = ends.findIndex(end => end <= r.start[at] + 1);
+if (place < 0) place = Math.min(ends.length, 255);
+slot[at] = place;
+ends[place] = Math.max(ends[place] || 0, r.end[at]);
+heights[place] = Math.max(heights[place] || 0, tall[at]);
+}
+let sum = 0;
+const begin = heights.map(height => (sum += height) - height);
+offsets.set(parent, { heights, begin });
+return sum;
 }
 function showTimeline() {
-  lanes(run);
-  const canvas = h("canvas", { tabindex: 0, role: "img",
-    "aria-label": "Timeline: arrow keys pan, plus and minus zoom, 0 fits, j and k choose the next and previous row" });
-  $("v2").className = "flame";
-  $("v2").replaceChildren(flameBar(), canvas, h("div", { class: "tip", hidden: "" }));
-  canvas.addEventListener("wheel", flameWheel, { passive: false });
-  canvas.addEventListener("pointerdown", flameDrag);
-  canvas.addEventListener("pointermove", flameHover);
-  canvas.addEventListener("pointerleave", () => flameHover(null));
-  canvas.addEventListener("dblclick", event => zoomTo(rowUnder(event)));
-  canvas.addEventListener("keydown", flameKey);
-  Object.assign(FLAME, { from: 0, to: 1, top: 0, canvas, hover: -1 });
-  draw();
+lanes(run);
+const canvas = h("canvas", { tabindex: 0, role: "img",
+"aria-label": "Timeline: arrow keys pan, plus and minus zoom, 0 fits, j and k choose the next and previous row" });
+$("v2").className = "flame";
+$("v2").replaceChildren(flameBar(), canvas, h("div", { class: "tip", hidden: "" }));
+canvas.addEventListener("wheel", flameWheel, { passive: false });
+canvas.addEventListener("pointerdown", flameDrag);
+canvas.addEventListener("pointermove", flameHover);
+canvas.addEventListener("pointerleave", () => flameHover(null));
+canvas.addEventListener("dblclick", event => zoomTo(rowUnder(event)));
+canvas.addEventListener("keydown", flameKey);
+Object.assign(FLAME, { from: 0, to: 1, top: 0, canvas, hover: -1 });
+draw();
 }
 function flameBar() {
-  const squeeze = button("Shorten idle gaps", () => {
-    FLAME.squeeze = !FLAME.squeeze;
-    squeeze.setAttribute("aria-pressed", FLAME.squeeze);
-    fit();
-  }, { class: "chip", "aria-pressed": FLAME.squeeze });
-  return h("div", { class: "row" },
-    button("−", () => zoom(1.6), { class: "icon", "aria-label": "Zoom out" }),
-    button("+", () => zoom(0.625), { class: "icon", "aria-label": "Zoom in" }),
-    button("Fit", fit), run.time.gaps.length ? squeeze : null,
-    ["node", "turn", "sub", "cell", "tool"].map(k => keyOf(icon(k), KIND_NAMES[k])));
+const squeeze = button("Shorten idle gaps", () => {
+FLAME.squeeze = !FLAME.squeeze;
+squeeze.setAttribute("aria-pressed", FLAME.squeeze);
+fit();
+}, { class: "chip", "aria-pressed": FLAME.squeeze });
+return h("div", { class: "row" },
+button("−", () => zoom(1.6), { class: "icon", "aria-label": "Zoom out" }),
+button("+", () => zoom(0.625), { class: "icon", "aria-label": "Zoom in" }),
+button("Fit", fit), run.time.gaps.length ? squeeze : null,
+["node", "turn", "sub", "cell", "tool"].map(k => keyOf(icon(k), kindName(k))));
 }
 const keyOf = (mark, label) => h("span", { class: "key" }, mark, label);
 const across = t => FLAME.squeeze ? run.time.share(t) : t / run.time.total;
 function fit() {
-  Object.assign(FLAME, { from: 0, to: 1, top: 0 });
-  draw();
+Object.assign(FLAME, { from: 0, to: 1, top: 0 });
+draw();
 }
 function zoom(by, at = 0.5) {
-  const middle = FLAME.from + (FLAME.to - FLAME.from) * at,
-    width = Math.min(1, Math.max(1e-7, (FLAME.to - FLAME.from) * by));
-  FLAME.from = Math.max(0, Math.min(1 - width, middle - width * at));
-  FLAME.to = FLAME.from + width;
-  draw();
+const middle = FLAME.from + (FLAME.to - FLAME.from) * at,
+width = Math.min(1, Math.max(1e-7, (FLAME.to - FLAME.from) * by));
+FLAME.from = Math.max(0, Math.min(1 - width, middle - width * at));
+FLAME.to = FLAME.from + width;
+draw();
 }
 function zoomTo(row) {
-  if (row < 0) return;
-  const from = across(run.start[row]), width = Math.max(1e-7, across(run.end[row]) - from);
-  Object.assign(FLAME, { from: Math.max(0, from - width * 0.04), to: Math.min(1, from + width * 1.04) });
-  draw();
+if (row < 0) return;
+const from = across(run.start[row]), width = Math.max(1e-7, across(run.end[row]) - from);
+Object.assign(FLAME, { from: Math.max(0, from - width * 0.04), to: Math.min(1, from + width * 1.04) });
+draw();
 }
 function pan(x, y) {
-  const width = FLAME.to - FLAME.from;
-  FLAME.from = Math.max(0, Math.min(1 - width, FLAME.from + x * width));
-  FLAME.to = FLAME.from + width;
-  FLAME.top = Math.max(0, Math.min(run.lanes * LANE - FLAME.high + 30, FLAME.top + y));
-  draw();
+const width = FLAME.to - FLAME.from;
+FLAME.from = Math.max(0, Math.min(1 - width, FLAME.from + x * width));
+FLAME.to = FLAME.from + width;
+FLAME.top = Math.max(0, Math.min(run.lanes * LANE - FLAME.high + 30, FLAME.top + y));
+draw();
 }
 function flameWheel(event) {
-  const focused = document.activeElement === FLAME.canvas;
-  if (!event.ctrlKey && !focused && Math.abs(event.deltaX) <= Math.abs(event.deltaY)) return;
-  event.preventDefault();
-  if (Math.abs(event.deltaX) > Math.abs(event.deltaY)) pan(event.deltaX / FLAME.wide, 0);
-  else zoom(event.deltaY > 0 ? 1.2 : 0.83, event.offsetX / FLAME.wide);
+const focused = document.activeElement === FLAME.canvas;
+if (!event.ctrlKey && !focused && Math.abs(event.deltaX) <= Math.abs(event.deltaY)) return;
+event.preventDefault();
+if (Math.abs(event.deltaX) > Math.abs(event.deltaY)) pan(event.deltaX / FLAME.wide, 0);
+else zoom(event.deltaY > 0 ? 1.2 : 0.83, event.offsetX / FLAME.wide);
 }
 function flameDrag(event) {
-  let { clientX: x, clientY: y } = event, moved = 0;
-  const canvas = FLAME.canvas;
-  canvas.setPointerCapture(event.pointerId);
-  canvas.onpointermove = next => {
-    moved += Math.abs(next.clientX - x) + Math.abs(next.clientY - y);
-    if (moved > 4) pan((x - next.clientX) / FLAME.wide, y - next.clientY);
-    x = next.clientX;
-    y = next.clientY;
-  };
-  canvas.onpointerup = canvas.onpointercancel = next => {
-    canvas.onpointermove = canvas.onpointerup = null;
-    const row = rowUnder(next);
-    if (moved <= 4 && row >= 0) { select(row, { push: true }); draw(); document.body.classList.add("open"); }
-  };
+let { clientX: x, clientY: y } = event, moved = 0;
+const canvas = FLAME.canvas;
+canvas.setPointerCapture(event.pointerId);
+canvas.onpointermove = next => {
+moved += Math.abs(next.clientX - x) + Math.abs(next.clientY - y);
+if (moved > 4) pan((x - next.clientX) / FLAME.wide, y - next.clientY);
+x = next.clientX;
+y = next.clientY;
+};
+canvas.onpointerup = canvas.onpointercancel = next => {
+canvas.onpointermove = canvas.onpointerup = null;
+const row = rowUnder(next);
+if (moved <= 4 && row >= 0) { select(row, { push: true }); draw(); document.body.classList.add("open"); }
+};
 }
 function flameKey(event) {
-  const acts = { ArrowLeft: () => pan(-0.1, 0), ArrowRight: () => pan(0.1, 0), ArrowUp: () => pan(0, -LANE * 2),
-    ArrowDown: () => pan(0, LANE * 2), "+": () => zoom(0.625), "=": () => zoom(0.625), "-": () => zoom(1.6),
-    0: fit, Enter: () => zoomTo(rowOf(STATE.e)) };
-  if (!acts[event.key] || event.ctrlKey || event.metaKey) return;
-  event.preventDefault();
-  acts[event.key]();
+const acts = { ArrowLeft: () => pan(-0.1, 0), ArrowRight: () => pan(0.1, 0), ArrowUp: () => pan(0, -LANE * 2),
+ArrowDown: () => pan(0, LANE * 2), "+": () => zoom(0.625), "=": () => zoom(0.625), "-": () => zoom(1.6),
+0: fit, Enter: () => zoomTo(rowOf(STATE.e)) };
+if (!acts[event.key] || event.ctrlKey || event.metaKey) return;
+event.preventDefault();
+acts[event.key]();
 }
 function flameHover(event) {
-  const tip = $("v2").querySelector(".tip"), row = event ? rowUnder(event) : -1;
-  tip.hidden = row < 0;
-  if (row !== FLAME.hover) { FLAME.hover = row; draw(); }
-  if (row < 0) return;
-  tip.replaceChildren(h("b", {}, name(row)), ` ${duration(run.all[row])} `,
-    run.allTokens[row] ? `${number(run.allTokens[row])} tokens ${money(run.allCost[row], run.unpriced[row])} `
-    : "", h("span", {}, run.texts[row]));
-  tip.style.left = Math.max(0, Math.min(event.offsetX + 12, FLAME.wide - 300)) + "px";
-  tip.style.top = event.offsetY + FLAME.canvas.offsetTop + 18 + "px";
+const tip = $("v2").querySelector(".tip"), row = event ? rowUnder(event) : -1;
+tip.hidden = row < 0;
+if (row !== FLAME.hover) { FLAME.hover = row; draw(); }
+if (row < 0) return;
+tip.replaceChildren(h("b", {}, name(row)), ` ${duration(run.all[row])} `,
+run.allTokens[row] ? `${number(run.allTokens[row])} tokens ${money(run.allCost[row], run.unpriced[row])} `
+: "", h("span", {}, run.texts[row]));
+tip.style.left = Math.max(0, Math.min(event.offsetX + 12, FLAME.wide - 300)) + "px";
+tip.style.top = event.offsetY + FLAME.canvas.offsetTop + 18 + "px";
 }
 function rowUnder(event) {
-  const lane = Math.floor((event.offsetY - 22 + FLAME.top) / LANE);
-  let hit = -1;
-  eachShown((i, x, w) => { if (run.lane[i] === lane && event.offsetX >= x - 1 &&
-    event.offsetX <= x + Math.max(w, 3)) hit = i; });
-  return event.offsetY < 22 ? -1 : hit;
+const lane = Math.floor((event.offsetY - 22 + FLAME.top) / LANE);
+let hit = -1;
+eachShown((i, x, w) => { if (run.lane[i] === lane && event.offsetX >= x - 1 &&
+event.offsetX <= x + Math.max(w, 3)) hit = i; });
+return event.offsetY < 22 ? -1 : hit;
 }
 function eachShown(act) {
-  const scale = FLAME.wide / (FLAME.to - FLAME.from);
-  for (let i = 0; i < run.count;) {
-    const x = (across(run.start[i]) - FLAME.from) * scale, w = (across(run.end[i]) - FLAME.from) * scale - x;
-    if (x > FLAME.wide || x + w < -3) { i += run.size[i]; continue; }
-    act(i, x, w);
-    i += w < 0.4 ? run.size[i] : 1;
-  }
+const scale = FLAME.wide / (FLAME.to - FLAME.from);
+for (let i = 0; i < run.count;) {
+const x = (across(run.start[i]) - FLAME.from) * scale, w = (across(run.end[i]) - FLAME.from) * scale - x;
+if (x > FLAME.wide || x + w < -3) { i += run.size[i]; continue; }
+act(i, x, w);
+i += w < 0.4 ? run.size[i] : 1;
+}
 }
 function paints() {
-  const probe = h("span", { class: "vh" }), found = {};
-  document.body.append(probe);
-  for (const name of [...KINDS, "error", "text", "muted", "line", "panel", "raised"]) {
-    probe.style.color = `var(--${name})`;
-    found[name] = getComputedStyle(probe).color;
-  }
-  probe.remove();
-  return found;
+const probe = h("span", { class: "vh" }), found = {};
+document.body.append(probe);
+for (const name of [...KINDS, "error", "text", "muted", "line", "panel", "raised"]) {
+probe.style.color = `var(--${name})`;
+found[name] = getComputedStyle(probe).color;
+}
+probe.remove();
+return found;
 }
 function draw() {
-  cancelAnimationFrame(FLAME.frame);
-  FLAME.frame = requestAnimationFrame(drawNow);
+cancelAnimationFrame(FLAME.frame);
+FLAME.frame = requestAnimationFrame(drawNow);
 }
 function drawNow() {
-  const canvas = FLAME.canvas, ratio = devicePixelRatio || 1;
-  if (!canvas || $("v2").hidden) return;
-  FLAME.wide = canvas.clientWidth;
-  FLAME.high = Math.min(Math.max(200, run.lanes * LANE + 40), Math.max(320, innerHeight * 0.68));
-  canvas.style.height = FLAME.high + "px";
-  canvas.width = FLAME.wide * ratio;
-  canvas.height = FLAME.high * ratio;
-  const pen = canvas.getContext("2d"), color = paints();
-  pen.scale(ratio, ratio);
-  pen.font = "11px system-ui,sans-serif";
-  pen.textBaseline = "middle";
-  drawGaps(pen, color);
-  pen.save();
-  pen.rect(0, 22, FLAME.wide, FLAME.high);
-  pen.clip();
-  const lastX = new Float64Array(run.lanes + 1).fill(-9), chosen = rowOf(STATE.e);
-  eachShown((i, x, w) => drawSpan(pen, color, i, x, w, lastX, chosen));
-  pen.restore();
-  drawTicks(pen, color);
+const canvas = FLAME.canvas, ratio = devicePixelRatio || 1;
+if (!canvas || $("v2").hidden) return;
+FLAME.wide = canvas.clientWidth;
+FLAME.high = Math.min(Math.max(200, run.lanes * LANE + 40), Math.max(320, innerHeight * 0.68));
+canvas.style.height = FLAME.high + "px";
+canvas.width = FLAME.wide * ratio;
+canvas.height = FLAME.high * ratio;
+const pen = canvas.getContext("2d"), color = paints();
+pen.scale(ratio, ratio);
+pen.font = "11px system-ui,sans-serif";
+pen.textBaseline = "middle";
+drawGaps(pen, color);
+pen.save();
+pen.rect(0, 22, FLAME.wide, FLAME.high);
+pen.clip();
+const lastX = new Float64Array(run.lanes + 1).fill(-9), chosen = rowOf(STATE.e);
+eachShown((i, x, w) => drawSpan(pen, color, i, x, w, lastX, chosen));
+pen.restore();
+drawTicks(pen, color);
 }
 function drawSpan(pen, color, i, x, w, lastX, chosen) {
-  const lane = run.lane[i], y = 22 + lane * LANE - FLAME.top, k = kind(i), wide = Math.max(w - 0.5, 1.5);
-  if (y < 0 || y > FLAME.high || (w < 1 && x - lastX[lane] < 1)) return;
-  lastX[lane] = x + w;
-  const own = k === "turn" && run.all[i] ? wide * Math.min(1, run.own[i] / run.all[i]) : wide;
-  const solid = SOLID.has(k) || run.size[i] === 1;
-  pen.fillStyle = color[isError(i) ? "error" : k];
-  pen.globalAlpha = 0.26;
-  pen.fillRect(x, y + 1, wide, LANE - 3);
-  pen.globalAlpha = solid ? 0.85 : 0;
-  pen.fillRect(x, y + 1, Math.max(own, 1.5), LANE - 3);
-  pen.globalAlpha = 1;
-  if (i === chosen || i === FLAME.hover) outline(pen, color, x, y, wide, i === chosen ? 2 : 1);
-  if (w > 60) label(pen, color, i, x, y, w, solid ? own : 0);
+const lane = run.lane[i], y = 22 + lane * LANE - FLAME.top, k = kind(i), wide = Math.max(w - 0.5, 1.5);
+if (y < 0 || y > FLAME.high || (w < 1 && x - lastX[lane] < 1)) return;
+lastX[lane] = x + w;
+const own = k === "turn" && run.all[i] ? wide * Math.min(1, run.own[i] / run.all[i]) : wide;
+const solid = SOLID.has(k) || run.size[i] === 1;
+pen.fillStyle = color[isError(i) ? "error" : k];
+pen.globalAlpha = 0.26;
+pen.fillRect(x, y + 1, wide, LANE - 3);
+pen.globalAlpha = solid ? 0.85 : 0;
+pen.fillRect(x, y + 1, Math.max(own, 1.5), LANE - 3);
+pen.globalAlpha = 1;
+if (i === chosen || i === FLAME.hover) outline(pen, color, x, y, wide, i === chosen ? 2 : 1);
+if (w > 60) label(pen, color, i, x, y, w, solid ? own : 0);
 }
 const SOLID = new Set(["turn", "sub", "tool"]);
 function outline(pen, color, x, y, wide, width) {
-  pen.strokeStyle = color.text;
-  pen.lineWidth = width;
-  pen.strokeRect(x + 0.5, y + 1.5, Math.max(wide - 1, 2), LANE - 4);
+pen.strokeStyle = color.text;
+pen.lineWidth = width;
+pen.strokeRect(x + 0.5, y + 1.5, Math.max(wide - 1, 2), LANE - 4);
 }
 function label(pen, color, i, x, y, w, solid) {
-  const left = Math.max(x, 0) + 5, room = Math.min(x + w, FLAME.wide) - left - 4, onSolid = x + solid - left;
-  if (room < 34 || (solid && onSolid < 30)) return;
-  pen.save();
-  pen.beginPath();
-  pen.rect(left, y, solid ? Math.min(room, onSolid - 3) : room, LANE);
-  pen.clip();
-  pen.fillStyle = solid ? color.panel : color.text;
-  pen.fillText(name(i) + "  " + run.texts[i].slice(0, 80), left, y + LANE / 2);
-  pen.restore();
+const left = Math.max(x, 0) + 5, room = Math.min(x + w, FLAME.wide) - left - 4, onSolid = x + solid - left;
+if (room < 34 || (solid && onSolid < 30)) return;
+pen.save();
+pen.beginPath();
+pen.rect(left, y, solid ? Math.min(room, onSolid - 3) : room, LANE);
+pen.clip();
+pen.fillStyle = solid ? color.panel : color.text;
+pen.fillText(name(i) + "  " + run.texts[i].slice(0, 80), left, y + LANE / 2);
+pen.restore();
 }
 function drawGaps(pen, color) {
-  if (!FLAME.squeeze) return;
-  const scale = FLAME.wide / (FLAME.to - FLAME.from);
-  for (const [a, b] of run.time.gaps) {
-    const x = (across(a) - FLAME.from) * scale, w = (across(b) - FLAME.from) * scale - x;
-    if (x > FLAME.wide || x + w < 0) continue;
-    pen.strokeStyle = color.line;
-    pen.lineWidth = 1;
-    pen.save();
-    pen.beginPath();
-    pen.rect(x, 22, w, FLAME.high);
-    pen.clip();
-    pen.beginPath();
-    for (let at = x - FLAME.high; at < x + w; at += 7) { pen.moveTo(at, FLAME.high); pen.lineTo(at + FLAME.high, 0); }
-    pen.stroke();
-    pen.restore();
-    pen.fillStyle = color.muted;
-    pen.textAlign = "center";
-    pen.fillText("idle " + duration(b - a), x + w / 2, FLAME.high - 9);
-    pen.textAlign = "left";
-  }
+if (!FLAME.squeeze) return;
+const scale = FLAME.wide / (FLAME.to - FLAME.from);
+for (const [a, b] of run.time.gaps) {
+const x = (across(a) - FLAME.from) * scale, w = (across(b) - FLAME.from) * scale - x;
+if (x > FLAME.wide || x + w < 0) continue;
+pen.strokeStyle = color.line;
+pen.lineWidth = 1;
+pen.save();
+pen.beginPath();
+pen.rect(x, 22, w, FLAME.high);
+pen.clip();
+pen.beginPath();
+for (let at = x - FLAME.high; at < x + w; at += 7) { pen.moveTo(at, FLAME.high); pen.lineTo(at + FLAME.high, 0); }
+pen.stroke();
+pen.restore();
+pen.fillStyle = color.muted;
+pen.textAlign = "center";
+pen.fillText("idle " + duration(b - a), x + w / 2, FLAME.high - 9);
+pen.textAlign = "left";
+}
 }
 function drawTicks(pen, color) {
-  const count = Math.max(2, Math.floor(FLAME.wide / 130));
-  pen.fillStyle = color.muted;
-  for (let i = 0; i < count; i++) {
-    const x = FLAME.wide * i / count, at = FLAME.from + (FLAME.to - FLAME.from) * i / count;
-    const t = FLAME.squeeze ? run.time.when(at) : at * run.time.total;
-    if (FLAME.squeeze && run.time.gaps.some(([a, b]) => t > a && t < b)) continue;
-    pen.fillText(duration(t), x + 4, 11);
-    pen.fillRect(x, 4, 1, 14);
-  }
+const count = Math.max(2, Math.floor(FLAME.wide / 130));
+pen.fillStyle = color.muted;
+for (let i = 0; i < count; i++) {
+const x = FLAME.wide * i / count, at = FLAME.from + (FLAME.to - FLAME.from) * i / count;
+const t = FLAME.squeeze ? run.time.when(at) : at * run.time.total;
+if (FLAME.squeeze && run.time.gaps.some(([a, b]) => t > a && t < b)) continue;
+pen.fillText(duration(t), x + 4, 11);
+pen.fillRect(x, 4, 1, 14);
 }
-
-// --- charts
+}
 function showCharts() {
-  const calls = rowsOf("turn", "sub").sort((a, b) => run.end[a] - run.end[b]);
-  const charts = calls.length ? [...plots(calls), ...sharesOf(calls)] : [];
-  $("v3").replaceChildren(calls.length ? h("div", { class: "charts" }, charts)
-    : h("p", { class: "empty" }, "No call has been answered yet."));
+const calls = rowsOf("turn", "sub").sort((a, b) => run.end[a] - run.end[b]);
+const charts = calls.length ? [...plots(calls), ...sharesOf(calls)] : [];
+$("v3").replaceChildren(calls.length ? h("div", { class: "charts" }, charts)
+: h("p", { class: "empty" }, "No call has been answered yet."));
 }
 const rowsOf = (...kinds) => [...run.kind.keys()].filter(i => kinds.includes(kind(i)));
 function plots(calls) {
-  const of = column => calls.map(i => column[i]), unknown = run.meta.unpriced;
-  let sum = 0;
-  const spent = calls.map(i => sum += Math.max(0, run.cost[i]));
-  const fresh = calls.map(i => Math.max(0, run.input[i] - run.cached[i]));
-  const cost = "cost" + (unknown ? ` (without ${number(unknown)} calls of unknown price)` : "");
-  const cached = ["cached input", "batch", of(run.cached)];
-  const tokens = [["input", "turn", fresh], cached, ["output", "cell", of(run.output)]];
-  return [
-    plot("Tokens per call", calls, tokens, number),
-    plot("Duration per call", calls, [["duration", "sub", of(run.own)]], duration),
-    plot("Cumulative cost", calls, [[cost, "end", spent]], value => money(value)),
-  ];
+const of = column => calls.map(i => column[i]), unknown = run.meta.unpriced;
+let sum = 0;
+const spent = calls.map(i => sum += Math.max(0, run.cost[i]));
+const fresh = calls.map(i => Math.max(0, run.input[i] - run.cached[i]));
+const cost = "cost" + (unknown ? ` (without ${number(unknown)} calls of unknown price)` : "");
+const cached = ["cached input", "batch", of(run.cached)];
+const tokens = [["input", "turn", fresh], cached, ["output", "cell", of(run.output)]];
+return [
+plot("Tokens per call", calls, tokens, number),
+plot("Duration per call", calls, [["duration", "sub", of(run.own)]], duration),
+plot("Cumulative cost", calls, [[cost, "end", spent]], value => money(value)),
+];
 }
 function sharesOf(calls) {
-  const model = i => run.models[run.model[i]], tool = i => kind(i) === "cell" ? "execute_code" : name(i);
-  const costs = tally(calls, model, i => Math.max(0, run.cost[i]));
-  return [
-    shares("Where the time went", byKind(), duration, "own time of each kind; parallel calls add up"),
-    shares("Calls by model", tally(calls, model, () => 1), number, "", true),
-    shares("Cost by model", costs, value => money(value), run.meta.unpriced ? "calls with a known price" : ""),
-    shares("Tools", tally(rowsOf("cell", "tool"), tool, () => 1), number, "calls of each tool", true),
-  ];
+const model = i => run.models[run.model[i]], tool = i => kind(i) === "cell" ? "execute_code" : name(i);
+const costs = tally(calls, model, i => Math.max(0, run.cost[i]));
+return [
+shares("Where the time went", byKind(), duration, "own time of each kind; parallel calls add up"),
+shares("Calls by model", tally(calls, model, () => 1), number, "", true),
+shares("Cost by model", costs, value => money(value), run.meta.unpriced ? "calls with a known price" : ""),
+shares("Tools", tally(rowsOf("cell", "tool"), tool, () => 1), number, "calls of each tool", true),
+];
 }
 function tally(rows, label, amount) {
-  const sums = new Map();
-  for (const i of rows) sums.set(label(i) || "unknown", (sums.get(label(i) || "unknown") || 0) + amount(i));
-  return [...sums].sort((a, b) => b[1] - a[1]);
+const sums = new Map();
+for (const i of rows) sums.set(label(i) || "unknown", (sums.get(label(i) || "unknown") || 0) + amount(i));
+return [...sums].sort((a, b) => b[1] - a[1]);
 }
 function byKind() {
-  const sums = tally(rowsOf("turn", "sub", "cell", "tool"), kind, i => run.own[i]);
-  return sums.map(([k, sum]) => [KIND_NAMES[k] + "s", sum, k]);
+const sums = tally(rowsOf("turn", "sub", "cell", "tool"), kind, i => run.own[i]);
+return sums.map(([k, sum]) => [kindName(k) + "s", sum, k]);
 }
 function plot(title, calls, series, format) {
-  const bars = binned(calls, series), most = Math.max(0, ...bars.map(bar => bar.whole));
-  const chart = s("svg", { viewBox: `0 0 ${bars.length * 10} 100`, preserveAspectRatio: "none", role: "img",
-    "aria-label": `${title}: ${number(calls.length)} calls, at most ${format(most)}` });
-  chart.append(...bars.map((bar, at) => barOf(bar, at * 10, most, series, format)));
-  const legend = series.map(([label, look]) => keyOf(swatch(look), label));
-  return h("figure", {}, h("figcaption", {}, h("b", {}, title), legend),
-    h("div", { class: "plot" },
-      h("div", { class: "y" }, h("span", {}, format(most)), h("span", {}, "0")), chart,
-      h("div", { class: "x" }, h("span", {}, "first call"), h("span", {}, `call ${number(calls.length)}`))));
+const bars = binned(calls, series), most = Math.max(0, ...bars.map(bar => bar.whole));
+const chart = s("svg", { viewBox: `0 0 ${bars.length * 10} 100`, preserveAspectRatio: "none", role: "img",
+"aria-label": `${title}: ${number(calls.length)} calls, at most ${format(most)}` });
+chart.append(...bars.map((bar, at) => barOf(bar, at * 10, most, series, format)));
+const legend = series.map(([label, look]) => keyOf(swatch(look), label));
+return h("figure", {}, h("figcaption", {}, h("b", {}, title), legend),
+h("div", { class: "plot" },
+h("div", { class: "y" }, h("span", {}, format(most)), h("span", {}, "0")), chart,
+h("div", { class: "x" }, h("span", {}, "first call"), h("span", {}, `call ${number(calls.length)}`))));
 }
 function binned(calls, series) {
-  const bins = Math.min(calls.length, 160), per = calls.length / bins;
-  const whole = at => series.reduce((sum, [, , values]) => sum + values[at], 0);
-  return Array.from({ length: bins }, (_, bin) => {
-    const from = Math.floor(bin * per), to = Math.max(from + 1, Math.floor((bin + 1) * per));
-    let best = from;
-    for (let at = from; at < to; at++) if (whole(at) > whole(best)) best = at;
-    return { row: calls[best], values: series.map(([, , values]) => values[best]), whole: whole(best) };
-  });
+const bins = Math.min(calls.length, 160), per = calls.length / bins;
+const whole = at => series.reduce((sum, [, , values]) => sum + values[at], 0);
+return Array.from({ length: bins }, (_, bin) => {
+const from = Math.floor(bin * per), to = Math.max(from + 1, Math.floor((bin + 1) * per));
+let best = from;
+for (let at = from; at < to; at++) if (whole(at) > whole(best)) best = at;
+return { row: calls[best], values: series.map(([, , values]) => values[best]), whole: whole(best) };
+});
 }
 const swatch = look => s("svg", { class: "k-" + look, viewBox: "0 0 16 16" }, s("path", { d: "M2 2h12v12H2z" }));
 function barOf(bar, x, most, series, format) {
-  const group = s("g", {}), hint = s("title", {});
-  let y = 100;
-  bar.values.forEach((value, at) => {
-    const height = most ? value / most * 100 : 0;
-    y -= height;
-    group.append(s("rect", { class: "k-" + series[at][1], x: x + 0.5, y, width: 9, height, fill: "currentColor" }));
-  });
-  put(hint, `${name(bar.row)}: ${series.map(([label], at) => `${label} ${format(bar.values[at])}`).join(", ")}`);
-  group.append(hint);
-  group.addEventListener("click", () => {
-    select(bar.row, { push: true, reveal: true });
-    document.body.classList.add("open");
-  });
-  return group;
+const group = s("g", {}), hint = s("title", {});
+let y = 100;
+bar.values.forEach((value, at) => {
+const height = most ? value / most * 100 : 0;
+y -= height;
+group.append(s("rect", { class: "k-" + series[at][1], x: x + 0.5, y, width: 9, height, fill: "currentColor" }));
+});
+put(hint, `${name(bar.row)}: ${series.map(([label], at) => `${label} ${format(bar.values[at])}`).join(", ")}`);
+group.append(hint);
+group.addEventListener("click", () => {
+select(bar.row, { push: true, reveal: true });
+document.body.classList.add("open");
+});
+return group;
 }
 const SLICES = ["turn", "sub", "cell", "tool", "end", "interrupted", "other"];
 function shares(title, rows, format, note, round = false) {
-  const whole = rows.reduce((sum, row) => sum + row[1], 0), most = rows.length ? rows[0][1] : 0;
-  const lines = rows.slice(0, 12).map(([label, value, look], at) => {
-    const fill = h("span", { class: "fill k-" + (look || slice(at)) });
-    fill.style.width = (most ? value / most * 100 : 0) + "%";
-    const part = whole ? Math.round(value / whole * 100) : 0;
-    return [h("span", { class: "label", title: label }, label), h("div", { class: "track" }, fill),
-      h("span", {}, `${format(value)} · ${part} %`)];
-  });
-  let content = h("div", { class: "share" }, lines);
-  if (!rows.length) content = h("p", { class: "empty" }, "none");
-  else if (round && rows.length > 1) content = h("div", { class: "donut" }, donut(rows, whole), content);
-  return h("figure", {}, h("figcaption", {}, h("b", {}, title), note), content);
+const whole = rows.reduce((sum, row) => sum + row[1], 0), most = rows.length ? rows[0][1] : 0;
+const lines = rows.slice(0, 12).map(([label, value, look], at) => {
+const fill = h("span", { class: "fill k-" + (look || slice(at)) });
+fill.style.width = (most ? value / most * 100 : 0) + "%";
+const part = whole ? Math.round(value / whole * 100) : 0;
+return [h("span", { class: "label", title: label }, label), h("div", { class: "track" }, fill),
+h("span", {}, `${format(value)} · ${part} %`)];
+});
+let content = h("div", { class: "share" }, lines);
+if (!rows.length) content = h("p", { class: "empty" }, "none");
+else if (round && rows.length > 1) content = h("div", { class: "donut" }, donut(rows, whole), content);
+return h("figure", {}, h("figcaption", {}, h("b", {}, title), note), content);
 }
 const slice = at => SLICES[Math.min(at, SLICES.length - 1)];
 function donut(rows, whole) {
-  const ring = s("svg", { viewBox: "0 0 36 36", "aria-hidden": "true" }), gap = 0.6;
-  const circle = { cx: 18, cy: 18, r: 15.915, fill: "none", stroke: "currentColor", "stroke-width": 5 };
-  let turned = 25;
-  rows.forEach(([, value], at) => {
-    const part = value / whole * 100, dashes = `${Math.max(0.1, part - gap)} ${100 - part + gap}`;
-    const look = { class: "k-" + slice(at), "stroke-dasharray": dashes, "stroke-dashoffset": turned };
-    ring.append(s("circle", { ...circle, ...look }));
-    turned -= part;
-  });
-  return ring;
+const ring = s("svg", { viewBox: "0 0 36 36", "aria-hidden": "true" }), gap = 0.6;
+const circle = { cx: 18, cy: 18, r: 15.915, fill: "none", stroke: "currentColor", "stroke-width": 5 };
+let turned = 25;
+rows.forEach(([, value], at) => {
+const part = value / whole * 100, dashes = `${Math.max(0.1, part - gap)} ${100 - part + gap}`;
+const look = { class: "k-" + slice(at), "stroke-dasharray": dashes, "stroke-dashoffset": turned };
+ring.append(s("circle", { ...circle, ...look }));
+turned -= part;
+});
+return ring;
 }
-
-// --- runs, and two of them compared
 function showRuns() {
-  const head = ["Run", "Question", "Status", "Started", "Duration", "Calls", "Tokens", "Cost"];
-  const title = `${number(RUNS.length)} ${RUNS.length === 1 ? "run" : "runs"}, newest first`;
-  const list = tableOf(head, RUNS.map(runLine), title);
-  $("v4").replaceChildren(...(DATA.diff ? [comparison(DATA.diff)] : []), list);
+const head = ["Run", "Question", "Status", "Started", "Duration", "Calls", "Tokens", "Cost"];
+const title = `${number(RUNS.length)} ${RUNS.length === 1 ? "run" : "runs"}, newest first`;
+const list = tableOf(head, RUNS.map(runLine), title);
+$("v4").replaceChildren(...(DATA.diff ? [comparison(DATA.diff)] : []), list);
 }
 function tableOf(head, rows, title) {
-  const wordy = new Set(["Question", "A", "B"]);
-  const heads = head.map(word => h("th", { scope: "col", class: wordy.has(word) ? "l" : "" }, word));
-  const table = h("table", {}, h("caption", {}, title), h("thead", {}, h("tr", {}, heads)), h("tbody", {}, rows));
-  return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": title }, table);
+const wordy = new Set(["Question", "A", "B"]);
+const heads = head.map(word => h("th", { scope: "col", class: wordy.has(word) ? "l" : "" }, word));
+const table = h("table", {}, h("caption", {}, title), h("thead", {}, h("tr", {}, heads)), h("tbody", {}, rows));
+return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": title }, table);
 }
 function runLine(meta, i) {
-  const told = (value, format) => h("td", {}, value === null ? "?" : format(value));
-  return h("tr", { class: i === STATE.run ? "on" : "" },
-    h("td", {}, button(meta.id, () => pickRun(i), { class: "link mono" })),
-    h("td", { class: "l" }, meta.question.split("\n")[0].slice(0, 120)),
-    h("td", {}, h("span", { class: "badge " + meta.status }, meta.status)),
-    h("td", {}, (meta.started || "").slice(0, 16).replace("T", " ")),
-    told(meta.duration_ms, duration), told(meta.calls, number), told(meta.tokens, number),
-    h("td", {}, meta.cost_usd === null ? money(meta.cost_known || 0, 1) : money(meta.cost_usd)));
+const told = (value, format) => h("td", {}, value === null ? "?" : format(value));
+return h("tr", { class: i === STATE.run ? "on" : "" },
+h("td", {}, button(meta.id, () => pickRun(i), { class: "link mono" })),
+h("td", { class: "l" }, meta.question.split("\n")[0].slice(0, 120)),
+h("td", {}, h("span", { class: "badge " + meta.status }, meta.status)),
+h("td", {}, (meta.started || "").slice(0, 16).replace("T", " ")),
+told(meta.duration_ms, duration), told(meta.calls, number), told(meta.tokens, number),
+h("td", {}, meta.cost_usd === null ? money(meta.cost_known || 0, 1) : money(meta.cost_usd)));
 }
 const DELTAS = [["Calls", "calls", number], ["Tokens", "tokens", number],
-  ["Cost", "cost_usd", value => money(value || 0, value === null)], ["Duration", "duration_ms", duration],
-  ["Errors", "errors", number], ["Depth", "depth_reached", number]];
+["Cost", "cost_usd", value => money(value || 0, value === null)], ["Duration", "duration_ms", duration],
+["Errors", "errors", number], ["Depth", "depth_reached", number]];
 const STEP_WORDS = { same: "same", changed: "differs", left: "only A", right: "only B" };
 function comparison(diff) {
-  const [a, b] = RUNS, first = diff.steps[diff.first];
-  const jump = first
-    ? button("First divergence: " + (first[4] || first[5]), () => $("divergence").scrollIntoView({ block: "center" }),
-      { class: "link" })
-    : h("p", {}, "Both runs took the same steps to the same results.");
-  const more = diff.more ? h("p", { class: "empty" }, `… and ${number(diff.more)} more steps`) : null;
-  return h("div", {}, h("div", { class: "v4row" }, h("h2", {}, `A ${a.id} → B ${b.id}`), jump),
-    h("dl", { class: "deltas" }, DELTAS.map(part => delta(part, a, b))),
-    tableOf(["Step", "A", "B"], diff.steps.map((step, i) => stepLine(step, i === diff.first)), "Steps"), more);
+const [a, b] = RUNS, first = diff.steps[diff.first];
+const jump = first
+? button("First divergence: " + (first[4] || first[5]), () => $("divergence").scrollIntoView({ block: "center" }),
+{ class: "link" })
+: h("p", {}, "Both runs took the same steps to the same results.");
+const more = diff.more ? h("p", { class: "empty" }, `… and ${number(diff.more)} more steps`) : null;
+return h("div", {}, h("div", { class: "v4row" }, h("h2", {}, `A ${a.id} → B ${b.id}`), jump),
+h("dl", { class: "deltas" }, DELTAS.map(part => delta(part, a, b))),
+tableOf(["Step", "A", "B"], diff.steps.map((step, i) => stepLine(step, i === diff.first)), "Steps"), more);
 }
 function delta([title, key, format], a, b) {
-  const by = b[key] - a[key], sign = by > 0 ? "+" : by < 0 ? "−" : "±";
-  const change = a[key] === null || b[key] === null ? "?" : sign + format(Math.abs(by));
-  return h("div", {}, h("dt", {}, title), h("dd", { class: "d" }, change),
-    h("dd", {}, `${format(a[key])} → ${format(b[key])}`));
+const by = b[key] - a[key], sign = by > 0 ? "+" : by < 0 ? "−" : "±";
+const change = a[key] === null || b[key] === null ? "?" : sign + format(Math.abs(by));
+return h("div", {}, h("dt", {}, title), h("dd", { class: "d" }, change),
+h("dd", {}, `${format(a[key])} → ${format(b[key])}`));
 }
 function stepLine([state, left, right, , one, other], first) {
-  const side = (at, place, words) =>
-    h("td", {}, at < 0 ? words : button(words, () => pickRun(place, String(at)), { class: "link" }));
-  return h("tr", { class: "step" + (first ? " first" : ""), id: first ? "divergence" : null },
-    h("td", {}, h("span", { class: "tag " + state }, STEP_WORDS[state])), side(left, 0, one), side(right, 1, other));
+const side = (at, place, words) =>
+h("td", {}, at < 0 ? words : button(words, () => pickRun(place, String(at)), { class: "link" }));
+return h("tr", { class: "step" + (first ? " first" : ""), id: first ? "divergence" : null },
+h("td", {}, h("span", { class: "tag " + state }, STEP_WORDS[state])), side(left, 0, one), side(right, 1, other));
 }
 function pickRun(place, e = "") {
-  if (RUNS[place].href) { location.assign(RUNS[place].href); return; }
-  go({ run: place, e, v: 1, q: "", ...Object.fromEntries(FILTERS.map(key => [key, ""])) });
-  showRun(place);
+if (RUNS[place].href) { location.assign(RUNS[place].href); return; }
+go({ run: place, e, v: 1, q: "", ...Object.fromEntries(FILTERS.map(key => [key, ""])) });
+showRun(place);
 }
-
-// --- export
 function save(content, file, type) {
-  const link = h("a", { href: URL.createObjectURL(new Blob([content], { type })), download: file });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 5000);
+const link = h("a", { href: URL.createObjectURL(new Blob([content], { type })), download: file });
+link.click();
+setTimeout(() => URL.revokeObjectURL(link.href), 5000);
 }
 function asCsv() {
-  const cell = value => {
-    if (typeof value === "number") return value;
-    const inert = /^[=+\-@\t\r]/.test(value) ? "'" + value : value;
-    return '"' + inert.replaceAll('"', '""') + '"';
-  };
-  const columns = {
-    event: i => run.at[i], level: i => run.level[i], depth: i => run.depth[i], kind, name, text: i => run.texts[i],
-    model: i => run.models[run.model[i]],
-    start_ms: i => run.start[i], end_ms: i => run.end[i], self_ms: i => run.own[i],
-    input: i => run.input[i], output: i => run.output[i], cached: i => run.cached[i], reasoning: i => run.reasoning[i],
-    cost_usd: i => run.cost[i] < 0 ? "?" : run.cost[i], total_tokens: i => run.allTokens[i],
-    total_cost_usd: i => run.allCost[i], unpriced_calls: i => run.unpriced[i], error: i => Number(isError(i)),
-  };
-  const lines = [...run.level.keys()].map(i => Object.values(columns).map(value => cell(value(i))).join(","));
-  return [Object.keys(columns).join(","), ...lines].join("\r\n") + "\r\n";
+const cell = value => {
+if (typeof value === "number") return value;
+const inert = /^[=+\-@\t\r]/.test(value) ? "'" + value : value;
+return '"' + inert.replaceAll('"', '""') + '"';
+};
+const columns = {
+event: i => run.at[i], level: i => run.level[i], depth: i => run.depth[i], kind, name, text: i => run.texts[i],
+model: i => run.models[run.model[i]],
+start_ms: i => run.start[i], end_ms: i => run.end[i], self_ms: i => run.own[i],
+input: i => run.input[i], output: i => run.output[i], cached: i => run.cached[i], reasoning: i => run.reasoning[i],
+cost_usd: i => run.cost[i] < 0 ? "?" : run.cost[i], total_tokens: i => run.allTokens[i],
+total_cost_usd: i => run.allCost[i], unpriced_calls: i => run.unpriced[i], error: i => Number(isError(i)),
+};
+const lines = [...run.level.keys()].map(i => Object.values(columns).map(value => cell(value(i))).join(","));
+return [Object.keys(columns).join(","), ...lines].join("\r\n") + "\r\n";
 }
 function asTrace() {
-  lanes(run);
-  const micro = ms => Math.round(ms * 1000);
-  const events = [...run.level.keys()].map(i => ({
-    name: name(i), cat: kind(i), ph: "X", ts: micro(run.start[i]), dur: micro(run.end[i] - run.start[i]),
-    pid: 1, tid: run.thread[i],
-    args: { text: run.texts[i], tokens: run.allTokens[i], cost_usd: run.allCost[i], event: run.at[i],
-      error: isError(i) },
-  }));
-  return JSON.stringify({ displayTimeUnit: "ms", otherData: { run: run.meta.id }, traceEvents: events });
+lanes(run);
+const micro = ms => Math.round(ms * 1000);
+const events = [...run.level.keys()].map(i => ({
+name: name(i), cat: kind(i), ph: "X", ts: micro(run.start[i]), dur: micro(run.end[i] - run.start[i]),
+pid: 1, tid: run.thread[i],
+args: { text: run.texts[i], tokens: run.allTokens[i], cost_usd: run.allCost[i], event: run.at[i],
+error: isError(i) },
+}));
+return JSON.stringify({ displayTimeUnit: "ms", otherData: { run: run.meta.id }, traceEvents: events });
 }
-
-// --- the page as a whole
 const VIEWS = { 2: showTimeline, 3: showCharts, 4: showRuns };
 function setView(v) {
-  go({ v });
-  applyView();
+go({ v });
+applyView();
 }
 function applyView() {
-  for (let i = 1; i <= 4; i++) {
-    $("v" + i).hidden = i !== STATE.v;
-    $("t" + i).setAttribute("aria-selected", i === STATE.v);
-    $("t" + i).tabIndex = i === STATE.v ? 0 : -1;
-  }
-  const alone = STATE.v > 2;
-  $("inspector").hidden = alone;
-  document.querySelector(".split").classList.toggle("single", alone);
-  if (VIEWS[STATE.v]) VIEWS[STATE.v]();
-  else fillWindow();
+for (let i = 1; i <= 4; i++) {
+$("v" + i).hidden = i !== STATE.v;
+$("t" + i).setAttribute("aria-selected", i === STATE.v);
+$("t" + i).tabIndex = i === STATE.v ? 0 : -1;
+}
+const alone = STATE.v > 2;
+$("inspector").hidden = alone;
+document.querySelector(".split").classList.toggle("single", alone);
+if (VIEWS[STATE.v]) VIEWS[STATE.v]();
+else fillWindow();
 }
 function showStatic() {
-  const rows = [...run.level.keys()].slice(0, 200).map(i => {
-    const indent = "\u00a0\u00a0".repeat(Math.min(run.level[i], 24)), mark = isError(i) ? "✗ " : "";
-    const figures = figureCells(i).map(cell => h("td", {}, cell.firstChild.textContent));
-    return h("tr", {}, h("td", {}, indent, mark, h("b", {}, name(i)), " ", run.texts[i]), figures);
-  });
-  $("static").querySelector("tbody")?.replaceChildren(...rows);
+const rows = [...run.level.keys()].slice(0, STATIC_ROWS).map(i => {
+const indent = "\u00a0\u00a0".repeat(Math.min(run.level[i], 24)), mark = isError(i) ? "✗ " : "";
+const figures = figureCells(i).map(cell => h("td", {}, cell.firstChild.textContent));
+return h("tr", {}, h("td", {}, indent, mark, h("b", {}, name(i)), " ", run.texts[i]), figures);
+});
+$("static").querySelector("tbody")?.replaceChildren(...rows);
 }
 async function showRun(place) {
-  if (RUNS[place].href) { location.replace(RUNS[place].href + location.hash); return; }
-  const changed = !run || run.place !== place;
-  STATE.run = place;
-  if (changed) {
-    run = await openRun(place);
-    openAtFirst();
-    showSummary();
-    if (place) showStatic();
-  }
-  showPicker();
-  applyFilters();
-  showFilters();
-  showRows();
-  applyView();
-  $("q").value = STATE.q;
-  search();
-  showChosen(changed);
-  requestAnimationFrame(() => { document.documentElement.dataset.ready = Math.round(performance.now()); });
+if (RUNS[place].href) { location.replace(RUNS[place].href + location.hash); return; }
+const changed = !run || run.place !== place;
+STATE.run = place;
+if (changed) {
+run = await openRun(place);
+openAtFirst();
+showSummary();
+if (place) showStatic();
+}
+showPicker();
+applyFilters();
+showFilters();
+showRows();
+applyView();
+$("q").value = STATE.q;
+search();
+showChosen(changed);
+requestAnimationFrame(() => { document.documentElement.dataset.ready = Math.round(performance.now()); });
 }
 function showChosen(changed) {
-  const row = rowOf(STATE.e);
-  if (row < 0) {
-    if (run.count) showEvent(0);
-    else showNothing();
-    if (STATE.e) say(`This run has no event “${STATE.e}”.`);
-    return;
-  }
-  if (changed && STATE.v < 3) document.body.classList.add("open");
-  reveal(row);
-  select(row);
-  if (STATE.v === 1) intoView(ensured(row) || $("grid"));
+const row = rowOf(STATE.e);
+if (row < 0) {
+if (run.count) showEvent(0);
+else showNothing();
+if (STATE.e) say(`This run has no event “${STATE.e}”.`);
+return;
+}
+if (changed && STATE.v < 3) document.body.classList.add("open");
+reveal(row);
+select(row);
+if (STATE.v === 1) intoView(ensured(row) || $("grid"));
 }
 function follow() {
-  const same = () => DATA.live;
-  setInterval(async () => {
-    const version = await fetch("version" + location.search).then(reply => reply.ok ? reply.text() : same(), same);
-    if (version !== DATA.live) location.reload();
-  }, 2000);
+const same = () => DATA.live;
+setInterval(async () => {
+const version = await fetch("version" + location.search).then(reply => reply.ok ? reply.text() : same(), same);
+if (version !== DATA.live) location.reload();
+}, 2000);
 }
 function flipTheme() {
-  const page = document.documentElement.dataset, system = matchMedia("(prefers-color-scheme: dark)").matches;
-  const dark = page.theme ? page.theme === "dark" : system;
-  page.theme = dark ? "light" : "dark";
-  try { localStorage.setItem("rlm-theme", page.theme); } catch { /* a browser that keeps nothing */ }
-  if (STATE.v === 2) draw();
+const page = document.documentElement.dataset, system = matchMedia("(prefers-color-scheme: dark)").matches;
+const dark = page.theme ? page.theme === "dark" : system;
+page.theme = dark ? "light" : "dark";
+try { localStorage.setItem("rlm-theme", page.theme); } catch { /* a browser that keeps nothing */ }
+if (STATE.v === 2) draw();
 }
 const FIXED_KEYS = [["↑ ↓ Home End", "Move in the tree"], ["→ ←", "Open, close, parent, cells"],
-  ["Enter Space", "Show, open or close"], ["Esc", "Back"]];
+["Enter Space", "Show, open or close"], ["Esc", "Back"]];
 function showLegend() {
-  const line = ([keys, does]) =>
-    [h("dt", {}, keys.split(" ").map(key => [h("kbd", {}, key), " "])), h("dd", {}, does)];
-  const does = item => item.dataset.does || item.getAttribute("aria-label") || item.textContent;
-  const shortcuts = [...document.querySelectorAll("[data-shortcut]")].map(item => [item.dataset.shortcut, does(item)]);
-  $("legend").querySelector("dl").replaceChildren(...[...shortcuts, ...FIXED_KEYS].flatMap(line));
-  $("legend").showModal();
+const line = ([keys, does]) =>
+[h("dt", {}, keys.split(" ").map(key => [h("kbd", {}, key), " "])), h("dd", {}, does)];
+const does = item => item.dataset.does || item.getAttribute("aria-label") || item.textContent;
+const shortcuts = [...document.querySelectorAll("[data-shortcut]")].map(item => [item.dataset.shortcut, does(item)]);
+$("legend").querySelector("dl").replaceChildren(...[...shortcuts, ...FIXED_KEYS].flatMap(line));
+$("legend").showModal();
 }
 function pressed(event) {
-  const inField = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
-  const held = event.ctrlKey || event.metaKey || event.altKey;
-  if (event.key === "Escape") leave(event.target);
-  else if (inField || held || $("legend").open) return;
-  else if (event.key === "j" || event.key === "k") nextRow(event.key);
-  else if (!pressShortcut(event.key)) return;
-  event.preventDefault();
+const inField = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
+const held = event.ctrlKey || event.metaKey || event.altKey;
+if (event.key === "Escape") leave(event.target);
+else if (inField || held || $("legend").open) return;
+else if (event.key === "j" || event.key === "k") nextRow(event.key);
+else if (!pressShortcut(event.key)) return;
+event.preventDefault();
 }
 function leave(target) {
-  if ($("legend").open) { $("legend").close(); return; }
-  document.body.classList.remove("open");
-  for (const open of document.querySelectorAll("#tools [open]")) open.open = false;
-  if (target === $("q")) focusRow(Math.max(0, rowOf(STATE.e)));
+if ($("legend").open) { $("legend").close(); return; }
+document.body.classList.remove("open");
+for (const open of document.querySelectorAll("#tools [open]")) open.open = false;
+if (target === $("q")) focusRow(Math.max(0, rowOf(STATE.e)));
 }
 function nextRow(key) {
-  const row = rowOf(STATE.e), focus = STATE.v === 1;
-  if (row >= 0) step(row, key === "j" ? 1 : -1, -1);
-  else if (run.visible.length) select(run.visible[0], { focus });
-  if (STATE.v === 2) draw();
+const row = rowOf(STATE.e), focus = STATE.v === 1;
+if (row >= 0) step(row, key === "j" ? 1 : -1, -1);
+else if (run.visible.length) select(run.visible[0], { focus });
+if (STATE.v === 2) draw();
 }
 function pressShortcut(key) {
-  const wanted = [...document.querySelectorAll("[data-shortcut]")].find(item => item.dataset.shortcut === key);
-  if (wanted) wanted.matches("input") ? wanted.focus() : wanted.click();
-  return Boolean(wanted);
+const wanted = [...document.querySelectorAll("[data-shortcut]")].find(item => item.dataset.shortcut === key);
+if (wanted) wanted.matches("input") ? wanted.focus() : wanted.click();
+return Boolean(wanted);
 }
 function listen() {
-  const clicks = { theme: flipTheme, help: showLegend, errors: nextError,
-    next: () => nextHit(1), prev: () => nextHit(-1),
-    expand: () => setAll(true), fold: () => setAll(false),
-    csv: () => save(asCsv(), run.meta.id + ".csv", "text/csv"),
-    trace: () => save(asTrace(), run.meta.id + ".trace.json", "application/json") };
-  for (const [id, act] of Object.entries(clicks)) $(id).onclick = act;
-  for (let v = 1; v <= 4; v++) $("t" + v).onclick = () => setView(v);
-  $("pick").onchange = () => pickRun(+$("pick").value);
-  $("q").addEventListener("input", typed);
-  $("q").addEventListener("keydown", event => { if (event.key === "Enter") nextHit(event.shiftKey ? -1 : 1); });
-  document.querySelector("[role=tablist]").addEventListener("keydown", tabKey);
-  $("rows").addEventListener("keydown", gridKey);
-  $("rows").addEventListener("click", gridClick);
-  addEventListener("scroll", fillWindow, { passive: true });
-  addEventListener("resize", () => { fillWindow(); draw(); });
-  addEventListener("keydown", pressed);
-  addEventListener("popstate", () => showRun(readHash()));
+const clicks = { theme: flipTheme, help: showLegend, errors: nextError,
+next: () => nextHit(1), prev: () => nextHit(-1),
+expand: () => setAll(true), fold: () => setAll(false),
+csv: () => save(asCsv(), run.meta.id + ".csv", "text/csv"),
+trace: () => save(asTrace(), run.meta.id + ".trace.json", "application/json") };
+for (const [id, act] of Object.entries(clicks)) $(id).onclick = act;
+for (let v = 1; v <= 4; v++) $("t" + v).onclick = () => setView(v);
+$("pick").onchange = () => pickRun(+$("pick").value);
+$("q").addEventListener("input", typed);
+$("q").addEventListener("keydown", event => { if (event.key === "Enter") nextHit(event.shiftKey ? -1 : 1); });
+document.querySelector("[role=tablist]").addEventListener("keydown", tabKey);
+$("rows").addEventListener("keydown", gridKey);
+$("rows").addEventListener("click", gridClick);
+addEventListener("scroll", fillWindow, { passive: true });
+addEventListener("resize", () => { fillWindow(); draw(); });
+addEventListener("keydown", pressed);
+addEventListener("popstate", () => showRun(readHash()));
 }
 let typing = 0;
 function typed() {
-  clearTimeout(typing);
-  typing = setTimeout(() => { go({ q: $("q").value }, false); search(); }, 140);
+clearTimeout(typing);
+typing = setTimeout(() => { go({ q: $("q").value }, false); search(); }, 140);
 }
 function tabKey(event) {
-  const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-  if (!by) return;
-  setView((STATE.v + by + 3) % 4 + 1);
-  $("t" + STATE.v).focus();
+const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+if (!by) return;
+setView((STATE.v + by + 3) % 4 + 1);
+$("t" + STATE.v).focus();
 }
 if (RUNS.length) { listen(); showRun(readHash()); }
 else document.documentElement.className = "";
-if (DATA.live) follow();
-"""
+if (DATA.live) follow();"""
+# </viewer>
 
 
 if __name__ == "__main__":
