@@ -1,6 +1,7 @@
 PYTHON ?= python3
+PYTEST = $(PYTHON) -m pytest -n 2 --dist loadfile
 
-.PHONY: check lint types test fast bench compare scaling soak live live-peers image ci dist mcpb viewer
+.PHONY: check lint types test fast nightly bench compare scaling soak live live-peers image ci dist mcpb viewer
 
 check: lint types test
 
@@ -12,10 +13,13 @@ types:
 	$(PYTHON) -m mypy
 
 test:
-	$(PYTHON) -m pytest
+	$(PYTEST)
 
-fast:                       # the part that runs on every supported Python
-	$(PYTHON) -m pytest -m "not slow"
+fast:                       # without what takes seconds, or programs that few machines have
+	$(PYTEST) -m "not slow"
+
+nightly:                    # what takes minutes: a soak, a gigabyte, thousands of sandboxes and calls, fresh installs
+	$(PYTEST) -m nightly
 
 bench:                      # beside other projects, each in an environment of its own
 	$(PYTHON) benchmarks/bench.py --write docs/benchmarks.md

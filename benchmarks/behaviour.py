@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import asyncio
 import concurrent.futures
 import datetime
 import itertools
@@ -33,6 +32,7 @@ from typing import Any, NamedTuple
 
 import bench
 import model
+import scripted  # model has put its folder on the path
 from model import SPEECH, Speech, call, fence, say
 
 JSON = dict[str, Any]
@@ -233,41 +233,32 @@ def price(output: int) -> float:
     return (100 * 0.15 + output * 0.60) / 1e6
 
 
-class Wire(model.Connection):
-    """The benchmarks' connection, with scripts by API key."""
+class Server(scripted.Server):
+    """The tests' server with a script for each API key; `GET /…/KEY` is contact with a forbidden place."""
 
-    scripts: dict[str, Script] = {}  # noqa: RUF012
+    def __init__(self) -> None:
+        super().__init__(self.say, strict=False)
+        self.scripts: dict[str, Script] = {}
+        self.lock = threading.Lock()
 
-    def serve(self, head: str, body: bytes) -> None:
-        if head.startswith("GET"):
-            if planted := self.scripts.get(head.split(" ")[1].rpartition("/")[2]):
-                planted.contacted = True
-            self.send({})
-            return
-        key = re.search(r"authorization: *Bearer (\S+)", head, re.IGNORECASE)
-        script = self.scripts.get(key[1]) if key else None
+    def say(self, request: scripted.Request) -> scripted.Reply:
+        script = self.scripts.get(request.headers.get("authorization", "").removeprefix("Bearer "))
         if script is None:  # of a run that is over
-            self.refuse(401)
-            return
-        request = json.loads(body)
-        try:
-            reply = script.reply(request, len(body))
-            output = script.settle(request, reply)
-            answer = completion(request, reply, output)
-        except Exception as error:  # the harness's own mistake: it must not look like the subject's
-            script.problems.append(f"{type(error).__name__}: {error}")
-            reply = Reply({}, status=400)
-        if reply.status == 200:
-            self.send(answer)
-        else:
-            self.refuse(reply.status)
+            return scripted.error(401)
+        sent = json.loads(request.raw)
+        with self.lock:
+            try:
+                reply = script.reply(sent, len(request.raw))
+                answer = completion(sent, reply, script.settle(sent, reply))
+            except Exception as error:  # the harness's own mistake: it must not look like the subject's
+                script.problems.append(f"{type(error).__name__}: {error}")
+                return scripted.error(400)
+        return scripted.body(answer) if reply.status == 200 else scripted.error(reply.status)
 
-    def refuse(self, status: int) -> None:
-        body = json.dumps(
-            {"error": {"message": "no such thing", "type": "invalid_request_error", "code": None}}
-        ).encode()
-        head = f"HTTP/1.1 {status} Bad Request\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        self.transport.write(head.encode() + body)  # type: ignore[attr-defined]
+    def listing(self, path: str) -> scripted.Fault:
+        if planted := self.scripts.get(path.rpartition("/")[2]):
+            planted.contacted = True
+        return scripted.body({})
 
 
 def completion(request: JSON, reply: Reply, output: int) -> JSON:
@@ -276,24 +267,6 @@ def completion(request: JSON, reply: Reply, output: int) -> JSON:
     if reply.usage:
         return whole | {"usage": usage}
     return {key: value for key, value in whole.items() if key != "usage"}
-
-
-class Server:
-    """In a thread of this process; ends with it."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self.port = 0
-        ready = threading.Event()
-        threading.Thread(target=self.serve, args=(ready,), daemon=True).start()
-        ready.wait()
-
-    def serve(self, ready: threading.Event) -> None:
-        asyncio.set_event_loop(self.loop)
-        server = self.loop.run_until_complete(self.loop.create_server(Wire, "127.0.0.1", 0, backlog=512))
-        self.port = server.sockets[0].getsockname()[1]
-        ready.set()
-        self.loop.run_forever()
 
 
 # --- one run -------------------------------------------------------------------------------------------------------
@@ -404,7 +377,7 @@ def run(
     key = f"sk-behaviour-{os.getpid()}-{next(NUMBERS)}"
     places = {"OUTSIDE": str(folder / "outside.txt"), "PORT": str(server.port), "KEY": key}
     said = [placed(said, places) for step in behaviour.steps for said in step(voice)]
-    script = Wire.scripts[key] = Script(voice, said, behaviour.leaf, behaviour.child)
+    script = server.scripts[key] = Script(voice, said, behaviour.leaf, behaviour.child)
     outcome = Outcome(script)
     command = [str(python), str(Path(__file__).parent / "behaviour_run.py"), subject, str(server.port), key]
     planted = {"BEHAVIOUR_SECRET": SECRET, "BEHAVIOUR_RUN": key, "TMPDIR": str(folder)}
@@ -414,7 +387,7 @@ def run(
         outcome.exit_code = wait(process, script)
     finally:
         end(process, key)
-        del Wire.scripts[key]
+        del server.scripts[key]
     look(folder, outcome)
     return outcome
 

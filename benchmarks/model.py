@@ -1,21 +1,26 @@
-"""The scripted model that every benchmarked project talks to: OpenAI's chat wire, as little work per request as can be.
+"""The scripted model that every benchmarked project talks to, behind the tests' server: OpenAI's chat wire.
 
 The API key says who asks and what for, `SUBJECT:RUN:SCENARIO:N`, since every project passes a key through unchanged.
-`POST /v1/chat/completions` answers the scenario's next step in the subject's own way of speaking; `GET /runs/RUN`
-tells the bytes that run sent and when its requests came. Needs only the standard library.
+`POST /v1/chat/completions` answers the scenario's next step in the subject's own way of speaking, with as little work
+per request as can be; `GET /runs/RUN` tells the bytes that run sent and when its requests came. Needs only the
+standard library.
 """
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import json
 import re
 import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+import scripted
 
 JSON = dict[str, Any]
 LEAF_SECONDS = 0.1
@@ -140,70 +145,47 @@ class Run:
         self.arrivals: list[float] = []  # of all requests but leaves', by the clock that all processes share
 
 
-RUNS: dict[str, Run] = defaultdict(Run)
 MARK = re.compile(r"leaf \d+ of 64|child 1\b|item \d+")
 MODEL = re.compile(rb'"model": ?"([^"]+)"')
 
 
-class Connection(asyncio.Protocol):
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
-        self.parts: list[bytes] = []
-        self.size = self.wanted = 0
+class Server(scripted.Server):
+    """The tests' server, answering each run by its key."""
 
-    def data_received(self, data: bytes) -> None:
-        self.parts.append(data)
-        self.size += len(data)
-        if self.size < self.wanted:
-            return
-        received = b"".join(self.parts)
-        head, found, _ = received.partition(b"\r\n\r\n")
-        length = re.search(rb"content-length: *(\d+)", head, re.IGNORECASE)
-        self.wanted = len(head) + 4 + int(length[1] if length else 0) if found else self.size + 1
-        if self.size < self.wanted:
-            self.parts = [received]
-            return
-        self.parts, self.size = [received[self.wanted :]], self.size - self.wanted
-        body = received[len(head) + 4 : self.wanted]
-        self.wanted = 0
-        self.serve(head.decode("latin-1"), body)
+    def __init__(self) -> None:
+        super().__init__(self.say, strict=False)
+        self.runs: dict[str, Run] = defaultdict(Run)
+        self.lock = threading.Lock()
 
-    def serve(self, head: str, body: bytes) -> None:
-        method, path, _ = head.split(" ", 2)
-        if method == "GET":
-            run = RUNS[path.rpartition("/")[2]]
-            self.send({"bytes": run.bytes, "arrivals": run.arrivals})
-            return
-        key = re.search(r"authorization: *Bearer (\S+)", head, re.IGNORECASE)
-        assert key, "no key"
-        subject, name, scenario, count = key[1].split(":")
-        run = RUNS[name]
+    def say(self, request: scripted.Request) -> scripted.Reply:
         arrival = time.perf_counter()
-        run.bytes += len(body)
+        subject, name, scenario, count = request.headers["authorization"].removeprefix("Bearer ").split(":")
         # A long history is a node's turn: reading it, turn after turn, would be measured too.
-        request = json.loads(body) if len(body) < 60_000 else {"model": MODEL.search(body)[1].decode()}  # type: ignore[index]
-        leaf = MARK.search(last_words(request)) if "messages" in request else None
-        if leaf is None or leaf[0].startswith("child"):
-            run.arrivals.append(arrival)
+        short = len(request.raw) < 60_000
+        sent = json.loads(request.raw) if short else {"model": MODEL.search(request.raw)[1].decode()}  # type: ignore[index]
+        leaf = MARK.search(last_words(sent)) if "messages" in sent else None
+        with self.lock:
+            run = self.runs[name]
+            run.bytes += len(request.raw)
+            if leaf is None or leaf[0].startswith("child"):
+                run.arrivals.append(arrival)
+            if leaf is None:
+                run.turn += 1
+            turn = run.turn
         if leaf is None:
-            run.turn += 1
             script = steps(subject, scenario, int(count))
             if scenario == "work":  # several runs at once under one name
-                run.turn = 1 + sum(m["role"] == "assistant" for m in request["messages"])
-            message = script[run.turn - 1] if run.turn <= len(script) else finish(subject, request)
-        elif leaf[0].startswith("leaf"):
-            asyncio.get_running_loop().call_later(LEAF_SECONDS, self.send, completion(request["model"], say("yes")))
-            return
-        elif leaf[0].startswith("item"):
-            message = say("yes")
+                turn = 1 + sum(m["role"] == "assistant" for m in sent["messages"])
+            message = script[turn - 1] if turn <= len(script) else finish(subject, sent)
         else:
-            message = finish(subject, request)
-        self.send(completion(request["model"], message))
+            message = finish(subject, sent) if leaf[0].startswith("child") else say("yes")
+        seconds = LEAF_SECONDS if leaf and leaf[0].startswith("leaf") else 0.0
+        return scripted.body(completion(sent["model"], message), delay=seconds)
 
-    def send(self, value: JSON) -> None:
-        body = json.dumps(value).encode()
-        head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        self.transport.write(head.encode() + body)  # type: ignore[attr-defined]
+    def listing(self, path: str) -> scripted.Fault:
+        with self.lock:
+            run = self.runs[path.rpartition("/")[2]]
+            return scripted.body({"bytes": run.bytes, "arrivals": run.arrivals})
 
 
 def last_words(request: JSON) -> str:
@@ -224,12 +206,11 @@ def completion(model: str, message: JSON) -> JSON:
     }
 
 
-async def main() -> None:
-    server = await asyncio.get_running_loop().create_server(Connection, "127.0.0.1", 0, backlog=512)
-    print(server.sockets[0].getsockname()[1], flush=True)
-    # Ends with its parent: standard input is the parent's end of a pipe.
-    await asyncio.to_thread(sys.stdin.read)
+def main() -> None:
+    with Server() as server:
+        print(server.port, flush=True)
+        sys.stdin.read()  # the parent's end of a pipe: this ends with it
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    main()

@@ -99,12 +99,12 @@ class Provider(scripted.Server):
             old = self.requests[number - 1]
             old.raw, old.body = b"", {}
 
-    def _listing(self, path: str) -> scripted.Fault:
+    def listing(self, path: str) -> scripted.Fault:
         if path.startswith("/account/"):
             return scripted.body(dict(self.accounts[path.rpartition("/")[2]]))
         if path == "/problems":
             return scripted.body({"problems": self.problems, "requests": len(self.requests)})
-        return super()._listing(path)
+        return super().listing(path)
 
 
 class Account(NamedTuple):

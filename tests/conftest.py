@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -106,6 +106,14 @@ def anthropic(server: scripted.Server, monkeypatch: pytest.MonkeyPatch) -> scrip
     return server
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is nightly or live is slow: `-m "not slow"` leaves it out."""
+    for item in items:
+        if item.get_closest_marker("nightly") or item.get_closest_marker("live"):
+            item.add_marker("slow")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     report: pytest.TestReport = yield  # type: ignore[assignment]
@@ -171,6 +179,19 @@ def node_module(path: str) -> Path:
     raise AssertionError
 
 
+# --- waiting -------------------------------------------------------------------------------------------------------
+
+
+def eventually(happens: Callable[[], object], seconds: float = 30) -> bool:
+    """Whether it happens within this time."""
+    end = time.monotonic() + seconds
+    while not happens():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
 # --- nothing is left running ---------------------------------------------------------------------------------------
 
 
@@ -218,10 +239,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         sandbox.shutdown()  # the process that starts sandboxes lives as long as this one
     factory: pytest.TempPathFactory = session.config._tmp_path_factory  # type: ignore[attr-defined]
     base = str(factory.getbasetemp())
-    end = time.monotonic() + 5  # a sandbox whose host was killed ends by itself, but not at once
-    while (left := left_running(base)) and time.monotonic() < end:
-        time.sleep(0.1)
-    if left:
+    eventually(lambda: not left_running(base), 5)  # a sandbox whose host was killed ends by itself, but not at once
+    if left := left_running(base):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         lines = [f"  {pid} {command[:200]}" for pid, command in left.items()]
         print("\nFAILED: processes left behind by the tests:", *lines, sep="\n")

@@ -1,7 +1,7 @@
-"""Runs one adversarial cell in a host process of its own, and says what it got away with.
+"""Runs adversarial cells, one after another, in a host process, and says what each got away with.
 
-A payload is a dict with `name`, `kind`, `code` and `proof` (see tests/corpus/sandbox/). The host is forked for each,
-so that one that hangs or dies is seen as that and takes nothing along.
+A payload is a dict with `name`, `kind`, `code` and `proof` (see tests/corpus/sandbox/). The host is forked, so that
+one that hangs or dies is seen as that and takes nothing along; the next payload then gets another one.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import os
 import re
 import resource
 import signal
+import socket
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import rlm_sandbox
 
@@ -34,50 +35,91 @@ str([json.dumps({"a": [1]}), json.JSONEncoder().encode([1]), len([1, 2]), math.p
 """
 
 
-def judge(payload: dict[str, Any], layers: Sequence[str], folder: Path, **options: Any) -> dict[str, Any]:
+def judge(payload: dict[str, Any], layers: Sequence[str], folder: Path) -> dict[str, Any]:
     """What came of a payload: `verdict` is empty if it was stopped; `kept` if the session's variables lived on."""
-    read, write = os.pipe()
-    host = os.fork()
-    if host == 0:
+    if Host.living is None or Host.living.layers != layers:
+        end_host()
+        Host.living = Host(layers)
+    return Host.living.judge(payload, folder)
+
+
+def end_host() -> None:
+    if Host.living is not None:
+        Host.living.end()
+
+
+class Host:
+    """A forked process that serves one payload after another, until one of them gets away with something."""
+
+    living: Host | None = None
+
+    def __init__(self, layers: Sequence[str]) -> None:
+        self.layers, self.seen = layers, list[str]()
+        self.channel, its_end = socket.socketpair()
+        self.pid = os.fork()
+        if self.pid == 0:
+            self.channel.close()
+            serve(its_end, layers)
+        its_end.close()
+
+    def judge(self, payload: dict[str, Any], folder: Path) -> dict[str, Any]:
+        self.channel.sendall(json.dumps([payload, str(folder)]).encode() + b"\n")
+        self.channel.settimeout(60)
         try:
-            os.close(read)
-            report = attack(payload, layers, folder, **options)
-        except BaseException as error:
-            report = {"verdict": f"the host raised {type(error).__name__}: {error}", "kept": False}
-        finally:
-            os.write(write, json.dumps(report).encode())
-            rlm_sandbox.shutdown()
-            os._exit(0)
-    os.close(write)
-    with os.fdopen(read, "rb") as source:
-        report = collect(source, host)
-    return report
+            text = self.channel.makefile("rb").readline()
+            report = json.loads(text) if text else {"verdict": f"the host died ({self.end()})", "kept": False}
+        except TimeoutError:
+            report = {"verdict": "the host hung", "kept": False}
+        if report["verdict"]:
+            report["seen before"] = self.seen
+            self.end()
+        self.seen.append(payload["name"])
+        return report
+
+    def end(self) -> str:
+        """How it ended. One that does not end by itself, when nothing more comes, is killed."""
+        if Host.living is not self:
+            return "ended"
+        Host.living = None
+        self.channel.close()
+        ended = (0, 0)
+        until = time.monotonic() + 10
+        while ended[0] == 0 and time.monotonic() < until:
+            ended = os.waitpid(self.pid, os.WNOHANG)
+            time.sleep(0.01)
+        if ended[0] == 0:
+            os.kill(self.pid, signal.SIGKILL)
+            ended = os.waitpid(self.pid, 0)
+        return f"wait status {ended[1]}"
 
 
-def collect(source: Any, host: int) -> dict[str, Any]:
-    import select
+def serve(channel: socket.socket, layers: Sequence[str]) -> NoReturn:
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (HOST_SPACE, HOST_SPACE))
+        for line in channel.makefile("rb"):
+            payload, folder = json.loads(line)
+            try:
+                report = attack(payload, layers, Path(folder))
+            except BaseException as error:
+                report = {"verdict": f"the host raised {type(error).__name__}: {error}", "kept": False}
+            channel.sendall(json.dumps(report).encode() + b"\n")
+        rlm_sandbox.shutdown()
+    finally:
+        os._exit(0)
 
-    if not select.select([source], [], [], 60)[0]:
-        os.kill(host, signal.SIGKILL)
-        os.waitpid(host, 0)
-        return {"verdict": "the host hung", "kept": False}
-    text = source.read()
-    _, status = os.waitpid(host, 0)
-    return json.loads(text) if text else {"verdict": f"the host died (wait status {status})", "kept": False}
 
-
-def attack(payload: dict[str, Any], layers: Sequence[str], folder: Path, **options: Any) -> dict[str, Any]:
-    resource.setrlimit(resource.RLIMIT_AS, (HOST_SPACE, HOST_SPACE))
+def attack(payload: dict[str, Any], layers: Sequence[str], folder: Path) -> dict[str, Any]:
     secret, marker = folder / "secret.txt", folder / "marker"
     secret.write_text("CANARY-5f2c91")
     functions = {"llm_query": lambda prompt: f"echo {prompt[:20] if isinstance(prompt, str) else type(prompt)}"}
-    options = {"layers": layers, "cell_timeout": LIMIT, "memory": "512m", **options}
+    options: dict[str, Any] = {"layers": layers, "cell_timeout": LIMIT, "memory": "512m"}
     with rlm_sandbox.LocalSandbox(**options) as witness, rlm_sandbox.LocalSandbox(**options) as box:
         before = witness.execute(WITNESS)
         assert before.ok, before.error
         box.execute("kept = 41")
         box.set("P", str(secret))
         box.set("M", str(marker))
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
         size, began = memory(), time.monotonic()
         cell = box.execute(payload["code"], functions=functions)
         took, grown = time.monotonic() - began, peak_memory() - size
@@ -133,6 +175,7 @@ def main(arguments: list[str]) -> int:
             print(f"{payload['kind']:8} {payload['name']}: variables lost")
         failed += bool(report["verdict"])
         lost += not report["kept"]
+    end_host()
     print(f"{arguments[1]}: {len(chosen) - failed} of {len(chosen)} stopped; {lost} sessions lost their variables")
     return bool(failed)
 

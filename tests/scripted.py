@@ -115,9 +115,10 @@ def redirect(location: str, status: int = 307) -> Fault:
     return Fault(status=status, body=b"", headers={"Location": location})
 
 
-def body(content: bytes | JSON, status: int = 200, content_type: str = "application/json") -> Fault:
+def body(content: bytes | JSON, status: int = 200, content_type: str = "application/json", delay: float = 0.0) -> Fault:
     """Exactly this body."""
     return Fault(
+        turn=Turn(delay=delay),
         status=status,
         body=content if isinstance(content, bytes) else json.dumps(content).encode(),
         content_type=content_type,
@@ -837,10 +838,11 @@ class Server:
         window: int | None = None,  # tokens; longer inputs get the provider's own error
         also_allow: Sequence[str] = (),  # validation messages that contain one of these are let pass
         llamacpp: bool = False,  # it lists its models as llama.cpp does, and tells the progress of a prompt
+        strict: bool = True,  # False: whatever any client sends goes to the script unread, and is not kept
     ) -> None:
         self.script: Script = script
         self.key, self.models, self.window, self.also_allow = key, models, window, also_allow
-        self.llamacpp = llamacpp
+        self.llamacpp, self.strict = llamacpp, strict
         self.requests: list[Request] = []
         self.problems: list[str] = []
         self.in_flight = self.peak = self.connections = 0
@@ -934,11 +936,11 @@ class Server:
         if len(raw) < length:
             raise Gone  # the client was killed while it sent the request
         if method == "GET":
-            self._send(connection, None, self._listing(path))
+            self._send(connection, None, self.listing(path))
             return True
         return self._answer(connection, method, path, headers, raw)
 
-    def _listing(self, path: str) -> Fault:
+    def listing(self, path: str) -> Fault:
         """The model lists of OpenAI-compatible servers and Ollama, which clients use to find local servers."""
         if path.endswith("/models"):
             meta = {"n_ctx": self.window or 16_384, "n_ctx_train": 32_768, "n_params": 1_777_088_000}
@@ -961,6 +963,8 @@ class Server:
         try:
             reply = self._reply(request, method)
             fault = reply if isinstance(reply, Fault) else Fault(turn=as_turn(reply))
+            if not self.strict:
+                request.raw = b""
             self._pause(connection, fault)
         except OSError:
             request.gone.set()
@@ -977,7 +981,8 @@ class Server:
 
     def _reply(self, request: Request, method: str) -> Reply:
         try:
-            self._check(request, method)
+            if self.strict:
+                self._check(request, method)
         except Refused as refused:
             if refused.status == 400 and refused.code is None:
                 self.problems.append(f"request {request.number}: {refused}")
@@ -1003,9 +1008,8 @@ class Server:
         """Wait as the script says, and no longer than the client does."""
         end = time.monotonic() + fault.turn.delay
         until = fault.turn.until
-        while fault.hang or time.monotonic() < end or (until is not None and not until.is_set()):
-            left = end - time.monotonic()
-            readable, _, _ = select.select([connection], [], [], min(left, 0.02) if left > 0 else 0.02)
+        while (left := end - time.monotonic()) > 0 or fault.hang or (until is not None and not until.is_set()):
+            readable, _, _ = select.select([connection], [], [], left if left > 0 else 0.02)
             if self._stopping.is_set():
                 raise Gone
             if readable and connection.recv(1, socket.MSG_PEEK) == b"":

@@ -17,13 +17,12 @@ import subprocess
 import sys
 import tarfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, interpreter, need
+from conftest import ROOT, eventually, interpreter, need
 from scripted import Request, Server, code
 
 import rlm
@@ -80,15 +79,6 @@ def value(cell: Cell) -> str | None:
 def last_line(cell: Cell) -> str:
     assert not cell.ok
     return (cell.error or "").splitlines()[-1]
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 @pytest.fixture
@@ -581,7 +571,7 @@ def test_leftovers_of_dead_hosts_are_swept_and_no_others(engine: Any) -> None:
             rlm_sandbox.remove_container(engine, found)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(400)
 def test_two_hundred_in_a_row_leave_nothing(engine: Any) -> None:
     before, held = containers(engine), []

@@ -182,7 +182,7 @@ def test_a_program_of_the_page_runs_with_the_files_that_it_names(
     assert alone(program, workspace, monkeypatch) == shown
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(300)
 def test_uv_runs_the_files_with_nothing_installed(
     openai: scripted.Server, workspace: Path, monkeypatch: pytest.MonkeyPatch
@@ -267,7 +267,7 @@ def unpacked(dist: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_the_wheel_and_the_source_hold_what_they_should(dist: Path, unpacked: Path) -> None:
     (wheel,) = dist.glob("*.whl")
@@ -279,16 +279,25 @@ def test_the_wheel_and_the_source_hold_what_they_should(dist: Path, unpacked: Pa
     assert {name for name in tree - files_below(unpacked) if not name.startswith((".", "__pycache__"))} == set()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
-def test_the_source_archive_passes_its_own_tests(unpacked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A part of them that reads the tree: the modules, the pages, the packaging's settings."""
-    monkeypatch.delenv("PYTHONPATH")
-    monkeypatch.delenv("RLM_TEST_SESSION")
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider"]
-    files = [f"tests/test_{name}.py" for name in ("layout", "config", "docs")]
-    ran = run(*command, "--basetemp", unpacked.parent / "t", *files, cwd=unpacked)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
+def test_the_source_archive_is_installed_and_tested_by_the_readmes_commands(
+    unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a fresh environment; of the tests those that read the tree: modules, pages, the packaging's settings."""
+    for name in ("PYTHONPATH", "RLM_TEST_SESSION", "PYTEST_XDIST_WORKER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CACHE_DIR", PIP_CACHE)
+    assert run(sys.executable, "-m", "venv", tmp_path / "venv").returncode == 0
+    monkeypatch.setenv("PATH", f"{tmp_path}/venv/bin", prepend=os.pathsep)
+    files = " ".join(f"tests/test_{name}.py" for name in ("layout", "config", "docs"))
+    monkeypatch.setenv("PYTEST_ADDOPTS", f"-p no:cacheprovider --basetemp {tmp_path}/t {files}")
+    commands = re.findall(r"^\$ (pip install .*)$", (unpacked / "README.md").read_text(), re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        ran = run("bash", "-c", command, cwd=unpacked)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert re.search(r"^\d{3,} passed", ran.stdout.splitlines()[-1].strip("= ")), ran.stdout
 
 
 def test_the_stub_of_rlm_names_every_option() -> None:
@@ -362,7 +371,7 @@ def user(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_mypy_sees_the_types_of_the_installed_wheel(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHONPATH")
@@ -373,7 +382,7 @@ def test_mypy_sees_the_types_of_the_installed_wheel(user: Path, monkeypatch: pyt
     assert lines == set(range(MISTAKES, MISTAKES + 5)), ran.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 def test_pyright_sees_the_types_of_the_installed_wheel(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pyright = node_module(".bin/pyright")
@@ -386,7 +395,7 @@ def test_pyright_sees_the_types_of_the_installed_wheel(user: Path, monkeypatch: 
     assert lines == set(range(MISTAKES, MISTAKES + 5)), ran.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("python", ["python3.10", "python3.13"])
 def test_the_installed_command_runs(python: str, dist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

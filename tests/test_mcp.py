@@ -11,13 +11,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import alive, need
+from conftest import alive, eventually, need
 from mcp_peer import FIBONACCI, HANDSHAKE, META, MODERN, PATIENCE, ROOT, Peer, descendants, text_of
 
 EVERY = (*HANDSHAKE, MODERN)
@@ -257,10 +256,7 @@ def test_a_killed_server_leaves_no_worker() -> None:
         below = descendants(peer.process.pid)
         peer.process.kill()
         peer.join()
-        end = time.monotonic() + 20
-        while (left := [pid for pid in below if alive(pid)]) and time.monotonic() < end:
-            pass
-    assert below and not left
+        assert below and eventually(lambda: not any(map(alive, below)))
 
 
 def test_a_client_that_stops_reading_does_not_hold_the_server(tmp_path: Path) -> None:
@@ -568,11 +564,9 @@ def test_a_call_that_outlives_its_time_is_collected_by_its_handle() -> None:
         code = "import time\nprint('working')\ntime.sleep(1)\nx = 7\nx"
         status = peer.json("execute_python", code=code)
         assert status["status"] == "running"
-        while True:
-            result = peer.call("resume", handle=status["handle"])
-            if '"running"' not in text_of(result):
-                break
-        assert text_of(result) == "Output: working\nValue: 7"
+        while '"running"' in (told := peer.text("resume", handle=status["handle"])):
+            pass  # each of these calls waits for the job
+        assert told == "Output: working\nValue: 7"
         assert "unknown" in peer.refused("resume", handle=status["handle"])
         assert peer.run("x") == "Value: 7"
 
@@ -741,12 +735,10 @@ def test_idle_sessions_and_uncollected_jobs_end() -> None:
     with Peer(setup="rlm_mcp.IDLE_SECONDS = 0.2\noptions = {'max_wait': 0.1}") as peer:
         session = peer.run("x = 1", session_id="new").rpartition(": ")[2]
         handle = peer.json("execute_python", code=ENDLESS)["handle"]
-        while session in peer.text("list_sessions"):
-            pass
-        while "running" in text_of(peer.call("get_repl_context")):
-            pass
-        while "busy" in peer.call("list_sessions") or handle in text_of(peer.call("execute_python", code="1")):
-            pass
+        assert eventually(lambda: session not in peer.text("list_sessions"))
+        assert eventually(lambda: "running" not in text_of(peer.call("get_repl_context")))
+        assert eventually(lambda: handle not in text_of(peer.call("execute_python", code="1")))
+        assert not any(session["busy"] for session in peer.json("list_sessions")["sessions"])
         assert "no run" in peer.refused("resume", handle=handle)
 
 
@@ -858,8 +850,7 @@ def test_a_clients_roots_name_the_first_project_and_bound_the_others(workspace: 
         assert "outside" in peer.refused("set_project", directory=str(two))
         peer.roots = [two.as_uri()]
         peer.notify("notifications/roots/list_changed")
-        while "outside" in text_of(peer.call("set_project", directory=str(two))):
-            pass
+        assert eventually(lambda: "outside" not in text_of(peer.call("set_project", directory=str(two))))
 
 
 def test_an_untrusted_rlm_toml_is_refused_by_name_until_it_is_trusted(workspace: Path) -> None:
@@ -964,7 +955,7 @@ def test_a_flood_of_calls_beside_the_sessions_is_bounded() -> None:
         assert sum("calls are waiting for this session already" in text for text in told) == 16
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_ten_thousand_calls_in_one_process() -> None:
     with Peer() as peer:
         peer.run("n = 0")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import scripted
-from conftest import alive
+from conftest import alive, eventually
 from mcp_peer import META, MODERN, Peer, descendants, text_of
 from test_mcp import ENDLESS
 
@@ -95,8 +95,7 @@ def test_a_cell_that_was_answered_can_still_be_cancelled(asks: str) -> None:
         handle = suspended(peer.call("execute_python", code=f"{asks}\n{ENDLESS}"))["handle"]
         id = peer.start("resume", handle=handle, answers=["x"])
         peer.notify("notifications/cancelled", {"requestId": id})
-        while handle in text_of(peer.call("execute_python", code="1")):
-            pass
+        assert eventually(lambda: handle not in text_of(peer.call("execute_python", code="1")))
         assert peer.run("2") == "Value: 2"
 
 
@@ -136,8 +135,7 @@ def test_a_handle_works_once_and_cannot_be_guessed() -> None:
 def test_a_run_that_nobody_resumes_ends_and_its_session_is_free() -> None:
     with Peer(setup="rlm_mcp.IDLE_SECONDS = 0.3") as peer:
         handle = suspended(peer.call("execute_python", code="llm_query('p')"))["handle"]
-        while handle in text_of(peer.call("execute_python", code="1")):
-            pass
+        assert eventually(lambda: handle not in text_of(peer.call("execute_python", code="1")))
         assert "no run" in peer.refused("resume", handle=handle, answers=["x"])
 
 
@@ -413,13 +411,11 @@ def test_a_command_is_killed_with_the_call_that_started_it(tmp_path: Path) -> No
     )
     with Peer(environ=environ) as peer:
         id = peer.start("execute_python", code="llm_query('p')")
-        while not (Path(environ["HOME"]) / "up").exists():
-            pass
+        assert eventually((Path(environ["HOME"]) / "up").exists)
         before = {pid for pid in descendants(peer.process.pid) if "bin/claude" in command_of(pid)}
         assert before
         peer.notify("notifications/cancelled", {"requestId": id})
-        while [pid for pid in before if alive(pid)]:
-            pass
+        assert eventually(lambda: not any(map(alive, before)))
         assert peer.run("1") == "Value: 1"
 
 
@@ -427,8 +423,7 @@ def test_a_command_is_killed_with_the_server(tmp_path: Path) -> None:
     environ = fake_claude(tmp_path, "open(os.environ['HOME'] + '/up', 'w').close()\nimport time\ntime.sleep(600)")
     with Peer(environ=environ) as peer:
         peer.start("execute_python", code="llm_query('p')")
-        while not (Path(environ["HOME"]) / "up").exists():
-            pass
+        assert eventually((Path(environ["HOME"]) / "up").exists)
         below = descendants(peer.process.pid)
         assert peer.close() == 0
         assert not [pid for pid in below if alive(pid)]
@@ -489,8 +484,7 @@ def test_a_cancelled_completion_stops(server: scripted.Server) -> None:
     server.script = lambda request: scripted.hang()
     with Peer(environ=keyed(server)) as peer:
         id = peer.start("run_completion", prompt="x")
-        while not server.requests:
-            pass
+        server.wait_for(1)
         peer.notify("notifications/cancelled", {"requestId": id})
         peer.nothing_more()
         assert peer.close() == 0

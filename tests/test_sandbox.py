@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import need
+from conftest import eventually, need
 
 import rlm_sandbox
 import rlm_worker
@@ -976,15 +976,6 @@ def processes(mark: str) -> list[int]:
     return found
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
-
 HOST = """
 import sys, threading
 sys.path.insert(0, {root!r})
@@ -1029,7 +1020,7 @@ def test_nothing_outlives_the_host(how: str, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.mark.skipif(not LINUX, reason="reads /proc")
-@pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.nightly)])
 def test_many_sandboxes_leave_nothing_in_the_host(count: int) -> None:
     def use() -> None:
         with LocalSandbox() as box:

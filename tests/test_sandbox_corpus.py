@@ -1,4 +1,4 @@
-"""Every adversarial cell of the corpus, each in a host process of its own, and every ordinary one.
+"""Every adversarial cell of the corpus, in a host process apart, and every ordinary one.
 
 `escapes.json`, `own.json` and `policy.json` are attacks; `cells.json` are cells of the kind that models write, which
 must all run.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sandbox_harness import judge
+from sandbox_harness import end_host, judge
 
 from rlm_sandbox import LocalSandbox
 
@@ -32,6 +33,12 @@ BENEATH = {
     "own_garbage_frames",
     "own_blind_forgery",
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_host_is_left() -> Iterator[None]:
+    yield
+    end_host()
 
 
 def stopped(payload: dict[str, Any], layers: tuple[str, ...], folder: Path) -> dict[str, Any]:
