@@ -631,7 +631,7 @@ def _refuse_untrusted(table: Mapping[str, Any], path: str, short: str, blob: byt
 # --- the ledger: limits that hold for the whole tree of calls ----------------------------------------------------
 
 _LEAST_OUTPUT = 16  # tokens; a call that could answer with fewer is not worth sending
-_SUBCALL_OUTPUT = 4096  # tokens reserved for the answer of llm_query
+SUBCALL_OUTPUT = 4096  # tokens reserved for the answer of llm_query
 _TURN_OUTPUT = 16_384  # the same for a turn, where the model's own maximum is not known
 _TURN_OUTPUT_MOST = 32_768  # and where it is: parallel children must not wait for reservations that none will use
 _USAGE = ("input", "output", "cached", "cache_write", "reasoning")
@@ -754,7 +754,7 @@ class Ledger:
             with self.changed:
                 self._queued -= waiting[0]
 
-    def reserve(self, size: int, most: int, price: Price) -> Ticket:
+    def reserve(self, size: int, most: int, price: Price, *, wait: bool = True) -> Ticket:
         """Room for a call of `size` tokens of input and up to `most` of output; waits for calls in flight if it must.
 
         Raises TokenBudgetExhausted or CostBudgetExhausted when it still does not fit once nothing is in flight.
@@ -767,7 +767,7 @@ class Ledger:
                     output = self._room(size, most, price)
                     if output >= min(_LEAST_OUTPUT, most):
                         break
-                    if not self._held:
+                    if not (self._held and wait):
                         raise self.fail(self._exhausted(size))
                     self.changed.wait(self.remaining())
             finally:
@@ -2808,15 +2808,7 @@ class Run:
             return self._backends[model]
 
     def price(self, backend: Any) -> Price:
-        def price(tokens_in: int, tokens_out: int) -> float | None:
-            return rlm_backends.cost_of(
-                getattr(backend, "model", ""),
-                {"input": tokens_in, "output": tokens_out},
-                prices=self.options.prices,
-                provider=getattr(backend, "provider", None),
-            )
-
-        return price
+        return price_of(backend, self.options)
 
     # sandboxes
 
@@ -4360,7 +4352,7 @@ class Node:
         room = min(4000, 2 * window // max(1, len(kept)))  # characters of each: half a window of all
         text = "\n\n".join(f"{m['role']}: {_cut(str(m['content']), room)}" for m in kept)
         ask = [{"role": "user", "content": f"{text}\n\n{_SUMMARISE}"}]
-        reply = self.run.call(self, self.run.backend, ask, about, most=_SUBCALL_OUTPUT)
+        reply = self.run.call(self, self.run.backend, ask, about, most=SUBCALL_OUTPUT)
         self._replace_by_summary(visible(reply.text))
         return visible(reply.text)
 
@@ -5108,6 +5100,20 @@ def check_prices(options: Options, backend: Any) -> None:
                 f"the price of {model!r} is not known, so cost_budget_usd cannot hold",
                 hint=f'give it (USD per million tokens): prices = {{"{model}" = [1.0, 2.0]}}',
             )
+
+
+def price_of(backend: Any, options: Options) -> Price:
+    """What a call of this backend costs, by its tokens."""
+
+    def price(tokens_in: int, tokens_out: int) -> float | None:
+        return rlm_backends.cost_of(
+            getattr(backend, "model", ""),
+            {"input": tokens_in, "output": tokens_out},
+            prices=options.prices,
+            provider=getattr(backend, "provider", None),
+        )
+
+    return price
 
 
 def _on_own_thread(work: Callable[[], Answer], run: Run, node: Node) -> Answer:
