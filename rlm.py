@@ -295,6 +295,14 @@ _SMALLEST = {
     **dict.fromkeys(("max_depth", "max_subcalls", "max_retries", "docker_pool", "show_below"), 0),
     "output_limit": 200,
 }
+_LARGEST: dict[str, float] = {  # beyond which a machine runs out of threads, memory or patience rather than of limit
+    **dict.fromkeys(("max_depth", "docker_pool"), 256),
+    **dict.fromkeys(("max_parallel", "max_retries", "docker_cpus"), 1024),
+    **dict.fromkeys(("max_subcalls", "max_iterations", "max_errors"), 1_000_000),
+    **dict.fromkeys(("output_limit", "show_below"), 10_000_000),
+    **dict.fromkeys(("timeout_seconds", "cell_timeout"), 366 * 86_400),
+    **{"token_budget": 10**12, "cost_budget_usd": 1e9, "local_memory": 1 << 46, "docker_memory": 1 << 46},
+}
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
@@ -497,23 +505,32 @@ def _checked(name: str, value: Any, origin: str) -> Any:
     if name in ("tools", "allowed_paths", "allowed_imports") and isinstance(value, (tuple, set)):
         value = list(value)
     if not isinstance(value, wanted) or (isinstance(value, bool) and kind in ("int", "float")):
-        shown = "that" if name.endswith("_key") else repr(value)
+        shown = "that" if name.endswith("_key") else _shown_value(value)
         raise ConfigError(f"{name} ({origin}) must be a {_KIND_WORDS.get(kind, kind)}, not {shown}")
     if name in ("local_memory", "docker_memory"):
         try:
-            rlm_sandbox.parse_size(str(value))
-        except ValueError as error:
-            raise ConfigError(f"{name} ({origin}): {error}") from None
+            if not 0 < rlm_sandbox.parse_size(str(value)) <= _LARGEST[name]:
+                raise ValueError(f"{value!r} is not between 1 byte and {int(_LARGEST[name]) >> 30:,}g")
+        except (ValueError, OverflowError) as error:
+            raise ConfigError(f"{name} ({origin}): {error}", hint="such as 512m or 1g") from None
     if name in _CHOICES and value not in _CHOICES[name]:
         raise ConfigError(f"{name} ({origin}) is {value!r}", hint=f"one of: {', '.join(_CHOICES[name])}")
     if kind in ("int", "float"):
         least = _SMALLEST.get(name, 1 if kind == "int" else 0)
         assert isinstance(value, (int, float))
         nothing = kind == "float" and value == 0 and name != "cost_budget_usd"
-        if value < least or nothing or value != value or value == float("inf"):
-            hint = f"at least {least}" if kind == "int" else "a number above 0"
-            raise ConfigError(f"{name} ({origin}) is {value!r}", hint=hint)
+        if nothing or not least <= value <= _LARGEST[name]:
+            low = f"at least {least}" if kind == "int" else "a number above 0"
+            raise ConfigError(f"{name} ({origin}) is {_shown_value(value)}", hint=f"{low} and at most {_LARGEST[name]:,.0f}")
     return value
+
+
+def _shown_value(value: Any) -> str:
+    """A wrong value as a message quotes it."""
+    try:
+        return _short(value) if isinstance(value, (dict, list)) else repr(value)[:200]
+    except ValueError:  # Python does not write an integer of over 4,300 digits
+        return "far out of range"
 
 
 def _dotenv_keys(cwd: str) -> dict[str, str]:

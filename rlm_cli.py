@@ -1344,6 +1344,9 @@ def chat(args: argparse.Namespace, shell: Shell) -> int:
 # --- batch ----------------------------------------------------------------------------------------------------------
 
 
+_MOST_JOBS = 1024
+
+
 def declare_batch(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} PROMPTS.jsonl|ROWS.csv [-o RESULTS.jsonl] [-j N] [--prompt TEMPLATE] [options]"
     parser.add_argument("words", nargs="*", metavar="FILE", help="JSONL (a text or {prompt, context} a line) or CSV")
@@ -1359,10 +1362,10 @@ def declare_batch(parser: argparse.ArgumentParser) -> None:
 
 def batch(args: argparse.Namespace, shell: Shell) -> int:
     """`rlm batch FILE`: many prompts, each a row of the results; exit 1 if one has failed."""
-    if len(args.words) != 1 or args.jobs < 1:
-        raise rlm.ConfigError(
-            "give one file of prompts, and -j of at least 1", hint="rlm batch prompts.jsonl -o results.jsonl"
-        )
+    if len(args.words) != 1:
+        raise rlm.ConfigError("give one file of prompts", hint="rlm batch prompts.jsonl -o results.jsonl")
+    if not 1 <= args.jobs <= _MOST_JOBS:
+        raise rlm.ConfigError(f"-j is {args.jobs}", hint=f"at least 1 and at most {_MOST_JOBS:,}")
     items = read_items(args.words[0], args.template)
     keys = item_keys(items)
     given = given_options(args)
@@ -1634,7 +1637,7 @@ def mcp_serve(arguments: Sequence[str]) -> int:
             return ANSWERED
         name = {"-e": "env", "--env": "env", "--workspace": "workspace", "--max-wait": "max_wait"}.get(flag)
         value = value if equals else next(words, "")
-        right = {"env": value in ("local", "docker"), "max_wait": re.fullmatch(r"\d+(\.\d+)?", value)}
+        right = {"env": value in ("local", "docker"), "max_wait": re.fullmatch(r"\d{1,6}(\.\d{1,9})?", value)}
         if name is None or not value or not right.get(name, True):
             print(f"rlm: mcp-serve does not take {word!r} {value!r}\n  next: rlm mcp-serve --help", file=sys.stderr)
             return WRONG
