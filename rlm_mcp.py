@@ -1502,6 +1502,10 @@ def run(job: Job, directory: str | None, prompt: str, context: Any, limits: Mess
     values = dict(configuration.values)
     model = model_for(job, configuration)
     folder = values["log_dir"] and os.path.join(directory or _state_dir(), values["log_dir"])
+    if folder and os.path.islink(folder) and configuration.origins["log_dir"] == "default":
+        raise Refusal(
+            f"the log folder {folder} is a link to {os.path.realpath(folder)}: set RLM_LOG_DIR to that, or rlm trust"
+        )
     if folder and folder not in job.server.log_dirs:
         job.server.log_dirs.append(folder)
     values.update(
@@ -1978,15 +1982,11 @@ def _files(server: Server, directory: str | None, specs: list[str]) -> Any:
         raise Refusal("no project folder: call set_project first")
     if wrong := next((s for s in specs if os.path.isabs(os.path.expanduser(s)) or ".." in s.split(os.sep)), None):
         raise Refusal(f"files are named relative to {directory!r}, not {wrong!r}")
-    logs = server.configuration(directory).values["log_dir"]
-    context = rlm.read_context(specs, cwd=directory, left_out=logs)
+    values = server.configuration(directory).values
+    how = {"cwd": directory, "left_out": values["log_dir"], "encoding": values["encoding"], "within": directory}
+    context = rlm.read_context(specs, **how)
     if not isinstance(context.source, dict):
         raise Refusal(f"{specs!r} are not files of the project")
-    for path in context.source["paths"]:
-        real = os.path.realpath(path)
-        inside = real.startswith(directory.rstrip(os.sep) + os.sep)
-        if not inside or any(rlm.rlm_tools.is_secret(os.path.relpath(name, directory)) for name in (path, real)):
-            raise Refusal(f"{os.path.relpath(path, directory)!r} may not be read")
     return context
 
 

@@ -39,6 +39,7 @@ VALUES: dict[str, tuple[Any, Any, Any, Any]] = {
     "params": ({"seed": 1}, {"seed": 2}, {"seed": 3, "stop": ["a,b"]}, {"temperature": 0.5, "user": "me"}),
     "sub_params": ({"seed": 4}, {"seed": 5}, {"seed": 6}, {"seed": 7}),
     "prompt": ("full", "small", "full", "small"),
+    "encoding": ("cp1251", "gb18030", "utf-16", "latin-1"),
     "prices": ({"m": [1, 2]}, {"m": [2, 3]}, {"m": [3, 4]}, {"m": [4, 5]}),
     "schema": ({"type": "string"}, {"type": "integer"}, {"type": "array"}, {"type": "object"}),
     "tools": (["a.py"], ["b.py"], ["c.py", "d"], ["e"]),
