@@ -1395,8 +1395,8 @@ def _guessed(head: bytes) -> str:
             return "euc_jp"
         return found[0] if found else "" if count > 0.5 * len(lines) else "cp1252"
     matches = list(charset_normalizer.from_bytes(lines, cp_isolation=list(_AMONG_ASCII)))
-    turkish = sum(map(lines.count, (b"\xfd", b"\xfe", b"\xf0", b"\xdd", b"\xde", b"\xd0"))) > 0.4 * count
-    if any(match.language == "Turkish" for match in matches) or (turkish and not matches):
+    turkish = sum(map(lines.count, (b"\xfd", b"\xfe", b"\xf0", b"\xdd", b"\xde", b"\xd0"))) > 0.5 * count
+    if any(match.language == "Turkish" for match in matches) or turkish:  # not Icelandic
         return "cp1254"
     western = [match for match in matches if match.encoding == "cp1252"]
     best = matches[0] if matches and not western else None
