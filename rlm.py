@@ -257,6 +257,7 @@ class Options:
     params: dict[str, Any] | None = _option(None, "request parameters: temperature, top_p, seed, reasoning_effort, …")
     sub_params: dict[str, Any] | None = _option(None, "the same for llm_query (default: the same)")
     prompt: str | None = _option(None, "system prompt: full, small, or a file (default: by the model)")
+    encoding: str | None = _option(None, "encoding of the context's files (default: UTF-8, else by their bytes)")
     show_below: int = _option(4_000, "characters up to which a context is shown to the model whole")
     prices: dict[str, Any] | None = _option(None, "USD per million tokens: {model: [in, out, cached, write]}")
     cache: bool = _option(False, "keep answers on disk and serve equal calls from there")
@@ -294,6 +295,17 @@ _CHOICES = {
 _SMALLEST = {
     **dict.fromkeys(("max_depth", "max_subcalls", "max_retries", "docker_pool", "show_below"), 0),
     "output_limit": 200,
+}
+_LARGEST: dict[str, float] = {  # beyond which a machine runs out of threads, memory or patience rather than of limit
+    **dict.fromkeys(("max_depth", "docker_pool"), 256),
+    **dict.fromkeys(("max_parallel", "max_retries", "docker_cpus"), 1024),
+    **dict.fromkeys(("max_subcalls", "max_iterations", "max_errors"), 1_000_000),
+    **dict.fromkeys(("output_limit", "show_below"), 10_000_000),
+    **dict.fromkeys(("timeout_seconds", "cell_timeout"), 366 * 86_400),
+    "token_budget": 10**12,
+    "cost_budget_usd": 1e9,
+    "local_memory": 1 << 46,
+    "docker_memory": 1 << 46,
 }
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
@@ -383,10 +395,10 @@ def _read_toml(path: str, is_project: bool) -> dict[str, tuple[Any, str]]:
     try:
         with open(path, "rb") as file:
             blob = file.read()
-        data = tomllib.loads(blob.decode("utf-8"))
+        data = tomllib.loads(blob.decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # besides its own errors: numbers of 5,000 digits, deep nesting
         raise ConfigError(f"{short} is not valid TOML: {error}") from None
     stray = [key for key in data if key != "rlm"]
     if stray:
@@ -497,32 +509,58 @@ def _checked(name: str, value: Any, origin: str) -> Any:
     if name in ("tools", "allowed_paths", "allowed_imports") and isinstance(value, (tuple, set)):
         value = list(value)
     if not isinstance(value, wanted) or (isinstance(value, bool) and kind in ("int", "float")):
-        shown = "that" if name.endswith("_key") else repr(value)
+        shown = "that" if name.endswith("_key") else _shown_value(value)
         raise ConfigError(f"{name} ({origin}) must be a {_KIND_WORDS.get(kind, kind)}, not {shown}")
+    if name == "encoding":
+        _require_encoding(str(value), origin)
     if name in ("local_memory", "docker_memory"):
         try:
-            rlm_sandbox.parse_size(str(value))
-        except ValueError as error:
-            raise ConfigError(f"{name} ({origin}): {error}") from None
+            if not 0 < rlm_sandbox.parse_size(str(value)) <= _LARGEST[name]:
+                raise ValueError(f"{value!r} is not between 1 byte and {int(_LARGEST[name]) >> 30:,}g")
+        except (ValueError, OverflowError) as error:
+            raise ConfigError(f"{name} ({origin}): {error}", hint="such as 512m or 1g") from None
     if name in _CHOICES and value not in _CHOICES[name]:
         raise ConfigError(f"{name} ({origin}) is {value!r}", hint=f"one of: {', '.join(_CHOICES[name])}")
     if kind in ("int", "float"):
         least = _SMALLEST.get(name, 1 if kind == "int" else 0)
         assert isinstance(value, (int, float))
         nothing = kind == "float" and value == 0 and name != "cost_budget_usd"
-        if value < least or nothing or value != value or value == float("inf"):
-            hint = f"at least {least}" if kind == "int" else "a number above 0"
-            raise ConfigError(f"{name} ({origin}) is {value!r}", hint=hint)
+        if nothing or not least <= value <= _LARGEST[name]:
+            low = f"at least {least}" if kind == "int" else "a number above 0"
+            raise ConfigError(
+                f"{name} ({origin}) is {_shown_value(value)}", hint=f"{low} and at most {_LARGEST[name]:,.0f}"
+            )
     return value
+
+
+def _require_encoding(value: str, origin: str) -> None:
+    import codecs
+
+    try:
+        is_text = codecs.lookup(value)._is_text_encoding
+    except (LookupError, ValueError):
+        is_text = False
+    if not is_text:
+        raise ConfigError(
+            f"encoding ({origin}): there is no encoding {value[:40]!r}", hint="such as cp1251, gb18030, utf-16"
+        )
+
+
+def _shown_value(value: Any) -> str:
+    """A wrong value as a message quotes it."""
+    try:
+        return _short(value) if isinstance(value, (dict, list)) else repr(value)[:200]
+    except ValueError:  # Python does not write an integer of over 4,300 digits
+        return "far out of range"
 
 
 def _dotenv_keys(cwd: str) -> dict[str, str]:
     """The provider keys in ./.env; nothing else is taken from there, since the file is the project's."""
     path = os.path.join(cwd, ".env")
     try:
-        if stat.S_ISCHR(os.stat(path).st_mode):  # a link to a terminal or a device would be waited for
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a link to a terminal or a device would be waited for
             return {}
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
             text = file.read(100_000)
     except OSError:
         return {}
@@ -631,7 +669,7 @@ def _refuse_untrusted(table: Mapping[str, Any], path: str, short: str, blob: byt
 # --- the ledger: limits that hold for the whole tree of calls ----------------------------------------------------
 
 _LEAST_OUTPUT = 16  # tokens; a call that could answer with fewer is not worth sending
-_SUBCALL_OUTPUT = 4096  # tokens reserved for the answer of llm_query
+SUBCALL_OUTPUT = 4096  # tokens reserved for the answer of llm_query
 _TURN_OUTPUT = 16_384  # the same for a turn, where the model's own maximum is not known
 _TURN_OUTPUT_MOST = 32_768  # and where it is: parallel children must not wait for reservations that none will use
 _USAGE = ("input", "output", "cached", "cache_write", "reasoning")
@@ -754,7 +792,7 @@ class Ledger:
             with self.changed:
                 self._queued -= waiting[0]
 
-    def reserve(self, size: int, most: int, price: Price) -> Ticket:
+    def reserve(self, size: int, most: int, price: Price, *, wait: bool = True) -> Ticket:
         """Room for a call of `size` tokens of input and up to `most` of output; waits for calls in flight if it must.
 
         Raises TokenBudgetExhausted or CostBudgetExhausted when it still does not fit once nothing is in flight.
@@ -767,7 +805,7 @@ class Ledger:
                     output = self._room(size, most, price)
                     if output >= min(_LEAST_OUTPUT, most):
                         break
-                    if not self._held:
+                    if not (self._held and wait):
                         raise self.fail(self._exhausted(size))
                     self.changed.wait(self.remaining())
             finally:
@@ -903,6 +941,7 @@ class Journal:
         on_event: Callable[[Event], None] | None = None,
         on_progress: Callable[[Event], None] | None = None,
         append: bool = False,
+        follow_links: bool = True,
     ) -> None:
         self.path = path
         self.on_progress = on_progress
@@ -914,7 +953,7 @@ class Journal:
         self._only: int | None = None
         self._file = -1
         if path is not None:
-            self._file = _open_journal(path, append)
+            self._file = _open_journal(path, append, follow_links)
             if append:
                 _cut_torn_tail(path)
 
@@ -995,13 +1034,20 @@ class Journal:
                 self._file = -1
 
 
-def _open_journal(path: str, append: bool) -> int:
-    """A descriptor that appends to the journal, locked against a second process; ConfigError if that cannot be."""
+def _open_journal(path: str, append: bool, follow_links: bool = True) -> int:
+    """A descriptor that appends to the journal, locked against a second process; ConfigError if that cannot be.
+
+    Without `follow_links` the folder may be no link: nobody has named it, and the project may be anyone's.
+    """
     folder = os.path.dirname(path) or "."
-    flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
+    flags = os.O_WRONLY | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+    flags = flags if append else flags | os.O_CREAT | os.O_EXCL
     try:
-        os.makedirs(folder, exist_ok=True)
-        descriptor = os.open(path, flags if append else flags | os.O_CREAT | os.O_EXCL, 0o600)
+        if follow_links:
+            os.makedirs(folder, exist_ok=True)
+            descriptor = os.open(path, flags, 0o600)
+        else:
+            descriptor = _open_in_real_folder(folder, os.path.basename(path), flags)
     except OSError as error:
         raise ConfigError(
             f"cannot write to the log folder {folder}: {error.strerror}", hint="--log-dir DIR or --no-log"
@@ -1016,6 +1062,23 @@ def _open_journal(path: str, append: bool) -> int:
         os.close(descriptor)
         raise ConfigError(f"{path} is in use: that run is still going on", hint="wait for it, or stop it") from None
     return descriptor
+
+
+def _open_in_real_folder(folder: str, name: str, flags: int) -> int:
+    """A descriptor of a file in a folder that is no link; ConfigError if it is one."""
+    if os.path.islink(folder):
+        raise ConfigError(
+            f"the log folder {folder} is a link to {os.path.realpath(folder)}",
+            hint=f"--log-dir {os.path.realpath(folder)}, if that is meant, or --no-log",
+        )
+    os.makedirs(folder, exist_ok=True)
+    if os.open not in os.supports_dir_fd:
+        return os.open(os.path.join(folder, name), flags, 0o600)
+    parent = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        return os.open(name, flags, 0o600, dir_fd=parent)
+    finally:
+        os.close(parent)
 
 
 _FIELDS: dict[type | tuple[type, ...], tuple[str, ...]] = {
@@ -1361,14 +1424,14 @@ def _digest(value: Any) -> tuple[str, int]:
     return sha.hexdigest(), size
 
 
-def as_context(value: Any, logs: str | None = None) -> Context:
+def as_context(value: Any, logs: str | None = None, encoding: str | None = None) -> Context:
     """The context a caller gave: text and plain data as they are, a Path as what the file or folder holds."""
     if isinstance(value, Context):
         return value
     if isinstance(value, os.PathLike):
-        return read_context([os.fspath(value)], left_out=logs)
+        return read_context([os.fspath(value)], left_out=logs, encoding=encoding)
     if isinstance(value, (list, tuple)) and value and all(isinstance(item, os.PathLike) for item in value):
-        return read_context([os.fspath(item) for item in value], left_out=logs)
+        return read_context([os.fspath(item) for item in value], left_out=logs, encoding=encoding)
     _require_plain(value)
     if isinstance(value, str) and len(value) < 260 and "\0" not in value and os.path.isfile(value):
         return Context(value, notes=("a file has this name; what it holds was not given",))
@@ -1405,20 +1468,29 @@ def read_context(
     stdin: str | bytes | None = None,
     cwd: str | None = None,
     left_out: str | None = None,
+    encoding: str | None = None,
+    within: str | None = None,
 ) -> Context:
     """Files, folders and globs as a context: one file a `str`, several a `dict` path -> text; "-" is `stdin`.
 
     ConfigError for what is missing, unreadable or empty of files. A file that is not text stays `bytes` when it is
-    the only one, and is left out, with a note, among several; so are the logs in the folder `left_out`.
+    the only one, and is left out, with a note, among several; so are the logs in the folder `left_out`. `encoding`:
+    that of the files, where it is known. `within`: a folder that no file may lie outside of.
     """
     specs = list(specs)
-    piped = rlm_tools.text_of(stdin) if isinstance(stdin, bytes) else stdin
+    piped, note = rlm_tools.read_blob(stdin, encoding) if isinstance(stdin, bytes) else (stdin, "")
+    notes = [f"stdin: {note}"] if note else []
     if specs in ([], ["-"]):
-        return Context(piped, "stdin" if stdin is not None else "value")
+        return Context(piped, "stdin" if stdin is not None else "value", tuple(notes))
     named = [spec for spec in specs if spec != "-"]
     try:
         given = rlm_tools.read_given(
-            named, cwd, left_out=[left_out] if left_out else (), keep=lambda head: _image_in(head) is not None
+            named,
+            cwd,
+            left_out=[left_out] if left_out else (),
+            keep=lambda head: _image_in(head) is not None,
+            encoding=encoding,
+            within=within,
         )
     except rlm_tools.ToolError as error:
         raise ConfigError(str(error), hint=error.hint) from error.__cause__
@@ -1432,15 +1504,18 @@ def read_context(
     if unasked:
         given.notes.append(f"{len(unasked)} images were left out: name each that is to be seen")
     source: Any = {"paths": paths, "names": list(contents), "single": single}
+    if encoding:
+        source["encoding"] = encoding
+    notes += given.notes
     if not given.lasting or (piped is not None and specs != named):
         source = "stdin"  # it cannot be read again: the value is kept beside the journal
     if single:
-        return Context(next(iter(contents.values())), source)
+        return Context(next(iter(contents.values())), source, tuple(notes))
     if piped is not None and specs != named:
         contents["-"] = piped
     if not contents:
         raise ConfigError(f"no text files in {', '.join(specs)}", hint="give text files, or one binary file alone")
-    return Context(contents, source, tuple(given.notes))
+    return Context(contents, source, tuple(notes))
 
 
 def _context_path(journal: str, turn: int) -> str:
@@ -1455,7 +1530,9 @@ def _save_context(path: str, value: Any) -> None:
     try:
         text = value if isinstance(value, str) else json.dumps(rlm_sandbox.Packer(_SAVED_CONTEXT).pack(value))
         squeeze = zlib.compressobj(1)
-        descriptor = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{path}.new")
+        descriptor = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, "wb") as file:
             file.write(squeeze.compress(b"s" if isinstance(value, str) else b"j"))
             file.writelines(map(squeeze.compress, rlm_sandbox.encoded(text)))
@@ -1698,8 +1775,7 @@ def _limits_in_words(options: Options) -> str:
 def read_prompt(path: str) -> str:
     """The system prompt in a file; ConfigError if it cannot be read."""
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read(200_000)
+        text = rlm_tools.read_text(path)[:200_000]
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise ConfigError(f"cannot read the prompt {path!r}: {why}", hint="full, small, or a text file") from None
@@ -2808,15 +2884,7 @@ class Run:
             return self._backends[model]
 
     def price(self, backend: Any) -> Price:
-        def price(tokens_in: int, tokens_out: int) -> float | None:
-            return rlm_backends.cost_of(
-                getattr(backend, "model", ""),
-                {"input": tokens_in, "output": tokens_out},
-                prices=self.options.prices,
-                provider=getattr(backend, "provider", None),
-            )
-
-        return price
+        return price_of(backend, self.options)
 
     # sandboxes
 
@@ -4360,7 +4428,7 @@ class Node:
         room = min(4000, 2 * window // max(1, len(kept)))  # characters of each: half a window of all
         text = "\n\n".join(f"{m['role']}: {_cut(str(m['content']), room)}" for m in kept)
         ask = [{"role": "user", "content": f"{text}\n\n{_SUMMARISE}"}]
-        reply = self.run.call(self, self.run.backend, ask, about, most=_SUBCALL_OUTPUT)
+        reply = self.run.call(self, self.run.backend, ask, about, most=SUBCALL_OUTPUT)
         self._replace_by_summary(visible(reply.text))
         return visible(reply.text)
 
@@ -4554,6 +4622,7 @@ class RLM:
         sub_params: dict[str, Any] | None = None,
         prompt: str | None = None,
         show_below: int | None = None,
+        encoding: str | None = None,
         prices: dict[str, Any] | None = None,
         cache: bool | None = None,
         schema: Any = None,
@@ -4690,13 +4759,16 @@ class RLM:
         listeners = [on for on in (printer, self._on_event) if on is not None]
         line = None if options.verbose else printer  # a notebook's line tells what goes on between events, too
         watchers = [on for on in (line, self._on_progress) if on is not None]
+        path = go_on or (self._journal_path(trajectory_id) if log else None)
+        unnamed = origins["log_dir"] == "default" and os.path.dirname(path or "") == OPTIONS["log_dir"].default
         journal = Journal(
-            go_on or (self._journal_path(trajectory_id) if log else None),
+            path,
             trajectory_id,
             secrets=[*keys, options.api_key or "", options.snipara_api_key or ""],
             on_event=_to_all(listeners),
             on_progress=_to_all(watchers),
             append=go_on is not None,
+            follow_links=not unnamed,
         )
         try:
             return Run(options, backend, tools, journal, recording, replaying=not log, group=group)
@@ -4719,7 +4791,7 @@ class RLM:
         self, prompt: str, context: Any, system: str | None = None, group: Batch | None = None
     ) -> CompletionResult:
         prompt = _clean_prompt(prompt)
-        given = as_context(context, self.options.log_dir)
+        given = as_context(context, self.options.log_dir, self.options.encoding)
         if not self.options.persistent or group is not None:
             return self._begin(prompt, given, system, group)
         if not self._talking.acquire(blocking=False):
@@ -5110,6 +5182,20 @@ def check_prices(options: Options, backend: Any) -> None:
             )
 
 
+def price_of(backend: Any, options: Options) -> Price:
+    """What a call of this backend costs, by its tokens."""
+
+    def price(tokens_in: int, tokens_out: int) -> float | None:
+        return rlm_backends.cost_of(
+            getattr(backend, "model", ""),
+            {"input": tokens_in, "output": tokens_out},
+            prices=options.prices,
+            provider=getattr(backend, "provider", None),
+        )
+
+    return price
+
+
 def _on_own_thread(work: Callable[[], Answer], run: Run, node: Node) -> Answer:
     """The work's answer. On the main thread it runs on another one: Ctrl-C then stops the run, tidily, at once.
 
@@ -5216,7 +5302,7 @@ def _batch_elsewhere(
 def _complete_item(rlm: RLM, item: dict[str, Any], group: Batch) -> CompletionResult | RLMError:
     """One item of a batch: its result, or the error in its place."""
     try:
-        prompt, context = item["prompt"], as_context(item.get("context"), rlm.options.log_dir)
+        prompt, context = item["prompt"], as_context(item.get("context"), rlm.options.log_dir, rlm.options.encoding)
         _clean_prompt(prompt)
     except RLMError as error:
         return error
@@ -5241,10 +5327,13 @@ def _read_again(source: dict[str, Any], journal: str) -> Any:
     """The files that a journal names, as they are now: by the names they had, and nothing but those."""
     paths = _texts(source.get("paths"))
     names = _texts(source.get("names", paths))
+    encoding = source.get("encoding")
+    if encoding is not None:
+        _require_encoding(str(encoding), journal)
     if not paths or len(names) != len(paths):
         raise ConfigError(f"{journal} does not say which files its context was", hint="start a new run")
     try:
-        contents = [rlm_tools.read_file(path) for path in paths]
+        contents = [rlm_tools.read_file(path, encoding) for path in paths]
     except rlm_tools.ToolError as error:
         raise ConfigError(str(error), hint="restore it, or start a new run") from error.__cause__
     return contents[0] if source.get("single") else dict(zip(names, contents))

@@ -329,6 +329,7 @@ _NAMED_METAVARS = {
     "params": "NAME=VALUE",
     "sub_params": "NAME=VALUE",
     "prompt": "full|small|FILE",
+    "encoding": "NAME",
     "show_below": "CHARACTERS",
     "prices": "JSON",
     "log_dir": "DIR",
@@ -495,13 +496,12 @@ def _read_schema(path: str) -> Any:
     if path.lstrip().startswith("{"):
         return rlm.parse_option("schema", path, "--schema")
     try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
+        return json.loads(rlm_tools.read_text(path))
     except OSError as error:
         raise rlm.ConfigError(
             f"--schema: cannot read {path!r}: {error.strerror}", hint="a file with a JSON Schema"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise rlm.ConfigError(f"--schema: {path!r} is not JSON: {error}", hint="a file with a JSON Schema") from None
 
 
@@ -803,6 +803,7 @@ def prompt_of(args: argparse.Namespace, shell: Shell) -> str:
         raise rlm.ConfigError("stdin cannot be both the prompt and the context", hint="give one of them as a file")
     else:
         prompt = (read_stdin(shell.terminal, asked=True) or b"").decode("utf-8", "surrogateescape")
+        prompt = prompt.removeprefix("\ufeff")
     if not prompt.strip():
         raise rlm.ConfigError("the prompt is empty", hint='rlm "PROMPT"')
     return prompt
@@ -827,10 +828,21 @@ def context_of(args: argparse.Namespace, shell: Shell, *, prompt_is_stdin: bool)
         specs.append("-")
     if not specs:
         return None
-    context = rlm.read_context(specs, stdin=piped, left_out=log_folder(args))
+    context = read_context(args, specs, piped)
+    show_notes(context, shell)
+    return context
+
+
+def read_context(args: argparse.Namespace, specs: Sequence[str], stdin: bytes | None = None) -> rlm.Context:
+    """The files, in the encoding that is configured, without the logs."""
+    encoding = rlm.load_config(given_options(args), config=args.config).values["encoding"]
+    return rlm.read_context(specs, stdin=stdin, left_out=log_folder(args), encoding=encoding)
+
+
+def show_notes(context: rlm.Context, shell: Shell) -> None:
+    """What was left out of a context, or assumed of it."""
     for note in context.notes:
         shell.terminal.say(f"rlm: context: {note}")
-    return context
 
 
 def answer(
@@ -1206,7 +1218,7 @@ class Chat:
         self.shell = shell
         self.runtime = runtime
         self.progress = progress
-        self.context = rlm.read_context(args.context, left_out=log_folder(args)) if args.context else None
+        self.context = read_context(args, args.context) if args.context else None
         self.said: list[tuple[str, str]] = []
         self.log = ""
         self.commands = {"vars": self.variables, "cost": self.cost, "save": self.save, "reset": self.reset}
@@ -1310,7 +1322,7 @@ class Chat:
         self.runtime.close()
         self.said = []
         if self.args.context:
-            self.context = rlm.read_context(self.args.context, left_out=log_folder(self.args))
+            self.context = read_context(self.args, self.args.context)
 
     def help(self, _: str) -> None:
         self.shell.terminal.say(_CHAT_HELP)
@@ -1344,6 +1356,9 @@ def chat(args: argparse.Namespace, shell: Shell) -> int:
 # --- batch ----------------------------------------------------------------------------------------------------------
 
 
+_MOST_JOBS = 1024
+
+
 def declare_batch(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} PROMPTS.jsonl|ROWS.csv [-o RESULTS.jsonl] [-j N] [--prompt TEMPLATE] [options]"
     parser.add_argument("words", nargs="*", metavar="FILE", help="JSONL (a text or {prompt, context} a line) or CSV")
@@ -1359,10 +1374,10 @@ def declare_batch(parser: argparse.ArgumentParser) -> None:
 
 def batch(args: argparse.Namespace, shell: Shell) -> int:
     """`rlm batch FILE`: many prompts, each a row of the results; exit 1 if one has failed."""
-    if len(args.words) != 1 or args.jobs < 1:
-        raise rlm.ConfigError(
-            "give one file of prompts, and -j of at least 1", hint="rlm batch prompts.jsonl -o results.jsonl"
-        )
+    if len(args.words) != 1:
+        raise rlm.ConfigError("give one file of prompts", hint="rlm batch prompts.jsonl -o results.jsonl")
+    if not 1 <= args.jobs <= _MOST_JOBS:
+        raise rlm.ConfigError(f"-j is {args.jobs}", hint=f"at least 1 and at most {_MOST_JOBS:,}")
     items = read_items(args.words[0], args.template)
     keys = item_keys(items)
     given = given_options(args)
@@ -1634,7 +1649,7 @@ def mcp_serve(arguments: Sequence[str]) -> int:
             return ANSWERED
         name = {"-e": "env", "--env": "env", "--workspace": "workspace", "--max-wait": "max_wait"}.get(flag)
         value = value if equals else next(words, "")
-        right = {"env": value in ("local", "docker"), "max_wait": re.fullmatch(r"\d+(\.\d+)?", value)}
+        right = {"env": value in ("local", "docker"), "max_wait": re.fullmatch(r"\d{1,6}(\.\d{1,9})?", value)}
         if name is None or not value or not right.get(name, True):
             print(f"rlm: mcp-serve does not take {word!r} {value!r}\n  next: rlm mcp-serve --help", file=sys.stderr)
             return WRONG
@@ -1821,6 +1836,7 @@ def demo(args: argparse.Namespace, shell: Shell) -> int:
     shell.terminal.say(f"a log of {len(log):,} characters was made up; the question: {_DEMO_QUESTION}")
     server = scripted_server()
     defaults = {name: row.default for name, row in rlm.OPTIONS.items() if row.default is not None}
+    del defaults["log_dir"]  # a folder that is named is taken even where it is a link
     options = {
         **defaults,
         "model": _DEMO_MODEL,
@@ -1948,6 +1964,7 @@ EXAMPLES: dict[str, Any] = {
     "params": {"temperature": 0},
     "sub_params": {"temperature": 0, "reasoning_effort": "low"},
     "prompt": "my_prompt.txt",
+    "encoding": "cp1251",
     "prices": {"my-model": [0.15, 0.6]},
     "schema": {"type": "object"},
     "tools": ["my_tools.py"],

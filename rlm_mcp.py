@@ -58,6 +58,7 @@ IDLE_SECONDS = 30 * 60  # after which a session, a suspended run or an uncollect
 HEARTBEAT_SECONDS = 2.5
 STOP_GRACE = 0.075  # seconds that a cancelled cell has before it is killed
 GATHER_SECONDS = 0.015  # sub-calls that arrive this close together are asked in one round
+CLIENT_TOKENS = 16  # least room for an answer of the client's own model, whose figures are estimates
 DRAIN_SECONDS = 1.5
 PREVIEW_CHARS = 20_000
 OUTPUT_LIMIT = 2_000_000  # characters of a cell's output that are kept for its resource
@@ -1494,13 +1495,17 @@ def model_for(job: Job, configuration: Any) -> Any:
     return HostModel(job)
 
 
-def run(job: Job, directory: str | None, prompt: str, context: Any, limits: Message) -> Any:
-    """A recursive completion for `job`: its result, or rlm's errors."""
+def run(job: Job, directory: str | None, prompt: str, context: Any, limits: Message, group: Any = None) -> Any:
+    """A recursive completion for `job`: its result, or rlm's errors. `group`: the ledger that it shares, if it does."""
     rlm = sibling("rlm")
     configuration = job.server.configuration(directory, **limits)
     values = dict(configuration.values)
     model = model_for(job, configuration)
     folder = values["log_dir"] and os.path.join(directory or _state_dir(), values["log_dir"])
+    if folder and os.path.islink(folder) and configuration.origins["log_dir"] == "default":
+        raise Refusal(
+            f"the log folder {folder} is a link to {os.path.realpath(folder)}: set RLM_LOG_DIR to that, or rlm trust"
+        )
     if folder and folder not in job.server.log_dirs:
         job.server.log_dirs.append(folder)
     values.update(
@@ -1517,7 +1522,7 @@ def run(job: Job, directory: str | None, prompt: str, context: Any, limits: Mess
         with runner:
             # A model wrote it, or code in a cell: not the user's own word, so no provider is told to fetch its URL.
             given = rlm.Context(context, "code") if isinstance(context, str) else context
-            return runner.completion(prompt, given)
+            return runner._complete(prompt, given, group=group)
     finally:
         job.stops.remove(stop)
 
@@ -1547,10 +1552,11 @@ class CellFunction:
 
 
 class CellModels:
-    """`llm_query`, `llm_query_batched` and `rlm_query` for the code of one cell."""
+    """`llm_query`, `llm_query_batched` and `rlm_query` for the code of one cell: a run's limits hold for the cell."""
 
     def __init__(self, job: Job, directory: str | None) -> None:
         self._job, self._directory = job, directory
+        self._started = time.monotonic()
         self._backends: dict[str | None, Any] = {}
         accepting: dict[str, Callable[..., Callable[[], Any]]] = {
             "llm_query": self.one,
@@ -1558,6 +1564,25 @@ class CellModels:
             "rlm_query": self.recursive,
         }
         self.functions = {name: CellFunction(accept) for name, accept in accepting.items()}
+
+    @functools.cached_property
+    def _options(self) -> Any:
+        configuration = self._job.server.configuration(self._directory)
+        return sibling("rlm").Options(**configuration.values)
+
+    @functools.cached_property
+    def _ledger(self) -> Any:
+        """What the cell may spend, what `rlm_query` spends below it included; its time began with the cell."""
+        ledger = sibling("rlm").Ledger(self._options)
+        ledger.started = self._started
+        if self._options.timeout_seconds:
+            ledger.deadline = self._started + self._options.timeout_seconds
+        ledger.cancel = self._job.abandon
+        return ledger
+
+    @functools.cached_property
+    def _slots(self) -> threading.BoundedSemaphore:
+        return threading.BoundedSemaphore(self._options.max_parallel)
 
     def one(self, prompt: str, model: str | None = None) -> Callable[[], str]:
         if not isinstance(prompt, str):
@@ -1579,8 +1604,15 @@ class CellModels:
         return lambda: _all_answered(answers())
 
     def recursive(self, prompt: str, context: Any = None) -> Callable[[], Any]:
+        rlm = sibling("rlm")
+        if self._options.max_depth < 1:
+            raise rlm.MaxDepthExceeded(1, self._options.max_depth)
+        self._ledger.check()
+        self._ledger.count_subcalls(1)
+        limits = {"max_depth": self._options.max_depth - 1}
+
         def work() -> Any:
-            result = run(self._job, self._directory, prompt, context, {})
+            result = run(self._job, self._directory, prompt, context, limits, rlm.Batch(self._ledger))
             return result.response if result.value is None else result.value
 
         return work
@@ -1588,23 +1620,74 @@ class CellModels:
     def _put(self, prompts: list[str], model: str | None) -> Callable[[], list[Any]]:
         """Put the questions; what is returned gives the answers, an exception where there is none."""
         questions: list[list[Message]] = [[{"role": "user", "content": prompt}] for prompt in prompts]
-        backend = self._backend(model)
+        backend = self._backend(model or self._options.sub_model)
+        ledger = self._ledger
+        ledger.check()
+        ledger.count_subcalls(len(questions))
         if isinstance(backend, HostModel):
-            asks = [Ask(question) for question in questions]
-            self._job.ask(asks)
-            return lambda: list(self._job.wait(asks))
+            return self._put_to_client(questions)
 
-        def ask(question: list[Message]) -> str:
-            reply = backend.complete(question, tools=None, max_tokens=None, on_text=None, cancel=self._job.abandon)
-            return str(reply.text)
+        def work() -> list[Any]:
+            with ledger.queue(len(questions)) as begun:
+                tasks = [functools.partial(self._ask, backend, question, begun) for question in questions]
+                return list(sibling("rlm").fan_out(tasks, self._options.max_parallel))
 
-        tasks = [functools.partial(ask, question) for question in questions]
-        return lambda: list(sibling("rlm").fan_out(tasks, 16))
+        return work
+
+    def _put_to_client(self, questions: list[list[Message]]) -> Callable[[], list[Any]]:
+        """The questions for the client's own model, in one round; what they take is estimated, and nobody is paid."""
+        rlm, ledger = sibling("rlm"), self._ledger
+        sizes = [rlm.tokens_of(question) for question in questions]
+        least = CLIENT_TOKENS * len(questions)
+        ticket = ledger.reserve(sum(sizes), least, lambda size, output: None, wait=False)
+        most = max(CLIENT_TOKENS, min(4096, ledger.left()["tokens"] // max(1, len(questions))))
+        asks = [Ask(question, most) for question in questions]
+        self._job.ask(asks)
+
+        def work() -> list[Any]:
+            try:
+                answers = list(self._job.wait(asks))
+            except BaseException:
+                ledger.release(ticket)
+                raise
+            texts = [answer for answer in answers if isinstance(answer, str)]
+            written = sum(rlm.tokens_of([{"role": "assistant", "content": text}]) for text in texts)
+            ledger.settle(ticket, {"input": sum(sizes), "output": written}, None, 0.0)
+            return answers
+
+        return work
+
+    def _ask(self, backend: Any, question: list[Message], begun: Callable[[], None]) -> str:
+        """One paid call: room is reserved, the model asked, the ledger settled."""
+        rlm, ledger, options = sibling("rlm"), self._ledger, self._options
+        begun()
+        size, price = rlm.tokens_of(question), rlm.price_of(backend, options)
+        ticket, settled = ledger.reserve(size, rlm.SUBCALL_OUTPUT, price), False
+        how = {
+            "tools": None,
+            "max_tokens": ticket.output,
+            "on_text": None,
+            "params": options.sub_params or options.params,
+        }
+        try:
+            with self._slots:
+                ledger.check()
+                raw = backend.complete(question, **how, deadline=ledger.deadline, cancel=ledger.cancel)
+            reply = rlm.normal_reply(raw, size, backend.model)
+            settled = True
+        finally:
+            if not settled:
+                ledger.release(ticket)
+        cost = reply.cost_usd if reply.cost_usd is not None else price(reply.usage["input"], reply.usage["output"])
+        ledger.settle(ticket, reply.usage, cost, 0.0)
+        return str(reply.text)
 
     def _backend(self, model: str | None) -> Any:
         if model not in self._backends:
             given = {} if model is None else {"model": model}
-            self._backends[model] = model_for(self._job, self._job.server.configuration(self._directory, **given))
+            backend = model_for(self._job, self._job.server.configuration(self._directory, **given))
+            sibling("rlm").check_prices(self._options, backend)
+            self._backends[model] = backend
         return self._backends[model]
 
 
@@ -1899,15 +1982,11 @@ def _files(server: Server, directory: str | None, specs: list[str]) -> Any:
         raise Refusal("no project folder: call set_project first")
     if wrong := next((s for s in specs if os.path.isabs(os.path.expanduser(s)) or ".." in s.split(os.sep)), None):
         raise Refusal(f"files are named relative to {directory!r}, not {wrong!r}")
-    logs = server.configuration(directory).values["log_dir"]
-    context = rlm.read_context(specs, cwd=directory, left_out=logs)
+    values = server.configuration(directory).values
+    how = {"cwd": directory, "left_out": values["log_dir"], "encoding": values["encoding"], "within": directory}
+    context = rlm.read_context(specs, **how)
     if not isinstance(context.source, dict):
         raise Refusal(f"{specs!r} are not files of the project")
-    for path in context.source["paths"]:
-        real = os.path.realpath(path)
-        inside = real.startswith(directory.rstrip(os.sep) + os.sep)
-        if not inside or any(rlm.rlm_tools.is_secret(os.path.relpath(name, directory)) for name in (path, real)):
-            raise Refusal(f"{os.path.relpath(path, directory)!r} may not be read")
     return context
 
 

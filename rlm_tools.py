@@ -891,7 +891,6 @@ MATCH_LIMIT = 10_000
 SEARCH_SECONDS = 20.0
 SKIPPED = {".git", ".hg", ".svn", "__pycache__", "node_modules", ".venv", ".tox", ".mypy_cache", ".ruff_cache"}
 _HEAD = 65_536  # bytes at the start of a file that tell text from other data
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _UTF_8_MARK = b"\xef\xbb\xbf"
 _WILD = r"[*?\[{]"
 _SECRET = re.compile(
@@ -1253,24 +1252,22 @@ def _as_utf8(file: typing.BinaryIO, path: str) -> typing.BinaryIO:
     """The file as lines of UTF-8 (or nearly so, see `_decoded`); ValueError if it is binary."""
     head = file.read(_HEAD)
     file.seek(0)
-    if head[:2] in _UTF_16:
+    encoding = encoding_of(head)
+    if not encoding:
+        raise ValueError(f"{path!r} is binary: read it in code, with open({path!r}, 'rb')")
+    if encoding not in ("utf-8", "cp1252"):
         import io
 
         data = file.read(4 * READ_LIMIT)
         if file.read(1):
             raise ValueError(
-                f"{path!r} is UTF-16 and too large: read it in code, with open({path!r}, encoding='utf-16')"
+                f"{path!r} is {encoding.upper()} and too large: read it in code, with open({path!r}, "
+                f"encoding={encoding!r})"
             )
-        return io.BytesIO(data.decode("utf-16", "replace").encode())
-    if _is_binary(head):
-        raise ValueError(f"{path!r} is binary: read it in code, with open({path!r}, 'rb')")
+        return io.BytesIO(data.decode(encoding, "replace").encode())
     if head[:3] == _UTF_8_MARK:
         file.seek(3)
     return file
-
-
-def _is_binary(head: bytes) -> bool:
-    return b"\0" in head[:_HEAD] and head[:2] not in _UTF_16
 
 
 def _lines(file: typing.BinaryIO, first: int, last: int | None, limit: int) -> tuple[bytes, bool]:
@@ -1290,13 +1287,169 @@ def _lines(file: typing.BinaryIO, first: int, last: int | None, limit: int) -> t
     return data[:limit], len(data) > limit
 
 
-def text_of(blob: bytes) -> str | bytes:
-    """A whole file's text, as file_read gives it: the model must not see one file in two spellings. Bytes if binary."""
-    if _is_binary(blob):
-        return blob
-    if blob[:2] in _UTF_16:
-        return blob.decode("utf-16", "replace").replace("\r\n", "\n")
-    return _decoded(blob.removeprefix(_UTF_8_MARK))
+def text_of(blob: bytes, encoding: str | None = None) -> tuple[str | bytes, str]:
+    """A whole file's text, as file_read gives it (the model must not see one file in two spellings), and a note on
+    what was assumed; the bytes as they are if they are not text. `encoding`: the caller's word on it."""
+    if encoding:
+        text = blob.decode("utf-8-sig" if _is_utf_8(encoding) else encoding, "replace").replace("\r\n", "\n")
+        return text, _lost(text, encoding)
+    guess = encoding_of(blob[:_HEAD])
+    if guess == "utf-8":
+        with contextlib.suppress(UnicodeDecodeError):
+            return blob.removeprefix(_UTF_8_MARK).decode().replace("\r\n", "\n"), ""
+        guess = _guess_around(blob)
+    if not guess:
+        return blob, ""
+    if guess == "utf-8":  # with strays in it
+        guess = "cp1252"
+    guessed = f"not UTF-8: read as {guess}, which is a guess (--encoding NAME says it)"
+    text = _decoded(blob.removeprefix(_UTF_8_MARK)) if guess == "cp1252" else blob.decode(guess, "replace")
+    return text.replace("\r\n", "\n"), _lost(text, guess) if guess.startswith("utf-") else guessed
+
+
+def _is_utf_8(encoding: str) -> bool:
+    import codecs
+
+    return codecs.lookup(encoding).name == "utf-8"
+
+
+def _lost(text: str, encoding: str) -> str:
+    count = text.count("\ufffd")
+    return f"{count:,} places were not {encoding} and are U+FFFD" if count else ""
+
+
+def _guess_around(blob: bytes) -> str:
+    """The encoding of what is not UTF-8 beyond the head, by the place where it ceases to be that."""
+    try:
+        blob.decode()
+    except UnicodeDecodeError as error:
+        return encoding_of(blob[max(0, error.start - 1000) : error.start + _HEAD], of_middle=True)
+    return "utf-8"
+
+
+_MARKS = (
+    (b"\xff\xfe\0\0", "utf-32"),
+    (b"\0\0\xfe\xff", "utf-32"),
+    (_UTF_8_MARK, "utf-8"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
+_CONTROLS = bytes({*range(32), 127} - {*b"\t\n\v\f\r\b\x1b"})
+# What charset-normalizer may choose from. It guesses worse from more: short texts in KOI8-R become Japanese.
+_IN_RUNS = ("gb18030", "big5", "cp932", "euc_jp", "cp949", "cp1251", "koi8_r", "cp866", "cp1253", "cp1255", "cp1256")
+_AMONG_ASCII = ("cp1252", "cp1250", "cp1254", "iso8859_2", "cp1257")
+
+
+def encoding_of(head: bytes, *, of_middle: bool = False) -> str:
+    """What a text is encoded in, by its first bytes; "" if they are those of no text.
+
+    `cp1252` also stands for UTF-8 with strays. `of_middle`: neither a mark nor a signature can begin there.
+    """
+    if not of_middle:
+        if mark := next((name for mark, name in _MARKS if head.startswith(mark)), ""):
+            return mark if mark == "utf-8" or _decodes(head, mark) else ""
+        if kind_of_binary(head):
+            return ""
+    if b"\0" in head:
+        wide = {b"\0": "utf-16-be"}.get(head[:1], "utf-16-le")
+        zeros = head[wide == "utf-16-le" :: 2].count(0)  # where Latin text has all of its zeros
+        return wide if zeros > 0.4 * len(head) // 2 > 1 and zeros == head.count(0) and _decodes(head, wide) else ""
+    controls = len(head) - len(head.translate(None, _CONTROLS))
+    if _decodes(head, "utf-8"):
+        return "" if controls * 20 > len(head) else "iso2022_jp" if re.search(rb"\x1b\$[@B]", head) else "utf-8"
+    return "" if controls * 200 > len(head) else _guessed(head)
+
+
+def _decodes(head: bytes, encoding: str) -> bool:
+    """Whether this can be the beginning of a text in that encoding."""
+    import codecs
+
+    try:
+        codecs.getincrementaldecoder(encoding)().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _guessed(head: bytes) -> str:
+    """The encoding of a text that is not UTF-8 and has no mark; "" where nothing fits."""
+    mixed = head.decode("utf-8", "surrogateescape")
+    strays = len(re.findall("[\udc80-\udcff]", mixed))
+    surrogates = 3 * len(re.findall(rb"\xed[\xa0-\xbf][\x80-\xbf]", head))  # as UTF-8 has them that Java wrote
+    if surrogates == strays or len(re.findall("[\u0080-\ud7ff\ue000-\U0010ffff]", mixed)) >= strays:
+        return "cp1252"
+    if len(head) >= _HEAD and b"\n" in head:
+        head = head[: head.rindex(b"\n")]  # a character may be cut at the end
+    lines = b"\n".join(line for line in head.split(b"\n") if not line.isascii())[:_HEAD]
+    high = re.findall(rb"[\x80-\xff]+", lines)
+    count = sum(map(len, high))
+    in_runs = sum(len(run) for run in high if len(run) > 1)
+    kana = sum(run[0] in b"\x82\x83" for run in high)  # of Shift-JIS, whose second bytes may be ASCII
+    try:
+        import charset_normalizer
+    except ImportError:  # requests also works with chardet
+        return "cp1252"
+    if in_runs > 0.8 * count or kana > 0.3 * count:
+        found = [str(match.encoding) for match in charset_normalizer.from_bytes(lines, cp_isolation=list(_IN_RUNS))]
+        if "euc_jp" in found and sum(map(lines.count, (b"\xa4", b"\xa5"))) > 0.15 * count:  # its kana
+            return "euc_jp"
+        return found[0] if found else "" if count > 0.5 * len(lines) else "cp1252"
+    matches = list(charset_normalizer.from_bytes(lines, cp_isolation=list(_AMONG_ASCII)))
+    turkish = sum(map(lines.count, (b"\xfd", b"\xfe", b"\xf0", b"\xdd", b"\xde", b"\xd0"))) > 0.5 * count
+    if any(match.language == "Turkish" for match in matches) or turkish:  # not Icelandic
+        return "cp1254"
+    western = [match for match in matches if match.encoding == "cp1252"]
+    best = matches[0] if matches and not western else None
+    return "cp1252" if best is None or str(best) == lines.decode("cp1252", "replace") else str(best.encoding)
+
+
+_SIGNATURES = (
+    (rb"%PDF-", "a PDF"),
+    (rb"PK\x03\x04|PK\x05\x06", "a zip archive"),
+    (rb"\x1f\x8b", "gzip"),
+    (rb"BZh[1-9]1AY&SY", "bzip2"),
+    (rb"\xfd7zXZ\0", "xz"),
+    (rb"\x28\xb5\x2f\xfd", "zstd"),
+    (rb"7z\xbc\xaf\x27\x1c|Rar!\x1a\x07", "an archive"),
+    (rb"\xd0\xcf\x11\xe0", "an Office file"),
+    (rb"\x89PNG|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP|II\*\0|MM\0\*", "an image"),
+    (rb"OggS\0|fLaC\0|ID3[\x02-\x04]|RIFF....(?:WAVE|AVI )|\0..[\0-\xff]ftyp|\x1aE\xdf\xa3", "sound or video"),
+    (rb"SQLite format 3\0|PAR1[\0-\x1f]|ARROW1\0|Obj\x01|\x89HDF|\x93NUMPY", "a data file"),
+    (rb"\x7fELF|\xca\xfe\xba\xbe|\xfe\xed\xfa|\0asm", "a program"),
+    (rb"(?:[\x91-\x9f]|\xdc..)?(?:[\x81-\x8f]|\xde..)(?:\xa1\w|\xa2\w\w|[\xa3-\xbf]\w\w\w)", "MessagePack"),
+    (rb"\x80[\x02-\x05][}\]\x95c(]", "a pickle"),
+    (rb"[\x84\x85\x8c\x99\xc1-\xd2](?:[\x01-\x04]|.[\x01-\x04]|..[\x01-\x06])[\x00-\x1f\x80-\xff]{3}", "OpenPGP"),
+)
+_INSIDE_ZIP = {b"word/": "a Word document", b"xl/": "an Excel workbook", b"ppt/": "a PowerPoint file"}
+
+
+def kind_of_binary(head: bytes) -> str:
+    """What a file that is not text is, by its first bytes; "" if they do not say."""
+    kind = next((kind for pattern, kind in _SIGNATURES if re.match(pattern, head, re.DOTALL)), "")
+    if kind == "a zip archive":
+        return next((name for part, name in _INSIDE_ZIP.items() if part in head), kind)
+    return kind
+
+
+UNPACKED_LIMIT = 1 << 30  # bytes that a compressed file may grow to
+
+
+def unpacked(blob: bytes) -> bytes | None:
+    """What a compressed file holds; None for others. ValueError if it is damaged or too large."""
+    import importlib
+    import io
+
+    name = {"gzip": "gzip", "bzip2": "bz2", "xz": "lzma"}.get(kind_of_binary(blob[:10]))
+    if name is None:
+        return None
+    try:
+        with importlib.import_module(name).open(io.BytesIO(blob)) as file:
+            data = bytes(file.read(UNPACKED_LIMIT + 1))
+    except Exception as error:  # each of the three has its own errors, and EOFError
+        raise ValueError(f"it cannot be decompressed ({error})") from None
+    if len(data) > UNPACKED_LIMIT:
+        raise ValueError(f"it is more than {UNPACKED_LIMIT >> 30} GB when decompressed")
+    return data
 
 
 def _decoded(data: bytes) -> str:
@@ -1398,12 +1551,15 @@ class Given(typing.NamedTuple):
     contents: dict[str, str | bytes]
     paths: list[str]
     named: list[str]  # those of them that were named, rather than found in a folder or by a glob
-    notes: list[str]  # on what was left out
+    notes: list[str]  # on what was left out or assumed
     alone: bool  # one file was named, no folder and no glob
     lasting: bool  # none is a pipe: they can be read again
 
 
 Opener = Callable[[], contextlib.AbstractContextManager[typing.BinaryIO]]
+_KERNEL = ("/proc", "/sys", "/dev")  # what the kernel makes up there: environments, memory, devices
+_SECRET_PLACES = ("/etc/shadow", "/etc/gshadow", "/etc/sudoers", "/etc/ssl/private", "/run/secrets", "/var/run/secrets")
+_DESCRIPTOR = r"/dev/(?:stdin|fd/\d+)|/proc/(?:self|thread-self)/fd/\d+"  # as `<(command)` gives it
 
 
 def read_given(
@@ -1412,12 +1568,15 @@ def read_given(
     *,
     left_out: Iterable[AnyPath] = (),
     keep: Callable[[bytes], bool] = lambda head: False,
+    encoding: str | None = None,
+    within: str | None = None,
 ) -> Given:
     """The files, folders and globs that a caller names, read as file_read reads; ToolError for what cannot be.
 
-    A file or a pipe that is named is read wherever it leads. Of a folder or a glob nobody has seen the links: one that
-    leads out, or to what usually holds credentials, is left out. So is, unless it is named alone, what is not text and
-    does not `keep(its first bytes)`. `left_out`: folders that others are taken without, such as a run's own logs.
+    A file or a pipe that is named is read where `open_given` lets it be. Of a folder or a glob nobody has seen the
+    links: one that leads out, or to what usually holds credentials, is left out. So is, unless it is named alone, what
+    is not text and does not `keep(its first bytes)`. `left_out`: folders that others are taken without, such as a run's
+    own logs. `within`: a folder that nothing may lie outside of.
     """
     cwd, specs, left_out = os.path.abspath(cwd or os.getcwd()), list(specs), list(left_out)
     found: dict[str, tuple[str, Opener]] = {}
@@ -1425,52 +1584,167 @@ def read_given(
     notes: list[str] = []
     for spec in specs:
         path = os.path.join(cwd, os.path.expanduser(spec))
-        if _kind_of(path) in ("file", "pipe"):
+        if _kind_of(path) in ("file", "pipe", "device"):
             named.append(_tidy(os.path.expanduser(spec)))
-            found[named[-1]] = path, functools.partial(_open, path)
+            found[named[-1]] = path, functools.partial(open_given, path, cwd, within)
         else:
-            found |= _GivenFolder(spec, cwd, left_out).found(notes)
+            found |= _GivenFolder(spec, cwd, left_out, within).found(notes)
     alone = len(named) == len(specs) == 1
-    contents = {name: _read_whole(*place, None if alone else keep) for name, place in found.items()}
-    kept = {name: content for name, content in contents.items() if content is not None}
-    if len(kept) < len(contents):
-        notes.append(f"{len(contents) - len(kept)} files that are not text were left out")
-    paths = [found[name][0] for name in kept]
-    return Given(kept, paths, named, notes, alone, "pipe" not in map(_kind_of, paths))
+    contents: dict[str, str | bytes] = {}
+    dropped: list[str] = []
+    for name, place in found.items():
+        content, note = _read_whole(*place, None if alone else keep, encoding)
+        if content is None:
+            dropped.append(f"{name} ({note})" if note else name)
+            continue
+        contents[name] = content
+        if note:
+            notes.append(f"{name}: {note}")
+    if dropped:
+        files = "1 file that is not text was" if len(dropped) == 1 else f"{len(dropped)} files that are not text were"
+        notes.append(f"{files} left out: {_some(dropped, ', ', 5)}")
+    if len(notes) > 12:
+        notes[12:] = [f"and {len(notes) - 12} more notes of this kind"]
+    paths = [found[name][0] for name in contents]
+    return Given(contents, paths, named, notes, alone, "pipe" not in map(_kind_of, paths))
 
 
-def read_file(path: str) -> str | bytes:
+def read_file(path: str, encoding: str | None = None) -> str | bytes:
     """What a regular file holds: text, or bytes if it is none; ToolError if that cannot be read."""
     if _kind_of(path) != "file":
         raise ToolError(f"there is no file {path} to read")
-    return typing.cast("str | bytes", _read_whole(path, functools.partial(_open, path)))
+    opener = functools.partial(open_given, path, os.getcwd(), None)
+    return typing.cast("str | bytes", _read_whole(path, opener, None, encoding)[0])
 
 
-def _open(path: str) -> typing.BinaryIO:
-    return open(path, "rb")
+def read_text(path: str, most: int = 10_000_000) -> str:
+    """The text of a small file that a caller names: a prompt or a schema; OSError or ValueError if it is none."""
+    with open_given(os.path.join(os.getcwd(), os.path.expanduser(path))) as file:
+        blob = file.read(most + 1)
+    if len(blob) > most:
+        raise ValueError(f"it is larger than {most:,} bytes")
+    text = text_of(blob)[0]
+    if isinstance(text, bytes):
+        raise ValueError("it is not text")
+    return text
 
 
-def _read_whole(path: str, opener: Opener, keep: Callable[[bytes], bool] | None = None) -> str | bytes | None:
-    """A file's text or bytes; None, and nothing but its head is read, if it is binary and not to be kept."""
+def open_given(path: str, cwd: str | None = None, within: str | None = None) -> typing.BinaryIO:
+    """A file that the caller names, open for reading. PermissionError for what may not be read by that name.
+
+    A link is not the caller's word but that of whoever made the folder: it is followed to a regular file that is no
+    credential by its target's name and place, and never to what the kernel makes up. What was opened is what is judged,
+    so that a link which changes meanwhile gains nothing.
+    """
+    cwd = cwd or os.getcwd()
+    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    if re.fullmatch(_DESCRIPTOR, path) and within is None:
+        descriptor = os.open(path, flags)
+        if not stat.S_ISCHR(os.fstat(descriptor).st_mode):
+            return open(descriptor, "rb")
+        os.close(descriptor)
+    real = os.path.realpath(path)
+    linked = real != os.path.abspath(path)
+    _require_harmless(path, real, cwd, within, linked)
+    is_pipe = stat.S_ISFIFO(os.stat(real).st_mode) and not linked and within is None
+    if not is_pipe:
+        flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+    descriptor = os.open(real, flags)
+    try:
+        opened = _path_of(descriptor) or real
+        _require_harmless(path, opened, cwd, within, linked or opened != real)
+        if not (stat.S_ISREG(mode := os.fstat(descriptor).st_mode) or (is_pipe and stat.S_ISFIFO(mode))):
+            raise PermissionError(1, "not a regular file")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return open(descriptor, "rb")
+
+
+def _require_harmless(path: str, real: str, cwd: str, within: str | None, linked: bool) -> None:
+    """PermissionError for a real path that may not be read under the name that was given."""
+    below = _below(real, root) if is_under(real, root := os.path.realpath(within or cwd)) else real
+    if within is not None and below is real:
+        raise PermissionError(1, f"it lies outside of {within}")
+    if any(is_under(real, folder) for folder in _KERNEL) and (linked or not is_under(real, "/dev/shm")):
+        raise PermissionError(1, f"{real} is the kernel's and no file")
+    if within is None and not linked:
+        return
+    secret = is_secret(below) or any(is_under(real, os.path.realpath(place)) for place in _SECRET_PLACES)
+    if secret or (within is not None and is_secret(os.path.basename(path))):
+        leads = f"it leads to {real}, which" if linked else "it"
+        raise PermissionError(1, f"{leads} may hold credentials")
+    if linked and not stat.S_ISREG(os.stat(real).st_mode):
+        raise PermissionError(1, f"it leads to {real}, which is not a regular file")
+
+
+def _path_of(descriptor: int) -> str:
+    """The path of what was opened, as the kernel has it; "" where it does not say."""
+    with contextlib.suppress(OSError):
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        return path if path.startswith("/") else ""
+    return ""
+
+
+def _read_whole(
+    path: str,
+    opener: Opener,
+    keep: Callable[[bytes], bool] | None = None,
+    encoding: str | None = None,
+) -> tuple[str | bytes | None, str]:
+    """A file's text or bytes and a note on it; None, if it is binary and not to be kept: then only its head is read,
+    unless that looked like text."""
     try:
         with opener() as file:
             head = file.read(_HEAD)
-            if keep is not None and _is_binary(head) and not keep(head):
-                return None
+            kind = kind_of_binary(head)
+            packed = kind in ("gzip", "bzip2", "xz")
+            kept = keep is None or keep(head)
+            if not (kept or packed or encoding or encoding_of(head)):
+                return None, kind
             if file.seekable():  # which spares a large file a copy
                 file.seek(0)
                 head = b""
-            return text_of(head + file.read())
+            blob = head + file.read()
+        content, note = _unpacked_text(blob, encoding) if packed else text_of(blob, encoding)
     except OSError as error:
-        raise ToolError(f"cannot read {path}: {error.strerror or error}") from error
+        hint = "give it by its own name, if that is meant" if isinstance(error, PermissionError) else ""
+        raise ToolError(f"cannot read {path}: {error.strerror or error}", hint=hint) from error
     except MemoryError:
         raise ToolError(f"{path} does not fit into memory", hint="give a part of it") from None
+    if isinstance(content, bytes):
+        return (content, note or _not_text(kind, content)) if kept else (None, note or kind)
+    return content, note
+
+
+def read_blob(blob: bytes, encoding: str | None = None) -> tuple[str | bytes, str]:
+    """What was piped in, as a file of these bytes would be read, and a note on it."""
+    kind = kind_of_binary(blob[:_HEAD])
+    content, note = (_unpacked_text if kind in ("gzip", "bzip2", "xz") else text_of)(blob, encoding)
+    return content, (note or _not_text(kind, blob)) if isinstance(content, bytes) else note
+
+
+def _not_text(kind: str, blob: bytes) -> str:
+    """The note on a file that the caller is given as bytes."""
+    if kind == "an image":
+        return ""
+    return f"not text{f' but {kind}' if kind else ''}: given as {len(blob):,} bytes"
+
+
+def _unpacked_text(blob: bytes, encoding: str | None) -> tuple[str | bytes, str]:
+    """The text in a compressed file; the file's own bytes if it holds none."""
+    try:
+        data = unpacked(blob) or b""
+    except ValueError as error:
+        return blob, f"given as {len(blob):,} bytes: {error}"
+    text, note = text_of(data, encoding)
+    return (blob, "") if isinstance(text, bytes) else (text, f"decompressed{'; ' + note if note else ''}")
 
 
 class _GivenFolder(_Files):
     """The folder that a caller names, or that a glob of the caller's begins in."""
 
-    def __init__(self, spec: str, cwd: str, left_out: Iterable[AnyPath]) -> None:
+    def __init__(self, spec: str, cwd: str, left_out: Iterable[AnyPath], within: str | None = None) -> None:
         parts = os.path.expanduser(spec).replace(os.sep, "/").split("/")
         literal = 0
         while literal < len(parts) and (
@@ -1483,6 +1757,7 @@ class _GivenFolder(_Files):
             raise self.nothing("was not found")
         super().__init__([self.prefix], cwd, left_out)
         self.links_out = 0
+        self.within = os.path.realpath(within) if within else None
 
     def nothing(self, problem: str) -> ToolError:
         hint = "give a file, a folder or a quoted glob: -c 'src/**/*.py'"
@@ -1492,8 +1767,14 @@ class _GivenFolder(_Files):
         """Path and opener of each file, by its name as the caller would write it; as a shell's, a glob's `*` stands for
         no name that begins with a dot."""
         top = self.roots[0]
-        if is_secret(_way(top, self.cwd)):
+        if is_secret(_way(top, self.cwd)) or any(is_under(top, place) for place in _SECRET_PLACES):
             raise self.nothing("may hold credentials and is not read")
+        if any(is_under(top, folder) for folder in _KERNEL) and not is_under(top, "/dev/shm"):
+            raise self.nothing("is the kernel's and is not read")
+        if self.within is not None and not is_under(top, self.within):
+            raise self.nothing(f"lies outside of {self.within}")
+        if self.leads_too_wide(top):
+            raise self.nothing(f"leads to {top} and is not read")
         try:
             globs = [_glob(pattern.split("/")) for pattern in _expanded(self.pattern or "**")]
         except ValueError as error:
@@ -1510,6 +1791,11 @@ class _GivenFolder(_Files):
             raise self.nothing("holds no file to read" if self.links_out or not self.pattern else "was not found")
         return {name: found[name] for name in sorted(found)}
 
+    def leads_too_wide(self, top: str) -> bool:
+        """Whether a link stands for the root, somebody's whole home, or a folder above the one that it is in."""
+        linked = top != os.path.abspath(os.path.join(self.cwd, self.prefix))
+        return linked and any(is_under(real, top) for real in (self.cwd, os.path.realpath(os.path.expanduser("~"))))
+
     def unreadable(self, path: str, error: OSError) -> None:
         raise ToolError(f"cannot read the folder {path}: {error.strerror}")
 
@@ -1520,10 +1806,11 @@ class _GivenFolder(_Files):
 
 
 def _kind_of(path: str) -> str:
-    """file, pipe, or nothing that is read by its name."""
+    """file, pipe, device (which is no file to read); "" for a folder and for nothing."""
     with contextlib.suppress(OSError, ValueError):
         mode = os.stat(path).st_mode
-        return "file" if stat.S_ISREG(mode) else "pipe" if stat.S_ISFIFO(mode) else ""
+        named = {stat.S_IFREG: "file", stat.S_IFIFO: "pipe", stat.S_IFDIR: ""}
+        return named.get(stat.S_IFMT(mode), "device")
     return ""
 
 
@@ -1554,6 +1841,10 @@ def load_tools(spec: Any) -> list[Tool]:
         path = os.path.abspath(os.path.expanduser(spec))
         if not os.path.isfile(path):
             raise ToolError(f"no such tools file: {spec!r}", hint="give a file.py or a package.module")
+        try:
+            open_given(path).close()
+        except OSError as error:
+            raise ToolError(f"cannot read {spec!r}: {error.strerror}") from None
         return _collected(_imported(spec, lambda: _module_of_file(path)), spec)
     module, _, name = spec.partition(":")
     import importlib

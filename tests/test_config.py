@@ -39,6 +39,7 @@ VALUES: dict[str, tuple[Any, Any, Any, Any]] = {
     "params": ({"seed": 1}, {"seed": 2}, {"seed": 3, "stop": ["a,b"]}, {"temperature": 0.5, "user": "me"}),
     "sub_params": ({"seed": 4}, {"seed": 5}, {"seed": 6}, {"seed": 7}),
     "prompt": ("full", "small", "full", "small"),
+    "encoding": ("cp1251", "gb18030", "utf-16", "latin-1"),
     "prices": ({"m": [1, 2]}, {"m": [2, 3]}, {"m": [3, 4]}, {"m": [4, 5]}),
     "schema": ({"type": "string"}, {"type": "integer"}, {"type": "array"}, {"type": "object"}),
     "tools": (["a.py"], ["b.py"], ["c.py", "d"], ["e"]),
@@ -321,3 +322,44 @@ def test_a_key_is_not_in_the_message_about_it(workspace: Path) -> None:
     with pytest.raises(rlm.ConfigError) as caught:
         rlm.load_config({}, config="c.toml")
     assert "918273645546372819" not in str(caught.value)
+
+
+# --- bounds: a number from outside must not be able to take the machine --------------------------------------------
+
+NUMERIC = [name for name, row in rlm.OPTIONS.items() if str(row.type).split(" |")[0] in ("int", "float")]
+SIZES = ["local_memory", "docker_memory"]
+
+
+@pytest.mark.parametrize("name", NUMERIC)
+@pytest.mark.parametrize("value", ["1" + "0" * 15, "1" + "0" * 400, "0x" + "f" * 5000, "inf", "-inf", "nan"])
+def test_every_number_has_an_upper_bound(workspace: Path, name: str, value: str) -> None:
+    (workspace / "rlm.toml").write_text(f"[rlm]\n{name} = {value}\n")
+    with pytest.raises(rlm.ConfigError) as raised:
+        rlm.load_config({})
+    assert len(raised.value.message) < 500 and name in raised.value.message
+    if value[0] == "1":
+        (workspace / "rlm.toml").unlink()
+        flag = rlm_cli.flags_of(name)[-1]
+        ran = subprocess.run([sys.executable, "-m", "rlm", "x", flag, value], capture_output=True, timeout=60)
+        assert (ran.returncode, ran.stdout) == (2, b"")
+
+
+@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("value", ["1000000g", "1e400", "inf", "nan", "0", "-1g"])
+def test_every_size_has_an_upper_bound(workspace: Path, name: str, value: str) -> None:
+    (workspace / "rlm.toml").write_text(f'[rlm]\n{name} = "{value}"\n')
+    rlm.trust("rlm.toml")
+    with pytest.raises(rlm.ConfigError, match=name):
+        rlm.load_config({})
+
+
+def test_the_bounds_are_above_what_anybody_needs() -> None:
+    generous = {"max_parallel": 256, "max_depth": 64, "max_subcalls": 100_000, "token_budget": 10**9}
+    assert {name: rlm.load_config(generous).values[name] for name in generous} == generous
+
+
+def test_the_flags_of_batch_and_of_the_server_are_bounded(workspace: Path) -> None:
+    (workspace / "p.jsonl").write_text('"a"\n')
+    for command in (["batch", "p.jsonl", "-j", "1000000000"], ["mcp-serve", "--max-wait", "1" + "0" * 400]):
+        ran = subprocess.run([sys.executable, "-m", "rlm", *command], capture_output=True, timeout=60)
+        assert (ran.returncode, ran.stdout) == (2, b""), ran.stderr
