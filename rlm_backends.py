@@ -27,6 +27,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 __all__ = [
@@ -52,7 +53,9 @@ DEFAULT_MODEL = "gpt-4o-mini"
 CONNECT_TIMEOUT = 10.0
 LONGEST_WAIT = 120.0  # a server that asks for more than this is not waited for
 MOST_ATTEMPTS = 10  # of one call, however patient `max_retries` is
-BODY_LIMIT = 64 << 20
+BODY_LIMIT = 32 << 20
+ERROR_LIMIT = 1 << 18  # bytes of a refusal that are read: it is for people
+MOST_CALLS = 128  # tool calls that are taken from one answer
 PIECE = 1 << 20  # of a request: the server has taken one whenever the next can be sent
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 INSPECT_TIME = 2.0  # seconds that a local server has to describe its model
@@ -1163,32 +1166,137 @@ def _chunks(flight: _Flight, response: Any, url: str) -> Iterator[bytes]:
         yield data
 
 
+def _gathered(chunks: Iterator[bytes], enough: int = BODY_LIMIT) -> bytearray:
+    """The chunks in one piece, without holding them twice; no more of them than are needed for so many bytes."""
+    data, looked_at = bytearray(), _LOOK
+    for chunk in chunks:
+        data += chunk
+        if len(data) >= looked_at:
+            _refuse_costly(data)
+            looked_at *= 2
+        if len(data) > enough:
+            break
+    return data[:enough] if len(data) > enough else data
+
+
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _BYTE_ORDER = b"\xef\xbb\xbf"  # that some proxies put before all
 
 
 def _events(chunks: Iterator[bytes]) -> Iterator[str]:
     """The `data` of each server-sent event. Bytes until the end: chunks cut UTF-8 and line ends anywhere."""
-    line: list[bytes] = []
-    data: list[bytes] = []
-    after_cr = False
+    line, data = bytearray(), bytearray()
+    after_cr, looked_at = False, _LOOK
     for chunk in chunks:
         first, *others = _LINE_END.split(chunk[1:] if after_cr and chunk.startswith(b"\n") else chunk)
         after_cr = chunk.endswith(b"\r")
-        line.append(first)
+        line += first
         for other in others:
-            whole = b"".join(line).removeprefix(_BYTE_ORDER)
-            line = [other]
-            if whole.startswith(b"data:"):
-                data.append(whole[6:] if whole[5:6] == b" " else whole[5:])
-            elif not whole and data:
-                yield b"\n".join(data).decode("utf-8", "replace")
-                data = []
-    rest = b"".join(line).removeprefix(_BYTE_ORDER)  # the last event of a server that forgets the empty line
-    if rest.startswith(b"data:"):
-        data.append(rest[5:].strip())
+            if line:
+                data = _with_line(data, line)
+            elif data:
+                del data[-1]
+                yield data.decode("utf-8", "replace")
+                data, looked_at = bytearray(), _LOOK
+            line = bytearray(other)
+        if len(line) + len(data) >= looked_at:
+            _refuse_costly(line if len(line) > len(data) else data)
+            looked_at *= 2
+    data = _with_line(data, line.rstrip())  # the last event of a server that forgets the empty line
     if data:
-        yield b"\n".join(data).decode("utf-8", "replace")
+        del data[-1]
+        yield data.decode("utf-8", "replace")
+
+
+def _with_line(data: bytearray, line: bytearray) -> bytearray:
+    """An event's data with that of one more line; large data is not copied."""
+    if line.startswith(_BYTE_ORDER):
+        del line[: len(_BYTE_ORDER)]
+    if not line.startswith(b"data:"):
+        return data
+    del line[: 6 if line[5:6] == b" " else 5]
+    line += b"\n"
+    if not data:
+        return line
+    data += line
+    return data
+
+
+_LOOK = 1 << 20  # bytes of JSON at which it is looked at, and again at twice as many
+
+
+def _refuse_costly(data: bytearray) -> None:
+    """BackendError for JSON, or its beginning, that would take far more memory than its bytes."""
+    if _count_json(data, JSON_VALUES) > JSON_VALUES:
+        raise BackendError(f"the answer holds more than {JSON_VALUES:,} values", code="protocol")
+
+
+# --- JSON from outside: the same lines in each module that stands alone -------------------------------------------
+
+JSON_VALUES = 300_000  # of one text: a list takes two characters of it, and up to a hundred bytes of memory
+JSON_DEPTH = 100
+JSON_DIGITS = 4_300  # of an integer: a longer one cannot be printed
+
+
+def from_json(
+    data: str | bytes | bytearray,
+    *,
+    values: int = JSON_VALUES,
+    depth: int = JSON_DEPTH,
+    strict: bool = True,
+    constant: Callable[[str], Any] | None = None,
+) -> Any:
+    """What JSON (bytes are UTF-8) says; ValueError if it is none, or has more values, levels or digits than it may.
+
+    `strict=False` takes raw line breaks in strings; `constant` makes something of NaN and Infinity, which are refused.
+    """
+    if len(data) > values and _count_json(data, values) > values:
+        raise ValueError(f"more than {values:,} values")
+    text = data if isinstance(data, str) else data.decode("utf-8-sig")
+    try:
+        value = json.loads(text, strict=strict, parse_int=_json_int, parse_constant=constant or _no_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    level = [value]
+    for _ in range(depth + 1):
+        inner = [item.values() if type(item) is dict else item for item in level if type(item) in (dict, list)]
+        if not inner:
+            return value
+        level = [item for items in inner for item in items]
+    raise ValueError(f"nested more than {depth} deep")
+
+
+def _count_json(data: str | bytes | bytearray, enough: int) -> int:
+    """At least how many values there are, not counted much beyond `enough`."""
+    count = sum(map(data.count, ",[{" if isinstance(data, str) else (b",", b"[", b"{")))  # type: ignore[arg-type]
+    if count <= enough:
+        return count
+    if isinstance(data, str):
+        data = data.encode("utf-8", "surrogatepass")
+    count, quoted, rest = 0, False, b""
+    for start in range(0, len(data), 1 << 16):
+        piece = rest + data[start : start + (1 << 16)]
+        rest = b"\\" if (len(piece) - len(piece.rstrip(b"\\"))) % 2 else b""  # it may escape the next piece's first
+        piece = piece[: len(piece) - len(rest)].replace(b"\\\\", b"").replace(b'\\"', b"")
+        parts = piece.translate(None, _NO_JSON_MARKS).split(b'"')
+        count += sum(map(len, parts[quoted::2]))
+        quoted ^= len(parts) % 2 == 0
+        if count > enough:
+            break
+    return count
+
+
+_NO_JSON_MARKS = bytes(set(range(256)) - set(b'",[{'))
+
+
+def _json_int(text: str) -> int:
+    if len(text) > JSON_DIGITS:
+        raise ValueError(f"a number of {len(text):,} digits")
+    return int(text)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
 
 
 # --- what the three wires share ---------------------------------------------------------------------------------
@@ -1282,6 +1390,13 @@ def _with_others(body: dict[str, Any], others: Mapping[str, Any]) -> dict[str, A
     return body
 
 
+class _Text(list[str]):
+    """A text as it grows: adding to a str would copy it each time."""
+
+    def text(self) -> str:
+        return "".join(self)
+
+
 class _Answer:
     """An answer as it grows out of a body or of a stream's events. Each wire fills it in its own way."""
 
@@ -1292,6 +1407,8 @@ class _Answer:
         self.refused: BaseException | None = None  # what a callback raised: nothing that the server did
         self.text: list[str] = []
         self.calls: list[dict[str, Any]] = []
+        self.full = False  # more calls have come than are taken
+        self.kept = 0  # values that the answer keeps as they came
         self.began = False  # something of the answer itself has come: from here on a retry would say it twice
         self.ended = False  # the server has said that this is all
         self.stop = ""
@@ -1314,6 +1431,19 @@ class _Answer:
             self.refused = error
             raise
 
+    def add_call(self, call: dict[str, Any]) -> None:
+        """One more call, if there is room for it."""
+        self.full = self.full or len(self.calls) >= MOST_CALLS
+        if not self.full:
+            self.calls.append(call)
+
+    def keep(self, part: Any) -> Any:
+        """The part, to be sent again as it came; BackendError if there is too much of that."""
+        self.kept += _count_json(_JSON.encode(part), JSON_VALUES - self.kept)
+        if self.kept > JSON_VALUES:
+            raise BackendError("the answer has more reasoning or signatures than can be kept", code="protocol")
+        return part
+
     def whole(self, body: Mapping[str, Any]) -> None:
         """Take in a body that is the answer."""
         raise NotImplementedError
@@ -1325,18 +1455,6 @@ class _Answer:
     def finish(self) -> None:
         """All has arrived."""
         raise NotImplementedError
-
-
-def _loads(text: str | bytes) -> Any:
-    """JSON as other languages read it: no NaN, and any failure is a ValueError."""
-
-    def refuse(constant: str) -> Any:
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        return json.loads(text, parse_constant=refuse)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
 
 
 def _dumps(value: Any) -> bytes:
@@ -1372,12 +1490,26 @@ def _arguments(value: Any) -> dict[str, Any] | str:
     if text.strip() in ("", "null"):
         return {}
     try:
-        parsed = _loads(text)
+        parsed = from_json(text)
         if isinstance(parsed, str):  # some servers encode twice
-            parsed = _loads(parsed)
+            parsed = from_json(parsed)
     except ValueError:
-        return text
+        parsed = _last_object(text)
     return parsed if isinstance(parsed, dict) else text
+
+
+def _last_object(text: str) -> dict[str, Any] | None:
+    """The last of objects in a row: some servers stream `{}` and then the arguments, or say them twice."""
+    found, end = None, 0
+    decoder = json.JSONDecoder()
+    while end < len(text):
+        try:
+            _, after = decoder.raw_decode(text, end)
+            found = from_json(text[end:after])
+        except (ValueError, RecursionError):
+            return None
+        end = after + len(text[after:]) - len(text[after:].lstrip())
+    return found if isinstance(found, dict) else None
 
 
 def _tool_calls(calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -1635,7 +1767,7 @@ class _OpenAIAnswer(_Answer):
             self.thoughts.append(thought)
             self.began = True
         if isinstance(delta.get("reasoning_details"), list):
-            self.details += delta["reasoning_details"]
+            self.details += self.keep(delta["reasoning_details"])
         for index, fragment in enumerate(delta.get("tool_calls") or ()):
             if isinstance(fragment, dict):
                 self._call({**fragment, "index": index} if whole else fragment)
@@ -1645,6 +1777,8 @@ class _OpenAIAnswer(_Answer):
     def _call(self, fragment: Mapping[str, Any]) -> None:
         """One piece of a call. Servers leave out the index, repeat the id, or send several calls as index 0."""
         self.began = True
+        if self.full:  # it may be a piece of one that was not taken
+            return
         given = fragment.get("function")
         function: dict[str, Any] = given if isinstance(given, dict) else {}
         index, id_ = fragment.get("index"), fragment.get("id")
@@ -1652,15 +1786,16 @@ class _OpenAIAnswer(_Answer):
         if call is None and index is None and not id_ and self.calls:
             call = self.calls[-1]
         if call is None or (id_ and call["id"] and id_ != call["id"]):
-            call = {"index": index, "id": id_, "name": "", "arguments": "", "extra": {}}
-            self.calls.append(call)
+            call = {"index": index, "id": id_, "name": "", "arguments": _Text(), "extra": {}}
+            self.add_call(call)
         call["id"] = call["id"] or id_
         call["name"] = call["name"] or function.get("name") or ""
         if isinstance(fragment.get("extra_content"), dict):
-            call["extra"] = {"extra_content": fragment["extra_content"]}
-        before, piece = call["arguments"], function.get("arguments")
-        both = isinstance(before, str) and isinstance(piece, str)
-        call["arguments"] = before + piece if both else piece or before
+            call["extra"] = {"extra_content": self.keep(fragment["extra_content"])}
+        if isinstance(piece := function.get("arguments"), str):
+            call["arguments"].append(piece)
+        elif piece:
+            call["arguments"][:] = [json.dumps(piece)]
 
     def _count(self, usage: Mapping[str, Any], timings: Any) -> None:
         into, out = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
@@ -1679,6 +1814,8 @@ class _OpenAIAnswer(_Answer):
             self.cost = float(cost)
 
     def finish(self) -> None:
+        for call in self.calls:
+            call["arguments"] = call["arguments"].text()
         self.stop = self.stop or _OPENAI_STOPS.get(self.reason or "", "tool_calls" if self.calls else "stop")
         fields: dict[str, Any] = {}
         if "reasoning" in self.backend.quirks and self.thoughts and self.calls:
@@ -1815,12 +1952,19 @@ def _anthropic_part(part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _GROWING = ("text", "thinking", "signature")  # in a block, piece by piece: null at first with some servers
+_ANTHROPIC_DELTAS = {  # which field of the block grows, by which field of the delta
+    "text_delta": ("text", "text"),
+    "input_json_delta": ("json", "partial_json"),
+    "thinking_delta": ("thinking", "thinking"),
+    "signature_delta": ("signature", "signature"),
+}
 
 
 class _AnthropicAnswer(_Answer):
     def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
         super().__init__(backend, on_text)
         self.blocks: dict[int, dict[str, Any]] = {}
+        self.growing: dict[tuple[int, str], _Text] = {}  # fields of the blocks
         self.counts: dict[str, Any] = {}
 
     def whole(self, body: Mapping[str, Any]) -> None:
@@ -1837,7 +1981,7 @@ class _AnthropicAnswer(_Answer):
         elif kind == "content_block_start" and isinstance(body.get("content_block"), dict):
             self._open(_count(body, "index"), body["content_block"])
         elif kind == "content_block_delta" and isinstance(body.get("delta"), dict):
-            self._delta(self.blocks.get(_count(body, "index")), body["delta"])
+            self._delta(_count(body, "index"), body["delta"])
         elif kind == "message_delta":
             self._message({**(body.get("delta") or {}), "usage": body.get("usage")})
         elif kind == "message_stop":
@@ -1851,32 +1995,32 @@ class _AnthropicAnswer(_Answer):
 
     def _open(self, index: int, block: Mapping[str, Any]) -> None:
         begun = {name: "" for name in _GROWING if name in block and block[name] is None}
-        self.blocks[index] = {**block, **begun}
+        self.blocks[index] = self.keep({**block, **begun})
         self.began = self.began or block.get("type") != "text"
         self.say(block.get("text"))
 
-    def _delta(self, block: dict[str, Any] | None, delta: Mapping[str, Any]) -> None:
-        if block is None:
+    def _delta(self, index: int, delta: Mapping[str, Any]) -> None:
+        if index not in self.blocks:
             return
         self.began = True
-        kind = delta.get("type")
-        if kind == "text_delta":
-            block["text"] = block.get("text", "") + str(delta.get("text") or "")
+        field, piece = _ANTHROPIC_DELTAS.get(str(delta.get("type")), ("", ""))
+        if field:
+            self.growing.setdefault((index, field), _Text()).append(str(delta.get(piece) or ""))
+        if field == "text":
             self.say(delta.get("text"))
-        elif kind == "input_json_delta":
-            block["json"] = block.get("json", "") + str(delta.get("partial_json") or "")
-        elif kind == "thinking_delta":
-            block["thinking"] = block.get("thinking", "") + str(delta.get("thinking") or "")
-        elif kind == "signature_delta":
-            block["signature"] = block.get("signature", "") + str(delta.get("signature") or "")
 
     def finish(self) -> None:
+        for (index, field), text in self.growing.items():
+            self.blocks[index][field] = (self.blocks[index].get(field) or "") + text.text()
         blocks = [block for _, block in sorted(self.blocks.items()) if isinstance(block.get("type"), str)]
         for block in blocks:
             if block.get("type") == "tool_use":
                 given = block.pop("json", "") or block.get("input")
-                self.calls.append({"id": block.get("id"), "name": block.get("name"), "arguments": given})
+                self.add_call({"id": block.get("id"), "name": block.get("name"), "arguments": given})
                 block["input"] = _sendable(_arguments(given))
+        if self.full:  # a request may hold no call without its result
+            taken = [call["id"] for call in self.calls]
+            blocks = [block for block in blocks if block["type"] != "tool_use" or block.get("id") in taken]
         if any(block.get("type") not in ("text", "tool_use") for block in blocks):
             self.raw = {"content": [_replayable(block) for block in blocks if block.get("text", "x").strip()]}
         self.stop = _ANTHROPIC_STOPS.get(self.stop, "tool_calls" if self.calls else "stop")
@@ -1996,6 +2140,7 @@ class _GeminiAnswer(_Answer):
     def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
         super().__init__(backend, on_text)
         self.parts: list[dict[str, Any]] = []
+        self.texts: list[_Text] = []  # of the parts
         self.reason = ""
 
     def whole(self, body: Mapping[str, Any]) -> None:
@@ -2025,12 +2170,14 @@ class _GeminiAnswer(_Answer):
             self.say(part.get("text"))
         if "functionCall" in part:
             call = part["functionCall"]
-            self.calls.append({"id": call.get("id"), "name": call.get("name"), "arguments": call.get("args")})
-        last = self.parts[-1] if self.parts else {}
-        if set(part) == {"text"} and set(last) == {"text"}:
-            last["text"] += part["text"]
+            self.add_call({"id": call.get("id"), "name": call.get("name"), "arguments": call.get("args")})
+            if self.full:
+                return
+        if set(part) == {"text"} and self.parts and set(self.parts[-1]) == {"text"}:
+            self.texts[-1].append("" + part["text"])
         else:
-            self.parts.append(dict(part))
+            self.parts.append(self.keep(dict(part)))
+            self.texts.append(_Text([str(part.get("text") or "")]))
 
     def _count(self, usage: Mapping[str, Any]) -> None:
         thoughts = _count(usage, "thoughtsTokenCount")
@@ -2043,6 +2190,9 @@ class _GeminiAnswer(_Answer):
         }
 
     def finish(self) -> None:
+        for part, text in zip(self.parts, self.texts):
+            if "text" in part:
+                part["text"] = text.text()
         if self.reason == "MAX_TOKENS":
             self.stop = "length"
         elif self.reason in _GEMINI_FILTERS:
@@ -2138,13 +2288,17 @@ def _code_for(status: int, text: str) -> str:
 
 
 def _error_text(body: Any) -> str:
-    """What a server says went wrong: its message and the words beside it, or what came instead."""
-    if isinstance(body, bytes):
+    """What a server says went wrong: its message and the words beside it, or what came instead; not much of it."""
+    return _said_in(body)[:4_000]
+
+
+def _said_in(body: Any) -> str:
+    if isinstance(body, (bytes, bytearray)):
         text = body.decode("utf-8", "replace").strip()
         if text.startswith("<"):
             return "a page of HTML"
         try:
-            body = _loads(text)
+            body = from_json(text)
         except ValueError:
             return text or "nothing"
     body = body[0] if isinstance(body, list) and body else body
@@ -2154,13 +2308,13 @@ def _error_text(body: Any) -> str:
     details = error.get("details")
     words = [error.get("type"), error.get("code"), error.get("status")]
     words.append(details.get("error_code") if isinstance(details, dict) else None)
-    words += re.findall(r"\w+PerDay\w*", json.dumps(details))[:1]
+    words += re.findall(r"\b\w{1,100}PerDay\w{0,100}", json.dumps(details)[:10_000])[:1]
     said = error.get("message") or error.get("detail") or json.dumps(error, ensure_ascii=False)
     named = ", ".join(dict.fromkeys(str(word) for word in words if word))
     return f"{said} ({named})" if named else str(said)
 
 
-def _wait_asked(headers: Mapping[str, str], body: bytes) -> float | None:
+def _wait_asked(headers: Mapping[str, str], body: bytes | bytearray) -> float | None:
     """How many seconds the server asks to wait, in any of the ways they have of saying it."""
     after = headers.get("retry-after", "")
     for text, unit in ((headers.get("retry-after-ms", ""), 1000.0), (after, 1.0)):
@@ -2178,7 +2332,7 @@ def _wait_asked(headers: Mapping[str, str], body: bytes) -> float | None:
 
 def _tidy(text: str, secret: str) -> str:
     """A server's words for one line of ours: no key nor what looks like one, no control characters, no length."""
-    text = re.sub(_KEY_SHAPE, "***", mask(text, [secret]))
+    text = re.sub(_KEY_SHAPE, "***", mask(text, [secret])[:4_000])
     text = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text).split())
     return text if len(text) <= 600 else f"{text[:600]} …"
 
@@ -2413,26 +2567,45 @@ class HTTPBackend:
 
     def _read(self, answer: _Answer, flight: _Flight, response: Any, chunks: Iterator[bytes]) -> None:
         if response.status_code >= 300:
-            raise self._refusal(response, b"".join(chunks))
-        kind = response.headers.get("content-type", "")
-        if "event-stream" in kind or (answer.on_text and "json" not in kind and "html" not in kind):
-            self._read_stream(answer, flight, chunks)
+            raise self._refusal(response, _gathered(chunks, ERROR_LIMIT))
+        first = head = b""
+        while len(head) < 6 and head[:1] not in (b"{", b"[", b"<") and b":" not in head:
+            if not (chunk := next(chunks, b"")):
+                break
+            first = (first + chunk)[-65_536:]  # some servers send blanks while they work
+            head = first.lstrip().removeprefix(_BYTE_ORDER).lstrip()
+        if re.match(rb"(data|event|id|retry)?:", head):  # whatever the header says
+            self._read_stream(answer, flight, chain([first], chunks))
         else:
-            self._read_whole(answer, b"".join(chunks))
+            self._read_whole(answer, flight, _gathered(chain([first], chunks)))
 
-    def _read_whole(self, answer: _Answer, data: bytes) -> None:
+    def _read_whole(self, answer: _Answer, flight: _Flight, data: bytearray) -> None:
+        if mark := re.search(rb"(data:\s{0,9})?\[DONE\]\s{0,9}\Z", data[-40:]):
+            del data[len(data) - len(mark[0]) :]
+        body, problem = None, "no JSON object"
         try:
-            body = _loads(data)
-        except ValueError:
-            body = None
+            body = from_json(data)
+        except ValueError as error:
+            problem = f"what cannot be read ({error})" if len(data) > JSON_VALUES else problem
+        begins = data[:65_536].lstrip()[:1]
         if isinstance(body, dict):
             self._raise_error_in(body)
             answer.whole(body)
+            problem = "no message"
+        elif body is None and begins == b"{":
+            self._read_lines(answer, flight, data)
         if not answer.ended:
-            page = data.lstrip()[:1] == b"<"
-            what = "a page of HTML" if page else "no message" if isinstance(body, dict) else "no JSON object"
-            hint = "check the base URL" if page else ""
+            page = begins == b"<"
+            what, hint = ("a page of HTML", "check the base URL") if page else (problem, "")
             raise self._error("protocol", f"the server answered with {what}", status=200, retryable=not page, hint=hint)
+
+    def _read_lines(self, answer: _Answer, flight: _Flight, data: bytearray) -> None:
+        """Take in the events of a stream that has one on each line."""
+        first, _, rest = bytes(data).partition(b"\n")
+        with contextlib.suppress(ValueError):
+            if rest and isinstance(from_json(first), dict):
+                for line in filter(bytes.strip, (first, *rest.split(b"\n"))):
+                    self._read_event(answer, flight, line.decode("utf-8", "replace"))
 
     def _read_stream(self, answer: _Answer, flight: _Flight, chunks: Iterator[bytes]) -> None:
         try:
@@ -2451,7 +2624,7 @@ class HTTPBackend:
 
     def _read_event(self, answer: _Answer, flight: _Flight, data: str) -> None:
         try:
-            event = _loads(data)
+            event = from_json(data)
         except ValueError:
             event = None
         if not isinstance(event, dict):
@@ -2473,7 +2646,7 @@ class HTTPBackend:
             status = code if isinstance(code, int) and 400 <= code < 600 else (*kinds, 500)[0]
             raise self._status_error(status, _error_text(dict(body)), None)
 
-    def _refusal(self, response: Any, body: bytes) -> BackendError:
+    def _refusal(self, response: Any, body: bytearray) -> BackendError:
         if 300 <= response.status_code < 400:
             target = _host(response.headers.get("location", "")) or "elsewhere"
             return self._status_error(response.status_code, f"it redirects to {target}", None)
@@ -2618,7 +2791,7 @@ class HTTPBackend:
         finally:
             response.raw.close()
             response.raw.release_conn()
-        return _loads(bytes(body))
+        return from_json(bytes(body))
 
 
 def _entry_of(model: str, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -2967,7 +3140,7 @@ def _again(reply: Reply, on_text: Callable[[str], None] | None) -> Reply:
 def _read_reply(path: str) -> Reply | None:
     try:
         with open(path, "rb") as file:
-            reply = Reply(**_loads(file.read()))
+            reply = Reply(**from_json(file.read()))
     except (OSError, ValueError, TypeError):  # absent or torn: asked again
         return None
     return reply if isinstance(reply.text, str) and isinstance(reply.tool_calls, list) else None
@@ -3141,7 +3314,7 @@ class _LocalModel(HTTPBackend):
             asking.start()
             try:
                 self._wait_for(answer, flight)
-                return _Served(process, _loads(answer[0])["url"], key, _SharedWindow(self._context))
+                return _Served(process, from_json(answer[0])["url"], key, _SharedWindow(self._context))
             except BaseException as error:
                 process.kill()
                 asking.join()
@@ -3286,7 +3459,7 @@ def post(
         last.clear()
         response = link.open(flight, url, headers, data)
         try:
-            body = b"".join(_chunks(flight, response, url))
+            body = bytes(_gathered(_chunks(flight, response, url)))
         finally:
             response.raw.close()
             response.raw.release_conn()
