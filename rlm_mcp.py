@@ -247,6 +247,11 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _present(mapping: Mapping[str, Any]) -> Message:
+    """`mapping` without what is null: some clients write absent members so."""
+    return {name: value for name, value in mapping.items() if value is not None}
+
+
 # --- jobs: work for a session, which may outlive the call that began it ---------------------------------------------
 
 
@@ -760,7 +765,8 @@ class Server:
         if "method" not in message and ("result" in message or "error" in message):
             self._response(message)
             return
-        id, method, params = message.get("id"), message.get("method"), message.get("params", {})
+        id, method, params = message.get("id"), message.get("method"), message.get("params")
+        params = {} if params is None else params
         if "id" in message and not _is_id(id):
             raise ProtocolError(INVALID_REQUEST, "an id is a string or an integer")
         if id in self.inflight:  # answered without the id: with it, the first request would be taken for answered
@@ -792,7 +798,8 @@ class Server:
 
     def _dialect(self, method: str, params: Message) -> Dialect:
         """The revision and the client's abilities: a modern request says them itself, the others at the start."""
-        meta = params.get("_meta", {})
+        meta = params.get("_meta")
+        meta = {} if meta is None else meta
         if not isinstance(meta, dict):
             raise ProtocolError(INVALID_PARAMS, "_meta is an object")
         version = meta.get("io.modelcontextprotocol/protocolVersion")
@@ -810,7 +817,7 @@ class Server:
         capabilities = meta.get("io.modelcontextprotocol/clientCapabilities")
         if not isinstance(capabilities, dict):
             raise ProtocolError(INVALID_PARAMS, "_meta names no io.modelcontextprotocol/clientCapabilities")
-        return Dialect(MODERN, capabilities)
+        return Dialect(MODERN, _present(capabilities))
 
     def _request(self, request: Request) -> None:
         methods = MODERN_METHODS if request.dialect.modern else HANDSHAKE_METHODS
@@ -1065,7 +1072,7 @@ class Server:
         version = request.params.get("protocolVersion")
         if not isinstance(version, str):
             raise ProtocolError(INVALID_PARAMS, "initialize names a protocolVersion")
-        capabilities = _mapping(request.params.get("capabilities"))
+        capabilities = _present(_mapping(request.params.get("capabilities")))
         self._legacy = Dialect(version if version in HANDSHAKE else HANDSHAKE[-1], capabilities)
         return {
             "protocolVersion": self._legacy.version,
@@ -1094,7 +1101,7 @@ class Server:
 
     def call_tool(self, request: Request) -> Message | None:
         name, arguments = request.params.get("name"), request.params.get("arguments")
-        arguments = {} if arguments is None else arguments
+        arguments = {} if arguments in (None, "") else _from_json("object", arguments)
         if not isinstance(name, str) or name not in TOOLS:
             raise ProtocolError(INVALID_PARAMS, f"no tool {name!r:.100}; there are {', '.join(TOOLS)}")
         if not isinstance(arguments, dict):
@@ -1106,9 +1113,7 @@ class Server:
             return None
         tool = TOOLS[name]
         try:
-            if problem := tool.problem(arguments):
-                raise Refusal(problem)
-            return tool.run(self, request, **arguments)
+            return tool.run(self, request, **tool.checked(arguments))
         except Refusal as refusal:
             return text_result(str(refusal), is_error=True)
 
@@ -1252,7 +1257,7 @@ def _cached(ttl_ms: int, scope: str) -> Message:
 
 
 def _no_cursor(request: Request) -> None:
-    if request.params.get("cursor") is not None:
+    if request.params.get("cursor"):
         raise ProtocolError(INVALID_PARAMS, "no such cursor: everything is on one page")
 
 
@@ -1633,14 +1638,15 @@ class ToolSpec(NamedTuple):
     run: Callable[..., Message | None]
     properties: Message
     required: tuple[str, ...] = ()
+    any_json: str = ""  # the argument that takes any JSON value, whatever its type says
     read_only: bool = False
     destructive: bool = False
     idempotent: bool = False
     open_world: bool = False
 
     def described(self) -> Message:
-        """Its entry in tools/list."""
-        schema: Message = {"type": "object", "properties": self.properties, "additionalProperties": False}
+        """Its entry in tools/list, in the part of JSON Schema that every client's converter takes."""
+        schema: Message = {"type": "object", "properties": self.properties}
         if self.required:
             schema["required"] = list(self.required)
         entry: Message = {
@@ -1660,17 +1666,36 @@ class ToolSpec(NamedTuple):
             entry["_meta"] = {"anthropic/maxResultSizeChars": 2 * PREVIEW_CHARS}
         return entry
 
-    def problem(self, arguments: Message) -> str | None:
-        """What is wrong with the arguments, in words that the model can act on."""
+    def checked(self, arguments: Message) -> Message:
+        """The arguments as the function takes them; Refusal, in words that the model can act on, if it does not.
+
+        null and "" stand for an optional argument that is not there: a client in strict mode sends every argument.
+        """
+        given = {**_present(arguments), **{name: arguments[name] for name in self.required if name in arguments}}
         for name in self.required:
-            if name not in arguments:
-                return f"{self.name} needs {name!r}"
-        for name, value in arguments.items():
+            if name not in given:
+                raise Refusal(f"{self.name} needs {name!r}")
+        for name in given:
             if name not in self.properties:
-                return f"{self.name} has no argument {name!r:.100}; it takes {', '.join(self.properties) or 'none'}"
-            if wrong := _mismatch(self.properties[name], value):
-                return f"{name} {wrong}"
-        return None
+                raise Refusal(self._unknown(name))
+        taken = {}
+        for name, value in given.items():
+            if name != self.any_json:
+                if value == "" and name not in self.required:
+                    continue
+                value = _from_json(self.properties[name]["type"], value)
+                if wrong := _mismatch(self.properties[name], value):
+                    raise Refusal(f"{name} {wrong}")
+            taken[name] = value
+        return taken
+
+    def _unknown(self, name: str) -> str:
+        import difflib
+
+        close = difflib.get_close_matches(name, self.properties, n=1)
+        there = ", ".join(self.properties) or "none"
+        asked = f"; did you mean {close[0]!r}?" if close else ""
+        return f"{self.name} has no argument {name!r:.100}; it takes {there}{asked}"
 
 
 _TYPES: dict[str, Any] = {
@@ -1683,19 +1708,31 @@ _TYPES: dict[str, Any] = {
 }
 
 
+def _from_json(kind: str, value: Any) -> Any:
+    """`value`, or what it says as JSON where it is a string and no string is wanted; an integer may be written 3.0."""
+    found = value
+    if isinstance(value, str) and kind != "string":
+        with contextlib.suppress(ValueError, RecursionError):
+            found = json.loads(value, parse_constant=_no_constant)
+        if kind == "array" and not isinstance(found, list):
+            return [value]  # one path, or one answer
+    if kind == "integer" and isinstance(found, float) and found.is_integer():
+        return int(found)
+    return found
+
+
 def _mismatch(schema: Message, value: Any) -> str | None:
     """How `value` fails the part of JSON Schema that our own table uses."""
-    kind = schema.get("type")
-    if kind is not None:
-        if not isinstance(value, _TYPES[kind]) or (isinstance(value, bool) and kind != "boolean"):
-            return f"must be {'an' if kind[0] in 'aio' else 'a'} {kind}"
-        if value not in schema.get("enum", [value]):
-            return f"must be one of {', '.join(schema['enum'])}"
-        low, high = schema.get("minimum"), schema.get("maximum")
-        if (low is not None and value < low) or (high is not None and value > high):
-            return f"must be between {low} and {high}"
-        if kind == "array" and any(_mismatch(schema["items"], item) for item in value):
-            return f"must be an array of {schema['items']['type']}s"
+    kind = schema["type"]
+    if not isinstance(value, _TYPES[kind]) or (isinstance(value, bool) and kind != "boolean"):
+        return f"must be {'an' if kind[0] in 'aio' else 'a'} {kind}"
+    if value not in schema.get("enum", [value]):
+        return f"must be one of {', '.join(schema['enum'])}"
+    low, high = schema.get("minimum"), schema.get("maximum")
+    if (low is not None and value < low) or (high is not None and value > high):
+        return f"must be between {low} and {high}"
+    if kind == "array" and any(_mismatch(schema["items"], item) for item in value):
+        return f"must be an array of {schema['items']['type']}s"
     return None
 
 
@@ -1815,9 +1852,11 @@ def _clear_repl_context(server: Server, request: Request, session_id: str | None
     server.start(request, session, work)
 
 
-def _list_sessions(server: Server, request: Request) -> None:
+def _list_sessions(server: Server, request: Request, session_id: str | None = None) -> None:
+    named = server.session(session_id) if session_id else None
+
     def work(job: Job) -> Message:
-        sessions = list(server.sessions.values())
+        sessions = [named] if named else list(server.sessions.values())
         counts = [session.count_variables() for session in sessions]
         until, now = time.monotonic() + 0.5, time.monotonic()
         rows = []
@@ -1879,12 +1918,14 @@ def _run_completion(
     **limits: Any,
 ) -> None:
     session = server.session(session_id)
+    if isinstance(context, str) and context.lstrip()[:1] in ("{", "["):  # a client without a type for data sends text
+        context = _from_json("object", context)
 
     def work(job: Job) -> Message:
         rlm = sibling("rlm")
         directory = session.folder()
         try:
-            given = context if files is None else _files(server, directory, files)
+            given = _files(server, directory, files) if files else context
             return _completion_result(server, run(job, directory, prompt, given, limits))
         except rlm.RLMError as error:
             return _failed_completion(server, error)
@@ -1974,7 +2015,6 @@ TOOLS: dict[str, ToolSpec] = {
                 "profile": {
                     "type": "string",
                     "enum": list(PROFILES),
-                    "default": "default",
                     "description": "time and memory: quick 5 s/128m, default 30 s/512m, analysis 120 s/2g, "
                     "extended 300 s/4g",
                 },
@@ -1998,10 +2038,11 @@ TOOLS: dict[str, ToolSpec] = {
             _set_repl_context,
             {
                 "key": {"type": "string", "description": "the variable's name"},
-                "value": {"description": "its value: JSON; what is not JSON is kept as a string"},
+                "value": {"type": "string", "description": "its value: JSON; what is not JSON is kept as a string"},
                 **_SESSION,
             },
             ("key", "value"),
+            any_json="value",
             idempotent=True,
         ),
         ToolSpec(
@@ -2018,7 +2059,8 @@ TOOLS: dict[str, ToolSpec] = {
             "List sessions",
             "List the open REPL sessions with their age, idle time and folder.",
             _list_sessions,
-            {},
+            # Without any argument, a converter to OpenAI's strict mode takes the schema for an open object.
+            {"session_id": {"type": "string", "description": "show this one alone"}},
             read_only=True,
             idempotent=True,
         ),
@@ -2049,7 +2091,7 @@ TOOLS: dict[str, ToolSpec] = {
             _run_completion,
             {
                 "prompt": {"type": "string", "description": "the question or task"},
-                "context": {"description": "the input: text, or JSON data"},
+                "context": {"type": "string", "description": "the input: text, or a JSON object or array"},
                 "files": {
                     "type": "array",
                     "items": {"type": "string"},
@@ -2065,6 +2107,7 @@ TOOLS: dict[str, ToolSpec] = {
                 **_SESSION,
             },
             ("prompt",),
+            any_json="context",
             open_world=True,
         ),
         ToolSpec(

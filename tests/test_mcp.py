@@ -20,6 +20,8 @@ import pytest
 from conftest import alive, need
 from mcp_peer import FIBONACCI, HANDSHAKE, META, MODERN, PATIENCE, ROOT, Peer, descendants, text_of
 
+import rlm_mcp
+
 EVERY = (*HANDSHAKE, MODERN)
 ENDLESS = "print('started')\nwhile True:\n    pass"
 
@@ -346,11 +348,13 @@ def test_tools_are_listed_with_the_fields_of_the_revision(version: str) -> None:
         ]
         assert not any("outputSchema" in tool for tool in tools)
         for tool in tools:
-            assert all(argument["description"] for argument in tool["inputSchema"]["properties"].values())
+            assert set(tool["inputSchema"]) <= {"type", "properties", "required"}
+            for argument in tool["inputSchema"]["properties"].values():
+                assert argument["description"] and argument["type"] in rlm_mcp._TYPES and "default" not in argument
 
 
 def test_the_tools_cost_a_prompt_less_than_two_thousand_tokens(shared: Peer) -> None:
-    assert len(json.dumps(shared.result("tools/list"))) < 8_000
+    assert len(json.dumps(shared.result("tools/list"))) < 6_800
 
 
 def test_a_batch_is_answered_as_one_array_when_the_last_answer_is_there() -> None:
