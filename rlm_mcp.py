@@ -60,7 +60,10 @@ STOP_GRACE = 0.075  # seconds that a cancelled cell has before it is killed
 GATHER_SECONDS = 0.015  # sub-calls that arrive this close together are asked in one round
 CLIENT_TOKENS = 16  # least room for an answer of the client's own model, whose figures are estimates
 DRAIN_SECONDS = 1.5
+PARALLEL_SECONDS = 1.0  # calls of one session that arrive this close together may wait for each other
+QUEUE_SECONDS = 2.0  # as long as a later one waits before it is answered with its handle
 PREVIEW_CHARS = 20_000
+VALUE_CHARS = 4_000  # of one value: digits and punctuation cost a token for each two or three characters
 OUTPUT_LIMIT = 2_000_000  # characters of a cell's output that are kept for its resource
 MAX_OUTPUTS = 50
 MAX_TRAJECTORY = 8 << 20  # bytes of a journal that are handed out
@@ -248,6 +251,11 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _present(mapping: Mapping[str, Any]) -> Message:
+    """`mapping` without what is null: some clients write absent members so."""
+    return {name: value for name, value in mapping.items() if value is not None}
+
+
 # --- jobs: work for a session, which may outlive the call that began it ---------------------------------------------
 
 
@@ -326,6 +334,8 @@ class Job:
         self.cancelled = False
         self.detached = False  # the client holds the handle
         self.begun = False
+        self.since = float("inf")  # when it began
+        self.patience = server.max_wait  # seconds that a request waits for it
         self.ended = threading.Event()
         self.last_line = ""
         self.touched = time.monotonic()
@@ -336,7 +346,7 @@ class Job:
         """Do the work and hand over its outcome; nothing escapes."""
         self.server.running.add(self)
         try:
-            self.begun = True
+            self.begun, self.since = True, time.monotonic()
             if self.cancelled:
                 raise Refusal("cancelled")
             outcome = self.work(self)
@@ -382,12 +392,15 @@ class Job:
             if request is None:
                 return
             self.detach()
+            self.patience = self.server.max_wait
             waited = round(time.monotonic() - request.started)
-            status = {
-                "status": "running",
-                "handle": self.handle,
-                "next": f"still running after {waited} s: call resume with this handle to wait for the result",
-            }
+            following = f"still running after {waited} s: call resume with this handle to wait for the result"
+            if not self.begun:
+                following = (
+                    "waits for an earlier call of this session that still runs: call resume with this handle to wait "
+                    'longer, clear_repl_context to stop both, or use session_id "new"'
+                )
+            status = {"status": "running", "handle": self.handle, "next": following}
             if self.last_line:
                 status["last_output"] = self.last_line
             request.result(json_result(status))
@@ -561,6 +574,8 @@ class Session:
         self.has_directory = False
         self.job: Job | None = None
         self._sandboxes: dict[str | None, Any] = {}
+        self._partial: set[str | None] = set()  # projects whose rlm.toml was not taken whole
+        self._notes: list[str] = []
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._closed = False
         threading.Thread(target=self._work, name=f"session {name}", daemon=True).start()
@@ -573,6 +588,9 @@ class Session:
             )
         if self._queue.qsize() >= MAX_WAITING:
             raise Refusal(f"{MAX_WAITING} calls are waiting for this session already")
+        if (running := self.job) is not None and time.monotonic() - running.since > PARALLEL_SECONDS:
+            # No part of the same turn: its client may have given up on the one that runs, without a word.
+            job.patience = min(job.patience, QUEUE_SECONDS)
         self.used = time.monotonic()
         self._queue.put(job)
 
@@ -594,10 +612,26 @@ class Session:
         directory = self.folder()
         sandbox = self._sandboxes.get(directory)
         if sandbox is None:
-            sandbox = self._sandboxes[directory] = self.server.new_sandbox(directory)
+            sandbox, self._notes = self.server.new_sandbox(directory)
+            self._sandboxes[directory] = sandbox
+            if self._notes:
+                self._partial.add(directory)
             if self._closed:
                 self.close()
         return sandbox
+
+    def news(self) -> list[str]:
+        """What was to be said of the REPL when it was started, once."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def clear(self) -> None:
+        """A clean REPL, with the options of now where some had been left out."""
+        if self.directory in self._partial:
+            self._partial.discard(self.directory)
+            self.forget()
+        elif self.started:
+            self.sandbox().reset()
 
     def folder(self) -> str | None:
         """The project's folder."""
@@ -666,11 +700,13 @@ class Server:
         self._outgoing: dict[str, Callable[[Message], None]] = {}
         self._sent = 0
         self._roots: list[str] = []
+        self._modern_roots = False
         self._roots_known = threading.Event()
         self._roots_known.set()
         self._listeners: dict[str | int, Request] = {}
         self._key = os.urandom(32)
         self._main = threading.current_thread()
+        self._parent = os.getppid()
         self._warm = False
 
     def run(self) -> None:
@@ -761,7 +797,8 @@ class Server:
         if "method" not in message and ("result" in message or "error" in message):
             self._response(message)
             return
-        id, method, params = message.get("id"), message.get("method"), message.get("params", {})
+        id, method, params = message.get("id"), message.get("method"), message.get("params")
+        params = {} if params is None else params
         if "id" in message and not _is_id(id):
             raise ProtocolError(INVALID_REQUEST, "an id is a string or an integer")
         if id in self.inflight:  # answered without the id: with it, the first request would be taken for answered
@@ -793,7 +830,8 @@ class Server:
 
     def _dialect(self, method: str, params: Message) -> Dialect:
         """The revision and the client's abilities: a modern request says them itself, the others at the start."""
-        meta = params.get("_meta", {})
+        meta = params.get("_meta")
+        meta = {} if meta is None else meta
         if not isinstance(meta, dict):
             raise ProtocolError(INVALID_PARAMS, "_meta is an object")
         version = meta.get("io.modelcontextprotocol/protocolVersion")
@@ -811,7 +849,7 @@ class Server:
         capabilities = meta.get("io.modelcontextprotocol/clientCapabilities")
         if not isinstance(capabilities, dict):
             raise ProtocolError(INVALID_PARAMS, "_meta names no io.modelcontextprotocol/clientCapabilities")
-        return Dialect(MODERN, capabilities)
+        return Dialect(MODERN, _present(capabilities))
 
     def _request(self, request: Request) -> None:
         methods = MODERN_METHODS if request.dialect.modern else HANDSHAKE_METHODS
@@ -877,6 +915,24 @@ class Server:
         self._roots_known.clear()
         self._call_client("roots/list", None, self._take_roots)
 
+    def _wants_roots(self, request: Request) -> bool:
+        """Whether a 2026-07-28 client that has roots is to be asked for them first: once, and for each set_project.
+
+        One that has them and gives none is held to our own folder.
+        """
+        if not request.dialect.modern or "roots" not in request.dialect.capabilities:
+            return False
+        responses = request.params.get("inputResponses")
+        if responses is None:
+            return request.params["name"] == "set_project" or not self._modern_roots
+        given = _mapping(_mapping(responses).get("roots"))
+        if isinstance(given.get("roots"), list):
+            self._take_roots({"result": given})
+        else:
+            self._roots = [self.workspace or _working_directory()]
+        self._modern_roots = True
+        return False
+
     def _take_roots(self, message: Message) -> None:
         roots = _mapping(message.get("result")).get("roots")
         uris = [_mapping(root).get("uri") for root in roots] if isinstance(roots, list) else []
@@ -895,9 +951,11 @@ class Server:
                 if job is None:
                     continue
                 request.progress(job.last_line, self.send)
-                if now - request.started >= self.max_wait:
+                if now - request.started >= job.patience:
                     job.hand_back()
             self._expire(now)
+            if os.getppid() != self._parent:  # the client died, and something else holds its end of our pipe open
+                os.kill(os.getpid(), signal.SIGTERM)
 
     def _expire(self, now: float) -> None:
         with self.lock:
@@ -958,10 +1016,32 @@ class Server:
         try:
             return rlm.load_config({"environment": self.env, **given}, cwd=directory or os.sep)
         except rlm.ConfigError as error:
-            raise Refusal(f"{error}" + (f"; {error.hint}" if error.hint else "")) from None
+            raise Refusal(_config_problem(error)) from None
 
-    def new_sandbox(self, directory: str | None) -> Any:
-        configuration = self.configuration(directory)
+    def sandbox_configuration(self, directory: str | None) -> tuple[Any, list[str]]:
+        """The options for a REPL in `directory`, and what was left out of an rlm.toml that is not trusted.
+
+        Code runs without what such a file would add. What would confine it further is not passed over, and a model
+        is not asked (`configuration`): the file may say that the data should go elsewhere.
+        """
+        rlm = sibling("rlm")
+        without: list[str] = []
+        notes: list[str] = []
+        while True:
+            try:
+                return rlm.load_config({"environment": self.env}, cwd=directory or os.sep, without=without), notes
+            except rlm.ConfigError as error:
+                if not error.untrusted or error.untrusted in (*without, *CONFINING):
+                    raise Refusal(_config_problem(error)) from None
+                without.append(error.untrusted)
+                notes.append(f"left out: {_config_problem(error)}, and clear_repl_context")
+
+    def new_sandbox(self, directory: str | None) -> tuple[Any, list[str]]:
+        """A REPL for work in `directory`, and what its user should know."""
+        configuration, notes = self.sandbox_configuration(directory)
+        return self._sandbox(directory, configuration), notes
+
+    def _sandbox(self, directory: str | None, configuration: Any) -> Any:
         options = configuration.values
         module = sibling("rlm_sandbox")
         workspace = (options["allowed_paths"] or [directory]) if directory else None
@@ -1031,12 +1111,12 @@ class Server:
         content = [block for block in result["content"] if block["type"] != "resource_link"]
         return {**result, "content": content}
 
-    def clip(self, text: str) -> list[Message]:
-        """`text` as content: whole, or a preview and a resource with all of it."""
-        if len(text) <= PREVIEW_CHARS:
+    def clip(self, text: str, limit: int = PREVIEW_CHARS) -> list[Message]:
+        """`text` as content: whole, or a preview of at most `limit` characters and a resource with all of it."""
+        if len(text) <= limit:
             return [{"type": "text", "text": text}]
         uri = self.keep(text)
-        head, tail = text[: PREVIEW_CHARS - 6000], text[-4000:]
+        head, tail = text[: limit * 7 // 10], text[-(limit // 5) :]
         left_out = len(text) - len(head) - len(tail)
         preview = f"{head}\n\n... {left_out} characters left out, the whole is the resource {uri} ...\n\n{tail}"
         link = {"type": "resource_link", "uri": uri, "name": "whole output", "mimeType": "text/plain"}
@@ -1066,7 +1146,7 @@ class Server:
         version = request.params.get("protocolVersion")
         if not isinstance(version, str):
             raise ProtocolError(INVALID_PARAMS, "initialize names a protocolVersion")
-        capabilities = _mapping(request.params.get("capabilities"))
+        capabilities = _present(_mapping(request.params.get("capabilities")))
         self._legacy = Dialect(version if version in HANDSHAKE else HANDSHAKE[-1], capabilities)
         return {
             "protocolVersion": self._legacy.version,
@@ -1095,7 +1175,7 @@ class Server:
 
     def call_tool(self, request: Request) -> Message | None:
         name, arguments = request.params.get("name"), request.params.get("arguments")
-        arguments = {} if arguments is None else arguments
+        arguments = {} if arguments in (None, "") else _from_json("object", arguments)
         if not isinstance(name, str) or name not in TOOLS:
             raise ProtocolError(INVALID_PARAMS, f"no tool {name!r:.100}; there are {', '.join(TOOLS)}")
         if not isinstance(arguments, dict):
@@ -1107,9 +1187,9 @@ class Server:
             return None
         tool = TOOLS[name]
         try:
-            if problem := tool.problem(arguments):
-                raise Refusal(problem)
-            return tool.run(self, request, **arguments)
+            if tool.in_folder and self._wants_roots(request):
+                return {"resultType": "input_required", "inputRequests": {"roots": {"method": "roots/list"}}}
+            return tool.run(self, request, **tool.checked(arguments))
         except Refusal as refusal:
             return text_result(str(refusal), is_error=True)
 
@@ -1253,7 +1333,7 @@ def _cached(ttl_ms: int, scope: str) -> Message:
 
 
 def _no_cursor(request: Request) -> None:
-    if request.params.get("cursor") is not None:
+    if request.params.get("cursor"):
         raise ProtocolError(INVALID_PARAMS, "no such cursor: everything is on one page")
 
 
@@ -1311,6 +1391,13 @@ def _working_directory() -> str:
         return os.getcwd()
     except FileNotFoundError:  # it was removed
         return os.sep
+
+
+def _config_problem(error: Any) -> str:
+    return f"{error}" + (f"; {error.hint}" if error.hint else "")
+
+
+CONFINING = ("require", "docker_mount", "docker_runtime")  # options by which a project's file asks for less freedom
 
 
 def _ceiling(configuration: Any, option: str) -> str:
@@ -1716,14 +1803,16 @@ class ToolSpec(NamedTuple):
     run: Callable[..., Message | None]
     properties: Message
     required: tuple[str, ...] = ()
+    in_folder: bool = False  # it needs to know which folder the session works in
+    any_json: str = ""  # the argument that takes any JSON value, whatever its type says
     read_only: bool = False
     destructive: bool = False
     idempotent: bool = False
     open_world: bool = False
 
     def described(self) -> Message:
-        """Its entry in tools/list."""
-        schema: Message = {"type": "object", "properties": self.properties, "additionalProperties": False}
+        """Its entry in tools/list, in the part of JSON Schema that every client's converter takes."""
+        schema: Message = {"type": "object", "properties": self.properties}
         if self.required:
             schema["required"] = list(self.required)
         entry: Message = {
@@ -1743,17 +1832,36 @@ class ToolSpec(NamedTuple):
             entry["_meta"] = {"anthropic/maxResultSizeChars": 2 * PREVIEW_CHARS}
         return entry
 
-    def problem(self, arguments: Message) -> str | None:
-        """What is wrong with the arguments, in words that the model can act on."""
+    def checked(self, arguments: Message) -> Message:
+        """The arguments as the function takes them; Refusal, in words that the model can act on, if it does not.
+
+        null and "" stand for an optional argument that is not there: a client in strict mode sends every argument.
+        """
+        given = {**_present(arguments), **{name: arguments[name] for name in self.required if name in arguments}}
         for name in self.required:
-            if name not in arguments:
-                return f"{self.name} needs {name!r}"
-        for name, value in arguments.items():
+            if name not in given:
+                raise Refusal(f"{self.name} needs {name!r}")
+        for name in given:
             if name not in self.properties:
-                return f"{self.name} has no argument {name!r:.100}; it takes {', '.join(self.properties) or 'none'}"
-            if wrong := _mismatch(self.properties[name], value):
-                return f"{name} {wrong}"
-        return None
+                raise Refusal(self._unknown(name))
+        taken = {}
+        for name, value in given.items():
+            if name != self.any_json:
+                if value == "" and name not in self.required:
+                    continue
+                value = _from_json(self.properties[name]["type"], value)
+                if wrong := _mismatch(self.properties[name], value):
+                    raise Refusal(f"{name} {wrong}")
+            taken[name] = value
+        return taken
+
+    def _unknown(self, name: str) -> str:
+        import difflib
+
+        close = difflib.get_close_matches(name, self.properties, n=1)
+        there = ", ".join(self.properties) or "none"
+        asked = f"; did you mean {close[0]!r}?" if close else ""
+        return f"{self.name} has no argument {name!r:.100}; it takes {there}{asked}"
 
 
 _TYPES: dict[str, Any] = {
@@ -1766,19 +1874,31 @@ _TYPES: dict[str, Any] = {
 }
 
 
+def _from_json(kind: str, value: Any) -> Any:
+    """`value`, or what it says as JSON where it is a string and no string is wanted; an integer may be written 3.0."""
+    found = value
+    if isinstance(value, str) and kind != "string":
+        with contextlib.suppress(ValueError, RecursionError):
+            found = json.loads(value, parse_constant=_no_constant)
+        if kind == "array" and not isinstance(found, list):
+            return [value]  # one path, or one answer
+    if kind == "integer" and isinstance(found, float) and found.is_integer():
+        return int(found)
+    return found
+
+
 def _mismatch(schema: Message, value: Any) -> str | None:
     """How `value` fails the part of JSON Schema that our own table uses."""
-    kind = schema.get("type")
-    if kind is not None:
-        if not isinstance(value, _TYPES[kind]) or (isinstance(value, bool) and kind != "boolean"):
-            return f"must be {'an' if kind[0] in 'aio' else 'a'} {kind}"
-        if value not in schema.get("enum", [value]):
-            return f"must be one of {', '.join(schema['enum'])}"
-        low, high = schema.get("minimum"), schema.get("maximum")
-        if (low is not None and value < low) or (high is not None and value > high):
-            return f"must be between {low} and {high}"
-        if kind == "array" and any(_mismatch(schema["items"], item) for item in value):
-            return f"must be an array of {schema['items']['type']}s"
+    kind = schema["type"]
+    if not isinstance(value, _TYPES[kind]) or (isinstance(value, bool) and kind != "boolean"):
+        return f"must be {'an' if kind[0] in 'aio' else 'a'} {kind}"
+    if value not in schema.get("enum", [value]):
+        return f"must be one of {', '.join(schema['enum'])}"
+    low, high = schema.get("minimum"), schema.get("maximum")
+    if (low is not None and value < low) or (high is not None and value > high):
+        return f"must be between {low} and {high}"
+    if kind == "array" and any(_mismatch(schema["items"], item) for item in value):
+        return f"must be an array of {schema['items']['type']}s"
     return None
 
 
@@ -1825,17 +1945,20 @@ def _in_tools_of_ours(error: str, directory: str | None) -> str:
 
 def _cell_result(server: Server, cell: rlm_sandbox.Cell, session: Session, named: bool) -> Message:
     """A cell's outcome as content: what it printed, its value, what failed, its figures."""
-    parts = []
+    parts, links = [], []
     if cell.stdout:
         printed = cell.stdout.rstrip("\n")
         parts.append(f"Output:\n{printed}" if "\n" in printed else f"Output: {printed}")
-    if cell.value is not None:
-        parts.append(f"Value: {cell.value}")
-    if cell.final is not sibling("rlm_sandbox").UNSET:
-        parts.append(f"Final: {cell.final!r}")
+    final = None if cell.final is sibling("rlm_sandbox").UNSET else repr(cell.final)
+    for label, value in (("Value", cell.value), ("Final", final)):
+        if value is not None:
+            shown, *link = server.clip(value, VALUE_CHARS)
+            parts.append(f"{label}: {shown['text']}")
+            links += link
     if cell.error:
         parts.append(f"Error ({cell.status}):\n{_in_tools_of_ours(cell.error.rstrip(), session.directory)}")
-    content = server.clip("\n".join(parts) or "(no output)")
+    content = [*server.clip("\n".join(parts) or "(no output)"), *links]
+    content += [{"type": "text", "text": note} for note in session.news()]
     room = MAX_IMAGE_CHARS
     for image in cell.images:
         room -= len(image["data"])
@@ -1853,10 +1976,12 @@ def _get_repl_context(server: Server, request: Request, session_id: str | None =
 
     def work(job: Job) -> Message:
         names = session.sandbox().names() if session.started else {}
-        rows = [
-            {"name": name, "type": kind, "size": size, "repr": text[:200]}
-            for name, (kind, size, text) in list(names.items())[:200]
-        ]
+        rows, room = [], PREVIEW_CHARS
+        for name, (kind, size, text) in list(names.items())[:200]:
+            rows.append({"name": name, "type": kind, "size": size, "repr": text[:200]})
+            room -= len(json.dumps(rows[-1], ensure_ascii=False))
+            if room < 0:
+                break
         answer: Message = {"session_id": session.name, "variables": rows}
         if len(names) > len(rows):
             answer["more"] = len(names) - len(rows)
@@ -1891,16 +2016,17 @@ def _clear_repl_context(server: Server, request: Request, session_id: str | None
         running.cancel("the session was cleared")
 
     def work(job: Job) -> Message:
-        if session.started:
-            session.sandbox().reset()
+        session.clear()
         return json_result({"session_id": session.name, "cleared": True})
 
     server.start(request, session, work)
 
 
-def _list_sessions(server: Server, request: Request) -> None:
+def _list_sessions(server: Server, request: Request, session_id: str | None = None) -> None:
+    named = server.session(session_id) if session_id else None
+
     def work(job: Job) -> Message:
-        sessions = list(server.sessions.values())
+        sessions = [named] if named else list(server.sessions.values())
         counts = [session.count_variables() for session in sessions]
         until, now = time.monotonic() + 0.5, time.monotonic()
         rows = []
@@ -1962,12 +2088,14 @@ def _run_completion(
     **limits: Any,
 ) -> None:
     session = server.session(session_id)
+    if isinstance(context, str) and context.lstrip()[:1] in ("{", "["):  # a client without a type for data sends text
+        context = _from_json("object", context)
 
     def work(job: Job) -> Message:
         rlm = sibling("rlm")
         directory = session.folder()
         try:
-            given = context if files is None else _files(server, directory, files)
+            given = _files(server, directory, files) if files else context
             return _completion_result(server, run(job, directory, prompt, given, limits))
         except rlm.RLMError as error:
             return _failed_completion(server, error)
@@ -1999,6 +2127,7 @@ def _completion_result(server: Server, result: Any) -> Message:
         "cost_usd": result.cost_usd,
         "depth": result.depth_reached,
         "seconds": round(result.duration_ms / 1000, 1),
+        "journal": result.log,
     }
     content = [*server.clip(result.response), {"type": "text", "text": json.dumps(facts)}]
     if result.log:
@@ -2053,13 +2182,13 @@ TOOLS: dict[str, ToolSpec] = {
                 "profile": {
                     "type": "string",
                     "enum": list(PROFILES),
-                    "default": "default",
                     "description": "time and memory: quick 5 s/128m, default 30 s/512m, analysis 120 s/2g, "
                     "extended 300 s/4g",
                 },
                 **_SESSION,
             },
             ("code",),
+            in_folder=True,
         ),
         ToolSpec(
             "get_repl_context",
@@ -2077,10 +2206,12 @@ TOOLS: dict[str, ToolSpec] = {
             _set_repl_context,
             {
                 "key": {"type": "string", "description": "the variable's name"},
-                "value": {"description": "its value: JSON; what is not JSON is kept as a string"},
+                "value": {"type": "string", "description": "its value: JSON; what is not JSON is kept as a string"},
                 **_SESSION,
             },
             ("key", "value"),
+            in_folder=True,
+            any_json="value",
             idempotent=True,
         ),
         ToolSpec(
@@ -2097,7 +2228,8 @@ TOOLS: dict[str, ToolSpec] = {
             "List sessions",
             "List the open REPL sessions with their age, idle time and folder.",
             _list_sessions,
-            {},
+            # Without any argument, a converter to OpenAI's strict mode takes the schema for an open object.
+            {"session_id": {"type": "string", "description": "show this one alone"}},
             read_only=True,
             idempotent=True,
         ),
@@ -2118,17 +2250,19 @@ TOOLS: dict[str, ToolSpec] = {
             _set_project,
             {"directory": {"type": "string", "description": "the project's folder"}, **_SESSION},
             ("directory",),
+            in_folder=True,
             idempotent=True,
         ),
         ToolSpec(
             "run_completion",
             "Work through a long input",
             "Have a language model work through a long input recursively: the input is a variable in a REPL, the model "
-            "looks at it by code and calls itself on pieces. Give the input as context or as files of the project.",
+            "looks at it by code and calls itself on pieces. Give the input as context or as files of the project. Keeps a "
+            "journal in the project's logs/.",
             _run_completion,
             {
                 "prompt": {"type": "string", "description": "the question or task"},
-                "context": {"description": "the input: text, or JSON data"},
+                "context": {"type": "string", "description": "the input: text, or a JSON object or array"},
                 "files": {
                     "type": "array",
                     "items": {"type": "string"},
@@ -2144,6 +2278,8 @@ TOOLS: dict[str, ToolSpec] = {
                 **_SESSION,
             },
             ("prompt",),
+            in_folder=True,
+            any_json="context",
             open_world=True,
         ),
         ToolSpec(

@@ -19,6 +19,8 @@ import pytest
 from conftest import alive, eventually, need
 from mcp_peer import FIBONACCI, HANDSHAKE, META, MODERN, PATIENCE, ROOT, Peer, descendants, text_of
 
+import rlm_mcp
+
 EVERY = (*HANDSHAKE, MODERN)
 ENDLESS = "print('started')\nwhile True:\n    pass"
 
@@ -342,11 +344,13 @@ def test_tools_are_listed_with_the_fields_of_the_revision(version: str) -> None:
         ]
         assert not any("outputSchema" in tool for tool in tools)
         for tool in tools:
-            assert all(argument["description"] for argument in tool["inputSchema"]["properties"].values())
+            assert set(tool["inputSchema"]) <= {"type", "properties", "required"}
+            for argument in tool["inputSchema"]["properties"].values():
+                assert argument["description"] and argument["type"] in rlm_mcp._TYPES and "default" not in argument
 
 
 def test_the_tools_cost_a_prompt_less_than_two_thousand_tokens(shared: Peer) -> None:
-    assert len(json.dumps(shared.result("tools/list"))) < 8_000
+    assert len(json.dumps(shared.result("tools/list"))) < 6_800
 
 
 def test_a_batch_is_answered_as_one_array_when_the_last_answer_is_there() -> None:
@@ -851,14 +855,6 @@ def test_a_clients_roots_name_the_first_project_and_bound_the_others(workspace: 
         peer.roots = [two.as_uri()]
         peer.notify("notifications/roots/list_changed")
         assert eventually(lambda: "outside" not in text_of(peer.call("set_project", directory=str(two))))
-
-
-def test_an_untrusted_rlm_toml_is_refused_by_name_until_it_is_trusted(workspace: Path) -> None:
-    project(workspace, "one", rlm__toml='[rlm]\nallowed_imports = ["this"]\n')
-    with Peer() as peer:
-        told = peer.json("set_project", directory="one")
-        assert "allowed_imports" in told["problem"] and "rlm trust" in told["problem"]
-        assert "allowed_imports" in peer.refused("execute_python", code="1")
 
 
 # --- images and long output -----------------------------------------------------------------------------------------

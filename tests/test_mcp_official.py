@@ -34,11 +34,11 @@ def program(name: str) -> str:
     return str(path)
 
 
-def official(environment: str, *arguments: str, given: str = "") -> Any:
-    """What mcp_official.py says in an environment of `.ci/mcp-clients`."""
-    command = [program(f"{environment}/bin/python"), str(Path(__file__).parent / "mcp_official.py"), *arguments]
+def official(environment: str, *arguments: str, given: str = "", file: str = "mcp_official.py") -> Any:
+    """What a program of these tests says in an environment of `.ci/mcp-clients`."""
+    command = [program(f"{environment}/bin/python"), str(Path(__file__).parent / file), *arguments]
     kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=PATIENCE, env=kept)
+    done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=5 * PATIENCE, env=kept)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -68,6 +68,22 @@ def test_an_official_client_finds_all_it_needs(environment: str, mode: str) -> N
         "sampled": "Value: ['A', 'B', 'C']",
         "completion": "SHOUT",
     }
+
+
+@pytest.mark.timeout(300)  # five frameworks are imported, and each starts the server
+def test_every_framework_converts_all_tools_and_calls_one() -> None:
+    # As each sends it: AutoGen fills in null for what is absent, OpenAI's strict mode makes every argument required.
+    seen = official("converters", *SERVER, file="mcp_converters.py")
+    assert list(seen) == ["google_genai", "openai_agents", "pydantic_ai", "langchain", "autogen"]
+    for framework, found in seen.items():
+        assert set(found["tools"]) == set(rlm_mcp.TOOLS), framework
+        assert found["answer"] == "Value: 42", framework
+        for name, schema in found["tools"].items():
+            assert set(schema["properties"]) == set(rlm_mcp.TOOLS[name].properties), (framework, name)
+    for framework in ("openai_agents", "pydantic_ai", "langchain"):
+        for schema in seen[framework]["tools"].values():
+            assert schema["additionalProperties"] is False
+            assert set(schema["required"]) == set(schema["properties"])
 
 
 def everything(peer: Peer) -> None:
