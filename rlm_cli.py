@@ -8,8 +8,8 @@
     stderr  progress, notes, and errors in three lines: what, what was looked at, what to do next
 
 A command is a row of COMMANDS: what it is for, the arguments it declares, the function that runs it. The flags of a
-run are made from `rlm.OPTIONS`, so that an option cannot exist in one place only. The other modules are imported when
-they are first used: `--help` pays for none of them and `mcp-serve` only for its own.
+run are made from `rlm_config.OPTIONS`, so that an option cannot exist in one place only. The other modules are
+imported when they are first used: `--help` pays for none of them and `mcp-serve` only for its own.
 
 Not here: what a run does (rlm.py) and how a trajectory is drawn (rlm_viz.py). Needs all of its siblings.
 """
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     import rlm
     import rlm_backends
+    import rlm_config
     import rlm_mcp
     import rlm_sandbox
     import rlm_tools
@@ -55,6 +56,7 @@ class _Sibling:
 if not TYPE_CHECKING:
     rlm, rlm_backends, rlm_mcp = _Sibling("rlm"), _Sibling("rlm_backends"), _Sibling("rlm_mcp")
     rlm_sandbox, rlm_tools, rlm_viz = _Sibling("rlm_sandbox"), _Sibling("rlm_tools"), _Sibling("rlm_viz")
+    rlm_config = _Sibling("rlm_config")
 
 __all__ = ["main"]
 
@@ -250,7 +252,7 @@ def in_words(error: Exception) -> tuple[str, str, str]:
 
 def doubled(log: str | os.PathLike[str], limit: str) -> str:
     """Twice the limit that a run had when it was last begun or resumed, as its flag takes it."""
-    value: Any = rlm.OPTIONS[limit].default
+    value: Any = rlm_config.OPTIONS[limit].default
     for event in rlm_viz.read(log, bodies=False)[0]:
         if event.get("event") == "resume" or (event.get("event") == "start" and not event.get("depth")):
             recorded = (event.get("limits") or {}).get(limit)
@@ -308,51 +310,21 @@ def _mend_streams() -> bool:
 
 # --- arguments ------------------------------------------------------------------------------------------------------
 
-_SHORT = {"model": ["-m"], "environment": ["-e"], "params": ["-p"]}
-_LONG = {"prompt": "--prompt-file"}  # `rlm batch` has a --prompt of its own
-_PAIRS = ("params", "sub_params")  # options whose flags take NAME=VALUE, each time another
 _METAVARS = {"int": "N", "float": "N", "str": "TEXT", "list[Any]": "FILE_OR_MODULE", "list[str]": "LIST"}
-_NAMED_METAVARS = {
-    "model": "MODEL",
-    "sub_model": "MODEL",
-    "backend": "ID",
-    "base_url": "URL",
-    "api_key": "KEY",
-    "environment": "local|docker",
-    "protocol": "auto|tools|text",
-    "require": "best|full",
-    "docker_mount": "ro|none",
-    "cost_budget_usd": "USD",
-    "timeout_seconds": "SECONDS",
-    "cell_timeout": "SECONDS",
-    "schema": "FILE",
-    "params": "NAME=VALUE",
-    "sub_params": "NAME=VALUE",
-    "prompt": "full|small|FILE",
-    "encoding": "NAME",
-    "show_below": "CHARACTERS",
-    "prices": "JSON",
-    "log_dir": "DIR",
-    "docker_image": "IMAGE",
-    "docker_memory": "SIZE",
-    "local_memory": "SIZE",
-    "docker_runtime": "NAME",
-    "snipara_api_url": "URL",
-}
 
 
 def flags_of(option: str) -> list[str]:
     """The flags of an option, the one to name in a message last."""
     long = "--" + option.replace("_", "-")
-    named = rlm.OPTIONS[option].metadata["flag"]
-    flags = [*_SHORT.get(option, []), long, named, _LONG.get(option)]
+    row = rlm_config.OPTIONS[option].metadata
+    flags = [row["short"], long, row["flag"]]
     return [flag for flag in dict.fromkeys(flags) if flag]
 
 
 def metavar(option: str) -> str:
     """What an option's value is called in the help."""
-    kind = str(rlm.OPTIONS[option].type).split(" |")[0]
-    return _NAMED_METAVARS.get(option) or _METAVARS.get(kind, "JSON")
+    named = str(rlm_config.OPTIONS[option].metadata["metavar"])
+    return named or _METAVARS.get(rlm_config.type_of(option), "JSON")
 
 
 def command_parser(name: str) -> argparse.ArgumentParser:
@@ -423,16 +395,16 @@ def declare_options(parser: argparse.ArgumentParser, title: str = "options of a 
 
     group = parser.add_argument_group(title)
     taken = {flag for action in parser._actions for flag in action.option_strings}
-    for name, row in rlm.OPTIONS.items():
+    for name, row in rlm_config.OPTIONS.items():
         text = row.metadata["help"].replace("%", "%%")
-        kind = str(row.type).split(" |")[0]
+        kind = rlm_config.type_of(name)
         flags = [flag for flag in flags_of(name) if flag not in taken]
         if kind == "bool":
             group.add_argument(
                 *flags, dest=name, action=argparse.BooleanOptionalAction, default=None, help=_said(text, row)
             )
         else:
-            repeat = "append" if kind.startswith("list") or name in _PAIRS else "store"
+            repeat = "append" if kind.startswith("list") or name in rlm_config.PAIRS else "store"
             group.add_argument(*flags, dest=name, action=repeat, metavar=metavar(name), help=_said(text, row))
     group.add_argument("--no-log", action="store_true", help="write no journal (and so no resume)")
 
@@ -447,7 +419,7 @@ def _said(text: str, row: Any) -> str:
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options that the command line sets."""
     given = {}
-    for name in rlm.OPTIONS:
+    for name in rlm_config.OPTIONS:
         value = getattr(args, name, None)
         if value is not None:
             given[name] = _option_value(name, value)
@@ -461,7 +433,7 @@ def flags_again(args: argparse.Namespace, *, but: Collection[str] = ()) -> str:
     import shlex
 
     words = ["--config", args.config] if args.config else []
-    for name in rlm.OPTIONS:
+    for name in rlm_config.OPTIONS:
         value = getattr(args, name, None)
         if value is None or name in but or name.endswith("api_key"):
             continue
@@ -479,22 +451,22 @@ def _option_value(name: str, value: Any) -> Any:
     flag = flags_of(name)[-1]
     if name == "schema":
         return _read_schema(value)
-    if name in _PAIRS:
-        return rlm.parse_params(value, flags_of(name)[0])
+    if name in rlm_config.PAIRS:
+        return rlm_config.parse_params(value, flags_of(name)[0])
     if isinstance(value, list):
-        return [item for text in value for item in rlm.parse_option(name, text, flag)]
+        return [item for text in value for item in rlm_config.parse_option(name, text, flag)]
     if isinstance(value, bool):
         return value
-    choices = rlm._CHOICES.get(name, (value,))
+    choices = rlm_config.OPTIONS[name].metadata["choices"] or (value,)
     if value not in choices:
-        raise rlm.ConfigError(f"{flag} is {value!r}", hint=rlm.suggestion(value, choices))
-    return rlm._checked(name, rlm.parse_option(name, value, flag), flag)
+        raise rlm.ConfigError(f"{flag} is {value!r}", hint=rlm_config.suggestion(value, choices))
+    return rlm_config.checked(name, rlm_config.parse_option(name, value, flag), flag)
 
 
 def _read_schema(path: str) -> Any:
     """The JSON Schema in a file, or written out on the command line."""
     if path.lstrip().startswith("{"):
-        return rlm.parse_option("schema", path, "--schema")
+        return rlm_config.parse_option("schema", path, "--schema")
     try:
         return json.loads(rlm_tools.read_text(path))
     except OSError as error:
@@ -778,7 +750,7 @@ def run(args: argparse.Namespace, shell: Shell) -> int:
         return stream(args, shell, prompt)
     context = context_of(args, shell, prompt_is_stdin=args.words == ["-"])
     ask = functools.partial(rlm.RLM.completion, prompt=prompt, context=context, system=args.system)
-    answer(args, shell, ask, recorded=rlm._LIMITS)
+    answer(args, shell, ask, recorded=rlm_config.LIMITS)
     return ANSWERED
 
 
@@ -835,7 +807,7 @@ def context_of(args: argparse.Namespace, shell: Shell, *, prompt_is_stdin: bool)
 
 def read_context(args: argparse.Namespace, specs: Sequence[str], stdin: bytes | None = None) -> rlm.Context:
     """The files, in the encoding that is configured, without the logs."""
-    encoding = rlm.load_config(given_options(args), config=args.config).values["encoding"]
+    encoding = rlm_config.load_config(given_options(args), config=args.config).values["encoding"]
     return rlm.read_context(specs, stdin=stdin, left_out=log_folder(args), encoding=encoding)
 
 
@@ -858,7 +830,7 @@ def answer(
     `recorded`: options that a resume finds in the journal, and so need not be given again.
     """
     given = dict(options if options is not None else given_options(args))
-    values = rlm.load_config(given, config=args.config).values
+    values = rlm_config.load_config(given, config=args.config).values
     shell.model = values["model"]
     shell.can_resume = bool(values["log_dir"])
     shell.flags_again = lambda but: flags_again(args, but=[*recorded, *but])
@@ -939,7 +911,7 @@ def stream(args: argparse.Namespace, shell: Shell, prompt: str) -> int:
     shown = shell.out.isatty()
     shell.can_resume = False  # it is a single call
     given = given_options(args)
-    values = rlm.load_config(given, config=args.config).values
+    values = rlm_config.load_config(given, config=args.config).values
     progress = Progress(shell.terminal, values, quiet=args.quiet, verbose=bool(values["verbose"]))
 
     def listen(event: Event) -> None:
@@ -978,7 +950,7 @@ def resume(args: argparse.Namespace, shell: Shell) -> int:
     """`rlm resume [ID]`: go on where the journal ends."""
     log_dir = log_folder(args)
     name = run_name(log_dir, args.words) if args.words else ""
-    raised = {name: value for name, value in given_options(args).items() if name in rlm._LIMITS}
+    raised = {name: value for name, value in given_options(args).items() if name in rlm_config.LIMITS}
     answer(args, shell, lambda runtime: runtime.resume(name, **raised))
     return ANSWERED
 
@@ -1018,7 +990,7 @@ def _and_more(lines: Sequence[str]) -> str:
 def log_folder(args: argparse.Namespace) -> str:
     """The folder of the journals: --dir or --log-dir, else as configured."""
     chosen = getattr(args, "dir", None) or getattr(args, "log_dir", None)
-    return str(chosen or rlm.load_config({}, config=args.config).values["log_dir"] or "./logs")
+    return str(chosen or rlm_config.load_config({}, config=args.config).values["log_dir"] or "./logs")
 
 
 def run_name(log_dir: str, words: Sequence[str]) -> str:
@@ -1335,7 +1307,7 @@ def chat(args: argparse.Namespace, shell: Shell) -> int:
     except ImportError:
         pass  # a Python built without it reads plain lines
     given = {**given_options(args), "persistent": True}
-    values = rlm.load_config(given, config=args.config).values
+    values = rlm_config.load_config(given, config=args.config).values
     progress = Progress(shell.terminal, values, quiet=args.quiet, verbose=bool(values["verbose"]))
     with prints_to_stderr():
         heard = {"on_event": progress.see, "on_progress": progress.see}
@@ -1381,7 +1353,7 @@ def batch(args: argparse.Namespace, shell: Shell) -> int:
     items = read_items(args.words[0], args.template)
     keys = item_keys(items)
     given = given_options(args)
-    values = rlm.load_config(given, config=args.config).values
+    values = rlm_config.load_config(given, config=args.config).values
     progress = BatchProgress(shell.terminal, values, quiet=args.quiet, verbose=bool(values["verbose"]))
     with Results(args.output, args.words[0], keys) as results:
         missing = [number for number in range(len(items)) if number not in results.rows]
@@ -1480,7 +1452,7 @@ def _item(path: str, number: int, record: Any, template: str | None) -> dict[str
     if template is None and not path.lower().endswith(".csv"):  # a template, and a table, have columns of their own
         for name in fields:
             if name not in _ITEM_KEYS:
-                hint = f"{rlm.suggestion(name, _ITEM_KEYS)} (or --prompt TEMPLATE with {{{name}}})"
+                hint = f"{rlm_config.suggestion(name, _ITEM_KEYS)} (or --prompt TEMPLATE with {{{name}}})"
                 raise rlm.ConfigError(f"{path}:{number}: unknown key {name!r}", hint=hint)
     prompt = fields.get("prompt") if template is None else fill(template, fields)
     if not isinstance(prompt, str) or not prompt.strip():
@@ -1497,7 +1469,9 @@ def fill(template: str, fields: Mapping[str, Any]) -> str:
 
     def value(match: re.Match[str]) -> str:
         if match[1] not in fields:
-            raise rlm.ConfigError(f"--prompt: no column {match[1]!r}", hint=rlm.suggestion(match[1], map(str, fields)))
+            raise rlm.ConfigError(
+                f"--prompt: no column {match[1]!r}", hint=rlm_config.suggestion(match[1], map(str, fields))
+            )
         return str(fields[match[1]])
 
     return re.sub(r"\{([^\W\d][\w .-]*)\}", value, template)
@@ -1835,7 +1809,7 @@ def demo(args: argparse.Namespace, shell: Shell) -> int:
     log, truth = demo_log()
     shell.terminal.say(f"a log of {len(log):,} characters was made up; the question: {_DEMO_QUESTION}")
     server = scripted_server()
-    defaults = {name: row.default for name, row in rlm.OPTIONS.items() if row.default is not None}
+    defaults = {name: row.default for name, row in rlm_config.OPTIONS.items() if row.default is not None}
     del defaults["log_dir"]  # a folder that is named is taken even where it is a link
     options = {
         **defaults,
@@ -1877,7 +1851,7 @@ def declare_config(parser: argparse.ArgumentParser) -> None:
 
 def config(args: argparse.Namespace, shell: Shell) -> int:
     """`rlm config`: every option, its value and where that comes from."""
-    settings = rlm.load_config(given_options(args), config=args.config)
+    settings = rlm_config.load_config(given_options(args), config=args.config)
     rows = {
         name: {"value": shown_value(name, value), "origin": _origin(name, settings.origins[name])}
         for name, value in settings.values.items()
@@ -1919,19 +1893,19 @@ def declare_init(parser: argparse.ArgumentParser) -> None:
 
 def init(args: argparse.Namespace, shell: Shell) -> int:
     """`rlm init`: a commented configuration file."""
-    path = os.path.join(rlm.user_config_dir(), "config.toml") if args.user else "rlm.toml"
+    path = os.path.join(rlm_config.user_config_dir(), "config.toml") if args.user else "rlm.toml"
     if os.path.lexists(path) and not args.force:
         raise rlm.ConfigError(f"{path} is already there", hint="rlm init --force replaces it")
     given = given_options(args)
-    rlm.load_config(given, config=False)  # refuses what would not load back
+    rlm_config.load_config(given, config=False)  # refuses what would not load back
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(path, "w", encoding="utf-8") as file:
             file.write(commented_config(given))
     except OSError as error:
         raise rlm.ConfigError(f"cannot write {path}: {error.strerror}") from error
-    if given and not args.user and rlm.untrusted_keys(given):
-        rlm.trust(path)  # whoever ran this command has just said what is in it
+    if given and not args.user and rlm_config.untrusted_keys(given):
+        rlm_config.trust(path)  # whoever ran this command has just said what is in it
     shell.print(path)
     return ANSWERED
 
@@ -1943,38 +1917,15 @@ def commented_config(given: Mapping[str, Any]) -> str:
         "",
         "[rlm]",
     ]
-    for name, row in rlm.OPTIONS.items():
-        default = row.default if row.default is not None else EXAMPLES.get(name)
-        table = f" (or a table at the end of this file: [rlm.{name}])" if name in _PAIRS else ""
+    for name, row in rlm_config.OPTIONS.items():
+        default = row.default if row.default is not None else row.metadata["example"]
+        table = f" (or a table at the end of this file: [rlm.{name}])" if name in rlm_config.PAIRS else ""
         lines += ["", f"# {row.metadata['help']}{table}"]
         if name in given:
             lines.append(f"{name} = {toml(given[name])}")
         elif default is not None:
             lines.append(f"# {name} = {toml(default)}")
     return "\n".join(lines) + "\n"
-
-
-EXAMPLES: dict[str, Any] = {
-    "model": "gpt-4o-mini",
-    "sub_model": "gpt-4o-mini",
-    "api_key": "…",
-    "base_url": "http://localhost:8000/v1",
-    "cost_budget_usd": 0.5,
-    "timeout_seconds": 600,
-    "params": {"temperature": 0},
-    "sub_params": {"temperature": 0, "reasoning_effort": "low"},
-    "prompt": "my_prompt.txt",
-    "encoding": "cp1251",
-    "prices": {"my-model": [0.15, 0.6]},
-    "schema": {"type": "object"},
-    "tools": ["my_tools.py"],
-    "allowed_paths": ["."],
-    "allowed_imports": ["numpy"],
-    "docker_runtime": "runsc",
-    "snipara_api_key": "…",
-    "snipara_project_slug": "my-project",
-    "snipara_api_url": "https://api.snipara.com",
-}
 
 
 def toml(value: Any) -> str:
@@ -2005,23 +1956,23 @@ def declare_trust(parser: argparse.ArgumentParser) -> None:
 
 def trust(args: argparse.Namespace, shell: Shell) -> int:
     """`rlm trust`: let this project's rlm.toml set what could send a key elsewhere or run code."""
-    path = args.words[0] if args.words else rlm.project_file(os.getcwd())
+    path = args.words[0] if args.words else rlm_config.project_file(os.getcwd())
     if path is None or not os.path.isfile(path):
         raise rlm.ConfigError(f"no file {path!r}" if path else "no rlm.toml here or above", hint="rlm init writes one")
     where = os.path.abspath(path)
     if args.revoke:
-        rlm.trust(path, revoke=True)
+        rlm_config.trust(path, revoke=True)
         shell.print(f"{where}: no longer trusted")
         return ANSWERED
-    table = {key: value for key, (value, _) in rlm._read_toml(path, False).items()}
-    rows = {key: shown_value(key, table[key]) for key in rlm.untrusted_keys(table)}
+    table = {key: value for key, (value, _) in rlm_config.read_toml(path, False).items()}
+    rows = {key: shown_value(key, table[key]) for key in rlm_config.untrusted_keys(table)}
     if not args.show:
-        rlm.trust(path)
+        rlm_config.trust(path)
         shell.print(
             f"{where}: trusted as it is now; " + (f"it sets {', '.join(rows)}" if rows else "nothing in it needs it")
         )
         return ANSWERED
-    trusted = rlm._is_trusted_file(path)
+    trusted = rlm_config.is_trusted_file(path)
     if shell.form == "json":
         shell.print_json({"path": where, "trusted": trusted, "needs_trust": rows})
         return ANSWERED
@@ -2041,7 +1992,7 @@ def declare_providers(parser: argparse.ArgumentParser) -> None:
 
 def providers(args: argparse.Namespace, shell: Shell) -> int:
     """`rlm providers [WORD]`: who can be asked, and whose key is there."""
-    environ = rlm.load_config({}, config=False).environ
+    environ = rlm_config.load_config({}, config=False).environ
     rows = rlm_backends.providers(" ".join(args.words) or None, environ)
     if shell.form == "json":
         shell.print_json(rows)
@@ -2100,28 +2051,28 @@ def doctor(args: argparse.Namespace, shell: Shell) -> int:
     return ANSWERED if ok else FAILED
 
 
-def _check_configuration(args: argparse.Namespace) -> tuple[rlm.Configuration, Check]:
+def _check_configuration(args: argparse.Namespace) -> tuple[rlm_config.Configuration, Check]:
     try:
-        settings = rlm.load_config(given_options(args), config=args.config)
+        settings = rlm_config.load_config(given_options(args), config=args.config)
     except rlm.ConfigError as error:
         return _unconfigured(), Check("configuration", "fail", error.message, error.hint)
     return settings, Check("configuration", "ok", ", ".join(settings.files) or "no files; defaults and environment")
 
 
-def _unconfigured() -> rlm.Configuration:
+def _unconfigured() -> rlm_config.Configuration:
     """What is in force where the configuration cannot be read: what else is wrong here is told all the same."""
     try:
-        return rlm.load_config({}, config=False)
+        return rlm_config.load_config({}, config=False)
     except rlm.ConfigError:  # a variable is what is wrong
-        defaults = {name: row.default for name, row in rlm.OPTIONS.items()}
-        return rlm.Configuration(defaults, dict.fromkeys(rlm.OPTIONS, "default"), [], dict(os.environ))
+        defaults = {name: row.default for name, row in rlm_config.OPTIONS.items()}
+        return rlm_config.Configuration(defaults, dict.fromkeys(rlm_config.OPTIONS, "default"), [], dict(os.environ))
 
 
 def unknown_variables() -> dict[str, str]:
     """The RLM_* variables that no option has, each with the one that was meant, or ""."""
     import difflib
 
-    known = {f"RLM_{name.upper()}" for name in rlm.OPTIONS} | {"RLM_DEBUG", "RLM_MCP_CLI"}
+    known = {f"RLM_{name.upper()}" for name in rlm_config.OPTIONS} | {"RLM_DEBUG", "RLM_MCP_CLI"}
     strange = sorted(name for name in os.environ if name.startswith("RLM_") and name not in known)
     return {name: next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.8)), "") for name in strange}
 
@@ -2176,7 +2127,7 @@ def check_dependencies() -> list[Check]:
     return checks
 
 
-def check_keys(settings: rlm.Configuration) -> list[Check]:
+def check_keys(settings: rlm_config.Configuration) -> list[Check]:
     """The provider keys that are present, masked. A server of the user's own may need none."""
     names = sorted(rlm_backends.key_variables() & {name for name, value in settings.environ.items() if value})
     found = [f"{name} {masked(settings.environ[name])}" for name in names]
@@ -2191,7 +2142,7 @@ def check_keys(settings: rlm.Configuration) -> list[Check]:
     return [] if own else [Check("keys", "warn", none, "export OPENAI_API_KEY=…   or   rlm demo")]
 
 
-def check_model(settings: rlm.Configuration) -> list[Check]:
+def check_model(settings: rlm_config.Configuration) -> list[Check]:
     """Whether the model that is configured can be asked; of a server of the user's own, whether it answers."""
     values = settings.values
     if values["backend"] == "litellm" or not (values["base_url"] or values["model"]):
@@ -2215,7 +2166,7 @@ def _check_server(model: str, base_url: str) -> Check:
     if status in (401, 403):
         return Check("model", "ok", f"{what} answers, and asks for a key")
     if models and model not in models:
-        return Check("model", "warn", f"{what}: it has no such model", rlm.suggestion(model, models[:20]))
+        return Check("model", "warn", f"{what}: it has no such model", rlm_config.suggestion(model, models[:20]))
     return Check("model", "ok", f"{what} answers")
 
 
@@ -2233,7 +2184,7 @@ def _models_at(base_url: str) -> tuple[int, list[str]]:
             return answer.status_code, []
 
 
-def check_tools(settings: rlm.Configuration) -> list[Check]:
+def check_tools(settings: rlm_config.Configuration) -> list[Check]:
     """A line for the tools of the configuration and of installed plug-ins; none where there are none."""
     sources: list[Callable[[], list[Any]]] = [rlm_tools.entry_point_tools]
     sources += [functools.partial(rlm_tools.load_tools, spec) for spec in settings.values["tools"] or []]
@@ -2258,7 +2209,7 @@ def check_local_models() -> Check:
     )
 
 
-def check_sandbox(settings: rlm.Configuration) -> Check:
+def check_sandbox(settings: rlm_config.Configuration) -> Check:
     """Which confinement layers hold here, and that a cell runs at all."""
     layers = dict(rlm_sandbox.capabilities())
     level = layers.pop("level", "?")
@@ -2278,7 +2229,7 @@ def check_sandbox(settings: rlm.Configuration) -> Check:
     return Check("sandbox", "ok", detail)
 
 
-def check_docker(settings: rlm.Configuration) -> Check:
+def check_docker(settings: rlm_config.Configuration) -> Check:
     """Whether a Docker daemon answers within two seconds; needed only where the configuration asks for it."""
     found: list[str] = []
     trouble: list[tuple[str, str]] = []
@@ -2299,7 +2250,7 @@ def check_docker(settings: rlm.Configuration) -> Check:
     return Check("docker", state, what, f"{following or 'start Docker'} (only --env docker needs it)")
 
 
-def check_logs(settings: rlm.Configuration) -> Check:
+def check_logs(settings: rlm_config.Configuration) -> Check:
     """Whether the log folder, or the nearest folder above it that exists, can be written to."""
     folder = settings.values["log_dir"]
     if not folder:
@@ -2317,14 +2268,14 @@ def can_be_written(folder: str) -> bool:
     return os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK)
 
 
-def check_online(settings: rlm.Configuration) -> list[Check]:
+def check_online(settings: rlm_config.Configuration) -> list[Check]:
     """One tiny call to each provider that has a key, all at once."""
     rows = [row["id"] for row in rlm_backends.providers(None, settings.environ) if row["key_present"]]
     found: list[Check] = rlm.fan_out([functools.partial(ask_online, name, settings) for name in rows], 8)
     return found
 
 
-def ask_online(provider: str, settings: rlm.Configuration) -> Check:
+def ask_online(provider: str, settings: rlm_config.Configuration) -> Check:
     """Whether a provider answers its default model; one without such a model is not asked."""
     asked = [{"role": "user", "content": "Say ok."}]
     try:

@@ -2257,8 +2257,8 @@ TOOLS: dict[str, ToolSpec] = {
             "run_completion",
             "Work through a long input",
             "Have a language model work through a long input recursively: the input is a variable in a REPL, the model "
-            "looks at it by code and calls itself on pieces. Give the input as context or as files of the project. Keeps a "
-            "journal in the project's logs/.",
+            "looks at it by code and calls itself on pieces. Give the input as context or as files of the project. "
+            "Keeps a journal in the project's logs/.",
             _run_completion,
             {
                 "prompt": {"type": "string", "description": "the question or task"},

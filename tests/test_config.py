@@ -303,7 +303,7 @@ def test_what_init_writes_loads_with_every_default_uncommented(workspace: Path) 
     (workspace / "all.toml").write_text("[rlm]\n" + "\n".join(keys))
     values = rlm.load_config({}, config="all.toml").values
     for name, row in rlm.OPTIONS.items():
-        assert values[name] == (rlm_cli.EXAMPLES[name] if row.default is None else row.default)
+        assert values[name] == (row.metadata["example"] if row.default is None else row.default)
 
 
 @pytest.mark.parametrize(
