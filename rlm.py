@@ -124,6 +124,8 @@ def _rebuild_error(kind: type[RLMError], args: tuple[Any, ...], state: dict[str,
 class ConfigError(RLMError):
     """The options, a configuration file, a key or the context cannot be used; nothing was sent."""
 
+    untrusted = ""  # the key, where a project file that is not trusted sets one that it may not
+
 
 class ProviderError(RLMError):
     """A model's server refused, failed or could not be reached; `status` is its HTTP status, if there was one."""
@@ -308,11 +310,17 @@ class Configuration:
     environ: dict[str, str] = field(repr=False)  # with provider keys from .env added
 
 
-def load_config(given: Mapping[str, Any], *, config: str | bool | None = None, cwd: str | None = None) -> Configuration:
+def load_config(
+    given: Mapping[str, Any],
+    *,
+    config: str | bool | None = None,
+    cwd: str | None = None,
+    without: Collection[str] = (),
+) -> Configuration:
     """The options: `given` (what is not None) > environment > ./rlm.toml (nearest parent) > the user's file > default.
 
-    `config`: a path reads that file alone, False reads none. ConfigError for an unknown key, a wrong type, or what
-    an untrusted project file may not set.
+    `config`: a path reads that file alone, False reads none. `without`: keys that are not taken from an untrusted
+    project file. ConfigError for an unknown key, a wrong type, or what an untrusted project file may not set.
     """
     cwd = cwd or os.getcwd()
     environ = {**os.environ, **{name: key for name, key in _dotenv_keys(cwd).items() if not os.environ.get(name)}}
@@ -321,7 +329,7 @@ def load_config(given: Mapping[str, Any], *, config: str | bool | None = None, c
     files = _config_files(config, cwd)
     untrusted: set[str] = set()
     for path, is_project in files:
-        table = _read_toml(path, is_project)
+        table = _read_toml(path, is_project, without)
         _merge(values, origins, table)
         if is_project and not _is_trusted_file(path):
             untrusted = {origin for _, origin in table.values()}
@@ -373,7 +381,7 @@ def _config_files(config: str | bool | None, cwd: str) -> list[tuple[str, bool]]
     return files
 
 
-def _read_toml(path: str, is_project: bool) -> dict[str, tuple[Any, str]]:
+def _read_toml(path: str, is_project: bool, without: Collection[str] = ()) -> dict[str, tuple[Any, str]]:
     """{option: (value, "rlm.toml:4")} of the [rlm] table of a file."""
     if sys.version_info >= (3, 11):
         import tomllib
@@ -398,6 +406,7 @@ def _read_toml(path: str, is_project: bool) -> dict[str, tuple[Any, str]]:
         if key not in OPTIONS:
             raise ConfigError(f"{short}:{_line_of(blob, key)}: unknown key {key!r}", hint=suggestion(key, OPTIONS))
     if is_project and not is_trusted(path, blob):
+        table = {key: value for key, value in table.items() if key not in without}
         _refuse_untrusted(table, path, short, blob)
     return {key: (value, f"{short}:{_line_of(blob, key)}") for key, value in table.items()}
 
@@ -582,11 +591,13 @@ def _keep_key_from(untrusted: set[str], origins: Mapping[str, str]) -> None:
         return
     for name in ("backend", "model"):
         if origins[name] in untrusted:
-            raise ConfigError(
+            error = ConfigError(
                 f"{origins[name]}: {name!r} of a project file that is not trusted would say whom the key of "
                 f"{origins['api_key']} is sent to",
                 hint=f"name it yourself (--{name}), or read the file, then: rlm trust",
             )
+            error.untrusted = name
+            raise error
 
 
 def trust(path: str, *, revoke: bool = False) -> None:
@@ -622,10 +633,12 @@ def untrusted_keys(table: Mapping[str, Any]) -> list[str]:
 def _refuse_untrusted(table: Mapping[str, Any], path: str, short: str, blob: bytes) -> None:
     keys = untrusted_keys(table)
     if keys:
-        raise ConfigError(
+        error = ConfigError(
             f"{short}:{_line_of(blob, keys[0])}: {keys[0]!r} is not taken from a project file that is not trusted",
             hint=f"read {path}, then: rlm trust",
         )
+        error.untrusted = keys[0]
+        raise error
 
 
 # --- the ledger: limits that hold for the whole tree of calls ----------------------------------------------------

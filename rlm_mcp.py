@@ -59,7 +59,10 @@ HEARTBEAT_SECONDS = 2.5
 STOP_GRACE = 0.075  # seconds that a cancelled cell has before it is killed
 GATHER_SECONDS = 0.015  # sub-calls that arrive this close together are asked in one round
 DRAIN_SECONDS = 1.5
+PARALLEL_SECONDS = 1.0  # calls of one session that arrive this close together may wait for each other
+QUEUE_SECONDS = 2.0  # as long as a later one waits before it is answered with its handle
 PREVIEW_CHARS = 20_000
+VALUE_CHARS = 4_000  # of one value: digits and punctuation cost a token for each two or three characters
 OUTPUT_LIMIT = 2_000_000  # characters of a cell's output that are kept for its resource
 MAX_OUTPUTS = 50
 MAX_TRAJECTORY = 8 << 20  # bytes of a journal that are handed out
@@ -330,6 +333,8 @@ class Job:
         self.cancelled = False
         self.detached = False  # the client holds the handle
         self.begun = False
+        self.since = float("inf")  # when it began
+        self.patience = server.max_wait  # seconds that a request waits for it
         self.ended = threading.Event()
         self.last_line = ""
         self.touched = time.monotonic()
@@ -340,7 +345,7 @@ class Job:
         """Do the work and hand over its outcome; nothing escapes."""
         self.server.running.add(self)
         try:
-            self.begun = True
+            self.begun, self.since = True, time.monotonic()
             if self.cancelled:
                 raise Refusal("cancelled")
             outcome = self.work(self)
@@ -386,12 +391,15 @@ class Job:
             if request is None:
                 return
             self.detach()
+            self.patience = self.server.max_wait
             waited = round(time.monotonic() - request.started)
-            status = {
-                "status": "running",
-                "handle": self.handle,
-                "next": f"still running after {waited} s: call resume with this handle to wait for the result",
-            }
+            following = f"still running after {waited} s: call resume with this handle to wait for the result"
+            if not self.begun:
+                following = (
+                    "waits for an earlier call of this session that still runs: call resume with this handle to wait "
+                    'longer, clear_repl_context to stop both, or use session_id "new"'
+                )
+            status = {"status": "running", "handle": self.handle, "next": following}
             if self.last_line:
                 status["last_output"] = self.last_line
             request.result(json_result(status))
@@ -565,6 +573,8 @@ class Session:
         self.has_directory = False
         self.job: Job | None = None
         self._sandboxes: dict[str | None, Any] = {}
+        self._partial: set[str | None] = set()  # projects whose rlm.toml was not taken whole
+        self._notes: list[str] = []
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._closed = False
         threading.Thread(target=self._work, name=f"session {name}", daemon=True).start()
@@ -577,6 +587,9 @@ class Session:
             )
         if self._queue.qsize() >= MAX_WAITING:
             raise Refusal(f"{MAX_WAITING} calls are waiting for this session already")
+        if (running := self.job) is not None and time.monotonic() - running.since > PARALLEL_SECONDS:
+            # No part of the same turn: its client may have given up on the one that runs, without a word.
+            job.patience = min(job.patience, QUEUE_SECONDS)
         self.used = time.monotonic()
         self._queue.put(job)
 
@@ -598,10 +611,26 @@ class Session:
         directory = self.folder()
         sandbox = self._sandboxes.get(directory)
         if sandbox is None:
-            sandbox = self._sandboxes[directory] = self.server.new_sandbox(directory)
+            sandbox, self._notes = self.server.new_sandbox(directory)
+            self._sandboxes[directory] = sandbox
+            if self._notes:
+                self._partial.add(directory)
             if self._closed:
                 self.close()
         return sandbox
+
+    def news(self) -> list[str]:
+        """What was to be said of the REPL when it was started, once."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def clear(self) -> None:
+        """A clean REPL, with the options of now where some had been left out."""
+        if self.directory in self._partial:
+            self._partial.discard(self.directory)
+            self.forget()
+        elif self.started:
+            self.sandbox().reset()
 
     def folder(self) -> str | None:
         """The project's folder."""
@@ -670,11 +699,13 @@ class Server:
         self._outgoing: dict[str, Callable[[Message], None]] = {}
         self._sent = 0
         self._roots: list[str] = []
+        self._modern_roots = False
         self._roots_known = threading.Event()
         self._roots_known.set()
         self._listeners: dict[str | int, Request] = {}
         self._key = os.urandom(32)
         self._main = threading.current_thread()
+        self._parent = os.getppid()
         self._warm = False
 
     def run(self) -> None:
@@ -883,6 +914,24 @@ class Server:
         self._roots_known.clear()
         self._call_client("roots/list", None, self._take_roots)
 
+    def _wants_roots(self, request: Request) -> bool:
+        """Whether a 2026-07-28 client that has roots is to be asked for them first: once, and for each set_project.
+
+        One that has them and gives none is held to our own folder.
+        """
+        if not request.dialect.modern or "roots" not in request.dialect.capabilities:
+            return False
+        responses = request.params.get("inputResponses")
+        if responses is None:
+            return request.params["name"] == "set_project" or not self._modern_roots
+        given = _mapping(_mapping(responses).get("roots"))
+        if isinstance(given.get("roots"), list):
+            self._take_roots({"result": given})
+        else:
+            self._roots = [self.workspace or _working_directory()]
+        self._modern_roots = True
+        return False
+
     def _take_roots(self, message: Message) -> None:
         roots = _mapping(message.get("result")).get("roots")
         uris = [_mapping(root).get("uri") for root in roots] if isinstance(roots, list) else []
@@ -901,9 +950,11 @@ class Server:
                 if job is None:
                     continue
                 request.progress(job.last_line, self.send)
-                if now - request.started >= self.max_wait:
+                if now - request.started >= job.patience:
                     job.hand_back()
             self._expire(now)
+            if os.getppid() != self._parent:  # the client died, and something else holds its end of our pipe open
+                os.kill(os.getpid(), signal.SIGTERM)
 
     def _expire(self, now: float) -> None:
         with self.lock:
@@ -959,15 +1010,41 @@ class Server:
         return path
 
     def configuration(self, directory: str | None, **given: Any) -> Any:
-        """The options for work in `directory`, from its rlm.toml as far as that is trusted; Refusal if it is not."""
-        rlm = sibling("rlm")
-        try:
-            return rlm.load_config({"environment": self.env, **given}, cwd=directory or os.sep)
-        except rlm.ConfigError as error:
-            raise Refusal(f"{error}" + (f"; {error.hint}" if error.hint else "")) from None
+        """The options for asking a model about work in `directory`; Refusal if they cannot be used.
 
-    def new_sandbox(self, directory: str | None) -> Any:
-        configuration = self.configuration(directory)
+        Of an rlm.toml that is not trusted, what would give code more is left out. Anything else that it may not set
+        is refused: it may say that the data should go elsewhere.
+        """
+        return self._configuration(directory, given, lambda key: key in LOOSENING)[0]
+
+    def sandbox_configuration(self, directory: str | None) -> tuple[Any, list[str]]:
+        """The options for a REPL in `directory`, and what was left out of an rlm.toml that is not trusted: all that it
+        may not set, but for what would confine code further."""
+        return self._configuration(directory, {}, lambda key: key not in CONFINING)
+
+    def _configuration(
+        self, directory: str | None, given: Message, can_go: Callable[[str], bool]
+    ) -> tuple[Any, list[str]]:
+        rlm = sibling("rlm")
+        without: list[str] = []
+        notes: list[str] = []
+        while True:
+            try:
+                options = {"environment": self.env, **given}
+                return rlm.load_config(options, cwd=directory or os.sep, without=without), notes
+            except rlm.ConfigError as error:
+                problem = f"{error}" + (f"; {error.hint}" if error.hint else "")
+                if not error.untrusted or error.untrusted in without or not can_go(error.untrusted):
+                    raise Refusal(problem) from None
+                without.append(error.untrusted)
+                notes.append(f"left out: {problem}, and clear_repl_context")
+
+    def new_sandbox(self, directory: str | None) -> tuple[Any, list[str]]:
+        """A REPL for work in `directory`, and what its user should know."""
+        configuration, notes = self.sandbox_configuration(directory)
+        return self._sandbox(directory, configuration), notes
+
+    def _sandbox(self, directory: str | None, configuration: Any) -> Any:
         options = configuration.values
         module = sibling("rlm_sandbox")
         workspace = (options["allowed_paths"] or [directory]) if directory else None
@@ -1037,12 +1114,12 @@ class Server:
         content = [block for block in result["content"] if block["type"] != "resource_link"]
         return {**result, "content": content}
 
-    def clip(self, text: str) -> list[Message]:
-        """`text` as content: whole, or a preview and a resource with all of it."""
-        if len(text) <= PREVIEW_CHARS:
+    def clip(self, text: str, limit: int = PREVIEW_CHARS) -> list[Message]:
+        """`text` as content: whole, or a preview of at most `limit` characters and a resource with all of it."""
+        if len(text) <= limit:
             return [{"type": "text", "text": text}]
         uri = self.keep(text)
-        head, tail = text[: PREVIEW_CHARS - 6000], text[-4000:]
+        head, tail = text[: limit * 7 // 10], text[-(limit // 5) :]
         left_out = len(text) - len(head) - len(tail)
         preview = f"{head}\n\n... {left_out} characters left out, the whole is the resource {uri} ...\n\n{tail}"
         link = {"type": "resource_link", "uri": uri, "name": "whole output", "mimeType": "text/plain"}
@@ -1113,6 +1190,8 @@ class Server:
             return None
         tool = TOOLS[name]
         try:
+            if tool.in_folder and self._wants_roots(request):
+                return {"resultType": "input_required", "inputRequests": {"roots": {"method": "roots/list"}}}
             return tool.run(self, request, **tool.checked(arguments))
         except Refusal as refusal:
             return text_result(str(refusal), is_error=True)
@@ -1315,6 +1394,11 @@ def _working_directory() -> str:
         return os.getcwd()
     except FileNotFoundError:  # it was removed
         return os.sep
+
+
+# Options by which a project's file may ask for less freedom, or for more.
+CONFINING = ("require", "docker_mount", "docker_runtime")
+LOOSENING = ("allowed_imports", "allowed_paths", "tools", "local_memory", "docker_image", "docker_network_disabled")
 
 
 def _ceiling(configuration: Any, option: str) -> str:
@@ -1638,6 +1722,7 @@ class ToolSpec(NamedTuple):
     run: Callable[..., Message | None]
     properties: Message
     required: tuple[str, ...] = ()
+    in_folder: bool = False  # it needs to know which folder the session works in
     any_json: str = ""  # the argument that takes any JSON value, whatever its type says
     read_only: bool = False
     destructive: bool = False
@@ -1779,17 +1864,20 @@ def _in_tools_of_ours(error: str, directory: str | None) -> str:
 
 def _cell_result(server: Server, cell: rlm_sandbox.Cell, session: Session, named: bool) -> Message:
     """A cell's outcome as content: what it printed, its value, what failed, its figures."""
-    parts = []
+    parts, links = [], []
     if cell.stdout:
         printed = cell.stdout.rstrip("\n")
         parts.append(f"Output:\n{printed}" if "\n" in printed else f"Output: {printed}")
-    if cell.value is not None:
-        parts.append(f"Value: {cell.value}")
-    if cell.final is not sibling("rlm_sandbox").UNSET:
-        parts.append(f"Final: {cell.final!r}")
+    final = None if cell.final is sibling("rlm_sandbox").UNSET else repr(cell.final)
+    for label, value in (("Value", cell.value), ("Final", final)):
+        if value is not None:
+            shown, *link = server.clip(value, VALUE_CHARS)
+            parts.append(f"{label}: {shown['text']}")
+            links += link
     if cell.error:
         parts.append(f"Error ({cell.status}):\n{_in_tools_of_ours(cell.error.rstrip(), session.directory)}")
-    content = server.clip("\n".join(parts) or "(no output)")
+    content = [*server.clip("\n".join(parts) or "(no output)"), *links]
+    content += [{"type": "text", "text": note} for note in session.news()]
     room = MAX_IMAGE_CHARS
     for image in cell.images:
         room -= len(image["data"])
@@ -1807,10 +1895,12 @@ def _get_repl_context(server: Server, request: Request, session_id: str | None =
 
     def work(job: Job) -> Message:
         names = session.sandbox().names() if session.started else {}
-        rows = [
-            {"name": name, "type": kind, "size": size, "repr": text[:200]}
-            for name, (kind, size, text) in list(names.items())[:200]
-        ]
+        rows, room = [], PREVIEW_CHARS
+        for name, (kind, size, text) in list(names.items())[:200]:
+            rows.append({"name": name, "type": kind, "size": size, "repr": text[:200]})
+            room -= len(json.dumps(rows[-1], ensure_ascii=False))
+            if room < 0:
+                break
         answer: Message = {"session_id": session.name, "variables": rows}
         if len(names) > len(rows):
             answer["more"] = len(names) - len(rows)
@@ -1845,8 +1935,7 @@ def _clear_repl_context(server: Server, request: Request, session_id: str | None
         running.cancel("the session was cleared")
 
     def work(job: Job) -> Message:
-        if session.started:
-            session.sandbox().reset()
+        session.clear()
         return json_result({"session_id": session.name, "cleared": True})
 
     server.start(request, session, work)
@@ -1899,9 +1988,12 @@ def _set_project(server: Server, request: Request, directory: str, session_id: s
         session.use(path)
         answer = {"session_id": session.name, "directory": path}
         try:
-            answer["config"] = server.configuration(path).files
+            configuration, notes = server.sandbox_configuration(path)
+            answer["config"] = configuration.files
         except Refusal as refusal:
-            answer["problem"] = str(refusal)
+            notes = [str(refusal)]
+        if notes:
+            answer["problem"] = "\n".join(notes)
         return json_result(answer)
 
     server.start(request, session, work)
@@ -1926,7 +2018,8 @@ def _run_completion(
         directory = session.folder()
         try:
             given = _files(server, directory, files) if files else context
-            return _completion_result(server, run(job, directory, prompt, given, limits))
+            result = run(job, directory, prompt, given, limits)
+            return _completion_result(server, result, server.sandbox_configuration(directory)[1])
         except rlm.RLMError as error:
             return _failed_completion(server, error)
 
@@ -1952,7 +2045,7 @@ def _files(server: Server, directory: str | None, specs: list[str]) -> Any:
     return context
 
 
-def _completion_result(server: Server, result: Any) -> Message:
+def _completion_result(server: Server, result: Any, notes: list[str]) -> Message:
     facts = {
         "status": result.status,
         "trajectory_id": result.trajectory_id,
@@ -1961,6 +2054,8 @@ def _completion_result(server: Server, result: Any) -> Message:
         "cost_usd": result.cost_usd,
         "depth": result.depth_reached,
         "seconds": round(result.duration_ms / 1000, 1),
+        "journal": result.log,
+        **({"notes": notes} if notes else {}),
     }
     content = [*server.clip(result.response), {"type": "text", "text": json.dumps(facts)}]
     if result.log:
@@ -2021,6 +2116,7 @@ TOOLS: dict[str, ToolSpec] = {
                 **_SESSION,
             },
             ("code",),
+            in_folder=True,
         ),
         ToolSpec(
             "get_repl_context",
@@ -2042,6 +2138,7 @@ TOOLS: dict[str, ToolSpec] = {
                 **_SESSION,
             },
             ("key", "value"),
+            in_folder=True,
             any_json="value",
             idempotent=True,
         ),
@@ -2081,13 +2178,15 @@ TOOLS: dict[str, ToolSpec] = {
             _set_project,
             {"directory": {"type": "string", "description": "the project's folder"}, **_SESSION},
             ("directory",),
+            in_folder=True,
             idempotent=True,
         ),
         ToolSpec(
             "run_completion",
             "Work through a long input",
             "Have a language model work through a long input recursively: the input is a variable in a REPL, the model "
-            "looks at it by code and calls itself on pieces. Give the input as context or as files of the project.",
+            "looks at it by code and calls itself on pieces. Give the input as context or as files of the project. "
+            "Keeps a journal in the project's logs/.",
             _run_completion,
             {
                 "prompt": {"type": "string", "description": "the question or task"},
@@ -2107,6 +2206,7 @@ TOOLS: dict[str, ToolSpec] = {
                 **_SESSION,
             },
             ("prompt",),
+            in_folder=True,
             any_json="context",
             open_world=True,
         ),

@@ -866,14 +866,6 @@ def test_a_clients_roots_name_the_first_project_and_bound_the_others(workspace: 
             pass
 
 
-def test_an_untrusted_rlm_toml_is_refused_by_name_until_it_is_trusted(workspace: Path) -> None:
-    project(workspace, "one", rlm__toml='[rlm]\nallowed_imports = ["this"]\n')
-    with Peer() as peer:
-        told = peer.json("set_project", directory="one")
-        assert "allowed_imports" in told["problem"] and "rlm trust" in told["problem"]
-        assert "allowed_imports" in peer.refused("execute_python", code="1")
-
-
 # --- images and long output -----------------------------------------------------------------------------------------
 
 

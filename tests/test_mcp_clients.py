@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from mcp_peer import HANDSHAKE, MODERN, Peer, text_of
+from conftest import alive
+from mcp_peer import HANDSHAKE, MODERN, ROOT, Peer, descendants, text_of
 
 import rlm_mcp
 
@@ -137,3 +144,202 @@ def test_null_members_of_a_request_are_absent(version: str) -> None:
 def test_an_ability_that_is_null_is_not_there(version: str) -> None:
     with Peer(version, capabilities={"sampling": None, "roots": None}) as peer:
         assert peer.json("execute_python", code="llm_query('p')")["status"] == "needs_completions"
+
+
+# --- roots at 2026-07-28 ------------------------------------------------------------------------------------------
+
+ASKED = {"roots": {"method": "roots/list"}}
+
+
+def given(peer: Peer, tool: str, roots: Any, **arguments: Any) -> dict[str, Any]:
+    """The result of a call whose client is asked for its roots first."""
+    call = {"name": tool, "arguments": arguments}
+    asked = peer.result("tools/call", call)
+    assert (asked["resultType"], asked["inputRequests"]) == ("input_required", ASKED)
+    return peer.result("tools/call", {**call, "inputResponses": roots})
+
+
+def listed(*folders: Path) -> dict[str, Any]:
+    return {"roots": {"roots": [{"uri": folder.as_uri()} for folder in folders]}}
+
+
+def folders(workspace: Path) -> tuple[Path, Path]:
+    one, two = workspace / "one", workspace / "two"
+    for folder in (one, two):
+        folder.mkdir()
+        (folder / "a.txt").write_text(folder.name)
+    return one, two
+
+
+def test_a_modern_clients_roots_are_asked_for_and_are_bounds(workspace: Path) -> None:
+    one, two = folders(workspace)
+    with Peer(MODERN, capabilities={"roots": {}}) as peer:
+        assert peer.json("list_sessions")["sessions"] == []  # which needs no folder
+        read = given(peer, "execute_python", listed(one), code="open('a.txt').read()")
+        assert text_of(read) == "Value: 'one'"
+        assert peer.run("1 + 1") == "Value: 2"  # asked once
+        refused = given(peer, "set_project", listed(one), directory=str(two))
+        assert refused["isError"] and "outside of what this server was given" in text_of(refused)
+        moved = given(peer, "set_project", listed(two), directory=str(two))  # they may have changed
+        assert json.loads(text_of(moved))["directory"] == str(two.resolve())
+        assert peer.run("open('a.txt').read()") == "Value: 'two'"
+
+
+@pytest.mark.parametrize("roots", [{}, {"roots": None}, {"roots": {"roots": None}}, {"other": 1}], ids=json.dumps)
+def test_a_modern_client_that_gives_no_roots_is_held_to_the_working_directory(roots: Any, tmp_path: Path) -> None:
+    with Peer(MODERN, capabilities={"roots": {}}) as peer:
+        assert text_of(given(peer, "execute_python", roots, code="1")) == "Value: 1"
+        refused = given(peer, "set_project", roots, directory=str(tmp_path))
+        assert "outside of what this server was given" in text_of(refused)
+
+
+def test_a_modern_client_without_roots_is_not_asked() -> None:
+    with Peer(MODERN) as peer:
+        assert peer.run("1") == "Value: 1"
+
+
+# --- a client that is gone, or has given up -------------------------------------------------------------------------
+
+
+def test_a_client_that_dies_while_its_pipe_stays_open_ends_the_server_and_its_workers() -> None:
+    # What it started holds the other end of the pipe, here this test.
+    start = "import subprocess, sys, time; server = subprocess.Popen(sys.argv[1:], stdin=0)\n"
+    start += "print(server.pid, file=sys.stderr, flush=True); time.sleep(600)"
+    command = [sys.executable, "-c", start, sys.executable, str(ROOT / "rlm.py"), "mcp-serve"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as client:
+        assert client.stdin is not None and client.stdout is not None and client.stderr is not None
+        server = int(client.stderr.readline())
+        client.stdin.write(b'{"jsonrpc": "2.0", "id": 1, "method": "ping"}\n')
+        client.stdin.flush()
+        assert json.loads(client.stdout.readline())["result"] == {}
+        below = descendants(server)
+        os.kill(client.pid, signal.SIGKILL)
+        assert client.stdout.read() == b""  # the server's end, and its workers'
+        assert not [pid for pid in (server, *below) if alive(pid)]
+
+
+def test_after_a_timeout_of_the_client_the_session_answers_soon() -> None:
+    with Peer(setup="rlm_mcp.PARALLEL_SECONDS = 0.1") as peer:
+        peer.start("execute_python", code="kept = 1\nprint('begun')\nwhile True:\n    pass")  # and gives up, silently
+        while not peer.json("list_sessions")["sessions"][0]["busy"]:
+            pass
+        time.sleep(0.2)  # what is sent at the same time, as parallel calls are, waits
+        started = time.monotonic()
+        status = peer.json("execute_python", code="kept + 1")
+        assert time.monotonic() - started < 15
+        assert status["status"] == "running" and "clear_repl_context" in status["next"]
+        assert peer.run("1", session_id="new").startswith("Value: 1")
+        peer.json("clear_repl_context")
+        assert peer.run("2") == "Value: 2"
+
+
+def test_a_call_that_waited_is_run_and_collected_by_its_handle() -> None:
+    with Peer(setup="rlm_mcp.PARALLEL_SECONDS = 0.1\nrlm_mcp.QUEUE_SECONDS = 0.1") as peer:
+        first = peer.start("execute_python", code="import time\ntime.sleep(3)\nkept = 1")
+        while not peer.json("list_sessions")["sessions"][0]["busy"]:
+            pass
+        time.sleep(0.2)
+        handle = peer.json("execute_python", code="kept + 1")["handle"]
+        assert text_of(peer.call("resume", handle=handle)) == "Value: 2"
+        assert text_of(peer.wait(first)["result"]) == "(no output)"
+
+
+# --- what a result costs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "label"),
+    [("list(range(100_000))", "Value"), ("'x' * 100_000", "Value"), ("FINAL(list(range(100_000)))", "Final")],
+)
+def test_a_large_value_is_shown_in_part_and_kept_whole(shared: Peer, code: str, label: str) -> None:
+    result = shared.call("execute_python", code=f"print('printed')\n{code}")
+    text = text_of(result)
+    assert text.startswith(f"Output: printed\n{label}: ") and len(text) < 4_200
+    link = next(block for block in result["content"] if block["type"] == "resource_link")
+    assert link["uri"] in text
+    whole = shared.result("resources/read", {"uri": link["uri"]})["contents"][0]["text"]
+    assert len(whole) >= 100_000 and whole[-1] == text[-1]
+
+
+def test_a_value_of_four_thousand_characters_is_shown_whole(shared: Peer) -> None:
+    assert shared.run("'x' * 3_998") == f"Value: '{'x' * 3_998}'"
+
+
+def test_the_list_of_variables_is_bounded_in_characters(shared: Peer) -> None:
+    code = "for i in range(300):\n    globals()[f'v{i}'] = 'x' * 1000"
+    session = shared.text("execute_python", code=code, session_id="new").rpartition(": ")[2]
+    text = shared.text("get_repl_context", session_id=session)
+    answer = json.loads(text)
+    assert len(text) < 21_000 and len(answer["variables"]) + answer["more"] == 301
+
+
+def test_a_completion_says_where_its_journal_is(workspace: Path) -> None:
+    with Peer() as peer:
+        assert "logs/" in next(
+            tool["description"] for tool in peer.result("tools/list")["tools"] if tool["name"] == "run_completion"
+        )
+        status = peer.json("run_completion", prompt="hello", context="some text")
+        done = peer.call("resume", handle=status["handle"], answers=["FINAL(1)"])
+        facts = json.loads(done["content"][1]["text"])
+        assert Path(facts["journal"]) == workspace.resolve() / "logs" / f"{facts['trajectory_id']}.jsonl"
+        assert Path(facts["journal"]).is_file()
+
+
+# --- an rlm.toml that is not trusted --------------------------------------------------------------------------------
+
+UNTRUSTED = {
+    "allowed_imports": '["this"]',
+    "base_url": '"http://example.org"',
+    "local_memory": '"2g"',
+    "allowed_paths": '["/etc"]',
+    "tools": '["evil.py"]',
+}
+
+
+def test_an_untrusted_rlm_toml_does_not_keep_code_from_running(workspace: Path) -> None:
+    (workspace / "rlm.toml").write_text("[rlm]\n" + "".join(f"{key} = {text}\n" for key, text in UNTRUSTED.items()))
+    with Peer() as peer:
+        first = peer.run("6 * 7")
+        assert first.startswith("Value: 42")
+        for line, key in enumerate(UNTRUSTED, 2):
+            assert f"left out: rlm.toml:{line}: {key!r} is not taken from a project file that is not trusted" in first
+        assert "rlm trust" in first
+        assert peer.run("6 * 7") == "Value: 42"  # said once
+        assert "ModuleNotFoundError" in peer.refused("execute_python", code="import this")
+        assert "base_url" in peer.refused("execute_python", code="llm_query('p')")  # which might go elsewhere
+        assert "base_url" in peer.refused("run_completion", prompt="p")
+        assert "allowed_imports" in peer.json("set_project", directory=str(workspace))["problem"]
+
+
+def test_a_completion_goes_on_without_what_an_untrusted_file_would_add_and_says_so(workspace: Path) -> None:
+    (workspace / "rlm.toml").write_text('[rlm]\nallowed_imports = ["this"]\nmax_depth = 1\n')
+    with Peer() as peer:
+        assert peer.json("execute_python", code="llm_query('p')")["requests"] == ["p"]
+        status = peer.json("run_completion", prompt="hello", context="some text", session_id="new")
+        done = peer.call("resume", handle=status["handle"], answers=["FINAL(1)"])
+        assert "'allowed_imports'" in json.loads(done["content"][1]["text"])["notes"][0]
+
+
+def test_a_model_that_an_untrusted_file_names_does_not_keep_code_from_running(workspace: Path) -> None:
+    (workspace / "rlm.toml").write_text('[rlm]\nmodel = "other"\n')
+    with Peer(environ={"RLM_API_KEY": "sk-none"}) as peer:
+        assert "'model'" in peer.run("1 + 1")
+        assert "whom the key" in peer.refused("execute_python", code="llm_query('p')")
+
+
+def test_what_would_confine_code_further_is_not_passed_over(workspace: Path) -> None:
+    (workspace / "rlm.toml").write_text('[rlm]\nrequire = "full"\n')
+    with Peer() as peer:
+        assert "'require'" in peer.refused("execute_python", code="1")
+
+
+def test_a_trusted_rlm_toml_counts_from_the_next_clear_on(workspace: Path, tmp_path: Path) -> None:
+    (workspace / "rlm.toml").write_text('[rlm]\nallowed_imports = ["this"]\n')
+    environ = {"XDG_CONFIG_HOME": str(tmp_path / "config")}
+    with Peer(environ=environ) as peer:
+        peer.run("1")
+        trust = [sys.executable, str(ROOT / "rlm.py"), "trust"]
+        subprocess.run(trust, cwd=workspace, env={**os.environ, **environ}, check=True, capture_output=True)
+        peer.json("clear_repl_context")
+        assert peer.run("import this\nlen(this.d)") == "Value: 52"
