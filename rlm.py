@@ -105,6 +105,43 @@ __all__ = [
 # --- errors -----------------------------------------------------------------------------------------------------
 
 
+class RLMError(Exception):
+    """What every failure of a run is. `result` holds what was done until then, or None if that is nothing."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        result: CompletionResult | None = None,
+        trajectory_id: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        if hint and hasattr(self, "add_note"):  # from Python 3.11 on a traceback ends with it
+            self.add_note(f"next: {hint}")
+        self.result = result
+        self.trajectory_id = trajectory_id
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild_error, (type(self), self.args, self.__dict__)
+
+
+def _rebuild_error(kind: type[RLMError], args: tuple[Any, ...], state: dict[str, Any]) -> RLMError:
+    """An unpickled error: its own `__init__` takes other arguments than `args`."""
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class ConfigError(RLMError):
+    """The options, a configuration file, a key or the context cannot be used; nothing was sent."""
+
+    untrusted = ""  # the key, where a project file that is not trusted sets one that it may not
+
+
 class ProviderError(RLMError):
     """A model's server refused, failed or could not be reached; `status` is its HTTP status, if there was one."""
 
@@ -197,6 +234,426 @@ class TimeoutExceeded(LimitExceeded):
         super().__init__(f"stopped after {elapsed_seconds:.1f} s, the limit is {timeout_seconds:g} s", **common)
         self.elapsed_seconds = elapsed_seconds
         self.timeout_seconds = timeout_seconds
+
+
+# --- options ----------------------------------------------------------------------------------------------------
+
+
+def _option(
+    default: Any, help: str, *, limit: bool = False, project: bool = False, env: str = "", flag: str = ""
+) -> Any:
+    """A row of the table of options. `project`: harmless enough to be taken from an untrusted ./rlm.toml, as each
+    `limit` is; those are in the journal, and a run is resumed with them."""
+    metadata = {"help": help, "limit": limit, "project": project or limit, "env": env, "flag": flag}
+    return field(default=default, metadata=metadata, repr="key" not in env.lower() and "key for" not in help)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Every option with its type, default and meaning: the one table behind `RLM`, rlm.toml, RLM_* and the flags."""
+
+    model: str | None = _option(None, "model of the root and of rlm_query (default gpt-4o-mini)", project=True)
+    sub_model: str | None = _option(None, "model of llm_query (default: the same)", project=True)
+    backend: str = _option("auto", "provider id, or auto: by the model's name and the keys present", project=True)
+    api_key: str | None = _option(None, "key for the provider (else its environment variable)")
+    base_url: str | None = _option(None, "where the provider's API is")
+    protocol: str = _option("auto", "how the model asks for code: tools, text, or auto")
+    environment: str = _option("local", "where code runs: local or docker", flag="--env")
+    max_depth: int = _option(4, "how deep rlm_query may go", limit=True)
+    max_subcalls: int = _option(50, "prompts that llm_query and rlm_query may send in all", limit=True)
+    max_iterations: int = _option(30, "turns of one node", limit=True)
+    max_errors: int = _option(5, "failures in a row after which a node gives up", limit=True)
+    token_budget: int = _option(1_000_000, "tokens in and out, for the whole tree", limit=True)
+    cost_budget_usd: float | None = _option(None, "dollars, for the whole tree", limit=True, flag="--cost-budget")
+    timeout_seconds: float | None = _option(None, "seconds, for the whole tree", limit=True, flag="--timeout")
+    max_parallel: int = _option(16, "model calls in flight at once", limit=True)
+    max_retries: int = _option(4, "further attempts of a call that failed in passing", project=True)
+    output_limit: int = _option(10_000, "characters of a cell's output that the model is shown", limit=True)
+    cell_timeout: float = _option(30, "seconds of computing for one cell", limit=True)
+    compaction: bool = _option(True, "replace old outputs by stubs when the model's window fills", project=True)
+    params: dict[str, Any] | None = _option(None, "request parameters: temperature, top_p, seed, reasoning_effort, …")
+    sub_params: dict[str, Any] | None = _option(None, "the same for llm_query (default: the same)")
+    prompt: str | None = _option(None, "system prompt: full, small, or a file (default: by the model)")
+    show_below: int = _option(4_000, "characters up to which a context is shown to the model whole")
+    prices: dict[str, Any] | None = _option(None, "USD per million tokens: {model: [in, out, cached, write]}")
+    cache: bool = _option(False, "keep answers on disk and serve equal calls from there")
+    schema: Any = _option(None, "JSON Schema, dataclass or pydantic model of the answer")
+    tools: list[Any] | None = _option(None, "Tool objects, files or modules that hold some")
+    allowed_paths: list[str] | None = _option(None, "folders that file_* may read (default: the working directory)")
+    allowed_imports: list[str] | None = _option(None, "further modules for code in the local sandbox")
+    require: str = _option("best", "confinement of the local sandbox: best, or full: refuse to run with less")
+    local_memory: str = _option("1g", "memory of the local sandbox, beyond the context")
+    docker_image: str = _option("python:3.11-slim", "image with a python >= 3.8")
+    docker_cpus: float = _option(1.0, "processors for a container", project=True)
+    docker_memory: str = _option("512m", "memory for a container", project=True)
+    docker_network_disabled: bool = _option(True, "no network in the container")
+    docker_runtime: str | None = _option(None, "container runtime, such as runsc")
+    docker_mount: str = _option("ro", "working directory at /workspace: ro or none")
+    docker_pool: int = _option(0, "containers kept warm for children and batches")
+    persistent: bool = _option(False, "keep the REPL and the messages between completions")
+    snipara_api_key: str | None = _option(None, "Snipara key", env="SNIPARA_API_KEY", project=True)
+    snipara_project_slug: str | None = _option(None, "Snipara project", env="SNIPARA_PROJECT_SLUG", project=True)
+    snipara_api_url: str | None = _option(None, "Snipara address", env="SNIPARA_API_URL")
+    memory_enabled: bool = _option(False, "Snipara's memory tools as well")
+    save_context: bool = _option(True, "keep a context given by value beside the journal, for resume")
+    verbose: bool = _option(False, "print each step to stderr", project=True, flag="-v")
+    log_dir: str | None = _option("./logs", "folder of the journals; empty for none", flag="--log-dir")
+
+
+OPTIONS: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(Options)}
+_LIMITS = [name for name, row in OPTIONS.items() if row.metadata["limit"]]
+_CHOICES = {
+    "environment": ("local", "docker"),
+    "protocol": ("auto", "tools", "text"),
+    "require": ("best", "full"),
+    "docker_mount": ("ro", "none"),
+}
+_SMALLEST = {
+    **dict.fromkeys(("max_depth", "max_subcalls", "max_retries", "docker_pool", "show_below"), 0),
+    "output_limit": 200,
+}
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The options in force, where each came from ("argument", "RLM_MODEL", "rlm.toml:4", "default"), and the rest."""
+
+    values: dict[str, Any] = field(repr=False)  # may hold keys, as may the environment
+    origins: dict[str, str]
+    files: list[str]
+    environ: dict[str, str] = field(repr=False)  # with provider keys from .env added
+
+
+def load_config(
+    given: Mapping[str, Any],
+    *,
+    config: str | bool | None = None,
+    cwd: str | None = None,
+    without: Collection[str] = (),
+) -> Configuration:
+    """The options: `given` (what is not None) > environment > ./rlm.toml (nearest parent) > the user's file > default.
+
+    `config`: a path reads that file alone, False reads none. `without`: keys that are not taken from an untrusted
+    project file. ConfigError for an unknown key, a wrong type, or what an untrusted project file may not set.
+    """
+    cwd = cwd or os.getcwd()
+    environ = {**os.environ, **{name: key for name, key in _dotenv_keys(cwd).items() if not os.environ.get(name)}}
+    values = {name: row.default for name, row in OPTIONS.items()}
+    origins = dict.fromkeys(OPTIONS, "default")
+    files = _config_files(config, cwd)
+    untrusted: set[str] = set()
+    for path, is_project in files:
+        table = _read_toml(path, is_project, without)
+        _merge(values, origins, table)
+        if is_project and not _is_trusted_file(path):
+            untrusted = {origin for _, origin in table.values()}
+    _merge(values, origins, _from_environment(environ))
+    _merge(values, origins, {n: (v, "argument") for n, v in given.items() if v is not None and n in OPTIONS})
+    for name in OPTIONS:
+        values[name] = _checked(name, values[name], origins[name])
+    _keep_key_from(untrusted, origins)
+    return Configuration(values, origins, [path for path, _ in files], environ)
+
+
+def _merge(values: dict[str, Any], origins: dict[str, str], new: Mapping[str, tuple[Any, str]]) -> None:
+    for name, (value, origin) in new.items():
+        values[name], origins[name] = value, origin
+
+
+def user_config_dir() -> str:
+    """Where the user's config.toml and the list of trusted project files are."""
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
+    return os.path.join(base, "rlm")
+
+
+def project_file(cwd: str) -> str | None:
+    """The nearest rlm.toml, in `cwd` or above."""
+    folder = os.path.abspath(cwd)
+    while True:
+        path = os.path.join(folder, "rlm.toml")
+        if os.path.isfile(path):
+            return path
+        if (parent := os.path.dirname(folder)) == folder:
+            return None
+        folder = parent
+
+
+def _config_files(config: str | bool | None, cwd: str) -> list[tuple[str, bool]]:
+    """(path, is it the project's and not the user's word) of each file to read, the weakest first."""
+    if config is False:
+        return []
+    if isinstance(config, (str, os.PathLike)):
+        if not os.path.isfile(config):
+            raise ConfigError(f"no configuration file at {str(config)!r}", hint="rlm init writes one")
+        return [(os.fspath(config), False)]
+    files = []
+    user = os.path.join(user_config_dir(), "config.toml")
+    if os.path.isfile(user):
+        files.append((user, False))
+    if project := project_file(cwd):
+        files.append((project, True))
+    return files
+
+
+def _read_toml(path: str, is_project: bool, without: Collection[str] = ()) -> dict[str, tuple[Any, str]]:
+    """{option: (value, "rlm.toml:4")} of the [rlm] table of a file."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    short = os.path.basename(path) if is_project else path
+    try:
+        with open(path, "rb") as file:
+            blob = file.read()
+        data = tomllib.loads(blob.decode("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{short} is not valid TOML: {error}") from None
+    stray = [key for key in data if key != "rlm"]
+    if stray:
+        raise ConfigError(f"{short}: {stray[0]!r} is outside the [rlm] table", hint="put every key under [rlm]")
+    table = data.get("rlm", {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{short}: rlm is not a table", hint="write [rlm] above the keys")
+    for key in table:
+        if key not in OPTIONS:
+            raise ConfigError(f"{short}:{_line_of(blob, key)}: unknown key {key!r}", hint=suggestion(key, OPTIONS))
+    if is_project and not is_trusted(path, blob):
+        table = {key: value for key, value in table.items() if key not in without}
+        _refuse_untrusted(table, path, short, blob)
+    return {key: (value, f"{short}:{_line_of(blob, key)}") for key, value in table.items()}
+
+
+def _line_of(blob: bytes, key: str) -> int:
+    """The line a key stands on, from 1."""
+    lines = blob.decode("utf-8", "replace").splitlines()
+    pattern = re.compile(rf"""\s*["']?{re.escape(key)}["']?\s*[=.\]]|\s*\[\s*rlm\s*\.\s*{re.escape(key)}\s*\]""")
+    return next((n for n, line in enumerate(lines, 1) if pattern.match(line)), 1)
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """ "did you mean 'x'?", or what there is."""
+    import difflib
+
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(sorted(known))}"
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
+    """The options given by RLM_* (and SNIPARA_*) variables; an empty one counts as not set."""
+    found = {}
+    for name, row in OPTIONS.items():
+        for variable in ("RLM_" + name.upper(), row.metadata["env"]):
+            if variable and os.environ.get(variable):
+                found[name] = (parse_option(name, environ[variable], variable), variable)
+                break
+    return found
+
+
+def parse_option(name: str, text: str, origin: str) -> Any:
+    """An option's value from text, as the environment and the command line have it; ConfigError if it is none."""
+    kind = str(OPTIONS[name].type).split(" |")[0]
+    try:
+        if kind == "bool":
+            if text.lower() in _TRUE + _FALSE:
+                return text.lower() in _TRUE
+            raise ValueError
+        if kind == "int":
+            return int(text.replace(",", "_"))
+        if kind == "float":
+            return float(text)
+        if kind.startswith("list"):
+            return [item.strip() for item in text.split(",") if item.strip()]
+        if name in ("params", "sub_params"):
+            return parse_params([text], origin)
+        if kind.startswith("dict") or kind == "Any":
+            return json.loads(text)
+    except ValueError:
+        raise ConfigError(f"{origin}: {text!r} is not a valid {_KIND_WORDS.get(kind, 'JSON value')}") from None
+    return text
+
+
+def parse_params(items: Iterable[str], origin: str = "params") -> dict[str, Any]:
+    """Request parameters from `name=value` items (or several with commas between, or a JSON object); later ones win.
+
+    A value is JSON where it can be read as that, else text.
+    """
+    params: dict[str, Any] = {}
+    for item in items:
+        if item.lstrip().startswith("{"):
+            value = _json_or_text(item)
+            pairs = list(value.items()) if isinstance(value, dict) else []
+        else:
+            parts = re.split(r",(?=\s*\w+=)", item) if item.strip() else []
+            pairs = [(name.strip(), _json_or_text(text.strip())) for name, _, text in (p.partition("=") for p in parts)]
+            if not all("=" in part and part.partition("=")[0].strip() for part in parts):
+                pairs = []
+        if not pairs and item.strip() not in ("", "{}"):
+            raise ConfigError(f"{origin}: {item!r} is not a parameter", hint="NAME=VALUE, such as temperature=0")
+        params.update(pairs)
+    return params
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+_KIND_WORDS = {"int": "whole number", "float": "number", "bool": "true or false", "str": "text", "list[Any]": "list"}
+
+
+def _checked(name: str, value: Any, origin: str) -> Any:
+    """`value`, if it is of the option's type and in its range."""
+    annotation = str(OPTIONS[name].type)
+    kind = annotation.split(" |")[0]
+    if value is None:
+        return None
+    plain: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "bool": bool}
+    wanted = plain.get(kind) or (list if kind.startswith("list") else dict if kind.startswith("dict") else object)
+    if name in ("environment", "backend") and not isinstance(value, str):
+        return value  # an object with the Sandbox or Backend methods
+    if name in ("log_dir", "base_url") and isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if name in ("tools", "allowed_paths", "allowed_imports") and isinstance(value, (tuple, set)):
+        value = list(value)
+    if not isinstance(value, wanted) or (isinstance(value, bool) and kind in ("int", "float")):
+        shown = "that" if name.endswith("_key") else repr(value)
+        raise ConfigError(f"{name} ({origin}) must be a {_KIND_WORDS.get(kind, kind)}, not {shown}")
+    if name in ("local_memory", "docker_memory"):
+        try:
+            rlm_sandbox.parse_size(str(value))
+        except ValueError as error:
+            raise ConfigError(f"{name} ({origin}): {error}") from None
+    if name in _CHOICES and value not in _CHOICES[name]:
+        raise ConfigError(f"{name} ({origin}) is {value!r}", hint=f"one of: {', '.join(_CHOICES[name])}")
+    if kind in ("int", "float"):
+        least = _SMALLEST.get(name, 1 if kind == "int" else 0)
+        assert isinstance(value, (int, float))
+        nothing = kind == "float" and value == 0 and name != "cost_budget_usd"
+        if value < least or nothing or value != value or value == float("inf"):
+            hint = f"at least {least}" if kind == "int" else "a number above 0"
+            raise ConfigError(f"{name} ({origin}) is {value!r}", hint=hint)
+    return value
+
+
+def _dotenv_keys(cwd: str) -> dict[str, str]:
+    """The provider keys in ./.env; nothing else is taken from there, since the file is the project's."""
+    path = os.path.join(cwd, ".env")
+    try:
+        if stat.S_ISCHR(os.stat(path).st_mode):  # a link to a terminal or a device would be waited for
+            return {}
+        with open(path, encoding="utf-8", errors="replace") as file:
+            text = file.read(100_000)
+    except OSError:
+        return {}
+    known = rlm_backends.key_variables()
+    found = {}
+    for line in text.splitlines():
+        match = re.match(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*?)\s*$", line)
+        if match and match[1] in known:
+            value = match[2]
+            if value[:1] in ("'", '"') and value[-1:] == value[:1]:
+                value = value[1:-1]
+            else:
+                value = value.split(" #")[0].strip()
+            found[match[1]] = value
+    return found
+
+
+def sha256(blob: bytes = b"") -> Any:
+    """hashlib's; it loads OpenSSL, which an import should not wait for."""
+    import hashlib
+
+    return hashlib.sha256(blob)
+
+
+# --- trust: what a project's rlm.toml may set before its user has said so ----------------------------------------
+
+
+def _trust_file() -> str:
+    return os.path.join(user_config_dir(), "trusted.json")
+
+
+def _trusted() -> dict[str, str]:
+    try:
+        with open(_trust_file(), encoding="utf-8") as file:
+            table = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return table if isinstance(table, dict) else {}
+
+
+def is_trusted(path: str, blob: bytes) -> bool:
+    """Whether `rlm trust` has recorded this file as it is now."""
+    return bool(_trusted().get(os.path.realpath(path)) == sha256(blob).hexdigest())
+
+
+def _is_trusted_file(path: str) -> bool:
+    with open(path, "rb") as file:
+        return is_trusted(path, file.read())
+
+
+def _keep_key_from(untrusted: set[str], origins: Mapping[str, str]) -> None:
+    """ConfigError where an untrusted file would choose the provider that the user's `api_key` is sent to.
+
+    A key under its provider's own name (OPENAI_API_KEY) goes to no other, whatever a file says.
+    """
+    if origins["api_key"] == "default" or origins["api_key"] in untrusted:
+        return
+    for name in ("backend", "model"):
+        if origins[name] in untrusted:
+            error = ConfigError(
+                f"{origins[name]}: {name!r} of a project file that is not trusted would say whom the key of "
+                f"{origins['api_key']} is sent to",
+                hint=f"name it yourself (--{name}), or read the file, then: rlm trust",
+            )
+            error.untrusted = name
+            raise error
+
+
+def trust(path: str, *, revoke: bool = False) -> None:
+    """Record (or forget) the file at `path`, as it is now, as the user's own word."""
+    table = _trusted()
+    real = os.path.realpath(path)
+    if revoke:
+        table.pop(real, None)
+    else:
+        with open(path, "rb") as file:
+            table[real] = sha256(file.read()).hexdigest()
+    os.makedirs(user_config_dir(), mode=0o700, exist_ok=True)
+    temporary = f"{_trust_file()}.{os.getpid()}"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(table, file, indent=1)
+    os.replace(temporary, _trust_file())
+
+
+def untrusted_keys(table: Mapping[str, Any]) -> list[str]:
+    """The keys of a project's [rlm] table that take effect only after `rlm trust`."""
+    keys = []
+    for key, value in table.items():
+        harmless = OPTIONS[key].metadata["project"] or (key == "environment" and value == "docker")
+        if key == "backend":
+            harmless = value in ("auto", "litellm") or value in {row["id"] for row in rlm_backends.providers()}
+        if key in ("snipara_api_key", "snipara_project_slug"):
+            harmless = "snipara_api_key" in table and "snipara_project_slug" in table
+        if not harmless:
+            keys.append(key)
+    return keys
+
+
+def _refuse_untrusted(table: Mapping[str, Any], path: str, short: str, blob: bytes) -> None:
+    keys = untrusted_keys(table)
+    if keys:
+        error = ConfigError(
+            f"{short}:{_line_of(blob, keys[0])}: {keys[0]!r} is not taken from a project file that is not trusted",
+            hint=f"read {path}, then: rlm trust",
+        )
+        error.untrusted = keys[0]
+        raise error
 
 
 # --- the ledger: limits that hold for the whole tree of calls ----------------------------------------------------

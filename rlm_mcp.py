@@ -1011,30 +1011,34 @@ class Server:
         return path
 
     def configuration(self, directory: str | None, **given: Any) -> Any:
-        """The options for work in `directory`, from its rlm.toml as far as that is trusted; Refusal if it is not."""
-        rlm = sibling("rlm")
-        try:
-            return rlm.load_config({"environment": self.env, **given}, cwd=directory or os.sep)
-        except rlm.ConfigError as error:
-            raise Refusal(_config_problem(error)) from None
+        """The options for asking a model about work in `directory`; Refusal if they cannot be used.
+
+        Of an rlm.toml that is not trusted, what would give code more is left out. Anything else that it may not set
+        is refused: it may say that the data should go elsewhere.
+        """
+        return self._configuration(directory, given, lambda key: key in LOOSENING)[0]
 
     def sandbox_configuration(self, directory: str | None) -> tuple[Any, list[str]]:
-        """The options for a REPL in `directory`, and what was left out of an rlm.toml that is not trusted.
+        """The options for a REPL in `directory`, and what was left out of an rlm.toml that is not trusted: all that it
+        may not set, but for what would confine code further."""
+        return self._configuration(directory, {}, lambda key: key not in CONFINING)
 
-        Code runs without what such a file would add. What would confine it further is not passed over, and a model
-        is not asked (`configuration`): the file may say that the data should go elsewhere.
-        """
+    def _configuration(
+        self, directory: str | None, given: Message, can_go: Callable[[str], bool]
+    ) -> tuple[Any, list[str]]:
         rlm = sibling("rlm")
         without: list[str] = []
         notes: list[str] = []
         while True:
             try:
-                return rlm.load_config({"environment": self.env}, cwd=directory or os.sep, without=without), notes
+                options = {"environment": self.env, **given}
+                return rlm.load_config(options, cwd=directory or os.sep, without=without), notes
             except rlm.ConfigError as error:
-                if not error.untrusted or error.untrusted in (*without, *CONFINING):
-                    raise Refusal(_config_problem(error)) from None
+                problem = f"{error}" + (f"; {error.hint}" if error.hint else "")
+                if not error.untrusted or error.untrusted in without or not can_go(error.untrusted):
+                    raise Refusal(problem) from None
                 without.append(error.untrusted)
-                notes.append(f"left out: {_config_problem(error)}, and clear_repl_context")
+                notes.append(f"left out: {problem}, and clear_repl_context")
 
     def new_sandbox(self, directory: str | None) -> tuple[Any, list[str]]:
         """A REPL for work in `directory`, and what its user should know."""
@@ -1393,11 +1397,9 @@ def _working_directory() -> str:
         return os.sep
 
 
-def _config_problem(error: Any) -> str:
-    return f"{error}" + (f"; {error.hint}" if error.hint else "")
-
-
-CONFINING = ("require", "docker_mount", "docker_runtime")  # options by which a project's file asks for less freedom
+# Options by which a project's file may ask for less freedom, or for more.
+CONFINING = ("require", "docker_mount", "docker_runtime")
+LOOSENING = ("allowed_imports", "allowed_paths", "tools", "local_memory", "docker_image", "docker_network_disabled")
 
 
 def _ceiling(configuration: Any, option: str) -> str:
@@ -1876,15 +1878,12 @@ _TYPES: dict[str, Any] = {
 
 def _from_json(kind: str, value: Any) -> Any:
     """`value`, or what it says as JSON where it is a string and no string is wanted; an integer may be written 3.0."""
-    found = value
     if isinstance(value, str) and kind != "string":
         with contextlib.suppress(ValueError, RecursionError):
-            found = json.loads(value, parse_constant=_no_constant)
-        if kind == "array" and not isinstance(found, list):
-            return [value]  # one path, or one answer
-    if kind == "integer" and isinstance(found, float) and found.is_integer():
-        return int(found)
-    return found
+            value = json.loads(value, parse_constant=_no_constant)
+    if kind == "integer" and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
 
 
 def _mismatch(schema: Message, value: Any) -> str | None:
@@ -2069,9 +2068,12 @@ def _set_project(server: Server, request: Request, directory: str, session_id: s
         session.use(path)
         answer = {"session_id": session.name, "directory": path}
         try:
-            answer["config"] = server.configuration(path).files
+            configuration, notes = server.sandbox_configuration(path)
+            answer["config"] = configuration.files
         except Refusal as refusal:
-            answer["problem"] = str(refusal)
+            notes = [str(refusal)]
+        if notes:
+            answer["problem"] = "\n".join(notes)
         return json_result(answer)
 
     server.start(request, session, work)
@@ -2096,7 +2098,8 @@ def _run_completion(
         directory = session.folder()
         try:
             given = _files(server, directory, files) if files else context
-            return _completion_result(server, run(job, directory, prompt, given, limits))
+            result = run(job, directory, prompt, given, limits)
+            return _completion_result(server, result, server.sandbox_configuration(directory)[1])
         except rlm.RLMError as error:
             return _failed_completion(server, error)
 
@@ -2118,7 +2121,7 @@ def _files(server: Server, directory: str | None, specs: list[str]) -> Any:
     return context
 
 
-def _completion_result(server: Server, result: Any) -> Message:
+def _completion_result(server: Server, result: Any, notes: list[str]) -> Message:
     facts = {
         "status": result.status,
         "trajectory_id": result.trajectory_id,
@@ -2128,6 +2131,7 @@ def _completion_result(server: Server, result: Any) -> Message:
         "depth": result.depth_reached,
         "seconds": round(result.duration_ms / 1000, 1),
         "journal": result.log,
+        **({"notes": notes} if notes else {}),
     }
     content = [*server.clip(result.response), {"type": "text", "text": json.dumps(facts)}]
     if result.log:
@@ -2368,23 +2372,23 @@ class ClientKind(NamedTuple):
 _STDIO = {"type": "stdio"}
 CLIENTS = {
     "claude-desktop": ClientKind(
-        "Claude Desktop", {"user": "{app}/Claude/claude_desktop_config.json"}, note="restart Claude Desktop"
+        "Claude Desktop", {"user": "{desktop}/claude_desktop_config.json"}, note="restart Claude Desktop"
     ),
     "claude-code": ClientKind(
         "Claude Code",
-        {"user": "~/.claude.json", "project": "./.mcp.json", "local": "~/.claude.json"},
+        {"user": "{claude}/.claude.json", "project": "./.mcp.json", "local": "{claude}/.claude.json"},
         extra=_STDIO,
         adds="claude mcp add --scope {scope} rlm -- {command}",
         removes="claude mcp remove --scope {scope} rlm",
     ),
     "cursor": ClientKind("Cursor", {"user": "~/.cursor/mcp.json", "project": "./.cursor/mcp.json"}),
     "vscode": ClientKind(
-        "VS Code", {"user": "{app}/Code/User/mcp.json", "project": "./.vscode/mcp.json"}, ("servers",), _STDIO
+        "VS Code", {"user": "{code}/User/mcp.json", "project": "./.vscode/mcp.json"}, ("servers",), _STDIO
     ),
     "windsurf": ClientKind("Windsurf", {"user": "~/.codeium/windsurf/mcp_config.json"}),
     "zed": ClientKind(
         "Zed",
-        {"user": "{config}/zed/settings.json", "project": "./.zed/settings.json"},
+        {"user": "{zed}/settings.json", "project": "./.zed/settings.json"},
         ("context_servers",),
         {"source": "custom"},
     ),
@@ -2396,18 +2400,15 @@ CLIENTS = {
         adds="codex mcp add rlm -- {command}",
         removes="codex mcp remove rlm",
     ),
-    "gemini": ClientKind("Gemini CLI", {"user": "~/.gemini/settings.json", "project": "./.gemini/settings.json"}),
+    "gemini": ClientKind("Gemini CLI", {"user": "{gemini}/settings.json", "project": "./.gemini/settings.json"}),
     "copilot": ClientKind(
-        "Copilot CLI", {"user": "~/.copilot/mcp-config.json"}, extra={"type": "local", "tools": ["*"]}
+        "Copilot CLI", {"user": "{copilot}/mcp-config.json"}, extra={"type": "local", "tools": ["*"]}
     ),
-    "cline": ClientKind(
-        "Cline",
-        {"user": "{app}/Code/User/globalStorage/saoudrizwan.claude-dev/settings/cline_mcp_settings.json"},
-    ),
+    "cline": ClientKind("Cline", {"user": "{cline}"}),
     "opencode": ClientKind(
         "opencode", {"user": "{config}/opencode/opencode.json", "project": "./opencode.json"}, ("mcp",)
     ),
-    "goose": ClientKind("Goose", {"user": "{config}/goose/config.yaml"}, ("extensions",), form="yaml"),
+    "goose": ClientKind("Goose", {"user": "{goose}/config.yaml"}, ("extensions",), form="yaml"),
 }
 ENTRY_NAME = "rlm"
 CHECK_SECONDS = 30
@@ -2449,25 +2450,26 @@ def _install(name: str, action: str, scope: str | None) -> int:
     if scope not in client.files:
         return _wrong(f"{client.title} has no scope {scope!r}", f"--scope {'|'.join(client.files)}")
     path, where = config_file(client, scope), config_path(client, scope)
+    again = f"rlm mcp-install {name}" + ("" if scope == next(iter(client.files)) else f" --scope {scope}")
     if action == "print":
         print(f"{client.title}: {path}" + (f" ({client.note})" if client.note else ""))
         print(rendered(client, name, where), end="")
         if client.form == "yaml":
             print("nothing was written; this file is not edited here: add the entry by hand")
         else:
-            again = "" if scope == next(iter(client.files)) else f" --scope {scope}"
-            print(f"nothing was written; rlm mcp-install {name}{again} --write writes it")
+            print(f"nothing was written; {again} --write writes it")
         _print_own_command(client.adds, scope)
         return 0
     before = _read_text(path)
+    if client.form == "yaml":
+        return _install_by_hand(client, path, before, action, again)
+    where = config_path(client, scope, before)
     if action == "check":
         entry = current_entry(client, before, where)
         if entry is None:
-            return _wrong(f"{client.title}: no entry {ENTRY_NAME!r} in {path}", f"rlm mcp-install {name} --write", 1)
+            return _wrong(f"{client.title}: no entry {ENTRY_NAME!r} in {path}", f"{again} --write", 1)
         words = entry["command"] if isinstance(entry["command"], list) else [entry["command"], *entry.get("args", [])]
         return _check(words, entry.get("env") or entry.get("environment") or {}, client.title)
-    if client.form == "yaml":
-        raise ValueError(f"{path} is YAML, which is not edited here: add the entry by hand")
     after = edited(client, name, before, where, remove=action == "remove")
     if after == before:
         print(f"{client.title}: {path} needs no change")
@@ -2481,6 +2483,17 @@ def _install(name: str, action: str, scope: str | None) -> int:
                 print(f"  {line}")
         _print_own_command(client.removes if action == "remove" else client.adds, scope)
     return 0
+
+
+def _install_by_hand(client: ClientKind, path: str, text: str, action: str, again: str) -> int:
+    """A YAML file is not edited; a check looks for the entry by its name, and starts the command that is printed."""
+    if action != "check":
+        what = "take the entry out" if action == "remove" else "add the entry"
+        return _wrong(f"{client.title}: {path} is YAML, which is not edited here: {what} by hand", again, 1)
+    if not re.search(rf"^ +[\"']?{ENTRY_NAME}[\"']?:\s*$", text, re.MULTILINE):
+        return _wrong(f"{client.title}: no entry {ENTRY_NAME!r} in {path}", f"{again} prints what to add to it", 1)
+    print(f"{client.title}: {path} has the entry {ENTRY_NAME!r}; what it starts is not read, but what {again} prints:")
+    return _check(server_command(), {}, client.title)
 
 
 def _print_own_command(command: str, scope: str) -> None:
@@ -2497,22 +2510,75 @@ def _wrong(problem: str, following: str, status: int = 2) -> int:
 
 
 def config_file(client: ClientKind, scope: str) -> str:
-    """Where the client's configuration is on this system."""
+    """Where the client's configuration is on this system, as its own environment variables have it."""
+    path = os.path.abspath(os.path.expanduser(client.files[scope].format(**_folders())))
+    if client.title == "opencode" and os.path.exists(path + "c"):  # the commented form, which it reads last
+        path += "c"
+    return path
+
+
+def _folders() -> dict[str, str]:
+    """The folders that the table of clients names; for Cline, which has moved its file, the file."""
     home = os.path.expanduser("~")
     config = os.environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config")
-    application = config
-    if sys.platform == "darwin":
-        application = os.path.join(home, "Library", "Application Support")
-    elif sys.platform == "win32":
-        application = os.environ.get("APPDATA") or os.path.join(home, "AppData", "Roaming")
-    codex = os.environ.get("CODEX_HOME") or os.path.join(home, ".codex")
-    path = client.files[scope].format(app=application, config=config, codex=codex)
-    return os.path.abspath(os.path.expanduser(path))
+    application = {
+        "darwin": os.path.join(home, "Library", "Application Support"),
+        "win32": os.environ.get("APPDATA") or os.path.join(home, "AppData", "Roaming"),
+    }.get(sys.platform, config)
+
+    def chosen(variable: str, *inside: str, default: str) -> str:
+        return os.path.join(os.environ[variable], *inside) if os.environ.get(variable) else default
+
+    windows = sys.platform == "win32"
+    code = os.path.join(os.environ.get("VSCODE_APPDATA") or application, "Code")
+    goose = os.path.join(application, "Block", "goose", "config") if windows else os.path.join(config, "goose")
+    zed = os.path.join(home, ".config") if sys.platform == "darwin" else config
+    return {
+        "config": config,
+        "desktop": _claude_desktop(home, application),
+        "claude": chosen("CLAUDE_CONFIG_DIR", default=home),
+        "code": chosen("VSCODE_PORTABLE", "user-data", default=code),
+        "zed": os.path.join(application, "Zed") if windows else os.path.join(zed, "zed"),
+        "codex": chosen("CODEX_HOME", default=os.path.join(home, ".codex")),
+        "gemini": chosen("GEMINI_CLI_HOME", ".gemini", default=os.path.join(home, ".gemini")),
+        "copilot": chosen("COPILOT_HOME", default=os.path.join(home, ".copilot")),
+        "cline": os.environ.get("CLINE_MCP_SETTINGS_PATH") or _cline_file(home, code),
+        "goose": chosen("GOOSE_PATH_ROOT", "config", default=goose),
+    }
 
 
-def config_path(client: ClientKind, scope: str) -> tuple[str, ...]:
-    """Where in the file our entry is."""
+def _claude_desktop(home: str, application: str) -> str:
+    """Its folder. The packaged (MSIX) form on Windows sees the package's own copy of %APPDATA% alone."""
+    import glob
+
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA") or os.path.join(home, "AppData", "Local")
+        packages = glob.glob(os.path.join(glob.escape(local), "Packages", "Claude_*"))
+        folders = [os.path.join(package, "LocalCache", "Roaming", "Claude") for package in sorted(packages)]
+        used = [folder for folder in folders if os.path.exists(os.path.join(folder, "claude_desktop_config.json"))]
+        if folders:
+            return (used or folders)[0]
+    return os.path.join(application, "Claude")
+
+
+def _cline_file(home: str, code: str) -> str:
+    """Its settings, which the CLI and the extension share; an extension of old keeps them in a folder of its own."""
+    name = "cline_mcp_settings.json"
+    base = os.path.join(os.environ.get("CLINE_DIR") or os.path.join(home, ".cline"), "data")
+    base = os.environ.get("CLINE_DATA_DIR") or base
+    old = os.path.join(code, "User", "globalStorage", "saoudrizwan.claude-dev", "settings", name)
+    return old if os.path.exists(old) and not os.path.isdir(base) else os.path.join(base, "settings", name)
+
+
+def config_path(client: ClientKind, scope: str, text: str = "") -> tuple[str, ...]:
+    """Where in the file, which holds `text`, our entry is."""
     inside = ("projects", os.getcwd()) if scope == "local" else ()
+    if client.title == "opencode" and text.strip():  # 2.x reads both forms; a file keeps the one that it has
+        flat = _mapping(_mapping(parse_jsonc(text).value).get("mcp"))
+        nested = _mapping(flat.get("servers"))
+        is_map = isinstance(flat.get("servers"), dict) and all(isinstance(server, dict) for server in nested.values())
+        if is_map and (ENTRY_NAME in nested or ENTRY_NAME not in flat):
+            return ("mcp", "servers", ENTRY_NAME)
     return (*inside, *client.path, ENTRY_NAME)
 
 
@@ -2532,6 +2598,27 @@ def new_entry(client: ClientKind, name: str) -> Message:
     if name == "goose":
         return {"name": ENTRY_NAME, "type": "stdio", "cmd": command, "args": arguments, "enabled": True, "timeout": 300}
     return {**client.extra, "command": command, "args": arguments}
+
+
+def _is_local(entry: Any) -> bool:
+    """Whether an entry can be one of a command, and not of a server elsewhere."""
+    return isinstance(entry, dict) and not any(key.lower().endswith("url") for key in entry)
+
+
+def entry_over(client: ClientKind, name: str, old: Any, where: tuple[str, ...]) -> Message:
+    """Our entry for the place of `old`. Of one for a command, all but that and our own arguments stays."""
+    new = new_entry(client, name)
+    if where[-2] == "servers" and name == "opencode":
+        del new["enabled"]  # 2.x says `disabled`
+    if not _is_local(old):
+        return new
+    last = "args" if "args" in new else "command"
+    words = old.get(last)
+    if isinstance(words, list) and "mcp-serve" in words:
+        new[last] += words[words.index("mcp-serve") + 1 :]
+    same_kind = old.get("type") in ("stdio", "local")
+    ours = {"command", "args"} if same_kind else {"command", "args", "type"}
+    return {**old, **{key: value for key, value in new.items() if key in ours or key not in old}}
 
 
 def rendered(client: ClientKind, name: str, where: tuple[str, ...]) -> str:
@@ -2555,12 +2642,18 @@ def current_entry(client: ClientKind, text: str, where: tuple[str, ...]) -> Mess
 
 def edited(client: ClientKind, name: str, before: str, where: tuple[str, ...], *, remove: bool) -> str:
     """The file with our entry, or without it, and every other byte as it was. ValueError if it cannot be done so."""
-    entry = None if remove else new_entry(client, name)
     if not before.strip():
         return before if remove else rendered(client, name, where)
     read = _toml if client.form == "toml" else lambda text: parse_jsonc(text).value
     edit = _edit_toml if client.form == "toml" else _edit_json
-    after = edit(before, where, entry)
+    old = functools.reduce(lambda tree, key: _mapping(tree).get(key), where, read(before))
+    entry = None if remove else entry_over(client, name, old, where)
+    changes: list[tuple[tuple[str, ...], Any]] = [(where, entry)]
+    if entry is not None and _is_local(old):  # each value by itself, the rest untouched
+        changes = [((*where, key), value) for key, value in entry.items() if key not in old or old[key] != value]
+    after = before
+    for place, value in changes:
+        after = edit(after, place, value)
     wanted = _with_entry(read(before), where, entry)
     if client.form == "toml" and wanted.get(where[0]) == {}:
         del wanted[where[0]]  # a TOML table without sub-tables has no line of its own
@@ -2642,7 +2735,7 @@ def _json_node(tokens: list[tuple[str, int, int]], n: int) -> tuple[Node, int]:
     return Node(value, start, tokens[n][2], members), n + 1
 
 
-def _edit_json(text: str, where: tuple[str, ...], entry: Message | None) -> str:
+def _edit_json(text: str, where: tuple[str, ...], entry: Any) -> str:
     """Put, replace or take out the member at `where`."""
     node, depth = parse_jsonc(text), 0
     while depth < len(where) - 1 and where[depth] in node.members:
@@ -2712,8 +2805,10 @@ def _toml_table(where: tuple[str, ...], entry: Message) -> str:
     return "\n".join([f"[{'.'.join(where)}]", *lines, ""])
 
 
-def _edit_toml(text: str, where: tuple[str, ...], entry: Message | None) -> str:
-    """Put, replace or take out the table at `where`, which goes to the next table's heading."""
+def _edit_toml(text: str, where: tuple[str, ...], entry: Any) -> str:
+    """Put, replace or take out the table at `where`, which goes to the next table's heading; or put one value."""
+    if entry is not None and not isinstance(entry, dict):
+        return _edit_toml_value(text, where, entry)
     end = "\r\n" if "\r\n" in text else "\n"
     name = r"\s*\.\s*".join(rf"[\"']?{re.escape(part)}[\"']?" for part in where)
     lines = text.splitlines(keepends=True)
@@ -2732,6 +2827,39 @@ def _edit_toml(text: str, where: tuple[str, ...], entry: Message | None) -> str:
     if entry is None and first and not lines[first - 1].strip() and (last == len(lines) or not lines[last].strip()):
         first -= 1  # the blank line that set our table apart
     return "".join(lines[:first]) + table + "".join(lines[last:])
+
+
+def _edit_toml_value(text: str, where: tuple[str, ...], value: Any) -> str:
+    """Put or replace one value of the table above it."""
+    end = "\r\n" if "\r\n" in text else "\n"
+    *table, key = where
+    name = r"\s*\.\s*".join(rf"[\"']?{re.escape(part)}[\"']?" for part in table)
+    lines = text.splitlines(keepends=True)
+    line = f"{key} = {json.dumps(value, ensure_ascii=False)}{end}"
+    heading = next((n for n, row in enumerate(lines) if re.match(rf"\s*\[\s*{name}\s*\]", row)), None)
+    if heading is None:  # only tables below it have headings: its own goes before the first
+        first = next((n for n, row in enumerate(lines) if re.match(rf"\s*\[\s*{name}\s*\.", row)), len(lines))
+        return "".join([*lines[:first], f"[{'.'.join(table)}]{end}", line, end, *lines[first:]])
+    start = stop = heading + 1
+    for n in range(heading + 1, len(lines)):
+        if re.match(r"\s*\[", lines[n]):
+            break
+        if re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", lines[n]):
+            start, stop = n, n + 1
+            while stop < len(lines) and not _is_toml("".join(lines[start:stop])):  # an array over several lines
+                stop += 1
+            break
+    if not lines[heading].endswith("\n"):
+        lines[heading] += end
+    return "".join([*lines[:start], line, *lines[stop:]])
+
+
+def _is_toml(text: str) -> bool:
+    try:
+        _toml(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _toml_value(text: str, where: tuple[str, ...]) -> Any:
@@ -2759,20 +2887,27 @@ def _replace_file(path: str, before: str, after: str) -> str | None:
     kept, mode = None, 0o600
     if os.path.exists(path):
         mode = os.stat(path).st_mode & 0o777
-        kept = f"{path}.{time.strftime('%Y%m%d-%H%M%S')}.bak"
-        _write_new(kept, before, mode)
-    temporary = f"{path}.{os.getpid()}.tmp"
-    _write_new(temporary, after, mode)
+        stamp = f"{path}.{time.strftime('%Y%m%d-%H%M%S')}"
+        kept = _write_new([f"{stamp}.bak", *(f"{stamp}-{n}.bak" for n in range(2, 1000))], before, mode)
+    temporary = _write_new([f"{path}.{os.urandom(4).hex()}.tmp"], after, mode)
     os.replace(temporary, path)
     return kept
 
 
-def _write_new(path: str, text: str, mode: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+def _write_new(paths: list[str], text: str, mode: int) -> str:
+    """Write a file that was not there, under the first of the names that is free."""
+    for path in paths:
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            break
+        except FileExistsError:
+            if path == paths[-1]:
+                raise
     with open(descriptor, "w", encoding="utf-8", newline="") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    return path
 
 
 def _print_difference(before: str, after: str, path: str) -> None:

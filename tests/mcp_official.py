@@ -12,6 +12,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 FIBONACCI = "a, b = 0, 1\nseen = []\nwhile a <= 20:\n    seen.append(a)\n    a, b = b, a + b\nprint(seen)"
@@ -50,8 +51,15 @@ async def connected(mode: str, command: list[str], sampling: Any) -> AsyncIterat
         from mcp.client.stdio import StdioServerParameters
 
         parameters = StdioServerParameters(command=command[0], args=command[1:])
-        async with Client(parameters, mode=mode, sampling_callback=sampling) as client:
+        async with Client(parameters, mode=mode, sampling_callback=sampling, list_roots_callback=roots) as client:
             yield client
+
+
+async def roots(context: Any) -> Any:
+    """The client's only folder, which is not the server's own."""
+    import mcp.types as types
+
+    return types.ListRootsResult(roots=[types.Root(uri=(Path.cwd() / "root").as_uri())])
 
 
 def said(result: Any) -> str:
@@ -91,6 +99,8 @@ async def session(mode: str, command: list[str]) -> dict[str, Any]:
         seen["requests"] = status["requests"]
         resumed = await client.call_tool("resume", {"handle": status["handle"], "answers": ["hi"]})
         seen["resumed"] = said(resumed)
+        listed = json.loads(said(await client.call_tool("list_sessions", {})))
+        seen["directory"] = listed["sessions"][0]["directory"]
     async with connected(mode, command, sample) as client:
         code = "llm_query_batched(['a', 'b']) + [llm_query('c')]"
         seen["sampled"] = said(await client.call_tool("execute_python", {"code": code}))

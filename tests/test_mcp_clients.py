@@ -57,9 +57,7 @@ def test_calls_of_a_client_that_fills_in_null_are_answered(shared: Peer) -> None
         ("run_completion", {"prompt": "p", "max_depth": 2.0}, {"prompt": "p", "max_depth": 2}),
         ("run_completion", {"prompt": "p", "max_depth": "2.0"}, {"prompt": "p", "max_depth": 2}),
         ("run_completion", {"prompt": "p", "files": '["a", "b"]'}, {"prompt": "p", "files": ["a", "b"]}),
-        ("run_completion", {"prompt": "p", "files": "a.txt"}, {"prompt": "p", "files": ["a.txt"]}),
         ("resume", {"handle": "h", "answers": '["[1]"]'}, {"handle": "h", "answers": ["[1]"]}),
-        ("resume", {"handle": "h", "answers": "42"}, {"handle": "h", "answers": ["42"]}),
         ("resume", {"handle": "h", "answers": ["[1]", ""]}, {"handle": "h", "answers": ["[1]", ""]}),
     ],
     ids=lambda value: json.dumps(value),
@@ -83,6 +81,7 @@ def test_json_in_a_text_is_taken_where_no_text_is_wanted(
         ("run_completion", {"prompt": "p", "max_depth": 2.5}, "max_depth must be an integer"),
         ("run_completion", {"prompt": "p", "files": "[1]"}, "files must be an array of strings"),
         ("run_completion", {"prompt": "p", "files": [None]}, "files must be an array of strings"),
+        ("run_completion", {"prompt": "p", "files": "a.txt"}, "files must be an array"),
         ("execute_python", {"code": "1", "sessionId": "x"}, "no argument 'sessionId'; it takes code, timeout, profile, "
          "session_id; did you mean 'session_id'?"),
         ("execute_python", {"code": "1", "zzz": 1}, "no argument 'zzz'; it takes code, timeout, profile, session_id"),
@@ -203,10 +202,8 @@ def test_a_modern_client_without_roots_is_not_asked() -> None:
 
 def test_a_client_that_dies_while_its_pipe_stays_open_ends_the_server_and_its_workers() -> None:
     # What it started holds the other end of the pipe, here this test.
-    start = (
-        "import os, subprocess, sys; print(subprocess.Popen(sys.argv[1:], stdin=0).pid, file=sys.stderr, flush=True)"
-    )
-    start += "; import time; time.sleep(600)"
+    start = "import subprocess, sys, time; server = subprocess.Popen(sys.argv[1:], stdin=0)\n"
+    start += "print(server.pid, file=sys.stderr, flush=True); time.sleep(600)"
     command = [sys.executable, "-c", start, sys.executable, str(ROOT / "rlm.py"), "mcp-serve"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as client:
@@ -308,10 +305,19 @@ def test_an_untrusted_rlm_toml_does_not_keep_code_from_running(workspace: Path) 
             assert f"left out: rlm.toml:{line}: {key!r} is not taken from a project file that is not trusted" in first
         assert "rlm trust" in first
         assert peer.run("6 * 7") == "Value: 42"  # said once
-        assert "ImportError" in peer.refused("execute_python", code="import this")
+        assert "ModuleNotFoundError" in peer.refused("execute_python", code="import this")
         assert "base_url" in peer.refused("execute_python", code="llm_query('p')")  # which might go elsewhere
-        assert "allowed_imports" in peer.refused("run_completion", prompt="p")
+        assert "base_url" in peer.refused("run_completion", prompt="p")
         assert "allowed_imports" in peer.json("set_project", directory=str(workspace))["problem"]
+
+
+def test_a_completion_goes_on_without_what_an_untrusted_file_would_add_and_says_so(workspace: Path) -> None:
+    (workspace / "rlm.toml").write_text('[rlm]\nallowed_imports = ["this"]\nmax_depth = 1\n')
+    with Peer() as peer:
+        assert peer.json("execute_python", code="llm_query('p')")["requests"] == ["p"]
+        status = peer.json("run_completion", prompt="hello", context="some text", session_id="new")
+        done = peer.call("resume", handle=status["handle"], answers=["FINAL(1)"])
+        assert "'allowed_imports'" in json.loads(done["content"][1]["text"])["notes"][0]
 
 
 def test_a_model_that_an_untrusted_file_names_does_not_keep_code_from_running(workspace: Path) -> None:
@@ -335,4 +341,4 @@ def test_a_trusted_rlm_toml_counts_from_the_next_clear_on(workspace: Path, tmp_p
         trust = [sys.executable, str(ROOT / "rlm.py"), "trust"]
         subprocess.run(trust, cwd=workspace, env={**os.environ, **environ}, check=True, capture_output=True)
         peer.json("clear_repl_context")
-        assert "Zen" in peer.run("import this")
+        assert peer.run("import this\nlen(this.d)") == "Value: 52"

@@ -24,11 +24,24 @@ JSON_CLIENTS = [name for name, client in rlm_mcp.CLIENTS.items() if client.form 
 SCOPES = [(name, scope) for name, client in rlm_mcp.CLIENTS.items() for scope in client.files if client.form != "yaml"]
 
 
+OVERRIDES = [
+    ("claude-code", "CLAUDE_CONFIG_DIR", ".claude.json"),
+    ("codex", "CODEX_HOME", "config.toml"),
+    ("copilot", "COPILOT_HOME", "mcp-config.json"),
+    ("gemini", "GEMINI_CLI_HOME", ".gemini/settings.json"),
+    ("cline", "CLINE_DIR", "data/settings/cline_mcp_settings.json"),
+    ("cline", "CLINE_DATA_DIR", "settings/cline_mcp_settings.json"),
+    ("cline", "CLINE_MCP_SETTINGS_PATH", ""),
+    ("goose", "GOOSE_PATH_ROOT", "config/config.yaml"),
+    ("vscode", "VSCODE_PORTABLE", "user-data/User/mcp.json"),
+]
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "home"
     path.mkdir(exist_ok=True)
-    for name in ("CODEX_HOME", "APPDATA"):
+    for name in ("APPDATA", "LOCALAPPDATA", "VSCODE_APPDATA", *(row[1] for row in OVERRIDES)):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys, "platform", "linux")
     return path
@@ -85,20 +98,81 @@ def test_each_client_gets_its_own_shape() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("platform", "expected"),
-    [
-        ("linux", ".config/Claude/claude_desktop_config.json"),
-        ("darwin", "Library/Application Support/Claude/claude_desktop_config.json"),
-        ("win32", "AppData/Roaming/Claude/claude_desktop_config.json"),
-    ],
-)
-def test_the_file_is_where_the_system_has_it(
-    platform: str, expected: str, home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+PLACES = {
+    "linux": {
+        "claude-desktop": ".config/Claude/claude_desktop_config.json",
+        "claude-code": ".claude.json",
+        "cursor": ".cursor/mcp.json",
+        "vscode": ".config/Code/User/mcp.json",
+        "windsurf": ".codeium/windsurf/mcp_config.json",
+        "zed": ".config/zed/settings.json",
+        "codex": ".codex/config.toml",
+        "gemini": ".gemini/settings.json",
+        "copilot": ".copilot/mcp-config.json",
+        "cline": ".cline/data/settings/cline_mcp_settings.json",
+        "opencode": ".config/opencode/opencode.json",
+        "goose": ".config/goose/config.yaml",
+    },
+    "darwin": {
+        "claude-desktop": "Library/Application Support/Claude/claude_desktop_config.json",
+        "vscode": "Library/Application Support/Code/User/mcp.json",
+        "zed": ".config/zed/settings.json",
+        "opencode": ".config/opencode/opencode.json",
+        "goose": ".config/goose/config.yaml",
+    },
+    "win32": {
+        "claude-desktop": "AppData/Roaming/Claude/claude_desktop_config.json",
+        "vscode": "AppData/Roaming/Code/User/mcp.json",
+        "zed": "AppData/Roaming/Zed/settings.json",
+        "opencode": ".config/opencode/opencode.json",
+        "goose": "AppData/Roaming/Block/goose/config/config.yaml",
+    },
+}
+
+
+@pytest.mark.parametrize("platform", PLACES)
+def test_the_file_is_where_the_system_has_it(platform: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
-    assert file_of("claude-desktop") == home / expected
+    everywhere = {name: place for name, place in PLACES["linux"].items() if ".config" not in place}
+    for name, place in {**everywhere, **PLACES[platform]}.items():
+        assert file_of(name) == home / place, name
+
+
+@pytest.mark.parametrize(("name", "variable", "inside"), OVERRIDES)
+def test_the_clients_own_variable_says_where(
+    name: str, variable: str, inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, str(tmp_path / "elsewhere"))
+    assert file_of(name) == tmp_path / "elsewhere" / inside
+    if name == "claude-code":
+        assert file_of(name, "local") == tmp_path / "elsewhere" / inside
+
+
+def test_the_packaged_claude_desktop_of_windows_has_a_folder_of_its_own(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    given("claude-desktop", "{}")  # of an installation from before
+    packages = home / "AppData" / "Local" / "Packages"
+    inside = Path("LocalCache", "Roaming", "Claude", "claude_desktop_config.json")
+    (packages / "Claude_pzs8sxrjxfjjc").mkdir(parents=True)
+    assert file_of("claude-desktop") == packages / "Claude_pzs8sxrjxfjjc" / inside
+    (packages / "Claude_x" / inside).parent.mkdir(parents=True)
+    (packages / "Claude_x" / inside).write_text("{}")
+    assert file_of("claude-desktop") == packages / "Claude_x" / inside
+    assert rlm_mcp.install(["claude-desktop"], action="write") == 0
+    assert "rlm" in (packages / "Claude_x" / inside).read_text()
+
+
+def test_an_old_cline_keeps_its_settings_where_they_are(home: Path) -> None:
+    old = "saoudrizwan.claude-dev/settings/cline_mcp_settings.json"
+    path = file_of("vscode").parent / "globalStorage" / old
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    assert file_of("cline") == path
+    (home / ".cline" / "data").mkdir(parents=True)  # it has moved them since
+    assert file_of("cline") == home / ".cline/data/settings/cline_mcp_settings.json"
 
 
 JSON_FILES = {
@@ -160,6 +234,106 @@ def test_an_older_entry_of_ours_is_replaced_alone() -> None:
     assert written.startswith(before) and written.endswith(after)
     assert rlm_mcp.install(["cursor"], action="remove") == 0
     assert path.read_text() == '{"mcpServers": {"a": {"command": "1"}, "b": {"command": "2"}}}'
+
+
+# What the user has put into our entry, as (before, after) of a text in which OLD is a list of arguments and NEW ours.
+ADDED = {
+    "environment and options": (
+        '{"command": "old", "args": ["-m", "rlm", "mcp-serve", "--workspace", "/w"], "env": {"A": "1"}, "timeout": 9}',
+        {"args": ["--workspace", "/w"], "env": {"A": "1"}, "timeout": 9},
+    ),
+    "comments": (
+        '{ // mine\n "env": {"A": "1"}, // a key\n "command": "old", "args": ["mcp-serve"], "disabled": true }',
+        {"args": [], "env": {"A": "1"}, "disabled": True},
+    ),
+    "no arguments": ('{"command": "/bin/wrapper", "env": {}}', {"args": [], "env": {}}),
+    "another's arguments": ('{"command": "old", "args": ["x"], "cwd": "/w"}', {"args": [], "cwd": "/w"}),
+}
+
+
+@pytest.mark.parametrize(("entry", "kept"), ADDED.values(), ids=ADDED)
+@pytest.mark.parametrize("name", ["cursor", "claude-code"])
+def test_what_the_user_added_to_our_entry_stays(name: str, entry: str, kept: dict[str, Any]) -> None:
+    path = given(name, f'{{"mcpServers": {{"rlm": {entry}}}}}')
+    assert rlm_mcp.install([name], action="write") == 0
+    command, *ours = rlm_mcp.server_command()
+    written = rlm_mcp.parse_jsonc(path.read_text()).value["mcpServers"]["rlm"]
+    expected = {**kept, **rlm_mcp.CLIENTS[name].extra, "command": command, "args": [*ours, *kept["args"]]}
+    assert written == expected
+    assert entry.count("//") == path.read_text().count("//")
+    again = path.read_bytes()
+    assert rlm_mcp.install([name], action="write") == 0
+    assert path.read_bytes() == again
+
+
+def test_a_server_of_that_name_that_starts_no_command_is_replaced() -> None:
+    path = given("vscode", '{"servers": {"rlm": {"type": "http", "url": "http://x"}}}')
+    assert rlm_mcp.install(["vscode"], action="write") == 0
+    assert set(entry_in(path, "vscode", "user")) == {"type", "command", "args"}
+
+
+def test_the_type_and_the_tools_that_a_user_chose_stay() -> None:
+    path = given("copilot", '{"mcpServers": {"rlm": {"type": "stdio", "command": "x", "tools": ["resume"]}}}')
+    assert rlm_mcp.install(["copilot"], action="write") == 0
+    entry = entry_in(path, "copilot", "user")
+    assert (entry["type"], entry["tools"]) == ("stdio", ["resume"])
+
+
+OPENCODE = {
+    "1.x": ('{"mcp": {"a": {"type": "local", "command": ["a"]}}}', ("mcp",), {"enabled": True}),
+    "2.x": ('{"mcp": {"servers": {"a": {"type": "local", "command": ["a"]}}}}', ("mcp", "servers"), {}),
+    "2.x, empty": ('{"mcp": {"servers": {}}}', ("mcp", "servers"), {}),
+    "a server that is called servers": (
+        '{"mcp": {"servers": {"type": "local", "command": ["a"]}}}',
+        ("mcp",),
+        {"enabled": True},
+    ),
+    "ours is there in the form of 1.x": (
+        '{"mcp": {"servers": {}, "rlm": {"type": "local", "command": ["o", "mcp-serve", "--env", "local"], '
+        '"enabled": false, "environment": {"A": "1"}}}}',
+        ("mcp",),
+        {"enabled": False, "environment": {"A": "1"}, "tail": ["--env", "local"]},
+    ),
+    "ours is there in the form of 2.x": (
+        '{"mcp": {"servers": {"rlm": {"type": "local", "command": ["o", "mcp-serve"], "disabled": true}}}}',
+        ("mcp", "servers"),
+        {"disabled": True},
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "where", "kept"), OPENCODE.values(), ids=OPENCODE)
+def test_opencode_has_two_forms_and_a_file_keeps_its_own(
+    text: str, where: tuple[str, ...], kept: dict[str, Any]
+) -> None:
+    path = given("opencode", text)
+    assert rlm_mcp.install(["opencode"], action="write") == 0
+    tree = json.loads(path.read_text())
+    for key in where:
+        tree = tree[key]
+    kept = dict(kept)
+    command = [*rlm_mcp.server_command(), *kept.pop("tail", [])]
+    assert tree["rlm"] == {"type": "local", "command": command, **kept}
+    assert rlm_mcp.install(["opencode"], action="check") == 0
+    assert rlm_mcp.install(["opencode"], action="remove") == 0
+    assert "mcp-serve" not in path.read_text()
+
+
+def test_opencodes_commented_file_is_the_one_that_is_edited() -> None:
+    path = given("opencode", "").with_suffix(".jsonc")
+    path.write_text("{ // mine\n}\n")
+    assert rlm_mcp.install(["opencode"], action="write") == 0
+    assert "// mine" in path.read_text() and "mcp-serve" in path.read_text()
+
+
+def test_every_backup_is_kept() -> None:
+    path = given("cursor", '{"n": 0}')
+    for n in range(4):
+        path.write_text(f'{{"n": {n}}}')
+        assert rlm_mcp.install(["cursor"], action="write") == 0
+    kept = sorted(p.read_text() for p in path.parent.glob("*.bak"))
+    assert kept == [f'{{"n": {n}}}' for n in range(4)]
+    assert not list(path.parent.glob("*.tmp"))
 
 
 @pytest.mark.parametrize(
@@ -237,15 +411,40 @@ def test_toml_keeps_what_others_wrote(text: str) -> None:
     assert path.read_bytes().decode().rstrip("\r\n") == text.rstrip("\r\n")
 
 
-def test_toml_replaces_our_table_with_its_sub_tables_alone() -> None:
+OWN_TABLE = {
+    "values, comments and sub-tables": (
+        '[mcp_servers.rlm] # mine\nstartup_timeout_sec = 60 # slow\ncommand = "old"\n'
+        'args = [\n  "-m", "rlm",\n  "mcp-serve", # ours\n  "--workspace", "/w",\n]\nenabled = true\n\n'
+        '[mcp_servers.rlm.env]\nA = "1"\n',
+        {"startup_timeout_sec": 60, "enabled": True, "env": {"A": "1"}},
+        ["--workspace", "/w"],
+    ),
+    "no arguments": ('[mcp_servers.rlm]\ncommand = "old"\n', {}, []),
+    "quoted names": ('[mcp_servers."rlm"]\n"command" = "old"\n"args" = ["mcp-serve"]\n', {}, []),
+    "Windows lines": ('[mcp_servers.rlm]\r\ncommand = "old"\r\ntool_timeout_sec = 5\r\n', {"tool_timeout_sec": 5}, []),
+}
+
+
+@pytest.mark.parametrize(("own", "kept", "tail"), OWN_TABLE.values(), ids=OWN_TABLE)
+def test_toml_keeps_what_the_user_added_to_our_table(own: str, kept: dict[str, Any], tail: list[str]) -> None:
     before, after = "# top\n[a]\nx = 1\n\n", "\n# about b\n[b]\ny = 2\n"
-    own = '[mcp_servers.rlm]\ncommand = "old"\n\n[mcp_servers.rlm.env]\nA = "1"\n'
     path = given("codex", before + own + after)
     assert rlm_mcp.install(["codex"], action="write") == 0
-    written = path.read_text()
-    assert written.startswith(before) and written.endswith(after) and "old" not in written
+    written = path.read_bytes().decode()
+    assert written.startswith(before) and written.endswith(after) and '"old"' not in written
+    command, *ours = rlm_mcp.server_command()
+    assert entry_in(path, "codex", "user") == {**kept, "command": command, "args": [*ours, *tail]}
+    assert written.count("# slow") == own.count("# slow")
+    assert rlm_mcp.install(["codex"], action="write") == 0
+    assert path.read_bytes().decode() == written
     assert rlm_mcp.install(["codex"], action="remove") == 0
     assert path.read_text() == before.removesuffix("\n") + after
+
+
+def test_toml_gives_our_table_its_heading_when_only_a_sub_table_has_one() -> None:
+    path = given("codex", '[mcp_servers.rlm.env]\nA = "1"\n')
+    assert rlm_mcp.install(["codex"], action="write") == 0
+    assert set(entry_in(path, "codex", "user")) == {"command", "args", "env"}
 
 
 @pytest.mark.parametrize(
@@ -325,10 +524,24 @@ def test_a_broken_configuration_is_named_with_its_path(capsys: pytest.CaptureFix
     assert f"rlm: Cursor: {path}: not JSON" in capsys.readouterr().err
 
 
-def test_goose_is_printed_and_never_written() -> None:
+def test_goose_is_printed_and_never_written(capsys: pytest.CaptureFixture[str]) -> None:
     path = given("goose", "extensions: {}\n")
-    assert rlm_mcp.install(["goose"], action="write") == 1
+    for action, told in (("write", "add the entry by hand"), ("remove", "take the entry out by hand")):
+        assert rlm_mcp.install(["goose"], action=action) == 1
+        printed = capsys.readouterr().err
+        assert told in printed and "--write" not in printed
     assert path.read_text() == "extensions: {}\n"
+
+
+def test_a_check_of_goose_never_recommends_a_write(capsys: pytest.CaptureFixture[str]) -> None:
+    assert rlm_mcp.install(["goose"], action="check") == 1
+    printed = capsys.readouterr().err
+    assert "no entry 'rlm'" in printed and "--write" not in printed
+    assert rlm_mcp.install(["goose"]) == 0
+    entry = "extensions:" + capsys.readouterr().out.partition("extensions:")[2].partition("nothing was written")[0]
+    given("goose", entry)
+    assert rlm_mcp.install(["goose"], action="check") == 0
+    assert "Goose: works" in capsys.readouterr().out
 
 
 # --- the check --------------------------------------------------------------------------------------------------

@@ -47,7 +47,10 @@ def official(environment: str, *arguments: str, given: str = "", file: str = "mc
     ("environment", "mode"),
     [("client2", "auto"), ("client2", "legacy"), ("client2", MODERN), ("client1", "handshake")],
 )
-def test_an_official_client_finds_all_it_needs(environment: str, mode: str) -> None:
+def test_an_official_client_finds_all_it_needs(environment: str, mode: str, workspace: Path) -> None:
+    # The 1.x client gives no roots: its session works in the server's own folder.
+    folder = workspace if mode == "handshake" else workspace / "root"
+    (workspace / "root").mkdir()
     seen = official(environment, "session", mode, sys.executable, "-c", QUICK)
     assert len(seen.pop("tools")) == 9
     assert seen.pop("resource") > 50_000
@@ -67,6 +70,7 @@ def test_an_official_client_finds_all_it_needs(environment: str, mode: str) -> N
         "resumed": "Value: 'hi'",
         "sampled": "Value: ['A', 'B', 'C']",
         "completion": "SHOUT",
+        "directory": str(folder.resolve()),
     }
 
 
@@ -151,6 +155,10 @@ def test_every_line_is_what_the_official_types_of_its_revision_say(version: str,
             everything(peer)
             suspended_and_sampled(peer)
         lines.append(json.dumps({"version": version, "transcript": peer.transcript}))
+    if version == MODERN:
+        with Peer(version, capabilities={"roots": {}}) as asked:
+            asked.result("tools/call", {"name": "execute_python", "arguments": {"code": "1"}})
+        lines.append(json.dumps({"version": version, "transcript": asked.transcript}))
     methods = {entry["got"].get("method") for entry in peer.transcript if isinstance(entry.get("got"), dict)}
     assert "notifications/progress" in methods
     assert official("client2", "validate", str(FOLDER), given="\n".join(lines)) == []
