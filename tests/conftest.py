@@ -49,6 +49,8 @@ def session_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
             (base / name.lower()).mkdir(mode=0o700)
             patch.setenv(name, str(base / name.lower()))
         patch.setattr("tempfile.tempdir", None)
+        patch.setattr("sys.dont_write_bytecode", False)  # a thousand processes would compile our modules anew
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
         patch.setenv("NO_PROXY", "127.0.0.1,localhost")
         patch.setenv("RLM_TEST_SESSION", MARK)
         patch.setenv("PYTHONPATH", str(ROOT))
