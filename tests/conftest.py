@@ -110,10 +110,11 @@ def anthropic(server: scripted.Server, monkeypatch: pytest.MonkeyPatch) -> scrip
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is nightly or live is slow: `-m "not slow"` leaves it out."""
+    """What is nightly or live is slow, so that `-m "not slow"` leaves it out, and has ten minutes."""
     for item in items:
         if item.get_closest_marker("nightly") or item.get_closest_marker("live"):
             item.add_marker("slow")
+            item.add_marker(pytest.mark.timeout(600))
 
 
 @pytest.hookimpl(wrapper=True)
