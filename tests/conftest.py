@@ -49,6 +49,8 @@ def session_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
             (base / name.lower()).mkdir(mode=0o700)
             patch.setenv(name, str(base / name.lower()))
         patch.setattr("tempfile.tempdir", None)
+        patch.setattr("sys.dont_write_bytecode", False)  # a thousand processes would compile our modules anew
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
         patch.setenv("NO_PROXY", "127.0.0.1,localhost")
         patch.setenv("RLM_TEST_SESSION", MARK)
         patch.setenv("PYTHONPATH", str(ROOT))
@@ -108,10 +110,11 @@ def anthropic(server: scripted.Server, monkeypatch: pytest.MonkeyPatch) -> scrip
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is nightly or live is slow: `-m "not slow"` leaves it out."""
+    """What is nightly or live is slow, so that `-m "not slow"` leaves it out, and has ten minutes."""
     for item in items:
         if item.get_closest_marker("nightly") or item.get_closest_marker("live"):
             item.add_marker("slow")
+            item.add_marker(pytest.mark.timeout(600))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -477,7 +477,6 @@ def test_a_disk_that_fills_in_mid_run_stops_it_with_what_there_is(openai: Server
 
 
 @pytest.mark.nightly
-@pytest.mark.timeout(300)
 def test_a_context_of_a_gigabyte(openai: Server, workspace: Path) -> None:
     """The REPL has it whole, and nothing of it is sent."""
     with open(workspace / "big.log", "wb") as file:

@@ -572,7 +572,6 @@ def test_leftovers_of_dead_hosts_are_swept_and_no_others(engine: Any) -> None:
 
 
 @pytest.mark.nightly
-@pytest.mark.timeout(400)
 def test_two_hundred_in_a_row_leave_nothing(engine: Any) -> None:
     before, held = containers(engine), []
     for number in range(200):

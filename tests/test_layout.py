@@ -184,7 +184,6 @@ def test_a_program_of_the_page_runs_with_the_files_that_it_names(
 
 
 @pytest.mark.nightly
-@pytest.mark.timeout(300)
 def test_uv_runs_the_files_with_nothing_installed(
     openai: scripted.Server, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,7 +268,6 @@ def unpacked(dist: Path) -> Path:
 
 
 @pytest.mark.nightly
-@pytest.mark.timeout(600)
 def test_the_wheel_and_the_source_hold_what_they_should(dist: Path, unpacked: Path) -> None:
     (wheel,) = dist.glob("*.whl")
     assert wheel.name == f"flat_rlm-{version()}-py3-none-any.whl"
@@ -281,7 +279,6 @@ def test_the_wheel_and_the_source_hold_what_they_should(dist: Path, unpacked: Pa
 
 
 @pytest.mark.nightly
-@pytest.mark.timeout(600)
 def test_the_source_archive_is_installed_and_tested_by_the_readmes_commands(
     unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -373,7 +370,6 @@ def user(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.nightly
-@pytest.mark.timeout(600)
 def test_mypy_sees_the_types_of_the_installed_wheel(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYTHONPATH")
     ran = run(user / "venv/bin/mypy", "--strict", "--cache-dir", user / "cache", "program.py", cwd=user)
@@ -384,7 +380,6 @@ def test_mypy_sees_the_types_of_the_installed_wheel(user: Path, monkeypatch: pyt
 
 
 @pytest.mark.nightly
-@pytest.mark.timeout(600)
 def test_pyright_sees_the_types_of_the_installed_wheel(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pyright = node_module(".bin/pyright")
     monkeypatch.delenv("PYTHONPATH")
@@ -397,7 +392,6 @@ def test_pyright_sees_the_types_of_the_installed_wheel(user: Path, monkeypatch: 
 
 
 @pytest.mark.nightly
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("python", ["python3.10", "python3.13"])
 def test_the_installed_command_runs(python: str, dist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The wheel in a fresh environment, dependencies and all; the extras of the specification are accepted."""

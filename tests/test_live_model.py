@@ -20,7 +20,7 @@ from conftest import CI, need
 
 import rlm_viz
 
-pytestmark = [pytest.mark.live, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.live
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 MODEL = Path(os.environ.get("RLM_LIVE_MODEL") or CACHE / "rlm-live" / "qwen2.5-coder-1.5b.gguf")
 SERVE = """

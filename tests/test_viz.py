@@ -317,6 +317,7 @@ def test_orphans_and_cycles_stand_under_detached() -> None:
 WRONG: list[Any] = [None, True, -1, 1e300, "x", [], {}, [[]], [None], {"a": {"b": []}}, "9" * 400]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda value: repr(value)[:12])
 def test_any_field_of_any_event_may_be_anything(wrong: Any, tmp_path: Path) -> None:
     whole = [*journals.failed_run(), *journals.resumed_run()]
