@@ -6,7 +6,7 @@
 
 RestrictedPython's transformer says which syntax there is. What it would guard at run time is judged here by its name
 when the cell is compiled, so that the code then runs natively. Cells get built-in functions and read-only proxies of
-library modules; files go through the worker's `Workspace`. What is refused, why, and what to write instead is one
+library modules; files go through the worker. What is refused, why, and what to write instead is one
 table, `DENIED`. Python has ways around all of this, by introspection: they end at the kernel.
 
 `rlm_worker` loads this file, in the child process only, and it needs that file beside it.
@@ -19,11 +19,13 @@ import builtins
 import collections
 import collections.abc
 import contextlib
+import fnmatch
 import functools
 import importlib
 import io
 import linecache
 import os
+import stat
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -33,9 +35,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from RestrictedPython.transformer import INSPECT_ATTRIBUTES, RestrictingNodeTransformer
 
 if TYPE_CHECKING or not __package__:
-    from rlm_worker import Calls, Workspace, describe, format_traceback, run_together, type_name
+    from rlm_worker import Workspace, describe, format_traceback, run_together, type_name
 else:  # vendored into a package
-    from .rlm_worker import Calls, Workspace, describe, format_traceback, run_together, type_name
+    from .rlm_worker import Workspace, describe, format_traceback, run_together, type_name
 
 
 def words(text: str) -> list[str]:
@@ -251,52 +253,40 @@ def checked_tree(source: str, filename: str) -> ast.Module:
     """The parsed source, when nothing in it is refused."""
     source = source.removeprefix("\ufeff")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tree = ast.parse(source, filename)
+        tree: ast.Module = compiled(source, filename, "exec", ast.PyCF_ONLY_AST)
         Checker().visit(tree)
         return tree
-    except PolicyError as refusal:
-        raise placed(refusal, source, filename) from None
     except SyntaxError as error:
-        raise notebook_refusal(error, source, filename) from None
-    except (RecursionError, MemoryError):
-        raise too_deep() from None
+        lines = source.splitlines()
+        line = lines[error.lineno - 1] if error.lineno and error.lineno <= len(lines) else ""
+        refusal = error if type(error) is PolicyError else notebook_refusal(error, line)
+        if type(refusal) is PolicyError:
+            refusal.filename, refusal.text = filename, line
+        raise refusal from None
+    except RecursionError:
+        raise PolicyError(TOO_DEEP) from None
     except (ValueError, UnicodeError) as error:
         raise SyntaxError(f"this is not source code: {error}") from None
 
 
-def placed(error: PolicyError, source: str, filename: str) -> PolicyError:
-    lines = source.splitlines()
-    error.filename = filename
-    error.text = lines[error.lineno - 1] if error.lineno and error.lineno <= len(lines) else ""
-    return error
+TOO_DEEP = "the code is nested too deeply; split it into several statements"
 
 
-def notebook_refusal(error: SyntaxError, source: str, filename: str) -> SyntaxError:
+def notebook_refusal(error: SyntaxError, line: str) -> SyntaxError:
     """A better word than "invalid syntax" where the line is a notebook's: `!pip`, `%%time`, `x?`."""
-    lines = source.splitlines()
-    line = lines[error.lineno - 1].strip() if error.lineno and error.lineno <= len(lines) else ""
-    mark = "?" if line.endswith("?") else line[:1]
-    if mark not in ("!", "%", "?"):
-        return error
-    refusal = PolicyError(str(DENIED["syntax", mark]))
-    refusal.lineno, refusal.offset = error.lineno, 1
-    return placed(refusal, source, filename)
+    line = line.strip()
+    asks = line.endswith("?") and line.rstrip("?").replace(".", "").isidentifier()
+    denial = DENIED.get(("syntax", "?" if asks else line[:1]))
+    return error if denial is None else PolicyError(str(denial), ("", error.lineno, 1, line))
 
 
-def compiled(tree: Any, filename: str, mode: str) -> CodeType:
+def compiled(source: Any, filename: str, mode: str, flags: int = 0) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            code: CodeType = compile(tree, filename, mode, dont_inherit=True)
+            return compile(source, filename, mode, flags, dont_inherit=True)
     except (RecursionError, MemoryError):
-        raise too_deep() from None
-    return code
-
-
-def too_deep() -> PolicyError:
-    return PolicyError("the code is nested too deeply; split it into several statements")
+        raise PolicyError(TOO_DEEP) from None
 
 
 # --- built-in functions -----------------------------------------------------------------------------------------------
@@ -310,7 +300,7 @@ class Session:
         self.globals: dict[str, Any] = {}
         self.allowed: tuple[str, ...] = ()  # packages handed out whole
         self.proxies: dict[str, ModuleProxy] = {}
-        self.workspace: Any = None
+        self.files: Any = None
         self.stdout: Any = None
 
 
@@ -379,7 +369,7 @@ class GlobalVariables(collections.abc.MutableMapping[str, Any]):
         return len(session.globals) - 1
 
     def copy(self) -> LocalVariables:
-        return LocalVariables(self)
+        return LocalVariables({name: session.globals[name] for name in self})
 
     def keys(self) -> Any:
         return self.copy().keys()
@@ -394,15 +384,8 @@ def variables_of(frame: FrameType) -> Any:
     return LocalVariables(frame.f_locals)
 
 
-def checked_globals() -> GlobalVariables:
-    return GlobalVariables()
-
-
-def checked_locals() -> Any:
-    return variables_of(sys._getframe(1))
-
-
 def checked_vars(*target: Any) -> Any:
+    """`vars`, and without an argument `locals`."""
     return vars(*target) if target else variables_of(sys._getframe(1))
 
 
@@ -451,8 +434,8 @@ def session_builtins() -> dict[str, Any]:
         open=checked_open,
         getattr=checked_getattr,
         hasattr=checked_hasattr,
-        globals=checked_globals,
-        locals=checked_locals,
+        globals=GlobalVariables,
+        locals=checked_vars,
         vars=checked_vars,
         eval=checked_eval,
         exec=checked_exec,
@@ -469,13 +452,15 @@ ALLOWED = words(  # with their public names
     "__future__ abc argparse array ast base64 binascii bisect bz2 calendar cmath codecs collections collections.abc"
     " configparser contextlib contextvars copy csv dataclasses datetime decimal difflib email email.header"
     " email.message email.utils enum fnmatch fractions functools graphlib gzip hashlib heapq hmac html html.entities"
-    " html.parser inspect ipaddress itertools json json.decoder json.encoder keyword locale logging lzma math"
-    " mimetypes numbers operator pprint queue random re reprlib secrets shlex statistics string struct tarfile"
+    " html.parser ipaddress itertools json json.decoder json.encoder keyword locale logging lzma math"
+    " numbers operator pprint queue random re reprlib secrets shlex statistics string struct tarfile"
     " textwrap time timeit tomllib traceback typing unicodedata urllib.parse uuid warnings weakref xml.dom.minidom"
     " xml.etree.ElementTree xml.sax.saxutils zipfile zlib zoneinfo"
 )
 PARTIAL = {  # of these the names given
     "gc": "collect",
+    "inspect": "signature Signature Parameter cleandoc getdoc isfunction isclass ismethod isgenerator isbuiltin"
+    " isgeneratorfunction isabstract ismodule",
     "io": "StringIO BytesIO TextIOWrapper BufferedReader BufferedIOBase TextIOBase RawIOBase IOBase"
     " UnsupportedOperation SEEK_SET SEEK_CUR SEEK_END DEFAULT_BUFFER_SIZE",
     "os": "sep linesep extsep curdir pardir pathsep altsep name fspath urandom PathLike strerror error",
@@ -508,6 +493,7 @@ OPENERS = words("bz2 codecs configparser gzip lzma tarfile xml.etree.ElementTree
 
 
 READ_ONLY = " (read-only)"
+STREAMS = ("stdout", "stderr")  # of `sys`, which can be replaced for a while
 
 
 class ModuleProxy(ModuleType):
@@ -519,11 +505,15 @@ class ModuleProxy(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         module = vars(self)["__name__"].removesuffix(READ_ONLY)
+        if module == "sys" and name in STREAMS:
+            return getattr(sys, name)
         raise AttributeError(missing_member(module, name, dir(self)))
 
     def __setattr__(self, name: str, value: Any) -> None:
         module = vars(self)["__name__"].removesuffix(READ_ONLY)
-        raise AttributeError(f"module {module!r} is read-only and cannot be changed; use a variable of your own")
+        if module != "sys" or name not in STREAMS:
+            raise AttributeError(f"module {module!r} is read-only and cannot be changed; use a variable of your own")
+        setattr(sys, name, value)
 
     def __delattr__(self, name: str) -> None:
         self.__setattr__(name, None)
@@ -535,29 +525,12 @@ class ModuleProxy(ModuleType):
         return f"<module {self.__name__}>"
 
 
-class SystemProxy(ModuleProxy):
-    """`sys`, whose streams can be replaced for a while."""
-
-    @property
-    def stdout(self) -> Any:
-        return sys.stdout
-
-    @property
-    def stderr(self) -> Any:
-        return sys.stderr
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in ("stdout", "stderr"):
-            super().__setattr__(name, value)
-        setattr(sys, name, value)
-
-
 def missing_member(module: str, name: str, there: list[str]) -> str:
     hint = DENIED.get(("member", f"{module}.{name}")) or "there are: " + ", ".join(there[:40])
     return f"module {module!r} has no attribute {name!r} here; {hint}"
 
 
-ModuleProxy.__name__ = SystemProxy.__name__ = "module"  # as lists of variables call them
+ModuleProxy.__name__ = "module"  # as lists of variables call them
 
 
 def proxy_of(name: str) -> ModuleProxy:
@@ -570,7 +543,7 @@ def proxy_of(name: str) -> ModuleProxy:
         members = {}
     else:
         raise no_module(name)
-    proxy = session.proxies[name] = (SystemProxy if name == "sys" else ModuleProxy)(name, members)
+    proxy = session.proxies[name] = ModuleProxy(name, members)
     parent, _, child = name.rpartition(".")
     if parent:
         vars(proxy_of(parent))[child] = proxy
@@ -683,11 +656,10 @@ def checked_open(
 ) -> Any:
     """`open` within the working folder, and for reading in the folders that the caller has given."""
     mode, path = str.__str__(mode), path_text(file)
-    real = session.workspace.resolve(path, writing=any(letter in "wax+" for letter in mode))
     if "b" not in mode:
         encoding = encoding or "utf-8"
     with named_as(path):
-        opened: Any = open(real, mode, buffering, encoding, errors, newline)  # noqa: SIM115 - the cell closes it
+        opened = session.files.open(path, mode, buffering, encoding, errors, newline)
     raw = getattr(opened, "buffer", opened)
     getattr(raw, "raw", raw).name = path  # and not where the working folder is
     return opened
@@ -696,57 +668,66 @@ def checked_open(
 def stat_of(path: Any) -> os.stat_result:
     text = path_text(path)
     with named_as(text):
-        return os.stat(session.workspace.resolve(text))
+        found: os.stat_result = session.files.stat(text)
+    return found
 
 
-def is_kind(test: Callable[[str], bool]) -> Callable[[Any], bool]:
+def is_kind(test: Callable[[int], bool]) -> Callable[[Any], bool]:
     def check(path: Any) -> bool:
         try:
-            return test(session.workspace.resolve(path_text(path)))
+            return test(stat_of(path).st_mode)
         except (OSError, ValueError):
             return False
 
     return check
 
 
+exists_file, exists_folder, exists = is_kind(stat.S_ISREG), is_kind(stat.S_ISDIR), is_kind(lambda mode: True)
+
+
+def entries_of(folder: str) -> dict[str, bool]:
+    """The names in a folder, the cells' own and the caller's, and whether each is a folder."""
+    with named_as(folder):
+        found: dict[str, bool] = session.files.entries(folder)
+    return found
+
+
 def list_folder(path: Any = ".") -> list[str]:
-    """The names in a folder; at the top those of the given folders too."""
-    text = path_text(path)
-    with named_as(text):
-        found = set(os.listdir(session.workspace.resolve(text)))
-        if os.path.normpath(text) == ".":
-            for folder in session.workspace.readable:
-                found.update(os.listdir(folder))
-    return sorted(found)
+    return list(entries_of(path_text(path)))
 
 
 def walk_folders(top: Any = ".", *ignored: Any, **more: Any) -> Iterator[tuple[str, list[str], list[str]]]:
     base = path_text(top)
-    names = list_folder(base)
-    folders = [name for name in names if exists_folder(os.path.join(base, name))]
-    yield base, folders, [name for name in names if name not in folders]
+    entries = entries_of(base)
+    folders = [name for name, is_folder in entries.items() if is_folder]
+    yield base, folders, [name for name, is_folder in entries.items() if not is_folder]
     for folder in folders:
         yield from walk_folders(os.path.join(base, folder))
 
 
-def find_files(pattern: Any, *ignored: Any, recursive: bool = False, **more: Any) -> list[str]:
+def find_files(pattern: Any, *ignored: Any, **more: Any) -> list[str]:
     """`glob.glob` over what a cell may read."""
-    import fnmatch
-
     text = path_text(pattern)
-    base, rest = os.path.split(text)
-    deep = "**" in text
-    if deep:
-        base, rest = text.split("**", 1)[0].rstrip("/"), text.rsplit("/", 1)[-1]
-    found = []
-    for folder, _, names in walk_folders(base or "."):
-        found += [os.path.join(folder, name) for name in fnmatch.filter(names, rest)]
-        if not deep:
-            break
-    return sorted(os.path.normpath(path) for path in found)
+    parts = [part for part in text.split("/") if part not in ("", ".")]
+    return sorted(set(matching("/" if text.startswith("/") else "", parts)))
 
 
-exists_file, exists_folder, exists = is_kind(os.path.isfile), is_kind(os.path.isdir), is_kind(os.path.exists)
+def matching(base: str, parts: list[str]) -> Iterator[str]:
+    """The paths below a folder that match a pattern, of which each part is for one folder and `**` for any number."""
+    first, *rest = parts or ["*"]
+    try:
+        entries = entries_of(base or ".")
+    except OSError:
+        return
+    if first == "**":
+        yield from matching(base, rest)
+    for name in entries if first == "**" else fnmatch.filter(entries, first):
+        if name.startswith(".") and not first.startswith("."):
+            continue
+        if entries[name] and (rest or first == "**"):
+            yield from matching(os.path.join(base, name), parts if first == "**" else rest)
+        elif not rest and first != "**":
+            yield os.path.join(base, name)
 
 
 def in_scratch(function: Callable[..., Any], paths: int = 1) -> Callable[..., None]:
@@ -754,8 +735,8 @@ def in_scratch(function: Callable[..., Any], paths: int = 1) -> Callable[..., No
 
     def change(*args: Any, exist_ok: bool = False, **ignored: Any) -> None:
         given = [path_text(path) for path in args[:paths]]
-        real = [session.workspace.resolve(path, writing=True) for path in given]
         with named_as(*given):
+            real = [session.files.writable(path) for path in given]
             function(*real, exist_ok=True) if exist_ok else function(*real)
 
     change.__name__ = function.__name__
@@ -854,7 +835,6 @@ class Future:
     def __init__(self, executor: Executor, task: Callable[[], Any]):
         self._executor, self._task = executor, task
         self._outcome: tuple[bool, Any] | None = None
-        self._callbacks: list[Callable[[Future], Any]] = []
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         self._executor.shutdown()
@@ -870,21 +850,14 @@ class Future:
     def done(self) -> bool:
         return self._outcome is not None
 
-    def running(self) -> bool:
+    def cancel(self) -> bool:
         return False
 
-    cancel = cancelled = running
+    running = cancelled = cancel
 
     def add_done_callback(self, function: Callable[[Future], Any]) -> None:
-        self._callbacks.append(function)
-        if self._outcome is not None:
-            self._finish(self._outcome)
-
-    def _finish(self, outcome: tuple[bool, Any]) -> None:
-        self._outcome = outcome
-        callbacks, self._callbacks = self._callbacks, []
-        for function in callbacks:
-            function(self)
+        self.exception()
+        function(self)
 
 
 class Executor:
@@ -905,7 +878,7 @@ class Executor:
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         futures, self._waiting = self._waiting, []
         for future, outcome in zip(futures, run_together([future._task for future in futures])):
-            future._finish(outcome)
+            future._outcome = outcome
 
     def __enter__(self) -> Executor:
         return self
@@ -946,16 +919,39 @@ def policy_preload(allowed_imports: tuple[str, ...] = ()) -> None:
 
 
 def policy_globals(
-    functions: dict[str, Any], *, workspace: Any, allowed_imports: tuple[str, ...], stdout: Any
+    functions: dict[str, Any], *, files: Any, allowed_imports: tuple[str, ...], stdout: Any
 ) -> dict[str, Any]:
     """The variables that a session starts with. This changes the process, which from then on serves that session."""
     policy_preload(allowed_imports)
     main = sys.modules["__main__"] = ModuleType("__main__")
-    session.workspace, session.globals, session.builtins = workspace, vars(main), session_builtins()
+    session.files, session.globals, session.builtins = files, vars(main), session_builtins()
     sys.stdout = sys.stderr = session.stdout = stdout
     sys.stdin = io.StringIO()
     vars(main).update(functions, __builtins__=session.builtins)
     return vars(main)
+
+
+class WorkspaceFiles:
+    """The worker's `Workspace` as `open`, `stat` and so on."""
+
+    def __init__(self, workspace: Workspace):
+        self.workspace = workspace
+
+    def open(self, path: str, mode: str, *options: Any) -> Any:
+        return open(self.workspace.resolve(path, writing=any(letter in "wax+" for letter in mode)), mode, *options)
+
+    def stat(self, path: str) -> os.stat_result:
+        return os.stat(self.workspace.resolve(path))
+
+    def writable(self, path: str) -> str:
+        return self.workspace.resolve(path, writing=True)
+
+    def entries(self, path: str) -> dict[str, bool]:
+        """The names in a folder; at the top those of the given folders too."""
+        real = self.workspace.resolve(path)
+        folders = [real, *self.workspace.readable] if os.path.normpath(path) == "." else [real]
+        names = {name: os.path.join(folder, name) for folder in folders for name in os.listdir(folder)}
+        return {name: os.path.isdir(real) for name, real in sorted(names.items())}
 
 
 class PolicyLanguage:
@@ -968,10 +964,11 @@ class PolicyLanguage:
         sys.stdout = sys.stderr = session.stdout  # whatever an earlier cell has put there
         return policy_compile(source, filename)
 
-    def namespace(self, functions: dict[str, Any], stdout: Any, calls: Calls) -> dict[str, Any]:
-        workspace = Workspace(self.setup["scratch"], tuple(self.setup["workspace"]), calls.end_probe)
+    def namespace(self, functions: dict[str, Any], stdout: Any, files: Any) -> dict[str, Any]:
         allowed = tuple(self.setup["allowed_imports"])
-        return policy_globals(functions, workspace=workspace, allowed_imports=allowed, stdout=stdout)
+        if not hasattr(files, "writable"):
+            files = WorkspaceFiles(Workspace(self.setup["scratch"], tuple(self.setup["workspace"]), files.end_probe))
+        return policy_globals(functions, files=files, allowed_imports=allowed, stdout=stdout)
 
     def traceback(self, error: BaseException, sources: dict[str, str]) -> str:
         shown = format_traceback(error, sources)
