@@ -231,7 +231,7 @@ FIGURES: dict[str, dict[str, float]] = {
         "At most {};": rlm_mcp.MAX_SESSIONS,
         "idle ones end after {} minutes": rlm_mcp.IDLE_SECONDS / 60,
         "a heartbeat every {} seconds": rlm_mcp.HEARTBEAT_SECONDS,
-        "more than {} characters comes as a preview": rlm_mcp.PREVIEW_CHARS,
+        "Output of more than {} characters": rlm_mcp.PREVIEW_CHARS,
         "`--max-wait {}`": inspect.signature(rlm_mcp.serve).parameters["max_wait"].default,
     },
     "sandbox.md": {
