@@ -19,6 +19,7 @@ import io
 import itertools
 import os
 import re
+import stat
 import sys
 import threading
 import time
@@ -39,9 +40,8 @@ if TYPE_CHECKING or not __package__:
     from rlm_worker import (
         MODULES,
         UNSET,
-        Calls,
+        Files,
         Output,
-        Workspace,
         run_together,
         text_of,
         type_name,
@@ -50,9 +50,8 @@ else:  # vendored into a package
     from .rlm_worker import (
         MODULES,
         UNSET,
-        Calls,
+        Files,
         Output,
-        Workspace,
         run_together,
         text_of,
         type_name,
@@ -571,7 +570,7 @@ class PolicyState:
         self.sources: dict[str, str] = {}  # of the cells, for tracebacks that a cell asks for itself
         self.allowed: tuple[str, ...] = ()  # packages handed out whole
         self.views: dict[str, View] = {}
-        self.workspace: Any = None
+        self.files: Any = None
         self.stream: Any = None
         self.reconstruct: Any = None  # what `copy` had before
         self.flags_offset: int | None = None  # of the flags in a class's structure
@@ -1369,20 +1368,20 @@ def guarded_open(
 ) -> Any:
     """`open` within the working folder, and for reading in the folders that the caller has given."""
     mode = str.__str__(mode)
-    real = state.workspace.resolve(path_text(file), writing=any(letter in "wax+" for letter in mode))
     if "b" not in mode:
         encoding = encoding or "utf-8"
-    return File(open(real, mode, buffering, encoding, errors, newline))
+    return File(state.files.open(path_text(file), mode, buffering, encoding, errors, newline))
 
 
 def stat_of(path: Any) -> os.stat_result:
-    return os.stat(state.workspace.resolve(path_text(path)))
+    result: os.stat_result = state.files.stat(path_text(path))
+    return result
 
 
-def is_kind(test: Callable[[str], bool]) -> Callable[[Any], bool]:
+def is_kind(test: Callable[[int], bool]) -> Callable[[Any], bool]:
     def check(path: Any) -> bool:
         try:
-            return test(state.workspace.resolve(path_text(path)))
+            return test(stat_of(path).st_mode)
         except (OSError, ValueError):
             return False
 
@@ -1390,20 +1389,15 @@ def is_kind(test: Callable[[str], bool]) -> Callable[[Any], bool]:
 
 
 def list_folder(path: Any = ".") -> list[str]:
-    """The names in a folder; at the top those of the given folders too."""
-    text = path_text(path)
-    found = set(os.listdir(state.workspace.resolve(text)))
-    if os.path.normpath(text) == ".":
-        for folder in state.workspace.readable:
-            found.update(os.listdir(folder))
-    return sorted(found)
+    """The names in a folder, the cells' own and the caller's."""
+    return list(state.files.entries(path_text(path)))
 
 
 def walk_folders(top: Any = ".", *ignored: Any, **more: Any) -> Iterator[tuple[str, list[str], list[str]]]:
     base = path_text(top)
-    names = list_folder(base)
-    folders = [name for name in names if exists_folder(os.path.join(base, name))]
-    yield base, folders, [name for name in names if name not in folders]
+    entries = state.files.entries(base)
+    folders = [name for name, is_folder in entries.items() if is_folder]
+    yield base, folders, [name for name, is_folder in entries.items() if not is_folder]
     for folder in folders:
         yield from walk_folders(os.path.join(base, folder))
 
@@ -1425,14 +1419,14 @@ def find_files(pattern: Any, *ignored: Any, recursive: bool = False, **more: Any
     return sorted(os.path.normpath(path) for path in found)
 
 
-exists_file, exists_folder, exists = is_kind(os.path.isfile), is_kind(os.path.isdir), is_kind(os.path.exists)
+exists_file, exists_folder, exists = is_kind(stat.S_ISREG), is_kind(stat.S_ISDIR), is_kind(lambda mode: True)
 
 
 def in_scratch(function: Callable[..., Any], paths: int = 1) -> Callable[..., None]:
     """A function of `os` that changes files, for the working folder."""
 
     def change(*args: Any, exist_ok: bool = False, **ignored: Any) -> None:
-        real = [state.workspace.resolve(path_text(path), writing=True) for path in args[:paths]]
+        real = [state.files.writable(path_text(path)) for path in args[:paths]]
         function(*real, exist_ok=True) if exist_ok else function(*real)
 
     change.__name__ = function.__name__
@@ -1925,13 +1919,13 @@ def policy_preload(allowed_imports: tuple[str, ...] = ()) -> None:
 
 
 def policy_globals(
-    functions: dict[str, Any], *, workspace: Any, allowed_imports: tuple[str, ...], stdout: Any
+    functions: dict[str, Any], *, files: Any, allowed_imports: tuple[str, ...], stdout: Any
 ) -> dict[str, Any]:
     """The variables that a session starts with. This changes the process, which from then on serves that session."""
     policy_preload(allowed_imports)
     main = ModuleType("__main__")
     sys.modules["__main__"] = main
-    state.workspace, state.globals, state.builtins = workspace, vars(main), session_builtins()
+    state.files, state.globals, state.builtins = files, vars(main), session_builtins()
     sys.stdout = sys.stderr = state.stream = Stream(stdout)
     sys.stdin = io.StringIO()  # what shlex reads by itself: a real file leads to all others
     vars(main).update(functions, __builtins__=state.builtins)
@@ -2043,10 +2037,9 @@ class PolicyLanguage:
     def compile(self, source: str, filename: str) -> tuple[CodeType, CodeType | None]:
         return policy_compile(source, filename)
 
-    def namespace(self, functions: dict[str, Any], stdout: Any, calls: Calls) -> dict[str, Any]:
-        workspace = Workspace(self.setup["scratch"], tuple(self.setup["workspace"]), calls.end_probe)
+    def namespace(self, functions: dict[str, Any], stdout: Any, files: Files) -> dict[str, Any]:
         allowed = tuple(self.setup["allowed_imports"])
-        return policy_globals(functions, workspace=workspace, allowed_imports=allowed, stdout=stdout)
+        return policy_globals(functions, files=files, allowed_imports=allowed, stdout=stdout)
 
     def traceback(self, error: BaseException, sources: dict[str, str]) -> str:
         return format_traceback(error, sources)

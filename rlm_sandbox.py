@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import binascii
 import contextlib
+import errno
 import itertools
 import json
 import math
@@ -35,6 +36,7 @@ import os
 import re
 import select
 import signal
+import stat
 import struct
 import sys
 import threading
@@ -47,6 +49,7 @@ if TYPE_CHECKING or not __package__:
     from rlm_worker import (
         CONTAINER_COST,
         DEPTH_MAX,
+        FILES_CALL,
         FRAME_MAX,
         REQUEST_MAX,
         UNSET,
@@ -56,7 +59,6 @@ if TYPE_CHECKING or not __package__:
         cut,
         encode_frame,
         encoded,
-        may_hold_secrets,
         remove_tree,
         text_chunks,
         text_of,
@@ -70,6 +72,7 @@ else:  # vendored into a package
     from .rlm_worker import (
         CONTAINER_COST,
         DEPTH_MAX,
+        FILES_CALL,
         FRAME_MAX,
         REQUEST_MAX,
         UNSET,
@@ -79,7 +82,6 @@ else:  # vendored into a package
         cut,
         encode_frame,
         encoded,
-        may_hold_secrets,
         remove_tree,
         text_chunks,
         text_of,
@@ -116,6 +118,7 @@ HARD_GRACE = 0.4  # seconds from there to the kill of the whole session
 CALLS_MAX = 10_000  # host calls in one cell, those waiting together, and threads for them
 WAITING_MAX = 1_000
 THREADS_MAX = 64
+FILE_PART = 3 << 20  # bytes of a file in one answer
 
 
 class SandboxError(RuntimeError):
@@ -185,6 +188,10 @@ class Channel:
     def put(self, pieces: Iterable[bytes]) -> int | None:
         """Lay a value where the worker finds it, and return its size; None: it must follow in frames."""
         return None
+
+    def hand_over(self, descriptor: int, path: str, start: int) -> dict[str, Any]:
+        """How the worker gets a file that is open here: its bytes from `start` on, as many as an answer carries."""
+        return {"data": os.pread(descriptor, FILE_PART, start)}
 
     def interrupt(self) -> None:
         """SIGINT for the cell."""
@@ -306,8 +313,9 @@ class Frames:
 class Sandbox:
     """The part that both environments share: requests, cells, host calls, the clock, and the ladder of stops."""
 
-    def __init__(self, *, cell_timeout: float, output_limit: int):
+    def __init__(self, *, cell_timeout: float, output_limit: int, folders: Iterable[str] = ()):
         self.cell_timeout = cell_timeout
+        self._files = Files(folders)
         self.output_limit = output_limit
         self.layers: dict[str, bool | str] = {}
         self._lock = threading.RLock()
@@ -652,10 +660,12 @@ class Run:
 
     def call(self, frame: dict[str, Any], size: int) -> None:
         name, key = frame.get("name"), frame.get("call")
-        if type(key) is not int or type(name) is not str or name not in self.functions:
+        if type(key) is not int or type(name) is not str:
             return
-        self.calls += 1
-        function = self.functions[name]
+        function = self.answer_about_files if name == FILES_CALL else self.functions.get(name)
+        if function is None:
+            return
+        self.calls += name != FILES_CALL
         try:
             if self.calls > CALLS_MAX:
                 raise RuntimeError(f"a cell may call the host {CALLS_MAX} times at most")
@@ -669,7 +679,12 @@ class Run:
         except Stop as stop:
             self.halt(stop)
             return
-        self.dispatch(lambda: self.work(key, work, size), size)
+        clock = contextlib.nullcontext() if name == FILES_CALL else self.working()
+        self.dispatch(lambda: self.work(key, work, size, clock), size)
+
+    def answer_about_files(self, *question: Any) -> dict[str, Any]:
+        """Not on the caller's time, as its own functions are: a cell may ask as often as it likes."""
+        return self.sandbox._files.answer(self.frames.channel, *question)
 
     def dispatch(self, job: Callable[[], None], size: int) -> None:
         """Give a host function a thread, or let it wait for one."""
@@ -706,10 +721,12 @@ class Run:
                 if not self.at_work:
                     self.paused += time.monotonic() - self.paused_at
 
-    def work(self, key: int, work: Callable[[], Any], size: int) -> None:
+    def work(
+        self, key: int, work: Callable[[], Any], size: int, clock: contextlib.AbstractContextManager[None]
+    ) -> None:
         try:
             try:
-                with self.working():
+                with clock:
                     value = work()
             finally:
                 self.done(size)
@@ -900,6 +917,164 @@ def threads() -> Threads:
     return _threads
 
 
+# --- files ------------------------------------------------------------------------------------------------------------
+
+NAMES_MAX = 50_000  # in an answer about a folder
+LINK_SECONDS = 2.0  # to look for the other names of a file that has several
+PSEUDO = ("/proc", "/sys", "/dev")  # where files are not data
+LOOK = getattr(os, "O_PATH", os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)) | getattr(os, "O_CLOEXEC", 0)
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+
+SECRET_NAMES = re.compile(
+    r"\.env.*|.*\.pem|id_.*|\.netrc|\.aws|\.ssh|\.git-credentials|\.pypirc|\.npmrc|\.snipara", re.IGNORECASE | re.DOTALL
+)
+
+
+def may_hold_secrets(parts: Sequence[str]) -> bool:
+    """Whether a relative path, in parts, names or lies under what usually holds credentials."""
+    in_git = ".git" in map(str.lower, parts[:-1]) and parts[-1].lower().startswith("config")
+    return in_git or any(map(SECRET_NAMES.fullmatch, parts))
+
+
+class Files:
+    """Opens the caller's files for cells: the only way that leads from a session to them.
+
+    What a name stands for is opened to be looked at (O_PATH: a pipe or device does not notice), judged by where that
+    descriptor leads and what it is, and opened for reading through it, so that nothing can be swapped in between.
+    """
+
+    def __init__(self, folders: Iterable[str]):
+        self.folders = tuple(os.path.realpath(folder) for folder in folders)
+        self.bases = self.folders  # of relative names; the working directory too, as it is for the file tools
+        with contextlib.suppress(FileNotFoundError):
+            self.bases += (os.getcwd(),)
+        self.links: dict[tuple[int, int, int], bool] = {}  # files of several names, and whether all are harmless
+        self.looking = threading.Lock()
+
+    def answer(self, channel: Channel, what: Any, path: Any, start: Any = 0) -> dict[str, Any]:
+        """What a worker is told. It may ask for anything; ValueError for what no worker of ours asks."""
+        if what not in ("open", "list", "stat") or type(path) is not str or type(start) is not int or "\0" in path:
+            raise ValueError("not a question about a file")
+        try:
+            if what == "list":
+                return self.list(path)
+            with self.opened(path) as (descriptor, info, real):
+                if what == "stat":
+                    return {"stat": [*info, *(float(getattr(info, f"st_{kind}time")) for kind in "amc")]}
+                if stat.S_ISDIR(info.st_mode):
+                    raise IsADirectoryError(errno.EISDIR, "Is a directory")
+                with readable(descriptor, real) as source:
+                    return channel.hand_over(source, real, start)
+        except OSError as error:
+            return {"errno": error.errno or errno.EIO, "error": error.strerror or "it cannot be read"}
+
+    @contextlib.contextmanager
+    def opened(self, path: str, bases: Sequence[str] = ()) -> Iterator[tuple[int, os.stat_result, str]]:
+        """A descriptor of a file or folder for looking at, what it says, and where it leads, if cells may read it."""
+        outside = os.path.isabs(path) or os.path.normpath(path).startswith(os.pardir)
+        for base in bases or self.bases:
+            named = os.path.normpath(os.path.join(base, path))
+            real = os.path.realpath(named)
+            if self.folder_of(real) is None:
+                outside = outside or self.folder_of(named) is not None  # a link
+                continue
+            outside = False
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                descriptor = os.open(real, LOOK | NO_LINK)
+                try:
+                    real, info = behind(descriptor, real), os.fstat(descriptor)
+                    self.check(path, real, info)
+                    yield descriptor, info, real
+                    return
+                finally:
+                    os.close(descriptor)
+        if outside:
+            raise PermissionError(errno.EACCES, "no access from here; file_read reads the caller's files")
+        raise FileNotFoundError(errno.ENOENT, "no such file here (file_read reads the caller's files)")
+
+    def folder_of(self, real: str) -> str | None:
+        inside = [folder for folder in self.folders if within(real, folder)]
+        return max(inside, key=len) if inside and not any(within(real, place) for place in PSEUDO) else None
+
+    def check(self, path: str, real: str, info: os.stat_result) -> None:
+        """PermissionError for what a cell may not read, by what the descriptor says of itself."""
+        folder = self.folder_of(real)
+        if folder is None or info.st_nlink == 0:
+            raise PermissionError(errno.EACCES, "it is being moved out of reach")
+        named = os.path.relpath(path, folder) if os.path.isabs(path) else os.path.normpath(path)
+        if may_hold_secrets(real[len(folder) :].split(os.sep)) or may_hold_secrets(named.split(os.sep)):
+            raise PermissionError(errno.EACCES, "it may hold secrets and is not readable here")
+        if stat.S_ISREG(info.st_mode):
+            if info.st_nlink > 1 and not self.has_harmless_names(info):
+                raise PermissionError(errno.EACCES, "it is hard-linked, perhaps to a secret: copy it")
+        elif not stat.S_ISDIR(info.st_mode):
+            raise PermissionError(errno.EACCES, "it is not a regular file")
+
+    def has_harmless_names(self, info: os.stat_result) -> bool:
+        """Whether all the names of a file that has several are in the folders, and none is a secret's."""
+        key = (info.st_dev, info.st_ino, info.st_ctime_ns)
+        with self.looking:
+            if key not in self.links:
+                self.links[key] = self.count_names(info) == info.st_nlink
+            return self.links[key]
+
+    def count_names(self, info: os.stat_result) -> int:
+        """How many names of the file there are, up to a secret's."""
+        found, until = 0, time.monotonic() + LINK_SECONDS
+        waiting = [folder for folder in self.folders if not any(within(folder, o) for o in self.folders if o != folder)]
+        while waiting:
+            with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    if time.monotonic() > until:
+                        return 0
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                    elif entry.inode() == info.st_ino and os.path.samestat(entry.stat(follow_symlinks=False), info):
+                        if may_hold_secrets(entry.path[len(self.folder_of(entry.path) or "") :].split(os.sep)):
+                            return 0
+                        found += 1
+        return found
+
+    def list(self, path: str) -> dict[str, Any]:
+        """The names in a folder but those of secrets; a relative one may be in several of those that were given."""
+        names: dict[str, bool] = {}
+        refusal: OSError | None = None
+        seen = False
+        for base in self.bases[: 1 if os.path.isabs(path) else None]:
+            try:
+                with self.opened(path, [base]) as (descriptor, info, real):
+                    if not stat.S_ISDIR(info.st_mode):
+                        raise NotADirectoryError(errno.ENOTDIR, "Not a directory")
+                    with readable(descriptor, real) as source, os.scandir(source) as entries:
+                        below = real[len(self.folder_of(real) or "") :].split(os.sep)
+                        for entry in itertools.islice(entries, NAMES_MAX):
+                            if not may_hold_secrets([*below, entry.name]):
+                                names[entry.name] = entry.is_dir()
+                    seen = True
+            except OSError as error:
+                refusal = refusal or error
+        if refusal is not None and not seen:
+            raise refusal
+        folders = [name for name, is_folder in names.items() if is_folder]
+        return {"folders": folders, "files": [name for name, is_folder in names.items() if not is_folder]}
+
+
+def behind(descriptor: int, path: str) -> str:
+    """Where a descriptor leads, whatever has become of the name."""
+    return os.readlink(f"/proc/self/fd/{descriptor}") if sys.platform == "linux" else os.path.realpath(path)
+
+
+@contextlib.contextmanager
+def readable(descriptor: int, path: str) -> Iterator[int]:
+    """The same file, or folder, opened for reading."""
+    place = f"/proc/self/fd/{descriptor}" if sys.platform == "linux" else path
+    source = os.open(place, os.O_RDONLY | os.O_CLOEXEC if sys.platform == "linux" else os.O_RDONLY)
+    try:
+        yield source
+    finally:
+        os.close(source)
+
+
 # --- the local sandbox ------------------------------------------------------------------------------------------------
 
 
@@ -919,9 +1094,10 @@ def parse_size(text: str | int) -> int:
 class LocalChannel(Channel):
     """A session forked from the zygote: one socket, and signals to its process group."""
 
-    def __init__(self, stream: Any, blob: int, group: int, zygote: ZygoteClient):
+    def __init__(self, stream: Any, blob: int, files: Any, group: int, zygote: ZygoteClient):
         super().__init__(stream)
-        self.blob, self.group, self.zygote = blob, group, zygote
+        self.blob, self.files, self.group, self.zygote = blob, files, group, zygote
+        self.numbers = itertools.count(1)
         self.lock = threading.Lock()
 
     def put(self, pieces: Iterable[bytes]) -> int:
@@ -933,6 +1109,13 @@ class LocalChannel(Channel):
                 written = os.pwrite(self.blob, view, at)
                 view, at = view[written:], at + written
         return at
+
+    def hand_over(self, descriptor: int, path: str, start: int) -> dict[str, Any]:
+        import socket
+
+        number = next(self.numbers)
+        socket.send_fds(self.files, [str(number).encode()], [descriptor])
+        return {"tag": number}
 
     def signal(self, number: int) -> None:
         if self.inherited():
@@ -960,6 +1143,7 @@ class LocalChannel(Channel):
             if not self.inherited():
                 self.zygote.reap(group)
             self.stream.close()
+            self.files.close()
             os.close(self.blob)
 
 
@@ -974,7 +1158,7 @@ class PlainChannel(Channel):
         self.folder = tempfile.mkdtemp(prefix="rlm-sandbox-")
         ours, self.theirs = socket.socketpair()
         super().__init__(ours)
-        setup = dict(setup, scratch=self.folder, fork_limit=0, confined=False)
+        setup = dict(setup, scratch=self.folder, fork_limit=0, confined=False, descriptors=False)
         self.process = start_python(
             "plain_main(setup)", setup, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
@@ -985,6 +1169,9 @@ class PlainChannel(Channel):
         with self.theirs, contextlib.suppress(OSError):
             while data := os.read(self.process.stdout.fileno(), 1 << 18):
                 self.theirs.sendall(data)
+
+    def hand_over(self, descriptor: int, path: str, start: int) -> dict[str, Any]:
+        return {"path": path}  # nothing confines it
 
     def send(self, data: memoryview) -> int:
         return os.write(self.process.stdin.fileno(), data[: 1 << 16])
@@ -1159,7 +1346,8 @@ def temporary_folder() -> str:
 
 def language_setup(allowed_imports: tuple[str, ...], policy: bool) -> dict[str, Any]:
     path = package_path(allowed_imports, policy)
-    return {"allowed_imports": allowed_imports, "policy": policy, "path": path}
+    packages = [place for name in allowed_imports for place in places_of(name)]
+    return {"allowed_imports": allowed_imports, "policy": policy, "path": path, "packages": packages}
 
 
 def package_path(allowed_imports: tuple[str, ...], policy: bool) -> list[str]:
@@ -1176,6 +1364,16 @@ def package_path(allowed_imports: tuple[str, ...], policy: bool) -> list[str]:
             if folder and folder not in found:
                 found.append(folder)
     return found
+
+
+def places_of(name: str) -> list[str]:
+    """What a package needs to be read while it runs: its own files, and those it is installed beside."""
+    from importlib.util import find_spec
+
+    spec = find_spec(name.partition(".")[0])
+    places = list(spec.submodule_search_locations or [spec.origin or ""]) if spec else []
+    above = {os.path.dirname(place) for place in places}
+    return [*places, *(folder for folder in above if folder.endswith(("site-packages", "dist-packages")))]
 
 
 def is_native(name: str) -> bool:
@@ -1236,20 +1434,21 @@ class LocalSandbox(Sandbox):
         snapshot: bool = True,
         layers: Sequence[str] = ("policy", "confinement"),
     ):
-        super().__init__(cell_timeout=cell_timeout, output_limit=output_limit)
+        folders = [workspace] if isinstance(workspace, str) else workspace or ()
+        super().__init__(cell_timeout=cell_timeout, output_limit=output_limit, folders=folders)
         if require not in ("best", "full"):
             raise ValueError(f'require is "best" or "full", not {require!r}')
         self.allowed_imports = tuple(allowed_imports or ())
         self.policy = "policy" in layers
         self.require = require
-        folders = [workspace] if isinstance(workspace, str) else workspace or ()
         self.setup = {
             "memory": parse_size(memory),
-            "workspace": [os.path.realpath(folder) for folder in folders],
+            "workspace": self._files.folders,
             "readable": [os.path.realpath(path) for path in readable],
             "output_limit": output_limit,
             "fork_limit": 300 << 20 if snapshot else 0,
             "confined": "confinement" in layers,
+            "descriptors": True,
         }
         with self._lock:
             self._started()
@@ -1296,9 +1495,14 @@ class LocalSandbox(Sandbox):
             theirs.callback(their_stream.close)
             read_only = os.open(f"/proc/self/fd/{blob}", os.O_RDONLY)
             theirs.callback(os.close, read_only)
-            group = zygote.spawn(self.setup, [their_stream.fileno(), read_only])
+            files, their_files = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ours.callback(files.close)
+            theirs.callback(their_files.close)
+            files.setblocking(False)
+            files.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # a few descriptors under way, and no more
+            group = zygote.spawn(self.setup, [their_stream.fileno(), read_only, their_files.fileno()])
             ours.pop_all()
-        return LocalChannel(stream, blob, group, zygote)
+        return LocalChannel(stream, blob, files, group, zygote)
 
 
 # --- the Docker sandbox -----------------------------------------------------------------------------------------------
@@ -1662,7 +1866,7 @@ class DockerSandbox(Sandbox):
         pool: int = 0,
         on_progress: Callable[[str], None] | None = None,
     ):
-        super().__init__(cell_timeout=cell_timeout, output_limit=output_limit)
+        super().__init__(cell_timeout=cell_timeout, output_limit=output_limit, folders=[workspace] if workspace else ())
         self.image, self.cpus, self.memory, self.runtime = image, cpus, parse_size(memory), runtime
         self.network_disabled, self.pool, self.on_progress = network_disabled, pool, on_progress
         self.workspace = os.path.realpath(workspace) if workspace else None
@@ -1775,6 +1979,9 @@ class DockerSandbox(Sandbox):
             "idle_limit": IDLE_LIMIT,
             "most": self.memory + PIDS_MAX * THREAD_STACK,  # what can never be had is a MemoryError, not a kill
             "folders": ["/workspace", "/tmp"] if mounts else ["/tmp"],
+            "scratch": "/tmp",
+            "home": "/workspace" if mounts else "/tmp",
+            "mounted": bool(mounts),
         }
         return {
             "image": self.image,

@@ -11,7 +11,7 @@ The language layer of the local sandbox, `rlm_policy`, is loaded from the file b
 `policy_preload(allowed_imports)`, which may be called again when more modules have been imported, and
 `PolicyLanguage(setup)` with the methods of `PlainLanguage`.
 
-The file reads in this order: codec and wire, output, host calls, worker, confinement, zygote.
+The file reads in this order: codec and wire, output, host calls, files, worker, confinement, zygote.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import array
 import binascii
 import collections
 import contextlib
+import errno
 import functools
 import io
 import itertools
@@ -28,9 +29,9 @@ import math
 import mmap
 import os
 import random
-import re
 import select
 import signal
+import stat
 import struct
 import sys
 import threading
@@ -38,7 +39,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from types import CodeType
-from typing import Any, List, NamedTuple, NoReturn, Tuple
+from typing import Any, List, NoReturn, Tuple
 
 # --- codec and wire ---------------------------------------------------------------------------------------------------
 
@@ -449,7 +450,8 @@ class PlainLanguage:
     def compile(self, source: str, filename: str) -> tuple[CodeType, CodeType | None]:
         return plain_compile(source, filename)
 
-    def namespace(self, functions: dict[str, Any], stdout: Any, calls: Calls) -> dict[str, Any]:
+    def namespace(self, functions: dict[str, Any], stdout: Any, files: Files) -> dict[str, Any]:
+        files.install()
         main = type(sys)("__main__")
         sys.modules["__main__"] = main
         vars(main).update(functions, __builtins__=builtins_module)
@@ -533,8 +535,7 @@ class Calls:
         self.answered = threading.Condition(threading.Lock())
         self.reading = False
         self.sending = threading.Lock()
-        self.known: collections.deque[Any] = collections.deque()  # calls of this task that were asked ahead
-        self.probe: int | None = None  # in a throw-away copy: where it says what it would have asked
+        self.direct: dict[int, str] = {}  # the functions of cells that do nothing but ask, by their identity
 
     def begin(self, wire: Wire, marked: bool) -> None:
         self.wire, self.marked, self.process = wire, marked, os.getpid()
@@ -559,17 +560,13 @@ class Calls:
             os._exit(0)
         self.wire, self.marked = self.host, False
 
-    def ask(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def ask(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Call a host function and wait; several threads may wait at once."""
+        return outcome(self.answer(self.start(name, args, kwargs)))
+
+    def start(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> int:
         packer = Packer()
         call = {"op": "call", "name": name, "args": packer.pack(list(args)), "kwargs": packer.pack(kwargs)}
-        if self.known and self.known[0][0] == call:
-            return outcome(self.known.popleft()[1])
-        if self.probe is not None:
-            self.end_probe(call)
-        return outcome(self.answer(self.start(call)))
-
-    def start(self, call: dict[str, Any]) -> int:
         if self.in_child():
             raise RuntimeError("only the process of the cell can ask the host, not one that it forked: use threads")
         with self.answered:
@@ -604,62 +601,27 @@ class Calls:
         if message.get("op") in ("return", "raise") and message.get("id") == self.request:
             self.answers[message["call"]] = message
 
-    # - tasks whose calls are asked together, without threads
-
     def together(self, tasks: Sequence[Callable[[], Any]]) -> list[tuple[bool, Any]]:
         """Run the tasks in order, with (True, value) or (False, exception) of each.
 
-        What they ask of the host overlaps: throw-away copies of this process find out what each task would ask next,
-        round by round, until none asks any more; then the tasks run here, with the answers at hand.
+        There are no threads. Those that are nothing but a call of a host function wait for their answers together.
         """
-        if len(tasks) < 2 or self.probe is not None or not hasattr(os, "fork"):
-            return [attempted(task) for task in tasks]
-        if len(tasks) > TOGETHER_MAX:
-            return self.together(tasks[:TOGETHER_MAX]) + self.together(tasks[TOGETHER_MAX:])
-        known: list[list[Any]] = [[] for _ in tasks]
-        open_tasks = list(range(len(tasks)))
-        while open_tasks:
-            asked = [(index, self.next_call(tasks[index], known[index])) for index in open_tasks]
-            started = [(index, call, self.start(call)) for index, call in asked if call is not None]
-            for index, call, number in started:
-                known[index].append((call, self.answer(number)))
-            open_tasks = [index for index, _, _ in started]
-        results = []
-        for task, answers in zip(tasks, known):
-            self.known = collections.deque(answers)
-            results.append(attempted(task))
-        self.known.clear()
+        results: list[tuple[bool, Any]] = []
+        for at in range(0, len(tasks), TOGETHER_MAX):
+            started = [(task, self.begun(task)) for task in tasks[at : at + TOGETHER_MAX]]
+            results += [attempted(task if wait is None else wait) for task, wait in started]
         return results
 
-    def next_call(self, task: Callable[[], Any], answers: list[Any]) -> dict[str, Any] | None:
-        """What the task asks of the host after these answers; None if it ends, fails or dies without asking."""
-        told, tell = os.pipe()
-        copy = os.fork()
-        if copy == 0:
-            try:
-                self.probe = tell
-                self.known = collections.deque(answers)
-                attempted(task)
-            finally:
-                os._exit(0)
-        os.close(tell)
+    def begun(self, task: Any) -> Callable[[], Any] | None:
+        """What waits for the answer, if the task is such a call and could be sent."""
+        name = self.direct.get(id(task.func)) if type(task) is functools.partial else None
+        if name is None:
+            return None
         try:
-            with os.fdopen(told, "rb") as source:
-                text = source.read()
-        except BaseException:
-            os.kill(copy, signal.SIGKILL)
-            raise
-        finally:
-            os.waitpid(copy, 0)
-        return json.loads(text) if text else None
-
-    def end_probe(self, call: dict[str, Any] | None = None) -> None:
-        """End a throw-away copy, at its next call or where it would change something outside of itself."""
-        if self.probe is None:
-            return
-        if call is not None:
-            Wire(-1, self.probe).write(to_json(call).encode("ascii"))
-        os._exit(0)
+            number = self.start(name, task.args, task.keywords)
+        except (TypeError, ValueError, RecursionError):
+            return None
+        return lambda: outcome(self.answer(number))
 
 
 session_calls: Calls | None = None  # those of the worker that this process is
@@ -693,6 +655,8 @@ def host_function(calls: Calls, name: str, batched: bool) -> Any:
         return [*call(args[0][:middle], *args[1:], **kwargs), *call(args[0][middle:], *args[1:], **kwargs)]
 
     call.__name__ = call.__qualname__ = name
+    if not batched:
+        calls.direct[id(call)] = name
     return call
 
 
@@ -710,7 +674,240 @@ def weight_of(texts: Any) -> int:
     return sum(len(text) for text in texts if isinstance(text, str))
 
 
-# - a function that needs no host: cutting a long text
+# --- files ------------------------------------------------------------------------------------------------------------
+
+FILES_CALL = "<files>"  # the host call by which a worker asks for files: no function of a caller's has such a name
+FILES_FD = 60  # where a session has the socket on which the host hands over descriptors
+WRITTEN = "[files written here live in the session's scratch folder: later cells can read them, and they end with it]\n"
+
+
+class Files:
+    """The files of a cell: those it wrote itself, in its scratch folder, and those that the host lets it read.
+
+    The host decides, and hands over a descriptor, a name to open here, or the bytes. `home` is the folder that relative
+    names belong to; what cannot be written there is written to the same name in the scratch folder. `roots`: other
+    folders whose files are the host's. Where `home` is `mounted`, the files in it are here already.
+    """
+
+    def __init__(self, ask: Callable[..., Any], say: Callable[[str], Any], setup: dict[str, Any]):
+        self.ask_host, self.say = ask, say
+        self.scratch = os.path.realpath(setup["scratch"])
+        self.home: str = setup.get("home", self.scratch)
+        self.roots: tuple[str, ...] = tuple(setup.get("workspace", ()))
+        self.mounted: bool = setup.get("mounted", False)
+        self.channel: Any = descriptor_channel() if setup.get("descriptors") else None
+        self.lock = threading.Lock()
+        self.told = False
+
+    def locate(self, path: Any) -> tuple[str, str]:
+        """Where a name is in the scratch folder ("": nowhere), and what the host knows it by."""
+        full = os.path.normpath(os.path.join(os.getcwd(), os.fspath(path)))
+        if within(full, self.home):
+            full = self.scratch + full[len(self.home) :]
+        return (full, os.path.relpath(full, self.scratch)) if within(full, self.scratch) else ("", full)
+
+    def ask(self, what: str, path: Any, start: int = 0) -> dict[str, Any]:
+        answer: dict[str, Any] = self.ask_host(FILES_CALL, (what, self.locate(path)[1], start), {})
+        if "errno" in answer:
+            raise OSError(answer["errno"], answer["error"], str(path))
+        return answer
+
+    def open(self, path: Any, mode: str = "r", *options: Any, **more: Any) -> Any:
+        """`open` for a name: the cell's own file if there is one or it is to be written, else the caller's."""
+        own = self.locate(path)[0]
+        if set(mode) & set("wax+"):
+            own = self.for_writing(path, mode)
+        if (own and os.path.lexists(own)) or set(mode) & set("wax"):
+            return plain_open(own, mode, *options, **more)
+        if self.mounted:
+            return plain_open(path, mode, *options, **more)
+        with self.lock:
+            self.receive(0)  # what a process that died did not take
+            answer = self.ask("open", path)
+            descriptor = self.receive(answer["tag"]) if "tag" in answer else -1
+        if descriptor >= 0:
+            return plain_open(path, mode, *options, **dict(more, opener=lambda *_: descriptor))
+        if "path" in answer:
+            return plain_open(answer["path"], mode, *options, **more)
+        raw = io.BytesIO(self.rest(path, answer))
+        return raw if "b" in mode else io.TextIOWrapper(raw, *options[1:4], **{k: more[k] for k in TEXT if k in more})
+
+    def rest(self, path: Any, answer: dict[str, Any]) -> bytes:
+        """All the bytes of a file, of which an answer holds the first."""
+        data = bytearray(answer["data"])
+        while answer["data"]:
+            answer = self.ask("open", path, len(data))
+            data += answer["data"]
+        return bytes(data)
+
+    def receive(self, tag: int) -> int:
+        """The descriptor of that number, or -1; those that lie before it are closed."""
+        import socket
+
+        while True:
+            try:
+                data, control, _, _ = self.channel.recvmsg(20, socket.CMSG_SPACE(4), socket.MSG_DONTWAIT)
+            except (AttributeError, BlockingIOError):
+                return -1
+            if not control:
+                raise OSError(24, "too many open files")  # EMFILE: there was no room for it here
+            descriptor = int.from_bytes(control[0][2][:4], sys.byteorder)
+            if int(data) == tag:
+                return descriptor
+            os.close(descriptor)
+
+    def for_writing(self, path: Any, mode: str) -> str:
+        """The file in the scratch folder that a name is written to; for adding to it, with what the caller's has."""
+        own = self.writable(path)
+        if os.path.lexists(own) or "w" in mode:
+            return own
+        try:
+            if "x" in mode:
+                self.stat(path)
+                raise FileExistsError(17, "File exists", str(path))
+            with self.open(path, "rb") as source, plain_open(own, "wb") as target:
+                while part := source.read(1 << 20):
+                    target.write(part)
+        except FileNotFoundError:
+            if "+" in mode and "r" in mode:
+                raise
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(own)
+            raise
+        return own
+
+    def writable(self, path: Any) -> str:
+        """A name's place in the scratch folder. The first time, the cell's output says what becomes of it."""
+        own = self.locate(path)[0]
+        if not own:
+            raise PermissionError(13, "only the scratch folder can be written to", str(path))
+        if not self.told:
+            self.told = True
+            self.say(WRITTEN)
+        folder = os.path.dirname(own)
+        if not os.path.lexists(folder) and self.is_dir(os.path.dirname(path)):
+            make_folders(folder)
+        return own
+
+    def entries(self, path: Any = ".") -> dict[str, bool]:
+        """The names in a folder, the cell's own and the caller's, and whether each is a folder."""
+        own = self.locate(path)[0]
+        found: dict[str, bool] = {}
+        try:
+            answer = self.ask("list", path)
+            found = {**dict.fromkeys(answer["files"], False), **dict.fromkeys(answer["folders"], True)}
+        except OSError:
+            if not (own and os.path.lexists(own)):
+                raise
+        if own and os.path.lexists(own):
+            with plain_scandir(own) as names:
+                found.update((entry.name, entry.is_dir()) for entry in names)
+        return dict(sorted(found.items()))
+
+    def stat(self, path: Any) -> os.stat_result:
+        own = self.locate(path)[0]
+        if own and os.path.lexists(own):
+            return plain_stat(own)
+        if self.mounted:
+            return plain_stat(path)
+        return os.stat_result(self.ask("stat", path)["stat"])
+
+    def is_dir(self, path: Any) -> bool:
+        try:
+            return stat.S_ISDIR(self.stat(path or ".").st_mode)
+        except OSError:
+            return False
+
+    # - for plain Python, whose own functions cannot reach the caller's files
+
+    def install(self) -> None:
+        """Let `open`, `os.listdir`, `os.stat` and `os.scandir`, and what is made of them, know these files."""
+
+        def route(ours: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+            def either(path: Any = ".", *options: Any, **more: Any) -> Any:
+                known = isinstance(path, (str, os.PathLike)) and not {"dir_fd", "opener"} & set(more)
+                return (ours if known and self.knows(path) else plain)(path, *options, **more)
+
+            return either
+
+        vars(builtins_module)["open"] = vars(io)["open"] = route(self.open, plain_open)
+        if not self.mounted:
+            vars(os)["listdir"] = route(lambda path: list(self.entries(path)), os.listdir)
+            vars(os)["stat"] = route(lambda path, **_: self.stat(path), plain_stat)
+            vars(os)["scandir"] = route(lambda path: Scan(self, path), plain_scandir)
+
+    def knows(self, path: Any) -> bool:
+        full = os.path.normpath(os.path.join(os.getcwd(), path))
+        if self.mounted and os.path.isabs(path):
+            return False
+        return any(within(full, folder) for folder in (self.home, *self.roots))
+
+
+class Scan:
+    """`os.scandir` over files of which the host tells."""
+
+    def __init__(self, files: Files, path: Any):
+        self.entries = iter([Entry(files, os.path.join(path, name), d) for name, d in files.entries(path).items()])
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.entries
+
+    def __next__(self) -> Any:
+        return next(self.entries)
+
+    def __enter__(self) -> Scan:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.entries = iter(())
+
+
+class Entry:
+    def __init__(self, files: Files, path: str, folder: bool):
+        self.files, self.path, self.name, self.folder = files, path, os.path.basename(path), folder
+
+    def __fspath__(self) -> str:
+        return self.path
+
+    def is_dir(self, *, follow_symlinks: bool = True) -> bool:
+        return self.folder
+
+    def is_file(self, *, follow_symlinks: bool = True) -> bool:
+        return not self.folder
+
+    def is_symlink(self) -> bool:
+        return False
+
+    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
+        return self.files.stat(self.path)
+
+
+def make_folders(path: str) -> None:
+    """`os.makedirs` for where that would take a folder of the caller's for one that is there."""
+    if not os.path.lexists(path):
+        make_folders(os.path.dirname(path))
+        os.mkdir(path)
+
+
+TEXT = ("encoding", "errors", "newline")
+plain_open, plain_stat, plain_scandir = io.open, os.stat, os.scandir
+
+
+def descriptor_channel() -> Any:
+    import socket
+
+    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=FILES_FD)
+
+
+def within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+# --- a function that needs no host: cutting a long text ---------------------------------------------------------------
 
 
 def text_chunks(text: Any, size: Any, overlap: Any = 0) -> list[Any]:
@@ -847,9 +1044,10 @@ class Worker:
         self.functions: dict[str, Any] = {}
         self.specs: dict[str, Any] = {}  # what the host said of each of them
         self.own = {**{m.__name__: unbound(m) for m in (self.FINAL, self.FINAL_VAR, self.SHOW_VARS)}, "_out": {}}
+        self.files = Files(self.calls.ask, lambda text: self.out.write(text), setup)
         random.seed(0)
         sys.stdout = sys.stderr = Redirect(self)
-        self.variables: dict[str, Any] = language.namespace(dict(self.own), sys.stdout, self.calls)
+        self.variables: dict[str, Any] = language.namespace(dict(self.own), sys.stdout, self.files)
         self.hidden = set(self.variables)
 
     # - requests
@@ -1077,7 +1275,7 @@ class Worker:
         return IN_WORKER[check_in_worker(spec)["name"]](name, spec["size"])
 
     def emit(self, text: str) -> None:
-        if self.calls.probe is None and not self.calls.in_child():
+        if not self.calls.in_child():
             for start in range(0, len(text), 1 << 20):
                 self.calls.send({"op": "output", "text": text[start : start + (1 << 20)]})
 
@@ -1203,7 +1401,7 @@ class Redirect(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
-        return self.worker.out.write(text) if self.worker.calls.probe is None else len(text)
+        return self.worker.out.write(text)
 
     def close(self) -> None:
         """A cell that closes its output would lose that of the next."""
@@ -1475,27 +1673,6 @@ def take_streams() -> Wire:
     return wire
 
 
-def write_to(scratch: str, folder: str) -> None:
-    """Where the working directory can only be read, `open` by a relative name writes to the scratch folder instead.
-
-    What was written there is then read, as in the local sandbox.
-    """
-    plain_open = io.open
-
-    def open_here(file: Any, mode: str = "r", *options: Any, **named: Any) -> Any:
-        if isinstance(file, (str, os.PathLike)) and not os.path.isabs(file) and within(os.getcwd(), folder):
-            own = os.path.join(scratch, file)
-            if set(mode) & set("wax+") or os.path.exists(own):
-                file = own
-        return plain_open(file, mode, *options, **named)
-
-    vars(builtins_module)["open"] = vars(io)["open"] = open_here
-
-
-def within(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
-
-
 def container_main(setup: dict[str, Any]) -> NoReturn:
     """The first process of a container: it supervises the worker, which talks over what were the standard streams."""
     import resource
@@ -1508,7 +1685,6 @@ def container_main(setup: dict[str, Any]) -> NoReturn:
         supervise(worker, [wire.reader], setup["idle_limit"])
     os.setpgid(0, 0)
     resource.setrlimit(resource.RLIMIT_DATA, (setup["most"], setup["most"]))
-    write_to("/tmp", "/workspace")
     Worker(wire, PlainLanguage(), setup).start({})
 
 
@@ -1547,6 +1723,7 @@ fork 57 -, wait4 61 260, waitid 247 95, exit 60 93, exit_group 231 94, set_robus
 rseq 334 293
 """
 KILL, CLONE, CLONE3, IOCTL, FCNTL, PRLIMIT = (62, 129), (56, 220), (435, 435), (16, 29), (72, 25), (302, 261)
+RECVMSG = (47, 212)
 MMAP, MPROTECT = (9, 222), (10, 226)
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
@@ -1761,6 +1938,7 @@ def build_filter(column: int, architecture: int, kill_is_safe: bool) -> Filter:
     program += on_call(MMAP[column], refuse_bits(2, 6))
     program += on_call(MPROTECT[column], refuse_bits(2, 4))
     program += on_call(PRLIMIT[column], allow_own_limits())
+    program += on_call(RECVMSG[column], allow_values(0, (FILES_FD,)))
     return [*program, (RETURN, 0, 0, REFUSE)]
 
 
@@ -1803,48 +1981,6 @@ PRELOADED_LATER = (
     "array base64 bisect calendar cmath csv difflib fractions heapq hmac html numbers pprint shlex statistics textwrap"
     " unicodedata urllib.parse zoneinfo"
 )
-
-
-SECRET_NAMES = re.compile(
-    r"\.env.*|.*\.pem|id_.*|\.netrc|\.aws|\.ssh|\.git-credentials|\.pypirc|\.npmrc|\.snipara", re.IGNORECASE | re.DOTALL
-)
-
-
-def may_hold_secrets(parts: Sequence[str]) -> bool:
-    """Whether a relative path, in parts, names or lies under what usually holds credentials."""
-    in_git = ".git" in map(str.lower, parts[:-1]) and parts[-1].lower().startswith("config")
-    return in_git or any(map(SECRET_NAMES.fullmatch, parts))
-
-
-class Workspace:
-    """Which files a cell may open: any in its scratch folder, and for reading those of the folders it was given."""
-
-    def __init__(self, scratch: str, readable: tuple[str, ...], before_write: Callable[[], None] = lambda: None):
-        self.scratch = os.path.realpath(scratch)
-        self.readable = tuple(os.path.realpath(folder) for folder in readable)
-        self.before_write = before_write
-
-    def resolve(self, path: str, *, writing: bool = False) -> str:
-        """The real path behind a name. PermissionError: not for cells; FileNotFoundError: in none of the folders."""
-        if "\0" in path:
-            raise ValueError("embedded null byte")
-        inside = os.path.realpath(os.path.join(self.scratch, path))
-        if writing:
-            if not within(inside, self.scratch):
-                raise PermissionError(f"only the working folder can be written to, not {path!r}")
-            self.before_write()
-            return inside
-        if within(inside, self.scratch) and os.path.lexists(inside):
-            return inside
-        for folder in self.readable:
-            real = os.path.realpath(os.path.join(folder, path))
-            if within(real, folder) and os.path.lexists(real):
-                if may_hold_secrets(real[len(folder) :].split(os.sep)):
-                    raise PermissionError(f"{path!r} may hold secrets and is not readable here")
-                return real
-        if os.path.isabs(path) or not within(inside, self.scratch):
-            raise PermissionError(f"no access to {path!r} from here; file_read reads the caller's files")
-        raise FileNotFoundError(2, "no such file here (file_read reads the caller's files)", path)
 
 
 def zygote_main(channel: int, setup: dict[str, Any]) -> NoReturn:
@@ -1958,23 +2094,14 @@ def end_with(parent: int) -> NoReturn:
 
 
 REQUEST_MAX = 65_536  # bytes: what is longer would arrive cut
-PING = b"?"  # a spare session says it back
-PING_SECONDS = 0.2
-
-
-class Session(NamedTuple):
-    """A process in namespaces of its own, which waits on the channel to be told whose worker it is to start."""
-
-    pid: int
-    channel: Any
 
 
 class Zygote:
+    """A process with everything imported, from which sessions are forked, and which alone reaps them."""
+
     def __init__(self, host: Any, setup: dict[str, Any], lock: int):
         self.host, self.setup, self.lock = host, setup, lock
-        self.sessions: dict[int, str] = {}
-        self.starved = False  # there could be no spare: not until the next request is it tried again
-        self.spare: Session | None = None  # the next one, made while nothing is asked for: it costs 5 ms
+        self.sessions: dict[int, str] = {}  # the folder of each, by its supervisor
         self.life_read, self.life_write = os.pipe()  # its end tells the sessions that this process has died
 
     def serve(self) -> NoReturn:
@@ -1988,100 +2115,78 @@ class Zygote:
                 poller.register(os.pidfd_open(os.getppid()), select.POLLIN)
         later = PRELOADED_LATER.split()
         while True:
-            idle = not later and self.spare is not None
-            ready = [descriptor for descriptor, _ in poller.poll(None if idle or self.starved else 0)]
+            ready = [descriptor for descriptor, _ in poller.poll(0 if later else None)]
             if not ready:
-                self.get_ready(later)
+                self.preload_one(later)
                 continue
             if ready != [self.host.fileno()]:
                 self.end()
             data, descriptors, _, _ = socket.recv_fds(self.host, REQUEST_MAX, 4)
             if not data:
                 self.end()
-            self.starved = False
             self.answer(data, descriptors)
 
-    def answer(self, data: bytes, descriptors: list[int]) -> None:
-        try:
-            request = json.loads(data)
-        except ValueError:
-            for descriptor in descriptors:
-                os.close(descriptor)
-            self.host.sendall(b'{"error":"the request was not understood"}')
-            return
-        if request["op"] == "reap":
-            self.reap(request["pid"])
-        else:
-            self.host.sendall(to_json(self.spawn(request, descriptors)).encode())
-
-    def get_ready(self, names: list[str]) -> None:
+    def preload_one(self, names: list[str]) -> None:
         """One step while nothing is asked for. A session begun before the last import does the others itself."""
         import gc
         import importlib
 
-        if not names:
-            try:
-                self.spare = self.new_session(confined=True)
-            except OSError:  # whoever asks for a session is told, and the sessions that there are go on
-                self.starved = True
-            return
-        importlib.import_module(names.pop())
+        with contextlib.suppress(OSError, ImportError):  # without a descriptor, say: then it is imported when asked for
+            importlib.import_module(names.pop())
         if not names:
             gc.freeze()
             if self.setup["policy"]:
                 load_policy().policy_preload(tuple(self.setup["allowed_imports"]))
 
-    def spawn(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+    def answer(self, data: bytes, descriptors: list[int]) -> None:
         try:
-            session = self.take_spare() if request["confined"] else None
-            if session is None or not self.hand_over(session, request, descriptors):
-                session = self.new_session(confined=request["confined"])
-                if not self.hand_over(session, request, descriptors):
-                    raise OSError("it ended at once")
+            request = json.loads(data)
+            if request["op"] == "reap":
+                self.reap(request["pid"])
+                return
+            reply = {"pid": self.new_session(request, descriptors), "number": request["number"]}
+        except ValueError:
+            reply = {"error": "the request was not understood"}
         except OSError as error:
-            return {"error": f"the session's process could not be forked: {error}"}
+            reply = {"error": f"the session's process could not be forked: {error}"}
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-        return {"pid": session.pid, "number": request["number"]}
+        self.host.sendall(to_json(reply).encode())
 
-    def hand_over(self, session: Session, request: dict[str, Any], descriptors: list[int]) -> bool:
-        """Tell a session whose worker it is to start. One that cannot be told is ended."""
-        import socket
-
-        with session.channel:
-            try:
-                socket.send_fds(session.channel, [to_json(request).encode()], descriptors)
-            except OSError:
-                self.reap(session.pid)
-                return False
-        return True
-
-    def take_spare(self) -> Session | None:
-        """The session made ahead, if it answers and has its folder: something may have stopped or cleaned it."""
-        spare, self.spare = self.spare, None
-        if spare is None:
-            return None
-        with contextlib.suppress(OSError):
-            os.lstat(self.sessions[spare.pid])
-            spare.channel.send(PING)
-            if wait_for(spare.channel.fileno(), PING_SECONDS) and spare.channel.recv(20) == PING:
-                return spare
-        spare.channel.close()
-        self.reap(spare.pid)
-        return None
-
-    def new_session(self, *, confined: bool) -> Session:
+    def new_session(self, request: dict[str, Any], descriptors: list[int]) -> int:
+        """The supervisor of a session whose worker is about to say hello."""
+        if len(descriptors) != 3:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         self.keep_base()
         scratch = os.path.join(self.setup["base"], os.urandom(6).hex())
         os.mkdir(scratch, 0o700)
         try:
-            session = self.fork_session(scratch, confined)
+            pid = self.fork_session({**self.setup, **request, "scratch": scratch}, descriptors)
         except OSError:
             remove_tree(scratch)
             raise
-        self.sessions[session.pid] = scratch
-        return session
+        self.sessions[pid] = scratch
+        return pid
+
+    def fork_session(self, setup: dict[str, Any], descriptors: list[int]) -> int:
+        pid = 0
+        told, tell = os.pipe()
+        try:
+            intermediate = os.fork()
+            if intermediate == 0:
+                os.close(self.life_write)
+                start_session(setup, descriptors, tell, self.life_read)
+            os.waitpid(intermediate, 0)
+            os.set_blocking(told, False)
+            with contextlib.suppress(BlockingIOError):
+                pid = int(os.read(told, 20))
+        finally:
+            os.close(told)
+            os.close(tell)
+        if not pid:
+            raise OSError("it did not start")
+        return pid
 
     def keep_base(self) -> None:
         """Make the folder anew where something has cleaned it away, and never use another's in its place."""
@@ -2094,22 +2199,6 @@ class Zygote:
             base, lock = make_base(self.setup["temporary"])
             os.close(self.lock)
             self.setup["base"], self.lock = base, lock
-
-    def fork_session(self, scratch: str, confined: bool) -> Session:
-        import socket
-
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            entrance = os.fork()
-            if entrance == 0:
-                os.close(self.life_write)
-                ours.close()
-                start_session({**self.setup, "scratch": scratch, "confined": confined}, theirs, self.life_read)
-        os.waitpid(entrance, 0)
-        pid = int(ours.recv(20) or b"0")
-        if not pid:
-            raise OSError("it did not start")
-        return Session(pid, ours)
 
     def reap(self, pid: int) -> None:
         """Only now may the number be used again: until here the host could safely signal it."""
@@ -2125,11 +2214,8 @@ class Zygote:
         os._exit(0)
 
 
-def start_session(setup: dict[str, Any], channel: Any, life: int) -> NoReturn:
-    """In a fresh fork, which only leads into the PID namespace: fork the supervisor, and from that, once the channel
-    has told for whom, the worker."""
-    import socket
-
+def start_session(setup: dict[str, Any], descriptors: list[int], tell: int, life: int) -> NoReturn:
+    """In a fresh fork, which only leads into the PID namespace: fork the supervisor, and from that the worker."""
     try:
         layers: dict[str, bool | str] = {}
         if setup["confined"]:
@@ -2137,21 +2223,13 @@ def start_session(setup: dict[str, Any], channel: Any, life: int) -> NoReturn:
         supervisor = os.fork()
         if supervisor:
             os.setpgid(supervisor, supervisor)
-            channel.send(str(supervisor).encode())
+            os.write(tell, str(supervisor).encode())
             os._exit(0)
         os.setpgid(0, 0)
-        keep_open(channel.fileno(), life)
+        keep_open(*descriptors, life)
         if layers.get("mount_namespace"):
             attempt(layers, "private_scratch", mount_scratch, setup["scratch"])
         set_subreaper()
-        while True:
-            request, descriptors, _, _ = socket.recv_fds(channel, REQUEST_MAX, 4)
-            if request != PING:
-                break
-            channel.send(PING)
-        if not request:
-            os._exit(0)  # it was never needed
-        setup |= json.loads(request)
         if os.fork():
             watched = [descriptors[0], life]
             keep_open(*watched)
@@ -2172,8 +2250,9 @@ def keep_open(*descriptors: int) -> None:
 def run_worker(
     setup: dict[str, Any], layers: dict[str, bool | str], descriptors: list[int], own_init: bool
 ) -> NoReturn:
-    stream, blob = descriptors
-    keep_open(stream, blob)
+    stream, blob, files = descriptors
+    os.dup2(files, FILES_FD)
+    keep_open(stream, blob, FILES_FD)
     start_worker(dict(setup, blob=blob), layers, Wire(stream, stream), own_init)
 
 
@@ -2195,10 +2274,17 @@ TIME_ZONES = ["/usr/share/zoneinfo", "/usr/lib/zoneinfo", "/usr/share/lib/zonein
 
 
 def readable_paths(setup: dict[str, Any]) -> list[str]:
-    """What Python needs while it runs, and what the caller gave."""
-    paths = [os.path.dirname(os.__file__), *TIME_ZONES, *setup["workspace"], *setup["readable"]]
+    """What Python needs while it runs, and the allowed packages. The caller's files come from the host."""
+    paths = [os.path.dirname(os.__file__), *TIME_ZONES, *setup["readable"]]
     if setup["allowed_imports"]:
-        paths += [*setup["path"], "/lib", "/lib64", "/usr/lib", "/usr/local/lib", os.environ.get("MPLCONFIGDIR", "")]
+        paths += [
+            *setup["packages"],
+            "/lib",
+            "/lib64",
+            "/usr/lib",
+            "/usr/local/lib",
+            os.environ.get("MPLCONFIGDIR", ""),
+        ]
     return [path for path in paths if path]
 
 
