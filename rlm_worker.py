@@ -36,7 +36,6 @@ import struct
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from types import CodeType
 from typing import Any, List, NoReturn, Tuple
@@ -458,7 +457,7 @@ class PlainLanguage:
         return vars(main)
 
     def traceback(self, error: BaseException, sources: dict[str, str]) -> str:
-        return plain_traceback(error, sources)
+        return format_traceback(error, sources)
 
 
 builtins_module = sys.modules["builtins"]
@@ -477,23 +476,67 @@ def plain_compile(source: str, filename: str) -> tuple[CodeType, CodeType | None
     return compile(tree, filename, "exec", dont_inherit=True), tail
 
 
-def plain_traceback(error: BaseException, sources: dict[str, str]) -> str:
-    """A traceback of the user's lines only."""
+def format_traceback(error: BaseException, sources: dict[str, str]) -> str:
+    """An exception as Python shows it, of the cells' own lines only."""
+    parts: list[str] = []
+    seen: set[int] = set()
+    current: BaseException | None = error
+    link = ""
+    while current is not None and id(current) not in seen and len(parts) < 9:
+        seen.add(id(current))
+        parts += [link, one_traceback(current, sources)] if parts else [one_traceback(current, sources)]
+        link = LINK_CONTEXT if current.__cause__ is None else LINK_CAUSE
+        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+    return "\n".join(reversed(parts))
+
+
+LINK_CAUSE = "\nThe above exception was the direct cause of the following exception:\n"
+LINK_CONTEXT = "\nDuring handling of the above exception, another exception occurred:\n"
+
+
+def one_traceback(error: BaseException, sources: dict[str, str]) -> str:
     lines = []
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in sources]
+    frames = []
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if code.co_filename in sources:
+            frames.append((code.co_filename, trace.tb_lineno, code.co_name))
+        trace = trace.tb_next
     if frames:
         lines.append("Traceback (most recent call last):")
-    for frame in frames[:20] + frames[max(20, len(frames) - 20) :]:
-        source = sources[frame.filename].splitlines()
-        lines.append(f'  File "{frame.filename}", line {frame.lineno}, in {frame.name}')
-        if frame.lineno and frame.lineno <= len(source):
-            lines.append("    " + source[frame.lineno - 1].strip()[:500])
-    if isinstance(error, SyntaxError) and not frames:
-        lines.extend(line.rstrip("\n") for line in traceback.format_exception_only(type(error), error))
+    for filename, number, name in frames[:10]:
+        lines += frame_lines(filename, number, name, sources)
+    if len(frames) > 20:
+        lines.append(f"  [... {len(frames) - 20} more calls ...]")
+    for filename, number, name in frames[max(10, len(frames) - 10) :]:
+        lines += frame_lines(filename, number, name, sources)
+    if isinstance(error, SyntaxError) and error.lineno and error.filename in (*sources, "<eval>", "<exec>"):
+        lines += syntax_lines(error)
+        message = str(error.msg)
     else:
         message = text_of(error)
-        lines.append(type_name(type(error)) + (": " + message if message else ""))
-    return "\n".join(lines)
+    notes = [str.__str__(note) for note in getattr(error, "__notes__", None) or () if issubclass(type(note), str)]
+    return "\n".join([*lines, type_name(type(error)) + (": " + message if message else ""), *notes[:10]])
+
+
+def frame_lines(filename: str, number: int, name: str, sources: dict[str, str]) -> list[str]:
+    lines = sources[filename].splitlines()
+    shown = [f'  File "{filename}", line {number}, in {name}']
+    if 0 < number <= len(lines) and lines[number - 1].strip():
+        shown.append("    " + lines[number - 1].strip()[:500])
+    return shown
+
+
+def syntax_lines(error: SyntaxError) -> list[str]:
+    text = (error.text or "").rstrip("\n")
+    shown = [f'  File "{error.filename}", line {error.lineno}']
+    if text.strip():
+        shown.append("    " + text.strip()[:500])
+        column = (error.offset or 0) - 1 - (len(text) - len(text.lstrip()))
+        if 0 <= column < 500:
+            shown.append("    " + " " * column + "^")
+    return shown
 
 
 def made_exception(kind: str, message: str, data: dict[str, Any]) -> Exception:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import resource
 import signal
 import sys
@@ -97,12 +96,11 @@ def attack(payload: dict[str, Any], layers: Sequence[str], folder: Path, **optio
 
 
 def verdict_on(payload: dict[str, Any], cell: rlm_sandbox.Cell, shown: str, marker: Path) -> str:
+    """By effect: what a cell finds out about its own process is no escape."""
     json.dumps([cell.stdout, cell.value, cell.error, str(cell.final)])
     shown.encode("utf-8")
     if "CANARY-5f2c91" in shown or marker.exists():
         return "it escaped"
-    if payload["kind"] == "leak" and re.search(payload["proof"], shown):
-        return "it leaked"
     if payload["kind"] == "spoof" and cell.ok:
         return "it forged a result"
     return ""

@@ -24,7 +24,7 @@ ATTACKS = [
 ]
 ORDINARY = json.loads((CORPUS / "cells.json").read_text())
 BOTH = ("policy", "confinement")
-# What the operating system cannot tell from ordinary work: plain introspection, and a session that breaks itself.
+# What the operating system cannot tell from ordinary work: a session that breaks itself.
 BENEATH = {
     "own_kill_group",
     "own_audit_hook",
@@ -47,12 +47,6 @@ def test_both_layers_stop_it_and_the_variables_stay(payload: dict[str, Any], tmp
 
 @pytest.mark.slow
 @pytest.mark.parametrize("payload", ATTACKS, ids=lambda payload: payload["name"])
-def test_the_policy_alone_stops_it(payload: dict[str, Any], tmp_path: Path) -> None:
-    assert stopped(payload, ("policy",), tmp_path)["kept"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("payload", [p for p in ATTACKS if p["kind"] != "leak"], ids=lambda payload: payload["name"])
 def test_the_confinement_alone_stops_it(payload: dict[str, Any], tmp_path: Path) -> None:
     report = stopped(payload, ("confinement",), tmp_path)
     assert report["kept"] or payload["name"] in BENEATH
