@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import binascii
 import contextlib
+import io
 import itertools
 import json
 import math
@@ -45,9 +46,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING or not __package__:
     from rlm_worker import (
-        CONTAINER_COST,
         DEPTH_MAX,
         FRAME_MAX,
+        PART_COST,
         REQUEST_MAX,
         UNSET,
         VALUE_MAX,
@@ -68,9 +69,9 @@ if TYPE_CHECKING or not __package__:
     )
 else:  # vendored into a package
     from .rlm_worker import (
-        CONTAINER_COST,
         DEPTH_MAX,
         FRAME_MAX,
+        PART_COST,
         REQUEST_MAX,
         UNSET,
         VALUE_MAX,
@@ -116,6 +117,7 @@ HARD_GRACE = 0.4  # seconds from there to the kill of the whole session
 CALLS_MAX = 10_000  # host calls in one cell, those waiting together, and threads for them
 WAITING_MAX = 1_000
 THREADS_MAX = 64
+STRAYS_MAX = 1_000  # frames in one cell that belong to nothing
 
 
 class SandboxError(RuntimeError):
@@ -194,6 +196,9 @@ class Channel:
         """SIGUSR1: the waiting process kills the one that runs the cell, and goes on from its own state."""
         raise NotImplementedError
 
+    def settle(self) -> None:
+        """Wait until no signal of an earlier cell is on its way."""
+
     def kill(self) -> None:
         """End everything of this session now. May be called from any thread, at any time, more than once."""
         raise NotImplementedError
@@ -202,22 +207,66 @@ class Channel:
         """Give back what the channel holds, after `kill`."""
         raise NotImplementedError
 
+    def abandon(self) -> None:
+        """As `close`, for a caller who cannot wait."""
+        self.close()
+
+
+WEIGHT_MAX = VALUE_MAX + (3 << 20)  # of a frame: a value, and what is shown of the cell beside it
+LEVELS_MAX = 3 * DEPTH_MAX + 10  # of lists and objects in a frame: each container may come in two more
+HELD_MAX = 2 * FRAME_MAX  # weight of the calls of a cell that wait or work: until some are done, no more are read
+NOT_MARKS = bytes(set(range(256)) - set(b'"[{,:}]'))
+
+
+def read_json(body: bytes) -> tuple[Any, int]:
+    """What JSON from a sandbox says, and its weight; ValueError before anything is made of what is too heavy or deep.
+
+    The weight is its bytes and PART_COST for each list, object, item and key: within a factor of two, the memory that
+    these take here.
+    """
+    seen = body.translate(None, NOT_MARKS)
+    weight = len(body) + PART_COST * len(seen)
+    # Exactly, where it matters: most of the marks may stand in strings.
+    if weight > max(100_000, 2 * len(body)) or seen.count(b"[") + seen.count(b"{") > LEVELS_MAX:
+        marks = marks_outside_strings(body)
+        weight = len(body) + PART_COST * sum(map(marks.count, (b"[", b"{", b",", b":")))
+        if weight > WEIGHT_MAX:
+            raise ValueError(f"it has too many items, keys, lists and objects ({weight - len(body) >> 20} MB)")
+        if max(itertools.accumulate(map(LEVELS.__getitem__, marks)), default=0) > LEVELS_MAX:
+            raise ValueError(f"it is nested more than {LEVELS_MAX} deep")
+    if len(body) > FRAME_MAX // 2 and b"\\ud" in body and text_memory(body) > 2 * FRAME_MAX:
+        raise ValueError("its text takes too much memory")
+    return from_json(body.decode("ascii")), weight
+
+
+LEVELS = [(byte in b"[{") - (byte in b"]}") for byte in range(256)]
+
+
+def marks_outside_strings(body: bytes) -> bytes:
+    marks = body.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, NOT_MARKS)
+    if marks.count(b'"') * PART_COST > 2 * WEIGHT_MAX:
+        raise ValueError("it has too many strings")
+    return re.sub(rb'"[^"]*"', b"", marks.replace(b'""', b""))
+
+
+def text_memory(body: bytes) -> int:
+    """What the strings in JSON take at most, where one character beyond 16 bits makes all of its string wider."""
+    strings = re.finditer(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', body)
+    return sum((4 if b"\\ud" in text else 2) * len(text) for text in (found[0] for found in strings))
+
 
 def refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-from_json = json.JSONDecoder(parse_constant=refuse_constant).decode
+def whole_number(digits: str) -> int:
+    """Longer ones travel in hexadecimal; in decimal each costs quadratic time."""
+    if len(digits) > 40:
+        raise ValueError("a number of too many digits")
+    return int(digits)
 
 
-CONTAINERS_MAX = VALUE_MAX // CONTAINER_COST + 10_000  # lists and objects in a frame: a forged one has room for more
-NO_MARKS = bytes(set(range(256)) - set(b'"[{'))
-
-
-def containers_in(text: bytes) -> int:
-    """How many lists and objects there are in JSON, that is, brackets outside of strings."""
-    marks = text.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, NO_MARKS).replace(b'""', b"")
-    return len(re.sub(rb'"[^"]*"', b"", marks))
+from_json = json.JSONDecoder(parse_constant=refuse_constant, parse_int=whole_number).decode
 
 
 class Frames:
@@ -227,7 +276,8 @@ class Frames:
         self.channel = channel
         self.sending = threading.Lock()
         self.buffer = bytearray()
-        self.size = 0  # of the frame parsed last
+        self.weight = 0  # of the frame parsed last
+        self.strays = 0  # frames that belonged to nothing, since this was last set to 0
 
     def send(
         self,
@@ -236,48 +286,66 @@ class Frames:
         valid: Callable[[], bool] = lambda: True,
         patience: float = math.inf,
     ) -> None:
-        """Write a whole frame and pieces of a value, or nothing if `valid` no longer holds as its turn comes."""
+        """Write a whole frame and pieces of a value, or nothing if `valid` no longer holds as its turn comes.
+
+        `patience`: how long the frame, and each piece, may take.
+        """
         data = encode_frame(message)
-        with self.sending:
+        if not self.sending.acquire(timeout=min(patience, threading.TIMEOUT_MAX)):
+            raise Broken("the sandbox does not take what it is sent")
+        try:
             if not valid():
                 return
             self.write(data, patience)
             for piece in pieces:
-                self.write(struct.pack(">I", len(piece)), patience)
-                self.write(piece, patience)
+                self.write(struct.pack(">I", len(piece)) + piece, patience)
+        finally:
+            self.sending.release()
 
     def write(self, data: bytes | memoryview, patience: float = math.inf) -> None:
         view = memoryview(data)
-        moved = time.monotonic()
+        deadline = time.monotonic() + patience
         while view:
             try:
                 sent = self.channel.send(view)
             except OSError as error:
                 raise Broken("the sandbox's process has ended") from error
             view = view[sent:]
-            if sent:
-                moved = time.monotonic()
-            elif time.monotonic() - moved > patience:
+            if view and time.monotonic() > deadline:
                 raise Broken("the sandbox does not take what it is sent")
-            else:
+            if not sent:
                 wait_for(self.channel.fileno(), 0.2, writing=True)
 
-    def receive(self, seconds: float) -> dict[str, Any] | None:
-        """The next frame, or None after that time."""
+    def receive(self, seconds: float, request: int = 0) -> dict[str, Any] | None:
+        """The next frame of this request, or None after that time, however much arrives until then."""
         deadline = time.monotonic() + seconds
-        while (frame := self.parse()) is None:
-            if not wait_for(self.channel.fileno(), deadline - time.monotonic()):
+        while True:
+            frame = self.parse()
+            if frame is not None and frame["id"] == request:
+                return frame
+            if frame is not None:
+                self.ignore()
+            elif wait_for(self.channel.fileno(), deadline - time.monotonic()):
+                self.read()
+            if time.monotonic() >= deadline:
                 return None
-            try:
-                data = self.channel.receive()
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                raise Broken("the sandbox's process has ended") from error
-            if not data:
-                raise Broken("the sandbox's process has ended")
-            self.buffer += data
-        return frame
+
+    def ignore(self) -> None:
+        """Count a frame that belongs to nothing. A worker of ours sends hardly any."""
+        self.strays += 1
+        if self.strays > STRAYS_MAX:
+            raise Broken(f"the sandbox sent over {STRAYS_MAX} frames that belong to nothing")
+
+    def read(self) -> None:
+        try:
+            data = self.channel.receive()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise Broken("the sandbox's process has ended") from error
+        if not data:
+            raise Broken("the sandbox's process has ended")
+        self.buffer += data
 
     def parse(self) -> dict[str, Any] | None:
         if len(self.buffer) < 4:
@@ -287,17 +355,13 @@ class Frames:
             raise Broken(f"the sandbox sent a frame of {size} bytes")
         if len(self.buffer) < 4 + size:
             return None
-        self.size = size
-        brackets = self.buffer.count(b"[", 4, 4 + size) + self.buffer.count(b"{", 4, 4 + size)
-        if brackets > CONTAINERS_MAX and containers_in(bytes(self.buffer[4 : 4 + size])) > CONTAINERS_MAX:
-            raise Broken(f"the sandbox sent a frame of more than {CONTAINERS_MAX} lists and objects")
+        with memoryview(self.buffer) as view:
+            body = bytes(view[4 : 4 + size])
+        del self.buffer[: 4 + size]
         try:
-            with memoryview(self.buffer) as view:
-                text = str(view[4 : 4 + size], "ascii")
-            del self.buffer[: 4 + size]
-            message = from_json(text)
+            message, self.weight = read_json(body)
         except (ValueError, RecursionError) as error:
-            raise Broken("the sandbox sent a frame that is not JSON") from error
+            raise Broken(f"the sandbox sent a frame that is not read: {error}") from None
         if type(message) is not dict or type(message.get("op")) is not str or type(message.get("id")) is not int:
             raise Broken("the sandbox sent a frame without a form")
         return message
@@ -441,6 +505,7 @@ class Sandbox:
             except BaseException:
                 self._drop()  # a worker that lacks what the host has set is not to be found later
                 raise
+        self._frames.channel.settle()
         return self._frames
 
     def _hello(self, frames: Frames) -> None:
@@ -452,11 +517,11 @@ class Sandbox:
             raise SandboxError("the sandbox did not start: %s" % ((hello or {}).get("error") or "no answer"))
         self.layers = {str(key): value for key, value in hello.get("layers", {}).items()}
 
-    def _drop(self) -> None:
+    def _drop(self, *, hurry: bool = False) -> None:
         frames, self._frames = self._frames, None
         if frames is not None:
             frames.channel.kill()
-            frames.channel.close()
+            frames.channel.abandon() if hurry else frames.channel.close()
 
     def _kept(self) -> str:
         return f" (what the host had set is there again: {', '.join(self._given)})" if self._given else ""
@@ -470,12 +535,9 @@ class Sandbox:
         try:
             frames.send(dict(message, id=request), pieces, patience=START_LIMIT)
             deadline = time.monotonic() + START_LIMIT * (10 if message["op"] == "set" else 1)
-            while True:
-                reply = frames.receive(max(0.0, deadline - time.monotonic()))
-                if reply is None:
-                    raise Broken("no answer from the sandbox")
-                if reply["id"] == request:
-                    break
+            reply = frames.receive(max(0.0, deadline - time.monotonic()), request)
+            if reply is None:
+                raise Broken("no answer from the sandbox")
         except BaseException as error:
             self._drop()  # after half a frame nothing that follows could be read
             if isinstance(error, Broken):
@@ -489,7 +551,7 @@ class Sandbox:
         if reply["op"] == "died":
             raise SandboxError(f"the sandbox could not {message['op']} {message.get('name')!r}: its process died on it")
         kinds: dict[str, type[Exception]] = {"TypeError": TypeError, "KeyError": KeyError, "ValueError": ValueError}
-        raise kinds.get(str(reply.get("type")), SandboxError)(str(reply.get("message")))
+        raise kinds.get(short(reply.get("type"), 200), SandboxError)(short(reply.get("message"), 2000))
 
     def _send_blob(self, name: str, header: dict[str, Any], pieces: Iterator[bytes]) -> None:
         frames = self._started()
@@ -538,11 +600,12 @@ class Run:
         self.began = time.monotonic()
         self.lock = threading.Lock()
         self.active = self.at_work = 0  # calls that have arrived, and those of them that a thread works on
-        self.held = 0  # bytes of the frames that these came in
+        self.held = 0  # weight of the frames that these came in
+        self.freed = threading.Condition(self.lock)  # when it has become less
         self.paused = 0.0
         self.paused_at = 0.0
         self.calls = 0
-        self.streamed: list[str] = []
+        self.streamed = io.StringIO()
         self.stream_room = max(1 << 20, 4 * sandbox.output_limit)
         self.stop: BaseException | None = None
         self.asked = ""  # why it is being stopped: "timeout" or "interrupt"
@@ -564,11 +627,12 @@ class Run:
         }
         try:
             try:
-                self.frames.send(message, patience=START_LIMIT)
+                self.frames.strays = 0
+                self.frames.send(message, patience=min(START_LIMIT, self.limit + SOFT_GRACE))
                 reply = self.wait()
             except Broken as error:
                 reply = {"op": "lost", "why": str(error)}
-                self.sandbox._drop()
+                self.sandbox._drop(hurry=True)
             except ValueError as error:
                 return self.cell(ok=False, error=f"ValueError: {error}", status="refused")
         except BaseException:
@@ -593,19 +657,22 @@ class Run:
 
     def wait(self) -> dict[str, Any]:
         while True:
-            reply = self.frames.receive(self.patience())
-            if reply is None:
+            patience = self.patience()
+            if self.held > HELD_MAX and not self.softened:
+                with self.lock:
+                    self.freed.wait(patience)
                 self.press()
-            elif reply["id"] != self.request:
                 continue
+            reply = self.frames.receive(patience, self.request)
+            if reply is None:
+                pass
             elif reply["op"] in ("result", "died", "failed"):
                 return reply
             elif reply["op"] == "output":
                 self.output(reply.get("text"))
-            elif reply["op"] == "call":
-                self.call(reply, self.frames.size)
-            if self.softened or self.elapsed() > self.limit:
-                self.press()
+            elif not (reply["op"] == "call" and self.call(reply, self.frames.weight)):
+                self.frames.ignore()
+            self.press()
 
     def patience(self) -> float:
         """Seconds until something has to be done even if no frame comes."""
@@ -643,17 +710,20 @@ class Run:
             return
         text = text[: self.stream_room]
         self.stream_room -= len(text)
-        text = text if text.isascii() else printable(text)
-        self.streamed.append(text)
+        text = printable(text)
+        self.streamed.write(text)
         if self.on_output is not None:
             self.on_output(text)
 
     # - calls from the cell
 
-    def call(self, frame: dict[str, Any], size: int) -> None:
+    def call(self, frame: dict[str, Any], weight: int) -> bool:
+        """Have a host function answer; False if the frame is no call of one."""
         name, key = frame.get("name"), frame.get("call")
         if type(key) is not int or type(name) is not str or name not in self.functions:
-            return
+            return False
+        if self.held > HELD_MAX:
+            return True  # the cell is being stopped: it gets no answer
         self.calls += 1
         function = self.functions[name]
         try:
@@ -668,25 +738,27 @@ class Run:
             work = raiser(error)  # answered from a thread: this one must go on reading, whatever the worker does
         except Stop as stop:
             self.halt(stop)
-            return
-        self.dispatch(lambda: self.work(key, work, size), size)
+            return True
+        self.dispatch(lambda: self.work(key, work, weight), weight)
+        return True
 
-    def dispatch(self, job: Callable[[], None], size: int) -> None:
+    def dispatch(self, job: Callable[[], None], weight: int) -> None:
         """Give a host function a thread, or let it wait for one."""
         with self.lock:
             self.active += 1
-            self.held += size
-            if self.active > WAITING_MAX or self.held > 4 * FRAME_MAX:
-                raise Broken(f"{self.active} host calls at once, of {self.held >> 20} MB")
+            self.held += weight
+            if self.active > WAITING_MAX:
+                raise Broken(f"{self.active} host calls at once")
             if self.active > THREADS_MAX:
                 self.queued.append(job)
                 return
         threads().run(job)
 
-    def done(self, size: int) -> None:
+    def done(self, weight: int) -> None:
         with self.lock:
             self.active -= 1
-            self.held -= size
+            self.held -= weight
+            self.freed.notify()
             job = self.queued.pop(0) if self.queued and not self.over else None
         if job is not None:
             threads().run(job)
@@ -706,13 +778,13 @@ class Run:
                 if not self.at_work:
                     self.paused += time.monotonic() - self.paused_at
 
-    def work(self, key: int, work: Callable[[], Any], size: int) -> None:
+    def work(self, key: int, work: Callable[[], Any], weight: int) -> None:
         try:
             try:
                 with self.working():
                     value = work()
             finally:
-                self.done(size)
+                self.done(weight)
             self.reply({"op": "return", "call": key, "value": Packer().pack(value)})
         except Stop as stop:
             self.halt(stop)
@@ -744,7 +816,8 @@ class Run:
         if reply["op"] == "result":
             return self.result(reply)
         if reply["op"] == "failed":
-            return self.cell(ok=False, error=f"{reply.get('type')}: {reply.get('message')}", status="error")
+            told = f"{short(reply.get('type'), 200)}: {short(reply.get('message'), 2000)}"
+            return self.cell(ok=False, error=told, status="error")
         if reply["op"] == "lost":
             return self.lost(reply["why"])
         return self.died(reply)
@@ -760,10 +833,12 @@ class Run:
             )
         final: Any = UNSET
         if status == "ok" and "final" in reply:
-            with contextlib.suppress(ValueError, TypeError, RecursionError):
+            try:
                 final = unpack(reply["final"])
-                if type(final) is str and not final.isascii():
+                if type(final) is str:
                     final = printable(final)
+            except (ValueError, TypeError, RecursionError) as problem:
+                status, error = "error", f"the value that FINAL was given cannot be read: {problem}"
         return self.cell(
             ok=status == "ok",
             stdout=short(reply.get("stdout"), self.sandbox.output_limit + 200),
@@ -787,7 +862,7 @@ class Run:
         )
 
     def lost(self, why: str) -> Cell:
-        text = "".join(self.streamed)
+        text = self.streamed.getvalue()
         status = {"timeout": "timeout", "interrupt": "error"}.get(self.asked, "lost")
         stopped = f"the cell did not stop after {self.limit:g} s (its limit)" if status == "timeout" else why
         return self.cell(
@@ -823,11 +898,15 @@ def raiser(error: Exception) -> Callable[[], NoReturn]:
 
 def short(value: Any, limit: int) -> str:
     """Text of bounded length that can be printed and stored: no lone surrogates."""
-    text = value[:limit] if type(value) is str else ""
-    return text if text.isascii() else printable(text)
+    return printable(value[:limit]) if type(value) is str else ""
+
+
+SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
+    if text.isascii() or not SURROGATES.search(text):
+        return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -1319,8 +1398,6 @@ POOL_LINGER = 120.0  # seconds that containers are kept warm after the last was 
 class DockerChannel(Channel):
     """A container's attached standard streams, in the frames in which the engine mixes them."""
 
-    hard_grace = 1.5  # a container that a cell has filled with processes is slow to be heard
-
     def __init__(self, engine: Any, container: str, attached: Any):
         super().__init__(plain_stream(engine, attached))
         self.engine, self.container = engine, container
@@ -1329,6 +1406,7 @@ class DockerChannel(Channel):
         self.complaint = bytearray()  # the newest of what came on stderr: why a worker did not start
         self.lock = threading.Lock()
         self.gone = False
+        self.delivering: list[threading.Thread] = []  # signals on their way
 
     def receive(self) -> bytes:
         data = bytes(self.stream.recv(1 << 18))
@@ -1362,8 +1440,17 @@ class DockerChannel(Channel):
 
     def signal(self, name: str) -> None:
         """Signal the container's first process. One that has ended, or a daemon that has, is found out by reading."""
-        with contextlib.suppress(OSError):
-            request(self.engine, "POST", self.container, "/kill", signal=name)
+
+        def deliver() -> None:
+            with contextlib.suppress(OSError):
+                request(self.engine, "POST", self.container, "/kill", signal=name)
+
+        self.delivering.append(threading.Thread(target=deliver, daemon=True))  # a slow engine must not stop the clock
+        self.delivering[-1].start()
+
+    def settle(self) -> None:
+        while self.delivering:
+            self.delivering.pop().join(STOP_SECONDS)
 
     def interrupt(self) -> None:
         self.signal("SIGINT")
@@ -1391,6 +1478,9 @@ class DockerChannel(Channel):
         self.kill()
         close_attached(self.attached)
         remove_container(self.engine, self.container)
+
+    def abandon(self) -> None:
+        threading.Thread(target=self.close).start()
 
 
 def close_attached(attached: Any) -> None:

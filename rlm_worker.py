@@ -42,9 +42,9 @@ from typing import Any, List, NamedTuple, NoReturn, Tuple
 
 # --- codec and wire ---------------------------------------------------------------------------------------------------
 
-FRAME_MAX = 32 << 20  # bytes in one frame, either way
-VALUE_MAX = 24 << 20  # of a value in it: the host needs about twice that to read it
-CONTAINER_COST = 62  # of these bytes for a list or object, beyond the two of each item: so much more it takes to read
+FRAME_MAX = 8 << 20  # bytes in one frame, either way
+VALUE_MAX = 8_000_000  # of a value in it
+PART_COST = 80  # of these bytes for each item, key and container, beyond their text: so much it takes to read them
 DEPTH_MAX = 100  # nested containers in a value that travels
 OUT_HALF = 5_000_000  # characters of a cell's output kept at each end in `_out[n]`
 STREAM_MAX = 4_000_000  # characters of a cell's output that are sent on while it runs
@@ -82,22 +82,25 @@ class Packer:
     def pack(self, value: Any, depth: int = 0) -> Any:
         kind = type(value)
         if value is None or kind is bool:
+            self.take(4)
             return value
         if depth > DEPTH_MAX:
             raise ValueError(f"nested more than {DEPTH_MAX} deep")
         if issubclass(kind, str):
-            self.take(len(value) if kind is str else str.__len__(value))
-            return value if kind is str else str.__str__(value)
+            text = value if kind is str else str.__str__(value)
+            self.take(len(text) if text.isascii() else max(len(text), sys.getsizeof(text) // 2))
+            return text
         if issubclass(kind, int):
             return self.integer(int.__add__(value, 0))
         if issubclass(kind, float):
             number = float.__float__(value)
+            self.take(24)
             return number if math.isfinite(number) else self.tagged("float", repr(number))
         if issubclass(kind, dict):
             return self.mapping(list(dict.items(value)), depth)
         for base, tag in SEQUENCES:
             if issubclass(kind, base):
-                self.take(CONTAINER_COST)
+                self.take(2, 2)
                 items = [self.pack(item, depth + 1) for item in base.__iter__(value)]
                 return self.tagged(tag, items) if tag else items
         if issubclass(kind, (bytes, bytearray)):
@@ -108,14 +111,14 @@ class Packer:
         )
 
     def tagged(self, kind: str, body: Any) -> Any:
-        self.take(CONTAINER_COST)
+        self.take(20, 4)
         return {"$": kind, "v": body}
 
     def mapping(self, items: list[tuple[Any, Any]], depth: int) -> Any:
         if all(type(key) is str and key != "$" for key, _ in items):
-            self.take(CONTAINER_COST + sum(len(key) + 4 for key, _ in items))
+            self.take(sum(len(key) + 3 for key, _ in items), 2 + len(items))
             return {key: self.pack(item, depth + 1) for key, item in items}
-        self.take(CONTAINER_COST * (1 + len(items)))
+        self.take(2 * len(items), 2 + len(items))
         return self.tagged("dict", [[self.pack(key, depth + 1), self.pack(item, depth + 1)] for key, item in items])
 
     def integer(self, value: int) -> Any:
@@ -125,12 +128,16 @@ class Packer:
         self.take(value.bit_length() // 4 + 2)
         return value if -(2**63) <= value < 2**63 else self.tagged("int", hex(value))
 
-    def take(self, size: int) -> None:
-        self.room -= size + 2
+    def take(self, size: int, parts: int = 1) -> None:
+        self.room -= size + PART_COST * parts
         if self.room < 0:
-            raise ValueError(f"larger than the {VALUE_MAX >> 20} MB that one message may carry")
+            raise ValueError(TOO_LARGE)
 
 
+TOO_LARGE = (
+    f"larger than the {VALUE_MAX // 10**6} MB that one message may carry (each item counts {PART_COST} bytes more):"
+    " keep it in a variable, and pass or print a part or a summary of it"
+)
 SEQUENCES = ((list, ""), (tuple, "tuple"), (set, "set"), (frozenset, "frozenset"))
 
 
@@ -145,7 +152,7 @@ def unpack(value: Any) -> Any:
     kind, body = value["$"], value.get("v")
     if kind == "float" and body in ("nan", "inf", "-inf"):
         return float(body)
-    if kind == "int" and type(body) is str:
+    if kind == "int" and type(body) is str and len(body) < 3510:  # what `Packer.integer` makes
         return int(body, 16)
     if kind in ("bytes", "bytearray") and type(body) is str:
         raw = binascii.a2b_base64(body)
@@ -162,7 +169,7 @@ def unpack(value: Any) -> Any:
 
 def spread(keys: list[Any]) -> list[Any]:
     """The keys, if their hashes differ: equal ones, made on purpose, would cost quadratic time."""
-    if len(keys) > 1000 and len(set(map(hash, keys))) < len(keys) // 2:
+    if len(keys) > 100 and max(collections.Counter(map(hash, keys)).values()) > 100:
         raise ValueError("keys whose hashes collide")
     return keys
 
@@ -173,7 +180,7 @@ to_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 def encode_frame(message: dict[str, Any]) -> bytes:
     body = to_json(message).encode("ascii")
     if len(body) > FRAME_MAX:
-        raise ValueError(f"larger than the {FRAME_MAX >> 20} MB that one message may carry")
+        raise ValueError(TOO_LARGE)
     return struct.pack(">I", len(body)) + body
 
 
@@ -971,7 +978,8 @@ class Worker:
                 ended = {"status": "ok", "value": self.evaluate(code, filename), **self.final_value()}
             except BaseException as problem:
                 ended = self.explain(problem)
-            ended["images"] = self.images()
+            images = self.images()
+            ended["images"] = images if images and len(to_json(ended)) < VALUE_MAX // 2 else []
             self.final = UNSET  # here, where what its end sets off can be interrupted
             interrupts.armed = False
         except BaseException as problem:  # a second interrupt, or one that came while an error was being shown
@@ -1012,11 +1020,19 @@ class Worker:
         if self.final is UNSET:
             return {}
         try:
-            return {"final": Packer().pack(self.final)}
+            packed = Packer().pack(self.final)
+            if len(to_json(packed)) > VALUE_MAX:
+                raise ValueError(TOO_LARGE)
+            return {"final": packed}
         except (TypeError, ValueError, RecursionError):
-            long_number = isinstance(self.final, int)
-            text = hex(self.final) if long_number else str.__str__(str(self.final))
-            return {"final": cut(text, FRAME_MAX // 16, "")}
+            limit = FRAME_MAX // 16
+            if isinstance(self.final, int):
+                text = hex(self.final)
+            elif type(self.final) in SIZED and type(self.final) is not str:
+                text = long_repr(self.final, limit)
+            else:
+                text = str.__str__(str(self.final))
+            return {"final": cut(text, limit, "")}
 
     def images(self) -> list[dict[str, str]]:
         """The last expression's picture, if it has one, and figures that the cell left open, drawn and closed."""
@@ -1031,7 +1047,8 @@ class Worker:
             pictures.append(buffer.getvalue())
         if pyplot:
             pyplot.close("all")
-        small = [picture for picture in pictures if type(picture) is bytes and len(picture) < FRAME_MAX // 16]
+        sizes = itertools.accumulate(len(picture) if type(picture) is bytes else 0 for picture in pictures)
+        small = [p for p, size in zip(pictures, sizes) if type(p) is bytes and size < FRAME_MAX // 4]
         return [{"media_type": "image/png", "data": binascii.b2a_base64(p, newline=False).decode()} for p in small]
 
     def FINAL(self, value: Any) -> None:
