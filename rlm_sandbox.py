@@ -32,6 +32,7 @@ import io
 import itertools
 import json
 import math
+import mmap
 import os
 import re
 import select
@@ -48,6 +49,7 @@ if TYPE_CHECKING or not __package__:
     from rlm_worker import (
         DEPTH_MAX,
         FRAME_MAX,
+        GROUP_ROOM,
         PART_COST,
         REQUEST_MAX,
         UNSET,
@@ -57,6 +59,7 @@ if TYPE_CHECKING or not __package__:
         cut,
         encode_frame,
         encoded,
+        limit_group,
         may_hold_secrets,
         remove_tree,
         text_chunks,
@@ -71,6 +74,7 @@ else:  # vendored into a package
     from .rlm_worker import (
         DEPTH_MAX,
         FRAME_MAX,
+        GROUP_ROOM,
         PART_COST,
         REQUEST_MAX,
         UNSET,
@@ -80,6 +84,7 @@ else:  # vendored into a package
         cut,
         encode_frame,
         encoded,
+        limit_group,
         may_hold_secrets,
         remove_tree,
         text_chunks,
@@ -113,7 +118,9 @@ __all__ = [
 WORKER_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "rlm_worker.py")
 START_LIMIT = 20  # seconds for a process to start
 SOFT_GRACE = 0.5  # seconds from the interrupt to the kill of the cell's process
-HARD_GRACE = 0.4  # seconds from there to the kill of the whole session
+SNAPSHOT_MAX = 300 << 20  # bytes of variables beyond which there is no copy before a cell
+LOOK_SECONDS = 0.05  # between two looks at what the processes of a session have, where no control group counts it
+HARD_GRACE = 0.3  # seconds from there to the kill of the whole session
 CALLS_MAX = 10_000  # host calls in one cell, those waiting together, and threads for them
 WAITING_MAX = 1_000
 THREADS_MAX = 64
@@ -198,6 +205,18 @@ class Channel:
 
     def settle(self) -> None:
         """Wait until no signal of an earlier cell is on its way."""
+
+    def make_room(self, name: str, weight: int) -> None:
+        """Let the worker have so much memory more for a variable that it is about to be given."""
+
+    @contextlib.contextmanager
+    def limited(self, memory: int | None) -> Iterator[int | None]:
+        """While a cell runs that may have so much memory: what of that the worker has to see to."""
+        yield memory
+
+    def is_over(self) -> bool:
+        """Whether the processes of the session have more memory than they may, taken together."""
+        return False
 
     def kill(self) -> None:
         """End everything of this session now. May be called from any thread, at any time, more than once."""
@@ -555,6 +574,7 @@ class Sandbox:
 
     def _send_blob(self, name: str, header: dict[str, Any], pieces: Iterator[bytes]) -> None:
         frames = self._started()
+        frames.channel.make_room(name, header["weight"])
         size = frames.channel.put(pieces)
         try:
             rest = itertools.chain(pieces, [b""]) if size is None else ()
@@ -623,13 +643,13 @@ class Run:
             "code": code,
             "functions": {name: spec_of(call) for name, call in self.functions.items()},
             "stream": self.on_output is not None,
-            "memory": self.memory,
         }
         try:
             try:
                 self.frames.strays = 0
-                self.frames.send(message, patience=min(START_LIMIT, self.limit + SOFT_GRACE))
-                reply = self.wait()
+                with self.frames.channel.limited(self.memory) as memory:
+                    self.frames.send(dict(message, memory=memory), patience=min(START_LIMIT, self.limit + SOFT_GRACE))
+                    reply = self.wait()
             except Broken as error:
                 reply = {"op": "lost", "why": str(error)}
                 self.sandbox._drop(hurry=True)
@@ -672,6 +692,8 @@ class Run:
                 self.output(reply.get("text"))
             elif not (reply["op"] == "call" and self.call(reply, self.frames.weight)):
                 self.frames.ignore()
+            if not self.hardened and self.frames.channel.is_over():
+                self.run_out()
             self.press()
 
     def patience(self) -> float:
@@ -682,6 +704,14 @@ class Run:
         if self.softened:
             return max(0.0, self.softened + self.grace - now)
         return min(max(0.0, self.limit - self.elapsed()) + 0.001, 0.05)  # soon enough for another thread's interrupt
+
+    def run_out(self) -> None:
+        """Kill a cell that has too much memory."""
+        with self.lock:
+            self.asked, self.grace = "memory", 0.0
+            self.softened = time.monotonic()
+            self.hardened = self.softened + 1.0  # there is time: so much memory is not given back at once
+        self.frames.channel.kill_cell()
 
     def press(self) -> None:
         """The next step of the ladder, if its time has come: interrupt, kill the cell's process, kill the session."""
@@ -863,7 +893,7 @@ class Run:
 
     def lost(self, why: str) -> Cell:
         text = self.streamed.getvalue()
-        status = {"timeout": "timeout", "interrupt": "error"}.get(self.asked, "lost")
+        status = {"timeout": "timeout", "interrupt": "error", "memory": "memory"}.get(self.asked, "lost")
         stopped = f"the cell did not stop after {self.limit:g} s (its limit)" if status == "timeout" else why
         return self.cell(
             ok=False,
@@ -875,7 +905,7 @@ class Run:
 
     def cause(self, reply: dict[str, Any]) -> tuple[str, str]:
         number = reply.get("signal")
-        if self.hardened and number == signal.SIGKILL:
+        if self.hardened and number == signal.SIGKILL and self.asked != "memory":
             if self.asked == "timeout":
                 return "timeout", f"the cell was killed: it did not stop at its limit of {self.limit:g} s"
             return "error", "KeyboardInterrupt: the cell was killed, since it did not stop when asked to"
@@ -998,10 +1028,66 @@ def parse_size(text: str | int) -> int:
 class LocalChannel(Channel):
     """A session forked from the zygote: one socket, and signals to its process group."""
 
-    def __init__(self, stream: Any, blob: int, group: int, zygote: ZygoteClient):
+    def __init__(self, stream: Any, blob: int, group: int, zygote: ZygoteClient, memory: int, memory_group: str):
         super().__init__(stream)
         self.blob, self.group, self.zygote = blob, group, zygote
+        self.memory, self.memory_group = memory, memory_group
+        self.weights: dict[str, int] = {}
+        self.granted = 0  # bytes for what the host has set
+        self.floor = 0  # bytes that a worker without variables has
+        self.allowed = memory  # to the cell that runs, and when that is looked at next
+        self.next_look = math.inf
         self.lock = threading.Lock()
+
+    def workers(self) -> list[int]:
+        """The session's processes but for the one that supervises them. None of them can leave the process group."""
+        numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        return [pid for pid in numbers if pid != self.group and group_of(pid) == self.group]
+
+    def make_room(self, name: str, weight: int) -> None:
+        self.weights[name] = weight
+        added = sum(self.weights.values()) - self.granted
+        if added <= 0:
+            return
+        self.granted += added
+        for pid in self.workers():
+            set_address_space(pid, lambda soft, _: soft + added)
+        self.limit_group()
+
+    @contextlib.contextmanager
+    def limited(self, memory: int | None) -> Iterator[int | None]:
+        began, before = time.monotonic(), []
+        if not self.memory_group:
+            self.floor = self.floor or max(map(resident, self.workers()), default=0)
+            self.next_look = began + LOOK_SECONDS
+        if memory is not None:
+            self.allowed = memory
+            before = [set_address_space(pid, lambda _, size: size + memory) for pid in self.workers()]
+            self.limit_group()
+        try:
+            yield None
+        finally:
+            self.allowed = self.memory
+            for pid in self.workers() if before else ():
+                set_address_space(pid, lambda *_: max(before))
+            if before or time.monotonic() - began > LOOK_SECONDS:  # less time does not change much
+                self.limit_group()
+
+    def limit_group(self) -> None:
+        """A cell may have so much beyond what the copy from before it keeps."""
+        if self.memory_group:
+            kept = min(group_usage(self.memory_group), self.granted + min(SNAPSHOT_MAX, self.memory))
+            with contextlib.suppress(OSError):
+                limit_group(self.memory_group, self.allowed + max(self.granted, kept) + GROUP_ROOM)
+
+    def is_over(self) -> bool:
+        """Count, where no control group does. A copy shares what its original has, so the two next largest are free."""
+        began = time.monotonic()
+        if began < self.next_look:
+            return False
+        sizes = sorted((resident(pid) - self.floor - self.granted for pid in self.workers()), reverse=True)
+        self.next_look = time.monotonic() + max(LOOK_SECONDS, 20 * (time.monotonic() - began))
+        return sum(size for size in [*sizes[:1], *sizes[3:]] if size > 0) > self.allowed
 
     def put(self, pieces: Iterable[bytes]) -> int:
         os.ftruncate(self.blob, 0)
@@ -1040,6 +1126,50 @@ class LocalChannel(Channel):
                 self.zygote.reap(group)
             self.stream.close()
             os.close(self.blob)
+
+
+def group_of(pid: int) -> int:
+    """The process group of a process; 0 if there is none any more."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[2])
+    except (OSError, IndexError):
+        return 0
+
+
+def pages(pid: int) -> tuple[int, int]:
+    """Bytes of address space of a process, and those of them that are in memory."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            size, present = file.read().split()[:2]
+    except (OSError, ValueError):
+        return 0, 0
+    return int(size) * mmap.PAGESIZE, int(present) * mmap.PAGESIZE
+
+
+def resident(pid: int) -> int:
+    return pages(pid)[1]
+
+
+def group_usage(group: str) -> int:
+    for name in ("memory.current", "memory.usage_in_bytes"):
+        with contextlib.suppress(OSError), open(os.path.join(group, name)) as file:
+            return int(file.read())
+    return 0
+
+
+def set_address_space(pid: int, wanted: Callable[[int, int], int]) -> int:
+    """Change a worker's limit, given the present one and what it has taken; the limit of before."""
+    import resource
+
+    try:
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_AS)
+        if soft != resource.RLIM_INFINITY:
+            limit = wanted(soft, pages(pid)[0])
+            resource.prlimit(pid, resource.RLIMIT_AS, (limit if hard == -1 else min(limit, hard), hard))
+        return soft
+    except OSError:  # it has ended
+        return 0
 
 
 class PlainChannel(Channel):
@@ -1130,7 +1260,8 @@ class ZygoteClient:
         lines = told.decode("utf-8", "replace").strip().splitlines()
         return lines[-1] if lines else f"its process ended with status {self.process.returncode}"
 
-    def spawn(self, request: dict[str, Any], descriptors: list[int]) -> int:
+    def spawn(self, request: dict[str, Any], descriptors: list[int]) -> tuple[int, str]:
+        """The first process of a new session, and the control group that it is in."""
         import socket
 
         with self.lock:
@@ -1146,7 +1277,7 @@ class ZygoteClient:
                 raise SandboxError("the sandbox did not start: its parent process has ended") from error
             while (answer := self.answer())["number"] != self.asked:
                 self.reap(answer["pid"])  # the answer that an earlier call, interrupted, did not wait for
-            return int(answer["pid"])
+            return int(answer["pid"]), str(answer["group"])
 
     def reap(self, pid: int) -> None:
         with self.lock, contextlib.suppress(OSError):
@@ -1322,12 +1453,13 @@ class LocalSandbox(Sandbox):
         self.policy = "policy" in layers
         self.require = require
         folders = [workspace] if isinstance(workspace, str) else workspace or ()
+        self.memory = parse_size(memory)
         self.setup = {
-            "memory": parse_size(memory),
+            "memory": self.memory,
             "workspace": [os.path.realpath(folder) for folder in folders],
             "readable": [os.path.realpath(path) for path in readable],
             "output_limit": output_limit,
-            "fork_limit": 300 << 20 if snapshot else 0,
+            "fork_limit": SNAPSHOT_MAX if snapshot else 0,
             "confined": "confinement" in layers,
         }
         with self._lock:
@@ -1335,6 +1467,9 @@ class LocalSandbox(Sandbox):
 
     def _hello(self, frames: Frames) -> None:
         super()._hello(frames)
+        channel = frames.channel
+        if isinstance(channel, LocalChannel):
+            self.layers["memory_cgroup" if channel.memory_group else "memory_counted"] = True
         self._check_level()
 
     def _check_level(self) -> None:
@@ -1375,9 +1510,9 @@ class LocalSandbox(Sandbox):
             theirs.callback(their_stream.close)
             read_only = os.open(f"/proc/self/fd/{blob}", os.O_RDONLY)
             theirs.callback(os.close, read_only)
-            group = zygote.spawn(self.setup, [their_stream.fileno(), read_only])
+            group, memory_group = zygote.spawn(self.setup, [their_stream.fileno(), read_only])
             ours.pop_all()
-        return LocalChannel(stream, blob, group, zygote)
+        return LocalChannel(stream, blob, group, zygote, self.memory, memory_group)
 
 
 # --- the Docker sandbox -----------------------------------------------------------------------------------------------
@@ -1865,6 +2000,7 @@ class DockerSandbox(Sandbox):
             "idle_limit": IDLE_LIMIT,
             "most": self.memory + PIDS_MAX * THREAD_STACK,  # what can never be had is a MemoryError, not a kill
             "folders": ["/workspace", "/tmp"] if mounts else ["/tmp"],
+            "network": not self.network_disabled,
         }
         return {
             "image": self.image,
@@ -1886,7 +2022,7 @@ class DockerSandbox(Sandbox):
         """All that the engine is told to withhold."""
         from docker.types import LogConfig, Ulimit
 
-        bounds = {"core": 0, "nofile": 256, "fsize": 64 << 20}
+        bounds = {"core": 0, "nofile": 256, "fsize": 64 << 20, "msgqueue": 0}
         hidden = "ro,noexec,nosuid,nodev,size=4k"
         if self.engine.is_podman:
             bounds["nproc"] = 4096  # its own default may be more than it can give

@@ -1518,6 +1518,8 @@ def container_main(setup: dict[str, Any]) -> NoReturn:
     import resource
 
     wire = take_streams()
+    layers: dict[str, bool | str] = {}
+    attempt(layers, "socket_filter", filter_container, setup["network"])
     setup["own_init"] = setup["contained"] = os.getpid() == 1  # not getppid() below: whoever loses its parent gets 1
     worker = os.fork()
     if worker:
@@ -1526,7 +1528,7 @@ def container_main(setup: dict[str, Any]) -> NoReturn:
     os.setpgid(0, 0)
     resource.setrlimit(resource.RLIMIT_DATA, (setup["most"], setup["most"]))
     write_to("/tmp", "/workspace")
-    Worker(wire, PlainLanguage(), setup).start({})
+    Worker(wire, PlainLanguage(), setup).start(layers)
 
 
 # --- the confinement: what Linux offers without root (ctypes alone) ---------------------------------------------------
@@ -1565,6 +1567,14 @@ rseq 334 293
 """
 KILL, CLONE, CLONE3, IOCTL, FCNTL, PRLIMIT = (62, 129), (56, 220), (435, 435), (16, 29), (72, 25), (302, 261)
 MMAP, MPROTECT = (9, 222), (10, 226)
+SOCKET_CALLS = ((41, 53), (198, 199))  # socket, socketpair
+# What a container's worker is refused. With io_uring sockets could be had past any filter.
+CONTAINER_REFUSED = """
+shmget 29 194, shmat 30 196, shmctl 31 195, shmdt 67 197, semget 64 190, semop 65 193, semctl 66 191,
+semtimedop 220 192, msgget 68 186, msgsnd 69 189, msgrcv 70 188, msgctl 71 187, mq_open 240 180, mq_unlink 241 181,
+mq_timedsend 242 182, mq_timedreceive 243 183, mq_notify 244 184, mq_getsetattr 245 185, io_uring_setup 425 425,
+io_uring_enter 426 426, io_uring_register 427 427
+"""
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
 libc: Any = None  # the C library, once `load_libc` ran
@@ -1614,6 +1624,9 @@ def enter_namespaces(layers: dict[str, bool | str]) -> None:
     for name, flag in NAMESPACES.items():
         if attempt(layers, name, call_libc, "unshare", flag) and name == "user_namespace":
             attempt(layers, name, map_user, uid, gid)
+    if uid == 0 and not layers["user_namespace"]:
+        with contextlib.suppress(OSError):
+            os.setresuid(0, 0, 0)  # so that the host may set the limits of this process
 
 
 def map_user(uid: int, gid: int) -> None:
@@ -1740,13 +1753,17 @@ def allow_path(ruleset: int, path: str, rights: int) -> None:
 Filter = List[Tuple[int, int, int, int]]
 LOAD, EQUAL, ANY_BIT, AND, RETURN = 0x20, 0x15, 0x45, 0x54, 0x06
 ALLOW, REFUSE, UNKNOWN, KILL_PROCESS = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000  # EPERM, ENOSYS
+NO_FAMILY = 0x00050061  # EAFNOSUPPORT
 
 
 def filter_system_calls(kill_is_safe: bool) -> str:
     """seccomp: an allow-list. Processes may be made only by a plain fork, memory is never writable and executable."""
+    return install_filter(packed_filter(kill_is_safe))
+
+
+def install_filter(code: bytes) -> str:
     import ctypes
 
-    code = packed_filter(kill_is_safe)
     buffer = ctypes.create_string_buffer(code, len(code))
     header = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer))
     call_libc("prctl", 22, 2, header, 0, 0)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
@@ -1755,16 +1772,45 @@ def filter_system_calls(kill_is_safe: bool) -> str:
 
 @functools.lru_cache(maxsize=None)
 def packed_filter(kill_is_safe: bool) -> bytes:
+    return packed(build_filter(*machine_numbers(), kill_is_safe))
+
+
+def packed(program: Filter) -> bytes:
+    return b"".join(struct.pack("HBBI", *step) for step in program)
+
+
+def machine_numbers() -> tuple[int, int]:
+    """Which column of the tables of system calls is this machine's, and how the kernel names it."""
     machine = os.uname().machine
     if machine not in MACHINES:
         raise OSError(f"no list of system calls for {machine}")
-    return b"".join(struct.pack("HBBI", *step) for step in build_filter(*MACHINES[machine], kill_is_safe))
+    return MACHINES[machine]
 
 
-def build_filter(column: int, architecture: int, kill_is_safe: bool) -> Filter:
+def filter_container(network: bool) -> str:
+    """Beside the engine's own filter, which lets these pass: sockets but those of the machine itself and, with a
+    network, of IPv4 and IPv6; shared memory, semaphores and message queues, which would outlive the cell."""
+    load_libc()
+    column, architecture = machine_numbers()
+    program = filter_head(column, architecture)
+    families = (1, 2, 10) if network else (1,)  # AF_UNIX, AF_INET, AF_INET6
+    for number in SOCKET_CALLS[column]:
+        program += on_call(number, [*allow_values(0, families)[:-1], (RETURN, 0, 0, NO_FAMILY)])
+    for entry in CONTAINER_REFUSED.split(","):
+        program += on_call(int(entry.split()[1 + column]), [(RETURN, 0, 0, REFUSE)])
+    return install_filter(packed([*program, (RETURN, 0, 0, ALLOW)]))
+
+
+def filter_head(column: int, architecture: int) -> Filter:
+    """The start of a filter: with the numbers of another machine every call would be another one."""
     program: Filter = [(LOAD, 0, 0, 4), (EQUAL, 1, 0, architecture), (RETURN, 0, 0, KILL_PROCESS), (LOAD, 0, 0, 0)]
     if column == 0:  # the x32 numbers name the same calls a second time
         program += [(ANY_BIT, 0, 1, 0x40000000), (RETURN, 0, 0, REFUSE)]
+    return program
+
+
+def build_filter(column: int, architecture: int, kill_is_safe: bool) -> Filter:
+    program = filter_head(column, architecture)
     for entry in SYSCALLS.split(","):
         number = entry.split()[1 + column]
         if number != "-":
@@ -1806,10 +1852,10 @@ def refuse_bits(argument: int, bits: int) -> Filter:
 
 
 def allow_own_limits() -> Filter:
-    """Read any limit; set the soft ones for descriptors (7) and address space (9), below their hard ones."""
+    """Read any limit; set the soft one for descriptors (7), below its hard one. That of memory is the host's to set."""
     is_reading: Filter = [low_word(2), (EQUAL, 0, 3, 0), high_word(2), (EQUAL, 0, 1, 0), (RETURN, 0, 0, ALLOW)]
     is_other: Filter = [low_word(0), (EQUAL, 1, 0, 0), (RETURN, 0, 0, REFUSE)]
-    return [*is_reading, *is_other, *allow_values(1, (7, 9))]
+    return [*is_reading, *is_other, *allow_values(1, (7,))]
 
 
 # --- the zygote: a process with everything imported, from which sessions are forked (Linux) ---------------------------
@@ -1990,6 +2036,7 @@ class Zygote:
     def __init__(self, host: Any, setup: dict[str, Any], lock: int):
         self.host, self.setup, self.lock = host, setup, lock
         self.sessions: dict[int, str] = {}
+        self.groups: dict[int, str] = {}  # the control groups that sessions are in
         self.starved = False  # there could be no spare: not until the next request is it tried again
         self.spare: Session | None = None  # the next one, made while nothing is asked for: it costs 5 ms
         self.life_read, self.life_write = os.pipe()  # its end tells the sessions that this process has died
@@ -2060,12 +2107,14 @@ class Zygote:
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-        return {"pid": session.pid, "number": request["number"]}
+        return {"pid": session.pid, "number": request["number"], "group": self.groups.get(session.pid, "")}
 
     def hand_over(self, session: Session, request: dict[str, Any], descriptors: list[int]) -> bool:
         """Tell a session whose worker it is to start. One that cannot be told is ended."""
         import socket
 
+        if request["confined"] and (group := memory_group(session.pid, request["memory"] + GROUP_ROOM)):
+            self.groups[session.pid] = group
         with session.channel:
             try:
                 socket.send_fds(session.channel, [to_json(request).encode()], descriptors)
@@ -2134,12 +2183,93 @@ class Zygote:
             kill_group(pid)
             os.waitpid(pid, 0)
             remove_tree(self.sessions.pop(pid))
+            with contextlib.suppress(OSError):  # a process that is not quite gone: `memory_group` looks again
+                os.rmdir(self.groups.pop(pid, ""))
 
     def end(self) -> NoReturn:
         for pid in list(self.sessions):
             self.reap(pid)
         remove_tree(self.setup["base"])
         os._exit(0)
+
+
+GROUP_ROOM = SCRATCH_SIZE + (32 << 20)  # bytes that a control group counts beyond a session's own: files, page tables
+GROUP_PREFIX = "rlm-session-"
+
+
+def memory_group(pid: int, limit: int) -> str:
+    """A fresh control group with this limit and the process in it; "" where none can be had."""
+    for parent in group_parents():
+        group = os.path.join(parent, f"{GROUP_PREFIX}{os.getpid()}-{pid}")
+        try:
+            for name in os.listdir(parent):
+                if name.startswith(GROUP_PREFIX) and not os.path.exists(f"/proc/{name.split('-')[2]}"):
+                    remove_group(os.path.join(parent, name))  # of a process that was killed
+            os.mkdir(group)
+        except OSError:
+            continue
+        try:
+            limit_group(group, limit)
+            with open(os.path.join(group, "cgroup.procs"), "w") as procs:
+                procs.write(str(pid))
+            return group
+        except OSError:
+            remove_group(group)
+    return ""
+
+
+def remove_group(group: str) -> None:
+    with contextlib.suppress(OSError):
+        os.rmdir(group)
+
+
+@functools.lru_cache(maxsize=None)
+def group_parents() -> list[str]:
+    """Where a group with a limit of its own may be made: beside or below this process's own, in version 2 or 1."""
+    own = {}
+    with contextlib.suppress(OSError), open("/proc/self/cgroup") as file:
+        for line in file:
+            _, kinds, path = line.rstrip("\n").split(":", 2)
+            own["2" if not kinds else "1" if "memory" in kinds.split(",") else ""] = path
+    found = []
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo") as file:
+        for line in file:
+            fields = line.split()
+            root, place, kind, options = fields[3], fields[4], fields[fields.index("-") + 1], fields[-1].split(",")
+            version = "2" if kind == "cgroup2" else "1" if kind == "cgroup" and "memory" in options else ""
+            if not version or version not in own:
+                continue
+            folder = os.path.normpath(os.path.join(place, os.path.relpath(own[version], root)))
+            while within(folder, place):
+                if version == "1" or has_memory(folder):
+                    found.append(folder)
+                if folder == place:
+                    break
+                folder = os.path.dirname(folder)
+    return found
+
+
+def has_memory(folder: str) -> bool:
+    """Whether the groups below one of version 2 have limits of memory."""
+    with contextlib.suppress(OSError), open(os.path.join(folder, "cgroup.subtree_control")) as file:
+        return "memory" in file.read().split()
+    return False
+
+
+def limit_group(group: str, limit: int) -> None:
+    """OSError if the group takes no limit. Swap counts with memory where that can be said."""
+    if os.path.exists(os.path.join(group, "memory.max")):
+        names = {"memory.swap.max": 0, "memory.max": limit}
+    else:
+        names = {"memory.memsw.limit_in_bytes": limit, "memory.limit_in_bytes": limit}
+    for last in (False, True):  # version 1 wants the one raised first, and the other lowered first
+        for name, value in names.items():
+            try:
+                with open(os.path.join(group, name), "w") as file:
+                    file.write(str(value))
+            except OSError:
+                if last and name in ("memory.max", "memory.limit_in_bytes"):
+                    raise
 
 
 def start_session(setup: dict[str, Any], channel: Any, life: int) -> NoReturn:
@@ -2203,7 +2333,7 @@ def start_worker(setup: dict[str, Any], layers: dict[str, bool | str], wire: Wir
         sys.modules["numpy"].random.seed(0)
     layers["policy"] = setup["policy"]
     setup["own_init"] = own_init
-    setup["grow"] = raise_memory_limit if layers["rlimits"] else None
+    setup["grow"] = raise_memory_limit if layers["rlimits"] and sys.platform != "linux" else None
     setup["can_kill"] = not setup["confined"] or may_kill(layers)
     Worker(wire, load_policy().PolicyLanguage(setup) if setup["policy"] else PlainLanguage(), setup).start(layers)
 

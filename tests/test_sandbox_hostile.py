@@ -5,14 +5,25 @@ Each attack runs against a host in a process of its own, whose memory and time a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT, need
+
+import rlm_sandbox
+import rlm_worker
+from rlm_sandbox import LocalSandbox
+
+MEMORY = 256  # MB
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the confinement is Linux's")
 
@@ -170,3 +181,163 @@ def test_a_forged_frame_costs_the_host_little(code: str) -> None:
     found = attack(code)
     assert found["seconds"] < LIMIT + BACK + 0.5 and found["grown"] <= GROWTH, found
     assert found["final"] in (None, "0.1111111111111111") and found["after"] == "42", found
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+TOUCH = """
+import ctypes, mmap, os, resource, signal, time
+def touch(megabytes):
+    taken = 0
+    pieces = []
+    try:
+        while taken < megabytes:
+            pieces.append(bytearray(b"x") * (8 << 20))
+            taken += 8
+    except MemoryError:
+        pass
+    return taken, pieces
+def fork(work, count):
+    made = []
+    try:
+        for _ in range(count):
+            pid = os.fork()
+            if pid == 0:
+                try: work()
+                finally: os._exit(0)
+            made.append(pid)
+    except OSError:
+        pass
+    return made
+"""
+
+
+class Watched:
+    """A sandbox without the policy, and the most memory that its processes were seen to have together."""
+
+    def __init__(self, **options: Any):
+        self.box = LocalSandbox(layers=("confinement",), memory=f"{MEMORY}m", cell_timeout=20, **options)
+        self.box.execute(TOUCH)
+        self.over = threading.Event()
+        self.idle = self.total()
+        self.most = 0
+
+    def total(self) -> int:
+        """MB in memory, where what several processes share counts once. Only root may look at that."""
+        channel: Any = self.box._started().channel
+        kilobytes = 0
+        for pid in channel.workers():
+            with contextlib.suppress(OSError):
+                lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+                kilobytes += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        return kilobytes >> 10
+
+    def watch(self) -> None:
+        while not self.over.wait(0.01):
+            self.most = max(self.most, self.total())
+
+    def execute(self, code: str, **how: Any) -> Any:
+        thread = threading.Thread(target=self.watch)
+        thread.start()
+        try:
+            return self.box.execute(code, **how)
+        finally:
+            self.over.set()
+            thread.join()
+
+
+@pytest.fixture
+def watched() -> Iterator[Watched]:
+    made = Watched()
+    yield made
+    made.box.close()
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    """As where no control group can be had."""
+    monkeypatch.setattr(rlm_sandbox.ZygoteClient, "spawn", without_group(rlm_sandbox.ZygoteClient.spawn))
+    made = Watched()
+    assert made.box.layers["memory_counted"] and "memory_cgroup" not in made.box.layers
+    yield made
+    made.box.close()
+
+
+def without_group(spawn: Any) -> Any:
+    def plain(self: Any, request: dict[str, Any], descriptors: list[int]) -> tuple[int, str]:
+        pid, group = spawn(self, request, descriptors)
+        if group:
+            rlm_worker.limit_group(group, 1 << 40)
+        return pid, ""
+
+    return plain
+
+
+RAISES = {
+    "the soft limit": "resource.setrlimit(resource.RLIMIT_AS, (resource.getrlimit(resource.RLIMIT_AS)[1],) * 2)",
+    "through prlimit": "resource.prlimit(0, resource.RLIMIT_AS, (resource.getrlimit(resource.RLIMIT_AS)[1],) * 2)",
+    "by one byte": "soft, hard = resource.getrlimit(resource.RLIMIT_AS); resource.setrlimit(9, (soft + 1, hard))",
+    "of the process before it": "resource.prlimit(os.getppid(), resource.RLIMIT_AS, (1 << 33, 1 << 33))",
+}
+
+
+@pytest.mark.parametrize("code", RAISES.values(), ids=RAISES)
+def test_a_cell_does_not_raise_its_own_limit(watched: Watched, code: str) -> None:
+    cell = watched.execute(f"try: {code}\nexcept (ValueError, OSError) as error: print(error)\ntouch(1000)[0]")
+    assert "not allowed" in cell.stdout or "not permitted" in cell.stdout, cell
+    assert int(cell.value or 0) <= MEMORY and watched.most <= watched.idle + 1.5 * MEMORY, (cell, watched.most)
+
+
+MANY = {
+    "48 processes": "made = fork(lambda: (touch(200), time.sleep(3)), 48)\ntime.sleep(4)",
+    "processes of processes": (
+        "def work(): fork(lambda: (touch(200), time.sleep(3)), 6); touch(200); time.sleep(3)\n"
+        "fork(work, 6)\ntime.sleep(4)"
+    ),
+    "orphans": (
+        "def work(): fork(lambda: (touch(200), time.sleep(3)), 1)\nfor _ in range(30): fork(work, 1)\ntime.sleep(4)"
+    ),
+    "shared memory": (
+        "shared = [mmap.mmap(-1, 64 << 20) for _ in range(3)]\n"
+        "def work(): held = touch(180); time.sleep(3)\nfork(work, 12)\ntime.sleep(4)"
+    ),
+}
+
+
+@pytest.mark.parametrize("code", MANY.values(), ids=MANY)
+def test_the_memory_is_that_of_all_processes_together(watched: Watched, code: str) -> None:
+    if not watched.box.layers.get("memory_cgroup"):
+        pytest.skip("no control groups here")
+    watched.execute(code)
+    assert watched.most <= watched.idle + MEMORY + (rlm_worker.GROUP_ROOM >> 20) + 32, watched.most
+    assert watched.box.execute("6 * 7").value == "42"
+
+
+@pytest.mark.parametrize("code", MANY.values(), ids=MANY)
+def test_without_a_control_group_the_processes_are_counted(counted: Watched, code: str) -> None:
+    cell = counted.execute(code)
+    assert (cell.status, cell.restored) == ("memory", True), cell
+    assert counted.most <= counted.idle + 5 * MEMORY, counted.most  # what came until the next look included
+    assert counted.box.execute("6 * 7").value == "42"
+
+
+def test_a_cell_may_still_use_what_it_has(watched: Watched, counted: Watched) -> None:
+    for made in (watched, counted):
+        made.box.set("context", "x" * (40 << 20))
+        assert made.box.execute("taken, kept = touch(150)\ntaken, len(context)").value == f"(152, {40 << 20})"
+        assert made.box.execute("taken, more = touch(250)\ntaken < 200").value == "True"
+        assert made.box.execute("del kept, more\ntouch(400)[0]", memory="512m").value == "400"
+        assert made.box.execute("touch(400)[0] < 350").value == "True"
+
+
+def test_no_control_group_is_left(watched: Watched) -> None:
+    group = watched.box._started().channel.memory_group  # type: ignore[attr-defined]
+    if not group:
+        pytest.skip("no control groups here")
+    assert os.path.isdir(group)
+    watched.box.close()
+    for _ in range(100):
+        if not os.path.isdir(group):
+            break
+        time.sleep(0.05)
+    assert not os.path.isdir(group)
