@@ -29,9 +29,11 @@ from __future__ import annotations
 import binascii
 import contextlib
 import errno
+import io
 import itertools
 import json
 import math
+import mmap
 import os
 import re
 import select
@@ -47,10 +49,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING or not __package__:
     from rlm_worker import (
-        CONTAINER_COST,
         DEPTH_MAX,
         FILES_CALL,
         FRAME_MAX,
+        GROUP_ROOM,
+        PART_COST,
         REQUEST_MAX,
         UNSET,
         VALUE_MAX,
@@ -59,6 +62,7 @@ if TYPE_CHECKING or not __package__:
         cut,
         encode_frame,
         encoded,
+        limit_group,
         remove_tree,
         text_chunks,
         text_of,
@@ -70,10 +74,11 @@ if TYPE_CHECKING or not __package__:
     )
 else:  # vendored into a package
     from .rlm_worker import (
-        CONTAINER_COST,
         DEPTH_MAX,
         FILES_CALL,
         FRAME_MAX,
+        GROUP_ROOM,
+        PART_COST,
         REQUEST_MAX,
         UNSET,
         VALUE_MAX,
@@ -82,6 +87,7 @@ else:  # vendored into a package
         cut,
         encode_frame,
         encoded,
+        limit_group,
         remove_tree,
         text_chunks,
         text_of,
@@ -114,11 +120,14 @@ __all__ = [
 WORKER_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "rlm_worker.py")
 START_LIMIT = 20  # seconds for a process to start
 SOFT_GRACE = 0.5  # seconds from the interrupt to the kill of the cell's process
-HARD_GRACE = 0.4  # seconds from there to the kill of the whole session
+SNAPSHOT_MAX = 300 << 20  # bytes of variables beyond which there is no copy before a cell
+LOOK_SECONDS = 0.05  # between two looks at what the processes of a session have, where no control group counts it
+HARD_GRACE = 0.3  # seconds from there to the kill of the whole session
 CALLS_MAX = 10_000  # host calls in one cell, those waiting together, and threads for them
 WAITING_MAX = 1_000
 THREADS_MAX = 64
 FILE_PART = 3 << 20  # bytes of a file in one answer
+STRAYS_MAX = 1_000  # frames in one cell that belong to nothing
 
 
 class SandboxError(RuntimeError):
@@ -201,6 +210,21 @@ class Channel:
         """SIGUSR1: the waiting process kills the one that runs the cell, and goes on from its own state."""
         raise NotImplementedError
 
+    def settle(self) -> None:
+        """Wait until no signal of an earlier cell is on its way."""
+
+    def make_room(self, name: str, weight: int) -> None:
+        """Let the worker have so much memory more for a variable that it is about to be given."""
+
+    @contextlib.contextmanager
+    def limited(self, memory: int | None) -> Iterator[int | None]:
+        """While a cell runs that may have so much memory: what of that the worker has to see to."""
+        yield memory
+
+    def is_over(self) -> bool:
+        """Whether the processes of the session have more memory than they may, taken together."""
+        return False
+
     def kill(self) -> None:
         """End everything of this session now. May be called from any thread, at any time, more than once."""
         raise NotImplementedError
@@ -209,22 +233,66 @@ class Channel:
         """Give back what the channel holds, after `kill`."""
         raise NotImplementedError
 
+    def abandon(self) -> None:
+        """As `close`, for a caller who cannot wait."""
+        self.close()
+
+
+WEIGHT_MAX = VALUE_MAX + (3 << 20)  # of a frame: a value, and what is shown of the cell beside it
+LEVELS_MAX = 3 * DEPTH_MAX + 10  # of lists and objects in a frame: each container may come in two more
+HELD_MAX = 2 * FRAME_MAX  # weight of the calls of a cell that wait or work: until some are done, no more are read
+NOT_MARKS = bytes(set(range(256)) - set(b'"[{,:}]'))
+
+
+def read_json(body: bytes) -> tuple[Any, int]:
+    """What JSON from a sandbox says, and its weight; ValueError before anything is made of what is too heavy or deep.
+
+    The weight is its bytes and PART_COST for each list, object, item and key: within a factor of two, the memory that
+    these take here.
+    """
+    seen = body.translate(None, NOT_MARKS)
+    weight = len(body) + PART_COST * len(seen)
+    # Exactly, where it matters: most of the marks may stand in strings.
+    if weight > max(100_000, 2 * len(body)) or seen.count(b"[") + seen.count(b"{") > LEVELS_MAX:
+        marks = marks_outside_strings(body)
+        weight = len(body) + PART_COST * sum(map(marks.count, (b"[", b"{", b",", b":")))
+        if weight > WEIGHT_MAX:
+            raise ValueError(f"it has too many items, keys, lists and objects ({weight - len(body) >> 20} MB)")
+        if max(itertools.accumulate(map(LEVELS.__getitem__, marks)), default=0) > LEVELS_MAX:
+            raise ValueError(f"it is nested more than {LEVELS_MAX} deep")
+    if len(body) > FRAME_MAX // 2 and b"\\ud" in body and text_memory(body) > 2 * FRAME_MAX:
+        raise ValueError("its text takes too much memory")
+    return from_json(body.decode("ascii")), weight
+
+
+LEVELS = [(byte in b"[{") - (byte in b"]}") for byte in range(256)]
+
+
+def marks_outside_strings(body: bytes) -> bytes:
+    marks = body.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, NOT_MARKS)
+    if marks.count(b'"') * PART_COST > 2 * WEIGHT_MAX:
+        raise ValueError("it has too many strings")
+    return re.sub(rb'"[^"]*"', b"", marks.replace(b'""', b""))
+
+
+def text_memory(body: bytes) -> int:
+    """What the strings in JSON take at most, where one character beyond 16 bits makes all of its string wider."""
+    strings = re.finditer(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', body)
+    return sum((4 if b"\\ud" in text else 2) * len(text) for text in (found[0] for found in strings))
+
 
 def refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-from_json = json.JSONDecoder(parse_constant=refuse_constant).decode
+def whole_number(digits: str) -> int:
+    """Longer ones travel in hexadecimal; in decimal each costs quadratic time."""
+    if len(digits) > 40:
+        raise ValueError("a number of too many digits")
+    return int(digits)
 
 
-CONTAINERS_MAX = VALUE_MAX // CONTAINER_COST + 10_000  # lists and objects in a frame: a forged one has room for more
-NO_MARKS = bytes(set(range(256)) - set(b'"[{'))
-
-
-def containers_in(text: bytes) -> int:
-    """How many lists and objects there are in JSON, that is, brackets outside of strings."""
-    marks = text.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, NO_MARKS).replace(b'""', b"")
-    return len(re.sub(rb'"[^"]*"', b"", marks))
+from_json = json.JSONDecoder(parse_constant=refuse_constant, parse_int=whole_number).decode
 
 
 class Frames:
@@ -234,7 +302,8 @@ class Frames:
         self.channel = channel
         self.sending = threading.Lock()
         self.buffer = bytearray()
-        self.size = 0  # of the frame parsed last
+        self.weight = 0  # of the frame parsed last
+        self.strays = 0  # frames that belonged to nothing, since this was last set to 0
 
     def send(
         self,
@@ -243,48 +312,66 @@ class Frames:
         valid: Callable[[], bool] = lambda: True,
         patience: float = math.inf,
     ) -> None:
-        """Write a whole frame and pieces of a value, or nothing if `valid` no longer holds as its turn comes."""
+        """Write a whole frame and pieces of a value, or nothing if `valid` no longer holds as its turn comes.
+
+        `patience`: how long the frame, and each piece, may take.
+        """
         data = encode_frame(message)
-        with self.sending:
+        if not self.sending.acquire(timeout=min(patience, threading.TIMEOUT_MAX)):
+            raise Broken("the sandbox does not take what it is sent")
+        try:
             if not valid():
                 return
             self.write(data, patience)
             for piece in pieces:
-                self.write(struct.pack(">I", len(piece)), patience)
-                self.write(piece, patience)
+                self.write(struct.pack(">I", len(piece)) + piece, patience)
+        finally:
+            self.sending.release()
 
     def write(self, data: bytes | memoryview, patience: float = math.inf) -> None:
         view = memoryview(data)
-        moved = time.monotonic()
+        deadline = time.monotonic() + patience
         while view:
             try:
                 sent = self.channel.send(view)
             except OSError as error:
                 raise Broken("the sandbox's process has ended") from error
             view = view[sent:]
-            if sent:
-                moved = time.monotonic()
-            elif time.monotonic() - moved > patience:
+            if view and time.monotonic() > deadline:
                 raise Broken("the sandbox does not take what it is sent")
-            else:
+            if not sent:
                 wait_for(self.channel.fileno(), 0.2, writing=True)
 
-    def receive(self, seconds: float) -> dict[str, Any] | None:
-        """The next frame, or None after that time."""
+    def receive(self, seconds: float, request: int = 0) -> dict[str, Any] | None:
+        """The next frame of this request, or None after that time, however much arrives until then."""
         deadline = time.monotonic() + seconds
-        while (frame := self.parse()) is None:
-            if not wait_for(self.channel.fileno(), deadline - time.monotonic()):
+        while True:
+            frame = self.parse()
+            if frame is not None and frame["id"] == request:
+                return frame
+            if frame is not None:
+                self.ignore()
+            elif wait_for(self.channel.fileno(), deadline - time.monotonic()):
+                self.read()
+            if time.monotonic() >= deadline:
                 return None
-            try:
-                data = self.channel.receive()
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                raise Broken("the sandbox's process has ended") from error
-            if not data:
-                raise Broken("the sandbox's process has ended")
-            self.buffer += data
-        return frame
+
+    def ignore(self) -> None:
+        """Count a frame that belongs to nothing. A worker of ours sends hardly any."""
+        self.strays += 1
+        if self.strays > STRAYS_MAX:
+            raise Broken(f"the sandbox sent over {STRAYS_MAX} frames that belong to nothing")
+
+    def read(self) -> None:
+        try:
+            data = self.channel.receive()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise Broken("the sandbox's process has ended") from error
+        if not data:
+            raise Broken("the sandbox's process has ended")
+        self.buffer += data
 
     def parse(self) -> dict[str, Any] | None:
         if len(self.buffer) < 4:
@@ -294,17 +381,13 @@ class Frames:
             raise Broken(f"the sandbox sent a frame of {size} bytes")
         if len(self.buffer) < 4 + size:
             return None
-        self.size = size
-        brackets = self.buffer.count(b"[", 4, 4 + size) + self.buffer.count(b"{", 4, 4 + size)
-        if brackets > CONTAINERS_MAX and containers_in(bytes(self.buffer[4 : 4 + size])) > CONTAINERS_MAX:
-            raise Broken(f"the sandbox sent a frame of more than {CONTAINERS_MAX} lists and objects")
+        with memoryview(self.buffer) as view:
+            body = bytes(view[4 : 4 + size])
+        del self.buffer[: 4 + size]
         try:
-            with memoryview(self.buffer) as view:
-                text = str(view[4 : 4 + size], "ascii")
-            del self.buffer[: 4 + size]
-            message = from_json(text)
+            message, self.weight = read_json(body)
         except (ValueError, RecursionError) as error:
-            raise Broken("the sandbox sent a frame that is not JSON") from error
+            raise Broken(f"the sandbox sent a frame that is not read: {error}") from None
         if type(message) is not dict or type(message.get("op")) is not str or type(message.get("id")) is not int:
             raise Broken("the sandbox sent a frame without a form")
         return message
@@ -449,6 +532,7 @@ class Sandbox:
             except BaseException:
                 self._drop()  # a worker that lacks what the host has set is not to be found later
                 raise
+        self._frames.channel.settle()
         return self._frames
 
     def _hello(self, frames: Frames) -> None:
@@ -460,11 +544,11 @@ class Sandbox:
             raise SandboxError("the sandbox did not start: %s" % ((hello or {}).get("error") or "no answer"))
         self.layers = {str(key): value for key, value in hello.get("layers", {}).items()}
 
-    def _drop(self) -> None:
+    def _drop(self, *, hurry: bool = False) -> None:
         frames, self._frames = self._frames, None
         if frames is not None:
             frames.channel.kill()
-            frames.channel.close()
+            frames.channel.abandon() if hurry else frames.channel.close()
 
     def _kept(self) -> str:
         return f" (what the host had set is there again: {', '.join(self._given)})" if self._given else ""
@@ -478,12 +562,9 @@ class Sandbox:
         try:
             frames.send(dict(message, id=request), pieces, patience=START_LIMIT)
             deadline = time.monotonic() + START_LIMIT * (10 if message["op"] == "set" else 1)
-            while True:
-                reply = frames.receive(max(0.0, deadline - time.monotonic()))
-                if reply is None:
-                    raise Broken("no answer from the sandbox")
-                if reply["id"] == request:
-                    break
+            reply = frames.receive(max(0.0, deadline - time.monotonic()), request)
+            if reply is None:
+                raise Broken("no answer from the sandbox")
         except BaseException as error:
             self._drop()  # after half a frame nothing that follows could be read
             if isinstance(error, Broken):
@@ -497,10 +578,11 @@ class Sandbox:
         if reply["op"] == "died":
             raise SandboxError(f"the sandbox could not {message['op']} {message.get('name')!r}: its process died on it")
         kinds: dict[str, type[Exception]] = {"TypeError": TypeError, "KeyError": KeyError, "ValueError": ValueError}
-        raise kinds.get(str(reply.get("type")), SandboxError)(str(reply.get("message")))
+        raise kinds.get(short(reply.get("type"), 200), SandboxError)(short(reply.get("message"), 2000))
 
     def _send_blob(self, name: str, header: dict[str, Any], pieces: Iterator[bytes]) -> None:
         frames = self._started()
+        frames.channel.make_room(name, header["weight"])
         size = frames.channel.put(pieces)
         try:
             rest = itertools.chain(pieces, [b""]) if size is None else ()
@@ -546,11 +628,12 @@ class Run:
         self.began = time.monotonic()
         self.lock = threading.Lock()
         self.active = self.at_work = 0  # calls that have arrived, and those of them that a thread works on
-        self.held = 0  # bytes of the frames that these came in
+        self.held = 0  # weight of the frames that these came in
+        self.freed = threading.Condition(self.lock)  # when it has become less
         self.paused = 0.0
         self.paused_at = 0.0
         self.calls = 0
-        self.streamed: list[str] = []
+        self.streamed = io.StringIO()
         self.stream_room = max(1 << 20, 4 * sandbox.output_limit)
         self.stop: BaseException | None = None
         self.asked = ""  # why it is being stopped: "timeout" or "interrupt"
@@ -568,15 +651,16 @@ class Run:
             "code": code,
             "functions": {name: spec_of(call) for name, call in self.functions.items()},
             "stream": self.on_output is not None,
-            "memory": self.memory,
         }
         try:
             try:
-                self.frames.send(message, patience=START_LIMIT)
-                reply = self.wait()
+                self.frames.strays = 0
+                with self.frames.channel.limited(self.memory) as memory:
+                    self.frames.send(dict(message, memory=memory), patience=min(START_LIMIT, self.limit + SOFT_GRACE))
+                    reply = self.wait()
             except Broken as error:
                 reply = {"op": "lost", "why": str(error)}
-                self.sandbox._drop()
+                self.sandbox._drop(hurry=True)
             except ValueError as error:
                 return self.cell(ok=False, error=f"ValueError: {error}", status="refused")
         except BaseException:
@@ -601,19 +685,24 @@ class Run:
 
     def wait(self) -> dict[str, Any]:
         while True:
-            reply = self.frames.receive(self.patience())
-            if reply is None:
+            patience = self.patience()
+            if self.held > HELD_MAX and not self.softened:
+                with self.lock:
+                    self.freed.wait(patience)
                 self.press()
-            elif reply["id"] != self.request:
                 continue
+            reply = self.frames.receive(patience, self.request)
+            if reply is None:
+                pass
             elif reply["op"] in ("result", "died", "failed"):
                 return reply
             elif reply["op"] == "output":
                 self.output(reply.get("text"))
-            elif reply["op"] == "call":
-                self.call(reply, self.frames.size)
-            if self.softened or self.elapsed() > self.limit:
-                self.press()
+            elif not (reply["op"] == "call" and self.call(reply, self.frames.weight)):
+                self.frames.ignore()
+            if not self.hardened and self.frames.channel.is_over():
+                self.run_out()
+            self.press()
 
     def patience(self) -> float:
         """Seconds until something has to be done even if no frame comes."""
@@ -623,6 +712,14 @@ class Run:
         if self.softened:
             return max(0.0, self.softened + self.grace - now)
         return min(max(0.0, self.limit - self.elapsed()) + 0.001, 0.05)  # soon enough for another thread's interrupt
+
+    def run_out(self) -> None:
+        """Kill a cell that has too much memory."""
+        with self.lock:
+            self.asked, self.grace = "memory", 0.0
+            self.softened = time.monotonic()
+            self.hardened = self.softened + 1.0  # there is time: so much memory is not given back at once
+        self.frames.channel.kill_cell()
 
     def press(self) -> None:
         """The next step of the ladder, if its time has come: interrupt, kill the cell's process, kill the session."""
@@ -651,20 +748,23 @@ class Run:
             return
         text = text[: self.stream_room]
         self.stream_room -= len(text)
-        text = text if text.isascii() else printable(text)
-        self.streamed.append(text)
+        text = printable(text)
+        self.streamed.write(text)
         if self.on_output is not None:
             self.on_output(text)
 
     # - calls from the cell
 
-    def call(self, frame: dict[str, Any], size: int) -> None:
+    def call(self, frame: dict[str, Any], weight: int) -> bool:
+        """Have a host function answer; False if the frame is no call of one."""
         name, key = frame.get("name"), frame.get("call")
         if type(key) is not int or type(name) is not str:
-            return
+            return False
         function = self.answer_about_files if name == FILES_CALL else self.functions.get(name)
         if function is None:
-            return
+            return False
+        if self.held > HELD_MAX:
+            return True  # the cell is being stopped: it gets no answer
         self.calls += name != FILES_CALL
         try:
             if self.calls > CALLS_MAX:
@@ -678,30 +778,32 @@ class Run:
             work = raiser(error)  # answered from a thread: this one must go on reading, whatever the worker does
         except Stop as stop:
             self.halt(stop)
-            return
+            return True
         clock = contextlib.nullcontext() if name == FILES_CALL else self.working()
-        self.dispatch(lambda: self.work(key, work, size, clock), size)
+        self.dispatch(lambda: self.work(key, work, weight, clock), weight)
+        return True
 
     def answer_about_files(self, *question: Any) -> dict[str, Any]:
         """Not on the caller's time, as its own functions are: a cell may ask as often as it likes."""
         return self.sandbox._files.answer(self.frames.channel, *question)
 
-    def dispatch(self, job: Callable[[], None], size: int) -> None:
+    def dispatch(self, job: Callable[[], None], weight: int) -> None:
         """Give a host function a thread, or let it wait for one."""
         with self.lock:
             self.active += 1
-            self.held += size
-            if self.active > WAITING_MAX or self.held > 4 * FRAME_MAX:
-                raise Broken(f"{self.active} host calls at once, of {self.held >> 20} MB")
+            self.held += weight
+            if self.active > WAITING_MAX:
+                raise Broken(f"{self.active} host calls at once")
             if self.active > THREADS_MAX:
                 self.queued.append(job)
                 return
         threads().run(job)
 
-    def done(self, size: int) -> None:
+    def done(self, weight: int) -> None:
         with self.lock:
             self.active -= 1
-            self.held -= size
+            self.held -= weight
+            self.freed.notify()
             job = self.queued.pop(0) if self.queued and not self.over else None
         if job is not None:
             threads().run(job)
@@ -722,14 +824,14 @@ class Run:
                     self.paused += time.monotonic() - self.paused_at
 
     def work(
-        self, key: int, work: Callable[[], Any], size: int, clock: contextlib.AbstractContextManager[None]
+        self, key: int, work: Callable[[], Any], weight: int, clock: contextlib.AbstractContextManager[None]
     ) -> None:
         try:
             try:
                 with clock:
                     value = work()
             finally:
-                self.done(size)
+                self.done(weight)
             self.reply({"op": "return", "call": key, "value": Packer().pack(value)})
         except Stop as stop:
             self.halt(stop)
@@ -761,7 +863,8 @@ class Run:
         if reply["op"] == "result":
             return self.result(reply)
         if reply["op"] == "failed":
-            return self.cell(ok=False, error=f"{reply.get('type')}: {reply.get('message')}", status="error")
+            told = f"{short(reply.get('type'), 200)}: {short(reply.get('message'), 2000)}"
+            return self.cell(ok=False, error=told, status="error")
         if reply["op"] == "lost":
             return self.lost(reply["why"])
         return self.died(reply)
@@ -777,10 +880,12 @@ class Run:
             )
         final: Any = UNSET
         if status == "ok" and "final" in reply:
-            with contextlib.suppress(ValueError, TypeError, RecursionError):
+            try:
                 final = unpack(reply["final"])
-                if type(final) is str and not final.isascii():
+                if type(final) is str:
                     final = printable(final)
+            except (ValueError, TypeError, RecursionError) as problem:
+                status, error = "error", f"the value that FINAL was given cannot be read: {problem}"
         return self.cell(
             ok=status == "ok",
             stdout=short(reply.get("stdout"), self.sandbox.output_limit + 200),
@@ -804,8 +909,8 @@ class Run:
         )
 
     def lost(self, why: str) -> Cell:
-        text = "".join(self.streamed)
-        status = {"timeout": "timeout", "interrupt": "error"}.get(self.asked, "lost")
+        text = self.streamed.getvalue()
+        status = {"timeout": "timeout", "interrupt": "error", "memory": "memory"}.get(self.asked, "lost")
         stopped = f"the cell did not stop after {self.limit:g} s (its limit)" if status == "timeout" else why
         return self.cell(
             ok=False,
@@ -817,7 +922,7 @@ class Run:
 
     def cause(self, reply: dict[str, Any]) -> tuple[str, str]:
         number = reply.get("signal")
-        if self.hardened and number == signal.SIGKILL:
+        if self.hardened and number == signal.SIGKILL and self.asked != "memory":
             if self.asked == "timeout":
                 return "timeout", f"the cell was killed: it did not stop at its limit of {self.limit:g} s"
             return "error", "KeyboardInterrupt: the cell was killed, since it did not stop when asked to"
@@ -840,11 +945,15 @@ def raiser(error: Exception) -> Callable[[], NoReturn]:
 
 def short(value: Any, limit: int) -> str:
     """Text of bounded length that can be printed and stored: no lone surrogates."""
-    text = value[:limit] if type(value) is str else ""
-    return text if text.isascii() else printable(text)
+    return printable(value[:limit]) if type(value) is str else ""
+
+
+SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
+    if text.isascii() or not SURROGATES.search(text):
+        return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -1094,11 +1203,69 @@ def parse_size(text: str | int) -> int:
 class LocalChannel(Channel):
     """A session forked from the zygote: one socket, and signals to its process group."""
 
-    def __init__(self, stream: Any, blob: int, files: Any, group: int, zygote: ZygoteClient):
+    def __init__(
+        self, stream: Any, blob: int, files: Any, group: int, zygote: ZygoteClient, memory: int, memory_group: str
+    ):
         super().__init__(stream)
         self.blob, self.files, self.group, self.zygote = blob, files, group, zygote
         self.numbers = itertools.count(1)
+        self.memory, self.memory_group = memory, memory_group
+        self.weights: dict[str, int] = {}
+        self.granted = 0  # bytes for what the host has set
+        self.floor = 0  # bytes that a worker without variables has
+        self.allowed = memory  # to the cell that runs, and when that is looked at next
+        self.next_look = math.inf
         self.lock = threading.Lock()
+
+    def workers(self) -> list[int]:
+        """The session's processes but for the one that supervises them. None of them can leave the process group."""
+        numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        return [pid for pid in numbers if pid != self.group and group_of(pid) == self.group]
+
+    def make_room(self, name: str, weight: int) -> None:
+        self.weights[name] = weight
+        added = sum(self.weights.values()) - self.granted
+        if added <= 0:
+            return
+        self.granted += added
+        for pid in self.workers():
+            set_address_space(pid, lambda soft, _: soft + added)
+        self.limit_group()
+
+    @contextlib.contextmanager
+    def limited(self, memory: int | None) -> Iterator[int | None]:
+        began, before = time.monotonic(), []
+        if not self.memory_group:
+            self.floor = self.floor or max(map(resident, self.workers()), default=0)
+            self.next_look = began + LOOK_SECONDS
+        if memory is not None:
+            self.allowed = memory
+            before = [set_address_space(pid, lambda _, size: size + memory) for pid in self.workers()]
+            self.limit_group()
+        try:
+            yield None
+        finally:
+            self.allowed = self.memory
+            for pid in self.workers() if before else ():
+                set_address_space(pid, lambda *_: max(before))
+            if before or time.monotonic() - began > LOOK_SECONDS:  # less time does not change much
+                self.limit_group()
+
+    def limit_group(self) -> None:
+        """A cell may have so much beyond what the copy from before it keeps."""
+        if self.memory_group:
+            kept = min(group_usage(self.memory_group), self.granted + min(SNAPSHOT_MAX, self.memory))
+            with contextlib.suppress(OSError):
+                limit_group(self.memory_group, self.allowed + max(self.granted, kept) + GROUP_ROOM)
+
+    def is_over(self) -> bool:
+        """Count, where no control group does. A copy shares what its original has, so the two next largest are free."""
+        began = time.monotonic()
+        if began < self.next_look:
+            return False
+        sizes = sorted((resident(pid) - self.floor - self.granted for pid in self.workers()), reverse=True)
+        self.next_look = time.monotonic() + max(LOOK_SECONDS, 20 * (time.monotonic() - began))
+        return sum(size for size in [*sizes[:1], *sizes[3:]] if size > 0) > self.allowed
 
     def put(self, pieces: Iterable[bytes]) -> int:
         os.ftruncate(self.blob, 0)
@@ -1145,6 +1312,50 @@ class LocalChannel(Channel):
             self.stream.close()
             self.files.close()
             os.close(self.blob)
+
+
+def group_of(pid: int) -> int:
+    """The process group of a process; 0 if there is none any more."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[2])
+    except (OSError, IndexError):
+        return 0
+
+
+def pages(pid: int) -> tuple[int, int]:
+    """Bytes of address space of a process, and those of them that are in memory."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            size, present = file.read().split()[:2]
+    except (OSError, ValueError):
+        return 0, 0
+    return int(size) * mmap.PAGESIZE, int(present) * mmap.PAGESIZE
+
+
+def resident(pid: int) -> int:
+    return pages(pid)[1]
+
+
+def group_usage(group: str) -> int:
+    for name in ("memory.current", "memory.usage_in_bytes"):
+        with contextlib.suppress(OSError), open(os.path.join(group, name)) as file:
+            return int(file.read())
+    return 0
+
+
+def set_address_space(pid: int, wanted: Callable[[int, int], int]) -> int:
+    """Change a worker's limit, given the present one and what it has taken; the limit of before."""
+    import resource
+
+    try:
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_AS)
+        if soft != resource.RLIM_INFINITY:
+            limit = wanted(soft, pages(pid)[0])
+            resource.prlimit(pid, resource.RLIMIT_AS, (limit if hard == -1 else min(limit, hard), hard))
+        return soft
+    except OSError:  # it has ended
+        return 0
 
 
 class PlainChannel(Channel):
@@ -1238,7 +1449,8 @@ class ZygoteClient:
         lines = told.decode("utf-8", "replace").strip().splitlines()
         return lines[-1] if lines else f"its process ended with status {self.process.returncode}"
 
-    def spawn(self, request: dict[str, Any], descriptors: list[int]) -> int:
+    def spawn(self, request: dict[str, Any], descriptors: list[int]) -> tuple[int, str]:
+        """The first process of a new session, and the control group that it is in."""
         import socket
 
         with self.lock:
@@ -1254,7 +1466,7 @@ class ZygoteClient:
                 raise SandboxError("the sandbox did not start: its parent process has ended") from error
             while (answer := self.answer())["number"] != self.asked:
                 self.reap(answer["pid"])  # the answer that an earlier call, interrupted, did not wait for
-            return int(answer["pid"])
+            return int(answer["pid"]), str(answer["group"])
 
     def reap(self, pid: int) -> None:
         with self.lock, contextlib.suppress(OSError):
@@ -1441,12 +1653,13 @@ class LocalSandbox(Sandbox):
         self.allowed_imports = tuple(allowed_imports or ())
         self.policy = "policy" in layers
         self.require = require
+        self.memory = parse_size(memory)
         self.setup = {
-            "memory": parse_size(memory),
+            "memory": self.memory,
             "workspace": self._files.folders,
             "readable": [os.path.realpath(path) for path in readable],
             "output_limit": output_limit,
-            "fork_limit": 300 << 20 if snapshot else 0,
+            "fork_limit": SNAPSHOT_MAX if snapshot else 0,
             "confined": "confinement" in layers,
             "descriptors": True,
         }
@@ -1455,6 +1668,9 @@ class LocalSandbox(Sandbox):
 
     def _hello(self, frames: Frames) -> None:
         super()._hello(frames)
+        channel = frames.channel
+        if isinstance(channel, LocalChannel):
+            self.layers["memory_cgroup" if channel.memory_group else "memory_counted"] = True
         self._check_level()
 
     def _check_level(self) -> None:
@@ -1500,9 +1716,10 @@ class LocalSandbox(Sandbox):
             theirs.callback(their_files.close)
             files.setblocking(False)
             files.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # a few descriptors under way, and no more
-            group = zygote.spawn(self.setup, [their_stream.fileno(), read_only, their_files.fileno()])
+            descriptors = [their_stream.fileno(), read_only, their_files.fileno()]
+            group, memory_group = zygote.spawn(self.setup, descriptors)
             ours.pop_all()
-        return LocalChannel(stream, blob, files, group, zygote)
+        return LocalChannel(stream, blob, files, group, zygote, self.memory, memory_group)
 
 
 # --- the Docker sandbox -----------------------------------------------------------------------------------------------
@@ -1523,8 +1740,6 @@ POOL_LINGER = 120.0  # seconds that containers are kept warm after the last was 
 class DockerChannel(Channel):
     """A container's attached standard streams, in the frames in which the engine mixes them."""
 
-    hard_grace = 1.5  # a container that a cell has filled with processes is slow to be heard
-
     def __init__(self, engine: Any, container: str, attached: Any):
         super().__init__(plain_stream(engine, attached))
         self.engine, self.container = engine, container
@@ -1533,6 +1748,7 @@ class DockerChannel(Channel):
         self.complaint = bytearray()  # the newest of what came on stderr: why a worker did not start
         self.lock = threading.Lock()
         self.gone = False
+        self.delivering: list[threading.Thread] = []  # signals on their way
 
     def receive(self) -> bytes:
         data = bytes(self.stream.recv(1 << 18))
@@ -1566,8 +1782,17 @@ class DockerChannel(Channel):
 
     def signal(self, name: str) -> None:
         """Signal the container's first process. One that has ended, or a daemon that has, is found out by reading."""
-        with contextlib.suppress(OSError):
-            request(self.engine, "POST", self.container, "/kill", signal=name)
+
+        def deliver() -> None:
+            with contextlib.suppress(OSError):
+                request(self.engine, "POST", self.container, "/kill", signal=name)
+
+        self.delivering.append(threading.Thread(target=deliver, daemon=True))  # a slow engine must not stop the clock
+        self.delivering[-1].start()
+
+    def settle(self) -> None:
+        while self.delivering:
+            self.delivering.pop().join(STOP_SECONDS)
 
     def interrupt(self) -> None:
         self.signal("SIGINT")
@@ -1595,6 +1820,9 @@ class DockerChannel(Channel):
         self.kill()
         close_attached(self.attached)
         remove_container(self.engine, self.container)
+
+    def abandon(self) -> None:
+        threading.Thread(target=self.close).start()
 
 
 def close_attached(attached: Any) -> None:
@@ -1982,6 +2210,7 @@ class DockerSandbox(Sandbox):
             "scratch": "/tmp",
             "home": "/workspace" if mounts else "/tmp",
             "mounted": bool(mounts),
+            "network": not self.network_disabled,
         }
         return {
             "image": self.image,
@@ -2003,7 +2232,7 @@ class DockerSandbox(Sandbox):
         """All that the engine is told to withhold."""
         from docker.types import LogConfig, Ulimit
 
-        bounds = {"core": 0, "nofile": 256, "fsize": 64 << 20}
+        bounds = {"core": 0, "nofile": 256, "fsize": 64 << 20, "msgqueue": 0}
         hidden = "ro,noexec,nosuid,nodev,size=4k"
         if self.engine.is_podman:
             bounds["nproc"] = 4096  # its own default may be more than it can give

@@ -42,9 +42,9 @@ from typing import Any, List, NoReturn, Tuple
 
 # --- codec and wire ---------------------------------------------------------------------------------------------------
 
-FRAME_MAX = 32 << 20  # bytes in one frame, either way
-VALUE_MAX = 24 << 20  # of a value in it: the host needs about twice that to read it
-CONTAINER_COST = 62  # of these bytes for a list or object, beyond the two of each item: so much more it takes to read
+FRAME_MAX = 8 << 20  # bytes in one frame, either way
+VALUE_MAX = 8_000_000  # of a value in it
+PART_COST = 80  # of these bytes for each item, key and container, beyond their text: so much it takes to read them
 DEPTH_MAX = 100  # nested containers in a value that travels
 OUT_HALF = 5_000_000  # characters of a cell's output kept at each end in `_out[n]`
 STREAM_MAX = 4_000_000  # characters of a cell's output that are sent on while it runs
@@ -82,22 +82,25 @@ class Packer:
     def pack(self, value: Any, depth: int = 0) -> Any:
         kind = type(value)
         if value is None or kind is bool:
+            self.take(4)
             return value
         if depth > DEPTH_MAX:
             raise ValueError(f"nested more than {DEPTH_MAX} deep")
         if issubclass(kind, str):
-            self.take(len(value) if kind is str else str.__len__(value))
-            return value if kind is str else str.__str__(value)
+            text = value if kind is str else str.__str__(value)
+            self.take(len(text) if text.isascii() else max(len(text), sys.getsizeof(text) // 2))
+            return text
         if issubclass(kind, int):
             return self.integer(int.__add__(value, 0))
         if issubclass(kind, float):
             number = float.__float__(value)
+            self.take(24)
             return number if math.isfinite(number) else self.tagged("float", repr(number))
         if issubclass(kind, dict):
             return self.mapping(list(dict.items(value)), depth)
         for base, tag in SEQUENCES:
             if issubclass(kind, base):
-                self.take(CONTAINER_COST)
+                self.take(2, 2)
                 items = [self.pack(item, depth + 1) for item in base.__iter__(value)]
                 return self.tagged(tag, items) if tag else items
         if issubclass(kind, (bytes, bytearray)):
@@ -108,14 +111,14 @@ class Packer:
         )
 
     def tagged(self, kind: str, body: Any) -> Any:
-        self.take(CONTAINER_COST)
+        self.take(20, 4)
         return {"$": kind, "v": body}
 
     def mapping(self, items: list[tuple[Any, Any]], depth: int) -> Any:
         if all(type(key) is str and key != "$" for key, _ in items):
-            self.take(CONTAINER_COST + sum(len(key) + 4 for key, _ in items))
+            self.take(sum(len(key) + 3 for key, _ in items), 2 + len(items))
             return {key: self.pack(item, depth + 1) for key, item in items}
-        self.take(CONTAINER_COST * (1 + len(items)))
+        self.take(2 * len(items), 2 + len(items))
         return self.tagged("dict", [[self.pack(key, depth + 1), self.pack(item, depth + 1)] for key, item in items])
 
     def integer(self, value: int) -> Any:
@@ -125,12 +128,16 @@ class Packer:
         self.take(value.bit_length() // 4 + 2)
         return value if -(2**63) <= value < 2**63 else self.tagged("int", hex(value))
 
-    def take(self, size: int) -> None:
-        self.room -= size + 2
+    def take(self, size: int, parts: int = 1) -> None:
+        self.room -= size + PART_COST * parts
         if self.room < 0:
-            raise ValueError(f"larger than the {VALUE_MAX >> 20} MB that one message may carry")
+            raise ValueError(TOO_LARGE)
 
 
+TOO_LARGE = (
+    f"larger than the {VALUE_MAX // 10**6} MB that one message may carry (each item counts {PART_COST} bytes more):"
+    " keep it in a variable, and pass or print a part or a summary of it"
+)
 SEQUENCES = ((list, ""), (tuple, "tuple"), (set, "set"), (frozenset, "frozenset"))
 
 
@@ -145,7 +152,7 @@ def unpack(value: Any) -> Any:
     kind, body = value["$"], value.get("v")
     if kind == "float" and body in ("nan", "inf", "-inf"):
         return float(body)
-    if kind == "int" and type(body) is str:
+    if kind == "int" and type(body) is str and len(body) < 3510:  # what `Packer.integer` makes
         return int(body, 16)
     if kind in ("bytes", "bytearray") and type(body) is str:
         raw = binascii.a2b_base64(body)
@@ -162,7 +169,7 @@ def unpack(value: Any) -> Any:
 
 def spread(keys: list[Any]) -> list[Any]:
     """The keys, if their hashes differ: equal ones, made on purpose, would cost quadratic time."""
-    if len(keys) > 1000 and len(set(map(hash, keys))) < len(keys) // 2:
+    if len(keys) > 100 and max(collections.Counter(map(hash, keys)).values()) > 100:
         raise ValueError("keys whose hashes collide")
     return keys
 
@@ -173,7 +180,7 @@ to_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 def encode_frame(message: dict[str, Any]) -> bytes:
     body = to_json(message).encode("ascii")
     if len(body) > FRAME_MAX:
-        raise ValueError(f"larger than the {FRAME_MAX >> 20} MB that one message may carry")
+        raise ValueError(TOO_LARGE)
     return struct.pack(">I", len(body)) + body
 
 
@@ -1212,7 +1219,8 @@ class Worker:
                 ended = {"status": "ok", "value": self.evaluate(code, filename), **self.final_value()}
             except BaseException as problem:
                 ended = self.explain(problem)
-            ended["images"] = self.images()
+            images = self.images()
+            ended["images"] = images if images and len(to_json(ended)) < VALUE_MAX // 2 else []
             self.final = UNSET  # here, where what its end sets off can be interrupted
             interrupts.armed = False
         except BaseException as problem:  # a second interrupt, or one that came while an error was being shown
@@ -1253,11 +1261,19 @@ class Worker:
         if self.final is UNSET:
             return {}
         try:
-            return {"final": Packer().pack(self.final)}
+            packed = Packer().pack(self.final)
+            if len(to_json(packed)) > VALUE_MAX:
+                raise ValueError(TOO_LARGE)
+            return {"final": packed}
         except (TypeError, ValueError, RecursionError):
-            long_number = isinstance(self.final, int)
-            text = hex(self.final) if long_number else str.__str__(str(self.final))
-            return {"final": cut(text, FRAME_MAX // 16, "")}
+            limit = FRAME_MAX // 16
+            if isinstance(self.final, int):
+                text = hex(self.final)
+            elif type(self.final) in SIZED and type(self.final) is not str:
+                text = long_repr(self.final, limit)
+            else:
+                text = str.__str__(str(self.final))
+            return {"final": cut(text, limit, "")}
 
     def images(self) -> list[dict[str, str]]:
         """The last expression's picture, if it has one, and figures that the cell left open, drawn and closed."""
@@ -1272,7 +1288,8 @@ class Worker:
             pictures.append(buffer.getvalue())
         if pyplot:
             pyplot.close("all")
-        small = [picture for picture in pictures if type(picture) is bytes and len(picture) < FRAME_MAX // 16]
+        sizes = itertools.accumulate(len(picture) if type(picture) is bytes else 0 for picture in pictures)
+        small = [p for p, size in zip(pictures, sizes) if type(p) is bytes and size < FRAME_MAX // 4]
         return [{"media_type": "image/png", "data": binascii.b2a_base64(p, newline=False).decode()} for p in small]
 
     def FINAL(self, value: Any) -> None:
@@ -1721,6 +1738,8 @@ def container_main(setup: dict[str, Any]) -> NoReturn:
     import resource
 
     wire = take_streams()
+    layers: dict[str, bool | str] = {}
+    attempt(layers, "socket_filter", filter_container, setup["network"])
     setup["own_init"] = setup["contained"] = os.getpid() == 1  # not getppid() below: whoever loses its parent gets 1
     worker = os.fork()
     if worker:
@@ -1728,7 +1747,7 @@ def container_main(setup: dict[str, Any]) -> NoReturn:
         supervise(worker, [wire.reader], setup["idle_limit"])
     os.setpgid(0, 0)
     resource.setrlimit(resource.RLIMIT_DATA, (setup["most"], setup["most"]))
-    Worker(wire, PlainLanguage(), setup).start({})
+    Worker(wire, PlainLanguage(), setup).start(layers)
 
 
 # --- the confinement: what Linux offers without root (ctypes alone) ---------------------------------------------------
@@ -1768,6 +1787,14 @@ rseq 334 293
 KILL, CLONE, CLONE3, IOCTL, FCNTL, PRLIMIT = (62, 129), (56, 220), (435, 435), (16, 29), (72, 25), (302, 261)
 RECVMSG = (47, 212)
 MMAP, MPROTECT = (9, 222), (10, 226)
+SOCKET_CALLS = ((41, 53), (198, 199))  # socket, socketpair
+# What a container's worker is refused. With io_uring sockets could be had past any filter.
+CONTAINER_REFUSED = """
+shmget 29 194, shmat 30 196, shmctl 31 195, shmdt 67 197, semget 64 190, semop 65 193, semctl 66 191,
+semtimedop 220 192, msgget 68 186, msgsnd 69 189, msgrcv 70 188, msgctl 71 187, mq_open 240 180, mq_unlink 241 181,
+mq_timedsend 242 182, mq_timedreceive 243 183, mq_notify 244 184, mq_getsetattr 245 185, io_uring_setup 425 425,
+io_uring_enter 426 426, io_uring_register 427 427
+"""
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
 libc: Any = None  # the C library, once `load_libc` ran
@@ -1817,6 +1844,9 @@ def enter_namespaces(layers: dict[str, bool | str]) -> None:
     for name, flag in NAMESPACES.items():
         if attempt(layers, name, call_libc, "unshare", flag) and name == "user_namespace":
             attempt(layers, name, map_user, uid, gid)
+    if uid == 0 and not layers["user_namespace"]:
+        with contextlib.suppress(OSError):
+            os.setresuid(0, 0, 0)  # so that the host may set the limits of this process
 
 
 def map_user(uid: int, gid: int) -> None:
@@ -1943,13 +1973,17 @@ def allow_path(ruleset: int, path: str, rights: int) -> None:
 Filter = List[Tuple[int, int, int, int]]
 LOAD, EQUAL, ANY_BIT, AND, RETURN = 0x20, 0x15, 0x45, 0x54, 0x06
 ALLOW, REFUSE, UNKNOWN, KILL_PROCESS = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000  # EPERM, ENOSYS
+NO_FAMILY = 0x00050061  # EAFNOSUPPORT
 
 
 def filter_system_calls(kill_is_safe: bool) -> str:
     """seccomp: an allow-list. Processes may be made only by a plain fork, memory is never writable and executable."""
+    return install_filter(packed_filter(kill_is_safe))
+
+
+def install_filter(code: bytes) -> str:
     import ctypes
 
-    code = packed_filter(kill_is_safe)
     buffer = ctypes.create_string_buffer(code, len(code))
     header = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer))
     call_libc("prctl", 22, 2, header, 0, 0)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
@@ -1958,16 +1992,45 @@ def filter_system_calls(kill_is_safe: bool) -> str:
 
 @functools.lru_cache(maxsize=None)
 def packed_filter(kill_is_safe: bool) -> bytes:
+    return packed(build_filter(*machine_numbers(), kill_is_safe))
+
+
+def packed(program: Filter) -> bytes:
+    return b"".join(struct.pack("HBBI", *step) for step in program)
+
+
+def machine_numbers() -> tuple[int, int]:
+    """Which column of the tables of system calls is this machine's, and how the kernel names it."""
     machine = os.uname().machine
     if machine not in MACHINES:
         raise OSError(f"no list of system calls for {machine}")
-    return b"".join(struct.pack("HBBI", *step) for step in build_filter(*MACHINES[machine], kill_is_safe))
+    return MACHINES[machine]
 
 
-def build_filter(column: int, architecture: int, kill_is_safe: bool) -> Filter:
+def filter_container(network: bool) -> str:
+    """Beside the engine's own filter, which lets these pass: sockets but those of the machine itself and, with a
+    network, of IPv4 and IPv6; shared memory, semaphores and message queues, which would outlive the cell."""
+    load_libc()
+    column, architecture = machine_numbers()
+    program = filter_head(column, architecture)
+    families = (1, 2, 10) if network else (1,)  # AF_UNIX, AF_INET, AF_INET6
+    for number in SOCKET_CALLS[column]:
+        program += on_call(number, [*allow_values(0, families)[:-1], (RETURN, 0, 0, NO_FAMILY)])
+    for entry in CONTAINER_REFUSED.split(","):
+        program += on_call(int(entry.split()[1 + column]), [(RETURN, 0, 0, REFUSE)])
+    return install_filter(packed([*program, (RETURN, 0, 0, ALLOW)]))
+
+
+def filter_head(column: int, architecture: int) -> Filter:
+    """The start of a filter: with the numbers of another machine every call would be another one."""
     program: Filter = [(LOAD, 0, 0, 4), (EQUAL, 1, 0, architecture), (RETURN, 0, 0, KILL_PROCESS), (LOAD, 0, 0, 0)]
     if column == 0:  # the x32 numbers name the same calls a second time
         program += [(ANY_BIT, 0, 1, 0x40000000), (RETURN, 0, 0, REFUSE)]
+    return program
+
+
+def build_filter(column: int, architecture: int, kill_is_safe: bool) -> Filter:
+    program = filter_head(column, architecture)
     for entry in SYSCALLS.split(","):
         number = entry.split()[1 + column]
         if number != "-":
@@ -2010,10 +2073,10 @@ def refuse_bits(argument: int, bits: int) -> Filter:
 
 
 def allow_own_limits() -> Filter:
-    """Read any limit; set the soft ones for descriptors (7) and address space (9), below their hard ones."""
+    """Read any limit; set the soft one for descriptors (7), below its hard one. That of memory is the host's to set."""
     is_reading: Filter = [low_word(2), (EQUAL, 0, 3, 0), high_word(2), (EQUAL, 0, 1, 0), (RETURN, 0, 0, ALLOW)]
     is_other: Filter = [low_word(0), (EQUAL, 1, 0, 0), (RETURN, 0, 0, REFUSE)]
-    return [*is_reading, *is_other, *allow_values(1, (7, 9))]
+    return [*is_reading, *is_other, *allow_values(1, (7,))]
 
 
 # --- the zygote: a process with everything imported, from which sessions are forked (Linux) ---------------------------
@@ -2137,6 +2200,7 @@ def end_with(parent: int) -> NoReturn:
 
 
 REQUEST_MAX = 65_536  # bytes: what is longer would arrive cut
+GO_ON = b"!"
 
 
 class Zygote:
@@ -2145,6 +2209,7 @@ class Zygote:
     def __init__(self, host: Any, setup: dict[str, Any], lock: int):
         self.host, self.setup, self.lock = host, setup, lock
         self.sessions: dict[int, str] = {}  # the folder of each, by its supervisor
+        self.groups: dict[int, str] = {}  # the control groups that sessions are in
         self.life_read, self.life_write = os.pipe()  # its end tells the sessions that this process has died
 
     def serve(self) -> NoReturn:
@@ -2187,7 +2252,8 @@ class Zygote:
             if request["op"] == "reap":
                 self.reap(request["pid"])
                 return
-            reply = {"pid": self.new_session(request, descriptors), "number": request["number"]}
+            pid = self.new_session(request, descriptors)
+            reply = {"pid": pid, "number": request["number"], "group": self.groups.get(pid, "")}
         except ValueError:
             reply = {"error": "the request was not understood"}
         except OSError as error:
@@ -2213,22 +2279,23 @@ class Zygote:
         return pid
 
     def fork_session(self, setup: dict[str, Any], descriptors: list[int]) -> int:
-        pid = 0
-        told, tell = os.pipe()
-        try:
-            intermediate = os.fork()
-            if intermediate == 0:
-                os.close(self.life_write)
-                start_session(setup, descriptors, tell, self.life_read)
+        import socket
+
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                intermediate = os.fork()
+                if intermediate == 0:
+                    ours.close()
+                    os.close(self.life_write)
+                    start_session(setup, descriptors, theirs, self.life_read)
             os.waitpid(intermediate, 0)
-            os.set_blocking(told, False)
-            with contextlib.suppress(BlockingIOError):
-                pid = int(os.read(told, 20))
-        finally:
-            os.close(told)
-            os.close(tell)
-        if not pid:
-            raise OSError("it did not start")
+            pid = int(ours.recv(20) or b"0")
+            if not pid:
+                raise OSError("it did not start")
+            if setup["confined"] and (group := memory_group(pid, setup["memory"] + GROUP_ROOM)):
+                self.groups[pid] = group
+            ours.send(GO_ON)
         return pid
 
     def keep_base(self) -> None:
@@ -2249,6 +2316,8 @@ class Zygote:
             kill_group(pid)
             os.waitpid(pid, 0)
             remove_tree(self.sessions.pop(pid))
+            with contextlib.suppress(OSError):  # a process that is not quite gone: `memory_group` looks again
+                os.rmdir(self.groups.pop(pid, ""))
 
     def end(self) -> NoReturn:
         for pid in list(self.sessions):
@@ -2257,8 +2326,88 @@ class Zygote:
         os._exit(0)
 
 
-def start_session(setup: dict[str, Any], descriptors: list[int], tell: int, life: int) -> NoReturn:
-    """In a fresh fork, which only leads into the PID namespace: fork the supervisor, and from that the worker."""
+GROUP_ROOM = SCRATCH_SIZE + (32 << 20)  # bytes that a control group counts beyond a session's own: files, page tables
+GROUP_PREFIX = "rlm-session-"
+
+
+def memory_group(pid: int, limit: int) -> str:
+    """A fresh control group with this limit and the process in it; "" where none can be had."""
+    for parent in group_parents():
+        group = os.path.join(parent, f"{GROUP_PREFIX}{os.getpid()}-{pid}")
+        try:
+            for name in os.listdir(parent):
+                if name.startswith(GROUP_PREFIX) and not os.path.exists(f"/proc/{name.split('-')[2]}"):
+                    remove_group(os.path.join(parent, name))  # of a process that was killed
+            os.mkdir(group)
+        except OSError:
+            continue
+        try:
+            limit_group(group, limit)
+            with open(os.path.join(group, "cgroup.procs"), "w") as procs:
+                procs.write(str(pid))
+            return group
+        except OSError:
+            remove_group(group)
+    return ""
+
+
+def remove_group(group: str) -> None:
+    with contextlib.suppress(OSError):
+        os.rmdir(group)
+
+
+@functools.lru_cache(maxsize=None)
+def group_parents() -> list[str]:
+    """Where a group with a limit of its own may be made: beside or below this process's own, in version 2 or 1."""
+    own = {}
+    with contextlib.suppress(OSError), open("/proc/self/cgroup") as file:
+        for line in file:
+            _, kinds, path = line.rstrip("\n").split(":", 2)
+            own["2" if not kinds else "1" if "memory" in kinds.split(",") else ""] = path
+    found = []
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo") as file:
+        for line in file:
+            fields = line.split()
+            root, place, kind, options = fields[3], fields[4], fields[fields.index("-") + 1], fields[-1].split(",")
+            version = "2" if kind == "cgroup2" else "1" if kind == "cgroup" and "memory" in options else ""
+            if not version or version not in own:
+                continue
+            folder = os.path.normpath(os.path.join(place, os.path.relpath(own[version], root)))
+            while within(folder, place):
+                if version == "1" or has_memory(folder):
+                    found.append(folder)
+                if folder == place:
+                    break
+                folder = os.path.dirname(folder)
+    return found
+
+
+def has_memory(folder: str) -> bool:
+    """Whether the groups below one of version 2 have limits of memory."""
+    with contextlib.suppress(OSError), open(os.path.join(folder, "cgroup.subtree_control")) as file:
+        return "memory" in file.read().split()
+    return False
+
+
+def limit_group(group: str, limit: int) -> None:
+    """OSError if the group takes no limit. Swap counts with memory where that can be said."""
+    if os.path.exists(os.path.join(group, "memory.max")):
+        names = {"memory.swap.max": 0, "memory.max": limit}
+    else:
+        names = {"memory.memsw.limit_in_bytes": limit, "memory.limit_in_bytes": limit}
+    for last in (False, True):  # version 1 wants the one raised first, and the other lowered first
+        for name, value in names.items():
+            try:
+                with open(os.path.join(group, name), "w") as file:
+                    file.write(str(value))
+            except OSError:
+                if last and name in ("memory.max", "memory.limit_in_bytes"):
+                    raise
+
+
+def start_session(setup: dict[str, Any], descriptors: list[int], zygote: Any, life: int) -> NoReturn:
+    """In a fresh fork, which only leads into the PID namespace: fork the supervisor, and from that, once it is in its
+    control group, the worker."""
     try:
         layers: dict[str, bool | str] = {}
         if setup["confined"]:
@@ -2266,13 +2415,15 @@ def start_session(setup: dict[str, Any], descriptors: list[int], tell: int, life
         supervisor = os.fork()
         if supervisor:
             os.setpgid(supervisor, supervisor)
-            os.write(tell, str(supervisor).encode())
+            zygote.send(str(supervisor).encode())
             os._exit(0)
         os.setpgid(0, 0)
-        keep_open(*descriptors, life)
+        keep_open(*descriptors, zygote.fileno(), life)
         if layers.get("mount_namespace"):
             attempt(layers, "private_scratch", mount_scratch, setup["scratch"])
         set_subreaper()
+        if zygote.recv(1) != GO_ON:
+            os._exit(1)
         if os.fork():
             watched = [descriptors[0], life]
             keep_open(*watched)
@@ -2308,7 +2459,7 @@ def start_worker(setup: dict[str, Any], layers: dict[str, bool | str], wire: Wir
         sys.modules["numpy"].random.seed(0)
     layers["policy"] = setup["policy"]
     setup["own_init"] = own_init
-    setup["grow"] = raise_memory_limit if layers["rlimits"] else None
+    setup["grow"] = raise_memory_limit if layers["rlimits"] and sys.platform != "linux" else None
     setup["can_kill"] = not setup["confined"] or may_kill(layers)
     Worker(wire, load_policy().PolicyLanguage(setup) if setup["policy"] else PlainLanguage(), setup).start(layers)
 

@@ -318,7 +318,7 @@ def test_what_is_not_plain_data_is_refused_with_advice(make: Make) -> None:
         box.get("f")
     with pytest.raises(KeyError, match="missing"):
         box.get("missing")
-    with pytest.raises(ValueError, match="24 MB"):
+    with pytest.raises(ValueError, match="8 MB"):
         box.get("big")
     assert value(box.execute("len(big)")) == "40000000"
 
@@ -555,9 +555,9 @@ def test_what_cannot_travel_is_an_error_in_the_cell(make: Make) -> None:
     functions: dict[str, Any] = {"give": lambda: object(), "take": lambda item: None}
     assert "TypeError: object is not plain data" in (box.execute("give()", functions=functions).error or "")
     assert "is not plain data" in (box.execute("take(len)", functions=functions).error or "")
-    assert "24 MB" in (box.execute("take('x' * 40_000_000)", functions=functions).error or "")
+    assert "8 MB" in (box.execute("take('x' * 40_000_000)", functions=functions).error or "")
     assert "TypeError" in (box.execute("take(1, 2, 3)", functions=functions).error or "")
-    assert value(box.execute("take('x' * 20_000_000)", functions=functions)) is None
+    assert value(box.execute("take('x' * 7_900_000)", functions=functions)) is None
 
 
 def test_accept_is_called_in_the_order_of_arrival(make: Make) -> None:
