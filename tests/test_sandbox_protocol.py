@@ -161,6 +161,7 @@ def test_brackets_in_text_are_no_lists(lying: Any) -> None:
     assert box.execute("x").final == [text, "[", "]"]
 
 
+@pytest.mark.slow
 def test_what_may_be_packed_may_be_read() -> None:
     for value in ([[]] * 393_000, [{}] * 393_000, [()] * 190_000, {(i, i): 0 for i in range(95_000)}):
         text = json.dumps(Packer().pack(value), separators=(",", ":")).encode()
