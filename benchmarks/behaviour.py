@@ -334,7 +334,6 @@ class Behaviour(NamedTuple):
     leaf: Callable[[int], Reply] = lambda number: Reply(say("yes"))
     child: Callable[[int], list[Step]] = lambda number: [final("'yes'")]
     kill_at: int | None = None  # the process is killed when this turn is asked for
-    slow: bool = False
 
 
 class Verdict(NamedTuple):
@@ -780,7 +779,6 @@ CONTROL = [
         [LOOP, DONE],
         ends,
         {"cell_seconds": LIMIT},
-        slow=True,
     ),
     Behaviour(
         "loop_keeps",
@@ -788,7 +786,6 @@ CONTROL = [
         [KEEP, LOOP, KEPT],
         answers("42"),
         {"cell_seconds": LIMIT},
-        slow=True,
     ),
     Behaviour(
         "c_call_stops",
@@ -796,7 +793,6 @@ CONTROL = [
         [KEEP, cell("sum(range(10 ** 12))"), KEPT],
         answers("42"),
         {"cell_seconds": LIMIT},
-        slow=True,
     ),
     Behaviour(
         "sys_exit",
@@ -977,7 +973,6 @@ SIZE = [
         [*[cell(f"print({n})") for n in range(5)], DONE],
         works_at_most(0.15),
         context="megabytes 40",
-        slow=True,
     ),
     Behaviour(
         "bytes_and_sets",

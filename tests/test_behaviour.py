@@ -24,13 +24,12 @@ NOT_HERE = {"flag_first": "n/a", "threads": "fails", "asyncio": "fails", "packag
 
 @pytest.fixture(scope="module")
 def models() -> Iterator[Server]:
-    yield Server()
+    with Server() as server:
+        yield server
 
 
-@pytest.mark.parametrize(
-    "wanted",
-    [pytest.param(one, id=one.key, marks=[pytest.mark.slow] if one.slow else []) for one in BEHAVIOURS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("wanted", BEHAVIOURS, ids=lambda one: one.key)
 def test_behaviour(wanted: Behaviour, models: Server) -> None:
     need("linux")
     verdict = behaviour.examine(wanted, "flat-rlm", PYTHON, HERE, models)

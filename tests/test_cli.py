@@ -1136,6 +1136,7 @@ def test_colours_follow_flag_then_no_color_then_force_color(
     assert (b"\x1b[32m" in ran.stderr, ran.stdout) == (coloured, b"Paris\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variables",
     [

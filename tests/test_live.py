@@ -427,6 +427,7 @@ def test_a_run_has_its_verdict_and_what_it_used(model: Server, capsys: pytest.Ca
     assert "| flat-rlm | 1 of 1 |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_only_what_is_missing_is_done_and_a_torn_line_is_done_again(model: Server) -> None:
     evaluate(model, tasks="files,config", subjects="plain")
     assert len(model.requests) == 2
@@ -452,6 +453,7 @@ def test_a_run_ends_at_its_time_limit(model: Server) -> None:
     assert (row["ended"], row["verdict"], row["message"]) == ("timeout", "none", "killed after 1.5 s")
 
 
+@pytest.mark.slow
 def test_trouble_is_no_result_and_three_times_in_a_row_stops(model: Server) -> None:
     model.script = lambda request: scripted.error(401, "bad key")
     with pytest.raises(SystemExit, match="stopped: 401"):

@@ -164,6 +164,7 @@ def test_brackets_in_text_are_no_lists(lying: Any) -> None:
     assert box.execute("x").final == [text, "[", "]"]
 
 
+@pytest.mark.slow
 def test_what_may_be_packed_may_be_read() -> None:
     for value in (
         ["ab"] * 95_000,
