@@ -582,7 +582,7 @@ def _words(kind: str, event: Event) -> tuple[str, str]:
         name = "summary" if event.get("kind") == "summary" else "llm_query"
         return name, ""
     if kind == "cell":
-        return f"cell {_count(event.get('cell'))}", _telling_line(event.get("code"))
+        return f"cell {_count(event.get('cell'))}", _telling_line(event.get("code"), event.get("error"))
     return _other_words(kind, event)
 
 
@@ -653,12 +653,18 @@ def _last_user_text(prompt: Any) -> str:
     return texts[-1] if texts else ""
 
 
-def _telling_line(code: Any) -> str:
-    """The line of code that says most: one that asks a model or answers, else the first that does something."""
-    lines = [line for line in _text(code)[:4000].splitlines() if line.strip()]
-    telling = [line for line in lines if not line.lstrip().startswith(("#", "import ", "from ", "def ", "class ", "@"))]
+def _telling_line(code: Any, error: Any = None) -> str:
+    """The line of code that says most: that which failed, asks a model or answers; else the last that shows a value."""
+    lines = _text(code)[:8000].splitlines()
+    failed = re.findall(r'"<cell[^"\n]*>", line (\d{1,6}), in <module>', _text(error))
+    if failed and 0 < int(failed[-1]) <= len(lines):
+        return _brief(lines[int(failed[-1]) - 1])
+    telling = [
+        line for line in lines if line.strip() and not re.match(r"\s*(#|import |from |def |class |@|[)\]}])", line)
+    ]
     asking = [line for line in telling if re.search(r"\b(llm_query|rlm_query|map_query|FINAL)", line)]
-    return _brief((asking or telling or lines or [""])[0])
+    showing = [line for line in telling if re.match(r"\s*print\(|[\w.]+[(\[.]|\w+$", line)]
+    return _brief((asking[:1] or showing[-1:] or telling or lines or [""])[0])
 
 
 def _flags(kind: str, event: Event) -> int:
@@ -1494,6 +1500,7 @@ def _cards(
         sum(row.name == name for row in listed) for name in ("llm_query", "rlm_query", "summary")
     )
     nodes = len({str(event.get("node")) for event in events if event.get("event") == "start"})
+    asked_by = [(leaves, "llm_query"), (children, "rlm_query")]
     made = [(turns, "turn"), (sums["calls"] - turns - summaries, "sub-call"), (summaries, "compaction")]
     cached = f" · {100 * usage['cached'] / usage['input']:.0f} % cached" if usage["cached"] and usage["input"] else ""
     unpriced = f"{counted(sums['unpriced'], 'call')} without a known price" if sums["unpriced"] else ""
@@ -1506,6 +1513,7 @@ def _cards(
         return [(whose + words.format(used, limit), used / limit)] if limit else []
 
     tokens, cost, seconds = spent["tokens"], spent["cost_known"], spent["duration_ms"] / 1000
+    paid = money(cost, sum(row.unpriced for row in now))
     times = of("timeout_seconds", seconds, "{0:,.0f} of {1:,.0f} s" if whose else "of {1:,.0f} s")
     return [
         ("Calls", f"{sums['calls']:,}", " · ".join(counted(count, word) for count, word in made if count), []),
@@ -1519,13 +1527,13 @@ def _cards(
             "Cost",
             money(sums["cost_known"], sums["unpriced"]),
             unpriced,
-            of("cost_budget_usd", cost, "${0:.2f} of ${1:.2f}" if whose else "of ${1:.2f}"),
+            of("cost_budget_usd", cost, f"{paid} of ${{1:.2f}}" if whose else "of ${1:.2f}"),
         ),
         ("Duration", duration(sums["duration_ms"]), "", times),
         (
             "Sub-calls",
             f"{leaves + children:,}",
-            f"{leaves:,} llm_query · {children:,} rlm_query",
+            " · ".join(f"{count:,} {name}" for count, name in asked_by if count),
             of("max_subcalls", asked, "{0:,} of {1:,.0f}" if whose else "of {1:,.0f}"),
         ),
         ("Turns", f"{turns:,}", "", of("max_iterations", rounds, "root: {0:,} of {1:,.0f}")),
@@ -1735,7 +1743,7 @@ def _page(
     metas = [run.meta() for run in runs]
     policy = (
         f"default-src 'none'; script-src '{_sha256(_HEAD_SCRIPT)}' '{_sha256(_LOADER)}' '{_sha256(_SCRIPT)}'; "
-        f"style-src '{_sha256(_STYLE)}'; "
+        f"style-src '{_sha256(_STYLE)}' '{_sha256(_APP_STYLE)}'; "
         f"img-src data:; base-uri 'none'; form-action 'none'" + ("; connect-src 'self'" if live else "")
     )
     title = _html(_shown(_brief(metas[0]["question"], 60))) if metas else "no runs"
@@ -1754,7 +1762,7 @@ def _page(
     yield _block("data", _script_safe(_json(data)), plain=True)
     for number, run in enumerate(runs[:1]):
         yield _block(f"r{number}", _index(run), run.plain)
-    yield _block("program", _gzip(_SCRIPT), plain=False) + f"<script>{_LOADER}</script>\n"
+    yield _block("program", _program(), plain=False) + f"<script>{_LOADER}</script>\n"
     for number, run in enumerate(runs):
         if number:
             yield _block(f"r{number}", _index(run), run.plain)
@@ -1765,6 +1773,15 @@ def _page(
 
 def _block(name: str, text: str, plain: bool) -> str:
     return f'<script type="application/{"json" if plain else "gzip"}" id="{name}">{text}</script>\n'
+
+
+def _program() -> str:
+    """The page's own style and script, compressed, in letters that are safe in HTML."""
+    import gzip
+    from base64 import b85encode
+
+    packed = gzip.compress(f"{_APP_STYLE}\0{_SCRIPT}".encode(), 9, mtime=0)
+    return b85encode(packed).decode().replace("<", ",")
 
 
 def _sha256(text: str) -> str:
@@ -1999,6 +2016,7 @@ _BODY = r"""<svg class="sprite" aria-hidden="true">
 <path d="M13.2 8.6A5.3 5.3 0 1 1 11.4 4" class="line"/>
 <path d="M11 .8v4.4h4.2z"/></symbol>
 <symbol id="i-interrupted" viewBox="0 0 16 16"><path d="m3 3 10 10M13 3 3 13" class="line"/></symbol>
+<symbol id="i-stopped" viewBox="0 0 16 16"><path d="M3 3h10v10H3z"/></symbol>
 <symbol id="i-compact" viewBox="0 0 16 16"><path d="m3 2 5 5 5-5M3 9l5 5 5-5" class="line"/></symbol>
 <symbol id="i-other" viewBox="0 0 16 16"><circle cx="8" cy="8" r="2.4"/></symbol>
 <symbol id="i-detached" viewBox="0 0 16 16"><path d="M2 8h3m2 0h2m2 0h3" class="line"/></symbol>
@@ -2017,8 +2035,11 @@ _BODY = r"""<svg class="sprite" aria-hidden="true">
 autocomplete="off" spellcheck="false" data-shortcut="/" data-does="Search">
 <output id="hits"></output>
 <button id="prev" class="icon" aria-label="Previous match" data-shortcut="N">↑</button>
-<button id="next" class="icon" aria-label="Next match" data-shortcut="n">↓</button></div>
-<button id="theme" class="icon" aria-label="Dark or light" data-shortcut="t">
+<button id="next" class="icon" aria-label="Next match" data-shortcut="n">↓</button>
+<div id="found" role="region" aria-label="Matches" hidden></div></div>
+<div id="live" hidden><i aria-hidden="true">●</i> <span id="ago"></span>
+<label><input type="checkbox" id="follow"> Follow</label></div>
+<button id="theme" class="icon" aria-label="Switch theme" data-shortcut="t">
 <svg aria-hidden="true"><use href="#i-theme"/></svg></button>
 <button id="help" class="icon" aria-label="Keys" data-shortcut="?">?</button>
 </header>
@@ -2031,7 +2052,8 @@ autocomplete="off" spellcheck="false" data-shortcut="/" data-does="Search">
 <button role="tab" id="t1" aria-controls="v1" data-shortcut="1">Tree</button>
 <button role="tab" id="t2" aria-controls="v2" data-shortcut="2">Timeline</button>
 <button role="tab" id="t3" aria-controls="v3" data-shortcut="3">Charts</button>
-<button role="tab" id="t4" aria-controls="v4" data-shortcut="4">Runs</button></div>
+<button role="tab" id="t4" aria-controls="v4" data-shortcut="4">Runs</button>
+<button role="tab" id="t5" aria-controls="v5" data-shortcut="5">Transcript</button></div>
 <div id="tools">
 <button id="errors" data-shortcut="f">Next error</button>
 <button id="expand" data-shortcut="e">Expand</button>
@@ -2041,7 +2063,9 @@ autocomplete="off" spellcheck="false" data-shortcut="/" data-does="Search">
 <details id="export"><summary>Export</summary>
 <div class="sheet">
 <button id="csv">CSV of all rows</button>
-<button id="trace">Chrome trace JSON</button></div></details></div>
+<button id="trace">Chrome trace JSON</button>
+<button id="speedscope">Speedscope JSON</button>
+<button id="paper">Print</button></div></details></div>
 </div>
 <div class="split">
 <div class="views">
@@ -2051,19 +2075,23 @@ autocomplete="off" spellcheck="false" data-shortcut="/" data-does="Search">
 <div role="row">
 <div role="columnheader">Call</div>
 <div role="columnheader" class="bar">When</div>
-<div role="columnheader" class="figure"><span>Tokens</span><i>(self)</i></div>
-<div role="columnheader" class="figure"><span>Cost</span><i>(self)</i></div>
-<div role="columnheader" class="figure"><span>Time</span><i>(self)</i></div></div></div>
+<div role="columnheader" class="figure" data-sort="tokens"><button class="sort">Tokens</button><i>(self)</i></div>
+<div role="columnheader" class="figure" data-sort="cost"><button class="sort">Cost</button><i>(self)</i></div>
+<div role="columnheader" class="figure" data-sort="time"><button class="sort">Time</button><i>(self)</i></div>
+</div></div>
 <div role="rowgroup" id="rows"></div></div></section>
 <section id="v2" role="tabpanel" aria-labelledby="t2" hidden></section>
 <section id="v3" role="tabpanel" aria-labelledby="t3" hidden></section>
 <section id="v4" role="tabpanel" aria-labelledby="t4" hidden></section>
+<section id="v5" role="tabpanel" aria-labelledby="t5" hidden></section>
 </div>
 <aside id="inspector" aria-label="Event" tabindex="0"></aside>
 </div>
 </div>
+<section id="print" aria-label="Transcript" hidden></section>
 <section id="static" aria-label="Call tree, first rows">%TREE%</section>
 </main>
+<button id="offer" data-shortcut="v" hidden>Trace this text</button>
 <dialog id="legend" aria-labelledby="legend-title"><h2 id="legend-title">Keys</h2>
 <dl></dl><form method="dialog">
 <button>Close</button></form></dialog>
@@ -2096,7 +2124,6 @@ button,select,input,summary{font:inherit;color:inherit}
 button,select,summary{cursor:pointer}
 button,select,input,#tools summary{background:var(--panel);border:1px solid var(--line);border-radius:7px;
 padding:4px 10px;min-height:32px}
-button:hover,select:hover,#tools summary:hover{border-color:var(--muted)}
 :focus-visible{outline:2px solid var(--accent);outline-offset:1px}
 svg{width:14px;height:14px;fill:currentColor;flex:none}
 svg .line,.line{fill:none;stroke:currentColor;stroke-width:2;stroke-linecap:round;stroke-linejoin:round}
@@ -2116,17 +2143,21 @@ background:var(--panel);border-bottom:1px solid var(--line)}
 .brand h1{font-size:16px;font-weight:700;color:var(--text);white-space:nowrap}
 .brand span{font-weight:400;color:var(--muted)}
 #pick{max-width:min(420px,34vw);min-width:0;text-overflow:ellipsis}
-.find{margin-left:auto;display:flex;gap:4px;align-items:center;flex:0 1 420px;min-width:0}
+.find{position:relative;margin-left:auto;display:flex;gap:4px;align-items:center;flex:0 1 460px;min-width:0}
 .find input{flex:1;min-width:60px;width:100%}
 #hits{color:var(--muted);font-size:12px;white-space:nowrap;text-align:right;font-variant-numeric:tabular-nums}
 main{padding:16px 20px 40px;max-width:1720px;margin:auto}
 .qa{display:grid;grid-template-columns:minmax(0,2fr) minmax(0,3fr);gap:14px}
 .qa>div,.cards,.panel{background:var(--panel);border:1px solid var(--line);border-radius:10px}
 .qa>div{padding:12px 16px}
-.qa h2{display:flex;gap:8px;align-items:center;min-height:22px;margin-bottom:4px}
-.qa .link{font-size:12px;margin-left:auto;font-weight:500}
+.qa h2{display:flex;flex-wrap:wrap;gap:8px;align-items:center;min-height:22px;margin-bottom:4px}
+.failure{margin-bottom:8px;padding:8px 12px;background:var(--errorbg);border-radius:8px;overflow-wrap:anywhere}
+.failure p+p{margin-top:2px}
+.findings{list-style:none;display:flex;flex-wrap:wrap;gap:6px;margin-top:12px}
+.findings button.link{font-size:13px;text-decoration:none;padding:3px 10px;min-height:28px;border-radius:14px;
+background:var(--hit);color:var(--text)}
+.findings button:hover{text-decoration:underline}
 .prose{white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate}
-.js .prose.clamp{display:-webkit-box;-webkit-line-clamp:5;-webkit-box-orient:vertical;overflow:hidden}
 #question{font-size:16px;line-height:1.45}
 .badge{display:inline-block;font-size:11px;font-weight:600;line-height:18px;padding:0 8px;border-radius:9px;
 background:var(--raised);color:var(--muted);white-space:nowrap}
@@ -2141,24 +2172,93 @@ background:var(--raised);color:var(--muted);white-space:nowrap}
 .cards .bad dd:not(.note){color:var(--error)}
 .note>span{display:block;margin-top:3px}
 .track{display:block;height:12px;background:var(--raised);border-radius:3px;overflow:hidden}
-.note .track{height:6px;margin-top:4px;box-shadow:inset 0 0 0 1px var(--line)}
 .problems:not(:empty){margin-top:14px;padding:8px 16px 8px 32px;background:var(--hit);border-radius:10px;
 font-size:13px;overflow-wrap:anywhere}
 #notice:not(:empty){margin-top:14px;padding:8px 16px;border-radius:10px;background:var(--tint)}
 #app{display:none;margin-top:16px}
-.js #app{display:block}
 .js #static{display:none}
+.empty{padding:40px 20px;text-align:center;color:var(--muted)}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+th,td{padding:6px 14px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
+th{font-size:12px;color:var(--muted)}
+th:first-child,td:first-child,.l{text-align:left}
+caption{text-align:left;font-weight:600;padding:10px 14px}
+#static{margin-top:16px;overflow-x:auto;background:var(--panel)}
+#static td:first-child{white-space:normal;overflow-wrap:anywhere}
+dialog{border:1px solid var(--line);border-radius:12px;background:var(--panel);color:var(--text);
+padding:18px 22px;min-width:300px}
+dialog::backdrop{background:#0007}
+dialog h2{font-size:15px;color:var(--text)}
+dialog dl{display:grid;grid-template-columns:auto 1fr;gap:8px 16px;margin:12px 0 16px;align-items:center}
+@media print{
+#top,#app,#notice,#offer,#origin,#print button:not(.link),#summary button:not(.value):not(.link){display:none!important}
+.js #static,#print{display:block!important}
+.js .clamp,.js .prose.clamp{display:block!important}
+.act,.block{break-inside:auto;overflow:visible!important}
+.block pre,.block>.readable{max-height:none!important;overflow:visible!important}
+:root{color-scheme:light}
+}
+@media (max-width:900px){.qa{grid-template-columns:minmax(0,1fr)}}"""
+_APP_STYLE = r"""button:hover,select:hover,#tools summary:hover{border-color:var(--muted)}
+#found{position:absolute;right:0;top:40px;z-index:9;width:min(700px,calc(100vw - 24px));max-height:60vh;overflow:auto;
+padding:6px;background:var(--panel);border:1px solid var(--line);border-radius:10px;box-shadow:0 8px 30px #0003}
+#found button{display:block;width:100%;border:0;text-align:left;padding:5px 8px;overflow-wrap:anywhere}
+#found button:hover,#found [aria-current=true]{background:var(--tint)}
+#found .where{display:block}
+#found .where b{color:var(--text)}
+#found i{margin-left:8px}
+.around{color:var(--muted);font-size:12px;unicode-bidi:isolate}
+mark{background:var(--hit);color:var(--text)}
+#live{display:flex;gap:6px;align-items:center;font-size:12px;color:var(--muted);white-space:nowrap}
+#live i{color:var(--ok);font-style:normal}
+#live.gone i{color:var(--error)}
+#live input{min-height:0;margin:0;vertical-align:-2px}
+.qa .link{font-size:12px;font-weight:500}
+.qa h2 .link{margin-left:auto}
+.qa h2 button:not(.link),.raw{min-height:26px;border:0;background:none;font-size:12px;color:var(--muted);padding:0 6px;
+display:inline-flex;gap:5px;align-items:center}
+.raw[aria-pressed=true]{background:var(--tint)}
+.grow{flex:1}
+.readable{overflow-wrap:anywhere}
+.block>.readable{padding:8px 12px;max-height:60vh;overflow:auto}
+.md>*+*,.md li+li{margin-top:6px}
+.md li>ul,.md li>ol{margin-top:4px}
+.md p,.md li,.md blockquote{white-space:pre-wrap;unicode-bidi:plaintext}
+.md ul,.md ol{padding-inline-start:22px}
+.md .mdh{font-weight:700}
+.md code{background:var(--raised);border-radius:4px;padding:1px 4px}
+.md pre{background:var(--raised);border-radius:6px;padding:8px 10px;overflow:auto;max-height:60vh}
+.md table{width:auto}
+.md th,.md td{text-align:start;padding:3px 10px;white-space:normal}
+.md blockquote{margin:0;padding-inline-start:10px;border-inline-start:3px solid var(--line);color:var(--muted)}
+.md hr{border:0;border-top:1px solid var(--line)}
+.value{display:inline;font:inherit;border:0;border-radius:0;background:none;padding:0;min-height:0!important;
+min-width:0!important;text-align:start;border-bottom:1px dotted var(--accent)}
+.value:hover{background:var(--tint)}
+.value.lost{border-bottom:2px dashed var(--warn)}
+.lost:not(.value){color:var(--warn)}
+.tracing{margin-top:10px;padding:8px 12px;background:var(--tint);border-radius:8px;font-size:13px;
+overflow-wrap:anywhere}
+.tracing ul{list-style:none;margin-top:4px;max-height:220px;overflow:auto}
+.tracing .icon{min-height:24px;min-width:24px;border:0;background:none;float:right}
+.command{display:flex;gap:8px;align-items:center}
+.command button{min-height:26px;font-size:12px;display:inline-flex;gap:5px;align-items:center}
+.js .prose.clamp{display:-webkit-box;-webkit-line-clamp:5;-webkit-box-orient:vertical;overflow:hidden}
+.js .readable.clamp{max-height:150px;overflow:hidden}
+.note .track{height:6px;margin-top:4px;box-shadow:inset 0 0 0 1px var(--line)}
+.js #app{display:block}
+#offer{position:fixed;z-index:20;background:var(--accent);color:var(--panel)}
 #bar{position:sticky;top:49px;z-index:4;display:flex;gap:8px 16px;align-items:center;flex-wrap:wrap;
 background:var(--bg);padding:6px 0}
 .tabs{display:flex;gap:2px;background:var(--raised);border-radius:9px;padding:3px}
 .tabs button{border:0;background:none;min-height:28px;color:var(--muted);font-weight:500}
 .tabs [aria-selected=true]{background:var(--panel);color:var(--text);box-shadow:0 1px 2px #0003}
-#tools{margin-left:auto;display:flex;gap:6px;flex-wrap:wrap}
+#tools{margin-left:auto;display:flex;gap:6px;flex-wrap:wrap;align-items:stretch}
 #tools details{position:relative}
-#tools summary{list-style:none}
+#tools summary{list-style:none;line-height:22px}
 #tools summary::-webkit-details-marker{display:none}
 #active:not(:empty){background:var(--accent);color:var(--panel);border-radius:9px;padding:0 6px;font-size:11px}
-.sheet{position:absolute;right:0;top:38px;z-index:6;width:330px;max-width:calc(100vw - 24px);display:grid;
+.sheet{position:absolute;right:0;top:38px;z-index:6;width:340px;max-width:calc(100vw - 24px);display:grid;
 gap:10px;padding:14px;background:var(--panel);border:1px solid var(--line);border-radius:10px;
 box-shadow:0 8px 30px #0003}
 #export .sheet{width:200px}
@@ -2166,11 +2266,11 @@ box-shadow:0 8px 30px #0003}
 .sheet .chips{display:flex;flex-wrap:wrap;gap:6px}
 .chip{display:inline-flex;gap:5px;align-items:center;font-size:12px;min-height:28px;padding:2px 8px}
 .chip[aria-pressed=true]{background:var(--tint);border-color:var(--accent)}
-.split{display:grid;grid-template-columns:minmax(0,1fr) minmax(370px,34%);gap:14px;align-items:start;margin-top:6px}
+.split{display:grid;grid-template-columns:minmax(0,1fr) minmax(360px,31%);gap:14px;align-items:start;margin-top:6px}
 .views{min-width:0;container-type:inline-size}
 #grid,#v2,#v3,#v4{background:var(--panel);border:1px solid var(--line);border-radius:10px}
 #grid{font-variant-numeric:tabular-nums;overflow:clip}
-#grid [role=row]{display:grid;grid-template-columns:minmax(0,1fr) minmax(60px,12%) 124px 126px 118px;
+#grid [role=row]{display:grid;grid-template-columns:minmax(0,1fr) minmax(50px,8%) 112px 118px 122px;
 align-items:center;padding:0 12px 0 8px}
 .head{position:sticky;top:95px;z-index:2;background:var(--panel);border-bottom:1px solid var(--line)}
 #grid [role=columnheader]{padding:7px 0;font-size:12px;color:var(--muted);font-weight:600;text-align:right}
@@ -2196,22 +2296,41 @@ border-left:6px solid}
 .name b{font-weight:600;white-space:nowrap}
 .name .said{color:var(--muted);overflow:hidden;text-overflow:ellipsis;white-space:nowrap;min-width:0;
 unicode-bidi:isolate}
-.name .code{font:12px var(--mono)}
+.name .code,.line .code,.strip .code{font:12px var(--mono)}
+.name .said{flex:0 1 auto}
+.name .said:not(:last-child){max-width:50%}
+.name .out{flex:1 1 0;overflow:hidden;text-overflow:ellipsis;white-space:nowrap;min-width:0;unicode-bidi:isolate}
+.name .out,.line .out,.strip .out{color:var(--text)}
+.arrow,.where{flex:none;color:var(--muted)}
+.where{font-size:12px}
+.out.failed{color:var(--error)!important}
+.sort{border:0;background:none;padding:0 2px;min-height:24px;font-weight:600}
+[aria-sort=descending] .sort::after{content:" ↓"}
+[aria-sort=ascending] .sort::after{content:" ↑"}
 .tag{flex:none;font-size:11px;line-height:17px;padding:0 6px;border-radius:8px;background:var(--raised);
 color:var(--muted);white-space:nowrap}
 .tag.error{background:var(--errorbg);color:var(--error)}
 .tag.final{background:var(--okbg);color:var(--ok)}
 .tag.warn{background:var(--hit);color:var(--warn)}
-.figure{display:grid;grid-template-columns:1fr 58px;gap:5px;text-align:right;white-space:nowrap}
+.figure{display:grid;align-items:baseline;grid-template-columns:1fr 62px;gap:5px;padding-right:8px;
+text-align:right;white-space:nowrap}
 .figure i{font-style:normal;color:var(--muted);font-size:12px;text-align:left}
 .bar{position:relative;height:100%;overflow:hidden;margin:0 6px}
-#grid .head .bar{text-align:left}
+#grid .head .bar{text-align:left;height:auto}
 .bar span{position:absolute;top:50%;height:10px;margin-top:-5px;min-width:2px;border-radius:2px;opacity:.85}
-.k-node{color:var(--node)}.k-turn{color:var(--turn)}.k-sub{color:var(--sub)}.k-cell{color:var(--cell)}.k-tool{
-color:var(--tool)}.k-batch{color:var(--batch)}.k-end{color:var(--end)}.k-resume{color:var(--resume)}
-.k-interrupted,.k-error{color:var(--error)}.k-compact,.k-other,.k-detached{color:var(--muted)}
+.k-node{color:var(--node)}
+.k-turn{color:var(--turn)}
+.k-sub{color:var(--sub)}
+.k-cell{color:var(--cell)}
+.k-tool{
+color:var(--tool)}
+.k-batch{color:var(--batch)}
+.k-end{color:var(--end)}
+.k-resume{color:var(--resume)}
+.k-interrupted,.k-error{color:var(--error)}
+.k-stopped{color:var(--warn)}
+.k-compact,.k-other,.k-detached{color:var(--muted)}
 .bar span,.fill{background:currentColor}
-.empty{padding:40px 20px;text-align:center;color:var(--muted)}
 #inspector{container-type:inline-size;position:sticky;top:101px;max-height:calc(100vh - 113px);overflow:auto;
 background:var(--panel);border:1px solid var(--line);border-radius:10px;overscroll-behavior:contain}
 .title{position:sticky;top:0;z-index:1;display:flex;gap:8px;align-items:center;padding:10px 14px;
@@ -2246,8 +2365,13 @@ pre.src>span{display:block;padding-left:44px;position:relative;min-height:1.5em}
 pre.src>span::before{counter-increment:n;content:counter(n);position:absolute;left:0;width:32px;
 text-align:right;color:var(--muted);opacity:.8;user-select:none}
 pre.src>.at{background:var(--errorbg);box-shadow:inset 3px 0 var(--error)}
-.kw{color:var(--kw)}.str{color:var(--str)}.num{color:var(--num)}.com{color:var(--com);font-style:italic}.fn{
-color:var(--fn)}.rlm{color:var(--accent);font-weight:600}
+.kw{color:var(--kw)}
+.str{color:var(--str)}
+.num{color:var(--num)}
+.com{color:var(--com);font-style:italic}
+.fn{
+color:var(--fn)}
+.rlm{color:var(--accent);font-weight:600}
 .spawn{display:grid;gap:1px}
 .spawn button{border:0;border-radius:0;display:grid;grid-template-columns:16px minmax(0,1fr) auto auto;gap:8px;
 align-items:center;text-align:left;font-variant-numeric:tabular-nums;padding:4px 10px}
@@ -2255,6 +2379,68 @@ align-items:center;text-align:left;font-variant-numeric:tabular-nums;padding:4px
 .spawn .said{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
 .spawn i{font-style:normal;color:var(--muted);font-size:12px}
 .flame{position:relative}
+.strip-chart{position:relative;height:34px;border-top:1px solid var(--line)}
+.strip-chart svg{display:block;width:100%;height:100%;opacity:.45}
+.strip-chart span{position:absolute;left:6px;top:2px;font-size:11px;color:var(--text)}
+.choose{display:flex;flex-wrap:wrap;gap:6px 8px;align-items:center}
+.choose h3{flex-basis:100%}
+.choose .chip[aria-pressed=true]{font-weight:600}
+.choose>button:not(.chip){margin-left:auto;font-size:12px;min-height:28px;
+display:inline-flex;gap:5px;align-items:center}
+.sent{display:grid;gap:12px;min-width:0}
+.sent>*{min-width:0}
+.role{border-left:4px solid var(--muted)}
+.role-user{border-left-color:var(--turn)}
+.role-assistant{border-left-color:var(--node)}
+.role-tool{border-left-color:var(--cell)}
+#v5{display:grid;grid-template-columns:minmax(170px,230px) minmax(0,1fr);gap:14px;align-items:start}
+#v5 .page{min-width:0}
+.outline{position:sticky;top:101px;max-height:calc(100vh - 113px);overflow:auto;display:grid;padding:6px;
+background:var(--panel);border:1px solid var(--line);border-radius:10px}
+.outline button{border:0;background:none;text-align:left;display:flex;gap:6px;align-items:center;padding:3px 6px;
+min-height:28px;font-size:13px;min-width:0}
+.outline button:hover{background:var(--raised)}
+.outline b{white-space:nowrap;font-weight:600}
+.outline span{overflow:hidden;text-overflow:ellipsis;white-space:nowrap;color:var(--muted)}
+.outline .bad b{color:var(--error)}
+.turns{position:sticky;top:95px;z-index:2;display:flex;gap:8px;padding:6px 0;background:var(--bg)}
+.turns select{min-width:0;flex:0 1 420px;margin-left:auto}
+.act{background:var(--panel);border:1px solid var(--line);border-radius:10px;margin-bottom:12px;
+min-height:60px;min-width:0}
+.act>header{display:flex;gap:8px;align-items:center;padding:8px 14px;flex-wrap:wrap}
+.act>header i{font-style:normal;color:var(--muted);font-size:12px;font-variant-numeric:tabular-nums}
+.act>header .link{color:var(--text);font-weight:600;text-decoration:none}
+.act>header .link:hover{text-decoration:underline}
+.acts{display:grid;gap:10px;padding:0 14px 12px;min-width:0}
+.acts:empty{padding:0}
+.acts>*{min-width:0}
+.acts .act .acts,.strip .acts{padding:8px 10px}
+.reply{position:relative;overflow-wrap:anywhere}
+.reply>.raw{position:absolute;right:0;top:0}
+.line{overflow-wrap:anywhere;display:flex;gap:6px;align-items:center;flex-wrap:wrap}
+.strip{border:1px solid var(--line);border-left:3px solid var(--sub);border-radius:8px;background:var(--raised)}
+.strip>summary{padding:5px 10px;overflow-wrap:anywhere;min-height:32px}
+.strip>summary svg{vertical-align:-2px;margin-right:6px}
+.strip>summary i{font-style:normal;color:var(--muted);font-size:12px;margin-left:8px}
+.strip .strip{background:var(--panel)}
+.strip .said{color:var(--muted)}
+.steps{display:grid;gap:2px;padding:0 8px 14px}
+.steps.differing .same{display:none}
+.step>summary{display:grid;grid-template-columns:76px minmax(0,1fr) minmax(0,1fr);gap:8px 14px;
+padding:4px 6px;align-items:center}
+.step>summary:hover{background:var(--raised)}
+.step>summary .tag{justify-self:start}
+.side{overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
+.step .acts{padding-top:8px}
+.step .row{display:flex;gap:14px}
+.diff pre span{display:block}
+.minus{background:var(--errorbg)}
+.plus{background:var(--okbg)}
+.skip{color:var(--muted)}
+.v4row input{min-width:220px}
+.runs th{padding:2px 10px}
+.runs td{padding:5px 10px}
+.runs .tick input{min-height:0;margin:0;width:16px;height:16px;vertical-align:-2px}
 .flame .row,.v4row{display:flex;gap:8px;align-items:center;flex-wrap:wrap;padding:10px 14px}
 .flame canvas{display:block;width:100%;border-top:1px solid var(--line);touch-action:none;cursor:grab}
 .key{display:inline-flex;gap:5px;align-items:center;font-size:12px;color:var(--muted)}
@@ -2278,32 +2464,19 @@ align-items:center;font-variant-numeric:tabular-nums;font-size:13px}
 .donut>svg{width:104px;height:104px}
 .donut .share{flex:1;min-width:0}
 .scroll{overflow-x:auto}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{padding:6px 14px;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
-th{font-size:12px;color:var(--muted)}
-th:first-child,td:first-child,.l{text-align:left}
-td.l{max-width:380px;overflow:hidden;text-overflow:ellipsis}
-caption{text-align:left;font-weight:600;padding:10px 14px}
+td.l{max-width:300px;overflow:hidden;text-overflow:ellipsis}
 tr.on{background:var(--tint)}
-#static{margin-top:16px;overflow-x:auto;background:var(--panel)}
-#static td:first-child{white-space:normal;overflow-wrap:anywhere}
 .deltas{display:grid;grid-template-columns:repeat(auto-fit,minmax(130px,1fr));gap:10px;padding:0 14px 14px}
 .deltas div{background:var(--raised);border-radius:8px;padding:8px 12px}
 .deltas dt{font-size:12px;color:var(--muted)}
 .deltas dd{font-variant-numeric:tabular-nums}
 .deltas .d{font-weight:600;font-size:16px}
-.step td{max-width:0;width:48%;overflow:hidden;text-overflow:ellipsis;text-align:left}
-.step td:first-child{width:92px;max-width:none}
 .step.first{outline:2px solid var(--warn);outline-offset:-2px}
 .step .tag.changed{background:var(--hit);color:var(--warn)}
-dialog{border:1px solid var(--line);border-radius:12px;background:var(--panel);color:var(--text);
-padding:18px 22px;min-width:300px}
-dialog::backdrop{background:#0007}
-dialog h2{font-size:15px;color:var(--text)}
-dialog dl{display:grid;grid-template-columns:auto 1fr;gap:8px 16px;margin:12px 0 16px;align-items:center}
 kbd{border:1px solid var(--line);border-bottom-width:2px;border-radius:5px;padding:1px 6px;background:var(--raised)}
 .close{display:none}
 ::highlight(hit){background:var(--hit);color:var(--text)}
+::highlight(here){background:var(--accent);color:var(--panel)}
 @container (max-width:820px){#grid [role=row]{grid-template-columns:minmax(0,1fr) 128px 122px 116px}#grid .bar{
 display:none}}
 @container (max-width:620px){#grid [role=row]{grid-template-columns:minmax(0,1fr) 84px 92px 70px}.figure{
@@ -2311,9 +2484,6 @@ grid-template-columns:1fr}.figure i,#grid [role=columnheader] i{display:none}}
 @container (min-width:560px){.pair{grid-template-columns:minmax(0,1fr) minmax(0,1fr)}}
 .split.single{grid-template-columns:minmax(0,1fr)}
 .title button:not(.icon),.chip{display:inline-flex;gap:6px;align-items:center}
-.step .link{display:block;max-width:100%;overflow:hidden;text-overflow:ellipsis;white-space:nowrap;
-color:var(--text);text-decoration:none}
-.step .link:hover{text-decoration:underline}
 @media (max-width:900px){
 .split{grid-template-columns:minmax(0,1fr)}
 #inspector{display:none;position:fixed;inset:0;top:0;z-index:9;max-height:none;border:0;border-radius:0}
@@ -2321,22 +2491,41 @@ color:var(--text);text-decoration:none}
 .open{overflow:hidden}
 .close{display:inline-grid}
 .qa{grid-template-columns:minmax(0,1fr)}
+#v5{grid-template-columns:minmax(0,1fr)}
+.outline{position:static;max-height:180px}
 }
 @media (max-width:480px){
 main{padding:10px 10px 30px}
 #top{flex-wrap:wrap;padding:8px 10px;position:static}
 #pick{flex:1;max-width:none}
 .find{order:9;flex-basis:100%}
-#bar{top:0}
+#bar{position:static}
+.turns{top:0}
+.turns button{flex:1;padding:4px}
+.turns select{display:none}
+.find #found{left:0;right:auto}
+#found button{min-height:44px}
+.runs thead{display:none}
+.runs tr{display:grid;grid-template-columns:1fr 1fr;padding:8px 6px;border-bottom:1px solid var(--line)}
+.runs td{border:0;white-space:normal;text-align:left;padding:2px 6px;overflow-wrap:anywhere;max-width:none}
+.runs td::before{content:attr(data-label) " ";font-size:11px;color:var(--muted)}
+.runs td:nth-child(2),.runs td:nth-child(3),.runs td:nth-child(4){grid-column:1/-1}
+.runs .tick{grid-column:1/-1}
+.runs .tick input{width:44px;height:44px}
+.v4row input{flex-basis:100%}
+.v4row select{flex:1;min-width:0}
+.step>summary{grid-template-columns:minmax(0,1fr)}
 .head{display:none}
 button,select,input,#tools summary,.tabs button,.chip,.block header button{min-height:44px}
 button:not(.link){min-width:44px}
 .tabs,#tools{width:100%;margin:0}
-.tabs button,#tools>*{flex:1;padding:4px 6px}
+.tabs button,#tools>button,#tools summary{flex:1;padding:4px 3px}
+.tabs button{font-size:13px}
 #tools{display:grid;grid-template-columns:repeat(3,1fr)}
 #tools summary{display:grid;place-items:center}
 .brand span{display:none}
-.cards>div{flex-basis:40%}
+.cards>div{flex-basis:28%;padding:6px 10px}
+.cards .note{display:none}
 #grid #rows [role=row]{height:58px;grid-template-columns:auto auto auto 1fr;grid-template-rows:34px 20px;
 gap:0 12px;contain-intrinsic-size:auto 58px;align-content:start}
 #rows .name{grid-column:1/-1}
@@ -2348,20 +2537,26 @@ background:repeating-linear-gradient(90deg,transparent 0 4px,var(--line) 4px 5px
 .sheet{left:12px;right:12px;top:auto;width:auto!important}
 .donut{flex-direction:column;align-items:stretch}
 }
-@media (prefers-reduced-motion:no-preference){.twist::before{transition:transform .12s}}
-@media print{
-#top,#app,#notice{display:none!important}
-.js #static{display:block}
-.js .prose.clamp{display:block}
-:root{color-scheme:light}
-}"""
+@media (prefers-reduced-motion:no-preference){.twist::before{transition:transform .12s}}"""
 _HEAD_SCRIPT = r"""if (window.DecompressionStream) document.documentElement.className = "js";
 try { document.documentElement.dataset.theme = localStorage.getItem("rlm-theme") || ""; } catch {}"""
 _LOADER = r"""(async () => {
-const bytes = Uint8Array.from(atob(document.getElementById("program").textContent), letter => letter.charCodeAt(0));
-const script = document.createElement("script");
-script.textContent = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
-document.body.append(script);
+const letters = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;,=>?@^_`{|}~";
+const value = Object.fromEntries([...letters].map((letter, at) => [letter, at]));
+const packed = document.getElementById("program").textContent, spare = (5 - packed.length % 5) % 5;
+const text = packed + "~".repeat(spare), view = new DataView(new ArrayBuffer(text.length / 5 * 4));
+for (let at = 0; at < text.length; at += 5) {
+let sum = 0;
+for (let n = 0; n < 5; n++) sum = sum * 85 + value[text[at + n]];
+view.setUint32(at / 5 * 4, sum);
+}
+const bytes = new Blob([new Uint8Array(view.buffer, 0, view.byteLength - spare)]);
+const whole = await new Response(bytes.stream().pipeThrough(new DecompressionStream("gzip"))).text();
+for (const [at, tag] of ["style", "script"].entries()) {
+const element = document.createElement(tag);
+element.textContent = whole.split("\0")[at];
+document.body.append(element);
+}
 })().catch(() => { document.documentElement.className = ""; });"""
 _SCRIPT = r""""use strict";
 const $ = id => document.getElementById(id);
@@ -2371,17 +2566,16 @@ const { kinds: KINDS, untimed: UNTIMED, usage: USAGE, chunk: CHUNK, staticRows: 
 const [ERROR, WARNING, RESTORED, FINAL, ESTIMATED, RETRIED] = DATA.flags;
 const kindName = k => ({ sub: "sub-call", compact: "compaction" })[k] || k;
 const PLAIN_ROWS = 5000, FIRST_ROWS = 120, SHOWN_LINES = 40, SHOWN_CHARS = 8000;
-const STATE = { run: 0, e: "", v: 1, q: "", k: "", d: "", m: "", t: "", err: "", cost: "", ms: "" };
-const FILTERS = ["k", "d", "m", "t", "err", "cost", "ms"];
 let run = null;
-const UNSEEN = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/;
-const UNSEEN_PARTS = new RegExp("(" + UNSEEN.source + ")", "g");
+const UNSEEN = new RegExp(
+"([\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200b\\u200e\\u200f\\u2028-\\u202e\\u2060-\\u2069\\ufeff]" +
+"|(?<![\\p{Extended_Pictographic}\\p{Emoji_Modifier}\\p{M}\\u0600-\\u06ff\\u0900-\\u0dff])[\\u200c\\u200d])", "u");
 function put(element, text) {
 if (!UNSEEN.test(text)) { element.append(text); return element; }
-for (const part of text.split(UNSEEN_PARTS)) {
-if (part.length === 1 && UNSEEN.test(part)) element.append(control(part));
+text.split(UNSEEN).forEach((part, i) => {
+if (i % 2) element.append(control(part));
 else if (part) element.append(part);
-}
+});
 return element;
 }
 function control(letter) {
@@ -2411,13 +2605,14 @@ return element;
 }
 const icon = name => s("svg", { "aria-hidden": "true", class: "k-" + name }, s("use", { href: "#i-" + name }));
 const button = (label, act, attributes) => h("button", { type: "button", ...attributes, onclick: act }, label);
+const firstLine = text => text.split("\n", 1)[0];
 const number = value => Math.round(value).toLocaleString("en-US");
+const counted = (count, word) => `${number(count)} ${word}${count === 1 ? "" : "s"}`;
 function money(known, unpriced) {
 if (unpriced && !known) return "?";
-const cents = { minimumFractionDigits: 2, maximumFractionDigits: 2 };
-let shown = "$0";
-if (known >= 100) shown = "$" + (known + TIE).toLocaleString("en-US", cents);
-else if (known) shown = known < 0.00005 ? "<$0.0001" : "$" + (known + TIE).toFixed(4);
+const places = known >= 1 || !known ? 2 : Math.min(9, 1 - Math.floor(Math.log10(known)));
+const digits = { minimumFractionDigits: places, maximumFractionDigits: places };
+const shown = known ? "$" + (known + TIE / 10 ** places).toLocaleString("en-US", digits) : "$0";
 return unpriced ? shown + " + ?" : shown;
 }
 function duration(ms) {
@@ -2435,13 +2630,29 @@ const element = $(id);
 if (!element) return "";
 if (element.type.endsWith("json")) return element.textContent;
 const packed = element.textContent;
-const bytes = Uint8Array.fromBase64?.(packed) ?? Uint8Array.from(atob(packed), letter => letter.charCodeAt(0));
-return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+return inflated(Uint8Array.fromBase64?.(packed) ?? Uint8Array.from(atob(packed), letter => letter.charCodeAt(0)));
+}
+async function inflated(bytes) {
+const stream = new DecompressionStream("gzip"), writer = stream.writable.getWriter();
+const written = Promise.all([writer.write(bytes), writer.close()]);
+const whole = new Uint8Array(new DataView(bytes.buffer, bytes.length - 4).getUint32(0, true));
+const reader = stream.readable.getReader();
+for (let at = 0, part = await reader.read(); !part.done; part = await reader.read()) {
+whole.set(part.value, at);
+at += part.value.length;
+}
+await written;
+return new TextDecoder().decode(whole);
+}
+const OPENED = new Map();
+function openedRun(place) {
+if (!OPENED.has(place)) OPENED.set(place, openRun(place));
+return OPENED.get(place);
 }
 async function openRun(place) {
 const index = JSON.parse(await block("r" + place)), count = index.cols.level.length;
 const opened = { place, meta: RUNS[place], count, base: index.base, names: index.names, models: index.models,
-texts: index.texts.split("\n"), chunks: new Map() };
+texts: index.text.split("\n"), outcomes: index.outcome.split("\n"), chunks: new Map() };
 const wide = new Set(["start", "end", "all", "own", "cost", "allCost", "allTokens", "input", "output", "cached"]);
 for (const [name, column] of Object.entries(index.cols)) {
 opened[name] = (wide.has(name) ? Float64Array : Int32Array).from(column);
@@ -2453,6 +2664,7 @@ function relate(r) {
 r.parent = new Int32Array(r.count).fill(-1);
 r.size = new Int32Array(r.count).fill(1);
 r.rowAt = new Int32Array(r.meta.events).fill(-1);
+r.groupAt = new Map();
 r.open = new Uint8Array(r.count);
 const path = [];
 for (let i = 0; i < r.count; i++) {
@@ -2460,10 +2672,16 @@ path.length = r.level[i];
 if (path.length) r.parent[i] = path[path.length - 1];
 path.push(i);
 if (r.at[i] >= 0) r.rowAt[r.at[i]] = i;
+else r.groupAt.set("g" + groupKey(r, i), i);
 }
 for (let i = r.count - 1; i > 0; i--) if (r.parent[i] >= 0) r.size[r.parent[i]] += r.size[i];
 r.time = timeAxis(r);
 return r;
+}
+function groupKey(r, i) {
+let first = i + 1;
+while (first < r.count && r.at[first] < 0) first++;
+return first < r.count ? r.at[first] : i;
 }
 function chunk(r, place) {
 if (!r.chunks.has(place)) {
@@ -2472,36 +2690,60 @@ r.chunks.set(place, block(`r${r.place}c${place}`));
 }
 return r.chunks.get(place);
 }
+async function* allChunks(r) {
+for (let place = 0; place < r.meta.chunks; place++) {
+for (let ahead = 1; ahead < 4 && place + ahead < r.meta.chunks; ahead++) chunk(r, place + ahead);
+yield [await chunk(r, place), place * CHUNK];
+}
+}
 async function body(r, at) {
 const lines = (await chunk(r, Math.floor(at / CHUNK))).split("\n");
 return JSON.parse(lines[at % CHUNK] || "{}");
 }
 const kind = i => KINDS[run.kind[i]];
 const name = i => run.names[run.name[i]];
-const rowId = i => run.at[i] >= 0 ? String(run.at[i]) : "g" + i;
+const rowId = i => run.at[i] >= 0 ? String(run.at[i]) : "g" + groupKey(run, i);
 function rowOf(id) {
-if (/^g\d+$/.test(id)) return +id.slice(1) < run.count ? +id.slice(1) : -1;
+if (run.groupAt.has(id)) return run.groupAt.get(id);
 return /^\d+$/.test(id) ? (run.rowAt[id] ?? -1) : -1;
 }
 const isError = i => (run.flags[i] & ERROR) > 0;
+const isPaid = i => run.allTokens[i] || run.unpriced[i] || run.allCost[i];
 function childrenOf(i) {
 const found = [];
 for (let at = i + 1; at < i + run.size[i]; at += run.size[at]) found.push(at);
 return found;
 }
+function markOf(i) {
+if (isError(i)) return "interrupted";
+return kind(i) === "end" && run.flags[i] & WARNING ? "stopped" : kind(i);
+}
+function pathOf(row) {
+const path = [];
+for (let i = run.parent[row]; i >= 0 && path.length < 12; i = run.parent[i]) path.unshift(i);
+return path;
+}
+const STATE = { run: 0, e: "", v: 1, q: "", k: "", d: "", m: "", t: "", err: "", cost: "", ms: "", s: "", c: "" };
+const FILTERS = ["k", "d", "m", "t", "err", "cost", "ms"];
+const VIEW_COUNT = 5;
+const isNarrow = () => matchMedia("(max-width:480px)").matches;
+function firstView() {
+if (DATA.diff && !STATE.e) return 4;
+return isNarrow() ? 5 : 1;
+}
 function readHash() {
 const asked = new URLSearchParams(location.hash.slice(1));
 for (const key of Object.keys(STATE)) if (key !== "run") STATE[key] = asked.get(key) || "";
-STATE.v = Math.min(4, Math.max(1, +STATE.v || (DATA.diff && !STATE.e ? 4 : 1)));
+STATE.v = Math.min(VIEW_COUNT, Math.max(1, +STATE.v || firstView()));
 const wanted = asked.get("run"), place = wanted ? RUNS.findIndex(meta => meta.id === wanted) : STATE.run;
-say(place < 0 ? `This page has no run “${wanted}”.` : "");
+say(place < 0 ? `This page has no run “${wanted}”.` : "", "run");
 return Math.max(0, place);
 }
 function hash() {
 const asked = new URLSearchParams();
 if (RUNS.length) asked.set("run", RUNS[STATE.run].id);
 for (const [key, value] of Object.entries(STATE)) if (key !== "run" && value &&
-!(key === "v" && value === 1)) asked.set(key, value);
+!(key === "v" && value === firstView())) asked.set(key, value);
 return "#" + asked;
 }
 function go(changes, push = true) {
@@ -2509,24 +2751,224 @@ Object.assign(STATE, changes);
 const target = hash();
 if (target !== location.hash) history[push ? "pushState" : "replaceState"](null, "", target);
 }
-function say(text) {
+const NOTICES = { run: "", event: "" };
+function say(text, about = "event") {
+NOTICES[about] = text;
 $("notice").replaceChildren();
-put($("notice"), text);
+put($("notice"), Object.values(NOTICES).filter(Boolean).join(" "));
+}
+function text(title, value, options = {}) {
+if (value === undefined || value === null || value === "") return null;
+const { code = "", error = false, folded = false, note = null, at = 0 } = options;
+const whole = show(value), look = { class: code === "python" ? "src" : "" };
+const [part, count] = beginning(whole, folded);
+const pre = h("pre", { tabindex: 0, "aria-label": title, dir: code ? null : "auto", ...look });
+const [shown, raw] = options.readable && MARKED.test(part) ? readable(part) : [pre, null];
+const head = [h("h3", {}, title), h("span", { class: "note" }, note ?? count), raw, copyButton("Copy", () => whole)];
+const box = h("section", { class: "block" + (error ? " error" : "") }, h("header", {}, head), shown);
+pre.hidden = !part;
+fillText(pre, part, code, at);
+if (part.length < whole.length) {
+box.append(showMore(`Show ${folded ? "" : "all "}${count}`, () => {
+pre.hidden = false;
+fillText(pre, whole, code, at);
+shown.replaceWith(raw ? readable(whole)[0] : pre);
+}));
+}
+return box;
+}
+function beginning(whole, folded) {
+const lines = whole.split("\n");
+const count = lines.length > 1 ? `${number(lines.length)} lines` : `${number(whole.length)} characters`;
+if (hits(whole)) return [whole, count];
+return [folded ? "" : lines.slice(0, SHOWN_LINES).join("\n").slice(0, SHOWN_CHARS), count];
+}
+const hits = whole => STATE.q !== "" && whole.length < 500000 && matcher(STATE.q).test(whole);
+function showMore(label, act) {
+const more = button(label, () => {
+act();
+markHits(more.parentNode);
+more.remove();
+}, { class: "more" });
+return more;
+}
+function fillText(pre, content, code, at) {
+pre.replaceChildren();
+if (!code || content.length > 200000) { pre.classList.remove("src"); put(pre, content); return; }
+let line = h("span", {});
+const lines = [line];
+for (const [look, words] of tokens(content, code)) {
+words.split("\n").forEach((piece, i) => {
+if (i) lines.push(line = h("span", {}));
+if (piece) line.append(look ? h("span", { class: look }, piece)
+: put(document.createDocumentFragment(), piece));
+});
+}
+if (code === "python") pre.append(...lines.flatMap((item, i) => i ? ["", item] : [item]));
+else pre.append(...lines.flatMap((item, i) => i ? ["\n", item] : [item]));
+if (at && lines[at - 1]) lines[at - 1].className = "at";
+}
+const PYTHON = new RegExp(
+[
+/(#[^\n]*)/,
+/((?:\b[rbfuRBFU]{1,2})?(?:"{3}[^]*?(?:"{3}|$)|'{3}[^]*?(?:'{3}|$)|"(?:\\.|[^"\\\n])*"?|'(?:\\.|[^'\\\n])*'?))/,
+/\b(llm_query(?:_batched)?|rlm_query(?:_batched)?|FINAL(?:_VAR)?|SHOW_VARS|budget|context)\b/,
+/\b(and|as|assert|async|await|break|case|class|continue|def|del|elif|else|except|False|finally|for|from|global)\b/,
+/\b(if|import|in|is|lambda|match|None|nonlocal|not|or|pass|raise|return|True|try|while|with|yield)\b/,
+/\b(\d[\w.]*)/,
+/\b([A-Za-z_]\w*)(?=\()/,
+].map(part => part.source).join("|"), "g");
+const JSON_TOKENS = /("(?:\\.|[^"\\])*")(?=\s*:)|("(?:\\.|[^"\\])*")|\b(true|false|null)\b|(-?\b\d[\d.eE+-]*)/g;
+function* tokens(content, code) {
+const looks = code === "python" ? ["com", "str", "rlm", "kw", "kw", "num", "fn"] : ["fn", "str", "kw", "num"];
+let last = 0;
+for (const found of content.matchAll(code === "python" ? PYTHON : JSON_TOKENS)) {
+if (found.index > last) yield ["", content.slice(last, found.index)];
+yield [looks[found.slice(1).findIndex(group => group !== undefined)], found[0]];
+last = found.index + found[0].length;
+}
+if (last < content.length) yield ["", content.slice(last)];
+}
+function copyButton(label, content) {
+const act = async () => copy(await content(), made);
+const made = button("", act, { "aria-label": label === "Copy" ? null : "Copy " + label });
+made.append(icon("copy"), label);
+return made;
+}
+async function copy(content, from) {
+try { await navigator.clipboard.writeText(content); }
+catch {
+const field = h("textarea", { class: "vh" });
+field.value = content;
+document.body.append(field);
+field.select();
+document.execCommand("copy");
+field.remove();
+}
+const old = [...from.childNodes];
+from.replaceChildren("✓");
+setTimeout(() => from.replaceChildren(...old), 1200);
+}
+const MARKED = /\*\*\S|`[^`\n]|^\s{0,6}(?:[-*+•]|\d{1,3}[.)])\s+\S|^#{1,6}\s|^\s*\|.*\|\s*$/m;
+function markdown(source) {
+const box = h("div", { class: "md", dir: "auto" }), lines = source.split("\n");
+for (let at = 0; at < lines.length;) {
+const block = [mdFence, mdHeading, mdRule, mdTable, mdList, mdQuote, mdParagraph].find(make => make.at(lines, at));
+const [element, next] = block(lines, at);
+if (element) box.append(element);
+at = next;
+}
+return box;
+}
+function spanned(lines, at, belongs) {
+let end = at + 1;
+while (end < lines.length && belongs(lines[end])) end++;
+return end;
+}
+const FENCE = /^\s{0,9}(`{3,}|~{3,})\s*([\w+-]*)/, ITEM = /^(\s{0,40})(?:[-*+•]|(\d{1,9})[.)])\s+(\S.*)$/;
+const RULED = /^\s*\|?\s*:?-{1,99}:?\s*(?:\|\s*:?-{1,99}:?\s*){0,99}\|?\s*$/;
+const isTable = (lines, at) => lines[at].includes("|") && /\|/.test(lines[at + 1] || "") && RULED.test(lines[at + 1]);
+function mdFence(lines, at) {
+const [, mark, language] = FENCE.exec(lines[at]);
+const end = spanned(lines, at, line => !line.trim().startsWith(mark));
+const pre = h("pre", { tabindex: 0, "aria-label": "Code" });
+fillText(pre, lines.slice(at + 1, end).join("\n"), /^(py|python|repl)\w*$/.test(language) ? "python" : "", 0);
+return [pre, end + 1];
+}
+mdFence.at = (lines, at) => FENCE.test(lines[at]);
+const mdHeading = (lines, at) =>
+[inline(h("p", { class: "mdh" }), lines[at].replace(/^#{1,6}\s+/, "").replace(/\s+#+$/, "")), at + 1];
+mdHeading.at = (lines, at) => /^#{1,6}\s+\S/.test(lines[at]);
+const mdRule = (lines, at) => [h("hr"), at + 1];
+mdRule.at = (lines, at) => /^\s{0,3}(?:-\s*){3,99}$|^\s{0,3}(?:\*\s*){3,99}$/.test(lines[at]);
+function mdTable(lines, at) {
+const end = spanned(lines, at + 1, line => line.includes("|"));
+const cells = line => line.trim().replace(/^\||\|$/g, "").split("|").map(cell => cell.trim());
+const made = (line, tag) => h("tr", {}, cells(line).map(cell => inline(h(tag, { dir: "auto" }), cell)));
+const rows = lines.slice(at + 2, end).map(line => made(line, "td"));
+const table = h("table", {}, h("thead", {}, made(lines[at], "th")), h("tbody", {}, rows));
+return [h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table" }, table), end];
+}
+mdTable.at = isTable;
+function mdList(lines, at) {
+const end = spanned(lines, at, line => ITEM.test(line) || /^\s+\S/.test(line)), open = [];
+let last = null;
+for (const line of lines.slice(at, end)) {
+const [, space, count, words] = ITEM.exec(line) || [];
+if (words === undefined) { inline(last, "\n" + line.trim()); continue; }
+while (open.length > 1 && open.at(-1).deep > space.length) open.pop();
+if (!open.length || (open.at(-1).deep < space.length && open.length < 8)) {
+const list = count ? h("ol", { start: count }) : h("ul");
+if (open.length) last.append(list);
+else open.root ??= list;
+open.push({ deep: space.length, list });
+}
+open.at(-1).list.append(last = inline(h("li", { dir: "auto" }), words));
+}
+return [open.root, end];
+}
+mdList.at = (lines, at) => ITEM.test(lines[at]);
+function mdQuote(lines, at) {
+const end = spanned(lines, at, line => /^\s*>/.test(line));
+return [inline(h("blockquote"), lines.slice(at, end).map(line => line.replace(/^\s*>\s?/, "")).join("\n")), end];
+}
+mdQuote.at = (lines, at) => /^\s{0,3}>/.test(lines[at]);
+function mdParagraph(lines, at) {
+const starts = next => [mdFence, mdHeading, mdRule, mdTable, mdList, mdQuote].some(make => make.at(lines, next));
+let end = at + 1;
+while (end < lines.length && lines[end].trim() && !starts(end)) end++;
+const words = lines.slice(at, end).join("\n");
+return [words.trim() ? inline(h("p", { dir: "auto" }), words) : null, end];
+}
+mdParagraph.at = () => true;
+const INLINE = new RegExp([
+/(`{1,3})(?!`)([^\n]{1,400}?)(?<!`)\1(?!`)/,
+/\*\*(?=\S)([^]{1,400}?\S?)\*\*/,
+/(?<![\w*])\*(?=[^\s*])([^*\n]{1,200})(?<!\s)\*(?![\w*])/,
+/(?<!\w)_(?=[^\s_])([^_\n]{1,200})(?<!\s)_(?!\w)/,
+].map(part => part.source).join("|"), "g");
+function inline(box, words) {
+let last = 0;
+for (const found of words.matchAll(INLINE)) {
+put(box, words.slice(last, found.index));
+const [whole, , code, bold, star, line] = found;
+if (code !== undefined) box.append(h("code", {}, code));
+else box.append(inline(h(bold === undefined ? "em" : "strong"), bold ?? star ?? line));
+last = found.index + whole.length;
+}
+return put(box, words.slice(last));
+}
+function readable(content, made) {
+const raw = () => put(h("div", { class: "prose", dir: "auto" }), content);
+const box = h("div", { class: "readable" }, MARKED.test(content) ? markdown(content) : raw());
+made?.(box);
+if (!MARKED.test(content)) return [box, null];
+const toggle = button("Raw", () => {
+const pressed = toggle.getAttribute("aria-pressed") === "true";
+toggle.setAttribute("aria-pressed", !pressed);
+box.replaceChildren(pressed ? markdown(content) : raw());
+made?.(box);
+}, { class: "raw", "aria-pressed": false });
+return [box, toggle];
 }
 function showSummary() {
 const meta = run.meta, [asked, ended, source] = meta.at;
-$("summary").replaceChildren(
+const [answer, raw] = readable(meta.answer || "none", wrapValues);
+answer.id = "answer";
+answer.classList.add("clamp");
+$("summary").replaceChildren(...[
 h("div", { class: "qa" },
 h("div", {}, h("h2", {}, "Question", meta.cut[0] ? eventLink("whole text", asked) : null),
-prose("question", meta.question)),
+h("div", { id: "question", class: "prose clamp", dir: "auto" }, meta.question)),
 h("div", {}, h("h2", {}, "Answer ", h("span", { id: "status", class: "badge " + meta.status }, meta.status),
-answerLink(meta, ended, source)), prose("answer", meta.answer || "none yet"))),
+h("span", { class: "grow" }), answerLink(meta, ended, source), raw, copyButton("Copy", () => meta.answer)),
+failure(meta), answer, h("div", { id: "origin" }))),
+findings(meta),
 h("dl", { class: "cards" }, meta.cards.map(card => cardOf(card, meta))),
-h("ul", { class: "problems" }, meta.problems.map(text => h("li", {}, text))));
-for (const box of document.querySelectorAll(".prose")) clamp(box);
-document.title = (meta.question.split("\n")[0].slice(0, 60) || meta.id) + " · rlm trajectory";
+h("ul", { class: "problems" }, meta.problems.map(text => h("li", {}, text)))].filter(Boolean));
+for (const box of document.querySelectorAll(".clamp")) clamp(box);
+document.title = (firstLine(meta.question).slice(0, 60) || meta.id) + " · rlm trajectory";
 }
-const prose = (id, text) => h("div", { id, class: "prose clamp" }, text);
 function answerLink(meta, ended, source) {
 if (meta.cut[1]) return eventLink("whole text", ended);
 if (source < 0 || run.rowAt[source] < 0) return null;
@@ -2535,6 +2977,23 @@ return eventLink("from " + (kind(row) === "cell" ? `${name(run.parent[row])}, ${
 }
 const eventLink = (label, at) => button(label, () => select(run.rowAt[at], { push: true, reveal: true }),
 { class: "link" });
+function failure(meta) {
+const open = meta.status === "unfinished" && !DATA.live;
+const why = meta.failure || (open && { message: "The run has no end: it goes on, or it was killed.",
+command: "rlm resume " + meta.id, first: -1 });
+if (!why) return null;
+const first = run.rowAt[why.first] >= 0 ? run.rowAt[why.first] : -1;
+return h("div", { class: "failure", id: "failure" },
+h("p", {}, why.type ? [h("b", {}, why.type), ": "] : "", why.message),
+why.hint ? h("p", {}, "Next: " + why.hint) : null,
+why.command ? h("p", { class: "command" }, h("code", {}, why.command), copyButton("Copy", () => why.command))
+: null,
+first < 0 ? null : h("p", {}, "First failure: ", eventLink(`${name(first)}: ${run.outcomes[first]}`, why.first)));
+}
+function findings(meta) {
+const list = (meta.findings || []).map(([words, at]) => h("li", {}, eventLink(words, at)));
+return list.length ? h("ul", { class: "findings", "aria-label": "Findings" }, list) : null;
+}
 function clamp(box) {
 if (box.scrollHeight <= box.clientHeight + 4) { box.classList.remove("clamp"); return; }
 const more = button("Show all", () => {
@@ -2557,9 +3016,158 @@ return h("span", { class: "track", "aria-label": label, ...range }, fill);
 }
 function showPicker() {
 $("pick").replaceChildren(...RUNS.map((meta, i) =>
-h("option", { value: i }, `${meta.id} · ${meta.status} · ${meta.question.split("\n")[0].slice(0, 60)}`)));
+h("option", { value: i }, `${meta.id} · ${meta.status} · ${firstLine(meta.question).slice(0, 60)}`)));
 $("pick").value = STATE.run;
 $("pick").hidden = !RUNS.length;
+}
+const NUMBER = /\d+(?:[,.'\u00a0\u202f]\d+)*/g;
+const VALUE = new RegExp([
+/\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?)?|\d{1,2}:\d\d(?::\d\d)?/, // a date or a time, as it is written
+/“[^”\n]{2,200}”|"[^"\n]{2,200}"|`[^`\n]{2,200}`|‘[^’\n]{3,200}’/,
+/\d+(?:[,.'\u00a0\u202f]\d+)*(?:\s?%|\s?(?:thousand|million|billion|[kMB])\b)?/,
+].map(part => part.source).join("|"), "g");
+const SCALES = { k: 1e3, thousand: 1e3, M: 1e6, million: 1e6, B: 1e9, billion: 1e9 };
+const TRACED_ANSWERS = 60, TRACED_EVENTS = 3000;
+function numberOf(words) {
+const marks = words.replace(/\d/g, "");
+const last = words.length - 1 - Math.max(words.lastIndexOf("."), words.lastIndexOf(","));
+const alone = marks.length === 1 && (marks === "." || last !== 3);
+const decimal = /[.,]/.test(marks) && (new Set(marks).size > 1 || alone);
+const decimals = decimal ? last : 0, digits = words.replace(/\D/g, "");
+return { value: +digits / 10 ** decimals, decimals };
+}
+function recogniser(words) {
+const [, figure, unit] = /^(\d[\d,.'\u00a0\u202f]*)\s?(%|thousand|million|billion|[kMB])?$/.exec(words) || [];
+if (figure === undefined) {
+const each = new RegExp(escaped(bare(words)).replace(/\s+/g, "\\s+"), "gi");
+return content => [...content.matchAll(each)].map(hit => [hit.index, hit.index + hit[0].length]);
+}
+const { value, decimals } = numberOf(figure), scale = SCALES[unit] || 1, close = 0.5000001 * 10 ** -decimals;
+const rounds = figure.replace(/\D/g, "").length > 1;
+const same = other => Math.abs(other / scale - value) <= (rounds ? close : 0) ||
+(unit === "%" && Math.abs(other * 100 - value) <= close);
+return content => {
+const found = [];
+for (const hit of content.matchAll(NUMBER)) {
+if (same(numberOf(hit[0]).value)) found.push([hit.index, hit.index + hit[0].length]);
+}
+return found;
+};
+}
+const isTelling = words => !/^\d$/.test(words);
+const bare = words => words.replace(/^[“"`‘]|[”"`’]$/g, "");
+function valuesOf(content) {
+return [...new Set([...content.matchAll(VALUE)].map(hit => bare(hit[0])).filter(isTelling))].slice(0, TRACED_ANSWERS);
+}
+function wrapValues(box) {
+const walker = document.createTreeWalker(box, NodeFilter.SHOW_TEXT), nodes = [];
+while (walker.nextNode()) nodes.push(walker.currentNode);
+for (const node of nodes) {
+const code = node.parentElement.tagName === "CODE" && node.data.length > 2 && node.data.length < 200;
+if (code) { node.replaceWith(valueButton(node.data)); continue; }
+for (const hit of [...node.data.matchAll(VALUE)].reverse()) {
+if (!isTelling(hit[0])) continue;
+const rest = node.splitText(hit.index);
+rest.splitText(hit[0].length);
+rest.replaceWith(valueButton(hit[0]));
+}
+}
+markLost(box);
+}
+const valueButton = words => button(words, () => trace(bare(words)), { class: "value", title: "Where it comes from" });
+const SAID = {
+node: event => [["the question", event.prompt], ["the context's beginning", event.context?.preview],
+["the message", event.announcement]],
+turn: (event, i) => [[`${name(i)}'s reply`, event.response]],
+sub: (event, i) => [[subName(i) + "'s prompt", contentOf(event.prompt)], [subName(i), event.response]],
+cell: (event, i) => [[`${name(i)}'s code`, event.code], [`${name(i)}'s output`,
+[event.stdout, event.value].filter(Boolean).map(show).join("\n")], [`${name(i)}'s error`, event.error]],
+tool: (event, i) => [[`${name(i)}'s result`, contentOf(event.tool_results)]],
+compact: event => [["a summary", event.summary]],
+end: (event, i) => run.depth[i] ? [[`${name(nodeOf(i))}'s answer`, event.response]] : [],
+};
+const subName = i => name(i) === "llm_query" ? "sub-call " + run.texts[i].slice(1) : name(i);
+const contentOf = list => Array.isArray(list) ? list.map(item => contentText(item?.content ?? "")).join("\n")
+: show(list);
+function answerRows() {
+const source = run.rowAt[run.meta.at[2]] ?? -1;
+return new Set(source < 0 ? [] : [source, kind(source) === "cell" ? run.parent[source] : source]);
+}
+async function placesOf(recognisers) {
+const answer = answerRows(), found = recognisers.map(() => []), r = run;
+for await (const [lines, first] of allChunks(r)) {
+lines.split("\n").forEach((line, n) => {
+const i = r.rowAt[first + n], said = i >= 0 && first + n < endOfRun() ? SAID[kind(i)] : null;
+if (!said || r !== run) return;
+for (const [label, value] of said(JSON.parse(line), i)) {
+const content = contentText(value ?? "");
+recognisers.forEach((recognise, at) => {
+const hits = content ? recognise(content) : [];
+if (hits.length) found[at].push({ i, label, content, hit: hits[0], own: answer.has(i) });
+});
+}
+});
+}
+return found;
+}
+const endOfRun = () => run.meta.at[1] < 0 ? run.meta.events : run.meta.at[1];
+async function trace(words) {
+const [places] = await placesOf([recogniser(words)]), before = places.filter(place => !place.own);
+const typed = places.some(place => place.own && (kind(place.i) === "turn" || place.label.endsWith("code")));
+const source = run.rowAt[run.meta.at[2]] ?? -1;
+const made = !before.length && !typed && source >= 0 && kind(source) === "cell";
+const chain = [...before.slice(0, 12).map(place => placeLink(place, words)),
+before.length > 12 ? `… ${number(before.length - 12)} more` : null,
+made ? [eventLink(`computed in ${name(source)}`, run.at[source])] : null, h("b", {}, "answer")].filter(Boolean);
+const heading = before.length || made ? chain.flatMap((step, n) => n ? [" → ", step] : [step])
+: [h("b", { class: "lost" }, "not found in the run"), " before the answer"];
+$("origin").replaceChildren(h("div", { class: "tracing", role: "status" },
+h("p", {}, h("b", {}, words), ": ", heading, " ", button("×", () => $("origin").replaceChildren(), { class: "icon",
+"aria-label": "Close the trace" })),
+h("ul", {}, before.slice(0, 100).map(place => placeLine(place, words)))));
+}
+function placeLink(place, words) {
+const act = () => { go({ q: place.content.slice(...place.hit) }, false); $("q").value = STATE.q; search();
+select(place.i, { push: true, reveal: true }); };
+return button(place.label, act, { class: "link", "aria-label": `${words} in ${place.label}` });
+}
+function placeLine(place, words) {
+const [from, to] = place.hit, { content } = place;
+return h("li", {}, placeLink(place, words), " ", h("span", { class: "around", dir: "auto" },
+(from > AROUND ? "…" : "") + content.slice(Math.max(0, from - AROUND), from),
+h("mark", {}, content.slice(from, to)),
+content.slice(to, to + AROUND) + (content.length > to + AROUND ? "…" : "")));
+}
+async function markLost(box) {
+const values = valuesOf(run.meta.answer || ""), r = run;
+if (!values.length || r.meta.events > TRACED_EVENTS || r.meta.at[2] < 0) return;
+r.lost ??= placesOf(values.map(recogniser)).then(found => {
+const source = r.rowAt[r.meta.at[2]], computed = KINDS[r.kind[source]] === "cell";
+return values.filter((_, at) => !found[at].some(place => !place.own) && !(computed &&
+!found[at].some(place => place.own && place.label.endsWith("code"))));
+});
+const lost = new Set(await r.lost);
+if (r !== run) return;
+for (const made of box.querySelectorAll(".value")) made.classList.toggle("lost", lost.has(bare(made.textContent)));
+$("lost")?.remove();
+const words = "Not found in the run: " + [...lost].join(", ");
+if (lost.size) $("origin").before(h("p", { id: "lost", class: "note" }, words));
+}
+function offerTrace() {
+const chosen = getSelection(), words = String(chosen).trim(), offer = $("offer");
+const inside = chosen.rangeCount && chosen.anchorNode?.parentElement?.closest("#summary, #inspector, #v5");
+offer.hidden = !inside || words.length < 2 || words.length > 200;
+if (offer.hidden) return;
+const box = chosen.getRangeAt(0).getBoundingClientRect();
+offer.style.left = Math.max(4, Math.min(innerWidth - 130, box.left)) + "px";
+offer.style.top = Math.max(4, box.top - 40) + "px";
+}
+function traceSelected() {
+const words = String(getSelection()).trim();
+$("offer").hidden = true;
+if (words.length < 2) return;
+trace(words);
+$("origin").scrollIntoView({ block: "nearest" });
 }
 const FILTER_TESTS = {
 k: (i, want) => want.split(",").includes(kind(i)),
@@ -2584,14 +3192,37 @@ if (run.keep[i] && run.parent[i] >= 0) run.keep[run.parent[i]] = run.open[run.pa
 }
 $("active").textContent = active.length || "";
 }
+const ORDERS = {
+tokens: i => run.input[i] + run.output[i],
+cost: i => run.cost[i],
+time: i => UNTIMED.includes(kind(i)) ? 0 : run.own[i],
+};
+const order = () => STATE.s.replace("-", "") in ORDERS ? STATE.s.replace("-", "") : "";
+function inOrder() {
+const value = ORDERS[order()], up = STATE.s.startsWith("-") ? -1 : 1, found = [];
+for (let i = 0; i < run.count; i++) if (value(i) && (!run.match || run.match[i])) found.push(i);
+return found.sort((a, b) => up * (value(b) - value(a)) || a - b);
+}
+function sortBy(column) {
+const next = { "": column, [column]: "-" + column, ["-" + column]: "" }[STATE.s] ?? column;
+go({ s: next }, false);
+showRows();
+showOrder();
+}
+function showOrder() {
+for (const head of document.querySelectorAll("#grid [data-sort]")) {
+const mine = order() === head.dataset.sort, up = STATE.s.startsWith("-");
+head.setAttribute("aria-sort", mine ? up ? "ascending" : "descending" : "none");
+}
+}
 function findVisible() {
+if (order()) { run.visible = inOrder(); return; }
 const found = [];
 for (let i = 0; i < run.count; i += run.open[i] ? 1 : run.size[i]) {
 if (run.keep && !run.keep[i]) { i += run.size[i] - (run.open[i] ? 1 : run.size[i]); continue; }
 found.push(i);
 }
 run.visible = found;
-run.placeOf = new Map();
 }
 function openAtFirst() {
 const atLevel = [];
@@ -2602,7 +3233,8 @@ for (let i = 0; i < run.count; i++) run.open[i] = run.size[i] > 1 && kind(i) !==
 run.level[i] < Math.max(3, deepest) ? 1 : 0;
 }
 function reveal(row) {
-let changed = false;
+let changed = Boolean(order() && !run.visible.includes(row));
+if (changed) go({ s: "" }, false);
 for (let i = run.parent[row]; i >= 0; i = run.parent[i]) if (!run.open[i]) changed = run.open[i] = true;
 if (changed) showRows();
 }
@@ -2658,12 +3290,12 @@ element.style.top = element.place * rowHeight + "px";
 return element;
 }
 function rowElement(i, place) {
-const parent = run.parent[i], chosen = rowId(i) === STATE.e, many = run.size[i] > 1;
+const parent = run.parent[i], chosen = rowId(i) === STATE.e, flat = order() !== "", many = run.size[i] > 1 && !flat;
 const element = h("div", {
 role: "row", id: "row" + rowId(i), tabindex: chosen || (place === 0 && !STATE.e) ? 0 : -1,
-"aria-level": run.level[i] + 1, "aria-rowindex": place + 2,
+"aria-level": flat ? 1 : run.level[i] + 1, "aria-rowindex": place + 2,
 "aria-selected": chosen, "aria-expanded": many ? !!run.open[i] : null,
-class: (run.match && !run.match[i] ? "dim " : "") + (SEARCH.rows?.has(i) ? "hit" : ""),
+class: (run.match && !run.match[i] ? "dim " : "") + (SEARCH.hits.has(i) ? "hit" : ""),
 }, nameCell(i), barCell(i), ...figureCells(i));
 element.row = i;
 element.place = place;
@@ -2671,17 +3303,24 @@ if (parent >= 0 && run.level[i] > 40) element.title = `level ${run.level[i]}`;
 return element;
 }
 function nameCell(i) {
-const indent = h("span", { class: "in" }), k = kind(i), code = k === "cell" || k === "tool";
-indent.style.setProperty("--l", Math.min(run.level[i], 24));
+const indent = h("span", { class: "in" }), flat = order() !== "";
+indent.style.setProperty("--l", flat ? 0 : Math.min(run.level[i], 24));
+const where = flat ? h("span", { class: "where" }, pathOf(i).slice(-3).map(above => name(above) + " › ")) : null;
 return h("div", { role: "gridcell", class: "name" }, indent,
-h("span", { class: "twist" + (run.size[i] > 1 ? " has" : "") }), icon(isError(i) ? "interrupted" : k),
-h("b", {}, name(i)), tags(i), h("span", { class: "said" + (code ? " code" : "") }, run.texts[i]));
+h("span", { class: "twist" + (run.size[i] > 1 && !flat ? " has" : "") }), icon(markOf(i)), where,
+h("b", {}, name(i)), tags(i), told(i));
+}
+function told(i) {
+const k = kind(i), code = k === "cell" || k === "tool" ? " code" : "", outcome = run.outcomes[i];
+const result = outcome && h("span", { class: `out${isError(i) ? " failed" : ""}${code}`, dir: "auto" }, outcome);
+return [h("span", { class: "said" + code, dir: "auto" }, run.texts[i]),
+result ? [h("span", { class: "arrow" }, "→"), result] : null];
 }
 function tags(i) {
 const found = [], add = (text, look) => found.push(h("span", { class: "tag " + look }, text)),
 flags = run.flags[i], k = kind(i);
 if (run.level[i] > 24) add("level " + run.level[i], "");
-if (flags & ERROR) add("error", "error");
+if (flags & ERROR) k === "end" || add("error", "error");
 else if (run.errors[i] && !run.open[i]) add(run.errors[i] + (run.errors[i] > 1 ? " errors" : " error"), "error");
 if (flags & FINAL) add("answer", "final");
 if (flags & WARNING) add(k === "end" ? "stopped" : "cut short", "warn");
@@ -2689,7 +3328,7 @@ if (flags & RESTORED) add("variables restored", "warn");
 if (flags & RETRIED) add("retried", "warn");
 if (flags & ESTIMATED) add("estimate", "");
 if (run.width[i] > 1 && (k === "batch" || k === "cell")) add(run.width[i] + " at once", "");
-else if (k === "batch") add("one after another", "");
+else if (k === "batch") add("sequential", "");
 return found;
 }
 function barCell(i) {
@@ -2699,15 +3338,15 @@ bar.style.width = (run.time.share(run.end[i]) - left) * 100 + "%";
 return h("div", { role: "gridcell", class: `bar k-${isError(i) ? "error" : kind(i)}` }, bar);
 }
 function figureCells(i) {
-const paid = run.allTokens[i] || run.unpriced[i] || run.allCost[i], own = run.input[i] + run.output[i],
-cost = run.cost[i];
+const paid = isPaid(i), own = run.input[i] + run.output[i], cost = run.cost[i], flat = order() !== "";
 const timed = !UNTIMED.includes(kind(i));
 const cell = (total, self, look) => h("div", { role: "gridcell", class: "figure" + (look || "") },
-h("span", {}, total), h("i", {}, self && self !== total ? `(${self})` : ""));
+h("span", {}, flat ? self : total), h("i", {}, self && self !== total && !flat ? ` (${self})` : ""));
+const nonzero = (value, words) => value ? words : "";
 return [
-paid ? cell(number(run.allTokens[i]), number(own), " first") : cell("", "", " first"),
-paid ? cell(money(run.allCost[i], run.unpriced[i]), cost < 0 ? "?" : money(cost, 0)) : cell("", ""),
-timed ? cell(duration(run.all[i]), duration(run.own[i])) : cell("", ""),
+paid ? cell(number(run.allTokens[i]), nonzero(own, number(own)), " first") : cell("", "", " first"),
+paid ? cell(money(run.allCost[i], run.unpriced[i]), cost < 0 ? "?" : nonzero(cost, money(cost, 0))) : cell("", ""),
+timed ? cell(duration(run.all[i]), nonzero(run.own[i] >= 1, duration(run.own[i]))) : cell("", ""),
 ];
 }
 const element = row => row < 0 ? null : $("row" + rowId(row));
@@ -2732,14 +3371,26 @@ const box = target.getBoundingClientRect(), top = 140;
 if (box.top < top) scrollBy(0, box.top - top);
 else if (box.bottom > innerHeight - 8) scrollBy(0, box.bottom - innerHeight + 40);
 }
-function select(row, { push = false, focus = false, reveal: open = false } = {}) {
+function select(row, options = {}) {
 if (row === undefined || row < 0) return;
-if (open) { if (STATE.v !== 1 && !focus) setView(1); reveal(row); }
+const { push, focus, reveal: open, inspect } = options, reading = STATE.v === 5;
+if (open && reading && !inspect) { readAt(row, push); return; }
+if (open && !focus && !reading && STATE.v !== 1) setView(1);
+if (open) reveal(row);
+markRow(row, Boolean(push), (open || focus) && !reading);
+showEvent(row);
+if (inspect && reading && push) document.body.classList.add("open");
+}
+function markRow(row, push, focus) {
 const before = element(rowOf(STATE.e)) || $("rows").querySelector("[tabindex='0']");
 go({ e: rowId(row) }, push);
 if (before) mark(before, false);
-if (open || focus) focusRow(row);
+if (focus) focusRow(row);
 if (element(row)) mark(element(row), true);
+}
+function readAt(row, push) {
+go({ e: rowId(row) }, push);
+showTranscript();
 showEvent(row);
 }
 function mark(target, chosen) {
@@ -2802,15 +3453,16 @@ if (isError(i)) { select(i, { push: true, reveal: true }); return; }
 say("This run has no error.");
 }
 let shown = 0;
-async function showEvent(row) {
-const ticket = ++shown, box = $("inspector");
+async function showEvent(row, stay = false) {
+const ticket = ++shown, box = $("inspector"), top = stay ? box.scrollTop : 0;
 const event = run.at[row] >= 0 ? await body(run, run.at[row]) : null;
 const answers = event ? await elsewhere(row, event) : new Map();
 if (ticket !== shown) return;
 box.replaceChildren(inspectorTitle(row, event), pathTo(row), facts(row, event || {}),
 h("div", { class: "blocks" }, ...blocks(row, event, answers)));
-box.scrollTop = 0;
-markText(box);
+markHits(box);
+box.scrollTop = top;
+if (STATE.q && !stay) landOnHit();
 }
 function showNothing() {
 shown++;
@@ -2823,18 +3475,18 @@ const close = button("×", () => { document.body.classList.remove("open"); focus
 const link = button("", () => copy(location.href, link),
 { class: "icon", "aria-label": "Copy link", "data-shortcut": "l" });
 link.append(icon("link"));
-return h("div", { class: "title" }, icon(isError(row) ? "interrupted" : kind(row)), h("h2", {}, name(row)),
+return h("div", { class: "title" }, icon(markOf(row)), h("h2", {}, name(row)),
 tags(row), h("span", { class: "grow" }), link,
 event ? copyButton("JSON", () => JSON.stringify(event, null, 2)) : null, close);
 }
 function pathTo(row) {
-const path = [];
-for (let i = run.parent[row]; i >= 0 && path.length < 12; i = run.parent[i]) path.unshift(i);
+const path = pathOf(row);
 return h("nav", { class: "path", "aria-label": "Ancestors" },
 path.map(i => [button(name(i), () => select(i, { push: true, reveal: true }), { class: "link" }),
 h("span", { "aria-hidden": "true" }, "›")]), path.length ? h("span", {}, name(row)) : null);
 }
-const PLAIN_FACTS = ["status", "stop_reason", "attempts", "environment", "protocol", "backend", "sub_model", "depth"];
+const PLAIN_FACTS = ["status", "stop_reason", "attempts", "environment", "protocol", "backend", "sub_model", "depth",
+"images", "dropped"];
 function facts(row, event) {
 const usage = event.token_usage || {}, words = key => key.replace("_usd", "").replace("_", " ");
 const list = [
@@ -2878,10 +3530,9 @@ fields("Limits", event.limits), fields("Tools", event.tools),
 text("System prompt", event.system, { folded: true })];
 }
 function callBlocks(row, event, answers) {
-const prompt = Array.isArray(event.prompt) ? event.prompt.map(message => messageBlock(message, answers))
-: [text("Prompt", event.prompt)];
+const prompt = Array.isArray(event.prompt) ? sentBlocks(row, event, answers) : [text("Prompt", event.prompt)];
 const calls = (event.tool_calls || []).map(call => callBlock(call));
-return [text("Response", event.response), ...calls, spawned(row, "What it ran"), ...prompt.flat(),
+return [text("Response", event.response, { readable: true }), ...calls, spawned(row, "What it ran"), ...prompt,
 event.raw ? text("Raw", JSON.stringify(event.raw, null, 2), { folded: true, code: "json" }) : null];
 }
 function callBlock(call) {
@@ -2902,17 +3553,26 @@ return [text(`Prompt · ${role}`, contentText(content), { folded: role !== "user
 function storedText(message, sources) {
 const [source] = sources;
 if (message.role === "system") return source.system;
-if (message.tool_call_ids) return sources.map(cell => `[cell ${cell.cell}]\n${cellText(cell)}`).join("\n\n");
-if (message.role !== "tool") return source.summary || source.prompt;
+if (message.tool_call_ids) return sources.map(resultText).join("\n\n");
+const asked = [source.prompt, source.announcement].filter(Boolean);
+if (message.role !== "tool") return source.summary || asked.join("\n\n");
 const result = (source.tool_results || []).find(item => item && item.id === message.tool_call_id) || {};
 return result.content ?? cellText(source);
 }
-const cellText = cell => [cell.stdout, cell.value, cell.error].filter(Boolean).map(show).join("\n");
-const contentText = content => Array.isArray(content)
+const resultText = source => {
+const heading = "note" in source || !("cell" in source) ? "Output:" : `[cell ${source.cell}]`;
+return `${heading}\n${"code" in source ? cellText(source) : contentText(source.tool_results?.[0]?.content)}`;
+};
+function cellText(cell) {
+const parts = [show(cell.stdout).replace(/\n+$/, ""), show(cell.value), show(cell.brief || cell.error)];
+if (cell.images) parts.push(`[images made: ${cell.images}]`);
+return (parts.filter(Boolean).join("\n") || "[no output]") + (cell.note ? "\n" + show(cell.note) : "");
+}
+const contentText = content => content === null ? "" : Array.isArray(content)
 ? content.map(part => part && part.type === "text" ? part.text
 : `[${show(part && part.type)}] ${part && part.url || ""}`).join("\n") : show(content);
 function picture(part) {
-if (!part || part.type !== "image" || !/^image\/(png|jpeg|gif|webp)$/.test(part.media_type) ||
+if (part?.type !== "image" || !/^image\/(png|jpeg|gif|webp)$/.test(part.media_type) ||
 !/^[\w+/=\s]+$/.test(part.data)) return null;
 return h("div", { class: "block" }, h("img",
 { alt: "image in the prompt", src: `data:${part.media_type};base64,${part.data}` }));
@@ -2925,6 +3585,7 @@ const output = event.stdout || event.value
 : [trouble ? null : h("p", { class: "note" }, "No output.")];
 return [h("div", { class: "pair" }, text("Code", event.code, { code: "python", at: at ? +at[1] : 0 }),
 h("div", { class: "results" }, output.filter(Boolean), trouble)),
+event.images ? h("p", { class: "note" }, counted(event.images, "image") + " made") : null,
 "final" in event ? text("FINAL", show(event.final)) : null, spawned(row, "What it called")];
 }
 function toolBlocks(row, event, answers) {
@@ -2957,7 +3618,7 @@ const below = childrenOf(row);
 if (!below.length) return null;
 let how = "";
 if (run.width[row] > 1) how = `${below.length} · up to ${run.width[row]} at once`;
-else if (below.length > 1) how = `${below.length} · one after another`;
+else if (below.length > 1) how = `${below.length} · sequential`;
 const more = below.length - 200;
 const rest = more > 0 ? h("p", { class: "empty" }, `… and ${number(more)} more in the tree`) : null;
 return h("section", { class: "block" },
@@ -2966,153 +3627,229 @@ h("div", { class: "spawn" }, below.slice(0, 200).map(spawnedLine)), rest);
 }
 function spawnedLine(i) {
 const line = button("", () => select(i, { push: true, reveal: true }));
-const cost = run.allTokens[i] || run.unpriced[i] ? money(run.allCost[i], run.unpriced[i]) : "";
+const cost = isPaid(i) ? money(run.allCost[i], run.unpriced[i]) : "";
 line.append(
-icon(isError(i) ? "interrupted" : kind(i)),
-h("span", { class: "said" }, h("b", {}, name(i)), " ", tags(i), " ", h("i", {}, run.texts[i])),
+icon(markOf(i)),
+h("span", { class: "said", dir: "auto" }, h("b", {}, name(i)), " ", tags(i), " ",
+h("i", {}, [run.texts[i], run.outcomes[i]].filter(Boolean).join(" → "))),
 h("i", {}, cost), h("span", {}, duration(run.all[i])));
 return line;
 }
-function text(title, value, { code = "", error = false, folded = false, note = null, at = 0 } = {}) {
-if (value === undefined || value === null || value === "") return null;
-const whole = show(value), lines = whole.split("\n");
-const count = lines.length > 1 ? `${number(lines.length)} lines` : `${number(whole.length)} characters`;
-const pre = h("pre", { tabindex: 0, "aria-label": title, class: code === "python" ? "src" : "" });
-const head = [h("h3", {}, title), h("span", { class: "note" }, note ?? count), copyButton("Copy", () => whole)];
-const box = h("section", { class: "block" + (error ? " error" : "") }, h("header", {}, head), pre);
-const part = hits(whole) ? whole : folded ? "" : lines.slice(0, SHOWN_LINES).join("\n").slice(0, SHOWN_CHARS);
-pre.hidden = !part;
-fillText(pre, part, code, at);
-if (part.length < whole.length) box.append(showMore(`Show ${folded ? "" : "all "}${count}`, pre, whole, code, at));
-return box;
+async function sentBefore(row) {
+const log = [], messages = [], state = { messages, stubs: [], restarted: false };
+for (let at = 0; at <= run.at[row]; at++) {
+const i = run.rowAt[at];
+if (i >= 0 && run.node[i] === run.node[row] && (kind(i) === "turn" || kind(i) === "compact")) log.push(at);
 }
-function hits(whole) {
-const wanted = STATE.q.toLowerCase();
-return wanted !== "" && whole.length < 500000 && whole.toLowerCase().includes(wanted);
+for (const at of log) {
+const event = await body(run, at);
+if (event.event === "compact") compacted(state, event);
+else {
+await hear(state, event);
+if (at !== run.at[row]) state.messages.push(replied(event));
 }
-function showMore(label, pre, whole, code, at) {
-const more = button(label, () => {
-pre.hidden = false;
-fillText(pre, whole, code, at);
-more.remove();
-}, { class: "more" });
-return more;
 }
-function fillText(pre, content, code, at) {
-pre.replaceChildren();
-if (!code || content.length > 200000) { pre.classList.remove("src"); put(pre, content); return; }
-let line = h("span", {});
-const lines = [line];
-for (const [look, words] of tokens(content, code)) {
-words.split("\n").forEach((piece, i) => {
-if (i) lines.push(line = h("span", {}));
-if (piece) line.append(look ? h("span", { class: look }, piece)
-: put(document.createDocumentFragment(), piece));
-});
+return state.messages;
 }
-if (code === "python") pre.append(...lines.flatMap((item, i) => i ? ["", item] : [item]));
-else pre.append(...lines.flatMap((item, i) => i ? ["\n", item] : [item]));
-if (at && lines[at - 1]) lines[at - 1].className = "at";
+async function hear(state, event) {
+if (event.system && state.messages.length) state.messages[0] = { role: "system", content: event.system };
+for (const message of Array.isArray(event.prompt) ? event.prompt : []) {
+if (!message || typeof message !== "object") continue;
+const places = message._at || [], sources = [];
+for (const at of places) sources.push(await body(run, at));
+if (sources[0]?.event === "compact" && state.messages.some(known => known.summary)) continue;
+const content = sources.length ? storedText(message, sources) : message.content;
+const { _at, ...bare } = message;
+state.messages.push({ ...bare, content, at: _at, cells: sources.map(source => source.cell).filter(Boolean),
+asked: sources[0]?.event === "start", restart: state.restarted && !sources.length });
 }
-const PYTHON = new RegExp(
-[
-/(#[^\n]*)/,
-/((?:\b[rbfuRBFU]{1,2})?(?:"{3}[^]*?(?:"{3}|$)|'{3}[^]*?(?:'{3}|$)|"(?:\\.|[^"\\\n])*"?|'(?:\\.|[^'\\\n])*'?))/,
-/\b(llm_query(?:_batched)?|rlm_query(?:_batched)?|FINAL(?:_VAR)?|SHOW_VARS|budget|context)\b/,
-/\b(and|as|assert|async|await|break|case|class|continue|def|del|elif|else|except|False|finally|for|from|global)\b/,
-/\b(if|import|in|is|lambda|match|None|nonlocal|not|or|pass|raise|return|True|try|while|with|yield)\b/,
-/\b(\d[\w.]*)/,
-/\b([A-Za-z_]\w*)(?=\()/,
-].map(part => part.source).join("|"), "g");
-const JSON_TOKENS = /("(?:\\.|[^"\\])*")(?=\s*:)|("(?:\\.|[^"\\])*")|\b(true|false|null)\b|(-?\b\d[\d.eE+-]*)/g;
-function* tokens(content, code) {
-const looks = code === "python" ? ["com", "str", "rlm", "kw", "kw", "num", "fn"] : ["fn", "str", "kw", "num"];
-let last = 0;
-for (const found of content.matchAll(code === "python" ? PYTHON : JSON_TOKENS)) {
-if (found.index > last) yield ["", content.slice(last, found.index)];
-yield [looks[found.slice(1).findIndex(group => group !== undefined)], found[0]];
-last = found.index + found[0].length;
+for (const place of state.stubs) if (state.messages[place]) stub(state.messages[place]);
+Object.assign(state, { stubs: [], restarted: false });
 }
-if (last < content.length) yield ["", content.slice(last)];
+function replied(event) {
+const whole = show(event.response), kept = event.dropped ? whole.trimEnd().slice(0, -event.dropped) : whole;
+const calls = event.tool_calls?.length ? { tool_calls: event.tool_calls } : {};
+return { role: "assistant", content: kept, ...calls, turn: event.turn, dropped: event.dropped };
 }
-function copyButton(label, content) {
-const made = button("", () => copy(content(), made), { "aria-label": label === "Copy" ? null : "Copy " + label });
-made.append(icon("copy"), label);
+function stub(message) {
+const kept = message.cells.map(cell => `_out[${cell}]`).join(" and ");
+const where = kept ? `it is in ${kept}` : "call the tool again if you need it";
+message.content = `[${number(contentText(message.content).length)} characters of output stood here; ${where}]`;
+}
+function compacted(state, event) {
+if (event.restart) leaveOut(state, new Set(event.cells));
+else if (event.summary) {
+const newest = state.messages.slice(2).filter(message => message.asked).slice(-1);
+const summary = { role: "user", content: "[the work so far, summed up]\n" + event.summary, summary: true };
+state.messages.splice(2, Infinity, summary, ...newest);
+} else state.stubs = event.places || [];
+}
+function leaveOut(state, cells) {
+const { messages } = state, leaves = message => message.cells?.some(cell => cells.has(cell));
+messages.pop(); // the newest reply: what came of it is not among them yet
+while (messages.length > 2 && leaves(messages.at(-1))) messages.splice(-2);
+if (messages.at(-1)?.restart) messages.pop();
+state.restarted = true;
+}
+function sentBlocks(row, event, answers) {
+const fresh = (Array.isArray(event.prompt) ? event.prompt : []).flatMap(m => messageBlock(m, answers) || []);
+const box = h("div", { class: "sent" }, fresh);
+if (kind(row) !== "turn") return [box];
+const tokens = event.token_usage?.input ? `, ${number(event.token_usage.input)} tokens` : "";
+const views = [["New messages", () => fresh], ["Everything sent", () => everything(row, event)]];
+const buttons = views.map(([label, made]) => button(label, async () => {
+for (const other of buttons) other.setAttribute("aria-pressed", other === pressed(label));
+box.replaceChildren(...await made());
+markHits(box);
+}, { class: "chip", "aria-pressed": label === "New messages" }));
+const pressed = label => buttons.find(other => other.dataset.label === label);
+buttons.forEach((made, i) => { made.dataset.label = views[i][0]; });
+sentBefore(row).then(messages => buttons[1].append(` (${counted(messages.length, "message")}${tokens})`));
+const copyAll = copyButton("JSON", async () => JSON.stringify((await sentBefore(row)).map(wire), null, 2));
+return [h("div", { class: "choose", role: "group", "aria-label": "Sent to the model" },
+h("h3", {}, "Sent to the model"), buttons, copyAll), box];
+}
+const wire = ({ at, cells, asked, restart, summary, turn, dropped, ...message }) => message;
+async function everything(row, event) {
+const messages = await sentBefore(row), start = await startOf(row);
+const last = messages.length - (Array.isArray(event.prompt) ? event.prompt.length : 0);
+return [...messages.map((message, i) => sentMessage(message, i < last)), offered(start.tools)].filter(Boolean);
+}
+const ROLES = ["system", "user", "assistant", "tool"];
+function sentMessage(message, old) {
+const calls = (message.tool_calls || []).map(call => show(call?.arguments?.code ?? call)).join("\n\n");
+const words = [contentText(message.content), calls].filter(Boolean).join("\n\n");
+const from = message.turn ? ` · turn ${message.turn}` : "";
+const note = message.dropped ? `without ${counted(message.dropped, "character")} that it made up` : null;
+const made = text(`${message.role}${from}`, words || "(empty)", { folded: old, note });
+made.classList.add("role", ROLES.includes(message.role) ? "role-" + message.role : "role-other");
 return made;
 }
-async function copy(content, from) {
-try { await navigator.clipboard.writeText(content); }
-catch {
-const field = h("textarea", { class: "vh" });
-field.value = content;
-document.body.append(field);
-field.select();
-document.execCommand("copy");
-field.remove();
+async function startOf(row) {
+const first = run.rowAt.findIndex(i => i >= 0 && run.node[i] === run.node[row] && kind(i) === "node");
+return first < 0 ? {} : body(run, first);
 }
-const old = [...from.childNodes];
-from.replaceChildren("✓");
-setTimeout(() => from.replaceChildren(...old), 1200);
+function offered(tools) {
+const list = Array.isArray(tools) ? tools.map(show).join("\n") : "";
+return text("Tools offered", list, { folded: true });
 }
-const SEARCH = { rows: new Set(), list: [], at: -1, ticket: 0, sorted: true };
+const SEARCH = { hits: new Map(), list: [], at: -1, ticket: 0, sorted: true, ranges: [], here: -1,
+backwards: false };
 const NOISE = new Set([
 "v", "event", "kind", "trajectory_id", "call_id", "parent_call_id", "timestamp", "node", "key", "id", "role", "type",
 "tool_call_id", "tool_call_ids", "media_type", "sha256", "_at", "stop_reason", "status", "depth",
 ]);
-async function search() {
-const wanted = STATE.q.toLowerCase(), ticket = ++SEARCH.ticket, r = run;
-Object.assign(SEARCH, { rows: new Set(), list: [], at: -1, sorted: true });
-if (wanted) {
-for (let i = 0; i < r.count; i++) {
-if (`${r.names[r.name[i]]} ${r.texts[i]}`.toLowerCase().includes(wanted)) found(i);
+const AROUND = 40;
+function matcher(wanted, flags = "i") {
+const whole = /^\s*(\d{1,3}(?:[,.'\u00a0\u202f _]?\d{3})+)((?:[.,]\d+)?)\s*$/.exec(wanted);
+if (!whole) return new RegExp(escaped(wanted), flags);
+const digits = whole[1].replace(/\D/g, ""), lead = digits.length % 3 || 3;
+const groups = [digits.slice(0, lead), ...digits.slice(lead).match(/\d{3}/g) || []];
+return new RegExp(groups.join("[,.'\u00a0\u202f _]?") + (whole[2] && "[.,]" + whole[2].slice(1)), flags);
 }
+const escaped = words => words.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&");
+const rawMatcher = wanted =>
+new RegExp(matcher(JSON.stringify(wanted).slice(1, -1)).source.replaceAll("<", "(?:<|\\\\u003c)"), "i");
+async function search() {
+const ticket = ++SEARCH.ticket, r = run, wanted = STATE.q;
+Object.assign(SEARCH, { hits: new Map(), list: [], at: -1, sorted: true, ranges: [], here: -1 });
+if (wanted) {
+searchNames(matcher(wanted, "gi"));
 showHits(true);
-for (let place = 0; place < r.meta.chunks; place++) {
-const lines = await chunk(r, place);
+const raw = rawMatcher(wanted), each = matcher(wanted, "gi");
+for await (const [lines, first] of allChunks(r)) {
 if (ticket !== SEARCH.ticket || r !== run) return;
-searchChunk(lines, place * CHUNK, wanted);
-if (place % 8 === 0) showHits(true);
+if (raw.test(lines)) searchChunk(lines.split("\n"), first, raw, each);
+if (first % (CHUNK * 8) === 0) showHits(true);
 }
 }
 showHits(false);
 }
-function searchChunk(lines, first, wanted) {
-const raw = JSON.stringify(wanted).slice(1, -1).replaceAll("<", "\\u003c");
-const plain = raw.replaceAll("\\u003c", "<"), low = lines.toLowerCase();
-if (!low.includes(raw) && !low.includes(plain)) return;
-lines.split("\n").forEach((line, i) => {
-const lower = line.toLowerCase();
-if ((lower.includes(raw) || lower.includes(plain)) && inBody(JSON.parse(line), wanted)) found(run.rowAt[first + i]);
+function searchNames(each) {
+for (let i = 0; i < run.count; i++) {
+const words = `${name(i)} ${run.texts[i]} ${run.outcomes[i]}`;
+if (each.test(words)) found(i, 1, around(words, each));
+each.lastIndex = 0;
+}
+}
+function searchChunk(lines, first, raw, each) {
+lines.forEach((line, i) => {
+if (!raw.test(line)) return;
+const [count, words] = hitsIn(JSON.parse(line), each);
+if (count) found(run.rowAt[first + i], count, words);
 });
 }
-function found(row) {
-if (row < 0 || SEARCH.rows.has(row)) return;
-SEARCH.rows.add(row);
+function found(row, count, words) {
+if (row < 0) return;
+if (!SEARCH.hits.has(row)) {
 SEARCH.list.push(row);
 SEARCH.sorted = false;
 element(row)?.classList.add("hit");
 }
-function inBody(event, wanted) {
-const stack = [event];
-while (stack.length) {
-for (const [key, value] of Object.entries(stack.pop())) {
+SEARCH.hits.set(row, { count, words });
+}
+function hitsIn(event, each) {
+let count = 0, words = null;
+const queue = [event];
+for (let at = 0; at < queue.length; at++) {
+for (const [key, value] of Object.entries(queue[at])) {
 if (NOISE.has(key)) continue;
-if (value && typeof value === "object") stack.push(value);
-else if (String(value).toLowerCase().includes(wanted)) return true;
+if (value && typeof value === "object") { queue.push(value); continue; }
+const content = String(value), places = content.match(each);
+if (!places) continue;
+count += places.length;
+words ??= around(content, each);
 }
 }
-return false;
+return [count, words];
+}
+function around(content, each) {
+each.lastIndex = 0;
+const [hit] = each.exec(content), end = each.lastIndex, at = end - hit.length;
+each.lastIndex = 0;
+return [(at > AROUND ? "…" : "") + content.slice(Math.max(0, at - AROUND), at), hit,
+content.slice(end, end + AROUND) + (content.length > end + AROUND ? "…" : "")];
 }
 function showHits(going) {
-const count = number(SEARCH.list.length) + (going ? "…" : "");
-$("hits").textContent = !STATE.q ? "" : SEARCH.at < 0 ? count : `${number(SEARCH.at + 1)} / ${count}`;
-if (!going) for (const old of $("rows").children) old.classList.toggle("hit", SEARCH.rows.has(old.row));
+const rows = number(SEARCH.list.length) + (going ? "…" : ""), here = SEARCH.ranges.length;
+let words = SEARCH.at < 0 ? rows : `${number(SEARCH.at + 1)} / ${rows}`;
+if (SEARCH.at >= 0 && here > 1) words += ` · ${number(SEARCH.here + 1)} of ${number(here)}`;
+$("hits").textContent = !STATE.q ? "" : going || SEARCH.list.length ? words : "no match";
+if (!going) for (const old of $("rows").children) old.classList.toggle("hit", SEARCH.hits.has(old.row));
+showFound();
+}
+const LISTED = 60;
+function showFound() {
+sortHits();
+const lines = SEARCH.list.slice(0, LISTED).map((row, place) => {
+const { count, words } = SEARCH.hits.get(row), [before, hit, after] = words;
+const line = button("", () => { SEARCH.at = place; openHit(1); }, { "aria-current": place === SEARCH.at });
+line.append(h("span", { class: "where" }, pathOf(row).slice(-2).map(i => name(i) + " › "), h("b", {}, name(row)),
+h("i", {}, count > 1 ? `${number(count)} hits` : "")),
+h("span", { class: "around", dir: "auto" }, before, h("mark", {}, hit), after));
+return line;
+});
+const more = SEARCH.list.length - LISTED;
+if (more > 0) lines.push(h("p", { class: "empty" }, `… and ${counted(more, "more row")}`));
+$("found").replaceChildren(...lines);
+$("found").hidden = !lines.length || !$("found").parentNode.contains(document.activeElement);
 }
 function nextHit(by) {
 if (!SEARCH.list.length) return;
+const next = SEARCH.here + by;
+if (SEARCH.at >= 0 && SEARCH.list[SEARCH.at] === rowOf(STATE.e) && next >= 0 && next < SEARCH.ranges.length) {
+showRange(next);
+showHits(false);
+return;
+}
 sortHits();
 SEARCH.at = (Math.max(SEARCH.at, by < 0 ? 0 : -1) + by + SEARCH.list.length) % SEARCH.list.length;
-const typing = document.activeElement === $("q");
+openHit(by);
+}
+function openHit(by) {
+const typing = $("q").parentNode.contains(document.activeElement);
+SEARCH.backwards = by < 0;
+SEARCH.ranges = [];
 select(SEARCH.list[SEARCH.at], { reveal: true });
 if (typing) $("q").focus({ preventScroll: true });
 showHits(false);
@@ -3124,20 +3861,43 @@ SEARCH.list.sort((a, b) => a - b);
 SEARCH.sorted = true;
 SEARCH.at = SEARCH.list.indexOf(here);
 }
-function markText(box) {
-const wanted = STATE.q.toLowerCase(), ranges = [];
+function markHits(box) {
 if (!window.Highlight) return;
-const walker = document.createTreeWalker(box, NodeFilter.SHOW_TEXT);
-while (wanted && walker.nextNode() && ranges.length < 2000) {
-const content = walker.currentNode.data.toLowerCase();
-for (let at = content.indexOf(wanted); at >= 0; at = content.indexOf(wanted, at + wanted.length)) {
+const inspector = $("inspector");
+SEARCH.ranges = STATE.q ? rangesOf(inspector.contains(box) ? inspector : box, matcher(STATE.q, "gi")) : [];
+CSS.highlights.set("hit", new Highlight(...SEARCH.ranges));
+if (!STATE.q) CSS.highlights.delete("here");
+}
+function rangesOf(box, each) {
+const ranges = [], walker = document.createTreeWalker(box, NodeFilter.SHOW_TEXT);
+while (walker.nextNode() && ranges.length < 2000) {
+for (const hit of walker.currentNode.data.matchAll(each)) {
 const range = new Range();
-range.setStart(walker.currentNode, at);
-range.setEnd(walker.currentNode, Math.min(at + wanted.length, walker.currentNode.length));
+range.setStart(walker.currentNode, hit.index);
+range.setEnd(walker.currentNode, hit.index + hit[0].length);
 ranges.push(range);
 }
 }
-CSS.highlights.set("hit", new Highlight(...ranges));
+return ranges;
+}
+function landOnHit() {
+if (!SEARCH.ranges.length) return;
+const inBlocks = SEARCH.ranges.findIndex(range => range.startContainer.parentElement.closest(".blocks"));
+showRange(SEARCH.backwards ? SEARCH.ranges.length - 1 : Math.max(0, inBlocks));
+showHits(false);
+}
+function showRange(place) {
+const range = SEARCH.ranges[place], box = $("inspector");
+SEARCH.here = place;
+SEARCH.backwards = false;
+CSS.highlights.set("here", new Highlight(range));
+const inner = range.startContainer.parentElement.closest("pre");
+for (const scroller of [inner, box].filter(Boolean)) {
+const hit = range.getBoundingClientRect(), frame = scroller.getBoundingClientRect();
+if (hit.top < frame.top + 60 || hit.bottom > frame.bottom - 20) {
+scroller.scrollTop += hit.top - frame.top - Math.min(160, frame.height / 3);
+}
+}
 }
 function showFilters() {
 const distinct = column => [...new Set(column)];
@@ -3155,7 +3915,7 @@ errors.prepend(icon("interrupted"));
 $("filters").querySelector(".sheet").replaceChildren(
 h("div", { class: "chips" }, chips, errors),
 choice("Depth", "d", depths), choice("Model", "m", models), choice("Tool", "t", [...tools]),
-amount("Cost at least", "cost", 0.001), amount("Self ms at least", "ms", 1),
+amount("Own cost ≥ ($)", "cost", 0.001), amount("Own time ≥ (ms)", "ms", 1), orderChoice(),
 button("Clear filters", () => filter(Object.fromEntries(FILTERS.map(key => [key, ""])))));
 }
 function chip(k) {
@@ -3172,6 +3932,13 @@ const list = h("select", { onchange: event => filter({ [key]: event.target.value
 h("option", { value: "" }, "any"), values.map(value => h("option", { value }, value)));
 list.value = STATE[key];
 return h("label", {}, label, list);
+}
+function orderChoice() {
+const list = h("select", { onchange: event => { go({ s: event.target.value }, false); showRows(); showOrder(); } },
+h("option", { value: "" }, "as a tree"), Object.keys(ORDERS).flatMap(column => [
+h("option", { value: column }, "most " + column), h("option", { value: "-" + column }, "least " + column)]));
+list.value = STATE.s;
+return h("label", {}, "Order", list);
 }
 function amount(label, key, step) {
 const onchange = event => filter({ [key]: event.target.value });
@@ -3264,7 +4031,7 @@ lanes(run);
 const canvas = h("canvas", { tabindex: 0, role: "img",
 "aria-label": "Timeline: arrow keys pan, plus and minus zoom, 0 fits, j and k choose the next and previous row" });
 $("v2").className = "flame";
-$("v2").replaceChildren(flameBar(), canvas, h("div", { class: "tip", hidden: "" }));
+$("v2").replaceChildren(flameBar(), concurrency(), canvas, h("div", { class: "tip", hidden: "" }));
 canvas.addEventListener("wheel", flameWheel, { passive: false });
 canvas.addEventListener("pointerdown", flameDrag);
 canvas.addEventListener("pointermove", flameHover);
@@ -3285,6 +4052,27 @@ button("−", () => zoom(1.6), { class: "icon", "aria-label": "Zoom out" }),
 button("+", () => zoom(0.625), { class: "icon", "aria-label": "Zoom in" }),
 button("Fit", fit), run.time.gaps.length ? squeeze : null,
 ["node", "turn", "sub", "cell", "tool"].map(k => keyOf(icon(k), kindName(k))));
+}
+function concurrency() {
+const edges = rowsOf("turn", "sub").filter(i => run.own[i] > 1)
+.flatMap(i => [[run.start[i] + 1, 1], [run.start[i] + run.own[i], -1]]).sort((a, b) => a[0] - b[0] || a[1] - b[1]);
+let active = 0, most = 1;
+const steps = edges.map(([at, by]) => { active += by; most = Math.max(most, active); return [at, active]; });
+FLAME.steps = steps;
+FLAME.most = most;
+FLAME.strip = s("svg", { class: "k-sub", preserveAspectRatio: "none", role: "img",
+"aria-label": `Calls at once: at most ${number(most)}` }, s("path", { fill: "currentColor" }));
+return h("div", { class: "strip-chart" }, h("span", {}, `at once: up to ${number(most)}`), FLAME.strip);
+}
+function drawStrip() {
+const { steps, most, strip } = FLAME;
+let path = "M0 1", high = 1;
+for (const [at, active] of steps) {
+const x = across(at).toFixed(6);
+path += `L${x} ${high}L${x} ${high = 1 - active / most}`;
+}
+strip.firstChild.setAttribute("d", path + "L1 1Z");
+strip.setAttribute("viewBox", `${FLAME.from} 0 ${FLAME.to - FLAME.from} 1`);
 }
 const keyOf = (mark, label) => h("span", { class: "key" }, mark, label);
 const across = t => FLAME.squeeze ? run.time.share(t) : t / run.time.total;
@@ -3393,6 +4181,7 @@ canvas.style.height = FLAME.high + "px";
 canvas.width = FLAME.wide * ratio;
 canvas.height = FLAME.high * ratio;
 const pen = canvas.getContext("2d"), color = paints();
+drawStrip();
 pen.scale(ratio, ratio);
 pen.font = "11px system-ui,sans-serif";
 pen.textBaseline = "middle";
@@ -3459,15 +4248,35 @@ pen.fillText("idle " + duration(b - a), x + w / 2, FLAME.high - 9);
 pen.textAlign = "left";
 }
 }
+const ROUND = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3,
+1e4, 15e3, 3e4, 6e4, 12e4, 3e5, 6e5, 9e5, 18e5, 36e5, 72e5, 216e5, 432e5, 864e5];
+function ticks() {
+const whole = FLAME.squeeze ? run.time.length : run.time.total, seen = whole * (FLAME.to - FLAME.from);
+const step = ROUND.find(size => size >= seen * 100 / FLAME.wide) || 864e5 * Math.ceil(seen / 864e7);
+const when = x => FLAME.squeeze ? run.time.when(x) : x * run.time.total, list = [];
+const inGap = t => FLAME.squeeze && run.time.gaps.find(([a, b]) => t > a && t < b);
+for (let t = Math.ceil(when(FLAME.from) / step) * step; t <= when(FLAME.to) + step / 1000 && list.length < 400;) {
+const gap = inGap(t);
+if (!gap) list.push({ t, x: (across(t) - FLAME.from) / (FLAME.to - FLAME.from) * FLAME.wide });
+t = gap ? Math.ceil(gap[1] / step) * step : t + step;
+}
+return list;
+}
+function tickLabel(t) {
+if (t < 1000) return +t.toFixed(3) + " ms";
+if (t < 60000) return +(t / 1000).toFixed(3) + " s";
+const minutes = Math.floor(t / 60000 + 1e-9), seconds = Math.round(t / 1000) - minutes * 60;
+if (minutes < 60) return `${minutes} m${seconds ? ` ${seconds} s` : ""}`;
+return `${Math.floor(minutes / 60)} h${minutes % 60 ? ` ${minutes % 60} m` : ""}`;
+}
 function drawTicks(pen, color) {
-const count = Math.max(2, Math.floor(FLAME.wide / 130));
 pen.fillStyle = color.muted;
-for (let i = 0; i < count; i++) {
-const x = FLAME.wide * i / count, at = FLAME.from + (FLAME.to - FLAME.from) * i / count;
-const t = FLAME.squeeze ? run.time.when(at) : at * run.time.total;
-if (FLAME.squeeze && run.time.gaps.some(([a, b]) => t > a && t < b)) continue;
-pen.fillText(duration(t), x + 4, 11);
+let free = -1;
+for (const { t, x } of ticks()) {
 pen.fillRect(x, 4, 1, 14);
+if (x < free || x > FLAME.wide - 30) continue;
+pen.fillText(tickLabel(t), x + 4, 11);
+free = x + 60;
 }
 }
 function showCharts() {
@@ -3576,58 +4385,439 @@ turned -= part;
 });
 return ring;
 }
-function showRuns() {
-const head = ["Run", "Question", "Status", "Started", "Duration", "Calls", "Tokens", "Cost"];
-const title = `${number(RUNS.length)} ${RUNS.length === 1 ? "run" : "runs"}, newest first`;
-const list = tableOf(head, RUNS.map(runLine), title);
-$("v4").replaceChildren(...(DATA.diff ? [comparison(DATA.diff)] : []), list);
+const SCRIPT = { node: -1, watcher: null };
+function nodeOf(row) {
+let i = row;
+while (i >= 0 && kind(i) !== "node") i = run.parent[i];
+return i;
 }
-function tableOf(head, rows, title) {
-const wordy = new Set(["Question", "A", "B"]);
-const heads = head.map(word => h("th", { scope: "col", class: wordy.has(word) ? "l" : "" }, word));
-const table = h("table", {}, h("caption", {}, title), h("thead", {}, h("tr", {}, heads)), h("tbody", {}, rows));
-return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": title }, table);
+function showTranscript() {
+const nodes = rowsOf("node"), chosen = rowOf(STATE.e), node = chosen >= 0 ? nodeOf(chosen) : nodes[0] ?? -1;
+if (SCRIPT.node !== node || !$("script") || SCRIPT.run !== run) {
+Object.assign(SCRIPT, { node, run });
+SCRIPT.watcher?.disconnect();
+SCRIPT.watcher = new IntersectionObserver(entries => entries.forEach(fillSeen), { rootMargin: "700px 0px" });
+const body = h("div", { class: "notebook", id: "script" }, sections(node, SCRIPT.watcher));
+$("v5").replaceChildren(outlineOf(node), h("div", { class: "page" }, scriptBar(nodes, node), body));
 }
-function runLine(meta, i) {
-const told = (value, format) => h("td", {}, value === null ? "?" : format(value));
-return h("tr", { class: i === STATE.run ? "on" : "" },
-h("td", {}, button(meta.id, () => pickRun(i), { class: "link mono" })),
-h("td", { class: "l" }, meta.question.split("\n")[0].slice(0, 120)),
-h("td", {}, h("span", { class: "badge " + meta.status }, meta.status)),
-h("td", {}, (meta.started || "").slice(0, 16).replace("T", " ")),
-told(meta.duration_ms, duration), told(meta.calls, number), told(meta.tokens, number),
-h("td", {}, meta.cost_usd === null ? money(meta.cost_known || 0, 1) : money(meta.cost_usd)));
+if (chosen >= 0 && chosen !== node) requestAnimationFrame(() => toSection(chosen));
+}
+function fillSeen(entry) {
+if (!entry.isIntersecting) return;
+SCRIPT.watcher.unobserve(entry.target);
+fillSection(entry.target);
+}
+function sectionRows(node) {
+if (node >= 0) return childrenOf(node);
+const found = [];
+for (let i = 0; i < run.count; i += run.size[i]) found.push(i);
+return found;
+}
+function sections(node, watcher) {
+return sectionRows(node).map(i => {
+const section = h("section", { class: "act", tabindex: -1, "aria-label": name(i) }, sectionHead(i),
+h("div", { class: "acts" }));
+Object.assign(section, { row: i, size: run.size[i] });
+watcher?.observe(section);
+return section;
+});
+}
+function sectionHead(i) {
+const figures = [isPaid(i) ? `${number(run.allTokens[i])} tokens` : "", isPaid(i) ? money(run.allCost[i],
+run.unpriced[i]) : "", UNTIMED.includes(kind(i)) ? "" : duration(run.all[i])].filter(Boolean).join(" · ");
+return h("header", {}, icon(markOf(i)), inspectLink(i), tags(i), h("span", { class: "grow" }), h("i", {}, figures));
+}
+const inspectLink = i => button(name(i), () => select(i, { push: true, inspect: true }), { class: "link" });
+async function fillSection(section) {
+const i = section.row;
+section.filled = true;
+section.lastElementChild.replaceChildren(...await acts(i));
+markHits(section);
+}
+async function acts(i) {
+const event = run.at[i] >= 0 ? await body(run, run.at[i]) : null;
+if (kind(i) === "turn") return turnActs(i, event);
+if (kind(i) === "cell") return cellActs(i, event);
+if (kind(i) === "node") return [childStrip(i)];
+if (kind(i) === "sub") return [subStrip([i])];
+if (!event) return [...childrenOf(i)].map(lineOf);
+const made = blocks(i, event, await elsewhere(i, event));
+return made.slice(0, -1); // without the event's JSON
+}
+async function turnActs(i, event) {
+const below = childrenOf(i), calls = below.length ? [] : (event.tool_calls || []).map(callBlock);
+const said = prose(event, below);
+const parts = [said ? h("div", { class: "reply" }, readableBlock(said)) : null, ...calls];
+for (const child of below) parts.push(...await acts(child));
+return parts.filter(Boolean);
+}
+function prose(event, below) {
+const whole = show(event.response).trim(), ran = below.some(child => kind(child) === "cell");
+return ran && !event.tool_calls?.length ? whole.replace(/```\w*\n[^]*?(?:\n```|$)[^]*/, "").trim() : whole;
+}
+function readableBlock(words) {
+const [box, raw] = readable(words);
+return [raw, box];
+}
+async function cellActs(i, event) {
+const at = /line (\d+), in <module>/.exec(show(event.error || ""));
+const results = [text("Output", event.stdout), text("Value", event.value, { code: "python" }),
+event.error ? errorBlock(event.error) : null,
+event.images ? h("p", { class: "note" }, counted(event.images, "image") + " made") : null,
+"final" in event ? text("FINAL", show(event.final)) : null];
+return [text(name(i), event.code, { code: "python", at: at ? +at[1] : 0 }), ...strips(i), ...results].filter(Boolean);
+}
+function strips(i) {
+const below = childrenOf(i).flatMap(child => kind(child) === "batch" ? childrenOf(child) : [child]);
+const subs = below.filter(child => kind(child) === "sub"), found = subs.length ? [subStrip(subs, i)] : [];
+return [...found, ...below.filter(child => kind(child) !== "sub").map(child => kind(child) === "node"
+? childStrip(child) : lineOf(child))];
+}
+function lineOf(i) {
+return h("p", { class: "line" }, icon(markOf(i)), inspectLink(i), " ", told(i));
+}
+function foldedStrip(title, fill) {
+const strip = h("details", { class: "strip" }, h("summary", {}, title), h("div", { class: "acts" }));
+strip.fill = async () => {
+if (strip.filled) return;
+strip.filled = true;
+strip.lastElementChild.replaceChildren(...await fill());
+markHits(strip);
+};
+strip.addEventListener("toggle", () => { if (strip.open) strip.fill(); });
+return strip;
+}
+function subStrip(subs, above) {
+const sum = column => subs.reduce((total, i) => total + column[i], 0);
+const wide = Math.max(0, ...subs.map(i => run.width[run.parent[i]]), above ? run.width[above] : 0);
+const title = [counted(subs.length, "call"), subs.length > 1 && wide > 1 ? wide + " at once" : "",
+money(sum(run.allCost), sum(run.unpriced))].filter(Boolean).join(" · ");
+return foldedStrip([icon("sub"), h("b", {}, title)], () => [...subs.slice(0, 200).map(oneSub),
+subs.length > 200 ? h("p", { class: "empty" }, `… and ${number(subs.length - 200)} more in the tree`) : ""]);
+}
+function oneSub(i) {
+return foldedStrip([icon(markOf(i)), h("b", {}, name(i)), " ", told(i)], async () => {
+const event = await body(run, run.at[i]);
+const asked = Array.isArray(event.prompt) ? event.prompt.map(message => contentText(message?.content)).join("\n\n")
+: show(event.prompt);
+return [text("Prompt", asked), text("Reply", event.response, { readable: true })].filter(Boolean);
+});
+}
+function childStrip(i) {
+const figures = [isPaid(i) ? money(run.allCost[i], run.unpriced[i]) : "", duration(run.all[i])].filter(Boolean);
+return foldedStrip([icon("node"), h("b", {}, name(i)), " ", told(i), h("i", {}, figures.join(" · "))], async () => {
+const list = sections(i, null);
+for (const section of list) await fillSection(section);
+return list;
+});
+}
+function outlineOf(node) {
+const lines = sectionRows(node).slice(0, 2000).map(i => {
+const line = button("", () => goSection(i), { class: isError(i) || run.errors[i] ? "bad" : "" });
+line.append(icon(markOf(i)), h("b", {}, name(i)), h("span", { dir: "auto" }, run.texts[i]));
+return line;
+});
+return h("nav", { class: "outline", "aria-label": "Outline" }, lines);
+}
+function scriptBar(nodes, node) {
+const pick = h("select", { "aria-label": "Node", onchange: event => goSection(+event.target.value) },
+nodes.slice(0, 500).map(i => h("option", { value: i }, "\u00a0".repeat(2 * Math.min(run.depth[i], 9)) +
+`${name(i)}: ${run.texts[i]}`)));
+pick.value = node;
+return h("div", { class: "turns" },
+button("‹ Previous turn", () => byTurn(-1), { "data-shortcut": "[" }),
+button("Next turn ›", () => byTurn(1), { "data-shortcut": "]" }), nodes.length > 1 ? pick : null);
+}
+const allSections = () => [...$("v5").querySelectorAll("#script > .act")];
+function byTurn(by) {
+const list = allSections().filter(section => kind(section.row) === "turn");
+const here = list.findLastIndex(section => section.getBoundingClientRect().top < scriptTop() + 20);
+const next = list[Math.max(0, Math.min(list.length - 1, here + by))];
+if (next) goSection(next.row);
+}
+function goSection(row) {
+go({ e: rowId(row) });
+showTranscript();
+}
+const scriptTop = () => ($("v5").querySelector(".turns")?.getBoundingClientRect().height || 0) + stickyTop();
+const stickyTop = () => getComputedStyle($("bar")).position === "sticky" ? $("bar").offsetHeight + 50 : 0;
+async function toSection(row) {
+const section = allSections().find(one => row >= one.row && row < one.row + one.size);
+if (!section) return;
+if (!section.filled) await fillSection(section);
+scrollBy(0, section.getBoundingClientRect().top - scriptTop());
+section.focus({ preventScroll: true });
+}
+const PRINTED_ROWS = 2000;
+async function fillPrint() {
+if (!run || $("print").run === run) return;
+const roots = run.count ? rowsOf("node").filter(i => run.level[i] === 0) : [];
+$("print").run = run;
+$("print").replaceChildren();
+for (const root of roots.length ? roots : [-1]) {
+const list = sections(root, null);
+$("print").append(h("h2", {}, root < 0 ? "Events" : run.texts[root]), ...list);
+for (const section of list.slice(0, PRINTED_ROWS)) await fillSection(section);
+}
+if (run.count <= PRINTED_ROWS) await unfold($("print"));
+}
+async function unfold(box) {
+for (const more of box.querySelectorAll(".more")) more.click();
+for (const strip of box.querySelectorAll("details:not([open])")) {
+strip.open = true;
+await strip.fill();
+await unfold(strip.lastElementChild);
+}
+}
+function aligned(left, right) {
+let head = 0, tail = 0;
+const most = Math.min(left.length, right.length);
+while (head < most && left[head] === right[head]) head++;
+while (tail < most - head && left.at(-1 - tail) === right.at(-1 - tail)) tail++;
+const pairs = Array.from({ length: head }, (_, at) => [at, at]);
+const middle = edits(left.slice(head, left.length - tail), right.slice(head, right.length - tail));
+for (const [a, b] of middle) pairs.push([a < 0 ? -1 : a + head, b < 0 ? -1 : b + head]);
+for (let at = tail; at > 0; at--) pairs.push([left.length - at, right.length - at]);
+return pairs;
+}
+const MOST_EDITS = 600;
+function edits(left, right) {
+const trace = furthest(left, right), pairs = [];
+let a = left.length, b = right.length;
+if (!trace) return [...left.map((_, at) => [at, at < b ? at : -1]), ...right.map((_, at) => [-1, at]).slice(a)];
+for (let d = trace.length - 1; d >= 0; d--) {
+const reach = trace[d], k = a - b, down = k === -d || (k !== d && reach.get(k - 1) < reach.get(k + 1));
+const before = down ? k + 1 : k - 1, x = d ? reach.get(before) : 0, y = d ? x - before : 0;
+while (a > x && b > y && a > 0 && b > 0 && left[a - 1] === right[b - 1]) pairs.push([--a, --b]);
+if (d) pairs.push(down ? [-1, --b] : [--a, -1]);
+}
+return pairs.reverse();
+}
+function furthest(left, right) {
+const reach = new Map([[1, 0]]), trace = [];
+for (let d = 0; d <= Math.min(MOST_EDITS, left.length + right.length); d++) {
+trace.push(new Map(reach));
+for (let k = -d; k <= d; k += 2) {
+let x = k === -d || (k !== d && reach.get(k - 1) < reach.get(k + 1)) ? reach.get(k + 1) : reach.get(k - 1) + 1;
+while (x < left.length && x - k < right.length && left[x] === right[x - k]) x++;
+reach.set(k, x);
+if (x >= left.length && x - k >= right.length) return trace;
+}
+}
+return null;
+}
+const DIFF_STEPS = 2000;
+const STEP_PARTS = {
+node: event => ({ Question: event.prompt }),
+turn: event => ({ Reply: event.response, Calls: (event.tool_calls || []).map(call => call?.arguments?.code ??
+`${call?.name} ${show(call?.arguments)}`).join("\n\n") }),
+sub: event => ({ Prompt: contentOf(event.prompt), Reply: event.response }),
+cell: event => ({ Code: event.code, Output: [event.stdout, event.value].filter(Boolean).map(show).join("\n"),
+Error: errorText(event.error) }),
+tool: event => ({ Arguments: show(event.arguments), Result: contentOf(event.tool_results) }),
+end: event => ({ Answer: event.response, Status: event.status, Error: errorText(event.error) }),
+};
+const errorText = error => error && typeof error === "object"
+? [error.type, error.message].filter(Boolean).join(": ") : show(error ?? "");
+const ASKED = ["Question", "Prompt", "Code", "Arguments"];
+async function stepsOf(r) {
+const found = [];
+let batch = [];
+const close = () => { found.push(...batch.sort((a, b) => a.asked < b.asked ? -1 : 1)); batch = []; };
+for (let i = 0; i < r.count && found.length < DIFF_STEPS; i++) {
+const k = KINDS[r.kind[i]], parts = STEP_PARTS[k] && r.at[i] >= 0 ? STEP_PARTS[k](await body(r, r.at[i])) : null;
+if (!parts) continue;
+const texts = Object.entries(parts).map(([title, value]) => [title, contentText(value ?? "")]);
+const asked = texts.filter(([title]) => ASKED.includes(title)).map(([, words]) => words);
+const words = [r.texts[i], r.outcomes[i]].filter(Boolean).join(" → ");
+const step = { i, at: r.at[i], name: r.names[r.name[i]], words, texts,
+asked: JSON.stringify([k, r.names[r.name[i]], asked]), all: JSON.stringify(texts) };
+if (k !== "sub") close();
+(k === "sub" ? batch : found).push(step); // which call of a batch began first is chance
+}
+close();
+return found.slice(0, DIFF_STEPS);
+}
+async function compare(a, b) {
+const [left, right] = [await stepsOf(await openedRun(a)), await stepsOf(await openedRun(b))];
+return aligned(left.map(step => step.asked), right.map(step => step.asked)).map(([x, y]) => {
+const one = left[x], other = right[y], state = !other ? "left" : !one ? "right"
+: one.all === other.all ? "same" : "changed";
+return { state, one, other };
+});
 }
 const DELTAS = [["Calls", "calls", number], ["Tokens", "tokens", number],
 ["Cost", "cost_usd", value => money(value || 0, value === null)], ["Duration", "duration_ms", duration],
 ["Errors", "errors", number], ["Depth", "depth_reached", number]];
 const STEP_WORDS = { same: "same", changed: "differs", left: "only A", right: "only B" };
-function comparison(diff) {
-const [a, b] = RUNS, first = diff.steps[diff.first];
-const jump = first
-? button("First divergence: " + (first[4] || first[5]), () => $("divergence").scrollIntoView({ block: "center" }),
-{ class: "link" })
+async function showComparison(a, b) {
+const box = $("diff"), steps = await compare(a, b), first = steps.findIndex(step => step.state !== "same");
+const jump = first >= 0
+? button("First divergence: " + (steps[first].one || steps[first].other).name, () => {
+const row = box.querySelector("#divergence");
+row.open = true;
+row.scrollIntoView({ block: "center" });
+}, { class: "link" })
 : h("p", {}, "Both runs took the same steps to the same results.");
-const more = diff.more ? h("p", { class: "empty" }, `… and ${number(diff.more)} more steps`) : null;
-return h("div", {}, h("div", { class: "v4row" }, h("h2", {}, `A ${a.id} → B ${b.id}`), jump),
-h("dl", { class: "deltas" }, DELTAS.map(part => delta(part, a, b))),
-tableOf(["Step", "A", "B"], diff.steps.map((step, i) => stepLine(step, i === diff.first)), "Steps"), more);
+const same = steps.filter(step => step.state === "same").length;
+const lines = h("div", { class: "steps differing" }, steps.map((step, i) => stepLine(step, a, b, i === first)));
+const only = button("Only differences", () => {
+only.setAttribute("aria-pressed", lines.classList.toggle("differing"));
+}, { class: "chip", "aria-pressed": true });
+box.replaceChildren(
+h("div", { class: "v4row" }, h("h2", {}, `A ${RUNS[a].id} → B ${RUNS[b].id}`), jump, h("span", { class: "grow" }),
+h("span", { class: "note" }, `${counted(steps.length, "step")}, ${number(same)} the same`), only),
+h("dl", { class: "deltas" }, DELTAS.map(part => delta(part, RUNS[a], RUNS[b]))), lines);
 }
 function delta([title, key, format], a, b) {
 const by = b[key] - a[key], sign = by > 0 ? "+" : by < 0 ? "−" : "±";
-const change = a[key] === null || b[key] === null ? "?" : sign + format(Math.abs(by));
-return h("div", {}, h("dt", {}, title), h("dd", { class: "d" }, change),
-h("dd", {}, `${format(a[key])} → ${format(b[key])}`));
+const known = [a[key], b[key]].every(value => typeof value === "number");
+const told = value => typeof value === "number" ? format(value) : "?";
+return h("div", {}, h("dt", {}, title), h("dd", { class: "d" }, known ? sign + format(Math.abs(by)) : "?"),
+h("dd", {}, `${told(a[key])} → ${told(b[key])}`));
 }
-function stepLine([state, left, right, , one, other], first) {
-const side = (at, place, words) =>
-h("td", {}, at < 0 ? words : button(words, () => pickRun(place, String(at)), { class: "link" }));
-return h("tr", { class: "step" + (first ? " first" : ""), id: first ? "divergence" : null },
-h("td", {}, h("span", { class: "tag " + state }, STEP_WORDS[state])), side(left, 0, one), side(right, 1, other));
+function stepLine({ state, one, other }, a, b, first) {
+const side = step => h("span", { class: "side", dir: "auto" }, step ? [h("b", {}, step.name), " ",
+state === "changed" ? differing(step, step === one ? other : one) : step.words] : "—");
+const line = h("details", { class: `step ${state}${first ? " first" : ""}`, id: first ? "divergence" : null },
+h("summary", {}, h("span", { class: "tag " + state }, STEP_WORDS[state]), side(one), side(other)));
+line.addEventListener("toggle", () => {
+if (line.open && line.children.length < 2) line.append(stepDetail({ one, other }, a, b));
+});
+return line;
+}
+function differing(step, from) {
+const part = step.texts.findIndex(([, words], n) => words !== from.texts[n]?.[1]);
+const lines = (step.texts[part]?.[1] || "").split("\n"), others = (from.texts[part]?.[1] || "").split("\n");
+const line = lines.find((words, n) => words !== others[n] && words.trim());
+return line === undefined ? step.words : `${step.texts[part][0].toLowerCase()}: ${line.trim().slice(0, 160)}`;
+}
+function stepDetail({ one, other }, a, b) {
+const links = [[one, a, "A"], [other, b, "B"]].filter(([step]) => step).map(([step, place, letter]) =>
+button(`Open in ${letter}`, () => pickRun(place, String(step.at)), { class: "link" }));
+const titles = [...new Set([...(one?.texts || []), ...(other?.texts || [])].map(([title]) => title))];
+const of = (step, title) => step?.texts.find(([name]) => name === title)?.[1] ?? "";
+const parts = titles.map(title => [title, of(one, title), of(other, title)]);
+return h("div", { class: "acts" }, h("p", { class: "row" }, links),
+parts.filter(([, x, y]) => x !== y).map(([title, x, y]) => lineDiff(title, x, y)));
+}
+const CONTEXT = 2;
+function lineDiff(title, before, after) {
+const left = before ? before.split("\n") : [], right = after ? after.split("\n") : [], pre = h("pre", { tabindex: 0,
+"aria-label": title });
+const pairs = aligned(left, right), near = new Set();
+pairs.forEach(([x, y], n) => {
+if (x < 0 || y < 0 || left[x] !== right[y]) for (let by = -CONTEXT; by <= CONTEXT; by++) near.add(n + by);
+});
+let skipped = 0;
+const skip = () => {
+if (skipped) pre.append(h("span", { class: "skip" }, `… ${counted(skipped, "equal line")}`));
+skipped = 0;
+};
+pairs.slice(0, 5000).forEach(([x, y], n) => {
+if (!near.has(n)) { skipped++; return; }
+skip();
+if (x >= 0 && y >= 0 && left[x] === right[y]) pre.append(h("span", {}, "  " + left[x]));
+else {
+if (x >= 0) pre.append(h("span", { class: "minus" }, "− " + left[x]));
+if (y >= 0) pre.append(h("span", { class: "plus" }, "+ " + right[y]));
+}
+});
+skip();
+return h("section", { class: "block diff" }, h("header", {}, h("h3", {}, title)), pre);
+}
+const LIST = { by: "", up: false, words: "", status: "", ticked: new Set() };
+const COLUMNS = [
+["Run", meta => meta.id, "mono"], ["Question", meta => firstLine(meta.question), "l"],
+["Answer", meta => firstLine(meta.answer || "").replace(/\*\*|`/g, ""), "l"], ["Status", meta => meta.status],
+["Model", meta => meta.model || ""], ["Started", meta => (meta.started || "").slice(0, 16).replace("T", " ")],
+["Duration", meta => meta.duration_ms, "n", duration], ["Calls", meta => meta.calls, "n", number],
+["Errors", meta => meta.errors, "n", number], ["Tokens", meta => meta.tokens, "n", number],
+["Cost", meta => meta.cost_usd ?? (meta.cost_known || null), "n"],
+];
+function showRuns() {
+const chosen = STATE.c.split("~").map(id => RUNS.findIndex(meta => meta.id === id));
+const pair = chosen.length === 2 && chosen.every(place => place >= 0) ? chosen : DATA.diff ? [0, 1] : null;
+if (!$("runs")) $("v4").replaceChildren(h("div", { id: "diff" }), h("div", { id: "runs" }));
+$("diff").hidden = !pair;
+if (pair && $("diff").shown !== pair.join()) {
+$("diff").shown = pair.join();
+showComparison(...pair);
+}
+showRunList();
+}
+function showRunList() {
+const statuses = [...new Set(RUNS.map(meta => meta.status))];
+const words = h("input", { type: "search", "aria-label": "Filter runs", placeholder: "Filter runs",
+value: LIST.words, oninput: event => { LIST.words = event.target.value; fillRuns(); } });
+const onchange = event => { LIST.status = event.target.value; fillRuns(); };
+const status = h("select", { "aria-label": "Status", onchange }, h("option", { value: "" }, "any status"),
+statuses.map(value => h("option", { value }, value)));
+status.value = LIST.status;
+const both = button("Compare", compareTicked, { id: "compare", disabled: "" });
+const listed = h("span", { class: "note", id: "listed" });
+$("runs").replaceChildren(h("div", { class: "v4row" }, words, status, both, listed), h("div", { id: "list" }));
+fillRuns();
+}
+function listedRuns() {
+const wanted = LIST.words.toLowerCase(), column = COLUMNS.find(([title]) => title === LIST.by);
+const shown = RUNS.map((meta, place) => ({ meta, place })).filter(({ meta }) =>
+(!LIST.status || meta.status === LIST.status) &&
+`${meta.id} ${meta.question} ${meta.answer || ""} ${meta.model || ""}`.toLowerCase().includes(wanted));
+const order = (a, b) => typeof a === "number" || typeof b === "number" ? (a ?? -1) - (b ?? -1)
+: String(a).localeCompare(String(b));
+return column ? shown.sort((a, b) => (LIST.up ? 1 : -1) * order(column[1](a.meta), column[1](b.meta))) : shown;
+}
+function fillRuns() {
+const shown = listedRuns(), title = `${counted(shown.length, "run")}${LIST.by ? "" : ", newest first"}`;
+const heads = COLUMNS.map(([word, , look]) => h("th", { scope: "col", class: look === "n" ? "" : "l",
+"aria-sort": LIST.by === word ? LIST.up ? "ascending" : "descending" : null }, button(word, () => sortRuns(word),
+{ class: "sort" })));
+const table = h("table", { class: "runs" }, h("caption", { class: "vh" }, title),
+h("thead", {}, h("tr", {}, h("th", {}, h("span", { class: "vh" }, "Compare")), heads)),
+h("tbody", {}, shown.map(({ meta, place }) => runLine(meta, place))));
+$("list").replaceChildren(h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": title }, table));
+$("listed").textContent = title;
+$("compare").disabled = LIST.ticked.size !== 2;
+}
+function sortRuns(word) {
+const again = LIST.by === word;
+Object.assign(LIST, again && LIST.up ? { by: "" } : { by: word, up: again });
+fillRuns();
+}
+function runLine(meta, place) {
+const tick = h("input", { type: "checkbox", "aria-label": "Compare " + meta.id, onchange: event => {
+LIST.ticked[event.target.checked ? "add" : "delete"](place);
+$("compare").disabled = LIST.ticked.size !== 2;
+} });
+tick.checked = LIST.ticked.has(place);
+const cells = COLUMNS.map(([title, value, look, format]) => {
+const attributes = { class: look === "n" ? "" : "l", "data-label": title };
+return h("td", attributes, runCell(title, meta, place, value(meta), format));
+});
+return h("tr", { class: place === STATE.run ? "on" : "" }, h("td", { class: "tick" }, tick), cells);
+}
+function runCell(title, meta, place, value, format) {
+if (title === "Run") return button(meta.id, () => pickRun(place), { class: "link mono" });
+if (title === "Status") return h("span", { class: "badge " + meta.status }, meta.status);
+if (title === "Cost") return meta.cost_usd === null ? money(meta.cost_known || 0, 1) : money(meta.cost_usd ?? 0);
+if (format) return typeof value === "number" ? format(value) : "?";
+return h("span", { dir: "auto" }, value.slice(0, 120));
+}
+function compareTicked() {
+const [a, b] = [...LIST.ticked].sort((one, other) => other - one); // the older one first
+if (RUNS[a].href || RUNS[b].href) {
+location.assign("?" + [a, b].map(place => "run=" + encodeURIComponent(RUNS[place].id)).join("&"));
+return;
+}
+go({ c: `${RUNS[a].id}~${RUNS[b].id}` });
+showRuns();
+$("diff").scrollIntoView({ block: "nearest" });
 }
 function pickRun(place, e = "") {
 if (RUNS[place].href) { location.assign(RUNS[place].href); return; }
-go({ run: place, e, v: 1, q: "", ...Object.fromEntries(FILTERS.map(key => [key, ""])) });
+go({ run: place, e, v: e && STATE.v === 4 ? 1 : STATE.v === 4 ? firstView() : STATE.v, q: "", s: "",
+...Object.fromEntries(FILTERS.map(key => [key, ""])) });
 showRun(place);
 }
 function save(content, file, type) {
@@ -3642,7 +4832,8 @@ const inert = /^[=+\-@\t\r]/.test(value) ? "'" + value : value;
 return '"' + inert.replaceAll('"', '""') + '"';
 };
 const columns = {
-event: i => run.at[i], level: i => run.level[i], depth: i => run.depth[i], kind, name, text: i => run.texts[i],
+event: i => run.at[i], level: i => run.level[i], depth: i => run.depth[i], kind, name,
+text: i => run.texts[i], outcome: i => run.outcomes[i],
 model: i => run.models[run.model[i]],
 start_ms: i => run.start[i], end_ms: i => run.end[i], self_ms: i => run.own[i],
 input: i => run.input[i], output: i => run.output[i], cached: i => run.cached[i], reasoning: i => run.reasoning[i],
@@ -3651,6 +4842,48 @@ total_cost_usd: i => run.allCost[i], unpriced_calls: i => run.unpriced[i], error
 };
 const lines = [...run.level.keys()].map(i => Object.values(columns).map(value => cell(value(i))).join(","));
 return [Object.keys(columns).join(","), ...lines].join("\r\n") + "\r\n";
+}
+function asSpeedscope() {
+const frames = [], known = new Map(), nodes = rowsOf("node");
+const frame = words => {
+if (!known.has(words)) { known.set(words, frames.length); frames.push({ name: words }); }
+return known.get(words);
+};
+const profiles = nodes.map((node, n) => {
+const events = [];
+stacked(node, run.start[node], run.end[node], events, frame, true);
+return { type: "evented", name: `${n + 1} ${name(node)}: ${run.texts[node]}`.slice(0, 80), unit: "milliseconds",
+startValue: run.start[node], endValue: run.end[node], events };
+});
+return JSON.stringify({ $schema: "https://www.speedscope.app/file-format-schema.json", name: run.meta.id,
+exporter: "rlm", shared: { frames }, profiles });
+}
+function stacked(row, from, to, events, frame, top = false) {
+const begin = Math.max(from, run.start[row]), end = Math.max(begin, Math.min(to, run.end[row]));
+const label = name(row).replace(/ \d+$/, "");
+events.push({ type: "O", frame: frame(label), at: begin });
+if (top || kind(row) !== "node") {
+let at = begin;
+for (const group of atOnce(childrenOf(row))) {
+if (group.length === 1) { stacked(group[0], at, end, events, frame); at = events.at(-1).at; continue; }
+const open = Math.max(at, Math.min(...group.map(i => run.start[i])));
+at = Math.min(end, Math.max(open, ...group.map(i => run.end[i])));
+const many = frame(`${name(group[0])} at once`);
+events.push({ type: "O", frame: many, at: Math.min(open, end) });
+events.push({ type: "C", frame: many, at: Math.max(open, at) });
+}
+}
+events.push({ type: "C", frame: frame(label), at: end });
+}
+function atOnce(siblings) {
+const groups = [];
+let reach = -1;
+for (const i of siblings.filter(row => run.end[row] > run.start[row]).sort((a, b) => run.start[a] - run.start[b])) {
+if (groups.length && run.start[i] < reach - 1) groups.at(-1).push(i);
+else groups.push([i]);
+reach = Math.max(reach, run.end[i]);
+}
+return groups;
 }
 function asTrace() {
 lanes(run);
@@ -3663,13 +4896,93 @@ error: isError(i) },
 }));
 return JSON.stringify({ displayTimeUnit: "ms", otherData: { run: run.meta.id }, traceEvents: events });
 }
-const VIEWS = { 2: showTimeline, 3: showCharts, 4: showRuns };
+const LIVE = { changed: Date.now(), gone: false };
+function followLog() {
+$("live").hidden = false;
+setInterval(tellLive, 1000);
+tellLive();
+const poll = async () => {
+try {
+const reply = await fetch("version" + location.search);
+LIVE.gone = !reply.ok;
+if (reply.ok && await reply.text() !== DATA.live) await takeOver();
+} catch { LIVE.gone = true; }
+setTimeout(poll, 2000);
+};
+setTimeout(poll, 2000);
+}
+function tellLive() {
+const since = Math.round((Date.now() - LIVE.changed) / 1000);
+const ago = since < 60 ? since + " s" : duration(since * 1000);
+$("ago").textContent = LIVE.gone ? "no longer served" : `live, ${ago} ago`;
+$("live").classList.toggle("gone", LIVE.gone);
+}
+async function takeOver() {
+const reply = await fetch(location.pathname + location.search);
+if (!reply.ok) return;
+const fresh = new DOMParser().parseFromString(await reply.text(), "text/html"), data = fresh.getElementById("data");
+if (!data) return;
+const next = JSON.parse(data.textContent);
+for (const old of document.querySelectorAll('script[id^="r"]')) old.remove();
+for (const made of fresh.querySelectorAll('script[id^="r"]')) {
+document.body.append(h("script", { type: made.type, id: made.id }));
+$(made.id).textContent = made.textContent;
+}
+DATA.live = next.live;
+RUNS.splice(0, RUNS.length, ...next.runs);
+OPENED.clear();
+LIVE.changed = Date.now();
+await refresh();
+tellLive();
+}
+async function refresh() {
+const old = run, kept = old && keptState(old);
+run = await openedRun(STATE.run);
+openAtFirst();
+if (old) restore(old, kept);
+showSummary();
+showPicker();
+applyFilters();
+showFilters();
+showRows();
+if (STATE.v === 5 && $("script")) growTranscript(kept);
+else if (VIEWS[STATE.v]) VIEWS[STATE.v]();
+if (STATE.q) search();
+const last = run.rowAt[run.meta.events - 1], reveal = STATE.v === 1;
+if ($("follow").checked && run.count) select(last, { reveal, inspect: true });
+else if (rowOf(STATE.e) >= 0 && kept && kept.size !== run.size[rowOf(STATE.e)]) showEvent(rowOf(STATE.e), true);
+else if (rowOf(STATE.e) < 0 && run.count) showEvent(0, true);
+}
+function keptState(old) {
+const rows = new Map();
+for (let i = 0; i < old.count; i++) if (old.size[i] > 1) rows.set(rowId(i), old.open[i]);
+const chosen = rowOf(STATE.e);
+return { rows, size: chosen < 0 ? 0 : old.size[chosen], sections: $("script") ? allSections() : [],
+ids: $("script") ? allSections().map(section => rowId(section.row)) : [] };
+}
+function restore(old, kept) {
+for (let i = 0; i < run.count; i++) if (kept.rows.has(rowId(i))) run.open[i] = kept.rows.get(rowId(i));
+}
+function growTranscript(kept) {
+const box = $("script"), known = new Map(kept.ids.map((id, n) => [id, kept.sections[n]]));
+SCRIPT.run = run;
+SCRIPT.node = rowOf(STATE.e) >= 0 ? nodeOf(rowOf(STATE.e)) : rowsOf("node")[0] ?? -1;
+for (const made of sections(SCRIPT.node, null)) {
+const old = known.get(rowId(made.row));
+if (!old) { box.append(made); SCRIPT.watcher.observe(made); continue; }
+const grown = old.size !== made.size;
+Object.assign(old, { row: made.row, size: made.size });
+if (grown && old.filled) fillSection(old);
+}
+$("v5").firstElementChild.replaceWith(outline(SCRIPT.node));
+}
+const VIEWS = { 2: showTimeline, 3: showCharts, 4: showRuns, 5: showTranscript };
 function setView(v) {
 go({ v });
 applyView();
 }
 function applyView() {
-for (let i = 1; i <= 4; i++) {
+for (let i = 1; i <= VIEW_COUNT; i++) {
 $("v" + i).hidden = i !== STATE.v;
 $("t" + i).setAttribute("aria-selected", i === STATE.v);
 $("t" + i).tabIndex = i === STATE.v ? 0 : -1;
@@ -3683,8 +4996,9 @@ else fillWindow();
 function showStatic() {
 const rows = [...run.level.keys()].slice(0, STATIC_ROWS).map(i => {
 const indent = "\u00a0\u00a0".repeat(Math.min(run.level[i], 24)), mark = isError(i) ? "✗ " : "";
+const words = [run.texts[i], run.outcomes[i]].filter(Boolean).join(" → ");
 const figures = figureCells(i).map(cell => h("td", {}, cell.firstChild.textContent));
-return h("tr", {}, h("td", {}, indent, mark, h("b", {}, name(i)), " ", run.texts[i]), figures);
+return h("tr", {}, h("td", {}, indent, mark, h("b", {}, name(i)), " ", words), figures);
 });
 $("static").querySelector("tbody")?.replaceChildren(...rows);
 }
@@ -3693,7 +5007,7 @@ if (RUNS[place].href) { location.replace(RUNS[place].href + location.hash); retu
 const changed = !run || run.place !== place;
 STATE.run = place;
 if (changed) {
-run = await openRun(place);
+run = await openedRun(place);
 openAtFirst();
 showSummary();
 if (place) showStatic();
@@ -3702,6 +5016,7 @@ showPicker();
 applyFilters();
 showFilters();
 showRows();
+showOrder();
 applyView();
 $("q").value = STATE.q;
 search();
@@ -3713,20 +5028,14 @@ const row = rowOf(STATE.e);
 if (row < 0) {
 if (run.count) showEvent(0);
 else showNothing();
-if (STATE.e) say(`This run has no event “${STATE.e}”.`);
+say(STATE.e ? `This run has no event “${STATE.e}”.` : "");
 return;
 }
+say("");
 if (changed && STATE.v < 3) document.body.classList.add("open");
 reveal(row);
-select(row);
+select(row, { inspect: true });
 if (STATE.v === 1) intoView(ensured(row) || $("grid"));
-}
-function follow() {
-const same = () => DATA.live;
-setInterval(async () => {
-const version = await fetch("version" + location.search).then(reply => reply.ok ? reply.text() : same(), same);
-if (version !== DATA.live) location.reload();
-}, 2000);
 }
 function flipTheme() {
 const page = document.documentElement.dataset, system = matchMedia("(prefers-color-scheme: dark)").matches;
@@ -3748,7 +5057,8 @@ $("legend").showModal();
 function pressed(event) {
 const inField = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
 const held = event.ctrlKey || event.metaKey || event.altKey;
-if (event.key === "Escape") leave(event.target);
+if ((event.ctrlKey || event.metaKey) && event.key === "p") printAll();
+else if (event.key === "Escape") leave(event.target);
 else if (inField || held || $("legend").open) return;
 else if (event.key === "j" || event.key === "k") nextRow(event.key);
 else if (!pressShortcut(event.key)) return;
@@ -3757,6 +5067,7 @@ event.preventDefault();
 function leave(target) {
 if ($("legend").open) { $("legend").close(); return; }
 document.body.classList.remove("open");
+$("found").hidden = $("offer").hidden = true;
 for (const open of document.querySelectorAll("#tools [open]")) open.open = false;
 if (target === $("q")) focusRow(Math.max(0, rowOf(STATE.e)));
 }
@@ -3765,6 +5076,10 @@ const row = rowOf(STATE.e), focus = STATE.v === 1;
 if (row >= 0) step(row, key === "j" ? 1 : -1, -1);
 else if (run.visible.length) select(run.visible[0], { focus });
 if (STATE.v === 2) draw();
+}
+async function printAll() {
+await fillPrint();
+window.print();
 }
 function pressShortcut(key) {
 const wanted = [...document.querySelectorAll("[data-shortcut]")].find(item => item.dataset.shortcut === key);
@@ -3776,12 +5091,21 @@ const clicks = { theme: flipTheme, help: showLegend, errors: nextError,
 next: () => nextHit(1), prev: () => nextHit(-1),
 expand: () => setAll(true), fold: () => setAll(false),
 csv: () => save(asCsv(), run.meta.id + ".csv", "text/csv"),
+speedscope: () => save(asSpeedscope(), run.meta.id + ".speedscope.json", "application/json"),
+paper: printAll, offer: traceSelected,
 trace: () => save(asTrace(), run.meta.id + ".trace.json", "application/json") };
 for (const [id, act] of Object.entries(clicks)) $(id).onclick = act;
-for (let v = 1; v <= 4; v++) $("t" + v).onclick = () => setView(v);
+for (let v = 1; v <= VIEW_COUNT; v++) $("t" + v).onclick = () => setView(v);
 $("pick").onchange = () => pickRun(+$("pick").value);
 $("q").addEventListener("input", typed);
 $("q").addEventListener("keydown", event => { if (event.key === "Enter") nextHit(event.shiftKey ? -1 : 1); });
+for (const head of document.querySelectorAll("#grid [data-sort]")) head.onclick = () => sortBy(head.dataset.sort);
+document.querySelector(".find").addEventListener("focusin", () => { if (STATE.q) showFound(); });
+document.addEventListener("focusin", event => { if (!event.target.closest(".find")) $("found").hidden = true; });
+document.addEventListener("pointerdown", event => { if (!event.target.closest(".find")) $("found").hidden = true; });
+document.addEventListener("selectionchange", offerTrace);
+addEventListener("beforeprint", fillPrint);
+matchMedia("print").addEventListener("change", event => { if (event.matches) fillPrint(); });
 document.querySelector("[role=tablist]").addEventListener("keydown", tabKey);
 $("rows").addEventListener("keydown", gridKey);
 $("rows").addEventListener("click", gridClick);
@@ -3798,12 +5122,12 @@ typing = setTimeout(() => { go({ q: $("q").value }, false); search(); }, 140);
 function tabKey(event) {
 const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
 if (!by) return;
-setView((STATE.v + by + 3) % 4 + 1);
+setView((STATE.v + by + VIEW_COUNT - 1) % VIEW_COUNT + 1);
 $("t" + STATE.v).focus();
 }
 if (RUNS.length) { listen(); showRun(readHash()); }
 else document.documentElement.className = "";
-if (DATA.live) follow();"""
+if (DATA.live) followLog();"""
 # </viewer>
 
 

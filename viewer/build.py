@@ -17,8 +17,8 @@ MODULE = HERE.parent / "rlm_viz.py"
 BEGIN, END = "# <viewer>\n", "# </viewer>\n"
 # In this order they are one script: each may use what the ones before it define while it loads.
 SCRIPTS = (
-    *("dom", "figures", "run", "address", "heading", "rows", "tree", "inspector", "text", "search", "filters"),
-    *("timeline", "charts", "runs", "export", "page"),
+    *("dom", "figures", "run", "address", "text", "markdown", "heading", "values", "rows", "tree", "inspector"),
+    *("history", "search", "filters", "timeline", "charts", "transcript", "diff", "runs", "export", "live", "page"),
 )
 
 
@@ -37,6 +37,7 @@ def assignments() -> str:
     texts = {
         "_BODY": source("page.html"),
         "_STYLE": minified(source("style.css")),
+        "_APP_STYLE": minified(source("app.css")),
         "_HEAD_SCRIPT": minified(source("head.js")),
         "_LOADER": minified(source("loader.js")),
         "_SCRIPT": minified(source(*(f"{name}.js" for name in SCRIPTS))),

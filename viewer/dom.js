@@ -6,20 +6,21 @@ const { kinds: KINDS, untimed: UNTIMED, usage: USAGE, chunk: CHUNK, staticRows: 
 const [ERROR, WARNING, RESTORED, FINAL, ESTIMATED, RETRIED] = DATA.flags;
 const kindName = k => ({ sub: "sub-call", compact: "compaction" })[k] || k;
 const PLAIN_ROWS = 5000, FIRST_ROWS = 120, SHOWN_LINES = 40, SHOWN_CHARS = 8000;
-const STATE = { run: 0, e: "", v: 1, q: "", k: "", d: "", m: "", t: "", err: "", cost: "", ms: "" };
-const FILTERS = ["k", "d", "m", "t", "err", "cost", "ms"];
 let run = null;
 
 // --- elements and text
-const UNSEEN = /[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/;
-const UNSEEN_PARTS = new RegExp("(" + UNSEEN.source + ")", "g");
+// What would move, hide or reorder text is shown by its code. A joiner within an emoji, or between letters of a script
+// that needs it, is part of the text.
+const UNSEEN = new RegExp(
+  "([\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200b\\u200e\\u200f\\u2028-\\u202e\\u2060-\\u2069\\ufeff]" +
+  "|(?<![\\p{Extended_Pictographic}\\p{Emoji_Modifier}\\p{M}\\u0600-\\u06ff\\u0900-\\u0dff])[\\u200c\\u200d])", "u");
 
 function put(element, text) {
   if (!UNSEEN.test(text)) { element.append(text); return element; }
-  for (const part of text.split(UNSEEN_PARTS)) {
-    if (part.length === 1 && UNSEEN.test(part)) element.append(control(part));
+  text.split(UNSEEN).forEach((part, i) => {
+    if (i % 2) element.append(control(part));
     else if (part) element.append(part);
-  }
+  });
   return element;
 }
 function control(letter) {
@@ -49,4 +50,4 @@ function s(tag, attributes, ...children) {
 }
 const icon = name => s("svg", { "aria-hidden": "true", class: "k-" + name }, s("use", { href: "#i-" + name }));
 const button = (label, act, attributes) => h("button", { type: "button", ...attributes, onclick: act }, label);
-
+const firstLine = text => text.split("\n", 1)[0];

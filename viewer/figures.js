@@ -1,11 +1,11 @@
 // --- figures, as the Python side writes them
 const number = value => Math.round(value).toLocaleString("en-US");
+const counted = (count, word) => `${number(count)} ${word}${count === 1 ? "" : "s"}`;
 function money(known, unpriced) {
   if (unpriced && !known) return "?";
-  const cents = { minimumFractionDigits: 2, maximumFractionDigits: 2 };
-  let shown = "$0";
-  if (known >= 100) shown = "$" + (known + TIE).toLocaleString("en-US", cents);
-  else if (known) shown = known < 0.00005 ? "<$0.0001" : "$" + (known + TIE).toFixed(4);
+  const places = known >= 1 || !known ? 2 : Math.min(9, 1 - Math.floor(Math.log10(known)));
+  const digits = { minimumFractionDigits: places, maximumFractionDigits: places };
+  const shown = known ? "$" + (known + TIE / 10 ** places).toLocaleString("en-US", digits) : "$0";
   return unpriced ? shown + " + ?" : shown;
 }
 function duration(ms) {
@@ -15,4 +15,3 @@ function duration(ms) {
   if (minutes < 60) return `${minutes} m ${two(seconds % 60)} s`;
   return `${number(Math.floor(minutes / 60))} h ${two(minutes % 60)} m`;
 }
-

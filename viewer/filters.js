@@ -15,7 +15,7 @@ function showFilters() {
   $("filters").querySelector(".sheet").replaceChildren(
     h("div", { class: "chips" }, chips, errors),
     choice("Depth", "d", depths), choice("Model", "m", models), choice("Tool", "t", [...tools]),
-    amount("Cost at least", "cost", 0.001), amount("Self ms at least", "ms", 1),
+    amount("Own cost ≥ ($)", "cost", 0.001), amount("Own time ≥ (ms)", "ms", 1), orderChoice(),
     button("Clear filters", () => filter(Object.fromEntries(FILTERS.map(key => [key, ""])))));
 }
 function chip(k) {
@@ -32,6 +32,13 @@ function choice(label, key, values) {
     h("option", { value: "" }, "any"), values.map(value => h("option", { value }, value)));
   list.value = STATE[key];
   return h("label", {}, label, list);
+}
+function orderChoice() {
+  const list = h("select", { onchange: event => { go({ s: event.target.value }, false); showRows(); showOrder(); } },
+    h("option", { value: "" }, "as a tree"), Object.keys(ORDERS).flatMap(column => [
+      h("option", { value: column }, "most " + column), h("option", { value: "-" + column }, "least " + column)]));
+  list.value = STATE.s;
+  return h("label", {}, "Order", list);
 }
 function amount(label, key, step) {
   const onchange = event => filter({ [key]: event.target.value });

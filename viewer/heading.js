@@ -1,18 +1,22 @@
 // --- the heading
 function showSummary() {
   const meta = run.meta, [asked, ended, source] = meta.at;
-  $("summary").replaceChildren(
+  const [answer, raw] = readable(meta.answer || "none", wrapValues);
+  answer.id = "answer";
+  answer.classList.add("clamp");
+  $("summary").replaceChildren(...[
     h("div", { class: "qa" },
       h("div", {}, h("h2", {}, "Question", meta.cut[0] ? eventLink("whole text", asked) : null),
-        prose("question", meta.question)),
+        h("div", { id: "question", class: "prose clamp", dir: "auto" }, meta.question)),
       h("div", {}, h("h2", {}, "Answer ", h("span", { id: "status", class: "badge " + meta.status }, meta.status),
-        answerLink(meta, ended, source)), prose("answer", meta.answer || "none yet"))),
+        h("span", { class: "grow" }), answerLink(meta, ended, source), raw, copyButton("Copy", () => meta.answer)),
+      failure(meta), answer, h("div", { id: "origin" }))),
+    findings(meta),
     h("dl", { class: "cards" }, meta.cards.map(card => cardOf(card, meta))),
-    h("ul", { class: "problems" }, meta.problems.map(text => h("li", {}, text))));
-  for (const box of document.querySelectorAll(".prose")) clamp(box);
-  document.title = (meta.question.split("\n")[0].slice(0, 60) || meta.id) + " · rlm trajectory";
+    h("ul", { class: "problems" }, meta.problems.map(text => h("li", {}, text)))].filter(Boolean));
+  for (const box of document.querySelectorAll(".clamp")) clamp(box);
+  document.title = (firstLine(meta.question).slice(0, 60) || meta.id) + " · rlm trajectory";
 }
-const prose = (id, text) => h("div", { id, class: "prose clamp" }, text);
 function answerLink(meta, ended, source) {
   if (meta.cut[1]) return eventLink("whole text", ended);
   if (source < 0 || run.rowAt[source] < 0) return null;
@@ -21,6 +25,23 @@ function answerLink(meta, ended, source) {
 }
 const eventLink = (label, at) => button(label, () => select(run.rowAt[at], { push: true, reveal: true }),
   { class: "link" });
+function failure(meta) {
+  const open = meta.status === "unfinished" && !DATA.live;
+  const why = meta.failure || (open && { message: "The run has no end: it goes on, or it was killed.",
+    command: "rlm resume " + meta.id, first: -1 });
+  if (!why) return null;
+  const first = run.rowAt[why.first] >= 0 ? run.rowAt[why.first] : -1;
+  return h("div", { class: "failure", id: "failure" },
+    h("p", {}, why.type ? [h("b", {}, why.type), ": "] : "", why.message),
+    why.hint ? h("p", {}, "Next: " + why.hint) : null,
+    why.command ? h("p", { class: "command" }, h("code", {}, why.command), copyButton("Copy", () => why.command))
+      : null,
+    first < 0 ? null : h("p", {}, "First failure: ", eventLink(`${name(first)}: ${run.outcomes[first]}`, why.first)));
+}
+function findings(meta) {
+  const list = (meta.findings || []).map(([words, at]) => h("li", {}, eventLink(words, at)));
+  return list.length ? h("ul", { class: "findings", "aria-label": "Findings" }, list) : null;
+}
 function clamp(box) {
   if (box.scrollHeight <= box.clientHeight + 4) { box.classList.remove("clamp"); return; }
   const more = button("Show all", () => {
@@ -43,8 +64,7 @@ function meter(label, share) {
 }
 function showPicker() {
   $("pick").replaceChildren(...RUNS.map((meta, i) =>
-    h("option", { value: i }, `${meta.id} · ${meta.status} · ${meta.question.split("\n")[0].slice(0, 60)}`)));
+    h("option", { value: i }, `${meta.id} · ${meta.status} · ${firstLine(meta.question).slice(0, 60)}`)));
   $("pick").value = STATE.run;
   $("pick").hidden = !RUNS.length;
 }
-

@@ -1,14 +1,15 @@
 // --- the inspector
 let shown = 0;
-async function showEvent(row) {
-  const ticket = ++shown, box = $("inspector");
+async function showEvent(row, stay = false) {
+  const ticket = ++shown, box = $("inspector"), top = stay ? box.scrollTop : 0;
   const event = run.at[row] >= 0 ? await body(run, run.at[row]) : null;
   const answers = event ? await elsewhere(row, event) : new Map();
   if (ticket !== shown) return;
   box.replaceChildren(inspectorTitle(row, event), pathTo(row), facts(row, event || {}),
     h("div", { class: "blocks" }, ...blocks(row, event, answers)));
-  box.scrollTop = 0;
-  markText(box);
+  markHits(box);
+  box.scrollTop = top;
+  if (STATE.q && !stay) landOnHit();
 }
 function showNothing() {
   shown++;
@@ -21,18 +22,18 @@ function inspectorTitle(row, event) {
   const link = button("", () => copy(location.href, link),
     { class: "icon", "aria-label": "Copy link", "data-shortcut": "l" });
   link.append(icon("link"));
-  return h("div", { class: "title" }, icon(isError(row) ? "interrupted" : kind(row)), h("h2", {}, name(row)),
+  return h("div", { class: "title" }, icon(markOf(row)), h("h2", {}, name(row)),
     tags(row), h("span", { class: "grow" }), link,
     event ? copyButton("JSON", () => JSON.stringify(event, null, 2)) : null, close);
 }
 function pathTo(row) {
-  const path = [];
-  for (let i = run.parent[row]; i >= 0 && path.length < 12; i = run.parent[i]) path.unshift(i);
+  const path = pathOf(row);
   return h("nav", { class: "path", "aria-label": "Ancestors" },
     path.map(i => [button(name(i), () => select(i, { push: true, reveal: true }), { class: "link" }),
     h("span", { "aria-hidden": "true" }, "›")]), path.length ? h("span", {}, name(row)) : null);
 }
-const PLAIN_FACTS = ["status", "stop_reason", "attempts", "environment", "protocol", "backend", "sub_model", "depth"];
+const PLAIN_FACTS = ["status", "stop_reason", "attempts", "environment", "protocol", "backend", "sub_model", "depth",
+  "images", "dropped"];
 function facts(row, event) {
   const usage = event.token_usage || {}, words = key => key.replace("_usd", "").replace("_", " ");
   const list = [
@@ -76,10 +77,9 @@ function nodeBlocks(row, event) {
     text("System prompt", event.system, { folded: true })];
 }
 function callBlocks(row, event, answers) {
-  const prompt = Array.isArray(event.prompt) ? event.prompt.map(message => messageBlock(message, answers))
-    : [text("Prompt", event.prompt)];
+  const prompt = Array.isArray(event.prompt) ? sentBlocks(row, event, answers) : [text("Prompt", event.prompt)];
   const calls = (event.tool_calls || []).map(call => callBlock(call));
-  return [text("Response", event.response), ...calls, spawned(row, "What it ran"), ...prompt.flat(),
+  return [text("Response", event.response, { readable: true }), ...calls, spawned(row, "What it ran"), ...prompt,
     event.raw ? text("Raw", JSON.stringify(event.raw, null, 2), { folded: true, code: "json" }) : null];
 }
 function callBlock(call) {
@@ -100,17 +100,27 @@ function messageBlock(message, answers) {
 function storedText(message, sources) {
   const [source] = sources;
   if (message.role === "system") return source.system;
-  if (message.tool_call_ids) return sources.map(cell => `[cell ${cell.cell}]\n${cellText(cell)}`).join("\n\n");
-  if (message.role !== "tool") return source.summary || source.prompt;
+  if (message.tool_call_ids) return sources.map(resultText).join("\n\n");
+  const asked = [source.prompt, source.announcement].filter(Boolean);
+  if (message.role !== "tool") return source.summary || asked.join("\n\n");
   const result = (source.tool_results || []).find(item => item && item.id === message.tool_call_id) || {};
   return result.content ?? cellText(source);
 }
-const cellText = cell => [cell.stdout, cell.value, cell.error].filter(Boolean).map(show).join("\n");
-const contentText = content => Array.isArray(content)
+const resultText = source => {
+  const heading = "note" in source || !("cell" in source) ? "Output:" : `[cell ${source.cell}]`;
+  return `${heading}\n${"code" in source ? cellText(source) : contentText(source.tool_results?.[0]?.content)}`;
+};
+// What the model was shown of a cell, as the Python side's `cell_text` puts it.
+function cellText(cell) {
+  const parts = [show(cell.stdout).replace(/\n+$/, ""), show(cell.value), show(cell.brief || cell.error)];
+  if (cell.images) parts.push(`[images made: ${cell.images}]`);
+  return (parts.filter(Boolean).join("\n") || "[no output]") + (cell.note ? "\n" + show(cell.note) : "");
+}
+const contentText = content => content === null ? "" : Array.isArray(content)
   ? content.map(part => part && part.type === "text" ? part.text
   : `[${show(part && part.type)}] ${part && part.url || ""}`).join("\n") : show(content);
 function picture(part) {
-  if (!part || part.type !== "image" || !/^image\/(png|jpeg|gif|webp)$/.test(part.media_type) ||
+  if (part?.type !== "image" || !/^image\/(png|jpeg|gif|webp)$/.test(part.media_type) ||
     !/^[\w+/=\s]+$/.test(part.data)) return null;
   return h("div", { class: "block" }, h("img",
     { alt: "image in the prompt", src: `data:${part.media_type};base64,${part.data}` }));
@@ -123,6 +133,7 @@ function cellBlocks(row, event) {
     : [trouble ? null : h("p", { class: "note" }, "No output.")];
   return [h("div", { class: "pair" }, text("Code", event.code, { code: "python", at: at ? +at[1] : 0 }),
     h("div", { class: "results" }, output.filter(Boolean), trouble)),
+    event.images ? h("p", { class: "note" }, counted(event.images, "image") + " made") : null,
     "final" in event ? text("FINAL", show(event.final)) : null, spawned(row, "What it called")];
 }
 function toolBlocks(row, event, answers) {
@@ -155,7 +166,7 @@ function spawned(row, title) {
   if (!below.length) return null;
   let how = "";
   if (run.width[row] > 1) how = `${below.length} · up to ${run.width[row]} at once`;
-  else if (below.length > 1) how = `${below.length} · one after another`;
+  else if (below.length > 1) how = `${below.length} · sequential`;
   const more = below.length - 200;
   const rest = more > 0 ? h("p", { class: "empty" }, `… and ${number(more)} more in the tree`) : null;
   return h("section", { class: "block" },
@@ -164,10 +175,11 @@ function spawned(row, title) {
 }
 function spawnedLine(i) {
   const line = button("", () => select(i, { push: true, reveal: true }));
-  const cost = run.allTokens[i] || run.unpriced[i] ? money(run.allCost[i], run.unpriced[i]) : "";
+  const cost = isPaid(i) ? money(run.allCost[i], run.unpriced[i]) : "";
   line.append(
-    icon(isError(i) ? "interrupted" : kind(i)),
-    h("span", { class: "said" }, h("b", {}, name(i)), " ", tags(i), " ", h("i", {}, run.texts[i])),
+    icon(markOf(i)),
+    h("span", { class: "said", dir: "auto" }, h("b", {}, name(i)), " ", tags(i), " ",
+      h("i", {}, [run.texts[i], run.outcomes[i]].filter(Boolean).join(" → "))),
     h("i", {}, cost), h("span", {}, duration(run.all[i])));
   return line;
 }

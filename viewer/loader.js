@@ -1,7 +1,20 @@
-// The program travels compressed: a third of its size. Its hash is in the policy too, so nothing else can be slipped in.
+// The program and its style travel compressed, a third of their size. Their hashes are in the policy too, so nothing
+// else can be slipped in.
 (async () => {
-const bytes = Uint8Array.from(atob(document.getElementById("program").textContent), letter => letter.charCodeAt(0));
-const script = document.createElement("script");
-script.textContent = await new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
-document.body.append(script);
+  const letters = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;,=>?@^_`{|}~";
+  const value = Object.fromEntries([...letters].map((letter, at) => [letter, at]));
+  const packed = document.getElementById("program").textContent, spare = (5 - packed.length % 5) % 5;
+  const text = packed + "~".repeat(spare), view = new DataView(new ArrayBuffer(text.length / 5 * 4));
+  for (let at = 0; at < text.length; at += 5) {
+    let sum = 0;
+    for (let n = 0; n < 5; n++) sum = sum * 85 + value[text[at + n]];
+    view.setUint32(at / 5 * 4, sum);
+  }
+  const bytes = new Blob([new Uint8Array(view.buffer, 0, view.byteLength - spare)]);
+  const whole = await new Response(bytes.stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  for (const [at, tag] of ["style", "script"].entries()) {
+    const element = document.createElement(tag);
+    element.textContent = whole.split("\0")[at];
+    document.body.append(element);
+  }
 })().catch(() => { document.documentElement.className = ""; });

@@ -1,11 +1,11 @@
 // --- the page as a whole
-const VIEWS = { 2: showTimeline, 3: showCharts, 4: showRuns };
+const VIEWS = { 2: showTimeline, 3: showCharts, 4: showRuns, 5: showTranscript };
 function setView(v) {
   go({ v });
   applyView();
 }
 function applyView() {
-  for (let i = 1; i <= 4; i++) {
+  for (let i = 1; i <= VIEW_COUNT; i++) {
     $("v" + i).hidden = i !== STATE.v;
     $("t" + i).setAttribute("aria-selected", i === STATE.v);
     $("t" + i).tabIndex = i === STATE.v ? 0 : -1;
@@ -19,8 +19,9 @@ function applyView() {
 function showStatic() {
   const rows = [...run.level.keys()].slice(0, STATIC_ROWS).map(i => {
     const indent = "\u00a0\u00a0".repeat(Math.min(run.level[i], 24)), mark = isError(i) ? "✗ " : "";
+    const words = [run.texts[i], run.outcomes[i]].filter(Boolean).join(" → ");
     const figures = figureCells(i).map(cell => h("td", {}, cell.firstChild.textContent));
-    return h("tr", {}, h("td", {}, indent, mark, h("b", {}, name(i)), " ", run.texts[i]), figures);
+    return h("tr", {}, h("td", {}, indent, mark, h("b", {}, name(i)), " ", words), figures);
   });
   $("static").querySelector("tbody")?.replaceChildren(...rows);
 }
@@ -29,7 +30,7 @@ async function showRun(place) {
   const changed = !run || run.place !== place;
   STATE.run = place;
   if (changed) {
-    run = await openRun(place);
+    run = await openedRun(place);
     openAtFirst();
     showSummary();
     if (place) showStatic();
@@ -38,6 +39,7 @@ async function showRun(place) {
   applyFilters();
   showFilters();
   showRows();
+  showOrder();
   applyView();
   $("q").value = STATE.q;
   search();
@@ -49,20 +51,14 @@ function showChosen(changed) {
   if (row < 0) {
     if (run.count) showEvent(0);
     else showNothing();
-    if (STATE.e) say(`This run has no event “${STATE.e}”.`);
+    say(STATE.e ? `This run has no event “${STATE.e}”.` : "");
     return;
   }
+  say("");
   if (changed && STATE.v < 3) document.body.classList.add("open");
   reveal(row);
-  select(row);
+  select(row, { inspect: true });
   if (STATE.v === 1) intoView(ensured(row) || $("grid"));
-}
-function follow() {
-  const same = () => DATA.live;
-  setInterval(async () => {
-    const version = await fetch("version" + location.search).then(reply => reply.ok ? reply.text() : same(), same);
-    if (version !== DATA.live) location.reload();
-  }, 2000);
 }
 function flipTheme() {
   const page = document.documentElement.dataset, system = matchMedia("(prefers-color-scheme: dark)").matches;
@@ -84,7 +80,8 @@ function showLegend() {
 function pressed(event) {
   const inField = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
   const held = event.ctrlKey || event.metaKey || event.altKey;
-  if (event.key === "Escape") leave(event.target);
+  if ((event.ctrlKey || event.metaKey) && event.key === "p") printAll();
+  else if (event.key === "Escape") leave(event.target);
   else if (inField || held || $("legend").open) return;
   else if (event.key === "j" || event.key === "k") nextRow(event.key);
   else if (!pressShortcut(event.key)) return;
@@ -93,6 +90,7 @@ function pressed(event) {
 function leave(target) {
   if ($("legend").open) { $("legend").close(); return; }
   document.body.classList.remove("open");
+  $("found").hidden = $("offer").hidden = true;
   for (const open of document.querySelectorAll("#tools [open]")) open.open = false;
   if (target === $("q")) focusRow(Math.max(0, rowOf(STATE.e)));
 }
@@ -101,6 +99,10 @@ function nextRow(key) {
   if (row >= 0) step(row, key === "j" ? 1 : -1, -1);
   else if (run.visible.length) select(run.visible[0], { focus });
   if (STATE.v === 2) draw();
+}
+async function printAll() {
+  await fillPrint();
+  window.print();
 }
 function pressShortcut(key) {
   const wanted = [...document.querySelectorAll("[data-shortcut]")].find(item => item.dataset.shortcut === key);
@@ -112,12 +114,21 @@ function listen() {
     next: () => nextHit(1), prev: () => nextHit(-1),
     expand: () => setAll(true), fold: () => setAll(false),
     csv: () => save(asCsv(), run.meta.id + ".csv", "text/csv"),
+    speedscope: () => save(asSpeedscope(), run.meta.id + ".speedscope.json", "application/json"),
+    paper: printAll, offer: traceSelected,
     trace: () => save(asTrace(), run.meta.id + ".trace.json", "application/json") };
   for (const [id, act] of Object.entries(clicks)) $(id).onclick = act;
-  for (let v = 1; v <= 4; v++) $("t" + v).onclick = () => setView(v);
+  for (let v = 1; v <= VIEW_COUNT; v++) $("t" + v).onclick = () => setView(v);
   $("pick").onchange = () => pickRun(+$("pick").value);
   $("q").addEventListener("input", typed);
   $("q").addEventListener("keydown", event => { if (event.key === "Enter") nextHit(event.shiftKey ? -1 : 1); });
+  for (const head of document.querySelectorAll("#grid [data-sort]")) head.onclick = () => sortBy(head.dataset.sort);
+  document.querySelector(".find").addEventListener("focusin", () => { if (STATE.q) showFound(); });
+  document.addEventListener("focusin", event => { if (!event.target.closest(".find")) $("found").hidden = true; });
+  document.addEventListener("pointerdown", event => { if (!event.target.closest(".find")) $("found").hidden = true; });
+  document.addEventListener("selectionchange", offerTrace);
+  addEventListener("beforeprint", fillPrint);
+  matchMedia("print").addEventListener("change", event => { if (event.matches) fillPrint(); });
   document.querySelector("[role=tablist]").addEventListener("keydown", tabKey);
   $("rows").addEventListener("keydown", gridKey);
   $("rows").addEventListener("click", gridClick);
@@ -134,9 +145,9 @@ function typed() {
 function tabKey(event) {
   const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
   if (!by) return;
-  setView((STATE.v + by + 3) % 4 + 1);
+  setView((STATE.v + by + VIEW_COUNT - 1) % VIEW_COUNT + 1);
   $("t" + STATE.v).focus();
 }
 if (RUNS.length) { listen(); showRun(readHash()); }
 else document.documentElement.className = "";
-if (DATA.live) follow();
+if (DATA.live) followLog();

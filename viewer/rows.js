@@ -22,14 +22,38 @@ function applyFilters() {
   }
   $("active").textContent = active.length || "";
 }
+// With an order in the address the tree is a flat list, by the rows' own values.
+const ORDERS = {
+  tokens: i => run.input[i] + run.output[i],
+  cost: i => run.cost[i],
+  time: i => UNTIMED.includes(kind(i)) ? 0 : run.own[i],
+};
+const order = () => STATE.s.replace("-", "") in ORDERS ? STATE.s.replace("-", "") : "";
+function inOrder() {
+  const value = ORDERS[order()], up = STATE.s.startsWith("-") ? -1 : 1, found = [];
+  for (let i = 0; i < run.count; i++) if (value(i) && (!run.match || run.match[i])) found.push(i);
+  return found.sort((a, b) => up * (value(b) - value(a)) || a - b);
+}
+function sortBy(column) {
+  const next = { "": column, [column]: "-" + column, ["-" + column]: "" }[STATE.s] ?? column;
+  go({ s: next }, false);
+  showRows();
+  showOrder();
+}
+function showOrder() {
+  for (const head of document.querySelectorAll("#grid [data-sort]")) {
+    const mine = order() === head.dataset.sort, up = STATE.s.startsWith("-");
+    head.setAttribute("aria-sort", mine ? up ? "ascending" : "descending" : "none");
+  }
+}
 function findVisible() {
+  if (order()) { run.visible = inOrder(); return; }
   const found = [];
   for (let i = 0; i < run.count; i += run.open[i] ? 1 : run.size[i]) {
     if (run.keep && !run.keep[i]) { i += run.size[i] - (run.open[i] ? 1 : run.size[i]); continue; }
     found.push(i);
   }
   run.visible = found;
-  run.placeOf = new Map();
 }
 function openAtFirst() {
   const atLevel = [];
@@ -40,7 +64,8 @@ function openAtFirst() {
     run.level[i] < Math.max(3, deepest) ? 1 : 0;
 }
 function reveal(row) {
-  let changed = false;
+  let changed = Boolean(order() && !run.visible.includes(row));
+  if (changed) go({ s: "" }, false);
   for (let i = run.parent[row]; i >= 0; i = run.parent[i]) if (!run.open[i]) changed = run.open[i] = true;
   if (changed) showRows();
 }

@@ -1,56 +1,95 @@
-// --- runs, and two of them compared
+// --- the runs of the page
+const LIST = { by: "", up: false, words: "", status: "", ticked: new Set() };
+const COLUMNS = [
+  ["Run", meta => meta.id, "mono"], ["Question", meta => firstLine(meta.question), "l"],
+  ["Answer", meta => firstLine(meta.answer || "").replace(/\*\*|`/g, ""), "l"], ["Status", meta => meta.status],
+  ["Model", meta => meta.model || ""], ["Started", meta => (meta.started || "").slice(0, 16).replace("T", " ")],
+  ["Duration", meta => meta.duration_ms, "n", duration], ["Calls", meta => meta.calls, "n", number],
+  ["Errors", meta => meta.errors, "n", number], ["Tokens", meta => meta.tokens, "n", number],
+  ["Cost", meta => meta.cost_usd ?? (meta.cost_known || null), "n"],
+];
 function showRuns() {
-  const head = ["Run", "Question", "Status", "Started", "Duration", "Calls", "Tokens", "Cost"];
-  const title = `${number(RUNS.length)} ${RUNS.length === 1 ? "run" : "runs"}, newest first`;
-  const list = tableOf(head, RUNS.map(runLine), title);
-  $("v4").replaceChildren(...(DATA.diff ? [comparison(DATA.diff)] : []), list);
+  const chosen = STATE.c.split("~").map(id => RUNS.findIndex(meta => meta.id === id));
+  const pair = chosen.length === 2 && chosen.every(place => place >= 0) ? chosen : DATA.diff ? [0, 1] : null;
+  if (!$("runs")) $("v4").replaceChildren(h("div", { id: "diff" }), h("div", { id: "runs" }));
+  $("diff").hidden = !pair;
+  if (pair && $("diff").shown !== pair.join()) {
+    $("diff").shown = pair.join();
+    showComparison(...pair);
+  }
+  showRunList();
 }
-function tableOf(head, rows, title) {
-  const wordy = new Set(["Question", "A", "B"]);
-  const heads = head.map(word => h("th", { scope: "col", class: wordy.has(word) ? "l" : "" }, word));
-  const table = h("table", {}, h("caption", {}, title), h("thead", {}, h("tr", {}, heads)), h("tbody", {}, rows));
-  return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": title }, table);
+function showRunList() {
+  const statuses = [...new Set(RUNS.map(meta => meta.status))];
+  const words = h("input", { type: "search", "aria-label": "Filter runs", placeholder: "Filter runs",
+    value: LIST.words, oninput: event => { LIST.words = event.target.value; fillRuns(); } });
+  const onchange = event => { LIST.status = event.target.value; fillRuns(); };
+  const status = h("select", { "aria-label": "Status", onchange }, h("option", { value: "" }, "any status"),
+    statuses.map(value => h("option", { value }, value)));
+  status.value = LIST.status;
+  const both = button("Compare", compareTicked, { id: "compare", disabled: "" });
+  const listed = h("span", { class: "note", id: "listed" });
+  $("runs").replaceChildren(h("div", { class: "v4row" }, words, status, both, listed), h("div", { id: "list" }));
+  fillRuns();
 }
-function runLine(meta, i) {
-  const told = (value, format) => h("td", {}, value === null ? "?" : format(value));
-  return h("tr", { class: i === STATE.run ? "on" : "" },
-    h("td", {}, button(meta.id, () => pickRun(i), { class: "link mono" })),
-    h("td", { class: "l" }, meta.question.split("\n")[0].slice(0, 120)),
-    h("td", {}, h("span", { class: "badge " + meta.status }, meta.status)),
-    h("td", {}, (meta.started || "").slice(0, 16).replace("T", " ")),
-    told(meta.duration_ms, duration), told(meta.calls, number), told(meta.tokens, number),
-    h("td", {}, meta.cost_usd === null ? money(meta.cost_known || 0, 1) : money(meta.cost_usd)));
+function listedRuns() {
+  const wanted = LIST.words.toLowerCase(), column = COLUMNS.find(([title]) => title === LIST.by);
+  const shown = RUNS.map((meta, place) => ({ meta, place })).filter(({ meta }) =>
+    (!LIST.status || meta.status === LIST.status) &&
+    `${meta.id} ${meta.question} ${meta.answer || ""} ${meta.model || ""}`.toLowerCase().includes(wanted));
+  const order = (a, b) => typeof a === "number" || typeof b === "number" ? (a ?? -1) - (b ?? -1)
+    : String(a).localeCompare(String(b));
+  return column ? shown.sort((a, b) => (LIST.up ? 1 : -1) * order(column[1](a.meta), column[1](b.meta))) : shown;
 }
-const DELTAS = [["Calls", "calls", number], ["Tokens", "tokens", number],
-  ["Cost", "cost_usd", value => money(value || 0, value === null)], ["Duration", "duration_ms", duration],
-  ["Errors", "errors", number], ["Depth", "depth_reached", number]];
-const STEP_WORDS = { same: "same", changed: "differs", left: "only A", right: "only B" };
-function comparison(diff) {
-  const [a, b] = RUNS, first = diff.steps[diff.first];
-  const jump = first
-    ? button("First divergence: " + (first[4] || first[5]), () => $("divergence").scrollIntoView({ block: "center" }),
-      { class: "link" })
-    : h("p", {}, "Both runs took the same steps to the same results.");
-  const more = diff.more ? h("p", { class: "empty" }, `… and ${number(diff.more)} more steps`) : null;
-  return h("div", {}, h("div", { class: "v4row" }, h("h2", {}, `A ${a.id} → B ${b.id}`), jump),
-    h("dl", { class: "deltas" }, DELTAS.map(part => delta(part, a, b))),
-    tableOf(["Step", "A", "B"], diff.steps.map((step, i) => stepLine(step, i === diff.first)), "Steps"), more);
+function fillRuns() {
+  const shown = listedRuns(), title = `${counted(shown.length, "run")}${LIST.by ? "" : ", newest first"}`;
+  const heads = COLUMNS.map(([word, , look]) => h("th", { scope: "col", class: look === "n" ? "" : "l",
+    "aria-sort": LIST.by === word ? LIST.up ? "ascending" : "descending" : null }, button(word, () => sortRuns(word),
+    { class: "sort" })));
+  const table = h("table", { class: "runs" }, h("caption", { class: "vh" }, title),
+    h("thead", {}, h("tr", {}, h("th", {}, h("span", { class: "vh" }, "Compare")), heads)),
+    h("tbody", {}, shown.map(({ meta, place }) => runLine(meta, place))));
+  $("list").replaceChildren(h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": title }, table));
+  $("listed").textContent = title;
+  $("compare").disabled = LIST.ticked.size !== 2;
 }
-function delta([title, key, format], a, b) {
-  const by = b[key] - a[key], sign = by > 0 ? "+" : by < 0 ? "−" : "±";
-  const change = a[key] === null || b[key] === null ? "?" : sign + format(Math.abs(by));
-  return h("div", {}, h("dt", {}, title), h("dd", { class: "d" }, change),
-    h("dd", {}, `${format(a[key])} → ${format(b[key])}`));
+function sortRuns(word) {
+  const again = LIST.by === word;
+  Object.assign(LIST, again && LIST.up ? { by: "" } : { by: word, up: again });
+  fillRuns();
 }
-function stepLine([state, left, right, , one, other], first) {
-  const side = (at, place, words) =>
-    h("td", {}, at < 0 ? words : button(words, () => pickRun(place, String(at)), { class: "link" }));
-  return h("tr", { class: "step" + (first ? " first" : ""), id: first ? "divergence" : null },
-    h("td", {}, h("span", { class: "tag " + state }, STEP_WORDS[state])), side(left, 0, one), side(right, 1, other));
+function runLine(meta, place) {
+  const tick = h("input", { type: "checkbox", "aria-label": "Compare " + meta.id, onchange: event => {
+    LIST.ticked[event.target.checked ? "add" : "delete"](place);
+    $("compare").disabled = LIST.ticked.size !== 2;
+  } });
+  tick.checked = LIST.ticked.has(place);
+  const cells = COLUMNS.map(([title, value, look, format]) => {
+    const attributes = { class: look === "n" ? "" : "l", "data-label": title };
+    return h("td", attributes, runCell(title, meta, place, value(meta), format));
+  });
+  return h("tr", { class: place === STATE.run ? "on" : "" }, h("td", { class: "tick" }, tick), cells);
+}
+function runCell(title, meta, place, value, format) {
+  if (title === "Run") return button(meta.id, () => pickRun(place), { class: "link mono" });
+  if (title === "Status") return h("span", { class: "badge " + meta.status }, meta.status);
+  if (title === "Cost") return meta.cost_usd === null ? money(meta.cost_known || 0, 1) : money(meta.cost_usd ?? 0);
+  if (format) return typeof value === "number" ? format(value) : "?";
+  return h("span", { dir: "auto" }, value.slice(0, 120));
+}
+function compareTicked() {
+  const [a, b] = [...LIST.ticked].sort((one, other) => other - one); // the older one first
+  if (RUNS[a].href || RUNS[b].href) {
+    location.assign("?" + [a, b].map(place => "run=" + encodeURIComponent(RUNS[place].id)).join("&"));
+    return;
+  }
+  go({ c: `${RUNS[a].id}~${RUNS[b].id}` });
+  showRuns();
+  $("diff").scrollIntoView({ block: "nearest" });
 }
 function pickRun(place, e = "") {
   if (RUNS[place].href) { location.assign(RUNS[place].href); return; }
-  go({ run: place, e, v: 1, q: "", ...Object.fromEntries(FILTERS.map(key => [key, ""])) });
+  go({ run: place, e, v: e && STATE.v === 4 ? 1 : STATE.v === 4 ? firstView() : STATE.v, q: "", s: "",
+    ...Object.fromEntries(FILTERS.map(key => [key, ""])) });
   showRun(place);
 }
-

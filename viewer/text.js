@@ -1,25 +1,36 @@
 // --- a block of text: whole, or its beginning with a button for the rest
-function text(title, value, { code = "", error = false, folded = false, note = null, at = 0 } = {}) {
+function text(title, value, options = {}) {
   if (value === undefined || value === null || value === "") return null;
-  const whole = show(value), lines = whole.split("\n");
-  const count = lines.length > 1 ? `${number(lines.length)} lines` : `${number(whole.length)} characters`;
-  const pre = h("pre", { tabindex: 0, "aria-label": title, class: code === "python" ? "src" : "" });
-  const head = [h("h3", {}, title), h("span", { class: "note" }, note ?? count), copyButton("Copy", () => whole)];
-  const box = h("section", { class: "block" + (error ? " error" : "") }, h("header", {}, head), pre);
-  const part = hits(whole) ? whole : folded ? "" : lines.slice(0, SHOWN_LINES).join("\n").slice(0, SHOWN_CHARS);
+  const { code = "", error = false, folded = false, note = null, at = 0 } = options;
+  const whole = show(value), look = { class: code === "python" ? "src" : "" };
+  const [part, count] = beginning(whole, folded);
+  const pre = h("pre", { tabindex: 0, "aria-label": title, dir: code ? null : "auto", ...look });
+  const [shown, raw] = options.readable && MARKED.test(part) ? readable(part) : [pre, null];
+  const head = [h("h3", {}, title), h("span", { class: "note" }, note ?? count), raw, copyButton("Copy", () => whole)];
+  const box = h("section", { class: "block" + (error ? " error" : "") }, h("header", {}, head), shown);
   pre.hidden = !part;
   fillText(pre, part, code, at);
-  if (part.length < whole.length) box.append(showMore(`Show ${folded ? "" : "all "}${count}`, pre, whole, code, at));
+  if (part.length < whole.length) {
+    box.append(showMore(`Show ${folded ? "" : "all "}${count}`, () => {
+      pre.hidden = false;
+      fillText(pre, whole, code, at);
+      shown.replaceWith(raw ? readable(whole)[0] : pre);
+    }));
+  }
   return box;
 }
-function hits(whole) {
-  const wanted = STATE.q.toLowerCase();
-  return wanted !== "" && whole.length < 500000 && whole.toLowerCase().includes(wanted);
+// As much of a text as is shown at first, and how much there is, in words.
+function beginning(whole, folded) {
+  const lines = whole.split("\n");
+  const count = lines.length > 1 ? `${number(lines.length)} lines` : `${number(whole.length)} characters`;
+  if (hits(whole)) return [whole, count];
+  return [folded ? "" : lines.slice(0, SHOWN_LINES).join("\n").slice(0, SHOWN_CHARS), count];
 }
-function showMore(label, pre, whole, code, at) {
+const hits = whole => STATE.q !== "" && whole.length < 500000 && matcher(STATE.q).test(whole);
+function showMore(label, act) {
   const more = button(label, () => {
-    pre.hidden = false;
-    fillText(pre, whole, code, at);
+    act();
+    markHits(more.parentNode);
     more.remove();
   }, { class: "more" });
   return more;
@@ -62,7 +73,8 @@ function* tokens(content, code) {
   if (last < content.length) yield ["", content.slice(last)];
 }
 function copyButton(label, content) {
-  const made = button("", () => copy(content(), made), { "aria-label": label === "Copy" ? null : "Copy " + label });
+  const act = async () => copy(await content(), made);
+  const made = button("", act, { "aria-label": label === "Copy" ? null : "Copy " + label });
   made.append(icon("copy"), label);
   return made;
 }

@@ -80,7 +80,7 @@ function showTimeline() {
   const canvas = h("canvas", { tabindex: 0, role: "img",
     "aria-label": "Timeline: arrow keys pan, plus and minus zoom, 0 fits, j and k choose the next and previous row" });
   $("v2").className = "flame";
-  $("v2").replaceChildren(flameBar(), canvas, h("div", { class: "tip", hidden: "" }));
+  $("v2").replaceChildren(flameBar(), concurrency(), canvas, h("div", { class: "tip", hidden: "" }));
   canvas.addEventListener("wheel", flameWheel, { passive: false });
   canvas.addEventListener("pointerdown", flameDrag);
   canvas.addEventListener("pointermove", flameHover);
@@ -101,6 +101,29 @@ function flameBar() {
     button("+", () => zoom(0.625), { class: "icon", "aria-label": "Zoom in" }),
     button("Fit", fit), run.time.gaps.length ? squeeze : null,
     ["node", "turn", "sub", "cell", "tool"].map(k => keyOf(icon(k), kindName(k))));
+}
+// How many calls of a model ran at once, as a stepped area; the view box pans and zooms it.
+function concurrency() {
+  // A lane's next call begins where its last one ended, to the millisecond.
+  const edges = rowsOf("turn", "sub").filter(i => run.own[i] > 1)
+    .flatMap(i => [[run.start[i] + 1, 1], [run.start[i] + run.own[i], -1]]).sort((a, b) => a[0] - b[0] || a[1] - b[1]);
+  let active = 0, most = 1;
+  const steps = edges.map(([at, by]) => { active += by; most = Math.max(most, active); return [at, active]; });
+  FLAME.steps = steps;
+  FLAME.most = most;
+  FLAME.strip = s("svg", { class: "k-sub", preserveAspectRatio: "none", role: "img",
+    "aria-label": `Calls at once: at most ${number(most)}` }, s("path", { fill: "currentColor" }));
+  return h("div", { class: "strip-chart" }, h("span", {}, `at once: up to ${number(most)}`), FLAME.strip);
+}
+function drawStrip() {
+  const { steps, most, strip } = FLAME;
+  let path = "M0 1", high = 1;
+  for (const [at, active] of steps) {
+    const x = across(at).toFixed(6);
+    path += `L${x} ${high}L${x} ${high = 1 - active / most}`;
+  }
+  strip.firstChild.setAttribute("d", path + "L1 1Z");
+  strip.setAttribute("viewBox", `${FLAME.from} 0 ${FLAME.to - FLAME.from} 1`);
 }
 const keyOf = (mark, label) => h("span", { class: "key" }, mark, label);
 const across = t => FLAME.squeeze ? run.time.share(t) : t / run.time.total;
@@ -209,6 +232,7 @@ function drawNow() {
   canvas.width = FLAME.wide * ratio;
   canvas.height = FLAME.high * ratio;
   const pen = canvas.getContext("2d"), color = paints();
+  drawStrip();
   pen.scale(ratio, ratio);
   pen.font = "11px system-ui,sans-serif";
   pen.textBaseline = "middle";
@@ -275,15 +299,36 @@ function drawGaps(pen, color) {
     pen.textAlign = "left";
   }
 }
+// Ticks stand at round times.
+const ROUND = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3,
+  1e4, 15e3, 3e4, 6e4, 12e4, 3e5, 6e5, 9e5, 18e5, 36e5, 72e5, 216e5, 432e5, 864e5];
+function ticks() {
+  const whole = FLAME.squeeze ? run.time.length : run.time.total, seen = whole * (FLAME.to - FLAME.from);
+  const step = ROUND.find(size => size >= seen * 100 / FLAME.wide) || 864e5 * Math.ceil(seen / 864e7);
+  const when = x => FLAME.squeeze ? run.time.when(x) : x * run.time.total, list = [];
+  const inGap = t => FLAME.squeeze && run.time.gaps.find(([a, b]) => t > a && t < b);
+  for (let t = Math.ceil(when(FLAME.from) / step) * step; t <= when(FLAME.to) + step / 1000 && list.length < 400;) {
+    const gap = inGap(t);
+    if (!gap) list.push({ t, x: (across(t) - FLAME.from) / (FLAME.to - FLAME.from) * FLAME.wide });
+    t = gap ? Math.ceil(gap[1] / step) * step : t + step;
+  }
+  return list;
+}
+function tickLabel(t) {
+  if (t < 1000) return +t.toFixed(3) + " ms";
+  if (t < 60000) return +(t / 1000).toFixed(3) + " s";
+  const minutes = Math.floor(t / 60000 + 1e-9), seconds = Math.round(t / 1000) - minutes * 60;
+  if (minutes < 60) return `${minutes} m${seconds ? ` ${seconds} s` : ""}`;
+  return `${Math.floor(minutes / 60)} h${minutes % 60 ? ` ${minutes % 60} m` : ""}`;
+}
 function drawTicks(pen, color) {
-  const count = Math.max(2, Math.floor(FLAME.wide / 130));
   pen.fillStyle = color.muted;
-  for (let i = 0; i < count; i++) {
-    const x = FLAME.wide * i / count, at = FLAME.from + (FLAME.to - FLAME.from) * i / count;
-    const t = FLAME.squeeze ? run.time.when(at) : at * run.time.total;
-    if (FLAME.squeeze && run.time.gaps.some(([a, b]) => t > a && t < b)) continue;
-    pen.fillText(duration(t), x + 4, 11);
+  let free = -1;
+  for (const { t, x } of ticks()) {
     pen.fillRect(x, 4, 1, 14);
+    if (x < free || x > FLAME.wide - 30) continue;
+    pen.fillText(tickLabel(t), x + 4, 11);
+    free = x + 60;
   }
 }
 

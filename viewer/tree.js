@@ -46,12 +46,12 @@ function placed(element) {
   return element;
 }
 function rowElement(i, place) {
-  const parent = run.parent[i], chosen = rowId(i) === STATE.e, many = run.size[i] > 1;
+  const parent = run.parent[i], chosen = rowId(i) === STATE.e, flat = order() !== "", many = run.size[i] > 1 && !flat;
   const element = h("div", {
     role: "row", id: "row" + rowId(i), tabindex: chosen || (place === 0 && !STATE.e) ? 0 : -1,
-      "aria-level": run.level[i] + 1, "aria-rowindex": place + 2,
+      "aria-level": flat ? 1 : run.level[i] + 1, "aria-rowindex": place + 2,
     "aria-selected": chosen, "aria-expanded": many ? !!run.open[i] : null,
-      class: (run.match && !run.match[i] ? "dim " : "") + (SEARCH.rows?.has(i) ? "hit" : ""),
+      class: (run.match && !run.match[i] ? "dim " : "") + (SEARCH.hits.has(i) ? "hit" : ""),
   }, nameCell(i), barCell(i), ...figureCells(i));
   element.row = i;
   element.place = place;
@@ -59,17 +59,25 @@ function rowElement(i, place) {
   return element;
 }
 function nameCell(i) {
-  const indent = h("span", { class: "in" }), k = kind(i), code = k === "cell" || k === "tool";
-  indent.style.setProperty("--l", Math.min(run.level[i], 24));
+  const indent = h("span", { class: "in" }), flat = order() !== "";
+  indent.style.setProperty("--l", flat ? 0 : Math.min(run.level[i], 24));
+  const where = flat ? h("span", { class: "where" }, pathOf(i).slice(-3).map(above => name(above) + " › ")) : null;
   return h("div", { role: "gridcell", class: "name" }, indent,
-    h("span", { class: "twist" + (run.size[i] > 1 ? " has" : "") }), icon(isError(i) ? "interrupted" : k),
-    h("b", {}, name(i)), tags(i), h("span", { class: "said" + (code ? " code" : "") }, run.texts[i]));
+    h("span", { class: "twist" + (run.size[i] > 1 && !flat ? " has" : "") }), icon(markOf(i)), where,
+    h("b", {}, name(i)), tags(i), told(i));
+}
+// What a row is → what came of it.
+function told(i) {
+  const k = kind(i), code = k === "cell" || k === "tool" ? " code" : "", outcome = run.outcomes[i];
+  const result = outcome && h("span", { class: `out${isError(i) ? " failed" : ""}${code}`, dir: "auto" }, outcome);
+  return [h("span", { class: "said" + code, dir: "auto" }, run.texts[i]),
+    result ? [h("span", { class: "arrow" }, "→"), result] : null];
 }
 function tags(i) {
   const found = [], add = (text, look) => found.push(h("span", { class: "tag " + look }, text)),
     flags = run.flags[i], k = kind(i);
   if (run.level[i] > 24) add("level " + run.level[i], "");
-  if (flags & ERROR) add("error", "error");
+  if (flags & ERROR) k === "end" || add("error", "error");
   else if (run.errors[i] && !run.open[i]) add(run.errors[i] + (run.errors[i] > 1 ? " errors" : " error"), "error");
   if (flags & FINAL) add("answer", "final");
   if (flags & WARNING) add(k === "end" ? "stopped" : "cut short", "warn");
@@ -77,7 +85,7 @@ function tags(i) {
   if (flags & RETRIED) add("retried", "warn");
   if (flags & ESTIMATED) add("estimate", "");
   if (run.width[i] > 1 && (k === "batch" || k === "cell")) add(run.width[i] + " at once", "");
-  else if (k === "batch") add("one after another", "");
+  else if (k === "batch") add("sequential", "");
   return found;
 }
 function barCell(i) {
@@ -87,15 +95,15 @@ function barCell(i) {
   return h("div", { role: "gridcell", class: `bar k-${isError(i) ? "error" : kind(i)}` }, bar);
 }
 function figureCells(i) {
-  const paid = run.allTokens[i] || run.unpriced[i] || run.allCost[i], own = run.input[i] + run.output[i],
-    cost = run.cost[i];
+  const paid = isPaid(i), own = run.input[i] + run.output[i], cost = run.cost[i], flat = order() !== "";
   const timed = !UNTIMED.includes(kind(i));
   const cell = (total, self, look) => h("div", { role: "gridcell", class: "figure" + (look || "") },
-    h("span", {}, total), h("i", {}, self && self !== total ? `(${self})` : ""));
+    h("span", {}, flat ? self : total), h("i", {}, self && self !== total && !flat ? ` (${self})` : ""));
+  const nonzero = (value, words) => value ? words : "";
   return [
-    paid ? cell(number(run.allTokens[i]), number(own), " first") : cell("", "", " first"),
-    paid ? cell(money(run.allCost[i], run.unpriced[i]), cost < 0 ? "?" : money(cost, 0)) : cell("", ""),
-    timed ? cell(duration(run.all[i]), duration(run.own[i])) : cell("", ""),
+    paid ? cell(number(run.allTokens[i]), nonzero(own, number(own)), " first") : cell("", "", " first"),
+    paid ? cell(money(run.allCost[i], run.unpriced[i]), cost < 0 ? "?" : nonzero(cost, money(cost, 0))) : cell("", ""),
+    timed ? cell(duration(run.all[i]), nonzero(run.own[i] >= 1, duration(run.own[i]))) : cell("", ""),
   ];
 }
 const element = row => row < 0 ? null : $("row" + rowId(row));
@@ -120,14 +128,27 @@ function intoView(target) {
   if (box.top < top) scrollBy(0, box.top - top);
   else if (box.bottom > innerHeight - 8) scrollBy(0, box.bottom - innerHeight + 40);
 }
-function select(row, { push = false, focus = false, reveal: open = false } = {}) {
+function select(row, options = {}) {
   if (row === undefined || row < 0) return;
-  if (open) { if (STATE.v !== 1 && !focus) setView(1); reveal(row); }
+  const { push, focus, reveal: open, inspect } = options, reading = STATE.v === 5;
+  if (open && reading && !inspect) { readAt(row, push); return; }
+  if (open && !focus && !reading && STATE.v !== 1) setView(1);
+  if (open) reveal(row);
+  markRow(row, Boolean(push), (open || focus) && !reading);
+  showEvent(row);
+  if (inspect && reading && push) document.body.classList.add("open");
+}
+function markRow(row, push, focus) {
   const before = element(rowOf(STATE.e)) || $("rows").querySelector("[tabindex='0']");
   go({ e: rowId(row) }, push);
   if (before) mark(before, false);
-  if (open || focus) focusRow(row);
+  if (focus) focusRow(row);
   if (element(row)) mark(element(row), true);
+}
+// In the transcript a row is gone to where it stands, and opened there.
+function readAt(row, push) {
+  go({ e: rowId(row) }, push);
+  showTranscript();
   showEvent(row);
 }
 function mark(target, chosen) {
