@@ -53,10 +53,10 @@ if TYPE_CHECKING or not __package__:
     import rlm_backends
     import rlm_sandbox
     import rlm_tools
-    from rlm_tools import Tool, tool
+    from rlm_tools import Tool, to_json, tool
 else:  # vendored into a package
     from . import rlm_backends, rlm_sandbox, rlm_tools
-    from .rlm_tools import Tool, tool
+    from .rlm_tools import Tool, to_json, tool
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -971,7 +971,7 @@ class Journal:
             "timestamp": timestamp(),
             **fields,
         }
-        text = json.dumps(line, separators=(",", ":"), default=str)
+        text = to_json(line, separators=(",", ":"))
         if any(secret in text for secret in self.secrets):
             for secret in self.secrets:
                 text = text.replace(secret, "***")
@@ -4151,7 +4151,7 @@ class Node:
 
     def _key(self, function: str, *parts: Any) -> str:
         """The key of a call from the cell that is running: exact when the cell is run again."""
-        text = json.dumps([function, *parts], sort_keys=True, default=repr)
+        text = to_json([function, *parts], sort_keys=True)
         digest = sha256(text.encode()).hexdigest()[:12]
         ordinal = self._ordinals.get((self.cells, digest), 0)
         self._ordinals[self.cells, digest] = ordinal + 1
