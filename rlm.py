@@ -60,7 +60,7 @@ if TYPE_CHECKING or not __package__:
     from rlm_config import project_file as project_file
     from rlm_config import trust as trust
     from rlm_config import user_config_dir as user_config_dir
-    from rlm_tools import Tool, tool
+    from rlm_tools import Tool, to_json, tool
 else:  # vendored into a package
     from . import rlm_backends, rlm_sandbox, rlm_tools
     from .rlm_config import LIMITS, OPTIONS, ConfigError, RLMError, rebuild_error, require_encoding, sha256, shorten
@@ -71,7 +71,7 @@ else:  # vendored into a package
     from .rlm_config import project_file as project_file
     from .rlm_config import trust as trust
     from .rlm_config import user_config_dir as user_config_dir
-    from .rlm_tools import Tool, tool
+    from .rlm_tools import Tool, to_json, tool
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -504,7 +504,7 @@ class Journal:
             "timestamp": timestamp(),
             **fields,
         }
-        text = json.dumps(line, separators=(",", ":"), default=str)
+        text = to_json(line, separators=(",", ":"))
         if any(secret in text for secret in self.secrets):
             for secret in self.secrets:
                 text = text.replace(secret, "***")
@@ -3675,7 +3675,7 @@ class Node:
 
     def _key(self, function: str, *parts: Any) -> str:
         """The key of a call from the cell that is running: exact when the cell is run again."""
-        text = json.dumps([function, *parts], sort_keys=True, default=repr)
+        text = to_json([function, *parts], sort_keys=True)
         digest = sha256(text.encode()).hexdigest()[:12]
         ordinal = self._ordinals.get((self.cells, digest), 0)
         self._ordinals[self.cells, digest] = ordinal + 1

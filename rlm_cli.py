@@ -24,7 +24,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, TextIO
 
 if TYPE_CHECKING:
@@ -72,11 +72,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["mcp-serve"]:  # an MCP client waits for the first byte: nothing else may cost time
         return mcp_serve(arguments[1:])
-    shell = Shell(arguments)
+    stderr = sys.stderr
+    try:
+        shell = Shell(arguments)
+        return shell.ended(_outcome_of(arguments, shell))
+    finally:
+        sys.stderr = stderr
+
+
+def _outcome_of(arguments: list[str], shell: Shell) -> int:
     try:
         listen_for_signals()
         code = dispatch(arguments, shell)
-        sys.stdout.flush()
+        shell.flush()
     except SystemExit as leaving:  # argparse, after --help
         return int(leaving.code or 0)
     except BrokenPipeError:
@@ -125,15 +133,19 @@ class Shell:
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self.stdout_closed = _mend_streams()
+        self.terminal = Terminal(sys.stderr)
+        sys.stderr = Harmless(sys.stderr)  # what tools, warnings and other modules print
         self.out = sys.stdout  # while a run goes on, sys.stdout is stderr: see `prints_to_stderr`
         flags = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
         self.form = "jsonl" if "--jsonl" in flags else "json" if "--json" in flags else "text"
         self.debug = "--debug" in flags or os.environ.get("RLM_DEBUG", "") not in ("", "0")
         self.is_run = not flags or flags[0] not in COMMANDS or flags[0] in RUNS
-        self.terminal = Terminal(sys.stderr)
         self.model: str | None = None
         self.flags_again: Callable[[Collection[str]], str] = lambda but: ""
         self.can_resume = True
+        self.page_on_stdout = False  # --html -
+        self.lost: rlm.RLMError | None = None  # why nothing can be written to stdout
+        self.told = False
         self.abandoned = False
         self.left_off: tuple[str, str] | None = None  # of a batch that was stopped: how far it came, and how to go on
         self._lock = threading.Lock()
@@ -143,15 +155,62 @@ class Shell:
         self.terminal.colour = wants_colour(sys.stderr, wish)
 
     def print(self, text: str) -> None:
-        """A line for stdout; control characters of models do not reach a terminal."""
-        self.out.write((plain(text) if self.out.isatty() else text) + "\n")
+        """An answer for stdout, exactly as it is: but control characters of models do not reach a terminal."""
+        self.write((plain(text) if self.out.isatty() else text) + "\n")
+
+    def show(self, text: str, *, lead: str = "", style: str = "", colour: bool = False) -> None:
+        """A line of a command's own for stdout, harmless wherever it goes: a name or a path in it may be anyone's."""
+        painted = f"\x1b[{_STYLES[style]}m{lead}\x1b[0m" if colour and style else lead
+        self.write(encodable(self.out, painted + " ".join(plain(text).splitlines())) + "\n")
+
+    def write(self, text: str) -> None:
+        """Text for stdout. A full disk is an error of ours, and a reader that went away is not."""
+        try:
+            self.out.write(text)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def flush(self) -> None:
+        """What was written is written, or an error."""
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> rlm.RLMError:
+        self.silence()  # or what is left in the buffer fails once more when Python ends
+        result = rlm.last_result() if self.is_run else None
+        where = f"the answer is in {result.log}" if result and result.log else ""
+        self.lost = rlm.RLMError(f"cannot write to stdout: {error.strerror}", hint=where)
+        return self.lost
+
+    def silence(self) -> None:
+        """From here on stdout goes nowhere."""
+        with open(os.devnull, "wb") as null:
+            os.dup2(null.fileno(), 1)
+
+    def ended(self, code: int) -> int:
+        """The exit code, now that nothing more is written; what argparse has printed may not have got out."""
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            self.silence()
+        except OSError as error:
+            self._unwritable(error)
+        if self.lost is not None and not self.told:
+            return self.failed(self.lost)
+        return code
 
     def print_json(self, value: Any) -> None:
         """One line of JSON for stdout, whole even when several threads have something to say."""
-        line = json.dumps(value, default=str) + "\n"
+        line = rlm_tools.to_json(value) + "\n"
         with self._lock:
-            self.out.write(line)
-            self.out.flush()
+            self.write(line)
+            self.flush()
 
     def emit(self, event: Event) -> None:
         """An event for `--jsonl`. A reader that went away ends the run: it costs money and nobody listens."""
@@ -159,7 +218,7 @@ class Shell:
             return
         try:
             self.print_json(event)
-        except BrokenPipeError:
+        except (BrokenPipeError, rlm.RLMError):
             self.abandoned = True
             import _thread
 
@@ -167,12 +226,13 @@ class Shell:
 
     def reader_left(self) -> int:
         """Whoever read stdout has seen enough: end quietly."""
-        with open(os.devnull, "wb") as null:
-            os.dup2(null.fileno(), 1)
+        self.silence()
         return ANSWERED
 
     def interrupted(self, stop: KeyboardInterrupt) -> int:
         """Ctrl-C or SIGTERM: what was done, and how to go on."""
+        if self.lost is not None:
+            return self.failed(self.lost)
         if self.abandoned:
             return self.reader_left()
         result = rlm.last_result() if self.is_run else None
@@ -197,10 +257,14 @@ class Shell:
             self._report(status, result, error, message, following)
         except BrokenPipeError:
             return self.reader_left()
+        except rlm.RLMError as unwritable:  # stdout: what was to be said there is lost
+            if unwritable is not error:
+                self.terminal.error(unwritable.message, "", unwritable.hint)
+        self.told = self.lost is not None
         if self.debug:
             import traceback
 
-            self.terminal.say(without_keys("".join(traceback.format_exception(error)).rstrip()))
+            self.terminal.say(without_keys("".join(traceback.format_exception(error)).rstrip()), lines=True)
         self.terminal.error(message, second, following)
         return code
 
@@ -226,7 +290,7 @@ class Shell:
             self.print_json(last | outcome(status, result, self.model, fault))
         elif result is not None and result.response:
             self.print(result.response)
-        sys.stdout.flush()
+        self.flush()
 
 
 def exit_code(error: Exception) -> int:
@@ -350,6 +414,10 @@ def new_parser(program: str, description: str) -> argparse.ArgumentParser:
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:
             raise rlm.ConfigError(message, hint=f"{self.prog} --help")
+
+        def _print_message(self, message: str, file: Any = None) -> None:
+            """argparse's own keeps a full disk to itself."""
+            (file or sys.stderr).write(message)
 
     class Formatter(argparse.RawDescriptionHelpFormatter):
         def _format_action_invocation(self, action: argparse.Action) -> str:
@@ -480,10 +548,10 @@ def _read_schema(path: str) -> Any:
 # --- text on a terminal ---------------------------------------------------------------------------------------------
 
 _CONTROL = re.compile(
-    "(?:\x1b\\[|\x9b)[0-?]*[ -/]*[@-~]"  # CSI: colours, cursor
-    "|\x1b\\][^\x07\x1b]{0,2000}(?:\x07|\x1b\\\\)"  # OSC: titles, links, the clipboard
+    "(?:\x1b\\[|\x9b)[0-?]{0,200}[ -/]{0,20}[@-~]"  # CSI: colours, cursor
+    "|(?:\x1b[\\]P_^X]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]{0,2000}(?:\x07|\x1b\\\\|\x9c)"  # OSC, DCS: links, clipboard
     "|\x1b.?"
-    "|[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
+    "|[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\U000e0000-\U000e007f]"
 )
 _IN_ASCII = str.maketrans(
     {"✓": "ok", "✗": "x", "…": "...", "→": "->", **dict(zip("·●○▶■◆×↻⇊", "-*o>#@x@v", strict=True))}
@@ -511,6 +579,24 @@ def wants_colour(stream: TextIO, wish: str | None = None) -> bool:
     return bool(os.environ.get("FORCE_COLOR")) or (stream.isatty() and os.environ.get("TERM") != "dumb")
 
 
+class Harmless:
+    """A stream that others print to: what would steer the terminal does not get through."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(plain(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class Terminal:
     """stderr: lines that stay and, on a terminal, one line below them that is repainted."""
 
@@ -524,24 +610,25 @@ class Terminal:
     def paint(self, text: str, style: str) -> str:
         return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if self.colour and style else text
 
-    def say(self, text: str) -> None:
-        """A line that stays."""
+    def say(self, text: str, *, lead: str = "", style: str = "", lines: bool = False) -> None:
+        """A line that stays, behind a `lead` of ours in a style; with `lines` as many as the text has."""
+        text = plain(text) if lines else " ".join(plain(text).splitlines())
         with self._lock:
-            self._write(("\r\x1b[K" if self._painted else "") + text + "\n")
+            self._write(("\r\x1b[K" if self._painted else "") + self.paint(lead, style) + text + "\n")
             self._painted = False
 
     def status(self, text: str) -> None:
         """Repaint the line at the bottom; an empty text takes it away."""
         with self._lock:
             if self.live and (text or self._painted):
-                self._write("\r\x1b[K" + plain(text)[: self.width() - 1])
+                self._write("\r\x1b[K" + " ".join(plain(text).splitlines())[: self.width() - 1])
                 self._painted = bool(text)
 
     def error(self, message: str, second: str, following: str) -> None:
         """At most three lines: what happened, what was looked at, what to do."""
         following = f"next: {following}" if following else ""
-        lines = [" ".join(plain(text)[:2000].splitlines()) for text in (second, following) if text]
-        self.say("\n  ".join([self.paint("rlm: ", "red") + " ".join(plain(message)[:2000].splitlines()), *lines]))
+        lines = [" ".join(plain(text)[:2000].splitlines()) for text in (message, second, following) if text]
+        self.say("\n  ".join(lines), lead="rlm: ", style="red", lines=True)
 
     def width(self) -> int:
         try:
@@ -660,7 +747,7 @@ class Progress:
                 if self.terminal.live:
                     self.terminal.status(line)
                 else:
-                    self.terminal.say(plain(line))
+                    self.terminal.say(line)
 
     def see(self, event: Event) -> None:
         """Take an event in."""
@@ -837,6 +924,9 @@ def answer(
     seen: list[Event] = []
     if args.html:
         _require_folder(args.html)
+        shell.page_on_stdout = args.html == "-"
+        if shell.page_on_stdout and shell.form != "text":
+            raise rlm.ConfigError("stdout cannot be both the page and the JSON", hint="--html FILE")
     verbose = bool(values["verbose"])
     for name, meant in unknown_variables().items():
         if meant:
@@ -864,16 +954,10 @@ def answer(
 
 def deliver(result: rlm.CompletionResult, shell: Shell, *, quiet: bool, typed: bool = False) -> None:
     """The answer on stdout in the form that was asked for, and the last line on stderr."""
-    if shell.form == "text":
-        try:
-            shell.print(json.dumps(result.value, ensure_ascii=False, default=str) if typed else result.response)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            where = f"the answer is in {result.log}" if result.log else "there is no log of it"
-            raise rlm.RLMError(f"cannot write the answer to stdout: {error.strerror}", hint=where) from error
-    else:
+    if shell.form == "text" and not shell.page_on_stdout:
+        shell.print(rlm_tools.to_json(result.value, ensure_ascii=False) if typed else result.response)
+        shell.flush()
+    elif shell.form != "text":
         last = {"event": "result"} if shell.form == "jsonl" else {}
         shell.print_json(last | outcome(result.status, result, result.model or shell.model, None))
     if shell.stdout_closed:
@@ -881,20 +965,25 @@ def deliver(result: rlm.CompletionResult, shell: Shell, *, quiet: bool, typed: b
     if not quiet and result.forced:
         shell.terminal.say("rlm: no turn was left; this is the model's best answer from what it had seen")
     if not quiet:
-        shell.terminal.say(f"{shell.terminal.paint('✓', 'green')} {summary(result)}")
+        shell.terminal.say(f" {summary(result)}", lead="✓", style="green")
 
 
 def _require_folder(path: str) -> None:
     """ConfigError now rather than after a run that was paid for."""
-    folder = os.path.dirname(os.path.abspath(path))
+    if path == "-" or (os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)):
+        return  # stdout, a device, a pipe
+    folder = os.path.dirname(os.path.realpath(path))
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK) or os.path.isdir(path):
         raise rlm.ConfigError(f"cannot write {path!r}", hint="a file in a folder that exists and can be written to")
 
 
 def _write_page(path: str, events: list[Event], shell: Shell) -> None:
+    page = rlm_viz.render(events)
+    if path == "-":
+        shell.write(page)
+        return
     try:
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(rlm_viz.render(events))
+        rlm_viz.write_file(path, [page])
     except OSError as error:
         shell.terminal.say(f"rlm: cannot write {path}: {error.strerror}")
 
@@ -924,7 +1013,7 @@ def stream(args: argparse.Namespace, shell: Shell, prompt: str) -> int:
         for piece in runtime.stream(prompt, system=args.system):
             progress.stop()
             if shell.form == "text":
-                shell.out.write(plain(piece) if shown else piece)
+                shell.write(plain(piece) if shown else piece)
                 shell.out.flush()
             else:
                 shell.emit({"event": "text", "delta": piece})
@@ -933,7 +1022,7 @@ def stream(args: argparse.Namespace, shell: Shell, prompt: str) -> int:
         model = result.model if result else shell.model
         shell.print_json({"event": "result"} | outcome("answered", result, model, None))
     else:
-        sys.stdout.write("\n")
+        shell.write("\n")
     return ANSWERED
 
 
@@ -1032,7 +1121,7 @@ def logs(args: argparse.Namespace, shell: Shell) -> int:
         shell.terminal.say(f"no runs in {log_dir}")
     else:
         for row in runs[: args.limit]:
-            shell.print(encodable(sys.stdout, _run_row(row, stdout_width())))
+            shell.show(_run_row(row, stdout_width()))
         if len(runs) > args.limit:
             shell.terminal.say(f"{len(runs) - args.limit} older ones: rlm logs -n {len(runs)}")
     return ANSWERED
@@ -1076,7 +1165,7 @@ def show_run(path: str, shell: Shell) -> int:
         shell.print_json(rlm_viz.merge(events))
     else:
         text = rlm_viz.tree(events, color=wants_colour(sys.stdout), width=min(stdout_width(), 160))
-        sys.stdout.write(encodable(sys.stdout, text) + "\n")
+        shell.write(encodable(sys.stdout, text) + "\n")
     for problem in problems:
         shell.terminal.say(f"rlm: {path}: {problem}")
     return ANSWERED
@@ -1091,8 +1180,8 @@ def follow(args: argparse.Namespace, shell: Shell, log_dir: str) -> int:
         if shell.form == "json":
             shell.print_json(event)
         elif step := rlm_viz.step(event):
-            shell.print(encodable(sys.stdout, step))
-            sys.stdout.flush()
+            shell.show(step)
+            shell.flush()
     return ANSWERED
 
 
@@ -1122,7 +1211,7 @@ def declare_visualize(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [ID ...] [--dir DIR] [-o PAGE] [--open] [--port N] [--diff ID]"
     parser.add_argument("words", nargs="*", metavar="ID", help="runs to show (default: all, newest first)")
     parser.add_argument("--dir", "--log-dir", metavar="DIR", help="folder of the journals (default: as configured)")
-    parser.add_argument("-o", "--output", default="trajectory.html", metavar="PAGE", help="default trajectory.html")
+    parser.add_argument("-o", "--output", metavar="PAGE", help="default trajectory.html; - is stdout")
     parser.add_argument("--open", action="store_true", help="open it in the browser")
     parser.add_argument("--port", type=int, metavar="N", help="serve the folder on loopback instead, until Ctrl-C")
     parser.add_argument("--diff", metavar="ID", help="compare with this run")
@@ -1131,15 +1220,18 @@ def declare_visualize(parser: argparse.ArgumentParser) -> None:
 
 def visualize(args: argparse.Namespace, shell: Shell) -> int:
     """`rlm visualize`: one self-contained page from the journals."""
+    page = args.output or "trajectory.html"
+    if args.port is None and args.output is None and os.path.islink(page):
+        raise rlm.ConfigError(f"{page} is a link to {os.path.realpath(page)}", hint=f"-o {page}, if that is meant")
     if args.port is None:
-        _require_folder(args.output)
+        _require_folder(page)
     elif not 0 <= args.port <= 65535:
         raise rlm.ConfigError(f"--port: there is no port {args.port}", hint="--port 8765")
     try:
         target = rlm_viz.visualize(
             args.words,
             dir=log_folder(args),
-            out=args.output,
+            out=page,
             open_browser=args.open,
             port=args.port,
             diff=args.diff,
@@ -1149,8 +1241,8 @@ def visualize(args: argparse.Namespace, shell: Shell) -> int:
         raise rlm.ConfigError(str(error), hint="rlm logs") from None
     except OSError as error:
         raise _port_error(error, args.port) if args.port and not error.filename else error from None
-    if args.port is None:
-        shell.print(target)
+    if args.port is None and page != "-":
+        shell.show(target)
     return ANSWERED
 
 
@@ -1259,7 +1351,7 @@ class Chat:
             with self.progress, prints_to_stderr():
                 result = ask()
             self.shell.print(result.response)
-            sys.stdout.flush()
+            self.shell.flush()
         except Terminated:
             raise
         except KeyboardInterrupt:
@@ -1267,6 +1359,8 @@ class Chat:
             result = None if (latest := rlm.last_result()) is before else latest
             self.shell.terminal.error("the turn was interrupted", "", "")
         except rlm.RLMError as error:
+            if self.shell.lost is not None:
+                raise
             result = error.result
             self.shell.failed(error)
         self.said.append((prompt, (result and result.response) or "(no answer)"))
@@ -1279,12 +1373,13 @@ class Chat:
     def cost(self, _: str) -> None:
         self.shell.terminal.say(self.progress.line())
 
-    def save(self, path: str) -> None:
-        path = path or "chat.md"
+    def save(self, given: str) -> None:
+        path = given or "chat.md"
         text = "\n\n".join(f"## {prompt}\n\n{answer_text}" for prompt, answer_text in self.said)
         try:
-            with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(text + "\n")
+            if not given and os.path.islink(path):
+                raise OSError(None, f"it is a link to {os.path.realpath(path)}")
+            rlm_viz.write_file(path, [text + "\n"])
         except OSError as error:
             self.shell.terminal.error(f"cannot write {path}: {error.strerror}", "", "/save FILE")
         else:
@@ -1297,7 +1392,7 @@ class Chat:
             self.context = read_context(self.args, self.args.context)
 
     def help(self, _: str) -> None:
-        self.shell.terminal.say(_CHAT_HELP)
+        self.shell.terminal.say(_CHAT_HELP, lines=True)
 
 
 def chat(args: argparse.Namespace, shell: Shell) -> int:
@@ -1377,7 +1472,7 @@ def batch(args: argparse.Namespace, shell: Shell) -> int:
                 shell.left_off = f"{progress.done} of {progress.total} done", following
                 raise
         results.sort()
-    if not args.output:
+    if args.output in (None, "-"):
         for number in sorted(results.rows):
             shell.print_json(results.rows[number])
     if not args.quiet:
@@ -1510,8 +1605,9 @@ class Results:
     def __init__(self, path: str | None, source: str, keys: Sequence[str]) -> None:
         self.rows: dict[int, dict[str, Any]] = {}
         self.others: list[bytes] = []  # lines that are not of this call's prompts
-        self._file = _open_results(path, source) if path else None
-        if self._file is None:
+        self._is_stream = path is not None and os.path.exists(path) and not os.path.isfile(path)
+        self._file = None if path is None or path == "-" else _open_results(path, source)
+        if self._file is None or self._is_stream:
             return
         places = {key: number for number, key in enumerate(keys)}
         for line in _result_lines(self._file):
@@ -1537,7 +1633,7 @@ class Results:
 
     def sort(self) -> None:
         """Put the file into the order of the prompts, other prompts' results last; a failure leaves it as it is."""
-        if self._file is None:
+        if self._file is None or self._is_stream:
             return
         path = os.path.realpath(self._file.name)
         temporary = f"{path}.{os.getpid()}"
@@ -1549,15 +1645,18 @@ class Results:
 
 
 def _row_line(row: Mapping[str, Any]) -> bytes:
-    return json.dumps(row, default=str).encode() + b"\n"
+    return rlm_tools.to_json(row).encode() + b"\n"
 
 
 def _open_results(path: str, source: str) -> BinaryIO:
-    """The file of results, locked against a second batch. ConfigError for the prompts themselves and for a device."""
+    """The file of results, locked against a second batch; a device or a pipe is only written to. ConfigError for the
+    prompts themselves."""
     _require_folder(path)
-    if os.path.exists(path) and (not os.path.isfile(path) or os.path.samefile(path, source)):
+    if os.path.exists(path) and os.path.samefile(path, source):
         raise rlm.ConfigError(f"-o {path!r}: that is no file for results", hint="-o with the name of a new file")
     try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            return open(os.open(path, os.O_WRONLY), "wb")
         file = open(path, "ab+")  # noqa: SIM115  # closed with Results
     except OSError as error:
         raise rlm.ConfigError(f"cannot write {path!r}: {error.strerror}", hint="-o FILE") from error
@@ -1619,8 +1718,12 @@ def mcp_serve(arguments: Sequence[str]) -> int:
     for word in words:
         flag, equals, value = word.partition("=")
         if flag in ("-h", "--help"):
-            print(_SERVE_HELP)
-            return ANSWERED
+            shell = Shell(arguments)
+            try:
+                shell.write(f"{_SERVE_HELP}\n")
+            except rlm.RLMError as error:
+                return shell.failed(error)
+            return shell.ended(ANSWERED)
         name = {"-e": "env", "--env": "env", "--workspace": "workspace", "--max-wait": "max_wait"}.get(flag)
         value = value if equals else next(words, "")
         right = {"env": value in ("local", "docker"), "max_wait": re.fullmatch(r"\d{1,6}(\.\d{1,9})?", value)}
@@ -1628,6 +1731,7 @@ def mcp_serve(arguments: Sequence[str]) -> int:
             print(f"rlm: mcp-serve does not take {word!r} {value!r}\n  next: rlm mcp-serve --help", file=sys.stderr)
             return WRONG
         settings[name] = float(value) if name == "max_wait" else value
+    sys.stderr = Harmless(sys.stderr)
     return int(rlm_mcp.serve(**settings))
 
 
@@ -1653,7 +1757,8 @@ _INSTALL_ACTIONS = {
 def mcp_install(args: argparse.Namespace, shell: Shell) -> int:
     """`rlm mcp-install`: this server's entry in the configuration of MCP clients."""
     clients = [*args.words, *args.client]
-    return int(rlm_mcp.install(clients, action=args.action or "print", scope=args.scope))
+    with contextlib.redirect_stdout(Harmless(shell)):  # a client's file may be a project's
+        return int(rlm_mcp.install(clients, action=args.action or "print", scope=args.scope))
 
 
 # --- the demo -------------------------------------------------------------------------------------------------------
@@ -1863,7 +1968,7 @@ def config(args: argparse.Namespace, shell: Shell) -> int:
         value = (
             "" if row["value"] is None else row["value"] if isinstance(row["value"], str) else json.dumps(row["value"])
         )
-        shell.print(f"{name:<24} {value:<32} {row['origin']}")
+        shell.show(f"{name:<24} {value:<32} {row['origin']}")
     for path in settings.files:
         shell.terminal.say(f"read: {path}")
     return ANSWERED
@@ -1900,13 +2005,12 @@ def init(args: argparse.Namespace, shell: Shell) -> int:
     rlm_config.load_config(given, config=False)  # refuses what would not load back
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(commented_config(given))
+        rlm_viz.write_file(path, [commented_config(given)], 0o600 if "api_key" in given or args.user else 0o644)
     except OSError as error:
         raise rlm.ConfigError(f"cannot write {path}: {error.strerror}") from error
     if given and not args.user and rlm_config.untrusted_keys(given):
         rlm_config.trust(path)  # whoever ran this command has just said what is in it
-    shell.print(path)
+    shell.show(path)
     return ANSWERED
 
 
@@ -1962,13 +2066,13 @@ def trust(args: argparse.Namespace, shell: Shell) -> int:
     where = os.path.abspath(path)
     if args.revoke:
         rlm_config.trust(path, revoke=True)
-        shell.print(f"{where}: no longer trusted")
+        shell.show(f"{where}: no longer trusted")
         return ANSWERED
     table = {key: value for key, (value, _) in rlm_config.read_toml(path, False).items()}
     rows = {key: shown_value(key, table[key]) for key in rlm_config.untrusted_keys(table)}
     if not args.show:
         rlm_config.trust(path)
-        shell.print(
+        shell.show(
             f"{where}: trusted as it is now; " + (f"it sets {', '.join(rows)}" if rows else "nothing in it needs it")
         )
         return ANSWERED
@@ -1976,9 +2080,9 @@ def trust(args: argparse.Namespace, shell: Shell) -> int:
     if shell.form == "json":
         shell.print_json({"path": where, "trusted": trusted, "needs_trust": rows})
         return ANSWERED
-    shell.print(f"{where}: {'trusted' if trusted else 'not trusted'}")
+    shell.show(f"{where}: {'trusted' if trusted else 'not trusted'}")
     for key, value in rows.items():
-        shell.print(f"  {key} = {toml(value)}")
+        shell.show(f"  {key} = {toml(value)}")
     return ANSWERED
 
 
@@ -2002,7 +2106,7 @@ def providers(args: argparse.Namespace, shell: Shell) -> int:
     for row in rows:
         key = (row["key_env"] or [""])[0]
         line = f"{'✓' if row['key_present'] else '·'} {row['id']:<22} {row['wire']:<10} {key:<26} {row['base_url']}"
-        shell.print(encodable(sys.stdout, line))
+        shell.show(line)
     return ANSWERED
 
 
@@ -2044,10 +2148,9 @@ def doctor(args: argparse.Namespace, shell: Shell) -> int:
         colour = wants_colour(sys.stdout, args.color)
         for check in checks:
             sign, style = marks[check.state]
-            sign = f"\x1b[{_STYLES[style]}m{sign}\x1b[0m" if colour else sign
-            sys.stdout.write(encodable(sys.stdout, f"{sign} {check.name:<14} {check.detail}\n"))
+            shell.show(f" {check.name:<14} {check.detail}", lead=sign, style=style, colour=colour)
             if check.next:
-                sys.stdout.write(f"  {'':<14} next: {check.next}\n")
+                shell.show(f"  {'':<14} next: {check.next}")
     return ANSWERED if ok else FAILED
 
 

@@ -20,6 +20,7 @@ import dataclasses
 import functools
 import json
 import keyword
+import math
 import os
 import re
 import stat
@@ -310,10 +311,61 @@ def render(value: Any) -> str:
         return value
     if value is None:
         return "done (no result)"
+    return to_json(value, ensure_ascii=False)
+
+
+# - Python data as JSON, the one way for answers, events, journals, results and what a model reads
+
+
+def to_json(value: Any, **how: Any) -> str:
+    """JSON of any Python data, as `json_safe` makes it; `how` is json.dumps's."""
     try:
-        return json.dumps(value, ensure_ascii=False, default=repr)
-    except (TypeError, ValueError, RecursionError):
-        return str(type(value))
+        return json.dumps(json_safe(value), allow_nan=False, **how)
+    except RecursionError:
+        return json.dumps(f"<a {type(value).__name__}, nested too deep>")
+
+
+def json_safe(value: Any) -> Any:
+    """The value with what JSON has no form for in the nearest that it has.
+
+    NaN and infinities are null. Sets are lists, in the order of their items' reprs. Keys that are no text are what
+    json makes of None, booleans and finite numbers, else their repr: `{("a", "b"): 3}` is `{"('a', 'b')": 3}`; one that
+    meets another key with the same text has its type behind it. Everything else is its str.
+    """
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, int):
+        return int(value) if value.bit_length() < 14_000 else hex(value)  # of more digits Python writes none
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return _json_object(value)
+    if isinstance(value, (list, tuple)):
+        return [json_safe(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return [json_safe(item) for item in sorted(value, key=repr)]
+    try:
+        return str(value)
+    except Exception as error:  # an object's own __str__
+        return f"<{type(value).__name__} whose str raises {type(error).__name__}>"
+
+
+def _json_object(value: Mapping[Any, Any]) -> dict[str, Any]:
+    taken = {key for key in value if isinstance(key, str)}
+    result: dict[str, Any] = {}
+    for key, item in value.items():
+        name = key if isinstance(key, str) else _key_text(key)
+        while name is not key and name in taken:
+            name = f"{name} ({type(key).__name__})"
+        taken.add(name)
+        result[name] = json_safe(item)
+    return result
+
+
+def _key_text(key: Any) -> str:
+    if key is None or isinstance(key, bool):
+        return json.dumps(key)
+    return str(json_safe(key)) if isinstance(key, int) else repr(key)
 
 
 # --- checking data against a JSON Schema --------------------------------------------------------------------------

@@ -1702,20 +1702,43 @@ def write(
     paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], *, bodies: bool = True, diff: bool = False
 ) -> str:
     """Write one page for these logs, in this order, and return its path; with `diff` the first two are compared."""
-    import tempfile
-
     room = _Room()
     runs = [_load(path, room, bodies) for path in paths]
     target = os.fspath(out)
-    descriptor, part = tempfile.mkstemp(prefix=".trajectory-", dir=os.path.dirname(target) or ".")  # mode 0600
+    write_file(target, _page(runs, diff=diff and len(runs) > 1))
+    return target
+
+
+def write_file(path: str, pieces: Iterable[str], mode: int = 0o600) -> None:
+    """Write a text file at once or not at all, where a link leads, with the mode that it has; `mode` is for a new one.
+
+    What is no regular file is written through: a device, a pipe. "-" is stdout.
+    """
+    import stat
+    import tempfile
+
+    if path == "-":
+        sys.stdout.writelines(pieces)
+        return
+    target, owner = os.path.realpath(path), None
+    with contextlib.suppress(FileNotFoundError):
+        owner = os.stat(path)  # not of the target's name: that of a descriptor's pipe (/dev/fd/63) is none
+    if owner is not None and not stat.S_ISREG(owner.st_mode):
+        with open(os.open(path, os.O_WRONLY), "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(pieces)
+        return
+    descriptor, part = tempfile.mkstemp(prefix=".rlm-", dir=os.path.dirname(target))
     try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.writelines(_page(runs, diff=diff and len(runs) > 1))
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(pieces)
+        os.chmod(part, stat.S_IMODE(owner.st_mode) if owner else mode)
+        if owner is not None and hasattr(os, "chown"):
+            with contextlib.suppress(OSError):  # somebody else's file that we may write to becomes ours
+                os.chown(part, owner.st_uid, owner.st_gid)
         os.replace(part, target)
     except BaseException:
         os.unlink(part)
         raise
-    return target
 
 
 def _load(path: str | os.PathLike[str], room: _Room, bodies: bool = True) -> _Run:
@@ -1853,7 +1876,7 @@ def visualize(
     if not paths:
         raise ValueError(f"no logs in {os.fspath(dir)!r}")
     target = write(paths, out, bodies=bodies, diff=diff is not None)
-    if open_browser:
+    if open_browser and target != "-":
         _open(os.path.abspath(target))
     return target
 
