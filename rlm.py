@@ -636,17 +636,29 @@ _FIELDS: dict[type | tuple[type, ...], tuple[str, ...]] = {
 }
 
 
+LINE_LIMIT = 64 << 20  # bytes of a journal's line
+EVENT_DEPTH = 400  # of lists and objects in one: Python data that JSON lacks takes three for one
+
+
 def read_journal(path: str) -> list[Event]:
     """The events of a journal; a torn line, or one that is none of ours, is left out."""
-    with open(path, "rb") as file:
-        blob = file.read()
     events = []
-    for line in blob[: blob.rfind(b"\n") + 1].split(b"\n"):
-        with contextlib.suppress(ValueError, RecursionError):
-            event = json.loads(line)
-            if isinstance(event, dict) and event.get("event") is not None and _has_our_types(event):
+    with open(path, "rb") as file:
+        while line := file.readline(LINE_LIMIT):
+            event = journal_event(line)
+            if event is not None and event.get("event") is not None and _has_our_types(event):
                 events.append(event)
     return events
+
+
+def journal_event(line: bytes) -> Event | None:
+    """What a whole line of a journal holds; None if that is no event."""
+    if not line.endswith(b"\n"):
+        return None
+    with contextlib.suppress(ValueError):
+        event = rlm_backends.from_json(line, depth=EVENT_DEPTH, constant=float)
+        return event if isinstance(event, dict) else None
+    return None
 
 
 def _has_our_types(event: Event) -> bool:
@@ -845,7 +857,7 @@ def _format_of(text: str, parsed: int = _PARSED) -> str:
     start = text[:1000].lstrip()
     if start[:1] in ("[", "{") and len(text) <= parsed:
         with contextlib.suppress(ValueError, RecursionError):
-            return f", JSON: {_json_shape(json.loads(text))}"
+            return f", JSON: {_json_shape(rlm_backends.from_json(text, constant=float))}"
     lines = [line for line in text[:20_000].split("\n")[:5] if line]
     if len(lines) < 3:
         return ""
@@ -1069,25 +1081,65 @@ def _save_context(path: str, value: Any) -> None:
             os.unlink(f"{path}.new")
 
 
-def _load_context(path: str) -> Any:
-    """The value that `_save_context` wrote; ConfigError for anything else, however much it says it unpacks to."""
+def _load_context(path: str, about: Mapping[str, Any]) -> Any:
+    """The value that `_save_context` wrote; ConfigError for anything else, however much it says it unpacks to.
+
+    `about`: what the journal says of it. Text is compared with that before it is held, other data is decoded only if it
+    is not much larger.
+    """
     import zlib
 
-    most = 8 * _SAVED_CONTEXT  # JSON may spend six characters on one
     try:
+        said = about.get("bytes")
+        size = min(said, _SAVED_CONTEXT) if isinstance(said, int) else 0
         with open(path, "rb") as file:
-            packed = zlib.decompressobj()
-            blob = packed.decompress(file.read(most), most)
-        if not packed.eof:
-            raise ValueError("its copy is damaged or too large")
-        if blob[:1] == b"s":
-            return blob[1:].decode("utf-8", "surrogatepass")
-        return rlm_sandbox.unpack(json.loads(blob[1:]))
+            packed = file.read(_SAVED_CONTEXT)
+        values = _SAVED_VALUES + 4 * len(packed)
+        most = 6 * size + 32 * values if about.get("type") != "str" else size + 1  # JSON may take six bytes for one
+        if about.get("type") == "str" and _text_digest(_unpacked(packed, most), about.get("size")) != about.get(
+            "sha256"
+        ):
+            raise ValueError("its copy is not what the journal says")
+        blob = bytearray()
+        for piece in _unpacked(packed, most):
+            blob += piece
+        kind = blob[:1]
+        del blob[:1]
+        if kind == b"s":
+            return blob.decode("utf-8", "surrogatepass")
+        return rlm_sandbox.unpack(rlm_backends.from_json(blob, values=values, depth=EVENT_DEPTH))
     except (OSError, ValueError, TypeError, RecursionError, zlib.error) as error:
         raise ConfigError(
             f"the context of this run was not kept ({error})",
             hint="start a new run (save_context keeps a value of up to 64 MB, files are read again)",
         ) from None
+
+
+_SAVED_VALUES = 250_000
+
+
+def _unpacked(packed: bytes, most: int) -> Iterator[bytes]:
+    """What compressed data holds, piece by piece; ValueError where that is more than `most` bytes, or damaged."""
+    import zlib
+
+    squeezed = zlib.decompressobj()
+    while not squeezed.eof:
+        piece = squeezed.decompress(packed, 1 << 18)
+        packed = squeezed.unconsumed_tail
+        most -= len(piece)
+        if most < 0 or not (piece or packed or squeezed.eof):
+            raise ValueError("its copy is damaged or too large")
+        yield piece
+
+
+def _text_digest(pieces: Iterator[bytes], size: Any) -> str:
+    """The sha256 that `_digest` gives a text of that size, from the pieces of its copy."""
+    sha = sha256(f"str:{size}:".encode())
+    first = next(pieces, b"")
+    sha.update(first[1:])
+    for piece in pieces:
+        sha.update(piece)
+    return str(sha.hexdigest())
 
 
 # --- what the model is told --------------------------------------------------------------------------------------
@@ -3633,7 +3685,13 @@ class Node:
             event["brief"] = brief_error(event["error"], code, number)
         event["note"] = self._note(code, event, recorded)
         if event["error"] is None and cell.final is not rlm_sandbox.UNSET:
-            event["final"] = Answer(_as_text(cell.final), cell.final, True)
+            try:
+                event["final"] = Answer(_as_text(cell.final), cell.final, True)
+            except (
+                ValueError,
+                RecursionError,
+            ) as error:  # an integer that is too long, or what no worker of ours sends
+                event["error"] = f"{type(error).__name__}: FINAL's value cannot be written out: {error}"
         return event
 
     def _compared(self, event: Event, recorded: Event, died: bool) -> Event:
@@ -4582,7 +4640,7 @@ class RLM:
         if isinstance(source, dict):
             context = Context(_read_again(source, path), source)
         else:
-            context = Context(_load_context(_context_path(path, root.get("turn") or 0)), source)
+            context = Context(_load_context(_context_path(path, root.get("turn") or 0), about), source)
         if _digest(context.value)[0] != about.get("sha256"):
             names = ", ".join(source["paths"][:3]) if isinstance(source, dict) else "the kept copy"
             raise ConfigError(

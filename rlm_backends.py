@@ -1257,11 +1257,17 @@ def from_json(
         value = json.loads(text, strict=strict, parse_int=_json_int, parse_constant=constant or _no_constant)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    check_depth(value, depth)
+    return value
+
+
+def check_depth(value: Any, depth: int = JSON_DEPTH) -> None:
+    """ValueError for a list or an object with more levels than that."""
     level = [value]
     for _ in range(depth + 1):
         inner = [item.values() if type(item) is dict else item for item in level if type(item) in (dict, list)]
         if not inner:
-            return value
+            return
         level = [item for items in inner for item in items]
     raise ValueError(f"nested more than {depth} deep")
 

@@ -536,7 +536,7 @@ def _read_schema(path: str) -> Any:
     if path.lstrip().startswith("{"):
         return rlm_config.parse_option("schema", path, "--schema")
     try:
-        return json.loads(rlm_tools.read_text(path))
+        return rlm_backends.from_json(rlm_tools.read_text(path))
     except OSError as error:
         raise rlm.ConfigError(
             f"--schema: cannot read {path!r}: {error.strerror}", hint="a file with a JSON Schema"
@@ -1145,9 +1145,9 @@ def local_time(stamp: str | None) -> str:
 
     try:
         moment = datetime.fromisoformat((stamp or "").replace("Z", "+00:00"))
-    except ValueError:
+        return moment.astimezone().strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, OSError):  # the year 1 is before every clock's
         return "?"
-    return moment.astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def stdout_width() -> int:
@@ -1187,7 +1187,7 @@ def follow(args: argparse.Namespace, shell: Shell, log_dir: str) -> int:
 
 def new_events(path: str) -> Iterator[Event]:
     """The events of a journal as they are written; ends after the root's `end`, when nothing follows it."""
-    ended, rest = False, b""
+    ended, rest = False, bytearray()
     with open(path, "rb") as file:
         while True:
             piece = file.read(1 << 20)
@@ -1196,13 +1196,15 @@ def new_events(path: str) -> Iterator[Event]:
                     return
                 time.sleep(0.1)
                 continue
-            *lines, rest = (rest + piece).split(b"\n")
+            rest += piece
+            if b"\n" not in piece:
+                if len(rest) > rlm.LINE_LIMIT:
+                    rest.clear()
+                continue
+            *lines, rest = rest.split(b"\n")
             for line in lines:
-                try:
-                    event = json.loads(line)
-                except ValueError:
-                    continue  # a line that a killed process left torn
-                if isinstance(event, dict):
+                event = rlm.journal_event(line + b"\n")
+                if event is not None:  # else a line that a killed process left torn
                     ended = event.get("event") == "end" and not event.get("depth")
                     yield event
 
@@ -1534,7 +1536,7 @@ def read_items(path: str, template: str | None) -> list[dict[str, Any]]:
 
 def _json_line(path: str, number: int, line: str) -> Any:
     try:
-        return json.loads(line)
+        return rlm_backends.from_json(line)
     except ValueError as error:
         hint = 'a JSON string in quotes, or an object, on each line: "…" or {"prompt": "…"}'
         raise rlm.ConfigError(f"{path}:{number}: not JSON: {error}", hint=hint) from None
@@ -1697,8 +1699,8 @@ _ROW_BEGINS = b'{"index": '
 def _result(line: bytes) -> dict[str, Any] | None:
     """The row of results that a line is, None if it is none."""
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = rlm_backends.from_json(line, depth=rlm.EVENT_DEPTH, constant=float)
+    except ValueError:
         return None
     return row if isinstance(row, dict) and isinstance(row.get("key"), str) and "status" in row else None
 

@@ -340,11 +340,18 @@ def read_toml(path: str, is_project: bool, without: Collection[str] = ()) -> dic
     short = os.path.basename(path) if is_project else path
     try:
         with open(path, "rb") as file:
-            blob = file.read()
+            blob = file.read(_CONFIG_BYTES + 1)
+        if len(blob) > _CONFIG_BYTES:
+            raise ConfigError(f"{short} is larger than {_CONFIG_BYTES // 1000} kB")
+        if max(map(len, re.findall(rb"[\dA-Fa-f_]+", blob)), default=0) > rlm_backends.JSON_DIGITS:
+            raise ConfigError(f"{short} has a number of more than {rlm_backends.JSON_DIGITS:,} digits")
         data = tomllib.loads(blob.decode("utf-8-sig"))
+        rlm_backends.check_depth(data)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # besides its own errors: numbers of 5,000 digits, deep nesting
+    except RecursionError:
+        raise ConfigError(f"{short} is nested too deeply") from None
+    except ValueError as error:  # of TOML, of UTF-8, or of an integer too long to be one
         raise ConfigError(f"{short} is not valid TOML: {error}") from None
     stray = [key for key in data if key != "rlm"]
     if stray:
@@ -361,6 +368,9 @@ def read_toml(path: str, is_project: bool, without: Collection[str] = ()) -> dic
     return {key: (value, f"{short}:{_line_of(blob, key)}") for key, value in table.items()}
 
 
+_CONFIG_BYTES = 100_000
+
+
 def _line_of(blob: bytes, key: str) -> int:
     """The line a key stands on, from 1."""
     lines = blob.decode("utf-8", "replace").splitlines()
@@ -372,7 +382,7 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     """ "did you mean 'x'?", or what there is."""
     import difflib
 
-    close = difflib.get_close_matches(word, list(known), n=1)
+    close = difflib.get_close_matches(word[:100], list(known), n=1)
     return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(sorted(known))}"
 
 
@@ -417,7 +427,7 @@ def parse_option(name: str, text: str, origin: str) -> Any:
         if name in PAIRS:
             return parse_params([text], origin)
         if kind.startswith("dict") or kind == "Any":
-            return json.loads(text)
+            return rlm_backends.from_json(text)
     except ValueError:
         raise ConfigError(f"{origin}: {text!r} is not a valid {_KIND_WORDS.get(kind, 'JSON value')}") from None
     return text
@@ -434,7 +444,7 @@ def parse_params(items: Iterable[str], origin: str = "params") -> dict[str, Any]
             value = _json_or_text(item)
             pairs = list(value.items()) if isinstance(value, dict) else []
         else:
-            parts = re.split(r",(?=\s*\w+=)", item) if item.strip() else []
+            parts = re.split(r",(?=\s{0,99}\w{1,99}=)", item) if item.strip() else []
             pairs = [(name.strip(), _json_or_text(text.strip())) for name, _, text in (p.partition("=") for p in parts)]
             if not all("=" in part and part.partition("=")[0].strip() for part in parts):
                 pairs = []
@@ -446,8 +456,8 @@ def parse_params(items: Iterable[str], origin: str = "params") -> dict[str, Any]
 
 def _json_or_text(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return rlm_backends.from_json(text)
+    except ValueError:
         return text
 
 
@@ -526,14 +536,15 @@ def _dotenv_keys(cwd: str) -> dict[str, str]:
     known = rlm_backends.key_variables()
     found = {}
     for line in text.splitlines():
-        match = re.match(r"\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*?)\s*$", line)
-        if match and match[1] in known:
-            value = match[2]
+        left, equals, value = line.partition("=")
+        name = left.strip().removeprefix("export").strip() if left.split()[:1] == ["export"] else left.strip()
+        if name in known and equals:
+            value = value.strip()
             if value[:1] in ("'", '"') and value[-1:] == value[:1]:
                 value = value[1:-1]
             else:
                 value = value.split(" #")[0].strip()
-            found[match[1]] = value
+            found[name] = value
     return found
 
 
@@ -563,7 +574,7 @@ def _trust_file() -> str:
 def _trusted() -> dict[str, str]:
     try:
         with open(_trust_file(), encoding="utf-8") as file:
-            table = json.load(file)
+            table = rlm_backends.from_json(file.read())
     except (OSError, ValueError):
         return {}
     return table if isinstance(table, dict) else {}

@@ -155,6 +155,80 @@ def _parsed(line: str, description: str, handler: Callable[..., Any], view: Call
     return Tool(name, description, parameters, handler, view=view, source=source)
 
 
+# --- JSON from outside: the same lines in each module that stands alone -------------------------------------------
+
+JSON_VALUES = 300_000  # of one text: a list takes two characters of it, and up to a hundred bytes of memory
+JSON_DEPTH = 100
+JSON_DIGITS = 4_300  # of an integer: a longer one cannot be printed
+
+
+def from_json(
+    data: str | bytes | bytearray,
+    *,
+    values: int = JSON_VALUES,
+    depth: int = JSON_DEPTH,
+    strict: bool = True,
+    constant: Callable[[str], Any] | None = None,
+) -> Any:
+    """What JSON (bytes are UTF-8) says; ValueError if it is none, or has more values, levels or digits than it may.
+
+    `strict=False` takes raw line breaks in strings; `constant` makes something of NaN and Infinity, which are refused.
+    """
+    if len(data) > values and _count_json(data, values) > values:
+        raise ValueError(f"more than {values:,} values")
+    text = data if isinstance(data, str) else data.decode("utf-8-sig")
+    try:
+        value = json.loads(text, strict=strict, parse_int=_json_int, parse_constant=constant or _no_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    check_depth(value, depth)
+    return value
+
+
+def check_depth(value: Any, depth: int = JSON_DEPTH) -> None:
+    """ValueError for a list or an object with more levels than that."""
+    level = [value]
+    for _ in range(depth + 1):
+        inner = [item.values() if type(item) is dict else item for item in level if type(item) in (dict, list)]
+        if not inner:
+            return
+        level = [item for items in inner for item in items]
+    raise ValueError(f"nested more than {depth} deep")
+
+
+def _count_json(data: str | bytes | bytearray, enough: int) -> int:
+    """At least how many values there are, not counted much beyond `enough`."""
+    count = sum(map(data.count, ",[{" if isinstance(data, str) else (b",", b"[", b"{")))  # type: ignore[arg-type]
+    if count <= enough:
+        return count
+    if isinstance(data, str):
+        data = data.encode("utf-8", "surrogatepass")
+    count, quoted, rest = 0, False, b""
+    for start in range(0, len(data), 1 << 16):
+        piece = rest + data[start : start + (1 << 16)]
+        rest = b"\\" if (len(piece) - len(piece.rstrip(b"\\"))) % 2 else b""  # it may escape the next piece's first
+        piece = piece[: len(piece) - len(rest)].replace(b"\\\\", b"").replace(b'\\"', b"")
+        parts = piece.translate(None, _NO_JSON_MARKS).split(b'"')
+        count += sum(map(len, parts[quoted::2]))
+        quoted ^= len(parts) % 2 == 0
+        if count > enough:
+            break
+    return count
+
+
+_NO_JSON_MARKS = bytes(set(range(256)) - set(b'",[{'))
+
+
+def _json_int(text: str) -> int:
+    if len(text) > JSON_DIGITS:
+        raise ValueError(f"a number of {len(text):,} digits")
+    return int(text)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
 # --- calling one --------------------------------------------------------------------------------------------------
 
 
@@ -192,8 +266,8 @@ def _read_arguments(tool: Tool, arguments: Mapping[str, Any] | str) -> dict[str,
     if not text or text == "null":
         return {}
     try:
-        value = json.loads(text, strict=False)
-    except (ValueError, RecursionError) as error:
+        value = from_json(text, strict=False)
+    except ValueError as error:
         if text[0] in '{["' or (only := _only_string(tool)) is None:
             raise ToolError(f"the arguments are not a JSON object ({error}); expected {signature(tool)}") from None
         return {only: arguments}
@@ -223,15 +297,21 @@ def _known_arguments(tool: Tool, given: dict[str, Any]) -> tuple[dict[str, Any],
         return given, []
     known = {name: value for name, value in given.items() if name in properties}
     notes = []
-    for name in [name for name in given if name not in properties]:
+    unknown = [name for name in given if name not in properties]
+    for name in unknown[:_UNKNOWN]:
         free = [other for other in properties if other not in known]
-        near = difflib.get_close_matches(str(name), free, n=1, cutoff=0.6)
+        near = difflib.get_close_matches(str(name)[:100], free, n=1, cutoff=0.6)
         if near:
             known[near[0]] = given[name]
-            notes.append(f"took argument {name!r} as {near[0]!r}")
+            notes.append(f"took argument {str(name)[:100]!r} as {near[0]!r}")
         else:
-            notes.append(f"ignored unknown argument {name!r} of {signature(tool)}")
+            notes.append(f"ignored unknown argument {str(name)[:100]!r} of {signature(tool)}")
+    if len(unknown) > _UNKNOWN:
+        notes.append(f"ignored {len(unknown) - _UNKNOWN:,} more unknown arguments")
     return known, notes
+
+
+_UNKNOWN = 20  # arguments that a tool does not have and that are looked at
 
 
 def _run(handler: Callable[..., Any], arguments: dict[str, Any]) -> Any:
@@ -565,6 +645,8 @@ def _property_rule(schema: Schema, name: str) -> Any:
 def _to_type(name: str, value: Any) -> Any:
     """The value as what a model plainly meant it to be, or ValueError."""
     text = value.strip() if isinstance(value, str) else None
+    if text and name in ("integer", "number") and len(text) > JSON_DIGITS:
+        raise ValueError(f"a number of {len(text):,} digits")
     if name == "string" and isinstance(value, (int, float, bool)):
         return json.dumps(value)
     if name == "integer" and isinstance(value, float) and value.is_integer():
@@ -578,7 +660,7 @@ def _to_type(name: str, value: Any) -> Any:
     if name == "null" and text == "null":
         return None
     if name in ("object", "array") and text and text[0] == "{["[name == "array"]:
-        return json.loads(text, strict=False)
+        return from_json(text, strict=False)
     if name == "array" and value is not None:
         return [value]
     raise ValueError(name)
@@ -939,8 +1021,12 @@ READ_LIMIT = 5_000_000  # bytes that file_read hands to code at once: a frame ho
 VIEW_LIMIT = 9_500  # characters that a model is shown of one call
 LINE_LIMIT = 2_000  # characters of one line that a model is shown, and of one match
 LIST_LIMIT = 100_000
+PATTERN_LIMIT = 4_000  # characters of a glob or a regex
 MATCH_LIMIT = 10_000
 SEARCH_SECONDS = 20.0
+SEARCH_MEMORY = 48 << 20  # beyond what an idle Python has
+SEARCHES = 4  # at once
+SEARCHED_LINE = 1 << 18  # bytes of a line that are searched in one piece
 SKIPPED = {".git", ".hg", ".svn", "__pycache__", "node_modules", ".venv", ".tox", ".mypy_cache", ".ruff_cache"}
 _HEAD = 65_536  # bytes at the start of a file that tell text from other data
 _UTF_8_MARK = b"\xef\xbb\xbf"
@@ -1056,7 +1142,7 @@ class _Files:
             names = os.listdir(os.path.join(*self.locate(os.path.dirname(path) or ".")))
         except (OSError, ValueError):
             return ""
-        near = difflib.get_close_matches(os.path.basename(path), [name for name in names if not is_secret(name)])
+        near = difflib.get_close_matches(os.path.basename(path)[:255], [name for name in names if not is_secret(name)])
         return f"; there is {', '.join(map(repr, near))}" if near else ""
 
     def read(self, path: str, start_line: int = 1, end_line: int | None = None) -> str:
@@ -1088,7 +1174,7 @@ class _Files:
 
     def paths(self, pattern: str = "**") -> list[str]:
         """The files that match a glob, sorted; secrets, links that lead out and folders of tools are left out."""
-        skipped = SKIPPED.difference(re.split(r"[/\\]", pattern))
+        skipped = SKIPPED.difference(re.split(r"[/\\]", pattern[:PATTERN_LIMIT]))
         deadline = time.monotonic() + SEARCH_SECONDS
         found: set[str] = set()
         for start, globs in self.starts(pattern):
@@ -1117,6 +1203,8 @@ class _Files:
 
         A relative pattern is tried in the working directory and in each allowed folder elsewhere.
         """
+        if len(pattern) > PATTERN_LIMIT:
+            raise ValueError(f"the pattern is longer than {PATTERN_LIMIT:,} characters")
         pattern = pattern.replace("\\", "/")
         parts = pattern.rstrip("/").split("/")
         literal = next((index for index, part in enumerate(parts) if re.search(_WILD, part)), len(parts))
@@ -1198,8 +1286,8 @@ class _Files:
             with contextlib.suppress(OSError, ValueError), self.opened(os.path.join(self.cwd, path)) as raw:
                 file = _as_utf8(raw, path)
                 number = 1
-                while block := file.read(1 << 20):
-                    block += file.readline(READ_LIMIT)
+                while block := file.read(1 << 16):
+                    block += file.readline(SEARCHED_LINE)
                     yield path, number, _decoded(block).removesuffix("\n").encode()
                     number += block.count(b"\n")
 
@@ -1255,7 +1343,8 @@ Glob = list[Callable[[str], Any] | None]  # a test for each name of a path; None
 def _glob(parts: list[str]) -> Glob:
     from fnmatch import translate  # its regexes do not backtrack
 
-    return [None if part == "**" else re.compile(translate(part)).match for part in parts]
+    skips = [part for n, part in enumerate(parts) if part != "**" or parts[n - 1 : n] != ["**"]]
+    return [None if part == "**" else re.compile(translate(part)).match for part in skips]
 
 
 def _matches(glob: Glob, names: list[str]) -> bool:
@@ -1265,9 +1354,8 @@ def _matches(glob: Glob, names: list[str]) -> bool:
         reached = set()
         for place in places:
             reached.add(place)
-            while place < len(glob) and glob[place] is None:
-                place += 1
-                reached.add(place)
+            if place < len(glob) and glob[place] is None:
+                reached.add(place + 1)
         return reached
 
     places = with_skips([0])
@@ -1282,7 +1370,7 @@ def _expanded(pattern: str, most: int = 256) -> list[str]:
     done, waiting = [], [pattern]
     while waiting:
         pattern = waiting.pop(0)
-        if braces := re.search(r"\{([^{}]*,[^{}]*)\}", pattern):
+        if braces := next((m for m in re.finditer(r"\{([^{}]*)\}", pattern) if "," in m[1]), None):
             waiting += [pattern[: braces.start()] + word + pattern[braces.end() :] for word in braces[1].split(",")]
         else:
             done.append(pattern)
@@ -1537,7 +1625,10 @@ import json, re, sys
 try:
     import resource
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS + 1, SECONDS + 1))
-except ImportError:
+    with open("/proc/self/statm") as file:
+        most = int(file.read().split()[0]) * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+except (ImportError, OSError):
     pass
 read = sys.stdin.buffer
 try:
@@ -1548,7 +1639,10 @@ left = MOST
 for row in iter(read.readline, b""):
     path, number, size = json.loads(row)
     for number, line in enumerate(read.read(size).decode().split("\\n"), number):
-        match = find(line)
+        try:
+            match = find(line)
+        except MemoryError:
+            sys.exit(3)
         if match:
             start = max(match.start() - LINE // 4, 0) if len(line) > LINE else 0
             print(json.dumps([path, number, line[start:start + LINE]]), flush=True)
@@ -1563,10 +1657,26 @@ def _grep(
 ) -> tuple[list[tuple[str, int, str]], str]:
     """The first matching lines, and why it stopped early if it did. In a process that can be killed: nothing else stops
     a regex that backtracks without end, and it would hold up every other thread."""
+    if len(regex) > PATTERN_LIMIT:
+        raise ValueError(f"the regex is longer than {PATTERN_LIMIT:,} characters")
+    if not _searching.acquire(timeout=seconds):
+        raise ToolError(f"{SEARCHES} searches are running already")
+    try:
+        return _grepped(regex, blocks, most, seconds)
+    finally:
+        _searching.release()
+
+
+_searching = threading.BoundedSemaphore(SEARCHES)
+
+
+def _grepped(
+    regex: str, blocks: Iterable[tuple[str, int, bytes]], most: int, seconds: float
+) -> tuple[list[tuple[str, int, str]], str]:
     import subprocess
     import tempfile
 
-    settings = f"SECONDS, MOST, LINE = {int(seconds)}, {most}, {LINE_LIMIT}\n"
+    settings = f"SECONDS, MEMORY, MOST, LINE = {int(seconds)}, {SEARCH_MEMORY}, {most}, {LINE_LIMIT}\n"
     command = [sys.executable, "-I", "-S", "-c", settings + _SEARCHER]
     path = ""
     with tempfile.TemporaryFile() as out:
@@ -1578,7 +1688,8 @@ def _grep(
             with contextlib.suppress(BrokenPipeError), typing.cast(typing.BinaryIO, child.stdin) as pipe:
                 pipe.write(json.dumps(regex).encode() + b"\n")
                 for path, number, text in blocks:
-                    pipe.write(json.dumps([path, number, len(text)]).encode() + b"\n" + text)
+                    pipe.write(json.dumps([path, number, len(text)]).encode() + b"\n")
+                    pipe.write(text)
             child.wait()
         finally:
             clock.cancel()
@@ -1588,6 +1699,8 @@ def _grep(
         found = [json.loads(line) for line in out if line.endswith(b"\n")]
     if found and isinstance(found[0], str):
         raise ValueError(f"not a Python regular expression: {regex[:200]!r} ({found[0]})")
+    if child.returncode == 3:
+        raise ToolError(f"the search took too much memory, in {path!r}: simplify the regex")
     if child.returncode > 0:
         raise ToolError(f"the search failed in {path!r}")
     stopped = f"the search took longer than {seconds:g} s, in {path!r}: simplify the regex or narrow the pattern"
@@ -1828,6 +1941,8 @@ class _GivenFolder(_Files):
         if self.leads_too_wide(top):
             raise self.nothing(f"leads to {top} and is not read")
         try:
+            if len(self.pattern) > PATTERN_LIMIT:
+                raise ValueError(f"longer than {PATTERN_LIMIT:,} characters")
             globs = [_glob(pattern.split("/")) for pattern in _expanded(self.pattern or "**")]
         except ValueError as error:
             raise self.nothing(f"cannot be used: {error}") from None
@@ -2114,7 +2229,7 @@ class _Snipara:
         """The data in a reply of either wire."""
         text = body.decode("utf-8", "replace")
         try:
-            reply = json.loads(text)
+            reply = from_json(text)
         except ValueError:
             reply = None
         if status >= 300:
@@ -2149,7 +2264,7 @@ def _content(result: Any) -> Any:
     if not texts and "structuredContent" in result:
         return result["structuredContent"]
     try:
-        values = [json.loads(text) for text in texts]
+        values = [from_json(text) for text in texts]
     except ValueError:
         return "\n".join(texts)
     return values[0] if len(values) == 1 else values
@@ -2209,7 +2324,7 @@ class _Login:
         body = {"grant_type": "refresh_token", "refresh_token": self.entry["refresh_token"]}
         try:
             status, _, answer = self.post(self.url, json=body, headers={}, timeout=30)
-            reply = json.loads(answer)
+            reply = from_json(answer)
             token = reply["access_token"]
         except (RuntimeError, ValueError, KeyError, TypeError):
             return False  # the caller says that the login has expired
@@ -2232,8 +2347,8 @@ class _Login:
 
 def _stored_logins(path: str) -> dict[str, dict[str, Any]]:
     try:
-        with open(path, encoding="utf-8") as file:
-            logins = json.load(file)
+        with open(path, "rb") as file:
+            logins = from_json(file.read())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

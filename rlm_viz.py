@@ -51,8 +51,83 @@ Event = dict[str, Any]
 
 EVENTS = ("start", "call", "tool", "end", "resume", "interrupted", "compact")
 VERSION = 1  # the newest journal version this reader knows
-MAX_LINE = 256 << 20
+MAX_LINE = 64 << 20
+EVENT_DEPTH = 400  # of lists and objects: Python data that JSON lacks takes three for one
 USAGE = ("input", "output", "cached", "cache_write", "reasoning")
+
+
+# --- JSON from outside: the same lines in each module that stands alone -------------------------------------------
+
+JSON_VALUES = 300_000  # of one text: a list takes two characters of it, and up to a hundred bytes of memory
+JSON_DEPTH = 100
+JSON_DIGITS = 4_300  # of an integer: a longer one cannot be printed
+
+
+def from_json(
+    data: str | bytes | bytearray,
+    *,
+    values: int = JSON_VALUES,
+    depth: int = JSON_DEPTH,
+    strict: bool = True,
+    constant: Callable[[str], Any] | None = None,
+) -> Any:
+    """What JSON (bytes are UTF-8) says; ValueError if it is none, or has more values, levels or digits than it may.
+
+    `strict=False` takes raw line breaks in strings; `constant` makes something of NaN and Infinity, which are refused.
+    """
+    if len(data) > values and _count_json(data, values) > values:
+        raise ValueError(f"more than {values:,} values")
+    text = data if isinstance(data, str) else data.decode("utf-8-sig")
+    try:
+        value = json.loads(text, strict=strict, parse_int=_json_int, parse_constant=constant or _no_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    check_depth(value, depth)
+    return value
+
+
+def check_depth(value: Any, depth: int = JSON_DEPTH) -> None:
+    """ValueError for a list or an object with more levels than that."""
+    level = [value]
+    for _ in range(depth + 1):
+        inner = [item.values() if type(item) is dict else item for item in level if type(item) in (dict, list)]
+        if not inner:
+            return
+        level = [item for items in inner for item in items]
+    raise ValueError(f"nested more than {depth} deep")
+
+
+def _count_json(data: str | bytes | bytearray, enough: int) -> int:
+    """At least how many values there are, not counted much beyond `enough`."""
+    count = sum(map(data.count, ",[{" if isinstance(data, str) else (b",", b"[", b"{")))  # type: ignore[arg-type]
+    if count <= enough:
+        return count
+    if isinstance(data, str):
+        data = data.encode("utf-8", "surrogatepass")
+    count, quoted, rest = 0, False, b""
+    for start in range(0, len(data), 1 << 16):
+        piece = rest + data[start : start + (1 << 16)]
+        rest = b"\\" if (len(piece) - len(piece.rstrip(b"\\"))) % 2 else b""  # it may escape the next piece's first
+        piece = piece[: len(piece) - len(rest)].replace(b"\\\\", b"").replace(b'\\"', b"")
+        parts = piece.translate(None, _NO_JSON_MARKS).split(b'"')
+        count += sum(map(len, parts[quoted::2]))
+        quoted ^= len(parts) % 2 == 0
+        if count > enough:
+            break
+    return count
+
+
+_NO_JSON_MARKS = bytes(set(range(256)) - set(b'",[{'))
+
+
+def _json_int(text: str) -> int:
+    if len(text) > JSON_DIGITS:
+        raise ValueError(f"a number of {len(text):,} digits")
+    return int(text)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
 
 
 # --- reading a journal ----------------------------------------------------------------------------------------------
@@ -88,9 +163,13 @@ def _scan(path: str | os.PathLike[str], problems: list[str]) -> Iterator[tuple[E
 
 def _parse(line: bytes) -> tuple[Event | None, str]:
     try:
-        event = json.loads(line.decode("utf-8", "replace"), parse_constant=lambda _: None)
-    except (ValueError, RecursionError):
-        return None, "is not JSON and was left out"
+        try:
+            event = from_json(line, constant=_none, depth=EVENT_DEPTH)
+        except UnicodeDecodeError:
+            event = from_json(line.decode("utf-8", "replace"), constant=_none, depth=EVENT_DEPTH)
+    except ValueError as error:
+        problem = "is not JSON" if len(line) <= JSON_VALUES else f"cannot be read ({error})"
+        return None, f"{problem} and was left out"
     if not isinstance(event, dict):
         return None, "is not an object and was left out"
     if not isinstance(event.get("event"), str) or event["event"] not in EVENTS:
@@ -98,6 +177,10 @@ def _parse(line: bytes) -> tuple[Event | None, str]:
     if _number(event.get("v")) > VERSION:
         return event, f"was written by a newer version ({event['v']})"
     return event, ""
+
+
+def _none(constant: str) -> None:
+    """What NaN and Infinity are here."""
 
 
 def merge(events: Iterable[Event]) -> list[Event]:

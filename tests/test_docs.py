@@ -238,7 +238,7 @@ FIGURES: dict[str, dict[str, float]] = {
         "At most {};": rlm_mcp.MAX_SESSIONS,
         "idle ones end after {} minutes": rlm_mcp.IDLE_SECONDS / 60,
         "a heartbeat every {} seconds": rlm_mcp.HEARTBEAT_SECONDS,
-        "more than {} characters comes as a preview": rlm_mcp.PREVIEW_CHARS,
+        "utput of more than {} characters": rlm_mcp.PREVIEW_CHARS,
         "a value of more than {};": rlm_mcp.VALUE_CHARS,
         "its handle after {} seconds": rlm_mcp.QUEUE_SECONDS,
         "`--max-wait {}`": inspect.signature(rlm_mcp.serve).parameters["max_wait"].default,
