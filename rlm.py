@@ -651,7 +651,7 @@ def read_journal(path: str) -> list[Event]:
     return events
 
 
-def journal_event(line: bytes) -> Event | None:
+def journal_event(line: bytes | bytearray) -> Event | None:
     """What a whole line of a journal holds; None if that is no event."""
     if not line.endswith(b"\n"):
         return None
