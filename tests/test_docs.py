@@ -239,7 +239,7 @@ FIGURES: dict[str, dict[str, float]] = {
         "idle ones end after {} minutes": rlm_mcp.IDLE_SECONDS / 60,
         "a heartbeat every {} seconds": rlm_mcp.HEARTBEAT_SECONDS,
         "more than {} characters comes as a preview": rlm_mcp.PREVIEW_CHARS,
-        "a value of more than {};": rlm_mcp.VALUE_CHARS,
+        "a value or an error of more than {};": rlm_mcp.VALUE_CHARS,
         "its handle after {} seconds": rlm_mcp.QUEUE_SECONDS,
         "`--max-wait {}`": inspect.signature(rlm_mcp.serve).parameters["max_wait"].default,
     },
