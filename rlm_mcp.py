@@ -2051,7 +2051,7 @@ def _completion_result(server: Server, result: Any, notes: list[str]) -> Message
         "cost_usd": result.cost_usd,
         "depth": result.depth_reached,
         "seconds": round(result.duration_ms / 1000, 1),
-        "journal": result.log,
+        "journal": result.log and os.path.normpath(result.log),
         **({"notes": notes} if notes else {}),
     }
     content = [*server.clip(result.response), {"type": "text", "text": json.dumps(facts)}]

@@ -287,7 +287,7 @@ def test_a_completion_says_where_its_journal_is(workspace: Path) -> None:
         status = peer.json("run_completion", prompt="hello", context="some text")
         done = peer.call("resume", handle=status["handle"], answers=["FINAL(1)"])
         facts = json.loads(done["content"][1]["text"])
-        assert Path(facts["journal"]) == workspace.resolve() / "logs" / f"{facts['trajectory_id']}.jsonl"
+        assert facts["journal"] == str(workspace.resolve() / "logs" / f"{facts['trajectory_id']}.jsonl")
         assert Path(facts["journal"]).is_file()
 
 
