@@ -60,7 +60,7 @@ STOP_GRACE = 0.075  # seconds that a cancelled cell has before it is killed
 GATHER_SECONDS = 0.015  # sub-calls that arrive this close together are asked in one round
 CLIENT_TOKENS = 16  # least room for an answer of the client's own model, whose figures are estimates
 DRAIN_SECONDS = 1.5
-PARALLEL_SECONDS = 1.0  # calls of one session that arrive this close together may wait for each other
+PARALLEL_SECONDS = 0.5  # calls of one session that arrive this close together may wait for each other
 QUEUE_SECONDS = 2.0  # as long as a later one waits before it is answered with its handle
 PREVIEW_CHARS = 20_000
 VALUE_CHARS = 4_000  # of one value: digits and punctuation cost a token for each two or three characters
@@ -588,7 +588,8 @@ class Session:
             )
         if self._queue.qsize() >= MAX_WAITING:
             raise Refusal(f"{MAX_WAITING} calls are waiting for this session already")
-        if (running := self.job) is not None and time.monotonic() - running.since > PARALLEL_SECONDS:
+        running = self.job
+        if running is not None and not running.cancelled and time.monotonic() - running.since > PARALLEL_SECONDS:
             # No part of the same turn: its client may have given up on the one that runs, without a word.
             job.patience = min(job.patience, QUEUE_SECONDS)
         self.used = time.monotonic()
@@ -1949,13 +1950,12 @@ def _cell_result(server: Server, cell: rlm_sandbox.Cell, session: Session, named
         printed = cell.stdout.rstrip("\n")
         parts.append(f"Output:\n{printed}" if "\n" in printed else f"Output: {printed}")
     final = None if cell.final is sibling("rlm_sandbox").UNSET else repr(cell.final)
-    for label, value in (("Value", cell.value), ("Final", final)):
-        if value is not None:
-            shown, *link = server.clip(value, VALUE_CHARS)
-            parts.append(f"{label}: {shown['text']}")
+    error = _in_tools_of_ours(cell.error.rstrip(), session.directory) if cell.error else None
+    for label, text in (("Value: ", cell.value), ("Final: ", final), (f"Error ({cell.status}):\n", error)):
+        if text is not None:
+            shown, *link = server.clip(text, VALUE_CHARS)
+            parts.append(label + shown["text"])
             links += link
-    if cell.error:
-        parts.append(f"Error ({cell.status}):\n{_in_tools_of_ours(cell.error.rstrip(), session.directory)}")
     content = [*server.clip("\n".join(parts) or "(no output)"), *links]
     content += [{"type": "text", "text": note} for note in session.news()]
     room = MAX_IMAGE_CHARS
@@ -2130,7 +2130,7 @@ def _completion_result(server: Server, result: Any, notes: list[str]) -> Message
         "cost_usd": result.cost_usd,
         "depth": result.depth_reached,
         "seconds": round(result.duration_ms / 1000, 1),
-        "journal": result.log,
+        "journal": result.log and os.path.normpath(result.log),
         **({"notes": notes} if notes else {}),
     }
     content = [*server.clip(result.response), {"type": "text", "text": json.dumps(facts)}]

@@ -249,12 +249,18 @@ def test_a_call_that_waited_is_run_and_collected_by_its_handle() -> None:
 
 @pytest.mark.parametrize(
     ("code", "label"),
-    [("list(range(100_000))", "Value"), ("'x' * 100_000", "Value"), ("FINAL(list(range(100_000)))", "Final")],
+    [
+        ("list(range(100_000))", "Value: "),
+        ("'x' * 100_000", "Value: "),
+        ("FINAL(list(range(100_000)))", "Final: "),
+        ("raise ValueError('x' * 100_000)", "Error (error):\n"),
+        ("{}['x' * 100_000]", "Error (error):\n"),
+    ],
 )
 def test_a_large_value_is_shown_in_part_and_kept_whole(shared: Peer, code: str, label: str) -> None:
     result = shared.call("execute_python", code=f"print('printed')\n{code}")
     text = text_of(result)
-    assert text.startswith(f"Output: printed\n{label}: ") and len(text) < 4_200
+    assert text.startswith(f"Output: printed\n{label}") and len(text) < 4_200
     link = next(block for block in result["content"] if block["type"] == "resource_link")
     assert link["uri"] in text
     whole = shared.result("resources/read", {"uri": link["uri"]})["contents"][0]["text"]
@@ -281,7 +287,7 @@ def test_a_completion_says_where_its_journal_is(workspace: Path) -> None:
         status = peer.json("run_completion", prompt="hello", context="some text")
         done = peer.call("resume", handle=status["handle"], answers=["FINAL(1)"])
         facts = json.loads(done["content"][1]["text"])
-        assert Path(facts["journal"]) == workspace.resolve() / "logs" / f"{facts['trajectory_id']}.jsonl"
+        assert facts["journal"] == str(workspace.resolve() / "logs" / f"{facts['trajectory_id']}.jsonl")
         assert Path(facts["journal"]).is_file()
 
 
