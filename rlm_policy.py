@@ -35,9 +35,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from RestrictedPython.transformer import INSPECT_ATTRIBUTES, RestrictingNodeTransformer
 
 if TYPE_CHECKING or not __package__:
-    from rlm_worker import Workspace, describe, format_traceback, run_together, type_name
+    from rlm_worker import Files, describe, format_traceback, run_together, type_name
 else:  # vendored into a package
-    from .rlm_worker import Workspace, describe, format_traceback, run_together, type_name
+    from .rlm_worker import Files, describe, format_traceback, run_together, type_name
 
 
 def words(text: str) -> list[str]:
@@ -931,29 +931,6 @@ def policy_globals(
     return vars(main)
 
 
-class WorkspaceFiles:
-    """The worker's `Workspace` as `open`, `stat` and so on."""
-
-    def __init__(self, workspace: Workspace):
-        self.workspace = workspace
-
-    def open(self, path: str, mode: str, *options: Any) -> Any:
-        return open(self.workspace.resolve(path, writing=any(letter in "wax+" for letter in mode)), mode, *options)
-
-    def stat(self, path: str) -> os.stat_result:
-        return os.stat(self.workspace.resolve(path))
-
-    def writable(self, path: str) -> str:
-        return self.workspace.resolve(path, writing=True)
-
-    def entries(self, path: str) -> dict[str, bool]:
-        """The names in a folder; at the top those of the given folders too."""
-        real = self.workspace.resolve(path)
-        folders = [real, *self.workspace.readable] if os.path.normpath(path) == "." else [real]
-        names = {name: os.path.join(folder, name) for folder in folders for name in os.listdir(folder)}
-        return {name: os.path.isdir(real) for name, real in sorted(names.items())}
-
-
 class PolicyLanguage:
     """Python under this policy, as the worker uses it."""
 
@@ -964,10 +941,8 @@ class PolicyLanguage:
         sys.stdout = sys.stderr = session.stdout  # whatever an earlier cell has put there
         return policy_compile(source, filename)
 
-    def namespace(self, functions: dict[str, Any], stdout: Any, files: Any) -> dict[str, Any]:
+    def namespace(self, functions: dict[str, Any], stdout: Any, files: Files) -> dict[str, Any]:
         allowed = tuple(self.setup["allowed_imports"])
-        if not hasattr(files, "writable"):
-            files = WorkspaceFiles(Workspace(self.setup["scratch"], tuple(self.setup["workspace"]), files.end_probe))
         return policy_globals(functions, files=files, allowed_imports=allowed, stdout=stdout)
 
     def traceback(self, error: BaseException, sources: dict[str, str]) -> str:

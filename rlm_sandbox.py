@@ -28,13 +28,17 @@ from __future__ import annotations
 
 import binascii
 import contextlib
+import errno
+import io
 import itertools
 import json
 import math
+import mmap
 import os
 import re
 import select
 import signal
+import stat
 import struct
 import sys
 import threading
@@ -45,9 +49,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING or not __package__:
     from rlm_worker import (
-        CONTAINER_COST,
         DEPTH_MAX,
+        FILES_CALL,
         FRAME_MAX,
+        GROUP_ROOM,
+        PART_COST,
         REQUEST_MAX,
         UNSET,
         VALUE_MAX,
@@ -56,7 +62,7 @@ if TYPE_CHECKING or not __package__:
         cut,
         encode_frame,
         encoded,
-        may_hold_secrets,
+        limit_group,
         remove_tree,
         text_chunks,
         text_of,
@@ -68,9 +74,11 @@ if TYPE_CHECKING or not __package__:
     )
 else:  # vendored into a package
     from .rlm_worker import (
-        CONTAINER_COST,
         DEPTH_MAX,
+        FILES_CALL,
         FRAME_MAX,
+        GROUP_ROOM,
+        PART_COST,
         REQUEST_MAX,
         UNSET,
         VALUE_MAX,
@@ -79,7 +87,7 @@ else:  # vendored into a package
         cut,
         encode_frame,
         encoded,
-        may_hold_secrets,
+        limit_group,
         remove_tree,
         text_chunks,
         text_of,
@@ -112,10 +120,14 @@ __all__ = [
 WORKER_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "rlm_worker.py")
 START_LIMIT = 20  # seconds for a process to start
 SOFT_GRACE = 0.5  # seconds from the interrupt to the kill of the cell's process
-HARD_GRACE = 0.4  # seconds from there to the kill of the whole session
+SNAPSHOT_MAX = 300 << 20  # bytes of variables beyond which there is no copy before a cell
+LOOK_SECONDS = 0.05  # between two looks at what the processes of a session have, where no control group counts it
+HARD_GRACE = 0.3  # seconds from there to the kill of the whole session
 CALLS_MAX = 10_000  # host calls in one cell, those waiting together, and threads for them
 WAITING_MAX = 1_000
 THREADS_MAX = 64
+FILE_PART = 3 << 20  # bytes of a file in one answer
+STRAYS_MAX = 1_000  # frames in one cell that belong to nothing
 
 
 class SandboxError(RuntimeError):
@@ -186,6 +198,10 @@ class Channel:
         """Lay a value where the worker finds it, and return its size; None: it must follow in frames."""
         return None
 
+    def hand_over(self, descriptor: int, path: str, start: int) -> dict[str, Any]:
+        """How the worker gets a file that is open here: its bytes from `start` on, as many as an answer carries."""
+        return {"data": os.pread(descriptor, FILE_PART, start)}
+
     def interrupt(self) -> None:
         """SIGINT for the cell."""
         raise NotImplementedError
@@ -193,6 +209,21 @@ class Channel:
     def kill_cell(self) -> None:
         """SIGUSR1: the waiting process kills the one that runs the cell, and goes on from its own state."""
         raise NotImplementedError
+
+    def settle(self) -> None:
+        """Wait until no signal of an earlier cell is on its way."""
+
+    def make_room(self, name: str, weight: int) -> None:
+        """Let the worker have so much memory more for a variable that it is about to be given."""
+
+    @contextlib.contextmanager
+    def limited(self, memory: int | None) -> Iterator[int | None]:
+        """While a cell runs that may have so much memory: what of that the worker has to see to."""
+        yield memory
+
+    def is_over(self) -> bool:
+        """Whether the processes of the session have more memory than they may, taken together."""
+        return False
 
     def kill(self) -> None:
         """End everything of this session now. May be called from any thread, at any time, more than once."""
@@ -202,22 +233,66 @@ class Channel:
         """Give back what the channel holds, after `kill`."""
         raise NotImplementedError
 
+    def abandon(self) -> None:
+        """As `close`, for a caller who cannot wait."""
+        self.close()
+
+
+WEIGHT_MAX = VALUE_MAX + (3 << 20)  # of a frame: a value, and what is shown of the cell beside it
+LEVELS_MAX = 3 * DEPTH_MAX + 10  # of lists and objects in a frame: each container may come in two more
+HELD_MAX = 2 * FRAME_MAX  # weight of the calls of a cell that wait or work: until some are done, no more are read
+NOT_MARKS = bytes(set(range(256)) - set(b'"[{,:}]'))
+
+
+def read_json(body: bytes) -> tuple[Any, int]:
+    """What JSON from a sandbox says, and its weight; ValueError before anything is made of what is too heavy or deep.
+
+    The weight is its bytes and PART_COST for each list, object, item and key: within a factor of two, the memory that
+    these take here.
+    """
+    seen = body.translate(None, NOT_MARKS)
+    weight = len(body) + PART_COST * len(seen)
+    # Exactly, where it matters: most of the marks may stand in strings.
+    if weight > max(100_000, 2 * len(body)) or seen.count(b"[") + seen.count(b"{") > LEVELS_MAX:
+        marks = marks_outside_strings(body)
+        weight = len(body) + PART_COST * sum(map(marks.count, (b"[", b"{", b",", b":")))
+        if weight > WEIGHT_MAX:
+            raise ValueError(f"it has too many items, keys, lists and objects ({weight - len(body) >> 20} MB)")
+        if max(itertools.accumulate(map(LEVELS.__getitem__, marks)), default=0) > LEVELS_MAX:
+            raise ValueError(f"it is nested more than {LEVELS_MAX} deep")
+    if len(body) > FRAME_MAX // 2 and b"\\ud" in body and text_memory(body) > 2 * FRAME_MAX:
+        raise ValueError("its text takes too much memory")
+    return from_json(body.decode("ascii")), weight
+
+
+LEVELS = [(byte in b"[{") - (byte in b"]}") for byte in range(256)]
+
+
+def marks_outside_strings(body: bytes) -> bytes:
+    marks = body.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, NOT_MARKS)
+    if marks.count(b'"') * PART_COST > 2 * WEIGHT_MAX:
+        raise ValueError("it has too many strings")
+    return re.sub(rb'"[^"]*"', b"", marks.replace(b'""', b""))
+
+
+def text_memory(body: bytes) -> int:
+    """What the strings in JSON take at most, where one character beyond 16 bits makes all of its string wider."""
+    strings = re.finditer(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', body)
+    return sum((4 if b"\\ud" in text else 2) * len(text) for text in (found[0] for found in strings))
+
 
 def refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-from_json = json.JSONDecoder(parse_constant=refuse_constant).decode
+def whole_number(digits: str) -> int:
+    """Longer ones travel in hexadecimal; in decimal each costs quadratic time."""
+    if len(digits) > 40:
+        raise ValueError("a number of too many digits")
+    return int(digits)
 
 
-CONTAINERS_MAX = VALUE_MAX // CONTAINER_COST + 10_000  # lists and objects in a frame: a forged one has room for more
-NO_MARKS = bytes(set(range(256)) - set(b'"[{'))
-
-
-def containers_in(text: bytes) -> int:
-    """How many lists and objects there are in JSON, that is, brackets outside of strings."""
-    marks = text.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, NO_MARKS).replace(b'""', b"")
-    return len(re.sub(rb'"[^"]*"', b"", marks))
+from_json = json.JSONDecoder(parse_constant=refuse_constant, parse_int=whole_number).decode
 
 
 class Frames:
@@ -227,7 +302,8 @@ class Frames:
         self.channel = channel
         self.sending = threading.Lock()
         self.buffer = bytearray()
-        self.size = 0  # of the frame parsed last
+        self.weight = 0  # of the frame parsed last
+        self.strays = 0  # frames that belonged to nothing, since this was last set to 0
 
     def send(
         self,
@@ -236,48 +312,66 @@ class Frames:
         valid: Callable[[], bool] = lambda: True,
         patience: float = math.inf,
     ) -> None:
-        """Write a whole frame and pieces of a value, or nothing if `valid` no longer holds as its turn comes."""
+        """Write a whole frame and pieces of a value, or nothing if `valid` no longer holds as its turn comes.
+
+        `patience`: how long the frame, and each piece, may take.
+        """
         data = encode_frame(message)
-        with self.sending:
+        if not self.sending.acquire(timeout=min(patience, threading.TIMEOUT_MAX)):
+            raise Broken("the sandbox does not take what it is sent")
+        try:
             if not valid():
                 return
             self.write(data, patience)
             for piece in pieces:
-                self.write(struct.pack(">I", len(piece)), patience)
-                self.write(piece, patience)
+                self.write(struct.pack(">I", len(piece)) + piece, patience)
+        finally:
+            self.sending.release()
 
     def write(self, data: bytes | memoryview, patience: float = math.inf) -> None:
         view = memoryview(data)
-        moved = time.monotonic()
+        deadline = time.monotonic() + patience
         while view:
             try:
                 sent = self.channel.send(view)
             except OSError as error:
                 raise Broken("the sandbox's process has ended") from error
             view = view[sent:]
-            if sent:
-                moved = time.monotonic()
-            elif time.monotonic() - moved > patience:
+            if view and time.monotonic() > deadline:
                 raise Broken("the sandbox does not take what it is sent")
-            else:
+            if not sent:
                 wait_for(self.channel.fileno(), 0.2, writing=True)
 
-    def receive(self, seconds: float) -> dict[str, Any] | None:
-        """The next frame, or None after that time."""
+    def receive(self, seconds: float, request: int = 0) -> dict[str, Any] | None:
+        """The next frame of this request, or None after that time, however much arrives until then."""
         deadline = time.monotonic() + seconds
-        while (frame := self.parse()) is None:
-            if not wait_for(self.channel.fileno(), deadline - time.monotonic()):
+        while True:
+            frame = self.parse()
+            if frame is not None and frame["id"] == request:
+                return frame
+            if frame is not None:
+                self.ignore()
+            elif wait_for(self.channel.fileno(), deadline - time.monotonic()):
+                self.read()
+            if time.monotonic() >= deadline:
                 return None
-            try:
-                data = self.channel.receive()
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                raise Broken("the sandbox's process has ended") from error
-            if not data:
-                raise Broken("the sandbox's process has ended")
-            self.buffer += data
-        return frame
+
+    def ignore(self) -> None:
+        """Count a frame that belongs to nothing. A worker of ours sends hardly any."""
+        self.strays += 1
+        if self.strays > STRAYS_MAX:
+            raise Broken(f"the sandbox sent over {STRAYS_MAX} frames that belong to nothing")
+
+    def read(self) -> None:
+        try:
+            data = self.channel.receive()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise Broken("the sandbox's process has ended") from error
+        if not data:
+            raise Broken("the sandbox's process has ended")
+        self.buffer += data
 
     def parse(self) -> dict[str, Any] | None:
         if len(self.buffer) < 4:
@@ -287,17 +381,13 @@ class Frames:
             raise Broken(f"the sandbox sent a frame of {size} bytes")
         if len(self.buffer) < 4 + size:
             return None
-        self.size = size
-        brackets = self.buffer.count(b"[", 4, 4 + size) + self.buffer.count(b"{", 4, 4 + size)
-        if brackets > CONTAINERS_MAX and containers_in(bytes(self.buffer[4 : 4 + size])) > CONTAINERS_MAX:
-            raise Broken(f"the sandbox sent a frame of more than {CONTAINERS_MAX} lists and objects")
+        with memoryview(self.buffer) as view:
+            body = bytes(view[4 : 4 + size])
+        del self.buffer[: 4 + size]
         try:
-            with memoryview(self.buffer) as view:
-                text = str(view[4 : 4 + size], "ascii")
-            del self.buffer[: 4 + size]
-            message = from_json(text)
+            message, self.weight = read_json(body)
         except (ValueError, RecursionError) as error:
-            raise Broken("the sandbox sent a frame that is not JSON") from error
+            raise Broken(f"the sandbox sent a frame that is not read: {error}") from None
         if type(message) is not dict or type(message.get("op")) is not str or type(message.get("id")) is not int:
             raise Broken("the sandbox sent a frame without a form")
         return message
@@ -306,8 +396,9 @@ class Frames:
 class Sandbox:
     """The part that both environments share: requests, cells, host calls, the clock, and the ladder of stops."""
 
-    def __init__(self, *, cell_timeout: float, output_limit: int):
+    def __init__(self, *, cell_timeout: float, output_limit: int, folders: Iterable[str] = ()):
         self.cell_timeout = cell_timeout
+        self._files = Files(folders)
         self.output_limit = output_limit
         self.layers: dict[str, bool | str] = {}
         self._lock = threading.RLock()
@@ -441,6 +532,7 @@ class Sandbox:
             except BaseException:
                 self._drop()  # a worker that lacks what the host has set is not to be found later
                 raise
+        self._frames.channel.settle()
         return self._frames
 
     def _hello(self, frames: Frames) -> None:
@@ -452,11 +544,11 @@ class Sandbox:
             raise SandboxError("the sandbox did not start: %s" % ((hello or {}).get("error") or "no answer"))
         self.layers = {str(key): value for key, value in hello.get("layers", {}).items()}
 
-    def _drop(self) -> None:
+    def _drop(self, *, hurry: bool = False) -> None:
         frames, self._frames = self._frames, None
         if frames is not None:
             frames.channel.kill()
-            frames.channel.close()
+            frames.channel.abandon() if hurry else frames.channel.close()
 
     def _kept(self) -> str:
         return f" (what the host had set is there again: {', '.join(self._given)})" if self._given else ""
@@ -470,12 +562,9 @@ class Sandbox:
         try:
             frames.send(dict(message, id=request), pieces, patience=START_LIMIT)
             deadline = time.monotonic() + START_LIMIT * (10 if message["op"] == "set" else 1)
-            while True:
-                reply = frames.receive(max(0.0, deadline - time.monotonic()))
-                if reply is None:
-                    raise Broken("no answer from the sandbox")
-                if reply["id"] == request:
-                    break
+            reply = frames.receive(max(0.0, deadline - time.monotonic()), request)
+            if reply is None:
+                raise Broken("no answer from the sandbox")
         except BaseException as error:
             self._drop()  # after half a frame nothing that follows could be read
             if isinstance(error, Broken):
@@ -489,10 +578,11 @@ class Sandbox:
         if reply["op"] == "died":
             raise SandboxError(f"the sandbox could not {message['op']} {message.get('name')!r}: its process died on it")
         kinds: dict[str, type[Exception]] = {"TypeError": TypeError, "KeyError": KeyError, "ValueError": ValueError}
-        raise kinds.get(str(reply.get("type")), SandboxError)(str(reply.get("message")))
+        raise kinds.get(short(reply.get("type"), 200), SandboxError)(short(reply.get("message"), 2000))
 
     def _send_blob(self, name: str, header: dict[str, Any], pieces: Iterator[bytes]) -> None:
         frames = self._started()
+        frames.channel.make_room(name, header["weight"])
         size = frames.channel.put(pieces)
         try:
             rest = itertools.chain(pieces, [b""]) if size is None else ()
@@ -538,11 +628,12 @@ class Run:
         self.began = time.monotonic()
         self.lock = threading.Lock()
         self.active = self.at_work = 0  # calls that have arrived, and those of them that a thread works on
-        self.held = 0  # bytes of the frames that these came in
+        self.held = 0  # weight of the frames that these came in
+        self.freed = threading.Condition(self.lock)  # when it has become less
         self.paused = 0.0
         self.paused_at = 0.0
         self.calls = 0
-        self.streamed: list[str] = []
+        self.streamed = io.StringIO()
         self.stream_room = max(1 << 20, 4 * sandbox.output_limit)
         self.stop: BaseException | None = None
         self.asked = ""  # why it is being stopped: "timeout" or "interrupt"
@@ -560,15 +651,16 @@ class Run:
             "code": code,
             "functions": {name: spec_of(call) for name, call in self.functions.items()},
             "stream": self.on_output is not None,
-            "memory": self.memory,
         }
         try:
             try:
-                self.frames.send(message, patience=START_LIMIT)
-                reply = self.wait()
+                self.frames.strays = 0
+                with self.frames.channel.limited(self.memory) as memory:
+                    self.frames.send(dict(message, memory=memory), patience=min(START_LIMIT, self.limit + SOFT_GRACE))
+                    reply = self.wait()
             except Broken as error:
                 reply = {"op": "lost", "why": str(error)}
-                self.sandbox._drop()
+                self.sandbox._drop(hurry=True)
             except ValueError as error:
                 return self.cell(ok=False, error=f"ValueError: {error}", status="refused")
         except BaseException:
@@ -593,19 +685,24 @@ class Run:
 
     def wait(self) -> dict[str, Any]:
         while True:
-            reply = self.frames.receive(self.patience())
-            if reply is None:
+            patience = self.patience()
+            if self.held > HELD_MAX and not self.softened:
+                with self.lock:
+                    self.freed.wait(patience)
                 self.press()
-            elif reply["id"] != self.request:
                 continue
+            reply = self.frames.receive(patience, self.request)
+            if reply is None:
+                pass
             elif reply["op"] in ("result", "died", "failed"):
                 return reply
             elif reply["op"] == "output":
                 self.output(reply.get("text"))
-            elif reply["op"] == "call":
-                self.call(reply, self.frames.size)
-            if self.softened or self.elapsed() > self.limit:
-                self.press()
+            elif not (reply["op"] == "call" and self.call(reply, self.frames.weight)):
+                self.frames.ignore()
+            if not self.hardened and self.frames.channel.is_over():
+                self.run_out()
+            self.press()
 
     def patience(self) -> float:
         """Seconds until something has to be done even if no frame comes."""
@@ -615,6 +712,14 @@ class Run:
         if self.softened:
             return max(0.0, self.softened + self.grace - now)
         return min(max(0.0, self.limit - self.elapsed()) + 0.001, 0.05)  # soon enough for another thread's interrupt
+
+    def run_out(self) -> None:
+        """Kill a cell that has too much memory."""
+        with self.lock:
+            self.asked, self.grace = "memory", 0.0
+            self.softened = time.monotonic()
+            self.hardened = self.softened + 1.0  # there is time: so much memory is not given back at once
+        self.frames.channel.kill_cell()
 
     def press(self) -> None:
         """The next step of the ladder, if its time has come: interrupt, kill the cell's process, kill the session."""
@@ -643,19 +748,24 @@ class Run:
             return
         text = text[: self.stream_room]
         self.stream_room -= len(text)
-        text = text if text.isascii() else printable(text)
-        self.streamed.append(text)
+        text = printable(text)
+        self.streamed.write(text)
         if self.on_output is not None:
             self.on_output(text)
 
     # - calls from the cell
 
-    def call(self, frame: dict[str, Any], size: int) -> None:
+    def call(self, frame: dict[str, Any], weight: int) -> bool:
+        """Have a host function answer; False if the frame is no call of one."""
         name, key = frame.get("name"), frame.get("call")
-        if type(key) is not int or type(name) is not str or name not in self.functions:
-            return
-        self.calls += 1
-        function = self.functions[name]
+        if type(key) is not int or type(name) is not str:
+            return False
+        function = self.answer_about_files if name == FILES_CALL else self.functions.get(name)
+        if function is None:
+            return False
+        if self.held > HELD_MAX:
+            return True  # the cell is being stopped: it gets no answer
+        self.calls += name != FILES_CALL
         try:
             if self.calls > CALLS_MAX:
                 raise RuntimeError(f"a cell may call the host {CALLS_MAX} times at most")
@@ -668,25 +778,32 @@ class Run:
             work = raiser(error)  # answered from a thread: this one must go on reading, whatever the worker does
         except Stop as stop:
             self.halt(stop)
-            return
-        self.dispatch(lambda: self.work(key, work, size), size)
+            return True
+        clock = contextlib.nullcontext() if name == FILES_CALL else self.working()
+        self.dispatch(lambda: self.work(key, work, weight, clock), weight)
+        return True
 
-    def dispatch(self, job: Callable[[], None], size: int) -> None:
+    def answer_about_files(self, *question: Any) -> dict[str, Any]:
+        """Not on the caller's time, as its own functions are: a cell may ask as often as it likes."""
+        return self.sandbox._files.answer(self.frames.channel, *question)
+
+    def dispatch(self, job: Callable[[], None], weight: int) -> None:
         """Give a host function a thread, or let it wait for one."""
         with self.lock:
             self.active += 1
-            self.held += size
-            if self.active > WAITING_MAX or self.held > 4 * FRAME_MAX:
-                raise Broken(f"{self.active} host calls at once, of {self.held >> 20} MB")
+            self.held += weight
+            if self.active > WAITING_MAX:
+                raise Broken(f"{self.active} host calls at once")
             if self.active > THREADS_MAX:
                 self.queued.append(job)
                 return
         threads().run(job)
 
-    def done(self, size: int) -> None:
+    def done(self, weight: int) -> None:
         with self.lock:
             self.active -= 1
-            self.held -= size
+            self.held -= weight
+            self.freed.notify()
             job = self.queued.pop(0) if self.queued and not self.over else None
         if job is not None:
             threads().run(job)
@@ -706,13 +823,15 @@ class Run:
                 if not self.at_work:
                     self.paused += time.monotonic() - self.paused_at
 
-    def work(self, key: int, work: Callable[[], Any], size: int) -> None:
+    def work(
+        self, key: int, work: Callable[[], Any], weight: int, clock: contextlib.AbstractContextManager[None]
+    ) -> None:
         try:
             try:
-                with self.working():
+                with clock:
                     value = work()
             finally:
-                self.done(size)
+                self.done(weight)
             self.reply({"op": "return", "call": key, "value": Packer().pack(value)})
         except Stop as stop:
             self.halt(stop)
@@ -744,7 +863,8 @@ class Run:
         if reply["op"] == "result":
             return self.result(reply)
         if reply["op"] == "failed":
-            return self.cell(ok=False, error=f"{reply.get('type')}: {reply.get('message')}", status="error")
+            told = f"{short(reply.get('type'), 200)}: {short(reply.get('message'), 2000)}"
+            return self.cell(ok=False, error=told, status="error")
         if reply["op"] == "lost":
             return self.lost(reply["why"])
         return self.died(reply)
@@ -760,10 +880,12 @@ class Run:
             )
         final: Any = UNSET
         if status == "ok" and "final" in reply:
-            with contextlib.suppress(ValueError, TypeError, RecursionError):
+            try:
                 final = unpack(reply["final"])
-                if type(final) is str and not final.isascii():
+                if type(final) is str:
                     final = printable(final)
+            except (ValueError, TypeError, RecursionError) as problem:
+                status, error = "error", f"the value that FINAL was given cannot be read: {problem}"
         return self.cell(
             ok=status == "ok",
             stdout=short(reply.get("stdout"), self.sandbox.output_limit + 200),
@@ -787,8 +909,8 @@ class Run:
         )
 
     def lost(self, why: str) -> Cell:
-        text = "".join(self.streamed)
-        status = {"timeout": "timeout", "interrupt": "error"}.get(self.asked, "lost")
+        text = self.streamed.getvalue()
+        status = {"timeout": "timeout", "interrupt": "error", "memory": "memory"}.get(self.asked, "lost")
         stopped = f"the cell did not stop after {self.limit:g} s (its limit)" if status == "timeout" else why
         return self.cell(
             ok=False,
@@ -800,7 +922,7 @@ class Run:
 
     def cause(self, reply: dict[str, Any]) -> tuple[str, str]:
         number = reply.get("signal")
-        if self.hardened and number == signal.SIGKILL:
+        if self.hardened and number == signal.SIGKILL and self.asked != "memory":
             if self.asked == "timeout":
                 return "timeout", f"the cell was killed: it did not stop at its limit of {self.limit:g} s"
             return "error", "KeyboardInterrupt: the cell was killed, since it did not stop when asked to"
@@ -823,11 +945,15 @@ def raiser(error: Exception) -> Callable[[], NoReturn]:
 
 def short(value: Any, limit: int) -> str:
     """Text of bounded length that can be printed and stored: no lone surrogates."""
-    text = value[:limit] if type(value) is str else ""
-    return text if text.isascii() else printable(text)
+    return printable(value[:limit]) if type(value) is str else ""
+
+
+SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
+    if text.isascii() or not SURROGATES.search(text):
+        return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -900,6 +1026,164 @@ def threads() -> Threads:
     return _threads
 
 
+# --- files ------------------------------------------------------------------------------------------------------------
+
+NAMES_MAX = 50_000  # in an answer about a folder
+LINK_SECONDS = 2.0  # to look for the other names of a file that has several
+PSEUDO = ("/proc", "/sys", "/dev")  # where files are not data
+LOOK = getattr(os, "O_PATH", os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)) | getattr(os, "O_CLOEXEC", 0)
+NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+
+SECRET_NAMES = re.compile(
+    r"\.env.*|.*\.pem|id_.*|\.netrc|\.aws|\.ssh|\.git-credentials|\.pypirc|\.npmrc|\.snipara", re.IGNORECASE | re.DOTALL
+)
+
+
+def may_hold_secrets(parts: Sequence[str]) -> bool:
+    """Whether a relative path, in parts, names or lies under what usually holds credentials."""
+    in_git = ".git" in map(str.lower, parts[:-1]) and parts[-1].lower().startswith("config")
+    return in_git or any(map(SECRET_NAMES.fullmatch, parts))
+
+
+class Files:
+    """Opens the caller's files for cells: the only way that leads from a session to them.
+
+    What a name stands for is opened to be looked at (O_PATH: a pipe or device does not notice), judged by where that
+    descriptor leads and what it is, and opened for reading through it, so that nothing can be swapped in between.
+    """
+
+    def __init__(self, folders: Iterable[str]):
+        self.folders = tuple(os.path.realpath(folder) for folder in folders)
+        self.bases = self.folders  # of relative names; the working directory too, as it is for the file tools
+        with contextlib.suppress(FileNotFoundError):
+            self.bases += (os.getcwd(),)
+        self.links: dict[tuple[int, int, int], bool] = {}  # files of several names, and whether all are harmless
+        self.looking = threading.Lock()
+
+    def answer(self, channel: Channel, what: Any, path: Any, start: Any = 0) -> dict[str, Any]:
+        """What a worker is told. It may ask for anything; ValueError for what no worker of ours asks."""
+        if what not in ("open", "list", "stat") or type(path) is not str or type(start) is not int or "\0" in path:
+            raise ValueError("not a question about a file")
+        try:
+            if what == "list":
+                return self.list(path)
+            with self.opened(path) as (descriptor, info, real):
+                if what == "stat":
+                    return {"stat": [*info, *(float(getattr(info, f"st_{kind}time")) for kind in "amc")]}
+                if stat.S_ISDIR(info.st_mode):
+                    raise IsADirectoryError(errno.EISDIR, "Is a directory")
+                with readable(descriptor, real) as source:
+                    return channel.hand_over(source, real, start)
+        except OSError as error:
+            return {"errno": error.errno or errno.EIO, "error": error.strerror or "it cannot be read"}
+
+    @contextlib.contextmanager
+    def opened(self, path: str, bases: Sequence[str] = ()) -> Iterator[tuple[int, os.stat_result, str]]:
+        """A descriptor of a file or folder for looking at, what it says, and where it leads, if cells may read it."""
+        outside = os.path.isabs(path) or os.path.normpath(path).startswith(os.pardir)
+        for base in bases or self.bases:
+            named = os.path.normpath(os.path.join(base, path))
+            real = os.path.realpath(named)
+            if self.folder_of(real) is None:
+                outside = outside or self.folder_of(named) is not None  # a link
+                continue
+            outside = False
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                descriptor = os.open(real, LOOK | NO_LINK)
+                try:
+                    real, info = behind(descriptor, real), os.fstat(descriptor)
+                    self.check(path, real, info)
+                    yield descriptor, info, real
+                    return
+                finally:
+                    os.close(descriptor)
+        if outside:
+            raise PermissionError(errno.EACCES, "no access from here; file_read reads the caller's files")
+        raise FileNotFoundError(errno.ENOENT, "no such file here (file_read reads the caller's files)")
+
+    def folder_of(self, real: str) -> str | None:
+        inside = [folder for folder in self.folders if within(real, folder)]
+        return max(inside, key=len) if inside and not any(within(real, place) for place in PSEUDO) else None
+
+    def check(self, path: str, real: str, info: os.stat_result) -> None:
+        """PermissionError for what a cell may not read, by what the descriptor says of itself."""
+        folder = self.folder_of(real)
+        if folder is None or info.st_nlink == 0:
+            raise PermissionError(errno.EACCES, "it is being moved out of reach")
+        named = os.path.relpath(path, folder) if os.path.isabs(path) else os.path.normpath(path)
+        if may_hold_secrets(real[len(folder) :].split(os.sep)) or may_hold_secrets(named.split(os.sep)):
+            raise PermissionError(errno.EACCES, "it may hold secrets and is not readable here")
+        if stat.S_ISREG(info.st_mode):
+            if info.st_nlink > 1 and not self.has_harmless_names(info):
+                raise PermissionError(errno.EACCES, "it is hard-linked, perhaps to a secret: copy it")
+        elif not stat.S_ISDIR(info.st_mode):
+            raise PermissionError(errno.EACCES, "it is not a regular file")
+
+    def has_harmless_names(self, info: os.stat_result) -> bool:
+        """Whether all the names of a file that has several are in the folders, and none is a secret's."""
+        key = (info.st_dev, info.st_ino, info.st_ctime_ns)
+        with self.looking:
+            if key not in self.links:
+                self.links[key] = self.count_names(info) == info.st_nlink
+            return self.links[key]
+
+    def count_names(self, info: os.stat_result) -> int:
+        """How many names of the file there are, up to a secret's."""
+        found, until = 0, time.monotonic() + LINK_SECONDS
+        waiting = [folder for folder in self.folders if not any(within(folder, o) for o in self.folders if o != folder)]
+        while waiting:
+            with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
+                for entry in entries:
+                    if time.monotonic() > until:
+                        return 0
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                    elif entry.inode() == info.st_ino and os.path.samestat(entry.stat(follow_symlinks=False), info):
+                        if may_hold_secrets(entry.path[len(self.folder_of(entry.path) or "") :].split(os.sep)):
+                            return 0
+                        found += 1
+        return found
+
+    def list(self, path: str) -> dict[str, Any]:
+        """The names in a folder but those of secrets; a relative one may be in several of those that were given."""
+        names: dict[str, bool] = {}
+        refusal: OSError | None = None
+        seen = False
+        for base in self.bases[: 1 if os.path.isabs(path) else None]:
+            try:
+                with self.opened(path, [base]) as (descriptor, info, real):
+                    if not stat.S_ISDIR(info.st_mode):
+                        raise NotADirectoryError(errno.ENOTDIR, "Not a directory")
+                    with readable(descriptor, real) as source, os.scandir(source) as entries:
+                        below = real[len(self.folder_of(real) or "") :].split(os.sep)
+                        for entry in itertools.islice(entries, NAMES_MAX):
+                            if not may_hold_secrets([*below, entry.name]):
+                                names[entry.name] = entry.is_dir()
+                    seen = True
+            except OSError as error:
+                refusal = refusal or error
+        if refusal is not None and not seen:
+            raise refusal
+        folders = [name for name, is_folder in names.items() if is_folder]
+        return {"folders": folders, "files": [name for name, is_folder in names.items() if not is_folder]}
+
+
+def behind(descriptor: int, path: str) -> str:
+    """Where a descriptor leads, whatever has become of the name."""
+    return os.readlink(f"/proc/self/fd/{descriptor}") if sys.platform == "linux" else os.path.realpath(path)
+
+
+@contextlib.contextmanager
+def readable(descriptor: int, path: str) -> Iterator[int]:
+    """The same file, or folder, opened for reading."""
+    place = f"/proc/self/fd/{descriptor}" if sys.platform == "linux" else path
+    source = os.open(place, os.O_RDONLY | os.O_CLOEXEC if sys.platform == "linux" else os.O_RDONLY)
+    try:
+        yield source
+    finally:
+        os.close(source)
+
+
 # --- the local sandbox ------------------------------------------------------------------------------------------------
 
 
@@ -919,10 +1203,69 @@ def parse_size(text: str | int) -> int:
 class LocalChannel(Channel):
     """A session forked from the zygote: one socket, and signals to its process group."""
 
-    def __init__(self, stream: Any, blob: int, group: int, zygote: ZygoteClient):
+    def __init__(
+        self, stream: Any, blob: int, files: Any, group: int, zygote: ZygoteClient, memory: int, memory_group: str
+    ):
         super().__init__(stream)
-        self.blob, self.group, self.zygote = blob, group, zygote
+        self.blob, self.files, self.group, self.zygote = blob, files, group, zygote
+        self.numbers = itertools.count(1)
+        self.memory, self.memory_group = memory, memory_group
+        self.weights: dict[str, int] = {}
+        self.granted = 0  # bytes for what the host has set
+        self.floor = 0  # bytes that a worker without variables has
+        self.allowed = memory  # to the cell that runs, and when that is looked at next
+        self.next_look = math.inf
         self.lock = threading.Lock()
+
+    def workers(self) -> list[int]:
+        """The session's processes but for the one that supervises them. None of them can leave the process group."""
+        numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        return [pid for pid in numbers if pid != self.group and group_of(pid) == self.group]
+
+    def make_room(self, name: str, weight: int) -> None:
+        self.weights[name] = weight
+        added = sum(self.weights.values()) - self.granted
+        if added <= 0:
+            return
+        self.granted += added
+        for pid in self.workers():
+            set_address_space(pid, lambda soft, _: soft + added)
+        self.limit_group()
+
+    @contextlib.contextmanager
+    def limited(self, memory: int | None) -> Iterator[int | None]:
+        began, before = time.monotonic(), []
+        if not self.memory_group:
+            self.floor = self.floor or max(map(resident, self.workers()), default=0)
+            self.next_look = began + LOOK_SECONDS
+        if memory is not None:
+            self.allowed = memory
+            before = [set_address_space(pid, lambda _, size: size + memory) for pid in self.workers()]
+            self.limit_group()
+        try:
+            yield None
+        finally:
+            self.allowed = self.memory
+            for pid in self.workers() if before else ():
+                set_address_space(pid, lambda *_: max(before))
+            if before or time.monotonic() - began > LOOK_SECONDS:  # less time does not change much
+                self.limit_group()
+
+    def limit_group(self) -> None:
+        """A cell may have so much beyond what the copy from before it keeps."""
+        if self.memory_group:
+            kept = min(group_usage(self.memory_group), self.granted + min(SNAPSHOT_MAX, self.memory))
+            with contextlib.suppress(OSError):
+                limit_group(self.memory_group, self.allowed + max(self.granted, kept) + GROUP_ROOM)
+
+    def is_over(self) -> bool:
+        """Count, where no control group does. A copy shares what its original has, so the two next largest are free."""
+        began = time.monotonic()
+        if began < self.next_look:
+            return False
+        sizes = sorted((resident(pid) - self.floor - self.granted for pid in self.workers()), reverse=True)
+        self.next_look = time.monotonic() + max(LOOK_SECONDS, 20 * (time.monotonic() - began))
+        return sum(size for size in [*sizes[:1], *sizes[3:]] if size > 0) > self.allowed
 
     def put(self, pieces: Iterable[bytes]) -> int:
         os.ftruncate(self.blob, 0)
@@ -933,6 +1276,13 @@ class LocalChannel(Channel):
                 written = os.pwrite(self.blob, view, at)
                 view, at = view[written:], at + written
         return at
+
+    def hand_over(self, descriptor: int, path: str, start: int) -> dict[str, Any]:
+        import socket
+
+        number = next(self.numbers)
+        socket.send_fds(self.files, [str(number).encode()], [descriptor])
+        return {"tag": number}
 
     def signal(self, number: int) -> None:
         if self.inherited():
@@ -960,7 +1310,52 @@ class LocalChannel(Channel):
             if not self.inherited():
                 self.zygote.reap(group)
             self.stream.close()
+            self.files.close()
             os.close(self.blob)
+
+
+def group_of(pid: int) -> int:
+    """The process group of a process; 0 if there is none any more."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[2])
+    except (OSError, IndexError):
+        return 0
+
+
+def pages(pid: int) -> tuple[int, int]:
+    """Bytes of address space of a process, and those of them that are in memory."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            size, present = file.read().split()[:2]
+    except (OSError, ValueError):
+        return 0, 0
+    return int(size) * mmap.PAGESIZE, int(present) * mmap.PAGESIZE
+
+
+def resident(pid: int) -> int:
+    return pages(pid)[1]
+
+
+def group_usage(group: str) -> int:
+    for name in ("memory.current", "memory.usage_in_bytes"):
+        with contextlib.suppress(OSError), open(os.path.join(group, name)) as file:
+            return int(file.read())
+    return 0
+
+
+def set_address_space(pid: int, wanted: Callable[[int, int], int]) -> int:
+    """Change a worker's limit, given the present one and what it has taken; the limit of before."""
+    import resource
+
+    try:
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_AS)
+        if soft != resource.RLIM_INFINITY:
+            limit = wanted(soft, pages(pid)[0])
+            resource.prlimit(pid, resource.RLIMIT_AS, (limit if hard == -1 else min(limit, hard), hard))
+        return soft
+    except OSError:  # it has ended
+        return 0
 
 
 class PlainChannel(Channel):
@@ -974,7 +1369,7 @@ class PlainChannel(Channel):
         self.folder = tempfile.mkdtemp(prefix="rlm-sandbox-")
         ours, self.theirs = socket.socketpair()
         super().__init__(ours)
-        setup = dict(setup, scratch=self.folder, fork_limit=0, confined=False)
+        setup = dict(setup, scratch=self.folder, fork_limit=0, confined=False, descriptors=False)
         self.process = start_python(
             "plain_main(setup)", setup, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
@@ -985,6 +1380,9 @@ class PlainChannel(Channel):
         with self.theirs, contextlib.suppress(OSError):
             while data := os.read(self.process.stdout.fileno(), 1 << 18):
                 self.theirs.sendall(data)
+
+    def hand_over(self, descriptor: int, path: str, start: int) -> dict[str, Any]:
+        return {"path": path}  # nothing confines it
 
     def send(self, data: memoryview) -> int:
         return os.write(self.process.stdin.fileno(), data[: 1 << 16])
@@ -1051,7 +1449,8 @@ class ZygoteClient:
         lines = told.decode("utf-8", "replace").strip().splitlines()
         return lines[-1] if lines else f"its process ended with status {self.process.returncode}"
 
-    def spawn(self, request: dict[str, Any], descriptors: list[int]) -> int:
+    def spawn(self, request: dict[str, Any], descriptors: list[int]) -> tuple[int, str]:
+        """The first process of a new session, and the control group that it is in."""
         import socket
 
         with self.lock:
@@ -1067,7 +1466,7 @@ class ZygoteClient:
                 raise SandboxError("the sandbox did not start: its parent process has ended") from error
             while (answer := self.answer())["number"] != self.asked:
                 self.reap(answer["pid"])  # the answer that an earlier call, interrupted, did not wait for
-            return int(answer["pid"])
+            return int(answer["pid"]), str(answer["group"])
 
     def reap(self, pid: int) -> None:
         with self.lock, contextlib.suppress(OSError):
@@ -1159,7 +1558,8 @@ def temporary_folder() -> str:
 
 def language_setup(allowed_imports: tuple[str, ...], policy: bool) -> dict[str, Any]:
     path = package_path(allowed_imports, policy)
-    return {"allowed_imports": allowed_imports, "policy": policy, "path": path}
+    packages = [place for name in allowed_imports for place in places_of(name)]
+    return {"allowed_imports": allowed_imports, "policy": policy, "path": path, "packages": packages}
 
 
 def package_path(allowed_imports: tuple[str, ...], policy: bool) -> list[str]:
@@ -1176,6 +1576,16 @@ def package_path(allowed_imports: tuple[str, ...], policy: bool) -> list[str]:
             if folder and folder not in found:
                 found.append(folder)
     return found
+
+
+def places_of(name: str) -> list[str]:
+    """What a package needs to be read while it runs: its own files, and those it is installed beside."""
+    from importlib.util import find_spec
+
+    spec = find_spec(name.partition(".")[0])
+    places = list(spec.submodule_search_locations or [spec.origin or ""]) if spec else []
+    above = {os.path.dirname(place) for place in places}
+    return [*places, *(folder for folder in above if folder.endswith(("site-packages", "dist-packages")))]
 
 
 def is_native(name: str) -> bool:
@@ -1236,26 +1646,31 @@ class LocalSandbox(Sandbox):
         snapshot: bool = True,
         layers: Sequence[str] = ("policy", "confinement"),
     ):
-        super().__init__(cell_timeout=cell_timeout, output_limit=output_limit)
+        folders = [workspace] if isinstance(workspace, str) else workspace or ()
+        super().__init__(cell_timeout=cell_timeout, output_limit=output_limit, folders=folders)
         if require not in ("best", "full"):
             raise ValueError(f'require is "best" or "full", not {require!r}')
         self.allowed_imports = tuple(allowed_imports or ())
         self.policy = "policy" in layers
         self.require = require
-        folders = [workspace] if isinstance(workspace, str) else workspace or ()
+        self.memory = parse_size(memory)
         self.setup = {
-            "memory": parse_size(memory),
-            "workspace": [os.path.realpath(folder) for folder in folders],
+            "memory": self.memory,
+            "workspace": self._files.folders,
             "readable": [os.path.realpath(path) for path in readable],
             "output_limit": output_limit,
-            "fork_limit": 300 << 20 if snapshot else 0,
+            "fork_limit": SNAPSHOT_MAX if snapshot else 0,
             "confined": "confinement" in layers,
+            "descriptors": True,
         }
         with self._lock:
             self._started()
 
     def _hello(self, frames: Frames) -> None:
         super()._hello(frames)
+        channel = frames.channel
+        if isinstance(channel, LocalChannel):
+            self.layers["memory_cgroup" if channel.memory_group else "memory_counted"] = True
         self._check_level()
 
     def _check_level(self) -> None:
@@ -1296,9 +1711,15 @@ class LocalSandbox(Sandbox):
             theirs.callback(their_stream.close)
             read_only = os.open(f"/proc/self/fd/{blob}", os.O_RDONLY)
             theirs.callback(os.close, read_only)
-            group = zygote.spawn(self.setup, [their_stream.fileno(), read_only])
+            files, their_files = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ours.callback(files.close)
+            theirs.callback(their_files.close)
+            files.setblocking(False)
+            files.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # a few descriptors under way, and no more
+            descriptors = [their_stream.fileno(), read_only, their_files.fileno()]
+            group, memory_group = zygote.spawn(self.setup, descriptors)
             ours.pop_all()
-        return LocalChannel(stream, blob, group, zygote)
+        return LocalChannel(stream, blob, files, group, zygote, self.memory, memory_group)
 
 
 # --- the Docker sandbox -----------------------------------------------------------------------------------------------
@@ -1319,8 +1740,6 @@ POOL_LINGER = 120.0  # seconds that containers are kept warm after the last was 
 class DockerChannel(Channel):
     """A container's attached standard streams, in the frames in which the engine mixes them."""
 
-    hard_grace = 1.5  # a container that a cell has filled with processes is slow to be heard
-
     def __init__(self, engine: Any, container: str, attached: Any):
         super().__init__(plain_stream(engine, attached))
         self.engine, self.container = engine, container
@@ -1329,6 +1748,7 @@ class DockerChannel(Channel):
         self.complaint = bytearray()  # the newest of what came on stderr: why a worker did not start
         self.lock = threading.Lock()
         self.gone = False
+        self.delivering: list[threading.Thread] = []  # signals on their way
 
     def receive(self) -> bytes:
         data = bytes(self.stream.recv(1 << 18))
@@ -1362,8 +1782,17 @@ class DockerChannel(Channel):
 
     def signal(self, name: str) -> None:
         """Signal the container's first process. One that has ended, or a daemon that has, is found out by reading."""
-        with contextlib.suppress(OSError):
-            request(self.engine, "POST", self.container, "/kill", signal=name)
+
+        def deliver() -> None:
+            with contextlib.suppress(OSError):
+                request(self.engine, "POST", self.container, "/kill", signal=name)
+
+        self.delivering.append(threading.Thread(target=deliver, daemon=True))  # a slow engine must not stop the clock
+        self.delivering[-1].start()
+
+    def settle(self) -> None:
+        while self.delivering:
+            self.delivering.pop().join(STOP_SECONDS)
 
     def interrupt(self) -> None:
         self.signal("SIGINT")
@@ -1391,6 +1820,9 @@ class DockerChannel(Channel):
         self.kill()
         close_attached(self.attached)
         remove_container(self.engine, self.container)
+
+    def abandon(self) -> None:
+        threading.Thread(target=self.close).start()
 
 
 def close_attached(attached: Any) -> None:
@@ -1662,7 +2094,7 @@ class DockerSandbox(Sandbox):
         pool: int = 0,
         on_progress: Callable[[str], None] | None = None,
     ):
-        super().__init__(cell_timeout=cell_timeout, output_limit=output_limit)
+        super().__init__(cell_timeout=cell_timeout, output_limit=output_limit, folders=[workspace] if workspace else ())
         self.image, self.cpus, self.memory, self.runtime = image, cpus, parse_size(memory), runtime
         self.network_disabled, self.pool, self.on_progress = network_disabled, pool, on_progress
         self.workspace = os.path.realpath(workspace) if workspace else None
@@ -1775,6 +2207,10 @@ class DockerSandbox(Sandbox):
             "idle_limit": IDLE_LIMIT,
             "most": self.memory + PIDS_MAX * THREAD_STACK,  # what can never be had is a MemoryError, not a kill
             "folders": ["/workspace", "/tmp"] if mounts else ["/tmp"],
+            "scratch": "/tmp",
+            "home": "/workspace" if mounts else "/tmp",
+            "mounted": bool(mounts),
+            "network": not self.network_disabled,
         }
         return {
             "image": self.image,
@@ -1796,7 +2232,7 @@ class DockerSandbox(Sandbox):
         """All that the engine is told to withhold."""
         from docker.types import LogConfig, Ulimit
 
-        bounds = {"core": 0, "nofile": 256, "fsize": 64 << 20}
+        bounds = {"core": 0, "nofile": 256, "fsize": 64 << 20, "msgqueue": 0}
         hidden = "ro,noexec,nosuid,nodev,size=4k"
         if self.engine.is_podman:
             bounds["nproc"] = 4096  # its own default may be more than it can give

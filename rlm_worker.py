@@ -11,7 +11,7 @@ The language layer of the local sandbox, `rlm_policy`, is loaded from the file b
 `policy_preload(allowed_imports)`, which may be called again when more modules have been imported, and
 `PolicyLanguage(setup)` with the methods of `PlainLanguage`.
 
-The file reads in this order: codec and wire, output, host calls, worker, confinement, zygote.
+The file reads in this order: codec and wire, output, host calls, files, worker, confinement, zygote.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import array
 import binascii
 import collections
 import contextlib
+import errno
 import functools
 import io
 import itertools
@@ -28,22 +29,22 @@ import math
 import mmap
 import os
 import random
-import re
 import select
 import signal
+import stat
 import struct
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import CodeType
-from typing import Any, List, NamedTuple, NoReturn, Tuple
+from typing import Any, List, NoReturn, Tuple
 
 # --- codec and wire ---------------------------------------------------------------------------------------------------
 
-FRAME_MAX = 32 << 20  # bytes in one frame, either way
-VALUE_MAX = 24 << 20  # of a value in it: the host needs about twice that to read it
-CONTAINER_COST = 62  # of these bytes for a list or object, beyond the two of each item: so much more it takes to read
+FRAME_MAX = 8 << 20  # bytes in one frame, either way
+VALUE_MAX = 8_000_000  # of a value in it
+PART_COST = 80  # of these bytes for each item, key and container, beyond their text: so much it takes to read them
 DEPTH_MAX = 100  # nested containers in a value that travels
 OUT_HALF = 5_000_000  # characters of a cell's output kept at each end in `_out[n]`
 STREAM_MAX = 4_000_000  # characters of a cell's output that are sent on while it runs
@@ -81,22 +82,25 @@ class Packer:
     def pack(self, value: Any, depth: int = 0) -> Any:
         kind = type(value)
         if value is None or kind is bool:
+            self.take(4)
             return value
         if depth > DEPTH_MAX:
             raise ValueError(f"nested more than {DEPTH_MAX} deep")
         if issubclass(kind, str):
-            self.take(len(value) if kind is str else str.__len__(value))
-            return value if kind is str else str.__str__(value)
+            text = value if kind is str else str.__str__(value)
+            self.take(len(text) if text.isascii() else max(len(text), sys.getsizeof(text) // 2))
+            return text
         if issubclass(kind, int):
             return self.integer(int.__add__(value, 0))
         if issubclass(kind, float):
             number = float.__float__(value)
+            self.take(24)
             return number if math.isfinite(number) else self.tagged("float", repr(number))
         if issubclass(kind, dict):
             return self.mapping(list(dict.items(value)), depth)
         for base, tag in SEQUENCES:
             if issubclass(kind, base):
-                self.take(CONTAINER_COST)
+                self.take(2, 2)
                 items = [self.pack(item, depth + 1) for item in base.__iter__(value)]
                 return self.tagged(tag, items) if tag else items
         if issubclass(kind, (bytes, bytearray)):
@@ -107,14 +111,14 @@ class Packer:
         )
 
     def tagged(self, kind: str, body: Any) -> Any:
-        self.take(CONTAINER_COST)
+        self.take(20, 4)
         return {"$": kind, "v": body}
 
     def mapping(self, items: list[tuple[Any, Any]], depth: int) -> Any:
         if all(type(key) is str and key != "$" for key, _ in items):
-            self.take(CONTAINER_COST + sum(len(key) + 4 for key, _ in items))
+            self.take(sum(len(key) + 3 for key, _ in items), 2 + len(items))
             return {key: self.pack(item, depth + 1) for key, item in items}
-        self.take(CONTAINER_COST * (1 + len(items)))
+        self.take(2 * len(items), 2 + len(items))
         return self.tagged("dict", [[self.pack(key, depth + 1), self.pack(item, depth + 1)] for key, item in items])
 
     def integer(self, value: int) -> Any:
@@ -124,12 +128,16 @@ class Packer:
         self.take(value.bit_length() // 4 + 2)
         return value if -(2**63) <= value < 2**63 else self.tagged("int", hex(value))
 
-    def take(self, size: int) -> None:
-        self.room -= size + 2
+    def take(self, size: int, parts: int = 1) -> None:
+        self.room -= size + PART_COST * parts
         if self.room < 0:
-            raise ValueError(f"larger than the {VALUE_MAX >> 20} MB that one message may carry")
+            raise ValueError(TOO_LARGE)
 
 
+TOO_LARGE = (
+    f"larger than the {VALUE_MAX // 10**6} MB that one message may carry (each item counts {PART_COST} bytes more):"
+    " keep it in a variable, and pass or print a part or a summary of it"
+)
 SEQUENCES = ((list, ""), (tuple, "tuple"), (set, "set"), (frozenset, "frozenset"))
 
 
@@ -144,7 +152,7 @@ def unpack(value: Any) -> Any:
     kind, body = value["$"], value.get("v")
     if kind == "float" and body in ("nan", "inf", "-inf"):
         return float(body)
-    if kind == "int" and type(body) is str:
+    if kind == "int" and type(body) is str and len(body) < 3510:  # what `Packer.integer` makes
         return int(body, 16)
     if kind in ("bytes", "bytearray") and type(body) is str:
         raw = binascii.a2b_base64(body)
@@ -161,7 +169,7 @@ def unpack(value: Any) -> Any:
 
 def spread(keys: list[Any]) -> list[Any]:
     """The keys, if their hashes differ: equal ones, made on purpose, would cost quadratic time."""
-    if len(keys) > 1000 and len(set(map(hash, keys))) < len(keys) // 2:
+    if len(keys) > 100 and max(collections.Counter(map(hash, keys)).values()) > 100:
         raise ValueError("keys whose hashes collide")
     return keys
 
@@ -172,7 +180,7 @@ to_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 def encode_frame(message: dict[str, Any]) -> bytes:
     body = to_json(message).encode("ascii")
     if len(body) > FRAME_MAX:
-        raise ValueError(f"larger than the {FRAME_MAX >> 20} MB that one message may carry")
+        raise ValueError(TOO_LARGE)
     return struct.pack(">I", len(body)) + body
 
 
@@ -448,7 +456,8 @@ class PlainLanguage:
     def compile(self, source: str, filename: str) -> tuple[CodeType, CodeType | None]:
         return plain_compile(source, filename)
 
-    def namespace(self, functions: dict[str, Any], stdout: Any, calls: Calls) -> dict[str, Any]:
+    def namespace(self, functions: dict[str, Any], stdout: Any, files: Files) -> dict[str, Any]:
+        files.install()
         main = type(sys)("__main__")
         sys.modules["__main__"] = main
         vars(main).update(functions, __builtins__=builtins_module)
@@ -576,8 +585,7 @@ class Calls:
         self.answered = threading.Condition(threading.Lock())
         self.reading = False
         self.sending = threading.Lock()
-        self.known: collections.deque[Any] = collections.deque()  # calls of this task that were asked ahead
-        self.probe: int | None = None  # in a throw-away copy: where it says what it would have asked
+        self.direct: dict[int, str] = {}  # the functions of cells that do nothing but ask, by their identity
 
     def begin(self, wire: Wire, marked: bool) -> None:
         self.wire, self.marked, self.process = wire, marked, os.getpid()
@@ -602,17 +610,13 @@ class Calls:
             os._exit(0)
         self.wire, self.marked = self.host, False
 
-    def ask(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def ask(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Call a host function and wait; several threads may wait at once."""
+        return outcome(self.answer(self.start(name, args, kwargs)))
+
+    def start(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> int:
         packer = Packer()
         call = {"op": "call", "name": name, "args": packer.pack(list(args)), "kwargs": packer.pack(kwargs)}
-        if self.known and self.known[0][0] == call:
-            return outcome(self.known.popleft()[1])
-        if self.probe is not None:
-            self.end_probe(call)
-        return outcome(self.answer(self.start(call)))
-
-    def start(self, call: dict[str, Any]) -> int:
         if self.in_child():
             raise RuntimeError("only the process of the cell can ask the host, not one that it forked: use threads")
         with self.answered:
@@ -647,62 +651,27 @@ class Calls:
         if message.get("op") in ("return", "raise") and message.get("id") == self.request:
             self.answers[message["call"]] = message
 
-    # - tasks whose calls are asked together, without threads
-
     def together(self, tasks: Sequence[Callable[[], Any]]) -> list[tuple[bool, Any]]:
         """Run the tasks in order, with (True, value) or (False, exception) of each.
 
-        What they ask of the host overlaps: throw-away copies of this process find out what each task would ask next,
-        round by round, until none asks any more; then the tasks run here, with the answers at hand.
+        There are no threads. Those that are nothing but a call of a host function wait for their answers together.
         """
-        if len(tasks) < 2 or self.probe is not None or not hasattr(os, "fork"):
-            return [attempted(task) for task in tasks]
-        if len(tasks) > TOGETHER_MAX:
-            return self.together(tasks[:TOGETHER_MAX]) + self.together(tasks[TOGETHER_MAX:])
-        known: list[list[Any]] = [[] for _ in tasks]
-        open_tasks = list(range(len(tasks)))
-        while open_tasks:
-            asked = [(index, self.next_call(tasks[index], known[index])) for index in open_tasks]
-            started = [(index, call, self.start(call)) for index, call in asked if call is not None]
-            for index, call, number in started:
-                known[index].append((call, self.answer(number)))
-            open_tasks = [index for index, _, _ in started]
-        results = []
-        for task, answers in zip(tasks, known):
-            self.known = collections.deque(answers)
-            results.append(attempted(task))
-        self.known.clear()
+        results: list[tuple[bool, Any]] = []
+        for at in range(0, len(tasks), TOGETHER_MAX):
+            started = [(task, self.begun(task)) for task in tasks[at : at + TOGETHER_MAX]]
+            results += [attempted(task if wait is None else wait) for task, wait in started]
         return results
 
-    def next_call(self, task: Callable[[], Any], answers: list[Any]) -> dict[str, Any] | None:
-        """What the task asks of the host after these answers; None if it ends, fails or dies without asking."""
-        told, tell = os.pipe()
-        copy = os.fork()
-        if copy == 0:
-            try:
-                self.probe = tell
-                self.known = collections.deque(answers)
-                attempted(task)
-            finally:
-                os._exit(0)
-        os.close(tell)
+    def begun(self, task: Any) -> Callable[[], Any] | None:
+        """What waits for the answer, if the task is such a call and could be sent."""
+        name = self.direct.get(id(task.func)) if type(task) is functools.partial else None
+        if name is None:
+            return None
         try:
-            with os.fdopen(told, "rb") as source:
-                text = source.read()
-        except BaseException:
-            os.kill(copy, signal.SIGKILL)
-            raise
-        finally:
-            os.waitpid(copy, 0)
-        return json.loads(text) if text else None
-
-    def end_probe(self, call: dict[str, Any] | None = None) -> None:
-        """End a throw-away copy, at its next call or where it would change something outside of itself."""
-        if self.probe is None:
-            return
-        if call is not None:
-            Wire(-1, self.probe).write(to_json(call).encode("ascii"))
-        os._exit(0)
+            number = self.start(name, task.args, task.keywords)
+        except (TypeError, ValueError, RecursionError):
+            return None
+        return lambda: outcome(self.answer(number))
 
 
 session_calls: Calls | None = None  # those of the worker that this process is
@@ -736,6 +705,8 @@ def host_function(calls: Calls, name: str, batched: bool) -> Any:
         return [*call(args[0][:middle], *args[1:], **kwargs), *call(args[0][middle:], *args[1:], **kwargs)]
 
     call.__name__ = call.__qualname__ = name
+    if not batched:
+        calls.direct[id(call)] = name
     return call
 
 
@@ -753,7 +724,240 @@ def weight_of(texts: Any) -> int:
     return sum(len(text) for text in texts if isinstance(text, str))
 
 
-# - a function that needs no host: cutting a long text
+# --- files ------------------------------------------------------------------------------------------------------------
+
+FILES_CALL = "<files>"  # the host call by which a worker asks for files: no function of a caller's has such a name
+FILES_FD = 60  # where a session has the socket on which the host hands over descriptors
+WRITTEN = "[files written here live in the session's scratch folder: later cells can read them, and they end with it]\n"
+
+
+class Files:
+    """The files of a cell: those it wrote itself, in its scratch folder, and those that the host lets it read.
+
+    The host decides, and hands over a descriptor, a name to open here, or the bytes. `home` is the folder that relative
+    names belong to; what cannot be written there is written to the same name in the scratch folder. `roots`: other
+    folders whose files are the host's. Where `home` is `mounted`, the files in it are here already.
+    """
+
+    def __init__(self, ask: Callable[..., Any], say: Callable[[str], Any], setup: dict[str, Any]):
+        self.ask_host, self.say = ask, say
+        self.scratch = os.path.realpath(setup["scratch"])
+        self.home: str = setup.get("home", self.scratch)
+        self.roots: tuple[str, ...] = tuple(setup.get("workspace", ()))
+        self.mounted: bool = setup.get("mounted", False)
+        self.channel: Any = descriptor_channel() if setup.get("descriptors") else None
+        self.lock = threading.Lock()
+        self.told = False
+
+    def locate(self, path: Any) -> tuple[str, str]:
+        """Where a name is in the scratch folder ("": nowhere), and what the host knows it by."""
+        full = os.path.normpath(os.path.join(os.getcwd(), os.fspath(path)))
+        if within(full, self.home):
+            full = self.scratch + full[len(self.home) :]
+        return (full, os.path.relpath(full, self.scratch)) if within(full, self.scratch) else ("", full)
+
+    def ask(self, what: str, path: Any, start: int = 0) -> dict[str, Any]:
+        answer: dict[str, Any] = self.ask_host(FILES_CALL, (what, self.locate(path)[1], start), {})
+        if "errno" in answer:
+            raise OSError(answer["errno"], answer["error"], str(path))
+        return answer
+
+    def open(self, path: Any, mode: str = "r", *options: Any, **more: Any) -> Any:
+        """`open` for a name: the cell's own file if there is one or it is to be written, else the caller's."""
+        own = self.locate(path)[0]
+        if set(mode) & set("wax+"):
+            own = self.for_writing(path, mode)
+        if (own and os.path.lexists(own)) or set(mode) & set("wax"):
+            return plain_open(own, mode, *options, **more)
+        if self.mounted:
+            return plain_open(path, mode, *options, **more)
+        with self.lock:
+            self.receive(0)  # what a process that died did not take
+            answer = self.ask("open", path)
+            descriptor = self.receive(answer["tag"]) if "tag" in answer else -1
+        if descriptor >= 0:
+            return plain_open(path, mode, *options, **dict(more, opener=lambda *_: descriptor))
+        if "path" in answer:
+            return plain_open(answer["path"], mode, *options, **more)
+        raw = io.BytesIO(self.rest(path, answer))
+        return raw if "b" in mode else io.TextIOWrapper(raw, *options[1:4], **{k: more[k] for k in TEXT if k in more})
+
+    def rest(self, path: Any, answer: dict[str, Any]) -> bytes:
+        """All the bytes of a file, of which an answer holds the first."""
+        data = bytearray(answer["data"])
+        while answer["data"]:
+            answer = self.ask("open", path, len(data))
+            data += answer["data"]
+        return bytes(data)
+
+    def receive(self, tag: int) -> int:
+        """The descriptor of that number, or -1; those that lie before it are closed."""
+        import socket
+
+        while True:
+            try:
+                data, control, _, _ = self.channel.recvmsg(20, socket.CMSG_SPACE(4), socket.MSG_DONTWAIT)
+            except (AttributeError, BlockingIOError):
+                return -1
+            if not control:
+                raise OSError(24, "too many open files")  # EMFILE: there was no room for it here
+            descriptor = int.from_bytes(control[0][2][:4], sys.byteorder)
+            if int(data) == tag:
+                return descriptor
+            os.close(descriptor)
+
+    def for_writing(self, path: Any, mode: str) -> str:
+        """The file in the scratch folder that a name is written to; for adding to it, with what the caller's has."""
+        own = self.writable(path)
+        if os.path.lexists(own) or "w" in mode:
+            return own
+        try:
+            if "x" in mode:
+                self.stat(path)
+                raise FileExistsError(17, "File exists", str(path))
+            with self.open(path, "rb") as source, plain_open(own, "wb") as target:
+                while part := source.read(1 << 20):
+                    target.write(part)
+        except FileNotFoundError:
+            if "+" in mode and "r" in mode:
+                raise
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(own)
+            raise
+        return own
+
+    def writable(self, path: Any) -> str:
+        """A name's place in the scratch folder. The first time, the cell's output says what becomes of it."""
+        own = self.locate(path)[0]
+        if not own:
+            raise PermissionError(13, "only the scratch folder can be written to", str(path))
+        if not self.told:
+            self.told = True
+            self.say(WRITTEN)
+        folder = os.path.dirname(own)
+        if not os.path.lexists(folder) and self.is_dir(os.path.dirname(path)):
+            make_folders(folder)
+        return own
+
+    def entries(self, path: Any = ".") -> dict[str, bool]:
+        """The names in a folder, the cell's own and the caller's, and whether each is a folder."""
+        own = self.locate(path)[0]
+        found: dict[str, bool] = {}
+        try:
+            answer = self.ask("list", path)
+            found = {**dict.fromkeys(answer["files"], False), **dict.fromkeys(answer["folders"], True)}
+        except OSError:
+            if not (own and os.path.lexists(own)):
+                raise
+        if own and os.path.lexists(own):
+            with plain_scandir(own) as names:
+                found.update((entry.name, entry.is_dir()) for entry in names)
+        return dict(sorted(found.items()))
+
+    def stat(self, path: Any) -> os.stat_result:
+        own = self.locate(path)[0]
+        if own and os.path.lexists(own):
+            return plain_stat(own)
+        if self.mounted:
+            return plain_stat(path)
+        return os.stat_result(self.ask("stat", path)["stat"])
+
+    def is_dir(self, path: Any) -> bool:
+        try:
+            return stat.S_ISDIR(self.stat(path or ".").st_mode)
+        except OSError:
+            return False
+
+    # - for plain Python, whose own functions cannot reach the caller's files
+
+    def install(self) -> None:
+        """Let `open`, `os.listdir`, `os.stat` and `os.scandir`, and what is made of them, know these files."""
+
+        def route(ours: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+            def either(path: Any = ".", *options: Any, **more: Any) -> Any:
+                known = isinstance(path, (str, os.PathLike)) and not {"dir_fd", "opener"} & set(more)
+                return (ours if known and self.knows(path) else plain)(path, *options, **more)
+
+            return either
+
+        vars(builtins_module)["open"] = vars(io)["open"] = route(self.open, plain_open)
+        if not self.mounted:
+            vars(os)["listdir"] = route(lambda path: list(self.entries(path)), os.listdir)
+            vars(os)["stat"] = route(lambda path, **_: self.stat(path), plain_stat)
+            vars(os)["scandir"] = route(lambda path: Scan(self, path), plain_scandir)
+
+    def knows(self, path: Any) -> bool:
+        full = os.path.normpath(os.path.join(os.getcwd(), path))
+        if self.mounted and os.path.isabs(path):
+            return False
+        return any(within(full, folder) for folder in (self.home, *self.roots))
+
+
+class Scan:
+    """`os.scandir` over files of which the host tells."""
+
+    def __init__(self, files: Files, path: Any):
+        self.entries = iter([Entry(files, os.path.join(path, name), d) for name, d in files.entries(path).items()])
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.entries
+
+    def __next__(self) -> Any:
+        return next(self.entries)
+
+    def __enter__(self) -> Scan:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.entries = iter(())
+
+
+class Entry:
+    def __init__(self, files: Files, path: str, folder: bool):
+        self.files, self.path, self.name, self.folder = files, path, os.path.basename(path), folder
+
+    def __fspath__(self) -> str:
+        return self.path
+
+    def is_dir(self, *, follow_symlinks: bool = True) -> bool:
+        return self.folder
+
+    def is_file(self, *, follow_symlinks: bool = True) -> bool:
+        return not self.folder
+
+    def is_symlink(self) -> bool:
+        return False
+
+    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
+        return self.files.stat(self.path)
+
+
+def make_folders(path: str) -> None:
+    """`os.makedirs` for where that would take a folder of the caller's for one that is there."""
+    if not os.path.lexists(path):
+        make_folders(os.path.dirname(path))
+        os.mkdir(path)
+
+
+TEXT = ("encoding", "errors", "newline")
+plain_open, plain_stat, plain_scandir = io.open, os.stat, os.scandir
+
+
+def descriptor_channel() -> Any:
+    import socket
+
+    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=FILES_FD)
+
+
+def within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+# --- a function that needs no host: cutting a long text ---------------------------------------------------------------
 
 
 def text_chunks(text: Any, size: Any, overlap: Any = 0) -> list[Any]:
@@ -890,9 +1094,10 @@ class Worker:
         self.functions: dict[str, Any] = {}
         self.specs: dict[str, Any] = {}  # what the host said of each of them
         self.own = {**{m.__name__: unbound(m) for m in (self.FINAL, self.FINAL_VAR, self.SHOW_VARS)}, "_out": {}}
+        self.files = Files(self.calls.ask, lambda text: self.out.write(text), setup)
         random.seed(0)
         sys.stdout = sys.stderr = Redirect(self)
-        self.variables: dict[str, Any] = language.namespace(dict(self.own), sys.stdout, self.calls)
+        self.variables: dict[str, Any] = language.namespace(dict(self.own), sys.stdout, self.files)
         self.hidden = set(self.variables)
 
     # - requests
@@ -1014,7 +1219,8 @@ class Worker:
                 ended = {"status": "ok", "value": self.evaluate(code, filename), **self.final_value()}
             except BaseException as problem:
                 ended = self.explain(problem)
-            ended["images"] = self.images()
+            images = self.images()
+            ended["images"] = images if images and len(to_json(ended)) < VALUE_MAX // 2 else []
             self.final = UNSET  # here, where what its end sets off can be interrupted
             interrupts.armed = False
         except BaseException as problem:  # a second interrupt, or one that came while an error was being shown
@@ -1055,11 +1261,19 @@ class Worker:
         if self.final is UNSET:
             return {}
         try:
-            return {"final": Packer().pack(self.final)}
+            packed = Packer().pack(self.final)
+            if len(to_json(packed)) > VALUE_MAX:
+                raise ValueError(TOO_LARGE)
+            return {"final": packed}
         except (TypeError, ValueError, RecursionError):
-            long_number = isinstance(self.final, int)
-            text = hex(self.final) if long_number else str.__str__(str(self.final))
-            return {"final": cut(text, FRAME_MAX // 16, "")}
+            limit = FRAME_MAX // 16
+            if isinstance(self.final, int):
+                text = hex(self.final)
+            elif type(self.final) in SIZED and type(self.final) is not str:
+                text = long_repr(self.final, limit)
+            else:
+                text = str.__str__(str(self.final))
+            return {"final": cut(text, limit, "")}
 
     def images(self) -> list[dict[str, str]]:
         """The last expression's picture, if it has one, and figures that the cell left open, drawn and closed."""
@@ -1074,7 +1288,8 @@ class Worker:
             pictures.append(buffer.getvalue())
         if pyplot:
             pyplot.close("all")
-        small = [picture for picture in pictures if type(picture) is bytes and len(picture) < FRAME_MAX // 16]
+        sizes = itertools.accumulate(len(picture) if type(picture) is bytes else 0 for picture in pictures)
+        small = [p for p, size in zip(pictures, sizes) if type(p) is bytes and size < FRAME_MAX // 4]
         return [{"media_type": "image/png", "data": binascii.b2a_base64(p, newline=False).decode()} for p in small]
 
     def FINAL(self, value: Any) -> None:
@@ -1120,7 +1335,7 @@ class Worker:
         return IN_WORKER[check_in_worker(spec)["name"]](name, spec["size"])
 
     def emit(self, text: str) -> None:
-        if self.calls.probe is None and not self.calls.in_child():
+        if not self.calls.in_child():
             for start in range(0, len(text), 1 << 20):
                 self.calls.send({"op": "output", "text": text[start : start + (1 << 20)]})
 
@@ -1246,7 +1461,7 @@ class Redirect(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
-        return self.worker.out.write(text) if self.worker.calls.probe is None else len(text)
+        return self.worker.out.write(text)
 
     def close(self) -> None:
         """A cell that closes its output would lose that of the next."""
@@ -1518,32 +1733,13 @@ def take_streams() -> Wire:
     return wire
 
 
-def write_to(scratch: str, folder: str) -> None:
-    """Where the working directory can only be read, `open` by a relative name writes to the scratch folder instead.
-
-    What was written there is then read, as in the local sandbox.
-    """
-    plain_open = io.open
-
-    def open_here(file: Any, mode: str = "r", *options: Any, **named: Any) -> Any:
-        if isinstance(file, (str, os.PathLike)) and not os.path.isabs(file) and within(os.getcwd(), folder):
-            own = os.path.join(scratch, file)
-            if set(mode) & set("wax+") or os.path.exists(own):
-                file = own
-        return plain_open(file, mode, *options, **named)
-
-    vars(builtins_module)["open"] = vars(io)["open"] = open_here
-
-
-def within(path: str, folder: str) -> bool:
-    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
-
-
 def container_main(setup: dict[str, Any]) -> NoReturn:
     """The first process of a container: it supervises the worker, which talks over what were the standard streams."""
     import resource
 
     wire = take_streams()
+    layers: dict[str, bool | str] = {}
+    attempt(layers, "socket_filter", filter_container, setup["network"])
     setup["own_init"] = setup["contained"] = os.getpid() == 1  # not getppid() below: whoever loses its parent gets 1
     worker = os.fork()
     if worker:
@@ -1551,8 +1747,7 @@ def container_main(setup: dict[str, Any]) -> NoReturn:
         supervise(worker, [wire.reader], setup["idle_limit"])
     os.setpgid(0, 0)
     resource.setrlimit(resource.RLIMIT_DATA, (setup["most"], setup["most"]))
-    write_to("/tmp", "/workspace")
-    Worker(wire, PlainLanguage(), setup).start({})
+    Worker(wire, PlainLanguage(), setup).start(layers)
 
 
 # --- the confinement: what Linux offers without root (ctypes alone) ---------------------------------------------------
@@ -1590,7 +1785,16 @@ fork 57 -, wait4 61 260, waitid 247 95, exit 60 93, exit_group 231 94, set_robus
 rseq 334 293
 """
 KILL, CLONE, CLONE3, IOCTL, FCNTL, PRLIMIT = (62, 129), (56, 220), (435, 435), (16, 29), (72, 25), (302, 261)
+RECVMSG = (47, 212)
 MMAP, MPROTECT = (9, 222), (10, 226)
+SOCKET_CALLS = ((41, 53), (198, 199))  # socket, socketpair
+# What a container's worker is refused. With io_uring sockets could be had past any filter.
+CONTAINER_REFUSED = """
+shmget 29 194, shmat 30 196, shmctl 31 195, shmdt 67 197, semget 64 190, semop 65 193, semctl 66 191,
+semtimedop 220 192, msgget 68 186, msgsnd 69 189, msgrcv 70 188, msgctl 71 187, mq_open 240 180, mq_unlink 241 181,
+mq_timedsend 242 182, mq_timedreceive 243 183, mq_notify 244 184, mq_getsetattr 245 185, io_uring_setup 425 425,
+io_uring_enter 426 426, io_uring_register 427 427
+"""
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
 libc: Any = None  # the C library, once `load_libc` ran
@@ -1640,6 +1844,9 @@ def enter_namespaces(layers: dict[str, bool | str]) -> None:
     for name, flag in NAMESPACES.items():
         if attempt(layers, name, call_libc, "unshare", flag) and name == "user_namespace":
             attempt(layers, name, map_user, uid, gid)
+    if uid == 0 and not layers["user_namespace"]:
+        with contextlib.suppress(OSError):
+            os.setresuid(0, 0, 0)  # so that the host may set the limits of this process
 
 
 def map_user(uid: int, gid: int) -> None:
@@ -1766,13 +1973,17 @@ def allow_path(ruleset: int, path: str, rights: int) -> None:
 Filter = List[Tuple[int, int, int, int]]
 LOAD, EQUAL, ANY_BIT, AND, RETURN = 0x20, 0x15, 0x45, 0x54, 0x06
 ALLOW, REFUSE, UNKNOWN, KILL_PROCESS = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000  # EPERM, ENOSYS
+NO_FAMILY = 0x00050061  # EAFNOSUPPORT
 
 
 def filter_system_calls(kill_is_safe: bool) -> str:
     """seccomp: an allow-list. Processes may be made only by a plain fork, memory is never writable and executable."""
+    return install_filter(packed_filter(kill_is_safe))
+
+
+def install_filter(code: bytes) -> str:
     import ctypes
 
-    code = packed_filter(kill_is_safe)
     buffer = ctypes.create_string_buffer(code, len(code))
     header = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer))
     call_libc("prctl", 22, 2, header, 0, 0)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
@@ -1781,16 +1992,45 @@ def filter_system_calls(kill_is_safe: bool) -> str:
 
 @functools.lru_cache(maxsize=None)
 def packed_filter(kill_is_safe: bool) -> bytes:
+    return packed(build_filter(*machine_numbers(), kill_is_safe))
+
+
+def packed(program: Filter) -> bytes:
+    return b"".join(struct.pack("HBBI", *step) for step in program)
+
+
+def machine_numbers() -> tuple[int, int]:
+    """Which column of the tables of system calls is this machine's, and how the kernel names it."""
     machine = os.uname().machine
     if machine not in MACHINES:
         raise OSError(f"no list of system calls for {machine}")
-    return b"".join(struct.pack("HBBI", *step) for step in build_filter(*MACHINES[machine], kill_is_safe))
+    return MACHINES[machine]
 
 
-def build_filter(column: int, architecture: int, kill_is_safe: bool) -> Filter:
+def filter_container(network: bool) -> str:
+    """Beside the engine's own filter, which lets these pass: sockets but those of the machine itself and, with a
+    network, of IPv4 and IPv6; shared memory, semaphores and message queues, which would outlive the cell."""
+    load_libc()
+    column, architecture = machine_numbers()
+    program = filter_head(column, architecture)
+    families = (1, 2, 10) if network else (1,)  # AF_UNIX, AF_INET, AF_INET6
+    for number in SOCKET_CALLS[column]:
+        program += on_call(number, [*allow_values(0, families)[:-1], (RETURN, 0, 0, NO_FAMILY)])
+    for entry in CONTAINER_REFUSED.split(","):
+        program += on_call(int(entry.split()[1 + column]), [(RETURN, 0, 0, REFUSE)])
+    return install_filter(packed([*program, (RETURN, 0, 0, ALLOW)]))
+
+
+def filter_head(column: int, architecture: int) -> Filter:
+    """The start of a filter: with the numbers of another machine every call would be another one."""
     program: Filter = [(LOAD, 0, 0, 4), (EQUAL, 1, 0, architecture), (RETURN, 0, 0, KILL_PROCESS), (LOAD, 0, 0, 0)]
     if column == 0:  # the x32 numbers name the same calls a second time
         program += [(ANY_BIT, 0, 1, 0x40000000), (RETURN, 0, 0, REFUSE)]
+    return program
+
+
+def build_filter(column: int, architecture: int, kill_is_safe: bool) -> Filter:
+    program = filter_head(column, architecture)
     for entry in SYSCALLS.split(","):
         number = entry.split()[1 + column]
         if number != "-":
@@ -1804,6 +2044,7 @@ def build_filter(column: int, architecture: int, kill_is_safe: bool) -> Filter:
     program += on_call(MMAP[column], refuse_bits(2, 6))
     program += on_call(MPROTECT[column], refuse_bits(2, 4))
     program += on_call(PRLIMIT[column], allow_own_limits())
+    program += on_call(RECVMSG[column], allow_values(0, (FILES_FD,)))
     return [*program, (RETURN, 0, 0, REFUSE)]
 
 
@@ -1832,10 +2073,10 @@ def refuse_bits(argument: int, bits: int) -> Filter:
 
 
 def allow_own_limits() -> Filter:
-    """Read any limit; set the soft ones for descriptors (7) and address space (9), below their hard ones."""
+    """Read any limit; set the soft one for descriptors (7), below its hard one. That of memory is the host's to set."""
     is_reading: Filter = [low_word(2), (EQUAL, 0, 3, 0), high_word(2), (EQUAL, 0, 1, 0), (RETURN, 0, 0, ALLOW)]
     is_other: Filter = [low_word(0), (EQUAL, 1, 0, 0), (RETURN, 0, 0, REFUSE)]
-    return [*is_reading, *is_other, *allow_values(1, (7, 9))]
+    return [*is_reading, *is_other, *allow_values(1, (7,))]
 
 
 # --- the zygote: a process with everything imported, from which sessions are forked (Linux) ---------------------------
@@ -1846,48 +2087,6 @@ PRELOADED_LATER = (
     "array base64 bisect calendar cmath csv difflib fractions heapq hmac html numbers pprint shlex statistics textwrap"
     " unicodedata urllib.parse zoneinfo"
 )
-
-
-SECRET_NAMES = re.compile(
-    r"\.env.*|.*\.pem|id_.*|\.netrc|\.aws|\.ssh|\.git-credentials|\.pypirc|\.npmrc|\.snipara", re.IGNORECASE | re.DOTALL
-)
-
-
-def may_hold_secrets(parts: Sequence[str]) -> bool:
-    """Whether a relative path, in parts, names or lies under what usually holds credentials."""
-    in_git = ".git" in map(str.lower, parts[:-1]) and parts[-1].lower().startswith("config")
-    return in_git or any(map(SECRET_NAMES.fullmatch, parts))
-
-
-class Workspace:
-    """Which files a cell may open: any in its scratch folder, and for reading those of the folders it was given."""
-
-    def __init__(self, scratch: str, readable: tuple[str, ...], before_write: Callable[[], None] = lambda: None):
-        self.scratch = os.path.realpath(scratch)
-        self.readable = tuple(os.path.realpath(folder) for folder in readable)
-        self.before_write = before_write
-
-    def resolve(self, path: str, *, writing: bool = False) -> str:
-        """The real path behind a name. PermissionError: not for cells; FileNotFoundError: in none of the folders."""
-        if "\0" in path:
-            raise ValueError("embedded null byte")
-        inside = os.path.realpath(os.path.join(self.scratch, path))
-        if writing:
-            if not within(inside, self.scratch):
-                raise PermissionError(f"only the working folder can be written to, not {path!r}")
-            self.before_write()
-            return inside
-        if within(inside, self.scratch) and os.path.lexists(inside):
-            return inside
-        for folder in self.readable:
-            real = os.path.realpath(os.path.join(folder, path))
-            if within(real, folder) and os.path.lexists(real):
-                if may_hold_secrets(real[len(folder) :].split(os.sep)):
-                    raise PermissionError(f"{path!r} may hold secrets and is not readable here")
-                return real
-        if os.path.isabs(path) or not within(inside, self.scratch):
-            raise PermissionError(f"no access to {path!r} from here; file_read reads the caller's files")
-        raise FileNotFoundError(2, "no such file here (file_read reads the caller's files)", path)
 
 
 def zygote_main(channel: int, setup: dict[str, Any]) -> NoReturn:
@@ -2001,23 +2200,16 @@ def end_with(parent: int) -> NoReturn:
 
 
 REQUEST_MAX = 65_536  # bytes: what is longer would arrive cut
-PING = b"?"  # a spare session says it back
-PING_SECONDS = 0.2
-
-
-class Session(NamedTuple):
-    """A process in namespaces of its own, which waits on the channel to be told whose worker it is to start."""
-
-    pid: int
-    channel: Any
+GO_ON = b"!"
 
 
 class Zygote:
+    """A process with everything imported, from which sessions are forked, and which alone reaps them."""
+
     def __init__(self, host: Any, setup: dict[str, Any], lock: int):
         self.host, self.setup, self.lock = host, setup, lock
-        self.sessions: dict[int, str] = {}
-        self.starved = False  # there could be no spare: not until the next request is it tried again
-        self.spare: Session | None = None  # the next one, made while nothing is asked for: it costs 5 ms
+        self.sessions: dict[int, str] = {}  # the folder of each, by its supervisor
+        self.groups: dict[int, str] = {}  # the control groups that sessions are in
         self.life_read, self.life_write = os.pipe()  # its end tells the sessions that this process has died
 
     def serve(self) -> NoReturn:
@@ -2031,100 +2223,80 @@ class Zygote:
                 poller.register(os.pidfd_open(os.getppid()), select.POLLIN)
         later = PRELOADED_LATER.split()
         while True:
-            idle = not later and self.spare is not None
-            ready = [descriptor for descriptor, _ in poller.poll(None if idle or self.starved else 0)]
+            ready = [descriptor for descriptor, _ in poller.poll(0 if later else None)]
             if not ready:
-                self.get_ready(later)
+                self.preload_one(later)
                 continue
             if ready != [self.host.fileno()]:
                 self.end()
             data, descriptors, _, _ = socket.recv_fds(self.host, REQUEST_MAX, 4)
             if not data:
                 self.end()
-            self.starved = False
             self.answer(data, descriptors)
 
-    def answer(self, data: bytes, descriptors: list[int]) -> None:
-        try:
-            request = json.loads(data)
-        except ValueError:
-            for descriptor in descriptors:
-                os.close(descriptor)
-            self.host.sendall(b'{"error":"the request was not understood"}')
-            return
-        if request["op"] == "reap":
-            self.reap(request["pid"])
-        else:
-            self.host.sendall(to_json(self.spawn(request, descriptors)).encode())
-
-    def get_ready(self, names: list[str]) -> None:
+    def preload_one(self, names: list[str]) -> None:
         """One step while nothing is asked for. A session begun before the last import does the others itself."""
         import gc
         import importlib
 
-        if not names:
-            try:
-                self.spare = self.new_session(confined=True)
-            except OSError:  # whoever asks for a session is told, and the sessions that there are go on
-                self.starved = True
-            return
-        importlib.import_module(names.pop())
+        with contextlib.suppress(OSError, ImportError):  # without a descriptor, say: then it is imported when asked for
+            importlib.import_module(names.pop())
         if not names:
             gc.freeze()
             if self.setup["policy"]:
                 load_policy().policy_preload(tuple(self.setup["allowed_imports"]))
 
-    def spawn(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+    def answer(self, data: bytes, descriptors: list[int]) -> None:
         try:
-            session = self.take_spare() if request["confined"] else None
-            if session is None or not self.hand_over(session, request, descriptors):
-                session = self.new_session(confined=request["confined"])
-                if not self.hand_over(session, request, descriptors):
-                    raise OSError("it ended at once")
+            request = json.loads(data)
+            if request["op"] == "reap":
+                self.reap(request["pid"])
+                return
+            pid = self.new_session(request, descriptors)
+            reply = {"pid": pid, "number": request["number"], "group": self.groups.get(pid, "")}
+        except ValueError:
+            reply = {"error": "the request was not understood"}
         except OSError as error:
-            return {"error": f"the session's process could not be forked: {error}"}
+            reply = {"error": f"the session's process could not be forked: {error}"}
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-        return {"pid": session.pid, "number": request["number"]}
+        self.host.sendall(to_json(reply).encode())
 
-    def hand_over(self, session: Session, request: dict[str, Any], descriptors: list[int]) -> bool:
-        """Tell a session whose worker it is to start. One that cannot be told is ended."""
-        import socket
-
-        with session.channel:
-            try:
-                socket.send_fds(session.channel, [to_json(request).encode()], descriptors)
-            except OSError:
-                self.reap(session.pid)
-                return False
-        return True
-
-    def take_spare(self) -> Session | None:
-        """The session made ahead, if it answers and has its folder: something may have stopped or cleaned it."""
-        spare, self.spare = self.spare, None
-        if spare is None:
-            return None
-        with contextlib.suppress(OSError):
-            os.lstat(self.sessions[spare.pid])
-            spare.channel.send(PING)
-            if wait_for(spare.channel.fileno(), PING_SECONDS) and spare.channel.recv(20) == PING:
-                return spare
-        spare.channel.close()
-        self.reap(spare.pid)
-        return None
-
-    def new_session(self, *, confined: bool) -> Session:
+    def new_session(self, request: dict[str, Any], descriptors: list[int]) -> int:
+        """The supervisor of a session whose worker is about to say hello."""
+        if len(descriptors) != 3:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         self.keep_base()
         scratch = os.path.join(self.setup["base"], os.urandom(6).hex())
         os.mkdir(scratch, 0o700)
         try:
-            session = self.fork_session(scratch, confined)
+            pid = self.fork_session({**self.setup, **request, "scratch": scratch}, descriptors)
         except OSError:
             remove_tree(scratch)
             raise
-        self.sessions[session.pid] = scratch
-        return session
+        self.sessions[pid] = scratch
+        return pid
+
+    def fork_session(self, setup: dict[str, Any], descriptors: list[int]) -> int:
+        import socket
+
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                intermediate = os.fork()
+                if intermediate == 0:
+                    ours.close()
+                    os.close(self.life_write)
+                    start_session(setup, descriptors, theirs, self.life_read)
+            os.waitpid(intermediate, 0)
+            pid = int(ours.recv(20) or b"0")
+            if not pid:
+                raise OSError("it did not start")
+            if setup["confined"] and (group := memory_group(pid, setup["memory"] + GROUP_ROOM)):
+                self.groups[pid] = group
+            ours.send(GO_ON)
+        return pid
 
     def keep_base(self) -> None:
         """Make the folder anew where something has cleaned it away, and never use another's in its place."""
@@ -2138,28 +2310,14 @@ class Zygote:
             os.close(self.lock)
             self.setup["base"], self.lock = base, lock
 
-    def fork_session(self, scratch: str, confined: bool) -> Session:
-        import socket
-
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            entrance = os.fork()
-            if entrance == 0:
-                os.close(self.life_write)
-                ours.close()
-                start_session({**self.setup, "scratch": scratch, "confined": confined}, theirs, self.life_read)
-        os.waitpid(entrance, 0)
-        pid = int(ours.recv(20) or b"0")
-        if not pid:
-            raise OSError("it did not start")
-        return Session(pid, ours)
-
     def reap(self, pid: int) -> None:
         """Only now may the number be used again: until here the host could safely signal it."""
         if pid in self.sessions:
             kill_group(pid)
             os.waitpid(pid, 0)
             remove_tree(self.sessions.pop(pid))
+            with contextlib.suppress(OSError):  # a process that is not quite gone: `memory_group` looks again
+                os.rmdir(self.groups.pop(pid, ""))
 
     def end(self) -> NoReturn:
         for pid in list(self.sessions):
@@ -2168,11 +2326,88 @@ class Zygote:
         os._exit(0)
 
 
-def start_session(setup: dict[str, Any], channel: Any, life: int) -> NoReturn:
-    """In a fresh fork, which only leads into the PID namespace: fork the supervisor, and from that, once the channel
-    has told for whom, the worker."""
-    import socket
+GROUP_ROOM = SCRATCH_SIZE + (32 << 20)  # bytes that a control group counts beyond a session's own: files, page tables
+GROUP_PREFIX = "rlm-session-"
 
+
+def memory_group(pid: int, limit: int) -> str:
+    """A fresh control group with this limit and the process in it; "" where none can be had."""
+    for parent in group_parents():
+        group = os.path.join(parent, f"{GROUP_PREFIX}{os.getpid()}-{pid}")
+        try:
+            for name in os.listdir(parent):
+                if name.startswith(GROUP_PREFIX) and not os.path.exists(f"/proc/{name.split('-')[2]}"):
+                    remove_group(os.path.join(parent, name))  # of a process that was killed
+            os.mkdir(group)
+        except OSError:
+            continue
+        try:
+            limit_group(group, limit)
+            with open(os.path.join(group, "cgroup.procs"), "w") as procs:
+                procs.write(str(pid))
+            return group
+        except OSError:
+            remove_group(group)
+    return ""
+
+
+def remove_group(group: str) -> None:
+    with contextlib.suppress(OSError):
+        os.rmdir(group)
+
+
+@functools.lru_cache(maxsize=None)
+def group_parents() -> list[str]:
+    """Where a group with a limit of its own may be made: beside or below this process's own, in version 2 or 1."""
+    own = {}
+    with contextlib.suppress(OSError), open("/proc/self/cgroup") as file:
+        for line in file:
+            _, kinds, path = line.rstrip("\n").split(":", 2)
+            own["2" if not kinds else "1" if "memory" in kinds.split(",") else ""] = path
+    found = []
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo") as file:
+        for line in file:
+            fields = line.split()
+            root, place, kind, options = fields[3], fields[4], fields[fields.index("-") + 1], fields[-1].split(",")
+            version = "2" if kind == "cgroup2" else "1" if kind == "cgroup" and "memory" in options else ""
+            if not version or version not in own:
+                continue
+            folder = os.path.normpath(os.path.join(place, os.path.relpath(own[version], root)))
+            while within(folder, place):
+                if version == "1" or has_memory(folder):
+                    found.append(folder)
+                if folder == place:
+                    break
+                folder = os.path.dirname(folder)
+    return found
+
+
+def has_memory(folder: str) -> bool:
+    """Whether the groups below one of version 2 have limits of memory."""
+    with contextlib.suppress(OSError), open(os.path.join(folder, "cgroup.subtree_control")) as file:
+        return "memory" in file.read().split()
+    return False
+
+
+def limit_group(group: str, limit: int) -> None:
+    """OSError if the group takes no limit. Swap counts with memory where that can be said."""
+    if os.path.exists(os.path.join(group, "memory.max")):
+        names = {"memory.swap.max": 0, "memory.max": limit}
+    else:
+        names = {"memory.memsw.limit_in_bytes": limit, "memory.limit_in_bytes": limit}
+    for last in (False, True):  # version 1 wants the one raised first, and the other lowered first
+        for name, value in names.items():
+            try:
+                with open(os.path.join(group, name), "w") as file:
+                    file.write(str(value))
+            except OSError:
+                if last and name in ("memory.max", "memory.limit_in_bytes"):
+                    raise
+
+
+def start_session(setup: dict[str, Any], descriptors: list[int], zygote: Any, life: int) -> NoReturn:
+    """In a fresh fork, which only leads into the PID namespace: fork the supervisor, and from that, once it is in its
+    control group, the worker."""
     try:
         layers: dict[str, bool | str] = {}
         if setup["confined"]:
@@ -2180,21 +2415,15 @@ def start_session(setup: dict[str, Any], channel: Any, life: int) -> NoReturn:
         supervisor = os.fork()
         if supervisor:
             os.setpgid(supervisor, supervisor)
-            channel.send(str(supervisor).encode())
+            zygote.send(str(supervisor).encode())
             os._exit(0)
         os.setpgid(0, 0)
-        keep_open(channel.fileno(), life)
+        keep_open(*descriptors, zygote.fileno(), life)
         if layers.get("mount_namespace"):
             attempt(layers, "private_scratch", mount_scratch, setup["scratch"])
         set_subreaper()
-        while True:
-            request, descriptors, _, _ = socket.recv_fds(channel, REQUEST_MAX, 4)
-            if request != PING:
-                break
-            channel.send(PING)
-        if not request:
-            os._exit(0)  # it was never needed
-        setup |= json.loads(request)
+        if zygote.recv(1) != GO_ON:
+            os._exit(1)
         if os.fork():
             watched = [descriptors[0], life]
             keep_open(*watched)
@@ -2215,8 +2444,9 @@ def keep_open(*descriptors: int) -> None:
 def run_worker(
     setup: dict[str, Any], layers: dict[str, bool | str], descriptors: list[int], own_init: bool
 ) -> NoReturn:
-    stream, blob = descriptors
-    keep_open(stream, blob)
+    stream, blob, files = descriptors
+    os.dup2(files, FILES_FD)
+    keep_open(stream, blob, FILES_FD)
     start_worker(dict(setup, blob=blob), layers, Wire(stream, stream), own_init)
 
 
@@ -2229,7 +2459,7 @@ def start_worker(setup: dict[str, Any], layers: dict[str, bool | str], wire: Wir
         sys.modules["numpy"].random.seed(0)
     layers["policy"] = setup["policy"]
     setup["own_init"] = own_init
-    setup["grow"] = raise_memory_limit if layers["rlimits"] else None
+    setup["grow"] = raise_memory_limit if layers["rlimits"] and sys.platform != "linux" else None
     setup["can_kill"] = not setup["confined"] or may_kill(layers)
     Worker(wire, load_policy().PolicyLanguage(setup) if setup["policy"] else PlainLanguage(), setup).start(layers)
 
@@ -2238,10 +2468,17 @@ TIME_ZONES = ["/usr/share/zoneinfo", "/usr/lib/zoneinfo", "/usr/share/lib/zonein
 
 
 def readable_paths(setup: dict[str, Any]) -> list[str]:
-    """What Python needs while it runs, and what the caller gave."""
-    paths = [os.path.dirname(os.__file__), *TIME_ZONES, *setup["workspace"], *setup["readable"]]
+    """What Python needs while it runs, and the allowed packages. The caller's files come from the host."""
+    paths = [os.path.dirname(os.__file__), *TIME_ZONES, *setup["readable"]]
     if setup["allowed_imports"]:
-        paths += [*setup["path"], "/lib", "/lib64", "/usr/lib", "/usr/local/lib", os.environ.get("MPLCONFIGDIR", "")]
+        paths += [
+            *setup["packages"],
+            "/lib",
+            "/lib64",
+            "/usr/lib",
+            "/usr/local/lib",
+            os.environ.get("MPLCONFIGDIR", ""),
+        ]
     return [path for path in paths if path]
 
 

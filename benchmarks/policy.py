@@ -69,7 +69,7 @@ def ratio(code: str, space: dict[str, object]) -> float:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         shown, out = sys.stdout, io.StringIO()
-        files = rlm_policy.WorkspaceFiles(rlm_worker.Workspace(folder, ()))
+        files = rlm_worker.Files(print, print, {"scratch": folder})
         space = rlm_policy.policy_globals({"N": COUNT}, files=files, allowed_imports=(), stdout=out)
         print(f"Python {sys.version.split()[0]}, load {os.getloadavg()[0]:.1f}", file=shown)
         for name, (bar, code) in CASES.items():

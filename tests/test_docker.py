@@ -121,7 +121,7 @@ INSIDE = {
     ),
     "no new privileges": ("[l.split()[1] for l in open('/proc/self/status') if l.startswith('NoNewPrivs')]", "['1']"),
     "seccomp filters": ("[l.split()[1] for l in open('/proc/self/status') if l.startswith('Seccomp:')]", "['2']"),
-    "only loopback": ("import socket; [name for _, name in socket.if_nameindex()]", "['lo']"),
+    "only loopback": ("import os; os.listdir('/sys/class/net')", "['lo']"),
     "processes are its own": ("import os; len([p for p in os.listdir('/proc') if p.isdigit()]) < 6", "True"),
     "no engine socket": (
         "import os; os.path.exists('/var/run/docker.sock') or os.path.exists('/run/docker.sock')",
@@ -143,6 +143,7 @@ INSIDE = {
     ),
 }
 
+NO_FAMILY = "Address family not supported"
 REFUSED = {
     "write to the root": ("open('/x', 'w')", "Read-only file system"),
     "write to the system": ("open('/usr/x', 'w')", "Read-only file system"),
@@ -153,10 +154,16 @@ REFUSED = {
     ),
     "become root": ("import os; os.setuid(0)", "Operation not permitted"),
     "change ownership": ("import os; open('/tmp/o', 'w').close(); os.chown('/tmp/o', 0, 0)", "Operation not permitted"),
-    "connect": ("import socket; socket.create_connection(('1.1.1.1', 53), 5)", "Network is unreachable"),
-    "reach the host": ("import socket; socket.create_connection(('172.17.0.1', 22), 5)", "Network is unreachable"),
+    "connect": ("import socket; socket.create_connection(('1.1.1.1', 53), 5)", NO_FAMILY),
+    "reach the host": ("import socket; socket.create_connection(('172.17.0.1', 22), 5)", NO_FAMILY),
+    "a socket of IPv6": ("import socket; socket.socket(socket.AF_INET6)", NO_FAMILY),
+    "a socket of the machine that hosts this one": ("import socket; socket.socket(socket.AF_VSOCK)", NO_FAMILY),
+    "a socket of the kernel": ("import socket; socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)", NO_FAMILY),
+    "packets": ("import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW)", NO_FAMILY),
+    "cryptography of the kernel": ("import socket; socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET)", NO_FAMILY),
+    "a message queue": ("open('/dev/mqueue/x', 'w')", "Too many open files|No such file"),
     "resolve names": ("import socket; socket.getaddrinfo('example.com', 80)", "name resolution"),
-    "raw sockets": ("import socket; socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)", "Operation not permitted"),
+    "raw sockets": ("import socket; socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)", NO_FAMILY),
     "make devices": ("import os, stat; os.mknod('/tmp/d', stat.S_IFBLK | 0o600, 0x800)", "Operation not permitted"),
     "read the kernel's memory": ("open('/proc/kcore', 'rb').read(1)", "Permission denied|No such file"),
     "change the kernel": ("open('/proc/sys/kernel/hostname', 'w').write('x')", "Read-only file system"),
@@ -172,7 +179,7 @@ REFUSED = {
     "write a large file": ("open('/tmp/big', 'wb').write(b'x' * (65 << 20))", "File too large|No space left"),
 }
 
-SYSTEM_CALLS = {  # refused by the engine's seccomp profile or for want of capabilities
+SYSTEM_CALLS = {  # refused by the engine's seccomp profile, by the worker's, or for want of capabilities
     "unshare": "unshare(0x10000000)",
     "mount": "mount(b'none', b'/tmp', b'tmpfs', 0, None)",
     "umount": "umount2(b'/tmp', 2)",
@@ -186,6 +193,11 @@ SYSTEM_CALLS = {  # refused by the engine's seccomp profile or for want of capab
     "setns": "setns(0, 0)",
     "swapon": "swapon(b'/tmp', 0)",
     "clock_settime": "clock_settime(0, bytes(16))",
+    "shmget": "shmget(0, 4096, 0o1600)",
+    "semget": "semget(0, 1, 0o1600)",
+    "msgget": "msgget(0, 0o1600)",
+    "mq_open": "syscall(240, b'x', 0o102, 0o600, None)",
+    "io_uring_setup": "syscall(425, 1, bytes(120))",
 }
 
 
@@ -238,6 +250,7 @@ def test_what_was_asked_for_is_what_the_engine_holds(hardened: DockerSandbox) ->
         "core": (0, 0),
         "nofile": (256, 256),
         "fsize": (64 << 20, 64 << 20),
+        "msgqueue": (0, 0),
     }
     assert held["Tmpfs"] == {"/tmp": "rw,noexec,nosuid,nodev,mode=1777,size=64m"}
     assert found["Config"]["User"].split(":")[0] != "0"

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-import rlm_worker
 from rlm_sandbox import Cell, LocalSandbox, Sandbox
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the confinement is Linux's")
@@ -165,7 +164,6 @@ def test_nothing_of_the_host_is_behind_a_way_past_the_policy(layers: tuple[str, 
         assert box.execute("1 + 1").value == "2"
 
 
-@pytest.mark.xfail(not hasattr(rlm_worker, "Files"), reason="the confinement opens the workspace as a whole")
 @pytest.mark.parametrize("way", WAYS)
 def test_no_secret_of_the_workspace_is(layers: tuple[str, ...], way: str, tmp_path: Path) -> None:
     (tmp_path / "workspace").mkdir()

@@ -24,8 +24,8 @@ import pytest
 from fake_snipara import FAILURES, KEY, SLUG, FakeSnipara
 
 import rlm_backends
+import rlm_sandbox
 import rlm_tools
-import rlm_worker
 from rlm_tools import (
     Tool,
     ToolError,
@@ -851,8 +851,8 @@ def test_a_single_file_can_be_all_that_is_allowed(workspace: Path) -> None:
 )
 def test_the_sandbox_and_the_file_tools_take_the_same_names_for_secrets(path: str) -> None:
     """Both modules are to work alone, so each has the rule."""
-    assert rlm_worker.may_hold_secrets(path.split("/")) == rlm_tools.is_secret(path)
-    assert rlm_worker.SECRET_NAMES == rlm_tools._SECRET
+    assert rlm_sandbox.may_hold_secrets(path.split("/")) == rlm_tools.is_secret(path)
+    assert rlm_sandbox.SECRET_NAMES == rlm_tools._SECRET
 
 
 def test_a_folder_that_is_a_secret_by_name_can_be_allowed_by_name(workspace: Path) -> None:
