@@ -178,6 +178,15 @@ class PolicyError(SyntaxError):
 class Checker(RestrictingNodeTransformer):
     """RestrictedPython's list of known syntax, without its run-time guards: names are judged instead."""
 
+    def node_contents_visit(self, node: Any) -> Any:
+        """Look at what a node holds. Nothing is rewritten, so the lists that hold nodes stay as they are."""
+        for field in node._fields:
+            held = getattr(node, field, None)
+            for item in held if type(held) is list else (held,):
+                if isinstance(item, ast.AST):
+                    self.visit(item)
+        return node
+
     def error(self, node: Any, info: str) -> NoReturn:
         error = PolicyError(info)
         error.lineno, error.offset = getattr(node, "lineno", None), getattr(node, "col_offset", -1) + 1
@@ -226,7 +235,7 @@ class Checker(RestrictingNodeTransformer):
 
     visit_Load = visit_Store = visit_Del = visit_Constant  # type: ignore[assignment]
     visit_Nonlocal = visit_Global
-    native: Any = RestrictingNodeTransformer.node_contents_visit
+    native: Any = node_contents_visit
     visit_Call = visit_Subscript = visit_Assign = visit_AugAssign = visit_AnnAssign = visit_For = visit_With = native
     visit_Module = visit_ClassDef = visit_TypeAlias = visit_TypeVar = visit_ParamSpec = visit_TypeVarTuple = native
     visit_Match = visit_match_case = visit_MatchValue = visit_MatchSingleton = visit_MatchSequence = native
@@ -317,12 +326,11 @@ def readable(name: Any) -> str:
 
 
 def checked_getattr(target: Any, name: str, /, *default: Any) -> Any:
-    try:
-        return getattr(target, readable(name), *default)
-    except AttributeError:
-        if len(default) != 1:
-            raise
+    if type(name) is str and name not in DENIED_ATTRIBUTES:
+        return getattr(target, name, *default)
+    if name in DENIED_ATTRIBUTES and default:
         return default[0]
+    return getattr(target, readable(name))
 
 
 def checked_hasattr(target: Any, name: str, /) -> bool:
