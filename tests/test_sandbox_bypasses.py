@@ -25,8 +25,10 @@ WAYS = {
     "attrgetter": "import operator\nreal = operator.attrgetter('__globals__')(json.dumps)['__builtins__']",
     "object's own getattribute": "real = object.__getattribute__(json.dumps, '__globals__')['__builtins__']",
     "a function's own getattribute": "real = json.dumps.__getattribute__('__globals__')['__builtins__']",
-    "a method of super": "class A:\n    def f(self): return super().__getattribute__('f')\n"
-    "real = object.__getattribute__(A().f, '__func__').__getattribute__('__globals__')['__builtins__']",
+    "a method of super": "class A: f = json.dumps\nclass B(A):\n"
+    "    def go(self): return super().__getattribute__('f')\n"
+    "found = object.__getattribute__(B().go(), '__func__')\n"
+    "real = found.__getattribute__('__globals__')['__builtins__']",
     "a descriptor of the type": "real = type(json.dumps).__dict__['__globals__'].__get__(json.dumps)['__builtins__']",
     "a text that is not quite one": "class Text(str): pass\n"
     "real = getattr(json.dumps, Text('__globals__'))['__builtins__']",
