@@ -1452,6 +1452,9 @@ _OPENING = r"^(?:[-*>] |\d{1,3}\. )?[ \t]*(`{3,}|~{3,})[ \t]*\{?\.?([\w+#.-]*)[^
 _ONE_LINE = r"^```(\w*)[ \t]+([^\s`].*?)[ \t]*```$"
 _RUNNABLE = {"", "repl", "python", "py", "python3", "py3", "ipython", "ipython3", "tool_code", "code"}
 _THINKING = r"(?s)\A\s*<think(?:ing)?>.*?</think(?:ing)?>"
+_PARSED_CODE = 60_000  # characters of code that are parsed here, at up to 500 bytes for each; longer code is just run
+_PARSED_AT_ALL = 500_000  # characters parsed to find where the blocks of one reply end
+_MOST_FENCES = 500
 _FALSE_STARTS = 20  # of tool calls: each may be looked at to its far end
 _MISSES = 100  # places tried in vain: more would take minutes over a reply that repeats itself
 _READ = 400_000  # characters of a reply that are read; a longer one is a loop
@@ -1492,13 +1495,41 @@ def parses(code: str) -> bool:
 
 
 def _tree(code: str) -> Any:
-    """The syntax tree of a text that may be Python, without Python's own remarks on it."""
+    """The syntax tree of a text that may be Python, without Python's own remarks on it; ValueError for a long one."""
     import ast
     import warnings
 
+    if len(code) > _PARSED_CODE:
+        raise ValueError("too long to be parsed here")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return ast.parse(code)
+
+
+def may_be_code(code: str) -> bool:
+    """Whether this is Python, or too long for that to be found out here."""
+    return len(code) > _PARSED_CODE or parses(code)
+
+
+class _Patience:
+    """What may yet be spent on finding the ends of a reply's blocks."""
+
+    def __init__(self) -> None:
+        self.misses = _MISSES
+        self.characters = _PARSED_AT_ALL
+
+    @property
+    def over(self) -> bool:
+        return self.misses <= 0 or self.characters <= 0
+
+    def parses(self, code: str) -> bool:
+        if self.over:
+            return False
+        self.characters -= len(code)
+        if parses(code):
+            return True
+        self.misses -= 1
+        return False
 
 
 def fences(text: str) -> list[Fence]:
@@ -1506,48 +1537,58 @@ def fences(text: str) -> list[Fence]:
 
     A block may hold fences in its strings: it ends at the first closing fence up to which it is Python, else at the
     first closing fence. One that is never closed goes on to the next opening one up to which it is Python, or to the
-    end of the text. After `_MISSES` places that are no end of Python the first closing fence is taken for it.
+    end of the text. After `_MISSES` places that are no end of Python, and in a block that is too long to be parsed, the
+    first closing fence is taken for it.
     """
-    misses: list[int] = []
-    lines = text.replace("\r\n", "\n").split("\n")
-    found, i = [], 0
-    while i < len(lines):
+    patience = _Patience()
+    lines = text[:_READ].replace("\r\n", "\n").split("\n")
+    found: list[Fence] = []
+    i = 0
+    while i < len(lines) and len(found) < _MOST_FENCES:
         line = lines[i].strip()
         if one := re.match(_ONE_LINE, line) if len(line) < 2000 else None:
             found.append(Fence(one[1].lower(), one[2], i, i))
         elif opening := re.match(_OPENING, line):
-            found.append(_block(lines, i, opening[1], opening[2].lower(), misses))
+            found.append(_block(lines, i, opening[1], opening[2].lower(), patience))
             i = found[-1].last
         i += 1
     return found
 
 
-def _block(lines: list[str], start: int, mark: str, tag: str, misses: list[int]) -> Fence:
+def _block(lines: list[str], start: int, mark: str, tag: str, patience: _Patience) -> Fence:
     import textwrap
+
+    sizes = 0  # of the block's lines so far
 
     def code_to(end: int) -> str:
         return textwrap.dedent("\n".join(lines[start + 1 : end]))
 
-    def is_python_to(end: int) -> bool:
-        if len(misses) < _MISSES:
-            if parses(code_to(end)):
-                return True
-            misses.append(end)
-        return False
-
-    closings = []
+    closings: list[int] = []
     for i in range(start + 1, len(lines)):
         stripped = lines[i].strip()
-        if stripped and set(stripped) == {mark[0]} and len(stripped) >= len(mark):
-            if tag not in _RUNNABLE or is_python_to(i):
-                return Fence(tag, code_to(i), start, i)
+        if _closes(stripped, mark):
+            if tag not in _RUNNABLE or sizes > _PARSED_CODE or patience.parses(code_to(i)):
+                end = closings[0] if closings and sizes > _PARSED_CODE else i
+                return Fence(tag, code_to(end), start, end)
             closings.append(i)
-            if len(misses) >= _MISSES:
+            if patience.over:
                 break
-        elif not closings and (inner := re.match(_OPENING, stripped)) and inner[2] and is_python_to(i):
+        elif (
+            not (closings or sizes > _PARSED_CODE)
+            and (inner := re.match(_OPENING, stripped))
+            and inner[2]
+            and patience.parses(code_to(i))
+        ):
             return Fence(tag, code_to(i), start, i - 1)
+        sizes += len(lines[i]) + 1
     end = closings[0] if closings else len(lines)
     return Fence(tag, code_to(end), start, min(end, len(lines) - 1))
+
+
+def _closes(line: str, mark: str) -> bool:
+    """Whether a line closes a fence: marks alone, or with a tail that can be no tag, such as `<end_code>`."""
+    tail = line.lstrip(mark[0])
+    return len(line) - len(tail) >= len(mark) and (not tail or re.match(r"[ \t]*[<>)\]};,\"']", tail) is not None)
 
 
 def code_blocks(text: str) -> list[str]:
@@ -1584,10 +1625,10 @@ def _first_block(text: str, known: Collection[str]) -> tuple[int, WrittenAction]
         if call := _python_call(fence.code, known):
             return start, WrittenAction([call], None, end)
         inner = _marked_calls(fence.code, known)
-        if inner is not None and not (fence.tag in _RUNNABLE and parses(fence.code) and inner[0] > 0):
+        if inner is not None and not (fence.tag in _RUNNABLE and may_be_code(fence.code) and inner[0] > 0):
             return start, WrittenAction(inner[2][:_MOST_CALLS], None, end)
         if fence.tag in _RUNNABLE:
-            return start, WrittenAction([], fence.code, end, fence.tag not in ("", "code"))
+            return start, WrittenAction([], clean_code(fence.code), end, fence.tag not in ("", "code"))
     return None
 
 
@@ -1670,9 +1711,10 @@ def _marked_calls(text: str, known: Collection[str]) -> tuple[int, int, list[dic
     if not calls:
         whole = _python_call(text, known) if len(text) < 20_000 else None
         return (0, len(text), [whole]) if whole else None
-    closing = re.compile(rf"(?:\s*(?:{_MARK_ENDS}|\]|```))*")
-    end = closing.match(text, at)
-    return begin, end.end() if end else at, calls
+    closing = re.compile(rf"\s*(?:{_MARK_ENDS}|\]|```)")
+    while end := closing.match(text, at):
+        at = end.end()
+    return begin, at, calls
 
 
 def _call_at(text: str, found: re.Match[str], known: Collection[str]) -> tuple[int, list[dict[str, Any]]] | None:
@@ -1690,7 +1732,7 @@ def _call_at(text: str, found: re.Match[str], known: Collection[str]) -> tuple[i
     if name:
         return _named_call(text, start, tool_name(name, known), known)
     head = re.compile(
-        r"\s*(?:<[|｜]tool[▁_ ]call[▁_ ]begin[|｜]>)?\s*(?:function<[|｜]tool[▁_ ]sep[|｜]>)?\s*"
+        r"\s*(?:<[|｜]tool[▁_ ]call[▁_ ]begin[|｜]>\s*)?(?:function<[|｜]tool[▁_ ]sep[|｜]>\s*)?"
         r"(?P<name>[A-Za-z_][\w.:-]{0,80})\s*"
         r"(?:<[|｜]tool[▁_ ](?:sep|call[▁_ ]argument[▁_ ]begin)[|｜]>|\[ARGS\]|(?=\{|```)|\n(?=<arg_key>))"
         r"\s*(?:```\w*\n)?"
@@ -1761,8 +1803,8 @@ def _raw_code(text: str, start: int, known: Collection[str], closing: str) -> tu
 def _typed(text: str) -> Any:
     """A parameter's value: JSON where it is a number, a list or an object; else the text."""
     if re.fullmatch(r"\s*(?:-?\d[\d.eE+-]{0,30}|true|false|null|[\[{].*[\]}])\s*", text, re.DOTALL):
-        with contextlib.suppress(ValueError, RecursionError):
-            return json.loads(text)
+        with contextlib.suppress(ValueError):
+            return rlm_backends.from_json(text)
     return text
 
 
@@ -1780,7 +1822,9 @@ def _json_value(text: str, start: int) -> tuple[Any, int]:
     if re.compile(r"(?:[\[{][^\[\]{}]{0,40}){200}").match(text, start):
         return None, start  # no call is nested so deep
     with contextlib.suppress(ValueError, RecursionError):
-        return json.JSONDecoder(strict=False).raw_decode(text, start)
+        value, end = json.JSONDecoder(strict=False).raw_decode(text, start)
+        rlm_backends.check_depth(value)
+        return value, end
     end = _object_end(text, start)
     piece = text[start:end]
     with contextlib.suppress(
@@ -1790,8 +1834,8 @@ def _json_value(text: str, start: int) -> tuple[Any, int]:
 
         return ast.literal_eval(_tree(piece).body[0].value), end
     for closing in ("}", '"}', '"}}', "}}"):
-        with contextlib.suppress(ValueError, RecursionError):
-            return json.loads(piece.rstrip("`\n ") + closing, strict=False), end
+        with contextlib.suppress(ValueError):
+            return rlm_backends.from_json(piece.rstrip("`\n ") + closing, strict=False), end
     return _code_in_broken_json(piece), end
 
 
@@ -1871,7 +1915,7 @@ def _unnamed_call(value: dict[str, Any], known: Collection[str]) -> list[dict[st
 
 def _python_call(code: str, known: Collection[str]) -> dict[str, Any] | None:
     """The call of `execute_code("…")` or of a tool's decorated name that a text is, as Python; None for other code."""
-    if len(code) > 100_000 or not re.match(r"[A-Za-z_][\w.]*[ \t]*\(", code[:300].lstrip(" \t\r\n[(")):
+    if len(code) > _PARSED_CODE or not re.match(r"[A-Za-z_][\w.]*[ \t]*\(", code[:300].lstrip(" \t\r\n[(")):
         return None
     import ast
 
@@ -1908,14 +1952,16 @@ def as_code(call: dict[str, Any]) -> str:
 
 def final_call(text: str) -> str | None:
     """The `FINAL(...)` or `FINAL_VAR(...)` that ends a reply outside its fences, as the model wrote it."""
+    text = text[-_READ:]
     lines = text.rstrip().split("\n")
     for fence in fences(text):
         lines[fence.first : fence.last + 1] = [""] * (fence.last + 1 - fence.first)
     prose = "\n".join(lines).rstrip().rstrip("`*.").rstrip()
-    starts = [m.start(1) for m in re.finditer(_FINAL_LINE, prose)]
-    if not starts or not prose.endswith(")"):
+    if not prose.endswith(")"):
         return None
-    calls = [prose[start:] for start in starts[:_MISSES]]
+    starts = [m.start(1) for m in islice(re.finditer(_FINAL_LINE, prose), _MISSES)]
+    sizes = accumulate(len(prose) - start for start in starts)
+    calls = [prose[start:] for start, size in zip(starts, sizes, strict=False) if size <= _PARSED_AT_ALL]
     return next((call for call in calls if parses(call)), None) or next(filter(_closes_at_end, calls), None)
 
 
@@ -1951,9 +1997,9 @@ def _closes_at_end(call: str) -> bool:
 def unseen_numbers(answer: str, seen: str) -> list[str]:
     """The numbers in an answer that a text does not hold, neither as they are nor rounded nor as a percentage."""
     pattern = r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?![\w])"
-    known = [float(number.replace(",", "")) for number in islice(re.findall(pattern, seen), 20_000)]
+    known = [float(n[0].replace(",", "")) for n in islice(re.finditer(pattern, seen[:1_000_000]), 20_000)]
     unseen = []
-    for number in islice(re.findall(pattern, answer), 20):
+    for number in (found[0] for found in islice(re.finditer(pattern, answer[:_READ]), 20)):
         value, digits = float(number.replace(",", "")), len(number.partition(".")[2])
         near = 0.5 * 10**-digits + 1e-9
         if not any(abs(value - other * scale) <= near for other in known for scale in (1, 100)):
@@ -1989,20 +2035,101 @@ def brief_error(error: str, code: str, cell: int) -> str:
     return f"{message}\nin line {places[-1]}: {source[int(places[-1]) - 1].strip()[:200]}"
 
 
+def read_arguments(text: str) -> dict[str, Any] | None:
+    """A call's arguments from JSON, or nearly; None where it is not certain what is meant.
+
+    Forgiven are: an object said twice or after an empty one, a list around it, a fence, tags behind it, trailing
+    commas, single backslashes such as those of a regex, and what `_json_value` forgives.
+    """
+    text = text.strip()
+    if text.startswith("```") and (found := fences(text)):
+        text = found[0].code.strip()
+    text = re.sub(rf"(?:{_MARK_ENDS})\Z", "", text[:_READ]).rstrip() if text.endswith(">") else text
+    mended = _mended(text) if len(text) <= _READ else text
+    for form in dict.fromkeys((text, mended)):
+        value: Any = rlm_backends.last_object(form, strict=False)
+        if value is None:
+            with contextlib.suppress(ValueError):
+                value = rlm_backends.from_json(form, strict=False)
+        if isinstance(value, list) and len(value) == 1:
+            value = value[0]
+        if isinstance(value, dict):
+            return value
+    if text[:1] == "{" and len(text) <= _READ:
+        value, end = _json_value(text, 0)
+        return value if isinstance(value, dict) and not text[end:].strip("`}] \n") else None
+    return None
+
+
+def _mended(text: str) -> str:
+    """JSON without trailing commas, each backslash that escapes nothing doubled."""
+    # An unclosed string goes on to the end, so that no place is looked at twice.
+    parts = re.split(r'("[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z))', text, flags=re.DOTALL)
+    parts[::2] = [re.sub(r",(?=\s*[}\]])", "", part) for part in parts[::2]]
+    escape = r'\\(?:(["\\/bfnrt]|u[0-9a-fA-F]{4})|)'
+    parts[1::2] = [re.sub(escape, lambda m: m[0] if m[1] else "\\\\", part) for part in parts[1::2]]
+    return "".join(parts)
+
+
+def clean_code(code: str) -> str:
+    """Code without what a model has put around it; unchanged if it is Python already, or nothing helps.
+
+    That is a fence, `<code>` tags, the `>>> ` of a session, an indentation of all lines, or line breaks escaped twice.
+    """
+    if may_be_code(code):
+        return code
+    forms = [code]
+    for clean in (_untagged, _unfenced, _unprompted, _dedented, _unescaped):
+        forms += [form for form in map(clean, forms) if form.strip() and form not in forms]
+    return next((form for form in forms[1:] if parses(form)), code)
+
+
+def _untagged(code: str) -> str:
+    code = re.sub(r"\A\s*<(?:code|python|execute_code|execute_python|tool_code)>", "", code)
+    tail = re.search(rf"(?:{_MARK_ENDS}|<end_code>)\s*\Z", code[-200:])
+    return code[: len(code) - len(tail[0])] if tail else code
+
+
+def _unfenced(code: str) -> str:
+    return "\n".join(code_blocks(code)) if "```" in code or "~~~" in code else code
+
+
+def _unprompted(code: str) -> str:
+    lines = code.strip().split("\n")
+    if not lines[0].lstrip().startswith(">>>"):
+        return code
+    prompts = [line.lstrip() for line in lines if line.lstrip()[:3] in (">>>", "...")]
+    return "\n".join(line[4:] if line[3:4] == " " else line[3:] for line in prompts)
+
+
+def _dedented(code: str) -> str:
+    import textwrap
+
+    return textwrap.dedent(code).strip("\n")
+
+
+def _unescaped(code: str) -> str:
+    if "\n" in code.strip() or "\\n" not in code:
+        return code
+    return code.replace("\\n", "\n").replace("\\t", "\t").replace('\\"', '"')
+
+
 def code_argument(arguments: Any) -> tuple[str, str]:
     """(code, "") of an execute_code call, or ("", what is wrong with its arguments, for the model)."""
+    if isinstance(arguments, str) and (read := read_arguments(arguments)) is not None:
+        arguments = read
     if isinstance(arguments, dict):
         for name in _CODE_KEYS:
             if isinstance(arguments.get(name), str):
-                return arguments[name], ""
+                return clean_code(arguments[name]), ""
         if isinstance(arguments.get("code"), list) and all(isinstance(line, str) for line in arguments["code"]):
-            return "\n".join(arguments["code"]), ""
+            return clean_code("\n".join(arguments["code"])), ""
         return "", 'error: execute_code needs {"code": "..."}, a string; nothing was run'
     text = str(arguments).strip()
     if blocks := code_blocks(text):
-        return "\n".join(blocks), ""
-    if text and not text.startswith("{") and parses(text):
-        return text, ""
+        return clean_code("\n".join(blocks)), ""
+    if text and not text.startswith("{") and parses(clean_code(text)):
+        return clean_code(text), ""
     return "", 'error: the arguments are not a JSON object and nothing was run; send {"code": "..."}, properly escaped'
 
 
@@ -2272,8 +2399,8 @@ def _json_in(text: str) -> Any:
     """The JSON value of an answer given as text, in a fence or not; the text itself if it is none."""
     blocks = [f.code for f in fences(text) if f.tag in ("json", "")]
     for candidate in [*blocks, text]:
-        with contextlib.suppress(ValueError, RecursionError):
-            return json.loads(candidate)
+        with contextlib.suppress(ValueError):
+            return rlm_backends.from_json(candidate, constant=float)
     return text
 
 
@@ -2712,11 +2839,11 @@ def normal_reply(raw: Any, size: int, model: str) -> rlm_backends.Reply:
     """A reply with every field in its type, whatever a backend object of the caller's returned."""
     text = getattr(raw, "text", raw if isinstance(raw, str) else "") or ""
     calls = []
-    for number, call in enumerate(getattr(raw, "tool_calls", None) or [], 1):
+    given = islice(getattr(raw, "tool_calls", None) or [], rlm_backends.MOST_CALLS)
+    for number, call in enumerate(given, 1):
         arguments = call.get("arguments", {})
-        if isinstance(arguments, str):
-            with contextlib.suppress(ValueError, RecursionError):
-                arguments = json.loads(arguments, strict=False)
+        if isinstance(arguments, str) and (read := read_arguments(arguments)) is not None:
+            arguments = read
         call_id = str(call.get("id") or f"call_{number}")
         calls.append({"id": call_id, "name": str(call.get("name") or ""), "arguments": arguments})
     usage = dict(getattr(raw, "usage", None) or {})
@@ -3308,7 +3435,7 @@ class Node:
             answers = self.schema is not None and not rlm_tools.validate(self.schema, _json_in(text))[1]
             return None if answers or (unknown and self.unknown_calls >= 2) else action
         # In the tools protocol a fence may be part of the answer, but not before any code has given the evidence.
-        is_python = action.tagged or parses(action.code or "")
+        is_python = action.tagged or may_be_code(action.code or "")
         as_text = self.protocol == "text" or (is_python and (self.written_calls or not self.worked))
         return action if as_text or re.search(r"(?m)^FINAL(_VAR)?\(", action.code or "") else None
 
@@ -3478,7 +3605,7 @@ class Node:
         """The answer in the last reply: prose, or code that ends with FINAL(...), which may name a variable."""
         codes = [code_argument(call["arguments"])[0] for call in calls if self._meant(call) == "execute_code"]
         call = None if calls or action else final_call(text)
-        codes += [code for code in (call, action and action.code) if code and parses(code)]
+        codes += [code for code in (call, action and action.code) if code and may_be_code(code)]
         final = next((code for code in codes if re.search(r"(?m)^FINAL(?:_VAR)?\(", code)), None)
         if final is not None:
             outcome = self.run_cell(final, f"cell_{self.cells + 1}")

@@ -1500,22 +1500,24 @@ def _arguments(value: Any) -> dict[str, Any] | str:
         if isinstance(parsed, str):  # some servers encode twice
             parsed = from_json(parsed)
     except ValueError:
-        parsed = _last_object(text)
+        parsed = last_object(text)
     return parsed if isinstance(parsed, dict) else text
 
 
-def _last_object(text: str) -> dict[str, Any] | None:
+def last_object(text: str, *, strict: bool = True) -> dict[str, Any] | None:
     """The last of objects in a row: some servers stream `{}` and then the arguments, or say them twice."""
-    found, end = None, 0
-    decoder = json.JSONDecoder()
-    while end < len(text):
+    found, at = None, 0
+    decoder = json.JSONDecoder(strict=strict)
+    for _ in range(8):
         try:
-            _, after = decoder.raw_decode(text, end)
-            found = from_json(text[end:after])
+            _, end = decoder.raw_decode(text, at)
+            found = from_json(text[at:end], strict=strict)
         except (ValueError, RecursionError):
             return None
-        end = after + len(text[after:]) - len(text[after:].lstrip())
-    return found if isinstance(found, dict) else None
+        if not (rest := text[end:].lstrip()):
+            return found if isinstance(found, dict) else None
+        at = len(text) - len(rest)
+    return None
 
 
 def _tool_calls(calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -90,22 +90,21 @@ class Wire:
             self._poll.register(self._out, select.POLLOUT)
             self._poll.register(self._in, 0)  # only POLLHUP: a client that left while its pipe is full
 
-    def lines(self) -> Iterator[bytes | None]:
+    def lines(self) -> Iterator[bytearray | None]:
         """Each line without its newline; None for one longer than MAX_LINE, which is skipped, not stored."""
-        parts: list[bytes] = []
-        size = 0
+        line, too_long = bytearray(), False
         while chunk := os.read(self._in, 1 << 18):
             *ended, rest = chunk.split(b"\n")
             for piece in ended:
-                yield None if size + len(piece) > MAX_LINE else b"".join((*parts, piece))
-                parts, size = [], 0
-            size += len(rest)
-            if size > MAX_LINE:
-                parts = []
-            elif rest:
-                parts.append(rest)
-        if parts and size <= MAX_LINE:
-            yield b"".join(parts)
+                too_long = too_long or len(line) + len(piece) > MAX_LINE
+                line += piece
+                yield None if too_long else line
+                line, too_long = bytearray(), False
+            line += rest
+            if too_long or len(line) > MAX_LINE:
+                line, too_long = bytearray(), True
+        if line:
+            yield line
 
     def send(self, message: Message | list[Message]) -> None:
         """Write one line. Vanished when nobody will read it."""
@@ -748,7 +747,7 @@ class Server:
 
     # incoming
 
-    def receive(self, line: bytes | None) -> None:
+    def receive(self, line: bytearray | None) -> None:
         """Answer one line, whatever it is."""
         try:
             self._line(line)
@@ -762,10 +761,10 @@ class Server:
         except Exception as error:  # no line ends the server, with all that its sessions hold
             log(f"{type(error).__name__} in a message: {error}")
 
-    def _line(self, line: bytes | None) -> None:
+    def _line(self, line: bytearray | None) -> None:
         if line is None:
             raise ProtocolError(INVALID_REQUEST, f"a message may have {MAX_LINE} bytes")
-        if not line.strip():
+        if line.isspace() or not line:
             return
         message = _parse(line)
         if isinstance(message, list):
@@ -1368,10 +1367,10 @@ def _version() -> str:
     return "0"
 
 
-def _parse(line: bytes) -> Any:
+def _parse(line: bytearray) -> Any:
     try:
-        return json.loads(line.decode("utf-8"), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        return sibling("rlm_backends").from_json(line)
+    except ValueError as error:
         raise ProtocolError(PARSE_ERROR, f"not a JSON message: {str(error)[:200]}") from None
 
 
@@ -1539,7 +1538,7 @@ def _run_command(words: list[str], prompt: str, deadline: float | None, cancel: 
 def _command_reply(printed: str) -> CommandReply:
     """The answer in what a command printed: the JSON object of `claude -p --output-format json`, or all of it."""
     try:
-        told = json.loads(printed)
+        told = sibling("rlm_backends").from_json(printed)
     except ValueError:
         return CommandReply(printed.strip())
     if not isinstance(told, dict) or not isinstance(told.get("result"), str):
@@ -1917,7 +1916,7 @@ def _execute_python(
         sandbox = session.sandbox()
         job.stops.append(functools.partial(sandbox.interrupt, STOP_GRACE))
         cell = sandbox.execute(
-            code,
+            sibling("rlm").clean_code(code),
             timeout=seconds if timeout is None else timeout,
             functions=CellModels(job, session.directory).functions,
             on_output=lambda text: _note(job, text),
@@ -1996,8 +1995,8 @@ def _set_repl_context(server: Server, request: Request, key: str, value: Any, se
         raise Refusal(f"key must be a variable's name without a leading underscore, not {key!r:.100}")
     session = server.session(session_id)
     if isinstance(value, str):
-        with contextlib.suppress(ValueError, RecursionError):
-            value = json.loads(value, parse_constant=_no_constant)
+        with contextlib.suppress(ValueError):
+            value = sibling("rlm_backends").from_json(value)
 
     def work(job: Job) -> Message:
         try:
