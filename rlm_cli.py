@@ -655,49 +655,34 @@ def encodable(stream: TextIO, text: str) -> str:
 
 # --- standard input -------------------------------------------------------------------------------------------------
 
-_FIRST_BYTE = 2.0  # seconds that an implicit stdin may take to begin: CI and editors leave silent pipes open
+_PATIENCE = 2.0  # seconds after which is said what is waited for
+_STDIN = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
 
 
 def read_stdin(terminal: Terminal, *, asked: bool) -> bytes | None:
-    """What is piped in, None if nothing is. `asked` (`-`, `-c -`) waits as long as it takes, on a terminal too."""
+    """What is piped in, None if nothing is. A pipe is waited for; a terminal only where it is `asked` (`-`, `-c -`)."""
     import stat
 
     try:
         mode = os.fstat(0).st_mode
     except OSError:
         return None
-    blob = bytearray()
+    if not asked and (stat.S_ISCHR(mode) or stat.S_ISDIR(mode)):
+        return None
     with contextlib.suppress(AttributeError, OSError):
         os.set_blocking(0, True)  # a parent may have left its pipe otherwise
-    if not asked:
-        if stat.S_ISCHR(mode) or stat.S_ISDIR(mode):
-            return None
-        if (first := _first_piece()) is None:
-            terminal.say("rlm: stdin is open but silent and was skipped (-c - waits for it)")
-            return None
-        blob += first
-    while piece := os.read(0, 1 << 20):
-        blob += piece
+    note = threading.Timer(_PATIENCE, terminal.say, ["rlm: waiting for stdin (`< /dev/null` if there is none)"])
+    note.daemon = True
+    if not stat.S_ISCHR(mode):
+        note.start()
+    blob = bytearray()
+    try:
+        while piece := os.read(0, 1 << 20):
+            note.cancel()
+            blob += piece
+    finally:
+        note.cancel()
     return bytes(blob) if blob or asked else None
-
-
-def _first_piece() -> bytes | None:
-    """What stdin begins with, None if it stays silent. (select cannot wait for a pipe on Windows.)"""
-    pieces: list[bytes] = []
-    errors: list[OSError] = []
-
-    def read() -> None:
-        try:
-            pieces.append(os.read(0, 1 << 20))
-        except OSError as error:
-            errors.append(error)
-
-    reading = threading.Thread(target=read, daemon=True)
-    reading.start()
-    reading.join(_FIRST_BYTE)
-    if errors:
-        raise errors[0]
-    return pieces[0] if pieces else None
 
 
 # --- progress -------------------------------------------------------------------------------------------------------
@@ -832,6 +817,7 @@ def declare_output(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, shell: Shell) -> int:
     """`rlm "PROMPT"`: answer it."""
+    args.context = args.context and ["-" if spec in _STDIN else spec for spec in args.context]
     prompt = prompt_of(args, shell)
     if args.stream:
         return stream(args, shell, prompt)
@@ -879,10 +865,11 @@ def quoted_glob(args: argparse.Namespace) -> str:
 
 
 def context_of(args: argparse.Namespace, shell: Shell, *, prompt_is_stdin: bool) -> rlm.Context | None:
-    """What becomes the variable `context`: the -c files and what is piped in."""
+    """What becomes the variable `context`: the -c files, or what is piped in where no -c is given, or asks for it."""
     specs = list(args.context or [])
     asked = "-" in specs
-    piped = None if prompt_is_stdin else read_stdin(shell.terminal, asked=asked)
+    wanted = not prompt_is_stdin and (asked or not specs)  # in a shell's loop stdin is the loop's list
+    piped = read_stdin(shell.terminal, asked=asked) if wanted else None
     if piped is not None and not asked:
         specs.append("-")
     if not specs:
@@ -1284,6 +1271,8 @@ class Chat:
         self.shell = shell
         self.runtime = runtime
         self.progress = progress
+        if any(spec in _STDIN for spec in args.context or []):
+            raise rlm.ConfigError("stdin is where a chat's prompts come from", hint="-c FILE")
         self.context = read_context(args, args.context) if args.context else None
         self.said: list[tuple[str, str]] = []
         self.log = ""
@@ -1446,11 +1435,12 @@ def batch(args: argparse.Namespace, shell: Shell) -> int:
     if len(args.words) != 1:
         raise rlm.ConfigError("give one file of prompts", hint="rlm batch prompts.jsonl -o results.jsonl")
     if not 1 <= args.jobs <= _MOST_JOBS:
-        raise rlm.ConfigError(f"-j is {args.jobs}", hint=f"at least 1 and at most {_MOST_JOBS:,}")
-    items = read_items(args.words[0], args.template)
-    keys = item_keys(items)
+        message = f"-j is {args.jobs}: give -j of at least 1 and at most {_MOST_JOBS:,}"
+        raise rlm.ConfigError(message, hint="rlm batch prompts.jsonl -j 8")
     given = given_options(args)
     values = rlm_config.load_config(given, config=args.config).values
+    items = read_items(args.words[0], args.template, values["encoding"], shell.terminal.say)
+    keys = item_keys(items)
     progress = BatchProgress(shell.terminal, values, quiet=args.quiet, verbose=bool(values["verbose"]))
     with Results(args.output, args.words[0], keys) as results:
         missing = [number for number in range(len(items)) if number not in results.rows]
@@ -1514,24 +1504,61 @@ class BatchProgress(Progress):
         return "first failure: " + without_keys(self.first_error["message"]) + (f" (next: {hint})" if hint else "")
 
 
-def read_items(path: str, template: str | None) -> list[dict[str, Any]]:
+def read_items(
+    path: str, template: str | None, encoding: str | None = None, say: Callable[[str], None] = lambda text: None
+) -> list[dict[str, Any]]:
     """The items of a batch: {"prompt", "context"} each. ConfigError names the line that is none."""
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            if path.lower().endswith(".csv"):
-                import csv
-
-                rows = csv.DictReader(file)
-                records: list[tuple[int, Any]] = [(rows.line_num, row) for row in rows]
-            else:
-                records = [(n, _json_line(path, n, line)) for n, line in enumerate(file, 1) if line.strip()]
+        with rlm_tools.open_given(os.path.join(os.getcwd(), os.path.expanduser(path))) as file:
+            text, note = rlm_tools.read_blob(file.read(), encoding)
     except OSError as error:
         raise rlm.ConfigError(f"cannot read {path!r}: {error.strerror}", hint="rlm batch prompts.jsonl") from error
-    except UnicodeDecodeError as error:
-        raise rlm.ConfigError(f"{path!r} is not UTF-8 text: {error}", hint="a JSONL or CSV file") from None
+    if isinstance(text, bytes):
+        raise rlm.ConfigError(f"{path!r} is not text", hint="a JSONL or CSV file")
+    if note:
+        say(f"rlm: {path}: {note}")
+    if is_table(path):
+        records = _table_rows(path, text)
+    else:
+        lines = enumerate(text.split("\n"), 1)
+        records = [(number, _json_line(path, number, line)) for number, line in lines if line.strip()]
     if not records:
         raise rlm.ConfigError(f"{path!r} has no rows", hint="a JSONL or CSV file")
     return [_item(path, number, record, template) for number, record in records]
+
+
+def is_table(path: str) -> bool:
+    return path.lower().endswith((".csv", ".tsv", ".tab"))
+
+
+def _table_rows(path: str, text: str) -> list[tuple[int, Any]]:
+    """The rows of a table with the lines that they end on; a cell that a short row lacks is None."""
+    import csv
+    import io
+
+    csv.field_size_limit(1 << 30)  # a cell may be a whole document
+    rows = csv.reader(io.StringIO(text), delimiter=_delimiter(path, text))
+    records: list[tuple[int, Any]] = []
+    try:
+        header = [name.strip() for name in next(rows, [])]
+        for cells in rows:
+            if len(cells) > len(header):
+                message = f"{path}:{rows.line_num}: {len(cells)} cells, but {len(header)} columns"
+                raise rlm.ConfigError(message, hint='put quotes around a cell that holds the delimiter: "a, b"')
+            if cells:
+                records.append((rows.line_num, dict(zip(header, cells + [None] * (len(header) - len(cells))))))
+    except csv.Error as error:
+        raise rlm.ConfigError(f"{path}:{rows.line_num}: {error}", hint="a CSV file with a line of names") from None
+    if twice := {name for name in header if header.count(name) > 1}:
+        raise rlm.ConfigError(f"{path}: two columns are called {min(twice)!r}", hint="rename one")
+    return records
+
+
+def _delimiter(path: str, text: str) -> str:
+    """What parts the cells: of the usual ones that which the line of names has most of."""
+    names = re.sub(r'"[^"]*"', "", text[:100_000].lstrip("\n").partition("\n")[0])
+    usual = ",;\t|" if path.lower().endswith(".csv") else "\t,;|"
+    return max(usual, key=names.count)
 
 
 def _json_line(path: str, number: int, line: str) -> Any:
@@ -1546,12 +1573,16 @@ def _item(path: str, number: int, record: Any, template: str | None) -> dict[str
     fields = {"prompt": record} if isinstance(record, str) else record
     if not isinstance(fields, dict):
         raise rlm.ConfigError(f"{path}:{number}: neither a text nor an object", hint='{"prompt": "…", "context": "…"}')
-    if template is None and not path.lower().endswith(".csv"):  # a template, and a table, have columns of their own
+    if template is None and not is_table(path):  # a template, and a table, have columns of their own
         for name in fields:
             if name not in _ITEM_KEYS:
                 hint = f"{rlm_config.suggestion(name, _ITEM_KEYS)} (or --prompt TEMPLATE with {{{name}}})"
                 raise rlm.ConfigError(f"{path}:{number}: unknown key {name!r}", hint=hint)
-    prompt = fields.get("prompt") if template is None else fill(template, fields)
+    prompt = fields.get("prompt") if template is None else fill(template, fields, f"{path}:{number}")
+    if is_table(path) and fields.get("context", "") is None:
+        raise rlm.ConfigError(
+            f"{path}:{number}: no 'context' in this row", hint="give each row as many cells as the first"
+        )
     if not isinstance(prompt, str) or not prompt.strip():
         hint = f"--prompt TEMPLATE with {', '.join(f'{{{name}}}' for name in fields)}"
         raise rlm.ConfigError(f"{path}:{number}: no prompt in this row", hint=hint)
@@ -1561,15 +1592,18 @@ def _item(path: str, number: int, record: Any, template: str | None) -> dict[str
 _ITEM_KEYS = ("prompt", "context")
 
 
-def fill(template: str, fields: Mapping[str, Any]) -> str:
-    """The template with {column} replaced; other braces stay. ConfigError for a column that is not there."""
+def fill(template: str, fields: Mapping[str, Any], place: str) -> str:
+    """The template with {column} replaced; other braces stay. ConfigError for a column or a value that is not there."""
 
     def value(match: re.Match[str]) -> str:
         if match[1] not in fields:
             raise rlm.ConfigError(
                 f"--prompt: no column {match[1]!r}", hint=rlm_config.suggestion(match[1], map(str, fields))
             )
-        return str(fields[match[1]])
+        given = fields[match[1]]
+        if given is None:
+            raise rlm.ConfigError(f"{place}: no {match[1]!r} in this row", hint='give it, or "" for an empty one')
+        return given if isinstance(given, str) else rlm_tools.to_json(given, ensure_ascii=False)
 
     return re.sub(r"\{([^\W\d][\w .-]*)\}", value, template)
 

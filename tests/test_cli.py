@@ -187,7 +187,10 @@ def test_files_globs_folders_and_stdin_become_the_context(openai: Server, worksp
     assert context("-c", "src/**/*.py") == {"src/a.py": "A", "src/deep/b.py": "B"}
     assert context("-c", "src") == {"src/a.py": "A", "src/deep/b.py": "B"}
     assert context("-c", "-", input=b"piped") == "piped"
-    assert context("-c", "one.csv", input=b"piped") == {"one.csv": "x,y\n1,2\n", "-": "piped"}
+    assert context("-c", "one.csv", "-c", "-", input=b"piped") == {"one.csv": "x,y\n1,2\n", "-": "piped"}
+    assert context("-c", "one.csv", input=b"a list of a shell's loop") == "x,y\n1,2\n"
+    for name in ("/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"):
+        assert context("-c", name, input=b"piped") == "piped"
     assert context("-c", "one.csv", "-c", "src/a.py") == {"one.csv": "x,y\n1,2\n", "src/a.py": "A"}
     assert list(context("-c", ".")) == ["one.csv", "src/a.py", "src/deep/b.py"]  # and not the logs of the runs above
     Path.home().mkdir(exist_ok=True)
@@ -836,13 +839,11 @@ def test_stderr_that_nobody_reads_does_not_matter(openai: Server) -> None:
 def stdin_of(kind: str, workspace: Path) -> Iterator[int | IO[bytes]]:
     """A standard input of each kind that is met in practice."""
     with contextlib.ExitStack() as stack:
-        if kind in ("empty pipe", "silent pipe", "slow pipe"):
+        if kind in ("empty pipe", "slow pipe"):
             reader, writer = os.pipe()
             stack.callback(os.close, reader)
             if kind == "empty pipe":
                 os.close(writer)
-            elif kind == "silent pipe":
-                stack.callback(os.close, writer)
             else:
                 threading.Thread(target=_write_slowly, args=(writer,)).start()
             yield reader
@@ -867,24 +868,58 @@ def _write_slowly(writer: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "context", "said"),
+    ("kind", "context"),
     [
-        ("null", None, False),
-        ("empty pipe", None, False),
-        ("silent pipe", None, True),
-        ("slow pipe", "slow", False),
-        ("file", "slow", False),
-        ("socket", "slow", False),
+        ("null", None),
+        ("empty pipe", None),
+        ("slow pipe", "slow"),
+        ("file", "slow"),
+        ("socket", "slow"),
     ],
 )
-def test_stdin_is_read_when_it_is_one_and_never_waited_for(
-    openai: Server, workspace: Path, kind: str, context: str | None, said: bool
+def test_stdin_is_read_when_it_is_one_and_a_pipe_is_waited_for(
+    openai: Server, workspace: Path, kind: str, context: str | None
 ) -> None:
     openai.script = answer_with(code("FINAL(context)"))
     with stdin_of(kind, workspace) as stdin:
         ran = rlm("--json", "What?", stdin=stdin)
     assert (ran.returncode, json.loads(ran.stdout)["value"]) == (0, context)
-    assert (b"stdin is open but silent and was skipped" in ran.stderr) is said
+
+
+@pytest.mark.parametrize("arguments", [["What?"], ["What?", "-c", "-"], ["-"]], ids=" ".join)
+def test_a_slow_producer_is_waited_for_and_that_is_said(openai: Server, arguments: list[str]) -> None:
+    openai.script = answer_with(code("FINAL(context)"))
+    reader, writer = os.pipe()
+    process = start(*arguments, stdin=reader)
+    os.close(reader)
+    assert process.stderr is not None
+    assert b"rlm: waiting for stdin" in process.stderr.readline()
+    os.write(writer, b"late")
+    os.close(writer)
+    assert ended(process)[:2] == (0, "None\n" if arguments == ["-"] else "late\n")
+    if arguments == ["-"]:
+        assert openai.requests[0].prompt == "late"
+
+
+def test_a_loop_of_a_shell_keeps_its_list(openai: Server, workspace: Path) -> None:
+    openai.script = answer_with(code("FINAL(context)"))
+    for name in ("a", "b", "c"):
+        (workspace / f"{name}.txt").write_text(name)
+    loop = 'printf \'a.txt\\nb.txt\\nc.txt\\n\' | while read f; do "$0" -m rlm -q what? -c "$f"; done'
+    ran = subprocess.run(["sh", "-c", loop, sys.executable], capture_output=True, timeout=60)
+    assert ran.stdout == b"a\nb\nc\n", ran.stderr
+
+
+def test_waiting_for_stdin_can_be_interrupted(openai: Server) -> None:
+    reader, writer = os.pipe()
+    process = start("What?", stdin=reader)
+    os.close(reader)
+    assert process.stderr is not None
+    assert b"waiting for stdin" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert ended(process)[0] == 130
+    os.close(writer)
+    assert openai.requests == []
 
 
 def test_piped_text_is_read_where_select_takes_sockets_only(openai: Server) -> None:
