@@ -433,7 +433,16 @@ class PlainLanguage:
     """Python as it is: what runs in a container, where the container is the boundary."""
 
     def compile(self, source: str, filename: str) -> tuple[CodeType, CodeType | None]:
-        return plain_compile(source, filename)
+        """The statements and, if the last of them is an expression, that expression by itself."""
+        import ast
+
+        tree = ast.parse(source, filename)
+        last = tree.body[-1] if tree.body else None
+        tail = None
+        if isinstance(last, ast.Expr):
+            tree.body.pop()
+            tail = compile(ast.Expression(last.value), filename, "eval", dont_inherit=True)
+        return compile(tree, filename, "exec", dont_inherit=True), tail
 
     def namespace(self, functions: dict[str, Any], stdout: Any, files: Files) -> dict[str, Any]:
         files.install()
@@ -447,19 +456,6 @@ class PlainLanguage:
 
 
 builtins_module = sys.modules["builtins"]
-
-
-def plain_compile(source: str, filename: str) -> tuple[CodeType, CodeType | None]:
-    """The statements and, if the last of them is an expression, that expression by itself."""
-    import ast
-
-    tree = ast.parse(source, filename)
-    last = tree.body[-1] if tree.body else None
-    tail = None
-    if isinstance(last, ast.Expr):
-        tree.body.pop()
-        tail = compile(ast.Expression(last.value), filename, "eval", dont_inherit=True)
-    return compile(tree, filename, "exec", dont_inherit=True), tail
 
 
 def format_traceback(error: BaseException, sources: dict[str, str]) -> str:
@@ -534,17 +530,12 @@ def made_exception(kind: str, message: str, data: dict[str, Any]) -> Exception:
             raise TypeError
         error = base(message)
     except TypeError:
-        error = made_class(kind)(message)
+        made = made_classes.setdefault(kind, type(kind, (RuntimeError,), {"__module__": "host"}))
+        error = made(message)
     for key, value in data.items():
         with contextlib.suppress(AttributeError, TypeError):
             setattr(error, key, value)
     return error
-
-
-def made_class(kind: str) -> type[Exception]:
-    if kind not in made_classes:
-        made_classes[kind] = type(kind, (RuntimeError,), {"__module__": "host"})
-    return made_classes[kind]
 
 
 made_classes: dict[str, type[Exception]] = {}
@@ -678,7 +669,8 @@ def host_function(calls: Calls, name: str, batched: bool) -> Any:
     """What a cell sees of a host function. A batch that one frame cannot carry goes in several."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        if not batched or not args or len(args[0]) < 2 or weight_of(args[0]) < VALUE_MAX // 2:
+        size = sum(len(text) for text in args[0] if isinstance(text, str)) if batched and args else 0
+        if size < VALUE_MAX // 2 or len(args[0]) < 2:
             return calls.ask(name, args, kwargs)
         middle = len(args[0]) // 2
         return [*call(args[0][:middle], *args[1:], **kwargs), *call(args[0][middle:], *args[1:], **kwargs)]
@@ -697,10 +689,6 @@ def unbound(method: Any) -> Any:
 
     call.__name__, call.__qualname__, call.__doc__ = method.__name__, method.__name__, method.__doc__
     return call
-
-
-def weight_of(texts: Any) -> int:
-    return sum(len(text) for text in texts if isinstance(text, str))
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -883,40 +871,31 @@ class Scan:
     def __init__(self, files: Files, path: Any):
         self.entries = iter([Entry(files, os.path.join(path, name), d) for name, d in files.entries(path).items()])
 
-    def __iter__(self) -> Iterator[Any]:
-        return self.entries
+    def __iter__(self) -> Scan:
+        return self
 
-    def __next__(self) -> Any:
+    def __next__(self) -> Entry:
         return next(self.entries)
 
     def __enter__(self) -> Scan:
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self.close()
-
-    def close(self) -> None:
+    def close(self, *_: Any) -> None:
         self.entries = iter(())
+
+    __exit__ = close
 
 
 class Entry:
     def __init__(self, files: Files, path: str, folder: bool):
-        self.files, self.path, self.name, self.folder = files, path, os.path.basename(path), folder
+        self.path, self.name = path, os.path.basename(path)
+        self.is_dir = lambda **_: folder
+        self.is_file = lambda **_: not folder
+        self.is_symlink = lambda: False
+        self.stat = lambda **_: files.stat(path)
 
     def __fspath__(self) -> str:
         return self.path
-
-    def is_dir(self, *, follow_symlinks: bool = True) -> bool:
-        return self.folder
-
-    def is_file(self, *, follow_symlinks: bool = True) -> bool:
-        return not self.folder
-
-    def is_symlink(self) -> bool:
-        return False
-
-    def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-        return self.files.stat(self.path)
 
 
 def make_folders(path: str) -> None:
@@ -1572,7 +1551,8 @@ def memory_in_use() -> int:
         with open("/proc/self/statm", "rb") as statm:
             return int(statm.read().split()[1]) * mmap.PAGESIZE
     except OSError:
-        return heap_size()
+        small = sys.getallocatedblocks() * 96  # a middling size for objects of the small-object allocator
+        return small + (malloc_size() if malloc_size else 0)
 
 
 def memory_kills() -> str | None:
@@ -1581,11 +1561,6 @@ def memory_kills() -> str | None:
         with contextlib.suppress(OSError), open(path) as file:
             return next((line for line in file if line.startswith("oom_kill ")), None)
     return None
-
-
-def heap_size() -> int:
-    small = sys.getallocatedblocks() * 96  # a middling size for objects of the small-object allocator
-    return small + (malloc_size() if malloc_size else 0)
 
 
 malloc_size: Callable[[], int] | None = None  # set before confinement, where the C library can tell
@@ -1847,13 +1822,16 @@ def confine(setup: dict[str, Any], layers: dict[str, bool | str]) -> None:
     attempt(layers, "rlimits", limit_resources, setup["memory"])
     if not setup["confined"]:
         return
-    if layers.get("user_namespace") and kernel_version() >= (5, 14):  # where the count is the namespace's own
-        attempt(layers, "process_limit", limit_processes)
+    kernel = [int("".join(filter(str.isdigit, part)) or 0) for part in os.uname().release.split(".")[:2]]
+    if layers.get("user_namespace") and kernel >= [5, 14]:  # where the count is the namespace's own
+        import resource
+
+        attempt(layers, "process_limit", resource.setrlimit, resource.RLIMIT_NPROC, (PROCESSES_MAX, PROCESSES_MAX))
     attempt(layers, "no_new_privs", call_libc, "prctl", 38, 1, 0, 0, 0)
     attempt(layers, "not_dumpable", call_libc, "prctl", 4, 0, 0, 0, 0)
-    attempt(layers, "capabilities_dropped", drop_capabilities)
+    attempt(layers, "capabilities_dropped", call_libc, "capset", struct.pack("Ii", 0x20080522, 0), bytes(24))
     attempt(layers, "landlock", restrict_files, setup["scratch"], setup["readable"])
-    attempt(layers, "seccomp", filter_system_calls, may_kill(layers))
+    attempt(layers, "seccomp", lambda: install_filter(packed_filter(may_kill(layers))))
     check(layers)
 
 
@@ -1879,10 +1857,6 @@ def check(layers: dict[str, bool | str]) -> None:
             pass
 
 
-def kernel_version() -> tuple[int, ...]:
-    return tuple(int("".join(filter(str.isdigit, part)) or 0) for part in os.uname().release.split(".")[:2])
-
-
 def limit_resources(memory: int) -> None:
     import resource
 
@@ -1901,17 +1875,6 @@ def limit_resources(memory: int) -> None:
         if ceiling != resource.RLIM_INFINITY:
             soft, hard = min(soft, ceiling), min(hard, ceiling)
         resource.setrlimit(which, (soft, hard))
-
-
-def limit_processes() -> None:
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_NPROC, (PROCESSES_MAX, PROCESSES_MAX))
-
-
-def drop_capabilities() -> None:
-    header, nothing = struct.pack("Ii", 0x20080522, 0), bytes(24)
-    call_libc("capset", header, nothing)
 
 
 def restrict_files(scratch: str, readable: Sequence[str]) -> str:
@@ -1953,11 +1916,6 @@ Filter = List[Tuple[int, int, int, int]]
 LOAD, EQUAL, ANY_BIT, AND, RETURN = 0x20, 0x15, 0x45, 0x54, 0x06
 ALLOW, REFUSE, UNKNOWN, KILL_PROCESS = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000  # EPERM, ENOSYS
 NO_FAMILY = 0x00050061  # EAFNOSUPPORT
-
-
-def filter_system_calls(kill_is_safe: bool) -> str:
-    """seccomp: an allow-list. Processes may be made only by a plain fork, memory is never writable and executable."""
-    return install_filter(packed_filter(kill_is_safe))
 
 
 def install_filter(code: bytes) -> str:
@@ -2009,6 +1967,7 @@ def filter_head(column: int, architecture: int) -> Filter:
 
 
 def build_filter(column: int, architecture: int, kill_is_safe: bool) -> Filter:
+    """An allow-list. Processes may be made only by a plain fork, and memory is never writable and executable."""
     program = filter_head(column, architecture)
     for entry in SYSCALLS.split(","):
         number = entry.split()[1 + column]
@@ -2121,7 +2080,11 @@ def make_base(temporary: str) -> tuple[str, int]:
     prefix = f"rlm-sandbox-{os.getuid()}-"
     for name in os.listdir(temporary):
         if name.startswith(prefix):
-            remove_abandoned(os.path.join(temporary, name))
+            base = os.path.join(temporary, name)
+            with contextlib.suppress(OSError):  # its process may be another container's: the lock alone tells
+                if (lock := locked(base)) is not None:
+                    remove_tree(base)
+                    os.close(lock)
     base = os.path.join(temporary, f"{prefix}{os.getpid()}-{os.urandom(4).hex()}")
     os.mkdir(base, 0o700)
     lock = locked(base)
@@ -2141,14 +2104,6 @@ def locked(folder: str) -> int | None:
         os.close(lock)
         return None
     return lock
-
-
-def remove_abandoned(base: str) -> None:
-    """Remove the folder of a process that died. Its number says nothing: it may be of another container's."""
-    with contextlib.suppress(OSError):
-        if (lock := locked(base)) is not None:
-            remove_tree(base)
-            os.close(lock)
 
 
 def remove_tree(folder: str) -> None:
@@ -2292,7 +2247,8 @@ class Zygote:
     def reap(self, pid: int) -> None:
         """Only now may the number be used again: until here the host could safely signal it."""
         if pid in self.sessions:
-            kill_group(pid)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             remove_tree(self.sessions.pop(pid))
             with contextlib.suppress(OSError):  # a process that is not quite gone: `memory_group` looks again
@@ -2449,14 +2405,8 @@ def readable_paths(setup: dict[str, Any]) -> list[str]:
     """What Python needs while it runs, and the allowed packages. The caller's files come from the host."""
     paths = [os.path.dirname(os.__file__), *TIME_ZONES]
     if setup["allowed_imports"]:
-        paths += [
-            *setup["packages"],
-            "/lib",
-            "/lib64",
-            "/usr/lib",
-            "/usr/local/lib",
-            os.environ.get("MPLCONFIGDIR", ""),
-        ]
+        paths += [*setup["packages"], os.environ.get("MPLCONFIGDIR", "")]
+        paths += ["/lib", "/lib64", "/usr/lib", "/usr/local/lib"]  # what compiled packages load late
     return [path for path in paths if path]
 
 
@@ -2464,8 +2414,3 @@ def set_subreaper() -> None:
     """Orphans come here and not to the machine's init."""
     with contextlib.suppress(OSError):
         call_libc("prctl", 36, 1, 0, 0, 0)
-
-
-def kill_group(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
