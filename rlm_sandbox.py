@@ -431,9 +431,12 @@ class Sandbox:
         functions: dict[str, Callable[..., Any]] | None = None,
         on_output: Callable[[str], None] | None = None,
         memory: str | int | None = None,
+        deadline: float = math.inf,
     ) -> Cell:
         """Run a cell. Whatever it does, a `Cell` comes back, within its time; only `Stop` passes through.
 
+        `timeout`: seconds of the cell's own, without those in which a function works for it. `deadline`: when
+        `time.monotonic()` says so, it is stopped in any case.
         `memory`: what this cell may take beyond the variables there are, in place of the session's own limit.
         """
         with self._lock:
@@ -442,7 +445,7 @@ class Sandbox:
                 raise TypeError(f"code must be a str, not {type(code).__name__}")
             limit = timeout or self.cell_timeout or math.inf
             room = None if memory is None else parse_size(memory)
-            run = self._run = Run(self, self._cells, limit, functions or {}, on_output, room)
+            run = self._run = Run(self, self._cells, limit, functions or {}, on_output, room, deadline)
             try:
                 return run.execute(code)
             finally:
@@ -611,8 +614,9 @@ class Run:
         functions: dict[str, Callable[..., Any]],
         on_output: Callable[[str], None] | None,
         memory: int | None,
+        deadline: float,
     ):
-        self.sandbox, self.number, self.limit, self.memory = sandbox, number, limit, memory
+        self.sandbox, self.number, self.limit, self.memory, self.deadline = sandbox, number, limit, memory, deadline
         self.functions, self.on_output = functions, on_output
         self.frames = sandbox._started()
         sandbox._requests += 1
@@ -666,12 +670,13 @@ class Run:
 
     # - the clock
 
-    def elapsed(self) -> float:
-        """Seconds of the cell's own: the clock stands still while a host function works for it."""
+    def left(self) -> float:
+        """Seconds that the cell still has: its own clock stands still while a host function works for it."""
         with self.lock:
             now = time.monotonic()
             waiting = now - self.paused_at if self.at_work else 0.0
-            return now - self.began - self.paused - waiting
+            elapsed = now - self.began - self.paused - waiting
+            return min(self.limit - elapsed, self.deadline - now)
 
     # - frames
 
@@ -703,7 +708,7 @@ class Run:
             return max(0.0, self.hardened + self.frames.channel.hard_grace - now)
         if self.softened:
             return max(0.0, self.softened + self.grace - now)
-        return min(max(0.0, self.limit - self.elapsed()) + 0.001, 0.05)  # soon enough for another thread's interrupt
+        return min(max(0.0, self.left()) + 0.001, 0.05)  # soon enough for another thread's interrupt
 
     def run_out(self) -> None:
         """Kill a cell that has too much memory."""
@@ -717,7 +722,7 @@ class Run:
         """The next step of the ladder, if its time has come: interrupt, kill the cell's process, kill the session."""
         now = time.monotonic()
         if not self.softened:
-            if self.elapsed() >= self.limit:
+            if self.left() <= 0:
                 self.asked = self.asked or "timeout"
                 self.stop_softly()
         elif not self.hardened:
