@@ -2113,8 +2113,8 @@ class Zygote:
         """Tell a session whose worker it is to start. One that cannot be told is ended."""
         import socket
 
-        if request["confined"] and (group := memory_group(session.pid, request["memory"] + GROUP_ROOM)):
-            self.groups[session.pid] = group
+        if group := self.groups.get(session.pid):
+            limit_group(group, request["memory"] + GROUP_ROOM)
         with session.channel:
             try:
                 socket.send_fds(session.channel, [to_json(request).encode()], descriptors)
@@ -2147,6 +2147,8 @@ class Zygote:
             remove_tree(scratch)
             raise
         self.sessions[session.pid] = scratch
+        if confined and (group := memory_group(session.pid)):
+            self.groups[session.pid] = group
         return session
 
     def keep_base(self) -> None:
@@ -2197,8 +2199,8 @@ GROUP_ROOM = SCRATCH_SIZE + (32 << 20)  # bytes that a control group counts beyo
 GROUP_PREFIX = "rlm-session-"
 
 
-def memory_group(pid: int, limit: int) -> str:
-    """A fresh control group with this limit and the process in it; "" where none can be had."""
+def memory_group(pid: int) -> str:
+    """A fresh control group, which can be limited, with the process in it; "" where none can be had."""
     for parent in group_parents():
         group = os.path.join(parent, f"{GROUP_PREFIX}{os.getpid()}-{pid}")
         try:
@@ -2209,7 +2211,7 @@ def memory_group(pid: int, limit: int) -> str:
         except OSError:
             continue
         try:
-            limit_group(group, limit)
+            limit_group(group, CONTEXT_ROOM)
             with open(os.path.join(group, "cgroup.procs"), "w") as procs:
                 procs.write(str(pid))
             return group
