@@ -1087,11 +1087,11 @@ class LocalChannel(Channel):
 
     def is_over(self) -> bool:
         """Count, where no control group does. A copy shares what its original has, so the two next largest are free."""
-        began = time.monotonic()
-        if began < self.next_look:
+        if time.monotonic() < self.next_look:
             return False
+        began = time.thread_time()
         sizes = sorted((resident(pid) - self.floor - self.granted for pid in self.workers()), reverse=True)
-        self.next_look = time.monotonic() + max(LOOK_SECONDS, 20 * (time.monotonic() - began))
+        self.next_look = time.monotonic() + max(LOOK_SECONDS, 10 * (time.thread_time() - began))
         return sum(size for size in [*sizes[:1], *sizes[3:]] if size > 0) > self.allowed
 
     def put(self, pieces: Iterable[bytes]) -> int:

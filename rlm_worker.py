@@ -101,6 +101,8 @@ class Packer:
         for base, tag in SEQUENCES:
             if issubclass(kind, base):
                 self.take(2, 2)
+                if base.__len__(value) * PART_COST > self.room:
+                    raise ValueError(TOO_LARGE)
                 items = [self.pack(item, depth + 1) for item in base.__iter__(value)]
                 return self.tagged(tag, items) if tag else items
         if issubclass(kind, (bytes, bytearray)):

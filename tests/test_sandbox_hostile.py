@@ -173,7 +173,7 @@ FORGED = {
 
 @pytest.mark.parametrize("code", FINALS.values(), ids=FINALS)
 def test_a_large_value_costs_the_host_little(code: str) -> None:
-    found = attack(code)
+    found = attack(code, limit=20)
     assert (found["status"], found["after"]) == ("ok", "42"), found
     assert found["final"] and found["grown"] <= GROWTH, found
 
@@ -348,7 +348,7 @@ def test_the_memory_is_that_of_all_processes_together(watched: Watched, code: st
 def test_without_a_control_group_the_processes_are_counted(counted: Watched, code: str) -> None:
     cell = counted.execute(code)
     assert (cell.status, cell.restored) == ("memory", True), cell
-    assert counted.most <= counted.idle + 5 * MEMORY, counted.most  # what came until the next look included
+    assert counted.most <= counted.idle + 6 * MEMORY, counted.most  # what came until the next look included
     assert counted.box.execute("6 * 7").value == "42"
 
 
