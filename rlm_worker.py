@@ -101,6 +101,8 @@ class Packer:
         for base, tag in SEQUENCES:
             if issubclass(kind, base):
                 self.take(2, 2)
+                if base.__len__(value) * PART_COST > self.room:
+                    raise ValueError(TOO_LARGE)
                 items = [self.pack(item, depth + 1) for item in base.__iter__(value)]
                 return self.tagged(tag, items) if tag else items
         if issubclass(kind, (bytes, bytearray)):
@@ -2227,7 +2229,8 @@ class Zygote:
             pid = int(ours.recv(20) or b"0")
             if not pid:
                 raise OSError("it did not start")
-            if setup["confined"] and (group := memory_group(pid, setup["memory"] + GROUP_ROOM)):
+            if setup["confined"] and (group := memory_group(pid)):
+                limit_group(group, setup["memory"] + GROUP_ROOM)
                 self.groups[pid] = group
             ours.send(GO_ON)
         return pid
@@ -2265,8 +2268,8 @@ GROUP_ROOM = SCRATCH_SIZE + (32 << 20)  # bytes that a control group counts beyo
 GROUP_PREFIX = "rlm-session-"
 
 
-def memory_group(pid: int, limit: int) -> str:
-    """A fresh control group with this limit and the process in it; "" where none can be had."""
+def memory_group(pid: int) -> str:
+    """A fresh control group, which can be limited, with the process in it; "" where none can be had."""
     for parent in group_parents():
         group = os.path.join(parent, f"{GROUP_PREFIX}{os.getpid()}-{pid}")
         try:
@@ -2277,7 +2280,7 @@ def memory_group(pid: int, limit: int) -> str:
         except OSError:
             continue
         try:
-            limit_group(group, limit)
+            limit_group(group, CONTEXT_ROOM)
             with open(os.path.join(group, "cgroup.procs"), "w") as procs:
                 procs.write(str(pid))
             return group

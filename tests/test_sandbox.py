@@ -676,6 +676,14 @@ def test_the_clock_stands_still_while_the_host_works(make: Make) -> None:
     assert value(cell) == "'done'"
 
 
+def test_a_deadline_holds_while_the_host_works(make: Make) -> None:
+    released = threading.Event()
+    began = time.monotonic()
+    cell = make().execute("slow()", functions={"slow": lambda: released.wait(15)}, deadline=began + 0.5)
+    released.set()
+    assert (cell.status, time.monotonic() - began < 5) == ("timeout", True)
+
+
 def test_calls_without_end_do_not_stop_the_clock(make: Make) -> None:
     cell = make().execute("while True: query('x')", functions={"query": lambda prompt: prompt}, timeout=0.5)
     assert cell.status == "timeout"
