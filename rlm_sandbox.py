@@ -48,55 +48,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING or not __package__:
-    from rlm_worker import (
-        DEPTH_MAX,
-        FILES_CALL,
-        FRAME_MAX,
-        GROUP_ROOM,
-        PART_COST,
-        REQUEST_MAX,
-        UNSET,
-        VALUE_MAX,
-        Packer,
-        check_in_worker,
-        cut,
-        encode_frame,
-        encoded,
-        limit_group,
-        remove_tree,
-        text_chunks,
-        text_of,
-        to_blob,
-        to_json,
-        unpack,
-        wait_for,
-        within,
-    )
+    import rlm_worker
+    from rlm_worker import DEPTH_MAX, UNSET, Packer, encoded, unpack
 else:  # vendored into a package
-    from .rlm_worker import (
-        DEPTH_MAX,
-        FILES_CALL,
-        FRAME_MAX,
-        GROUP_ROOM,
-        PART_COST,
-        REQUEST_MAX,
-        UNSET,
-        VALUE_MAX,
-        Packer,
-        check_in_worker,
-        cut,
-        encode_frame,
-        encoded,
-        limit_group,
-        remove_tree,
-        text_chunks,
-        text_of,
-        to_blob,
-        to_json,
-        unpack,
-        wait_for,
-        within,
-    )
+    from . import rlm_worker
+    from .rlm_worker import DEPTH_MAX, UNSET, Packer, encoded, unpack
 
 __all__ = [
     "DEPTH_MAX",
@@ -238,9 +194,9 @@ class Channel:
         self.close()
 
 
-WEIGHT_MAX = VALUE_MAX + (3 << 20)  # of a frame: a value, and what is shown of the cell beside it
+WEIGHT_MAX = rlm_worker.VALUE_MAX + (3 << 20)  # of a frame: a value, and what is shown of the cell beside it
 LEVELS_MAX = 3 * DEPTH_MAX + 10  # of lists and objects in a frame: each container may come in two more
-HELD_MAX = 2 * FRAME_MAX  # weight of the calls of a cell that wait or work: until some are done, no more are read
+HELD_MAX = 2 * rlm_worker.FRAME_MAX  # weight of the calls of a cell that wait or work: beyond it no more are read
 NOT_MARKS = bytes(set(range(256)) - set(b'"[{,:}]'))
 
 
@@ -251,16 +207,16 @@ def read_json(body: bytes) -> tuple[Any, int]:
     these take here.
     """
     seen = body.translate(None, NOT_MARKS)
-    weight = len(body) + PART_COST * len(seen)
+    weight = len(body) + rlm_worker.PART_COST * len(seen)
     # Exactly, where it matters: most of the marks may stand in strings.
     if weight > max(100_000, 2 * len(body)) or seen.count(b"[") + seen.count(b"{") > LEVELS_MAX:
         marks = marks_outside_strings(body)
-        weight = len(body) + PART_COST * sum(map(marks.count, (b"[", b"{", b",", b":")))
+        weight = len(body) + rlm_worker.PART_COST * sum(map(marks.count, (b"[", b"{", b",", b":")))
         if weight > WEIGHT_MAX:
             raise ValueError(f"it has too many items, keys, lists and objects ({weight - len(body) >> 20} MB)")
         if max(itertools.accumulate(map(LEVELS.__getitem__, marks)), default=0) > LEVELS_MAX:
             raise ValueError(f"it is nested more than {LEVELS_MAX} deep")
-    if len(body) > FRAME_MAX // 2 and b"\\ud" in body and text_memory(body) > 2 * FRAME_MAX:
+    if len(body) > rlm_worker.FRAME_MAX // 2 and b"\\ud" in body and text_memory(body) > 2 * rlm_worker.FRAME_MAX:
         raise ValueError("its text takes too much memory")
     return from_json(body.decode("ascii")), weight
 
@@ -270,7 +226,7 @@ LEVELS = [(byte in b"[{") - (byte in b"]}") for byte in range(256)]
 
 def marks_outside_strings(body: bytes) -> bytes:
     marks = body.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, NOT_MARKS)
-    if marks.count(b'"') * PART_COST > 2 * WEIGHT_MAX:
+    if marks.count(b'"') * rlm_worker.PART_COST > 2 * WEIGHT_MAX:
         raise ValueError("it has too many strings")
     return re.sub(rb'"[^"]*"', b"", marks.replace(b'""', b""))
 
@@ -316,7 +272,7 @@ class Frames:
 
         `patience`: how long the frame, and each piece, may take.
         """
-        data = encode_frame(message)
+        data = rlm_worker.encode_frame(message)
         if not self.sending.acquire(timeout=min(patience, threading.TIMEOUT_MAX)):
             raise Broken("the sandbox does not take what it is sent")
         try:
@@ -340,7 +296,7 @@ class Frames:
             if view and time.monotonic() > deadline:
                 raise Broken("the sandbox does not take what it is sent")
             if not sent:
-                wait_for(self.channel.fileno(), 0.2, writing=True)
+                rlm_worker.wait_for(self.channel.fileno(), 0.2, writing=True)
 
     def receive(self, seconds: float, request: int = 0) -> dict[str, Any] | None:
         """The next frame of this request, or None after that time, however much arrives until then."""
@@ -351,7 +307,7 @@ class Frames:
                 return frame
             if frame is not None:
                 self.ignore()
-            elif wait_for(self.channel.fileno(), deadline - time.monotonic()):
+            elif rlm_worker.wait_for(self.channel.fileno(), deadline - time.monotonic()):
                 self.read()
             if time.monotonic() >= deadline:
                 return None
@@ -377,7 +333,7 @@ class Frames:
         if len(self.buffer) < 4:
             return None
         size = int.from_bytes(self.buffer[:4], "big")
-        if size > FRAME_MAX:
+        if size > rlm_worker.FRAME_MAX:
             raise Broken(f"the sandbox sent a frame of {size} bytes")
         if len(self.buffer) < 4 + size:
             return None
@@ -461,7 +417,7 @@ class Sandbox:
         if not name.isidentifier():
             raise ValueError(f"{name!r} is not a name for a variable")
         try:
-            to_send = to_blob(value)
+            to_send = rlm_worker.to_blob(value)
         except (TypeError, RecursionError) as error:
             raise TypeError(
                 f"cannot hand {type(value).__name__} to the sandbox: {error}; convert it to text, lists and dicts first"
@@ -528,7 +484,7 @@ class Sandbox:
             try:
                 self._hello(self._frames)
                 for name, value in self._given.items():
-                    self._send_blob(name, *to_blob(value))
+                    self._send_blob(name, *rlm_worker.to_blob(value))
             except BaseException:
                 self._drop()  # a worker that lacks what the host has set is not to be found later
                 raise
@@ -595,17 +551,17 @@ class Chunks:
     """The host function `chunks`. A worker of this module does it by itself; any other sandbox calls it here."""
 
     def __init__(self, size: int):
-        self.in_worker = check_in_worker({"name": "chunks", "size": size})
+        self.in_worker = rlm_worker.check_in_worker({"name": "chunks", "size": size})
 
     def __call__(self, text: Any, size: int | None = None, overlap: int = 0) -> list[Any]:
         """Cut a text into pieces of at most `size` characters, or group a list of texts so."""
-        return text_chunks(text, self.in_worker["size"] if size is None else size, overlap)
+        return rlm_worker.text_chunks(text, self.in_worker["size"] if size is None else size, overlap)
 
 
 def spec_of(function: Callable[..., Any]) -> bool | dict[str, Any]:
     """What the worker is told of a host function: whether it takes batches, or which of its own is meant."""
     in_worker = getattr(function, "in_worker", None)
-    return bool(getattr(function, "batched", False)) if in_worker is None else check_in_worker(in_worker)
+    return bool(getattr(function, "batched", False)) if in_worker is None else rlm_worker.check_in_worker(in_worker)
 
 
 class Run:
@@ -760,12 +716,12 @@ class Run:
         name, key = frame.get("name"), frame.get("call")
         if type(key) is not int or type(name) is not str:
             return False
-        function = self.answer_about_files if name == FILES_CALL else self.functions.get(name)
+        function = self.answer_about_files if name == rlm_worker.FILES_CALL else self.functions.get(name)
         if function is None:
             return False
         if self.held > HELD_MAX:
             return True  # the cell is being stopped: it gets no answer
-        self.calls += name != FILES_CALL
+        self.calls += name != rlm_worker.FILES_CALL
         try:
             if self.calls > CALLS_MAX:
                 raise RuntimeError(f"a cell may call the host {CALLS_MAX} times at most")
@@ -779,7 +735,7 @@ class Run:
         except Stop as stop:
             self.halt(stop)
             return True
-        clock = contextlib.nullcontext() if name == FILES_CALL else self.working()
+        clock = contextlib.nullcontext() if name == rlm_worker.FILES_CALL else self.working()
         self.dispatch(lambda: self.work(key, work, weight, clock), weight)
         return True
 
@@ -840,7 +796,7 @@ class Run:
 
     def reply_error(self, key: int, error: BaseException) -> None:
         data = getattr(error, "cell_data", None) or {}
-        message = text_of(error)[:100_000]
+        message = rlm_worker.text_of(error)[:100_000]
         reply = {"op": "raise", "call": key, "type": type(error).__name__, "message": message}
         try:
             self.reply(dict(reply, data=Packer().pack(data)))
@@ -914,7 +870,7 @@ class Run:
         stopped = f"the cell did not stop after {self.limit:g} s (its limit)" if status == "timeout" else why
         return self.cell(
             ok=False,
-            stdout=cut(text, self.sandbox.output_limit, ""),
+            stdout=rlm_worker.cut(text, self.sandbox.output_limit, ""),
             stdout_chars=len(text),
             error=f"{stopped}; the variables are lost{self.sandbox._kept()}",
             status=status,
@@ -1102,8 +1058,8 @@ class Files:
         raise FileNotFoundError(errno.ENOENT, "no such file here (file_read reads the caller's files)")
 
     def folder_of(self, real: str) -> str | None:
-        inside = [folder for folder in self.folders if within(real, folder)]
-        return max(inside, key=len) if inside and not any(within(real, place) for place in PSEUDO) else None
+        inside = [folder for folder in self.folders if rlm_worker.within(real, folder)]
+        return max(inside, key=len) if inside and not any(rlm_worker.within(real, place) for place in PSEUDO) else None
 
     def check(self, path: str, real: str, info: os.stat_result) -> None:
         """PermissionError for what a cell may not read, by what the descriptor says of itself."""
@@ -1130,7 +1086,11 @@ class Files:
     def count_names(self, info: os.stat_result) -> int:
         """How many names of the file there are, up to a secret's."""
         found, until = 0, time.monotonic() + LINK_SECONDS
-        waiting = [folder for folder in self.folders if not any(within(folder, o) for o in self.folders if o != folder)]
+        waiting = [
+            folder
+            for folder in self.folders
+            if not any(rlm_worker.within(folder, o) for o in self.folders if o != folder)
+        ]
         while waiting:
             with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
                 for entry in entries:
@@ -1256,7 +1216,9 @@ class LocalChannel(Channel):
         if self.memory_group:
             kept = min(group_usage(self.memory_group), self.granted + min(SNAPSHOT_MAX, self.memory))
             with contextlib.suppress(OSError):
-                limit_group(self.memory_group, self.allowed + max(self.granted, kept) + GROUP_ROOM)
+                rlm_worker.limit_group(
+                    self.memory_group, self.allowed + max(self.granted, kept) + rlm_worker.GROUP_ROOM
+                )
 
     def is_over(self) -> bool:
         """Count, where no control group does. A copy shares what its original has, so the two next largest are free."""
@@ -1407,7 +1369,7 @@ class PlainChannel(Channel):
         self.carrier.join(5)
         self.process.stdin.close()
         self.process.stdout.close()
-        remove_tree(self.folder)
+        rlm_worker.remove_tree(self.folder)
 
 
 class ZygoteClient:
@@ -1455,8 +1417,8 @@ class ZygoteClient:
 
         with self.lock:
             self.asked += 1
-            message = to_json(dict(request, op="spawn", number=self.asked)).encode()
-            if len(message) > REQUEST_MAX:
+            message = rlm_worker.to_json(dict(request, op="spawn", number=self.asked)).encode()
+            if len(message) > rlm_worker.REQUEST_MAX:
                 raise SandboxError(
                     "the paths to be readable are too long, taken together", "give a common parent folder"
                 )
@@ -1470,7 +1432,7 @@ class ZygoteClient:
 
     def reap(self, pid: int) -> None:
         with self.lock, contextlib.suppress(OSError):
-            self.socket.send(to_json({"op": "reap", "pid": pid}).encode())
+            self.socket.send(rlm_worker.to_json({"op": "reap", "pid": pid}).encode())
 
     def close(self) -> None:
         with self.lock:
@@ -1642,7 +1604,6 @@ class LocalSandbox(Sandbox):
         workspace: str | Sequence[str] | None = None,
         require: str = "best",
         output_limit: int = 10_000,
-        readable: Sequence[str] = (),
         snapshot: bool = True,
         layers: Sequence[str] = ("policy", "confinement"),
     ):
@@ -1657,7 +1618,6 @@ class LocalSandbox(Sandbox):
         self.setup = {
             "memory": self.memory,
             "workspace": self._files.folders,
-            "readable": [os.path.realpath(path) for path in readable],
             "output_limit": output_limit,
             "fork_limit": SNAPSHOT_MAX if snapshot else 0,
             "confined": "confinement" in layers,
@@ -2215,7 +2175,7 @@ class DockerSandbox(Sandbox):
         return {
             "image": self.image,
             "command": None,
-            "entrypoint": [python, "-s", "-c", worker_program(), to_json(setup)],
+            "entrypoint": [python, "-s", "-c", worker_program(), rlm_worker.to_json(setup)],
             "environment": {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "HOME": "/tmp"},
             "user": container_user(),
             "working_dir": "/",
@@ -2320,7 +2280,7 @@ def secrets_in(folder: str) -> tuple[list[str], list[str]]:
         secret = {name for name in (*below, *names) if may_hold_secrets([*inside, name])}
         for name in secret:
             real = os.path.realpath(os.path.join(place, name))
-            if within(real, folder) and os.path.exists(real):
+            if rlm_worker.within(real, folder) and os.path.exists(real):
                 (folders if os.path.isdir(real) else files).add(os.path.relpath(real, folder).replace(os.sep, "/"))
         passed = secret | ({"objects"} if inside else set())
         below[:] = [name for name in below if name not in passed and os.path.join(place, name) not in mounted]
@@ -2372,7 +2332,7 @@ def fill_warm(kind: tuple[Any, ...], size: int, start: Callable[[], DockerChanne
     with contextlib.suppress(SandboxError):  # whoever needs a container meets the error itself
         while is_short(kind, size):
             channel = start()
-            wait_for(channel.fileno(), START_LIMIT)  # for its hello: who takes it is not to wait
+            rlm_worker.wait_for(channel.fileno(), START_LIMIT)  # for its hello: who takes it is not to wait
             with _warm_lock:
                 wanted = kind in _warm
                 if wanted:

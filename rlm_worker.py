@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import array
 import binascii
+import codecs
 import collections
 import contextlib
 import errno
@@ -46,15 +47,14 @@ FRAME_MAX = 8 << 20  # bytes in one frame, either way
 VALUE_MAX = 8_000_000  # of a value in it
 PART_COST = 80  # of these bytes for each item, key and container, beyond their text: so much it takes to read them
 DEPTH_MAX = 100  # nested containers in a value that travels
-OUT_HALF = 5_000_000  # characters of a cell's output kept at each end in `_out[n]`
+OUT_HALF = 5_000_000  # bytes of a cell's output kept at each end
 STREAM_MAX = 4_000_000  # characters of a cell's output that are sent on while it runs
 OUT_TOTAL = 100_000_000  # characters kept in all of `_out`
 TOGETHER_MAX = 64  # tasks whose calls are asked together
 NAMES_MAX = 5_000  # variables that are listed
-PASSED_ON = b"done"  # the original's last word to the copy that takes over
-RELAYED_MAX = 4  # frames for a copy that does not take them
+PASSED_ON = b"done"  # the snapshot's last word to the child that takes over
+RELAYED_MAX = 4  # frames for a child that does not take them
 SPARE_DESCRIPTORS = 16  # kept from the cells
-SPILL_HALF = 32_768  # bytes of output at each end that survive the death of the cell's process
 
 
 class Unset:
@@ -349,105 +349,84 @@ def wait_for(descriptor: int, seconds: float, writing: bool = False) -> bool:
     return bool(poller.poll(max(0.0, seconds) * 1000))
 
 
-class Spill:
-    """Both ends of a cell's output in memory shared with the process that outlives the cell."""
+class Output(io.TextIOBase):
+    """`sys.stdout` of the cells. Both ends of what one prints are kept, in memory that outlives the cell's process.
+
+    The memory: how many bytes and characters there were, the first OUT_HALF bytes, and a ring of the last.
+    """
+
+    encoding, errors = "utf-8", "surrogatepass"
 
     def __init__(self) -> None:
-        self.map = mmap.mmap(-1, 8 + 2 * SPILL_HALF)
+        self._kept = mmap.mmap(-1, 16 + 2 * OUT_HALF)
+        self.begin(None)
 
-    def clear(self) -> None:
-        self.map[:8] = bytes(8)
-
-    def total(self) -> int:
-        return int.from_bytes(self.map[:8], "big")
-
-    def write(self, text: str) -> None:
-        data = text.encode("utf-8", "replace") if len(text) <= SPILL_HALF else self.ends(text)
-        total = self.total()
-        for start in range(0, len(data), SPILL_HALF):
-            self.place(data[start : start + SPILL_HALF], total + start)
-        self.map[:8] = struct.pack(">Q", total + len(data))
-
-    def ends(self, text: str) -> bytes:
-        return (text[:SPILL_HALF] + text[-SPILL_HALF:]).encode("utf-8", "replace")
-
-    def place(self, data: bytes, at: int) -> None:
-        """The first half is filled once; the second is a ring."""
-        if at < SPILL_HALF:
-            head = data[: SPILL_HALF - at]
-            self.map[8 + at : 8 + at + len(head)] = head
-            data, at = data[len(head) :], at + len(head)
-        if data:
-            offset = at % SPILL_HALF
-            first = data[: SPILL_HALF - offset]
-            base = 8 + SPILL_HALF
-            self.map[base + offset : base + offset + len(first)] = first
-            self.map[base : base + len(data) - len(first)] = data[len(first) :]
-
-    def text(self) -> str:
-        total = self.total()
-        head = self.map[8 : 8 + min(total, SPILL_HALF)]
-        if total <= SPILL_HALF:
-            return head.decode("utf-8", "replace")
-        base, offset = 8 + SPILL_HALF, total % SPILL_HALF
-        ring = self.map[base : base + SPILL_HALF]
-        if total <= 2 * SPILL_HALF:
-            return (head + ring[: total - SPILL_HALF]).decode("utf-8", "replace")
-        lost = f"\n[... {total - 2 * SPILL_HALF} bytes left out ...]\n"
-        return head.decode("utf-8", "replace") + lost + (ring[offset:] + ring[:offset]).decode("utf-8", "replace")
-
-
-class Output(io.TextIOBase):
-    """What a cell prints. Both ends are kept; the middle of a flood is dropped as it comes."""
-
-    def __init__(self, emit: Callable[[str], None] | None, spill: Spill | None):
-        self.emit, self.spill = emit, spill
-        self.waiting: list[str] = []
-        self.waits = 0
-        self.head: list[str] = []
-        self.tail: collections.deque[str] = collections.deque()
-        self.headed = self.tailed = self.total = self.emitted = 0
-        self.drained = 0.0
+    def begin(self, emit: Callable[[str], None] | None) -> None:
+        """For the next cell, whose output `emit` passes on while it runs."""
+        self._kept[:16] = bytes(16)
+        self._emit = emit
+        self._pending: list[str] = []
+        self._pending_chars = self._emitted = 0
+        self._emitted_at = 0.0
 
     def writable(self) -> bool:
         return True
 
+    def sizes(self) -> tuple[int, int]:
+        found: tuple[int, int] = struct.unpack(">QQ", self._kept[:16])
+        return found
+
     def write(self, text: str) -> int:
-        if type(text) is not str:
+        if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type_name(type(text))}")
-        self.waiting.append(text)
-        self.waits += len(text)
-        self.total += len(text)
-        if self.spill is not None:
-            self.spill.write(text)
-        if self.waits > 65_536 or (self.emit and text.endswith("\n") and time.monotonic() - self.drained > 0.05):
-            self.flush()
+        text = str.__str__(text)
+        both_ends = text if len(text) <= 2 * OUT_HALF else text[:OUT_HALF] + text[-OUT_HALF - 1 :]
+        size, chars = self.sizes()
+        size = self.keep(both_ends.encode("utf-8", "surrogatepass"), size)
+        self._kept[:16] = struct.pack(">QQ", size, chars + len(text))
+        if self._emit and self._emitted < STREAM_MAX:
+            self._pending.append(text)
+            self._pending_chars += len(text)
+            if self._pending_chars > 65_536 or (text.endswith("\n") and time.monotonic() - self._emitted_at > 0.05):
+                self.flush()
         return len(text)
 
+    def keep(self, data: bytes, size: int) -> int:
+        """Add to the first half while there is room, then to the ring; how many bytes there are then."""
+        while data:
+            at = size % OUT_HALF
+            part = data[: OUT_HALF - at]
+            start = at + (16 if size < OUT_HALF else 16 + OUT_HALF)
+            self._kept[start : start + len(part)] = part
+            data, size = data[len(part) :], size + len(part)
+        return size
+
     def flush(self) -> None:
-        text = "".join(self.waiting)
-        self.waiting, self.waits, self.drained = [], 0, time.monotonic()
-        if not text:
-            return
-        if self.emit and self.emitted < STREAM_MAX:
-            self.emit(text)
-            self.emitted += len(text)
-        room = OUT_HALF - self.headed
-        if room > 0:
-            self.head.append(text[:room])
-            self.headed += len(text[:room])
-            text = text[room:]
-        if text:
-            self.tail.append(text[-OUT_HALF:])
-            self.tailed += len(self.tail[-1])
-            while self.tailed - len(self.tail[0]) >= OUT_HALF:
-                self.tailed -= len(self.tail.popleft())
+        text = "".join(self._pending)
+        self._pending, self._pending_chars, self._emitted_at = [], 0, time.monotonic()
+        if text and self._emit:
+            self._emitted += len(text)
+            self._emit(text)
+
+    def close(self) -> None:
+        """A cell that closes its output would lose that of the next."""
 
     def text(self) -> str:
-        self.flush()
-        head, tail = "".join(self.head), "".join(self.tail)[-OUT_HALF:]
-        lost = self.total - len(head) - len(tail)
-        return head + tail if not lost else f"{head}\n[... {lost} characters dropped ...]\n{tail}"
+        size, chars = self.sizes()
+        head, ring = self._kept[16 : 16 + min(size, OUT_HALF)], self._kept[16 + OUT_HALF :]
+        if size <= 2 * OUT_HALF:
+            return decoded(head + ring[: max(0, size - OUT_HALF)])
+        at = size % OUT_HALF
+        ends = decoded(head), decoded((ring[at:] + ring[:at]).lstrip(bytes(range(0x80, 0xC0))))
+        return f"{ends[0]}\n[... {chars - sum(map(len, ends))} characters dropped ...]\n{ends[1]}"
+
+
+def decoded(data: bytes) -> str:
+    """UTF-8 as text, but for a character that is cut at the end; a cell's process may have left anything in it."""
+    try:
+        return codecs.utf_8_decode(data, "surrogatepass", False)[0]
+    except UnicodeDecodeError:
+        return data.decode("utf-8", "replace")
 
 
 class PlainLanguage:
@@ -579,7 +558,7 @@ class Calls:
         self.interrupts = Interrupts()
         self.request = 0
         self.process = os.getpid()
-        self.marked = False  # in a forked copy each frame says, before the frame itself, what the original does with it
+        self.marked = False  # in a child each frame says, before the frame itself, what the snapshot does with it
         self.numbers = itertools.count(1)
         self.answers: dict[int, dict[str, Any]] = {}
         self.answered = threading.Condition(threading.Lock())
@@ -605,7 +584,7 @@ class Calls:
         return os.getpid() != self.process
 
     def orphaned(self) -> None:
-        """In a copy whose original was killed by what the cell did: go on without it."""
+        """In a child whose snapshot was killed by what the cell did: go on without it."""
         if not self.marked:
             os._exit(0)
         self.wire, self.marked = self.host, False
@@ -745,7 +724,11 @@ class Files:
         self.home: str = setup.get("home", self.scratch)
         self.roots: tuple[str, ...] = tuple(setup.get("workspace", ()))
         self.mounted: bool = setup.get("mounted", False)
-        self.channel: Any = descriptor_channel() if setup.get("descriptors") else None
+        self.channel: Any = None
+        if setup.get("descriptors"):
+            import socket
+
+            self.channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=FILES_FD)
         self.lock = threading.Lock()
         self.told = False
 
@@ -947,12 +930,6 @@ TEXT = ("encoding", "errors", "newline")
 plain_open, plain_stat, plain_scandir = io.open, os.stat, os.scandir
 
 
-def descriptor_channel() -> Any:
-    import socket
-
-    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=FILES_FD)
-
-
 def within(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
@@ -1060,12 +1037,38 @@ def check_in_worker(spec: Any) -> dict[str, Any]:
     return dict(spec)
 
 
-class Worker:
-    """Holds the variables, and does what the host asks: each request in a forked copy where that can be had.
+# --- the worker -------------------------------------------------------------------------------------------------------
+#
+# Which process runs what? Arrows are forks; the double line carries the frames.
+#
+#   host ──> zygote ──> intermediate ──> supervisor ──> worker ──> child
+#    ║       Zygote     start_session    supervise      Worker     Worker: answer, commit
+#    ║       one for    enters the       PID 1 of the   becomes    runs one request; what a cell
+#    ║       a host     namespaces,      namespace:     the        forks by itself is `in_child`
+#    ║                  and ends         reaps, ends    snapshot
+#    ║                                   the session    while the
+#    ╚═══════════════════════════════════════════════>  child runs: Relay
+#
+# In a container there is `container_main` in the supervisor's place, and no zygote; elsewhere (`plain_main`) the worker
+# alone. Before each request the worker forks. It then is the snapshot, which has the variables of before and passes
+# frames on; the child, which has a copy of them, does the request. What happens next:
+#
+#   the child ...                         the snapshot ...                            and then
+#   sends output, calls, questions        passes them on, and the answers back        as before
+#   ends `execute` or `set`: sends "c"    passes the result on, says PASSED_ON, ends  the child is the worker
+#   ends `get` or `names`: sends "r"      passes the result on, reaps the child       the snapshot is the worker
+#   dies                                  reaps it, kills what it left, says "died"   the snapshot is the worker
+#   passes a limit (SIGUSR1)              kills it, unless it has been committed      as if it had died
+#   finds the snapshot dead (its cell     -                                           the child is the worker, and
+#     killed it): no PASSED_ON comes                                                  sends its result itself
+#   is there when the host goes           reads the end, kills the child, ends        the supervisor ends the rest
+#
+# Where there can be no fork (too much memory, threads, no descriptors) the worker does the request "alone", and a kill
+# costs the variables.
 
-    The copy becomes the holder when the request succeeds; when it dies, the variables are those of before. What the
-    copy and the host say to each other passes through the waiting original, so that no frame is ever left half read.
-    """
+
+class Worker:
+    """Holds the variables, and does what the host asks: each request in a forked child where that can be had."""
 
     def __init__(self, wire: Wire, language: Any, setup: dict[str, Any]):
         self.host = wire
@@ -1075,18 +1078,16 @@ class Worker:
         self.own_init: bool = setup.get("own_init", False)
         self.can_kill: bool = setup.get("can_kill", True)
         self.contained: bool = setup.get("contained", False)
-        self.grow: Callable[[int], None] = setup.get("grow") or (lambda weight: None)
         self.blob: int = setup.get("blob", -1)
         self.weights: dict[str, int] = {}  # of what the host has set: large, but rarely touched, so cheap to fork
         self.at_start = memory_in_use()
         self.address_space = address_space(setup.get("memory", 0))
         self.kills = memory_kills()
-        self.spill = Spill()
         global session_calls
         self.calls = session_calls = Calls(wire)
         self.forked = self.interrupted = False
         self.result: dict[str, Any] = {}
-        self.out = Output(None, None)
+        self.out = Output()
         self.final: Any = UNSET
         self.last: Any = None
         self.outputs: dict[int, str] = {}
@@ -1094,10 +1095,10 @@ class Worker:
         self.functions: dict[str, Any] = {}
         self.specs: dict[str, Any] = {}  # what the host said of each of them
         self.own = {**{m.__name__: unbound(m) for m in (self.FINAL, self.FINAL_VAR, self.SHOW_VARS)}, "_out": {}}
-        self.files = Files(self.calls.ask, lambda text: self.out.write(text), setup)
+        self.files = Files(self.calls.ask, self.out.write, setup)
         random.seed(0)
-        sys.stdout = sys.stderr = Redirect(self)
-        self.variables: dict[str, Any] = language.namespace(dict(self.own), sys.stdout, self.files)
+        sys.stdout = sys.stderr = self.out
+        self.variables: dict[str, Any] = language.namespace(dict(self.own), self.out, self.files)
         self.hidden = set(self.variables)
 
     # - requests
@@ -1122,8 +1123,8 @@ class Worker:
                 continue  # an answer that came after its cell had ended
             self.calls.request = message["id"]
             role = self.fork() if self.can_fork() else "alone"
-            self.forked = role == "copy"
-            if role == "copy":
+            self.forked = role == "child"
+            if role == "child":
                 self.answer(operation, message)
                 self.commit(message["op"] in lasting)
             elif role == "alone":
@@ -1155,7 +1156,6 @@ class Worker:
 
     def set(self, message: dict[str, Any]) -> dict[str, Any]:
         name, weight = message["name"], message["weight"]
-        self.grow(max(0, weight - self.weights.get(name, 0)))
         self.weights[name] = weight
         self.variables[name] = self.read_blob(message)
         return {"op": "done"}
@@ -1195,18 +1195,18 @@ class Worker:
 
     def execute(self, message: dict[str, Any]) -> dict[str, Any]:
         number, began = message["cell"], time.perf_counter()
-        streamed = message["stream"] or not self.forked
-        self.out = Output(self.emit if streamed else None, self.spill if self.forked else None)
+        self.out.begin(self.emit if message["stream"] or not self.forked else None)
         self.interrupted = False
         self.bind(message["functions"])
         with self.within(message.get("memory")):
             ended = self.run(message["code"], f"<cell {number}>")
         if self.calls.in_child():
             os._exit(0 if ended["status"] == "ok" else 1)
+        self.out.flush()
         text = self.out.text()
         self.keep(number, text)
         where = f"; the whole is in _out[{number}]"
-        shown = {"stdout": cut(text, self.output_limit, where), "chars": self.out.total}
+        shown = {"stdout": cut(text, self.output_limit, where), "chars": self.out.sizes()[1]}
         return {"op": "result", "ms": (time.perf_counter() - began) * 1000, **shown, **ended}
 
     def run(self, code: str, filename: str) -> dict[str, Any]:
@@ -1342,53 +1342,50 @@ class Worker:
     # - the fork before a request
 
     def can_fork(self) -> bool:
-        """Not beyond a size, and not while threads of earlier cells run: a copy would be without them."""
+        """Not beyond a size, and not while threads of earlier cells run: a child would be without them."""
         light = memory_in_use() - sum(self.weights.values()) < self.fork_limit
         return light and threading.active_count() == 1
 
     def fork(self) -> str:
-        """ "copy" in the process that is to do the request, "original" in the other once the copy has died or is done,
-        "alone" if there can be no copy."""
-        self.spill.clear()
+        """The role: "child" does the request, "snapshot" comes back once the child has died or is done,
+        "alone" if there can be none."""
+        self.out.begin(None)
         try:
             reserve_descriptors(0)
-            to_copy, from_copy = os.pipe(), os.pipe()
+            to_child, from_child = os.pipe(), os.pipe()
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             chance = random.getstate()
-            copy = self.new_process()
+            try:
+                child = os.fork()
+            except BlockingIOError:  # earlier cells left as many processes as there may be
+                self.sweep()
+                child = os.fork()
         except OSError:
             signal.signal(signal.SIGINT, self.calls.interrupts.handler)
             return "alone"
-        if copy == 0:
-            os.close(to_copy[1])
-            os.close(from_copy[0])
+        if child == 0:
+            os.close(to_child[1])
+            os.close(from_child[0])
             random.setstate(chance)  # a fork seeds it anew, and replays need it to go on
             reserve_descriptors(SPARE_DESCRIPTORS)
             signal.signal(signal.SIGUSR1, signal.SIG_IGN if self.can_kill else signal.SIG_DFL)
             signal.signal(signal.SIGINT, self.calls.interrupts.handler)
-            self.calls.begin(Wire(to_copy[0], from_copy[1]), marked=True)
+            self.calls.begin(Wire(to_child[0], from_child[1]), marked=True)
             if self.contained:
                 os.setpgid(0, 0)
                 set_expendable(1000)
-            return "copy"
-        os.close(to_copy[0])
-        os.close(from_copy[1])
-        died = Relay(self.host, Wire(from_copy[0], to_copy[1]), copy, self.sweep).run()
+            return "child"
+        os.close(to_child[0])
+        os.close(from_child[1])
+        died = Relay(self.host, Wire(from_child[0], to_child[1]), child, self.sweep).run()
         signal.signal(signal.SIGINT, self.calls.interrupts.handler)
         if died is not None:
             self.sweep()
             self.tell_death(died)
-        return "original"
-
-    def new_process(self) -> int:
-        try:
-            return os.fork()
-        except BlockingIOError:  # earlier cells left as many processes as there may be
-            self.sweep()
-            return os.fork()
+        return "snapshot"
 
     def commit(self, lasting: bool) -> None:
-        """Hand the result to the original, and take its place when it has gone (or go, if nothing is to last)."""
+        """In the child: hand over the result, and become the worker when the snapshot has gone, or end."""
         wire = self.calls.wire
         self.calls.send(self.result, b"c" if lasting else b"r")
         if not lasting:
@@ -1396,7 +1393,7 @@ class Worker:
         last = b""
         while part := os.read(wire.reader, 1 << 16):
             last = (last + part)[-len(PASSED_ON) :]
-        if self.calls.marked and last != PASSED_ON:  # the original died first
+        if self.calls.marked and last != PASSED_ON:
             self.calls.orphaned()
             self.calls.send(self.result)
         os.close(wire.reader)
@@ -1409,21 +1406,22 @@ class Worker:
             self.sweep()
 
     def sweep(self) -> None:
-        """Kill what a cell left running. Only ever where this process's init is the sandbox's own."""
+        """In the worker: kill what a cell left running. Only where this process's init is the sandbox's own."""
         if self.contained or (self.own_init and os.getppid() == 1):
             with contextlib.suppress(OSError):
                 os.kill(-1, signal.SIGKILL)
 
     def tell_death(self, status: int) -> None:
+        """In the snapshot."""
         how = {"signal": os.WTERMSIG(status)} if os.WIFSIGNALED(status) else {"exit": os.WEXITSTATUS(status)}
-        shown = {"stdout": cut(self.spill.text(), self.output_limit, ""), "chars": self.spill.total()}
+        shown = {"stdout": cut(self.out.text(), self.output_limit, ""), "chars": self.out.sizes()[1]}
         kills, self.kills = self.kills, memory_kills()
         memory = None if kills is None else self.kills != kills
         self.host.write(encode_frame({"op": "died", "id": self.calls.request, "memory": memory, **shown, **how}))
 
 
 def set_expendable(score: int) -> None:
-    """How gladly the kernel kills this process when a container's memory runs out: the copy before its original."""
+    """How gladly the kernel kills this process when a container's memory runs out: the child before its snapshot."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write(str(score))
 
@@ -1439,7 +1437,7 @@ def reserve_descriptors(spare: int) -> None:
 
 @contextlib.contextmanager
 def may_be_killed() -> Iterator[None]:
-    """Without a copy to kill, the signal for that ends this process, and the variables with it."""
+    """Without a snapshot, the signal to kill the child ends this process, and the variables with it."""
     if not hasattr(signal, "SIGUSR1"):
         yield
         return
@@ -1448,89 +1446,70 @@ def may_be_killed() -> Iterator[None]:
     signal.signal(signal.SIGUSR1, before)
 
 
-class Redirect(io.TextIOBase):
-    """`sys.stdout` of the cells: always the output of the cell that runs."""
-
-    encoding = "utf-8"
-    errors = "replace"
-
-    def __init__(self, worker: Worker):
-        self.worker = worker
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, text: str) -> int:
-        return self.worker.out.write(text)
-
-    def close(self) -> None:
-        """A cell that closes its output would lose that of the next."""
-
-    def flush(self) -> None:
-        self.worker.out.flush()
-
-
 class Relay:
-    """Passes whole frames between the host and the copy that works, and notices how the copy ends."""
+    """What a snapshot does: it passes whole frames between the host and the child, and notices how the child ends.
 
-    def __init__(self, host: Wire, copy: Wire, pid: int, sweep: Callable[[], None]):
-        self.host, self.copy, self.pid, self.sweep = host, copy, pid, sweep
-        self.settled = self.killed = False
+    So no frame is left half read or half written when the child is killed.
+    """
+
+    def __init__(self, host: Wire, child: Wire, pid: int, sweep: Callable[[], None]):
+        self.host, self.child, self.pid, self.sweep = host, child, pid, sweep
+        self.committed = self.killed = False
         self.waiting: collections.deque[memoryview] = collections.deque()
-        os.set_blocking(copy.writer, False)  # a copy that does not read must not keep this process from listening
+        os.set_blocking(child.writer, False)  # a child that does not read must not keep this process from listening
 
     def run(self) -> int | None:
-        """The copy's wait status if it died; None if it answered a request that leaves nothing behind.
+        """The child's wait status if it died; None if it answered a request that leaves nothing behind.
 
-        When the copy takes over, this process ends here.
+        When the child takes over, this process ends here.
         """
         signal.signal(signal.SIGUSR1, self.kill)
         try:
             return self.relay()
         finally:
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-            os.close(self.copy.reader)
-            os.close(self.copy.writer)
+            os.close(self.child.reader)
+            os.close(self.child.writer)
 
     def relay(self) -> int | None:
         poller = select.poll()
-        poller.register(self.copy.reader, select.POLLIN)
+        poller.register(self.child.reader, select.POLLIN)
         while True:
             poller.register(self.host.reader, select.POLLIN if len(self.waiting) < RELAYED_MAX else 0)
-            poller.register(self.copy.writer, select.POLLOUT if self.waiting else 0)
+            poller.register(self.child.writer, select.POLLOUT if self.waiting else 0)
             ready = dict(poller.poll(200))
-            if self.copy.reader in ready:
+            if self.child.reader in ready:
                 try:
-                    mark, frame = self.copy.exactly(1), self.copy.read()
+                    mark, frame = self.child.exactly(1), self.child.read()
                 except EOFError:
-                    return self.reap()
-                if self.from_copy(mark, frame):
+                    return self.wait_status()
+                if self.pass_on(mark, frame):
                     return None
             if self.host.reader in ready:
-                self.from_host()
+                self.take_from_host()
             if self.waiting:
-                self.to_copy()
+                self.give_to_child()
             if not ready:
                 ended, status = os.waitpid(self.pid, os.WNOHANG)
                 if ended:
                     return status
 
-    def from_copy(self, mark: bytes, frame: bytes) -> bool:
-        """Pass a frame on. True: it was the last, and the copy leaves nothing."""
-        self.settled = mark == b"c"
-        if self.settled and self.killed:
-            self.settled = False
+    def pass_on(self, mark: bytes, frame: bytes) -> bool:
+        """Pass a frame on to the host. True: it was the last, and the child leaves nothing."""
+        self.committed = mark == b"c"
+        if self.committed and self.killed:
+            self.committed = False
             return False
         self.host.write(struct.pack(">I", len(frame)) + frame)
-        if self.settled:
+        if self.committed:
             with contextlib.suppress(OSError):
-                os.write(self.copy.writer, PASSED_ON)
+                os.write(self.child.writer, PASSED_ON)
             os._exit(0)
         if mark == b"r":
-            self.reap()
+            self.wait_status()
         return mark == b"r"
 
-    def from_host(self) -> None:
+    def take_from_host(self) -> None:
         try:
             frame = self.host.read()
         except EOFError:  # the host has gone
@@ -1538,9 +1517,9 @@ class Relay:
             os._exit(0)
         self.waiting.append(memoryview(struct.pack(">I", len(frame)) + frame))
 
-    def to_copy(self) -> None:
+    def give_to_child(self) -> None:
         try:
-            sent = os.write(self.copy.writer, self.waiting[0])
+            sent = os.write(self.child.writer, self.waiting[0])
         except BlockingIOError:
             return
         except BrokenPipeError:
@@ -1551,16 +1530,16 @@ class Relay:
             self.waiting.popleft()
 
     def kill(self, *_: Any) -> None:
-        """Kill the copy, unless it has taken over. (Where kill is forbidden, its own handling of SIGUSR1 ends it.)"""
-        if not self.settled:
+        """Kill the child, unless it has taken over. (Where kill is forbidden, its own handling of SIGUSR1 ends it.)"""
+        if not self.committed:
             self.killed = True
             with contextlib.suppress(OSError):
                 os.kill(self.pid, signal.SIGKILL)
             self.sweep()
 
-    def reap(self, patience: float = 0.2) -> int:
-        """The wait status of a copy that has closed its end; one that goes on without it is killed: status 255."""
-        until = time.monotonic() + patience
+    def wait_status(self) -> int:
+        """That of a child that has closed its end; one that goes on without it is killed: status 255."""
+        until = time.monotonic() + 0.2
         while time.monotonic() < until:
             ended, status = os.waitpid(self.pid, os.WNOHANG)
             if ended:
@@ -2459,7 +2438,6 @@ def start_worker(setup: dict[str, Any], layers: dict[str, bool | str], wire: Wir
         sys.modules["numpy"].random.seed(0)
     layers["policy"] = setup["policy"]
     setup["own_init"] = own_init
-    setup["grow"] = raise_memory_limit if layers["rlimits"] and sys.platform != "linux" else None
     setup["can_kill"] = not setup["confined"] or may_kill(layers)
     Worker(wire, load_policy().PolicyLanguage(setup) if setup["policy"] else PlainLanguage(), setup).start(layers)
 
@@ -2469,7 +2447,7 @@ TIME_ZONES = ["/usr/share/zoneinfo", "/usr/lib/zoneinfo", "/usr/share/lib/zonein
 
 def readable_paths(setup: dict[str, Any]) -> list[str]:
     """What Python needs while it runs, and the allowed packages. The caller's files come from the host."""
-    paths = [os.path.dirname(os.__file__), *TIME_ZONES, *setup["readable"]]
+    paths = [os.path.dirname(os.__file__), *TIME_ZONES]
     if setup["allowed_imports"]:
         paths += [
             *setup["packages"],
@@ -2480,14 +2458,6 @@ def readable_paths(setup: dict[str, Any]) -> list[str]:
             os.environ.get("MPLCONFIGDIR", ""),
         ]
     return [path for path in paths if path]
-
-
-def raise_memory_limit(added: int) -> None:
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_AS, (min(soft + added, hard), hard))
 
 
 def set_subreaper() -> None:

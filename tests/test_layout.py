@@ -83,7 +83,8 @@ def test_an_import_loads_nothing_expensive_and_does_nothing(module: str, workspa
     report = "import sys, json; before = set(sys.modules); {}; print(json.dumps(sorted(set(sys.modules) - before)))"
     ran = run(sys.executable, "-c", report.format(f"import {module}"))
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert set(json.loads(ran.stdout)) & EXPENSIVE == set()
+    in_the_child = {"RestrictedPython"} if module == "rlm_policy" else set()
+    assert set(json.loads(ran.stdout)) & EXPENSIVE <= in_the_child
     assert list(workspace.iterdir()) == []
 
 

@@ -1122,7 +1122,7 @@ def test_abandoned_folders_are_removed_and_those_in_use_are_not(own_zygote: Path
 
 def test_paths_too_long_for_a_request_are_refused_and_the_others_go_on(local: LocalSandbox) -> None:
     with pytest.raises(SandboxError, match="too long") as caught:
-        LocalSandbox(readable=[f"/tmp/{'x' * 200}{i}" for i in range(400)])
+        LocalSandbox(workspace=[f"/tmp/{'x' * 200}{i}" for i in range(400)])
     assert "common parent" in caught.value.hint
     zygote = rlm_sandbox.zygote_for((), True)
     zygote.socket.send(b"not JSON")
