@@ -385,6 +385,8 @@ def _read_toml(path: str, is_project: bool) -> dict[str, tuple[Any, str]]:
             blob = file.read(_CONFIG_BYTES + 1)
         if len(blob) > _CONFIG_BYTES:
             raise ConfigError(f"{short} is larger than {_CONFIG_BYTES // 1000} kB")
+        if any(line.count(b".") > 1_000 for line in blob.splitlines()):
+            raise ConfigError(f"{short} is nested too deeply")  # which would take long to find out
         if max(map(len, re.findall(rb"[\dA-Fa-f_]+", blob)), default=0) > rlm_backends.JSON_DIGITS:
             raise ConfigError(f"{short} has a number of more than {rlm_backends.JSON_DIGITS:,} digits")
         data = tomllib.loads(blob.decode("utf-8"))
@@ -1503,7 +1505,7 @@ def _load_context(path: str, about: Mapping[str, Any]) -> Any:
         said = about.get("bytes")
         size = min(said, _SAVED_CONTEXT) if isinstance(said, int) else 0
         with open(path, "rb") as file:
-            packed = file.read(_SAVED_CONTEXT)
+            packed = file.read(min(os.fstat(file.fileno()).st_size, _SAVED_CONTEXT))
         values = _SAVED_VALUES + 4 * len(packed)
         most = 6 * size + 32 * values if about.get("type") != "str" else size + 1  # JSON may take six bytes for one
         if about.get("type") == "str" and _text_digest(_unpacked(packed, most), about.get("size")) != about.get(
@@ -1864,7 +1866,7 @@ _ONE_LINE = r"^```(\w*)[ \t]+([^\s`].*?)[ \t]*```$"
 _RUNNABLE = {"", "repl", "python", "py", "python3", "py3", "ipython", "ipython3", "tool_code", "code"}
 _THINKING = r"(?s)\A\s*<think(?:ing)?>.*?</think(?:ing)?>"
 _PARSED_CODE = 60_000  # characters of code that are parsed here, at up to 500 bytes for each; longer code is just run
-_PARSED_AT_ALL = 500_000  # characters parsed to find where the blocks of one reply end
+_PARSED_AT_ALL = 200_000  # characters parsed to find where the blocks of one reply end
 _MOST_FENCES = 500
 _FALSE_STARTS = 20  # of tool calls: each may be looked at to its far end
 _MISSES = 100  # places tried in vain: more would take minutes over a reply that repeats itself
@@ -1985,7 +1987,7 @@ def _block(lines: list[str], start: int, mark: str, tag: str, patience: _Patienc
             if patience.over:
                 break
         elif (
-            not (closings or sizes > _PARSED_CODE)
+            not (closings or patience.over or sizes > _PARSED_CODE)
             and (inner := re.match(_OPENING, stripped))
             and inner[2]
             and patience.parses(code_to(i))
