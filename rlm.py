@@ -1093,7 +1093,7 @@ def _load_context(path: str, about: Mapping[str, Any]) -> Any:
         said = about.get("bytes")
         size = min(said, _SAVED_CONTEXT) if isinstance(said, int) else 0
         with open(path, "rb") as file:
-            packed = file.read(_SAVED_CONTEXT)
+            packed = file.read(min(os.fstat(file.fileno()).st_size, _SAVED_CONTEXT))
         values = _SAVED_VALUES + 4 * len(packed)
         most = 6 * size + 32 * values if about.get("type") != "str" else size + 1  # JSON may take six bytes for one
         if about.get("type") == "str" and _text_digest(_unpacked(packed, most), about.get("size")) != about.get(
@@ -1453,7 +1453,7 @@ _ONE_LINE = r"^```(\w*)[ \t]+([^\s`].*?)[ \t]*```$"
 _RUNNABLE = {"", "repl", "python", "py", "python3", "py3", "ipython", "ipython3", "tool_code", "code"}
 _THINKING = r"(?s)\A\s*<think(?:ing)?>.*?</think(?:ing)?>"
 _PARSED_CODE = 60_000  # characters of code that are parsed here, at up to 500 bytes for each; longer code is just run
-_PARSED_AT_ALL = 500_000  # characters parsed to find where the blocks of one reply end
+_PARSED_AT_ALL = 200_000  # characters parsed to find where the blocks of one reply end
 _MOST_FENCES = 500
 _FALSE_STARTS = 20  # of tool calls: each may be looked at to its far end
 _MISSES = 100  # places tried in vain: more would take minutes over a reply that repeats itself
@@ -1574,7 +1574,7 @@ def _block(lines: list[str], start: int, mark: str, tag: str, patience: _Patienc
             if patience.over:
                 break
         elif (
-            not (closings or sizes > _PARSED_CODE)
+            not (closings or patience.over or sizes > _PARSED_CODE)
             and (inner := re.match(_OPENING, stripped))
             and inner[2]
             and patience.parses(code_to(i))

@@ -343,6 +343,8 @@ def read_toml(path: str, is_project: bool, without: Collection[str] = ()) -> dic
             blob = file.read(_CONFIG_BYTES + 1)
         if len(blob) > _CONFIG_BYTES:
             raise ConfigError(f"{short} is larger than {_CONFIG_BYTES // 1000} kB")
+        if any(line.count(b".") > 1_000 for line in blob.splitlines()):
+            raise ConfigError(f"{short} is nested too deeply")  # which would take long to find out
         if max(map(len, re.findall(rb"[\dA-Fa-f_]+", blob)), default=0) > rlm_backends.JSON_DIGITS:
             raise ConfigError(f"{short} has a number of more than {rlm_backends.JSON_DIGITS:,} digits")
         data = tomllib.loads(blob.decode("utf-8-sig"))

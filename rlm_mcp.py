@@ -1915,13 +1915,17 @@ def _execute_python(
     def work(job: Job) -> Message:
         sandbox = session.sandbox()
         job.stops.append(functools.partial(sandbox.interrupt, STOP_GRACE))
-        cell = sandbox.execute(
-            sibling("rlm").clean_code(code),
+        execute = functools.partial(
+            sandbox.execute,
             timeout=seconds if timeout is None else timeout,
             functions=CellModels(job, session.directory).functions,
             on_output=lambda text: _note(job, text),
             memory=memory,
         )
+        cell = execute(code)
+        if cell.error and re.search(r"(?m)^(?:Syntax|Indentation|Tab)Error", cell.error):
+            clean = sibling("rlm").clean_code(code)  # out of a fence, say
+            cell = execute(clean) if clean != code else cell
         if cell.status == "lost":
             session.forget()
         return _cell_result(server, cell, session, session_id == "new")
