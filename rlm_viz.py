@@ -1469,7 +1469,7 @@ def _repeated(events: Sequence[Event], listed: Sequence[Row]) -> list[list[Row]]
     for row in listed:
         if row.kind == "cell" and (code := _text(events[row.index].get("code")).strip()):
             cells.setdefault((str(events[row.index].get("node")), code), []).append(row)
-    return [same for same in cells.values() if len(same) > 1][:5]
+    return sorted((same for same in cells.values() if len(same) > 1), key=len, reverse=True)[:2]
 
 
 def _dearest(listed: Sequence[Row]) -> tuple[str, list[Row]]:
@@ -2232,7 +2232,7 @@ display:inline-flex;gap:5px;align-items:center}
 .md th,.md td{text-align:start;padding:3px 10px;white-space:normal}
 .md blockquote{margin:0;padding-inline-start:10px;border-inline-start:3px solid var(--line);color:var(--muted)}
 .md hr{border:0;border-top:1px solid var(--line)}
-.value{display:inline;font:inherit;border:0;border-radius:0;background:none;padding:0;min-height:0!important;
+.link.value{display:inline;color:inherit;text-decoration:none;font:inherit;border:0;border-radius:0;background:none;padding:0;min-height:0!important;
 min-width:0!important;text-align:start;border-bottom:1px dotted var(--accent)}
 .value:hover{background:var(--tint)}
 .value.lost{border-bottom:2px dashed var(--warn)}
@@ -2482,6 +2482,7 @@ display:none}}
 @container (max-width:620px){#grid [role=row]{grid-template-columns:minmax(0,1fr) 84px 92px 70px}.figure{
 grid-template-columns:1fr}.figure i,#grid [role=columnheader] i{display:none}}
 @container (min-width:560px){.pair{grid-template-columns:minmax(0,1fr) minmax(0,1fr)}}
+@media (min-width:1700px){.split{grid-template-columns:minmax(0,1fr) minmax(360px,34%)}}
 .split.single{grid-template-columns:minmax(0,1fr)}
 .title button:not(.icon),.chip{display:inline-flex;gap:6px;align-items:center}
 @media (max-width:900px){
@@ -2505,6 +2506,8 @@ main{padding:10px 10px 30px}
 .turns select{display:none}
 .find #found{left:0;right:auto}
 #found button{min-height:44px}
+.raw,.qa h2 button:not(.link),.command button,.choose button,.block header button,.tracing .icon{
+min-height:44px!important;min-width:44px!important}
 .runs thead{display:none}
 .runs tr{display:grid;grid-template-columns:1fr 1fr;padding:8px 6px;border-bottom:1px solid var(--line)}
 .runs td{border:0;white-space:normal;text-align:left;padding:2px 6px;overflow-wrap:anywhere;max-width:none}
@@ -2522,7 +2525,7 @@ button:not(.link){min-width:44px}
 .tabs button,#tools>button,#tools summary{flex:1;padding:4px 3px}
 .tabs button{font-size:13px}
 #tools{display:grid;grid-template-columns:repeat(3,1fr)}
-#tools summary{display:grid;place-items:center}
+#tools summary{display:flex;justify-content:center;align-items:center;gap:4px}
 .brand span{display:none}
 .cards>div{flex-basis:28%;padding:6px 10px}
 .cards .note{display:none}
@@ -2606,10 +2609,12 @@ return element;
 const icon = name => s("svg", { "aria-hidden": "true", class: "k-" + name }, s("use", { href: "#i-" + name }));
 const button = (label, act, attributes) => h("button", { type: "button", ...attributes, onclick: act }, label);
 const firstLine = text => text.split("\n", 1)[0];
+const BETWEEN = ",.'\u00a0\u202f\u066c";
 const number = value => Math.round(value).toLocaleString("en-US");
 const counted = (count, word) => `${number(count)} ${word}${count === 1 ? "" : "s"}`;
 function money(known, unpriced) {
 if (unpriced && !known) return "?";
+if (known < 0) return "−" + money(-known, unpriced);
 const places = known >= 1 || !known ? 2 : Math.min(9, 1 - Math.floor(Math.log10(known)));
 const digits = { minimumFractionDigits: places, maximumFractionDigits: places };
 const shown = known ? "$" + (known + TIE / 10 ** places).toLocaleString("en-US", digits) : "$0";
@@ -2851,14 +2856,18 @@ setTimeout(() => from.replaceChildren(...old), 1200);
 }
 const MARKED = /\*\*\S|`[^`\n]|^\s{0,6}(?:[-*+•]|\d{1,3}[.)])\s+\S|^#{1,6}\s|^\s*\|.*\|\s*$/m;
 function markdown(source) {
-const box = h("div", { class: "md", dir: "auto" }), lines = source.split("\n");
+const box = h("div", { class: "md" }), lines = source.split("\n");
 for (let at = 0; at < lines.length;) {
 const block = [mdFence, mdHeading, mdRule, mdTable, mdList, mdQuote, mdParagraph].find(make => make.at(lines, at));
 const [element, next] = block(lines, at);
 if (element) box.append(element);
 at = next;
 }
-return box;
+return auto(box);
+}
+function auto(element) {
+element.dir = "auto";
+return element;
 }
 function spanned(lines, at, belongs) {
 let end = at + 1;
@@ -2884,7 +2893,7 @@ mdRule.at = (lines, at) => /^\s{0,3}(?:-\s*){3,99}$|^\s{0,3}(?:\*\s*){3,99}$/.te
 function mdTable(lines, at) {
 const end = spanned(lines, at + 1, line => line.includes("|"));
 const cells = line => line.trim().replace(/^\||\|$/g, "").split("|").map(cell => cell.trim());
-const made = (line, tag) => h("tr", {}, cells(line).map(cell => inline(h(tag, { dir: "auto" }), cell)));
+const made = (line, tag) => h("tr", {}, cells(line).map(cell => auto(inline(h(tag), cell))));
 const rows = lines.slice(at + 2, end).map(line => made(line, "td"));
 const table = h("table", {}, h("thead", {}, made(lines[at], "th")), h("tbody", {}, rows));
 return [h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table" }, table), end];
@@ -2903,9 +2912,9 @@ if (open.length) last.append(list);
 else open.root ??= list;
 open.push({ deep: space.length, list });
 }
-open.at(-1).list.append(last = inline(h("li", { dir: "auto" }), words));
+open.at(-1).list.append(last = auto(inline(h("li"), words)));
 }
-return [open.root, end];
+return [auto(open.root), end];
 }
 mdList.at = (lines, at) => ITEM.test(lines[at]);
 function mdQuote(lines, at) {
@@ -2918,7 +2927,7 @@ const starts = next => [mdFence, mdHeading, mdRule, mdTable, mdList, mdQuote].so
 let end = at + 1;
 while (end < lines.length && lines[end].trim() && !starts(end)) end++;
 const words = lines.slice(at, end).join("\n");
-return [words.trim() ? inline(h("p", { dir: "auto" }), words) : null, end];
+return [words.trim() ? auto(inline(h("p"), words)) : null, end];
 }
 mdParagraph.at = () => true;
 const INLINE = new RegExp([
@@ -2928,15 +2937,18 @@ const INLINE = new RegExp([
 /(?<!\w)_(?=[^\s_])([^_\n]{1,200})(?<!\s)_(?!\w)/,
 ].map(part => part.source).join("|"), "g");
 function inline(box, words) {
+const parts = document.createDocumentFragment();
 let last = 0;
-for (const found of words.matchAll(INLINE)) {
-put(box, words.slice(last, found.index));
+INLINE.lastIndex = 0;
+for (let found = INLINE.exec(words); found; found = INLINE.exec(words)) {
+put(parts, words.slice(last, found.index));
 const [whole, , code, bold, star, line] = found;
-if (code !== undefined) box.append(h("code", {}, code));
-else box.append(inline(h(bold === undefined ? "em" : "strong"), bold ?? star ?? line));
-last = found.index + whole.length;
+if (code !== undefined) parts.append(h("code", {}, code));
+else parts.append(inline(h(bold === undefined ? "em" : "strong"), bold ?? star ?? line));
+INLINE.lastIndex = last = found.index + whole.length; // what is within has moved it
 }
-return put(box, words.slice(last));
+box.append(put(parts, words.slice(last)));
+return box;
 }
 function readable(content, made) {
 const raw = () => put(h("div", { class: "prose", dir: "auto" }), content);
@@ -3020,12 +3032,13 @@ h("option", { value: i }, `${meta.id} · ${meta.status} · ${firstLine(meta.ques
 $("pick").value = STATE.run;
 $("pick").hidden = !RUNS.length;
 }
-const NUMBER = /\d+(?:[,.'\u00a0\u202f]\d+)*/g;
+const DIGITS = `\\d+(?:[${BETWEEN}]\\d+)*`, NUMBER = new RegExp(DIGITS, "g");
+const UNITS = "%|(?:thousand|million|billion|[kMB])\\b", FIGURE = new RegExp(`^(${DIGITS})\\s?(${UNITS})?$`);
 const VALUE = new RegExp([
-/\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?)?|\d{1,2}:\d\d(?::\d\d)?/, // a date or a time, as it is written
-/“[^”\n]{2,200}”|"[^"\n]{2,200}"|`[^`\n]{2,200}`|‘[^’\n]{3,200}’/,
-/\d+(?:[,.'\u00a0\u202f]\d+)*(?:\s?%|\s?(?:thousand|million|billion|[kMB])\b)?/,
-].map(part => part.source).join("|"), "g");
+"\\d{4}-\\d\\d-\\d\\d(?:[T ]\\d\\d:\\d\\d(?::\\d\\d)?)?|\\d{1,2}:\\d\\d(?::\\d\\d)?", // a date or a time, as written
+'“[^”\\n]{2,200}”|"[^"\\n]{2,200}"|`[^`\\n]{2,200}`|‘[^’\\n]{3,200}’',
+`${DIGITS}(?:\\s?(?:${UNITS}))?`,
+].join("|"), "g");
 const SCALES = { k: 1e3, thousand: 1e3, M: 1e6, million: 1e6, B: 1e9, billion: 1e9 };
 const TRACED_ANSWERS = 60, TRACED_EVENTS = 3000;
 function numberOf(words) {
@@ -3037,7 +3050,7 @@ const decimals = decimal ? last : 0, digits = words.replace(/\D/g, "");
 return { value: +digits / 10 ** decimals, decimals };
 }
 function recogniser(words) {
-const [, figure, unit] = /^(\d[\d,.'\u00a0\u202f]*)\s?(%|thousand|million|billion|[kMB])?$/.exec(words) || [];
+const [, figure, unit] = FIGURE.exec(words) || [];
 if (figure === undefined) {
 const each = new RegExp(escaped(bare(words)).replace(/\s+/g, "\\s+"), "gi");
 return content => [...content.matchAll(each)].map(hit => [hit.index, hit.index + hit[0].length]);
@@ -3074,10 +3087,14 @@ rest.replaceWith(valueButton(hit[0]));
 }
 markLost(box);
 }
-const valueButton = words => button(words, () => trace(bare(words)), { class: "value", title: "Where it comes from" });
+const valueButton = words =>
+button(words, () => trace(bare(words)), { class: "link value", title: "Where it comes from" });
 const SAID = {
-node: event => [["the question", event.prompt], ["the context's beginning", event.context?.preview],
-["the message", event.announcement]],
+node: (event, i) => {
+const [asked, given] = run.depth[i] ? [`${name(i)}'s prompt`, `${name(i)}'s context`]
+: ["the question", "the context's beginning"];
+return [[asked, event.prompt], [given, event.announcement || event.context?.preview]];
+},
 turn: (event, i) => [[`${name(i)}'s reply`, event.response]],
 sub: (event, i) => [[subName(i) + "'s prompt", contentOf(event.prompt)], [subName(i), event.response]],
 cell: (event, i) => [[`${name(i)}'s code`, event.code], [`${name(i)}'s output`,
@@ -3345,7 +3362,8 @@ h("span", {}, flat ? self : total), h("i", {}, self && self !== total && !flat ?
 const nonzero = (value, words) => value ? words : "";
 return [
 paid ? cell(number(run.allTokens[i]), nonzero(own, number(own)), " first") : cell("", "", " first"),
-paid ? cell(money(run.allCost[i], run.unpriced[i]), cost < 0 ? "?" : nonzero(cost, money(cost, 0))) : cell("", ""),
+paid ? cell(money(run.allCost[i], run.unpriced[i]), cost < 0 ? "?" : nonzero(flat || cost < run.allCost[i],
+nonzero(cost, money(cost, 0)))) : cell("", ""),
 timed ? cell(duration(run.all[i]), nonzero(run.own[i] >= 1, duration(run.own[i]))) : cell("", ""),
 ];
 }
@@ -3564,7 +3582,8 @@ const heading = "note" in source || !("cell" in source) ? "Output:" : `[cell ${s
 return `${heading}\n${"code" in source ? cellText(source) : contentText(source.tool_results?.[0]?.content)}`;
 };
 function cellText(cell) {
-const parts = [show(cell.stdout).replace(/\n+$/, ""), show(cell.value), show(cell.brief || cell.error)];
+const parts = [cell.stdout ?? "", cell.value ?? "", cell.brief || cell.error || ""].map(show);
+parts[0] = parts[0].replace(/\n+$/, "");
 if (cell.images) parts.push(`[images made: ${cell.images}]`);
 return (parts.filter(Boolean).join("\n") || "[no output]") + (cell.note ? "\n" + show(cell.note) : "");
 }
@@ -3705,7 +3724,7 @@ markHits(box);
 const pressed = label => buttons.find(other => other.dataset.label === label);
 buttons.forEach((made, i) => { made.dataset.label = views[i][0]; });
 sentBefore(row).then(messages => buttons[1].append(` (${counted(messages.length, "message")}${tokens})`));
-const copyAll = copyButton("JSON", async () => JSON.stringify((await sentBefore(row)).map(wire), null, 2));
+const copyAll = copyButton("Messages", async () => JSON.stringify((await sentBefore(row)).map(wire), null, 2));
 return [h("div", { class: "choose", role: "group", "aria-label": "Sent to the model" },
 h("h3", {}, "Sent to the model"), buttons, copyAll), box];
 }
@@ -3740,12 +3759,13 @@ const NOISE = new Set([
 "tool_call_id", "tool_call_ids", "media_type", "sha256", "_at", "stop_reason", "status", "depth",
 ]);
 const AROUND = 40;
+const GROUPED = new RegExp(`^\\s*(\\d{1,3}(?:[${BETWEEN} _]?\\d{3})+)((?:[.,]\\d+)?)\\s*$`);
 function matcher(wanted, flags = "i") {
-const whole = /^\s*(\d{1,3}(?:[,.'\u00a0\u202f _]?\d{3})+)((?:[.,]\d+)?)\s*$/.exec(wanted);
+const whole = GROUPED.exec(wanted);
 if (!whole) return new RegExp(escaped(wanted), flags);
 const digits = whole[1].replace(/\D/g, ""), lead = digits.length % 3 || 3;
 const groups = [digits.slice(0, lead), ...digits.slice(lead).match(/\d{3}/g) || []];
-return new RegExp(groups.join("[,.'\u00a0\u202f _]?") + (whole[2] && "[.,]" + whole[2].slice(1)), flags);
+return new RegExp(groups.join(`[${BETWEEN} _]?`) + (whole[2] && "[.,]" + whole[2].slice(1)), flags);
 }
 const escaped = words => words.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&");
 const rawMatcher = wanted =>
@@ -4902,11 +4922,9 @@ $("live").hidden = false;
 setInterval(tellLive, 1000);
 tellLive();
 const poll = async () => {
-try {
-const reply = await fetch("version" + location.search);
-LIVE.gone = !reply.ok;
-if (reply.ok && await reply.text() !== DATA.live) await takeOver();
-} catch { LIVE.gone = true; }
+const reply = await fetch("version" + location.search).catch(() => null);
+LIVE.gone = !reply?.ok;
+if (reply?.ok && await reply.text() !== DATA.live) await takeOver();
 setTimeout(poll, 2000);
 };
 setTimeout(poll, 2000);
@@ -4918,8 +4936,8 @@ $("ago").textContent = LIVE.gone ? "no longer served" : `live, ${ago} ago`;
 $("live").classList.toggle("gone", LIVE.gone);
 }
 async function takeOver() {
-const reply = await fetch(location.pathname + location.search);
-if (!reply.ok) return;
+const reply = await fetch(location.pathname + location.search).catch(() => null);
+if (!reply?.ok) return;
 const fresh = new DOMParser().parseFromString(await reply.text(), "text/html"), data = fresh.getElementById("data");
 if (!data) return;
 const next = JSON.parse(data.textContent);
@@ -4974,7 +4992,7 @@ const grown = old.size !== made.size;
 Object.assign(old, { row: made.row, size: made.size });
 if (grown && old.filled) fillSection(old);
 }
-$("v5").firstElementChild.replaceWith(outline(SCRIPT.node));
+$("v5").firstElementChild.replaceWith(outlineOf(SCRIPT.node));
 }
 const VIEWS = { 2: showTimeline, 3: showCharts, 4: showRuns, 5: showTranscript };
 function setView(v) {
@@ -5100,7 +5118,7 @@ $("pick").onchange = () => pickRun(+$("pick").value);
 $("q").addEventListener("input", typed);
 $("q").addEventListener("keydown", event => { if (event.key === "Enter") nextHit(event.shiftKey ? -1 : 1); });
 for (const head of document.querySelectorAll("#grid [data-sort]")) head.onclick = () => sortBy(head.dataset.sort);
-document.querySelector(".find").addEventListener("focusin", () => { if (STATE.q) showFound(); });
+$("q").addEventListener("focus", () => { if (STATE.q) showFound(); });
 document.addEventListener("focusin", event => { if (!event.target.closest(".find")) $("found").hidden = true; });
 document.addEventListener("pointerdown", event => { if (!event.target.closest(".find")) $("found").hidden = true; });
 document.addEventListener("selectionchange", offerTrace);
