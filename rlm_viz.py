@@ -20,6 +20,7 @@ import re
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -1201,13 +1202,9 @@ def kernel_line() -> KernelLine | None:
 
 
 def _html(text: str) -> str:
-    return (
-        text.replace("&", "&amp;")
-        .replace("<", "&lt;")
-        .replace(">", "&gt;")
-        .replace('"', "&quot;")
-        .replace("'", "&#39;")
-    )
+    from html import escape
+
+    return escape(text).replace("&#x27;", "&#39;")
 
 
 _rows = rows  # `table` has a parameter of that name
@@ -1374,8 +1371,8 @@ class _Run:
 
     def meta(self) -> dict[str, Any]:
         """What the page's heading, picker and comparison need of the run."""
-        begin, prompt = _latest_prompt(self.events)
-        ending, end = _latest_end(self.events)
+        begin, prompt = _last_of_root(self.events, "start")
+        ending, end = _last_of_root(self.events, "end")
         now = [row for row in self.rows if row.index >= begin]  # a limit is for one prompt of a conversation
         source = max((row.index for row in now if row.flags & FINAL and row.depth == 0), default=-1)
         question, answer = _text(prompt.get("prompt")), _text(end.get("response"))
@@ -1389,7 +1386,6 @@ class _Run:
             "cut": [len(question) > 20_000, len(answer) > 20_000],
             "at": [begin, ending, source],
             "failure": _failure(end, prompt, now) if end.get("error") else None,
-            "findings": _findings(self.events, self.rows, now),
             "model": _brief(prompt.get("model"), 60),
             "started": _brief(prompt.get("timestamp"), 40),
             "cards": _cards(sums, self.rows, self.events, spent, now),
@@ -1399,20 +1395,12 @@ class _Run:
         }
 
 
-def _latest_prompt(events: Sequence[Event]) -> tuple[int, Event]:
-    """Number of the event in which the root was asked last, and the event."""
+def _last_of_root(events: Sequence[Event], name: str) -> tuple[int, Event]:
+    """Number of the root's last event of that name, and the event; no end if the run has gone on since."""
     for index in range(len(events) - 1, -1, -1):
-        if events[index].get("event") == "start" and not _number(events[index].get("depth")):
+        if events[index].get("event") == name and not _number(events[index].get("depth")):
             return index, events[index]
-    return -1, {}
-
-
-def _latest_end(events: Sequence[Event]) -> tuple[int, Event]:
-    """The same of the root's last end; none if the run has gone on since."""
-    for index in range(len(events) - 1, -1, -1):
-        if events[index].get("event") == "end" and not _number(events[index].get("depth")):
-            return index, events[index]
-        if _goes_on(events[index]):
+        if name == "end" and _goes_on(events[index]):
             break
     return -1, {}
 
@@ -1428,59 +1416,10 @@ def _limits(events: Sequence[Event]) -> Event:
 
 def _failure(end: Event, prompt: Event, now: Sequence[Row]) -> dict[str, Any]:
     """Why a run has no answer, what to do next, and the event that failed first."""
-    error = _dict(end["error"])
-    resumable = prompt.get("protocol") != "stream" and end.get("trajectory_id")
-    return {
-        **{name: _text(error.get(name)) for name in ("type", "message", "hint")},
-        "command": f"rlm resume {_text(end['trajectory_id'])}" if resumable else "",
-        "first": next((row.index for row in now if row.error and row.index >= 0 and row.kind != "end"), -1),
-    }
-
-
-def _findings(events: Sequence[Event], listed: Sequence[Row], now: Sequence[Row]) -> list[tuple[str, int]]:
-    """What a reader should know of the run, in words, each with the event to look at."""
-    found: list[tuple[str, int]] = []
-
-    def note(words: str, chosen: Sequence[Row]) -> None:
-        if chosen:
-            found.append((words, chosen[0].index))
-
-    turns = [row for row in now if row.kind == "turn" and row.depth == 0]
-    if turns and not any(row.kind in ("cell", "tool") for row in now):
-        note("answered without running code", turns[-1:])
-    for same in _repeated(events, listed):
-        note(f"the same cell {counted(len(same), 'time')}", same)
-    note(*_dearest(listed))
-    for words, chosen in (
-        ("{} cut off", [row for row in listed if row.kind in ("turn", "sub") and row.flags & WARNING]),
-        ("{} retried", [row for row in listed if row.flags & RETRIED]),
-    ):
-        took = f": {duration(sum(row.own_ms for row in chosen))}" if "retried" in words else ""
-        note(words.format(counted(len(chosen), "reply" if "cut" in words else "call")) + took, chosen)
-    note("variables lost with a cell that was stopped", [row for row in listed if row.flags & RESTORED])
-    forced = [row for row in now if row.kind == "turn" and events[row.index].get("forced") is True]
-    note("answered in a last call, without tools", forced)
-    return found
-
-
-def _repeated(events: Sequence[Event], listed: Sequence[Row]) -> list[list[Row]]:
-    """Groups of a node's cells with the same code."""
-    cells: dict[tuple[str, str], list[Row]] = {}
-    for row in listed:
-        if row.kind == "cell" and (code := _text(events[row.index].get("code")).strip()):
-            cells.setdefault((str(events[row.index].get("node")), code), []).append(row)
-    return sorted((same for same in cells.values() if len(same) > 1), key=len, reverse=True)[:2]
-
-
-def _dearest(listed: Sequence[Row]) -> tuple[str, list[Row]]:
-    """The batch, or the child, that took most of the cost, in words."""
-    whole = sum(row.cost for row in listed)
-    parts = [row for row in listed if (row.kind == "batch" or row.name == "rlm_query") and row.all_cost > whole / 2]
-    if not whole or not parts:
-        return "", []
-    row = parts[-1]  # the innermost
-    first = listed[row.children[0]] if row.kind == "batch" else row
-    return f"{100 * row.all_cost / whole:.0f} % of the cost in one {'batch' if row is not first else 'child'}", [first]
+    error, name = _dict(end["error"]), _text(end.get("trajectory_id"))
+    command = f"rlm resume {name}" if name and prompt.get("protocol") != "stream" else ""
+    first = next((row.index for row in now if row.error and row.index >= 0 and row.kind != "end"), -1)
+    return {**{key: _text(error.get(key)) for key in ("type", "message", "hint")}, "command": command, "first": first}
 
 
 _Card = tuple[str, str, str, list[tuple[str, float]]]
@@ -1494,57 +1433,44 @@ def _cards(
     now: Sequence[Row],
 ) -> list[_Card]:
     """(title, figure, note, [(used of a limit in words, share)]) of each total; a limit is for the latest prompt."""
-    usage, limits = sums["usage"], _limits(events)
-    turns, cells = (sum(row.kind == kind for row in listed) for kind in ("turn", "cell"))
-    leaves, children, summaries = (
-        sum(row.name == name for row in listed) for name in ("llm_query", "rlm_query", "summary")
-    )
+    usage, limits, count = sums["usage"], _limits(events), Counter(row.kind for row in listed)
+    named = Counter(row.name for row in listed if row.name in ("llm_query", "rlm_query", "summary"))
     nodes = len({str(event.get("node")) for event in events if event.get("event") == "start"})
-    asked_by = [(leaves, "llm_query"), (children, "rlm_query")]
-    made = [(turns, "turn"), (sums["calls"] - turns - summaries, "sub-call"), (summaries, "compaction")]
+    made = {"turn": count["turn"], "sub-call": count["sub"] - named["summary"], "summary call": named["summary"]}
+    asked = {name: named[name] for name in ("llm_query", "rlm_query")}
     cached = f" · {100 * usage['cached'] / usage['input']:.0f} % cached" if usage["cached"] and usage["input"] else ""
-    unpriced = f"{counted(sums['unpriced'], 'call')} without a known price" if sums["unpriced"] else ""
-    asked = sum(row.name in ("llm_query", "rlm_query") for row in now)
-    rounds = sum(row.kind == "turn" and row.depth == 0 for row in now)
     whose = "" if spent is sums else "this prompt: "
 
-    def of(name: str, used: float, words: str) -> list[tuple[str, float]]:
+    def of(name: str, used: float, form: str = "{:,.0f}", shown: str = "") -> list[tuple[str, float]]:
         limit = _number(limits.get(name))
-        return [(whose + words.format(used, limit), used / limit)] if limit else []
+        return [(f"{whose}{shown or form.format(used)} of {form.format(limit)}", used / limit)] if limit else []
 
-    tokens, cost, seconds = spent["tokens"], spent["cost_known"], spent["duration_ms"] / 1000
-    paid = money(cost, sum(row.unpriced for row in now))
-    times = of("timeout_seconds", seconds, "{0:,.0f} of {1:,.0f} s" if whose else "of {1:,.0f} s")
+    tokens = of("token_budget", spent["tokens"])
+    paid = money(spent["cost_known"], sum(row.unpriced for row in now))
+    budget = of("cost_budget_usd", spent["cost_known"], "${:,.2f}", paid)
+    subcalls = of("max_subcalls", sum(row.name in asked for row in now))
+    rounds = sum(row.kind == "turn" and row.depth == 0 for row in now)
+    unpriced = f"{counted(sums['unpriced'], 'call')} without a known price" if sums["unpriced"] else ""
     return [
-        ("Calls", f"{sums['calls']:,}", " · ".join(counted(count, word) for count, word in made if count), []),
+        ("Calls", f"{sums['calls']:,}", " · ".join(counted(n, word) for word, n in made.items() if n), []),
+        ("Tokens", f"{sums['tokens']:,}", f"{usage['input']:,} in · {usage['output']:,} out{cached}", tokens),
+        ("Cost", money(sums["cost_known"], sums["unpriced"]), unpriced, budget),
         (
-            "Tokens",
-            f"{sums['tokens']:,}",
-            f"{usage['input']:,} in · {usage['output']:,} out{cached}",
-            of("token_budget", tokens, "{0:,} of {1:,.0f}" if whose else "of {1:,.0f}"),
+            "Duration",
+            duration(sums["duration_ms"]),
+            "",
+            of("timeout_seconds", spent["duration_ms"] / 1000, "{:,.0f} s"),
         ),
-        (
-            "Cost",
-            money(sums["cost_known"], sums["unpriced"]),
-            unpriced,
-            of("cost_budget_usd", cost, f"{paid} of ${{1:.2f}}" if whose else "of ${1:.2f}"),
-        ),
-        ("Duration", duration(sums["duration_ms"]), "", times),
         (
             "Sub-calls",
-            f"{leaves + children:,}",
-            " · ".join(f"{count:,} {name}" for count, name in asked_by if count),
-            of("max_subcalls", asked, "{0:,} of {1:,.0f}" if whose else "of {1:,.0f}"),
+            f"{sum(asked.values()):,}",
+            " · ".join(f"{n:,} {name}" for name, n in asked.items() if n),
+            subcalls,
         ),
-        ("Turns", f"{turns:,}", "", of("max_iterations", rounds, "root: {0:,} of {1:,.0f}")),
-        (
-            "Depth",
-            f"{sums['depth_reached']}",
-            counted(nodes, "node"),
-            of("max_depth", spent["depth_reached"], "of {1:,.0f}"),
-        ),
+        ("Turns", f"{count['turn']:,}", "", of("max_iterations", rounds, "{:,.0f}", f"root: {rounds:,}")),
+        ("Depth", f"{sums['depth_reached']}", counted(nodes, "node"), of("max_depth", spent["depth_reached"])),
         ("Errors", f"{sums['errors']:,}", "", []),
-        ("Tool calls", f"{sums['tool_calls']:,}", f"{counted(cells, 'cell')} among them", []),
+        ("Tool calls", f"{sums['tool_calls']:,}", f"{counted(count['cell'], 'cell')} among them", []),
     ]
 
 
@@ -1592,12 +1518,11 @@ def _addressed(event: Event) -> Event:
     """The event with, on each message that is stored elsewhere, the numbers of the events that have it (`_at`)."""
     if event.get("event") != "call" or not isinstance(event.get("prompt"), list):
         return event
-    bare = [_without(message, "_stored") if isinstance(message, dict) else message for message in event["prompt"]]
+    bare = [
+        {name: value for name, value in message.items() if name != "_stored"} if isinstance(message, dict) else message
+        for message in event["prompt"]
+    ]
     return {**event, "prompt": bare}
-
-
-def _without(fields: Event, name: str) -> Event:
-    return {key: value for key, value in fields.items() if key != name}
 
 
 def _clean(event: Event, secrets: Secrets) -> tuple[Event, str]:
@@ -1642,6 +1567,12 @@ def _gzip(text: str) -> str:
     return b64encode(gzip.compress(text.encode(), 4, mtime=0)).decode()
 
 
+_COLUMNS = (
+    *("index", "level", "depth", "flags", "width", "all_ms", "own_ms"),
+    *("all_errors", "all_tokens", "all_cost", "all_unpriced"),
+)
+
+
 def _index(run: _Run) -> str:
     """The columns of a run's rows: all that the tree, the timeline and the charts need, without a body."""
     base = min((row.start for row in run.rows), default=0.0)
@@ -1650,24 +1581,14 @@ def _index(run: _Run) -> str:
     nodes = [str(run.events[row.index].get("node")) if row.index >= 0 else "" for row in run.rows]
     node_numbers = _numbered(nodes)
     columns: dict[str, list[Any]] = {
-        "level": [row.level for row in run.rows],
-        "at": [row.index for row in run.rows],
         "kind": [kinds.index(row.kind) for row in run.rows],
         "name": [names[row.name] for row in run.rows],
         "model": [models[row.model] for row in run.rows],
         "node": [node_numbers[node] for node in nodes],
-        "depth": [row.depth for row in run.rows],
         "start": [round(row.start - base, 1) for row in run.rows],
         "end": [round(row.end - base, 1) for row in run.rows],
-        "all": [round(row.all_ms, 1) for row in run.rows],
-        "own": [round(row.own_ms, 1) for row in run.rows],
         "cost": [-1 if row.unpriced else round(row.cost, 9) for row in run.rows],
-        "allTokens": [row.all_tokens for row in run.rows],
-        "allCost": [round(row.all_cost, 9) for row in run.rows],
-        "unpriced": [row.all_unpriced for row in run.rows],
-        "errors": [row.all_errors for row in run.rows],
-        "flags": [row.flags for row in run.rows],
-        "width": [row.width for row in run.rows],
+        **{name: [round(getattr(row, name), 9) for row in run.rows] for name in _COLUMNS},
     }
     columns |= {name: [row.usage[place] for row in run.rows] for place, name in enumerate(USAGE)}
     words = {name: "\n".join(getattr(row, name).replace("\n", " ") for row in run.rows) for name in ("text", "outcome")}
@@ -1676,10 +1597,7 @@ def _index(run: _Run) -> str:
 
 
 def _numbered(words: Iterable[str]) -> dict[str, int]:
-    numbers: dict[str, int] = {}
-    for word in words:
-        numbers.setdefault(word, len(numbers))
-    return numbers
+    return {word: number for number, word in enumerate(dict.fromkeys(words))}
 
 
 # --- the page: its HTML -----------------------------------------------------------------------------------------------
@@ -2153,6 +2071,7 @@ main{padding:16px 20px 40px;max-width:1720px;margin:auto}
 .qa h2{display:flex;flex-wrap:wrap;gap:8px;align-items:center;min-height:22px;margin-bottom:4px}
 .failure{margin-bottom:8px;padding:8px 12px;background:var(--errorbg);border-radius:8px;overflow-wrap:anywhere}
 .failure p+p{margin-top:2px}
+.findings:empty{display:none}
 .findings{list-style:none;display:flex;flex-wrap:wrap;gap:6px;margin-top:12px}
 .findings button.link{font-size:13px;text-decoration:none;padding:3px 10px;min-height:28px;border-radius:14px;
 background:var(--hit);color:var(--text)}
@@ -2548,10 +2467,8 @@ const letters = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!
 const value = Object.fromEntries([...letters].map((letter, at) => [letter, at]));
 const packed = document.getElementById("program").textContent, spare = (5 - packed.length % 5) % 5;
 const text = packed + "~".repeat(spare), view = new DataView(new ArrayBuffer(text.length / 5 * 4));
-for (let at = 0; at < text.length; at += 5) {
-let sum = 0;
-for (let n = 0; n < 5; n++) sum = sum * 85 + value[text[at + n]];
-view.setUint32(at / 5 * 4, sum);
+for (let at = 0; text[at]; at += 5) {
+view.setUint32(at / 5 * 4, [...text.slice(at, at + 5)].reduce((sum, letter) => sum * 85 + value[letter], 0));
 }
 const bytes = new Blob([new Uint8Array(view.buffer, 0, view.byteLength - spare)]);
 const whole = await new Response(bytes.stream().pipeThrough(new DecompressionStream("gzip"))).text();
@@ -2649,6 +2566,9 @@ at += part.value.length;
 await written;
 return new TextDecoder().decode(whole);
 }
+const FIELDS = { index: "at", all_ms: "all", own_ms: "own", all_errors: "errors", all_tokens: "allTokens",
+all_cost: "allCost", all_unpriced: "unpriced" };
+const FRACTIONS = new Set(["start", "end", "all", "own", "cost", "allCost", "allTokens", "input", "output", "cached"]);
 const OPENED = new Map();
 function openedRun(place) {
 if (!OPENED.has(place)) OPENED.set(place, openRun(place));
@@ -2658,10 +2578,10 @@ async function openRun(place) {
 const index = JSON.parse(await block("r" + place)), count = index.cols.level.length;
 const opened = { place, meta: RUNS[place], count, base: index.base, names: index.names, models: index.models,
 texts: index.text.split("\n"), outcomes: index.outcome.split("\n"), chunks: new Map() };
-const wide = new Set(["start", "end", "all", "own", "cost", "allCost", "allTokens", "input", "output", "cached"]);
-for (const [name, column] of Object.entries(index.cols)) {
-opened[name] = (wide.has(name) ? Float64Array : Int32Array).from(column);
-index.cols[name] = null;
+for (const [field, column] of Object.entries(index.cols)) {
+const name = FIELDS[field] || field;
+opened[name] = (FRACTIONS.has(name) ? Float64Array : Int32Array).from(column);
+index.cols[field] = null;
 }
 return relate(opened);
 }
@@ -2968,17 +2888,18 @@ const meta = run.meta, [asked, ended, source] = meta.at;
 const [answer, raw] = readable(meta.answer || "none", wrapValues);
 answer.id = "answer";
 answer.classList.add("clamp");
-$("summary").replaceChildren(...[
+$("summary").replaceChildren(
 h("div", { class: "qa" },
 h("div", {}, h("h2", {}, "Question", meta.cut[0] ? eventLink("whole text", asked) : null),
 h("div", { id: "question", class: "prose clamp", dir: "auto" }, meta.question)),
 h("div", {}, h("h2", {}, "Answer ", h("span", { id: "status", class: "badge " + meta.status }, meta.status),
 h("span", { class: "grow" }), answerLink(meta, ended, source), raw, copyButton("Copy", () => meta.answer)),
 failure(meta), answer, h("div", { id: "origin" }))),
-findings(meta),
+h("ul", { id: "findings", class: "findings", "aria-label": "Findings" }),
 h("dl", { class: "cards" }, meta.cards.map(card => cardOf(card, meta))),
-h("ul", { class: "problems" }, meta.problems.map(text => h("li", {}, text)))].filter(Boolean));
+h("ul", { class: "problems" }, meta.problems.map(text => h("li", {}, text))));
 for (const box of document.querySelectorAll(".clamp")) clamp(box);
+showFindings();
 document.title = (firstLine(meta.question).slice(0, 60) || meta.id) + " · rlm trajectory";
 }
 function answerLink(meta, ended, source) {
@@ -3002,9 +2923,43 @@ why.command ? h("p", { class: "command" }, h("code", {}, why.command), copyButto
 : null,
 first < 0 ? null : h("p", {}, "First failure: ", eventLink(`${name(first)}: ${run.outcomes[first]}`, why.first)));
 }
-function findings(meta) {
-const list = (meta.findings || []).map(([words, at]) => h("li", {}, eventLink(words, at)));
-return list.length ? h("ul", { class: "findings", "aria-label": "Findings" }, list) : null;
+async function showFindings() {
+const r = run, found = [...notes(), ...await repeated(r)].filter(([, rows]) => rows.length);
+if (r !== run) return;
+$("findings").replaceChildren(...found.map(([words, [row]]) =>
+h("li", {}, button(words, () => select(row, { push: true, reveal: true }), { class: "link" }))));
+}
+function notes() {
+const rows = [...run.level.keys()], flagged = flag => rows.filter(i => run.flags[i] & flag);
+const cut = flagged(WARNING).filter(i => kind(i) === "turn" || kind(i) === "sub"), retried = flagged(RETRIED);
+const now = rows.filter(i => run.at[i] >= run.meta.at[0]), ran = now.some(i => ["cell", "tool"].includes(kind(i)));
+const took = retried.reduce((sum, i) => sum + run.own[i], 0);
+return [
+["answered without running code", ran || run.meta.status !== "answered" ? [] : now.filter(isTurn).slice(-1)],
+dearest(rows),
+[counted(cut.length, "reply").replace("replys", "replies") + " cut off", cut],
+[`${counted(retried.length, "call")} retried: ${duration(took)}`, retried],
+["variables lost with a cell that was stopped", flagged(RESTORED)],
+];
+}
+const isTurn = i => kind(i) === "turn";
+function dearest(rows) {
+const whole = rows.reduce((sum, i) => sum + Math.max(0, run.cost[i]), 0);
+const row = rows.findLast(i => (kind(i) === "batch" || name(i) === "rlm_query") && run.allCost[i] > whole / 2);
+if (!whole || row === undefined) return ["", []];
+const what = kind(row) === "batch" ? "batch" : "child";
+return [`${Math.round(100 * run.allCost[row] / whole)} % of the cost in one ${what}`, [row]];
+}
+const COMPARED_CELLS = 400;
+async function repeated(r) {
+const cells = rowsOf("cell"), groups = new Map();
+if (cells.length > COMPARED_CELLS) return [];
+for (const i of cells) {
+const { code } = await body(r, r.at[i]), key = r.node[i] + show(code).trim();
+groups.set(key, [...(groups.get(key) || []), i]);
+}
+const same = [...groups.values()].filter(rows => rows.length > 1).sort((a, b) => b.length - a.length);
+return same.slice(0, 2).map(rows => [`the same cell ${counted(rows.length, "time")}`, rows]);
 }
 function clamp(box) {
 if (box.scrollHeight <= box.clientHeight + 4) { box.classList.remove("clamp"); return; }

@@ -143,14 +143,17 @@ def test_a_partial_run_keeps_its_reason_beside_what_it_found(visit: Open, pages:
 
 def test_findings_are_told_in_words_and_lead_to_their_event(visit: Open) -> None:
     page = visit("deep")
+    page.wait_for_selector(".findings li")
     assert page.locator(".findings li").all_text_contents() == [
         "55 % of the cost in one child",
         "6 calls retried: 6.0 s",
     ]
     page.locator(".findings .link").first.click()
     inspected(page, "rlm_query")
-    assert visit("chat").locator(".findings li").all_text_contents() == ["answered without running code"]
-    assert "the same cell 2 times" in visit("long").locator(".findings li").all_text_contents()
+    for name, words in (("chat", ["answered without running code"]), ("long", ["the same cell 2 times"])):
+        page = visit(name)
+        page.wait_for_selector(".findings li")
+        assert page.locator(".findings li").all_text_contents() == words
 
 
 def test_the_meters_of_a_conversation_are_of_its_latest_prompt(visit: Open, pages: Path) -> None:
@@ -244,8 +247,8 @@ def test_compaction_left_out_attempts_and_dropped_tails_are_honoured(visit: Open
     page = visit("long")
     fourth = sent(page, 4)
     assert [message["content"][:44] for message in fourth[3:6:2]] == [
-        "[1,399 characters of output stood here; it i",
-        "[1,399 characters of output stood here; it i",
+        "[1,400 characters of output stood here; it i",
+        "[1,400 characters of output stood here; it i",
     ]
     assert fourth[3]["content"].endswith("it is in _out[1]]") and fourth[7]["content"].startswith("part 3 part 3")
     fifth = sent(page, 5)
