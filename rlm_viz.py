@@ -20,6 +20,7 @@ import re
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -1284,13 +1285,9 @@ def kernel_line() -> KernelLine | None:
 
 
 def _html(text: str) -> str:
-    return (
-        text.replace("&", "&amp;")
-        .replace("<", "&lt;")
-        .replace(">", "&gt;")
-        .replace('"', "&quot;")
-        .replace("'", "&#39;")
-    )
+    from html import escape
+
+    return escape(text).replace("&#x27;", "&#39;")
 
 
 _rows = rows  # `table` has a parameter of that name
@@ -1457,8 +1454,8 @@ class _Run:
 
     def meta(self) -> dict[str, Any]:
         """What the page's heading, picker and comparison need of the run."""
-        begin, prompt = _latest_prompt(self.events)
-        ending, end = _latest_end(self.events)
+        begin, prompt = _last_of_root(self.events, "start")
+        ending, end = _last_of_root(self.events, "end")
         now = [row for row in self.rows if row.index >= begin]  # a limit is for one prompt of a conversation
         source = max((row.index for row in now if row.flags & FINAL and row.depth == 0), default=-1)
         question, answer = _text(prompt.get("prompt")), _text(end.get("response"))
@@ -1472,7 +1469,6 @@ class _Run:
             "cut": [len(question) > 20_000, len(answer) > 20_000],
             "at": [begin, ending, source],
             "failure": _failure(end, prompt, now) if end.get("error") else None,
-            "findings": _findings(self.events, self.rows, now),
             "model": _brief(prompt.get("model"), 60),
             "started": _brief(prompt.get("timestamp"), 40),
             "cards": _cards(sums, self.rows, self.events, spent, now),
@@ -1482,20 +1478,12 @@ class _Run:
         }
 
 
-def _latest_prompt(events: Sequence[Event]) -> tuple[int, Event]:
-    """Number of the event in which the root was asked last, and the event."""
+def _last_of_root(events: Sequence[Event], name: str) -> tuple[int, Event]:
+    """Number of the root's last event of that name, and the event; no end if the run has gone on since."""
     for index in range(len(events) - 1, -1, -1):
-        if events[index].get("event") == "start" and not _number(events[index].get("depth")):
+        if events[index].get("event") == name and not _number(events[index].get("depth")):
             return index, events[index]
-    return -1, {}
-
-
-def _latest_end(events: Sequence[Event]) -> tuple[int, Event]:
-    """The same of the root's last end; none if the run has gone on since."""
-    for index in range(len(events) - 1, -1, -1):
-        if events[index].get("event") == "end" and not _number(events[index].get("depth")):
-            return index, events[index]
-        if _goes_on(events[index]):
+        if name == "end" and _goes_on(events[index]):
             break
     return -1, {}
 
@@ -1511,59 +1499,10 @@ def _limits(events: Sequence[Event]) -> Event:
 
 def _failure(end: Event, prompt: Event, now: Sequence[Row]) -> dict[str, Any]:
     """Why a run has no answer, what to do next, and the event that failed first."""
-    error = _dict(end["error"])
-    resumable = prompt.get("protocol") != "stream" and end.get("trajectory_id")
-    return {
-        **{name: _text(error.get(name)) for name in ("type", "message", "hint")},
-        "command": f"rlm resume {_text(end['trajectory_id'])}" if resumable else "",
-        "first": next((row.index for row in now if row.error and row.index >= 0 and row.kind != "end"), -1),
-    }
-
-
-def _findings(events: Sequence[Event], listed: Sequence[Row], now: Sequence[Row]) -> list[tuple[str, int]]:
-    """What a reader should know of the run, in words, each with the event to look at."""
-    found: list[tuple[str, int]] = []
-
-    def note(words: str, chosen: Sequence[Row]) -> None:
-        if chosen:
-            found.append((words, chosen[0].index))
-
-    turns = [row for row in now if row.kind == "turn" and row.depth == 0]
-    if turns and not any(row.kind in ("cell", "tool") for row in now):
-        note("answered without running code", turns[-1:])
-    for same in _repeated(events, listed):
-        note(f"the same cell {counted(len(same), 'time')}", same)
-    note(*_dearest(listed))
-    for words, chosen in (
-        ("{} cut off", [row for row in listed if row.kind in ("turn", "sub") and row.flags & WARNING]),
-        ("{} retried", [row for row in listed if row.flags & RETRIED]),
-    ):
-        took = f": {duration(sum(row.own_ms for row in chosen))}" if "retried" in words else ""
-        note(words.format(counted(len(chosen), "reply" if "cut" in words else "call")) + took, chosen)
-    note("variables lost with a cell that was stopped", [row for row in listed if row.flags & RESTORED])
-    forced = [row for row in now if row.kind == "turn" and events[row.index].get("forced") is True]
-    note("answered in a last call, without tools", forced)
-    return found
-
-
-def _repeated(events: Sequence[Event], listed: Sequence[Row]) -> list[list[Row]]:
-    """Groups of a node's cells with the same code."""
-    cells: dict[tuple[str, str], list[Row]] = {}
-    for row in listed:
-        if row.kind == "cell" and (code := _text(events[row.index].get("code")).strip()):
-            cells.setdefault((str(events[row.index].get("node")), code), []).append(row)
-    return [same for same in cells.values() if len(same) > 1][:5]
-
-
-def _dearest(listed: Sequence[Row]) -> tuple[str, list[Row]]:
-    """The batch, or the child, that took most of the cost, in words."""
-    whole = sum(row.cost for row in listed)
-    parts = [row for row in listed if (row.kind == "batch" or row.name == "rlm_query") and row.all_cost > whole / 2]
-    if not whole or not parts:
-        return "", []
-    row = parts[-1]  # the innermost
-    first = listed[row.children[0]] if row.kind == "batch" else row
-    return f"{100 * row.all_cost / whole:.0f} % of the cost in one {'batch' if row is not first else 'child'}", [first]
+    error, name = _dict(end["error"]), _text(end.get("trajectory_id"))
+    command = f"rlm resume {name}" if name and prompt.get("protocol") != "stream" else ""
+    first = next((row.index for row in now if row.error and row.index >= 0 and row.kind != "end"), -1)
+    return {**{key: _text(error.get(key)) for key in ("type", "message", "hint")}, "command": command, "first": first}
 
 
 _Card = tuple[str, str, str, list[tuple[str, float]]]
@@ -1577,57 +1516,44 @@ def _cards(
     now: Sequence[Row],
 ) -> list[_Card]:
     """(title, figure, note, [(used of a limit in words, share)]) of each total; a limit is for the latest prompt."""
-    usage, limits = sums["usage"], _limits(events)
-    turns, cells = (sum(row.kind == kind for row in listed) for kind in ("turn", "cell"))
-    leaves, children, summaries = (
-        sum(row.name == name for row in listed) for name in ("llm_query", "rlm_query", "summary")
-    )
+    usage, limits, count = sums["usage"], _limits(events), Counter(row.kind for row in listed)
+    named = Counter(row.name for row in listed if row.name in ("llm_query", "rlm_query", "summary"))
     nodes = len({str(event.get("node")) for event in events if event.get("event") == "start"})
-    asked_by = [(leaves, "llm_query"), (children, "rlm_query")]
-    made = [(turns, "turn"), (sums["calls"] - turns - summaries, "sub-call"), (summaries, "compaction")]
+    made = {"turn": count["turn"], "sub-call": count["sub"] - named["summary"], "summary call": named["summary"]}
+    asked = {name: named[name] for name in ("llm_query", "rlm_query")}
     cached = f" · {100 * usage['cached'] / usage['input']:.0f} % cached" if usage["cached"] and usage["input"] else ""
-    unpriced = f"{counted(sums['unpriced'], 'call')} without a known price" if sums["unpriced"] else ""
-    asked = sum(row.name in ("llm_query", "rlm_query") for row in now)
-    rounds = sum(row.kind == "turn" and row.depth == 0 for row in now)
     whose = "" if spent is sums else "this prompt: "
 
-    def of(name: str, used: float, words: str) -> list[tuple[str, float]]:
+    def of(name: str, used: float, form: str = "{:,.0f}", shown: str = "") -> list[tuple[str, float]]:
         limit = _number(limits.get(name))
-        return [(whose + words.format(used, limit), used / limit)] if limit else []
+        return [(f"{whose}{shown or form.format(used)} of {form.format(limit)}", used / limit)] if limit else []
 
-    tokens, cost, seconds = spent["tokens"], spent["cost_known"], spent["duration_ms"] / 1000
-    paid = money(cost, sum(row.unpriced for row in now))
-    times = of("timeout_seconds", seconds, "{0:,.0f} of {1:,.0f} s" if whose else "of {1:,.0f} s")
+    tokens = of("token_budget", spent["tokens"])
+    paid = money(spent["cost_known"], sum(row.unpriced for row in now))
+    budget = of("cost_budget_usd", spent["cost_known"], "${:,.2f}", paid)
+    subcalls = of("max_subcalls", sum(row.name in asked for row in now))
+    rounds = sum(row.kind == "turn" and row.depth == 0 for row in now)
+    unpriced = f"{counted(sums['unpriced'], 'call')} without a known price" if sums["unpriced"] else ""
     return [
-        ("Calls", f"{sums['calls']:,}", " · ".join(counted(count, word) for count, word in made if count), []),
+        ("Calls", f"{sums['calls']:,}", " · ".join(counted(n, word) for word, n in made.items() if n), []),
+        ("Tokens", f"{sums['tokens']:,}", f"{usage['input']:,} in · {usage['output']:,} out{cached}", tokens),
+        ("Cost", money(sums["cost_known"], sums["unpriced"]), unpriced, budget),
         (
-            "Tokens",
-            f"{sums['tokens']:,}",
-            f"{usage['input']:,} in · {usage['output']:,} out{cached}",
-            of("token_budget", tokens, "{0:,} of {1:,.0f}" if whose else "of {1:,.0f}"),
+            "Duration",
+            duration(sums["duration_ms"]),
+            "",
+            of("timeout_seconds", spent["duration_ms"] / 1000, "{:,.0f} s"),
         ),
-        (
-            "Cost",
-            money(sums["cost_known"], sums["unpriced"]),
-            unpriced,
-            of("cost_budget_usd", cost, f"{paid} of ${{1:.2f}}" if whose else "of ${1:.2f}"),
-        ),
-        ("Duration", duration(sums["duration_ms"]), "", times),
         (
             "Sub-calls",
-            f"{leaves + children:,}",
-            " · ".join(f"{count:,} {name}" for count, name in asked_by if count),
-            of("max_subcalls", asked, "{0:,} of {1:,.0f}" if whose else "of {1:,.0f}"),
+            f"{sum(asked.values()):,}",
+            " · ".join(f"{n:,} {name}" for name, n in asked.items() if n),
+            subcalls,
         ),
-        ("Turns", f"{turns:,}", "", of("max_iterations", rounds, "root: {0:,} of {1:,.0f}")),
-        (
-            "Depth",
-            f"{sums['depth_reached']}",
-            counted(nodes, "node"),
-            of("max_depth", spent["depth_reached"], "of {1:,.0f}"),
-        ),
+        ("Turns", f"{count['turn']:,}", "", of("max_iterations", rounds, "{:,.0f}", f"root: {rounds:,}")),
+        ("Depth", f"{sums['depth_reached']}", counted(nodes, "node"), of("max_depth", spent["depth_reached"])),
         ("Errors", f"{sums['errors']:,}", "", []),
-        ("Tool calls", f"{sums['tool_calls']:,}", f"{counted(cells, 'cell')} among them", []),
+        ("Tool calls", f"{sums['tool_calls']:,}", f"{counted(count['cell'], 'cell')} among them", []),
     ]
 
 
@@ -1675,12 +1601,11 @@ def _addressed(event: Event) -> Event:
     """The event with, on each message that is stored elsewhere, the numbers of the events that have it (`_at`)."""
     if event.get("event") != "call" or not isinstance(event.get("prompt"), list):
         return event
-    bare = [_without(message, "_stored") if isinstance(message, dict) else message for message in event["prompt"]]
+    bare = [
+        {name: value for name, value in message.items() if name != "_stored"} if isinstance(message, dict) else message
+        for message in event["prompt"]
+    ]
     return {**event, "prompt": bare}
-
-
-def _without(fields: Event, name: str) -> Event:
-    return {key: value for key, value in fields.items() if key != name}
 
 
 def _clean(event: Event, secrets: Secrets) -> tuple[Event, str]:
@@ -1725,6 +1650,12 @@ def _gzip(text: str) -> str:
     return b64encode(gzip.compress(text.encode(), 4, mtime=0)).decode()
 
 
+_COLUMNS = (
+    *("index", "level", "depth", "flags", "width", "all_ms", "own_ms"),
+    *("all_errors", "all_tokens", "all_cost", "all_unpriced"),
+)
+
+
 def _index(run: _Run) -> str:
     """The columns of a run's rows: all that the tree, the timeline and the charts need, without a body."""
     base = min((row.start for row in run.rows), default=0.0)
@@ -1733,24 +1664,14 @@ def _index(run: _Run) -> str:
     nodes = [str(run.events[row.index].get("node")) if row.index >= 0 else "" for row in run.rows]
     node_numbers = _numbered(nodes)
     columns: dict[str, list[Any]] = {
-        "level": [row.level for row in run.rows],
-        "at": [row.index for row in run.rows],
         "kind": [kinds.index(row.kind) for row in run.rows],
         "name": [names[row.name] for row in run.rows],
         "model": [models[row.model] for row in run.rows],
         "node": [node_numbers[node] for node in nodes],
-        "depth": [row.depth for row in run.rows],
         "start": [round(row.start - base, 1) for row in run.rows],
         "end": [round(row.end - base, 1) for row in run.rows],
-        "all": [round(row.all_ms, 1) for row in run.rows],
-        "own": [round(row.own_ms, 1) for row in run.rows],
         "cost": [-1 if row.unpriced else round(row.cost, 9) for row in run.rows],
-        "allTokens": [row.all_tokens for row in run.rows],
-        "allCost": [round(row.all_cost, 9) for row in run.rows],
-        "unpriced": [row.all_unpriced for row in run.rows],
-        "errors": [row.all_errors for row in run.rows],
-        "flags": [row.flags for row in run.rows],
-        "width": [row.width for row in run.rows],
+        **{name: [round(getattr(row, name), 9) for row in run.rows] for name in _COLUMNS},
     }
     columns |= {name: [row.usage[place] for row in run.rows] for place, name in enumerate(USAGE)}
     words = {name: "\n".join(getattr(row, name).replace("\n", " ") for row in run.rows) for name in ("text", "outcome")}
@@ -1759,10 +1680,7 @@ def _index(run: _Run) -> str:
 
 
 def _numbered(words: Iterable[str]) -> dict[str, int]:
-    numbers: dict[str, int] = {}
-    for word in words:
-        numbers.setdefault(word, len(numbers))
-    return numbers
+    return {word: number for number, word in enumerate(dict.fromkeys(words))}
 
 
 # --- the page: its HTML -----------------------------------------------------------------------------------------------
@@ -2259,6 +2177,7 @@ main{padding:16px 20px 40px;max-width:1720px;margin:auto}
 .qa h2{display:flex;flex-wrap:wrap;gap:8px;align-items:center;min-height:22px;margin-bottom:4px}
 .failure{margin-bottom:8px;padding:8px 12px;background:var(--errorbg);border-radius:8px;overflow-wrap:anywhere}
 .failure p+p{margin-top:2px}
+.findings:empty{display:none}
 .findings{list-style:none;display:flex;flex-wrap:wrap;gap:6px;margin-top:12px}
 .findings button.link{font-size:13px;text-decoration:none;padding:3px 10px;min-height:28px;border-radius:14px;
 background:var(--hit);color:var(--text)}
@@ -2338,7 +2257,7 @@ display:inline-flex;gap:5px;align-items:center}
 .md th,.md td{text-align:start;padding:3px 10px;white-space:normal}
 .md blockquote{margin:0;padding-inline-start:10px;border-inline-start:3px solid var(--line);color:var(--muted)}
 .md hr{border:0;border-top:1px solid var(--line)}
-.value{display:inline;font:inherit;border:0;border-radius:0;background:none;padding:0;min-height:0!important;
+.link.value{display:inline;color:inherit;text-decoration:none;font:inherit;border:0;border-radius:0;background:none;padding:0;min-height:0!important;
 min-width:0!important;text-align:start;border-bottom:1px dotted var(--accent)}
 .value:hover{background:var(--tint)}
 .value.lost{border-bottom:2px dashed var(--warn)}
@@ -2588,6 +2507,7 @@ display:none}}
 @container (max-width:620px){#grid [role=row]{grid-template-columns:minmax(0,1fr) 84px 92px 70px}.figure{
 grid-template-columns:1fr}.figure i,#grid [role=columnheader] i{display:none}}
 @container (min-width:560px){.pair{grid-template-columns:minmax(0,1fr) minmax(0,1fr)}}
+@media (min-width:1700px){.split{grid-template-columns:minmax(0,1fr) minmax(360px,34%)}}
 .split.single{grid-template-columns:minmax(0,1fr)}
 .title button:not(.icon),.chip{display:inline-flex;gap:6px;align-items:center}
 @media (max-width:900px){
@@ -2611,6 +2531,8 @@ main{padding:10px 10px 30px}
 .turns select{display:none}
 .find #found{left:0;right:auto}
 #found button{min-height:44px}
+.raw,.qa h2 button:not(.link),.command button,.choose button,.block header button,.tracing .icon{
+min-height:44px!important;min-width:44px!important}
 .runs thead{display:none}
 .runs tr{display:grid;grid-template-columns:1fr 1fr;padding:8px 6px;border-bottom:1px solid var(--line)}
 .runs td{border:0;white-space:normal;text-align:left;padding:2px 6px;overflow-wrap:anywhere;max-width:none}
@@ -2628,7 +2550,7 @@ button:not(.link){min-width:44px}
 .tabs button,#tools>button,#tools summary{flex:1;padding:4px 3px}
 .tabs button{font-size:13px}
 #tools{display:grid;grid-template-columns:repeat(3,1fr)}
-#tools summary{display:grid;place-items:center}
+#tools summary{display:flex;justify-content:center;align-items:center;gap:4px}
 .brand span{display:none}
 .cards>div{flex-basis:28%;padding:6px 10px}
 .cards .note{display:none}
@@ -2651,10 +2573,8 @@ const letters = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!
 const value = Object.fromEntries([...letters].map((letter, at) => [letter, at]));
 const packed = document.getElementById("program").textContent, spare = (5 - packed.length % 5) % 5;
 const text = packed + "~".repeat(spare), view = new DataView(new ArrayBuffer(text.length / 5 * 4));
-for (let at = 0; at < text.length; at += 5) {
-let sum = 0;
-for (let n = 0; n < 5; n++) sum = sum * 85 + value[text[at + n]];
-view.setUint32(at / 5 * 4, sum);
+for (let at = 0; text[at]; at += 5) {
+view.setUint32(at / 5 * 4, [...text.slice(at, at + 5)].reduce((sum, letter) => sum * 85 + value[letter], 0));
 }
 const bytes = new Blob([new Uint8Array(view.buffer, 0, view.byteLength - spare)]);
 const whole = await new Response(bytes.stream().pipeThrough(new DecompressionStream("gzip"))).text();
@@ -2712,10 +2632,12 @@ return element;
 const icon = name => s("svg", { "aria-hidden": "true", class: "k-" + name }, s("use", { href: "#i-" + name }));
 const button = (label, act, attributes) => h("button", { type: "button", ...attributes, onclick: act }, label);
 const firstLine = text => text.split("\n", 1)[0];
+const BETWEEN = ",.'\u00a0\u202f\u066c";
 const number = value => Math.round(value).toLocaleString("en-US");
 const counted = (count, word) => `${number(count)} ${word}${count === 1 ? "" : "s"}`;
 function money(known, unpriced) {
 if (unpriced && !known) return "?";
+if (known < 0) return "−" + money(-known, unpriced);
 const places = known >= 1 || !known ? 2 : Math.min(9, 1 - Math.floor(Math.log10(known)));
 const digits = { minimumFractionDigits: places, maximumFractionDigits: places };
 const shown = known ? "$" + (known + TIE / 10 ** places).toLocaleString("en-US", digits) : "$0";
@@ -2750,6 +2672,9 @@ at += part.value.length;
 await written;
 return new TextDecoder().decode(whole);
 }
+const FIELDS = { index: "at", all_ms: "all", own_ms: "own", all_errors: "errors", all_tokens: "allTokens",
+all_cost: "allCost", all_unpriced: "unpriced" };
+const FRACTIONS = new Set(["start", "end", "all", "own", "cost", "allCost", "allTokens", "input", "output", "cached"]);
 const OPENED = new Map();
 function openedRun(place) {
 if (!OPENED.has(place)) OPENED.set(place, openRun(place));
@@ -2759,10 +2684,10 @@ async function openRun(place) {
 const index = JSON.parse(await block("r" + place)), count = index.cols.level.length;
 const opened = { place, meta: RUNS[place], count, base: index.base, names: index.names, models: index.models,
 texts: index.text.split("\n"), outcomes: index.outcome.split("\n"), chunks: new Map() };
-const wide = new Set(["start", "end", "all", "own", "cost", "allCost", "allTokens", "input", "output", "cached"]);
-for (const [name, column] of Object.entries(index.cols)) {
-opened[name] = (wide.has(name) ? Float64Array : Int32Array).from(column);
-index.cols[name] = null;
+for (const [field, column] of Object.entries(index.cols)) {
+const name = FIELDS[field] || field;
+opened[name] = (FRACTIONS.has(name) ? Float64Array : Int32Array).from(column);
+index.cols[field] = null;
 }
 return relate(opened);
 }
@@ -2957,14 +2882,18 @@ setTimeout(() => from.replaceChildren(...old), 1200);
 }
 const MARKED = /\*\*\S|`[^`\n]|^\s{0,6}(?:[-*+•]|\d{1,3}[.)])\s+\S|^#{1,6}\s|^\s*\|.*\|\s*$/m;
 function markdown(source) {
-const box = h("div", { class: "md", dir: "auto" }), lines = source.split("\n");
+const box = h("div", { class: "md" }), lines = source.split("\n");
 for (let at = 0; at < lines.length;) {
 const block = [mdFence, mdHeading, mdRule, mdTable, mdList, mdQuote, mdParagraph].find(make => make.at(lines, at));
 const [element, next] = block(lines, at);
 if (element) box.append(element);
 at = next;
 }
-return box;
+return auto(box);
+}
+function auto(element) {
+element.dir = "auto";
+return element;
 }
 function spanned(lines, at, belongs) {
 let end = at + 1;
@@ -2990,7 +2919,7 @@ mdRule.at = (lines, at) => /^\s{0,3}(?:-\s*){3,99}$|^\s{0,3}(?:\*\s*){3,99}$/.te
 function mdTable(lines, at) {
 const end = spanned(lines, at + 1, line => line.includes("|"));
 const cells = line => line.trim().replace(/^\||\|$/g, "").split("|").map(cell => cell.trim());
-const made = (line, tag) => h("tr", {}, cells(line).map(cell => inline(h(tag, { dir: "auto" }), cell)));
+const made = (line, tag) => h("tr", {}, cells(line).map(cell => auto(inline(h(tag), cell))));
 const rows = lines.slice(at + 2, end).map(line => made(line, "td"));
 const table = h("table", {}, h("thead", {}, made(lines[at], "th")), h("tbody", {}, rows));
 return [h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table" }, table), end];
@@ -3009,9 +2938,9 @@ if (open.length) last.append(list);
 else open.root ??= list;
 open.push({ deep: space.length, list });
 }
-open.at(-1).list.append(last = inline(h("li", { dir: "auto" }), words));
+open.at(-1).list.append(last = auto(inline(h("li"), words)));
 }
-return [open.root, end];
+return [auto(open.root), end];
 }
 mdList.at = (lines, at) => ITEM.test(lines[at]);
 function mdQuote(lines, at) {
@@ -3024,7 +2953,7 @@ const starts = next => [mdFence, mdHeading, mdRule, mdTable, mdList, mdQuote].so
 let end = at + 1;
 while (end < lines.length && lines[end].trim() && !starts(end)) end++;
 const words = lines.slice(at, end).join("\n");
-return [words.trim() ? inline(h("p", { dir: "auto" }), words) : null, end];
+return [words.trim() ? auto(inline(h("p"), words)) : null, end];
 }
 mdParagraph.at = () => true;
 const INLINE = new RegExp([
@@ -3034,15 +2963,18 @@ const INLINE = new RegExp([
 /(?<!\w)_(?=[^\s_])([^_\n]{1,200})(?<!\s)_(?!\w)/,
 ].map(part => part.source).join("|"), "g");
 function inline(box, words) {
+const parts = document.createDocumentFragment();
 let last = 0;
-for (const found of words.matchAll(INLINE)) {
-put(box, words.slice(last, found.index));
+INLINE.lastIndex = 0;
+for (let found = INLINE.exec(words); found; found = INLINE.exec(words)) {
+put(parts, words.slice(last, found.index));
 const [whole, , code, bold, star, line] = found;
-if (code !== undefined) box.append(h("code", {}, code));
-else box.append(inline(h(bold === undefined ? "em" : "strong"), bold ?? star ?? line));
-last = found.index + whole.length;
+if (code !== undefined) parts.append(h("code", {}, code));
+else parts.append(inline(h(bold === undefined ? "em" : "strong"), bold ?? star ?? line));
+INLINE.lastIndex = last = found.index + whole.length; // what is within has moved it
 }
-return put(box, words.slice(last));
+box.append(put(parts, words.slice(last)));
+return box;
 }
 function readable(content, made) {
 const raw = () => put(h("div", { class: "prose", dir: "auto" }), content);
@@ -3062,17 +2994,18 @@ const meta = run.meta, [asked, ended, source] = meta.at;
 const [answer, raw] = readable(meta.answer || "none", wrapValues);
 answer.id = "answer";
 answer.classList.add("clamp");
-$("summary").replaceChildren(...[
+$("summary").replaceChildren(
 h("div", { class: "qa" },
 h("div", {}, h("h2", {}, "Question", meta.cut[0] ? eventLink("whole text", asked) : null),
 h("div", { id: "question", class: "prose clamp", dir: "auto" }, meta.question)),
 h("div", {}, h("h2", {}, "Answer ", h("span", { id: "status", class: "badge " + meta.status }, meta.status),
 h("span", { class: "grow" }), answerLink(meta, ended, source), raw, copyButton("Copy", () => meta.answer)),
 failure(meta), answer, h("div", { id: "origin" }))),
-findings(meta),
+h("ul", { id: "findings", class: "findings", "aria-label": "Findings" }),
 h("dl", { class: "cards" }, meta.cards.map(card => cardOf(card, meta))),
-h("ul", { class: "problems" }, meta.problems.map(text => h("li", {}, text)))].filter(Boolean));
+h("ul", { class: "problems" }, meta.problems.map(text => h("li", {}, text))));
 for (const box of document.querySelectorAll(".clamp")) clamp(box);
+showFindings();
 document.title = (firstLine(meta.question).slice(0, 60) || meta.id) + " · rlm trajectory";
 }
 function answerLink(meta, ended, source) {
@@ -3096,9 +3029,43 @@ why.command ? h("p", { class: "command" }, h("code", {}, why.command), copyButto
 : null,
 first < 0 ? null : h("p", {}, "First failure: ", eventLink(`${name(first)}: ${run.outcomes[first]}`, why.first)));
 }
-function findings(meta) {
-const list = (meta.findings || []).map(([words, at]) => h("li", {}, eventLink(words, at)));
-return list.length ? h("ul", { class: "findings", "aria-label": "Findings" }, list) : null;
+async function showFindings() {
+const r = run, found = [...notes(), ...await repeated(r)].filter(([, rows]) => rows.length);
+if (r !== run) return;
+$("findings").replaceChildren(...found.map(([words, [row]]) =>
+h("li", {}, button(words, () => select(row, { push: true, reveal: true }), { class: "link" }))));
+}
+function notes() {
+const rows = [...run.level.keys()], flagged = flag => rows.filter(i => run.flags[i] & flag);
+const cut = flagged(WARNING).filter(i => kind(i) === "turn" || kind(i) === "sub"), retried = flagged(RETRIED);
+const now = rows.filter(i => run.at[i] >= run.meta.at[0]), ran = now.some(i => ["cell", "tool"].includes(kind(i)));
+const took = retried.reduce((sum, i) => sum + run.own[i], 0);
+return [
+["answered without running code", ran || run.meta.status !== "answered" ? [] : now.filter(isTurn).slice(-1)],
+dearest(rows),
+[counted(cut.length, "reply").replace("replys", "replies") + " cut off", cut],
+[`${counted(retried.length, "call")} retried: ${duration(took)}`, retried],
+["variables lost with a cell that was stopped", flagged(RESTORED)],
+];
+}
+const isTurn = i => kind(i) === "turn";
+function dearest(rows) {
+const whole = rows.reduce((sum, i) => sum + Math.max(0, run.cost[i]), 0);
+const row = rows.findLast(i => (kind(i) === "batch" || name(i) === "rlm_query") && run.allCost[i] > whole / 2);
+if (!whole || row === undefined) return ["", []];
+const what = kind(row) === "batch" ? "batch" : "child";
+return [`${Math.round(100 * run.allCost[row] / whole)} % of the cost in one ${what}`, [row]];
+}
+const COMPARED_CELLS = 400;
+async function repeated(r) {
+const cells = rowsOf("cell"), groups = new Map();
+if (cells.length > COMPARED_CELLS) return [];
+for (const i of cells) {
+const { code } = await body(r, r.at[i]), key = r.node[i] + show(code).trim();
+groups.set(key, [...(groups.get(key) || []), i]);
+}
+const same = [...groups.values()].filter(rows => rows.length > 1).sort((a, b) => b.length - a.length);
+return same.slice(0, 2).map(rows => [`the same cell ${counted(rows.length, "time")}`, rows]);
 }
 function clamp(box) {
 if (box.scrollHeight <= box.clientHeight + 4) { box.classList.remove("clamp"); return; }
@@ -3126,12 +3093,13 @@ h("option", { value: i }, `${meta.id} · ${meta.status} · ${firstLine(meta.ques
 $("pick").value = STATE.run;
 $("pick").hidden = !RUNS.length;
 }
-const NUMBER = /\d+(?:[,.'\u00a0\u202f]\d+)*/g;
+const DIGITS = `\\d+(?:[${BETWEEN}]\\d+)*`, NUMBER = new RegExp(DIGITS, "g");
+const UNITS = "%|(?:thousand|million|billion|[kMB])\\b", FIGURE = new RegExp(`^(${DIGITS})\\s?(${UNITS})?$`);
 const VALUE = new RegExp([
-/\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?)?|\d{1,2}:\d\d(?::\d\d)?/, // a date or a time, as it is written
-/“[^”\n]{2,200}”|"[^"\n]{2,200}"|`[^`\n]{2,200}`|‘[^’\n]{3,200}’/,
-/\d+(?:[,.'\u00a0\u202f]\d+)*(?:\s?%|\s?(?:thousand|million|billion|[kMB])\b)?/,
-].map(part => part.source).join("|"), "g");
+"\\d{4}-\\d\\d-\\d\\d(?:[T ]\\d\\d:\\d\\d(?::\\d\\d)?)?|\\d{1,2}:\\d\\d(?::\\d\\d)?", // a date or a time, as written
+'“[^”\\n]{2,200}”|"[^"\\n]{2,200}"|`[^`\\n]{2,200}`|‘[^’\\n]{3,200}’',
+`${DIGITS}(?:\\s?(?:${UNITS}))?`,
+].join("|"), "g");
 const SCALES = { k: 1e3, thousand: 1e3, M: 1e6, million: 1e6, B: 1e9, billion: 1e9 };
 const TRACED_ANSWERS = 60, TRACED_EVENTS = 3000;
 function numberOf(words) {
@@ -3143,7 +3111,7 @@ const decimals = decimal ? last : 0, digits = words.replace(/\D/g, "");
 return { value: +digits / 10 ** decimals, decimals };
 }
 function recogniser(words) {
-const [, figure, unit] = /^(\d[\d,.'\u00a0\u202f]*)\s?(%|thousand|million|billion|[kMB])?$/.exec(words) || [];
+const [, figure, unit] = FIGURE.exec(words) || [];
 if (figure === undefined) {
 const each = new RegExp(escaped(bare(words)).replace(/\s+/g, "\\s+"), "gi");
 return content => [...content.matchAll(each)].map(hit => [hit.index, hit.index + hit[0].length]);
@@ -3180,10 +3148,14 @@ rest.replaceWith(valueButton(hit[0]));
 }
 markLost(box);
 }
-const valueButton = words => button(words, () => trace(bare(words)), { class: "value", title: "Where it comes from" });
+const valueButton = words =>
+button(words, () => trace(bare(words)), { class: "link value", title: "Where it comes from" });
 const SAID = {
-node: event => [["the question", event.prompt], ["the context's beginning", event.context?.preview],
-["the message", event.announcement]],
+node: (event, i) => {
+const [asked, given] = run.depth[i] ? [`${name(i)}'s prompt`, `${name(i)}'s context`]
+: ["the question", "the context's beginning"];
+return [[asked, event.prompt], [given, event.announcement || event.context?.preview]];
+},
 turn: (event, i) => [[`${name(i)}'s reply`, event.response]],
 sub: (event, i) => [[subName(i) + "'s prompt", contentOf(event.prompt)], [subName(i), event.response]],
 cell: (event, i) => [[`${name(i)}'s code`, event.code], [`${name(i)}'s output`,
@@ -3451,7 +3423,8 @@ h("span", {}, flat ? self : total), h("i", {}, self && self !== total && !flat ?
 const nonzero = (value, words) => value ? words : "";
 return [
 paid ? cell(number(run.allTokens[i]), nonzero(own, number(own)), " first") : cell("", "", " first"),
-paid ? cell(money(run.allCost[i], run.unpriced[i]), cost < 0 ? "?" : nonzero(cost, money(cost, 0))) : cell("", ""),
+paid ? cell(money(run.allCost[i], run.unpriced[i]), cost < 0 ? "?" : nonzero(flat || cost < run.allCost[i],
+nonzero(cost, money(cost, 0)))) : cell("", ""),
 timed ? cell(duration(run.all[i]), nonzero(run.own[i] >= 1, duration(run.own[i]))) : cell("", ""),
 ];
 }
@@ -3670,7 +3643,8 @@ const heading = "note" in source || !("cell" in source) ? "Output:" : `[cell ${s
 return `${heading}\n${"code" in source ? cellText(source) : contentText(source.tool_results?.[0]?.content)}`;
 };
 function cellText(cell) {
-const parts = [show(cell.stdout).replace(/\n+$/, ""), show(cell.value), show(cell.brief || cell.error)];
+const parts = [cell.stdout ?? "", cell.value ?? "", cell.brief || cell.error || ""].map(show);
+parts[0] = parts[0].replace(/\n+$/, "");
 if (cell.images) parts.push(`[images made: ${cell.images}]`);
 return (parts.filter(Boolean).join("\n") || "[no output]") + (cell.note ? "\n" + show(cell.note) : "");
 }
@@ -3811,7 +3785,7 @@ markHits(box);
 const pressed = label => buttons.find(other => other.dataset.label === label);
 buttons.forEach((made, i) => { made.dataset.label = views[i][0]; });
 sentBefore(row).then(messages => buttons[1].append(` (${counted(messages.length, "message")}${tokens})`));
-const copyAll = copyButton("JSON", async () => JSON.stringify((await sentBefore(row)).map(wire), null, 2));
+const copyAll = copyButton("Messages", async () => JSON.stringify((await sentBefore(row)).map(wire), null, 2));
 return [h("div", { class: "choose", role: "group", "aria-label": "Sent to the model" },
 h("h3", {}, "Sent to the model"), buttons, copyAll), box];
 }
@@ -3846,12 +3820,13 @@ const NOISE = new Set([
 "tool_call_id", "tool_call_ids", "media_type", "sha256", "_at", "stop_reason", "status", "depth",
 ]);
 const AROUND = 40;
+const GROUPED = new RegExp(`^\\s*(\\d{1,3}(?:[${BETWEEN} _]?\\d{3})+)((?:[.,]\\d+)?)\\s*$`);
 function matcher(wanted, flags = "i") {
-const whole = /^\s*(\d{1,3}(?:[,.'\u00a0\u202f _]?\d{3})+)((?:[.,]\d+)?)\s*$/.exec(wanted);
+const whole = GROUPED.exec(wanted);
 if (!whole) return new RegExp(escaped(wanted), flags);
 const digits = whole[1].replace(/\D/g, ""), lead = digits.length % 3 || 3;
 const groups = [digits.slice(0, lead), ...digits.slice(lead).match(/\d{3}/g) || []];
-return new RegExp(groups.join("[,.'\u00a0\u202f _]?") + (whole[2] && "[.,]" + whole[2].slice(1)), flags);
+return new RegExp(groups.join(`[${BETWEEN} _]?`) + (whole[2] && "[.,]" + whole[2].slice(1)), flags);
 }
 const escaped = words => words.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&");
 const rawMatcher = wanted =>
@@ -5008,11 +4983,9 @@ $("live").hidden = false;
 setInterval(tellLive, 1000);
 tellLive();
 const poll = async () => {
-try {
-const reply = await fetch("version" + location.search);
-LIVE.gone = !reply.ok;
-if (reply.ok && await reply.text() !== DATA.live) await takeOver();
-} catch { LIVE.gone = true; }
+const reply = await fetch("version" + location.search).catch(() => null);
+LIVE.gone = !reply?.ok;
+if (reply?.ok && await reply.text() !== DATA.live) await takeOver();
 setTimeout(poll, 2000);
 };
 setTimeout(poll, 2000);
@@ -5024,8 +4997,8 @@ $("ago").textContent = LIVE.gone ? "no longer served" : `live, ${ago} ago`;
 $("live").classList.toggle("gone", LIVE.gone);
 }
 async function takeOver() {
-const reply = await fetch(location.pathname + location.search);
-if (!reply.ok) return;
+const reply = await fetch(location.pathname + location.search).catch(() => null);
+if (!reply?.ok) return;
 const fresh = new DOMParser().parseFromString(await reply.text(), "text/html"), data = fresh.getElementById("data");
 if (!data) return;
 const next = JSON.parse(data.textContent);
@@ -5080,7 +5053,7 @@ const grown = old.size !== made.size;
 Object.assign(old, { row: made.row, size: made.size });
 if (grown && old.filled) fillSection(old);
 }
-$("v5").firstElementChild.replaceWith(outline(SCRIPT.node));
+$("v5").firstElementChild.replaceWith(outlineOf(SCRIPT.node));
 }
 const VIEWS = { 2: showTimeline, 3: showCharts, 4: showRuns, 5: showTranscript };
 function setView(v) {
@@ -5206,7 +5179,7 @@ $("pick").onchange = () => pickRun(+$("pick").value);
 $("q").addEventListener("input", typed);
 $("q").addEventListener("keydown", event => { if (event.key === "Enter") nextHit(event.shiftKey ? -1 : 1); });
 for (const head of document.querySelectorAll("#grid [data-sort]")) head.onclick = () => sortBy(head.dataset.sort);
-document.querySelector(".find").addEventListener("focusin", () => { if (STATE.q) showFound(); });
+$("q").addEventListener("focus", () => { if (STATE.q) showFound(); });
 document.addEventListener("focusin", event => { if (!event.target.closest(".find")) $("found").hidden = true; });
 document.addEventListener("pointerdown", event => { if (!event.target.closest(".find")) $("found").hidden = true; });
 document.addEventListener("selectionchange", offerTrace);

@@ -406,6 +406,43 @@ def text_run(seed: int = 41) -> list[Event]:
 _HEAD = ("v", "event", "trajectory_id", "call_id", "parent_call_id", "depth", "timestamp", "node")
 
 
+def many_tongues(seed: int = 71) -> list[Event]:
+    """A run in Japanese, Arabic and joined emoji, with a cell that made images."""
+    journal = Journal(seed)
+    root = Node(journal, "この記録には何件のエラーがありますか？ 👩\u200d🚀👨\u200d👩\u200d👧")
+    code = "# 行を数える\nprint(len(context))\nprint('مرحبا')"
+    root.turn("", code)
+    root.cell(code, "1234\nمرحبا: كان هناك 42 خطأ\n")
+    journal.events[-1]["images"] = 2
+    answer = "في السجل **42** خطأ، و 1,234 طلبًا.\n\n- الأول: `مرحبا`\n- क्\u200dष 👩\u200d🚀"
+    root.turn(answer)
+    root.end(answer)
+    return journal.events
+
+
+def compacted_run(seed: int = 77) -> list[Event]:
+    """Outputs replaced by stubs, attempts left out, an invented tail dropped, then everything summed up."""
+    journal = Journal(seed)
+    root = Node(journal, "What is in it?")
+    for number in range(1, 4):
+        root.turn(f"Part {number}.", f"print(part({number}))")
+        root.cell(f"print(part({number}))", f"part {number} " * 200 + "\n")
+    compact = {"places": [3, 5], "cells": [1, 2], "tokens_before": 9_000, "tokens_after": 900}
+    journal.line("compact", None, None, 0, "n0", **compact, turn=3)
+    root.turn("The same again.\nOutput: invented", "print(part(3))")
+    journal.events[-1]["dropped"] = len("\nOutput: invented")
+    root.cell("print(part(3))", "part 3 " * 200 + "\n")
+    root.pending = [{"role": "user", "content": "You have this output already."}]
+    restart = {"places": [], "cells": [3, 4], "tokens_before": 900, "tokens_after": 700, "restart": True}
+    journal.line("compact", None, None, 0, "n0", **restart, turn=4)
+    root.turn("Then it is parts.")
+    summed_up = {"places": [], "cells": [], "tokens_before": 900, "tokens_after": 90, "summary": "three parts"}
+    journal.line("compact", None, None, 0, "n0", **summed_up, turn=5)
+    root.turn("It is three parts.")
+    root.end("It is three parts.")
+    return journal.events
+
+
 def chain(depth: int = 1000, seed: int = 3) -> list[Event]:
     """Each node asks one child, down to a depth."""
     journal = Journal(seed)

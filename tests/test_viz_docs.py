@@ -97,6 +97,10 @@ def test_the_pictures_are_there_and_small() -> None:
         assert 10_000 < (ROOT / "docs" / name).stat().st_size < 200_000
 
 
+def test_the_pages_limit_is_the_one_that_it_tells() -> None:
+    assert f"A page holds {rlm_viz.BODY_LIMIT // 1_000_000} MB of log" in PAGE
+
+
 def test_the_vendored_file_alone_makes_a_page(tmp_path: Path) -> None:
     (tmp_path / "rlm_viz.py").write_bytes((ROOT / "rlm_viz.py").read_bytes())
     log = journals.save(journals.deep_run(), tmp_path)

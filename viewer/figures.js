@@ -1,8 +1,11 @@
+// What stands between the digits of a number.
+const BETWEEN = ",.'\u00a0\u202f\u066c";
 // --- figures, as the Python side writes them
 const number = value => Math.round(value).toLocaleString("en-US");
 const counted = (count, word) => `${number(count)} ${word}${count === 1 ? "" : "s"}`;
 function money(known, unpriced) {
   if (unpriced && !known) return "?";
+  if (known < 0) return "−" + money(-known, unpriced);
   const places = known >= 1 || !known ? 2 : Math.min(9, 1 - Math.floor(Math.log10(known)));
   const digits = { minimumFractionDigits: places, maximumFractionDigits: places };
   const shown = known ? "$" + (known + TIE / 10 ** places).toLocaleString("en-US", digits) : "$0";

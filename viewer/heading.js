@@ -4,17 +4,18 @@ function showSummary() {
   const [answer, raw] = readable(meta.answer || "none", wrapValues);
   answer.id = "answer";
   answer.classList.add("clamp");
-  $("summary").replaceChildren(...[
+  $("summary").replaceChildren(
     h("div", { class: "qa" },
       h("div", {}, h("h2", {}, "Question", meta.cut[0] ? eventLink("whole text", asked) : null),
         h("div", { id: "question", class: "prose clamp", dir: "auto" }, meta.question)),
       h("div", {}, h("h2", {}, "Answer ", h("span", { id: "status", class: "badge " + meta.status }, meta.status),
         h("span", { class: "grow" }), answerLink(meta, ended, source), raw, copyButton("Copy", () => meta.answer)),
       failure(meta), answer, h("div", { id: "origin" }))),
-    findings(meta),
+    h("ul", { id: "findings", class: "findings", "aria-label": "Findings" }),
     h("dl", { class: "cards" }, meta.cards.map(card => cardOf(card, meta))),
-    h("ul", { class: "problems" }, meta.problems.map(text => h("li", {}, text)))].filter(Boolean));
+    h("ul", { class: "problems" }, meta.problems.map(text => h("li", {}, text))));
   for (const box of document.querySelectorAll(".clamp")) clamp(box);
+  showFindings();
   document.title = (firstLine(meta.question).slice(0, 60) || meta.id) + " · rlm trajectory";
 }
 function answerLink(meta, ended, source) {
@@ -38,9 +39,45 @@ function failure(meta) {
       : null,
     first < 0 ? null : h("p", {}, "First failure: ", eventLink(`${name(first)}: ${run.outcomes[first]}`, why.first)));
 }
-function findings(meta) {
-  const list = (meta.findings || []).map(([words, at]) => h("li", {}, eventLink(words, at)));
-  return list.length ? h("ul", { class: "findings", "aria-label": "Findings" }, list) : null;
+// What a reader should know of the run, in words, each with the row to look at.
+async function showFindings() {
+  const r = run, found = [...notes(), ...await repeated(r)].filter(([, rows]) => rows.length);
+  if (r !== run) return;
+  $("findings").replaceChildren(...found.map(([words, [row]]) =>
+    h("li", {}, button(words, () => select(row, { push: true, reveal: true }), { class: "link" }))));
+}
+function notes() {
+  const rows = [...run.level.keys()], flagged = flag => rows.filter(i => run.flags[i] & flag);
+  const cut = flagged(WARNING).filter(i => kind(i) === "turn" || kind(i) === "sub"), retried = flagged(RETRIED);
+  const now = rows.filter(i => run.at[i] >= run.meta.at[0]), ran = now.some(i => ["cell", "tool"].includes(kind(i)));
+  const took = retried.reduce((sum, i) => sum + run.own[i], 0);
+  return [
+    ["answered without running code", ran || run.meta.status !== "answered" ? [] : now.filter(isTurn).slice(-1)],
+    dearest(rows),
+    [counted(cut.length, "reply").replace("replys", "replies") + " cut off", cut],
+    [`${counted(retried.length, "call")} retried: ${duration(took)}`, retried],
+    ["variables lost with a cell that was stopped", flagged(RESTORED)],
+  ];
+}
+const isTurn = i => kind(i) === "turn";
+// The innermost batch or child that took most of the cost.
+function dearest(rows) {
+  const whole = rows.reduce((sum, i) => sum + Math.max(0, run.cost[i]), 0);
+  const row = rows.findLast(i => (kind(i) === "batch" || name(i) === "rlm_query") && run.allCost[i] > whole / 2);
+  if (!whole || row === undefined) return ["", []];
+  const what = kind(row) === "batch" ? "batch" : "child";
+  return [`${Math.round(100 * run.allCost[row] / whole)} % of the cost in one ${what}`, [row]];
+}
+const COMPARED_CELLS = 400;
+async function repeated(r) {
+  const cells = rowsOf("cell"), groups = new Map();
+  if (cells.length > COMPARED_CELLS) return [];
+  for (const i of cells) {
+    const { code } = await body(r, r.at[i]), key = r.node[i] + show(code).trim();
+    groups.set(key, [...(groups.get(key) || []), i]);
+  }
+  const same = [...groups.values()].filter(rows => rows.length > 1).sort((a, b) => b.length - a.length);
+  return same.slice(0, 2).map(rows => [`the same cell ${counted(rows.length, "time")}`, rows]);
 }
 function clamp(box) {
   if (box.scrollHeight <= box.clientHeight + 4) { box.classList.remove("clamp"); return; }

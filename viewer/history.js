@@ -72,7 +72,7 @@ function sentBlocks(row, event, answers) {
   const pressed = label => buttons.find(other => other.dataset.label === label);
   buttons.forEach((made, i) => { made.dataset.label = views[i][0]; });
   sentBefore(row).then(messages => buttons[1].append(` (${counted(messages.length, "message")}${tokens})`));
-  const copyAll = copyButton("JSON", async () => JSON.stringify((await sentBefore(row)).map(wire), null, 2));
+  const copyAll = copyButton("Messages", async () => JSON.stringify((await sentBefore(row)).map(wire), null, 2));
   return [h("div", { class: "choose", role: "group", "aria-label": "Sent to the model" },
     h("h3", {}, "Sent to the model"), buttons, copyAll), box];
 }

@@ -112,7 +112,8 @@ const resultText = source => {
 };
 // What the model was shown of a cell, as the Python side's `cell_text` puts it.
 function cellText(cell) {
-  const parts = [show(cell.stdout).replace(/\n+$/, ""), show(cell.value), show(cell.brief || cell.error)];
+  const parts = [cell.stdout ?? "", cell.value ?? "", cell.brief || cell.error || ""].map(show);
+  parts[0] = parts[0].replace(/\n+$/, "");
   if (cell.images) parts.push(`[images made: ${cell.images}]`);
   return (parts.filter(Boolean).join("\n") || "[no output]") + (cell.note ? "\n" + show(cell.note) : "");
 }

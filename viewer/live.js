@@ -5,11 +5,9 @@ function followLog() {
   setInterval(tellLive, 1000);
   tellLive();
   const poll = async () => {
-    try {
-      const reply = await fetch("version" + location.search);
-      LIVE.gone = !reply.ok;
-      if (reply.ok && await reply.text() !== DATA.live) await takeOver();
-    } catch { LIVE.gone = true; }
+    const reply = await fetch("version" + location.search).catch(() => null);
+    LIVE.gone = !reply?.ok;
+    if (reply?.ok && await reply.text() !== DATA.live) await takeOver();
     setTimeout(poll, 2000);
   };
   setTimeout(poll, 2000);
@@ -22,8 +20,8 @@ function tellLive() {
 }
 // Put the new page's data in the place of the old; its scripts are not run.
 async function takeOver() {
-  const reply = await fetch(location.pathname + location.search);
-  if (!reply.ok) return;
+  const reply = await fetch(location.pathname + location.search).catch(() => null);
+  if (!reply?.ok) return;
   const fresh = new DOMParser().parseFromString(await reply.text(), "text/html"), data = fresh.getElementById("data");
   if (!data) return;
   const next = JSON.parse(data.textContent);
@@ -79,5 +77,5 @@ function growTranscript(kept) {
     Object.assign(old, { row: made.row, size: made.size });
     if (grown && old.filled) fillSection(old);
   }
-  $("v5").firstElementChild.replaceWith(outline(SCRIPT.node));
+  $("v5").firstElementChild.replaceWith(outlineOf(SCRIPT.node));
 }

@@ -5,10 +5,8 @@
   const value = Object.fromEntries([...letters].map((letter, at) => [letter, at]));
   const packed = document.getElementById("program").textContent, spare = (5 - packed.length % 5) % 5;
   const text = packed + "~".repeat(spare), view = new DataView(new ArrayBuffer(text.length / 5 * 4));
-  for (let at = 0; at < text.length; at += 5) {
-    let sum = 0;
-    for (let n = 0; n < 5; n++) sum = sum * 85 + value[text[at + n]];
-    view.setUint32(at / 5 * 4, sum);
+  for (let at = 0; text[at]; at += 5) {
+    view.setUint32(at / 5 * 4, [...text.slice(at, at + 5)].reduce((sum, letter) => sum * 85 + value[letter], 0));
   }
   const bytes = new Blob([new Uint8Array(view.buffer, 0, view.byteLength - spare)]);
   const whole = await new Response(bytes.stream().pipeThrough(new DecompressionStream("gzip"))).text();

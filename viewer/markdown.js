@@ -1,14 +1,19 @@
 // --- Markdown as elements, made of text nodes alone; what is not understood stays as it is written
 const MARKED = /\*\*\S|`[^`\n]|^\s{0,6}(?:[-*+•]|\d{1,3}[.)])\s+\S|^#{1,6}\s|^\s*\|.*\|\s*$/m;
 function markdown(source) {
-  const box = h("div", { class: "md", dir: "auto" }), lines = source.split("\n");
+  const box = h("div", { class: "md" }), lines = source.split("\n");
   for (let at = 0; at < lines.length;) {
     const block = [mdFence, mdHeading, mdRule, mdTable, mdList, mdQuote, mdParagraph].find(make => make.at(lines, at));
     const [element, next] = block(lines, at);
     if (element) box.append(element);
     at = next;
   }
-  return box;
+  return auto(box);
+}
+// The direction of its text; given at last, since each child that is added makes a browser work it out anew.
+function auto(element) {
+  element.dir = "auto";
+  return element;
 }
 function spanned(lines, at, belongs) {
   let end = at + 1;
@@ -34,7 +39,7 @@ mdRule.at = (lines, at) => /^\s{0,3}(?:-\s*){3,99}$|^\s{0,3}(?:\*\s*){3,99}$/.te
 function mdTable(lines, at) {
   const end = spanned(lines, at + 1, line => line.includes("|"));
   const cells = line => line.trim().replace(/^\||\|$/g, "").split("|").map(cell => cell.trim());
-  const made = (line, tag) => h("tr", {}, cells(line).map(cell => inline(h(tag, { dir: "auto" }), cell)));
+  const made = (line, tag) => h("tr", {}, cells(line).map(cell => auto(inline(h(tag), cell))));
   const rows = lines.slice(at + 2, end).map(line => made(line, "td"));
   const table = h("table", {}, h("thead", {}, made(lines[at], "th")), h("tbody", {}, rows));
   return [h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Table" }, table), end];
@@ -53,9 +58,9 @@ function mdList(lines, at) {
       else open.root ??= list;
       open.push({ deep: space.length, list });
     }
-    open.at(-1).list.append(last = inline(h("li", { dir: "auto" }), words));
+    open.at(-1).list.append(last = auto(inline(h("li"), words)));
   }
-  return [open.root, end];
+  return [auto(open.root), end];
 }
 mdList.at = (lines, at) => ITEM.test(lines[at]);
 function mdQuote(lines, at) {
@@ -68,7 +73,7 @@ function mdParagraph(lines, at) {
   let end = at + 1;
   while (end < lines.length && lines[end].trim() && !starts(end)) end++;
   const words = lines.slice(at, end).join("\n");
-  return [words.trim() ? inline(h("p", { dir: "auto" }), words) : null, end];
+  return [words.trim() ? auto(inline(h("p"), words)) : null, end];
 }
 mdParagraph.at = () => true;
 const INLINE = new RegExp([
@@ -78,15 +83,18 @@ const INLINE = new RegExp([
   /(?<!\w)_(?=[^\s_])([^_\n]{1,200})(?<!\s)_(?!\w)/,
 ].map(part => part.source).join("|"), "g");
 function inline(box, words) {
+  const parts = document.createDocumentFragment();
   let last = 0;
-  for (const found of words.matchAll(INLINE)) {
-    put(box, words.slice(last, found.index));
+  INLINE.lastIndex = 0;
+  for (let found = INLINE.exec(words); found; found = INLINE.exec(words)) {
+    put(parts, words.slice(last, found.index));
     const [whole, , code, bold, star, line] = found;
-    if (code !== undefined) box.append(h("code", {}, code));
-    else box.append(inline(h(bold === undefined ? "em" : "strong"), bold ?? star ?? line));
-    last = found.index + whole.length;
+    if (code !== undefined) parts.append(h("code", {}, code));
+    else parts.append(inline(h(bold === undefined ? "em" : "strong"), bold ?? star ?? line));
+    INLINE.lastIndex = last = found.index + whole.length; // what is within has moved it
   }
-  return put(box, words.slice(last));
+  box.append(put(parts, words.slice(last)));
+  return box;
 }
 // Text as Markdown, with a button that shows it as it was written.
 function readable(content, made) {

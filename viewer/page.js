@@ -123,7 +123,7 @@ function listen() {
   $("q").addEventListener("input", typed);
   $("q").addEventListener("keydown", event => { if (event.key === "Enter") nextHit(event.shiftKey ? -1 : 1); });
   for (const head of document.querySelectorAll("#grid [data-sort]")) head.onclick = () => sortBy(head.dataset.sort);
-  document.querySelector(".find").addEventListener("focusin", () => { if (STATE.q) showFound(); });
+  $("q").addEventListener("focus", () => { if (STATE.q) showFound(); });
   document.addEventListener("focusin", event => { if (!event.target.closest(".find")) $("found").hidden = true; });
   document.addEventListener("pointerdown", event => { if (!event.target.closest(".find")) $("found").hidden = true; });
   document.addEventListener("selectionchange", offerTrace);

@@ -21,6 +21,9 @@ async function inflated(bytes) {
   await written;
   return new TextDecoder().decode(whole);
 }
+const FIELDS = { index: "at", all_ms: "all", own_ms: "own", all_errors: "errors", all_tokens: "allTokens",
+  all_cost: "allCost", all_unpriced: "unpriced" };
+const FRACTIONS = new Set(["start", "end", "all", "own", "cost", "allCost", "allTokens", "input", "output", "cached"]);
 const OPENED = new Map();
 function openedRun(place) {
   if (!OPENED.has(place)) OPENED.set(place, openRun(place));
@@ -30,10 +33,10 @@ async function openRun(place) {
   const index = JSON.parse(await block("r" + place)), count = index.cols.level.length;
   const opened = { place, meta: RUNS[place], count, base: index.base, names: index.names, models: index.models,
     texts: index.text.split("\n"), outcomes: index.outcome.split("\n"), chunks: new Map() };
-  const wide = new Set(["start", "end", "all", "own", "cost", "allCost", "allTokens", "input", "output", "cached"]);
-  for (const [name, column] of Object.entries(index.cols)) {
-    opened[name] = (wide.has(name) ? Float64Array : Int32Array).from(column);
-    index.cols[name] = null;
+  for (const [field, column] of Object.entries(index.cols)) {
+    const name = FIELDS[field] || field;
+    opened[name] = (FRACTIONS.has(name) ? Float64Array : Int32Array).from(column);
+    index.cols[field] = null;
   }
   return relate(opened);
 }

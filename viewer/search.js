@@ -6,13 +6,14 @@ const NOISE = new Set([
   "tool_call_id", "tool_call_ids", "media_type", "sha256", "_at", "stop_reason", "status", "depth",
 ]);
 const AROUND = 40;
+const GROUPED = new RegExp(`^\\s*(\\d{1,3}(?:[${BETWEEN} _]?\\d{3})+)((?:[.,]\\d+)?)\\s*$`);
 // What finds a text whatever its case, and a number whatever its separators.
 function matcher(wanted, flags = "i") {
-  const whole = /^\s*(\d{1,3}(?:[,.'\u00a0\u202f _]?\d{3})+)((?:[.,]\d+)?)\s*$/.exec(wanted);
+  const whole = GROUPED.exec(wanted);
   if (!whole) return new RegExp(escaped(wanted), flags);
   const digits = whole[1].replace(/\D/g, ""), lead = digits.length % 3 || 3;
   const groups = [digits.slice(0, lead), ...digits.slice(lead).match(/\d{3}/g) || []];
-  return new RegExp(groups.join("[,.'\u00a0\u202f _]?") + (whole[2] && "[.,]" + whole[2].slice(1)), flags);
+  return new RegExp(groups.join(`[${BETWEEN} _]?`) + (whole[2] && "[.,]" + whole[2].slice(1)), flags);
 }
 const escaped = words => words.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&");
 // The same for a line of JSON in which `<` may be written as an escape.

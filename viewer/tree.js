@@ -102,7 +102,8 @@ function figureCells(i) {
   const nonzero = (value, words) => value ? words : "";
   return [
     paid ? cell(number(run.allTokens[i]), nonzero(own, number(own)), " first") : cell("", "", " first"),
-    paid ? cell(money(run.allCost[i], run.unpriced[i]), cost < 0 ? "?" : nonzero(cost, money(cost, 0))) : cell("", ""),
+    paid ? cell(money(run.allCost[i], run.unpriced[i]), cost < 0 ? "?" : nonzero(flat || cost < run.allCost[i],
+      nonzero(cost, money(cost, 0)))) : cell("", ""),
     timed ? cell(duration(run.all[i]), nonzero(run.own[i] >= 1, duration(run.own[i]))) : cell("", ""),
   ];
 }

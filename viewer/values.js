@@ -1,10 +1,11 @@
 // --- where a value of the answer comes from: every place with it, in order, whatever its rounding and separators
-const NUMBER = /\d+(?:[,.'\u00a0\u202f]\d+)*/g;
+const DIGITS = `\\d+(?:[${BETWEEN}]\\d+)*`, NUMBER = new RegExp(DIGITS, "g");
+const UNITS = "%|(?:thousand|million|billion|[kMB])\\b", FIGURE = new RegExp(`^(${DIGITS})\\s?(${UNITS})?$`);
 const VALUE = new RegExp([
-  /\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?)?|\d{1,2}:\d\d(?::\d\d)?/, // a date or a time, as it is written
-  /“[^”\n]{2,200}”|"[^"\n]{2,200}"|`[^`\n]{2,200}`|‘[^’\n]{3,200}’/,
-  /\d+(?:[,.'\u00a0\u202f]\d+)*(?:\s?%|\s?(?:thousand|million|billion|[kMB])\b)?/,
-].map(part => part.source).join("|"), "g");
+  "\\d{4}-\\d\\d-\\d\\d(?:[T ]\\d\\d:\\d\\d(?::\\d\\d)?)?|\\d{1,2}:\\d\\d(?::\\d\\d)?", // a date or a time, as written
+  '“[^”\\n]{2,200}”|"[^"\\n]{2,200}"|`[^`\\n]{2,200}`|‘[^’\\n]{3,200}’',
+  `${DIGITS}(?:\\s?(?:${UNITS}))?`,
+].join("|"), "g");
 const SCALES = { k: 1e3, thousand: 1e3, M: 1e6, million: 1e6, B: 1e9, billion: 1e9 };
 const TRACED_ANSWERS = 60, TRACED_EVENTS = 3000;
 function numberOf(words) {
@@ -17,7 +18,7 @@ function numberOf(words) {
 }
 // What recognises a value in a text: [[from, to], …] of its places.
 function recogniser(words) {
-  const [, figure, unit] = /^(\d[\d,.'\u00a0\u202f]*)\s?(%|thousand|million|billion|[kMB])?$/.exec(words) || [];
+  const [, figure, unit] = FIGURE.exec(words) || [];
   if (figure === undefined) {
     const each = new RegExp(escaped(bare(words)).replace(/\s+/g, "\\s+"), "gi");
     return content => [...content.matchAll(each)].map(hit => [hit.index, hit.index + hit[0].length]);
@@ -55,13 +56,17 @@ function wrapValues(box) {
   }
   markLost(box);
 }
-const valueButton = words => button(words, () => trace(bare(words)), { class: "value", title: "Where it comes from" });
+const valueButton = words =>
+  button(words, () => trace(bare(words)), { class: "link value", title: "Where it comes from" });
 
 // - the places
 // [label, text] of what an event says, apart from what only repeats another event.
 const SAID = {
-  node: event => [["the question", event.prompt], ["the context's beginning", event.context?.preview],
-    ["the message", event.announcement]],
+  node: (event, i) => {
+    const [asked, given] = run.depth[i] ? [`${name(i)}'s prompt`, `${name(i)}'s context`]
+      : ["the question", "the context's beginning"];
+    return [[asked, event.prompt], [given, event.announcement || event.context?.preview]];
+  },
   turn: (event, i) => [[`${name(i)}'s reply`, event.response]],
   sub: (event, i) => [[subName(i) + "'s prompt", contentOf(event.prompt)], [subName(i), event.response]],
   cell: (event, i) => [[`${name(i)}'s code`, event.code], [`${name(i)}'s output`,
