@@ -21,7 +21,8 @@ from typing import Any, NoReturn
 import rlm_sandbox
 
 ROOT = Path(__file__).parent.parent
-LIMIT = 0.5  # seconds for the cell
+LIMIT = 0.5  # seconds for the cell, and for those after it
+AT_EASE = 20.0  # for what comes before it
 BACK = LIMIT + 3.0  # the host is back in limit + 1 (benchmarks/sandbox.py measures it); the rest is for busy machines
 GROWTH = 50 << 20  # bytes that the host may grow by
 HOST_SPACE = 2 << 30  # address space for the host, so that one that balloons dies here and not with the machine
@@ -113,9 +114,9 @@ def attack(payload: dict[str, Any], layers: Sequence[str], folder: Path) -> dict
     functions = {"llm_query": lambda prompt: f"echo {prompt[:20] if isinstance(prompt, str) else type(prompt)}"}
     options: dict[str, Any] = {"layers": layers, "cell_timeout": LIMIT, "memory": "512m"}
     with rlm_sandbox.LocalSandbox(**options) as witness, rlm_sandbox.LocalSandbox(**options) as box:
-        before = witness.execute(WITNESS)
+        before = witness.execute(WITNESS, timeout=AT_EASE)
         assert before.ok, before.error
-        box.execute("kept = 41")
+        box.execute("kept = 41", timeout=AT_EASE)
         box.set("P", str(secret))
         box.set("M", str(marker))
         Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
