@@ -2004,7 +2004,8 @@ def demo(args: argparse.Namespace, shell: Shell) -> int:
     shell.terminal.say("checked: this is what the log's generator says")
     log_path = str(result.log)
     page = rlm_viz.write([log_path], os.path.splitext(log_path)[0] + ".html")
-    shell.terminal.say(f"log: {result.log}\npage: {page}")
+    shell.terminal.say(f"log: {result.log}")
+    shell.terminal.say(f"page: {page}")
     if shell.terminal.live and not args.no_open and (os.environ.get("DISPLAY") or sys.platform in ("darwin", "win32")):
         import webbrowser
 
