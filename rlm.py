@@ -3806,6 +3806,8 @@ class Node:
             "duration_ms": round(cell.duration_ms, 1),
             "final": None,
         }
+        if cell.status == "memory" and (limit := self._memory_limit(recorded)):
+            event["error"] = f"{cell.error or 'MemoryError'}\n{limit}"
         if recorded is not None:
             event = self._compared(event, recorded, died)
         if event["status"] != "ok" and event["error"] is None:
@@ -3824,6 +3826,19 @@ class Node:
             ) as error:  # an integer that is too long, or what no worker of ours sends
                 event["error"] = f"{type(error).__name__}: FINAL's value cannot be written out: {error}"
         return event
+
+    def _memory_limit(self, recorded: Event | None) -> str:
+        """Which limit a MemoryError has met, and the option that raises it; of a recorded cell what was said then."""
+        if recorded is not None:
+            said = (recorded.get("error") or "").rpartition("\n")[2]
+            return said if said.startswith("(the limit is ") else ""
+        environment = self.run.options.environment
+        if environment not in ("local", "docker"):
+            return ""
+        name = f"{environment}_memory"
+        size = getattr(self.run.options, name)
+        beyond = " beyond the context" if environment == "local" else ""
+        return f"(the limit is {size} of memory{beyond}: option {name})"
 
     def _compared(self, event: Event, recorded: Event, died: bool) -> Event:
         """The recorded outcome, which the conversation goes on from; a difference in the re-run is said."""

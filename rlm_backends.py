@@ -161,6 +161,12 @@ def mask(text: str, secrets: Sequence[str] = ()) -> str:
 def _checked_key(key: str, source: str) -> _Secret:
     """The key without surrounding space; a key that cannot be a header is refused without showing it."""
     secret = _Secret(key.strip())
+    if secret[:1] in ("'", '"', "`") or secret[-1:] in ("'", '"', "`"):
+        raise BackendError(
+            f"the API key from {source} has quotes around it, which are not part of a key",
+            code="config",
+            hint=f"set {source} again without the quotes (docker --env-file and some editors keep them)",
+        )
     if re.search(r"[^\x21-\x7e]", secret):
         raise BackendError(
             f"the API key from {source} holds a space, a line break or another character that no key has",
@@ -968,10 +974,12 @@ def _tls() -> Any:
     context = create_urllib3_context()
     names = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
     path = next((os.environ[name] for name in names if os.environ.get(name)), certifi.where())
-    try:
-        context.load_verify_locations(**{"capath" if os.path.isdir(path) else "cafile": path})
-    except OSError as error:
-        raise BackendError(f"cannot read the certificates in {path!r}: {error}", code="config") from None
+    folders = [folder for folder in os.environ.get("SSL_CERT_DIR", "").split(os.pathsep) if folder]
+    for place in (path, *folders):
+        try:
+            context.load_verify_locations(**{"capath" if os.path.isdir(place) else "cafile": place})
+        except OSError as error:
+            raise BackendError(f"cannot read the certificates in {place!r}: {error}", code="config") from None
     return context
 
 
@@ -1065,7 +1073,7 @@ class _Link:
             problem = error
         finally:
             _here.flight = None
-        failure = _transport_error(problem, flight, url)
+        failure = _transport_error(problem, flight, url, _proxy_for(url, self.proxies), opening=True)
         if flight.reused and isinstance(failure, BackendError) and failure.code == "connection":
             failure.retry_after, failure.stale = 0.0, True  # closed while it was idle: nothing has been asked yet
         raise failure
@@ -1112,7 +1120,9 @@ def _is_private(host: str) -> bool:
     return address.is_private or address.is_loopback or address.is_link_local
 
 
-def _transport_error(problem: BaseException, flight: _Flight, url: str) -> BaseException:
+def _transport_error(
+    problem: BaseException, flight: _Flight, url: str, proxy: str = "", *, opening: bool = False
+) -> BaseException:
     """What to raise for an exception from below: never one with frames, which hold the headers."""
     if not isinstance(problem, (OSError, _http_error())):  # an interrupt, our own error, or a mistake of ours
         problem.__context__ = problem.__cause__ = None
@@ -1122,14 +1132,62 @@ def _transport_error(problem: BaseException, flight: _Flight, url: str) -> BaseE
     except BackendError as over:
         return over.with_traceback(None)
     reason = _innermost(problem)
-    words = str(getattr(reason, "strerror", None) or "it broke off").lower()
+    tunnel = re.search(r"Tunnel connection failed: [\w -]{3,60}", str(reason))
+    words = str(getattr(reason, "strerror", None) or (tunnel[0] if tunnel else "it broke off")).lower()
+    if "socks" in str(reason).lower() and "dependencies" in str(reason):
+        words = "PySocks is not installed"
+    trouble, hint = (
+        _tls_trouble(reason, url, opening and not flight.reused) or _proxy_trouble(proxy, words) or (words, "")
+    )
+    hint = hint or ("is the server running?" if _is_loopback(url) else "is the network up, and the base URL right?")
     return BackendError(
-        f"no connection to {_place(url)}: {words}",
+        f"no connection to {_place(url)}{f' through the proxy {_place(proxy)}' if proxy else ''}: {trouble}",
         code="timeout" if isinstance(reason, TimeoutError) else "connection",
         provider=flight.provider,
-        hint="is the server running?" if _is_loopback(url) else "is the network up, and the base URL right?",
-        retryable="certificate" not in words,
+        hint=hint,
+        retryable=trouble in (words, _BROKEN_OFF)
+        and not words.startswith(("PySocks", "tunnel connection failed: 407")),
     )
+
+
+_BROKEN_OFF = "it broke the handshake off, as a server does that does not speak TLS"
+
+
+def _tls_trouble(reason: BaseException, url: str, opening: bool) -> tuple[str, str] | None:
+    """What went wrong with TLS, and what to do about it; None where it was something else."""
+    import ssl
+
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        trouble = f"certificate verify failed: {reason.verify_message}"
+        return trouble, "if it is yours, name the authority that signed it: SSL_CERT_FILE=ca.pem or SSL_CERT_DIR"
+    named = str(getattr(reason, "reason", None) or "")
+    plain = f"{_origin(url).replace('https://', 'http://')} instead of https, if that is what it serves"
+    if isinstance(reason, ssl.SSLError) and re.search(
+        "WRONG_VERSION_NUMBER|RECORD_LAYER|HTTP_REQUEST|PACKET_LENGTH", named
+    ):
+        return "it does not speak TLS there", plain
+    if isinstance(reason, ssl.SSLEOFError) and opening:
+        return _BROKEN_OFF, plain
+    return None
+
+
+def _proxy_trouble(proxy: str, words: str) -> tuple[str, str] | None:
+    """The same for a proxy: which variable names it, and how to go without."""
+    if not proxy:
+        return None
+    if words.startswith("PySocks"):
+        return words, "pip install 'requests[socks]'"
+    named = [name for name in os.environ if name.upper().endswith("_PROXY") and os.environ[name].rstrip("/") in proxy]
+    where = " or ".join(sorted(name for name in named if os.environ[name])) or "the system's settings"
+    return words, f"is the proxy of {where} running? NO_PROXY=HOST goes around it"
+
+
+def _proxy_for(url: str, proxies: Mapping[str, str]) -> str:
+    """The proxy that requests takes for this URL, "" for none."""
+    from requests.utils import select_proxy
+
+    proxy = str(select_proxy(url, dict(proxies)) or "")
+    return proxy if "://" in proxy or not proxy else f"http://{proxy}"
 
 
 def _innermost(problem: BaseException) -> BaseException:

@@ -207,7 +207,7 @@ class Shell:
 
     def print_json(self, value: Any) -> None:
         """One line of JSON for stdout, whole even when several threads have something to say."""
-        line = rlm_tools.to_json(value) + "\n"
+        line = rlm_tools.to_json(value).replace("\x7f", "\\u007f") + "\n"
         with self._lock:
             self.write(line)
             self.flush()
@@ -562,6 +562,12 @@ _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", 
 def plain(text: str) -> str:
     """Text without what would steer the terminal: escape sequences, control characters, overrides of direction."""
     return _CONTROL.sub("", text)
+
+
+def plain_but_styled(text: str) -> str:
+    """The same of a text that is coloured already: our own few styles stay."""
+    own = rf"(\x1b\[(?:0|{'|'.join(_STYLES.values())})m)"
+    return "".join(part if n % 2 else plain(part) for n, part in enumerate(re.split(own, text)))
 
 
 def one_line(text: Any, width: int) -> str:
@@ -1152,7 +1158,7 @@ def show_run(path: str, shell: Shell) -> int:
         shell.print_json(rlm_viz.merge(events))
     else:
         text = rlm_viz.tree(events, color=wants_colour(sys.stdout), width=min(stdout_width(), 160))
-        shell.write(encodable(sys.stdout, text) + "\n")
+        shell.write(encodable(sys.stdout, plain_but_styled(text)) + "\n")
     for problem in problems:
         shell.terminal.say(f"rlm: {path}: {problem}")
     return ANSWERED
@@ -1974,7 +1980,8 @@ def demo(args: argparse.Namespace, shell: Shell) -> int:
     shell.terminal.say("checked: this is what the log's generator says")
     log_path = str(result.log)
     page = rlm_viz.write([log_path], os.path.splitext(log_path)[0] + ".html")
-    shell.terminal.say(f"log: {result.log}\npage: {page}")
+    shell.terminal.say(f"log: {result.log}")
+    shell.terminal.say(f"page: {page}")
     if shell.terminal.live and not args.no_open and (os.environ.get("DISPLAY") or sys.platform in ("darwin", "win32")):
         import webbrowser
 

@@ -23,6 +23,7 @@ Needs rlm.py and what that needs: rlm_backends.py, rlm_sandbox.py (with rlm_work
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -1928,6 +1929,10 @@ def _execute_python(
             cell = execute(clean) if clean != code else cell
         if cell.status == "lost":
             session.forget()
+        if cell.status == "memory":
+            more = "; profile='analysis' or 'extended' has more" if profile in ("quick", "default") else ""
+            error = f"{cell.error or 'MemoryError'}\n(the limit of profile {profile!r} is {memory} of memory{more})"
+            cell = dataclasses.replace(cell, error=error)
         return _cell_result(server, cell, session, session_id == "new")
 
     server.start(request, session, work)

@@ -79,7 +79,8 @@ class Terminal:
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         for name, value in (("TERM", "xterm"), ("COLUMNS", "100")):
             os.environ.setdefault(name, value)
-        ends = [slave if number in streams else subprocess.PIPE for number in "012"]
+        others = {"0": subprocess.DEVNULL}  # a pipe would be waited for
+        ends = [slave if number in streams else others.get(number, subprocess.PIPE) for number in "012"]
         environment = {**os.environ, "TERM": "xterm", **(env or {})}
         self.process = subprocess.Popen(
             [*MODULE, *arguments],
