@@ -2087,7 +2087,7 @@ def clean_code(code: str) -> str:
 def _untagged(code: str) -> str:
     code = re.sub(r"\A\s*<(?:code|python|execute_code|execute_python|tool_code)>", "", code)
     tail = re.search(rf"(?:{_MARK_ENDS}|<end_code>)\s*\Z", code[-200:])
-    return code[: len(code) - len(tail[0])] if tail else code
+    return code[: len(code) - len(tail[0])].rstrip() if tail else code
 
 
 def _unfenced(code: str) -> str:

@@ -3562,9 +3562,10 @@ def local_servers(timeout: float = 0.3) -> list[tuple[str, str, list[str]]]:
         with requests.Session() as session:
             session.trust_env = False
             try:
-                answer = session.get(f"{base}/models", timeout=timeout, allow_redirects=False)
-                found[id_] = [str(entry["id"]) for entry in answer.json()["data"]]
-            except (requests.RequestException, ValueError, LookupError, TypeError):
+                answer = session.get(f"{base}/models", timeout=timeout, allow_redirects=False, stream=True)
+                body = _gathered(answer.iter_content(65_536), INSPECT_LIMIT)
+                found[id_] = [str(entry["id"]) for entry in from_json(body)["data"]]
+            except (BackendError, requests.RequestException, ValueError, LookupError, TypeError):
                 return  # nothing there, or nothing that speaks of models
 
     threads = [threading.Thread(target=probe, args=place, daemon=True) for place in _LOCAL]

@@ -2323,10 +2323,11 @@ def _models_at(base_url: str) -> tuple[int, list[str]]:
     with requests.Session() as session:
         session.trust_env = False  # no .netrc
         session.proxies = {} if rlm_backends._is_loopback(base_url) else requests.utils.get_environ_proxies(base_url)
-        answer = session.get(f"{base_url.rstrip('/')}/models", timeout=2, allow_redirects=False)
+        answer = session.get(f"{base_url.rstrip('/')}/models", timeout=2, allow_redirects=False, stream=True)
         try:
-            return answer.status_code, [str(entry["id"]) for entry in answer.json()["data"]]
-        except (ValueError, LookupError, TypeError):
+            body = rlm_backends._gathered(answer.iter_content(65_536), rlm_backends.INSPECT_LIMIT)
+            return answer.status_code, [str(entry["id"]) for entry in rlm_backends.from_json(body)["data"]]
+        except (rlm_backends.BackendError, ValueError, LookupError, TypeError):
             return answer.status_code, []
 
 
