@@ -941,7 +941,7 @@ def _step_words(row: Row, event: Event) -> str:
     if row.kind == "node":
         return f"{row.model}: {_brief(row.text, 80)}"
     if row.kind in ("turn", "sub"):
-        said = _brief(event.get("response"), 60) or (_calls_in_words(event) if row.kind == "turn" else "")
+        said = _brief(row.text if row.kind == "turn" else event.get("response"), 60)
         figures = [f"{row.usage[0]:,}→{row.usage[1]:,} tok", money(row.cost, row.unpriced)]
         figures.append(duration(_number(event.get("duration_ms"))))
         return " · ".join([row.name, *figures, *([said] if said else [])])
@@ -2557,14 +2557,13 @@ return inflated(Uint8Array.fromBase64?.(packed) ?? Uint8Array.from(atob(packed),
 async function inflated(bytes) {
 const stream = new DecompressionStream("gzip"), writer = stream.writable.getWriter();
 const written = Promise.all([writer.write(bytes), writer.close()]);
-const whole = new Uint8Array(new DataView(bytes.buffer, bytes.length - 4).getUint32(0, true));
-const reader = stream.readable.getReader();
-for (let at = 0, part = await reader.read(); !part.done; part = await reader.read()) {
-whole.set(part.value, at);
-at += part.value.length;
+const reader = stream.readable.getReader(), decoder = new TextDecoder();
+let text = "";
+for (let part = await reader.read(); !part.done; part = await reader.read()) {
+text += decoder.decode(part.value, { stream: true });
 }
 await written;
-return new TextDecoder().decode(whole);
+return text + decoder.decode();
 }
 const FIELDS = { index: "at", all_ms: "all", own_ms: "own", all_errors: "errors", all_tokens: "allTokens",
 all_cost: "allCost", all_unpriced: "unpriced" };
