@@ -2221,6 +2221,7 @@ unicode-bidi:isolate}
 .name .out{flex:1 1 0;overflow:hidden;text-overflow:ellipsis;white-space:nowrap;min-width:0;unicode-bidi:isolate}
 .name .out,.line .out,.strip .out{color:var(--text)}
 .arrow,.where{flex:none;color:var(--muted)}
+.strip .arrow{margin:0 5px}
 .where{font-size:12px}
 .out.failed{color:var(--error)!important}
 .sort{border:0;background:none;padding:0 2px;min-height:24px;font-weight:600}
@@ -3457,8 +3458,7 @@ return h("nav", { class: "path", "aria-label": "Ancestors" },
 path.map(i => [button(name(i), () => select(i, { push: true, reveal: true }), { class: "link" }),
 h("span", { "aria-hidden": "true" }, "›")]), path.length ? h("span", {}, name(row)) : null);
 }
-const PLAIN_FACTS = ["status", "stop_reason", "attempts", "environment", "protocol", "backend", "sub_model", "depth",
-"images", "dropped"];
+const PLAIN_FACTS = ["status", "stop_reason", "attempts", "environment", "protocol", "backend", "sub_model", "depth"];
 function facts(row, event) {
 const usage = event.token_usage || {}, words = key => key.replace("_usd", "").replace("_", " ");
 const list = [
@@ -3470,6 +3470,7 @@ const list = [
 ["Self", run.all[row] && run.own[row] !== run.all[row] ? duration(run.own[row]) : ""],
 ["Began", "+" + duration(run.start[row])],
 ...PLAIN_FACTS.map(key => [words(key), typeof event[key] === "object" ? "" : event[key]]),
+["Images", event.images || ""], ["Dropped characters", event.dropped || ""],
 ...Object.entries(event.left || {}).map(([key, left]) => [words(key) + " left", leftOf(key, left)]),
 ];
 const told = list.filter(([, value]) => value !== "" && value !== undefined);
@@ -4516,9 +4517,10 @@ showTranscript();
 const scriptTop = () => ($("v5").querySelector(".turns")?.getBoundingClientRect().height || 0) + stickyTop();
 const stickyTop = () => getComputedStyle($("bar")).position === "sticky" ? $("bar").offsetHeight + 50 : 0;
 async function toSection(row) {
-const section = allSections().find(one => row >= one.row && row < one.row + one.size);
-if (!section) return;
-if (!section.filled) await fillSection(section);
+const list = allSections(), place = list.findIndex(one => row >= one.row && row < one.row + one.size);
+if (place < 0) return;
+for (const near of list.slice(Math.max(0, place - 4), place + 1)) if (!near.filled) await fillSection(near);
+const section = list[place];
 scrollBy(0, section.getBoundingClientRect().top - scriptTop());
 section.focus({ preventScroll: true });
 }

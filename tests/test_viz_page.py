@@ -508,7 +508,7 @@ def test_axe_finds_nothing(visit: Open, theme: str, view: int) -> None:
             page.locator("#divergence summary").click()
         if view == 5:
             page.wait_for_selector("#script .act pre")
-            page.locator("#q").fill("total")
+            page.locator("#q").fill("status")
             page.wait_for_selector("#found button")
         page.evaluate(axe)
         found = page.evaluate("axe.run()")
