@@ -1024,7 +1024,7 @@ def _step_words(row: Row, event: Event) -> str:
     if row.kind == "node":
         return f"{row.model}: {_brief(row.text, 80)}"
     if row.kind in ("turn", "sub"):
-        said = _brief(event.get("response"), 60) or (_calls_in_words(event) if row.kind == "turn" else "")
+        said = _brief(row.text if row.kind == "turn" else event.get("response"), 60)
         figures = [f"{row.usage[0]:,}→{row.usage[1]:,} tok", money(row.cost, row.unpriced)]
         figures.append(duration(_number(event.get("duration_ms"))))
         return " · ".join([row.name, *figures, *([said] if said else [])])
@@ -2327,6 +2327,7 @@ unicode-bidi:isolate}
 .name .out{flex:1 1 0;overflow:hidden;text-overflow:ellipsis;white-space:nowrap;min-width:0;unicode-bidi:isolate}
 .name .out,.line .out,.strip .out{color:var(--text)}
 .arrow,.where{flex:none;color:var(--muted)}
+.strip .arrow{margin:0 5px}
 .where{font-size:12px}
 .out.failed{color:var(--error)!important}
 .sort{border:0;background:none;padding:0 2px;min-height:24px;font-weight:600}
@@ -2663,14 +2664,13 @@ return inflated(Uint8Array.fromBase64?.(packed) ?? Uint8Array.from(atob(packed),
 async function inflated(bytes) {
 const stream = new DecompressionStream("gzip"), writer = stream.writable.getWriter();
 const written = Promise.all([writer.write(bytes), writer.close()]);
-const whole = new Uint8Array(new DataView(bytes.buffer, bytes.length - 4).getUint32(0, true));
-const reader = stream.readable.getReader();
-for (let at = 0, part = await reader.read(); !part.done; part = await reader.read()) {
-whole.set(part.value, at);
-at += part.value.length;
+const reader = stream.readable.getReader(), decoder = new TextDecoder();
+let text = "";
+for (let part = await reader.read(); !part.done; part = await reader.read()) {
+text += decoder.decode(part.value, { stream: true });
 }
 await written;
-return new TextDecoder().decode(whole);
+return text + decoder.decode();
 }
 const FIELDS = { index: "at", all_ms: "all", own_ms: "own", all_errors: "errors", all_tokens: "allTokens",
 all_cost: "allCost", all_unpriced: "unpriced" };
@@ -3564,8 +3564,7 @@ return h("nav", { class: "path", "aria-label": "Ancestors" },
 path.map(i => [button(name(i), () => select(i, { push: true, reveal: true }), { class: "link" }),
 h("span", { "aria-hidden": "true" }, "›")]), path.length ? h("span", {}, name(row)) : null);
 }
-const PLAIN_FACTS = ["status", "stop_reason", "attempts", "environment", "protocol", "backend", "sub_model", "depth",
-"images", "dropped"];
+const PLAIN_FACTS = ["status", "stop_reason", "attempts", "environment", "protocol", "backend", "sub_model", "depth"];
 function facts(row, event) {
 const usage = event.token_usage || {}, words = key => key.replace("_usd", "").replace("_", " ");
 const list = [
@@ -3577,6 +3576,7 @@ const list = [
 ["Self", run.all[row] && run.own[row] !== run.all[row] ? duration(run.own[row]) : ""],
 ["Began", "+" + duration(run.start[row])],
 ...PLAIN_FACTS.map(key => [words(key), typeof event[key] === "object" ? "" : event[key]]),
+["Images", event.images || ""], ["Dropped characters", event.dropped || ""],
 ...Object.entries(event.left || {}).map(([key, left]) => [words(key) + " left", leftOf(key, left)]),
 ];
 const told = list.filter(([, value]) => value !== "" && value !== undefined);
@@ -4623,9 +4623,10 @@ showTranscript();
 const scriptTop = () => ($("v5").querySelector(".turns")?.getBoundingClientRect().height || 0) + stickyTop();
 const stickyTop = () => getComputedStyle($("bar")).position === "sticky" ? $("bar").offsetHeight + 50 : 0;
 async function toSection(row) {
-const section = allSections().find(one => row >= one.row && row < one.row + one.size);
-if (!section) return;
-if (!section.filled) await fillSection(section);
+const list = allSections(), place = list.findIndex(one => row >= one.row && row < one.row + one.size);
+if (place < 0) return;
+for (const near of list.slice(Math.max(0, place - 4), place + 1)) if (!near.filled) await fillSection(near);
+const section = list[place];
 scrollBy(0, section.getBoundingClientRect().top - scriptTop());
 section.focus({ preventScroll: true });
 }

@@ -1,7 +1,7 @@
 """Sizes and speeds of the trajectory page in a real Chromium, and the pictures of the documentation.
 
     python benchmarks/viz.py                  the table, against the bars in its last columns
-    python benchmarks/viz.py --pictures DIR   tree.png and timeline.png
+    python benchmarks/viz.py --pictures DIR   tree.png, timeline.png and transcript.png
 
 Needs playwright from PyPI and a chromium; the logs are made by tests/journals.py, about 2.3 kB an event.
 """
@@ -83,7 +83,7 @@ def table() -> None:
 
 
 def pictures(folder: str) -> None:
-    views = {"tree": ("light", "#e=70"), "timeline": ("dark", "#v=2&e=70")}
+    views = {"tree": ("light", "#e=70"), "timeline": ("dark", "#v=2&e=70"), "transcript": ("light", "#v=5&e=6")}
     with chromium() as browser, tempfile.TemporaryDirectory() as scratch:
         path = os.path.join(scratch, "page.html")
         with open(path, "w", encoding="utf-8") as file:

@@ -124,8 +124,8 @@ def test_the_line_of_a_kernel_says_what_goes_on_and_at_most_twice_a_second(monke
         "… 1.0 s · 0 calls · 0 tokens · $0 · depth 0 · waiting for the model",
         "… 1.6 s · 0 calls · 0 tokens · $0 · depth 0 · reading the prompt 50%",
         "… 2.6 s · 0 calls · 0 tokens · $0 · depth 0 · writing 100 tok",
-        "… 3.6 s · 1 call · 1 token · $0.0100 · depth 0",
-        "… 4.6 s · 1 call · 1 token · $0.0100 · depth 0 · running cell 1",
-        "… 5.6 s · 1 call · 1 token · $0.0100 · depth 0 · 1 of 2 sub-calls",
-        "✓ 5.6 s · 1 call · 1 token · $0.0100 · depth 0",
+        "… 3.6 s · 1 call · 1 token · $0.010 · depth 0",
+        "… 4.6 s · 1 call · 1 token · $0.010 · depth 0 · running cell 1",
+        "… 5.6 s · 1 call · 1 token · $0.010 · depth 0 · 1 of 2 sub-calls",
+        "✓ 5.6 s · 1 call · 1 token · $0.010 · depth 0",
     ]

@@ -32,8 +32,7 @@ function pathTo(row) {
     path.map(i => [button(name(i), () => select(i, { push: true, reveal: true }), { class: "link" }),
     h("span", { "aria-hidden": "true" }, "›")]), path.length ? h("span", {}, name(row)) : null);
 }
-const PLAIN_FACTS = ["status", "stop_reason", "attempts", "environment", "protocol", "backend", "sub_model", "depth",
-  "images", "dropped"];
+const PLAIN_FACTS = ["status", "stop_reason", "attempts", "environment", "protocol", "backend", "sub_model", "depth"];
 function facts(row, event) {
   const usage = event.token_usage || {}, words = key => key.replace("_usd", "").replace("_", " ");
   const list = [
@@ -45,6 +44,7 @@ function facts(row, event) {
     ["Self", run.all[row] && run.own[row] !== run.all[row] ? duration(run.own[row]) : ""],
     ["Began", "+" + duration(run.start[row])],
     ...PLAIN_FACTS.map(key => [words(key), typeof event[key] === "object" ? "" : event[key]]),
+    ["Images", event.images || ""], ["Dropped characters", event.dropped || ""],
     ...Object.entries(event.left || {}).map(([key, left]) => [words(key) + " left", leftOf(key, left)]),
   ];
   const told = list.filter(([, value]) => value !== "" && value !== undefined);

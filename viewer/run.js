@@ -12,14 +12,13 @@ async function block(id) {
 async function inflated(bytes) {
   const stream = new DecompressionStream("gzip"), writer = stream.writable.getWriter();
   const written = Promise.all([writer.write(bytes), writer.close()]);
-  const whole = new Uint8Array(new DataView(bytes.buffer, bytes.length - 4).getUint32(0, true));
-  const reader = stream.readable.getReader();
-  for (let at = 0, part = await reader.read(); !part.done; part = await reader.read()) {
-    whole.set(part.value, at);
-    at += part.value.length;
+  const reader = stream.readable.getReader(), decoder = new TextDecoder();
+  let text = "";
+  for (let part = await reader.read(); !part.done; part = await reader.read()) {
+    text += decoder.decode(part.value, { stream: true });
   }
   await written;
-  return new TextDecoder().decode(whole);
+  return text + decoder.decode();
 }
 const FIELDS = { index: "at", all_ms: "all", own_ms: "own", all_errors: "errors", all_tokens: "allTokens",
   all_cost: "allCost", all_unpriced: "unpriced" };

@@ -161,9 +161,11 @@ function goSection(row) {
 const scriptTop = () => ($("v5").querySelector(".turns")?.getBoundingClientRect().height || 0) + stickyTop();
 const stickyTop = () => getComputedStyle($("bar")).position === "sticky" ? $("bar").offsetHeight + 50 : 0;
 async function toSection(row) {
-  const section = allSections().find(one => row >= one.row && row < one.row + one.size);
-  if (!section) return;
-  if (!section.filled) await fillSection(section);
+  const list = allSections(), place = list.findIndex(one => row >= one.row && row < one.row + one.size);
+  if (place < 0) return;
+  // What stands just above is filled first: it would push the section away as it came into view.
+  for (const near of list.slice(Math.max(0, place - 4), place + 1)) if (!near.filled) await fillSection(near);
+  const section = list[place];
   scrollBy(0, section.getBoundingClientRect().top - scriptTop());
   section.focus({ preventScroll: true });
 }
