@@ -32,8 +32,6 @@ from collections.abc import Callable, Iterator
 from types import CodeType, FrameType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from RestrictedPython.transformer import INSPECT_ATTRIBUTES, RestrictingNodeTransformer
-
 if TYPE_CHECKING or not __package__:
     from rlm_worker import Files, describe, format_traceback, run_together, type_name
 else:  # vendored into a package
@@ -60,8 +58,9 @@ class Denial(NamedTuple):
 # attribute: refused when a cell is compiled, wherever it is written, and by getattr. builtin: a function that only
 # raises. name: one that exists elsewhere; added to its NameError. syntax: by the node's type, or how the line begins.
 # module, package: not importable; packages are those that `allowed_imports` can add. member: of a module's proxy.
-DENIED_ROWS = f"""
-attribute: {" ".join(sorted(INSPECT_ATTRIBUTES))} __globals__ __code__ __closure__ __builtins__
+DENIED_ROWS = """
+attribute: __globals__ __code__ __closure__ __builtins__ ag_await ag_code ag_frame co_code cr_await cr_code cr_frame \
+cr_origin f_back f_builtins f_code f_generator f_globals f_locals f_trace gi_code gi_frame gi_yieldfrom tb_frame tb_next
     | code and frames stay out of sight of the code that runs in them | pass values as arguments
 attribute: __self__ __loader__ __spec__
     | it leads to a real module | use the operator or built-in function that stands for it
@@ -125,7 +124,7 @@ package: regex | not installed for cells | import re
 package: simplejson ujson orjson | not installed for cells | import json
 package: sklearn | not installed for cells | count with collections.Counter; llm_query(prompt) sorts by meaning
 package: spacy | not installed for cells | re finds words and names; llm_query(prompt) understands text
-package: tabulate rich prettytable | not installed for cells | print(f'{{name:<20}}{{value:>8}}') for each row
+package: tabulate rich prettytable | not installed for cells | print(f'{name:<20}{value:>8}') for each row
 package: tiktoken | not installed for cells | len(text) // 4 is about the number of tokens
 package: tqdm | not installed for cells | iterate without it: nobody sees a bar
 package: yaml | not installed for cells | read simple lines with line.split(': ', 1); json where it is JSON
@@ -175,8 +174,19 @@ class PolicyError(SyntaxError):
     """Code that the policy refuses; the message says why, and what to write instead."""
 
 
-class Checker(RestrictingNodeTransformer):
-    """RestrictedPython's list of known syntax, without its run-time guards: names are judged instead."""
+class Checks:
+    """What differs from RestrictedPython's transformer, of which the list of known syntax is left."""
+
+    visit: Callable[[Any], Any]
+
+    def node_contents_visit(self, node: Any) -> Any:
+        """Look at what a node holds. Nothing is rewritten, so the lists that hold nodes stay as they are."""
+        for field in node._fields:
+            held = getattr(node, field, None)
+            for item in held if type(held) is list else (held,):
+                if isinstance(item, ast.AST):
+                    self.visit(item)
+        return node
 
     def error(self, node: Any, info: str) -> NoReturn:
         error = PolicyError(info)
@@ -224,14 +234,21 @@ class Checker(RestrictingNodeTransformer):
     def visit_Constant(self, node: ast.Constant) -> Any:
         return node
 
-    visit_Load = visit_Store = visit_Del = visit_Constant  # type: ignore[assignment]
+    visit_Load = visit_Store = visit_Del = visit_Constant
     visit_Nonlocal = visit_Global
-    native: Any = RestrictingNodeTransformer.node_contents_visit
+    native: Any = node_contents_visit
     visit_Call = visit_Subscript = visit_Assign = visit_AugAssign = visit_AnnAssign = visit_For = visit_With = native
     visit_Module = visit_ClassDef = visit_TypeAlias = visit_TypeVar = visit_ParamSpec = visit_TypeVarTuple = native
     visit_Match = visit_match_case = visit_MatchValue = visit_MatchSingleton = visit_MatchSequence = native
     visit_MatchMapping = visit_MatchStar = visit_MatchAs = visit_MatchOr = native
     visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = native
+
+
+@functools.cache
+def checker_class() -> type[Any]:
+    from RestrictedPython.transformer import RestrictingNodeTransformer
+
+    return type("Checker", (Checks, RestrictingNodeTransformer), {})
 
 
 def policy_compile(source: str, filename: str) -> tuple[CodeType, CodeType | None]:
@@ -254,7 +271,7 @@ def checked_tree(source: str, filename: str) -> ast.Module:
     source = source.removeprefix("\ufeff")
     try:
         tree: ast.Module = compiled(source, filename, "exec", ast.PyCF_ONLY_AST)
-        Checker().visit(tree)
+        checker_class()().visit(tree)
         return tree
     except SyntaxError as error:
         lines = source.splitlines()
@@ -317,12 +334,11 @@ def readable(name: Any) -> str:
 
 
 def checked_getattr(target: Any, name: str, /, *default: Any) -> Any:
-    try:
-        return getattr(target, readable(name), *default)
-    except AttributeError:
-        if len(default) != 1:
-            raise
+    if type(name) is str and name not in DENIED_ATTRIBUTES:
+        return getattr(target, name, *default)
+    if name in DENIED_ATTRIBUTES and default:
         return default[0]
+    return getattr(target, readable(name))
 
 
 def checked_hasattr(target: Any, name: str, /) -> bool:
@@ -915,6 +931,7 @@ FUTURES: dict[str, Any] = {
 
 def policy_preload(allowed_imports: tuple[str, ...] = ()) -> None:
     """Prepare what all sessions of this process and its forks share."""
+    checker_class()
     session.allowed = tuple(name.partition(".")[0] for name in allowed_imports)
 
 

@@ -309,6 +309,12 @@ def test_files_of_a_given_folder_can_be_read_and_not_written(tmp_path: Path) -> 
     assert (tmp_path / "data.csv").read_text() == "a,b\n1,2\n"
 
 
+def test_what_restrictedpython_hides_of_frames_and_code_is_in_the_table() -> None:
+    from RestrictedPython.transformer import INSPECT_ATTRIBUTES
+
+    assert rlm_policy.DENIED_ATTRIBUTES >= INSPECT_ATTRIBUTES
+
+
 def test_each_row_of_the_table_has_a_reason_and_what_to_write_instead() -> None:
     kinds = {"attribute", "builtin", "member", "module", "name", "package", "syntax"}
     assert {kind for kind, _ in rlm_policy.DENIED} == kinds
