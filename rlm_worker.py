@@ -366,6 +366,7 @@ class Output(io.TextIOBase):
     def begin(self, emit: Callable[[str], None] | None) -> None:
         """For the next cell, whose output `emit` passes on while it runs."""
         self._kept[:16] = bytes(16)
+        self._size = self._chars = 0
         self._emit = emit
         self._pending: list[str] = []
         self._pending_chars = self._emitted = 0
@@ -374,34 +375,26 @@ class Output(io.TextIOBase):
     def writable(self) -> bool:
         return True
 
-    def sizes(self) -> tuple[int, int]:
-        found: tuple[int, int] = struct.unpack(">QQ", self._kept[:16])
-        return found
-
     def write(self, text: str) -> int:
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type_name(type(text))}")
         text = str.__str__(text)
         both_ends = text if len(text) <= 2 * OUT_HALF else text[:OUT_HALF] + text[-OUT_HALF - 1 :]
-        size, chars = self.sizes()
-        size = self.keep(both_ends.encode("utf-8", "surrogatepass"), size)
-        self._kept[:16] = struct.pack(">QQ", size, chars + len(text))
+        data, size = both_ends.encode("utf-8", "surrogatepass"), self._size
+        while data:  # to the first half while there is room, then to the ring
+            at = size % OUT_HALF
+            part = data[: OUT_HALF - at]
+            start = at + (16 if size < OUT_HALF else 16 + OUT_HALF)
+            self._kept[start : start + len(part)] = part
+            data, size = data[len(part) :], size + len(part)
+        self._size, self._chars = size, self._chars + len(text)
+        self._kept[:16] = SIZES.pack(size, self._chars)
         if self._emit and self._emitted < STREAM_MAX:
             self._pending.append(text)
             self._pending_chars += len(text)
             if self._pending_chars > 65_536 or (text.endswith("\n") and time.monotonic() - self._emitted_at > 0.05):
                 self.flush()
         return len(text)
-
-    def keep(self, data: bytes, size: int) -> int:
-        """Add to the first half while there is room, then to the ring; how many bytes there are then."""
-        while data:
-            at = size % OUT_HALF
-            part = data[: OUT_HALF - at]
-            start = at + (16 if size < OUT_HALF else 16 + OUT_HALF)
-            self._kept[start : start + len(part)] = part
-            data, size = data[len(part) :], size + len(part)
-        return size
 
     def flush(self) -> None:
         text = "".join(self._pending)
@@ -413,14 +406,20 @@ class Output(io.TextIOBase):
     def close(self) -> None:
         """A cell that closes its output would lose that of the next."""
 
+    def chars(self) -> int:
+        return int(SIZES.unpack(self._kept[:16])[1])
+
     def text(self) -> str:
-        size, chars = self.sizes()
-        head, ring = self._kept[16 : 16 + min(size, OUT_HALF)], self._kept[16 + OUT_HALF :]
+        size, chars = SIZES.unpack(self._kept[:16])
+        head, ring = self._kept[16 : 16 + min(size, OUT_HALF)], self._kept[16 + OUT_HALF : 16 + size]
         if size <= 2 * OUT_HALF:
-            return decoded(head + ring[: max(0, size - OUT_HALF)])
+            return decoded(head + ring)
         at = size % OUT_HALF
         ends = decoded(head), decoded((ring[at:] + ring[:at]).lstrip(bytes(range(0x80, 0xC0))))
         return f"{ends[0]}\n[... {chars - sum(map(len, ends))} characters dropped ...]\n{ends[1]}"
+
+
+SIZES = struct.Struct(">QQ")
 
 
 def decoded(data: bytes) -> str:
@@ -1187,7 +1186,7 @@ class Worker:
         text = self.out.text()
         self.keep(number, text)
         where = f"; the whole is in _out[{number}]"
-        shown = {"stdout": cut(text, self.output_limit, where), "chars": self.out.sizes()[1]}
+        shown = {"stdout": cut(text, self.output_limit, where), "chars": self.out.chars()}
         return {"op": "result", "ms": (time.perf_counter() - began) * 1000, **shown, **ended}
 
     def run(self, code: str, filename: str) -> dict[str, Any]:
@@ -1395,7 +1394,7 @@ class Worker:
     def tell_death(self, status: int) -> None:
         """In the snapshot."""
         how = {"signal": os.WTERMSIG(status)} if os.WIFSIGNALED(status) else {"exit": os.WEXITSTATUS(status)}
-        shown = {"stdout": cut(self.out.text(), self.output_limit, ""), "chars": self.out.sizes()[1]}
+        shown = {"stdout": cut(self.out.text(), self.output_limit, ""), "chars": self.out.chars()}
         kills, self.kills = self.kills, memory_kills()
         memory = None if kills is None else self.kills != kills
         self.host.write(encode_frame({"op": "died", "id": self.calls.request, "memory": memory, **shown, **how}))

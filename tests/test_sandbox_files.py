@@ -256,3 +256,58 @@ def test_questions_without_end_do_not_stop_the_clock(make: Make, folder: Path) -
     (folder / "a").write_text("text")
     cell = make(folder).execute("while True:\n    open('a').close()", timeout=1)
     assert cell.status == "timeout" and cell.duration_ms < 3000
+
+
+FORGED = """
+import gc, os
+calls = next(o for o in gc.get_objects() if type(o).__name__ == 'Calls')
+def ask(*question):
+    try: return calls.ask('<files>', question, {})
+    except Exception as error: return type(error).__name__
+"""
+
+
+@pytest.mark.parametrize("make", ["bare"], indirect=True)
+def test_forged_questions_are_refused(make: Make, folder: Path) -> None:
+    (folder / ".env").write_text(SECRET)
+    box = make(folder)
+    box.execute(FORGED)
+    for question in (
+        "('open', '.env', 0)",
+        "('open', '/proc/self/environ', 0)",
+        "('open', '../../../etc/passwd', 0)",
+        "('open', '.env\\0', 0)",
+        "('open', ['.env'], 0)",
+        "('open', '.env', -1)",
+        "('write', '.env', 0)",
+        "('__init__', '.env', 0)",
+        "('open', 'x' * 100_000, 0)",
+        "('list', '/', 0)",
+        "('stat', '/etc/passwd', 0)",
+        "()",
+    ):
+        shown = value(box.execute(f"ask(*{question})")) or ""
+        assert "errno" in shown or shown in ("'ValueError'", "'TypeError'"), (question, shown)
+        assert SECRET not in shown and "tag" not in shown
+
+
+@pytest.mark.parametrize("make", ["bare"], indirect=True)
+def test_a_flood_of_questions_ends_with_the_limit(make: Make, folder: Path) -> None:
+    (folder / "a").write_text("text")
+    box = make(folder)
+    box.execute(FORGED)
+    code = "while True: calls.start('<files>', ('list', '.', 0), {})"
+    cell = box.execute(code, timeout=1)
+    assert not cell.ok and cell.duration_ms < 2500, cell
+    assert value(box.execute("1 + 1")) == "2"
+
+
+@pytest.mark.parametrize("make", ["bare"], indirect=True)
+def test_the_child_holds_no_descriptor_of_the_hosts(make: Make, folder: Path) -> None:
+    """Sockets and pipes of its own session, the device that swallows what is printed, and the memory of `set`."""
+    cell = make(folder).execute(
+        "import os, stat\nkinds = {}\nfor fd in range(1024):\n    try: info = os.fstat(fd)\n"
+        "    except OSError: continue\n    kinds[fd] = stat.filemode(info.st_mode)[0], info.st_nlink\n"
+        "[(fd, kind) for fd, (kind, links) in kinds.items() if kind not in 'spc' and links]"
+    )
+    assert value(cell) == "[]"
