@@ -185,7 +185,8 @@ class Shell:
         self.silence()  # or what is left in the buffer fails once more when Python ends
         result = rlm.last_result() if self.is_run else None
         where = f"the answer is in {result.log}" if result and result.log else ""
-        self.lost = rlm.RLMError(f"cannot write to stdout: {error.strerror}", hint=where)
+        what = "the answer to stdout" if result else "to stdout"
+        self.lost = rlm.RLMError(f"cannot write {what}: {error.strerror}", hint=where)
         return self.lost
 
     def silence(self) -> None:
