@@ -62,8 +62,8 @@ def files(workspace: Path) -> Path:
 
 def ask(*arguments: str) -> tuple[int, dict[str, Any], list[dict[str, Any]]]:
     """The exit status, the result and the journal of a run of the installed command."""
-    command = [str(Path(sys.executable).with_name("rlm")), *arguments, "--json", "-q", "--timeout", "150"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    command = [str(Path(sys.executable).with_name("rlm")), *arguments, "--json", "-q", "--timeout", "240"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=290)
     result = json.loads(done.stdout)
     assert result["log"], result["error"]
     events, problems = rlm_viz.read(result["log"])
