@@ -2526,6 +2526,8 @@ main{padding:10px 10px 30px}
 #top{flex-wrap:wrap;padding:8px 10px;position:static}
 #pick{flex:1;max-width:none}
 .find{order:9;flex-basis:100%}
+#live{order:8;flex-basis:100%}
+#live label{display:flex;gap:8px;align-items:center;min-height:44px}
 #bar{position:static}
 .turns{top:0}
 .turns button{flex:1;padding:4px}
@@ -2677,6 +2679,7 @@ all_cost: "allCost", all_unpriced: "unpriced" };
 const FRACTIONS = new Set(["start", "end", "all", "own", "cost", "allCost", "allTokens", "input", "output", "cached"]);
 const OPENED = new Map();
 function openedRun(place) {
+if (OPENED.size > 3 && !OPENED.has(place)) OPENED.delete(OPENED.keys().next().value);
 if (!OPENED.has(place)) OPENED.set(place, openRun(place));
 return OPENED.get(place);
 }
@@ -2991,7 +2994,7 @@ return [box, toggle];
 }
 function showSummary() {
 const meta = run.meta, [asked, ended, source] = meta.at;
-const [answer, raw] = readable(meta.answer || "none", wrapValues);
+const [answer, raw] = readable(meta.answer || (meta.status === "unfinished" ? "none yet" : "none"), wrapValues);
 answer.id = "answer";
 answer.classList.add("clamp");
 $("summary").replaceChildren(
@@ -3232,7 +3235,8 @@ const words = "Not found in the run: " + [...lost].join(", ");
 if (lost.size) $("origin").before(h("p", { id: "lost", class: "note" }, words));
 }
 function offerTrace() {
-const chosen = getSelection(), words = String(chosen).trim(), offer = $("offer");
+const chosen = getSelection(), offer = $("offer");
+const words = chosen.isCollapsed ? "" : String(chosen).trim();
 const inside = chosen.rangeCount && chosen.anchorNode?.parentElement?.closest("#summary, #inspector, #v5");
 offer.hidden = !inside || words.length < 2 || words.length > 200;
 if (offer.hidden) return;
@@ -4611,6 +4615,7 @@ button("Next turn ›", () => byTurn(1), { "data-shortcut": "]" }), nodes.length
 }
 const allSections = () => [...$("v5").querySelectorAll("#script > .act")];
 function byTurn(by) {
+if (STATE.v !== 5) return;
 const list = allSections().filter(section => kind(section.row) === "turn");
 const here = list.findLastIndex(section => section.getBoundingClientRect().top < scriptTop() + 20);
 const next = list[Math.max(0, Math.min(list.length - 1, here + by))];

@@ -1,7 +1,7 @@
 // --- the heading
 function showSummary() {
   const meta = run.meta, [asked, ended, source] = meta.at;
-  const [answer, raw] = readable(meta.answer || "none", wrapValues);
+  const [answer, raw] = readable(meta.answer || (meta.status === "unfinished" ? "none yet" : "none"), wrapValues);
   answer.id = "answer";
   answer.classList.add("clamp");
   $("summary").replaceChildren(

@@ -25,6 +25,7 @@ const FIELDS = { index: "at", all_ms: "all", own_ms: "own", all_errors: "errors"
 const FRACTIONS = new Set(["start", "end", "all", "own", "cost", "allCost", "allTokens", "input", "output", "cached"]);
 const OPENED = new Map();
 function openedRun(place) {
+  if (OPENED.size > 3 && !OPENED.has(place)) OPENED.delete(OPENED.keys().next().value);
   if (!OPENED.has(place)) OPENED.set(place, openRun(place));
   return OPENED.get(place);
 }

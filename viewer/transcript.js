@@ -149,6 +149,7 @@ function scriptBar(nodes, node) {
 }
 const allSections = () => [...$("v5").querySelectorAll("#script > .act")];
 function byTurn(by) {
+  if (STATE.v !== 5) return;
   const list = allSections().filter(section => kind(section.row) === "turn");
   const here = list.findLastIndex(section => section.getBoundingClientRect().top < scriptTop() + 20);
   const next = list[Math.max(0, Math.min(list.length - 1, here + by))];

@@ -147,7 +147,8 @@ async function markLost(box) {
 
 // - any text that is selected
 function offerTrace() {
-  const chosen = getSelection(), words = String(chosen).trim(), offer = $("offer");
+  const chosen = getSelection(), offer = $("offer");
+  const words = chosen.isCollapsed ? "" : String(chosen).trim();
   const inside = chosen.rangeCount && chosen.anchorNode?.parentElement?.closest("#summary, #inspector, #v5");
   offer.hidden = !inside || words.length < 2 || words.length > 200;
   if (offer.hidden) return;
