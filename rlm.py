@@ -104,6 +104,8 @@ __all__ = [
 
 # --- errors -----------------------------------------------------------------------------------------------------
 
+RLMError.__module__ = ConfigError.__module__ = __name__  # as tracebacks name them: where users import them from
+
 
 class ProviderError(RLMError):
     """A model's server refused, failed or could not be reached; `status` is its HTTP status, if there was one."""
@@ -582,9 +584,7 @@ def _open_journal(path: str, append: bool, follow_links: bool = True) -> int:
         else:
             descriptor = _open_in_real_folder(folder, os.path.basename(path), flags)
     except OSError as error:
-        raise ConfigError(
-            f"cannot write to the log folder {folder}: {error.strerror}", hint="--log-dir DIR or --no-log"
-        ) from error
+        raise ConfigError(f"cannot write to the log folder {folder}: {error.strerror}", hint="--log-dir DIR") from error
     try:
         import fcntl
 
@@ -602,7 +602,7 @@ def _open_in_real_folder(folder: str, name: str, flags: int) -> int:
     if os.path.islink(folder):
         raise ConfigError(
             f"the log folder {folder} is a link to {os.path.realpath(folder)}",
-            hint=f"--log-dir {os.path.realpath(folder)}, if that is meant, or --no-log",
+            hint=f"--log-dir {os.path.realpath(folder)}, if that is meant",
         )
     os.makedirs(folder, exist_ok=True)
     if os.open not in os.supports_dir_fd:
@@ -3417,7 +3417,8 @@ class Node:
         return self._read_answer(text)
 
     def _meant(self, call: dict[str, Any]) -> str:
-        return tool_name(call["name"], self.known_names)
+        """The name that a tool call means; an unknown one in a form that every provider takes in a history."""
+        return re.sub(r"[^\w-]", "_", tool_name(call["name"], self.known_names), flags=re.ASCII)[:64] or "_"
 
     def _action(self, reply: Any) -> WrittenAction | None:
         """What a reply without tool calls asks to be done in its text, where that is not part of its answer."""

@@ -1564,6 +1564,8 @@ def _arguments(value: Any) -> dict[str, Any] | str:
 
 def last_object(text: str, *, strict: bool = True) -> dict[str, Any] | None:
     """The last of objects in a row: some servers stream `{}` and then the arguments, or say them twice."""
+    if _count_json(text, JSON_VALUES) > JSON_VALUES:
+        return None
     found, at = None, 0
     decoder = json.JSONDecoder(strict=strict)
     for _ in range(8):

@@ -344,9 +344,9 @@ def read_toml(path: str, is_project: bool, without: Collection[str] = ()) -> dic
         if len(blob) > _CONFIG_BYTES:
             raise ConfigError(f"{short} is larger than {_CONFIG_BYTES // 1000} kB")
         if any(line.count(b".") > 1_000 for line in blob.splitlines()):
-            raise ConfigError(f"{short} is nested too deeply")  # which would take long to find out
+            raise ConfigError(f"{short} has a line with more than 1,000 dots")  # as keys, these take long to read
         if max(map(len, re.findall(rb"[\dA-Fa-f_]+", blob)), default=0) > rlm_backends.JSON_DIGITS:
-            raise ConfigError(f"{short} has a number of more than {rlm_backends.JSON_DIGITS:,} digits")
+            raise ConfigError(f"{short} has more than {rlm_backends.JSON_DIGITS:,} digits in a row")
         data = tomllib.loads(blob.decode("utf-8-sig"))
         rlm_backends.check_depth(data)
     except OSError as error:
@@ -405,7 +405,7 @@ def type_of(name: str) -> str:
 
 
 def parse_size(text: str) -> int:
-    """Bytes from "512m", "1g", "64k" or a number; ValueError for anything else. (The sandbox reads the same form.)"""
+    """Bytes from "512m", "1g", "64k" or a number; ValueError for anything else."""
     match = re.fullmatch(r"\s*([0-9.]{1,40})\s*([kmg]?)b?\s*", text, re.IGNORECASE)
     if not match or match[1].count(".") > 1 or match[1] == ".":
         raise ValueError(f'{text!r} is not an amount of memory such as "512m" or "1g"')

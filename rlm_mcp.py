@@ -17,7 +17,8 @@ How a line travels (this file reads top to bottom in that order):
 The thread that reads stdin never runs a tool, so a ping or a cancellation is heard while code runs. Modules that a
 first tool call does not need are imported where they are used.
 
-Needs rlm.py and what that needs: rlm_backends.py, rlm_sandbox.py (with rlm_worker.py and rlm_policy.py), rlm_tools.py.
+Needs rlm.py and what that needs: rlm_config.py, rlm_backends.py, rlm_tools.py, rlm_sandbox.py, rlm_worker.py and
+rlm_policy.py.
 """
 
 from __future__ import annotations
@@ -1594,7 +1595,7 @@ def run(job: Job, directory: str | None, prompt: str, context: Any, limits: Mess
     folder = values["log_dir"] and os.path.join(directory or _state_dir(), values["log_dir"])
     if folder and os.path.islink(folder) and configuration.origins["log_dir"] == "default":
         raise Refusal(
-            f"the log folder {folder} is a link to {os.path.realpath(folder)}: set RLM_LOG_DIR to that, or rlm trust"
+            f"the log folder {folder} is a link to {os.path.realpath(folder)}: set RLM_LOG_DIR to that if it is meant"
         )
     if folder and folder not in job.server.log_dirs:
         job.server.log_dirs.append(folder)
@@ -1880,8 +1881,8 @@ _TYPES: dict[str, Any] = {
 def _from_json(kind: str, value: Any) -> Any:
     """`value`, or what it says as JSON where it is a string and no string is wanted; an integer may be written 3.0."""
     if isinstance(value, str) and kind != "string":
-        with contextlib.suppress(ValueError, RecursionError):
-            value = json.loads(value, parse_constant=_no_constant)
+        with contextlib.suppress(ValueError):
+            value = sibling("rlm_backends").from_json(value)
     if kind == "integer" and isinstance(value, float) and value.is_integer():
         return int(value)
     return value

@@ -1161,7 +1161,7 @@ def parse_size(text: str | int) -> int:
     shift = units.get(word[-1:], 0)
     try:
         return int(float(word[:-1] if shift else word) * (1 << shift))
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(f'{text!r} is not an amount of memory such as "512m" or "1g"') from None
 
 

@@ -19,6 +19,7 @@ import pytest
 import rlm
 import rlm_backends
 import rlm_cli
+import rlm_config
 import rlm_mcp
 import rlm_tools
 import rlm_viz
@@ -37,12 +38,12 @@ def quietly(work: Callable[[str], Any]) -> Callable[[str], Any]:
 
 def dotenv(text: str) -> Any:
     Path(".env").write_text(text)
-    return rlm._dotenv_keys(".")
+    return rlm_config._dotenv_keys(".")
 
 
 def toml(text: str) -> Any:
     Path("rlm.toml").write_text(text)
-    return rlm._read_toml("rlm.toml", False)
+    return rlm_config.read_toml("rlm.toml", False)
 
 
 READERS: dict[str, Callable[[str], Any]] = {
@@ -62,7 +63,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "dotenv": dotenv,
     "toml": quietly(toml),
     "params": quietly(lambda text: rlm.parse_params([text])),
-    "suggestion": lambda text: rlm.suggestion(text, rlm.OPTIONS),
+    "suggestion": lambda text: rlm_config.suggestion(text, rlm.OPTIONS),
     "from_json": quietly(rlm_backends.from_json),
     "last_object": rlm_backends.last_object,
     "events": lambda text: list(rlm_backends._events(iter([text.encode()]))),
