@@ -4006,12 +4006,16 @@ class Node:
         died = recorded is not None and (bool(recorded.get("restored")) or recorded.get("status") == "lost")
         self.run.journal.progress("running", node=self.id, depth=self.depth, cell=number)
         timeout, remaining = self.run.options.cell_timeout, self.run.ledger.remaining()
+        how: dict[str, Any] = {}
+        if self.run.ledger.deadline is not None and isinstance(self.sandbox, rlm_sandbox.Sandbox):
+            how["deadline"] = self.run.ledger.deadline
         try:
             cell = self.sandbox.execute(
                 "None" if died else code,
                 timeout=timeout if remaining is None else min(timeout, max(remaining, 0.01)),
                 functions=self.functions,
                 on_output=self._on_output if self.run.journal.on_event else None,
+                **how,
             )
         except rlm_sandbox.Stop as stop:
             raise self.run.ledger.stopped or stop from None

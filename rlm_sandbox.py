@@ -395,9 +395,12 @@ class Sandbox:
         functions: dict[str, Callable[..., Any]] | None = None,
         on_output: Callable[[str], None] | None = None,
         memory: str | int | None = None,
+        deadline: float = math.inf,
     ) -> Cell:
         """Run a cell. Whatever it does, a `Cell` comes back, within its time; only `Stop` passes through.
 
+        `timeout`: seconds of the cell's own, without those in which a function works for it. `deadline`: when
+        `time.monotonic()` says so, it is stopped in any case.
         `memory`: what this cell may take beyond the variables there are, in place of the session's own limit.
         """
         with self._lock:
@@ -406,7 +409,7 @@ class Sandbox:
                 raise TypeError(f"code must be a str, not {type(code).__name__}")
             limit = timeout or self.cell_timeout or math.inf
             room = None if memory is None else parse_size(memory)
-            run = self._run = Run(self, self._cells, limit, functions or {}, on_output, room)
+            run = self._run = Run(self, self._cells, limit, functions or {}, on_output, room, deadline)
             try:
                 return run.execute(code)
             finally:
@@ -575,8 +578,9 @@ class Run:
         functions: dict[str, Callable[..., Any]],
         on_output: Callable[[str], None] | None,
         memory: int | None,
+        deadline: float,
     ):
-        self.sandbox, self.number, self.limit, self.memory = sandbox, number, limit, memory
+        self.sandbox, self.number, self.limit, self.memory, self.deadline = sandbox, number, limit, memory, deadline
         self.functions, self.on_output = functions, on_output
         self.frames = sandbox._started()
         sandbox._requests += 1
@@ -630,12 +634,13 @@ class Run:
 
     # - the clock
 
-    def elapsed(self) -> float:
-        """Seconds of the cell's own: the clock stands still while a host function works for it."""
+    def left(self) -> float:
+        """Seconds that the cell still has: its own clock stands still while a host function works for it."""
         with self.lock:
             now = time.monotonic()
             waiting = now - self.paused_at if self.at_work else 0.0
-            return now - self.began - self.paused - waiting
+            elapsed = now - self.began - self.paused - waiting
+            return min(self.limit - elapsed, self.deadline - now)
 
     # - frames
 
@@ -667,7 +672,7 @@ class Run:
             return max(0.0, self.hardened + self.frames.channel.hard_grace - now)
         if self.softened:
             return max(0.0, self.softened + self.grace - now)
-        return min(max(0.0, self.limit - self.elapsed()) + 0.001, 0.05)  # soon enough for another thread's interrupt
+        return min(max(0.0, self.left()) + 0.001, 0.05)  # soon enough for another thread's interrupt
 
     def run_out(self) -> None:
         """Kill a cell that has too much memory."""
@@ -681,7 +686,7 @@ class Run:
         """The next step of the ladder, if its time has come: interrupt, kill the cell's process, kill the session."""
         now = time.monotonic()
         if not self.softened:
-            if self.elapsed() >= self.limit:
+            if self.left() <= 0:
                 self.asked = self.asked or "timeout"
                 self.stop_softly()
         elif not self.hardened:
@@ -1222,11 +1227,11 @@ class LocalChannel(Channel):
 
     def is_over(self) -> bool:
         """Count, where no control group does. A copy shares what its original has, so the two next largest are free."""
-        began = time.monotonic()
-        if began < self.next_look:
+        if time.monotonic() < self.next_look:
             return False
+        began = time.thread_time()
         sizes = sorted((resident(pid) - self.floor - self.granted for pid in self.workers()), reverse=True)
-        self.next_look = time.monotonic() + max(LOOK_SECONDS, 20 * (time.monotonic() - began))
+        self.next_look = time.monotonic() + max(LOOK_SECONDS, 10 * (time.thread_time() - began))
         return sum(size for size in [*sizes[:1], *sizes[3:]] if size > 0) > self.allowed
 
     def put(self, pieces: Iterable[bytes]) -> int:

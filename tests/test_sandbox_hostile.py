@@ -18,7 +18,9 @@ from typing import Any
 
 import pytest
 from conftest import ROOT, need
+from scripted import Server, answer_with, code
 
+import rlm
 import rlm_sandbox
 import rlm_worker
 from rlm_sandbox import LocalSandbox
@@ -171,7 +173,7 @@ FORGED = {
 
 @pytest.mark.parametrize("code", FINALS.values(), ids=FINALS)
 def test_a_large_value_costs_the_host_little(code: str) -> None:
-    found = attack(code)
+    found = attack(code, limit=20)
     assert (found["status"], found["after"]) == ("ok", "42"), found
     assert found["final"] and found["grown"] <= GROWTH, found
 
@@ -181,6 +183,35 @@ def test_a_forged_frame_costs_the_host_little(code: str) -> None:
     found = attack(code)
     assert found["seconds"] < LIMIT + BACK + 0.5 and found["grown"] <= GROWTH, found
     assert found["final"] in (None, "0.1111111111111111") and found["after"] == "42", found
+
+
+FORGED_ANSWERS = {
+    "in decimal": "9" * 24_000,
+    "in hexadecimal": '{"$": "int", "v": "0x' + "f" * 20_000 + '"}',
+    "at the limit": '{"$": "int", "v": "0x' + "f" * 3_500 + '"}',
+}
+
+
+@pytest.mark.parametrize("final", FORGED_ANSWERS.values(), ids=FORGED_ANSWERS)
+def test_a_forged_answer_never_comes_out_of_a_completion_as_anything_but_an_answer(openai: Server, final: str) -> None:
+    openai.script = answer_with(code(f"{CHANNEL}\nwrite(frame(result({final.encode()!r})))"), "the end")
+    with LocalSandbox(layers=("confinement",)) as box:
+        result = rlm.complete("go", model="gpt-4o-mini", environment=box, config=False)
+    assert result.response == "the end" or (result.response.isdigit() and len(result.response) < 4_300)
+
+
+def test_the_time_of_a_run_counts_what_a_tool_took_for_a_cell(openai: Server) -> None:
+    @rlm.tool
+    def slow() -> str:
+        """Wait."""
+        time.sleep(3.5)
+        return "late"
+
+    openai.script = answer_with(code("slow()\nwhile True: pass"), "never")
+    began = time.monotonic()
+    with pytest.raises(rlm.TimeoutExceeded):
+        rlm.complete("go", model="gpt-4o-mini", tools=[slow], timeout_seconds=4, config=False)
+    assert time.monotonic() - began < 4 + BACK + 1.5  # it was 7.5; the rest is for a busy machine
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -309,7 +340,7 @@ def test_the_memory_is_that_of_all_processes_together(watched: Watched, code: st
     if not watched.box.layers.get("memory_cgroup"):
         pytest.skip("no control groups here")
     watched.execute(code)
-    assert watched.most <= watched.idle + MEMORY + (rlm_worker.GROUP_ROOM >> 20) + 32, watched.most
+    assert watched.most <= watched.idle + MEMORY + (rlm_worker.GROUP_ROOM >> 20) + 64, watched.most
     assert watched.box.execute("6 * 7").value == "42"
 
 
@@ -317,7 +348,7 @@ def test_the_memory_is_that_of_all_processes_together(watched: Watched, code: st
 def test_without_a_control_group_the_processes_are_counted(counted: Watched, code: str) -> None:
     cell = counted.execute(code)
     assert (cell.status, cell.restored) == ("memory", True), cell
-    assert counted.most <= counted.idle + 5 * MEMORY, counted.most  # what came until the next look included
+    assert counted.most <= counted.idle + 6 * MEMORY, counted.most  # what came until the next look included
     assert counted.box.execute("6 * 7").value == "42"
 
 
