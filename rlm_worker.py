@@ -39,7 +39,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import CodeType
-from typing import Any, List, NoReturn, Tuple
+from typing import Any, List, NamedTuple, NoReturn, Tuple
 
 # --- codec and wire ---------------------------------------------------------------------------------------------------
 
@@ -1029,9 +1029,11 @@ def check_in_worker(spec: Any) -> dict[str, Any]:
 #    ║                                   the session    while the
 #    ╚═══════════════════════════════════════════════>  child runs: Relay
 #
-# In a container there is `container_main` in the supervisor's place, and no zygote; elsewhere (`plain_main`) the worker
-# alone. Before each request the worker forks. It then is the snapshot, which has the variables of before and passes
-# frames on; the child, which has a copy of them, does the request. What happens next:
+# One session is made ahead: its supervisor waits to be told whose worker it is to fork. In a container there is
+# `container_main` in the supervisor's place, and no zygote; elsewhere (`plain_main`) the worker alone.
+#
+# Before each request the worker forks. It then is the snapshot, which has the variables of before and passes frames on;
+# the child, which has a copy of them, does the request. What happens next:
 #
 #   the child ...                         the snapshot ...                            and then
 #   sends output, calls, questions        passes them on, and the answers back        as before
@@ -2135,16 +2137,24 @@ def end_with(parent: int) -> NoReturn:
 
 
 REQUEST_MAX = 65_536  # bytes: what is longer would arrive cut
-GO_ON = b"!"
+PING = b"?"  # a spare session says it back
+PING_SECONDS = 0.2
+
+
+class Session(NamedTuple):
+    """A process in namespaces of its own, which waits on the channel to be told whose worker it is to start."""
+
+    pid: int
+    channel: Any
 
 
 class Zygote:
-    """A process with everything imported, from which sessions are forked, and which alone reaps them."""
-
     def __init__(self, host: Any, setup: dict[str, Any], lock: int):
         self.host, self.setup, self.lock = host, setup, lock
-        self.sessions: dict[int, str] = {}  # the folder of each, by its supervisor
+        self.sessions: dict[int, str] = {}
         self.groups: dict[int, str] = {}  # the control groups that sessions are in
+        self.starved = False  # there could be no spare: not until the next request is it tried again
+        self.spare: Session | None = None  # the next one, made while nothing is asked for: it costs 5 ms
         self.life_read, self.life_write = os.pipe()  # its end tells the sessions that this process has died
 
     def serve(self) -> NoReturn:
@@ -2158,22 +2168,43 @@ class Zygote:
                 poller.register(os.pidfd_open(os.getppid()), select.POLLIN)
         later = PRELOADED_LATER.split()
         while True:
-            ready = [descriptor for descriptor, _ in poller.poll(0 if later else None)]
+            idle = not later and self.spare is not None
+            ready = [descriptor for descriptor, _ in poller.poll(None if idle or self.starved else 0)]
             if not ready:
-                self.preload_one(later)
+                self.get_ready(later)
                 continue
             if ready != [self.host.fileno()]:
                 self.end()
             data, descriptors, _, _ = socket.recv_fds(self.host, REQUEST_MAX, 4)
             if not data:
                 self.end()
+            self.starved = False
             self.answer(data, descriptors)
 
-    def preload_one(self, names: list[str]) -> None:
+    def answer(self, data: bytes, descriptors: list[int]) -> None:
+        try:
+            request = json.loads(data)
+        except ValueError:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            self.host.sendall(b'{"error":"the request was not understood"}')
+            return
+        if request["op"] == "reap":
+            self.reap(request["pid"])
+        else:
+            self.host.sendall(to_json(self.spawn(request, descriptors)).encode())
+
+    def get_ready(self, names: list[str]) -> None:
         """One step while nothing is asked for. A session begun before the last import does the others itself."""
         import gc
         import importlib
 
+        if not names:
+            try:
+                self.spare = self.new_session(confined=True)
+            except OSError:  # whoever asks for a session is told, and the sessions that there are go on
+                self.starved = True
+            return
         with contextlib.suppress(OSError, ImportError):  # without a descriptor, say: then it is imported when asked for
             importlib.import_module(names.pop())
         if not names:
@@ -2181,58 +2212,63 @@ class Zygote:
             if self.setup["policy"]:
                 load_policy().policy_preload(tuple(self.setup["allowed_imports"]))
 
-    def answer(self, data: bytes, descriptors: list[int]) -> None:
+    def spawn(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
         try:
-            request = json.loads(data)
-            if request["op"] == "reap":
-                self.reap(request["pid"])
-                return
-            pid = self.new_session(request, descriptors)
-            reply = {"pid": pid, "number": request["number"], "group": self.groups.get(pid, "")}
-        except ValueError:
-            reply = {"error": "the request was not understood"}
+            if len(descriptors) != 3:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            session = self.take_spare() if request["confined"] else None
+            if session is None or not self.hand_over(session, request, descriptors):
+                session = self.new_session(confined=request["confined"])
+                if not self.hand_over(session, request, descriptors):
+                    raise OSError("it ended at once")
         except OSError as error:
-            reply = {"error": f"the session's process could not be forked: {error}"}
+            return {"error": f"the session's process could not be forked: {error}"}
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-        self.host.sendall(to_json(reply).encode())
+        return {"pid": session.pid, "number": request["number"], "group": self.groups.get(session.pid, "")}
 
-    def new_session(self, request: dict[str, Any], descriptors: list[int]) -> int:
-        """The supervisor of a session whose worker is about to say hello."""
-        if len(descriptors) != 3:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    def hand_over(self, session: Session, request: dict[str, Any], descriptors: list[int]) -> bool:
+        """Tell a session whose worker it is to start. One that cannot be told is ended."""
+        import socket
+
+        if group := self.groups.get(session.pid):
+            limit_group(group, request["memory"] + GROUP_ROOM)
+        with session.channel:
+            try:
+                socket.send_fds(session.channel, [to_json(request).encode()], descriptors)
+            except OSError:
+                self.reap(session.pid)
+                return False
+        return True
+
+    def take_spare(self) -> Session | None:
+        """The session made ahead, if it answers and has its folder: something may have stopped or cleaned it."""
+        spare, self.spare = self.spare, None
+        if spare is None:
+            return None
+        with contextlib.suppress(OSError):
+            os.lstat(self.sessions[spare.pid])
+            spare.channel.send(PING)
+            if wait_for(spare.channel.fileno(), PING_SECONDS) and spare.channel.recv(20) == PING:
+                return spare
+        spare.channel.close()
+        self.reap(spare.pid)
+        return None
+
+    def new_session(self, *, confined: bool) -> Session:
         self.keep_base()
         scratch = os.path.join(self.setup["base"], os.urandom(6).hex())
         os.mkdir(scratch, 0o700)
         try:
-            pid = self.fork_session({**self.setup, **request, "scratch": scratch}, descriptors)
+            session = self.fork_session(scratch, confined)
         except OSError:
             remove_tree(scratch)
             raise
-        self.sessions[pid] = scratch
-        return pid
-
-    def fork_session(self, setup: dict[str, Any], descriptors: list[int]) -> int:
-        import socket
-
-        ours, theirs = socket.socketpair()
-        with ours:
-            with theirs:
-                intermediate = os.fork()
-                if intermediate == 0:
-                    ours.close()
-                    os.close(self.life_write)
-                    start_session(setup, descriptors, theirs, self.life_read)
-            os.waitpid(intermediate, 0)
-            pid = int(ours.recv(20) or b"0")
-            if not pid:
-                raise OSError("it did not start")
-            if setup["confined"] and (group := memory_group(pid)):
-                limit_group(group, setup["memory"] + GROUP_ROOM)
-                self.groups[pid] = group
-            ours.send(GO_ON)
-        return pid
+        self.sessions[session.pid] = scratch
+        if confined and (group := memory_group(session.pid)):
+            self.groups[session.pid] = group
+        return session
 
     def keep_base(self) -> None:
         """Make the folder anew where something has cleaned it away, and never use another's in its place."""
@@ -2245,6 +2281,22 @@ class Zygote:
             base, lock = make_base(self.setup["temporary"])
             os.close(self.lock)
             self.setup["base"], self.lock = base, lock
+
+    def fork_session(self, scratch: str, confined: bool) -> Session:
+        import socket
+
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            entrance = os.fork()
+            if entrance == 0:
+                os.close(self.life_write)
+                ours.close()
+                start_session({**self.setup, "scratch": scratch, "confined": confined}, theirs, self.life_read)
+        os.waitpid(entrance, 0)
+        pid = int(ours.recv(20) or b"0")
+        if not pid:
+            raise OSError("it did not start")
+        return Session(pid, ours)
 
     def reap(self, pid: int) -> None:
         """Only now may the number be used again: until here the host could safely signal it."""
@@ -2342,9 +2394,11 @@ def limit_group(group: str, limit: int) -> None:
                     raise
 
 
-def start_session(setup: dict[str, Any], descriptors: list[int], zygote: Any, life: int) -> NoReturn:
-    """In a fresh fork, which only leads into the PID namespace: fork the supervisor, and from that, once it is in its
-    control group, the worker."""
+def start_session(setup: dict[str, Any], channel: Any, life: int) -> NoReturn:
+    """In a fresh fork, which only leads into the PID namespace: fork the supervisor, and from that, once the channel
+    has told for whom, the worker."""
+    import socket
+
     try:
         layers: dict[str, bool | str] = {}
         if setup["confined"]:
@@ -2352,15 +2406,22 @@ def start_session(setup: dict[str, Any], descriptors: list[int], zygote: Any, li
         supervisor = os.fork()
         if supervisor:
             os.setpgid(supervisor, supervisor)
-            zygote.send(str(supervisor).encode())
+            channel.send(str(supervisor).encode())
             os._exit(0)
         os.setpgid(0, 0)
-        keep_open(*descriptors, zygote.fileno(), life)
+        keep_open(channel.fileno(), life)
         if layers.get("mount_namespace"):
             attempt(layers, "private_scratch", mount_scratch, setup["scratch"])
         set_subreaper()
-        if zygote.recv(1) != GO_ON:
-            os._exit(1)
+        reserve_descriptors(0)  # it may have been made when there were hardly any
+        while True:
+            request, descriptors, _, _ = socket.recv_fds(channel, REQUEST_MAX, 4)
+            if request != PING:
+                break
+            channel.send(PING)
+        if not request:
+            os._exit(0)  # it was never needed
+        setup |= json.loads(request)
         if os.fork():
             watched = [descriptors[0], life]
             keep_open(*watched)
