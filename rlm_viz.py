@@ -3033,7 +3033,10 @@ why.command ? h("p", { class: "command" }, h("code", {}, why.command), copyButto
 first < 0 ? null : h("p", {}, "First failure: ", eventLink(`${name(first)}: ${run.outcomes[first]}`, why.first)));
 }
 async function showFindings() {
-const r = run, found = [...notes(), ...await repeated(r)].filter(([, rows]) => rows.length);
+const r = run;
+await new Promise(done => idle(done));
+if (r !== run) return;
+const found = [...notes(), ...await repeated(r)].filter(([, rows]) => rows.length);
 if (r !== run) return;
 $("findings").replaceChildren(...found.map(([words, [row]]) =>
 h("li", {}, button(words, () => select(row, { push: true, reveal: true }), { class: "link" }))));
@@ -3123,14 +3126,10 @@ const { value, decimals } = numberOf(figure), scale = SCALES[unit] || 1, close =
 const rounds = figure.replace(/\D/g, "").length > 1;
 const same = other => Math.abs(other / scale - value) <= (rounds ? close : 0) ||
 (unit === "%" && Math.abs(other * 100 - value) <= close);
-return content => {
-const found = [];
-for (const hit of content.matchAll(NUMBER)) {
-if (same(numberOf(hit[0]).value)) found.push([hit.index, hit.index + hit[0].length]);
+return (content, numbers = numbersIn(content)) => numbers.filter(hit => same(hit[2])).map(([from, to]) => [from, to]);
 }
-return found;
-};
-}
+const numbersIn = content => [...content.matchAll(NUMBER)].map(hit =>
+[hit.index, hit.index + hit[0].length, numberOf(hit[0]).value]);
 const isTelling = words => !/^\d$/.test(words);
 const bare = words => words.replace(/^[“"`‘]|[”"`’]$/g, "");
 function valuesOf(content) {
@@ -3174,18 +3173,19 @@ function answerRows() {
 const source = run.rowAt[run.meta.at[2]] ?? -1;
 return new Set(source < 0 ? [] : [source, kind(source) === "cell" ? run.parent[source] : source]);
 }
-async function placesOf(recognisers) {
-const answer = answerRows(), found = recognisers.map(() => []), r = run;
+async function placesOf(recognisers, enough = false) {
+const answer = answerRows(), found = recognisers.map(() => []), open = new Set(recognisers.keys()), r = run;
 for await (const [lines, first] of allChunks(r)) {
+if (r !== run || !open.size) break;
 lines.split("\n").forEach((line, n) => {
-const i = r.rowAt[first + n], said = i >= 0 && first + n < endOfRun() ? SAID[kind(i)] : null;
-if (!said || r !== run) return;
-for (const [label, value] of said(JSON.parse(line), i)) {
-const content = contentText(value ?? "");
-recognisers.forEach((recognise, at) => {
-const hits = content ? recognise(content) : [];
-if (hits.length) found[at].push({ i, label, content, hit: hits[0], own: answer.has(i) });
-});
+const i = r.rowAt[first + n], said = i >= 0 && first + n < endOfRun() && open.size ? SAID[kind(i)] : null;
+for (const [label, value] of said ? said(JSON.parse(line), i) : []) {
+const content = contentText(value ?? ""), numbers = numbersIn(content), own = answer.has(i);
+for (const at of open) {
+const [hit] = recognisers[at](content, numbers);
+if (hit) found[at].push({ i, label, content, hit, own });
+if (hit && enough && !own) open.delete(at);
+}
 }
 });
 }
@@ -3222,7 +3222,9 @@ content.slice(to, to + AROUND) + (content.length > to + AROUND ? "…" : "")));
 async function markLost(box) {
 const values = valuesOf(run.meta.answer || ""), r = run;
 if (!values.length || r.meta.events > TRACED_EVENTS || r.meta.at[2] < 0) return;
-r.lost ??= placesOf(values.map(recogniser)).then(found => {
+await new Promise(done => idle(done));
+if (r !== run) return;
+r.lost ??= placesOf(values.map(recogniser), true).then(found => {
 const source = r.rowAt[r.meta.at[2]], computed = KINDS[r.kind[source]] === "cell";
 return values.filter((_, at) => !found[at].some(place => !place.own) && !(computed &&
 !found[at].some(place => place.own && place.label.endsWith("code"))));

@@ -41,7 +41,10 @@ function failure(meta) {
 }
 // What a reader should know of the run, in words, each with the row to look at.
 async function showFindings() {
-  const r = run, found = [...notes(), ...await repeated(r)].filter(([, rows]) => rows.length);
+  const r = run;
+  await new Promise(done => idle(done));
+  if (r !== run) return;
+  const found = [...notes(), ...await repeated(r)].filter(([, rows]) => rows.length);
   if (r !== run) return;
   $("findings").replaceChildren(...found.map(([words, [row]]) =>
     h("li", {}, button(words, () => select(row, { push: true, reveal: true }), { class: "link" }))));
