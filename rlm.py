@@ -1454,7 +1454,7 @@ _RUNNABLE = {"", "repl", "python", "py", "python3", "py3", "ipython", "ipython3"
 _THINKING = r"(?s)\A\s*<think(?:ing)?>.*?</think(?:ing)?>"
 _PARSED_CODE = 60_000  # characters of code that are parsed here, at up to 500 bytes for each; longer code is just run
 _PARSED_AT_ALL = 200_000  # characters parsed to find where the blocks of one reply end
-_MOST_FENCES = 500
+_MOST_FENCES = 5_000
 _FALSE_STARTS = 20  # of tool calls: each may be looked at to its far end
 _MISSES = 100  # places tried in vain: more would take minutes over a reply that repeats itself
 _READ = 400_000  # characters of a reply that are read; a longer one is a loop
@@ -2055,7 +2055,8 @@ def read_arguments(text: str) -> dict[str, Any] | None:
             value = value[0]
         if isinstance(value, dict):
             return value
-    if text[:1] == "{" and len(text) <= _READ:
+    cut_off = re.sub(r"\\.", "", text[:_READ], flags=re.DOTALL).count('"') % 2
+    if text[:1] == "{" and len(text) <= _READ and not cut_off:
         value, end = _json_value(text, 0)
         return value if isinstance(value, dict) and not text[end:].strip("`}] \n") else None
     return None

@@ -345,8 +345,10 @@ def read_toml(path: str, is_project: bool, without: Collection[str] = ()) -> dic
             raise ConfigError(f"{short} is larger than {_CONFIG_BYTES // 1000} kB")
         if any(line.count(b".") > 1_000 for line in blob.splitlines()):
             raise ConfigError(f"{short} has a line with more than 1,000 dots")  # as keys, these take long to read
-        if max(map(len, re.findall(rb"[\dA-Fa-f_]+", blob)), default=0) > rlm_backends.JSON_DIGITS:
-            raise ConfigError(f"{short} has more than {rlm_backends.JSON_DIGITS:,} digits in a row")
+        for digits in re.finditer(rb"[\dA-Fa-f_]+", blob):
+            if len(digits[0]) > rlm_backends.JSON_DIGITS:
+                line = blob[: digits.start()].decode("utf-8", "replace").rpartition("\n")[2]
+                raise ConfigError(f"{short}: {line[:80]!r} has more than {rlm_backends.JSON_DIGITS:,} digits in a row")
         data = tomllib.loads(blob.decode("utf-8-sig"))
         rlm_backends.check_depth(data)
     except OSError as error:

@@ -311,9 +311,9 @@ def test_a_search_has_little_memory_and_time(tmp_path: Path, monkeypatch: pytest
     [
         ("[rlm]\nmodel = " + "[" * 5000 + "]" * 5000, "rlm.toml is nested too deeply"),
         ("[rlm]\nmodel = " + "[" * 300 + "]" * 300, "nested more than 100 deep"),
-        ("[rlm." + "a." * 20_000 + "b]\nx = 1", "nested"),
-        ("[rlm]\nmax_depth = " + "9" * 5000, "a number of more than 4,300 digits"),
-        ("[rlm]\nmax_depth = 0x" + "f" * 5000, "a number of more than 4,300 digits"),
+        ("[rlm." + "a." * 20_000 + "b]\nx = 1", "more than 1,000 dots"),
+        ("[rlm]\nmax_depth = " + "9" * 5000, "max_depth = .* more than 4,300 digits"),
+        ("[rlm]\nmax_depth = 0x" + "f" * 5000, "max_depth = .* more than 4,300 digits"),
         ("[rlm]\n" + "# x\n" * 40_000, "rlm.toml is larger than 100 kB"),
     ],
     ids=["deep", "less deep", "dotted", "long", "hexadecimal", "large"],

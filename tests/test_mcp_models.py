@@ -50,7 +50,7 @@ def test_sub_calls_from_parallel_code_are_one_round() -> None:
     code = """\
 from concurrent.futures import ThreadPoolExecutor
 with ThreadPoolExecutor() as pool:
-    print(list(pool.map(lambda n: llm_query(f'p{n}'), range(3))))"""
+    print(list(pool.map(llm_query, ['p0', 'p1', 'p2'])))"""
     with Peer() as peer:
         status = suspended(peer.call("execute_python", code=code))
         assert status["requests"] == ["p0", "p1", "p2"]

@@ -407,9 +407,10 @@ def test_the_same_log_makes_the_same_bytes(tmp_path: Path) -> None:
 
 def test_a_page_is_private_and_replaces_the_old_one_whole(tmp_path: Path) -> None:
     path, out = saved(tmp_path, journals.failed_run()), tmp_path / "t.html"
-    out.write_text("old")
     assert rlm_viz.write([path], out) == str(out)
     assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    out.write_text("old")
+    assert rlm_viz.write([path], out) == str(out) and out.read_text() != "old"
     with pytest.raises(FileNotFoundError):
         rlm_viz.write([path, tmp_path / "none.jsonl"], out)
     assert sorted(os.listdir(tmp_path)) == sorted([os.path.basename(path), "t.html", "work"])
