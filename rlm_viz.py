@@ -2795,7 +2795,7 @@ function text(title, value, options = {}) {
 if (value === undefined || value === null || value === "") return null;
 const { code = "", error = false, folded = false, note = null, at = 0 } = options;
 const whole = show(value), look = { class: code === "python" ? "src" : "" };
-const [part, count] = beginning(whole, folded);
+const [part, count] = beginning(whole, folded, options.repeats);
 const pre = h("pre", { tabindex: 0, "aria-label": title, dir: code ? null : "auto", ...look });
 const [shown, raw] = options.readable && MARKED.test(part) ? readable(part) : [pre, null];
 const head = [h("h3", {}, title), h("span", { class: "note" }, note ?? count), raw, copyButton("Copy", () => whole)];
@@ -2811,10 +2811,10 @@ shown.replaceWith(raw ? readable(whole)[0] : pre);
 }
 return box;
 }
-function beginning(whole, folded) {
+function beginning(whole, folded, repeats) {
 const lines = whole.split("\n");
 const count = lines.length > 1 ? `${number(lines.length)} lines` : `${number(whole.length)} characters`;
-if (hits(whole)) return [whole, count];
+if (!repeats && hits(whole)) return [whole, count];
 return [folded ? "" : lines.slice(0, SHOWN_LINES).join("\n").slice(0, SHOWN_CHARS), count];
 }
 const hits = whole => STATE.q !== "" && whole.length < 500000 && matcher(STATE.q).test(whole);
@@ -3606,7 +3606,7 @@ const made = { node: nodeBlocks, turn: callBlocks, sub: callBlocks, cell: cellBl
 const list = made ? made(row, event, answers)
 : [event.error ? errorBlock(event.error) : null, text("Response", event.response), text("Value", event.value),
 text("Summary", event.summary)];
-list.push(text("Event", JSON.stringify(event, null, 2), { folded: true, code: "json" }));
+list.push(text("Event", JSON.stringify(event, null, 2), { folded: true, code: "json", repeats: true }));
 return list.filter(Boolean);
 }
 function nodeBlocks(row, event) {

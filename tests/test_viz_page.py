@@ -256,7 +256,7 @@ def test_search_finds_names_and_bodies_and_opens_what_is_closed(visit: Open) -> 
     page.keyboard.press("c")
     assert names(page) == ["run", "turn 1", "turn 2", "turn 3", "turn 4", "turn 5", "answered"]
     page.keyboard.press("/")
-    page.keyboard.type("chunk 17\n")
+    page.keyboard.type("chunk 17")
     until(page, "document.getElementById('hits').textContent === '1'")
     page.keyboard.press("Enter")
     assert page.inner_text("#hits").startswith("1 / 1")

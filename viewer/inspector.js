@@ -68,7 +68,7 @@ function blocks(row, event, answers) {
   const list = made ? made(row, event, answers)
     : [event.error ? errorBlock(event.error) : null, text("Response", event.response), text("Value", event.value),
     text("Summary", event.summary)];
-  list.push(text("Event", JSON.stringify(event, null, 2), { folded: true, code: "json" }));
+  list.push(text("Event", JSON.stringify(event, null, 2), { folded: true, code: "json", repeats: true }));
   return list.filter(Boolean);
 }
 function nodeBlocks(row, event) {

@@ -3,7 +3,7 @@ function text(title, value, options = {}) {
   if (value === undefined || value === null || value === "") return null;
   const { code = "", error = false, folded = false, note = null, at = 0 } = options;
   const whole = show(value), look = { class: code === "python" ? "src" : "" };
-  const [part, count] = beginning(whole, folded);
+  const [part, count] = beginning(whole, folded, options.repeats);
   const pre = h("pre", { tabindex: 0, "aria-label": title, dir: code ? null : "auto", ...look });
   const [shown, raw] = options.readable && MARKED.test(part) ? readable(part) : [pre, null];
   const head = [h("h3", {}, title), h("span", { class: "note" }, note ?? count), raw, copyButton("Copy", () => whole)];
@@ -19,11 +19,12 @@ function text(title, value, options = {}) {
   }
   return box;
 }
-// As much of a text as is shown at first, and how much there is, in words.
-function beginning(whole, folded) {
+// As much of a text as is shown at first, and how much there is, in words. What the search looks for is shown, unless
+// the text only repeats what stands above it.
+function beginning(whole, folded, repeats) {
   const lines = whole.split("\n");
   const count = lines.length > 1 ? `${number(lines.length)} lines` : `${number(whole.length)} characters`;
-  if (hits(whole)) return [whole, count];
+  if (!repeats && hits(whole)) return [whole, count];
   return [folded ? "" : lines.slice(0, SHOWN_LINES).join("\n").slice(0, SHOWN_CHARS), count];
 }
 const hits = whole => STATE.q !== "" && whole.length < 500000 && matcher(STATE.q).test(whole);
