@@ -1011,33 +1011,24 @@ def _ipython() -> Any:
 def table(events: Sequence[Event], rows: int = 30) -> str:
     """The first rows of the tree as HTML for a notebook: escaped, no script, inline styles, at most 20 KB."""
     listed = _rows(events)
-    secrets = Secrets()
-    asked = _arguments(events)
     shown = [row for row in listed if row.level <= 24][:rows]
-    for row in shown:
-        if row.index >= 0:
-            _redact_words(row, events[row.index], asked, secrets)
+    _redact_words([row for row in shown if row.index >= 0], events)
+    figure = ' style="text-align:right;padding:1px 10px;white-space:nowrap;font-variant-numeric:tabular-nums"'
     while True:
-        page = _fragment(_heading(events, listed), shown, len(listed) - len(shown))
+        tree = _html_tree(shown, len(listed) - len(shown), figure, brief=60)
+        page = f"<details><summary>{_html(_heading(events, listed))}</summary>{tree}</details>"
         if len(page.encode("utf-8", "replace")) <= NOTEBOOK_LIMIT or not shown:
             return page
         shown = shown[: len(shown) * 3 // 4]
 
 
-def _redact_words(row: Row, event: Event, asked: _Asked, secrets: Secrets) -> None:
-    """Take a row's words from its event without secrets: a key that was cut has no shape to know it by."""
-    clean = secrets.removed(event)
-    row.outcome = _outcome(row.kind, clean)
-    if row.kind == "tool":
-        key = _asked_key(event)
-        row.name, row.text = _tool_words(clean, {key: secrets.removed(asked.get(key))})
-    elif row.kind != "sub":  # whose text is its number
-        row.name, row.text = _words(row.kind, clean)
-
-
-def _fragment(heading: str, shown: Sequence[Row], more: int) -> str:
-    figure = ' style="text-align:right;padding:1px 10px;white-space:nowrap;font-variant-numeric:tabular-nums"'
-    return f"<details><summary>{_html(heading)}</summary>{_html_tree(shown, more, figure, brief=60)}</details>"
+def _redact_words(shown: Sequence[Row], events: Sequence[Event]) -> None:
+    """Take the rows' words from events without secrets: a key that was cut has no shape to know it by."""
+    secrets, asked = Secrets(), _arguments(events)
+    for row in shown:
+        key = _asked_key(events[row.index])
+        clean = _row(0, secrets.removed(events[row.index]), 0.0, 0.0, {key: secrets.removed(asked.get(key))})
+        row.name, row.text, row.outcome = clean.name, clean.text or row.text, clean.outcome
 
 
 def _html_tree(shown: Sequence[Row], more: int, figure: str = "", brief: int = 120) -> str:
@@ -1676,7 +1667,13 @@ def _page(
     middle, _, below = rest.partition("%TREE%")
     yield above + (_summary(metas[0]) if metas else _EMPTY) + middle
     yield (_html_tree(runs[0].rows[:STATIC_ROWS], len(runs[0].rows) - STATIC_ROWS) if runs else "") + below
-    data = {**_SHARED, "runs": [*metas, *others], "diff": {"a": 0, "b": 1} if diff else None, "live": live}
+    data = {
+        **_SHARED,
+        "staticRows": STATIC_ROWS,
+        "runs": [*metas, *others],
+        "diff": {"a": 0, "b": 1} if diff else None,
+        "live": live,
+    }
     yield _block("data", _script_safe(_json(data)), plain=True)
     for number, run in enumerate(runs[:1]):
         yield _block(f"r{number}", _index(run), run.plain)
@@ -1734,15 +1731,8 @@ def _summary(meta: Mapping[str, Any]) -> str:
 
 _EMPTY = '<p class="empty">There is no run here yet.</p>'
 # What the page's script takes over from this file.
-_SHARED = {
-    "kinds": list(_MARKS),
-    "untimed": UNTIMED,
-    "usage": USAGE,
-    "flags": [ERROR, WARNING, RESTORED, FINAL, ESTIMATED, RETRIED],
-    "chunk": CHUNK,
-    "staticRows": STATIC_ROWS,
-    "tie": _TIE,
-}
+_FLAGS = (ERROR, WARNING, RESTORED, FINAL, ESTIMATED, RETRIED)
+_SHARED = {"kinds": list(_MARKS), "untimed": UNTIMED, "usage": USAGE, "flags": _FLAGS, "chunk": CHUNK, "tie": _TIE}
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
