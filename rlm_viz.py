@@ -1094,33 +1094,24 @@ def _ipython() -> Any:
 def table(events: Sequence[Event], rows: int = 30) -> str:
     """The first rows of the tree as HTML for a notebook: escaped, no script, inline styles, at most 20 KB."""
     listed = _rows(events)
-    secrets = Secrets()
-    asked = _arguments(events)
     shown = [row for row in listed if row.level <= 24][:rows]
-    for row in shown:
-        if row.index >= 0:
-            _redact_words(row, events[row.index], asked, secrets)
+    _redact_words([row for row in shown if row.index >= 0], events)
+    figure = ' style="text-align:right;padding:1px 10px;white-space:nowrap;font-variant-numeric:tabular-nums"'
     while True:
-        page = _fragment(_heading(events, listed), shown, len(listed) - len(shown))
+        tree = _html_tree(shown, len(listed) - len(shown), figure, brief=60)
+        page = f"<details><summary>{_html(_heading(events, listed))}</summary>{tree}</details>"
         if len(page.encode("utf-8", "replace")) <= NOTEBOOK_LIMIT or not shown:
             return page
         shown = shown[: len(shown) * 3 // 4]
 
 
-def _redact_words(row: Row, event: Event, asked: _Asked, secrets: Secrets) -> None:
-    """Take a row's words from its event without secrets: a key that was cut has no shape to know it by."""
-    clean = secrets.removed(event)
-    row.outcome = _outcome(row.kind, clean)
-    if row.kind == "tool":
-        key = _asked_key(event)
-        row.name, row.text = _tool_words(clean, {key: secrets.removed(asked.get(key))})
-    elif row.kind != "sub":  # whose text is its number
-        row.name, row.text = _words(row.kind, clean)
-
-
-def _fragment(heading: str, shown: Sequence[Row], more: int) -> str:
-    figure = ' style="text-align:right;padding:1px 10px;white-space:nowrap;font-variant-numeric:tabular-nums"'
-    return f"<details><summary>{_html(heading)}</summary>{_html_tree(shown, more, figure, brief=60)}</details>"
+def _redact_words(shown: Sequence[Row], events: Sequence[Event]) -> None:
+    """Take the rows' words from events without secrets: a key that was cut has no shape to know it by."""
+    secrets, asked = Secrets(), _arguments(events)
+    for row in shown:
+        key = _asked_key(events[row.index])
+        clean = _row(0, secrets.removed(events[row.index]), 0.0, 0.0, {key: secrets.removed(asked.get(key))})
+        row.name, row.text, row.outcome = clean.name, clean.text or row.text, clean.outcome
 
 
 def _html_tree(shown: Sequence[Row], more: int, figure: str = "", brief: int = 120) -> str:
@@ -1782,7 +1773,13 @@ def _page(
     middle, _, below = rest.partition("%TREE%")
     yield above + (_summary(metas[0]) if metas else _EMPTY) + middle
     yield (_html_tree(runs[0].rows[:STATIC_ROWS], len(runs[0].rows) - STATIC_ROWS) if runs else "") + below
-    data = {**_SHARED, "runs": [*metas, *others], "diff": {"a": 0, "b": 1} if diff else None, "live": live}
+    data = {
+        **_SHARED,
+        "staticRows": STATIC_ROWS,
+        "runs": [*metas, *others],
+        "diff": {"a": 0, "b": 1} if diff else None,
+        "live": live,
+    }
     yield _block("data", _script_safe(_json(data)), plain=True)
     for number, run in enumerate(runs[:1]):
         yield _block(f"r{number}", _index(run), run.plain)
@@ -1840,15 +1837,8 @@ def _summary(meta: Mapping[str, Any]) -> str:
 
 _EMPTY = '<p class="empty">There is no run here yet.</p>'
 # What the page's script takes over from this file.
-_SHARED = {
-    "kinds": list(_MARKS),
-    "untimed": UNTIMED,
-    "usage": USAGE,
-    "flags": [ERROR, WARNING, RESTORED, FINAL, ESTIMATED, RETRIED],
-    "chunk": CHUNK,
-    "staticRows": STATIC_ROWS,
-    "tie": _TIE,
-}
+_FLAGS = (ERROR, WARNING, RESTORED, FINAL, ESTIMATED, RETRIED)
+_SHARED = {"kinds": list(_MARKS), "untimed": UNTIMED, "usage": USAGE, "flags": _FLAGS, "chunk": CHUNK, "tie": _TIE}
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -2361,7 +2351,9 @@ color:var(--tool)}
 background:var(--panel);border:1px solid var(--line);border-radius:10px;overscroll-behavior:contain}
 .title{position:sticky;top:0;z-index:1;display:flex;gap:8px;align-items:center;padding:10px 14px;
 background:var(--panel);border-bottom:1px solid var(--line)}
-.title h2{font-size:15px;color:var(--text);overflow-wrap:anywhere;min-width:0}
+.title{flex-wrap:wrap}
+.title h2{font-size:15px;color:var(--text);overflow-wrap:anywhere;min-width:4em}
+.title button{flex:none}
 .title .icon{margin-left:0}
 .title .grow{flex:1}
 .path{padding:8px 14px 0;font-size:12px;color:var(--muted);display:flex;flex-wrap:wrap;gap:2px 6px}
@@ -4344,26 +4336,28 @@ const when = x => FLAME.squeeze ? run.time.when(x) : x * run.time.total, list = 
 const inGap = t => FLAME.squeeze && run.time.gaps.find(([a, b]) => t > a && t < b);
 for (let t = Math.ceil(when(FLAME.from) / step) * step; t <= when(FLAME.to) + step / 1000 && list.length < 400;) {
 const gap = inGap(t);
-if (!gap) list.push({ t, x: (across(t) - FLAME.from) / (FLAME.to - FLAME.from) * FLAME.wide });
+if (!gap) list.push({ t, step, x: (across(t) - FLAME.from) / (FLAME.to - FLAME.from) * FLAME.wide });
 t = gap ? Math.ceil(gap[1] / step) * step : t + step;
 }
 return list;
 }
-function tickLabel(t) {
+function tickLabel(t, step = 60000) {
 if (t < 1000) return +t.toFixed(3) + " ms";
 if (t < 60000) return +(t / 1000).toFixed(3) + " s";
 const minutes = Math.floor(t / 60000 + 1e-9), seconds = Math.round(t / 1000) - minutes * 60;
-if (minutes < 60) return `${minutes} m${seconds ? ` ${seconds} s` : ""}`;
-return `${Math.floor(minutes / 60)} h${minutes % 60 ? ` ${minutes % 60} m` : ""}`;
+const rest = seconds && (minutes < 60 || step < 60000) ? ` ${seconds} s` : "";
+if (minutes < 60) return `${minutes} m${rest}`;
+return `${Math.floor(minutes / 60)} h${minutes % 60 ? ` ${minutes % 60} m` : ""}${rest}`;
 }
 function drawTicks(pen, color) {
 pen.fillStyle = color.muted;
 let free = -1;
-for (const { t, x } of ticks()) {
+for (const { t, step, x } of ticks()) {
 pen.fillRect(x, 4, 1, 14);
 if (x < free || x > FLAME.wide - 30) continue;
-pen.fillText(tickLabel(t), x + 4, 11);
-free = x + 60;
+const words = tickLabel(t, step);
+pen.fillText(words, x + 4, 11);
+free = x + 14 + pen.measureText(words).width;
 }
 }
 function showCharts() {

@@ -19,6 +19,7 @@ PAGE = (ROOT / "docs" / "trajectories.md").read_text()
 NOT_IN_EVERY_WORLD = {
     *(("call", name) for name in ("raw", "protocol", "system", "dropped", "forced")),
     ("tool", "brief"),
+    ("compact", "restart"),
     ("resume", "divergence"),
     ("interrupted", "turn"),
 }

@@ -309,26 +309,28 @@ function ticks() {
   const inGap = t => FLAME.squeeze && run.time.gaps.find(([a, b]) => t > a && t < b);
   for (let t = Math.ceil(when(FLAME.from) / step) * step; t <= when(FLAME.to) + step / 1000 && list.length < 400;) {
     const gap = inGap(t);
-    if (!gap) list.push({ t, x: (across(t) - FLAME.from) / (FLAME.to - FLAME.from) * FLAME.wide });
+    if (!gap) list.push({ t, step, x: (across(t) - FLAME.from) / (FLAME.to - FLAME.from) * FLAME.wide });
     t = gap ? Math.ceil(gap[1] / step) * step : t + step;
   }
   return list;
 }
-function tickLabel(t) {
+function tickLabel(t, step = 60000) {
   if (t < 1000) return +t.toFixed(3) + " ms";
   if (t < 60000) return +(t / 1000).toFixed(3) + " s";
   const minutes = Math.floor(t / 60000 + 1e-9), seconds = Math.round(t / 1000) - minutes * 60;
-  if (minutes < 60) return `${minutes} m${seconds ? ` ${seconds} s` : ""}`;
-  return `${Math.floor(minutes / 60)} h${minutes % 60 ? ` ${minutes % 60} m` : ""}`;
+  const rest = seconds && (minutes < 60 || step < 60000) ? ` ${seconds} s` : "";
+  if (minutes < 60) return `${minutes} m${rest}`;
+  return `${Math.floor(minutes / 60)} h${minutes % 60 ? ` ${minutes % 60} m` : ""}${rest}`;
 }
 function drawTicks(pen, color) {
   pen.fillStyle = color.muted;
   let free = -1;
-  for (const { t, x } of ticks()) {
+  for (const { t, step, x } of ticks()) {
     pen.fillRect(x, 4, 1, 14);
     if (x < free || x > FLAME.wide - 30) continue;
-    pen.fillText(tickLabel(t), x + 4, 11);
-    free = x + 60;
+    const words = tickLabel(t, step);
+    pen.fillText(words, x + 4, 11);
+    free = x + 14 + pen.measureText(words).width;
   }
 }
 
