@@ -731,6 +731,9 @@ def find_files(pattern: Any, *ignored: Any, **more: Any) -> list[str]:
 def matching(base: str, parts: list[str]) -> Iterator[str]:
     """The paths below a folder that match a pattern, of which each part is for one folder and `**` for any number."""
     first, *rest = parts or ["*"]
+    if rest and not set(first) & set("*?["):  # it may be a link, which a listing does not call a folder
+        yield from matching(os.path.join(base, first), rest)
+        return
     try:
         entries = entries_of(base or ".")
     except OSError:

@@ -990,8 +990,9 @@ def threads() -> Threads:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 NAMES_MAX = 50_000  # in an answer about a folder
-LINK_SECONDS = 2.0  # to look for the other names of a file that has several
-PSEUDO = ("/proc", "/sys", "/dev")  # where files are not data
+NAMES_SIZE = rlm_worker.FRAME_MAX // 2  # of them as JSON
+LINK_SECONDS = 5.0  # to look through the folders for files that have several names
+KERNEL = ("/proc", "/sys", "/dev")  # what the kernel makes up there is no data, but for shared memory
 LOOK = getattr(os, "O_PATH", os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)) | getattr(os, "O_CLOEXEC", 0)
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 
@@ -1002,23 +1003,30 @@ SECRET_NAMES = re.compile(
 
 def may_hold_secrets(parts: Sequence[str]) -> bool:
     """Whether a relative path, in parts, names or lies under what usually holds credentials."""
+    parts = [part.rstrip(". ") for part in re.split(r"[/\\]", "/".join(parts))]
     in_git = ".git" in map(str.lower, parts[:-1]) and parts[-1].lower().startswith("config")
     return in_git or any(map(SECRET_NAMES.fullmatch, parts))
 
 
+def is_kernels(real: str) -> bool:
+    """Whether a real path lies where the kernel makes things up."""
+    return any(rlm_worker.within(real, place) for place in KERNEL) and not rlm_worker.within(real, "/dev/shm")
+
+
 class Files:
-    """Opens the caller's files for cells: the only way that leads from a session to them.
+    """Opens the caller's files for cells: the only way that leads from a session to them, but for a container's mount.
 
     What a name stands for is opened to be looked at (O_PATH: a pipe or device does not notice), judged by where that
     descriptor leads and what it is, and opened for reading through it, so that nothing can be swapped in between.
     """
 
     def __init__(self, folders: Iterable[str]):
-        self.folders = tuple(os.path.realpath(folder) for folder in folders)
+        self.folders = tuple(dict.fromkeys(os.path.realpath(folder) for folder in folders))
         self.bases = self.folders  # of relative names; the working directory too, as it is for the file tools
         with contextlib.suppress(FileNotFoundError):
-            self.bases += (os.getcwd(),)
+            self.bases = tuple(dict.fromkeys((*self.folders, os.getcwd())))
         self.links: dict[tuple[int, int, int], bool] = {}  # files of several names, and whether all are harmless
+        self.too_large = False  # to be looked through for more of them
         self.looking = threading.Lock()
 
     def answer(self, channel: Channel, what: Any, path: Any, start: Any = 0) -> dict[str, Any]:
@@ -1059,12 +1067,12 @@ class Files:
                 finally:
                     os.close(descriptor)
         if outside:
-            raise PermissionError(errno.EACCES, "no access from here; file_read reads the caller's files")
+            raise PermissionError(errno.EPERM, "no access from here; file_read reads the caller's files")
         raise FileNotFoundError(errno.ENOENT, "no such file here (file_read reads the caller's files)")
 
     def folder_of(self, real: str) -> str | None:
         inside = [folder for folder in self.folders if rlm_worker.within(real, folder)]
-        return max(inside, key=len) if inside and not any(rlm_worker.within(real, place) for place in PSEUDO) else None
+        return max(inside, key=len) if inside and not is_kernels(real) else None
 
     def check(self, path: str, real: str, info: os.stat_result) -> None:
         """PermissionError for what a cell may not read, by what the descriptor says of itself."""
@@ -1084,53 +1092,74 @@ class Files:
         """Whether all the names of a file that has several are in the folders, and none is a secret's."""
         key = (info.st_dev, info.st_ino, info.st_ctime_ns)
         with self.looking:
-            if key not in self.links:
-                self.links[key] = self.count_names(info) == info.st_nlink
-            return self.links[key]
+            if key not in self.links and not self.too_large:
+                self.look_for_links()
+            return self.links.setdefault(key, False)
 
-    def count_names(self, info: os.stat_result) -> int:
-        """How many names of the file there are, up to a secret's."""
-        found, until = 0, time.monotonic() + LINK_SECONDS
-        waiting = [
-            folder
-            for folder in self.folders
-            if not any(rlm_worker.within(folder, o) for o in self.folders if o != folder)
-        ]
+    def look_for_links(self) -> None:
+        """Judge all the files in the folders that have several names."""
+        left: dict[tuple[int, int, int], int] = {}  # names that have not been seen, or are a secret's
+        for path, info in self.linked_files():
+            key = (info.st_dev, info.st_ino, info.st_ctime_ns)
+            harmless = not may_hold_secrets(path[len(self.folder_of(path) or "") :].split(os.sep))
+            left[key] = left.get(key, info.st_nlink) - harmless
+        self.links.update((key, number == 0) for key, number in left.items())
+
+    def linked_files(self) -> Iterator[tuple[str, os.stat_result]]:
+        until = time.monotonic() + LINK_SECONDS
+        waiting = [f for f in self.folders if not any(rlm_worker.within(f, o) for o in self.folders if o != f)]
         while waiting:
             with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
                 for entry in entries:
                     if time.monotonic() > until:
-                        return 0
+                        self.too_large = True
+                        return
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(entry.path)
-                    elif entry.inode() == info.st_ino and os.path.samestat(entry.stat(follow_symlinks=False), info):
-                        if may_hold_secrets(entry.path[len(self.folder_of(entry.path) or "") :].split(os.sep)):
-                            return 0
-                        found += 1
-        return found
+                    elif entry.is_file(follow_symlinks=False):
+                        with contextlib.suppress(FileNotFoundError):
+                            info = os.lstat(entry.path)  # the entry's own lacks the number of names on Windows
+                            if info.st_nlink > 1:
+                                yield entry.path, info
 
     def list(self, path: str) -> dict[str, Any]:
-        """The names in a folder but those of secrets; a relative one may be in several of those that were given."""
-        names: dict[str, bool] = {}
+        """The names in a folder but those of secrets; a relative one may be in several of those that were given.
+
+        What lies behind a link is no folder here, or walks would not end.
+        """
+        found: list[dict[str, bool]] = []
         refusal: OSError | None = None
-        seen = False
         for base in self.bases[: 1 if os.path.isabs(path) else None]:
             try:
-                with self.opened(path, [base]) as (descriptor, info, real):
-                    if not stat.S_ISDIR(info.st_mode):
-                        raise NotADirectoryError(errno.ENOTDIR, "Not a directory")
-                    with readable(descriptor, real) as source, os.scandir(source) as entries:
-                        below = real[len(self.folder_of(real) or "") :].split(os.sep)
-                        for entry in itertools.islice(entries, NAMES_MAX):
-                            if not may_hold_secrets([*below, entry.name]):
-                                names[entry.name] = entry.is_dir()
-                    seen = True
+                found.append(self.names_in(path, base))
             except OSError as error:
                 refusal = refusal or error
-        if refusal is not None and not seen:
+        if refusal is not None and not found:
             raise refusal
+        names = {name: is_folder for part in found for name, is_folder in part.items()}
+        too_many = f"{NAMES_MAX:,}" if len(names) > NAMES_MAX else ""
+        if too_many or len(json.dumps(list(names))) > NAMES_SIZE:
+            much = too_many or f"{NAMES_SIZE >> 20} MB of"
+            raise OSError(errno.E2BIG, f"more than {much} names: use file_list with a pattern")
         folders = [name for name, is_folder in names.items() if is_folder]
         return {"folders": folders, "files": [name for name, is_folder in names.items() if not is_folder]}
+
+    def names_in(self, path: str, base: str) -> dict[str, bool]:
+        """The names in a folder, and whether each is one, up to one more than an answer may have."""
+        with self.opened(path, [base]) as (descriptor, info, real):
+            if not stat.S_ISDIR(info.st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, "Not a directory")
+            below = real[len(self.folder_of(real) or "") :].split(os.sep)
+            with readable(descriptor, real) as source, os.scandir(source) as entries:
+                harmless = (entry for entry in entries if not may_hold_secrets([*below, entry.name]))
+                return {entry.name: is_folder(entry) for entry in itertools.islice(harmless, NAMES_MAX + 1)}
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=False)
+    except OSError:  # it may be gone
+        return False
 
 
 def behind(descriptor: int, path: str) -> str:
@@ -1713,6 +1742,7 @@ class DockerChannel(Channel):
         self.complaint = bytearray()  # the newest of what came on stderr: why a worker did not start
         self.lock = threading.Lock()
         self.gone = False
+        self.mounted = False
         self.delivering: list[threading.Thread] = []  # signals on their way
 
     def receive(self) -> bytes:
@@ -2129,6 +2159,8 @@ class DockerSandbox(Sandbox):
                 f"try: docker run --rm {self.image} python3 -V",
             ) from None
         self.layers["container"] = True
+        if getattr(channel, "mounted", False):  # else it could ask for what is hidden there as the target of a link
+            self._files = Files(())
 
     def _start(self) -> DockerChannel:
         """A container whose worker is about to say hello. One that does not start is not removed by itself."""
@@ -2159,7 +2191,9 @@ class DockerSandbox(Sandbox):
         attached = self.engine.attach_socket(name, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
         try:
             self.engine.start(name)
-            return DockerChannel(self.engine, name, attached)
+            channel = DockerChannel(self.engine, name, attached)
+            channel.mounted = bool(options["host_config"].get("Mounts"))
+            return channel
         except BaseException:
             close_attached(attached)
             raise

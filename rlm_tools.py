@@ -1031,6 +1031,7 @@ SKIPPED = {".git", ".hg", ".svn", "__pycache__", "node_modules", ".venv", ".tox"
 _HEAD = 65_536  # bytes at the start of a file that tell text from other data
 _UTF_8_MARK = b"\xef\xbb\xbf"
 _WILD = r"[*?\[{]"
+_KERNEL = ("/proc", "/sys", "/dev")  # what the kernel makes up there: environments, memory, devices
 _SECRET = re.compile(
     r"\.env.*|.*\.pem|id_.*|\.netrc|\.aws|\.ssh|\.git-credentials|\.pypirc|\.npmrc|\.snipara", re.IGNORECASE | re.DOTALL
 )
@@ -1041,6 +1042,11 @@ def is_secret(path: str) -> bool:
     parts = [part.rstrip(". ") for part in re.split(r"[/\\]", path)]
     in_git = ".git" in map(str.lower, parts[:-1]) and parts[-1].lower().startswith("config")
     return in_git or any(map(_SECRET.fullmatch, parts))
+
+
+def _is_kernels(real: str) -> bool:
+    """Whether a real path lies where the kernel makes things up; shared memory is an ordinary folder."""
+    return any(is_under(real, place) for place in _KERNEL) and not is_under(real, "/dev/shm")
 
 
 def file_tools(
@@ -1089,7 +1095,10 @@ class _Files:
     def __init__(self, allowed: Iterable[AnyPath] | None, cwd: str | None, left_out: Iterable[AnyPath]) -> None:
         self.cwd = os.path.realpath(cwd or os.getcwd())
         allowed = [self.cwd] if allowed is None else [allowed] if isinstance(allowed, (str, os.PathLike)) else allowed
+        allowed = list(allowed)
         self.roots = [self.real(path) for path in allowed]
+        named = [os.path.normpath(os.path.join(self.cwd, os.path.expanduser(path))) for path in allowed]
+        self.named_roots = {*self.roots, *named}
         self.left_out = {self.real(path) for path in left_out}
 
     def real(self, path: AnyPath) -> str:
@@ -1102,13 +1111,21 @@ class _Files:
         except (OSError, ValueError) as error:
             raise ValueError(f"not a path: {path[:200]!r} ({error})") from None
         root = max((root for root in self.roots if is_under(real, root)), key=len, default=None)
-        if root is None or real.startswith(("/proc/", "/sys/")):
+        if root is None:
             allowed = ", ".join(map(self.shown, self.roots)) or "none"
             raise PermissionError(f"{path!r} is outside the allowed paths ({allowed})")
+        if _is_kernels(real):
+            raise PermissionError(f"{path!r} is the kernel's and not a regular file")
         below = _below(real, root)
-        if is_secret(below) or (is_secret(os.path.basename(path)) and not os.path.isdir(real)):
+        if is_secret(below) or self.is_named_secret(path):
             raise PermissionError(f"{path!r} may hold credentials and is not read")
         return root, below
+
+    def is_named_secret(self, path: str) -> bool:
+        """Whether the name itself, of which a part may be a link, is one of credentials below an allowed folder."""
+        named = os.path.normpath(os.path.join(self.cwd, path))
+        root = max((root for root in self.named_roots if is_under(named, root)), key=len, default=self.cwd)
+        return is_secret(_way(named, root))
 
     def shown(self, real: str) -> str:
         """A real path as it is named to the model: relative to the working directory where it lies in it."""
@@ -1215,11 +1232,15 @@ class _Files:
         globs = [_glob(expanded.split("/")) for expanded in _expanded("/".join(rest))]
         bases = [self.cwd, *(root for root in self.roots if not is_under(root, self.cwd))]
         prefix = "/".join(parts[:literal]) + "/" if literal else ""
-        starts = [os.path.realpath(os.path.join(base, prefix)) for base in bases]
-        inside = [start for start in starts if any(is_under(start, r) or is_under(r, start) for r in self.roots)]
+        named = {path: os.path.realpath(path) for path in (os.path.join(base, prefix) for base in bases)}
+        inside = {
+            path: start
+            for path, start in named.items()
+            if any(is_under(start, root) or is_under(root, start) for root in self.roots)
+        }
         if not inside:
             self.locate(prefix)
-        return [(start, globs) for start in dict.fromkeys(inside)]
+        return [(start, globs) for start in dict.fromkeys(s for p, s in inside.items() if not self.is_named_secret(p))]
 
     def walked(self, start: str, skipped: set[str], deadline: float) -> Iterator[str]:
         """The readable files at or below `start` that lie under a root; folders behind links are not entered."""
@@ -1722,7 +1743,6 @@ class Given(typing.NamedTuple):
 
 
 Opener = Callable[[], contextlib.AbstractContextManager[typing.BinaryIO]]
-_KERNEL = ("/proc", "/sys", "/dev")  # what the kernel makes up there: environments, memory, devices
 _SECRET_PLACES = ("/etc/shadow", "/etc/gshadow", "/etc/sudoers", "/etc/ssl/private", "/run/secrets", "/var/run/secrets")
 _DESCRIPTOR = r"/dev/(?:stdin|fd/\d+)|/proc/(?:self|thread-self)/fd/\d+"  # as `<(command)` gives it
 
@@ -1831,14 +1851,14 @@ def _require_harmless(path: str, real: str, cwd: str, within: str | None, linked
     below = _below(real, root) if is_under(real, root := os.path.realpath(within or cwd)) else real
     if within is not None and below is real:
         raise PermissionError(1, f"it lies outside of {within}")
-    if any(is_under(real, folder) for folder in _KERNEL) and (linked or not is_under(real, "/dev/shm")):
+    if _is_kernels(real) or (linked and below is real and is_under(real, "/dev/shm")):
         raise PermissionError(1, f"{real} is the kernel's and no file")
     if within is None and not linked:
         return
-    secret = is_secret(below) or any(is_under(real, os.path.realpath(place)) for place in _SECRET_PLACES)
-    if secret or (within is not None and is_secret(os.path.basename(path))):
-        leads = f"it leads to {real}, which" if linked else "it"
-        raise PermissionError(1, f"{leads} may hold credentials")
+    if within is not None and is_secret(_way(os.path.abspath(path), os.path.abspath(within))):
+        raise PermissionError(1, "it may hold credentials by its name")
+    if is_secret(below) or any(is_under(real, os.path.realpath(place)) for place in _SECRET_PLACES):
+        raise PermissionError(1, f"{f'it leads to {real}, which' if linked else 'it'} may hold credentials")
     if linked and not stat.S_ISREG(os.stat(real).st_mode):
         raise PermissionError(1, f"it leads to {real}, which is not a regular file")
 
@@ -1932,9 +1952,11 @@ class _GivenFolder(_Files):
         """Path and opener of each file, by its name as the caller would write it; as a shell's, a glob's `*` stands for
         no name that begins with a dot."""
         top = self.roots[0]
-        if is_secret(_way(top, self.cwd)) or any(is_under(top, place) for place in _SECRET_PLACES):
+        named = os.path.normpath(os.path.join(self.cwd, self.prefix))
+        secret = is_secret(_way(top, self.cwd)) or is_secret(_way(named, self.cwd))
+        if secret or any(is_under(top, place) for place in _SECRET_PLACES):
             raise self.nothing("may hold credentials and is not read")
-        if any(is_under(top, folder) for folder in _KERNEL) and not is_under(top, "/dev/shm"):
+        if _is_kernels(top):
             raise self.nothing("is the kernel's and is not read")
         if self.within is not None and not is_under(top, self.within):
             raise self.nothing(f"lies outside of {self.within}")

@@ -813,18 +813,18 @@ class Files:
         return own
 
     def entries(self, path: Any = ".") -> dict[str, bool]:
-        """The names in a folder, the cell's own and the caller's, and whether each is a folder."""
+        """The names in a folder, the cell's own and the caller's, and whether each is a folder and no link to one."""
         own = self.locate(path)[0]
         found: dict[str, bool] = {}
         try:
             answer = self.ask("list", path)
             found = {**dict.fromkeys(answer["files"], False), **dict.fromkeys(answer["folders"], True)}
-        except OSError:
-            if not (own and os.path.lexists(own)):
+        except OSError as error:
+            if error.errno not in NOTHING_THERE or not (own and os.path.lexists(own)):
                 raise
         if own and os.path.lexists(own):
             with plain_scandir(own) as names:
-                found.update((entry.name, entry.is_dir()) for entry in names)
+                found.update((entry.name, entry.is_dir(follow_symlinks=False)) for entry in names)
         return dict(sorted(found.items()))
 
     def stat(self, path: Any) -> os.stat_result:
@@ -907,6 +907,7 @@ def make_folders(path: str) -> None:
 
 
 TEXT = ("encoding", "errors", "newline")
+NOTHING_THERE = (1, 2, 20)  # EPERM: no access to any such folder; ENOENT, ENOTDIR
 plain_open, plain_stat, plain_scandir = io.open, os.stat, os.scandir
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import need
 
-from rlm_sandbox import Cell, DockerSandbox, LocalSandbox, Sandbox
+import rlm_sandbox
+from rlm_sandbox import Cell, DockerSandbox, Files, LocalSandbox, Sandbox
 from rlm_worker import WRITTEN
 
 LINUX = sys.platform == "linux"
@@ -161,6 +162,121 @@ def test_a_file_whose_names_are_all_harmless_is_read(make: Make, folder: Path) -
     assert value(box.execute("open('b').read()")) == "'text'"
     os.link(folder / "a", folder / ".env")
     assert "hard-linked" in (box.execute("open('b').read()").error or "")
+
+
+@pytest.mark.parametrize("make", ["policy"], indirect=True)
+def test_a_name_counts_once(make: Make, folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "a").write_text("text")
+    os.link(folder / "a", folder / "sub" / "b")
+    with LocalSandbox(workspace=[str(folder), f"{folder}/.", str(folder / "sub")]) as box:
+        assert value(box.execute("open('a').read() + open('b').read()")) == "'texttext'"
+
+
+def test_all_hard_links_are_found_in_one_walk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder.parent / "outside").write_text(SECRET)
+    os.link(folder.parent / "outside", folder / "out")
+    (folder / "sub").mkdir()
+    for number in range(20):
+        (folder / str(number)).write_text("text")
+        os.link(folder / str(number), folder / "sub" / f"{number}.again")
+    walks: list[str] = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: (walks.append(path), scandir(path))[1])
+    files = Files([str(folder)])
+    for number in range(20):
+        with files.opened(f"{number}"), files.opened(f"sub/{number}.again"):
+            pass
+    with pytest.raises(PermissionError, match="hard-linked"), files.opened("out"):
+        pass
+    assert walks == [str(folder), str(folder / "sub")]
+    os.link(folder / "1", folder / ".env")
+    with pytest.raises(PermissionError, match="hard-linked"), files.opened("1"):
+        pass
+    with files.opened("2"):
+        pass
+
+
+def test_a_folder_too_large_to_look_through_is_looked_through_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "a").write_text("text")
+    os.link(folder / "a", folder / "b")
+    monkeypatch.setattr(rlm_sandbox, "LINK_SECONDS", -1)
+    files = Files([str(folder)])
+    with pytest.raises(PermissionError, match="hard-linked"), files.opened("a"):
+        pass
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", None)
+        with pytest.raises(PermissionError, match="hard-linked"), files.opened("b"):
+            pass
+
+
+ROUND = """
+import glob, os
+print(sorted(os.listdir('.')), sorted(os.listdir('again/sub')), os.path.isdir('again'))
+print([place for place, folders, files in os.walk('.')])
+print(sorted(glob.glob('**/*.txt', recursive=True)), glob.glob('again/*.txt'), glob.glob('again/s*/*.txt'))
+"""
+
+
+@pytest.mark.parametrize("make", ["policy", "bare"], indirect=True)
+def test_links_neither_empty_a_listing_nor_make_it_endless(make: Make, folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "a.txt").write_text("a")
+    (folder / "sub" / "b.txt").write_text("b")
+    (folder / "x").symlink_to("x")
+    (folder / "again").symlink_to(".")
+    (folder / "closed").mkdir()
+    (folder / "into").symlink_to("closed/deep")
+    (folder / "closed").chmod(0)
+    cell = make(folder).execute(ROUND)
+    (folder / "closed").chmod(0o755)
+    lines = cell.stdout.splitlines()
+    assert lines[0] == "['a.txt', 'again', 'closed', 'into', 'sub', 'x'] ['b.txt'] True", cell.error
+    assert lines[2] == "['a.txt', 'sub/b.txt'] ['again/a.txt'] ['again/sub/b.txt']"
+    assert "./sub" in lines[1] and "again" not in lines[1]
+
+
+@pytest.mark.parametrize("make", ["policy", "bare"], indirect=True)
+def test_a_listing_is_whole_or_says_that_it_is_not(make: Make, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(11):
+        (folder / f"{number:0>200}").touch()
+    box = make(folder)
+    assert value(box.execute("import os\nlen(os.listdir('.'))")) == "11"
+    with monkeypatch.context() as patch:
+        patch.setattr(rlm_sandbox, "NAMES_MAX", 10)
+        error = box.execute("os.listdir('.')").error or ""
+        assert "OSError" in error and "more than 10 names: use file_list with a pattern" in error
+    monkeypatch.setattr(rlm_sandbox, "NAMES_SIZE", 2000)
+    assert "MB of names: use file_list with a pattern" in (box.execute("os.listdir('.')").error or "")
+
+
+def test_the_most_names_fit_into_an_answer(folder: Path) -> None:
+    for number in range(rlm_sandbox.NAMES_MAX):
+        (folder / f"{number:05}").touch()
+    with LocalSandbox(workspace=str(folder)) as box:
+        assert value(box.execute("import os\nlen(os.listdir('.'))")) == str(rlm_sandbox.NAMES_MAX)
+        (folder / "x").touch()
+        assert "more than 50,000 names" in (box.execute("os.listdir('.')").error or "")
+
+
+@pytest.mark.parametrize("make", ["docker"], indirect=True)
+def test_a_container_cannot_ask_for_what_its_mount_hides(make: Make, folder: Path) -> None:
+    (folder / "conf").mkdir()
+    (folder / "conf" / "credentials").write_text(SECRET)
+    (folder / "real.txt").write_text(SECRET)
+    (folder / ".env").symlink_to("real.txt")
+    (folder / ".aws").symlink_to("conf")
+    box = make(folder)
+    for path in ("real.txt", "conf/credentials", ".", str(folder), str(folder / "real.txt")):
+        for what in ("open", "list", "stat"):
+            cell = box.execute(
+                "import sys\nw = sys.modules['rlm_worker']\n"
+                f"w.session_calls.ask(w.FILES_CALL, ({what!r}, {path!r}, 0), {{}})"
+            )
+            assert cell.ok and "'errno'" in (cell.value or ""), cell
+    assert value(box.execute("open('real.txt').read()")) == "''"
 
 
 @pytest.mark.parametrize("make", ["bare"], indirect=True)

@@ -13,6 +13,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from datetime import date, datetime, timezone
@@ -26,6 +27,7 @@ from fake_snipara import FAILURES, KEY, SLUG, FakeSnipara
 import rlm_backends
 import rlm_sandbox
 import rlm_tools
+from rlm_sandbox import LocalSandbox
 from rlm_tools import (
     Tool,
     ToolError,
@@ -847,12 +849,64 @@ def test_a_single_file_can_be_all_that_is_allowed(workspace: Path) -> None:
         "config",
         "env",
         "a/b.py",
+        "a.pem.",
+        "a.pem . ",
+        ".aws./x",
+        ".git /config",
+        "sub\\.env",
+        "..",
+        ".",
+        "",
     ],
 )
 def test_the_sandbox_and_the_file_tools_take_the_same_names_for_secrets(path: str) -> None:
     """Both modules are to work alone, so each has the rule."""
     assert rlm_sandbox.may_hold_secrets(path.split("/")) == rlm_tools.is_secret(path)
     assert rlm_sandbox.SECRET_NAMES == rlm_tools._SECRET
+
+
+@pytest.mark.parametrize(
+    "path", ["/proc", "/proc/1/environ", "/sys/x", "/dev/zero", "/dev/shm", "/dev/shm/x", "/p", "/"]
+)
+def test_the_sandbox_and_the_file_tools_take_the_same_folders_for_the_kernels(path: str) -> None:
+    assert rlm_sandbox.is_kernels(path) == rlm_tools._is_kernels(path)
+    assert rlm_sandbox.KERNEL == rlm_tools._KERNEL
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="there is no /dev/shm")
+def test_files_in_shared_memory_are_files(workspace: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        (Path(folder) / "a.txt").write_text("text")
+        (Path(folder) / "link").symlink_to("a.txt")
+        (workspace / "out").symlink_to(Path(folder) / "a.txt")
+        tools = by_name(file_tools([folder]))
+        assert tools["file_read"](f"{folder}/a.txt") == tools["file_read"](f"{folder}/link") == "text"
+        assert list(read_given([folder]).contents.values()) == ["text", "text"]
+        assert list(read_given(["link"], cwd=folder).contents.values()) == ["text"]
+        with pytest.raises(ToolError, match="is the kernel's"):
+            read_given(["out"])
+        with LocalSandbox(workspace=folder) as box:
+            assert box.execute("open('a.txt').read() + open('link').read()").value == "'texttext'"
+
+
+def test_every_part_of_a_name_is_judged_though_it_is_a_link(workspace: Path) -> None:
+    tree(workspace, "conf/credentials", "real.txt")
+    (workspace / ".aws").symlink_to("conf")
+    (workspace / ".env").symlink_to("real.txt")
+    tools = by_name(file_tools())
+    for path in (".aws/credentials", "./conf/../.aws/credentials", str(workspace / ".aws/credentials"), ".aws", ".env"):
+        for name in ("file_read", "file_list"):
+            with pytest.raises(PermissionError, match="may hold credentials"):
+                tools[name](path)
+    assert tools["file_list"](".aws/*") == tools["file_search"]("c", ".aws/*") == []
+    assert tools["file_read"]("conf/credentials") == "conf/credentials"
+    for spec in (".aws/credentials", ".aws", ".aws/*", ".env"):
+        with pytest.raises(ToolError, match="may hold credentials") as caught:
+            read_given([spec], within=str(workspace))
+        assert "leads" not in str(caught.value)
+    assert list(read_given(["conf"], within=str(workspace)).contents) == ["conf/credentials"]
+    allowed = by_name(file_tools([".aws"]))  # the caller's own word
+    assert allowed["file_read"](".aws/credentials") == "conf/credentials"
 
 
 def test_a_folder_that_is_a_secret_by_name_can_be_allowed_by_name(workspace: Path) -> None:
