@@ -851,7 +851,7 @@ class Files:
                 known = isinstance(path, (str, os.PathLike)) and not {"dir_fd", "opener"} & set(more)
                 return (ours if known and self.knows(path) else plain)(path, *options, **more)
 
-            return either
+            return functools.partial(either)  # no method where pathlib makes it an attribute of a class (until 3.10)
 
         vars(builtins_module)["open"] = vars(io)["open"] = route(self.open, plain_open)
         if not self.mounted:
