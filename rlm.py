@@ -3249,6 +3249,7 @@ class Node:
             schema=self.schema,
             base_url=_without_login(getattr(run.backend, "base_url", None)),
             tools=[] if self.protocol == "stream" else [tool.name for tool in run.tools],
+            tool_schemas=run.tool_schemas if self.protocol == "tools" else None,
             version=__version__,
         )
         run.write("start", parent=self.parent, depth=self.depth, **fields)

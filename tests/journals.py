@@ -99,6 +99,7 @@ class Node:
             allowed_paths=["/work"], docker_mount="ro", require="best",
             instructions=None, schema=None, base_url="https://api.openai.com/v1",
             tools=["execute_code", "file_read", "file_list", "file_search"], version="0.1.0", **extra,
+            tool_schemas=[{"name": "execute_code", "description": "Run Python.", "parameters": {"required": ["code"]}}],
         )  # fmt: skip
         self.pending = [{"role": "system"}, {"role": "user"}]
 

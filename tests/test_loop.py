@@ -312,6 +312,13 @@ def test_the_system_prompt_and_tools_are_the_same_for_every_run_and_child(openai
     assert "context` is a str" not in openai.requests[0].system
 
 
+def test_the_journal_has_the_schemas_of_the_tools_that_were_sent(openai: Server) -> None:
+    result = run(openai, code("print(len(context))"), "long")
+    sent = [tool["function"] for tool in openai.requests[0].body["tools"]]
+    assert events_of(result)[0]["tool_schemas"] == sent
+    assert events_of(run(openai, block("print(len(context))"), "long", protocol="text"))[0]["tool_schemas"] is None
+
+
 def test_a_small_model_gets_the_small_prompt_and_the_text_protocol(openai: Server) -> None:
     result = run(openai, block("print(len(context))"), "ANSWER: very long", model=SMALL)
     first = openai.requests[0]

@@ -241,7 +241,8 @@ def test_everything_that_a_turn_was_sent_is_rebuilt(visit: Open) -> None:
     assert page.locator("#inspector .sent h3").all_text_contents()[:3] == ["system", "user", "assistant · turn 1"]
     assert page.locator("#inspector .sent .more").count() >= 5  # the old ones are folded
     page.locator("#inspector .block", has_text="Tools offered").locator(".more").click()
-    assert "execute_code" in page.locator("#inspector .block", has_text="Tools offered").inner_text()
+    offered = page.locator("#inspector .block", has_text="Tools offered").inner_text()
+    assert "execute_code" in offered and "Run Python." in offered
 
 
 def test_compaction_left_out_attempts_and_dropped_tails_are_honoured(visit: Open) -> None:

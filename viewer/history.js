@@ -80,7 +80,7 @@ const wire = ({ at, cells, asked, restart, summary, turn, dropped, ...message })
 async function everything(row, event) {
   const messages = await sentBefore(row), start = await startOf(row);
   const last = messages.length - (Array.isArray(event.prompt) ? event.prompt.length : 0);
-  return [...messages.map((message, i) => sentMessage(message, i < last)), offered(start.tools)].filter(Boolean);
+  return [...messages.map((message, i) => sentMessage(message, i < last)), offered(start.tool_schemas || start.tools)].filter(Boolean);
 }
 const ROLES = ["system", "user", "assistant", "tool"];
 function sentMessage(message, old) {
@@ -96,7 +96,7 @@ async function startOf(row) {
   const first = run.rowAt.findIndex(i => i >= 0 && run.node[i] === run.node[row] && kind(i) === "node");
   return first < 0 ? {} : body(run, first);
 }
-// The names of the tools; a journal that also has their schemas shows them.
+// The schemas that were sent; the names alone where a journal has no more.
 function offered(tools) {
   const list = Array.isArray(tools) ? tools.map(show).join("\n") : "";
   return text("Tools offered", list, { folded: true });
