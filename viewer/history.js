@@ -80,7 +80,8 @@ const wire = ({ at, cells, asked, restart, summary, turn, dropped, ...message })
 async function everything(row, event) {
   const messages = await sentBefore(row), start = await startOf(row);
   const last = messages.length - (Array.isArray(event.prompt) ? event.prompt.length : 0);
-  return [...messages.map((message, i) => sentMessage(message, i < last)), offered(start.tool_schemas || start.tools)].filter(Boolean);
+  const sent = messages.map((message, i) => sentMessage(message, i < last));
+  return [...sent, offered(start.tool_schemas || start.tools)].filter(Boolean);
 }
 const ROLES = ["system", "user", "assistant", "tool"];
 function sentMessage(message, old) {
