@@ -742,7 +742,7 @@ def test_idle_sessions_and_uncollected_jobs_end() -> None:
         assert eventually(lambda: session not in peer.text("list_sessions"))
         assert eventually(lambda: "running" not in text_of(peer.call("get_repl_context")))
         assert eventually(lambda: handle not in text_of(peer.call("execute_python", code="1")))
-        assert not any(session["busy"] for session in peer.json("list_sessions")["sessions"])
+        assert eventually(lambda: not any(session["busy"] for session in peer.json("list_sessions")["sessions"]))
         assert "no run" in peer.refused("resume", handle=handle)
 
 
