@@ -2112,7 +2112,7 @@ def trust(args: argparse.Namespace, shell: Shell) -> int:
         rlm_config.trust(path, revoke=True)
         shell.show(f"{where}: no longer trusted")
         return ANSWERED
-    table = {key: value for key, (value, _) in rlm_config.read_toml(path, False).items()}
+    table = {key: value for key, (value, _) in rlm_config.read_toml(path, False)[0].items()}
     rows = {key: shown_value(key, table[key]) for key in rlm_config.untrusted_keys(table)}
     if not args.show:
         rlm_config.trust(path)

@@ -279,9 +279,9 @@ def load_config(
     files = _config_files(config, cwd)
     untrusted: set[str] = set()
     for path, is_project in files:
-        table = read_toml(path, is_project, without)
+        table, trusted = read_toml(path, is_project, without)
         _merge(values, origins, table)
-        if is_project and not is_trusted_file(path):
+        if not trusted:
             untrusted = {origin for _, origin in table.values()}
     _merge(values, origins, _from_environment(environ))
     _merge(values, origins, {n: (v, "argument") for n, v in given.items() if v is not None and n in OPTIONS})
@@ -331,8 +331,8 @@ def _config_files(config: str | bool | None, cwd: str) -> list[tuple[str, bool]]
     return files
 
 
-def read_toml(path: str, is_project: bool, without: Collection[str] = ()) -> dict[str, tuple[Any, str]]:
-    """{option: (value, "rlm.toml:4")} of the [rlm] table of a file."""
+def read_toml(path: str, is_project: bool, without: Collection[str] = ()) -> tuple[dict[str, tuple[Any, str]], bool]:
+    """{option: (value, "rlm.toml:4")} of the [rlm] table of a file, and whether that is the user's own word."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -366,10 +366,11 @@ def read_toml(path: str, is_project: bool, without: Collection[str] = ()) -> dic
     for key in table:
         if key not in OPTIONS:
             raise ConfigError(f"{short}:{_line_of(blob, key)}: unknown key {key!r}", hint=suggestion(key, OPTIONS))
-    if is_project and not is_trusted(path, blob):
+    trusted = not is_project or is_trusted(path, blob)
+    if not trusted:
         table = {key: value for key, value in table.items() if key not in without}
         _refuse_untrusted(table, path, short, blob)
-    return {key: (value, f"{short}:{_line_of(blob, key)}") for key, value in table.items()}
+    return {key: (value, f"{short}:{_line_of(blob, key)}") for key, value in table.items()}, trusted
 
 
 _CONFIG_BYTES = 100_000
