@@ -97,6 +97,7 @@ __all__ = [
     "batch",
     "complete",
     "last_result",
+    "read_context",
     "stream",
     "tool",
 ]
@@ -1007,30 +1008,45 @@ def read_context(
     encoding: str | None = None,
     within: str | None = None,
 ) -> Context:
-    """Files, folders and globs as a context: one file a `str`, several a `dict` path -> text; "-" is `stdin`.
+    """Files, folders, globs and web addresses as a context: one a `str`, several a `dict` name -> text; "-" is `stdin`.
 
     ConfigError for what is missing, unreadable or empty of files. A file that is not text stays `bytes` when it is
     the only one, and is left out, with a note, among several; so are the logs in the folder `left_out`. `encoding`:
     that of the files, where it is known. `within`: a folder that no file may lie outside of.
     """
     specs = list(specs)
-    piped, note = rlm_tools.read_blob(stdin, encoding) if isinstance(stdin, bytes) else (stdin, "")
-    notes = [f"stdin: {note}"] if note else []
-    if specs in ([], ["-"]):
-        return Context(piped, "stdin" if stdin is not None else "value", tuple(notes))
-    named = [spec for spec in specs if spec != "-"]
     try:
-        given = rlm_tools.read_given(
-            named,
-            cwd,
-            left_out=[left_out] if left_out else (),
-            keep=lambda head: _image_in(head) is not None,
-            encoding=encoding,
-            within=within,
-        )
+        with rlm_tools.Documents() as documents:
+            urls = [spec for spec in specs if rlm_tools.is_url(spec)]
+            if urls and within is not None:
+                hint = "download it into that folder"
+                raise rlm_tools.ToolError(f"{rlm_tools.redact_url(urls[0])} lies outside of {within}", hint=hint)
+            pages = [rlm_tools.read_url(url, documents, encoding) for url in urls]
+            piped, note = rlm_tools.read_piped(stdin, documents, encoding) if isinstance(stdin, bytes) else (stdin, "")
+            given = rlm_tools.read_given(
+                [spec for spec in specs if spec != "-" and spec not in urls],
+                cwd,
+                left_out=[left_out] if left_out else (),
+                keep=lambda head: _image_in(head) is not None,
+                encoding=encoding,
+                within=within,
+                documents=documents,
+            )
     except rlm_tools.ToolError as error:
         raise ConfigError(str(error), hint=error.hint) from error.__cause__
-    contents, single = given.contents, given.alone and specs == named
+    notes = [f"stdin: {note}"] if note else []
+    made = documents.records
+    if specs in ([], ["-"]):
+        source: Any = {"paths": [], "documents": made} if made else "stdin" if stdin is not None else "value"
+        return Context(piped, source, tuple(notes))
+    named = [spec for spec in specs if spec != "-"]
+    for url, (content, said) in zip(urls, pages):
+        name = rlm_tools.redact_url(url)
+        given.contents[name] = content
+        given.paths.append(name)
+        given.named.append(name)
+        notes += [f"{name}: {note}" for note in said]
+    contents, single = given.contents, len(given.named) == len(specs) == 1
     # Images go along with every request: those are shown that were named, and not what a folder happens to hold.
     some_text = any(isinstance(value, str) for value in contents.values())
     unasked = [n for n, value in contents.items() if some_text and isinstance(value, bytes) and n not in given.named]
@@ -1039,11 +1055,13 @@ def read_context(
         del contents[name]
     if unasked:
         given.notes.append(f"{len(unasked)} images were left out: name each that is to be seen")
-    source: Any = {"paths": paths, "names": list(contents), "single": single}
+    source = {"paths": paths, "names": list(contents), "single": single}
     if encoding:
         source["encoding"] = encoding
     notes += given.notes
-    if not given.lasting or (piped is not None and specs != named):
+    if made:
+        source["documents"] = made
+    elif not given.lasting or (piped is not None and specs != named):
         source = "stdin"  # it cannot be read again: the value is kept beside the journal
     if single:
         return Context(next(iter(contents.values())), source, tuple(notes))
@@ -2610,7 +2628,7 @@ class Run:
     def keep_context(self, context: Context, turn: int) -> None:
         """Keep a context given by value beside the journal; a large one meanwhile, until the first reply is there."""
         path, size = self.journal.path, context.about["bytes"] if context.about else 0
-        by_value = size <= _SAVED_CONTEXT and not isinstance(context.source, dict)
+        by_value = size <= _SAVED_CONTEXT and not _is_rereadable(context.source)
         if path is None or not by_value or not self.options.save_context:
             return
         save = partial(_save_context, _context_path(path, turn), context.value)
@@ -4786,12 +4804,12 @@ class RLM:
         if not about:
             return Context(None)
         source = about.get("source")
-        if isinstance(source, dict):
+        if _is_rereadable(source):
             context = Context(_read_again(source, path), source)
         else:
             context = Context(_load_context(_context_path(path, root.get("turn") or 0), about), source)
         if _digest(context.value)[0] != about.get("sha256"):
-            names = ", ".join(source["paths"][:3]) if isinstance(source, dict) else "the kept copy"
+            names = ", ".join(source["paths"][:3]) if _is_rereadable(source) else "the kept copy"
             raise ConfigError(
                 f"the context has changed since the run was recorded: {names}", hint="restore it, or start a new run"
             )
@@ -5052,6 +5070,11 @@ def _clean_prompt(prompt: Any) -> str:
     if not prompt.strip():
         raise ConfigError("the prompt is empty", hint='rlm "which errors are in it?" -c big.log')
     return prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _is_rereadable(source: Any) -> bool:
+    """Whether a context is files that a resume reads again, rather than what a reader made, a page or a value."""
+    return isinstance(source, dict) and "documents" not in source
 
 
 def _read_again(source: dict[str, Any], journal: str) -> Any:
