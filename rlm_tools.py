@@ -2084,10 +2084,13 @@ def entry_point_readers() -> list[Reader]:
 
 def read_with_markitdown(path: str) -> str:
     """The Markdown that markitdown makes of a document."""
-    from markitdown import MarkItDown, StreamInfo
+    from markitdown import MarkItDown, StreamInfo, converters
 
-    known = StreamInfo(charset="utf-8") if path.endswith(".html") else None
-    return str(MarkItDown(enable_plugins=False).convert_local(path, stream_info=known).text_content)
+    suffix = os.path.splitext(path)[1]
+    converter = MarkItDown(enable_builtins=False)  # it would unpack any archive
+    converter.register_converter(getattr(converters, f"{suffix[1:].capitalize()}Converter")())
+    known = StreamInfo(charset="utf-8") if suffix == ".html" else None
+    return str(converter.convert_local(path, stream_info=known).text_content)
 
 
 def _markitdown(suffix: str) -> Reader | None:
@@ -2203,7 +2206,7 @@ class Documents:
             return text
         kind, message = str(reply.get("error")), " ".join(str(reply.get("message")).replace(path, name).split())
         message = message.rpartition("with message: ")[2]  # which markitdown puts behind its own
-        if kind == "MemoryError" or "MemoryError" in message:
+        if kind == "MemoryError" or re.search("MemoryError|[Uu]nable to allocate", message):
             raise ToolError(f"{reader.label} needs more than {READER_MEMORY >> 30} GB for {name}", hint=hint)
         if re.search(r"(?i)password|encrypted", message):
             raise ToolError(f"{name} is encrypted", hint="save it without a password")
