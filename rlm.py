@@ -1170,9 +1170,7 @@ In it, besides Python{imports}:
 - llm_query(prompt, model=None, schema=None, images=None): a model reads the prompt, all it sees. \
 llm_query_batched(prompts): in parallel.
 - chunks(text): pieces that fit a sub-call. map_query(question, items, schema=None): an answer for each.
-- rlm_query(prompt, context=None): a child with its own REPL, for a part of several steps. \
-rlm_query_batched(prompts, contexts=None).
-- {functions}
+{recursion}- {functions}
 - SHOW_VARS(); budget(): what is left; _out[n]: all of cell n's output, if it was cut.
 - FINAL(value), also Python data, or FINAL_VAR("name") ends with that answer.
 
@@ -1185,6 +1183,10 @@ for a terse, parseable answer, batch independent ones; never one tiny prompt a l
 - Answer as soon as the evidence is there. {finish}
 Limits: {limits}."""
 
+_RECURSION = """\
+- rlm_query(prompt, context=None): a child with its own REPL, for a part of several steps. \
+rlm_query_batched(prompts, contexts=None).
+"""
 _FINISH_TOOLS = "Plain text without a tool call is the answer; so is FINAL(value) in code."
 _FINISH_TEXT = (
     "To run code, write it in one ```repl fence a reply; its output comes back. A reply without code is taken as the "
@@ -1272,6 +1274,7 @@ class Profile(NamedTuple):
     subcall_share: float  # of the sub-model's window, for the text that `chunks` puts into a sub-call
     output_limit: int | None  # characters of a cell's output, where the caller sets none
     show_below: int | None  # characters up to which a context is shown whole, where the caller sets none
+    recursion: bool  # the prompt offers rlm_query: a small model gains nothing by it
     defaults: Mapping[str, Any]  # request parameters, where the caller sets none
     varied: Mapping[str, Any]  # the same after a cell that was run before
 
@@ -1282,8 +1285,8 @@ class Profile(NamedTuple):
 
 
 _PROFILES = {
-    "full": Profile("full", None, 4096, 0.4, None, None, {}, {}),
-    "small": Profile("small", 1500, 1024, 0.25, 600, 800, {"temperature": 0}, {"temperature": 0.8}),
+    "full": Profile("full", None, 4096, 0.4, None, None, True, {}, {}),
+    "small": Profile("small", 1500, 1024, 0.25, 600, 800, False, {"temperature": 0}, {"temperature": 0.8}),
 }
 _SMALL_WINDOW = 32_768  # tokens; up to here, and up to so many billions of parameters, a model gets the small profile
 _SMALL_PARAMETERS = 10.0
@@ -1317,9 +1320,12 @@ _EXECUTE_CODE = {
 def system_prompt(node: Node) -> str:
     """The instructions of a node: the same for every run and every child, so that prompt caches hit from the start."""
     run, options = node.run, node.run.options
+    if node.protocol == "plain":
+        return f"{_PLAIN_SYSTEM}\n\n{node.instructions}" if node.instructions else _PLAIN_SYSTEM
     parts = {
         "where": " (tool execute_code)" if node.protocol == "tools" else "",
         "imports": " and its standard library" if options.environment == "docker" else " (no network, no os)",
+        "recursion": _RECURSION if run.profile.recursion and options.max_depth else "",
         "functions": ", ".join(map(_signature, run.tools)),
         "finish": _FINISH_TOOLS if node.protocol == "tools" else _FINISH_TEXT,
         "how": _SMALL_HOW[node.protocol],
@@ -1374,6 +1380,56 @@ def read_prompt(path: str) -> str:
         why = getattr(error, "strerror", None) or error
         raise ConfigError(f"cannot read the prompt {path!r}: {why}", hint="full, small, or a text file") from None
     return text.strip()
+
+
+# - a context that is short enough for one call without a REPL
+
+_PLAIN_SYSTEM = "Answer the request from the input that follows it."
+_PLAIN_LEAST_OUTPUT = 1024  # tokens that have to be left in the model's window
+_NOT_PLAIN = "That was not taken as the answer: {}. Work by code: the input is the variable `context`."
+
+
+def plain_announcement(node: Node) -> str | None:
+    """The whole context and the schema, as they follow the prompt of a plain call; None where the loop is to answer.
+
+    It is for the root of a run that has tools of its own but the built-in ones, and whose context is text that fits
+    both `plain_below` and the model's window.
+    """
+    run, options, context = node.run, node.run.options, node.context
+    below = options.plain_below
+    own_tools = any(not tool.name.startswith("file_") for tool in run.tools)
+    if not below or node.depth or options.persistent or own_tools or context.value is None:
+        return None
+    if below == "auto":
+        is_short = context.whole(options.show_below) is not None
+    else:  # no tokenizer packs more into a token
+        is_short = bool(context.images) or _written_size(context.value, 8 * int(below)) <= 8 * int(below)
+    text = _plain_text(context) if is_short else None
+    if text is None:
+        return None
+    content = [{"type": "text", "text": text}, *context.images]
+    size = rlm_backends.estimate_tokens([{"role": "user", "content": content}])
+    if node.schema is not None:
+        text += f"\n\nAnswer with JSON of this schema, and nothing else: {json.dumps(node.schema)}"
+    window = getattr(run.backend, "window", None) or _UNKNOWN_WINDOW
+    others = rlm_backends.estimate_tokens([{"role": "user", "content": f"{node.prompt}{node.schema or ''}"}])
+    fits = size + others + _PLAIN_LEAST_OUTPUT <= window
+    return text if fits and (below == "auto" or size <= int(below)) else None
+
+
+def _plain_text(context: Context) -> str | None:
+    """A context without its images, as a reader would have it; None where bytes are in it."""
+    value = context.value
+    if isinstance(value, str):
+        return "" if context.images else value
+    if isinstance(value, dict):
+        value = {name: item for name, item in value.items() if _image_in(item) is None}
+        if all(isinstance(item, str) for item in value.values()):
+            return "\n\n".join(f"{name}:\n{text}" for name, text in value.items())
+    elif isinstance(value, list):
+        value = [item for item in value if _image_in(item) is None]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    return None if any(isinstance(item, bytes) for item in items) else repr(value)
 
 
 # - what is said to a model that has gone astray
@@ -3174,11 +3230,15 @@ class Node:
     def open(self, prompt: str) -> None:
         """Put the prompt before the model; for the first one also the instructions, and start a REPL meanwhile."""
         first = not self.messages
+        plain = None
         if first:
-            self._sandbox = Later(lambda: self.run.sandbox(self.context))
+            self.prompt = prompt
             recorded = self.run.recording.starts.get(self.id)
+            plain = plain_announcement(self) if recorded is None else None
+            self.protocol = recorded["protocol"] if recorded else "plain" if plain is not None else self.protocol
+            if self.protocol != "plain":
+                self._start_sandbox()
             system = recorded["system"] if recorded else system_prompt(self)
-            self.protocol = recorded["protocol"] if recorded else self.protocol
             self.messages = [{"role": "system", "content": system, "_stored": True}]
             known = recorded is not None
         else:
@@ -3189,8 +3249,9 @@ class Node:
         if new:
             self.shown_whole = self.context.whole(self.run.options.show_below) is not None
             self.touched = False
+            self.shown_whole = self.shown_whole or self.protocol == "plain"
             self.looked = self.context.value is None or self.shown_whole or bool(self.context.images)
-        self._ask_user(prompt, new, recorded if first else self._recorded_start(prompt))
+        self._ask_user(prompt, new, recorded if first else self._recorded_start(prompt), plain)
         self.first_turn, self.failures = self.turn, 0
         self.warned = self.worked = self.sent_back = False
         self.doubts = 0
@@ -3206,10 +3267,13 @@ class Node:
         starts = self.run.recording.prompts if self.depth == 0 else []
         return next((e for e in starts if e.get("turn") == self.turn and e["prompt"] == prompt), None)
 
-    def _ask_user(self, prompt: str, new: bool, recorded: Event | None) -> None:
+    def _start_sandbox(self) -> None:
+        self._sandbox = Later(lambda: self.run.sandbox(self.context))
+
+    def _ask_user(self, prompt: str, new: bool, recorded: Event | None, plain: str | None = None) -> None:
         """Put the user's message before the model: the prompt, what is known of the context, and its images."""
         self.prompt = prompt
-        told = recorded.get("announcement") if recorded else announcement(self, new=new)
+        told = recorded.get("announcement") if recorded else plain or announcement(self, new=new)
         self.announcement = told or ""
         text = f"{prompt}\n\n{told}" if told else prompt
         shows = new and self.context.images
@@ -3266,7 +3330,7 @@ class Node:
             require=options.require,
             schema=self.schema,
             base_url=_without_login(getattr(run.backend, "base_url", None)),
-            tools=[] if self.protocol == "stream" else [tool.name for tool in run.tools],
+            tools=[] if self.protocol in ("stream", "plain") else [tool.name for tool in run.tools],
             tool_schemas=run.tool_schemas if self.protocol == "tools" else None,
             version=__version__,
         )
@@ -3304,10 +3368,11 @@ class Node:
             return self._recorded_reply(recorded)
         if self.run.replaying:
             raise ConfigError(f"the recording has no turn {self.turn} of node {self.id}", hint="record the run again")
-        if self.forcing is None:
+        if self.forcing is None and self.protocol != "plain":
             self._say_what_is_left()
         try:
-            self._compact()
+            if self.protocol != "plain":
+                self._compact()
             return self._mended_reply()
         except rlm_backends.BackendError as error:
             raise provider_error(error) from error
@@ -3327,6 +3392,9 @@ class Node:
         if error.code == "no_tools" and self.protocol == "tools" and self.run.options.protocol != "tools":
             self._change_to_text()
             return True
+        if error.code == "context_length" and self.protocol == "plain":
+            self._leave_plain("")
+            return True
         if error.code == "context_length":
             return self._compact(force=True)
         # A stream that was cut in its middle is no answer.
@@ -3335,6 +3403,8 @@ class Node:
     def _recorded_reply(self, event: Event) -> Any:
         """A reply that the journal holds, and the messages that went with it."""
         self.call_id = event["call_id"]
+        if self.protocol == "plain" and event.get("system"):
+            self._leave_plain("")
         if event.get("protocol") == "text" and self.protocol == "tools":
             self._change_to_text()
         if event.get("system"):
@@ -3371,13 +3441,15 @@ class Node:
             about["forced"] = True
         if self.new_system:
             about["system"], self.new_system = self.new_system, ""
-        backend, text_protocol = self.run.backend, self.protocol == "text"
+        backend, has_tools = self.run.backend, self.protocol == "tools"
+        typed = self.protocol == "plain" and (self.schema or {}).get("type") == "object"
         reply = self.run.call(
             self,
             backend,
             self.messages,
             about,
-            tools=None if text_protocol or self.forcing is not None else self.run.tool_schemas,
+            tools=self.run.tool_schemas if has_tools and self.forcing is None else None,
+            schema=self.schema if typed else None,
             most=_turn_output(backend, self.run.profile),
             on_text=self._on_text if self.run.journal.on_event and self.depth == 0 else None,
             defaults=self._defaults(),
@@ -3401,6 +3473,30 @@ class Node:
         self.run.protocol = self.protocol = "text"
         self.messages[0] = {"role": "system", "content": system_prompt(self)}
         self.new_system = self.messages[0]["content"] if self.journalled else ""
+
+    def _leave_plain(self, why: str) -> None:
+        """Go on in the loop: the one plain call gave no answer, or (without `why`) its message was too long."""
+        self.protocol = self._protocol()
+        self._start_sandbox()
+        self.messages[0] = {"role": "system", "content": system_prompt(self), "_stored": True}
+        self.new_system = self.messages[0]["content"]
+        told = announcement(self, new=True)
+        if not why:
+            del self.messages[1:]
+            told = f"{self.prompt}\n\n{told}"
+        self.journalled = min(self.journalled, len(self.messages))
+        self.messages.append({"role": "user", "content": f"{_NOT_PLAIN.format(why)}\n{told}" if why else told})
+
+    def _plain_answer(self, reply: Any, text: str) -> Answer | None:
+        """The answer to a plain call; None where the loop has to go on instead."""
+        if not text.strip() or reply.stop_reason in ("length", "repetition"):
+            why = "it was empty" if not text.strip() else "it was cut off"
+        elif answer := self._accept(Answer(self._answer_in(text)), correct=False):
+            return answer
+        else:
+            why = "it does not fit the schema"
+        self._leave_plain(why)
+        return None
 
     def _say_what_is_left(self) -> None:
         """Tell the model once when a limit is nearly reached, so that it can answer in time."""
@@ -3430,6 +3526,8 @@ class Node:
             raise ProviderError(f"the model refused to answer: {text.strip() or reply.stop_reason}", provider=provider)
         if reply.stop_reason == "pause":
             return None
+        if self.protocol == "plain":
+            return self._plain_answer(reply, text)
         if action is not None:
             return self._run_written(action, final_call(text))
         if reply.stop_reason in ("length", "repetition"):
@@ -3446,7 +3544,7 @@ class Node:
         if self._read is None or self._read[0] != text:
             self._read = text, written_action(text, self.known_names)
         action = self._read[1]
-        if action is None or reply.stop_reason in ("refusal", "content_filter", "pause"):
+        if action is None or self.protocol == "plain" or reply.stop_reason in ("refusal", "content_filter", "pause"):
             return None
         unfinished = reply.stop_reason in ("length", "repetition") and action.end >= len(text.rstrip())
         if unfinished and (action.code is None or not parses(action.code)):
@@ -4371,6 +4469,7 @@ class RLM:
         sub_params: dict[str, Any] | None = None,
         prompt: str | None = None,
         show_below: int | None = None,
+        plain_below: int | str | None = None,
         encoding: str | None = None,
         prices: dict[str, Any] | None = None,
         cache: bool | None = None,

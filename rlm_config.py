@@ -88,6 +88,7 @@ def _option(
     metavar: str = "",
     example: Any = None,
     choices: tuple[str, ...] = (),
+    words: tuple[str, ...] = (),
     least: float | None = None,
     most: float | None = None,
 ) -> Any:
@@ -95,8 +96,9 @@ def _option(
 
     `limit`: it is in the journal, and a resumed run has it again. `project`: harmless enough to be taken from an
     untrusted ./rlm.toml, as each limit is. `env`: a variable besides RLM_*. `short`, `flag`: flags besides the long
-    one. `example`: what a written configuration file shows where there is no default. `least`, `most`: the range;
-    beyond it a machine runs out of threads, memory or patience rather than of limit.
+    one. `example`: what a written configuration file shows where there is no default. `words`: what it may be besides
+    what its type says. `least`, `most`: the range; beyond it a machine runs out of threads, memory or patience rather
+    than of limit.
     """
     metadata = {
         "help": help,
@@ -108,6 +110,7 @@ def _option(
         "metavar": metavar or "|".join(choices),
         "example": example,
         "choices": choices,
+        "words": words,
         "least": least,
         "most": most,
     }
@@ -201,6 +204,15 @@ class Options:
         metavar="CHARACTERS",
         least=0,
         most=10_000_000,
+    )
+    plain_below: int | str | None = _option(
+        None,
+        "tokens up to which a context goes to the model in one plain call, or auto: what show_below shows whole",
+        metavar="TOKENS|auto",
+        words=("auto",),
+        example="auto",
+        least=0,
+        most=100_000_000,
     )
     prices: dict[str, Any] | None = _option(
         None,
@@ -418,6 +430,8 @@ def parse_size(text: str) -> int:
 def parse_option(name: str, text: str, origin: str) -> Any:
     """An option's value from text, as the environment and the command line have it; ConfigError if it is none."""
     kind = type_of(name)
+    if text in OPTIONS[name].metadata["words"]:
+        return text
     try:
         if kind == "bool":
             if text.lower() in _TRUE + _FALSE:
@@ -472,8 +486,8 @@ _KIND_WORDS = {"int": "whole number", "float": "number", "bool": "true or false"
 def checked(name: str, value: Any, origin: str) -> Any:
     """`value`, if it is of the option's type and in its range."""
     row, kind = OPTIONS[name].metadata, type_of(name)
-    if value is None:
-        return None
+    if value is None or (isinstance(value, str) and value in row["words"]):
+        return value
     plain: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "bool": bool}
     wanted = plain.get(kind) or (list if kind.startswith("list") else dict if kind.startswith("dict") else object)
     if name in ("environment", "backend") and not isinstance(value, str):
