@@ -37,6 +37,7 @@ if __name__ == "__main__":  # one copy of this module: everything else imports i
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import re
 import sys
@@ -140,9 +141,10 @@ class ToolNotFoundError(RLMError):
 
 
 class LimitExceeded(RLMError):
-    """A limit stopped the run. `option` names the option that raises it."""
+    """A limit stopped the run. `option` names the option that raises it, `needed` what it has to be, if known."""
 
     option = ""
+    needed: float | None = None
 
 
 class MaxDepthExceeded(LimitExceeded):
@@ -205,6 +207,7 @@ class TimeoutExceeded(LimitExceeded):
 # --- the ledger: limits that hold for the whole tree of calls ----------------------------------------------------
 
 _LEAST_OUTPUT = 16  # tokens; a call that could answer with fewer is not worth sending
+_CORRECTION_TOKENS = 500  # of the message that an answer does not fit its schema
 SUBCALL_OUTPUT = 4096  # tokens reserved for the answer of llm_query
 _TURN_OUTPUT = 16_384  # the same for a turn, where the model's own maximum is not known
 _TURN_OUTPUT_MOST = 32_768  # and where it is: parallel children must not wait for reservations that none will use
@@ -222,10 +225,34 @@ class Reservation(NamedTuple):
     pooled: Reservation | None = None  # the same in the ledger of the whole batch
 
 
+class Forecast(NamedTuple):
+    """What a batch will cost at most, before its first call; `cost_usd` is None where a price is not known."""
+
+    calls: int
+    what: str  # "sub-calls of gpt-4o-mini"
+    cost_usd: float | None
+
+    def __str__(self) -> str:
+        amount = "of unknown price" if self.cost_usd is None else f"may cost up to ${self.cost_usd:,.4f}"
+        return f"{self.calls:,} {self.what}{' are' if self.cost_usd is None else ''} {amount}"
+
+    def refusal(self, above: float) -> LimitExceeded:
+        """The error for a batch that nobody has confirmed."""
+        error = LimitExceeded(f"{self}, and above ${above:g} that has to be confirmed: nothing of it was sent")
+        error.option = "confirm_above"
+        if self.cost_usd is None:
+            error.hint = "give its price, --prices '{\"MODEL\": [1.0, 2.0]}', or confirm on a terminal"
+        else:
+            error.needed = math.ceil(self.cost_usd * 100 + 1e-6) / 100
+            error.hint = f"confirm_above={error.needed:g}, or on_confirm=a function that says yes"
+        return error
+
+
 class LedgerGroup(NamedTuple):
-    """What the runs of one batch share: their common ledger, if they have one."""
+    """What the runs of one batch share: their common ledger, if they have one, and that all of it was confirmed."""
 
     parent_ledger: Ledger | None
+    is_confirmed: bool = False
 
 
 class Ledger:
@@ -305,6 +332,16 @@ class Ledger:
         if self.parent_ledger is not None and number:
             with self._stopped_by_pool():
                 self.parent_ledger.count_subcalls(number)
+
+    def forecast(self, calls: Iterable[tuple[int, int]], price: Price) -> float | None:
+        """Dollars for calls of so many tokens in and at most so many out, never more than is left of the budget.
+
+        None where the price is not known.
+        """
+        costs = [price(size, most) for size, most in calls]
+        total = sum(cost or 0.0 for cost in costs)
+        left = self.left()["cost_usd"]
+        return None if None in costs else total if left is None else min(total, left)
 
     @contextlib.contextmanager
     def queue(self, number: int) -> Iterator[Callable[[], None]]:
@@ -2595,6 +2632,8 @@ class Run:
         self.aborted = False
         self._keeper: Future | None = None  # a context that is being kept for a resume
         self.last_text = ""  # the root's last words: the partial answer, should the run be stopped
+        self.on_confirm: Callable[[Forecast], bool] | None = None
+        self._confirming = threading.Lock()
         self._slots = threading.BoundedSemaphore(options.max_parallel)
         self._lock = threading.Lock()
         self._backends: dict[str, Any] = {}
@@ -2677,6 +2716,18 @@ class Run:
 
     def price(self, backend: Any) -> Price:
         return price_of(backend, self.options)
+
+    def confirm(self, forecast: Callable[[], Forecast]) -> None:
+        """Return if a batch is cheap enough, or somebody says yes; else stop the tree before any of it is sent."""
+        above = self.options.confirm_above
+        if above is None or self.replaying or (self.group is not None and self.group.is_confirmed):
+            return
+        with self._confirming:  # one question at a time: the other threads wait for the answer
+            self.ledger.check()
+            try:
+                require_confirmation(forecast(), above, self.on_confirm)
+            except RLMError as error:
+                raise self.ledger.fail(error) from error.__cause__
 
     # sandboxes
 
@@ -4038,7 +4089,7 @@ class Node:
 
     def _plan_leaves(
         self, function: str, prompts: Any, model: str | None, schema: Any = None, images: Any = None
-    ) -> list[Callable[[], Any]]:
+    ) -> list[partial[Any]]:
         prompts = _prompt_list(function, prompts)
         wanted = _subcall_schema(function, schema)
         wrapped = wanted is not None and wanted.get("type") != "object"
@@ -4125,7 +4176,7 @@ class Node:
             raise ValueError(f"rlm_query_batched got {len(prompts)} prompts and {len(contexts)} contexts")
         return self._all_of(self._plan_children("rlm_query_batched", prompts, contexts))
 
-    def _plan_children(self, function: str, prompts: Any, contexts: list[Any]) -> list[Callable[[], Any]]:
+    def _plan_children(self, function: str, prompts: Any, contexts: list[Any]) -> list[partial[Any]]:
         prompts = _prompt_list(function, prompts)
         if self.depth >= self.run.options.max_depth:
             raise MaxDepthExceeded(self.depth + 1, self.run.options.max_depth)
@@ -4144,10 +4195,35 @@ class Node:
             for key, prompt, context in zip(keys, prompts, contexts, strict=True)
         ]
 
-    def _all_of(self, tasks: Sequence[Callable[[], Any]]) -> Callable[[], list[Any]]:
+    def _forecast(self, tasks: Sequence[partial[Any]]) -> Forecast:
+        """What those of a batch's sub-calls or children that the journal does not hold will cost at most."""
+        run, recording = self.run, self.run.recording
+        new = [t for t in tasks if t.args[0] not in recording.results_by_key and t.args[0] not in recording.children]
+        left = run.ledger.left()
+        if new and new[0].func == self._child:  # children go on until they answer: all that is left is their limit
+            cost = at_most(left["tokens"], run.backend, run.options)
+            cost = cost if cost is None or left["cost_usd"] is None else min(cost, left["cost_usd"])
+            return Forecast(len(new), f"children of {getattr(run.backend, 'model', '')}", cost)
+        try:
+            backend = run.backend_for(new[0].args[2] if new else None)
+        except (rlm_backends.BackendError, RLMError):  # each of them is going to fail, before it is sent
+            return Forecast(len(new), "sub-calls", 0.0)
+        params = run.params_for({"kind": "sub"})
+        most = min(run.profile.subcall_output, _whole_number(params.get("max_output_tokens")) or sys.maxsize)
+        calls = []
+        for _, prompt, _, _, form in (task.args for task in new):
+            size = tokens_of([{"role": "user", "content": form.prompt(prompt)}])
+            calls.append((size, most))
+            if form.schema is not None:  # what does not fit is asked for once more
+                calls.append((size + most + _CORRECTION_TOKENS, most))
+        cost = run.ledger.forecast(calls, run.price(backend))
+        return Forecast(len(new), f"sub-calls of {getattr(backend, 'model', '')}", cost)
+
+    def _all_of(self, tasks: Sequence[partial[Any]]) -> Callable[[], list[Any]]:
         """All results in order; SubcallError, with `.results` and `.errors`, if some failed, once all have ended."""
 
         def work() -> list[Any]:
+            self.run.confirm(lambda: self._forecast(tasks))
             with self.run.ledger.queue(len(tasks)) as begun:
                 results = fan_out(self._counted(begun, tasks), self.run.options.max_parallel)
             self.run.ledger.check()
@@ -4476,7 +4552,7 @@ class RLM:
     `config`: a file to read instead, or False for none. `on_event` is called with each journal event as it is
     written, and with text deltas; `on_progress` with what goes on between them: {"phase": …} of a model that is loaded
     (`text`), asked (`kind`), reads its prompt (`processed`, `total`), of a cell that runs (`cell`), and of sub-calls
-    (`done`, `total`).
+    (`done`, `total`). `on_confirm(forecast)` says whether a batch that may cost more than `confirm_above` is sent.
     """
 
     def __init__(
@@ -4495,6 +4571,7 @@ class RLM:
         max_errors: int | None = None,
         token_budget: int | None = None,
         cost_budget_usd: float | None = None,
+        confirm_above: float | None = None,
         timeout_seconds: float | None = None,
         max_parallel: int | None = None,
         max_retries: int | None = None,
@@ -4533,12 +4610,14 @@ class RLM:
         config: str | bool | None = None,
         on_event: Callable[[Event], None] | None = None,
         on_progress: Callable[[Event], None] | None = None,
+        on_confirm: Callable[[Forecast], bool] | None = None,
     ) -> None:
         given = locals()
         self._given = {name: given[name] for name in OPTIONS if given[name] is not None}
         self._config = config
         self._on_event = on_event
         self._on_progress = on_progress
+        self._on_confirm = on_confirm
         self._load_config()
 
     def _load_config(self) -> None:
@@ -4557,6 +4636,7 @@ class RLM:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._given, self._config, self._on_event, self._on_progress = state["_given"], state["_config"], None, None
+        self._on_confirm = None
         self._load_config()
 
     def __enter__(self) -> RLM:
@@ -4655,7 +4735,9 @@ class RLM:
             follow_links=not unnamed,
         )
         try:
-            return Run(options, backend, tools, journal, recording, replaying=not log, group=group)
+            run = Run(options, backend, tools, journal, recording, replaying=not log, group=group)
+            run.on_confirm = self._on_confirm
+            return run
         except BaseException:  # an unreadable prompt, a sub-model without a key: nothing has begun
             journal.close()
             if journal.path is not None and go_on is None:
@@ -4785,12 +4867,13 @@ class RLM:
         `one_ledger`: the limits hold for the batch as a whole. `on_result(place, result)`: called as each finishes.
         """
         items = [{"prompt": item} if isinstance(item, str) else dict(item) for item in prompts]
+        confirmed = self._confirm_batch(1 if one_ledger else len(items), len(items))
         if executor is not None:
             if one_ledger:
                 raise ConfigError("one ledger for the batch needs one process", hint="leave executor out")
-            yield from _batch_elsewhere(self, items, executor, on_result)
+            yield from _batch_elsewhere(self, items, executor, on_result, confirmed)
             return
-        group = LedgerGroup(Ledger(self.options) if one_ledger else None)
+        group = LedgerGroup(Ledger(self.options) if one_ledger else None, confirmed)
         done = [threading.Event() for _ in items]
         results: list[Any] = [None] * len(items)
         stop = threading.Event()
@@ -4821,6 +4904,19 @@ class RLM:
             stop.set()
             self._abort(KeyboardInterrupt() if isinstance(reason, GeneratorExit) else reason, group)
             raise
+
+    def _confirm_batch(self, ledgers: int, count: int) -> bool:
+        """Whether a batch was confirmed as a whole, so that its rows need not be; LimitExceeded if it was not."""
+        options = self.options
+        if options.confirm_above is None or not count:
+            return False
+        each = at_most(options.token_budget, self.backend, options)
+        if each is not None and options.cost_budget_usd is not None:
+            each = min(each, options.cost_budget_usd)
+        cost = None if each is None else each * ledgers
+        forecast = Forecast(count, f"runs of {getattr(self.backend, 'model', '')}", cost)
+        require_confirmation(forecast, options.confirm_above, self._on_confirm)
+        return True
 
     def variables(self) -> dict[str, tuple[str, int | None, str]]:
         """The variables of a persistent RLM's REPL: {name: (type, size, short repr)}."""
@@ -4910,7 +5006,12 @@ class RLM:
                 recorded[name] = strict
         recorded["allowed_paths"] = self._recorded_paths(root.get("allowed_paths"))
         options = {k: v for k, v in {**recorded, **self._given, **raised}.items() if v is not None}
-        clone = RLM(**options, config=self._config, on_event=self._on_event, on_progress=self._on_progress)
+        heard: dict[str, Any] = {
+            "on_event": self._on_event,
+            "on_progress": self._on_progress,
+            "on_confirm": self._on_confirm,
+        }
+        clone = RLM(**options, config=self._config, **heard)
         clone._given.setdefault("log_dir", os.path.dirname(path))
         clone.options = dataclasses.replace(clone.options, log_dir=os.path.dirname(path))
         return clone
@@ -5080,6 +5181,30 @@ def price_of(backend: Any, options: Options) -> Price:
     return price
 
 
+def at_most(tokens: int, backend: Any, options: Options) -> float | None:
+    """Dollars for so many tokens, in or out, of the dearer of a run's two models; None where a price is not known."""
+    models = {getattr(backend, "model", ""), options.sub_model or getattr(backend, "model", "")}
+    usages = ({"input": tokens, "output": 0}, {"input": 0, "output": tokens})
+    provider = getattr(backend, "provider", None)
+    costs = [rlm_backends.cost_of(model, usage, options.prices, provider) for model in models for usage in usages]
+    known = [cost for cost in costs if cost is not None]
+    return max(known) if len(known) == len(costs) else None
+
+
+def require_confirmation(forecast: Forecast, above: float, on_confirm: Callable[[Forecast], bool] | None) -> None:
+    """LimitExceeded for a batch that may cost more than `above`, or nobody knows how much, unless it is confirmed."""
+    if forecast.cost_usd is not None and forecast.cost_usd <= above:
+        return
+    try:
+        confirmed = on_confirm is not None and on_confirm(forecast)
+    except Exception as error:
+        raise RLMError(
+            f"on_confirm raised {type(error).__name__}: {error}", hint="mend it, then: rlm resume"
+        ) from error
+    if not confirmed:
+        raise forecast.refusal(above)
+
+
 def _on_own_thread(work: Callable[[], Answer], run: Run, node: Node) -> Answer:
     """The work's answer. On the main thread it runs on another one: Ctrl-C then stops the run, tidily, at once.
 
@@ -5173,9 +5298,10 @@ def _batch_elsewhere(
     items: list[dict[str, Any]],
     executor: Executor,
     on_result: Callable[[int, CompletionResult | RLMError], None] | None,
+    confirmed: bool,
 ) -> Iterator[CompletionResult | RLMError]:
     """The results of a batch that somebody's executor runs, perhaps on other machines."""
-    futures = [executor.submit(_complete_item, rlm, item, LedgerGroup(None)) for item in items]
+    futures = [executor.submit(_complete_item, rlm, item, LedgerGroup(None, confirmed)) for item in items]
     try:
         for number, future in enumerate(futures):
             try:

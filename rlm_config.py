@@ -81,7 +81,7 @@ def _option(
     help: str,
     *,
     limit: bool = False,
-    project: bool = False,
+    project: bool | None = None,
     env: str = "",
     short: str = "",
     flag: str = "",
@@ -95,15 +95,15 @@ def _option(
     """A row of the table of options.
 
     `limit`: it is in the journal, and a resumed run has it again. `project`: harmless enough to be taken from an
-    untrusted ./rlm.toml, as each limit is. `env`: a variable besides RLM_*. `short`, `flag`: flags besides the long
-    one. `example`: what a written configuration file shows where there is no default. `words`: what it may be besides
-    what its type says. `least`, `most`: the range; beyond it a machine runs out of threads, memory or patience rather
-    than of limit.
+    untrusted ./rlm.toml, as a limit is by default. `env`: a variable besides RLM_*. `short`, `flag`: flags besides the
+    long one. `example`: what a written configuration file shows where there is no default. `words`: what it may be
+    besides what its type says. `least`, `most`: the range; beyond it a machine runs out of threads, memory or patience
+    rather than of limit.
     """
     metadata = {
         "help": help,
         "limit": limit,
-        "project": project or limit,
+        "project": limit if project is None else project,
         "env": env,
         "short": short,
         "flag": flag,
@@ -165,6 +165,15 @@ class Options:
         metavar="SECONDS",
         example=600,
         most=366 * 86_400,
+    )
+    confirm_above: float | None = _option(
+        None,
+        "dollars: a batch of sub-calls that may cost more is asked about first, and without a terminal is not sent",
+        limit=True,
+        project=False,
+        metavar="USD",
+        example=0.5,
+        most=1e9,
     )
     max_parallel: int = _option(16, "model calls in flight at once", limit=True, most=1024)
     max_retries: int = _option(4, "further attempts of a call that failed in passing", project=True, least=0, most=1024)
@@ -512,7 +521,7 @@ def checked(name: str, value: Any, origin: str) -> Any:
     if kind in ("int", "float"):
         least = (1 if kind == "int" else 0) if row["least"] is None else row["least"]
         assert isinstance(value, (int, float))
-        nothing = kind == "float" and value == 0 and name != "cost_budget_usd"
+        nothing = kind == "float" and value == 0 and name not in ("cost_budget_usd", "confirm_above")
         if nothing or not least <= value <= row["most"]:
             low = f"at least {least}" if kind == "int" else "a number above 0"
             raise ConfigError(
