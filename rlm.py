@@ -3544,12 +3544,12 @@ class Node:
         self._start_sandbox()
         self.messages[0] = {"role": "system", "content": system_prompt(self), "_stored": True}
         self.new_system = self.messages[0]["content"]
-        told = announcement(self, new=True)
+        announced = announcement(self, new=True)
         if not why:
             del self.messages[1:]
-            told = f"{self.prompt}\n\n{told}"
+            announced = f"{self.prompt}\n\n{announced}"
         self.logged_count = min(self.logged_count, len(self.messages))
-        self.messages.append({"role": "user", "content": f"{_NOT_PLAIN.format(why)}\n{told}" if why else told})
+        self.messages.append({"role": "user", "content": f"{_NOT_PLAIN.format(why)}\n{announced}" if why else announced})
 
     def _plain_answer(self, reply: Any, text: str) -> Answer | None:
         """The answer to a plain call; None where the loop has to go on instead."""
