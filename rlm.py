@@ -3549,7 +3549,9 @@ class Node:
             del self.messages[1:]
             announced = f"{self.prompt}\n\n{announced}"
         self.logged_count = min(self.logged_count, len(self.messages))
-        self.messages.append({"role": "user", "content": f"{_NOT_PLAIN.format(why)}\n{announced}" if why else announced})
+        self.messages.append(
+            {"role": "user", "content": f"{_NOT_PLAIN.format(why)}\n{announced}" if why else announced}
+        )
 
     def _plain_answer(self, reply: Any, text: str) -> Answer | None:
         """The answer to a plain call; None where the loop has to go on instead."""

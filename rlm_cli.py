@@ -318,7 +318,7 @@ def describe_error(error: Exception) -> tuple[str, str, str]:
     if isinstance(error, OSError):
         what = f"{error.filename}: " if error.filename else ""
         return f"{what}{error.strerror or error}", "", ""
-    return f"{type(error).__name__}: {error}", "this is a fault of rlm itself", "the same again with --debug"
+    return f"{type(error).__name__}: {error}", "this is a bug in rlm", "run again with --debug and report this"
 
 
 def doubled(log: str | os.PathLike[str], limit: str) -> str:
@@ -404,7 +404,7 @@ def command_parser(name: str) -> argparse.ArgumentParser:
     parser = new_parser(f"rlm {name}".strip(), command.summary)
     command.declare(parser)
     general = parser.add_argument_group("general")
-    general.add_argument("--config", metavar="PATH", help="this configuration file and no other")
+    general.add_argument("--config", metavar="PATH", help="use only this configuration file")
     general.add_argument("--color", choices=("auto", "always", "never"), help="colours (default: on a terminal)")
     general.add_argument("--debug", action="store_true", help="show tracebacks")
     if not name:
@@ -487,7 +487,7 @@ def declare_options(parser: argparse.ArgumentParser, title: str = "options of a 
             group.add_argument(
                 *flags, dest=name, action=repeat, metavar=metavar(name), help=help_with_default(text, row)
             )
-    group.add_argument("--no-log", action="store_true", help="write no journal (and so no resume)")
+    group.add_argument("--no-log", action="store_true", help="write no journal; the run cannot be resumed")
 
 
 def help_with_default(text: str, row: Any) -> str:
@@ -857,20 +857,20 @@ def summary(result: rlm.CompletionResult) -> str:
 
 def declare_run(parser: argparse.ArgumentParser) -> None:
     parser.usage = f'{parser.prog} "PROMPT" [-c FILE_OR_FOLDER_OR_GLOB] [options]'
-    parser.add_argument("words", nargs="*", metavar="PROMPT", help="what to answer; - reads it from stdin")
+    parser.add_argument("words", nargs="*", metavar="PROMPT", help="the prompt; - reads it from stdin")
     parser.add_argument("-c", "--context", action="append", metavar="PATH", help="file, folder or glob; - is stdin")
-    parser.add_argument("-s", "--system", metavar="TEXT", help="further instructions for the model")
-    parser.add_argument("--stream", action="store_true", help="a simple completion, printed as it arrives: no REPL")
+    parser.add_argument("-s", "--system", metavar="TEXT", help="additional instructions for the model")
+    parser.add_argument("--stream", action="store_true", help="stream a plain completion, without a REPL")
     declare_output(parser)
     declare_options(parser)
 
 
 def declare_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
-    group.add_argument("--json", action="store_true", help="one JSON object instead of the answer")
-    group.add_argument("--jsonl", action="store_true", help="the events as they happen, the result object last")
-    group.add_argument("--html", metavar="PATH", help="write the trajectory's page there")
-    group.add_argument("-q", "--quiet", action="store_true", help="no progress and no last line")
+    group.add_argument("--json", action="store_true", help="print print print one JSON object instead of the answer")
+    group.add_argument("--jsonl", action="store_true", help="print events as they happen, then the result object")
+    group.add_argument("--html", metavar="PATH", help="write the trajectory as an HTML page")
+    group.add_argument("-q", "--quiet", action="store_true", help="print no progress and no summary line")
 
 
 def run(args: argparse.Namespace, shell: Invocation) -> int:
@@ -1081,7 +1081,7 @@ def stream(args: argparse.Namespace, shell: Invocation, prompt: str) -> int:
 def declare_resume(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [ID] [limits to raise]"
     parser.add_argument(
-        "words", nargs="*", metavar="ID", help="a run, by any unique prefix (default: newest unfinished)"
+        "words", nargs="*", metavar="ID", help="a run's id or a unique prefix of it (default: newest unfinished)"
     )
     declare_output(parser)
     declare_options(parser)
@@ -1098,7 +1098,7 @@ def resume(args: argparse.Namespace, shell: Invocation) -> int:
 
 def declare_replay(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} ID [options]"
-    parser.add_argument("words", nargs="*", metavar="ID", help="a run, by any unique prefix, or its .jsonl file")
+    parser.add_argument("words", nargs="*", metavar="ID", help="a run's id, a unique prefix of it, or its .jsonl file")
     declare_output(parser)
     declare_options(parser)
 
@@ -1152,11 +1152,11 @@ def find_log(log_dir: str, name: str) -> str:
 
 def declare_logs(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [ID] [--json] [--follow] [--dir DIR]"
-    parser.add_argument("words", nargs="*", metavar="ID", help="show this run's call tree (any unique prefix)")
-    parser.add_argument("--dir", "--log-dir", metavar="DIR", help="folder of the journals (default: as configured)")
-    parser.add_argument("--json", action="store_true", help="the runs, or the merged events of one, as JSON")
-    parser.add_argument("-f", "--follow", action="store_true", help="show the steps of a run as they happen")
-    parser.add_argument("-n", "--limit", type=int, default=20, metavar="N", help="how many runs to list (default 20)")
+    parser.add_argument("words", nargs="*", metavar="ID", help="show this run's call tree (id or unique prefix)")
+    parser.add_argument("--dir", "--log-dir", metavar="DIR", help="folder with the journals (default: as configured)")
+    parser.add_argument("--json", action="store_true", help="print the runs, or one run's merged events, as JSON")
+    parser.add_argument("-f", "--follow", action="store_true", help="show a run's steps as they happen")
+    parser.add_argument("-n", "--limit", type=int, default=20, metavar="N", help="number of runs to list (default 20)")
 
 
 def logs(args: argparse.Namespace, shell: Invocation) -> int:
@@ -1294,12 +1294,12 @@ def new_events(path: str) -> Iterator[Event]:
 def declare_visualize(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [ID ...] [--dir DIR] [-o PAGE] [--open] [--port N] [--diff ID]"
     parser.add_argument("words", nargs="*", metavar="ID", help="runs to show (default: all, newest first)")
-    parser.add_argument("--dir", "--log-dir", metavar="DIR", help="folder of the journals (default: as configured)")
-    parser.add_argument("-o", "--output", metavar="PAGE", help="default trajectory.html; - is stdout")
-    parser.add_argument("--open", action="store_true", help="open it in the browser")
-    parser.add_argument("--port", type=int, metavar="N", help="serve the folder on loopback instead, until Ctrl-C")
+    parser.add_argument("--dir", "--log-dir", metavar="DIR", help="folder with the journals (default: as configured)")
+    parser.add_argument("-o", "--output", metavar="PAGE", help="output file (default trajectory.html); - is stdout")
+    parser.add_argument("--open", action="store_true", help="open the page in a browser")
+    parser.add_argument("--port", type=int, metavar="N", help="serve the folder on this loopback port until Ctrl-C")
     parser.add_argument("--diff", metavar="ID", help="compare with this run")
-    parser.add_argument("--no-bodies", action="store_true", help="metrics only: no prompts, replies, code or output")
+    parser.add_argument("--no-bodies", action="store_true", help="leave out prompts, replies, code and output")
 
 
 def visualize(args: argparse.Namespace, shell: Invocation) -> int:
@@ -1352,8 +1352,8 @@ A line that ends in \\ goes on in the next; a line that is \"\"\" begins and end
 def declare_chat(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [-c FILE_OR_FOLDER_OR_GLOB] [options]"
     parser.add_argument("-c", "--context", action="append", metavar="PATH", help="file, folder or glob")
-    parser.add_argument("-s", "--system", metavar="TEXT", help="further instructions for the model")
-    parser.add_argument("--resume", metavar="ID", help="go on with an earlier conversation")
+    parser.add_argument("-s", "--system", metavar="TEXT", help="additional instructions for the model")
+    parser.add_argument("--resume", metavar="ID", help="continue an earlier conversation")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     declare_options(parser)
 
@@ -1482,7 +1482,7 @@ class Chat:
 
 
 def chat(args: argparse.Namespace, shell: Invocation) -> int:
-    """`rlm chat`: a conversation over one REPL."""
+    """`rlm chat`: hold a conversation over one REPL."""
     try:
         import readline  # noqa: F401  # editing and history for input()
     except ImportError:
@@ -1514,13 +1514,17 @@ _MOST_JOBS = 1024
 
 def declare_batch(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} PROMPTS.jsonl|ROWS.csv [-o RESULTS.jsonl] [-j N] [--prompt TEMPLATE] [options]"
-    parser.add_argument("words", nargs="*", metavar="FILE", help="JSONL (a text or {prompt, context} a line) or CSV")
-    parser.add_argument("-o", "--output", metavar="FILE", help="JSONL; run again, only what is missing is done")
+    parser.add_argument(
+        "words", nargs="*", metavar="FILE", help="JSONL (one string or {prompt, context} per line) or CSV"
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="JSONL file for results; a second run does only what is missing"
+    )
     parser.add_argument("-j", "--jobs", type=int, default=8, metavar="N", help="at once (default 8)")
     parser.add_argument(
-        "--prompt", dest="template", metavar="TEMPLATE", help="the prompt of each row, with {column} where it goes"
+        "--prompt", dest="template", metavar="TEMPLATE", help="prompt for each row, with {column} placeholders"
     )
-    parser.add_argument("--one-budget", action="store_true", help="limits for the whole batch, not for each row")
+    parser.add_argument("--one-budget", action="store_true", help="apply limits to the whole batch instead of each row")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     declare_options(parser)
 
@@ -1784,7 +1788,7 @@ def _open_results(path: str, source: str) -> BinaryIO:
     prompts themselves."""
     _require_folder(path)
     if os.path.exists(path) and os.path.samefile(path, source):
-        raise rlm.ConfigError(f"-o {path!r}: that is no file for results", hint="-o with the name of a new file")
+        raise rlm.ConfigError(f"-o {path!r}: that is not a batch results file", hint="-o with the name of a new file")
     try:
         if os.path.exists(path) and not os.path.isfile(path):
             return open(os.open(path, os.O_WRONLY), "wb")
@@ -1870,7 +1874,7 @@ def declare_mcp_install(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [CLIENT ...] [--write | --dry-run | --remove | --check] [--scope SCOPE]"
     parser.add_argument("words", nargs="*", metavar="CLIENT", help=", ".join(rlm_mcp.CLIENTS))
     parser.add_argument("--client", action="append", default=[], metavar="CLIENT", help="the same, as an option")
-    parser.add_argument("--scope", metavar="SCOPE", help="user, project or local, as far as the client has them")
+    parser.add_argument("--scope", metavar="SCOPE", help="user, project or local, if the client supports it")
     actions = parser.add_mutually_exclusive_group()
     for action, text in _INSTALL_ACTIONS.items():
         actions.add_argument(f"--{action}", dest="action", action="store_const", const=action, help=text)
@@ -2024,9 +2028,9 @@ def scripted_server() -> Any:
 
 
 def declare_demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--log-dir", metavar="DIR", help="folder of the journal (default ./logs)")
+    parser.add_argument("--log-dir", metavar="DIR", help="folder for the journal (default ./logs)")
     parser.add_argument("-e", "--env", dest="environment", choices=("local", "docker"), help="where code runs")
-    parser.add_argument("--no-open", action="store_true", help="write the page and do not open it")
+    parser.add_argument("--no-open", action="store_true", help="do not open the page")
     declare_output(parser)
 
 
@@ -2045,7 +2049,7 @@ def demo(args: argparse.Namespace, shell: Invocation) -> int:
         "rlm demo: a scripted model answers here, not a language model; no key, no network, no cost."
     )
     log, truth = demo_log()
-    shell.terminal.write_line(f"a log of {len(log):,} characters was made up; the question: {_DEMO_QUESTION}")
+    shell.terminal.write_line(f"a log of {len(log):,} characters was generated; the question: {_DEMO_QUESTION}")
     server = scripted_server()
     defaults = {name: row.default for name, row in rlm_config.OPTIONS.items() if row.default is not None}
     del defaults["log_dir"]  # a folder that is named is taken even where it is a link
@@ -2125,8 +2129,10 @@ def masked(secret: str) -> str:
 
 def declare_init(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [--user] [--force] [options to write down]"
-    parser.add_argument("--user", action="store_true", help="the user's own file instead of ./rlm.toml")
-    parser.add_argument("--force", action="store_true", help="replace a file that is there")
+    parser.add_argument(
+        "--user", action="store_true", help="write write write the user's own file instead of ./rlm.toml"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite an existing file")
     declare_options(parser, "options to write down; the others are there as comments")
 
 
@@ -2187,8 +2193,8 @@ def _toml_key(key: str) -> str:
 def declare_trust(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [--show | --revoke] [PATH]"
     parser.add_argument("words", nargs="*", metavar="PATH", help="the rlm.toml (default: the nearest)")
-    parser.add_argument("--show", action="store_true", help="what the file would set, and whether it is trusted")
-    parser.add_argument("--revoke", action="store_true", help="take the trust back")
+    parser.add_argument("--show", action="store_true", help="show what the file would set and whether it is trusted")
+    parser.add_argument("--revoke", action="store_true", help="revoke trust")
     parser.add_argument("--json", action="store_true", help="with --show")
 
 
@@ -2224,7 +2230,7 @@ def trust(args: argparse.Namespace, shell: Invocation) -> int:
 
 
 def declare_providers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("words", nargs="*", metavar="WORD", help="only those whose id or name holds this")
+    parser.add_argument("words", nargs="*", metavar="WORD", help="list only providers whose id or name contains this")
     parser.add_argument("--json", action="store_true", help="[{id, name, wire, base_url, key_env, key_present}]")
 
 
@@ -2255,7 +2261,7 @@ class Check(NamedTuple):
 
 def declare_doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="{ok, checks: [{name, state, detail, next}]}")
-    parser.add_argument("--online", action="store_true", help="one tiny call to each provider that has a key")
+    parser.add_argument("--online", action="store_true", help="send one small request to each provider with a key")
     declare_options(parser, "options, as a run would be given them")
 
 
@@ -2596,22 +2602,22 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "run": Command("answer a prompt (the word may be left out)", declare_run, run),
-    "chat": Command("a conversation over one REPL", declare_chat, chat),
-    "batch": Command("many prompts from a file", declare_batch, batch),
-    "resume": Command("go on with a run that was stopped", declare_resume, resume),
-    "replay": Command("a recording's code again, offline and free", declare_replay, replay),
-    "logs": Command("list runs, show one's call tree, follow one", declare_logs, logs),
-    "cost": Command("what runs have cost, by model, day or project", declare_cost, cost),
-    "visualize": Command("the page of some runs, or serve them", declare_visualize, visualize),
-    "demo": Command("see it work without a key: a scripted model", declare_demo, demo),
+    "run": Command("answer a prompt (the default command)", declare_run, run),
+    "chat": Command("hold hold hold a conversation over one REPL", declare_chat, chat),
+    "batch": Command("run run run many prompts from a file", declare_batch, batch),
+    "resume": Command("continue a stopped run", declare_resume, resume),
+    "replay": Command("re-run a recorded run without calling a model", declare_replay, replay),
+    "logs": Command("list runs, show a run's call tree, or follow a run", declare_logs, logs),
+    "cost": Command("sum what runs have cost, by model, day or project", declare_cost, cost),
+    "visualize": Command("render runs as an HTML page, or serve them locally", declare_visualize, visualize),
+    "demo": Command("see rlm work without an API key (the model is scripted)", declare_demo, demo),
     "init": Command("write a commented rlm.toml", declare_init, init),
-    "config": Command("every option, its value and origin", declare_config, config),
-    "trust": Command("let this project's rlm.toml set everything", declare_trust, trust),
-    "doctor": Command("what works on this machine", declare_doctor, doctor),
-    "providers": Command("the providers, and whose key is present", declare_providers, providers),
+    "config": Command("show every option, its value and where it comes from", declare_config, config),
+    "trust": Command("let this project's rlm.toml set every option", declare_trust, trust),
+    "doctor": Command("check check check what works on this machine", declare_doctor, doctor),
+    "providers": Command("list providers and which keys are set", declare_providers, providers),
     "mcp-serve": Command("serve the sandbox to an MCP client", lambda _: None, lambda _args, _shell: EXIT_USAGE),
-    "mcp-install": Command("this server's entry in a client's settings", declare_mcp_install, mcp_install),
-    "completion": Command("a completion script for a shell", declare_completion, completion),
+    "mcp-install": Command("add this server to a client's settings", declare_mcp_install, mcp_install),
+    "completion": Command("print a shell completion script", declare_completion, completion),
 }
 RUNS = {"run", "resume", "replay", "demo"}

@@ -1605,7 +1605,7 @@ def test_a_batch_keeps_what_other_prompts_came_to(openai: Server, workspace: Pat
         ("not\nours, and no last newline", "holds something else"),
         ("no newline at all", "holds something else"),
         ('{"a": "row"}\n', "holds something else"),
-        (None, "that is no file for results"),
+        (None, "that is not a batch results file"),
     ],
 )
 def test_a_batch_writes_over_nothing_that_is_not_its_own(

@@ -79,9 +79,9 @@ def test_imports_go_one_way(module: str) -> None:
 # Names that docs and code once had for things that have a standard one; each was in use in its module.
 OLD_NAMES = {
     "rlm": "Later Recording Ticket _deaf_to_interrupts _wake from_cell journalled keyed mention relive told twin",
-    "rlm_backends": "_Answer _Ask _Flight _Gate _Given _How _Link _Watch _again _at _pause _persist _who flight own_raw",
+    "rlm_backends": "_Answer _Ask _Flight _Gate _Given _How _Link _Watch _again _pause _persist _who flight own_raw",
     "rlm_tools": "Given _clipped _fitting _parsed _some _way _words lasting left_out",
-    "rlm_cli": "Shell _Sibling WRONG _listening _mend_streams _said flags_again in_words left_off outcome reader_left wish",
+    "rlm_cli": "Shell _Sibling WRONG _listening _mend_streams _said flags_again left_off outcome reader_left wish",
     "rlm_mcp": "CellModels CommandModel Dialect HostModel MODERN Refusal Vanished Wire _told _too_wide hand_back posed",
     "rlm_viz": "BATCH KernelLine _Room _Stored _brief _ends _finite _goes_on _holds_text _moment all_ms own_ms tops",
 }
