@@ -858,7 +858,9 @@ def summary(result: rlm.CompletionResult) -> str:
 def declare_run(parser: argparse.ArgumentParser) -> None:
     parser.usage = f'{parser.prog} "PROMPT" [-c FILE_OR_FOLDER_OR_GLOB] [options]'
     parser.add_argument("words", nargs="*", metavar="PROMPT", help="the prompt; - reads it from stdin")
-    parser.add_argument("-c", "--context", action="append", metavar="PATH", help="file, folder or glob; - is stdin")
+    parser.add_argument(
+        "-c", "--context", action="append", metavar="PATH", help="file, folder, glob or https://…; - is stdin"
+    )
     parser.add_argument("-s", "--system", metavar="TEXT", help="additional instructions for the model")
     parser.add_argument("--stream", action="store_true", help="stream a plain completion, without a REPL")
     declare_output(parser)
@@ -1351,7 +1353,7 @@ A line that ends in \\ goes on in the next; a line that is \"\"\" begins and end
 
 def declare_chat(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [-c FILE_OR_FOLDER_OR_GLOB] [options]"
-    parser.add_argument("-c", "--context", action="append", metavar="PATH", help="file, folder or glob")
+    parser.add_argument("-c", "--context", action="append", metavar="PATH", help="file, folder, glob or https://…")
     parser.add_argument("-s", "--system", metavar="TEXT", help="additional instructions for the model")
     parser.add_argument("--resume", metavar="ID", help="continue an earlier conversation")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from conftest import eventually, left_running, need
+from conftest import ROOT, eventually, left_running, need
 from scripted import KEY, Server, answer_with, code
 
 import rlm
@@ -289,6 +290,26 @@ def test_a_plug_in_that_is_no_reader_is_named(plugin: Path, body: str) -> None:
     (plugin / "rlm_rtf.py").write_text(body)
     with pytest.raises(rlm.ConfigError, match="rtf"):
         rich("x")
+
+
+def test_the_reader_in_the_documentation_works(
+    tmp_path: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs" / "tools.md").read_text()
+    (body,) = re.findall(r"^```py\n# rlm_notebooks.py\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (entry,) = re.findall(r'^\[project\.entry-points\."rlm\.readers"\]\n(\w+ = )"(.*)"$', page, re.MULTILINE)
+    info = tmp_path / "notebooks" / "notebooks-1.dist-info"
+    info.mkdir(parents=True)
+    (info.parent / "rlm_notebooks.py").write_text(body)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: notebooks\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[rlm.readers]\n" + "".join(entry) + "\n")
+    monkeypatch.syspath_prepend(info.parent)
+    cells = [{"source": ["# Title\n", "words"]}, {"source": ["x = 1"], "outputs": ["long"]}]
+    (workspace / "a.ipynb").write_text(json.dumps({"cells": cells}))
+    context = rlm.read_context(["a.ipynb"])
+    assert context.value == "# Title\nwords\n\nx = 1"
+    assert context.source["documents"][0]["reader"] == "notebooks (notebooks 1)"
+    sys.modules.pop("rlm_notebooks")
 
 
 # --- web addresses ------------------------------------------------------------------------------------------------
