@@ -3379,6 +3379,7 @@ class Node:
             profile=run.profile.name,
             prompt_file=options.prompt if options.prompt not in _PROFILES else None,
             show_below=options.show_below,
+            confirm_above=options.confirm_above,
             subcall_characters=run.subcall_characters,
             params=options.params,
             sub_params=options.sub_params,
@@ -5000,7 +5001,7 @@ class RLM:
         recorded["prompt"] = root.get("prompt_file") or (
             root.get("profile") if root.get("profile") in _PROFILES else None
         )
-        recorded["show_below"] = root.get("show_below")
+        recorded.update({name: root.get(name) for name in ("show_below", "confirm_above")})
         if root.get("protocol") == "text":  # "tools" is where a run begins that may yet change to text
             recorded["protocol"] = "text"
         for name, strict in (("environment", "docker"), ("docker_mount", "none"), ("require", "full")):

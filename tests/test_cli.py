@@ -1473,7 +1473,7 @@ def test_every_option_is_a_flag_and_every_command_has_help() -> None:
     text = rlm("--help").stdout.decode()
     assert [name for name in library.OPTIONS if f"--{name.replace('_', '-')}" not in text] == []
     commands = (
-        "run init logs visualize resume replay chat batch mcp-serve mcp-install config doctor providers demo trust"
+        "run init logs cost visualize resume replay chat batch mcp-serve mcp-install config doctor providers demo trust"
     )
     assert set(rlm_cli.COMMANDS) == {*commands.split(), "completion"}
     for name in rlm_cli.COMMANDS:
