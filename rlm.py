@@ -3327,7 +3327,8 @@ class Node:
             self.forcing = MaxIterationsExceeded(self.turn, self.turn)
         if compaction := self.run.recording.compactions.get((self.id, self.turn)):
             self._replay_compaction(compaction)
-        asked = [m for m in event.get("prompt") or [] if "content" in m and m.get("role") in ("user", "tool")]
+        new = [{k: v for k, v in m.items() if k != "replaces"} for m in event.get("prompt") or []]
+        asked = [m for m in new if "content" in m and m.get("role") in ("user", "tool")]
         pending = [m for m in self.messages[self.journalled :] if m.get("_stored")]
         if asked and self.turn - 1 in self.run.recording.restarts.get(self.id, ()):
             asked[0] = {**asked[0], "_restart": True}
@@ -3551,10 +3552,12 @@ class Node:
 
     def _turn_down(self, words: str) -> Answer | None:
         """Ask for something else than the newest reply, which a small model would repeat if it saw it; no answer."""
+        message: dict[str, Any] = {"role": "user", "content": words}
         if self.run.profile.guides:
             self.messages.pop()
             self.journalled = len(self.messages)
-        self.messages.append({"role": "user", "content": words})
+            message["_replaces"] = True
+        self.messages.append(message)
         return None
 
     def _doubt_about(self, answer: str) -> str:
@@ -4243,7 +4246,7 @@ def _journal_form(message: dict[str, Any]) -> dict[str, Any]:
     if message.get("_stored"):
         form.pop("content", None)
         form.pop("is_error", None)
-    return form
+    return form | ({"replaces": True} if message.get("_replaces") else {})
 
 
 def _stubbed(message: dict[str, Any]) -> dict[str, Any]:

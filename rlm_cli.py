@@ -1250,6 +1250,165 @@ def _port_error(error: OSError, port: int) -> rlm.ConfigError:
     return rlm.ConfigError(f"port {port}: {error.strerror}", hint="--port 8765")
 
 
+# --- exports --------------------------------------------------------------------------------------------------------
+
+
+def declare_export(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"{parser.prog} ID ... --otel | --sft | --ipynb [-o FILE] [--dir DIR]"
+    parser.add_argument("words", nargs="*", metavar="ID", help="a run, by any unique prefix, or a glob; '*' is all")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--otel", action="store_true", help="OpenTelemetry spans, sent to the endpoint or as JSON")
+    form.add_argument("--sft", action="store_true", help="training samples, one for each turn, as JSONL in chat format")
+    form.add_argument("--ipynb", action="store_true", help="a Jupyter notebook of the run's cells and their outputs")
+    parser.add_argument("-o", "--output", metavar="FILE", default="-", help="default stdout")
+    parser.add_argument("--dir", "--log-dir", metavar="DIR", help="folder of the journals (default: as configured)")
+    parser.add_argument(
+        "--endpoint",
+        metavar="URL",
+        help="--otel: the collector (default: OTEL_EXPORTER_OTLP_ENDPOINT, else no request)",
+    )
+    parser.add_argument("--bodies", action="store_true", help="--otel: prompts, replies, code and outputs as well")
+    parser.add_argument("--status", metavar="WORD", help="--sft: only runs that ended so: answered, partial, error, …")
+    parser.add_argument("--min-score", type=float, metavar="X", help="--sft: only runs with at least this score")
+    parser.add_argument("--scores", metavar="FILE", help="--sft: JSON or JSONL that gives the score of each run's id")
+
+
+def export(args: argparse.Namespace, shell: Shell) -> int:
+    """`rlm export ID`: journals in the form that other programs read."""
+    log_dir = log_folder(args)
+    forms = {"otel": export_spans, "sft": export_samples, "ipynb": export_notebook}
+    chosen = next((name for name in forms if getattr(args, name)), "")
+    if not chosen:
+        raise rlm.ConfigError("no form to export to", hint="--otel, --sft or --ipynb")
+    of_otel, of_sft = args.endpoint or args.bodies, args.status or args.scores or args.min_score is not None
+    if (of_otel and chosen != "otel") or (of_sft and chosen != "sft"):
+        wrong = next(flag for flag in ("endpoint", "bodies", "status", "scores", "min_score") if getattr(args, flag))
+        owner = "--otel" if of_otel and chosen != "otel" else "--sft"
+        raise rlm.ConfigError(f"--{wrong.replace('_', '-')} goes with {owner}", hint=f"{owner} instead of --{chosen}")
+    if args.output != "-":
+        _require_folder(args.output)
+    forms[chosen](args, shell, _chosen_logs(log_dir, args.words))
+    return ANSWERED
+
+
+def _chosen_logs(log_dir: str, words: Sequence[str]) -> list[str]:
+    """The journals that ids, files and globs name, each once; ConfigError for a word that names none."""
+    import fnmatch
+
+    if not words:
+        raise rlm.ConfigError("name one run or more", hint="rlm logs lists them; '*' is all")
+    names = {row["id"]: row["path"] for row in rlm_viz.list_runs(log_dir)} if any(map(_is_glob, words)) else {}
+    paths = []
+    for word in words:
+        found = [names[name] for name in fnmatch.filter(names, word)] if _is_glob(word) else [find_log(log_dir, word)]
+        if not found:
+            raise rlm.ConfigError(f"no run in {log_dir!r} is called like {word!r}", hint="rlm logs")
+        paths += found
+    return list(dict.fromkeys(paths))
+
+
+def _is_glob(word: str) -> bool:
+    return not word.endswith(".jsonl") and re.search(r"[*?\[]", word) is not None
+
+
+def _read_logs(paths: Sequence[str], shell: Shell) -> Iterator[tuple[str, list[Event]]]:
+    """Each journal with its events, saying what of it could not be read; ConfigError if there is no event at all."""
+    some = False
+    for path in paths:
+        events, problems = rlm_viz.read(path)
+        for problem in problems:
+            shell.terminal.say(f"rlm: {path}: {problem}")
+        if events:
+            some = True
+            yield path, events
+    if not some:
+        raise rlm.ConfigError(f"{paths[0]} holds no events", hint="rlm logs")
+
+
+def _write_output(args: argparse.Namespace, shell: Shell, pieces: Iterable[str]) -> None:
+    """Text for -o FILE, all of it or nothing; for stdout as it comes."""
+    if args.output == "-":
+        for piece in pieces:
+            shell.write(encodable(shell.out, piece))
+        return
+    try:
+        rlm_viz.write_file(args.output, pieces)
+    except OSError as error:
+        raise rlm.ConfigError(f"cannot write {args.output!r}: {error.strerror}", hint="-o FILE") from error
+
+
+def export_spans(args: argparse.Namespace, shell: Shell, paths: Sequence[str]) -> None:
+    """`--otel`: to the collector, or as the JSON that it would be sent."""
+    spans = [span for _, events in _read_logs(paths, shell) for span in rlm_viz.spans(events, bodies=args.bodies)]
+    if args.output != "-" or not (args.endpoint or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")):
+        _write_output(args, shell, [json.dumps(rlm_viz.otlp(spans)), "\n"])
+        return
+    try:
+        collector = rlm_viz.Collector(args.endpoint)
+    except ValueError as error:
+        raise rlm.ConfigError(str(error), hint="--endpoint http://localhost:4318") from None
+    try:
+        collector.send(spans)
+    except OSError as error:
+        hint = "start the collector or name another one: --endpoint URL; -o FILE keeps the JSON"
+        raise rlm.RLMError(str(error), hint=hint) from error
+    shell.terminal.say(f"rlm: {rlm_viz.counted(len(spans), 'span')} sent to {collector.shown}")
+
+
+def export_samples(args: argparse.Namespace, shell: Shell, paths: Sequence[str]) -> None:
+    """`--sft`: the samples of the runs that have the status and the score asked for."""
+    if (args.min_score is None) != (args.scores is None):
+        raise rlm.ConfigError("--min-score and --scores go together", hint="--scores scores.jsonl --min-score 0.8")
+    scores = read_scores(args.scores) if args.scores else {}
+    count = [0, 0]
+
+    def lines() -> Iterator[str]:
+        for path, events in _read_logs(paths, shell):
+            score = scores.get(os.path.basename(path).removesuffix(".jsonl"))
+            status = args.status in (None, rlm_viz.totals(events)["status"])
+            if not status or (args.scores and (score is None or not score >= args.min_score)):
+                continue
+            count[0] += 1
+            for sample in rlm_viz.training_samples(events):
+                count[1] += 1
+                yield json.dumps(sample, ensure_ascii=False) + "\n"
+
+    _write_output(args, shell, lines())
+    samples = rlm_viz.counted(count[1], "sample")
+    shell.terminal.say(f"rlm: {samples} of {count[0]} of {rlm_viz.counted(len(paths), 'run')}")
+
+
+def read_scores(path: str) -> dict[str, float]:
+    """Scores by trajectory id: of an object {id: score}, or of lines with `trajectory_id` (or `id`) and `score`."""
+    try:
+        text = rlm_tools.read_text(path)
+        try:
+            whole = rlm_backends.from_json(text)
+        except ValueError:
+            whole = None  # a value to a line
+        if isinstance(whole, dict) and "score" not in whole:
+            rows = list(whole.items())
+        else:
+            lines = (rlm_backends.from_json(line) for line in text.split("\n") if line.strip())
+            rows = [(row.get("trajectory_id") or row.get("id"), row.get("score")) for row in lines]
+        return {str(name): float(score) for name, score in rows if name is not None and score is not None}
+    except OSError as error:
+        raise rlm.ConfigError(f"--scores: cannot read {path!r}: {error.strerror}", hint="--scores FILE") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        hint = '{"ID": 0.9, …}, or a line {"trajectory_id": "ID", "score": 0.9} for each run'
+        raise rlm.ConfigError(f"--scores: {path!r} holds no scores: {error}", hint=hint) from None
+
+
+def export_notebook(args: argparse.Namespace, shell: Shell, paths: Sequence[str]) -> None:
+    """`--ipynb`: one run as a notebook."""
+    if len(paths) != 1:
+        raise rlm.ConfigError(f"a notebook is of one run, not of {len(paths)}", hint="rlm logs lists the runs")
+    saved = os.path.abspath(os.path.splitext(paths[0])[0] + ".context")
+    [(_, events)] = _read_logs(paths, shell)
+    book = rlm_viz.notebook(events, saved if os.path.isfile(saved) else "")
+    _write_output(args, shell, [json.dumps(book, indent=1), "\n"])
+
+
 # --- chat -----------------------------------------------------------------------------------------------------------
 
 _CHAT_HELP = """\
@@ -2513,6 +2672,7 @@ COMMANDS = {
     "replay": Command("a recording's code again, offline and free", declare_replay, replay),
     "logs": Command("list runs, show one's call tree, follow one", declare_logs, logs),
     "visualize": Command("the page of some runs, or serve them", declare_visualize, visualize),
+    "export": Command("runs as spans, training samples or a notebook", declare_export, export),
     "demo": Command("see it work without a key: a scripted model", declare_demo, demo),
     "init": Command("write a commented rlm.toml", declare_init, init),
     "config": Command("every option, its value and origin", declare_config, config),
