@@ -1913,7 +1913,7 @@ class _Conversation:
             if message.get("role") == "tool" and call.get("id") == message.get("tool_call_id"):
                 call["name"] = message.get("name") or call.get("name")
         if isinstance(message.get("tool_call_ids"), list) and newest and not newest.get("tool_calls"):
-            newest["content"] = _without_thinking(newest["content"])
+            newest["content"] = _without_thinking(newest["content"]).rstrip()
 
     def compact(self, event: Event) -> None:
         if event.get("restart"):
@@ -2013,18 +2013,19 @@ def notebook(events: Sequence[Event], context: str = "") -> dict[str, Any]:
     for index, event in enumerate(clean):
         kind, root = _kind(event), not _number(event.get("depth"))
         if kind == "node" and root:
-            cells += [_markdown(f"# {_safe_markdown(_text(event.get('prompt')))}\n\n{_about_run(event)}")]
+            cells += [_markdown(f"# {_text(event.get('prompt'))}\n\n{_about_run(event)}")]
             cells += _context_cell(_dict(event.get("context")), context)
         elif kind == "turn" and root:
             prose = _without_thinking(_text(event.get("response"))).partition("```")[0].strip()
-            cells += [_markdown(_safe_markdown(prose))] if prose else []
+            cells += [_markdown(prose)] if prose else []
         elif kind == "cell" and root:
-            cells += [_code_cell(event), *([_markdown("\n\n".join(shown[index]))] if index in shown else [])]
+            cells += [_code_cell(event), *([_exchanges(shown[index])] if index in shown else [])]
         elif kind == "tool" and root and event.get("from_cell") is None:
-            cells += [_markdown(_exchange(_tool_words(event, {})[0], event.get("arguments"), _outcome(kind, event)))]
+            asked, answer = event.get("arguments"), _outcome(kind, event)
+            cells += [_exchanges([_exchange(_tool_words(event, {})[0], asked, answer)])]
         elif kind == "end" and root:
             said = _text(event.get("response")) or _text(_dict(event.get("error")).get("message"))
-            cells += [_markdown(f"## {_brief(event.get('status'), 20)}\n\n{_safe_markdown(said)}")]
+            cells += [_markdown(f"## {_brief(event.get('status'), 20)}\n\n{said}")]
     for number, cell in enumerate(cells):
         cell["id"] = f"cell-{number}"
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -2059,11 +2060,6 @@ def _exchange(name: str, asked: Any, answer: Any) -> str:
     return "\n\n".join([*parts, "</details>"])
 
 
-def _safe_markdown(text: str) -> str:
-    """Markdown that asks for nothing over the network and holds no HTML."""
-    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text).replace("![", "!&#91;")
-
-
 def _about_run(event: Event) -> str:
     name, model = _brief(event.get("trajectory_id"), 60), _brief(event.get("model"), 60)
     return (
@@ -2091,7 +2087,13 @@ def _context_cell(about: Event, saved: str) -> list[dict[str, Any]]:
 
 
 def _markdown(text: str) -> dict[str, Any]:
-    return {"cell_type": "markdown", "metadata": {}, "source": text}
+    """A cell of prose that asks for nothing over the network and holds no HTML."""
+    source = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text).replace("![", "!&#91;")
+    return {"cell_type": "markdown", "metadata": {}, "source": source}
+
+
+def _exchanges(folded: Sequence[str]) -> dict[str, Any]:
+    return {"cell_type": "markdown", "metadata": {}, "source": "\n\n".join(folded)}
 
 
 def _code_cell(event: Event) -> dict[str, Any]:
