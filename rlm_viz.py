@@ -1,8 +1,9 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = []
+# dependencies = ["requests"]
 # ///
-"""Everything that shows a trajectory: the reader of journals, totals, the page, the terminal tree, the notebook table.
+"""Everything that shows a trajectory: the reader of journals, totals, the page, the terminal tree, the notebook table;
+and what exports one: training samples, a notebook, OpenTelemetry spans (only sending these needs `requests`).
 
 A leaf: it imports nothing of ours, works vendored alone (`python rlm_viz.py LOG.jsonl`), and treats every byte of a
 log as hostile. One builder, `rows`, turns events into the tree that page, terminal and notebook all show, so that
@@ -2395,7 +2396,7 @@ class Collector:
     """
 
     def __init__(self, endpoint: str | None = None, headers: Mapping[str, str] | None = None) -> None:
-        from urllib.parse import urlsplit
+        from urllib.parse import unquote, urlsplit
 
         own = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
         parts = urlsplit(endpoint or own)
@@ -2403,7 +2404,9 @@ class Collector:
             raise ValueError(f"no address of a collector: {endpoint or own!r}" if endpoint or own else "no endpoint")
         self.shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
         path = parts.path.rstrip("/")
-        self.url = parts._replace(path=path if path.endswith("/v1/traces") else path + "/v1/traces").geturl()
+        path = path if path.endswith("/v1/traces") else path + "/v1/traces"
+        self.url = parts._replace(path=path, netloc=parts.netloc.rpartition("@")[2]).geturl()
+        self.login = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
         is_named = not own or urlsplit(own)[:2] == parts[:2]
         self.headers = {**(_named_values("OTEL_EXPORTER_OTLP_HEADERS") if is_named else {}), **(headers or {})}
 
@@ -2422,14 +2425,17 @@ class Collector:
     def _post(self, batch: list[dict[str, Any]], until: float) -> None:
         """One request, repeated where the collector asks for that and the time allows it."""
         import requests
+        import urllib3
 
         headers, pause = {**self.headers, "Content-Type": "application/json"}, 0.25
         how: dict[str, Any] = {"data": _json(otlp(batch)).encode(), "headers": headers, "allow_redirects": False}
-        how["auth"] = lambda request: request  # or a login of ~/.netrc would take the place of a header
+        how["auth"] = self.login or (lambda request: request)  # or a login of ~/.netrc would replace a header
         while True:
             try:
-                answer = requests.post(self.url, timeout=max(0.05, until - time.monotonic()), **how)
-            except requests.RequestException as error:
+                answer = requests.post(self.url, timeout=max(0.05, until - time.monotonic()), stream=True, **how)
+                content = answer.raw.read(1 << 16, decode_content=True)
+                answer.close()
+            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
                 raise OSError(f"{self.shown} does not answer: {_root_cause(error)}") from None
             asked = answer.headers.get("Retry-After", "")
             pause = int(asked) if re.fullmatch(r"\d{1,6}", asked) else 2 * pause
@@ -2439,7 +2445,7 @@ class Collector:
         if answer.status_code // 100 != 2:
             raise OSError(f"{self.shown} answers with HTTP status {answer.status_code}")
         with contextlib.suppress(ValueError):  # an empty body, too, says that all were taken
-            partial = _dict(_dict(from_json(answer.content)).get("partialSuccess"))
+            partial = _dict(_dict(from_json(content)).get("partialSuccess"))
             if str(partial.get("rejectedSpans", 0)) != "0":
                 rejected = f"{_brief(partial['rejectedSpans'], 20)} spans: {_brief(partial.get('errorMessage'), 200)}"
                 raise OSError(f"{self.shown} rejects {rejected}")
@@ -2469,7 +2475,7 @@ class OTel:
     ) -> None:
         self.collector, self.bodies, self.timeout = Collector(endpoint, headers), bodies, timeout
         self._given = {"endpoint": endpoint, "headers": headers, "bodies": bodies, "timeout": timeout}
-        self._process = 0  # that has a thread for the queue
+        self._process, self._lock = 0, threading.Lock()  # the process that has a thread for the queue
         self._answers, self._told = True, False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -2483,9 +2489,10 @@ class OTel:
             return  # a piece of text, not an event of the journal
         import queue
 
-        if self._process != os.getpid():  # at first, and where a process was forked
-            self._process, self._queue = os.getpid(), queue.Queue[Any](_QUEUE)
-            threading.Thread(target=self._work, args=(self._queue,), name="rlm-otel", daemon=True).start()
+        with self._lock:
+            if self._process != os.getpid():  # at first, and where a process was forked
+                self._process, self._queue = os.getpid(), queue.Queue[Any](_QUEUE)
+                threading.Thread(target=self._work, args=(self._queue,), name="rlm-otel", daemon=True).start()
         is_end = event.get("event") == "end" and not event.get("depth")
         done = threading.Event() if is_end else None
         try:

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from typing import Any
 import journals
 import pytest
 import scripted
-from conftest import eventually, need
+from conftest import ROOT, eventually, need
 from scripted import Request, Server, Turn, answer_with, call, code
 
 import rlm
@@ -388,6 +389,25 @@ def test_a_header_of_the_environment_goes_to_no_other_host(monkeypatch: pytest.M
     assert rlm_viz.Collector("https://own.example/otel", {"a": "b"}).headers == {"api-key": "abc123def", "a": "b"}
 
 
+def test_a_login_in_the_address_is_sent_and_never_shown() -> None:
+    saved(journals.text_run())
+    with receiver() as collector:
+        url = collector.url.replace("//", "//user:p%40ss@")
+        code, out, err = export("run", "--otel", "--endpoint", url)
+        assert (code, out) == (0, "") and "user" not in err and "ss@" not in err
+        [(_, headers, _)] = collector.requests
+    assert headers["authorization"] == "Basic dXNlcjpwQHNz"
+
+
+def test_a_login_of_netrc_replaces_no_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(os.environ["HOME"]).mkdir(exist_ok=True)
+    Path(os.environ["HOME"], ".netrc").write_text("machine 127.0.0.1 login them password theirs\n")
+    with receiver() as collector:
+        rlm_viz.Collector(collector.url, {"Authorization": "Bearer ours"}).send(rlm_viz.spans(journals.text_run()))
+        [(_, headers, _)] = collector.requests
+    assert headers["authorization"] == "Bearer ours"
+
+
 def test_without_an_endpoint_the_json_is_printed_and_o_keeps_it_even_with_one() -> None:
     events = saved(journals.text_run())
     code, out, err = export("run", "--otel")
@@ -506,6 +526,48 @@ def test_a_sample_is_what_the_model_was_sent_and_its_reply(
         assert sample.get("tools", []) == request.body.get("tools", [])
     if script is long_outputs:
         assert "characters of output stood here; it is in _out[1]" in json.dumps(made[-1])
+
+
+def same_messages(requests: Any) -> None:
+    """Each sample is a request that the server got, with its reply."""
+    sent = sorted((request.messages for request in requests if request.system), key=json.dumps)
+    assert sorted((sample["messages"][:-1] for sample in samples()), key=json.dumps) == sent
+
+
+def test_samples_of_a_resumed_run_are_what_was_sent(openai: Server) -> None:
+    openai.script = lambda request: code(f"x = {request.turn}") if request.number < 3 else scripted.error(400)
+    with pytest.raises(rlm.ProviderError) as stopped:
+        rlm.complete("q", model="gpt-4o")
+    openai.script = lambda request: code(f"x = {request.turn}") if request.turn < 5 else "done"
+    with rlm.RLM(model="gpt-4o") as again:
+        assert again.resume(stopped.value.trajectory_id).response == "done"
+    same_messages([request for request in openai.requests if request.status == 200])
+
+
+def test_samples_of_a_conversation_are_what_was_sent(openai: Server) -> None:
+    openai.script = lambda request: code("1 + 1") if request.messages[-1]["role"] == "user" else "two"
+    with rlm.RLM(model="gpt-4o", persistent=True) as runtime:
+        for prompt in ("first", "second", "third"):
+            runtime.completion(prompt)
+    assert len(samples()) == 6
+    same_messages(openai.requests)
+
+
+def test_samples_after_a_summary_are_what_was_sent(openai: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prose that no stub can replace fills the window, so that the work is summed up."""
+    monkeypatch.setattr(rlm, "_UNKNOWN_WINDOW", 8_000)
+
+    def script(request: Request) -> Any:
+        if not request.system:
+            return "a short summary"
+        prose = f"{request.number} " + "thinking it over at length. " * 200
+        calls = [call("execute_code", code=f"print({request.number})")]
+        return Turn(prose, tool_calls=calls) if request.number < 9 else "done"
+
+    openai.script = script
+    name = rlm.complete("q", model="some-model", backend="openai").trajectory_id
+    assert any(event.get("summary") for event in rlm_viz.read(f"logs/{name}.jsonl")[0])
+    same_messages(openai.requests)
 
 
 def test_samples_of_the_runs_with_a_status_and_a_score(openai: Server) -> None:
@@ -654,3 +716,42 @@ def test_a_wrong_call_is_an_error_with_the_next_step(arguments: list[str], said:
     code_, _, err = export(*arguments)
     assert said in err, err
     assert said == "sample" or (code_ == 2 and "next: " in err)
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+PAGE = (ROOT / "docs" / "trajectories.md").read_text(encoding="utf-8")
+
+
+def test_the_commands_of_the_page_work(openai: Server) -> None:
+    openai.script = answer_with(code("print(1)"), "done")
+    name = rlm.complete("q", model="gpt-4o").trajectory_id
+    lines = re.findall(r"^\$ rlm export (.*?)(?: +#.*)?$", PAGE, re.MULTILINE)
+    assert len(lines) == 4
+    with receiver() as collector:
+        for line in lines:
+            words = shlex.split(line.replace("a1b2", name[:8]).replace("http://localhost:4318", collector.url))
+            code_, out, err = export(*words)
+            assert code_ == 0, err
+            assert bool(out) == (line == "a1b2 --otel")
+        assert len(collector.spans) == 4
+    assert len(Path("samples.jsonl").read_text().splitlines()) == 2
+    assert json.loads(Path("run.ipynb").read_text())["nbformat"] == 4
+
+
+def test_the_program_of_the_page_works(openai: Server) -> None:
+    openai.script = answer_with("2")
+    [program] = re.findall(
+        r"^```python\n(import rlm\nfrom rlm_viz import OTel\n.*?)^```", PAGE, re.MULTILINE | re.DOTALL
+    )
+    with receiver() as collector:
+        source = program.replace("http://localhost:4318", collector.url)
+        ran = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, timeout=60)
+        assert (ran.returncode, ran.stdout, ran.stderr) == (0, "2\n", "")
+        assert [span["name"].split()[0] for span in collector.spans] == ["chat", "invoke_agent"]
+
+
+def test_what_an_import_loads_has_no_http_client() -> None:
+    report = "import rlm, rlm_viz, sys; print({'requests', 'queue', 'rlm_viz'} & set(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, timeout=60)
+    assert ran.stdout == "{'rlm_viz'}\n", ran.stderr
