@@ -512,7 +512,7 @@ class Journal:
         text = to_json(line, separators=(",", ":"))
         if any(secret in text for secret in self.secrets):
             for secret in self.secrets:
-                text = text.replace(secret, "***")
+                text = text.replace(secret, "[redacted]")
             line = json.loads(text)
         with self._lock:
             if self._closed or self._only not in (None, threading.get_ident()):

@@ -131,7 +131,7 @@ class _Secret(str):
     __slots__ = ()
 
     def __repr__(self) -> str:
-        return "'***'"
+        return "'[redacted]'"
 
 
 class _Environ:
@@ -151,10 +151,10 @@ class _Environ:
 
 
 def mask(text: str, secrets: Sequence[str] = ()) -> str:
-    """`text` with each of the secrets, if it has 8 characters or more, replaced by ***."""
+    """`text` with each of the secrets, if it has 8 characters or more, replaced by [redacted]."""
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
         if len(secret) >= 8:
-            text = text.replace(secret, "***")
+            text = text.replace(secret, "[redacted]")
     return text
 
 
@@ -2404,7 +2404,7 @@ def _wait_asked(headers: Mapping[str, str], body: bytes | bytearray) -> float | 
 
 def _tidy(text: str, secret: str) -> str:
     """A server's words for one line of ours: no key nor what looks like one, no control characters, no length."""
-    text = re.sub(_KEY_SHAPE, "***", mask(text, [secret])[:4_000])
+    text = re.sub(_KEY_SHAPE, "[redacted]", mask(text, [secret])[:4_000])
     text = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text).split())
     return text if len(text) <= 600 else f"{text[:600]} …"
 

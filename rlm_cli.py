@@ -791,7 +791,7 @@ class Progress:
 
 
 def dollars(cost: float | None) -> str:
-    """Dollars; `$?` when a price is not known."""
+    """Dollars in the progress line, whose figures keep their width; `$?` when a price is not known."""
     if not cost:
         return "$?" if cost is None else "$0"
     return f"${cost:.4f}" if cost < 1 else f"${cost:,.2f}"
@@ -807,7 +807,7 @@ def short_count(number: int) -> str:
 def summary(result: rlm.CompletionResult) -> str:
     """`41 s · 23 calls · 61k tok · $0.042 · logs/….jsonl`"""
     parts = [rlm_viz.duration(result.duration_ms), rlm_viz.counted(result.total_calls, "call")]
-    parts += [f"{short_count(result.total_tokens)} tok", dollars(result.cost_usd)]
+    parts += [f"{short_count(result.total_tokens)} tok", rlm_viz.money(result.cost_usd or 0.0, result.cost_usd is None)]
     return " · ".join([*parts, os.fspath(result.log)] if result.log else parts)
 
 
@@ -1138,7 +1138,7 @@ def logs(args: argparse.Namespace, shell: Invocation) -> int:
 
 
 def _run_row(row: Mapping[str, Any], width: int) -> str:
-    cost = "" if row["calls"] is None else dollars(row["cost_usd"])
+    cost = "" if row["calls"] is None else rlm_viz.money(row["cost_usd"] or 0.0, row["cost_usd"] is None)
     took = "" if row["duration_ms"] is None else rlm_viz.duration(row["duration_ms"])
     calls, tokens = ("?" if row[name] is None else f"{row[name]:,}" for name in ("calls", "tokens"))
     figures = (
