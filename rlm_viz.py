@@ -13,6 +13,7 @@ their figures cannot differ. Not here: writing journals (rlm.py), and judging wh
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -2014,7 +2015,8 @@ def notebook(events: Sequence[Event], context: str = "") -> dict[str, Any]:
     for index, event in enumerate(clean):
         kind, root = _kind(event), not _number(event.get("depth"))
         if kind == "node" and root:
-            cells += [_markdown(f"# {_text(event.get('prompt'))}\n\n{_about_run(event)}")]
+            run, model = (first_line(event.get(name), 60) for name in ("trajectory_id", "model"))
+            cells += [_markdown(f"# {_text(event.get('prompt'))}\n\n{_NOTEBOOK_NOTE.format(run, model)}")]
             cells += _context_cell(_dict(event.get("context")), context)
         elif kind == "turn" and root:
             prose = _without_thinking(_text(event.get("response"))).partition("```")[0].strip()
@@ -2034,14 +2036,24 @@ def notebook(events: Sequence[Event], context: str = "") -> dict[str, Any]:
     return {"cells": cells, "metadata": about, "nbformat": 4, "nbformat_minor": 5}
 
 
+_NOTEBOOK_NOTE = (
+    "Run `{}` with `{}`. The outputs below are those of the run. Code that calls `llm_query`, `rlm_query` or a tool "
+    "runs only inside rlm (`rlm replay`)."
+)
+
+
 def _under_cells(events: Sequence[Event]) -> dict[int, list[str]]:
     """What each of the root's cells asked of models and tools, as Markdown, by the cell's place in the journal."""
     parents, found = _parents(events), dict[int, list[str]]()
     _break_cycles(parents)
+    owners = {_TOP: -1, _LOST: -1}  # event -> the root's cell that it hangs under
     for index, event in enumerate(events):
-        cell = index
-        while cell >= 0 and not (_kind(events[cell]) == "cell" and not _number(events[cell].get("depth"))):
-            cell = parents[cell]
+        path, at = [], index
+        while at not in owners and not (_kind(events[at]) == "cell" and not _number(events[at].get("depth"))):
+            path.append(at)
+            at = parents[at]
+        cell = owners.get(at, at)
+        owners |= dict.fromkeys(path, cell)
         name, kind = _row(index, event, 0, 0, {}).name, _kind(event)
         if cell < 0 or cell == index or kind not in ("sub", "node", "cell", "tool", "end"):
             continue
@@ -2059,14 +2071,6 @@ def _exchange(name: str, asked: Any, answer: Any) -> str:
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
         parts.append(f"{fence}text\n{text}\n{fence}")
     return "\n\n".join([*parts, "</details>"])
-
-
-def _about_run(event: Event) -> str:
-    name, model = first_line(event.get("trajectory_id"), 60), first_line(event.get("model"), 60)
-    return (
-        f"Run `{name}` with `{model}`. The outputs below are those of the run. Code that calls `llm_query`, "
-        "`rlm_query` or a tool runs only inside rlm (`rlm replay`)."
-    )
 
 
 def _context_cell(about: Event, saved: str) -> list[dict[str, Any]]:
@@ -2106,9 +2110,8 @@ def _code_cell(event: Event) -> dict[str, Any]:
         if found := re.fullmatch(r"data:(image/(?:png|jpeg|gif|webp));base64,([A-Za-z0-9+/=\s]+)", str(image)):
             outputs.append({"output_type": "display_data", "data": {found[1]: found[2]}, "metadata": {}})
     if _number(event.get("images")):
-        outputs.append(
-            {"output_type": "stream", "name": "stdout", "text": f"[images made: {count_text(event['images'])}]\n"}
-        )
+        note = f"[images made: {count_text(event['images'])}]\n"
+        outputs.append({"output_type": "stream", "name": "stdout", "text": note})
     if value := _text(event.get("value")):
         data = {"text/plain": value}
         outputs.append({"output_type": "execute_result", "data": data, "metadata": {}, "execution_count": count})
@@ -2123,16 +2126,11 @@ def _code_cell(event: Event) -> dict[str, Any]:
 # - OpenTelemetry, by the GenAI semantic conventions
 
 _PROVIDERS = {  # as the conventions name them; others keep our names
-    "azure": "azure.ai.openai",
-    "azure_ai": "azure.ai.inference",
-    "bedrock": "aws.bedrock",
-    "google": "gcp.gemini",
-    "mistral": "mistral_ai",
-    "moonshotai": "moonshot_ai",
-    "xai": "x_ai",
-}
+    "azure": "azure.ai.openai", "azure_ai": "azure.ai.inference", "bedrock": "aws.bedrock", "google": "gcp.gemini",
+    "mistral": "mistral_ai", "moonshotai": "moonshot_ai", "xai": "x_ai",
+}  # fmt: skip
 _USAGE_ATTRIBUTES = ("input_tokens", "output_tokens", "cache_read.input_tokens", "cache_creation.input_tokens")
-_CLIENT, _INTERNAL = 3, 1  # kinds of span
+_CLIENT = 3  # the kind of a span that asks another program; 1 is one that does not
 
 
 def spans(events: Iterable[Event], *, bodies: bool = False) -> list[dict[str, Any]]:
@@ -2203,9 +2201,7 @@ class Trace:
                 "gen_ai.provider.name": _PROVIDERS.get(provider, provider) or "unknown",
                 "gen_ai.request.model": first_line(about.get("model"), 80) or None,
                 "gen_ai.conversation.id": self.name,
-                "gen_ai.input.messages": _genai_messages([{"role": "user", "content": about.get("prompt")}])
-                if self.bodies
-                else None,
+                "gen_ai.input.messages": self._messages([{"role": "user", "content": about.get("prompt")}]),
                 "rlm.node": node,
                 "rlm.depth": int(_number(event.get("depth"))),
             }
@@ -2232,16 +2228,13 @@ class Trace:
             "rlm.attempts": event.get("attempts"),
             "error.type": "interrupted" if failed else None,
         }
-        if self.bodies:
-            values["gen_ai.input.messages"] = _genai_messages(sent or _dicts(event.get("prompt")))
-            reply = {
-                **_reply_message({**event, "dropped": 0}),
-                "finish_reason": _FINISH.get(str(reason), reason or "stop"),
-            }
-            values["gen_ai.output.messages"] = None if failed else _genai_messages([reply])
+        finish = {"finish_reason": {"tool_calls": "tool_call"}.get(str(reason), reason or "stop")}
+        reply = [] if failed else [{**_reply_message({**event, "dropped": 0}), **finish}]
+        values["gen_ai.input.messages"] = self._messages(sent or _dicts(event.get("prompt")))
+        values["gen_ai.output.messages"] = self._messages(reply)
         name = ("failed", event.get("timestamp"), event.get("key")) if failed else ("call", event.get("call_id"))
         parent = self._id("call", event.get("parent_call_id")) if is_sub else agent["id"]
-        return self._span(f"chat {model}".strip(), self._id(*name), parent, values, event, kind=_CLIENT)
+        return self._span(f"chat {model}".strip(), (self._id(*name), parent), values, event, kind=_CLIENT)
 
     def _tool(self, event: Event) -> dict[str, Any]:
         """The span of a cell or a tool. Its parent is the turn that asked for it, as in the journal."""
@@ -2264,16 +2257,15 @@ class Trace:
             values["gen_ai.tool.call.result"] = cell_text(event) if is_cell else _text(result.get("content"))
         own = self._id("tool", agent["id"], event.get("cell"), event.get("tool_calls"))
         parent = agent["id"] if event.get("call_id") is None else self._id("call", event["call_id"])
-        return self._span(f"execute_tool {name}", own, parent, values, event)
+        return self._span(f"execute_tool {name}", (own, parent), values, event)
 
     def _end(self, node: str, event: Event) -> list[dict[str, Any]]:
         agent, status = self._agent(event), first_line(event.get("status"), 20)
         agent["rlm.status"] = status
         agent |= {f"rlm.{name}": _dict(event.get("totals")).get(name) for name in ("calls", "tokens", "cost_usd")}
         agent["error.type"] = None if status == "answered" else _error_name(event.get("error") or {"type": status})
-        if self.bodies:
-            reply = {"role": "assistant", "content": event.get("response"), "finish_reason": "stop"}
-            agent["gen_ai.output.messages"] = _genai_messages([reply])
+        reply = {"role": "assistant", "content": event.get("response"), "finish_reason": "stop"}
+        agent["gen_ai.output.messages"] = self._messages([reply])
         if not _number(event.get("depth")):
             self.open[node] = self.open.pop(node)  # the last to be opened is the first to be closed
             return self._close(node, why=event) + self.close()
@@ -2285,33 +2277,23 @@ class Trace:
         own, parent, start, marks = (agent.pop(name) for name in ("id", "parent", "start", "events"))
         agent.setdefault("rlm.status", "interrupted")
         agent.setdefault("error.type", "interrupted")
-        span = self._span("invoke_agent rlm", own, parent, agent, why or {}, start=start, end=now)
+        span = self._span("invoke_agent rlm", (own, parent), agent, why or {}, times=(start, now or self.now))
         return [{**span, "events": marks} if marks else span]
 
     def _span(
-        self,
-        name: str,
-        own: str,
-        parent: str,
-        values: Mapping[str, Any],
-        event: Event,
-        *,
-        kind: int = _INTERNAL,
-        start: int | None = None,
-        end: int | None = None,
+        self, name: str, ids: tuple[str, str], values: Event, event: Event, *, kind: int = 1, times: Any = None
     ) -> dict[str, Any]:
-        end = self.now if end is None else end
-        start = max(0, end - _duration_ns(event) if start is None else start)
+        start, end = times or (self.now - _duration_ns(event), self.now)
         why = _text(_dict(event.get("error")).get("message") or event.get("error"))[-2000:] if self.bodies else ""
         status = {"code": 2, **({"message": _sendable(why)} if why else {})} if values.get("error.type") else {}
         return {
             "traceId": _hash(self.name)[:32],
-            "spanId": own,
-            **({"parentSpanId": parent} if parent else {}),
+            "spanId": ids[0],
+            **({"parentSpanId": ids[1]} if ids[1] else {}),
             "name": _sendable(name),
             "kind": kind,
-            "startTimeUnixNano": str(start),
-            "endTimeUnixNano": str(max(start, end)),
+            "startTimeUnixNano": str(max(0, start)),
+            "endTimeUnixNano": str(max(0, start, end)),
             "attributes": _attributes(values),
             "status": status,
         }
@@ -2319,8 +2301,20 @@ class Trace:
     def _id(self, *parts: Any) -> str:
         return _hash(self.name, *parts)[:16]
 
-
-_FINISH = {"tool_calls": "tool_call"}
+    def _messages(self, messages: Iterable[Event]) -> str | None:
+        """Messages in the form of the conventions, as JSON text: few collectors take attributes of spans that are not
+        plain. None without bodies, and where there are none."""
+        made = []
+        for message in messages if self.bodies else ():
+            text = _plain_text(message.get("content"))
+            parts: list[dict[str, Any]] = [{"type": "text", "content": text}] if text else []
+            if message.get("role") == "tool":
+                parts = [{"type": "tool_call_response", "id": message.get("tool_call_id"), "response": text}]
+            for call in message.get("tool_calls") or ():
+                parts.append({"type": "tool_call", **{name: call.get(name) for name in ("id", "name", "arguments")}})
+            reason = {"finish_reason": message["finish_reason"]} if "finish_reason" in message else {}
+            made.append({"role": str(message.get("role")), "parts": parts, **reason})
+        return _json(made) if made else None
 
 
 def _hash(*parts: Any) -> str:
@@ -2334,24 +2328,8 @@ def _span_metrics(event: Event) -> Event:
 
 
 def _duration_ns(event: Event) -> int:
-    return (
-        round(_number(event.get("duration_ms")) * 1e6) if event.get("event") in ("call", "tool", "interrupted") else 0
-    )
-
-
-def _genai_messages(messages: Iterable[Event]) -> str:
-    """Messages in the form of the conventions, as a JSON string: few collectors take structured attributes of spans."""
-    made = []
-    for message in messages:
-        text = _plain_text(message.get("content"))
-        parts: list[dict[str, Any]] = [{"type": "text", "content": text}] if text else []
-        if message.get("role") == "tool":
-            parts = [{"type": "tool_call_response", "id": message.get("tool_call_id"), "response": text}]
-        for call in message.get("tool_calls") or ():
-            parts.append({"type": "tool_call", **{name: call.get(name) for name in ("id", "name", "arguments")}})
-        reason = {"finish_reason": message["finish_reason"]} if "finish_reason" in message else {}
-        made.append({"role": str(message.get("role")), "parts": parts, **reason})
-    return _json(made)
+    timed = event.get("event") in ("call", "tool", "interrupted")
+    return round(_number(event.get("duration_ms")) * 1e6) if timed else 0
 
 
 def _attributes(values: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -2468,23 +2446,15 @@ class OTel:
     """
 
     def __init__(
-        self,
-        endpoint: str | None = None,
-        *,
-        headers: Mapping[str, str] | None = None,
-        bodies: bool = False,
-        timeout: float = 5.0,
+        self, endpoint: str | None = None, *, headers: Any = None, bodies: bool = False, timeout: float = 5.0
     ) -> None:
         self.collector, self.bodies, self.timeout = Collector(endpoint, headers), bodies, timeout
         self._given = {"endpoint": endpoint, "headers": headers, "bodies": bodies, "timeout": timeout}
         self._process, self._lock = 0, threading.Lock()  # the process that has a thread for the queue
         self._answers, self._told = True, False
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self._given
-
-    def __setstate__(self, given: dict[str, Any]) -> None:
-        self.__init__(**given)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(OTel, **self._given), ()
 
     def __call__(self, event: Event) -> None:
         if "v" not in event:
@@ -2530,7 +2500,9 @@ class OTel:
         ended = [name for name, trace in traces.items() if not trace.open]
         for name in ended[:-32]:  # a conversation goes on in the trace of its earlier prompts
             del traces[name]
-        return traces.setdefault(str(event.get("trajectory_id")), Trace(self.bodies)).take(event)
+        if (name := str(event.get("trajectory_id"))) not in traces:
+            traces[name] = Trace(self.bodies)
+        return traces[name].take(event)
 
     def _send(self, made: list[dict[str, Any]]) -> None:
         try:
