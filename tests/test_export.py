@@ -288,14 +288,11 @@ def test_a_collector_that_hangs_is_waited_for_once(openai: Server, capfd: pytest
         deaf.bind(("127.0.0.1", 0))
         deaf.listen()
         listener = rlm_viz.OTel(f"http://127.0.0.1:{deaf.getsockname()[1]}", timeout=0.5)
-        began = time.monotonic()
-        for _ in range(4):
-            rlm.complete("q", model="gpt-4o", on_event=listener)
+        rlm.complete("q", model="gpt-4o", on_event=listener)
         assert eventually(lambda: not listener._answers)
-        assert time.monotonic() - began < 4 * 0.5 + 5
-        quick = time.monotonic()
-        listener({"v": 1, "event": "end", "depth": 0, "trajectory_id": "t"})
-        assert time.monotonic() - quick < 0.4
+        listener.timeout = 1e6  # what this test would take if the next runs waited
+        for _ in range(3):
+            rlm.complete("q", model="gpt-4o", on_event=listener)
     assert "does not answer" in capfd.readouterr().err
 
 
