@@ -253,7 +253,9 @@ class Invocation:
         message, second, following = map(without_keys, describe_error(error))
         if code == EXIT_LIMIT:
             option = error.option  # type: ignore[attr-defined]
-            following = self._way_on(result, option)
+            following = self._way_on(result, option, error.needed)  # type: ignore[attr-defined]
+            if option == "confirm_above" and error.needed is None:  # type: ignore[attr-defined]
+                following = error.hint  # type: ignore[attr-defined]
             second = "" if following else f"raise it: {flags_of(option)[-1]} {metavar(option)}"
         elif result is not None and code == EXIT_FAILED:
             following = " or ".join(part for part in (following, self._way_on(result)) if part)
@@ -273,11 +275,11 @@ class Invocation:
         self.terminal.error(message, second, following)
         return code
 
-    def _way_on(self, result: rlm.CompletionResult | None, limit: str = "") -> str:
-        """The command that goes on: with the limit that stopped the run doubled, and the flags that it needs again."""
-        if result is None or not result.log or not self.can_resume:
+    def _way_on(self, result: rlm.CompletionResult | None, limit: str = "", needed: float | None = None) -> str:
+        """The command that goes on: with the limit that stopped the run as `needed`, or doubled, and all its flags."""
+        if result is None or not result.log or not self.can_resume or (limit == "confirm_above" and not needed):
             return ""
-        raised = f" {flags_of(limit)[-1]} {doubled(result.log, limit)}" if limit else ""
+        raised = f" {flags_of(limit)[-1]} {f'{needed:g}' if needed else doubled(result.log, limit)}" if limit else ""
         return f"rlm resume {result.trajectory_id}{raised}{self.rerun_flags([limit])}"
 
     def _report(
@@ -647,6 +649,11 @@ class Terminal:
         lines = [" ".join(strip_control(text)[:2000].splitlines()) for text in (message, second, following) if text]
         self.write_line("\n  ".join(lines), lead="rlm: ", style="red", lines=True)
 
+    def ask(self, question: str) -> None:
+        """A question, after which the user types."""
+        with self._lock:
+            self._write(strip_control(question))
+
     def width(self) -> int:
         try:
             return os.get_terminal_size(self.stream.fileno()).columns or 80
@@ -702,6 +709,27 @@ def read_stdin(terminal: Terminal, *, asked: bool) -> bytes | None:
     return bytes(blob) if blob or asked else None
 
 
+def terminal_input(terminal: Terminal) -> int | None:
+    """A descriptor of what the user types, also where stdin is a pipe; None where nobody sees a question."""
+    if not terminal.stream.isatty():
+        return None
+    with contextlib.suppress(OSError):
+        return os.open("/dev/tty", os.O_RDONLY | getattr(os, "O_NOCTTY", 0))
+    with contextlib.suppress(OSError):
+        return os.dup(0) if os.isatty(0) else None
+    return None
+
+
+def read_line(source: int, end: threading.Event) -> str:
+    """What is typed up to a line's end, "" once `end` is set: the run was stopped meanwhile."""
+    import select
+
+    while os.name == "posix" and not select.select([source], [], [], 0.1)[0]:
+        if end.is_set():
+            return ""
+    return os.read(source, 1024).decode("utf-8", "replace")
+
+
 # --- progress -------------------------------------------------------------------------------------------------------
 
 
@@ -739,6 +767,19 @@ class Progress:
         self._end.set()
         with self._painting:
             self.terminal.status("")
+
+    def ask(self, forecast: rlm.Forecast) -> bool:
+        """Whether the user says yes to a batch, on the terminal; without one, and to Ctrl-C, the answer is no."""
+        end = self._end
+        if (source := terminal_input(self.terminal)) is None:
+            return False
+        try:
+            with self._painting:  # nothing repaints the question
+                self.terminal.status("")
+                self.terminal.ask(f"rlm: {forecast}. Go on? [y/N] ")
+                return read_line(source, end).strip().lower() in ("y", "yes")
+        finally:
+            os.close(source)
 
     def _tick(self, end: threading.Event) -> None:
         while not end.wait(0.1 if self.terminal.live else 10):
@@ -817,7 +858,9 @@ def summary(result: rlm.CompletionResult) -> str:
 def declare_run(parser: argparse.ArgumentParser) -> None:
     parser.usage = f'{parser.prog} "PROMPT" [-c FILE_OR_FOLDER_OR_GLOB] [options]'
     parser.add_argument("words", nargs="*", metavar="PROMPT", help="the prompt; - reads it from stdin")
-    parser.add_argument("-c", "--context", action="append", metavar="PATH", help="file, folder or glob; - is stdin")
+    parser.add_argument(
+        "-c", "--context", action="append", metavar="PATH", help="file, folder, glob or https://…; - is stdin"
+    )
     parser.add_argument("-s", "--system", metavar="TEXT", help="additional instructions for the model")
     parser.add_argument("--stream", action="store_true", help="stream a plain completion, without a REPL")
     declare_output(parser)
@@ -952,6 +995,7 @@ def execute_and_report(
                 "config": args.config,
                 "on_event": listen,
                 "on_progress": progress.update,
+                "on_confirm": progress.ask,
             }
             with prints_to_stderr(), rlm.RLM(**how) as runtime:
                 result = ask(runtime)
@@ -1178,6 +1222,36 @@ def show_run(path: str, shell: Invocation) -> int:
         shell.write(encodable(sys.stdout, plain_but_styled(text)) + "\n")
     for problem in problems:
         shell.terminal.write_line(f"rlm: {path}: {problem}")
+    return EXIT_OK
+
+
+def declare_cost(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"{parser.prog} [DIR ...] [--by model|day|project] [--json]"
+    parser.add_argument("words", nargs="*", metavar="DIR", help="folders of journals (default: as configured)")
+    parser.add_argument("--by", choices=rlm_viz.COST_KEYS, default="model", help="what a row is (default model)")
+    parser.add_argument("--dir", "--log-dir", metavar="DIR", help="the same as DIR")
+    parser.add_argument("--json", action="store_true", help="{by, rows, total} as JSON")
+
+
+def cost(args: argparse.Namespace, shell: Invocation) -> int:
+    """`rlm cost`: what the runs in the journals have cost."""
+    folders = args.words or [log_folder(args)]
+    for folder in args.words:
+        if not os.path.isdir(folder):
+            raise rlm.ConfigError(f"there is no folder {folder!r}", hint="a folder of journals, such as ./logs")
+    sums = rlm_viz.costs(folders, args.by)
+    if shell.form == "json":
+        shell.print_json(sums)
+    elif not sums["rows"]:
+        shell.terminal.write_line(f"no calls in {', '.join(folders)}")
+    else:
+        width = max(24, min(60, max(len(row["key"]) for row in sums["rows"])))
+        heads = ("runs", "calls", "input", "cached", "output")
+        shell.show(f"{args.by:<{width}}" + "".join(f"  {head:>11}" for head in heads) + f"  {'cost':>14}")
+        for row in (*sums["rows"], sums["total"]):
+            price = rlm_viz.money(row["cost_usd"], row["unpriced"])
+            figures = "".join(f"  {row[head]:>11,}" for head in heads)
+            shell.show(f"{one_line(row['key'], width):<{width}}{figures}  {price:>14}")
     return EXIT_OK
 
 
@@ -1438,7 +1512,7 @@ A line that ends in \\ goes on in the next; a line that is \"\"\" begins and end
 
 def declare_chat(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [-c FILE_OR_FOLDER_OR_GLOB] [options]"
-    parser.add_argument("-c", "--context", action="append", metavar="PATH", help="file, folder or glob")
+    parser.add_argument("-c", "--context", action="append", metavar="PATH", help="file, folder, glob or https://…")
     parser.add_argument("-s", "--system", metavar="TEXT", help="additional instructions for the model")
     parser.add_argument("--resume", metavar="ID", help="continue an earlier conversation")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
@@ -1578,7 +1652,7 @@ def chat(args: argparse.Namespace, shell: Invocation) -> int:
     values = rlm_config.load_config(given, config=args.config).values
     progress = Progress(shell.terminal, values, quiet=args.quiet, verbose=bool(values["verbose"]))
     with prints_to_stderr():
-        heard = {"on_event": progress.update, "on_progress": progress.update}
+        heard = {"on_event": progress.update, "on_progress": progress.update, "on_confirm": progress.ask}
         opened = rlm.RLM(**{**given, "verbose": False, "config": args.config, **heard})
     with opened as runtime:
         if sys.stdin.isatty():
@@ -1638,7 +1712,7 @@ def batch(args: argparse.Namespace, shell: Invocation) -> int:
             progress.count(row)
             results.add(row)
 
-        heard = {"on_event": progress.update, "on_progress": progress.update}
+        heard = {"on_event": progress.update, "on_progress": progress.update, "on_confirm": progress.ask}
         opened = {**given, "verbose": False, "config": args.config, **heard}
         with prints_to_stderr(), rlm.RLM(**opened) as runtime, progress:
             how = {"max_workers": args.jobs, "on_result": on_result, "one_ledger": args.one_budget}
@@ -2695,6 +2769,7 @@ COMMANDS = {
     "resume": Command("continue a stopped run", declare_resume, resume),
     "replay": Command("re-run a recorded run without calling a model", declare_replay, replay),
     "logs": Command("list runs, show a run's call tree, or follow a run", declare_logs, logs),
+    "cost": Command("sum what runs have cost, by model, day or project", declare_cost, cost),
     "visualize": Command("render runs as an HTML page, or serve them locally", declare_visualize, visualize),
     "export": Command("export runs as OpenTelemetry spans, training samples or a notebook", declare_export, export),
     "demo": Command("see rlm work without an API key (the model is scripted)", declare_demo, demo),
