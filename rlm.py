@@ -34,6 +34,7 @@ if __name__ == "__main__":  # one copy of this module: everything else imports i
     except KeyboardInterrupt:  # before the command line could take it
         raise SystemExit(130) from None
 
+import builtins
 import contextlib
 import dataclasses
 import json
@@ -52,7 +53,17 @@ if TYPE_CHECKING or not __package__:
     import rlm_backends
     import rlm_sandbox
     import rlm_tools
-    from rlm_config import LIMITS, OPTIONS, ConfigError, RLMError, rebuild_error, require_encoding, sha256, shorten
+    from rlm_config import (
+        LIMITS,
+        OPTIONS,
+        ConfigError,
+        RLMError,
+        rebuild_error,
+        require_encoding,
+        server_secrets,
+        sha256,
+        shorten,
+    )
     from rlm_config import Configuration as Configuration
     from rlm_config import Options as Options
     from rlm_config import load_config as load_config
@@ -63,7 +74,17 @@ if TYPE_CHECKING or not __package__:
     from rlm_tools import Tool, to_json, tool
 else:  # vendored into a package
     from . import rlm_backends, rlm_sandbox, rlm_tools
-    from .rlm_config import LIMITS, OPTIONS, ConfigError, RLMError, rebuild_error, require_encoding, sha256, shorten
+    from .rlm_config import (
+        LIMITS,
+        OPTIONS,
+        ConfigError,
+        RLMError,
+        rebuild_error,
+        require_encoding,
+        server_secrets,
+        sha256,
+        shorten,
+    )
     from .rlm_config import Configuration as Configuration
     from .rlm_config import Options as Options
     from .rlm_config import load_config as load_config
@@ -1310,6 +1331,8 @@ def system_prompt(node: Node) -> str:
     text = run.custom_prompt or {"full": _FULL, "small": _SMALL}[run.profile.name]
     for name, part in parts.items():
         text = text.replace("{%s}" % name, part)  # noqa: UP031 - an f-string with four braces
+    if run.servers:
+        text += f"\n{run.servers.line()}"
     own = [tool for tool in run.tools if not tool.name.startswith("file_")]
     if run.profile.guides and own and not run.custom_prompt:
         listed = "; ".join(f"{_signature(tool)}: {tool.description[:200]}" for tool in own)
@@ -2462,9 +2485,14 @@ class CompletionResult:
 
 def _viz() -> Any:
     """rlm_viz, imported when something is to be shown."""
+    return _sibling("rlm_viz")
+
+
+def _sibling(name: str) -> Any:
+    """One of our modules that few runs need, imported now."""
     import importlib
 
-    return importlib.import_module(f"{__package__}.rlm_viz" if __package__ else "rlm_viz")
+    return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
 
 
 class Replayed(NamedTuple):
@@ -2495,7 +2523,9 @@ class Run:
         *,
         replaying: bool = False,
         group: Batch | None = None,
+        servers: Any = None,  # a rlm_mcp.ServerSet
     ) -> None:
+        self.servers = servers
         self.profile = profile_for(backend, options.prompt)
         self.custom_prompt = "" if options.prompt in (None, *_PROFILES) else read_prompt(str(options.prompt))
         self.options = options
@@ -2775,6 +2805,8 @@ class Run:
         for sandbox in sandboxes:
             if hasattr(sandbox, "interrupt"):
                 sandbox.interrupt()
+        if self.servers:
+            self.servers.interrupt()
 
     def abort(self, reason: BaseException) -> None:
         """Ctrl-C: stop every thread and sandbox of the tree now, and leave a journal that can be resumed."""
@@ -2786,6 +2818,8 @@ class Run:
             self._in_flight.clear()
         for sandbox in sandboxes:
             sandbox.kill() if hasattr(sandbox, "kill") else sandbox.close()
+        if self.servers:
+            self.servers.interrupt()
         with contextlib.suppress(RLMError):
             for flight in flights:
                 self._abandon(flight, "interrupted")
@@ -2797,6 +2831,8 @@ class Run:
             self._sandboxes.clear()
         for sandbox in sandboxes:
             sandbox.close()
+        if self.servers:
+            self.servers.close()
         self.journal.close()
 
     def totals(self) -> dict[str, Any]:
@@ -3250,6 +3286,7 @@ class Node:
             base_url=_without_login(getattr(run.backend, "base_url", None)),
             tools=[] if self.protocol == "stream" else [tool.name for tool in run.tools],
             tool_schemas=run.tool_schemas if self.protocol == "tools" else None,
+            mcp=run.servers.recorded() if run.servers and first and not self.key else None,
             version=__version__,
         )
         run.write("start", parent=self.parent, depth=self.depth, **fields)
@@ -3875,9 +3912,13 @@ class Node:
         }
         for tool in self.run.tools:
             plans[tool.name] = self._tool_plan(tool)
+        if servers := self.run.servers:
+            plans["tools"] = lambda word="": partial(servers.find, word)
         functions: dict[str, Any] = {
             name: HostFunction(self, plan, batched=name == "llm_query_batched") for name, plan in plans.items()
         }
+        if servers:
+            functions.update(servers.namespaces(lambda tool: HostFunction(self, self._remote_tool_plan(tool))))
         return {**functions, "chunks": rlm_sandbox.Chunks(self.run.subcall_characters)}
 
     def _key(self, function: str, *parts: Any) -> str:
@@ -4081,38 +4122,51 @@ class Node:
     def _tool_plan(self, tool: Tool) -> Callable[..., Callable[[], Any]]:
         def plan(*args: Any, **kwargs: Any) -> Callable[[], Any]:
             arguments = tool.bind(*args, **kwargs)
-            key = self._key(tool.name, arguments)
-            cell = self.cells
-            return lambda: self._tool_from_code(tool, arguments, key, cell)
+            call = partial(rlm_tools.call_tool, tool, arguments)
+            return partial(
+                self._tool_from_code, tool.name, call, arguments, self._key(tool.name, arguments), self.cells
+            )
 
         return plan
 
-    def _tool_from_code(self, tool: Tool, arguments: dict[str, Any], key: str, cell: int) -> Any:
+    def _remote_tool_plan(self, tool: Any) -> Callable[..., Callable[[], Any]]:
+        """The same for a tool of an MCP server."""
+
+        def plan(*args: Any, **kwargs: Any) -> Callable[[], Any]:
+            arguments, name = tool.arguments(*args, **kwargs), tool.full_name
+            call = partial(self.run.servers.call, tool, arguments)
+            return partial(self._tool_from_code, name, call, arguments, self._key(name, arguments), self.cells)
+
+        return plan
+
+    def _tool_from_code(
+        self, name: str, call: Callable[[], Any], arguments: dict[str, Any], key: str, cell: int
+    ) -> Any:
         """A tool called by the model's code: its result as Python data, journalled so that a re-run gets the same."""
         recorded = self.run.recording.keyed.get(key)
         if recorded is not None and (recorded.get("error") or "result" in recorded):
-            self.run.add_tool_call(tool.name, arguments, self, is_error=bool(recorded.get("error")))
+            self.run.add_tool_call(name, arguments, self, is_error=bool(recorded.get("error")))
             if recorded.get("error"):
                 raise _recorded_error(recorded["error"])
             return rlm_sandbox.unpack(recorded["result"])
         if self.run.replaying:
-            raise ConfigError(f"the recording has no result of {tool.name}", hint="record the run again")
+            raise ConfigError(f"the recording has no result of {name}", hint="record the run again")
         started = time.monotonic()
         result, error = None, None
         try:
-            result = self.run.bounded(lambda: rlm_tools.call_tool(tool, arguments))
+            result = self.run.bounded(call)
         except Exception as raised:  # whatever a tool raises belongs to the code that called it
             self.run.ledger.check()
             error = raised
         if recorded is None:
-            fields: Event = {"key": key, "from_cell": cell, "name": tool.name, **packed("arguments", arguments)}
+            fields: Event = {"key": key, "from_cell": cell, "name": name, **packed("arguments", arguments)}
             if error is None:
                 fields.update(packed("result", result))
             shown = f"{type(error).__name__}: {error}" if error else _cut(rlm_tools.render(result), 2000)
-            results = [{"id": key, "name": tool.name, "content": shown, "is_error": error is not None}]
+            results = [{"id": key, "name": name, "content": shown, "is_error": error is not None}]
             fields.update(tool_calls=[key], tool_results=results, error=shown if error else None)
             self._write_tool(turn=self.turn, **fields, duration_ms=_ms_since(started))
-        self.run.add_tool_call(tool.name, arguments, self, is_error=error is not None)
+        self.run.add_tool_call(name, arguments, self, is_error=error is not None)
         if error is not None:
             raise error
         return result
@@ -4358,6 +4412,7 @@ class RLM:
         cache: bool | None = None,
         schema: Any = None,
         tools: list[Any] | None = None,
+        mcp: dict[str, Any] | list[str] | None = None,
         allowed_paths: list[str] | None = None,
         allowed_imports: list[str] | None = None,
         require: str | None = None,
@@ -4484,30 +4539,61 @@ class RLM:
                 rlm_sandbox.docker_engine()  # before anything is sent, and before a thread imports what the SDK needs
             except rlm_sandbox.SandboxError as error:
                 raise sandbox_error(error) from error
+        servers = self._servers(recording, is_new=go_on is None and log, is_live=log)
         environ = self.configuration.environ
         keys = [environ.get(name, "") for name in rlm_backends.key_variables()]
+        keys += server_secrets(options.mcp, environ)
         printer = _printer(options.verbose)
         listeners = [on for on in (printer, self._on_event) if on is not None]
         line = None if options.verbose else printer  # a notebook's line tells what goes on between events, too
         watchers = [on for on in (line, self._on_progress) if on is not None]
         path = go_on or (self._journal_path(trajectory_id) if log else None)
         unnamed = origins["log_dir"] == "default" and os.path.dirname(path or "") == OPTIONS["log_dir"].default
-        journal = Journal(
-            path,
-            trajectory_id,
-            secrets=[*keys, options.api_key or "", options.snipara_api_key or ""],
-            on_event=_to_all(listeners),
-            on_progress=_to_all(watchers),
-            append=go_on is not None,
-            follow_links=not unnamed,
-        )
+        journal = None
         try:
-            return Run(options, backend, tools, journal, recording, replaying=not log, group=group)
+            journal = Journal(
+                path,
+                trajectory_id,
+                secrets=[*keys, options.api_key or "", options.snipara_api_key or ""],
+                on_event=_to_all(listeners),
+                on_progress=_to_all(watchers),
+                append=go_on is not None,
+                follow_links=not unnamed,
+            )
+            return Run(options, backend, tools, journal, recording, replaying=not log, group=group, servers=servers)
         except BaseException:  # an unreadable prompt, a sub-model without a key: nothing has begun
-            journal.close()
-            if journal.path is not None and go_on is None:
+            if servers:
+                servers.close()
+            if journal is not None:
+                journal.close()
+            if journal is not None and journal.path is not None and go_on is None:
                 os.unlink(journal.path)
             raise
+
+    def _servers(self, recording: Recording, *, is_new: bool, is_live: bool) -> Any:
+        """The MCP servers of a run, connected if it is new, else as the journal has them; None where there are none."""
+        specs = self.options.mcp or {}
+        recorded = recording.starts.get("n0", {}).get("mcp")
+        if not (specs if is_new else recorded):
+            return None
+        try:
+            servers = _sibling("rlm_mcp").ServerSet(specs, self.configuration.environ)
+            if is_new:
+                taken = {*_REPL_NAMES, *(tool.name for tool in self.tools)}
+                if clash := sorted(taken & {"tools", *servers.specs} | {*servers.specs} & {"tools", *dir(builtins)}):
+                    raise rlm_tools.ToolError(
+                        f"two things are called {clash[0]!r}, one of them for MCP", hint="rename one"
+                    )
+                self._loading(f"starting MCP servers: {', '.join(specs)}")
+                servers.connect()
+            else:
+                servers.restore(recorded)
+                if is_live and (missing := servers.missing()):
+                    message = f"the run had the MCP server {missing[0]!r}, which is not configured now"
+                    raise rlm_tools.ToolError(message, hint=f"write [mcp.{missing[0]}] in rlm.toml again")
+        except rlm_tools.ToolError as error:
+            raise ConfigError(str(error), hint=error.hint) from error
+        return servers
 
     # completing
 

@@ -473,7 +473,7 @@ def declare_options(parser: argparse.ArgumentParser, title: str = "options of a 
                 *flags, dest=name, action=argparse.BooleanOptionalAction, default=None, help=_said(text, row)
             )
         else:
-            repeat = "append" if kind.startswith("list") or name in rlm_config.PAIRS else "store"
+            repeat = "append" if kind.startswith("list") or name in (*rlm_config.PAIRS, "mcp") else "store"
             group.add_argument(*flags, dest=name, action=repeat, metavar=metavar(name), help=_said(text, row))
     group.add_argument("--no-log", action="store_true", help="write no journal (and so no resume)")
 
@@ -523,7 +523,8 @@ def _option_value(name: str, value: Any) -> Any:
     if name in rlm_config.PAIRS:
         return rlm_config.parse_params(value, flags_of(name)[0])
     if isinstance(value, list):
-        return [item for text in value for item in rlm_config.parse_option(name, text, flag)]
+        items = [rlm_config.parse_option(name, text, flag) for text in value]
+        return items[-1] if isinstance(items[-1], dict) else [item for part in items for item in part]
     if isinstance(value, bool):
         return value
     choices = rlm_config.OPTIONS[name].metadata["choices"] or (value,)
@@ -2026,6 +2027,8 @@ def shown_value(name: str, value: Any) -> Any:
     """An option's value as it may be shown: a key as its last four characters, a URL without its password."""
     if value and name.endswith("api_key"):
         return masked(str(value))
+    if value and name == "mcp":
+        return rlm_config.shown_servers(value)
     return re.sub(r"//[^/@\s]+@", "//…@", value) if isinstance(value, str) else value
 
 
