@@ -99,18 +99,18 @@ class Wire:
             self._poll.register(self._in, 0)  # only POLLHUP: a client that left while its pipe is full
 
     def lines(self) -> Iterator[bytearray | None]:
-        """Each line without its newline; None for one longer than MAX_LINE, which is skipped, not stored."""
-        line, too_long = bytearray(), False
+        """Each line without its newline; None for one as soon as it is longer than MAX_LINE: it is skipped."""
+        line, is_skipped = bytearray(), False
         while chunk := os.read(self._in, 1 << 18):
-            *ended, rest = chunk.split(b"\n")
-            for piece in ended:
-                too_long = too_long or len(line) + len(piece) > MAX_LINE
-                line += piece
-                yield None if too_long else line
-                line, too_long = bytearray(), False
-            line += rest
-            if too_long or len(line) > MAX_LINE:
-                line, too_long = bytearray(), True
+            for number, piece in enumerate(chunk.split(b"\n")):
+                if number and not is_skipped:
+                    yield line
+                if number:
+                    line, is_skipped = bytearray(), False
+                line += b"" if is_skipped else piece
+                if len(line) > MAX_LINE:
+                    line, is_skipped = bytearray(), True
+                    yield None
         if line:
             yield line
 
@@ -3421,9 +3421,9 @@ class StdioConnection(Connection):
         with contextlib.suppress(OSError, ValueError):
             for line in self.wire.lines():
                 if line is None:
-                    self._fail_pending(f"sent a message of more than {MAX_LINE >> 20} MB", "ask it for less at once")
-                else:
-                    self._take(line)
+                    self._end(f"sent a message of more than {MAX_LINE >> 20} MB")
+                    break
+                self._take(line)
                 if self._strays > MAX_STRAYS:
                     self._end(f"floods: {self._strays:,} messages that answer nothing")
                     break
@@ -3607,6 +3607,8 @@ class HTTPConnection(Connection):
         stream = headers.get("content-type", "").partition(";")[0].strip() == "text/event-stream"
         backends = sibling("rlm_backends")
         for text in backends._events(iter([body])) if stream else [body]:
+            if not text.strip():  # an event with an id alone
+                continue
             try:
                 found = backends.from_json(text)
             except ValueError as error:
