@@ -4524,6 +4524,7 @@ class RLM:
         go_on: str | None = None,  # the journal to append to
         log: bool = True,
         group: Batch | None = None,
+        servers: Callable[[], Any] | None = None,
     ) -> Run:
         options, backend, tools = self.options, self.backend, self.tools
         if log:
@@ -4539,7 +4540,6 @@ class RLM:
                 rlm_sandbox.docker_engine()  # before anything is sent, and before a thread imports what the SDK needs
             except rlm_sandbox.SandboxError as error:
                 raise sandbox_error(error) from error
-        servers = self._servers(recording, is_new=go_on is None and log, is_live=log)
         environ = self.configuration.environ
         keys = [environ.get(name, "") for name in rlm_backends.key_variables()]
         keys += server_secrets(options.mcp, environ)
@@ -4549,6 +4549,7 @@ class RLM:
         watchers = [on for on in (line, self._on_progress) if on is not None]
         path = go_on or (self._journal_path(trajectory_id) if log else None)
         unnamed = origins["log_dir"] == "default" and os.path.dirname(path or "") == OPTIONS["log_dir"].default
+        open_servers = servers() if servers else None
         journal = None
         try:
             journal = Journal(
@@ -4560,40 +4561,48 @@ class RLM:
                 append=go_on is not None,
                 follow_links=not unnamed,
             )
-            return Run(options, backend, tools, journal, recording, replaying=not log, group=group, servers=servers)
+            return Run(
+                options, backend, tools, journal, recording, replaying=not log, group=group, servers=open_servers
+            )
         except BaseException:  # an unreadable prompt, a sub-model without a key: nothing has begun
-            if servers:
-                servers.close()
+            if open_servers:
+                open_servers.close()
             if journal is not None:
                 journal.close()
             if journal is not None and journal.path is not None and go_on is None:
                 os.unlink(journal.path)
             raise
 
-    def _servers(self, recording: Recording, *, is_new: bool, is_live: bool) -> Any:
-        """The MCP servers of a run, connected if it is new, else as the journal has them; None where there are none."""
-        specs = self.options.mcp or {}
-        recorded = recording.starts.get("n0", {}).get("mcp")
-        if not (specs if is_new else recorded):
+    def _connected_servers(self) -> Any:
+        """The configured MCP servers, started, for one run; None where there are none."""
+        if not self.options.mcp:
             return None
+        taken = {*_REPL_NAMES, *(tool.name for tool in self.tools), *dir(builtins)}
         try:
-            servers = _sibling("rlm_mcp").ServerSet(specs, self.configuration.environ)
-            if is_new:
-                taken = {*_REPL_NAMES, *(tool.name for tool in self.tools)}
-                if clash := sorted(taken & {"tools", *servers.specs} | {*servers.specs} & {"tools", *dir(builtins)}):
-                    raise rlm_tools.ToolError(
-                        f"two things are called {clash[0]!r}, one of them for MCP", hint="rename one"
-                    )
-                self._loading(f"starting MCP servers: {', '.join(specs)}")
-                servers.connect()
-            else:
-                servers.restore(recorded)
-                if is_live and (missing := servers.missing()):
-                    message = f"the run had the MCP server {missing[0]!r}, which is not configured now"
-                    raise rlm_tools.ToolError(message, hint=f"write [mcp.{missing[0]}] in rlm.toml again")
+            servers = _sibling("rlm_mcp").ServerSet(self.options.mcp, self.configuration.environ)
+            names = [*servers.specs, "tools"]  # the last is that of the function that searches them
+            if clash := [name for name in names if name in taken or names.count(name) > 1]:
+                raise rlm_tools.ToolError(f"{clash[0]!r} is wanted for MCP, but the REPL has one", hint="rename one")
+            self._loading(f"starting MCP servers: {', '.join(self.options.mcp)}")
+            servers.connect()
         except rlm_tools.ToolError as error:
             raise ConfigError(str(error), hint=error.hint) from error
         return servers
+
+    def _recorded_servers(self, recording: Recording, *, live: bool = True) -> Callable[[], Any]:
+        """What makes the MCP servers of a recorded run; they are started for what the journal does not hold."""
+        recorded = recording.starts.get("n0", {}).get("mcp")
+        missing = sorted(set(recorded or {}) - {re.sub(r"\W", "_", name) for name in self.options.mcp or {}})
+        if live and missing:
+            message = f"the run had the MCP server {missing[0]!r}, which is not configured now"
+            raise ConfigError(message, hint=f"write [mcp.{missing[0]}] in rlm.toml again")
+
+        def restored() -> Any:
+            servers = _sibling("rlm_mcp").ServerSet(self.options.mcp or {}, self.configuration.environ)
+            servers.restore(recorded)
+            return servers
+
+        return restored if recorded else lambda: None
 
     # completing
 
@@ -4625,7 +4634,7 @@ class RLM:
         if self.backend is not None and self.options.environment == "local":
             rlm_sandbox.warm(self.options.allowed_imports or ())  # while this thread reads tools and loads HTTP
         schema = self._schema()
-        run = self._new_run(new_id(), Recording(), group=group)
+        run = self._new_run(new_id(), Recording(), group=group, servers=self._connected_servers)
         node = Node(run, context, instructions=system or "", schema=schema)
         try:
             return self._supervise(run, node, lambda: node.finish(prompt))
@@ -4774,7 +4783,7 @@ class RLM:
         context = rlm._recorded_context(root, path)
         rlm._require_recorded(root)
         schema = rlm._schema()
-        run = rlm._new_run(root["trajectory_id"], recording, go_on=path)
+        run = rlm._new_run(root["trajectory_id"], recording, go_on=path, servers=rlm._recorded_servers(recording))
         run.write("resume", node="n0", lines=len(recording.turns), limits=raised_limits)
         node = Node(run, context, instructions=root.get("instructions") or "", schema=schema)
         context_of = partial(rlm._recorded_context, path=path)
@@ -4793,7 +4802,9 @@ class RLM:
         rlm = self._as_recorded(recording, {"backend": ReplayBackend(recording)}, path)
         root = recording.starts["n0"]
         context = rlm._recorded_context(root, path)
-        run = rlm._new_run(root["trajectory_id"], recording, log=False)
+        run = rlm._new_run(
+            root["trajectory_id"], recording, log=False, servers=rlm._recorded_servers(recording, live=False)
+        )
         run.journal.path = path
         node = Node(run, context, instructions=root.get("instructions") or "", schema=rlm._schema())
         context_of = partial(rlm._recorded_context, path=path)

@@ -2181,6 +2181,7 @@ def doctor(args: argparse.Namespace, shell: Shell) -> int:
         *check_model(settings),
         check_local_models(),
         *check_tools(settings),
+        *check_mcp(settings),
         check_sandbox(settings),
         check_docker(settings),
         check_logs(settings),
@@ -2348,6 +2349,20 @@ def check_tools(settings: rlm_config.Configuration) -> list[Check]:
         except rlm_tools.ToolError as error:
             troubles.append(Check("tools", "fail", one_line(error, 300), error.hint or "--tools FILE_OR_MODULE"))
     return [*troubles, *([Check("tools", "ok", ", ".join(names))] if names else [])]
+
+
+def check_mcp(settings: rlm_config.Configuration) -> list[Check]:
+    """A line for each configured MCP server: it is started, asked for its tools, and ended."""
+    checks = []
+    for name, spec in (settings.values["mcp"] or {}).items():
+        try:
+            servers = rlm_mcp.ServerSet({name: spec}, settings.environ)
+            servers.connect()
+            servers.close()
+            checks.append(Check("mcp", "ok", f"{name}: {sum(map(len, servers.tools.values()))} tools"))
+        except rlm_tools.ToolError as error:
+            checks.append(Check("mcp", "fail", one_line(error, 300), error.hint))
+    return checks
 
 
 def check_local_models() -> Check:

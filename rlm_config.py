@@ -217,7 +217,7 @@ class Options:
     tools: list[Any] | None = _option(None, "Tool objects, files or modules that hold some", example=["my_tools.py"])
     mcp: dict[str, Any] | None = _option(
         None,
-        "MCP servers whose tools code may call; --mcp NAME: those of the configured ones (none: no server)",
+        "MCP servers whose tools code may call; --mcp NAME: those of the configured ones",
         metavar="NAME",
         example={"docs": {"command": ["docs-server", "--stdio"]}},
         secret=True,

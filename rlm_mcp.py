@@ -3001,7 +3001,7 @@ def _check(words: list[str], environ: Mapping[str, str], title: str) -> int:
 
 # --- the client: other servers' tools as Python functions -------------------------------------------------------------
 #
-# ServerSet (all of one run) -> Connection, which speaks either era -> StdioConnection or HTTPConnection, which carries it
+# ServerSet (all of one run) -> Connection, which speaks either era: a StdioConnection or an HTTPConnection
 
 CALL_SECONDS = 60.0  # that a server has to start, and to answer each call, unless its `timeout` says otherwise
 PROBE_SECONDS = 5.0  # after which a server that does not answer server/discover is taken for an older one
@@ -3753,10 +3753,6 @@ class ServerSet:
             for name, tools in self.tools.items()
         }
 
-    def missing(self) -> list[str]:
-        """Servers of the journal that the configuration does not have."""
-        return [name for name in self.tools if name not in self.specs]
-
     def _tell_schemas(self, name: str, connection: Connection) -> None:
         if isinstance(connection, HTTPConnection):
             connection.schemas = {tool.own_name: tool.parameters for tool in self.tools[name].values()}
@@ -3832,7 +3828,7 @@ class ServerSet:
         """The one line of the prompt, however many tools there are."""
         counts = [f"{name} ({_counted(tools)})" for name, tools in self.tools.items()]
         return (
-            f"Also in Python, the tools of MCP servers: {', '.join(counts)}. help({next(iter(self.tools))}) lists them, "
+            f"Also in Python, tools of MCP servers: {', '.join(counts)}. help({next(iter(self.tools))}) lists them, "
             'tools("word") finds some; SERVER.TOOL(argument=…) returns data.'
         )
 

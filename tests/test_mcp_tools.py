@@ -390,7 +390,9 @@ WAYS: dict[str, str] = {
     ),
     "floods": "MCP server 'depot' floods: 10,001 messages that answer nothing",
     "endless": "MCP server 'depot' sent a message of more than 64 MB",
-    "hangs": "MCP server 'depot' did not answer go in 1 s; next: ask for less, or give it longer: timeout in [mcp.depot]",
+    "hangs": (
+        "MCP server 'depot' did not answer go in 1 s; next: ask for less, or give it longer: timeout in [mcp.depot]"
+    ),
     "wrong ids": "MCP server 'depot' did not answer go in 1 s; it sent 6 messages that answer nothing",
     "deep": "MCP server 'depot' sent JSON that cannot be read: ",
     "many": "MCP server 'depot' sent JSON that cannot be read: ",
