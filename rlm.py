@@ -1332,7 +1332,7 @@ def system_prompt(node: Node) -> str:
     for name, part in parts.items():
         text = text.replace("{%s}" % name, part)  # noqa: UP031 - an f-string with four braces
     if run.servers:
-        text += f"\n{run.servers.line()}"
+        text += f"\n{run.servers.prompt_line()}"
     own = [tool for tool in run.tools if not tool.name.startswith("file_")]
     if run.profile.guides and own and not run.custom_prompt:
         listed = "; ".join(f"{_signature(tool)}: {tool.description[:200]}" for tool in own)
@@ -3913,7 +3913,7 @@ class Node:
         for tool in self.run.tools:
             plans[tool.name] = self._tool_plan(tool)
         if servers := self.run.servers:
-            plans["tools"] = lambda word="": partial(servers.find, word)
+            plans["tools"] = lambda word="": partial(servers.search, word)
         functions: dict[str, Any] = {
             name: HostFunction(self, plan, batched=name == "llm_query_batched") for name, plan in plans.items()
         }
@@ -4549,7 +4549,10 @@ class RLM:
         watchers = [on for on in (line, self._on_progress) if on is not None]
         path = go_on or (self._journal_path(trajectory_id) if log else None)
         unnamed = origins["log_dir"] == "default" and os.path.dirname(path or "") == OPTIONS["log_dir"].default
-        open_servers = servers() if servers else None
+        try:
+            open_servers = servers() if servers else None
+        except rlm_tools.ToolError as error:
+            raise ConfigError(str(error), hint=error.hint) from error
         journal = None
         try:
             journal = Journal(
@@ -4577,16 +4580,13 @@ class RLM:
         """The configured MCP servers, started, for one run; None where there are none."""
         if not self.options.mcp:
             return None
+        servers = _sibling("rlm_mcp").ServerSet(self.options.mcp, self.configuration.environ)
         taken = {*_REPL_NAMES, *(tool.name for tool in self.tools), *dir(builtins)}
-        try:
-            servers = _sibling("rlm_mcp").ServerSet(self.options.mcp, self.configuration.environ)
-            names = [*servers.specs, "tools"]  # the last is that of the function that searches them
-            if clash := [name for name in names if name in taken or names.count(name) > 1]:
-                raise rlm_tools.ToolError(f"{clash[0]!r} is wanted for MCP, but the REPL has one", hint="rename one")
-            self._loading(f"starting MCP servers: {', '.join(self.options.mcp)}")
-            servers.connect()
-        except rlm_tools.ToolError as error:
-            raise ConfigError(str(error), hint=error.hint) from error
+        names = [*servers.specs, "tools"]  # the last is that of the function that searches them
+        if clash := [name for name in names if name in taken or names.count(name) > 1]:
+            raise ConfigError(f"{clash[0]!r} is wanted for MCP, but the REPL has one", hint="rename one")
+        self._loading(f"starting MCP servers: {', '.join(self.options.mcp)}")
+        servers.connect()
         return servers
 
     def _recorded_servers(self, recording: Recording, *, live: bool = True) -> Callable[[], Any]:

@@ -289,9 +289,11 @@ def load_config(
     untrusted: set[str] = set()
     for path, is_project in files:
         table, trusted = read_toml(path, is_project, without)
-        if isinstance(values["mcp"], dict) and isinstance(table.get("mcp", [None])[0], dict):
+        if "mcp" in table:
             servers, origin = table["mcp"]
-            table["mcp"] = {**values["mcp"], **servers}, origin  # those of both files
+            known: dict[str, Any] = values["mcp"] or {}
+            both = {**known, **servers} if isinstance(servers, dict) else servers
+            table["mcp"] = _chosen_servers(both, known, origin), origin
         _merge(values, origins, table)
         if not trusted:
             untrusted = {origin for _, origin in table.values()}

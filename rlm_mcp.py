@@ -3006,11 +3006,12 @@ def _check(words: list[str], environ: Mapping[str, str], title: str) -> int:
 CALL_SECONDS = 60.0  # that a server has to start, and to answer each call, unless its `timeout` says otherwise
 PROBE_SECONDS = 5.0  # after which a server that does not answer server/discover is taken for an older one
 EXIT_SECONDS = 1.0  # that a server has to end by itself, and again after SIGTERM
-MAX_RESTARTS = 3
+MAX_STARTS = 4  # of one server in a run
 MAX_REMOTE_TOOLS = 2_000  # of one server
+MAX_CATALOGUE = 4_000_000  # characters of its list of tools
 MAX_SCHEMA = 64_000  # characters of one tool's schemas; a tool with larger ones is called without
 MAX_HELP = 1_000_000  # characters of all tools' help
-MAX_STRAYS = 10_000  # messages in a row that answer nothing: a flood
+MAX_UNMATCHED = 10_000  # messages in a row that answer nothing: a flood
 STDERR_CHARS = 2_000
 # What the official SDKs hand on to a server: no key is in these.
 INHERITED = (
@@ -3069,7 +3070,7 @@ class RemoteTool(NamedTuple):
             "required": [names[name] for name in required],
         }
         try:
-            line: str = sibling("rlm_tools").signature(_Listed(self.full_name, schema))
+            line: str = sibling("rlm_tools").signature(self._replace(name=self.full_name, parameters=schema))
         except (TypeError, ValueError, KeyError, AttributeError, RecursionError):  # a schema that is none
             return f"{self.server}.{self.signature(types=False)}"
         return line[:1000]
@@ -3090,7 +3091,7 @@ class RemoteTool(NamedTuple):
     def _returned(self) -> Mapping[str, Any]:
         return _mapping(_mapping(self.returns).get("properties"))
 
-    def value(self, result: Message) -> Any:
+    def to_python(self, result: Message) -> Any:
         """A result as Python data.
 
         That is its structured content (and of that what a server wrapped as {"result": …}, since only objects travel
@@ -3105,13 +3106,6 @@ class RemoteTool(NamedTuple):
             data = data["result"]
         pictures = [_block_value(block) for block in blocks if block.get("type") in ("image", "audio")]
         return [data, *pictures] if pictures else data
-
-
-class _Listed(NamedTuple):
-    """As much of a Tool as its signature is made of."""
-
-    name: str
-    parameters: Message
 
 
 def python_name(name: str) -> str:
@@ -3196,7 +3190,7 @@ class Connection:
         self.headers = {key: expand(value) for key, value in spec.get("headers", {}).items()}
         self.url = expand(spec.get("url", ""))
         self.ended = ""  # why it can no longer be used
-        self.greeted = False
+        self.is_ready = False
 
     def exchange(self, method: str, params: Message, seconds: float) -> Message:
         """The answer to a request: a message with `result` or `error`; ToolError if there comes none."""
@@ -3238,14 +3232,14 @@ class Connection:
     def _client(self) -> Message:
         return {"name": "rlm", "version": _version()}
 
-    def greet(self, *, probe: bool = True) -> None:
+    def negotiate(self, *, probe: bool = True) -> None:
         """Settle the protocol: the newest revision if the server has it, else the handshake of the older ones."""
         if not probe or not self._discover(min(PROBE_SECONDS, self.seconds)):
             self.version = ""
-            self._shake_hands()
-        self.greeted = True
+            self._initialize()
+        self.is_ready = True
 
-    def _shake_hands(self) -> None:
+    def _initialize(self) -> None:
         opening = {"protocolVersion": HANDSHAKE[-1], "capabilities": {}, "clientInfo": self._client()}
         try:
             result = self.request("initialize", opening)
@@ -3255,7 +3249,7 @@ class Connection:
                 return
             raise self.failed(f"refused the handshake: {error}") from None
         except TimeoutError:
-            raise self.failed(f"did not answer initialize in {self.seconds:g} s{self.last_words()}") from None
+            raise self.failed(f"did not answer initialize in {self.seconds:g} s{self.diagnostics()}") from None
         if result.get("protocolVersion") not in HANDSHAKE:
             raise self.failed(f"speaks revision {_shortened(result.get('protocolVersion'))}, which is not known here")
         self.version = str(result["protocolVersion"])
@@ -3275,7 +3269,7 @@ class Connection:
         self.info = {**identity, "instructions": result.get("instructions")}
         return True
 
-    def last_words(self) -> str:
+    def diagnostics(self) -> str:
         """What a message may add of what the server has said."""
         return ""
 
@@ -3283,7 +3277,7 @@ class Connection:
         """All pages of the server's tools."""
         tools: list[Any] = []
         params: Message = {}
-        seen = set()
+        seen, size = set(), 0
         while True:
             try:
                 result = self.request("tools/list", params)
@@ -3293,8 +3287,9 @@ class Connection:
             if not isinstance(page, list):
                 raise self.failed(f"answered tools/list with what is no list: {_shortened(result)}")
             tools += page
-            if len(tools) > MAX_REMOTE_TOOLS:
-                raise self.failed(f"lists more than {MAX_REMOTE_TOOLS:,} tools")
+            size += len(json.dumps(page))
+            if len(tools) > MAX_REMOTE_TOOLS or size > MAX_CATALOGUE:
+                raise self.failed(f"lists more than {MAX_REMOTE_TOOLS:,} tools, or {MAX_CATALOGUE // 10**6} MB of them")
             if not isinstance(cursor, str) or not cursor or cursor in seen:
                 return tools
             seen.add(cursor)
@@ -3308,7 +3303,7 @@ class Connection:
             raise remote_error(f"{tool.full_name} was refused: {error}", tool.signature()) from None
         except TimeoutError:
             raise self.failed(
-                f"did not answer {tool.name} in {self.seconds:g} s{self.last_words()}",
+                f"did not answer {tool.name} in {self.seconds:g} s{self.diagnostics()}",
                 f"ask for less, or give it longer: timeout in [mcp.{self.name}]",
             ) from None
         if result.get("resultType", "complete") != "complete":
@@ -3316,7 +3311,7 @@ class Connection:
         if result.get("isError"):
             texts = [str(block.get("text")) for block in result.get("content") or [] if _mapping(block).get("text")]
             raise remote_error(f"{tool.full_name} failed: {' '.join(texts)[:4000] or 'no reason given'}")
-        return tool.value(result)
+        return tool.to_python(result)
 
 
 def _shortened(value: Any) -> str:
@@ -3344,8 +3339,8 @@ class StdioConnection(Connection):
         super().__init__(name, spec, environ)
         self._lock = threading.Lock()
         self._pending: dict[int, PendingReply] = {}
-        self._last = self._strays = 0
-        self._complaints = bytearray()
+        self._last = self._unmatched = 0
+        self._stderr = bytearray()
         self._closing = threading.Lock()
         self._start(command_words(spec), {key: environ[key] for key in INHERITED if key in environ})
 
@@ -3387,7 +3382,7 @@ class StdioConnection(Connection):
             if method == "tools/call" and (not is_answered or reply.is_stopped):
                 self.notify("notifications/cancelled", {"requestId": number, "reason": "its time is up"})
             if not is_answered:
-                raise TimeoutError(f"no answer in {seconds:g} s{self.last_words()}")
+                raise TimeoutError(f"no answer in {seconds:g} s{self.diagnostics()}")
         finally:
             self._pending.pop(number, None)
         if reply.problem is not None:
@@ -3398,10 +3393,10 @@ class StdioConnection(Connection):
         with contextlib.suppress(Vanished):
             self.wire.send({"jsonrpc": "2.0", "method": method, **({} if params is None else {"params": params})})
 
-    def last_words(self) -> str:
-        said = self._complaints.decode("utf-8", "replace").strip()
-        strays = f"; it sent {self._strays:,} messages that answer nothing" if self._strays else ""
-        return f"{strays}; its stderr ends with: {said[-STDERR_CHARS:]}" if said else strays
+    def diagnostics(self) -> str:
+        said = self._stderr.decode("utf-8", "replace").strip()
+        sent = f"; it sent {self._unmatched:,} messages that answer nothing" if self._unmatched else ""
+        return f"{sent}; its stderr ends with: {said[-STDERR_CHARS:]}" if said else sent
 
     def interrupt(self) -> None:
         for reply in list(self._pending.values()):
@@ -3414,8 +3409,8 @@ class StdioConnection(Connection):
         assert self.process.stderr
         with contextlib.suppress(OSError, ValueError):
             while data := os.read(self.process.stderr.fileno(), 65_536):
-                self._complaints += data
-                del self._complaints[: -4 * STDERR_CHARS]
+                self._stderr += data
+                del self._stderr[: -4 * STDERR_CHARS]
 
     def _listen(self) -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -3423,13 +3418,13 @@ class StdioConnection(Connection):
                 if line is None:
                     self._end(f"sent a message of more than {MAX_LINE >> 20} MB")
                     break
-                self._take(line)
-                if self._strays > MAX_STRAYS:
-                    self._end(f"floods: {self._strays:,} messages that answer nothing")
+                self._handle_line(line)
+                if self._unmatched > MAX_UNMATCHED:
+                    self._end(f"floods: {self._unmatched:,} messages that answer nothing")
                     break
         self._end("")
 
-    def _take(self, line: bytearray) -> None:
+    def _handle_line(self, line: bytearray) -> None:
         data = bytes(line)
         for secret in self.secrets:
             data = data.replace(json.dumps(secret)[1:-1].encode(), b"***")
@@ -3438,15 +3433,15 @@ class StdioConnection(Connection):
         except ValueError as error:
             if data.lstrip()[:1] in (b"{", b"["):
                 self._fail_pending(f"sent JSON that cannot be read: {str(error)[:200]}", "ask it for less at once")
-            self._strays += 1  # something that is printed where only messages belong
+            self._unmatched += 1  # something that is printed where only messages belong
             return
         for message in messages if isinstance(messages, list) else [messages]:
-            self._take_message(_mapping(message))
+            self._handle_message(_mapping(message))
 
-    def _take_message(self, message: Mapping[str, Any]) -> None:
+    def _handle_message(self, message: Mapping[str, Any]) -> None:
         number = message.get("id")
         if "method" in message:
-            self._strays += 1
+            self._unmatched += 1
             if _is_id(number):
                 answer = {"result": {}} if message["method"] == "ping" else {"error": NOT_OFFERED}
                 with contextlib.suppress(Vanished):
@@ -3454,9 +3449,9 @@ class StdioConnection(Connection):
             return
         reply = self._pending.get(number) if type(number) is int else None
         if reply is None or reply.done.is_set() or not message.keys() & {"result", "error"}:
-            self._strays += 1
+            self._unmatched += 1
             return
-        self._strays = 0
+        self._unmatched = 0
         reply.settle(dict(message))
 
     def _fail_pending(self, what: str, hint: str = "") -> None:
@@ -3473,8 +3468,8 @@ class StdioConnection(Connection):
                 self._threads[1].join(0.2)  # its last words
                 status = self.process.returncode
                 how = "closed its stdout" if status is None else f"ended by signal {-status}" if status < 0 else ""
-                self.ended = f"{reason or how or f'ended with status {status}'}{self.last_words()}"
-        hint = "the next call starts it again" if self.greeted else f"look at `command` in [mcp.{self.name}]"
+                self.ended = f"{reason or how or f'ended with status {status}'}{self.diagnostics()}"
+        hint = "the next call starts it again" if self.is_ready else f"look at `command` in [mcp.{self.name}]"
         self._fail_pending(self.ended, hint)
 
     def close(self) -> None:
@@ -3534,7 +3529,7 @@ class HTTPConnection(Connection):
         status, headers, body = self._post(message, seconds)
         if status == 404 and self._session and method != "initialize":  # the session is over; nothing was done
             self._session = ""
-            self.greet()
+            self.negotiate()
             status, headers, body = self._post(message, seconds)
         answer = self._answer(headers, body, number)
         if answer is not None:
@@ -3576,7 +3571,7 @@ class HTTPConnection(Connection):
                 self.url = url
                 return status, answered, body
             target = urljoin(url, answered.get("location", ""))
-            if _origin(target) != _origin(url):
+            if backends._origin(target) != backends._origin(url):
                 raise self.failed(
                     f"redirects to {target[:200]}, where its key does not go", "if that is meant, set url to it"
                 )
@@ -3595,7 +3590,7 @@ class HTTPConnection(Connection):
             if message["method"] == "tools/call":
                 headers["Mcp-Name"] = _header_value(params["name"])
                 schema = self.schemas.get(params["name"], {})
-                headers.update(_mirrored(schema, params.get("arguments")))
+                headers.update(_param_headers(schema, params.get("arguments")))
         return headers
 
     schemas: Mapping[str, Message] = {}  # by the tools' own names: what of the arguments is wanted in headers, too
@@ -3656,13 +3651,6 @@ class AnswerWatch:
         return bool(self._id.search(event)) and (b'"result"' in event or b'"error"' in event)
 
 
-def _origin(url: str) -> tuple[str, str]:
-    from urllib.parse import urlsplit
-
-    parts = urlsplit(url)
-    return parts.scheme.lower(), parts.netloc.lower()
-
-
 def _header_value(text: str) -> str:
     """Text as the newest revision puts it into a header: in base64 unless it is plain."""
     if re.fullmatch(r"[ -~]*", text) and text == text.strip() and not text.startswith("=?base64?"):
@@ -3670,13 +3658,13 @@ def _header_value(text: str) -> str:
     return f"=?base64?{binascii.b2a_base64(text.encode('utf-8', 'replace'), newline=False).decode()}?="
 
 
-def _mirrored(schema: Any, arguments: Any) -> dict[str, str]:
+def _param_headers(schema: Any, arguments: Any) -> dict[str, str]:
     """The arguments that a schema marks with x-mcp-header, which the newest revision wants as headers, too."""
     headers = {}
     for name, part in _mapping(_mapping(schema).get("properties")).items():
         value, token = _mapping(arguments).get(name), _mapping(part).get("x-mcp-header")
         if isinstance(value, dict):
-            headers.update(_mirrored(part, value))
+            headers.update(_param_headers(part, value))
         elif isinstance(token, str) and re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", token) and value is not None:
             text = json.dumps(value) if isinstance(value, bool) else str(value)
             headers[f"Mcp-Param-{token}"] = _header_value(text)
@@ -3699,7 +3687,7 @@ class ServerSet:
         self.info: dict[str, Message] = {}
         self._connections: dict[str, Connection] = {}
         self._locks: dict[str, threading.Lock] = {name: threading.Lock() for name in self.specs}
-        self._restarts: dict[str, int] = {}
+        self._starts: dict[str, int] = {}
         self._closed = False
 
     def connect(self) -> None:
@@ -3711,9 +3699,9 @@ class ServerSet:
                 connection = self._connection(name)
                 own, spec = self.specs[name]
                 tools = read_catalogue(name, connection.list_tools())
-                self.tools[name] = _allowed(own, tools, spec.get("tools"))
+                self.tools[name] = _filter_tools(own, tools, spec.get("tools"))
                 self.info[name] = {key: connection.info.get(key) for key in ("name", "title", "instructions")}
-                self._tell_schemas(name, connection)
+                self._set_schemas(name, connection)
             except Exception as error:
                 problems.append(error)
 
@@ -3753,7 +3741,7 @@ class ServerSet:
             for name, tools in self.tools.items()
         }
 
-    def _tell_schemas(self, name: str, connection: Connection) -> None:
+    def _set_schemas(self, name: str, connection: Connection) -> None:
         if isinstance(connection, HTTPConnection):
             connection.schemas = {tool.own_name: tool.parameters for tool in self.tools[name].values()}
 
@@ -3767,32 +3755,33 @@ class ServerSet:
                 raise remote_error(f"no MCP server {name!r} is configured", f"write [mcp.{name}] in rlm.toml")
             if known is not None:
                 known.close()
-                self._restarts[name] = self._restarts.get(name, 0) + 1
-                if self._restarts[name] > MAX_RESTARTS:
-                    raise known.failed(f"has ended too often to be started again; it {known.ended}")
+            self._starts[name] = self._starts.get(name, 0) + 1
+            if self._starts[name] > MAX_STARTS:
+                last = f"; the last time it {known.ended}" if known is not None else ""
+                raise remote_error(f"MCP server {name!r} was started {MAX_STARTS} times, and is not again{last}")
             try:
-                return self._greeted(name)
+                return self._negotiated(name)
             except BaseException:
                 if (failed := self._connections.pop(name, None)) is not None:
                     failed.close()
                 raise
 
-    def _greeted(self, name: str) -> Connection:
-        connection = self._made(name)
+    def _negotiated(self, name: str) -> Connection:
+        connection = self._open(name)
         try:
-            connection.greet()
+            connection.negotiate()
         except sibling("rlm_tools").ToolError:
-            if not connection.ended or connection.greeted:
+            if not connection.ended or connection.is_ready:
                 raise
             # It has ended at the probe, as servers do that know the handshake alone.
             connection.close()
-            connection = self._made(name)
-            connection.greet(probe=False)
+            connection = self._open(name)
+            connection.negotiate(probe=False)
         if name in self.tools:
-            self._tell_schemas(name, connection)
+            self._set_schemas(name, connection)
         return connection
 
-    def _made(self, name: str) -> Connection:
+    def _open(self, name: str) -> Connection:
         own, spec = self.specs[name]
         kind = HTTPConnection if "url" in spec else StdioConnection
         self._connections[name] = connection = kind(own, spec, self.environ)
@@ -3804,6 +3793,9 @@ class ServerSet:
     def call(self, tool: RemoteTool, arguments: Message) -> Any:
         """What the tool of its server returns; each call of a run comes here. The error of one that fails says all."""
         try:
+            allowed = self.specs.get(tool.server, ("", {}))[1].get("tools")
+            if allowed is not None and not {tool.own_name, python_name(tool.own_name)} & set(allowed):
+                raise remote_error(f"{tool.full_name} is not among the tools that [mcp.{tool.server}] allows")
             return self._connection(tool.server).call(tool, arguments)
         except sibling("rlm_tools").ToolError as error:
             raise remote_error(f"{error}; next: {error.hint}" if error.hint else str(error)) from None
@@ -3824,7 +3816,7 @@ class ServerSet:
 
     # what the model is told
 
-    def line(self) -> str:
+    def prompt_line(self) -> str:
         """The one line of the prompt, however many tools there are."""
         counts = [f"{name} ({_counted(tools)})" for name, tools in self.tools.items()]
         return (
@@ -3834,23 +3826,22 @@ class ServerSet:
 
     def namespaces(self, function: Callable[[RemoteTool], Any]) -> dict[str, Any]:
         """What code in the REPL sees of each server: an object whose attributes are the functions of its tools."""
-        make = sibling("rlm_sandbox").Namespace
-        return {
-            name: make(
-                self.about(name), {tool.name: (function(tool), self._texts[tool.full_name]) for tool in tools.values()}
-            )
-            for name, tools in self.tools.items()
-        }
+        texts = self._tool_help
+        found = {}
+        for name, tools in self.tools.items():
+            members = {tool.name: (function(tool), texts[tool.full_name]) for tool in tools.values()}
+            found[name] = sibling("rlm_sandbox").Namespace(self.server_help(name), members)
+        return found
 
     @functools.cached_property
-    def _texts(self) -> dict[str, str]:
+    def _tool_help(self) -> dict[str, str]:
         tools = [tool for tools in self.tools.values() for tool in tools.values()]
         texts = {tool.full_name: tool.help() for tool in tools}
         if sum(map(len, texts.values())) > MAX_HELP:  # they travel with each cell
             texts = {tool.full_name: tool.signature()[:200] for tool in tools}
         return texts
 
-    def about(self, name: str) -> str:
+    def server_help(self, name: str) -> str:
         """What `help` prints of a server: each tool in a line, shorter where there are many."""
         tools, info = self.tools[name], self.info[name]
         title = str(info.get("title") or info.get("name") or name)[:100]
@@ -3862,7 +3853,7 @@ class ServerSet:
             lines = [", ".join(tools)]
         return "\n".join([head, *([str(info["instructions"])[:1000]] if info.get("instructions") else []), "", *lines])
 
-    def find(self, word: str = "") -> list[str]:
+    def search(self, word: str = "") -> list[str]:
         """The tools whose name or description has all words of `word`, each as a line; all without one."""
         words = str(word).lower().replace("_", " ").split()
         found = []
@@ -3881,7 +3872,7 @@ def _first_line(text: str) -> str:
     return text.strip().partition("\n")[0][:100]
 
 
-def _allowed(server: str, tools: dict[str, RemoteTool], names: list[str] | None) -> dict[str, RemoteTool]:
+def _filter_tools(server: str, tools: dict[str, RemoteTool], names: list[str] | None) -> dict[str, RemoteTool]:
     """The tools that `tools` in the configuration names, by their own or their Python names."""
     if names is None:
         return tools

@@ -236,7 +236,7 @@ def test_all_pages_are_listed_and_only_allowed_tools_kept() -> None:
     with connected(depot=other("pages"), some=other("fine", tools=["go-on", "go"])) as servers:
         assert len(servers.tools["depot"]) == 120
         assert list(servers.tools["some"]) == ["go", "go_on_2"]
-        assert servers.find("tool_119") == ["depot.tool_119(): "]
+        assert servers.search("tool_119") == ["depot.tool_119(): "]
 
 
 @pytest.mark.parametrize("number", [1, 100])
@@ -303,6 +303,19 @@ def test_a_resumed_run_can_call_what_it_has_not_called_yet(server: Any) -> None:
         result = runtime.resume(caught.value.trajectory_id, max_iterations=3)
     assert [e["stdout"] for e in result.events() if "cell" in e and e["event"] == "tool"][-1] == '{"n": 1} {"n": 2}\n'
     assert heard().count("initialize") == 2
+
+
+def test_a_journal_does_not_widen_what_is_allowed(server: Any) -> None:
+    server.script = script("x = depot.go(1)", "")
+    with made(server, mcp={"depot": other("fine")}, max_iterations=1) as runtime:
+        with pytest.raises(rlm.MaxIterationsExceeded) as caught:
+            runtime.completion("go")
+    server.script = script("depot.go(2)")
+    with made(server, mcp={"depot": other("fine", tools=["go_on"])}) as runtime:
+        result = runtime.resume(caught.value.trajectory_id, max_iterations=3)
+    last = [e["error"] for e in result.events() if "cell" in e and e["event"] == "tool"][-1]
+    assert last.endswith("ToolError: depot.go is not among the tools that [mcp.depot] allows")
+    assert heard().count("initialize") == 1
 
 
 def test_children_share_the_runs_one_connection(server: Any) -> None:
@@ -417,7 +430,8 @@ def test_a_server_that_died_is_started_again_a_few_times(server: Any) -> None:
             with pytest.raises(rlm_tools.ToolError) as caught:
                 call(servers, "go")
             errors.append(str(caught.value))
-    assert ["has ended too often to be started again" in error for error in errors] == [False] * 4 + [True] * 2
+    is_final = "was started 4 times, and is not again; the last time it ended with status 7"
+    assert [is_final in error for error in errors] == [False] * 4 + [True] * 2
 
 
 def test_a_result_that_is_too_large_is_an_error_in_the_cell(server: Any) -> None:
@@ -712,6 +726,9 @@ def test_the_servers_of_both_files_are_there(workspace: Path) -> None:
     Path("rlm.toml").write_text('[rlm.mcp.depot]\ncommand = "depot --stdio"\n')
     rlm.trust("rlm.toml")
     assert list(rlm.load_config({}).values["mcp"]) == ["shop", "depot"]
+    Path("rlm.toml").write_text('[rlm]\nmcp = ["shop"]\n')
+    rlm.trust("rlm.toml")
+    assert rlm.load_config({}).values["mcp"] == {"shop": {"url": "https://shop.example"}}
 
 
 @pytest.mark.parametrize(
