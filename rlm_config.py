@@ -291,7 +291,7 @@ def load_config(
         table, trusted = read_toml(path, is_project, without)
         if "mcp" in table:
             servers, origin = table["mcp"]
-            known: dict[str, Any] = values["mcp"] or {}
+            known: Any = values["mcp"] or {}
             both = {**known, **servers} if isinstance(servers, dict) else servers
             table["mcp"] = _chosen_servers(both, known, origin), origin
         _merge(values, origins, table)

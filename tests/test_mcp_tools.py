@@ -307,9 +307,9 @@ def test_a_resumed_run_can_call_what_it_has_not_called_yet(server: Any) -> None:
 
 def test_a_journal_does_not_widen_what_is_allowed(server: Any) -> None:
     server.script = script("x = depot.go(1)", "")
-    with made(server, mcp={"depot": other("fine")}, max_iterations=1) as runtime:
-        with pytest.raises(rlm.MaxIterationsExceeded) as caught:
-            runtime.completion("go")
+    mcp = {"depot": other("fine")}
+    with made(server, mcp=mcp, max_iterations=1) as runtime, pytest.raises(rlm.MaxIterationsExceeded) as caught:
+        runtime.completion("go")
     server.script = script("depot.go(2)")
     with made(server, mcp={"depot": other("fine", tools=["go_on"])}) as runtime:
         result = runtime.resume(caught.value.trajectory_id, max_iterations=3)
