@@ -567,12 +567,12 @@ class Namespace:
 
     def __init__(self, doc: str, members: dict[str, tuple[Callable[..., Any], str]]):
         self.__doc__ = doc
-        self.members = {name: function for name, (function, _) in members.items()}
+        self._members = {name: function for name, (function, _) in members.items()}
         texts = {name: text for name, (_, text) in members.items()}
         self.in_worker = rlm_worker.check_in_worker({"name": "namespace", "doc": doc, "members": texts})
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        members = self.__dict__.get("members", {})
+        members = self.__dict__.get("_members", {})
         if name not in members:
             raise AttributeError(name)
         function: Callable[..., Any] = members[name]
@@ -765,8 +765,11 @@ class Run:
     def function(self, name: str) -> Any:
         """The host function of that name, or of a namespace: "github.search_issues"."""
         space, _, member = name.partition(".")
-        members = getattr(self.functions.get(space), "members", {}) if member else self.functions
-        return members.get(member or space)
+        function: Any = self.functions.get(space)
+        is_namespace = isinstance(function, Namespace)
+        if is_namespace != bool(member):
+            return None
+        return function._members.get(member) if is_namespace else function
 
     def answer_about_files(self, *question: Any) -> dict[str, Any]:
         """Not on the caller's time, as its own functions are: a cell may ask as often as it likes."""

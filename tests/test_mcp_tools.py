@@ -204,6 +204,18 @@ def test_help_in_a_container_and_after_a_reset() -> None:
             sandbox.reset()
 
 
+def test_a_worker_that_calls_the_namespace_itself_or_no_tool_is_refused(server: Any) -> None:
+    cells = ("depot.go.__closure__", "depot.__init__.__globals__", "depot.__class__.go(8)")
+    _, events = run(server, {"depot": other("fine")}, *cells)
+    assert [bool(event["error"]) for event in events] == [True, True, False]
+    with connected(depot=other("fine")) as servers:
+        functions = servers.namespaces(lambda tool: tool.arguments)
+        running = rlm_sandbox.Run.__new__(rlm_sandbox.Run)
+        running.functions = {**functions, "len": len}
+        found = [running.function(name) for name in ("depot", "depot.no", "depot.", "no", "len.x", "len", "depot.go")]
+    assert found[:5] == [None] * 5 and found[5] is len and callable(found[6])
+
+
 def test_functions_survive_a_cell_that_is_killed(server: Any) -> None:
     cells = ("keep = depot.go", "while True: pass", "print(keep(1), depot.go(2))")
     _, events = run(server, {"depot": other("fine")}, *cells, cell_timeout=0.5)
