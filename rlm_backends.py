@@ -3510,6 +3510,13 @@ def _gguf_header(path: str) -> _GGUFHeader:
 # --- besides models ---------------------------------------------------------------------------------------------
 
 
+def _until(complete: Callable[[bytes], bool] | None, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+        if complete is not None and complete(chunk):
+            return
+
+
 def post(
     url: str,
     *,
@@ -3519,8 +3526,12 @@ def post(
     max_retries: int = 4,
     deadline: float | None = None,
     cancel: threading.Event | None = None,
+    complete: Callable[[bytes], bool] | None = None,
 ) -> tuple[int, dict[str, str], bytes]:
-    """POST a JSON body with the same retries: `(status, headers, body)` of the last answer, whatever its status."""
+    """POST a JSON body with the same retries: `(status, headers, body)` of the last answer, whatever its status.
+
+    `complete` is asked of each piece that arrives whether the body may end there, though the server keeps it open.
+    """
     _checked_url(url)
     headers = {name: _Secret(value) for name, value in headers.items()}
     headers = {"Content-Type": "application/json", "Accept-Encoding": "gzip, deflate", **headers}
@@ -3533,7 +3544,7 @@ def post(
         last.clear()
         response = link.open(state, url, headers, data)
         try:
-            body = bytes(_gathered(_chunks(state, response, url)))
+            body = bytes(_gathered(_until(complete, _chunks(state, response, url))))
         finally:
             response.raw.close()
             response.raw.release_conn()

@@ -483,7 +483,7 @@ def declare_options(parser: argparse.ArgumentParser, title: str = "options of a 
                 help=help_with_default(text, row),
             )
         else:
-            repeat = "append" if kind.startswith("list") or name in rlm_config.PAIRS else "store"
+            repeat = "append" if kind.startswith("list") or name in (*rlm_config.PAIRS, "mcp") else "store"
             group.add_argument(
                 *flags, dest=name, action=repeat, metavar=metavar(name), help=help_with_default(text, row)
             )
@@ -535,7 +535,8 @@ def _option_value(name: str, value: Any) -> Any:
     if name in rlm_config.PAIRS:
         return rlm_config.parse_params(value, flags_of(name)[0])
     if isinstance(value, list):
-        return [item for text in value for item in rlm_config.parse_option(name, text, flag)]
+        items = [rlm_config.parse_option(name, text, flag) for text in value]
+        return items[-1] if isinstance(items[-1], dict) else [item for part in items for item in part]
     if isinstance(value, bool):
         return value
     choices = rlm_config.OPTIONS[name].metadata["choices"] or (value,)
@@ -2281,6 +2282,8 @@ def shown_value(name: str, value: Any) -> Any:
     """An option's value as it may be shown: a key as its last four characters, a URL without its password."""
     if value and name.endswith("api_key"):
         return masked(str(value))
+    if value and name == "mcp":
+        return rlm_config.shown_servers(value)
     return re.sub(r"//[^/@\s]+@", "//…@", value) if isinstance(value, str) else value
 
 
@@ -2435,6 +2438,7 @@ def doctor(args: argparse.Namespace, shell: Invocation) -> int:
         *check_model(settings),
         check_local_models(),
         *check_tools(settings),
+        *check_mcp(settings),
         check_sandbox(settings),
         check_docker(settings),
         check_logs(settings),
@@ -2602,6 +2606,20 @@ def check_tools(settings: rlm_config.Configuration) -> list[Check]:
         except rlm_tools.ToolError as error:
             troubles.append(Check("tools", "fail", one_line(error, 300), error.hint or "--tools FILE_OR_MODULE"))
     return [*troubles, *([Check("tools", "ok", ", ".join(names))] if names else [])]
+
+
+def check_mcp(settings: rlm_config.Configuration) -> list[Check]:
+    """A line for each configured MCP server: it is started, asked for its tools, and ended."""
+    checks = []
+    for name, spec in (settings.values["mcp"] or {}).items():
+        try:
+            servers = rlm_mcp.ServerSet({name: spec}, settings.environ)
+            servers.connect()
+            servers.close()
+            checks.append(Check("mcp", "ok", f"{name}: {sum(map(len, servers.tools.values()))} tools"))
+        except rlm_tools.ToolError as error:
+            checks.append(Check("mcp", "fail", one_line(error, 300), error.hint))
+    return checks
 
 
 def check_local_models() -> Check:
