@@ -4802,9 +4802,7 @@ class RLM:
                 append=go_on is not None,
                 follow_links=not unnamed,
             )
-            run = Run(
-                options, backend, tools, journal, recording, replaying=not log, group=group, servers=open_servers
-            )
+            run = Run(options, backend, tools, journal, recording, replaying=not log, group=group, servers=open_servers)
             run.on_confirm = self._on_confirm
             return run
         except BaseException:  # an unreadable prompt, a sub-model without a key: nothing has begun
