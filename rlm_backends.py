@@ -26,7 +26,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -35,6 +35,8 @@ __all__ = [
     "BackendError",
     "HTTPBackend",
     "Reply",
+    "SubprocessBackend",
+    "agents",
     "connect",
     "cost_of",
     "estimate_tokens",
@@ -46,6 +48,7 @@ __all__ = [
     "providers",
     "saved_by_cache",
     "size_in_name",
+    "stop_programs",
 ]
 
 DEFAULT_MODEL = "gpt-4o-mini"
@@ -142,6 +145,11 @@ class _Environ:
 
     def __repr__(self) -> str:
         return "<environ>"
+
+    def without(self, names: Collection[str]) -> dict[str, str]:
+        """What a program of ours gets: all but these, and our own options."""
+        mine = ("RLM_", "SNIPARA_")
+        return {name: value for name, value in self._values.items() if name not in names and not name.startswith(mine)}
 
     def get(self, name: str) -> str:
         return (self._values.get(name) or "").strip()
@@ -808,6 +816,7 @@ def _forget_after_fork() -> None:
     _learning, _pending_lock, _serving = threading.Lock(), threading.Lock(), threading.Lock()
     _links.clear()
     _pending.clear()
+    _programs.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -2983,7 +2992,8 @@ def connect(
 ) -> HTTPBackend:
     """The backend for a model; nothing is sent yet. BackendError(code="config") says what is missing.
 
-    `model` may be the path of a .gguf file, which is served on this machine; `progress` is told how it loads.
+    `model` may be the path of a .gguf file, which is served on this machine; `progress` is told how it loads. It may be
+    cli:claude, cli:codex or cli:gemini, with /MODEL or without: a coding agent's program, on its own account.
     `timeout` is how many seconds of silence from the server are borne. `cache` keeps answers on disk: in a folder, or
     True for the user's cache folder.
     """
@@ -2995,7 +3005,10 @@ def connect(
     for known, price in (prices or {}).items():
         _as_price(known, price)
     how = _How(max_retries, max_parallel, prices, _cache_folder(cache, env), timeout)
-    if model and model.endswith(".gguf") and base_url is None and backend in ("auto", "litellm", "llamacpp"):
+    by_name = base_url is None and backend in ("auto", "litellm")
+    if model and model.startswith("cli:") and by_name:
+        return _agent_backend(model, env, how)
+    if model and model.endswith(".gguf") and (by_name or (base_url is None and backend == "llamacpp")):
         return _LocalModel(model, how, progress)
     row, name = _choose(model, backend, base_url, env)
     return _connected(row, name, backend, base_url, given, env, how)
@@ -3499,6 +3512,368 @@ def _gguf_header(path: str) -> _GGUFHeader:
     except (struct.error, KeyError, RecursionError):
         raise BackendError(f"{path!r} is a damaged GGUF file", code="config", hint="download it again") from None
     return found
+
+
+# --- a model behind a program -----------------------------------------------------------------------------------
+
+_AGENT_PROMPT_LIMIT = 8_000_000  # bytes: Gemini CLI leaves out what comes after 8 MB of its standard input
+_AGENT_PARALLEL = 4  # each is a process of some hundred megabytes
+_CONVERSATION = (
+    "The prompt is a conversation: each message is preceded by its role in brackets. "
+    "Reply with the text of the assistant's next message only."
+)
+
+
+class _Said(NamedTuple):
+    """What a program has printed: its answer, or its error."""
+
+    text: str | None = None
+    error: str = ""
+    usage: dict[str, int] | None = None
+    cost_usd: float | None = None
+    model: str = ""
+
+
+class _Agent(NamedTuple):
+    """A coding agent: how it answers one prompt without its own tools. Seen with the version that `seen` names."""
+
+    arguments: str  # {folder} has system.md and policy.toml in it
+    model_flag: str
+    keys: tuple[str, ...]  # the provider keys that it may sign in with; others are not handed to it
+    read: Callable[[str], _Said]
+    install: str
+    sign_in: str
+    seen: str
+    reports_cost: bool = False
+
+
+def _read_claude(printed: str) -> _Said:
+    """The object of `claude -p --output-format json`."""
+    body = from_json(printed)
+    text, usage = str(body["result"]), body.get("usage")
+    if body.get("is_error"):
+        return _Said(error=text)
+    cached, written = _count(usage, "cache_read_input_tokens"), _count(usage, "cache_creation_input_tokens")
+    counts = {
+        "input": _count(usage, "input_tokens") + cached + written,
+        "output": _count(usage, "output_tokens"),
+        "cached": cached,
+        "cache_write": written,
+        "reasoning": 0,
+    }
+    cost = body.get("total_cost_usd")
+    known = isinstance(cost, (int, float)) and 0 <= cost < 1e6
+    models = body.get("modelUsage")
+    model = next(iter(models), "") if isinstance(models, dict) else ""
+    return _Said(text, usage=counts, cost_usd=float(cost) if known else None, model=model)
+
+
+def _read_codex(printed: str) -> _Said:
+    """The events of `codex exec --json`, one on each line; the last message is the answer."""
+    said = _Said()
+    for line in filter(None, map(str.strip, printed.split("\n"))):
+        event = from_json(line)
+        item = event.get("item") or {}
+        if event["type"] == "item.completed" and item.get("type") == "agent_message":
+            said = said._replace(text=str(item["text"]))
+        elif event["type"] == "turn.completed":
+            usage = event.get("usage")
+            names = {"input": "input", "output": "output", "cached": "cached_input", "cache_write": "cache_write_input"}
+            counts = {name: _count(usage, f"{theirs}_tokens") for name, theirs in names.items()}
+            said = said._replace(usage={**counts, "reasoning": _count(usage, "reasoning_output_tokens")})
+        elif event["type"] in ("error", "turn.failed"):
+            said = said._replace(error=str((event.get("error") or event)["message"]))
+    return said if said.text is None or said.usage is None else said._replace(error="")
+
+
+def _read_gemini(printed: str) -> _Said:
+    """The object of `gemini --output-format json`."""
+    body = from_json(printed)
+    if error := body.get("error"):
+        return _Said(error=_error_text(str(error["message"]).encode()))
+    models = body.get("stats", {}).get("models", {})
+    tokens = [entry["tokens"] for entry in models.values()]
+
+    def total(*names: str) -> int:
+        return sum(_count(entry, name) for entry in tokens for name in names)
+
+    usage = {
+        "input": total("prompt", "tool"),
+        "output": total("candidates", "thoughts"),
+        "cached": total("cached"),
+        "cache_write": 0,
+        "reasoning": total("thoughts"),
+    }
+    return _Said(str(body["response"]), usage=usage if tokens else None, model=next(iter(models), ""))
+
+
+def _read_any(printed: str) -> _Said:
+    """What a command of the user's prints: an object as `claude -p` has it, else text."""
+    try:
+        return _read_claude(printed)
+    except _MISREAD:
+        return _Said(printed.strip())
+
+
+_AGENTS = {
+    "claude": _Agent(
+        "-p --output-format json --max-turns 1 --tools '' --strict-mcp-config --safe-mode --no-session-persistence"
+        " --system-prompt-file {folder}/system.md",
+        "--model",
+        ("ANTHROPIC_API_KEY", "AWS_BEARER_TOKEN_BEDROCK"),
+        _read_claude,
+        "npm install -g @anthropic-ai/claude-code",
+        "claude, then /login",
+        "2.1.197",
+        reports_cost=True,
+    ),
+    "codex": _Agent(
+        "exec --json --sandbox read-only --skip-git-repo-check --ephemeral --ignore-user-config --ignore-rules"
+        " -c model_instructions_file={folder}/system.md -c web_search=disabled -c project_doc_max_bytes=0"
+        " -c skills.include_instructions=false -c include_environment_context=false"
+        " -c include_permissions_instructions=false -c tools.experimental_request_user_input.enabled=false"
+        + "".join(
+            f" -c features.{name}=false"
+            for name in ("shell_tool", "unified_exec", "apps", "plugins", "hooks", "multi_agent", "view_image", "goals")
+        ),
+        "--model",
+        ("CODEX_API_KEY", "OPENAI_API_KEY"),
+        _read_codex,
+        "npm install -g @openai/codex",
+        "codex login",
+        "0.171.0",
+    ),
+    "gemini": _Agent(
+        "--output-format json --skip-trust --extensions none --allowed-mcp-server-names none"
+        " --policy {folder}/policy.toml",
+        "--model",
+        ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+        _read_gemini,
+        "npm install -g @google/gemini-cli",
+        "gemini, then choose how to sign in",
+        "0.61.0",
+    ),
+}
+_NO_TOOLS_POLICY = '[[rule]]\ntoolName = "*"\ndecision = "deny"\npriority = 999\n'  # Gemini CLI then declares none
+_SIGNED_OUT = r"(?i)not logged in|/login\b|log in|auth method|authenticat|unauthori[sz]ed|invalid.{0,9}api.?key|\b401\b"
+_USED_UP = r"(?i)(hit|reached|exceeded).{0,20}(usage )?limit|quota|credit|billing"
+_TOO_FAST = r"(?i)rate.?limit|too many requests|overloaded|\b(429|529)\b"
+_UNKNOWN_FLAG = r"(?i)unknown (option|argument)|unexpected argument|not a recognized"
+
+
+def agents(environ: Mapping[str, str] | None = None) -> list[tuple[str, str | None]]:
+    """The coding agents that can be a model: `(name, the program's path or None)` each."""
+    import shutil
+
+    path = _Environ(environ).get("PATH")
+    return [(f"cli:{name}", shutil.which(name, path=path)) for name in _AGENTS]
+
+
+def _agent_backend(model: str, env: _Environ, options: _How) -> SubprocessBackend:
+    """The backend for `cli:NAME` or `cli:NAME/MODEL` (or NAME:MODEL)."""
+    name, _, its_model = model.removeprefix("cli:").replace(":", "/", 1).partition("/")
+    agent = _AGENTS.get(name)
+    if agent is None:
+        hint = " or ".join(f"cli:{known}" for known in _AGENTS)
+        raise BackendError(f"{model!r} names no coding agent", code="config", hint=hint)
+    import shutil
+
+    program = shutil.which(name, path=env.get("PATH"))
+    if program is None:
+        hint = f"{agent.install}, then sign in: {agent.sign_in}"
+        raise BackendError(f"{model!r} needs the program {name!r}, which is not on the PATH", code="config", hint=hint)
+    return SubprocessBackend([program], its_model, agent=agent, name=f"cli:{name}", env=env, options=options)
+
+
+class SubprocessBackend(HTTPBackend):
+    """A model behind a command: the prompt on its standard input, the answer on its standard output.
+
+    Text only. System messages go into a file that the command line names, the others into one prompt: a single message
+    as it is, several each under its role in brackets. Without `agent`, the prompt has the system messages as well.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[str],
+        model: str | None = None,
+        *,
+        agent: _Agent | None = None,
+        name: str = "",
+        env: _Environ | None = None,
+        options: _How | None = None,
+    ) -> None:
+        options = options or _How(0, _AGENT_PARALLEL, None, None, 600.0)
+        options = options._replace(max_parallel=min(_AGENT_PARALLEL, options.max_parallel))
+        self._words, self._agent, self._env = list(words), agent, env or _Environ(None)
+        self._name = name or os.path.basename(words[0])
+        row = Provider("cli", "a program", "", (), (), {"notools": "", "noimages": ""})
+        super().__init__(row, model or "", f"cli://{self._name.removeprefix('cli:')}", _Key(_Secret(""), None), options)
+
+    def _be(self, model: str) -> None:
+        if model and not re.fullmatch(r"[A-Za-z0-9][\w.:/@+\[\]-]{0,99}", model):  # it becomes an argument
+            raise BackendError(f"{model[:100]!r} is no model's name", code="config", hint=f"{self._name}/MODEL")
+        super()._be(model)
+        self._its_model, self.parameters, self._inspected = model, None, True
+        self.model = f"{self._name}/{model}" if model else self._name
+        self.price_known = self.price_known or (self._agent is not None and self._agent.reports_cost)
+
+    def with_model(self, model: str) -> HTTPBackend:
+        name = model.removeprefix(self._name)
+        if model.startswith("cli:") and name == model:
+            hint = f"leave sub_model out, or name a model of the same program: {self._name}/MODEL"
+            raise BackendError(f"{self._name!r} cannot start {model!r}", code="config", hint=hint)
+        return self._sibling(name if name == model else name[1:])
+
+    def _request(self, ask: _Ask) -> tuple[str, dict[str, str], dict[str, Any]]:
+        if ask.params and "params" not in self.refused:
+            self.refused.add("params")
+            named = ", ".join(map(repr, ask.params))
+            warnings.warn(f"{self._name} takes no request parameters: {named}", RuntimeWarning, stacklevel=2)
+        parts = [(str(m["role"]), _plain(m.get("content"))) for m in ask.messages]
+        system = [text for role, text in parts if role == "system" and self._agent]
+        turns = [(role, text) for role, text in parts if role != "system" or not self._agent]
+        prompt = turns[0][1] if len(turns) == 1 else "\n\n".join(f"[{role}]\n{text}" for role, text in turns)
+        system += [_CONVERSATION] if len(turns) > 1 else []
+        return self.base_url, {}, {"model": self._its_model, "system": "\n\n".join(system), "prompt": prompt}
+
+    def _attempt(
+        self, link: _Link, flight: _Flight, request: tuple[str, dict[str, str], bytes], answer: _Answer
+    ) -> _Answer:
+        asked = json.loads(request[2])
+        if len(request[2]) > _AGENT_PROMPT_LIMIT:
+            raise self._error("context_length", "the prompt has more than 8 MB", hint=_HINTS["context_length"])
+        status, printed, complaint = self._run(flight, asked["system"], asked["prompt"])
+        said = self._read_printed(printed if printed.strip() else complaint[complaint.rfind("\n{") + 1 :])
+        if status or said.error or said.text is None:
+            raise self._trouble(said.error or complaint.strip() or printed.strip(), status)
+        answer.model, answer.usage, answer.cost, answer.stop = said.model, said.usage, said.cost_usd, "stop"
+        answer.say(said.text)
+        return answer
+
+    def _read_printed(self, printed: str) -> _Said:
+        try:
+            return (self._agent.read if self._agent else _read_any)(printed)
+        except _MISREAD:
+            return _Said()
+
+    def _trouble(self, words: str, status: int) -> BackendError:
+        """The error for what the program complained of."""
+        code, hint = "server", ""
+        sign_in = self._agent.sign_in if self._agent else ""
+        for pattern, its_code, its_hint in (
+            (_UNKNOWN_FLAG, "config", f"update it: {self._agent.install}" if self._agent else ""),
+            (_TOO_LONG, "context_length", _HINTS["context_length"]),
+            (_TOO_FAST, "rate", _HINTS["rate"]),
+            (_USED_UP, "quota", "wait until the plan's limit is reset, or use another model"),
+            (_SIGNED_OUT, "auth", f"sign in once: {sign_in}" if sign_in else "sign in"),
+        ):
+            if re.search(pattern, words[:4_000]):
+                code, hint = its_code, its_hint
+                break
+        secrets = [self._env.get(name) for name in key_variables()]
+        lines = [line for line in words.splitlines() if line.strip()]
+        said = words if len(words) < 600 else " … ".join((lines[0], *lines[-3:]))
+        ended = f" ended with status {status}" if status else ""
+        return self._error(code, f"{self._name}{ended}: {mask(said, secrets) or 'it printed no answer'}", hint=hint)
+
+    def _environment(self, folder: str) -> dict[str, str]:
+        """What the program gets: no key of ours but those that it signs in with."""
+        nested = {"CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT"}  # a claude that finds itself inside another does not start
+        if self._agent is None:
+            return self._env.without(nested)
+        return {
+            **self._env.without(nested | (key_variables() - set(self._agent.keys))),
+            "GEMINI_SYSTEM_MD": os.path.join(folder, "system.md"),
+            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",  # else it has the model think of a title, too
+        }
+
+    def _run(self, flight: _Flight, system: str, prompt: str) -> tuple[int, str, str]:
+        """Run the program in an empty folder: its status, what it printed, and what it complained of."""
+        import tempfile
+
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rlm-cli-", ignore_cleanup_errors=True))
+            given, printed, complaint = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
+            given.write(prompt.encode("utf-8", "replace"))
+            given.seek(0)
+            process = self._start(self._command(folder, system), folder, given, printed, complaint)
+            _programs.add(process.pid)
+            try:
+                self._wait_for(flight, process, printed, complaint)
+            finally:
+                _kill_group(process.pid)
+                process.wait()
+                _programs.discard(process.pid)
+            texts: list[str] = []
+            for file in (printed, complaint):
+                file.seek(0)
+                texts.append(file.read(BODY_LIMIT).decode("utf-8", "replace"))
+            return process.returncode, texts[0], texts[1]
+
+    def _command(self, folder: str, system: str) -> list[str]:
+        """The words of the command line, and the files that it names."""
+        import shlex
+
+        if self._agent is None:
+            return self._words
+        for name, text in (("system.md", system or "Answer the prompt."), ("policy.toml", _NO_TOOLS_POLICY)):
+            with open(os.path.join(folder, name), "wb") as file:
+                file.write(text.encode("utf-8", "replace"))
+        words = [word.replace("{folder}", folder) for word in shlex.split(self._agent.arguments)]
+        return [*self._words, *words, *([self._agent.model_flag, self._its_model] if self._its_model else [])]
+
+    def _start(self, words: list[str], folder: str, given: Any, printed: Any, complaint: Any) -> Any:
+        import subprocess
+
+        empty, problem = os.path.join(folder, "empty"), ""
+        os.mkdir(empty)
+        _kill_at_exit()
+        try:
+            return subprocess.Popen(
+                words,
+                stdin=given,
+                stdout=printed,
+                stderr=complaint,
+                cwd=empty,
+                env=self._environment(folder),
+                start_new_session=True,
+            )
+        except OSError as error:
+            problem = error.strerror or str(error)
+        raise self._error("connection", f"{words[0]}: {problem}")  # here, since the frames above hold keys
+
+    def _wait_for(self, flight: _Flight, process: Any, *outputs: Any) -> None:
+        """Until the program has ended; BackendError if the call is over before, or it prints or takes too much."""
+        until = time.monotonic() + self._how.timeout
+        while process.poll() is None:
+            flight.sleep(0.03)
+            if any(os.fstat(file.fileno()).st_size > BODY_LIMIT for file in outputs):
+                raise self._error("protocol", f"{self._name} printed more than {BODY_LIMIT >> 20} MB")
+            if time.monotonic() > until:
+                raise self._error("timeout", f"{self._name} has not answered after {self._how.timeout:g} s")
+
+
+_programs: set[int] = set()  # process groups that run
+
+
+def _kill_group(group: int) -> None:
+    import signal
+
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+
+
+@functools.cache
+def _kill_at_exit() -> None:
+    import atexit
+
+    atexit.register(stop_programs)
+
+
+def stop_programs() -> None:
+    """Kill the programs that answer, with all that they have started. Done by itself when the process ends."""
+    for group in list(_programs):
+        _kill_group(group)
 
 
 # --- besides models ---------------------------------------------------------------------------------------------
