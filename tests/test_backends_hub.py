@@ -131,7 +131,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     made = Hub({FILE: DATA, "README.md": b"read me"})
     monkeypatch.setenv("HF_ENDPOINT", made.server.url)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(rlm_backends, "_pause", lambda error, failures: min(error.retry_after or 0.0, 0.01))
+    monkeypatch.setattr(rlm_backends, "backoff", lambda error, failures: min(error.retry_after or 0.0, 0.01))
     yield made
     made.close()
 
@@ -364,7 +364,7 @@ REFUSALS: list[tuple[str, tuple[int, dict[str, str], bytes], str, str]] = [
 
 @pytest.mark.parametrize(("fault", "code", "hint"), [r[1:] for r in REFUSALS], ids=[r[0] for r in REFUSALS])
 def test_a_refusal_says_what_to_do(hub: Hub, monkeypatch: pytest.MonkeyPatch, fault: Any, code: str, hint: str) -> None:
-    monkeypatch.setattr(rlm_backends, "_pause", lambda error, failures: error.retry_after or 0.0)
+    monkeypatch.setattr(rlm_backends, "backoff", lambda error, failures: error.retry_after or 0.0)
     hub.api_faults = [fault] * 5
     error = refused()
     assert (error.code, error.status) == (code, fault[0])
