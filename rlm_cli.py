@@ -2411,6 +2411,42 @@ def providers(args: argparse.Namespace, shell: Invocation) -> int:
         key = (row["key_env"] or [""])[0]
         line = f"{'✓' if row['key_present'] else '·'} {row['id']:<22} {row['wire']:<10} {key:<26} {row['base_url']}"
         shell.show(line)
+    for name, program in [] if args.words else rlm_backends.agents(environ):
+        shell.show(f"{'✓' if program else '·'} {name:<22} {'program':<10} {'':<26} {program or 'not on the PATH'}")
+    if not args.words:
+        shell.show(f"✓ {'hf:OWNER/REPO':<22} {'file':<10} {'':<26} kept models: rlm models")
+    return EXIT_OK
+
+
+def declare_models(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", nargs="*", metavar="remove NAME", help="delete a model: hf:OWNER/REPO:QUANT")
+    parser.add_argument("--json", action="store_true", help="[{name, bytes, path, complete}]")
+
+
+def models(args: argparse.Namespace, shell: Invocation) -> int:
+    """`rlm models`: the model files that `-m hf:…` has downloaded; `rlm models remove NAME` deletes one."""
+    action, *names = args.words or [""]
+    if action not in ("", "remove"):
+        raise rlm.ConfigError(f"unexpected argument {action!r}", hint="rlm models remove NAME")
+    if action and not names:
+        raise rlm.ConfigError("which model?", hint="rlm models lists them: rlm models remove NAME")
+    for name in names:
+        try:
+            size = rlm_backends.remove_model(name)
+        except rlm_backends.BackendError as error:
+            raise rlm.ConfigError(str(error), hint=error.hint) from error
+        shell.terminal.write_line(f"removed {name} ({size / 1e9:.1f} GB)")
+    if action:
+        return EXIT_OK
+    rows = rlm_backends.kept_models()
+    if shell.form == "json":
+        shell.print_json(rows)
+        return EXIT_OK
+    if not rows:
+        shell.terminal.write_line("no model is kept; -m hf:OWNER/REPO downloads one")
+    for row in rows:
+        state = "✓" if row["complete"] else "…"
+        shell.show(f"{state} {row['name']}  {row['bytes'] / 1e9:.1f} GB  {row['path']}")
     return EXIT_OK
 
 
@@ -2437,6 +2473,7 @@ def doctor(args: argparse.Namespace, shell: Invocation) -> int:
         *check_keys(settings),
         *check_model(settings),
         check_local_models(),
+        check_agents(settings),
         *check_tools(settings),
         *check_mcp(settings),
         check_sandbox(settings),
@@ -2556,6 +2593,8 @@ def check_model(settings: rlm_config.Configuration) -> list[Check]:
     if values["backend"] == "litellm" or not (values["base_url"] or values["model"]):
         return []
     given = {name: values[name] for name in ("api_key", "base_url")}
+    if not values["base_url"] and str(values["model"]).startswith("hf:"):
+        return [Check("model", "ok", f"{values['model']}: downloaded by the first run, and kept (rlm models)")]
     try:
         backend = rlm_backends.connect(values["model"], values["backend"], environ=settings.environ, **given)
     except rlm_backends.BackendError as error:
@@ -2630,6 +2669,13 @@ def check_local_models() -> Check:
     return Check(
         "local models", "ok", "; ".join(f"{name} at {url}: {', '.join(models[:4])}" for name, url, models in found)
     )
+
+
+def check_agents(settings: rlm_config.Configuration) -> Check:
+    """What can be a model without a key: coding agents on the PATH, and model files that were downloaded."""
+    found = [name for name, program in rlm_backends.agents(settings.environ) if program]
+    kept = [row["name"] for row in rlm_backends.kept_models(settings.environ) if row["complete"]]
+    return Check("without a key", "ok", ", ".join([*found, *kept]) or "no coding agent, no downloaded model")
 
 
 def check_sandbox(settings: rlm_config.Configuration) -> Check:
@@ -2796,6 +2842,7 @@ COMMANDS = {
     "trust": Command("let this project's rlm.toml set every option", declare_trust, trust),
     "doctor": Command("check check check what works on this machine", declare_doctor, doctor),
     "providers": Command("list providers and which keys are set", declare_providers, providers),
+    "models": Command("list and remove downloaded model files", declare_models, models),
     "mcp-serve": Command("serve the sandbox to an MCP client", lambda _: None, lambda _args, _shell: EXIT_USAGE),
     "mcp-install": Command("add this server to a client's settings", declare_mcp_install, mcp_install),
     "completion": Command("print a shell completion script", declare_completion, completion),

@@ -799,6 +799,8 @@ def untrusted_keys(table: Mapping[str, Any]) -> list[str]:
         harmless = OPTIONS[key].metadata["project"] or (key == "environment" and value == "docker")
         if key == "backend":
             harmless = value in ("auto", "litellm") or value in {row["id"] for row in rlm_backends.providers()}
+        if key in ("model", "sub_model"):  # one that runs a program, downloads gigabytes, or is parsed by native code
+            harmless = not re.search(r"^(cli|hf):|\.gguf$", str(value))
         if key in ("snipara_api_key", "snipara_project_slug"):
             harmless = "snipara_api_key" in table and "snipara_project_slug" in table
         if not harmless:
