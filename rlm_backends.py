@@ -4284,7 +4284,7 @@ class SubprocessBackend(HTTPBackend):
             try:
                 self._wait_for(state, process, printed, complaint)
             finally:
-                _kill_group(process.pid)
+                kill_group(process.pid)
                 process.wait()
                 _programs.discard(process.pid)
             texts: list[str] = []
@@ -4339,7 +4339,7 @@ class SubprocessBackend(HTTPBackend):
 _programs: set[int] = set()  # process groups that run
 
 
-def _kill_group(group: int) -> None:
+def kill_group(group: int) -> None:
     import signal
 
     with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -4356,7 +4356,7 @@ def _kill_at_exit() -> None:
 def stop_programs() -> None:
     """Kill the programs that answer, with all that they have started. Done by itself when the process ends."""
     for group in list(_programs):
-        _kill_group(group)
+        kill_group(group)
 
 
 # --- besides models ---------------------------------------------------------------------------------------------

@@ -3370,7 +3370,8 @@ class StdioConnection(Connection):
 
     def _end(self, reason: str) -> None:
         """It has ended, or is made to: nobody waits for it any longer."""
-        _kill_group(self.process.pid) if reason else None
+        if reason:
+            sibling("rlm_backends").kill_group(self.process.pid)
         with self._lock:
             if not self.ended:
                 with contextlib.suppress(Exception):
@@ -3395,7 +3396,7 @@ class StdioConnection(Connection):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGTERM)
             self._wait(EXIT_SECONDS)
-        _kill_group(process.pid)
+        sibling("rlm_backends").kill_group(process.pid)
         self._wait(EXIT_SECONDS)
         if self.wire.close_output(EXIT_SECONDS):
             process.stdin.close()
