@@ -34,6 +34,7 @@ if __name__ == "__main__":  # one copy of this module: everything else imports i
     except KeyboardInterrupt:  # before the command line could take it
         raise SystemExit(130) from None
 
+import builtins
 import contextlib
 import dataclasses
 import json
@@ -53,7 +54,17 @@ if TYPE_CHECKING or not __package__:
     import rlm_backends
     import rlm_sandbox
     import rlm_tools
-    from rlm_config import LIMITS, OPTIONS, ConfigError, RLMError, rebuild_error, require_encoding, sha256, shorten
+    from rlm_config import (
+        LIMITS,
+        OPTIONS,
+        ConfigError,
+        RLMError,
+        rebuild_error,
+        require_encoding,
+        server_secrets,
+        sha256,
+        shorten,
+    )
     from rlm_config import Configuration as Configuration
     from rlm_config import Options as Options
     from rlm_config import load_config as load_config
@@ -64,7 +75,17 @@ if TYPE_CHECKING or not __package__:
     from rlm_tools import Tool, to_json, tool
 else:  # vendored into a package
     from . import rlm_backends, rlm_sandbox, rlm_tools
-    from .rlm_config import LIMITS, OPTIONS, ConfigError, RLMError, rebuild_error, require_encoding, sha256, shorten
+    from .rlm_config import (
+        LIMITS,
+        OPTIONS,
+        ConfigError,
+        RLMError,
+        rebuild_error,
+        require_encoding,
+        server_secrets,
+        sha256,
+        shorten,
+    )
     from .rlm_config import Configuration as Configuration
     from .rlm_config import Options as Options
     from .rlm_config import load_config as load_config
@@ -550,7 +571,7 @@ class Journal:
         text = to_json(line, separators=(",", ":"))
         if any(secret in text for secret in self.secrets):
             for secret in self.secrets:
-                text = text.replace(secret, "***")
+                text = text.replace(secret, "[redacted]")
             line = json.loads(text)
         with self._lock:
             if self._closed or self._only not in (None, threading.get_ident()):
@@ -1374,6 +1395,8 @@ def system_prompt(node: Node) -> str:
     text = run.custom_prompt or {"full": _FULL, "small": _SMALL}[run.profile.name]
     for name, part in parts.items():
         text = text.replace("{%s}" % name, part)  # noqa: UP031 - an f-string with four braces
+    if run.servers:
+        text += f"\n{run.servers.prompt_line()}"
     own = [tool for tool in run.tools if not tool.name.startswith("file_")]
     if run.profile.guides and own and not run.custom_prompt:
         listed = "; ".join(f"{_signature(tool)}: {tool.description[:200]}" for tool in own)
@@ -2578,9 +2601,14 @@ class CompletionResult:
 
 def _viz() -> Any:
     """rlm_viz, imported when something is to be shown."""
+    return sibling("rlm_viz")
+
+
+def sibling(name: str) -> Any:
+    """One of our modules that few runs need, imported now."""
     import importlib
 
-    return importlib.import_module(f"{__package__}.rlm_viz" if __package__ else "rlm_viz")
+    return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
 
 
 class Replayed(NamedTuple):
@@ -2611,7 +2639,9 @@ class Run:
         *,
         replaying: bool = False,
         group: LedgerGroup | None = None,
+        servers: Any = None,  # a rlm_mcp.ServerSet
     ) -> None:
+        self.servers = servers
         self.profile = profile_for(backend, options.prompt)
         self.custom_prompt = "" if options.prompt in (None, *_PROFILES) else read_prompt(str(options.prompt))
         self.options = options
@@ -2914,6 +2944,8 @@ class Run:
         for sandbox in sandboxes:
             if hasattr(sandbox, "interrupt"):
                 sandbox.interrupt()
+        if self.servers:
+            self.servers.interrupt()
 
     def abort(self, reason: BaseException) -> None:
         """Ctrl-C: stop every thread and sandbox of the tree now, and leave a journal that can be resumed."""
@@ -2925,6 +2957,8 @@ class Run:
             self._in_flight.clear()
         for sandbox in sandboxes:
             sandbox.kill() if hasattr(sandbox, "kill") else sandbox.close()
+        if self.servers:
+            self.servers.interrupt()
         with contextlib.suppress(RLMError):
             for in_flight in flights:
                 self._abandon(in_flight, "interrupted")
@@ -2936,6 +2970,8 @@ class Run:
             self._sandboxes.clear()
         for sandbox in sandboxes:
             sandbox.close()
+        if self.servers:
+            self.servers.close()
         self.journal.close()
 
     def totals(self) -> dict[str, Any]:
@@ -3398,6 +3434,7 @@ class Node:
             base_url=_without_login(getattr(run.backend, "base_url", None)),
             tools=[] if self.protocol in ("stream", "plain") else [tool.name for tool in run.tools],
             tool_schemas=run.tool_schemas if self.protocol == "tools" else None,
+            mcp=run.servers.recorded() if run.servers and first and not self.key else None,
             version=__version__,
         )
         run.write("start", parent=self.parent, depth=self.depth, **fields)
@@ -3480,7 +3517,8 @@ class Node:
             self.forcing = MaxIterationsExceeded(self.turn, self.turn)
         if compaction := self.run.recording.compactions.get((self.id, self.turn)):
             self._replay_compaction(compaction)
-        asked = [m for m in event.get("prompt") or [] if "content" in m and m.get("role") in ("user", "tool")]
+        new = [{k: v for k, v in m.items() if k != "replaces"} for m in event.get("prompt") or []]
+        asked = [m for m in new if "content" in m and m.get("role") in ("user", "tool")]
         pending = [m for m in self.messages[self.logged_count :] if m.get("_stored")]
         if asked and self.turn - 1 in self.run.recording.restarts.get(self.id, ()):
             asked[0] = {**asked[0], "_restart": True}
@@ -3734,10 +3772,12 @@ class Node:
 
     def _turn_down(self, words: str) -> Answer | None:
         """Ask for something else than the newest reply, which a small model would repeat if it saw it; no answer."""
+        message: dict[str, Any] = {"role": "user", "content": words}
         if self.run.profile.guides:
             self.messages.pop()
             self.logged_count = len(self.messages)
-        self.messages.append({"role": "user", "content": words})
+            message["_replaces"] = True
+        self.messages.append(message)
         return None
 
     def _doubt_about(self, answer: str) -> str:
@@ -4064,9 +4104,13 @@ class Node:
         }
         for tool in self.run.tools:
             plans[tool.name] = self._tool_preparation(tool)
+        if servers := self.run.servers:
+            plans["tools"] = lambda word="": partial(servers.search, word)
         functions: dict[str, Any] = {
             name: HostFunction(self, plan, batched=name == "llm_query_batched") for name, plan in plans.items()
         }
+        if servers:
+            functions.update(servers.namespaces(lambda tool: HostFunction(self, self._remote_tool_preparation(tool))))
         return {**functions, "chunks": rlm_sandbox.Chunks(self.run.subcall_characters)}
 
     def _key(self, function: str, *parts: Any) -> str:
@@ -4296,18 +4340,31 @@ class Node:
     def _tool_preparation(self, tool: Tool) -> Callable[..., Callable[[], Any]]:
         def prepare(*args: Any, **kwargs: Any) -> Callable[[], Any]:
             arguments = tool.bind(*args, **kwargs)
-            key = self._key(tool.name, arguments)
-            cell = self.cells
-            return lambda: self._tool_from_code(tool, arguments, key, cell)
+            call = partial(rlm_tools.call_tool, tool, arguments)
+            return partial(
+                self._tool_from_code, tool.name, call, arguments, self._key(tool.name, arguments), self.cells
+            )
 
         return prepare
 
-    def _tool_from_code(self, tool: Tool, arguments: dict[str, Any], key: str, cell: int) -> Any:
+    def _remote_tool_preparation(self, tool: Any) -> Callable[..., Callable[[], Any]]:
+        """The same for a tool of an MCP server."""
+
+        def prepare(*args: Any, **kwargs: Any) -> Callable[[], Any]:
+            arguments, name = tool.arguments(*args, **kwargs), tool.full_name
+            call = partial(self.run.servers.call, tool, arguments)
+            return partial(self._tool_from_code, name, call, arguments, self._key(name, arguments), self.cells)
+
+        return prepare
+
+    def _tool_from_code(
+        self, name: str, call: Callable[[], Any], arguments: dict[str, Any], key: str, cell: int
+    ) -> Any:
         """A tool called by the model's code: its result as Python data, journalled so that a re-run gets the same."""
         recorded = self.run.recording.results_by_key.get(key)
 
         def serve(recorded: Event) -> Any:
-            self.run.add_tool_call(tool.name, arguments, self, is_error=bool(recorded.get("error")))
+            self.run.add_tool_call(name, arguments, self, is_error=bool(recorded.get("error")))
             if recorded.get("error"):
                 raise _recorded_error(recorded["error"])
             return rlm_sandbox.unpack(recorded["result"])
@@ -4316,23 +4373,23 @@ class Node:
             started = time.monotonic()
             result, error = None, None
             try:
-                result = self.run.run_cancellable(lambda: rlm_tools.call_tool(tool, arguments))
+                result = self.run.run_cancellable(call)
             except Exception as raised:  # whatever a tool raises belongs to the code that called it
                 self.run.ledger.check()
                 error = raised
             if recorded is None:
-                self._journal_tool_from_code(tool, arguments, key, cell, result, error, started)
-            self.run.add_tool_call(tool.name, arguments, self, is_error=error is not None)
+                self._journal_tool_from_code(name, arguments, key, cell, result, error, started)
+            self.run.add_tool_call(name, arguments, self, is_error=error is not None)
             if error is not None:
                 raise error
             return result
 
         kept = recorded if recorded and (recorded.get("error") or "result" in recorded) else None  # or it was too large
-        return self.run.once(f"result of {tool.name}", kept, serve, work)
+        return self.run.once(f"result of {name}", kept, serve, work)
 
     def _journal_tool_from_code(
         self,
-        tool: Tool,
+        name: str,
         arguments: dict[str, Any],
         key: str,
         cell: int,
@@ -4340,11 +4397,11 @@ class Node:
         error: Exception | None,
         started: float,
     ) -> None:
-        fields: Event = {"key": key, "from_cell": cell, "name": tool.name, **packed("arguments", arguments)}
+        fields: Event = {"key": key, "from_cell": cell, "name": name, **packed("arguments", arguments)}
         if error is None:
             fields.update(packed("result", result))
         shown = f"{type(error).__name__}: {error}" if error else _cut(rlm_tools.render(result), 2000)
-        results = [{"id": key, "name": tool.name, "content": shown, "is_error": error is not None}]
+        results = [{"id": key, "name": name, "content": shown, "is_error": error is not None}]
         fields.update(tool_calls=[key], tool_results=results, error=shown if error else None)
         self._write_tool(turn=self.turn, **fields, duration_ms=_ms_since(started))
 
@@ -4474,7 +4531,7 @@ def _journal_form(message: dict[str, Any]) -> dict[str, Any]:
     if message.get("_stored"):
         form.pop("content", None)
         form.pop("is_error", None)
-    return form
+    return form | ({"replaces": True} if message.get("_replaces") else {})
 
 
 def _stubbed(message: dict[str, Any]) -> dict[str, Any]:
@@ -4591,6 +4648,7 @@ class RLM:
         cache: bool | None = None,
         schema: Any = None,
         tools: list[Any] | None = None,
+        mcp: dict[str, Any] | list[str] | None = None,
         allowed_paths: list[str] | None = None,
         allowed_imports: list[str] | None = None,
         require: str | None = None,
@@ -4705,6 +4763,7 @@ class RLM:
         go_on: str | None = None,  # the journal to append to
         log: bool = True,
         group: LedgerGroup | None = None,
+        servers: Callable[[], Any] | None = None,
     ) -> Run:
         options, backend, tools = self.options, self.backend, self.tools
         if log:
@@ -4722,30 +4781,67 @@ class RLM:
                 raise sandbox_error(error) from error
         environ = self.configuration.environ
         keys = [environ.get(name, "") for name in rlm_backends.key_variables()]
+        keys += server_secrets(options.mcp, environ)
         printer = _printer(options.verbose)
         listeners = [on for on in (printer, self._on_event) if on is not None]
         line = None if options.verbose else printer  # a notebook's line tells what goes on between events, too
         watchers = [on for on in (line, self._on_progress) if on is not None]
         path = go_on or (self._journal_path(trajectory_id) if log else None)
         unnamed = origins["log_dir"] == "default" and os.path.dirname(path or "") == OPTIONS["log_dir"].default
-        journal = Journal(
-            path,
-            trajectory_id,
-            secrets=[*keys, options.api_key or "", options.snipara_api_key or ""],
-            on_event=_to_all(listeners),
-            on_progress=_to_all(watchers),
-            append=go_on is not None,
-            follow_links=not unnamed,
-        )
         try:
-            run = Run(options, backend, tools, journal, recording, replaying=not log, group=group)
+            open_servers = servers() if servers else None
+        except rlm_tools.ToolError as error:
+            raise ConfigError(str(error), hint=error.hint) from error
+        journal = None
+        try:
+            journal = Journal(
+                path,
+                trajectory_id,
+                secrets=[*keys, options.api_key or "", options.snipara_api_key or ""],
+                on_event=_to_all(listeners),
+                on_progress=_to_all(watchers),
+                append=go_on is not None,
+                follow_links=not unnamed,
+            )
+            run = Run(options, backend, tools, journal, recording, replaying=not log, group=group, servers=open_servers)
             run.on_confirm = self._on_confirm
             return run
         except BaseException:  # an unreadable prompt, a sub-model without a key: nothing has begun
-            journal.close()
-            if journal.path is not None and go_on is None:
+            if open_servers:
+                open_servers.close()
+            if journal is not None:
+                journal.close()
+            if journal is not None and journal.path is not None and go_on is None:
                 os.unlink(journal.path)
             raise
+
+    def _connected_servers(self) -> Any:
+        """The configured MCP servers, started, for one run; None where there are none."""
+        if not self.options.mcp:
+            return None
+        servers = sibling("rlm_mcp").ServerSet(self.options.mcp, self.configuration.environ)
+        taken = {*_REPL_NAMES, *(tool.name for tool in self.tools), *dir(builtins)}
+        names = [*servers.specs, "tools"]  # the last is that of the function that searches them
+        if clash := [name for name in names if name in taken or names.count(name) > 1]:
+            raise ConfigError(f"{clash[0]!r} is wanted for MCP, but the REPL has one", hint="rename one")
+        self._loading(f"starting MCP servers: {', '.join(self.options.mcp)}")
+        servers.connect()
+        return servers
+
+    def _recorded_servers(self, recording: JournalIndex, *, live: bool = True) -> Callable[[], Any]:
+        """What makes the MCP servers of a recorded run; they are started for what the journal does not hold."""
+        recorded = recording.starts.get("n0", {}).get("mcp")
+        missing = sorted(set(recorded or {}) - {re.sub(r"\W", "_", name) for name in self.options.mcp or {}})
+        if live and missing:
+            message = f"the run had the MCP server {missing[0]!r}, which is not configured now"
+            raise ConfigError(message, hint=f"write [mcp.{missing[0]}] in rlm.toml again")
+
+        def restored() -> Any:
+            servers = sibling("rlm_mcp").ServerSet(self.options.mcp or {}, self.configuration.environ)
+            servers.restore(recorded)
+            return servers
+
+        return restored if recorded else lambda: None
 
     # completing
 
@@ -4777,7 +4873,7 @@ class RLM:
         if self.backend is not None and self.options.environment == "local":
             rlm_sandbox.warm(self.options.allowed_imports or ())  # while this thread reads tools and loads HTTP
         schema = self._schema()
-        run = self._new_run(new_id(), JournalIndex(), group=group)
+        run = self._new_run(new_id(), JournalIndex(), group=group, servers=self._connected_servers)
         node = Node(run, context, instructions=system or "", schema=schema)
         try:
             return self._supervise(run, node, lambda: node.complete(prompt))
@@ -4940,7 +5036,7 @@ class RLM:
         context = rlm._recorded_context(root, path)
         rlm._require_recorded(root)
         schema = rlm._schema()
-        run = rlm._new_run(root["trajectory_id"], recording, go_on=path)
+        run = rlm._new_run(root["trajectory_id"], recording, go_on=path, servers=rlm._recorded_servers(recording))
         run.write("resume", node="n0", lines=len(recording.turns), limits=raised_limits)
         node = Node(run, context, instructions=root.get("instructions") or "", schema=schema)
         context_of = partial(rlm._recorded_context, path=path)
@@ -4959,7 +5055,9 @@ class RLM:
         rlm = self._as_recorded(recording, {"backend": ReplayBackend(recording)}, path)
         root = recording.starts["n0"]
         context = rlm._recorded_context(root, path)
-        run = rlm._new_run(root["trajectory_id"], recording, log=False)
+        run = rlm._new_run(
+            root["trajectory_id"], recording, log=False, servers=rlm._recorded_servers(recording, live=False)
+        )
         run.journal.path = path
         node = Node(run, context, instructions=root.get("instructions") or "", schema=rlm._schema())
         context_of = partial(rlm._recorded_context, path=path)

@@ -2774,7 +2774,7 @@ class _Snipara:
 
     def masked(self, text: str) -> str:
         for secret in (self.key, *(self.login.secrets() if self.login else ())):
-            text = text.replace(secret, "***") if secret else text
+            text = text.replace(secret, "[redacted]") if secret else text
         return text
 
     def result(self, status: int, body: bytes) -> Any:

@@ -42,6 +42,7 @@ VALUES: dict[str, tuple[Any, Any, Any, Any]] = {
     "encoding": ("cp1251", "gb18030", "utf-16", "latin-1"),
     "prices": ({"m": [1, 2]}, {"m": [2, 3]}, {"m": [3, 4]}, {"m": [4, 5]}),
     "schema": ({"type": "string"}, {"type": "integer"}, {"type": "array"}, {"type": "object"}),
+    "mcp": tuple({"s": {"command": [word], "env": {"KEY": "918273645546372819"}}} for word in "abcd"),
     "tools": (["a.py"], ["b.py"], ["c.py", "d"], ["e"]),
     "allowed_paths": (["a"], ["b"], ["c", "d"], ["e"]),
     "allowed_imports": (["a"], ["b"], ["c", "d"], ["e"]),
