@@ -175,6 +175,7 @@ def test_claude_code_takes_it_and_reaches_its_server(plugin: Path) -> None:
 
     def says(*words: str) -> str:
         kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        kept |= {"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "DISABLE_AUTOUPDATER": "1"}
         done = subprocess.run([str(claude), *words], capture_output=True, text=True, timeout=100, env=kept)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
