@@ -1855,7 +1855,7 @@ _SHARED = {"kinds": list(_MARKS), "untimed": UNTIMED, "usage": USAGE, "flags": _
 class History:
     """The messages of each node, as they were sent to its model: compacted, and without what was left out.
 
-    The events of one journal are taken in their order, all of them.
+    Add every event of one journal, in order.
     """
 
     def __init__(self) -> None:
@@ -1863,8 +1863,8 @@ class History:
         self._sources: list[tuple[Any, Any]] = []  # of each event its name and its cell
         self._nodes: dict[str, _Conversation] = {}
 
-    def take(self, event: Event) -> list[Event]:
-        """The messages that a turn was sent, if the event is a turn's call; else none."""
+    def add(self, event: Event) -> list[Event]:
+        """The messages that a turn was sent, if the event is that turn's call; else []."""
         event = self._stored.note(len(self._sources), event)
         self._sources.append((event.get("event"), event.get("cell")))
         node = self._nodes.setdefault(str(event.get("node")), _Conversation())
@@ -1906,7 +1906,7 @@ class _Conversation:
         self.stubs, self.restarted = [], False
 
     def _mend_reply(self, message: Event) -> None:
-        """What a new message tells of the reply before it: that it is left out, or which tool a call meant."""
+        """Apply what a new message says of the reply before it: that it was replaced, or which tool a call meant."""
         newest = next((known for known in reversed(self.messages) if known["role"] == "assistant"), {})
         if message.get("replaces") and self.messages and self.messages[-1] is newest:
             self.messages.pop()
@@ -1936,7 +1936,7 @@ class _Conversation:
 
 
 def _reply_message(event: Event) -> Event:
-    """A turn's reply as a message: without the tail that it made up."""
+    """A turn's reply as a message, without the invented output that was dropped from it."""
     text, dropped = _text(event.get("response")), int(_number(event.get("dropped")))
     message: Event = {"role": "assistant", "content": text}
     if dropped:
@@ -1960,7 +1960,7 @@ def training_samples(events: Iterable[Event]) -> Iterator[dict[str, Any]]:
     """Each turn as OpenAI's chat format has it: {"messages": what was sent and the reply, "tools": as offered}."""
     history, schemas, secrets = History(), dict[str, Any](), Secrets()
     for event in (_clean(event, secrets)[0] for event in events):
-        sent, node = history.take(event), str(event.get("node"))
+        sent, node = history.add(event), str(event.get("node"))
         if event.get("event") == "start":
             schemas[node] = event.get("tool_schemas")
         if sent:
@@ -2135,7 +2135,7 @@ _CLIENT = 3  # the kind of a span that asks another program; 1 is one that does 
 def spans(events: Iterable[Event], *, bodies: bool = False) -> list[dict[str, Any]]:
     """A run's events as OTLP/JSON spans; prompts, replies, code and outputs are in them only with `bodies`."""
     trace = Trace(bodies)
-    made = [span for event in events for span in trace.take(event)]
+    made = [span for event in events for span in trace.add(event)]
     return made + trace.close()
 
 
@@ -2153,10 +2153,10 @@ class Trace:
         self.name = self.resumed = ""
         self.now = 0  # nanoseconds
 
-    def take(self, event: Event) -> list[dict[str, Any]]:
+    def add(self, event: Event) -> list[dict[str, Any]]:
         """The spans that end with this event."""
         event = _clean(event, self.secrets)[0] if self.bodies else _span_metrics(event)
-        sent = self.history.take(event) if self.bodies else []
+        sent = self.history.add(event) if self.bodies else []
         kind, node, before = event.get("event"), str(event.get("node", "n0")), self.now
         self.name = self.name or first_line(event.get("trajectory_id"), 80)
         if (moment := parse_timestamp(event.get("timestamp"))) is not None:
@@ -2428,7 +2428,7 @@ class OTel:
             try:
                 with contextlib.suppress(queue.Empty):
                     event, done = events.get(timeout=1.0 if made else None)
-                    made += self._take(traces, event)
+                    made += self._add(traces, event)
                 if made and (done or event is None or len(made) >= _BATCH):
                     batch, made = made, []
                     self.send(batch)
@@ -2439,13 +2439,13 @@ class OTel:
             if done:
                 done.set()
 
-    def _take(self, traces: dict[str, Trace], event: Event) -> list[dict[str, Any]]:
+    def _add(self, traces: dict[str, Trace], event: Event) -> list[dict[str, Any]]:
         ended = [name for name, trace in traces.items() if not trace.open]
         for name in ended[:-32]:  # a conversation goes on in the trace of its earlier prompts
             del traces[name]
         if (name := str(event.get("trajectory_id"))) not in traces:
             traces[name] = Trace(self.bodies)
-        return traces[name].take(event)
+        return traces[name].add(event)
 
     def _complain(self, what: str) -> None:
         if not self._told:
