@@ -253,7 +253,9 @@ class Invocation:
         message, second, following = map(without_keys, describe_error(error))
         if code == EXIT_LIMIT:
             option = error.option  # type: ignore[attr-defined]
-            following = self._way_on(result, option)
+            following = self._way_on(result, option, error.needed)  # type: ignore[attr-defined]
+            if option == "confirm_above" and error.needed is None:  # type: ignore[attr-defined]
+                following = error.hint  # type: ignore[attr-defined]
             second = "" if following else f"raise it: {flags_of(option)[-1]} {metavar(option)}"
         elif result is not None and code == EXIT_FAILED:
             following = " or ".join(part for part in (following, self._way_on(result)) if part)
@@ -273,11 +275,11 @@ class Invocation:
         self.terminal.error(message, second, following)
         return code
 
-    def _way_on(self, result: rlm.CompletionResult | None, limit: str = "") -> str:
-        """The command that goes on: with the limit that stopped the run doubled, and the flags that it needs again."""
-        if result is None or not result.log or not self.can_resume:
+    def _way_on(self, result: rlm.CompletionResult | None, limit: str = "", needed: float | None = None) -> str:
+        """The command that goes on: with the limit that stopped the run as `needed`, or doubled, and all its flags."""
+        if result is None or not result.log or not self.can_resume or (limit == "confirm_above" and not needed):
             return ""
-        raised = f" {flags_of(limit)[-1]} {doubled(result.log, limit)}" if limit else ""
+        raised = f" {flags_of(limit)[-1]} {f'{needed:g}' if needed else doubled(result.log, limit)}" if limit else ""
         return f"rlm resume {result.trajectory_id}{raised}{self.rerun_flags([limit])}"
 
     def _report(
@@ -481,7 +483,7 @@ def declare_options(parser: argparse.ArgumentParser, title: str = "options of a 
                 help=help_with_default(text, row),
             )
         else:
-            repeat = "append" if kind.startswith("list") or name in rlm_config.PAIRS else "store"
+            repeat = "append" if kind.startswith("list") or name in (*rlm_config.PAIRS, "mcp") else "store"
             group.add_argument(
                 *flags, dest=name, action=repeat, metavar=metavar(name), help=help_with_default(text, row)
             )
@@ -533,7 +535,8 @@ def _option_value(name: str, value: Any) -> Any:
     if name in rlm_config.PAIRS:
         return rlm_config.parse_params(value, flags_of(name)[0])
     if isinstance(value, list):
-        return [item for text in value for item in rlm_config.parse_option(name, text, flag)]
+        items = [rlm_config.parse_option(name, text, flag) for text in value]
+        return items[-1] if isinstance(items[-1], dict) else [item for part in items for item in part]
     if isinstance(value, bool):
         return value
     choices = rlm_config.OPTIONS[name].metadata["choices"] or (value,)
@@ -647,6 +650,11 @@ class Terminal:
         lines = [" ".join(strip_control(text)[:2000].splitlines()) for text in (message, second, following) if text]
         self.write_line("\n  ".join(lines), lead="rlm: ", style="red", lines=True)
 
+    def ask(self, question: str) -> None:
+        """A question, after which the user types."""
+        with self._lock:
+            self._write(strip_control(question))
+
     def width(self) -> int:
         try:
             return os.get_terminal_size(self.stream.fileno()).columns or 80
@@ -702,6 +710,27 @@ def read_stdin(terminal: Terminal, *, asked: bool) -> bytes | None:
     return bytes(blob) if blob or asked else None
 
 
+def terminal_input(terminal: Terminal) -> int | None:
+    """A descriptor of what the user types, also where stdin is a pipe; None where nobody sees a question."""
+    if not terminal.stream.isatty():
+        return None
+    with contextlib.suppress(OSError):
+        return os.open("/dev/tty", os.O_RDONLY | getattr(os, "O_NOCTTY", 0))
+    with contextlib.suppress(OSError):
+        return os.dup(0) if os.isatty(0) else None
+    return None
+
+
+def read_line(source: int, end: threading.Event) -> str:
+    """What is typed up to a line's end, "" once `end` is set: the run was stopped meanwhile."""
+    import select
+
+    while os.name == "posix" and not select.select([source], [], [], 0.1)[0]:
+        if end.is_set():
+            return ""
+    return os.read(source, 1024).decode("utf-8", "replace")
+
+
 # --- progress -------------------------------------------------------------------------------------------------------
 
 
@@ -739,6 +768,19 @@ class Progress:
         self._end.set()
         with self._painting:
             self.terminal.status("")
+
+    def ask(self, forecast: rlm.Forecast) -> bool:
+        """Whether the user says yes to a batch, on the terminal; without one, and to Ctrl-C, the answer is no."""
+        end = self._end
+        if (source := terminal_input(self.terminal)) is None:
+            return False
+        try:
+            with self._painting:  # nothing repaints the question
+                self.terminal.status("")
+                self.terminal.ask(f"rlm: {forecast}. Go on? [y/N] ")
+                return read_line(source, end).strip().lower() in ("y", "yes")
+        finally:
+            os.close(source)
 
     def _tick(self, end: threading.Event) -> None:
         while not end.wait(0.1 if self.terminal.live else 10):
@@ -817,7 +859,9 @@ def summary(result: rlm.CompletionResult) -> str:
 def declare_run(parser: argparse.ArgumentParser) -> None:
     parser.usage = f'{parser.prog} "PROMPT" [-c FILE_OR_FOLDER_OR_GLOB] [options]'
     parser.add_argument("words", nargs="*", metavar="PROMPT", help="the prompt; - reads it from stdin")
-    parser.add_argument("-c", "--context", action="append", metavar="PATH", help="file, folder or glob; - is stdin")
+    parser.add_argument(
+        "-c", "--context", action="append", metavar="PATH", help="file, folder, glob or https://…; - is stdin"
+    )
     parser.add_argument("-s", "--system", metavar="TEXT", help="additional instructions for the model")
     parser.add_argument("--stream", action="store_true", help="stream a plain completion, without a REPL")
     declare_output(parser)
@@ -952,6 +996,7 @@ def execute_and_report(
                 "config": args.config,
                 "on_event": listen,
                 "on_progress": progress.update,
+                "on_confirm": progress.ask,
             }
             with prints_to_stderr(), rlm.RLM(**how) as runtime:
                 result = ask(runtime)
@@ -1178,6 +1223,36 @@ def show_run(path: str, shell: Invocation) -> int:
         shell.write(encodable(sys.stdout, plain_but_styled(text)) + "\n")
     for problem in problems:
         shell.terminal.write_line(f"rlm: {path}: {problem}")
+    return EXIT_OK
+
+
+def declare_cost(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"{parser.prog} [DIR ...] [--by model|day|project] [--json]"
+    parser.add_argument("words", nargs="*", metavar="DIR", help="folders of journals (default: as configured)")
+    parser.add_argument("--by", choices=rlm_viz.COST_KEYS, default="model", help="what a row is (default model)")
+    parser.add_argument("--dir", "--log-dir", metavar="DIR", help="the same as DIR")
+    parser.add_argument("--json", action="store_true", help="{by, rows, total} as JSON")
+
+
+def cost(args: argparse.Namespace, shell: Invocation) -> int:
+    """`rlm cost`: what the runs in the journals have cost."""
+    folders = args.words or [log_folder(args)]
+    for folder in args.words:
+        if not os.path.isdir(folder):
+            raise rlm.ConfigError(f"there is no folder {folder!r}", hint="a folder of journals, such as ./logs")
+    sums = rlm_viz.costs(folders, args.by)
+    if shell.form == "json":
+        shell.print_json(sums)
+    elif not sums["rows"]:
+        shell.terminal.write_line(f"no calls in {', '.join(folders)}")
+    else:
+        width = max(24, min(60, max(len(row["key"]) for row in sums["rows"])))
+        heads = ("runs", "calls", "input", "cached", "output")
+        shell.show(f"{args.by:<{width}}" + "".join(f"  {head:>11}" for head in heads) + f"  {'cost':>14}")
+        for row in (*sums["rows"], sums["total"]):
+            price = rlm_viz.money(row["cost_usd"], row["unpriced"])
+            figures = "".join(f"  {row[head]:>11,}" for head in heads)
+            shell.show(f"{one_line(row['key'], width):<{width}}{figures}  {price:>14}")
     return EXIT_OK
 
 
@@ -1438,7 +1513,7 @@ A line that ends in \\ goes on in the next; a line that is \"\"\" begins and end
 
 def declare_chat(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [-c FILE_OR_FOLDER_OR_GLOB] [options]"
-    parser.add_argument("-c", "--context", action="append", metavar="PATH", help="file, folder or glob")
+    parser.add_argument("-c", "--context", action="append", metavar="PATH", help="file, folder, glob or https://…")
     parser.add_argument("-s", "--system", metavar="TEXT", help="additional instructions for the model")
     parser.add_argument("--resume", metavar="ID", help="continue an earlier conversation")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
@@ -1578,7 +1653,7 @@ def chat(args: argparse.Namespace, shell: Invocation) -> int:
     values = rlm_config.load_config(given, config=args.config).values
     progress = Progress(shell.terminal, values, quiet=args.quiet, verbose=bool(values["verbose"]))
     with prints_to_stderr():
-        heard = {"on_event": progress.update, "on_progress": progress.update}
+        heard = {"on_event": progress.update, "on_progress": progress.update, "on_confirm": progress.ask}
         opened = rlm.RLM(**{**given, "verbose": False, "config": args.config, **heard})
     with opened as runtime:
         if sys.stdin.isatty():
@@ -1638,7 +1713,7 @@ def batch(args: argparse.Namespace, shell: Invocation) -> int:
             progress.count(row)
             results.add(row)
 
-        heard = {"on_event": progress.update, "on_progress": progress.update}
+        heard = {"on_event": progress.update, "on_progress": progress.update, "on_confirm": progress.ask}
         opened = {**given, "verbose": False, "config": args.config, **heard}
         with prints_to_stderr(), rlm.RLM(**opened) as runtime, progress:
             how = {"max_workers": args.jobs, "on_result": on_result, "one_ledger": args.one_budget}
@@ -2207,6 +2282,8 @@ def shown_value(name: str, value: Any) -> Any:
     """An option's value as it may be shown: a key as its last four characters, a URL without its password."""
     if value and name.endswith("api_key"):
         return masked(str(value))
+    if value and name == "mcp":
+        return rlm_config.shown_servers(value)
     return re.sub(r"//[^/@\s]+@", "//…@", value) if isinstance(value, str) else value
 
 
@@ -2334,6 +2411,42 @@ def providers(args: argparse.Namespace, shell: Invocation) -> int:
         key = (row["key_env"] or [""])[0]
         line = f"{'✓' if row['key_present'] else '·'} {row['id']:<22} {row['wire']:<10} {key:<26} {row['base_url']}"
         shell.show(line)
+    for name, program in [] if args.words else rlm_backends.agents(environ):
+        shell.show(f"{'✓' if program else '·'} {name:<22} {'program':<10} {'':<26} {program or 'not on the PATH'}")
+    if not args.words:
+        shell.show(f"✓ {'hf:OWNER/REPO':<22} {'file':<10} {'':<26} kept models: rlm models")
+    return EXIT_OK
+
+
+def declare_models(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", nargs="*", metavar="remove NAME", help="delete a model: hf:OWNER/REPO:QUANT")
+    parser.add_argument("--json", action="store_true", help="[{name, bytes, path, complete}]")
+
+
+def models(args: argparse.Namespace, shell: Invocation) -> int:
+    """`rlm models`: the model files that `-m hf:…` has downloaded; `rlm models remove NAME` deletes one."""
+    action, *names = args.words or [""]
+    if action not in ("", "remove"):
+        raise rlm.ConfigError(f"unexpected argument {action!r}", hint="rlm models remove NAME")
+    if action and not names:
+        raise rlm.ConfigError("which model?", hint="rlm models lists them: rlm models remove NAME")
+    for name in names:
+        try:
+            size = rlm_backends.remove_model(name)
+        except rlm_backends.BackendError as error:
+            raise rlm.ConfigError(str(error), hint=error.hint) from error
+        shell.terminal.write_line(f"removed {name} ({size / 1e9:.1f} GB)")
+    if action:
+        return EXIT_OK
+    rows = rlm_backends.kept_models()
+    if shell.form == "json":
+        shell.print_json(rows)
+        return EXIT_OK
+    if not rows:
+        shell.terminal.write_line("no model is kept; -m hf:OWNER/REPO downloads one")
+    for row in rows:
+        state = "✓" if row["complete"] else "…"
+        shell.show(f"{state} {row['name']}  {row['bytes'] / 1e9:.1f} GB  {row['path']}")
     return EXIT_OK
 
 
@@ -2360,7 +2473,9 @@ def doctor(args: argparse.Namespace, shell: Invocation) -> int:
         *check_keys(settings),
         *check_model(settings),
         check_local_models(),
+        check_agents(settings),
         *check_tools(settings),
+        *check_mcp(settings),
         check_sandbox(settings),
         check_docker(settings),
         check_logs(settings),
@@ -2478,6 +2593,8 @@ def check_model(settings: rlm_config.Configuration) -> list[Check]:
     if values["backend"] == "litellm" or not (values["base_url"] or values["model"]):
         return []
     given = {name: values[name] for name in ("api_key", "base_url")}
+    if not values["base_url"] and str(values["model"]).startswith("hf:"):
+        return [Check("model", "ok", f"{values['model']}: downloaded by the first run, and kept (rlm models)")]
     try:
         backend = rlm_backends.connect(values["model"], values["backend"], environ=settings.environ, **given)
     except rlm_backends.BackendError as error:
@@ -2530,6 +2647,20 @@ def check_tools(settings: rlm_config.Configuration) -> list[Check]:
     return [*troubles, *([Check("tools", "ok", ", ".join(names))] if names else [])]
 
 
+def check_mcp(settings: rlm_config.Configuration) -> list[Check]:
+    """A line for each configured MCP server: it is started, asked for its tools, and ended."""
+    checks = []
+    for name, spec in (settings.values["mcp"] or {}).items():
+        try:
+            servers = rlm_mcp.ServerSet({name: spec}, settings.environ)
+            servers.connect()
+            servers.close()
+            checks.append(Check("mcp", "ok", f"{name}: {sum(map(len, servers.tools.values()))} tools"))
+        except rlm_tools.ToolError as error:
+            checks.append(Check("mcp", "fail", one_line(error, 300), error.hint))
+    return checks
+
+
 def check_local_models() -> Check:
     """Model servers on this machine's usual ports."""
     found = rlm_backends.local_servers()
@@ -2538,6 +2669,13 @@ def check_local_models() -> Check:
     return Check(
         "local models", "ok", "; ".join(f"{name} at {url}: {', '.join(models[:4])}" for name, url, models in found)
     )
+
+
+def check_agents(settings: rlm_config.Configuration) -> Check:
+    """What can be a model without a key: coding agents on the PATH, and model files that were downloaded."""
+    found = [name for name, program in rlm_backends.agents(settings.environ) if program]
+    kept = [row["name"] for row in rlm_backends.kept_models(settings.environ) if row["complete"]]
+    return Check("without a key", "ok", ", ".join([*found, *kept]) or "no coding agent, no downloaded model")
 
 
 def check_sandbox(settings: rlm_config.Configuration) -> Check:
@@ -2695,6 +2833,7 @@ COMMANDS = {
     "resume": Command("continue a stopped run", declare_resume, resume),
     "replay": Command("re-run a recorded run without calling a model", declare_replay, replay),
     "logs": Command("list runs, show a run's call tree, or follow a run", declare_logs, logs),
+    "cost": Command("sum what runs have cost, by model, day or project", declare_cost, cost),
     "visualize": Command("render runs as an HTML page, or serve them locally", declare_visualize, visualize),
     "export": Command("export runs as OpenTelemetry spans, training samples or a notebook", declare_export, export),
     "demo": Command("see rlm work without an API key (the model is scripted)", declare_demo, demo),
@@ -2703,6 +2842,7 @@ COMMANDS = {
     "trust": Command("let this project's rlm.toml set every option", declare_trust, trust),
     "doctor": Command("check check check what works on this machine", declare_doctor, doctor),
     "providers": Command("list providers and which keys are set", declare_providers, providers),
+    "models": Command("list and remove downloaded model files", declare_models, models),
     "mcp-serve": Command("serve the sandbox to an MCP client", lambda _: None, lambda _args, _shell: EXIT_USAGE),
     "mcp-install": Command("add this server to a client's settings", declare_mcp_install, mcp_install),
     "completion": Command("print a shell completion script", declare_completion, completion),

@@ -1383,6 +1383,63 @@ def first_and_last(path: str) -> tuple[Event, Event]:
     return first, {}
 
 
+# --- what runs have cost ----------------------------------------------------------------------------------------------
+
+COST_KEYS = ("model", "day", "project")
+
+
+def costs(dirs: Iterable[str | os.PathLike[str]], by: str = "model") -> dict[str, Any]:
+    """{"by", "rows", "total"}: the calls in the journals of some folders, by model, day (local) or project folder.
+
+    `cost_usd` is the sum of the prices that are known, `unpriced` counts the calls without one, abandoned ones among
+    them: a provider may bill these as well.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    total = _cost_row("total")
+    for dir in dirs:
+        for name in _log_names(dir):
+            project, path = os.path.dirname(os.path.abspath(dir)), os.path.join(dir, name)
+            seen: set[str] = set()
+            model = ""
+            with contextlib.suppress(OSError):  # gone by now, or not for this user to read
+                for event, _ in _scan(path, []):
+                    folders = event.get("allowed_paths")
+                    if isinstance(folders, list) and folders and not _number(event.get("depth")):
+                        project = _text(folders[0])
+                    model = _text(event.get("model")) or model  # an abandoned call does not say it
+                    if event.get("event") not in ("call", "interrupted"):
+                        continue
+                    key = {"model": model, "day": _day(event), "project": project}[by] or "?"
+                    for row in (rows.setdefault(key, _cost_row(key)), total):
+                        _add_cost(row, event, is_new_run=not seen if row is total else key not in seen)
+                    seen.add(key)
+    listed = sorted(rows.values(), key=lambda row: row["key"] if by == "day" else -row["cost_usd"])
+    return {"by": by, "rows": listed, "total": total}
+
+
+def _cost_row(key: str) -> dict[str, Any]:
+    figures = dict.fromkeys(("runs", "calls", *USAGE), 0)
+    return {"key": key, **figures, "cost_usd": 0.0, "unpriced": 0}
+
+
+def _add_cost(row: dict[str, Any], event: Event, *, is_new_run: bool) -> None:
+    usage, cost = _dict(event.get("token_usage")), _number_or_none(event.get("cost_usd"))
+    row["runs"] += is_new_run
+    row["calls"] += 1
+    for name in USAGE:
+        row[name] += round(_number(usage.get(name)))
+    row["cost_usd"] = round(row["cost_usd"] + (cost or 0.0), 9)
+    row["unpriced"] += cost is None
+
+
+def _day(event: Event) -> str:
+    moment = parse_timestamp(event.get("timestamp"))
+    try:
+        return "" if moment is None else datetime.fromtimestamp(moment / 1000).strftime("%Y-%m-%d")
+    except (ValueError, OverflowError, OSError):
+        return ""
+
+
 # --- secrets ----------------------------------------------------------------------------------------------------------
 
 _KEY_SHAPES = (
