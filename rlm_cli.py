@@ -1435,7 +1435,7 @@ def export_spans(args: argparse.Namespace, shell: Invocation, paths: Sequence[st
         _write_output(args, shell, [json.dumps(rlm_viz.otlp(spans)), "\n"])
         return
     try:
-        collector = rlm_viz.Collector(args.endpoint)
+        collector = rlm_viz.OTel(args.endpoint, timeout=10.0)
     except ValueError as error:
         raise rlm.ConfigError(str(error), hint="--endpoint http://localhost:4318") from None
     try:
