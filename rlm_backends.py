@@ -136,7 +136,7 @@ class _Secret(str):
     __slots__ = ()
 
     def __repr__(self) -> str:
-        return "'***'"
+        return "'[redacted]'"
 
 
 class _Environ:
@@ -161,10 +161,10 @@ class _Environ:
 
 
 def mask(text: str, secrets: Sequence[str] = ()) -> str:
-    """`text` with each of the secrets, if it has 8 characters or more, replaced by ***."""
+    """`text` with each of the secrets, if it has 8 characters or more, replaced by [redacted]."""
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
         if len(secret) >= 8:
-            text = text.replace(secret, "***")
+            text = text.replace(secret, "[redacted]")
     return text
 
 
@@ -2415,7 +2415,7 @@ def _wait_asked(headers: Mapping[str, str], body: bytes | bytearray) -> float | 
 
 def _tidy(text: str, secret: str) -> str:
     """A server's words for one line of ours: no key nor what looks like one, no control characters, no length."""
-    text = re.sub(_KEY_SHAPE, "***", mask(text, [secret])[:4_000])
+    text = re.sub(_KEY_SHAPE, "[redacted]", mask(text, [secret])[:4_000])
     text = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text).split())
     return text if len(text) <= 600 else f"{text[:600]} …"
 
@@ -4291,7 +4291,7 @@ class SubprocessBackend(HTTPBackend):
             try:
                 self._wait_for(state, process, stdout, stderr)
             finally:
-                _kill_group(process.pid)
+                kill_group(process.pid)
                 process.wait()
                 _programs.discard(process.pid)
             texts: list[str] = []
@@ -4346,7 +4346,7 @@ class SubprocessBackend(HTTPBackend):
 _programs: set[int] = set()  # process groups that run
 
 
-def _kill_group(group: int) -> None:
+def kill_group(group: int) -> None:
     import signal
 
     with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -4363,10 +4363,17 @@ def _kill_at_exit() -> None:
 def stop_programs() -> None:
     """Kill the programs that answer, with all that they have started. Done by itself when the process ends."""
     for group in list(_programs):
-        _kill_group(group)
+        kill_group(group)
 
 
 # --- besides models ---------------------------------------------------------------------------------------------
+
+
+def _until(complete: Callable[[bytes], bool] | None, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+        if complete is not None and complete(chunk):
+            return
 
 
 def post(
@@ -4378,8 +4385,12 @@ def post(
     max_retries: int = 4,
     deadline: float | None = None,
     cancel: threading.Event | None = None,
+    complete: Callable[[bytes], bool] | None = None,
 ) -> tuple[int, dict[str, str], bytes]:
-    """POST a JSON body with the same retries: `(status, headers, body)` of the last answer, whatever its status."""
+    """POST a JSON body with the same retries: `(status, headers, body)` of the last answer, whatever its status.
+
+    `complete` is asked of each piece that arrives whether the body may end there, though the server keeps it open.
+    """
     _checked_url(url)
     headers = {name: _Secret(value) for name, value in headers.items()}
     headers = {"Content-Type": "application/json", "Accept-Encoding": "gzip, deflate", **headers}
@@ -4392,7 +4403,7 @@ def post(
         last.clear()
         response = link.open(state, url, headers, data)
         try:
-            body = bytes(_gathered(_chunks(state, response, url)))
+            body = bytes(_gathered(_until(complete, _chunks(state, response, url))))
         finally:
             response.raw.close()
             response.raw.release_conn()

@@ -61,6 +61,7 @@ __all__ = [
     "Chunks",
     "DockerSandbox",
     "LocalSandbox",
+    "Namespace",
     "Packer",
     "SandboxError",
     "Stop",
@@ -561,7 +562,24 @@ class Chunks:
         return rlm_worker.text_chunks(text, self.in_worker["size"] if size is None else size, overlap)
 
 
-def spec_of(function: Callable[..., Any]) -> bool | dict[str, Any]:
+class Namespace:
+    """Host functions as the attributes of one object, each with the text that `help` prints of it."""
+
+    def __init__(self, doc: str, members: dict[str, tuple[Callable[..., Any], str]]):
+        self.__doc__ = doc
+        self._members = {name: function for name, (function, _) in members.items()}
+        texts = {name: text for name, (_, text) in members.items()}
+        self.in_worker = rlm_worker.check_in_worker({"name": "namespace", "doc": doc, "members": texts})
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        members = self.__dict__.get("_members", {})
+        if name not in members:
+            raise AttributeError(name)
+        function: Callable[..., Any] = members[name]
+        return function
+
+
+def spec_of(function: Any) -> bool | dict[str, Any]:
     """What the worker is told of a host function: whether it takes batches, or which of its own is meant."""
     in_worker = getattr(function, "in_worker", None)
     return bool(getattr(function, "batched", False)) if in_worker is None else rlm_worker.check_in_worker(in_worker)
@@ -721,7 +739,7 @@ class Run:
         name, key = frame.get("name"), frame.get("call")
         if type(key) is not int or type(name) is not str:
             return False
-        function = self.answer_about_files if name == rlm_worker.FILES_CALL else self.functions.get(name)
+        function = self.answer_about_files if name == rlm_worker.FILES_CALL else self.function(name)
         if function is None:
             return False
         if self.held > HELD_MAX:
@@ -743,6 +761,15 @@ class Run:
         clock = contextlib.nullcontext() if name == rlm_worker.FILES_CALL else self.working()
         self.dispatch(lambda: self.work(key, work, weight, clock), weight)
         return True
+
+    def function(self, name: str) -> Any:
+        """The host function of that name, or of a namespace: "github.search_issues"."""
+        space, _, member = name.partition(".")
+        function: Any = self.functions.get(space)
+        is_namespace = isinstance(function, Namespace)
+        if is_namespace != bool(member):
+            return None
+        return function._members.get(member) if is_namespace else function
 
     def answer_about_files(self, *question: Any) -> dict[str, Any]:
         """Not on the caller's time, as its own functions are: a cell may ask as often as it likes."""

@@ -449,7 +449,7 @@ class PlainLanguage:
         files.install()
         main = type(sys)("__main__")
         sys.modules["__main__"] = main
-        vars(main).update(functions, __builtins__=builtins_module)
+        vars(main).update(functions, __builtins__=builtins_module, help=print_help)
         return vars(main)
 
     def traceback(self, error: BaseException, sources: dict[str, str]) -> str:
@@ -666,7 +666,7 @@ def outcome(answer: dict[str, Any]) -> Any:
     raise made_exception(answer["type"], answer["message"], unpack(answer.get("data") or {}))
 
 
-def host_function(calls: Calls, name: str, batched: bool) -> Any:
+def host_function(calls: Calls, name: str, batched: bool = False, doc: str | None = None) -> Any:
     """What a cell sees of a host function. A batch that one frame cannot carry goes in several."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -677,9 +677,34 @@ def host_function(calls: Calls, name: str, batched: bool) -> Any:
         return [*call(args[0][:middle], *args[1:], **kwargs), *call(args[0][middle:], *args[1:], **kwargs)]
 
     call.__name__ = call.__qualname__ = name
+    call.__doc__, call.__module__ = doc, "host" if doc else __name__
     if not batched:
         calls.direct[id(call)] = name
     return call
+
+
+def namespace(calls: Calls, name: str, doc: str, members: dict[str, str]) -> Any:
+    """Host functions as the attributes of one object, which leads nowhere else: the tools of a server, say."""
+    functions = {
+        member: staticmethod(host_function(calls, f"{name}.{member}", doc=members[member])) for member in members
+    }
+
+    def missing(self: Any, wanted: str) -> NoReturn:
+        parts = [part for part in wanted.lower().split("_") if len(part) > 2]
+        close = [member for member in members if any(part in member.lower() for part in parts)][:8]
+        there = f"; there are: {', '.join(close)}" if close else ""
+        raise AttributeError(f"{name} has no {wanted[:100]!r}{there}; help({name}) lists all")
+
+    own = {"__doc__": doc, "__slots__": (), "__getattr__": missing, "__repr__": lambda self: doc.partition("\n")[0]}
+    return type(name, (), dict(own, __module__="host", **functions))()
+
+
+def print_help(*topic: Any) -> None:
+    """`help`, without its pager for what the host gives."""
+    if topic and (type(topic[0]).__module__ == "host" or getattr(topic[0], "__module__", "") == "host"):
+        print(topic[0].__doc__)
+    else:
+        help(*topic)
 
 
 def unbound(method: Any) -> Any:
@@ -1010,8 +1035,19 @@ def chunks_function(name: str, usual: int) -> Any:
 IN_WORKER: dict[str, Callable[[str, int], Any]] = {"chunks": chunks_function}
 
 
+def is_public_name(name: Any) -> bool:
+    return type(name) is str and name.isidentifier() and name[:1] != "_"
+
+
 def check_in_worker(spec: Any) -> dict[str, Any]:
-    """What a host function's `in_worker` says: which of the worker's own functions does the work, and its size."""
+    """What a host function's `in_worker` says: which of the worker's own functions does the work, and its size.
+
+    Or that it is a namespace, with its text and the text of each member.
+    """
+    if type(spec) is dict and set(spec) == {"name", "doc", "members"} and spec["name"] == "namespace":
+        texts = [spec["doc"], *spec["members"].values()]
+        if all(type(text) is str for text in texts) and all(map(is_public_name, spec["members"])):
+            return dict(spec)
     known = type(spec) is dict and set(spec) == {"name", "size"} and spec["name"] in list(IN_WORKER)
     if not known or type(spec["size"]) is not int or not 1 <= spec["size"] < 1 << 53:
         raise ValueError(f"in_worker is {preview(spec)}: {{'name': 'chunks', 'size': 60000}}")
@@ -1315,6 +1351,8 @@ class Worker:
     def made(self, name: str, spec: Any) -> Any:
         if type(spec) is bool:
             return host_function(self.calls, name, spec)
+        if check_in_worker(spec)["name"] == "namespace":
+            return namespace(self.calls, name, spec["doc"], spec["members"])
         return IN_WORKER[check_in_worker(spec)["name"]](name, spec["size"])
 
     def emit(self, text: str) -> None:
