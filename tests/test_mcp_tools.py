@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import http.server
 import json
@@ -503,6 +504,10 @@ def test_keys_are_not_shown(workspace: Path) -> None:
     assert SECRET not in repr(rlm.RLM("m", mcp=mcp, config=False).options)
     assert SECRET not in json.dumps(rlm_cli.shown_value("mcp", mcp))
     assert rlm_config.server_secrets(mcp, {}) == [SECRET]
+    flags = argparse.Namespace(config=None, mcp=["depot", "shop"], verbose=True)
+    assert rlm_cli.rerun_flags(flags) == " --mcp depot --mcp shop -v"
+    flags.mcp = [json.dumps(mcp)]
+    assert rlm_cli.rerun_flags(flags) == " -v"
     bad = {"depot": {"url": "https://depot.example", "headers": {"X-Key": SECRET + "\n"}}}
     with pytest.raises(rlm.ConfigError) as caught:
         rlm.RLM("m", mcp=bad, config=False)
