@@ -147,6 +147,14 @@ def test_tools_of_an_official_server_are_functions(environment: str, transport: 
     assert lines[2].startswith("ToolError depot.fail failed: Error executing tool fail")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", ["client1", "client2"])
+def test_help_says_what_is_returned(environment: str) -> None:
+    with official(environment, "stdio") as spec, connected(depot=spec) as servers:
+        texts = {name: tool.help().splitlines()[-1] for name, tool in servers.tools["depot"].items()}
+    assert (texts["add"], texts["search_issues"]) == ("Returns integer", "Returns array")
+
+
 @pytest.mark.parametrize(("environment", "transport"), OFFICIAL)
 def test_an_official_server_is_spoken_to_in_its_newest_revision(environment: str, transport: str) -> None:
     with official(environment, transport) as spec, connected(depot=spec) as servers:
@@ -187,6 +195,7 @@ def test_a_server_is_an_object_whose_attributes_are_its_tools(server: Any) -> No
     assert shown[3].startswith("depot: 5 tools")
     assert "depot has no 'goo_on'" in shown[4]
     assert "AttributeError" in shown[5]
+    assert "Returns" not in shown[1]
     assert shown[6] == "['class_', 'go', 'go_on', 'go_on_2', 'tool_3d']\n"
     assert shown[7] == "{'context': 'NoneType None'}\n"
     assert shown[9] == '{"n": 3} {"issue-id": 7, "from": "a"}\n'
@@ -363,6 +372,14 @@ def test_a_run_that_is_stopped_ends_its_call(server: Any) -> None:
     assert time.monotonic() - began < 20
 
 
+def test_a_run_whose_time_is_up_ends_its_call_and_its_server(server: Any) -> None:
+    server.script = script("depot.go()")
+    began = time.monotonic()
+    with made(server, mcp={"depot": other("hangs")}, timeout_seconds=2) as runtime, pytest.raises(rlm.TimeoutExceeded):
+        runtime.completion("go")
+    assert time.monotonic() - began < 20
+
+
 def wait_until(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not holds() and time.monotonic() < deadline:
@@ -394,6 +411,7 @@ FAILURES: dict[str, tuple[dict[str, Any], str]] = {
     "no folder": (other("fine", cwd="/nowhere"), "in /nowhere, which is no folder"),
     "silent": (other("silent", timeout=0.5), "'depot' did not answer initialize in 0.5 s"),
     "no server": ({"command": [sys.executable, "-c", "print('hello')"]}, "'depot' ended with status 0"),
+    "variable": (other("fine", env={"A": "${NOT_SET}"}), "'depot' needs the variable NOT_SET, which is not set"),
     "tool": (other("fine", tools=["goo"]), "has no tool 'goo', which [mcp.depot] allows"),
 }
 
