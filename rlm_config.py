@@ -81,13 +81,14 @@ def _option(
     help: str,
     *,
     limit: bool = False,
-    project: bool = False,
+    project: bool | None = None,
     env: str = "",
     short: str = "",
     flag: str = "",
     metavar: str = "",
     example: Any = None,
     choices: tuple[str, ...] = (),
+    words: tuple[str, ...] = (),
     least: float | None = None,
     most: float | None = None,
     secret: bool = False,
@@ -95,20 +96,22 @@ def _option(
     """A row of the table of options.
 
     `limit`: it is in the journal, and a resumed run has it again. `project`: harmless enough to be taken from an
-    untrusted ./rlm.toml, as each limit is. `env`: a variable besides RLM_*. `short`, `flag`: flags besides the long
-    one. `example`: what a written configuration file shows where there is no default. `least`, `most`: the range;
-    beyond it a machine runs out of threads, memory or patience rather than of limit. `secret`: never shown.
+    untrusted ./rlm.toml, as a limit is by default. `env`: a variable besides RLM_*. `short`, `flag`: flags besides the
+    long one. `example`: what a written configuration file shows where there is no default. `words`: what it may be
+    besides what its type says. `least`, `most`: the range; beyond it a machine runs out of threads, memory or patience
+    rather than of limit. `secret`: never shown.
     """
     metadata = {
         "help": help,
         "limit": limit,
-        "project": project or limit,
+        "project": limit if project is None else project,
         "env": env,
         "short": short,
         "flag": flag,
         "metavar": metavar or "|".join(choices),
         "example": example,
         "choices": choices,
+        "words": words,
         "least": least,
         "most": most,
         "secret": secret,
@@ -172,6 +175,15 @@ class Options:
         example=600,
         most=366 * 86_400,
     )
+    confirm_above: float | None = _option(
+        None,
+        "dollars: a batch of sub-calls that may cost more is asked about first, and without a terminal is not sent",
+        limit=True,
+        project=False,
+        metavar="USD",
+        example=0.5,
+        most=1e9,
+    )
     max_parallel: int = _option(16, "model calls in flight at once", limit=True, most=1024)
     max_retries: int = _option(4, "retries after a transient error", project=True, least=0, most=1024)
     output_limit: int = _option(
@@ -210,6 +222,15 @@ class Options:
         metavar="CHARACTERS",
         least=0,
         most=10_000_000,
+    )
+    plain_below: int | str | None = _option(
+        None,
+        "tokens up to which a context goes to the model in one plain call, or auto: what show_below shows whole",
+        metavar="TOKENS|auto",
+        words=("auto",),
+        example="auto",
+        least=0,
+        most=100_000_000,
     )
     prices: dict[str, Any] | None = _option(
         None,
@@ -462,6 +483,8 @@ def parse_size(text: str) -> int:
 def parse_option(name: str, text: str, origin: str) -> Any:
     """An option's value from text, as the environment and the command line have it; ConfigError if it is none."""
     kind = type_of(name)
+    if text in OPTIONS[name].metadata["words"]:
+        return text
     try:
         if kind == "bool":
             if text.lower() in _TRUE + _FALSE:
@@ -516,8 +539,8 @@ _KIND_WORDS = {"int": "whole number", "float": "number", "bool": "true or false"
 def checked(name: str, value: Any, origin: str) -> Any:
     """`value`, if it is of the option's type and in its range."""
     row, kind = OPTIONS[name].metadata, type_of(name)
-    if value is None:
-        return None
+    if value is None or (isinstance(value, str) and value in row["words"]):
+        return value
     plain: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "bool": bool}
     wanted = plain.get(kind) or (list if kind.startswith("list") else dict if kind.startswith("dict") else object)
     if name in ("environment", "backend") and not isinstance(value, str):
@@ -544,7 +567,7 @@ def checked(name: str, value: Any, origin: str) -> Any:
     if kind in ("int", "float"):
         least = (1 if kind == "int" else 0) if row["least"] is None else row["least"]
         assert isinstance(value, (int, float))
-        nothing = kind == "float" and value == 0 and name != "cost_budget_usd"
+        nothing = kind == "float" and value == 0 and name not in ("cost_budget_usd", "confirm_above")
         if nothing or not least <= value <= row["most"]:
             low = f"at least {least}" if kind == "int" else "a number above 0"
             raise ConfigError(
@@ -776,6 +799,8 @@ def untrusted_keys(table: Mapping[str, Any]) -> list[str]:
         harmless = OPTIONS[key].metadata["project"] or (key == "environment" and value == "docker")
         if key == "backend":
             harmless = value in ("auto", "litellm") or value in {row["id"] for row in rlm_backends.providers()}
+        if key in ("model", "sub_model"):  # one that runs a program, downloads gigabytes, or is parsed by native code
+            harmless = not re.search(r"^(cli|hf):|\.gguf$", str(value))
         if key in ("snipara_api_key", "snipara_project_slug"):
             harmless = "snipara_api_key" in table and "snipara_project_slug" in table
         if not harmless:

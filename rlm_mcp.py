@@ -755,8 +755,8 @@ class Server:
             with contextlib.suppress(Exception):  # the process is ending: what is left is to end the others too
                 for stop in list(job.stops):
                     stop()
-        for group in list(_commands):
-            _kill_group(group)
+        if backends := sys.modules.get(f"{__package__}.rlm_backends" if __package__ else "rlm_backends"):
+            backends.stop_programs()
 
     def send(self, message: Message | list[Message]) -> None:
         """Write to the client; when it is gone, have the main thread end the process."""
@@ -1495,110 +1495,6 @@ def prefix_digests(messages: list[Message]) -> list[str]:
     return marks
 
 
-class CommandReply(NamedTuple):
-    text: str
-    usage: Mapping[str, int] | None = None
-    cost_usd: float | None = None
-
-
-class SubprocessBackend:
-    """A backend that is a command: prompt on its stdin, answer on its stdout, plain or as `claude -p` has it."""
-
-    provider, supports_tools = "cli", False
-
-    def __init__(self, words: list[str], model: str | None) -> None:
-        self._words, self.model = words, model or os.path.basename(words[0])
-        self._slots = threading.BoundedSemaphore(4)  # each is a process of some hundred megabytes
-
-    def complete(
-        self, messages: list[Message], *, deadline: float | None = None, cancel: Any = None, **rest: Any
-    ) -> CommandReply:
-        with self._slots:
-            return _command_reply(_run_command(self._words, SamplingRequest(messages).prompt(), deadline, cancel))
-
-
-_commands: set[int] = set()  # process groups that run
-
-
-def _kill_group(group: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signal.SIGKILL)
-
-
-def _run_command(words: list[str], prompt: str, deadline: float | None, cancel: Any) -> str:
-    """What the command prints. It is killed, with all it started, when the run is cancelled or out of time."""
-    import subprocess
-    import tempfile
-
-    # A claude that finds itself inside another refuses to start.
-    environment = {k: v for k, v in os.environ.items() if k not in ("CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT")}
-    pipe = subprocess.PIPE
-    try:
-        process = subprocess.Popen(
-            words, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, cwd=tempfile.gettempdir(),
-            start_new_session=True,
-        )  # fmt: skip
-    except OSError as error:
-        raise _model_error(f"{words[0]}: {error.strerror}", "connection") from None
-    _commands.add(process.pid)
-    given: bytes | None = prompt.encode("utf-8", "replace")
-    try:
-        while True:
-            try:
-                printed, complaint = process.communicate(given, timeout=0.1)
-                break
-            except subprocess.TimeoutExpired:
-                given = None
-            if cancel is not None and cancel.is_set():
-                raise _model_error("cancelled", "cancelled")
-            if deadline is not None and time.monotonic() > deadline:
-                raise _model_error(f"{words[0]} did not answer in time", "timeout")
-    finally:
-        _kill_group(process.pid)
-        process.wait()
-        _commands.discard(process.pid)
-    if process.returncode:
-        tail = (complaint or printed).decode("utf-8", "replace").strip()[-500:]
-        raise _model_error(f"{words[0]} ended with status {process.returncode}: {tail}", "server")
-    return printed.decode("utf-8", "replace")
-
-
-def _command_reply(printed: str) -> CommandReply:
-    """The answer in what a command printed: the JSON object of `claude -p --output-format json`, or all of it."""
-    try:
-        told = sibling("rlm_backends").from_json(printed)
-    except ValueError:
-        return CommandReply(printed.strip())
-    if not isinstance(told, dict) or not isinstance(told.get("result"), str):
-        return CommandReply(printed.strip())
-    if told.get("is_error"):
-        raise _model_error(told["result"][:500], "server")
-    counts = _mapping(told.get("usage"))
-    cached, written = (counts.get(f"cache_{kind}_input_tokens") or 0 for kind in ("read", "creation"))
-    usage = {
-        "input": (counts.get("input_tokens") or 0) + cached + written,
-        "output": counts.get("output_tokens") or 0,
-        "cached": cached,
-        "cache_write": written,
-    }
-    return CommandReply(told["result"], usage if counts else None, told.get("total_cost_usd"))
-
-
-def model_command(model: str | None) -> list[str] | None:
-    """The command that answers prompts on the host's own account: RLM_MCP_CLI, else `claude -p`, if it is there."""
-    import shlex
-    import shutil
-
-    if words := shlex.split(os.environ.get("RLM_MCP_CLI", "")):
-        return words
-    claude = shutil.which("claude")
-    if claude is None:
-        return None
-    # One turn, no tools, no MCP servers: it answers the prompt and cannot call us again.
-    words = [claude, "-p", "--output-format", "json", "--max-turns", "1", "--tools", "", "--strict-mcp-config"]
-    return [*words, "--model", model] if model else words
-
-
 def model_for(job: Job, configuration: Any) -> Any:
     """The first that is there of: a provider with its key or a local server, a command, the client."""
     rlm = sibling("rlm")
@@ -1607,9 +1503,15 @@ def model_for(job: Job, configuration: Any) -> Any:
         return rlm.connect(configuration, options)
     except rlm.ConfigError:
         pass  # no key: the next one
-    if words := model_command(options.model):
-        return SubprocessBackend(words, options.model)
-    return SamplingBackend(job)
+    import shlex
+
+    backends = sibling("rlm_backends")
+    if words := shlex.split(os.environ.get("RLM_MCP_CLI", "")):
+        return backends.SubprocessBackend(words, options.model)
+    try:
+        return backends.connect(f"cli:claude/{options.model or ''}".rstrip("/"))
+    except backends.BackendError:  # no claude here
+        return SamplingBackend(job)
 
 
 def run(job: Job, directory: str | None, prompt: str, context: Any, limits: Message, group: Any = None) -> Any:
@@ -3443,7 +3345,7 @@ class StdioConnection(Connection):
     def _handle_line(self, line: bytearray) -> None:
         data = bytes(line)
         for secret in self.secrets:
-            data = data.replace(json.dumps(secret)[1:-1].encode(), b"***")
+            data = data.replace(json.dumps(secret)[1:-1].encode(), b"[redacted]")
         try:
             messages = sibling("rlm_backends").from_json(data)
         except ValueError as error:
@@ -3476,7 +3378,8 @@ class StdioConnection(Connection):
 
     def _end(self, reason: str) -> None:
         """It has ended, or is made to: nobody waits for it any longer."""
-        _kill_group(self.process.pid) if reason else None
+        if reason:
+            sibling("rlm_backends").kill_group(self.process.pid)
         with self._lock:
             if not self.ended:
                 with contextlib.suppress(Exception):
@@ -3501,7 +3404,7 @@ class StdioConnection(Connection):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGTERM)
             self._wait(EXIT_SECONDS)
-        _kill_group(process.pid)
+        sibling("rlm_backends").kill_group(process.pid)
         self._wait(EXIT_SECONDS)
         if self.wire.close_output(EXIT_SECONDS):
             process.stdin.close()
@@ -3614,7 +3517,7 @@ class HTTPConnection(Connection):
     def _answer(self, headers: Mapping[str, str], body: bytes, number: int) -> Message | None:
         """The answer to request `number` in a response; None if it holds none."""
         for secret in self.secrets:
-            body = body.replace(json.dumps(secret)[1:-1].encode(), b"***")
+            body = body.replace(json.dumps(secret)[1:-1].encode(), b"[redacted]")
         stream = headers.get("content-type", "").partition(";")[0].strip() == "text/event-stream"
         backends = sibling("rlm_backends")
         for text in backends._events(iter([body])) if stream else [body]:

@@ -100,7 +100,9 @@ def test_each_level_wins_over_those_below(name: str, workspace: Path, monkeypatc
 def test_every_option_is_an_argument_of_RLM() -> None:
     import inspect
 
-    assert {"config", "on_event", "on_progress", *rlm.OPTIONS} == set(inspect.signature(rlm.RLM).parameters)
+    assert {"config", "on_event", "on_progress", "on_confirm", *rlm.OPTIONS} == set(
+        inspect.signature(rlm.RLM).parameters
+    )
 
 
 def test_every_option_is_a_flag_that_wins_over_the_environment(workspace: Path) -> None:

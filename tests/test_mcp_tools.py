@@ -512,7 +512,7 @@ def test_a_server_gets_its_own_environment_and_no_key(server: Any, monkeypatch: 
 def test_a_key_is_masked_in_results_errors_and_the_journal(server: Any, number: int, workspace: Path) -> None:
     spec = other("tells", env={"DEPOT_KEY": SECRET, "MODE": "production"})
     result, (event,) = run(server, {"depot": spec}, f"print(depot.go({number}))\nprint('production')")
-    assert "with ***" in (event["error"] or event["stdout"])
+    assert "with [redacted]" in (event["error"] or event["stdout"])
     assert SECRET not in Path(str(result.log)).read_text()
     assert SECRET not in failure(other("dies", env={"DEPOT_KEY": SECRET}))
 
@@ -682,7 +682,7 @@ def test_a_redirect_is_followed_on_the_same_host_only(workspace: Path) -> None:
 
 BAD: dict[str, tuple[int, dict[str, str], Any, str]] = {
     "html": (200, {"Content-Type": "text/html"}, b"<html>", "with status 200: <html>"),
-    "key": (401, {}, f"bad key {SECRET}".encode(), "with status 401: bad key ***"),
+    "key": (401, {}, f"bad key {SECRET}".encode(), "with status 401: bad key [redacted]"),
     "broken": (200, JSON_TYPE, b'{"jsonrpc"', "sent JSON that cannot be read"),
     "deep": (200, JSON_TYPE, b"[" * 100_000, "sent JSON that cannot be read"),
     "crash": (500, {}, b"oops", "with status 500: oops"),
