@@ -518,6 +518,8 @@ def rerun_flags(args: argparse.Namespace, *, but: Collection[str] = ()) -> str:
         value = getattr(args, name, None)
         if value is None or name in but or name.endswith("api_key"):
             continue
+        if name == "mcp" and "{" in "".join(value):  # servers written out, perhaps with their keys
+            continue
         flag = flags_of(name)[-1]
         if isinstance(value, bool):
             words.append(flag if value else f"--no-{name.replace('_', '-')}")
