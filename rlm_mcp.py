@@ -2051,7 +2051,7 @@ def _files(server: Server, directory: str | None, specs: list[str]) -> Any:
     if wrong := next((s for s in specs if os.path.isabs(os.path.expanduser(s)) or ".." in s.split(os.sep)), None):
         raise ToolError(f"files are named relative to {directory!r}, not {wrong!r}")
     values = server.configuration(directory).values
-    how = {"cwd": directory, "left_out": values["log_dir"], "encoding": values["encoding"], "within": directory}
+    how = {"cwd": directory, "exclude": values["log_dir"], "encoding": values["encoding"], "within": directory}
     context = rlm.read_context(specs, **how)
     if not isinstance(context.source, dict):
         raise ToolError(f"{specs!r} are not files of the project")
