@@ -3594,7 +3594,10 @@ class Node:
 
     def _plain_answer(self, reply: Any, text: str) -> Answer | None:
         """The answer to a plain call; None where the loop has to go on instead."""
-        if not text.strip() or reply.stop_reason in ("length", "repetition"):
+        if reply.tool_calls:  # which was not offered any
+            self._answer_open_calls()
+            why = "it asked for a tool"
+        elif not text.strip() or reply.stop_reason in ("length", "repetition"):
             why = "it was empty" if not text.strip() else "it was cut off"
         elif answer := self._accept(Answer(self._answer_in(text)), correct=False):
             return answer
@@ -3624,6 +3627,8 @@ class Node:
             self.run.last_text = text.strip()
         if self.forcing is not None:
             return self._forced_answer(reply, text, action)
+        if reply.tool_calls and self.protocol == "plain":
+            return self._plain_answer(reply, text)
         if reply.tool_calls:
             return self._run_tools([{**call, "name": self._meant(call)} for call in reply.tool_calls])
         if reply.stop_reason in ("refusal", "content_filter"):

@@ -2135,11 +2135,12 @@ class Documents:
 
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
-        self._plugins: list[Reader] | None = None
+        self._plugins: list[Reader] = []
         self._process: Any = None
         self._folder: Any = None
 
     def __enter__(self) -> Documents:
+        self._plugins = entry_point_readers()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -2149,11 +2150,8 @@ class Documents:
 
     def reader_for(self, name: str, head: bytes) -> Reader | None:
         """The reader of a file, None for one that is read as text or bytes; ToolError where it is missing."""
-        if self._plugins is None:
-            self._plugins = entry_point_readers()
-        for plugin in self._plugins:
-            if plugin.takes(name, head):
-                return plugin
+        if plugin := next((plugin for plugin in self._plugins if plugin.takes(name, head)), None):
+            return plugin
         if not (suffix := document_suffix(name, head)):
             return None
         if (reader := _markitdown(suffix)) is None:

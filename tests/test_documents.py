@@ -290,6 +290,8 @@ def test_a_plug_in_that_is_no_reader_is_named(plugin: Path, body: str) -> None:
     (plugin / "rlm_rtf.py").write_text(body)
     with pytest.raises(rlm.ConfigError, match="rtf"):
         rich("x")
+    with pytest.raises(rlm.ConfigError, match="rtf"):  # rather than files left out
+        rlm.read_context(["."])
 
 
 def test_the_reader_in_the_documentation_works(
