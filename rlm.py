@@ -4068,16 +4068,18 @@ def read_context(
     exclude: str | None = None,
     encoding: str | None = None,
     within: str | None = None,
+    on_slow: Callable[[str], None] | None = None,
 ) -> Context:
     """Files, folders, globs and web addresses as a context: one a `str`, several a `dict` name -> text; "-" is `stdin`.
 
     ConfigError for what is missing, unreadable or empty of files. A file that is not text stays `bytes` when it is
     the only one, and is left out, with a note, among several; so are the logs in the folder `exclude`. `encoding`:
-    that of the files, where it is known. `within`: a folder that no file may lie outside of.
+    that of the files, where it is known. `within`: a folder that no file may lie outside of. `on_slow` is told what is
+    being read or fetched once that has taken two seconds.
     """
     specs = list(specs)
     try:
-        with rlm_tools.Documents() as documents:
+        with rlm_tools.Documents(on_slow) as documents:
             urls = [spec for spec in specs if rlm_tools.is_url(spec)]
             if urls and within is not None:
                 hint = "download it into that folder"
@@ -4460,7 +4462,7 @@ def plain_announcement(node: Node) -> str | None:
     """
     run, options, context = node.run, node.run.options, node.context
     below = options.plain_below
-    own_tools = any(not tool.name.startswith("file_") for tool in run.tools)
+    own_tools = bool(run.servers) or any(not tool.name.startswith("file_") for tool in run.tools)
     if not below or node.depth or options.persistent or own_tools or context.value is None:
         return None
     if below == "auto":
