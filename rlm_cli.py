@@ -1437,7 +1437,7 @@ def export_spans(args: argparse.Namespace, shell: Invocation, paths: Sequence[st
         _write_output(args, shell, [json.dumps(rlm_viz.otlp(spans)), "\n"])
         return
     try:
-        collector = rlm_viz.Collector(args.endpoint)
+        collector = rlm_viz.OTel(args.endpoint, timeout=10.0)
     except ValueError as error:
         raise rlm.ConfigError(str(error), hint="--endpoint http://localhost:4318") from None
     try:
@@ -2440,12 +2440,12 @@ def models(args: argparse.Namespace, shell: Invocation) -> int:
         shell.terminal.write_line(f"removed {name} ({size / 1e9:.1f} GB)")
     if action:
         return EXIT_OK
-    rows = rlm_backends.kept_models()
+    rows = rlm_backends.downloaded_models()
     if shell.form == "json":
         shell.print_json(rows)
         return EXIT_OK
     if not rows:
-        shell.terminal.write_line("no model is kept; -m hf:OWNER/REPO downloads one")
+        shell.terminal.write_line("no model is downloaded yet; -m hf:OWNER/REPO downloads one")
     for row in rows:
         state = "✓" if row["complete"] else "…"
         shell.show(f"{state} {row['name']}  {row['bytes'] / 1e9:.1f} GB  {row['path']}")
@@ -2676,7 +2676,7 @@ def check_local_models() -> Check:
 def check_agents(settings: rlm_config.Configuration) -> Check:
     """What can be a model without a key: coding agents on the PATH, and model files that were downloaded."""
     found = [name for name, program in rlm_backends.agents(settings.environ) if program]
-    kept = [row["name"] for row in rlm_backends.kept_models(settings.environ) if row["complete"]]
+    kept = [row["name"] for row in rlm_backends.downloaded_models(settings.environ) if row["complete"]]
     return Check("without a key", "ok", ", ".join([*found, *kept]) or "no coding agent, no downloaded model")
 
 

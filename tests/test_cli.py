@@ -1473,9 +1473,9 @@ def test_every_option_is_a_flag_and_every_command_has_help() -> None:
     text = rlm("--help").stdout.decode()
     assert [name for name in library.OPTIONS if f"--{name.replace('_', '-')}" not in text] == []
     commands = (
-        "run init logs visualize resume replay chat batch mcp-serve mcp-install config doctor providers demo trust"
+        "run init logs cost visualize resume replay chat batch mcp-serve mcp-install config doctor providers demo trust"
     )
-    assert set(rlm_cli.COMMANDS) == {*commands.split(), "completion", "export"}
+    assert set(rlm_cli.COMMANDS) == {*commands.split(), "models", "export", "completion"}
     for name in rlm_cli.COMMANDS:
         ran = rlm(name, "--help")
         assert (ran.returncode, ran.stdout.split()[:3]) == (0, [b"usage:", b"rlm", name.encode()]), name
