@@ -1957,7 +1957,9 @@ class Node:
             schema=self.schema,
             base_url=_without_login(getattr(run.backend, "base_url", None)),
             tools=[] if self.protocol in ("stream", "plain") else [tool.name for tool in run.tools],
-            tool_schemas=run.tool_schemas if self.protocol == "tools" else None,
+            tool_schemas=run.tool_schemas
+            if self.protocol == "tools" or (self.protocol == "plain" and self._protocol() == "tools")
+            else None,
             mcp=run.servers.recorded() if run.servers and first and not self.key else None,
             version=__version__,
         )

@@ -2015,14 +2015,18 @@ def _stub(message: Event) -> Event:
 
 def training_samples(events: Iterable[Event]) -> Iterator[dict[str, Any]]:
     """Each turn as OpenAI's chat format has it: {"messages": what was sent and the reply, "tools": as offered}."""
-    history, schemas, secrets = History(), dict[str, Any](), Secrets()
+    history, schemas, secrets, plain = History(), dict[str, Any](), Secrets(), set[str]()
     for event in (_clean(event, secrets)[0] for event in events):
         sent, node = history.add(event), str(event.get("node"))
         if event.get("event") == "start":
             schemas[node] = event.get("tool_schemas")
+            plain |= {node} if event.get("protocol") == "plain" else set()
+        if event.get("system"):  # of a call: the loop goes on from a plain call, or in another protocol
+            plain -= {node} if event.get("event") == "call" else set()
         if sent:
             messages = [_openai_message(message) for message in [*sent, _reply_message(event)]]
-            offered = None if event.get("protocol") == "text" or event.get("forced") else schemas.get(node)
+            without = event.get("protocol") == "text" or event.get("forced") or node in plain
+            offered = None if without else schemas.get(node)
             tools = [{"type": "function", "function": tool} for tool in _dicts(offered)]
             yield {"messages": messages, **({"tools": tools} if tools else {})}
 

@@ -473,7 +473,7 @@ def small_files() -> None:
 def test_a_disk_that_fills_in_mid_run_stops_it_with_what_there_is(openai: Server) -> None:
     need("linux")
     openai.script = answer_with(Turn("so far: 12", [call("execute_code", code="print('x' * 4_000)")]))
-    ran = rlm("What?", preexec_fn=small_files)
+    ran = rlm("What?", preexec_fn=small_files, env={"PYTHONDONTWRITEBYTECODE": "1"})  # a cut cache would outlive it
     assert (ran.returncode, ran.stdout) == (1, b"so far: 12\n"), ran.stderr
     assert "cannot write the journal" in three_lines(ran.stderr)[0]
     (log,) = journals()

@@ -500,8 +500,13 @@ def long_outputs(request: Request) -> Any:
         (careless, {"protocol": "text", "prompt": "full"}),
         (lambda request: code("x = 1") if request.tools else "my best answer", {"max_iterations": 3}),
         (long_outputs, {"max_iterations": 14}),
+        (lambda request: "done", {"plain_below": 20_000}),
+        (lambda request: code("FINAL(2)") if "tools" in request.body else "", {"plain_below": 20_000}),
     ],
-    ids=["recursion", "tools", "text", "text-small", "careless-small", "careless-full", "forced", "compacted"],
+    ids=[
+        *("recursion", "tools", "text", "text-small", "careless-small", "careless-full", "forced", "compacted"),
+        *("plain", "plain-then-loop"),
+    ],
 )
 def test_a_sample_is_what_the_model_was_sent_and_its_reply(
     script: Any, options: dict[str, Any], openai: Server, monkeypatch: pytest.MonkeyPatch
@@ -516,7 +521,7 @@ def test_a_sample_is_what_the_model_was_sent_and_its_reply(
     made = samples()
     for sample in made:
         check_chat_format(sample)
-    turns = [request for request in openai.requests if request.system]
+    turns = [request for request in openai.requests if request.system or "plain_below" in options]
     assert sorted((s["messages"][:-1] for s in made), key=json.dumps) == sorted(
         (r.messages for r in turns), key=json.dumps
     )
