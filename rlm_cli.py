@@ -518,6 +518,8 @@ def rerun_flags(args: argparse.Namespace, *, but: Collection[str] = ()) -> str:
         value = getattr(args, name, None)
         if value is None or name in but or name.endswith("api_key"):
             continue
+        if name == "mcp" and "{" in "".join(value):  # servers written out, perhaps with their keys
+            continue
         flag = flags_of(name)[-1]
         if isinstance(value, bool):
             words.append(flag if value else f"--no-{name.replace('_', '-')}")
@@ -1435,7 +1437,7 @@ def export_spans(args: argparse.Namespace, shell: Invocation, paths: Sequence[st
         _write_output(args, shell, [json.dumps(rlm_viz.otlp(spans)), "\n"])
         return
     try:
-        collector = rlm_viz.Collector(args.endpoint)
+        collector = rlm_viz.OTel(args.endpoint, timeout=10.0)
     except ValueError as error:
         raise rlm.ConfigError(str(error), hint="--endpoint http://localhost:4318") from None
     try:

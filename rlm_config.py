@@ -81,7 +81,7 @@ def _option(
     help: str,
     *,
     limit: bool = False,
-    project: bool | None = None,
+    project: bool = False,
     env: str = "",
     short: str = "",
     flag: str = "",
@@ -96,7 +96,7 @@ def _option(
     """A row of the table of options.
 
     `limit`: it is in the journal, and a resumed run has it again. `project`: harmless enough to be taken from an
-    untrusted ./rlm.toml, as a limit is by default. `env`: a variable besides RLM_*. `short`, `flag`: flags besides the
+    untrusted ./rlm.toml, as each limit is. `env`: a variable besides RLM_*. `short`, `flag`: flags besides the
     long one. `example`: what a written configuration file shows where there is no default. `words`: what it may be
     besides what its type says. `least`, `most`: the range; beyond it a machine runs out of threads, memory or patience
     rather than of limit. `secret`: never shown.
@@ -104,7 +104,7 @@ def _option(
     metadata = {
         "help": help,
         "limit": limit,
-        "project": limit if project is None else project,
+        "project": project or limit,
         "env": env,
         "short": short,
         "flag": flag,
@@ -178,8 +178,6 @@ class Options:
     confirm_above: float | None = _option(
         None,
         "dollars: a batch of sub-calls that may cost more is asked about first, and without a terminal is not sent",
-        limit=True,
-        project=False,
         metavar="USD",
         example=0.5,
         most=1e9,

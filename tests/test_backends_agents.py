@@ -386,7 +386,7 @@ def test_a_secret_in_what_it_says_is_not_shown(desk: Desk) -> None:
     desk.program("claude", "sys.stderr.write(os.environ['ANTHROPIC_API_KEY'] + ' is invalid\\x1b[2J'); sys.exit(1)")
     error = refused(desk, "cli:claude")
     shown = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
-    assert str(error) == "cli:claude ended with status 1: *** is invalid [2J"
+    assert str(error) == "cli:claude ended with status 1: [redacted] is invalid [2J"
     assert desk.environ["ANTHROPIC_API_KEY"] not in shown
 
 
