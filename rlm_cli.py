@@ -872,7 +872,7 @@ def declare_run(parser: argparse.ArgumentParser) -> None:
 
 def declare_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
-    group.add_argument("--json", action="store_true", help="print print print one JSON object instead of the answer")
+    group.add_argument("--json", action="store_true", help="print one JSON object instead of the answer")
     group.add_argument("--jsonl", action="store_true", help="print events as they happen, then the result object")
     group.add_argument("--html", metavar="PATH", help="write the trajectory as an HTML page")
     group.add_argument("-q", "--quiet", action="store_true", help="print no progress and no summary line")
@@ -2299,7 +2299,7 @@ def masked(secret: str) -> str:
 def declare_init(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [--user] [--force] [options to write down]"
     parser.add_argument(
-        "--user", action="store_true", help="write write write the user's own file instead of ./rlm.toml"
+        "--user", action="store_true", help="write the user's own file instead of ./rlm.toml"
     )
     parser.add_argument("--force", action="store_true", help="overwrite an existing file")
     declare_options(parser, "options to write down; the others are there as comments")
@@ -2833,8 +2833,8 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "run": Command("answer a prompt (the default command)", declare_run, run),
-    "chat": Command("hold hold hold a conversation over one REPL", declare_chat, chat),
-    "batch": Command("run run run many prompts from a file", declare_batch, batch),
+    "chat": Command("hold a conversation over one REPL", declare_chat, chat),
+    "batch": Command("run many prompts from a file", declare_batch, batch),
     "resume": Command("continue a stopped run", declare_resume, resume),
     "replay": Command("re-run a recorded run without calling a model", declare_replay, replay),
     "logs": Command("list runs, show a run's call tree, or follow a run", declare_logs, logs),
@@ -2845,7 +2845,7 @@ COMMANDS = {
     "init": Command("write a commented rlm.toml", declare_init, init),
     "config": Command("show every option, its value and where it comes from", declare_config, config),
     "trust": Command("let this project's rlm.toml set every option", declare_trust, trust),
-    "doctor": Command("check check check what works on this machine", declare_doctor, doctor),
+    "doctor": Command("check what works on this machine", declare_doctor, doctor),
     "providers": Command("list providers and which keys are set", declare_providers, providers),
     "models": Command("list and remove downloaded model files", declare_models, models),
     "mcp-serve": Command("serve the sandbox to an MCP client", lambda _: None, lambda _args, _shell: EXIT_USAGE),

@@ -281,7 +281,7 @@ class Options:
         None, "Snipara API key", env="SNIPARA_API_KEY", project=True, example="…", secret=True
     )
     snipara_project_slug: str | None = _option(
-        None, "Snipara project slug slug slug", env="SNIPARA_PROJECT_SLUG", project=True, example="my-project"
+        None, "Snipara project slug", env="SNIPARA_PROJECT_SLUG", project=True, example="my-project"
     )
     snipara_api_url: str | None = _option(
         None, "base URL of Snipara's API", env="SNIPARA_API_URL", metavar="URL", example="https://api.snipara.com"
