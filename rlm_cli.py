@@ -2298,9 +2298,7 @@ def masked(secret: str) -> str:
 
 def declare_init(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [--user] [--force] [options to write down]"
-    parser.add_argument(
-        "--user", action="store_true", help="write the user's own file instead of ./rlm.toml"
-    )
+    parser.add_argument("--user", action="store_true", help="write the user's own file instead of ./rlm.toml")
     parser.add_argument("--force", action="store_true", help="overwrite an existing file")
     declare_options(parser, "options to write down; the others are there as comments")
 
