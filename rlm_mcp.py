@@ -1202,10 +1202,7 @@ class Server:
         return {}
 
     def list_tools(self, request: Request) -> Message:
-        _no_cursor(request)
-        version = request.dialect.version
-        tools = [fields_for_version(tool.described(), version) for tool in TOOLS.values()]
-        return {"tools": tools, **(cache_hints(3_600_000, "public") if request.dialect.modern else {})}
+        return _page(request, "tools", [tool.described() for tool in TOOLS.values()], cache_hints(3_600_000, "public"))
 
     def call_tool(self, request: Request) -> Message | None:
         name, arguments = request.params.get("name"), request.params.get("arguments")
@@ -1228,7 +1225,6 @@ class Server:
             return text_result(str(refusal), is_error=True)
 
     def list_resources(self, request: Request) -> Message:
-        _no_cursor(request)
         outputs = [
             {
                 "uri": uri,
@@ -1239,15 +1235,10 @@ class Server:
             }
             for uri, text in list(self.outputs.items())
         ]
-        resources = [
-            fields_for_version(resource, request.dialect.version) for resource in (*outputs, *self._trajectories())
-        ]
-        return {"resources": resources, **(cache_hints(0, "private") if request.dialect.modern else {})}
+        return _page(request, "resources", [*outputs, *self._trajectories()], cache_hints(0, "private"))
 
     def list_templates(self, request: Request) -> Message:
-        _no_cursor(request)
-        templates = [fields_for_version(template, request.dialect.version) for template in TEMPLATES]
-        return {"resourceTemplates": templates, **(cache_hints(3_600_000, "public") if request.dialect.modern else {})}
+        return _page(request, "resourceTemplates", TEMPLATES, cache_hints(3_600_000, "public"))
 
     def read_resource(self, request: Request) -> Message:
         uri = request.params.get("uri")
@@ -1368,9 +1359,12 @@ def cache_hints(ttl_ms: int, scope: str) -> Message:
     return {"ttlMs": ttl_ms, "cacheScope": scope}
 
 
-def _no_cursor(request: Request) -> None:
+def _page(request: Request, name: str, items: Iterable[Message], hints: Message) -> Message:
+    """A list of everything on one page, with the fields of the request's revision."""
     if request.params.get("cursor"):
         raise ProtocolError(INVALID_PARAMS, "no such cursor: everything is on one page")
+    page = [fields_for_version(item, request.dialect.version) for item in items]
+    return {name: page, **(hints if request.dialect.modern else {})}
 
 
 def server_info() -> Message:
