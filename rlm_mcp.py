@@ -1671,22 +1671,17 @@ class LLMFunctions:
         rlm, ledger, options = sibling("rlm"), self._ledger, self._options
         begun()
         size, price = rlm.tokens_of(question), rlm.price_of(backend, options)
-        reservation, settled = ledger.reserve(size, rlm.SUBCALL_OUTPUT, price), False
-        how = {
-            "tools": None,
-            "max_tokens": reservation.output,
-            "on_text": None,
-            "params": options.sub_params or options.params,
-        }
+        reservation = ledger.reserve(size, rlm.SUBCALL_OUTPUT, price)
+        how = {"tools": None, "on_text": None, "params": options.sub_params or options.params}
+        how |= {"max_tokens": reservation.output, "deadline": ledger.deadline, "cancel": ledger.cancel}
         try:
             with self._slots:
                 ledger.check()
-                raw = backend.complete(question, **how, deadline=ledger.deadline, cancel=ledger.cancel)
+                raw = backend.complete(question, **how)
             reply = rlm.normal_reply(raw, size, backend.model)
-            settled = True
-        finally:
-            if not settled:
-                ledger.release(reservation)
+        except BaseException:
+            ledger.release(reservation)
+            raise
         cost = reply.cost_usd if reply.cost_usd is not None else price(reply.usage["input"], reply.usage["output"])
         ledger.settle(reservation, reply.usage, cost, 0.0)
         return str(reply.text)
@@ -3253,7 +3248,7 @@ class StdioConnection(Connection):
         assert self.process.stdin and self.process.stdout and self.process.stderr
         self.wire = StdioTransport(self.process.stdout.fileno(), self.process.stdin.fileno(), patience=self.seconds)
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._listen, self._drain)]
-        for thread in self._threads:
+        for thread in reversed(self._threads):  # stderr first: the other may end at once, and joins its reader
             thread.start()
 
     def exchange(self, method: str, params: Message, seconds: float) -> Message:

@@ -465,6 +465,25 @@ def test_a_server_that_died_is_started_again_a_few_times(server: Any) -> None:
     assert [is_final in error for error in errors] == [False] * 4 + [True] * 2
 
 
+def test_a_server_that_ends_at_once_is_reported_however_slowly_its_readers_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = threading.Thread.start
+
+    def slow(thread: threading.Thread) -> None:
+        start(thread)
+        time.sleep(0.3)
+
+    monkeypatch.setattr(threading.Thread, "start", slow)
+    spec = {"command": ["/bin/sh", "-c", "echo no such option >&2; exit 3"], "timeout": 20}
+    told = "ended with status 3; its stderr ends with: no such option"
+    with (
+        contextlib.closing(rlm_mcp.StdioConnection("depot", spec, os.environ)) as connection,
+        pytest.raises(rlm_tools.ToolError, match=told),
+    ):
+        connection.negotiate()
+
+
 def test_a_result_that_is_too_large_is_an_error_in_the_cell(server: Any) -> None:
     _, events = run(server, {"depot": other("large")}, "depot.go()", "print(depot.go)")
     assert "larger than the 8 MB" in events[0]["error"]
