@@ -77,7 +77,7 @@ WORKER_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "rlm_work
 START_LIMIT = 20  # seconds for a process to start
 SOFT_GRACE = 0.5  # seconds from the interrupt to the kill of the cell's process
 SNAPSHOT_MAX = 300 << 20  # bytes of variables beyond which there is no copy before a cell
-LOOK_SECONDS = 0.05  # between two looks at what the processes of a session have, where no control group counts it
+LOOK_SECONDS = 0.05  # between two looks at what the processes of a session have
 HARD_GRACE = 0.3  # seconds from there to the kill of the whole session
 CALLS_MAX = 10_000  # host calls in one cell, those waiting together, and threads for them
 WAITING_MAX = 1_000
@@ -1198,12 +1198,12 @@ class LocalChannel(Channel):
     """A session forked from the zygote: one socket, and signals to its process group."""
 
     def __init__(
-        self, stream: Any, blob: int, files: Any, group: int, zygote: ZygoteClient, memory: int, memory_group: str
+        self, stream: Any, blob: int, files: Any, group: int, zygote: ZygoteClient, memory: int
     ):
         super().__init__(stream)
         self.blob, self.files, self.group, self.zygote = blob, files, group, zygote
         self.numbers = itertools.count(1)
-        self.memory, self.memory_group = memory, memory_group
+        self.memory = memory
         self.weights: dict[str, int] = {}
         self.granted = 0  # bytes for what the host has set
         self.floor = 0  # bytes that a worker without variables has
@@ -1224,38 +1224,24 @@ class LocalChannel(Channel):
         self.granted += added
         for pid in self.workers():
             set_address_space(pid, lambda soft, _: soft + added)
-        self.limit_group()
 
     @contextlib.contextmanager
     def limited(self, memory: int | None) -> Iterator[int | None]:
-        began, before = time.monotonic(), []
-        if not self.memory_group:
-            self.floor = self.floor or max(map(resident, self.workers()), default=0)
-            self.next_look = began + LOOK_SECONDS
+        self.floor = self.floor or max(map(resident, self.workers()), default=0)
+        self.next_look = time.monotonic() + LOOK_SECONDS
+        before = []
         if memory is not None:
             self.allowed = memory
             before = [set_address_space(pid, lambda _, size: size + memory) for pid in self.workers()]
-            self.limit_group()
         try:
             yield None
         finally:
             self.allowed = self.memory
             for pid in self.workers() if before else ():
                 set_address_space(pid, lambda *_: max(before))
-            if before or time.monotonic() - began > LOOK_SECONDS:  # less time does not change much
-                self.limit_group()
-
-    def limit_group(self) -> None:
-        """A cell may have so much beyond what the copy from before it keeps."""
-        if self.memory_group:
-            kept = min(group_usage(self.memory_group), self.granted + min(SNAPSHOT_MAX, self.memory))
-            with contextlib.suppress(OSError):
-                rlm_worker.limit_group(
-                    self.memory_group, self.allowed + max(self.granted, kept) + rlm_worker.GROUP_ROOM
-                )
 
     def is_over(self) -> bool:
-        """Count, where no control group does. A copy shares what its original has, so the two next largest are free."""
+        """A copy shares what its original has, so the two next largest are free."""
         if time.monotonic() < self.next_look:
             return False
         began = time.thread_time()
@@ -1331,13 +1317,6 @@ def pages(pid: int) -> tuple[int, int]:
 
 def resident(pid: int) -> int:
     return pages(pid)[1]
-
-
-def group_usage(group: str) -> int:
-    for name in ("memory.current", "memory.usage_in_bytes"):
-        with contextlib.suppress(OSError), open(os.path.join(group, name)) as file:
-            return int(file.read())
-    return 0
 
 
 def set_address_space(pid: int, wanted: Callable[[int, int], int]) -> int:
@@ -1445,8 +1424,8 @@ class ZygoteClient:
         lines = told.decode("utf-8", "replace").strip().splitlines()
         return lines[-1] if lines else f"its process ended with status {self.process.returncode}"
 
-    def spawn(self, request: dict[str, Any], descriptors: list[int]) -> tuple[int, str]:
-        """The first process of a new session, and the control group that it is in."""
+    def spawn(self, request: dict[str, Any], descriptors: list[int]) -> int:
+        """The first process of a new session."""
         import socket
 
         with self.lock:
@@ -1462,7 +1441,7 @@ class ZygoteClient:
                 raise SandboxError("the sandbox did not start: its parent process has ended") from error
             while (answer := self.answer())["number"] != self.asked:
                 self.reap(answer["pid"])  # the answer that an earlier call, interrupted, did not wait for
-            return int(answer["pid"]), str(answer["group"])
+            return int(answer["pid"])
 
     def reap(self, pid: int) -> None:
         with self.lock, contextlib.suppress(OSError):
@@ -1662,9 +1641,8 @@ class LocalSandbox(Sandbox):
 
     def _hello(self, frames: Frames) -> None:
         super()._hello(frames)
-        channel = frames.channel
-        if isinstance(channel, LocalChannel):
-            self.layers["memory_cgroup" if channel.memory_group else "memory_counted"] = True
+        if isinstance(frames.channel, LocalChannel):
+            self.layers["memory_counted"] = True
         self._check_level()
 
     def _check_level(self) -> None:
@@ -1711,9 +1689,9 @@ class LocalSandbox(Sandbox):
             files.setblocking(False)
             files.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # a few descriptors under way, and no more
             descriptors = [their_stream.fileno(), read_only, their_files.fileno()]
-            group, memory_group = zygote.spawn(self.setup, descriptors)
+            group = zygote.spawn(self.setup, descriptors)
             ours.pop_all()
-        return LocalChannel(stream, blob, files, group, zygote, self.memory, memory_group)
+        return LocalChannel(stream, blob, files, group, zygote, self.memory)
 
 
 # --- the Docker sandbox -----------------------------------------------------------------------------------------------

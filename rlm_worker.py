@@ -2138,24 +2138,12 @@ def end_with(parent: int) -> NoReturn:
 
 
 REQUEST_MAX = 65_536  # bytes: what is longer would arrive cut
-PING = b"?"  # a spare session says it back
-PING_SECONDS = 0.2
-
-
-class Session(NamedTuple):
-    """A process in namespaces of its own, which waits on the channel to be told whose worker it is to start."""
-
-    pid: int
-    channel: Any
 
 
 class Zygote:
     def __init__(self, host: Any, setup: dict[str, Any], lock: int):
         self.host, self.setup, self.lock = host, setup, lock
         self.sessions: dict[int, str] = {}
-        self.groups: dict[int, str] = {}  # the control groups that sessions are in
-        self.starved = False  # there could be no spare: not until the next request is it tried again
-        self.spare: Session | None = None  # the next one, made while nothing is asked for: it costs 5 ms
         self.life_read, self.life_write = os.pipe()  # its end tells the sessions that this process has died
 
     def serve(self) -> NoReturn:
@@ -2169,43 +2157,34 @@ class Zygote:
                 poller.register(os.pidfd_open(os.getppid()), select.POLLIN)
         later = PRELOADED_LATER.split()
         while True:
-            idle = not later and self.spare is not None
-            ready = [descriptor for descriptor, _ in poller.poll(None if idle or self.starved else 0)]
+            ready = [descriptor for descriptor, _ in poller.poll(0 if later else None)]
             if not ready:
-                self.get_ready(later)
+                self.preload_next(later)
                 continue
             if ready != [self.host.fileno()]:
                 self.end()
             data, descriptors, _, _ = socket.recv_fds(self.host, REQUEST_MAX, 4)
             if not data:
                 self.end()
-            self.starved = False
             self.answer(data, descriptors)
 
     def answer(self, data: bytes, descriptors: list[int]) -> None:
         try:
             request = json.loads(data)
         except ValueError:
-            for descriptor in descriptors:
-                os.close(descriptor)
-            self.host.sendall(b'{"error":"the request was not understood"}')
-            return
+            request = {"op": "unreadable"}
         if request["op"] == "reap":
             self.reap(request["pid"])
         else:
             self.host.sendall(to_json(self.spawn(request, descriptors)).encode())
+        for descriptor in descriptors:
+            os.close(descriptor)
 
-    def get_ready(self, names: list[str]) -> None:
-        """One step while nothing is asked for. A session begun before the last import does the others itself."""
+    def preload_next(self, names: list[str]) -> None:
+        """One import while nothing is asked for. A session begun before the last does the others itself."""
         import gc
         import importlib
 
-        if not names:
-            try:
-                self.spare = self.new_session(confined=True)
-            except OSError:  # whoever asks for a session is told, and the sessions that there are go on
-                self.starved = True
-            return
         with contextlib.suppress(OSError, ImportError):  # without a descriptor, say: then it is imported when asked for
             importlib.import_module(names.pop())
         if not names:
@@ -2214,62 +2193,26 @@ class Zygote:
                 load_policy().policy_preload(tuple(self.setup["allowed_imports"]))
 
     def spawn(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        if request["op"] != "spawn":
+            return {"error": "the request was not understood"}
         try:
             if len(descriptors) != 3:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            session = self.take_spare() if request["confined"] else None
-            if session is None or not self.hand_over(session, request, descriptors):
-                session = self.new_session(confined=request["confined"])
-                if not self.hand_over(session, request, descriptors):
-                    raise OSError("it ended at once")
+            return {"pid": self.new_session(request, descriptors), "number": request["number"]}
         except OSError as error:
             return {"error": f"the session's process could not be forked: {error}"}
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
-        return {"pid": session.pid, "number": request["number"], "group": self.groups.get(session.pid, "")}
 
-    def hand_over(self, session: Session, request: dict[str, Any], descriptors: list[int]) -> bool:
-        """Tell a session whose worker it is to start. One that cannot be told is ended."""
-        import socket
-
-        if group := self.groups.get(session.pid):
-            limit_group(group, request["memory"] + GROUP_ROOM)
-        with session.channel:
-            try:
-                socket.send_fds(session.channel, [to_json(request).encode()], descriptors)
-            except OSError:
-                self.reap(session.pid)
-                return False
-        return True
-
-    def take_spare(self) -> Session | None:
-        """The session made ahead, if it answers and has its folder: something may have stopped or cleaned it."""
-        spare, self.spare = self.spare, None
-        if spare is None:
-            return None
-        with contextlib.suppress(OSError):
-            os.lstat(self.sessions[spare.pid])
-            spare.channel.send(PING)
-            if wait_for(spare.channel.fileno(), PING_SECONDS) and spare.channel.recv(20) == PING:
-                return spare
-        spare.channel.close()
-        self.reap(spare.pid)
-        return None
-
-    def new_session(self, *, confined: bool) -> Session:
+    def new_session(self, request: dict[str, Any], descriptors: list[int]) -> int:
         self.keep_base()
         scratch = os.path.join(self.setup["base"], os.urandom(6).hex())
         os.mkdir(scratch, 0o700)
         try:
-            session = self.fork_session(scratch, confined)
+            pid = self.fork_session({**self.setup, **request, "scratch": scratch}, descriptors)
         except OSError:
             remove_tree(scratch)
             raise
-        self.sessions[session.pid] = scratch
-        if confined and (group := memory_group(session.pid)):
-            self.groups[session.pid] = group
-        return session
+        self.sessions[pid] = scratch
+        return pid
 
     def keep_base(self) -> None:
         """Make the folder anew where something has cleaned it away, and never use another's in its place."""
@@ -2283,21 +2226,22 @@ class Zygote:
             os.close(self.lock)
             self.setup["base"], self.lock = base, lock
 
-    def fork_session(self, scratch: str, confined: bool) -> Session:
-        import socket
-
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
+    def fork_session(self, setup: dict[str, Any], descriptors: list[int]) -> int:
+        """The pid of a new session's supervisor, which the process that leads into its namespaces has told."""
+        told, teller = os.pipe()
+        try:
             entrance = os.fork()
             if entrance == 0:
                 os.close(self.life_write)
-                ours.close()
-                start_session({**self.setup, "scratch": scratch, "confined": confined}, theirs, self.life_read)
-        os.waitpid(entrance, 0)
-        pid = int(ours.recv(20) or b"0")
+                start_session(setup, descriptors, teller, self.life_read)
+            os.waitpid(entrance, 0)
+        finally:
+            os.close(teller)
+            pid = int(os.read(told, 20) or b"0")
+            os.close(told)
         if not pid:
             raise OSError("it did not start")
-        return Session(pid, ours)
+        return pid
 
     def reap(self, pid: int) -> None:
         """Only now may the number be used again: until here the host could safely signal it."""
@@ -2306,8 +2250,6 @@ class Zygote:
                 os.killpg(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             remove_tree(self.sessions.pop(pid))
-            with contextlib.suppress(OSError):  # a process that is not quite gone: `memory_group` looks again
-                os.rmdir(self.groups.pop(pid, ""))
 
     def end(self) -> NoReturn:
         for pid in list(self.sessions):
@@ -2316,90 +2258,8 @@ class Zygote:
         os._exit(0)
 
 
-GROUP_ROOM = SCRATCH_SIZE + (32 << 20)  # bytes that a control group counts beyond a session's own: files, page tables
-GROUP_PREFIX = "rlm-session-"
-
-
-def memory_group(pid: int) -> str:
-    """A fresh control group, which can be limited, with the process in it; "" where none can be had."""
-    for parent in group_parents():
-        group = os.path.join(parent, f"{GROUP_PREFIX}{os.getpid()}-{pid}")
-        try:
-            for name in os.listdir(parent):
-                if name.startswith(GROUP_PREFIX) and not os.path.exists(f"/proc/{name.split('-')[2]}"):
-                    remove_group(os.path.join(parent, name))  # of a process that was killed
-            os.mkdir(group)
-        except OSError:
-            continue
-        try:
-            limit_group(group, CONTEXT_ROOM)
-            with open(os.path.join(group, "cgroup.procs"), "w") as procs:
-                procs.write(str(pid))
-            return group
-        except OSError:
-            remove_group(group)
-    return ""
-
-
-def remove_group(group: str) -> None:
-    with contextlib.suppress(OSError):
-        os.rmdir(group)
-
-
-@functools.lru_cache(maxsize=None)
-def group_parents() -> list[str]:
-    """Where a group with a limit of its own may be made: beside or below this process's own, in version 2 or 1."""
-    own = {}
-    with contextlib.suppress(OSError), open("/proc/self/cgroup") as file:
-        for line in file:
-            _, kinds, path = line.rstrip("\n").split(":", 2)
-            own["2" if not kinds else "1" if "memory" in kinds.split(",") else ""] = path
-    found = []
-    with contextlib.suppress(OSError), open("/proc/self/mountinfo") as file:
-        for line in file:
-            fields = line.split()
-            root, place, kind, options = fields[3], fields[4], fields[fields.index("-") + 1], fields[-1].split(",")
-            version = "2" if kind == "cgroup2" else "1" if kind == "cgroup" and "memory" in options else ""
-            if not version or version not in own:
-                continue
-            folder = os.path.normpath(os.path.join(place, os.path.relpath(own[version], root)))
-            while within(folder, place):
-                if version == "1" or has_memory(folder):
-                    found.append(folder)
-                if folder == place:
-                    break
-                folder = os.path.dirname(folder)
-    return found
-
-
-def has_memory(folder: str) -> bool:
-    """Whether the groups below one of version 2 have limits of memory."""
-    with contextlib.suppress(OSError), open(os.path.join(folder, "cgroup.subtree_control")) as file:
-        return "memory" in file.read().split()
-    return False
-
-
-def limit_group(group: str, limit: int) -> None:
-    """OSError if the group takes no limit. Swap counts with memory where that can be said."""
-    if os.path.exists(os.path.join(group, "memory.max")):
-        names = {"memory.swap.max": 0, "memory.max": limit}
-    else:
-        names = {"memory.memsw.limit_in_bytes": limit, "memory.limit_in_bytes": limit}
-    for last in (False, True):  # version 1 wants the one raised first, and the other lowered first
-        for name, value in names.items():
-            try:
-                with open(os.path.join(group, name), "w") as file:
-                    file.write(str(value))
-            except OSError:
-                if last and name in ("memory.max", "memory.limit_in_bytes"):
-                    raise
-
-
-def start_session(setup: dict[str, Any], channel: Any, life: int) -> NoReturn:
-    """In a fresh fork, which only leads into the PID namespace: fork the supervisor, and from that, once the channel
-    has told for whom, the worker."""
-    import socket
-
+def start_session(setup: dict[str, Any], descriptors: list[int], teller: int, life: int) -> NoReturn:
+    """In a fresh fork, which only leads into the PID namespace: fork the supervisor, and from that the worker."""
     try:
         layers: dict[str, bool | str] = {}
         if setup["confined"]:
@@ -2407,22 +2267,13 @@ def start_session(setup: dict[str, Any], channel: Any, life: int) -> NoReturn:
         supervisor = os.fork()
         if supervisor:
             os.setpgid(supervisor, supervisor)
-            channel.send(str(supervisor).encode())
+            os.write(teller, str(supervisor).encode())
             os._exit(0)
         os.setpgid(0, 0)
-        keep_open(channel.fileno(), life)
+        os.close(teller)
         if layers.get("mount_namespace"):
             attempt(layers, "private_scratch", mount_scratch, setup["scratch"])
         set_subreaper()
-        reserve_descriptors(0)  # it may have been made when there were hardly any
-        while True:
-            request, descriptors, _, _ = socket.recv_fds(channel, REQUEST_MAX, 4)
-            if request != PING:
-                break
-            channel.send(PING)
-        if not request:
-            os._exit(0)  # it was never needed
-        setup |= json.loads(request)
         if os.fork():
             watched = [descriptors[0], life]
             keep_open(*watched)
