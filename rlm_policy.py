@@ -144,24 +144,24 @@ def denials(rows: str) -> dict[tuple[str, str], Denial]:
     for row in rows.replace("\n    |", " |").splitlines():
         if row:
             named, reason, instead = row.split(" | ", 2)
-            kind, _, names = named.partition(": ")
-            table.update({(kind, name): Denial(reason.strip(), instead) for name in names.split()})
+            category, _, names = named.partition(": ")
+            table.update({(category, name): Denial(reason.strip(), instead) for name in names.split()})
     return table
 
 
 DENIED = denials(DENIED_ROWS)
-DENIED_ATTRIBUTES = frozenset(name for kind, name in DENIED if kind == "attribute")
+DENIED_ATTRIBUTES = frozenset(name for denial_class, name in DENIED if denial_class == "attribute")
 
 
 def attribute_refusal(name: str) -> str:
     return f"{name!r} is not accessible here: {DENIED['attribute', name]}"
 
 
-def unavailable(kind: str, name: str) -> Callable[..., NoReturn]:
+def unavailable(category: str, name: str) -> Callable[..., NoReturn]:
     """A function that says why it cannot be had."""
 
     def missing(*args: Any, **kwargs: Any) -> NoReturn:
-        raise RuntimeError(f"{name}() is not available here: {DENIED[kind, name]}")
+        raise RuntimeError(f"{name}() is not available here: {DENIED[category, name]}")
 
     missing.__name__ = missing.__qualname__ = name
     return missing
@@ -351,8 +351,8 @@ def checked_hasattr(target: Any, name: str, /) -> bool:
 def shown_names(names: dict[str, Any]) -> str:
     """Variables with type and length, and not with values, of which one may be a whole context."""
     described = [(name, *describe(value)[:2]) for name, value in names.items() if not name.startswith("__")]
-    kinds = [f"{name}: {kind}" + ("" if size is None else f"[{size}]") for name, kind, size in described]
-    return "{" + ", ".join(kinds) + "}"
+    parts = [f"{name}: {cls}" + ("" if size is None else f"[{size}]") for name, cls, size in described]
+    return "{" + ", ".join(parts) + "}"
 
 
 class LocalVariables(dict[str, Any]):
@@ -445,7 +445,7 @@ def print_help(*topic: Any) -> None:
 
 def session_builtins() -> dict[str, Any]:
     kept = {name: value for name, value in vars(builtins).items() if not name.startswith("_")}
-    kept.update({name: unavailable(kind, name) for kind, name in DENIED if kind == "builtin"})
+    kept.update({name: unavailable(category, name) for category, name in DENIED if category == "builtin"})
     kept.update(
         open=checked_open,
         getattr=checked_getattr,

@@ -57,13 +57,13 @@ else:  # vendored into a package
 __all__ = [
     "DEPTH_MAX",
     "UNSET",
+    "AbortCell",
     "Cell",
     "Chunks",
     "DockerSandbox",
     "LocalSandbox",
     "Packer",
     "SandboxError",
-    "Stop",
     "capabilities",
     "encoded",
     "shutdown",
@@ -77,7 +77,7 @@ WORKER_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "rlm_work
 START_LIMIT = 20  # seconds for a process to start
 SOFT_GRACE = 0.5  # seconds from the interrupt to the kill of the cell's process
 SNAPSHOT_MAX = 300 << 20  # bytes of variables beyond which there is no copy before a cell
-LOOK_SECONDS = 0.05  # between two looks at what the processes of a session have
+COUNT_INTERVAL = 0.05  # between two looks at what the processes of a session have
 HARD_GRACE = 0.3  # seconds from there to the kill of the whole session
 CALLS_MAX = 10_000  # host calls in one cell, those waiting together, and threads for them
 WAITING_MAX = 1_000
@@ -94,11 +94,11 @@ class SandboxError(RuntimeError):
         self.hint = hint
 
 
-class Stop(BaseException):
+class AbortCell(BaseException):
     """Raised by a host function: stops the cell at once, and comes out of `execute`."""
 
 
-class Broken(Exception):
+class ConnectionLost(Exception):
     """The worker's stream ended, or carried what no worker of ours sends."""
 
 
@@ -169,15 +169,15 @@ class Channel:
     def settle(self) -> None:
         """Wait until no signal of an earlier cell is on its way."""
 
-    def make_room(self, name: str, weight: int) -> None:
-        """Let the worker have so much memory more for a variable that it is about to be given."""
+    def make_room(self, name: str, nbytes: int) -> None:
+        """Let the worker have that much memory for all it was given, the variable that comes next included."""
 
     @contextlib.contextmanager
-    def limited(self, memory: int | None) -> Iterator[int | None]:
+    def cell_memory(self, memory: int | None) -> Iterator[int | None]:
         """While a cell runs that may have so much memory: what of that the worker has to see to."""
         yield memory
 
-    def is_over(self) -> bool:
+    def is_over_memory(self) -> bool:
         """Whether the processes of the session have more memory than they may, taken together."""
         return False
 
@@ -194,31 +194,31 @@ class Channel:
         self.close()
 
 
-WEIGHT_MAX = rlm_worker.VALUE_MAX + (3 << 20)  # of a frame: a value, and what is shown of the cell beside it
+NBYTES_MAX = rlm_worker.VALUE_MAX + (3 << 20)  # of a frame: a value, and what is shown of the cell beside it
 LEVELS_MAX = 3 * DEPTH_MAX + 10  # of lists and objects in a frame: each container may come in two more
-HELD_MAX = 2 * rlm_worker.FRAME_MAX  # weight of the calls of a cell that wait or work: beyond it no more are read
+PENDING_BYTES_MAX = 2 * rlm_worker.FRAME_MAX  # of host calls that wait or run: beyond it no more are read
 NOT_MARKS = bytes(set(range(256)) - set(b'"[{,:}]'))
 
 
 def read_json(body: bytes) -> tuple[Any, int]:
-    """What JSON from a sandbox says, and its weight; ValueError before anything is made of what is too heavy or deep.
+    """What JSON from a sandbox says, and its cost; ValueError before anything too large or deep is built.
 
-    The weight is its bytes and PART_COST for each list, object, item and key: within a factor of two, the memory that
+    The cost is its bytes and PART_COST for each list, object, item and key: within a factor of two, the memory that
     these take here.
     """
     seen = body.translate(None, NOT_MARKS)
-    weight = len(body) + rlm_worker.PART_COST * len(seen)
+    nbytes = len(body) + rlm_worker.PART_COST * len(seen)
     # Exactly, where it matters: most of the marks may stand in strings.
-    if weight > max(100_000, 2 * len(body)) or seen.count(b"[") + seen.count(b"{") > LEVELS_MAX:
+    if nbytes > max(100_000, 2 * len(body)) or seen.count(b"[") + seen.count(b"{") > LEVELS_MAX:
         marks = marks_outside_strings(body)
-        weight = len(body) + rlm_worker.PART_COST * sum(map(marks.count, (b"[", b"{", b",", b":")))
-        if weight > WEIGHT_MAX:
-            raise ValueError(f"it has too many items, keys, lists and objects ({weight - len(body) >> 20} MB)")
+        nbytes = len(body) + rlm_worker.PART_COST * sum(map(marks.count, (b"[", b"{", b",", b":")))
+        if nbytes > NBYTES_MAX:
+            raise ValueError(f"it has too many items, keys, lists and objects ({nbytes - len(body) >> 20} MB)")
         if max(itertools.accumulate(map(LEVELS.__getitem__, marks)), default=0) > LEVELS_MAX:
             raise ValueError(f"it is nested more than {LEVELS_MAX} deep")
-    if len(body) > rlm_worker.FRAME_MAX // 2 and b"\\ud" in body and text_memory(body) > 2 * rlm_worker.FRAME_MAX:
+    if len(body) > rlm_worker.FRAME_MAX // 2 and b"\\ud" in body and text_nbytes(body) > 2 * rlm_worker.FRAME_MAX:
         raise ValueError("its text takes too much memory")
-    return from_json(body.decode("ascii")), weight
+    return from_json(body.decode("ascii")), nbytes
 
 
 LEVELS = [(byte in b"[{") - (byte in b"]}") for byte in range(256)]
@@ -226,12 +226,12 @@ LEVELS = [(byte in b"[{") - (byte in b"]}") for byte in range(256)]
 
 def marks_outside_strings(body: bytes) -> bytes:
     marks = body.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, NOT_MARKS)
-    if marks.count(b'"') * rlm_worker.PART_COST > 2 * WEIGHT_MAX:
+    if marks.count(b'"') * rlm_worker.PART_COST > 2 * NBYTES_MAX:
         raise ValueError("it has too many strings")
     return re.sub(rb'"[^"]*"', b"", marks.replace(b'""', b""))
 
 
-def text_memory(body: bytes) -> int:
+def text_nbytes(body: bytes) -> int:
     """What the strings in JSON take at most, where one character beyond 16 bits makes all of its string wider."""
     strings = re.finditer(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', body)
     return sum((4 if b"\\ud" in text else 2) * len(text) for text in (found[0] for found in strings))
@@ -241,14 +241,14 @@ def refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def whole_number(digits: str) -> int:
+def parse_integer(digits: str) -> int:
     """Longer ones travel in hexadecimal; in decimal each costs quadratic time."""
     if len(digits) > 40:
         raise ValueError("a number of too many digits")
     return int(digits)
 
 
-from_json = json.JSONDecoder(parse_constant=refuse_constant, parse_int=whole_number).decode
+from_json = json.JSONDecoder(parse_constant=refuse_constant, parse_int=parse_integer).decode
 
 
 class Frames:
@@ -258,7 +258,7 @@ class Frames:
         self.channel = channel
         self.sending = threading.Lock()
         self.buffer = bytearray()
-        self.weight = 0  # of the frame parsed last
+        self.nbytes = 0  # of the frame parsed last
         self.strays = 0  # frames that belonged to nothing, since this was last set to 0
 
     def send(
@@ -266,35 +266,35 @@ class Frames:
         message: dict[str, Any],
         pieces: Iterable[bytes] = (),
         valid: Callable[[], bool] = lambda: True,
-        patience: float = math.inf,
+        timeout: float = math.inf,
     ) -> None:
         """Write a whole frame and pieces of a value, or nothing if `valid` no longer holds as its turn comes.
 
         `patience`: how long the frame, and each piece, may take.
         """
         data = rlm_worker.encode_frame(message)
-        if not self.sending.acquire(timeout=min(patience, threading.TIMEOUT_MAX)):
-            raise Broken("the sandbox does not take what it is sent")
+        if not self.sending.acquire(timeout=min(timeout, threading.TIMEOUT_MAX)):
+            raise ConnectionLost("the sandbox does not take what it is sent")
         try:
             if not valid():
                 return
-            self.write(data, patience)
+            self.write(data, timeout)
             for piece in pieces:
-                self.write(struct.pack(">I", len(piece)) + piece, patience)
+                self.write(struct.pack(">I", len(piece)) + piece, timeout)
         finally:
             self.sending.release()
 
-    def write(self, data: bytes | memoryview, patience: float = math.inf) -> None:
+    def write(self, data: bytes | memoryview, timeout: float = math.inf) -> None:
         view = memoryview(data)
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + timeout
         while view:
             try:
                 sent = self.channel.send(view)
             except OSError as error:
-                raise Broken("the sandbox's process has ended") from error
+                raise ConnectionLost("the sandbox's process has ended") from error
             view = view[sent:]
             if view and time.monotonic() > deadline:
-                raise Broken("the sandbox does not take what it is sent")
+                raise ConnectionLost("the sandbox does not take what it is sent")
             if not sent:
                 rlm_worker.wait_for(self.channel.fileno(), 0.2, writing=True)
 
@@ -316,7 +316,7 @@ class Frames:
         """Count a frame that belongs to nothing. A worker of ours sends hardly any."""
         self.strays += 1
         if self.strays > STRAYS_MAX:
-            raise Broken(f"the sandbox sent over {STRAYS_MAX} frames that belong to nothing")
+            raise ConnectionLost(f"the sandbox sent over {STRAYS_MAX} frames that belong to nothing")
 
     def read(self) -> None:
         try:
@@ -324,9 +324,9 @@ class Frames:
         except BlockingIOError:
             return
         except OSError as error:
-            raise Broken("the sandbox's process has ended") from error
+            raise ConnectionLost("the sandbox's process has ended") from error
         if not data:
-            raise Broken("the sandbox's process has ended")
+            raise ConnectionLost("the sandbox's process has ended")
         self.buffer += data
 
     def parse(self) -> dict[str, Any] | None:
@@ -334,18 +334,18 @@ class Frames:
             return None
         size = int.from_bytes(self.buffer[:4], "big")
         if size > rlm_worker.FRAME_MAX:
-            raise Broken(f"the sandbox sent a frame of {size} bytes")
+            raise ConnectionLost(f"the sandbox sent a frame of {size} bytes")
         if len(self.buffer) < 4 + size:
             return None
         with memoryview(self.buffer) as view:
             body = bytes(view[4 : 4 + size])
         del self.buffer[: 4 + size]
         try:
-            message, self.weight = read_json(body)
+            message, self.nbytes = read_json(body)
         except (ValueError, RecursionError) as error:
-            raise Broken(f"the sandbox sent a frame that is not read: {error}") from None
+            raise ConnectionLost(f"the sandbox sent a frame that is not read: {error}") from None
         if type(message) is not dict or type(message.get("op")) is not str or type(message.get("id")) is not int:
-            raise Broken("the sandbox sent a frame without a form")
+            raise ConnectionLost("the sandbox sent a frame without a form")
         return message
 
 
@@ -360,6 +360,7 @@ class Sandbox:
         self._lock = threading.RLock()
         self._frames: Frames | None = None
         self._given: dict[str, Any] = {}
+        self._nbytes: dict[str, int] = {}  # what each of them takes in the worker
         self._requests = 0
         self._cells = 0
         self._run: Run | None = None
@@ -397,7 +398,7 @@ class Sandbox:
         memory: str | int | None = None,
         deadline: float = math.inf,
     ) -> Cell:
-        """Run a cell. Whatever it does, a `Cell` comes back, within its time; only `Stop` passes through.
+        """Run a cell. Whatever it does, a `Cell` comes back, within its time; only `AbortCell` passes through.
 
         `timeout`: seconds of the cell's own, without those in which a function works for it. `deadline`: when
         `time.monotonic()` says so, it is stopped in any case.
@@ -447,14 +448,16 @@ class Sandbox:
             found = self._request({"op": "names"}).get("value")
         if type(found) is not dict or not all(type(row) is list and len(row) == 3 for row in found.values()):
             raise SandboxError("the sandbox's answer cannot be read")
-        rows = found.items()
-        return {short(name, 200): (short(kind, 200), size, short(shown, 1000)) for name, (kind, size, shown) in rows}
+        return {
+            short(name, 200): (short(cls, 200), size, short(text, 1000)) for name, (cls, size, text) in found.items()
+        }
 
     def reset(self) -> None:
         """A fresh worker without variables."""
         with self._lock:
             self._drop()
             self._given.clear()
+            self._nbytes.clear()
             self._started()
 
     def interrupt(self, grace: float = SOFT_GRACE) -> None:
@@ -497,7 +500,7 @@ class Sandbox:
     def _hello(self, frames: Frames) -> None:
         try:
             hello = frames.receive(START_LIMIT)
-        except Broken as error:
+        except ConnectionLost as error:
             raise SandboxError(f"the sandbox did not start: {error}") from None
         if hello is None or hello["op"] != "hello":
             raise SandboxError("the sandbox did not start: %s" % ((hello or {}).get("error") or "no answer"))
@@ -519,14 +522,14 @@ class Sandbox:
         self._requests += 1
         request = self._requests
         try:
-            frames.send(dict(message, id=request), pieces, patience=START_LIMIT)
+            frames.send(dict(message, id=request), pieces, timeout=START_LIMIT)
             deadline = time.monotonic() + START_LIMIT * (10 if message["op"] == "set" else 1)
             reply = frames.receive(max(0.0, deadline - time.monotonic()), request)
             if reply is None:
-                raise Broken("no answer from the sandbox")
+                raise ConnectionLost("no answer from the sandbox")
         except BaseException as error:
             self._drop()  # after half a frame nothing that follows could be read
-            if isinstance(error, Broken):
+            if isinstance(error, ConnectionLost):
                 raise SandboxError(f"{error}: its variables are lost") from None
             raise
         return self._checked(message, reply)
@@ -541,13 +544,15 @@ class Sandbox:
 
     def _send_blob(self, name: str, header: dict[str, Any], pieces: Iterator[bytes]) -> None:
         frames = self._started()
-        frames.channel.make_room(name, header["weight"])
+        nbytes = {**self._nbytes, name: header["nbytes"]}
+        frames.channel.make_room(name, sum(nbytes.values()))
         size = frames.channel.put(pieces)
         try:
             rest = itertools.chain(pieces, [b""]) if size is None else ()
-            self._request({"op": "set", "name": name, "size": size, **header}, rest)
+            self._request({"op": "set", "name": name, "size": size, **header, "given": sum(nbytes.values())}, rest)
         finally:
             frames.channel.put(())
+        self._nbytes = nbytes
 
 
 class Chunks:
@@ -588,19 +593,19 @@ class Run:
         self.began = time.monotonic()
         self.lock = threading.Lock()
         self.active = self.at_work = 0  # calls that have arrived, and those of them that a thread works on
-        self.held = 0  # weight of the frames that these came in
-        self.freed = threading.Condition(self.lock)  # when it has become less
+        self.pending_bytes = 0  # of the frames that these came in
+        self.drained = threading.Condition(self.lock)  # when it has become less
         self.paused = 0.0
         self.paused_at = 0.0
         self.calls = 0
         self.streamed = io.StringIO()
         self.stream_room = max(1 << 20, 4 * sandbox.output_limit)
         self.stop: BaseException | None = None
-        self.asked = ""  # why it is being stopped: "timeout" or "interrupt"
-        self.softened = 0.0
+        self.stop_reason = ""  # why it is being stopped: "timeout" or "interrupt"
+        self.interrupted_at = 0.0
         self.grace = SOFT_GRACE
-        self.hardened = 0.0
-        self.over = False
+        self.killed_at = 0.0
+        self.finished = False
         self.queued: list[Callable[[], None]] = []
 
     def execute(self, code: str) -> Cell:
@@ -615,11 +620,11 @@ class Run:
         try:
             try:
                 self.frames.strays = 0
-                with self.frames.channel.limited(self.memory) as memory:
-                    self.frames.send(dict(message, memory=memory), patience=min(START_LIMIT, self.limit + SOFT_GRACE))
+                with self.frames.channel.cell_memory(self.memory) as memory:
+                    self.frames.send(dict(message, memory=memory), timeout=min(START_LIMIT, self.limit + SOFT_GRACE))
                     reply = self.wait()
-            except Broken as error:
-                reply = {"op": "lost", "why": str(error)}
+            except ConnectionLost as error:
+                reply = {"op": "lost", "reason": str(error)}
                 self.sandbox._drop(hurry=True)
             except ValueError as error:
                 return self.cell(ok=False, error=f"ValueError: {error}", status="refused")
@@ -627,7 +632,7 @@ class Run:
             self.sandbox._drop()
             raise
         finally:
-            self.over = True
+            self.finished = True
         if self.stop is not None:
             raise self.stop
         return self.finish(reply)
@@ -646,62 +651,62 @@ class Run:
 
     def wait(self) -> dict[str, Any]:
         while True:
-            patience = self.patience()
-            if self.held > HELD_MAX and not self.softened:
+            timeout = self.poll_timeout()
+            if self.pending_bytes > PENDING_BYTES_MAX and not self.interrupted_at:
                 with self.lock:
-                    self.freed.wait(patience)
-                self.press()
+                    self.drained.wait(timeout)
+                self.escalate()
                 continue
-            reply = self.frames.receive(patience, self.request)
+            reply = self.frames.receive(timeout, self.request)
             if reply is None:
                 pass
             elif reply["op"] in ("result", "died", "failed"):
                 return reply
             elif reply["op"] == "output":
                 self.output(reply.get("text"))
-            elif not (reply["op"] == "call" and self.call(reply, self.frames.weight)):
+            elif not (reply["op"] == "call" and self.call(reply, self.frames.nbytes)):
                 self.frames.ignore()
-            if not self.hardened and self.frames.channel.is_over():
-                self.run_out()
-            self.press()
+            if not self.killed_at and self.frames.channel.is_over_memory():
+                self.kill_for_memory()
+            self.escalate()
 
-    def patience(self) -> float:
+    def poll_timeout(self) -> float:
         """Seconds until something has to be done even if no frame comes."""
         now = time.monotonic()
-        if self.hardened:
-            return max(0.0, self.hardened + self.frames.channel.hard_grace - now)
-        if self.softened:
-            return max(0.0, self.softened + self.grace - now)
+        if self.killed_at:
+            return max(0.0, self.killed_at + self.frames.channel.hard_grace - now)
+        if self.interrupted_at:
+            return max(0.0, self.interrupted_at + self.grace - now)
         return min(max(0.0, self.left()) + 0.001, 0.05)  # soon enough for another thread's interrupt
 
-    def run_out(self) -> None:
+    def kill_for_memory(self) -> None:
         """Kill a cell that has too much memory."""
         with self.lock:
-            self.asked, self.grace = "memory", 0.0
-            self.softened = time.monotonic()
-            self.hardened = self.softened + 1.0  # there is time: so much memory is not given back at once
+            self.stop_reason, self.grace = "memory", 0.0
+            self.interrupted_at = time.monotonic()
+            self.killed_at = self.interrupted_at + 1.0  # there is time: so much memory is not given back at once
         self.frames.channel.kill_cell()
 
-    def press(self) -> None:
+    def escalate(self) -> None:
         """The next step of the ladder, if its time has come: interrupt, kill the cell's process, kill the session."""
         now = time.monotonic()
-        if not self.softened:
+        if not self.interrupted_at:
             if self.left() <= 0:
-                self.asked = self.asked or "timeout"
+                self.stop_reason = self.stop_reason or "timeout"
                 self.stop_softly()
-        elif not self.hardened:
-            if now >= self.softened + self.grace:
+        elif not self.killed_at:
+            if now >= self.interrupted_at + self.grace:
                 self.frames.channel.kill_cell()
-                self.hardened = time.monotonic()
-        elif now >= self.hardened + self.frames.channel.hard_grace:
-            raise Broken("it could not be stopped otherwise")
+                self.killed_at = time.monotonic()
+        elif now >= self.killed_at + self.frames.channel.hard_grace:
+            raise ConnectionLost("it could not be stopped otherwise")
 
     def stop_softly(self, grace: float = SOFT_GRACE) -> None:
         with self.lock:
-            if self.softened or self.over:
+            if self.interrupted_at or self.finished:
                 return
-            self.softened, self.grace = time.monotonic(), grace
-            self.asked = self.asked or "interrupt"
+            self.interrupted_at, self.grace = time.monotonic(), grace
+            self.stop_reason = self.stop_reason or "interrupt"
         self.frames.channel.interrupt()
 
     def output(self, text: Any) -> None:
@@ -716,7 +721,7 @@ class Run:
 
     # - calls from the cell
 
-    def call(self, frame: dict[str, Any], weight: int) -> bool:
+    def call(self, frame: dict[str, Any], nbytes: int) -> bool:
         """Have a host function answer; False if the frame is no call of one."""
         name, key = frame.get("name"), frame.get("call")
         if type(key) is not int or type(name) is not str:
@@ -724,7 +729,7 @@ class Run:
         function = self.answer_about_files if name == rlm_worker.FILES_CALL else self.functions.get(name)
         if function is None:
             return False
-        if self.held > HELD_MAX:
+        if self.pending_bytes > PENDING_BYTES_MAX:
             return True  # the cell is being stopped: it gets no answer
         self.calls += name != rlm_worker.FILES_CALL
         try:
@@ -736,36 +741,36 @@ class Run:
             accept = getattr(function, "accept", None)
             work = accept(*args, **kwargs) if accept else lambda: function(*args, **kwargs)
         except Exception as error:
-            work = raiser(error)  # answered from a thread: this one must go on reading, whatever the worker does
-        except Stop as stop:
-            self.halt(stop)
+            work = raising(error)  # answered from a thread: this one must go on reading, whatever the worker does
+        except AbortCell as stop:
+            self.abort(stop)
             return True
         clock = contextlib.nullcontext() if name == rlm_worker.FILES_CALL else self.working()
-        self.dispatch(lambda: self.work(key, work, weight, clock), weight)
+        self.dispatch(lambda: self.work(key, work, nbytes, clock), nbytes)
         return True
 
     def answer_about_files(self, *question: Any) -> dict[str, Any]:
         """Not on the caller's time, as its own functions are: a cell may ask as often as it likes."""
         return self.sandbox._files.answer(self.frames.channel, *question)
 
-    def dispatch(self, job: Callable[[], None], weight: int) -> None:
+    def dispatch(self, job: Callable[[], None], nbytes: int) -> None:
         """Give a host function a thread, or let it wait for one."""
         with self.lock:
             self.active += 1
-            self.held += weight
+            self.pending_bytes += nbytes
             if self.active > WAITING_MAX:
-                raise Broken(f"{self.active} host calls at once")
+                raise ConnectionLost(f"{self.active} host calls at once")
             if self.active > THREADS_MAX:
                 self.queued.append(job)
                 return
         threads().run(job)
 
-    def done(self, weight: int) -> None:
+    def done(self, nbytes: int) -> None:
         with self.lock:
             self.active -= 1
-            self.held -= weight
-            self.freed.notify()
-            job = self.queued.pop(0) if self.queued and not self.over else None
+            self.pending_bytes -= nbytes
+            self.drained.notify()
+            job = self.queued.pop(0) if self.queued and not self.finished else None
         if job is not None:
             threads().run(job)
 
@@ -785,23 +790,23 @@ class Run:
                     self.paused += time.monotonic() - self.paused_at
 
     def work(
-        self, key: int, work: Callable[[], Any], weight: int, clock: contextlib.AbstractContextManager[None]
+        self, key: int, work: Callable[[], Any], nbytes: int, clock: contextlib.AbstractContextManager[None]
     ) -> None:
         try:
             try:
                 with clock:
                     value = work()
             finally:
-                self.done(weight)
+                self.done(nbytes)
             self.reply({"op": "return", "call": key, "value": Packer().pack(value)})
-        except Stop as stop:
-            self.halt(stop)
+        except AbortCell as stop:
+            self.abort(stop)
         except BaseException as error:  # SystemExit or CancelledError of a tool: the cell waits for an answer
             self.reply_error(key, error)
 
     def reply_error(self, key: int, error: BaseException) -> None:
         data = getattr(error, "cell_data", None) or {}
-        message = rlm_worker.text_of(error)[:100_000]
+        message = rlm_worker.safe_str(error)[:100_000]
         reply = {"op": "raise", "call": key, "type": type(error).__name__, "message": message}
         try:
             self.reply(dict(reply, data=Packer().pack(data)))
@@ -809,10 +814,10 @@ class Run:
             self.reply(reply)
 
     def reply(self, message: dict[str, Any]) -> None:
-        with contextlib.suppress(Broken):
-            self.frames.send(dict(message, id=self.request), valid=lambda: not self.over)
+        with contextlib.suppress(ConnectionLost):
+            self.frames.send(dict(message, id=self.request), valid=lambda: not self.finished)
 
-    def halt(self, stop: BaseException) -> None:
+    def abort(self, stop: BaseException) -> None:
         """A host function said that all is over."""
         if self.stop is None:
             self.stop = stop
@@ -824,17 +829,17 @@ class Run:
         if reply["op"] == "result":
             return self.result(reply)
         if reply["op"] == "failed":
-            told = f"{short(reply.get('type'), 200)}: {short(reply.get('message'), 2000)}"
-            return self.cell(ok=False, error=told, status="error")
+            message = f"{short(reply.get('type'), 200)}: {short(reply.get('message'), 2000)}"
+            return self.cell(ok=False, error=message, status="error")
         if reply["op"] == "lost":
-            return self.lost(reply["why"])
+            return self.lost(reply["reason"])
         return self.died(reply)
 
     def result(self, reply: dict[str, Any]) -> Cell:
         status, error, value = reply.get("status"), reply.get("error"), reply.get("value")
         if status not in ("ok", "error", "memory", "refused"):
             status = "error"
-        if status == "error" and self.asked == "timeout":
+        if status == "error" and self.stop_reason == "timeout":
             status = "timeout"
             error = (
                 f"{error}\nthe cell was stopped after {self.limit:g} s (its limit); its variables are as it left them"
@@ -850,7 +855,7 @@ class Run:
         return self.cell(
             ok=status == "ok",
             stdout=short(reply.get("stdout"), self.sandbox.output_limit + 200),
-            stdout_chars=whole(reply.get("chars")),
+            stdout_chars=count_of(reply.get("chars")),
             value=None if value is None else short(value, self.sandbox.output_limit + 200),
             error=None if status == "ok" else short(error, self.sandbox.output_limit + 500),
             final=final,
@@ -859,23 +864,23 @@ class Run:
         )
 
     def died(self, reply: dict[str, Any]) -> Cell:
-        status, why = self.cause(reply)
+        status, reason = self.cause(reply)
         return self.cell(
             ok=False,
             stdout=short(reply.get("stdout"), self.sandbox.output_limit + 200),
-            stdout_chars=whole(reply.get("chars")),
-            error=f"{why}; the variables are as they were before this cell",
+            stdout_chars=count_of(reply.get("chars")),
+            error=f"{reason}; the variables are as they were before this cell",
             status=status,
             restored=True,
         )
 
-    def lost(self, why: str) -> Cell:
+    def lost(self, reason: str) -> Cell:
         text = self.streamed.getvalue()
-        status = {"timeout": "timeout", "interrupt": "error", "memory": "memory"}.get(self.asked, "lost")
-        stopped = f"the cell did not stop after {self.limit:g} s (its limit)" if status == "timeout" else why
+        status = {"timeout": "timeout", "interrupt": "error", "memory": "memory"}.get(self.stop_reason, "lost")
+        stopped = f"the cell did not stop after {self.limit:g} s (its limit)" if status == "timeout" else reason
         return self.cell(
             ok=False,
-            stdout=rlm_worker.cut(text, self.sandbox.output_limit, ""),
+            stdout=rlm_worker.truncate(text, self.sandbox.output_limit, ""),
             stdout_chars=len(text),
             error=f"{stopped}; the variables are lost{self.sandbox._kept()}",
             status=status,
@@ -883,21 +888,21 @@ class Run:
 
     def cause(self, reply: dict[str, Any]) -> tuple[str, str]:
         number = reply.get("signal")
-        if self.hardened and number == signal.SIGKILL and self.asked != "memory":
-            if self.asked == "timeout":
+        if self.killed_at and number == signal.SIGKILL and self.stop_reason != "memory":
+            if self.stop_reason == "timeout":
                 return "timeout", f"the cell was killed: it did not stop at its limit of {self.limit:g} s"
             return "error", "KeyboardInterrupt: the cell was killed, since it did not stop when asked to"
         if number == signal.SIGKILL and reply.get("memory") is not False:
             return "memory", "the cell was killed: it ran out of memory"
         if type(number) is int:
             return "crash", f"the cell's process died of {signal_name(number)}"
-        return "crash", f"the cell ended its process (exit status {whole(reply.get('exit'))})"
+        return "crash", f"the cell ended its process (exit status {count_of(reply.get('exit'))})"
 
     def cell(self, *, ok: bool, **fields: Any) -> Cell:
         return Cell(ok=ok, n=self.number, duration_ms=(time.monotonic() - self.began) * 1000, **fields)
 
 
-def raiser(error: Exception) -> Callable[[], NoReturn]:
+def raising(error: Exception) -> Callable[[], NoReturn]:
     def work() -> NoReturn:
         raise error
 
@@ -918,7 +923,7 @@ def printable(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def whole(value: Any) -> int:
+def count_of(value: Any) -> int:
     return value if type(value) is int and 0 <= value < 2**63 else 0
 
 
@@ -992,9 +997,9 @@ def threads() -> Threads:
 NAMES_MAX = 50_000  # in an answer about a folder
 NAMES_SIZE = rlm_worker.FRAME_MAX // 2  # of them as JSON
 LINK_SECONDS = 5.0  # to look through the folders for files that have several names
-KERNEL = ("/proc", "/sys", "/dev")  # what the kernel makes up there is no data, but for shared memory
-LOOK = getattr(os, "O_PATH", os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)) | getattr(os, "O_CLOEXEC", 0)
-NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+KERNEL_FOLDERS = ("/proc", "/sys", "/dev")  # what the kernel makes up there is no data, but for shared memory
+PATH_ONLY = getattr(os, "O_PATH", os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)) | getattr(os, "O_CLOEXEC", 0)
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
 SECRET_NAMES = re.compile(
     r"\.env.*|.*\.pem|id_.*|\.netrc|\.aws|\.ssh|\.git-credentials|\.pypirc|\.npmrc|\.snipara", re.IGNORECASE | re.DOTALL
@@ -1008,9 +1013,10 @@ def may_hold_secrets(parts: Sequence[str]) -> bool:
     return in_git or any(map(SECRET_NAMES.fullmatch, parts))
 
 
-def is_kernels(real: str) -> bool:
+def is_kernel_file(real: str) -> bool:
     """Whether a real path lies where the kernel makes things up."""
-    return any(rlm_worker.within(real, place) for place in KERNEL) and not rlm_worker.within(real, "/dev/shm")
+    inside = [folder for folder in (*KERNEL_FOLDERS, "/dev/shm") if rlm_worker.is_inside(real, folder)]
+    return bool(inside) and "/dev/shm" not in inside
 
 
 class Files:
@@ -1038,7 +1044,7 @@ class Files:
                 return self.list(path)
             with self.opened(path) as (descriptor, info, real):
                 if what == "stat":
-                    return {"stat": [*info, *(float(getattr(info, f"st_{kind}time")) for kind in "amc")]}
+                    return {"stat": [*info, *(float(getattr(info, f"st_{clock}time")) for clock in "amc")]}
                 if stat.S_ISDIR(info.st_mode):
                     raise IsADirectoryError(errno.EISDIR, "Is a directory")
                 with readable(descriptor, real) as source:
@@ -1053,14 +1059,14 @@ class Files:
         for base in bases or self.bases:
             named = os.path.normpath(os.path.join(base, path))
             real = os.path.realpath(named)
-            if self.folder_of(real) is None:
-                outside = outside or self.folder_of(named) is not None  # a link
+            if self.root_of(real) is None:
+                outside = outside or self.root_of(named) is not None  # a link
                 continue
             outside = False
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                descriptor = os.open(real, LOOK | NO_LINK)
+                descriptor = os.open(real, PATH_ONLY | NO_FOLLOW)
                 try:
-                    real, info = behind(descriptor, real), os.fstat(descriptor)
+                    real, info = target_of(descriptor, real), os.fstat(descriptor)
                     self.check(path, real, info)
                     yield descriptor, info, real
                     return
@@ -1070,13 +1076,13 @@ class Files:
             raise PermissionError(errno.EPERM, "no access from here; file_read reads the caller's files")
         raise FileNotFoundError(errno.ENOENT, "no such file here (file_read reads the caller's files)")
 
-    def folder_of(self, real: str) -> str | None:
-        inside = [folder for folder in self.folders if rlm_worker.within(real, folder)]
-        return max(inside, key=len) if inside and not is_kernels(real) else None
+    def root_of(self, real: str) -> str | None:
+        inside = [folder for folder in self.folders if rlm_worker.is_inside(real, folder)]
+        return max(inside, key=len) if inside and not is_kernel_file(real) else None
 
     def check(self, path: str, real: str, info: os.stat_result) -> None:
         """PermissionError for what a cell may not read, by what the descriptor says of itself."""
-        folder = self.folder_of(real)
+        folder = self.root_of(real)
         if folder is None or info.st_nlink == 0:
             raise PermissionError(errno.EACCES, "it is being moved out of reach")
         named = os.path.relpath(path, folder) if os.path.isabs(path) else os.path.normpath(path)
@@ -1093,21 +1099,21 @@ class Files:
         key = (info.st_dev, info.st_ino, info.st_ctime_ns)
         with self.looking:
             if key not in self.links and not self.too_large:
-                self.look_for_links()
+                self.judge_links()
             return self.links.setdefault(key, False)
 
-    def look_for_links(self) -> None:
+    def judge_links(self) -> None:
         """Judge all the files in the folders that have several names."""
         left: dict[tuple[int, int, int], int] = {}  # names that have not been seen, or are a secret's
         for path, info in self.linked_files():
             key = (info.st_dev, info.st_ino, info.st_ctime_ns)
-            harmless = not may_hold_secrets(path[len(self.folder_of(path) or "") :].split(os.sep))
+            harmless = not may_hold_secrets(path[len(self.root_of(path) or "") :].split(os.sep))
             left[key] = left.get(key, info.st_nlink) - harmless
         self.links.update((key, number == 0) for key, number in left.items())
 
     def linked_files(self) -> Iterator[tuple[str, os.stat_result]]:
         until = time.monotonic() + LINK_SECONDS
-        waiting = [f for f in self.folders if not any(rlm_worker.within(f, o) for o in self.folders if o != f)]
+        waiting = [f for f in self.folders if not any(rlm_worker.is_inside(f, o) for o in self.folders if o != f)]
         while waiting:
             with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
                 for entry in entries:
@@ -1149,7 +1155,7 @@ class Files:
         with self.opened(path, [base]) as (descriptor, info, real):
             if not stat.S_ISDIR(info.st_mode):
                 raise NotADirectoryError(errno.ENOTDIR, "Not a directory")
-            below = real[len(self.folder_of(real) or "") :].split(os.sep)
+            below = real[len(self.root_of(real) or "") :].split(os.sep)
             with readable(descriptor, real) as source, os.scandir(source) as entries:
                 harmless = (entry for entry in entries if not may_hold_secrets([*below, entry.name]))
                 return {entry.name: is_folder(entry) for entry in itertools.islice(harmless, NAMES_MAX + 1)}
@@ -1162,7 +1168,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def behind(descriptor: int, path: str) -> str:
+def target_of(descriptor: int, path: str) -> str:
     """Where a descriptor leads, whatever has become of the name."""
     return os.readlink(f"/proc/self/fd/{descriptor}") if sys.platform == "linux" else os.path.realpath(path)
 
@@ -1197,18 +1203,15 @@ def parse_size(text: str | int) -> int:
 class LocalChannel(Channel):
     """A session forked from the zygote: one socket, and signals to its process group."""
 
-    def __init__(
-        self, stream: Any, blob: int, files: Any, group: int, zygote: ZygoteClient, memory: int
-    ):
+    def __init__(self, stream: Any, blob: int, files: Any, group: int, zygote: ZygoteClient, memory: int):
         super().__init__(stream)
         self.blob, self.files, self.group, self.zygote = blob, files, group, zygote
         self.numbers = itertools.count(1)
         self.memory = memory
-        self.weights: dict[str, int] = {}
         self.granted = 0  # bytes for what the host has set
         self.floor = 0  # bytes that a worker without variables has
         self.allowed = memory  # to the cell that runs, and when that is looked at next
-        self.next_look = math.inf
+        self.next_count = math.inf
         self.lock = threading.Lock()
 
     def workers(self) -> list[int]:
@@ -1216,19 +1219,16 @@ class LocalChannel(Channel):
         numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
         return [pid for pid in numbers if pid != self.group and group_of(pid) == self.group]
 
-    def make_room(self, name: str, weight: int) -> None:
-        self.weights[name] = weight
-        added = sum(self.weights.values()) - self.granted
-        if added <= 0:
-            return
+    def make_room(self, name: str, nbytes: int) -> None:
+        added = max(0, nbytes - self.granted)
         self.granted += added
-        for pid in self.workers():
+        for pid in self.workers() if added else ():
             set_address_space(pid, lambda soft, _: soft + added)
 
     @contextlib.contextmanager
-    def limited(self, memory: int | None) -> Iterator[int | None]:
+    def cell_memory(self, memory: int | None) -> Iterator[int | None]:
         self.floor = self.floor or max(map(resident, self.workers()), default=0)
-        self.next_look = time.monotonic() + LOOK_SECONDS
+        self.next_count = time.monotonic() + COUNT_INTERVAL
         before = []
         if memory is not None:
             self.allowed = memory
@@ -1240,13 +1240,13 @@ class LocalChannel(Channel):
             for pid in self.workers() if before else ():
                 set_address_space(pid, lambda *_: max(before))
 
-    def is_over(self) -> bool:
+    def is_over_memory(self) -> bool:
         """A copy shares what its original has, so the two next largest are free."""
-        if time.monotonic() < self.next_look:
+        if time.monotonic() < self.next_count:
             return False
         began = time.thread_time()
         sizes = sorted((resident(pid) - self.floor - self.granted for pid in self.workers()), reverse=True)
-        self.next_look = time.monotonic() + max(LOOK_SECONDS, 10 * (time.thread_time() - began))
+        self.next_count = time.monotonic() + max(COUNT_INTERVAL, 10 * (time.thread_time() - began))
         return sum(size for size in [*sizes[:1], *sizes[3:]] if size > 0) > self.allowed
 
     def put(self, pieces: Iterable[bytes]) -> int:
@@ -1290,7 +1290,7 @@ class LocalChannel(Channel):
             group, self.group = self.group, 0
         if group:
             if not self.inherited():
-                self.zygote.reap(group)
+                self.zygote.terminate(group)
             self.stream.close()
             self.files.close()
             os.close(self.blob)
@@ -1392,7 +1392,7 @@ class ZygoteClient:
         import socket
 
         self.lock = threading.RLock()
-        self.asked = 0
+        self.request_number = 0
         self.owner = os.getpid()
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.settimeout(START_LIMIT)
@@ -1417,11 +1417,11 @@ class ZygoteClient:
 
     def complaint(self) -> str:
         try:
-            _, told = self.process.communicate(timeout=5)
+            _, stderr = self.process.communicate(timeout=5)
         except Exception:
             self.process.kill()
             return "its process does not answer"
-        lines = told.decode("utf-8", "replace").strip().splitlines()
+        lines = stderr.decode("utf-8", "replace").strip().splitlines()
         return lines[-1] if lines else f"its process ended with status {self.process.returncode}"
 
     def spawn(self, request: dict[str, Any], descriptors: list[int]) -> int:
@@ -1429,8 +1429,8 @@ class ZygoteClient:
         import socket
 
         with self.lock:
-            self.asked += 1
-            message = rlm_worker.to_json(dict(request, op="spawn", number=self.asked)).encode()
+            self.request_number += 1
+            message = rlm_worker.to_json(dict(request, op="spawn", number=self.request_number)).encode()
             if len(message) > rlm_worker.REQUEST_MAX:
                 raise SandboxError(
                     "the paths to be readable are too long, taken together", "give a common parent folder"
@@ -1439,13 +1439,13 @@ class ZygoteClient:
                 socket.send_fds(self.socket, [message], descriptors)
             except OSError as error:
                 raise SandboxError("the sandbox did not start: its parent process has ended") from error
-            while (answer := self.answer())["number"] != self.asked:
-                self.reap(answer["pid"])  # the answer that an earlier call, interrupted, did not wait for
+            while (answer := self.answer())["number"] != self.request_number:
+                self.terminate(answer["pid"])  # the answer that an earlier call, interrupted, did not wait for
             return int(answer["pid"])
 
-    def reap(self, pid: int) -> None:
+    def terminate(self, pid: int) -> None:
         with self.lock, contextlib.suppress(OSError):
-            self.socket.send(rlm_worker.to_json({"op": "reap", "pid": pid}).encode())
+            self.socket.send(rlm_worker.to_json({"op": "terminate", "pid": pid}).encode())
 
     def close(self) -> None:
         with self.lock:
@@ -1712,9 +1712,9 @@ POOL_LINGER = 120.0  # seconds that containers are kept warm after the last was 
 class DockerChannel(Channel):
     """A container's attached standard streams, in the frames in which the engine mixes them."""
 
-    def __init__(self, engine: Any, container: str, attached: Any):
-        super().__init__(plain_stream(engine, attached))
-        self.engine, self.container = engine, container
+    def __init__(self, engine: Any, container: str, attached: Any, memory: int):
+        super().__init__(raw_socket(engine, attached))
+        self.engine, self.container, self.memory = engine, container, memory
         self.attached = attached  # holds the response open
         self.arrived = bytearray()
         self.complaint = bytearray()  # the newest of what came on stderr: why a worker did not start
@@ -1735,12 +1735,12 @@ class DockerChannel(Channel):
         """What has arrived whole of the container's stdout."""
         found, at = [], 0
         while len(self.arrived) - at >= 8:
-            kind, size = self.arrived[at], int.from_bytes(self.arrived[at + 4 : at + 8], "big")
+            stream_id, size = self.arrived[at], int.from_bytes(self.arrived[at + 4 : at + 8], "big")
             if len(self.arrived) - at < 8 + size:
                 break
             part = bytes(memoryview(self.arrived)[at + 8 : at + 8 + size])
             at += 8 + size
-            if kind == 1:
+            if stream_id == 1:
                 found.append(part)
             else:
                 self.complaint = (self.complaint + part)[-4000:]
@@ -1762,6 +1762,15 @@ class DockerChannel(Channel):
 
         self.delivering.append(threading.Thread(target=deliver, daemon=True))  # a slow engine must not stop the clock
         self.delivering[-1].start()
+
+    def make_room(self, name: str, nbytes: int) -> None:
+        """Refuse what cannot fit, before the kernel does so by killing."""
+        if nbytes > self.memory - LEAST_MEMORY:
+            megabytes = (nbytes + LEAST_MEMORY + (48 << 20)) >> 20
+            raise SandboxError(
+                f"{name!r} needs about {nbytes >> 20} MB, the container has {self.memory >> 20} MB",
+                f'docker_memory = "{megabytes}m"',
+            )
 
     def settle(self) -> None:
         while self.delivering:
@@ -1808,7 +1817,7 @@ def close_attached(attached: Any) -> None:
         attached.close()
 
 
-def plain_stream(engine: Any, attached: Any) -> Any:
+def raw_socket(engine: Any, attached: Any) -> Any:
     """The socket below what the SDK returned for an attached container."""
     import socket
     import ssl
@@ -1901,9 +1910,9 @@ def connect_engine() -> Any:
         connect = docker.from_env
     except (ImportError, AttributeError) as error:
         folder = getattr(sys.modules.get("docker"), "__path__", None)
-        why = f"{next(iter(folder))} hides it" if folder else str(error)
+        reason = f"{next(iter(folder))} hides it" if folder else str(error)
         raise SandboxError(
-            f"the Docker SDK for Python cannot be imported: {why}",
+            f"the Docker SDK for Python cannot be imported: {reason}",
             "rename that folder, or run elsewhere" if folder else "pip install docker",
         ) from None
     troubles: tuple[type[Exception], ...] = (*engine_errors(), ValueError)
@@ -1913,7 +1922,7 @@ def connect_engine() -> Any:
         raise no_engine(error) from None
     engine.timeout = DAEMON_SECONDS
     engine.is_podman = "Podman" in str(engine.version().get("Components"))
-    atexit.register(leave_nothing, engine, os.getpid())
+    atexit.register(remove_own_containers, engine, os.getpid())
     return engine
 
 
@@ -1925,9 +1934,9 @@ def no_engine(error: BaseException) -> SandboxError:
         )
     if "paramiko" in str(error):
         return SandboxError(f"the SDK cannot connect to {where}", 'pip install "docker[ssh]"')
-    told = f" ({first_line(error)})" if os.environ.get("DOCKER_HOST") else ""
+    detail = f" ({first_line(error)})" if os.environ.get("DOCKER_HOST") else ""
     return SandboxError(
-        f"no Docker daemon answers at {where}{told}",
+        f"no Docker daemon answers at {where}{detail}",
         "start it (sudo systemctl start docker), set DOCKER_HOST, or --env local",
     )
 
@@ -1980,7 +1989,7 @@ def sweep_containers(engine: Any) -> None:
             remove_container(engine, container)
 
 
-def leave_nothing(engine: Any, pid: int) -> None:
+def remove_own_containers(engine: Any, pid: int) -> None:
     """As this process ends: remove what an interrupt left half made."""
     if os.getpid() == pid:
         for container, label in labelled(engine):
@@ -2037,10 +2046,10 @@ REFUSALS = (
     (r"executable file not found", "the image {box.image!r} has no python", 'docker_image = "python:3.11-slim"'),
     (r"[Uu]nknown (or invalid )?runtime|runtime .{1,100} not found", "the engine has no runtime {box.runtime!r}",
      "docker info lists the runtimes; docker_runtime = one of them"),
-    (r"[Mm]emory", "the engine refuses this amount of memory: {told}", 'docker_memory = "512m"'),
-    (r"CPU", "the engine refuses this number of processors: {told}", "docker_cpus = 1.0"),
-    (r"no space left", "the engine's disk is full: {told}", "docker system df shows what takes the room"),
-    (r"bind source path|mount", "{box.workspace} cannot be mounted: {told}", 'docker_mount = "none"'),
+    (r"[Mm]emory", "the engine refuses this amount of memory: {detail}", 'docker_memory = "512m"'),
+    (r"CPU", "the engine refuses this number of processors: {detail}", "docker_cpus = 1.0"),
+    (r"no space left", "the engine's disk is full: {detail}", "docker system df shows what takes the room"),
+    (r"bind source path|mount", "{box.workspace} cannot be mounted: {detail}", 'docker_mount = "none"'),
     (r"refused|Connection|timed out|No such file", "the Docker daemon does not answer any more",
      "start it again (sudo systemctl start docker); a run that had begun goes on with: rlm resume ID"),
 )  # fmt: skip
@@ -2071,7 +2080,6 @@ class DockerSandbox(Sandbox):
         self.image, self.cpus, self.memory, self.runtime = image, cpus, parse_size(memory), runtime
         self.network_disabled, self.pool, self.on_progress = network_disabled, pool, on_progress
         self.workspace = os.path.realpath(workspace) if workspace else None
-        self.weights: dict[str, int] = {}
         self.engine = docker_engine()
         if self.memory < LEAST_MEMORY:
             raise SandboxError(
@@ -2099,29 +2107,12 @@ class DockerSandbox(Sandbox):
                 raise self._failure(error) from None
         return cell
 
-    def reset(self) -> None:
-        self.weights.clear()
-        super().reset()
-
-    def _send_blob(self, name: str, header: dict[str, Any], pieces: Iterator[bytes]) -> None:
-        """Refuse what cannot fit, before the kernel does so by killing."""
-        weights = {**self.weights, name: header["weight"]}
-        needed = sum(weights.values())
-        if needed > self.memory - LEAST_MEMORY:
-            megabytes = (needed + LEAST_MEMORY + (48 << 20)) >> 20
-            raise SandboxError(
-                f"{name!r} needs about {needed >> 20} MB, the container has {self.memory >> 20} MB",
-                f'docker_memory = "{megabytes}m"',
-            )
-        super()._send_blob(name, header, pieces)
-        self.weights = weights
-
     # - starting
 
     def _open(self) -> Channel:
-        return take_warm(self._kind(), self.pool, self._start) if self.pool else self._start()
+        return take_warm(self._pool_key(), self.pool, self._start) if self.pool else self._start()
 
-    def _kind(self) -> tuple[Any, ...]:
+    def _pool_key(self) -> tuple[Any, ...]:
         """What containers have in common that can stand in for each other."""
         limits = (self.image, self.cpus, self.memory, self.network_disabled, self.runtime)
         return (os.getpid(), id(self.engine), *limits, self.workspace, self.output_limit)
@@ -2131,9 +2122,9 @@ class DockerSandbox(Sandbox):
         try:
             super()._hello(frames)
         except SandboxError as error:
-            told = bytes(getattr(channel, "complaint", b"")).decode("utf-8", "replace").strip().splitlines()
+            lines = bytes(getattr(channel, "complaint", b"")).decode("utf-8", "replace").strip().splitlines()
             raise SandboxError(
-                f"the image {self.image!r} did not start: {told[-1] if told else error}",
+                f"the image {self.image!r} did not start: {lines[-1] if lines else error}",
                 f"try: docker run --rm {self.image} python3 -V",
             ) from None
         self.layers["container"] = True
@@ -2169,7 +2160,7 @@ class DockerSandbox(Sandbox):
         attached = self.engine.attach_socket(name, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
         try:
             self.engine.start(name)
-            channel = DockerChannel(self.engine, name, attached)
+            channel = DockerChannel(self.engine, name, attached, self.memory)
             channel.mounted = bool(options["host_config"].get("Mounts"))
             return channel
         except BaseException:
@@ -2182,7 +2173,7 @@ class DockerSandbox(Sandbox):
             "output_limit": self.output_limit,
             "fork_limit": min(300 << 20, self.memory // 2),
             "idle_limit": IDLE_LIMIT,
-            "most": self.memory + PIDS_MAX * THREAD_STACK,  # what can never be had is a MemoryError, not a kill
+            "data_limit": self.memory + PIDS_MAX * THREAD_STACK,  # what can never be had is a MemoryError, not a kill
             "folders": ["/workspace", "/tmp"] if mounts else ["/tmp"],
             "scratch": "/tmp",
             "home": "/workspace" if mounts else "/tmp",
@@ -2241,21 +2232,21 @@ class DockerSandbox(Sandbox):
         if self.workspace is None or not local or not os.path.isdir(self.workspace):
             return [], []
         files, folders = secrets_in(self.workspace)
-        whole = Mount("/workspace", self.workspace, type="bind", read_only=True)
-        whole["BindOptions"] = {"NonRecursive": True}  # a file system mounted below it would be writable
+        count_of = Mount("/workspace", self.workspace, type="bind", read_only=True)
+        count_of["BindOptions"] = {"NonRecursive": True}  # a file system mounted below it would be writable
         hidden = [Mount(f"/workspace/{path}", "/dev/null", type="bind", read_only=True) for path in files]
-        return [whole, *hidden], [f"/workspace/{path}" for path in folders]
+        return [count_of, *hidden], [f"/workspace/{path}" for path in folders]
 
     def _pull(self) -> None:
         """Fetch the image, saying so; SandboxError if no registry can be reached."""
-        say = self.on_progress or (lambda line: print(line, file=sys.stderr))
-        say(f"docker: the image {self.image} is not here; pulling it")
+        report = self.on_progress or (lambda line: print(line, file=sys.stderr))
+        report(f"docker: the image {self.image} is not here; pulling it")
         refusal = ""
         try:
             for step in self.engine.pull(self.image, stream=True, decode=True):  # to its end, or it stays open
                 refusal = step.get("error", refusal)
                 if "progress" not in step and step.get("status"):
-                    say(f"docker: {step['status']}")
+                    report(f"docker: {step['status']}")
             if refusal:
                 raise OSError(refusal)
         except engine_errors() as error:
@@ -2266,11 +2257,11 @@ class DockerSandbox(Sandbox):
 
     def _failure(self, error: Exception | None) -> SandboxError:
         """The engine's refusal, with the next step."""
-        told = first_line(error)
+        detail = first_line(error)
         for pattern, message, hint in REFUSALS:
-            if re.search(pattern, told):
-                return SandboxError(message.format(box=self, told=told), hint)
-        return SandboxError(f"the container cannot be started: {told}", "docker info")
+            if re.search(pattern, detail):
+                return SandboxError(message.format(box=self, detail=detail), hint)
+        return SandboxError(f"the container cannot be started: {detail}", "docker info")
 
 
 def first_line(error: BaseException | None) -> str:
@@ -2297,7 +2288,7 @@ def secrets_in(folder: str) -> tuple[list[str], list[str]]:
         secret = {name for name in (*below, *names) if may_hold_secrets([*inside, name])}
         for name in secret:
             real = os.path.realpath(os.path.join(place, name))
-            if rlm_worker.within(real, folder) and os.path.exists(real):
+            if rlm_worker.is_inside(real, folder) and os.path.exists(real):
                 (folders if os.path.isdir(real) else files).add(os.path.relpath(real, folder).replace(os.sep, "/"))
         passed = secret | ({"objects"} if inside else set())
         below[:] = [name for name in below if name not in passed and os.path.join(place, name) not in mounted]
@@ -2325,60 +2316,60 @@ _filling: set[tuple[Any, ...]] = set()
 _warm_lock = threading.Lock()
 
 
-def take_warm(kind: tuple[Any, ...], size: int, start: Callable[[], DockerChannel]) -> DockerChannel:
+def take_warm(key: tuple[Any, ...], size: int, start: Callable[[], DockerChannel]) -> DockerChannel:
     """A container that waits for its sandbox, or a fresh one; the places that this leaves are filled meanwhile."""
     import atexit
 
     with _warm_lock:
         if not _warm:
             atexit.register(close_warm)
-        waiting = _warm.setdefault(kind, [])
+        waiting = _warm.setdefault(key, [])
         channel = waiting.pop() if waiting else None
-        fill = kind not in _filling
-        _filling.add(kind)
+        fill = key not in _filling
+        _filling.add(key)
     if fill:
-        threading.Thread(target=fill_warm, args=(kind, size, start)).start()
+        threading.Thread(target=fill_warm, args=(key, size, start)).start()
     if channel is not None and not channel.alive():
         channel.close()
         channel = None
     return channel or start()
 
 
-def fill_warm(kind: tuple[Any, ...], size: int, start: Callable[[], DockerChannel]) -> None:
+def fill_warm(key: tuple[Any, ...], size: int, start: Callable[[], DockerChannel]) -> None:
     """Start what is missing; what nobody takes for a while is given up."""
     with contextlib.suppress(SandboxError):  # whoever needs a container meets the error itself
-        while is_short(kind, size):
+        while is_short(key, size):
             channel = start()
             rlm_worker.wait_for(channel.fileno(), START_LIMIT)  # for its hello: who takes it is not to wait
             with _warm_lock:
-                wanted = kind in _warm
+                wanted = key in _warm
                 if wanted:
-                    _warm[kind].append(channel)
+                    _warm[key].append(channel)
             if not wanted:
                 channel.close()
                 continue
-            lingers = threading.Timer(POOL_LINGER, give_up, args=(kind, channel))
+            lingers = threading.Timer(POOL_LINGER, give_up, args=(key, channel))
             lingers.daemon = True
             lingers.start()
         return
     with _warm_lock:
-        _filling.discard(kind)
+        _filling.discard(key)
 
 
-def is_short(kind: tuple[Any, ...], size: int) -> bool:
+def is_short(key: tuple[Any, ...], size: int) -> bool:
     """Whether there are too few; if not, the filling is over, with the same look."""
     with _warm_lock:
-        short = kind in _warm and len(_warm[kind]) < size
+        short = key in _warm and len(_warm[key]) < size
         if not short:
-            _filling.discard(kind)
+            _filling.discard(key)
         return short
 
 
-def give_up(kind: tuple[Any, ...], channel: DockerChannel) -> None:
+def give_up(key: tuple[Any, ...], channel: DockerChannel) -> None:
     with _warm_lock:
-        waits = channel in _warm.get(kind, ())
+        waits = channel in _warm.get(key, ())
         if waits:
-            _warm[kind].remove(channel)
+            _warm[key].remove(channel)
     if waits:
         channel.close()
 
@@ -2386,7 +2377,7 @@ def give_up(kind: tuple[Any, ...], channel: DockerChannel) -> None:
 def close_warm() -> None:
     """End the containers that wait."""
     with _warm_lock:
-        waiting = [channel for kind, channels in _warm.items() if kind[0] == os.getpid() for channel in channels]
+        waiting = [channel for key, channels in _warm.items() if key[0] == os.getpid() for channel in channels]
         _warm.clear()
     for channel in waiting:
         channel.close()

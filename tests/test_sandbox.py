@@ -27,7 +27,7 @@ from conftest import eventually, need
 
 import rlm_sandbox
 import rlm_worker
-from rlm_sandbox import UNSET, Cell, Chunks, DockerSandbox, LocalSandbox, Sandbox, SandboxError, Stop
+from rlm_sandbox import UNSET, AbortCell, Cell, Chunks, DockerSandbox, LocalSandbox, Sandbox, SandboxError
 
 Make = Callable[..., Sandbox]
 LINUX = sys.platform == "linux"
@@ -649,7 +649,7 @@ def test_batches_beyond_a_frame_are_split(forked: Sandbox) -> None:
     assert len(sizes) > 2 and sum(sizes) == 80
 
 
-class Halt(Stop):
+class Halt(AbortCell):
     pass
 
 

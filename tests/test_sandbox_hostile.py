@@ -21,8 +21,6 @@ from conftest import ROOT, need
 from scripted import Server, answer_with, code
 
 import rlm
-import rlm_sandbox
-import rlm_worker
 from rlm_sandbox import LocalSandbox
 
 MEMORY = 256  # MB
