@@ -556,20 +556,21 @@ class Sandbox:
 
 
 class Chunks:
-    """The host function `chunks`. A worker of this module does it by itself; any other sandbox calls it here."""
+    """The host function `chunks`. The worker runs it without asking the host; any other sandbox calls it here."""
 
     def __init__(self, size: int):
-        self.in_worker = rlm_worker.check_in_worker({"name": "chunks", "size": size})
+        if type(size) is not int or not 1 <= size < 1 << 53:
+            raise ValueError(f"the size is {rlm_worker.preview(size)}: a whole number of characters, at least 1")
+        self.size = size
 
     def __call__(self, text: Any, size: int | None = None, overlap: int = 0) -> list[Any]:
         """Cut a text into pieces of at most `size` characters, or group a list of texts so."""
-        return rlm_worker.text_chunks(text, self.in_worker["size"] if size is None else size, overlap)
+        return rlm_worker.text_chunks(text, self.size if size is None else size, overlap)
 
 
-def spec_of(function: Callable[..., Any]) -> bool | dict[str, Any]:
-    """What the worker is told of a host function: whether it takes batches, or which of its own is meant."""
-    in_worker = getattr(function, "in_worker", None)
-    return bool(getattr(function, "batched", False)) if in_worker is None else rlm_worker.check_in_worker(in_worker)
+def spec_of(function: Callable[..., Any]) -> bool | int:
+    """What the worker is told of a host function: whether it takes batches, or the size of its own `chunks`."""
+    return function.size if isinstance(function, Chunks) else bool(getattr(function, "batched", False))
 
 
 class Run:
@@ -1217,7 +1218,7 @@ class LocalChannel(Channel):
     def workers(self) -> list[int]:
         """The session's processes but for the one that supervises them. None of them can leave the process group."""
         numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-        return [pid for pid in numbers if pid != self.group and group_of(pid) == self.group]
+        return [pid for pid in numbers if pid != self.group and stat_field(pid, 2) == str(self.group)]
 
     def make_room(self, name: str, nbytes: int) -> None:
         added = max(0, nbytes - self.granted)
@@ -1296,13 +1297,13 @@ class LocalChannel(Channel):
             os.close(self.blob)
 
 
-def group_of(pid: int) -> int:
-    """The process group of a process; 0 if there is none any more."""
+def stat_field(pid: int, number: int) -> str:
+    """One of the fields that the kernel shows of a process, counted from behind its name; "" if it has ended."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[2])
+            return file.read().rpartition(b")")[2].split()[number].decode()
     except (OSError, IndexError):
-        return 0
+        return ""
 
 
 def pages(pid: int) -> tuple[int, int]:
@@ -1538,41 +1539,34 @@ def language_setup(allowed_imports: tuple[str, ...], policy: bool) -> dict[str, 
 
 
 def package_path(allowed_imports: tuple[str, ...], policy: bool) -> list[str]:
-    """Where RestrictedPython and the allowed packages lie; the worker's interpreter sees no other site-packages."""
-    from importlib.util import find_spec
-
-    found: list[str] = []
-    for name in [*(["RestrictedPython"] if policy else []), *allowed_imports]:
-        spec = find_spec(name.partition(".")[0])
-        if spec is None:
-            raise SandboxError(f"the package {name!r} is not installed", f"pip install {name}")
-        for place in spec.submodule_search_locations or [spec.origin or ""]:
-            folder = os.path.dirname(place)
-            if folder and folder not in found:
-                found.append(folder)
-    return found
+    """Where RestrictedPython and the allowed packages are; the worker's interpreter sees no other site-packages."""
+    names = [*(["RestrictedPython"] if policy else []), *allowed_imports]
+    return list(dict.fromkeys(filter(None, (os.path.dirname(place) for name in names for place in locations_of(name)))))
 
 
-def places_of(name: str) -> list[str]:
-    """What a package needs to be read while it runs: its own files, and those it is installed beside."""
+def locations_of(name: str) -> list[str]:
+    """The folders of a package, or the file of a module."""
     from importlib.util import find_spec
 
     spec = find_spec(name.partition(".")[0])
-    places = list(spec.submodule_search_locations or [spec.origin or ""]) if spec else []
+    if spec is None:
+        raise SandboxError(f"the package {name!r} is not installed", f"pip install {name}")
+    return list(spec.submodule_search_locations or [spec.origin or ""])
+
+
+def places_of(name: str) -> list[str]:
+    """What a package needs to read while it runs: its own files, and those it is installed beside."""
+    places = locations_of(name)
     above = {os.path.dirname(place) for place in places}
     return [*places, *(folder for folder in above if folder.endswith(("site-packages", "dist-packages")))]
 
 
 def is_native(name: str) -> bool:
     """Whether a package, or one that lies within it, is compiled."""
-    from importlib.util import find_spec
-
-    spec = find_spec(name.partition(".")[0])
     suffixes = (".so", ".pyd", ".dylib")
-    if spec is None or not spec.submodule_search_locations:
-        return spec is not None and str(spec.origin).endswith(suffixes)
-    walks = (os.walk(folder) for folder in spec.submodule_search_locations)
-    return any(file.endswith(suffixes) for walk in walks for _, _, files in walk for file in files)
+    places = locations_of(name)
+    files = itertools.chain(places, *(names for place in places for _, _, names in os.walk(place)))
+    return any(file.endswith(suffixes) for file in files)
 
 
 def capabilities() -> dict[str, bool | str]:
@@ -1902,8 +1896,6 @@ def docker_engine() -> Any:
 
 
 def connect_engine() -> Any:
-    import atexit
-
     try:
         import docker
 
@@ -1922,7 +1914,6 @@ def connect_engine() -> Any:
         raise no_engine(error) from None
     engine.timeout = DAEMON_SECONDS
     engine.is_podman = "Podman" in str(engine.version().get("Components"))
-    atexit.register(remove_own_containers, engine, os.getpid())
     return engine
 
 
@@ -1962,11 +1953,7 @@ def machine_id() -> str:
 
 def start_of(pid: int) -> str:
     """When a process started, as its kernel counts; "" where that cannot be seen."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
+    return stat_field(pid, 19)
 
 
 def is_alive(pid: int, started: str) -> bool:
@@ -1987,14 +1974,6 @@ def sweep_containers(engine: Any) -> None:
         machine, pid, started = [*label.split(" "), "", ""][:3]
         if machine == machine_id() and pid.isdigit() and not is_alive(int(pid), started):
             remove_container(engine, container)
-
-
-def remove_own_containers(engine: Any, pid: int) -> None:
-    """As this process ends: remove what an interrupt left half made."""
-    if os.getpid() == pid:
-        for container, label in labelled(engine):
-            if label == owner_label(pid):
-                remove_container(engine, container)
 
 
 def labelled(engine: Any) -> list[tuple[str, str]]:
@@ -2312,12 +2291,12 @@ def mount_points() -> set[str]:
 # - containers kept warm
 
 _warm: dict[tuple[Any, ...], list[DockerChannel]] = {}
-_filling: set[tuple[Any, ...]] = set()
+_filling: list[tuple[Any, ...]] = []  # the key of each container that is being started
 _warm_lock = threading.Lock()
 
 
 def take_warm(key: tuple[Any, ...], size: int, start: Callable[[], DockerChannel]) -> DockerChannel:
-    """A container that waits for its sandbox, or a fresh one; the places that this leaves are filled meanwhile."""
+    """A container that waits for its sandbox, or a fresh one; what is missing then is started meanwhile."""
     import atexit
 
     with _warm_lock:
@@ -2325,47 +2304,36 @@ def take_warm(key: tuple[Any, ...], size: int, start: Callable[[], DockerChannel
             atexit.register(close_warm)
         waiting = _warm.setdefault(key, [])
         channel = waiting.pop() if waiting else None
-        fill = key not in _filling
-        _filling.add(key)
-    if fill:
-        threading.Thread(target=fill_warm, args=(key, size, start)).start()
+        missing = size - len(waiting) - _filling.count(key)
+        _filling.extend([key] * missing)
+    for _ in range(missing):
+        threading.Thread(target=start_warm, args=(key, start)).start()
     if channel is not None and not channel.alive():
         channel.close()
         channel = None
     return channel or start()
 
 
-def fill_warm(key: tuple[Any, ...], size: int, start: Callable[[], DockerChannel]) -> None:
-    """Start what is missing; what nobody takes for a while is given up."""
+def start_warm(key: tuple[Any, ...], start: Callable[[], DockerChannel]) -> None:
+    """Start one container and keep it for a while."""
+    channel = None
     with contextlib.suppress(SandboxError):  # whoever needs a container meets the error itself
-        while is_short(key, size):
-            channel = start()
-            rlm_worker.wait_for(channel.fileno(), START_LIMIT)  # for its hello: who takes it is not to wait
-            with _warm_lock:
-                wanted = key in _warm
-                if wanted:
-                    _warm[key].append(channel)
-            if not wanted:
-                channel.close()
-                continue
+        channel = start()
+        rlm_worker.wait_for(channel.fileno(), START_LIMIT)  # for its hello: who takes it is not to wait
+    with _warm_lock:
+        _filling.remove(key)
+        if channel is not None and key in _warm:
+            _warm[key].append(channel)
             lingers = threading.Timer(POOL_LINGER, give_up, args=(key, channel))
             lingers.daemon = True
             lingers.start()
-        return
-    with _warm_lock:
-        _filling.discard(key)
-
-
-def is_short(key: tuple[Any, ...], size: int) -> bool:
-    """Whether there are too few; if not, the filling is over, with the same look."""
-    with _warm_lock:
-        short = key in _warm and len(_warm[key]) < size
-        if not short:
-            _filling.discard(key)
-        return short
+            return
+    if channel is not None:
+        channel.close()
 
 
 def give_up(key: tuple[Any, ...], channel: DockerChannel) -> None:
+    """Close a container that nobody has taken."""
     with _warm_lock:
         waits = channel in _warm.get(key, ())
         if waits:

@@ -1007,17 +1007,6 @@ def chunks_function(name: str, usual: int) -> Any:
     return chunks
 
 
-IN_WORKER: dict[str, Callable[[str, int], Any]] = {"chunks": chunks_function}
-
-
-def check_in_worker(spec: Any) -> dict[str, Any]:
-    """What a host function's `in_worker` says: which of the worker's own functions does the work, and its size."""
-    known = type(spec) is dict and set(spec) == {"name", "size"} and spec["name"] in list(IN_WORKER)
-    if not known or type(spec["size"]) is not int or not 1 <= spec["size"] < 1 << 53:
-        raise ValueError(f"in_worker is {preview(spec)}: {{'name': 'chunks', 'size': 60000}}")
-    return dict(spec)
-
-
 # --- the worker -------------------------------------------------------------------------------------------------------
 #
 # Which process runs what? Arrows are forks; the double line carries the frames.
@@ -1065,8 +1054,6 @@ class Worker:
         self.contained: bool = setup.get("contained", False)
         self.blob: int = setup.get("blob", -1)
         self.given = 0  # bytes of what the host has set: many, but rarely touched, so cheap to fork
-        self.at_start = memory_in_use()
-        self.address_space = address_space(setup.get("memory", 0))
         self.kills = memory_kills()
         global session_calls
         self.calls = session_calls = Calls(pipe)
@@ -1162,17 +1149,16 @@ class Worker:
 
     @contextlib.contextmanager
     def memory_limit(self, memory: int | None) -> Iterator[None]:
-        """The cell may take so much beyond what the variables hold; afterwards the session's own limit holds again."""
-        if memory is None or not self.address_space:
+        """The cell may take so much beyond what there is; afterwards the session's own limit holds again."""
+        size = memory_pages(0)
+        if memory is None or size is None:
             yield
             return
         import resource
 
         before = resource.getrlimit(resource.RLIMIT_AS)
-        wanted = self.address_space + max(0, memory_in_use() - self.at_start) + memory
-        if before[1] != resource.RLIM_INFINITY:
-            wanted = min(wanted, before[1])
-        resource.setrlimit(resource.RLIMIT_AS, (wanted, before[1]))
+        ceiling = sys.maxsize if before[1] == resource.RLIM_INFINITY else before[1]
+        resource.setrlimit(resource.RLIMIT_AS, (min(size + memory, ceiling), before[1]))
         try:
             yield
         finally:
@@ -1303,7 +1289,7 @@ class Worker:
     def bind(self, functions: dict[str, Any]) -> None:
         """Put the host's functions into the namespace, and take away those of an earlier cell.
 
-        Each comes with whether it takes batches, or with what `check_in_worker` lets through.
+        Each comes with whether it takes batches; `chunks`, which needs no host, comes with its size.
         """
         for name, function in self.functions.items():
             if name not in functions and self.variables.get(name) is function:
@@ -1315,9 +1301,7 @@ class Worker:
         self.variables.update(self.own)
 
     def make_function(self, name: str, spec: Any) -> Any:
-        if type(spec) is bool:
-            return host_function(self.calls, name, spec)
-        return IN_WORKER[check_in_worker(spec)["name"]](name, spec["size"])
+        return host_function(self.calls, name, spec) if type(spec) is bool else chunks_function(name, spec)
 
     def emit(self, text: str) -> None:
         if not self.calls.in_child():
@@ -1535,30 +1519,19 @@ class Relay:
         return 255 << 8
 
 
-def address_space(memory: int) -> int:
-    """Bytes of address space that a worker takes by itself, before any variable; 0 where that cannot be told."""
-    try:
-        import resource
-    except ImportError:
-        return 0
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if soft != resource.RLIM_INFINITY:
-        return max(0, soft - memory)  # the limit was made of both
+def memory_pages(field: int) -> int | None:
+    """Bytes of address space (field 0) of this process, or of those that are in memory (1); None without /proc."""
     try:
         with open("/proc/self/statm", "rb") as statm:
-            return int(statm.read().split()[0]) * mmap.PAGESIZE
+            return int(statm.read().split()[field]) * mmap.PAGESIZE
     except OSError:
-        return 0
+        return None
 
 
 def memory_in_use() -> int:
     """Bytes this process holds, as well as can be told without /proc, which the confinement hides."""
-    try:
-        with open("/proc/self/statm", "rb") as statm:
-            return int(statm.read().split()[1]) * mmap.PAGESIZE
-    except OSError:
-        small = sys.getallocatedblocks() * 96  # a middling size for objects of the small-object allocator
-        return small + (malloc_size() if malloc_size else 0)
+    small = sys.getallocatedblocks() * 96  # a middling size for objects of the small-object allocator
+    return memory_pages(1) or small + (malloc_size() if malloc_size else 0)
 
 
 def memory_kills() -> str | None:
@@ -1866,8 +1839,9 @@ def verify_layers(layers: dict[str, bool | str]) -> None:
 def limit_resources(memory: int) -> None:
     import resource
 
-    with open("/proc/self/statm", "rb") as statm:
-        present = int(statm.read().split()[0]) * mmap.PAGESIZE
+    present = memory_pages(0)
+    if present is None:
+        raise OSError("the size of this process cannot be told")
     limits = {
         resource.RLIMIT_AS: (present + memory, present + memory + CONTEXT_ROOM),
         resource.RLIMIT_FSIZE: (SCRATCH_SIZE, SCRATCH_SIZE),

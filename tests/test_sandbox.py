@@ -489,26 +489,10 @@ def test_chunks_runs_in_the_worker_with_the_hosts_size(make: Make) -> None:
     assert value(box.execute("chunks('a')", functions={"chunks": lambda text: [text, "host"]})) == "['a', 'host']"
 
 
-@pytest.mark.parametrize(
-    "in_worker",
-    [
-        {"name": "other", "size": 5},
-        {"name": ["x"], "size": 1},
-        {"name": "chunks"},
-        {"name": "chunks", "size": 0},
-        {"name": "chunks", "size": "5"},
-        {"name": "chunks", "size": True},
-        {"name": "chunks", "size": 5, "more": 1},
-        "chunks",
-    ],
-    ids=str,
-)
-def test_a_function_of_the_workers_own_that_is_none_is_refused(local: LocalSandbox, in_worker: Any) -> None:
-    function = Chunks(5)
-    function.in_worker = in_worker
-    with pytest.raises(ValueError, match="in_worker is"):
-        local.execute("1", functions={"chunks": function})
-    assert value(local.execute("2")) == "2"
+@pytest.mark.parametrize("size", [0, -1, "5", True, None, 1.5, 1 << 53], ids=str)
+def test_a_size_that_is_none_is_refused(size: Any) -> None:
+    with pytest.raises(ValueError, match="the size is"):
+        Chunks(size)
 
 
 class Budget(Exception):
