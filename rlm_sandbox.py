@@ -2,26 +2,27 @@
 # requires-python = ">=3.10"
 # dependencies = ["RestrictedPython>=8.5,<10", "docker>=7"]
 # ///
-"""A Python REPL for code that nobody has read: it keeps its variables, can be stopped, and calls back into the host.
+"""A Python REPL for untrusted code: it keeps its variables, can be stopped, and calls back into the host.
 
     with LocalSandbox() as box:
         box.set("context", text)
         cell = box.execute("len(context)")
         print(cell.value)
 
-`LocalSandbox` runs the code in a child process under two layers, a language policy (RestrictedPython) and what Linux
-offers without root (`capabilities()` says what holds here). `DockerSandbox` runs plain Python in a hardened container.
-This file is the host's side of both. What runs inside is `rlm_worker.py`, and the policy, which only the child loads,
-`rlm_policy.py`: keep the three together. `python rlm_sandbox.py --self-test` tries it.
+`LocalSandbox` runs the code in a child process that the Linux kernel confines without root (`capabilities()` says which
+layers hold here); a language policy (RestrictedPython) refuses early and readably what would not work anyway.
+`DockerSandbox` runs plain Python in a hardened container. This file is the host's side of both. `rlm_worker.py` runs
+inside, and only the child loads the policy, `rlm_policy.py`: keep the three files together.
+`python rlm_sandbox.py --self-test` tries it.
 
 Covered: files outside a private folder, the network, other programs and processes, the host's memory and environment,
-other sessions; time, memory, output and processes without end; results and frames made to harm the host. A cell that
-dies leaves the variables as they were before it.
+other sessions; unbounded time, memory, output and processes; results and frames made to harm the host. A cell that dies
+leaves the variables as they were before it.
 
-Not covered: holes in the kernel or the interpreter that both layers miss; whether a file exists elsewhere (`stat` is
-not hidden); time and processor use within the limits; files that a cell wrote and host functions that it called before
-it died; what the host does with a result. `allowed_imports` voids the policy, and leaves the confinement. On macOS and
-Windows the policy stands alone (not tested there): use Docker for code that may be hostile.
+Not covered: holes in the kernel; whether a file exists elsewhere (`stat` is not hidden); time and processor use within
+the limits; files that a cell wrote and host functions that it called before it died; what the host does with a result.
+`allowed_imports` voids the policy, not the confinement. On macOS and Windows there is the policy alone, which is no
+boundary (not tested there): use Docker for code that may be hostile.
 """
 
 from __future__ import annotations
@@ -76,14 +77,14 @@ __all__ = [
 WORKER_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "rlm_worker.py")
 START_LIMIT = 20  # seconds for a process to start
 SOFT_GRACE = 0.5  # seconds from the interrupt to the kill of the cell's process
-SNAPSHOT_MAX = 300 << 20  # bytes of variables beyond which there is no copy before a cell
-COUNT_INTERVAL = 0.05  # between two looks at what the processes of a session have
-HARD_GRACE = 0.3  # seconds from there to the kill of the whole session
+SNAPSHOT_MAX = 300 << 20  # bytes of variables beyond which there is no checkpoint
+COUNT_INTERVAL = 0.05  # seconds between two counts of a session's memory
+HARD_GRACE = 0.3  # seconds from there to the kill of the session
 CALLS_MAX = 10_000  # host calls in one cell, those waiting together, and threads for them
 WAITING_MAX = 1_000
 THREADS_MAX = 64
 FILE_PART = 3 << 20  # bytes of a file in one answer
-STRAYS_MAX = 1_000  # frames in one cell that belong to nothing
+STRAYS_MAX = 1_000  # unexpected frames in one cell
 
 
 class SandboxError(RuntimeError):
@@ -99,12 +100,12 @@ class AbortCell(BaseException):
 
 
 class ConnectionLost(Exception):
-    """The worker's stream ended, or carried what no worker of ours sends."""
+    """The worker's stream ended, or carried something that no worker sends."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What came of one cell. `restored`: its process died, and the variables are those from before it."""
+    """The result of one cell. `restored`: its process died, and the variables are as they were before it."""
 
     ok: bool
     stdout: str = ""
@@ -120,7 +121,7 @@ class Cell:
 
 
 class Channel:
-    """A worker's byte stream, and the ways to stop it: what differs between a child process and a container.
+    """A worker's byte stream and the means to stop it: what differs between a child process and a container.
 
     `stream` is a connected socket, or looks like one.
     """
@@ -133,52 +134,52 @@ class Channel:
         stream.setblocking(False)
 
     def inherited(self) -> bool:
-        """Whether this is a fork of the host: what it drops, its parent goes on using."""
+        """Whether this process is a fork of the one that opened the channel, which still uses it."""
         return os.getpid() != self.process_of_host
 
     def fileno(self) -> int:
         return int(self.stream.fileno())
 
     def receive(self) -> bytes:
-        """Some bytes, once `fileno` is readable; none at the end. BlockingIOError: not yet."""
+        """Bytes, once `fileno` is readable; b"" at the end. BlockingIOError: nothing yet."""
         return bytes(self.stream.recv(1 << 18))
 
     def send(self, data: memoryview) -> int:
-        """Take some of the bytes without waiting; 0 if there is no room now."""
+        """Send some of the bytes without waiting; 0 if there is no room now."""
         try:
             return int(self.stream.send(data))
         except BlockingIOError:
             return 0
 
     def put(self, pieces: Iterable[bytes]) -> int | None:
-        """Lay a value where the worker finds it, and return its size; None: it must follow in frames."""
+        """Put a value into shared memory and return its size; None: it must follow in frames."""
         return None
 
     def hand_over(self, descriptor: int, path: str, start: int) -> dict[str, Any]:
-        """How the worker gets a file that is open here: its bytes from `start` on, as many as an answer carries."""
+        """Pass an open file to the worker: by default its bytes from `start` on, as many as an answer carries."""
         return {"data": os.pread(descriptor, FILE_PART, start)}
 
     def interrupt(self) -> None:
-        """SIGINT for the cell."""
+        """Send SIGINT to the cell."""
         raise NotImplementedError
 
     def kill_cell(self) -> None:
-        """SIGUSR1: the waiting process kills the one that runs the cell, and goes on from its own state."""
+        """Send SIGUSR1: the checkpoint kills the cell process and goes on with the variables of before."""
         raise NotImplementedError
 
     def settle(self) -> None:
         """Wait until no signal of an earlier cell is on its way."""
 
     def make_room(self, name: str, nbytes: int) -> None:
-        """Let the worker have that much memory for all it was given, the variable that comes next included."""
+        """Allow that much memory for everything that `set` has sent, the variable that comes next included."""
 
     @contextlib.contextmanager
     def cell_memory(self, memory: int | None) -> Iterator[int | None]:
-        """While a cell runs that may have so much memory: what of that the worker has to see to."""
+        """Apply a cell's memory limit while it runs; yields the limit that the worker has to apply itself."""
         yield memory
 
     def is_over_memory(self) -> bool:
-        """Whether the processes of the session have more memory than they may, taken together."""
+        """Whether the session's processes together use more memory than allowed."""
         return False
 
     def kill(self) -> None:
@@ -186,11 +187,11 @@ class Channel:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Give back what the channel holds, after `kill`."""
+        """Release the channel's resources, after `kill`."""
         raise NotImplementedError
 
     def abandon(self) -> None:
-        """As `close`, for a caller who cannot wait."""
+        """Like `close`, without waiting."""
         self.close()
 
 
@@ -259,7 +260,7 @@ class Frames:
         self.sending = threading.Lock()
         self.buffer = bytearray()
         self.nbytes = 0  # of the frame parsed last
-        self.strays = 0  # frames that belonged to nothing, since this was last set to 0
+        self.strays = 0  # unexpected frames in this cell
 
     def send(
         self,
@@ -268,9 +269,9 @@ class Frames:
         valid: Callable[[], bool] = lambda: True,
         timeout: float = math.inf,
     ) -> None:
-        """Write a whole frame and pieces of a value, or nothing if `valid` no longer holds as its turn comes.
+        """Write a whole frame and the pieces of a value, or nothing if `valid` is false by then.
 
-        `patience`: how long the frame, and each piece, may take.
+        `timeout`: seconds for the frame, and for each piece.
         """
         data = rlm_worker.encode_frame(message)
         if not self.sending.acquire(timeout=min(timeout, threading.TIMEOUT_MAX)):
@@ -299,7 +300,7 @@ class Frames:
                 rlm_worker.wait_for(self.channel.fileno(), 0.2, writing=True)
 
     def receive(self, seconds: float, request: int = 0) -> dict[str, Any] | None:
-        """The next frame of this request, or None after that time, however much arrives until then."""
+        """The next frame of this request, or None after that time, however much else arrives."""
         deadline = time.monotonic() + seconds
         while True:
             frame = self.parse()
@@ -313,10 +314,10 @@ class Frames:
                 return None
 
     def ignore(self) -> None:
-        """Count a frame that belongs to nothing. A worker of ours sends hardly any."""
+        """Count an unexpected frame. A genuine worker sends hardly any."""
         self.strays += 1
         if self.strays > STRAYS_MAX:
-            raise ConnectionLost(f"the sandbox sent over {STRAYS_MAX} frames that belong to nothing")
+            raise ConnectionLost(f"the sandbox sent over {STRAYS_MAX} unexpected frames")
 
     def read(self) -> None:
         try:
@@ -350,7 +351,7 @@ class Frames:
 
 
 class Sandbox:
-    """The part that both environments share: requests, cells, host calls, the clock, and the ladder of stops."""
+    """What both environments share: requests, cells, host calls, the clock, and the steps that stop a cell."""
 
     def __init__(self, *, cell_timeout: float, output_limit: int, folders: Iterable[str] = ()):
         self.cell_timeout = cell_timeout
@@ -417,7 +418,7 @@ class Sandbox:
                 self._run = None
 
     def set(self, name: str, value: Any) -> None:
-        """Make a variable of plain data; a worker that had to be renewed gets it again."""
+        """Set a variable to plain data; a worker that had to be restarted gets it again."""
         if not name.isidentifier():
             raise ValueError(f"{name!r} is not a name for a variable")
         try:
@@ -432,7 +433,7 @@ class Sandbox:
             self._given[name] = value
 
     def get(self, name: str) -> Any:
-        """A variable's value, if it is plain data. KeyError: there is none; TypeError: it is something else."""
+        """A variable's value. KeyError: there is none; TypeError: it is not plain data."""
         with self._lock:
             self._started()
             reply = self._request({"op": "get", "name": name})
@@ -442,7 +443,7 @@ class Sandbox:
             raise SandboxError("the sandbox's answer cannot be read") from None
 
     def names(self) -> dict[str, tuple[str, int | None, str]]:
-        """Each variable's type, length and a glimpse of it."""
+        """Each variable's type, length and a short preview."""
         with self._lock:
             self._started()
             found = self._request({"op": "names"}).get("value")
@@ -453,7 +454,7 @@ class Sandbox:
         }
 
     def reset(self) -> None:
-        """A fresh worker without variables."""
+        """Start a fresh worker without variables."""
         with self._lock:
             self._drop()
             self._given.clear()
@@ -461,13 +462,13 @@ class Sandbox:
             self._started()
 
     def interrupt(self, grace: float = SOFT_GRACE) -> None:
-        """Stop the cell that runs, from another thread: softly, then by force."""
+        """Stop the running cell from another thread: with SIGINT, then by killing its process."""
         run = self._run
         if run is not None:
             run.stop_softly(grace)
 
     def kill(self) -> None:
-        """End the worker and all it started now, from any thread; the next request finds a fresh one."""
+        """End the worker and all it started at once, from any thread; the next request starts a fresh one."""
         frames = self._frames
         if frames is not None:
             frames.channel.kill()
@@ -569,12 +570,12 @@ class Chunks:
 
 
 def spec_of(function: Callable[..., Any]) -> bool | int:
-    """What the worker is told of a host function: whether it takes batches, or the size of its own `chunks`."""
+    """What a request tells of a function: whether it takes batches, or the size for the worker's own `chunks`."""
     return function.size if isinstance(function, Chunks) else bool(getattr(function, "batched", False))
 
 
 class Run:
-    """One cell being executed: its clock, its calls, and how it is stopped."""
+    """The execution of one cell: its clock, its host calls, and how it is stopped."""
 
     def __init__(
         self,
@@ -595,7 +596,7 @@ class Run:
         self.lock = threading.Lock()
         self.active = self.at_work = 0  # calls that have arrived, and those of them that a thread works on
         self.pending_bytes = 0  # of the frames that these came in
-        self.drained = threading.Condition(self.lock)  # when it has become less
+        self.drained = threading.Condition(self.lock)  # signalled when it has become less
         self.paused = 0.0
         self.paused_at = 0.0
         self.calls = 0
@@ -641,7 +642,7 @@ class Run:
     # - the clock
 
     def left(self) -> float:
-        """Seconds that the cell still has: its own clock stands still while a host function works for it."""
+        """Seconds that the cell has left; its clock stops while a host function works for it."""
         with self.lock:
             now = time.monotonic()
             waiting = now - self.paused_at if self.at_work else 0.0
@@ -672,7 +673,7 @@ class Run:
             self.escalate()
 
     def poll_timeout(self) -> float:
-        """Seconds until something has to be done even if no frame comes."""
+        """Seconds to wait for the next frame."""
         now = time.monotonic()
         if self.killed_at:
             return max(0.0, self.killed_at + self.frames.channel.hard_grace - now)
@@ -685,11 +686,11 @@ class Run:
         with self.lock:
             self.stop_reason, self.grace = "memory", 0.0
             self.interrupted_at = time.monotonic()
-            self.killed_at = self.interrupted_at + 1.0  # there is time: so much memory is not given back at once
+            self.killed_at = self.interrupted_at + 1.0  # freeing so much memory takes time
         self.frames.channel.kill_cell()
 
     def escalate(self) -> None:
-        """The next step of the ladder, if its time has come: interrupt, kill the cell's process, kill the session."""
+        """Take the next step if it is due: interrupt the cell, kill its process, kill the session."""
         now = time.monotonic()
         if not self.interrupted_at:
             if self.left() <= 0:
@@ -723,7 +724,7 @@ class Run:
     # - calls from the cell
 
     def call(self, frame: dict[str, Any], nbytes: int) -> bool:
-        """Have a host function answer; False if the frame is no call of one."""
+        """Start the host function that a frame calls; False if the frame is not a valid call."""
         name, key = frame.get("name"), frame.get("call")
         if type(key) is not int or type(name) is not str:
             return False
@@ -751,11 +752,11 @@ class Run:
         return True
 
     def answer_about_files(self, *question: Any) -> dict[str, Any]:
-        """Not on the caller's time, as its own functions are: a cell may ask as often as it likes."""
+        """Answer a question about files. It costs the cell's time, unlike a host function."""
         return self.sandbox._files.answer(self.frames.channel, *question)
 
     def dispatch(self, job: Callable[[], None], nbytes: int) -> None:
-        """Give a host function a thread, or let it wait for one."""
+        """Run a host function in a thread, or queue it."""
         with self.lock:
             self.active += 1
             self.pending_bytes += nbytes
@@ -777,7 +778,7 @@ class Run:
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
-        """The clock stands still while a host function works, and only then, or calls without end would stop it."""
+        """Stop the cell's clock while a host function works, and only then: queued calls must not stop it."""
         with self.lock:
             self.at_work += 1
             if self.at_work == 1:
@@ -819,7 +820,7 @@ class Run:
             self.frames.send(dict(message, id=self.request), valid=lambda: not self.finished)
 
     def abort(self, stop: BaseException) -> None:
-        """A host function said that all is over."""
+        """A host function raised AbortCell: stop the cell."""
         if self.stop is None:
             self.stop = stop
         self.stop_softly()
@@ -911,7 +912,7 @@ def raising(error: Exception) -> Callable[[], NoReturn]:
 
 
 def short(value: Any, limit: int) -> str:
-    """Text of bounded length that can be printed and stored: no lone surrogates."""
+    """Untrusted text, truncated, without lone surrogates; "" for anything but text."""
     return printable(value[:limit]) if type(value) is str else ""
 
 
@@ -936,7 +937,7 @@ def signal_name(number: int) -> str:
 
 
 def images_of(value: Any) -> list[dict[str, str]]:
-    """Only what looks like images, as plain text."""
+    """The PNG images in an untrusted list; anything else is dropped."""
     found = []
     for item in value[:10] if type(value) is list else []:
         data = item.get("data") if type(item) is dict else None
@@ -946,7 +947,7 @@ def images_of(value: Any) -> list[dict[str, str]]:
 
 
 class Threads:
-    """Daemon threads that wait a while for the next job: a host call should not cost the start of a thread."""
+    """A pool of daemon threads that end when idle, so that a host call does not cost the start of a thread."""
 
     LINGER = 2.0
 
@@ -997,8 +998,8 @@ def threads() -> Threads:
 
 NAMES_MAX = 50_000  # in an answer about a folder
 NAMES_SIZE = rlm_worker.FRAME_MAX // 2  # of them as JSON
-LINK_SECONDS = 5.0  # to look through the folders for files that have several names
-KERNEL_FOLDERS = ("/proc", "/sys", "/dev")  # what the kernel makes up there is no data, but for shared memory
+LINK_SECONDS = 5.0  # to search the folders for hard links
+KERNEL_FOLDERS = ("/proc", "/sys", "/dev")  # virtual file systems
 PATH_ONLY = getattr(os, "O_PATH", os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)) | getattr(os, "O_CLOEXEC", 0)
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
@@ -1008,23 +1009,23 @@ SECRET_NAMES = re.compile(
 
 
 def may_hold_secrets(parts: Sequence[str]) -> bool:
-    """Whether a relative path, in parts, names or lies under what usually holds credentials."""
+    """Whether a relative path, in parts, names a file or folder that usually holds credentials."""
     parts = [part.rstrip(". ") for part in re.split(r"[/\\]", "/".join(parts))]
     in_git = ".git" in map(str.lower, parts[:-1]) and parts[-1].lower().startswith("config")
     return in_git or any(map(SECRET_NAMES.fullmatch, parts))
 
 
 def is_kernel_file(real: str) -> bool:
-    """Whether a real path lies where the kernel makes things up."""
+    """Whether a real path is in one of the kernel's virtual file systems, shared memory excepted."""
     inside = [folder for folder in (*KERNEL_FOLDERS, "/dev/shm") if rlm_worker.is_inside(real, folder)]
     return bool(inside) and "/dev/shm" not in inside
 
 
 class Files:
-    """Opens the caller's files for cells: the only way that leads from a session to them, but for a container's mount.
+    """Opens the caller's files for cells: the only way to them from a session, a container's mount aside.
 
-    What a name stands for is opened to be looked at (O_PATH: a pipe or device does not notice), judged by where that
-    descriptor leads and what it is, and opened for reading through it, so that nothing can be swapped in between.
+    A name is opened with O_PATH, which does nothing to a pipe or device. The descriptor's own path and type are checked
+    and the file is then opened for reading through that descriptor, so that nothing can be swapped in between.
     """
 
     def __init__(self, folders: Iterable[str]):
@@ -1033,11 +1034,11 @@ class Files:
         with contextlib.suppress(FileNotFoundError):
             self.bases = tuple(dict.fromkeys((*self.folders, os.getcwd())))
         self.links: dict[tuple[int, int, int], bool] = {}  # files of several names, and whether all are harmless
-        self.too_large = False  # to be looked through for more of them
+        self.too_large = False  # the folders are too large to search for hard links
         self.looking = threading.Lock()
 
     def answer(self, channel: Channel, what: Any, path: Any, start: Any = 0) -> dict[str, Any]:
-        """What a worker is told. It may ask for anything; ValueError for what no worker of ours asks."""
+        """The answer to a worker's question about a path; ValueError for a question that no genuine worker asks."""
         if what not in ("open", "list", "stat") or type(path) is not str or type(start) is not int or "\0" in path:
             raise ValueError("not a question about a file")
         try:
@@ -1055,7 +1056,7 @@ class Files:
 
     @contextlib.contextmanager
     def opened(self, path: str, bases: Sequence[str] = ()) -> Iterator[tuple[int, os.stat_result, str]]:
-        """A descriptor of a file or folder for looking at, what it says, and where it leads, if cells may read it."""
+        """An O_PATH descriptor of a file or folder that cells may read, its stat result and its real path."""
         outside = os.path.isabs(path) or os.path.normpath(path).startswith(os.pardir)
         for base in bases or self.bases:
             named = os.path.normpath(os.path.join(base, path))
@@ -1082,7 +1083,7 @@ class Files:
         return max(inside, key=len) if inside and not is_kernel_file(real) else None
 
     def check(self, path: str, real: str, info: os.stat_result) -> None:
-        """PermissionError for what a cell may not read, by what the descriptor says of itself."""
+        """PermissionError if a cell may not read this open file."""
         folder = self.root_of(real)
         if folder is None or info.st_nlink == 0:
             raise PermissionError(errno.EACCES, "it is being moved out of reach")
@@ -1096,7 +1097,7 @@ class Files:
             raise PermissionError(errno.EACCES, "it is not a regular file")
 
     def has_harmless_names(self, info: os.stat_result) -> bool:
-        """Whether all the names of a file that has several are in the folders, and none is a secret's."""
+        """Whether all hard links of a file are in the folders and none has a secret's name."""
         key = (info.st_dev, info.st_ino, info.st_ctime_ns)
         with self.looking:
             if key not in self.links and not self.too_large:
@@ -1104,7 +1105,7 @@ class Files:
             return self.links.setdefault(key, False)
 
     def judge_links(self) -> None:
-        """Judge all the files in the folders that have several names."""
+        """Decide this for every file with several hard links in the folders."""
         left: dict[tuple[int, int, int], int] = {}  # names that have not been seen, or are a secret's
         for path, info in self.linked_files():
             key = (info.st_dev, info.st_ino, info.st_ctime_ns)
@@ -1130,9 +1131,9 @@ class Files:
                                 yield entry.path, info
 
     def list(self, path: str) -> dict[str, Any]:
-        """The names in a folder but those of secrets; a relative one may be in several of those that were given.
+        """The names in a folder, secrets excluded; a relative name may exist in several of the given folders.
 
-        What lies behind a link is no folder here, or walks would not end.
+        A link is never listed as a folder, or walks would not end.
         """
         found: list[dict[str, bool]] = []
         refusal: OSError | None = None
@@ -1152,7 +1153,7 @@ class Files:
         return {"folders": folders, "files": [name for name, is_folder in names.items() if not is_folder]}
 
     def names_in(self, path: str, base: str) -> dict[str, bool]:
-        """The names in a folder, and whether each is one, up to one more than an answer may have."""
+        """The names in a folder, True for folders; at most one more than an answer may have."""
         with self.opened(path, [base]) as (descriptor, info, real):
             if not stat.S_ISDIR(info.st_mode):
                 raise NotADirectoryError(errno.ENOTDIR, "Not a directory")
@@ -1170,13 +1171,13 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def target_of(descriptor: int, path: str) -> str:
-    """Where a descriptor leads, whatever has become of the name."""
+    """The path of an open descriptor, even if the file was renamed."""
     return os.readlink(f"/proc/self/fd/{descriptor}") if sys.platform == "linux" else os.path.realpath(path)
 
 
 @contextlib.contextmanager
 def readable(descriptor: int, path: str) -> Iterator[int]:
-    """The same file, or folder, opened for reading."""
+    """Open the same file or folder for reading."""
     place = f"/proc/self/fd/{descriptor}" if sys.platform == "linux" else path
     source = os.open(place, os.O_RDONLY | os.O_CLOEXEC if sys.platform == "linux" else os.O_RDONLY)
     try:
@@ -1210,13 +1211,13 @@ class LocalChannel(Channel):
         self.numbers = itertools.count(1)
         self.memory = memory
         self.granted = 0  # bytes for what the host has set
-        self.floor = 0  # bytes that a worker without variables has
-        self.allowed = memory  # to the cell that runs, and when that is looked at next
+        self.floor = 0  # resident bytes of a worker without variables
+        self.allowed = memory  # bytes for the running cell
         self.next_count = math.inf
         self.lock = threading.Lock()
 
     def workers(self) -> list[int]:
-        """The session's processes but for the one that supervises them. None of them can leave the process group."""
+        """The session's processes except init. None of them can leave the process group."""
         numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
         return [pid for pid in numbers if pid != self.group and stat_field(pid, 2) == str(self.group)]
 
@@ -1242,7 +1243,7 @@ class LocalChannel(Channel):
                 set_address_space(pid, lambda *_: max(before))
 
     def is_over_memory(self) -> bool:
-        """A copy shares what its original has, so the two next largest are free."""
+        """A fork shares memory with its checkpoint, so the second and third largest processes are not counted."""
         if time.monotonic() < self.next_count:
             return False
         began = time.thread_time()
@@ -1298,7 +1299,7 @@ class LocalChannel(Channel):
 
 
 def stat_field(pid: int, number: int) -> str:
-    """One of the fields that the kernel shows of a process, counted from behind its name; "" if it has ended."""
+    """A field of /proc/PID/stat, counted from the one after the name; "" if the process has ended."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].split()[number].decode()
@@ -1307,7 +1308,7 @@ def stat_field(pid: int, number: int) -> str:
 
 
 def pages(pid: int) -> tuple[int, int]:
-    """Bytes of address space of a process, and those of them that are in memory."""
+    """A process's bytes of address space, and how many of them are resident."""
     try:
         with open(f"/proc/{pid}/statm", "rb") as file:
             size, present = file.read().split()[:2]
@@ -1321,7 +1322,7 @@ def resident(pid: int) -> int:
 
 
 def set_address_space(pid: int, wanted: Callable[[int, int], int]) -> int:
-    """Change a worker's limit, given the present one and what it has taken; the limit of before."""
+    """Change a worker's limit to wanted(limit, size in use); returns the limit before."""
     import resource
 
     try:
@@ -1335,7 +1336,7 @@ def set_address_space(pid: int, wanted: Callable[[int, int], int]) -> int:
 
 
 class PlainChannel(Channel):
-    """A worker started by itself. A thread carries its output to a socket, since Windows cannot wait for a pipe."""
+    """A worker without zygote. A thread copies its output to a socket, since Windows cannot poll a pipe."""
 
     def __init__(self, setup: dict[str, Any]):
         import socket
@@ -1426,7 +1427,7 @@ class ZygoteClient:
         return lines[-1] if lines else f"its process ended with status {self.process.returncode}"
 
     def spawn(self, request: dict[str, Any], descriptors: list[int]) -> int:
-        """The first process of a new session."""
+        """The pid of a new session's init."""
         import socket
 
         with self.lock:
@@ -1441,7 +1442,7 @@ class ZygoteClient:
             except OSError as error:
                 raise SandboxError("the sandbox did not start: its parent process has ended") from error
             while (answer := self.answer())["number"] != self.request_number:
-                self.terminate(answer["pid"])  # the answer that an earlier call, interrupted, did not wait for
+                self.terminate(answer["pid"])  # an answer that an earlier, interrupted call did not await
             return int(answer["pid"])
 
     def terminate(self, pid: int) -> None:
@@ -1473,7 +1474,7 @@ module.%s
 
 
 def start_python(main: str, setup: dict[str, Any], **streams: Any) -> Any:
-    """A bare interpreter that runs a function of the worker's. Not with -I, which would ignore PYTHONHASHSEED."""
+    """Start a bare interpreter that runs a function of the worker. Not with -I, which ignores PYTHONHASHSEED."""
     import subprocess
 
     flags = ["-S", "-s"] + (["-P"] if sys.version_info >= (3, 11) else [])
@@ -1499,7 +1500,7 @@ _zygotes_lock = threading.Lock()
 
 
 def renew_locks() -> None:
-    """In a fork of the host, where whoever held them does not exist."""
+    """In a fork of the host: the threads that held these locks do not exist there."""
     global _zygotes_lock, _warm_lock
     _zygotes_lock, _warm_lock = threading.Lock(), threading.Lock()
 
@@ -1562,7 +1563,7 @@ def places_of(name: str) -> list[str]:
 
 
 def is_native(name: str) -> bool:
-    """Whether a package, or one that lies within it, is compiled."""
+    """Whether a package contains compiled code."""
     suffixes = (".so", ".pyd", ".dylib")
     places = locations_of(name)
     files = itertools.chain(places, *(names for place in places for _, _, names in os.walk(place)))
@@ -1579,7 +1580,7 @@ def warm(allowed_imports: Sequence[str] = ()) -> None:
     """Start the process that sessions are forked from, in the background."""
 
     def start() -> None:
-        with contextlib.suppress(SandboxError):  # whoever makes a sandbox is told
+        with contextlib.suppress(SandboxError):  # the error is reported when a sandbox is made
             zygote_for(tuple(allowed_imports), True)
 
     if FORKS_SESSIONS and (os.getpid(), tuple(allowed_imports), True) not in _zygotes:
@@ -1587,7 +1588,7 @@ def warm(allowed_imports: Sequence[str] = ()) -> None:
 
 
 def shutdown() -> None:
-    """End the processes that sessions are forked from, and with them every local session of this process."""
+    """End the zygotes, and with them every local session of this process."""
     with _zygotes_lock:
         mine = [key for key in _zygotes if key[0] == os.getpid()]
         clients = [_zygotes.pop(key) for key in mine]
@@ -1651,7 +1652,7 @@ class LocalSandbox(Sandbox):
 
     @property
     def level(self) -> str:
-        """What the operating system adds to the policy: "full", "partial", or nothing ("language-only")."""
+        """How far the kernel confines the session: "full", "partial", or "language-only" (not at all)."""
         held = [name for name in FULL_LEVEL if self.layers.get(name)]
         if len(held) == len(FULL_LEVEL):
             return "full"
@@ -1690,7 +1691,7 @@ class LocalSandbox(Sandbox):
 
 # --- the Docker sandbox -----------------------------------------------------------------------------------------------
 
-LABEL = "flat-rlm.sandbox"  # whose value names the process that made the container
+LABEL = "flat-rlm.sandbox"  # its value names the process that made the container
 LEAST_MEMORY = 24 << 20  # what the worker needs itself, with a fork and some room
 IDLE_LIMIT = 86_400.0  # seconds that a container waits for a word from its host
 FILES_MAX = 200_000  # looked at in a folder that is to be mounted, and hidden in it
@@ -1704,7 +1705,7 @@ POOL_LINGER = 120.0  # seconds that containers are kept warm after the last was 
 
 
 class DockerChannel(Channel):
-    """A container's attached standard streams, in the frames in which the engine mixes them."""
+    """A container's attached standard streams, which the engine multiplexes."""
 
     def __init__(self, engine: Any, container: str, attached: Any, memory: int):
         super().__init__(raw_socket(engine, attached))
@@ -1726,7 +1727,7 @@ class DockerChannel(Channel):
         return output
 
     def output(self) -> bytes:
-        """What has arrived whole of the container's stdout."""
+        """The complete parts of the container's stdout that have arrived."""
         found, at = [], 0
         while len(self.arrived) - at >= 8:
             stream_id, size = self.arrived[at], int.from_bytes(self.arrived[at + 4 : at + 8], "big")
@@ -1742,13 +1743,13 @@ class DockerChannel(Channel):
         return b"".join(found)
 
     def alive(self) -> bool:
-        """Whether the other end is still there, as far as this machine knows."""
+        """Whether the connection is still open, as far as this machine knows."""
         poller = select.poll()
         poller.register(self.stream.fileno(), getattr(select, "POLLRDHUP", 0))
         return not poller.poll(0)
 
     def signal(self, name: str) -> None:
-        """Signal the container's first process. One that has ended, or a daemon that has, is found out by reading."""
+        """Signal the container's PID 1. If it or the daemon has ended, reading finds that out."""
 
         def deliver() -> None:
             with contextlib.suppress(OSError):
@@ -1758,7 +1759,7 @@ class DockerChannel(Channel):
         self.delivering[-1].start()
 
     def make_room(self, name: str, nbytes: int) -> None:
-        """Refuse what cannot fit, before the kernel does so by killing."""
+        """SandboxError for what cannot fit, before the kernel kills for it."""
         if nbytes > self.memory - LEAST_MEMORY:
             megabytes = (nbytes + LEAST_MEMORY + (48 << 20)) >> 20
             raise SandboxError(
@@ -1802,8 +1803,8 @@ class DockerChannel(Channel):
 
 
 def close_attached(attached: Any) -> None:
-    """The response first, which complains later if the socket below it has gone."""
-    stream = getattr(attached, "_sock", attached)  # which the response's end takes from `attached`
+    """Close the response first: it warns later if its socket was closed before it."""
+    stream = getattr(attached, "_sock", attached)  # closing the response clears it
     with contextlib.suppress(OSError, ValueError):
         if (response := getattr(attached, "_response", None)) is not None:
             response.close()
@@ -1812,7 +1813,7 @@ def close_attached(attached: Any) -> None:
 
 
 def raw_socket(engine: Any, attached: Any) -> Any:
-    """The socket below what the SDK returned for an attached container."""
+    """The non-blocking socket under the SDK's object for an attached container."""
     import socket
     import ssl
 
@@ -1829,7 +1830,7 @@ def raw_socket(engine: Any, attached: Any) -> Any:
 
 
 class TLSStream:
-    """A TLS connection with the manners of a plain non-blocking socket, for a reader and a writer at once."""
+    """A TLS connection that behaves like a plain non-blocking socket, for one reader and one writer at once."""
 
     def __init__(self, stream: Any):
         self.stream = stream
@@ -1838,7 +1839,7 @@ class TLSStream:
         self.shutdown, self.close = stream.shutdown, stream.close
 
     def recv(self, size: int) -> bytes:
-        """All that has arrived, since what TLS has read already does not make the descriptor readable."""
+        """All that has arrived: bytes that TLS has buffered do not make the descriptor readable."""
         import ssl
 
         parts: list[bytes] = []
@@ -1862,21 +1863,21 @@ class TLSStream:
 
 
 def request(engine: Any, method: str, container: str, action: str = "", **parameters: str) -> int:
-    """A request about a container, in less time than the SDK allows; the answer's status."""
+    """Send a request about a container, with a shorter timeout than the SDK's; returns the status."""
     url = f"{engine.base_url}/v{engine.api_version}/containers/{container}{action}"
     with engine.request(method, url, params=parameters, timeout=STOP_SECONDS) as answer:
         return int(answer.status_code)
 
 
 def remove_container(engine: Any, container: str) -> None:
-    """Remove a container in whatever state it is; one that is gone is fine, one that is going is waited for."""
+    """Remove a container in any state; if it is being removed already, wait for that."""
     with contextlib.suppress(OSError):
         if request(engine, "DELETE", container, force="1", v="1") == 409:
             request(engine, "POST", container, "/wait", condition="removed")
 
 
 def engine_errors() -> tuple[type[Exception], ...]:
-    """What the Docker SDK raises."""
+    """The exception classes of the Docker SDK."""
     import docker.errors
 
     known: tuple[type[Exception], ...] = (OSError, docker.errors.DockerException)  # OSError: requests' own are such
@@ -1936,12 +1937,12 @@ def no_engine(error: BaseException) -> SandboxError:
 
 
 def owner_label(pid: int) -> str:
-    """A process of this machine in words that no later process on this or another machine shares."""
+    """A label for a process that no other process, here or on another machine, ever has."""
     return f"{machine_id()} {pid} {start_of(pid)}"
 
 
 def machine_id() -> str:
-    """The machine since its start and, as pids mean nothing elsewhere, the PID namespace."""
+    """An id for this boot of the machine and this PID namespace."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
             return f"{file.read().strip()}/{os.stat('/proc/self/ns/pid').st_ino}"
@@ -1952,7 +1953,7 @@ def machine_id() -> str:
 
 
 def start_of(pid: int) -> str:
-    """When a process started, as its kernel counts; "" where that cannot be seen."""
+    """When a process started, in the kernel's units; "" if unknown."""
     return stat_field(pid, 19)
 
 
@@ -1969,7 +1970,7 @@ def is_alive(pid: int, started: str) -> bool:
 
 
 def sweep_containers(engine: Any) -> None:
-    """Remove the containers that dead processes of this machine have left."""
+    """Remove the containers of this machine's dead processes."""
     for container, label in labelled(engine):
         machine, pid, started = [*label.split(" "), "", ""][:3]
         if machine == machine_id() and pid.isdigit() and not is_alive(int(pid), started):
@@ -2007,7 +2008,7 @@ module = sys.modules["rlm_worker"] = types.ModuleType("rlm_worker")
 
 
 def worker_program() -> str:
-    """rlm_worker.py as a program for `python3 -c`; its setup follows as JSON."""
+    """rlm_worker.py as a program for `python3 -c`; the next argument is its setup as JSON."""
     import zlib
 
     with open(WORKER_FILE, encoding="utf-8") as file:
@@ -2077,7 +2078,7 @@ class DockerSandbox(Sandbox):
         return "container"
 
     def execute(self, code: str, **options: Any) -> Cell:
-        """As everywhere; SandboxError if the cell was lost because the daemon has gone."""
+        """Run a cell; SandboxError if it was lost because the daemon has gone."""
         cell = super().execute(code, **options)
         if cell.status == "lost":
             try:
@@ -2092,7 +2093,7 @@ class DockerSandbox(Sandbox):
         return take_warm(self._pool_key(), self.pool, self._start) if self.pool else self._start()
 
     def _pool_key(self) -> tuple[Any, ...]:
-        """What containers have in common that can stand in for each other."""
+        """What is equal in containers that can replace each other."""
         limits = (self.image, self.cpus, self.memory, self.network_disabled, self.runtime)
         return (os.getpid(), id(self.engine), *limits, self.workspace, self.output_limit)
 
@@ -2111,7 +2112,7 @@ class DockerSandbox(Sandbox):
             self._files = Files(())
 
     def _start(self) -> DockerChannel:
-        """A container whose worker is about to say hello. One that does not start is not removed by itself."""
+        """Start a container; its worker will say hello. One that fails to start has to be removed here."""
         error: Exception | None = None
         for python in ("python3", "python"):
             name = f"rlm-{os.urandom(8).hex()}"
@@ -2152,7 +2153,7 @@ class DockerSandbox(Sandbox):
             "output_limit": self.output_limit,
             "fork_limit": min(300 << 20, self.memory // 2),
             "idle_limit": IDLE_LIMIT,
-            "data_limit": self.memory + PIDS_MAX * THREAD_STACK,  # what can never be had is a MemoryError, not a kill
+            "data_limit": self.memory + PIDS_MAX * THREAD_STACK,  # beyond it, MemoryError instead of a kill
             "folders": ["/workspace", "/tmp"] if mounts else ["/tmp"],
             "scratch": "/tmp",
             "home": "/workspace" if mounts else "/tmp",
@@ -2176,7 +2177,7 @@ class DockerSandbox(Sandbox):
         }
 
     def _limits(self, mounts: list[Any], empty: list[str]) -> dict[str, Any]:
-        """All that the engine is told to withhold."""
+        """The limits and denials that the engine enforces."""
         from docker.types import LogConfig, Ulimit
 
         bounds = {"core": 0, "nofile": 256, "fsize": 64 << 20, "msgqueue": 0}
@@ -2196,7 +2197,7 @@ class DockerSandbox(Sandbox):
             "memswap_limit": self.memory,
             "nano_cpus": int(self.cpus * 1e9),
             "ipc_mode": "none",
-            "init": False,  # the worker's supervisor is one
+            "init": False,  # the worker's PID 1 is one
             "log_config": LogConfig(type="none"),
             "ulimits": [Ulimit(name=name, soft=value, hard=value) for name, value in bounds.items()],
             "auto_remove": True,
@@ -2204,7 +2205,7 @@ class DockerSandbox(Sandbox):
         return {**limits, "runtime": self.runtime} if self.runtime else limits
 
     def _mounts(self) -> tuple[list[Any], list[str]]:
-        """The working directory with nothing in place of the files, and the folders, that may hold credentials."""
+        """Mounts for the working directory and over the files that may hold credentials, and the folders to hide."""
         from docker.types import Mount
 
         local = self.engine.base_url in ("http+docker://localhost", "http+docker://localnpipe")
@@ -2217,7 +2218,7 @@ class DockerSandbox(Sandbox):
         return [count_of, *hidden], [f"/workspace/{path}" for path in folders]
 
     def _pull(self) -> None:
-        """Fetch the image, saying so; SandboxError if no registry can be reached."""
+        """Pull the image and report progress; SandboxError if that fails."""
         report = self.on_progress or (lambda line: print(line, file=sys.stderr))
         report(f"docker: the image {self.image} is not here; pulling it")
         refusal = ""
@@ -2235,7 +2236,7 @@ class DockerSandbox(Sandbox):
             ) from None
 
     def _failure(self, error: Exception | None) -> SandboxError:
-        """The engine's refusal, with the next step."""
+        """A SandboxError for the engine's refusal, with the next step."""
         detail = first_line(error)
         for pattern, message, hint in REFUSALS:
             if re.search(pattern, detail):
@@ -2249,14 +2250,14 @@ def first_line(error: BaseException | None) -> str:
 
 
 def container_user() -> str:
-    """The caller's own ids, so that a mounted folder can be read; nobody's where those are root's."""
+    """The caller's own ids, so that a mounted folder can be read; nobody's instead of root's."""
     user = getattr(os, "getuid", lambda: 65534)() or 65534
     group = getattr(os, "getgid", lambda: 65534)() or 65534
     return f"{user}:{group}"
 
 
 def secrets_in(folder: str) -> tuple[list[str], list[str]]:
-    """Files and folders in a folder that may hold credentials, relative to it, or are linked to by such names."""
+    """The files and folders below a folder that may hold credentials, or that such names link to; relative paths."""
     files: set[str] = set()
     folders: set[str] = set()
     seen = 0
@@ -2296,7 +2297,7 @@ _warm_lock = threading.Lock()
 
 
 def take_warm(key: tuple[Any, ...], size: int, start: Callable[[], DockerChannel]) -> DockerChannel:
-    """A container that waits for its sandbox, or a fresh one; what is missing then is started meanwhile."""
+    """A container from the pool, or a fresh one; threads refill the pool."""
     import atexit
 
     with _warm_lock:
@@ -2317,9 +2318,9 @@ def take_warm(key: tuple[Any, ...], size: int, start: Callable[[], DockerChannel
 def start_warm(key: tuple[Any, ...], start: Callable[[], DockerChannel]) -> None:
     """Start one container and keep it for a while."""
     channel = None
-    with contextlib.suppress(SandboxError):  # whoever needs a container meets the error itself
+    with contextlib.suppress(SandboxError):  # whoever needs a container gets the error
         channel = start()
-        rlm_worker.wait_for(channel.fileno(), START_LIMIT)  # for its hello: who takes it is not to wait
+        rlm_worker.wait_for(channel.fileno(), START_LIMIT)  # until it says hello
     with _warm_lock:
         _filling.remove(key)
         if channel is not None and key in _warm:
@@ -2335,15 +2336,15 @@ def start_warm(key: tuple[Any, ...], start: Callable[[], DockerChannel]) -> None
 def give_up(key: tuple[Any, ...], channel: DockerChannel) -> None:
     """Close a container that nobody has taken."""
     with _warm_lock:
-        waits = channel in _warm.get(key, ())
-        if waits:
+        is_unused = channel in _warm.get(key, ())
+        if is_unused:
             _warm[key].remove(channel)
-    if waits:
+    if is_unused:
         channel.close()
 
 
 def close_warm() -> None:
-    """End the containers that wait."""
+    """Close all pooled containers."""
     with _warm_lock:
         waiting = [channel for key, channels in _warm.items() if key[0] == os.getpid() for channel in channels]
         _warm.clear()

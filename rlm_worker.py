@@ -1,17 +1,17 @@
 # /// script
 # requires-python = ">=3.10"
 # ///
-"""What runs inside a sandbox: a REPL that keeps its variables, speaks frames, and confines itself first.
+"""What runs inside a sandbox: a REPL that keeps its variables, exchanges frames with the host, and confines itself.
 
-`rlm_sandbox` starts it in a child process or sends this file into a container, and drives it. It needs the standard
-library alone and, since a container may have an old one, Python 3.8. Not for import by anything else: what it does to
-a process (limits, signals, streams) is meant for one of its own.
+`rlm_sandbox` starts this file in a child process, or sends it into a container, and drives it. It needs only the
+standard library and, since a container may have an old Python, version 3.8. Do not import it for anything else: it
+changes the process it runs in (limits, signals, streams).
 
-The language layer of the local sandbox, `rlm_policy`, is loaded from the file beside this one. It has to offer
-`policy_preload(allowed_imports)`, which may be called again when more modules have been imported, and
-`PolicyLanguage(setup)` with the methods of `PlainLanguage`.
+The local sandbox's language layer, `rlm_policy`, is loaded from the file beside this one. It provides
+`policy_preload(allowed_imports)`, which may be called again after more imports, and `PolicyLanguage(setup)` with the
+methods of `PlainLanguage`.
 
-The file reads in this order: codec and wire, output, host calls, files, worker, confinement, zygote.
+Order of the file: codec and frames, output, host calls, files, worker, confinement, zygote.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ from collections.abc import Callable, Iterator, Sequence
 from types import CodeType
 from typing import Any, List, NoReturn, Tuple
 
-# --- codec and wire ---------------------------------------------------------------------------------------------------
+# --- codec and frames -------------------------------------------------------------------------------------------------
 
 FRAME_MAX = 8 << 20  # bytes in one frame, either way
 VALUE_MAX = 8_000_000  # of a value in it
-PART_COST = 80  # of these bytes for each item, key and container, beyond their text: so much it takes to read them
-DEPTH_MAX = 100  # nested containers in a value that travels
+PART_COST = 80  # bytes charged for each item, key and container beyond their text: what it costs to read them
+DEPTH_MAX = 100  # nested containers in a value that is sent
 OUTPUT_HALF = 5_000_000  # bytes of a cell's output kept at each end
-STREAM_MAX = 4_000_000  # characters of a cell's output that are sent on while it runs
+STREAM_MAX = 4_000_000  # characters of a cell's output that are streamed
 OUTPUTS_MAX = 100_000_000  # characters kept in all of `_out`
-TOGETHER_MAX = 64  # tasks whose calls are asked together
+TOGETHER_MAX = 64  # tasks whose calls are in flight at once
 NAMES_MAX = 5_000  # variables that are listed
 COMMITTED = b"done"  # the checkpoint's last word to the cell process that takes over
-QUEUED_FRAMES_MAX = 4  # frames for a child that does not take them
-SPARE_DESCRIPTORS = 16  # kept from the cells
+QUEUED_FRAMES_MAX = 4  # frames held back for a cell process that does not read
+SPARE_DESCRIPTORS = 16  # that cells cannot use
 
 
 class Unset:
@@ -124,7 +124,7 @@ class Packer:
         return self.tagged("dict", [[self.pack(key, depth + 1), self.pack(item, depth + 1)] for key, item in items])
 
     def integer(self, value: int) -> Any:
-        """Beyond 2**63 in hexadecimal. Beyond 4,300 digits nobody could print it, so it does not travel as a number."""
+        """Hexadecimal beyond 2**63. ValueError beyond Python's limit on digits, since nobody could print it."""
         if value.bit_length() > 14_000:
             raise ValueError("an integer of more than 4,200 digits: use hex() or a float")
         self.charge(value.bit_length() // 4 + 2)
@@ -144,7 +144,7 @@ SEQUENCES = ((list, ""), (tuple, "tuple"), (set, "set"), (frozenset, "frozenset"
 
 
 def unpack(value: Any) -> Any:
-    """What `Packer.pack` was given; ValueError for what it cannot have made."""
+    """The inverse of `Packer.pack`; ValueError for anything that it cannot have produced."""
     if type(value) is list:
         return [unpack(item) for item in value]
     if type(value) is not dict:
@@ -166,11 +166,11 @@ def unpack(value: Any) -> Any:
         if tag and tag_name == tag and type(body) is list:
             items = [unpack(item) for item in body]
             return base(items) if base is tuple else base(reject_collisions(items))
-    raise ValueError("not a value that travels")
+    raise ValueError("not an encoded value")
 
 
 def reject_collisions(keys: list[Any]) -> list[Any]:
-    """The keys, if their hashes differ: equal ones, made on purpose, would cost quadratic time."""
+    """Return the keys; ValueError if their hashes collide, which costs quadratic time and is never an accident."""
     if len(keys) > 100 and max(collections.Counter(map(hash, keys)).values()) > 100:
         raise ValueError("keys whose hashes collide")
     return keys
@@ -187,21 +187,21 @@ def encode_frame(message: dict[str, Any]) -> bytes:
 
 
 def safe_str(message: BaseException) -> str:
-    """An exception's message, whatever its `__str__` does."""
+    """An exception's message, even if its `__str__` fails."""
     try:
         return str.__str__(str(message))
     except BaseException:
-        return f"<{type_name(type(message))} whose text cannot be had>"
+        return f"<{type_name(type(message))} without a message>"
 
 
 def type_name(cls: type) -> str:
-    """A class's name as the interpreter knows it, whatever its metaclass says."""
+    """A class's name as the interpreter stores it; no metaclass can override it."""
     name = type.__dict__["__name__"].__get__(cls)
     return str(name)[:200]
 
 
 def truncate(text: str, limit: int, where: str) -> str:
-    """The text, or its two ends with a line between them that says how much is missing and where it is."""
+    """Shorten a text to its two ends; a line between them says how much is missing and where to find it."""
     if len(text) <= limit:
         return text
     head, tail = limit - limit // 2, limit // 2
@@ -210,7 +210,7 @@ def truncate(text: str, limit: int, where: str) -> str:
 
 
 def preview(value: Any, room: int = 80, depth: int = 0) -> str:
-    """A short picture of a value that runs no code of the cell's."""
+    """A short repr of a value that runs no code of the cell's."""
     cls = type(value)
     if cls in (bool, type(None), float, complex):
         return repr(value)
@@ -241,7 +241,7 @@ def describe(value: Any) -> tuple[str, int | None, str]:
 
 
 def require_text(value: Any) -> None:
-    """Refuse as an answer what has no text of its own, such as "<generator object ...>"."""
+    """TypeError for an answer without a text form of its own, such as "<generator object ...>"."""
     cls = type(value)
     mro = type.__dict__["__mro__"].__get__(cls)
     namespaces = [type.__dict__["__dict__"].__get__(owner) for owner in mro if owner is not object]
@@ -267,7 +267,7 @@ MODULES: list[type] = [type(sys)]
 
 
 def long_repr(value: Any, limit: int) -> str:
-    """`repr`, without building a gigabyte of it when a large built-in container is looked at."""
+    """`repr` in bounded memory: of a large built-in container only both ends are rendered."""
     cls, half = type(value), limit // 2 + 1
     if cls in (str, bytes) and len(value) > 2 * limit:
         shown = repr(value[:half]) + f" [... {len(value) - 2 * half} left out ...] " + repr(value[-half:])
@@ -282,7 +282,7 @@ def long_repr(value: Any, limit: int) -> str:
 
 
 class Interrupts:
-    """SIGINT as KeyboardInterrupt in the cell's own code, and nowhere else: never in the middle of a frame."""
+    """Raises KeyboardInterrupt for SIGINT in the cell's own code only, never in the middle of a frame."""
 
     def __init__(self) -> None:
         self.armed = False
@@ -309,7 +309,7 @@ class Interrupts:
 
 
 class FramedPipe:
-    """Length-prefixed frames over two descriptors, read exactly, so that another process can go on where one stops."""
+    """Length-prefixed frames over two descriptors. Reads exactly one frame, so that another process can take over."""
 
     def __init__(self, reader: int, writer: int):
         self.reader, self.writer = reader, writer
@@ -336,7 +336,7 @@ class FramedPipe:
             view = view[os.write(self.writer, view) :]
 
     def wait(self) -> None:
-        if hasattr(select, "poll"):  # not on Windows, where no signal comes to a worker that waits
+        if hasattr(select, "poll"):  # not on Windows, where no signal interrupts a worker
             poller = select.poll()
             poller.register(self.reader, select.POLLIN)
             poller.poll()
@@ -352,9 +352,9 @@ def wait_for(descriptor: int, seconds: float, writing: bool = False) -> bool:
 
 
 class Output(io.TextIOBase):
-    """`sys.stdout` of the cells. Both ends of what one prints are kept, in memory that outlives the cell's process.
+    """`sys.stdout` of the cells. Keeps both ends of the output in shared memory that outlives the cell process.
 
-    The memory: how many bytes and characters there were, the first OUT_HALF bytes, and a ring of the last.
+    Layout: the counts of bytes and characters, the first OUTPUT_HALF bytes, a ring buffer of the last.
     """
 
     encoding, errors = "utf-8", "surrogatepass"
@@ -364,7 +364,7 @@ class Output(io.TextIOBase):
         self.begin(None)
 
     def begin(self, emit: Callable[[str], None] | None) -> None:
-        """For the next cell, whose output `emit` passes on while it runs."""
+        """Reset for the next cell; `emit` streams its output while it runs."""
         self._kept[:16] = bytes(16)
         self._size = self._chars = 0
         self._emit = emit
@@ -404,7 +404,7 @@ class Output(io.TextIOBase):
             self._emit(text)
 
     def close(self) -> None:
-        """A cell that closes its output would lose that of the next."""
+        """Do nothing: a cell must not close the next cell's output."""
 
     def chars(self) -> int:
         return int(SIZES.unpack(self._kept[:16])[1])
@@ -423,7 +423,7 @@ SIZES = struct.Struct(">QQ")
 
 
 def decoded(data: bytes) -> str:
-    """UTF-8 as text, but for a character that is cut at the end; a cell's process may have left anything in it."""
+    """Decode UTF-8, without a character truncated at the end; the cell process may have left any bytes there."""
     try:
         return codecs.utf_8_decode(data, "surrogatepass", False)[0]
     except UnicodeDecodeError:
@@ -431,10 +431,10 @@ def decoded(data: bytes) -> str:
 
 
 class PlainLanguage:
-    """Python as it is: what runs in a container, where the container is the boundary."""
+    """Plain Python, for a container, where the container is the boundary."""
 
     def compile(self, source: str, filename: str) -> tuple[CodeType, CodeType | None]:
-        """The statements and, if the last of them is an expression, that expression by itself."""
+        """The compiled statements and, if the last one is an expression, that expression separately."""
         import ast
 
         tree = ast.parse(source, filename)
@@ -460,7 +460,7 @@ builtins_module = sys.modules["builtins"]
 
 
 def format_traceback(error: BaseException, sources: dict[str, str]) -> str:
-    """An exception as Python shows it, of the cells' own lines only."""
+    """A traceback in Python's format that shows the cells' own lines only."""
     parts: list[str] = []
     seen: set[int] = set()
     current: BaseException | None = error
@@ -523,7 +523,7 @@ def syntax_lines(error: SyntaxError) -> list[str]:
 
 
 def rebuild_exception(exc_name: str, message: str, data: dict[str, Any]) -> Exception:
-    """A host function's exception as the cell sees it: a built-in one, or a class of that name."""
+    """Recreate a host function's exception in the cell: a built-in class, or a new class of that name."""
     base = getattr(builtins_module, exc_name, None)
     error: Exception
     try:
@@ -543,7 +543,7 @@ host_exception_classes: dict[str, type[Exception]] = {}
 
 
 class Calls:
-    """The worker's side of host functions: a call goes out as a frame, and its answer is waited for by its number."""
+    """The worker's side of host functions: sends each call as a frame and waits for the answer with its number."""
 
     def __init__(self, pipe: FramedPipe):
         self.host = self.pipe = pipe
@@ -556,7 +556,7 @@ class Calls:
         self.answered = threading.Condition(threading.Lock())
         self.reading = False
         self.sending = threading.Lock()
-        self.direct: dict[int, str] = {}  # the functions of cells that do nothing but ask, by their identity
+        self.direct: dict[int, str] = {}  # ids of the cells' functions that only call the host, and their names
 
     def begin(self, pipe: FramedPipe, marked: bool) -> None:
         self.pipe, self.marked, self.process = pipe, marked, os.getpid()
@@ -572,7 +572,7 @@ class Calls:
                 self.pipe.write(data)
 
     def in_child(self) -> bool:
-        """Whether this is a process that the cell itself forked."""
+        """Whether the cell's own code forked this process."""
         return os.getpid() != self.process
 
     def orphaned(self) -> None:
@@ -605,11 +605,11 @@ class Calls:
             return self.answers.pop(number)
 
     def read(self) -> None:
-        """Take one frame off the wire, for whichever thread it is meant."""
+        """Read one frame and hand it to the thread that waits for it."""
         self.reading = True
         self.answered.release()
         try:
-            self.pipe.wait()  # an interrupt may come here, but not within a frame
+            self.pipe.wait()  # an interrupt is allowed here, not within a frame
             with self.interrupts:
                 message = json.loads(self.pipe.read())
         except EOFError:
@@ -625,7 +625,7 @@ class Calls:
     def together(self, tasks: Sequence[Callable[[], Any]]) -> list[tuple[bool, Any]]:
         """Run the tasks in order, with (True, value) or (False, exception) of each.
 
-        There are no threads. Those that are nothing but a call of a host function wait for their answers together.
+        There are no threads. Tasks that only call a host function are all sent before the first answer is awaited.
         """
         results: list[tuple[bool, Any]] = []
         for at in range(0, len(tasks), TOGETHER_MAX):
@@ -634,7 +634,7 @@ class Calls:
         return results
 
     def start_task(self, task: Any) -> Callable[[], Any] | None:
-        """What waits for the answer, if the task is such a call and could be sent."""
+        """Send a task that only calls a host function; returns a function that waits for its answer, else None."""
         name = self.direct.get(id(task.func)) if type(task) is functools.partial else None
         if name is None:
             return None
@@ -645,11 +645,11 @@ class Calls:
         return lambda: unwrap(self.answer(number))
 
 
-session_calls: Calls | None = None  # those of the worker that this process is
+session_calls: Calls | None = None  # of this process's worker
 
 
 def run_together(tasks: Sequence[Callable[[], Any]]) -> list[tuple[bool, Any]]:
-    """What a stand-in for `concurrent.futures` is made of: see `Calls.together`."""
+    """Run tasks whose host calls overlap; `rlm_policy` builds its `concurrent.futures` on it."""
     return session_calls.together(tasks) if session_calls else [try_task(task) for task in tasks]
 
 
@@ -667,7 +667,7 @@ def unwrap(answer: dict[str, Any]) -> Any:
 
 
 def host_function(calls: Calls, name: str, batched: bool) -> Any:
-    """What a cell sees of a host function. A batch that one frame cannot carry goes in several."""
+    """The function that stands for a host function in a cell. A batch too large for one frame is sent in several."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         size = sum(len(text) for text in args[0] if isinstance(text, str)) if batched and args else 0
@@ -683,7 +683,7 @@ def host_function(calls: Calls, name: str, batched: bool) -> Any:
 
 
 def unbound(method: Any) -> Any:
-    """A function that does not lead to the method's object, as `__self__`, `copy` and weak references would."""
+    """Wrap a method, so that a cell cannot reach its object through `__self__`, `copy` or weak references."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return method(*args, **kwargs)
@@ -694,13 +694,13 @@ def unbound(method: Any) -> Any:
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
-FILES_CALL = "<files>"  # the host call by which a worker asks for files: no function of a caller's has such a name
-FILES_FD = 60  # where a session has the socket on which the host hands over descriptors
+FILES_CALL = "<files>"  # name of the host call for files; no caller's function can have it
+FILES_FD = 60  # the session's socket for descriptors from the host
 WRITTEN = "[files written here live in the session's scratch folder: later cells can read them, and they end with it]\n"
 
 
 class Files:
-    """The files of a cell: those it wrote itself, in its scratch folder, and those that the host lets it read.
+    """The files that a cell can use: its own, in the scratch folder, and those that the host lets it read.
 
     The host decides, and hands over a descriptor, a name to open here, or the bytes. `home` is the folder that relative
     names belong to; what cannot be written there is written to the same name in the scratch folder. `roots`: other
@@ -722,7 +722,7 @@ class Files:
         self.note_shown = False
 
     def locate(self, path: Any) -> tuple[str, str]:
-        """Where a name is in the scratch folder ("": nowhere), and what the host knows it by."""
+        """A name's path in the scratch folder ("" if it has none), and the name to ask the host for."""
         full = os.path.normpath(os.path.join(os.getcwd(), os.fspath(path)))
         if is_inside(full, self.home):
             full = self.scratch + full[len(self.home) :]
@@ -735,7 +735,7 @@ class Files:
         return answer
 
     def open(self, path: Any, mode: str = "r", *options: Any, **more: Any) -> Any:
-        """`open` for a name: the cell's own file if there is one or it is to be written, else the caller's."""
+        """`open`: the cell's own file if it exists or is to be written, else the caller's."""
         own = self.locate(path)[0]
         if set(mode) & set("wax+"):
             own = self.for_writing(path, mode)
@@ -744,7 +744,7 @@ class Files:
         if self.mounted:
             return plain_open(path, mode, *options, **more)
         with self.lock:
-            self.receive(0)  # what a process that died did not take
+            self.receive(0)  # left by a process that died
             answer = self.ask("open", path)
             descriptor = self.receive(answer["tag"]) if "tag" in answer else -1
         if descriptor >= 0:
@@ -755,7 +755,7 @@ class Files:
         return raw if "b" in mode else io.TextIOWrapper(raw, *options[1:4], **{k: more[k] for k in TEXT if k in more})
 
     def rest(self, path: Any, answer: dict[str, Any]) -> bytes:
-        """All the bytes of a file, of which an answer holds the first."""
+        """All the bytes of a file whose first part is in the answer."""
         data = bytearray(answer["data"])
         while answer["data"]:
             answer = self.ask("open", path, len(data))
@@ -763,7 +763,7 @@ class Files:
         return bytes(data)
 
     def receive(self, tag: int) -> int:
-        """The descriptor of that number, or -1; those that lie before it are closed."""
+        """Receive the descriptor with that tag, or -1; close older ones."""
         import socket
 
         while True:
@@ -779,7 +779,7 @@ class Files:
             os.close(descriptor)
 
     def for_writing(self, path: Any, mode: str) -> str:
-        """The file in the scratch folder that a name is written to; for adding to it, with what the caller's has."""
+        """The file in the scratch folder to write to; for appending, first copy the caller's file there."""
         own = self.writable(path)
         if os.path.lexists(own) or "w" in mode:
             return own
@@ -800,7 +800,7 @@ class Files:
         return own
 
     def writable(self, path: Any) -> str:
-        """A name's place in the scratch folder. The first time, the cell's output says what becomes of it."""
+        """A name's path in the scratch folder. The first use adds a note to the cell's output."""
         own = self.locate(path)[0]
         if not own:
             raise PermissionError(13, "only the scratch folder can be written to", str(path))
@@ -813,7 +813,7 @@ class Files:
         return own
 
     def entries(self, path: Any = ".") -> dict[str, bool]:
-        """The names in a folder, the cell's own and the caller's, and whether each is a folder and no link to one."""
+        """The names in a folder, the cell's own and the caller's; True for a folder that is not a link."""
         own = self.locate(path)[0]
         found: dict[str, bool] = {}
         try:
@@ -844,7 +844,7 @@ class Files:
     # - for plain Python, whose own functions cannot reach the caller's files
 
     def install(self) -> None:
-        """Let `open`, `os.listdir`, `os.stat` and `os.scandir`, and what is made of them, know these files."""
+        """Route `open`, `os.listdir`, `os.stat`, `os.scandir` and everything built on them to these files."""
 
         def route(ours: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
             def either(path: Any = ".", *options: Any, **more: Any) -> Any:
@@ -867,7 +867,7 @@ class Files:
 
 
 class Scan:
-    """`os.scandir` over files of which the host tells."""
+    """`os.scandir` over files that the host lists."""
 
     def __init__(self, files: Files, path: Any):
         self.entries = iter([Entry(files, os.path.join(path, name), d) for name, d in files.entries(path).items()])
@@ -900,7 +900,7 @@ class Entry:
 
 
 def make_folders(path: str) -> None:
-    """`os.makedirs` for where that would take a folder of the caller's for one that is there."""
+    """`os.makedirs`, without mistaking one of the caller's folders for an existing one."""
     if not os.path.lexists(path):
         make_folders(os.path.dirname(path))
         os.mkdir(path)
@@ -919,13 +919,13 @@ def is_inside(path: str, folder: str) -> bool:
 
 
 def text_chunks(text: Any, size: Any, overlap: Any = 0) -> list[Any]:
-    """A text as pieces, a list of texts as groups of them, each of at most `size` characters."""
+    """Split a text into pieces, or a list of texts into groups, of at most `size` characters each."""
     for name, number, least in (("size", size, 1), ("overlap", overlap, 0)):
         if type(number) is not int:
             raise TypeError(f"{name} is a whole number of characters, not {preview(number)}: int(...)")
         if number < least:
             raise ValueError(f"{name} is {number}: at least {least}")
-    if overlap > size // 2:  # or a long text would become a great many pieces that are nearly the same
+    if overlap > size // 2:  # or a long text would become very many, nearly equal pieces
         raise ValueError(f"overlap is {overlap}: at most half of the size, which is {size}")
     cls = type(text)
     if issubclass(cls, str):
@@ -944,7 +944,7 @@ def text_chunks(text: Any, size: Any, overlap: Any = 0) -> list[Any]:
 
 
 def split_text(text: str, size: int, overlap: int) -> list[str]:
-    """The text in pieces that end with a line, or where a line is longer, with a space.
+    """Split a text at ends of lines or, where a line is too long, at spaces.
 
     Linear: two pieces in a row are new text of at least `size - overlap` characters, and each is searched once.
     """
@@ -962,14 +962,14 @@ def split_text(text: str, size: int, overlap: int) -> list[str]:
 
 
 def overlap_start(text: str, low: int, end: int) -> int:
-    """Where the piece after `end` begins, from `low` on: with a whole line, else with a whole word."""
+    """Where the next piece starts, at `low` or later: at a line if possible, else at a word."""
     if low == 0:
         return 0
     return text.find("\n", low - 1, end - 1) + 1 or text.find(" ", low - 1, end - 1) + 1 or low
 
 
 def pack_texts(texts: list[Any], size: int, overlap: int) -> list[list[str]]:
-    """The texts in groups, each of which, joined by newlines, stays within the size; one that is longer is cut."""
+    """Group texts so that each group, joined by newlines, fits the size; longer texts are split."""
     groups: list[list[str]] = []
     group: list[str] = []
     length = -1  # of the group, joined
@@ -988,7 +988,7 @@ def pack_texts(texts: list[Any], size: int, overlap: int) -> list[list[str]]:
 
 
 def last_texts(group: list[str], room: int) -> tuple[list[str], int]:
-    """The last texts of a group that fit into the room when joined, and their joined length."""
+    """The last texts of a group that fit into `room` when joined, and their joined length."""
     first, length = len(group), -1
     while first and length + 1 + len(group[first - 1]) <= room:
         first -= 1
@@ -997,7 +997,7 @@ def last_texts(group: list[str], room: int) -> tuple[list[str], int]:
 
 
 def chunks_function(name: str, usual: int) -> Any:
-    """`chunks` as a cell sees it, with the host's size for it."""
+    """The cell's `chunks` function, with the host's default size."""
 
     def chunks(text: Any, size: Any = None, overlap: Any = 0) -> list[Any]:
         return text_chunks(text, usual if size is None else size, overlap)
@@ -1053,7 +1053,7 @@ class Worker:
         self.can_kill: bool = setup.get("can_kill", True)
         self.contained: bool = setup.get("contained", False)
         self.blob: int = setup.get("blob", -1)
-        self.given = 0  # bytes of what the host has set: many, but rarely touched, so cheap to fork
+        self.given = 0  # bytes of what the host has set: rarely written to, so cheap to fork
         self.kills = memory_kills()
         global session_calls
         self.calls = session_calls = Calls(pipe)
@@ -1133,7 +1133,7 @@ class Worker:
         return {"op": "done"}
 
     def read_blob(self, message: dict[str, Any]) -> Any:
-        """A value handed over by reference: UTF-8 text in one piece, and where its items end."""
+        """Read a value that the host put into shared memory, or that follows in frames."""
         size = message["size"]
         if size is None:
             raw = bytearray()
@@ -1149,7 +1149,7 @@ class Worker:
 
     @contextlib.contextmanager
     def memory_limit(self, memory: int | None) -> Iterator[None]:
-        """The cell may take so much beyond what there is; afterwards the session's own limit holds again."""
+        """Let the cell use so much more memory than is in use now; restore the session's limit afterwards."""
         size = memory_pages(0)
         if memory is None or size is None:
             yield
@@ -1181,7 +1181,7 @@ class Worker:
         return {"op": "result", "ms": (time.perf_counter() - began) * 1000, **output, **ended}
 
     def run(self, code: str, filename: str) -> dict[str, Any]:
-        """The part that an interrupt may end anywhere: the cell, and all that may call its objects' methods."""
+        """Run the cell and everything that may call its objects' methods; an interrupt may end this anywhere."""
         interrupts = self.calls.interrupts
         interrupts.pending, interrupts.armed = False, True
         try:
@@ -1247,7 +1247,7 @@ class Worker:
             return {"final": truncate(text, limit, "")}
 
     def images(self) -> list[dict[str, str]]:
-        """The last expression's picture, if it has one, and figures that the cell left open, drawn and closed."""
+        """PNG images of the last expression and of the figures that the cell left open; the figures are closed."""
         pictures = []
         last, self.last = self.last, None
         if draw := getattr(type(last), "_repr_png_", None):  # what notebooks ask for: PIL and others
@@ -1279,7 +1279,7 @@ class Worker:
         self.final = self.variables[name]
 
     def SHOW_VARS(self) -> dict[str, str]:
-        """The variables, with type, length and a glimpse of each."""
+        """The variables, each with type, length and a short preview."""
         lines = {}
         for name, value in self.user_variables()[:NAMES_MAX]:
             cls_name, size, glimpse = describe(value)
@@ -1287,7 +1287,7 @@ class Worker:
         return lines
 
     def bind(self, functions: dict[str, Any]) -> None:
-        """Put the host's functions into the namespace, and take away those of an earlier cell.
+        """Put the host's functions into the namespace and remove those of an earlier cell.
 
         Each comes with whether it takes batches; `chunks`, which needs no host, comes with its size.
         """
@@ -1406,7 +1406,7 @@ def reserve_descriptors(spare: int) -> None:
 
 @contextlib.contextmanager
 def killable() -> Iterator[None]:
-    """Without a checkpoint, a timeout kills this process and its variables are lost."""
+    """Without a checkpoint, a timeout kills this process, and the variables are lost."""
     if not hasattr(signal, "SIGUSR1"):
         yield
         return
@@ -1529,13 +1529,13 @@ def memory_pages(field: int) -> int | None:
 
 
 def memory_in_use() -> int:
-    """Bytes this process holds, as well as can be told without /proc, which the confinement hides."""
+    """Bytes of memory in use; an estimate where the confinement hides /proc."""
     small = sys.getallocatedblocks() * 96  # a middling size for objects of the small-object allocator
     return memory_pages(1) or small + (malloc_size() if malloc_size else 0)
 
 
 def memory_kills() -> str | None:
-    """How often the kernel killed for want of memory, where a container shows that."""
+    """The kernel's count of out-of-memory kills in this container; None if it is not shown."""
     for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
         with contextlib.suppress(OSError), open(path) as file:
             return next((line for line in file if line.startswith("oom_kill ")), None)
@@ -1546,9 +1546,9 @@ malloc_size: Callable[[], int] | None = None  # set before confinement, where th
 
 
 def to_blob(value: Any) -> tuple[dict[str, Any], Iterator[bytes]]:
-    """A header and pieces of UTF-8: text, lists of text and dicts of text as they are, the rest as JSON.
+    """Serialise a value to a header and pieces of UTF-8: texts, lists and dicts of texts directly; the rest as JSON.
 
-    The header's nbytes are what the worker needs at most: for the value, and the pieces that it is made from.
+    The header's nbytes are the most that the worker needs: for the value and for the pieces it is built from.
     """
     if type(value) is str:
         return {"form": "str", "nbytes": text_nbytes(value)}, encoded(value)
@@ -1573,13 +1573,13 @@ def joined(form: str, texts: list[str]) -> tuple[dict[str, Any], Iterator[bytes]
 
 
 def encoded(text: str) -> Iterator[bytes]:
-    """In pieces, since fresh memory for a hundred megabytes costs more than filling it."""
+    """Encode in pieces: allocating 100 MB at once costs more than filling it."""
     for start in range(0, len(text), 1 << 20):
         yield text[start : start + (1 << 20)].encode("utf-8", "surrogatepass")
 
 
 def text_nbytes(text: str) -> int:
-    """A text's characters at their width, and the UTF-8 they are decoded from."""
+    """Memory for a text and for the UTF-8 that it is decoded from."""
     return 2 * len(text) if text.isascii() else sys.getsizeof(text) + 4 * len(text)
 
 
@@ -1605,8 +1605,8 @@ def from_blob(view: memoryview, header: dict[str, Any]) -> Any:
 def run_init(group: int, watched: Sequence[int], idle_limit: float = 0) -> NoReturn:
     """PID 1: reap zombies, end with the worker, and end it when whoever holds the other end of `watched` dies.
 
-    With `idle_limit` this is a container's first process: SIGINT and SIGUSR1 go to all that runs there, and after so
-    many seconds without a word from the host it ends, since a daemon that died may have left it to itself.
+    With `idle_limit` this is a container's PID 1: it passes SIGINT and SIGUSR1 to every process there, and ends after
+    so many seconds without a frame from the host, since a daemon that died may have orphaned the container.
     """
     wakeup_read, wakeup_write = os.pipe()
     os.set_blocking(wakeup_write, False)
@@ -1659,7 +1659,7 @@ def kill_group(group: int) -> NoReturn:
 
 
 def take_streams() -> FramedPipe:
-    """The standard streams as the worker's own; whatever else writes to them writes to nowhere."""
+    """Take over the standard streams for frames; anything else that uses them gets /dev/null."""
     pipe = FramedPipe(os.dup(0), os.dup(1))
     for descriptor, mode in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
         os.dup2(os.open(os.devnull, mode), descriptor)
@@ -1734,7 +1734,7 @@ libc: Any = None  # the C library, once `load_libc` ran
 
 
 def load_libc() -> None:
-    """Also finds out how the allocator is asked for its size, for `memory_in_use` once /proc is out of reach."""
+    """Load the C library, and find the allocator's statistics for `memory_in_use`, which cannot read /proc later."""
     import ctypes
 
     global libc, malloc_size
@@ -1745,7 +1745,7 @@ def load_libc() -> None:
 
 
 def call_libc(name: str, *arguments: Any) -> int:
-    """A C function that says -1 for failure, as a Python function that raises."""
+    """Call a C function; OSError if it returns -1."""
     import ctypes
 
     result = int(getattr(libc, name)(*arguments))
@@ -1756,7 +1756,7 @@ def call_libc(name: str, *arguments: Any) -> int:
 
 
 def attempt(layers: dict[str, bool | str], name: str, step: Callable[..., Any], *arguments: Any) -> bool:
-    """Take one step of the confinement, and note whether it holds."""
+    """Take one step of the confinement and record in `layers` whether it holds."""
     try:
         result = step(*arguments)
     except (OSError, ValueError, AttributeError, ImportError) as error:
@@ -1768,7 +1768,7 @@ def attempt(layers: dict[str, bool | str], name: str, step: Callable[..., Any], 
 
 
 def enter_namespaces(layers: dict[str, bool | str]) -> None:
-    """Leave the machine's namespaces; a PID namespace begins with the next child."""
+    """Enter new namespaces; the PID namespace starts with the next child."""
     uid, gid = os.geteuid(), os.getegid()
     if uid == 0:
         # Root's own processes are never counted against RLIMIT_NPROC; those of another real user are.
@@ -1789,7 +1789,7 @@ def map_user(uid: int, gid: int) -> None:
 
 
 def mount_scratch(folder: str) -> None:
-    """A bounded file system of the session's own over its folder, gone with its last process."""
+    """Mount a bounded tmpfs over the session's folder; it goes away with the last process."""
     private, nothing = 0x40000 | 0x4000, None  # MS_PRIVATE | MS_REC
     call_libc("mount", b"none", b"/", nothing, private, nothing)
     options = f"size={SCRATCH_SIZE},nr_inodes=2000,mode=700".encode()
@@ -1797,7 +1797,7 @@ def mount_scratch(folder: str) -> None:
 
 
 def confine(setup: dict[str, Any], layers: dict[str, bool | str]) -> None:
-    """Everything that a worker does to itself before it sees any code. Each step is best effort; `layers` tells."""
+    """Confine this process before it sees any code. Each step is best effort; `layers` records the outcome."""
     attempt(layers, "rlimits", limit_resources, setup["memory"])
     if not setup["confined"]:
         return
@@ -1820,7 +1820,7 @@ def may_kill(layers: dict[str, bool | str]) -> bool:
 
 
 def verify_layers(layers: dict[str, bool | str]) -> None:
-    """Believe the two main layers only when they refuse something."""
+    """Mark the two main layers as absent unless they really refuse something."""
     import socket
 
     tries: tuple[tuple[str, Callable[[], Any]], ...] = (
@@ -1858,8 +1858,7 @@ def limit_resources(memory: int) -> None:
 
 
 def restrict_files(scratch: str, readable: Sequence[str]) -> str:
-    """Landlock: the scratch folder, and for reading what Python itself needs and the caller gave. No TCP, no signals
-    to processes outside."""
+    """Landlock: allow the scratch folder and reading what Python needs. No TCP, no signals to processes outside."""
     abi = landlock_abi()
     handled = (1 << (13 + (abi >= 2) + (abi >= 3))) - 1 | (1 << 15 if abi >= 5 else 0)
     network, scope = (3 if abi >= 4 else 0), (3 if abi >= 6 else 0)
@@ -1917,7 +1916,7 @@ def packed(program: Filter) -> bytes:
 
 
 def machine_numbers() -> tuple[int, int]:
-    """Which column of the tables of system calls is this machine's, and how the kernel names it."""
+    """This machine's column in the system call tables, and the kernel's number for the architecture."""
     machine = os.uname().machine
     if machine not in MACHINES:
         raise OSError(f"no list of system calls for {machine}")
@@ -1925,8 +1924,8 @@ def machine_numbers() -> tuple[int, int]:
 
 
 def filter_container(network: bool) -> str:
-    """Beside the engine's own filter, which lets these pass: sockets but those of the machine itself and, with a
-    network, of IPv4 and IPv6; shared memory, semaphores and message queues, which would outlive the cell."""
+    """Refuse what the engine's own filter allows: sockets other than AF_UNIX and, with a network, IPv4 and IPv6; shared
+    memory, semaphores and message queues, which would outlive the cell."""
     load_libc()
     column, architecture = machine_numbers()
     program = filter_head(column, architecture)
@@ -1939,7 +1938,7 @@ def filter_container(network: bool) -> str:
 
 
 def filter_head(column: int, architecture: int) -> Filter:
-    """The start of a filter: with the numbers of another machine every call would be another one."""
+    """The start of a filter: kill on another architecture, where the same numbers mean other calls."""
     program: Filter = [(LOAD, 0, 0, 4), (EQUAL, 1, 0, architecture), (RETURN, 0, 0, KILL_PROCESS), (LOAD, 0, 0, 0)]
     if column == 0:  # the x32 numbers name the same calls a second time
         program += [(ANY_BIT, 0, 1, 0x40000000), (RETURN, 0, 0, REFUSE)]
@@ -1947,7 +1946,7 @@ def filter_head(column: int, architecture: int) -> Filter:
 
 
 def build_filter(column: int, architecture: int, kill_is_safe: bool) -> Filter:
-    """An allow-list. Processes may be made only by a plain fork, and memory is never writable and executable."""
+    """An allow-list. Only a plain fork may create processes, and memory is never both writable and executable."""
     program = filter_head(column, architecture)
     for entry in SYSCALLS.split(","):
         number = entry.split()[1 + column]
@@ -1967,7 +1966,7 @@ def build_filter(column: int, architecture: int, kill_is_safe: bool) -> Filter:
 
 
 def on_call(number: int, block: Filter) -> Filter:
-    """The block for one system call; the blocks end in a return, so that what follows is for the others."""
+    """The block for one system call. Each block ends in a return."""
     return [(EQUAL, 0, len(block), number), *block]
 
 
@@ -1991,7 +1990,7 @@ def refuse_bits(argument: int, bits: int) -> Filter:
 
 
 def allow_own_limits() -> Filter:
-    """Read any limit; set the soft one for descriptors (7), below its hard one. That of memory is the host's to set."""
+    """Allow reading any limit and setting that for descriptors (7). Only the host may raise a limit of memory."""
     is_reading: Filter = [low_word(2), (EQUAL, 0, 3, 0), high_word(2), (EQUAL, 0, 1, 0), (RETURN, 0, 0, ALLOW)]
     is_other: Filter = [low_word(0), (EQUAL, 1, 0, 0), (RETURN, 0, 0, REFUSE)]
     return [*is_reading, *is_other, *allow_values(1, (7,))]
@@ -2043,7 +2042,7 @@ def preload(setup: dict[str, Any]) -> None:
 
 
 def load_policy() -> Any:
-    """The language layer, from the file beside this one: no folder of ours is on the path."""
+    """Load `rlm_policy` from the file beside this one, since its folder is not on `sys.path`."""
     from importlib.util import module_from_spec, spec_from_file_location
 
     name = "rlm_policy"
@@ -2056,7 +2055,7 @@ def load_policy() -> Any:
 
 
 def make_base(temporary: str) -> tuple[str, int]:
-    """A folder for the folders of sessions, and a lock on it; those that nobody locks any more are removed."""
+    """Create and lock the parent folder of the session folders; remove those that no process locks any more."""
     prefix = f"rlm-sandbox-{os.getuid()}-"
     for name in os.listdir(temporary):
         if name.startswith(prefix):
@@ -2074,7 +2073,7 @@ def make_base(temporary: str) -> tuple[str, int]:
 
 
 def locked(folder: str) -> int | None:
-    """A descriptor that locks the folder as long as it is open; None if it is somebody else's."""
+    """A descriptor that locks the folder while it is open; None if another process holds the lock."""
     import fcntl
 
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -2093,7 +2092,7 @@ def remove_tree(folder: str) -> None:
 
 
 def plain_main(setup: dict[str, Any]) -> NoReturn:
-    """A worker by itself, for systems without what a zygote and its sessions need: the policy, limits, and no more."""
+    """A worker without zygote or confinement, for macOS and Windows: the policy and resource limits only."""
     pipe = take_streams()
     if sys.platform == "win32":
         import msvcrt
@@ -2107,7 +2106,7 @@ def plain_main(setup: dict[str, Any]) -> NoReturn:
 
 
 def exit_with_parent(parent: int) -> NoReturn:
-    """A worker in a loop does not notice that its host has gone; this thread does."""
+    """End this process when the host goes away, which a worker that runs a cell would not notice."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(0)
@@ -2159,7 +2158,7 @@ class Zygote:
             os.close(descriptor)
 
     def preload_next(self, names: list[str]) -> None:
-        """One import while nothing is asked for. A session begun before the last does the others itself."""
+        """Import one module while idle. A session forked before the last import does the rest itself."""
         import gc
         import importlib
 
@@ -2193,7 +2192,7 @@ class Zygote:
         return pid
 
     def keep_base(self) -> None:
-        """Make the folder anew where something has cleaned it away, and never use another's in its place."""
+        """Recreate the folder if something removed it; never use a folder that another process put in its place."""
         try:
             there = os.path.samestat(os.lstat(self.setup["base"]), os.fstat(self.lock))
         except FileNotFoundError:
@@ -2222,7 +2221,7 @@ class Zygote:
         return pid
 
     def terminate(self, pid: int) -> None:
-        """Only now may the number be used again: until here the host could safely signal it."""
+        """Kill and reap a session. Until this frees its pid, the host can signal it safely."""
         if pid in self.sessions:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)
@@ -2262,7 +2261,7 @@ def start_session(setup: dict[str, Any], descriptors: list[int], pid_writer: int
 
 
 def keep_open(*descriptors: int) -> None:
-    """Close all but these and the standard three."""
+    """Close all descriptors but these and the standard three."""
     first = 3
     for descriptor in [*sorted(set(descriptors)), 1 << 16]:
         os.closerange(first, descriptor)
@@ -2297,7 +2296,7 @@ TIME_ZONES = ["/usr/share/zoneinfo", "/usr/lib/zoneinfo", "/usr/share/lib/zonein
 
 
 def readable_paths(setup: dict[str, Any]) -> list[str]:
-    """What Python needs while it runs, and the allowed packages. The caller's files come from the host."""
+    """The paths that Python and the allowed packages read at run time. The caller's files come from the host."""
     paths = [os.path.dirname(os.__file__), *TIME_ZONES]
     if setup["allowed_imports"]:
         paths += [*setup["packages"], os.environ.get("MPLCONFIGDIR", "")]
@@ -2306,6 +2305,6 @@ def readable_paths(setup: dict[str, Any]) -> list[str]:
 
 
 def set_subreaper() -> None:
-    """Orphans come here and not to the machine's init."""
+    """Make orphaned descendants children of this process instead of the machine's PID 1."""
     with contextlib.suppress(OSError):
         call_libc("prctl", 36, 1, 0, 0, 0)
