@@ -1233,7 +1233,8 @@ class LocalChannel(Channel):
         self.next_count = time.monotonic() + COUNT_INTERVAL
         before = []
         if memory is not None:
-            self.allowed = memory
+            present = max(map(resident, self.workers()), default=0) - self.floor - self.granted
+            self.allowed = memory + max(0, present)
             before = [set_address_space(pid, lambda _, size: size + memory) for pid in self.workers()]
         try:
             yield None

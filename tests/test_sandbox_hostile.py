@@ -328,3 +328,10 @@ def test_a_cell_may_still_use_what_it_has(watched: Watched) -> None:
     assert box.execute("taken, more = touch(250)\ntaken < 200").value == "True"
     assert box.execute("del kept, more\ntouch(400)[0]", memory="512m").value == "400"
     assert box.execute("touch(400)[0] < 350").value == "True"
+
+
+def test_a_cells_own_limit_comes_on_top_of_the_variables(watched: Watched) -> None:
+    box = watched.box
+    assert box.execute("taken, kept = touch(180)\ntaken").value == "184"
+    assert box.execute("time.sleep(0.5)\nlen(kept)", memory="64m").value == "23"
+    assert int(box.execute("touch(200)[0]", memory="64m").value or 0) <= 64
