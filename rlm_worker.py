@@ -1295,13 +1295,15 @@ class Worker:
             if name not in functions and self.variables.get(name) is function:
                 del self.variables[name]
         same = {name: self.functions[name] for name, spec in functions.items() if self.specs.get(name) == spec}
-        self.functions = {name: same.get(name) or self.make_function(name, spec) for name, spec in functions.items()}
+        for name, spec in functions.items():
+            if name not in same and type(spec) is bool:
+                same[name] = host_function(self.calls, name, spec)
+            elif name not in same:
+                same[name] = chunks_function(name, spec)
+        self.functions = same
         self.specs = functions
         self.variables.update(self.functions)
         self.variables.update(self.own)
-
-    def make_function(self, name: str, spec: Any) -> Any:
-        return host_function(self.calls, name, spec) if type(spec) is bool else chunks_function(name, spec)
 
     def emit(self, text: str) -> None:
         if not self.calls.in_child():
@@ -1974,10 +1976,6 @@ def low_word(argument: int) -> tuple[int, int, int, int]:
     return (LOAD, 0, 0, 16 + 8 * argument)
 
 
-def high_word(argument: int) -> tuple[int, int, int, int]:
-    return (LOAD, 0, 0, 20 + 8 * argument)
-
-
 def allow_values(argument: int, values: Sequence[int]) -> Filter:
     tests: Filter = []
     for value in values:
@@ -1991,7 +1989,8 @@ def refuse_bits(argument: int, bits: int) -> Filter:
 
 def allow_own_limits() -> Filter:
     """Allow reading any limit and setting that for descriptors (7). Only the host may raise a limit of memory."""
-    is_reading: Filter = [low_word(2), (EQUAL, 0, 3, 0), high_word(2), (EQUAL, 0, 1, 0), (RETURN, 0, 0, ALLOW)]
+    high_word = (LOAD, 0, 0, 20 + 8 * 2)
+    is_reading: Filter = [low_word(2), (EQUAL, 0, 3, 0), high_word, (EQUAL, 0, 1, 0), (RETURN, 0, 0, ALLOW)]
     is_other: Filter = [low_word(0), (EQUAL, 1, 0, 0), (RETURN, 0, 0, REFUSE)]
     return [*is_reading, *is_other, *allow_values(1, (7,))]
 
@@ -2255,7 +2254,11 @@ def start_session(setup: dict[str, Any], descriptors: list[int], pid_writer: int
             watched = [descriptors[0], liveness_pipe]
             keep_open(*watched)
             run_init(os.getpgrp(), watched)
-        run_worker(setup, layers, descriptors, own_init=os.getppid() == 1 and bool(layers.get("pid_namespace")))
+        stream, blob, files = descriptors
+        os.dup2(files, FILES_FD)
+        keep_open(stream, blob, FILES_FD)
+        own_init = os.getppid() == 1 and bool(layers.get("pid_namespace"))
+        start_worker(dict(setup, blob=blob), layers, FramedPipe(stream, stream), own_init)
     finally:
         os._exit(1)
 
@@ -2266,16 +2269,6 @@ def keep_open(*descriptors: int) -> None:
     for descriptor in [*sorted(set(descriptors)), 1 << 16]:
         os.closerange(first, descriptor)
         first = descriptor + 1
-
-
-def run_worker(
-    setup: dict[str, Any], layers: dict[str, bool | str], descriptors: list[int], own_init: bool
-) -> NoReturn:
-    """In the worker: keep only the descriptors that it needs."""
-    stream, blob, files = descriptors
-    os.dup2(files, FILES_FD)
-    keep_open(stream, blob, FILES_FD)
-    start_worker(dict(setup, blob=blob), layers, FramedPipe(stream, stream), own_init)
 
 
 def start_worker(setup: dict[str, Any], layers: dict[str, bool | str], pipe: FramedPipe, own_init: bool) -> NoReturn:
