@@ -46,7 +46,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate, islice, pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING or not __package__:
     import rlm_backends
@@ -212,36 +212,36 @@ _USAGE = ("input", "output", "cached", "cache_write", "reasoning")
 Price = Callable[[int, int], "float | None"]  # (input tokens, output tokens) -> USD
 
 
-class Ticket(NamedTuple):
+class Reservation(NamedTuple):
     """A reservation: what a call may use at most."""
 
     tokens: int
     cost: float
     output: int
-    pooled: Ticket | None = None  # the same in the ledger of the whole batch
+    pooled: Reservation | None = None  # the same in the ledger of the whole batch
 
 
-class Batch(NamedTuple):
+class LedgerGroup(NamedTuple):
     """What the runs of one batch share: their common ledger, if they have one."""
 
-    pool: Ledger | None
+    parent_ledger: Ledger | None
 
 
 class Ledger:
     """What the tree of calls has used, has in flight and may still use.
 
     A call reserves before it is sent and settles with its real usage. What nobody can mend is kept in `stopped`,
-    raised in every thread that asks, and sets `cancel`, which ends the calls in flight. With a `pool`, the ledger of
+    raised in every thread that asks, and sets `cancel`, which ends the calls in flight. With a `parent_ledger`, that of
     a whole batch, everything has to fit there as well.
     """
 
-    def __init__(self, options: Options, pool: Ledger | None = None) -> None:
+    def __init__(self, options: Options, parent_ledger: Ledger | None = None) -> None:
         self.options = options
-        self.pool = pool
+        self.parent_ledger = parent_ledger
         self.started = time.monotonic()
         self.deadline = self.started + options.timeout_seconds if options.timeout_seconds else None
-        if pool is not None and pool.deadline is not None:
-            self.deadline = min(pool.deadline, self.deadline or pool.deadline)
+        if parent_ledger is not None and parent_ledger.deadline is not None:
+            self.deadline = min(parent_ledger.deadline, self.deadline or parent_ledger.deadline)
         self.changed = threading.Condition(threading.RLock())
         self.cancel = threading.Event()
         self.stopped: BaseException | None = None
@@ -252,7 +252,7 @@ class Ledger:
         self.calls = 0
         self.subcalls = 0
         self.depth = 0
-        self._held: list[Ticket] = []
+        self._held: list[Reservation] = []
         self._waiting = 0
         self._queued = 0
 
@@ -274,9 +274,9 @@ class Ledger:
         """Raise what stopped the tree, or the time limit if it has passed."""
         if self.stopped is not None:
             raise self.stopped
-        if self.pool is not None:
+        if self.parent_ledger is not None:
             with self._stopped_by_pool():
-                self.pool.check()
+                self.parent_ledger.check()
         if self.deadline is not None and time.monotonic() >= self.deadline:
             elapsed = time.monotonic() - self.started
             raise self.fail(TimeoutExceeded(elapsed, self.options.timeout_seconds or 0))
@@ -301,9 +301,9 @@ class Ledger:
             if wanted > self.options.max_subcalls:
                 raise self.fail(MaxSubcallsExceeded(wanted, self.options.max_subcalls))
             self.subcalls = wanted
-        if self.pool is not None and number:
+        if self.parent_ledger is not None and number:
             with self._stopped_by_pool():
-                self.pool.count_subcalls(number)
+                self.parent_ledger.count_subcalls(number)
 
     @contextlib.contextmanager
     def queue(self, number: int) -> Iterator[Callable[[], None]]:
@@ -327,7 +327,7 @@ class Ledger:
             with self.changed:
                 self._queued -= waiting[0]
 
-    def reserve(self, size: int, most: int, price: Price, *, wait: bool = True) -> Ticket:
+    def reserve(self, size: int, most: int, price: Price, *, wait: bool = True) -> Reservation:
         """Room for a call of `size` tokens of input and up to `most` of output; waits for calls in flight if it must.
 
         Raises TokenBudgetExhausted or CostBudgetExhausted when it still does not fit once nothing is in flight.
@@ -345,19 +345,21 @@ class Ledger:
                     self.changed.wait(self.remaining())
             finally:
                 self._waiting -= 1
-            ticket = Ticket(size + output, price(size, output) or 0.0, output)
-            self._held.append(ticket)
-        if self.pool is None:
-            return ticket
+            reservation = Reservation(size + output, price(size, output) or 0.0, output)
+            self._held.append(reservation)
+        if self.parent_ledger is None:
+            return reservation
         try:
             with self._stopped_by_pool():
-                pooled = self.pool.reserve(size, output, price)
+                pooled = self.parent_ledger.reserve(size, output, price)
         except BaseException:
-            self.release(ticket)
+            self.release(reservation)
             raise
         with self.changed:
-            self._held[self._held.index(ticket)] = ticket = ticket._replace(output=pooled.output, pooled=pooled)
-        return ticket
+            self._held[self._held.index(reservation)] = reservation = reservation._replace(
+                output=pooled.output, pooled=pooled
+            )
+        return reservation
 
     def _room(self, size: int, most: int, price: Price) -> int:
         """The tokens of output that a call of `size` could be granted now."""
@@ -379,26 +381,26 @@ class Ledger:
             return CostBudgetExhausted(self.cost, budget)
         return TokenBudgetExhausted(self.tokens, self.options.token_budget, needed=size + _LEAST_OUTPUT)
 
-    def release(self, ticket: Ticket) -> None:
+    def release(self, reservation: Reservation) -> None:
         """Give a reservation back: its call was not answered."""
         with self.changed:
-            self._held.remove(ticket)
+            self._held.remove(reservation)
             self.changed.notify_all()
-        if self.pool is not None and ticket.pooled is not None:
-            self.pool.release(ticket.pooled)
+        if self.parent_ledger is not None and reservation.pooled is not None:
+            self.parent_ledger.release(reservation.pooled)
 
-    def settle(self, ticket: Ticket, usage: Mapping[str, int], cost: float | None, saved: float) -> None:
+    def settle(self, reservation: Reservation, usage: Mapping[str, int], cost: float | None, saved: float) -> None:
         """Replace a reservation by what the call really used, before anybody can reserve what it gives back."""
         with self.changed:
-            if self.pool is not None and ticket.pooled is not None:
-                self.pool.settle(ticket.pooled, usage, cost, 0.0)
-            self._held.remove(ticket)
+            if self.parent_ledger is not None and reservation.pooled is not None:
+                self.parent_ledger.settle(reservation.pooled, usage, cost, 0.0)
+            self._held.remove(reservation)
             self._enter(usage, cost, saved)
 
     def spend(self, usage: Mapping[str, int], cost: float | None, saved: float = 0.0) -> None:
         """Enter a call that is paid for (a settled one, or one that the journal holds)."""
-        if self.pool is not None:
-            self.pool.spend(usage, cost)
+        if self.parent_ledger is not None:
+            self.parent_ledger.spend(usage, cost)
         self._enter(usage, cost, saved)
 
     def _enter(self, usage: Mapping[str, int], cost: float | None, saved: float) -> None:
@@ -428,7 +430,7 @@ class Ledger:
             "subcalls": max(0, options.max_subcalls - self.subcalls),
             "seconds": None if seconds is None else round(seconds, 1),
         }
-        pooled = self.pool.left() if self.pool is not None else left
+        pooled = self.parent_ledger.left() if self.parent_ledger is not None else left
         return {name: None if own is None else min(own, pooled[name]) for name, own in left.items()}
 
     def nearly_used(self) -> list[str]:
@@ -447,6 +449,7 @@ class Ledger:
 
 SCHEMA_VERSION = 1
 Event = dict[str, Any]
+T = TypeVar("T")
 
 
 def new_id() -> str:
@@ -516,7 +519,7 @@ class Journal:
                 return
             if self._file >= 0:
                 self._append(text.encode("ascii") + b"\n")
-            self.tell(line)
+            self.notify(line)
 
     def _append(self, data: bytes) -> None:
         try:
@@ -528,9 +531,9 @@ class Journal:
                 f"cannot write the journal {self.path}: {error.strerror}", hint="free some space, then: rlm resume"
             ) from error
 
-    def mention(self, event: str, **fields: Any) -> None:
+    def emit(self, event: str, **fields: Any) -> None:
         """What only a listener gets to know: text as it arrives, output as it is printed. No `v`: it is no line."""
-        self.tell({"event": event, "trajectory_id": self.trajectory_id, **fields})
+        self.notify({"event": event, "trajectory_id": self.trajectory_id, **fields})
 
     def progress(self, phase: str, **fields: Any) -> None:
         """Say what is going on now: {"event": "progress", "phase": asking, reading, running, subcalls or loading}."""
@@ -538,7 +541,7 @@ class Journal:
             "on_progress", {"event": "progress", "trajectory_id": self.trajectory_id, "phase": phase, **fields}
         )
 
-    def tell(self, line: Event) -> None:
+    def notify(self, line: Event) -> None:
         """Hand an event to the caller's `on_event`."""
         self._notify("on_event", line)
 
@@ -554,7 +557,7 @@ class Journal:
             setattr(self, listener, None)
             warnings.warn(f"{listener} raised {error!r} and is not called again", RuntimeWarning, stacklevel=3)
 
-    def seal(self) -> None:
+    def reject_other_threads(self) -> None:
         """From now on only this thread's events are taken: the others have been stopped, whatever they still say."""
         with self._lock:
             self._only = threading.get_ident()
@@ -683,13 +686,13 @@ def _cut_torn_tail(path: str) -> None:
         file.truncate(blob.rfind(b"\n") + 1)
 
 
-class Recording:
+class JournalIndex:
     """What a journal says has happened, by the keys that make a resumed run find it again. Empty for a new run."""
 
     def __init__(self, events: Iterable[Event] = ()) -> None:
         self.turns: dict[tuple[str, int], Event] = {}
         self.cells: dict[tuple[str, int], Event] = {}
-        self.keyed: dict[str, Event] = {}  # leaf sub-calls and tools called from code
+        self.results_by_key: dict[str, Event] = {}  # leaf sub-calls and tools called from code
         self.tools: dict[tuple[str, int, str], Event] = {}
         self.compactions: dict[tuple[str, int], Event] = {}
         self.restarts: dict[str, set[int]] = {}  # the turns after which a node began afresh
@@ -716,14 +719,14 @@ class Recording:
             if event["kind"] == "turn":
                 self.turns[node, event["turn"]] = event
             elif event["kind"] == "sub":
-                self.keyed[event["key"]] = event
+                self.results_by_key[event["key"]] = event
         elif kind == "tool":
             if "cell" in event:
                 self.cells[node, event["cell"]] = event
             elif not event.get("tool_results"):
                 return
             elif "key" in event:
-                self.keyed[event["key"]] = event
+                self.results_by_key[event["key"]] = event
             else:
                 self.tools[node, event["turn"], event["tool_calls"][0]] = event
         elif kind == "compact" and event.get("restart"):
@@ -788,7 +791,7 @@ class Context:
         if isinstance(value, bytes) or value is None or self.images:
             return None
         if not isinstance(value, str):
-            if _written_size(value, limit) > limit:
+            if size_up_to(value, limit) > limit:
                 return None
             value = repr(value)
         return value if len(value) <= limit else None
@@ -826,7 +829,7 @@ class Context:
         return len(self.value) if hasattr(self.value, "__len__") else 1
 
     @cached_property
-    def about(self) -> dict[str, Any] | None:
+    def event_fields(self) -> dict[str, Any] | None:
         """What `start` says of it."""
         if self.value is None:
             return None
@@ -908,7 +911,7 @@ def _amount(value: Any) -> str:
     return f"{size:,} {unit}{'s' * (size != 1)}"
 
 
-def _written_size(value: Any, limit: int) -> int:
+def size_up_to(value: Any, limit: int) -> int:
     """About how many characters plain data takes when it is written down; counting ends beyond `limit`."""
     size, stack = 0, [value]
     while stack and size <= limit:
@@ -965,9 +968,9 @@ def as_context(value: Any, logs: str | None = None, encoding: str | None = None)
     if isinstance(value, Context):
         return value
     if isinstance(value, os.PathLike):
-        return read_context([os.fspath(value)], left_out=logs, encoding=encoding)
+        return read_context([os.fspath(value)], exclude=logs, encoding=encoding)
     if isinstance(value, (list, tuple)) and value and all(isinstance(item, os.PathLike) for item in value):
-        return read_context([os.fspath(item) for item in value], left_out=logs, encoding=encoding)
+        return read_context([os.fspath(item) for item in value], exclude=logs, encoding=encoding)
     _require_plain(value)
     if isinstance(value, str) and len(value) < 260 and "\0" not in value and os.path.isfile(value):
         return Context(value, notes=("a file has this name; what it holds was not given",))
@@ -1003,14 +1006,14 @@ def read_context(
     *,
     stdin: str | bytes | None = None,
     cwd: str | None = None,
-    left_out: str | None = None,
+    exclude: str | None = None,
     encoding: str | None = None,
     within: str | None = None,
 ) -> Context:
     """Files, folders and globs as a context: one file a `str`, several a `dict` path -> text; "-" is `stdin`.
 
     ConfigError for what is missing, unreadable or empty of files. A file that is not text stays `bytes` when it is
-    the only one, and is left out, with a note, among several; so are the logs in the folder `left_out`. `encoding`:
+    the only one, and is left out, with a note, among several; so are the logs in the folder `exclude`. `encoding`:
     that of the files, where it is known. `within`: a folder that no file may lie outside of.
     """
     specs = list(specs)
@@ -1020,17 +1023,17 @@ def read_context(
         return Context(piped, "stdin" if stdin is not None else "value", tuple(notes))
     named = [spec for spec in specs if spec != "-"]
     try:
-        given = rlm_tools.read_given(
+        given = rlm_tools.read_context_files(
             named,
             cwd,
-            left_out=[left_out] if left_out else (),
+            exclude=[exclude] if exclude else (),
             keep=lambda head: _image_in(head) is not None,
             encoding=encoding,
             within=within,
         )
     except rlm_tools.ToolError as error:
         raise ConfigError(str(error), hint=error.hint) from error.__cause__
-    contents, single = given.contents, given.alone and specs == named
+    contents, single = given.contents, given.single and specs == named
     # Images go along with every request: those are shown that were named, and not what a folder happens to hold.
     some_text = any(isinstance(value, str) for value in contents.values())
     unasked = [n for n, value in contents.items() if some_text and isinstance(value, bytes) and n not in given.named]
@@ -1043,7 +1046,7 @@ def read_context(
     if encoding:
         source["encoding"] = encoding
     notes += given.notes
-    if not given.lasting or (piped is not None and specs != named):
+    if not given.rereadable or (piped is not None and specs != named):
         source = "stdin"  # it cannot be read again: the value is kept beside the journal
     if single:
         return Context(next(iter(contents.values())), source, tuple(notes))
@@ -1081,24 +1084,24 @@ def _save_context(path: str, value: Any) -> None:
             os.unlink(f"{path}.new")
 
 
-def _load_context(path: str, about: Mapping[str, Any]) -> Any:
+def _load_context(path: str, recorded: Mapping[str, Any]) -> Any:
     """The value that `_save_context` wrote; ConfigError for anything else, however much it says it unpacks to.
 
-    `about`: what the journal says of it. Text is compared with that before it is held, other data is decoded only if it
-    is not much larger.
+    `recorded`: what the journal says of it. Text is compared with that before it is held, other data is decoded only
+    if it is not much larger.
     """
     import zlib
 
     try:
-        said = about.get("bytes")
+        said = recorded.get("bytes")
         size = min(said, _SAVED_CONTEXT) if isinstance(said, int) else 0
         with open(path, "rb") as file:
             packed = file.read(min(os.fstat(file.fileno()).st_size, _SAVED_CONTEXT))
         values = _SAVED_VALUES + 4 * len(packed)
-        most = 6 * size + 32 * values if about.get("type") != "str" else size + 1  # JSON may take six bytes for one
-        if about.get("type") == "str" and _text_digest(_unpacked(packed, most), about.get("size")) != about.get(
-            "sha256"
-        ):
+        most = 6 * size + 32 * values if recorded.get("type") != "str" else size + 1  # JSON may take six bytes for one
+        if recorded.get("type") == "str" and _text_digest(
+            _unpacked(packed, most), recorded.get("size")
+        ) != recorded.get("sha256"):
             raise ValueError("its copy is not what the journal says")
         blob = bytearray()
         for piece in _unpacked(packed, most):
@@ -1325,7 +1328,7 @@ def announcement(node: Node, *, new: bool) -> str:
     """What follows a prompt in the user's message: the context (whole, if it is short) and the answer's schema."""
     parts = []
     known = node.context.value is not None
-    if new and (known or node.told is not None) and not node.context.is_images:
+    if new and (known or node.announced_context is not None) and not node.context.is_images:
         parts.append(node.context.describe(node.run.options.show_below))
         if node.run.profile.guides and known and not node.shown_whole:
             parts += filter(None, [use_of(node.context), words_of(node.prompt, node.context)])
@@ -1406,7 +1409,7 @@ def note_on(node: Node, code: str, outcome: Event, again: bool) -> str:
 def _next_step(node: Node, outcome: Event) -> str:
     """What a small model is to do with an output, by what is wrong with it."""
     block = "a ```python block" if node.protocol == "text" else "code"
-    about = f" ({node.prompt})" if len(node.prompt) <= 300 else ""
+    reminder = f" ({node.prompt})" if len(node.prompt) <= 300 else ""
     if is_empty_result(outcome) and node.context.value is None:
         return f"Nothing was printed. Write {block} that prints the answer."
     if is_empty_result(outcome):
@@ -1415,9 +1418,11 @@ def _next_step(node: Node, outcome: Event) -> str:
             f"Write {block} that prints some of `context`, or that searches differently."
         )
     if _CUT_MARK in (outcome["stdout"] or "") + (outcome["value"] or ""):
-        return f"The output is too long and was cut. Write {block} that prints only what answers the question{about}."
+        return (
+            f"The output is too long and was cut. Write {block} that prints only what answers the question{reminder}."
+        )
     return (
-        f"If this output answers every part of the question{about} reply with one line: ANSWER: <the answer>. "
+        f"If this output answers every part of the question{reminder} reply with one line: ANSWER: <the answer>. "
         f"Otherwise reply with another {'```python block' if node.protocol == 'text' else 'call'}."
     )
 
@@ -1682,9 +1687,9 @@ def tool_name(written: str, known: Collection[str]) -> str:
         if candidate in known:
             return candidate
     by_letters = {name.lower().replace("_", ""): name for name in known}
-    plain = last.lower().replace("-", "").replace("_", "")
-    if plain in by_letters:
-        return by_letters[plain]
+    squeezed = last.lower().replace("-", "").replace("_", "")
+    if squeezed in by_letters:
+        return by_letters[squeezed]
     return "execute_code" if last.lower().replace("-", "_") in _PYTHON_NAMES and "execute_code" in known else bare
 
 
@@ -2491,10 +2496,10 @@ class Run:
         backend: Any,
         tools: list[Tool],
         journal: Journal,
-        recording: Recording,
+        recording: JournalIndex,
         *,
         replaying: bool = False,
-        group: Batch | None = None,
+        group: LedgerGroup | None = None,
     ) -> None:
         self.profile = profile_for(backend, options.prompt)
         self.custom_prompt = "" if options.prompt in (None, *_PROFILES) else read_prompt(str(options.prompt))
@@ -2509,13 +2514,13 @@ class Run:
         self.journal = journal
         self.recording = recording
         self.replaying = replaying
-        self.ledger = Ledger(options, group.pool if group else None)
+        self.ledger = Ledger(options, group.parent_ledger if group else None)
         self.protocol = options.protocol
         self.tool_calls: list[dict[str, Any]] = []
         self.divergence: list[str] = []
         self.aborted = False
-        self._keeper: Later | None = None  # a context that is being kept for a resume
-        self.best = ""  # the root's last words: the partial answer, should the run be stopped
+        self._keeper: Future | None = None  # a context that is being kept for a resume
+        self.last_text = ""  # the root's last words: the partial answer, should the run be stopped
         self._slots = threading.BoundedSemaphore(options.max_parallel)
         self._lock = threading.Lock()
         self._backends: dict[str, Any] = {}
@@ -2571,6 +2576,15 @@ class Run:
         with self._lock:
             self.tool_calls.append({"name": name, "arguments": arguments, "node": node.id, "is_error": is_error})
 
+    def once(self, step: str, recorded: Event | None, serve: Callable[[Event], T], work: Callable[[], T]) -> T:
+        """How resume and replay work: a step that the journal holds is served from it; a replay that has to make one
+        anew says which is missing; else it is done, and journalled by `work`."""
+        if recorded is not None:
+            return serve(recorded)
+        if self.replaying:
+            raise ConfigError(f"the recording has no {step}", hint="record the run again")
+        return work()
+
     def diverged(self, node: Node, text: str) -> None:
         """A cell that was run again did not do what the journal says: said, and survived."""
         self.divergence.append(text)
@@ -2609,13 +2623,13 @@ class Run:
 
     def keep_context(self, context: Context, turn: int) -> None:
         """Keep a context given by value beside the journal; a large one meanwhile, until the first reply is there."""
-        path, size = self.journal.path, context.about["bytes"] if context.about else 0
+        path, size = self.journal.path, context.event_fields["bytes"] if context.event_fields else 0
         by_value = size <= _SAVED_CONTEXT and not isinstance(context.source, dict)
         if path is None or not by_value or not self.options.save_context:
             return
         save = partial(_save_context, _context_path(path, turn), context.value)
         if size > _SAVED_AT_ONCE:
-            self._keeper = Later(save)
+            self._keeper = Future(save)
         else:
             save()
 
@@ -2627,86 +2641,86 @@ class Run:
 
     # calling a tool, and a model
 
-    def bounded(self, work: Callable[[], Any]) -> Any:
+    def run_cancellable(self, work: Callable[[], Any]) -> Any:
         """What a tool's code gives; it is left behind when the run is stopped or its time is up, since nobody can
         stop it."""
-        later = Later(work)
+        later = Future(work)
         while not later.wait(0.1):
             self.ledger.check()
         return later.get()
 
-    def call(self, node: Node, backend: Any, messages: list[dict[str, Any]], about: Event, **how: Any) -> Any:
-        """One paid call: room is reserved, the model asked, the reply journalled, the ledger settled.
+    def call(self, node: Node, backend: Any, messages: list[dict[str, Any]], event_fields: Event, **how: Any) -> Any:
+        """One paid call: room is reserved, the model asked, the ledger settled, the reply journalled.
 
-        `about`: what the `call` line carries besides the reply. `how`: tools, most (tokens of output), on_text,
+        `event_fields`: what the `call` line carries besides the reply. `how`: tools, most (tokens of output), on_text,
         defaults (request parameters), schema, and `read`: a function of the reply that gives fields of the line.
         """
         tools = how.get("tools")
-        params = self.params_for(about)
+        params = self.params_for(event_fields)
         most = min(how["most"], _whole_number(params.get("max_output_tokens")) or how["most"])
         size = tokens_of(messages) + (self.tool_tokens if tools else 0)
-        ticket = self.ledger.reserve(size, most, self.price(backend))
-        flight = {**about, "started": time.monotonic()}
+        reservation = self.ledger.reserve(size, most, self.price(backend))
+        in_flight = {**event_fields, "started": time.monotonic()}
         with self._lock:
-            self._in_flight[id(flight)] = flight
-        settled = False
+            self._in_flight[id(in_flight)] = in_flight
+        answered = False
         on_text = how.get("on_text")
         if (on_text is not None or self.profile.guides) and node.protocol != "stream":
             on_text = RepetitionWatch(on_text, patient=not self.profile.guides)
         try:
             with self._slots:
                 self.ledger.check()
-                self.journal.progress("asking", **_place(about))
+                self.journal.progress("asking", **call_site(event_fields))
                 raw = backend.complete(
                     messages,
                     tools=tools,
-                    max_tokens=self._max_tokens(backend, ticket, most),
+                    max_tokens=self._max_tokens(backend, reservation, most),
                     on_text=on_text,
                     deadline=self.ledger.deadline,
                     cancel=self.ledger.cancel,
-                    **self._more_for(backend, about, params, how),
+                    **self._more_for(backend, event_fields, params, how),
                 )
             reply = normal_reply(raw, size, getattr(backend, "model", ""))
-            settled = True
+            answered = True
         except Repeating as repeating:
             reply = normal_reply(repeating.text, size, getattr(backend, "model", ""))
             price = self.price(backend)(reply.usage["input"], len(repeating.received) // _CHARACTERS_PER_TOKEN)
             reply = reply._replace(stop_reason="repetition", cost_usd=price)
-            settled = True
+            answered = True
         except rlm_backends.BackendError as error:
-            self._abandon(flight, str(error))
+            self._abandon(in_flight, str(error))
             self.ledger.check()
             raise error
         except Exception as error:
             if isinstance(error, RLMError) or isinstance(backend, rlm_backends.HTTPBackend):
                 raise
-            self._abandon(flight, str(error))
+            self._abandon(in_flight, str(error))
             raise ProviderError(f"the backend raised {type(error).__name__}: {error}") from error
         finally:
             with self._lock:
-                self._in_flight.pop(id(flight), None)
-            if not settled:
-                self.ledger.release(ticket)
+                self._in_flight.pop(id(in_flight), None)
+            if not answered:
+                self.ledger.release(reservation)
         cost = reply.cost_usd
         if cost is None and not hasattr(backend, "price_known"):  # ours has looked already
             cost = rlm_backends.cost_of(reply.model, reply.usage, prices=self.options.prices)
         saved = rlm_backends.saved_by_cache(reply.model, reply.usage, prices=self.options.prices)
-        self.ledger.settle(ticket, reply.usage, cost, saved or 0.0)
-        self.ledger.depth = max(self.ledger.depth, about["depth"])
+        self.ledger.settle(reservation, reply.usage, cost, saved or 0.0)
+        self.ledger.depth = max(self.ledger.depth, event_fields["depth"])
         fields = how["read"](reply) if "read" in how else {}
-        self._journal_call(node, {**about, **fields}, flight, reply, cost)
+        self._journal_call(node, {**event_fields, **fields}, in_flight, reply, cost)
         return reply
 
-    def params_for(self, about: Event) -> dict[str, Any]:
+    def params_for(self, event_fields: Event) -> dict[str, Any]:
         """The caller's request parameters for a call: those of sub-calls are `sub_params`, where they are given."""
-        of_sub = self.options.sub_params if about["kind"] == "sub" else None
+        of_sub = self.options.sub_params if event_fields["kind"] == "sub" else None
         return (self.options.params if of_sub is None else of_sub) or {}
 
-    def _more_for(self, backend: Any, about: Event, params: dict[str, Any], how: Mapping[str, Any]) -> Event:
+    def _more_for(self, backend: Any, event_fields: Event, params: dict[str, Any], how: Mapping[str, Any]) -> Event:
         """What our own backends take besides; a caller's backend object need not."""
         if not isinstance(backend, rlm_backends.HTTPBackend):
             return {}
-        place = _place(about)
+        place = call_site(event_fields)
 
         def on_progress(processed: int, total: int) -> None:
             self.journal.progress("reading", processed=processed, total=total, **place)
@@ -2716,19 +2730,19 @@ class Run:
             more["response_schema"] = how["schema"]
         return {**more, "on_progress": on_progress} if self.journal.on_progress else more
 
-    def _max_tokens(self, backend: Any, ticket: Ticket, most: int) -> int | None:
+    def _max_tokens(self, backend: Any, reservation: Reservation, most: int) -> int | None:
         """What to ask for; nothing where the model's own maximum is unknown and far less than what is left."""
         unknown = getattr(backend, "max_output", None) is None and most == _TURN_OUTPUT
         plenty = self.options.cost_budget_usd is None and self.ledger.left()["tokens"] > 4 * most
-        return None if unknown and plenty else ticket.output
+        return None if unknown and plenty else reservation.output
 
-    def _journal_call(self, node: Node, about: Event, flight: Event, reply: Any, cost: float | None) -> None:
+    def _journal_call(self, node: Node, event_fields: Event, in_flight: Event, reply: Any, cost: float | None) -> None:
         if self._keeper is not None:
             self._keeper.get()  # what is paid for can be resumed only with its context
         call_id = self.call_id()
-        if about["kind"] == "turn":
+        if event_fields["kind"] == "turn":
             node.call_id = call_id
-        fields = dict(about)
+        fields = dict(event_fields)
         depth, parent = fields.pop("depth"), fields.pop("parent")
         if reply.raw is not None:
             fields["raw"] = reply.raw
@@ -2742,7 +2756,7 @@ class Run:
             tool_calls=reply.tool_calls,
             token_usage=reply.usage,
             cost_usd=cost,
-            duration_ms=_ms_since(flight["started"]),
+            duration_ms=_ms_since(in_flight["started"]),
             model=reply.model,
             stop_reason=reply.stop_reason,
             attempts=reply.attempts,
@@ -2756,15 +2770,15 @@ class Run:
         except RLMError as error:
             raise self.ledger.fail(error) from error
 
-    def _abandon(self, flight: Event, reason: str) -> None:
-        fields = {k: flight[k] for k in ("kind", "node", "key", "turn", "cell") if k in flight}
+    def _abandon(self, in_flight: Event, reason: str) -> None:
+        fields = {k: in_flight[k] for k in ("kind", "node", "key", "turn", "cell") if k in in_flight}
         self.write(
             "interrupted",
-            parent=flight["parent"],
-            depth=flight["depth"],
+            parent=in_flight["parent"],
+            depth=in_flight["depth"],
             **fields,
             error=reason,
-            duration_ms=_ms_since(flight["started"]),
+            duration_ms=_ms_since(in_flight["started"]),
         )
 
     def stop(self, reason: BaseException) -> None:
@@ -2779,7 +2793,7 @@ class Run:
     def abort(self, reason: BaseException) -> None:
         """Ctrl-C: stop every thread and sandbox of the tree now, and leave a journal that can be resumed."""
         self.aborted = True
-        self.journal.seal()
+        self.journal.reject_other_threads()
         self.ledger.fail(reason)
         with self._lock:
             sandboxes, flights = list(self._sandboxes), list(self._in_flight.values())
@@ -2787,8 +2801,8 @@ class Run:
         for sandbox in sandboxes:
             sandbox.kill() if hasattr(sandbox, "kill") else sandbox.close()
         with contextlib.suppress(RLMError):
-            for flight in flights:
-                self._abandon(flight, "interrupted")
+            for in_flight in flights:
+                self._abandon(in_flight, "interrupted")
 
     def close(self) -> None:
         """End what is still open, the journal last."""
@@ -2819,7 +2833,7 @@ class Run:
         if answer is None and not ledger.calls:
             return None
         return CompletionResult(
-            response=answer.text if answer else self.best,
+            response=answer.text if answer else self.last_text,
             value=answer.value if answer else None,
             trajectory_id=self.journal.trajectory_id,
             total_calls=ledger.calls,
@@ -2862,8 +2876,8 @@ def normal_reply(raw: Any, size: int, model: str) -> rlm_backends.Reply:
     )
 
 
-def _place(about: Event) -> Event:
-    return {name: about[name] for name in ("node", "kind", "depth")}
+def call_site(event_fields: Event) -> Event:
+    return {name: event_fields[name] for name in ("node", "kind", "depth")}
 
 
 def _whole_number(value: Any) -> int | None:
@@ -2960,7 +2974,7 @@ def make_sandbox(options: Options) -> Any:
     )
 
 
-class Later:
+class Future:
     """A value that a thread is already working out, so that it is there when it is asked for."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
@@ -3045,16 +3059,16 @@ class Node:
         self.call_id = parent  # the newest turn: what this node's own code is issued by
         self.key = key
         self.id = run.node_id(key)
-        self.from_cell = cell
-        self.told: Context | None = None  # the one that the model has been told of
+        self.parent_cell = cell
+        self.announced_context: Context | None = None  # the one that the model has been told of
         self.announcement = ""  # what the newest prompt was followed by
         self.new_system = ""  # the prompt of another protocol, to be journalled with the next call
         self.instructions = instructions
         self.schema = schema
-        self.typed: Any = None  # the answer, made into what the schema option asks for
+        self.typed_value: Any = None  # the answer, made into what the schema option asks for
         self.protocol = self._protocol()
         self.messages: list[dict[str, Any]] = []
-        self.journalled = 0  # messages that the journal already holds
+        self.logged_count = 0  # messages that the journal already holds
         self.turn = self.first_turn = 0
         self.cells = 0
         self.failures = 0
@@ -3076,7 +3090,7 @@ class Node:
         self.last_error: RLMError | None = None
         self._read: tuple[str, WrittenAction | None] | None = None  # the newest reply, and what it asks for
         self._ordinals: dict[tuple[int, str], int] = {}
-        self._sandbox: Later | None = None
+        self._sandbox: Future | None = None
         self.functions = self._host_functions()
 
     def solve(self, prompt: str) -> Answer:
@@ -3087,7 +3101,7 @@ class Node:
             if (answer := self.act(reply)) is not None:
                 return answer
 
-    def finish(self, prompt: str) -> Answer:
+    def complete(self, prompt: str) -> Answer:
         """Solve, close and journal the end of a node, whichever way it ends."""
         run = self.run
         answer: Answer | None = None
@@ -3118,11 +3132,11 @@ class Node:
             )
             hint = getattr(failure, "hint", "")
             fields["error"] = {"type": type(failure).__name__, "message": str(failure), "hint": hint}
-            fields["response"] = self.run.best or None if self.depth == 0 else None
+            fields["response"] = self.run.last_text or None if self.depth == 0 else None
         with contextlib.suppress(RLMError):
             self.run.journal.write("end", parent=self.parent, depth=self.depth, **fields, totals=self.run.totals())
 
-    def relive(self, prompt: str, turns: int) -> None:
+    def replay_turns(self, prompt: str, turns: int) -> None:
         """An earlier prompt of a recorded conversation: the same, as far as its recorded turns go."""
         self.open(prompt)
         while self.turn < turns:
@@ -3157,7 +3171,7 @@ class Node:
         """Put the prompt before the model; for the first one also the instructions, and start a REPL meanwhile."""
         first = not self.messages
         if first:
-            self._sandbox = Later(lambda: self.run.sandbox(self.context))
+            self._sandbox = Future(lambda: self.run.sandbox(self.context))
             recorded = self.run.recording.starts.get(self.id)
             system = recorded["system"] if recorded else system_prompt(self)
             self.protocol = recorded["protocol"] if recorded else self.protocol
@@ -3167,7 +3181,7 @@ class Node:
             self._answer_open_calls()
             asked = [(start.get("turn"), start["prompt"]) for start in self.run.recording.prompts]
             known = self.depth == 0 and (self.turn, prompt) in asked
-        new = self.context is not self.told
+        new = self.context is not self.announced_context
         if new:
             self.shown_whole = self.context.whole(self.run.options.show_below) is not None
             self.touched = False
@@ -3180,8 +3194,8 @@ class Node:
         self.outcomes = {}
         self.fruitless = self.repeats = 0
         if not known:
-            self._journal_start(prompt, first, self.context.about if new else None)
-        self.told = self.context
+            self._journal_start(prompt, first, self.context.event_fields if new else None)
+        self.announced_context = self.context
 
     def _recorded_start(self, prompt: str) -> Event | None:
         """The `start` of a further prompt that the journal holds."""
@@ -3191,14 +3205,14 @@ class Node:
     def _ask_user(self, prompt: str, new: bool, recorded: Event | None) -> None:
         """Put the user's message before the model: the prompt, what is known of the context, and its images."""
         self.prompt = prompt
-        told = recorded.get("announcement") if recorded else announcement(self, new=new)
-        self.announcement = told or ""
-        text = f"{prompt}\n\n{told}" if told else prompt
+        announced = recorded.get("announcement") if recorded else announcement(self, new=new)
+        self.announcement = announced or ""
+        text = f"{prompt}\n\n{announced}" if announced else prompt
         shows = new and self.context.images
         content = [{"type": "text", "text": text}, *self.context.images] if shows else text
         self.messages.append({"role": "user", "content": content, "_stored": True, "_prompt": True})
 
-    def take(self, context: Context) -> None:
+    def set_context(self, context: Context) -> None:
         """Another context for the prompts that follow; none leaves the one there is."""
         if context.value is None:
             return
@@ -3214,15 +3228,15 @@ class Node:
         last: dict[str, Any] = next((m for m in reversed(self.messages) if m["role"] == "assistant"), {})
         for call in last.get("tool_calls", []):
             if call["id"] not in answered:
-                about = {"role": "tool", "tool_call_id": call["id"], "name": call["name"]}
-                self.messages.append({**about, "content": "[stopped before it ended]", "is_error": True})
+                placeholder = {"role": "tool", "tool_call_id": call["id"], "name": call["name"]}
+                self.messages.append({**placeholder, "content": "[stopped before it ended]", "is_error": True})
 
-    def _journal_start(self, prompt: str, first: bool, about: Event | None) -> None:
+    def _journal_start(self, prompt: str, first: bool, context_fields: Event | None) -> None:
         run, options = self.run, self.run.options
         fields: Event = {"node": self.id, "kind": "child" if self.key else "root", "prompt": prompt}
         if self.key:
-            fields.update(key=self.key, cell=self.from_cell)
-        elif about:
+            fields.update(key=self.key, cell=self.parent_cell)
+        elif context_fields:
             run.keep_context(self.context, self.turn)
         if not first:
             fields.update(continues=True, turn=self.turn)
@@ -3241,7 +3255,7 @@ class Node:
             protocol=self.protocol,
             environment=options.environment if isinstance(options.environment, str) else "object",
             limits={name: getattr(options, name) for name in LIMITS},
-            context=about,
+            context=context_fields,
             instructions=self.instructions or None,
             allowed_paths=[os.path.realpath(path) for path in options.allowed_paths or [os.getcwd()]],
             docker_mount=options.docker_mount,
@@ -3282,10 +3296,9 @@ class Node:
             self._force(MaxIterationsExceeded(limit, limit))
         self.turn += 1
         recorded = self.run.recording.turns.get((self.id, self.turn))
-        if recorded is not None:
-            return self._recorded_reply(recorded)
-        if self.run.replaying:
-            raise ConfigError(f"the recording has no turn {self.turn} of node {self.id}", hint="record the run again")
+        return self.run.once(f"turn {self.turn} of node {self.id}", recorded, self._recorded_reply, self._new_reply)
+
+    def _new_reply(self) -> Any:
         if self.forcing is None:
             self._say_what_is_left()
         try:
@@ -3328,11 +3341,11 @@ class Node:
         if compaction := self.run.recording.compactions.get((self.id, self.turn)):
             self._replay_compaction(compaction)
         asked = [m for m in event.get("prompt") or [] if "content" in m and m.get("role") in ("user", "tool")]
-        pending = [m for m in self.messages[self.journalled :] if m.get("_stored")]
+        pending = [m for m in self.messages[self.logged_count :] if m.get("_stored")]
         if asked and self.turn - 1 in self.run.recording.restarts.get(self.id, ()):
             asked[0] = {**asked[0], "_restart": True}
-        self.messages[self.journalled :] = pending + asked
-        self.journalled = len(self.messages)
+        self.messages[self.logged_count :] = pending + asked
+        self.logged_count = len(self.messages)
         return rlm_backends.Reply(
             text=event.get("response") or "",
             tool_calls=event.get("tool_calls") or [],
@@ -3344,28 +3357,28 @@ class Node:
         )
 
     def _live_reply(self) -> Any:
-        new = [_journal_form(m) for m in self.messages[self.journalled :]]
-        about = {"node": self.id, "kind": "turn", "turn": self.turn, "prompt": new}
-        about.update(depth=self.depth, parent=self.parent)
+        new = [_journal_form(m) for m in self.messages[self.logged_count :]]
+        event_fields = {"node": self.id, "kind": "turn", "turn": self.turn, "prompt": new}
+        event_fields.update(depth=self.depth, parent=self.parent)
         if self.protocol == "text" and self.run.options.protocol == "auto":
-            about["protocol"] = "text"
+            event_fields["protocol"] = "text"
         if self.forcing is not None:
-            about["forced"] = True
+            event_fields["forced"] = True
         if self.new_system:
-            about["system"], self.new_system = self.new_system, ""
+            event_fields["system"], self.new_system = self.new_system, ""
         backend, text_protocol = self.run.backend, self.protocol == "text"
         reply = self.run.call(
             self,
             backend,
             self.messages,
-            about,
+            event_fields,
             tools=None if text_protocol or self.forcing is not None else self.run.tool_schemas,
             most=_turn_output(backend, self.run.profile),
             on_text=self._on_text if self.run.journal.on_event and self.depth == 0 else None,
             defaults=self._defaults(),
             read=self._dropped,
         )
-        self.journalled = len(self.messages)
+        self.logged_count = len(self.messages)
         return reply
 
     def _defaults(self) -> dict[str, Any]:
@@ -3376,13 +3389,13 @@ class Node:
         return {**profile.defaults, **stops, **varied}
 
     def _on_text(self, delta: str) -> None:
-        self.run.journal.mention("text", node=self.id, delta=delta)
+        self.run.journal.emit("text", node=self.id, delta=delta)
 
     def _change_to_text(self) -> None:
         """Go on in the text protocol: this model has no tool calling."""
         self.run.protocol = self.protocol = "text"
         self.messages[0] = {"role": "system", "content": system_prompt(self)}
-        self.new_system = self.messages[0]["content"] if self.journalled else ""
+        self.new_system = self.messages[0]["content"] if self.logged_count else ""
 
     def _say_what_is_left(self) -> None:
         """Tell the model once when a limit is nearly reached, so that it can answer in time."""
@@ -3402,7 +3415,7 @@ class Node:
         action = None if reply.tool_calls else self._action(reply)
         self._remember(reply, action)
         if self.depth == 0 and text.strip():
-            self.run.best = text.strip()
+            self.run.last_text = text.strip()
         if self.forcing is not None:
             return self._forced_answer(reply, text, action)
         if reply.tool_calls:
@@ -3457,7 +3470,7 @@ class Node:
         if reply.raw is not None and (action is None or action.end >= len(reply.text.rstrip())):
             message["raw"] = reply.raw
         self.messages.append(message)
-        self.journalled = len(self.messages)
+        self.logged_count = len(self.messages)
 
     def _run_written(self, action: WrittenAction, final: str | None) -> Answer | None:
         """Run what a reply asks for in its text; after the second such reply the text protocol goes on."""
@@ -3504,7 +3517,7 @@ class Node:
         start -= bool(self.messages[start - 1].get("_restart"))
         left_out = self.messages[start:]
         del self.messages[start:]
-        self.journalled = len(self.messages)
+        self.logged_count = len(self.messages)
         words = f"{_HAS_OUTPUT}\n{outcome.text}"
         if fruitless:
             words = _FAILED_BEFORE + re.sub(r"(?m)^in line \d+: .*\n?", "", outcome.text) + self._all_of_it()
@@ -3553,7 +3566,7 @@ class Node:
         """Ask for something else than the newest reply, which a small model would repeat if it saw it; no answer."""
         if self.run.profile.guides:
             self.messages.pop()
-            self.journalled = len(self.messages)
+            self.logged_count = len(self.messages)
         self.messages.append({"role": "user", "content": words})
         return None
 
@@ -3587,8 +3600,8 @@ class Node:
         """Ask for the best answer from what has been seen, without tools, before this limit is raised."""
         self.forcing = limit
         line = _ANSWER_LINE if self.run.profile.guides else "."
-        about = f"\nThe request: {self.prompt}" if self.run.profile.guides and len(self.prompt) <= 300 else ""
-        self.messages.append({"role": "user", "content": _ANSWER_NOW.format(line=line) + about})
+        reminder = f"\nThe request: {self.prompt}" if self.run.profile.guides and len(self.prompt) <= 300 else ""
+        self.messages.append({"role": "user", "content": _ANSWER_NOW.format(line=line) + reminder})
 
     def _forced_answer(self, reply: Any, text: str, action: WrittenAction | None) -> Answer | None:
         """The answer that the last call was asked for; the limit is raised if it gives none."""
@@ -3621,10 +3634,10 @@ class Node:
     def _corrected(self, words: str) -> Answer | None:
         """Point a mistake out to the model; None, since that is no answer."""
         self.messages.append({"role": "user", "content": words})
-        self._count(RLMError(words))
+        self.count_failure(RLMError(words))
         return None
 
-    def _count(self, error: RLMError | None) -> None:
+    def count_failure(self, error: RLMError | None) -> None:
         """Count a turn that failed, or with None forget the failures before one that did not."""
         self.failures = self.failures + 1 if error else 0
         if error and self.failures >= self.run.options.max_errors:
@@ -3640,7 +3653,7 @@ class Node:
         value = answer.value if answer.given else _json_in(answer.text)
         value, problems = rlm_tools.validate(self.schema, value)
         try:
-            self.typed = None if problems else rlm_tools.build(self.run.options.schema, value)
+            self.typed_value = None if problems else rlm_tools.construct(self.run.options.schema, value)
         except rlm_tools.ToolError as error:  # a class's own check, which the model can satisfy too
             problems = [str(error)]
         if problems and correct:
@@ -3679,7 +3692,7 @@ class Node:
                 return self._accept(outcome.answer)
         self.looked = self.looked or any(o.error is None and not o.cell for o in outcomes)
         errors = [o.error or RLMError("the model's code found nothing") for o in outcomes if o.fruitless or o.error]
-        self._count(errors[-1] if len(errors) == len(outcomes) else None)
+        self.count_failure(errors[-1] if len(errors) == len(outcomes) else None)
         return None
 
     def _run_tool(self, call: dict[str, Any]) -> Outcome:
@@ -3693,16 +3706,22 @@ class Node:
                 return self.run_cell(code, call["id"])
             self._journal_tool(call, problem, RLMError(problem), time.monotonic())
             return Outcome(problem, RLMError(problem))
-        if recorded := self.run.recording.tools.get((self.id, self.turn, call["id"])):
+
+        def serve(recorded: Event) -> Outcome:
             result = recorded["tool_results"][0]
             failed = bool(result.get("is_error"))
             self.run.add_tool_call(name, arguments, self, is_error=failed)
             text = str(result.get("content", ""))
             return Outcome(text, RLMError(text) if failed else None)
-        started = time.monotonic()
-        text, error = self._call_tool(name, arguments)
-        self._journal_tool(call, text, error, started)
-        return Outcome(text, error)
+
+        def work() -> Outcome:
+            started = time.monotonic()
+            text, error = self._call_tool(name, arguments)
+            self._journal_tool(call, text, error, started)
+            return Outcome(text, error)
+
+        recorded = self.run.recording.tools.get((self.id, self.turn, call["id"]))
+        return self.run.once(f"result of {name} in turn {self.turn}", recorded, serve, work)
 
     def _call_tool(self, name: str, arguments: Any) -> tuple[str, RLMError | None]:
         tools = {tool.name: tool for tool in self.run.tools}
@@ -3710,7 +3729,7 @@ class Node:
             missing = ToolNotFoundError(name, [*tools, "execute_code"])
             return f"error: {missing}", missing
         try:
-            text = self.run.bounded(lambda: rlm_tools.answer(tools[name], arguments))
+            text = self.run.run_cancellable(lambda: rlm_tools.call_for_model(tools[name], arguments))
         except Exception as error:  # whatever a tool raises is the model's to read
             self.run.ledger.check()
             problem = f"error: {type(error).__name__}: {error}"
@@ -3852,7 +3871,7 @@ class Node:
         return {**event, **{f: recorded.get(f) for f in (*fields, "status", "restored", "images")}}
 
     def _on_output(self, text: str) -> None:
-        self.run.journal.mention("output", node=self.id, cell=self.cells, text=text)
+        self.run.journal.emit("output", node=self.id, cell=self.cells, text=text)
 
     def _cell_error(self, code: str, event: Event) -> RLMError:
         """The error to raise if this cell is the last of `max_errors`: our own that its code let through, if any."""
@@ -3874,7 +3893,7 @@ class Node:
             "budget": self._plan_budget,
         }
         for tool in self.run.tools:
-            plans[tool.name] = self._tool_plan(tool)
+            plans[tool.name] = self._tool_preparation(tool)
         functions: dict[str, Any] = {
             name: HostFunction(self, plan, batched=name == "llm_query_batched") for name, plan in plans.items()
         }
@@ -3910,7 +3929,7 @@ class Node:
         form = SubcallForm(_object_schema({"answer": wanted}) if wrapped else wanted, _subcall_images(images), wrapped)
         model = model or self.run.options.sub_model
         keys = [self._key("llm_query", model, prompt, *form.key()) for prompt in prompts]
-        recorded = self.run.recording.keyed
+        recorded = self.run.recording.results_by_key
         if function == "llm_query" and keys[0] not in recorded:
             self._require_text(prompts[0])
         self.fed_subcalls = True
@@ -3942,7 +3961,7 @@ class Node:
         self.fed_subcalls = True
         prompts = [_map_prompt(question, [texts[n] for n in group]) for group in groups]
         keys = [self._key("map_query", self.run.options.sub_model, prompt, wanted) for prompt in prompts]
-        recorded = self.run.recording.keyed
+        recorded = self.run.recording.results_by_key
         self.run.ledger.count_subcalls(sum(key not in recorded for key in keys))
         forms = [SubcallForm(_numbered_schema(wanted, len(group)), [], numbered=True) for group in groups]
         model, cell = self.run.options.sub_model, self.cells
@@ -4040,7 +4059,7 @@ class Node:
             return value
         again = f"That does not fit: {'; '.join(problems[:5])}. Answer again, with JSON only."
         messages += [{"role": "assistant", "content": text}, {"role": "user", "content": again}]
-        if f"{key}/again" not in self.run.recording.keyed:
+        if f"{key}/again" not in self.run.recording.results_by_key:
             self.run.ledger.count_subcalls(1)
         text = self._leaf_reply(f"{key}/again", messages, model, cell, form)
         value, problems = form.read(text)
@@ -4051,22 +4070,23 @@ class Node:
     def _leaf_reply(
         self, key: str, messages: list[dict[str, Any]], model: str | None, cell: int, form: SubcallForm
     ) -> str:
-        recorded = self.run.recording.keyed.get(key)
-        if recorded is not None:
+        def serve(recorded: Event) -> str:
             text = visible(recorded.get("response") or "")
             return _leaf_text(text, recorded.get("stop_reason"), recorded["token_usage"])
-        if self.run.replaying:
-            raise ConfigError(f"the recording has no sub-call {key}", hint="record the run again")
-        about = {"node": self.id, "kind": "sub", "cell": cell, "key": key, "prompt": [dict(m) for m in messages]}
-        about.update(depth=self.depth + 1, parent=self.call_id)
-        try:
-            backend = self.run.backend_for(model)
-            _require_room(backend, messages)
-            most = self.run.profile.subcall_output
-            reply = self.run.call(self, backend, messages, about, most=most, schema=form.schema)
-        except rlm_backends.BackendError as error:
-            raise provider_error(error) from error
-        return _leaf_text(visible(reply.text), reply.stop_reason, reply.usage)
+
+        def work() -> str:
+            fields = {"node": self.id, "kind": "sub", "cell": cell, "key": key, "prompt": [dict(m) for m in messages]}
+            fields.update(depth=self.depth + 1, parent=self.call_id)
+            try:
+                backend = self.run.backend_for(model)
+                _require_room(backend, messages)
+                most = self.run.profile.subcall_output
+                reply = self.run.call(self, backend, messages, fields, most=most, schema=form.schema)
+            except rlm_backends.BackendError as error:
+                raise provider_error(error) from error
+            return _leaf_text(visible(reply.text), reply.stop_reason, reply.usage)
+
+        return self.run.once(f"sub-call {key}", self.run.recording.results_by_key.get(key), serve, work)
 
     def _child(self, key: str, prompt: str, context: Any, cell: int, parent: str | None) -> Any:
         """One rlm_query: a node one deeper, with a REPL of its own; FINAL's value, else its text."""
@@ -4075,47 +4095,63 @@ class Node:
         ended = run.recording.ends.get(child.id)
         if ended and ended["status"] == "answered" and not run.replaying and ("value" in ended or not ended["given"]):
             return rlm_sandbox.unpack(ended["value"]) if ended["given"] else ended["response"]
-        answer = child.finish(prompt)
+        answer = child.complete(prompt)
         return answer.value if answer.given else answer.text
 
-    def _tool_plan(self, tool: Tool) -> Callable[..., Callable[[], Any]]:
-        def plan(*args: Any, **kwargs: Any) -> Callable[[], Any]:
+    def _tool_preparation(self, tool: Tool) -> Callable[..., Callable[[], Any]]:
+        def prepare(*args: Any, **kwargs: Any) -> Callable[[], Any]:
             arguments = tool.bind(*args, **kwargs)
             key = self._key(tool.name, arguments)
             cell = self.cells
             return lambda: self._tool_from_code(tool, arguments, key, cell)
 
-        return plan
+        return prepare
 
     def _tool_from_code(self, tool: Tool, arguments: dict[str, Any], key: str, cell: int) -> Any:
         """A tool called by the model's code: its result as Python data, journalled so that a re-run gets the same."""
-        recorded = self.run.recording.keyed.get(key)
-        if recorded is not None and (recorded.get("error") or "result" in recorded):
+        recorded = self.run.recording.results_by_key.get(key)
+
+        def serve(recorded: Event) -> Any:
             self.run.add_tool_call(tool.name, arguments, self, is_error=bool(recorded.get("error")))
             if recorded.get("error"):
                 raise _recorded_error(recorded["error"])
             return rlm_sandbox.unpack(recorded["result"])
-        if self.run.replaying:
-            raise ConfigError(f"the recording has no result of {tool.name}", hint="record the run again")
-        started = time.monotonic()
-        result, error = None, None
-        try:
-            result = self.run.bounded(lambda: rlm_tools.call_tool(tool, arguments))
-        except Exception as raised:  # whatever a tool raises belongs to the code that called it
-            self.run.ledger.check()
-            error = raised
-        if recorded is None:
-            fields: Event = {"key": key, "from_cell": cell, "name": tool.name, **packed("arguments", arguments)}
-            if error is None:
-                fields.update(packed("result", result))
-            shown = f"{type(error).__name__}: {error}" if error else _cut(rlm_tools.render(result), 2000)
-            results = [{"id": key, "name": tool.name, "content": shown, "is_error": error is not None}]
-            fields.update(tool_calls=[key], tool_results=results, error=shown if error else None)
-            self._write_tool(turn=self.turn, **fields, duration_ms=_ms_since(started))
-        self.run.add_tool_call(tool.name, arguments, self, is_error=error is not None)
-        if error is not None:
-            raise error
-        return result
+
+        def work() -> Any:
+            started = time.monotonic()
+            result, error = None, None
+            try:
+                result = self.run.run_cancellable(lambda: rlm_tools.call_tool(tool, arguments))
+            except Exception as raised:  # whatever a tool raises belongs to the code that called it
+                self.run.ledger.check()
+                error = raised
+            if recorded is None:
+                self._journal_tool_from_code(tool, arguments, key, cell, result, error, started)
+            self.run.add_tool_call(tool.name, arguments, self, is_error=error is not None)
+            if error is not None:
+                raise error
+            return result
+
+        kept = recorded if recorded and (recorded.get("error") or "result" in recorded) else None  # or it was too large
+        return self.run.once(f"result of {tool.name}", kept, serve, work)
+
+    def _journal_tool_from_code(
+        self,
+        tool: Tool,
+        arguments: dict[str, Any],
+        key: str,
+        cell: int,
+        result: Any,
+        error: Exception | None,
+        started: float,
+    ) -> None:
+        fields: Event = {"key": key, "from_cell": cell, "name": tool.name, **packed("arguments", arguments)}
+        if error is None:
+            fields.update(packed("result", result))
+        shown = f"{type(error).__name__}: {error}" if error else _cut(rlm_tools.render(result), 2000)
+        results = [{"id": key, "name": tool.name, "content": shown, "is_error": error is not None}]
+        fields.update(tool_calls=[key], tool_results=results, error=shown if error else None)
+        self._write_tool(turn=self.turn, **fields, duration_ms=_ms_since(started))
 
     # compaction
 
@@ -4152,14 +4188,14 @@ class Node:
     def _summarise(self) -> str:
         """Ask for a summary of the work so far and go on from that: the last resort."""
         request = {"role": "user", "content": _SUMMARISE}
-        about = {"node": self.id, "kind": "summary", "turn": self.turn, "prompt": [request]}
-        about.update(depth=self.depth, parent=self.parent)
+        event_fields = {"node": self.id, "kind": "summary", "turn": self.turn, "prompt": [request]}
+        event_fields.update(depth=self.depth, parent=self.parent)
         kept = [m for m in self.messages if m["role"] != "system"][-_SUMMARY_KEEPS:]
         window = getattr(self.run.backend, "window", None) or _UNKNOWN_WINDOW
         room = min(4000, 2 * window // max(1, len(kept)))  # characters of each: half a window of all
         text = "\n\n".join(f"{m['role']}: {_cut(str(m['content']), room)}" for m in kept)
         ask = [{"role": "user", "content": f"{text}\n\n{_SUMMARISE}"}]
-        reply = self.run.call(self, self.run.backend, ask, about, most=SUBCALL_OUTPUT)
+        reply = self.run.call(self, self.run.backend, ask, event_fields, most=SUBCALL_OUTPUT)
         self._replace_by_summary(visible(reply.text))
         return visible(reply.text)
 
@@ -4167,7 +4203,7 @@ class Node:
         newest = [m for m in self.messages[2:] if m.get("_prompt")][-1:]  # a conversation's question is not summed up
         summed_up = {"role": "user", "content": f"[the work so far, summed up]\n{summary}", "_stored": True}
         self.messages[2:] = [summed_up, *newest]
-        self.journalled = len(self.messages)
+        self.logged_count = len(self.messages)
 
     def _replay_compaction(self, event: Event) -> None:
         for place in event["places"]:
@@ -4199,19 +4235,19 @@ class Outcome(NamedTuple):
 
 
 class HostFunction:
-    """A function as code in the REPL sees it. `accept` runs as the call arrives, so that keys follow that order."""
+    """A function as code in the REPL sees it. `schedule` runs as the call arrives, so that keys follow that order."""
 
-    def __init__(self, node: Node, plan: Callable[..., Callable[[], Any]], *, batched: bool = False) -> None:
+    def __init__(self, node: Node, prepare: Callable[..., Callable[[], Any]], *, batched: bool = False) -> None:
         self.batched = batched  # the sandbox may split its first list when that is too large for one message
         self._node = node
-        self._plan = plan
+        self._plan = prepare
 
-    def accept(self, *args: Any, **kwargs: Any) -> Callable[[], Any]:
+    def schedule(self, *args: Any, **kwargs: Any) -> Callable[[], Any]:
         work = self._guarded(lambda: self._plan(*args, **kwargs))
         return lambda: self._guarded(work)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.accept(*args, **kwargs)()
+        return self.schedule(*args, **kwargs)()
 
     def _guarded(self, work: Callable[[], Any]) -> Any:
         """What stops the tree stops the cell; any other error of ours is noted and raised in the cell."""
@@ -4386,9 +4422,9 @@ class RLM:
         self._config = config
         self._on_event = on_event
         self._on_progress = on_progress
-        self._wake()
+        self._load_config()
 
-    def _wake(self) -> None:
+    def _load_config(self) -> None:
         """Read the configuration; nothing is connected or started yet."""
         self.configuration = load_config(self._given, config=self._config)
         self.options = Options(**self.configuration.values)
@@ -4404,7 +4440,7 @@ class RLM:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._given, self._config, self._on_event, self._on_progress = state["_given"], state["_config"], None, None
-        self._wake()
+        self._load_config()
 
     def __enter__(self) -> RLM:
         return self
@@ -4427,7 +4463,7 @@ class RLM:
         """End the completions that run, from another thread: each raises RLMError(reason) with its partial result."""
         self._abort(RLMError(reason, hint="go on with it: rlm resume"))
 
-    def _abort(self, reason: BaseException, group: Batch | None = None) -> None:
+    def _abort(self, reason: BaseException, group: LedgerGroup | None = None) -> None:
         with self._lock:
             runs = [(run, node) for run, node in self._runs.items() if group is None or run.group is group]
         for run, node in runs:
@@ -4464,11 +4500,11 @@ class RLM:
     def _new_run(
         self,
         trajectory_id: str,
-        recording: Recording,
+        recording: JournalIndex,
         *,
         go_on: str | None = None,  # the journal to append to
         log: bool = True,
-        group: Batch | None = None,
+        group: LedgerGroup | None = None,
     ) -> Run:
         options, backend, tools = self.options, self.backend, self.tools
         if log:
@@ -4519,7 +4555,7 @@ class RLM:
         return self._complete(prompt, context, system)
 
     def _complete(
-        self, prompt: str, context: Any, system: str | None = None, group: Batch | None = None
+        self, prompt: str, context: Any, system: str | None = None, group: LedgerGroup | None = None
     ) -> CompletionResult:
         prompt = _clean_prompt(prompt)
         given = as_context(context, self.options.log_dir, self.options.encoding)
@@ -4535,14 +4571,14 @@ class RLM:
         finally:
             self._talking.release()
 
-    def _begin(self, prompt: str, context: Context, system: str | None, group: Batch | None) -> CompletionResult:
+    def _begin(self, prompt: str, context: Context, system: str | None, group: LedgerGroup | None) -> CompletionResult:
         if self.backend is not None and self.options.environment == "local":
             rlm_sandbox.warm(self.options.allowed_imports or ())  # while this thread reads tools and loads HTTP
         schema = self._schema()
-        run = self._new_run(new_id(), Recording(), group=group)
+        run = self._new_run(new_id(), JournalIndex(), group=group)
         node = Node(run, context, instructions=system or "", schema=schema)
         try:
-            return self._supervise(run, node, lambda: node.finish(prompt))
+            return self._supervise(run, node, lambda: node.complete(prompt))
         finally:
             self._settle(run, node)
 
@@ -4559,9 +4595,9 @@ class RLM:
         run, node = self._conversation
         if (system or "") not in ("", node.instructions):
             raise ConfigError("`system` is settled by a conversation's first prompt", hint="start another RLM for it")
-        run.ledger, run.tool_calls, run.best = Ledger(self.options), [], ""
-        node.take(context)
-        return self._supervise(run, node, lambda: node.finish(prompt))
+        run.ledger, run.tool_calls, run.last_text = Ledger(self.options), [], ""
+        node.set_context(context)
+        return self._supervise(run, node, lambda: node.complete(prompt))
 
     def _settle(self, run: Run, node: Node) -> None:
         """After a completion: a persistent RLM keeps its REPL, any other closes what it opened."""
@@ -4590,7 +4626,7 @@ class RLM:
         result = run.result(answer)
         assert result is not None, "an answered run has a result"
         if self.options.schema is not None:
-            result = dataclasses.replace(result, value=node.typed)
+            result = dataclasses.replace(result, value=node.typed_value)
         _last_result = result
         return result
 
@@ -4599,7 +4635,7 @@ class RLM:
         import queue
 
         prompt = _clean_prompt(prompt)
-        run = self._new_run(new_id(), Recording())
+        run = self._new_run(new_id(), JournalIndex())
         tokens: queue.SimpleQueue[Any] = queue.SimpleQueue()
         node = Node(run, Context(None))
         asking = threading.Thread(target=_stream_into, args=(tokens, run, node, prompt, system), daemon=True)
@@ -4637,7 +4673,7 @@ class RLM:
                 raise ConfigError("one ledger for the batch needs one process", hint="leave executor out")
             yield from _batch_elsewhere(self, items, executor, on_result)
             return
-        group = Batch(Ledger(self.options) if one_ledger else None)
+        group = LedgerGroup(Ledger(self.options) if one_ledger else None)
         done = [threading.Event() for _ in items]
         results: list[Any] = [None] * len(items)
         stop = threading.Event()
@@ -4682,7 +4718,7 @@ class RLM:
         then the run goes on live. `raised_limits`: options that differ from the recorded ones.
         """
         path = self._find_log(trajectory_id)
-        recording = Recording(read_journal(path))
+        recording = JournalIndex(read_journal(path))
         rlm = self._as_recorded(recording, raised_limits, path)
         root = recording.starts["n0"]
         context = rlm._recorded_context(root, path)
@@ -4693,7 +4729,7 @@ class RLM:
         node = Node(run, context, instructions=root.get("instructions") or "", schema=schema)
         context_of = partial(rlm._recorded_context, path=path)
         try:
-            result = rlm._supervise(run, node, lambda: _relive(node, recording.prompts, context_of))
+            result = rlm._supervise(run, node, lambda: replay_from_journal(node, recording.prompts, context_of))
         finally:
             rlm._settle(run, node)
         if rlm._conversation is not None:
@@ -4703,7 +4739,7 @@ class RLM:
     def replay(self, trajectory_id: str) -> Replayed:
         """Run a recorded run again, offline: the model's side from the journal, the code for real."""
         path = self._find_log(trajectory_id)
-        recording = Recording(read_journal(path))
+        recording = JournalIndex(read_journal(path))
         rlm = self._as_recorded(recording, {"backend": ReplayBackend(recording)}, path)
         root = recording.starts["n0"]
         context = rlm._recorded_context(root, path)
@@ -4712,7 +4748,7 @@ class RLM:
         node = Node(run, context, instructions=root.get("instructions") or "", schema=rlm._schema())
         context_of = partial(rlm._recorded_context, path=path)
         try:
-            result = rlm._supervise(run, node, lambda: _relive(node, recording.prompts, context_of))
+            result = rlm._supervise(run, node, lambda: replay_from_journal(node, recording.prompts, context_of))
         finally:
             run.close()
         recorded = recording.ends.get("n0", {}).get("response")
@@ -4734,7 +4770,7 @@ class RLM:
         except ValueError as error:
             raise ConfigError(str(error), hint="rlm logs lists the runs") from None
 
-    def _as_recorded(self, recording: Recording, raised: Mapping[str, Any], path: str) -> RLM:
+    def _as_recorded(self, recording: JournalIndex, raised: Mapping[str, Any], path: str) -> RLM:
         """An RLM with the options of the recorded run, those given here and now on top."""
         root = recording.starts.get("n0")
         known = root is not None and isinstance(root.get("prompt"), str)
@@ -4757,10 +4793,10 @@ class RLM:
                 recorded[name] = strict
         recorded["allowed_paths"] = self._recorded_paths(root.get("allowed_paths"))
         options = {k: v for k, v in {**recorded, **self._given, **raised}.items() if v is not None}
-        twin = RLM(**options, config=self._config, on_event=self._on_event, on_progress=self._on_progress)
-        twin._given.setdefault("log_dir", os.path.dirname(path))
-        twin.options = dataclasses.replace(twin.options, log_dir=os.path.dirname(path))
-        return twin
+        clone = RLM(**options, config=self._config, on_event=self._on_event, on_progress=self._on_progress)
+        clone._given.setdefault("log_dir", os.path.dirname(path))
+        clone.options = dataclasses.replace(clone.options, log_dir=os.path.dirname(path))
+        return clone
 
     def _recorded_paths(self, recorded: Any) -> list[str] | None:
         """The folders of a recorded run where they are narrower than those of now."""
@@ -4782,15 +4818,15 @@ class RLM:
 
     def _recorded_context(self, root: Event, path: str) -> Context:
         """The context of a recorded run, from its files or the copy beside the journal; ConfigError if it changed."""
-        about = root.get("context")
-        if not about:
+        recorded = root.get("context")
+        if not recorded:
             return Context(None)
-        source = about.get("source")
+        source = recorded.get("source")
         if isinstance(source, dict):
             context = Context(_read_again(source, path), source)
         else:
-            context = Context(_load_context(_context_path(path, root.get("turn") or 0), about), source)
-        if _digest(context.value)[0] != about.get("sha256"):
+            context = Context(_load_context(_context_path(path, root.get("turn") or 0), recorded), source)
+        if _digest(context.value)[0] != recorded.get("sha256"):
             names = ", ".join(source["paths"][:3]) if isinstance(source, dict) else "the kept copy"
             raise ConfigError(
                 f"the context has changed since the run was recorded: {names}", hint="restore it, or start a new run"
@@ -4804,12 +4840,12 @@ def _is_stream(path: str) -> bool:
     return bool(next(starts, {}).get("protocol") == "stream")
 
 
-def _relive(node: Node, starts: list[Event], context_of: Callable[[Event], Context]) -> Answer:
+def replay_from_journal(node: Node, starts: list[Event], context_of: Callable[[Event], Context]) -> Answer:
     """All prompts of a recorded conversation, each with its context, the last of them to its end."""
     for start, following in pairwise(starts):
-        node.relive(start["prompt"], following["turn"])
-        node.take(context_of(following))
-    return node.finish(starts[-1]["prompt"])
+        node.replay_turns(start["prompt"], following["turn"])
+        node.set_context(context_of(following))
+    return node.complete(starts[-1]["prompt"])
 
 
 class ReplayBackend:
@@ -4819,7 +4855,7 @@ class ReplayBackend:
     window = None
     max_output = None
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: JournalIndex) -> None:
         root = recording.starts.get("n0", {})
         self.model = root.get("model") or "recorded"
         self.supports_tools = root.get("protocol") != "text"
@@ -4861,9 +4897,9 @@ def gather_tools(options: Options) -> list[Tool]:
     """Built-in tools, those given, plug-ins and Snipara's; ConfigError that names the one that cannot be used."""
     try:
         logs = [options.log_dir] if options.log_dir else []  # a search would find its own question in there
-        tools = rlm_tools.file_tools(options.allowed_paths, left_out=logs)
-        for given in options.tools or []:
-            tools += [given] if isinstance(given, Tool) else rlm_tools.load_tools(given)
+        tools = rlm_tools.file_tools(options.allowed_paths, exclude=logs)
+        for source in options.tools or []:
+            tools += [source] if isinstance(source, Tool) else rlm_tools.load_tools(source)
         tools += rlm_tools.entry_point_tools()
         tools += rlm_tools.snipara_tools(
             options.snipara_api_key,
@@ -4949,7 +4985,7 @@ def _on_own_thread(work: Callable[[], Answer], run: Run, node: Node) -> Answer:
         while not done.wait(1):  # Windows hears Ctrl-C only between waits
             pass
     except KeyboardInterrupt as interrupt:
-        with _deaf_to_interrupts():
+        with ignore_sigint():
             if run.options.persistent:
                 run.stop(interrupt)
             if not (run.options.persistent and done.wait(_STOP_SECONDS)):
@@ -4964,7 +5000,7 @@ def _on_own_thread(work: Callable[[], Answer], run: Run, node: Node) -> Answer:
 
 
 @contextlib.contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
+def ignore_sigint() -> Iterator[None]:
     """A second Ctrl-C must not cut the tidying up short."""
     import signal
 
@@ -4981,7 +5017,14 @@ def _stream_into(tokens: Any, run: Run, node: Node, prompt: str, system: str | N
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": prompt})
     node.messages, node.turn, node.protocol = messages, 1, "stream"
-    about = {"node": "n0", "kind": "turn", "turn": 1, "prompt": [dict(m) for m in messages], "depth": 0, "parent": None}
+    event_fields = {
+        "node": "n0",
+        "kind": "turn",
+        "turn": 1,
+        "prompt": [dict(m) for m in messages],
+        "depth": 0,
+        "parent": None,
+    }
     answer: Answer | None = None
     end: BaseException = StopIteration()
     heard = False
@@ -4994,7 +5037,7 @@ def _stream_into(tokens: Any, run: Run, node: Node, prompt: str, system: str | N
     try:
         node._journal_start(prompt, True, None)
         most = _turn_output(run.backend, run.profile)
-        answer = Answer(run.call(node, run.backend, messages, about, most=most, on_text=hear).text)
+        answer = Answer(run.call(node, run.backend, messages, event_fields, most=most, on_text=hear).text)
         if answer.text and not heard:  # a backend object need not know of on_text
             tokens.put(answer.text)
         _last_result = run.result(answer)
@@ -5015,7 +5058,7 @@ def _batch_elsewhere(
     on_result: Callable[[int, CompletionResult | RLMError], None] | None,
 ) -> Iterator[CompletionResult | RLMError]:
     """The results of a batch that somebody's executor runs, perhaps on other machines."""
-    futures = [executor.submit(_complete_item, rlm, item, Batch(None)) for item in items]
+    futures = [executor.submit(_complete_item, rlm, item, LedgerGroup(None)) for item in items]
     try:
         for number, future in enumerate(futures):
             try:
@@ -5030,7 +5073,7 @@ def _batch_elsewhere(
             future.cancel()
 
 
-def _complete_item(rlm: RLM, item: dict[str, Any], group: Batch) -> CompletionResult | RLMError:
+def _complete_item(rlm: RLM, item: dict[str, Any], group: LedgerGroup) -> CompletionResult | RLMError:
     """One item of a batch: its result, or the error in its place."""
     try:
         prompt, context = item["prompt"], as_context(item.get("context"), rlm.options.log_dir, rlm.options.encoding)
@@ -5093,11 +5136,11 @@ def _to_all(listeners: list[Callable[[Event], None]]) -> Callable[[Event], None]
     if len(listeners) < 2:
         return listeners[0] if listeners else None
 
-    def tell(event: Event) -> None:
+    def notify(event: Event) -> None:
         for listener in listeners:
             listener(event)
 
-    return tell
+    return notify
 
 
 # --- the short forms ---------------------------------------------------------------------------------------------
@@ -5138,8 +5181,8 @@ def load_ipython_extension(shell: Any) -> None:
         words = shlex.split(line)
         if len(words) % 2 or any(flag not in ("-m", "-c") for flag in words[::2]):
             raise ConfigError(f"%%rlm does not take {line!r}", hint="%%rlm [-m MODEL] [-c VARIABLE]")
-        given = dict(zip(words[::2], words[1::2], strict=True))
-        context = shell.user_ns[given["-c"]] if "-c" in given else None
-        return complete(cell.strip(), context, model=given.get("-m"))
+        options = dict(zip(words[::2], words[1::2], strict=True))
+        context = shell.user_ns[options["-c"]] if "-c" in options else None
+        return complete(cell.strip(), context, model=options.get("-m"))
 
     shell.register_magic_function(magic, "cell", "rlm")

@@ -92,7 +92,7 @@ class BackendError(RuntimeError):
         self.looked_for = list(looked_for)
         self.retryable = retryable
         self.retry_after = retry_after
-        self.stale = False
+        self.idle_closed = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild_error, (self.message, self.__dict__)
@@ -603,14 +603,14 @@ def _own_price(names: Sequence[str], prices: Mapping[str, Any]) -> ModelFacts | 
     return None
 
 
-def _as_price(name: str, given: Any) -> ModelFacts:
+def _as_price(name: str, value: Any) -> ModelFacts:
     """A price as users write it: `[input, output, cached, cache_write]` or a table of these, the last two optional."""
     try:
-        if isinstance(given, Mapping):
-            into = given["input"]
-            given = [into, given["output"], given.get("cached", into), given.get("cache_write", into)]
-        prices = [price / 1e6 for price in [*given, *[given[0]] * (4 - len(given))]]
-        if len(given) < 2 or len(prices) > 4 or not all(0 <= price < 1 for price in prices):
+        if isinstance(value, Mapping):
+            into = value["input"]
+            value = [into, value["output"], value.get("cached", into), value.get("cache_write", into)]
+        prices = [price / 1e6 for price in [*value, *[value[0]] * (4 - len(value))]]
+        if len(value) < 2 or len(prices) > 4 or not all(0 <= price < 1 for price in prices):
             raise ValueError
     except (TypeError, ValueError, LookupError):
         hint = f'USD per million tokens, as in prices = {{"{name}" = [1.0, 2.0]}}: input, output, cached, cache_write'
@@ -650,8 +650,8 @@ def saved_by_cache(
 ) -> float | None:
     """What the provider's prompt cache has saved, in USD: negative where writing it cost more than reading it gave."""
     cost = cost_of(model, usage, prices, provider)
-    plain = cost_of(model, {**usage, "cached": 0, "cache_write": 0}, prices, provider)
-    return None if cost is None or plain is None else plain - cost
+    uncached = cost_of(model, {**usage, "cached": 0, "cache_write": 0}, prices, provider)
+    return None if cost is None or uncached is None else uncached - cost
 
 
 def estimate_tokens(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> int:
@@ -675,7 +675,7 @@ def _text_tokens(text: str) -> int:
 # --- ending a call early ----------------------------------------------------------------------------------------
 
 
-class _Flight:
+class CallState:
     """One call on its way: what may end it early, and how the thread that waits for it is woken then.
 
     A thread in `recv` cannot look at an event, so a watching thread does, and shuts the socket down under it.
@@ -687,15 +687,15 @@ class _Flight:
         self.deadline = deadline
         self.cancel = cancel
         self.quiet_until: float | None = None  # a server that has said nothing by then is given up
-        self.why = ""  # the call is over: cancelled, deadline or quiet
+        self.end_reason = ""  # the call is over: cancelled, deadline or quiet
         self.wake = threading.Event()
         self.connection: Any = None
         self.socket: Any = None
         self.reused = False
 
-    def look(self, now: float) -> None:
+    def poll(self, now: float) -> None:
         """End the call if it is cancelled, out of time, or the server has been silent for too long."""
-        if self.why:
+        if self.end_reason:
             return
         if self.cancel is not None and self.cancel.is_set():
             self._abort("cancelled")
@@ -704,87 +704,87 @@ class _Flight:
         elif self.quiet_until is not None and now >= self.quiet_until:
             self._abort("quiet")
 
-    def _abort(self, why: str) -> None:
+    def _abort(self, reason: str) -> None:
         import socket
 
         with _watch.lock:
-            self.why = why
-            if self.socket is not None and self.connection.flight is self:
-                plain = self.socket if isinstance(self.socket, socket.socket) else self.socket.socket
+            self.end_reason = reason
+            if self.socket is not None and self.connection.state is self:
+                raw_socket = self.socket if isinstance(self.socket, socket.socket) else self.socket.socket
                 with contextlib.suppress(OSError):
-                    socket.socket.shutdown(plain, socket.SHUT_RDWR)  # below TLS, whose state the reader holds
+                    socket.socket.shutdown(raw_socket, socket.SHUT_RDWR)  # below TLS, whose state the reader holds
         self.wake.set()
 
     def take(self, connection: Any) -> None:
         """Note which connection the call uses now."""
         with _watch.lock:
-            if self.why:
+            if self.end_reason:
                 raise OSError("given up")
             self.connection, self.socket = connection, connection.sock
-            connection.flight = self
+            connection.state = self
 
-    def heard(self) -> None:
+    def touch(self) -> None:
         """The server has shown a sign of life."""
         self.quiet_until = time.monotonic() + self.timeout
 
     def check(self) -> None:
         """Raise if the call is over before its answer."""
-        self.look(time.monotonic())
-        if self.why == "cancelled":
+        self.poll(time.monotonic())
+        if self.end_reason == "cancelled":
             raise BackendError("the call was cancelled", code="cancelled", provider=self.provider)
-        if self.why == "deadline":
+        if self.end_reason == "deadline":
             raise BackendError("no answer before the deadline", code="timeout", provider=self.provider)
-        if self.why == "quiet":
-            self.why, self.quiet_until = "", None
+        if self.end_reason == "quiet":
+            self.end_reason, self.quiet_until = "", None
             message = f"the server sent nothing for {self.timeout:g} s"
             raise BackendError(message, code="timeout", provider=self.provider, retryable=True)
 
     def sleep(self, seconds: float | None) -> None:
         """Wait until `wake` is set, at most so long; raise if the call is over."""
         self.quiet_until = None
-        self.why = self.why.replace("quiet", "")  # of the attempt before
+        self.end_reason = self.end_reason.replace("quiet", "")  # of the attempt before
         self.check()
         self.wake.wait(seconds)
         self.wake.clear()
         self.check()
 
 
-class _Watch:
+class CancelWatcher:
     """The thread that looks at every call under way each 20 ms. It ends when there has been none for a second."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.flights: set[_Flight] = set()
+        self.states: set[CallState] = set()
         self.running = False
 
     @contextlib.contextmanager
-    def over(self, flight: _Flight) -> Iterator[None]:
+    def watching(self, state: CallState) -> Iterator[None]:
         with self.lock:
             if not self.running:
                 _begin(self._run, "rlm-watch")
                 self.running = True
-            self.flights.add(flight)
+            self.states.add(state)
         try:
             yield
         finally:
             with self.lock:
-                self.flights.discard(flight)
-                if flight.connection is not None and flight.connection.flight is flight:
-                    flight.connection.flight = None
+                self.states.discard(state)
+                if state.connection is not None and state.connection.state is state:
+                    state.connection.state = None
 
     def _run(self) -> None:
         idle = 0
         while True:
             time.sleep(TICK)
             with self.lock:
-                flights = list(self.flights)
-                idle = 0 if flights else idle + 1
+                states = list(self.states)
+                idle = 0 if states else idle + 1
                 if idle * TICK > 1:
                     self.running = False
                     return
             now = time.monotonic()
-            for flight in flights:
-                flight.look(now)
+            for state in states:
+                state.poll(now)
 
 
 def _begin(work: Callable[[], None], name: str) -> None:
@@ -796,15 +796,15 @@ def _begin(work: Callable[[], None], name: str) -> None:
         raise BackendError("no thread for the call can be started", code="config", hint=hint) from None
 
 
-_watch = _Watch()
+_watch = CancelWatcher()
 _learning = threading.Lock()
-_here = threading.local()  # .flight: the call that this thread is sending
+_here = threading.local()  # .state: the call that this thread is sending
 
 
 def _forget_after_fork() -> None:
     """The watching thread, the connections and whoever holds a lock are the parent's."""
     global _watch, _learning, _pending_lock, _serving
-    _watch = _Watch()
+    _watch = CancelWatcher()
     _learning, _pending_lock, _serving = threading.Lock(), threading.Lock(), threading.Lock()
     _links.clear()
     _pending.clear()
@@ -817,27 +817,27 @@ if hasattr(os, "register_at_fork"):
 # --- the wire ---------------------------------------------------------------------------------------------------
 
 
-class _Given:
+class TrackedConnection:
     """What is added to urllib3's connections: they know the call that they serve, and can be given up by it."""
 
     host: str
     default_port: int
     sock: Any
     timeout: Any
-    flight: _Flight | None = None
+    state: CallState | None = None
     used = False
-    held: bytes | None = None
+    pending_head: bytes | None = None
 
     def connect(self) -> None:
         """Connect on another thread: name resolution, handshakes and proxies cannot be interrupted, only left."""
-        flight: _Flight | None = getattr(_here, "flight", None)
+        state: CallState | None = getattr(_here, "state", None)
         connect = super().connect  # type: ignore[misc]
-        self.held = None  # a proxy is sent a head of its own
-        if flight is None:
+        self.pending_head = None  # a proxy is sent a head of its own
+        if state is None:
             connect()
             return
         if self.host in LOOPBACK and self.default_port == 80 and self._at_once(connect):
-            flight.take(self)
+            state.take(self)
             return
         outcome: list[BaseException | None] = []
 
@@ -847,17 +847,17 @@ class _Given:
                 outcome.append(None)
             except BaseException as error:
                 outcome.append(error.with_traceback(None))
-            if flight.why:
+            if state.end_reason:
                 self.close()  # type: ignore[attr-defined]  # nobody waits for it any more
-            flight.wake.set()
+            state.wake.set()
 
         _begin(work, "rlm-connect")
-        while not outcome and not flight.why:
-            flight.wake.wait()
-            flight.wake.clear()
+        while not outcome and not state.end_reason:
+            state.wake.wait()
+            state.wake.clear()
         if outcome and outcome[0] is not None:
             raise outcome[0]
-        flight.take(self)
+        state.take(self)
 
     def _at_once(self, connect: Callable[[], None]) -> bool:
         """Whether a server on this machine took the connection within a tick, as it does unless it is overrun."""
@@ -871,11 +871,11 @@ class _Given:
         return True
 
     def request(self, *args: Any, **options: Any) -> Any:
-        flight: _Flight | None = getattr(_here, "flight", None)
-        if flight is not None:
-            flight.reused, self.used = self.used, True
-            flight.take(self)
-        self.held = None if options.get("body") is None else b""
+        state: CallState | None = getattr(_here, "state", None)
+        if state is not None:
+            state.reused, self.used = self.used, True
+            state.take(self)
+        self.pending_head = None if options.get("body") is None else b""
         return super().request(*args, **options)  # type: ignore[misc]
 
     def send(self, data: Any) -> None:
@@ -883,19 +883,19 @@ class _Given:
 
         The socket comes with the time allowed for connecting, and a long prompt takes longer than that on a slow line.
         """
-        if self.held == b"":
-            self.held = data
+        if self.pending_head == b"":
+            self.pending_head = data
             return
-        data, self.held = memoryview((self.held or b"") + data), None
-        flight: _Flight | None = getattr(_here, "flight", None)
+        data, self.pending_head = memoryview((self.pending_head or b"") + data), None
+        state: CallState | None = getattr(_here, "state", None)
         if self.sock is None:
             self.connect()
-        if flight is not None:
-            self.sock.settimeout(flight.timeout)
+        if state is not None:
+            self.sock.settimeout(state.timeout)
         for start in range(0, len(data), PIECE):
             super().send(data[start : start + PIECE])  # type: ignore[misc]
-            if flight is not None:
-                flight.heard()
+            if state is not None:
+                state.touch()
 
 
 def _http_error() -> type[Exception]:
@@ -914,10 +914,10 @@ def _adapter_class() -> type[Any]:
     from urllib3.connection import HTTPConnection, HTTPSConnection
     from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-    plain: Any = type("PlainConnection", (_Given, HTTPConnection), {})
-    secure: Any = type("SecureConnection", (_Given, HTTPSConnection), {})
+    http: Any = type("PlainConnection", (TrackedConnection, HTTPConnection), {})
+    secure: Any = type("SecureConnection", (TrackedConnection, HTTPSConnection), {})
     pools = {
-        "http": type("PlainPool", (HTTPConnectionPool,), {"ConnectionCls": plain}),
+        "http": type("PlainPool", (HTTPConnectionPool,), {"ConnectionCls": http}),
         "https": type("SecurePool", (HTTPSConnectionPool,), {"ConnectionCls": secure}),
     }
     # A long silent answer must survive the idle limits of the network between.
@@ -983,7 +983,7 @@ def _tls() -> Any:
     return context
 
 
-class _Gate:
+class AdaptiveLimiter:
     """How many calls may be under way at once: half as many after a 429, slowly more again after answers."""
 
     def __init__(self, width: int) -> None:
@@ -992,9 +992,9 @@ class _Gate:
         self.answered = 0
         self.opens_at = 0.0
         self.lock = threading.Lock()
-        self.queue: deque[_Flight] = deque()
+        self.queue: deque[CallState] = deque()
 
-    def enter(self, flight: _Flight, *, again: bool) -> None:
+    def enter(self, state: CallState, *, again: bool) -> None:
         """Wait for a place; who has been turned away before is let in first."""
         first = again
         while True:
@@ -1003,16 +1003,16 @@ class _Gate:
                 if pause <= 0 and self.busy < int(self.limit) and (first or not self.queue):
                     self.busy += 1
                     return
-                (self.queue.appendleft if first else self.queue.append)(flight)
-            first, over = True, True
+                (self.queue.appendleft if first else self.queue.append)(state)
+            first, queued = True, True
             try:
-                flight.sleep(pause if pause > 0 else None)
-                over = False
+                state.sleep(pause if pause > 0 else None)
+                queued = False
             finally:
                 with self.lock:
-                    if flight in self.queue:
-                        self.queue.remove(flight)
-                    elif over:
+                    if state in self.queue:
+                        self.queue.remove(state)
+                    elif queued:
                         self._wake()  # the place that it was woken for is the next one's
 
     def leave(self, *, answered: bool) -> None:
@@ -1036,7 +1036,7 @@ class _Gate:
             self.opens_at = max(self.opens_at, now + seconds)
 
 
-class _Link:
+class HostPool:
     """The connections to one host, and a gate before it for each model."""
 
     def __init__(self, url: str, width: int) -> None:
@@ -1045,12 +1045,12 @@ class _Link:
         self.adapter = _adapter_class()(pool_connections=4, pool_maxsize=max(64, width))
         self.proxies = {} if _is_loopback(url) else get_environ_proxies(url, no_proxy=None)
         self.width = width
-        self.gates: dict[str, _Gate] = {}
+        self.gates: dict[str, AdaptiveLimiter] = {}
 
-    def gate(self, model: str) -> _Gate:
-        return self.gates.get(model) or self.gates.setdefault(model, _Gate(self.width))
+    def gate(self, model: str) -> AdaptiveLimiter:
+        return self.gates.get(model) or self.gates.setdefault(model, AdaptiveLimiter(self.width))
 
-    def open(self, flight: _Flight, url: str, headers: Mapping[str, str], body: bytes | None) -> Any:
+    def open(self, state: CallState, url: str, headers: Mapping[str, str], body: bytes | None) -> Any:
         """The response to a POST (to a GET if there is no body), unread.
 
         What is raised instead holds no header, and no frame with one.
@@ -1062,29 +1062,29 @@ class _Link:
         request.method, request.url, request.body = "GET" if body is None else "POST", url, body
         length = {} if body is None else {"Content-Length": str(len(body))}
         request.headers = CaseInsensitiveDict({**headers, **length})
-        flight.check()
-        flight.heard()
-        flight.wake.clear()
-        _here.flight = flight
-        timeout = (CONNECT_TIMEOUT, flight.timeout)
+        state.check()
+        state.touch()
+        state.wake.clear()
+        _here.state = state
+        timeout = (CONNECT_TIMEOUT, state.timeout)
         try:
             return self.adapter.send(request, stream=True, timeout=timeout, proxies=self.proxies)
         except BaseException as error:
             problem = error
         finally:
-            _here.flight = None
-        failure = _transport_error(problem, flight, url, _proxy_for(url, self.proxies), opening=True)
-        if flight.reused and isinstance(failure, BackendError) and failure.code == "connection":
-            failure.retry_after, failure.stale = 0.0, True  # closed while it was idle: nothing has been asked yet
+            _here.state = None
+        failure = _transport_error(problem, state, url, _proxy_for(url, self.proxies), opening=True)
+        if state.reused and isinstance(failure, BackendError) and failure.code == "connection":
+            failure.retry_after, failure.idle_closed = 0.0, True  # closed while it was idle: nothing has been asked yet
         raise failure
 
 
-_links: dict[tuple[str, int], _Link] = {}
+_links: dict[tuple[str, int], HostPool] = {}
 
 
-def _link(base_url: str, width: int) -> _Link:
+def _link(base_url: str, width: int) -> HostPool:
     place = (_origin(base_url), width)
-    return _links.get(place) or _links.setdefault(place, _Link(base_url, width))
+    return _links.get(place) or _links.setdefault(place, HostPool(base_url, width))
 
 
 def _origin(url: str) -> str:
@@ -1098,7 +1098,7 @@ def _host(url: str) -> str:
     return (urlsplit(url).hostname or "").lower()
 
 
-def _place(url: str) -> str:
+def netloc(url: str) -> str:
     """Host and port, as the URL has them."""
     from urllib.parse import urlsplit
 
@@ -1121,14 +1121,14 @@ def _is_private(host: str) -> bool:
 
 
 def _transport_error(
-    problem: BaseException, flight: _Flight, url: str, proxy: str = "", *, opening: bool = False
+    problem: BaseException, state: CallState, url: str, proxy: str = "", *, opening: bool = False
 ) -> BaseException:
     """What to raise for an exception from below: never one with frames, which hold the headers."""
     if not isinstance(problem, (OSError, _http_error())):  # an interrupt, our own error, or a mistake of ours
         problem.__context__ = problem.__cause__ = None
         return problem.with_traceback(None)
     try:
-        flight.check()
+        state.check()
     except BackendError as over:
         return over.with_traceback(None)
     reason = _innermost(problem)
@@ -1137,13 +1137,13 @@ def _transport_error(
     if "socks" in str(reason).lower() and "dependencies" in str(reason):
         words = "PySocks is not installed"
     trouble, hint = (
-        _tls_trouble(reason, url, opening and not flight.reused) or _proxy_trouble(proxy, words) or (words, "")
+        _tls_trouble(reason, url, opening and not state.reused) or _proxy_trouble(proxy, words) or (words, "")
     )
     hint = hint or ("is the server running?" if _is_loopback(url) else "is the network up, and the base URL right?")
     return BackendError(
-        f"no connection to {_place(url)}{f' through the proxy {_place(proxy)}' if proxy else ''}: {trouble}",
+        f"no connection to {netloc(url)}{f' through the proxy {netloc(proxy)}' if proxy else ''}: {trouble}",
         code="timeout" if isinstance(reason, TimeoutError) else "connection",
-        provider=flight.provider,
+        provider=state.provider,
         hint=hint,
         retryable=trouble in (words, _BROKEN_OFF)
         and not words.startswith(("PySocks", "tunnel connection failed: 407")),
@@ -1161,13 +1161,13 @@ def _tls_trouble(reason: BaseException, url: str, opening: bool) -> tuple[str, s
         trouble = f"certificate verify failed: {reason.verify_message}"
         return trouble, "if it is yours, name the authority that signed it: SSL_CERT_FILE=ca.pem or SSL_CERT_DIR"
     named = str(getattr(reason, "reason", None) or "")
-    plain = f"{_origin(url).replace('https://', 'http://')} instead of https, if that is what it serves"
+    suggestion = f"{_origin(url).replace('https://', 'http://')} instead of https, if that is what it serves"
     if isinstance(reason, ssl.SSLError) and re.search(
         "WRONG_VERSION_NUMBER|RECORD_LAYER|HTTP_REQUEST|PACKET_LENGTH", named
     ):
-        return "it does not speak TLS there", plain
+        return "it does not speak TLS there", suggestion
     if isinstance(reason, ssl.SSLEOFError) and opening:
-        return _BROKEN_OFF, plain
+        return _BROKEN_OFF, suggestion
     return None
 
 
@@ -1202,7 +1202,7 @@ def _innermost(problem: BaseException) -> BaseException:
         seen.add(id(found))
 
 
-def _chunks(flight: _Flight, response: Any, url: str) -> Iterator[bytes]:
+def _chunks(state: CallState, response: Any, url: str) -> Iterator[bytes]:
     """The body as it arrives, decompressed."""
     total = 0
     while True:
@@ -1214,8 +1214,8 @@ def _chunks(flight: _Flight, response: Any, url: str) -> Iterator[bytes]:
         except BaseException as error:
             problem = error
         if problem is not None:
-            raise _transport_error(problem, flight, url)
-        flight.check()
+            raise _transport_error(problem, state, url)
+        state.check()
         total += len(data)
         if total > BODY_LIMIT:
             raise BackendError(f"the answer is larger than {BODY_LIMIT >> 20} MB", code="protocol")
@@ -1366,7 +1366,7 @@ def _no_constant(name: str) -> Any:
 # --- what the three wires share ---------------------------------------------------------------------------------
 
 
-class _Ask(NamedTuple):
+class Request(NamedTuple):
     """What is asked of a model, before a wire gives it a form."""
 
     messages: Sequence[Mapping[str, Any]]
@@ -1410,15 +1410,15 @@ class _Params(NamedTuple):
     others: dict[str, Any]  # sent as they are
 
 
-def _params(backend: HTTPBackend, ask: _Ask) -> _Params:
+def _params(backend: HTTPBackend, ask: Request) -> _Params:
     """The caller's parameters and, where he gives none, the runtime's, without those that the server has refused."""
-    given = {**(ask.defaults or {}), **(ask.params or {})}
-    _check_params(given)
-    common = {name: given.pop(name) for name in _COMMON if name in given}
+    merged = {**(ask.defaults or {}), **(ask.params or {})}
+    _check_params(merged)
+    common = {name: merged.pop(name) for name in _COMMON if name in merged}
     common = {name: value for name, value in common.items() if value is not None and name not in backend.refused}
     if isinstance(common.get("stop"), str):
         common["stop"] = [common["stop"]]
-    return _Params(common, given)
+    return _Params(common, merged)
 
 
 def _check_params(params: Mapping[str, Any]) -> None:
@@ -1461,7 +1461,7 @@ class _Text(list[str]):
         return "".join(self)
 
 
-class _Answer:
+class ResponseBuilder:
     """An answer as it grows out of a body or of a stream's events. Each wire fills it in its own way."""
 
     def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
@@ -1481,7 +1481,7 @@ class _Answer:
         self.cost: float | None = None
         self.raw: dict[str, Any] | None = None
 
-    def say(self, text: Any) -> None:
+    def append_text(self, text: Any) -> None:
         if isinstance(text, str) and text:
             self.began = True
             self.text.append(text)
@@ -1508,11 +1508,11 @@ class _Answer:
             raise BackendError("the answer has more reasoning or signatures than can be kept", code="protocol")
         return part
 
-    def whole(self, body: Mapping[str, Any]) -> None:
+    def feed_body(self, body: Mapping[str, Any]) -> None:
         """Take in a body that is the answer."""
         raise NotImplementedError
 
-    def event(self, body: Mapping[str, Any]) -> None:
+    def feed_event(self, body: Mapping[str, Any]) -> None:
         """Take in an event of a stream."""
         raise NotImplementedError
 
@@ -1600,7 +1600,7 @@ def _sendable(arguments: Any) -> dict[str, Any]:
     return arguments if isinstance(arguments, dict) else {"unreadable": str(arguments)}
 
 
-def _count(usage: Any, *path: str) -> int:
+def token_count(usage: Any, *path: str) -> int:
     """A number deep in a usage object, 0 for whatever is not one."""
     for name in path:
         usage = usage.get(name) if isinstance(usage, dict) else None
@@ -1666,7 +1666,7 @@ def _openai_url(base: str, model: str, stream: bool) -> str:
     return base if base.endswith("/chat/completions") else f"{base}/chat/completions"
 
 
-def _openai_body(backend: HTTPBackend, ask: _Ask) -> dict[str, Any]:
+def _openai_body(backend: HTTPBackend, ask: Request) -> dict[str, Any]:
     body: dict[str, Any] = {"model": backend.model, "messages": _openai_messages(backend, ask.messages)}
     if ask.tools:
         body["tools"] = [{"type": "function", "function": dict(tool)} for tool in ask.tools]
@@ -1775,7 +1775,7 @@ def _openai_content(content: Any) -> str | list[dict[str, Any]]:
 
 def _openai_assistant(backend: HTTPBackend, message: Mapping[str, Any]) -> dict[str, Any]:
     made: dict[str, Any] = {"role": "assistant", "content": _plain(message["content"])}
-    raw = backend.own_raw(message)
+    raw = backend.provider_state(message)
     extras = raw.get("extras", {})
     calls = [
         {
@@ -1796,24 +1796,24 @@ def _openai_assistant(backend: HTTPBackend, message: Mapping[str, Any]) -> dict[
     return {**made, **raw.get("fields", {})}
 
 
-class _OpenAIAnswer(_Answer):
+class _OpenAIBuilder(ResponseBuilder):
     def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
         super().__init__(backend, on_text)
         self.thoughts: list[str] = []
         self.details: list[Any] = []
         self.reason: str | None = None
 
-    def whole(self, body: Mapping[str, Any]) -> None:
-        self.event(body)
+    def feed_body(self, body: Mapping[str, Any]) -> None:
+        self.feed_event(body)
         self.ended = bool(body.get("choices"))
 
-    def event(self, body: Mapping[str, Any]) -> None:
+    def feed_event(self, body: Mapping[str, Any]) -> None:
         if isinstance(body.get("model"), str):
             self.model = body["model"]
         if isinstance(body.get("usage"), dict):
-            self._count(body["usage"], body.get("timings"))
-        if self.on_progress and (total := _count(body, "prompt_progress", "total")):
-            self._hand_on(self.on_progress, _count(body, "prompt_progress", "processed"), total)
+            self.read_usage(body["usage"], body.get("timings"))
+        if self.on_progress and (total := token_count(body, "prompt_progress", "total")):
+            self._hand_on(self.on_progress, token_count(body, "prompt_progress", "processed"), total)
         choices = body.get("choices")
         choice = choices[0] if isinstance(choices, list) and choices else None
         if not isinstance(choice, dict):
@@ -1826,10 +1826,10 @@ class _OpenAIAnswer(_Answer):
             self.ended = True
 
     def _delta(self, delta: Mapping[str, Any], *, whole: bool) -> None:
-        self.say(_text_of(delta.get("content")))
+        self.append_text(_text_of(delta.get("content")))
         if delta.get("refusal"):
             self.stop = "refusal"
-            self.say(delta["refusal"])
+            self.append_text(delta["refusal"])
         thought = delta.get("reasoning_content") or delta.get("reasoning")
         if isinstance(thought, str) and thought:
             self.thoughts.append(thought)
@@ -1847,8 +1847,8 @@ class _OpenAIAnswer(_Answer):
         self.began = True
         if self.full:  # it may be a piece of one that was not taken
             return
-        given = fragment.get("function")
-        function: dict[str, Any] = given if isinstance(given, dict) else {}
+        raw_function = fragment.get("function")
+        function: dict[str, Any] = raw_function if isinstance(raw_function, dict) else {}
         index, id_ = fragment.get("index"), fragment.get("id")
         call = next((call for call in reversed(self.calls) if call["index"] == index), None)
         if call is None and index is None and not id_ and self.calls:
@@ -1865,17 +1865,21 @@ class _OpenAIAnswer(_Answer):
         elif piece:
             call["arguments"][:] = [json.dumps(piece)]
 
-    def _count(self, usage: Mapping[str, Any], timings: Any) -> None:
-        into, out = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
-        total = _count(usage, "total_tokens")
-        cached = _count(usage, "prompt_tokens_details", "cached_tokens") or _count(usage, "prompt_cache_hit_tokens")
-        cached = cached or _count(timings, "cache_n")  # of llama.cpp
+    def read_usage(self, usage: Mapping[str, Any], timings: Any) -> None:
+        into, out = token_count(usage, "prompt_tokens"), token_count(usage, "completion_tokens")
+        total = token_count(usage, "total_tokens")
+        cached = token_count(usage, "prompt_tokens_details", "cached_tokens") or token_count(
+            usage, "prompt_cache_hit_tokens"
+        )
+        cached = cached or token_count(timings, "cache_n")  # of llama.cpp
         self.usage = {
             "input": into,
             "output": max(out, total - into),  # some count reasoning in the total only
             "cached": min(cached, into),
-            "cache_write": min(_count(usage, "prompt_tokens_details", "cache_write_tokens"), into - min(cached, into)),
-            "reasoning": _count(usage, "completion_tokens_details", "reasoning_tokens"),
+            "cache_write": min(
+                token_count(usage, "prompt_tokens_details", "cache_write_tokens"), into - min(cached, into)
+            ),
+            "reasoning": token_count(usage, "completion_tokens_details", "reasoning_tokens"),
         }
         cost = usage.get("cost")
         if isinstance(cost, (int, float)) and not isinstance(cost, bool) and 0 <= cost < 1e15:
@@ -1920,7 +1924,7 @@ def _anthropic_url(base: str, model: str, stream: bool) -> str:
     return f"{base}/messages" if re.search(r"/v\d+$", base) else f"{base}/v1/messages"
 
 
-def _anthropic_body(backend: HTTPBackend, ask: _Ask) -> dict[str, Any]:
+def _anthropic_body(backend: HTTPBackend, ask: Request) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": backend.model,
         "max_tokens": ask.max_tokens or min(backend.max_output or 8192, 32_000),
@@ -1949,7 +1953,7 @@ def _anthropic_body(backend: HTTPBackend, ask: _Ask) -> dict[str, Any]:
     return {name: value for name, value in body.items() if name not in backend.refused}
 
 
-def _anthropic_tools(ask: _Ask) -> list[dict[str, Any]]:
+def _anthropic_tools(ask: Request) -> list[dict[str, Any]]:
     """The tools; where none are offered, those that the history used, which may not be left undefined."""
     if ask.tools:
         return [
@@ -1997,7 +2001,7 @@ def _anthropic_blocks(backend: HTTPBackend, message: Mapping[str, Any]) -> list[
         if parts := _solid(message):
             result["content"] = parts
         return [{**result, "is_error": True} if message.get("is_error") else result]
-    if kept := backend.own_raw(message).get("content"):
+    if kept := backend.provider_state(message).get("content"):
         return [dict(block) for block in kept]
     return _solid(message) + [
         {"type": "tool_use", "id": call["id"], "name": call["name"], "input": _sendable(call["arguments"])}
@@ -2028,28 +2032,28 @@ _ANTHROPIC_DELTAS = {  # which field of the block grows, by which field of the d
 }
 
 
-class _AnthropicAnswer(_Answer):
+class _AnthropicBuilder(ResponseBuilder):
     def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
         super().__init__(backend, on_text)
         self.blocks: dict[int, dict[str, Any]] = {}
         self.growing: dict[tuple[int, str], _Text] = {}  # fields of the blocks
         self.counts: dict[str, Any] = {}
 
-    def whole(self, body: Mapping[str, Any]) -> None:
+    def feed_body(self, body: Mapping[str, Any]) -> None:
         self._message(body)
         for index, block in enumerate(body.get("content") or ()):
             if isinstance(block, dict):
                 self._open(index, block)
         self.ended = isinstance(body.get("content"), list)
 
-    def event(self, body: Mapping[str, Any]) -> None:
+    def feed_event(self, body: Mapping[str, Any]) -> None:
         kind = body.get("type")
         if kind == "message_start" and isinstance(body.get("message"), dict):
             self._message(body["message"])
         elif kind == "content_block_start" and isinstance(body.get("content_block"), dict):
-            self._open(_count(body, "index"), body["content_block"])
+            self._open(token_count(body, "index"), body["content_block"])
         elif kind == "content_block_delta" and isinstance(body.get("delta"), dict):
-            self._delta(_count(body, "index"), body["delta"])
+            self._delta(token_count(body, "index"), body["delta"])
         elif kind == "message_delta":
             self._message({**(body.get("delta") or {}), "usage": body.get("usage")})
         elif kind == "message_stop":
@@ -2065,7 +2069,7 @@ class _AnthropicAnswer(_Answer):
         begun = {name: "" for name in _GROWING if name in block and block[name] is None}
         self.blocks[index] = self.keep({**block, **begun})
         self.began = self.began or block.get("type") != "text"
-        self.say(block.get("text"))
+        self.append_text(block.get("text"))
 
     def _delta(self, index: int, delta: Mapping[str, Any]) -> None:
         if index not in self.blocks:
@@ -2075,7 +2079,7 @@ class _AnthropicAnswer(_Answer):
         if field:
             self.growing.setdefault((index, field), _Text()).append(str(delta.get(piece) or ""))
         if field == "text":
-            self.say(delta.get("text"))
+            self.append_text(delta.get("text"))
 
     def finish(self) -> None:
         for (index, field), text in self.growing.items():
@@ -2083,9 +2087,9 @@ class _AnthropicAnswer(_Answer):
         blocks = [block for _, block in sorted(self.blocks.items()) if isinstance(block.get("type"), str)]
         for block in blocks:
             if block.get("type") == "tool_use":
-                given = block.pop("json", "") or block.get("input")
-                self.add_call({"id": block.get("id"), "name": block.get("name"), "arguments": given})
-                block["input"] = _sendable(_arguments(given))
+                arguments = block.pop("json", "") or block.get("input")
+                self.add_call({"id": block.get("id"), "name": block.get("name"), "arguments": arguments})
+                block["input"] = _sendable(_arguments(arguments))
         if self.full:  # a request may hold no call without its result
             taken = [call["id"] for call in self.calls]
             blocks = [block for block in blocks if block["type"] != "tool_use" or block.get("id") in taken]
@@ -2093,18 +2097,18 @@ class _AnthropicAnswer(_Answer):
             self.raw = {"content": [_replayable(block) for block in blocks if block.get("text", "x").strip()]}
         self.stop = _ANTHROPIC_STOPS.get(self.stop, "tool_calls" if self.calls else "stop")
         if self.counts:
-            self._count()
+            self.read_usage()
 
-    def _count(self) -> None:
-        read = _count(self.counts, "cache_read_input_tokens")
-        written = _count(self.counts, "cache_creation_input_tokens")
+    def read_usage(self) -> None:
+        read = token_count(self.counts, "cache_read_input_tokens")
+        written = token_count(self.counts, "cache_creation_input_tokens")
         details = self.counts.get("output_tokens_details")
         self.usage = {
-            "input": _count(self.counts, "input_tokens") + read + written,
-            "output": _count(self.counts, "output_tokens"),
+            "input": token_count(self.counts, "input_tokens") + read + written,
+            "output": token_count(self.counts, "output_tokens"),
             "cached": read,
             "cache_write": written,
-            "reasoning": _count(details, "thinking_tokens") or _count(details, "reasoning_tokens"),
+            "reasoning": token_count(details, "thinking_tokens") or token_count(details, "reasoning_tokens"),
         }
 
 
@@ -2133,7 +2137,7 @@ def _gemini_url(base: str, model: str, stream: bool) -> str:
     return f"{base}/{path}:{'streamGenerateContent?alt=sse' if stream else 'generateContent'}"
 
 
-def _gemini_body(backend: HTTPBackend, ask: _Ask) -> dict[str, Any]:
+def _gemini_body(backend: HTTPBackend, ask: Request) -> dict[str, Any]:
     body: dict[str, Any] = {"contents": _gemini_contents(backend, ask.messages)}
     system = [_plain(message["content"]) for message in ask.messages if message["role"] == "system"]
     if system:
@@ -2171,7 +2175,7 @@ def _gemini_contents(backend: HTTPBackend, messages: Sequence[Mapping[str, Any]]
         if message["role"] == "system":
             continue
         role = "model" if message["role"] == "assistant" else "user"
-        kept = backend.own_raw(message).get("parts")
+        kept = backend.provider_state(message).get("parts")
         native.update(str(part["functionCall"].get("id", "")) for part in kept or () if "functionCall" in part)
         parts = [dict(part) for part in kept] if kept else _gemini_parts(backend, message, native)
         if made and made[-1]["role"] == role:
@@ -2204,20 +2208,20 @@ def _gemini_part(part: Mapping[str, Any]) -> dict[str, Any]:
     return {"inlineData": {"mimeType": part["media_type"], "data": part["data"]}}
 
 
-class _GeminiAnswer(_Answer):
+class _GeminiBuilder(ResponseBuilder):
     def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
         super().__init__(backend, on_text)
         self.parts: list[dict[str, Any]] = []
         self.texts: list[_Text] = []  # of the parts
         self.reason = ""
 
-    def whole(self, body: Mapping[str, Any]) -> None:
-        self.event(body)
+    def feed_body(self, body: Mapping[str, Any]) -> None:
+        self.feed_event(body)
 
-    def event(self, body: Mapping[str, Any]) -> None:
+    def feed_event(self, body: Mapping[str, Any]) -> None:
         self.model = str(body.get("modelVersion") or self.model)
         if isinstance(body.get("usageMetadata"), dict):
-            self._count(body["usageMetadata"])
+            self.read_usage(body["usageMetadata"])
         feedback = body.get("promptFeedback")
         if isinstance(feedback, dict) and feedback.get("blockReason"):
             self.reason, self.ended = "SAFETY", True
@@ -2235,7 +2239,7 @@ class _GeminiAnswer(_Answer):
     def _part(self, part: dict[str, Any]) -> None:
         self.began = True
         if not part.get("thought"):
-            self.say(part.get("text"))
+            self.append_text(part.get("text"))
         if "functionCall" in part:
             call = part["functionCall"]
             self.add_call({"id": call.get("id"), "name": call.get("name"), "arguments": call.get("args")})
@@ -2247,12 +2251,12 @@ class _GeminiAnswer(_Answer):
             self.parts.append(self.keep(dict(part)))
             self.texts.append(_Text([str(part.get("text") or "")]))
 
-    def _count(self, usage: Mapping[str, Any]) -> None:
-        thoughts = _count(usage, "thoughtsTokenCount")
+    def read_usage(self, usage: Mapping[str, Any]) -> None:
+        thoughts = token_count(usage, "thoughtsTokenCount")
         self.usage = {
-            "input": _count(usage, "promptTokenCount") + _count(usage, "toolUsePromptTokenCount"),
-            "output": _count(usage, "candidatesTokenCount") + thoughts,
-            "cached": _count(usage, "cachedContentTokenCount"),
+            "input": token_count(usage, "promptTokenCount") + token_count(usage, "toolUsePromptTokenCount"),
+            "output": token_count(usage, "candidatesTokenCount") + thoughts,
+            "cached": token_count(usage, "cachedContentTokenCount"),
             "cache_write": 0,
             "reasoning": thoughts,
         }
@@ -2275,14 +2279,14 @@ class _GeminiAnswer(_Answer):
 
 class _Wire(NamedTuple):
     url: Callable[[str, str, bool], str]
-    body: Callable[[HTTPBackend, _Ask], dict[str, Any]]
-    answer: type[_Answer]
+    body: Callable[[HTTPBackend, Request], dict[str, Any]]
+    builder: type[ResponseBuilder]
 
 
 _WIRES = {
-    "openai": _Wire(_openai_url, _openai_body, _OpenAIAnswer),
-    "anthropic": _Wire(_anthropic_url, _anthropic_body, _AnthropicAnswer),
-    "gemini": _Wire(_gemini_url, _gemini_body, _GeminiAnswer),
+    "openai": _Wire(_openai_url, _openai_body, _OpenAIBuilder),
+    "anthropic": _Wire(_anthropic_url, _anthropic_body, _AnthropicBuilder),
+    "gemini": _Wire(_gemini_url, _gemini_body, _GeminiBuilder),
 }
 
 
@@ -2408,13 +2412,13 @@ def _tidy(text: str, secret: str) -> str:
 # --- the retries ------------------------------------------------------------------------------------------------
 
 
-def _persist(flight: _Flight, gate: _Gate, max_retries: int, send: Callable[[], Any]) -> tuple[Any, int]:
+def with_retries(state: CallState, gate: AdaptiveLimiter, max_retries: int, send: Callable[[], Any]) -> tuple[Any, int]:
     """What `send` returns, and at which attempt, after as many attempts as its failures and the deadline allow."""
     attempt = failures = 0
-    stale = False
+    idle_closed = False
     while True:
         attempt += 1
-        gate.enter(flight, again=attempt > 1)
+        gate.enter(state, again=attempt > 1)
         before, answered = gate.answered, False
         try:
             result = send()
@@ -2425,23 +2429,23 @@ def _persist(flight: _Flight, gate: _Gate, max_retries: int, send: Callable[[], 
             # Turned away while others are answered is standing in a queue, and an idle connection that the server
             # has closed was no attempt: neither uses up the retries.
             queued = error.code == "rate" and gate.answered > before
-            failures += not queued and (stale or not error.stale)
-            stale = error.stale
-            wait = _pause(error, failures)
+            failures += not queued and (idle_closed or not error.idle_closed)
+            idle_closed = error.idle_closed
+            wait = backoff(error, failures)
             if error.retryable and (error.code == "rate" or error.status in (503, 529)):
                 gate.throttle(min(wait, LONGEST_WAIT))
         finally:
             gate.leave(answered=answered)
-        over = failures > max_retries or attempt >= max(MOST_ATTEMPTS, max_retries + 1)
-        late = flight.deadline is not None and time.monotonic() + wait >= flight.deadline
-        if not failure.retryable or over or late or wait > LONGEST_WAIT:
+        exhausted = failures > max_retries or attempt >= max(MOST_ATTEMPTS, max_retries + 1)
+        late = state.deadline is not None and time.monotonic() + wait >= state.deadline
+        if not failure.retryable or exhausted or late or wait > LONGEST_WAIT:
             raise failure
         until = time.monotonic() + wait
         while (left := until - time.monotonic()) > 0:
-            flight.sleep(left)
+            state.sleep(left)
 
 
-def _pause(error: BackendError, failures: int) -> float:
+def backoff(error: BackendError, failures: int) -> float:
     """Seconds until the next attempt: what the server asks for, else longer each time, never in step with others."""
     import random
 
@@ -2456,7 +2460,7 @@ def _pause(error: BackendError, failures: int) -> float:
 class HTTPBackend:
     """A model of a provider. Made by `connect`; may be used from many threads at once."""
 
-    def __init__(self, row: Provider, model: str, base_url: str, key: _Key, how: _How) -> None:
+    def __init__(self, row: Provider, model: str, base_url: str, key: _Key, how: BackendOptions) -> None:
         self.provider = row.id
         self.wire = row.wire
         self.quirks = row.quirks
@@ -2513,7 +2517,7 @@ class HTTPBackend:
         if link := _links.get((_origin(self.base_url), self._how.max_parallel)):
             link.adapter.close()
 
-    def own_raw(self, message: Mapping[str, Any]) -> dict[str, Any]:
+    def provider_state(self, message: Mapping[str, Any]) -> dict[str, Any]:
         """What this very model wants back unchanged in a message, if the message has it."""
         raw = message.get("raw")
         mine = {"wire": self.wire, "model": self.model, "provider": self.provider}
@@ -2524,7 +2528,7 @@ class HTTPBackend:
 
         Options: tools, max_tokens, schema, stream, params, defaults, on_progress.
         """
-        return self._request(_Ask(messages, **how))
+        return self._request(Request(messages, **how))
 
     def complete(
         self,
@@ -2553,16 +2557,16 @@ class HTTPBackend:
         if not self.supports_images and _has_images(messages):
             raise self._no_images()
         stream = on_text is not None
-        ask = _Ask(messages, tools, max_tokens, response_schema, stream, params, defaults, on_progress)
-        flight = _Flight(self.provider, self._how.timeout, deadline, cancel)
-        with _watch.over(flight):
-            self._ready(flight)
-            return (_cached if self._how.cache else _live)(self, ask, flight, on_text)
+        ask = Request(messages, tools, max_tokens, response_schema, stream, params, defaults, on_progress)
+        state = CallState(self.provider, self._how.timeout, deadline, cancel)
+        with _watch.watching(state):
+            self._ready(state)
+            return (_cached if self._how.cache else _live)(self, ask, state, on_text)
 
-    def _ready(self, flight: _Flight) -> None:
+    def _ready(self, state: CallState) -> None:
         """Called before anything is sent."""
 
-    def _request(self, ask: _Ask) -> tuple[str, dict[str, str], dict[str, Any]]:
+    def _request(self, ask: Request) -> tuple[str, dict[str, str], dict[str, Any]]:
         base, _, query = self.base_url.partition("?")
         common, others = _params(self, ask)
         limits = [limit for limit in (ask.max_tokens, common.get("max_output_tokens")) if limit is not None]
@@ -2576,7 +2580,7 @@ class HTTPBackend:
             headers["anthropic-version"] = "2023-06-01"  # the later ones refuse these
         return url, headers, _WIRES[self.wire].body(self, ask)
 
-    def _room(self, ask: _Ask, flight: _Flight) -> contextlib.AbstractContextManager[None]:
+    def _room(self, ask: Request, state: CallState) -> contextlib.AbstractContextManager[None]:
         """What an attempt has to wait for besides a place at the gate."""
         return contextlib.nullcontext()
 
@@ -2605,25 +2609,25 @@ class HTTPBackend:
         return headers
 
     def _attempt(
-        self, link: _Link, flight: _Flight, request: tuple[str, dict[str, str], bytes], answer: _Answer
-    ) -> _Answer:
-        response = link.open(flight, *request)
+        self, link: HostPool, state: CallState, request: tuple[str, dict[str, str], bytes], builder: ResponseBuilder
+    ) -> ResponseBuilder:
+        response = link.open(state, *request)
         finished = False
         try:
-            self._read(answer, flight, response, _chunks(flight, response, request[0]))
-            answer.finish()
+            self._read(builder, state, response, _chunks(state, response, request[0]))
+            builder.finish()
             finished = True
-            return answer
+            return builder
         except (BackendError, *_MISREAD) as error:
-            if error is answer.refused:
+            if error is builder.refused:
                 raise
             failure = self._as_failure(error)
         finally:
-            if not finished or not _drain(flight, response):
+            if not finished or not _drain(state, response):
                 response.raw.close()
             response.raw.release_conn()
-        failure.partial = "".join(answer.text)
-        failure.retryable = failure.retryable and not answer.began
+        failure.partial = "".join(builder.text)
+        failure.retryable = failure.retryable and not builder.began
         failure.provider = self.provider
         raise failure.with_traceback(None)  # the frames hold the server's words, which may repeat the key
 
@@ -2633,7 +2637,7 @@ class HTTPBackend:
             return error
         return self._error("protocol", f"the server's answer has a form of its own: {error}", retryable=True)
 
-    def _read(self, answer: _Answer, flight: _Flight, response: Any, chunks: Iterator[bytes]) -> None:
+    def _read(self, builder: ResponseBuilder, state: CallState, response: Any, chunks: Iterator[bytes]) -> None:
         if response.status_code >= 300:
             raise self._refusal(response, _gathered(chunks, ERROR_LIMIT))
         first = head = b""
@@ -2643,11 +2647,11 @@ class HTTPBackend:
             first = (first + chunk)[-65_536:]  # some servers send blanks while they work
             head = first.lstrip().removeprefix(_BYTE_ORDER).lstrip()
         if re.match(rb"(data|event|id|retry)?:", head):  # whatever the header says
-            self._read_stream(answer, flight, chain([first], chunks))
+            self._read_stream(builder, state, chain([first], chunks))
         else:
-            self._read_whole(answer, flight, _gathered(chain([first], chunks)))
+            self._read_body(builder, state, _gathered(chain([first], chunks)))
 
-    def _read_whole(self, answer: _Answer, flight: _Flight, data: bytearray) -> None:
+    def _read_body(self, builder: ResponseBuilder, state: CallState, data: bytearray) -> None:
         if mark := re.search(rb"(data:\s{0,9})?\[DONE\]\s{0,9}\Z", data[-40:]):
             del data[len(data) - len(mark[0]) :]
         body, problem = None, "no JSON object"
@@ -2658,39 +2662,39 @@ class HTTPBackend:
         begins = data[:65_536].lstrip()[:1]
         if isinstance(body, dict):
             self._raise_error_in(body)
-            answer.whole(body)
+            builder.feed_body(body)
             problem = "no message"
         elif body is None and begins == b"{":
-            self._read_lines(answer, flight, data)
-        if not answer.ended:
+            self._read_lines(builder, state, data)
+        if not builder.ended:
             page = begins == b"<"
             what, hint = ("a page of HTML", "check the base URL") if page else (problem, "")
             raise self._error("protocol", f"the server answered with {what}", status=200, retryable=not page, hint=hint)
 
-    def _read_lines(self, answer: _Answer, flight: _Flight, data: bytearray) -> None:
+    def _read_lines(self, builder: ResponseBuilder, state: CallState, data: bytearray) -> None:
         """Take in the events of a stream that has one on each line."""
         first, _, rest = bytes(data).partition(b"\n")
         with contextlib.suppress(ValueError):
             if rest and isinstance(from_json(first), dict):
                 for line in filter(bytes.strip, (first, *rest.split(b"\n"))):
-                    self._read_event(answer, flight, line.decode("utf-8", "replace"))
+                    self._read_event(builder, state, line.decode("utf-8", "replace"))
 
-    def _read_stream(self, answer: _Answer, flight: _Flight, chunks: Iterator[bytes]) -> None:
+    def _read_stream(self, builder: ResponseBuilder, state: CallState, chunks: Iterator[bytes]) -> None:
         try:
             for data in _events(chunks):
                 if data == "[DONE]":
-                    answer.ended = True
+                    builder.ended = True
                     return
-                self._read_event(answer, flight, data)
-                if answer.ended and self.wire == "anthropic":
+                self._read_event(builder, state, data)
+                if builder.ended and self.wire == "anthropic":
                     return
         except BackendError as error:
-            if not answer.ended or error.code not in ("connection", "timeout"):
+            if not builder.ended or error.code not in ("connection", "timeout"):
                 raise
-        if not answer.ended:
+        if not builder.ended:
             raise self._error("truncated", "the stream ended before the answer did", retryable=True)
 
-    def _read_event(self, answer: _Answer, flight: _Flight, data: str) -> None:
+    def _read_event(self, builder: ResponseBuilder, state: CallState, data: str) -> None:
         try:
             event = from_json(data)
         except ValueError:
@@ -2698,10 +2702,10 @@ class HTTPBackend:
         if not isinstance(event, dict):
             raise self._error("truncated", "the stream holds an event that is not JSON", retryable=True)
         self._raise_error_in(event)
-        flight.quiet_until = None  # the time that the caller takes over a text is not the server's
-        answer.event(event)
-        flight.check()
-        flight.heard()
+        state.quiet_until = None  # the time that the caller takes over a text is not the server's
+        builder.feed_event(event)
+        state.check()
+        state.touch()
 
     def _raise_error_in(self, body: Mapping[str, Any]) -> None:
         """An error may come with status 200: in a body as in the middle of a stream."""
@@ -2723,16 +2727,16 @@ class HTTPBackend:
         error.retryable = error.retryable and response.headers.get("x-should-retry") != "false"
         return error
 
-    def _who(self) -> str:
+    def server_label(self) -> str:
         """The provider; with the place, where somebody else speaks its protocol there."""
-        owner = _at(self.base_url)
-        return self.provider if owner and owner.id == self.provider else f"{self.provider} at {_place(self.base_url)}"
+        owner = provider_for_url(self.base_url)
+        return self.provider if owner and owner.id == self.provider else f"{self.provider} at {netloc(self.base_url)}"
 
     def _status_error(self, status: int, text: str, wait: float | None) -> BackendError:
         code = _code_for(status, text)
         lasting = code in ("quota", "context_length") or re.search(_NO_TOOLS, text) or re.search(_NO_IMAGES, text)
         again = not lasting and (status in _RETRIED or status >= 500)
-        message = f"{self._who()} answers {status}: {text}"
+        message = f"{self.server_label()} answers {status}: {text}"
         return self._error(code, message, status=status, hint=_HINTS.get(code, ""), retryable=again, retry_after=wait)
 
     def _error(self, code: str, message: str, **more: Any) -> BackendError:
@@ -2747,7 +2751,7 @@ class HTTPBackend:
         self.supports_images = False
         return self._error("no_images", f"{self.model!r} cannot see images", status=400, hint="use a model with vision")
 
-    def learn(self, error: BackendError, body: Mapping[str, Any], ask: _Ask) -> bool:
+    def adapt_to_error(self, error: BackendError, body: Mapping[str, Any], ask: Request) -> bool:
         """Whether the error tells how to ask so that it works, from now on."""
         if error.status not in (400, 404, 422, 500, 501) or error.code == "quota":
             return False
@@ -2775,7 +2779,7 @@ class HTTPBackend:
             return self._remember(lesson, ask)
         return self._request(ask)[2] != body  # another call has learnt it in the meantime
 
-    def _refused_param(self, error: BackendError, ask: _Ask) -> str | None:
+    def _refused_param(self, error: BackendError, ask: Request) -> str | None:
         """The parameter that a refusal names; one of the runtime's own before one of the caller's."""
         text = error.message
         if error.status not in (400, 422) or error.code != "bad_request" or not re.search(_REFUSAL, text):
@@ -2786,7 +2790,7 @@ class HTTPBackend:
         ]
         return min(named, key=lambda name: name in (ask.params or {}), default=None)
 
-    def _remember(self, lesson: str, ask: _Ask) -> bool:
+    def _remember(self, lesson: str, ask: Request) -> bool:
         """Leave a part out of every request from now on; the caller is told once if he asked for it."""
         with _learning:
             known = lesson in self.refused
@@ -2794,7 +2798,9 @@ class HTTPBackend:
         within = ("output_config", "reasoning_effort") if lesson == "output_config" else (lesson,)
         name = next((name for name in within if name in (ask.params or {})), None)
         if name and not known:
-            message = f"{self._who()} does not take the parameter {name!r} for {self.model!r}: it is no longer sent"
+            message = (
+                f"{self.server_label()} does not take the parameter {name!r} for {self.model!r}: it is no longer sent"
+            )
             warnings.warn(message, RuntimeWarning, stacklevel=2)
         return True
 
@@ -2811,23 +2817,23 @@ class HTTPBackend:
         try:
             if not self._inspected:
                 until = time.monotonic() + INSPECT_TIME
-                flight = _Flight(self.provider, INSPECT_TIME, min(until, deadline or until), None)
-                with contextlib.suppress(BackendError, *_MISREAD), _watch.over(flight):
-                    self._inspect(flight)
+                state = CallState(self.provider, INSPECT_TIME, min(until, deadline or until), None)
+                with contextlib.suppress(BackendError, *_MISREAD), _watch.watching(state):
+                    self._inspect(state)
         finally:
             self._inspected = True
             self._inspecting.release()
 
-    def _inspect(self, flight: _Flight) -> None:
+    def _inspect(self, state: CallState) -> None:
         base = self.base_url.partition("?")[0].removesuffix("/chat/completions")
         entry: dict[str, Any] = {}
         if self.provider != "ollama":
-            entries = [item for item in self._fetch(flight, f"{base}/models")["data"] if isinstance(item, dict)]
+            entries = [item for item in self._fetch(state, f"{base}/models")["data"] if isinstance(item, dict)]
             entry = _entry_of(self.model, entries)
             self._take_in(entry)
         if self.provider == "ollama" or entry.get("owned_by") == "library":
             # Its window is a setting of the server's, mostly far below the model's own: it is not to be had here.
-            shown = self._fetch(flight, f"{_origin(base)}/api/show", _dumps({"model": self.model}))
+            shown = self._fetch(state, f"{_origin(base)}/api/show", _dumps({"model": self.model}))
             self.parameters = self.parameters or size_in_name(str(shown["details"]["parameter_size"]))
 
     def _take_in(self, entry: Mapping[str, Any]) -> None:
@@ -2835,11 +2841,11 @@ class HTTPBackend:
         if entry.get("owned_by") == "llamacpp":
             self.server = "llamacpp"
         names = ("loaded_context_length", "max_model_len", "context_length", "max_context_length")
-        sizes = [_count(entry, "meta", "n_ctx"), *(_count(entry, name) for name in names)]
+        sizes = [token_count(entry, "meta", "n_ctx"), *(token_count(entry, name) for name in names)]
         self.window = self.window or next((size for size in sizes if size >= 256), None)
-        self.parameters = self.parameters or round(_count(entry, "meta", "n_params") / 1e9, 3) or None
+        self.parameters = self.parameters or round(token_count(entry, "meta", "n_params") / 1e9, 3) or None
 
-    def _fetch(self, flight: _Flight, url: str, data: bytes | None = None) -> Any:
+    def _fetch(self, state: CallState, url: str, data: bytes | None = None) -> Any:
         """The JSON that a GET, or a POST of `data`, brings. BackendError or ValueError if it brings none."""
         headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "flat-rlm"}
         headers |= {"Content-Type": "application/json"} if data is not None else {}
@@ -2847,12 +2853,12 @@ class HTTPBackend:
         response, body = None, bytearray()
         while response is None:
             try:
-                response = link.open(flight, url, {**headers, **self._key_headers()}, data)
+                response = link.open(state, url, {**headers, **self._key_headers()}, data)
             except BackendError as error:
-                if not error.stale:
+                if not error.idle_closed:
                     raise
         try:
-            for chunk in _chunks(flight, response, url) if response.status_code == 200 else ():
+            for chunk in _chunks(state, response, url) if response.status_code == 200 else ():
                 body += chunk
                 if len(body) > INSPECT_LIMIT:
                     raise ValueError("too long")
@@ -2874,54 +2880,54 @@ _OPTIONAL = ("stream_options", "return_progress", "prompt_cache_key", "response_
 _OPENAI_MODEL = r"gpt-(?!oss)|chatgpt-|o\d(?:-|$)|codex-"
 
 
-def _live(backend: HTTPBackend, ask: _Ask, flight: _Flight, on_text: Callable[[str], None] | None) -> Reply:
+def _live(backend: HTTPBackend, ask: Request, state: CallState, on_text: Callable[[str], None] | None) -> Reply:
     """An answer from the server, asked again in another way where it says how."""
     link = _link(backend.base_url, backend._how.max_parallel)
     while True:
         url, headers, body = backend._request(ask)
         request = url, headers, _encoded(body)
 
-        def send(request: tuple[str, dict[str, str], bytes] = request) -> _Answer:
-            answer = _WIRES[backend.wire].answer(backend, on_text)
-            answer.on_progress = ask.on_progress
-            with backend._room(ask, flight):
-                return backend._attempt(link, flight, request, answer)
+        def send(request: tuple[str, dict[str, str], bytes] = request) -> ResponseBuilder:
+            builder = _WIRES[backend.wire].builder(backend, on_text)
+            builder.on_progress = ask.on_progress
+            with backend._room(ask, state):
+                return backend._attempt(link, state, request, builder)
 
         try:
-            answer, attempts = _persist(flight, link.gate(backend.model), backend._how.max_retries, send)
+            builder, attempts = with_retries(state, link.gate(backend.model), backend._how.max_retries, send)
         except BackendError as error:
             failure = error
         else:
-            return _reply(backend, answer, ask, attempts)
-        if failure.partial or not backend.learn(failure, body, ask):
+            return _reply(backend, builder, ask, attempts)
+        if failure.partial or not backend.adapt_to_error(failure, body, ask):
             raise failure
 
 
-def _reply(backend: HTTPBackend, answer: _Answer, ask: _Ask, attempts: int) -> Reply:
-    text, calls = "".join(answer.text), _tool_calls(answer.calls)
-    usage: dict[str, Any] | None = answer.usage
+def _reply(backend: HTTPBackend, builder: ResponseBuilder, ask: Request, attempts: int) -> Reply:
+    text, calls = "".join(builder.text), _tool_calls(builder.calls)
+    usage: dict[str, Any] | None = builder.usage
     if usage is None or not (usage["input"] or usage["output"]):
         into, out = estimate_tokens(ask.messages, ask.tools), estimate_tokens([{"content": text, "tool_calls": calls}])
         usage = {"input": into, "output": out, "cached": 0, "cache_write": 0, "reasoning": 0, "estimated": True}
-    cost = answer.cost
+    cost = builder.cost
     if cost is None:
         cost = cost_of(backend.model, usage, backend._how.prices, backend.provider)
-    raw = answer.raw and {"wire": backend.wire, "model": backend.model, "provider": backend.provider, **answer.raw}
-    return Reply(text, calls, usage, answer.stop, answer.model or backend.model, cost, raw, attempts)
+    raw = builder.raw and {"wire": backend.wire, "model": backend.model, "provider": backend.provider, **builder.raw}
+    return Reply(text, calls, usage, builder.stop, builder.model or backend.model, cost, raw, attempts)
 
 
-def _drain(flight: _Flight, response: Any) -> bool:
+def _drain(state: CallState, response: Any) -> bool:
     """Read the little that is left after an answer, so that the connection can be used again; False if more comes."""
     if response.raw.connection is None:  # all was read, and another call may have the connection by now
         return True
     try:
-        flight.socket.settimeout(0.01)
+        state.socket.settimeout(0.01)
         return any(not response.raw.read1(65536) for _ in range(4))
     except Exception:  # of many kinds, and all of them mean: not this connection again
         return False
     finally:
         with contextlib.suppress(OSError):
-            flight.socket.settimeout(flight.timeout)
+            state.socket.settimeout(state.timeout)
 
 
 # --- connecting -------------------------------------------------------------------------------------------------
@@ -2952,7 +2958,7 @@ _DEFAULTS = {
 _BASE_VARIABLES = {"openai": "OPENAI_BASE_URL", "anthropic": "ANTHROPIC_BASE_URL"}
 
 
-class _How(NamedTuple):
+class BackendOptions(NamedTuple):
     """The options that a backend and its siblings share."""
 
     max_retries: int
@@ -2990,22 +2996,22 @@ def connect(
     env = _Environ(environ)
     environ = None  # what a traceback shows of this frame must hold no key
     api_key = _Secret(api_key) if api_key else None
-    given = _Key(_checked_key(api_key, "api_key"), "api_key") if api_key else None
+    key = _Key(_checked_key(api_key, "api_key"), "api_key") if api_key else None
     base_url = _checked_url(base_url.strip()) if base_url else None
     for known, price in (prices or {}).items():
         _as_price(known, price)
-    how = _How(max_retries, max_parallel, prices, _cache_folder(cache, env), timeout)
+    how = BackendOptions(max_retries, max_parallel, prices, _cache_folder(cache, env), timeout)
     if model and model.endswith(".gguf") and base_url is None and backend in ("auto", "litellm", "llamacpp"):
         return _LocalModel(model, how, progress)
     row, name = _choose(model, backend, base_url, env)
-    return _connected(row, name, backend, base_url, given, env, how)
+    return _connected(row, name, backend, base_url, key, env, how)
 
 
 def _connected(
-    row: Provider, name: str, backend: str, base_url: str | None, given: _Key | None, env: _Environ, how: _How
+    row: Provider, name: str, backend: str, base_url: str | None, key: _Key | None, env: _Environ, how: BackendOptions
 ) -> HTTPBackend:
     base = _base_url(row, base_url, env)
-    made = HTTPBackend(row, name, base, given or _key(row, name, base, base_url, env), how)
+    made = HTTPBackend(row, name, base, key or _key(row, name, base, base_url, env), how)
 
     def reconnect(model: str) -> HTTPBackend:
         """Another model by its name; one whose name does not say whose it is belongs to the same provider."""
@@ -3031,13 +3037,13 @@ def _choose(model: str | None, backend: str, base_url: str | None, env: _Environ
             raise BackendError(f"which model of {row.id}?", code="config", provider=row.id, hint="-m MODEL")
         return row, name if base_url else _unprefixed(name, row)
     if not model:
-        row = _present(env) if base_url is None else _at(base_url) or _rows()["openai"]
+        row = _present(env) if base_url is None else provider_for_url(base_url) or _rows()["openai"]
         return row, _DEFAULTS.get(row.id, DEFAULT_MODEL)
     for separator in "/:":
         word, _, rest = model.partition(separator)
         if rest and word in _by_name():
             return _by_name()[word], rest
-    if base_url and (row_there := _at(base_url)):
+    if base_url and (row_there := provider_for_url(base_url)):
         return row_there, model
     maker = next((id_ for id_, names in _MAKERS if re.match(names, model)), None)
     if maker is None and base_url is None:
@@ -3068,15 +3074,15 @@ def _present(env: _Environ) -> Provider:
     return next(there, _rows()["openai"])
 
 
-def _at(url: str) -> Provider | None:
+def provider_for_url(url: str) -> Provider | None:
     """The provider whose host this is, exactly."""
     if _is_loopback(url):
         return None
     return next((row for row in _rows().values() if _host(row.base_url) == _host(url)), None)
 
 
-def _base_url(row: Provider, given: str | None, env: _Environ) -> str:
-    url = given or env.get(_BASE_VARIABLES.get(row.id, "")) or env.get(row.quirks.get("base", "")) or row.base_url
+def _base_url(row: Provider, base_url: str | None, env: _Environ) -> str:
+    url = base_url or env.get(_BASE_VARIABLES.get(row.id, "")) or env.get(row.quirks.get("base", "")) or row.base_url
     missing = [name for name in re.findall(r"\$\{(\w+)\}", url) if not env.get(name)]
     if missing:
         hint = f"export {missing[0]}=…, or give base_url"
@@ -3104,7 +3110,7 @@ def _checked_url(url: str) -> str:
 
 def _key(row: Provider, model: str, base: str, given_url: str | None, env: _Environ) -> _Key:
     """The key for this host: of the provider whose host it is, else, at a URL of the user's, of the one he named."""
-    owner = row if _host(row.base_url) == _host(base) else _at(base) or row
+    owner = row if _host(row.base_url) == _host(base) else provider_for_url(base) or row
     for name in owner.keys:
         if env.get(name):
             return _Key(_checked_key(env.secret(name), name), name)
@@ -3132,17 +3138,17 @@ class _Pending:
     """A question that has been asked and not been answered yet, and who else waits for the answer."""
 
     def __init__(self) -> None:
-        self.waiting: list[_Flight] = []
+        self.waiting: list[CallState] = []
         self.reply: Reply | None = None
         self.error: BackendError | None = None
-        self.over = False
+        self.done = False
 
 
 _pending: dict[str, _Pending] = {}
 _pending_lock = threading.Lock()
 
 
-def _cached(backend: HTTPBackend, ask: _Ask, flight: _Flight, on_text: Callable[[str], None] | None) -> Reply:
+def _cached(backend: HTTPBackend, ask: Request, state: CallState, on_text: Callable[[str], None] | None) -> Reply:
     """The answer from disk or from whoever is asking the same right now, else a live one, kept for the next."""
     body = backend._request(ask._replace(max_tokens=None, stream=False))[2]
     params = {**(ask.defaults or {}), **(ask.params or {})}  # also those that this wire leaves out
@@ -3150,26 +3156,26 @@ def _cached(backend: HTTPBackend, ask: _Ask, flight: _Flight, on_text: Callable[
     path = os.path.join(backend._how.cache or "", f"{name}.json")
     while True:
         if reply := _read_reply(path):
-            return _again(reply, on_text)
+            return from_cache(reply, on_text)
         with _pending_lock:
             mine = _Pending()
             pending = _pending.setdefault(path, mine)
             if pending is not mine:
-                pending.waiting.append(flight)
+                pending.waiting.append(state)
         if pending is mine:
-            return _lead(backend, ask, flight, on_text, path, pending)
-        while not pending.over:
-            flight.sleep(None)
+            return _lead(backend, ask, state, on_text, path, pending)
+        while not pending.done:
+            state.sleep(None)
         if pending.reply is not None and _is_whole(pending.reply):
-            return _again(pending.reply, on_text)
+            return from_cache(pending.reply, on_text)
         if pending.error is not None and pending.error.code not in ("cancelled", "timeout"):
             raise copy.copy(pending.error)
 
 
 def _lead(
     backend: HTTPBackend,
-    ask: _Ask,
-    flight: _Flight,
+    ask: Request,
+    state: CallState,
     on_text: Callable[[str], None] | None,
     path: str,
     pending: _Pending,
@@ -3177,7 +3183,7 @@ def _lead(
     """A live answer, for all who wait for it."""
     try:
         _check_cache(os.path.dirname(path))
-        reply = pending.reply = _live(backend, ask, flight, on_text)
+        reply = pending.reply = _live(backend, ask, state, on_text)
         if _is_whole(reply):
             _write_reply(path, reply)
         return reply
@@ -3187,7 +3193,7 @@ def _lead(
     finally:
         with _pending_lock:
             del _pending[path]
-            pending.over = True
+            pending.done = True
             for waiting in pending.waiting:
                 waiting.wake.set()
 
@@ -3197,7 +3203,7 @@ def _is_whole(reply: Reply) -> bool:
     return reply.stop_reason in ("stop", "tool_calls")
 
 
-def _again(reply: Reply, on_text: Callable[[str], None] | None) -> Reply:
+def from_cache(reply: Reply, on_text: Callable[[str], None] | None) -> Reply:
     """An answer given before: it costs nothing now."""
     if on_text and reply.text:
         on_text(reply.text)
@@ -3272,22 +3278,22 @@ class _SharedWindow:
 
     def __init__(self, tokens: int) -> None:
         self.size = self.free = tokens
-        self.queue: deque[_Flight] = deque()
+        self.queue: deque[CallState] = deque()
         self.lock = threading.Lock()
 
     @contextlib.contextmanager
-    def reserve(self, flight: _Flight, tokens: int) -> Iterator[None]:
+    def reserve(self, state: CallState, tokens: int) -> Iterator[None]:
         """Wait, in turn, until so many tokens are free, and hold them. One call alone always fits."""
         tokens = min(tokens, self.size)
         with self.lock:
-            self.queue.append(flight)
+            self.queue.append(state)
         try:
-            while not self._take(flight, tokens):
-                flight.sleep(None)
+            while not self._take(state, tokens):
+                state.sleep(None)
         except BaseException:
             with self.lock:
-                if flight in self.queue:
-                    self.queue.remove(flight)
+                if state in self.queue:
+                    self.queue.remove(state)
                 self._wake()
             raise
         try:
@@ -3297,9 +3303,9 @@ class _SharedWindow:
                 self.free += tokens
                 self._wake()
 
-    def _take(self, flight: _Flight, tokens: int) -> bool:
+    def _take(self, state: CallState, tokens: int) -> bool:
         with self.lock:
-            if self.queue[0] is not flight or self.free < tokens:
+            if self.queue[0] is not state or self.free < tokens:
                 return False
             self.queue.popleft()
             self.free -= tokens
@@ -3325,7 +3331,7 @@ _serving = threading.Lock()
 class _LocalModel(HTTPBackend):
     """A GGUF file, served by a llama.cpp server on loopback: one for the process, started by the first call."""
 
-    def __init__(self, path: str, how: _How, progress: Callable[[str], None] | None) -> None:
+    def __init__(self, path: str, how: BackendOptions, progress: Callable[[str], None] | None) -> None:
         self.path = os.path.realpath(os.path.expanduser(path))
         header = _gguf_header(self.path)
         _check_local(self.path)
@@ -3342,20 +3348,20 @@ class _LocalModel(HTTPBackend):
             raise BackendError(f"{self.model!r} serves no other model than itself", code="config", hint=hint)
         return self
 
-    def _ready(self, flight: _Flight) -> None:
+    def _ready(self, state: CallState) -> None:
         with _serving:
             served = _served.get(self.path)
             if served is not None and served.process.poll() is not None:
                 _end(_served.pop(self.path).process)
                 served = None
-            served = _served[self.path] = served or self._serve(flight)
+            served = _served[self.path] = served or self._serve(state)
         self.base_url, self._key, self._shared = f"{served.url}/v1", served.key, served.shared
 
-    def _room(self, ask: _Ask, flight: _Flight) -> contextlib.AbstractContextManager[None]:
+    def _room(self, ask: Request, state: CallState) -> contextlib.AbstractContextManager[None]:
         tokens = estimate_tokens(ask.messages, ask.tools) + min(ask.max_tokens or _ANSWER_ROOM, _ANSWER_ROOM)
-        return self._shared.reserve(flight, tokens)
+        return self._shared.reserve(state, tokens)
 
-    def _serve(self, flight: _Flight) -> _Served:
+    def _serve(self, state: CallState) -> _Served:
         """Start the server and wait until it has loaded the model, saying so each second."""
         import atexit
         import subprocess
@@ -3363,7 +3369,7 @@ class _LocalModel(HTTPBackend):
         import tempfile
 
         atexit.register(stop_local_models)
-        key, answer = _Secret(os.urandom(16).hex()), list[bytes]()
+        key, response = _Secret(os.urandom(16).hex()), list[bytes]()
         how = {"path": self.path, "context": self._context, "parallel": self._how.max_parallel, "key": key}
         how["cache_mib"] = _prompt_cache_mib(self.path)
         with tempfile.TemporaryFile() as log:
@@ -3375,14 +3381,14 @@ class _LocalModel(HTTPBackend):
                 with contextlib.suppress(OSError):
                     process.stdin.write(json.dumps(how).encode() + b"\n")  # type: ignore[union-attr]
                     process.stdin.flush()  # type: ignore[union-attr]
-                answer.append(process.stdout.readline())  # type: ignore[union-attr]
-                flight.wake.set()
+                response.append(process.stdout.readline())  # type: ignore[union-attr]
+                state.wake.set()
 
             asking = threading.Thread(target=ask, name="rlm-load", daemon=True)
             asking.start()
             try:
-                self._wait_for(answer, flight)
-                return _Served(process, from_json(answer[0])["url"], key, _SharedWindow(self._context))
+                self._wait_for(response, state)
+                return _Served(process, from_json(response[0])["url"], key, _SharedWindow(self._context))
             except BaseException as error:
                 process.kill()
                 asking.join()
@@ -3393,13 +3399,13 @@ class _LocalModel(HTTPBackend):
             said = log.read()[-2000:].decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
         raise self._error("config", f"llama.cpp cannot serve {self.model!r}: {said[-1]}")
 
-    def _wait_for(self, answer: list[bytes], flight: _Flight) -> None:
+    def _wait_for(self, response: list[bytes], state: CallState) -> None:
         size, started = os.path.getsize(self.path) / 1e9, time.monotonic()
-        while not answer:
+        while not response:
             if self._progress:
                 waited = time.monotonic() - started
                 self._progress(f"loading {os.path.basename(self.path)} ({size:.1f} GB): {waited:.0f} s")
-            flight.sleep(1.0)
+            state.sleep(1.0)
 
 
 def stop_local_models() -> None:
@@ -3519,15 +3525,15 @@ def post(
     headers = {name: _Secret(value) for name, value in headers.items()}
     headers = {"Content-Type": "application/json", "Accept-Encoding": "gzip, deflate", **headers}
     data = _dumps(json)
-    flight = _Flight("", timeout, deadline, cancel)
+    state = CallState("", timeout, deadline, cancel)
     link = _link(url, 16)
     last: list[tuple[int, dict[str, str], bytes]] = []
 
     def send() -> None:
         last.clear()
-        response = link.open(flight, url, headers, data)
+        response = link.open(state, url, headers, data)
         try:
-            body = bytes(_gathered(_chunks(flight, response, url)))
+            body = bytes(_gathered(_chunks(state, response, url)))
         finally:
             response.raw.close()
             response.raw.release_conn()
@@ -3537,11 +3543,11 @@ def post(
             wait, code = _wait_asked(response.headers, body), _code_for(status, "")
             raise BackendError(f"status {status}", code=code, status=status, retryable=True, retry_after=wait)
 
-    with _watch.over(flight):
+    with _watch.watching(state):
         try:
-            _persist(flight, link.gate(url), max_retries, send)
+            with_retries(state, link.gate(url), max_retries, send)
         except BackendError:
-            if not last or flight.why:
+            if not last or state.end_reason:
                 raise
     return last[0]
 
@@ -3564,8 +3570,8 @@ def local_servers(timeout: float = 0.3) -> list[tuple[str, str, list[str]]]:
         with requests.Session() as session:
             session.trust_env = False
             try:
-                answer = session.get(f"{base}/models", timeout=timeout, allow_redirects=False, stream=True)
-                body = _gathered(answer.iter_content(65_536), INSPECT_LIMIT)
+                response = session.get(f"{base}/models", timeout=timeout, allow_redirects=False, stream=True)
+                body = _gathered(response.iter_content(65_536), INSPECT_LIMIT)
                 found[id_] = [str(entry["id"]) for entry in from_json(body)["data"]]
             except (BackendError, requests.RequestException, ValueError, LookupError, TypeError):
                 return  # nothing there, or nothing that speaks of models

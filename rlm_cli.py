@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import rlm_viz
 
 
-class _Sibling:
+class LazyModule:
     """A module of ours that is imported when it is first used."""
 
     def __init__(self, name: str) -> None:
@@ -54,14 +54,14 @@ class _Sibling:
 
 
 if not TYPE_CHECKING:
-    rlm, rlm_backends, rlm_mcp = _Sibling("rlm"), _Sibling("rlm_backends"), _Sibling("rlm_mcp")
-    rlm_sandbox, rlm_tools, rlm_viz = _Sibling("rlm_sandbox"), _Sibling("rlm_tools"), _Sibling("rlm_viz")
-    rlm_config = _Sibling("rlm_config")
+    rlm, rlm_backends, rlm_mcp = LazyModule("rlm"), LazyModule("rlm_backends"), LazyModule("rlm_mcp")
+    rlm_sandbox, rlm_tools, rlm_viz = LazyModule("rlm_sandbox"), LazyModule("rlm_tools"), LazyModule("rlm_viz")
+    rlm_config = LazyModule("rlm_config")
 
 __all__ = ["main"]
 
 Event = dict[str, Any]
-ANSWERED, FAILED, WRONG, LIMIT, INTERRUPTED, TERMINATED = 0, 1, 2, 3, 130, 143  # exit codes
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_LIMIT, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 3, 130, 143  # exit codes
 
 
 # --- the way in -----------------------------------------------------------------------------------------------------
@@ -74,13 +74,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return mcp_serve(arguments[1:])
     stderr = sys.stderr
     try:
-        shell = Shell(arguments)
+        shell = Invocation(arguments)
         return shell.ended(_outcome_of(arguments, shell))
     finally:
         sys.stderr = stderr
 
 
-def _outcome_of(arguments: list[str], shell: Shell) -> int:
+def _outcome_of(arguments: list[str], shell: Invocation) -> int:
     try:
         listen_for_signals()
         code = dispatch(arguments, shell)
@@ -88,7 +88,7 @@ def _outcome_of(arguments: list[str], shell: Shell) -> int:
     except SystemExit as leaving:  # argparse, after --help
         return int(leaving.code or 0)
     except BrokenPipeError:
-        return shell.reader_left()
+        return shell.handle_broken_pipe()
     except KeyboardInterrupt as stop:
         return shell.interrupted(stop)
     except Exception as error:
@@ -105,34 +105,36 @@ def listen_for_signals() -> None:
     import signal
 
     def once(number: int, _: object) -> None:
-        for heard in _listening:
+        for heard in handled_signals:
             signal.signal(heard, signal.SIG_IGN)
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) != signal.SIG_IGN or number in _listening:  # a background job stays deaf to Ctrl-C
-            _listening.add(number)
+        if (
+            signal.getsignal(number) != signal.SIG_IGN or number in handled_signals
+        ):  # a background job stays deaf to Ctrl-C
+            handled_signals.add(number)
             signal.signal(number, once)
 
 
-_listening: set[int] = set()  # those of which SIG_IGN is our own doing
+handled_signals: set[int] = set()  # those of which SIG_IGN is our own doing
 
 
-def dispatch(arguments: list[str], shell: Shell) -> int:
+def dispatch(arguments: list[str], shell: Invocation) -> int:
     """Find the command, read its arguments, run it. A command word is one only as the very first argument."""
     name = arguments[0] if arguments and arguments[0] in COMMANDS else ""
     command = COMMANDS[name or "run"]
     parser = command_parser(name)
-    args = read_arguments(parser, arguments[1:] if name else arguments, named=bool(name))
+    args = parse_args(parser, arguments[1:] if name else arguments, named=bool(name))
     shell.colour(getattr(args, "color", None))
     return command.run(args, shell)
 
 
-class Shell:
+class Invocation:
     """One invocation: the form in which it answers, its terminal, and what is known of the run when it ends badly."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
-        self.stdout_closed = _mend_streams()
+        self.stdout_closed = ensure_std_streams()
         self.terminal = Terminal(sys.stderr)
         sys.stderr = Harmless(sys.stderr)  # what tools, warnings and other modules print
         self.out = sys.stdout  # while a run goes on, sys.stdout is stderr: see `prints_to_stderr`
@@ -141,27 +143,29 @@ class Shell:
         self.debug = "--debug" in flags or os.environ.get("RLM_DEBUG", "") not in ("", "0")
         self.is_run = not flags or flags[0] not in COMMANDS or flags[0] in RUNS
         self.model: str | None = None
-        self.flags_again: Callable[[Collection[str]], str] = lambda but: ""
+        self.rerun_flags: Callable[[Collection[str]], str] = lambda but: ""
         self.can_resume = True
         self.page_on_stdout = False  # --html -
         self.lost: rlm.RLMError | None = None  # why nothing can be written to stdout
-        self.told = False
+        self.loss_reported = False
         self.abandoned = False
-        self.left_off: tuple[str, str] | None = None  # of a batch that was stopped: how far it came, and how to go on
+        self.stop_summary: tuple[str, str] | None = (
+            None  # of a batch that was stopped: how far it came, and how to go on
+        )
         self._lock = threading.Lock()
 
-    def colour(self, wish: str | None) -> None:
+    def colour(self, preference: str | None) -> None:
         """Settle whether stderr is coloured, now that `--color` has been read."""
-        self.terminal.colour = wants_colour(sys.stderr, wish)
+        self.terminal.colour = wants_colour(sys.stderr, preference)
 
     def print(self, text: str) -> None:
         """An answer for stdout, exactly as it is: but control characters of models do not reach a terminal."""
-        self.write((plain(text) if self.out.isatty() else text) + "\n")
+        self.write((strip_control(text) if self.out.isatty() else text) + "\n")
 
     def show(self, text: str, *, lead: str = "", style: str = "", colour: bool = False) -> None:
         """A line of a command's own for stdout, harmless wherever it goes: a name or a path in it may be anyone's."""
         painted = f"\x1b[{_STYLES[style]}m{lead}\x1b[0m" if colour and style else lead
-        self.write(encodable(self.out, painted + " ".join(plain(text).splitlines())) + "\n")
+        self.write(encodable(self.out, painted + " ".join(strip_control(text).splitlines())) + "\n")
 
     def write(self, text: str) -> None:
         """Text for stdout. A full disk is an error of ours, and a reader that went away is not."""
@@ -202,7 +206,7 @@ class Shell:
             self.silence()
         except OSError as error:
             self._unwritable(error)
-        if self.lost is not None and not self.told:
+        if self.lost is not None and not self.loss_reported:
             return self.failed(self.lost)
         return code
 
@@ -225,47 +229,47 @@ class Shell:
 
             _thread.interrupt_main()
 
-    def reader_left(self) -> int:
+    def handle_broken_pipe(self) -> int:
         """Whoever read stdout has seen enough: end quietly."""
         self.silence()
-        return ANSWERED
+        return EXIT_OK
 
     def interrupted(self, stop: KeyboardInterrupt) -> int:
         """Ctrl-C or SIGTERM: what was done, and how to go on."""
         if self.lost is not None:
             return self.failed(self.lost)
         if self.abandoned:
-            return self.reader_left()
+            return self.handle_broken_pipe()
         result = rlm.last_result() if self.is_run else None
         self._report("interrupted", result, None)
-        second, following = self.left_off or (f"done: {summary(result)}" if result else "", self._way_on(result))
+        second, following = self.stop_summary or (f"done: {summary(result)}" if result else "", self._way_on(result))
         ended = isinstance(stop, Terminated)
         self.terminal.error("terminated" if ended else "interrupted", second, following)
-        return TERMINATED if ended else INTERRUPTED
+        return EXIT_TERMINATED if ended else EXIT_INTERRUPTED
 
     def failed(self, error: Exception) -> int:
         """An error as a user reads it: three lines, and the exit code of its kind. `--debug` shows the traceback."""
         code, result = exit_code(error), getattr(error, "result", None)
-        message, second, following = map(without_keys, in_words(error))
-        if code == LIMIT:
+        message, second, following = map(without_keys, describe_error(error))
+        if code == EXIT_LIMIT:
             option = error.option  # type: ignore[attr-defined]
             following = self._way_on(result, option)
             second = "" if following else f"raise it: {flags_of(option)[-1]} {metavar(option)}"
-        elif result is not None and code == FAILED:
+        elif result is not None and code == EXIT_FAILED:
             following = " or ".join(part for part in (following, self._way_on(result)) if part)
         try:
-            status = "partial" if code == LIMIT else "error"
+            status = "partial" if code == EXIT_LIMIT else "error"
             self._report(status, result, error, message, following)
         except BrokenPipeError:
-            return self.reader_left()
+            return self.handle_broken_pipe()
         except rlm.RLMError as unwritable:  # stdout: what was to be said there is lost
             if unwritable is not error:
                 self.terminal.error(unwritable.message, "", unwritable.hint)
-        self.told = self.lost is not None
+        self.loss_reported = self.lost is not None
         if self.debug:
             import traceback
 
-            self.terminal.say(without_keys("".join(traceback.format_exception(error)).rstrip()), lines=True)
+            self.terminal.write_line(without_keys("".join(traceback.format_exception(error)).rstrip()), lines=True)
         self.terminal.error(message, second, following)
         return code
 
@@ -274,7 +278,7 @@ class Shell:
         if result is None or not result.log or not self.can_resume:
             return ""
         raised = f" {flags_of(limit)[-1]} {doubled(result.log, limit)}" if limit else ""
-        return f"rlm resume {result.trajectory_id}{raised}{self.flags_again([limit])}"
+        return f"rlm resume {result.trajectory_id}{raised}{self.rerun_flags([limit])}"
 
     def _report(
         self,
@@ -288,7 +292,7 @@ class Shell:
         if self.form != "text":
             fault = {"type": type(error).__name__, "message": message, "hint": hint} if error else None
             last = {"event": "result"} if self.form == "jsonl" else {}
-            self.print_json(last | outcome(status, result, self.model, fault))
+            self.print_json(last | result_dict(status, result, self.model, fault))
         elif result is not None and result.response:
             self.print(result.response)
         self.flush()
@@ -297,11 +301,11 @@ class Shell:
 def exit_code(error: Exception) -> int:
     """2: wrong usage or configuration; 3: a limit; 1: everything else."""
     if isinstance(error, rlm.ConfigError):
-        return WRONG
-    return LIMIT if isinstance(error, rlm.LimitExceeded) else FAILED
+        return EXIT_USAGE
+    return EXIT_LIMIT if isinstance(error, rlm.LimitExceeded) else EXIT_FAILED
 
 
-def in_words(error: Exception) -> tuple[str, str, str]:
+def describe_error(error: Exception) -> tuple[str, str, str]:
     """(message, second line, next step) of an error. One that is not ours is a fault of this program, and says so."""
     if isinstance(error, rlm.RLMError):
         looked = getattr(error.__cause__, "looked_for", None)
@@ -312,7 +316,7 @@ def in_words(error: Exception) -> tuple[str, str, str]:
     if isinstance(error, OSError):
         what = f"{error.filename}: " if error.filename else ""
         return f"{what}{error.strerror or error}", "", ""
-    return f"{type(error).__name__}: {error}", "this is a fault of rlm itself", "the same again with --debug"
+    return f"{type(error).__name__}: {error}", "this is a bug in rlm", "run again with --debug and report this"
 
 
 def doubled(log: str | os.PathLike[str], limit: str) -> str:
@@ -337,7 +341,7 @@ _OUTCOME = (
 )
 
 
-def outcome(
+def result_dict(
     status: str, result: rlm.CompletionResult | None, model: str | None, error: Mapping[str, str] | None
 ) -> dict[str, Any]:
     """The object of `--json`: always every key, null where nothing is known."""
@@ -350,7 +354,7 @@ def prints_to_stderr() -> contextlib.AbstractContextManager[Any]:
     return contextlib.redirect_stdout(sys.stderr)
 
 
-def _mend_streams() -> bool:
+def ensure_std_streams() -> bool:
     """Make the standard streams safe to write to; True if stdout was closed.
 
     A closed descriptor is pointed at /dev/null, or the next file to be opened would get its number. What a stream
@@ -398,7 +402,7 @@ def command_parser(name: str) -> argparse.ArgumentParser:
     parser = new_parser(f"rlm {name}".strip(), command.summary)
     command.declare(parser)
     general = parser.add_argument_group("general")
-    general.add_argument("--config", metavar="PATH", help="this configuration file and no other")
+    general.add_argument("--config", metavar="PATH", help="use only this configuration file")
     general.add_argument("--color", choices=("auto", "always", "never"), help="colours (default: on a terminal)")
     general.add_argument("--debug", action="store_true", help="show tracebacks")
     if not name:
@@ -438,22 +442,22 @@ def new_parser(program: str, description: str) -> argparse.ArgumentParser:
     )
 
 
-def read_arguments(parser: argparse.ArgumentParser, arguments: list[str], *, named: bool) -> argparse.Namespace:
+def parse_args(parser: argparse.ArgumentParser, arguments: list[str], *, named: bool) -> argparse.Namespace:
     """The arguments of a command; what follows `--` is never an option. ConfigError says what was meant, perhaps."""
     import difflib
 
     cut = arguments.index("--") if "--" in arguments else len(arguments)
-    args, strange = parser.parse_known_args(arguments[:cut])
-    flags = [word.split("=")[0] for word in strange if word.startswith("-") and word != "-"]
+    args, unknown = parser.parse_known_args(arguments[:cut])
+    flags = [word.split("=")[0] for word in unknown if word.startswith("-") and word != "-"]
     if flags:
         known = [flag for action in parser._actions for flag in action.option_strings]
         meant = difflib.get_close_matches(flags[0], known, n=1)
         hint = f"did you mean {meant[0]!r}?" if meant else f"{parser.prog} --help"
         raise rlm.ConfigError(f"unknown option {flags[0]!r}", hint=hint)
-    words = [*getattr(args, "words", []), *strange, *arguments[cut + 1 :]]
-    if words and not hasattr(args, "words"):
-        raise rlm.ConfigError(f"what is {words[0]!r}?", hint=f"{parser.prog} --help")
-    args.words = words
+    positionals = [*getattr(args, "words", []), *unknown, *arguments[cut + 1 :]]
+    if positionals and not hasattr(args, "words"):
+        raise rlm.ConfigError(f"what is {positionals[0]!r}?", hint=f"{parser.prog} --help")
+    args.words = positionals
     args.first = "" if named or cut == 0 else arguments[0]
     return args
 
@@ -470,15 +474,21 @@ def declare_options(parser: argparse.ArgumentParser, title: str = "options of a 
         flags = [flag for flag in flags_of(name) if flag not in taken]
         if kind == "bool":
             group.add_argument(
-                *flags, dest=name, action=argparse.BooleanOptionalAction, default=None, help=_said(text, row)
+                *flags,
+                dest=name,
+                action=argparse.BooleanOptionalAction,
+                default=None,
+                help=help_with_default(text, row),
             )
         else:
             repeat = "append" if kind.startswith("list") or name in rlm_config.PAIRS else "store"
-            group.add_argument(*flags, dest=name, action=repeat, metavar=metavar(name), help=_said(text, row))
-    group.add_argument("--no-log", action="store_true", help="write no journal (and so no resume)")
+            group.add_argument(
+                *flags, dest=name, action=repeat, metavar=metavar(name), help=help_with_default(text, row)
+            )
+    group.add_argument("--no-log", action="store_true", help="write no journal; the run cannot be resumed")
 
 
-def _said(text: str, row: Any) -> str:
+def help_with_default(text: str, row: Any) -> str:
     """The help of an option with its default. (BooleanOptionalAction adds its own where it sees none.)"""
     if row.default is True:
         return f"{text} (default; --no-{row.name.replace('_', '-')} turns it off)"
@@ -487,17 +497,17 @@ def _said(text: str, row: Any) -> str:
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options that the command line sets."""
-    given = {}
+    values = {}
     for name in rlm_config.OPTIONS:
         value = getattr(args, name, None)
         if value is not None:
-            given[name] = _option_value(name, value)
+            values[name] = _option_value(name, value)
     if getattr(args, "no_log", False):
-        given["log_dir"] = ""
-    return given
+        values["log_dir"] = ""
+    return values
 
 
-def flags_again(args: argparse.Namespace, *, but: Collection[str] = ()) -> str:
+def rerun_flags(args: argparse.Namespace, *, but: Collection[str] = ()) -> str:
     """The flags of this command line, ready for a shell, for the command that goes on. A key is never among them."""
     import shlex
 
@@ -560,7 +570,7 @@ _IN_ASCII = str.maketrans(
 _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 
 
-def plain(text: str) -> str:
+def strip_control(text: str) -> str:
     """Text without what would steer the terminal: escape sequences, control characters, overrides of direction."""
     return _CONTROL.sub("", text)
 
@@ -568,19 +578,19 @@ def plain(text: str) -> str:
 def plain_but_styled(text: str) -> str:
     """The same of a text that is coloured already: our own few styles stay."""
     own = rf"(\x1b\[(?:0|{'|'.join(_STYLES.values())})m)"
-    return "".join(part if n % 2 else plain(part) for n, part in enumerate(re.split(own, text)))
+    return "".join(part if n % 2 else strip_control(part) for n, part in enumerate(re.split(own, text)))
 
 
 def one_line(text: Any, width: int) -> str:
     """A harmless single line of at most `width` characters."""
-    line = " ".join(plain(str(text))[: 4 * width].split())
+    line = " ".join(strip_control(str(text))[: 4 * width].split())
     return line if len(line) <= width else line[: max(0, width - 1)] + "…"
 
 
-def wants_colour(stream: TextIO, wish: str | None = None) -> bool:
+def wants_colour(stream: TextIO, preference: str | None = None) -> bool:
     """`--color`, else NO_COLOR, else FORCE_COLOR (an empty variable says nothing), else whether it is a terminal."""
-    if wish in ("always", "never"):
-        return wish == "always"
+    if preference in ("always", "never"):
+        return preference == "always"
     if os.environ.get("NO_COLOR"):
         return False
     return bool(os.environ.get("FORCE_COLOR")) or (stream.isatty() and os.environ.get("TERM") != "dumb")
@@ -593,7 +603,7 @@ class Harmless:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(plain(text))
+        self._stream.write(strip_control(text))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -617,9 +627,9 @@ class Terminal:
     def paint(self, text: str, style: str) -> str:
         return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if self.colour and style else text
 
-    def say(self, text: str, *, lead: str = "", style: str = "", lines: bool = False) -> None:
+    def write_line(self, text: str, *, lead: str = "", style: str = "", lines: bool = False) -> None:
         """A line that stays, behind a `lead` of ours in a style; with `lines` as many as the text has."""
-        text = plain(text) if lines else " ".join(plain(text).splitlines())
+        text = strip_control(text) if lines else " ".join(strip_control(text).splitlines())
         with self._lock:
             self._write(("\r\x1b[K" if self._painted else "") + self.paint(lead, style) + text + "\n")
             self._painted = False
@@ -628,14 +638,14 @@ class Terminal:
         """Repaint the line at the bottom; an empty text takes it away."""
         with self._lock:
             if self.live and (text or self._painted):
-                self._write("\r\x1b[K" + " ".join(plain(text).splitlines())[: self.width() - 1])
+                self._write("\r\x1b[K" + " ".join(strip_control(text).splitlines())[: self.width() - 1])
                 self._painted = bool(text)
 
     def error(self, message: str, second: str, following: str) -> None:
         """At most three lines: what happened, what was looked at, what to do."""
         following = f"next: {following}" if following else ""
-        lines = [" ".join(plain(text)[:2000].splitlines()) for text in (message, second, following) if text]
-        self.say("\n  ".join(lines), lead="rlm: ", style="red", lines=True)
+        lines = [" ".join(strip_control(text)[:2000].splitlines()) for text in (message, second, following) if text]
+        self.write_line("\n  ".join(lines), lead="rlm: ", style="red", lines=True)
 
     def width(self) -> int:
         try:
@@ -678,7 +688,7 @@ def read_stdin(terminal: Terminal, *, asked: bool) -> bytes | None:
         return None
     with contextlib.suppress(AttributeError, OSError):
         os.set_blocking(0, True)  # a parent may have left its pipe otherwise
-    note = threading.Timer(_PATIENCE, terminal.say, ["rlm: waiting for stdin (`< /dev/null` if there is none)"])
+    note = threading.Timer(_PATIENCE, terminal.write_line, ["rlm: waiting for stdin (`< /dev/null` if there is none)"])
     note.daemon = True
     if not stat.S_ISCHR(mode):
         note.start()
@@ -739,11 +749,11 @@ class Progress:
                 if self.terminal.live:
                     self.terminal.status(line)
                 else:
-                    self.terminal.say(line)
+                    self.terminal.write_line(line)
 
-    def see(self, event: Event) -> None:
+    def update(self, event: Event) -> None:
         """Take an event in."""
-        self.activity.see(event)
+        self.activity.update(event)
         self.depth = max(self.depth, int(event.get("depth") or 0))
         kind = event.get("event")
         if kind == "start":
@@ -757,7 +767,7 @@ class Progress:
         if (kind == "call" and event.get("kind") == "sub") or (kind == "start" and event.get("depth")):
             self.subcalls += 1
         if self.verbose and not self.quiet and (step := rlm_viz.step(event)):
-            self.terminal.say(step)
+            self.terminal.write_line(step)
 
     def line(self, width: int | None = None) -> str:
         """`12s  7 calls  18,240 tok  $0.0131 / $0.50  depth 2  llm_query 14/40  running cell 3: 4 s`
@@ -806,23 +816,23 @@ def summary(result: rlm.CompletionResult) -> str:
 
 def declare_run(parser: argparse.ArgumentParser) -> None:
     parser.usage = f'{parser.prog} "PROMPT" [-c FILE_OR_FOLDER_OR_GLOB] [options]'
-    parser.add_argument("words", nargs="*", metavar="PROMPT", help="what to answer; - reads it from stdin")
+    parser.add_argument("words", nargs="*", metavar="PROMPT", help="the prompt; - reads it from stdin")
     parser.add_argument("-c", "--context", action="append", metavar="PATH", help="file, folder or glob; - is stdin")
-    parser.add_argument("-s", "--system", metavar="TEXT", help="further instructions for the model")
-    parser.add_argument("--stream", action="store_true", help="a simple completion, printed as it arrives: no REPL")
+    parser.add_argument("-s", "--system", metavar="TEXT", help="additional instructions for the model")
+    parser.add_argument("--stream", action="store_true", help="stream a plain completion, without a REPL")
     declare_output(parser)
     declare_options(parser)
 
 
 def declare_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
-    group.add_argument("--json", action="store_true", help="one JSON object instead of the answer")
-    group.add_argument("--jsonl", action="store_true", help="the events as they happen, the result object last")
-    group.add_argument("--html", metavar="PATH", help="write the trajectory's page there")
-    group.add_argument("-q", "--quiet", action="store_true", help="no progress and no last line")
+    group.add_argument("--json", action="store_true", help="print print print one JSON object instead of the answer")
+    group.add_argument("--jsonl", action="store_true", help="print events as they happen, then the result object")
+    group.add_argument("--html", metavar="PATH", help="write the trajectory as an HTML page")
+    group.add_argument("-q", "--quiet", action="store_true", help="print no progress and no summary line")
 
 
-def run(args: argparse.Namespace, shell: Shell) -> int:
+def run(args: argparse.Namespace, shell: Invocation) -> int:
     """`rlm "PROMPT"`: answer it."""
     args.context = args.context and ["-" if spec in _STDIN else spec for spec in args.context]
     prompt = prompt_of(args, shell)
@@ -830,11 +840,11 @@ def run(args: argparse.Namespace, shell: Shell) -> int:
         return stream(args, shell, prompt)
     context = context_of(args, shell, prompt_is_stdin=args.words == ["-"])
     ask = functools.partial(rlm.RLM.completion, prompt=prompt, context=context, system=args.system)
-    answer(args, shell, ask, recorded=rlm_config.LIMITS)
-    return ANSWERED
+    execute_and_report(args, shell, ask, recorded=rlm_config.LIMITS)
+    return EXIT_OK
 
 
-def prompt_of(args: argparse.Namespace, shell: Shell) -> str:
+def prompt_of(args: argparse.Namespace, shell: Invocation) -> str:
     """The prompt; ConfigError for none, several, or what looks like a mistyped command."""
     words = args.words
     if not words:
@@ -871,7 +881,7 @@ def quoted_glob(args: argparse.Namespace) -> str:
     return f"put quotes around the glob: -c '{glob}'"
 
 
-def context_of(args: argparse.Namespace, shell: Shell, *, prompt_is_stdin: bool) -> rlm.Context | None:
+def context_of(args: argparse.Namespace, shell: Invocation, *, prompt_is_stdin: bool) -> rlm.Context | None:
     """What becomes the variable `context`: the -c files, or what is piped in where no -c is given, or asks for it."""
     specs = list(args.context or [])
     asked = "-" in specs
@@ -889,18 +899,18 @@ def context_of(args: argparse.Namespace, shell: Shell, *, prompt_is_stdin: bool)
 def read_context(args: argparse.Namespace, specs: Sequence[str], stdin: bytes | None = None) -> rlm.Context:
     """The files, in the encoding that is configured, without the logs."""
     encoding = rlm_config.load_config(given_options(args), config=args.config).values["encoding"]
-    return rlm.read_context(specs, stdin=stdin, left_out=log_folder(args), encoding=encoding)
+    return rlm.read_context(specs, stdin=stdin, exclude=log_folder(args), encoding=encoding)
 
 
-def show_notes(context: rlm.Context, shell: Shell) -> None:
+def show_notes(context: rlm.Context, shell: Invocation) -> None:
     """What was left out of a context, or assumed of it."""
     for note in context.notes:
-        shell.terminal.say(f"rlm: context: {note}")
+        shell.terminal.write_line(f"rlm: context: {note}")
 
 
-def answer(
+def execute_and_report(
     args: argparse.Namespace,
-    shell: Shell,
+    shell: Invocation,
     ask: Callable[[rlm.RLM], rlm.CompletionResult],
     options: Mapping[str, Any] | None = None,
     *,
@@ -910,11 +920,11 @@ def answer(
 
     `recorded`: options that a resume finds in the journal, and so need not be given again.
     """
-    given = dict(options if options is not None else given_options(args))
-    values = rlm_config.load_config(given, config=args.config).values
+    options_given = dict(options if options is not None else given_options(args))
+    values = rlm_config.load_config(options_given, config=args.config).values
     shell.model = values["model"]
     shell.can_resume = bool(values["log_dir"])
-    shell.flags_again = lambda but: flags_again(args, but=[*recorded, *but])
+    shell.rerun_flags = lambda but: rerun_flags(args, but=[*recorded, *but])
     seen: list[Event] = []
     if args.html:
         _require_folder(args.html)
@@ -924,7 +934,7 @@ def answer(
     verbose = bool(values["verbose"])
     for name, meant in unknown_variables().items():
         if meant:
-            shell.terminal.say(f"rlm: {name} is no option and was not read: did you mean {meant!r}?")
+            shell.terminal.write_line(f"rlm: {name} is no option and was not read: did you mean {meant!r}?")
     with Progress(shell.terminal, values, quiet=args.quiet, verbose=verbose) as progress:
 
         def listen(event: Event) -> None:
@@ -932,34 +942,40 @@ def answer(
                 shell.emit(event)
             if args.html and "v" in event:
                 seen.append(event)
-            progress.see(event)
+            progress.update(event)
             shell.model = progress.model or shell.model
 
         try:
-            how = {**given, "verbose": False, "config": args.config, "on_event": listen, "on_progress": progress.see}
+            how = {
+                **options_given,
+                "verbose": False,
+                "config": args.config,
+                "on_event": listen,
+                "on_progress": progress.update,
+            }
             with prints_to_stderr(), rlm.RLM(**how) as runtime:
                 result = ask(runtime)
         finally:
             if args.html and seen:
                 _write_page(args.html, seen, shell)
-    deliver(result, shell, quiet=args.quiet, typed=bool(given.get("schema")))
+    print_result(result, shell, quiet=args.quiet, typed=bool(options_given.get("schema")))
     return result
 
 
-def deliver(result: rlm.CompletionResult, shell: Shell, *, quiet: bool, typed: bool = False) -> None:
+def print_result(result: rlm.CompletionResult, shell: Invocation, *, quiet: bool, typed: bool = False) -> None:
     """The answer on stdout in the form that was asked for, and the last line on stderr."""
     if shell.form == "text" and not shell.page_on_stdout:
         shell.print(rlm_tools.to_json(result.value, ensure_ascii=False) if typed else result.response)
         shell.flush()
     elif shell.form != "text":
         last = {"event": "result"} if shell.form == "jsonl" else {}
-        shell.print_json(last | outcome(result.status, result, result.model or shell.model, None))
+        shell.print_json(last | result_dict(result.status, result, result.model or shell.model, None))
     if shell.stdout_closed:
-        shell.terminal.say(f"rlm: stdout is closed; the answer is in {result.log or 'no log'}")
+        shell.terminal.write_line(f"rlm: stdout is closed; the answer is in {result.log or 'no log'}")
     if not quiet and result.forced:
-        shell.terminal.say("rlm: no turn was left; this is the model's best answer from what it had seen")
+        shell.terminal.write_line("rlm: no turn was left; this is the model's best answer from what it had seen")
     if not quiet:
-        shell.terminal.say(f" {summary(result)}", lead="✓", style="green")
+        shell.terminal.write_line(f" {summary(result)}", lead="✓", style="green")
 
 
 def _require_folder(path: str) -> None:
@@ -971,7 +987,7 @@ def _require_folder(path: str) -> None:
         raise rlm.ConfigError(f"cannot write {path!r}", hint="a file in a folder that exists and can be written to")
 
 
-def _write_page(path: str, events: list[Event], shell: Shell) -> None:
+def _write_page(path: str, events: list[Event], shell: Invocation) -> None:
     page = rlm_viz.render(events)
     if path == "-":
         shell.write(page)
@@ -979,10 +995,10 @@ def _write_page(path: str, events: list[Event], shell: Shell) -> None:
     try:
         rlm_viz.write_file(path, [page])
     except OSError as error:
-        shell.terminal.say(f"rlm: cannot write {path}: {error.strerror}")
+        shell.terminal.write_line(f"rlm: cannot write {path}: {error.strerror}")
 
 
-def stream(args: argparse.Namespace, shell: Shell, prompt: str) -> int:
+def stream(args: argparse.Namespace, shell: Invocation, prompt: str) -> int:
     """`--stream`: the tokens of a simple completion as they arrive."""
     if args.context or (args.words != ["-"] and read_stdin(shell.terminal, asked=False) is not None):
         raise rlm.ConfigError(
@@ -1000,52 +1016,52 @@ def stream(args: argparse.Namespace, shell: Shell, prompt: str) -> int:
     def listen(event: Event) -> None:
         if shell.form == "jsonl" and "v" in event:
             shell.emit(event)
-        progress.see(event)
+        progress.update(event)
 
-    opened = {**given, "verbose": False, "config": args.config, "on_event": listen, "on_progress": progress.see}
+    opened = {**given, "verbose": False, "config": args.config, "on_event": listen, "on_progress": progress.update}
     with prints_to_stderr(), progress, rlm.RLM(**opened) as runtime:
         for piece in runtime.stream(prompt, system=args.system):
             progress.stop()
             if shell.form == "text":
-                shell.write(plain(piece) if shown else piece)
+                shell.write(strip_control(piece) if shown else piece)
                 shell.out.flush()
             else:
                 shell.emit({"event": "text", "delta": piece})
     if shell.form == "jsonl":
         result = rlm.last_result()
         model = result.model if result else shell.model
-        shell.print_json({"event": "result"} | outcome("answered", result, model, None))
+        shell.print_json({"event": "result"} | result_dict("answered", result, model, None))
     else:
         shell.write("\n")
-    return ANSWERED
+    return EXIT_OK
 
 
 def declare_resume(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [ID] [limits to raise]"
     parser.add_argument(
-        "words", nargs="*", metavar="ID", help="a run, by any unique prefix (default: newest unfinished)"
+        "words", nargs="*", metavar="ID", help="a run's id or a unique prefix of it (default: newest unfinished)"
     )
     declare_output(parser)
     declare_options(parser)
 
 
-def resume(args: argparse.Namespace, shell: Shell) -> int:
+def resume(args: argparse.Namespace, shell: Invocation) -> int:
     """`rlm resume [ID]`: go on where the journal ends."""
     log_dir = log_folder(args)
     name = run_name(log_dir, args.words) if args.words else ""
     raised = {name: value for name, value in given_options(args).items() if name in rlm_config.LIMITS}
-    answer(args, shell, lambda runtime: runtime.resume(name, **raised))
-    return ANSWERED
+    execute_and_report(args, shell, lambda runtime: runtime.resume(name, **raised))
+    return EXIT_OK
 
 
 def declare_replay(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} ID [options]"
-    parser.add_argument("words", nargs="*", metavar="ID", help="a run, by any unique prefix, or its .jsonl file")
+    parser.add_argument("words", nargs="*", metavar="ID", help="a run's id, a unique prefix of it, or its .jsonl file")
     declare_output(parser)
     declare_options(parser)
 
 
-def replay(args: argparse.Namespace, shell: Shell) -> int:
+def replay(args: argparse.Namespace, shell: Invocation) -> int:
     """`rlm replay ID`: the recorded replies, the code executed for real; exit 1 where the outcome differs."""
     name = run_name(log_folder(args), args.words)
     divergence: list[str] = []
@@ -1055,12 +1071,12 @@ def replay(args: argparse.Namespace, shell: Shell) -> int:
         divergence.extend(replayed.divergence)
         return replayed.result
 
-    answer(args, shell, ask)
+    execute_and_report(args, shell, ask)
     if not divergence:
-        shell.terminal.say("rlm: the same outcome as recorded")
-        return ANSWERED
+        shell.terminal.write_line("rlm: the same outcome as recorded")
+        return EXIT_OK
     shell.terminal.error(f"differs from the recording: {divergence[0]}", _and_more(divergence[1:]), f"rlm logs {name}")
-    return FAILED
+    return EXIT_FAILED
 
 
 def _and_more(lines: Sequence[str]) -> str:
@@ -1094,14 +1110,14 @@ def find_log(log_dir: str, name: str) -> str:
 
 def declare_logs(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [ID] [--json] [--follow] [--dir DIR]"
-    parser.add_argument("words", nargs="*", metavar="ID", help="show this run's call tree (any unique prefix)")
-    parser.add_argument("--dir", "--log-dir", metavar="DIR", help="folder of the journals (default: as configured)")
-    parser.add_argument("--json", action="store_true", help="the runs, or the merged events of one, as JSON")
-    parser.add_argument("-f", "--follow", action="store_true", help="show the steps of a run as they happen")
-    parser.add_argument("-n", "--limit", type=int, default=20, metavar="N", help="how many runs to list (default 20)")
+    parser.add_argument("words", nargs="*", metavar="ID", help="show this run's call tree (id or unique prefix)")
+    parser.add_argument("--dir", "--log-dir", metavar="DIR", help="folder with the journals (default: as configured)")
+    parser.add_argument("--json", action="store_true", help="print the runs, or one run's merged events, as JSON")
+    parser.add_argument("-f", "--follow", action="store_true", help="show a run's steps as they happen")
+    parser.add_argument("-n", "--limit", type=int, default=20, metavar="N", help="number of runs to list (default 20)")
 
 
-def logs(args: argparse.Namespace, shell: Shell) -> int:
+def logs(args: argparse.Namespace, shell: Invocation) -> int:
     """`rlm logs [ID]`: the runs, or one run's call tree."""
     log_dir = log_folder(args)
     if args.follow:
@@ -1112,13 +1128,13 @@ def logs(args: argparse.Namespace, shell: Shell) -> int:
     if shell.form == "json":
         shell.print_json(runs)
     elif not runs:
-        shell.terminal.say(f"no runs in {log_dir}")
+        shell.terminal.write_line(f"no runs in {log_dir}")
     else:
         for row in runs[: args.limit]:
             shell.show(_run_row(row, stdout_width()))
         if len(runs) > args.limit:
-            shell.terminal.say(f"{len(runs) - args.limit} older ones: rlm logs -n {len(runs)}")
-    return ANSWERED
+            shell.terminal.write_line(f"{len(runs) - args.limit} older ones: rlm logs -n {len(runs)}")
+    return EXIT_OK
 
 
 def _run_row(row: Mapping[str, Any], width: int) -> str:
@@ -1152,7 +1168,7 @@ def stdout_width() -> int:
         return 160
 
 
-def show_run(path: str, shell: Shell) -> int:
+def show_run(path: str, shell: Invocation) -> int:
     """One run: its call tree, or with --json its merged events."""
     events, problems = rlm_viz.read(path)
     if shell.form == "json":
@@ -1161,11 +1177,11 @@ def show_run(path: str, shell: Shell) -> int:
         text = rlm_viz.tree(events, color=wants_colour(sys.stdout), width=min(stdout_width(), 160))
         shell.write(encodable(sys.stdout, plain_but_styled(text)) + "\n")
     for problem in problems:
-        shell.terminal.say(f"rlm: {path}: {problem}")
-    return ANSWERED
+        shell.terminal.write_line(f"rlm: {path}: {problem}")
+    return EXIT_OK
 
 
-def follow(args: argparse.Namespace, shell: Shell, log_dir: str) -> int:
+def follow(args: argparse.Namespace, shell: Invocation, log_dir: str) -> int:
     """Print a run's steps as they are journalled, until its root ends."""
     names = args.words or [row["id"] for row in rlm_viz.list_runs(log_dir)[:1]]
     if not names:
@@ -1176,7 +1192,7 @@ def follow(args: argparse.Namespace, shell: Shell, log_dir: str) -> int:
         elif step := rlm_viz.step(event):
             shell.show(step)
             shell.flush()
-    return ANSWERED
+    return EXIT_OK
 
 
 def new_events(path: str) -> Iterator[Event]:
@@ -1206,15 +1222,15 @@ def new_events(path: str) -> Iterator[Event]:
 def declare_visualize(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [ID ...] [--dir DIR] [-o PAGE] [--open] [--port N] [--diff ID]"
     parser.add_argument("words", nargs="*", metavar="ID", help="runs to show (default: all, newest first)")
-    parser.add_argument("--dir", "--log-dir", metavar="DIR", help="folder of the journals (default: as configured)")
-    parser.add_argument("-o", "--output", metavar="PAGE", help="default trajectory.html; - is stdout")
-    parser.add_argument("--open", action="store_true", help="open it in the browser")
-    parser.add_argument("--port", type=int, metavar="N", help="serve the folder on loopback instead, until Ctrl-C")
+    parser.add_argument("--dir", "--log-dir", metavar="DIR", help="folder with the journals (default: as configured)")
+    parser.add_argument("-o", "--output", metavar="PAGE", help="output file (default trajectory.html); - is stdout")
+    parser.add_argument("--open", action="store_true", help="open the page in a browser")
+    parser.add_argument("--port", type=int, metavar="N", help="serve the folder on this loopback port until Ctrl-C")
     parser.add_argument("--diff", metavar="ID", help="compare with this run")
-    parser.add_argument("--no-bodies", action="store_true", help="metrics only: no prompts, replies, code or output")
+    parser.add_argument("--no-bodies", action="store_true", help="leave out prompts, replies, code and output")
 
 
-def visualize(args: argparse.Namespace, shell: Shell) -> int:
+def visualize(args: argparse.Namespace, shell: Invocation) -> int:
     """`rlm visualize`: one self-contained page from the journals."""
     page = args.output or "trajectory.html"
     if args.port is None and args.output is None and os.path.islink(page):
@@ -1239,7 +1255,7 @@ def visualize(args: argparse.Namespace, shell: Shell) -> int:
         raise _port_error(error, args.port) if args.port and not error.filename else error from None
     if args.port is None and page != "-":
         shell.show(target)
-    return ANSWERED
+    return EXIT_OK
 
 
 def _port_error(error: OSError, port: int) -> rlm.ConfigError:
@@ -1264,8 +1280,8 @@ A line that ends in \\ goes on in the next; a line that is \"\"\" begins and end
 def declare_chat(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [-c FILE_OR_FOLDER_OR_GLOB] [options]"
     parser.add_argument("-c", "--context", action="append", metavar="PATH", help="file, folder or glob")
-    parser.add_argument("-s", "--system", metavar="TEXT", help="further instructions for the model")
-    parser.add_argument("--resume", metavar="ID", help="go on with an earlier conversation")
+    parser.add_argument("-s", "--system", metavar="TEXT", help="additional instructions for the model")
+    parser.add_argument("--resume", metavar="ID", help="continue an earlier conversation")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     declare_options(parser)
 
@@ -1273,7 +1289,7 @@ def declare_chat(parser: argparse.ArgumentParser) -> None:
 class Chat:
     """A conversation in a terminal: one persistent RLM, prompts from stdin, answers to stdout."""
 
-    def __init__(self, args: argparse.Namespace, shell: Shell, runtime: rlm.RLM, progress: Progress) -> None:
+    def __init__(self, args: argparse.Namespace, shell: Invocation, runtime: rlm.RLM, progress: Progress) -> None:
         self.args = args
         self.shell = shell
         self.runtime = runtime
@@ -1312,7 +1328,7 @@ class Chat:
                 raise
             except KeyboardInterrupt:
                 listen_for_signals()
-                self.shell.terminal.say("")
+                self.shell.terminal.write_line("")
                 lines, quoted = [], False
                 continue
             if line.strip() == '"""':
@@ -1366,22 +1382,22 @@ class Chat:
 
     def variables(self, _: str) -> None:
         for name, (kind, size, shown) in self.runtime.variables().items():
-            self.shell.terminal.say(f"{name:<20} {kind:<12} {size!s:>10}  {one_line(shown, 60)}")
+            self.shell.terminal.write_line(f"{name:<20} {kind:<12} {size!s:>10}  {one_line(shown, 60)}")
 
     def cost(self, _: str) -> None:
-        self.shell.terminal.say(self.progress.line())
+        self.shell.terminal.write_line(self.progress.line())
 
-    def save(self, given: str) -> None:
-        path = given or "chat.md"
+    def save(self, path: str) -> None:
+        path = path or "chat.md"
         text = "\n\n".join(f"## {prompt}\n\n{answer_text}" for prompt, answer_text in self.said)
         try:
-            if not given and os.path.islink(path):
+            if not path and os.path.islink(path):
                 raise OSError(None, f"it is a link to {os.path.realpath(path)}")
             rlm_viz.write_file(path, [text + "\n"])
         except OSError as error:
             self.shell.terminal.error(f"cannot write {path}: {error.strerror}", "", "/save FILE")
         else:
-            self.shell.terminal.say(path)
+            self.shell.terminal.write_line(path)
 
     def reset(self, _: str) -> None:
         self.runtime.close()
@@ -1390,11 +1406,11 @@ class Chat:
             self.context = read_context(self.args, self.args.context)
 
     def help(self, _: str) -> None:
-        self.shell.terminal.say(_CHAT_HELP, lines=True)
+        self.shell.terminal.write_line(_CHAT_HELP, lines=True)
 
 
-def chat(args: argparse.Namespace, shell: Shell) -> int:
-    """`rlm chat`: a conversation over one REPL."""
+def chat(args: argparse.Namespace, shell: Invocation) -> int:
+    """`rlm chat`: hold a conversation over one REPL."""
     try:
         import readline  # noqa: F401  # editing and history for input()
     except ImportError:
@@ -1403,19 +1419,19 @@ def chat(args: argparse.Namespace, shell: Shell) -> int:
     values = rlm_config.load_config(given, config=args.config).values
     progress = Progress(shell.terminal, values, quiet=args.quiet, verbose=bool(values["verbose"]))
     with prints_to_stderr():
-        heard = {"on_event": progress.see, "on_progress": progress.see}
+        heard = {"on_event": progress.update, "on_progress": progress.update}
         opened = rlm.RLM(**{**given, "verbose": False, "config": args.config, **heard})
     with opened as runtime:
         if sys.stdin.isatty():
-            shell.terminal.say("rlm chat: /help says what else there is; Ctrl-D leaves")
+            shell.terminal.write_line("rlm chat: /help says what else there is; Ctrl-D leaves")
         talk = Chat(args, shell, runtime, progress)
         try:
             talk.run()
         finally:
             if talk.log and not args.quiet:
                 name = os.path.basename(talk.log).removesuffix(".jsonl")
-                shell.terminal.say(f"{talk.log}; to go on: rlm chat --resume {name}{flags_again(args)}")
-    return ANSWERED
+                shell.terminal.write_line(f"{talk.log}; to go on: rlm chat --resume {name}{rerun_flags(args)}")
+    return EXIT_OK
 
 
 # --- batch ----------------------------------------------------------------------------------------------------------
@@ -1426,18 +1442,22 @@ _MOST_JOBS = 1024
 
 def declare_batch(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} PROMPTS.jsonl|ROWS.csv [-o RESULTS.jsonl] [-j N] [--prompt TEMPLATE] [options]"
-    parser.add_argument("words", nargs="*", metavar="FILE", help="JSONL (a text or {prompt, context} a line) or CSV")
-    parser.add_argument("-o", "--output", metavar="FILE", help="JSONL; run again, only what is missing is done")
+    parser.add_argument(
+        "words", nargs="*", metavar="FILE", help="JSONL (one string or {prompt, context} per line) or CSV"
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="JSONL file for results; a second run does only what is missing"
+    )
     parser.add_argument("-j", "--jobs", type=int, default=8, metavar="N", help="at once (default 8)")
     parser.add_argument(
-        "--prompt", dest="template", metavar="TEMPLATE", help="the prompt of each row, with {column} where it goes"
+        "--prompt", dest="template", metavar="TEMPLATE", help="prompt for each row, with {column} placeholders"
     )
-    parser.add_argument("--one-budget", action="store_true", help="limits for the whole batch, not for each row")
+    parser.add_argument("--one-budget", action="store_true", help="apply limits to the whole batch instead of each row")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
     declare_options(parser)
 
 
-def batch(args: argparse.Namespace, shell: Shell) -> int:
+def batch(args: argparse.Namespace, shell: Invocation) -> int:
     """`rlm batch FILE`: many prompts, each a row of the results; exit 1 if one has failed."""
     if len(args.words) != 1:
         raise rlm.ConfigError("give one file of prompts", hint="rlm batch prompts.jsonl -o results.jsonl")
@@ -1446,39 +1466,39 @@ def batch(args: argparse.Namespace, shell: Shell) -> int:
         raise rlm.ConfigError(message, hint="rlm batch prompts.jsonl -j 8")
     given = given_options(args)
     values = rlm_config.load_config(given, config=args.config).values
-    items = read_items(args.words[0], args.template, values["encoding"], shell.terminal.say)
+    items = read_items(args.words[0], args.template, values["encoding"], shell.terminal.write_line)
     keys = item_keys(items)
     progress = BatchProgress(shell.terminal, values, quiet=args.quiet, verbose=bool(values["verbose"]))
     with Results(args.output, args.words[0], keys) as results:
         missing = [number for number in range(len(items)) if number not in results.rows]
         progress.total, progress.done = len(items), len(results.rows)
 
-        def take(place: int, result: rlm.CompletionResult | rlm.RLMError) -> None:
+        def on_result(place: int, result: rlm.CompletionResult | rlm.RLMError) -> None:
             number = missing[place]
             row = result_row(number, keys[number], items[number], result)
             progress.count(row)
             results.add(row)
 
-        heard = {"on_event": progress.see, "on_progress": progress.see}
+        heard = {"on_event": progress.update, "on_progress": progress.update}
         opened = {**given, "verbose": False, "config": args.config, **heard}
         with prints_to_stderr(), rlm.RLM(**opened) as runtime, progress:
-            how = {"max_workers": args.jobs, "on_result": take, "one_ledger": args.one_budget}
+            how = {"max_workers": args.jobs, "on_result": on_result, "one_ledger": args.one_budget}
             try:
                 for _ in runtime.batch([items[number] for number in missing], **how):
                     pass
             except KeyboardInterrupt:
                 following = "the same command goes on" if args.output else "-o RESULTS.jsonl keeps what is done"
-                shell.left_off = f"{progress.done} of {progress.total} done", following
+                shell.stop_summary = f"{progress.done} of {progress.total} done", following
                 raise
         results.sort()
     if args.output in (None, "-"):
         for number in sorted(results.rows):
             shell.print_json(results.rows[number])
     if not args.quiet:
-        shell.terminal.say(progress.line())
+        shell.terminal.write_line(progress.line())
         if reason := progress.reason():
-            shell.terminal.say(f"rlm: {one_line(reason, 400)}")
-    return FAILED if progress.failed else ANSWERED
+            shell.terminal.write_line(f"rlm: {one_line(reason, 400)}")
+    return EXIT_FAILED if progress.failed else EXIT_OK
 
 
 class BatchProgress(Progress):
@@ -1493,10 +1513,10 @@ class BatchProgress(Progress):
             self.failed += 1
             self.first_error = self.first_error or row["error"]
 
-    def see(self, event: Event) -> None:
+    def update(self, event: Event) -> None:
         """Take an event in. What single rows do now is not told: there are several at once."""
         if event.get("event") != "text" and (event.get("event") != "progress" or event.get("phase") == "loading"):
-            super().see(event)
+            super().update(event)
 
     def line(self, width: int | None = None) -> str:
         failed = f"  {self.failed} failed" if self.failed else ""
@@ -1512,7 +1532,7 @@ class BatchProgress(Progress):
 
 
 def read_items(
-    path: str, template: str | None, encoding: str | None = None, say: Callable[[str], None] = lambda text: None
+    path: str, template: str | None, encoding: str | None = None, warn: Callable[[str], None] = lambda text: None
 ) -> list[dict[str, Any]]:
     """The items of a batch: {"prompt", "context"} each. ConfigError names the line that is none."""
     try:
@@ -1523,7 +1543,7 @@ def read_items(
     if isinstance(text, bytes):
         raise rlm.ConfigError(f"{path!r} is not text", hint="a JSONL or CSV file")
     if note:
-        say(f"rlm: {path}: {note}")
+        warn(f"rlm: {path}: {note}")
     if is_table(path):
         records = _table_rows(path, text)
     else:
@@ -1585,7 +1605,7 @@ def _item(path: str, number: int, record: Any, template: str | None) -> dict[str
             if name not in _ITEM_KEYS:
                 hint = f"{rlm_config.suggestion(name, _ITEM_KEYS)} (or --prompt TEMPLATE with {{{name}}})"
                 raise rlm.ConfigError(f"{path}:{number}: unknown key {name!r}", hint=hint)
-    prompt = fields.get("prompt") if template is None else fill(template, fields, f"{path}:{number}")
+    prompt = fields.get("prompt") if template is None else render_template(template, fields, f"{path}:{number}")
     if is_table(path) and fields.get("context", "") is None:
         raise rlm.ConfigError(
             f"{path}:{number}: no 'context' in this row", hint="give each row as many cells as the first"
@@ -1599,7 +1619,7 @@ def _item(path: str, number: int, record: Any, template: str | None) -> dict[str
 _ITEM_KEYS = ("prompt", "context")
 
 
-def fill(template: str, fields: Mapping[str, Any], place: str) -> str:
+def render_template(template: str, fields: Mapping[str, Any], place: str) -> str:
     """The template with {column} replaced; other braces stay. ConfigError for a column or a value that is not there."""
 
     def value(match: re.Match[str]) -> str:
@@ -1632,11 +1652,11 @@ def result_row(number: int, key: str, item: Mapping[str, Any], result: Any) -> d
     """A line of the results; a failure has its error, and what was done until then."""
     head = {"index": number, "key": key, "prompt": item["prompt"]}
     if not isinstance(result, rlm.RLMError):
-        return head | outcome("answered", result, result.model, None)
-    message, _, hint = in_words(result)
+        return head | result_dict("answered", result, result.model, None)
+    message, _, hint = describe_error(result)
     fault = {"type": type(result).__name__, "message": message, "hint": hint}
     status = "partial" if isinstance(result, rlm.LimitExceeded) else "error"
-    return head | outcome(status, result.result, None, fault)
+    return head | result_dict(status, result.result, None, fault)
 
 
 class Results:
@@ -1696,7 +1716,7 @@ def _open_results(path: str, source: str) -> BinaryIO:
     prompts themselves."""
     _require_folder(path)
     if os.path.exists(path) and os.path.samefile(path, source):
-        raise rlm.ConfigError(f"-o {path!r}: that is no file for results", hint="-o with the name of a new file")
+        raise rlm.ConfigError(f"-o {path!r}: that is not a batch results file", hint="-o with the name of a new file")
     try:
         if os.path.exists(path) and not os.path.isfile(path):
             return open(os.open(path, os.O_WRONLY), "wb")
@@ -1761,18 +1781,18 @@ def mcp_serve(arguments: Sequence[str]) -> int:
     for word in words:
         flag, equals, value = word.partition("=")
         if flag in ("-h", "--help"):
-            shell = Shell(arguments)
+            shell = Invocation(arguments)
             try:
                 shell.write(f"{_SERVE_HELP}\n")
             except rlm.RLMError as error:
                 return shell.failed(error)
-            return shell.ended(ANSWERED)
+            return shell.ended(EXIT_OK)
         name = {"-e": "env", "--env": "env", "--workspace": "workspace", "--max-wait": "max_wait"}.get(flag)
         value = value if equals else next(words, "")
         right = {"env": value in ("local", "docker"), "max_wait": re.fullmatch(r"\d{1,6}(\.\d{1,9})?", value)}
         if name is None or not value or not right.get(name, True):
             print(f"rlm: mcp-serve does not take {word!r} {value!r}\n  next: rlm mcp-serve --help", file=sys.stderr)
-            return WRONG
+            return EXIT_USAGE
         settings[name] = float(value) if name == "max_wait" else value
     sys.stderr = Harmless(sys.stderr)
     return int(rlm_mcp.serve(**settings))
@@ -1782,7 +1802,7 @@ def declare_mcp_install(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [CLIENT ...] [--write | --dry-run | --remove | --check] [--scope SCOPE]"
     parser.add_argument("words", nargs="*", metavar="CLIENT", help=", ".join(rlm_mcp.CLIENTS))
     parser.add_argument("--client", action="append", default=[], metavar="CLIENT", help="the same, as an option")
-    parser.add_argument("--scope", metavar="SCOPE", help="user, project or local, as far as the client has them")
+    parser.add_argument("--scope", metavar="SCOPE", help="user, project or local, if the client supports it")
     actions = parser.add_mutually_exclusive_group()
     for action, text in _INSTALL_ACTIONS.items():
         actions.add_argument(f"--{action}", dest="action", action="store_const", const=action, help=text)
@@ -1797,7 +1817,7 @@ _INSTALL_ACTIONS = {
 }
 
 
-def mcp_install(args: argparse.Namespace, shell: Shell) -> int:
+def mcp_install(args: argparse.Namespace, shell: Invocation) -> int:
     """`rlm mcp-install`: this server's entry in the configuration of MCP clients."""
     clients = [*args.words, *args.client]
     with contextlib.redirect_stdout(Harmless(shell)):  # a client's file may be a project's
@@ -1936,13 +1956,13 @@ def scripted_server() -> Any:
 
 
 def declare_demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--log-dir", metavar="DIR", help="folder of the journal (default ./logs)")
+    parser.add_argument("--log-dir", metavar="DIR", help="folder for the journal (default ./logs)")
     parser.add_argument("-e", "--env", dest="environment", choices=("local", "docker"), help="where code runs")
-    parser.add_argument("--no-open", action="store_true", help="write the page and do not open it")
+    parser.add_argument("--no-open", action="store_true", help="do not open the page")
     declare_output(parser)
 
 
-def demo(args: argparse.Namespace, shell: Shell) -> int:
+def demo(args: argparse.Namespace, shell: Invocation) -> int:
     """`rlm demo`: a scripted model, real code on a generated log, the answer checked against the generator's."""
     if args.log_dir and not can_be_written(args.log_dir):
         raise rlm.ConfigError(
@@ -1952,10 +1972,12 @@ def demo(args: argparse.Namespace, shell: Shell) -> int:
         import tempfile
 
         args.log_dir = tempfile.mkdtemp(prefix="rlm-demo-")
-        shell.terminal.say(f"rlm: ./logs cannot be written; the journal and the page go to {args.log_dir}")
-    shell.terminal.say("rlm demo: a scripted model answers here, not a language model; no key, no network, no cost.")
+        shell.terminal.write_line(f"rlm: ./logs cannot be written; the journal and the page go to {args.log_dir}")
+    shell.terminal.write_line(
+        "rlm demo: a scripted model answers here, not a language model; no key, no network, no cost."
+    )
     log, truth = demo_log()
-    shell.terminal.say(f"a log of {len(log):,} characters was made up; the question: {_DEMO_QUESTION}")
+    shell.terminal.write_line(f"a log of {len(log):,} characters was generated; the question: {_DEMO_QUESTION}")
     server = scripted_server()
     defaults = {name: row.default for name, row in rlm_config.OPTIONS.items() if row.default is not None}
     del defaults["log_dir"]  # a folder that is named is taken even where it is a link
@@ -1973,21 +1995,21 @@ def demo(args: argparse.Namespace, shell: Shell) -> int:
     }
     args.config = False
     try:
-        result = answer(args, shell, lambda runtime: runtime.completion(_DEMO_QUESTION, log), options)
+        result = execute_and_report(args, shell, lambda runtime: runtime.completion(_DEMO_QUESTION, log), options)
     finally:
         server.shutdown()
     if result.response != truth:
         raise rlm.RLMError(f"the answer is wrong; the log's generator says: {truth}", result=result)
-    shell.terminal.say("checked: this is what the log's generator says")
+    shell.terminal.write_line("checked: this is what the log's generator says")
     log_path = str(result.log)
     page = rlm_viz.write([log_path], os.path.splitext(log_path)[0] + ".html")
-    shell.terminal.say(f"log: {result.log}")
-    shell.terminal.say(f"page: {page}")
+    shell.terminal.write_line(f"log: {result.log}")
+    shell.terminal.write_line(f"page: {page}")
     if shell.terminal.live and not args.no_open and (os.environ.get("DISPLAY") or sys.platform in ("darwin", "win32")):
         import webbrowser
 
         webbrowser.open(f"file://{os.path.abspath(page)}")
-    return ANSWERED
+    return EXIT_OK
 
 
 # --- configuration and trust ----------------------------------------------------------------------------------------
@@ -1998,7 +2020,7 @@ def declare_config(parser: argparse.ArgumentParser) -> None:
     declare_options(parser, "options, as a run would be given them")
 
 
-def config(args: argparse.Namespace, shell: Shell) -> int:
+def config(args: argparse.Namespace, shell: Invocation) -> int:
     """`rlm config`: every option, its value and where that comes from."""
     settings = rlm_config.load_config(given_options(args), config=args.config)
     rows = {
@@ -2007,15 +2029,15 @@ def config(args: argparse.Namespace, shell: Shell) -> int:
     }
     if shell.form == "json":
         shell.print_json(rows)
-        return ANSWERED
+        return EXIT_OK
     for name, row in rows.items():
         value = (
             "" if row["value"] is None else row["value"] if isinstance(row["value"], str) else json.dumps(row["value"])
         )
         shell.show(f"{name:<24} {value:<32} {row['origin']}")
     for path in settings.files:
-        shell.terminal.say(f"read: {path}")
-    return ANSWERED
+        shell.terminal.write_line(f"read: {path}")
+    return EXIT_OK
 
 
 def _origin(name: str, origin: str) -> str:
@@ -2035,12 +2057,14 @@ def masked(secret: str) -> str:
 
 def declare_init(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [--user] [--force] [options to write down]"
-    parser.add_argument("--user", action="store_true", help="the user's own file instead of ./rlm.toml")
-    parser.add_argument("--force", action="store_true", help="replace a file that is there")
+    parser.add_argument(
+        "--user", action="store_true", help="write write write the user's own file instead of ./rlm.toml"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite an existing file")
     declare_options(parser, "options to write down; the others are there as comments")
 
 
-def init(args: argparse.Namespace, shell: Shell) -> int:
+def init(args: argparse.Namespace, shell: Invocation) -> int:
     """`rlm init`: a commented configuration file."""
     path = os.path.join(rlm_config.user_config_dir(), "config.toml") if args.user else "rlm.toml"
     if os.path.lexists(path) and not args.force:
@@ -2055,7 +2079,7 @@ def init(args: argparse.Namespace, shell: Shell) -> int:
     if given and not args.user and rlm_config.untrusted_keys(given):
         rlm_config.trust(path)  # whoever ran this command has just said what is in it
     shell.show(path)
-    return ANSWERED
+    return EXIT_OK
 
 
 def commented_config(given: Mapping[str, Any]) -> str:
@@ -2097,12 +2121,12 @@ def _toml_key(key: str) -> str:
 def declare_trust(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [--show | --revoke] [PATH]"
     parser.add_argument("words", nargs="*", metavar="PATH", help="the rlm.toml (default: the nearest)")
-    parser.add_argument("--show", action="store_true", help="what the file would set, and whether it is trusted")
-    parser.add_argument("--revoke", action="store_true", help="take the trust back")
+    parser.add_argument("--show", action="store_true", help="show what the file would set and whether it is trusted")
+    parser.add_argument("--revoke", action="store_true", help="revoke trust")
     parser.add_argument("--json", action="store_true", help="with --show")
 
 
-def trust(args: argparse.Namespace, shell: Shell) -> int:
+def trust(args: argparse.Namespace, shell: Invocation) -> int:
     """`rlm trust`: let this project's rlm.toml set what could send a key elsewhere or run code."""
     path = args.words[0] if args.words else rlm_config.project_file(os.getcwd())
     if path is None or not os.path.isfile(path):
@@ -2111,7 +2135,7 @@ def trust(args: argparse.Namespace, shell: Shell) -> int:
     if args.revoke:
         rlm_config.trust(path, revoke=True)
         shell.show(f"{where}: no longer trusted")
-        return ANSWERED
+        return EXIT_OK
     table = {key: value for key, (value, _) in rlm_config.read_toml(path, False)[0].items()}
     rows = {key: shown_value(key, table[key]) for key in rlm_config.untrusted_keys(table)}
     if not args.show:
@@ -2119,39 +2143,39 @@ def trust(args: argparse.Namespace, shell: Shell) -> int:
         shell.show(
             f"{where}: trusted as it is now; " + (f"it sets {', '.join(rows)}" if rows else "nothing in it needs it")
         )
-        return ANSWERED
+        return EXIT_OK
     trusted = rlm_config.is_trusted_file(path)
     if shell.form == "json":
         shell.print_json({"path": where, "trusted": trusted, "needs_trust": rows})
-        return ANSWERED
+        return EXIT_OK
     shell.show(f"{where}: {'trusted' if trusted else 'not trusted'}")
     for key, value in rows.items():
         shell.show(f"  {key} = {toml(value)}")
-    return ANSWERED
+    return EXIT_OK
 
 
 # --- doctor and providers -------------------------------------------------------------------------------------------
 
 
 def declare_providers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("words", nargs="*", metavar="WORD", help="only those whose id or name holds this")
+    parser.add_argument("words", nargs="*", metavar="WORD", help="list only providers whose id or name contains this")
     parser.add_argument("--json", action="store_true", help="[{id, name, wire, base_url, key_env, key_present}]")
 
 
-def providers(args: argparse.Namespace, shell: Shell) -> int:
+def providers(args: argparse.Namespace, shell: Invocation) -> int:
     """`rlm providers [WORD]`: who can be asked, and whose key is there."""
     environ = rlm_config.load_config({}, config=False).environ
     rows = rlm_backends.providers(" ".join(args.words) or None, environ)
     if shell.form == "json":
         shell.print_json(rows)
-        return ANSWERED
+        return EXIT_OK
     if not rows:
         raise rlm.ConfigError(f"no provider matches {' '.join(args.words)!r}", hint="rlm providers")
     for row in rows:
         key = (row["key_env"] or [""])[0]
         line = f"{'✓' if row['key_present'] else '·'} {row['id']:<22} {row['wire']:<10} {key:<26} {row['base_url']}"
         shell.show(line)
-    return ANSWERED
+    return EXIT_OK
 
 
 class Check(NamedTuple):
@@ -2165,11 +2189,11 @@ class Check(NamedTuple):
 
 def declare_doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="{ok, checks: [{name, state, detail, next}]}")
-    parser.add_argument("--online", action="store_true", help="one tiny call to each provider that has a key")
+    parser.add_argument("--online", action="store_true", help="send one small request to each provider with a key")
     declare_options(parser, "options, as a run would be given them")
 
 
-def doctor(args: argparse.Namespace, shell: Shell) -> int:
+def doctor(args: argparse.Namespace, shell: Invocation) -> int:
     """`rlm doctor`: what works here, and the next step for what does not."""
     settings, config_check = _check_configuration(args)
     checks = [check_module(), check_python(), *check_dependencies(), config_check, *check_variables()]
@@ -2195,7 +2219,7 @@ def doctor(args: argparse.Namespace, shell: Shell) -> int:
             shell.show(f" {check.name:<14} {check.detail}", lead=sign, style=style, colour=colour)
             if check.next:
                 shell.show(f"  {'':<14} next: {check.next}")
-    return ANSWERED if ok else FAILED
+    return EXIT_OK if ok else EXIT_FAILED
 
 
 def _check_configuration(args: argparse.Namespace) -> tuple[rlm_config.Configuration, Check]:
@@ -2220,8 +2244,8 @@ def unknown_variables() -> dict[str, str]:
     import difflib
 
     known = {f"RLM_{name.upper()}" for name in rlm_config.OPTIONS} | {"RLM_DEBUG", "RLM_MCP_CLI"}
-    strange = sorted(name for name in os.environ if name.startswith("RLM_") and name not in known)
-    return {name: next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.8)), "") for name in strange}
+    unknown = sorted(name for name in os.environ if name.startswith("RLM_") and name not in known)
+    return {name: next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.8)), "") for name in unknown}
 
 
 def check_variables() -> list[Check]:
@@ -2324,12 +2348,12 @@ def _models_at(base_url: str) -> tuple[int, list[str]]:
     with requests.Session() as session:
         session.trust_env = False  # no .netrc
         session.proxies = {} if rlm_backends._is_loopback(base_url) else requests.utils.get_environ_proxies(base_url)
-        answer = session.get(f"{base_url.rstrip('/')}/models", timeout=2, allow_redirects=False, stream=True)
+        response = session.get(f"{base_url.rstrip('/')}/models", timeout=2, allow_redirects=False, stream=True)
         try:
-            body = rlm_backends._gathered(answer.iter_content(65_536), rlm_backends.INSPECT_LIMIT)
-            return answer.status_code, [str(entry["id"]) for entry in rlm_backends.from_json(body)["data"]]
+            body = rlm_backends._gathered(response.iter_content(65_536), rlm_backends.INSPECT_LIMIT)
+            return response.status_code, [str(entry["id"]) for entry in rlm_backends.from_json(body)["data"]]
         except (rlm_backends.BackendError, ValueError, LookupError, TypeError):
-            return answer.status_code, []
+            return response.status_code, []
 
 
 def check_tools(settings: rlm_config.Configuration) -> list[Check]:
@@ -2444,12 +2468,12 @@ def declare_completion(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="SHELL", help="bash, zsh or fish")
 
 
-def completion(args: argparse.Namespace, shell: Shell) -> int:
+def completion(args: argparse.Namespace, shell: Invocation) -> int:
     """`rlm completion SHELL`: a script to source."""
     if len(args.words) != 1 or args.words[0] not in _SCRIPTS:
         raise rlm.ConfigError("which shell?", hint="rlm completion bash|zsh|fish")
     shell.print(_SCRIPTS[args.words[0]]().rstrip())
-    return ANSWERED
+    return EXIT_OK
 
 
 def _flags(name: str) -> list[str]:
@@ -2502,25 +2526,25 @@ class Command(NamedTuple):
 
     summary: str
     declare: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace, Shell], int]
+    run: Callable[[argparse.Namespace, Invocation], int]
 
 
 COMMANDS = {
-    "run": Command("answer a prompt (the word may be left out)", declare_run, run),
-    "chat": Command("a conversation over one REPL", declare_chat, chat),
-    "batch": Command("many prompts from a file", declare_batch, batch),
-    "resume": Command("go on with a run that was stopped", declare_resume, resume),
-    "replay": Command("a recording's code again, offline and free", declare_replay, replay),
-    "logs": Command("list runs, show one's call tree, follow one", declare_logs, logs),
-    "visualize": Command("the page of some runs, or serve them", declare_visualize, visualize),
-    "demo": Command("see it work without a key: a scripted model", declare_demo, demo),
+    "run": Command("answer a prompt (the default command)", declare_run, run),
+    "chat": Command("hold hold hold a conversation over one REPL", declare_chat, chat),
+    "batch": Command("run run run many prompts from a file", declare_batch, batch),
+    "resume": Command("continue a stopped run", declare_resume, resume),
+    "replay": Command("re-run a recorded run without calling a model", declare_replay, replay),
+    "logs": Command("list runs, show a run's call tree, or follow a run", declare_logs, logs),
+    "visualize": Command("render runs as an HTML page, or serve them locally", declare_visualize, visualize),
+    "demo": Command("see rlm work without an API key (the model is scripted)", declare_demo, demo),
     "init": Command("write a commented rlm.toml", declare_init, init),
-    "config": Command("every option, its value and origin", declare_config, config),
-    "trust": Command("let this project's rlm.toml set everything", declare_trust, trust),
-    "doctor": Command("what works on this machine", declare_doctor, doctor),
-    "providers": Command("the providers, and whose key is present", declare_providers, providers),
-    "mcp-serve": Command("serve the sandbox to an MCP client", lambda _: None, lambda _args, _shell: WRONG),
-    "mcp-install": Command("this server's entry in a client's settings", declare_mcp_install, mcp_install),
-    "completion": Command("a completion script for a shell", declare_completion, completion),
+    "config": Command("show every option, its value and where it comes from", declare_config, config),
+    "trust": Command("let this project's rlm.toml set every option", declare_trust, trust),
+    "doctor": Command("check check check what works on this machine", declare_doctor, doctor),
+    "providers": Command("list providers and which keys are set", declare_providers, providers),
+    "mcp-serve": Command("serve the sandbox to an MCP client", lambda _: None, lambda _args, _shell: EXIT_USAGE),
+    "mcp-install": Command("add this server to a client's settings", declare_mcp_install, mcp_install),
+    "completion": Command("print a shell completion script", declare_completion, completion),
 }
 RUNS = {"run", "resume", "replay", "demo"}

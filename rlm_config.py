@@ -90,13 +90,14 @@ def _option(
     choices: tuple[str, ...] = (),
     least: float | None = None,
     most: float | None = None,
+    secret: bool = False,
 ) -> Any:
     """A row of the table of options.
 
     `limit`: it is in the journal, and a resumed run has it again. `project`: harmless enough to be taken from an
     untrusted ./rlm.toml, as each limit is. `env`: a variable besides RLM_*. `short`, `flag`: flags besides the long
     one. `example`: what a written configuration file shows where there is no default. `least`, `most`: the range;
-    beyond it a machine runs out of threads, memory or patience rather than of limit.
+    beyond it a machine runs out of threads, memory or patience rather than of limit. `secret`: never in a repr.
     """
     metadata = {
         "help": help,
@@ -111,7 +112,7 @@ def _option(
         "least": least,
         "most": most,
     }
-    return field(default=default, metadata=metadata, repr="key" not in env.lower() and "key for" not in help)
+    return field(default=default, metadata=metadata, repr=not secret)
 
 
 @dataclass(frozen=True)
@@ -120,43 +121,50 @@ class Options:
 
     model: str | None = _option(
         None,
-        "model of the root and of rlm_query (default gpt-4o-mini)",
+        "model that answers and that rlm_query uses (default gpt-4o-mini)",
         project=True,
         short="-m",
         metavar="MODEL",
         example="gpt-4o-mini",
     )
     sub_model: str | None = _option(
-        None, "model of llm_query (default: the same)", project=True, metavar="MODEL", example="gpt-4o-mini"
+        None,
+        "model that llm_query uses (default: the main model)",
+        project=True,
+        metavar="MODEL",
+        example="gpt-4o-mini",
     )
     backend: str = _option(
-        "auto", "provider id, or auto: by the model's name and the keys present", project=True, metavar="ID"
+        "auto",
+        "provider id, or auto: chosen from the model's name and the API keys that are set",
+        project=True,
+        metavar="ID",
     )
     api_key: str | None = _option(
-        None, "key for the provider (else its environment variable)", metavar="KEY", example="…"
+        None, "API key (default: the provider's environment variable)", metavar="KEY", example="…", secret=True
     )
     base_url: str | None = _option(
-        None, "where the provider's API is", metavar="URL", example="http://localhost:8000/v1"
+        None, "base URL of the provider's API", metavar="URL", example="http://localhost:8000/v1"
     )
     protocol: str = _option(
-        "auto", "how the model asks for code: tools, text, or auto", choices=("auto", "tools", "text")
+        "auto", "how the model asks to run code: tool calls, text, or auto", choices=("auto", "tools", "text")
     )
     environment: str = _option(
-        "local", "where code runs: local or docker", flag="--env", short="-e", choices=("local", "docker")
+        "local", "where the model's code runs: local or docker", flag="--env", short="-e", choices=("local", "docker")
     )
-    max_depth: int = _option(4, "how deep rlm_query may go", limit=True, least=0, most=256)
+    max_depth: int = _option(4, "how deeply rlm_query may nest", limit=True, least=0, most=256)
     max_subcalls: int = _option(
-        50, "prompts that llm_query and rlm_query may send in all", limit=True, least=0, most=1_000_000
+        50, "prompts that llm_query and rlm_query may send, in total", limit=True, least=0, most=1_000_000
     )
-    max_iterations: int = _option(30, "turns of one node", limit=True, most=1_000_000)
-    max_errors: int = _option(5, "failures in a row after which a node gives up", limit=True, most=1_000_000)
-    token_budget: int = _option(1_000_000, "tokens in and out, for the whole tree", limit=True, most=10**12)
+    max_iterations: int = _option(30, "turns that one node may take", limit=True, most=1_000_000)
+    max_errors: int = _option(5, "consecutive failures after which a node gives up", limit=True, most=1_000_000)
+    token_budget: int = _option(1_000_000, "input and output tokens, for the whole run", limit=True, most=10**12)
     cost_budget_usd: float | None = _option(
-        None, "dollars, for the whole tree", limit=True, flag="--cost-budget", metavar="USD", example=0.5, most=1e9
+        None, "US dollars, for the whole run", limit=True, flag="--cost-budget", metavar="USD", example=0.5, most=1e9
     )
     timeout_seconds: float | None = _option(
         None,
-        "seconds, for the whole tree",
+        "seconds, for the whole run",
         limit=True,
         flag="--timeout",
         metavar="SECONDS",
@@ -164,14 +172,14 @@ class Options:
         most=366 * 86_400,
     )
     max_parallel: int = _option(16, "model calls in flight at once", limit=True, most=1024)
-    max_retries: int = _option(4, "further attempts of a call that failed in passing", project=True, least=0, most=1024)
+    max_retries: int = _option(4, "retries after a transient error", project=True, least=0, most=1024)
     output_limit: int = _option(
-        10_000, "characters of a cell's output that the model is shown", limit=True, least=200, most=10_000_000
+        10_000, "characters of each cell's output shown to the model", limit=True, least=200, most=10_000_000
     )
     cell_timeout: float = _option(
-        30, "seconds of computing for one cell", limit=True, metavar="SECONDS", most=366 * 86_400
+        30, "seconds that one cell may compute", limit=True, metavar="SECONDS", most=366 * 86_400
     )
-    compaction: bool = _option(True, "replace old outputs by stubs when the model's window fills", project=True)
+    compaction: bool = _option(True, "replace old outputs with stubs when the model's window fills up", project=True)
     params: dict[str, Any] | None = _option(
         None,
         "request parameters: temperature, top_p, seed, reasoning_effort, …",
@@ -187,61 +195,76 @@ class Options:
     )
     prompt: str | None = _option(
         None,
-        "system prompt: full, small, or a file (default: by the model)",
+        "system prompt: full, small, or a file (default: chosen for the model)",
         flag="--prompt-file",
         metavar="full|small|FILE",
         example="my_prompt.txt",
     )
     encoding: str | None = _option(
-        None, "encoding of the context's files (default: UTF-8, else by their bytes)", metavar="NAME", example="cp1251"
+        None, "encoding of context files (default: UTF-8, else detected)", metavar="NAME", example="cp1251"
     )
     show_below: int = _option(
         4_000,
-        "characters up to which a context is shown to the model whole",
+        "show the model the whole context if it has at most this many characters",
         metavar="CHARACTERS",
         least=0,
         most=10_000_000,
     )
     prices: dict[str, Any] | None = _option(
         None,
-        "USD per million tokens: {model: [in, out, cached, write]}",
+        "US dollars per million tokens: {model: [input, output, cached, cache write]}",
         metavar="JSON",
         example={"my-model": [0.15, 0.6]},
     )
-    cache: bool = _option(False, "keep answers on disk and serve equal calls from there")
+    cache: bool = _option(False, "cache replies on disk and reuse them for identical calls")
     schema: Any = _option(
-        None, "JSON Schema, dataclass or pydantic model of the answer", metavar="FILE", example={"type": "object"}
+        None,
+        "JSON Schema, dataclass or pydantic model that the answer must fit",
+        metavar="FILE",
+        example={"type": "object"},
     )
-    tools: list[Any] | None = _option(None, "Tool objects, files or modules that hold some", example=["my_tools.py"])
+    tools: list[Any] | None = _option(
+        None, "Tool objects, or files or modules that define tools", example=["my_tools.py"]
+    )
     allowed_paths: list[str] | None = _option(
-        None, "folders that file_* may read (default: the working directory)", example=["."]
+        None, "folders that the model's code and tools may read (default: the working directory)", example=["."]
     )
     allowed_imports: list[str] | None = _option(
-        None, "further modules for code in the local sandbox", example=["numpy"]
+        None, "additional modules that code in the local sandbox may import", example=["numpy"]
     )
     require: str = _option(
-        "best", "confinement of the local sandbox: best, or full: refuse to run with less", choices=("best", "full")
+        "best",
+        "confinement of the local sandbox: best available, or full (refuse to run with less)",
+        choices=("best", "full"),
     )
-    local_memory: str = _option("1g", "memory of the local sandbox, beyond the context", metavar="SIZE", most=1 << 46)
-    docker_image: str = _option("python:3.11-slim", "image with a python >= 3.8", metavar="IMAGE")
-    docker_cpus: float = _option(1.0, "processors for a container", project=True, most=1024)
-    docker_memory: str = _option("512m", "memory for a container", project=True, metavar="SIZE", most=1 << 46)
-    docker_network_disabled: bool = _option(True, "no network in the container")
+    local_memory: str = _option(
+        "1g", "memory of the local sandbox, in addition to the context", metavar="SIZE", most=1 << 46
+    )
+    docker_image: str = _option("python:3.11-slim", "Docker image with Python 3.8 or later", metavar="IMAGE")
+    docker_cpus: float = _option(1.0, "CPUs per container", project=True, most=1024)
+    docker_memory: str = _option("512m", "memory per container", project=True, metavar="SIZE", most=1 << 46)
+    docker_network_disabled: bool = _option(True, "run containers without a network")
     docker_runtime: str | None = _option(None, "container runtime, such as runsc", metavar="NAME", example="runsc")
-    docker_mount: str = _option("ro", "working directory at /workspace: ro or none", choices=("ro", "none"))
-    docker_pool: int = _option(0, "containers kept warm for children and batches", least=0, most=256)
+    docker_mount: str = _option(
+        "ro", "mount the working directory at /workspace: ro (read-only) or none", choices=("ro", "none")
+    )
+    docker_pool: int = _option(0, "idle containers to keep ready for children and batches", least=0, most=256)
     persistent: bool = _option(False, "keep the REPL and the messages between completions")
-    snipara_api_key: str | None = _option(None, "Snipara key", env="SNIPARA_API_KEY", project=True, example="…")
+    snipara_api_key: str | None = _option(
+        None, "Snipara API key", env="SNIPARA_API_KEY", project=True, example="…", secret=True
+    )
     snipara_project_slug: str | None = _option(
-        None, "Snipara project", env="SNIPARA_PROJECT_SLUG", project=True, example="my-project"
+        None, "Snipara project slug slug slug", env="SNIPARA_PROJECT_SLUG", project=True, example="my-project"
     )
     snipara_api_url: str | None = _option(
-        None, "Snipara address", env="SNIPARA_API_URL", metavar="URL", example="https://api.snipara.com"
+        None, "base URL of Snipara's API", env="SNIPARA_API_URL", metavar="URL", example="https://api.snipara.com"
     )
-    memory_enabled: bool = _option(False, "Snipara's memory tools as well")
-    save_context: bool = _option(True, "keep a context given by value beside the journal, for resume")
+    memory_enabled: bool = _option(False, "also offer Snipara's memory tools")
+    save_context: bool = _option(
+        True, "save a context passed as a value beside the journal, so that the run can be resumed"
+    )
     verbose: bool = _option(False, "print each step to stderr", project=True, flag="-v")
-    log_dir: str | None = _option("./logs", "folder of the journals; empty for none", metavar="DIR")
+    log_dir: str | None = _option("./logs", "folder for journals; empty to write none", metavar="DIR")
 
 
 OPTIONS: dict[str, dataclasses.Field[Any]] = {f.name: f for f in dataclasses.fields(Options)}

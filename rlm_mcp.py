@@ -46,8 +46,8 @@ __all__ = ["install", "serve"]
 Message = dict[str, Any]
 
 HANDSHAKE = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
-MODERN = "2026-07-28"
-SUPPORTED = (MODERN, *reversed(HANDSHAKE))
+LATEST = "2026-07-28"
+SUPPORTED = (LATEST, *reversed(HANDSHAKE))
 
 PARSE_ERROR, INVALID_REQUEST, NO_METHOD, INVALID_PARAMS, INTERNAL = -32700, -32600, -32601, -32602, -32603
 NO_RESOURCE, UNSUPPORTED_VERSION = -32002, -32022
@@ -76,11 +76,11 @@ MAX_IMAGE_CHARS = 12 << 20  # base64 of one call's images together
 # --- the wire ---------------------------------------------------------------------------------------------------
 
 
-class Vanished(Exception):
+class ClientDisconnected(Exception):
     """The client no longer reads what we write."""
 
 
-class Wire:
+class StdioTransport:
     """One JSON-RPC message per line, both ways, on descriptors that no user code can reach."""
 
     def __init__(self, read_fd: int, write_fd: int) -> None:
@@ -109,7 +109,7 @@ class Wire:
             yield line
 
     def send(self, message: Message | list[Message]) -> None:
-        """Write one line. Vanished when nobody will read it."""
+        """Write one line. ClientDisconnected when nobody will read it."""
         text = json.dumps(message, separators=(",", ":"), allow_nan=False)
         if "\\ud" in text:  # a lone surrogate is legal here and kills the JSON readers of several clients
             clean = json.dumps(message, ensure_ascii=False).encode("utf-8", "replace")
@@ -125,10 +125,10 @@ class Wire:
             if self._poll:
                 events = dict(self._poll.poll())
                 if not events.get(self._out, 0) & select.POLLOUT:
-                    raise Vanished
+                    raise ClientDisconnected
             return os.write(self._out, data[: select.PIPE_BUF if self._poll else 1 << 16])
         except OSError as error:
-            raise Vanished from error
+            raise ClientDisconnected from error
 
 
 def _private_streams() -> tuple[int, int]:
@@ -153,11 +153,11 @@ class ProtocolError(Exception):
         self.code, self.data = code, data
 
 
-class Refusal(Exception):
+class ToolError(Exception):
     """What the model can mend: answered as a tool result with isError."""
 
 
-class Dialect(NamedTuple):
+class ProtocolContext(NamedTuple):
     """What one request may expect: the revision it speaks, and what its client can do."""
 
     version: str
@@ -165,7 +165,7 @@ class Dialect(NamedTuple):
 
     @property
     def modern(self) -> bool:
-        return self.version == MODERN
+        return self.version == LATEST
 
     def since(self, version: str) -> bool:
         return self.version >= version
@@ -174,7 +174,9 @@ class Dialect(NamedTuple):
 class Request:
     """One request in flight. It is answered once, or, when it was cancelled, never."""
 
-    def __init__(self, id: str | int, method: str, params: Message, dialect: Dialect, sink: Callable[..., None]):
+    def __init__(
+        self, id: str | int, method: str, params: Message, dialect: ProtocolContext, sink: Callable[..., None]
+    ):
         self.id, self.method, self.params, self.dialect = id, method, params, dialect
         self._sink = sink  # takes the answer, or None for a request that gets none
         self.closed = threading.Event()
@@ -260,13 +262,13 @@ def _present(mapping: Mapping[str, Any]) -> Message:
 # --- jobs: work for a session, which may outlive the call that began it ---------------------------------------------
 
 
-class Ask:
+class SamplingRequest:
     """A question for the client's own model, and the place its answer is waited for."""
 
     def __init__(self, messages: list[Message], max_tokens: int | None = None, known: int = 0) -> None:
         self.messages, self.max_tokens = messages, max_tokens
         self.known = known  # messages at the front that the client has seen, its own answers among them
-        self.answer: str | None = None
+        self.reply: str | None = None
         self.problem: str | None = None
         self.done = threading.Event()
 
@@ -293,9 +295,9 @@ class Ask:
             **({"systemPrompt": system} if system else {}),
         }
 
-    def settle(self, *, answer: str | None = None, problem: str | None = None) -> None:
+    def set_result(self, *, reply: str | None = None, problem: str | None = None) -> None:
         if not self.done.is_set():
-            self.answer, self.problem = answer, problem
+            self.reply, self.problem = reply, problem
             self.done.set()
 
     def settle_sampled(self, result: Any) -> None:
@@ -304,9 +306,9 @@ class Ask:
         blocks = content if isinstance(content, list) else [content]
         texts = [b["text"] for b in blocks if isinstance(b, dict) and isinstance(b.get("text"), str)]
         if texts:
-            self.settle(answer="\n".join(texts))
+            self.set_result(reply="\n".join(texts))
         else:
-            self.settle(problem="the client's model answered without text")
+            self.set_result(problem="the client's model answered without text")
 
 
 def text_of(message: Mapping[str, Any]) -> str:
@@ -327,8 +329,8 @@ class Job:
         self.called = called  # by a client, not by ourselves
         self.handle = "job_" + os.urandom(12).hex()
         self.request: Request | None = None
-        self.asks: dict[str, Ask] = {}  # questions for the next round, in order of arrival
-        self.posed: dict[str, Ask] = {}  # the round that the client has, less what it has answered
+        self.asks: dict[str, SamplingRequest] = {}  # questions for the next round, in order of arrival
+        self.pending_round: dict[str, SamplingRequest] = {}  # the round that the client has, less what it has answered
         self.asked = self.round = 0
         self.last_ask = 0.0
         self.outcome: Message | None = None
@@ -349,10 +351,10 @@ class Job:
         try:
             self.begun, self.since = True, time.monotonic()
             if self.cancelled:
-                raise Refusal("cancelled")
+                raise ToolError("cancelled")
             outcome = self.work(self)
         except Exception as error:  # a tool must not take the server with it
-            outcome = text_result(_told(error), is_error=True)
+            outcome = text_result(error_text(error), is_error=True)
         finally:
             self.server.running.discard(self)
         self.finish(outcome)
@@ -364,7 +366,7 @@ class Job:
             self.request, request.job = request, self
             if self.outcome is not None:
                 self.finish(self.outcome)
-            elif self.posed:
+            elif self.pending_round:
                 self.pose(request)
             else:
                 self.next_round()
@@ -375,7 +377,7 @@ class Job:
             self.ended.set()
             self.touched = time.monotonic()
             if self.request is not None:
-                self.request.result(self.server.adapt(outcome, self.request.dialect))
+                self.request.result(self.server.downgrade(outcome, self.request.dialect))
                 self.request = None
                 self.server.jobs.pop(self.handle, None)
             elif self.cancelled:
@@ -386,7 +388,7 @@ class Job:
         self.detached, self.request = True, None
         self.server.jobs[self.handle] = self
 
-    def hand_back(self) -> None:
+    def return_handle(self) -> None:
         """Answer the waiting request with the handle: the work goes on without it."""
         with self.server.lock:
             request = self.request
@@ -415,9 +417,9 @@ class Job:
             self.cancelled = True
             self.abandon.set()
             request, self.request = self.request, None
-            for ask in (*self.asks.values(), *self.posed.values()):
-                ask.settle(problem=why)
-            self.asks, self.posed = {}, {}
+            for ask in (*self.asks.values(), *self.pending_round.values()):
+                ask.set_result(problem=why)
+            self.asks, self.pending_round = {}, {}
         if request is not None:
             request.drop() if by_client else request.result(text_result(why, is_error=True))
         if self.begun:
@@ -433,19 +435,19 @@ class Job:
 
     # questions for the client's model
 
-    def ask(self, asks: list[Ask]) -> None:
+    def ask(self, asks: list[SamplingRequest]) -> None:
         """Add questions to the round that is being gathered."""
         with self.server.lock:
             if self.cancelled:
                 for ask in asks:
-                    ask.settle(problem="cancelled")
+                    ask.set_result(problem="cancelled")
                 return
             for ask in asks:
                 self.asked += 1
                 self.asks[f"q{self.asked}"] = ask
             self.last_ask = time.monotonic()
 
-    def wait(self, asks: list[Ask], cancel: threading.Event | None = None) -> list[str | Exception]:
+    def wait(self, asks: list[SamplingRequest], cancel: threading.Event | None = None) -> list[str | Exception]:
         """The answers, or the errors in their places. The threads that wait see to it that the round is posed."""
         for ask in asks:
             while not ask.done.wait(GATHER_SECONDS if self.asks else 0.25):
@@ -453,13 +455,13 @@ class Job:
                     raise _model_error("cancelled", "cancelled")
                 with self.server.lock:
                     self.next_round()
-        return [_model_error(ask.problem, "refused") if ask.problem else ask.answer or "" for ask in asks]
+        return [_model_error(ask.problem, "refused") if ask.problem else ask.reply or "" for ask in asks]
 
     def next_round(self) -> None:
         """Put the gathered questions to the client, if it waits for us and no question has come for a moment."""
         rested = time.monotonic() - self.last_ask >= GATHER_SECONDS
-        if self.asks and not self.posed and rested and self.request is not None:
-            self.posed, self.asks = self.asks, {}
+        if self.asks and not self.pending_round and rested and self.request is not None:
+            self.pending_round, self.asks = self.asks, {}
             self.round += 1
             self.pose(self.request)
 
@@ -471,7 +473,7 @@ class Job:
         elif request.dialect.modern:
             self._require_input(request)
         else:
-            asks, self.posed = self.posed, {}
+            asks, self.pending_round = self.pending_round, {}
             self.server.sample(asks)
 
     def _suspend(self, request: Request) -> None:
@@ -481,18 +483,18 @@ class Job:
                 {
                     "status": "needs_completions",
                     "handle": self.handle,
-                    "requests": [self._request_text(ask) for ask in self.posed.values()],
+                    "requests": [self._request_text(ask) for ask in self.pending_round.values()],
                     "next": "answer each request yourself (or with sub-agents), then call resume with this handle "
                     "and the answers, one string for each request, in their order",
                 }
             )
         )
 
-    def _request_text(self, ask: Ask) -> str:
+    def _request_text(self, ask: SamplingRequest) -> str:
         """What is put to the host: of a conversation that it is in the middle of, only what is new."""
         if not ask.known:
             return ask.prompt()
-        whole = self.server.keep(ask.prompt())
+        whole = self.server.store_output(ask.prompt())
         opening = next((text_of(m) for m in ask.messages if m["role"] == "user"), "")[:80]
         return f"(goes on after your last answer in {opening!r}; all of it is the resource {whole})\n\n" + ask.prompt(
             ask.known
@@ -505,34 +507,36 @@ class Job:
                 "resultType": "input_required",
                 "inputRequests": {
                     key: {"method": "sampling/createMessage", "params": ask.sampling()}
-                    for key, ask in self.posed.items()
+                    for key, ask in self.pending_round.items()
                 },
                 "requestState": self.server.seal(self, request),
             }
         )
 
-    def answer(self, answers: list[Any] | None) -> None:
-        """Take the answers of the suspended round; Refusal when they do not fit it."""
+    def set_results(self, answers: list[Any] | None) -> None:
+        """Take the answers of the suspended round; ToolError when they do not fit it."""
         with self.server.lock:
-            if answers is None or (not self.posed and not answers):
+            if answers is None or (not self.pending_round and not answers):
                 return
-            if len(answers) != len(self.posed):
-                raise Refusal(f"{len(self.posed)} answers are needed, in the order of the requests, not {len(answers)}")
-            for ask, answer in zip(self.posed.values(), answers, strict=True):
-                ask.settle(answer=answer)
-            self.posed = {}
+            if len(answers) != len(self.pending_round):
+                raise ToolError(
+                    f"{len(self.pending_round)} answers are needed, in the order of the requests, not {len(answers)}"
+                )
+            for request, reply in zip(self.pending_round.values(), answers, strict=True):
+                request.set_result(reply=reply)
+            self.pending_round = {}
 
     def answer_inputs(self, responses: Any) -> None:
         """Take a modern client's inputResponses; what is missing stays asked."""
         with self.server.lock:
             for key, response in _mapping(responses).items():
-                if ask := self.posed.pop(key, None):
+                if ask := self.pending_round.pop(key, None):
                     ask.settle_sampled(response)
 
 
-def _told(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """What the model reads of an error: ours and the sandbox's say what to do next, any other is also logged."""
-    if isinstance(error, Refusal):
+    if isinstance(error, ToolError):
         return str(error)
     if hint := getattr(error, "hint", ""):
         return f"{error}\nnext: {hint}"
@@ -582,13 +586,13 @@ class Session:
         threading.Thread(target=self._work, name=f"session {name}", daemon=True).start()
 
     def submit(self, job: Job) -> None:
-        """Run `job` after those that came before; Refusal if it could not be served."""
+        """Run `job` after those that came before; ToolError if it could not be served."""
         if busy := self.busy_with():
-            raise Refusal(
+            raise ToolError(
                 f"this session still runs {busy.handle}: call resume with that handle, or clear_repl_context to stop it"
             )
         if self._queue.qsize() >= MAX_WAITING:
-            raise Refusal(f"{MAX_WAITING} calls are waiting for this session already")
+            raise ToolError(f"{MAX_WAITING} calls are waiting for this session already")
         running = self.job
         if running is not None and not running.cancelled and time.monotonic() - running.since > PARALLEL_SECONDS:
             # No part of the same turn: its client may have given up on the one that runs, without a word.
@@ -687,7 +691,7 @@ def _close(sandbox: Any) -> None:
 
 class Server:
     def __init__(
-        self, wire: Wire, *, env: str | None = None, workspace: str | None = None, max_wait: float = 45
+        self, wire: StdioTransport, *, env: str | None = None, workspace: str | None = None, max_wait: float = 45
     ) -> None:
         self.wire, self.env, self.max_wait = wire, env, max_wait
         self.workspace = os.path.realpath(workspace) if workspace else None
@@ -698,7 +702,7 @@ class Server:
         self.outputs: dict[str, str] = {}
         self.log_dirs: list[str] = []
         self.inflight: dict[str | int, Request] = {}
-        self._legacy: Dialect | None = None
+        self._legacy: ProtocolContext | None = None
         self._outgoing: dict[str, Callable[[Message], None]] = {}
         self._sent = 0
         self._roots: list[str] = []
@@ -742,7 +746,7 @@ class Server:
         """Write to the client; when it is gone, have the main thread end the process."""
         try:
             self.wire.send(message)
-        except Vanished:
+        except ClientDisconnected:
             if threading.current_thread() is self._main:
                 raise
             os.kill(os.getpid(), signal.SIGTERM)
@@ -758,7 +762,7 @@ class Server:
                 threading.Thread(target=self._warm_up, name="warm-up", daemon=True).start()
         except ProtocolError as error:
             self.send(error_message(error, None))
-        except Vanished:
+        except ClientDisconnected:
             raise
         except Exception as error:  # no line ends the server, with all that its sessions hold
             log(f"{type(error).__name__} in a message: {error}")
@@ -830,7 +834,7 @@ class Server:
 
         return close
 
-    def _dialect(self, method: str, params: Message) -> Dialect:
+    def _dialect(self, method: str, params: Message) -> ProtocolContext:
         """The revision and the client's abilities: a modern request says them itself, the others at the start."""
         meta = params.get("_meta")
         meta = {} if meta is None else meta
@@ -839,19 +843,19 @@ class Server:
         version = meta.get("io.modelcontextprotocol/protocolVersion")
         if version is None:
             if method in ("initialize", "ping"):
-                return self._legacy or Dialect(HANDSHAKE[-1], {})
+                return self._legacy or ProtocolContext(HANDSHAKE[-1], {})
             if self._legacy is None or method == "server/discover":
                 raise ProtocolError(INVALID_PARAMS, "_meta names no io.modelcontextprotocol/protocolVersion")
             return self._legacy
         if not isinstance(version, str):
             raise ProtocolError(INVALID_PARAMS, "io.modelcontextprotocol/protocolVersion is a string")
-        if version != MODERN:
+        if version != LATEST:
             data = {"supported": list(SUPPORTED), "requested": version}
             raise ProtocolError(UNSUPPORTED_VERSION, "unsupported protocol version", data)
         capabilities = meta.get("io.modelcontextprotocol/clientCapabilities")
         if not isinstance(capabilities, dict):
             raise ProtocolError(INVALID_PARAMS, "_meta names no io.modelcontextprotocol/clientCapabilities")
-        return Dialect(MODERN, _present(capabilities))
+        return ProtocolContext(LATEST, _present(capabilities))
 
     def _request(self, request: Request) -> None:
         methods = MODERN_METHODS if request.dialect.modern else HANDSHAKE_METHODS
@@ -863,7 +867,7 @@ class Server:
             answer = method(self, request)
         except ProtocolError as error:
             request.error(error)
-        except Vanished:
+        except ClientDisconnected:
             raise
         except Exception as error:  # answered, so that the client does not wait for ever
             log(f"{type(error).__name__} in {request.method}: {error}")
@@ -899,13 +903,15 @@ class Server:
         if take is not None:
             take(message)
 
-    def sample(self, asks: Mapping[str, Ask]) -> None:
+    def sample(self, asks: Mapping[str, SamplingRequest]) -> None:
         """Ask a handshake client's model each question; the call that waits goes on waiting."""
         for ask in asks.values():
 
-            def take(message: Message, ask: Ask = ask) -> None:
+            def take(message: Message, ask: SamplingRequest = ask) -> None:
                 if "error" in message:
-                    ask.settle(problem=f"the client's model: {_mapping(message['error']).get('message', 'refused')}")
+                    ask.set_result(
+                        problem=f"the client's model: {_mapping(message['error']).get('message', 'refused')}"
+                    )
                 else:
                     ask.settle_sampled(message.get("result"))
 
@@ -954,7 +960,7 @@ class Server:
                     continue
                 request.progress(job.last_line, self.send)
                 if now - request.started >= job.patience:
-                    job.hand_back()
+                    job.return_handle()
             self._expire(now)
             if os.getppid() != self._parent:  # the client died, and something else holds its end of our pipe open
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -981,10 +987,10 @@ class Server:
             if name == "new":
                 name = "s_" + os.urandom(9).hex()
             elif name not in self.sessions and name != "default":
-                raise Refusal(f'no session {name[:80]!r}: it was ended or never made; use session_id "new"')
+                raise ToolError(f'no session {name[:80]!r}: it was ended or never made; use session_id "new"')
             if name not in self.sessions:
                 if len(self.sessions) >= MAX_SESSIONS:
-                    raise Refusal(f"{MAX_SESSIONS} sessions are open: end one with destroy_session")
+                    raise ToolError(f"{MAX_SESSIONS} sessions are open: end one with destroy_session")
                 self.sessions[name] = Session(self, name)
             return self.sessions[name]
 
@@ -993,27 +999,27 @@ class Server:
         if not self._roots_known.wait(1.0):
             self._roots_known.set()  # a client that does not answer is not waited for again
         for path in (*self._roots[:1], self.workspace, _working_directory()):
-            if path and os.path.isdir(path) and not _too_wide(path):
+            if path and os.path.isdir(path) and not is_forbidden_root(path):
                 return os.path.realpath(path)
         return None
 
     def allowed_directory(self, path: str) -> str:
-        """`path` as a folder that a session may read, or Refusal."""
+        """`path` as a folder that a session may read, or ToolError."""
         try:
             path = os.path.realpath(os.path.join(self.workspace or _working_directory(), os.path.expanduser(path)))
         except ValueError:  # a NUL or half a surrogate pair
-            raise Refusal(f"no folder can be called {path!r:.200}") from None
+            raise ToolError(f"no folder can be called {path!r:.200}") from None
         if not os.path.isdir(path):
-            raise Refusal(f"no folder {path!r}")
+            raise ToolError(f"no folder {path!r}")
         bounds = [os.path.realpath(p) for p in (*self._roots, self.workspace) if p]
         if bounds and not any(path == b or path.startswith(b.rstrip(os.sep) + os.sep) for b in bounds):
-            raise Refusal(f"{path!r} is outside of what this server was given: {', '.join(bounds)}")
-        if _too_wide(path):
-            raise Refusal(f"{path!r} is not a project's folder")
+            raise ToolError(f"{path!r} is outside of what this server was given: {', '.join(bounds)}")
+        if is_forbidden_root(path):
+            raise ToolError(f"{path!r} is not a project's folder")
         return path
 
     def configuration(self, directory: str | None, **given: Any) -> Any:
-        """The options for asking a model about work in `directory`; Refusal if they cannot be used.
+        """The options for asking a model about work in `directory`; ToolError if they cannot be used.
 
         Of an rlm.toml that is not trusted, what would give code more is left out. Anything else that it may not set
         is refused: it may say that the data should go elsewhere.
@@ -1038,7 +1044,7 @@ class Server:
             except rlm.ConfigError as error:
                 problem = f"{error}" + (f"; {error.hint}" if error.hint else "")
                 if not error.untrusted or error.untrusted in without or not can_go(error.untrusted):
-                    raise Refusal(problem) from None
+                    raise ToolError(problem) from None
                 without.append(error.untrusted)
                 notes.append(f"left out: {problem}, and clear_repl_context")
 
@@ -1056,14 +1062,14 @@ class Server:
             return module.DockerSandbox(
                 image=options["docker_image"],
                 cpus=options["docker_cpus"],
-                memory=_ceiling(configuration, "docker_memory"),
+                memory=memory_limit(configuration, "docker_memory"),
                 network_disabled=options["docker_network_disabled"],
                 runtime=options["docker_runtime"],
                 workspace=workspace[0] if workspace and options["docker_mount"] == "ro" else None,
                 **common,
             )
         return module.LocalSandbox(
-            memory=_ceiling(configuration, "local_memory"),
+            memory=memory_limit(configuration, "local_memory"),
             allowed_imports=options["allowed_imports"],
             workspace=workspace,
             require=options["require"],
@@ -1077,7 +1083,7 @@ class Server:
         if session is not None:
             session.submit(job)
         elif len(self.running) >= MAX_RUNNING:
-            raise Refusal(f"{MAX_RUNNING} calls are running already")
+            raise ToolError(f"{MAX_RUNNING} calls are running already")
         else:
             threading.Thread(target=job.run, name=job.handle, daemon=True).start()
 
@@ -1110,25 +1116,25 @@ class Server:
 
     # results
 
-    def adapt(self, result: Message, dialect: Dialect) -> Message:
+    def downgrade(self, result: Message, dialect: ProtocolContext) -> Message:
         """A tool's result without the content blocks that the dialect does not know."""
         if dialect.since("2025-06-18"):
             return result
         content = [block for block in result["content"] if block["type"] != "resource_link"]
         return {**result, "content": content}
 
-    def clip(self, text: str, limit: int = PREVIEW_CHARS) -> list[Message]:
+    def truncate(self, text: str, limit: int = PREVIEW_CHARS) -> list[Message]:
         """`text` as content: whole, or a preview of at most `limit` characters and a resource with all of it."""
         if len(text) <= limit:
             return [{"type": "text", "text": text}]
-        uri = self.keep(text)
+        uri = self.store_output(text)
         head, tail = text[: limit * 7 // 10], text[-(limit // 5) :]
         left_out = len(text) - len(head) - len(tail)
         preview = f"{head}\n\n... {left_out} characters left out, the whole is the resource {uri} ...\n\n{tail}"
         link = {"type": "resource_link", "uri": uri, "name": "whole output", "mimeType": "text/plain"}
         return [{"type": "text", "text": preview}, link]
 
-    def keep(self, text: str) -> str:
+    def store_output(self, text: str) -> str:
         """The URI of a resource that holds `text`, for as long as fewer than MAX_OUTPUTS came after it."""
         uri = "rlm://output/" + os.urandom(8).hex()
         with self.lock:
@@ -1153,11 +1159,11 @@ class Server:
         if not isinstance(version, str):
             raise ProtocolError(INVALID_PARAMS, "initialize names a protocolVersion")
         capabilities = _present(_mapping(request.params.get("capabilities")))
-        self._legacy = Dialect(version if version in HANDSHAKE else HANDSHAKE[-1], capabilities)
+        self._legacy = ProtocolContext(version if version in HANDSHAKE else HANDSHAKE[-1], capabilities)
         return {
             "protocolVersion": self._legacy.version,
             "capabilities": CAPABILITIES,
-            "serverInfo": _known(server_info(), self._legacy.version),
+            "serverInfo": fields_for_version(server_info(), self._legacy.version),
             "instructions": INSTRUCTIONS,
         }
 
@@ -1167,7 +1173,7 @@ class Server:
             "capabilities": CAPABILITIES,
             "instructions": INSTRUCTIONS,
             "_meta": {"io.modelcontextprotocol/serverInfo": server_info()},
-            **_cached(3_600_000, "public"),
+            **cache_hints(3_600_000, "public"),
         }
 
     def ping(self, request: Request) -> Message:
@@ -1176,8 +1182,8 @@ class Server:
     def list_tools(self, request: Request) -> Message:
         _no_cursor(request)
         version = request.dialect.version
-        tools = [_known(tool.described(), version) for tool in TOOLS.values()]
-        return {"tools": tools, **(_cached(3_600_000, "public") if request.dialect.modern else {})}
+        tools = [fields_for_version(tool.described(), version) for tool in TOOLS.values()]
+        return {"tools": tools, **(cache_hints(3_600_000, "public") if request.dialect.modern else {})}
 
     def call_tool(self, request: Request) -> Message | None:
         name, arguments = request.params.get("name"), request.params.get("arguments")
@@ -1196,7 +1202,7 @@ class Server:
             if tool.in_folder and self._wants_roots(request):
                 return {"resultType": "input_required", "inputRequests": {"roots": {"method": "roots/list"}}}
             return tool.run(self, request, **tool.checked(arguments))
-        except Refusal as refusal:
+        except ToolError as refusal:
             return text_result(str(refusal), is_error=True)
 
     def list_resources(self, request: Request) -> Message:
@@ -1211,13 +1217,15 @@ class Server:
             }
             for uri, text in list(self.outputs.items())
         ]
-        resources = [_known(resource, request.dialect.version) for resource in (*outputs, *self._trajectories())]
-        return {"resources": resources, **(_cached(0, "private") if request.dialect.modern else {})}
+        resources = [
+            fields_for_version(resource, request.dialect.version) for resource in (*outputs, *self._trajectories())
+        ]
+        return {"resources": resources, **(cache_hints(0, "private") if request.dialect.modern else {})}
 
     def list_templates(self, request: Request) -> Message:
         _no_cursor(request)
-        templates = [_known(template, request.dialect.version) for template in TEMPLATES]
-        return {"resourceTemplates": templates, **(_cached(3_600_000, "public") if request.dialect.modern else {})}
+        templates = [fields_for_version(template, request.dialect.version) for template in TEMPLATES]
+        return {"resourceTemplates": templates, **(cache_hints(3_600_000, "public") if request.dialect.modern else {})}
 
     def read_resource(self, request: Request) -> Message:
         uri = request.params.get("uri")
@@ -1231,7 +1239,7 @@ class Server:
             code = INVALID_PARAMS if request.dialect.modern else NO_RESOURCE
             raise ProtocolError(code, "no such resource", {"uri": uri[:1000]})
         contents = [{"uri": uri, "mimeType": kind, "text": text}]
-        return {"contents": contents, **(_cached(0, "private") if request.dialect.modern else {})}
+        return {"contents": contents, **(cache_hints(0, "private") if request.dialect.modern else {})}
 
     def listen(self, request: Request) -> None:
         """A modern client's subscription: acknowledged, then open until it is cancelled."""
@@ -1326,7 +1334,7 @@ _SINCE = {
 }
 
 
-def _known(item: Message, version: str) -> Message:
+def fields_for_version(item: Message, version: str) -> Message:
     """`item` with the fields that revision `version` has. A description is new only in serverInfo."""
     new = {name for name, since in _SINCE.items() if version < since}
     if "version" not in item:
@@ -1334,7 +1342,7 @@ def _known(item: Message, version: str) -> Message:
     return {name: value for name, value in item.items() if name not in new}
 
 
-def _cached(ttl_ms: int, scope: str) -> Message:
+def cache_hints(ttl_ms: int, scope: str) -> Message:
     return {"ttlMs": ttl_ms, "cacheScope": scope}
 
 
@@ -1404,13 +1412,13 @@ CONFINING = ("require", "docker_mount", "docker_runtime")
 LOOSENING = ("allowed_imports", "allowed_paths", "tools", "local_memory", "docker_image", "docker_network_disabled")
 
 
-def _ceiling(configuration: Any, option: str) -> str:
+def memory_limit(configuration: Any, option: str) -> str:
     """What a session may hold: as configured, else what the largest profile allows."""
     configured = configuration.origins[option] != "default"
     return str(configuration.values[option]) if configured else PROFILES["extended"][1]
 
 
-def _too_wide(path: str) -> bool:
+def is_forbidden_root(path: str) -> bool:
     """Folders that are no project: the root, a home itself, the hidden ones in it, and the system's."""
     path, home = os.path.realpath(path), os.path.realpath(os.path.expanduser("~"))
     if path in (os.sep, home, os.path.dirname(home)):
@@ -1436,7 +1444,7 @@ def call_digest(params: Message) -> str:
 # --- models: who answers llm_query and run_completion ---------------------------------------------------------------
 
 
-class HostModel:
+class SamplingBackend:
     """A backend whose answers come from the client: its model by sampling, or whoever answers a suspended call."""
 
     provider, model, supports_tools = "mcp", "the client's model", False
@@ -1448,18 +1456,18 @@ class HostModel:
     def complete(
         self, messages: list[Message], *, max_tokens: int | None = None, cancel: Any = None, **rest: Any
     ) -> str:
-        marks = _marks(messages)
+        marks = prefix_digests(messages)
         known = max((n for n, mark in enumerate(marks, 1) if mark in self._answered), default=0)
-        asks = [Ask(messages, max_tokens, known)]
+        asks = [SamplingRequest(messages, max_tokens, known)]
         self._job.ask(asks)
         answer = self._job.wait(asks, cancel)[0]
         if isinstance(answer, Exception):
             raise answer
-        self._answered.add(_marks([*messages, {"role": "assistant", "content": answer}])[-1])
+        self._answered.add(prefix_digests([*messages, {"role": "assistant", "content": answer}])[-1])
         return answer
 
 
-def _marks(messages: list[Message]) -> list[str]:
+def prefix_digests(messages: list[Message]) -> list[str]:
     """For each message a digest of the conversation up to it."""
     digest = hashlib.sha256()
     marks = []
@@ -1475,7 +1483,7 @@ class CommandReply(NamedTuple):
     cost_usd: float | None = None
 
 
-class CommandModel:
+class SubprocessBackend:
     """A backend that is a command: prompt on its stdin, answer on its stdout, plain or as `claude -p` has it."""
 
     provider, supports_tools = "cli", False
@@ -1488,7 +1496,7 @@ class CommandModel:
         self, messages: list[Message], *, deadline: float | None = None, cancel: Any = None, **rest: Any
     ) -> CommandReply:
         with self._slots:
-            return _command_reply(_run_command(self._words, Ask(messages).prompt(), deadline, cancel))
+            return _command_reply(_run_command(self._words, SamplingRequest(messages).prompt(), deadline, cancel))
 
 
 _commands: set[int] = set()  # process groups that run
@@ -1582,8 +1590,8 @@ def model_for(job: Job, configuration: Any) -> Any:
     except rlm.ConfigError:
         pass  # no key: the next one
     if words := model_command(options.model):
-        return CommandModel(words, options.model)
-    return HostModel(job)
+        return SubprocessBackend(words, options.model)
+    return SamplingBackend(job)
 
 
 def run(job: Job, directory: str | None, prompt: str, context: Any, limits: Message, group: Any = None) -> Any:
@@ -1594,7 +1602,7 @@ def run(job: Job, directory: str | None, prompt: str, context: Any, limits: Mess
     model = model_for(job, configuration)
     folder = values["log_dir"] and os.path.join(directory or _state_dir(), values["log_dir"])
     if folder and os.path.islink(folder) and configuration.origins["log_dir"] == "default":
-        raise Refusal(
+        raise ToolError(
             f"the log folder {folder} is a link to {os.path.realpath(folder)}: set RLM_LOG_DIR to that if it is meant"
         )
     if folder and folder not in job.server.log_dirs:
@@ -1604,7 +1612,7 @@ def run(job: Job, directory: str | None, prompt: str, context: Any, limits: Mess
         allowed_paths=values["allowed_paths"] or ([directory] if directory else None),
         log_dir=folder,
         environment=job.server.env or values["environment"],
-        max_parallel=64 if isinstance(model, HostModel) else values["max_parallel"],
+        max_parallel=64 if isinstance(model, SamplingBackend) else values["max_parallel"],
     )
     runner = rlm.RLM(**values, config=False, on_event=lambda event: _tell(job, event))
     stop = functools.partial(runner.stop, "cancelled by the client")
@@ -1632,17 +1640,17 @@ def _tell(job: Job, event: Message) -> None:
 
 
 class CellFunction:
-    """A function of ours as code in a cell calls it: `accept` runs in the order of the calls, what it returns at
+    """A function of ours as code in a cell calls it: `schedule` runs in the order of the calls, what it returns at
     leisure."""
 
-    def __init__(self, accept: Callable[..., Callable[[], Any]]) -> None:
-        self.accept = accept
+    def __init__(self, schedule: Callable[..., Callable[[], Any]]) -> None:
+        self.schedule = schedule
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.accept(*args, **kwargs)()
+        return self.schedule(*args, **kwargs)()
 
 
-class CellModels:
+class LLMFunctions:
     """`llm_query`, `llm_query_batched` and `rlm_query` for the code of one cell: a run's limits hold for the cell."""
 
     def __init__(self, job: Job, directory: str | None) -> None:
@@ -1703,7 +1711,7 @@ class CellModels:
         limits = {"max_depth": self._options.max_depth - 1}
 
         def work() -> Any:
-            result = run(self._job, self._directory, prompt, context, limits, rlm.Batch(self._ledger))
+            result = run(self._job, self._directory, prompt, context, limits, rlm.LedgerGroup(self._ledger))
             return result.response if result.value is None else result.value
 
         return work
@@ -1715,7 +1723,7 @@ class CellModels:
         ledger = self._ledger
         ledger.check()
         ledger.count_subcalls(len(questions))
-        if isinstance(backend, HostModel):
+        if isinstance(backend, SamplingBackend):
             return self._put_to_client(questions)
 
         def work() -> list[Any]:
@@ -1730,20 +1738,20 @@ class CellModels:
         rlm, ledger = sibling("rlm"), self._ledger
         sizes = [rlm.tokens_of(question) for question in questions]
         least = CLIENT_TOKENS * len(questions)
-        ticket = ledger.reserve(sum(sizes), least, lambda size, output: None, wait=False)
+        reservation = ledger.reserve(sum(sizes), least, lambda size, output: None, wait=False)
         most = max(CLIENT_TOKENS, min(4096, ledger.left()["tokens"] // max(1, len(questions))))
-        asks = [Ask(question, most) for question in questions]
+        asks = [SamplingRequest(question, most) for question in questions]
         self._job.ask(asks)
 
         def work() -> list[Any]:
             try:
                 answers = list(self._job.wait(asks))
             except BaseException:
-                ledger.release(ticket)
+                ledger.release(reservation)
                 raise
             texts = [answer for answer in answers if isinstance(answer, str)]
             written = sum(rlm.tokens_of([{"role": "assistant", "content": text}]) for text in texts)
-            ledger.settle(ticket, {"input": sum(sizes), "output": written}, None, 0.0)
+            ledger.settle(reservation, {"input": sum(sizes), "output": written}, None, 0.0)
             return answers
 
         return work
@@ -1753,10 +1761,10 @@ class CellModels:
         rlm, ledger, options = sibling("rlm"), self._ledger, self._options
         begun()
         size, price = rlm.tokens_of(question), rlm.price_of(backend, options)
-        ticket, settled = ledger.reserve(size, rlm.SUBCALL_OUTPUT, price), False
+        reservation, settled = ledger.reserve(size, rlm.SUBCALL_OUTPUT, price), False
         how = {
             "tools": None,
-            "max_tokens": ticket.output,
+            "max_tokens": reservation.output,
             "on_text": None,
             "params": options.sub_params or options.params,
         }
@@ -1768,9 +1776,9 @@ class CellModels:
             settled = True
         finally:
             if not settled:
-                ledger.release(ticket)
+                ledger.release(reservation)
         cost = reply.cost_usd if reply.cost_usd is not None else price(reply.usage["input"], reply.usage["output"])
-        ledger.settle(ticket, reply.usage, cost, 0.0)
+        ledger.settle(reservation, reply.usage, cost, 0.0)
         return str(reply.text)
 
     def _backend(self, model: str | None) -> Any:
@@ -1837,17 +1845,17 @@ class ToolSpec(NamedTuple):
         return entry
 
     def checked(self, arguments: Message) -> Message:
-        """The arguments as the function takes them; Refusal, in words that the model can act on, if it does not.
+        """The arguments as the function takes them; ToolError, in words that the model can act on, if it does not.
 
         null and "" stand for an optional argument that is not there: a client in strict mode sends every argument.
         """
         given = {**_present(arguments), **{name: arguments[name] for name in self.required if name in arguments}}
         for name in self.required:
             if name not in given:
-                raise Refusal(f"{self.name} needs {name!r}")
+                raise ToolError(f"{self.name} needs {name!r}")
         for name in given:
             if name not in self.properties:
-                raise Refusal(self._unknown(name))
+                raise ToolError(self._unknown(name))
         taken = {}
         for name, value in given.items():
             if name != self.any_json:
@@ -1855,7 +1863,7 @@ class ToolSpec(NamedTuple):
                     continue
                 value = _from_json(self.properties[name]["type"], value)
                 if wrong := _mismatch(self.properties[name], value):
-                    raise Refusal(f"{name} {wrong}")
+                    raise ToolError(f"{name} {wrong}")
             taken[name] = value
         return taken
 
@@ -1920,7 +1928,7 @@ def _execute_python(
         execute = functools.partial(
             sandbox.execute,
             timeout=seconds if timeout is None else timeout,
-            functions=CellModels(job, session.directory).functions,
+            functions=LLMFunctions(job, session.directory).functions,
             on_output=lambda text: _note(job, text),
             memory=memory,
         )
@@ -1962,10 +1970,10 @@ def _cell_result(server: Server, cell: rlm_sandbox.Cell, session: Session, named
     error = _in_tools_of_ours(cell.error.rstrip(), session.directory) if cell.error else None
     for label, text in (("Value: ", cell.value), ("Final: ", final), (f"Error ({cell.status}):\n", error)):
         if text is not None:
-            shown, *link = server.clip(text, VALUE_CHARS)
+            shown, *link = server.truncate(text, VALUE_CHARS)
             parts.append(label + shown["text"])
             links += link
-    content = [*server.clip("\n".join(parts) or "(no output)"), *links]
+    content = [*server.truncate("\n".join(parts) or "(no output)"), *links]
     content += [{"type": "text", "text": note} for note in session.news()]
     room = MAX_IMAGE_CHARS
     for image in cell.images:
@@ -2002,7 +2010,7 @@ def _set_repl_context(server: Server, request: Request, key: str, value: Any, se
     import keyword
 
     if not key.isidentifier() or keyword.iskeyword(key) or key.startswith("_"):
-        raise Refusal(f"key must be a variable's name without a leading underscore, not {key!r:.100}")
+        raise ToolError(f"key must be a variable's name without a leading underscore, not {key!r:.100}")
     session = server.session(session_id)
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
@@ -2012,7 +2020,7 @@ def _set_repl_context(server: Server, request: Request, key: str, value: Any, se
         try:
             session.sandbox().set(key, value)
         except TypeError as error:
-            raise Refusal(str(error)) from None
+            raise ToolError(str(error)) from None
         return json_result({"session_id": session.name, "set": key, "type": type(value).__name__})
 
     server.start(request, session, work)
@@ -2060,7 +2068,7 @@ def _destroy_session(server: Server, request: Request, session_id: str) -> None:
     with server.lock:
         session = server.sessions.pop(session_id, None)
     if session is None:
-        raise Refusal(f"no session {session_id[:80]!r}")
+        raise ToolError(f"no session {session_id[:80]!r}")
 
     def work(job: Job) -> Message:
         session.close()
@@ -2079,7 +2087,7 @@ def _set_project(server: Server, request: Request, directory: str, session_id: s
         try:
             configuration, notes = server.sandbox_configuration(path)
             answer["config"] = configuration.files
-        except Refusal as refusal:
+        except ToolError as refusal:
             notes = [str(refusal)]
         if notes:
             answer["problem"] = "\n".join(notes)
@@ -2116,17 +2124,17 @@ def _run_completion(
 
 
 def _files(server: Server, directory: str | None, specs: list[str]) -> Any:
-    """Files of the project as a context; Refusal for what lies outside of it or holds secrets."""
+    """Files of the project as a context; ToolError for what lies outside of it or holds secrets."""
     rlm = sibling("rlm")
     if directory is None:
-        raise Refusal("no project folder: call set_project first")
+        raise ToolError("no project folder: call set_project first")
     if wrong := next((s for s in specs if os.path.isabs(os.path.expanduser(s)) or ".." in s.split(os.sep)), None):
-        raise Refusal(f"files are named relative to {directory!r}, not {wrong!r}")
+        raise ToolError(f"files are named relative to {directory!r}, not {wrong!r}")
     values = server.configuration(directory).values
     how = {"cwd": directory, "left_out": values["log_dir"], "encoding": values["encoding"], "within": directory}
     context = rlm.read_context(specs, **how)
     if not isinstance(context.source, dict):
-        raise Refusal(f"{specs!r} are not files of the project")
+        raise ToolError(f"{specs!r} are not files of the project")
     return context
 
 
@@ -2142,7 +2150,7 @@ def _completion_result(server: Server, result: Any, notes: list[str]) -> Message
         "journal": result.log and os.path.normpath(result.log),
         **({"notes": notes} if notes else {}),
     }
-    content = [*server.clip(result.response), {"type": "text", "text": json.dumps(facts)}]
+    content = [*server.truncate(result.response), {"type": "text", "text": json.dumps(facts)}]
     if result.log:
         server.resources_changed()
         uri = f"rlm://trajectory/{result.trajectory_id}"
@@ -2159,17 +2167,17 @@ def _failed_completion(server: Server, error: Any) -> Message:
         server.resources_changed()
     if error.result is not None and error.result.response:
         lines.append(f"so far:\n{error.result.response}")
-    return {"content": server.clip("\n".join(lines)), "isError": True}
+    return {"content": server.truncate("\n".join(lines)), "isError": True}
 
 
 def _resume(server: Server, request: Request, handle: str, answers: list[Any] | None = None) -> None:
     with server.lock:
         job = server.jobs.get(handle)
         if job is None or job.cancelled:
-            raise Refusal(f"no run {handle[:80]!r}: unknown, collected already, or expired; call the tool again")
+            raise ToolError(f"no run {handle[:80]!r}: unknown, collected already, or expired; call the tool again")
         if job.request is not None:
-            raise Refusal("another call waits for this run already")
-        job.answer(answers)
+            raise ToolError("another call waits for this run already")
+        job.set_results(answers)
         job.attach(request)
 
 
@@ -2339,12 +2347,12 @@ def serve(*, env: str | None = None, workspace: str | None = None, max_wait: flo
         raise Ended
 
     ends = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
-    server = Server(Wire(*_private_streams()), env=env, workspace=workspace, max_wait=max(0.1, max_wait))
+    server = Server(StdioTransport(*_private_streams()), env=env, workspace=workspace, max_wait=max(0.1, max_wait))
     try:
         for name in ends:
             signal.signal(name, end)
         server.run()
-    except (Ended, Vanished):
+    except (Ended, ClientDisconnected):
         pass
     finally:
         for name in ends:
@@ -2429,10 +2437,10 @@ def install(clients: list[str], *, action: str = "print", scope: str | None = No
     `action`: print, dry-run (the change as a diff), write, remove, or check (start the server as the client would).
     """
     if unknown := [name for name in clients if name not in CLIENTS]:
-        return _wrong(f"no client {unknown[0]!r}", _meant(unknown[0]))
+        return fail(f"no client {unknown[0]!r}", _meant(unknown[0]))
     if not clients:
         if action in ("write", "remove", "dry-run"):
-            return _wrong("which client?", f"rlm mcp-install {'|'.join(CLIENTS)} --{action}")
+            return fail("which client?", f"rlm mcp-install {'|'.join(CLIENTS)} --{action}")
         return _check(server_command(), {}, "the server") if action == "check" else _print_all()
     worst = 0
     for name in clients:
@@ -2441,7 +2449,7 @@ def install(clients: list[str], *, action: str = "print", scope: str | None = No
         except (OSError, ValueError) as error:
             path = config_file(CLIENTS[name], scope or next(iter(CLIENTS[name].files)))
             where = "" if path in str(error) else f"{path}: "
-            worst = max(worst, _wrong(f"{CLIENTS[name].title}: {where}{error}", f"rlm mcp-install {name}", status=1))
+            worst = max(worst, fail(f"{CLIENTS[name].title}: {where}{error}", f"rlm mcp-install {name}", status=1))
     return worst
 
 
@@ -2457,7 +2465,7 @@ def _install(name: str, action: str, scope: str | None) -> int:
     client = CLIENTS[name]
     scope = scope or next(iter(client.files))
     if scope not in client.files:
-        return _wrong(f"{client.title} has no scope {scope!r}", f"--scope {'|'.join(client.files)}")
+        return fail(f"{client.title} has no scope {scope!r}", f"--scope {'|'.join(client.files)}")
     path, where = config_file(client, scope), config_path(client, scope)
     again = f"rlm mcp-install {name}" + ("" if scope == next(iter(client.files)) else f" --scope {scope}")
     if action == "print":
@@ -2476,7 +2484,7 @@ def _install(name: str, action: str, scope: str | None) -> int:
     if action == "check":
         entry = current_entry(client, before, where)
         if entry is None:
-            return _wrong(f"{client.title}: no entry {ENTRY_NAME!r} in {path}", f"{again} --write", 1)
+            return fail(f"{client.title}: no entry {ENTRY_NAME!r} in {path}", f"{again} --write", 1)
         words = entry["command"] if isinstance(entry["command"], list) else [entry["command"], *entry.get("args", [])]
         return _check(words, entry.get("env") or entry.get("environment") or {}, client.title)
     after = edited(client, name, before, where, remove=action == "remove")
@@ -2498,9 +2506,9 @@ def _install_by_hand(client: ClientKind, path: str, text: str, action: str, agai
     """A YAML file is not edited; a check looks for the entry by its name, and starts the command that is printed."""
     if action != "check":
         what = "take the entry out" if action == "remove" else "add the entry"
-        return _wrong(f"{client.title}: {path} is YAML, which is not edited here: {what} by hand", again, 1)
+        return fail(f"{client.title}: {path} is YAML, which is not edited here: {what} by hand", again, 1)
     if not re.search(rf"^ +[\"']?{ENTRY_NAME}[\"']?:\s*$", text, re.MULTILINE):
-        return _wrong(f"{client.title}: no entry {ENTRY_NAME!r} in {path}", f"{again} prints what to add to it", 1)
+        return fail(f"{client.title}: no entry {ENTRY_NAME!r} in {path}", f"{again} prints what to add to it", 1)
     print(f"{client.title}: {path} has the entry {ENTRY_NAME!r}; what it starts is not read, but what {again} prints:")
     return _check(server_command(), {}, client.title)
 
@@ -2513,7 +2521,7 @@ def _print_own_command(command: str, scope: str) -> None:
         print(f"  the same: {command.format(scope=scope, command=shlex.join(server_command()))}")
 
 
-def _wrong(problem: str, following: str, status: int = 2) -> int:
+def fail(problem: str, following: str, status: int = 2) -> int:
     print(f"rlm: {problem}\n  next: {following}", file=sys.stderr)
     return status
 
@@ -2949,7 +2957,7 @@ def _check(words: list[str], environ: Mapping[str, str], title: str) -> int:
     scrubbed = {**{name: os.environ[name] for name in kept if name in os.environ}, **environ}
     client = {"name": "rlm mcp-install", "version": _version()}
     call = {"name": "execute_python", "arguments": {"code": "6 * 7"}}
-    meta = {"io.modelcontextprotocol/protocolVersion": MODERN, "io.modelcontextprotocol/clientCapabilities": {}}
+    meta = {"io.modelcontextprotocol/protocolVersion": LATEST, "io.modelcontextprotocol/clientCapabilities": {}}
     opening = {"protocolVersion": HANDSHAKE[-1], "capabilities": {}, "clientInfo": client}
     requests: list[tuple[str, Message]] = [
         ("server/discover", {"_meta": meta}),
@@ -2961,7 +2969,7 @@ def _check(words: list[str], environ: Mapping[str, str], title: str) -> int:
     try:
         process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=scrubbed, cwd=os.sep)
     except OSError as error:
-        return _wrong(f"{title}: {words[0]} does not start: {error.strerror}", "rlm mcp-install --write", 1)
+        return fail(f"{title}: {words[0]} does not start: {error.strerror}", "rlm mcp-install --write", 1)
     patience = threading.Timer(CHECK_SECONDS, process.kill)
     patience.start()
     with process, contextlib.ExitStack() as stack:
@@ -2977,6 +2985,6 @@ def _check(words: list[str], environ: Mapping[str, str], title: str) -> int:
                 answer = {}
             if "result" not in answer or _mapping(answer["result"]).get("isError"):
                 process.kill()
-                return _wrong(f"{title}: {method} was answered with {json.dumps(answer)[:300]}", "rlm doctor", 1)
+                return fail(f"{title}: {method} was answered with {json.dumps(answer)[:300]}", "rlm doctor", 1)
     print(f"{title}: works ({(time.monotonic() - started) * 1000:.0f} ms to start, list the tools, run a cell and end)")
     return 0

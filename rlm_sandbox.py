@@ -740,8 +740,8 @@ class Run:
             args, kwargs = unpack(frame.get("args")), unpack(frame.get("kwargs"))
             if type(args) is not list or type(kwargs) is not dict:
                 raise ValueError("not a call")
-            accept = getattr(function, "accept", None)
-            work = accept(*args, **kwargs) if accept else lambda: function(*args, **kwargs)
+            schedule = getattr(function, "schedule", None)
+            work = schedule(*args, **kwargs) if schedule else lambda: function(*args, **kwargs)
         except Exception as error:
             work = raising(error)  # answered from a thread: this one must go on reading, whatever the worker does
         except AbortCell as stop:

@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Tool", "ToolError", "build", "call_tool", "file_tools", "load_tools", "schema_of", "tool", "validate"]
+__all__ = ["Tool", "ToolError", "call_tool", "construct", "file_tools", "load_tools", "schema_of", "tool", "validate"]
 
 Schema = dict[str, Any]
 AnyPath = str | os.PathLike[str]
@@ -57,7 +57,7 @@ class Tool:
     description: str
     parameters: Schema
     handler: Callable[..., Any] = field(repr=False)
-    view: Callable[..., str] | None = field(default=None, repr=False, kw_only=True)
+    render: Callable[..., str] | None = field(default=None, repr=False, kw_only=True)
     """What the model is shown when it calls the tool itself; None: the handler's result as text."""
     source: str = field(default="", kw_only=True)
     """Where the tool comes from, for messages: a file, a module, a distribution."""
@@ -138,7 +138,9 @@ def signature(tool: Tool) -> str:
     return f"{tool.name}({', '.join(parts)})"
 
 
-def _parsed(line: str, description: str, handler: Callable[..., Any], view: Callable[..., str], source: str) -> Tool:
+def from_signature(
+    line: str, description: str, handler: Callable[..., Any], render: Callable[..., str], source: str
+) -> Tool:
     """A tool from a line such as `signature` gives: what has no `= default` is required, `= null` has no default."""
     name, _, rest = line.partition("(")
     properties: dict[str, Schema] = {}
@@ -152,7 +154,7 @@ def _parsed(line: str, description: str, handler: Callable[..., Any], view: Call
         elif default != "null":
             properties[key]["default"] = json.loads(default)
     parameters = {"type": "object", "properties": properties, "required": required}
-    return Tool(name, description, parameters, handler, view=view, source=source)
+    return Tool(name, description, parameters, handler, render=render, source=source)
 
 
 # --- JSON from outside: the same lines in each module that stands alone -------------------------------------------
@@ -235,26 +237,26 @@ def _no_constant(name: str) -> Any:
 def call_tool(tool: Tool, arguments: Mapping[str, Any] | str) -> Any:
     """What the tool's handler returns, as plain Python data; bad arguments are a ToolError, its own errors pass."""
     checked, _ = check_arguments(tool, arguments)
-    return plain(_run(tool.handler, checked))
+    return plain_data(_run(tool.handler, checked))
 
 
-def answer(tool: Tool, arguments: Mapping[str, Any] | str) -> str:
+def call_for_model(tool: Tool, arguments: Mapping[str, Any] | str) -> str:
     """The same call as text for the model, with a note about arguments that were not taken as they came."""
     checked, notes = check_arguments(tool, arguments)
-    if tool.view is not None:
-        text = tool.view(**checked)
+    if tool.render is not None:
+        text = tool.render(**checked)
     else:
-        text = render(plain(_run(tool.handler, checked)))
+        text = render(plain_data(_run(tool.handler, checked)))
     return "\n".join([text, *(f"[{note}]" for note in notes)])
 
 
 def check_arguments(tool: Tool, arguments: Mapping[str, Any] | str) -> tuple[dict[str, Any], list[str]]:
     """Arguments that fit the tool's schema, and notes on what was changed for that; ToolError if they cannot."""
-    given = _read_arguments(tool, arguments)
-    known, notes = _known_arguments(tool, given)
+    values = _read_arguments(tool, arguments)
+    known, notes = _known_arguments(tool, values)
     value, problems = validate(tool.parameters, known)
     if problems:
-        raise ToolError(f"bad arguments: {_some(problems)}; expected {signature(tool)}")
+        raise ToolError(f"bad arguments: {join_limited(problems)}; expected {signature(tool)}")
     return value, notes
 
 
@@ -288,21 +290,21 @@ def _only_string(tool: Tool) -> str | None:
     return names[0] if isinstance(only, dict) and only.get("type") == "string" else None
 
 
-def _known_arguments(tool: Tool, given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _known_arguments(tool: Tool, values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The arguments that the tool has: a misspelt name is taken for the one it nearly is, others are dropped."""
     import difflib
 
     properties = tool.parameters["properties"]
     if tool.parameters.get("additionalProperties"):
-        return given, []
-    known = {name: value for name, value in given.items() if name in properties}
+        return values, []
+    known = {name: value for name, value in values.items() if name in properties}
     notes = []
-    unknown = [name for name in given if name not in properties]
+    unknown = [name for name in values if name not in properties]
     for name in unknown[:_UNKNOWN]:
         free = [other for other in properties if other not in known]
         near = difflib.get_close_matches(str(name)[:100], free, n=1, cutoff=0.6)
         if near:
-            known[near[0]] = given[name]
+            known[near[0]] = values[name]
             notes.append(f"took argument {str(name)[:100]!r} as {near[0]!r}")
         else:
             notes.append(f"ignored unknown argument {str(name)[:100]!r} of {signature(tool)}")
@@ -358,26 +360,26 @@ def _on_thread(work: Callable[[], Any], seconds: float | None = None) -> Any:
     return value
 
 
-def plain(value: Any) -> Any:
+def plain_data(value: Any) -> Any:
     """The value as plain Python data, which can travel into a sandbox: dataclasses, models, enums, paths, times too."""
     if _is_enum(value):
         return value.value
     if value is None or isinstance(value, (str, int, float, bool, bytes)):
         return value
     if isinstance(value, Mapping):
-        return {plain(key): plain(item) for key, item in value.items()}
+        return {plain_data(key): plain_data(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         kind = next(kind for kind in (list, tuple, set, frozenset) if isinstance(value, kind))
-        return kind(plain(item) for item in value)
+        return kind(plain_data(item) for item in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+        return {item.name: plain_data(getattr(value, item.name)) for item in dataclasses.fields(value)}
     if callable(dump := getattr(value, "model_dump", None)):
-        return plain(dump(mode="json"))
+        return plain_data(dump(mode="json"))
     if callable(data := getattr(value, "tolist", None)):  # a number or array of numpy's
-        return plain(data())
+        return plain_data(data())
     if callable(stamp := getattr(value, "isoformat", None)):
         return stamp()
-    return list(map(plain, value)) if isinstance(value, Iterator) else str(value)
+    return list(map(plain_data, value)) if isinstance(value, Iterator) else str(value)
 
 
 def _is_enum(value: Any) -> bool:
@@ -500,11 +502,11 @@ class _Checker:
     def check(self, schema: Any, value: Any, path: str) -> Any:
         """The value as the schema wants it; what cannot be mended is added to the problems."""
         if not isinstance(schema, dict):
-            return value if schema is not False else self.wrong(path, "nothing is allowed here", value)
+            return value if schema is not False else self.fail(path, "nothing is allowed here", value)
         if len(self.problems) > _MOST_PROBLEMS:
             return value
         if self.depth > _DEEPEST:
-            return self.wrong(path, f"nested more than {_DEEPEST} levels deep", value)
+            return self.fail(path, f"nested more than {_DEEPEST} levels deep", value)
         before = len(self.problems)
         self.depth += 1
         value = list(value) if isinstance(value, (tuple, set, frozenset)) else value
@@ -517,9 +519,9 @@ class _Checker:
 
     def rules_for(self, schema: Schema) -> list[Callable[..., Any]]:
         wants = {
-            self.whole: {"$ref", "allOf", "anyOf", "oneOf", "not"},
+            self.check_combinators: {"$ref", "allOf", "anyOf", "oneOf", "not"},
             self.typed: {"type"},
-            self.chosen: {"enum", "const"},
+            self.check_enum: {"enum", "const"},
             self.bounds: _BOUNDS.keys() | {"pattern", "uniqueItems"},
             self.items: {"items", "prefixItems"},
             self.object: {"properties", "required", "additionalProperties", "patternProperties"},
@@ -528,27 +530,27 @@ class _Checker:
         self.rules[id(schema)] = rules
         return rules
 
-    def wrong(self, path: str, problem: str, value: Any) -> Any:
+    def fail(self, path: str, problem: str, value: Any) -> Any:
         self.problems.append(f"{path}: {problem}" if path else problem)
         return value
 
-    def fits(self, schema: Any, value: Any) -> bool:
+    def is_valid(self, schema: Any, value: Any) -> bool:
         checker = _Checker(self.root, False, self.depth)
         checker.check(schema, value, "")
         return not checker.problems
 
-    def whole(self, schema: Schema, value: Any, path: str) -> Any:
+    def check_combinators(self, schema: Schema, value: Any, path: str) -> Any:
         """The keywords that hand the whole value to other schemas."""
-        referred = [self.target(schema["$ref"])] if "$ref" in schema else []
+        referred = [self.resolve_ref(schema["$ref"])] if "$ref" in schema else []
         for part in [*referred, *schema.get("allOf", ())]:
             value = self.check(part, value, path)
         if branches := [*schema.get("anyOf", ()), *schema.get("oneOf", ())]:
             value = self.any_of(branches, value, path)
-        if "not" in schema and self.fits(schema["not"], value):
-            self.wrong(path, f"{_shown(value)} is not allowed", value)
+        if "not" in schema and self.is_valid(schema["not"], value):
+            self.fail(path, f"{_shown(value)} is not allowed", value)
         return value
 
-    def target(self, reference: Any) -> Any:
+    def resolve_ref(self, reference: Any) -> Any:
         found: Any = self.root
         for part in filter(None, str(reference).removeprefix("#").split("/")):
             key = part.replace("~1", "/").replace("~0", "~")
@@ -565,7 +567,7 @@ class _Checker:
                 if not checker.problems:
                     return result
                 problems += checker.problems
-        return self.wrong("", _some(_unique(problems), " or "), value)
+        return self.fail("", join_limited(_unique(problems), " or "), value)
 
     def typed(self, schema: Schema, value: Any, path: str) -> Any:
         wanted = schema.get("type", [])
@@ -575,9 +577,9 @@ class _Checker:
         for name in names if self.coerce else ():
             with contextlib.suppress(ValueError, RecursionError):
                 return _to_type(name, value)
-        return self.wrong(path, f"expected {' or '.join(names)}, got {_shown(value)}", value)
+        return self.fail(path, f"expected {' or '.join(names)}, got {_shown(value)}", value)
 
-    def chosen(self, schema: Schema, value: Any, path: str) -> Any:
+    def check_enum(self, schema: Schema, value: Any, path: str) -> Any:
         choices = [schema["const"]] if "const" in schema else schema.get("enum")
         if choices is None or any(_same(value, choice) for choice in choices):
             return value
@@ -585,19 +587,19 @@ class _Checker:
             if str(choice).casefold() == str(value).strip().casefold():
                 return choice
         allowed = ", ".join(json.dumps(choice, ensure_ascii=False, default=repr) for choice in choices)
-        return self.wrong(path, f"{_shown(value)} is not one of {allowed}", value)
+        return self.fail(path, f"{_shown(value)} is not one of {allowed}", value)
 
     def bounds(self, schema: Schema, value: Any, path: str) -> Any:
         if isinstance(value, str) and "pattern" in schema and not re.search(schema["pattern"], value):
-            self.wrong(path, f"{_shown(value)} does not match the pattern {schema['pattern']}", value)
+            self.fail(path, f"{_shown(value)} does not match the pattern {schema['pattern']}", value)
         unique = isinstance(value, list) and schema.get("uniqueItems")
         if unique and len(value) > len({json.dumps(item, default=str) for item in value}):
-            self.wrong(path, "has the same item twice", value)
+            self.fail(path, "has the same item twice", value)
         for word, (limit, kind, holds) in _BOUNDS.items():
             if word in schema and _TYPES[kind](value):
                 size = value if kind == "number" else len(value)
                 if not holds(size, schema[word]):
-                    self.wrong(path, f"must be {limit.format(schema[word])}, is {size}", value)
+                    self.fail(path, f"must be {limit.format(schema[word])}, is {size}", value)
         return value
 
     def items(self, schema: Schema, value: Any, path: str) -> Any:
@@ -617,14 +619,14 @@ class _Checker:
             rule = _property_rule(schema, str(name))
             below = f"{path}.{name}" if path else str(name)
             if rule is False:
-                self.wrong(below, f"unknown property; there are {', '.join(properties) or 'none'}", item)
-            elif item is None and optional and self.coerce and not self.fits(rule, None):
+                self.fail(below, f"unknown property; there are {', '.join(properties) or 'none'}", item)
+            elif item is None and optional and self.coerce and not self.is_valid(rule, None):
                 continue  # null for an optional property means that it is absent
             else:
                 result[name] = self.check(rule, item, below)
         for name in required:
             if name not in value:
-                self.wrong(path, f"missing {_described(name, properties.get(name))}", value)
+                self.fail(path, f"missing {_described(name, properties.get(name))}", value)
         for name, rule in properties.items():
             if name not in result and isinstance(rule, dict) and "default" in rule:
                 result[name] = json.loads(json.dumps(rule["default"], default=str))
@@ -674,7 +676,7 @@ def _unique(lines: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def _some(lines: list[str], joint: str = "; ", most: int = 8) -> str:
+def join_limited(lines: list[str], joint: str = "; ", most: int = 8) -> str:
     more = f"{joint}and {len(lines) - most} more" if len(lines) > most else ""
     return joint.join(lines[:most]) + more
 
@@ -795,7 +797,7 @@ def _fits_keyword(word: str, value: Any) -> bool:
     return word != "enum" or isinstance(value, list)
 
 
-def build(kind: Any, value: Any) -> Any:
+def construct(kind: Any, value: Any) -> Any:
     """A value of that type made of data that fits its schema; ToolError says why not."""
     if isinstance(kind, dict):
         return value
@@ -881,7 +883,7 @@ class _Shapes:
         name = kind.__name__
         if kind in self.open:
             self.shared.setdefault(name, {})
-            return {"$ref": f"#/$defs/{name}"}, lambda value: build(kind, value)
+            return {"$ref": f"#/$defs/{name}"}, lambda value: construct(kind, value)
         self.open.append(kind)
         hints = _hints(kind)
         fields = {name: (self.of(hints[name]), needed, extra) for name, needed, extra in _fields(kind)}
@@ -927,7 +929,7 @@ def _fields(record: Any) -> list[tuple[str, bool, Schema]]:
 def _default(value: Any) -> Schema:
     """The `default` entry of a schema, where the default is JSON."""
     try:
-        return {"default": json.loads(json.dumps(plain(value)))}
+        return {"default": json.loads(json.dumps(plain_data(value)))}
     except (TypeError, ValueError):
         return {}
 
@@ -986,7 +988,7 @@ class _Typed:
         self.hints = _hints(function if inspect.isroutine(function) else type(function).__call__)
 
     def __call__(self, **arguments: Any) -> Any:
-        return self.function(**{name: build(self.hints.get(name, Any), item) for name, item in arguments.items()})
+        return self.function(**{name: construct(self.hints.get(name, Any), item) for name, item in arguments.items()})
 
     def __reduce__(self) -> Any:
         """Pickled as the tool of that name, since the name now means the tool and no longer the function."""
@@ -1053,29 +1055,29 @@ def file_tools(
     allowed_paths: Iterable[AnyPath] | None = None,
     cwd: str | None = None,
     *,
-    left_out: Iterable[AnyPath] = (),
+    exclude: Iterable[AnyPath] = (),
 ) -> list[Tool]:
     """file_read, file_list and file_search over the allowed folders and files (default: the working directory).
 
-    `left_out`: folders that are listed and searched only when a pattern begins in them, such as a run's own logs.
+    `exclude`: folders that are listed and searched only when a pattern begins in them, such as a run's own logs.
     """
-    files = _Files(allowed_paths, cwd, left_out)
+    files = _Files(allowed_paths, cwd, exclude)
     return [
-        _parsed(
+        from_signature(
             "file_read(path: string, start_line: integer = null, end_line: integer = null)",
             "Lines of a text file. In code: the text as str",
             files.read,
             files.read_view,
             "built in",
         ),
-        _parsed(
+        from_signature(
             'file_list(pattern: string = "**")',
             "Files by glob ('*.py' at any depth). In code: list of paths",
             files.paths,
             files.list_view,
             "built in",
         ),
-        _parsed(
+        from_signature(
             'file_search(regex: string, pattern: string = "**")',
             "Lines matching a Python regex in the files of a glob. In code: list of {path, line, text}",
             files.search,
@@ -1092,19 +1094,19 @@ class _Files:
     that is swapped for a link in between is refused.
     """
 
-    def __init__(self, allowed: Iterable[AnyPath] | None, cwd: str | None, left_out: Iterable[AnyPath]) -> None:
+    def __init__(self, allowed: Iterable[AnyPath] | None, cwd: str | None, exclude: Iterable[AnyPath]) -> None:
         self.cwd = os.path.realpath(cwd or os.getcwd())
         allowed = [self.cwd] if allowed is None else [allowed] if isinstance(allowed, (str, os.PathLike)) else allowed
         allowed = list(allowed)
         self.roots = [self.real(path) for path in allowed]
         named = [os.path.normpath(os.path.join(self.cwd, os.path.expanduser(path))) for path in allowed]
         self.named_roots = {*self.roots, *named}
-        self.left_out = {self.real(path) for path in left_out}
+        self.exclude = {self.real(path) for path in exclude}
 
     def real(self, path: AnyPath) -> str:
         return os.path.realpath(os.path.join(self.cwd, os.path.expanduser(path)))
 
-    def locate(self, path: str) -> tuple[str, str]:
+    def resolve(self, path: str) -> tuple[str, str]:
         """The root that a path lies under and the way down from it; PermissionError for any other."""
         try:
             real = os.path.realpath(os.path.join(self.cwd, path))
@@ -1125,7 +1127,7 @@ class _Files:
         """Whether the name itself, of which a part may be a link, is one of credentials below an allowed folder."""
         named = os.path.normpath(os.path.join(self.cwd, path))
         root = max((root for root in self.named_roots if is_under(named, root)), key=len, default=self.cwd)
-        return is_secret(_way(named, root))
+        return is_secret(relpath(named, root))
 
     def shown(self, real: str) -> str:
         """A real path as it is named to the model: relative to the working directory where it lies in it."""
@@ -1135,7 +1137,7 @@ class _Files:
     @contextlib.contextmanager
     def opened(self, path: str) -> Iterator[typing.BinaryIO]:
         """The regular file at that path, open for reading bytes."""
-        root, below = self.locate(path)
+        root, below = self.resolve(path)
         try:
             descriptor = _open_below(root, below)
         except (FileNotFoundError, NotADirectoryError):
@@ -1156,7 +1158,7 @@ class _Files:
         import difflib
 
         try:
-            names = os.listdir(os.path.join(*self.locate(os.path.dirname(path) or ".")))
+            names = os.listdir(os.path.join(*self.resolve(os.path.dirname(path) or ".")))
         except (OSError, ValueError):
             return ""
         near = difflib.get_close_matches(os.path.basename(path)[:255], [name for name in names if not is_secret(name)])
@@ -1179,8 +1181,8 @@ class _Files:
         lines = _decoded(data).removesuffix("\n").split("\n") if data else []
         if cut and len(lines) > 1:
             lines.pop()  # it may lack its end
-        shown = [f"{number:>6} {_clipped(line)}" for number, line in enumerate(lines, first)]
-        fitting = _fitting(shown)
+        shown = [f"{number:>6} {truncate(line)}" for number, line in enumerate(lines, first)]
+        fitting = lines_that_fit(shown)
         if not shown:
             return f"[{path} is empty]"
         if fitting < len(shown) or cut:
@@ -1194,7 +1196,7 @@ class _Files:
         skipped = SKIPPED.difference(re.split(r"[/\\]", pattern[:PATTERN_LIMIT]))
         deadline = time.monotonic() + SEARCH_SECONDS
         found: set[str] = set()
-        for start, globs in self.starts(pattern):
+        for start, globs in self.glob_roots(pattern):
             for path in self.walked(start, skipped, deadline):
                 names = _below(path, start).split(os.sep) if path != start else []
                 if any(_matches(glob, names) for glob in globs):
@@ -1211,11 +1213,11 @@ class _Files:
         for path in paths[: VIEW_LIMIT // 10]:
             with contextlib.suppress(OSError):
                 rows.append(f"{path}  {os.stat(os.path.join(self.cwd, path)).st_size:,} bytes")
-        fitting = _fitting(rows)
-        left_out = [f"[{fitting} of {len(paths):,} files; narrow the pattern]"] if fitting < len(paths) else []
-        return "\n".join(rows[:fitting] + left_out)
+        fitting = lines_that_fit(rows)
+        omitted = [f"[{fitting} of {len(paths):,} files; narrow the pattern]"] if fitting < len(paths) else []
+        return "\n".join(rows[:fitting] + omitted)
 
-    def starts(self, pattern: str) -> list[tuple[str, list[Glob]]]:
+    def glob_roots(self, pattern: str) -> list[tuple[str, list[Glob]]]:
         """The folders where matches of a pattern begin, each with the globs for the paths below it.
 
         A relative pattern is tried in the working directory and in each allowed folder elsewhere.
@@ -1227,7 +1229,7 @@ class _Files:
         literal = next((index for index, part in enumerate(parts) if re.search(_WILD, part)), len(parts))
         exists = os.path.lexists(os.path.join(self.cwd, pattern))  # `[id].tsx` may be a name
         if literal == len(parts) or exists:  # a file, or a folder, which stands for all that is in it
-            return [(os.path.normpath(os.path.join(*self.locate(pattern))), [_glob(["**"])])]
+            return [(os.path.normpath(os.path.join(*self.resolve(pattern))), [_glob(["**"])])]
         rest = ["**", *parts] if len(parts) == 1 else parts[literal:]
         globs = [_glob(expanded.split("/")) for expanded in _expanded("/".join(rest))]
         bases = [self.cwd, *(root for root in self.roots if not is_under(root, self.cwd))]
@@ -1239,7 +1241,7 @@ class _Files:
             if any(is_under(start, root) or is_under(root, start) for root in self.roots)
         }
         if not inside:
-            self.locate(prefix)
+            self.resolve(prefix)
         return [(start, globs) for start in dict.fromkeys(s for p, s in inside.items() if not self.is_named_secret(p))]
 
     def walked(self, start: str, skipped: set[str], deadline: float) -> Iterator[str]:
@@ -1263,7 +1265,7 @@ class _Files:
                     below = os.path.join(path, name)
                     if is_secret(_below(below, root)):
                         continue
-                    if kind == "folder" and name not in skipped and below not in self.left_out:
+                    if kind == "folder" and name not in skipped and below not in self.exclude:
                         waiting.append(below)
                     elif kind == "file" or (kind == "link" and self.leads_in(below)):
                         yield below
@@ -1273,7 +1275,7 @@ class _Files:
 
     def leads_in(self, link: str) -> bool:
         try:
-            return os.path.isfile(os.path.join(*self.locate(link)))
+            return os.path.isfile(os.path.join(*self.resolve(link)))
         except (OSError, ValueError):
             return False
 
@@ -1287,8 +1289,8 @@ class _Files:
 
     def search_view(self, regex: str, pattern: str = "**") -> str:
         rows, stopped, count = self.matches(regex, pattern)
-        lines = [f"{row['path']}:{row['line']}: {_clipped(row['text'], 300)}" for row in rows]
-        fitting = _fitting(lines)
+        lines = [f"{row['path']}:{row['line']}: {truncate(row['text'], 300)}" for row in rows]
+        fitting = lines_that_fit(lines)
         notes = [f"[{stopped}]"] if stopped else []
         if fitting < len(lines):
             total = f"{len(lines):,}" if len(lines) <= MATCH_LIMIT else f"more than {MATCH_LIMIT:,}"
@@ -1627,11 +1629,11 @@ def _decoded(data: bytes) -> str:
     return text.replace("\r\n", "\n")
 
 
-def _clipped(line: str, limit: int = LINE_LIMIT) -> str:
+def truncate(line: str, limit: int = LINE_LIMIT) -> str:
     return line if len(line) <= limit else f"{line[:limit]} … [a line of {len(line):,} characters or more]"
 
 
-def _fitting(lines: list[str]) -> int:
+def lines_that_fit(lines: list[str]) -> int:
     """How many of the lines a model is shown."""
     total = 0
     for count, line in enumerate(lines):
@@ -1731,15 +1733,15 @@ def _grepped(
 # --- files that the caller gives as the context --------------------------------------------------------------------
 
 
-class Given(typing.NamedTuple):
+class ContextFiles(typing.NamedTuple):
     """What was read: each file's text (or bytes) by its name, and where it is."""
 
     contents: dict[str, str | bytes]
     paths: list[str]
     named: list[str]  # those of them that were named, rather than found in a folder or by a glob
     notes: list[str]  # on what was left out or assumed
-    alone: bool  # one file was named, no folder and no glob
-    lasting: bool  # none is a pipe: they can be read again
+    single: bool  # one file was named, no folder and no glob
+    rereadable: bool  # none is a pipe: they can be read again
 
 
 Opener = Callable[[], contextlib.AbstractContextManager[typing.BinaryIO]]
@@ -1747,23 +1749,23 @@ _SECRET_PLACES = ("/etc/shadow", "/etc/gshadow", "/etc/sudoers", "/etc/ssl/priva
 _DESCRIPTOR = r"/dev/(?:stdin|fd/\d+)|/proc/(?:self|thread-self)/fd/\d+"  # as `<(command)` gives it
 
 
-def read_given(
+def read_context_files(
     specs: Iterable[str],
     cwd: str | None = None,
     *,
-    left_out: Iterable[AnyPath] = (),
+    exclude: Iterable[AnyPath] = (),
     keep: Callable[[bytes], bool] = lambda head: False,
     encoding: str | None = None,
     within: str | None = None,
-) -> Given:
+) -> ContextFiles:
     """The files, folders and globs that a caller names, read as file_read reads; ToolError for what cannot be.
 
     A file or a pipe that is named is read where `open_given` lets it be. Of a folder or a glob nobody has seen the
     links: one that leads out, or to what usually holds credentials, is left out. So is, unless it is named alone, what
-    is not text and does not `keep(its first bytes)`. `left_out`: folders that others are taken without, such as a run's
+    is not text and does not `keep(its first bytes)`. `exclude`: folders that others are taken without, such as a run's
     own logs. `within`: a folder that nothing may lie outside of.
     """
-    cwd, specs, left_out = os.path.abspath(cwd or os.getcwd()), list(specs), list(left_out)
+    cwd, specs, exclude = os.path.abspath(cwd or os.getcwd()), list(specs), list(exclude)
     found: dict[str, tuple[str, Opener]] = {}
     named: list[str] = []
     notes: list[str] = []
@@ -1773,12 +1775,12 @@ def read_given(
             named.append(_tidy(os.path.expanduser(spec)))
             found[named[-1]] = path, functools.partial(open_given, path, cwd, within)
         else:
-            found |= _GivenFolder(spec, cwd, left_out, within).found(notes)
-    alone = len(named) == len(specs) == 1
+            found |= _ContextFolder(spec, cwd, exclude, within).found(notes)
+    single = len(named) == len(specs) == 1
     contents: dict[str, str | bytes] = {}
     dropped: list[str] = []
     for name, place in found.items():
-        content, note = _read_whole(*place, None if alone else keep, encoding)
+        content, note = _read_whole(*place, None if single else keep, encoding)
         if content is None:
             dropped.append(f"{name} ({note})" if note else name)
             continue
@@ -1787,11 +1789,11 @@ def read_given(
             notes.append(f"{name}: {note}")
     if dropped:
         files = "1 file that is not text was" if len(dropped) == 1 else f"{len(dropped)} files that are not text were"
-        notes.append(f"{files} left out: {_some(dropped, ', ', 5)}")
+        notes.append(f"{files} left out: {join_limited(dropped, ', ', 5)}")
     if len(notes) > 12:
         notes[12:] = [f"and {len(notes) - 12} more notes of this kind"]
     paths = [found[name][0] for name in contents]
-    return Given(contents, paths, named, notes, alone, "pipe" not in map(_kind_of, paths))
+    return ContextFiles(contents, paths, named, notes, single, "pipe" not in map(_kind_of, paths))
 
 
 def read_file(path: str, encoding: str | None = None) -> str | bytes:
@@ -1855,7 +1857,7 @@ def _require_harmless(path: str, real: str, cwd: str, within: str | None, linked
         raise PermissionError(1, f"{real} is the kernel's and no file")
     if within is None and not linked:
         return
-    if within is not None and is_secret(_way(os.path.abspath(path), os.path.abspath(within))):
+    if within is not None and is_secret(relpath(os.path.abspath(path), os.path.abspath(within))):
         raise PermissionError(1, "it may hold credentials by its name")
     if is_secret(below) or any(is_under(real, os.path.realpath(place)) for place in _SECRET_PLACES):
         raise PermissionError(1, f"{f'it leads to {real}, which' if linked else 'it'} may hold credentials")
@@ -1926,10 +1928,10 @@ def _unpacked_text(blob: bytes, encoding: str | None) -> tuple[str | bytes, str]
     return (blob, "") if isinstance(text, bytes) else (text, f"decompressed{'; ' + note if note else ''}")
 
 
-class _GivenFolder(_Files):
+class _ContextFolder(_Files):
     """The folder that a caller names, or that a glob of the caller's begins in."""
 
-    def __init__(self, spec: str, cwd: str, left_out: Iterable[AnyPath], within: str | None = None) -> None:
+    def __init__(self, spec: str, cwd: str, exclude: Iterable[AnyPath], within: str | None = None) -> None:
         parts = os.path.expanduser(spec).replace(os.sep, "/").split("/")
         literal = 0
         while literal < len(parts) and (
@@ -1940,7 +1942,7 @@ class _GivenFolder(_Files):
         self.prefix = "/".join([*parts[:literal], ""])  # "" for the working directory, "/" for the root
         if not spec or not os.path.isdir(os.path.join(cwd, self.prefix)):
             raise self.nothing("was not found")
-        super().__init__([self.prefix], cwd, left_out)
+        super().__init__([self.prefix], cwd, exclude)
         self.links_out = 0
         self.within = os.path.realpath(within) if within else None
 
@@ -1953,7 +1955,7 @@ class _GivenFolder(_Files):
         no name that begins with a dot."""
         top = self.roots[0]
         named = os.path.normpath(os.path.join(self.cwd, self.prefix))
-        secret = is_secret(_way(top, self.cwd)) or is_secret(_way(named, self.cwd))
+        secret = is_secret(relpath(top, self.cwd)) or is_secret(relpath(named, self.cwd))
         if secret or any(is_under(top, place) for place in _SECRET_PLACES):
             raise self.nothing("may hold credentials and is not read")
         if _is_kernels(top):
@@ -2007,7 +2009,7 @@ def _tidy(name: str) -> str:
     return os.path.normpath(name).replace(os.sep, "/")
 
 
-def _way(path: str, start: str) -> str:
+def relpath(path: str, start: str) -> str:
     try:
         return os.path.relpath(path, start)
     except ValueError:  # on another drive
@@ -2184,8 +2186,8 @@ def snipara_tools(
     if not api_key and not login:
         return []
     client = _Snipara(post, (url or SNIPARA_URL).rstrip("/"), slug, api_key, login)
-    chosen = {**_SNIPARA_TOOLS, **(_SNIPARA_MEMORY_TOOLS if memory_enabled else {})}
-    return [client.tool(line, about) for line, about in chosen.items()]
+    offered = {**_SNIPARA_TOOLS, **(_SNIPARA_MEMORY_TOOLS if memory_enabled else {})}
+    return [client.tool(line, about) for line, about in offered.items()]
 
 
 class _Snipara:
@@ -2205,7 +2207,7 @@ class _Snipara:
         def handler(**arguments: Any) -> Any:
             return self.call(name, arguments)
 
-        return _parsed(line, description, handler, lambda **given: _snipara_text(handler(**given)), "snipara")
+        return from_signature(line, description, handler, lambda **given: _snipara_text(handler(**given)), "snipara")
 
     def call(self, name: str, arguments: dict[str, Any]) -> Any:
         """What the server's tool returns, as data; whatever goes wrong is a ToolError with the server's words."""
@@ -2229,18 +2231,18 @@ class _Snipara:
             params = {"name": f"rlm_{name}", "arguments": arguments}
             body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
         token = self.login.token() if self.login else ""
-        status, answer = self.send_as(token, url, body)
-        if status == 401 and self.login and self.login.renew(token):
-            status, answer = self.send_as(self.login.token(), url, body)
-        return status, answer
+        status, body_text = self.send_as(token, url, body)
+        if status == 401 and self.login and self.login.refresh(token):
+            status, body_text = self.send_as(self.login.token(), url, body)
+        return status, body_text
 
     def send_as(self, token: str, url: str, body: dict[str, Any]) -> tuple[int, bytes]:
         headers = {"Authorization": f"Bearer {token}"} if token else {"X-API-Key": str(self.key)}
         try:
-            status, _, answer = self.post(url, json=body, headers=headers, timeout=30)
+            status, _, body_text = self.post(url, json=body, headers=headers, timeout=30)
         except (RuntimeError, ValueError) as error:
             raise ToolError(f"snipara cannot be reached: {self.masked(str(error))}") from error
-        return status, answer
+        return status, body_text
 
     def masked(self, text: str) -> str:
         for secret in (self.key, *(self.login.secrets() if self.login else ())):
@@ -2255,24 +2257,24 @@ class _Snipara:
         except ValueError:
             reply = None
         if status >= 300:
-            raise ToolError(f"the server answered {status}: {_words(reply or text) or 'no reason given'}")
+            raise ToolError(f"the server answered {status}: {error_message(reply or text) or 'no reason given'}")
         if not isinstance(reply, dict):
             raise ToolError(f"the server answered {status} with what is not a JSON object: {text[:200]!r}")
         if (error := reply.get("error") or reply.get("detail")) or reply.get("success") is False:
-            raise ToolError(f"the server answered: {_words(error) or 'no reason given'}")
+            raise ToolError(f"the server answered: {error_message(error) or 'no reason given'}")
         if "result" not in reply:
             raise ToolError(f"the server answered {status} with neither a result nor an error: {text[:200]!r}")
         return reply["result"] if self.rest else _content(reply["result"])
 
 
-def _words(error: Any) -> str:
+def error_message(error: Any) -> str:
     """What the server says of an error, wherever it says it."""
     if isinstance(error, dict):
         said = next((error[key] for key in ("message", "detail", "error", "msg") if error.get(key)), None)
         code = f" (code {error['code']})" if "code" in error and said else ""
-        return _words(said) + code if said else json.dumps(error)[:300]
+        return error_message(said) + code if said else json.dumps(error)[:300]
     if isinstance(error, list):
-        return "; ".join(map(_words, error))
+        return "; ".join(map(error_message, error))
     return str(error or "")[:300]
 
 
@@ -2314,7 +2316,7 @@ class _Login:
 
     def token(self) -> str:
         token = str(self.entry.get("access_token", ""))
-        if self.expired() and not self.renew(token):
+        if self.expired() and not self.refresh(token):
             raise ToolError("the snipara login has expired", hint="run snipara-mcp-login again")
         return str(self.entry["access_token"])
 
@@ -2331,7 +2333,7 @@ class _Login:
     def secrets(self) -> list[str]:
         return [str(self.entry.get(name) or "") for name in ("access_token", "refresh_token", "api_key")]
 
-    def renew(self, stale: str) -> bool:
+    def refresh(self, stale: str) -> bool:
         """Whether there is now a token other than the stale one: another thread's, another process's or a new one."""
         with self.lock:
             if self.entry.get("access_token") != stale:
@@ -2345,8 +2347,8 @@ class _Login:
     def ask_for_token(self) -> bool:
         body = {"grant_type": "refresh_token", "refresh_token": self.entry["refresh_token"]}
         try:
-            status, _, answer = self.post(self.url, json=body, headers={}, timeout=30)
-            reply = from_json(answer)
+            status, _, body_text = self.post(self.url, json=body, headers={}, timeout=30)
+            reply = from_json(body_text)
             token = reply["access_token"]
         except (RuntimeError, ValueError, KeyError, TypeError):
             return False  # the caller says that the login has expired

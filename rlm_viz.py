@@ -174,7 +174,7 @@ def _parse(line: bytes) -> tuple[Event | None, str]:
     if not isinstance(event, dict):
         return None, "is not an object and was left out"
     if not isinstance(event.get("event"), str) or event["event"] not in EVENTS:
-        return event, f"has an unknown event, {_brief(event.get('event'), 40)!r}, shown as it is"
+        return event, f"has an unknown event, {first_line(event.get('event'), 40)!r}, shown as it is"
     if _number(event.get("v")) > VERSION:
         return event, f"was written by a newer version ({event['v']})"
     return event, ""
@@ -186,7 +186,7 @@ def _none(constant: str) -> None:
 
 def merge(events: Iterable[Event]) -> list[Event]:
     """The same events, each with every specified field and with the message contents that the log stores elsewhere."""
-    stored = _Stored()
+    stored = MessageResolver()
     return [_filled(stored.note(index, event)) for index, event in enumerate(events)]
 
 
@@ -220,7 +220,7 @@ def _without_address(message: Any) -> Any:
     return {**bare, "content": message["_stored"]}
 
 
-class _Stored:
+class MessageResolver:
     """Where the messages lie that `call` lines name without their content, by reading the events in order.
 
     `system` and the first `user` are in the node's `start`, a later `user` in the `start` that continues it or in the
@@ -228,7 +228,7 @@ class _Stored:
     """
 
     def __init__(self) -> None:
-        self.said: dict[tuple[str, str], tuple[int, Any]] = {}
+        self.messages: dict[tuple[str, str], tuple[int, Any]] = {}
         self.results: dict[tuple[str, str], tuple[int, str, Any]] = {}
 
     def note(self, index: int, event: Event) -> Event:
@@ -236,11 +236,11 @@ class _Stored:
         node = str(event.get("node"))
         kind = event.get("event")
         if kind == "start":
-            self.said.setdefault((node, "system"), (index, event.get("system")))
+            self.messages.setdefault((node, "system"), (index, event.get("system")))
             told = event.get("announcement")
-            self.said[node, "user"] = index, f"{event.get('prompt')}\n\n{told}" if told else event.get("prompt")
+            self.messages[node, "user"] = index, f"{event.get('prompt')}\n\n{told}" if told else event.get("prompt")
         elif kind == "compact" and event.get("summary"):
-            self.said[node, "user"] = index, event["summary"]
+            self.messages[node, "user"] = index, event["summary"]
         elif kind == "tool":
             for result in _dicts(event.get("tool_results")):
                 content = _whole_result(event, result).get("content")
@@ -261,7 +261,7 @@ class _Stored:
         if message.get("role") == "tool":
             result = self.results.get((node, str(message.get("tool_call_id"))))
             return {**message, "_at": [result[0]], "_stored": result[2]} if result else message
-        found = self.said.get((node, str(message.get("role"))))
+        found = self.messages.get((node, str(message.get("role"))))
         return {**message, "_at": [found[0]], "_stored": found[1]} if found else message
 
 
@@ -273,7 +273,7 @@ def cell_text(event: Event) -> str:
     """What the model was shown of a cell: its output, the value of its last expression, its error."""
     stdout, value, error = (_text(event.get(name)) for name in ("stdout", "value", "error"))
     error = _text(event.get("brief")) or error
-    images = f"[images made: {_count(event['images'])}]" if event.get("images") else ""
+    images = f"[images made: {count_text(event['images'])}]" if event.get("images") else ""
     output = "\n".join(part for part in (stdout.rstrip("\n"), value, error, images) if part) or "[no output]"
     return f"{output}\n{note}" if (note := _text(event.get("note"))) else output
 
@@ -288,7 +288,7 @@ _METRICS = {
 
 def without_bodies(event: Event) -> Event:
     """The event's metrics alone: no prompt, reply, code, output, argument or message."""
-    bare = {name: value for name, value in event.items() if name in _METRICS and not _holds_text(name, value)}
+    bare = {name: value for name, value in event.items() if name in _METRICS and not is_malformed(name, value)}
     if "code" in event:
         bare["code"] = ""
     if event.get("error"):
@@ -302,7 +302,7 @@ def without_bodies(event: Event) -> Event:
     return bare
 
 
-def _holds_text(name: str, value: Any) -> bool:
+def is_malformed(name: str, value: Any) -> bool:
     return name in ("limits", "left", "totals", "token_usage") and not isinstance(value, dict)
 
 
@@ -362,14 +362,14 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else "" if value is None else json.dumps(value, default=str)
 
 
-def _brief(value: Any, length: int = 96) -> str:
+def first_line(value: Any, length: int = 96) -> str:
     """The first line with anything on it, cut to a length."""
     text = _text(value)[:4000].strip()
     line = " ".join(text.partition("\n")[0].split())
     return line if len(line) <= length else line[: length - 1] + "…"
 
 
-def _moment(value: Any) -> float | None:
+def parse_timestamp(value: Any) -> float | None:
     """Milliseconds since 1970 of an ISO 8601 time, or None."""
     try:
         return datetime.fromisoformat(str(value).replace("Z", "+00:00")).timestamp() * 1000
@@ -381,7 +381,7 @@ def _moment(value: Any) -> float | None:
 
 ERROR, WARNING, RESTORED, FINAL, ESTIMATED, RETRIED = 1, 2, 4, 8, 16, 32
 UNTIMED = ("end", "resume", "compact", "other")  # kinds of row without a duration
-BATCH = 6  # this many sibling calls of one kind are shown as one row that opens
+COLLAPSE_AT = 6  # this many sibling calls of one kind are shown as one row that opens
 
 
 @dataclass
@@ -403,8 +403,8 @@ class Row:
     depth: int = 0
     start: float = 0.0
     end: float = 0.0
-    all_ms: float = 0.0
-    own_ms: float = 0.0
+    total_ms: float = 0.0
+    self_ms: float = 0.0
     usage: tuple[int, ...] = (0, 0, 0, 0, 0)
     tokens: int = 0
     cost: float = 0.0
@@ -414,7 +414,7 @@ class Row:
     all_unpriced: int = 0
     all_errors: int = 0
     flags: int = 0
-    width: int = 0
+    max_concurrency: int = 0
     children: list[int] = field(default_factory=list)
 
     @property
@@ -431,22 +431,22 @@ def rows(events: Sequence[Event]) -> list[Row]:
     spans = _spans(events)
     asked = _arguments(events)
     flat = [_row(index, event, *span, asked) for index, (event, span) in enumerate(zip(events, spans, strict=True))]
-    above = _parents(events)
+    parents = _parents(events)
     _mark_answer(events, flat)
-    detached = _break_cycles(above)
-    tops: list[int] = []
-    lost: list[int] = []
-    for index, parent in enumerate(above):
+    detached = _break_cycles(parents)
+    roots: list[int] = []
+    orphans: list[int] = []
+    for index, parent in enumerate(parents):
         if parent >= 0:
             flat[parent].children.append(index)
         else:
-            (lost if parent == _LOST or index in detached else tops).append(index)
-    if lost:
-        tops.append(len(flat))
+            (orphans if parent == _LOST or index in detached else roots).append(index)
+    if orphans:
+        roots.append(len(flat))
         flat.append(
-            Row(-1, "detached", "detached", f"{len(lost)} events whose parent is not in this log", children=lost)
+            Row(-1, "detached", "detached", f"{len(orphans)} events whose parent is not in this log", children=orphans)
         )
-    order = _preorder(flat, tops)
+    order = _preorder(flat, roots)
     _accumulate(order, _pauses(events, spans))
     _number_subcalls(order)
     _time_prompts(order, events)
@@ -459,9 +459,9 @@ _TOP, _LOST = -1, -2
 def _spans(events: Sequence[Event]) -> list[tuple[float, float]]:
     """Start and end of each event; a line is written when its call ends; one without a time takes its neighbour's."""
     spans: list[tuple[float, float]] = []
-    last = next((at for at in (_moment(event.get("timestamp")) for event in events) if at is not None), 0.0)
+    last = next((at for at in (parse_timestamp(event.get("timestamp")) for event in events) if at is not None), 0.0)
     for event in events:
-        at = _moment(event.get("timestamp"))
+        at = parse_timestamp(event.get("timestamp"))
         last = last if at is None else at
         length = _number(event.get("duration_ms")) if event.get("event") in ("call", "tool", "interrupted") else 0.0
         spans.append((last - length, last))
@@ -505,25 +505,25 @@ def _parents(events: Sequence[Event]) -> list[int]:
     return [parent(index, event) for index, event in enumerate(events)]
 
 
-def _break_cycles(above: list[int]) -> set[int]:
+def _break_cycles(parents: list[int]) -> set[int]:
     """Cut each circle of parents at one event; the numbers of those cut."""
     cut: set[int] = set()
-    seen = [0] * len(above)  # 0 new, else the number of the walk that met it
-    for begin in range(len(above)):
+    seen = [0] * len(parents)  # 0 new, else the number of the walk that met it
+    for begin in range(len(parents)):
         at = begin
         while at >= 0 and not seen[at]:
             seen[at] = begin + 1
-            at = above[at]
+            at = parents[at]
         if at >= 0 and seen[at] == begin + 1:
-            above[at] = _LOST
+            parents[at] = _LOST
             cut.add(at)
     return cut
 
 
-def _preorder(flat: list[Row], tops: list[int]) -> list[Row]:
+def _preorder(flat: list[Row], roots: list[int]) -> list[Row]:
     """Rows in display order, batches folded into rows of their own; `children` then count in that order."""
     order: list[Row] = []
-    stack: list[tuple[Row, int, Row | None]] = [(flat[index], 0, None) for index in reversed(_by_start(flat, tops))]
+    stack: list[tuple[Row, int, Row | None]] = [(flat[index], 0, None) for index in reversed(_by_start(flat, roots))]
     while stack:
         row, level, parent = stack.pop()
         row.level = level
@@ -549,7 +549,7 @@ def _folded(flat: list[Row], indices: list[int]) -> list[int]:
         end = begin + 1
         while end < len(indices) and (flat[indices[end]].kind, flat[indices[end]].name) == (first.kind, first.name):
             end += 1
-        if first.kind in ("sub", "node", "tool") and end - begin >= BATCH:
+        if first.kind in ("sub", "node", "tool") and end - begin >= COLLAPSE_AT:
             folded.append(len(flat))
             label = f"{first.name} × {end - begin}"
             flat.append(Row(-1, "batch", label, model=first.model, depth=first.depth, children=indices[begin:end]))
@@ -567,16 +567,16 @@ def _accumulate(order: list[Row], pauses: list[tuple[float, float]]) -> None:
         row.all_cost = round(row.cost + sum(child.all_cost for child in below), 10)
         row.all_unpriced = row.unpriced + sum(child.all_unpriced for child in below)
         row.all_errors = (row.flags & ERROR) + sum(child.all_errors for child in below)
-        covered, row.width = _coverage([(child.start, child.end) for child in below])
+        covered, row.max_concurrency = _coverage([(child.start, child.end) for child in below])
         if row.kind in ("batch", "detached") and below:
             row.start, row.end = below[0].start, below[0].end
         for child in below:
             row.start, row.end = min(row.start, child.start), max(row.end, child.end)
         still = sum(length for at, length in pauses if row.start <= at and at + length <= row.end)
-        row.all_ms = max(0.0, row.end - row.start - still)
+        row.total_ms = max(0.0, row.end - row.start - still)
         if row.kind in ("turn", "sub", "tool", "interrupted"):
             continue  # own time is the call's own duration
-        row.own_ms = max(0.0, (row.own_ms if row.kind == "cell" else row.all_ms) - covered)
+        row.self_ms = max(0.0, (row.self_ms if row.kind == "cell" else row.total_ms) - covered)
 
 
 def _coverage(spans: list[tuple[float, float]]) -> tuple[float, int]:
@@ -591,11 +591,11 @@ def _coverage(spans: list[tuple[float, float]]) -> tuple[float, int]:
 
 def _most_at_once(spans: list[tuple[float, float]]) -> int:
     """How many overlap by more than a millisecond: a lane's next call begins where its last one ended."""
-    width = active = 0
+    most = active = 0
     for _, step in sorted(edge for start, end in spans if end - start > 1 for edge in ((start + 1, 1), (end, -1))):
         active += step
-        width = max(width, active)
-    return width
+        most = max(most, active)
+    return most
 
 
 def _number_subcalls(order: list[Row]) -> None:
@@ -610,7 +610,7 @@ def _time_prompts(order: list[Row], events: Sequence[Event]) -> None:
     ends = [row.index for row in prompts[1:]] + [len(events)]
     for row, end in zip(prompts, ends):
         told = _active_ms(events[row.index : end])
-        row.own_ms, row.all_ms = max(0.0, row.own_ms + told - row.all_ms), told
+        row.self_ms, row.total_ms = max(0.0, row.self_ms + told - row.total_ms), told
 
 
 _Asked = Mapping[tuple[str, str], Any]
@@ -628,12 +628,12 @@ def _arguments(events: Sequence[Event]) -> _Asked:
 
 def _row(index: int, event: Event, start: float, end: float, asked: _Asked) -> Row:
     kind = _kind(event)
-    words = _tool_words(event, asked) if kind == "tool" else _words(kind, event)
+    words = _tool_words(event, asked) if kind == "tool" else label(kind, event)
     row = Row(
-        index, kind, *words, _outcome(kind, event), start=start, end=end, own_ms=end - start, flags=_flags(kind, event)
+        index, kind, *words, _outcome(kind, event), start=start, end=end, self_ms=end - start, flags=_flags(kind, event)
     )
     row.depth = int(_number(event.get("depth")))
-    row.model = _brief(event.get("model"), 60)
+    row.model = first_line(event.get("model"), 60)
     if kind in ("turn", "sub"):
         usage = _dict(event.get("token_usage"))
         row.usage = tuple(int(_number(usage.get(name))) for name in USAGE)
@@ -655,18 +655,18 @@ def _kind(event: Event) -> str:
     return str(name) if name in EVENTS else "other"
 
 
-def _words(kind: str, event: Event) -> tuple[str, str]:
+def label(kind: str, event: Event) -> tuple[str, str]:
     """The name and the detail of a row."""
     if kind == "node":
         name = "next prompt" if event.get("continues") else "run"
-        return (name if event.get("parent_call_id") is None else "rlm_query"), _brief(event.get("prompt"))
+        return (name if event.get("parent_call_id") is None else "rlm_query"), first_line(event.get("prompt"))
     if kind == "turn":
-        return f"turn {_count(event.get('turn'))}", _turn_text(event)
+        return f"turn {count_text(event.get('turn'))}", _turn_text(event)
     if kind == "sub":
         name = "summary" if event.get("kind") == "summary" else "llm_query"
         return name, ""
     if kind == "cell":
-        return f"cell {_count(event.get('cell'))}", _telling_line(event.get("code"), event.get("error"))
+        return f"cell {count_text(event.get('cell'))}", _telling_line(event.get("code"), event.get("error"))
     return _other_words(kind, event)
 
 
@@ -674,33 +674,33 @@ def _turn_text(event: Event) -> str:
     """What a turn says; where it says nothing, the first comment or line of its code, or what it calls."""
     prose, _, block = _text(event.get("response"))[:4000].partition("```")
     if prose.strip():
-        return _brief(prose)
+        return first_line(prose)
     calls = (_dict(call.get("arguments")).get("code") for call in _dicts(event.get("tool_calls")))
     code = next((code for code in calls if code), block.partition("\n")[2].partition("```")[0])
     comment = re.search(r"^[ \t]*#+[ \t]*(\w.*)", _text(code)[:4000], re.MULTILINE)
-    return (_brief(comment[1]) if comment else _telling_line(code)) or _calls_in_words(event)
+    return (first_line(comment[1]) if comment else _telling_line(code)) or _calls_in_words(event)
 
 
 def _outcome(kind: str, event: Event) -> str:
     """What came of a row: a cell's last line of output or its error, a sub-call's reply, a tool's result."""
     if kind == "sub":
-        return _brief(event.get("response")) or _brief(_last_user_text(event.get("prompt")))
+        return first_line(event.get("response")) or first_line(_last_user_text(event.get("prompt")))
     if kind not in ("cell", "tool"):
         return ""
     if event.get("error"):
-        return _brief(_error_line(_text(event["error"]))[0])
+        return first_line(_error_line(_text(event["error"]))[0])
     if kind == "tool":
-        return _brief(next((result.get("content") for result in _dicts(event.get("tool_results"))), None))
+        return first_line(next((result.get("content") for result in _dicts(event.get("tool_results"))), None))
     last = (_text(event.get("value")) or _text(event.get("stdout"))).strip().rpartition("\n")[2]
     images = f"[{counted(int(_number(event['images'])), 'image')}]" if _number(event.get("images")) else ""
-    return " ".join(filter(None, [_brief(last), images]))
+    return " ".join(filter(None, [first_line(last), images]))
 
 
 def _tool_words(event: Event, asked: _Asked) -> tuple[str, str]:
-    names = [_brief(result.get("name"), 40) for result in _dicts(event.get("tool_results"))]
+    names = [first_line(result.get("name"), 40) for result in _dicts(event.get("tool_results"))]
     arguments = event.get("arguments", asked.get(_asked_key(event)))
-    name = _brief(event.get("name"), 40) or ", ".join(dict.fromkeys(names)) or "tool"
-    return name, _brief(_text(arguments)) if arguments else ""
+    name = first_line(event.get("name"), 40) or ", ".join(dict.fromkeys(names)) or "tool"
+    return name, first_line(_text(arguments)) if arguments else ""
 
 
 def _asked_key(event: Event) -> tuple[str, str]:
@@ -711,22 +711,22 @@ def _asked_key(event: Event) -> tuple[str, str]:
 def _other_words(kind: str, event: Event) -> tuple[str, str]:
     error = _dict(event.get("error"))
     if kind == "end":
-        status = _brief(event.get("status"), 20) or "ended"
-        return status, _brief(error.get("message") or event.get("response"))
+        status = first_line(event.get("status"), 20) or "ended"
+        return status, first_line(error.get("message") or event.get("response"))
     if kind == "resume" and "divergence" in event:
-        return "diverged", _brief(event["divergence"])
+        return "diverged", first_line(event["divergence"])
     if kind == "resume":
-        return "resumed", f"after {_count(event.get('lines'))} recorded lines"
+        return "resumed", f"after {count_text(event.get('lines'))} recorded lines"
     if kind == "interrupted":
         what = error.get("message") or event.get("error")
-        return "interrupted", _brief(" ".join(filter(None, [_brief(event.get("kind"), 20), _brief(what)])))
+        return "interrupted", first_line(" ".join(filter(None, [first_line(event.get("kind"), 20), first_line(what)])))
     if kind == "compact":
         before, after = (format(int(_number(event.get(name))), ",") for name in ("tokens_before", "tokens_after"))
         return "compacted", f"{before} → {after} tokens"
-    return _brief(event.get("event"), 40) or "unknown", ""
+    return first_line(event.get("event"), 40) or "unknown", ""
 
 
-def _count(value: Any) -> str:
+def count_text(value: Any) -> str:
     return str(int(_number(value))) if _number(value) else "?"
 
 
@@ -742,13 +742,13 @@ def _telling_line(code: Any, error: Any = None) -> str:
     lines = _text(code)[:8000].splitlines()
     failed = re.findall(r'"<cell[^"\n]*>", line (\d{1,6}), in <module>', _text(error))
     if failed and 0 < int(failed[-1]) <= len(lines):
-        return _brief(lines[int(failed[-1]) - 1])
+        return first_line(lines[int(failed[-1]) - 1])
     telling = [
         line for line in lines if line.strip() and not re.match(r"\s*(#|import |from |def |class |@|[)\]}])", line)
     ]
     asking = [line for line in telling if re.search(r"\b(llm_query|rlm_query|map_query|FINAL)", line)]
     showing = [line for line in telling if re.match(r"\s*print\(|[\w.]+[(\[.]|\w+$", line)]
-    return _brief((asking[:1] or showing[-1:] or telling or lines or [""])[0])
+    return first_line((asking[:1] or showing[-1:] or telling or lines or [""])[0])
 
 
 def _flags(kind: str, event: Event) -> int:
@@ -783,7 +783,7 @@ def _mark_answer(events: Sequence[Event], flat: list[Row]) -> None:
             if event.get("status") == "answered" and node in last:
                 flat[last[node]].flags |= FINAL
             if node in opened:
-                flat[opened[node]].outcome = _brief(event.get("response"))
+                flat[opened[node]].outcome = first_line(event.get("response"))
 
 
 # --- totals -----------------------------------------------------------------------------------------------------------
@@ -792,16 +792,16 @@ def _mark_answer(events: Sequence[Event], flat: list[Row]) -> None:
 def totals(events: Sequence[Event], tree_rows: Sequence[Row] | None = None) -> dict[str, Any]:
     """Calls, tokens, usage, cost (None: a price is unknown), depth, tool calls, time, errors, status of the run."""
     listed = rows(events) if tree_rows is None else tree_rows
-    made = [row for row in listed if row.kind in ("turn", "sub")]
-    unpriced = sum(row.unpriced for row in made)
-    known = round(sum(row.cost for row in made), 10)
+    calls = [row for row in listed if row.kind in ("turn", "sub")]
+    unpriced = sum(row.unpriced for row in calls)
+    known = round(sum(row.cost for row in calls), 10)
     return {
-        "calls": len(made),
-        "tokens": sum(row.tokens for row in made),
-        "usage": {name: sum(row.usage[place] for row in made) for place, name in enumerate(USAGE)},
+        "calls": len(calls),
+        "tokens": sum(row.tokens for row in calls),
+        "usage": {name: sum(row.usage[place] for row in calls) for place, name in enumerate(USAGE)},
         "cost_usd": None if unpriced else known,
         "cost_known": known,
-        "depth_reached": max((row.depth for row in made), default=0),
+        "depth_reached": max((row.depth for row in calls), default=0),
         "tool_calls": sum(row.kind in ("cell", "tool") for row in listed),
         "duration_ms": round(_active_ms(events)),
         "errors": sum(row.flags & ERROR for row in listed),
@@ -813,10 +813,10 @@ def _status(events: Sequence[Event]) -> str:
     """The root's last word: answered, partial, error, interrupted, or unfinished when it has not ended."""
     status = "unfinished" if events else "empty"
     for event in events:
-        if _goes_on(event):
+        if is_restart(event):
             status = "unfinished"
         elif event.get("event") == "end" and not _number(event.get("depth")):
-            status = _brief(event.get("status"), 20) or "ended"
+            status = first_line(event.get("status"), 20) or "ended"
     return status
 
 
@@ -824,24 +824,24 @@ def _active_ms(events: Sequence[Event]) -> float:
     """The time the run took, as its ends say it, else by its clock; pauses before it went on are not in it."""
     total, begin, last = 0.0, -1.0, 0.0
     for event, (start, end) in zip(events, _spans(events), strict=True):
-        if begin >= 0 and _goes_on(event):
+        if begin >= 0 and is_restart(event):
             total, begin = total + last - begin, start
         begin = start if begin < 0 else begin
         last = max(last, end)
         if event.get("event") == "end" and not _number(event.get("depth")):
-            said = _number(_dict(event.get("totals")).get("duration_ms"))
-            total, begin = total + (said or last - begin), -1.0
+            recorded = _number(_dict(event.get("totals")).get("duration_ms"))
+            total, begin = total + (recorded or last - begin), -1.0
     return max(0.0, total + (last - begin if begin >= 0 else 0.0))
 
 
-def _goes_on(event: Event) -> bool:
+def is_restart(event: Event) -> bool:
     """Whether the run had stopped before this event: it was resumed, or got another prompt."""
     return (event.get("event") == "resume" and "divergence" not in event) or bool(event.get("continues"))
 
 
 def _pauses(events: Sequence[Event], spans: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """(when it began, how long it was) of each time in which the run lay still until it went on."""
-    resumed = [index for index, event in enumerate(events) if index and _goes_on(event)]
+    resumed = [index for index, event in enumerate(events) if index and is_restart(event)]
     return [(spans[index - 1][1], max(0.0, spans[index][0] - spans[index - 1][1])) for index in resumed]
 
 
@@ -937,7 +937,7 @@ def tree(events: Sequence[Event], *, color: bool = False, width: int = 100, asci
 
 def _heading(events: Sequence[Event], listed: Sequence[Row]) -> str:
     sums = totals(events, listed)
-    name = _visible(_brief(next((event.get("trajectory_id") for event in events), None) or "no run", 40))
+    name = _visible(first_line(next((event.get("trajectory_id") for event in events), None) or "no run", 40))
     cost = money(sums["cost_known"], sum(row.unpriced for row in listed))
     parts = [name, sums["status"], f"{sums['calls']:,} calls", f"{sums['tokens']:,} tok", cost]
     parts += [duration(sums["duration_ms"]), f"depth {sums['depth_reached']}"]
@@ -971,7 +971,7 @@ def _tree_line(row: Row, guides: list[bool], width: int, color: bool) -> str:
     bars = lead + "".join("│ " if on else "  " for on in shown[:-1]) + (("├─" if shown[-1] else "└─") if shown else "")
     mark = _mark(row)
     flags = "".join(words for bit, words in _FLAG_WORDS.items() if row.flags & bit)
-    wide = f" ({row.width} at once)" if row.kind in ("cell", "batch") and row.width > 1 else ""
+    wide = f" ({row.max_concurrency} at once)" if row.kind in ("cell", "batch") and row.max_concurrency > 1 else ""
     label = _fit(f"{bars}{mark} {_visible(row.name)}{wide}{flags}  {_visible(_told(row))}", room)
     code = "31" if row.error else "32" if row.flags & FINAL else "36" if row.kind in ("node", "batch") else ""
     return (_paint(label, code, color) + _figures(row, width)).rstrip()
@@ -1003,7 +1003,7 @@ def _figure_texts(row: Row) -> tuple[tuple[str, str], tuple[str, str], tuple[str
     tokens = (f"{row.all_tokens:,}", f"{row.tokens:,}") if calls else ("", "")
     cost = (money(row.all_cost, row.all_unpriced), money(row.cost, row.unpriced)) if calls else ("", "")
     timed = row.kind not in UNTIMED
-    return tokens, cost, (duration(row.all_ms), duration(row.own_ms)) if timed else ("", "")
+    return tokens, cost, (duration(row.total_ms), duration(row.self_ms)) if timed else ("", "")
 
 
 def _paint(text: str, code: str, color: bool) -> str:
@@ -1022,30 +1022,30 @@ def step(event: Event) -> str:
 
 def _step_words(row: Row, event: Event) -> str:
     if row.kind == "node":
-        return f"{row.model}: {_brief(row.text, 80)}"
+        return f"{row.model}: {first_line(row.text, 80)}"
     if row.kind in ("turn", "sub"):
-        said = _brief(row.text if row.kind == "turn" else event.get("response"), 60)
+        reply = first_line(row.text if row.kind == "turn" else event.get("response"), 60)
         figures = [f"{row.usage[0]:,}→{row.usage[1]:,} tok", money(row.cost, row.unpriced)]
         figures.append(duration(_number(event.get("duration_ms"))))
-        return " · ".join([row.name, *figures, *([said] if said else [])])
+        return " · ".join([row.name, *figures, *([reply] if reply else [])])
     if row.kind == "cell":
         shown = _text(event.get("error")).strip().rpartition("\n")[2] or _text(
             event.get("stdout") or event.get("value")
         )
-        return f"{row.name}: {_brief(row.text, 60)}" + (f" → {_brief(shown, 60)}" if shown.strip() else "")
+        return f"{row.name}: {first_line(row.text, 60)}" + (f" → {first_line(shown, 60)}" if shown.strip() else "")
     if row.kind == "end":
         return row.text or row.name
     words = f"{row.name}: {row.text}" if row.text else row.name
     failure = _text(event.get("error")).strip().removeprefix("error: ") if row.kind == "tool" else ""
-    return f"{words} → {_brief(failure, 100)}" if failure else words
+    return f"{words} → {first_line(failure, 100)}" if failure else words
 
 
 def _calls_in_words(event: Event) -> str:
     """What a turn calls: tools with their arguments; of a cell, whose code has a line of its own, the name."""
     calls = []
     for call in _dicts(event.get("tool_calls"))[:4]:
-        name, arguments = _brief(call.get("name"), 40), call.get("arguments")
-        shown = "" if name == "execute_code" or not arguments else _brief(_text(arguments), 60)
+        name, arguments = first_line(call.get("name"), 40), call.get("arguments")
+        shown = "" if name == "execute_code" or not arguments else first_line(_text(arguments), 60)
         calls.append(f"{name}({shown})" if shown else name)
     return ", ".join(calls)
 
@@ -1145,12 +1145,12 @@ class Activity:
         self._loading = ""
         self._doing: dict[tuple[str, ...], dict[str, float]] = {}  # (what, run, node, …): figures; the latest last
 
-    def see(self, event: Event) -> None:
+    def update(self, event: Event) -> None:
         """Take an event in. What it does not know it ignores."""
         what = event.get("phase") if event.get("event") == "progress" else event.get("event")
         node = str(event.get("trajectory_id")), str(event.get("node"))
         with self._lock:
-            self._loading = _brief(event.get("text"), 120) if what == "loading" else ""
+            self._loading = first_line(event.get("text"), 120) if what == "loading" else ""
             if what in ("asking", "reading", "text"):
                 self._note_call(("call", *node, str(event.get("kind") or "turn")), str(what), event)
             elif what == "running":
@@ -1224,7 +1224,7 @@ def counted(number: int, word: str) -> str:
 # - in a notebook's kernel
 
 
-class KernelLine:
+class NotebookProgress:
     """A listener for runs in a notebook: one line under the cell, renewed at most twice a second."""
 
     def __init__(self, display: Callable[..., Any]) -> None:
@@ -1237,7 +1237,7 @@ class KernelLine:
 
     def __call__(self, event: Event) -> None:
         kind = event.get("event")
-        self._activity.see(event)
+        self._activity.update(event)
         if kind == "start" and not event.get("depth"):
             self._began = time.monotonic()
         if kind == "call":
@@ -1266,13 +1266,13 @@ class KernelLine:
             self._handle.update(line, raw=True)
 
 
-def kernel_line() -> KernelLine | None:
+def kernel_line() -> NotebookProgress | None:
     """A progress line, if this is a notebook's kernel."""
     if not hasattr(_ipython(), "kernel"):
         return None
     from IPython.display import display
 
-    return KernelLine(display)
+    return NotebookProgress(display)
 
 
 def _html(text: str) -> str:
@@ -1332,17 +1332,17 @@ def list_runs(dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def _run_line(path: str) -> dict[str, Any]:
-    first, last = _ends(path)
+    first, last = first_and_last(path)
     ended = last.get("event") == "end" and not _number(last.get("depth"))  # the root's end, not a child's
     sums = _dict(last.get("totals")) if ended else {}
     if not ended or _has_paused(first, last):  # then no single line knows the figures
         sums = totals(read(path, bodies=False)[0]) if os.path.getsize(path) <= 4 << 20 else {}
     return {
         "id": os.path.basename(path)[: -len(".jsonl")],
-        "status": _brief(last.get("status"), 20) if ended else sums.get("status", "unfinished"),
-        "prompt": _brief(first.get("prompt"), 200),
-        "answer": _brief(last.get("response"), 200) if ended else "",
-        "model": _brief(first.get("model"), 60),
+        "status": first_line(last.get("status"), 20) if ended else sums.get("status", "unfinished"),
+        "prompt": first_line(first.get("prompt"), 200),
+        "answer": first_line(last.get("response"), 200) if ended else "",
+        "model": first_line(first.get("model"), 60),
         "started": first.get("timestamp") if isinstance(first.get("timestamp"), str) else None,
         **{name: _number_or_none(sums.get(name)) for name in ("duration_ms", "calls", "tokens", "cost_usd")},
         "path": path,
@@ -1352,12 +1352,12 @@ def _run_line(path: str) -> dict[str, Any]:
 
 def _has_paused(first: Event, end: Event) -> bool:
     """Whether a run was resumed or got another prompt: it is then older than the duration that its end tells."""
-    began, ended = _moment(first.get("timestamp")), _moment(end.get("timestamp"))
+    began, ended = parse_timestamp(first.get("timestamp")), parse_timestamp(end.get("timestamp"))
     took = _number(_dict(end.get("totals")).get("duration_ms"))
     return began is not None and ended is not None and ended - began > took + 50
 
 
-def _ends(path: str) -> tuple[Event, Event]:
+def first_and_last(path: str) -> tuple[Event, Event]:
     """The first event and the last whole one, by reading only the file's two ends."""
     with open(path, "rb") as file:
         first = _parse(file.readline(8 << 20))[0] or {}
@@ -1424,7 +1424,7 @@ NO_BODIES = "metrics only: prompts, replies, code and outputs are left out"
 
 
 @dataclass
-class _Room:
+class PageBudget:
     """What a page may still take, and what it must not."""
 
     secrets: Secrets = field(default_factory=Secrets)
@@ -1460,8 +1460,8 @@ class _Run:
             "cut": [len(question) > 20_000, len(answer) > 20_000],
             "at": [begin, ending, source],
             "failure": _failure(end, prompt, now) if end.get("error") else None,
-            "model": _brief(prompt.get("model"), 60),
-            "started": _brief(prompt.get("timestamp"), 40),
+            "model": first_line(prompt.get("model"), 60),
+            "started": first_line(prompt.get("timestamp"), 40),
             "cards": _cards(sums, self.rows, self.events, spent, now),
             "problems": self.problems[:20] + ([f"… and {len(self.problems) - 20} more"] if self.problems[20:] else []),
             "events": len(self.events),
@@ -1474,7 +1474,7 @@ def _last_of_root(events: Sequence[Event], name: str) -> tuple[int, Event]:
     for index in range(len(events) - 1, -1, -1):
         if events[index].get("event") == name and not _number(events[index].get("depth")):
             return index, events[index]
-        if name == "end" and _goes_on(events[index]):
+        if name == "end" and is_restart(events[index]):
             break
     return -1, {}
 
@@ -1510,7 +1510,7 @@ def _cards(
     usage, limits, count = sums["usage"], _limits(events), Counter(row.kind for row in listed)
     named = Counter(row.name for row in listed if row.name in ("llm_query", "rlm_query", "summary"))
     nodes = len({str(event.get("node")) for event in events if event.get("event") == "start"})
-    made = {"turn": count["turn"], "sub-call": count["sub"] - named["summary"], "summary call": named["summary"]}
+    counts = {"turn": count["turn"], "sub-call": count["sub"] - named["summary"], "summary call": named["summary"]}
     asked = {name: named[name] for name in ("llm_query", "rlm_query")}
     cached = f" · {100 * usage['cached'] / usage['input']:.0f} % cached" if usage["cached"] and usage["input"] else ""
     whose = "" if spent is sums else "this prompt: "
@@ -1526,7 +1526,7 @@ def _cards(
     rounds = sum(row.kind == "turn" and row.depth == 0 for row in now)
     unpriced = f"{counted(sums['unpriced'], 'call')} without a known price" if sums["unpriced"] else ""
     return [
-        ("Calls", f"{sums['calls']:,}", " · ".join(counted(n, word) for word, n in made.items() if n), []),
+        ("Calls", f"{sums['calls']:,}", " · ".join(counted(n, word) for word, n in counts.items() if n), []),
         ("Tokens", f"{sums['tokens']:,}", f"{usage['input']:,} in · {usage['output']:,} out{cached}", tokens),
         ("Cost", money(sums["cost_known"], sums["unpriced"]), unpriced, budget),
         (
@@ -1573,11 +1573,11 @@ class _Packer:
         self.lines = []
 
 
-def _prepare(name: str, events: Sequence[Event], problems: Sequence[str], room: _Room) -> _Run:
+def _prepare(name: str, events: Sequence[Event], problems: Sequence[str], room: PageBudget) -> _Run:
     """Redact a run, compute its rows and pack its bodies."""
     clean: list[Event] = []
     packer = _Packer(room.plain)
-    stored = _Stored()
+    stored = MessageResolver()
     for index, event in enumerate(events):
         event, line = _clean(_addressed(stored.note(index, event)), room.secrets)
         clean.append(event)
@@ -1607,12 +1607,12 @@ def _clean(event: Event, secrets: Secrets) -> tuple[Event, str]:
             event = secrets.removed(event)
             line = _json(event)
     except (ValueError, TypeError, RecursionError):
-        event = _finite(event)
+        event = json_safe(event)
         line = _json(event)
     return event, line
 
 
-def _finite(event: Event) -> Event:
+def json_safe(event: Event) -> Event:
     """The event with what JSON cannot say (infinity, endless nesting) put into words."""
     fields: Event = {}
     for name, value in event.items():
@@ -1642,7 +1642,7 @@ def _gzip(text: str) -> str:
 
 
 _COLUMNS = (
-    *("index", "level", "depth", "flags", "width", "all_ms", "own_ms"),
+    *("index", "level", "depth", "flags", "max_concurrency", "total_ms", "self_ms"),
     *("all_errors", "all_tokens", "all_cost", "all_unpriced"),
 )
 
@@ -1651,9 +1651,9 @@ def _index(run: _Run) -> str:
     """The columns of a run's rows: all that the tree, the timeline and the charts need, without a body."""
     base = min((row.start for row in run.rows), default=0.0)
     kinds = list(_MARKS)
-    names, models = _numbered(row.name for row in run.rows), _numbered(row.model for row in run.rows)
+    names, models = intern(row.name for row in run.rows), intern(row.model for row in run.rows)
     nodes = [str(run.events[row.index].get("node")) if row.index >= 0 else "" for row in run.rows]
-    node_numbers = _numbered(nodes)
+    node_numbers = intern(nodes)
     columns: dict[str, list[Any]] = {
         "kind": [kinds.index(row.kind) for row in run.rows],
         "name": [names[row.name] for row in run.rows],
@@ -1670,7 +1670,7 @@ def _index(run: _Run) -> str:
     return _script_safe(text) if run.plain else _gzip(text)
 
 
-def _numbered(words: Iterable[str]) -> dict[str, int]:
+def intern(words: Iterable[str]) -> dict[str, int]:
     return {word: number for number, word in enumerate(dict.fromkeys(words))}
 
 
@@ -1680,21 +1680,21 @@ def _numbered(words: Iterable[str]) -> dict[str, int]:
 def render(runs: Sequence[Event] | Sequence[Sequence[Event]], *, bodies: bool = True) -> str:
     """One self-contained page for a run's events, or for a list of such runs, newest first."""
     listed: list[Sequence[Event]] = [runs] if not runs or isinstance(runs[0], dict) else list(runs)  # type: ignore[list-item,arg-type]
-    room = _Room()
+    room = PageBudget()
     notes = [] if bodies else [NO_BODIES]
     stripped = [[event if bodies else without_bodies(event) for event in events] for events in listed]
     return "".join(_page([_prepare(_run_name(events), events, notes, room) for events in stripped]))
 
 
 def _run_name(events: Sequence[Event]) -> str:
-    return _brief(next((event["trajectory_id"] for event in events if event.get("trajectory_id")), "run"), 60)
+    return first_line(next((event["trajectory_id"] for event in events if event.get("trajectory_id")), "run"), 60)
 
 
 def write(
     paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], *, bodies: bool = True, diff: bool = False
 ) -> str:
     """Write one page for these logs, in this order, and return its path; with `diff` the first two are compared."""
-    room = _Room()
+    room = PageBudget()
     runs = [_load(path, room, bodies) for path in paths]
     target = os.fspath(out)
     write_file(target, _page(runs, diff=diff and len(runs) > 1))
@@ -1733,7 +1733,7 @@ def write_file(path: str, pieces: Iterable[str], mode: int = 0o600) -> None:
         raise
 
 
-def _load(path: str | os.PathLike[str], room: _Room, bodies: bool = True) -> _Run:
+def _load(path: str | os.PathLike[str], room: PageBudget, bodies: bool = True) -> _Run:
     """A log made ready for a page, its bodies as far as there is room for them."""
     problems: list[str] = []
     events: list[Event] = []
@@ -1761,7 +1761,7 @@ def _page(
         f"style-src '{_sha256(_STYLE)}' '{_sha256(_APP_STYLE)}'; "
         f"img-src data:; base-uri 'none'; form-action 'none'" + ("; connect-src 'self'" if live else "")
     )
-    title = _html(_shown(_brief(metas[0]["question"], 60))) if metas else "no runs"
+    title = _html(_shown(first_line(metas[0]["question"], 60))) if metas else "no runs"
     yield (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
@@ -1769,9 +1769,9 @@ def _page(
         f'<meta name="color-scheme" content="light dark"><title>{title} · rlm trajectory</title>'
         f'<link rel="icon" href="{_ICON}"><style>{_STYLE}</style><script>{_HEAD_SCRIPT}</script></head>\n<body>'
     )
-    above, _, rest = _BODY.partition("%SUMMARY%")
+    head, _, rest = _BODY.partition("%SUMMARY%")
     middle, _, below = rest.partition("%TREE%")
-    yield above + (_summary(metas[0]) if metas else _EMPTY) + middle
+    yield head + (_summary(metas[0]) if metas else _EMPTY) + middle
     yield (_html_tree(runs[0].rows[:STATIC_ROWS], len(runs[0].rows) - STATIC_ROWS) if runs else "") + below
     data = {
         **_SHARED,
@@ -1903,7 +1903,7 @@ def make_server(dir: str | os.PathLike[str], port: int, *, bodies: bool = True) 
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            status, kind, body = pages.answer(self.path, self.headers.get("Host", ""))
+            status, kind, body = pages.respond(self.path, self.headers.get("Host", ""))
             self.send_response(status)
             self.send_header("Content-Type", f"{kind}; charset=utf-8")
             self.send_header("Content-Length", str(len(body)))
@@ -1930,9 +1930,9 @@ class _Pages:
         self.dir = dir
         self.bodies = bodies
         self.lock = threading.Lock()
-        self.made: tuple[str, bytes] = ("", b"")
+        self.cache: tuple[str, bytes] = ("", b"")
 
-    def answer(self, target: str, host: str) -> tuple[int, str, bytes]:
+    def respond(self, target: str, host: str) -> tuple[int, str, bytes]:
         """Status, media type and body for a request; another host's name means a page that has rebound its DNS."""
         if host.partition(":")[0] not in ("127.0.0.1", "localhost"):
             return 403, "text/plain", b"only by a loopback address\n"
@@ -1969,13 +1969,13 @@ class _Pages:
 
     def page(self, chosen: Sequence[str], stamp: str) -> bytes:
         with self.lock:
-            if self.made[0] != stamp:
-                self.made = (stamp, "".join(self.pieces(chosen, stamp)).encode())
-            return self.made[1]
+            if self.cache[0] != stamp:
+                self.cache = (stamp, "".join(self.pieces(chosen, stamp)).encode())
+            return self.cache[1]
 
     def pieces(self, chosen: Sequence[str], stamp: str) -> Iterator[str]:
         listed = {run["id"]: run for run in list_runs(self.dir)}
-        room = _Room()
+        room = PageBudget()
         runs = [_load(listed.pop(name)["path"], room, self.bodies) for name in dict.fromkeys(chosen) if name in listed]
         others = [_listed_meta(run, room.secrets) for run in listed.values()]
         return _page(runs, others=others, diff=len(runs) > 1, live=stamp)
@@ -2666,8 +2666,8 @@ text += decoder.decode(part.value, { stream: true });
 await written;
 return text + decoder.decode();
 }
-const FIELDS = { index: "at", all_ms: "all", own_ms: "own", all_errors: "errors", all_tokens: "allTokens",
-all_cost: "allCost", all_unpriced: "unpriced" };
+const FIELDS = { index: "at", total_ms: "all", self_ms: "own", max_concurrency: "width",
+all_errors: "errors", all_tokens: "allTokens", all_cost: "allCost", all_unpriced: "unpriced" };
 const FRACTIONS = new Set(["start", "end", "all", "own", "cost", "allCost", "allTokens", "input", "output", "cached"]);
 const OPENED = new Map();
 function openedRun(place) {

@@ -29,7 +29,7 @@ def need_packages() -> None:
 def every_request_is_one_that_the_sdks_could_send(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """In the modules that import this: whatever is sent from this process is judged before it goes."""
     problems: list[str] = []
-    send = rlm_backends._Link.open
+    send = rlm_backends.HostPool.open
 
     def judged(link: Any, flight: Any, url: str, headers: Any, body: bytes) -> Any:
         try:
@@ -40,7 +40,7 @@ def every_request_is_one_that_the_sdks_could_send(monkeypatch: pytest.MonkeyPatc
         return send(link, flight, url, headers, body)
 
     if are_here():
-        monkeypatch.setattr(rlm_backends._Link, "open", judged)
+        monkeypatch.setattr(rlm_backends.HostPool, "open", judged)
     yield
     assert not problems, "\n".join(problems)
 

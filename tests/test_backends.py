@@ -354,12 +354,12 @@ def test_a_date_to_wait_for_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_server_is_given_the_time_it_asks_for() -> None:
-    assert 7 < rlm_backends._pause(BackendError("", code="rate", retry_after=7), 1) < 7.1
+    assert 7 < rlm_backends.backoff(BackendError("", code="rate", retry_after=7), 1) < 7.1
 
 
 def test_pauses_grow_and_are_never_quite_the_same() -> None:
     def pause(failures: int) -> float:
-        return rlm_backends._pause(BackendError("", code="server"), failures)
+        return rlm_backends.backoff(BackendError("", code="server"), failures)
 
     assert all(0.75 * 0.5 * 2**n <= pause(n + 1) <= 0.5 * 2**n for n in range(5))
     assert pause(40) <= 8
@@ -607,18 +607,18 @@ def test_a_call_can_be_cancelled_in_the_middle_of_a_stream(server: Server, wire:
 def test_a_call_can_be_cancelled_between_attempts(server: Server) -> None:
     server.script = lambda _: error(503, retry_after=100)
     answered = threading.Event()
-    sleep = rlm_backends._Flight.sleep
+    sleep = rlm_backends.CallState.sleep
 
     def begun() -> None:
         server.wait_for(1)
         assert answered.wait(20)
 
-    def told(flight: rlm_backends._Flight, seconds: float | None) -> None:
+    def told(state: rlm_backends.CallState, seconds: float | None) -> None:
         answered.set()
-        sleep(flight, seconds)
+        sleep(state, seconds)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rlm_backends._Flight, "sleep", told)
+        patch.setattr(rlm_backends.CallState, "sleep", told)
         assert cancelled(to(server), begun).code == "cancelled"
 
 
@@ -721,7 +721,7 @@ def test_what_fails_among_many_is_its_own_exception(server: Server) -> None:
 
 
 def test_the_width_shrinks_with_429_and_grows_with_answers() -> None:
-    gate = rlm_backends._Gate(16)
+    gate = rlm_backends.AdaptiveLimiter(16)
     gate.throttle(0)
     assert gate.limit == 8
     gate.opens_at = time.monotonic() + 100
@@ -739,7 +739,7 @@ def test_a_thread_that_could_not_be_started_once_is_started_by_the_next_call(
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(rlm_backends, "_watch", rlm_backends._Watch())
+    monkeypatch.setattr(rlm_backends, "_watch", rlm_backends.CancelWatcher())
     with monkeypatch.context() as scarce:
         scarce.setattr(threading.Thread, "start", refuse)
         caught = failing(to(server))

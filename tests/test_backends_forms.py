@@ -103,7 +103,7 @@ def test_an_answer_of_no_known_form_is_an_error_of_the_protocol(
 
 
 def test_an_answer_of_no_known_form_is_asked_for_again(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    monkeypatch.setattr(rlm_backends, "_pause", lambda *_: 0.0)
+    monkeypatch.setattr(rlm_backends, "backoff", lambda *_: 0.0)
     wire.answers({"content": 5})
     backend = to(wire, "anthropic")
     with pytest.raises(BackendError):
@@ -252,7 +252,7 @@ def test_any_value_in_any_place_is_an_answer_or_an_error(wire: Wire, backend: st
 
 @pytest.mark.parametrize("status", [302, 400, 429, 500])
 def test_any_value_in_a_refusal_is_an_error(wire: Wire, status: int, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    monkeypatch.setattr(rlm_backends, "_pause", lambda *_: 0.0)
+    monkeypatch.setattr(rlm_backends, "backoff", lambda *_: 0.0)
     asked = to(wire)
     for changed in (*ODD, *with_odd_values(FAULT), *([odd] for odd in ODD)):
         wire.answers(changed, status)

@@ -285,19 +285,19 @@ def test_a_model_file_tells_its_window_and_size(tmp_path: Path, pairs: dict[str,
 # --- the context that the calls to a model file share -----------------------------------------------------------------
 
 
-def flight(cancel: threading.Event | None = None) -> Any:
-    return rlm_backends._Flight("x", 20, time.monotonic() + 20, cancel)
+def call_state(cancel: threading.Event | None = None) -> Any:
+    return rlm_backends.CallState("x", 20, time.monotonic() + 20, cancel)
 
 
 def test_calls_hold_no_more_than_the_context_has_and_come_in_turn() -> None:
     shared, order = rlm_backends._SharedWindow(100), list[str]()
 
     def call(name: str, tokens: int) -> None:
-        with shared.reserve(flight(), tokens):
+        with shared.reserve(call_state(), tokens):
             order.append(name)
 
-    with shared.reserve(flight(), 60):
-        with shared.reserve(flight(), 40):
+    with shared.reserve(call_state(), 60):
+        with shared.reserve(call_state(), 40):
             assert shared.free == 0
         threads = []
         for name, tokens in (("large", 1000), ("small", 10)):  # more than there is: when it is alone
@@ -313,9 +313,9 @@ def test_calls_hold_no_more_than_the_context_has_and_come_in_turn() -> None:
 
 def test_a_call_that_is_cancelled_leaves_its_place() -> None:
     shared, cancel = rlm_backends._SharedWindow(100), threading.Event()
-    with shared.reserve(flight(), 100):
+    with shared.reserve(call_state(), 100):
         cancel.set()
-        with pytest.raises(rlm_backends.BackendError, match="cancelled"), shared.reserve(flight(cancel), 50):
+        with pytest.raises(rlm_backends.BackendError, match="cancelled"), shared.reserve(call_state(cancel), 50):
             raise AssertionError("there is no room")
     assert (shared.free, len(shared.queue)) == (100, 0)
 
@@ -324,7 +324,7 @@ def test_a_full_context_of_llama_cpp_s_is_waited_for(server: Server, monkeypatch
     """It is the other calls that fill it: that this prompt is too long is another error."""
     from scripted import error
 
-    monkeypatch.setattr(rlm_backends, "_pause", lambda *_: 0.0)
+    monkeypatch.setattr(rlm_backends, "backoff", lambda *_: 0.0)
     server.script = [error(500, "Context size has been exceeded."), "ok"]
     reply = connect("some-model", "openai", base_url=server.base_url, api_key=KEY).complete(
         [{"role": "user", "content": "x"}]

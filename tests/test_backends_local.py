@@ -24,7 +24,7 @@ xllamacpp = __import__("xllamacpp") if CI else pytest.importorskip("xllamacpp")
 pytestmark = pytest.mark.slow
 
 SAID = "".join(tiny_gguf.WORDS)
-ORIGINAL_OPEN = rlm_backends._Link.open
+ORIGINAL_OPEN = rlm_backends.HostPool.open
 ASK = [{"role": "system", "content": "be terse"}, {"role": "user", "content": "how wide is the river?"}]
 ADD = {
     "name": "add",
@@ -210,7 +210,7 @@ def test_calls_that_together_are_longer_than_the_context_are_all_answered(
 
 
 def test_the_progress_of_a_prompt_is_told(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rlm_backends._Link, "open", ORIGINAL_OPEN)  # no SDK has return_progress
+    monkeypatch.setattr(rlm_backends.HostPool, "open", ORIGINAL_OPEN)  # no SDK has return_progress
     backend, heard = connect(str(model)), list[tuple[int, int]]()
     prompt = [{"role": "user", "content": "new " * 1500}]
     reply = backend.complete(prompt, on_text=lambda _: None, on_progress=lambda *at: heard.append(at))

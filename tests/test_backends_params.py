@@ -280,9 +280,9 @@ def test_gemini_s_refusals_are_understood() -> None:
         ("stop", "Invalid value at 'generation_config.stop_sequences'"),
         ("top_p", "Unknown name \"topP\" at 'generation_config': Cannot find field."),
     ):
-        ask = rlm_backends._Ask(ASK, defaults=ALL)
+        ask = rlm_backends.Request(ASK, defaults=ALL)
         refusal = BackendError(message, code="bad_request", status=400)
-        assert backend.learn(refusal, backend._request(ask)[2], ask)
+        assert backend.adapt_to_error(refusal, backend._request(ask)[2], ask)
         assert name in backend.refused
     assert set(backend.dry_run(ASK, defaults=ALL)[2]["generationConfig"]) == {"temperature", "seed", "maxOutputTokens"}
 
@@ -339,7 +339,7 @@ def test_progress_is_no_beginning_of_the_answer(llamacpp: Server, monkeypatch: p
     """A stream that breaks off after it is asked for again."""
     from scripted import cut
 
-    monkeypatch.setattr(rlm_backends, "_pause", lambda *_: 0.0)
+    monkeypatch.setattr(rlm_backends, "backoff", lambda *_: 0.0)
     llamacpp.script = [cut(Turn("fine"), 450, framing="close"), Turn("fine")]
     backend, heard = to(llamacpp), list[int]()
     backend.inspect()

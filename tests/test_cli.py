@@ -1036,7 +1036,7 @@ def test_progress_says_what_goes_on_now(clock: list[float], name: str) -> None:
     seen, words = DOING[name]
     progress = rlm_cli.Progress(rlm_cli.Terminal(io.StringIO()), {})
     for event in seen:
-        progress.see(event)
+        progress.update(event)
     clock[0] += 12
     calls = sum(event["event"] == "call" for event in seen)
     head = f"12s  {calls} call{'s' * (calls != 1)}  0 tok  "
@@ -1048,8 +1048,8 @@ def test_progress_says_what_goes_on_now(clock: list[float], name: str) -> None:
 def test_a_line_too_narrow_for_all_keeps_what_goes_on_now(clock: list[float]) -> None:
     limits = {"cost_budget_usd": 0.5, "max_subcalls": 40}
     progress = rlm_cli.Progress(rlm_cli.Terminal(io.StringIO()), limits)
-    progress.see(happened("call", kind="sub", cost_usd=0.0131, token_usage={"input": 18_000, "output": 240}))
-    progress.see(told("subcalls", done=3, total=16))
+    progress.update(happened("call", kind="sub", cost_usd=0.0131, token_usage={"input": 18_000, "output": 240}))
+    progress.update(told("subcalls", done=3, total=16))
     whole = "0s  1 call  18,240 tok  $0.0131 / $0.50  depth 0  llm_query 1/40  3 of 16 sub-calls"
     shorter = ["0s  1 call  18,240 tok  $0.0131 / $0.50  llm_query 1/40  3 of 16 sub-calls"]
     shorter += ["0s  1 call  $0.0131 / $0.50  llm_query 1/40  3 of 16 sub-calls"]
@@ -1058,7 +1058,7 @@ def test_a_line_too_narrow_for_all_keeps_what_goes_on_now(clock: list[float]) ->
     assert progress.line() == progress.line(len(whole)) == whole
     assert [progress.line(len(before) - 1) for before in [whole, *shorter[:-1]]] == shorter
     batch = rlm_cli.BatchProgress(rlm_cli.Terminal(io.StringIO()), limits)
-    batch.see(told("asking", kind="turn"))
+    batch.update(told("asking", kind="turn"))
     assert batch.line(30) == "0/0 rows  0s  0 calls  $0"[: len(batch.line(30))] and len(batch.line(30)) <= 30
 
 
@@ -1086,7 +1086,7 @@ def test_the_plain_line_tells_it_too_and_quiet_says_nothing(quiet: bool, monkeyp
     monkeypatch.setattr(rlm_cli, "threading", fake)
     progress = rlm_cli.Progress(rlm_cli.Terminal(stream), {}, quiet=quiet)
     with progress:
-        progress.see(told("loading", text="loading qwen\x1b[2J.gguf (1.1 GB): 3 s"))
+        progress.update(told("loading", text="loading qwen\x1b[2J.gguf (1.1 GB): 3 s"))
         assert quiet or written.wait(10)
     shown = stream.getvalue()
     assert (
@@ -1104,7 +1104,7 @@ def test_many_threads_may_tell_at_once() -> None:
         try:
             for _ in range(300):
                 for event in (told("running", node, cell=1), told("asking", node, kind="sub"), happened("end", node)):
-                    activity.see(event)
+                    activity.update(event)
                     activity.words()
         except BaseException as error:
             failures.append(error)
@@ -1605,7 +1605,7 @@ def test_a_batch_keeps_what_other_prompts_came_to(openai: Server, workspace: Pat
         ("not\nours, and no last newline", "holds something else"),
         ("no newline at all", "holds something else"),
         ('{"a": "row"}\n', "holds something else"),
-        (None, "that is no file for results"),
+        (None, "that is not a batch results file"),
     ],
 )
 def test_a_batch_writes_over_nothing_that_is_not_its_own(

@@ -157,16 +157,16 @@ def test_request_parameters_come_as_pairs_or_as_json(option: str, flags: list[st
     if option == "sub_params":
         flags = [flag.replace("--params", "--sub-params") if flag != "-p" else "--sub-params" for flag in flags]
     parser = rlm_cli.command_parser("run")
-    args = rlm_cli.read_arguments(parser, [*flags, "What?"], named=True)
+    args = rlm_cli.parse_args(parser, [*flags, "What?"], named=True)
     assert rlm_cli.given_options(args) == {option: value}
-    again = shlex.split(rlm_cli.flags_again(args))
-    repeated = rlm_cli.given_options(rlm_cli.read_arguments(rlm_cli.command_parser("run"), again, named=True))
+    again = shlex.split(rlm_cli.rerun_flags(args))
+    repeated = rlm_cli.given_options(rlm_cli.parse_args(rlm_cli.command_parser("run"), again, named=True))
     assert repeated == {option: value}
 
 
 @pytest.mark.parametrize("text", ["hot", "=1", '{"a": 1', "[1]"])
 def test_what_is_no_parameter_is_an_error_with_an_example(text: str) -> None:
-    args = rlm_cli.read_arguments(rlm_cli.command_parser("run"), ["-p", text], named=True)
+    args = rlm_cli.parse_args(rlm_cli.command_parser("run"), ["-p", text], named=True)
     with pytest.raises(rlm.ConfigError) as caught:
         rlm_cli.given_options(args)
     assert caught.value.message.startswith(f"-p: {text!r}") and "temperature=0" in caught.value.hint

@@ -78,7 +78,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "journal line": lambda text: rlm_viz._parse(text.encode()),
     "name of an error": rlm_viz._error_name,
     "time": rlm_cli.local_time,
-    "plain": rlm_cli.plain,
+    "plain": rlm_cli.strip_control,
 }
 UNITS = [
     *(
@@ -252,7 +252,7 @@ def test_a_line_of_lists_to_the_mcp_server() -> None:
     threading.Thread(target=client, daemon=True).start()
     answers = []
     with growth_below(150):  # of which the client's own text is the most
-        for line in rlm_mcp.Wire(reading, 1).lines():
+        for line in rlm_mcp.StdioTransport(reading, 1).lines():
             assert line is not None
             try:
                 answers.append(rlm_mcp._parse(line))

@@ -191,7 +191,7 @@ def test_what_goes_wrong_with_a_line_is_logged_and_survived(where: str) -> None:
     setup = {
         "roots/list": "rlm_mcp._path_of = lambda uri: 1 / 0",
         "an answer": "rlm_mcp.Server._response = lambda self, message: 1 / 0",
-        "a method": "rlm_mcp.Server.list_resources = None\ndef f(*_): raise rlm_mcp.Refusal('1 / 0')\n"
+        "a method": "rlm_mcp.Server.list_resources = None\ndef f(*_): raise rlm_mcp.ToolError('1 / 0')\n"
         "rlm_mcp.HANDSHAKE_METHODS['resources/list'] = f",
     }[where]
     with Peer(setup=setup, roots=["file:///tmp"]) as peer:

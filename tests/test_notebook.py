@@ -102,7 +102,7 @@ def test_the_line_of_a_kernel_says_what_goes_on_and_at_most_twice_a_second(monke
         shown.append(line["text/plain"])
         return Handle()
 
-    line = rlm_viz.KernelLine(display)
+    line = rlm_viz.NotebookProgress(display)
 
     def happens(seconds: float, event: str, **fields: Any) -> None:
         now[0] += seconds

@@ -548,13 +548,13 @@ def test_accept_is_called_in_the_order_of_arrival(make: Make) -> None:
     order: list[Any] = []
 
     def query(prompt: str) -> str:
-        raise AssertionError("accept comes first")
+        raise AssertionError("schedule comes first")
 
-    def accept(prompt: str) -> Callable[[], str]:
+    def schedule(prompt: str) -> Callable[[], str]:
         order.append((prompt, threading.current_thread()))
         return lambda: prompt.upper()
 
-    query.accept = accept  # type: ignore[attr-defined]
+    query.schedule = schedule  # type: ignore[attr-defined]
     cell = make().execute("[query(p) for p in 'abc']", functions={"query": query})
     assert value(cell) == "['A', 'B', 'C']"
     assert order == [(prompt, threading.current_thread()) for prompt in "abc"]

@@ -250,7 +250,7 @@ def test_an_answer_is_exact_in_a_pipe_and_harmless_on_a_terminal(openai: Server)
 @pytest.mark.parametrize("piece", [1, 2, 3, 7, 1000])
 def test_a_sequence_in_pieces_is_no_sequence(piece: int) -> None:
     text = HOSTILE.replace("\nFORGED", "")
-    shown = "".join(rlm_cli.plain(text[n : n + piece]) for n in range(0, len(text), piece))
+    shown = "".join(rlm_cli.strip_control(text[n : n + piece]) for n in range(0, len(text), piece))
     assert STEERS.search(shown) is None
 
 

@@ -31,12 +31,12 @@ from rlm_sandbox import LocalSandbox
 from rlm_tools import (
     Tool,
     ToolError,
-    answer,
-    build,
+    call_for_model,
     call_tool,
+    construct,
     file_tools,
     load_tools,
-    read_given,
+    read_context_files,
     schema_of,
     tool,
     validate,
@@ -131,7 +131,7 @@ def test_a_wrong_python_call_names_the_signature(args: Any, kwargs: Any, problem
 def test_arguments_that_are_nearly_right_are_taken(sent: Any, taken: Arguments, note: str) -> None:
     weather = tool_with({"city": TEXT, "days": {**INT, "default": 3}}, "city")
     assert call_tool(weather, sent) == taken
-    text, _, said = answer(weather, sent).partition("\n")
+    text, _, said = call_for_model(weather, sent).partition("\n")
     assert json.loads(text) == taken
     assert (note in said) if note else said == ""
 
@@ -236,7 +236,7 @@ def test_results_become_plain_data(value: Any, expected: Any) -> None:
     [("as is", "as is"), (None, "done (no result)"), ({"é": [1]}, '{"é": [1]}'), (b"x", "\"b'x'\""), (True, "true")],
 )
 def test_the_model_reads_results_as_text(value: Any, text: str) -> None:
-    assert answer(Tool("give", "g", {}, lambda: value), {}) == text
+    assert call_for_model(Tool("give", "g", {}, lambda: value), {}) == text
 
 
 # --- JSON Schema ---------------------------------------------------------------------------------------------------
@@ -429,15 +429,15 @@ def test_typed_values_are_built_from_what_the_model_gave(kind: Any, value: Any, 
     checked, problems = validate(schema_of(kind), value)
     assert problems == []
     expected = expected or Invoice("7", 1.5, date(2026, 1, 2), lines=[Point(1)]) if kind is Invoice else expected
-    built = build(kind, checked)
+    built = construct(kind, checked)
     assert built == expected and type(built) is type(expected)
 
 
 def test_a_value_that_its_class_refuses_says_why() -> None:
     with pytest.raises(ToolError, match="not a valid Invoice: the total is negative"):
-        build(Invoice, {"number": "1", "total": -1.0, "day": "2026-01-02"})
+        construct(Invoice, {"number": "1", "total": -1.0, "day": "2026-01-02"})
     with pytest.raises(ToolError, match="not a valid date"):
-        build(date, "2026-13-45")
+        construct(date, "2026-13-45")
 
 
 def test_pydantic_models_bring_their_own_schema_and_checks() -> None:
@@ -454,10 +454,10 @@ def test_pydantic_models_bring_their_own_schema_and_checks() -> None:
     schema = schema_of(Order)
     assert validate(schema, {"lines": [{"sku": 1, "amount": "2"}]}) == ({"lines": [{"sku": "1", "amount": 2}]}, [])
     assert validate(schema, {"lines": [{"sku": "a", "amount": 0}]})[1] == ["lines[0].amount: must be at least 1, is 0"]
-    assert build(Order, {"lines": [{"sku": "a", "amount": 2}]}) == Order(lines=[Line(sku="a", amount=2)])
+    assert construct(Order, {"lines": [{"sku": "a", "amount": 2}]}) == Order(lines=[Line(sku="a", amount=2)])
     assert validate(schema_of(list[Order]), [{"lines": []}])[1] == []
     with pytest.raises(ToolError, match="not a valid Order"):
-        build(Order, {"lines": 5})
+        construct(Order, {"lines": 5})
 
 
 def test_a_type_without_a_schema_is_refused() -> None:
@@ -538,7 +538,9 @@ def test_a_decorated_function_is_described_by_its_signature_and_docstring() -> N
         },
         "required": ["city", "day"],
     }
-    assert answer(forecast, {"city": "Rome", "day": "2026-05-06", "units": "f"}) == "Rome on 06.05.2026 in F None"
+    assert (
+        call_for_model(forecast, {"city": "Rome", "day": "2026-05-06", "units": "f"}) == "Rome on 06.05.2026 in F None"
+    )
 
 
 def test_the_decorator_takes_a_name_and_other_docstrings() -> None:
@@ -630,14 +632,17 @@ def test_files_are_read_as_text_by_code_and_as_numbered_lines_by_the_model(files
     assert read("src/main.py", 3) == "def main():\n    return 'needle'\n"
     assert read("./src/../src/main.py", 3, 3) == "def main():\n"
     assert read("link_in.txt", end_line=1) == "# Notes\n"
-    assert answer(read, {"path": "src/main.py", "start_line": 3}) == "     3 def main():\n     4     return 'needle'"
-    assert answer(read, {"path": "src/main.py", "start_line": 0, "end_line": -1}).count("\n") == 3
+    assert (
+        call_for_model(read, {"path": "src/main.py", "start_line": 3})
+        == "     3 def main():\n     4     return 'needle'"
+    )
+    assert call_for_model(read, {"path": "src/main.py", "start_line": 0, "end_line": -1}).count("\n") == 3
 
 
 def test_files_are_listed_by_glob(files: Files) -> None:
     assert files["file_list"]() == ["data.bin", "link_in.txt", "notes.md", "src/deep/util.py", "src/main.py"]
-    assert answer(files["file_list"], {"pattern": "*.md"}) == "notes.md  24 bytes"
-    assert answer(files["file_list"], {"pattern": "*.xyz"}) == "no file matches '*.xyz'"
+    assert call_for_model(files["file_list"], {"pattern": "*.md"}) == "notes.md  24 bytes"
+    assert call_for_model(files["file_list"], {"pattern": "*.xyz"}) == "no file matches '*.xyz'"
 
 
 @pytest.mark.parametrize(
@@ -692,13 +697,13 @@ def test_files_are_searched_by_regex(files: Files) -> None:
     assert search("needle") == rows
     assert search("(?i)^# NOTES$", "*.md") == [{"path": "notes.md", "line": 1, "text": "# Notes"}]
     assert search("^$", "src/main.py") == [{"path": "src/main.py", "line": 2, "text": ""}]
-    assert answer(search, {"regex": "needle", "pattern": "src"}) == "src/main.py:4:     return 'needle'"
-    assert answer(search, {"regex": "nowhere"}) == "no line matches in 5 files"
+    assert call_for_model(search, {"regex": "needle", "pattern": "src"}) == "src/main.py:4:     return 'needle'"
+    assert call_for_model(search, {"regex": "nowhere"}) == "no line matches in 5 files"
 
 
 @pytest.mark.parametrize("path", SECRETS)
 def test_secrets_are_neither_read_nor_listed_nor_searched(files: Files, path: str) -> None:
-    for call in (lambda: files["file_read"](path), lambda: answer(files["file_read"], {"path": path})):
+    for call in (lambda: files["file_read"](path), lambda: call_for_model(files["file_read"], {"path": path})):
         with pytest.raises(PermissionError, match="may hold credentials"):
             call()
     with pytest.raises(PermissionError, match="may hold credentials"):
@@ -881,10 +886,10 @@ def test_files_in_shared_memory_are_files(workspace: Path) -> None:
         (workspace / "out").symlink_to(Path(folder) / "a.txt")
         tools = by_name(file_tools([folder]))
         assert tools["file_read"](f"{folder}/a.txt") == tools["file_read"](f"{folder}/link") == "text"
-        assert list(read_given([folder]).contents.values()) == ["text", "text"]
-        assert list(read_given(["link"], cwd=folder).contents.values()) == ["text"]
+        assert list(read_context_files([folder]).contents.values()) == ["text", "text"]
+        assert list(read_context_files(["link"], cwd=folder).contents.values()) == ["text"]
         with pytest.raises(ToolError, match="is the kernel's"):
-            read_given(["out"])
+            read_context_files(["out"])
         with LocalSandbox(workspace=folder) as box:
             assert box.execute("open('a.txt').read() + open('link').read()").value == "'texttext'"
 
@@ -902,9 +907,9 @@ def test_every_part_of_a_name_is_judged_though_it_is_a_link(workspace: Path) -> 
     assert tools["file_read"]("conf/credentials") == "conf/credentials"
     for spec in (".aws/credentials", ".aws", ".aws/*", ".env"):
         with pytest.raises(ToolError, match="may hold credentials") as caught:
-            read_given([spec], within=str(workspace))
+            read_context_files([spec], within=str(workspace))
         assert "leads" not in str(caught.value)
-    assert list(read_given(["conf"], within=str(workspace)).contents) == ["conf/credentials"]
+    assert list(read_context_files(["conf"], within=str(workspace)).contents) == ["conf/credentials"]
     allowed = by_name(file_tools([".aws"]))  # the caller's own word
     assert allowed["file_read"](".aws/credentials") == "conf/credentials"
 
@@ -933,7 +938,7 @@ def test_a_runs_own_logs_are_seen_only_when_asked_for(workspace: Path) -> None:
     (workspace / "logs").mkdir()
     (workspace / "logs/run.jsonl").write_text("needle\n")
     (workspace / "a.txt").write_text("needle\n")
-    tools = by_name(file_tools(left_out=["./logs"]))
+    tools = by_name(file_tools(exclude=["./logs"]))
     assert (tools["file_list"](), tools["file_list"]("*.jsonl")) == (["a.txt"], [])
     assert [row["path"] for row in tools["file_search"]("needle")] == ["a.txt"]
     assert tools["file_list"]("logs") == tools["file_list"]("logs/*") == ["logs/run.jsonl"]
@@ -958,17 +963,19 @@ def test_texts_are_decoded_whatever_wrote_them(workspace: Path, content: bytes, 
     assert tools["file_read"]("text.txt") == expected
     found = [row["text"] for row in tools["file_search"]("")]
     assert found == expected.removesuffix("\n").split("\n") if content else found == []
-    assert "text.txt is empty" in answer(tools["file_read"], {"path": "text.txt"}) or content
-    assert read_given(["text.txt"]).contents == {"text.txt": expected}  # as the context it is the same text
+    assert "text.txt is empty" in call_for_model(tools["file_read"], {"path": "text.txt"}) or content
+    assert read_context_files(["text.txt"]).contents == {"text.txt": expected}  # as the context it is the same text
 
 
 def test_a_long_file_is_shown_in_part_and_says_how_to_go_on(workspace: Path) -> None:
     (workspace / "long.txt").write_text("".join(f"line {n} {'x' * 90}\n" for n in range(1, 1001)))
     read = by_name(file_tools())["file_read"]
-    text = answer(read, {"path": "long.txt"})
+    text = call_for_model(read, {"path": "long.txt"})
     said = re.search(r"\[lines 1-(\d+) of long.txt, a file of [0-9,]+ bytes; next: start_line=(\d+)\]$", text)
     assert said and int(said[2]) == int(said[1]) + 1 and len(text) < 10_000
-    assert answer(read, {"path": "long.txt", "start_line": int(said[2])}).startswith(f"{said[2]:>6} line {said[2]} x")
+    assert call_for_model(read, {"path": "long.txt", "start_line": int(said[2])}).startswith(
+        f"{said[2]:>6} line {said[2]} x"
+    )
     assert read("long.txt") == (workspace / "long.txt").read_text()
     with pytest.raises(ValueError, match="start_line 1,002 is after the last line, 1,000"):
         read("long.txt", 1002)
@@ -989,7 +996,7 @@ def test_a_huge_file_costs_little_and_code_is_told_to_read_less(workspace: Path)
     with pytest.raises(ValueError, match=r"more than 5 MB there: read fewer lines, or in code open\('lines.txt'\)"):
         tools["file_read"]("lines.txt")
     assert tools["file_read"]("lines.txt", 999_999) == "0123456789\n" * 2
-    assert answer(tools["file_read"], {"path": "lines.txt"}).endswith(
+    assert call_for_model(tools["file_read"], {"path": "lines.txt"}).endswith(
         "lines.txt, a file of 11,000,000 bytes; next: start_line=528]"
     )
 
@@ -997,7 +1004,7 @@ def test_a_huge_file_costs_little_and_code_is_told_to_read_less(workspace: Path)
 def test_one_endless_line_is_cut(workspace: Path) -> None:
     (workspace / "line.json").write_text("[" + "1234567890," * 1_000_000)
     tools = by_name(file_tools())
-    text = answer(tools["file_read"], {"path": "line.json"})
+    text = call_for_model(tools["file_read"], {"path": "line.json"})
     assert len(text) < 3_000 and "… [a line of 38,000 characters or more]" in text
     for row in tools["file_search"]("7890"):  # one for each 6 MB of the line
         assert (row["line"], len(row["text"])) == (1, 2000) and "7890" in row["text"]
@@ -1014,12 +1021,14 @@ def test_many_matches_are_shown_in_part_and_too_many_are_an_error(
     (workspace / "many.txt").write_text("match\n" * 3000)
     search = by_name(file_tools())["file_search"]
     assert len(search("match")) == 3000
-    assert answer(search, {"regex": "match"}).endswith(" of 3,000 matching lines; narrow the regex or the pattern]")
+    assert call_for_model(search, {"regex": "match"}).endswith(
+        " of 3,000 matching lines; narrow the regex or the pattern]"
+    )
     monkeypatch.setattr(rlm_tools, "MATCH_LIMIT", 100)
     with pytest.raises(ValueError, match="more than 100 lines match 'match'"):
         search("match")
     monkeypatch.setattr(rlm_tools, "VIEW_LIMIT", 500)
-    assert "of more than 100 matching lines" in answer(search, {"regex": "match"})
+    assert "of more than 100 matching lines" in call_for_model(search, {"regex": "match"})
 
 
 @pytest.mark.parametrize("regex", ["(", "*", "a{2,1}", "(?P<x", "[z-a]", "(?i", "\\"])
@@ -1040,7 +1049,7 @@ def test_a_regex_that_never_ends_is_stopped_and_its_process_is_gone(
     search = by_name(file_tools())["file_search"]
     with pytest.raises(TimeoutError, match=r"the search took longer than 0.5 s, in 'b.txt': simplify the regex"):
         search("^(a+)+$|a!")
-    text = answer(search, {"regex": "^(a+)+$|aaa!"})
+    text = call_for_model(search, {"regex": "^(a+)+$|aaa!"})
     assert text.startswith("a.txt:1: aaa!\n[the search took longer than 0.5 s")
     assert [child.poll() is not None for child in children] == [True, True]
 
@@ -1050,7 +1059,7 @@ def test_too_many_files_are_an_error_that_says_so(workspace: Path, monkeypatch: 
         (workspace / f"{number}.txt").touch()
     listing = by_name(file_tools())["file_list"]
     monkeypatch.setattr(rlm_tools, "VIEW_LIMIT", 200)
-    assert answer(listing, {}).endswith("of 30 files; narrow the pattern]")
+    assert call_for_model(listing, {}).endswith("of 30 files; narrow the pattern]")
     monkeypatch.setattr(rlm_tools, "LIST_LIMIT", 20)
     with pytest.raises(ValueError, match=r"more than 20 files match '\*\*'"):
         listing()
@@ -1101,7 +1110,7 @@ def test_what_a_caller_names_for_the_context(workspace: Path, spec: str, names: 
     tree(workspace, "src/.env", "src/deep/id_rsa", "logs/1.jsonl")
     home = Path.home()
     tree(home, "h.txt")
-    given = read_given([spec], left_out=["./logs"])
+    given = read_context_files([spec], exclude=["./logs"])
     assert list(given.contents) == [name.replace("HOME", str(home)) for name in names]
     assert [Path(path).read_text() for path in given.paths] == list(given.contents.values())
 
@@ -1109,8 +1118,8 @@ def test_what_a_caller_names_for_the_context(workspace: Path, spec: str, names: 
 def test_a_glob_in_a_folder_whose_name_has_brackets(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree(workspace, "a[1]/x.txt", "a1/wrong.txt")
     monkeypatch.chdir(workspace / "a[1]")
-    assert list(read_given(["*.txt"]).contents) == ["x.txt"]
-    assert list(read_given([str(workspace / "a[1]/*.txt")]).contents) == [str(workspace / "a[1]/x.txt")]
+    assert list(read_context_files(["*.txt"]).contents) == ["x.txt"]
+    assert list(read_context_files([str(workspace / "a[1]/*.txt")]).contents) == [str(workspace / "a[1]/x.txt")]
 
 
 def test_links_in_circles_end(workspace: Path) -> None:
@@ -1119,22 +1128,22 @@ def test_links_in_circles_end(workspace: Path) -> None:
         (workspace / "two" / name).symlink_to(".")
     for spec in ("two/**/*.txt", "two/*/*.txt", "two"):
         with pytest.raises(ToolError, match="was not found") if "/*/" in spec else contextlib.nullcontext():
-            assert list(read_given([spec]).contents) == ["two/x.txt"]
+            assert list(read_context_files([spec]).contents) == ["two/x.txt"]
 
 
 def test_own_logs_are_no_context_unless_they_are_named(workspace: Path) -> None:
     tree(workspace, "a.txt", "logs/1.jsonl")
-    assert list(read_given(["."], left_out=["./logs"]).contents) == ["a.txt"]
-    assert list(read_given(["logs"], left_out=["./logs"]).contents) == ["logs/1.jsonl"]
+    assert list(read_context_files(["."], exclude=["./logs"]).contents) == ["a.txt"]
+    assert list(read_context_files(["logs"], exclude=["./logs"]).contents) == ["logs/1.jsonl"]
 
 
 def test_a_pipe_that_is_named_is_read(workspace: Path) -> None:
     os.mkfifo("pipe")
     writer = threading.Thread(target=lambda: (workspace / "pipe").write_bytes(b"through a pipe" * 10_000))
     writer.start()
-    given = read_given(["pipe"])
+    given = read_context_files(["pipe"])
     writer.join()
-    assert (given.contents, given.lasting, given.alone) == ({"pipe": "through a pipe" * 10_000}, False, True)
+    assert (given.contents, given.rereadable, given.single) == ({"pipe": "through a pipe" * 10_000}, False, True)
 
 
 @pytest.mark.parametrize(
@@ -1156,7 +1165,7 @@ def test_what_cannot_be_a_context_is_said(workspace: Path, spec: str, message: s
     tree(workspace, "c.txt", ".aws/credentials")
     (workspace / "empty").mkdir()
     with pytest.raises(ToolError, match=re.escape(f"context {spec!r} {message}")) as caught:
-        read_given([spec])
+        read_context_files([spec])
     assert "-c 'src/**/*.py'" in caught.value.hint
 
 
@@ -1165,15 +1174,17 @@ def test_binaries_among_files_are_left_out_without_being_read(workspace: Path) -
     for number in range(4):
         with open(f"all/{number}.bin", "wb") as file:
             file.truncate(10_000_000_000)  # does not fit into memory
-    given = read_given(["all"])
+    given = read_context_files(["all"])
     assert (given.contents, given.notes) == (
         {"all/a.txt": "all/a.txt"},
         ["4 files that are not text were left out: all/0.bin, all/1.bin, all/2.bin, all/3.bin"],
     )
     (workspace / "b.png").write_bytes(b"PNG\0")
-    assert read_given(["b.png", "all/a.txt"], keep=lambda head: head[:3] == b"PNG").contents["b.png"] == b"PNG\0"
-    assert read_given(["b.png"]).contents == {"b.png": b"PNG\0"}
-    assert read_given(["./b.png", "all"], keep=lambda head: head[:3] == b"PNG").named == ["b.png"]
+    assert (
+        read_context_files(["b.png", "all/a.txt"], keep=lambda head: head[:3] == b"PNG").contents["b.png"] == b"PNG\0"
+    )
+    assert read_context_files(["b.png"]).contents == {"b.png": b"PNG\0"}
+    assert read_context_files(["./b.png", "all"], keep=lambda head: head[:3] == b"PNG").named == ["b.png"]
 
 
 # --- plug-ins ------------------------------------------------------------------------------------------------------
@@ -1380,12 +1391,12 @@ def test_read_asks_for_no_more_than_200_lines(snipara: FakeSnipara) -> None:
 
 def test_the_model_reads_documents_as_text(snipara: FakeSnipara) -> None:
     tools = snipara_tools(snipara)
-    text = answer(tools["context_query"], {"query": "refunds"})
+    text = call_for_model(tools["context_query"], {"query": "refunds"})
     assert "\n# Payments\nCards are charged through the gateway.\nRefunds need an approval.\n" in text
     assert '"file": "docs/guide.md"' in text and '"suggestions"' not in text
-    assert answer(tools["read"], {"start_line": "1", "end_line": 1}) == "    1| # Authentication"
-    assert json.loads(answer(tools["search"], {"pattern": "Cards"}))["total_matches"] == 1
-    assert answer(tools["search"], {"pattern": "("}).startswith("Invalid regex pattern")
+    assert call_for_model(tools["read"], {"start_line": "1", "end_line": 1}) == "    1| # Authentication"
+    assert json.loads(call_for_model(tools["search"], {"pattern": "Cards"}))["total_matches"] == 1
+    assert call_for_model(tools["search"], {"pattern": "("}).startswith("Invalid regex pattern")
 
 
 @pytest.mark.parametrize(

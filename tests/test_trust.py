@@ -325,8 +325,8 @@ def test_a_hostile_journal_moves_no_key_and_leaves_no_container(openai: Server, 
     log.write_text(json.dumps({**start, "base_url": None}) + "\n")
     result = rlm.RLM(environment="local").resume("a1b2c3")
     assert result.response == "ok" and len(openai.requests) == 1
-    twin = rlm.RLM(environment="docker")._as_recorded(rlm.Recording([start]), {}, str(logs / "a1b2c3-d4e5f6.jsonl"))
-    assert twin.options.environment == "docker"
+    clone = rlm.RLM(environment="docker")._as_recorded(rlm.JournalIndex([start]), {}, str(logs / "a1b2c3-d4e5f6.jsonl"))
+    assert clone.options.environment == "docker"
 
 
 @pytest.mark.parametrize("line", ['backend = "deepseek"', 'model = "deepseek-chat"'])

@@ -246,7 +246,7 @@ def test_duration(ms: float, shown: str) -> None:
 def test_recursion_is_visible_in_the_rows() -> None:
     listed = rlm_viz.rows(journals.deep_run(levels=3, calls=64))
     batch = next(row for row in listed if row.kind == "batch")
-    assert (batch.name, batch.width, len(batch.children)) == ("llm_query × 64", 16, 64)
+    assert (batch.name, batch.max_concurrency, len(batch.children)) == ("llm_query × 64", 16, 64)
     children = [row for row in listed if row.name == "rlm_query"]
     assert [row.depth for row in children] == [1, 2, 3]
     above = {child: row for row in listed for child in row.children}
@@ -262,15 +262,15 @@ def test_total_and_self_add_up() -> None:
         below = [listed[child] for child in row.children]
         assert row.all_tokens == row.tokens + sum(child.all_tokens for child in below)
         assert row.all_cost == pytest.approx(row.cost + sum(child.all_cost for child in below))
-        assert row.own_ms <= row.all_ms + 1
+        assert row.self_ms <= row.total_ms + 1
     cell = next(row for row in listed if row.name == "cell 3" and row.depth == 0)
-    assert cell.all_ms > 2000 > 20 > cell.own_ms
+    assert cell.total_ms > 2000 > 20 > cell.self_ms
 
 
 def test_a_pause_before_a_resumption_is_not_counted_as_time() -> None:
     events = journals.resumed_run()
     assert rlm_viz.duration(rlm_viz.totals(events)["duration_ms"]) == "13.5 s"
-    assert rlm_viz.duration(rlm_viz.rows(events)[0].all_ms) == "13.5 s"
+    assert rlm_viz.duration(rlm_viz.rows(events)[0].total_ms) == "13.5 s"
 
 
 def test_a_second_prompt_is_a_tree_of_its_own_and_the_wait_for_it_no_time() -> None:
@@ -541,8 +541,8 @@ def test_bodies_beyond_the_limit_are_left_out_and_the_page_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rlm_viz, "BODY_LIMIT", 300_000)
-    monkeypatch.setattr(rlm_viz._Room, "bodies", 300_000)
-    room = rlm_viz._Room(bodies=300_000)
+    monkeypatch.setattr(rlm_viz.PageBudget, "bodies", 300_000)
+    room = rlm_viz.PageBudget(bodies=300_000)
     run = rlm_viz._load(saved(tmp_path, journals.large_run(600)), room)
     assert any(re.match(r"the text of \d+ events is left out", problem) for problem in run.problems)
     assert run.meta()["answer"] == journals.ANSWER

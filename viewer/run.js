@@ -20,8 +20,8 @@ async function inflated(bytes) {
   await written;
   return text + decoder.decode();
 }
-const FIELDS = { index: "at", all_ms: "all", own_ms: "own", all_errors: "errors", all_tokens: "allTokens",
-  all_cost: "allCost", all_unpriced: "unpriced" };
+const FIELDS = { index: "at", total_ms: "all", self_ms: "own", max_concurrency: "width",
+  all_errors: "errors", all_tokens: "allTokens", all_cost: "allCost", all_unpriced: "unpriced" };
 const FRACTIONS = new Set(["start", "end", "all", "own", "cost", "allCost", "allTokens", "input", "output", "cached"]);
 const OPENED = new Map();
 function openedRun(place) {
