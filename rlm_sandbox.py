@@ -1217,9 +1217,14 @@ class LocalChannel(Channel):
         self.lock = threading.Lock()
 
     def workers(self) -> list[int]:
-        """The session's processes except init. None of them can leave the process group."""
-        numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-        return [pid for pid in numbers if pid != self.group and stat_field(pid, 2) == str(self.group)]
+        """The session's processes except init, to which orphans go, so that none can leave its tree."""
+        found = children_of(self.group)
+        for pid in found:
+            found += children_of(pid)
+        if not found:  # perhaps a kernel that lists no children
+            pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+            found = [pid for pid in pids if pid != self.group and stat_field(pid, 2) == str(self.group)]
+        return found
 
     def make_room(self, name: str, nbytes: int) -> None:
         added = max(0, nbytes - self.granted)
@@ -1297,6 +1302,14 @@ class LocalChannel(Channel):
             self.stream.close()
             self.files.close()
             os.close(self.blob)
+
+
+def children_of(pid: int) -> list[int]:
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return list(map(int, file.read().split()))
+    except OSError:
+        return []
 
 
 def stat_field(pid: int, number: int) -> str:
