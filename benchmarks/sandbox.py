@@ -140,7 +140,9 @@ def measure_monty(_: str) -> Iterator[tuple[str, float]]:
             yield "add", min(median(lambda: session.feed_run(ADDITIONS), 1) for _ in range(5)) / native(ADDITIONS)
             yield "context", min(median(lambda: session.feed_run("1", inputs={"c": CONTEXT}), 1) for _ in range(5))
         path = file_of_100_mb()
-        mount = MountDir(host_path=os.path.dirname(path), virtual_path="/data", mode="read-only")
+        mount = MountDir(
+            host_path=os.path.dirname(path), virtual_path="/data", mode="read-only", memory_usage_limit=1 << 30
+        )
         with pool.checkout() as session:
             read = READ.format("/data/large.txt")
             yield (
