@@ -1,7 +1,7 @@
 PYTHON ?= python3
 PYTEST = $(PYTHON) -m pytest -n 2 --dist loadfile
 
-.PHONY: check lint types test fast nightly bench compare scaling soak live live-peers image ci dist mcpb viewer
+.PHONY: check lint types test fast nightly bench compare scaling soak live live-peers image ci dist mcpb plugin viewer
 
 check: lint types test
 
@@ -52,6 +52,9 @@ ci:
 
 mcpb:                       # dist/rlm.mcpb for Claude Desktop and dist/server.json for the MCP registry
 	$(PYTHON) .ci/mcpb
+
+plugin:                     # dist/plugin, a plug-in of Claude Code with the skill and the MCP server; and llms.txt
+	$(PYTHON) .ci/plugin
 
 dist:
 	$(PYTHON) -m build

@@ -34,9 +34,11 @@ if __name__ == "__main__":  # one copy of this module: everything else imports i
     except KeyboardInterrupt:  # before the command line could take it
         raise SystemExit(130) from None
 
+import builtins
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import re
 import sys
@@ -52,7 +54,17 @@ if TYPE_CHECKING or not __package__:
     import rlm_backends
     import rlm_sandbox
     import rlm_tools
-    from rlm_config import LIMITS, OPTIONS, ConfigError, RLMError, rebuild_error, require_encoding, sha256, shorten
+    from rlm_config import (
+        LIMITS,
+        OPTIONS,
+        ConfigError,
+        RLMError,
+        rebuild_error,
+        require_encoding,
+        server_secrets,
+        sha256,
+        shorten,
+    )
     from rlm_config import Configuration as Configuration
     from rlm_config import Options as Options
     from rlm_config import load_config as load_config
@@ -63,7 +75,17 @@ if TYPE_CHECKING or not __package__:
     from rlm_tools import Tool, to_json, tool
 else:  # vendored into a package
     from . import rlm_backends, rlm_sandbox, rlm_tools
-    from .rlm_config import LIMITS, OPTIONS, ConfigError, RLMError, rebuild_error, require_encoding, sha256, shorten
+    from .rlm_config import (
+        LIMITS,
+        OPTIONS,
+        ConfigError,
+        RLMError,
+        rebuild_error,
+        require_encoding,
+        server_secrets,
+        sha256,
+        shorten,
+    )
     from .rlm_config import Configuration as Configuration
     from .rlm_config import Options as Options
     from .rlm_config import load_config as load_config
@@ -97,6 +119,7 @@ __all__ = [
     "batch",
     "complete",
     "last_result",
+    "read_context",
     "stream",
     "tool",
 ]
@@ -139,9 +162,10 @@ class ToolNotFoundError(RLMError):
 
 
 class LimitExceeded(RLMError):
-    """A limit stopped the run. `option` names the option that raises it."""
+    """A limit stopped the run. `option` names the option that raises it, `needed` what it has to be, if known."""
 
     option = ""
+    needed: float | None = None
 
 
 class MaxDepthExceeded(LimitExceeded):
@@ -204,6 +228,7 @@ class TimeoutExceeded(LimitExceeded):
 # --- the ledger: limits that hold for the whole tree of calls ----------------------------------------------------
 
 _LEAST_OUTPUT = 16  # tokens; a call that could answer with fewer is not worth sending
+_CORRECTION_TOKENS = 500  # of the message that an answer does not fit its schema
 SUBCALL_OUTPUT = 4096  # tokens reserved for the answer of llm_query
 _TURN_OUTPUT = 16_384  # the same for a turn, where the model's own maximum is not known
 _TURN_OUTPUT_MOST = 32_768  # and where it is: parallel children must not wait for reservations that none will use
@@ -221,10 +246,34 @@ class Reservation(NamedTuple):
     pooled: Reservation | None = None  # the same in the ledger of the whole batch
 
 
+class Forecast(NamedTuple):
+    """What a batch will cost at most, before its first call; `cost_usd` is None where a price is not known."""
+
+    calls: int
+    what: str  # "sub-calls of gpt-4o-mini"
+    cost_usd: float | None
+
+    def __str__(self) -> str:
+        amount = "of unknown price" if self.cost_usd is None else f"may cost up to ${self.cost_usd:,.4f}"
+        return f"{self.calls:,} {self.what}{' are' if self.cost_usd is None else ''} {amount}"
+
+    def refusal(self, above: float) -> LimitExceeded:
+        """The error for a batch that nobody has confirmed."""
+        error = LimitExceeded(f"{self}, and above ${above:g} that has to be confirmed: nothing of it was sent")
+        error.option = "confirm_above"
+        if self.cost_usd is None:
+            error.hint = "give its price, --prices '{\"MODEL\": [1.0, 2.0]}', or confirm on a terminal"
+        else:
+            error.needed = math.ceil(self.cost_usd * 100 + 1e-6) / 100
+            error.hint = f"confirm_above={error.needed:g}, or on_confirm=a function that says yes"
+        return error
+
+
 class LedgerGroup(NamedTuple):
-    """What the runs of one batch share: their common ledger, if they have one."""
+    """What the runs of one batch share: their common ledger, if they have one, and that all of it was confirmed."""
 
     parent_ledger: Ledger | None
+    is_confirmed: bool = False
 
 
 class Ledger:
@@ -304,6 +353,16 @@ class Ledger:
         if self.parent_ledger is not None and number:
             with self._stopped_by_pool():
                 self.parent_ledger.count_subcalls(number)
+
+    def forecast(self, calls: Iterable[tuple[int, int]], price: Price) -> float | None:
+        """Dollars for calls of so many tokens in and at most so many out, never more than is left of the budget.
+
+        None where the price is not known.
+        """
+        costs = [price(size, most) for size, most in calls]
+        total = sum(cost or 0.0 for cost in costs)
+        left = self.left()["cost_usd"]
+        return None if None in costs else total if left is None else min(total, left)
 
     @contextlib.contextmanager
     def queue(self, number: int) -> Iterator[Callable[[], None]]:
@@ -512,7 +571,7 @@ class Journal:
         text = to_json(line, separators=(",", ":"))
         if any(secret in text for secret in self.secrets):
             for secret in self.secrets:
-                text = text.replace(secret, "***")
+                text = text.replace(secret, "[redacted]")
             line = json.loads(text)
         with self._lock:
             if self._closed or self._only not in (None, threading.get_ident()):
@@ -1010,30 +1069,45 @@ def read_context(
     encoding: str | None = None,
     within: str | None = None,
 ) -> Context:
-    """Files, folders and globs as a context: one file a `str`, several a `dict` path -> text; "-" is `stdin`.
+    """Files, folders, globs and web addresses as a context: one a `str`, several a `dict` name -> text; "-" is `stdin`.
 
     ConfigError for what is missing, unreadable or empty of files. A file that is not text stays `bytes` when it is
     the only one, and is left out, with a note, among several; so are the logs in the folder `exclude`. `encoding`:
     that of the files, where it is known. `within`: a folder that no file may lie outside of.
     """
     specs = list(specs)
-    piped, note = rlm_tools.read_blob(stdin, encoding) if isinstance(stdin, bytes) else (stdin, "")
-    notes = [f"stdin: {note}"] if note else []
-    if specs in ([], ["-"]):
-        return Context(piped, "stdin" if stdin is not None else "value", tuple(notes))
-    named = [spec for spec in specs if spec != "-"]
     try:
-        given = rlm_tools.read_context_files(
-            named,
-            cwd,
-            exclude=[exclude] if exclude else (),
-            keep=lambda head: _image_in(head) is not None,
-            encoding=encoding,
-            within=within,
-        )
+        with rlm_tools.Documents() as documents:
+            urls = [spec for spec in specs if rlm_tools.is_url(spec)]
+            if urls and within is not None:
+                hint = "download it into that folder"
+                raise rlm_tools.ToolError(f"{rlm_tools.redact_url(urls[0])} lies outside of {within}", hint=hint)
+            pages = [rlm_tools.read_url(url, documents, encoding) for url in urls]
+            piped, note = rlm_tools.read_piped(stdin, documents, encoding) if isinstance(stdin, bytes) else (stdin, "")
+            given = rlm_tools.read_context_files(
+                [spec for spec in specs if spec != "-" and spec not in urls],
+                cwd,
+                exclude=[exclude] if exclude else (),
+                keep=lambda head: _image_in(head) is not None,
+                encoding=encoding,
+                within=within,
+                documents=documents,
+            )
     except rlm_tools.ToolError as error:
         raise ConfigError(str(error), hint=error.hint) from error.__cause__
-    contents, single = given.contents, given.single and specs == named
+    notes = [f"stdin: {note}"] if note else []
+    made = documents.records
+    if specs in ([], ["-"]):
+        source: Any = {"paths": [], "documents": made} if made else "stdin" if stdin is not None else "value"
+        return Context(piped, source, tuple(notes))
+    named = [spec for spec in specs if spec != "-"]
+    for url, (content, said) in zip(urls, pages):
+        name = rlm_tools.redact_url(url)
+        given.contents[name] = content
+        given.paths.append(name)
+        given.named.append(name)
+        notes += [f"{name}: {note}" for note in said]
+    contents, single = given.contents, len(given.named) == len(specs) == 1
     # Images go along with every request: those are shown that were named, and not what a folder happens to hold.
     some_text = any(isinstance(value, str) for value in contents.values())
     unasked = [n for n, value in contents.items() if some_text and isinstance(value, bytes) and n not in given.named]
@@ -1042,11 +1116,13 @@ def read_context(
         del contents[name]
     if unasked:
         given.notes.append(f"{len(unasked)} images were left out: name each that is to be seen")
-    source: Any = {"paths": paths, "names": list(contents), "single": single}
+    source = {"paths": paths, "names": list(contents), "single": single}
     if encoding:
         source["encoding"] = encoding
     notes += given.notes
-    if not given.rereadable or (piped is not None and specs != named):
+    if made:
+        source["documents"] = made
+    elif not given.rereadable or (piped is not None and specs != named):
         source = "stdin"  # it cannot be read again: the value is kept beside the journal
     if single:
         return Context(next(iter(contents.values())), source, tuple(notes))
@@ -1155,9 +1231,7 @@ In it, besides Python{imports}:
 - llm_query(prompt, model=None, schema=None, images=None): a model reads the prompt, all it sees. \
 llm_query_batched(prompts): in parallel.
 - chunks(text): pieces that fit a sub-call. map_query(question, items, schema=None): an answer for each.
-- rlm_query(prompt, context=None): a child with its own REPL, for a part of several steps. \
-rlm_query_batched(prompts, contexts=None).
-- {functions}
+{recursion}- {functions}
 - SHOW_VARS(); budget(): what is left; _out[n]: all of cell n's output, if it was cut.
 - FINAL(value), also Python data, or FINAL_VAR("name") ends with that answer.
 
@@ -1170,6 +1244,10 @@ for a terse, parseable answer, batch independent ones; never one tiny prompt a l
 - Answer as soon as the evidence is there. {finish}
 Limits: {limits}."""
 
+_RECURSION = """\
+- rlm_query(prompt, context=None): a child with its own REPL, for a part of several steps. \
+rlm_query_batched(prompts, contexts=None).
+"""
 _FINISH_TOOLS = "Plain text without a tool call is the answer; so is FINAL(value) in code."
 _FINISH_TEXT = (
     "To run code, write it in one ```repl fence a reply; its output comes back. A reply without code is taken as the "
@@ -1257,6 +1335,7 @@ class Profile(NamedTuple):
     subcall_share: float  # of the sub-model's window, for the text that `chunks` puts into a sub-call
     output_limit: int | None  # characters of a cell's output, where the caller sets none
     show_below: int | None  # characters up to which a context is shown whole, where the caller sets none
+    recursion: bool  # the prompt offers rlm_query: a small model gains nothing by it
     defaults: Mapping[str, Any]  # request parameters, where the caller sets none
     varied: Mapping[str, Any]  # the same after a cell that was run before
 
@@ -1267,8 +1346,8 @@ class Profile(NamedTuple):
 
 
 _PROFILES = {
-    "full": Profile("full", None, 4096, 0.4, None, None, {}, {}),
-    "small": Profile("small", 1500, 1024, 0.25, 600, 800, {"temperature": 0}, {"temperature": 0.8}),
+    "full": Profile("full", None, 4096, 0.4, None, None, True, {}, {}),
+    "small": Profile("small", 1500, 1024, 0.25, 600, 800, False, {"temperature": 0}, {"temperature": 0.8}),
 }
 _SMALL_WINDOW = 32_768  # tokens; up to here, and up to so many billions of parameters, a model gets the small profile
 _SMALL_PARAMETERS = 10.0
@@ -1302,9 +1381,12 @@ _EXECUTE_CODE = {
 def system_prompt(node: Node) -> str:
     """The instructions of a node: the same for every run and every child, so that prompt caches hit from the start."""
     run, options = node.run, node.run.options
+    if node.protocol == "plain":
+        return f"{_PLAIN_SYSTEM}\n\n{node.instructions}" if node.instructions else _PLAIN_SYSTEM
     parts = {
         "where": " (tool execute_code)" if node.protocol == "tools" else "",
         "imports": " and its standard library" if options.environment == "docker" else " (no network, no os)",
+        "recursion": _RECURSION if run.profile.recursion and options.max_depth else "",
         "functions": ", ".join(map(_signature, run.tools)),
         "finish": _FINISH_TOOLS if node.protocol == "tools" else _FINISH_TEXT,
         "how": _SMALL_HOW[node.protocol],
@@ -1313,6 +1395,8 @@ def system_prompt(node: Node) -> str:
     text = run.custom_prompt or {"full": _FULL, "small": _SMALL}[run.profile.name]
     for name, part in parts.items():
         text = text.replace("{%s}" % name, part)  # noqa: UP031 - an f-string with four braces
+    if run.servers:
+        text += f"\n{run.servers.prompt_line()}"
     own = [tool for tool in run.tools if not tool.name.startswith("file_")]
     if run.profile.guides and own and not run.custom_prompt:
         listed = "; ".join(f"{_signature(tool)}: {tool.description[:200]}" for tool in own)
@@ -1359,6 +1443,56 @@ def read_prompt(path: str) -> str:
         why = getattr(error, "strerror", None) or error
         raise ConfigError(f"cannot read the prompt {path!r}: {why}", hint="full, small, or a text file") from None
     return text.strip()
+
+
+# - a context that is short enough for one call without a REPL
+
+_PLAIN_SYSTEM = "Answer the request from the input that follows it."
+_PLAIN_LEAST_OUTPUT = 1024  # tokens that have to be left in the model's window
+_NOT_PLAIN = "That was not taken as the answer: {}. Work by code: the input is the variable `context`."
+
+
+def plain_announcement(node: Node) -> str | None:
+    """The whole context and the schema, as they follow the prompt of a plain call; None where the loop is to answer.
+
+    It is for the root of a run that has tools of its own but the built-in ones, and whose context is text that fits
+    both `plain_below` and the model's window.
+    """
+    run, options, context = node.run, node.run.options, node.context
+    below = options.plain_below
+    own_tools = any(not tool.name.startswith("file_") for tool in run.tools)
+    if not below or node.depth or options.persistent or own_tools or context.value is None:
+        return None
+    if below == "auto":
+        is_short = context.whole(options.show_below) is not None
+    else:  # no tokenizer packs more into a token
+        is_short = bool(context.images) or size_up_to(context.value, 8 * int(below)) <= 8 * int(below)
+    text = _plain_text(context) if is_short else None
+    if text is None:
+        return None
+    content = [{"type": "text", "text": text}, *context.images]
+    size = rlm_backends.estimate_tokens([{"role": "user", "content": content}])
+    if node.schema is not None:
+        text += f"\n\nAnswer with JSON of this schema, and nothing else: {json.dumps(node.schema)}"
+    window = getattr(run.backend, "window", None) or _UNKNOWN_WINDOW
+    others = rlm_backends.estimate_tokens([{"role": "user", "content": f"{node.prompt}{node.schema or ''}"}])
+    fits = size + others + _PLAIN_LEAST_OUTPUT <= window
+    return text if fits and (below == "auto" or size <= int(below)) else None
+
+
+def _plain_text(context: Context) -> str | None:
+    """A context without its images, as a reader would have it; None where bytes are in it."""
+    value = context.value
+    if isinstance(value, str):
+        return "" if context.images else value
+    if isinstance(value, dict):
+        value = {name: item for name, item in value.items() if _image_in(item) is None}
+        if all(isinstance(item, str) for item in value.values()):
+            return "\n\n".join(f"{name}:\n{text}" for name, text in value.items())
+    elif isinstance(value, list):
+        value = [item for item in value if _image_in(item) is None]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    return None if any(isinstance(item, bytes) for item in items) else repr(value)
 
 
 # - what is said to a model that has gone astray
@@ -2467,9 +2601,14 @@ class CompletionResult:
 
 def _viz() -> Any:
     """rlm_viz, imported when something is to be shown."""
+    return sibling("rlm_viz")
+
+
+def sibling(name: str) -> Any:
+    """One of our modules that few runs need, imported now."""
     import importlib
 
-    return importlib.import_module(f"{__package__}.rlm_viz" if __package__ else "rlm_viz")
+    return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
 
 
 class Replayed(NamedTuple):
@@ -2500,7 +2639,9 @@ class Run:
         *,
         replaying: bool = False,
         group: LedgerGroup | None = None,
+        servers: Any = None,  # a rlm_mcp.ServerSet
     ) -> None:
+        self.servers = servers
         self.profile = profile_for(backend, options.prompt)
         self.custom_prompt = "" if options.prompt in (None, *_PROFILES) else read_prompt(str(options.prompt))
         self.options = options
@@ -2521,6 +2662,8 @@ class Run:
         self.aborted = False
         self._keeper: Future | None = None  # a context that is being kept for a resume
         self.last_text = ""  # the root's last words: the partial answer, should the run be stopped
+        self.on_confirm: Callable[[Forecast], bool] | None = None
+        self._confirming = threading.Lock()
         self._slots = threading.BoundedSemaphore(options.max_parallel)
         self._lock = threading.Lock()
         self._backends: dict[str, Any] = {}
@@ -2604,6 +2747,18 @@ class Run:
     def price(self, backend: Any) -> Price:
         return price_of(backend, self.options)
 
+    def confirm(self, forecast: Callable[[], Forecast]) -> None:
+        """Return if a batch is cheap enough, or somebody says yes; else stop the tree before any of it is sent."""
+        above = self.options.confirm_above
+        if above is None or self.replaying or (self.group is not None and self.group.is_confirmed):
+            return
+        with self._confirming:  # one question at a time: the other threads wait for the answer
+            self.ledger.check()
+            try:
+                require_confirmation(forecast(), above, self.on_confirm)
+            except RLMError as error:
+                raise self.ledger.fail(error) from error.__cause__
+
     # sandboxes
 
     def sandbox(self, context: Context) -> Any:
@@ -2624,7 +2779,7 @@ class Run:
     def keep_context(self, context: Context, turn: int) -> None:
         """Keep a context given by value beside the journal; a large one meanwhile, until the first reply is there."""
         path, size = self.journal.path, context.event_fields["bytes"] if context.event_fields else 0
-        by_value = size <= _SAVED_CONTEXT and not isinstance(context.source, dict)
+        by_value = size <= _SAVED_CONTEXT and not _is_rereadable(context.source)
         if path is None or not by_value or not self.options.save_context:
             return
         save = partial(_save_context, _context_path(path, turn), context.value)
@@ -2789,6 +2944,8 @@ class Run:
         for sandbox in sandboxes:
             if hasattr(sandbox, "interrupt"):
                 sandbox.interrupt()
+        if self.servers:
+            self.servers.interrupt()
 
     def abort(self, reason: BaseException) -> None:
         """Ctrl-C: stop every thread and sandbox of the tree now, and leave a journal that can be resumed."""
@@ -2800,6 +2957,8 @@ class Run:
             self._in_flight.clear()
         for sandbox in sandboxes:
             sandbox.kill() if hasattr(sandbox, "kill") else sandbox.close()
+        if self.servers:
+            self.servers.interrupt()
         with contextlib.suppress(RLMError):
             for in_flight in flights:
                 self._abandon(in_flight, "interrupted")
@@ -2811,6 +2970,8 @@ class Run:
             self._sandboxes.clear()
         for sandbox in sandboxes:
             sandbox.close()
+        if self.servers:
+            self.servers.close()
         self.journal.close()
 
     def totals(self) -> dict[str, Any]:
@@ -3170,11 +3331,15 @@ class Node:
     def open(self, prompt: str) -> None:
         """Put the prompt before the model; for the first one also the instructions, and start a REPL meanwhile."""
         first = not self.messages
+        plain = None
         if first:
-            self._sandbox = Future(lambda: self.run.sandbox(self.context))
+            self.prompt = prompt
             recorded = self.run.recording.starts.get(self.id)
+            plain = plain_announcement(self) if recorded is None else None
+            self.protocol = recorded["protocol"] if recorded else "plain" if plain is not None else self.protocol
+            if self.protocol != "plain":
+                self._start_sandbox()
             system = recorded["system"] if recorded else system_prompt(self)
-            self.protocol = recorded["protocol"] if recorded else self.protocol
             self.messages = [{"role": "system", "content": system, "_stored": True}]
             known = recorded is not None
         else:
@@ -3185,8 +3350,9 @@ class Node:
         if new:
             self.shown_whole = self.context.whole(self.run.options.show_below) is not None
             self.touched = False
+            self.shown_whole = self.shown_whole or self.protocol == "plain"
             self.looked = self.context.value is None or self.shown_whole or bool(self.context.images)
-        self._ask_user(prompt, new, recorded if first else self._recorded_start(prompt))
+        self._ask_user(prompt, new, recorded if first else self._recorded_start(prompt), plain)
         self.first_turn, self.failures = self.turn, 0
         self.warned = self.worked = self.sent_back = False
         self.doubts = 0
@@ -3202,10 +3368,13 @@ class Node:
         starts = self.run.recording.prompts if self.depth == 0 else []
         return next((e for e in starts if e.get("turn") == self.turn and e["prompt"] == prompt), None)
 
-    def _ask_user(self, prompt: str, new: bool, recorded: Event | None) -> None:
+    def _start_sandbox(self) -> None:
+        self._sandbox = Future(lambda: self.run.sandbox(self.context))
+
+    def _ask_user(self, prompt: str, new: bool, recorded: Event | None, plain: str | None = None) -> None:
         """Put the user's message before the model: the prompt, what is known of the context, and its images."""
         self.prompt = prompt
-        announced = recorded.get("announcement") if recorded else announcement(self, new=new)
+        announced = recorded.get("announcement") if recorded else plain or announcement(self, new=new)
         self.announcement = announced or ""
         text = f"{prompt}\n\n{announced}" if announced else prompt
         shows = new and self.context.images
@@ -3262,8 +3431,9 @@ class Node:
             require=options.require,
             schema=self.schema,
             base_url=_without_login(getattr(run.backend, "base_url", None)),
-            tools=[] if self.protocol == "stream" else [tool.name for tool in run.tools],
+            tools=[] if self.protocol in ("stream", "plain") else [tool.name for tool in run.tools],
             tool_schemas=run.tool_schemas if self.protocol == "tools" else None,
+            mcp=run.servers.recorded() if run.servers and first and not self.key else None,
             version=__version__,
         )
         run.write("start", parent=self.parent, depth=self.depth, **fields)
@@ -3299,10 +3469,11 @@ class Node:
         return self.run.once(f"turn {self.turn} of node {self.id}", recorded, self._recorded_reply, self._new_reply)
 
     def _new_reply(self) -> Any:
-        if self.forcing is None:
+        if self.forcing is None and self.protocol != "plain":
             self._say_what_is_left()
         try:
-            self._compact()
+            if self.protocol != "plain":
+                self._compact()
             return self._mended_reply()
         except rlm_backends.BackendError as error:
             raise provider_error(error) from error
@@ -3322,6 +3493,9 @@ class Node:
         if error.code == "no_tools" and self.protocol == "tools" and self.run.options.protocol != "tools":
             self._change_to_text()
             return True
+        if error.code == "context_length" and self.protocol == "plain":
+            self._leave_plain("")
+            return True
         if error.code == "context_length":
             return self._compact(force=True)
         # A stream that was cut in its middle is no answer.
@@ -3330,6 +3504,8 @@ class Node:
     def _recorded_reply(self, event: Event) -> Any:
         """A reply that the journal holds, and the messages that went with it."""
         self.call_id = event["call_id"]
+        if self.protocol == "plain" and event.get("system"):
+            self._leave_plain("")
         if event.get("protocol") == "text" and self.protocol == "tools":
             self._change_to_text()
         if event.get("system"):
@@ -3340,7 +3516,8 @@ class Node:
             self.forcing = MaxIterationsExceeded(self.turn, self.turn)
         if compaction := self.run.recording.compactions.get((self.id, self.turn)):
             self._replay_compaction(compaction)
-        asked = [m for m in event.get("prompt") or [] if "content" in m and m.get("role") in ("user", "tool")]
+        new = [{k: v for k, v in m.items() if k != "replaces"} for m in event.get("prompt") or []]
+        asked = [m for m in new if "content" in m and m.get("role") in ("user", "tool")]
         pending = [m for m in self.messages[self.logged_count :] if m.get("_stored")]
         if asked and self.turn - 1 in self.run.recording.restarts.get(self.id, ()):
             asked[0] = {**asked[0], "_restart": True}
@@ -3366,13 +3543,15 @@ class Node:
             event_fields["forced"] = True
         if self.new_system:
             event_fields["system"], self.new_system = self.new_system, ""
-        backend, text_protocol = self.run.backend, self.protocol == "text"
+        backend, has_tools = self.run.backend, self.protocol == "tools"
+        typed = self.protocol == "plain" and (self.schema or {}).get("type") == "object"
         reply = self.run.call(
             self,
             backend,
             self.messages,
             event_fields,
-            tools=None if text_protocol or self.forcing is not None else self.run.tool_schemas,
+            tools=self.run.tool_schemas if has_tools and self.forcing is None else None,
+            schema=self.schema if typed else None,
             most=_turn_output(backend, self.run.profile),
             on_text=self._on_text if self.run.journal.on_event and self.depth == 0 else None,
             defaults=self._defaults(),
@@ -3396,6 +3575,32 @@ class Node:
         self.run.protocol = self.protocol = "text"
         self.messages[0] = {"role": "system", "content": system_prompt(self)}
         self.new_system = self.messages[0]["content"] if self.logged_count else ""
+
+    def _leave_plain(self, why: str) -> None:
+        """Go on in the loop: the one plain call gave no answer, or (without `why`) its message was too long."""
+        self.protocol = self._protocol()
+        self._start_sandbox()
+        self.messages[0] = {"role": "system", "content": system_prompt(self), "_stored": True}
+        self.new_system = self.messages[0]["content"]
+        announced = announcement(self, new=True)
+        if not why:
+            del self.messages[1:]
+            announced = f"{self.prompt}\n\n{announced}"
+        self.logged_count = min(self.logged_count, len(self.messages))
+        self.messages.append(
+            {"role": "user", "content": f"{_NOT_PLAIN.format(why)}\n{announced}" if why else announced}
+        )
+
+    def _plain_answer(self, reply: Any, text: str) -> Answer | None:
+        """The answer to a plain call; None where the loop has to go on instead."""
+        if not text.strip() or reply.stop_reason in ("length", "repetition"):
+            why = "it was empty" if not text.strip() else "it was cut off"
+        elif answer := self._accept(Answer(self._answer_in(text)), correct=False):
+            return answer
+        else:
+            why = "it does not fit the schema"
+        self._leave_plain(why)
+        return None
 
     def _say_what_is_left(self) -> None:
         """Tell the model once when a limit is nearly reached, so that it can answer in time."""
@@ -3425,6 +3630,8 @@ class Node:
             raise ProviderError(f"the model refused to answer: {text.strip() or reply.stop_reason}", provider=provider)
         if reply.stop_reason == "pause":
             return None
+        if self.protocol == "plain":
+            return self._plain_answer(reply, text)
         if action is not None:
             return self._run_written(action, final_call(text))
         if reply.stop_reason in ("length", "repetition"):
@@ -3441,7 +3648,7 @@ class Node:
         if self._read is None or self._read[0] != text:
             self._read = text, written_action(text, self.known_names)
         action = self._read[1]
-        if action is None or reply.stop_reason in ("refusal", "content_filter", "pause"):
+        if action is None or self.protocol == "plain" or reply.stop_reason in ("refusal", "content_filter", "pause"):
             return None
         unfinished = reply.stop_reason in ("length", "repetition") and action.end >= len(text.rstrip())
         if unfinished and (action.code is None or not parses(action.code)):
@@ -3564,10 +3771,12 @@ class Node:
 
     def _turn_down(self, words: str) -> Answer | None:
         """Ask for something else than the newest reply, which a small model would repeat if it saw it; no answer."""
+        message: dict[str, Any] = {"role": "user", "content": words}
         if self.run.profile.guides:
             self.messages.pop()
             self.logged_count = len(self.messages)
-        self.messages.append({"role": "user", "content": words})
+            message["_replaces"] = True
+        self.messages.append(message)
         return None
 
     def _doubt_about(self, answer: str) -> str:
@@ -3894,9 +4103,13 @@ class Node:
         }
         for tool in self.run.tools:
             plans[tool.name] = self._tool_preparation(tool)
+        if servers := self.run.servers:
+            plans["tools"] = lambda word="": partial(servers.search, word)
         functions: dict[str, Any] = {
             name: HostFunction(self, plan, batched=name == "llm_query_batched") for name, plan in plans.items()
         }
+        if servers:
+            functions.update(servers.namespaces(lambda tool: HostFunction(self, self._remote_tool_preparation(tool))))
         return {**functions, "chunks": rlm_sandbox.Chunks(self.run.subcall_characters)}
 
     def _key(self, function: str, *parts: Any) -> str:
@@ -3922,7 +4135,7 @@ class Node:
 
     def _plan_leaves(
         self, function: str, prompts: Any, model: str | None, schema: Any = None, images: Any = None
-    ) -> list[Callable[[], Any]]:
+    ) -> list[partial[Any]]:
         prompts = _prompt_list(function, prompts)
         wanted = _subcall_schema(function, schema)
         wrapped = wanted is not None and wanted.get("type") != "object"
@@ -4009,7 +4222,7 @@ class Node:
             raise ValueError(f"rlm_query_batched got {len(prompts)} prompts and {len(contexts)} contexts")
         return self._all_of(self._plan_children("rlm_query_batched", prompts, contexts))
 
-    def _plan_children(self, function: str, prompts: Any, contexts: list[Any]) -> list[Callable[[], Any]]:
+    def _plan_children(self, function: str, prompts: Any, contexts: list[Any]) -> list[partial[Any]]:
         prompts = _prompt_list(function, prompts)
         if self.depth >= self.run.options.max_depth:
             raise MaxDepthExceeded(self.depth + 1, self.run.options.max_depth)
@@ -4028,10 +4241,35 @@ class Node:
             for key, prompt, context in zip(keys, prompts, contexts, strict=True)
         ]
 
-    def _all_of(self, tasks: Sequence[Callable[[], Any]]) -> Callable[[], list[Any]]:
+    def _forecast(self, tasks: Sequence[partial[Any]]) -> Forecast:
+        """What those of a batch's sub-calls or children that the journal does not hold will cost at most."""
+        run, recording = self.run, self.run.recording
+        new = [t for t in tasks if t.args[0] not in recording.results_by_key and t.args[0] not in recording.children]
+        left = run.ledger.left()
+        if new and new[0].func == self._child:  # children go on until they answer: all that is left is their limit
+            cost = at_most(left["tokens"], run.backend, run.options)
+            cost = cost if cost is None or left["cost_usd"] is None else min(cost, left["cost_usd"])
+            return Forecast(len(new), f"children of {getattr(run.backend, 'model', '')}", cost)
+        try:
+            backend = run.backend_for(new[0].args[2] if new else None)
+        except (rlm_backends.BackendError, RLMError):  # each of them is going to fail, before it is sent
+            return Forecast(len(new), "sub-calls", 0.0)
+        params = run.params_for({"kind": "sub"})
+        most = min(run.profile.subcall_output, _whole_number(params.get("max_output_tokens")) or sys.maxsize)
+        calls = []
+        for _, prompt, _, _, form in (task.args for task in new):
+            size = tokens_of([{"role": "user", "content": form.prompt(prompt)}])
+            calls.append((size, most))
+            if form.schema is not None:  # what does not fit is asked for once more
+                calls.append((size + most + _CORRECTION_TOKENS, most))
+        cost = run.ledger.forecast(calls, run.price(backend))
+        return Forecast(len(new), f"sub-calls of {getattr(backend, 'model', '')}", cost)
+
+    def _all_of(self, tasks: Sequence[partial[Any]]) -> Callable[[], list[Any]]:
         """All results in order; SubcallError, with `.results` and `.errors`, if some failed, once all have ended."""
 
         def work() -> list[Any]:
+            self.run.confirm(lambda: self._forecast(tasks))
             with self.run.ledger.queue(len(tasks)) as begun:
                 results = fan_out(self._counted(begun, tasks), self.run.options.max_parallel)
             self.run.ledger.check()
@@ -4101,18 +4339,31 @@ class Node:
     def _tool_preparation(self, tool: Tool) -> Callable[..., Callable[[], Any]]:
         def prepare(*args: Any, **kwargs: Any) -> Callable[[], Any]:
             arguments = tool.bind(*args, **kwargs)
-            key = self._key(tool.name, arguments)
-            cell = self.cells
-            return lambda: self._tool_from_code(tool, arguments, key, cell)
+            call = partial(rlm_tools.call_tool, tool, arguments)
+            return partial(
+                self._tool_from_code, tool.name, call, arguments, self._key(tool.name, arguments), self.cells
+            )
 
         return prepare
 
-    def _tool_from_code(self, tool: Tool, arguments: dict[str, Any], key: str, cell: int) -> Any:
+    def _remote_tool_preparation(self, tool: Any) -> Callable[..., Callable[[], Any]]:
+        """The same for a tool of an MCP server."""
+
+        def prepare(*args: Any, **kwargs: Any) -> Callable[[], Any]:
+            arguments, name = tool.arguments(*args, **kwargs), tool.full_name
+            call = partial(self.run.servers.call, tool, arguments)
+            return partial(self._tool_from_code, name, call, arguments, self._key(name, arguments), self.cells)
+
+        return prepare
+
+    def _tool_from_code(
+        self, name: str, call: Callable[[], Any], arguments: dict[str, Any], key: str, cell: int
+    ) -> Any:
         """A tool called by the model's code: its result as Python data, journalled so that a re-run gets the same."""
         recorded = self.run.recording.results_by_key.get(key)
 
         def serve(recorded: Event) -> Any:
-            self.run.add_tool_call(tool.name, arguments, self, is_error=bool(recorded.get("error")))
+            self.run.add_tool_call(name, arguments, self, is_error=bool(recorded.get("error")))
             if recorded.get("error"):
                 raise _recorded_error(recorded["error"])
             return rlm_sandbox.unpack(recorded["result"])
@@ -4121,23 +4372,23 @@ class Node:
             started = time.monotonic()
             result, error = None, None
             try:
-                result = self.run.run_cancellable(lambda: rlm_tools.call_tool(tool, arguments))
+                result = self.run.run_cancellable(call)
             except Exception as raised:  # whatever a tool raises belongs to the code that called it
                 self.run.ledger.check()
                 error = raised
             if recorded is None:
-                self._journal_tool_from_code(tool, arguments, key, cell, result, error, started)
-            self.run.add_tool_call(tool.name, arguments, self, is_error=error is not None)
+                self._journal_tool_from_code(name, arguments, key, cell, result, error, started)
+            self.run.add_tool_call(name, arguments, self, is_error=error is not None)
             if error is not None:
                 raise error
             return result
 
         kept = recorded if recorded and (recorded.get("error") or "result" in recorded) else None  # or it was too large
-        return self.run.once(f"result of {tool.name}", kept, serve, work)
+        return self.run.once(f"result of {name}", kept, serve, work)
 
     def _journal_tool_from_code(
         self,
-        tool: Tool,
+        name: str,
         arguments: dict[str, Any],
         key: str,
         cell: int,
@@ -4145,11 +4396,11 @@ class Node:
         error: Exception | None,
         started: float,
     ) -> None:
-        fields: Event = {"key": key, "from_cell": cell, "name": tool.name, **packed("arguments", arguments)}
+        fields: Event = {"key": key, "from_cell": cell, "name": name, **packed("arguments", arguments)}
         if error is None:
             fields.update(packed("result", result))
         shown = f"{type(error).__name__}: {error}" if error else _cut(rlm_tools.render(result), 2000)
-        results = [{"id": key, "name": tool.name, "content": shown, "is_error": error is not None}]
+        results = [{"id": key, "name": name, "content": shown, "is_error": error is not None}]
         fields.update(tool_calls=[key], tool_results=results, error=shown if error else None)
         self._write_tool(turn=self.turn, **fields, duration_ms=_ms_since(started))
 
@@ -4279,7 +4530,7 @@ def _journal_form(message: dict[str, Any]) -> dict[str, Any]:
     if message.get("_stored"):
         form.pop("content", None)
         form.pop("is_error", None)
-    return form
+    return form | ({"replaces": True} if message.get("_replaces") else {})
 
 
 def _stubbed(message: dict[str, Any]) -> dict[str, Any]:
@@ -4360,7 +4611,7 @@ class RLM:
     `config`: a file to read instead, or False for none. `on_event` is called with each journal event as it is
     written, and with text deltas; `on_progress` with what goes on between them: {"phase": …} of a model that is loaded
     (`text`), asked (`kind`), reads its prompt (`processed`, `total`), of a cell that runs (`cell`), and of sub-calls
-    (`done`, `total`).
+    (`done`, `total`). `on_confirm(forecast)` says whether a batch that may cost more than `confirm_above` is sent.
     """
 
     def __init__(
@@ -4379,6 +4630,7 @@ class RLM:
         max_errors: int | None = None,
         token_budget: int | None = None,
         cost_budget_usd: float | None = None,
+        confirm_above: float | None = None,
         timeout_seconds: float | None = None,
         max_parallel: int | None = None,
         max_retries: int | None = None,
@@ -4389,11 +4641,13 @@ class RLM:
         sub_params: dict[str, Any] | None = None,
         prompt: str | None = None,
         show_below: int | None = None,
+        plain_below: int | str | None = None,
         encoding: str | None = None,
         prices: dict[str, Any] | None = None,
         cache: bool | None = None,
         schema: Any = None,
         tools: list[Any] | None = None,
+        mcp: dict[str, Any] | list[str] | None = None,
         allowed_paths: list[str] | None = None,
         allowed_imports: list[str] | None = None,
         require: str | None = None,
@@ -4416,12 +4670,14 @@ class RLM:
         config: str | bool | None = None,
         on_event: Callable[[Event], None] | None = None,
         on_progress: Callable[[Event], None] | None = None,
+        on_confirm: Callable[[Forecast], bool] | None = None,
     ) -> None:
         given = locals()
         self._given = {name: given[name] for name in OPTIONS if given[name] is not None}
         self._config = config
         self._on_event = on_event
         self._on_progress = on_progress
+        self._on_confirm = on_confirm
         self._load_config()
 
     def _load_config(self) -> None:
@@ -4440,6 +4696,7 @@ class RLM:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._given, self._config, self._on_event, self._on_progress = state["_given"], state["_config"], None, None
+        self._on_confirm = None
         self._load_config()
 
     def __enter__(self) -> RLM:
@@ -4505,6 +4762,7 @@ class RLM:
         go_on: str | None = None,  # the journal to append to
         log: bool = True,
         group: LedgerGroup | None = None,
+        servers: Callable[[], Any] | None = None,
     ) -> Run:
         options, backend, tools = self.options, self.backend, self.tools
         if log:
@@ -4522,28 +4780,67 @@ class RLM:
                 raise sandbox_error(error) from error
         environ = self.configuration.environ
         keys = [environ.get(name, "") for name in rlm_backends.key_variables()]
+        keys += server_secrets(options.mcp, environ)
         printer = _printer(options.verbose)
         listeners = [on for on in (printer, self._on_event) if on is not None]
         line = None if options.verbose else printer  # a notebook's line tells what goes on between events, too
         watchers = [on for on in (line, self._on_progress) if on is not None]
         path = go_on or (self._journal_path(trajectory_id) if log else None)
         unnamed = origins["log_dir"] == "default" and os.path.dirname(path or "") == OPTIONS["log_dir"].default
-        journal = Journal(
-            path,
-            trajectory_id,
-            secrets=[*keys, options.api_key or "", options.snipara_api_key or ""],
-            on_event=_to_all(listeners),
-            on_progress=_to_all(watchers),
-            append=go_on is not None,
-            follow_links=not unnamed,
-        )
         try:
-            return Run(options, backend, tools, journal, recording, replaying=not log, group=group)
+            open_servers = servers() if servers else None
+        except rlm_tools.ToolError as error:
+            raise ConfigError(str(error), hint=error.hint) from error
+        journal = None
+        try:
+            journal = Journal(
+                path,
+                trajectory_id,
+                secrets=[*keys, options.api_key or "", options.snipara_api_key or ""],
+                on_event=_to_all(listeners),
+                on_progress=_to_all(watchers),
+                append=go_on is not None,
+                follow_links=not unnamed,
+            )
+            run = Run(options, backend, tools, journal, recording, replaying=not log, group=group, servers=open_servers)
+            run.on_confirm = self._on_confirm
+            return run
         except BaseException:  # an unreadable prompt, a sub-model without a key: nothing has begun
-            journal.close()
-            if journal.path is not None and go_on is None:
+            if open_servers:
+                open_servers.close()
+            if journal is not None:
+                journal.close()
+            if journal is not None and journal.path is not None and go_on is None:
                 os.unlink(journal.path)
             raise
+
+    def _connected_servers(self) -> Any:
+        """The configured MCP servers, started, for one run; None where there are none."""
+        if not self.options.mcp:
+            return None
+        servers = sibling("rlm_mcp").ServerSet(self.options.mcp, self.configuration.environ)
+        taken = {*_REPL_NAMES, *(tool.name for tool in self.tools), *dir(builtins)}
+        names = [*servers.specs, "tools"]  # the last is that of the function that searches them
+        if clash := [name for name in names if name in taken or names.count(name) > 1]:
+            raise ConfigError(f"{clash[0]!r} is wanted for MCP, but the REPL has one", hint="rename one")
+        self._loading(f"starting MCP servers: {', '.join(self.options.mcp)}")
+        servers.connect()
+        return servers
+
+    def _recorded_servers(self, recording: JournalIndex, *, live: bool = True) -> Callable[[], Any]:
+        """What makes the MCP servers of a recorded run; they are started for what the journal does not hold."""
+        recorded = recording.starts.get("n0", {}).get("mcp")
+        missing = sorted(set(recorded or {}) - {re.sub(r"\W", "_", name) for name in self.options.mcp or {}})
+        if live and missing:
+            message = f"the run had the MCP server {missing[0]!r}, which is not configured now"
+            raise ConfigError(message, hint=f"write [mcp.{missing[0]}] in rlm.toml again")
+
+        def restored() -> Any:
+            servers = sibling("rlm_mcp").ServerSet(self.options.mcp or {}, self.configuration.environ)
+            servers.restore(recorded)
+            return servers
+
+        return restored if recorded else lambda: None
 
     # completing
 
@@ -4575,7 +4872,7 @@ class RLM:
         if self.backend is not None and self.options.environment == "local":
             rlm_sandbox.warm(self.options.allowed_imports or ())  # while this thread reads tools and loads HTTP
         schema = self._schema()
-        run = self._new_run(new_id(), JournalIndex(), group=group)
+        run = self._new_run(new_id(), JournalIndex(), group=group, servers=self._connected_servers)
         node = Node(run, context, instructions=system or "", schema=schema)
         try:
             return self._supervise(run, node, lambda: node.complete(prompt))
@@ -4668,12 +4965,13 @@ class RLM:
         `one_ledger`: the limits hold for the batch as a whole. `on_result(place, result)`: called as each finishes.
         """
         items = [{"prompt": item} if isinstance(item, str) else dict(item) for item in prompts]
+        confirmed = self._confirm_batch(1 if one_ledger else len(items), len(items))
         if executor is not None:
             if one_ledger:
                 raise ConfigError("one ledger for the batch needs one process", hint="leave executor out")
-            yield from _batch_elsewhere(self, items, executor, on_result)
+            yield from _batch_elsewhere(self, items, executor, on_result, confirmed)
             return
-        group = LedgerGroup(Ledger(self.options) if one_ledger else None)
+        group = LedgerGroup(Ledger(self.options) if one_ledger else None, confirmed)
         done = [threading.Event() for _ in items]
         results: list[Any] = [None] * len(items)
         stop = threading.Event()
@@ -4705,6 +5003,19 @@ class RLM:
             self._abort(KeyboardInterrupt() if isinstance(reason, GeneratorExit) else reason, group)
             raise
 
+    def _confirm_batch(self, ledgers: int, count: int) -> bool:
+        """Whether a batch was confirmed as a whole, so that its rows need not be; LimitExceeded if it was not."""
+        options = self.options
+        if options.confirm_above is None or not count:
+            return False
+        each = at_most(options.token_budget, self.backend, options)
+        if each is not None and options.cost_budget_usd is not None:
+            each = min(each, options.cost_budget_usd)
+        cost = None if each is None else each * ledgers
+        forecast = Forecast(count, f"runs of {getattr(self.backend, 'model', '')}", cost)
+        require_confirmation(forecast, options.confirm_above, self._on_confirm)
+        return True
+
     def variables(self) -> dict[str, tuple[str, int | None, str]]:
         """The variables of a persistent RLM's REPL: {name: (type, size, short repr)}."""
         return self._conversation[1].sandbox.names() if self._conversation else {}
@@ -4724,7 +5035,7 @@ class RLM:
         context = rlm._recorded_context(root, path)
         rlm._require_recorded(root)
         schema = rlm._schema()
-        run = rlm._new_run(root["trajectory_id"], recording, go_on=path)
+        run = rlm._new_run(root["trajectory_id"], recording, go_on=path, servers=rlm._recorded_servers(recording))
         run.write("resume", node="n0", lines=len(recording.turns), limits=raised_limits)
         node = Node(run, context, instructions=root.get("instructions") or "", schema=schema)
         context_of = partial(rlm._recorded_context, path=path)
@@ -4743,7 +5054,9 @@ class RLM:
         rlm = self._as_recorded(recording, {"backend": ReplayBackend(recording)}, path)
         root = recording.starts["n0"]
         context = rlm._recorded_context(root, path)
-        run = rlm._new_run(root["trajectory_id"], recording, log=False)
+        run = rlm._new_run(
+            root["trajectory_id"], recording, log=False, servers=rlm._recorded_servers(recording, live=False)
+        )
         run.journal.path = path
         node = Node(run, context, instructions=root.get("instructions") or "", schema=rlm._schema())
         context_of = partial(rlm._recorded_context, path=path)
@@ -4793,7 +5106,12 @@ class RLM:
                 recorded[name] = strict
         recorded["allowed_paths"] = self._recorded_paths(root.get("allowed_paths"))
         options = {k: v for k, v in {**recorded, **self._given, **raised}.items() if v is not None}
-        clone = RLM(**options, config=self._config, on_event=self._on_event, on_progress=self._on_progress)
+        heard: dict[str, Any] = {
+            "on_event": self._on_event,
+            "on_progress": self._on_progress,
+            "on_confirm": self._on_confirm,
+        }
+        clone = RLM(**options, config=self._config, **heard)
         clone._given.setdefault("log_dir", os.path.dirname(path))
         clone.options = dataclasses.replace(clone.options, log_dir=os.path.dirname(path))
         return clone
@@ -4822,12 +5140,12 @@ class RLM:
         if not recorded:
             return Context(None)
         source = recorded.get("source")
-        if isinstance(source, dict):
+        if _is_rereadable(source):
             context = Context(_read_again(source, path), source)
         else:
             context = Context(_load_context(_context_path(path, root.get("turn") or 0), recorded), source)
         if _digest(context.value)[0] != recorded.get("sha256"):
-            names = ", ".join(source["paths"][:3]) if isinstance(source, dict) else "the kept copy"
+            names = ", ".join(source["paths"][:3]) if _is_rereadable(source) else "the kept copy"
             raise ConfigError(
                 f"the context has changed since the run was recorded: {names}", hint="restore it, or start a new run"
             )
@@ -4963,6 +5281,30 @@ def price_of(backend: Any, options: Options) -> Price:
     return price
 
 
+def at_most(tokens: int, backend: Any, options: Options) -> float | None:
+    """Dollars for so many tokens, in or out, of the dearer of a run's two models; None where a price is not known."""
+    models = {getattr(backend, "model", ""), options.sub_model or getattr(backend, "model", "")}
+    usages = ({"input": tokens, "output": 0}, {"input": 0, "output": tokens})
+    provider = getattr(backend, "provider", None)
+    costs = [rlm_backends.cost_of(model, usage, options.prices, provider) for model in models for usage in usages]
+    known = [cost for cost in costs if cost is not None]
+    return max(known) if len(known) == len(costs) else None
+
+
+def require_confirmation(forecast: Forecast, above: float, on_confirm: Callable[[Forecast], bool] | None) -> None:
+    """LimitExceeded for a batch that may cost more than `above`, or nobody knows how much, unless it is confirmed."""
+    if forecast.cost_usd is not None and forecast.cost_usd <= above:
+        return
+    try:
+        confirmed = on_confirm is not None and on_confirm(forecast)
+    except Exception as error:
+        raise RLMError(
+            f"on_confirm raised {type(error).__name__}: {error}", hint="mend it, then: rlm resume"
+        ) from error
+    if not confirmed:
+        raise forecast.refusal(above)
+
+
 def _on_own_thread(work: Callable[[], Answer], run: Run, node: Node) -> Answer:
     """The work's answer. On the main thread it runs on another one: Ctrl-C then stops the run, tidily, at once.
 
@@ -5056,9 +5398,10 @@ def _batch_elsewhere(
     items: list[dict[str, Any]],
     executor: Executor,
     on_result: Callable[[int, CompletionResult | RLMError], None] | None,
+    confirmed: bool,
 ) -> Iterator[CompletionResult | RLMError]:
     """The results of a batch that somebody's executor runs, perhaps on other machines."""
-    futures = [executor.submit(_complete_item, rlm, item, LedgerGroup(None)) for item in items]
+    futures = [executor.submit(_complete_item, rlm, item, LedgerGroup(None, confirmed)) for item in items]
     try:
         for number, future in enumerate(futures):
             try:
@@ -5095,6 +5438,11 @@ def _clean_prompt(prompt: Any) -> str:
     if not prompt.strip():
         raise ConfigError("the prompt is empty", hint='rlm "which errors are in it?" -c big.log')
     return prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _is_rereadable(source: Any) -> bool:
+    """Whether a context is files that a resume reads again, rather than what a reader made, a page or a value."""
+    return isinstance(source, dict) and "documents" not in source
 
 
 def _read_again(source: dict[str, Any], journal: str) -> Any:

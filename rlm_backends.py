@@ -26,7 +26,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -35,17 +35,22 @@ __all__ = [
     "BackendError",
     "HTTPBackend",
     "Reply",
+    "SubprocessBackend",
+    "agents",
     "connect",
     "cost_of",
     "estimate_tokens",
     "image_part",
+    "kept_models",
     "key_variables",
     "local_servers",
     "mask",
     "post",
     "providers",
+    "remove_model",
     "saved_by_cache",
     "size_in_name",
+    "stop_programs",
 ]
 
 DEFAULT_MODEL = "gpt-4o-mini"
@@ -131,7 +136,7 @@ class _Secret(str):
     __slots__ = ()
 
     def __repr__(self) -> str:
-        return "'***'"
+        return "'[redacted]'"
 
 
 class _Environ:
@@ -143,6 +148,11 @@ class _Environ:
     def __repr__(self) -> str:
         return "<environ>"
 
+    def without(self, names: Collection[str]) -> dict[str, str]:
+        """What a program of ours gets: all but these, and our own options."""
+        mine = ("RLM_", "SNIPARA_")
+        return {name: value for name, value in self._values.items() if name not in names and not name.startswith(mine)}
+
     def get(self, name: str) -> str:
         return (self._values.get(name) or "").strip()
 
@@ -151,10 +161,10 @@ class _Environ:
 
 
 def mask(text: str, secrets: Sequence[str] = ()) -> str:
-    """`text` with each of the secrets, if it has 8 characters or more, replaced by ***."""
+    """`text` with each of the secrets, if it has 8 characters or more, replaced by [redacted]."""
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
         if len(secret) >= 8:
-            text = text.replace(secret, "***")
+            text = text.replace(secret, "[redacted]")
     return text
 
 
@@ -808,6 +818,7 @@ def _forget_after_fork() -> None:
     _learning, _pending_lock, _serving = threading.Lock(), threading.Lock(), threading.Lock()
     _links.clear()
     _pending.clear()
+    _programs.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -2404,7 +2415,7 @@ def _wait_asked(headers: Mapping[str, str], body: bytes | bytearray) -> float | 
 
 def _tidy(text: str, secret: str) -> str:
     """A server's words for one line of ours: no key nor what looks like one, no control characters, no length."""
-    text = re.sub(_KEY_SHAPE, "***", mask(text, [secret])[:4_000])
+    text = re.sub(_KEY_SHAPE, "[redacted]", mask(text, [secret])[:4_000])
     text = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text).split())
     return text if len(text) <= 600 else f"{text[:600]} …"
 
@@ -2987,9 +2998,11 @@ def connect(
     timeout: float = 600.0,
     progress: Callable[[str], None] | None = None,
 ) -> HTTPBackend:
-    """The backend for a model; nothing is sent yet. BackendError(code="config") says what is missing.
+    """The backend for a model; nothing is sent to it yet. BackendError(code="config") says what is missing.
 
-    `model` may be the path of a .gguf file, which is served on this machine; `progress` is told how it loads.
+    `model` may be the path of a .gguf file, which is served on this machine, or hf:OWNER/REPO[:QUANT], which is
+    downloaded now if it is not kept yet; `progress` is told how it comes and loads. It may be cli:claude, cli:codex or
+    cli:gemini, with /MODEL or without: a coding agent's program, on its own account.
     `timeout` is how many seconds of silence from the server are borne. `cache` keeps answers on disk: in a folder, or
     True for the user's cache folder.
     """
@@ -3001,7 +3014,13 @@ def connect(
     for known, price in (prices or {}).items():
         _as_price(known, price)
     how = BackendOptions(max_retries, max_parallel, prices, _cache_folder(cache, env), timeout)
-    if model and model.endswith(".gguf") and base_url is None and backend in ("auto", "litellm", "llamacpp"):
+    by_name = base_url is None and backend in ("auto", "litellm")
+    if model and model.startswith("cli:") and by_name:
+        return _agent_backend(model, env, how)
+    if model and model.startswith("hf:") and by_name:
+        _check_package()
+        return _LocalModel(_Hub(model, env, progress).file(), how, progress, name=model)
+    if model and model.endswith(".gguf") and (by_name or (base_url is None and backend == "llamacpp")):
         return _LocalModel(model, how, progress)
     row, name = _choose(model, backend, base_url, env)
     return _connected(row, name, backend, base_url, key, env, how)
@@ -3015,6 +3034,9 @@ def _connected(
 
     def reconnect(model: str) -> HTTPBackend:
         """Another model by its name; one whose name does not say whose it is belongs to the same provider."""
+        if model.startswith(("cli:", "hf:")):
+            hint = "leave sub_model out, or name a provider's model"
+            raise BackendError(f"{model!r} can only be the main model", code="config", hint=hint)
         try:
             other, other_name = _choose(model, "auto", None, env)
         except BackendError:
@@ -3331,12 +3353,13 @@ _serving = threading.Lock()
 class _LocalModel(HTTPBackend):
     """A GGUF file, served by a llama.cpp server on loopback: one for the process, started by the first call."""
 
-    def __init__(self, path: str, how: BackendOptions, progress: Callable[[str], None] | None) -> None:
+    def __init__(self, path: str, how: BackendOptions, progress: Callable[[str], None] | None, name: str = "") -> None:
         self.path = os.path.realpath(os.path.expanduser(path))
         header = _gguf_header(self.path)
-        _check_local(self.path)
+        _check_package()
+        _check_memory(path, _model_size(self.path))
         how = how._replace(max_parallel=min(_SLOTS, how.max_parallel))
-        super().__init__(_rows()["llamacpp"], path, "http://127.0.0.1", _Key(_Secret(""), None), how)
+        super().__init__(_rows()["llamacpp"], name or path, "http://127.0.0.1", _Key(_Secret(""), None), how)
         self.window = self._context = min(header.context or 4096, _LONGEST_CONTEXT)
         self.parameters = self.parameters or header.parameters
         self.server, self._inspected = "llamacpp", True
@@ -3400,7 +3423,7 @@ class _LocalModel(HTTPBackend):
         raise self._error("config", f"llama.cpp cannot serve {self.model!r}: {said[-1]}")
 
     def _wait_for(self, response: list[bytes], state: CallState) -> None:
-        size, started = os.path.getsize(self.path) / 1e9, time.monotonic()
+        size, started = _model_size(self.path) / 1e9, time.monotonic()
         while not response:
             if self._progress:
                 waited = time.monotonic() - started
@@ -3423,17 +3446,28 @@ def _end(process: Any) -> None:
         process.stdin.close()
 
 
-def _check_local(path: str) -> None:
-    """Raise where the file cannot be served on this machine."""
+def _check_package() -> None:
+    """Raise where no model file can be served on this machine."""
     import importlib.util
 
     if importlib.util.find_spec("xllamacpp") is None:
         hint = "pip install 'flat-rlm[local]'"
         raise BackendError("a .gguf model needs the package xllamacpp", code="config", hint=hint)
-    size, free = os.path.getsize(path), _free_memory()
+
+
+def _check_memory(name: str, size: int) -> None:
+    """Raise where a model of that size does not fit into this machine's memory."""
+    free = _free_memory()
     if free is not None and size > free:
-        message = f"{path!r} takes {size / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
+        message = f"{name!r} takes {size / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
         raise BackendError(message, code="config", hint="use a smaller model or a stronger quantisation")
+
+
+def _model_size(path: str) -> int:
+    """Bytes of a model file, of all its parts where it is the first of several."""
+    first = re.fullmatch(r"(.*)-00001-of-(\d{5})\.gguf", path, re.DOTALL)
+    parts = [f"{first[1]}-{n:05}-of-{first[2]}.gguf" for n in range(1, int(first[2]) + 1)] if first else [path]
+    return sum(map(_size_of, parts))
 
 
 def _free_memory() -> int | None:
@@ -3449,7 +3483,7 @@ def _free_memory() -> int | None:
 def _prompt_cache_mib(path: str) -> int:
     """How much memory the prompts of a served model may take: a quarter of what the model leaves, within reason."""
     free = _free_memory()
-    return _PROMPT_CACHE_MIB if free is None else min(_PROMPT_CACHE_MIB, max(0, free - os.path.getsize(path)) >> 22)
+    return _PROMPT_CACHE_MIB if free is None else min(_PROMPT_CACHE_MIB, max(0, free - _model_size(path)) >> 22)
 
 
 class _GGUFHeader(NamedTuple):
@@ -3507,7 +3541,832 @@ def _gguf_header(path: str) -> _GGUFHeader:
     return found
 
 
+# --- model files by name ----------------------------------------------------------------------------------------
+
+_HUB = "https://huggingface.co"
+_HUB_NAME = r"hf:([A-Za-z0-9][\w.-]{0,95})/([A-Za-z0-9][\w.-]{0,95})(?::([A-Za-z0-9][\w.+/-]{0,199}))?"
+_HUB_PATH = r"(?:[A-Za-z0-9_][\w.+-]{0,149}/){0,3}[A-Za-z0-9_][\w.+-]{0,149}\.gguf"  # of a file, as it becomes one here
+_SPLIT = r"-(\d{5})-of-(\d{5})$"
+_QUANT = r"(?i)(?<![a-z0-9])(?:(?:IQ|TQ|Q)\d(?:_[a-z0-9]{1,3})*|MXFP4(?:_MOE)?|BF16|FP?16|FP?32)(?![a-z0-9])"
+_HUB_TIMEOUT = 60.0  # seconds of silence
+_HUB_TRIES = 3  # further ones, in a row, that bring nothing
+
+
+class _HubFile(NamedTuple):
+    path: str
+    size: int
+    sha256: str
+
+
+class _Variant(NamedTuple):
+    """A model of a repository, in one file or in several that belong together."""
+
+    stem: str
+    quant: str
+    files: list[_HubFile]
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
+
+    @property
+    def base(self) -> str:
+        return self.stem.rpartition("/")[2]
+
+
+def _variants(files: Sequence[_HubFile]) -> list[_Variant]:
+    """The models that are there whole, the smallest first."""
+    parts: dict[tuple[str, str], list[_HubFile]] = {}
+    for file in sorted(files):
+        stem = file.path.removesuffix(".gguf")
+        split = re.search(_SPLIT, stem)
+        parts.setdefault((re.sub(_SPLIT, "", stem), split[2] if split else ""), []).append(file)
+    made = []
+    for (stem, count), its_files in parts.items():
+        quants = re.findall(_QUANT, stem.rpartition("/")[2])
+        whole = [f"{stem}-{number:05}-of-{count}.gguf" for number in range(1, int(count or 0) + 1)]
+        if not count or whole == [file.path for file in its_files]:
+            made.append(_Variant(stem, quants[-1].upper() if quants else "", its_files))
+    return sorted(made, key=lambda variant: variant.size)
+
+
+def _fitting(variants: Sequence[_Variant], wanted: str) -> list[_Variant]:
+    """Those that `wanted` means: a quantisation or a file's name; without it Q4_K_M, else the smallest of 4 bits up."""
+    if wanted:
+        name = wanted.lower().removesuffix(".gguf")
+        found = [v for v in variants if name in (v.quant.lower(), v.base.lower(), v.stem.lower())]
+    else:
+        found = [v for v in variants if v.quant == "Q4_K_M"]
+        if not found and len({re.sub(_QUANT, "", v.base) for v in variants}) == 1:
+            found = [v for v in variants if not re.match(r"[IT]?Q[123]_", v.quant)][:1] or list(variants[-1:])
+    whole = [v for v in found if len(v.files) == 1]
+    return whole if len(whole) == 1 else found
+
+
+class _Hub:
+    """`hf:OWNER/REPO[:QUANT]`: a model file of a Hugging Face repository, and the folder that it is kept in."""
+
+    def __init__(self, name: str, env: _Environ, progress: Callable[[str], None] | None = None) -> None:
+        found = re.fullmatch(_HUB_NAME, name, re.ASCII)
+        if not found:
+            hint = "hf:OWNER/REPO or hf:OWNER/REPO:QUANT, as in hf:Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF:Q4_K_M"
+            raise BackendError(f"{name[:200]!r} names no model of a hub", code="config", hint=hint)
+        self.repo, self.wanted = f"{found[1]}/{found[2]}", found[3] or ""
+        self.top = os.path.join(_cache_folder(True, env) or "", "models")
+        self.folder = os.path.join(self.top, found[1], found[2])
+        self._env, self._say = env, progress or (lambda text: None)
+
+    def file(self) -> str:
+        """The path of the file, or of the first of several: what is kept, else what is downloaded now."""
+        if path := self._kept():
+            return path
+        self._endpoint = _checked_url(self._env.get("HF_ENDPOINT") or _HUB)
+        self._token = _checked_key(self._env.secret("HF_TOKEN"), "HF_TOKEN")
+        with self._locked():
+            return self._kept() or self._download()
+
+    # what is kept
+
+    def index(self) -> dict[str, list[_HubFile]]:
+        """What is kept: its files by quantisation or name, and under "" what the bare name means."""
+        try:
+            with open(os.path.join(self.folder, "kept.json"), "rb") as file:
+                body = from_json(file.read(INSPECT_LIMIT))
+            kept = {str(key): [_HubFile(*entry) for entry in files] for key, files in body.items()}
+            return {key: files for key, files in kept.items() if files and all(map(self._is_here, files))}
+        except (OSError, *_MISREAD):
+            return {}
+
+    def _is_here(self, file: _HubFile) -> bool:
+        path = os.path.join(self.folder, file.path)
+        return bool(re.fullmatch(_HUB_PATH, file.path, re.ASCII)) and _size_of(path) == file.size
+
+    def _kept(self) -> str | None:
+        files = self.index().get(self.wanted.lower())
+        return os.path.join(self.folder, files[0].path) if files else None
+
+    def _write_index(self, kept: Mapping[str, list[_HubFile]]) -> None:
+        path = os.path.join(self.folder, "kept.json")
+        with open(f"{path}.new", "wb") as file:
+            file.write(_dumps(kept))
+        os.replace(f"{path}.new", path)
+
+    def remove(self) -> int:
+        """Delete what the name means, for a bare name all of the repository: how many bytes that was."""
+        import shutil
+
+        with self._locked(wait=False):
+            kept = self.index()
+            gone = {file for key, files in kept.items() if key == self.wanted.lower() for file in files}
+            if self.wanted and not gone:
+                raise BackendError(f"'hf:{self.repo}:{self.wanted}' is not kept", code="not_found", hint="rlm models")
+            rest = {key: files for key, files in kept.items() if not gone.intersection(files)} if self.wanted else {}
+            doomed = [os.path.join(self.folder, file.path) for file in gone] if rest else _files_below(self.folder)
+            if not doomed:
+                raise BackendError(f"nothing of {self.repo!r} is kept", code="not_found", hint="rlm models")
+            size = sum(map(_size_of, doomed))
+            if rest:
+                self._write_index(rest)
+                for path in doomed:
+                    os.unlink(path)
+            else:
+                shutil.rmtree(self.folder)
+            return size
+
+    @contextlib.contextmanager
+    def _locked(self, *, wait: bool = True) -> Iterator[None]:
+        """Alone with the repository's folder, among all processes."""
+        locks = os.path.join(self.top, ".locks")
+        try:
+            os.makedirs(locks, exist_ok=True)
+            file = open(os.path.join(locks, self.repo.replace("/", "--")), "ab")  # noqa: SIM115
+        except OSError as error:
+            raise self._disk_trouble(error) from None
+        with file:
+            told = False
+            while not _lock(file):
+                if not wait:
+                    message = f"another process is downloading {self.repo!r}"
+                    raise BackendError(message, code="config", hint="wait for it, or end it")
+                if not told:
+                    self._say(f"waiting for another process that downloads {self.repo}")
+                told = True
+                time.sleep(0.2)
+            yield
+
+    # the hub
+
+    def _download(self) -> str:
+        state = CallState("the hub", _HUB_TIMEOUT, None, None)
+        with _watch.watching(state):
+            self._say(f"asking {netloc(self._endpoint)} for {self.repo}")
+            commit, files = self._listing(state)
+            variants = _variants(files)
+            variant = self._chosen(variants)
+            _check_memory(f"hf:{self.repo}:{variant.quant or variant.base}", variant.size)
+            self._check_disk(variant.files)
+            for file in variant.files:
+                self._fetch(state, commit, file)
+        unique = sum(variant.quant == other.quant for other in variants) == 1
+        names = {self.wanted.lower(), variant.quant.lower() if unique and variant.quant else variant.base.lower()}
+        self._write_index({**self.index(), **dict.fromkeys(names, variant.files)})
+        return os.path.join(self.folder, variant.files[0].path)
+
+    def _chosen(self, variants: Sequence[_Variant]) -> _Variant:
+        found = _fitting(variants, self.wanted)
+        if len(found) == 1:
+            return found[0]
+        quants = [variant.quant for variant in variants]
+        names = [v.quant if v.quant and quants.count(v.quant) == 1 else v.base for v in found or variants]
+        choices = ", ".join(f"{n} ({v.size / 1e9:.1f} GB)" for n, v in zip(names[:12], found or variants))
+        if not variants:
+            hint = "look for a repository whose name ends in -GGUF"
+            raise BackendError(f"{self.repo!r} has no GGUF file", code="not_found", hint=hint)
+        what = f"has no {self.wanted!r}" if self.wanted and not found else "has several models"
+        hint = f"name one, as in hf:{self.repo}:{names[0]}"
+        raise BackendError(f"{self.repo!r} {what}: there are {choices}", code="not_found", hint=hint)
+
+    def _listing(self, state: CallState) -> tuple[str, list[_HubFile]]:
+        """The newest commit, and the GGUF files in it that a name of this system could have."""
+
+        def ask() -> Any:
+            with self._open(state, f"{self._endpoint}/api/models/{self.repo}?blobs=true") as (response, url):
+                if response.status_code != 200:
+                    raise self._refusal(response, url, state)
+                return from_json(_gathered(_chunks(state, response, url)))
+
+        files = []
+        try:
+            body = self._again(state, ask)
+            commit = str(body.get("sha"))
+            for entry in body["siblings"]:
+                path, lfs = str(entry["rfilename"]), entry.get("lfs") or {}
+                size, digest = token_count(lfs or entry, "size"), str(lfs.get("sha256") or "").lower()
+                usable = re.fullmatch(_HUB_PATH, path, re.ASCII) and not re.search("(?i)mmproj|imatrix", path)
+                if usable and size:
+                    files.append(_HubFile(path, size, digest if re.fullmatch("[0-9a-f]{64}", digest) else ""))
+        except _MISREAD as error:
+            hint = f"is {self._endpoint} a Hugging Face hub?"
+            raise BackendError(f"the hub's answer cannot be read: {error}", code="protocol", hint=hint) from None
+        return (commit if re.fullmatch("[0-9a-f]{7,64}", commit) else "main"), files
+
+    def _fetch(self, state: CallState, commit: str, file: _HubFile) -> None:
+        """Download a file, or the rest of it, and check what has come."""
+        from urllib.parse import quote
+
+        target = os.path.join(self.folder, file.path)
+        if self._is_here(file):
+            return
+        part = f"{target}.{(file.sha256 or commit)[:16]}.part"  # of this very content: a changed file begins anew
+        url = f"{self._endpoint}/{self.repo}/resolve/{commit}/{quote(file.path)}"
+        try:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            if not file.sha256 or _size_of(part) > file.size:
+                open(part, "wb").close()
+            self._again(state, lambda: self._receive(state, url, part, file), lambda: _size_of(part))
+            self._check_digest(state, part, file)
+            os.replace(part, target)
+        except OSError as error:
+            raise self._disk_trouble(error) from None
+        for old in _files_below(os.path.dirname(target)):
+            if old.startswith(f"{target}.") and old.endswith(".part"):
+                os.unlink(old)
+
+    def _again(self, state: CallState, ask: Callable[[], Any], progress: Callable[[], int] = lambda: 0) -> Any:
+        """What `ask` returns, after as many attempts as bring something, and a few that do not."""
+        failures, before = 0, progress()
+        while True:
+            try:
+                return ask()
+            except BackendError as error:
+                failure = error
+            failures = 1 if progress() > before else failures + (not failure.idle_closed)
+            before = progress()
+            wait = backoff(failure, failures)
+            if not failure.retryable or failures > _HUB_TRIES or wait > LONGEST_WAIT:
+                raise self._with_what_is_here(failure, before)
+            until = time.monotonic() + wait
+            while (left := until - time.monotonic()) > 0:
+                state.sleep(left)
+
+    def _with_what_is_here(self, failure: BackendError, part: int) -> BackendError:
+        """The error, with what can be done with what is on the disk."""
+        if part:
+            failure.hint = f"run it again: it goes on after the {part / 1e6:,.1f} MB that have come"
+        elif failure.code in ("connection", "timeout"):
+            failure.hint = "is the network up, and HF_ENDPOINT right?"
+            if kept := sorted(filter(None, self.index())):
+                failure.hint += f" Kept here: {', '.join(f'hf:{self.repo}:{key}' for key in kept)}"
+        return failure
+
+    def _receive(self, state: CallState, url: str, part: str, file: _HubFile) -> None:
+        """Append to `part` what it lacks."""
+        have = _size_of(part)
+        if have == file.size:
+            return
+        headers = {"Range": f"bytes={have}-"} if have else {}
+        with self._open(state, url, headers) as (response, where):
+            going_on = response.headers.get("content-range", "").startswith(f"bytes {have}-")
+            if response.status_code == 416 or (response.status_code == 206 and not going_on):
+                os.truncate(part, 0)
+                raise BackendError("the hub cannot go on where the download stopped", code="protocol", retryable=True)
+            if response.status_code not in (200, 206):
+                raise self._refusal(response, where, state)
+            total = have if response.status_code == 206 else 0
+            with open(part, "ab" if total else "wb") as out:
+                for data in self._pieces(state, response, where, file, total):
+                    out.write(data)
+        if (got := _size_of(part)) < file.size:
+            message = f"the download of {file.path!r} ended after {got:,} of {file.size:,} bytes"
+            raise BackendError(message, code="truncated", hint="run it again", retryable=True)
+
+    def _pieces(self, state: CallState, response: Any, url: str, file: _HubFile, total: int) -> Iterator[bytes]:
+        """The body as it comes, with words on how far it is; BackendError if it is longer than it should be."""
+        began, shown, start, name = time.monotonic(), 0.0, total, os.path.basename(file.path)
+        while True:
+            problem, data = None, b""
+            try:
+                data = response.raw.read1(PIECE, decode_content=False)
+            except BaseException as error:
+                problem = error
+            if problem is not None:
+                raise _transport_error(problem, state, url)
+            state.check()
+            state.touch()
+            total += len(data)
+            if total > file.size:
+                message = f"the hub sends more of {file.path!r} than the {file.size:,} bytes that it has"
+                raise BackendError(message, code="protocol", hint="is a proxy in the way? run it again")
+            if not data:
+                return
+            yield data
+            if (now := time.monotonic()) - shown > 0.5:
+                shown, rate = now, (total - start) / max(now - began, 0.001) / 1e6
+                size = f"{file.size / 1e9:.1f} GB"
+                self._say(f"downloading {name}: {100 * total // file.size}% of {size}, {rate:.1f} MB/s")
+
+    @contextlib.contextmanager
+    def _open(self, state: CallState, url: str, headers: Mapping[str, str] | None = None) -> Iterator[tuple[Any, str]]:
+        """The response to a GET, after redirects, and its URL. The token goes to the endpoint's own host only."""
+        from urllib.parse import urljoin, urlsplit
+
+        token = _Secret(f"Bearer {self._token}")
+        for _ in range(6):
+            own = {"Authorization": token} if self._token and _origin(url) == _origin(self._endpoint) else {}
+            plain = {"User-Agent": "flat-rlm", "Accept-Encoding": "identity", **(headers or {})}
+            response = _link(url, 4).open(state, url, {**plain, **own}, None)
+            try:
+                if response.status_code not in (301, 302, 303, 307, 308):
+                    yield response, url
+                    return
+                location = urljoin(url, response.headers.get("location", ""))
+            finally:
+                response.raw.close()
+                response.raw.release_conn()
+            parts = urlsplit(location)
+            downgrade = url.startswith("https:") and parts.scheme != "https"
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or downgrade:
+                raise BackendError("the hub redirects to where nothing is fetched from", code="redirect")
+            url = location
+        raise BackendError("the hub redirects in a circle", code="redirect")
+
+    def _refusal(self, response: Any, url: str, state: CallState) -> BackendError:
+        """The error for a status, with what to do about it."""
+        status, named = response.status_code, response.headers.get("x-error-code", "")
+        body = _gathered(_chunks(state, response, url), ERROR_LIMIT)
+        page = f"{self._endpoint}/{self.repo}"
+        if "Gated" in named or status == 403:
+            hint = f"accept the model's terms at {page}, then export HF_TOKEN=… of that account"
+        elif status in (401, 404):  # the hub says 401 of what is not there as well
+            hint = "check the name; a private model needs HF_TOKEN"
+            hint += ", and the one that is set is refused or may not read it" if self._token and status == 401 else ""
+        elif status == 429:
+            hint = "wait" + ("" if self._token else "; HF_TOKEN raises the limit")
+        else:
+            hint = "try again later"
+        words = _error_text(body) if body else named or "nothing"
+        code = "server" if status >= 500 else _CODES.get(status, "bad_request")
+        again = status in _RETRIED or status >= 500
+        wait = _wait_asked(response.headers, body)
+        text = _tidy(f"{netloc(url)} answers {status} for {self.repo!r}: {words}", self._token)
+        return BackendError(
+            text, code=code, provider="the hub", status=status, hint=hint, retryable=again, retry_after=wait
+        )
+
+    # the disk
+
+    def _check_disk(self, files: Sequence[_HubFile]) -> None:
+        import shutil
+
+        needed = sum(file.size for file in files if not self._is_here(file))
+        needed -= sum(_size_of(path) for path in _files_below(self.folder) if path.endswith(".part"))
+        if needed > (free := shutil.disk_usage(self.top).free):
+            raise self._disk_trouble(None, f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB free")
+
+    def _disk_trouble(self, error: OSError | None, words: str = "") -> BackendError:
+        words = words or (error.strerror if error else "") or str(error)
+        hint = "rlm models remove NAME makes room, XDG_CACHE_HOME names another place"
+        return BackendError(f"cannot keep a model in {self.folder!r}: {words}", code="config", hint=hint)
+
+    def _check_digest(self, state: CallState, part: str, file: _HubFile) -> None:
+        import hashlib
+
+        if not file.sha256:
+            return
+        self._say(f"checking {os.path.basename(file.path)}")
+        digest = hashlib.sha256()
+        with open(part, "rb") as data:
+            while piece := data.read(PIECE):
+                digest.update(piece)
+                state.check()
+        if digest.hexdigest() != file.sha256:
+            os.unlink(part)
+            message = f"what came as {file.path!r} is not what the hub has: its SHA-256 differs"
+            raise BackendError(message, code="protocol", hint="is a proxy or a mirror in the way? run it again")
+
+
+def _lock(file: Any) -> bool:
+    """Whether the open file could be locked; on Windows always."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _size_of(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return 0
+
+
+def _files_below(folder: str) -> list[str]:
+    return [os.path.join(where, name) for where, _, names in os.walk(folder) for name in names]
+
+
+def kept_models(environ: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """The downloaded models: `{name, bytes, path, complete}` of each; what has come in part counts as one."""
+    env, rows = _Environ(environ), list[dict[str, Any]]()
+    top = os.path.join(_cache_folder(True, env) or "", "models")
+    for folder in sorted(path for path in _folders(top) for path in _folders(path)):
+        repo = os.path.relpath(folder, top).replace(os.sep, "/")
+        if not re.fullmatch(_HUB_NAME, f"hf:{repo}", re.ASCII):
+            continue
+        for key, files in sorted(_Hub(f"hf:{repo}", env).index().items()):
+            if key:
+                size, path = sum(file.size for file in files), os.path.join(folder, files[0].path)
+                rows.append({"name": f"hf:{repo}:{key}", "bytes": size, "path": path, "complete": True})
+        for part in sorted(path for path in _files_below(folder) if path.endswith(".part")):
+            rows.append({"name": f"hf:{repo}", "bytes": _size_of(part), "path": part, "complete": False})
+    return rows
+
+
+def _folders(path: str) -> list[str]:
+    try:
+        return [entry.path for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith(".")]
+    except OSError:
+        return []
+
+
+def remove_model(name: str, environ: Mapping[str, str] | None = None) -> int:
+    """Delete a downloaded model, for `hf:OWNER/REPO` all of that repository; how many bytes that was."""
+    return _Hub(name, _Environ(environ)).remove()
+
+
+# --- a model behind a program -----------------------------------------------------------------------------------
+
+_AGENT_PROMPT_LIMIT = 8_000_000  # bytes: Gemini CLI drops what comes after 8 MB
+_AGENT_PARALLEL = 4  # each is a process of some hundred megabytes
+_CONVERSATION = (
+    "The prompt is a conversation: each message is preceded by its role in brackets. "
+    "Reply with the text of the assistant's next message only."
+)
+
+
+class _Said(NamedTuple):
+    """What a program has printed: its answer, or its error."""
+
+    text: str | None = None
+    error: str = ""
+    usage: dict[str, int] | None = None
+    cost_usd: float | None = None
+    model: str = ""
+
+
+class _Agent(NamedTuple):
+    """A coding agent: how it answers one prompt without its own tools. Seen with the version that `seen` names."""
+
+    arguments: str  # {folder} has system.md and policy.toml in it
+    model_flag: str
+    keys: tuple[str, ...]  # the provider keys that it may sign in with; others are not handed to it
+    read: Callable[[str], _Said]
+    install: str
+    sign_in: str
+    seen: str
+    reports_cost: bool = False
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} instead of text")
+    return value
+
+
+def _read_claude(printed: str) -> _Said:
+    """The object of `claude -p --output-format json`."""
+    body = from_json(printed)
+    text, usage = _string(body["result"]), body.get("usage")
+    if body.get("is_error"):
+        return _Said(error=text)
+    cached, written = token_count(usage, "cache_read_input_tokens"), token_count(usage, "cache_creation_input_tokens")
+    counts = {
+        "input": token_count(usage, "input_tokens") + cached + written,
+        "output": token_count(usage, "output_tokens"),
+        "cached": cached,
+        "cache_write": written,
+        "reasoning": 0,
+    }
+    cost = body.get("total_cost_usd")
+    known = isinstance(cost, (int, float)) and 0 <= cost < 1e6
+    models = body.get("modelUsage")
+    model = next(iter(models), "") if isinstance(models, dict) else ""
+    return _Said(text, usage=counts, cost_usd=float(cost) if known else None, model=model)
+
+
+def _read_codex(printed: str) -> _Said:
+    """The events of `codex exec --json`, one on each line; the last message is the answer."""
+    said = _Said()
+    for line in filter(None, map(str.strip, printed.split("\n"))):
+        event = from_json(line)
+        item = event.get("item") or {}
+        if event["type"] == "item.completed" and item.get("type") == "agent_message":
+            said = said._replace(text=_string(item["text"]))
+        elif event["type"] == "turn.completed":
+            usage = event.get("usage")
+            names = {"input": "input", "output": "output", "cached": "cached_input", "cache_write": "cache_write_input"}
+            counts = {name: token_count(usage, f"{theirs}_tokens") for name, theirs in names.items()}
+            said = said._replace(usage={**counts, "reasoning": token_count(usage, "reasoning_output_tokens")})
+        elif event["type"] in ("error", "turn.failed"):
+            said = said._replace(error=str((event.get("error") or event)["message"]))
+    return said if said.text is None or said.usage is None else said._replace(error="")
+
+
+def _read_gemini(printed: str) -> _Said:
+    """The object of `gemini --output-format json`."""
+    body = from_json(printed)
+    if error := body.get("error"):
+        return _Said(error=_error_text(str(error["message"]).encode()))
+    models = body.get("stats", {}).get("models", {})
+    tokens = [entry["tokens"] for entry in models.values()]
+
+    def total(*names: str) -> int:
+        return sum(token_count(entry, name) for entry in tokens for name in names)
+
+    usage = {
+        "input": total("prompt", "tool"),
+        "output": total("candidates", "thoughts"),
+        "cached": total("cached"),
+        "cache_write": 0,
+        "reasoning": total("thoughts"),
+    }
+    return _Said(_string(body["response"]), usage=usage if tokens else None, model=next(iter(models), ""))
+
+
+def _read_any(printed: str) -> _Said:
+    """What a command of the user's prints: an object as `claude -p` has it, else text."""
+    try:
+        return _read_claude(printed)
+    except _MISREAD:
+        return _Said(printed.strip())
+
+
+_AGENTS = {
+    "claude": _Agent(
+        "-p --output-format json --max-turns 1 --tools '' --strict-mcp-config --safe-mode --no-session-persistence"
+        " --system-prompt-file {folder}/system.md",
+        "--model",
+        ("ANTHROPIC_API_KEY", "AWS_BEARER_TOKEN_BEDROCK"),
+        _read_claude,
+        "npm install -g @anthropic-ai/claude-code",
+        "claude, then /login",
+        "2.1.197",
+        reports_cost=True,
+    ),
+    "codex": _Agent(
+        "exec --json --sandbox read-only --skip-git-repo-check --ephemeral --ignore-user-config --ignore-rules"
+        " -c model_instructions_file={folder}/system.md -c web_search=disabled -c project_doc_max_bytes=0"
+        " -c skills.include_instructions=false -c include_environment_context=false"
+        " -c include_permissions_instructions=false -c tools.experimental_request_user_input.enabled=false"
+        + "".join(
+            f" -c features.{name}=false"
+            for name in ("shell_tool", "unified_exec", "apps", "plugins", "hooks", "multi_agent", "view_image", "goals")
+        ),
+        "--model",
+        ("CODEX_API_KEY", "OPENAI_API_KEY"),
+        _read_codex,
+        "npm install -g @openai/codex",
+        "codex login",
+        "0.171.0",
+    ),
+    "gemini": _Agent(
+        "--output-format json --skip-trust --extensions none --allowed-mcp-server-names none"
+        " --policy {folder}/policy.toml",
+        "--model",
+        ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+        _read_gemini,
+        "npm install -g @google/gemini-cli",
+        "gemini, then choose how to sign in",
+        "0.61.0",
+    ),
+}
+_NO_TOOLS_POLICY = '[[rule]]\ntoolName = "*"\ndecision = "deny"\npriority = 999\n'  # Gemini CLI then declares none
+_SIGNED_OUT = r"(?i)not logged in|/login\b|log in|auth method|authenticat|unauthori[sz]ed|invalid.{0,9}api.?key|\b401\b"
+_USED_UP = r"(?i)(hit|reached|exceeded).{0,20}limit|limit.{0,9} (reached|exceeded|hit)|quota|credit|billing"
+_TOO_FAST = r"(?i)rate.?limit|too many requests|overloaded|\b(429|529)\b"
+_UNKNOWN_FLAG = r"(?i)unknown (option|argument)|unexpected argument|not a recognized"
+
+
+def agents(environ: Mapping[str, str] | None = None) -> list[tuple[str, str | None]]:
+    """The coding agents that can be a model: `(name, the program's path or None)` each."""
+    import shutil
+
+    path = _Environ(environ).get("PATH")
+    return [(f"cli:{name}", shutil.which(name, path=path)) for name in _AGENTS]
+
+
+def _agent_backend(model: str, env: _Environ, options: BackendOptions) -> SubprocessBackend:
+    """The backend for `cli:NAME` or `cli:NAME/MODEL` (or NAME:MODEL)."""
+    name, _, its_model = model.removeprefix("cli:").replace(":", "/", 1).partition("/")
+    agent = _AGENTS.get(name)
+    if agent is None:
+        hint = " or ".join(f"cli:{known}" for known in _AGENTS)
+        raise BackendError(f"{model!r} names no coding agent", code="config", hint=hint)
+    import shutil
+
+    program = shutil.which(name, path=env.get("PATH"))
+    if program is None:
+        hint = f"{agent.install}, then sign in: {agent.sign_in}"
+        raise BackendError(f"{model!r} needs the program {name!r}, which is not on the PATH", code="config", hint=hint)
+    return SubprocessBackend([program], its_model, agent=agent, name=f"cli:{name}", env=env, options=options)
+
+
+class SubprocessBackend(HTTPBackend):
+    """A model behind a command: the prompt on its standard input, the answer on its standard output.
+
+    Text only. System messages go into a file that the command line names, the others into one prompt: a single message
+    as it is, several each under its role in brackets. Without `agent`, the prompt has the system messages as well.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[str],
+        model: str | None = None,
+        *,
+        agent: _Agent | None = None,
+        name: str = "",
+        env: _Environ | None = None,
+        options: BackendOptions | None = None,
+    ) -> None:
+        options = options or BackendOptions(0, _AGENT_PARALLEL, None, None, 600.0)
+        options = options._replace(max_parallel=min(_AGENT_PARALLEL, options.max_parallel))
+        self._words, self._agent, self._env = list(words), agent, env or _Environ(None)
+        self._name = name or os.path.basename(words[0])
+        row = Provider("cli", "a program", "", (), (), {"notools": "", "noimages": ""})
+        super().__init__(row, model or "", f"cli://{self._name.removeprefix('cli:')}", _Key(_Secret(""), None), options)
+
+    def _be(self, model: str) -> None:
+        if model and not re.fullmatch(r"[A-Za-z0-9][\w.:/@+\[\]-]{0,99}", model):  # it becomes an argument
+            raise BackendError(f"{model[:100]!r} is no model's name", code="config", hint=f"{self._name}/MODEL")
+        super()._be(model)
+        self._its_model, self.parameters, self._inspected = model, None, True
+        self.model = f"{self._name}/{model}" if model else self._name
+        self.price_known = self.price_known or (self._agent is not None and self._agent.reports_cost)
+
+    def with_model(self, model: str) -> HTTPBackend:
+        name = model.removeprefix(self._name)
+        if model.startswith("cli:") and name == model:
+            hint = f"leave sub_model out, or name a model of the same program: {self._name}/MODEL"
+            raise BackendError(f"{self._name!r} cannot start {model!r}", code="config", hint=hint)
+        return self._sibling(name if name == model else name[1:])
+
+    def _request(self, ask: Request) -> tuple[str, dict[str, str], dict[str, Any]]:
+        if ask.params and "params" not in self.refused:
+            self.refused.add("params")
+            named = ", ".join(map(repr, ask.params))
+            warnings.warn(f"{self._name} takes no request parameters: {named}", RuntimeWarning, stacklevel=2)
+        parts = [(str(m["role"]), _plain(m.get("content"))) for m in ask.messages]
+        system = [text for role, text in parts if role == "system" and self._agent]
+        turns = [(role, text) for role, text in parts if role != "system" or not self._agent]
+        prompt = turns[0][1] if len(turns) == 1 else "\n\n".join(f"[{role}]\n{text}" for role, text in turns)
+        system += [_CONVERSATION] if len(turns) > 1 else []
+        return self.base_url, {}, {"model": self._its_model, "system": "\n\n".join(system), "prompt": prompt}
+
+    def _attempt(
+        self, link: HostPool, state: CallState, request: tuple[str, dict[str, str], bytes], builder: ResponseBuilder
+    ) -> ResponseBuilder:
+        failure = None
+        try:
+            said = self._answer(state, json.loads(request[2]))
+        except BackendError as error:
+            failure = error
+        if failure is not None:
+            raise failure.with_traceback(None)  # the frames hold what the program said, which may repeat a key
+        builder.model, builder.usage, builder.cost, builder.stop = said.model, said.usage, said.cost_usd, "stop"
+        builder.append_text(said.text)
+        return builder
+
+    def _answer(self, state: CallState, asked: Mapping[str, str]) -> _Said:
+        if len(asked["prompt"].encode("utf-8", "replace")) > _AGENT_PROMPT_LIMIT:
+            raise self._error(
+                "context_length",
+                f"the prompt has more than {_AGENT_PROMPT_LIMIT:,} bytes",
+                hint=_HINTS["context_length"],
+            )
+        status, printed, complaint = self._run(state, asked["system"], asked["prompt"])
+        said = self._read_printed(printed if printed.strip() else complaint[complaint.rfind("\n{") + 1 :])
+        if status or said.error or said.text is None:
+            raise self._trouble(said.error or complaint.strip() or printed.strip(), status)
+        return said
+
+    def _read_printed(self, printed: str) -> _Said:
+        try:
+            return (self._agent.read if self._agent else _read_any)(printed)
+        except _MISREAD:
+            return _Said()
+
+    def _trouble(self, words: str, status: int) -> BackendError:
+        """The error for what the program complained of."""
+        code, hint = "server", ""
+        sign_in = self._agent.sign_in if self._agent else ""
+        for pattern, its_code, its_hint in (
+            (_UNKNOWN_FLAG, "config", f"update it: {self._agent.install}" if self._agent else ""),
+            (_TOO_LONG, "context_length", _HINTS["context_length"]),
+            (_TOO_FAST, "rate", _HINTS["rate"]),
+            (_USED_UP, "quota", "wait until the plan's limit is reset, or use another model"),
+            (_SIGNED_OUT, "auth", f"sign in once: {sign_in}" if sign_in else "sign in"),
+        ):
+            if re.search(pattern, words[:4_000]):
+                code, hint = its_code, its_hint
+                break
+        secrets = [self._env.get(name) for name in key_variables()]
+        lines = [line for line in words.splitlines() if line.strip()]
+        said = words if len(words) < 600 else " … ".join((lines[0], *lines[-3:]))
+        ended = f" ended with status {status}" if status else ""
+        return self._error(code, f"{self._name}{ended}: {mask(said, secrets) or 'it printed no answer'}", hint=hint)
+
+    def _environment(self, folder: str) -> dict[str, str]:
+        """What the program gets: no key of ours but those that it signs in with."""
+        nested = {"CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT"}  # a claude that finds itself inside another does not start
+        if self._agent is None:
+            return self._env.without(nested)
+        return {
+            **self._env.without(nested | (key_variables() - set(self._agent.keys))),
+            "GEMINI_SYSTEM_MD": os.path.join(folder, "system.md"),
+            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",  # else it has the model think of a title, too
+        }
+
+    def _run(self, state: CallState, system: str, prompt: str) -> tuple[int, str, str]:
+        """Run the program in an empty folder: its status, what it printed, and what it complained of."""
+        import tempfile
+
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rlm-cli-", ignore_cleanup_errors=True))
+            given, printed, complaint = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
+            given.write(prompt.encode("utf-8", "replace"))
+            given.seek(0)
+            process = self._start(self._command(folder, system), folder, given, printed, complaint)
+            _programs.add(process.pid)
+            try:
+                self._wait_for(state, process, printed, complaint)
+            finally:
+                kill_group(process.pid)
+                process.wait()
+                _programs.discard(process.pid)
+            texts: list[str] = []
+            for file in (printed, complaint):
+                file.seek(0)
+                texts.append(file.read(BODY_LIMIT).decode("utf-8", "replace"))
+            return process.returncode, texts[0], texts[1]
+
+    def _command(self, folder: str, system: str) -> list[str]:
+        """The words of the command line, and the files that it names."""
+        import shlex
+
+        if self._agent is None:
+            return self._words
+        for name, text in (("system.md", system or "Answer the prompt."), ("policy.toml", _NO_TOOLS_POLICY)):
+            with open(os.path.join(folder, name), "wb") as file:
+                file.write(text.encode("utf-8", "replace"))
+        words = [word.replace("{folder}", folder) for word in shlex.split(self._agent.arguments)]
+        return [*self._words, *words, *([self._agent.model_flag, self._its_model] if self._its_model else [])]
+
+    def _start(self, words: list[str], folder: str, given: Any, printed: Any, complaint: Any) -> Any:
+        import subprocess
+
+        empty, problem = os.path.join(folder, "empty"), ""
+        os.mkdir(empty)
+        _kill_at_exit()
+        try:
+            return subprocess.Popen(
+                words,
+                stdin=given,
+                stdout=printed,
+                stderr=complaint,
+                cwd=empty,
+                env=self._environment(folder),
+                start_new_session=True,
+            )
+        except OSError as error:
+            problem = error.strerror or str(error)
+        raise self._error("connection", f"{words[0]}: {problem}")  # here, since the frames above hold keys
+
+    def _wait_for(self, state: CallState, process: Any, *outputs: Any) -> None:
+        """Until the program has ended; BackendError if the call is over before, or it prints or takes too much."""
+        until = time.monotonic() + self._how.timeout
+        while process.poll() is None:
+            state.sleep(0.03)
+            if any(os.fstat(file.fileno()).st_size > BODY_LIMIT for file in outputs):
+                raise self._error("protocol", f"{self._name} printed more than {BODY_LIMIT >> 20} MB")
+            if time.monotonic() > until:
+                raise self._error("timeout", f"{self._name} has not answered after {self._how.timeout:g} s")
+
+
+_programs: set[int] = set()  # process groups that run
+
+
+def kill_group(group: int) -> None:
+    import signal
+
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+
+
+@functools.cache
+def _kill_at_exit() -> None:
+    import atexit
+
+    atexit.register(stop_programs)
+
+
+def stop_programs() -> None:
+    """Kill the programs that answer, with all that they have started. Done by itself when the process ends."""
+    for group in list(_programs):
+        kill_group(group)
+
+
 # --- besides models ---------------------------------------------------------------------------------------------
+
+
+def _until(complete: Callable[[bytes], bool] | None, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+        if complete is not None and complete(chunk):
+            return
 
 
 def post(
@@ -3519,8 +4378,12 @@ def post(
     max_retries: int = 4,
     deadline: float | None = None,
     cancel: threading.Event | None = None,
+    complete: Callable[[bytes], bool] | None = None,
 ) -> tuple[int, dict[str, str], bytes]:
-    """POST a JSON body with the same retries: `(status, headers, body)` of the last answer, whatever its status."""
+    """POST a JSON body with the same retries: `(status, headers, body)` of the last answer, whatever its status.
+
+    `complete` is asked of each piece that arrives whether the body may end there, though the server keeps it open.
+    """
     _checked_url(url)
     headers = {name: _Secret(value) for name, value in headers.items()}
     headers = {"Content-Type": "application/json", "Accept-Encoding": "gzip, deflate", **headers}
@@ -3533,7 +4396,7 @@ def post(
         last.clear()
         response = link.open(state, url, headers, data)
         try:
-            body = bytes(_gathered(_chunks(state, response, url)))
+            body = bytes(_gathered(_until(complete, _chunks(state, response, url))))
         finally:
             response.raw.close()
             response.raw.release_conn()

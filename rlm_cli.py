@@ -253,7 +253,9 @@ class Invocation:
         message, second, following = map(without_keys, describe_error(error))
         if code == EXIT_LIMIT:
             option = error.option  # type: ignore[attr-defined]
-            following = self._way_on(result, option)
+            following = self._way_on(result, option, error.needed)  # type: ignore[attr-defined]
+            if option == "confirm_above" and error.needed is None:  # type: ignore[attr-defined]
+                following = error.hint  # type: ignore[attr-defined]
             second = "" if following else f"raise it: {flags_of(option)[-1]} {metavar(option)}"
         elif result is not None and code == EXIT_FAILED:
             following = " or ".join(part for part in (following, self._way_on(result)) if part)
@@ -273,11 +275,11 @@ class Invocation:
         self.terminal.error(message, second, following)
         return code
 
-    def _way_on(self, result: rlm.CompletionResult | None, limit: str = "") -> str:
-        """The command that goes on: with the limit that stopped the run doubled, and the flags that it needs again."""
-        if result is None or not result.log or not self.can_resume:
+    def _way_on(self, result: rlm.CompletionResult | None, limit: str = "", needed: float | None = None) -> str:
+        """The command that goes on: with the limit that stopped the run as `needed`, or doubled, and all its flags."""
+        if result is None or not result.log or not self.can_resume or (limit == "confirm_above" and not needed):
             return ""
-        raised = f" {flags_of(limit)[-1]} {doubled(result.log, limit)}" if limit else ""
+        raised = f" {flags_of(limit)[-1]} {f'{needed:g}' if needed else doubled(result.log, limit)}" if limit else ""
         return f"rlm resume {result.trajectory_id}{raised}{self.rerun_flags([limit])}"
 
     def _report(
@@ -481,7 +483,7 @@ def declare_options(parser: argparse.ArgumentParser, title: str = "options of a 
                 help=help_with_default(text, row),
             )
         else:
-            repeat = "append" if kind.startswith("list") or name in rlm_config.PAIRS else "store"
+            repeat = "append" if kind.startswith("list") or name in (*rlm_config.PAIRS, "mcp") else "store"
             group.add_argument(
                 *flags, dest=name, action=repeat, metavar=metavar(name), help=help_with_default(text, row)
             )
@@ -533,7 +535,8 @@ def _option_value(name: str, value: Any) -> Any:
     if name in rlm_config.PAIRS:
         return rlm_config.parse_params(value, flags_of(name)[0])
     if isinstance(value, list):
-        return [item for text in value for item in rlm_config.parse_option(name, text, flag)]
+        items = [rlm_config.parse_option(name, text, flag) for text in value]
+        return items[-1] if isinstance(items[-1], dict) else [item for part in items for item in part]
     if isinstance(value, bool):
         return value
     choices = rlm_config.OPTIONS[name].metadata["choices"] or (value,)
@@ -647,6 +650,11 @@ class Terminal:
         lines = [" ".join(strip_control(text)[:2000].splitlines()) for text in (message, second, following) if text]
         self.write_line("\n  ".join(lines), lead="rlm: ", style="red", lines=True)
 
+    def ask(self, question: str) -> None:
+        """A question, after which the user types."""
+        with self._lock:
+            self._write(strip_control(question))
+
     def width(self) -> int:
         try:
             return os.get_terminal_size(self.stream.fileno()).columns or 80
@@ -702,6 +710,27 @@ def read_stdin(terminal: Terminal, *, asked: bool) -> bytes | None:
     return bytes(blob) if blob or asked else None
 
 
+def terminal_input(terminal: Terminal) -> int | None:
+    """A descriptor of what the user types, also where stdin is a pipe; None where nobody sees a question."""
+    if not terminal.stream.isatty():
+        return None
+    with contextlib.suppress(OSError):
+        return os.open("/dev/tty", os.O_RDONLY | getattr(os, "O_NOCTTY", 0))
+    with contextlib.suppress(OSError):
+        return os.dup(0) if os.isatty(0) else None
+    return None
+
+
+def read_line(source: int, end: threading.Event) -> str:
+    """What is typed up to a line's end, "" once `end` is set: the run was stopped meanwhile."""
+    import select
+
+    while os.name == "posix" and not select.select([source], [], [], 0.1)[0]:
+        if end.is_set():
+            return ""
+    return os.read(source, 1024).decode("utf-8", "replace")
+
+
 # --- progress -------------------------------------------------------------------------------------------------------
 
 
@@ -739,6 +768,19 @@ class Progress:
         self._end.set()
         with self._painting:
             self.terminal.status("")
+
+    def ask(self, forecast: rlm.Forecast) -> bool:
+        """Whether the user says yes to a batch, on the terminal; without one, and to Ctrl-C, the answer is no."""
+        end = self._end
+        if (source := terminal_input(self.terminal)) is None:
+            return False
+        try:
+            with self._painting:  # nothing repaints the question
+                self.terminal.status("")
+                self.terminal.ask(f"rlm: {forecast}. Go on? [y/N] ")
+                return read_line(source, end).strip().lower() in ("y", "yes")
+        finally:
+            os.close(source)
 
     def _tick(self, end: threading.Event) -> None:
         while not end.wait(0.1 if self.terminal.live else 10):
@@ -791,7 +833,7 @@ class Progress:
 
 
 def dollars(cost: float | None) -> str:
-    """Dollars; `$?` when a price is not known."""
+    """Dollars in the progress line, whose figures keep their width; `$?` when a price is not known."""
     if not cost:
         return "$?" if cost is None else "$0"
     return f"${cost:.4f}" if cost < 1 else f"${cost:,.2f}"
@@ -807,7 +849,7 @@ def short_count(number: int) -> str:
 def summary(result: rlm.CompletionResult) -> str:
     """`41 s · 23 calls · 61k tok · $0.042 · logs/….jsonl`"""
     parts = [rlm_viz.duration(result.duration_ms), rlm_viz.counted(result.total_calls, "call")]
-    parts += [f"{short_count(result.total_tokens)} tok", dollars(result.cost_usd)]
+    parts += [f"{short_count(result.total_tokens)} tok", rlm_viz.money(result.cost_usd or 0.0, result.cost_usd is None)]
     return " · ".join([*parts, os.fspath(result.log)] if result.log else parts)
 
 
@@ -817,7 +859,9 @@ def summary(result: rlm.CompletionResult) -> str:
 def declare_run(parser: argparse.ArgumentParser) -> None:
     parser.usage = f'{parser.prog} "PROMPT" [-c FILE_OR_FOLDER_OR_GLOB] [options]'
     parser.add_argument("words", nargs="*", metavar="PROMPT", help="the prompt; - reads it from stdin")
-    parser.add_argument("-c", "--context", action="append", metavar="PATH", help="file, folder or glob; - is stdin")
+    parser.add_argument(
+        "-c", "--context", action="append", metavar="PATH", help="file, folder, glob or https://…; - is stdin"
+    )
     parser.add_argument("-s", "--system", metavar="TEXT", help="additional instructions for the model")
     parser.add_argument("--stream", action="store_true", help="stream a plain completion, without a REPL")
     declare_output(parser)
@@ -952,6 +996,7 @@ def execute_and_report(
                 "config": args.config,
                 "on_event": listen,
                 "on_progress": progress.update,
+                "on_confirm": progress.ask,
             }
             with prints_to_stderr(), rlm.RLM(**how) as runtime:
                 result = ask(runtime)
@@ -1138,7 +1183,7 @@ def logs(args: argparse.Namespace, shell: Invocation) -> int:
 
 
 def _run_row(row: Mapping[str, Any], width: int) -> str:
-    cost = "" if row["calls"] is None else dollars(row["cost_usd"])
+    cost = "" if row["calls"] is None else rlm_viz.money(row["cost_usd"] or 0.0, row["cost_usd"] is None)
     took = "" if row["duration_ms"] is None else rlm_viz.duration(row["duration_ms"])
     calls, tokens = ("?" if row[name] is None else f"{row[name]:,}" for name in ("calls", "tokens"))
     figures = (
@@ -1178,6 +1223,36 @@ def show_run(path: str, shell: Invocation) -> int:
         shell.write(encodable(sys.stdout, plain_but_styled(text)) + "\n")
     for problem in problems:
         shell.terminal.write_line(f"rlm: {path}: {problem}")
+    return EXIT_OK
+
+
+def declare_cost(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"{parser.prog} [DIR ...] [--by model|day|project] [--json]"
+    parser.add_argument("words", nargs="*", metavar="DIR", help="folders of journals (default: as configured)")
+    parser.add_argument("--by", choices=rlm_viz.COST_KEYS, default="model", help="what a row is (default model)")
+    parser.add_argument("--dir", "--log-dir", metavar="DIR", help="the same as DIR")
+    parser.add_argument("--json", action="store_true", help="{by, rows, total} as JSON")
+
+
+def cost(args: argparse.Namespace, shell: Invocation) -> int:
+    """`rlm cost`: what the runs in the journals have cost."""
+    folders = args.words or [log_folder(args)]
+    for folder in args.words:
+        if not os.path.isdir(folder):
+            raise rlm.ConfigError(f"there is no folder {folder!r}", hint="a folder of journals, such as ./logs")
+    sums = rlm_viz.costs(folders, args.by)
+    if shell.form == "json":
+        shell.print_json(sums)
+    elif not sums["rows"]:
+        shell.terminal.write_line(f"no calls in {', '.join(folders)}")
+    else:
+        width = max(24, min(60, max(len(row["key"]) for row in sums["rows"])))
+        heads = ("runs", "calls", "input", "cached", "output")
+        shell.show(f"{args.by:<{width}}" + "".join(f"  {head:>11}" for head in heads) + f"  {'cost':>14}")
+        for row in (*sums["rows"], sums["total"]):
+            price = rlm_viz.money(row["cost_usd"], row["unpriced"])
+            figures = "".join(f"  {row[head]:>11,}" for head in heads)
+            shell.show(f"{one_line(row['key'], width):<{width}}{figures}  {price:>14}")
     return EXIT_OK
 
 
@@ -1266,6 +1341,165 @@ def _port_error(error: OSError, port: int) -> rlm.ConfigError:
     return rlm.ConfigError(f"port {port}: {error.strerror}", hint="--port 8765")
 
 
+# --- exports --------------------------------------------------------------------------------------------------------
+
+
+def declare_export(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"{parser.prog} ID ... --otel | --sft | --ipynb [-o FILE] [--dir DIR]"
+    parser.add_argument("words", nargs="*", metavar="ID", help="a run, by any unique prefix, or a glob; '*' is all")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--otel", action="store_true", help="OpenTelemetry spans, sent to the endpoint or as JSON")
+    form.add_argument("--sft", action="store_true", help="training samples, one for each turn, as JSONL in chat format")
+    form.add_argument("--ipynb", action="store_true", help="a Jupyter notebook of the run's cells and their outputs")
+    parser.add_argument("-o", "--output", metavar="FILE", default="-", help="default stdout")
+    parser.add_argument("--dir", "--log-dir", metavar="DIR", help="folder of the journals (default: as configured)")
+    parser.add_argument(
+        "--endpoint",
+        metavar="URL",
+        help="--otel: the collector (default: OTEL_EXPORTER_OTLP_ENDPOINT, else no request)",
+    )
+    parser.add_argument("--bodies", action="store_true", help="--otel: prompts, replies, code and outputs as well")
+    parser.add_argument("--status", metavar="WORD", help="--sft: only runs that ended so: answered, partial, error, …")
+    parser.add_argument("--min-score", type=float, metavar="X", help="--sft: only runs with at least this score")
+    parser.add_argument("--scores", metavar="FILE", help="--sft: JSON or JSONL that gives the score of each run's id")
+
+
+def export(args: argparse.Namespace, shell: Invocation) -> int:
+    """`rlm export ID`: journals in the form that other programs read."""
+    log_dir = log_folder(args)
+    forms = {"otel": export_spans, "sft": export_samples, "ipynb": export_notebook}
+    chosen = next((name for name in forms if getattr(args, name)), "")
+    if not chosen:
+        raise rlm.ConfigError("no form to export to", hint="--otel, --sft or --ipynb")
+    of_otel, of_sft = args.endpoint or args.bodies, args.status or args.scores or args.min_score is not None
+    if (of_otel and chosen != "otel") or (of_sft and chosen != "sft"):
+        wrong = next(flag for flag in ("endpoint", "bodies", "status", "scores", "min_score") if getattr(args, flag))
+        owner = "--otel" if of_otel and chosen != "otel" else "--sft"
+        raise rlm.ConfigError(f"--{wrong.replace('_', '-')} goes with {owner}", hint=f"{owner} instead of --{chosen}")
+    if args.output != "-":
+        _require_folder(args.output)
+    forms[chosen](args, shell, _chosen_logs(log_dir, args.words))
+    return EXIT_OK
+
+
+def _chosen_logs(log_dir: str, words: Sequence[str]) -> list[str]:
+    """The journals that ids, files and globs name, each once; ConfigError for a word that names none."""
+    import fnmatch
+
+    if not words:
+        raise rlm.ConfigError("name one run or more", hint="rlm logs lists them; '*' is all")
+    names = {row["id"]: row["path"] for row in rlm_viz.list_runs(log_dir)} if any(map(_is_glob, words)) else {}
+    paths = []
+    for word in words:
+        found = [names[name] for name in fnmatch.filter(names, word)] if _is_glob(word) else [find_log(log_dir, word)]
+        if not found:
+            raise rlm.ConfigError(f"no run in {log_dir!r} is called like {word!r}", hint="rlm logs")
+        paths += found
+    return list(dict.fromkeys(paths))
+
+
+def _is_glob(word: str) -> bool:
+    return not word.endswith(".jsonl") and re.search(r"[*?\[]", word) is not None
+
+
+def _read_logs(paths: Sequence[str], shell: Invocation) -> Iterator[tuple[str, list[Event]]]:
+    """Each journal with its events, saying what of it could not be read; ConfigError if there is no event at all."""
+    some = False
+    for path in paths:
+        events, problems = rlm_viz.read(path)
+        for problem in problems:
+            shell.terminal.write_line(f"rlm: {path}: {problem}")
+        if events:
+            some = True
+            yield path, events
+    if not some:
+        raise rlm.ConfigError(f"{paths[0]} holds no events", hint="rlm logs")
+
+
+def _write_output(args: argparse.Namespace, shell: Invocation, pieces: Iterable[str]) -> None:
+    """Text for -o FILE, all of it or nothing; for stdout as it comes."""
+    if args.output == "-":
+        for piece in pieces:
+            shell.write(encodable(shell.out, piece))
+        return
+    try:
+        rlm_viz.write_file(args.output, pieces)
+    except OSError as error:
+        raise rlm.ConfigError(f"cannot write {args.output!r}: {error.strerror}", hint="-o FILE") from error
+
+
+def export_spans(args: argparse.Namespace, shell: Invocation, paths: Sequence[str]) -> None:
+    """`--otel`: to the collector, or as the JSON that it would be sent."""
+    spans = [span for _, events in _read_logs(paths, shell) for span in rlm_viz.spans(events, bodies=args.bodies)]
+    if args.output != "-" or not (args.endpoint or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")):
+        _write_output(args, shell, [json.dumps(rlm_viz.otlp(spans)), "\n"])
+        return
+    try:
+        collector = rlm_viz.Collector(args.endpoint)
+    except ValueError as error:
+        raise rlm.ConfigError(str(error), hint="--endpoint http://localhost:4318") from None
+    try:
+        collector.send(spans)
+    except OSError as error:
+        hint = "start the collector or name another one: --endpoint URL; -o FILE keeps the JSON"
+        raise rlm.RLMError(str(error), hint=hint) from error
+    shell.terminal.write_line(f"rlm: {rlm_viz.counted(len(spans), 'span')} sent to {collector.shown}")
+
+
+def export_samples(args: argparse.Namespace, shell: Invocation, paths: Sequence[str]) -> None:
+    """`--sft`: the samples of the runs that have the status and the score asked for."""
+    if (args.min_score is None) != (args.scores is None):
+        raise rlm.ConfigError("--min-score and --scores go together", hint="--scores scores.jsonl --min-score 0.8")
+    scores = read_scores(args.scores) if args.scores else {}
+    count = [0, 0]
+
+    def lines() -> Iterator[str]:
+        for path, events in _read_logs(paths, shell):
+            score = scores.get(os.path.basename(path).removesuffix(".jsonl"))
+            status = args.status in (None, rlm_viz.totals(events)["status"])
+            if not status or (args.scores and (score is None or not score >= args.min_score)):
+                continue
+            count[0] += 1
+            for sample in rlm_viz.training_samples(events):
+                count[1] += 1
+                yield json.dumps(sample, ensure_ascii=False) + "\n"
+
+    _write_output(args, shell, lines())
+    samples = rlm_viz.counted(count[1], "sample")
+    shell.terminal.write_line(f"rlm: {samples} of {count[0]} of {rlm_viz.counted(len(paths), 'run')}")
+
+
+def read_scores(path: str) -> dict[str, float]:
+    """Scores by trajectory id: of an object {id: score}, or of lines with `trajectory_id` (or `id`) and `score`."""
+    try:
+        text = rlm_tools.read_text(path)
+        try:
+            whole = rlm_backends.from_json(text)
+        except ValueError:
+            whole = None  # a value to a line
+        if isinstance(whole, dict) and "score" not in whole:
+            rows = list(whole.items())
+        else:
+            lines = (rlm_backends.from_json(line) for line in text.split("\n") if line.strip())
+            rows = [(row.get("trajectory_id") or row.get("id"), row.get("score")) for row in lines]
+        return {str(name): float(score) for name, score in rows if name is not None and score is not None}
+    except OSError as error:
+        raise rlm.ConfigError(f"--scores: cannot read {path!r}: {error.strerror}", hint="--scores FILE") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        hint = '{"ID": 0.9, …}, or a line {"trajectory_id": "ID", "score": 0.9} for each run'
+        raise rlm.ConfigError(f"--scores: {path!r} holds no scores: {error}", hint=hint) from None
+
+
+def export_notebook(args: argparse.Namespace, shell: Invocation, paths: Sequence[str]) -> None:
+    """`--ipynb`: one run as a notebook."""
+    if len(paths) != 1:
+        raise rlm.ConfigError(f"a notebook is of one run, not of {len(paths)}", hint="rlm logs lists the runs")
+    saved = os.path.abspath(os.path.splitext(paths[0])[0] + ".context")
+    [(_, events)] = _read_logs(paths, shell)
+    book = rlm_viz.notebook(events, saved if os.path.isfile(saved) else "")
+    _write_output(args, shell, [json.dumps(book, indent=1), "\n"])
+
+
 # --- chat -----------------------------------------------------------------------------------------------------------
 
 _CHAT_HELP = """\
@@ -1279,7 +1513,7 @@ A line that ends in \\ goes on in the next; a line that is \"\"\" begins and end
 
 def declare_chat(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [-c FILE_OR_FOLDER_OR_GLOB] [options]"
-    parser.add_argument("-c", "--context", action="append", metavar="PATH", help="file, folder or glob")
+    parser.add_argument("-c", "--context", action="append", metavar="PATH", help="file, folder, glob or https://…")
     parser.add_argument("-s", "--system", metavar="TEXT", help="additional instructions for the model")
     parser.add_argument("--resume", metavar="ID", help="continue an earlier conversation")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
@@ -1419,7 +1653,7 @@ def chat(args: argparse.Namespace, shell: Invocation) -> int:
     values = rlm_config.load_config(given, config=args.config).values
     progress = Progress(shell.terminal, values, quiet=args.quiet, verbose=bool(values["verbose"]))
     with prints_to_stderr():
-        heard = {"on_event": progress.update, "on_progress": progress.update}
+        heard = {"on_event": progress.update, "on_progress": progress.update, "on_confirm": progress.ask}
         opened = rlm.RLM(**{**given, "verbose": False, "config": args.config, **heard})
     with opened as runtime:
         if sys.stdin.isatty():
@@ -1479,7 +1713,7 @@ def batch(args: argparse.Namespace, shell: Invocation) -> int:
             progress.count(row)
             results.add(row)
 
-        heard = {"on_event": progress.update, "on_progress": progress.update}
+        heard = {"on_event": progress.update, "on_progress": progress.update, "on_confirm": progress.ask}
         opened = {**given, "verbose": False, "config": args.config, **heard}
         with prints_to_stderr(), rlm.RLM(**opened) as runtime, progress:
             how = {"max_workers": args.jobs, "on_result": on_result, "one_ledger": args.one_budget}
@@ -2048,6 +2282,8 @@ def shown_value(name: str, value: Any) -> Any:
     """An option's value as it may be shown: a key as its last four characters, a URL without its password."""
     if value and name.endswith("api_key"):
         return masked(str(value))
+    if value and name == "mcp":
+        return rlm_config.shown_servers(value)
     return re.sub(r"//[^/@\s]+@", "//…@", value) if isinstance(value, str) else value
 
 
@@ -2175,6 +2411,42 @@ def providers(args: argparse.Namespace, shell: Invocation) -> int:
         key = (row["key_env"] or [""])[0]
         line = f"{'✓' if row['key_present'] else '·'} {row['id']:<22} {row['wire']:<10} {key:<26} {row['base_url']}"
         shell.show(line)
+    for name, program in [] if args.words else rlm_backends.agents(environ):
+        shell.show(f"{'✓' if program else '·'} {name:<22} {'program':<10} {'':<26} {program or 'not on the PATH'}")
+    if not args.words:
+        shell.show(f"✓ {'hf:OWNER/REPO':<22} {'file':<10} {'':<26} kept models: rlm models")
+    return EXIT_OK
+
+
+def declare_models(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", nargs="*", metavar="remove NAME", help="delete a model: hf:OWNER/REPO:QUANT")
+    parser.add_argument("--json", action="store_true", help="[{name, bytes, path, complete}]")
+
+
+def models(args: argparse.Namespace, shell: Invocation) -> int:
+    """`rlm models`: the model files that `-m hf:…` has downloaded; `rlm models remove NAME` deletes one."""
+    action, *names = args.words or [""]
+    if action not in ("", "remove"):
+        raise rlm.ConfigError(f"unexpected argument {action!r}", hint="rlm models remove NAME")
+    if action and not names:
+        raise rlm.ConfigError("which model?", hint="rlm models lists them: rlm models remove NAME")
+    for name in names:
+        try:
+            size = rlm_backends.remove_model(name)
+        except rlm_backends.BackendError as error:
+            raise rlm.ConfigError(str(error), hint=error.hint) from error
+        shell.terminal.write_line(f"removed {name} ({size / 1e9:.1f} GB)")
+    if action:
+        return EXIT_OK
+    rows = rlm_backends.kept_models()
+    if shell.form == "json":
+        shell.print_json(rows)
+        return EXIT_OK
+    if not rows:
+        shell.terminal.write_line("no model is kept; -m hf:OWNER/REPO downloads one")
+    for row in rows:
+        state = "✓" if row["complete"] else "…"
+        shell.show(f"{state} {row['name']}  {row['bytes'] / 1e9:.1f} GB  {row['path']}")
     return EXIT_OK
 
 
@@ -2201,7 +2473,9 @@ def doctor(args: argparse.Namespace, shell: Invocation) -> int:
         *check_keys(settings),
         *check_model(settings),
         check_local_models(),
+        check_agents(settings),
         *check_tools(settings),
+        *check_mcp(settings),
         check_sandbox(settings),
         check_docker(settings),
         check_logs(settings),
@@ -2319,6 +2593,8 @@ def check_model(settings: rlm_config.Configuration) -> list[Check]:
     if values["backend"] == "litellm" or not (values["base_url"] or values["model"]):
         return []
     given = {name: values[name] for name in ("api_key", "base_url")}
+    if not values["base_url"] and str(values["model"]).startswith("hf:"):
+        return [Check("model", "ok", f"{values['model']}: downloaded by the first run, and kept (rlm models)")]
     try:
         backend = rlm_backends.connect(values["model"], values["backend"], environ=settings.environ, **given)
     except rlm_backends.BackendError as error:
@@ -2371,6 +2647,20 @@ def check_tools(settings: rlm_config.Configuration) -> list[Check]:
     return [*troubles, *([Check("tools", "ok", ", ".join(names))] if names else [])]
 
 
+def check_mcp(settings: rlm_config.Configuration) -> list[Check]:
+    """A line for each configured MCP server: it is started, asked for its tools, and ended."""
+    checks = []
+    for name, spec in (settings.values["mcp"] or {}).items():
+        try:
+            servers = rlm_mcp.ServerSet({name: spec}, settings.environ)
+            servers.connect()
+            servers.close()
+            checks.append(Check("mcp", "ok", f"{name}: {sum(map(len, servers.tools.values()))} tools"))
+        except rlm_tools.ToolError as error:
+            checks.append(Check("mcp", "fail", one_line(error, 300), error.hint))
+    return checks
+
+
 def check_local_models() -> Check:
     """Model servers on this machine's usual ports."""
     found = rlm_backends.local_servers()
@@ -2379,6 +2669,13 @@ def check_local_models() -> Check:
     return Check(
         "local models", "ok", "; ".join(f"{name} at {url}: {', '.join(models[:4])}" for name, url, models in found)
     )
+
+
+def check_agents(settings: rlm_config.Configuration) -> Check:
+    """What can be a model without a key: coding agents on the PATH, and model files that were downloaded."""
+    found = [name for name, program in rlm_backends.agents(settings.environ) if program]
+    kept = [row["name"] for row in rlm_backends.kept_models(settings.environ) if row["complete"]]
+    return Check("without a key", "ok", ", ".join([*found, *kept]) or "no coding agent, no downloaded model")
 
 
 def check_sandbox(settings: rlm_config.Configuration) -> Check:
@@ -2536,13 +2833,16 @@ COMMANDS = {
     "resume": Command("continue a stopped run", declare_resume, resume),
     "replay": Command("re-run a recorded run without calling a model", declare_replay, replay),
     "logs": Command("list runs, show a run's call tree, or follow a run", declare_logs, logs),
+    "cost": Command("sum what runs have cost, by model, day or project", declare_cost, cost),
     "visualize": Command("render runs as an HTML page, or serve them locally", declare_visualize, visualize),
+    "export": Command("export runs as OpenTelemetry spans, training samples or a notebook", declare_export, export),
     "demo": Command("see rlm work without an API key (the model is scripted)", declare_demo, demo),
     "init": Command("write a commented rlm.toml", declare_init, init),
     "config": Command("show every option, its value and where it comes from", declare_config, config),
     "trust": Command("let this project's rlm.toml set every option", declare_trust, trust),
     "doctor": Command("check check check what works on this machine", declare_doctor, doctor),
     "providers": Command("list providers and which keys are set", declare_providers, providers),
+    "models": Command("list and remove downloaded model files", declare_models, models),
     "mcp-serve": Command("serve the sandbox to an MCP client", lambda _: None, lambda _args, _shell: EXIT_USAGE),
     "mcp-install": Command("add this server to a client's settings", declare_mcp_install, mcp_install),
     "completion": Command("print a shell completion script", declare_completion, completion),

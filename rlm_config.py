@@ -81,13 +81,14 @@ def _option(
     help: str,
     *,
     limit: bool = False,
-    project: bool = False,
+    project: bool | None = None,
     env: str = "",
     short: str = "",
     flag: str = "",
     metavar: str = "",
     example: Any = None,
     choices: tuple[str, ...] = (),
+    words: tuple[str, ...] = (),
     least: float | None = None,
     most: float | None = None,
     secret: bool = False,
@@ -95,22 +96,25 @@ def _option(
     """A row of the table of options.
 
     `limit`: it is in the journal, and a resumed run has it again. `project`: harmless enough to be taken from an
-    untrusted ./rlm.toml, as each limit is. `env`: a variable besides RLM_*. `short`, `flag`: flags besides the long
-    one. `example`: what a written configuration file shows where there is no default. `least`, `most`: the range;
-    beyond it a machine runs out of threads, memory or patience rather than of limit. `secret`: never in a repr.
+    untrusted ./rlm.toml, as a limit is by default. `env`: a variable besides RLM_*. `short`, `flag`: flags besides the
+    long one. `example`: what a written configuration file shows where there is no default. `words`: what it may be
+    besides what its type says. `least`, `most`: the range; beyond it a machine runs out of threads, memory or patience
+    rather than of limit. `secret`: never shown.
     """
     metadata = {
         "help": help,
         "limit": limit,
-        "project": project or limit,
+        "project": limit if project is None else project,
         "env": env,
         "short": short,
         "flag": flag,
         "metavar": metavar or "|".join(choices),
         "example": example,
         "choices": choices,
+        "words": words,
         "least": least,
         "most": most,
+        "secret": secret,
     }
     return field(default=default, metadata=metadata, repr=not secret)
 
@@ -171,6 +175,15 @@ class Options:
         example=600,
         most=366 * 86_400,
     )
+    confirm_above: float | None = _option(
+        None,
+        "dollars: a batch of sub-calls that may cost more is asked about first, and without a terminal is not sent",
+        limit=True,
+        project=False,
+        metavar="USD",
+        example=0.5,
+        most=1e9,
+    )
     max_parallel: int = _option(16, "model calls in flight at once", limit=True, most=1024)
     max_retries: int = _option(4, "retries after a transient error", project=True, least=0, most=1024)
     output_limit: int = _option(
@@ -210,6 +223,15 @@ class Options:
         least=0,
         most=10_000_000,
     )
+    plain_below: int | str | None = _option(
+        None,
+        "tokens up to which a context goes to the model in one plain call, or auto: what show_below shows whole",
+        metavar="TOKENS|auto",
+        words=("auto",),
+        example="auto",
+        least=0,
+        most=100_000_000,
+    )
     prices: dict[str, Any] | None = _option(
         None,
         "US dollars per million tokens: {model: [input, output, cached, cache write]}",
@@ -225,6 +247,13 @@ class Options:
     )
     tools: list[Any] | None = _option(
         None, "Tool objects, or files or modules that define tools", example=["my_tools.py"]
+    )
+    mcp: dict[str, Any] | None = _option(
+        None,
+        "MCP servers whose tools code may call; --mcp NAME: those of the configured ones",
+        metavar="NAME",
+        example={"docs": {"command": ["docs-server", "--stdio"]}},
+        secret=True,
     )
     allowed_paths: list[str] | None = _option(
         None, "folders that the model's code and tools may read (default: the working directory)", example=["."]
@@ -303,11 +332,18 @@ def load_config(
     untrusted: set[str] = set()
     for path, is_project in files:
         table, trusted = read_toml(path, is_project, without)
+        if "mcp" in table:
+            servers, origin = table["mcp"]
+            known: Any = values["mcp"] or {}
+            both = {**known, **servers} if isinstance(servers, dict) else servers
+            table["mcp"] = _chosen_servers(both, known, origin), origin
         _merge(values, origins, table)
         if not trusted:
             untrusted = {origin for _, origin in table.values()}
+    configured = values["mcp"]
     _merge(values, origins, _from_environment(environ))
     _merge(values, origins, {n: (v, "argument") for n, v in given.items() if v is not None and n in OPTIONS})
+    values["mcp"] = _chosen_servers(values["mcp"], configured, origins["mcp"])
     for name in OPTIONS:
         values[name] = checked(name, values[name], origins[name])
     _keep_key_from(untrusted, origins)
@@ -380,12 +416,16 @@ def read_toml(path: str, is_project: bool, without: Collection[str] = ()) -> tup
         raise ConfigError(f"{short} is nested too deeply") from None
     except ValueError as error:  # of TOML, of UTF-8, or of an integer too long to be one
         raise ConfigError(f"{short} is not valid TOML: {error}") from None
-    stray = [key for key in data if key != "rlm"]
+    stray = [key for key in data if key not in ("rlm", "mcp")]
     if stray:
         raise ConfigError(f"{short}: {stray[0]!r} is outside the [rlm] table", hint="put every key under [rlm]")
     table = data.get("rlm", {})
     if not isinstance(table, dict):
         raise ConfigError(f"{short}: rlm is not a table", hint="write [rlm] above the keys")
+    if "mcp" in data:
+        if "mcp" in table:
+            raise ConfigError(f"{short}: mcp is set twice", hint="write [mcp.NAME] for each server")
+        table = {**table, "mcp": data["mcp"]}
     for key in table:
         if key not in OPTIONS:
             raise ConfigError(f"{short}:{_line_of(blob, key)}: unknown key {key!r}", hint=suggestion(key, OPTIONS))
@@ -402,7 +442,9 @@ _CONFIG_BYTES = 100_000
 def _line_of(blob: bytes, key: str) -> int:
     """The line a key stands on, from 1."""
     lines = blob.decode("utf-8", "replace").splitlines()
-    pattern = re.compile(rf"""\s*["']?{re.escape(key)}["']?\s*[=.\]]|\s*\[\s*rlm\s*\.\s*{re.escape(key)}\s*\]""")
+    pattern = re.compile(
+        rf"""\s*["']?{re.escape(key)}["']?\s*[=.\]]|\s*\[\s*(?:rlm\s*\.\s*)?{re.escape(key)}\s*[\].]"""
+    )
     return next((n for n, line in enumerate(lines, 1) if pattern.match(line)), 1)
 
 
@@ -441,6 +483,8 @@ def parse_size(text: str) -> int:
 def parse_option(name: str, text: str, origin: str) -> Any:
     """An option's value from text, as the environment and the command line have it; ConfigError if it is none."""
     kind = type_of(name)
+    if text in OPTIONS[name].metadata["words"]:
+        return text
     try:
         if kind == "bool":
             if text.lower() in _TRUE + _FALSE:
@@ -450,7 +494,7 @@ def parse_option(name: str, text: str, origin: str) -> Any:
             return int(text.replace(",", "_"))
         if kind == "float":
             return float(text)
-        if kind.startswith("list"):
+        if kind.startswith("list") or (name == "mcp" and not text.lstrip().startswith("{")):
             return [item.strip() for item in text.split(",") if item.strip()]
         if name in PAIRS:
             return parse_params([text], origin)
@@ -495,8 +539,8 @@ _KIND_WORDS = {"int": "whole number", "float": "number", "bool": "true or false"
 def checked(name: str, value: Any, origin: str) -> Any:
     """`value`, if it is of the option's type and in its range."""
     row, kind = OPTIONS[name].metadata, type_of(name)
-    if value is None:
-        return None
+    if value is None or (isinstance(value, str) and value in row["words"]):
+        return value
     plain: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "bool": bool}
     wanted = plain.get(kind) or (list if kind.startswith("list") else dict if kind.startswith("dict") else object)
     if name in ("environment", "backend") and not isinstance(value, str):
@@ -506,10 +550,12 @@ def checked(name: str, value: Any, origin: str) -> Any:
     if name in ("tools", "allowed_paths", "allowed_imports") and isinstance(value, (tuple, set)):
         value = list(value)
     if not isinstance(value, wanted) or (isinstance(value, bool) and kind in ("int", "float")):
-        shown = "that" if name.endswith("_key") else _shown_value(value)
+        shown = "that" if row["secret"] else _shown_value(value)
         raise ConfigError(f"{name} ({origin}) must be a {_KIND_WORDS.get(kind, kind)}, not {shown}")
     if name == "encoding":
         require_encoding(str(value), origin)
+    if name == "mcp":
+        check_servers(value, origin)
     if name in ("local_memory", "docker_memory"):
         try:
             if not 0 < parse_size(str(value)) <= row["most"]:
@@ -521,13 +567,107 @@ def checked(name: str, value: Any, origin: str) -> Any:
     if kind in ("int", "float"):
         least = (1 if kind == "int" else 0) if row["least"] is None else row["least"]
         assert isinstance(value, (int, float))
-        nothing = kind == "float" and value == 0 and name != "cost_budget_usd"
+        nothing = kind == "float" and value == 0 and name not in ("cost_budget_usd", "confirm_above")
         if nothing or not least <= value <= row["most"]:
             low = f"at least {least}" if kind == "int" else "a number above 0"
             raise ConfigError(
                 f"{name} ({origin}) is {_shown_value(value)}", hint=f"{low} and at most {row['most']:,.0f}"
             )
     return value
+
+
+# - the servers of the option `mcp`
+
+_SERVER_KEYS: dict[str, tuple[Any, str]] = {
+    "command": ((str, list), "a program, or a list of it and its arguments"),
+    "args": (list, "a list of text"),
+    "env": (dict, "a table of text"),
+    "cwd": (str, "a folder"),
+    "url": (str, "an address that begins with http:// or https://"),
+    "headers": (dict, "a table of text"),
+    "tools": (list, "a list of the tools' names"),
+    "timeout": ((int, float), "a number of seconds above 0"),
+}
+
+
+def _chosen_servers(value: Any, configured: Any, origin: str) -> Any:
+    """Of the configured servers those that a list names; a dict of servers as it is."""
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, (list, tuple)):
+        return value
+    known = configured if isinstance(configured, dict) else {}
+    names = [name for name in value if name != "none"]
+    for name in names:
+        if name not in known:
+            there = suggestion(str(name), known) if known else "write [mcp.NAME] with `command` or `url` in rlm.toml"
+            raise ConfigError(f"mcp ({origin}): no server {str(name)[:80]!r} is configured", hint=there)
+    return {name: known[name] for name in names}
+
+
+def check_servers(servers: Any, origin: str) -> None:
+    """ConfigError for an entry of `mcp` that cannot be a server; no value is shown, since some are keys."""
+    for name, server in servers.items():
+        where = f"mcp.{name} ({origin})"
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][\w.-]{0,63}", name):
+            raise ConfigError(
+                f"mcp ({origin}): {str(name)[:80]!r} cannot name a server", hint="letters, digits, _ and -"
+            )
+        if not isinstance(server, dict):
+            raise ConfigError(f"{where} is not a table", hint=f'[mcp.{name}] and below it command = ["program"]')
+        for key, value in server.items():
+            if key not in _SERVER_KEYS:
+                raise ConfigError(f"{where}: unknown key {key!r}", hint=suggestion(str(key), _SERVER_KEYS))
+            if not _is_server_value(key, value):
+                raise ConfigError(f"{where}: {key} is not {_SERVER_KEYS[key][1]}")
+        if ("command" in server) == ("url" in server):
+            raise ConfigError(f"{where} needs one of `command` and `url`", hint='command = ["program", "argument"]')
+        for key in server.keys() & ({"args", "env", "cwd"} if "url" in server else {"headers"}):
+            raise ConfigError(f"{where}: {key} is nothing for a server by `{'url' if 'url' in server else 'command'}`")
+
+
+def _is_server_value(key: str, value: Any) -> bool:
+    if not isinstance(value, _SERVER_KEYS[key][0]) or isinstance(value, bool):
+        return False
+    texts = value.items() if isinstance(value, dict) else [value] if isinstance(value, list) else []
+    if not all(isinstance(part, str) and "\0" not in part for item in texts for part in item):
+        return False
+    if key == "headers":
+        return all(re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", n) and re.fullmatch(r"[ -~]*", v) for n, v in value.items())
+    if key == "url":
+        return bool(re.fullmatch(r"https?://[^/?#@\s]+([/?][!-~]*)?", value))
+    if key == "timeout":
+        return 0 < float(value) <= 86_400
+    return bool(value) or key in ("args", "env")
+
+
+def server_secrets(servers: Mapping[str, Any] | None, environ: Mapping[str, str]) -> list[str]:
+    """What of the servers' `env` and `headers` may be a key: all but what is evidently a path, a word or a number."""
+    secrets = []
+    for server in (servers or {}).values():
+        for name, text in (*server.get("env", {}).items(), *server.get("headers", {}).items()):
+            value = expand_variables(text, environ)
+            named = re.search(r"(?i)key|token|secret|pass|auth|cred|cookie", name)
+            if named or not re.fullmatch(r"[./~].*|[A-Za-z]:\\.*|[A-Za-z_, ;=/*+-]*|[\d.:-]*", value):
+                secrets += [value, value.rpartition(" ")[2]]
+        secrets += re.findall(r"[?&][^=&]*=([^&]*)", expand_variables(server.get("url", ""), environ))
+    return [secret for secret in dict.fromkeys(secrets) if len(secret) >= 8]
+
+
+def expand_variables(text: str, environ: Mapping[str, str]) -> str:
+    """`${NAME}` replaced by that variable's value, so that a file need not hold a key; "" for one that is not set."""
+    return re.sub(r"\$\{(\w+)\}", lambda found: environ.get(found[1], ""), text)
+
+
+def shown_servers(servers: Mapping[str, Any]) -> dict[str, Any]:
+    """The servers as they may be shown: without the values of `env` and `headers`, and what follows a URL's `?`."""
+
+    def shown(key: str, value: Any) -> Any:
+        if key == "url":
+            return re.sub(r"\?.*", "?…", value)
+        return dict.fromkeys(value, "…") if key in ("env", "headers") else value
+
+    return {name: {k: shown(k, v) for k, v in server.items()} for name, server in servers.items()}
 
 
 def require_encoding(value: str, origin: str) -> None:
@@ -659,6 +799,8 @@ def untrusted_keys(table: Mapping[str, Any]) -> list[str]:
         harmless = OPTIONS[key].metadata["project"] or (key == "environment" and value == "docker")
         if key == "backend":
             harmless = value in ("auto", "litellm") or value in {row["id"] for row in rlm_backends.providers()}
+        if key in ("model", "sub_model"):  # one that runs a program, downloads gigabytes, or is parsed by native code
+            harmless = not re.search(r"^(cli|hf):|\.gguf$", str(value))
         if key in ("snipara_api_key", "snipara_project_slug"):
             harmless = "snipara_api_key" in table and "snipara_project_slug" in table
         if not harmless:

@@ -4,6 +4,8 @@
 # ///
 """An MCP server on stdio, written by hand: a sandboxed, persistent Python for any MCP client, with no API key.
 
+And the client side, with which the tools of other servers are functions in the REPL (`ServerSet`).
+
 Covered: revisions 2024-11-05 to 2025-11-25 (the handshake) and 2026-07-28 (every request speaks for itself), both on
 one stdin; tools, resources, progress, cancellation, batches (2025-03-26), sampling and roots (asked for as each era
 does). Not covered: HTTP, prompts, completion, logging, elicitation, tasks.
@@ -23,10 +25,12 @@ rlm_policy.py.
 
 from __future__ import annotations
 
+import binascii
 import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -77,14 +81,16 @@ MAX_IMAGE_CHARS = 12 << 20  # base64 of one call's images together
 
 
 class ClientDisconnected(Exception):
-    """The client no longer reads what we write."""
+    """The peer no longer reads what we write."""
 
 
 class StdioTransport:
     """One JSON-RPC message per line, both ways, on descriptors that no user code can reach."""
 
-    def __init__(self, read_fd: int, write_fd: int) -> None:
+    def __init__(self, read_fd: int, write_fd: int, patience: float | None = None) -> None:
         self._in, self._out = read_fd, write_fd
+        self._patience = None if patience is None else patience * 1000  # with a peer that takes nothing
+        self._is_closed = False
         self._lock = threading.Lock()
         self._poll = None
         if hasattr(select, "poll"):
@@ -93,18 +99,18 @@ class StdioTransport:
             self._poll.register(self._in, 0)  # only POLLHUP: a client that left while its pipe is full
 
     def lines(self) -> Iterator[bytearray | None]:
-        """Each line without its newline; None for one longer than MAX_LINE, which is skipped, not stored."""
-        line, too_long = bytearray(), False
+        """Each line without its newline; None for one as soon as it is longer than MAX_LINE: it is skipped."""
+        line, is_skipped = bytearray(), False
         while chunk := os.read(self._in, 1 << 18):
-            *ended, rest = chunk.split(b"\n")
-            for piece in ended:
-                too_long = too_long or len(line) + len(piece) > MAX_LINE
-                line += piece
-                yield None if too_long else line
-                line, too_long = bytearray(), False
-            line += rest
-            if too_long or len(line) > MAX_LINE:
-                line, too_long = bytearray(), True
+            for number, piece in enumerate(chunk.split(b"\n")):
+                if number and not is_skipped:
+                    yield line
+                if number:
+                    line, is_skipped = bytearray(), False
+                line += b"" if is_skipped else piece
+                if len(line) > MAX_LINE:
+                    line, is_skipped = bytearray(), True
+                    yield None
         if line:
             yield line
 
@@ -119,11 +125,21 @@ class StdioTransport:
             while data:
                 data = data[self._write_some(data) :]
 
+    def close_output(self, seconds: float) -> bool:
+        """Send nothing more; False if a message is on its way, and has not got through in so many seconds."""
+        if not self._lock.acquire(timeout=seconds):
+            return False
+        self._is_closed = True
+        self._lock.release()
+        return True
+
     def _write_some(self, data: memoryview) -> int:
         # In pieces that a pipe with room takes without blocking: nothing may hold a thread that must notice the end.
         try:
+            if self._is_closed:
+                raise ClientDisconnected
             if self._poll:
-                events = dict(self._poll.poll())
+                events = dict(self._poll.poll(self._patience))
                 if not events.get(self._out, 0) & select.POLLOUT:
                     raise ClientDisconnected
             return os.write(self._out, data[: select.PIPE_BUF if self._poll else 1 << 16])
@@ -739,8 +755,8 @@ class Server:
             with contextlib.suppress(Exception):  # the process is ending: what is left is to end the others too
                 for stop in list(job.stops):
                     stop()
-        for group in list(_commands):
-            _kill_group(group)
+        if backends := sys.modules.get(f"{__package__}.rlm_backends" if __package__ else "rlm_backends"):
+            backends.stop_programs()
 
     def send(self, message: Message | list[Message]) -> None:
         """Write to the client; when it is gone, have the main thread end the process."""
@@ -1409,7 +1425,9 @@ def _working_directory() -> str:
 
 # Options by which a project's file may ask for less freedom, or for more.
 CONFINING = ("require", "docker_mount", "docker_runtime")
-LOOSENING = ("allowed_imports", "allowed_paths", "tools", "local_memory", "docker_image", "docker_network_disabled")
+LOOSENING = (
+    *("allowed_imports", "allowed_paths", "tools", "mcp", "local_memory", "docker_image", "docker_network_disabled"),
+)
 
 
 def memory_limit(configuration: Any, option: str) -> str:
@@ -1477,110 +1495,6 @@ def prefix_digests(messages: list[Message]) -> list[str]:
     return marks
 
 
-class CommandReply(NamedTuple):
-    text: str
-    usage: Mapping[str, int] | None = None
-    cost_usd: float | None = None
-
-
-class SubprocessBackend:
-    """A backend that is a command: prompt on its stdin, answer on its stdout, plain or as `claude -p` has it."""
-
-    provider, supports_tools = "cli", False
-
-    def __init__(self, words: list[str], model: str | None) -> None:
-        self._words, self.model = words, model or os.path.basename(words[0])
-        self._slots = threading.BoundedSemaphore(4)  # each is a process of some hundred megabytes
-
-    def complete(
-        self, messages: list[Message], *, deadline: float | None = None, cancel: Any = None, **rest: Any
-    ) -> CommandReply:
-        with self._slots:
-            return _command_reply(_run_command(self._words, SamplingRequest(messages).prompt(), deadline, cancel))
-
-
-_commands: set[int] = set()  # process groups that run
-
-
-def _kill_group(group: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signal.SIGKILL)
-
-
-def _run_command(words: list[str], prompt: str, deadline: float | None, cancel: Any) -> str:
-    """What the command prints. It is killed, with all it started, when the run is cancelled or out of time."""
-    import subprocess
-    import tempfile
-
-    # A claude that finds itself inside another refuses to start.
-    environment = {k: v for k, v in os.environ.items() if k not in ("CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT")}
-    pipe = subprocess.PIPE
-    try:
-        process = subprocess.Popen(
-            words, stdin=pipe, stdout=pipe, stderr=pipe, env=environment, cwd=tempfile.gettempdir(),
-            start_new_session=True,
-        )  # fmt: skip
-    except OSError as error:
-        raise _model_error(f"{words[0]}: {error.strerror}", "connection") from None
-    _commands.add(process.pid)
-    given: bytes | None = prompt.encode("utf-8", "replace")
-    try:
-        while True:
-            try:
-                printed, complaint = process.communicate(given, timeout=0.1)
-                break
-            except subprocess.TimeoutExpired:
-                given = None
-            if cancel is not None and cancel.is_set():
-                raise _model_error("cancelled", "cancelled")
-            if deadline is not None and time.monotonic() > deadline:
-                raise _model_error(f"{words[0]} did not answer in time", "timeout")
-    finally:
-        _kill_group(process.pid)
-        process.wait()
-        _commands.discard(process.pid)
-    if process.returncode:
-        tail = (complaint or printed).decode("utf-8", "replace").strip()[-500:]
-        raise _model_error(f"{words[0]} ended with status {process.returncode}: {tail}", "server")
-    return printed.decode("utf-8", "replace")
-
-
-def _command_reply(printed: str) -> CommandReply:
-    """The answer in what a command printed: the JSON object of `claude -p --output-format json`, or all of it."""
-    try:
-        told = sibling("rlm_backends").from_json(printed)
-    except ValueError:
-        return CommandReply(printed.strip())
-    if not isinstance(told, dict) or not isinstance(told.get("result"), str):
-        return CommandReply(printed.strip())
-    if told.get("is_error"):
-        raise _model_error(told["result"][:500], "server")
-    counts = _mapping(told.get("usage"))
-    cached, written = (counts.get(f"cache_{kind}_input_tokens") or 0 for kind in ("read", "creation"))
-    usage = {
-        "input": (counts.get("input_tokens") or 0) + cached + written,
-        "output": counts.get("output_tokens") or 0,
-        "cached": cached,
-        "cache_write": written,
-    }
-    return CommandReply(told["result"], usage if counts else None, told.get("total_cost_usd"))
-
-
-def model_command(model: str | None) -> list[str] | None:
-    """The command that answers prompts on the host's own account: RLM_MCP_CLI, else `claude -p`, if it is there."""
-    import shlex
-    import shutil
-
-    if words := shlex.split(os.environ.get("RLM_MCP_CLI", "")):
-        return words
-    claude = shutil.which("claude")
-    if claude is None:
-        return None
-    # One turn, no tools, no MCP servers: it answers the prompt and cannot call us again.
-    words = [claude, "-p", "--output-format", "json", "--max-turns", "1", "--tools", "", "--strict-mcp-config"]
-    return [*words, "--model", model] if model else words
-
-
 def model_for(job: Job, configuration: Any) -> Any:
     """The first that is there of: a provider with its key or a local server, a command, the client."""
     rlm = sibling("rlm")
@@ -1589,9 +1503,15 @@ def model_for(job: Job, configuration: Any) -> Any:
         return rlm.connect(configuration, options)
     except rlm.ConfigError:
         pass  # no key: the next one
-    if words := model_command(options.model):
-        return SubprocessBackend(words, options.model)
-    return SamplingBackend(job)
+    import shlex
+
+    backends = sibling("rlm_backends")
+    if words := shlex.split(os.environ.get("RLM_MCP_CLI", "")):
+        return backends.SubprocessBackend(words, options.model)
+    try:
+        return backends.connect(f"cli:claude/{options.model or ''}".rstrip("/"))
+    except backends.BackendError:  # no claude here
+        return SamplingBackend(job)
 
 
 def run(job: Job, directory: str | None, prompt: str, context: Any, limits: Message, group: Any = None) -> Any:
@@ -2953,8 +2873,7 @@ def _check(words: list[str], environ: Mapping[str, str], title: str) -> int:
     """Start the server as a client does, with a bare environment, and have it list its tools and run a cell."""
     import subprocess
 
-    kept = ("HOME", "LOGNAME", "PATH", "SHELL", "TERM", "USER", "SYSTEMROOT", "APPDATA", "USERPROFILE", "TEMP")
-    scrubbed = {**{name: os.environ[name] for name in kept if name in os.environ}, **environ}
+    scrubbed = {**{name: os.environ[name] for name in INHERITED if name in os.environ}, **environ}
     client = {"name": "rlm mcp-install", "version": _version()}
     call = {"name": "execute_python", "arguments": {"code": "6 * 7"}}
     meta = {"io.modelcontextprotocol/protocolVersion": LATEST, "io.modelcontextprotocol/clientCapabilities": {}}
@@ -2988,3 +2907,890 @@ def _check(words: list[str], environ: Mapping[str, str], title: str) -> int:
                 return fail(f"{title}: {method} was answered with {json.dumps(answer)[:300]}", "rlm doctor", 1)
     print(f"{title}: works ({(time.monotonic() - started) * 1000:.0f} ms to start, list the tools, run a cell and end)")
     return 0
+
+
+# --- the client: other servers' tools as Python functions -------------------------------------------------------------
+#
+# ServerSet (all of one run) -> Connection, which speaks either era: a StdioConnection or an HTTPConnection
+
+CALL_SECONDS = 60.0  # that a server has to start, and to answer each call, unless its `timeout` says otherwise
+PROBE_SECONDS = 5.0  # after which a server that does not answer server/discover is taken for an older one
+EXIT_SECONDS = 1.0  # that a server has to end by itself, and again after SIGTERM
+MAX_STARTS = 4  # of one server in a run
+MAX_REMOTE_TOOLS = 2_000  # of one server
+MAX_CATALOGUE = 4_000_000  # characters of its list of tools
+MAX_SCHEMA = 64_000  # characters of one tool's schemas; a tool with larger ones is called without
+MAX_HELP = 1_000_000  # characters of all tools' help
+MAX_UNMATCHED = 10_000  # messages in a row that answer nothing: a flood
+STDERR_CHARS = 2_000
+# What the official SDKs hand on to a server: no key is in these.
+INHERITED = (
+    *("HOME", "LOGNAME", "PATH", "SHELL", "TERM", "USER", "SYSTEMROOT", "SYSTEMDRIVE", "APPDATA", "LOCALAPPDATA"),
+    *("USERPROFILE", "USERNAME", "HOMEDRIVE", "HOMEPATH", "PROCESSOR_ARCHITECTURE", "TEMP"),
+)
+
+
+def remote_error(message: str, hint: str = "") -> Exception:
+    """What code in the REPL and the user get to see of a server's failure."""
+    error: Exception = sibling("rlm_tools").ToolError(message, hint=hint)
+    return error
+
+
+class RemoteTool(NamedTuple):
+    """A tool of another server, as it is listed, journalled and called."""
+
+    server: str  # the Python names
+    name: str
+    own_name: str  # as the server calls it
+    description: str
+    parameters: Message
+    returns: Message | None
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.server}.{self.name}"
+
+    def arguments(self, *args: Any, **kwargs: Any) -> Message:
+        """The arguments of a Python call as the server wants them; TypeError for those that it cannot have meant."""
+        properties = self.parameters["properties"]
+        by_python_name = {python_name(name): name for name in properties}
+        if len(args) > len(properties):
+            raise TypeError(f"{len(args)} arguments are too many: {self.signature()}")
+        bound = {name: json_argument(value) for name, value in zip(properties, args)}
+        for given, value in kwargs.items():
+            name = given if given in properties else by_python_name.get(given, given)
+            if name in bound:
+                raise TypeError(f"{given!r} is given twice: {self.signature()}")
+            if name not in properties and properties and not self.parameters.get("additionalProperties"):
+                raise TypeError(f"there is no argument {given!r}: {self.signature()}")
+            bound[name] = json_argument(value)
+        if missing := [name for name in self.parameters["required"] if name not in bound]:
+            raise TypeError(f"{missing[0]!r} is missing: {self.signature()}")
+        return bound
+
+    def signature(self, types: bool = True) -> str:
+        """`github.search_issues(query: string, limit: integer = 10)`; without types `search_issues(query, limit=…)`."""
+        required = self.parameters["required"]
+        names = {name: python_name(name) for name in self.parameters["properties"]}
+        ordered = sorted(names, key=lambda name: name not in required)
+        if not types:
+            return f"{self.name}({', '.join(names[n] if n in required else names[n] + '=…' for n in ordered)})"
+        schema = {
+            "properties": {names[name]: self.parameters["properties"][name] for name in ordered},
+            "required": [names[name] for name in required],
+        }
+        try:
+            line: str = sibling("rlm_tools").signature(self._replace(name=self.full_name, parameters=schema))
+        except (TypeError, ValueError, KeyError, AttributeError, RecursionError):  # a schema that is none
+            return f"{self.server}.{self.signature(types=False)}"
+        return line[:1000]
+
+    def help(self) -> str:
+        """What `help` prints of the function."""
+        lines = [self.signature(), "", self.description[:2000]]
+        if self.own_name != self.name:
+            lines[1] = f"(the server calls it {self.own_name[:200]!r})"
+        for name, schema in list(self.parameters["properties"].items())[:100]:
+            if about := _mapping(schema).get("description"):
+                lines.append(f"  {python_name(name)}: {str(about)[:300]}")
+        if self.returns is not None:
+            fields = {key: _mapping(item).get("type", "any") for key, item in self._returned().items()}
+            lines.append(f"Returns {'{' + ', '.join(f'{k}: {v}' for k, v in fields.items())[:500] + '}'}")
+        return "\n".join(lines)
+
+    def _returned(self) -> Mapping[str, Any]:
+        return _mapping(_mapping(self.returns).get("properties"))
+
+    def to_python(self, result: Message) -> Any:
+        """A result as Python data.
+
+        That is its structured content (and of that what a server wrapped as {"result": …}, since only objects travel
+        there) or else its blocks: text as str, images and audio as bytes, a link as a dict; several are a list.
+        """
+        blocks = [block for block in result.get("content") or [] if isinstance(block, dict)]
+        if result.get("structuredContent") is None:
+            values = [_block_value(block) for block in blocks]
+            return values[0] if len(values) == 1 else values or None
+        data = result["structuredContent"]
+        if isinstance(data, dict) and set(data) == {"result"} == set(self._returned()):
+            data = data["result"]
+        pictures = [_block_value(block) for block in blocks if block.get("type") in ("image", "audio")]
+        return [data, *pictures] if pictures else data
+
+
+def python_name(name: str) -> str:
+    """`name` as a Python identifier: "search-issues" is search_issues, "3d" tool_3d, "class" class_."""
+    import keyword
+
+    text = re.sub(r"\W", "_", name, flags=re.ASCII)
+    text = text if re.match(r"[A-Za-z]", text) else f"tool_{text.lstrip('_')}"
+    return f"{text}_" if keyword.iskeyword(text) else text
+
+
+def json_argument(value: Any) -> Any:
+    """An argument as JSON has it: a tuple or set is a list, bytes are base64."""
+    if isinstance(value, dict):
+        return {str(key): json_argument(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [json_argument(item) for item in value]
+    if isinstance(value, (bytes, bytearray)):
+        return binascii.b2a_base64(value, newline=False).decode()
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    raise TypeError(f"a {type(value).__name__} is not an argument for a tool: give text, numbers, lists, dicts")
+
+
+def _block_value(block: Message) -> Any:
+    kind, resource = block.get("type"), _mapping(block.get("resource"))
+    data = block.get("data") if kind in ("image", "audio") else resource.get("blob")
+    if isinstance(data, str):
+        try:
+            return binascii.a2b_base64(data)
+        except ValueError:
+            raise remote_error(f"the result's {kind} is not base64") from None
+    if kind == "text" or isinstance(resource.get("text"), str):
+        return str(block.get("text", resource.get("text", "")))
+    return {key: value for key, value in block.items() if key not in ("type", "_meta", "annotations")}
+
+
+def read_catalogue(server: str, listed: list[Any]) -> dict[str, RemoteTool]:
+    """A server's tools by their Python names; of two with one name the second is called name_2."""
+    tools: dict[str, RemoteTool] = {}
+    entries = [entry for entry in listed if isinstance(entry, dict) and isinstance(entry.get("name"), str)]
+    entries = list({entry["name"]: entry for entry in reversed(entries)}.values())[::-1]
+    for entry in sorted(entries, key=lambda entry: python_name(entry["name"]) != entry["name"]):
+        first = name = python_name(entry["name"])[:64]
+        number = 1
+        while name in tools:  # whose own name it is keeps it
+            number += 1
+            name = f"{first}_{number}"
+        about = str(entry.get("description") or entry.get("title") or "")[:10_000]
+        schemas = _object_schema(entry.get("inputSchema")), _small(entry.get("outputSchema"))
+        tools[name] = RemoteTool(server, name, entry["name"], about, *schemas)
+    return dict(sorted(tools.items()))
+
+
+def _small(schema: Any) -> Message | None:
+    return schema if isinstance(schema, dict) and len(json.dumps(schema)) <= MAX_SCHEMA else None
+
+
+def _object_schema(schema: Any) -> Message:
+    """A tool's input schema with `properties` and `required` that are what they should be."""
+    schema = _small(schema) or {}
+    properties = {str(name): part for name, part in _mapping(schema.get("properties")).items()}
+    required = schema.get("required")
+    needed = [name for name in required if name in properties] if isinstance(required, list) else []
+    return {**schema, "properties": properties, "required": needed}
+
+
+# - a connection
+
+
+class Connection:
+    """One server: how it is greeted, asked for its tools and called, whatever carries the messages."""
+
+    def __init__(self, name: str, spec: Message, environ: Mapping[str, str]) -> None:
+        expand = functools.partial(sibling("rlm_config").expand_variables, environ=environ)
+        self.name, self.spec = name, spec
+        self.seconds = float(spec.get("timeout") or CALL_SECONDS)
+        self.version = ""  # of the protocol, once that is known
+        self.info: Message = {}
+        self.secrets = sorted(sibling("rlm_config").server_secrets({name: spec}, environ), key=len, reverse=True)
+        self.env = {key: expand(value) for key, value in spec.get("env", {}).items()}
+        self.headers = {key: expand(value) for key, value in spec.get("headers", {}).items()}
+        self.url = expand(spec.get("url", ""))
+        self.ended = ""  # why it can no longer be used
+        self.is_ready = False
+
+    def exchange(self, method: str, params: Message, seconds: float) -> Message:
+        """The answer to a request: a message with `result` or `error`; ToolError if there comes none."""
+        raise NotImplementedError
+
+    def notify(self, method: str, params: Message | None = None) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def interrupt(self) -> None:
+        """Give up the calls that are being answered."""
+        raise NotImplementedError
+
+    def failed(self, what: str, hint: str = "") -> Exception:
+        """An error that names the server, without a key."""
+        text = sibling("rlm_backends").mask(f"MCP server {self.name!r} {what}", self.secrets)
+        return remote_error(text, hint or f"look at [mcp.{self.name}] in the configuration")
+
+    def request(self, method: str, params: Message | None = None, seconds: float | None = None) -> Message:
+        """The result of a request; ProtocolError where the server answers with an error."""
+        params = dict(params or {})
+        if self.version == LATEST:
+            about = {"protocolVersion": LATEST, "clientCapabilities": {}, "clientInfo": self._client()}
+            params["_meta"] = {f"io.modelcontextprotocol/{key}": value for key, value in about.items()}
+        answer = self.exchange(method, params, seconds or self.seconds)
+        if "error" in answer:
+            error = _mapping(answer["error"])
+            code = error.get("code") if isinstance(error.get("code"), int) else INTERNAL
+            raise ProtocolError(
+                code or INTERNAL, str(error.get("message") or "no reason given")[:2000], error.get("data")
+            )
+        if not isinstance(answer.get("result"), dict):
+            raise self.failed(f"answered {method} with what is no result: {_shortened(answer)}")
+        result: Message = answer["result"]
+        return result
+
+    def _client(self) -> Message:
+        return {"name": "rlm", "version": _version()}
+
+    def negotiate(self, *, probe: bool = True) -> None:
+        """Settle the protocol: the newest revision if the server has it, else the handshake of the older ones."""
+        if not probe or not self._discover(min(PROBE_SECONDS, self.seconds)):
+            self.version = ""
+            self._initialize()
+        self.is_ready = True
+
+    def _initialize(self) -> None:
+        opening = {"protocolVersion": HANDSHAKE[-1], "capabilities": {}, "clientInfo": self._client()}
+        try:
+            result = self.request("initialize", opening)
+        except ProtocolError as error:
+            # A server that was slow to start has read the probe by now, and is settled on the newest revision.
+            if error.code in (UNSUPPORTED_VERSION, NO_METHOD) and self._discover(self.seconds):
+                return
+            raise self.failed(f"refused the handshake: {error}") from None
+        except TimeoutError:
+            raise self.failed(f"did not answer initialize in {self.seconds:g} s{self.diagnostics()}") from None
+        if result.get("protocolVersion") not in HANDSHAKE:
+            raise self.failed(f"speaks revision {_shortened(result.get('protocolVersion'))}, which is not known here")
+        self.version = str(result["protocolVersion"])
+        self.info = {**_mapping(result.get("serverInfo")), "instructions": result.get("instructions")}
+        self.notify("notifications/initialized")
+
+    def _discover(self, seconds: float) -> bool:
+        """Whether the server speaks the newest revision."""
+        self.version = LATEST
+        try:
+            result = self.request("server/discover", {}, seconds)
+        except (ProtocolError, TimeoutError):
+            return False
+        if LATEST not in (result.get("supportedVersions") or []):
+            return False
+        identity = _mapping(_mapping(result.get("_meta")).get("io.modelcontextprotocol/serverInfo"))
+        self.info = {**identity, "instructions": result.get("instructions")}
+        return True
+
+    def diagnostics(self) -> str:
+        """What a message may add of what the server has said."""
+        return ""
+
+    def list_tools(self) -> list[Any]:
+        """All pages of the server's tools."""
+        tools: list[Any] = []
+        params: Message = {}
+        seen, size = set(), 0
+        while True:
+            try:
+                result = self.request("tools/list", params)
+            except (ProtocolError, TimeoutError) as error:
+                raise self.failed(f"does not list its tools: {error}") from None
+            page, cursor = result.get("tools"), result.get("nextCursor")
+            if not isinstance(page, list):
+                raise self.failed(f"answered tools/list with what is no list: {_shortened(result)}")
+            tools += page
+            size += len(json.dumps(page))
+            if len(tools) > MAX_REMOTE_TOOLS or size > MAX_CATALOGUE:
+                raise self.failed(f"lists more than {MAX_REMOTE_TOOLS:,} tools, or {MAX_CATALOGUE // 10**6} MB of them")
+            if not isinstance(cursor, str) or not cursor or cursor in seen:
+                return tools
+            seen.add(cursor)
+            params = {"cursor": cursor}
+
+    def call(self, tool: RemoteTool, arguments: Message) -> Any:
+        """What the tool returns, as Python data; ToolError with the server's words if it fails."""
+        try:
+            result = self.request("tools/call", {"name": tool.own_name, "arguments": arguments})
+        except ProtocolError as error:
+            raise remote_error(f"{tool.full_name} was refused: {error}", tool.signature()) from None
+        except TimeoutError:
+            raise self.failed(
+                f"did not answer {tool.name} in {self.seconds:g} s{self.diagnostics()}",
+                f"ask for less, or give it longer: timeout in [mcp.{self.name}]",
+            ) from None
+        if result.get("resultType", "complete") != "complete":
+            raise remote_error(f"{tool.full_name} asks its user for input, which it cannot get here", tool.signature())
+        if result.get("isError"):
+            texts = [str(block.get("text")) for block in result.get("content") or [] if _mapping(block).get("text")]
+            raise remote_error(f"{tool.full_name} failed: {' '.join(texts)[:4000] or 'no reason given'}")
+        return tool.to_python(result)
+
+
+def _shortened(value: Any) -> str:
+    return repr(value) if not isinstance(value, (dict, list)) else json.dumps(value)[:200]
+
+
+class PendingReply:
+    """A request that waits for its answer."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.message: Message = {}
+        self.problem: Exception | None = None
+        self.is_stopped = False
+
+    def settle(self, message: Message | None = None, problem: Exception | None = None) -> None:
+        self.message, self.problem = message or {}, problem
+        self.done.set()
+
+
+class StdioConnection(Connection):
+    """A server that is a process of ours, in a group of its own, which ends with the run."""
+
+    def __init__(self, name: str, spec: Message, environ: Mapping[str, str]) -> None:
+        super().__init__(name, spec, environ)
+        self._lock = threading.Lock()
+        self._pending: dict[int, PendingReply] = {}
+        self._last = self._unmatched = 0
+        self._stderr = bytearray()
+        self._closing = threading.Lock()
+        self._start(command_words(spec), {key: environ[key] for key in INHERITED if key in environ})
+
+    def _start(self, words: list[str], inherited: Message) -> None:
+        import subprocess
+
+        pipe, cwd = subprocess.PIPE, os.path.expanduser(self.spec.get("cwd") or os.getcwd())
+        kept = {key: value for key, value in inherited.items() if not value.startswith("()")}  # functions of a shell
+        try:
+            self.process = subprocess.Popen(
+                words, stdin=pipe, stdout=pipe, stderr=pipe, env={**kept, **self.env}, cwd=cwd, bufsize=0,
+                start_new_session=True,
+            )  # fmt: skip
+        except (OSError, ValueError) as error:
+            there = "" if os.path.isdir(cwd) else f" in {cwd}, which is no folder"
+            reason = getattr(error, "strerror", None) or error
+            raise self.failed(
+                f"cannot be started: {words[0]}{there}: {reason}",
+                f"install it, or mend `command` in [mcp.{self.name}]; PATH is searched for it",
+            ) from None
+        assert self.process.stdin and self.process.stdout and self.process.stderr
+        self.wire = StdioTransport(self.process.stdout.fileno(), self.process.stdin.fileno(), patience=self.seconds)
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._listen, self._drain)]
+        for thread in self._threads:
+            thread.start()
+
+    def exchange(self, method: str, params: Message, seconds: float) -> Message:
+        reply, deadline = PendingReply(), time.monotonic() + seconds
+        with self._lock:
+            if self.ended:
+                raise self.failed(self.ended)
+            self._last += 1
+            number = self._last
+            self._pending[number] = reply
+        try:
+            with contextlib.suppress(ClientDisconnected):  # the reader will say why
+                self.wire.send({"jsonrpc": "2.0", "id": number, "method": method, "params": params})
+            is_answered = reply.done.wait(max(0.0, deadline - time.monotonic()))
+            if method == "tools/call" and (not is_answered or reply.is_stopped):
+                self.notify("notifications/cancelled", {"requestId": number, "reason": "its time is up"})
+            if not is_answered:
+                raise TimeoutError(f"no answer in {seconds:g} s{self.diagnostics()}")
+        finally:
+            self._pending.pop(number, None)
+        if reply.problem is not None:
+            raise reply.problem
+        return reply.message
+
+    def notify(self, method: str, params: Message | None = None) -> None:
+        with contextlib.suppress(ClientDisconnected):
+            self.wire.send({"jsonrpc": "2.0", "method": method, **({} if params is None else {"params": params})})
+
+    def diagnostics(self) -> str:
+        said = self._stderr.decode("utf-8", "replace").strip()
+        sent = f"; it sent {self._unmatched:,} messages that answer nothing" if self._unmatched else ""
+        return f"{sent}; its stderr ends with: {said[-STDERR_CHARS:]}" if said else sent
+
+    def interrupt(self) -> None:
+        for reply in list(self._pending.values()):
+            reply.is_stopped = True
+            reply.settle(problem=remote_error("the run was stopped"))
+
+    # what it says
+
+    def _drain(self) -> None:
+        assert self.process.stderr
+        with contextlib.suppress(OSError, ValueError):
+            while data := os.read(self.process.stderr.fileno(), 65_536):
+                self._stderr += data
+                del self._stderr[: -4 * STDERR_CHARS]
+
+    def _listen(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            for line in self.wire.lines():
+                if line is None:
+                    self._end(f"sent a message of more than {MAX_LINE >> 20} MB")
+                    break
+                self._handle_line(line)
+                if self._unmatched > MAX_UNMATCHED:
+                    self._end(f"floods: {self._unmatched:,} messages that answer nothing")
+                    break
+        self._end("")
+
+    def _handle_line(self, line: bytearray) -> None:
+        data = bytes(line)
+        for secret in self.secrets:
+            data = data.replace(json.dumps(secret)[1:-1].encode(), b"***")
+        try:
+            messages = sibling("rlm_backends").from_json(data)
+        except ValueError as error:
+            if data.lstrip()[:1] in (b"{", b"["):
+                self._fail_pending(f"sent JSON that cannot be read: {str(error)[:200]}", "ask it for less at once")
+            self._unmatched += 1  # something that is printed where only messages belong
+            return
+        for message in messages if isinstance(messages, list) else [messages]:
+            self._handle_message(_mapping(message))
+
+    def _handle_message(self, message: Mapping[str, Any]) -> None:
+        number = message.get("id")
+        if "method" in message:
+            self._unmatched += 1
+            if _is_id(number):
+                answer = {"result": {}} if message["method"] == "ping" else {"error": NOT_OFFERED}
+                with contextlib.suppress(ClientDisconnected):
+                    self.wire.send({"jsonrpc": "2.0", "id": number, **answer})
+            return
+        reply = self._pending.get(number) if type(number) is int else None
+        if reply is None or reply.done.is_set() or not message.keys() & {"result", "error"}:
+            self._unmatched += 1
+            return
+        self._unmatched = 0
+        reply.settle(dict(message))
+
+    def _fail_pending(self, what: str, hint: str = "") -> None:
+        for reply in list(self._pending.values()):
+            reply.settle(problem=self.failed(what, hint))
+
+    def _end(self, reason: str) -> None:
+        """It has ended, or is made to: nobody waits for it any longer."""
+        if reason:
+            sibling("rlm_backends").kill_group(self.process.pid)
+        with self._lock:
+            if not self.ended:
+                with contextlib.suppress(Exception):
+                    self.process.wait(EXIT_SECONDS)
+                self._threads[1].join(0.2)  # its last words
+                status = self.process.returncode
+                how = "closed its stdout" if status is None else f"ended by signal {-status}" if status < 0 else ""
+                self.ended = f"{reason or how or f'ended with status {status}'}{self.diagnostics()}"
+        hint = "the next call starts it again" if self.is_ready else f"look at `command` in [mcp.{self.name}]"
+        self._fail_pending(self.ended, hint)
+
+    def close(self) -> None:
+        """End it as the protocol says: its stdin is closed, then SIGTERM, then SIGKILL, for all that it started."""
+        if not self._closing.acquire(blocking=False):
+            return
+        process = self.process
+        assert process.stdin and process.stdout and process.stderr
+        if self.wire.close_output(0.2):
+            process.stdin.close()
+            self._wait(EXIT_SECONDS)
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGTERM)
+            self._wait(EXIT_SECONDS)
+        sibling("rlm_backends").kill_group(process.pid)
+        self._wait(EXIT_SECONDS)
+        if self.wire.close_output(EXIT_SECONDS):
+            process.stdin.close()
+        for thread, stream in zip(self._threads, (process.stdout, process.stderr)):
+            thread.join(0.2)
+            if not thread.is_alive():  # else what has left the group still holds the other end
+                stream.close()
+
+    def _wait(self, seconds: float) -> None:
+        import subprocess
+
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+
+
+NOT_OFFERED = {"code": NO_METHOD, "message": "this client offers nothing to servers"}
+
+
+def command_words(spec: Message) -> list[str]:
+    """The program of a server and its arguments, from `command` (a list, or text) and `args`."""
+    import shlex
+
+    command, args = spec["command"], spec.get("args", [])
+    if isinstance(command, list):
+        return [*command, *args]
+    return [command, *args] if args or os.path.exists(command) else shlex.split(command)
+
+
+class HTTPConnection(Connection):
+    """A server behind a URL: each message is a POST, answered with JSON or with server-sent events."""
+
+    def __init__(self, name: str, spec: Message, environ: Mapping[str, str]) -> None:
+        super().__init__(name, spec, environ)
+        self._session = ""
+        self._cancel = threading.Event()
+        self._numbers = itertools.count(1)
+
+    def exchange(self, method: str, params: Message, seconds: float) -> Message:
+        number = next(self._numbers)
+        message = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
+        status, headers, body = self._post(message, seconds)
+        if status == 404 and self._session and method != "initialize":  # the session is over; nothing was done
+            self._session = ""
+            self.negotiate()
+            status, headers, body = self._post(message, seconds)
+        answer = self._answer(headers, body, number)
+        if answer is not None:
+            if method == "initialize":
+                self._session = headers.get("mcp-session-id", "")
+            return answer
+        if method == "server/discover" and 400 <= status < 500 and status not in (401, 403):
+            raise ProtocolError(INVALID_REQUEST, f"status {status}")
+        said = sibling("rlm_backends").mask(body[:300].decode("utf-8", "replace"), self.secrets)
+        hints = {
+            401: "its key",
+            403: "its key",
+            404: "the path of its url",
+            405: "its url: the older SSE is not spoken",
+        }
+        where = hints.get(status, "`url`")
+        raise self.failed(f"answered {method} with status {status}: {said}", f"look at {where} in [mcp.{self.name}]")
+
+    def notify(self, method: str, params: Message | None = None) -> None:
+        self._post({"jsonrpc": "2.0", "method": method, **({} if params is None else {"params": params})}, self.seconds)
+
+    def _post(self, message: Message, seconds: float) -> tuple[int, Mapping[str, str], bytes]:
+        from urllib.parse import urljoin
+
+        backends = sibling("rlm_backends")
+        headers = self._request_headers(message)
+        url, deadline = self.url, time.monotonic() + seconds
+        for _ in range(4):
+            try:
+                status, answered, body = backends.post(
+                    *(url,), json=message, headers=headers, timeout=seconds, max_retries=0, deadline=deadline,
+                    cancel=self._cancel, complete=AnswerWatch(message.get("id")),
+                )  # fmt: skip
+            except backends.BackendError as error:
+                if error.code in ("timeout", "deadline"):
+                    raise TimeoutError(f"no answer in {seconds:g} s") from None
+                raise self.failed(f"cannot be reached: {error}", error.hint) from None
+            if status not in (301, 302, 307, 308):
+                self.url = url
+                return status, answered, body
+            target = urljoin(url, answered.get("location", ""))
+            if backends._origin(target) != backends._origin(url):
+                raise self.failed(
+                    f"redirects to {target[:200]}, where its key does not go", "if that is meant, set url to it"
+                )
+            url = target
+        raise self.failed("redirects in a circle")
+
+    def _request_headers(self, message: Message) -> dict[str, str]:
+        headers = {**self.headers, "Accept": "application/json, text/event-stream"}
+        if self._session:
+            headers["Mcp-Session-Id"] = self._session
+        if self.version:
+            headers["MCP-Protocol-Version"] = self.version
+        if self.version == LATEST:
+            params = message.get("params", {})
+            headers["Mcp-Method"] = message["method"]
+            if message["method"] == "tools/call":
+                headers["Mcp-Name"] = _header_value(params["name"])
+                schema = self.schemas.get(params["name"], {})
+                headers.update(_param_headers(schema, params.get("arguments")))
+        return headers
+
+    schemas: Mapping[str, Message] = {}  # by the tools' own names: what of the arguments is wanted in headers, too
+
+    def _answer(self, headers: Mapping[str, str], body: bytes, number: int) -> Message | None:
+        """The answer to request `number` in a response; None if it holds none."""
+        for secret in self.secrets:
+            body = body.replace(json.dumps(secret)[1:-1].encode(), b"***")
+        stream = headers.get("content-type", "").partition(";")[0].strip() == "text/event-stream"
+        backends = sibling("rlm_backends")
+        for text in backends._events(iter([body])) if stream else [body]:
+            if not text.strip():  # an event with an id alone
+                continue
+            try:
+                found = backends.from_json(text)
+            except ValueError as error:
+                if stream or headers.get("content-type", "").startswith("application/json"):
+                    raise self.failed(f"sent JSON that cannot be read: {str(error)[:200]}") from None
+                return None
+            for message in found if isinstance(found, list) else [found]:
+                answers = _mapping(message).keys() & {"result", "error"}
+                if answers and message.get("id", number) in (number, None):
+                    return dict(message)
+        return None
+
+    def interrupt(self) -> None:
+        cancel, self._cancel = self._cancel, threading.Event()
+        cancel.set()
+
+    def close(self) -> None:
+        self.interrupt()
+        if not self._session:
+            return
+        import requests
+
+        headers = self._request_headers({"method": ""})
+        with contextlib.suppress(requests.RequestException), requests.Session() as http:
+            http.trust_env = not sibling("rlm_backends")._is_loopback(self.url)
+            http.auth = lambda request: request  # none of .netrc
+            http.delete(self.url, headers=headers, timeout=2, allow_redirects=False)
+
+
+class AnswerWatch:
+    """Says of each piece of a stream of events whether the answer has come, so that nobody waits for the stream's end.
+
+    An event ends in an empty line, and that of an answer names the request and has `result` or `error` in it.
+    """
+
+    def __init__(self, number: Any) -> None:
+        self._id = re.compile(rb'"id"\s*:\s*%s\b' % str(number).encode())
+        self._event = bytearray()
+
+    def __call__(self, piece: bytes) -> bool:
+        self._event += piece
+        if not self._event.endswith((b"\n\n", b"\r\n\r\n", b"\r\r")) or not re.search(rb"(?m)^data:", self._event):
+            return False
+        event, self._event = self._event, bytearray()
+        return bool(self._id.search(event)) and (b'"result"' in event or b'"error"' in event)
+
+
+def _header_value(text: str) -> str:
+    """Text as the newest revision puts it into a header: in base64 unless it is plain."""
+    if re.fullmatch(r"[ -~]*", text) and text == text.strip() and not text.startswith("=?base64?"):
+        return text
+    return f"=?base64?{binascii.b2a_base64(text.encode('utf-8', 'replace'), newline=False).decode()}?="
+
+
+def _param_headers(schema: Any, arguments: Any) -> dict[str, str]:
+    """The arguments that a schema marks with x-mcp-header, which the newest revision wants as headers, too."""
+    headers = {}
+    for name, part in _mapping(_mapping(schema).get("properties")).items():
+        value, token = _mapping(arguments).get(name), _mapping(part).get("x-mcp-header")
+        if isinstance(value, dict):
+            headers.update(_param_headers(part, value))
+        elif isinstance(token, str) and re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", token) and value is not None:
+            text = json.dumps(value) if isinstance(value, bool) else str(value)
+            headers[f"Mcp-Param-{token}"] = _header_value(text)
+    return headers
+
+
+# - all servers of one run
+
+
+class ServerSet:
+    """The servers whose tools a run has: connected when it begins, or, where it goes on from a journal, when one of
+    them is first called for what the journal does not hold."""
+
+    def __init__(self, specs: Mapping[str, Message], environ: Mapping[str, str]) -> None:
+        self.specs = {python_name(name): (name, spec) for name, spec in specs.items()}
+        if len(self.specs) < len(specs):
+            raise remote_error("two MCP servers have the same name in Python", f"rename one of {', '.join(specs)}")
+        self.environ = environ
+        self.tools: dict[str, dict[str, RemoteTool]] = {}
+        self.info: dict[str, Message] = {}
+        self._connections: dict[str, Connection] = {}
+        self._locks: dict[str, threading.Lock] = {name: threading.Lock() for name in self.specs}
+        self._starts: dict[str, int] = {}
+        self._closed = False
+
+    def connect(self) -> None:
+        """Start all of them side by side and list their tools; ToolError for the first that fails."""
+        problems: list[Exception] = []
+
+        def start(name: str) -> None:
+            try:
+                connection = self._connection(name)
+                own, spec = self.specs[name]
+                tools = read_catalogue(name, connection.list_tools())
+                self.tools[name] = _filter_tools(own, tools, spec.get("tools"))
+                self.info[name] = {key: connection.info.get(key) for key in ("name", "title", "instructions")}
+                self._set_schemas(name, connection)
+            except Exception as error:
+                problems.append(error)
+
+        threads = [threading.Thread(target=start, args=(name,), daemon=True) for name in self.specs]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                while thread.is_alive() and not problems:
+                    thread.join(0.05)
+            if problems:
+                raise problems[0]
+        except BaseException:
+            self.close()
+            raise
+        self.tools = {name: self.tools[name] for name in self.specs}
+
+    def restore(self, recorded: Any) -> None:
+        """The tools as a journal has them; nothing is started."""
+        for name, server in _mapping(recorded).items():
+            tools = [_mapping(tool) for tool in _mapping(server).get("tools") or []]
+            self.info[name] = {key: _mapping(server).get(key) for key in ("name", "title", "instructions")}
+            self.tools[name] = {
+                str(tool["name"]): RemoteTool(
+                    *(name, str(tool["name"]), str(tool.get("own_name")), str(tool.get("description"))),
+                    *(_object_schema(tool.get("parameters")), _small(tool.get("returns"))),
+                )
+                for tool in tools
+                if re.fullmatch(r"[A-Za-z]\w*", str(tool.get("name")), re.ASCII)
+            }
+            self._locks.setdefault(name, threading.Lock())
+
+    def recorded(self) -> Message:
+        """What a journal keeps, and `restore` takes."""
+        return {
+            name: {**self.info[name], "tools": [tool._asdict() for tool in tools.values()]}
+            for name, tools in self.tools.items()
+        }
+
+    def _set_schemas(self, name: str, connection: Connection) -> None:
+        if isinstance(connection, HTTPConnection):
+            connection.schemas = {tool.own_name: tool.parameters for tool in self.tools[name].values()}
+
+    def _connection(self, name: str) -> Connection:
+        """The connection to a server; it is made again when the server has ended."""
+        with self._locks[name]:
+            known = self._connections.get(name)
+            if known is not None and not known.ended:
+                return known
+            if name not in self.specs:
+                raise remote_error(f"no MCP server {name!r} is configured", f"write [mcp.{name}] in rlm.toml")
+            if known is not None:
+                known.close()
+            self._starts[name] = self._starts.get(name, 0) + 1
+            if self._starts[name] > MAX_STARTS:
+                last = f"; the last time it {known.ended}" if known is not None else ""
+                raise remote_error(f"MCP server {name!r} was started {MAX_STARTS} times, and is not again{last}")
+            try:
+                return self._negotiated(name)
+            except BaseException:
+                if (failed := self._connections.pop(name, None)) is not None:
+                    failed.close()
+                raise
+
+    def _negotiated(self, name: str) -> Connection:
+        connection = self._open(name)
+        try:
+            connection.negotiate()
+        except sibling("rlm_tools").ToolError:
+            if not connection.ended or connection.is_ready:
+                raise
+            # It has ended at the probe, as servers do that know the handshake alone.
+            connection.close()
+            connection = self._open(name)
+            connection.negotiate(probe=False)
+        if name in self.tools:
+            self._set_schemas(name, connection)
+        return connection
+
+    def _open(self, name: str) -> Connection:
+        own, spec = self.specs[name]
+        kind = HTTPConnection if "url" in spec else StdioConnection
+        self._connections[name] = connection = kind(own, spec, self.environ)
+        if self._closed:
+            connection.close()
+            raise remote_error("the run has ended")
+        return connection
+
+    def call(self, tool: RemoteTool, arguments: Message) -> Any:
+        """What the tool of its server returns; each call of a run comes here. The error of one that fails says all."""
+        try:
+            allowed = self.specs.get(tool.server, ("", {}))[1].get("tools")
+            if allowed is not None and not {tool.own_name, python_name(tool.own_name)} & set(allowed):
+                raise remote_error(f"{tool.full_name} is not among the tools that [mcp.{tool.server}] allows")
+            return self._connection(tool.server).call(tool, arguments)
+        except sibling("rlm_tools").ToolError as error:
+            raise remote_error(f"{error}; next: {error.hint}" if error.hint else str(error)) from None
+
+    def interrupt(self) -> None:
+        for connection in list(self._connections.values()):
+            connection.interrupt()
+
+    def close(self) -> None:
+        """End all of them, side by side."""
+        self._closed = True
+        threads = [threading.Thread(target=connection.close) for connection in list(self._connections.values())]
+        self._connections.clear()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    # what the model is told
+
+    def prompt_line(self) -> str:
+        """The one line of the prompt, however many tools there are."""
+        counts = [f"{name} ({_counted(tools)})" for name, tools in self.tools.items()]
+        return (
+            f"Also in Python, tools of MCP servers: {', '.join(counts)}. help({next(iter(self.tools))}) lists them, "
+            'tools("word") finds some; SERVER.TOOL(argument=…) returns data.'
+        )
+
+    def namespaces(self, function: Callable[[RemoteTool], Any]) -> dict[str, Any]:
+        """What code in the REPL sees of each server: an object whose attributes are the functions of its tools."""
+        texts = self._tool_help
+        found = {}
+        for name, tools in self.tools.items():
+            members = {tool.name: (function(tool), texts[tool.full_name]) for tool in tools.values()}
+            found[name] = sibling("rlm_sandbox").Namespace(self.server_help(name), members)
+        return found
+
+    @functools.cached_property
+    def _tool_help(self) -> dict[str, str]:
+        tools = [tool for tools in self.tools.values() for tool in tools.values()]
+        texts = {tool.full_name: tool.help() for tool in tools}
+        if sum(map(len, texts.values())) > MAX_HELP:  # they travel with each cell
+            texts = {tool.full_name: tool.signature()[:200] for tool in tools}
+        return texts
+
+    def server_help(self, name: str) -> str:
+        """What `help` prints of a server: each tool in a line, shorter where there are many."""
+        tools, info = self.tools[name], self.info[name]
+        title = str(info.get("title") or info.get("name") or name)[:100]
+        head = f"{name}: {_counted(tools)} of the MCP server {title!r}; help({name}.NAME) tells what one takes"
+        lines = [f"{tool.signature(types=False)[:120]}: {_first_line(tool.description)}" for tool in tools.values()]
+        if sum(map(len, lines)) > 8_000:
+            lines = [tool.signature(types=False)[:60] for tool in tools.values()]
+        if sum(map(len, lines)) > 8_000:
+            lines = [", ".join(tools)]
+        return "\n".join([head, *([str(info["instructions"])[:1000]] if info.get("instructions") else []), "", *lines])
+
+    def search(self, word: str = "") -> list[str]:
+        """The tools whose name or description has all words of `word`, each as a line; all without one."""
+        words = str(word).lower().replace("_", " ").split()
+        found = []
+        for tool in (tool for tools in self.tools.values() for tool in tools.values()):
+            text = f"{tool.full_name} {tool.own_name} {tool.description}".lower().replace("_", " ")
+            if all(part in text for part in words):
+                found.append(f"{tool.signature()}: {_first_line(tool.description)}")
+        return found
+
+
+def _counted(tools: Mapping[str, Any]) -> str:
+    return f"{len(tools)} tool{'s' * (len(tools) != 1)}"
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0][:100]
+
+
+def _filter_tools(server: str, tools: dict[str, RemoteTool], names: list[str] | None) -> dict[str, RemoteTool]:
+    """The tools that `tools` in the configuration names, by their own or their Python names."""
+    if names is None:
+        return tools
+    known = {tool.own_name: tool for tool in tools.values()} | tools
+    for name in names:
+        if name not in known:
+            there = sibling("rlm_config").suggestion(str(name), known)
+            raise remote_error(f"MCP server {server!r} has no tool {name!r}, which [mcp.{server}] allows", there)
+    kept = {known[name].name for name in names}
+    return {name: tool for name, tool in tools.items() if name in kept}

@@ -63,6 +63,7 @@ __all__ = [
     "Chunks",
     "DockerSandbox",
     "LocalSandbox",
+    "Namespace",
     "Packer",
     "SandboxError",
     "capabilities",
@@ -569,9 +570,30 @@ class Chunks:
         return rlm_worker.text_chunks(text, self.size if size is None else size, overlap)
 
 
-def spec_of(function: Callable[..., Any]) -> bool | int:
-    """What a request tells of a function: whether it takes batches, or the size for the worker's own `chunks`."""
-    return function.size if isinstance(function, Chunks) else bool(getattr(function, "batched", False))
+class Namespace:
+    """Host functions as the attributes of one object, each with the text that `help` prints of it."""
+
+    def __init__(self, doc: str, members: dict[str, tuple[Callable[..., Any], str]]):
+        self.__doc__ = doc
+        self._members = {name: function for name, (function, _) in members.items()}
+        self._spec = {"doc": doc, "members": {name: text for name, (_, text) in members.items()}}
+        if not all(name.isidentifier() and name[:1] != "_" for name in members):
+            raise ValueError(f"not all of these can be names of functions: {', '.join(members)[:200]}")
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        members = self.__dict__.get("_members", {})
+        if name not in members:
+            raise AttributeError(name)
+        function: Callable[..., Any] = members[name]
+        return function
+
+
+def spec_of(function: Any) -> bool | dict[str, Any]:
+    """What a request tells of a function: whether it takes batches, the size for the worker's own `chunks`, or what is
+    in a namespace."""
+    if isinstance(function, Chunks):
+        return {"size": function.size}
+    return function._spec if isinstance(function, Namespace) else bool(getattr(function, "batched", False))
 
 
 class Run:
@@ -728,7 +750,7 @@ class Run:
         name, key = frame.get("name"), frame.get("call")
         if type(key) is not int or type(name) is not str:
             return False
-        function = self.answer_about_files if name == rlm_worker.FILES_CALL else self.functions.get(name)
+        function = self.answer_about_files if name == rlm_worker.FILES_CALL else self.function(name)
         if function is None:
             return False
         if self.pending_bytes > PENDING_BYTES_MAX:
@@ -750,6 +772,15 @@ class Run:
         clock = contextlib.nullcontext() if name == rlm_worker.FILES_CALL else self.working()
         self.dispatch(lambda: self.work(key, work, nbytes, clock), nbytes)
         return True
+
+    def function(self, name: str) -> Any:
+        """The host function of that name, or of a namespace: "github.search_issues"."""
+        space, _, member = name.partition(".")
+        function: Any = self.functions.get(space)
+        is_namespace = isinstance(function, Namespace)
+        if is_namespace != bool(member):
+            return None
+        return function._members.get(member) if is_namespace else function
 
     def answer_about_files(self, *question: Any) -> dict[str, Any]:
         """Answer a question about files. It costs the cell's time, unlike a host function."""

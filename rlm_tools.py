@@ -1757,13 +1757,15 @@ def read_context_files(
     keep: Callable[[bytes], bool] = lambda head: False,
     encoding: str | None = None,
     within: str | None = None,
+    documents: Documents | None = None,
 ) -> ContextFiles:
     """The files, folders and globs that a caller names, read as file_read reads; ToolError for what cannot be.
 
     A file or a pipe that is named is read where `open_given` lets it be. Of a folder or a glob nobody has seen the
     links: one that leads out, or to what usually holds credentials, is left out. So is, unless it is named alone, what
     is not text and does not `keep(its first bytes)`. `exclude`: folders that others are taken without, such as a run's
-    own logs. `within`: a folder that nothing may lie outside of.
+    own logs. `within`: a folder that nothing may lie outside of. `documents` reads PDFs and the like as text; one that
+    it cannot read is an error if it was named, and is otherwise left out.
     """
     cwd, specs, exclude = os.path.abspath(cwd or os.getcwd()), list(specs), list(exclude)
     found: dict[str, tuple[str, Opener]] = {}
@@ -1780,7 +1782,7 @@ def read_context_files(
     contents: dict[str, str | bytes] = {}
     dropped: list[str] = []
     for name, place in found.items():
-        content, note = _read_whole(*place, None if single else keep, encoding)
+        content, note = _read_whole(*place, None if single else keep, encoding, documents, name, name in named)
         if content is None:
             dropped.append(f"{name} ({note})" if note else name)
             continue
@@ -1878,12 +1880,23 @@ def _read_whole(
     opener: Opener,
     keep: Callable[[bytes], bool] | None = None,
     encoding: str | None = None,
+    documents: Documents | None = None,
+    name: str = "",
+    is_named: bool = True,
 ) -> tuple[str | bytes | None, str]:
     """A file's text or bytes and a note on it; None, if it is binary and not to be kept: then only its head is read,
     unless that looked like text."""
     try:
         with opener() as file:
             head = file.read(_HEAD)
+            if documents is not None:
+                try:
+                    if (reader := documents.reader_for(name, head)) is not None:
+                        return documents.read(reader, name, head + file.read(DOCUMENT_LIMIT + 1 - len(head)))
+                except ToolError as error:
+                    if is_named:
+                        raise
+                    return None, f"{error}; {error.hint}"
             kind = kind_of_binary(head)
             packed = kind in ("gzip", "bzip2", "xz")
             kept = keep is None or keep(head)
@@ -1909,6 +1922,13 @@ def read_blob(blob: bytes, encoding: str | None = None) -> tuple[str | bytes, st
     kind = kind_of_binary(blob[:_HEAD])
     content, note = (_unpacked_text if kind in ("gzip", "bzip2", "xz") else text_of)(blob, encoding)
     return content, (note or _not_text(kind, blob)) if isinstance(content, bytes) else note
+
+
+def read_piped(blob: bytes, documents: Documents, encoding: str | None = None) -> tuple[str | bytes, str]:
+    """The same, where a document is read as text."""
+    if (reader := documents.reader_for("stdin", blob[:_HEAD])) is not None:
+        return documents.read(reader, "stdin", blob)
+    return read_blob(blob, encoding)
 
 
 def _not_text(kind: str, blob: bytes) -> str:
@@ -2016,6 +2036,514 @@ def relpath(path: str, start: str) -> str:
         return path
 
 
+# --- readers: documents and web pages as text -------------------------------------------------------------------------
+
+READER_SECONDS = 300.0  # for one document
+READER_MEMORY = 2 << 30  # bytes of a reader's process
+READER_TEXT = 200_000_000  # characters that a reader may make of a document
+DOCUMENT_LIMIT = 500_000_000  # bytes of a document
+_DOCUMENTS = {
+    ".pdf": "a PDF",
+    ".docx": "a Word document",
+    ".xlsx": "an Excel workbook",
+    ".pptx": "a PowerPoint file",
+    ".epub": "an EPUB",
+}
+_INSTALL_DOCS = "pip install 'flat-rlm[docs]'"
+
+
+class Reader(typing.NamedTuple):
+    """What makes text of files of some suffixes, or with some first bytes."""
+
+    label: str  # for messages and the journal: "markitdown 0.1.9"
+    target: str  # module:name of a function, path -> str, which is called in a process of its own
+    suffixes: tuple[str, ...] = ()
+    signatures: tuple[bytes, ...] = ()
+
+    def takes(self, name: str, head: bytes) -> bool:
+        return name.lower().endswith(self.suffixes) or head.startswith(self.signatures)
+
+
+def entry_point_readers() -> list[Reader]:
+    """The readers of installed packages that name some in the entry-point group `rlm.readers`."""
+    if not _names_group(sys.path, b"rlm.readers"):
+        return []
+    from importlib.metadata import entry_points
+
+    readers = []
+    for point in sorted(entry_points(group="rlm.readers"), key=lambda point: point.name):
+        package = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+        function = _imported(f"{package} (reader {point.name!r})", point.load)
+        suffixes, signatures = (tuple(getattr(function, name, ())) for name in ("suffixes", "signatures"))
+        typed = all(isinstance(s, str) for s in suffixes) and all(isinstance(s, bytes) for s in signatures)
+        if not callable(function) or not (suffixes or signatures) or not typed or not all((*suffixes, *signatures)):
+            hint = 'a function of a path, with read.suffixes = [".rtf"] or read.signatures = [b"{\\\\rtf"]'
+            raise ToolError(f"reader {point.name!r} of {package} is none", hint=hint)
+        lower = tuple(suffix.lower() for suffix in suffixes)
+        readers.append(Reader(f"{point.name} ({package})", point.value.split("[")[0].strip(), lower, signatures))
+    return readers
+
+
+def read_with_markitdown(path: str) -> str:
+    """The Markdown that markitdown makes of a document."""
+    from markitdown import MarkItDown, StreamInfo, converters
+
+    suffix = os.path.splitext(path)[1]
+    converter = MarkItDown(enable_builtins=False)  # it would unpack any archive
+    converter.register_converter(getattr(converters, f"{suffix[1:].capitalize()}Converter")())
+    known = StreamInfo(charset="utf-8") if suffix == ".html" else None
+    return str(converter.convert_local(path, stream_info=known).text_content)
+
+
+def _markitdown(suffix: str) -> Reader | None:
+    """The built-in reader, where its package is installed; that is not imported here."""
+    import importlib.metadata
+    import importlib.util
+
+    if importlib.util.find_spec("markitdown") is None:
+        return None
+    label = "markitdown"
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        label += f" {importlib.metadata.version('markitdown')}"
+    return Reader(label, f"{__name__}:{read_with_markitdown.__name__}", (suffix,))
+
+
+def document_suffix(name: str, head: bytes) -> str:
+    """`.pdf` and the like for a document that markitdown reads, by its name and first bytes; "" for other files.
+
+    ToolError for one that is not what its name says.
+    """
+    suffix, kind = os.path.splitext(name)[1].lower(), kind_of_binary(head)
+    if kind == "a PDF":
+        return ".pdf"
+    if not suffix:
+        return next((known for known, named in _DOCUMENTS.items() if named == kind), "")
+    if suffix not in _DOCUMENTS or (suffix != ".pdf" and head.startswith(b"PK\3\4")):
+        return suffix if suffix in _DOCUMENTS else ""
+    if kind == "an Office file":
+        raise ToolError(f"{name} is encrypted, or in an older format", hint=f"save it without a password, as {suffix}")
+    found = "it is empty" if not head else f"its bytes are those of {kind or ('text' if encoding_of(head) else 'none')}"
+    raise ToolError(f"{name} is not {_DOCUMENTS[suffix]}: {found}", hint="give the right file, or the right suffix")
+
+
+class Documents:
+    """Reads documents as text, each in a child process that it may crash, hang in, or fill: the host goes on.
+
+    The process has none of the user's environment variables. It is started by the first document, and again after one
+    that ended it. `records`: what was read, for the journal.
+    """
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+        self._plugins: list[Reader] | None = None
+        self._process: Any = None
+        self._folder: Any = None
+
+    def __enter__(self) -> Documents:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def reader_for(self, name: str, head: bytes) -> Reader | None:
+        """The reader of a file, None for one that is read as text or bytes; ToolError where it is missing."""
+        if self._plugins is None:
+            self._plugins = entry_point_readers()
+        for plugin in self._plugins:
+            if plugin.takes(name, head):
+                return plugin
+        if not (suffix := document_suffix(name, head)):
+            return None
+        if (reader := _markitdown(suffix)) is None:
+            raise ToolError(f"{name} is {_DOCUMENTS[suffix]}, which needs markitdown", hint=_INSTALL_DOCS)
+        return reader
+
+    def read(self, reader: Reader, name: str, blob: bytes, **about: Any) -> tuple[str, str]:
+        """A document's text, and a note on who made it. `about`: further fields of its record."""
+        import hashlib
+
+        if len(blob) > DOCUMENT_LIMIT:
+            raise ToolError(
+                f"{name} is larger than {DOCUMENT_LIMIT // 1_000_000} MB", hint="give it in parts, or as text"
+            )
+        path = self._copy(name, reader, blob)
+        try:
+            text = self._converted(reader, path, name)
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        text = text.replace("\r\n", "\n").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        if not text.strip():
+            raise ToolError(f"{reader.label} found no text in {name}", hint="if it was scanned, run OCR on it first")
+        record = {"name": name, "bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
+        self.records.append({**record, "reader": reader.label, "characters": len(text), **about})
+        return text, f"read by {reader.label} into {len(text):,} characters"
+
+    def _copy(self, name: str, reader: Reader, blob: bytes) -> str:
+        """A private copy: a pipe or a page has no path, and what was judged is what is read."""
+        import tempfile
+
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="rlm-")
+        suffix = os.path.splitext(name)[1].lower()
+        suffix = suffix if not reader.suffixes or suffix in reader.suffixes else reader.suffixes[0]
+        path = os.path.join(self._folder.name, f"document{suffix if re.fullmatch(r'[.][a-z0-9]+', suffix) else ''}")
+        with open(path, "wb") as file:
+            file.write(blob)
+        return path
+
+    def _converted(self, reader: Reader, path: str, name: str) -> str:
+        hint = "save it in another format, or as text"
+        try:
+            reply = _on_thread(lambda: self._ask({"target": reader.target, "path": path}), READER_SECONDS)
+        except TimeoutError:
+            self._stop()
+            raise ToolError(f"{reader.label} took longer than {READER_SECONDS:g} s over {name}", hint=hint) from None
+        except (OSError, ValueError):
+            status = self._stop()
+            raise ToolError(f"{reader.label} crashed over {name} (exit code {status})", hint=hint) from None
+        if isinstance(text := reply.get("text"), str):
+            return text
+        kind, message = str(reply.get("error")), " ".join(str(reply.get("message")).replace(path, name).split())
+        message = message.rpartition("with message: ")[2]  # which markitdown puts behind its own
+        if kind == "MemoryError" or re.search("MemoryError|[Uu]nable to allocate", message):
+            raise ToolError(f"{reader.label} needs more than {READER_MEMORY >> 30} GB for {name}", hint=hint)
+        if re.search(r"(?i)password|encrypted", message):
+            raise ToolError(f"{name} is encrypted", hint="save it without a password")
+        raise ToolError(f"{reader.label} cannot read {name}: {kind}: {message[:300]}", hint=hint)
+
+    def _ask(self, question: dict[str, str]) -> dict[str, Any]:
+        process = self._process = self._process or self._started()
+        process.stdin.write(json.dumps(question).encode() + b"\n")
+        process.stdin.flush()
+        reply = from_json(process.stdout.readline(6 * READER_TEXT + 1000))
+        if not isinstance(reply, dict):
+            raise ValueError("not a reply")
+        return reply
+
+    def _started(self) -> Any:
+        import subprocess
+
+        home = self._folder.name
+        kept = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT")
+        environ = {name: os.environ[name] for name in kept if name in os.environ}
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")  # each would take address space
+        places = json.dumps([os.path.abspath(place) for place in sys.path])
+        return subprocess.Popen(
+            [sys.executable, "-I", "-c", _READER_PROGRAM, places, __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=home,
+            env={**environ, **threads, "HOME": home, "TMPDIR": home},
+            start_new_session=True,
+        )
+
+    def _stop(self) -> int | None:
+        """End the process; its exit code."""
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        with contextlib.suppress(TimeoutError, OSError):
+            _on_thread(process.wait, 0.2)  # one that has crashed has a code of its own
+        process.kill()
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        process.stdout.close()
+        return int(process.wait())
+
+
+_READER_PROGRAM = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import importlib; "
+    "importlib.import_module(sys.argv[2]).serve_readers()"
+)
+
+
+def serve_readers() -> None:
+    """The body of a reader's process: {target, path} in, {text} or {error, message} out, a line each."""
+    import importlib
+
+    questions, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1):  # what a reader prints is no reply
+        os.dup2(null, number)
+    for line in questions:
+        question = json.loads(line)
+        try:
+            _limit_process()
+            module, _, name = question["target"].partition(":")
+            function: Any = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+            text = function(question["path"])
+            if not isinstance(text, str):
+                raise TypeError(f"it returned {type(text).__name__}, not str")
+            if len(text) > READER_TEXT:
+                raise ValueError(f"the text has more than {READER_TEXT:,} characters")
+            reply = json.dumps({"text": text})
+        except BaseException as error:  # a reader may raise anything, SystemExit too
+            reply = json.dumps({"error": type(error).__name__, "message": str(error)[:2000]})
+        replies.write(reply.encode() + b"\n")
+        replies.flush()
+
+
+def _limit_process() -> None:
+    """Bound this process's memory, and its computing time, which ends it if nobody is left who would."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limits
+        return
+    seconds = int(time.process_time() + READER_SECONDS) + 10
+    limits = ((resource.RLIMIT_AS, READER_MEMORY), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_CORE, 0))
+    for what, limit in limits:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(what, (limit, resource.getrlimit(what)[1]))
+
+
+# - what -c https://… holds
+
+FETCH_LIMIT = 100_000_000  # bytes
+FETCH_SECONDS = 120.0
+FETCH_REDIRECTS = 5
+_SUFFIX_OF_TYPE = {
+    "application/pdf": ".pdf",
+    "application/vnd.openxmlformats-officedocument.wordprocessingml.document": ".docx",
+    "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet": ".xlsx",
+    "application/vnd.openxmlformats-officedocument.presentationml.presentation": ".pptx",
+    "application/epub+zip": ".epub",
+    "text/html": ".html",
+    "application/xhtml+xml": ".html",
+}
+
+
+class Fetched(typing.NamedTuple):
+    """What a web address gave."""
+
+    body: bytes
+    type: str  # "text/html"
+    charset: str | None
+    addresses: list[str]  # without logins: what was asked for, then each redirect
+
+
+def is_url(spec: str) -> bool:
+    """Whether a context is a web address; ToolError for an address of another kind."""
+    scheme = re.match(r"([a-z][a-z0-9+.-]+)://", spec, re.IGNORECASE)
+    if scheme and scheme[1].lower() not in ("http", "https"):
+        raise ToolError(f"context {redact_url(spec)!r}: only http and https are fetched", hint="download it: -c FILE")
+    return scheme is not None
+
+
+def redact_url(url: str) -> str:
+    """The address without its login, and without what its query calls a key."""
+    url = re.sub(r"//[^/?#]*@", "//", url)
+    return re.sub(r"(?i)([?&][^=&#]*(?:key|token|sig|secret|pass|auth|credential)[^=&#]*=)[^&#]+", r"\1[redacted]", url)
+
+
+def read_url(url: str, documents: Documents, encoding: str | None = None) -> tuple[str | bytes, list[str]]:
+    """What a web address holds, as text if it can be, and notes on it; it is recorded among the documents."""
+    import hashlib
+
+    fetched = fetch(url)
+    name, notes = fetched.addresses[0], [f"redirected to {to}" for to in fetched.addresses[1:]]
+    about = {"url": name, "type": fetched.type, "redirects": fetched.addresses[1:]}
+    base = fetched.addresses[-1].split("?")[0].split("#")[0].rstrip("/")
+    suffix, blob = _SUFFIX_OF_TYPE.get(fetched.type, ""), fetched.body
+    is_html = suffix == ".html"
+    if is_html:
+        charset = encoding or fetched.charset or _meta_charset(blob)
+        blob = str(text_of(blob, charset or None)[0]).encode() if charset or encoding_of(blob[:_HEAD]) else blob
+        encoding = "utf-8"
+    reader = documents.reader_for(base if base.endswith(suffix) else base + suffix, blob[:_HEAD])
+    if (reader := reader or (_markitdown(".html") if is_html else None)) is not None:
+        text, note = documents.read(reader, name, blob, **about)
+        return text, [*notes, note]
+    textual = re.match(r"text/|application/.*(?:json|xml|javascript|yaml|csv)", fetched.type)
+    content, note = read_blob(blob, encoding or (fetched.charset if textual else None))
+    record = {"name": name, "bytes": len(fetched.body), "sha256": hashlib.sha256(fetched.body).hexdigest()}
+    documents.records.append({**record, "reader": None, **about})
+    if is_html:
+        notes.append(f"the page's HTML ({_INSTALL_DOCS} gives it as Markdown)")
+    return content, [*notes, *([note] if note else [])]
+
+
+def _meta_charset(page: bytes) -> str | None:
+    found = re.search(rb"<meta[^>]{0,200}charset=[\"']?([\w-]{1,40})", page[:4096], re.IGNORECASE)
+    return _known_charset(found[1].decode("ascii", "replace")) if found else None
+
+
+def _known_charset(name: str | None) -> str | None:
+    """A charset that Python knows; browsers read ISO-8859-1 as Windows-1252."""
+    import codecs
+
+    try:
+        found = codecs.lookup(name or "")
+    except (LookupError, ValueError):
+        return None
+    return ("cp1252" if found.name == "iso8859-1" else found.name) if found._is_text_encoding else None
+
+
+def fetch(url: str) -> Fetched:
+    """GET a web address, following up to five redirects: no login, cookie or key is sent. ToolError says what failed.
+
+    Whoever gives an address may mean this machine or the local network; a redirect from a public address may not.
+    """
+    try:
+        found: Fetched = _on_thread(lambda: _fetch(url), FETCH_SECONDS)
+        return found
+    except TimeoutError:
+        raise ToolError(
+            f"{redact_url(url)} took longer than {FETCH_SECONDS:g} s", hint="download it: -c FILE"
+        ) from None
+
+
+def _fetch(url: str) -> Fetched:
+    import http.client
+    from urllib.parse import urljoin
+
+    addresses: list[str] = []
+    peers = _Peers()
+    deadline = time.monotonic() + FETCH_SECONDS
+    while True:
+        addresses.append(redact_url(url))
+        try:
+            with peers.get(url) as response:
+                if not (300 <= response.status < 400 and response.headers.get("Location")):
+                    return _fetched(response, addresses, deadline)
+                url = urljoin(url, response.headers["Location"])
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            reason = getattr(error, "reason", error)
+            reason = getattr(reason, "strerror", None) or reason
+            way = f" (redirected from {addresses[0]})" if addresses[1:] else ""
+            hint = "check the address, or download it: -c FILE"
+            raise ToolError(f"cannot fetch {addresses[-1]}{way}: {reason}", hint=hint) from None
+        if len(addresses) > FETCH_REDIRECTS:
+            hint = f"give the address it leads to: {redact_url(url)}"
+            raise ToolError(f"{addresses[0]} redirects more than {FETCH_REDIRECTS} times", hint=hint)
+        if not is_url(url):
+            raise ToolError(f"{addresses[0]} redirects to what is no web address", hint="download it: -c FILE")
+
+
+def _fetched(response: Any, addresses: list[str], deadline: float) -> Fetched:
+    if response.status != 200:
+        login = response.status in (401, 403)
+        hint = "it may want a login, and none is sent: download it, -c FILE" if login else "check the address"
+        raise ToolError(f"{addresses[-1]} answered {response.status} {response.reason}", hint=hint)
+    body = _body(response, addresses[-1], deadline)
+    headers = response.headers
+    return Fetched(body, headers.get_content_type(), _known_charset(headers.get_content_charset()), addresses)
+
+
+def _body(response: Any, address: str, deadline: float) -> bytes:
+    """The response's body, decompressed, within the limits on its size and time."""
+    import zlib
+
+    coding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    unpack = zlib.decompressobj(47) if coding in ("gzip", "x-gzip", "deflate") else None
+    if unpack is None and coding not in ("", "identity"):
+        raise ValueError(f"its encoding is {coding[:40]!r}")
+    too_large = ToolError(f"{address} is larger than {FETCH_LIMIT // 1_000_000} MB", hint="download it: -c FILE")
+    if (response.length or 0) > FETCH_LIMIT:
+        raise too_large
+    body = bytearray()
+    while piece := response.read1(1 << 16):
+        try:
+            body += unpack.decompress(piece, FETCH_LIMIT + 1 - len(body)) if unpack else piece
+        except zlib.error as error:
+            raise ValueError(f"it cannot be decompressed ({error})") from None
+        if len(body) > FETCH_LIMIT:
+            raise too_large
+        if time.monotonic() > deadline:
+            raise TimeoutError("it took too long")
+    if response.length or (unpack and not unpack.eof):
+        raise ValueError("it was cut off")
+    return bytes(body)
+
+
+class _Peers:
+    """Whom a fetch has talked to: once that was a public address, none on this machine or the local network follows."""
+
+    def __init__(self) -> None:
+        self.was_public = False
+
+    def judge(self, address: str) -> None:
+        if self.was_public and not _is_public(address):
+            raise PermissionError(1, f"a public address redirects to {address}, which is private: not followed")
+        self.was_public = self.was_public or _is_public(address)
+
+    def get(self, url: str) -> Any:
+        """The response to a GET, unread: of any status, redirects too."""
+        import http.client
+        import urllib.request
+        from urllib.parse import quote, urlsplit
+
+        parts = urlsplit(url)
+        if not parts.hostname:
+            raise ValueError("it names no host")
+        host = parts.hostname.encode("idna").decode() if not parts.hostname.isascii() else parts.hostname
+        place = (f"[{host}]" if ":" in host else host) + (f":{parts.port}" if parts.port else "")
+        path = quote(parts.path or "/", safe="/%:=&~+!$,;'@()*") + (
+            f"?{quote(parts.query, safe='/%:=&~+!$,;@()*?[]')}" if parts.query else ""
+        )
+        proxies = {} if host in ("localhost", "127.0.0.1", "::1") else urllib.request.getproxies()
+        proxied = parts.scheme in proxies and not urllib.request.proxy_bypass(host)
+        if proxied:
+            for address in _addresses(host):
+                self.judge(address)
+
+        def judged(cls: Any) -> Any:
+            class Connection(cls):  # type: ignore[misc]
+                def connect(connection) -> None:
+                    super().connect()
+                    if not proxied:
+                        self.judge(connection.sock.getpeername()[0])
+
+            return Connection
+
+        class Http(urllib.request.HTTPHandler):
+            def http_open(self, request: Any) -> Any:
+                return self.do_open(judged(http.client.HTTPConnection), request)
+
+        class Https(urllib.request.HTTPSHandler):
+            def https_open(self, request: Any) -> Any:
+                return self.do_open(judged(http.client.HTTPSConnection), request, context=_tls())
+
+        opener = urllib.request.OpenerDirector()  # with no handler of redirects, errors, cookies, logins, files
+        for handler in (urllib.request.ProxyHandler(proxies), Http(), Https()):
+            opener.add_handler(handler)
+        headers = {"User-Agent": "flat-rlm", "Accept": "*/*", "Accept-Encoding": "identity"}
+        return opener.open(urllib.request.Request(f"{parts.scheme}://{place}{path}", headers=headers), timeout=20)
+
+
+def _is_public(address: str) -> bool:
+    import ipaddress
+
+    parsed = ipaddress.ip_address(address.split("%")[0])
+    return (getattr(parsed, "ipv4_mapped", None) or parsed).is_global
+
+
+def _addresses(host: str) -> list[str]:
+    """What a host's name stands for, as far as this machine knows: behind a proxy it may not."""
+    import socket
+
+    with contextlib.suppress(OSError):
+        return [str(found[4][0]) for found in socket.getaddrinfo(host, None)]
+    return []
+
+
+def _tls() -> Any:
+    """The certificate authorities of the system and of certifi, or those that REQUESTS_CA_BUNDLE names."""
+    import ssl
+
+    own = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE")
+    context = ssl.create_default_context(cafile=own if own and os.path.isfile(own) else None)
+    with contextlib.suppress(ImportError):
+        import certifi
+
+        if not own:
+            context.load_verify_locations(certifi.where())
+    return context
+
+
 # --- tools from files, modules and installed packages ---------------------------------------------------------------
 
 IMPORT_SECONDS = 20.0
@@ -2048,7 +2576,7 @@ def load_tools(spec: Any) -> list[Tool]:
 
 def entry_point_tools() -> list[Tool]:
     """The tools of installed packages that name some in the entry-point group `rlm.tools`."""
-    if not _names_tools(sys.path):
+    if not _names_group(sys.path, b"rlm.tools"):
         return []
     from importlib.metadata import entry_points
 
@@ -2059,8 +2587,8 @@ def entry_point_tools() -> list[Tool]:
     return tools
 
 
-def _names_tools(places: Iterable[str]) -> bool:
-    """Whether a package there may have tools: a look at files, since importlib.metadata takes 15 ms to import."""
+def _names_group(places: Iterable[str], group: bytes) -> bool:
+    """Whether a package there may have such plug-ins: a look at files, since importlib.metadata takes 15 ms."""
     for place in places:
         try:
             names = os.listdir(place or ".")
@@ -2071,7 +2599,7 @@ def _names_tools(places: Iterable[str]) -> bool:
         for name in names:
             if name.endswith((".dist-info", ".egg-info")):
                 with contextlib.suppress(OSError), open(os.path.join(place, name, "entry_points.txt"), "rb") as file:
-                    if b"rlm.tools" in file.read():
+                    if group in file.read():
                         return True
     return False
 
@@ -2246,7 +2774,7 @@ class _Snipara:
 
     def masked(self, text: str) -> str:
         for secret in (self.key, *(self.login.secrets() if self.login else ())):
-            text = text.replace(secret, "***") if secret else text
+            text = text.replace(secret, "[redacted]") if secret else text
         return text
 
     def result(self, status: int, body: bytes) -> Any:

@@ -1,8 +1,9 @@
 # /// script
 # requires-python = ">=3.10"
-# dependencies = []
+# dependencies = ["requests"]
 # ///
-"""Everything that shows a trajectory: the reader of journals, totals, the page, the terminal tree, the notebook table.
+"""Everything that shows a trajectory: the reader of journals, totals, the page, the terminal tree, the notebook table;
+and what exports one: training samples, a notebook, OpenTelemetry spans (only sending these needs `requests`).
 
 A leaf: it imports nothing of ours, works vendored alone (`python rlm_viz.py LOG.jsonl`), and treats every byte of a
 log as hostile. One builder, `rows`, turns events into the tree that page, terminal and notebook all show, so that
@@ -12,6 +13,7 @@ their figures cannot differ. Not here: writing journals (rlm.py), and judging wh
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -31,18 +33,25 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Activity",
+    "Collector",
+    "History",
+    "OTel",
     "card",
     "find_log",
     "list_runs",
     "merge",
+    "notebook",
+    "otlp",
     "read",
     "render",
     "rows",
     "serve",
     "show",
+    "spans",
     "step",
     "table",
     "totals",
+    "training_samples",
     "tree",
     "visualize",
     "write",
@@ -1375,6 +1384,63 @@ def first_and_last(path: str) -> tuple[Event, Event]:
     return first, {}
 
 
+# --- what runs have cost ----------------------------------------------------------------------------------------------
+
+COST_KEYS = ("model", "day", "project")
+
+
+def costs(dirs: Iterable[str | os.PathLike[str]], by: str = "model") -> dict[str, Any]:
+    """{"by", "rows", "total"}: the calls in the journals of some folders, by model, day (local) or project folder.
+
+    `cost_usd` is the sum of the prices that are known, `unpriced` counts the calls without one, abandoned ones among
+    them: a provider may bill these as well.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    total = _cost_row("total")
+    for dir in dirs:
+        for name in _log_names(dir):
+            project, path = os.path.dirname(os.path.abspath(dir)), os.path.join(dir, name)
+            seen: set[str] = set()
+            model = ""
+            with contextlib.suppress(OSError):  # gone by now, or not for this user to read
+                for event, _ in _scan(path, []):
+                    folders = event.get("allowed_paths")
+                    if isinstance(folders, list) and folders and not _number(event.get("depth")):
+                        project = _text(folders[0])
+                    model = _text(event.get("model")) or model  # an abandoned call does not say it
+                    if event.get("event") not in ("call", "interrupted"):
+                        continue
+                    key = {"model": model, "day": _day(event), "project": project}[by] or "?"
+                    for row in (rows.setdefault(key, _cost_row(key)), total):
+                        _add_cost(row, event, is_new_run=not seen if row is total else key not in seen)
+                    seen.add(key)
+    listed = sorted(rows.values(), key=lambda row: row["key"] if by == "day" else -row["cost_usd"])
+    return {"by": by, "rows": listed, "total": total}
+
+
+def _cost_row(key: str) -> dict[str, Any]:
+    figures = dict.fromkeys(("runs", "calls", *USAGE), 0)
+    return {"key": key, **figures, "cost_usd": 0.0, "unpriced": 0}
+
+
+def _add_cost(row: dict[str, Any], event: Event, *, is_new_run: bool) -> None:
+    usage, cost = _dict(event.get("token_usage")), _number_or_none(event.get("cost_usd"))
+    row["runs"] += is_new_run
+    row["calls"] += 1
+    for name in USAGE:
+        row[name] += round(_number(usage.get(name)))
+    row["cost_usd"] = round(row["cost_usd"] + (cost or 0.0), 9)
+    row["unpriced"] += cost is None
+
+
+def _day(event: Event) -> str:
+    moment = parse_timestamp(event.get("timestamp"))
+    try:
+        return "" if moment is None else datetime.fromtimestamp(moment / 1000).strftime("%Y-%m-%d")
+    except (ValueError, OverflowError, OSError):
+        return ""
+
+
 # --- secrets ----------------------------------------------------------------------------------------------------------
 
 _KEY_SHAPES = (
@@ -1839,6 +1905,677 @@ _EMPTY = '<p class="empty">There is no run here yet.</p>'
 # What the page's script takes over from this file.
 _FLAGS = (ERROR, WARNING, RESTORED, FINAL, ESTIMATED, RETRIED)
 _SHARED = {"kinds": list(_MARKS), "untimed": UNTIMED, "usage": USAGE, "flags": _FLAGS, "chunk": CHUNK, "tie": _TIE}
+
+
+# --- exports: training samples, a notebook, OpenTelemetry spans -------------------------------------------------------
+
+
+class History:
+    """The messages of each node, as they were sent to its model: compacted, and without what was left out.
+
+    The events of one journal are taken in their order, all of them.
+    """
+
+    def __init__(self) -> None:
+        self._stored = MessageResolver()
+        self._sources: list[tuple[Any, Any]] = []  # of each event its name and its cell
+        self._nodes: dict[str, _Conversation] = {}
+
+    def take(self, event: Event) -> list[Event]:
+        """The messages that a turn was sent, if the event is a turn's call; else none."""
+        event = self._stored.note(len(self._sources), event)
+        self._sources.append((event.get("event"), event.get("cell")))
+        node = self._nodes.setdefault(str(event.get("node")), _Conversation())
+        if event.get("event") == "compact":
+            node.compact(event)
+        elif event.get("event") == "call" and event.get("kind") == "turn":
+            node.add_new(event, self._sources)
+            sent = list(node.messages)
+            node.messages.append(_reply_message(event))
+            return sent
+        return []
+
+
+class _Conversation:
+    """One node's messages. Names with an underscore are notes that are not part of a message."""
+
+    def __init__(self) -> None:
+        self.messages: list[Event] = []
+        self.stubs: list[int] = []  # places whose outputs become stubs before the next turn
+        self.restarted = False
+
+    def add_new(self, event: Event, sources: Sequence[tuple[Any, Any]]) -> None:
+        if event.get("system") and self.messages:
+            self.messages[0] = {"role": "system", "content": event["system"]}
+        for message in _dicts(event.get("prompt")):
+            origins = [sources[at] for at in message.get("_at") or ()]
+            if origins and origins[0][0] == "compact" and any("_summary" in known for known in self.messages):
+                continue
+            self._mend_reply(message)
+            bare = {name: value for name, value in message.items() if name not in ("_at", "_stored", "replaces")}
+            bare["content"] = message["_stored"] if "_stored" in message else message.get("content")
+            bare["_cells"] = [cell for _, cell in origins if cell]
+            bare["_is_prompt"] = bool(origins) and origins[0][0] == "start"
+            bare["_is_restart"] = self.restarted and not origins
+            self.messages.append(bare)
+        for place in self.stubs:
+            if isinstance(place, int) and 0 <= place < len(self.messages):
+                self.messages[place] = _stub(self.messages[place])
+        self.stubs, self.restarted = [], False
+
+    def _mend_reply(self, message: Event) -> None:
+        """What a new message tells of the reply before it: that it is left out, or which tool a call meant."""
+        newest = next((known for known in reversed(self.messages) if known["role"] == "assistant"), {})
+        if message.get("replaces") and self.messages and self.messages[-1] is newest:
+            self.messages.pop()
+        for call in newest.get("tool_calls", ()):
+            if message.get("role") == "tool" and call.get("id") == message.get("tool_call_id"):
+                call["name"] = message.get("name") or call.get("name")
+        if isinstance(message.get("tool_call_ids"), list) and newest and not newest.get("tool_calls"):
+            newest["content"] = _without_thinking(newest["content"]).rstrip()
+
+    def compact(self, event: Event) -> None:
+        if event.get("restart"):
+            self._leave_out(set(event.get("cells") or ()))
+        elif event.get("summary"):
+            newest = [message for message in self.messages[2:] if message.get("_is_prompt")][-1:]
+            text = f"[the work so far, summed up]\n{event['summary']}"
+            self.messages[2:] = [{"role": "user", "content": text, "_summary": True}, *newest]
+        else:
+            self.stubs = event.get("places") or []
+
+    def _leave_out(self, cells: set[Any]) -> None:
+        self.messages = self.messages[:-1]  # the newest reply: what came of it is not among the messages yet
+        while len(self.messages) > 2 and cells.intersection(self.messages[-1].get("_cells", ())):
+            del self.messages[-2:]
+        if self.messages and self.messages[-1].get("_is_restart"):
+            self.messages.pop()
+        self.restarted = True
+
+
+def _reply_message(event: Event) -> Event:
+    """A turn's reply as a message: without the tail that it made up."""
+    text, dropped = _text(event.get("response")), int(_number(event.get("dropped")))
+    message: Event = {"role": "assistant", "content": text}
+    if dropped:
+        message["content"] = _without_thinking(text).rstrip()[:-dropped]
+    if calls := _dicts(event.get("tool_calls")):
+        message["tool_calls"] = [dict(call) for call in calls]
+    return message
+
+
+def _without_thinking(text: str) -> str:
+    return re.sub(r"(?s)\A\s*<think(?:ing)?>.*?</think(?:ing)?>", "", text, count=1)
+
+
+def _stub(message: Event) -> Event:
+    kept = " and ".join(f"_out[{cell}]" for cell in message.get("_cells", ()))
+    where = f"it is in {kept}" if kept else "call the tool again if you need it"
+    return {**message, "content": f"[{len(_text(message['content'])):,} characters of output stood here; {where}]"}
+
+
+def training_samples(events: Iterable[Event]) -> Iterator[dict[str, Any]]:
+    """Each turn as OpenAI's chat format has it: {"messages": what was sent and the reply, "tools": as offered}."""
+    history, schemas, secrets = History(), dict[str, Any](), Secrets()
+    for event in (_clean(event, secrets)[0] for event in events):
+        sent, node = history.take(event), str(event.get("node"))
+        if event.get("event") == "start":
+            schemas[node] = event.get("tool_schemas")
+        if sent:
+            messages = [_openai_message(message) for message in [*sent, _reply_message(event)]]
+            offered = None if event.get("protocol") == "text" or event.get("forced") else schemas.get(node)
+            tools = [{"type": "function", "function": tool} for tool in _dicts(offered)]
+            yield {"messages": messages, **({"tools": tools} if tools else {})}
+
+
+def _openai_message(message: Event) -> dict[str, Any]:
+    role, content = message.get("role"), message.get("content")
+    if role == "tool":
+        return {"role": role, "tool_call_id": message.get("tool_call_id"), "content": _plain_text(content)}
+    made = {"role": role, "content": content if role == "user" and _has_image(content) else _plain_text(content)}
+    if calls := message.get("tool_calls"):
+        made["tool_calls"] = [
+            {
+                "id": call.get("id"),
+                "type": "function",
+                "function": {"name": call.get("name"), "arguments": _asked(call)},
+            }
+            for call in calls
+        ]
+    return made
+
+
+def _asked(call: Event) -> str:
+    arguments = call.get("arguments")
+    return json.dumps(arguments if isinstance(arguments, dict) else {"unreadable": str(arguments)}, ensure_ascii=False)
+
+
+def _has_image(content: Any) -> bool:
+    return any(part.get("type") != "text" for part in _dicts(content))
+
+
+def _plain_text(content: Any) -> str:
+    return "\n".join(str(part.get("text", "")) for part in content) if isinstance(content, list) else _text(content)
+
+
+# - a notebook
+
+
+def notebook(events: Sequence[Event], context: str = "") -> dict[str, Any]:
+    """A run as a Jupyter notebook (nbformat 4.5): its cells with their outputs, sub-calls and prose between them.
+
+    `context` is the file that the run's input was saved to. Nothing is run.
+    """
+    secrets, cells = Secrets(), list[dict[str, Any]]()
+    clean = [_clean(event, secrets)[0] for event in events]
+    shown = _under_cells(clean)
+    for index, event in enumerate(clean):
+        kind, root = _kind(event), not _number(event.get("depth"))
+        if kind == "node" and root:
+            run, model = (first_line(event.get(name), 60) for name in ("trajectory_id", "model"))
+            cells += [_markdown(f"# {_text(event.get('prompt'))}\n\n{_NOTEBOOK_NOTE.format(run, model)}")]
+            cells += _context_cell(_dict(event.get("context")), context)
+        elif kind == "turn" and root:
+            prose = _without_thinking(_text(event.get("response"))).partition("```")[0].strip()
+            cells += [_markdown(prose)] if prose else []
+        elif kind == "cell" and root:
+            cells += [_code_cell(event), *([_exchanges(shown[index])] if index in shown else [])]
+        elif kind == "tool" and root and event.get("from_cell") is None:
+            asked, answer = event.get("arguments"), _outcome(kind, event)
+            cells += [_exchanges([_exchange(_tool_words(event, {})[0], asked, answer)])]
+        elif kind == "end" and root:
+            said = _text(event.get("response")) or _text(_dict(event.get("error")).get("message"))
+            cells += [_markdown(f"## {first_line(event.get('status'), 20)}\n\n{said}")]
+    for number, cell in enumerate(cells):
+        cell["id"] = f"cell-{number}"
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    about = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    return {"cells": cells, "metadata": about, "nbformat": 4, "nbformat_minor": 5}
+
+
+_NOTEBOOK_NOTE = (
+    "Run `{}` with `{}`. The outputs below are those of the run. Code that calls `llm_query`, `rlm_query` or a tool "
+    "runs only inside rlm (`rlm replay`)."
+)
+
+
+def _under_cells(events: Sequence[Event]) -> dict[int, list[str]]:
+    """What each of the root's cells asked of models and tools, as Markdown, by the cell's place in the journal."""
+    parents, found = _parents(events), dict[int, list[str]]()
+    _break_cycles(parents)
+    owners = {_TOP: -1, _LOST: -1}  # event -> the root's cell that it hangs under
+    for index, event in enumerate(events):
+        path, at = [], index
+        while at not in owners and not (_kind(events[at]) == "cell" and not _number(events[at].get("depth"))):
+            path.append(at)
+            at = parents[at]
+        cell = owners.get(at, at)
+        owners |= dict.fromkeys(path, cell)
+        name, kind = _row(index, event, 0, 0, {}).name, _kind(event)
+        if cell < 0 or cell == index or kind not in ("sub", "node", "cell", "tool", "end"):
+            continue
+        asked = event.get("code") or _last_user_text(event.get("prompt")) or event.get("arguments")
+        came = event.get("response") if kind in ("sub", "end") else cell_text(event) if kind == "cell" else None
+        name = f"child: {name}" if kind in ("cell", "end") else name
+        found.setdefault(cell, []).append(_exchange(name, asked, came or _outcome(kind, event)))
+    return found
+
+
+def _exchange(name: str, asked: Any, answer: Any) -> str:
+    """What was asked and what came of it, folded, as text that no Markdown is read in."""
+    parts = [f"<details><summary>{_html(_visible(name))}</summary>"]
+    for text in filter(None, (_text(asked).strip(), _text(answer).strip())):
+        fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+        parts.append(f"{fence}text\n{text}\n{fence}")
+    return "\n\n".join([*parts, "</details>"])
+
+
+def _context_cell(about: Event, saved: str) -> list[dict[str, Any]]:
+    """The cell that makes the variable `context`: from the saved copy, or from the files that it was read from."""
+    source = about.get("source")
+    load = f"with open({saved!r}, 'rb') as file:\n    saved = zlib.decompress(file.read())[1:]\n"
+    if saved and about.get("type") == "str":
+        code = f"import zlib\n\n{load}context = saved.decode('utf-8', 'surrogatepass')"
+    elif saved:
+        code = f"import json\nimport zlib\n\nimport rlm_sandbox\n\n{load}"
+        code += "context = rlm_sandbox.unpack(json.loads(saved))"
+    elif isinstance(source, dict) and source.get("paths"):
+        code = f"import rlm\n\ncontext = rlm.read_context({source['paths']!r}).value"
+    elif about:
+        code = "context = ...  # the input of this run was not saved: put it here"
+    else:
+        code = "context = None  # this run had no input"
+    return [{"cell_type": "code", "execution_count": None, "metadata": {}, "outputs": [], "source": code}]
+
+
+def _markdown(text: str) -> dict[str, Any]:
+    """A cell of prose that asks for nothing over the network and holds no HTML."""
+    source = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text).replace("![", "!&#91;")
+    return {"cell_type": "markdown", "metadata": {}, "source": source}
+
+
+def _exchanges(folded: Sequence[str]) -> dict[str, Any]:
+    return {"cell_type": "markdown", "metadata": {}, "source": "\n\n".join(folded)}
+
+
+def _code_cell(event: Event) -> dict[str, Any]:
+    count = int(_number(event.get("cell"))) or None
+    outputs: list[dict[str, Any]] = []
+    if stdout := _text(event.get("stdout")):
+        outputs.append({"output_type": "stream", "name": "stdout", "text": stdout})
+    for image in event["images"] if isinstance(event.get("images"), list) else ():
+        if found := re.fullmatch(r"data:(image/(?:png|jpeg|gif|webp));base64,([A-Za-z0-9+/=\s]+)", str(image)):
+            outputs.append({"output_type": "display_data", "data": {found[1]: found[2]}, "metadata": {}})
+    if _number(event.get("images")):
+        note = f"[images made: {count_text(event['images'])}]\n"
+        outputs.append({"output_type": "stream", "name": "stdout", "text": note})
+    if value := _text(event.get("value")):
+        data = {"text/plain": value}
+        outputs.append({"output_type": "execute_result", "data": data, "metadata": {}, "execution_count": count})
+    if error := _text(event.get("error")):
+        line = _error_line(error)[0]
+        said = {"ename": _error_name(error), "evalue": line.partition(": ")[2], "traceback": error.split("\n")}
+        outputs.append({"output_type": "error", **said})
+    code = _text(event.get("code"))
+    return {"cell_type": "code", "execution_count": count, "metadata": {}, "outputs": outputs, "source": code}
+
+
+# - OpenTelemetry, by the GenAI semantic conventions
+
+_PROVIDERS = {  # as the conventions name them; others keep our names
+    "azure": "azure.ai.openai", "azure_ai": "azure.ai.inference", "bedrock": "aws.bedrock", "google": "gcp.gemini",
+    "mistral": "mistral_ai", "moonshotai": "moonshot_ai", "xai": "x_ai",
+}  # fmt: skip
+_USAGE_ATTRIBUTES = ("input_tokens", "output_tokens", "cache_read.input_tokens", "cache_creation.input_tokens")
+_CLIENT = 3  # the kind of a span that asks another program; 1 is one that does not
+
+
+def spans(events: Iterable[Event], *, bodies: bool = False) -> list[dict[str, Any]]:
+    """A run's events as OTLP/JSON spans; prompts, replies, code and outputs are in them only with `bodies`."""
+    trace = Trace(bodies)
+    made = [span for event in events for span in trace.take(event)]
+    return made + trace.close()
+
+
+class Trace:
+    """The spans of one run, made from its events in their order.
+
+    Ids follow from the journal alone: a run that was watched, resumed elsewhere, or is exported later has the same.
+    """
+
+    def __init__(self, bodies: bool = False) -> None:
+        self.bodies = bodies
+        self.history, self.secrets = History(), Secrets()
+        self.open: dict[str, dict[str, Any]] = {}  # node -> what its span will be made of
+        self.about: dict[str, dict[str, Any]] = {}  # node -> its newest `start`
+        self.name = self.resumed = ""
+        self.now = 0  # nanoseconds
+
+    def take(self, event: Event) -> list[dict[str, Any]]:
+        """The spans that end with this event."""
+        event = _clean(event, self.secrets)[0] if self.bodies else _span_metrics(event)
+        sent = self.history.take(event) if self.bodies else []
+        kind, node, before = event.get("event"), str(event.get("node", "n0")), self.now
+        self.name = self.name or first_line(event.get("trajectory_id"), 80)
+        if (moment := parse_timestamp(event.get("timestamp"))) is not None:
+            self.now = round(moment * 1000) * 1000  # a float holds microseconds
+        if kind == "start":
+            cut_short = self._close(node)
+            self.about[node] = event
+            self._agent(event, str(event.get("timestamp")))
+            return cut_short
+        if kind == "resume" and is_restart(event):
+            self.resumed = str(event.get("timestamp"))
+            return self.close(before)
+        if kind == "end":
+            return self._end(node, event)
+        if kind in ("call", "interrupted"):
+            return [self._chat(event, sent)]
+        if kind == "tool":
+            return [self._tool(event)]
+        if kind in ("compact", "resume"):
+            self._agent(event)["events"] += [{"timeUnixNano": str(self.now), "name": f"rlm.{kind}"}]
+        return []
+
+    def close(self, now: int | None = None) -> list[dict[str, Any]]:
+        """The spans of the nodes that have not ended, as interrupted."""
+        return [span for node in list(self.open)[::-1] for span in self._close(node, now)]
+
+    def _agent(self, event: Event, mark: str = "") -> dict[str, Any]:
+        """The node's open span; a new one where it begins, and where a resumed run goes on in it."""
+        node = str(event.get("node", "n0"))
+        if node not in self.open:
+            parent, about = event.get("parent_call_id"), self.about.get(node, self.about.get("n0", {}))
+            provider = first_line(about.get("backend"), 60)
+            self.open[node] = {
+                "id": self._id("agent", node, mark or self.resumed),
+                "parent": "" if parent is None else self._id("call", parent),
+                "start": self.now - _duration_ns(event),
+                "events": [],
+                "gen_ai.operation.name": "invoke_agent",
+                "gen_ai.agent.name": "rlm",
+                "gen_ai.agent.version": about.get("version"),
+                "gen_ai.provider.name": _PROVIDERS.get(provider, provider) or "unknown",
+                "gen_ai.request.model": first_line(about.get("model"), 80) or None,
+                "gen_ai.conversation.id": self.name,
+                "gen_ai.input.messages": self._messages([{"role": "user", "content": about.get("prompt")}]),
+                "rlm.node": node,
+                "rlm.depth": int(_number(event.get("depth"))),
+            }
+        return self.open[node]
+
+    def _chat(self, event: Event, sent: list[Event]) -> dict[str, Any]:
+        """The span of a call: a turn's, or a sub-call's, whose model may be another."""
+        is_sub, failed = event.get("kind") == "sub", event.get("event") == "interrupted"
+        about = self.about.get(str(event.get("node")), {})
+        agent = self._agent({**event, "parent_call_id": None} if is_sub else event)
+        model = answered = first_line(event.get("model"), 80)
+        asked = [first_line(about.get(name), 80) for name in (("sub_model", "model") if is_sub else ("model",))]
+        model = next((name for name in asked if name and (answered.startswith(name) or not is_sub)), model)
+        usage, reason = _dict(event.get("token_usage")), event.get("stop_reason")
+        values = {name: agent[name] for name in ("gen_ai.provider.name", "gen_ai.conversation.id")} | {
+            "gen_ai.operation.name": "chat",
+            "gen_ai.request.model": model or None,
+            "gen_ai.response.model": answered or None,
+            "gen_ai.response.finish_reasons": [str(reason)] if reason else None,
+            **{f"gen_ai.usage.{name}": usage.get(key) for key, name in zip(USAGE, _USAGE_ATTRIBUTES)},
+            "gen_ai.usage.reasoning.output_tokens": usage.get("reasoning"),
+            "rlm.kind": event.get("kind"),
+            "rlm.cost_usd": event.get("cost_usd"),
+            "rlm.attempts": event.get("attempts"),
+            "error.type": "interrupted" if failed else None,
+        }
+        finish = {"finish_reason": {"tool_calls": "tool_call"}.get(str(reason), reason or "stop")}
+        reply = [] if failed else [{**_reply_message({**event, "dropped": 0}), **finish}]
+        values["gen_ai.input.messages"] = self._messages(sent or _dicts(event.get("prompt")))
+        values["gen_ai.output.messages"] = self._messages(reply)
+        name = ("failed", event.get("timestamp"), event.get("key")) if failed else ("call", event.get("call_id"))
+        parent = self._id("call", event.get("parent_call_id")) if is_sub else agent["id"]
+        return self._span(f"chat {model}".strip(), (self._id(*name), parent), values, event, kind=_CLIENT)
+
+    def _tool(self, event: Event) -> dict[str, Any]:
+        """The span of a cell or a tool. Its parent is the turn that asked for it, as in the journal."""
+        agent, is_cell = self._agent(event), "code" in event
+        result = next(iter(_dicts(event.get("tool_results"))), {})
+        name = "execute_code" if is_cell else _tool_words(event, {})[0]
+        status = first_line(event.get("status"), 20)
+        error = _error_name(event.get("error")) if status in ("", "ok", "error") else status
+        values = {
+            "gen_ai.operation.name": "execute_tool",
+            "gen_ai.tool.name": name,
+            "gen_ai.tool.type": "function",
+            "gen_ai.tool.call.id": first_line(result.get("id"), 200) or None,
+            "rlm.cell": event.get("cell"),
+            "error.type": error if _flags("cell", event) & ERROR else None,
+        }
+        if self.bodies:
+            asked = {"code": event["code"]} if is_cell else event.get("arguments")
+            values["gen_ai.tool.call.arguments"] = _json(asked) if asked is not None else None
+            values["gen_ai.tool.call.result"] = cell_text(event) if is_cell else _text(result.get("content"))
+        own = self._id("tool", agent["id"], event.get("cell"), event.get("tool_calls"))
+        parent = agent["id"] if event.get("call_id") is None else self._id("call", event["call_id"])
+        return self._span(f"execute_tool {name}", (own, parent), values, event)
+
+    def _end(self, node: str, event: Event) -> list[dict[str, Any]]:
+        agent, status = self._agent(event), first_line(event.get("status"), 20)
+        agent["rlm.status"] = status
+        agent |= {f"rlm.{name}": _dict(event.get("totals")).get(name) for name in ("calls", "tokens", "cost_usd")}
+        agent["error.type"] = None if status == "answered" else _error_name(event.get("error") or {"type": status})
+        reply = {"role": "assistant", "content": event.get("response"), "finish_reason": "stop"}
+        agent["gen_ai.output.messages"] = self._messages([reply])
+        if not _number(event.get("depth")):
+            self.open[node] = self.open.pop(node)  # the last to be opened is the first to be closed
+            return self._close(node, why=event) + self.close()
+        return self._close(node, why=event)
+
+    def _close(self, node: str, now: int | None = None, why: Event | None = None) -> list[dict[str, Any]]:
+        if (agent := self.open.pop(node, None)) is None:
+            return []
+        own, parent, start, marks = (agent.pop(name) for name in ("id", "parent", "start", "events"))
+        agent.setdefault("rlm.status", "interrupted")
+        agent.setdefault("error.type", "interrupted")
+        span = self._span("invoke_agent rlm", (own, parent), agent, why or {}, times=(start, now or self.now))
+        return [{**span, "events": marks} if marks else span]
+
+    def _span(
+        self, name: str, ids: tuple[str, str], values: Event, event: Event, *, kind: int = 1, times: Any = None
+    ) -> dict[str, Any]:
+        start, end = times or (self.now - _duration_ns(event), self.now)
+        why = _text(_dict(event.get("error")).get("message") or event.get("error"))[-2000:] if self.bodies else ""
+        status = {"code": 2, **({"message": _sendable(why)} if why else {})} if values.get("error.type") else {}
+        return {
+            "traceId": _hash(self.name)[:32],
+            "spanId": ids[0],
+            **({"parentSpanId": ids[1]} if ids[1] else {}),
+            "name": _sendable(name),
+            "kind": kind,
+            "startTimeUnixNano": str(max(0, start)),
+            "endTimeUnixNano": str(max(0, start, end)),
+            "attributes": _attributes(values),
+            "status": status,
+        }
+
+    def _id(self, *parts: Any) -> str:
+        return _hash(self.name, *parts)[:16]
+
+    def _messages(self, messages: Iterable[Event]) -> str | None:
+        """Messages in the form of the conventions, as JSON text: few collectors take attributes of spans that are not
+        plain. None without bodies, and where there are none."""
+        made = []
+        for message in messages if self.bodies else ():
+            text = _plain_text(message.get("content"))
+            parts: list[dict[str, Any]] = [{"type": "text", "content": text}] if text else []
+            if message.get("role") == "tool":
+                parts = [{"type": "tool_call_response", "id": message.get("tool_call_id"), "response": text}]
+            for call in message.get("tool_calls") or ():
+                parts.append({"type": "tool_call", **{name: call.get(name) for name in ("id", "name", "arguments")}})
+            reason = {"finish_reason": message["finish_reason"]} if "finish_reason" in message else {}
+            made.append({"role": str(message.get("role")), "parts": parts, **reason})
+        return _json(made) if made else None
+
+
+def _hash(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(["rlm", *map(str, parts)]).encode()).hexdigest()
+
+
+def _span_metrics(event: Event) -> Event:
+    """The event without texts: what spans without bodies are made of."""
+    bare = without_bodies(event)
+    return {**bare, "error": {"type": bare["error"]}} if "error" in bare else bare
+
+
+def _duration_ns(event: Event) -> int:
+    timed = event.get("event") in ("call", "tool", "interrupted")
+    return round(_number(event.get("duration_ms")) * 1e6) if timed else 0
+
+
+def _attributes(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Attributes as OTLP/JSON has them; what is None is left out."""
+
+    def wrapped(value: Any) -> dict[str, Any]:
+        if isinstance(value, list):
+            return {"arrayValue": {"values": [wrapped(item) for item in value]}}
+        if _number_or_none(value) is not None:
+            return {"intValue": str(value)} if isinstance(value, int) else {"doubleValue": value}
+        return {"stringValue": _sendable(_text(value))}
+
+    return [{"key": name, "value": wrapped(value)} for name, value in values.items() if value is not None]
+
+
+def _sendable(text: str) -> str:
+    """The text without lone surrogates, which protobuf refuses."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def otlp(made: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Spans as the body of an OTLP/HTTP JSON request, with the resource that OpenTelemetry's variables describe."""
+    resource = {"service.name": "rlm", **_named_values("OTEL_RESOURCE_ATTRIBUTES")}
+    resource["service.name"] = os.environ.get("OTEL_SERVICE_NAME") or resource["service.name"]
+    scope = {"scope": {"name": "rlm"}, "spans": list(made)}
+    return {"resourceSpans": [{"resource": {"attributes": _attributes(resource)}, "scopeSpans": [scope]}]}
+
+
+def _named_values(variable: str) -> dict[str, str]:
+    """The pairs of a variable such as "key=value,other=value", percent-encoded."""
+    from urllib.parse import unquote
+
+    pairs = (pair.partition("=") for pair in os.environ.get(variable, "").split(",") if "=" in pair)
+    return {unquote(name).strip(): unquote(value).strip() for name, _, value in pairs}
+
+
+class Collector:
+    """Where spans go: an endpoint that speaks OTLP/HTTP JSON, given or named by OpenTelemetry's own variables.
+
+    A base address gets /v1/traces. ValueError for what is no address. Headers of the environment are only for the
+    endpoint that it names, or for the given one where it names none.
+    """
+
+    def __init__(self, endpoint: str | None = None, headers: Mapping[str, str] | None = None) -> None:
+        from urllib.parse import unquote, urlsplit
+
+        own = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
+        parts = urlsplit(endpoint or own)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"no address of a collector: {endpoint or own!r}" if endpoint or own else "no endpoint")
+        self.shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        path = parts.path.rstrip("/")
+        path = path if path.endswith("/v1/traces") else path + "/v1/traces"
+        self.url = parts._replace(path=path, netloc=parts.netloc.rpartition("@")[2]).geturl()
+        self.login = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
+        is_named = not own or urlsplit(own)[:2] == parts[:2]
+        self.headers = {**(_named_values("OTEL_EXPORTER_OTLP_HEADERS") if is_named else {}), **(headers or {})}
+
+    def send(self, made: Sequence[dict[str, Any]], seconds: float = 10.0) -> None:
+        """Send spans within that time, in bodies that collectors accept; OSError says why some were not taken."""
+        until, batch, size = time.monotonic() + seconds, list[dict[str, Any]](), 0
+        for span in made:
+            length = len(_json(span))
+            if batch and (len(batch) >= _BATCH or size + length > 2 << 20):
+                self._post(batch, until)
+                batch, size = [], 0
+            batch.append(span)
+            size += length
+        self._post(batch, until)
+
+    def _post(self, batch: list[dict[str, Any]], until: float) -> None:
+        """One request, repeated where the collector asks for that and the time allows it."""
+        import requests
+        import urllib3
+
+        headers, pause = {**self.headers, "Content-Type": "application/json"}, 0.25
+        how: dict[str, Any] = {"data": _json(otlp(batch)).encode(), "headers": headers, "allow_redirects": False}
+        how["auth"] = self.login or (lambda request: request)  # or a login of ~/.netrc would replace a header
+        while True:
+            try:
+                answer = requests.post(self.url, timeout=max(0.05, until - time.monotonic()), stream=True, **how)
+                content = answer.raw.read(1 << 16, decode_content=True)
+                answer.close()
+            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+                raise OSError(f"{self.shown} does not answer: {_root_cause(error)}") from None
+            asked = answer.headers.get("Retry-After", "")
+            pause = int(asked) if re.fullmatch(r"\d{1,6}", asked) else 2 * pause
+            if answer.status_code not in (429, 502, 503, 504) or time.monotonic() + pause > until:
+                break
+            time.sleep(pause)
+        if answer.status_code // 100 != 2:
+            raise OSError(f"{self.shown} answers with HTTP status {answer.status_code}")
+        with contextlib.suppress(ValueError):  # an empty body, too, says that all were taken
+            partial = _dict(_dict(from_json(content)).get("partialSuccess"))
+            if str(partial.get("rejectedSpans", 0)) != "0":
+                rejected = (
+                    f"{first_line(partial['rejectedSpans'], 20)} spans: {first_line(partial.get('errorMessage'), 200)}"
+                )
+                raise OSError(f"{self.shown} rejects {rejected}")
+
+
+def _root_cause(error: BaseException) -> str:
+    """What lies behind an error of `requests`, in a word or two."""
+    while deeper := error.__cause__ or error.__context__:
+        error = deeper
+    return getattr(error, "strerror", None) or type(error).__name__
+
+
+class OTel:
+    """An `on_event` that sends a run's spans to an OpenTelemetry collector while it runs: `RLM(on_event=OTel(url))`.
+
+    It never fails a run, and holds its end up for at most `timeout` seconds, while the last spans are sent. What is
+    wrong with the collector is said once, on stderr. Prompts, replies, code and outputs are sent only with `bodies`.
+    """
+
+    def __init__(
+        self, endpoint: str | None = None, *, headers: Any = None, bodies: bool = False, timeout: float = 5.0
+    ) -> None:
+        self.collector, self.bodies, self.timeout = Collector(endpoint, headers), bodies, timeout
+        self._given = {"endpoint": endpoint, "headers": headers, "bodies": bodies, "timeout": timeout}
+        self._process, self._lock = 0, threading.Lock()  # the process that has a thread for the queue
+        self._answers, self._told = True, False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functools.partial(OTel, **self._given), ()
+
+    def __call__(self, event: Event) -> None:
+        if "v" not in event:
+            return  # a piece of text, not an event of the journal
+        import queue
+
+        with self._lock:
+            if self._process != os.getpid():  # at first, and where a process was forked
+                self._process, self._queue = os.getpid(), queue.Queue[Any](_QUEUE)
+                threading.Thread(target=self._work, args=(self._queue,), name="rlm-otel", daemon=True).start()
+        is_end = event.get("event") == "end" and not event.get("depth")
+        done = threading.Event() if is_end else None
+        try:
+            self._queue.put_nowait((event if self.bodies else _span_metrics(event), done))
+        except queue.Full:
+            self._complain("events come faster than they can be sent")
+        else:
+            if done and self._answers:
+                done.wait(self.timeout)
+
+    def _work(self, events: Any) -> None:
+        """Make spans of the events, and send them: all at a run's end, some at a time before."""
+        import queue
+
+        traces: dict[str, Trace] = {}
+        made: list[dict[str, Any]] = []
+        while True:
+            done = event = None
+            try:
+                event, done = events.get(timeout=1.0 if made else None)
+                made += self._take(traces, event)
+            except queue.Empty:
+                pass
+            except Exception as error:
+                self._complain(f"{type(error).__name__}: {error}")
+            if made and (done or event is None or len(made) >= _BATCH):
+                self._send(made)
+                made = []
+            if done:
+                done.set()
+
+    def _take(self, traces: dict[str, Trace], event: Event) -> list[dict[str, Any]]:
+        ended = [name for name, trace in traces.items() if not trace.open]
+        for name in ended[:-32]:  # a conversation goes on in the trace of its earlier prompts
+            del traces[name]
+        if (name := str(event.get("trajectory_id"))) not in traces:
+            traces[name] = Trace(self.bodies)
+        return traces[name].take(event)
+
+    def _send(self, made: list[dict[str, Any]]) -> None:
+        try:
+            self.collector.send(made, self.timeout)
+            self._answers = True
+        except Exception as error:
+            self._answers = False
+            self._complain(str(error))
+
+    def _complain(self, what: str) -> None:
+        if not self._told:
+            self._told = True
+            print(f"rlm: OpenTelemetry: {what}; later: rlm export ID --otel", file=sys.stderr)
+
+
+_BATCH, _QUEUE = 512, 2_000
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------

@@ -449,7 +449,7 @@ class PlainLanguage:
         files.install()
         main = type(sys)("__main__")
         sys.modules["__main__"] = main
-        vars(main).update(functions, __builtins__=builtins_module)
+        vars(main).update(functions, __builtins__=builtins_module, help=print_help)
         return vars(main)
 
     def traceback(self, error: BaseException, sources: dict[str, str]) -> str:
@@ -666,7 +666,7 @@ def unwrap(answer: dict[str, Any]) -> Any:
     raise rebuild_exception(answer["type"], answer["message"], unpack(answer.get("data") or {}))
 
 
-def host_function(calls: Calls, name: str, batched: bool) -> Any:
+def host_function(calls: Calls, name: str, batched: bool = False, doc: str | None = None) -> Any:
     """The function that stands for a host function in a cell. A batch too large for one frame is sent in several."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -677,9 +677,34 @@ def host_function(calls: Calls, name: str, batched: bool) -> Any:
         return [*call(args[0][:middle], *args[1:], **kwargs), *call(args[0][middle:], *args[1:], **kwargs)]
 
     call.__name__ = call.__qualname__ = name
+    call.__doc__, call.__module__ = doc, "host" if doc else __name__
     if not batched:
         calls.direct[id(call)] = name
     return call
+
+
+def namespace(calls: Calls, name: str, doc: str, members: dict[str, str]) -> Any:
+    """Host functions as the attributes of one object, which leads nowhere else: the tools of a server, say."""
+    functions = {
+        member: staticmethod(host_function(calls, f"{name}.{member}", doc=members[member])) for member in members
+    }
+
+    def missing(self: Any, wanted: str) -> NoReturn:
+        parts = [part for part in wanted.lower().split("_") if len(part) > 2]
+        close = [member for member in members if any(part in member.lower() for part in parts)][:8]
+        there = f"; there are: {', '.join(close)}" if close else ""
+        raise AttributeError(f"{name} has no {wanted[:100]!r}{there}; help({name}) lists all")
+
+    own = {"__doc__": doc, "__slots__": (), "__getattr__": missing, "__repr__": lambda self: doc.partition("\n")[0]}
+    return type(name, (), dict(own, __module__="host", **functions))()
+
+
+def print_help(*topic: Any) -> None:
+    """`help`, without its pager for what the host gives."""
+    if topic and (type(topic[0]).__module__ == "host" or getattr(topic[0], "__module__", "") == "host"):
+        print(topic[0].__doc__)
+    else:
+        help(*topic)
 
 
 def unbound(method: Any) -> Any:
@@ -1289,17 +1314,21 @@ class Worker:
     def bind(self, functions: dict[str, Any]) -> None:
         """Put the host's functions into the namespace and remove those of an earlier cell.
 
-        Each comes with whether it takes batches; `chunks`, which needs no host, comes with its size.
+        Each comes with whether it takes batches; `chunks`, which needs no host, its size; a namespace, its members.
         """
         for name, function in self.functions.items():
             if name not in functions and self.variables.get(name) is function:
                 del self.variables[name]
         same = {name: self.functions[name] for name, spec in functions.items() if self.specs.get(name) == spec}
         for name, spec in functions.items():
-            if name not in same and type(spec) is bool:
+            if name in same:
+                continue
+            if type(spec) is bool:
                 same[name] = host_function(self.calls, name, spec)
-            elif name not in same:
-                same[name] = chunks_function(name, spec)
+            elif "size" in spec:
+                same[name] = chunks_function(name, spec["size"])
+            else:
+                same[name] = namespace(self.calls, name, **spec)
         self.functions = same
         self.specs = functions
         self.variables.update(self.functions)

@@ -1101,8 +1101,8 @@ def test_an_interrupt_carries_no_key(server: Server, monkeypatch: pytest.MonkeyP
 
 
 def test_mask_replaces_secrets_of_some_length_only() -> None:
-    assert rlm_backends.mask(f"a {KEY}b cat", [KEY, "cat", ""]) == "a ***b cat"
-    assert rlm_backends.mask("abcdefgh12345678", ["abcdefgh", "abcdefgh12345678"]) == "***"
+    assert rlm_backends.mask(f"a {KEY}b cat", [KEY, "cat", ""]) == "a [redacted]b cat"
+    assert rlm_backends.mask("abcdefgh12345678", ["abcdefgh", "abcdefgh12345678"]) == "[redacted]"
 
 
 # --- post -----------------------------------------------------------------------------------------------------------

@@ -1475,7 +1475,7 @@ def test_every_option_is_a_flag_and_every_command_has_help() -> None:
     commands = (
         "run init logs visualize resume replay chat batch mcp-serve mcp-install config doctor providers demo trust"
     )
-    assert set(rlm_cli.COMMANDS) == {*commands.split(), "completion"}
+    assert set(rlm_cli.COMMANDS) == {*commands.split(), "completion", "export"}
     for name in rlm_cli.COMMANDS:
         ran = rlm(name, "--help")
         assert (ran.returncode, ran.stdout.split()[:3]) == (0, [b"usage:", b"rlm", name.encode()]), name

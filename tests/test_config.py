@@ -42,6 +42,7 @@ VALUES: dict[str, tuple[Any, Any, Any, Any]] = {
     "encoding": ("cp1251", "gb18030", "utf-16", "latin-1"),
     "prices": ({"m": [1, 2]}, {"m": [2, 3]}, {"m": [3, 4]}, {"m": [4, 5]}),
     "schema": ({"type": "string"}, {"type": "integer"}, {"type": "array"}, {"type": "object"}),
+    "mcp": tuple({"s": {"command": [word], "env": {"KEY": "918273645546372819"}}} for word in "abcd"),
     "tools": (["a.py"], ["b.py"], ["c.py", "d"], ["e"]),
     "allowed_paths": (["a"], ["b"], ["c", "d"], ["e"]),
     "allowed_imports": (["a"], ["b"], ["c", "d"], ["e"]),
@@ -99,7 +100,9 @@ def test_each_level_wins_over_those_below(name: str, workspace: Path, monkeypatc
 def test_every_option_is_an_argument_of_RLM() -> None:
     import inspect
 
-    assert {"config", "on_event", "on_progress", *rlm.OPTIONS} == set(inspect.signature(rlm.RLM).parameters)
+    assert {"config", "on_event", "on_progress", "on_confirm", *rlm.OPTIONS} == set(
+        inspect.signature(rlm.RLM).parameters
+    )
 
 
 def test_every_option_is_a_flag_that_wins_over_the_environment(workspace: Path) -> None:

@@ -246,6 +246,14 @@ FIGURES: dict[str, dict[str, float]] = {
         "A folder with more than {} files": rlm_sandbox.FILES_MAX,
         "or {} of those": rlm_sandbox.MASKS_MAX,
     },
+    "configuration.md": {
+        "larger than {} MB, or one": rlm_tools.DOCUMENT_LIMIT / MB,
+        "takes more than {} GB of memory": rlm_tools.READER_MEMORY >> 30,
+        "or {} seconds) is an error": rlm_tools.READER_SECONDS,
+        "up to {} MB (also when compressed)": rlm_tools.FETCH_LIMIT / MB,
+        "within {} seconds. The type": rlm_tools.FETCH_SECONDS,
+        "Up to {} redirects": rlm_tools.FETCH_REDIRECTS,
+    },
     "trajectories.md": {"version of this format: {}": rlm.SCHEMA_VERSION},
 }
 

@@ -53,6 +53,9 @@ SAID: dict[str, Sequence[Reply]] = {
         code("FINAL({'number': '2026-17'})"),
         code("import re\nFINAL({'number': '2026-17', 'total': re.search('due: ([0-9.]+)', context)[1]})"),
     ],
+    "What does the box say that 6 * 7 is?": [
+        code("FINAL(box.execute_python('6 * 7').removeprefix('Value: '))"),
+    ],
     "How many lines are there?": [code("FINAL(len(context.splitlines()))")],
     "Explain how authentication works in this project": [
         code(
@@ -68,7 +71,7 @@ def said(request: Request) -> Reply:
     return SAID[request.prompt][request.turn - 1]
 
 
-@pytest.mark.parametrize(("program", "output"), programs("tools.md"), ids=range(6))
+@pytest.mark.parametrize(("program", "output"), programs("tools.md"), ids=range(7))
 def test_the_programs_of_the_page_on_tools_print_what_it_says(
     openai: Server, workspace: Path, program: str, output: str
 ) -> None:

@@ -1419,7 +1419,7 @@ def test_the_model_reads_documents_as_text(snipara: FakeSnipara) -> None:
         ("detail", "The index is being rebuilt"),
         ("not a success", "Out of luck"),
         ("isError", "the tool failed: Section index unavailable try later"),
-        ("echo", r"403: Key \*\*\* is blocked"),
+        ("echo", r"403: Key \[redacted\] is blocked"),
     ],
 )
 def test_every_failure_is_one_clear_error_with_the_servers_words(
