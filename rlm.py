@@ -125,6 +125,3006 @@ __all__ = [
 ]
 
 
+# --- the short forms ---------------------------------------------------------------------------------------------
+
+
+def complete(prompt: str, context: Any = None, *, system: str | None = None, **options: Any) -> CompletionResult:
+    """Answer `prompt` over `context` with an RLM of these options (those of `RLM`), closed afterwards."""
+    with RLM(**options) as rlm:
+        return rlm.completion(prompt, context, system=system)
+
+
+def stream(prompt: str, *, system: str | None = None, **options: Any) -> Iterator[str]:
+    """The tokens of a simple completion, as they arrive."""
+    with RLM(**options) as rlm:
+        yield from rlm.stream(prompt, system=system)
+
+
+def batch(
+    prompts: Iterable[Any],
+    *,
+    executor: Executor | None = None,
+    max_workers: int = 8,
+    one_ledger: bool = False,
+    on_result: Callable[[int, CompletionResult | RLMError], None] | None = None,
+    **options: Any,
+) -> Iterator[CompletionResult | RLMError]:
+    """The results of many prompts, in order: `RLM(**options).batch(…)`."""
+    how: dict[str, Any] = {"executor": executor, "max_workers": max_workers, "one_ledger": one_ledger}
+    with RLM(**options) as rlm:
+        yield from rlm.batch(prompts, on_result=on_result, **how)
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """`%load_ext rlm`: the cell magic `%%rlm [-m MODEL] [-c VARIABLE]`."""
+    import shlex
+
+    def magic(line: str, cell: str) -> CompletionResult:
+        words = shlex.split(line)
+        if len(words) % 2 or any(flag not in ("-m", "-c") for flag in words[::2]):
+            raise ConfigError(f"%%rlm does not take {line!r}", hint="%%rlm [-m MODEL] [-c VARIABLE]")
+        options = dict(zip(words[::2], words[1::2], strict=True))
+        context = shell.user_ns[options["-c"]] if "-c" in options else None
+        return complete(cell.strip(), context, model=options.get("-m"))
+
+    shell.register_magic_function(magic, "cell", "rlm")
+
+
+# --- RLM: the class behind the short forms ------------------------------------------------------------------------
+
+_last_result: CompletionResult | None = None
+
+
+def last_result() -> CompletionResult | None:
+    """The result of the newest completion of this process, also the partial one of an interrupted completion."""
+    return _last_result
+
+
+class RLM:
+    """A configured runtime. Each completion has a REPL and limits of its own, so one object serves many threads.
+
+    Every argument is also a key of rlm.toml, an RLM_* variable and a flag; one that is None is looked up there, in
+    the order argument > environment > ./rlm.toml > user file > default (`Options` has types, defaults, meanings).
+    `config`: a file to read instead, or False for none. `on_event` is called with each journal event as it is
+    written, and with text deltas; `on_progress` with what goes on between them: {"phase": …} of a model that is loaded
+    (`text`), asked (`kind`), reads its prompt (`processed`, `total`), of a cell that runs (`cell`), and of sub-calls
+    (`done`, `total`). `on_confirm(forecast)` says whether a batch that may cost more than `confirm_above` is sent.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        backend: Any = None,
+        *,
+        api_key: str | None = None,
+        base_url: str | None = None,
+        sub_model: str | None = None,
+        protocol: str | None = None,
+        environment: Any = None,
+        max_depth: int | None = None,
+        max_subcalls: int | None = None,
+        max_iterations: int | None = None,
+        max_errors: int | None = None,
+        token_budget: int | None = None,
+        cost_budget_usd: float | None = None,
+        confirm_above: float | None = None,
+        timeout_seconds: float | None = None,
+        max_parallel: int | None = None,
+        max_retries: int | None = None,
+        output_limit: int | None = None,
+        cell_timeout: float | None = None,
+        compaction: bool | None = None,
+        params: dict[str, Any] | None = None,
+        sub_params: dict[str, Any] | None = None,
+        prompt: str | None = None,
+        show_below: int | None = None,
+        plain_below: int | str | None = None,
+        encoding: str | None = None,
+        prices: dict[str, Any] | None = None,
+        cache: bool | None = None,
+        schema: Any = None,
+        tools: list[Any] | None = None,
+        mcp: dict[str, Any] | list[str] | None = None,
+        allowed_paths: list[str] | None = None,
+        allowed_imports: list[str] | None = None,
+        require: str | None = None,
+        local_memory: str | None = None,
+        docker_image: str | None = None,
+        docker_cpus: float | None = None,
+        docker_memory: str | None = None,
+        docker_network_disabled: bool | None = None,
+        docker_runtime: str | None = None,
+        docker_mount: str | None = None,
+        docker_pool: int | None = None,
+        persistent: bool | None = None,
+        snipara_api_key: str | None = None,
+        snipara_project_slug: str | None = None,
+        snipara_api_url: str | None = None,
+        memory_enabled: bool | None = None,
+        save_context: bool | None = None,
+        verbose: bool | None = None,
+        log_dir: str | os.PathLike[str] | None = None,
+        config: str | bool | None = None,
+        on_event: Callable[[Event], None] | None = None,
+        on_progress: Callable[[Event], None] | None = None,
+        on_confirm: Callable[[Forecast], bool] | None = None,
+    ) -> None:
+        given = locals()
+        self._given = {name: given[name] for name in OPTIONS if given[name] is not None}
+        self._config = config
+        self._on_event = on_event
+        self._on_progress = on_progress
+        self._on_confirm = on_confirm
+        self._load_config()
+
+    def _load_config(self) -> None:
+        """Read the configuration; nothing is connected or started yet."""
+        self.configuration = load_config(self._given, config=self._config)
+        self.options = Options(**self.configuration.values)
+        self._lock = threading.RLock()
+        self._backend: Any = None
+        self._tools: list[Tool] | None = None
+        self._runs: dict[Run, Node] = {}  # those that go on, with their roots
+        self._conversation: tuple[Run, Node] | None = None
+        self._talking = threading.Lock()  # held while the conversation answers
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_given": self._given, "_config": self._config}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._given, self._config, self._on_event, self._on_progress = state["_given"], state["_config"], None, None
+        self._on_confirm = None
+        self._load_config()
+
+    def __enter__(self) -> RLM:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the conversation of a persistent RLM, and its connections."""
+        with self._lock:
+            conversation, self._conversation = self._conversation, None
+            backend, self._backend = self._backend, None
+        if conversation is not None:
+            conversation[1].close()
+            conversation[0].close()
+        if hasattr(backend, "close"):
+            backend.close()
+
+    def stop(self, reason: str = "stopped") -> None:
+        """End the completions that run, from another thread: each raises RLMError(reason) with its partial result."""
+        self._abort(RLMError(reason, hint="go on with it: rlm resume"))
+
+    def _abort(self, reason: BaseException, group: LedgerGroup | None = None) -> None:
+        with self._lock:
+            runs = [(run, node) for run, node in self._runs.items() if group is None or run.group is group]
+        for run, node in runs:
+            run.abort(reason)
+            node.end(None, reason)  # the run's own thread is no longer heard
+
+    # what a completion is made of
+
+    @property
+    def backend(self) -> Any:
+        """The connected backend: the object that was given, or the provider that model, key and base_url name."""
+        with self._lock:
+            if self._backend is None:
+                self._backend = connect(self.configuration, self.options, self._loading)
+            return self._backend
+
+    def _loading(self, text: str) -> None:
+        """Tell the listener how a model file is being loaded."""
+        if self._on_progress is not None:
+            self._on_progress({"event": "progress", "phase": "loading", "text": text})
+
+    @property
+    def tools(self) -> list[Tool]:
+        """The tools the model is offered besides execute_code."""
+        with self._lock:
+            if self._tools is None:
+                self._tools = gather_tools(self.options)
+            return self._tools
+
+    def _journal_path(self, trajectory_id: str) -> str | None:
+        folder = self.options.log_dir
+        return os.path.join(folder, f"{trajectory_id}.jsonl") if folder else None
+
+    def _new_run(
+        self,
+        trajectory_id: str,
+        recording: JournalIndex,
+        *,
+        go_on: str | None = None,  # the journal to append to
+        log: bool = True,
+        group: LedgerGroup | None = None,
+        servers: Callable[[], Any] | None = None,
+    ) -> Run:
+        options, backend, tools = self.options, self.backend, self.tools
+        if log:
+            check_prices(options, backend)
+        if hasattr(backend, "inspect"):
+            backend.inspect()
+        profile, origins = profile_for(backend, options.prompt), self.configuration.origins
+        fitting = {"output_limit": profile.output_limit, "show_below": profile.show_below}
+        fitting = {name: size for name, size in fitting.items() if size and origins[name] == "default"}
+        options = dataclasses.replace(options, **fitting)  # type: ignore[arg-type]
+        if options.environment == "docker":
+            try:
+                rlm_sandbox.docker_engine()  # before anything is sent, and before a thread imports what the SDK needs
+            except rlm_sandbox.SandboxError as error:
+                raise sandbox_error(error) from error
+        environ = self.configuration.environ
+        keys = [environ.get(name, "") for name in rlm_backends.key_variables()]
+        keys += server_secrets(options.mcp, environ)
+        printer = _printer(options.verbose)
+        listeners = [on for on in (printer, self._on_event) if on is not None]
+        line = None if options.verbose else printer  # a notebook's line tells what goes on between events, too
+        watchers = [on for on in (line, self._on_progress) if on is not None]
+        path = go_on or (self._journal_path(trajectory_id) if log else None)
+        unnamed = origins["log_dir"] == "default" and os.path.dirname(path or "") == OPTIONS["log_dir"].default
+        try:
+            open_servers = servers() if servers else None
+        except rlm_tools.ToolError as error:
+            raise ConfigError(str(error), hint=error.hint) from error
+        journal = None
+        try:
+            journal = Journal(
+                path,
+                trajectory_id,
+                secrets=[*keys, options.api_key or "", options.snipara_api_key or ""],
+                on_event=_to_all(listeners),
+                on_progress=_to_all(watchers),
+                append=go_on is not None,
+                follow_links=not unnamed,
+            )
+            run = Run(options, backend, tools, journal, recording, replaying=not log, group=group, servers=open_servers)
+            run.on_confirm = self._on_confirm
+            return run
+        except BaseException:  # an unreadable prompt, a sub-model without a key: nothing has begun
+            if open_servers:
+                open_servers.close()
+            if journal is not None:
+                journal.close()
+            if journal is not None and journal.path is not None and go_on is None:
+                os.unlink(journal.path)
+            raise
+
+    def _connected_servers(self) -> Any:
+        """The configured MCP servers, started, for one run; None where there are none."""
+        if not self.options.mcp:
+            return None
+        servers = sibling("rlm_mcp").ServerSet(self.options.mcp, self.configuration.environ)
+        taken = {*_REPL_NAMES, *(tool.name for tool in self.tools), *dir(builtins)}
+        names = [*servers.specs, "tools"]  # the last is that of the function that searches them
+        if clash := [name for name in names if name in taken or names.count(name) > 1]:
+            raise ConfigError(f"{clash[0]!r} is wanted for MCP, but the REPL has one", hint="rename one")
+        self._loading(f"starting MCP servers: {', '.join(self.options.mcp)}")
+        servers.connect()
+        return servers
+
+    def _recorded_servers(self, recording: JournalIndex, *, live: bool = True) -> Callable[[], Any]:
+        """What makes the MCP servers of a recorded run; they are started for what the journal does not hold."""
+        recorded = recording.starts.get("n0", {}).get("mcp")
+        missing = sorted(set(recorded or {}) - {re.sub(r"\W", "_", name) for name in self.options.mcp or {}})
+        if live and missing:
+            message = f"the run had the MCP server {missing[0]!r}, which is not configured now"
+            raise ConfigError(message, hint=f"write [mcp.{missing[0]}] in rlm.toml again")
+
+        def restored() -> Any:
+            servers = sibling("rlm_mcp").ServerSet(self.options.mcp or {}, self.configuration.environ)
+            servers.restore(recorded)
+            return servers
+
+        return restored if recorded else lambda: None
+
+    # completing
+
+    def completion(self, prompt: str, context: Any = None, *, system: str | None = None) -> CompletionResult:
+        """Answer `prompt` over `context` (text, plain data, or a Path: a file or folder).
+
+        RLMError for every failure, with the partial `result`; KeyboardInterrupt after the journal was finished.
+        """
+        return self._complete(prompt, context, system)
+
+    def _complete(
+        self, prompt: str, context: Any, system: str | None = None, group: LedgerGroup | None = None
+    ) -> CompletionResult:
+        prompt = _clean_prompt(prompt)
+        given = as_context(context, self.options.log_dir, self.options.encoding)
+        if not self.options.persistent or group is not None:
+            return self._begin(prompt, given, system, group)
+        if not self._talking.acquire(blocking=False):
+            hint = "wait for its answer, or use an RLM for each thread"
+            raise ConfigError("this persistent RLM is answering another prompt", hint=hint)
+        try:
+            if self._conversation is not None:
+                return self._go_on(prompt, given, system)
+            return self._begin(prompt, given, system, None)
+        finally:
+            self._talking.release()
+
+    def _begin(self, prompt: str, context: Context, system: str | None, group: LedgerGroup | None) -> CompletionResult:
+        if self.backend is not None and self.options.environment == "local":
+            rlm_sandbox.warm(self.options.allowed_imports or ())  # while this thread reads tools and loads HTTP
+        schema = self._schema()
+        run = self._new_run(new_id(), JournalIndex(), group=group, servers=self._connected_servers)
+        node = Node(run, context, instructions=system or "", schema=schema)
+        try:
+            return self._supervise(run, node, lambda: node.complete(prompt))
+        finally:
+            self._settle(run, node)
+
+    def _schema(self) -> dict[str, Any] | None:
+        try:
+            return None if self.options.schema is None else rlm_tools.schema_of(self.options.schema)
+        except rlm_tools.ToolError as error:
+            hint = "a JSON Schema (an object), a dataclass or a pydantic model"
+            raise ConfigError(f"schema: {error}", hint=error.hint or hint) from error
+
+    def _go_on(self, prompt: str, context: Context, system: str | None) -> CompletionResult:
+        """A further prompt of a persistent RLM: the same REPL and messages, limits of its own."""
+        assert self._conversation is not None
+        run, node = self._conversation
+        if (system or "") not in ("", node.instructions):
+            raise ConfigError("`system` is settled by a conversation's first prompt", hint="start another RLM for it")
+        run.ledger, run.tool_calls, run.last_text = Ledger(self.options), [], ""
+        node.set_context(context)
+        return self._supervise(run, node, lambda: node.complete(prompt))
+
+    def _settle(self, run: Run, node: Node) -> None:
+        """After a completion: a persistent RLM keeps its REPL, any other closes what it opened."""
+        if self.options.persistent and run.group is None and not run.aborted and node.messages:
+            self._conversation = (run, node)
+        else:
+            run.close()
+
+    def _supervise(self, run: Run, node: Node, work: Callable[[], Answer]) -> CompletionResult:
+        """Do the root node's work on a thread of its own, so that Ctrl-C finds the main thread only waiting."""
+        global _last_result
+        with self._lock:
+            self._runs[run] = node
+        try:
+            answer = _on_own_thread(work, run, node)
+        except RLMError as error:
+            error.result = _last_result = run.result(None)
+            error.trajectory_id = run.journal.trajectory_id if run.journal.path else None
+            raise
+        except KeyboardInterrupt:
+            _last_result = run.result(None)
+            raise
+        finally:
+            with self._lock:
+                self._runs.pop(run, None)
+        result = run.result(answer)
+        assert result is not None, "an answered run has a result"
+        if self.options.schema is not None:
+            result = dataclasses.replace(result, value=node.typed_value)
+        _last_result = result
+        return result
+
+    def stream(self, prompt: str, *, system: str | None = None) -> Iterator[str]:
+        """The answer to a prompt, token by token as it arrives: a simple completion, without REPL and tools."""
+        import queue
+
+        prompt = _clean_prompt(prompt)
+        run = self._new_run(new_id(), JournalIndex())
+        tokens: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        node = Node(run, Context(None))
+        asking = threading.Thread(target=_stream_into, args=(tokens, run, node, prompt, system), daemon=True)
+        asking.start()
+        try:
+            while not isinstance(item := tokens.get(), BaseException):
+                yield item
+            if not isinstance(item, StopIteration):
+                raise item
+        except (GeneratorExit, KeyboardInterrupt) as stop:
+            run.abort(stop)
+            if asking.is_alive():  # it can no longer write the end itself
+                node.end(None, KeyboardInterrupt())
+            raise
+        finally:
+            run.close()
+
+    def batch(
+        self,
+        prompts: Iterable[Any],
+        *,
+        executor: Executor | None = None,
+        max_workers: int = 8,
+        one_ledger: bool = False,
+        on_result: Callable[[int, CompletionResult | RLMError], None] | None = None,
+    ) -> Iterator[CompletionResult | RLMError]:
+        """The results of many prompts (`str` or {"prompt", "context"}), in order; a failure is an item, not the end.
+
+        `executor`: any concurrent.futures.Executor, also on other machines; by default `max_workers` threads.
+        `one_ledger`: the limits hold for the batch as a whole. `on_result(place, result)`: called as each finishes.
+        """
+        items = [{"prompt": item} if isinstance(item, str) else dict(item) for item in prompts]
+        confirmed = self._confirm_batch(1 if one_ledger else len(items), len(items))
+        if executor is not None:
+            if one_ledger:
+                raise ConfigError("one ledger for the batch needs one process", hint="leave executor out")
+            yield from _batch_elsewhere(self, items, executor, on_result, confirmed)
+            return
+        group = LedgerGroup(Ledger(self.options) if one_ledger else None, confirmed)
+        done = [threading.Event() for _ in items]
+        results: list[Any] = [None] * len(items)
+        stop = threading.Event()
+        broken: list[BaseException] = []
+
+        def work(number: int) -> None:
+            try:
+                if not stop.is_set():
+                    results[number] = _complete_item(self, items[number], group)
+                    if on_result is not None:
+                        on_result(number, results[number])
+            except BaseException as error:  # of the caller's own `on_result`: raised where the results are read
+                broken.append(error)
+                stop.set()
+            finally:
+                done[number].set()
+
+        tasks = [partial(work, number) for number in range(len(items))]
+        threading.Thread(target=fan_out, args=(tasks, max(1, max_workers)), daemon=True).start()
+        try:
+            for number, event in enumerate(done):
+                while not event.wait(1):  # Windows hears Ctrl-C only between waits
+                    pass
+                if broken:
+                    raise broken[0]
+                yield results[number]
+        except BaseException as reason:
+            stop.set()
+            self._abort(KeyboardInterrupt() if isinstance(reason, GeneratorExit) else reason, group)
+            raise
+
+    def _confirm_batch(self, ledgers: int, count: int) -> bool:
+        """Whether a batch was confirmed as a whole, so that its rows need not be; LimitExceeded if it was not."""
+        options = self.options
+        if options.confirm_above is None or not count:
+            return False
+        each = at_most(options.token_budget, self.backend, options)
+        if each is not None and options.cost_budget_usd is not None:
+            each = min(each, options.cost_budget_usd)
+        cost = None if each is None else each * ledgers
+        forecast = Forecast(count, f"runs of {getattr(self.backend, 'model', '')}", cost)
+        require_confirmation(forecast, options.confirm_above, self._on_confirm)
+        return True
+
+    def variables(self) -> dict[str, tuple[str, int | None, str]]:
+        """The variables of a persistent RLM's REPL: {name: (type, size, short repr)}."""
+        return self._conversation[1].sandbox.names() if self._conversation else {}
+
+    # going on from a journal
+
+    def resume(self, trajectory_id: str = "", **raised_limits: Any) -> CompletionResult:
+        """Go on with a recorded run (any unique prefix of its id; none: the newest unfinished one).
+
+        Recorded replies are served from the journal, recorded cells run again with their recorded sub-call answers,
+        then the run goes on live. `raised_limits`: options that differ from the recorded ones.
+        """
+        path = self._find_log(trajectory_id)
+        recording = JournalIndex(read_journal(path))
+        rlm = self._as_recorded(recording, raised_limits, path)
+        root = recording.starts["n0"]
+        context = rlm._recorded_context(root, path)
+        rlm._require_recorded(root)
+        schema = rlm._schema()
+        run = rlm._new_run(root["trajectory_id"], recording, go_on=path, servers=rlm._recorded_servers(recording))
+        run.write("resume", node="n0", lines=len(recording.turns), limits=raised_limits)
+        node = Node(run, context, instructions=root.get("instructions") or "", schema=schema)
+        context_of = partial(rlm._recorded_context, path=path)
+        try:
+            result = rlm._supervise(run, node, lambda: replay_from_journal(node, recording.prompts, context_of))
+        finally:
+            rlm._settle(run, node)
+        if rlm._conversation is not None:
+            self._conversation, rlm._conversation = rlm._conversation, None
+        return result
+
+    def replay(self, trajectory_id: str) -> Replayed:
+        """Run a recorded run again, offline: the model's side from the journal, the code for real."""
+        path = self._find_log(trajectory_id)
+        recording = JournalIndex(read_journal(path))
+        rlm = self._as_recorded(recording, {"backend": ReplayBackend(recording)}, path)
+        root = recording.starts["n0"]
+        context = rlm._recorded_context(root, path)
+        run = rlm._new_run(
+            root["trajectory_id"], recording, log=False, servers=rlm._recorded_servers(recording, live=False)
+        )
+        run.journal.path = path
+        node = Node(run, context, instructions=root.get("instructions") or "", schema=rlm._schema())
+        context_of = partial(rlm._recorded_context, path=path)
+        try:
+            result = rlm._supervise(run, node, lambda: replay_from_journal(node, recording.prompts, context_of))
+        finally:
+            run.close()
+        recorded = recording.ends.get("n0", {}).get("response")
+        if recorded is not None and recorded != result.response:
+            run.divergence.append(f"the answer differs: recorded {shorten(recorded)}, now {shorten(result.response)}")
+        return Replayed(result, run.divergence)
+
+    def _find_log(self, trajectory_id: str) -> str:
+        folder = self.options.log_dir or "./logs"
+        viz = _viz()
+        if not trajectory_id:
+            unfinished = (str(run["path"]) for run in viz.list_runs(folder) if run["status"] != "answered")
+            newest = next((path for path in unfinished if not _is_stream(path)), None)
+            if newest is None:
+                raise ConfigError(f"no unfinished run in {folder}", hint="rlm logs lists the runs")
+            return newest
+        try:
+            return str(viz.find_log(folder, trajectory_id))
+        except ValueError as error:
+            raise ConfigError(str(error), hint="rlm logs lists the runs") from None
+
+    def _as_recorded(self, recording: JournalIndex, raised: Mapping[str, Any], path: str) -> RLM:
+        """An RLM with the options of the recorded run, those given here and now on top."""
+        root = recording.starts.get("n0")
+        known = root is not None and isinstance(root.get("prompt"), str)
+        if root is None or not known or not re.fullmatch(r"[\w-]+", str(root.get("trajectory_id"))):
+            raise ConfigError(f"{path} holds no run that could go on", hint="rlm logs lists the runs")
+        if root.get("protocol") == "stream":
+            message = f"{root['trajectory_id']} was a stream: one call, which is not resumed or replayed"
+            raise ConfigError(message, hint="ask again: rlm --stream PROMPT")
+        limits = {**(root.get("limits") or {}), **recording.raised}
+        recorded = {name: value for name, value in limits.items() if name in LIMITS}
+        recorded.update({name: root.get(name) for name in ("model", "sub_model", "schema", "params", "sub_params")})
+        recorded["prompt"] = root.get("prompt_file") or (
+            root.get("profile") if root.get("profile") in _PROFILES else None
+        )
+        recorded.update({name: root.get(name) for name in ("show_below", "confirm_above")})
+        if root.get("protocol") == "text":  # "tools" is where a run begins that may yet change to text
+            recorded["protocol"] = "text"
+        for name, strict in (("environment", "docker"), ("docker_mount", "none"), ("require", "full")):
+            if root.get(name) == strict:  # a journal may hold a run in, never let it out
+                recorded[name] = strict
+        recorded["allowed_paths"] = self._recorded_paths(root.get("allowed_paths"))
+        options = {k: v for k, v in {**recorded, **self._given, **raised}.items() if v is not None}
+        heard: dict[str, Any] = {
+            "on_event": self._on_event,
+            "on_progress": self._on_progress,
+            "on_confirm": self._on_confirm,
+        }
+        clone = RLM(**options, config=self._config, **heard)
+        clone._given.setdefault("log_dir", os.path.dirname(path))
+        clone.options = dataclasses.replace(clone.options, log_dir=os.path.dirname(path))
+        return clone
+
+    def _recorded_paths(self, recorded: Any) -> list[str] | None:
+        """The folders of a recorded run where they are narrower than those of now."""
+        if not isinstance(recorded, list) or not all(isinstance(path, str) for path in recorded):
+            return None
+        now = [os.path.realpath(path) for path in self.options.allowed_paths or [os.getcwd()]]
+        return recorded if all(any(rlm_tools.is_under(path, top) for top in now) for path in recorded) else None
+
+    def _require_recorded(self, root: Event) -> None:
+        """ConfigError where a run would go on at another server, or without a tool that it had."""
+        before, now = root.get("base_url"), _without_login(getattr(self.backend, "base_url", None))
+        if before and now and before != now and self.options.base_url is None:
+            message = f"the run was recorded with {before}, and would go on with {now}"
+            raise ConfigError(message, hint=f"if that is meant: --base-url {now}")
+        missing = {name for name in root.get("tools") or [] if isinstance(name, str)} - {t.name for t in self.tools}
+        if missing:
+            message = f"the run had a tool {min(missing)!r}, which is not there now"
+            raise ConfigError(message, hint="give it again: --tools FILE")
+
+    def _recorded_context(self, root: Event, path: str) -> Context:
+        """The context of a recorded run, from its files or the copy beside the journal; ConfigError if it changed."""
+        recorded = root.get("context")
+        if not recorded:
+            return Context(None)
+        source = recorded.get("source")
+        if _is_rereadable(source):
+            context = Context(_read_again(source, path), source)
+        else:
+            context = Context(_load_context(_context_path(path, root.get("turn") or 0), recorded), source)
+        if _digest(context.value)[0] != recorded.get("sha256"):
+            names = ", ".join(source["paths"][:3]) if _is_rereadable(source) else "the kept copy"
+            raise ConfigError(
+                f"the context has changed since the run was recorded: {names}", hint="restore it, or start a new run"
+            )
+        return context
+
+
+def _is_stream(path: str) -> bool:
+    """Whether a journal is that of a `stream`, which cannot go on."""
+    starts = (event for event in read_journal(path) if event["event"] == "start")
+    return bool(next(starts, {}).get("protocol") == "stream")
+
+
+def replay_from_journal(node: Node, starts: list[Event], context_of: Callable[[Event], Context]) -> Answer:
+    """All prompts of a recorded conversation, each with its context, the last of them to its end."""
+    for start, following in pairwise(starts):
+        node.replay_turns(start["prompt"], following["turn"])
+        node.set_context(context_of(following))
+    return node.complete(starts[-1]["prompt"])
+
+
+class ReplayBackend:
+    """The model of a replay: the recording answers before it is asked, so that being asked is the divergence."""
+
+    provider = "replay"
+    window = None
+    max_output = None
+
+    def __init__(self, recording: JournalIndex) -> None:
+        root = recording.starts.get("n0", {})
+        self.model = root.get("model") or "recorded"
+        self.supports_tools = root.get("protocol") != "text"
+
+    def complete(self, messages: list[dict[str, Any]], **how: Any) -> Any:
+        """Never answers: what is not in the recording cannot be replayed."""
+        raise rlm_backends.BackendError("the recording has no such call", code="config", provider="replay")
+
+
+def connect(configuration: Configuration, options: Options, progress: Callable[[str], None] | None = None) -> Any:
+    """The backend that the options name. Without a model, a base URL and a key: a model server that answers here.
+
+    ConfigError with what was looked for when there is none of these.
+    """
+    if not isinstance(options.backend, str):
+        return options.backend
+    named = partial(
+        rlm_backends.connect,
+        api_key=options.api_key,
+        environ=configuration.environ,
+        max_retries=options.max_retries,
+        max_parallel=options.max_parallel,
+        prices=options.prices,
+        cache=options.cache,
+        progress=progress,
+    )
+    backend = "auto" if options.backend == "litellm" else options.backend
+    try:
+        return named(options.model, backend, base_url=options.base_url)
+    except rlm_backends.BackendError as error:
+        if options.model is None and options.base_url is None and backend == "auto":
+            for provider, url, models in rlm_backends.local_servers():
+                if models:
+                    return named(models[0], provider, base_url=url)
+        raise provider_error(error) from error
+
+
+def gather_tools(options: Options) -> list[Tool]:
+    """Built-in tools, those given, plug-ins and Snipara's; ConfigError that names the one that cannot be used."""
+    try:
+        logs = [options.log_dir] if options.log_dir else []  # a search would find its own question in there
+        tools = rlm_tools.file_tools(options.allowed_paths, exclude=logs)
+        for source in options.tools or []:
+            tools += [source] if isinstance(source, Tool) else rlm_tools.load_tools(source)
+        tools += rlm_tools.entry_point_tools()
+        tools += rlm_tools.snipara_tools(
+            options.snipara_api_key,
+            options.snipara_project_slug,
+            options.snipara_api_url,
+            options.memory_enabled,
+            post=rlm_backends.post,
+        )
+    except rlm_tools.ToolError as error:
+        raise ConfigError(str(error), hint=error.hint) from error
+    seen: dict[str, Tool] = {}
+    for tool in tools:
+        if tool.name in seen or tool.name in _REPL_NAMES:
+            owner = seen[tool.name].source if tool.name in seen else "the REPL itself"
+            raise ConfigError(f"two tools are called {tool.name!r}: of {owner} and of {tool.source}", hint="rename one")
+        seen[tool.name] = tool
+    return tools
+
+
+_REPL_NAMES = {
+    "execute_code",
+    "context",
+    "llm_query",
+    "llm_query_batched",
+    "rlm_query",
+    "rlm_query_batched",
+    "chunks",
+    "map_query",
+    "budget",
+    "FINAL",
+    "FINAL_VAR",
+    "SHOW_VARS",
+}
+
+
+def check_prices(options: Options, backend: Any) -> None:
+    """A cost budget needs a price for every model of the run: a budget that never binds is none."""
+    if options.cost_budget_usd is None:
+        return
+    own = None if getattr(backend, "price_known", False) else getattr(backend, "model", "the backend's model")
+    for model in filter(None, {own, options.sub_model}):
+        provider = getattr(backend, "provider", None)
+        if rlm_backends.cost_of(model, {"input": 1, "output": 1}, options.prices, provider) is None:
+            raise ConfigError(
+                f"the price of {model!r} is not known, so cost_budget_usd cannot hold",
+                hint=f'give it (USD per million tokens): prices = {{"{model}" = [1.0, 2.0]}}',
+            )
+
+
+def price_of(backend: Any, options: Options) -> Price:
+    """What a call of this backend costs, by its tokens."""
+
+    def price(tokens_in: int, tokens_out: int) -> float | None:
+        return rlm_backends.cost_of(
+            getattr(backend, "model", ""),
+            {"input": tokens_in, "output": tokens_out},
+            prices=options.prices,
+            provider=getattr(backend, "provider", None),
+        )
+
+    return price
+
+
+def at_most(tokens: int, backend: Any, options: Options) -> float | None:
+    """Dollars for so many tokens, in or out, of the dearer of a run's two models; None where a price is not known."""
+    models = {getattr(backend, "model", ""), options.sub_model or getattr(backend, "model", "")}
+    usages = ({"input": tokens, "output": 0}, {"input": 0, "output": tokens})
+    provider = getattr(backend, "provider", None)
+    costs = [rlm_backends.cost_of(model, usage, options.prices, provider) for model in models for usage in usages]
+    known = [cost for cost in costs if cost is not None]
+    return max(known) if len(known) == len(costs) else None
+
+
+def require_confirmation(forecast: Forecast, above: float, on_confirm: Callable[[Forecast], bool] | None) -> None:
+    """LimitExceeded for a batch that may cost more than `above`, or nobody knows how much, unless it is confirmed."""
+    if forecast.cost_usd is not None and forecast.cost_usd <= above:
+        return
+    try:
+        confirmed = on_confirm is not None and on_confirm(forecast)
+    except Exception as error:
+        raise RLMError(
+            f"on_confirm raised {type(error).__name__}: {error}", hint="mend it, then: rlm resume"
+        ) from error
+    if not confirmed:
+        raise forecast.refusal(above)
+
+
+def _on_own_thread(work: Callable[[], Answer], run: Run, node: Node) -> Answer:
+    """The work's answer. On the main thread it runs on another one: Ctrl-C then stops the run, tidily, at once.
+
+    A persistent run is given a moment to stop by itself, so that its REPL can be kept.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return work()
+    done = threading.Event()
+    outcome: list[Any] = []
+
+    def body() -> None:
+        try:
+            outcome.append(work())
+        except BaseException as error:  # raised again on the main thread
+            outcome.append(error)
+        done.set()
+
+    try:
+        threading.Thread(target=body, daemon=True).start()
+        while not done.wait(1):  # Windows hears Ctrl-C only between waits
+            pass
+    except KeyboardInterrupt as interrupt:
+        with ignore_sigint():
+            if run.options.persistent:
+                run.stop(interrupt)
+            if not (run.options.persistent and done.wait(_STOP_SECONDS)):
+                run.abort(interrupt)
+                node.end(None, interrupt)
+                run.close()
+        raise
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    answer: Answer = outcome[0]
+    return answer
+
+
+@contextlib.contextmanager
+def ignore_sigint() -> Iterator[None]:
+    """A second Ctrl-C must not cut the tidying up short."""
+    import signal
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _stream_into(tokens: Any, run: Run, node: Node, prompt: str, system: str | None) -> None:
+    """The body of `stream`: one call without tools, journalled like any other."""
+    global _last_result
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": prompt})
+    node.messages, node.turn, node.protocol = messages, 1, "stream"
+    event_fields = {
+        "node": "n0",
+        "kind": "turn",
+        "turn": 1,
+        "prompt": [dict(m) for m in messages],
+        "depth": 0,
+        "parent": None,
+    }
+    answer: Answer | None = None
+    end: BaseException = StopIteration()
+    heard = False
+
+    def hear(delta: str) -> None:
+        nonlocal heard
+        heard = True
+        tokens.put(delta)
+
+    try:
+        node._journal_start(prompt, True, None)
+        most = _turn_output(run.backend, run.profile)
+        answer = Answer(run.call(node, run.backend, messages, event_fields, most=most, on_text=hear).text)
+        if answer.text and not heard:  # a backend object need not know of on_text
+            tokens.put(answer.text)
+        _last_result = run.result(answer)
+    except rlm_backends.BackendError as error:
+        end = provider_error(error)
+    except BaseException as error:  # raised where the stream is read
+        end = error
+    node.end(answer, None if answer else end)
+    if isinstance(end, RLMError):
+        end.result, end.trajectory_id = run.result(None), run.journal.trajectory_id
+    tokens.put(end)
+
+
+def _batch_elsewhere(
+    rlm: RLM,
+    items: list[dict[str, Any]],
+    executor: Executor,
+    on_result: Callable[[int, CompletionResult | RLMError], None] | None,
+    confirmed: bool,
+) -> Iterator[CompletionResult | RLMError]:
+    """The results of a batch that somebody's executor runs, perhaps on other machines."""
+    futures = [executor.submit(_complete_item, rlm, item, LedgerGroup(None, confirmed)) for item in items]
+    try:
+        for number, future in enumerate(futures):
+            try:
+                result = future.result()
+            except Exception as error:  # a worker that died, or what could not be pickled: the executor's own words
+                result = RLMError(f"the executor lost this item: {type(error).__name__}: {error}")
+            if on_result is not None:
+                on_result(number, result)
+            yield result
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _complete_item(rlm: RLM, item: dict[str, Any], group: LedgerGroup) -> CompletionResult | RLMError:
+    """One item of a batch: its result, or the error in its place."""
+    try:
+        prompt, context = item["prompt"], as_context(item.get("context"), rlm.options.log_dir, rlm.options.encoding)
+        _clean_prompt(prompt)
+    except RLMError as error:
+        return error
+    except (KeyError, TypeError) as error:
+        return ConfigError(f"not a batch item: {error}", hint='a str, or {"prompt": …, "context": …}')
+    try:
+        return rlm._complete(prompt, context, group=group)
+    except RLMError as error:
+        return error
+
+
+def _clean_prompt(prompt: Any) -> str:
+    """The prompt as text that can be sent: a lone surrogate, as a terminal may hand it over, becomes U+FFFD."""
+    if not isinstance(prompt, str):
+        raise TypeError(f"the prompt must be a str, not {type(prompt).__name__}")
+    if not prompt.strip():
+        raise ConfigError("the prompt is empty", hint='rlm "which errors are in it?" -c big.log')
+    return prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _is_rereadable(source: Any) -> bool:
+    """Whether a context is files that a resume reads again, rather than what a reader made, a page or a value."""
+    return isinstance(source, dict) and "documents" not in source
+
+
+def _read_again(source: dict[str, Any], journal: str) -> Any:
+    """The files that a journal names, as they are now: by the names they had, and nothing but those."""
+    paths = _texts(source.get("paths"))
+    names = _texts(source.get("names", paths))
+    encoding = source.get("encoding")
+    if encoding is not None:
+        require_encoding(str(encoding), journal)
+    if not paths or len(names) != len(paths):
+        raise ConfigError(f"{journal} does not say which files its context was", hint="start a new run")
+    try:
+        contents = [rlm_tools.read_file(path, encoding) for path in paths]
+    except rlm_tools.ToolError as error:
+        raise ConfigError(str(error), hint="restore it, or start a new run") from error.__cause__
+    return contents[0] if source.get("single") else dict(zip(names, contents))
+
+
+def _texts(value: Any) -> list[str]:
+    return value if isinstance(value, list) and all(isinstance(item, str) for item in value) else []
+
+
+def _printer(verbose: bool) -> Callable[[Event], None] | None:
+    """A listener that prints each step to stderr, for `verbose=True`; in a notebook one that keeps a line."""
+    if not verbose:
+        line: Callable[[Event], None] | None = _viz().kernel_line() if "ipykernel" in sys.modules else None
+        return line
+
+    step = _viz().step
+
+    def show(event: Event) -> None:
+        if line := step(event):
+            print(line, file=sys.stderr)
+
+    return show
+
+
+def _to_all(listeners: list[Callable[[Event], None]]) -> Callable[[Event], None] | None:
+    if len(listeners) < 2:
+        return listeners[0] if listeners else None
+
+    def notify(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+
+    return notify
+
+
+# --- a run: what all nodes of one tree share ---------------------------------------------------------------------
+
+
+class Answer(NamedTuple):
+    """How a node ended: its text, FINAL's Python data where `given`; `forced`: asked for when no turn was left."""
+
+    text: str
+    value: Any = None
+    given: bool = False
+    forced: bool = False
+
+
+@dataclass(frozen=True)
+class CompletionResult:
+    """What a completion came to. `str(result)` is the response; results render in notebooks.
+
+    `forced`: the answer comes from the last, tool-free call of a run that had no turn left or failed too often.
+    """
+
+    response: str
+    value: Any
+    trajectory_id: str
+    total_calls: int
+    total_tokens: int
+    usage: dict[str, int]
+    cost_usd: float | None
+    depth_reached: int
+    tool_calls: list[dict[str, Any]]
+    duration_ms: int
+    status: str
+    log: str | None
+    model: str = ""
+    forced: bool = False
+
+    def __str__(self) -> str:
+        return self.response
+
+    def events(self) -> list[Event]:
+        """The trajectory's events; an empty list without a log."""
+        return read_journal(self.log) if self.log and os.path.exists(self.log) else []
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return {"text/plain": self.response, "text/markdown": self.response, "text/html": self._repr_html_()}
+
+    def _repr_html_(self) -> str:
+        """The response, the figures and, folded, the first rows of the call tree; escaped, without scripts."""
+        return str(_viz().card(vars(self), self.events()))
+
+    def show(self) -> str:
+        """Write the page next to the log, display it (inline in a notebook, else in the browser); its path."""
+        if not self.log:
+            raise ConfigError("this run has no log, so there is nothing to show", hint="give log_dir a folder")
+        return str(_viz().show(self.log))
+
+
+def _viz() -> Any:
+    """rlm_viz, imported when something is to be shown."""
+    return sibling("rlm_viz")
+
+
+def sibling(name: str) -> Any:
+    """One of our modules that few runs need, imported now."""
+    import importlib
+
+    return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
+
+
+class Replayed(NamedTuple):
+    """A replay's result, and where the code's outcome differed from the recording."""
+
+    result: CompletionResult
+    divergence: list[str]
+
+
+class SubcallError(RuntimeError):
+    """Some prompts of a batch failed, or an answer was cut off. Raised inside the model's own code."""
+
+    def __init__(self, message: str, **cell_data: Any) -> None:
+        super().__init__(message)
+        self.cell_data = cell_data
+
+
+class Run:
+    """One tree of nodes: its ledger, journal, recording, backends and sandboxes."""
+
+    def __init__(
+        self,
+        options: Options,
+        backend: Any,
+        tools: list[Tool],
+        journal: Journal,
+        recording: JournalIndex,
+        *,
+        replaying: bool = False,
+        group: LedgerGroup | None = None,
+        servers: Any = None,  # a rlm_mcp.ServerSet
+    ) -> None:
+        self.servers = servers
+        self.profile = profile_for(backend, options.prompt)
+        self.custom_prompt = "" if options.prompt in (None, *_PROFILES) else read_prompt(str(options.prompt))
+        self.options = options
+        self.backend = backend
+        self.tools = tools
+        self.known_names = {"execute_code", *_REPL_NAMES, *(tool.name for tool in tools)} - {"context"}
+        self.group = group
+        schemas = [{"name": t.name, "description": t.description, "parameters": t.parameters} for t in tools]
+        self.tool_schemas = [_EXECUTE_CODE, *schemas]
+        self.tool_tokens = rlm_backends.estimate_tokens([], self.tool_schemas)
+        self.journal = journal
+        self.recording = recording
+        self.replaying = replaying
+        self.ledger = Ledger(options, group.parent_ledger if group else None)
+        self.protocol = options.protocol
+        self.tool_calls: list[dict[str, Any]] = []
+        self.divergence: list[str] = []
+        self.aborted = False
+        self._keeper: Future | None = None  # a context that is being kept for a resume
+        self.last_text = ""  # the root's last words: the partial answer, should the run be stopped
+        self.on_confirm: Callable[[Forecast], bool] | None = None
+        self._confirming = threading.Lock()
+        self._slots = threading.BoundedSemaphore(options.max_parallel)
+        self._lock = threading.Lock()
+        self._backends: dict[str, Any] = {}
+        self._sandboxes: set[Any] = set()
+        self._in_flight: dict[int, Event] = {}
+        numbers = [re.sub(r"\D", "", str(event.get("call_id"))) for event in recording.calls]
+        self._last_call = max((int(number) for number in numbers if number), default=0)
+        self._last_node = len(recording.starts) - 1
+        self.subcall_characters = self._subcall_characters()
+        self._enter_recorded()
+
+    def _subcall_characters(self) -> int:
+        """What `chunks` and `map_query` put into a sub-call: as recorded, since it decides which calls code makes."""
+        recorded = self.recording.starts.get("n0", {}).get("subcall_characters")
+        if isinstance(recorded, int) and 0 < recorded <= _SUBCALL_CHARACTERS:
+            return recorded
+        try:
+            backend = self.backend if self.replaying else self.backend_for(self.options.sub_model)
+        except rlm_backends.BackendError as error:
+            raise provider_error(error) from error
+        if hasattr(backend, "inspect") and backend is not self.backend:
+            backend.inspect()
+        return subcall_characters(backend, self.profile)
+
+    def _enter_recorded(self) -> None:
+        """What the journal holds is paid for: it counts against the limits, and is not counted again when served."""
+        recording, ledger = self.recording, self.ledger
+        for event in recording.calls:
+            ledger.spend(event.get("token_usage") or {}, event.get("cost_usd"))
+            ledger.depth = max(ledger.depth, event.get("depth") or 0)
+        ledger.subcalls = sum(e["kind"] == "sub" for e in recording.calls) + len(recording.children)
+
+    # ids and things kept
+
+    def node_id(self, key: str | None) -> str:
+        """The id of the root, or of the child with that key: the recorded one where there is one."""
+        if key is None:
+            self._last_node = max(self._last_node, 0)
+            return "n0"
+        with self._lock:
+            if key in self.recording.children:
+                return self.recording.children[key]
+            self._last_node += 1
+            return f"n{self._last_node}"
+
+    def call_id(self) -> str:
+        with self._lock:
+            self._last_call += 1
+            return f"c{self._last_call}"
+
+    def add_tool_call(self, name: str, arguments: Any, node: Node, *, is_error: bool) -> None:
+        """Note a tool call for the result."""
+        with self._lock:
+            self.tool_calls.append({"name": name, "arguments": arguments, "node": node.id, "is_error": is_error})
+
+    def once(self, step: str, recorded: Event | None, serve: Callable[[Event], T], work: Callable[[], T]) -> T:
+        """How resume and replay work: a step that the journal holds is served from it; a replay that has to make one
+        anew says which is missing; else it is done, and journalled by `work`."""
+        if recorded is not None:
+            return serve(recorded)
+        if self.replaying:
+            raise ConfigError(f"the recording has no {step}", hint="record the run again")
+        return work()
+
+    def diverged(self, node: Node, text: str) -> None:
+        """A cell that was run again did not do what the journal says: said, and survived."""
+        self.divergence.append(text)
+        self.journal.write("resume", depth=node.depth, node=node.id, divergence=text)
+
+    def backend_for(self, model: str | None) -> Any:
+        """The backend of a model of the run: its own, or one for the name that llm_query was given."""
+        if model is None or model == getattr(self.backend, "model", None) or not hasattr(self.backend, "with_model"):
+            return self.backend
+        with self._lock:
+            if model not in self._backends:
+                made = self.backend.with_model(model)
+                check_prices(self.options, made)
+                self._backends[model] = made
+            return self._backends[model]
+
+    def price(self, backend: Any) -> Price:
+        return price_of(backend, self.options)
+
+    def confirm(self, forecast: Callable[[], Forecast]) -> None:
+        """Return if a batch is cheap enough, or somebody says yes; else stop the tree before any of it is sent."""
+        above = self.options.confirm_above
+        if above is None or self.replaying or (self.group is not None and self.group.is_confirmed):
+            return
+        with self._confirming:  # one question at a time: the other threads wait for the answer
+            self.ledger.check()
+            try:
+                require_confirmation(forecast(), above, self.on_confirm)
+            except RLMError as error:
+                raise self.ledger.fail(error) from error.__cause__
+
+    # sandboxes
+
+    def sandbox(self, context: Context) -> Any:
+        """A new REPL with `context` in it."""
+        options = self.options
+        try:
+            sandbox = make_sandbox(options)
+            with self._lock:
+                self._sandboxes.add(sandbox)
+            if self.aborted:  # while it started: nobody else knows of it
+                self.close_sandbox(sandbox)
+                self.ledger.check()
+            sandbox.set("context", context.value)
+        except rlm_sandbox.SandboxError as error:
+            raise sandbox_error(error) from error
+        return sandbox
+
+    def keep_context(self, context: Context, turn: int) -> None:
+        """Keep a context given by value beside the journal; a large one meanwhile, until the first reply is there."""
+        path, size = self.journal.path, context.event_fields["bytes"] if context.event_fields else 0
+        by_value = size <= _SAVED_CONTEXT and not _is_rereadable(context.source)
+        if path is None or not by_value or not self.options.save_context:
+            return
+        save = partial(_save_context, _context_path(path, turn), context.value)
+        if size > _SAVED_AT_ONCE:
+            self._keeper = Future(save)
+        else:
+            save()
+
+    def close_sandbox(self, sandbox: Any) -> None:
+        with self._lock:
+            self._sandboxes.discard(sandbox)
+        if sandbox is not self.options.environment:  # one that the caller gave is the caller's to close
+            sandbox.close()
+
+    # calling a tool, and a model
+
+    def run_cancellable(self, work: Callable[[], Any]) -> Any:
+        """What a tool's code gives; it is left behind when the run is stopped or its time is up, since nobody can
+        stop it."""
+        later = Future(work)
+        while not later.wait(0.1):
+            self.ledger.check()
+        return later.get()
+
+    def call(self, node: Node, backend: Any, messages: list[dict[str, Any]], event_fields: Event, **how: Any) -> Any:
+        """One paid call: room is reserved, the model asked, the ledger settled, the reply journalled.
+
+        `event_fields`: what the `call` line carries besides the reply. `how`: tools, most (tokens of output), on_text,
+        defaults (request parameters), schema, and `read`: a function of the reply that gives fields of the line.
+        """
+        tools = how.get("tools")
+        params = self.params_for(event_fields)
+        most = min(how["most"], _whole_number(params.get("max_output_tokens")) or how["most"])
+        size = tokens_of(messages) + (self.tool_tokens if tools else 0)
+        reservation = self.ledger.reserve(size, most, self.price(backend))
+        in_flight = {**event_fields, "started": time.monotonic()}
+        with self._lock:
+            self._in_flight[id(in_flight)] = in_flight
+        answered = False
+        on_text = how.get("on_text")
+        if (on_text is not None or self.profile.guides) and node.protocol != "stream":
+            on_text = RepetitionWatch(on_text, patient=not self.profile.guides)
+        try:
+            with self._slots:
+                self.ledger.check()
+                self.journal.progress("asking", **call_site(event_fields))
+                raw = backend.complete(
+                    messages,
+                    tools=tools,
+                    max_tokens=self._max_tokens(backend, reservation, most),
+                    on_text=on_text,
+                    deadline=self.ledger.deadline,
+                    cancel=self.ledger.cancel,
+                    **self._more_for(backend, event_fields, params, how),
+                )
+            reply = normal_reply(raw, size, getattr(backend, "model", ""))
+            answered = True
+        except Repeating as repeating:
+            reply = normal_reply(repeating.text, size, getattr(backend, "model", ""))
+            price = self.price(backend)(reply.usage["input"], len(repeating.received) // _CHARACTERS_PER_TOKEN)
+            reply = reply._replace(stop_reason="repetition", cost_usd=price)
+            answered = True
+        except rlm_backends.BackendError as error:
+            self._abandon(in_flight, str(error))
+            self.ledger.check()
+            raise error
+        except Exception as error:
+            if isinstance(error, RLMError) or isinstance(backend, rlm_backends.HTTPBackend):
+                raise
+            self._abandon(in_flight, str(error))
+            raise ProviderError(f"the backend raised {type(error).__name__}: {error}") from error
+        finally:
+            with self._lock:
+                self._in_flight.pop(id(in_flight), None)
+            if not answered:
+                self.ledger.release(reservation)
+        cost = reply.cost_usd
+        if cost is None and not hasattr(backend, "price_known"):  # ours has looked already
+            cost = rlm_backends.cost_of(reply.model, reply.usage, prices=self.options.prices)
+        saved = rlm_backends.saved_by_cache(reply.model, reply.usage, prices=self.options.prices)
+        self.ledger.settle(reservation, reply.usage, cost, saved or 0.0)
+        self.ledger.depth = max(self.ledger.depth, event_fields["depth"])
+        fields = how["read"](reply) if "read" in how else {}
+        self._journal_call(node, {**event_fields, **fields}, in_flight, reply, cost)
+        return reply
+
+    def params_for(self, event_fields: Event) -> dict[str, Any]:
+        """The caller's request parameters for a call: those of sub-calls are `sub_params`, where they are given."""
+        of_sub = self.options.sub_params if event_fields["kind"] == "sub" else None
+        return (self.options.params if of_sub is None else of_sub) or {}
+
+    def _more_for(self, backend: Any, event_fields: Event, params: dict[str, Any], how: Mapping[str, Any]) -> Event:
+        """What our own backends take besides; a caller's backend object need not."""
+        if not isinstance(backend, rlm_backends.HTTPBackend):
+            return {}
+        place = call_site(event_fields)
+
+        def on_progress(processed: int, total: int) -> None:
+            self.journal.progress("reading", processed=processed, total=total, **place)
+
+        more: Event = {"params": params, "defaults": how.get("defaults", self.profile.defaults)}
+        if how.get("schema") is not None:
+            more["response_schema"] = how["schema"]
+        return {**more, "on_progress": on_progress} if self.journal.on_progress else more
+
+    def _max_tokens(self, backend: Any, reservation: Reservation, most: int) -> int | None:
+        """What to ask for; nothing where the model's own maximum is unknown and far less than what is left."""
+        unknown = getattr(backend, "max_output", None) is None and most == _TURN_OUTPUT
+        plenty = self.options.cost_budget_usd is None and self.ledger.left()["tokens"] > 4 * most
+        return None if unknown and plenty else reservation.output
+
+    def _journal_call(self, node: Node, event_fields: Event, in_flight: Event, reply: Any, cost: float | None) -> None:
+        if self._keeper is not None:
+            self._keeper.get()  # what is paid for can be resumed only with its context
+        call_id = self.call_id()
+        if event_fields["kind"] == "turn":
+            node.call_id = call_id
+        fields = dict(event_fields)
+        depth, parent = fields.pop("depth"), fields.pop("parent")
+        if reply.raw is not None:
+            fields["raw"] = reply.raw
+        self.write(
+            "call",
+            call_id=call_id,
+            parent=parent,
+            depth=depth,
+            **fields,
+            response=reply.text,
+            tool_calls=reply.tool_calls,
+            token_usage=reply.usage,
+            cost_usd=cost,
+            duration_ms=_ms_since(in_flight["started"]),
+            model=reply.model,
+            stop_reason=reply.stop_reason,
+            attempts=reply.attempts,
+            left={**self.ledger.left(), "iterations": node.iterations_left()},
+        )
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Journal an event. A journal that cannot be written stops the tree: what is not recorded would be lost."""
+        try:
+            self.journal.write(event, **fields)
+        except RLMError as error:
+            raise self.ledger.fail(error) from error
+
+    def _abandon(self, in_flight: Event, reason: str) -> None:
+        fields = {k: in_flight[k] for k in ("kind", "node", "key", "turn", "cell") if k in in_flight}
+        self.write(
+            "interrupted",
+            parent=in_flight["parent"],
+            depth=in_flight["depth"],
+            **fields,
+            error=reason,
+            duration_ms=_ms_since(in_flight["started"]),
+        )
+
+    def stop(self, reason: BaseException) -> None:
+        """Stop every thread and cell of the tree, softly: variables are kept."""
+        self.ledger.fail(reason)
+        with self._lock:
+            sandboxes = list(self._sandboxes)
+        for sandbox in sandboxes:
+            if hasattr(sandbox, "interrupt"):
+                sandbox.interrupt()
+        if self.servers:
+            self.servers.interrupt()
+
+    def abort(self, reason: BaseException) -> None:
+        """Ctrl-C: stop every thread and sandbox of the tree now, and leave a journal that can be resumed."""
+        self.aborted = True
+        self.journal.reject_other_threads()
+        self.ledger.fail(reason)
+        with self._lock:
+            sandboxes, flights = list(self._sandboxes), list(self._in_flight.values())
+            self._in_flight.clear()
+        for sandbox in sandboxes:
+            sandbox.kill() if hasattr(sandbox, "kill") else sandbox.close()
+        if self.servers:
+            self.servers.interrupt()
+        with contextlib.suppress(RLMError):
+            for in_flight in flights:
+                self._abandon(in_flight, "interrupted")
+
+    def close(self) -> None:
+        """End what is still open, the journal last."""
+        with self._lock:
+            sandboxes = list(self._sandboxes)
+            self._sandboxes.clear()
+        for sandbox in sandboxes:
+            sandbox.close()
+        if self.servers:
+            self.servers.close()
+        self.journal.close()
+
+    def totals(self) -> dict[str, Any]:
+        """The tree's totals, as `end` carries them."""
+        ledger = self.ledger
+        return {
+            "calls": ledger.calls,
+            "tokens": ledger.tokens,
+            "usage": dict(ledger.usage),
+            "cost_usd": ledger.cost_usd,
+            "saved_usd": round(ledger.saved, 9),
+            "tool_calls": len(self.tool_calls),
+            "depth_reached": ledger.depth,
+            "duration_ms": _ms_since(ledger.started),
+        }
+
+    def result(self, answer: Answer | None) -> CompletionResult | None:
+        """The result as far as the run has come; None when nothing was done yet."""
+        ledger = self.ledger
+        if answer is None and not ledger.calls:
+            return None
+        return CompletionResult(
+            response=answer.text if answer else self.last_text,
+            value=answer.value if answer else None,
+            trajectory_id=self.journal.trajectory_id,
+            total_calls=ledger.calls,
+            total_tokens=ledger.tokens,
+            usage=dict(ledger.usage),
+            cost_usd=ledger.cost_usd,
+            depth_reached=ledger.depth,
+            tool_calls=list(self.tool_calls),
+            duration_ms=_ms_since(ledger.started),
+            status="answered" if answer else "partial",
+            log=self.journal.path,
+            model=getattr(self.backend, "model", ""),
+            forced=answer.forced if answer else False,
+        )
+
+
+def normal_reply(raw: Any, size: int, model: str) -> rlm_backends.Reply:
+    """A reply with every field in its type, whatever a backend object of the caller's returned."""
+    text = getattr(raw, "text", raw if isinstance(raw, str) else "") or ""
+    calls = []
+    given = islice(getattr(raw, "tool_calls", None) or [], rlm_backends.MOST_CALLS)
+    for number, call in enumerate(given, 1):
+        arguments = call.get("arguments", {})
+        if isinstance(arguments, str) and (read := read_arguments(arguments)) is not None:
+            arguments = read
+        call_id = str(call.get("id") or f"call_{number}")
+        calls.append({"id": call_id, "name": str(call.get("name") or ""), "arguments": arguments})
+    usage = dict(getattr(raw, "usage", None) or {})
+    if not isinstance(usage.get("input"), int) or not isinstance(usage.get("output"), int):
+        usage = {"input": size, "output": rlm_backends.estimate_tokens([{"content": text}]), "estimated": True}
+    return rlm_backends.Reply(
+        text=text,
+        tool_calls=calls,
+        usage={**dict.fromkeys(_USAGE, 0), **usage},
+        stop_reason=getattr(raw, "stop_reason", None) or ("tool_calls" if calls else "stop"),
+        model=getattr(raw, "model", None) or model,
+        cost_usd=getattr(raw, "cost_usd", None),
+        raw=getattr(raw, "raw", None),
+        attempts=getattr(raw, "attempts", 1),
+    )
+
+
+def call_site(event_fields: Event) -> Event:
+    return {name: event_fields[name] for name in ("node", "kind", "depth")}
+
+
+def _whole_number(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+class Repeating(Exception):
+    """A reply that says the same again and again; `text` says it once, `received` is all that had come."""
+
+    def __init__(self, text: str, received: str) -> None:
+        super().__init__("the reply repeats itself")
+        self.text = text
+        self.received = received
+
+
+class RepetitionWatch:
+    """Hands on a reply's text as it arrives, and raises `Repeating` once its end is one passage many times over."""
+
+    _STEP = 120  # characters between two looks
+
+    def __init__(self, on_text: Callable[[str], None] | None, *, patient: bool = False) -> None:
+        self._times, self._least = (30, 4000) if patient else (6, 480)  # what a large model repeats may be meant
+        self._on_text = on_text
+        self._parts: list[str] = []
+        self._tail = ""
+        self._unseen = 0
+
+    def __call__(self, delta: str) -> None:
+        if self._on_text is not None:
+            self._on_text(delta)
+        self._parts.append(delta)
+        self._tail = (self._tail + delta)[-5 * self._least :]
+        self._unseen += len(delta)
+        if self._unseen >= self._STEP:
+            self._unseen = 0
+            if period := repeated_passage(self._tail, self._times, self._least):
+                text = "".join(self._parts)
+                raise Repeating(_without_repeats(text, period), text)
+
+
+def repeated_passage(text: str, times: int, least: int) -> int:
+    """The length of the passage that a text ends with `times` over, filling `least` characters; 0 if there is none."""
+    probe = text[-24:]
+    at = last = len(text) - len(probe)
+    for _ in range(64):
+        at = text.rfind(probe, 0, at + len(probe) - 1)
+        period = last - at
+        length = max(times * period, least if len(set(probe)) > 2 else 2 * least)  # a ruled line is not a loop
+        if at < 0 or length > len(text):
+            return 0
+        piece = text[-length:]
+        if piece[period:] == piece[:-period]:
+            return period
+    return 0
+
+
+def _without_repeats(text: str, period: int) -> str:
+    """The text with the passage that it ends with only once."""
+    end = len(text)
+    while end >= 2 * period and text[end - period : end] == text[end - 2 * period : end - period]:
+        end -= period
+    return text[:end]
+
+
+def _ms_since(start: float) -> int:
+    return round((time.monotonic() - start) * 1000)
+
+
+def make_sandbox(options: Options) -> Any:
+    """A REPL of the environment that the options name."""
+    environment: Any = options.environment
+    if not isinstance(environment, str):
+        return environment() if callable(environment) else environment
+    workspace = [os.getcwd()] if options.allowed_paths is None else options.allowed_paths
+    if environment == "docker":
+        return rlm_sandbox.DockerSandbox(
+            image=options.docker_image,
+            cpus=options.docker_cpus,
+            memory=options.docker_memory,
+            network_disabled=options.docker_network_disabled,
+            runtime=options.docker_runtime,
+            workspace=workspace[0] if workspace and options.docker_mount == "ro" else None,
+            cell_timeout=options.cell_timeout,
+            output_limit=options.output_limit,
+            pool=options.docker_pool,
+        )
+    return rlm_sandbox.LocalSandbox(
+        cell_timeout=options.cell_timeout,
+        memory=options.local_memory,
+        allowed_imports=options.allowed_imports,
+        workspace=workspace,
+        require=options.require,
+        output_limit=options.output_limit,
+    )
+
+
+class Future:
+    """A value that a thread is already working out, so that it is there when it is asked for."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self._work = work
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._value = self._work()
+        except BaseException as error:  # handed to whoever asks for the value
+            self._error = error
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it is there, at the latest after so long."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def get(self) -> Any:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+def _turn_output(backend: Any, profile: Profile) -> int:
+    """Tokens of output to reserve for a turn."""
+    most = profile.turn_output or _TURN_OUTPUT_MOST
+    return min(getattr(backend, "max_output", None) or _TURN_OUTPUT, _TURN_OUTPUT_MOST, most)
+
+
+def fan_out(tasks: Sequence[Callable[[], Any]], width: int) -> list[Any]:
+    """The results of the tasks, in order, `width` at a time; a task's exception stands in its place."""
+    results: list[Any] = [None] * len(tasks)
+    numbers = iter(range(len(tasks)))
+    lock = threading.Lock()
+
+    def work() -> None:
+        while True:
+            with lock:
+                number = next(numbers, None)
+            if number is None:
+                return
+            try:
+                results[number] = tasks[number]()
+            except BaseException as error:  # stands in the result's place
+                results[number] = error
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(width, len(tasks)) - 1)]
+    for thread in threads:
+        thread.start()
+    work()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+# --- a node: ask, act, repeat ------------------------------------------------------------------------------------
+
+
+class Node:
+    """One RLM: its messages, its REPL, its depth. The root answers the caller, a child the code that asked for it."""
+
+    def __init__(
+        self,
+        run: Run,
+        context: Context,
+        *,
+        depth: int = 0,
+        parent: str | None = None,
+        key: str | None = None,
+        cell: int | None = None,
+        instructions: str = "",
+        schema: dict[str, Any] | None = None,
+    ) -> None:
+        self.run = run
+        self.context = context
+        self.depth = depth
+        self.parent = parent  # the call whose code issued this node
+        self.call_id = parent  # the newest turn: what this node's own code is issued by
+        self.key = key
+        self.id = run.node_id(key)
+        self.parent_cell = cell
+        self.announced_context: Context | None = None  # the one that the model has been told of
+        self.announcement = ""  # what the newest prompt was followed by
+        self.new_system = ""  # the prompt of another protocol, to be journalled with the next call
+        self.instructions = instructions
+        self.schema = schema
+        self.typed_value: Any = None  # the answer, made into what the schema option asks for
+        self.protocol = self._protocol()
+        self.messages: list[dict[str, Any]] = []
+        self.logged_count = 0  # messages that the journal already holds
+        self.turn = self.first_turn = 0
+        self.cells = 0
+        self.failures = 0
+        self.prompt = ""  # the newest
+        self.warned = False
+        self.looked = False  # code has looked at the context, or the model was shown all of it
+        self.touched = False  # code that names the context has run, perhaps in vain
+        self.sent_back = False  # an answer without a look was, once
+        self.doubts = 0  # answers that lacked a number, or held one that no output shows
+        self.written_calls = 0  # replies whose tool calls stood in their text
+        self.unknown_calls = 0
+        self.worked = False  # a cell has succeeded since the prompt
+        self.forcing: RLMError | None = None  # the limit to raise if the last, tool-free call gives no answer
+        self.fed_subcalls = False  # llm_query has been called, so its first use need not be looked at any more
+        self.outcomes: dict[str, tuple[Any, ...]] = {}  # of each cell's code, when it was last run
+        self.fruitless = 0  # how many outcomes in a row were errors or, for a small model, empty
+        self.repeats = 0  # how often in a row a cell was an earlier one again, with the same outcome
+        self.shown_whole = False  # the model has been shown all of the context
+        self.last_error: RLMError | None = None
+        self._read: tuple[str, WrittenAction | None] | None = None  # the newest reply, and what it asks for
+        self._ordinals: dict[tuple[int, str], int] = {}
+        self._sandbox: Future | None = None
+        self.functions = self._host_functions()
+
+    def solve(self, prompt: str) -> Answer:
+        """Ask, act, repeat, until the model answers or a limit stops it."""
+        self.open(prompt)
+        while True:
+            reply = self.ask()
+            if (answer := self.act(reply)) is not None:
+                return answer
+
+    def complete(self, prompt: str) -> Answer:
+        """Solve, close and journal the end of a node, whichever way it ends."""
+        run = self.run
+        answer: Answer | None = None
+        failure: BaseException | None = None
+        try:
+            answer = self.solve(prompt)
+            return answer
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            if not run.options.persistent or self.depth:
+                self.close()
+            if not run.replaying:
+                self.end(answer, failure)
+
+    def end(self, answer: Answer | None, failure: BaseException | None) -> None:
+        """Write a node's `end`. A journal that is already broken must not hide the failure that broke it."""
+        fields: Event = {"node": self.id, "status": "answered", "response": None, "error": None}
+        if answer is not None:
+            fields.update(response=answer.text, given=answer.given, forced=answer.forced)
+            if answer.given:
+                fields.update(packed("value", answer.value))
+        else:
+            stopped = isinstance(failure, KeyboardInterrupt)
+            fields["status"] = (
+                "interrupted" if stopped else "partial" if isinstance(failure, LimitExceeded) else "error"
+            )
+            hint = getattr(failure, "hint", "")
+            fields["error"] = {"type": type(failure).__name__, "message": str(failure), "hint": hint}
+            fields["response"] = self.run.last_text or None if self.depth == 0 else None
+        with contextlib.suppress(RLMError):
+            self.run.journal.write("end", parent=self.parent, depth=self.depth, **fields, totals=self.run.totals())
+
+    def replay_turns(self, prompt: str, turns: int) -> None:
+        """An earlier prompt of a recorded conversation: the same, as far as its recorded turns go."""
+        self.open(prompt)
+        while self.turn < turns:
+            reply = self.ask()
+            stopped = self.forcing is not None or (reply.tool_calls and not self._was_run(reply.tool_calls))
+            if self.turn == turns and stopped:  # the prompt ended here, in a limit
+                self._remember(reply, None)
+            elif self.act(reply) is not None:
+                break
+
+    def _was_run(self, calls: list[dict[str, Any]]) -> bool:
+        """Whether the journal holds an outcome of the newest turn's tool calls."""
+        recording = self.run.recording
+        cells = (cell for (node, _), cell in recording.cells.items() if node == self.id)
+        return any(cell.get("turn") == self.turn for cell in cells) or any(
+            (self.id, self.turn, call["id"]) in recording.tools for call in calls
+        )
+
+    # opening and closing
+
+    def _protocol(self) -> str:
+        if self.run.protocol == "auto":
+            small = (getattr(self.run.backend, "parameters", None) or 1e9) <= _SMALL_PARAMETERS
+            return "tools" if getattr(self.run.backend, "supports_tools", True) and not small else "text"
+        return self.run.protocol
+
+    @property
+    def known_names(self) -> Collection[str]:
+        return self.run.known_names
+
+    def open(self, prompt: str) -> None:
+        """Put the prompt before the model; for the first one also the instructions, and start a REPL meanwhile."""
+        first = not self.messages
+        plain = None
+        if first:
+            self.prompt = prompt
+            recorded = self.run.recording.starts.get(self.id)
+            plain = plain_announcement(self) if recorded is None else None
+            self.protocol = recorded["protocol"] if recorded else "plain" if plain is not None else self.protocol
+            if self.protocol != "plain":
+                self._start_sandbox()
+            system = recorded["system"] if recorded else system_prompt(self)
+            self.messages = [{"role": "system", "content": system, "_stored": True}]
+            known = recorded is not None
+        else:
+            self._answer_open_calls()
+            asked = [(start.get("turn"), start["prompt"]) for start in self.run.recording.prompts]
+            known = self.depth == 0 and (self.turn, prompt) in asked
+        new = self.context is not self.announced_context
+        if new:
+            self.shown_whole = self.context.whole(self.run.options.show_below) is not None
+            self.touched = False
+            self.shown_whole = self.shown_whole or self.protocol == "plain"
+            self.looked = self.context.value is None or self.shown_whole or bool(self.context.images)
+        self._ask_user(prompt, new, recorded if first else self._recorded_start(prompt), plain)
+        self.first_turn, self.failures = self.turn, 0
+        self.warned = self.worked = self.sent_back = False
+        self.doubts = 0
+        self.forcing = None
+        self.outcomes = {}
+        self.fruitless = self.repeats = 0
+        if not known:
+            self._journal_start(prompt, first, self.context.event_fields if new else None)
+        self.announced_context = self.context
+
+    def _recorded_start(self, prompt: str) -> Event | None:
+        """The `start` of a further prompt that the journal holds."""
+        starts = self.run.recording.prompts if self.depth == 0 else []
+        return next((e for e in starts if e.get("turn") == self.turn and e["prompt"] == prompt), None)
+
+    def _start_sandbox(self) -> None:
+        self._sandbox = Future(lambda: self.run.sandbox(self.context))
+
+    def _ask_user(self, prompt: str, new: bool, recorded: Event | None, plain: str | None = None) -> None:
+        """Put the user's message before the model: the prompt, what is known of the context, and its images."""
+        self.prompt = prompt
+        announced = recorded.get("announcement") if recorded else plain or announcement(self, new=new)
+        self.announcement = announced or ""
+        text = f"{prompt}\n\n{announced}" if announced else prompt
+        shows = new and self.context.images
+        content = [{"type": "text", "text": text}, *self.context.images] if shows else text
+        self.messages.append({"role": "user", "content": content, "_stored": True, "_prompt": True})
+
+    def set_context(self, context: Context) -> None:
+        """Another context for the prompts that follow; none leaves the one there is."""
+        if context.value is None:
+            return
+        try:
+            self.sandbox.set("context", context.value)
+        except rlm_sandbox.SandboxError as error:
+            raise sandbox_error(error) from error
+        self.context = context
+
+    def _answer_open_calls(self) -> None:
+        """Give the tool calls of a turn that was stopped a result: providers want one for each."""
+        answered = {message.get("tool_call_id") for message in self.messages}
+        last: dict[str, Any] = next((m for m in reversed(self.messages) if m["role"] == "assistant"), {})
+        for call in last.get("tool_calls", []):
+            if call["id"] not in answered:
+                placeholder = {"role": "tool", "tool_call_id": call["id"], "name": call["name"]}
+                self.messages.append({**placeholder, "content": "[stopped before it ended]", "is_error": True})
+
+    def _journal_start(self, prompt: str, first: bool, context_fields: Event | None) -> None:
+        run, options = self.run, self.run.options
+        fields: Event = {"node": self.id, "kind": "child" if self.key else "root", "prompt": prompt}
+        if self.key:
+            fields.update(key=self.key, cell=self.parent_cell)
+        elif context_fields:
+            run.keep_context(self.context, self.turn)
+        if not first:
+            fields.update(continues=True, turn=self.turn)
+        fields.update(
+            system=self.messages[0]["content"] if first and self.messages[0]["role"] == "system" else None,
+            announcement=self.announcement or None,
+            profile=run.profile.name,
+            prompt_file=options.prompt if options.prompt not in _PROFILES else None,
+            show_below=options.show_below,
+            confirm_above=options.confirm_above,
+            subcall_characters=run.subcall_characters,
+            params=options.params,
+            sub_params=options.sub_params,
+            model=getattr(run.backend, "model", None),
+            sub_model=options.sub_model,
+            backend=getattr(run.backend, "provider", None),
+            protocol=self.protocol,
+            environment=options.environment if isinstance(options.environment, str) else "object",
+            limits={name: getattr(options, name) for name in LIMITS},
+            context=context_fields,
+            instructions=self.instructions or None,
+            allowed_paths=[os.path.realpath(path) for path in options.allowed_paths or [os.getcwd()]],
+            docker_mount=options.docker_mount,
+            require=options.require,
+            schema=self.schema,
+            base_url=_without_login(getattr(run.backend, "base_url", None)),
+            tools=[] if self.protocol in ("stream", "plain") else [tool.name for tool in run.tools],
+            tool_schemas=run.tool_schemas
+            if self.protocol == "tools" or (self.protocol == "plain" and self._protocol() == "tools")
+            else None,
+            mcp=run.servers.recorded() if run.servers and first and not self.key else None,
+            version=__version__,
+        )
+        run.write("start", parent=self.parent, depth=self.depth, **fields)
+
+    @property
+    def sandbox(self) -> Any:
+        assert self._sandbox is not None, "a node is opened before it runs code"
+        return self._sandbox.get()
+
+    def close(self) -> None:
+        """End the REPL, if there came to be one."""
+        if self._sandbox is not None:
+            with contextlib.suppress(RLMError, rlm_sandbox.SandboxError):
+                self.run.close_sandbox(self._sandbox.get())
+            self._sandbox = None
+
+    def iterations_left(self) -> int:
+        return self.run.options.max_iterations - (self.turn - self.first_turn)
+
+    # asking
+
+    def ask(self) -> Any:
+        """The model's next reply: from the recording as far as that goes, then live."""
+        if not self.iterations_left():
+            limit = self.run.options.max_iterations
+            error = MaxIterationsExceeded(limit, limit)
+            raise self.run.ledger.fail(error) if self.depth == 0 else error
+        if self.iterations_left() == 1 and self.turn > self.first_turn and self.forcing is None:
+            limit = self.run.options.max_iterations
+            self._force(MaxIterationsExceeded(limit, limit))
+        self.turn += 1
+        recorded = self.run.recording.turns.get((self.id, self.turn))
+        return self.run.once(f"turn {self.turn} of node {self.id}", recorded, self._recorded_reply, self._new_reply)
+
+    def _new_reply(self) -> Any:
+        if self.forcing is None and self.protocol != "plain":
+            self._say_what_is_left()
+        try:
+            if self.protocol != "plain":
+                self._compact()
+            return self._mended_reply()
+        except rlm_backends.BackendError as error:
+            raise provider_error(error) from error
+
+    def _mended_reply(self) -> Any:
+        """A live reply; what can be mended by asking differently is, once each."""
+        mended: set[str] = set()
+        while True:
+            try:
+                return self._live_reply()
+            except rlm_backends.BackendError as error:
+                if error.code in mended or not self._mend(error):
+                    raise
+                mended.add(error.code)
+
+    def _mend(self, error: rlm_backends.BackendError) -> bool:
+        if error.code == "no_tools" and self.protocol == "tools" and self.run.options.protocol != "tools":
+            self._change_to_text()
+            return True
+        if error.code == "context_length" and self.protocol == "plain":
+            self._leave_plain("")
+            return True
+        if error.code == "context_length":
+            return self._compact(force=True)
+        # A stream that was cut in its middle is no answer.
+        return error.code == "truncated" or (error.code == "connection" and bool(error.partial))
+
+    def _recorded_reply(self, event: Event) -> Any:
+        """A reply that the journal holds, and the messages that went with it."""
+        self.call_id = event["call_id"]
+        if self.protocol == "plain" and event.get("system"):
+            self._leave_plain("")
+        if event.get("protocol") == "text" and self.protocol == "tools":
+            self._change_to_text()
+        if event.get("system"):
+            self.messages[0], self.new_system = {"role": "system", "content": event["system"]}, ""
+        if not event.get("forced"):
+            self.forcing = None
+        elif self.forcing is None:
+            self.forcing = MaxIterationsExceeded(self.turn, self.turn)
+        if compaction := self.run.recording.compactions.get((self.id, self.turn)):
+            self._replay_compaction(compaction)
+        new = [{k: v for k, v in m.items() if k != "replaces"} for m in event.get("prompt") or []]
+        asked = [m for m in new if "content" in m and m.get("role") in ("user", "tool")]
+        pending = [m for m in self.messages[self.logged_count :] if m.get("_stored")]
+        if asked and self.turn - 1 in self.run.recording.restarts.get(self.id, ()):
+            asked[0] = {**asked[0], "_restart": True}
+        self.messages[self.logged_count :] = pending + asked
+        self.logged_count = len(self.messages)
+        return rlm_backends.Reply(
+            text=event.get("response") or "",
+            tool_calls=event.get("tool_calls") or [],
+            usage=event.get("token_usage") or {},
+            stop_reason=event.get("stop_reason") or "stop",
+            model=event.get("model") or "",
+            cost_usd=event.get("cost_usd"),
+            raw=event.get("raw"),
+        )
+
+    def _live_reply(self) -> Any:
+        new = [_journal_form(m) for m in self.messages[self.logged_count :]]
+        event_fields = {"node": self.id, "kind": "turn", "turn": self.turn, "prompt": new}
+        event_fields.update(depth=self.depth, parent=self.parent)
+        if self.protocol == "text" and self.run.options.protocol == "auto":
+            event_fields["protocol"] = "text"
+        if self.forcing is not None:
+            event_fields["forced"] = True
+        if self.new_system:
+            event_fields["system"], self.new_system = self.new_system, ""
+        backend, has_tools = self.run.backend, self.protocol == "tools"
+        typed = self.protocol == "plain" and (self.schema or {}).get("type") == "object"
+        reply = self.run.call(
+            self,
+            backend,
+            self.messages,
+            event_fields,
+            tools=self.run.tool_schemas if has_tools and self.forcing is None else None,
+            schema=self.schema if typed else None,
+            most=_turn_output(backend, self.run.profile),
+            on_text=self._on_text if self.run.journal.on_event and self.depth == 0 else None,
+            defaults=self._defaults(),
+            read=self._dropped,
+        )
+        self.logged_count = len(self.messages)
+        return reply
+
+    def _defaults(self) -> dict[str, Any]:
+        """Request parameters of ours: greedy decoding would write the same cell for ever, so a stuck model varies."""
+        profile = self.run.profile
+        stops = {"stop": _STOPS} if self.protocol == "text" else {}
+        varied = profile.varied if self.repeats or self.doubts else {}
+        return {**profile.defaults, **stops, **varied}
+
+    def _on_text(self, delta: str) -> None:
+        self.run.journal.emit("text", node=self.id, delta=delta)
+
+    def _change_to_text(self) -> None:
+        """Go on in the text protocol: this model has no tool calling."""
+        self.run.protocol = self.protocol = "text"
+        self.messages[0] = {"role": "system", "content": system_prompt(self)}
+        self.new_system = self.messages[0]["content"] if self.logged_count else ""
+
+    def _leave_plain(self, why: str) -> None:
+        """Go on in the loop: the one plain call gave no answer, or (without `why`) its message was too long."""
+        self.protocol = self._protocol()
+        self._start_sandbox()
+        self.messages[0] = {"role": "system", "content": system_prompt(self), "_stored": True}
+        self.new_system = self.messages[0]["content"]
+        announced = announcement(self, new=True)
+        if not why:
+            del self.messages[1:]
+            announced = f"{self.prompt}\n\n{announced}"
+        self.logged_count = min(self.logged_count, len(self.messages))
+        self.messages.append(
+            {"role": "user", "content": f"{_NOT_PLAIN.format(why)}\n{announced}" if why else announced}
+        )
+
+    def _plain_answer(self, reply: Any, text: str) -> Answer | None:
+        """The answer to a plain call; None where the loop has to go on instead."""
+        if reply.tool_calls:  # which was not offered any
+            self._answer_open_calls()
+            why = "it asked for a tool"
+        elif not text.strip() or reply.stop_reason in ("length", "repetition"):
+            why = "it was empty" if not text.strip() else "it was cut off"
+        elif answer := self._accept(Answer(self._answer_in(text)), correct=False):
+            return answer
+        else:
+            why = "it does not fit the schema"
+        self._leave_plain(why)
+        return None
+
+    def _say_what_is_left(self) -> None:
+        """Tell the model once when a limit is nearly reached, so that it can answer in time."""
+        low = self.run.ledger.nearly_used()
+        turns = self.iterations_left() + 1
+        if turns <= max(1, self.run.options.max_iterations // 10):
+            low.append(f"{turns} turns")
+        if low and not self.warned:
+            self.warned = True
+            self.messages.append({"role": "user", "content": f"[nearly used up; left: {', '.join(low)}. Answer soon.]"})
+
+    # acting
+
+    def act(self, reply: Any) -> Answer | None:
+        """Do what a reply asks for. The answer, if it is one; else what came of it is put before the model."""
+        text = visible(reply.text)
+        action = None if reply.tool_calls else self._action(reply)
+        self._remember(reply, action)
+        if self.depth == 0 and text.strip():
+            self.run.last_text = text.strip()
+        if self.forcing is not None:
+            return self._forced_answer(reply, text, action)
+        if reply.tool_calls and self.protocol == "plain":
+            return self._plain_answer(reply, text)
+        if reply.tool_calls:
+            return self._run_tools([{**call, "name": self._meant(call)} for call in reply.tool_calls])
+        if reply.stop_reason in ("refusal", "content_filter"):
+            provider = getattr(self.run.backend, "provider", "")
+            raise ProviderError(f"the model refused to answer: {text.strip() or reply.stop_reason}", provider=provider)
+        if reply.stop_reason == "pause":
+            return None
+        if self.protocol == "plain":
+            return self._plain_answer(reply, text)
+        if action is not None:
+            return self._run_written(action, final_call(text))
+        if reply.stop_reason in ("length", "repetition"):
+            return self._corrected(_CUT_OFF if reply.stop_reason == "length" else _REPEATING)
+        return self._read_answer(text)
+
+    def _meant(self, call: dict[str, Any]) -> str:
+        """The name that a tool call means; an unknown one in a form that every provider takes in a history."""
+        return re.sub(r"[^\w-]", "_", tool_name(call["name"], self.known_names), flags=re.ASCII)[:64] or "_"
+
+    def _action(self, reply: Any) -> WrittenAction | None:
+        """What a reply without tool calls asks to be done in its text, where that is not part of its answer."""
+        text = visible(reply.text)
+        if self._read is None or self._read[0] != text:
+            self._read = text, written_action(text, self.known_names)
+        action = self._read[1]
+        if action is None or self.protocol == "plain" or reply.stop_reason in ("refusal", "content_filter", "pause"):
+            return None
+        unfinished = reply.stop_reason in ("length", "repetition") and action.end >= len(text.rstrip())
+        if unfinished and (action.code is None or not parses(action.code)):
+            return None
+        if action.calls:
+            unknown = [call for call in action.calls if call["name"] not in self.known_names]
+            answers = self.schema is not None and not rlm_tools.validate(self.schema, _json_in(text))[1]
+            return None if answers or (unknown and self.unknown_calls >= 2) else action
+        # In the tools protocol a fence may be part of the answer, but not before any code has given the evidence.
+        is_python = action.tagged or may_be_code(action.code or "")
+        as_text = self.protocol == "text" or (is_python and (self.written_calls or not self.worked))
+        return action if as_text or re.search(r"(?m)^FINAL(_VAR)?\(", action.code or "") else None
+
+    def _dropped(self, reply: Any) -> Event:
+        """How many characters after its first action a reply has: output that it made up."""
+        action = None if reply.tool_calls else self._action(reply)
+        dropped = len(visible(reply.text).rstrip()) - action.end if action else 0
+        return {"dropped": dropped} if dropped > 0 else {}
+
+    def _remember(self, reply: Any, action: WrittenAction | None) -> None:
+        """A reply as a message, without what it made up after its first action; the journal has all of it."""
+        text = reply.text if action is None else visible(reply.text)[: action.end]
+        message: dict[str, Any] = {"role": "assistant", "content": text, "_stored": True}
+        if reply.tool_calls:
+            message["tool_calls"] = [{**call, "name": self._meant(call)} for call in reply.tool_calls]
+        if reply.raw is not None and (action is None or action.end >= len(reply.text.rstrip())):
+            message["raw"] = reply.raw
+        self.messages.append(message)
+        self.logged_count = len(self.messages)
+
+    def _run_written(self, action: WrittenAction, final: str | None) -> Answer | None:
+        """Run what a reply asks for in its text; after the second such reply the text protocol goes on."""
+        calls = action.calls or [{"name": "execute_code", "arguments": {"code": action.code}}]
+        self.written_calls += 1
+        self.unknown_calls += any(call["name"] not in self.known_names for call in calls)
+        outcomes: list[Outcome] = []
+        for number, call in enumerate(calls, 1):
+            call_id = f"text_{self.turn}_{number}"
+            outcomes.append(self._run_tool({"id": call_id, **call})._replace(call_id=call_id))
+            if outcomes[-1].error is not None or outcomes[-1].answer is not None:
+                break
+        self._show_outcomes(outcomes)
+        if self.protocol == "tools" and self.written_calls >= 2 and self.run.options.protocol == "auto":
+            self._change_to_text()
+        answer = self._outcome(outcomes[-1:])
+        if answer is None and outcomes[-1].error is None and final and _names_a_variable(final):
+            return self._run_final(final)
+        return answer
+
+    def _show_outcomes(self, outcomes: list[Outcome]) -> None:
+        """Put what came of a reply's text before the model."""
+        shown = "\n\n".join(f"Output:\n{outcome.text}" for outcome in outcomes)
+        cells = [outcome.cell for outcome in outcomes if outcome.cell]
+        ids = [outcome.call_id for outcome in outcomes]
+        message = {"role": "user", "content": shown, "tool_call_ids": ids, "_stored": True, "_cells": cells}
+        self.messages.append({**message, "_fruitless": outcomes[-1].fruitless})
+        newest = outcomes[-1]
+        self.fruitless = self.fruitless + 1 if newest.fruitless else 0
+        stuck = self.fruitless > 1 if newest.fruitless else self.repeats > 1
+        if self.run.profile.guides and (stuck or _CUT_MARK in newest.text):
+            self._restart(newest)
+
+    def _restart(self, outcome: Outcome) -> None:
+        """Leave out the attempts that the model only copies, and say what came of the newest."""
+        fruitless, cut, newest = outcome.fruitless, _CUT_MARK in outcome.text, self.messages[-2]["content"]
+        start = len(self.messages)
+        while (
+            self.messages[start - 2]["role"] == "assistant" and self.messages[start - 1].get("_fruitless") is fruitless
+        ):
+            if not fruitless and self.messages[start - 2]["content"] != newest:
+                break
+            start -= 2
+        start -= bool(self.messages[start - 1].get("_restart"))
+        left_out = self.messages[start:]
+        del self.messages[start:]
+        self.logged_count = len(self.messages)
+        words = f"{_HAS_OUTPUT}\n{outcome.text}"
+        if fruitless:
+            words = _FAILED_BEFORE + re.sub(r"(?m)^in line \d+: .*\n?", "", outcome.text) + self._all_of_it()
+        elif cut:
+            beginning, note = outcome.text[:160].rpartition("\n")[0] or outcome.text[:160], outcome.text.split("\n")[-1]
+            words = f"{_PRINTED_TOO_MUCH}{beginning}\n…\n{note}"
+        self.messages.append({"role": "user", "content": words, "_restart": True})
+        fields: Event = {"places": [], "cells": [n for m in left_out for n in m.get("_cells", ())], "restart": True}
+        fields.update(tokens_before=tokens_of([*self.messages, *left_out]), tokens_after=tokens_of(self.messages))
+        if self.turn not in self.run.recording.restarts.get(self.id, ()):
+            self.run.write("compact", depth=self.depth, parent=self.parent, node=self.id, turn=self.turn, **fields)
+
+    def _all_of_it(self) -> str:
+        """The context itself, once code has failed to find anything in it, if a model can be expected to read it."""
+        text = None if self.shown_whole else self.context.whole(Options.show_below)
+        if text is None:
+            return ""
+        self.shown_whole = True
+        return f"\n`context` is short. This is all of it:\n{text}\nAnswer from it in one line: ANSWER: <the answer>"
+
+    def _read_answer(self, text: str) -> Answer | None:
+        """A reply that asks for nothing to be run: the answer, unless it is empty or comes before any look."""
+        if call := final_call(text):
+            if not self.looked and not self.sent_back and not _names_a_variable(call):
+                return self._send_back()
+            return self._run_final(call)
+        if not text.strip("`~ \t\r\n"):
+            return self._corrected(_EMPTY)
+        if not self.looked and not self.sent_back and not self._is_of_old():
+            return self._send_back()
+        if not (answer := self._answer_in(text)):
+            return self._corrected(_EMPTY)
+        if self.run.profile.guides and self.doubts < _DOUBTS and (doubt := self._doubt_about(answer)):
+            self.doubts += 1
+            return self._turn_down(
+                doubt + _COMPUTE_IT.format("a ```python block" if self.protocol == "text" else "code")
+            )
+        return self._accept(Answer(answer))
+
+    def _is_of_old(self) -> bool:
+        """Whether the reply is from a journal that was written before answers were sent back."""
+        start = self.run.recording.starts.get(self.id)
+        return start is not None and "profile" not in start and (self.id, self.turn) in self.run.recording.turns
+
+    def _turn_down(self, words: str) -> Answer | None:
+        """Ask for something else than the newest reply, which a small model would repeat if it saw it; no answer."""
+        message: dict[str, Any] = {"role": "user", "content": words}
+        if self.run.profile.guides:
+            self.messages.pop()
+            self.logged_count = len(self.messages)
+            message["_replaces"] = True
+        self.messages.append(message)
+        return None
+
+    def _doubt_about(self, answer: str) -> str:
+        """What is wrong with an answer that lacks the number asked for, or holds one that no output shows; else ""."""
+        if self.shown_whole or not self.looked or self.context.value is None:
+            return ""
+        wants_number = re.search(r"(?i)\bhow (?:many|much|often|long|large)\b", self.prompt)
+        if wants_number and not re.search(_HAS_NUMBER, answer):
+            return "The question asks for a number, too. "
+        place = max(n for n, message in enumerate(self.messages) if message.get("_prompt"))
+        seen = [str(m["content"]) for m in self.messages[place + 1 :] if m["role"] != "assistant"]
+        seen += [str(m["content"]) for m in self.messages[2:place]]  # of a conversation's earlier prompts
+        seen += [f"{stdout} {value}" for stdout, value, _ in self.outcomes.values()]
+        unseen = unseen_numbers(answer[:500], f"{self.prompt} {' '.join(seen)}")
+        return f"No output shows {' or '.join(unseen)}: do not guess. " if unseen else ""
+
+    def _answer_in(self, text: str) -> str:
+        """The answer of a reply: what follows the mark that the small profile asks for, else all of it."""
+        if self.run.profile.guides and (marked := list(re.finditer(r"ANSWER:[ \t*]*", text))):
+            text = text[marked[-1].end() :].strip() or text
+        return "" if text.strip() == "<the answer>" else text.strip()
+
+    def _send_back(self) -> Answer | None:
+        """The answer to a question about a context that no code has looked at is a guess: ask for a look; None."""
+        self.sent_back = True
+        use = f" {use_of(self.context)}" if self.run.profile.guides else ""
+        return self._turn_down(_LOOK_FIRST[self.protocol] + use)
+
+    def _force(self, limit: RLMError) -> None:
+        """Ask for the best answer from what has been seen, without tools, before this limit is raised."""
+        self.forcing = limit
+        line = _ANSWER_LINE if self.run.profile.guides else "."
+        reminder = f"\nThe request: {self.prompt}" if self.run.profile.guides and len(self.prompt) <= 300 else ""
+        self.messages.append({"role": "user", "content": _ANSWER_NOW.format(line=line) + reminder})
+
+    def _forced_answer(self, reply: Any, text: str, action: WrittenAction | None) -> Answer | None:
+        """The answer that the last call was asked for; the limit is raised if it gives none."""
+        limit, self.forcing = self.forcing, None
+        assert limit is not None
+        no_answer = ("length", "refusal", "content_filter", "pause")
+        if reply.stop_reason not in no_answer:
+            accepted = self._final_answer(text, reply.tool_calls or (action.calls if action else []), action)
+            if accepted is not None:
+                return accepted._replace(forced=True)
+        if isinstance(limit, MaxIterationsExceeded) and self.iterations_left():  # a resume has raised the limit
+            self.messages.pop()
+            return self.act(reply)
+        raise self.run.ledger.fail(limit) if self.depth == 0 and isinstance(limit, LimitExceeded) else limit
+
+    def _final_answer(self, text: str, calls: list[dict[str, Any]], action: WrittenAction | None) -> Answer | None:
+        """The answer in the last reply: prose, or code that ends with FINAL(...), which may name a variable."""
+        codes = [code_argument(call["arguments"])[0] for call in calls if self._meant(call) == "execute_code"]
+        call = None if calls or action else final_call(text)
+        codes += [code for code in (call, action and action.code) if code and may_be_code(code)]
+        final = next((code for code in codes if re.search(r"(?m)^FINAL(?:_VAR)?\(", code)), None)
+        if final is not None:
+            outcome = self.run_cell(final, f"cell_{self.cells + 1}")
+            return self._accept(outcome.answer, correct=False) if outcome.answer else None
+        if calls or action:
+            return None
+        answer = literal_answer(call) if call else self._answer_in(text)
+        return self._accept(Answer(answer), correct=False) if answer.strip("`~ \t\r\n") else None
+
+    def _corrected(self, words: str) -> Answer | None:
+        """Point a mistake out to the model; None, since that is no answer."""
+        self.messages.append({"role": "user", "content": words})
+        self.count_failure(RLMError(words))
+        return None
+
+    def count_failure(self, error: RLMError | None) -> None:
+        """Count a turn that failed, or with None forget the failures before one that did not."""
+        self.failures = self.failures + 1 if error else 0
+        if error and self.failures >= self.run.options.max_errors:
+            error.hint = error.hint or f"{self.failures} failures in a row; max_errors raises the limit"
+            if not self.iterations_left():
+                raise error
+            self._force(error)
+
+    def _accept(self, answer: Answer, *, correct: bool = True) -> Answer | None:
+        """The answer, unless it does not fit the schema: then the model is told, where it may `correct` it."""
+        if self.schema is None:
+            return answer
+        value = answer.value if answer.given else _json_in(answer.text)
+        value, problems = rlm_tools.validate(self.schema, value)
+        try:
+            self.typed_value = None if problems else rlm_tools.construct(self.run.options.schema, value)
+        except rlm_tools.ToolError as error:  # a class's own check, which the model can satisfy too
+            problems = [str(error)]
+        if problems and correct:
+            return self._corrected("The answer does not fit the schema: " + "; ".join(problems[:8]))
+        if problems:
+            return None
+        return Answer(_as_text(value), value, True)
+
+    def _run_tools(self, calls: list[dict[str, Any]]) -> Answer | None:
+        """Run the tool calls of one turn, in parallel unless two of them are cells."""
+        tasks = [partial(self._run_tool, call) for call in calls]
+        cells = sum(call["name"] in _REPL_NAMES for call in calls)
+        width = 1 if cells > 1 else self.run.options.max_parallel
+        outcomes = fan_out(tasks, width)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+        for call, outcome in zip(calls, outcomes, strict=True):
+            self.messages.append(
+                {
+                    "role": "tool",
+                    "tool_call_id": call["id"],
+                    "name": call["name"],
+                    "content": outcome.text,
+                    "is_error": outcome.error is not None,
+                    "_stored": True,
+                    "_cells": [outcome.cell] if outcome.cell else [],
+                }
+            )
+        return self._outcome(outcomes)
+
+    def _outcome(self, outcomes: list[Outcome]) -> Answer | None:
+        """What a turn's cells and tools came to: an answer by FINAL, or success or failure to count."""
+        for outcome in outcomes:
+            if outcome.answer is not None:
+                return self._accept(outcome.answer)
+        self.looked = self.looked or any(o.error is None and not o.cell for o in outcomes)
+        errors = [o.error or RLMError("the model's code found nothing") for o in outcomes if o.fruitless or o.error]
+        self.count_failure(errors[-1] if len(errors) == len(outcomes) else None)
+        return None
+
+    def _run_tool(self, call: dict[str, Any]) -> Outcome:
+        """One tool call of the model's: a cell, or a tool by its name."""
+        name, arguments = call["name"], call["arguments"]
+        if name in _REPL_NAMES and name != "execute_code":
+            return self.run_cell(as_code(call), call["id"])
+        if name == "execute_code":
+            code, problem = code_argument(arguments)
+            if not problem:
+                return self.run_cell(code, call["id"])
+            self._journal_tool(call, problem, RLMError(problem), time.monotonic())
+            return Outcome(problem, RLMError(problem))
+
+        def serve(recorded: Event) -> Outcome:
+            result = recorded["tool_results"][0]
+            failed = bool(result.get("is_error"))
+            self.run.add_tool_call(name, arguments, self, is_error=failed)
+            text = str(result.get("content", ""))
+            return Outcome(text, RLMError(text) if failed else None)
+
+        def work() -> Outcome:
+            started = time.monotonic()
+            text, error = self._call_tool(name, arguments)
+            self._journal_tool(call, text, error, started)
+            return Outcome(text, error)
+
+        recorded = self.run.recording.tools.get((self.id, self.turn, call["id"]))
+        return self.run.once(f"result of {name} in turn {self.turn}", recorded, serve, work)
+
+    def _call_tool(self, name: str, arguments: Any) -> tuple[str, RLMError | None]:
+        tools = {tool.name: tool for tool in self.run.tools}
+        if name not in tools:
+            missing = ToolNotFoundError(name, [*tools, "execute_code"])
+            return f"error: {missing}", missing
+        try:
+            text = self.run.run_cancellable(lambda: rlm_tools.call_for_model(tools[name], arguments))
+        except Exception as error:  # whatever a tool raises is the model's to read
+            self.run.ledger.check()
+            problem = f"error: {type(error).__name__}: {error}"
+            return problem, RLMError(f"tool {name!r} failed: {error}")
+        return _cut(text, self.run.options.output_limit), None
+
+    def _journal_tool(self, call: dict[str, Any], text: str, error: RLMError | None, started: float) -> None:
+        self.run.add_tool_call(call["name"], call["arguments"], self, is_error=error is not None)
+        result = {"id": call["id"], "name": call["name"], "content": text, "is_error": error is not None}
+        self._write_tool(
+            turn=self.turn,
+            tool_calls=[call["id"]],
+            tool_results=[result],
+            error=text if error else None,
+            duration_ms=_ms_since(started),
+        )
+
+    def _write_tool(self, **fields: Any) -> None:
+        self.run.write("tool", call_id=self.call_id, parent=self.parent, depth=self.depth, node=self.id, **fields)
+
+    def _run_final(self, call: str) -> Answer | None:
+        """A FINAL(...) in prose: run as code, so that it may name a variable; taken literally if it is not code."""
+        call = re.sub(r"\AFINAL_VAR\(\s*[\"']?(\w+)[\"']?\s*\)\Z", r"FINAL(\1)", call)
+        if not parses(call):
+            return self._accept(Answer(literal_answer(call)))
+        call_id = f"cell_{self.cells + 1}"
+        outcome = self.run_cell(call, call_id)._replace(call_id=call_id)
+        if outcome.answer is not None:
+            return self._accept(outcome.answer)
+        if "NameError" in outcome.text and re.fullmatch(r"FINAL\([\w ]*\)", call):
+            return self._accept(Answer(literal_answer(call)))
+        self._show_outcomes([outcome])
+        return self._outcome([outcome])
+
+    # cells
+
+    def run_cell(self, code: str, call_id: str) -> Outcome:
+        """Run code in the REPL and journal what came of it; a recorded cell is run again for its variables."""
+        self.cells += 1
+        number = self.cells
+        recorded = self.run.recording.cells.get((self.id, number))
+        event = self._execute(code, number, recorded)
+        if recorded is None:
+            result = {"id": call_id, "name": "execute_code", "is_error": event["error"] is not None}
+            self._write_tool(turn=self.turn, tool_calls=[call_id], tool_results=[result], **_without_final(event))
+        self.run.add_tool_call("execute_code", {"code": code}, self, is_error=event["error"] is not None)
+        answer = event["final"] if event["error"] is None else None
+        self.touched = self.touched or _names(code, "context")
+        if event["error"] is None:
+            self.worked = True
+            self.looked = self.looked or self.touched
+        error = None if event["error"] is None else self._cell_error(code, event)
+        fruitless = error is not None or (self.run.profile.guides and answer is None and is_empty_result(event))
+        return Outcome(show_cell(event), error, answer, number, fruitless=fruitless)
+
+    def _note(self, code: str, event: Event, recorded: Event | None) -> str:
+        """What is said beside a cell's output; as recorded, where it is."""
+        shown = (event["stdout"], event["value"], event["error"])
+        outcome = tuple(re.sub(r"<cell \d+>|_out\[\d+\]", "", text or "") for text in shown)  # which name the cell
+        again = self.outcomes.get(code.strip()) == outcome
+        self.repeats = self.repeats + 1 if again else 0
+        self.outcomes[code.strip()] = outcome
+        return str(recorded.get("note") or "") if recorded is not None else note_on(self, code, event, again)
+
+    def _execute(self, code: str, number: int, recorded: Event | None) -> Event:
+        """The `tool` event of a cell, with its Answer (or None) under `final`."""
+        died = recorded is not None and (bool(recorded.get("restored")) or recorded.get("status") == "lost")
+        self.run.journal.progress("running", node=self.id, depth=self.depth, cell=number)
+        timeout, remaining = self.run.options.cell_timeout, self.run.ledger.remaining()
+        how: dict[str, Any] = {}
+        if self.run.ledger.deadline is not None and isinstance(self.sandbox, rlm_sandbox.Sandbox):
+            how["deadline"] = self.run.ledger.deadline
+        try:
+            cell = self.sandbox.execute(
+                "None" if died else code,
+                timeout=timeout if remaining is None else min(timeout, max(remaining, 0.01)),
+                functions=self.functions,
+                on_output=self._on_output if self.run.journal.on_event else None,
+                **how,
+            )
+        except rlm_sandbox.AbortCell as stop:
+            raise self.run.ledger.stopped or stop from None
+        except rlm_sandbox.SandboxError as error:
+            self.run.ledger.check()
+            raise sandbox_error(error) from error
+        self.run.ledger.check()
+        event: Event = {
+            "cell": number,
+            "code": code,
+            "stdout": cell.stdout,
+            "value": cell.value,
+            "error": cell.error,
+            "status": cell.status,
+            "restored": cell.restored,
+            "images": len(cell.images),
+            "duration_ms": round(cell.duration_ms, 1),
+            "final": None,
+        }
+        if cell.status == "memory" and (limit := self._memory_limit(recorded)):
+            event["error"] = f"{cell.error or 'MemoryError'}\n{limit}"
+        if recorded is not None:
+            event = self._compared(event, recorded, died)
+        if event["status"] != "ok" and event["error"] is None:
+            event["error"] = f"the cell ended: {event['status']}"
+        if recorded is not None and "brief" in recorded:
+            event["brief"] = recorded["brief"]
+        elif event["error"] is not None and self.run.profile.guides:
+            event["brief"] = brief_error(event["error"], code, number)
+        event["note"] = self._note(code, event, recorded)
+        if event["error"] is None and cell.final is not rlm_sandbox.UNSET:
+            try:
+                event["final"] = Answer(_as_text(cell.final), cell.final, True)
+            except (
+                ValueError,
+                RecursionError,
+            ) as error:  # an integer that is too long, or what no worker of ours sends
+                event["error"] = f"{type(error).__name__}: FINAL's value cannot be written out: {error}"
+        return event
+
+    def _memory_limit(self, recorded: Event | None) -> str:
+        """Which limit a MemoryError has met, and the option that raises it; of a recorded cell what was said then."""
+        if recorded is not None:
+            said = (recorded.get("error") or "").rpartition("\n")[2]
+            return said if said.startswith("(the limit is ") else ""
+        environment = self.run.options.environment
+        if environment not in ("local", "docker"):
+            return ""
+        name = f"{environment}_memory"
+        size = getattr(self.run.options, name)
+        beyond = " beyond the context" if environment == "local" else ""
+        return f"(the limit is {size} of memory{beyond}: option {name})"
+
+    def _compared(self, event: Event, recorded: Event, died: bool) -> Event:
+        """The recorded outcome, which the conversation goes on from; a difference in the re-run is said."""
+        fields = ("stdout", "value", "error")
+        differing = [f for f in fields if not died and event[f] != recorded.get(f)]
+        if differing:
+            self.run.diverged(self, f"cell {event['cell']} of {self.id}: {', '.join(differing)} differ when run again")
+        return {**event, **{f: recorded.get(f) for f in (*fields, "status", "restored", "images")}}
+
+    def _on_output(self, text: str) -> None:
+        self.run.journal.emit("output", node=self.id, cell=self.cells, text=text)
+
+    def _cell_error(self, code: str, event: Event) -> RLMError:
+        """The error to raise if this cell is the last of `max_errors`: our own that its code let through, if any."""
+        text, own = event["error"], self.last_error
+        if own is not None and str(own) in text:
+            return own
+        line = text.rstrip().rsplit("\n", 1)[-1]
+        return REPLExecutionError(f"the model's code failed: {line}", code=code, stderr=text)
+
+    # what code in the REPL may call
+
+    def _host_functions(self) -> dict[str, Any]:
+        plans: dict[str, Callable[..., Callable[[], Any]]] = {
+            "llm_query": self._plan_llm_query,
+            "llm_query_batched": self._plan_llm_query_batched,
+            "rlm_query": self._plan_rlm_query,
+            "rlm_query_batched": self._plan_rlm_query_batched,
+            "map_query": self._plan_map_query,
+            "budget": self._plan_budget,
+        }
+        for tool in self.run.tools:
+            plans[tool.name] = self._tool_preparation(tool)
+        if servers := self.run.servers:
+            plans["tools"] = lambda word="": partial(servers.search, word)
+        functions: dict[str, Any] = {
+            name: HostFunction(self, plan, batched=name == "llm_query_batched") for name, plan in plans.items()
+        }
+        if servers:
+            functions.update(servers.namespaces(lambda tool: HostFunction(self, self._remote_tool_preparation(tool))))
+        return {**functions, "chunks": rlm_sandbox.Chunks(self.run.subcall_characters)}
+
+    def _key(self, function: str, *parts: Any) -> str:
+        """The key of a call from the cell that is running: exact when the cell is run again."""
+        text = to_json([function, *parts], sort_keys=True)
+        digest = sha256(text.encode()).hexdigest()[:12]
+        ordinal = self._ordinals.get((self.cells, digest), 0)
+        self._ordinals[self.cells, digest] = ordinal + 1
+        return f"{self.id}/{self.cells}/{digest}/{ordinal}"
+
+    def _plan_budget(self) -> Callable[[], Any]:
+        return lambda: {**self.run.ledger.left(), "iterations": self.iterations_left()}
+
+    def _plan_llm_query(
+        self, prompt: str, model: str | None = None, schema: Any = None, images: Any = None
+    ) -> Callable[[], Any]:
+        return self._plan_leaves("llm_query", [prompt], model, schema, images)[0]
+
+    def _plan_llm_query_batched(
+        self, prompts: list[str], model: str | None = None, schema: Any = None
+    ) -> Callable[[], list[Any]]:
+        return self._all_of(self._plan_leaves("llm_query_batched", prompts, model, schema))
+
+    def _plan_leaves(
+        self, function: str, prompts: Any, model: str | None, schema: Any = None, images: Any = None
+    ) -> list[partial[Any]]:
+        prompts = _prompt_list(function, prompts)
+        wanted = _subcall_schema(function, schema)
+        wrapped = wanted is not None and wanted.get("type") != "object"
+        form = SubcallForm(_object_schema({"answer": wanted}) if wrapped else wanted, _subcall_images(images), wrapped)
+        model = model or self.run.options.sub_model
+        keys = [self._key("llm_query", model, prompt, *form.key()) for prompt in prompts]
+        recorded = self.run.recording.results_by_key
+        if function == "llm_query" and keys[0] not in recorded:
+            self._require_text(prompts[0])
+        self.fed_subcalls = True
+        self.run.ledger.count_subcalls(sum(key not in recorded for key in keys))
+        cell = self.cells
+        return [partial(self._leaf, key, prompt, model, cell, form) for key, prompt in zip(keys, prompts, strict=True)]
+
+    def _require_text(self, prompt: str) -> None:
+        """Refuse the run's first sub-call if it only talks about the context: the model would have to invent it."""
+        value = self.context.value
+        fed = self.fed_subcalls or self.depth or not isinstance(value, (str, dict, list, tuple)) or not value
+        asks_about_it = len(prompt.split()) >= 3 and len(prompt) <= _BARE_PROMPT and not self.context.images
+        if fed or not asks_about_it or holds_text_of(prompt, value):
+            return
+        self.fed_subcalls = True
+        raise ValueError(
+            "llm_query sees only its prompt, and this one holds no text of `context`: put the text into it, as in "
+            'llm_query("the question\\n" + piece). To count or search, use Python. (The same call again is sent.)'
+        )
+
+    def _plan_map_query(self, question: str, items: Any, schema: Any = None) -> Callable[[], list[Any]]:
+        if not isinstance(question, str) or not question.strip():
+            raise TypeError("map_query(question, items): the question is a text that each item is asked")
+        if not isinstance(items, (list, tuple)):
+            raise TypeError(f"map_query takes a list of items, not {type(items).__name__}")
+        texts = [item if isinstance(item, str) else _as_text(item) for item in items]
+        wanted = _subcall_schema("map_query", schema) or {"type": "string"}
+        groups = _groups_of(texts, self.run.subcall_characters, 10 if self.run.profile.guides else 50)
+        self.fed_subcalls = True
+        prompts = [_map_prompt(question, [texts[n] for n in group]) for group in groups]
+        keys = [self._key("map_query", self.run.options.sub_model, prompt, wanted) for prompt in prompts]
+        recorded = self.run.recording.results_by_key
+        self.run.ledger.count_subcalls(sum(key not in recorded for key in keys))
+        forms = [SubcallForm(_numbered_schema(wanted, len(group)), [], numbered=True) for group in groups]
+        model, cell = self.run.options.sub_model, self.cells
+        tasks = [
+            partial(self._leaf, key, prompt, model, cell, form)
+            for key, prompt, form in zip(keys, prompts, forms, strict=True)
+        ]
+
+        def work() -> list[Any]:
+            try:
+                answers = self._all_of(tasks)()
+            except SubcallError as error:  # by items, as they were asked
+                data = error.cell_data
+                for name in ("results", "errors"):
+                    data[name] = _by_items(data[name], groups)
+                raise
+            return [value for group in answers for value in group.values()]
+
+        return work
+
+    def _counted(self, begun: Callable[[], None], tasks: Sequence[Callable[[], Any]]) -> list[Callable[[], Any]]:
+        """The tasks, each of which says that its turn has come, and tells the listener when it is done."""
+        done = 0
+        lock = threading.Lock()
+
+        def run(task: Callable[[], Any]) -> Any:
+            nonlocal done
+            begun()
+            try:
+                return task()
+            finally:
+                with lock:
+                    done += 1
+                    self.run.journal.progress("subcalls", node=self.id, done=done, total=len(tasks))
+
+        return [partial(run, task) for task in tasks]
+
+    def _plan_rlm_query(self, prompt: str, context: Any = None) -> Callable[[], Any]:
+        return self._plan_children("rlm_query", [prompt], [context])[0]
+
+    def _plan_rlm_query_batched(self, prompts: list[str], contexts: list[Any] | None = None) -> Callable[[], list[Any]]:
+        if contexts is None:
+            contexts = [None] * len(prompts)
+        if len(contexts) != len(prompts):
+            raise ValueError(f"rlm_query_batched got {len(prompts)} prompts and {len(contexts)} contexts")
+        return self._all_of(self._plan_children("rlm_query_batched", prompts, contexts))
+
+    def _plan_children(self, function: str, prompts: Any, contexts: list[Any]) -> list[partial[Any]]:
+        prompts = _prompt_list(function, prompts)
+        if self.depth >= self.run.options.max_depth:
+            raise MaxDepthExceeded(self.depth + 1, self.run.options.max_depth)
+        environment: Any = self.run.options.environment
+        if not isinstance(environment, str) and not callable(environment):
+            raise TypeError(f"{function}: the environment is a single REPL; use llm_query instead")
+        keys = [
+            self._key("rlm_query", prompt, _digest(context)[0])
+            for prompt, context in zip(prompts, contexts, strict=True)
+        ]
+        known = self.run.recording.children
+        self.run.ledger.count_subcalls(sum(key not in known for key in keys))
+        cell, parent = self.cells, self.call_id
+        return [
+            partial(self._child, key, prompt, context, cell, parent)
+            for key, prompt, context in zip(keys, prompts, contexts, strict=True)
+        ]
+
+    def _forecast(self, tasks: Sequence[partial[Any]]) -> Forecast:
+        """What those of a batch's sub-calls or children that the journal does not hold will cost at most."""
+        run, recording = self.run, self.run.recording
+        new = [t for t in tasks if t.args[0] not in recording.results_by_key and t.args[0] not in recording.children]
+        left = run.ledger.left()
+        if new and new[0].func == self._child:  # children go on until they answer: all that is left is their limit
+            cost = at_most(left["tokens"], run.backend, run.options)
+            cost = cost if cost is None or left["cost_usd"] is None else min(cost, left["cost_usd"])
+            return Forecast(len(new), f"children of {getattr(run.backend, 'model', '')}", cost)
+        try:
+            backend = run.backend_for(new[0].args[2] if new else None)
+        except (rlm_backends.BackendError, RLMError):  # each of them is going to fail, before it is sent
+            return Forecast(len(new), "sub-calls", 0.0)
+        params = run.params_for({"kind": "sub"})
+        most = min(run.profile.subcall_output, _whole_number(params.get("max_output_tokens")) or sys.maxsize)
+        calls = []
+        for _, prompt, _, _, form in (task.args for task in new):
+            size = tokens_of([{"role": "user", "content": form.prompt(prompt)}])
+            calls.append((size, most))
+            if form.schema is not None:  # what does not fit is asked for once more
+                calls.append((size + most + _CORRECTION_TOKENS, most))
+        cost = run.ledger.forecast(calls, run.price(backend))
+        return Forecast(len(new), f"sub-calls of {getattr(backend, 'model', '')}", cost)
+
+    def _all_of(self, tasks: Sequence[partial[Any]]) -> Callable[[], list[Any]]:
+        """All results in order; SubcallError, with `.results` and `.errors`, if some failed, once all have ended."""
+
+        def work() -> list[Any]:
+            self.run.confirm(lambda: self._forecast(tasks))
+            with self.run.ledger.queue(len(tasks)) as begun:
+                results = fan_out(self._counted(begun, tasks), self.run.options.max_parallel)
+            self.run.ledger.check()
+            errors = {n: r for n, r in enumerate(results) if isinstance(r, BaseException)}
+            if errors:
+                first = next(iter(errors.values()))
+                raise SubcallError(
+                    f"{len(errors)} of {len(results)} failed (.results has the others, .errors the reasons): {first}",
+                    results=[None if n in errors else r for n, r in enumerate(results)],
+                    errors=[str(errors[n]) if n in errors else None for n in range(len(results))],
+                )
+            return results
+
+        return work
+
+    def _leaf(self, key: str, prompt: str, model: str | None, cell: int, form: SubcallForm) -> Any:
+        """One llm_query: the prompt as the only message, its answer as text, or as the data that was asked for."""
+        content = form.prompt(prompt)
+        messages = [{"role": "user", "content": content}]
+        text = self._leaf_reply(key, messages, model, cell, form)
+        if form.schema is None:
+            return text
+        value, problems = form.read(text)
+        if not problems:
+            return value
+        again = f"That does not fit: {'; '.join(problems[:5])}. Answer again, with JSON only."
+        messages += [{"role": "assistant", "content": text}, {"role": "user", "content": again}]
+        if f"{key}/again" not in self.run.recording.results_by_key:
+            self.run.ledger.count_subcalls(1)
+        text = self._leaf_reply(f"{key}/again", messages, model, cell, form)
+        value, problems = form.read(text)
+        if problems:
+            raise SubcallError(f"the answer does not fit the schema: {'; '.join(problems[:5])}", partial=text)
+        return value
+
+    def _leaf_reply(
+        self, key: str, messages: list[dict[str, Any]], model: str | None, cell: int, form: SubcallForm
+    ) -> str:
+        def serve(recorded: Event) -> str:
+            text = visible(recorded.get("response") or "")
+            return _leaf_text(text, recorded.get("stop_reason"), recorded["token_usage"])
+
+        def work() -> str:
+            fields = {"node": self.id, "kind": "sub", "cell": cell, "key": key, "prompt": [dict(m) for m in messages]}
+            fields.update(depth=self.depth + 1, parent=self.call_id)
+            try:
+                backend = self.run.backend_for(model)
+                _require_room(backend, messages)
+                most = self.run.profile.subcall_output
+                reply = self.run.call(self, backend, messages, fields, most=most, schema=form.schema)
+            except rlm_backends.BackendError as error:
+                raise provider_error(error) from error
+            return _leaf_text(visible(reply.text), reply.stop_reason, reply.usage)
+
+        return self.run.once(f"sub-call {key}", self.run.recording.results_by_key.get(key), serve, work)
+
+    def _child(self, key: str, prompt: str, context: Any, cell: int, parent: str | None) -> Any:
+        """One rlm_query: a node one deeper, with a REPL of its own; FINAL's value, else its text."""
+        run = self.run
+        child = Node(run, Context(context, "code"), depth=self.depth + 1, parent=parent, key=key, cell=cell)
+        ended = run.recording.ends.get(child.id)
+        if ended and ended["status"] == "answered" and not run.replaying and ("value" in ended or not ended["given"]):
+            return rlm_sandbox.unpack(ended["value"]) if ended["given"] else ended["response"]
+        answer = child.complete(prompt)
+        return answer.value if answer.given else answer.text
+
+    def _tool_preparation(self, tool: Tool) -> Callable[..., Callable[[], Any]]:
+        def prepare(*args: Any, **kwargs: Any) -> Callable[[], Any]:
+            arguments = tool.bind(*args, **kwargs)
+            call = partial(rlm_tools.call_tool, tool, arguments)
+            return partial(
+                self._tool_from_code, tool.name, call, arguments, self._key(tool.name, arguments), self.cells
+            )
+
+        return prepare
+
+    def _remote_tool_preparation(self, tool: Any) -> Callable[..., Callable[[], Any]]:
+        """The same for a tool of an MCP server."""
+
+        def prepare(*args: Any, **kwargs: Any) -> Callable[[], Any]:
+            arguments, name = tool.arguments(*args, **kwargs), tool.full_name
+            call = partial(self.run.servers.call, tool, arguments)
+            return partial(self._tool_from_code, name, call, arguments, self._key(name, arguments), self.cells)
+
+        return prepare
+
+    def _tool_from_code(
+        self, name: str, call: Callable[[], Any], arguments: dict[str, Any], key: str, cell: int
+    ) -> Any:
+        """A tool called by the model's code: its result as Python data, journalled so that a re-run gets the same."""
+        recorded = self.run.recording.results_by_key.get(key)
+
+        def serve(recorded: Event) -> Any:
+            self.run.add_tool_call(name, arguments, self, is_error=bool(recorded.get("error")))
+            if recorded.get("error"):
+                raise _recorded_error(recorded["error"])
+            return rlm_sandbox.unpack(recorded["result"])
+
+        def work() -> Any:
+            started = time.monotonic()
+            result, error = None, None
+            try:
+                result = self.run.run_cancellable(call)
+            except Exception as raised:  # whatever a tool raises belongs to the code that called it
+                self.run.ledger.check()
+                error = raised
+            if recorded is None:
+                self._journal_tool_from_code(name, arguments, key, cell, result, error, started)
+            self.run.add_tool_call(name, arguments, self, is_error=error is not None)
+            if error is not None:
+                raise error
+            return result
+
+        kept = recorded if recorded and (recorded.get("error") or "result" in recorded) else None  # or it was too large
+        return self.run.once(f"result of {name}", kept, serve, work)
+
+    def _journal_tool_from_code(
+        self,
+        name: str,
+        arguments: dict[str, Any],
+        key: str,
+        cell: int,
+        result: Any,
+        error: Exception | None,
+        started: float,
+    ) -> None:
+        fields: Event = {"key": key, "from_cell": cell, "name": name, **packed("arguments", arguments)}
+        if error is None:
+            fields.update(packed("result", result))
+        shown = f"{type(error).__name__}: {error}" if error else _cut(rlm_tools.render(result), 2000)
+        results = [{"id": key, "name": name, "content": shown, "is_error": error is not None}]
+        fields.update(tool_calls=[key], tool_results=results, error=shown if error else None)
+        self._write_tool(turn=self.turn, **fields, duration_ms=_ms_since(started))
+
+    # compaction
+
+    def _compact(self, *, force: bool = False) -> bool:
+        """When the window fills, put stubs in the place of the oldest outputs, in one large step; else a summary."""
+        window = getattr(self.run.backend, "window", None) or _UNKNOWN_WINDOW
+        before = tokens_of(self.messages)
+        if not self.run.options.compaction or not (force or before > 0.75 * window):
+            return False
+        places = self._stub_oldest(min(0.25 * window, 0.5 * before))
+        after = tokens_of(self.messages)
+        fields: Event = {"places": places, "cells": [n for p in places for n in self.messages[p]["_cells"]]}
+        if after > 0.6 * window:
+            fields["summary"] = self._summarise()
+            after = tokens_of(self.messages)
+        if not places and "summary" not in fields:
+            return False
+        fields.update(tokens_before=before, tokens_after=after, turn=self.turn)
+        self.run.write("compact", depth=self.depth, parent=self.parent, node=self.id, **fields)
+        return True
+
+    def _stub_oldest(self, goal: float) -> list[int]:
+        """Replace outputs, the oldest first, until the goal (tokens) is met; the places of those messages."""
+        places, size = [], tokens_of(self.messages)
+        for place, message in enumerate(self.messages[:-2]):
+            if size <= goal:
+                break
+            if "_cells" in message and len(message["content"]) > _STUB_WORTH and not message.get("_stub"):
+                size -= tokens_of([message])
+                self.messages[place] = _stubbed(message)
+                places.append(place)
+        return places
+
+    def _summarise(self) -> str:
+        """Ask for a summary of the work so far and go on from that: the last resort."""
+        request = {"role": "user", "content": _SUMMARISE}
+        event_fields = {"node": self.id, "kind": "summary", "turn": self.turn, "prompt": [request]}
+        event_fields.update(depth=self.depth, parent=self.parent)
+        kept = [m for m in self.messages if m["role"] != "system"][-_SUMMARY_KEEPS:]
+        window = getattr(self.run.backend, "window", None) or _UNKNOWN_WINDOW
+        room = min(4000, 2 * window // max(1, len(kept)))  # characters of each: half a window of all
+        text = "\n\n".join(f"{m['role']}: {_cut(str(m['content']), room)}" for m in kept)
+        ask = [{"role": "user", "content": f"{text}\n\n{_SUMMARISE}"}]
+        reply = self.run.call(self, self.run.backend, ask, event_fields, most=SUBCALL_OUTPUT)
+        self._replace_by_summary(visible(reply.text))
+        return visible(reply.text)
+
+    def _replace_by_summary(self, summary: str) -> None:
+        newest = [m for m in self.messages[2:] if m.get("_prompt")][-1:]  # a conversation's question is not summed up
+        summed_up = {"role": "user", "content": f"[the work so far, summed up]\n{summary}", "_stored": True}
+        self.messages[2:] = [summed_up, *newest]
+        self.logged_count = len(self.messages)
+
+    def _replay_compaction(self, event: Event) -> None:
+        for place in event["places"]:
+            self.messages[place] = _stubbed(self.messages[place])
+        if "summary" in event:
+            self._replace_by_summary(event["summary"])
+
+
+_STOP_SECONDS = 2.0  # what a persistent run has to stop in after Ctrl-C, before its REPL is given up
+_JOURNALLED_VALUE = 1_000_000  # characters of a tool's result or of FINAL's value that the journal keeps
+_UNKNOWN_WINDOW = 128_000  # tokens
+_STUB_WORTH = 400  # characters; a shorter output is not worth replacing
+_SUMMARY_KEEPS = 40  # messages that a summary is made of
+_SUMMARISE = (
+    "Sum up this work so that it can go on without the messages above: what was found (with figures), which variables "
+    "in the REPL hold what, what was tried in vain, what is left to do."
+)
+
+
+class Outcome(NamedTuple):
+    """What a cell or a tool call came to: the text the model reads, the error to count, the answer by FINAL."""
+
+    text: str
+    error: RLMError | None = None
+    answer: Answer | None = None
+    cell: int = 0
+    call_id: str = ""
+    fruitless: bool = False  # an error, or for a small model an empty result
+
+
+class HostFunction:
+    """A function as code in the REPL sees it. `schedule` runs as the call arrives, so that keys follow that order."""
+
+    def __init__(self, node: Node, prepare: Callable[..., Callable[[], Any]], *, batched: bool = False) -> None:
+        self.batched = batched  # the sandbox may split its first list when that is too large for one message
+        self._node = node
+        self._plan = prepare
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Callable[[], Any]:
+        work = self._guarded(lambda: self._plan(*args, **kwargs))
+        return lambda: self._guarded(work)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.schedule(*args, **kwargs)()
+
+    def _guarded(self, work: Callable[[], Any]) -> Any:
+        """What stops the tree stops the cell; any other error of ours is noted and raised in the cell."""
+        try:
+            return work()
+        except BaseException as error:
+            if self._node.run.ledger.stopped is not None:
+                raise rlm_sandbox.AbortCell(str(self._node.run.ledger.stopped)) from error
+            if isinstance(error, RLMError):
+                self._node.last_error = error
+            raise
+
+
+def sandbox_error(error: rlm_sandbox.SandboxError) -> SandboxError:
+    """A sandbox's error as ours."""
+    return SandboxError(str(error), hint=getattr(error, "hint", ""))
+
+
+def provider_error(error: rlm_backends.BackendError) -> RLMError:
+    """A backend's error as ours."""
+    if error.code == "config":
+        return ConfigError(str(error), hint=error.hint)
+    return ProviderError(str(error), provider=error.provider or "", status=error.status, hint=error.hint)
+
+
+def _journal_form(message: dict[str, Any]) -> dict[str, Any]:
+    """A message as a `call` line has it: without its content where another line holds that."""
+    form = {k: v for k, v in message.items() if not k.startswith("_") and k != "raw"}
+    if message.get("_stored"):
+        form.pop("content", None)
+        form.pop("is_error", None)
+    return form | ({"replaces": True} if message.get("_replaces") else {})
+
+
+def _stubbed(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with a few words in the place of its outputs."""
+    kept = " and ".join(f"_out[{n}]" for n in message["_cells"])
+    where = f"it is in {kept}" if kept else "call the tool again if you need it"
+    content = f"[{len(message['content']):,} characters of output stood here; {where}]"
+    return {k: v for k, v in message.items() if k != "_tokens"} | {"content": content, "_stub": True}
+
+
+def tokens_of(messages: Iterable[dict[str, Any]]) -> int:
+    """About how many tokens the messages have; each is measured once, since a run sends it again and again."""
+    total = 0
+    for message in messages:
+        if "_tokens" not in message:
+            message["_tokens"] = rlm_backends.estimate_tokens([message])
+        total += message["_tokens"]
+    return total
+
+
+def _recorded_error(shown: str) -> Exception:
+    """What a tool raised then, under the name that code may catch it by."""
+    name, _, message = shown.partition(": ")
+    kind: type[Exception] = type(name if name.isidentifier() else "ToolError", (RuntimeError,), {})
+    return kind(message)
+
+
+def _without_login(url: str | None) -> str | None:
+    return re.sub(r"//[^/@]*@", "//", url) if url else None
+
+
+def _without_final(event: Event) -> Event:
+    return {k: v for k, v in event.items() if k != "final"}
+
+
+def _cut(text: str, limit: int) -> str:
+    """The text, its middle left out if it is longer than `limit` characters."""
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters left out …]\n{text[-half:]}"
+
+
+def _as_text(value: Any) -> str:
+    """FINAL's value as the response: text as it is, data as JSON where it is that, else as Python prints it."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, (dict, list)):
+        with contextlib.suppress(TypeError, ValueError, RecursionError):
+            if json.loads(text := json.dumps(value, ensure_ascii=False)) == value:
+                return text
+    return str(value)
+
+
+def packed(name: str, value: Any) -> Event:
+    """{name: value} as a journal line carries it and `rlm_sandbox.unpack` reads it; {} for one that is too large."""
+    try:
+        return {name: rlm_sandbox.Packer(_JOURNALLED_VALUE).pack(value)}
+    except (TypeError, ValueError, RecursionError):
+        return {}
+
+
 # --- errors -----------------------------------------------------------------------------------------------------
 
 RLMError.__module__ = ConfigError.__module__ = __name__  # as tracebacks name them: where users import them from
@@ -1068,16 +4068,18 @@ def read_context(
     exclude: str | None = None,
     encoding: str | None = None,
     within: str | None = None,
+    on_slow: Callable[[str], None] | None = None,
 ) -> Context:
     """Files, folders, globs and web addresses as a context: one a `str`, several a `dict` name -> text; "-" is `stdin`.
 
     ConfigError for what is missing, unreadable or empty of files. A file that is not text stays `bytes` when it is
     the only one, and is left out, with a note, among several; so are the logs in the folder `exclude`. `encoding`:
-    that of the files, where it is known. `within`: a folder that no file may lie outside of.
+    that of the files, where it is known. `within`: a folder that no file may lie outside of. `on_slow` is told what is
+    being read or fetched once that has taken two seconds.
     """
     specs = list(specs)
     try:
-        with rlm_tools.Documents() as documents:
+        with rlm_tools.Documents(on_slow) as documents:
             urls = [spec for spec in specs if rlm_tools.is_url(spec)]
             if urls and within is not None:
                 hint = "download it into that folder"
@@ -1460,7 +4462,7 @@ def plain_announcement(node: Node) -> str | None:
     """
     run, options, context = node.run, node.run.options, node.context
     below = options.plain_below
-    own_tools = any(not tool.name.startswith("file_") for tool in run.tools)
+    own_tools = bool(run.servers) or any(not tool.name.startswith("file_") for tool in run.tools)
     if not below or node.depth or options.persistent or own_tools or context.value is None:
         return None
     if below == "auto":
@@ -2542,2995 +5544,3 @@ def _json_in(text: str) -> Any:
         with contextlib.suppress(ValueError):
             return rlm_backends.from_json(candidate, constant=float)
     return text
-
-
-# --- a run: what all nodes of one tree share ---------------------------------------------------------------------
-
-
-class Answer(NamedTuple):
-    """How a node ended: its text, FINAL's Python data where `given`; `forced`: asked for when no turn was left."""
-
-    text: str
-    value: Any = None
-    given: bool = False
-    forced: bool = False
-
-
-@dataclass(frozen=True)
-class CompletionResult:
-    """What a completion came to. `str(result)` is the response; results render in notebooks.
-
-    `forced`: the answer comes from the last, tool-free call of a run that had no turn left or failed too often.
-    """
-
-    response: str
-    value: Any
-    trajectory_id: str
-    total_calls: int
-    total_tokens: int
-    usage: dict[str, int]
-    cost_usd: float | None
-    depth_reached: int
-    tool_calls: list[dict[str, Any]]
-    duration_ms: int
-    status: str
-    log: str | None
-    model: str = ""
-    forced: bool = False
-
-    def __str__(self) -> str:
-        return self.response
-
-    def events(self) -> list[Event]:
-        """The trajectory's events; an empty list without a log."""
-        return read_journal(self.log) if self.log and os.path.exists(self.log) else []
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        return {"text/plain": self.response, "text/markdown": self.response, "text/html": self._repr_html_()}
-
-    def _repr_html_(self) -> str:
-        """The response, the figures and, folded, the first rows of the call tree; escaped, without scripts."""
-        return str(_viz().card(vars(self), self.events()))
-
-    def show(self) -> str:
-        """Write the page next to the log, display it (inline in a notebook, else in the browser); its path."""
-        if not self.log:
-            raise ConfigError("this run has no log, so there is nothing to show", hint="give log_dir a folder")
-        return str(_viz().show(self.log))
-
-
-def _viz() -> Any:
-    """rlm_viz, imported when something is to be shown."""
-    return sibling("rlm_viz")
-
-
-def sibling(name: str) -> Any:
-    """One of our modules that few runs need, imported now."""
-    import importlib
-
-    return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
-
-
-class Replayed(NamedTuple):
-    """A replay's result, and where the code's outcome differed from the recording."""
-
-    result: CompletionResult
-    divergence: list[str]
-
-
-class SubcallError(RuntimeError):
-    """Some prompts of a batch failed, or an answer was cut off. Raised inside the model's own code."""
-
-    def __init__(self, message: str, **cell_data: Any) -> None:
-        super().__init__(message)
-        self.cell_data = cell_data
-
-
-class Run:
-    """One tree of nodes: its ledger, journal, recording, backends and sandboxes."""
-
-    def __init__(
-        self,
-        options: Options,
-        backend: Any,
-        tools: list[Tool],
-        journal: Journal,
-        recording: JournalIndex,
-        *,
-        replaying: bool = False,
-        group: LedgerGroup | None = None,
-        servers: Any = None,  # a rlm_mcp.ServerSet
-    ) -> None:
-        self.servers = servers
-        self.profile = profile_for(backend, options.prompt)
-        self.custom_prompt = "" if options.prompt in (None, *_PROFILES) else read_prompt(str(options.prompt))
-        self.options = options
-        self.backend = backend
-        self.tools = tools
-        self.known_names = {"execute_code", *_REPL_NAMES, *(tool.name for tool in tools)} - {"context"}
-        self.group = group
-        schemas = [{"name": t.name, "description": t.description, "parameters": t.parameters} for t in tools]
-        self.tool_schemas = [_EXECUTE_CODE, *schemas]
-        self.tool_tokens = rlm_backends.estimate_tokens([], self.tool_schemas)
-        self.journal = journal
-        self.recording = recording
-        self.replaying = replaying
-        self.ledger = Ledger(options, group.parent_ledger if group else None)
-        self.protocol = options.protocol
-        self.tool_calls: list[dict[str, Any]] = []
-        self.divergence: list[str] = []
-        self.aborted = False
-        self._keeper: Future | None = None  # a context that is being kept for a resume
-        self.last_text = ""  # the root's last words: the partial answer, should the run be stopped
-        self.on_confirm: Callable[[Forecast], bool] | None = None
-        self._confirming = threading.Lock()
-        self._slots = threading.BoundedSemaphore(options.max_parallel)
-        self._lock = threading.Lock()
-        self._backends: dict[str, Any] = {}
-        self._sandboxes: set[Any] = set()
-        self._in_flight: dict[int, Event] = {}
-        numbers = [re.sub(r"\D", "", str(event.get("call_id"))) for event in recording.calls]
-        self._last_call = max((int(number) for number in numbers if number), default=0)
-        self._last_node = len(recording.starts) - 1
-        self.subcall_characters = self._subcall_characters()
-        self._enter_recorded()
-
-    def _subcall_characters(self) -> int:
-        """What `chunks` and `map_query` put into a sub-call: as recorded, since it decides which calls code makes."""
-        recorded = self.recording.starts.get("n0", {}).get("subcall_characters")
-        if isinstance(recorded, int) and 0 < recorded <= _SUBCALL_CHARACTERS:
-            return recorded
-        try:
-            backend = self.backend if self.replaying else self.backend_for(self.options.sub_model)
-        except rlm_backends.BackendError as error:
-            raise provider_error(error) from error
-        if hasattr(backend, "inspect") and backend is not self.backend:
-            backend.inspect()
-        return subcall_characters(backend, self.profile)
-
-    def _enter_recorded(self) -> None:
-        """What the journal holds is paid for: it counts against the limits, and is not counted again when served."""
-        recording, ledger = self.recording, self.ledger
-        for event in recording.calls:
-            ledger.spend(event.get("token_usage") or {}, event.get("cost_usd"))
-            ledger.depth = max(ledger.depth, event.get("depth") or 0)
-        ledger.subcalls = sum(e["kind"] == "sub" for e in recording.calls) + len(recording.children)
-
-    # ids and things kept
-
-    def node_id(self, key: str | None) -> str:
-        """The id of the root, or of the child with that key: the recorded one where there is one."""
-        if key is None:
-            self._last_node = max(self._last_node, 0)
-            return "n0"
-        with self._lock:
-            if key in self.recording.children:
-                return self.recording.children[key]
-            self._last_node += 1
-            return f"n{self._last_node}"
-
-    def call_id(self) -> str:
-        with self._lock:
-            self._last_call += 1
-            return f"c{self._last_call}"
-
-    def add_tool_call(self, name: str, arguments: Any, node: Node, *, is_error: bool) -> None:
-        """Note a tool call for the result."""
-        with self._lock:
-            self.tool_calls.append({"name": name, "arguments": arguments, "node": node.id, "is_error": is_error})
-
-    def once(self, step: str, recorded: Event | None, serve: Callable[[Event], T], work: Callable[[], T]) -> T:
-        """How resume and replay work: a step that the journal holds is served from it; a replay that has to make one
-        anew says which is missing; else it is done, and journalled by `work`."""
-        if recorded is not None:
-            return serve(recorded)
-        if self.replaying:
-            raise ConfigError(f"the recording has no {step}", hint="record the run again")
-        return work()
-
-    def diverged(self, node: Node, text: str) -> None:
-        """A cell that was run again did not do what the journal says: said, and survived."""
-        self.divergence.append(text)
-        self.journal.write("resume", depth=node.depth, node=node.id, divergence=text)
-
-    def backend_for(self, model: str | None) -> Any:
-        """The backend of a model of the run: its own, or one for the name that llm_query was given."""
-        if model is None or model == getattr(self.backend, "model", None) or not hasattr(self.backend, "with_model"):
-            return self.backend
-        with self._lock:
-            if model not in self._backends:
-                made = self.backend.with_model(model)
-                check_prices(self.options, made)
-                self._backends[model] = made
-            return self._backends[model]
-
-    def price(self, backend: Any) -> Price:
-        return price_of(backend, self.options)
-
-    def confirm(self, forecast: Callable[[], Forecast]) -> None:
-        """Return if a batch is cheap enough, or somebody says yes; else stop the tree before any of it is sent."""
-        above = self.options.confirm_above
-        if above is None or self.replaying or (self.group is not None and self.group.is_confirmed):
-            return
-        with self._confirming:  # one question at a time: the other threads wait for the answer
-            self.ledger.check()
-            try:
-                require_confirmation(forecast(), above, self.on_confirm)
-            except RLMError as error:
-                raise self.ledger.fail(error) from error.__cause__
-
-    # sandboxes
-
-    def sandbox(self, context: Context) -> Any:
-        """A new REPL with `context` in it."""
-        options = self.options
-        try:
-            sandbox = make_sandbox(options)
-            with self._lock:
-                self._sandboxes.add(sandbox)
-            if self.aborted:  # while it started: nobody else knows of it
-                self.close_sandbox(sandbox)
-                self.ledger.check()
-            sandbox.set("context", context.value)
-        except rlm_sandbox.SandboxError as error:
-            raise sandbox_error(error) from error
-        return sandbox
-
-    def keep_context(self, context: Context, turn: int) -> None:
-        """Keep a context given by value beside the journal; a large one meanwhile, until the first reply is there."""
-        path, size = self.journal.path, context.event_fields["bytes"] if context.event_fields else 0
-        by_value = size <= _SAVED_CONTEXT and not _is_rereadable(context.source)
-        if path is None or not by_value or not self.options.save_context:
-            return
-        save = partial(_save_context, _context_path(path, turn), context.value)
-        if size > _SAVED_AT_ONCE:
-            self._keeper = Future(save)
-        else:
-            save()
-
-    def close_sandbox(self, sandbox: Any) -> None:
-        with self._lock:
-            self._sandboxes.discard(sandbox)
-        if sandbox is not self.options.environment:  # one that the caller gave is the caller's to close
-            sandbox.close()
-
-    # calling a tool, and a model
-
-    def run_cancellable(self, work: Callable[[], Any]) -> Any:
-        """What a tool's code gives; it is left behind when the run is stopped or its time is up, since nobody can
-        stop it."""
-        later = Future(work)
-        while not later.wait(0.1):
-            self.ledger.check()
-        return later.get()
-
-    def call(self, node: Node, backend: Any, messages: list[dict[str, Any]], event_fields: Event, **how: Any) -> Any:
-        """One paid call: room is reserved, the model asked, the ledger settled, the reply journalled.
-
-        `event_fields`: what the `call` line carries besides the reply. `how`: tools, most (tokens of output), on_text,
-        defaults (request parameters), schema, and `read`: a function of the reply that gives fields of the line.
-        """
-        tools = how.get("tools")
-        params = self.params_for(event_fields)
-        most = min(how["most"], _whole_number(params.get("max_output_tokens")) or how["most"])
-        size = tokens_of(messages) + (self.tool_tokens if tools else 0)
-        reservation = self.ledger.reserve(size, most, self.price(backend))
-        in_flight = {**event_fields, "started": time.monotonic()}
-        with self._lock:
-            self._in_flight[id(in_flight)] = in_flight
-        answered = False
-        on_text = how.get("on_text")
-        if (on_text is not None or self.profile.guides) and node.protocol != "stream":
-            on_text = RepetitionWatch(on_text, patient=not self.profile.guides)
-        try:
-            with self._slots:
-                self.ledger.check()
-                self.journal.progress("asking", **call_site(event_fields))
-                raw = backend.complete(
-                    messages,
-                    tools=tools,
-                    max_tokens=self._max_tokens(backend, reservation, most),
-                    on_text=on_text,
-                    deadline=self.ledger.deadline,
-                    cancel=self.ledger.cancel,
-                    **self._more_for(backend, event_fields, params, how),
-                )
-            reply = normal_reply(raw, size, getattr(backend, "model", ""))
-            answered = True
-        except Repeating as repeating:
-            reply = normal_reply(repeating.text, size, getattr(backend, "model", ""))
-            price = self.price(backend)(reply.usage["input"], len(repeating.received) // _CHARACTERS_PER_TOKEN)
-            reply = reply._replace(stop_reason="repetition", cost_usd=price)
-            answered = True
-        except rlm_backends.BackendError as error:
-            self._abandon(in_flight, str(error))
-            self.ledger.check()
-            raise error
-        except Exception as error:
-            if isinstance(error, RLMError) or isinstance(backend, rlm_backends.HTTPBackend):
-                raise
-            self._abandon(in_flight, str(error))
-            raise ProviderError(f"the backend raised {type(error).__name__}: {error}") from error
-        finally:
-            with self._lock:
-                self._in_flight.pop(id(in_flight), None)
-            if not answered:
-                self.ledger.release(reservation)
-        cost = reply.cost_usd
-        if cost is None and not hasattr(backend, "price_known"):  # ours has looked already
-            cost = rlm_backends.cost_of(reply.model, reply.usage, prices=self.options.prices)
-        saved = rlm_backends.saved_by_cache(reply.model, reply.usage, prices=self.options.prices)
-        self.ledger.settle(reservation, reply.usage, cost, saved or 0.0)
-        self.ledger.depth = max(self.ledger.depth, event_fields["depth"])
-        fields = how["read"](reply) if "read" in how else {}
-        self._journal_call(node, {**event_fields, **fields}, in_flight, reply, cost)
-        return reply
-
-    def params_for(self, event_fields: Event) -> dict[str, Any]:
-        """The caller's request parameters for a call: those of sub-calls are `sub_params`, where they are given."""
-        of_sub = self.options.sub_params if event_fields["kind"] == "sub" else None
-        return (self.options.params if of_sub is None else of_sub) or {}
-
-    def _more_for(self, backend: Any, event_fields: Event, params: dict[str, Any], how: Mapping[str, Any]) -> Event:
-        """What our own backends take besides; a caller's backend object need not."""
-        if not isinstance(backend, rlm_backends.HTTPBackend):
-            return {}
-        place = call_site(event_fields)
-
-        def on_progress(processed: int, total: int) -> None:
-            self.journal.progress("reading", processed=processed, total=total, **place)
-
-        more: Event = {"params": params, "defaults": how.get("defaults", self.profile.defaults)}
-        if how.get("schema") is not None:
-            more["response_schema"] = how["schema"]
-        return {**more, "on_progress": on_progress} if self.journal.on_progress else more
-
-    def _max_tokens(self, backend: Any, reservation: Reservation, most: int) -> int | None:
-        """What to ask for; nothing where the model's own maximum is unknown and far less than what is left."""
-        unknown = getattr(backend, "max_output", None) is None and most == _TURN_OUTPUT
-        plenty = self.options.cost_budget_usd is None and self.ledger.left()["tokens"] > 4 * most
-        return None if unknown and plenty else reservation.output
-
-    def _journal_call(self, node: Node, event_fields: Event, in_flight: Event, reply: Any, cost: float | None) -> None:
-        if self._keeper is not None:
-            self._keeper.get()  # what is paid for can be resumed only with its context
-        call_id = self.call_id()
-        if event_fields["kind"] == "turn":
-            node.call_id = call_id
-        fields = dict(event_fields)
-        depth, parent = fields.pop("depth"), fields.pop("parent")
-        if reply.raw is not None:
-            fields["raw"] = reply.raw
-        self.write(
-            "call",
-            call_id=call_id,
-            parent=parent,
-            depth=depth,
-            **fields,
-            response=reply.text,
-            tool_calls=reply.tool_calls,
-            token_usage=reply.usage,
-            cost_usd=cost,
-            duration_ms=_ms_since(in_flight["started"]),
-            model=reply.model,
-            stop_reason=reply.stop_reason,
-            attempts=reply.attempts,
-            left={**self.ledger.left(), "iterations": node.iterations_left()},
-        )
-
-    def write(self, event: str, **fields: Any) -> None:
-        """Journal an event. A journal that cannot be written stops the tree: what is not recorded would be lost."""
-        try:
-            self.journal.write(event, **fields)
-        except RLMError as error:
-            raise self.ledger.fail(error) from error
-
-    def _abandon(self, in_flight: Event, reason: str) -> None:
-        fields = {k: in_flight[k] for k in ("kind", "node", "key", "turn", "cell") if k in in_flight}
-        self.write(
-            "interrupted",
-            parent=in_flight["parent"],
-            depth=in_flight["depth"],
-            **fields,
-            error=reason,
-            duration_ms=_ms_since(in_flight["started"]),
-        )
-
-    def stop(self, reason: BaseException) -> None:
-        """Stop every thread and cell of the tree, softly: variables are kept."""
-        self.ledger.fail(reason)
-        with self._lock:
-            sandboxes = list(self._sandboxes)
-        for sandbox in sandboxes:
-            if hasattr(sandbox, "interrupt"):
-                sandbox.interrupt()
-        if self.servers:
-            self.servers.interrupt()
-
-    def abort(self, reason: BaseException) -> None:
-        """Ctrl-C: stop every thread and sandbox of the tree now, and leave a journal that can be resumed."""
-        self.aborted = True
-        self.journal.reject_other_threads()
-        self.ledger.fail(reason)
-        with self._lock:
-            sandboxes, flights = list(self._sandboxes), list(self._in_flight.values())
-            self._in_flight.clear()
-        for sandbox in sandboxes:
-            sandbox.kill() if hasattr(sandbox, "kill") else sandbox.close()
-        if self.servers:
-            self.servers.interrupt()
-        with contextlib.suppress(RLMError):
-            for in_flight in flights:
-                self._abandon(in_flight, "interrupted")
-
-    def close(self) -> None:
-        """End what is still open, the journal last."""
-        with self._lock:
-            sandboxes = list(self._sandboxes)
-            self._sandboxes.clear()
-        for sandbox in sandboxes:
-            sandbox.close()
-        if self.servers:
-            self.servers.close()
-        self.journal.close()
-
-    def totals(self) -> dict[str, Any]:
-        """The tree's totals, as `end` carries them."""
-        ledger = self.ledger
-        return {
-            "calls": ledger.calls,
-            "tokens": ledger.tokens,
-            "usage": dict(ledger.usage),
-            "cost_usd": ledger.cost_usd,
-            "saved_usd": round(ledger.saved, 9),
-            "tool_calls": len(self.tool_calls),
-            "depth_reached": ledger.depth,
-            "duration_ms": _ms_since(ledger.started),
-        }
-
-    def result(self, answer: Answer | None) -> CompletionResult | None:
-        """The result as far as the run has come; None when nothing was done yet."""
-        ledger = self.ledger
-        if answer is None and not ledger.calls:
-            return None
-        return CompletionResult(
-            response=answer.text if answer else self.last_text,
-            value=answer.value if answer else None,
-            trajectory_id=self.journal.trajectory_id,
-            total_calls=ledger.calls,
-            total_tokens=ledger.tokens,
-            usage=dict(ledger.usage),
-            cost_usd=ledger.cost_usd,
-            depth_reached=ledger.depth,
-            tool_calls=list(self.tool_calls),
-            duration_ms=_ms_since(ledger.started),
-            status="answered" if answer else "partial",
-            log=self.journal.path,
-            model=getattr(self.backend, "model", ""),
-            forced=answer.forced if answer else False,
-        )
-
-
-def normal_reply(raw: Any, size: int, model: str) -> rlm_backends.Reply:
-    """A reply with every field in its type, whatever a backend object of the caller's returned."""
-    text = getattr(raw, "text", raw if isinstance(raw, str) else "") or ""
-    calls = []
-    given = islice(getattr(raw, "tool_calls", None) or [], rlm_backends.MOST_CALLS)
-    for number, call in enumerate(given, 1):
-        arguments = call.get("arguments", {})
-        if isinstance(arguments, str) and (read := read_arguments(arguments)) is not None:
-            arguments = read
-        call_id = str(call.get("id") or f"call_{number}")
-        calls.append({"id": call_id, "name": str(call.get("name") or ""), "arguments": arguments})
-    usage = dict(getattr(raw, "usage", None) or {})
-    if not isinstance(usage.get("input"), int) or not isinstance(usage.get("output"), int):
-        usage = {"input": size, "output": rlm_backends.estimate_tokens([{"content": text}]), "estimated": True}
-    return rlm_backends.Reply(
-        text=text,
-        tool_calls=calls,
-        usage={**dict.fromkeys(_USAGE, 0), **usage},
-        stop_reason=getattr(raw, "stop_reason", None) or ("tool_calls" if calls else "stop"),
-        model=getattr(raw, "model", None) or model,
-        cost_usd=getattr(raw, "cost_usd", None),
-        raw=getattr(raw, "raw", None),
-        attempts=getattr(raw, "attempts", 1),
-    )
-
-
-def call_site(event_fields: Event) -> Event:
-    return {name: event_fields[name] for name in ("node", "kind", "depth")}
-
-
-def _whole_number(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
-
-
-class Repeating(Exception):
-    """A reply that says the same again and again; `text` says it once, `received` is all that had come."""
-
-    def __init__(self, text: str, received: str) -> None:
-        super().__init__("the reply repeats itself")
-        self.text = text
-        self.received = received
-
-
-class RepetitionWatch:
-    """Hands on a reply's text as it arrives, and raises `Repeating` once its end is one passage many times over."""
-
-    _STEP = 120  # characters between two looks
-
-    def __init__(self, on_text: Callable[[str], None] | None, *, patient: bool = False) -> None:
-        self._times, self._least = (30, 4000) if patient else (6, 480)  # what a large model repeats may be meant
-        self._on_text = on_text
-        self._parts: list[str] = []
-        self._tail = ""
-        self._unseen = 0
-
-    def __call__(self, delta: str) -> None:
-        if self._on_text is not None:
-            self._on_text(delta)
-        self._parts.append(delta)
-        self._tail = (self._tail + delta)[-5 * self._least :]
-        self._unseen += len(delta)
-        if self._unseen >= self._STEP:
-            self._unseen = 0
-            if period := repeated_passage(self._tail, self._times, self._least):
-                text = "".join(self._parts)
-                raise Repeating(_without_repeats(text, period), text)
-
-
-def repeated_passage(text: str, times: int, least: int) -> int:
-    """The length of the passage that a text ends with `times` over, filling `least` characters; 0 if there is none."""
-    probe = text[-24:]
-    at = last = len(text) - len(probe)
-    for _ in range(64):
-        at = text.rfind(probe, 0, at + len(probe) - 1)
-        period = last - at
-        length = max(times * period, least if len(set(probe)) > 2 else 2 * least)  # a ruled line is not a loop
-        if at < 0 or length > len(text):
-            return 0
-        piece = text[-length:]
-        if piece[period:] == piece[:-period]:
-            return period
-    return 0
-
-
-def _without_repeats(text: str, period: int) -> str:
-    """The text with the passage that it ends with only once."""
-    end = len(text)
-    while end >= 2 * period and text[end - period : end] == text[end - 2 * period : end - period]:
-        end -= period
-    return text[:end]
-
-
-def _ms_since(start: float) -> int:
-    return round((time.monotonic() - start) * 1000)
-
-
-def make_sandbox(options: Options) -> Any:
-    """A REPL of the environment that the options name."""
-    environment: Any = options.environment
-    if not isinstance(environment, str):
-        return environment() if callable(environment) else environment
-    workspace = [os.getcwd()] if options.allowed_paths is None else options.allowed_paths
-    if environment == "docker":
-        return rlm_sandbox.DockerSandbox(
-            image=options.docker_image,
-            cpus=options.docker_cpus,
-            memory=options.docker_memory,
-            network_disabled=options.docker_network_disabled,
-            runtime=options.docker_runtime,
-            workspace=workspace[0] if workspace and options.docker_mount == "ro" else None,
-            cell_timeout=options.cell_timeout,
-            output_limit=options.output_limit,
-            pool=options.docker_pool,
-        )
-    return rlm_sandbox.LocalSandbox(
-        cell_timeout=options.cell_timeout,
-        memory=options.local_memory,
-        allowed_imports=options.allowed_imports,
-        workspace=workspace,
-        require=options.require,
-        output_limit=options.output_limit,
-    )
-
-
-class Future:
-    """A value that a thread is already working out, so that it is there when it is asked for."""
-
-    def __init__(self, work: Callable[[], Any]) -> None:
-        self._work = work
-        self._value: Any = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._value = self._work()
-        except BaseException as error:  # handed to whoever asks for the value
-            self._error = error
-
-    def wait(self, seconds: float) -> bool:
-        """Whether it is there, at the latest after so long."""
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
-
-    def get(self) -> Any:
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._value
-
-
-def _turn_output(backend: Any, profile: Profile) -> int:
-    """Tokens of output to reserve for a turn."""
-    most = profile.turn_output or _TURN_OUTPUT_MOST
-    return min(getattr(backend, "max_output", None) or _TURN_OUTPUT, _TURN_OUTPUT_MOST, most)
-
-
-def fan_out(tasks: Sequence[Callable[[], Any]], width: int) -> list[Any]:
-    """The results of the tasks, in order, `width` at a time; a task's exception stands in its place."""
-    results: list[Any] = [None] * len(tasks)
-    numbers = iter(range(len(tasks)))
-    lock = threading.Lock()
-
-    def work() -> None:
-        while True:
-            with lock:
-                number = next(numbers, None)
-            if number is None:
-                return
-            try:
-                results[number] = tasks[number]()
-            except BaseException as error:  # stands in the result's place
-                results[number] = error
-
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(width, len(tasks)) - 1)]
-    for thread in threads:
-        thread.start()
-    work()
-    for thread in threads:
-        thread.join()
-    return results
-
-
-# --- a node: ask, act, repeat ------------------------------------------------------------------------------------
-
-
-class Node:
-    """One RLM: its messages, its REPL, its depth. The root answers the caller, a child the code that asked for it."""
-
-    def __init__(
-        self,
-        run: Run,
-        context: Context,
-        *,
-        depth: int = 0,
-        parent: str | None = None,
-        key: str | None = None,
-        cell: int | None = None,
-        instructions: str = "",
-        schema: dict[str, Any] | None = None,
-    ) -> None:
-        self.run = run
-        self.context = context
-        self.depth = depth
-        self.parent = parent  # the call whose code issued this node
-        self.call_id = parent  # the newest turn: what this node's own code is issued by
-        self.key = key
-        self.id = run.node_id(key)
-        self.parent_cell = cell
-        self.announced_context: Context | None = None  # the one that the model has been told of
-        self.announcement = ""  # what the newest prompt was followed by
-        self.new_system = ""  # the prompt of another protocol, to be journalled with the next call
-        self.instructions = instructions
-        self.schema = schema
-        self.typed_value: Any = None  # the answer, made into what the schema option asks for
-        self.protocol = self._protocol()
-        self.messages: list[dict[str, Any]] = []
-        self.logged_count = 0  # messages that the journal already holds
-        self.turn = self.first_turn = 0
-        self.cells = 0
-        self.failures = 0
-        self.prompt = ""  # the newest
-        self.warned = False
-        self.looked = False  # code has looked at the context, or the model was shown all of it
-        self.touched = False  # code that names the context has run, perhaps in vain
-        self.sent_back = False  # an answer without a look was, once
-        self.doubts = 0  # answers that lacked a number, or held one that no output shows
-        self.written_calls = 0  # replies whose tool calls stood in their text
-        self.unknown_calls = 0
-        self.worked = False  # a cell has succeeded since the prompt
-        self.forcing: RLMError | None = None  # the limit to raise if the last, tool-free call gives no answer
-        self.fed_subcalls = False  # llm_query has been called, so its first use need not be looked at any more
-        self.outcomes: dict[str, tuple[Any, ...]] = {}  # of each cell's code, when it was last run
-        self.fruitless = 0  # how many outcomes in a row were errors or, for a small model, empty
-        self.repeats = 0  # how often in a row a cell was an earlier one again, with the same outcome
-        self.shown_whole = False  # the model has been shown all of the context
-        self.last_error: RLMError | None = None
-        self._read: tuple[str, WrittenAction | None] | None = None  # the newest reply, and what it asks for
-        self._ordinals: dict[tuple[int, str], int] = {}
-        self._sandbox: Future | None = None
-        self.functions = self._host_functions()
-
-    def solve(self, prompt: str) -> Answer:
-        """Ask, act, repeat, until the model answers or a limit stops it."""
-        self.open(prompt)
-        while True:
-            reply = self.ask()
-            if (answer := self.act(reply)) is not None:
-                return answer
-
-    def complete(self, prompt: str) -> Answer:
-        """Solve, close and journal the end of a node, whichever way it ends."""
-        run = self.run
-        answer: Answer | None = None
-        failure: BaseException | None = None
-        try:
-            answer = self.solve(prompt)
-            return answer
-        except BaseException as error:
-            failure = error
-            raise
-        finally:
-            if not run.options.persistent or self.depth:
-                self.close()
-            if not run.replaying:
-                self.end(answer, failure)
-
-    def end(self, answer: Answer | None, failure: BaseException | None) -> None:
-        """Write a node's `end`. A journal that is already broken must not hide the failure that broke it."""
-        fields: Event = {"node": self.id, "status": "answered", "response": None, "error": None}
-        if answer is not None:
-            fields.update(response=answer.text, given=answer.given, forced=answer.forced)
-            if answer.given:
-                fields.update(packed("value", answer.value))
-        else:
-            stopped = isinstance(failure, KeyboardInterrupt)
-            fields["status"] = (
-                "interrupted" if stopped else "partial" if isinstance(failure, LimitExceeded) else "error"
-            )
-            hint = getattr(failure, "hint", "")
-            fields["error"] = {"type": type(failure).__name__, "message": str(failure), "hint": hint}
-            fields["response"] = self.run.last_text or None if self.depth == 0 else None
-        with contextlib.suppress(RLMError):
-            self.run.journal.write("end", parent=self.parent, depth=self.depth, **fields, totals=self.run.totals())
-
-    def replay_turns(self, prompt: str, turns: int) -> None:
-        """An earlier prompt of a recorded conversation: the same, as far as its recorded turns go."""
-        self.open(prompt)
-        while self.turn < turns:
-            reply = self.ask()
-            stopped = self.forcing is not None or (reply.tool_calls and not self._was_run(reply.tool_calls))
-            if self.turn == turns and stopped:  # the prompt ended here, in a limit
-                self._remember(reply, None)
-            elif self.act(reply) is not None:
-                break
-
-    def _was_run(self, calls: list[dict[str, Any]]) -> bool:
-        """Whether the journal holds an outcome of the newest turn's tool calls."""
-        recording = self.run.recording
-        cells = (cell for (node, _), cell in recording.cells.items() if node == self.id)
-        return any(cell.get("turn") == self.turn for cell in cells) or any(
-            (self.id, self.turn, call["id"]) in recording.tools for call in calls
-        )
-
-    # opening and closing
-
-    def _protocol(self) -> str:
-        if self.run.protocol == "auto":
-            small = (getattr(self.run.backend, "parameters", None) or 1e9) <= _SMALL_PARAMETERS
-            return "tools" if getattr(self.run.backend, "supports_tools", True) and not small else "text"
-        return self.run.protocol
-
-    @property
-    def known_names(self) -> Collection[str]:
-        return self.run.known_names
-
-    def open(self, prompt: str) -> None:
-        """Put the prompt before the model; for the first one also the instructions, and start a REPL meanwhile."""
-        first = not self.messages
-        plain = None
-        if first:
-            self.prompt = prompt
-            recorded = self.run.recording.starts.get(self.id)
-            plain = plain_announcement(self) if recorded is None else None
-            self.protocol = recorded["protocol"] if recorded else "plain" if plain is not None else self.protocol
-            if self.protocol != "plain":
-                self._start_sandbox()
-            system = recorded["system"] if recorded else system_prompt(self)
-            self.messages = [{"role": "system", "content": system, "_stored": True}]
-            known = recorded is not None
-        else:
-            self._answer_open_calls()
-            asked = [(start.get("turn"), start["prompt"]) for start in self.run.recording.prompts]
-            known = self.depth == 0 and (self.turn, prompt) in asked
-        new = self.context is not self.announced_context
-        if new:
-            self.shown_whole = self.context.whole(self.run.options.show_below) is not None
-            self.touched = False
-            self.shown_whole = self.shown_whole or self.protocol == "plain"
-            self.looked = self.context.value is None or self.shown_whole or bool(self.context.images)
-        self._ask_user(prompt, new, recorded if first else self._recorded_start(prompt), plain)
-        self.first_turn, self.failures = self.turn, 0
-        self.warned = self.worked = self.sent_back = False
-        self.doubts = 0
-        self.forcing = None
-        self.outcomes = {}
-        self.fruitless = self.repeats = 0
-        if not known:
-            self._journal_start(prompt, first, self.context.event_fields if new else None)
-        self.announced_context = self.context
-
-    def _recorded_start(self, prompt: str) -> Event | None:
-        """The `start` of a further prompt that the journal holds."""
-        starts = self.run.recording.prompts if self.depth == 0 else []
-        return next((e for e in starts if e.get("turn") == self.turn and e["prompt"] == prompt), None)
-
-    def _start_sandbox(self) -> None:
-        self._sandbox = Future(lambda: self.run.sandbox(self.context))
-
-    def _ask_user(self, prompt: str, new: bool, recorded: Event | None, plain: str | None = None) -> None:
-        """Put the user's message before the model: the prompt, what is known of the context, and its images."""
-        self.prompt = prompt
-        announced = recorded.get("announcement") if recorded else plain or announcement(self, new=new)
-        self.announcement = announced or ""
-        text = f"{prompt}\n\n{announced}" if announced else prompt
-        shows = new and self.context.images
-        content = [{"type": "text", "text": text}, *self.context.images] if shows else text
-        self.messages.append({"role": "user", "content": content, "_stored": True, "_prompt": True})
-
-    def set_context(self, context: Context) -> None:
-        """Another context for the prompts that follow; none leaves the one there is."""
-        if context.value is None:
-            return
-        try:
-            self.sandbox.set("context", context.value)
-        except rlm_sandbox.SandboxError as error:
-            raise sandbox_error(error) from error
-        self.context = context
-
-    def _answer_open_calls(self) -> None:
-        """Give the tool calls of a turn that was stopped a result: providers want one for each."""
-        answered = {message.get("tool_call_id") for message in self.messages}
-        last: dict[str, Any] = next((m for m in reversed(self.messages) if m["role"] == "assistant"), {})
-        for call in last.get("tool_calls", []):
-            if call["id"] not in answered:
-                placeholder = {"role": "tool", "tool_call_id": call["id"], "name": call["name"]}
-                self.messages.append({**placeholder, "content": "[stopped before it ended]", "is_error": True})
-
-    def _journal_start(self, prompt: str, first: bool, context_fields: Event | None) -> None:
-        run, options = self.run, self.run.options
-        fields: Event = {"node": self.id, "kind": "child" if self.key else "root", "prompt": prompt}
-        if self.key:
-            fields.update(key=self.key, cell=self.parent_cell)
-        elif context_fields:
-            run.keep_context(self.context, self.turn)
-        if not first:
-            fields.update(continues=True, turn=self.turn)
-        fields.update(
-            system=self.messages[0]["content"] if first and self.messages[0]["role"] == "system" else None,
-            announcement=self.announcement or None,
-            profile=run.profile.name,
-            prompt_file=options.prompt if options.prompt not in _PROFILES else None,
-            show_below=options.show_below,
-            subcall_characters=run.subcall_characters,
-            params=options.params,
-            sub_params=options.sub_params,
-            model=getattr(run.backend, "model", None),
-            sub_model=options.sub_model,
-            backend=getattr(run.backend, "provider", None),
-            protocol=self.protocol,
-            environment=options.environment if isinstance(options.environment, str) else "object",
-            limits={name: getattr(options, name) for name in LIMITS},
-            context=context_fields,
-            instructions=self.instructions or None,
-            allowed_paths=[os.path.realpath(path) for path in options.allowed_paths or [os.getcwd()]],
-            docker_mount=options.docker_mount,
-            require=options.require,
-            schema=self.schema,
-            base_url=_without_login(getattr(run.backend, "base_url", None)),
-            tools=[] if self.protocol in ("stream", "plain") else [tool.name for tool in run.tools],
-            tool_schemas=run.tool_schemas if self.protocol == "tools" else None,
-            mcp=run.servers.recorded() if run.servers and first and not self.key else None,
-            version=__version__,
-        )
-        run.write("start", parent=self.parent, depth=self.depth, **fields)
-
-    @property
-    def sandbox(self) -> Any:
-        assert self._sandbox is not None, "a node is opened before it runs code"
-        return self._sandbox.get()
-
-    def close(self) -> None:
-        """End the REPL, if there came to be one."""
-        if self._sandbox is not None:
-            with contextlib.suppress(RLMError, rlm_sandbox.SandboxError):
-                self.run.close_sandbox(self._sandbox.get())
-            self._sandbox = None
-
-    def iterations_left(self) -> int:
-        return self.run.options.max_iterations - (self.turn - self.first_turn)
-
-    # asking
-
-    def ask(self) -> Any:
-        """The model's next reply: from the recording as far as that goes, then live."""
-        if not self.iterations_left():
-            limit = self.run.options.max_iterations
-            error = MaxIterationsExceeded(limit, limit)
-            raise self.run.ledger.fail(error) if self.depth == 0 else error
-        if self.iterations_left() == 1 and self.turn > self.first_turn and self.forcing is None:
-            limit = self.run.options.max_iterations
-            self._force(MaxIterationsExceeded(limit, limit))
-        self.turn += 1
-        recorded = self.run.recording.turns.get((self.id, self.turn))
-        return self.run.once(f"turn {self.turn} of node {self.id}", recorded, self._recorded_reply, self._new_reply)
-
-    def _new_reply(self) -> Any:
-        if self.forcing is None and self.protocol != "plain":
-            self._say_what_is_left()
-        try:
-            if self.protocol != "plain":
-                self._compact()
-            return self._mended_reply()
-        except rlm_backends.BackendError as error:
-            raise provider_error(error) from error
-
-    def _mended_reply(self) -> Any:
-        """A live reply; what can be mended by asking differently is, once each."""
-        mended: set[str] = set()
-        while True:
-            try:
-                return self._live_reply()
-            except rlm_backends.BackendError as error:
-                if error.code in mended or not self._mend(error):
-                    raise
-                mended.add(error.code)
-
-    def _mend(self, error: rlm_backends.BackendError) -> bool:
-        if error.code == "no_tools" and self.protocol == "tools" and self.run.options.protocol != "tools":
-            self._change_to_text()
-            return True
-        if error.code == "context_length" and self.protocol == "plain":
-            self._leave_plain("")
-            return True
-        if error.code == "context_length":
-            return self._compact(force=True)
-        # A stream that was cut in its middle is no answer.
-        return error.code == "truncated" or (error.code == "connection" and bool(error.partial))
-
-    def _recorded_reply(self, event: Event) -> Any:
-        """A reply that the journal holds, and the messages that went with it."""
-        self.call_id = event["call_id"]
-        if self.protocol == "plain" and event.get("system"):
-            self._leave_plain("")
-        if event.get("protocol") == "text" and self.protocol == "tools":
-            self._change_to_text()
-        if event.get("system"):
-            self.messages[0], self.new_system = {"role": "system", "content": event["system"]}, ""
-        if not event.get("forced"):
-            self.forcing = None
-        elif self.forcing is None:
-            self.forcing = MaxIterationsExceeded(self.turn, self.turn)
-        if compaction := self.run.recording.compactions.get((self.id, self.turn)):
-            self._replay_compaction(compaction)
-        new = [{k: v for k, v in m.items() if k != "replaces"} for m in event.get("prompt") or []]
-        asked = [m for m in new if "content" in m and m.get("role") in ("user", "tool")]
-        pending = [m for m in self.messages[self.logged_count :] if m.get("_stored")]
-        if asked and self.turn - 1 in self.run.recording.restarts.get(self.id, ()):
-            asked[0] = {**asked[0], "_restart": True}
-        self.messages[self.logged_count :] = pending + asked
-        self.logged_count = len(self.messages)
-        return rlm_backends.Reply(
-            text=event.get("response") or "",
-            tool_calls=event.get("tool_calls") or [],
-            usage=event.get("token_usage") or {},
-            stop_reason=event.get("stop_reason") or "stop",
-            model=event.get("model") or "",
-            cost_usd=event.get("cost_usd"),
-            raw=event.get("raw"),
-        )
-
-    def _live_reply(self) -> Any:
-        new = [_journal_form(m) for m in self.messages[self.logged_count :]]
-        event_fields = {"node": self.id, "kind": "turn", "turn": self.turn, "prompt": new}
-        event_fields.update(depth=self.depth, parent=self.parent)
-        if self.protocol == "text" and self.run.options.protocol == "auto":
-            event_fields["protocol"] = "text"
-        if self.forcing is not None:
-            event_fields["forced"] = True
-        if self.new_system:
-            event_fields["system"], self.new_system = self.new_system, ""
-        backend, has_tools = self.run.backend, self.protocol == "tools"
-        typed = self.protocol == "plain" and (self.schema or {}).get("type") == "object"
-        reply = self.run.call(
-            self,
-            backend,
-            self.messages,
-            event_fields,
-            tools=self.run.tool_schemas if has_tools and self.forcing is None else None,
-            schema=self.schema if typed else None,
-            most=_turn_output(backend, self.run.profile),
-            on_text=self._on_text if self.run.journal.on_event and self.depth == 0 else None,
-            defaults=self._defaults(),
-            read=self._dropped,
-        )
-        self.logged_count = len(self.messages)
-        return reply
-
-    def _defaults(self) -> dict[str, Any]:
-        """Request parameters of ours: greedy decoding would write the same cell for ever, so a stuck model varies."""
-        profile = self.run.profile
-        stops = {"stop": _STOPS} if self.protocol == "text" else {}
-        varied = profile.varied if self.repeats or self.doubts else {}
-        return {**profile.defaults, **stops, **varied}
-
-    def _on_text(self, delta: str) -> None:
-        self.run.journal.emit("text", node=self.id, delta=delta)
-
-    def _change_to_text(self) -> None:
-        """Go on in the text protocol: this model has no tool calling."""
-        self.run.protocol = self.protocol = "text"
-        self.messages[0] = {"role": "system", "content": system_prompt(self)}
-        self.new_system = self.messages[0]["content"] if self.logged_count else ""
-
-    def _leave_plain(self, why: str) -> None:
-        """Go on in the loop: the one plain call gave no answer, or (without `why`) its message was too long."""
-        self.protocol = self._protocol()
-        self._start_sandbox()
-        self.messages[0] = {"role": "system", "content": system_prompt(self), "_stored": True}
-        self.new_system = self.messages[0]["content"]
-        announced = announcement(self, new=True)
-        if not why:
-            del self.messages[1:]
-            announced = f"{self.prompt}\n\n{announced}"
-        self.logged_count = min(self.logged_count, len(self.messages))
-        self.messages.append(
-            {"role": "user", "content": f"{_NOT_PLAIN.format(why)}\n{announced}" if why else announced}
-        )
-
-    def _plain_answer(self, reply: Any, text: str) -> Answer | None:
-        """The answer to a plain call; None where the loop has to go on instead."""
-        if not text.strip() or reply.stop_reason in ("length", "repetition"):
-            why = "it was empty" if not text.strip() else "it was cut off"
-        elif answer := self._accept(Answer(self._answer_in(text)), correct=False):
-            return answer
-        else:
-            why = "it does not fit the schema"
-        self._leave_plain(why)
-        return None
-
-    def _say_what_is_left(self) -> None:
-        """Tell the model once when a limit is nearly reached, so that it can answer in time."""
-        low = self.run.ledger.nearly_used()
-        turns = self.iterations_left() + 1
-        if turns <= max(1, self.run.options.max_iterations // 10):
-            low.append(f"{turns} turns")
-        if low and not self.warned:
-            self.warned = True
-            self.messages.append({"role": "user", "content": f"[nearly used up; left: {', '.join(low)}. Answer soon.]"})
-
-    # acting
-
-    def act(self, reply: Any) -> Answer | None:
-        """Do what a reply asks for. The answer, if it is one; else what came of it is put before the model."""
-        text = visible(reply.text)
-        action = None if reply.tool_calls else self._action(reply)
-        self._remember(reply, action)
-        if self.depth == 0 and text.strip():
-            self.run.last_text = text.strip()
-        if self.forcing is not None:
-            return self._forced_answer(reply, text, action)
-        if reply.tool_calls:
-            return self._run_tools([{**call, "name": self._meant(call)} for call in reply.tool_calls])
-        if reply.stop_reason in ("refusal", "content_filter"):
-            provider = getattr(self.run.backend, "provider", "")
-            raise ProviderError(f"the model refused to answer: {text.strip() or reply.stop_reason}", provider=provider)
-        if reply.stop_reason == "pause":
-            return None
-        if self.protocol == "plain":
-            return self._plain_answer(reply, text)
-        if action is not None:
-            return self._run_written(action, final_call(text))
-        if reply.stop_reason in ("length", "repetition"):
-            return self._corrected(_CUT_OFF if reply.stop_reason == "length" else _REPEATING)
-        return self._read_answer(text)
-
-    def _meant(self, call: dict[str, Any]) -> str:
-        """The name that a tool call means; an unknown one in a form that every provider takes in a history."""
-        return re.sub(r"[^\w-]", "_", tool_name(call["name"], self.known_names), flags=re.ASCII)[:64] or "_"
-
-    def _action(self, reply: Any) -> WrittenAction | None:
-        """What a reply without tool calls asks to be done in its text, where that is not part of its answer."""
-        text = visible(reply.text)
-        if self._read is None or self._read[0] != text:
-            self._read = text, written_action(text, self.known_names)
-        action = self._read[1]
-        if action is None or self.protocol == "plain" or reply.stop_reason in ("refusal", "content_filter", "pause"):
-            return None
-        unfinished = reply.stop_reason in ("length", "repetition") and action.end >= len(text.rstrip())
-        if unfinished and (action.code is None or not parses(action.code)):
-            return None
-        if action.calls:
-            unknown = [call for call in action.calls if call["name"] not in self.known_names]
-            answers = self.schema is not None and not rlm_tools.validate(self.schema, _json_in(text))[1]
-            return None if answers or (unknown and self.unknown_calls >= 2) else action
-        # In the tools protocol a fence may be part of the answer, but not before any code has given the evidence.
-        is_python = action.tagged or may_be_code(action.code or "")
-        as_text = self.protocol == "text" or (is_python and (self.written_calls or not self.worked))
-        return action if as_text or re.search(r"(?m)^FINAL(_VAR)?\(", action.code or "") else None
-
-    def _dropped(self, reply: Any) -> Event:
-        """How many characters after its first action a reply has: output that it made up."""
-        action = None if reply.tool_calls else self._action(reply)
-        dropped = len(visible(reply.text).rstrip()) - action.end if action else 0
-        return {"dropped": dropped} if dropped > 0 else {}
-
-    def _remember(self, reply: Any, action: WrittenAction | None) -> None:
-        """A reply as a message, without what it made up after its first action; the journal has all of it."""
-        text = reply.text if action is None else visible(reply.text)[: action.end]
-        message: dict[str, Any] = {"role": "assistant", "content": text, "_stored": True}
-        if reply.tool_calls:
-            message["tool_calls"] = [{**call, "name": self._meant(call)} for call in reply.tool_calls]
-        if reply.raw is not None and (action is None or action.end >= len(reply.text.rstrip())):
-            message["raw"] = reply.raw
-        self.messages.append(message)
-        self.logged_count = len(self.messages)
-
-    def _run_written(self, action: WrittenAction, final: str | None) -> Answer | None:
-        """Run what a reply asks for in its text; after the second such reply the text protocol goes on."""
-        calls = action.calls or [{"name": "execute_code", "arguments": {"code": action.code}}]
-        self.written_calls += 1
-        self.unknown_calls += any(call["name"] not in self.known_names for call in calls)
-        outcomes: list[Outcome] = []
-        for number, call in enumerate(calls, 1):
-            call_id = f"text_{self.turn}_{number}"
-            outcomes.append(self._run_tool({"id": call_id, **call})._replace(call_id=call_id))
-            if outcomes[-1].error is not None or outcomes[-1].answer is not None:
-                break
-        self._show_outcomes(outcomes)
-        if self.protocol == "tools" and self.written_calls >= 2 and self.run.options.protocol == "auto":
-            self._change_to_text()
-        answer = self._outcome(outcomes[-1:])
-        if answer is None and outcomes[-1].error is None and final and _names_a_variable(final):
-            return self._run_final(final)
-        return answer
-
-    def _show_outcomes(self, outcomes: list[Outcome]) -> None:
-        """Put what came of a reply's text before the model."""
-        shown = "\n\n".join(f"Output:\n{outcome.text}" for outcome in outcomes)
-        cells = [outcome.cell for outcome in outcomes if outcome.cell]
-        ids = [outcome.call_id for outcome in outcomes]
-        message = {"role": "user", "content": shown, "tool_call_ids": ids, "_stored": True, "_cells": cells}
-        self.messages.append({**message, "_fruitless": outcomes[-1].fruitless})
-        newest = outcomes[-1]
-        self.fruitless = self.fruitless + 1 if newest.fruitless else 0
-        stuck = self.fruitless > 1 if newest.fruitless else self.repeats > 1
-        if self.run.profile.guides and (stuck or _CUT_MARK in newest.text):
-            self._restart(newest)
-
-    def _restart(self, outcome: Outcome) -> None:
-        """Leave out the attempts that the model only copies, and say what came of the newest."""
-        fruitless, cut, newest = outcome.fruitless, _CUT_MARK in outcome.text, self.messages[-2]["content"]
-        start = len(self.messages)
-        while (
-            self.messages[start - 2]["role"] == "assistant" and self.messages[start - 1].get("_fruitless") is fruitless
-        ):
-            if not fruitless and self.messages[start - 2]["content"] != newest:
-                break
-            start -= 2
-        start -= bool(self.messages[start - 1].get("_restart"))
-        left_out = self.messages[start:]
-        del self.messages[start:]
-        self.logged_count = len(self.messages)
-        words = f"{_HAS_OUTPUT}\n{outcome.text}"
-        if fruitless:
-            words = _FAILED_BEFORE + re.sub(r"(?m)^in line \d+: .*\n?", "", outcome.text) + self._all_of_it()
-        elif cut:
-            beginning, note = outcome.text[:160].rpartition("\n")[0] or outcome.text[:160], outcome.text.split("\n")[-1]
-            words = f"{_PRINTED_TOO_MUCH}{beginning}\n…\n{note}"
-        self.messages.append({"role": "user", "content": words, "_restart": True})
-        fields: Event = {"places": [], "cells": [n for m in left_out for n in m.get("_cells", ())], "restart": True}
-        fields.update(tokens_before=tokens_of([*self.messages, *left_out]), tokens_after=tokens_of(self.messages))
-        if self.turn not in self.run.recording.restarts.get(self.id, ()):
-            self.run.write("compact", depth=self.depth, parent=self.parent, node=self.id, turn=self.turn, **fields)
-
-    def _all_of_it(self) -> str:
-        """The context itself, once code has failed to find anything in it, if a model can be expected to read it."""
-        text = None if self.shown_whole else self.context.whole(Options.show_below)
-        if text is None:
-            return ""
-        self.shown_whole = True
-        return f"\n`context` is short. This is all of it:\n{text}\nAnswer from it in one line: ANSWER: <the answer>"
-
-    def _read_answer(self, text: str) -> Answer | None:
-        """A reply that asks for nothing to be run: the answer, unless it is empty or comes before any look."""
-        if call := final_call(text):
-            if not self.looked and not self.sent_back and not _names_a_variable(call):
-                return self._send_back()
-            return self._run_final(call)
-        if not text.strip("`~ \t\r\n"):
-            return self._corrected(_EMPTY)
-        if not self.looked and not self.sent_back and not self._is_of_old():
-            return self._send_back()
-        if not (answer := self._answer_in(text)):
-            return self._corrected(_EMPTY)
-        if self.run.profile.guides and self.doubts < _DOUBTS and (doubt := self._doubt_about(answer)):
-            self.doubts += 1
-            return self._turn_down(
-                doubt + _COMPUTE_IT.format("a ```python block" if self.protocol == "text" else "code")
-            )
-        return self._accept(Answer(answer))
-
-    def _is_of_old(self) -> bool:
-        """Whether the reply is from a journal that was written before answers were sent back."""
-        start = self.run.recording.starts.get(self.id)
-        return start is not None and "profile" not in start and (self.id, self.turn) in self.run.recording.turns
-
-    def _turn_down(self, words: str) -> Answer | None:
-        """Ask for something else than the newest reply, which a small model would repeat if it saw it; no answer."""
-        message: dict[str, Any] = {"role": "user", "content": words}
-        if self.run.profile.guides:
-            self.messages.pop()
-            self.logged_count = len(self.messages)
-            message["_replaces"] = True
-        self.messages.append(message)
-        return None
-
-    def _doubt_about(self, answer: str) -> str:
-        """What is wrong with an answer that lacks the number asked for, or holds one that no output shows; else ""."""
-        if self.shown_whole or not self.looked or self.context.value is None:
-            return ""
-        wants_number = re.search(r"(?i)\bhow (?:many|much|often|long|large)\b", self.prompt)
-        if wants_number and not re.search(_HAS_NUMBER, answer):
-            return "The question asks for a number, too. "
-        place = max(n for n, message in enumerate(self.messages) if message.get("_prompt"))
-        seen = [str(m["content"]) for m in self.messages[place + 1 :] if m["role"] != "assistant"]
-        seen += [str(m["content"]) for m in self.messages[2:place]]  # of a conversation's earlier prompts
-        seen += [f"{stdout} {value}" for stdout, value, _ in self.outcomes.values()]
-        unseen = unseen_numbers(answer[:500], f"{self.prompt} {' '.join(seen)}")
-        return f"No output shows {' or '.join(unseen)}: do not guess. " if unseen else ""
-
-    def _answer_in(self, text: str) -> str:
-        """The answer of a reply: what follows the mark that the small profile asks for, else all of it."""
-        if self.run.profile.guides and (marked := list(re.finditer(r"ANSWER:[ \t*]*", text))):
-            text = text[marked[-1].end() :].strip() or text
-        return "" if text.strip() == "<the answer>" else text.strip()
-
-    def _send_back(self) -> Answer | None:
-        """The answer to a question about a context that no code has looked at is a guess: ask for a look; None."""
-        self.sent_back = True
-        use = f" {use_of(self.context)}" if self.run.profile.guides else ""
-        return self._turn_down(_LOOK_FIRST[self.protocol] + use)
-
-    def _force(self, limit: RLMError) -> None:
-        """Ask for the best answer from what has been seen, without tools, before this limit is raised."""
-        self.forcing = limit
-        line = _ANSWER_LINE if self.run.profile.guides else "."
-        reminder = f"\nThe request: {self.prompt}" if self.run.profile.guides and len(self.prompt) <= 300 else ""
-        self.messages.append({"role": "user", "content": _ANSWER_NOW.format(line=line) + reminder})
-
-    def _forced_answer(self, reply: Any, text: str, action: WrittenAction | None) -> Answer | None:
-        """The answer that the last call was asked for; the limit is raised if it gives none."""
-        limit, self.forcing = self.forcing, None
-        assert limit is not None
-        no_answer = ("length", "refusal", "content_filter", "pause")
-        if reply.stop_reason not in no_answer:
-            accepted = self._final_answer(text, reply.tool_calls or (action.calls if action else []), action)
-            if accepted is not None:
-                return accepted._replace(forced=True)
-        if isinstance(limit, MaxIterationsExceeded) and self.iterations_left():  # a resume has raised the limit
-            self.messages.pop()
-            return self.act(reply)
-        raise self.run.ledger.fail(limit) if self.depth == 0 and isinstance(limit, LimitExceeded) else limit
-
-    def _final_answer(self, text: str, calls: list[dict[str, Any]], action: WrittenAction | None) -> Answer | None:
-        """The answer in the last reply: prose, or code that ends with FINAL(...), which may name a variable."""
-        codes = [code_argument(call["arguments"])[0] for call in calls if self._meant(call) == "execute_code"]
-        call = None if calls or action else final_call(text)
-        codes += [code for code in (call, action and action.code) if code and may_be_code(code)]
-        final = next((code for code in codes if re.search(r"(?m)^FINAL(?:_VAR)?\(", code)), None)
-        if final is not None:
-            outcome = self.run_cell(final, f"cell_{self.cells + 1}")
-            return self._accept(outcome.answer, correct=False) if outcome.answer else None
-        if calls or action:
-            return None
-        answer = literal_answer(call) if call else self._answer_in(text)
-        return self._accept(Answer(answer), correct=False) if answer.strip("`~ \t\r\n") else None
-
-    def _corrected(self, words: str) -> Answer | None:
-        """Point a mistake out to the model; None, since that is no answer."""
-        self.messages.append({"role": "user", "content": words})
-        self.count_failure(RLMError(words))
-        return None
-
-    def count_failure(self, error: RLMError | None) -> None:
-        """Count a turn that failed, or with None forget the failures before one that did not."""
-        self.failures = self.failures + 1 if error else 0
-        if error and self.failures >= self.run.options.max_errors:
-            error.hint = error.hint or f"{self.failures} failures in a row; max_errors raises the limit"
-            if not self.iterations_left():
-                raise error
-            self._force(error)
-
-    def _accept(self, answer: Answer, *, correct: bool = True) -> Answer | None:
-        """The answer, unless it does not fit the schema: then the model is told, where it may `correct` it."""
-        if self.schema is None:
-            return answer
-        value = answer.value if answer.given else _json_in(answer.text)
-        value, problems = rlm_tools.validate(self.schema, value)
-        try:
-            self.typed_value = None if problems else rlm_tools.construct(self.run.options.schema, value)
-        except rlm_tools.ToolError as error:  # a class's own check, which the model can satisfy too
-            problems = [str(error)]
-        if problems and correct:
-            return self._corrected("The answer does not fit the schema: " + "; ".join(problems[:8]))
-        if problems:
-            return None
-        return Answer(_as_text(value), value, True)
-
-    def _run_tools(self, calls: list[dict[str, Any]]) -> Answer | None:
-        """Run the tool calls of one turn, in parallel unless two of them are cells."""
-        tasks = [partial(self._run_tool, call) for call in calls]
-        cells = sum(call["name"] in _REPL_NAMES for call in calls)
-        width = 1 if cells > 1 else self.run.options.max_parallel
-        outcomes = fan_out(tasks, width)
-        for outcome in outcomes:
-            if isinstance(outcome, BaseException):
-                raise outcome
-        for call, outcome in zip(calls, outcomes, strict=True):
-            self.messages.append(
-                {
-                    "role": "tool",
-                    "tool_call_id": call["id"],
-                    "name": call["name"],
-                    "content": outcome.text,
-                    "is_error": outcome.error is not None,
-                    "_stored": True,
-                    "_cells": [outcome.cell] if outcome.cell else [],
-                }
-            )
-        return self._outcome(outcomes)
-
-    def _outcome(self, outcomes: list[Outcome]) -> Answer | None:
-        """What a turn's cells and tools came to: an answer by FINAL, or success or failure to count."""
-        for outcome in outcomes:
-            if outcome.answer is not None:
-                return self._accept(outcome.answer)
-        self.looked = self.looked or any(o.error is None and not o.cell for o in outcomes)
-        errors = [o.error or RLMError("the model's code found nothing") for o in outcomes if o.fruitless or o.error]
-        self.count_failure(errors[-1] if len(errors) == len(outcomes) else None)
-        return None
-
-    def _run_tool(self, call: dict[str, Any]) -> Outcome:
-        """One tool call of the model's: a cell, or a tool by its name."""
-        name, arguments = call["name"], call["arguments"]
-        if name in _REPL_NAMES and name != "execute_code":
-            return self.run_cell(as_code(call), call["id"])
-        if name == "execute_code":
-            code, problem = code_argument(arguments)
-            if not problem:
-                return self.run_cell(code, call["id"])
-            self._journal_tool(call, problem, RLMError(problem), time.monotonic())
-            return Outcome(problem, RLMError(problem))
-
-        def serve(recorded: Event) -> Outcome:
-            result = recorded["tool_results"][0]
-            failed = bool(result.get("is_error"))
-            self.run.add_tool_call(name, arguments, self, is_error=failed)
-            text = str(result.get("content", ""))
-            return Outcome(text, RLMError(text) if failed else None)
-
-        def work() -> Outcome:
-            started = time.monotonic()
-            text, error = self._call_tool(name, arguments)
-            self._journal_tool(call, text, error, started)
-            return Outcome(text, error)
-
-        recorded = self.run.recording.tools.get((self.id, self.turn, call["id"]))
-        return self.run.once(f"result of {name} in turn {self.turn}", recorded, serve, work)
-
-    def _call_tool(self, name: str, arguments: Any) -> tuple[str, RLMError | None]:
-        tools = {tool.name: tool for tool in self.run.tools}
-        if name not in tools:
-            missing = ToolNotFoundError(name, [*tools, "execute_code"])
-            return f"error: {missing}", missing
-        try:
-            text = self.run.run_cancellable(lambda: rlm_tools.call_for_model(tools[name], arguments))
-        except Exception as error:  # whatever a tool raises is the model's to read
-            self.run.ledger.check()
-            problem = f"error: {type(error).__name__}: {error}"
-            return problem, RLMError(f"tool {name!r} failed: {error}")
-        return _cut(text, self.run.options.output_limit), None
-
-    def _journal_tool(self, call: dict[str, Any], text: str, error: RLMError | None, started: float) -> None:
-        self.run.add_tool_call(call["name"], call["arguments"], self, is_error=error is not None)
-        result = {"id": call["id"], "name": call["name"], "content": text, "is_error": error is not None}
-        self._write_tool(
-            turn=self.turn,
-            tool_calls=[call["id"]],
-            tool_results=[result],
-            error=text if error else None,
-            duration_ms=_ms_since(started),
-        )
-
-    def _write_tool(self, **fields: Any) -> None:
-        self.run.write("tool", call_id=self.call_id, parent=self.parent, depth=self.depth, node=self.id, **fields)
-
-    def _run_final(self, call: str) -> Answer | None:
-        """A FINAL(...) in prose: run as code, so that it may name a variable; taken literally if it is not code."""
-        call = re.sub(r"\AFINAL_VAR\(\s*[\"']?(\w+)[\"']?\s*\)\Z", r"FINAL(\1)", call)
-        if not parses(call):
-            return self._accept(Answer(literal_answer(call)))
-        call_id = f"cell_{self.cells + 1}"
-        outcome = self.run_cell(call, call_id)._replace(call_id=call_id)
-        if outcome.answer is not None:
-            return self._accept(outcome.answer)
-        if "NameError" in outcome.text and re.fullmatch(r"FINAL\([\w ]*\)", call):
-            return self._accept(Answer(literal_answer(call)))
-        self._show_outcomes([outcome])
-        return self._outcome([outcome])
-
-    # cells
-
-    def run_cell(self, code: str, call_id: str) -> Outcome:
-        """Run code in the REPL and journal what came of it; a recorded cell is run again for its variables."""
-        self.cells += 1
-        number = self.cells
-        recorded = self.run.recording.cells.get((self.id, number))
-        event = self._execute(code, number, recorded)
-        if recorded is None:
-            result = {"id": call_id, "name": "execute_code", "is_error": event["error"] is not None}
-            self._write_tool(turn=self.turn, tool_calls=[call_id], tool_results=[result], **_without_final(event))
-        self.run.add_tool_call("execute_code", {"code": code}, self, is_error=event["error"] is not None)
-        answer = event["final"] if event["error"] is None else None
-        self.touched = self.touched or _names(code, "context")
-        if event["error"] is None:
-            self.worked = True
-            self.looked = self.looked or self.touched
-        error = None if event["error"] is None else self._cell_error(code, event)
-        fruitless = error is not None or (self.run.profile.guides and answer is None and is_empty_result(event))
-        return Outcome(show_cell(event), error, answer, number, fruitless=fruitless)
-
-    def _note(self, code: str, event: Event, recorded: Event | None) -> str:
-        """What is said beside a cell's output; as recorded, where it is."""
-        shown = (event["stdout"], event["value"], event["error"])
-        outcome = tuple(re.sub(r"<cell \d+>|_out\[\d+\]", "", text or "") for text in shown)  # which name the cell
-        again = self.outcomes.get(code.strip()) == outcome
-        self.repeats = self.repeats + 1 if again else 0
-        self.outcomes[code.strip()] = outcome
-        return str(recorded.get("note") or "") if recorded is not None else note_on(self, code, event, again)
-
-    def _execute(self, code: str, number: int, recorded: Event | None) -> Event:
-        """The `tool` event of a cell, with its Answer (or None) under `final`."""
-        died = recorded is not None and (bool(recorded.get("restored")) or recorded.get("status") == "lost")
-        self.run.journal.progress("running", node=self.id, depth=self.depth, cell=number)
-        timeout, remaining = self.run.options.cell_timeout, self.run.ledger.remaining()
-        how: dict[str, Any] = {}
-        if self.run.ledger.deadline is not None and isinstance(self.sandbox, rlm_sandbox.Sandbox):
-            how["deadline"] = self.run.ledger.deadline
-        try:
-            cell = self.sandbox.execute(
-                "None" if died else code,
-                timeout=timeout if remaining is None else min(timeout, max(remaining, 0.01)),
-                functions=self.functions,
-                on_output=self._on_output if self.run.journal.on_event else None,
-                **how,
-            )
-        except rlm_sandbox.AbortCell as stop:
-            raise self.run.ledger.stopped or stop from None
-        except rlm_sandbox.SandboxError as error:
-            self.run.ledger.check()
-            raise sandbox_error(error) from error
-        self.run.ledger.check()
-        event: Event = {
-            "cell": number,
-            "code": code,
-            "stdout": cell.stdout,
-            "value": cell.value,
-            "error": cell.error,
-            "status": cell.status,
-            "restored": cell.restored,
-            "images": len(cell.images),
-            "duration_ms": round(cell.duration_ms, 1),
-            "final": None,
-        }
-        if cell.status == "memory" and (limit := self._memory_limit(recorded)):
-            event["error"] = f"{cell.error or 'MemoryError'}\n{limit}"
-        if recorded is not None:
-            event = self._compared(event, recorded, died)
-        if event["status"] != "ok" and event["error"] is None:
-            event["error"] = f"the cell ended: {event['status']}"
-        if recorded is not None and "brief" in recorded:
-            event["brief"] = recorded["brief"]
-        elif event["error"] is not None and self.run.profile.guides:
-            event["brief"] = brief_error(event["error"], code, number)
-        event["note"] = self._note(code, event, recorded)
-        if event["error"] is None and cell.final is not rlm_sandbox.UNSET:
-            try:
-                event["final"] = Answer(_as_text(cell.final), cell.final, True)
-            except (
-                ValueError,
-                RecursionError,
-            ) as error:  # an integer that is too long, or what no worker of ours sends
-                event["error"] = f"{type(error).__name__}: FINAL's value cannot be written out: {error}"
-        return event
-
-    def _memory_limit(self, recorded: Event | None) -> str:
-        """Which limit a MemoryError has met, and the option that raises it; of a recorded cell what was said then."""
-        if recorded is not None:
-            said = (recorded.get("error") or "").rpartition("\n")[2]
-            return said if said.startswith("(the limit is ") else ""
-        environment = self.run.options.environment
-        if environment not in ("local", "docker"):
-            return ""
-        name = f"{environment}_memory"
-        size = getattr(self.run.options, name)
-        beyond = " beyond the context" if environment == "local" else ""
-        return f"(the limit is {size} of memory{beyond}: option {name})"
-
-    def _compared(self, event: Event, recorded: Event, died: bool) -> Event:
-        """The recorded outcome, which the conversation goes on from; a difference in the re-run is said."""
-        fields = ("stdout", "value", "error")
-        differing = [f for f in fields if not died and event[f] != recorded.get(f)]
-        if differing:
-            self.run.diverged(self, f"cell {event['cell']} of {self.id}: {', '.join(differing)} differ when run again")
-        return {**event, **{f: recorded.get(f) for f in (*fields, "status", "restored", "images")}}
-
-    def _on_output(self, text: str) -> None:
-        self.run.journal.emit("output", node=self.id, cell=self.cells, text=text)
-
-    def _cell_error(self, code: str, event: Event) -> RLMError:
-        """The error to raise if this cell is the last of `max_errors`: our own that its code let through, if any."""
-        text, own = event["error"], self.last_error
-        if own is not None and str(own) in text:
-            return own
-        line = text.rstrip().rsplit("\n", 1)[-1]
-        return REPLExecutionError(f"the model's code failed: {line}", code=code, stderr=text)
-
-    # what code in the REPL may call
-
-    def _host_functions(self) -> dict[str, Any]:
-        plans: dict[str, Callable[..., Callable[[], Any]]] = {
-            "llm_query": self._plan_llm_query,
-            "llm_query_batched": self._plan_llm_query_batched,
-            "rlm_query": self._plan_rlm_query,
-            "rlm_query_batched": self._plan_rlm_query_batched,
-            "map_query": self._plan_map_query,
-            "budget": self._plan_budget,
-        }
-        for tool in self.run.tools:
-            plans[tool.name] = self._tool_preparation(tool)
-        if servers := self.run.servers:
-            plans["tools"] = lambda word="": partial(servers.search, word)
-        functions: dict[str, Any] = {
-            name: HostFunction(self, plan, batched=name == "llm_query_batched") for name, plan in plans.items()
-        }
-        if servers:
-            functions.update(servers.namespaces(lambda tool: HostFunction(self, self._remote_tool_preparation(tool))))
-        return {**functions, "chunks": rlm_sandbox.Chunks(self.run.subcall_characters)}
-
-    def _key(self, function: str, *parts: Any) -> str:
-        """The key of a call from the cell that is running: exact when the cell is run again."""
-        text = to_json([function, *parts], sort_keys=True)
-        digest = sha256(text.encode()).hexdigest()[:12]
-        ordinal = self._ordinals.get((self.cells, digest), 0)
-        self._ordinals[self.cells, digest] = ordinal + 1
-        return f"{self.id}/{self.cells}/{digest}/{ordinal}"
-
-    def _plan_budget(self) -> Callable[[], Any]:
-        return lambda: {**self.run.ledger.left(), "iterations": self.iterations_left()}
-
-    def _plan_llm_query(
-        self, prompt: str, model: str | None = None, schema: Any = None, images: Any = None
-    ) -> Callable[[], Any]:
-        return self._plan_leaves("llm_query", [prompt], model, schema, images)[0]
-
-    def _plan_llm_query_batched(
-        self, prompts: list[str], model: str | None = None, schema: Any = None
-    ) -> Callable[[], list[Any]]:
-        return self._all_of(self._plan_leaves("llm_query_batched", prompts, model, schema))
-
-    def _plan_leaves(
-        self, function: str, prompts: Any, model: str | None, schema: Any = None, images: Any = None
-    ) -> list[partial[Any]]:
-        prompts = _prompt_list(function, prompts)
-        wanted = _subcall_schema(function, schema)
-        wrapped = wanted is not None and wanted.get("type") != "object"
-        form = SubcallForm(_object_schema({"answer": wanted}) if wrapped else wanted, _subcall_images(images), wrapped)
-        model = model or self.run.options.sub_model
-        keys = [self._key("llm_query", model, prompt, *form.key()) for prompt in prompts]
-        recorded = self.run.recording.results_by_key
-        if function == "llm_query" and keys[0] not in recorded:
-            self._require_text(prompts[0])
-        self.fed_subcalls = True
-        self.run.ledger.count_subcalls(sum(key not in recorded for key in keys))
-        cell = self.cells
-        return [partial(self._leaf, key, prompt, model, cell, form) for key, prompt in zip(keys, prompts, strict=True)]
-
-    def _require_text(self, prompt: str) -> None:
-        """Refuse the run's first sub-call if it only talks about the context: the model would have to invent it."""
-        value = self.context.value
-        fed = self.fed_subcalls or self.depth or not isinstance(value, (str, dict, list, tuple)) or not value
-        asks_about_it = len(prompt.split()) >= 3 and len(prompt) <= _BARE_PROMPT and not self.context.images
-        if fed or not asks_about_it or holds_text_of(prompt, value):
-            return
-        self.fed_subcalls = True
-        raise ValueError(
-            "llm_query sees only its prompt, and this one holds no text of `context`: put the text into it, as in "
-            'llm_query("the question\\n" + piece). To count or search, use Python. (The same call again is sent.)'
-        )
-
-    def _plan_map_query(self, question: str, items: Any, schema: Any = None) -> Callable[[], list[Any]]:
-        if not isinstance(question, str) or not question.strip():
-            raise TypeError("map_query(question, items): the question is a text that each item is asked")
-        if not isinstance(items, (list, tuple)):
-            raise TypeError(f"map_query takes a list of items, not {type(items).__name__}")
-        texts = [item if isinstance(item, str) else _as_text(item) for item in items]
-        wanted = _subcall_schema("map_query", schema) or {"type": "string"}
-        groups = _groups_of(texts, self.run.subcall_characters, 10 if self.run.profile.guides else 50)
-        self.fed_subcalls = True
-        prompts = [_map_prompt(question, [texts[n] for n in group]) for group in groups]
-        keys = [self._key("map_query", self.run.options.sub_model, prompt, wanted) for prompt in prompts]
-        recorded = self.run.recording.results_by_key
-        self.run.ledger.count_subcalls(sum(key not in recorded for key in keys))
-        forms = [SubcallForm(_numbered_schema(wanted, len(group)), [], numbered=True) for group in groups]
-        model, cell = self.run.options.sub_model, self.cells
-        tasks = [
-            partial(self._leaf, key, prompt, model, cell, form)
-            for key, prompt, form in zip(keys, prompts, forms, strict=True)
-        ]
-
-        def work() -> list[Any]:
-            try:
-                answers = self._all_of(tasks)()
-            except SubcallError as error:  # by items, as they were asked
-                data = error.cell_data
-                for name in ("results", "errors"):
-                    data[name] = _by_items(data[name], groups)
-                raise
-            return [value for group in answers for value in group.values()]
-
-        return work
-
-    def _counted(self, begun: Callable[[], None], tasks: Sequence[Callable[[], Any]]) -> list[Callable[[], Any]]:
-        """The tasks, each of which says that its turn has come, and tells the listener when it is done."""
-        done = 0
-        lock = threading.Lock()
-
-        def run(task: Callable[[], Any]) -> Any:
-            nonlocal done
-            begun()
-            try:
-                return task()
-            finally:
-                with lock:
-                    done += 1
-                    self.run.journal.progress("subcalls", node=self.id, done=done, total=len(tasks))
-
-        return [partial(run, task) for task in tasks]
-
-    def _plan_rlm_query(self, prompt: str, context: Any = None) -> Callable[[], Any]:
-        return self._plan_children("rlm_query", [prompt], [context])[0]
-
-    def _plan_rlm_query_batched(self, prompts: list[str], contexts: list[Any] | None = None) -> Callable[[], list[Any]]:
-        if contexts is None:
-            contexts = [None] * len(prompts)
-        if len(contexts) != len(prompts):
-            raise ValueError(f"rlm_query_batched got {len(prompts)} prompts and {len(contexts)} contexts")
-        return self._all_of(self._plan_children("rlm_query_batched", prompts, contexts))
-
-    def _plan_children(self, function: str, prompts: Any, contexts: list[Any]) -> list[partial[Any]]:
-        prompts = _prompt_list(function, prompts)
-        if self.depth >= self.run.options.max_depth:
-            raise MaxDepthExceeded(self.depth + 1, self.run.options.max_depth)
-        environment: Any = self.run.options.environment
-        if not isinstance(environment, str) and not callable(environment):
-            raise TypeError(f"{function}: the environment is a single REPL; use llm_query instead")
-        keys = [
-            self._key("rlm_query", prompt, _digest(context)[0])
-            for prompt, context in zip(prompts, contexts, strict=True)
-        ]
-        known = self.run.recording.children
-        self.run.ledger.count_subcalls(sum(key not in known for key in keys))
-        cell, parent = self.cells, self.call_id
-        return [
-            partial(self._child, key, prompt, context, cell, parent)
-            for key, prompt, context in zip(keys, prompts, contexts, strict=True)
-        ]
-
-    def _forecast(self, tasks: Sequence[partial[Any]]) -> Forecast:
-        """What those of a batch's sub-calls or children that the journal does not hold will cost at most."""
-        run, recording = self.run, self.run.recording
-        new = [t for t in tasks if t.args[0] not in recording.results_by_key and t.args[0] not in recording.children]
-        left = run.ledger.left()
-        if new and new[0].func == self._child:  # children go on until they answer: all that is left is their limit
-            cost = at_most(left["tokens"], run.backend, run.options)
-            cost = cost if cost is None or left["cost_usd"] is None else min(cost, left["cost_usd"])
-            return Forecast(len(new), f"children of {getattr(run.backend, 'model', '')}", cost)
-        try:
-            backend = run.backend_for(new[0].args[2] if new else None)
-        except (rlm_backends.BackendError, RLMError):  # each of them is going to fail, before it is sent
-            return Forecast(len(new), "sub-calls", 0.0)
-        params = run.params_for({"kind": "sub"})
-        most = min(run.profile.subcall_output, _whole_number(params.get("max_output_tokens")) or sys.maxsize)
-        calls = []
-        for _, prompt, _, _, form in (task.args for task in new):
-            size = tokens_of([{"role": "user", "content": form.prompt(prompt)}])
-            calls.append((size, most))
-            if form.schema is not None:  # what does not fit is asked for once more
-                calls.append((size + most + _CORRECTION_TOKENS, most))
-        cost = run.ledger.forecast(calls, run.price(backend))
-        return Forecast(len(new), f"sub-calls of {getattr(backend, 'model', '')}", cost)
-
-    def _all_of(self, tasks: Sequence[partial[Any]]) -> Callable[[], list[Any]]:
-        """All results in order; SubcallError, with `.results` and `.errors`, if some failed, once all have ended."""
-
-        def work() -> list[Any]:
-            self.run.confirm(lambda: self._forecast(tasks))
-            with self.run.ledger.queue(len(tasks)) as begun:
-                results = fan_out(self._counted(begun, tasks), self.run.options.max_parallel)
-            self.run.ledger.check()
-            errors = {n: r for n, r in enumerate(results) if isinstance(r, BaseException)}
-            if errors:
-                first = next(iter(errors.values()))
-                raise SubcallError(
-                    f"{len(errors)} of {len(results)} failed (.results has the others, .errors the reasons): {first}",
-                    results=[None if n in errors else r for n, r in enumerate(results)],
-                    errors=[str(errors[n]) if n in errors else None for n in range(len(results))],
-                )
-            return results
-
-        return work
-
-    def _leaf(self, key: str, prompt: str, model: str | None, cell: int, form: SubcallForm) -> Any:
-        """One llm_query: the prompt as the only message, its answer as text, or as the data that was asked for."""
-        content = form.prompt(prompt)
-        messages = [{"role": "user", "content": content}]
-        text = self._leaf_reply(key, messages, model, cell, form)
-        if form.schema is None:
-            return text
-        value, problems = form.read(text)
-        if not problems:
-            return value
-        again = f"That does not fit: {'; '.join(problems[:5])}. Answer again, with JSON only."
-        messages += [{"role": "assistant", "content": text}, {"role": "user", "content": again}]
-        if f"{key}/again" not in self.run.recording.results_by_key:
-            self.run.ledger.count_subcalls(1)
-        text = self._leaf_reply(f"{key}/again", messages, model, cell, form)
-        value, problems = form.read(text)
-        if problems:
-            raise SubcallError(f"the answer does not fit the schema: {'; '.join(problems[:5])}", partial=text)
-        return value
-
-    def _leaf_reply(
-        self, key: str, messages: list[dict[str, Any]], model: str | None, cell: int, form: SubcallForm
-    ) -> str:
-        def serve(recorded: Event) -> str:
-            text = visible(recorded.get("response") or "")
-            return _leaf_text(text, recorded.get("stop_reason"), recorded["token_usage"])
-
-        def work() -> str:
-            fields = {"node": self.id, "kind": "sub", "cell": cell, "key": key, "prompt": [dict(m) for m in messages]}
-            fields.update(depth=self.depth + 1, parent=self.call_id)
-            try:
-                backend = self.run.backend_for(model)
-                _require_room(backend, messages)
-                most = self.run.profile.subcall_output
-                reply = self.run.call(self, backend, messages, fields, most=most, schema=form.schema)
-            except rlm_backends.BackendError as error:
-                raise provider_error(error) from error
-            return _leaf_text(visible(reply.text), reply.stop_reason, reply.usage)
-
-        return self.run.once(f"sub-call {key}", self.run.recording.results_by_key.get(key), serve, work)
-
-    def _child(self, key: str, prompt: str, context: Any, cell: int, parent: str | None) -> Any:
-        """One rlm_query: a node one deeper, with a REPL of its own; FINAL's value, else its text."""
-        run = self.run
-        child = Node(run, Context(context, "code"), depth=self.depth + 1, parent=parent, key=key, cell=cell)
-        ended = run.recording.ends.get(child.id)
-        if ended and ended["status"] == "answered" and not run.replaying and ("value" in ended or not ended["given"]):
-            return rlm_sandbox.unpack(ended["value"]) if ended["given"] else ended["response"]
-        answer = child.complete(prompt)
-        return answer.value if answer.given else answer.text
-
-    def _tool_preparation(self, tool: Tool) -> Callable[..., Callable[[], Any]]:
-        def prepare(*args: Any, **kwargs: Any) -> Callable[[], Any]:
-            arguments = tool.bind(*args, **kwargs)
-            call = partial(rlm_tools.call_tool, tool, arguments)
-            return partial(
-                self._tool_from_code, tool.name, call, arguments, self._key(tool.name, arguments), self.cells
-            )
-
-        return prepare
-
-    def _remote_tool_preparation(self, tool: Any) -> Callable[..., Callable[[], Any]]:
-        """The same for a tool of an MCP server."""
-
-        def prepare(*args: Any, **kwargs: Any) -> Callable[[], Any]:
-            arguments, name = tool.arguments(*args, **kwargs), tool.full_name
-            call = partial(self.run.servers.call, tool, arguments)
-            return partial(self._tool_from_code, name, call, arguments, self._key(name, arguments), self.cells)
-
-        return prepare
-
-    def _tool_from_code(
-        self, name: str, call: Callable[[], Any], arguments: dict[str, Any], key: str, cell: int
-    ) -> Any:
-        """A tool called by the model's code: its result as Python data, journalled so that a re-run gets the same."""
-        recorded = self.run.recording.results_by_key.get(key)
-
-        def serve(recorded: Event) -> Any:
-            self.run.add_tool_call(name, arguments, self, is_error=bool(recorded.get("error")))
-            if recorded.get("error"):
-                raise _recorded_error(recorded["error"])
-            return rlm_sandbox.unpack(recorded["result"])
-
-        def work() -> Any:
-            started = time.monotonic()
-            result, error = None, None
-            try:
-                result = self.run.run_cancellable(call)
-            except Exception as raised:  # whatever a tool raises belongs to the code that called it
-                self.run.ledger.check()
-                error = raised
-            if recorded is None:
-                self._journal_tool_from_code(name, arguments, key, cell, result, error, started)
-            self.run.add_tool_call(name, arguments, self, is_error=error is not None)
-            if error is not None:
-                raise error
-            return result
-
-        kept = recorded if recorded and (recorded.get("error") or "result" in recorded) else None  # or it was too large
-        return self.run.once(f"result of {name}", kept, serve, work)
-
-    def _journal_tool_from_code(
-        self,
-        name: str,
-        arguments: dict[str, Any],
-        key: str,
-        cell: int,
-        result: Any,
-        error: Exception | None,
-        started: float,
-    ) -> None:
-        fields: Event = {"key": key, "from_cell": cell, "name": name, **packed("arguments", arguments)}
-        if error is None:
-            fields.update(packed("result", result))
-        shown = f"{type(error).__name__}: {error}" if error else _cut(rlm_tools.render(result), 2000)
-        results = [{"id": key, "name": name, "content": shown, "is_error": error is not None}]
-        fields.update(tool_calls=[key], tool_results=results, error=shown if error else None)
-        self._write_tool(turn=self.turn, **fields, duration_ms=_ms_since(started))
-
-    # compaction
-
-    def _compact(self, *, force: bool = False) -> bool:
-        """When the window fills, put stubs in the place of the oldest outputs, in one large step; else a summary."""
-        window = getattr(self.run.backend, "window", None) or _UNKNOWN_WINDOW
-        before = tokens_of(self.messages)
-        if not self.run.options.compaction or not (force or before > 0.75 * window):
-            return False
-        places = self._stub_oldest(min(0.25 * window, 0.5 * before))
-        after = tokens_of(self.messages)
-        fields: Event = {"places": places, "cells": [n for p in places for n in self.messages[p]["_cells"]]}
-        if after > 0.6 * window:
-            fields["summary"] = self._summarise()
-            after = tokens_of(self.messages)
-        if not places and "summary" not in fields:
-            return False
-        fields.update(tokens_before=before, tokens_after=after, turn=self.turn)
-        self.run.write("compact", depth=self.depth, parent=self.parent, node=self.id, **fields)
-        return True
-
-    def _stub_oldest(self, goal: float) -> list[int]:
-        """Replace outputs, the oldest first, until the goal (tokens) is met; the places of those messages."""
-        places, size = [], tokens_of(self.messages)
-        for place, message in enumerate(self.messages[:-2]):
-            if size <= goal:
-                break
-            if "_cells" in message and len(message["content"]) > _STUB_WORTH and not message.get("_stub"):
-                size -= tokens_of([message])
-                self.messages[place] = _stubbed(message)
-                places.append(place)
-        return places
-
-    def _summarise(self) -> str:
-        """Ask for a summary of the work so far and go on from that: the last resort."""
-        request = {"role": "user", "content": _SUMMARISE}
-        event_fields = {"node": self.id, "kind": "summary", "turn": self.turn, "prompt": [request]}
-        event_fields.update(depth=self.depth, parent=self.parent)
-        kept = [m for m in self.messages if m["role"] != "system"][-_SUMMARY_KEEPS:]
-        window = getattr(self.run.backend, "window", None) or _UNKNOWN_WINDOW
-        room = min(4000, 2 * window // max(1, len(kept)))  # characters of each: half a window of all
-        text = "\n\n".join(f"{m['role']}: {_cut(str(m['content']), room)}" for m in kept)
-        ask = [{"role": "user", "content": f"{text}\n\n{_SUMMARISE}"}]
-        reply = self.run.call(self, self.run.backend, ask, event_fields, most=SUBCALL_OUTPUT)
-        self._replace_by_summary(visible(reply.text))
-        return visible(reply.text)
-
-    def _replace_by_summary(self, summary: str) -> None:
-        newest = [m for m in self.messages[2:] if m.get("_prompt")][-1:]  # a conversation's question is not summed up
-        summed_up = {"role": "user", "content": f"[the work so far, summed up]\n{summary}", "_stored": True}
-        self.messages[2:] = [summed_up, *newest]
-        self.logged_count = len(self.messages)
-
-    def _replay_compaction(self, event: Event) -> None:
-        for place in event["places"]:
-            self.messages[place] = _stubbed(self.messages[place])
-        if "summary" in event:
-            self._replace_by_summary(event["summary"])
-
-
-_STOP_SECONDS = 2.0  # what a persistent run has to stop in after Ctrl-C, before its REPL is given up
-_JOURNALLED_VALUE = 1_000_000  # characters of a tool's result or of FINAL's value that the journal keeps
-_UNKNOWN_WINDOW = 128_000  # tokens
-_STUB_WORTH = 400  # characters; a shorter output is not worth replacing
-_SUMMARY_KEEPS = 40  # messages that a summary is made of
-_SUMMARISE = (
-    "Sum up this work so that it can go on without the messages above: what was found (with figures), which variables "
-    "in the REPL hold what, what was tried in vain, what is left to do."
-)
-
-
-class Outcome(NamedTuple):
-    """What a cell or a tool call came to: the text the model reads, the error to count, the answer by FINAL."""
-
-    text: str
-    error: RLMError | None = None
-    answer: Answer | None = None
-    cell: int = 0
-    call_id: str = ""
-    fruitless: bool = False  # an error, or for a small model an empty result
-
-
-class HostFunction:
-    """A function as code in the REPL sees it. `schedule` runs as the call arrives, so that keys follow that order."""
-
-    def __init__(self, node: Node, prepare: Callable[..., Callable[[], Any]], *, batched: bool = False) -> None:
-        self.batched = batched  # the sandbox may split its first list when that is too large for one message
-        self._node = node
-        self._plan = prepare
-
-    def schedule(self, *args: Any, **kwargs: Any) -> Callable[[], Any]:
-        work = self._guarded(lambda: self._plan(*args, **kwargs))
-        return lambda: self._guarded(work)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.schedule(*args, **kwargs)()
-
-    def _guarded(self, work: Callable[[], Any]) -> Any:
-        """What stops the tree stops the cell; any other error of ours is noted and raised in the cell."""
-        try:
-            return work()
-        except BaseException as error:
-            if self._node.run.ledger.stopped is not None:
-                raise rlm_sandbox.AbortCell(str(self._node.run.ledger.stopped)) from error
-            if isinstance(error, RLMError):
-                self._node.last_error = error
-            raise
-
-
-def sandbox_error(error: rlm_sandbox.SandboxError) -> SandboxError:
-    """A sandbox's error as ours."""
-    return SandboxError(str(error), hint=getattr(error, "hint", ""))
-
-
-def provider_error(error: rlm_backends.BackendError) -> RLMError:
-    """A backend's error as ours."""
-    if error.code == "config":
-        return ConfigError(str(error), hint=error.hint)
-    return ProviderError(str(error), provider=error.provider or "", status=error.status, hint=error.hint)
-
-
-def _journal_form(message: dict[str, Any]) -> dict[str, Any]:
-    """A message as a `call` line has it: without its content where another line holds that."""
-    form = {k: v for k, v in message.items() if not k.startswith("_") and k != "raw"}
-    if message.get("_stored"):
-        form.pop("content", None)
-        form.pop("is_error", None)
-    return form | ({"replaces": True} if message.get("_replaces") else {})
-
-
-def _stubbed(message: dict[str, Any]) -> dict[str, Any]:
-    """The message with a few words in the place of its outputs."""
-    kept = " and ".join(f"_out[{n}]" for n in message["_cells"])
-    where = f"it is in {kept}" if kept else "call the tool again if you need it"
-    content = f"[{len(message['content']):,} characters of output stood here; {where}]"
-    return {k: v for k, v in message.items() if k != "_tokens"} | {"content": content, "_stub": True}
-
-
-def tokens_of(messages: Iterable[dict[str, Any]]) -> int:
-    """About how many tokens the messages have; each is measured once, since a run sends it again and again."""
-    total = 0
-    for message in messages:
-        if "_tokens" not in message:
-            message["_tokens"] = rlm_backends.estimate_tokens([message])
-        total += message["_tokens"]
-    return total
-
-
-def _recorded_error(shown: str) -> Exception:
-    """What a tool raised then, under the name that code may catch it by."""
-    name, _, message = shown.partition(": ")
-    kind: type[Exception] = type(name if name.isidentifier() else "ToolError", (RuntimeError,), {})
-    return kind(message)
-
-
-def _without_login(url: str | None) -> str | None:
-    return re.sub(r"//[^/@]*@", "//", url) if url else None
-
-
-def _without_final(event: Event) -> Event:
-    return {k: v for k, v in event.items() if k != "final"}
-
-
-def _cut(text: str, limit: int) -> str:
-    """The text, its middle left out if it is longer than `limit` characters."""
-    if len(text) <= limit:
-        return text
-    half = limit // 2
-    return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters left out …]\n{text[-half:]}"
-
-
-def _as_text(value: Any) -> str:
-    """FINAL's value as the response: text as it is, data as JSON where it is that, else as Python prints it."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, (dict, list)):
-        with contextlib.suppress(TypeError, ValueError, RecursionError):
-            if json.loads(text := json.dumps(value, ensure_ascii=False)) == value:
-                return text
-    return str(value)
-
-
-def packed(name: str, value: Any) -> Event:
-    """{name: value} as a journal line carries it and `rlm_sandbox.unpack` reads it; {} for one that is too large."""
-    try:
-        return {name: rlm_sandbox.Packer(_JOURNALLED_VALUE).pack(value)}
-    except (TypeError, ValueError, RecursionError):
-        return {}
-
-
-# --- RLM: the face -----------------------------------------------------------------------------------------------
-
-_last_result: CompletionResult | None = None
-
-
-def last_result() -> CompletionResult | None:
-    """The result of the newest completion of this process, also the partial one of an interrupted completion."""
-    return _last_result
-
-
-class RLM:
-    """A configured runtime. Each completion has a REPL and limits of its own, so one object serves many threads.
-
-    Every argument is also a key of rlm.toml, an RLM_* variable and a flag; one that is None is looked up there, in
-    the order argument > environment > ./rlm.toml > user file > default (`Options` has types, defaults, meanings).
-    `config`: a file to read instead, or False for none. `on_event` is called with each journal event as it is
-    written, and with text deltas; `on_progress` with what goes on between them: {"phase": …} of a model that is loaded
-    (`text`), asked (`kind`), reads its prompt (`processed`, `total`), of a cell that runs (`cell`), and of sub-calls
-    (`done`, `total`). `on_confirm(forecast)` says whether a batch that may cost more than `confirm_above` is sent.
-    """
-
-    def __init__(
-        self,
-        model: str | None = None,
-        backend: Any = None,
-        *,
-        api_key: str | None = None,
-        base_url: str | None = None,
-        sub_model: str | None = None,
-        protocol: str | None = None,
-        environment: Any = None,
-        max_depth: int | None = None,
-        max_subcalls: int | None = None,
-        max_iterations: int | None = None,
-        max_errors: int | None = None,
-        token_budget: int | None = None,
-        cost_budget_usd: float | None = None,
-        confirm_above: float | None = None,
-        timeout_seconds: float | None = None,
-        max_parallel: int | None = None,
-        max_retries: int | None = None,
-        output_limit: int | None = None,
-        cell_timeout: float | None = None,
-        compaction: bool | None = None,
-        params: dict[str, Any] | None = None,
-        sub_params: dict[str, Any] | None = None,
-        prompt: str | None = None,
-        show_below: int | None = None,
-        plain_below: int | str | None = None,
-        encoding: str | None = None,
-        prices: dict[str, Any] | None = None,
-        cache: bool | None = None,
-        schema: Any = None,
-        tools: list[Any] | None = None,
-        mcp: dict[str, Any] | list[str] | None = None,
-        allowed_paths: list[str] | None = None,
-        allowed_imports: list[str] | None = None,
-        require: str | None = None,
-        local_memory: str | None = None,
-        docker_image: str | None = None,
-        docker_cpus: float | None = None,
-        docker_memory: str | None = None,
-        docker_network_disabled: bool | None = None,
-        docker_runtime: str | None = None,
-        docker_mount: str | None = None,
-        docker_pool: int | None = None,
-        persistent: bool | None = None,
-        snipara_api_key: str | None = None,
-        snipara_project_slug: str | None = None,
-        snipara_api_url: str | None = None,
-        memory_enabled: bool | None = None,
-        save_context: bool | None = None,
-        verbose: bool | None = None,
-        log_dir: str | os.PathLike[str] | None = None,
-        config: str | bool | None = None,
-        on_event: Callable[[Event], None] | None = None,
-        on_progress: Callable[[Event], None] | None = None,
-        on_confirm: Callable[[Forecast], bool] | None = None,
-    ) -> None:
-        given = locals()
-        self._given = {name: given[name] for name in OPTIONS if given[name] is not None}
-        self._config = config
-        self._on_event = on_event
-        self._on_progress = on_progress
-        self._on_confirm = on_confirm
-        self._load_config()
-
-    def _load_config(self) -> None:
-        """Read the configuration; nothing is connected or started yet."""
-        self.configuration = load_config(self._given, config=self._config)
-        self.options = Options(**self.configuration.values)
-        self._lock = threading.RLock()
-        self._backend: Any = None
-        self._tools: list[Tool] | None = None
-        self._runs: dict[Run, Node] = {}  # those that go on, with their roots
-        self._conversation: tuple[Run, Node] | None = None
-        self._talking = threading.Lock()  # held while the conversation answers
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_given": self._given, "_config": self._config}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._given, self._config, self._on_event, self._on_progress = state["_given"], state["_config"], None, None
-        self._on_confirm = None
-        self._load_config()
-
-    def __enter__(self) -> RLM:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the conversation of a persistent RLM, and its connections."""
-        with self._lock:
-            conversation, self._conversation = self._conversation, None
-            backend, self._backend = self._backend, None
-        if conversation is not None:
-            conversation[1].close()
-            conversation[0].close()
-        if hasattr(backend, "close"):
-            backend.close()
-
-    def stop(self, reason: str = "stopped") -> None:
-        """End the completions that run, from another thread: each raises RLMError(reason) with its partial result."""
-        self._abort(RLMError(reason, hint="go on with it: rlm resume"))
-
-    def _abort(self, reason: BaseException, group: LedgerGroup | None = None) -> None:
-        with self._lock:
-            runs = [(run, node) for run, node in self._runs.items() if group is None or run.group is group]
-        for run, node in runs:
-            run.abort(reason)
-            node.end(None, reason)  # the run's own thread is no longer heard
-
-    # what a completion is made of
-
-    @property
-    def backend(self) -> Any:
-        """The connected backend: the object that was given, or the provider that model, key and base_url name."""
-        with self._lock:
-            if self._backend is None:
-                self._backend = connect(self.configuration, self.options, self._loading)
-            return self._backend
-
-    def _loading(self, text: str) -> None:
-        """Tell the listener how a model file is being loaded."""
-        if self._on_progress is not None:
-            self._on_progress({"event": "progress", "phase": "loading", "text": text})
-
-    @property
-    def tools(self) -> list[Tool]:
-        """The tools the model is offered besides execute_code."""
-        with self._lock:
-            if self._tools is None:
-                self._tools = gather_tools(self.options)
-            return self._tools
-
-    def _journal_path(self, trajectory_id: str) -> str | None:
-        folder = self.options.log_dir
-        return os.path.join(folder, f"{trajectory_id}.jsonl") if folder else None
-
-    def _new_run(
-        self,
-        trajectory_id: str,
-        recording: JournalIndex,
-        *,
-        go_on: str | None = None,  # the journal to append to
-        log: bool = True,
-        group: LedgerGroup | None = None,
-        servers: Callable[[], Any] | None = None,
-    ) -> Run:
-        options, backend, tools = self.options, self.backend, self.tools
-        if log:
-            check_prices(options, backend)
-        if hasattr(backend, "inspect"):
-            backend.inspect()
-        profile, origins = profile_for(backend, options.prompt), self.configuration.origins
-        fitting = {"output_limit": profile.output_limit, "show_below": profile.show_below}
-        fitting = {name: size for name, size in fitting.items() if size and origins[name] == "default"}
-        options = dataclasses.replace(options, **fitting)  # type: ignore[arg-type]
-        if options.environment == "docker":
-            try:
-                rlm_sandbox.docker_engine()  # before anything is sent, and before a thread imports what the SDK needs
-            except rlm_sandbox.SandboxError as error:
-                raise sandbox_error(error) from error
-        environ = self.configuration.environ
-        keys = [environ.get(name, "") for name in rlm_backends.key_variables()]
-        keys += server_secrets(options.mcp, environ)
-        printer = _printer(options.verbose)
-        listeners = [on for on in (printer, self._on_event) if on is not None]
-        line = None if options.verbose else printer  # a notebook's line tells what goes on between events, too
-        watchers = [on for on in (line, self._on_progress) if on is not None]
-        path = go_on or (self._journal_path(trajectory_id) if log else None)
-        unnamed = origins["log_dir"] == "default" and os.path.dirname(path or "") == OPTIONS["log_dir"].default
-        try:
-            open_servers = servers() if servers else None
-        except rlm_tools.ToolError as error:
-            raise ConfigError(str(error), hint=error.hint) from error
-        journal = None
-        try:
-            journal = Journal(
-                path,
-                trajectory_id,
-                secrets=[*keys, options.api_key or "", options.snipara_api_key or ""],
-                on_event=_to_all(listeners),
-                on_progress=_to_all(watchers),
-                append=go_on is not None,
-                follow_links=not unnamed,
-            )
-            run = Run(options, backend, tools, journal, recording, replaying=not log, group=group, servers=open_servers)
-            run.on_confirm = self._on_confirm
-            return run
-        except BaseException:  # an unreadable prompt, a sub-model without a key: nothing has begun
-            if open_servers:
-                open_servers.close()
-            if journal is not None:
-                journal.close()
-            if journal is not None and journal.path is not None and go_on is None:
-                os.unlink(journal.path)
-            raise
-
-    def _connected_servers(self) -> Any:
-        """The configured MCP servers, started, for one run; None where there are none."""
-        if not self.options.mcp:
-            return None
-        servers = sibling("rlm_mcp").ServerSet(self.options.mcp, self.configuration.environ)
-        taken = {*_REPL_NAMES, *(tool.name for tool in self.tools), *dir(builtins)}
-        names = [*servers.specs, "tools"]  # the last is that of the function that searches them
-        if clash := [name for name in names if name in taken or names.count(name) > 1]:
-            raise ConfigError(f"{clash[0]!r} is wanted for MCP, but the REPL has one", hint="rename one")
-        self._loading(f"starting MCP servers: {', '.join(self.options.mcp)}")
-        servers.connect()
-        return servers
-
-    def _recorded_servers(self, recording: JournalIndex, *, live: bool = True) -> Callable[[], Any]:
-        """What makes the MCP servers of a recorded run; they are started for what the journal does not hold."""
-        recorded = recording.starts.get("n0", {}).get("mcp")
-        missing = sorted(set(recorded or {}) - {re.sub(r"\W", "_", name) for name in self.options.mcp or {}})
-        if live and missing:
-            message = f"the run had the MCP server {missing[0]!r}, which is not configured now"
-            raise ConfigError(message, hint=f"write [mcp.{missing[0]}] in rlm.toml again")
-
-        def restored() -> Any:
-            servers = sibling("rlm_mcp").ServerSet(self.options.mcp or {}, self.configuration.environ)
-            servers.restore(recorded)
-            return servers
-
-        return restored if recorded else lambda: None
-
-    # completing
-
-    def completion(self, prompt: str, context: Any = None, *, system: str | None = None) -> CompletionResult:
-        """Answer `prompt` over `context` (text, plain data, or a Path: a file or folder).
-
-        RLMError for every failure, with the partial `result`; KeyboardInterrupt after the journal was finished.
-        """
-        return self._complete(prompt, context, system)
-
-    def _complete(
-        self, prompt: str, context: Any, system: str | None = None, group: LedgerGroup | None = None
-    ) -> CompletionResult:
-        prompt = _clean_prompt(prompt)
-        given = as_context(context, self.options.log_dir, self.options.encoding)
-        if not self.options.persistent or group is not None:
-            return self._begin(prompt, given, system, group)
-        if not self._talking.acquire(blocking=False):
-            hint = "wait for its answer, or use an RLM for each thread"
-            raise ConfigError("this persistent RLM is answering another prompt", hint=hint)
-        try:
-            if self._conversation is not None:
-                return self._go_on(prompt, given, system)
-            return self._begin(prompt, given, system, None)
-        finally:
-            self._talking.release()
-
-    def _begin(self, prompt: str, context: Context, system: str | None, group: LedgerGroup | None) -> CompletionResult:
-        if self.backend is not None and self.options.environment == "local":
-            rlm_sandbox.warm(self.options.allowed_imports or ())  # while this thread reads tools and loads HTTP
-        schema = self._schema()
-        run = self._new_run(new_id(), JournalIndex(), group=group, servers=self._connected_servers)
-        node = Node(run, context, instructions=system or "", schema=schema)
-        try:
-            return self._supervise(run, node, lambda: node.complete(prompt))
-        finally:
-            self._settle(run, node)
-
-    def _schema(self) -> dict[str, Any] | None:
-        try:
-            return None if self.options.schema is None else rlm_tools.schema_of(self.options.schema)
-        except rlm_tools.ToolError as error:
-            hint = "a JSON Schema (an object), a dataclass or a pydantic model"
-            raise ConfigError(f"schema: {error}", hint=error.hint or hint) from error
-
-    def _go_on(self, prompt: str, context: Context, system: str | None) -> CompletionResult:
-        """A further prompt of a persistent RLM: the same REPL and messages, limits of its own."""
-        assert self._conversation is not None
-        run, node = self._conversation
-        if (system or "") not in ("", node.instructions):
-            raise ConfigError("`system` is settled by a conversation's first prompt", hint="start another RLM for it")
-        run.ledger, run.tool_calls, run.last_text = Ledger(self.options), [], ""
-        node.set_context(context)
-        return self._supervise(run, node, lambda: node.complete(prompt))
-
-    def _settle(self, run: Run, node: Node) -> None:
-        """After a completion: a persistent RLM keeps its REPL, any other closes what it opened."""
-        if self.options.persistent and run.group is None and not run.aborted and node.messages:
-            self._conversation = (run, node)
-        else:
-            run.close()
-
-    def _supervise(self, run: Run, node: Node, work: Callable[[], Answer]) -> CompletionResult:
-        """Do the root node's work on a thread of its own, so that Ctrl-C finds the main thread only waiting."""
-        global _last_result
-        with self._lock:
-            self._runs[run] = node
-        try:
-            answer = _on_own_thread(work, run, node)
-        except RLMError as error:
-            error.result = _last_result = run.result(None)
-            error.trajectory_id = run.journal.trajectory_id if run.journal.path else None
-            raise
-        except KeyboardInterrupt:
-            _last_result = run.result(None)
-            raise
-        finally:
-            with self._lock:
-                self._runs.pop(run, None)
-        result = run.result(answer)
-        assert result is not None, "an answered run has a result"
-        if self.options.schema is not None:
-            result = dataclasses.replace(result, value=node.typed_value)
-        _last_result = result
-        return result
-
-    def stream(self, prompt: str, *, system: str | None = None) -> Iterator[str]:
-        """The answer to a prompt, token by token as it arrives: a simple completion, without REPL and tools."""
-        import queue
-
-        prompt = _clean_prompt(prompt)
-        run = self._new_run(new_id(), JournalIndex())
-        tokens: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        node = Node(run, Context(None))
-        asking = threading.Thread(target=_stream_into, args=(tokens, run, node, prompt, system), daemon=True)
-        asking.start()
-        try:
-            while not isinstance(item := tokens.get(), BaseException):
-                yield item
-            if not isinstance(item, StopIteration):
-                raise item
-        except (GeneratorExit, KeyboardInterrupt) as stop:
-            run.abort(stop)
-            if asking.is_alive():  # it can no longer write the end itself
-                node.end(None, KeyboardInterrupt())
-            raise
-        finally:
-            run.close()
-
-    def batch(
-        self,
-        prompts: Iterable[Any],
-        *,
-        executor: Executor | None = None,
-        max_workers: int = 8,
-        one_ledger: bool = False,
-        on_result: Callable[[int, CompletionResult | RLMError], None] | None = None,
-    ) -> Iterator[CompletionResult | RLMError]:
-        """The results of many prompts (`str` or {"prompt", "context"}), in order; a failure is an item, not the end.
-
-        `executor`: any concurrent.futures.Executor, also on other machines; by default `max_workers` threads.
-        `one_ledger`: the limits hold for the batch as a whole. `on_result(place, result)`: called as each finishes.
-        """
-        items = [{"prompt": item} if isinstance(item, str) else dict(item) for item in prompts]
-        confirmed = self._confirm_batch(1 if one_ledger else len(items), len(items))
-        if executor is not None:
-            if one_ledger:
-                raise ConfigError("one ledger for the batch needs one process", hint="leave executor out")
-            yield from _batch_elsewhere(self, items, executor, on_result, confirmed)
-            return
-        group = LedgerGroup(Ledger(self.options) if one_ledger else None, confirmed)
-        done = [threading.Event() for _ in items]
-        results: list[Any] = [None] * len(items)
-        stop = threading.Event()
-        broken: list[BaseException] = []
-
-        def work(number: int) -> None:
-            try:
-                if not stop.is_set():
-                    results[number] = _complete_item(self, items[number], group)
-                    if on_result is not None:
-                        on_result(number, results[number])
-            except BaseException as error:  # of the caller's own `on_result`: raised where the results are read
-                broken.append(error)
-                stop.set()
-            finally:
-                done[number].set()
-
-        tasks = [partial(work, number) for number in range(len(items))]
-        threading.Thread(target=fan_out, args=(tasks, max(1, max_workers)), daemon=True).start()
-        try:
-            for number, event in enumerate(done):
-                while not event.wait(1):  # Windows hears Ctrl-C only between waits
-                    pass
-                if broken:
-                    raise broken[0]
-                yield results[number]
-        except BaseException as reason:
-            stop.set()
-            self._abort(KeyboardInterrupt() if isinstance(reason, GeneratorExit) else reason, group)
-            raise
-
-    def _confirm_batch(self, ledgers: int, count: int) -> bool:
-        """Whether a batch was confirmed as a whole, so that its rows need not be; LimitExceeded if it was not."""
-        options = self.options
-        if options.confirm_above is None or not count:
-            return False
-        each = at_most(options.token_budget, self.backend, options)
-        if each is not None and options.cost_budget_usd is not None:
-            each = min(each, options.cost_budget_usd)
-        cost = None if each is None else each * ledgers
-        forecast = Forecast(count, f"runs of {getattr(self.backend, 'model', '')}", cost)
-        require_confirmation(forecast, options.confirm_above, self._on_confirm)
-        return True
-
-    def variables(self) -> dict[str, tuple[str, int | None, str]]:
-        """The variables of a persistent RLM's REPL: {name: (type, size, short repr)}."""
-        return self._conversation[1].sandbox.names() if self._conversation else {}
-
-    # going on from a journal
-
-    def resume(self, trajectory_id: str = "", **raised_limits: Any) -> CompletionResult:
-        """Go on with a recorded run (any unique prefix of its id; none: the newest unfinished one).
-
-        Recorded replies are served from the journal, recorded cells run again with their recorded sub-call answers,
-        then the run goes on live. `raised_limits`: options that differ from the recorded ones.
-        """
-        path = self._find_log(trajectory_id)
-        recording = JournalIndex(read_journal(path))
-        rlm = self._as_recorded(recording, raised_limits, path)
-        root = recording.starts["n0"]
-        context = rlm._recorded_context(root, path)
-        rlm._require_recorded(root)
-        schema = rlm._schema()
-        run = rlm._new_run(root["trajectory_id"], recording, go_on=path, servers=rlm._recorded_servers(recording))
-        run.write("resume", node="n0", lines=len(recording.turns), limits=raised_limits)
-        node = Node(run, context, instructions=root.get("instructions") or "", schema=schema)
-        context_of = partial(rlm._recorded_context, path=path)
-        try:
-            result = rlm._supervise(run, node, lambda: replay_from_journal(node, recording.prompts, context_of))
-        finally:
-            rlm._settle(run, node)
-        if rlm._conversation is not None:
-            self._conversation, rlm._conversation = rlm._conversation, None
-        return result
-
-    def replay(self, trajectory_id: str) -> Replayed:
-        """Run a recorded run again, offline: the model's side from the journal, the code for real."""
-        path = self._find_log(trajectory_id)
-        recording = JournalIndex(read_journal(path))
-        rlm = self._as_recorded(recording, {"backend": ReplayBackend(recording)}, path)
-        root = recording.starts["n0"]
-        context = rlm._recorded_context(root, path)
-        run = rlm._new_run(
-            root["trajectory_id"], recording, log=False, servers=rlm._recorded_servers(recording, live=False)
-        )
-        run.journal.path = path
-        node = Node(run, context, instructions=root.get("instructions") or "", schema=rlm._schema())
-        context_of = partial(rlm._recorded_context, path=path)
-        try:
-            result = rlm._supervise(run, node, lambda: replay_from_journal(node, recording.prompts, context_of))
-        finally:
-            run.close()
-        recorded = recording.ends.get("n0", {}).get("response")
-        if recorded is not None and recorded != result.response:
-            run.divergence.append(f"the answer differs: recorded {shorten(recorded)}, now {shorten(result.response)}")
-        return Replayed(result, run.divergence)
-
-    def _find_log(self, trajectory_id: str) -> str:
-        folder = self.options.log_dir or "./logs"
-        viz = _viz()
-        if not trajectory_id:
-            unfinished = (str(run["path"]) for run in viz.list_runs(folder) if run["status"] != "answered")
-            newest = next((path for path in unfinished if not _is_stream(path)), None)
-            if newest is None:
-                raise ConfigError(f"no unfinished run in {folder}", hint="rlm logs lists the runs")
-            return newest
-        try:
-            return str(viz.find_log(folder, trajectory_id))
-        except ValueError as error:
-            raise ConfigError(str(error), hint="rlm logs lists the runs") from None
-
-    def _as_recorded(self, recording: JournalIndex, raised: Mapping[str, Any], path: str) -> RLM:
-        """An RLM with the options of the recorded run, those given here and now on top."""
-        root = recording.starts.get("n0")
-        known = root is not None and isinstance(root.get("prompt"), str)
-        if root is None or not known or not re.fullmatch(r"[\w-]+", str(root.get("trajectory_id"))):
-            raise ConfigError(f"{path} holds no run that could go on", hint="rlm logs lists the runs")
-        if root.get("protocol") == "stream":
-            message = f"{root['trajectory_id']} was a stream: one call, which is not resumed or replayed"
-            raise ConfigError(message, hint="ask again: rlm --stream PROMPT")
-        limits = {**(root.get("limits") or {}), **recording.raised}
-        recorded = {name: value for name, value in limits.items() if name in LIMITS}
-        recorded.update({name: root.get(name) for name in ("model", "sub_model", "schema", "params", "sub_params")})
-        recorded["prompt"] = root.get("prompt_file") or (
-            root.get("profile") if root.get("profile") in _PROFILES else None
-        )
-        recorded["show_below"] = root.get("show_below")
-        if root.get("protocol") == "text":  # "tools" is where a run begins that may yet change to text
-            recorded["protocol"] = "text"
-        for name, strict in (("environment", "docker"), ("docker_mount", "none"), ("require", "full")):
-            if root.get(name) == strict:  # a journal may hold a run in, never let it out
-                recorded[name] = strict
-        recorded["allowed_paths"] = self._recorded_paths(root.get("allowed_paths"))
-        options = {k: v for k, v in {**recorded, **self._given, **raised}.items() if v is not None}
-        heard: dict[str, Any] = {
-            "on_event": self._on_event,
-            "on_progress": self._on_progress,
-            "on_confirm": self._on_confirm,
-        }
-        clone = RLM(**options, config=self._config, **heard)
-        clone._given.setdefault("log_dir", os.path.dirname(path))
-        clone.options = dataclasses.replace(clone.options, log_dir=os.path.dirname(path))
-        return clone
-
-    def _recorded_paths(self, recorded: Any) -> list[str] | None:
-        """The folders of a recorded run where they are narrower than those of now."""
-        if not isinstance(recorded, list) or not all(isinstance(path, str) for path in recorded):
-            return None
-        now = [os.path.realpath(path) for path in self.options.allowed_paths or [os.getcwd()]]
-        return recorded if all(any(rlm_tools.is_under(path, top) for top in now) for path in recorded) else None
-
-    def _require_recorded(self, root: Event) -> None:
-        """ConfigError where a run would go on at another server, or without a tool that it had."""
-        before, now = root.get("base_url"), _without_login(getattr(self.backend, "base_url", None))
-        if before and now and before != now and self.options.base_url is None:
-            message = f"the run was recorded with {before}, and would go on with {now}"
-            raise ConfigError(message, hint=f"if that is meant: --base-url {now}")
-        missing = {name for name in root.get("tools") or [] if isinstance(name, str)} - {t.name for t in self.tools}
-        if missing:
-            message = f"the run had a tool {min(missing)!r}, which is not there now"
-            raise ConfigError(message, hint="give it again: --tools FILE")
-
-    def _recorded_context(self, root: Event, path: str) -> Context:
-        """The context of a recorded run, from its files or the copy beside the journal; ConfigError if it changed."""
-        recorded = root.get("context")
-        if not recorded:
-            return Context(None)
-        source = recorded.get("source")
-        if _is_rereadable(source):
-            context = Context(_read_again(source, path), source)
-        else:
-            context = Context(_load_context(_context_path(path, root.get("turn") or 0), recorded), source)
-        if _digest(context.value)[0] != recorded.get("sha256"):
-            names = ", ".join(source["paths"][:3]) if _is_rereadable(source) else "the kept copy"
-            raise ConfigError(
-                f"the context has changed since the run was recorded: {names}", hint="restore it, or start a new run"
-            )
-        return context
-
-
-def _is_stream(path: str) -> bool:
-    """Whether a journal is that of a `stream`, which cannot go on."""
-    starts = (event for event in read_journal(path) if event["event"] == "start")
-    return bool(next(starts, {}).get("protocol") == "stream")
-
-
-def replay_from_journal(node: Node, starts: list[Event], context_of: Callable[[Event], Context]) -> Answer:
-    """All prompts of a recorded conversation, each with its context, the last of them to its end."""
-    for start, following in pairwise(starts):
-        node.replay_turns(start["prompt"], following["turn"])
-        node.set_context(context_of(following))
-    return node.complete(starts[-1]["prompt"])
-
-
-class ReplayBackend:
-    """The model of a replay: the recording answers before it is asked, so that being asked is the divergence."""
-
-    provider = "replay"
-    window = None
-    max_output = None
-
-    def __init__(self, recording: JournalIndex) -> None:
-        root = recording.starts.get("n0", {})
-        self.model = root.get("model") or "recorded"
-        self.supports_tools = root.get("protocol") != "text"
-
-    def complete(self, messages: list[dict[str, Any]], **how: Any) -> Any:
-        """Never answers: what is not in the recording cannot be replayed."""
-        raise rlm_backends.BackendError("the recording has no such call", code="config", provider="replay")
-
-
-def connect(configuration: Configuration, options: Options, progress: Callable[[str], None] | None = None) -> Any:
-    """The backend that the options name. Without a model, a base URL and a key: a model server that answers here.
-
-    ConfigError with what was looked for when there is none of these.
-    """
-    if not isinstance(options.backend, str):
-        return options.backend
-    named = partial(
-        rlm_backends.connect,
-        api_key=options.api_key,
-        environ=configuration.environ,
-        max_retries=options.max_retries,
-        max_parallel=options.max_parallel,
-        prices=options.prices,
-        cache=options.cache,
-        progress=progress,
-    )
-    backend = "auto" if options.backend == "litellm" else options.backend
-    try:
-        return named(options.model, backend, base_url=options.base_url)
-    except rlm_backends.BackendError as error:
-        if options.model is None and options.base_url is None and backend == "auto":
-            for provider, url, models in rlm_backends.local_servers():
-                if models:
-                    return named(models[0], provider, base_url=url)
-        raise provider_error(error) from error
-
-
-def gather_tools(options: Options) -> list[Tool]:
-    """Built-in tools, those given, plug-ins and Snipara's; ConfigError that names the one that cannot be used."""
-    try:
-        logs = [options.log_dir] if options.log_dir else []  # a search would find its own question in there
-        tools = rlm_tools.file_tools(options.allowed_paths, exclude=logs)
-        for source in options.tools or []:
-            tools += [source] if isinstance(source, Tool) else rlm_tools.load_tools(source)
-        tools += rlm_tools.entry_point_tools()
-        tools += rlm_tools.snipara_tools(
-            options.snipara_api_key,
-            options.snipara_project_slug,
-            options.snipara_api_url,
-            options.memory_enabled,
-            post=rlm_backends.post,
-        )
-    except rlm_tools.ToolError as error:
-        raise ConfigError(str(error), hint=error.hint) from error
-    seen: dict[str, Tool] = {}
-    for tool in tools:
-        if tool.name in seen or tool.name in _REPL_NAMES:
-            owner = seen[tool.name].source if tool.name in seen else "the REPL itself"
-            raise ConfigError(f"two tools are called {tool.name!r}: of {owner} and of {tool.source}", hint="rename one")
-        seen[tool.name] = tool
-    return tools
-
-
-_REPL_NAMES = {
-    "execute_code",
-    "context",
-    "llm_query",
-    "llm_query_batched",
-    "rlm_query",
-    "rlm_query_batched",
-    "chunks",
-    "map_query",
-    "budget",
-    "FINAL",
-    "FINAL_VAR",
-    "SHOW_VARS",
-}
-
-
-def check_prices(options: Options, backend: Any) -> None:
-    """A cost budget needs a price for every model of the run: a budget that never binds is none."""
-    if options.cost_budget_usd is None:
-        return
-    own = None if getattr(backend, "price_known", False) else getattr(backend, "model", "the backend's model")
-    for model in filter(None, {own, options.sub_model}):
-        provider = getattr(backend, "provider", None)
-        if rlm_backends.cost_of(model, {"input": 1, "output": 1}, options.prices, provider) is None:
-            raise ConfigError(
-                f"the price of {model!r} is not known, so cost_budget_usd cannot hold",
-                hint=f'give it (USD per million tokens): prices = {{"{model}" = [1.0, 2.0]}}',
-            )
-
-
-def price_of(backend: Any, options: Options) -> Price:
-    """What a call of this backend costs, by its tokens."""
-
-    def price(tokens_in: int, tokens_out: int) -> float | None:
-        return rlm_backends.cost_of(
-            getattr(backend, "model", ""),
-            {"input": tokens_in, "output": tokens_out},
-            prices=options.prices,
-            provider=getattr(backend, "provider", None),
-        )
-
-    return price
-
-
-def at_most(tokens: int, backend: Any, options: Options) -> float | None:
-    """Dollars for so many tokens, in or out, of the dearer of a run's two models; None where a price is not known."""
-    models = {getattr(backend, "model", ""), options.sub_model or getattr(backend, "model", "")}
-    usages = ({"input": tokens, "output": 0}, {"input": 0, "output": tokens})
-    provider = getattr(backend, "provider", None)
-    costs = [rlm_backends.cost_of(model, usage, options.prices, provider) for model in models for usage in usages]
-    known = [cost for cost in costs if cost is not None]
-    return max(known) if len(known) == len(costs) else None
-
-
-def require_confirmation(forecast: Forecast, above: float, on_confirm: Callable[[Forecast], bool] | None) -> None:
-    """LimitExceeded for a batch that may cost more than `above`, or nobody knows how much, unless it is confirmed."""
-    if forecast.cost_usd is not None and forecast.cost_usd <= above:
-        return
-    try:
-        confirmed = on_confirm is not None and on_confirm(forecast)
-    except Exception as error:
-        raise RLMError(
-            f"on_confirm raised {type(error).__name__}: {error}", hint="mend it, then: rlm resume"
-        ) from error
-    if not confirmed:
-        raise forecast.refusal(above)
-
-
-def _on_own_thread(work: Callable[[], Answer], run: Run, node: Node) -> Answer:
-    """The work's answer. On the main thread it runs on another one: Ctrl-C then stops the run, tidily, at once.
-
-    A persistent run is given a moment to stop by itself, so that its REPL can be kept.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return work()
-    done = threading.Event()
-    outcome: list[Any] = []
-
-    def body() -> None:
-        try:
-            outcome.append(work())
-        except BaseException as error:  # raised again on the main thread
-            outcome.append(error)
-        done.set()
-
-    try:
-        threading.Thread(target=body, daemon=True).start()
-        while not done.wait(1):  # Windows hears Ctrl-C only between waits
-            pass
-    except KeyboardInterrupt as interrupt:
-        with ignore_sigint():
-            if run.options.persistent:
-                run.stop(interrupt)
-            if not (run.options.persistent and done.wait(_STOP_SECONDS)):
-                run.abort(interrupt)
-                node.end(None, interrupt)
-                run.close()
-        raise
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    answer: Answer = outcome[0]
-    return answer
-
-
-@contextlib.contextmanager
-def ignore_sigint() -> Iterator[None]:
-    """A second Ctrl-C must not cut the tidying up short."""
-    import signal
-
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _stream_into(tokens: Any, run: Run, node: Node, prompt: str, system: str | None) -> None:
-    """The body of `stream`: one call without tools, journalled like any other."""
-    global _last_result
-    messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": prompt})
-    node.messages, node.turn, node.protocol = messages, 1, "stream"
-    event_fields = {
-        "node": "n0",
-        "kind": "turn",
-        "turn": 1,
-        "prompt": [dict(m) for m in messages],
-        "depth": 0,
-        "parent": None,
-    }
-    answer: Answer | None = None
-    end: BaseException = StopIteration()
-    heard = False
-
-    def hear(delta: str) -> None:
-        nonlocal heard
-        heard = True
-        tokens.put(delta)
-
-    try:
-        node._journal_start(prompt, True, None)
-        most = _turn_output(run.backend, run.profile)
-        answer = Answer(run.call(node, run.backend, messages, event_fields, most=most, on_text=hear).text)
-        if answer.text and not heard:  # a backend object need not know of on_text
-            tokens.put(answer.text)
-        _last_result = run.result(answer)
-    except rlm_backends.BackendError as error:
-        end = provider_error(error)
-    except BaseException as error:  # raised where the stream is read
-        end = error
-    node.end(answer, None if answer else end)
-    if isinstance(end, RLMError):
-        end.result, end.trajectory_id = run.result(None), run.journal.trajectory_id
-    tokens.put(end)
-
-
-def _batch_elsewhere(
-    rlm: RLM,
-    items: list[dict[str, Any]],
-    executor: Executor,
-    on_result: Callable[[int, CompletionResult | RLMError], None] | None,
-    confirmed: bool,
-) -> Iterator[CompletionResult | RLMError]:
-    """The results of a batch that somebody's executor runs, perhaps on other machines."""
-    futures = [executor.submit(_complete_item, rlm, item, LedgerGroup(None, confirmed)) for item in items]
-    try:
-        for number, future in enumerate(futures):
-            try:
-                result = future.result()
-            except Exception as error:  # a worker that died, or what could not be pickled: the executor's own words
-                result = RLMError(f"the executor lost this item: {type(error).__name__}: {error}")
-            if on_result is not None:
-                on_result(number, result)
-            yield result
-    finally:
-        for future in futures:
-            future.cancel()
-
-
-def _complete_item(rlm: RLM, item: dict[str, Any], group: LedgerGroup) -> CompletionResult | RLMError:
-    """One item of a batch: its result, or the error in its place."""
-    try:
-        prompt, context = item["prompt"], as_context(item.get("context"), rlm.options.log_dir, rlm.options.encoding)
-        _clean_prompt(prompt)
-    except RLMError as error:
-        return error
-    except (KeyError, TypeError) as error:
-        return ConfigError(f"not a batch item: {error}", hint='a str, or {"prompt": …, "context": …}')
-    try:
-        return rlm._complete(prompt, context, group=group)
-    except RLMError as error:
-        return error
-
-
-def _clean_prompt(prompt: Any) -> str:
-    """The prompt as text that can be sent: a lone surrogate, as a terminal may hand it over, becomes U+FFFD."""
-    if not isinstance(prompt, str):
-        raise TypeError(f"the prompt must be a str, not {type(prompt).__name__}")
-    if not prompt.strip():
-        raise ConfigError("the prompt is empty", hint='rlm "which errors are in it?" -c big.log')
-    return prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _is_rereadable(source: Any) -> bool:
-    """Whether a context is files that a resume reads again, rather than what a reader made, a page or a value."""
-    return isinstance(source, dict) and "documents" not in source
-
-
-def _read_again(source: dict[str, Any], journal: str) -> Any:
-    """The files that a journal names, as they are now: by the names they had, and nothing but those."""
-    paths = _texts(source.get("paths"))
-    names = _texts(source.get("names", paths))
-    encoding = source.get("encoding")
-    if encoding is not None:
-        require_encoding(str(encoding), journal)
-    if not paths or len(names) != len(paths):
-        raise ConfigError(f"{journal} does not say which files its context was", hint="start a new run")
-    try:
-        contents = [rlm_tools.read_file(path, encoding) for path in paths]
-    except rlm_tools.ToolError as error:
-        raise ConfigError(str(error), hint="restore it, or start a new run") from error.__cause__
-    return contents[0] if source.get("single") else dict(zip(names, contents))
-
-
-def _texts(value: Any) -> list[str]:
-    return value if isinstance(value, list) and all(isinstance(item, str) for item in value) else []
-
-
-def _printer(verbose: bool) -> Callable[[Event], None] | None:
-    """A listener that prints each step to stderr, for `verbose=True`; in a notebook one that keeps a line."""
-    if not verbose:
-        line: Callable[[Event], None] | None = _viz().kernel_line() if "ipykernel" in sys.modules else None
-        return line
-
-    step = _viz().step
-
-    def show(event: Event) -> None:
-        if line := step(event):
-            print(line, file=sys.stderr)
-
-    return show
-
-
-def _to_all(listeners: list[Callable[[Event], None]]) -> Callable[[Event], None] | None:
-    if len(listeners) < 2:
-        return listeners[0] if listeners else None
-
-    def notify(event: Event) -> None:
-        for listener in listeners:
-            listener(event)
-
-    return notify
-
-
-# --- the short forms ---------------------------------------------------------------------------------------------
-
-
-def complete(prompt: str, context: Any = None, *, system: str | None = None, **options: Any) -> CompletionResult:
-    """Answer `prompt` over `context` with an RLM of these options (those of `RLM`), closed afterwards."""
-    with RLM(**options) as rlm:
-        return rlm.completion(prompt, context, system=system)
-
-
-def stream(prompt: str, *, system: str | None = None, **options: Any) -> Iterator[str]:
-    """The tokens of a simple completion, as they arrive."""
-    with RLM(**options) as rlm:
-        yield from rlm.stream(prompt, system=system)
-
-
-def batch(
-    prompts: Iterable[Any],
-    *,
-    executor: Executor | None = None,
-    max_workers: int = 8,
-    one_ledger: bool = False,
-    on_result: Callable[[int, CompletionResult | RLMError], None] | None = None,
-    **options: Any,
-) -> Iterator[CompletionResult | RLMError]:
-    """The results of many prompts, in order: `RLM(**options).batch(…)`."""
-    how: dict[str, Any] = {"executor": executor, "max_workers": max_workers, "one_ledger": one_ledger}
-    with RLM(**options) as rlm:
-        yield from rlm.batch(prompts, on_result=on_result, **how)
-
-
-def load_ipython_extension(shell: Any) -> None:
-    """`%load_ext rlm`: the cell magic `%%rlm [-m MODEL] [-c VARIABLE]`."""
-    import shlex
-
-    def magic(line: str, cell: str) -> CompletionResult:
-        words = shlex.split(line)
-        if len(words) % 2 or any(flag not in ("-m", "-c") for flag in words[::2]):
-            raise ConfigError(f"%%rlm does not take {line!r}", hint="%%rlm [-m MODEL] [-c VARIABLE]")
-        options = dict(zip(words[::2], words[1::2], strict=True))
-        context = shell.user_ns[options["-c"]] if "-c" in options else None
-        return complete(cell.strip(), context, model=options.get("-m"))
-
-    shell.register_magic_function(magic, "cell", "rlm")

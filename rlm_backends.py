@@ -39,9 +39,9 @@ __all__ = [
     "agents",
     "connect",
     "cost_of",
+    "downloaded_models",
     "estimate_tokens",
     "image_part",
-    "kept_models",
     "key_variables",
     "local_servers",
     "mask",
@@ -1051,6 +1051,7 @@ class HostPool:
     """The connections to one host, and a gate before it for each model."""
 
     def __init__(self, url: str, width: int) -> None:
+        import requests  # before a part of it, which another thread may be importing as its part  # noqa: F401
         from requests.utils import get_environ_proxies
 
         self.adapter = _adapter_class()(pool_connections=4, pool_maxsize=max(64, width))
@@ -3590,10 +3591,10 @@ def _variants(files: Sequence[_HubFile]) -> list[_Variant]:
     return sorted(made, key=lambda variant: variant.size)
 
 
-def _fitting(variants: Sequence[_Variant], wanted: str) -> list[_Variant]:
-    """Those that `wanted` means: a quantisation or a file's name; without it Q4_K_M, else the smallest of 4 bits up."""
-    if wanted:
-        name = wanted.lower().removesuffix(".gguf")
+def _matching(variants: Sequence[_Variant], selector: str) -> list[_Variant]:
+    """Those that `selector` names by quantisation or file; without it Q4_K_M, else the smallest from 4 bits up."""
+    if selector:
+        name = selector.lower().removesuffix(".gguf")
         found = [v for v in variants if name in (v.quant.lower(), v.base.lower(), v.stem.lower())]
     else:
         found = [v for v in variants if v.quant == "Q4_K_M"]
@@ -3610,27 +3611,27 @@ class _Hub:
         found = re.fullmatch(_HUB_NAME, name, re.ASCII)
         if not found:
             hint = "hf:OWNER/REPO or hf:OWNER/REPO:QUANT, as in hf:Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF:Q4_K_M"
-            raise BackendError(f"{name[:200]!r} names no model of a hub", code="config", hint=hint)
-        self.repo, self.wanted = f"{found[1]}/{found[2]}", found[3] or ""
+            raise BackendError(f"{name[:200]!r} is not a hub model name", code="config", hint=hint)
+        self.repo, self.selector = f"{found[1]}/{found[2]}", found[3] or ""
         self.top = os.path.join(_cache_folder(True, env) or "", "models")
         self.folder = os.path.join(self.top, found[1], found[2])
-        self._env, self._say = env, progress or (lambda text: None)
+        self._env, self._notify = env, progress or (lambda text: None)
 
     def file(self) -> str:
         """The path of the file, or of the first of several: what is kept, else what is downloaded now."""
-        if path := self._kept():
+        if path := self._local_path():
             return path
         self._endpoint = _checked_url(self._env.get("HF_ENDPOINT") or _HUB)
         self._token = _checked_key(self._env.secret("HF_TOKEN"), "HF_TOKEN")
         with self._locked():
-            return self._kept() or self._download()
+            return self._local_path() or self._download()
 
     # what is kept
 
     def index(self) -> dict[str, list[_HubFile]]:
         """What is kept: its files by quantisation or name, and under "" what the bare name means."""
         try:
-            with open(os.path.join(self.folder, "kept.json"), "rb") as file:
+            with open(os.path.join(self.folder, "index.json"), "rb") as file:
                 body = from_json(file.read(INSPECT_LIMIT))
             kept = {str(key): [_HubFile(*entry) for entry in files] for key, files in body.items()}
             return {key: files for key, files in kept.items() if files and all(map(self._is_here, files))}
@@ -3641,12 +3642,12 @@ class _Hub:
         path = os.path.join(self.folder, file.path)
         return bool(re.fullmatch(_HUB_PATH, file.path, re.ASCII)) and _size_of(path) == file.size
 
-    def _kept(self) -> str | None:
-        files = self.index().get(self.wanted.lower())
+    def _local_path(self) -> str | None:
+        files = self.index().get(self.selector.lower())
         return os.path.join(self.folder, files[0].path) if files else None
 
     def _write_index(self, kept: Mapping[str, list[_HubFile]]) -> None:
-        path = os.path.join(self.folder, "kept.json")
+        path = os.path.join(self.folder, "index.json")
         with open(f"{path}.new", "wb") as file:
             file.write(_dumps(kept))
         os.replace(f"{path}.new", path)
@@ -3657,17 +3658,21 @@ class _Hub:
 
         with self._locked(wait=False):
             kept = self.index()
-            gone = {file for key, files in kept.items() if key == self.wanted.lower() for file in files}
-            if self.wanted and not gone:
-                raise BackendError(f"'hf:{self.repo}:{self.wanted}' is not kept", code="not_found", hint="rlm models")
-            rest = {key: files for key, files in kept.items() if not gone.intersection(files)} if self.wanted else {}
-            doomed = [os.path.join(self.folder, file.path) for file in gone] if rest else _files_below(self.folder)
-            if not doomed:
-                raise BackendError(f"nothing of {self.repo!r} is kept", code="not_found", hint="rlm models")
-            size = sum(map(_size_of, doomed))
+            removed = {file for key, files in kept.items() if key == self.selector.lower() for file in files}
+            if self.selector and not removed:
+                raise BackendError(
+                    f"'hf:{self.repo}:{self.selector}' is not downloaded", code="not_found", hint="rlm models"
+                )
+            rest = (
+                {key: files for key, files in kept.items() if not removed.intersection(files)} if self.selector else {}
+            )
+            paths = [os.path.join(self.folder, file.path) for file in removed] if rest else _files_below(self.folder)
+            if not paths:
+                raise BackendError(f"nothing of {self.repo!r} is downloaded", code="not_found", hint="rlm models")
+            size = sum(map(_size_of, paths))
             if rest:
                 self._write_index(rest)
-                for path in doomed:
+                for path in paths:
                     os.unlink(path)
             else:
                 shutil.rmtree(self.folder)
@@ -3681,16 +3686,16 @@ class _Hub:
             os.makedirs(locks, exist_ok=True)
             file = open(os.path.join(locks, self.repo.replace("/", "--")), "ab")  # noqa: SIM115
         except OSError as error:
-            raise self._disk_trouble(error) from None
+            raise self._disk_error(error) from None
         with file:
-            told = False
+            notified = False
             while not _lock(file):
                 if not wait:
                     message = f"another process is downloading {self.repo!r}"
                     raise BackendError(message, code="config", hint="wait for it, or end it")
-                if not told:
-                    self._say(f"waiting for another process that downloads {self.repo}")
-                told = True
+                if not notified:
+                    self._notify(f"waiting for another process that downloads {self.repo}")
+                notified = True
                 time.sleep(0.2)
             yield
 
@@ -3699,7 +3704,7 @@ class _Hub:
     def _download(self) -> str:
         state = CallState("the hub", _HUB_TIMEOUT, None, None)
         with _watch.watching(state):
-            self._say(f"asking {netloc(self._endpoint)} for {self.repo}")
+            self._notify(f"asking {netloc(self._endpoint)} for {self.repo}")
             commit, files = self._listing(state)
             variants = _variants(files)
             variant = self._chosen(variants)
@@ -3707,13 +3712,13 @@ class _Hub:
             self._check_disk(variant.files)
             for file in variant.files:
                 self._fetch(state, commit, file)
-        unique = sum(variant.quant == other.quant for other in variants) == 1
-        names = {self.wanted.lower(), variant.quant.lower() if unique and variant.quant else variant.base.lower()}
+        by_quant = _matching(variants, variant.quant or variant.base) == [variant]
+        names = {self.selector.lower(), (variant.quant if by_quant else variant.base).lower() or variant.base.lower()}
         self._write_index({**self.index(), **dict.fromkeys(names, variant.files)})
         return os.path.join(self.folder, variant.files[0].path)
 
     def _chosen(self, variants: Sequence[_Variant]) -> _Variant:
-        found = _fitting(variants, self.wanted)
+        found = _matching(variants, self.selector)
         if len(found) == 1:
             return found[0]
         quants = [variant.quant for variant in variants]
@@ -3722,7 +3727,7 @@ class _Hub:
         if not variants:
             hint = "look for a repository whose name ends in -GGUF"
             raise BackendError(f"{self.repo!r} has no GGUF file", code="not_found", hint=hint)
-        what = f"has no {self.wanted!r}" if self.wanted and not found else "has several models"
+        what = f"has no {self.selector!r}" if self.selector and not found else "has several models"
         hint = f"name one, as in hf:{self.repo}:{names[0]}"
         raise BackendError(f"{self.repo!r} {what}: there are {choices}", code="not_found", hint=hint)
 
@@ -3737,7 +3742,7 @@ class _Hub:
 
         files = []
         try:
-            body = self._again(state, ask)
+            body = self._with_retries(state, ask)
             commit = str(body.get("sha"))
             for entry in body["siblings"]:
                 path, lfs = str(entry["rfilename"]), entry.get("lfs") or {}
@@ -3763,16 +3768,16 @@ class _Hub:
             os.makedirs(os.path.dirname(target), exist_ok=True)
             if not file.sha256 or _size_of(part) > file.size:
                 open(part, "wb").close()
-            self._again(state, lambda: self._receive(state, url, part, file), lambda: _size_of(part))
+            self._with_retries(state, lambda: self._receive(state, url, part, file), lambda: _size_of(part))
             self._check_digest(state, part, file)
             os.replace(part, target)
         except OSError as error:
-            raise self._disk_trouble(error) from None
+            raise self._disk_error(error) from None
         for old in _files_below(os.path.dirname(target)):
             if old.startswith(f"{target}.") and old.endswith(".part"):
                 os.unlink(old)
 
-    def _again(self, state: CallState, ask: Callable[[], Any], progress: Callable[[], int] = lambda: 0) -> Any:
+    def _with_retries(self, state: CallState, ask: Callable[[], Any], progress: Callable[[], int] = lambda: 0) -> Any:
         """What `ask` returns, after as many attempts as bring something, and a few that do not."""
         failures, before = 0, progress()
         while True:
@@ -3784,19 +3789,19 @@ class _Hub:
             before = progress()
             wait = backoff(failure, failures)
             if not failure.retryable or failures > _HUB_TRIES or wait > LONGEST_WAIT:
-                raise self._with_what_is_here(failure, before)
+                raise self._with_next_step(failure, before)
             until = time.monotonic() + wait
             while (left := until - time.monotonic()) > 0:
                 state.sleep(left)
 
-    def _with_what_is_here(self, failure: BackendError, part: int) -> BackendError:
+    def _with_next_step(self, failure: BackendError, part: int) -> BackendError:
         """The error, with what can be done with what is on the disk."""
         if part:
             failure.hint = f"run it again: it goes on after the {part / 1e6:,.1f} MB that have come"
         elif failure.code in ("connection", "timeout"):
             failure.hint = "is the network up, and HF_ENDPOINT right?"
             if kept := sorted(filter(None, self.index())):
-                failure.hint += f" Kept here: {', '.join(f'hf:{self.repo}:{key}' for key in kept)}"
+                failure.hint += f" Downloaded already: {', '.join(f'hf:{self.repo}:{key}' for key in kept)}"
         return failure
 
     def _receive(self, state: CallState, url: str, part: str, file: _HubFile) -> None:
@@ -3843,7 +3848,7 @@ class _Hub:
             if (now := time.monotonic()) - shown > 0.5:
                 shown, rate = now, (total - start) / max(now - began, 0.001) / 1e6
                 size = f"{file.size / 1e9:.1f} GB"
-                self._say(f"downloading {name}: {100 * total // file.size}% of {size}, {rate:.1f} MB/s")
+                self._notify(f"downloading {name}: {100 * total // file.size}% of {size}, {rate:.1f} MB/s")
 
     @contextlib.contextmanager
     def _open(self, state: CallState, url: str, headers: Mapping[str, str] | None = None) -> Iterator[tuple[Any, str]]:
@@ -3853,8 +3858,8 @@ class _Hub:
         token = _Secret(f"Bearer {self._token}")
         for _ in range(6):
             own = {"Authorization": token} if self._token and _origin(url) == _origin(self._endpoint) else {}
-            plain = {"User-Agent": "flat-rlm", "Accept-Encoding": "identity", **(headers or {})}
-            response = _link(url, 4).open(state, url, {**plain, **own}, None)
+            common = {"User-Agent": "flat-rlm", "Accept-Encoding": "identity", **(headers or {})}
+            response = _link(url, 4).open(state, url, {**common, **own}, None)
             try:
                 if response.status_code not in (301, 302, 303, 307, 308):
                     yield response, url
@@ -3901,9 +3906,9 @@ class _Hub:
         needed = sum(file.size for file in files if not self._is_here(file))
         needed -= sum(_size_of(path) for path in _files_below(self.folder) if path.endswith(".part"))
         if needed > (free := shutil.disk_usage(self.top).free):
-            raise self._disk_trouble(None, f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB free")
+            raise self._disk_error(None, f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB free")
 
-    def _disk_trouble(self, error: OSError | None, words: str = "") -> BackendError:
+    def _disk_error(self, error: OSError | None, words: str = "") -> BackendError:
         words = words or (error.strerror if error else "") or str(error)
         hint = "rlm models remove NAME makes room, XDG_CACHE_HOME names another place"
         return BackendError(f"cannot keep a model in {self.folder!r}: {words}", code="config", hint=hint)
@@ -3913,7 +3918,7 @@ class _Hub:
 
         if not file.sha256:
             return
-        self._say(f"checking {os.path.basename(file.path)}")
+        self._notify(f"checking {os.path.basename(file.path)}")
         digest = hashlib.sha256()
         with open(part, "rb") as data:
             while piece := data.read(PIECE):
@@ -3949,7 +3954,7 @@ def _files_below(folder: str) -> list[str]:
     return [os.path.join(where, name) for where, _, names in os.walk(folder) for name in names]
 
 
-def kept_models(environ: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+def downloaded_models(environ: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
     """The downloaded models: `{name, bytes, path, complete}` of each; what has come in part counts as one."""
     env, rows = _Environ(environ), list[dict[str, Any]]()
     top = os.path.join(_cache_folder(True, env) or "", "models")
@@ -3957,10 +3962,13 @@ def kept_models(environ: Mapping[str, str] | None = None) -> list[dict[str, Any]
         repo = os.path.relpath(folder, top).replace(os.sep, "/")
         if not re.fullmatch(_HUB_NAME, f"hf:{repo}", re.ASCII):
             continue
-        for key, files in sorted(_Hub(f"hf:{repo}", env).index().items()):
-            if key:
-                size, path = sum(file.size for file in files), os.path.join(folder, files[0].path)
-                rows.append({"name": f"hf:{repo}:{key}", "bytes": size, "path": path, "complete": True})
+        index = _Hub(f"hf:{repo}", env).index()
+        by_path = {
+            files[0].path: (key, files) for key, files in sorted(index.items(), key=lambda item: -len(item[0])) if key
+        }
+        for key, files in sorted(by_path.values()):
+            size, path = sum(file.size for file in files), os.path.join(folder, files[0].path)
+            rows.append({"name": f"hf:{repo}:{key}", "bytes": size, "path": path, "complete": True})
         for part in sorted(path for path in _files_below(folder) if path.endswith(".part")):
             rows.append({"name": f"hf:{repo}", "bytes": _size_of(part), "path": part, "complete": False})
     return rows
@@ -3988,7 +3996,7 @@ _CONVERSATION = (
 )
 
 
-class _Said(NamedTuple):
+class _Output(NamedTuple):
     """What a program has printed: its answer, or its error."""
 
     text: str | None = None
@@ -3999,30 +4007,30 @@ class _Said(NamedTuple):
 
 
 class _Agent(NamedTuple):
-    """A coding agent: how it answers one prompt without its own tools. Seen with the version that `seen` names."""
+    """A coding agent: how it answers one prompt without its own tools."""
 
     arguments: str  # {folder} has system.md and policy.toml in it
     model_flag: str
     keys: tuple[str, ...]  # the provider keys that it may sign in with; others are not handed to it
-    read: Callable[[str], _Said]
+    parse: Callable[[str], _Output]
     install: str
     sign_in: str
-    seen: str
+    tested_with: str
     reports_cost: bool = False
 
 
-def _string(value: Any) -> str:
+def _require_text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{type(value).__name__} instead of text")
     return value
 
 
-def _read_claude(printed: str) -> _Said:
+def _parse_claude(stdout: str) -> _Output:
     """The object of `claude -p --output-format json`."""
-    body = from_json(printed)
-    text, usage = _string(body["result"]), body.get("usage")
+    body = from_json(stdout)
+    text, usage = _require_text(body["result"]), body.get("usage")
     if body.get("is_error"):
-        return _Said(error=text)
+        return _Output(error=text)
     cached, written = token_count(usage, "cache_read_input_tokens"), token_count(usage, "cache_creation_input_tokens")
     counts = {
         "input": token_count(usage, "input_tokens") + cached + written,
@@ -4035,32 +4043,32 @@ def _read_claude(printed: str) -> _Said:
     known = isinstance(cost, (int, float)) and 0 <= cost < 1e6
     models = body.get("modelUsage")
     model = next(iter(models), "") if isinstance(models, dict) else ""
-    return _Said(text, usage=counts, cost_usd=float(cost) if known else None, model=model)
+    return _Output(text, usage=counts, cost_usd=float(cost) if known else None, model=model)
 
 
-def _read_codex(printed: str) -> _Said:
+def _parse_codex(stdout: str) -> _Output:
     """The events of `codex exec --json`, one on each line; the last message is the answer."""
-    said = _Said()
-    for line in filter(None, map(str.strip, printed.split("\n"))):
+    output = _Output()
+    for line in filter(None, map(str.strip, stdout.split("\n"))):
         event = from_json(line)
         item = event.get("item") or {}
         if event["type"] == "item.completed" and item.get("type") == "agent_message":
-            said = said._replace(text=_string(item["text"]))
+            output = output._replace(text=_require_text(item["text"]))
         elif event["type"] == "turn.completed":
             usage = event.get("usage")
             names = {"input": "input", "output": "output", "cached": "cached_input", "cache_write": "cache_write_input"}
             counts = {name: token_count(usage, f"{theirs}_tokens") for name, theirs in names.items()}
-            said = said._replace(usage={**counts, "reasoning": token_count(usage, "reasoning_output_tokens")})
+            output = output._replace(usage={**counts, "reasoning": token_count(usage, "reasoning_output_tokens")})
         elif event["type"] in ("error", "turn.failed"):
-            said = said._replace(error=str((event.get("error") or event)["message"]))
-    return said if said.text is None or said.usage is None else said._replace(error="")
+            output = output._replace(error=str((event.get("error") or event)["message"]))
+    return output if output.text is None or output.usage is None else output._replace(error="")
 
 
-def _read_gemini(printed: str) -> _Said:
+def _parse_gemini(stdout: str) -> _Output:
     """The object of `gemini --output-format json`."""
-    body = from_json(printed)
+    body = from_json(stdout)
     if error := body.get("error"):
-        return _Said(error=_error_text(str(error["message"]).encode()))
+        return _Output(error=_error_text(str(error["message"]).encode()))
     models = body.get("stats", {}).get("models", {})
     tokens = [entry["tokens"] for entry in models.values()]
 
@@ -4074,15 +4082,15 @@ def _read_gemini(printed: str) -> _Said:
         "cache_write": 0,
         "reasoning": total("thoughts"),
     }
-    return _Said(_string(body["response"]), usage=usage if tokens else None, model=next(iter(models), ""))
+    return _Output(_require_text(body["response"]), usage=usage if tokens else None, model=next(iter(models), ""))
 
 
-def _read_any(printed: str) -> _Said:
+def _parse_any(stdout: str) -> _Output:
     """What a command of the user's prints: an object as `claude -p` has it, else text."""
     try:
-        return _read_claude(printed)
+        return _parse_claude(stdout)
     except _MISREAD:
-        return _Said(printed.strip())
+        return _Output(stdout.strip())
 
 
 _AGENTS = {
@@ -4091,7 +4099,7 @@ _AGENTS = {
         " --system-prompt-file {folder}/system.md",
         "--model",
         ("ANTHROPIC_API_KEY", "AWS_BEARER_TOKEN_BEDROCK"),
-        _read_claude,
+        _parse_claude,
         "npm install -g @anthropic-ai/claude-code",
         "claude, then /login",
         "2.1.197",
@@ -4108,7 +4116,7 @@ _AGENTS = {
         ),
         "--model",
         ("CODEX_API_KEY", "OPENAI_API_KEY"),
-        _read_codex,
+        _parse_codex,
         "npm install -g @openai/codex",
         "codex login",
         "0.171.0",
@@ -4118,7 +4126,7 @@ _AGENTS = {
         " --policy {folder}/policy.toml",
         "--model",
         ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
-        _read_gemini,
+        _parse_gemini,
         "npm install -g @google/gemini-cli",
         "gemini, then choose how to sign in",
         "0.61.0",
@@ -4141,18 +4149,18 @@ def agents(environ: Mapping[str, str] | None = None) -> list[tuple[str, str | No
 
 def _agent_backend(model: str, env: _Environ, options: BackendOptions) -> SubprocessBackend:
     """The backend for `cli:NAME` or `cli:NAME/MODEL` (or NAME:MODEL)."""
-    name, _, its_model = model.removeprefix("cli:").replace(":", "/", 1).partition("/")
+    name, _, model_argument = model.removeprefix("cli:").replace(":", "/", 1).partition("/")
     agent = _AGENTS.get(name)
     if agent is None:
         hint = " or ".join(f"cli:{known}" for known in _AGENTS)
-        raise BackendError(f"{model!r} names no coding agent", code="config", hint=hint)
+        raise BackendError(f"unknown coding agent {model!r}", code="config", hint=hint)
     import shutil
 
     program = shutil.which(name, path=env.get("PATH"))
     if program is None:
         hint = f"{agent.install}, then sign in: {agent.sign_in}"
         raise BackendError(f"{model!r} needs the program {name!r}, which is not on the PATH", code="config", hint=hint)
-    return SubprocessBackend([program], its_model, agent=agent, name=f"cli:{name}", env=env, options=options)
+    return SubprocessBackend([program], model_argument, agent=agent, name=f"cli:{name}", env=env, options=options)
 
 
 class SubprocessBackend(HTTPBackend):
@@ -4181,9 +4189,9 @@ class SubprocessBackend(HTTPBackend):
 
     def _be(self, model: str) -> None:
         if model and not re.fullmatch(r"[A-Za-z0-9][\w.:/@+\[\]-]{0,99}", model):  # it becomes an argument
-            raise BackendError(f"{model[:100]!r} is no model's name", code="config", hint=f"{self._name}/MODEL")
+            raise BackendError(f"invalid model name {model[:100]!r}", code="config", hint=f"{self._name}/MODEL")
         super()._be(model)
-        self._its_model, self.parameters, self._inspected = model, None, True
+        self._model_argument, self.parameters, self._inspected = model, None, True
         self.model = f"{self._name}/{model}" if model else self._name
         self.price_known = self.price_known or (self._agent is not None and self._agent.reports_cost)
 
@@ -4204,42 +4212,42 @@ class SubprocessBackend(HTTPBackend):
         turns = [(role, text) for role, text in parts if role != "system" or not self._agent]
         prompt = turns[0][1] if len(turns) == 1 else "\n\n".join(f"[{role}]\n{text}" for role, text in turns)
         system += [_CONVERSATION] if len(turns) > 1 else []
-        return self.base_url, {}, {"model": self._its_model, "system": "\n\n".join(system), "prompt": prompt}
+        return self.base_url, {}, {"model": self._model_argument, "system": "\n\n".join(system), "prompt": prompt}
 
     def _attempt(
         self, link: HostPool, state: CallState, request: tuple[str, dict[str, str], bytes], builder: ResponseBuilder
     ) -> ResponseBuilder:
         failure = None
         try:
-            said = self._answer(state, json.loads(request[2]))
+            output = self._answer(state, json.loads(request[2]))
         except BackendError as error:
             failure = error
         if failure is not None:
-            raise failure.with_traceback(None)  # the frames hold what the program said, which may repeat a key
-        builder.model, builder.usage, builder.cost, builder.stop = said.model, said.usage, said.cost_usd, "stop"
-        builder.append_text(said.text)
+            raise failure.with_traceback(None)  # the frames hold the program's output, which may repeat a key
+        builder.model, builder.usage, builder.cost, builder.stop = output.model, output.usage, output.cost_usd, "stop"
+        builder.append_text(output.text)
         return builder
 
-    def _answer(self, state: CallState, asked: Mapping[str, str]) -> _Said:
+    def _answer(self, state: CallState, asked: Mapping[str, str]) -> _Output:
         if len(asked["prompt"].encode("utf-8", "replace")) > _AGENT_PROMPT_LIMIT:
             raise self._error(
                 "context_length",
                 f"the prompt has more than {_AGENT_PROMPT_LIMIT:,} bytes",
                 hint=_HINTS["context_length"],
             )
-        status, printed, complaint = self._run(state, asked["system"], asked["prompt"])
-        said = self._read_printed(printed if printed.strip() else complaint[complaint.rfind("\n{") + 1 :])
-        if status or said.error or said.text is None:
-            raise self._trouble(said.error or complaint.strip() or printed.strip(), status)
-        return said
+        status, stdout, stderr = self._run(state, asked["system"], asked["prompt"])
+        output = self._parse(stdout if stdout.strip() else stderr[stderr.rfind("\n{") + 1 :])
+        if status or output.error or output.text is None:
+            raise self._failure(output.error or stderr.strip() or stdout.strip(), status)
+        return output
 
-    def _read_printed(self, printed: str) -> _Said:
+    def _parse(self, stdout: str) -> _Output:
         try:
-            return (self._agent.read if self._agent else _read_any)(printed)
+            return (self._agent.parse if self._agent else _parse_any)(stdout)
         except _MISREAD:
-            return _Said()
+            return _Output()
 
-    def _trouble(self, words: str, status: int) -> BackendError:
+    def _failure(self, words: str, status: int) -> BackendError:
         """The error for what the program complained of."""
         code, hint = "server", ""
         sign_in = self._agent.sign_in if self._agent else ""
@@ -4255,9 +4263,9 @@ class SubprocessBackend(HTTPBackend):
                 break
         secrets = [self._env.get(name) for name in key_variables()]
         lines = [line for line in words.splitlines() if line.strip()]
-        said = words if len(words) < 600 else " … ".join((lines[0], *lines[-3:]))
+        output = words if len(words) < 600 else " … ".join((lines[0], *lines[-3:]))
         ended = f" ended with status {status}" if status else ""
-        return self._error(code, f"{self._name}{ended}: {mask(said, secrets) or 'it printed no answer'}", hint=hint)
+        return self._error(code, f"{self._name}{ended}: {mask(output, secrets) or 'it printed no answer'}", hint=hint)
 
     def _environment(self, folder: str) -> dict[str, str]:
         """What the program gets: no key of ours but those that it signs in with."""
@@ -4271,24 +4279,24 @@ class SubprocessBackend(HTTPBackend):
         }
 
     def _run(self, state: CallState, system: str, prompt: str) -> tuple[int, str, str]:
-        """Run the program in an empty folder: its status, what it printed, and what it complained of."""
+        """Run the program in an empty folder: its status, its standard output, and its standard error."""
         import tempfile
 
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rlm-cli-", ignore_cleanup_errors=True))
-            given, printed, complaint = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
-            given.write(prompt.encode("utf-8", "replace"))
-            given.seek(0)
-            process = self._start(self._command(folder, system), folder, given, printed, complaint)
+            stdin, stdout, stderr = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
+            stdin.write(prompt.encode("utf-8", "replace"))
+            stdin.seek(0)
+            process = self._start(self._command(folder, system), folder, stdin, stdout, stderr)
             _programs.add(process.pid)
             try:
-                self._wait_for(state, process, printed, complaint)
+                self._wait_for(state, process, stdout, stderr)
             finally:
                 kill_group(process.pid)
                 process.wait()
                 _programs.discard(process.pid)
             texts: list[str] = []
-            for file in (printed, complaint):
+            for file in (stdout, stderr):
                 file.seek(0)
                 texts.append(file.read(BODY_LIMIT).decode("utf-8", "replace"))
             return process.returncode, texts[0], texts[1]
@@ -4303,9 +4311,9 @@ class SubprocessBackend(HTTPBackend):
             with open(os.path.join(folder, name), "wb") as file:
                 file.write(text.encode("utf-8", "replace"))
         words = [word.replace("{folder}", folder) for word in shlex.split(self._agent.arguments)]
-        return [*self._words, *words, *([self._agent.model_flag, self._its_model] if self._its_model else [])]
+        return [*self._words, *words, *([self._agent.model_flag, self._model_argument] if self._model_argument else [])]
 
-    def _start(self, words: list[str], folder: str, given: Any, printed: Any, complaint: Any) -> Any:
+    def _start(self, words: list[str], folder: str, stdin: Any, stdout: Any, stderr: Any) -> Any:
         import subprocess
 
         empty, problem = os.path.join(folder, "empty"), ""
@@ -4314,9 +4322,9 @@ class SubprocessBackend(HTTPBackend):
         try:
             return subprocess.Popen(
                 words,
-                stdin=given,
-                stdout=printed,
-                stderr=complaint,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
                 cwd=empty,
                 env=self._environment(folder),
                 start_new_session=True,
@@ -4425,11 +4433,11 @@ _LOCAL = (
 
 def local_servers(timeout: float = 0.3) -> list[tuple[str, str, list[str]]]:
     """The model servers that answer on this machine: `(provider id, base URL, its models)` each."""
+    import requests  # here, since a thread that is given up would be left in the middle of it
+
     found: dict[str, list[str]] = {}
 
     def probe(id_: str, base: str) -> None:
-        import requests
-
         with requests.Session() as session:
             session.trust_env = False
             try:

@@ -518,6 +518,8 @@ def rerun_flags(args: argparse.Namespace, *, but: Collection[str] = ()) -> str:
         value = getattr(args, name, None)
         if value is None or name in but or name.endswith("api_key"):
             continue
+        if name == "mcp" and "{" in "".join(value):  # servers written out, perhaps with their keys
+            continue
         flag = flags_of(name)[-1]
         if isinstance(value, bool):
             words.append(flag if value else f"--no-{name.replace('_', '-')}")
@@ -870,7 +872,7 @@ def declare_run(parser: argparse.ArgumentParser) -> None:
 
 def declare_output(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
-    group.add_argument("--json", action="store_true", help="print print print one JSON object instead of the answer")
+    group.add_argument("--json", action="store_true", help="print one JSON object instead of the answer")
     group.add_argument("--jsonl", action="store_true", help="print events as they happen, then the result object")
     group.add_argument("--html", metavar="PATH", help="write the trajectory as an HTML page")
     group.add_argument("-q", "--quiet", action="store_true", help="print no progress and no summary line")
@@ -935,15 +937,18 @@ def context_of(args: argparse.Namespace, shell: Invocation, *, prompt_is_stdin: 
         specs.append("-")
     if not specs:
         return None
-    context = read_context(args, specs, piped)
+    context = read_context(args, shell, specs, piped)
     show_notes(context, shell)
     return context
 
 
-def read_context(args: argparse.Namespace, specs: Sequence[str], stdin: bytes | None = None) -> rlm.Context:
+def read_context(
+    args: argparse.Namespace, shell: Invocation, specs: Sequence[str], stdin: bytes | None = None
+) -> rlm.Context:
     """The files, in the encoding that is configured, without the logs."""
     encoding = rlm_config.load_config(given_options(args), config=args.config).values["encoding"]
-    return rlm.read_context(specs, stdin=stdin, exclude=log_folder(args), encoding=encoding)
+    how: dict[str, Any] = {"exclude": log_folder(args), "encoding": encoding}
+    return rlm.read_context(specs, stdin=stdin, on_slow=lambda text: shell.terminal.write_line(f"rlm: {text}"), **how)
 
 
 def show_notes(context: rlm.Context, shell: Invocation) -> None:
@@ -1435,7 +1440,7 @@ def export_spans(args: argparse.Namespace, shell: Invocation, paths: Sequence[st
         _write_output(args, shell, [json.dumps(rlm_viz.otlp(spans)), "\n"])
         return
     try:
-        collector = rlm_viz.Collector(args.endpoint)
+        collector = rlm_viz.OTel(args.endpoint, timeout=10.0)
     except ValueError as error:
         raise rlm.ConfigError(str(error), hint="--endpoint http://localhost:4318") from None
     try:
@@ -1530,7 +1535,7 @@ class Chat:
         self.progress = progress
         if any(spec in _STDIN for spec in args.context or []):
             raise rlm.ConfigError("stdin is where a chat's prompts come from", hint="-c FILE")
-        self.context = read_context(args, args.context) if args.context else None
+        self.context = read_context(args, shell, args.context) if args.context else None
         self.said: list[tuple[str, str]] = []
         self.log = ""
         self.commands = {"vars": self.variables, "cost": self.cost, "save": self.save, "reset": self.reset}
@@ -1637,7 +1642,7 @@ class Chat:
         self.runtime.close()
         self.said = []
         if self.args.context:
-            self.context = read_context(self.args, self.args.context)
+            self.context = read_context(self.args, self.shell, self.args.context)
 
     def help(self, _: str) -> None:
         self.shell.terminal.write_line(_CHAT_HELP, lines=True)
@@ -2293,9 +2298,7 @@ def masked(secret: str) -> str:
 
 def declare_init(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [--user] [--force] [options to write down]"
-    parser.add_argument(
-        "--user", action="store_true", help="write write write the user's own file instead of ./rlm.toml"
-    )
+    parser.add_argument("--user", action="store_true", help="write the user's own file instead of ./rlm.toml")
     parser.add_argument("--force", action="store_true", help="overwrite an existing file")
     declare_options(parser, "options to write down; the others are there as comments")
 
@@ -2438,12 +2441,12 @@ def models(args: argparse.Namespace, shell: Invocation) -> int:
         shell.terminal.write_line(f"removed {name} ({size / 1e9:.1f} GB)")
     if action:
         return EXIT_OK
-    rows = rlm_backends.kept_models()
+    rows = rlm_backends.downloaded_models()
     if shell.form == "json":
         shell.print_json(rows)
         return EXIT_OK
     if not rows:
-        shell.terminal.write_line("no model is kept; -m hf:OWNER/REPO downloads one")
+        shell.terminal.write_line("no model is downloaded yet; -m hf:OWNER/REPO downloads one")
     for row in rows:
         state = "✓" if row["complete"] else "…"
         shell.show(f"{state} {row['name']}  {row['bytes'] / 1e9:.1f} GB  {row['path']}")
@@ -2674,7 +2677,7 @@ def check_local_models() -> Check:
 def check_agents(settings: rlm_config.Configuration) -> Check:
     """What can be a model without a key: coding agents on the PATH, and model files that were downloaded."""
     found = [name for name, program in rlm_backends.agents(settings.environ) if program]
-    kept = [row["name"] for row in rlm_backends.kept_models(settings.environ) if row["complete"]]
+    kept = [row["name"] for row in rlm_backends.downloaded_models(settings.environ) if row["complete"]]
     return Check("without a key", "ok", ", ".join([*found, *kept]) or "no coding agent, no downloaded model")
 
 
@@ -2828,8 +2831,8 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "run": Command("answer a prompt (the default command)", declare_run, run),
-    "chat": Command("hold hold hold a conversation over one REPL", declare_chat, chat),
-    "batch": Command("run run run many prompts from a file", declare_batch, batch),
+    "chat": Command("hold a conversation over one REPL", declare_chat, chat),
+    "batch": Command("run many prompts from a file", declare_batch, batch),
     "resume": Command("continue a stopped run", declare_resume, resume),
     "replay": Command("re-run a recorded run without calling a model", declare_replay, replay),
     "logs": Command("list runs, show a run's call tree, or follow a run", declare_logs, logs),
@@ -2840,7 +2843,7 @@ COMMANDS = {
     "init": Command("write a commented rlm.toml", declare_init, init),
     "config": Command("show every option, its value and where it comes from", declare_config, config),
     "trust": Command("let this project's rlm.toml set every option", declare_trust, trust),
-    "doctor": Command("check check check what works on this machine", declare_doctor, doctor),
+    "doctor": Command("check what works on this machine", declare_doctor, doctor),
     "providers": Command("list providers and which keys are set", declare_providers, providers),
     "models": Command("list and remove downloaded model files", declare_models, models),
     "mcp-serve": Command("serve the sandbox to an MCP client", lambda _: None, lambda _args, _shell: EXIT_USAGE),

@@ -81,7 +81,7 @@ def _option(
     help: str,
     *,
     limit: bool = False,
-    project: bool | None = None,
+    project: bool = False,
     env: str = "",
     short: str = "",
     flag: str = "",
@@ -96,7 +96,7 @@ def _option(
     """A row of the table of options.
 
     `limit`: it is in the journal, and a resumed run has it again. `project`: harmless enough to be taken from an
-    untrusted ./rlm.toml, as a limit is by default. `env`: a variable besides RLM_*. `short`, `flag`: flags besides the
+    untrusted ./rlm.toml, as each limit is. `env`: a variable besides RLM_*. `short`, `flag`: flags besides the
     long one. `example`: what a written configuration file shows where there is no default. `words`: what it may be
     besides what its type says. `least`, `most`: the range; beyond it a machine runs out of threads, memory or patience
     rather than of limit. `secret`: never shown.
@@ -104,7 +104,7 @@ def _option(
     metadata = {
         "help": help,
         "limit": limit,
-        "project": limit if project is None else project,
+        "project": project or limit,
         "env": env,
         "short": short,
         "flag": flag,
@@ -178,8 +178,6 @@ class Options:
     confirm_above: float | None = _option(
         None,
         "dollars: a batch of sub-calls that may cost more is asked about first, and without a terminal is not sent",
-        limit=True,
-        project=False,
         metavar="USD",
         example=0.5,
         most=1e9,
@@ -283,7 +281,7 @@ class Options:
         None, "Snipara API key", env="SNIPARA_API_KEY", project=True, example="…", secret=True
     )
     snipara_project_slug: str | None = _option(
-        None, "Snipara project slug slug slug", env="SNIPARA_PROJECT_SLUG", project=True, example="my-project"
+        None, "Snipara project slug", env="SNIPARA_PROJECT_SLUG", project=True, example="my-project"
     )
     snipara_api_url: str | None = _option(
         None, "base URL of Snipara's API", env="SNIPARA_API_URL", metavar="URL", example="https://api.snipara.com"
@@ -501,7 +499,8 @@ def parse_option(name: str, text: str, origin: str) -> Any:
         if kind.startswith("dict") or kind == "Any":
             return rlm_backends.from_json(text)
     except ValueError:
-        raise ConfigError(f"{origin}: {text!r} is not a valid {_KIND_WORDS.get(kind, 'JSON value')}") from None
+        valid = " or ".join((_KIND_WORDS.get(kind, "JSON value"), *OPTIONS[name].metadata["words"]))
+        raise ConfigError(f"{origin}: {text!r} is not a valid {valid}") from None
     return text
 
 

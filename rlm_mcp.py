@@ -2051,7 +2051,7 @@ def _files(server: Server, directory: str | None, specs: list[str]) -> Any:
     if wrong := next((s for s in specs if os.path.isabs(os.path.expanduser(s)) or ".." in s.split(os.sep)), None):
         raise ToolError(f"files are named relative to {directory!r}, not {wrong!r}")
     values = server.configuration(directory).values
-    how = {"cwd": directory, "left_out": values["log_dir"], "encoding": values["encoding"], "within": directory}
+    how = {"cwd": directory, "exclude": values["log_dir"], "encoding": values["encoding"], "within": directory}
     context = rlm.read_context(specs, **how)
     if not isinstance(context.source, dict):
         raise ToolError(f"{specs!r} are not files of the project")
@@ -2993,10 +2993,15 @@ class RemoteTool(NamedTuple):
         for name, schema in list(self.parameters["properties"].items())[:100]:
             if about := _mapping(schema).get("description"):
                 lines.append(f"  {python_name(name)}: {str(about)[:300]}")
-        if self.returns is not None:
-            fields = {key: _mapping(item).get("type", "any") for key, item in self._returned().items()}
-            lines.append(f"Returns {'{' + ', '.join(f'{k}: {v}' for k, v in fields.items())[:500] + '}'}")
+        fields = {key: _mapping(item).get("type", "any") for key, item in self._returned().items()}
+        if fields:
+            shown = ", ".join(f"{key}: {kind}" for key, kind in fields.items())[:500]
+            lines.append(f"Returns {fields['result'] if self._is_wrapped else '{' + shown + '}'}")
         return "\n".join(lines)
+
+    @property
+    def _is_wrapped(self) -> bool:
+        return set(self._returned()) == {"result"}
 
     def _returned(self) -> Mapping[str, Any]:
         return _mapping(_mapping(self.returns).get("properties"))
@@ -3012,7 +3017,7 @@ class RemoteTool(NamedTuple):
             values = [_block_value(block) for block in blocks]
             return values[0] if len(values) == 1 else values or None
         data = result["structuredContent"]
-        if isinstance(data, dict) and set(data) == {"result"} == set(self._returned()):
+        if self._is_wrapped and isinstance(data, dict) and set(data) == {"result"}:
             data = data["result"]
         pictures = [_block_value(block) for block in blocks if block.get("type") in ("image", "audio")]
         return [data, *pictures] if pictures else data
@@ -3101,6 +3106,9 @@ class Connection:
         self.url = expand(spec.get("url", ""))
         self.ended = ""  # why it can no longer be used
         self.is_ready = False
+        texts = [spec.get("url", ""), *spec.get("env", {}).values(), *spec.get("headers", {}).values()]
+        if unset := [name for name in re.findall(r"\$\{(\w+)\}", " ".join(texts)) if not environ.get(name)]:
+            raise self.failed(f"needs the variable {unset[0]}, which is not set", f"export {unset[0]}=…")
 
     def exchange(self, method: str, params: Message, seconds: float) -> Message:
         """The answer to a request: a message with `result` or `error`; ToolError if there comes none."""
@@ -3337,7 +3345,7 @@ class StdioConnection(Connection):
     def _handle_line(self, line: bytearray) -> None:
         data = bytes(line)
         for secret in self.secrets:
-            data = data.replace(json.dumps(secret)[1:-1].encode(), b"***")
+            data = data.replace(json.dumps(secret)[1:-1].encode(), b"[redacted]")
         try:
             messages = sibling("rlm_backends").from_json(data)
         except ValueError as error:
@@ -3509,7 +3517,7 @@ class HTTPConnection(Connection):
     def _answer(self, headers: Mapping[str, str], body: bytes, number: int) -> Message | None:
         """The answer to request `number` in a response; None if it holds none."""
         for secret in self.secrets:
-            body = body.replace(json.dumps(secret)[1:-1].encode(), b"***")
+            body = body.replace(json.dumps(secret)[1:-1].encode(), b"[redacted]")
         stream = headers.get("content-type", "").partition(";")[0].strip() == "text/event-stream"
         backends = sibling("rlm_backends")
         for text in backends._events(iter([body])) if stream else [body]:
@@ -3556,7 +3564,7 @@ class AnswerWatch:
 
     def __call__(self, piece: bytes) -> bool:
         self._event += piece
-        if not self._event.endswith((b"\n\n", b"\r\n\r\n", b"\r\r")) or not re.search(rb"(?m)^data:", self._event):
+        if not self._event.endswith((b"\n\n", b"\r\n\r\n", b"\r\r")):
             return False
         event, self._event = self._event, bytearray()
         return bool(self._id.search(event)) and (b'"result"' in event or b'"error"' in event)
@@ -3662,6 +3670,8 @@ class ServerSet:
             known = self._connections.get(name)
             if known is not None and not known.ended:
                 return known
+            if self._closed:
+                raise remote_error("the run has ended")
             if name not in self.specs:
                 raise remote_error(f"no MCP server {name!r} is configured", f"write [mcp.{name}] in rlm.toml")
             if known is not None:

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Activity",
-    "Collector",
     "History",
     "OTel",
     "card",
@@ -1913,7 +1912,7 @@ _SHARED = {"kinds": list(_MARKS), "untimed": UNTIMED, "usage": USAGE, "flags": _
 class History:
     """The messages of each node, as they were sent to its model: compacted, and without what was left out.
 
-    The events of one journal are taken in their order, all of them.
+    Add every event of one journal, in order.
     """
 
     def __init__(self) -> None:
@@ -1921,8 +1920,8 @@ class History:
         self._sources: list[tuple[Any, Any]] = []  # of each event its name and its cell
         self._nodes: dict[str, _Conversation] = {}
 
-    def take(self, event: Event) -> list[Event]:
-        """The messages that a turn was sent, if the event is a turn's call; else none."""
+    def add(self, event: Event) -> list[Event]:
+        """The messages that a turn was sent, if the event is that turn's call; else []."""
         event = self._stored.note(len(self._sources), event)
         self._sources.append((event.get("event"), event.get("cell")))
         node = self._nodes.setdefault(str(event.get("node")), _Conversation())
@@ -1964,7 +1963,7 @@ class _Conversation:
         self.stubs, self.restarted = [], False
 
     def _mend_reply(self, message: Event) -> None:
-        """What a new message tells of the reply before it: that it is left out, or which tool a call meant."""
+        """Apply what a new message says of the reply before it: that it was replaced, or which tool a call meant."""
         newest = next((known for known in reversed(self.messages) if known["role"] == "assistant"), {})
         if message.get("replaces") and self.messages and self.messages[-1] is newest:
             self.messages.pop()
@@ -1994,7 +1993,7 @@ class _Conversation:
 
 
 def _reply_message(event: Event) -> Event:
-    """A turn's reply as a message: without the tail that it made up."""
+    """A turn's reply as a message, without the invented output that was dropped from it."""
     text, dropped = _text(event.get("response")), int(_number(event.get("dropped")))
     message: Event = {"role": "assistant", "content": text}
     if dropped:
@@ -2016,14 +2015,18 @@ def _stub(message: Event) -> Event:
 
 def training_samples(events: Iterable[Event]) -> Iterator[dict[str, Any]]:
     """Each turn as OpenAI's chat format has it: {"messages": what was sent and the reply, "tools": as offered}."""
-    history, schemas, secrets = History(), dict[str, Any](), Secrets()
+    history, schemas, secrets, plain = History(), dict[str, Any](), Secrets(), set[str]()
     for event in (_clean(event, secrets)[0] for event in events):
-        sent, node = history.take(event), str(event.get("node"))
+        sent, node = history.add(event), str(event.get("node"))
         if event.get("event") == "start":
             schemas[node] = event.get("tool_schemas")
+            plain |= {node} if event.get("protocol") == "plain" else set()
+        if event.get("system"):  # of a call: the loop goes on from a plain call, or in another protocol
+            plain -= {node} if event.get("event") == "call" else set()
         if sent:
             messages = [_openai_message(message) for message in [*sent, _reply_message(event)]]
-            offered = None if event.get("protocol") == "text" or event.get("forced") else schemas.get(node)
+            without = event.get("protocol") == "text" or event.get("forced") or node in plain
+            offered = None if without else schemas.get(node)
             tools = [{"type": "function", "function": tool} for tool in _dicts(offered)]
             yield {"messages": messages, **({"tools": tools} if tools else {})}
 
@@ -2193,7 +2196,7 @@ _CLIENT = 3  # the kind of a span that asks another program; 1 is one that does 
 def spans(events: Iterable[Event], *, bodies: bool = False) -> list[dict[str, Any]]:
     """A run's events as OTLP/JSON spans; prompts, replies, code and outputs are in them only with `bodies`."""
     trace = Trace(bodies)
-    made = [span for event in events for span in trace.take(event)]
+    made = [span for event in events for span in trace.add(event)]
     return made + trace.close()
 
 
@@ -2211,10 +2214,10 @@ class Trace:
         self.name = self.resumed = ""
         self.now = 0  # nanoseconds
 
-    def take(self, event: Event) -> list[dict[str, Any]]:
+    def add(self, event: Event) -> list[dict[str, Any]]:
         """The spans that end with this event."""
         event = _clean(event, self.secrets)[0] if self.bodies else _span_metrics(event)
-        sent = self.history.take(event) if self.bodies else []
+        sent = self.history.add(event) if self.bodies else []
         kind, node, before = event.get("event"), str(event.get("node", "n0")), self.now
         self.name = self.name or first_line(event.get("trajectory_id"), 80)
         if (moment := parse_timestamp(event.get("timestamp"))) is not None:
@@ -2423,89 +2426,32 @@ def _named_values(variable: str) -> dict[str, str]:
     return {unquote(name).strip(): unquote(value).strip() for name, _, value in pairs}
 
 
-class Collector:
-    """Where spans go: an endpoint that speaks OTLP/HTTP JSON, given or named by OpenTelemetry's own variables.
+class OTel:
+    """An `on_event` that sends a run's spans to an OpenTelemetry collector while it runs: `RLM(on_event=OTel(url))`.
 
-    A base address gets /v1/traces. ValueError for what is no address. Headers of the environment are only for the
-    endpoint that it names, or for the given one where it names none.
+    It never fails a run, and holds its end up for at most `timeout` seconds, while the last spans are sent. What is
+    wrong with the collector is said once, on stderr. Prompts, replies, code and outputs are sent only with `bodies`.
+    The endpoint is given or named by OpenTelemetry's own variables; a base address gets /v1/traces; ValueError for what
+    is none. Headers of the environment are for the endpoint that it names, or for a given one where it names none.
     """
 
-    def __init__(self, endpoint: str | None = None, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, endpoint: str | None = None, *, headers: Any = None, bodies: bool = False, timeout: float = 5.0
+    ) -> None:
         from urllib.parse import unquote, urlsplit
 
         own = os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "")
         parts = urlsplit(endpoint or own)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"no address of a collector: {endpoint or own!r}" if endpoint or own else "no endpoint")
-        self.shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-        path = parts.path.rstrip("/")
+        host, path = parts.netloc.rpartition("@")[2], parts.path.rstrip("/")
+        self.shown = f"{parts.scheme}://{host}"
         path = path if path.endswith("/v1/traces") else path + "/v1/traces"
-        self.url = parts._replace(path=path, netloc=parts.netloc.rpartition("@")[2]).geturl()
+        self.url = parts._replace(path=path, netloc=host).geturl()
         self.login = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
         is_named = not own or urlsplit(own)[:2] == parts[:2]
         self.headers = {**(_named_values("OTEL_EXPORTER_OTLP_HEADERS") if is_named else {}), **(headers or {})}
-
-    def send(self, made: Sequence[dict[str, Any]], seconds: float = 10.0) -> None:
-        """Send spans within that time, in bodies that collectors accept; OSError says why some were not taken."""
-        until, batch, size = time.monotonic() + seconds, list[dict[str, Any]](), 0
-        for span in made:
-            length = len(_json(span))
-            if batch and (len(batch) >= _BATCH or size + length > 2 << 20):
-                self._post(batch, until)
-                batch, size = [], 0
-            batch.append(span)
-            size += length
-        self._post(batch, until)
-
-    def _post(self, batch: list[dict[str, Any]], until: float) -> None:
-        """One request, repeated where the collector asks for that and the time allows it."""
-        import requests
-        import urllib3
-
-        headers, pause = {**self.headers, "Content-Type": "application/json"}, 0.25
-        how: dict[str, Any] = {"data": _json(otlp(batch)).encode(), "headers": headers, "allow_redirects": False}
-        how["auth"] = self.login or (lambda request: request)  # or a login of ~/.netrc would replace a header
-        while True:
-            try:
-                answer = requests.post(self.url, timeout=max(0.05, until - time.monotonic()), stream=True, **how)
-                content = answer.raw.read(1 << 16, decode_content=True)
-                answer.close()
-            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-                raise OSError(f"{self.shown} does not answer: {_root_cause(error)}") from None
-            asked = answer.headers.get("Retry-After", "")
-            pause = int(asked) if re.fullmatch(r"\d{1,6}", asked) else 2 * pause
-            if answer.status_code not in (429, 502, 503, 504) or time.monotonic() + pause > until:
-                break
-            time.sleep(pause)
-        if answer.status_code // 100 != 2:
-            raise OSError(f"{self.shown} answers with HTTP status {answer.status_code}")
-        with contextlib.suppress(ValueError):  # an empty body, too, says that all were taken
-            partial = _dict(_dict(from_json(content)).get("partialSuccess"))
-            if str(partial.get("rejectedSpans", 0)) != "0":
-                rejected = (
-                    f"{first_line(partial['rejectedSpans'], 20)} spans: {first_line(partial.get('errorMessage'), 200)}"
-                )
-                raise OSError(f"{self.shown} rejects {rejected}")
-
-
-def _root_cause(error: BaseException) -> str:
-    """What lies behind an error of `requests`, in a word or two."""
-    while deeper := error.__cause__ or error.__context__:
-        error = deeper
-    return getattr(error, "strerror", None) or type(error).__name__
-
-
-class OTel:
-    """An `on_event` that sends a run's spans to an OpenTelemetry collector while it runs: `RLM(on_event=OTel(url))`.
-
-    It never fails a run, and holds its end up for at most `timeout` seconds, while the last spans are sent. What is
-    wrong with the collector is said once, on stderr. Prompts, replies, code and outputs are sent only with `bodies`.
-    """
-
-    def __init__(
-        self, endpoint: str | None = None, *, headers: Any = None, bodies: bool = False, timeout: float = 5.0
-    ) -> None:
-        self.collector, self.bodies, self.timeout = Collector(endpoint, headers), bodies, timeout
+        self.bodies, self.timeout = bodies, timeout
         self._given = {"endpoint": endpoint, "headers": headers, "bodies": bodies, "timeout": timeout}
         self._process, self._lock = 0, threading.Lock()  # the process that has a thread for the queue
         self._answers, self._told = True, False
@@ -2541,38 +2487,77 @@ class OTel:
         while True:
             done = event = None
             try:
-                event, done = events.get(timeout=1.0 if made else None)
-                made += self._take(traces, event)
-            except queue.Empty:
-                pass
+                with contextlib.suppress(queue.Empty):
+                    event, done = events.get(timeout=1.0 if made else None)
+                    made += self._add(traces, event)
+                if made and (done or event is None or len(made) >= _BATCH):
+                    batch, made = made, []
+                    self.send(batch)
+                    self._answers = True
             except Exception as error:
-                self._complain(f"{type(error).__name__}: {error}")
-            if made and (done or event is None or len(made) >= _BATCH):
-                self._send(made)
-                made = []
+                self._answers = False
+                self._complain(str(error) or type(error).__name__)
             if done:
                 done.set()
 
-    def _take(self, traces: dict[str, Trace], event: Event) -> list[dict[str, Any]]:
+    def _add(self, traces: dict[str, Trace], event: Event) -> list[dict[str, Any]]:
         ended = [name for name, trace in traces.items() if not trace.open]
         for name in ended[:-32]:  # a conversation goes on in the trace of its earlier prompts
             del traces[name]
         if (name := str(event.get("trajectory_id"))) not in traces:
             traces[name] = Trace(self.bodies)
-        return traces[name].take(event)
-
-    def _send(self, made: list[dict[str, Any]]) -> None:
-        try:
-            self.collector.send(made, self.timeout)
-            self._answers = True
-        except Exception as error:
-            self._answers = False
-            self._complain(str(error))
+        return traces[name].add(event)
 
     def _complain(self, what: str) -> None:
         if not self._told:
             self._told = True
             print(f"rlm: OpenTelemetry: {what}; later: rlm export ID --otel", file=sys.stderr)
+
+    def send(self, made: Sequence[dict[str, Any]]) -> None:
+        """Send spans within the timeout, in bodies that collectors accept; OSError says why some were not taken."""
+        until, batch, size = time.monotonic() + self.timeout, list[dict[str, Any]](), 0
+        for span in made:
+            length = len(_json(span))
+            if batch and (len(batch) >= _BATCH or size + length > 2 << 20):
+                self._post(batch, until)
+                batch, size = [], 0
+            batch.append(span)
+            size += length
+        self._post(batch, until)
+
+    def _post(self, batch: list[dict[str, Any]], until: float) -> None:
+        """One request, repeated where the collector asks for that and the time allows it."""
+        import requests
+        import urllib3
+
+        headers, pause = {**self.headers, "Content-Type": "application/json"}, 0.25
+        how: dict[str, Any] = {"data": _json(otlp(batch)).encode(), "headers": headers, "allow_redirects": False}
+        how["auth"] = self.login or (lambda request: request)  # or a login of ~/.netrc would replace a header
+        while True:
+            try:
+                answer = requests.post(self.url, timeout=max(0.05, until - time.monotonic()), stream=True, **how)
+                content = answer.raw.read(1 << 16, decode_content=True)
+                answer.close()
+            except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+                raise OSError(f"{self.shown} does not answer: {_root_cause(error)}") from None
+            asked = answer.headers.get("Retry-After", "")
+            pause = int(asked) if re.fullmatch(r"\d{1,6}", asked) else 2 * pause
+            if answer.status_code not in (429, 502, 503, 504) or time.monotonic() + pause > until:
+                break
+            time.sleep(pause)
+        if answer.status_code // 100 != 2:
+            raise OSError(f"{self.shown} answers with HTTP status {answer.status_code}")
+        with contextlib.suppress(ValueError):  # an empty body, too, says that all were taken
+            partial = _dict(_dict(from_json(content)).get("partialSuccess"))
+            if (count := first_line(partial.get("rejectedSpans", 0), 20)) != "0":
+                raise OSError(f"{self.shown} rejects {count} spans: {first_line(partial.get('errorMessage'), 200)}")
+
+
+def _root_cause(error: BaseException) -> str:
+    """What lies behind an error of `requests`, in a word or two."""
+    while deeper := error.__cause__ or error.__context__:
+        error = deeper
+    return getattr(error, "strerror", None) or type(error).__name__
 
 
 _BATCH, _QUEUE = 512, 2_000

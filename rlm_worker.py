@@ -701,8 +701,9 @@ def namespace(calls: Calls, name: str, doc: str, members: dict[str, str]) -> Any
 
 def print_help(*topic: Any) -> None:
     """`help`, without its pager for what the host gives."""
-    if topic and (type(topic[0]).__module__ == "host" or getattr(topic[0], "__module__", "") == "host"):
-        print(topic[0].__doc__)
+    about = getattr(topic[0], "__doc__", None) if topic else None
+    if isinstance(about, str) and "host" in (type(topic[0]).__module__, getattr(topic[0], "__module__", "")):
+        print(about)
     else:
         help(*topic)
 

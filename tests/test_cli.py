@@ -473,7 +473,7 @@ def small_files() -> None:
 def test_a_disk_that_fills_in_mid_run_stops_it_with_what_there_is(openai: Server) -> None:
     need("linux")
     openai.script = answer_with(Turn("so far: 12", [call("execute_code", code="print('x' * 4_000)")]))
-    ran = rlm("What?", preexec_fn=small_files)
+    ran = rlm("What?", preexec_fn=small_files, env={"PYTHONDONTWRITEBYTECODE": "1"})  # a cut cache would outlive it
     assert (ran.returncode, ran.stdout) == (1, b"so far: 12\n"), ran.stderr
     assert "cannot write the journal" in three_lines(ran.stderr)[0]
     (log,) = journals()
@@ -1473,9 +1473,9 @@ def test_every_option_is_a_flag_and_every_command_has_help() -> None:
     text = rlm("--help").stdout.decode()
     assert [name for name in library.OPTIONS if f"--{name.replace('_', '-')}" not in text] == []
     commands = (
-        "run init logs visualize resume replay chat batch mcp-serve mcp-install config doctor providers demo trust"
+        "run init logs cost visualize resume replay chat batch mcp-serve mcp-install config doctor providers demo trust"
     )
-    assert set(rlm_cli.COMMANDS) == {*commands.split(), "completion", "export"}
+    assert set(rlm_cli.COMMANDS) == {*commands.split(), "models", "export", "completion"}
     for name in rlm_cli.COMMANDS:
         ran = rlm(name, "--help")
         assert (ran.returncode, ran.stdout.split()[:3]) == (0, [b"usage:", b"rlm", name.encode()]), name

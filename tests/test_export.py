@@ -312,9 +312,12 @@ def test_events_beyond_the_queue_are_left_out(capfd: pytest.CaptureFixture[str],
         ([(503, {}, b"")], 2),
         ([(429, {"Retry-After": "1"}, b"")], 2),
         ([(502, {}, b""), (504, {}, b"")], 3),
-        ([(200, {}, b""), (200, {}, b"not JSON")], 1),
+        ([(200, {}, b"")], 1),
+        ([(200, {}, b"not JSON")], 1),
+        ([(200, {}, b'{"partialSuccess": null}')], 1),
+        ([(200, {}, b'{"partialSuccess": {"rejectedSpans": "0", "errorMessage": "a warning"}}')], 1),
     ],
-    ids=["503", "429", "502-504", "empty"],
+    ids=["503", "429", "502-504", "empty", "no-json", "null", "warning"],
 )
 def test_a_busy_collector_is_asked_again(answers: list[Any], requests: int) -> None:
     saved(journals.text_run())
@@ -378,12 +381,12 @@ def test_the_environment_names_endpoint_headers_and_service() -> None:
 def test_a_header_of_the_environment_goes_to_no_other_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "api-key=abc123def")
     given = "https://other.example/v1/traces"
-    assert rlm_viz.Collector(given).headers == {"api-key": "abc123def"}  # named by the caller, with nothing else named
+    assert rlm_viz.OTel(given).headers == {"api-key": "abc123def"}  # named by the caller, with nothing else named
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "https://own.example")
-    assert rlm_viz.Collector(given).headers == {}
-    assert rlm_viz.Collector().headers == {"api-key": "abc123def"}
-    assert rlm_viz.Collector(given).url == given
-    assert rlm_viz.Collector("https://own.example/otel", {"a": "b"}).headers == {"api-key": "abc123def", "a": "b"}
+    assert rlm_viz.OTel(given).headers == {}
+    assert rlm_viz.OTel().headers == {"api-key": "abc123def"}
+    assert rlm_viz.OTel(given).url == given
+    assert rlm_viz.OTel("https://own.example/otel", headers={"a": "b"}).headers == {"api-key": "abc123def", "a": "b"}
 
 
 def test_a_login_in_the_address_is_sent_and_never_shown() -> None:
@@ -400,7 +403,7 @@ def test_a_login_of_netrc_replaces_no_header(monkeypatch: pytest.MonkeyPatch) ->
     Path(os.environ["HOME"]).mkdir(exist_ok=True)
     Path(os.environ["HOME"], ".netrc").write_text("machine 127.0.0.1 login them password theirs\n")
     with receiver() as collector:
-        rlm_viz.Collector(collector.url, {"Authorization": "Bearer ours"}).send(rlm_viz.spans(journals.text_run()))
+        rlm_viz.OTel(collector.url, headers={"Authorization": "Bearer ours"}).send(rlm_viz.spans(journals.text_run()))
         [(_, headers, _)] = collector.requests
     assert headers["authorization"] == "Bearer ours"
 
@@ -415,8 +418,8 @@ def test_without_an_endpoint_the_json_is_printed_and_o_keeps_it_even_with_one() 
 
 def test_an_exporter_is_pickled_as_what_it_was_given() -> None:
     again = pickle.loads(pickle.dumps(rlm_viz.OTel("http://127.0.0.1:4318", headers={"a": "b"}, bodies=True)))
-    assert (again.collector.url, again.bodies, again.timeout) == ("http://127.0.0.1:4318/v1/traces", True, 5.0)
-    assert again.collector.headers["a"] == "b"
+    assert (again.url, again.bodies, again.timeout) == ("http://127.0.0.1:4318/v1/traces", True, 5.0)
+    assert again.headers["a"] == "b"
 
 
 # --- training samples ------------------------------------------------------------------------------------------------
@@ -497,8 +500,13 @@ def long_outputs(request: Request) -> Any:
         (careless, {"protocol": "text", "prompt": "full"}),
         (lambda request: code("x = 1") if request.tools else "my best answer", {"max_iterations": 3}),
         (long_outputs, {"max_iterations": 14}),
+        (lambda request: "done", {"plain_below": 20_000}),
+        (lambda request: code("FINAL(2)") if "tools" in request.body else "", {"plain_below": 20_000}),
     ],
-    ids=["recursion", "tools", "text", "text-small", "careless-small", "careless-full", "forced", "compacted"],
+    ids=[
+        *("recursion", "tools", "text", "text-small", "careless-small", "careless-full", "forced", "compacted"),
+        *("plain", "plain-then-loop"),
+    ],
 )
 def test_a_sample_is_what_the_model_was_sent_and_its_reply(
     script: Any, options: dict[str, Any], openai: Server, monkeypatch: pytest.MonkeyPatch
@@ -513,7 +521,7 @@ def test_a_sample_is_what_the_model_was_sent_and_its_reply(
     made = samples()
     for sample in made:
         check_chat_format(sample)
-    turns = [request for request in openai.requests if request.system]
+    turns = [request for request in openai.requests if request.system or "plain_below" in options]
     assert sorted((s["messages"][:-1] for s in made), key=json.dumps) == sorted(
         (r.messages for r in turns), key=json.dumps
     )

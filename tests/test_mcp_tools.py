@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import http.server
 import json
@@ -146,6 +147,14 @@ def test_tools_of_an_official_server_are_functions(environment: str, transport: 
     assert lines[2].startswith("ToolError depot.fail failed: Error executing tool fail")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", ["client1", "client2"])
+def test_help_says_what_is_returned(environment: str) -> None:
+    with official(environment, "stdio") as spec, connected(depot=spec) as servers:
+        texts = {name: tool.help().splitlines()[-1] for name, tool in servers.tools["depot"].items()}
+    assert (texts["add"], texts["search_issues"]) == ("Returns integer", "Returns array")
+
+
 @pytest.mark.parametrize(("environment", "transport"), OFFICIAL)
 def test_an_official_server_is_spoken_to_in_its_newest_revision(environment: str, transport: str) -> None:
     with official(environment, transport) as spec, connected(depot=spec) as servers:
@@ -186,6 +195,7 @@ def test_a_server_is_an_object_whose_attributes_are_its_tools(server: Any) -> No
     assert shown[3].startswith("depot: 5 tools")
     assert "depot has no 'goo_on'" in shown[4]
     assert "AttributeError" in shown[5]
+    assert "Returns" not in shown[1]
     assert shown[6] == "['class_', 'go', 'go_on', 'go_on_2', 'tool_3d']\n"
     assert shown[7] == "{'context': 'NoneType None'}\n"
     assert shown[9] == '{"n": 3} {"issue-id": 7, "from": "a"}\n'
@@ -362,6 +372,14 @@ def test_a_run_that_is_stopped_ends_its_call(server: Any) -> None:
     assert time.monotonic() - began < 20
 
 
+def test_a_run_whose_time_is_up_ends_its_call_and_its_server(server: Any) -> None:
+    server.script = script("depot.go()")
+    began = time.monotonic()
+    with made(server, mcp={"depot": other("hangs")}, timeout_seconds=2) as runtime, pytest.raises(rlm.TimeoutExceeded):
+        runtime.completion("go")
+    assert time.monotonic() - began < 20
+
+
 def wait_until(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not holds() and time.monotonic() < deadline:
@@ -393,6 +411,7 @@ FAILURES: dict[str, tuple[dict[str, Any], str]] = {
     "no folder": (other("fine", cwd="/nowhere"), "in /nowhere, which is no folder"),
     "silent": (other("silent", timeout=0.5), "'depot' did not answer initialize in 0.5 s"),
     "no server": ({"command": [sys.executable, "-c", "print('hello')"]}, "'depot' ended with status 0"),
+    "variable": (other("fine", env={"A": "${NOT_SET}"}), "'depot' needs the variable NOT_SET, which is not set"),
     "tool": (other("fine", tools=["goo"]), "has no tool 'goo', which [mcp.depot] allows"),
 }
 
@@ -493,7 +512,7 @@ def test_a_server_gets_its_own_environment_and_no_key(server: Any, monkeypatch: 
 def test_a_key_is_masked_in_results_errors_and_the_journal(server: Any, number: int, workspace: Path) -> None:
     spec = other("tells", env={"DEPOT_KEY": SECRET, "MODE": "production"})
     result, (event,) = run(server, {"depot": spec}, f"print(depot.go({number}))\nprint('production')")
-    assert "with ***" in (event["error"] or event["stdout"])
+    assert "with [redacted]" in (event["error"] or event["stdout"])
     assert SECRET not in Path(str(result.log)).read_text()
     assert SECRET not in failure(other("dies", env={"DEPOT_KEY": SECRET}))
 
@@ -503,6 +522,10 @@ def test_keys_are_not_shown(workspace: Path) -> None:
     assert SECRET not in repr(rlm.RLM("m", mcp=mcp, config=False).options)
     assert SECRET not in json.dumps(rlm_cli.shown_value("mcp", mcp))
     assert rlm_config.server_secrets(mcp, {}) == [SECRET]
+    flags = argparse.Namespace(config=None, mcp=["depot", "shop"], verbose=True)
+    assert rlm_cli.rerun_flags(flags) == " --mcp depot --mcp shop -v"
+    flags.mcp = [json.dumps(mcp)]
+    assert rlm_cli.rerun_flags(flags) == " -v"
     bad = {"depot": {"url": "https://depot.example", "headers": {"X-Key": SECRET + "\n"}}}
     with pytest.raises(rlm.ConfigError) as caught:
         rlm.RLM("m", mcp=bad, config=False)
@@ -659,7 +682,7 @@ def test_a_redirect_is_followed_on_the_same_host_only(workspace: Path) -> None:
 
 BAD: dict[str, tuple[int, dict[str, str], Any, str]] = {
     "html": (200, {"Content-Type": "text/html"}, b"<html>", "with status 200: <html>"),
-    "key": (401, {}, f"bad key {SECRET}".encode(), "with status 401: bad key ***"),
+    "key": (401, {}, f"bad key {SECRET}".encode(), "with status 401: bad key [redacted]"),
     "broken": (200, JSON_TYPE, b'{"jsonrpc"', "sent JSON that cannot be read"),
     "deep": (200, JSON_TYPE, b"[" * 100_000, "sent JSON that cannot be read"),
     "crash": (500, {}, b"oops", "with status 500: oops"),

@@ -740,7 +740,7 @@ def test_a_journal_that_cannot_be_written_stops_the_run_with_the_partial_result(
         "except rlm.RLMError as e:\n    print(type(e).__name__, e.result.status, e.message)"
     )
     openai.script = lambda r: code("print('x' * 3000)")
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-B", "-c", script], capture_output=True, text=True)
     assert done.stdout.startswith("RLMError partial cannot write the journal"), done.stderr
 
 
