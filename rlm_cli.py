@@ -25,6 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, TextIO
 
 if TYPE_CHECKING:
@@ -67,6 +68,32 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_LIMIT, EXIT_INTERRUPTED, EXIT_TERMINATED 
 # --- the way in -----------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended. A command returns one, or None where it did all that it was asked to."""
+
+    code: int = EXIT_OK  # of a command that ended by itself; else `error` decides
+    error: BaseException | None = None
+    result: rlm.CompletionResult | None = None
+    model: str | None = None
+    resume_flags: Callable[[str], str] | None = lambda but: ""  # without those of an option; None: it cannot be resumed
+    done: str = ""  # instead of the figures of `result`, of what was interrupted
+    next_step: str = ""
+
+
+def exit_status(error: BaseException) -> tuple[int, str]:
+    """(exit code, `status` in JSON) of what an error ended. A reader of stdout that went away has seen enough."""
+    table: tuple[tuple[type[BaseException], int, str], ...] = (
+        (Terminated, EXIT_TERMINATED, "interrupted"),
+        (KeyboardInterrupt, EXIT_INTERRUPTED, "interrupted"),
+        (BrokenPipeError, EXIT_OK, ""),
+        (rlm.LimitExceeded, EXIT_LIMIT, "partial"),
+        (rlm.ConfigError, EXIT_USAGE, "error"),
+        (BaseException, EXIT_FAILED, "error"),
+    )
+    return next((code, status) for cls, code, status in table if isinstance(error, cls))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -75,25 +102,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     stderr = sys.stderr
     try:
         shell = Invocation(arguments)
-        return shell.ended(_outcome_of(arguments, shell))
+        return shell.report(outcome_of(lambda: dispatch(arguments, shell)))
     finally:
         sys.stderr = stderr
 
 
-def _outcome_of(arguments: list[str], shell: Invocation) -> int:
+def outcome_of(command: Callable[[], Outcome | None]) -> Outcome:
+    """Run a command; what it raises becomes its outcome."""
     try:
         listen_for_signals()
-        code = dispatch(arguments, shell)
-        shell.flush()
+        return command() or Outcome()
     except SystemExit as leaving:  # argparse, after --help
-        return int(leaving.code or 0)
-    except BrokenPipeError:
-        return shell.handle_broken_pipe()
-    except KeyboardInterrupt as stop:
-        return shell.interrupted(stop)
-    except Exception as error:
-        return shell.failed(error)
-    return code
+        return Outcome(int(leaving.code or 0))
+    except (KeyboardInterrupt, Exception) as error:
+        return Outcome(error=error)
 
 
 class Terminated(KeyboardInterrupt):
@@ -120,7 +142,7 @@ def listen_for_signals() -> None:
 handled_signals: set[int] = set()  # those of which SIG_IGN is our own doing
 
 
-def dispatch(arguments: list[str], shell: Invocation) -> int:
+def dispatch(arguments: list[str], shell: Invocation) -> Outcome | None:
     """Find the command, read its arguments, run it. A command word is one only as the very first argument."""
     name = arguments[0] if arguments and arguments[0] in COMMANDS else ""
     command = COMMANDS[name or "run"]
@@ -131,7 +153,7 @@ def dispatch(arguments: list[str], shell: Invocation) -> int:
 
 
 class Invocation:
-    """One invocation: the form in which it answers, its terminal, and what is known of the run when it ends badly."""
+    """One invocation: the form in which it answers, its two streams, and the report of its outcome."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self.stdout_closed = ensure_std_streams()
@@ -141,17 +163,7 @@ class Invocation:
         flags = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
         self.form = "jsonl" if "--jsonl" in flags else "json" if "--json" in flags else "text"
         self.debug = "--debug" in flags or os.environ.get("RLM_DEBUG", "") not in ("", "0")
-        self.is_run = not flags or flags[0] not in COMMANDS or flags[0] in RUNS
-        self.model: str | None = None
-        self.rerun_flags: Callable[[Collection[str]], str] = lambda but: ""
-        self.can_resume = True
-        self.page_on_stdout = False  # --html -
-        self.lost: rlm.RLMError | None = None  # why nothing can be written to stdout
-        self.loss_reported = False
-        self.abandoned = False
-        self.stop_summary: tuple[str, str] | None = (
-            None  # of a batch that was stopped: how far it came, and how to go on
-        )
+        self.stdout_error: BrokenPipeError | rlm.RLMError | None = None  # why nothing more can be written to stdout
         self._lock = threading.Lock()
 
     def colour(self, preference: str | None) -> None:
@@ -168,146 +180,127 @@ class Invocation:
         self.write(encodable(self.out, painted + " ".join(strip_control(text).splitlines())) + "\n")
 
     def write(self, text: str) -> None:
-        """Text for stdout. A full disk is an error of ours, and a reader that went away is not."""
-        try:
+        """Text for stdout."""
+        with self._writing():
             self.out.write(text)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise self._unwritable(error) from error
 
     def flush(self) -> None:
-        """What was written is written, or an error."""
-        try:
+        """Return once everything is written, or raise."""
+        with self._writing():
             sys.stdout.flush()
-        except BrokenPipeError:
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A full disk is an RLMError, a reader that went away a BrokenPipeError. From then on stdout goes nowhere."""
+        try:
+            yield
+        except OSError as error:
+            with open(os.devnull, "wb") as null:
+                os.dup2(null.fileno(), 1)  # or what is left in the buffer fails once more when Python ends
+            if not isinstance(error, BrokenPipeError):
+                self.stdout_error = rlm.RLMError(f"cannot write to stdout: {error.strerror}")
+                raise self.stdout_error from error
+            self.stdout_error = error
             raise
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def _unwritable(self, error: OSError) -> rlm.RLMError:
-        self.silence()  # or what is left in the buffer fails once more when Python ends
-        result = rlm.last_result() if self.is_run else None
-        where = f"the answer is in {result.log}" if result and result.log else ""
-        what = "the answer to stdout" if result else "to stdout"
-        self.lost = rlm.RLMError(f"cannot write {what}: {error.strerror}", hint=where)
-        return self.lost
-
-    def silence(self) -> None:
-        """From here on stdout goes nowhere."""
-        with open(os.devnull, "wb") as null:
-            os.dup2(null.fileno(), 1)
-
-    def ended(self, code: int) -> int:
-        """The exit code, now that nothing more is written; what argparse has printed may not have got out."""
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:
-            self.silence()
-        except OSError as error:
-            self._unwritable(error)
-        if self.lost is not None and not self.loss_reported:
-            return self.failed(self.lost)
-        return code
 
     def print_json(self, value: Any) -> None:
-        """One line of JSON for stdout, whole even when several threads have something to say."""
+        """One line of JSON for stdout, whole even when several threads write at the same time."""
         line = rlm_tools.to_json(value).replace("\x7f", "\\u007f") + "\n"
         with self._lock:
             self.write(line)
             self.flush()
 
     def emit(self, event: Event) -> None:
-        """An event for `--jsonl`. A reader that went away ends the run: it costs money and nobody listens."""
-        if self.abandoned:
+        """An event for `--jsonl`. Where stdout is lost the run ends: it costs money and nobody reads it."""
+        if self.stdout_error is not None:
             return
         try:
             self.print_json(event)
         except (BrokenPipeError, rlm.RLMError):
-            self.abandoned = True
             import _thread
 
             _thread.interrupt_main()
 
-    def handle_broken_pipe(self) -> int:
-        """Whoever read stdout has seen enough: end quietly."""
-        self.silence()
-        return EXIT_OK
-
-    def interrupted(self, stop: KeyboardInterrupt) -> int:
-        """Ctrl-C or SIGTERM: what was done, and how to go on."""
-        if self.lost is not None:
-            return self.failed(self.lost)
-        if self.abandoned:
-            return self.handle_broken_pipe()
-        result = rlm.last_result() if self.is_run else None
-        self._report("interrupted", result, None)
-        second, following = self.stop_summary or (f"done: {summary(result)}" if result else "", self._way_on(result))
-        ended = isinstance(stop, Terminated)
-        self.terminal.error("terminated" if ended else "interrupted", second, following)
-        return EXIT_TERMINATED if ended else EXIT_INTERRUPTED
-
-    def failed(self, error: Exception) -> int:
-        """An error as a user reads it: three lines, and the exit code of its kind. `--debug` shows the traceback."""
-        code, result = exit_code(error), getattr(error, "result", None)
-        message, second, following = map(without_keys, describe_error(error))
-        if code == EXIT_LIMIT:
-            option = error.option  # type: ignore[attr-defined]
-            following = self._way_on(result, option, error.needed)  # type: ignore[attr-defined]
-            if option == "confirm_above" and error.needed is None:  # type: ignore[attr-defined]
-                following = error.hint  # type: ignore[attr-defined]
-            second = "" if following else f"raise it: {flags_of(option)[-1]} {metavar(option)}"
-        elif result is not None and code == EXIT_FAILED:
-            following = " or ".join(part for part in (following, self._way_on(result)) if part)
-        try:
-            status = "partial" if code == EXIT_LIMIT else "error"
-            self._report(status, result, error, message, following)
-        except BrokenPipeError:
-            return self.handle_broken_pipe()
-        except rlm.RLMError as unwritable:  # stdout: what was to be said there is lost
-            if unwritable is not error:
-                self.terminal.error(unwritable.message, "", unwritable.hint)
-        self.loss_reported = self.lost is not None
-        if self.debug:
+    def report(self, outcome: Outcome) -> int:
+        """Report how the command ended, on stdout and in three lines on stderr; the exit code."""
+        error = outcome.error
+        if error is None or isinstance(error, BrokenPipeError):
+            try:
+                self.flush()
+            except (BrokenPipeError, rlm.RLMError):
+                pass  # it is kept
+        if self.stdout_error is not None and (error is None or isinstance(error, KeyboardInterrupt)):
+            error = self.stdout_error
+        if error is None:
+            return outcome.code
+        code, status = exit_status(error)
+        if code == EXIT_OK:
+            return code
+        lines = self._error_lines(error, outcome)
+        if error is not self.stdout_error and not self._report_on_stdout(status, error, lines, outcome):
+            return EXIT_OK
+        if self.debug and isinstance(error, Exception):
             import traceback
 
             self.terminal.write_line(without_keys("".join(traceback.format_exception(error)).rstrip()), lines=True)
-        self.terminal.error(message, second, following)
+        self.terminal.error(*lines)
         return code
 
-    def _way_on(self, result: rlm.CompletionResult | None, limit: str = "", needed: float | None = None) -> str:
-        """The command that goes on: with the limit that stopped the run as `needed`, or doubled, and all its flags."""
-        if result is None or not result.log or not self.can_resume or (limit == "confirm_above" and not needed):
-            return ""
-        raised = f" {flags_of(limit)[-1]} {f'{needed:g}' if needed else doubled(result.log, limit)}" if limit else ""
-        return f"rlm resume {result.trajectory_id}{raised}{self.rerun_flags([limit])}"
+    def _error_lines(self, error: BaseException, outcome: Outcome) -> tuple[str, str, str]:
+        """What happened, what rlm looked at or how far the run came, and what to do next."""
+        result = outcome.result or getattr(error, "result", None)
+        if isinstance(error, KeyboardInterrupt):
+            done = outcome.done or (f"done: {summary(result)}" if result else "")
+            word = "terminated" if isinstance(error, Terminated) else "interrupted"
+            return word, done, outcome.next_step or resume_command(outcome, result)
+        message, second, next_step = map(without_keys, describe_error(error))
+        if error is self.stdout_error and result is not None:
+            answer = f"the answer is in {result.log}" if result.log else ""
+            return message.replace("cannot write", "cannot write the answer"), "", answer
+        if isinstance(error, rlm.LimitExceeded):
+            next_step = resume_command(outcome, result, error.option, error.needed)
+            if error.option == "confirm_above" and error.needed is None:
+                next_step = error.hint
+            second = "" if next_step else f"raise it: {flags_of(error.option)[-1]} {metavar(error.option)}"
+        elif result is not None and not isinstance(error, rlm.ConfigError):
+            next_step = " or ".join(part for part in (next_step, resume_command(outcome, result)) if part)
+        return message, second, next_step
 
-    def _report(
-        self,
-        status: str,
-        result: rlm.CompletionResult | None,
-        error: Exception | None,
-        message: str = "",
-        hint: str = "",
-    ) -> None:
-        """What stdout gets of a run that did not end well: the JSON object, or the partial answer."""
-        if self.form != "text":
-            fault = {"type": type(error).__name__, "message": message, "hint": hint} if error else None
-            last = {"event": "result"} if self.form == "jsonl" else {}
-            self.print_json(last | result_dict(status, result, self.model, fault))
-        elif result is not None and result.response:
-            self.print(result.response)
-        self.flush()
+    def _report_on_stdout(
+        self, status: str, error: BaseException, lines: tuple[str, str, str], outcome: Outcome
+    ) -> bool:
+        """Write the JSON object, or the partial answer, of a run that did not end well; False if nobody reads it."""
+        result = outcome.result or getattr(error, "result", None)
+        try:
+            if self.form != "text":
+                is_fault = isinstance(error, Exception)
+                fault = {"type": type(error).__name__, "message": lines[0], "hint": lines[2]} if is_fault else None
+                self.print_result_json(result_dict(status, result, outcome.model, fault))
+            elif result is not None and result.response:
+                self.print(result.response)
+            self.flush()
+        except BrokenPipeError:
+            return False
+        except rlm.RLMError as unwritable:
+            self.terminal.error(*self._error_lines(unwritable, outcome))
+        return True
+
+    def print_result_json(self, result: dict[str, Any]) -> None:
+        """The object of `--json`, or the last line of `--jsonl`."""
+        self.print_json({"event": "result", **result} if self.form == "jsonl" else result)
 
 
-def exit_code(error: Exception) -> int:
-    """2: wrong usage or configuration; 3: a limit; 1: everything else."""
-    if isinstance(error, rlm.ConfigError):
-        return EXIT_USAGE
-    return EXIT_LIMIT if isinstance(error, rlm.LimitExceeded) else EXIT_FAILED
+def resume_command(
+    outcome: Outcome, result: rlm.CompletionResult | None, limit: str = "", needed: float | None = None
+) -> str:
+    """The command that continues a run: with the limit that stopped it as `needed`, or doubled, and all its flags."""
+    if result is None or not result.log or outcome.resume_flags is None or (limit == "confirm_above" and not needed):
+        return ""
+    raised = f" {flags_of(limit)[-1]} {f'{needed:g}' if needed else doubled(result.log, limit)}" if limit else ""
+    return f"rlm resume {result.trajectory_id}{raised}{outcome.resume_flags(limit)}"
 
 
-def describe_error(error: Exception) -> tuple[str, str, str]:
+def describe_error(error: BaseException) -> tuple[str, str, str]:
     """(message, second line, next step) of an error. One that is not ours is a fault of this program, and says so."""
     if isinstance(error, rlm.RLMError):
         looked = getattr(error.__cause__, "looked_for", None)
@@ -509,8 +502,8 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
     return values
 
 
-def rerun_flags(args: argparse.Namespace, *, but: Collection[str] = ()) -> str:
-    """The flags of this command line, ready for a shell, for the command that goes on. A key is never among them."""
+def rerun_flags(args: argparse.Namespace, *but: str) -> str:
+    """The flags of this command line, quoted for a shell, for the command that continues; never those of keys."""
     import shlex
 
     words = ["--config", args.config] if args.config else []
@@ -745,7 +738,7 @@ class Progress:
         self.quiet = quiet
         self.verbose = verbose
         self.started = time.monotonic()
-        self.model: str | None = None
+        self.model: str | None = limits.get("model")
         self.calls = self.tokens = self.subcalls = self.depth = 0
         self.cost = 0.0
         self.unpriced = False
@@ -800,8 +793,8 @@ class Progress:
         self.activity.update(event)
         self.depth = max(self.depth, int(event.get("depth") or 0))
         kind = event.get("event")
-        if kind == "start":
-            self.model = self.model or event.get("model")
+        if kind == "start" and not event.get("depth"):
+            self.model = event.get("model") or self.model
         if kind == "call":
             usage = event.get("token_usage") or {}
             self.calls += 1
@@ -878,7 +871,7 @@ def declare_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-q", "--quiet", action="store_true", help="print no progress and no summary line")
 
 
-def run(args: argparse.Namespace, shell: Invocation) -> int:
+def run(args: argparse.Namespace, shell: Invocation) -> Outcome:
     """`rlm "PROMPT"`: answer it."""
     args.context = args.context and ["-" if spec in _STDIN else spec for spec in args.context]
     prompt = prompt_of(args, shell)
@@ -886,8 +879,7 @@ def run(args: argparse.Namespace, shell: Invocation) -> int:
         return stream(args, shell, prompt)
     context = context_of(args, shell, prompt_is_stdin=args.words == ["-"])
     ask = functools.partial(rlm.RLM.completion, prompt=prompt, context=context, system=args.system)
-    execute_and_report(args, shell, ask, recorded=rlm_config.LIMITS)
-    return EXIT_OK
+    return execute_and_report(args, shell, ask, recorded=rlm_config.LIMITS)
 
 
 def prompt_of(args: argparse.Namespace, shell: Invocation) -> str:
@@ -961,67 +953,86 @@ def execute_and_report(
     options: Mapping[str, Any] | None = None,
     *,
     recorded: Collection[str] = (),
-) -> rlm.CompletionResult:
-    """Run what `ask` does with an RLM, show how it goes, and deliver its result.
+) -> Outcome:
+    """Run what `ask` does with an RLM, show its progress, and print its result.
 
     `recorded`: options that a resume finds in the journal, and so need not be given again.
     """
     options_given = dict(options if options is not None else given_options(args))
     values = rlm_config.load_config(options_given, config=args.config).values
-    shell.model = values["model"]
-    shell.can_resume = bool(values["log_dir"])
-    shell.rerun_flags = lambda but: rerun_flags(args, but=[*recorded, *but])
-    seen: list[Event] = []
     if args.html:
         _require_folder(args.html)
-        shell.page_on_stdout = args.html == "-"
-        if shell.page_on_stdout and shell.form != "text":
+        if args.html == "-" and shell.form != "text":
             raise rlm.ConfigError("stdout cannot be both the page and the JSON", hint="--html FILE")
-    verbose = bool(values["verbose"])
     for name, meant in unknown_variables().items():
         if meant:
             shell.terminal.write_line(f"rlm: {name} is no option and was not read: did you mean {meant!r}?")
-    with Progress(shell.terminal, values, quiet=args.quiet, verbose=verbose) as progress:
+    progress = Progress(shell.terminal, values, quiet=args.quiet, verbose=bool(values["verbose"]))
+    seen: list[Event] = []
 
-        def listen(event: Event) -> None:
-            if shell.form == "jsonl" and "v" in event:  # pieces of text and output are not part of the trajectory
+    def work() -> None:
+        with progress:
+            try:
+                with prints_to_stderr(), open_runtime(args, shell, options_given, progress, seen) as runtime:
+                    result = ask(runtime)
+            finally:
+                if args.html and seen:
+                    _write_page(args.html, seen, shell)
+        print_result(result, args, shell, typed=bool(options_given.get("schema")))
+
+    flags = functools.partial(rerun_flags, args, *recorded) if values["log_dir"] else None
+    return run_outcome(work, progress, flags)
+
+
+def open_runtime(
+    args: argparse.Namespace,
+    shell: Invocation,
+    options: Mapping[str, Any],
+    progress: Progress,
+    seen: list[Event] | None = None,
+) -> rlm.RLM:
+    """An RLM whose events are shown as progress, printed by `--jsonl` and kept in `seen`."""
+
+    def listen(event: Event) -> None:
+        if "v" in event:  # pieces of text and output are not part of the trajectory
+            if shell.form == "jsonl":
                 shell.emit(event)
-            if args.html and "v" in event:
+            if seen is not None:
                 seen.append(event)
-            progress.update(event)
-            shell.model = progress.model or shell.model
+        progress.update(event)
 
-        try:
-            how = {
-                **options_given,
-                "verbose": False,
-                "config": args.config,
-                "on_event": listen,
-                "on_progress": progress.update,
-                "on_confirm": progress.ask,
-            }
-            with prints_to_stderr(), rlm.RLM(**how) as runtime:
-                result = ask(runtime)
-        finally:
-            if args.html and seen:
-                _write_page(args.html, seen, shell)
-    print_result(result, shell, quiet=args.quiet, typed=bool(options_given.get("schema")))
-    return result
+    heard = {"on_event": listen, "on_progress": progress.update, "on_confirm": progress.ask}
+    return rlm.RLM(**{**options, "verbose": False, "config": args.config, **heard})
 
 
-def print_result(result: rlm.CompletionResult, shell: Invocation, *, quiet: bool, typed: bool = False) -> None:
-    """The answer on stdout in the form that was asked for, and the last line on stderr."""
-    if shell.form == "text" and not shell.page_on_stdout:
+def run_outcome(
+    work: Callable[[], None], progress: Progress, resume_flags: Callable[[str], str] | None = None
+) -> Outcome:
+    """Do `work`, which completes one prompt; the outcome has the result, also a partial one."""
+    before, error = rlm.last_result(), None
+    try:
+        work()
+    except (KeyboardInterrupt, Exception) as raised:
+        error = raised
+    latest = getattr(error, "result", None) or rlm.last_result()
+    result = None if latest is before else latest
+    return Outcome(EXIT_OK, error, result, progress.model, resume_flags)
+
+
+def print_result(
+    result: rlm.CompletionResult, args: argparse.Namespace, shell: Invocation, *, typed: bool = False
+) -> None:
+    """Print the answer on stdout in the form that was asked for, and the summary line on stderr."""
+    if shell.form != "text":
+        shell.print_result_json(result_dict(result.status, result, result.model, None))
+    elif args.html != "-":
         shell.print(rlm_tools.to_json(result.value, ensure_ascii=False) if typed else result.response)
         shell.flush()
-    elif shell.form != "text":
-        last = {"event": "result"} if shell.form == "jsonl" else {}
-        shell.print_json(last | result_dict(result.status, result, result.model or shell.model, None))
     if shell.stdout_closed:
         shell.terminal.write_line(f"rlm: stdout is closed; the answer is in {result.log or 'no log'}")
-    if not quiet and result.forced:
+    if not args.quiet and result.forced:
         shell.terminal.write_line("rlm: no turn was left; this is the model's best answer from what it had seen")
-    if not quiet:
+    if not args.quiet:
         shell.terminal.write_line(f" {summary(result)}", lead="✓", style="green")
 
 
@@ -1045,7 +1056,7 @@ def _write_page(path: str, events: list[Event], shell: Invocation) -> None:
         shell.terminal.write_line(f"rlm: cannot write {path}: {error.strerror}")
 
 
-def stream(args: argparse.Namespace, shell: Invocation, prompt: str) -> int:
+def stream(args: argparse.Namespace, shell: Invocation, prompt: str) -> Outcome:
     """`--stream`: the tokens of a simple completion as they arrive."""
     if args.context or (args.words != ["-"] and read_stdin(shell.terminal, asked=False) is not None):
         raise rlm.ConfigError(
@@ -1055,32 +1066,26 @@ def stream(args: argparse.Namespace, shell: Invocation, prompt: str) -> int:
         raise rlm.ConfigError("--stream goes with neither --json nor --html", hint="leave one of them out")
 
     shown = shell.out.isatty()
-    shell.can_resume = False  # it is a single call
     given = given_options(args)
     values = rlm_config.load_config(given, config=args.config).values
     progress = Progress(shell.terminal, values, quiet=args.quiet, verbose=bool(values["verbose"]))
 
-    def listen(event: Event) -> None:
-        if shell.form == "jsonl" and "v" in event:
-            shell.emit(event)
-        progress.update(event)
+    def work() -> None:
+        with prints_to_stderr(), progress, open_runtime(args, shell, given, progress) as runtime:
+            for piece in runtime.stream(prompt, system=args.system):
+                progress.stop()
+                if shell.form == "text":
+                    shell.write(strip_control(piece) if shown else piece)
+                    shell.out.flush()
+                else:
+                    shell.emit({"event": "text", "delta": piece})
+        if shell.form == "jsonl":
+            result = rlm.last_result()
+            shell.print_result_json(result_dict("answered", result, result.model if result else None, None))
+        else:
+            shell.write("\n")
 
-    opened = {**given, "verbose": False, "config": args.config, "on_event": listen, "on_progress": progress.update}
-    with prints_to_stderr(), progress, rlm.RLM(**opened) as runtime:
-        for piece in runtime.stream(prompt, system=args.system):
-            progress.stop()
-            if shell.form == "text":
-                shell.write(strip_control(piece) if shown else piece)
-                shell.out.flush()
-            else:
-                shell.emit({"event": "text", "delta": piece})
-    if shell.form == "jsonl":
-        result = rlm.last_result()
-        model = result.model if result else shell.model
-        shell.print_json({"event": "result"} | result_dict("answered", result, model, None))
-    else:
-        shell.write("\n")
-    return EXIT_OK
+    return run_outcome(work, progress)  # a single call is not resumed
 
 
 def declare_resume(parser: argparse.ArgumentParser) -> None:
@@ -1092,13 +1097,12 @@ def declare_resume(parser: argparse.ArgumentParser) -> None:
     declare_options(parser)
 
 
-def resume(args: argparse.Namespace, shell: Invocation) -> int:
+def resume(args: argparse.Namespace, shell: Invocation) -> Outcome:
     """`rlm resume [ID]`: go on where the journal ends."""
     log_dir = log_folder(args)
     name = run_name(log_dir, args.words) if args.words else ""
     raised = {name: value for name, value in given_options(args).items() if name in rlm_config.LIMITS}
-    execute_and_report(args, shell, lambda runtime: runtime.resume(name, **raised))
-    return EXIT_OK
+    return execute_and_report(args, shell, lambda runtime: runtime.resume(name, **raised))
 
 
 def declare_replay(parser: argparse.ArgumentParser) -> None:
@@ -1108,7 +1112,7 @@ def declare_replay(parser: argparse.ArgumentParser) -> None:
     declare_options(parser)
 
 
-def replay(args: argparse.Namespace, shell: Invocation) -> int:
+def replay(args: argparse.Namespace, shell: Invocation) -> Outcome | None:
     """`rlm replay ID`: the recorded replies, the code executed for real; exit 1 where the outcome differs."""
     name = run_name(log_folder(args), args.words)
     divergence: list[str] = []
@@ -1118,12 +1122,14 @@ def replay(args: argparse.Namespace, shell: Invocation) -> int:
         divergence.extend(replayed.divergence)
         return replayed.result
 
-    execute_and_report(args, shell, ask)
+    outcome = execute_and_report(args, shell, ask)
+    if outcome.error is not None:
+        return outcome
     if not divergence:
         shell.terminal.write_line("rlm: the same outcome as recorded")
-        return EXIT_OK
+        return outcome
     shell.terminal.error(f"differs from the recording: {divergence[0]}", _and_more(divergence[1:]), f"rlm logs {name}")
-    return EXIT_FAILED
+    return Outcome(EXIT_FAILED)
 
 
 def _and_more(lines: Sequence[str]) -> str:
@@ -1164,7 +1170,7 @@ def declare_logs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--limit", type=int, default=20, metavar="N", help="number of runs to list (default 20)")
 
 
-def logs(args: argparse.Namespace, shell: Invocation) -> int:
+def logs(args: argparse.Namespace, shell: Invocation) -> None:
     """`rlm logs [ID]`: the runs, or one run's call tree."""
     log_dir = log_folder(args)
     if args.follow:
@@ -1181,7 +1187,6 @@ def logs(args: argparse.Namespace, shell: Invocation) -> int:
             shell.show(_run_row(row, stdout_width()))
         if len(runs) > args.limit:
             shell.terminal.write_line(f"{len(runs) - args.limit} older ones: rlm logs -n {len(runs)}")
-    return EXIT_OK
 
 
 def _run_row(row: Mapping[str, Any], width: int) -> str:
@@ -1215,7 +1220,7 @@ def stdout_width() -> int:
         return 160
 
 
-def show_run(path: str, shell: Invocation) -> int:
+def show_run(path: str, shell: Invocation) -> None:
     """One run: its call tree, or with --json its merged events."""
     events, problems = rlm_viz.read(path)
     if shell.form == "json":
@@ -1225,7 +1230,6 @@ def show_run(path: str, shell: Invocation) -> int:
         shell.write(encodable(sys.stdout, plain_but_styled(text)) + "\n")
     for problem in problems:
         shell.terminal.write_line(f"rlm: {path}: {problem}")
-    return EXIT_OK
 
 
 def declare_cost(parser: argparse.ArgumentParser) -> None:
@@ -1236,7 +1240,7 @@ def declare_cost(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="{by, rows, total} as JSON")
 
 
-def cost(args: argparse.Namespace, shell: Invocation) -> int:
+def cost(args: argparse.Namespace, shell: Invocation) -> None:
     """`rlm cost`: what the runs in the journals have cost."""
     folders = args.words or [log_folder(args)]
     for folder in args.words:
@@ -1255,10 +1259,9 @@ def cost(args: argparse.Namespace, shell: Invocation) -> int:
             price = rlm_viz.money(row["cost_usd"], row["unpriced"])
             figures = "".join(f"  {row[head]:>11,}" for head in heads)
             shell.show(f"{one_line(row['key'], width):<{width}}{figures}  {price:>14}")
-    return EXIT_OK
 
 
-def follow(args: argparse.Namespace, shell: Invocation, log_dir: str) -> int:
+def follow(args: argparse.Namespace, shell: Invocation, log_dir: str) -> None:
     """Print a run's steps as they are journalled, until its root ends."""
     names = args.words or [row["id"] for row in rlm_viz.list_runs(log_dir)[:1]]
     if not names:
@@ -1269,7 +1272,6 @@ def follow(args: argparse.Namespace, shell: Invocation, log_dir: str) -> int:
         elif step := rlm_viz.step(event):
             shell.show(step)
             shell.flush()
-    return EXIT_OK
 
 
 def new_events(path: str) -> Iterator[Event]:
@@ -1307,7 +1309,7 @@ def declare_visualize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-bodies", action="store_true", help="leave out prompts, replies, code and output")
 
 
-def visualize(args: argparse.Namespace, shell: Invocation) -> int:
+def visualize(args: argparse.Namespace, shell: Invocation) -> None:
     """`rlm visualize`: one self-contained page from the journals."""
     page = args.output or "trajectory.html"
     if args.port is None and args.output is None and os.path.islink(page):
@@ -1332,7 +1334,6 @@ def visualize(args: argparse.Namespace, shell: Invocation) -> int:
         raise _port_error(error, args.port) if args.port and not error.filename else error from None
     if args.port is None and page != "-":
         shell.show(target)
-    return EXIT_OK
 
 
 def _port_error(error: OSError, port: int) -> rlm.ConfigError:
@@ -1366,7 +1367,7 @@ def declare_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scores", metavar="FILE", help="--sft: JSON or JSONL that gives the score of each run's id")
 
 
-def export(args: argparse.Namespace, shell: Invocation) -> int:
+def export(args: argparse.Namespace, shell: Invocation) -> None:
     """`rlm export ID`: journals in the form that other programs read."""
     log_dir = log_folder(args)
     forms = {"otel": export_spans, "sft": export_samples, "ipynb": export_notebook}
@@ -1381,7 +1382,6 @@ def export(args: argparse.Namespace, shell: Invocation) -> int:
     if args.output != "-":
         _require_folder(args.output)
     forms[chosen](args, shell, _chosen_logs(log_dir, args.words))
-    return EXIT_OK
 
 
 def _chosen_logs(log_dir: str, words: Sequence[str]) -> list[str]:
@@ -1609,10 +1609,10 @@ class Chat:
             result = None if (latest := rlm.last_result()) is before else latest
             self.shell.terminal.error("the turn was interrupted", "", "")
         except rlm.RLMError as error:
-            if self.shell.lost is not None:
+            if error is self.shell.stdout_error:
                 raise
             result = error.result
-            self.shell.failed(error)
+            self.shell.report(Outcome(error=error))
         self.said.append((prompt, (result and result.response) or "(no answer)"))
         self.log = (result and result.log) or self.log
 
@@ -1645,7 +1645,7 @@ class Chat:
         self.shell.terminal.write_line(_CHAT_HELP, lines=True)
 
 
-def chat(args: argparse.Namespace, shell: Invocation) -> int:
+def chat(args: argparse.Namespace, shell: Invocation) -> None:
     """`rlm chat`: hold a conversation over one REPL."""
     try:
         import readline  # noqa: F401  # editing and history for input()
@@ -1655,8 +1655,7 @@ def chat(args: argparse.Namespace, shell: Invocation) -> int:
     values = rlm_config.load_config(given, config=args.config).values
     progress = Progress(shell.terminal, values, quiet=args.quiet, verbose=bool(values["verbose"]))
     with prints_to_stderr():
-        heard = {"on_event": progress.update, "on_progress": progress.update, "on_confirm": progress.ask}
-        opened = rlm.RLM(**{**given, "verbose": False, "config": args.config, **heard})
+        opened = open_runtime(args, shell, given, progress)
     with opened as runtime:
         if sys.stdin.isatty():
             shell.terminal.write_line("rlm chat: /help says what else there is; Ctrl-D leaves")
@@ -1667,7 +1666,6 @@ def chat(args: argparse.Namespace, shell: Invocation) -> int:
             if talk.log and not args.quiet:
                 name = os.path.basename(talk.log).removesuffix(".jsonl")
                 shell.terminal.write_line(f"{talk.log}; to go on: rlm chat --resume {name}{rerun_flags(args)}")
-    return EXIT_OK
 
 
 # --- batch ----------------------------------------------------------------------------------------------------------
@@ -1693,7 +1691,7 @@ def declare_batch(parser: argparse.ArgumentParser) -> None:
     declare_options(parser)
 
 
-def batch(args: argparse.Namespace, shell: Invocation) -> int:
+def batch(args: argparse.Namespace, shell: Invocation) -> Outcome | None:
     """`rlm batch FILE`: many prompts, each a row of the results; exit 1 if one has failed."""
     if len(args.words) != 1:
         raise rlm.ConfigError("give one file of prompts", hint="rlm batch prompts.jsonl -o results.jsonl")
@@ -1715,17 +1713,14 @@ def batch(args: argparse.Namespace, shell: Invocation) -> int:
             progress.count(row)
             results.add(row)
 
-        heard = {"on_event": progress.update, "on_progress": progress.update, "on_confirm": progress.ask}
-        opened = {**given, "verbose": False, "config": args.config, **heard}
-        with prints_to_stderr(), rlm.RLM(**opened) as runtime, progress:
+        with prints_to_stderr(), open_runtime(args, shell, given, progress) as runtime, progress:
             how = {"max_workers": args.jobs, "on_result": on_result, "one_ledger": args.one_budget}
             try:
                 for _ in runtime.batch([items[number] for number in missing], **how):
                     pass
-            except KeyboardInterrupt:
-                following = "the same command goes on" if args.output else "-o RESULTS.jsonl keeps what is done"
-                shell.stop_summary = f"{progress.done} of {progress.total} done", following
-                raise
+            except KeyboardInterrupt as stop:
+                next_step = "the same command goes on" if args.output else "-o RESULTS.jsonl keeps what is done"
+                return Outcome(error=stop, done=f"{progress.done} of {progress.total} done", next_step=next_step)
         results.sort()
     if args.output in (None, "-"):
         for number in sorted(results.rows):
@@ -1734,7 +1729,7 @@ def batch(args: argparse.Namespace, shell: Invocation) -> int:
         shell.terminal.write_line(progress.line())
         if reason := progress.reason():
             shell.terminal.write_line(f"rlm: {one_line(reason, 400)}")
-    return EXIT_FAILED if progress.failed else EXIT_OK
+    return Outcome(EXIT_FAILED) if progress.failed else None
 
 
 class BatchProgress(Progress):
@@ -1891,8 +1886,7 @@ def result_row(number: int, key: str, item: Mapping[str, Any], result: Any) -> d
         return head | result_dict("answered", result, result.model, None)
     message, _, hint = describe_error(result)
     fault = {"type": type(result).__name__, "message": message, "hint": hint}
-    status = "partial" if isinstance(result, rlm.LimitExceeded) else "error"
-    return head | result_dict(status, result.result, None, fault)
+    return head | result_dict(exit_status(result)[1], result.result, None, fault)
 
 
 class Results:
@@ -2018,11 +2012,7 @@ def mcp_serve(arguments: Sequence[str]) -> int:
         flag, equals, value = word.partition("=")
         if flag in ("-h", "--help"):
             shell = Invocation(arguments)
-            try:
-                shell.write(f"{_SERVE_HELP}\n")
-            except rlm.RLMError as error:
-                return shell.failed(error)
-            return shell.ended(EXIT_OK)
+            return shell.report(outcome_of(functools.partial(shell.write, f"{_SERVE_HELP}\n")))
         name = {"-e": "env", "--env": "env", "--workspace": "workspace", "--max-wait": "max_wait"}.get(flag)
         value = value if equals else next(words, "")
         right = {"env": value in ("local", "docker"), "max_wait": re.fullmatch(r"\d{1,6}(\.\d{1,9})?", value)}
@@ -2053,11 +2043,11 @@ _INSTALL_ACTIONS = {
 }
 
 
-def mcp_install(args: argparse.Namespace, shell: Invocation) -> int:
+def mcp_install(args: argparse.Namespace, shell: Invocation) -> Outcome | None:
     """`rlm mcp-install`: this server's entry in the configuration of MCP clients."""
     clients = [*args.words, *args.client]
     with contextlib.redirect_stdout(Harmless(shell)):  # a client's file may be a project's
-        return int(rlm_mcp.install(clients, action=args.action or "print", scope=args.scope))
+        return Outcome(int(rlm_mcp.install(clients, action=args.action or "print", scope=args.scope)))
 
 
 # --- the demo -------------------------------------------------------------------------------------------------------
@@ -2198,7 +2188,7 @@ def declare_demo(parser: argparse.ArgumentParser) -> None:
     declare_output(parser)
 
 
-def demo(args: argparse.Namespace, shell: Invocation) -> int:
+def demo(args: argparse.Namespace, shell: Invocation) -> Outcome | None:
     """`rlm demo`: a scripted model, real code on a generated log, the answer checked against the generator's."""
     if args.log_dir and not can_be_written(args.log_dir):
         raise rlm.ConfigError(
@@ -2231,11 +2221,14 @@ def demo(args: argparse.Namespace, shell: Invocation) -> int:
     }
     args.config = False
     try:
-        result = execute_and_report(args, shell, lambda runtime: runtime.completion(_DEMO_QUESTION, log), options)
+        outcome = execute_and_report(args, shell, lambda runtime: runtime.completion(_DEMO_QUESTION, log), options)
     finally:
         server.shutdown()
+    if outcome.error is not None or (result := outcome.result) is None:
+        return outcome
     if result.response != truth:
-        raise rlm.RLMError(f"the answer is wrong; the log's generator says: {truth}", result=result)
+        error = rlm.RLMError(f"the answer is wrong; the log's generator says: {truth}", result=result)
+        return replace(outcome, error=error)
     shell.terminal.write_line("checked: this is what the log's generator says")
     log_path = str(result.log)
     page = rlm_viz.write([log_path], os.path.splitext(log_path)[0] + ".html")
@@ -2245,7 +2238,7 @@ def demo(args: argparse.Namespace, shell: Invocation) -> int:
         import webbrowser
 
         webbrowser.open(f"file://{os.path.abspath(page)}")
-    return EXIT_OK
+    return outcome
 
 
 # --- configuration and trust ----------------------------------------------------------------------------------------
@@ -2256,7 +2249,7 @@ def declare_config(parser: argparse.ArgumentParser) -> None:
     declare_options(parser, "options, as a run would be given them")
 
 
-def config(args: argparse.Namespace, shell: Invocation) -> int:
+def config(args: argparse.Namespace, shell: Invocation) -> None:
     """`rlm config`: every option, its value and where that comes from."""
     settings = rlm_config.load_config(given_options(args), config=args.config)
     rows = {
@@ -2265,7 +2258,7 @@ def config(args: argparse.Namespace, shell: Invocation) -> int:
     }
     if shell.form == "json":
         shell.print_json(rows)
-        return EXIT_OK
+        return
     for name, row in rows.items():
         value = (
             "" if row["value"] is None else row["value"] if isinstance(row["value"], str) else json.dumps(row["value"])
@@ -2273,7 +2266,6 @@ def config(args: argparse.Namespace, shell: Invocation) -> int:
         shell.show(f"{name:<24} {value:<32} {row['origin']}")
     for path in settings.files:
         shell.terminal.write_line(f"read: {path}")
-    return EXIT_OK
 
 
 def _origin(name: str, origin: str) -> str:
@@ -2295,14 +2287,12 @@ def masked(secret: str) -> str:
 
 def declare_init(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [--user] [--force] [options to write down]"
-    parser.add_argument(
-        "--user", action="store_true", help="write the user's own file instead of ./rlm.toml"
-    )
+    parser.add_argument("--user", action="store_true", help="write the user's own file instead of ./rlm.toml")
     parser.add_argument("--force", action="store_true", help="overwrite an existing file")
     declare_options(parser, "options to write down; the others are there as comments")
 
 
-def init(args: argparse.Namespace, shell: Invocation) -> int:
+def init(args: argparse.Namespace, shell: Invocation) -> None:
     """`rlm init`: a commented configuration file."""
     path = os.path.join(rlm_config.user_config_dir(), "config.toml") if args.user else "rlm.toml"
     if os.path.lexists(path) and not args.force:
@@ -2317,7 +2307,6 @@ def init(args: argparse.Namespace, shell: Invocation) -> int:
     if given and not args.user and rlm_config.untrusted_keys(given):
         rlm_config.trust(path)  # whoever ran this command has just said what is in it
     shell.show(path)
-    return EXIT_OK
 
 
 def commented_config(given: Mapping[str, Any]) -> str:
@@ -2364,7 +2353,7 @@ def declare_trust(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="with --show")
 
 
-def trust(args: argparse.Namespace, shell: Invocation) -> int:
+def trust(args: argparse.Namespace, shell: Invocation) -> None:
     """`rlm trust`: let this project's rlm.toml set what could send a key elsewhere or run code."""
     path = args.words[0] if args.words else rlm_config.project_file(os.getcwd())
     if path is None or not os.path.isfile(path):
@@ -2373,7 +2362,7 @@ def trust(args: argparse.Namespace, shell: Invocation) -> int:
     if args.revoke:
         rlm_config.trust(path, revoke=True)
         shell.show(f"{where}: no longer trusted")
-        return EXIT_OK
+        return
     table = {key: value for key, (value, _) in rlm_config.read_toml(path, False)[0].items()}
     rows = {key: shown_value(key, table[key]) for key in rlm_config.untrusted_keys(table)}
     if not args.show:
@@ -2381,15 +2370,14 @@ def trust(args: argparse.Namespace, shell: Invocation) -> int:
         shell.show(
             f"{where}: trusted as it is now; " + (f"it sets {', '.join(rows)}" if rows else "nothing in it needs it")
         )
-        return EXIT_OK
+        return
     trusted = rlm_config.is_trusted_file(path)
     if shell.form == "json":
         shell.print_json({"path": where, "trusted": trusted, "needs_trust": rows})
-        return EXIT_OK
+        return
     shell.show(f"{where}: {'trusted' if trusted else 'not trusted'}")
     for key, value in rows.items():
         shell.show(f"  {key} = {toml(value)}")
-    return EXIT_OK
 
 
 # --- doctor and providers -------------------------------------------------------------------------------------------
@@ -2400,13 +2388,13 @@ def declare_providers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="[{id, name, wire, base_url, key_env, key_present}]")
 
 
-def providers(args: argparse.Namespace, shell: Invocation) -> int:
+def providers(args: argparse.Namespace, shell: Invocation) -> None:
     """`rlm providers [WORD]`: who can be asked, and whose key is there."""
     environ = rlm_config.load_config({}, config=False).environ
     rows = rlm_backends.providers(" ".join(args.words) or None, environ)
     if shell.form == "json":
         shell.print_json(rows)
-        return EXIT_OK
+        return
     if not rows:
         raise rlm.ConfigError(f"no provider matches {' '.join(args.words)!r}", hint="rlm providers")
     for row in rows:
@@ -2417,7 +2405,6 @@ def providers(args: argparse.Namespace, shell: Invocation) -> int:
         shell.show(f"{'✓' if program else '·'} {name:<22} {'program':<10} {'':<26} {program or 'not on the PATH'}")
     if not args.words:
         shell.show(f"✓ {'hf:OWNER/REPO':<22} {'file':<10} {'':<26} kept models: rlm models")
-    return EXIT_OK
 
 
 def declare_models(parser: argparse.ArgumentParser) -> None:
@@ -2425,7 +2412,7 @@ def declare_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="[{name, bytes, path, complete}]")
 
 
-def models(args: argparse.Namespace, shell: Invocation) -> int:
+def models(args: argparse.Namespace, shell: Invocation) -> None:
     """`rlm models`: the model files that `-m hf:…` has downloaded; `rlm models remove NAME` deletes one."""
     action, *names = args.words or [""]
     if action not in ("", "remove"):
@@ -2439,17 +2426,16 @@ def models(args: argparse.Namespace, shell: Invocation) -> int:
             raise rlm.ConfigError(str(error), hint=error.hint) from error
         shell.terminal.write_line(f"removed {name} ({size / 1e9:.1f} GB)")
     if action:
-        return EXIT_OK
+        return
     rows = rlm_backends.downloaded_models()
     if shell.form == "json":
         shell.print_json(rows)
-        return EXIT_OK
+        return
     if not rows:
         shell.terminal.write_line("no model is downloaded yet; -m hf:OWNER/REPO downloads one")
     for row in rows:
         state = "✓" if row["complete"] else "…"
         shell.show(f"{state} {row['name']}  {row['bytes'] / 1e9:.1f} GB  {row['path']}")
-    return EXIT_OK
 
 
 class Check(NamedTuple):
@@ -2467,7 +2453,7 @@ def declare_doctor(parser: argparse.ArgumentParser) -> None:
     declare_options(parser, "options, as a run would be given them")
 
 
-def doctor(args: argparse.Namespace, shell: Invocation) -> int:
+def doctor(args: argparse.Namespace, shell: Invocation) -> Outcome | None:
     """`rlm doctor`: what works here, and the next step for what does not."""
     settings, config_check = _check_configuration(args)
     checks = [check_module(), check_python(), *check_dependencies(), config_check, *check_variables()]
@@ -2495,7 +2481,7 @@ def doctor(args: argparse.Namespace, shell: Invocation) -> int:
             shell.show(f" {check.name:<14} {check.detail}", lead=sign, style=style, colour=colour)
             if check.next:
                 shell.show(f"  {'':<14} next: {check.next}")
-    return EXIT_OK if ok else EXIT_FAILED
+    return None if ok else Outcome(EXIT_FAILED)
 
 
 def _check_configuration(args: argparse.Namespace) -> tuple[rlm_config.Configuration, Check]:
@@ -2767,12 +2753,11 @@ def declare_completion(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="SHELL", help="bash, zsh or fish")
 
 
-def completion(args: argparse.Namespace, shell: Invocation) -> int:
+def completion(args: argparse.Namespace, shell: Invocation) -> None:
     """`rlm completion SHELL`: a script to source."""
     if len(args.words) != 1 or args.words[0] not in _SCRIPTS:
         raise rlm.ConfigError("which shell?", hint="rlm completion bash|zsh|fish")
     shell.print(_SCRIPTS[args.words[0]]().rstrip())
-    return EXIT_OK
 
 
 def _flags(name: str) -> list[str]:
@@ -2825,7 +2810,7 @@ class Command(NamedTuple):
 
     summary: str
     declare: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace, Invocation], int]
+    run: Callable[[argparse.Namespace, Invocation], Outcome | None]
 
 
 COMMANDS = {
@@ -2845,8 +2830,9 @@ COMMANDS = {
     "doctor": Command("check what works on this machine", declare_doctor, doctor),
     "providers": Command("list providers and which keys are set", declare_providers, providers),
     "models": Command("list and remove downloaded model files", declare_models, models),
-    "mcp-serve": Command("serve the sandbox to an MCP client", lambda _: None, lambda _args, _shell: EXIT_USAGE),
+    "mcp-serve": Command(
+        "serve the sandbox to an MCP client", lambda _: None, lambda _args, _shell: Outcome(EXIT_USAGE)
+    ),
     "mcp-install": Command("add this server to a client's settings", declare_mcp_install, mcp_install),
     "completion": Command("print a shell completion script", declare_completion, completion),
 }
-RUNS = {"run", "resume", "replay", "demo"}
