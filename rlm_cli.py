@@ -739,9 +739,7 @@ class Progress:
         self.verbose = verbose
         self.started = time.monotonic()
         self.model: str | None = limits.get("model")
-        self.calls = self.tokens = self.subcalls = self.depth = 0
-        self.cost = 0.0
-        self.unpriced = False
+        self.counts = rlm_viz.Counts()
         self.activity = rlm_viz.Activity()
         self._end = threading.Event()
         self._painting = threading.Lock()
@@ -791,18 +789,9 @@ class Progress:
     def update(self, event: Event) -> None:
         """Take an event in."""
         self.activity.update(event)
-        self.depth = max(self.depth, int(event.get("depth") or 0))
-        kind = event.get("event")
-        if kind == "start" and not event.get("depth"):
+        self.counts.update(event)
+        if event.get("event") == "start" and not event.get("depth"):
             self.model = event.get("model") or self.model
-        if kind == "call":
-            usage = event.get("token_usage") or {}
-            self.calls += 1
-            self.tokens += (usage.get("input") or 0) + (usage.get("output") or 0)
-            self.unpriced = self.unpriced or event.get("cost_usd") is None
-            self.cost += event.get("cost_usd") or 0.0
-        if (kind == "call" and event.get("kind") == "sub") or (kind == "start" and event.get("depth")):
-            self.subcalls += 1
         if self.verbose and not self.quiet and (step := rlm_viz.step(event)):
             self.terminal.write_line(step)
 
@@ -811,13 +800,14 @@ class Progress:
 
         What goes on now is worth more than figures: where the width is too small for both, these give way.
         """
-        cost = dollars(None if self.unpriced else self.cost)
+        used = self.counts
+        cost = dollars(None if used.unpriced else used.cost)
         if budget := self.limits.get("cost_budget_usd"):
             cost += f" / ${budget:.2f}"
-        parts = {"time": f"{time.monotonic() - self.started:.0f}s", "calls": rlm_viz.counted(self.calls, "call")}
-        parts |= {"tokens": f"{self.tokens:,} tok", "cost": cost, "depth": f"depth {self.depth}"}
-        if self.subcalls:
-            parts["subcalls"] = f"llm_query {self.subcalls}/{self.limits.get('max_subcalls', '?')}"
+        parts = {"time": f"{time.monotonic() - self.started:.0f}s", "calls": rlm_viz.counted(used.calls, "call")}
+        parts |= {"tokens": f"{used.tokens:,} tok", "cost": cost, "depth": f"depth {used.depth}"}
+        if used.subcalls:
+            parts["subcalls"] = f"llm_query {used.subcalls}/{self.limits.get('max_subcalls', '?')}"
         if doing := self.activity.words():
             parts["now"] = doing
         for name in ("depth", "tokens", "cost", "subcalls", "calls"):
@@ -2598,7 +2588,7 @@ def check_model(settings: rlm_config.Configuration) -> list[Check]:
 def _check_server(model: str, base_url: str) -> Check:
     what = f"{model} at {base_url}"
     try:
-        status, models = _models_at(base_url)
+        status, models = rlm_backends.server_models(base_url, timeout=2)
     except OSError as error:  # what requests raises is one
         return Check("model", "fail", f"{what}: no answer ({type(error).__name__})", "start it, or --base-url URL")
     if status in (401, 403):
@@ -2606,21 +2596,6 @@ def _check_server(model: str, base_url: str) -> Check:
     if models and model not in models:
         return Check("model", "warn", f"{what}: it has no such model", rlm_config.suggestion(model, models[:20]))
     return Check("model", "ok", f"{what} answers")
-
-
-def _models_at(base_url: str) -> tuple[int, list[str]]:
-    """(HTTP status, names) of a server's list of models, which costs nothing. No key is sent."""
-    import requests
-
-    with requests.Session() as session:
-        session.trust_env = False  # no .netrc
-        session.proxies = {} if rlm_backends._is_loopback(base_url) else requests.utils.get_environ_proxies(base_url)
-        response = session.get(f"{base_url.rstrip('/')}/models", timeout=2, allow_redirects=False, stream=True)
-        try:
-            body = rlm_backends._gathered(response.iter_content(65_536), rlm_backends.INSPECT_LIMIT)
-            return response.status_code, [str(entry["id"]) for entry in rlm_backends.from_json(body)["data"]]
-        except (rlm_backends.BackendError, ValueError, LookupError, TypeError):
-            return response.status_code, []
 
 
 def check_tools(settings: rlm_config.Configuration) -> list[Check]:

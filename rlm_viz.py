@@ -215,17 +215,21 @@ _FIELDS: Mapping[str, Any] = {
 def _filled(event: Event) -> Event:
     full: Event = {**_FIELDS, **event}
     if event.get("event") == "call" and isinstance(event.get("prompt"), list):
-        full["prompt"] = [_without_address(message) for message in event["prompt"]]
+        full["prompt"] = [_with_content(message) for message in event["prompt"]]
     if event.get("event") == "tool":
         full["tool_results"] = [_whole_result(event, result) for result in _dicts(event.get("tool_results"))]
     return full
 
 
-def _without_address(message: Any) -> Any:
+def _with_content(message: Any) -> Any:
+    """The message as it was sent, without the notes of the resolver."""
     if not isinstance(message, dict) or "_stored" not in message:
         return message
-    bare = {name: value for name, value in message.items() if name not in ("_at", "_stored")}
-    return {**bare, "content": message["_stored"]}
+    return {**_without(message, "_at", "_stored"), "content": message["_stored"]}
+
+
+def _without(message: Event, *names: str) -> Event:
+    return {name: value for name, value in message.items() if name not in names}
 
 
 class MessageResolver:
@@ -464,18 +468,6 @@ def rows(events: Sequence[Event]) -> list[Row]:
 _TOP, _LOST = -1, -2
 
 
-def _spans(events: Sequence[Event]) -> list[tuple[float, float]]:
-    """Start and end of each event; a line is written when its call ends; one without a time takes its neighbour's."""
-    spans: list[tuple[float, float]] = []
-    last = next((at for at in (parse_timestamp(event.get("timestamp")) for event in events) if at is not None), 0.0)
-    for event in events:
-        at = parse_timestamp(event.get("timestamp"))
-        last = last if at is None else at
-        length = _number(event.get("duration_ms")) if event.get("event") in ("call", "tool", "interrupted") else 0.0
-        spans.append((last - length, last))
-    return spans
-
-
 def _parents(events: Sequence[Event]) -> list[int]:
     """For each event the number of the one it hangs under, _TOP, or _LOST when that one is not in the log."""
     nodes: dict[str, int] = {}
@@ -612,28 +604,6 @@ def _number_subcalls(order: list[Row]) -> None:
         row.text = f"#{number}"
 
 
-def _time_prompts(order: list[Row], events: Sequence[Event]) -> None:
-    """Let each prompt of the root have the duration that its end tells, as the run's heading does."""
-    prompts = [row for row in order if row.kind == "node" and row.level == 0]
-    ends = [row.index for row in prompts[1:]] + [len(events)]
-    for row, end in zip(prompts, ends):
-        told = _active_ms(events[row.index : end])
-        row.self_ms, row.total_ms = max(0.0, row.self_ms + told - row.total_ms), told
-
-
-_Asked = Mapping[tuple[str, str], Any]
-
-
-def _arguments(events: Sequence[Event]) -> _Asked:
-    """What each tool call was asked with: (call id of the turn, id of the tool call) -> arguments."""
-    return {
-        (str(event.get("call_id")), str(call.get("id"))): call.get("arguments")
-        for event in events
-        if event.get("event") == "call"
-        for call in _dicts(event.get("tool_calls"))
-    }
-
-
 def _row(index: int, event: Event, start: float, end: float, asked: _Asked) -> Row:
     kind = _kind(event)
     words = _tool_words(event, asked) if kind == "tool" else label(kind, event)
@@ -711,11 +681,6 @@ def _tool_words(event: Event, asked: _Asked) -> tuple[str, str]:
     return name, first_line(_text(arguments)) if arguments else ""
 
 
-def _asked_key(event: Event) -> tuple[str, str]:
-    results = _dicts(event.get("tool_results"))
-    return str(event.get("call_id")), str(results[0].get("id")) if results else ""
-
-
 def _other_words(kind: str, event: Event) -> tuple[str, str]:
     error = _dict(event.get("error"))
     if kind == "end":
@@ -776,6 +741,43 @@ def _flags(kind: str, event: Event) -> int:
     return flags
 
 
+# --- what journals of version 1 do not record, and is inferred here -----------------------------------------------
+#
+# A line is written when its call ends, so that starts follow from durations. Lines do not name the arguments of a tool
+# that a model called, the turn or cell that gave a node's answer, or the time for which a run was stopped between two
+# prompts or before a resumption: these follow from the lines before them.
+
+
+_Asked = Mapping[tuple[str, str], Any]
+
+
+def _spans(events: Sequence[Event]) -> list[tuple[float, float]]:
+    """Start and end of each event; a line is written when its call ends; one without a time takes its neighbour's."""
+    spans: list[tuple[float, float]] = []
+    last = next((at for at in (parse_timestamp(event.get("timestamp")) for event in events) if at is not None), 0.0)
+    for event in events:
+        at = parse_timestamp(event.get("timestamp"))
+        last = last if at is None else at
+        length = _number(event.get("duration_ms")) if event.get("event") in ("call", "tool", "interrupted") else 0.0
+        spans.append((last - length, last))
+    return spans
+
+
+def _arguments(events: Sequence[Event]) -> _Asked:
+    """What each tool call was asked with: (call id of the turn, id of the tool call) -> arguments."""
+    return {
+        (str(event.get("call_id")), str(call.get("id"))): call.get("arguments")
+        for event in events
+        if event.get("event") == "call"
+        for call in _dicts(event.get("tool_calls"))
+    }
+
+
+def _asked_key(event: Event) -> tuple[str, str]:
+    results = _dicts(event.get("tool_results"))
+    return str(event.get("call_id")), str(results[0].get("id")) if results else ""
+
+
 def _mark_answer(events: Sequence[Event], flat: list[Row]) -> None:
     """Flag where each node's answer came from (its last turn, or the cell that called FINAL); give it to the node."""
     last: dict[str, int] = {}
@@ -792,6 +794,47 @@ def _mark_answer(events: Sequence[Event], flat: list[Row]) -> None:
                 flat[last[node]].flags |= FINAL
             if node in opened:
                 flat[opened[node]].outcome = first_line(event.get("response"))
+
+
+def _time_prompts(order: list[Row], events: Sequence[Event]) -> None:
+    """Let each prompt of the root have the duration that its end tells, as the run's heading does."""
+    prompts = [row for row in order if row.kind == "node" and row.level == 0]
+    ends = [row.index for row in prompts[1:]] + [len(events)]
+    for row, end in zip(prompts, ends):
+        told = _active_ms(events[row.index : end])
+        row.self_ms, row.total_ms = max(0.0, row.self_ms + told - row.total_ms), told
+
+
+def _active_ms(events: Sequence[Event]) -> float:
+    """The time the run took, as its ends say it, else by its clock; pauses before it went on are not in it."""
+    total, begin, last = 0.0, -1.0, 0.0
+    for event, (start, end) in zip(events, _spans(events), strict=True):
+        if begin >= 0 and is_restart(event):
+            total, begin = total + last - begin, start
+        begin = start if begin < 0 else begin
+        last = max(last, end)
+        if event.get("event") == "end" and not _number(event.get("depth")):
+            recorded = _number(_dict(event.get("totals")).get("duration_ms"))
+            total, begin = total + (recorded or last - begin), -1.0
+    return max(0.0, total + (last - begin if begin >= 0 else 0.0))
+
+
+def is_restart(event: Event) -> bool:
+    """Whether the run had stopped before this event: it was resumed, or got another prompt."""
+    return (event.get("event") == "resume" and "divergence" not in event) or bool(event.get("continues"))
+
+
+def _pauses(events: Sequence[Event], spans: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """(when it began, how long it was) of each time in which the run lay still until it went on."""
+    resumed = [index for index, event in enumerate(events) if index and is_restart(event)]
+    return [(spans[index - 1][1], max(0.0, spans[index][0] - spans[index - 1][1])) for index in resumed]
+
+
+def _has_paused(first: Event, end: Event) -> bool:
+    """Whether a run was resumed or got another prompt: it is then older than the duration that its end tells."""
+    began, ended = parse_timestamp(first.get("timestamp")), parse_timestamp(end.get("timestamp"))
+    took = _number(_dict(end.get("totals")).get("duration_ms"))
+    return began is not None and ended is not None and ended - began > took + 50
 
 
 # --- totals -----------------------------------------------------------------------------------------------------------
@@ -828,31 +871,6 @@ def _status(events: Sequence[Event]) -> str:
     return status
 
 
-def _active_ms(events: Sequence[Event]) -> float:
-    """The time the run took, as its ends say it, else by its clock; pauses before it went on are not in it."""
-    total, begin, last = 0.0, -1.0, 0.0
-    for event, (start, end) in zip(events, _spans(events), strict=True):
-        if begin >= 0 and is_restart(event):
-            total, begin = total + last - begin, start
-        begin = start if begin < 0 else begin
-        last = max(last, end)
-        if event.get("event") == "end" and not _number(event.get("depth")):
-            recorded = _number(_dict(event.get("totals")).get("duration_ms"))
-            total, begin = total + (recorded or last - begin), -1.0
-    return max(0.0, total + (last - begin if begin >= 0 else 0.0))
-
-
-def is_restart(event: Event) -> bool:
-    """Whether the run had stopped before this event: it was resumed, or got another prompt."""
-    return (event.get("event") == "resume" and "divergence" not in event) or bool(event.get("continues"))
-
-
-def _pauses(events: Sequence[Event], spans: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """(when it began, how long it was) of each time in which the run lay still until it went on."""
-    resumed = [index for index, event in enumerate(events) if index and is_restart(event)]
-    return [(spans[index - 1][1], max(0.0, spans[index][0] - spans[index - 1][1])) for index in resumed]
-
-
 # --- figures and text as people read them -----------------------------------------------------------------------------
 
 # Characters that would move, hide or reorder what is shown: controls, direction marks, zero-width, lone surrogates.
@@ -885,7 +903,12 @@ def duration(ms: float) -> str:
 
 def _visible(text: str) -> str:
     """The text on one line with every unseen character written as an escape."""
-    return _UNSEEN.sub(lambda found: f"\\u{ord(found.group()):04x}", text.replace("\n", " ").replace("\t", " "))
+    return _shown(text.replace("\n", " ").replace("\t", " "))
+
+
+def _shown(text: str) -> str:
+    """The text with characters that move or hide text as escapes."""
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
 
 
 def _width(text: str) -> int:
@@ -1205,6 +1228,31 @@ class Activity:
             self._doing.pop(key, None)
 
 
+@dataclass
+class Counts:
+    """What a run has used until now, from the events that its listener gets."""
+
+    calls: int = 0
+    tokens: int = 0
+    subcalls: int = 0
+    depth: int = 0
+    cost: float = 0.0
+    unpriced: int = 0
+
+    def update(self, event: Event) -> None:
+        """Add an event."""
+        kind = event.get("event")
+        self.depth = max(self.depth, int(_number(event.get("depth"))))
+        if kind == "call":
+            usage = _dict(event.get("token_usage"))
+            self.calls += 1
+            self.tokens += int(_number(usage.get("input")) + _number(usage.get("output")))
+            self.unpriced += event.get("cost_usd") is None
+            self.cost += _number(event.get("cost_usd"))
+        if (kind == "call" and event.get("kind") == "sub") or (kind == "start" and event.get("depth")):
+            self.subcalls += 1
+
+
 def _batch_words(batch: Mapping[str, float], timed: bool) -> str:
     done, total = int(batch["done"]), int(batch["total"])
     return f"{done:,} of {counted(total, 'sub-call')}" if done < total else ""
@@ -1239,22 +1287,14 @@ class NotebookProgress:
         self._display = display
         self._handle: Any = None
         self._began = self._shown = time.monotonic()
-        self._calls = self._tokens = self._depth = self._unpriced = 0
-        self._cost = 0.0
-        self._activity = Activity()
+        self._counts, self._activity = Counts(), Activity()
 
     def __call__(self, event: Event) -> None:
         kind = event.get("event")
         self._activity.update(event)
+        self._counts.update(event)
         if kind == "start" and not event.get("depth"):
             self._began = time.monotonic()
-        if kind == "call":
-            usage = _dict(event.get("token_usage"))
-            self._calls += 1
-            self._tokens += int(_number(usage.get("input")) + _number(usage.get("output")))
-            self._depth = max(self._depth, int(_number(event.get("depth"))))
-            self._unpriced += event.get("cost_usd") is None
-            self._cost += _number(event.get("cost_usd"))
         last = kind == "end" and not event.get("depth")
         begins = self._handle is None and kind == "progress"  # the first wait may be the longest
         if last or begins or time.monotonic() - self._shown >= 0.5:
@@ -1263,9 +1303,9 @@ class NotebookProgress:
     def _show(self, mark: str) -> None:
         self._shown = time.monotonic()
         took = duration((self._shown - self._began) * 1000)
-        cost = money(self._cost, self._unpriced)
-        calls, tokens = counted(self._calls, "call"), counted(self._tokens, "token")
-        figures = [f"{mark} {took}", calls, tokens, cost, f"depth {self._depth}"]
+        used = self._counts
+        figures = [f"{mark} {took}", counted(used.calls, "call"), counted(used.tokens, "token")]
+        figures += [money(used.cost, used.unpriced), f"depth {used.depth}"]
         doing = _visible(self._activity.words(timed=False)) if mark == "…" else ""
         line = {"text/plain": " · ".join([*figures, doing] if doing else figures)}
         if self._handle is None:
@@ -1356,13 +1396,6 @@ def _run_line(path: str) -> dict[str, Any]:
         "path": path,
         "bytes": os.path.getsize(path),
     }
-
-
-def _has_paused(first: Event, end: Event) -> bool:
-    """Whether a run was resumed or got another prompt: it is then older than the duration that its end tells."""
-    began, ended = parse_timestamp(first.get("timestamp")), parse_timestamp(end.get("timestamp"))
-    took = _number(_dict(end.get("totals")).get("duration_ms"))
-    return began is not None and ended is not None and ended - began > took + 50
 
 
 def first_and_last(path: str) -> tuple[Event, Event]:
@@ -1657,11 +1690,7 @@ def _addressed(event: Event) -> Event:
     """The event with, on each message that is stored elsewhere, the numbers of the events that have it (`_at`)."""
     if event.get("event") != "call" or not isinstance(event.get("prompt"), list):
         return event
-    bare = [
-        {name: value for name, value in message.items() if name != "_stored"} if isinstance(message, dict) else message
-        for message in event["prompt"]
-    ]
-    return {**event, "prompt": bare}
+    return {**event, "prompt": [_without(m, "_stored") if isinstance(m, dict) else m for m in event["prompt"]]}
 
 
 def _clean(event: Event, secrets: Secrets) -> tuple[Event, str]:
@@ -1876,11 +1905,6 @@ def _sha256(text: str) -> str:
     return "sha256-" + b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _shown(text: str) -> str:
-    """Text for static HTML: what HTML cannot hold as a picture of it, direction marks as escapes."""
-    return _UNSEEN.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
-
-
 def _summary(meta: Mapping[str, Any]) -> str:
     cards = "".join(
         f'<div><dt>{title}</dt><dd>{_html(value)}</dd><dd class="note">{_html(note)}'
@@ -1951,8 +1975,7 @@ class _Conversation:
             if origins and origins[0][0] == "compact" and any("_summary" in known for known in self.messages):
                 continue
             self._mend_reply(message)
-            bare = {name: value for name, value in message.items() if name not in ("_at", "_stored", "replaces")}
-            bare["content"] = message["_stored"] if "_stored" in message else message.get("content")
+            bare = {"content": None, **_without(_with_content(message), "_at", "replaces")}
             bare["_cells"] = [cell for _, cell in origins if cell]
             bare["_is_prompt"] = bool(origins) and origins[0][0] == "start"
             bare["_is_restart"] = self.restarted and not origins
