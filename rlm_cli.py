@@ -2,14 +2,14 @@
 # requires-python = ">=3.10"
 # dependencies = ["requests", "RestrictedPython", "docker", "tomli; python_version < '3.11'"]
 # ///
-"""The command line: `python -m rlm "prompt"`, `rlm logs`, `rlm chat` and the rest, and the progress of a run as shown.
+"""The command line: `python -m rlm "prompt"`, `rlm logs`, `rlm chat` and the rest, and a run's progress.
 
     stdout  the answer, or one JSON object, or the events as JSON lines; nothing else
-    stderr  progress, notes, and errors in three lines: what, what was looked at, what to do next
+    stderr  progress, notes, and errors in three lines: what happened, where rlm looked, what to do next
 
-A command is a row of COMMANDS: what it is for, the arguments it declares, the function that runs it. The flags of a
-run are made from `rlm_config.OPTIONS`, so that an option cannot exist in one place only. The other modules are
-imported when they are first used: `--help` pays for none of them and `mcp-serve` only for its own.
+A command is a row of COMMANDS: a summary, a function that declares its arguments and one that runs it, which returns
+an Outcome. The flags of a run are made from `rlm_config.OPTIONS`, so that each option is written down once. The other
+modules are imported on first use: `mcp-serve` imports only what it needs.
 
 Not here: what a run does (rlm.py) and how a trajectory is drawn (rlm_viz.py). Needs all of its siblings.
 """
@@ -65,7 +65,7 @@ Event = dict[str, Any]
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_LIMIT, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 3, 130, 143  # exit codes
 
 
-# --- the way in -----------------------------------------------------------------------------------------------------
+# --- entry point and outcome ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,11 @@ def outcome_of(command: Callable[[], Outcome | None]) -> Outcome:
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM (systemd, `docker stop`, timeout): tidied up after like Ctrl-C, but it ends a chat too."""
+    """SIGTERM (systemd, `docker stop`, timeout): handled like Ctrl-C, but it also ends a chat."""
 
 
 def listen_for_signals() -> None:
-    """Ctrl-C and SIGTERM are an exception once; what comes after must not cut the tidying up short."""
+    """Make the first Ctrl-C or SIGTERM an exception and ignore later ones: they must not cut the cleanup short."""
     import signal
 
     def once(number: int, _: object) -> None:
@@ -134,12 +134,12 @@ def listen_for_signals() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if (
             signal.getsignal(number) != signal.SIG_IGN or number in handled_signals
-        ):  # a background job stays deaf to Ctrl-C
+        ):  # a background job keeps ignoring Ctrl-C
             handled_signals.add(number)
             signal.signal(number, once)
 
 
-handled_signals: set[int] = set()  # those of which SIG_IGN is our own doing
+handled_signals: set[int] = set()  # signals that we ignore, not our parent
 
 
 def dispatch(arguments: list[str], shell: Invocation) -> Outcome | None:
@@ -171,11 +171,11 @@ class Invocation:
         self.terminal.colour = wants_colour(sys.stderr, preference)
 
     def print(self, text: str) -> None:
-        """An answer for stdout, exactly as it is: but control characters of models do not reach a terminal."""
+        """Print an answer on stdout: unchanged, but on a terminal without control characters."""
         self.write((strip_control(text) if self.out.isatty() else text) + "\n")
 
     def show(self, text: str, *, lead: str = "", style: str = "", colour: bool = False) -> None:
-        """A line of a command's own for stdout, harmless wherever it goes: a name or a path in it may be anyone's."""
+        """Print one line of a listing on stdout, without control characters: names and paths may be hostile."""
         painted = f"\x1b[{_STYLES[style]}m{lead}\x1b[0m" if colour and style else lead
         self.write(encodable(self.out, painted + " ".join(strip_control(text).splitlines())) + "\n")
 
@@ -301,7 +301,7 @@ def resume_command(
 
 
 def describe_error(error: BaseException) -> tuple[str, str, str]:
-    """(message, second line, next step) of an error. One that is not ours is a fault of this program, and says so."""
+    """(message, second line, next step) of an error. Other classes than these two are reported as a bug in rlm."""
     if isinstance(error, rlm.RLMError):
         looked = getattr(error.__cause__, "looked_for", None)
         if not looked:
@@ -325,7 +325,7 @@ def doubled(log: str | os.PathLike[str], limit: str) -> str:
 
 
 def without_keys(text: str) -> str:
-    """The text without the keys in the environment. Errors come masked; one that nobody thought of may not."""
+    """The text without the keys in the environment. Errors that nobody foresaw may still hold one."""
     names = {*rlm_backends.key_variables(), "RLM_API_KEY", "SNIPARA_API_KEY", "RLM_SNIPARA_API_KEY"}
     return str(rlm_backends.mask(text, [os.environ[name] for name in names if os.environ.get(name)]))
 
@@ -345,15 +345,15 @@ def result_dict(
 
 
 def prints_to_stderr() -> contextlib.AbstractContextManager[Any]:
-    """While it holds, what a tool prints goes to stderr: stdout is the answer's."""
+    """Send what tools print to stderr: stdout is for the answer."""
     return contextlib.redirect_stdout(sys.stderr)
 
 
 def ensure_std_streams() -> bool:
     """Make the standard streams safe to write to; True if stdout was closed.
 
-    A closed descriptor is pointed at /dev/null, or the next file to be opened would get its number. What a stream
-    cannot encode is written as an escape rather than ending the program.
+    A closed descriptor is opened on /dev/null, or the next file to be opened would get its number. Characters that a
+    stream cannot encode are written as escapes.
     """
     closed = False
     for number in (0, 1, 2):
@@ -378,7 +378,7 @@ _METAVARS = {"int": "N", "float": "N", "str": "TEXT", "list[Any]": "FILE_OR_MODU
 
 
 def flags_of(option: str) -> list[str]:
-    """The flags of an option, the one to name in a message last."""
+    """The flags of an option; messages name the last one."""
     long = "--" + option.replace("_", "-")
     row = rlm_config.OPTIONS[option].metadata
     flags = [row["short"], long, row["flag"]]
@@ -386,13 +386,13 @@ def flags_of(option: str) -> list[str]:
 
 
 def metavar(option: str) -> str:
-    """What an option's value is called in the help."""
+    """The name of an option's value in the help."""
     named = str(rlm_config.OPTIONS[option].metadata["metavar"])
     return named or _METAVARS.get(rlm_config.type_of(option), "JSON")
 
 
 def command_parser(name: str) -> argparse.ArgumentParser:
-    """The parser of one command; without a name that of a run, whose help lists the commands."""
+    """The parser of a command; without a name, the parser of a run, whose help lists the commands."""
     command = COMMANDS[name or "run"]
     parser = new_parser(f"rlm {name}".strip(), command.summary)
     command.declare(parser)
@@ -408,7 +408,7 @@ def command_parser(name: str) -> argparse.ArgumentParser:
 
 
 def new_parser(program: str, description: str) -> argparse.ArgumentParser:
-    """An argument parser whose complaints are our errors."""
+    """An argument parser that raises ConfigError."""
     import argparse
 
     class Parser(argparse.ArgumentParser):
@@ -416,12 +416,12 @@ def new_parser(program: str, description: str) -> argparse.ArgumentParser:
             raise rlm.ConfigError(message, hint=f"{self.prog} --help")
 
         def _print_message(self, message: str, file: Any = None) -> None:
-            """argparse's own keeps a full disk to itself."""
+            """Unlike argparse, raise an OSError when the disk is full."""
             (file or sys.stderr).write(message)
 
     class Formatter(argparse.RawDescriptionHelpFormatter):
         def _format_action_invocation(self, action: argparse.Action) -> str:
-            """Flags once and the value's name once; `--no-x` is said by the help of `--x`."""
+            """All flags, then the value's name once; the help of `--x` mentions `--no-x`."""
             if not action.option_strings:
                 return super()._format_action_invocation(action)
             flags = ", ".join(flag for flag in action.option_strings if not flag.startswith("--no-"))
@@ -438,7 +438,7 @@ def new_parser(program: str, description: str) -> argparse.ArgumentParser:
 
 
 def parse_args(parser: argparse.ArgumentParser, arguments: list[str], *, named: bool) -> argparse.Namespace:
-    """The arguments of a command; what follows `--` is never an option. ConfigError says what was meant, perhaps."""
+    """The arguments of a command; words after `--` are never options. ConfigError suggests the flag that was meant."""
     import difflib
 
     cut = arguments.index("--") if "--" in arguments else len(arguments)
@@ -451,14 +451,14 @@ def parse_args(parser: argparse.ArgumentParser, arguments: list[str], *, named: 
         raise rlm.ConfigError(f"unknown option {flags[0]!r}", hint=hint)
     positionals = [*getattr(args, "words", []), *unknown, *arguments[cut + 1 :]]
     if positionals and not hasattr(args, "words"):
-        raise rlm.ConfigError(f"what is {positionals[0]!r}?", hint=f"{parser.prog} --help")
+        raise rlm.ConfigError(f"unexpected argument {positionals[0]!r}", hint=f"{parser.prog} --help")
     args.words = positionals
     args.first = "" if named or cut == 0 else arguments[0]
     return args
 
 
 def declare_options(parser: argparse.ArgumentParser, title: str = "options of a run, also keys of rlm.toml") -> None:
-    """A flag for every row of the table of options."""
+    """Add a flag for each option of `rlm_config.OPTIONS`."""
     import argparse
 
     group = parser.add_argument_group(title)
@@ -484,7 +484,7 @@ def declare_options(parser: argparse.ArgumentParser, title: str = "options of a 
 
 
 def help_with_default(text: str, row: Any) -> str:
-    """The help of an option with its default. (BooleanOptionalAction adds its own where it sees none.)"""
+    """The help of an option with its default. (BooleanOptionalAction adds one where the text has none.)"""
     if row.default is True:
         return f"{text} (default; --no-{row.name.replace('_', '-')} turns it off)"
     return text if row.default in (None, False) or "default" in text else f"{text} (default {row.default})"
@@ -541,7 +541,7 @@ def _option_value(name: str, value: Any) -> Any:
 
 
 def _read_schema(path: str) -> Any:
-    """The JSON Schema in a file, or written out on the command line."""
+    """The JSON Schema from a file, or from the command line itself."""
     if path.lstrip().startswith("{"):
         return rlm_config.parse_option("schema", path, "--schema")
     try:
@@ -569,24 +569,24 @@ _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", 
 
 
 def strip_control(text: str) -> str:
-    """Text without what would steer the terminal: escape sequences, control characters, overrides of direction."""
+    """The text without escape sequences, control characters and direction overrides."""
     return _CONTROL.sub("", text)
 
 
 def plain_but_styled(text: str) -> str:
-    """The same of a text that is coloured already: our own few styles stay."""
+    """`strip_control` for text that rlm has coloured: our own styles stay."""
     own = rf"(\x1b\[(?:0|{'|'.join(_STYLES.values())})m)"
     return "".join(part if n % 2 else strip_control(part) for n, part in enumerate(re.split(own, text)))
 
 
 def one_line(text: Any, width: int) -> str:
-    """A harmless single line of at most `width` characters."""
+    """The text on one line without control characters, truncated to `width` characters."""
     line = " ".join(strip_control(str(text))[: 4 * width].split())
     return line if len(line) <= width else line[: max(0, width - 1)] + "…"
 
 
 def wants_colour(stream: TextIO, preference: str | None = None) -> bool:
-    """`--color`, else NO_COLOR, else FORCE_COLOR (an empty variable says nothing), else whether it is a terminal."""
+    """`--color`, else NO_COLOR, else FORCE_COLOR (empty variables are ignored), else whether it is a terminal."""
     if preference in ("always", "never"):
         return preference == "always"
     if os.environ.get("NO_COLOR"):
@@ -595,7 +595,7 @@ def wants_colour(stream: TextIO, preference: str | None = None) -> bool:
 
 
 class Harmless:
-    """A stream that others print to: what would steer the terminal does not get through."""
+    """A stream that drops control characters from what others print to it."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -613,7 +613,7 @@ class Harmless:
 
 
 class Terminal:
-    """stderr: lines that stay and, on a terminal, one line below them that is repainted."""
+    """stderr: permanent lines and, on a terminal, one status line below them that is repainted."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -626,27 +626,27 @@ class Terminal:
         return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if self.colour and style else text
 
     def write_line(self, text: str, *, lead: str = "", style: str = "", lines: bool = False) -> None:
-        """A line that stays, behind a `lead` of ours in a style; with `lines` as many as the text has."""
+        """Write a permanent line, after a styled `lead`; with `lines`, keep the text's line breaks."""
         text = strip_control(text) if lines else " ".join(strip_control(text).splitlines())
         with self._lock:
             self._write(("\r\x1b[K" if self._painted else "") + self.paint(lead, style) + text + "\n")
             self._painted = False
 
     def status(self, text: str) -> None:
-        """Repaint the line at the bottom; an empty text takes it away."""
+        """Repaint the status line; an empty text removes it."""
         with self._lock:
             if self.live and (text or self._painted):
                 self._write("\r\x1b[K" + " ".join(strip_control(text).splitlines())[: self.width() - 1])
                 self._painted = bool(text)
 
     def error(self, message: str, second: str, following: str) -> None:
-        """At most three lines: what happened, what was looked at, what to do."""
+        """Write at most three lines: what happened, where rlm looked, what to do next."""
         following = f"next: {following}" if following else ""
         lines = [" ".join(strip_control(text)[:2000].splitlines()) for text in (message, second, following) if text]
         self.write_line("\n  ".join(lines), lead="rlm: ", style="red", lines=True)
 
     def ask(self, question: str) -> None:
-        """A question, after which the user types."""
+        """Write a question; the user types after it on the same line."""
         with self._lock:
             self._write(strip_control(question))
 
@@ -661,11 +661,11 @@ class Terminal:
             self.stream.write(encodable(self.stream, text))
             self.stream.flush()
         except OSError:
-            pass  # nobody reads stderr any more; the answer still counts
+            pass  # nobody reads stderr any more; the answer still matters
 
 
 def encodable(stream: TextIO, text: str) -> str:
-    """The text with our own signs in ASCII where the stream's encoding has none of them."""
+    """The text, with rlm's own symbols in ASCII where the stream's encoding lacks them."""
     try:
         text.encode(stream.encoding or "ascii")
     except UnicodeEncodeError:
@@ -675,12 +675,12 @@ def encodable(stream: TextIO, text: str) -> str:
 
 # --- standard input -------------------------------------------------------------------------------------------------
 
-_PATIENCE = 2.0  # seconds after which is said what is waited for
+_STDIN_NOTICE = 2.0  # seconds without input after which a note says that rlm waits for stdin
 _STDIN = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
 
 
 def read_stdin(terminal: Terminal, *, asked: bool) -> bytes | None:
-    """What is piped in, None if nothing is. A pipe is waited for; a terminal only where it is `asked` (`-`, `-c -`)."""
+    """The bytes piped in, or None. It waits for a pipe, and for a terminal only if `asked` (`-`, `-c -`)."""
     import stat
 
     try:
@@ -690,8 +690,10 @@ def read_stdin(terminal: Terminal, *, asked: bool) -> bytes | None:
     if not asked and (stat.S_ISCHR(mode) or stat.S_ISDIR(mode)):
         return None
     with contextlib.suppress(AttributeError, OSError):
-        os.set_blocking(0, True)  # a parent may have left its pipe otherwise
-    note = threading.Timer(_PATIENCE, terminal.write_line, ["rlm: waiting for stdin (`< /dev/null` if there is none)"])
+        os.set_blocking(0, True)  # a parent may have made the pipe non-blocking
+    note = threading.Timer(
+        _STDIN_NOTICE, terminal.write_line, ["rlm: waiting for stdin (`< /dev/null` if there is none)"]
+    )
     note.daemon = True
     if not stat.S_ISCHR(mode):
         note.start()
@@ -706,7 +708,7 @@ def read_stdin(terminal: Terminal, *, asked: bool) -> bytes | None:
 
 
 def terminal_input(terminal: Terminal) -> int | None:
-    """A descriptor of what the user types, also where stdin is a pipe; None where nobody sees a question."""
+    """A descriptor of the user's terminal, even if stdin is a pipe; None if stderr is not a terminal."""
     if not terminal.stream.isatty():
         return None
     with contextlib.suppress(OSError):
@@ -717,7 +719,7 @@ def terminal_input(terminal: Terminal) -> int | None:
 
 
 def read_line(source: int, end: threading.Event) -> str:
-    """What is typed up to a line's end, "" once `end` is set: the run was stopped meanwhile."""
+    """The line that the user types; "" once `end` is set, because the run has stopped."""
     import select
 
     while os.name == "posix" and not select.select([source], [], [], 0.1)[0]:
@@ -757,13 +759,13 @@ class Progress:
         self.activity = rlm_viz.Activity()
 
     def stop(self) -> None:
-        """Take the line away and paint no other."""
+        """Remove the status line and paint no more."""
         self._end.set()
         with self._painting:
             self.terminal.status("")
 
     def ask(self, forecast: rlm.Forecast) -> bool:
-        """Whether the user says yes to a batch, on the terminal; without one, and to Ctrl-C, the answer is no."""
+        """Ask on the terminal whether to send a batch. Without a terminal, and on Ctrl-C, the answer is no."""
         end = self._end
         if (source := terminal_input(self.terminal)) is None:
             return False
@@ -798,7 +800,7 @@ class Progress:
     def line(self, width: int | None = None) -> str:
         """`12s  7 calls  18,240 tok  $0.0131 / $0.50  depth 2  llm_query 14/40  running cell 3: 4 s`
 
-        What goes on now is worth more than figures: where the width is too small for both, these give way.
+        Where the width is too small, figures are dropped before the current activity.
         """
         used = self.counts
         cost = dollars(None if used.unpriced else used.cost)
@@ -818,7 +820,7 @@ class Progress:
 
 
 def dollars(cost: float | None) -> str:
-    """Dollars in the progress line, whose figures keep their width; `$?` when a price is not known."""
+    """Dollars in the progress line, with a constant number of digits; `$?` when a price is unknown."""
     if not cost:
         return "$?" if cost is None else "$0"
     return f"${cost:.4f}" if cost < 1 else f"${cost:,.2f}"
@@ -900,7 +902,7 @@ def prompt_of(args: argparse.Namespace, shell: Invocation) -> str:
 
 
 def quoted_glob(args: argparse.Namespace) -> str:
-    """What to type where the shell has made several words of a glob after -c; "" where that was not it."""
+    """The hint where the shell has expanded an unquoted glob after -c; else ""."""
     extra = args.words[1:]
     if not args.context or not all(map(os.path.exists, extra)):
         return ""
@@ -910,7 +912,7 @@ def quoted_glob(args: argparse.Namespace) -> str:
 
 
 def context_of(args: argparse.Namespace, shell: Invocation, *, prompt_is_stdin: bool) -> rlm.Context | None:
-    """What becomes the variable `context`: the -c files, or what is piped in where no -c is given, or asks for it."""
+    """The value of the variable `context`: the -c files, or stdin if there is no -c, or if `-c -` names it."""
     specs = list(args.context or [])
     asked = "-" in specs
     wanted = not prompt_is_stdin and (asked or not specs)  # in a shell's loop stdin is the loop's list
@@ -927,14 +929,14 @@ def context_of(args: argparse.Namespace, shell: Invocation, *, prompt_is_stdin: 
 def read_context(
     args: argparse.Namespace, shell: Invocation, specs: Sequence[str], stdin: bytes | None = None
 ) -> rlm.Context:
-    """The files, in the encoding that is configured, without the logs."""
+    """Read the files in the configured encoding; journals are skipped."""
     encoding = rlm_config.load_config(given_options(args), config=args.config).values["encoding"]
     how: dict[str, Any] = {"exclude": log_folder(args), "encoding": encoding}
     return rlm.read_context(specs, stdin=stdin, on_slow=lambda text: shell.terminal.write_line(f"rlm: {text}"), **how)
 
 
 def show_notes(context: rlm.Context, shell: Invocation) -> None:
-    """What was left out of a context, or assumed of it."""
+    """Show what was left out of a context or assumed about it."""
     for note in context.notes:
         shell.terminal.write_line(f"rlm: context: {note}")
 
@@ -1030,7 +1032,7 @@ def print_result(
 
 
 def _require_folder(path: str) -> None:
-    """ConfigError now rather than after a run that was paid for."""
+    """ConfigError before a run is paid for whose page could not be written."""
     if path == "-" or (os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)):
         return  # stdout, a device, a pipe
     folder = os.path.dirname(os.path.realpath(path))
@@ -1050,7 +1052,7 @@ def _write_page(path: str, events: list[Event], shell: Invocation) -> None:
 
 
 def stream(args: argparse.Namespace, shell: Invocation, prompt: str) -> Outcome:
-    """`--stream`: the tokens of a simple completion as they arrive."""
+    """`--stream`: print the tokens of a simple completion as they arrive."""
     if args.context or (args.words != ["-"] and read_stdin(shell.terminal, asked=False) is not None):
         raise rlm.ConfigError(
             "--stream is a simple completion and takes no context", hint="leave out --stream or the context"
@@ -1091,7 +1093,7 @@ def declare_resume(parser: argparse.ArgumentParser) -> None:
 
 
 def resume(args: argparse.Namespace, shell: Invocation) -> Outcome:
-    """`rlm resume [ID]`: go on where the journal ends."""
+    """`rlm resume [ID]`: continue a run where its journal ends."""
     log_dir = log_folder(args)
     name = run_name(log_dir, args.words) if args.words else ""
     raised = {name: value for name, value in given_options(args).items() if name in rlm_config.LIMITS}
@@ -1106,7 +1108,7 @@ def declare_replay(parser: argparse.ArgumentParser) -> None:
 
 
 def replay(args: argparse.Namespace, shell: Invocation) -> Outcome | None:
-    """`rlm replay ID`: the recorded replies, the code executed for real; exit 1 where the outcome differs."""
+    """`rlm replay ID`: re-run the code with the recorded replies; exit 1 if the outcome differs."""
     name = run_name(log_folder(args), args.words)
     divergence: list[str] = []
 
@@ -1139,7 +1141,7 @@ def log_folder(args: argparse.Namespace) -> str:
 
 
 def run_name(log_dir: str, words: Sequence[str]) -> str:
-    """The one run that the words name: its whole id, or its .jsonl file where that was given."""
+    """The one run that the words name: its full id, or the .jsonl file if that was given."""
     if len(words) != 1:
         raise rlm.ConfigError("name one run", hint="rlm logs lists them; any unique prefix of an id will do")
     path = find_log(log_dir, words[0])
@@ -1147,7 +1149,7 @@ def run_name(log_dir: str, words: Sequence[str]) -> str:
 
 
 def find_log(log_dir: str, name: str) -> str:
-    """The path of a run's journal; ConfigError says what there is instead."""
+    """The path of a run's journal; ConfigError lists the runs that exist."""
     try:
         return str(rlm_viz.find_log(log_dir, name))
     except ValueError as error:
@@ -1201,12 +1203,12 @@ def local_time(stamp: str | None) -> str:
     try:
         moment = datetime.fromisoformat((stamp or "").replace("Z", "+00:00"))
         return moment.astimezone().strftime("%Y-%m-%d %H:%M")
-    except (ValueError, OverflowError, OSError):  # the year 1 is before every clock's
+    except (ValueError, OverflowError, OSError):  # the year 1 cannot be converted to local time
         return "?"
 
 
 def stdout_width() -> int:
-    """Columns for a table: the terminal's, and room enough in a pipe."""
+    """Columns for a table: the terminal's, or 160 in a pipe."""
     try:
         return os.get_terminal_size(sys.stdout.fileno()).columns or 160
     except (OSError, ValueError):
@@ -1234,7 +1236,7 @@ def declare_cost(parser: argparse.ArgumentParser) -> None:
 
 
 def cost(args: argparse.Namespace, shell: Invocation) -> None:
-    """`rlm cost`: what the runs in the journals have cost."""
+    """`rlm cost`: sum what the runs in the journals have cost."""
     folders = args.words or [log_folder(args)]
     for folder in args.words:
         if not os.path.isdir(folder):
@@ -1286,7 +1288,7 @@ def new_events(path: str) -> Iterator[Event]:
             *lines, rest = rest.split(b"\n")
             for line in lines:
                 event = rlm.journal_event(line + b"\n")
-                if event is not None:  # else a line that a killed process left torn
+                if event is not None:  # else a line that a killed process left incomplete
                     ended = event.get("event") == "end" and not event.get("depth")
                     yield event
 
@@ -1303,7 +1305,7 @@ def declare_visualize(parser: argparse.ArgumentParser) -> None:
 
 
 def visualize(args: argparse.Namespace, shell: Invocation) -> None:
-    """`rlm visualize`: one self-contained page from the journals."""
+    """`rlm visualize`: render the journals as one self-contained page."""
     page = args.output or "trajectory.html"
     if args.port is None and args.output is None and os.path.islink(page):
         raise rlm.ConfigError(f"{page} is a link to {os.path.realpath(page)}", hint=f"-o {page}, if that is meant")
@@ -1361,7 +1363,7 @@ def declare_export(parser: argparse.ArgumentParser) -> None:
 
 
 def export(args: argparse.Namespace, shell: Invocation) -> None:
-    """`rlm export ID`: journals in the form that other programs read."""
+    """`rlm export ID`: convert journals for other programs."""
     log_dir = log_folder(args)
     forms = {"otel": export_spans, "sft": export_samples, "ipynb": export_notebook}
     chosen = next((name for name in forms if getattr(args, name)), "")
@@ -1378,7 +1380,7 @@ def export(args: argparse.Namespace, shell: Invocation) -> None:
 
 
 def _chosen_logs(log_dir: str, words: Sequence[str]) -> list[str]:
-    """The journals that ids, files and globs name, each once; ConfigError for a word that names none."""
+    """The journals that ids, files and globs name, each once; ConfigError for a word without a match."""
     import fnmatch
 
     if not words:
@@ -1398,7 +1400,7 @@ def _is_glob(word: str) -> bool:
 
 
 def _read_logs(paths: Sequence[str], shell: Invocation) -> Iterator[tuple[str, list[Event]]]:
-    """Each journal with its events, saying what of it could not be read; ConfigError if there is no event at all."""
+    """Each journal with its events; unreadable lines are reported. ConfigError if there is no event at all."""
     some = False
     for path in paths:
         events, problems = rlm_viz.read(path)
@@ -1412,7 +1414,7 @@ def _read_logs(paths: Sequence[str], shell: Invocation) -> Iterator[tuple[str, l
 
 
 def _write_output(args: argparse.Namespace, shell: Invocation, pieces: Iterable[str]) -> None:
-    """Text for -o FILE, all of it or nothing; for stdout as it comes."""
+    """Write text to -o FILE, all of it or nothing, or to stdout piece by piece."""
     if args.output == "-":
         for piece in pieces:
             shell.write(encodable(shell.out, piece))
@@ -1424,7 +1426,7 @@ def _write_output(args: argparse.Namespace, shell: Invocation, pieces: Iterable[
 
 
 def export_spans(args: argparse.Namespace, shell: Invocation, paths: Sequence[str]) -> None:
-    """`--otel`: to the collector, or as the JSON that it would be sent."""
+    """`--otel`: send the spans to the collector, or print the JSON that it would be sent."""
     spans = [span for _, events in _read_logs(paths, shell) for span in rlm_viz.spans(events, bodies=args.bodies)]
     if args.output != "-" or not (args.endpoint or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")):
         _write_output(args, shell, [json.dumps(rlm_viz.otlp(spans)), "\n"])
@@ -1442,7 +1444,7 @@ def export_spans(args: argparse.Namespace, shell: Invocation, paths: Sequence[st
 
 
 def export_samples(args: argparse.Namespace, shell: Invocation, paths: Sequence[str]) -> None:
-    """`--sft`: the samples of the runs that have the status and the score asked for."""
+    """`--sft`: print the training samples of the runs with the requested status and score."""
     if (args.min_score is None) != (args.scores is None):
         raise rlm.ConfigError("--min-score and --scores go together", hint="--scores scores.jsonl --min-score 0.8")
     scores = read_scores(args.scores) if args.scores else {}
@@ -1471,7 +1473,7 @@ def read_scores(path: str) -> dict[str, float]:
         try:
             whole = rlm_backends.from_json(text)
         except ValueError:
-            whole = None  # a value to a line
+            whole = None  # one value per line
         if isinstance(whole, dict) and "score" not in whole:
             rows = list(whole.items())
         else:
@@ -1486,7 +1488,7 @@ def read_scores(path: str) -> dict[str, float]:
 
 
 def export_notebook(args: argparse.Namespace, shell: Invocation, paths: Sequence[str]) -> None:
-    """`--ipynb`: one run as a notebook."""
+    """`--ipynb`: print one run as a notebook."""
     if len(paths) != 1:
         raise rlm.ConfigError(f"a notebook is of one run, not of {len(paths)}", hint="rlm logs lists the runs")
     saved = os.path.abspath(os.path.splitext(paths[0])[0] + ".context")
@@ -1503,7 +1505,7 @@ _CHAT_HELP = """\
 /save [FILE]   write the conversation as Markdown (default chat.md)
 /reset         forget the conversation and the variables
 /quit          leave (or Ctrl-D)
-A line that ends in \\ goes on in the next; a line that is \"\"\" begins and ends a longer text."""
+A line that ends in \\ continues on the next; a line that is \"\"\" begins and ends a longer text."""
 
 
 def declare_chat(parser: argparse.ArgumentParser) -> None:
@@ -1545,7 +1547,7 @@ class Chat:
                 self.turn(text, functools.partial(self.ask, text))
 
     def read(self) -> str | None:
-        """One prompt, of several lines if it says so; None at the end of the input. Ctrl-C drops what was typed."""
+        """One prompt of one or more lines; None at the end of the input. Ctrl-C discards what was typed."""
         lines: list[str] = []
         quoted = False
         while True:
@@ -1572,7 +1574,7 @@ class Chat:
                     return "\n".join(lines).strip()
 
     def line(self, sign: str) -> str:
-        """A line of input, with editing and history where input and output are a terminal."""
+        """A line of input, with editing and history if stdin and stdout are a terminal."""
         if sys.stdin.isatty() and sys.stdout.isatty():
             return input(sign)
         if sys.stdin.isatty():
@@ -1738,7 +1740,7 @@ class BatchProgress(Progress):
             self.first_error = self.first_error or row["error"]
 
     def update(self, event: Event) -> None:
-        """Take an event in. What single rows do now is not told: there are several at once."""
+        """Add an event. The activity of single rows is not shown: several run at once."""
         if event.get("event") != "text" and (event.get("event") != "progress" or event.get("phase") == "loading"):
             super().update(event)
 
@@ -1748,7 +1750,7 @@ class BatchProgress(Progress):
         return head + super().line(None if width is None else width - len(head))
 
     def reason(self) -> str:
-        """Why rows failed, by the first of them; "" where none did."""
+        """The error of the first row that failed; "" if none did."""
         if self.first_error is None:
             return ""
         hint = self.first_error["hint"]
@@ -1758,7 +1760,7 @@ class BatchProgress(Progress):
 def read_items(
     path: str, template: str | None, encoding: str | None = None, warn: Callable[[str], None] = lambda text: None
 ) -> list[dict[str, Any]]:
-    """The items of a batch: {"prompt", "context"} each. ConfigError names the line that is none."""
+    """The items of a batch: {"prompt", "context"} each. ConfigError names the first invalid line."""
     try:
         with rlm_tools.open_given(os.path.join(os.getcwd(), os.path.expanduser(path))) as file:
             text, note = rlm_tools.read_blob(file.read(), encoding)
@@ -1783,7 +1785,7 @@ def is_table(path: str) -> bool:
 
 
 def _table_rows(path: str, text: str) -> list[tuple[int, Any]]:
-    """The rows of a table with the lines that they end on; a cell that a short row lacks is None."""
+    """(last line, cells by column) of each row; a cell that a short row lacks is None."""
     import csv
     import io
 
@@ -1806,7 +1808,7 @@ def _table_rows(path: str, text: str) -> list[tuple[int, Any]]:
 
 
 def _delimiter(path: str, text: str) -> str:
-    """What parts the cells: of the usual ones that which the line of names has most of."""
+    """The delimiter of a table: the usual one that occurs most often in its header."""
     names = re.sub(r'"[^"]*"', "", text[:100_000].lstrip("\n").partition("\n")[0])
     usual = ",;\t|" if path.lower().endswith(".csv") else "\t,;|"
     return max(usual, key=names.count)
@@ -1824,7 +1826,7 @@ def _item(path: str, number: int, record: Any, template: str | None) -> dict[str
     fields = {"prompt": record} if isinstance(record, str) else record
     if not isinstance(fields, dict):
         raise rlm.ConfigError(f"{path}:{number}: neither a text nor an object", hint='{"prompt": "…", "context": "…"}')
-    if template is None and not is_table(path):  # a template, and a table, have columns of their own
+    if template is None and not is_table(path):  # a template and a table may have any columns
         for name in fields:
             if name not in _ITEM_KEYS:
                 hint = f"{rlm_config.suggestion(name, _ITEM_KEYS)} (or --prompt TEMPLATE with {{{name}}})"
@@ -1844,7 +1846,7 @@ _ITEM_KEYS = ("prompt", "context")
 
 
 def render_template(template: str, fields: Mapping[str, Any], place: str) -> str:
-    """The template with {column} replaced; other braces stay. ConfigError for a column or a value that is not there."""
+    """The template with {column} replaced; other braces stay. ConfigError for a missing column or value."""
 
     def value(match: re.Match[str]) -> str:
         if match[1] not in fields:
@@ -1860,7 +1862,7 @@ def render_template(template: str, fields: Mapping[str, Any], place: str) -> str
 
 
 def item_keys(items: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What makes a row the same one in a later call: its content, and which of its equals it is."""
+    """A key for each row by which a later call knows it: a hash of its content, and its number among equal rows."""
     import hashlib
 
     seen: dict[str, int] = {}
@@ -1873,7 +1875,7 @@ def item_keys(items: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def result_row(number: int, key: str, item: Mapping[str, Any], result: Any) -> dict[str, Any]:
-    """A line of the results; a failure has its error, and what was done until then."""
+    """A line of the results; that of a failure has the error and the partial result."""
     head = {"index": number, "key": key, "prompt": item["prompt"]}
     if not isinstance(result, rlm.RLMError):
         return head | result_dict("answered", result, result.model, None)
@@ -1883,14 +1885,14 @@ def result_row(number: int, key: str, item: Mapping[str, Any], result: Any) -> d
 
 
 class Results:
-    """The rows of a batch by their place and, with a path, the file that a later call goes on from.
+    """The rows of a batch by index and, with a path, the file from which a later call continues.
 
-    Rows are appended as they come. ConfigError, and not a byte changed, if the file is not a batch's results.
+    Rows are appended as they finish. If the file is not a batch results file: ConfigError, and it is not changed.
     """
 
     def __init__(self, path: str | None, source: str, keys: Sequence[str]) -> None:
         self.rows: dict[int, dict[str, Any]] = {}
-        self.others: list[bytes] = []  # lines that are not of this call's prompts
+        self.others: list[bytes] = []  # lines of other prompts than this call's
         self._is_stream = path is not None and os.path.exists(path) and not os.path.isfile(path)
         self._file = None if path is None or path == "-" else _open_results(path, source)
         if self._file is None or self._is_stream:
@@ -1918,7 +1920,7 @@ class Results:
             self._file.flush()
 
     def sort(self) -> None:
-        """Put the file into the order of the prompts, other prompts' results last; a failure leaves it as it is."""
+        """Sort the file by prompt, other prompts' results last; a failure leaves it unchanged."""
         if self._file is None or self._is_stream:
             return
         path = os.path.realpath(self._file.name)
@@ -1954,12 +1956,12 @@ def _open_results(path: str, source: str) -> BinaryIO:
         file.close()
         raise rlm.ConfigError(f"{path!r} is in use: another batch writes to it", hint="-o with another name") from None
     except (ImportError, OSError):
-        pass  # neither Windows nor every file system has such locks
+        pass  # Windows and some file systems have no such locks
     return file
 
 
 def _result_lines(file: BinaryIO) -> list[bytes]:
-    """The lines of a file of results, made ready to append to: what a killed process left torn is taken off."""
+    """The lines of a results file, which is then ready to append to: an incomplete last line is removed."""
     file.seek(0)
     whole = file.read()
     start = whole.rfind(b"\n") + 1
@@ -1981,7 +1983,7 @@ _ROW_BEGINS = b'{"index": '
 
 
 def _result(line: bytes) -> dict[str, Any] | None:
-    """The row of results that a line is, None if it is none."""
+    """The row of results in a line, or None."""
     try:
         row = rlm_backends.from_json(line, depth=rlm.EVENT_DEPTH, constant=float)
     except ValueError:
@@ -1998,7 +2000,7 @@ Serve the sandbox to one MCP client on stdin and stdout. `rlm mcp-install` write
 
 
 def mcp_serve(arguments: Sequence[str]) -> int:
-    """`rlm mcp-serve`: its few arguments are read by hand, since a client is waiting."""
+    """`rlm mcp-serve`: its few arguments are parsed by hand, because argparse would make the client wait."""
     settings: dict[str, Any] = {}
     words = iter(arguments)
     for word in words:
@@ -2118,7 +2120,7 @@ def demo_log(size: int = _DEMO_SIZE) -> tuple[str, str]:
 
 
 def scripted_message(messages: Sequence[Mapping[str, Any]], *, tools: bool) -> dict[str, Any]:
-    """What the scripted model says: the next cell of its script or, to a sub-call, a count of the notes it was sent."""
+    """The scripted model's reply: the next cell of its script or, to a sub-call, a count of the notes it was sent."""
     if not tools:
         notes = str(messages[-1]["content"]).splitlines()[1:]
         found = {cause: sum(note in phrases for note in notes) for cause, phrases in _DEMO_REASONS.items()}
@@ -2133,7 +2135,7 @@ def scripted_message(messages: Sequence[Mapping[str, Any]], *, tools: bool) -> d
 
 
 def scripted_server() -> Any:
-    """A server on loopback that speaks the OpenAI chat wire with the scripted model behind it."""
+    """A loopback server that answers OpenAI chat requests with the scripted model."""
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
     class Model(BaseHTTPRequestHandler):
@@ -2199,7 +2201,7 @@ def demo(args: argparse.Namespace, shell: Invocation) -> Outcome | None:
     shell.terminal.write_line(f"a log of {len(log):,} characters was generated; the question: {_DEMO_QUESTION}")
     server = scripted_server()
     defaults = {name: row.default for name, row in rlm_config.OPTIONS.items() if row.default is not None}
-    del defaults["log_dir"]  # a folder that is named is taken even where it is a link
+    del defaults["log_dir"]  # a folder named explicitly may be a symbolic link
     options = {
         **defaults,
         "model": _DEMO_MODEL,
@@ -2243,7 +2245,7 @@ def declare_config(parser: argparse.ArgumentParser) -> None:
 
 
 def config(args: argparse.Namespace, shell: Invocation) -> None:
-    """`rlm config`: every option, its value and where that comes from."""
+    """`rlm config`: show every option, its value and where it comes from."""
     settings = rlm_config.load_config(given_options(args), config=args.config)
     rows = {
         name: {"value": shown_value(name, value), "origin": _origin(name, settings.origins[name])}
@@ -2266,7 +2268,7 @@ def _origin(name: str, origin: str) -> str:
 
 
 def shown_value(name: str, value: Any) -> Any:
-    """An option's value as it may be shown: a key as its last four characters, a URL without its password."""
+    """An option's value without secrets: of a key the last four characters, a URL without its password."""
     if value and name.endswith("api_key"):
         return masked(str(value))
     if value and name == "mcp":
@@ -2286,19 +2288,19 @@ def declare_init(parser: argparse.ArgumentParser) -> None:
 
 
 def init(args: argparse.Namespace, shell: Invocation) -> None:
-    """`rlm init`: a commented configuration file."""
+    """`rlm init`: write a commented configuration file."""
     path = os.path.join(rlm_config.user_config_dir(), "config.toml") if args.user else "rlm.toml"
     if os.path.lexists(path) and not args.force:
         raise rlm.ConfigError(f"{path} is already there", hint="rlm init --force replaces it")
     given = given_options(args)
-    rlm_config.load_config(given, config=False)  # refuses what would not load back
+    rlm_config.load_config(given, config=False)  # raises for values that could not be loaded again
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         rlm_viz.write_file(path, [commented_config(given)], 0o600 if "api_key" in given or args.user else 0o644)
     except OSError as error:
         raise rlm.ConfigError(f"cannot write {path}: {error.strerror}") from error
     if given and not args.user and rlm_config.untrusted_keys(given):
-        rlm_config.trust(path)  # whoever ran this command has just said what is in it
+        rlm_config.trust(path)  # the user has just given its content on the command line
     shell.show(path)
 
 
@@ -2382,7 +2384,7 @@ def declare_providers(parser: argparse.ArgumentParser) -> None:
 
 
 def providers(args: argparse.Namespace, shell: Invocation) -> None:
-    """`rlm providers [WORD]`: who can be asked, and whose key is there."""
+    """`rlm providers [WORD]`: list providers and which keys are set."""
     environ = rlm_config.load_config({}, config=False).environ
     rows = rlm_backends.providers(" ".join(args.words) or None, environ)
     if shell.form == "json":
@@ -2447,7 +2449,7 @@ def declare_doctor(parser: argparse.ArgumentParser) -> None:
 
 
 def doctor(args: argparse.Namespace, shell: Invocation) -> Outcome | None:
-    """`rlm doctor`: what works here, and the next step for what does not."""
+    """`rlm doctor`: check what works on this machine, with a next step for what does not."""
     settings, config_check = _check_configuration(args)
     checks = [check_module(), check_python(), *check_dependencies(), config_check, *check_variables()]
     checks += [
@@ -2486,16 +2488,16 @@ def _check_configuration(args: argparse.Namespace) -> tuple[rlm_config.Configura
 
 
 def _unconfigured() -> rlm_config.Configuration:
-    """What is in force where the configuration cannot be read: what else is wrong here is told all the same."""
+    """A configuration without files, so that the other checks can still run when the files cannot be read."""
     try:
         return rlm_config.load_config({}, config=False)
-    except rlm.ConfigError:  # a variable is what is wrong
+    except rlm.ConfigError:  # then a variable is wrong
         defaults = {name: row.default for name, row in rlm_config.OPTIONS.items()}
         return rlm_config.Configuration(defaults, dict.fromkeys(rlm_config.OPTIONS, "default"), [], dict(os.environ))
 
 
 def unknown_variables() -> dict[str, str]:
-    """The RLM_* variables that no option has, each with the one that was meant, or ""."""
+    """The RLM_* variables that name no option, each with the closest one that does, or ""."""
     import difflib
 
     known = {f"RLM_{name.upper()}" for name in rlm_config.OPTIONS} | {"RLM_DEBUG", "RLM_MCP_CLI"}
@@ -2554,7 +2556,7 @@ def check_dependencies() -> list[Check]:
 
 
 def check_keys(settings: rlm_config.Configuration) -> list[Check]:
-    """The provider keys that are present, masked. A server of the user's own may need none."""
+    """The provider keys that are set, masked. A self-hosted server may need none."""
     names = sorted(rlm_backends.key_variables() & {name for name, value in settings.environ.items() if value})
     found = [f"{name} {masked(settings.environ[name])}" for name in names]
     if settings.values["api_key"]:
@@ -2569,7 +2571,7 @@ def check_keys(settings: rlm_config.Configuration) -> list[Check]:
 
 
 def check_model(settings: rlm_config.Configuration) -> list[Check]:
-    """Whether the model that is configured can be asked; of a server of the user's own, whether it answers."""
+    """Whether the configured model can be used; with a base URL, whether its server answers."""
     values = settings.values
     if values["backend"] == "litellm" or not (values["base_url"] or values["model"]):
         return []
@@ -2638,7 +2640,7 @@ def check_local_models() -> Check:
 
 
 def check_agents(settings: rlm_config.Configuration) -> Check:
-    """What can be a model without a key: coding agents on the PATH, and model files that were downloaded."""
+    """Models that need no key: coding agents on the PATH and downloaded model files."""
     found = [name for name, program in rlm_backends.agents(settings.environ) if program]
     kept = [row["name"] for row in rlm_backends.downloaded_models(settings.environ) if row["complete"]]
     return Check("without a key", "ok", ", ".join([*found, *kept]) or "no coding agent, no downloaded model")
@@ -2672,7 +2674,7 @@ def check_docker(settings: rlm_config.Configuration) -> Check:
     def ask() -> None:
         try:
             found.append(str(rlm_sandbox.docker_engine().version()["Version"]))
-        except Exception as error:  # whatever the SDK raises, it is what there is to report
+        except Exception as error:  # the SDK may raise anything, and that is what to report
             trouble.append((one_line(error, 200), getattr(error, "hint", "")))
 
     thread = threading.Thread(target=ask, daemon=True)

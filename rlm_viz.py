@@ -758,9 +758,12 @@ def _spans(events: Sequence[Event]) -> list[tuple[float, float]]:
     for event in events:
         at = parse_timestamp(event.get("timestamp"))
         last = last if at is None else at
-        length = _number(event.get("duration_ms")) if event.get("event") in ("call", "tool", "interrupted") else 0.0
-        spans.append((last - length, last))
+        spans.append((last - _length_ms(event), last))
     return spans
+
+
+def _length_ms(event: Event) -> float:
+    return _number(event.get("duration_ms")) if event.get("event") in ("call", "tool", "interrupted") else 0.0
 
 
 def _arguments(events: Sequence[Event]) -> _Asked:
@@ -2058,26 +2061,18 @@ def _openai_message(message: Event) -> dict[str, Any]:
     role, content = message.get("role"), message.get("content")
     if role == "tool":
         return {"role": role, "tool_call_id": message.get("tool_call_id"), "content": _plain_text(content)}
-    made = {"role": role, "content": content if role == "user" and _has_image(content) else _plain_text(content)}
+    has_image = any(part.get("type") != "text" for part in _dicts(content))
+    made = {"role": role, "content": content if role == "user" and has_image else _plain_text(content)}
     if calls := message.get("tool_calls"):
-        made["tool_calls"] = [
-            {
-                "id": call.get("id"),
-                "type": "function",
-                "function": {"name": call.get("name"), "arguments": _asked(call)},
-            }
-            for call in calls
-        ]
+        made["tool_calls"] = [_openai_call(call) for call in calls]
     return made
 
 
-def _asked(call: Event) -> str:
+def _openai_call(call: Event) -> dict[str, Any]:
     arguments = call.get("arguments")
-    return json.dumps(arguments if isinstance(arguments, dict) else {"unreadable": str(arguments)}, ensure_ascii=False)
-
-
-def _has_image(content: Any) -> bool:
-    return any(part.get("type") != "text" for part in _dicts(content))
+    asked = arguments if isinstance(arguments, dict) else {"unreadable": str(arguments)}
+    function = {"name": call.get("name"), "arguments": json.dumps(asked, ensure_ascii=False)}
+    return {"id": call.get("id"), "type": "function", "function": function}
 
 
 def _plain_text(content: Any) -> str:
@@ -2105,10 +2100,10 @@ def notebook(events: Sequence[Event], context: str = "") -> dict[str, Any]:
             prose = _without_thinking(_text(event.get("response"))).partition("```")[0].strip()
             cells += [_markdown(prose)] if prose else []
         elif kind == "cell" and root:
-            cells += [_code_cell(event), *([_exchanges(shown[index])] if index in shown else [])]
+            cells += [_code_cell(event), *([_markdown_cell("\n\n".join(shown[index]))] if index in shown else [])]
         elif kind == "tool" and root and event.get("from_cell") is None:
             asked, answer = event.get("arguments"), _outcome(kind, event)
-            cells += [_exchanges([_exchange(_tool_words(event, {})[0], asked, answer)])]
+            cells += [_markdown_cell(_exchange(_tool_words(event, {})[0], asked, answer))]
         elif kind == "end" and root:
             said = _text(event.get("response")) or _text(_dict(event.get("error")).get("message"))
             cells += [_markdown(f"## {first_line(event.get('status'), 20)}\n\n{said}")]
@@ -2175,13 +2170,12 @@ def _context_cell(about: Event, saved: str) -> list[dict[str, Any]]:
 
 
 def _markdown(text: str) -> dict[str, Any]:
-    """A cell of prose that asks for nothing over the network and holds no HTML."""
-    source = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text).replace("![", "!&#91;")
+    """A cell of prose that loads nothing over the network and holds no HTML."""
+    return _markdown_cell(re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text).replace("![", "!&#91;"))
+
+
+def _markdown_cell(source: str) -> dict[str, Any]:
     return {"cell_type": "markdown", "metadata": {}, "source": source}
-
-
-def _exchanges(folded: Sequence[str]) -> dict[str, Any]:
-    return {"cell_type": "markdown", "metadata": {}, "source": "\n\n".join(folded)}
 
 
 def _code_cell(event: Event) -> dict[str, Any]:
@@ -2276,7 +2270,7 @@ class Trace:
             self.open[node] = {
                 "id": self._id("agent", node, mark or self.resumed),
                 "parent": "" if parent is None else self._id("call", parent),
-                "start": self.now - _duration_ns(event),
+                "start": self.now - round(_length_ms(event) * 1e6),
                 "events": [],
                 "gen_ai.operation.name": "invoke_agent",
                 "gen_ai.agent.name": "rlm",
@@ -2366,7 +2360,7 @@ class Trace:
     def _span(
         self, name: str, ids: tuple[str, str], values: Event, event: Event, *, kind: int = 1, times: Any = None
     ) -> dict[str, Any]:
-        start, end = times or (self.now - _duration_ns(event), self.now)
+        start, end = times or (self.now - round(_length_ms(event) * 1e6), self.now)
         why = _text(_dict(event.get("error")).get("message") or event.get("error"))[-2000:] if self.bodies else ""
         status = {"code": 2, **({"message": _sendable(why)} if why else {})} if values.get("error.type") else {}
         return {
@@ -2408,11 +2402,6 @@ def _span_metrics(event: Event) -> Event:
     """The event without texts: what spans without bodies are made of."""
     bare = without_bodies(event)
     return {**bare, "error": {"type": bare["error"]}} if "error" in bare else bare
-
-
-def _duration_ns(event: Event) -> int:
-    timed = event.get("event") in ("call", "tool", "interrupted")
-    return round(_number(event.get("duration_ms")) * 1e6) if timed else 0
 
 
 def _attributes(values: Mapping[str, Any]) -> list[dict[str, Any]]:
