@@ -954,7 +954,7 @@ def execute_and_report(
     `recorded`: options that a resume finds in the journal, and so need not be given again.
     """
     options_given = dict(options if options is not None else given_options(args))
-    values = rlm_config.load_config(options_given, config=args.config).values
+    progress = new_progress(args, shell, options_given)
     if args.html:
         _require_folder(args.html)
         if args.html == "-" and shell.form != "text":
@@ -962,7 +962,6 @@ def execute_and_report(
     for name, meant in unknown_variables().items():
         if meant:
             shell.terminal.write_line(f"rlm: {name} is no option and was not read: did you mean {meant!r}?")
-    progress = Progress(shell.terminal, values, quiet=args.quiet, verbose=bool(values["verbose"]))
     seen: list[Event] = []
 
     def work() -> None:
@@ -975,8 +974,14 @@ def execute_and_report(
                     _write_page(args.html, seen, shell)
         print_result(result, args, shell, typed=bool(options_given.get("schema")))
 
-    flags = functools.partial(rerun_flags, args, *recorded) if values["log_dir"] else None
+    flags = functools.partial(rerun_flags, args, *recorded) if progress.limits["log_dir"] else None
     return run_outcome(work, progress, flags)
+
+
+def new_progress(args: argparse.Namespace, shell: Invocation, options: Mapping[str, Any]) -> Progress:
+    """The progress of a run with these options; its `limits` are the values of all options."""
+    values = rlm_config.load_config(options, config=args.config).values
+    return Progress(shell.terminal, values, quiet=args.quiet, verbose=bool(values["verbose"]))
 
 
 def open_runtime(
@@ -1062,8 +1067,7 @@ def stream(args: argparse.Namespace, shell: Invocation, prompt: str) -> Outcome:
 
     shown = shell.out.isatty()
     given = given_options(args)
-    values = rlm_config.load_config(given, config=args.config).values
-    progress = Progress(shell.terminal, values, quiet=args.quiet, verbose=bool(values["verbose"]))
+    progress = new_progress(args, shell, given)
 
     def work() -> None:
         with prints_to_stderr(), progress, open_runtime(args, shell, given, progress) as runtime:
@@ -1647,8 +1651,7 @@ def chat(args: argparse.Namespace, shell: Invocation) -> None:
     except ImportError:
         pass  # a Python built without it reads plain lines
     given = {**given_options(args), "persistent": True}
-    values = rlm_config.load_config(given, config=args.config).values
-    progress = Progress(shell.terminal, values, quiet=args.quiet, verbose=bool(values["verbose"]))
+    progress = new_progress(args, shell, given)
     with prints_to_stderr():
         opened = open_runtime(args, shell, given, progress)
     with opened as runtime:
