@@ -805,8 +805,8 @@ def _time_prompts(order: list[Row], events: Sequence[Event]) -> None:
     prompts = [row for row in order if row.kind == "node" and row.level == 0]
     ends = [row.index for row in prompts[1:]] + [len(events)]
     for row, end in zip(prompts, ends):
-        told = _active_ms(events[row.index : end])
-        row.self_ms, row.total_ms = max(0.0, row.self_ms + told - row.total_ms), told
+        recorded = _active_ms(events[row.index : end])
+        row.self_ms, row.total_ms = max(0.0, row.self_ms + recorded - row.total_ms), recorded
 
 
 def _active_ms(events: Sequence[Event]) -> float:
