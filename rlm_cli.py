@@ -221,9 +221,9 @@ class Invocation:
 
             _thread.interrupt_main()
 
-    def report(self, outcome: Outcome) -> int:
+    def report(self, ended: Outcome) -> int:
         """Report how the command ended, on stdout and in three lines on stderr; the exit code."""
-        error = outcome.error
+        error = ended.error
         if error is None or isinstance(error, BrokenPipeError):
             try:
                 self.flush()
@@ -232,12 +232,12 @@ class Invocation:
         if self.stdout_error is not None and (error is None or isinstance(error, KeyboardInterrupt)):
             error = self.stdout_error
         if error is None:
-            return outcome.code
+            return ended.code
         code, status = exit_status(error)
         if code == EXIT_OK:
             return code
-        lines = self._error_lines(error, outcome)
-        if error is not self.stdout_error and not self._report_on_stdout(status, error, lines, outcome):
+        lines = self._error_lines(error, ended)
+        if error is not self.stdout_error and not self._report_on_stdout(status, error, lines, ended):
             return EXIT_OK
         if self.debug and isinstance(error, Exception):
             import traceback
@@ -246,43 +246,41 @@ class Invocation:
         self.terminal.error(*lines)
         return code
 
-    def _error_lines(self, error: BaseException, outcome: Outcome) -> tuple[str, str, str]:
+    def _error_lines(self, error: BaseException, ended: Outcome) -> tuple[str, str, str]:
         """What happened, what rlm looked at or how far the run came, and what to do next."""
-        result = outcome.result or getattr(error, "result", None)
+        result = ended.result or getattr(error, "result", None)
         if isinstance(error, KeyboardInterrupt):
-            done = outcome.done or (f"done: {summary(result)}" if result else "")
+            done = ended.done or (f"done: {summary(result)}" if result else "")
             word = "terminated" if isinstance(error, Terminated) else "interrupted"
-            return word, done, outcome.next_step or resume_command(outcome, result)
+            return word, done, ended.next_step or resume_command(ended, result)
         message, second, next_step = map(without_keys, describe_error(error))
         if error is self.stdout_error and result is not None:
             answer = f"the answer is in {result.log}" if result.log else ""
             return message.replace("cannot write", "cannot write the answer"), "", answer
         if isinstance(error, rlm.LimitExceeded):
-            next_step = resume_command(outcome, result, error.option, error.needed)
+            next_step = resume_command(ended, result, error.option, error.needed)
             if error.option == "confirm_above" and error.needed is None:
                 next_step = error.hint
             second = "" if next_step else f"raise it: {flags_of(error.option)[-1]} {metavar(error.option)}"
         elif result is not None and not isinstance(error, rlm.ConfigError):
-            next_step = " or ".join(part for part in (next_step, resume_command(outcome, result)) if part)
+            next_step = " or ".join(part for part in (next_step, resume_command(ended, result)) if part)
         return message, second, next_step
 
-    def _report_on_stdout(
-        self, status: str, error: BaseException, lines: tuple[str, str, str], outcome: Outcome
-    ) -> bool:
+    def _report_on_stdout(self, status: str, error: BaseException, lines: tuple[str, str, str], ended: Outcome) -> bool:
         """Write the JSON object, or the partial answer, of a run that did not end well; False if nobody reads it."""
-        result = outcome.result or getattr(error, "result", None)
+        result = ended.result or getattr(error, "result", None)
         try:
             if self.form != "text":
                 is_fault = isinstance(error, Exception)
                 fault = {"type": type(error).__name__, "message": lines[0], "hint": lines[2]} if is_fault else None
-                self.print_result_json(result_dict(status, result, outcome.model, fault))
+                self.print_result_json(result_dict(status, result, ended.model, fault))
             elif result is not None and result.response:
                 self.print(result.response)
             self.flush()
         except BrokenPipeError:
             return False
         except rlm.RLMError as unwritable:
-            self.terminal.error(*self._error_lines(unwritable, outcome))
+            self.terminal.error(*self._error_lines(unwritable, ended))
         return True
 
     def print_result_json(self, result: dict[str, Any]) -> None:
@@ -291,13 +289,13 @@ class Invocation:
 
 
 def resume_command(
-    outcome: Outcome, result: rlm.CompletionResult | None, limit: str = "", needed: float | None = None
+    ended: Outcome, result: rlm.CompletionResult | None, limit: str = "", needed: float | None = None
 ) -> str:
     """The command that continues a run: with the limit that stopped it as `needed`, or doubled, and all its flags."""
-    if result is None or not result.log or outcome.resume_flags is None or (limit == "confirm_above" and not needed):
+    if result is None or not result.log or ended.resume_flags is None or (limit == "confirm_above" and not needed):
         return ""
     raised = f" {flags_of(limit)[-1]} {f'{needed:g}' if needed else doubled(result.log, limit)}" if limit else ""
-    return f"rlm resume {result.trajectory_id}{raised}{outcome.resume_flags(limit)}"
+    return f"rlm resume {result.trajectory_id}{raised}{ended.resume_flags(limit)}"
 
 
 def describe_error(error: BaseException) -> tuple[str, str, str]:
@@ -1121,12 +1119,12 @@ def replay(args: argparse.Namespace, shell: Invocation) -> Outcome | None:
         divergence.extend(replayed.divergence)
         return replayed.result
 
-    outcome = execute_and_report(args, shell, ask)
-    if outcome.error is not None:
-        return outcome
+    ended = execute_and_report(args, shell, ask)
+    if ended.error is not None:
+        return ended
     if not divergence:
         shell.terminal.write_line("rlm: the same outcome as recorded")
-        return outcome
+        return ended
     shell.terminal.error(f"differs from the recording: {divergence[0]}", _and_more(divergence[1:]), f"rlm logs {name}")
     return Outcome(EXIT_FAILED)
 
@@ -2219,14 +2217,14 @@ def demo(args: argparse.Namespace, shell: Invocation) -> Outcome | None:
     }
     args.config = False
     try:
-        outcome = execute_and_report(args, shell, lambda runtime: runtime.completion(_DEMO_QUESTION, log), options)
+        ended = execute_and_report(args, shell, lambda runtime: runtime.completion(_DEMO_QUESTION, log), options)
     finally:
         server.shutdown()
-    if outcome.error is not None or (result := outcome.result) is None:
-        return outcome
+    if ended.error is not None or (result := ended.result) is None:
+        return ended
     if result.response != truth:
         error = rlm.RLMError(f"the answer is wrong; the log's generator says: {truth}", result=result)
-        return replace(outcome, error=error)
+        return replace(ended, error=error)
     shell.terminal.write_line("checked: this is what the log's generator says")
     log_path = str(result.log)
     page = rlm_viz.write([log_path], os.path.splitext(log_path)[0] + ".html")
@@ -2236,7 +2234,7 @@ def demo(args: argparse.Namespace, shell: Invocation) -> Outcome | None:
         import webbrowser
 
         webbrowser.open(f"file://{os.path.abspath(page)}")
-    return outcome
+    return ended
 
 
 # --- configuration and trust ----------------------------------------------------------------------------------------
