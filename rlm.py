@@ -2551,7 +2551,7 @@ class Node:
                 on_output=self._on_output if self.run.journal.on_event else None,
                 **how,
             )
-        except rlm_sandbox.Stop as stop:
+        except rlm_sandbox.AbortCell as stop:
             raise self.run.ledger.stopped or stop from None
         except rlm_sandbox.SandboxError as error:
             self.run.ledger.check()
@@ -3038,7 +3038,7 @@ class HostFunction:
             return work()
         except BaseException as error:
             if self._node.run.ledger.stopped is not None:
-                raise rlm_sandbox.Stop(str(self._node.run.ledger.stopped)) from error
+                raise rlm_sandbox.AbortCell(str(self._node.run.ledger.stopped)) from error
             if isinstance(error, RLMError):
                 self._node.last_error = error
             raise
