@@ -48,7 +48,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate, islice, pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING or not __package__:
     import rlm_backends
@@ -290,8 +290,8 @@ class RLM:
         if conversation is not None:
             conversation[1].close()
             conversation[0].close()
-        if hasattr(backend, "close"):
-            backend.close()
+        if backend is not None:
+            adapt(backend).close()
 
     def stop(self, reason: str = "stopped") -> None:
         """End the completions that run, from another thread: each raises RLMError(reason) with its partial result."""
@@ -341,11 +341,10 @@ class RLM:
         group: LedgerGroup | None = None,
         servers: Callable[[], Any] | None = None,
     ) -> Run:
-        options, backend, tools = self.options, self.backend, self.tools
+        options, backend, tools = self.options, adapt(self.backend), self.tools
         if log:
             check_prices(options, backend)
-        if hasattr(backend, "inspect"):
-            backend.inspect()
+        backend.inspect()
         profile, origins = profile_for(backend, options.prompt), self.configuration.origins
         fitting = {"output_limit": profile.output_limit, "show_below": profile.show_below}
         fitting = {name: size for name, size in fitting.items() if size and origins[name] == "default"}
@@ -585,11 +584,12 @@ class RLM:
         options = self.options
         if options.confirm_above is None or not count:
             return False
-        each = at_most(options.token_budget, self.backend, options)
+        backend = adapt(self.backend)
+        each = at_most(options.token_budget, backend, options)
         if each is not None and options.cost_budget_usd is not None:
             each = min(each, options.cost_budget_usd)
         cost = None if each is None else each * ledgers
-        forecast = Forecast(count, f"runs of {getattr(self.backend, 'model', '')}", cost)
+        forecast = Forecast(count, f"runs of {backend.model}", cost)
         require_confirmation(forecast, options.confirm_above, self._on_confirm)
         return True
 
@@ -702,7 +702,7 @@ class RLM:
 
     def _require_recorded(self, root: Event) -> None:
         """ConfigError where a run would go on at another server, or without a tool that it had."""
-        before, now = root.get("base_url"), _without_login(getattr(self.backend, "base_url", None))
+        before, now = root.get("base_url"), _without_login(adapt(self.backend).base_url)
         if before and now and before != now and self.options.base_url is None:
             message = f"the run was recorded with {before}, and would go on with {now}"
             raise ConfigError(message, hint=f"if that is meant: --base-url {now}")
@@ -758,6 +758,97 @@ class ReplayBackend:
     def complete(self, messages: list[dict[str, Any]], **how: Any) -> Any:
         """Never answers: what is not in the recording cannot be replayed."""
         raise rlm_backends.BackendError("the recording has no such call", code="config", provider="replay")
+
+
+class Backend(Protocol):
+    """What the loop uses of a model. `rlm_backends.HTTPBackend` is one; `adapt` makes one of a caller's object.
+
+    `parameters` are billions; `window` and `max_output` tokens. Each is None where it is not known.
+    """
+
+    model: str
+    provider: str
+    base_url: str
+    window: int | None
+    max_output: int | None
+    parameters: float | None
+    supports_tools: bool
+    price_known: bool
+
+    def complete(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        tools: list[dict[str, Any]] | None,
+        max_tokens: int | None,
+        on_text: Callable[[str], None] | None,
+        deadline: float | None,
+        cancel: threading.Event | None,
+        response_schema: Mapping[str, Any] | None,
+        params: Mapping[str, Any] | None,
+        defaults: Mapping[str, Any] | None,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> Any: ...
+
+    def with_model(self, model: str) -> Backend: ...
+
+    def inspect(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def adapt(backend: Any) -> Backend:
+    """A caller's backend object as the loop uses it; one of ours as it is."""
+    return backend if isinstance(backend, rlm_backends.HTTPBackend) else CallersBackend(backend)
+
+
+class CallersBackend:
+    """A backend object that a caller gave. It must have `complete` and may have any other member of `Backend`."""
+
+    def __init__(self, given: Any) -> None:
+        self._given = given
+        self._read_attributes()
+
+    def _read_attributes(self) -> None:
+        read = partial(getattr, self._given)
+        self.model: str = read("model", None) or ""
+        self.provider: str = read("provider", None) or ""
+        self.base_url: str = read("base_url", None) or ""
+        self.window: int | None = read("window", None)
+        self.max_output: int | None = read("max_output", None)
+        self.parameters: float | None = read("parameters", None)
+        self.supports_tools: bool = read("supports_tools", True)
+        self.price_known: bool = read("price_known", False)
+
+    def complete(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        response_schema: Mapping[str, Any] | None,
+        params: Mapping[str, Any] | None,
+        defaults: Mapping[str, Any] | None,
+        on_progress: Callable[[int, int], None] | None,
+        **documented: Any,
+    ) -> Any:
+        """The caller's reply, without the options that only our own backends take."""
+        return self._given.complete(messages, **documented)
+
+    def with_model(self, model: str) -> Backend:
+        return adapt(self._given.with_model(model)) if hasattr(self._given, "with_model") else self
+
+    def inspect(self) -> None:
+        if hasattr(self._given, "inspect"):
+            self._given.inspect()
+            self._read_attributes()
+
+    def close(self) -> None:
+        if hasattr(self._given, "close"):
+            self._given.close()
+
+
+def window_of(backend: Backend) -> int:
+    """The model's window in tokens, or a common size where it is not known."""
+    return backend.window or _UNKNOWN_WINDOW
 
 
 def connect(configuration: Configuration, options: Options, progress: Callable[[str], None] | None = None) -> Any:
@@ -830,40 +921,33 @@ _REPL_NAMES = {
 }
 
 
-def check_prices(options: Options, backend: Any) -> None:
-    """A cost budget needs a price for every model of the run: a budget that never binds is none."""
+def check_prices(options: Options, backend: Backend) -> None:
+    """ConfigError for a cost budget where the price of one of the run's models is unknown: it would never bind."""
     if options.cost_budget_usd is None:
         return
-    own = None if getattr(backend, "price_known", False) else getattr(backend, "model", "the backend's model")
+    own = None if backend.price_known else backend.model or "the backend's model"
     for model in filter(None, {own, options.sub_model}):
-        provider = getattr(backend, "provider", None)
-        if rlm_backends.cost_of(model, {"input": 1, "output": 1}, options.prices, provider) is None:
+        if price_of(backend, options, model)(1, 1) is None:
             raise ConfigError(
                 f"the price of {model!r} is not known, so cost_budget_usd cannot hold",
                 hint=f'give it (USD per million tokens): prices = {{"{model}" = [1.0, 2.0]}}',
             )
 
 
-def price_of(backend: Any, options: Options) -> Price:
-    """What a call of this backend costs, by its tokens."""
+def price_of(backend: Backend, options: Options, model: str | None = None) -> Price:
+    """What a call costs, by its tokens. `model`: another one of the same provider."""
 
     def price(tokens_in: int, tokens_out: int) -> float | None:
-        return rlm_backends.cost_of(
-            getattr(backend, "model", ""),
-            {"input": tokens_in, "output": tokens_out},
-            prices=options.prices,
-            provider=getattr(backend, "provider", None),
-        )
+        usage = {"input": tokens_in, "output": tokens_out}
+        return rlm_backends.cost_of(model or backend.model, usage, options.prices, backend.provider)
 
     return price
 
 
-def at_most(tokens: int, backend: Any, options: Options) -> float | None:
+def at_most(tokens: int, backend: Backend, options: Options) -> float | None:
     """Dollars for so many tokens, in or out, of the dearer of a run's two models; None where a price is not known."""
-    models = {getattr(backend, "model", ""), options.sub_model or getattr(backend, "model", "")}
-    usages = ({"input": tokens, "output": 0}, {"input": 0, "output": tokens})
-    provider = getattr(backend, "provider", None)
-    costs = [rlm_backends.cost_of(model, usage, options.prices, provider) for model in models for usage in usages]
+    prices = [price_of(backend, options, model) for model in {None, options.sub_model}]
+    costs = [price(*amounts) for price in prices for amounts in ((tokens, 0), (0, tokens))]
     known = [cost for cost in costs if cost is not None]
     return max(known) if len(known) == len(costs) else None
 
@@ -1156,7 +1240,7 @@ class Run:
     def __init__(
         self,
         options: Options,
-        backend: Any,
+        backend: Backend,
         tools: list[Tool],
         journal: Journal,
         recording: JournalIndex,
@@ -1190,7 +1274,7 @@ class Run:
         self._confirming = threading.Lock()
         self._slots = threading.BoundedSemaphore(options.max_parallel)
         self._lock = threading.Lock()
-        self._backends: dict[str, Any] = {}
+        self._backends: dict[str, Backend] = {}
         self._sandboxes: set[Any] = set()
         self._in_flight: dict[int, Event] = {}
         numbers = [re.sub(r"\D", "", str(event.get("call_id"))) for event in recording.calls]
@@ -1208,7 +1292,7 @@ class Run:
             backend = self.backend if self.replaying else self.backend_for(self.options.sub_model)
         except rlm_backends.BackendError as error:
             raise provider_error(error) from error
-        if hasattr(backend, "inspect") and backend is not self.backend:
+        if backend is not self.backend:
             backend.inspect()
         return subcall_characters(backend, self.profile)
 
@@ -1257,18 +1341,19 @@ class Run:
         self.divergence.append(text)
         self.journal.write("resume", depth=node.depth, node=node.id, divergence=text)
 
-    def backend_for(self, model: str | None) -> Any:
+    def backend_for(self, model: str | None) -> Backend:
         """The backend of a model of the run: its own, or one for the name that llm_query was given."""
-        if model is None or model == getattr(self.backend, "model", None) or not hasattr(self.backend, "with_model"):
+        if model is None or model == self.backend.model:
             return self.backend
         with self._lock:
             if model not in self._backends:
                 made = self.backend.with_model(model)
-                check_prices(self.options, made)
+                if made is not self.backend:
+                    check_prices(self.options, made)
                 self._backends[model] = made
             return self._backends[model]
 
-    def price(self, backend: Any) -> Price:
+    def price(self, backend: Backend) -> Price:
         return price_of(backend, self.options)
 
     def confirm(self, forecast: Callable[[], Forecast]) -> None:
@@ -1328,94 +1413,122 @@ class Run:
             self.ledger.check()
         return later.get()
 
-    def call(self, node: Node, backend: Any, messages: list[dict[str, Any]], event_fields: Event, **how: Any) -> Any:
+    def call(
+        self,
+        node: Node,
+        backend: Backend,
+        messages: list[dict[str, Any]],
+        event_fields: Event,
+        *,
+        most: int,
+        read: Callable[[rlm_backends.Reply], Event] | None = None,
+        **request: Any,
+    ) -> rlm_backends.Reply:
         """One paid call: room is reserved, the model asked, the ledger settled, the reply journalled.
 
-        `event_fields`: what the `call` line carries besides the reply. `how`: tools, most (tokens of output), on_text,
-        defaults (request parameters), schema, and `read`: a function of the reply that gives fields of the line.
+        `event_fields`: what the `call` line carries besides the reply; `read` gives more of them, from the reply.
+        `most`: tokens of output. `request`: tools, on_text, defaults (request parameters), response_schema.
         """
-        tools = how.get("tools")
-        params = self.params_for(event_fields)
-        most = min(how["most"], _whole_number(params.get("max_output_tokens")) or how["most"])
-        size = tokens_of(messages) + (self.tool_tokens if tools else 0)
+        most = min(most, _whole_number(self.params_for(event_fields).get("max_output_tokens")) or most)
+        size = tokens_of(messages) + (self.tool_tokens if request.get("tools") else 0)
         reservation = self.ledger.reserve(size, most, self.price(backend))
+        request["max_tokens"] = self._max_tokens(backend, reservation, most)
+        with self._in_flight_call(event_fields, reservation) as in_flight:
+            reply = self._ask(node, backend, messages, size, in_flight, request)
+        cost = self._settle(backend, reservation, reply)
+        self.ledger.depth = max(self.ledger.depth, event_fields["depth"])
+        fields = read(reply) if read else {}
+        self._journal_call(node, {**event_fields, **fields}, in_flight, reply, cost)
+        return reply
+
+    @contextlib.contextmanager
+    def _in_flight_call(self, event_fields: Event, reservation: Reservation) -> Iterator[Event]:
+        """List a call as in flight while it lasts; one that ends without a reply gives its reservation back."""
         in_flight = {**event_fields, "started": time.monotonic()}
         with self._lock:
             self._in_flight[id(in_flight)] = in_flight
-        answered = False
-        on_text = how.get("on_text")
+        try:
+            yield in_flight
+        except BaseException:
+            self.ledger.release(reservation)
+            raise
+        finally:
+            with self._lock:
+                self._in_flight.pop(id(in_flight), None)
+
+    def _ask(
+        self,
+        node: Node,
+        backend: Backend,
+        messages: list[dict[str, Any]],
+        size: int,
+        in_flight: Event,
+        request: dict[str, Any],
+    ) -> rlm_backends.Reply:
+        """The model's reply, as soon as a slot is free; one that repeats itself is ended. A failure is journalled."""
+        on_text = request.get("on_text")
         if (on_text is not None or self.profile.guides) and node.protocol != "stream":
             on_text = RepetitionWatch(on_text, patient=not self.profile.guides)
         try:
             with self._slots:
                 self.ledger.check()
-                self.journal.progress("asking", **call_site(event_fields))
-                raw = backend.complete(
-                    messages,
-                    tools=tools,
-                    max_tokens=self._max_tokens(backend, reservation, most),
-                    on_text=on_text,
-                    deadline=self.ledger.deadline,
-                    cancel=self.ledger.cancel,
-                    **self._more_for(backend, event_fields, params, how),
-                )
-            reply = normal_reply(raw, size, getattr(backend, "model", ""))
-            answered = True
+                self.journal.progress("asking", **call_site(in_flight))
+                raw = backend.complete(messages, **{**self._request(in_flight), **request, "on_text": on_text})
+            return normal_reply(raw, size, backend.model)
         except Repeating as repeating:
-            reply = normal_reply(repeating.text, size, getattr(backend, "model", ""))
-            price = self.price(backend)(reply.usage["input"], len(repeating.received) // _CHARACTERS_PER_TOKEN)
-            reply = reply._replace(stop_reason="repetition", cost_usd=price)
-            answered = True
+            reply = normal_reply(repeating.text, size, backend.model)
+            cost = self.price(backend)(reply.usage["input"], len(repeating.received) // _CHARACTERS_PER_TOKEN)
+            return reply._replace(stop_reason="repetition", cost_usd=cost)
         except rlm_backends.BackendError as error:
             self._abandon(in_flight, str(error))
             self.ledger.check()
-            raise error
+            raise
         except Exception as error:
-            if isinstance(error, RLMError) or isinstance(backend, rlm_backends.HTTPBackend):
+            if isinstance(error, RLMError) or not isinstance(backend, CallersBackend):
                 raise
             self._abandon(in_flight, str(error))
             raise ProviderError(f"the backend raised {type(error).__name__}: {error}") from error
-        finally:
-            with self._lock:
-                self._in_flight.pop(id(in_flight), None)
-            if not answered:
-                self.ledger.release(reservation)
-        cost = reply.cost_usd
-        if cost is None and not hasattr(backend, "price_known"):  # ours has looked already
-            cost = rlm_backends.cost_of(reply.model, reply.usage, prices=self.options.prices)
-        saved = rlm_backends.saved_by_cache(reply.model, reply.usage, prices=self.options.prices)
-        self.ledger.settle(reservation, reply.usage, cost, saved or 0.0)
-        self.ledger.depth = max(self.ledger.depth, event_fields["depth"])
-        fields = how["read"](reply) if "read" in how else {}
-        self._journal_call(node, {**event_fields, **fields}, in_flight, reply, cost)
-        return reply
+
+    def _request(self, in_flight: Event) -> dict[str, Any]:
+        """What every request carries, before the options of the call."""
+        place = call_site(in_flight)
+
+        def on_progress(processed: int, total: int) -> None:
+            self.journal.progress("reading", processed=processed, total=total, **place)
+
+        return {
+            "tools": None,
+            "response_schema": None,
+            "deadline": self.ledger.deadline,
+            "cancel": self.ledger.cancel,
+            "params": self.params_for(in_flight),
+            "defaults": self.profile.defaults,
+            "on_progress": on_progress if self.journal.on_progress else None,
+        }
 
     def params_for(self, event_fields: Event) -> dict[str, Any]:
         """The caller's request parameters for a call: those of sub-calls are `sub_params`, where they are given."""
         of_sub = self.options.sub_params if event_fields["kind"] == "sub" else None
         return (self.options.params if of_sub is None else of_sub) or {}
 
-    def _more_for(self, backend: Any, event_fields: Event, params: dict[str, Any], how: Mapping[str, Any]) -> Event:
-        """What our own backends take besides; a caller's backend object need not."""
-        if not isinstance(backend, rlm_backends.HTTPBackend):
-            return {}
-        place = call_site(event_fields)
-
-        def on_progress(processed: int, total: int) -> None:
-            self.journal.progress("reading", processed=processed, total=total, **place)
-
-        more: Event = {"params": params, "defaults": how.get("defaults", self.profile.defaults)}
-        if how.get("schema") is not None:
-            more["response_schema"] = how["schema"]
-        return {**more, "on_progress": on_progress} if self.journal.on_progress else more
-
-    def _max_tokens(self, backend: Any, reservation: Reservation, most: int) -> int | None:
-        """What to ask for; nothing where the model's own maximum is unknown and far less than what is left."""
-        unknown = getattr(backend, "max_output", None) is None and most == _TURN_OUTPUT
+    def _max_tokens(self, backend: Backend, reservation: Reservation, most: int) -> int | None:
+        """The limit to ask for; none where the model's own maximum is unknown and far less than what is left."""
+        unknown = backend.max_output is None and most == _TURN_OUTPUT
         plenty = self.options.cost_budget_usd is None and self.ledger.left()["tokens"] > 4 * most
         return None if unknown and plenty else reservation.output
 
-    def _journal_call(self, node: Node, event_fields: Event, in_flight: Event, reply: Any, cost: float | None) -> None:
+    def _settle(self, backend: Backend, reservation: Reservation, reply: rlm_backends.Reply) -> float | None:
+        """Put a reply's real usage in the place of its reservation; its cost."""
+        cost, prices = reply.cost_usd, self.options.prices
+        if cost is None and isinstance(backend, CallersBackend):  # ours has looked it up already
+            cost = rlm_backends.cost_of(reply.model, reply.usage, prices)
+        saved = rlm_backends.saved_by_cache(reply.model, reply.usage, prices)
+        self.ledger.settle(reservation, reply.usage, cost, saved or 0.0)
+        return cost
+
+    def _journal_call(
+        self, node: Node, event_fields: Event, in_flight: Event, reply: rlm_backends.Reply, cost: float | None
+    ) -> None:
         if self._keeper is not None:
             self._keeper.get()  # what is paid for can be resumed only with its context
         call_id = self.call_id()
@@ -1530,7 +1643,7 @@ class Run:
             duration_ms=_ms_since(ledger.started),
             status="answered" if answer else "partial",
             log=self.journal.path,
-            model=getattr(self.backend, "model", ""),
+            model=self.backend.model,
             forced=answer.forced if answer else False,
         )
 
@@ -1687,10 +1800,10 @@ class Future:
         return self._value
 
 
-def _turn_output(backend: Any, profile: Profile) -> int:
+def _turn_output(backend: Backend, profile: Profile) -> int:
     """Tokens of output to reserve for a turn."""
     most = profile.turn_output or _TURN_OUTPUT_MOST
-    return min(getattr(backend, "max_output", None) or _TURN_OUTPUT, _TURN_OUTPUT_MOST, most)
+    return min(backend.max_output or _TURN_OUTPUT, _TURN_OUTPUT_MOST, most)
 
 
 def fan_out(tasks: Sequence[Callable[[], Any]], width: int) -> list[Any]:
@@ -1844,8 +1957,8 @@ class Node:
 
     def _protocol(self) -> str:
         if self.run.protocol == "auto":
-            small = (getattr(self.run.backend, "parameters", None) or 1e9) <= _SMALL_PARAMETERS
-            return "tools" if getattr(self.run.backend, "supports_tools", True) and not small else "text"
+            small = (self.run.backend.parameters or 1e9) <= _SMALL_PARAMETERS
+            return "tools" if self.run.backend.supports_tools and not small else "text"
         return self.run.protocol
 
     @property
@@ -1943,9 +2056,9 @@ class Node:
             subcall_characters=run.subcall_characters,
             params=options.params,
             sub_params=options.sub_params,
-            model=getattr(run.backend, "model", None),
+            model=run.backend.model or None,
             sub_model=options.sub_model,
-            backend=getattr(run.backend, "provider", None),
+            backend=run.backend.provider or None,
             protocol=self.protocol,
             environment=options.environment if isinstance(options.environment, str) else "object",
             limits={name: getattr(options, name) for name in LIMITS},
@@ -1955,7 +2068,7 @@ class Node:
             docker_mount=options.docker_mount,
             require=options.require,
             schema=self.schema,
-            base_url=_without_login(getattr(run.backend, "base_url", None)),
+            base_url=_without_login(run.backend.base_url),
             tools=[] if self.protocol in ("stream", "plain") else [tool.name for tool in run.tools],
             tool_schemas=run.tool_schemas
             if self.protocol == "tools" or (self.protocol == "plain" and self._protocol() == "tools")
@@ -2078,7 +2191,7 @@ class Node:
             self.messages,
             event_fields,
             tools=self.run.tool_schemas if has_tools and self.forcing is None else None,
-            schema=self.schema if typed else None,
+            response_schema=self.schema if typed else None,
             most=_turn_output(backend, self.run.profile),
             on_text=self._on_text if self.run.journal.on_event and self.depth == 0 else None,
             defaults=self._defaults(),
@@ -2153,8 +2266,8 @@ class Node:
         if reply.tool_calls:
             return self._run_tools([{**call, "name": self._meant(call)} for call in reply.tool_calls])
         if reply.stop_reason in ("refusal", "content_filter"):
-            provider = getattr(self.run.backend, "provider", "")
-            raise ProviderError(f"the model refused to answer: {text.strip() or reply.stop_reason}", provider=provider)
+            message = f"the model refused to answer: {text.strip() or reply.stop_reason}"
+            raise ProviderError(message, provider=self.run.backend.provider)
         if reply.stop_reason == "pause":
             return None
         if self.protocol == "plain":
@@ -2776,7 +2889,7 @@ class Node:
         if new and new[0].func == self._child:  # children go on until they answer: all that is left is their limit
             cost = at_most(left["tokens"], run.backend, run.options)
             cost = cost if cost is None or left["cost_usd"] is None else min(cost, left["cost_usd"])
-            return Forecast(len(new), f"children of {getattr(run.backend, 'model', '')}", cost)
+            return Forecast(len(new), f"children of {run.backend.model}", cost)
         try:
             backend = run.backend_for(new[0].args[2] if new else None)
         except (rlm_backends.BackendError, RLMError):  # each of them is going to fail, before it is sent
@@ -2790,7 +2903,7 @@ class Node:
             if form.schema is not None:  # what does not fit is asked for once more
                 calls.append((size + most + _CORRECTION_TOKENS, most))
         cost = run.ledger.forecast(calls, run.price(backend))
-        return Forecast(len(new), f"sub-calls of {getattr(backend, 'model', '')}", cost)
+        return Forecast(len(new), f"sub-calls of {backend.model}", cost)
 
     def _all_of(self, tasks: Sequence[partial[Any]]) -> Callable[[], list[Any]]:
         """All results in order; SubcallError, with `.results` and `.errors`, if some failed, once all have ended."""
@@ -2846,7 +2959,7 @@ class Node:
                 backend = self.run.backend_for(model)
                 _require_room(backend, messages)
                 most = self.run.profile.subcall_output
-                reply = self.run.call(self, backend, messages, fields, most=most, schema=form.schema)
+                reply = self.run.call(self, backend, messages, fields, most=most, response_schema=form.schema)
             except rlm_backends.BackendError as error:
                 raise provider_error(error) from error
             return _leaf_text(visible(reply.text), reply.stop_reason, reply.usage)
@@ -2935,7 +3048,7 @@ class Node:
 
     def _compact(self, *, force: bool = False) -> bool:
         """When the window fills, put stubs in the place of the oldest outputs, in one large step; else a summary."""
-        window = getattr(self.run.backend, "window", None) or _UNKNOWN_WINDOW
+        window = window_of(self.run.backend)
         before = tokens_of(self.messages)
         if not self.run.options.compaction or not (force or before > 0.75 * window):
             return False
@@ -2969,7 +3082,7 @@ class Node:
         event_fields = {"node": self.id, "kind": "summary", "turn": self.turn, "prompt": [request]}
         event_fields.update(depth=self.depth, parent=self.parent)
         kept = [m for m in self.messages if m["role"] != "system"][-_SUMMARY_KEEPS:]
-        window = getattr(self.run.backend, "window", None) or _UNKNOWN_WINDOW
+        window = window_of(self.run.backend)
         room = min(4000, 2 * window // max(1, len(kept)))  # characters of each: half a window of all
         text = "\n\n".join(f"{m['role']}: {_cut(str(m['content']), room)}" for m in kept)
         ask = [{"role": "user", "content": f"{text}\n\n{_SUMMARISE}"}]
@@ -4351,18 +4464,17 @@ _CHARACTERS_PER_TOKEN = 3
 _STOPS = ["\nOutput:", "\nUser:"]  # where a reply of the text protocol goes on with invented output
 
 
-def profile_for(backend: Any, prompt: str | None = None) -> Profile:
+def profile_for(backend: Backend, prompt: str | None = None) -> Profile:
     """The profile of a backend's model: the one that `prompt` names, else by what is known of the model's size."""
     if prompt in _PROFILES:
         return _PROFILES[prompt]
-    window, parameters = getattr(backend, "window", None), getattr(backend, "parameters", None)
-    is_small = (parameters or 1e9) <= _SMALL_PARAMETERS or (window or 1e9) <= _SMALL_WINDOW
+    is_small = (backend.parameters or 1e9) <= _SMALL_PARAMETERS or (backend.window or 1e9) <= _SMALL_WINDOW
     return _PROFILES["small" if is_small else "full"]
 
 
-def subcall_characters(backend: Any, profile: Profile) -> int:
+def subcall_characters(backend: Backend, profile: Profile) -> int:
     """How many characters of text `chunks` and `map_query` put into one sub-call to this model."""
-    window = getattr(backend, "window", None) or _UNKNOWN_WINDOW
+    window = window_of(backend)
     return max(1000, min(_SUBCALL_CHARACTERS, int(window * profile.subcall_share) * _CHARACTERS_PER_TOKEN))
 
 
@@ -4469,7 +4581,7 @@ def plain_announcement(node: Node) -> str | None:
     size = rlm_backends.estimate_tokens([{"role": "user", "content": content}])
     if node.schema is not None:
         text += f"\n\nAnswer with JSON of this schema, and nothing else: {json.dumps(node.schema)}"
-    window = getattr(run.backend, "window", None) or _UNKNOWN_WINDOW
+    window = window_of(run.backend)
     others = rlm_backends.estimate_tokens([{"role": "user", "content": f"{node.prompt}{node.schema or ''}"}])
     fits = size + others + _PLAIN_LEAST_OUTPUT <= window
     return text if fits and (below == "auto" or size <= int(below)) else None
@@ -5441,9 +5553,9 @@ def _texts_in(value: Any) -> Iterator[str]:
             yield str(item)
 
 
-def _require_room(backend: Any, messages: list[dict[str, Any]]) -> None:
+def _require_room(backend: Backend, messages: list[dict[str, Any]]) -> None:
     """ValueError, before anything is sent, for a prompt that cannot fit the model's window."""
-    window = getattr(backend, "window", None)
+    window = backend.window
     size = sum(len(message["content"]) for message in messages if isinstance(message["content"], str))
     if window and size > 6 * window:
         raise ValueError(
