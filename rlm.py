@@ -44,6 +44,7 @@ import re
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -509,18 +510,16 @@ class RLM:
 
         prompt = _clean_prompt(prompt)
         run = self._new_run(new_id(), JournalIndex())
-        tokens: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        tokens: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # None ends them
         node = Node(run, Context(None))
-        asking = threading.Thread(target=_stream_into, args=(tokens, run, node, prompt, system), daemon=True)
-        asking.start()
+        asking = spawn(lambda: _stream_into(tokens.put, run, node, prompt, system))
         try:
-            while not isinstance(item := tokens.get(), BaseException):
-                yield item
-            if not isinstance(item, StopIteration):
-                raise item
+            while (token := tokens.get()) is not None:
+                yield token
+            asking.get()
         except (GeneratorExit, KeyboardInterrupt) as stop:
             run.abort(stop)
-            if asking.is_alive():  # it can no longer write the end itself
+            if not asking.wait(0):  # it can no longer write the end itself
                 node.end(None, KeyboardInterrupt())
             raise
         finally:
@@ -548,34 +547,30 @@ class RLM:
             yield from _batch_elsewhere(self, items, executor, on_result, confirmed)
             return
         group = LedgerGroup(Ledger(self.options) if one_ledger else None, confirmed)
-        done = [threading.Event() for _ in items]
-        results: list[Any] = [None] * len(items)
-        stop = threading.Event()
-        broken: list[BaseException] = []
+        ended: list[BaseException] = []  # why no further item is begun
 
-        def work(number: int) -> None:
+        def work(item: dict[str, Any], number: int) -> CompletionResult | RLMError:
+            if ended:
+                raise ended[0]
             try:
-                if not stop.is_set():
-                    results[number] = _complete_item(self, items[number], group)
-                    if on_result is not None:
-                        on_result(number, results[number])
+                result = _complete_item(self, item, group)
+                if on_result is not None:
+                    on_result(number, result)
+                return result
             except BaseException as error:  # of the caller's own `on_result`: raised where the results are read
-                broken.append(error)
-                stop.set()
-            finally:
-                done[number].set()
+                ended.append(error)
+                raise
 
-        tasks = [partial(work, number) for number in range(len(items))]
-        threading.Thread(target=fan_out, args=(tasks, max(1, max_workers)), daemon=True).start()
+        futures = [Future(partial(work, item, number)) for number, item in enumerate(items)]
+        spawn(lambda: run_futures(futures, max(1, max_workers)))
         try:
-            for number, event in enumerate(done):
-                while not event.wait(1):  # Windows hears Ctrl-C only between waits
-                    pass
-                if broken:
-                    raise broken[0]
-                yield results[number]
+            for future in futures:
+                future.wait()
+                if ended:
+                    raise ended[0]
+                yield future.get()
         except BaseException as reason:
-            stop.set()
+            ended.append(reason)
             self._abort(KeyboardInterrupt() if isinstance(reason, GeneratorExit) else reason, group)
             raise
 
@@ -973,33 +968,19 @@ def _on_own_thread(work: Callable[[], Answer], run: Run, node: Node) -> Answer:
     """
     if threading.current_thread() is not threading.main_thread():
         return work()
-    done = threading.Event()
-    outcome: list[Any] = []
-
-    def body() -> None:
-        try:
-            outcome.append(work())
-        except BaseException as error:  # raised again on the main thread
-            outcome.append(error)
-        done.set()
-
+    later = spawn(work)
     try:
-        threading.Thread(target=body, daemon=True).start()
-        while not done.wait(1):  # Windows hears Ctrl-C only between waits
-            pass
+        later.wait()
     except KeyboardInterrupt as interrupt:
         with ignore_sigint():
             if run.options.persistent:
                 run.stop(interrupt)
-            if not (run.options.persistent and done.wait(_STOP_SECONDS)):
+            if not (run.options.persistent and later.wait(_STOP_SECONDS)):
                 run.abort(interrupt)
                 node.end(None, interrupt)
                 run.close()
         raise
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    answer: Answer = outcome[0]
-    return answer
+    return later.get()
 
 
 @contextlib.contextmanager
@@ -1014,44 +995,42 @@ def ignore_sigint() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _stream_into(tokens: Any, run: Run, node: Node, prompt: str, system: str | None) -> None:
-    """The body of `stream`: one call without tools, journalled like any other."""
+def _stream_into(put: Callable[[str | None], None], run: Run, node: Node, prompt: str, system: str | None) -> None:
+    """The body of `stream`: one call without tools, journalled like any other. `put` gets its tokens, then None."""
     global _last_result
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": prompt})
     node.messages, node.turn, node.protocol = messages, 1, "stream"
-    event_fields = {
-        "node": "n0",
-        "kind": "turn",
-        "turn": 1,
-        "prompt": [dict(m) for m in messages],
-        "depth": 0,
-        "parent": None,
-    }
+    event_fields: Event = {"node": "n0", "kind": "turn", "turn": 1, "prompt": [dict(m) for m in messages]}
+    event_fields.update(depth=0, parent=None)
     answer: Answer | None = None
-    end: BaseException = StopIteration()
+    failure: BaseException | None = None
     heard = False
 
     def hear(delta: str) -> None:
         nonlocal heard
         heard = True
-        tokens.put(delta)
+        put(delta)
 
     try:
         node._journal_start(prompt, True, None)
         most = _turn_output(run.backend, run.profile)
         answer = Answer(run.call(node, run.backend, messages, event_fields, most=most, on_text=hear).text)
         if answer.text and not heard:  # a backend object need not know of on_text
-            tokens.put(answer.text)
+            put(answer.text)
         _last_result = run.result(answer)
     except rlm_backends.BackendError as error:
-        end = provider_error(error)
+        failure = provider_error(error)
     except BaseException as error:  # raised where the stream is read
-        end = error
-    node.end(answer, None if answer else end)
-    if isinstance(end, RLMError):
-        end.result, end.trajectory_id = run.result(None), run.journal.trajectory_id
-    tokens.put(end)
+        failure = error
+    try:
+        node.end(answer, None if answer else failure)
+        if isinstance(failure, RLMError):
+            failure.result, failure.trajectory_id = run.result(None), run.journal.trajectory_id
+    finally:
+        put(None)
+    if failure is not None:
+        raise failure
 
 
 def _batch_elsewhere(
@@ -1268,7 +1247,7 @@ class Run:
         self.tool_calls: list[dict[str, Any]] = []
         self.divergence: list[str] = []
         self.aborted = False
-        self._keeper: Future | None = None  # a context that is being kept for a resume
+        self._keeper: Future[None] | None = None  # a context that is being kept for a resume
         self.last_text = ""  # the root's last words: the partial answer, should the run be stopped
         self.on_confirm: Callable[[Forecast], bool] | None = None
         self._confirming = threading.Lock()
@@ -1393,7 +1372,7 @@ class Run:
             return
         save = partial(_save_context, _context_path(path, turn), context.value)
         if size > _SAVED_AT_ONCE:
-            self._keeper = Future(save)
+            self._keeper = spawn(save)
         else:
             save()
 
@@ -1405,10 +1384,9 @@ class Run:
 
     # calling a tool, and a model
 
-    def run_cancellable(self, work: Callable[[], Any]) -> Any:
-        """What a tool's code gives; it is left behind when the run is stopped or its time is up, since nobody can
-        stop it."""
-        later = Future(work)
+    def run_cancellable(self, work: Callable[[], T]) -> T:
+        """A tool's result. Its thread cannot be stopped: it is abandoned when the run is stopped or its time is up."""
+        later = spawn(work)
         while not later.wait(0.1):
             self.ledger.check()
         return later.get()
@@ -1772,32 +1750,51 @@ def make_sandbox(options: Options) -> Any:
     )
 
 
-class Future:
-    """A value that a thread is already working out, so that it is there when it is asked for."""
+T = TypeVar("T")
 
-    def __init__(self, work: Callable[[], Any]) -> None:
+
+class Future(Generic[T]):
+    """The result of a piece of work, for whoever waits for it. Made by `spawn`, or run by `run_futures`."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
         self._work = work
+        self._done = threading.Event()
         self._value: Any = None
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
 
-    def _run(self) -> None:
+    def run(self) -> None:
         try:
             self._value = self._work()
-        except BaseException as error:  # handed to whoever asks for the value
+        except BaseException as error:  # raised where the result is asked for
             self._error = error
+        self._done.set()
 
-    def wait(self, seconds: float) -> bool:
-        """Whether it is there, at the latest after so long."""
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
+    def wait(self, seconds: float | None = None) -> bool:
+        """Whether the work is done, after at most so many seconds; without them, wait until it is."""
+        while not self._done.wait(1 if seconds is None else seconds):  # Windows hears Ctrl-C only between waits
+            if seconds is not None:
+                return False
+        return True
 
-    def get(self) -> Any:
-        self._thread.join()
+    def outcome(self) -> T | BaseException:
+        """The result, or the exception that the work raised."""
+        self.wait()
+        return self._value if self._error is None else self._error
+
+    def get(self) -> T:
+        """The result; raises what the work raised."""
+        self.wait()
         if self._error is not None:
             raise self._error
-        return self._value
+        value: T = self._value
+        return value
+
+
+def spawn(work: Callable[[], T]) -> Future[T]:
+    """Start the work on a thread."""
+    future = Future(work)
+    threading.Thread(target=future.run, daemon=True).start()
+    return future
 
 
 def _turn_output(backend: Backend, profile: Profile) -> int:
@@ -1808,28 +1805,24 @@ def _turn_output(backend: Backend, profile: Profile) -> int:
 
 def fan_out(tasks: Sequence[Callable[[], Any]], width: int) -> list[Any]:
     """The results of the tasks, in order, `width` at a time; a task's exception stands in its place."""
-    results: list[Any] = [None] * len(tasks)
-    numbers = iter(range(len(tasks)))
-    lock = threading.Lock()
+    futures = [Future(task) for task in tasks]
+    run_futures(futures, width)
+    return [future.outcome() for future in futures]
+
+
+def run_futures(futures: Sequence[Future[T]], width: int) -> None:
+    """Run the work of all, in order, `width` at a time; this thread works, too."""
+    waiting = deque(futures)
 
     def work() -> None:
-        while True:
-            with lock:
-                number = next(numbers, None)
-            if number is None:
-                return
-            try:
-                results[number] = tasks[number]()
-            except BaseException as error:  # stands in the result's place
-                results[number] = error
+        with contextlib.suppress(IndexError):  # none is left
+            while True:
+                waiting.popleft().run()
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(width, len(tasks)) - 1)]
-    for thread in threads:
-        thread.start()
+    others = [spawn(work) for _ in range(min(width, len(futures)) - 1)]
     work()
-    for thread in threads:
-        thread.join()
-    return results
+    for other in others:
+        other.get()
 
 
 # --- a node: ask, act, repeat ------------------------------------------------------------------------------------
@@ -1888,7 +1881,7 @@ class Node:
         self.last_error: RLMError | None = None
         self._read: tuple[str, WrittenAction | None] | None = None  # the newest reply, and what it asks for
         self._ordinals: dict[tuple[int, str], int] = {}
-        self._sandbox: Future | None = None
+        self._sandbox: Future[Any] | None = None
         self.functions = self._host_functions()
 
     def solve(self, prompt: str) -> Answer:
@@ -2006,7 +1999,7 @@ class Node:
         return next((e for e in starts if e.get("turn") == self.turn and e["prompt"] == prompt), None)
 
     def _start_sandbox(self) -> None:
-        self._sandbox = Future(lambda: self.run.sandbox(self.context))
+        self._sandbox = spawn(lambda: self.run.sandbox(self.context))
 
     def _ask_user(self, prompt: str, new: bool, recorded: Event | None, plain: str | None = None) -> None:
         """Put the user's message before the model: the prompt, what is known of the context, and its images."""
@@ -3616,7 +3609,6 @@ class Ledger:
 
 SCHEMA_VERSION = 1
 Event = dict[str, Any]
-T = TypeVar("T")
 
 
 def new_id() -> str:
