@@ -338,12 +338,11 @@ class RLM:
         recording: JournalIndex,
         *,
         go_on: str | None = None,  # the journal to append to
-        log: bool = True,
         group: LedgerGroup | None = None,
         servers: Callable[[], Any] | None = None,
     ) -> Run:
         options, backend, tools = self.options, adapt(self.backend), self.tools
-        if log:
+        if not recording.is_replay:
             check_prices(options, backend)
         backend.inspect()
         profile, origins = profile_for(backend, options.prompt), self.configuration.origins
@@ -362,7 +361,7 @@ class RLM:
         listeners = [on for on in (printer, self._on_event) if on is not None]
         line = None if options.verbose else printer  # a notebook's line tells what goes on between events, too
         watchers = [on for on in (line, self._on_progress) if on is not None]
-        path = go_on or (self._journal_path(trajectory_id) if log else None)
+        path = go_on or (None if recording.is_replay else self._journal_path(trajectory_id))
         unnamed = origins["log_dir"] == "default" and os.path.dirname(path or "") == OPTIONS["log_dir"].default
         try:
             open_servers = servers() if servers else None
@@ -379,7 +378,7 @@ class RLM:
                 append=go_on is not None,
                 follow_links=not unnamed,
             )
-            run = Run(options, backend, tools, journal, recording, replaying=not log, group=group, servers=open_servers)
+            run = Run(options, backend, tools, journal, recording, group=group, servers=open_servers)
             run.on_confirm = self._on_confirm
             return run
         except BaseException:  # an unreadable prompt, a sub-model without a key: nothing has begun
@@ -404,11 +403,11 @@ class RLM:
         servers.connect()
         return servers
 
-    def _recorded_servers(self, recording: JournalIndex, *, live: bool = True) -> Callable[[], Any]:
+    def _recorded_servers(self, recording: JournalIndex) -> Callable[[], Any]:
         """What makes the MCP servers of a recorded run; they are started for what the journal does not hold."""
         recorded = recording.starts.get("n0", {}).get("mcp")
         missing = sorted(set(recorded or {}) - {re.sub(r"\W", "_", name) for name in self.options.mcp or {}})
-        if live and missing:
+        if missing and not recording.is_replay:
             message = f"the run had the MCP server {missing[0]!r}, which is not configured now"
             raise ConfigError(message, hint=f"write [mcp.{missing[0]}] in rlm.toml again")
 
@@ -622,13 +621,11 @@ class RLM:
     def replay(self, trajectory_id: str) -> Replayed:
         """Run a recorded run again, offline: the model's side from the journal, the code for real."""
         path = self._find_log(trajectory_id)
-        recording = JournalIndex(read_journal(path))
+        recording = JournalIndex(read_journal(path), is_replay=True)
         rlm = self._as_recorded(recording, {"backend": ReplayBackend(recording)}, path)
         root = recording.starts["n0"]
         context = rlm._recorded_context(root, path)
-        run = rlm._new_run(
-            root["trajectory_id"], recording, log=False, servers=rlm._recorded_servers(recording, live=False)
-        )
+        run = rlm._new_run(root["trajectory_id"], recording, servers=rlm._recorded_servers(recording))
         run.journal.path = path
         node = Node(run, context, instructions=root.get("instructions") or "", schema=rlm._schema())
         context_of = partial(rlm._recorded_context, path=path)
@@ -722,37 +719,6 @@ class RLM:
                 f"the context has changed since the run was recorded: {names}", hint="restore it, or start a new run"
             )
         return context
-
-
-def _is_stream(path: str) -> bool:
-    """Whether a journal is that of a `stream`, which cannot go on."""
-    starts = (event for event in read_journal(path) if event["event"] == "start")
-    return bool(next(starts, {}).get("protocol") == "stream")
-
-
-def replay_from_journal(node: Node, starts: list[Event], context_of: Callable[[Event], Context]) -> Answer:
-    """All prompts of a recorded conversation, each with its context, the last of them to its end."""
-    for start, following in pairwise(starts):
-        node.replay_turns(start["prompt"], following["turn"])
-        node.set_context(context_of(following))
-    return node.complete(starts[-1]["prompt"])
-
-
-class ReplayBackend:
-    """The model of a replay: the recording answers before it is asked, so that being asked is the divergence."""
-
-    provider = "replay"
-    window = None
-    max_output = None
-
-    def __init__(self, recording: JournalIndex) -> None:
-        root = recording.starts.get("n0", {})
-        self.model = root.get("model") or "recorded"
-        self.supports_tools = root.get("protocol") != "text"
-
-    def complete(self, messages: list[dict[str, Any]], **how: Any) -> Any:
-        """Never answers: what is not in the recording cannot be replayed."""
-        raise rlm_backends.BackendError("the recording has no such call", code="config", provider="replay")
 
 
 class Backend(Protocol):
@@ -1080,31 +1046,6 @@ def _clean_prompt(prompt: Any) -> str:
     return prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _is_rereadable(source: Any) -> bool:
-    """Whether a context is files that a resume reads again, rather than what a reader made, a page or a value."""
-    return isinstance(source, dict) and "documents" not in source
-
-
-def _read_again(source: dict[str, Any], journal: str) -> Any:
-    """The files that a journal names, as they are now: by the names they had, and nothing but those."""
-    paths = _texts(source.get("paths"))
-    names = _texts(source.get("names", paths))
-    encoding = source.get("encoding")
-    if encoding is not None:
-        require_encoding(str(encoding), journal)
-    if not paths or len(names) != len(paths):
-        raise ConfigError(f"{journal} does not say which files its context was", hint="start a new run")
-    try:
-        contents = [rlm_tools.read_file(path, encoding) for path in paths]
-    except rlm_tools.ToolError as error:
-        raise ConfigError(str(error), hint="restore it, or start a new run") from error.__cause__
-    return contents[0] if source.get("single") else dict(zip(names, contents))
-
-
-def _texts(value: Any) -> list[str]:
-    return value if isinstance(value, list) and all(isinstance(item, str) for item in value) else []
-
-
 def _printer(verbose: bool) -> Callable[[Event], None] | None:
     """A listener that prints each step to stderr, for `verbose=True`; in a notebook one that keeps a line."""
     if not verbose:
@@ -1224,7 +1165,6 @@ class Run:
         journal: Journal,
         recording: JournalIndex,
         *,
-        replaying: bool = False,
         group: LedgerGroup | None = None,
         servers: Any = None,  # a rlm_mcp.ServerSet
     ) -> None:
@@ -1241,7 +1181,6 @@ class Run:
         self.tool_tokens = rlm_backends.estimate_tokens([], self.tool_schemas)
         self.journal = journal
         self.recording = recording
-        self.replaying = replaying
         self.ledger = Ledger(options, group.parent_ledger if group else None)
         self.protocol = options.protocol
         self.tool_calls: list[dict[str, Any]] = []
@@ -1268,7 +1207,7 @@ class Run:
         if isinstance(recorded, int) and 0 < recorded <= _SUBCALL_CHARACTERS:
             return recorded
         try:
-            backend = self.backend if self.replaying else self.backend_for(self.options.sub_model)
+            backend = self.backend if self.recording.is_replay else self.backend_for(self.options.sub_model)
         except rlm_backends.BackendError as error:
             raise provider_error(error) from error
         if backend is not self.backend:
@@ -1306,15 +1245,6 @@ class Run:
         with self._lock:
             self.tool_calls.append({"name": name, "arguments": arguments, "node": node.id, "is_error": is_error})
 
-    def once(self, step: str, recorded: Event | None, serve: Callable[[Event], T], work: Callable[[], T]) -> T:
-        """How resume and replay work: a step that the journal holds is served from it; a replay that has to make one
-        anew says which is missing; else it is done, and journalled by `work`."""
-        if recorded is not None:
-            return serve(recorded)
-        if self.replaying:
-            raise ConfigError(f"the recording has no {step}", hint="record the run again")
-        return work()
-
     def diverged(self, node: Node, text: str) -> None:
         """A cell that was run again did not do what the journal says: said, and survived."""
         self.divergence.append(text)
@@ -1338,7 +1268,7 @@ class Run:
     def confirm(self, forecast: Callable[[], Forecast]) -> None:
         """Return if a batch is cheap enough, or somebody says yes; else stop the tree before any of it is sent."""
         above = self.options.confirm_above
-        if above is None or self.replaying or (self.group is not None and self.group.is_confirmed):
+        if above is None or self.recording.is_replay or (self.group is not None and self.group.is_confirmed):
             return
         with self._confirming:  # one question at a time: the other threads wait for the answer
             self.ledger.check()
@@ -1906,7 +1836,7 @@ class Node:
         finally:
             if not run.options.persistent or self.depth:
                 self.close()
-            if not run.replaying:
+            if not run.recording.is_replay:
                 self.end(answer, failure)
 
     def end(self, answer: Answer | None, failure: BaseException | None) -> None:
@@ -2099,7 +2029,9 @@ class Node:
             self._force(MaxIterationsExceeded(limit, limit))
         self.turn += 1
         recorded = self.run.recording.turns.get((self.id, self.turn))
-        return self.run.once(f"turn {self.turn} of node {self.id}", recorded, self._recorded_reply, self._new_reply)
+        return self.run.recording.once(
+            f"turn {self.turn} of node {self.id}", recorded, self._recorded_reply, self._new_reply
+        )
 
     def _new_reply(self) -> Any:
         if self.forcing is None and self.protocol != "plain":
@@ -2563,7 +2495,7 @@ class Node:
             return Outcome(text, error)
 
         recorded = self.run.recording.tools.get((self.id, self.turn, call["id"]))
-        return self.run.once(f"result of {name} in turn {self.turn}", recorded, serve, work)
+        return self.run.recording.once(f"result of {name} in turn {self.turn}", recorded, serve, work)
 
     def _call_tool(self, name: str, arguments: Any) -> tuple[str, RLMError | None]:
         tools = {tool.name: tool for tool in self.run.tools}
@@ -2957,14 +2889,19 @@ class Node:
                 raise provider_error(error) from error
             return _leaf_text(visible(reply.text), reply.stop_reason, reply.usage)
 
-        return self.run.once(f"sub-call {key}", self.run.recording.results_by_key.get(key), serve, work)
+        return self.run.recording.once(f"sub-call {key}", self.run.recording.results_by_key.get(key), serve, work)
 
     def _child(self, key: str, prompt: str, context: Any, cell: int, parent: str | None) -> Any:
         """One rlm_query: a node one deeper, with a REPL of its own; FINAL's value, else its text."""
         run = self.run
         child = Node(run, Context(context, "code"), depth=self.depth + 1, parent=parent, key=key, cell=cell)
         ended = run.recording.ends.get(child.id)
-        if ended and ended["status"] == "answered" and not run.replaying and ("value" in ended or not ended["given"]):
+        if (
+            ended
+            and ended["status"] == "answered"
+            and not run.recording.is_replay
+            and ("value" in ended or not ended["given"])
+        ):
             return rlm_sandbox.unpack(ended["value"]) if ended["given"] else ended["response"]
         answer = child.complete(prompt)
         return answer.value if answer.given else answer.text
@@ -3017,7 +2954,7 @@ class Node:
             return result
 
         kept = recorded if recorded and (recorded.get("error") or "result" in recorded) else None  # or it was too large
-        return self.run.once(f"result of {name}", kept, serve, work)
+        return self.run.recording.once(f"result of {name}", kept, serve, work)
 
     def _journal_tool_from_code(
         self,
@@ -3182,13 +3119,6 @@ def tokens_of(messages: Iterable[dict[str, Any]]) -> int:
             message["_tokens"] = rlm_backends.estimate_tokens([message])
         total += message["_tokens"]
     return total
-
-
-def _recorded_error(shown: str) -> Exception:
-    """What a tool raised then, under the name that code may catch it by."""
-    name, _, message = shown.partition(": ")
-    kind: type[Exception] = type(name if name.isidentifier() else "ToolError", (RuntimeError,), {})
-    return kind(message)
 
 
 def _without_login(url: str | None) -> str | None:
@@ -3845,10 +3775,29 @@ def _cut_torn_tail(path: str) -> None:
         file.truncate(blob.rfind(b"\n") + 1)
 
 
-class JournalIndex:
-    """What a journal says has happened, by the keys that make a resumed run find it again. Empty for a new run."""
+# --- how resume and replay work ----------------------------------------------------------------------------------
 
-    def __init__(self, events: Iterable[Event] = ()) -> None:
+
+class JournalIndex:
+    """The events of a journal under the keys by which a resumed run finds them. Empty for a new run.
+
+    How resume works: `RLM.resume` starts the run again from its beginning, with the recorded prompt, context and
+    options. The nodes do what they always do, but each step that is paid for or has an effect outside the REPL
+    (a turn, a sub-call, a child, a tool call) goes through `once`, which serves it from here if the journal holds it.
+    Only cells run again, since their variables are needed; the sub-calls and tools in them are served. At the first
+    step that the journal lacks the run is live again, and its events are appended. A replay is the same, offline:
+    there such a step is an error.
+
+    The keys have to come out the same each time, whatever order threads run in:
+      turns and cells       (node, number)
+      a model's tool calls  (node, turn, id)
+      what code calls       node/cell/digest of its arguments/ordinal among equal calls, counted as the calls arrive
+      (llm_query, rlm_query, tools)
+    What is served counts against the limits, once: `Run` enters it all when it begins.
+    """
+
+    def __init__(self, events: Iterable[Event] = (), *, is_replay: bool = False) -> None:
+        self.is_replay = is_replay
         self.turns: dict[tuple[str, int], Event] = {}
         self.cells: dict[tuple[str, int], Event] = {}
         self.results_by_key: dict[str, Event] = {}  # leaf sub-calls and tools called from code
@@ -3864,6 +3813,14 @@ class JournalIndex:
         for event in events:
             with contextlib.suppress(LookupError, TypeError):  # a foreign or damaged line records nothing
                 self._add(event)
+
+    def once(self, step: str, recorded: Event | None, serve: Callable[[Event], T], work: Callable[[], T]) -> T:
+        """Serve a step from the journal if it holds it (as `recorded`); else do it, which also journals it."""
+        if recorded is not None:
+            return serve(recorded)
+        if self.is_replay:
+            raise ConfigError(f"the recording has no {step}", hint="record the run again")
+        return work()
 
     def _add(self, event: Event) -> None:
         kind, node = event["event"], event.get("node", "")
@@ -3896,6 +3853,69 @@ class JournalIndex:
             self.ends[node] = event
         elif kind == "resume":
             self.raised.update({name: value for name, value in (event.get("limits") or {}).items() if name in LIMITS})
+
+
+def replay_from_journal(node: Node, starts: list[Event], context_of: Callable[[Event], Context]) -> Answer:
+    """All prompts of a recorded conversation, each with its context, the last of them to its end."""
+    for start, following in pairwise(starts):
+        node.replay_turns(start["prompt"], following["turn"])
+        node.set_context(context_of(following))
+    return node.complete(starts[-1]["prompt"])
+
+
+class ReplayBackend:
+    """The model of a replay: the recording answers before it is asked, so that being asked is the divergence."""
+
+    provider = "replay"
+    window = None
+    max_output = None
+
+    def __init__(self, recording: JournalIndex) -> None:
+        root = recording.starts.get("n0", {})
+        self.model = root.get("model") or "recorded"
+        self.supports_tools = root.get("protocol") != "text"
+
+    def complete(self, messages: list[dict[str, Any]], **how: Any) -> Any:
+        """Never answers: what is not in the recording cannot be replayed."""
+        raise rlm_backends.BackendError("the recording has no such call", code="config", provider="replay")
+
+
+def _is_stream(path: str) -> bool:
+    """Whether a journal is that of a `stream`, which cannot go on."""
+    starts = (event for event in read_journal(path) if event["event"] == "start")
+    return bool(next(starts, {}).get("protocol") == "stream")
+
+
+def _is_rereadable(source: Any) -> bool:
+    """Whether a context is files that a resume reads again, rather than what a reader made, a page or a value."""
+    return isinstance(source, dict) and "documents" not in source
+
+
+def _read_again(source: dict[str, Any], journal: str) -> Any:
+    """The files that a journal names, as they are now: by the names they had, and nothing but those."""
+    paths = _texts(source.get("paths"))
+    names = _texts(source.get("names", paths))
+    encoding = source.get("encoding")
+    if encoding is not None:
+        require_encoding(str(encoding), journal)
+    if not paths or len(names) != len(paths):
+        raise ConfigError(f"{journal} does not say which files its context was", hint="start a new run")
+    try:
+        contents = [rlm_tools.read_file(path, encoding) for path in paths]
+    except rlm_tools.ToolError as error:
+        raise ConfigError(str(error), hint="restore it, or start a new run") from error.__cause__
+    return contents[0] if source.get("single") else dict(zip(names, contents))
+
+
+def _texts(value: Any) -> list[str]:
+    return value if isinstance(value, list) and all(isinstance(item, str) for item in value) else []
+
+
+def _recorded_error(shown: str) -> Exception:
+    """What a tool raised then, under the name that code may catch it by."""
+    name, _, message = shown.partition(": ")
+    kind: type[Exception] = type(name if name.isidentifier() else "ToolError", (RuntimeError,), {})
+    return kind(message)
 
 
 # --- the context: the input that is not put into the prompt ------------------------------------------------------
