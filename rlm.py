@@ -48,7 +48,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import accumulate, islice, pairwise
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING or not __package__:
@@ -404,7 +404,7 @@ class RLM:
         return servers
 
     def _recorded_servers(self, recording: JournalIndex) -> Callable[[], Any]:
-        """What makes the MCP servers of a recorded run; they are started for what the journal does not hold."""
+        """A factory of a recorded run's MCP servers, which start at the first call that the journal lacks."""
         recorded = recording.starts.get("n0", {}).get("mcp")
         missing = sorted(set(recorded or {}) - {re.sub(r"\W", "_", name) for name in self.options.mcp or {}})
         if missing and not recording.is_replay:
@@ -609,9 +609,8 @@ class RLM:
         run = rlm._new_run(root["trajectory_id"], recording, go_on=path, servers=rlm._recorded_servers(recording))
         run.write("resume", node="n0", lines=len(recording.turns), limits=raised_limits)
         node = Node(run, context, instructions=root.get("instructions") or "", schema=schema)
-        context_of = partial(rlm._recorded_context, path=path)
         try:
-            result = rlm._supervise(run, node, lambda: replay_from_journal(node, recording.prompts, context_of))
+            result = rlm._run_again(node, path)
         finally:
             rlm._settle(run, node)
         if rlm._conversation is not None:
@@ -628,15 +627,26 @@ class RLM:
         run = rlm._new_run(root["trajectory_id"], recording, servers=rlm._recorded_servers(recording))
         run.journal.path = path
         node = Node(run, context, instructions=root.get("instructions") or "", schema=rlm._schema())
-        context_of = partial(rlm._recorded_context, path=path)
         try:
-            result = rlm._supervise(run, node, lambda: replay_from_journal(node, recording.prompts, context_of))
+            result = rlm._run_again(node, path)
         finally:
             run.close()
         recorded = recording.ends.get("n0", {}).get("response")
         if recorded is not None and recorded != result.response:
             run.divergence.append(f"the answer differs: recorded {shorten(recorded)}, now {shorten(result.response)}")
         return Replayed(result, run.divergence)
+
+    def _run_again(self, node: Node, path: str) -> CompletionResult:
+        """The recorded prompts of the journal at `path`, each with its context, the last of them to its end."""
+        *earlier, last = starts = node.run.recording.prompts
+
+        def work() -> Answer:
+            for start, following in zip(earlier, starts[1:], strict=True):
+                node.replay_turns(start["prompt"], following["turn"])
+                node.set_context(self._recorded_context(following, path))
+            return node.complete(last["prompt"])
+
+        return self._supervise(node.run, node, work)
 
     def _find_log(self, trajectory_id: str) -> str:
         folder = self.options.log_dir or "./logs"
@@ -1086,7 +1096,7 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class CompletionResult:
-    """What a completion came to. `str(result)` is the response; results render in notebooks.
+    """The outcome of a completion. `str(result)` is the response; results render in notebooks.
 
     `forced`: the answer comes from the last, tool-free call of a run that had no turn left or failed too often.
     """
@@ -1246,7 +1256,7 @@ class Run:
             self.tool_calls.append({"name": name, "arguments": arguments, "node": node.id, "is_error": is_error})
 
     def diverged(self, node: Node, text: str) -> None:
-        """A cell that was run again did not do what the journal says: said, and survived."""
+        """Record that a cell's second run differs from the journal; the run goes on."""
         self.divergence.append(text)
         self.journal.write("resume", depth=node.depth, node=node.id, divergence=text)
 
@@ -1482,7 +1492,7 @@ class Run:
         )
 
     def stop(self, reason: BaseException) -> None:
-        """Stop every thread and cell of the tree, softly: variables are kept."""
+        """Stop every thread and cell of the tree gently: variables are kept."""
         self.ledger.fail(reason)
         with self._lock:
             sandboxes = list(self._sandboxes)
@@ -1509,7 +1519,7 @@ class Run:
                 self._abandon(in_flight, "interrupted")
 
     def close(self) -> None:
-        """End what is still open, the journal last."""
+        """Close everything that is still open, the journal last."""
         with self._lock:
             sandboxes = list(self._sandboxes)
             self._sandboxes.clear()
@@ -1534,7 +1544,7 @@ class Run:
         }
 
     def result(self, answer: Answer | None) -> CompletionResult | None:
-        """The result as far as the run has come; None when nothing was done yet."""
+        """The result so far; None before the first call."""
         ledger = self.ledger
         if answer is None and not ledger.calls:
             return None
@@ -1823,7 +1833,7 @@ class Node:
                 return answer
 
     def complete(self, prompt: str) -> Answer:
-        """Solve, close and journal the end of a node, whichever way it ends."""
+        """Solve the prompt, then close the node and journal its end, also after a failure."""
         run = self.run
         answer: Answer | None = None
         failure: BaseException | None = None
@@ -1840,7 +1850,7 @@ class Node:
                 self.end(answer, failure)
 
     def end(self, answer: Answer | None, failure: BaseException | None) -> None:
-        """Write a node's `end`. A journal that is already broken must not hide the failure that broke it."""
+        """Write a node's `end` event. A broken journal must not hide the failure that broke it."""
         fields: Event = {"node": self.id, "status": "answered", "response": None, "error": None}
         if answer is not None:
             fields.update(response=answer.text, given=answer.given, forced=answer.forced)
@@ -1858,7 +1868,7 @@ class Node:
             self.run.journal.write("end", parent=self.parent, depth=self.depth, **fields, totals=self.run.totals())
 
     def replay_turns(self, prompt: str, turns: int) -> None:
-        """An earlier prompt of a recorded conversation: the same, as far as its recorded turns go."""
+        """Repeat an earlier prompt of a recorded conversation up to its last recorded turn."""
         self.open(prompt)
         while self.turn < turns:
             reply = self.ask()
@@ -1932,7 +1942,7 @@ class Node:
         self._sandbox = spawn(lambda: self.run.sandbox(self.context))
 
     def _ask_user(self, prompt: str, new: bool, recorded: Event | None, plain: str | None = None) -> None:
-        """Put the user's message before the model: the prompt, what is known of the context, and its images."""
+        """Append the user's message: the prompt, the description of the context, and its images."""
         self.prompt = prompt
         announced = recorded.get("announcement") if recorded else plain or announcement(self, new=new)
         self.announcement = announced or ""
@@ -1942,7 +1952,7 @@ class Node:
         self.messages.append({"role": "user", "content": content, "_stored": True, "_prompt": True})
 
     def set_context(self, context: Context) -> None:
-        """Another context for the prompts that follow; none leaves the one there is."""
+        """Use another context for the prompts that follow; None keeps the current one."""
         if context.value is None:
             return
         try:
@@ -2007,7 +2017,7 @@ class Node:
         return self._sandbox.get()
 
     def close(self) -> None:
-        """End the REPL, if there came to be one."""
+        """End the REPL if it was started."""
         if self._sandbox is not None:
             with contextlib.suppress(RLMError, rlm_sandbox.SandboxError):
                 self.run.close_sandbox(self._sandbox.get())
@@ -2020,12 +2030,11 @@ class Node:
 
     def ask(self) -> Any:
         """The model's next reply: from the recording as far as that goes, then live."""
-        if not self.iterations_left():
-            limit = self.run.options.max_iterations
+        left, limit = self.iterations_left(), self.run.options.max_iterations
+        if not left:
             error = MaxIterationsExceeded(limit, limit)
             raise self.run.ledger.fail(error) if self.depth == 0 else error
-        if self.iterations_left() == 1 and self.turn > self.first_turn and self.forcing is None:
-            limit = self.run.options.max_iterations
+        if left == 1 and self.turn > self.first_turn and self.forcing is None:
             self._force(MaxIterationsExceeded(limit, limit))
         self.turn += 1
         recorded = self.run.recording.turns.get((self.id, self.turn))
@@ -2034,17 +2043,17 @@ class Node:
         )
 
     def _new_reply(self) -> Any:
-        if self.forcing is None and self.protocol != "plain":
-            self._say_what_is_left()
         try:
             if self.protocol != "plain":
+                if self.forcing is None:
+                    self._say_what_is_left()
                 self._compact()
             return self._mended_reply()
         except rlm_backends.BackendError as error:
             raise provider_error(error) from error
 
     def _mended_reply(self) -> Any:
-        """A live reply; what can be mended by asking differently is, once each."""
+        """A live reply; each fault that another form of request can mend is retried once."""
         mended: set[str] = set()
         while True:
             try:
@@ -2180,7 +2189,7 @@ class Node:
     # acting
 
     def act(self, reply: Any) -> Answer | None:
-        """Do what a reply asks for. The answer, if it is one; else what came of it is put before the model."""
+        """Do what a reply asks for. Returns the answer if it is one; otherwise the model is shown the outcome."""
         text = visible(reply.text)
         action = None if reply.tool_calls else self._action(reply)
         self._remember(reply, action)
@@ -2264,7 +2273,7 @@ class Node:
         return answer
 
     def _show_outcomes(self, outcomes: list[Outcome]) -> None:
-        """Put what came of a reply's text before the model."""
+        """Show the model the outcomes of what its text asked for."""
         shown = "\n\n".join(f"Output:\n{outcome.text}" for outcome in outcomes)
         cells = [outcome.cell for outcome in outcomes if outcome.cell]
         ids = [outcome.call_id for outcome in outcomes]
@@ -2460,7 +2469,7 @@ class Node:
         return self._outcome(outcomes)
 
     def _outcome(self, outcomes: list[Outcome]) -> Answer | None:
-        """What a turn's cells and tools came to: an answer by FINAL, or success or failure to count."""
+        """Read a turn's outcomes: an answer by FINAL, or a success or failure to count."""
         for outcome in outcomes:
             if outcome.answer is not None:
                 return self._accept(outcome.answer)
@@ -2541,7 +2550,7 @@ class Node:
     # cells
 
     def run_cell(self, code: str, call_id: str) -> Outcome:
-        """Run code in the REPL and journal what came of it; a recorded cell is run again for its variables."""
+        """Run code in the REPL and journal its outcome; a recorded cell is run again for its variables."""
         self.cells += 1
         number = self.cells
         recorded = self.run.recording.cells.get((self.id, number))
@@ -2560,7 +2569,7 @@ class Node:
         return Outcome(show_cell(event), error, answer, number, fruitless=fruitless)
 
     def _note(self, code: str, event: Event, recorded: Event | None) -> str:
-        """What is said beside a cell's output; as recorded, where it is."""
+        """The note shown beside a cell's output; the recorded one if there is one."""
         shown = (event["stdout"], event["value"], event["error"])
         outcome = tuple(re.sub(r"<cell \d+>|_out\[\d+\]", "", text or "") for text in shown)  # which name the cell
         again = self.outcomes.get(code.strip()) == outcome
@@ -2624,7 +2633,7 @@ class Node:
         return event
 
     def _memory_limit(self, recorded: Event | None) -> str:
-        """Which limit a MemoryError has met, and the option that raises it; of a recorded cell what was said then."""
+        """The limit that a MemoryError has hit and the option that raises it; for a recorded cell as recorded."""
         if recorded is not None:
             said = (recorded.get("error") or "").rpartition("\n")[2]
             return said if said.startswith("(the limit is ") else ""
@@ -2637,7 +2646,7 @@ class Node:
         return f"(the limit is {size} of memory{beyond}: option {name})"
 
     def _compared(self, event: Event, recorded: Event, died: bool) -> Event:
-        """The recorded outcome, which the conversation goes on from; a difference in the re-run is said."""
+        """The recorded outcome, which the conversation continues from; a difference in the re-run is recorded."""
         fields = ("stdout", "value", "error")
         differing = [f for f in fields if not died and event[f] != recorded.get(f)]
         if differing:
@@ -2807,7 +2816,7 @@ class Node:
         ]
 
     def _forecast(self, tasks: Sequence[partial[Any]]) -> Forecast:
-        """What those of a batch's sub-calls or children that the journal does not hold will cost at most."""
+        """The most that a batch will cost, without the calls that the journal holds."""
         run, recording = self.run, self.run.recording
         new = [t for t in tasks if t.args[0] not in recording.results_by_key and t.args[0] not in recording.children]
         left = run.ledger.left()
@@ -3045,7 +3054,7 @@ _SUMMARISE = (
 
 
 class Outcome(NamedTuple):
-    """What a cell or a tool call came to: the text the model reads, the error to count, the answer by FINAL."""
+    """The outcome of a cell or a tool call: the text the model reads, the error to count, the answer by FINAL."""
 
     text: str
     error: RLMError | None = None
@@ -3083,12 +3092,12 @@ class HostFunction:
 
 
 def sandbox_error(error: rlm_sandbox.SandboxError) -> SandboxError:
-    """A sandbox's error as ours."""
+    """The `rlm` error for a sandbox's error."""
     return SandboxError(str(error), hint=getattr(error, "hint", ""))
 
 
 def provider_error(error: rlm_backends.BackendError) -> RLMError:
-    """A backend's error as ours."""
+    """The `rlm` error for a backend's error."""
     if error.code == "config":
         return ConfigError(str(error), hint=error.hint)
     return ProviderError(str(error), provider=error.provider or "", status=error.status, hint=error.hint)
@@ -3269,7 +3278,7 @@ Price = Callable[[int, int], "float | None"]  # (input tokens, output tokens) ->
 
 
 class Reservation(NamedTuple):
-    """A reservation: what a call may use at most."""
+    """What a call may use at most."""
 
     tokens: int
     cost: float
@@ -3472,7 +3481,7 @@ class Ledger:
         return TokenBudgetExhausted(self.tokens, self.options.token_budget, needed=size + _LEAST_OUTPUT)
 
     def release(self, reservation: Reservation) -> None:
-        """Give a reservation back: its call was not answered."""
+        """Give a reservation back after a call without a reply."""
         with self.changed:
             self._held.remove(reservation)
             self.changed.notify_all()
@@ -3511,7 +3520,7 @@ class Ledger:
         return None if self.unpriced else round(self.cost, 9)
 
     def left(self) -> dict[str, Any]:
-        """What remains of each limit; None where there is none."""
+        """What remains of each limit; None for one that is not set."""
         options, seconds = self.options, self.remaining()
         cost = None if options.cost_budget_usd is None else max(0.0, round(options.cost_budget_usd - self.cost, 9))
         left: dict[str, Any] = {
@@ -3587,7 +3596,7 @@ class Journal:
     def write(
         self, event: str, *, call_id: str | None = None, parent: str | None = None, depth: int = 0, **fields: Any
     ) -> None:
-        """Append one event. Silently dropped once closed: a thread that is late has nothing to say any more."""
+        """Append one event. Dropped once the journal is closed: a late thread's events no longer matter."""
         line: Event = {
             "v": SCHEMA_VERSION,
             "event": event,
@@ -3621,7 +3630,7 @@ class Journal:
             ) from error
 
     def emit(self, event: str, **fields: Any) -> None:
-        """What only a listener gets to know: text as it arrives, output as it is printed. No `v`: it is no line."""
+        """Send the listener an event that is not journalled (so it has no `v`): text or output as it arrives."""
         self.notify({"event": event, "trajectory_id": self.trajectory_id, **fields})
 
     def progress(self, phase: str, **fields: Any) -> None:
@@ -3647,12 +3656,12 @@ class Journal:
             warnings.warn(f"{listener} raised {error!r} and is not called again", RuntimeWarning, stacklevel=3)
 
     def reject_other_threads(self) -> None:
-        """From now on only this thread's events are taken: the others have been stopped, whatever they still say."""
+        """Accept only this thread's events from now on: the other threads have been stopped."""
         with self._lock:
             self._only = threading.get_ident()
 
     def close(self) -> None:
-        """End the file; later events are dropped."""
+        """Close the file; later events are dropped."""
         with self._lock:
             if not self._closed or self._file >= 0:
                 self._closed = True
@@ -3706,34 +3715,20 @@ def _open_in_real_folder(folder: str, name: str, flags: int) -> int:
         os.close(parent)
 
 
-_FIELDS: dict[type | tuple[type, ...], tuple[str, ...]] = {
-    str: (
-        *("event", "node", "call_id", "system", "response", "code", "stdout"),
-        *(
-            "model",
-            "sub_model",
-            "protocol",
-            "environment",
-            "base_url",
-            "instructions",
-            "announcement",
-            "note",
-            "profile",
-        ),
-    ),
-    int: ("depth",),
-    (str, list): ("prompt",),
-    list: ("tool_calls", "tool_results", "tools", "allowed_paths"),
-    dict: ("limits", "context", "token_usage", "schema", "params", "sub_params"),
+_FIELDS: dict[type | tuple[type, ...], str] = {
+    str: "event node call_id system response code stdout model sub_model protocol environment base_url instructions"
+    " announcement note profile",
+    int: "depth",
+    (str, list): "prompt",
+    list: "tool_calls tool_results tools allowed_paths",
+    dict: "limits context token_usage schema params sub_params",
 }
-
-
 LINE_LIMIT = 64 << 20  # bytes of a journal's line
 EVENT_DEPTH = 400  # of lists and objects in one: Python data that JSON lacks takes three for one
 
 
 def read_journal(path: str) -> list[Event]:
-    """The events of a journal; a torn line, or one that is none of ours, is left out."""
+    """The events of a journal; a torn line, or one that is not ours, is skipped."""
     events = []
     with open(path, "rb") as file:
         while line := file.readline(LINE_LIMIT):
@@ -3744,7 +3739,7 @@ def read_journal(path: str) -> list[Event]:
 
 
 def journal_event(line: bytes | bytearray) -> Event | None:
-    """What a whole line of a journal holds; None if that is no event."""
+    """The event in a complete line of a journal; None if it holds none."""
     if not line.endswith(b"\n"):
         return None
     with contextlib.suppress(ValueError):
@@ -3754,13 +3749,10 @@ def journal_event(line: bytes | bytearray) -> Event | None:
 
 
 def _has_our_types(event: Event) -> bool:
-    for kind, names in _FIELDS.items():
-        if not all(event.get(name) is None or isinstance(event[name], kind) for name in names):
+    fields = [*_FIELDS.items(), (str, "error value" if event["event"] == "tool" else "")]
+    for kind, names in fields:
+        if not all(event.get(name) is None or isinstance(event[name], kind) for name in names.split()):
             return False
-    if event["event"] == "tool" and not all(
-        isinstance(event.get(name, ""), (str, type(None))) for name in ("error", "value")
-    ):
-        return False
     amounts = [*(event.get("token_usage") or {}).values(), event.get("cost_usd")]
     if not all(isinstance(n, (int, float)) and 0 <= n < 1e15 for n in amounts if n is not None):
         return False
@@ -3769,7 +3761,7 @@ def _has_our_types(event: Event) -> bool:
 
 
 def _cut_torn_tail(path: str) -> None:
-    """What is appended to a journal begins a line of its own."""
+    """Remove an unfinished last line, so that appended events begin a new one."""
     with open(path, "r+b") as file:
         blob = file.read()
         file.truncate(blob.rfind(b"\n") + 1)
@@ -3855,14 +3847,6 @@ class JournalIndex:
             self.raised.update({name: value for name, value in (event.get("limits") or {}).items() if name in LIMITS})
 
 
-def replay_from_journal(node: Node, starts: list[Event], context_of: Callable[[Event], Context]) -> Answer:
-    """All prompts of a recorded conversation, each with its context, the last of them to its end."""
-    for start, following in pairwise(starts):
-        node.replay_turns(start["prompt"], following["turn"])
-        node.set_context(context_of(following))
-    return node.complete(starts[-1]["prompt"])
-
-
 class ReplayBackend:
     """The model of a replay: the recording answers before it is asked, so that being asked is the divergence."""
 
@@ -3930,7 +3914,7 @@ _PLAIN = (str, bytes, int, float, bool, type(None))
 
 @dataclass(frozen=True)
 class Context:
-    """What becomes the variable `context`: the value, where it is from, and notes on what was left out."""
+    """The value of the variable `context`, its source, and notes on what was left out."""
 
     value: Any
     source: Any = "value"  # the caller's "value", "stdin", {"paths": [...]}, or what "code" handed to a child
@@ -3976,7 +3960,7 @@ class Context:
         return value if len(value) <= limit else None
 
     def describe(self, show_below: int = 0) -> str:
-        """What the prompt says of it: all of it up to `show_below` characters, else type, size and first lines."""
+        """The description in the prompt: all of it up to `show_below` characters, else type, size and first lines."""
         value = self.value
         if shown := self.whole(show_below):
             return f"`context` is a {self.kind} of {_amount(value)}{self._notes()}. This is all of it:\n{shown}"
@@ -4009,7 +3993,7 @@ class Context:
 
     @cached_property
     def event_fields(self) -> dict[str, Any] | None:
-        """What `start` says of it."""
+        """The `context` field of the `start` event."""
         if self.value is None:
             return None
         digest, size = _digest(self.value)
@@ -4447,7 +4431,7 @@ _SMALL_HOW = {
 
 
 class Profile(NamedTuple):
-    """How a model is talked to: which prompt it gets, what a reply may take, and what is said beside an output."""
+    """How to work with a model of a certain size: its prompt, the limits of a reply, the guidance beside outputs."""
 
     name: str
     turn_output: int | None  # tokens; None: what the model's own maximum allows
@@ -4572,7 +4556,7 @@ _NOT_PLAIN = "That was not taken as the answer: {}. Work by code: the input is t
 
 
 def plain_announcement(node: Node) -> str | None:
-    """The whole context and the schema, as they follow the prompt of a plain call; None where the loop is to answer.
+    """The whole context and the schema, to follow the prompt of a plain call; None if the loop has to answer.
 
     It is for the root of a run that has tools of its own but the built-in ones, and whose context is text that fits
     both `plain_below` and the model's window.
@@ -4614,7 +4598,7 @@ def _plain_text(context: Context) -> str | None:
     return None if any(isinstance(item, bytes) for item in items) else repr(value)
 
 
-# - what is said to a model that has gone astray
+# - corrections for a model that has gone astray
 
 _BEGIN = {"text": "Reply with a ```python block.", "tools": "Call execute_code."}
 _LOOK_FIRST = {
@@ -4639,7 +4623,7 @@ _HAS_NUMBER = r"(?i)\d|\b(?:no|none|one|two|three|four|five|six|seven|eight|nine
 
 
 def note_on(node: Node, code: str, outcome: Event, again: bool) -> str:
-    """What is said to the model beside a cell's output: what to do next, where that helps. "" if nothing is."""
+    """The advice beside a cell's output on what to do next; "" for none."""
     taught = advice_on(node.context, code, outcome)
     parts = [taught] if taught else []
     guides, failed = node.run.profile.guides, outcome["error"] is not None
@@ -4660,7 +4644,7 @@ def note_on(node: Node, code: str, outcome: Event, again: bool) -> str:
 
 
 def _next_step(node: Node, outcome: Event) -> str:
-    """What a small model is to do with an output, by what is wrong with it."""
+    """The next step that a small model is told, by what is wrong with an output."""
     block = "a ```python block" if node.protocol == "text" else "code"
     reminder = f" ({node.prompt})" if len(node.prompt) <= 300 else ""
     if is_empty_result(outcome) and node.context.value is None:
