@@ -1051,6 +1051,7 @@ class HostPool:
     """The connections to one host, and a gate before it for each model."""
 
     def __init__(self, url: str, width: int) -> None:
+        import requests  # before a part of it, which another thread may be importing as its part  # noqa: F401
         from requests.utils import get_environ_proxies
 
         self.adapter = _adapter_class()(pool_connections=4, pool_maxsize=max(64, width))
@@ -4432,11 +4433,11 @@ _LOCAL = (
 
 def local_servers(timeout: float = 0.3) -> list[tuple[str, str, list[str]]]:
     """The model servers that answer on this machine: `(provider id, base URL, its models)` each."""
+    import requests  # here, since a thread that is given up would be left in the middle of it
+
     found: dict[str, list[str]] = {}
 
     def probe(id_: str, base: str) -> None:
-        import requests
-
         with requests.Session() as session:
             session.trust_env = False
             try:

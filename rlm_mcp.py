@@ -3564,7 +3564,7 @@ class AnswerWatch:
 
     def __call__(self, piece: bytes) -> bool:
         self._event += piece
-        if not self._event.endswith((b"\n\n", b"\r\n\r\n", b"\r\r")) or not re.search(rb"(?m)^data:", self._event):
+        if not self._event.endswith((b"\n\n", b"\r\n\r\n", b"\r\r")):
             return False
         event, self._event = self._event, bytearray()
         return bool(self._id.search(event)) and (b'"result"' in event or b'"error"' in event)

@@ -96,7 +96,7 @@ class Node:
                     "output_limit": 10_000, "cell_timeout": 30},
             context={"type": "str", "size": context, "bytes": context, "sha256": _digest(str(context)),
                      "source": "access.log", "preview": head},
-            allowed_paths=["/work"], docker_mount="ro", require="best",
+            allowed_paths=["/work"], docker_mount="ro", require="best", mcp=None, confirm_above=None,
             instructions=None, schema=None, base_url="https://api.openai.com/v1",
             tools=["execute_code", "file_read", "file_list", "file_search"], version="0.1.0", **extra,
             tool_schemas=[{"name": "execute_code", "description": "Run Python.", "parameters": {"required": ["code"]}}],

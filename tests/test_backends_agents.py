@@ -572,3 +572,25 @@ def test_the_doctor_and_the_list_of_providers_know_them(desk: Desk, workspace: P
     listed = rlm(desk, "providers").stdout
     assert f"{desk.bin / 'claude'}" in listed
     assert "hf:OWNER/REPO" in listed
+
+
+RACE = """\
+import sys, threading, rlm_backends as b
+errors = []
+def run(work, *arguments):
+    try:
+        work(*arguments)
+    except BaseException as error:
+        errors.append(error)
+jobs = [(b.local_servers, 0.0001), *((b._link, f"cli://{number}", 4) for number in range(6))]
+threads = [threading.Thread(target=run, args=job) for job in jobs]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+sys.exit(str(errors) if errors else 0)
+"""
+
+
+def test_first_calls_at_once_do_not_meet_a_module_half_imported() -> None:
+    for _ in range(4):  # each failed every second time
+        ran = subprocess.run([sys.executable, "-c", RACE], capture_output=True, text=True, timeout=60)
+        assert (ran.returncode, ran.stderr) == (0, "")
