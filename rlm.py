@@ -665,8 +665,13 @@ class RLM:
     def _as_recorded(self, recording: JournalIndex, raised: Mapping[str, Any], path: str) -> RLM:
         """An RLM with the options of the recorded run, those given here and now on top."""
         root = recording.starts.get("n0")
-        known = root is not None and isinstance(root.get("prompt"), str)
-        if root is None or not known or not re.fullmatch(r"[\w-]+", str(root.get("trajectory_id"))):
+        known = all(isinstance(start.get("prompt"), str) for start in recording.prompts)
+        if (
+            root is None
+            or not recording.prompts
+            or not known
+            or not re.fullmatch(r"[\w-]+", str(root.get("trajectory_id")))
+        ):
             raise ConfigError(f"{path} holds no run that could go on", hint="rlm logs lists the runs")
         if root.get("protocol") == "stream":
             message = f"{root['trajectory_id']} was a stream: one call, which is not resumed or replayed"
