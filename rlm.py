@@ -346,21 +346,15 @@ class RLM:
             check_prices(options, backend)
         backend.inspect()
         profile, origins = profile_for(backend, options.prompt), self.configuration.origins
-        fitting = {"output_limit": profile.output_limit, "show_below": profile.show_below}
-        fitting = {name: size for name, size in fitting.items() if size and origins[name] == "default"}
-        options = dataclasses.replace(options, **fitting)  # type: ignore[arg-type]
+        if profile.output_limit and origins["output_limit"] == "default":
+            options = dataclasses.replace(options, output_limit=profile.output_limit)
+        if profile.show_below and origins["show_below"] == "default":
+            options = dataclasses.replace(options, show_below=profile.show_below)
         if options.environment == "docker":
             try:
                 rlm_sandbox.docker_engine()  # before anything is sent, and before a thread imports what the SDK needs
             except rlm_sandbox.SandboxError as error:
                 raise sandbox_error(error) from error
-        environ = self.configuration.environ
-        keys = [environ.get(name, "") for name in rlm_backends.key_variables()]
-        keys += server_secrets(options.mcp, environ)
-        printer = _printer(options.verbose)
-        listeners = [on for on in (printer, self._on_event) if on is not None]
-        line = None if options.verbose else printer  # a notebook's line tells what goes on between events, too
-        watchers = [on for on in (line, self._on_progress) if on is not None]
         path = go_on or (None if recording.is_replay else self._journal_path(trajectory_id))
         unnamed = origins["log_dir"] == "default" and os.path.dirname(path or "") == OPTIONS["log_dir"].default
         try:
@@ -369,15 +363,7 @@ class RLM:
             raise ConfigError(str(error), hint=error.hint) from error
         journal = None
         try:
-            journal = Journal(
-                path,
-                trajectory_id,
-                secrets=[*keys, options.api_key or "", options.snipara_api_key or ""],
-                on_event=_to_all(listeners),
-                on_progress=_to_all(watchers),
-                append=go_on is not None,
-                follow_links=not unnamed,
-            )
+            journal = self._open_journal(path, trajectory_id, append=go_on is not None, follow_links=not unnamed)
             run = Run(options, backend, tools, journal, recording, group=group, servers=open_servers)
             run.on_confirm = self._on_confirm
             return run
@@ -389,6 +375,23 @@ class RLM:
             if journal is not None and journal.path is not None and go_on is None:
                 os.unlink(journal.path)
             raise
+
+    def _open_journal(self, path: str | None, trajectory_id: str, *, append: bool, follow_links: bool) -> Journal:
+        """A run's journal, which redacts the keys that this process knows and calls the listeners."""
+        options, environ = self.options, self.configuration.environ
+        keys = [environ.get(name, "") for name in rlm_backends.key_variables()]
+        keys += [*server_secrets(options.mcp, environ), options.api_key or "", options.snipara_api_key or ""]
+        printer = _printer(options.verbose)
+        line = None if options.verbose else printer  # a notebook's line tells what goes on between events, too
+        return Journal(
+            path,
+            trajectory_id,
+            secrets=keys,
+            on_event=_to_all(printer, self._on_event),
+            on_progress=_to_all(line, self._on_progress),
+            append=append,
+            follow_links=follow_links,
+        )
 
     def _connected_servers(self) -> Any:
         """The configured MCP servers, started, for one run; None where there are none."""
@@ -1076,15 +1079,14 @@ def _printer(verbose: bool) -> Callable[[Event], None] | None:
     return show
 
 
-def _to_all(listeners: list[Callable[[Event], None]]) -> Callable[[Event], None] | None:
-    if len(listeners) < 2:
-        return listeners[0] if listeners else None
+def _to_all(*given: Callable[[Event], None] | None) -> Callable[[Event], None] | None:
+    listeners = [listener for listener in given if listener is not None]
 
     def notify(event: Event) -> None:
         for listener in listeners:
             listener(event)
 
-    return notify
+    return notify if listeners else None
 
 
 # --- a run: what all nodes of one tree share ---------------------------------------------------------------------
@@ -1208,7 +1210,7 @@ class Run:
         self._slots = threading.BoundedSemaphore(options.max_parallel)
         self._lock = threading.Lock()
         self._backends: dict[str, Backend] = {}
-        self._sandboxes: set[Any] = set()
+        self._sandboxes: set[rlm_sandbox.Sandbox] = set()
         self._in_flight: dict[int, Event] = {}
         numbers = [re.sub(r"\D", "", str(event.get("call_id"))) for event in recording.calls]
         self._last_call = max((int(number) for number in numbers if number), default=0)
@@ -1294,7 +1296,7 @@ class Run:
 
     # sandboxes
 
-    def sandbox(self, context: Context) -> Any:
+    def sandbox(self, context: Context) -> rlm_sandbox.Sandbox:
         """A new REPL with `context` in it."""
         options = self.options
         try:
@@ -1321,10 +1323,11 @@ class Run:
         else:
             save()
 
-    def close_sandbox(self, sandbox: Any) -> None:
+    def close_sandbox(self, sandbox: rlm_sandbox.Sandbox) -> None:
         with self._lock:
             self._sandboxes.discard(sandbox)
-        if sandbox is not self.options.environment:  # one that the caller gave is the caller's to close
+        given: Any = self.options.environment
+        if sandbox is not given:  # one that the caller gave is the caller's to close
             sandbox.close()
 
     # calling a tool, and a model
@@ -1667,11 +1670,12 @@ def _ms_since(start: float) -> int:
     return round((time.monotonic() - start) * 1000)
 
 
-def make_sandbox(options: Options) -> Any:
+def make_sandbox(options: Options) -> rlm_sandbox.Sandbox:
     """A REPL of the environment that the options name."""
     environment: Any = options.environment
     if not isinstance(environment, str):
-        return environment() if callable(environment) else environment
+        given: rlm_sandbox.Sandbox = environment() if callable(environment) else environment
+        return given
     workspace = [os.getcwd()] if options.allowed_paths is None else options.allowed_paths
     if environment == "docker":
         return rlm_sandbox.DockerSandbox(
@@ -1826,7 +1830,7 @@ class Node:
         self.last_error: RLMError | None = None
         self._read: tuple[str, WrittenAction | None] | None = None  # the newest reply, and what it asks for
         self._ordinals: dict[tuple[int, str], int] = {}
-        self._sandbox: Future[Any] | None = None
+        self._sandbox: Future[rlm_sandbox.Sandbox] | None = None
         self.functions = self._host_functions()
 
     def solve(self, prompt: str) -> Answer:
@@ -2017,7 +2021,7 @@ class Node:
         run.write("start", parent=self.parent, depth=self.depth, **fields)
 
     @property
-    def sandbox(self) -> Any:
+    def sandbox(self) -> rlm_sandbox.Sandbox:
         assert self._sandbox is not None, "a node is opened before it runs code"
         return self._sandbox.get()
 
@@ -2033,7 +2037,7 @@ class Node:
 
     # asking
 
-    def ask(self) -> Any:
+    def ask(self) -> rlm_backends.Reply:
         """The model's next reply: from the recording as far as that goes, then live."""
         left, limit = self.iterations_left(), self.run.options.max_iterations
         if not left:
@@ -2047,7 +2051,7 @@ class Node:
             f"turn {self.turn} of node {self.id}", recorded, self._recorded_reply, self._new_reply
         )
 
-    def _new_reply(self) -> Any:
+    def _new_reply(self) -> rlm_backends.Reply:
         try:
             if self.protocol != "plain":
                 if self.forcing is None:
@@ -2057,7 +2061,7 @@ class Node:
         except rlm_backends.BackendError as error:
             raise provider_error(error) from error
 
-    def _mended_reply(self) -> Any:
+    def _mended_reply(self) -> rlm_backends.Reply:
         """A live reply; each fault that another form of request can mend is retried once."""
         mended: set[str] = set()
         while True:
@@ -2080,7 +2084,7 @@ class Node:
         # A stream that was cut in its middle is no answer.
         return error.code == "truncated" or (error.code == "connection" and bool(error.partial))
 
-    def _recorded_reply(self, event: Event) -> Any:
+    def _recorded_reply(self, event: Event) -> rlm_backends.Reply:
         """A reply that the journal holds, and the messages that went with it."""
         self.call_id = event["call_id"]
         if self.protocol == "plain" and event.get("system"):
@@ -2112,7 +2116,7 @@ class Node:
             raw=event.get("raw"),
         )
 
-    def _live_reply(self) -> Any:
+    def _live_reply(self) -> rlm_backends.Reply:
         new = [_journal_form(m) for m in self.messages[self.logged_count :]]
         event_fields = {"node": self.id, "kind": "turn", "turn": self.turn, "prompt": new}
         event_fields.update(depth=self.depth, parent=self.parent)
@@ -2170,7 +2174,7 @@ class Node:
             {"role": "user", "content": f"{_NOT_PLAIN.format(why)}\n{announced}" if why else announced}
         )
 
-    def _plain_answer(self, reply: Any, text: str) -> Answer | None:
+    def _plain_answer(self, reply: rlm_backends.Reply, text: str) -> Answer | None:
         """The answer to a plain call; None where the loop has to go on instead."""
         if reply.tool_calls:  # which was not offered any
             self._answer_open_calls()
@@ -2196,7 +2200,7 @@ class Node:
 
     # acting
 
-    def act(self, reply: Any) -> Answer | None:
+    def act(self, reply: rlm_backends.Reply) -> Answer | None:
         """Do what a reply asks for. Returns the answer if it is one; otherwise the model is shown the outcome."""
         text = visible(reply.text)
         action = None if reply.tool_calls else self._action(reply)
@@ -2226,7 +2230,7 @@ class Node:
         """The name that a tool call means; an unknown one in a form that every provider takes in a history."""
         return re.sub(r"[^\w-]", "_", tool_name(call["name"], self.known_names), flags=re.ASCII)[:64] or "_"
 
-    def _action(self, reply: Any) -> WrittenAction | None:
+    def _action(self, reply: rlm_backends.Reply) -> WrittenAction | None:
         """What a reply without tool calls asks to be done in its text, where that is not part of its answer."""
         text = visible(reply.text)
         if self._read is None or self._read[0] != text:
@@ -2246,13 +2250,13 @@ class Node:
         as_text = self.protocol == "text" or (is_python and (self.written_calls or not self.worked))
         return action if as_text or re.search(r"(?m)^FINAL(_VAR)?\(", action.code or "") else None
 
-    def _dropped(self, reply: Any) -> Event:
+    def _dropped(self, reply: rlm_backends.Reply) -> Event:
         """How many characters after its first action a reply has: output that it made up."""
         action = None if reply.tool_calls else self._action(reply)
         dropped = len(visible(reply.text).rstrip()) - action.end if action else 0
         return {"dropped": dropped} if dropped > 0 else {}
 
-    def _remember(self, reply: Any, action: WrittenAction | None) -> None:
+    def _remember(self, reply: rlm_backends.Reply, action: WrittenAction | None) -> None:
         """A reply as a message, without what it made up after its first action; the journal has all of it."""
         text = reply.text if action is None else visible(reply.text)[: action.end]
         message: dict[str, Any] = {"role": "assistant", "content": text, "_stored": True}
@@ -2396,7 +2400,7 @@ class Node:
         reminder = f"\nThe request: {self.prompt}" if self.run.profile.guides and len(self.prompt) <= 300 else ""
         self.messages.append({"role": "user", "content": _ANSWER_NOW.format(line=line) + reminder})
 
-    def _forced_answer(self, reply: Any, text: str, action: WrittenAction | None) -> Answer | None:
+    def _forced_answer(self, reply: rlm_backends.Reply, text: str, action: WrittenAction | None) -> Answer | None:
         """The answer that the last call was asked for; the limit is raised if it gives none."""
         limit, self.forcing = self.forcing, None
         assert limit is not None
@@ -2686,14 +2690,19 @@ class Node:
             "budget": self._plan_budget,
         }
         for tool in self.run.tools:
-            plans[tool.name] = self._tool_preparation(tool)
+            plans[tool.name] = self._tool_preparation(tool.name, tool.bind, partial(rlm_tools.call_tool, tool))
         if servers := self.run.servers:
             plans["tools"] = lambda word="": partial(servers.search, word)
         functions: dict[str, Any] = {
             name: HostFunction(self, plan, batched=name == "llm_query_batched") for name, plan in plans.items()
         }
         if servers:
-            functions.update(servers.namespaces(lambda tool: HostFunction(self, self._remote_tool_preparation(tool))))
+
+            def remote(tool: Any) -> HostFunction:
+                call = partial(servers.call, tool)
+                return HostFunction(self, self._tool_preparation(tool.full_name, tool.arguments, call))
+
+            functions.update(servers.namespaces(remote))
         return {**functions, "chunks": rlm_sandbox.Chunks(self.run.subcall_characters)}
 
     def _key(self, function: str, *parts: Any) -> str:
@@ -2729,10 +2738,17 @@ class Node:
         recorded = self.run.recording.results_by_key
         if function == "llm_query" and keys[0] not in recorded:
             self._require_text(prompts[0])
+        return self._leaves(prompts, keys, model, [form] * len(prompts))
+
+    def _leaves(
+        self, prompts: list[str], keys: list[str], model: str | None, forms: list[SubcallForm]
+    ) -> list[partial[Any]]:
+        """The sub-calls as tasks, once they are counted against the limit; those in the journal were already."""
         self.fed_subcalls = True
+        recorded = self.run.recording.results_by_key
         self.run.ledger.count_subcalls(sum(key not in recorded for key in keys))
-        cell = self.cells
-        return [partial(self._leaf, key, prompt, model, cell, form) for key, prompt in zip(keys, prompts, strict=True)]
+        calls = zip(keys, prompts, forms, strict=True)
+        return [partial(self._leaf, key, prompt, model, self.cells, form) for key, prompt, form in calls]
 
     def _require_text(self, prompt: str) -> None:
         """Refuse the run's first sub-call if it only talks about the context: the model would have to invent it."""
@@ -2755,17 +2771,11 @@ class Node:
         texts = [item if isinstance(item, str) else _as_text(item) for item in items]
         wanted = _subcall_schema("map_query", schema) or {"type": "string"}
         groups = _groups_of(texts, self.run.subcall_characters, 10 if self.run.profile.guides else 50)
-        self.fed_subcalls = True
+        model = self.run.options.sub_model
         prompts = [_map_prompt(question, [texts[n] for n in group]) for group in groups]
-        keys = [self._key("map_query", self.run.options.sub_model, prompt, wanted) for prompt in prompts]
-        recorded = self.run.recording.results_by_key
-        self.run.ledger.count_subcalls(sum(key not in recorded for key in keys))
+        keys = [self._key("map_query", model, prompt, wanted) for prompt in prompts]
         forms = [SubcallForm(_numbered_schema(wanted, len(group)), [], numbered=True) for group in groups]
-        model, cell = self.run.options.sub_model, self.cells
-        tasks = [
-            partial(self._leaf, key, prompt, model, cell, form)
-            for key, prompt, form in zip(keys, prompts, forms, strict=True)
-        ]
+        tasks = self._leaves(prompts, keys, model, forms)
 
         def work() -> list[Any]:
             try:
@@ -2925,23 +2935,13 @@ class Node:
         answer = child.complete(prompt)
         return answer.value if answer.given else answer.text
 
-    def _tool_preparation(self, tool: Tool) -> Callable[..., Callable[[], Any]]:
+    def _tool_preparation(
+        self, name: str, bind: Callable[..., dict[str, Any]], call: Callable[[dict[str, Any]], Any]
+    ) -> Callable[..., Callable[[], Any]]:
         def prepare(*args: Any, **kwargs: Any) -> Callable[[], Any]:
-            arguments = tool.bind(*args, **kwargs)
-            call = partial(rlm_tools.call_tool, tool, arguments)
-            return partial(
-                self._tool_from_code, tool.name, call, arguments, self._key(tool.name, arguments), self.cells
-            )
-
-        return prepare
-
-    def _remote_tool_preparation(self, tool: Any) -> Callable[..., Callable[[], Any]]:
-        """The same for a tool of an MCP server."""
-
-        def prepare(*args: Any, **kwargs: Any) -> Callable[[], Any]:
-            arguments, name = tool.arguments(*args, **kwargs), tool.full_name
-            call = partial(self.run.servers.call, tool, arguments)
-            return partial(self._tool_from_code, name, call, arguments, self._key(name, arguments), self.cells)
+            arguments = bind(*args, **kwargs)
+            key = self._key(name, arguments)
+            return partial(self._tool_from_code, name, partial(call, arguments), arguments, key, self.cells)
 
         return prepare
 
