@@ -466,7 +466,7 @@ class RLM:
             raise ConfigError(f"schema: {error}", hint=error.hint or hint) from error
 
     def _go_on(self, prompt: str, context: Context, system: str | None) -> CompletionResult:
-        """A further prompt of a persistent RLM: the same REPL and messages, limits of its own."""
+        """Answer a further prompt of a persistent RLM: the same REPL and messages, fresh limits."""
         assert self._conversation is not None
         run, node = self._conversation
         if (system or "") not in ("", node.instructions):
@@ -483,7 +483,7 @@ class RLM:
             run.close()
 
     def _supervise(self, run: Run, node: Node, work: Callable[[], Answer]) -> CompletionResult:
-        """Do the root node's work on a thread of its own, so that Ctrl-C finds the main thread only waiting."""
+        """Do the root node's work on another thread, so that Ctrl-C finds the main thread only waiting."""
         global _last_result
         with self._lock:
             self._runs[run] = node
@@ -1232,7 +1232,7 @@ class Run:
         return subcall_characters(backend, self.profile)
 
     def _enter_recorded(self) -> None:
-        """What the journal holds is paid for: it counts against the limits, and is not counted again when served."""
+        """Count the recorded calls, which are paid for, against the limits: here, not when they are served."""
         recording, ledger = self.recording, self.ledger
         for event in recording.calls:
             ledger.spend(event.get("token_usage") or {}, event.get("cost_usd"))
@@ -1444,7 +1444,7 @@ class Run:
         return None if unknown and plenty else reservation.output
 
     def _settle(self, backend: Backend, reservation: Reservation, reply: rlm_backends.Reply) -> float | None:
-        """Put a reply's real usage in the place of its reservation; its cost."""
+        """Replace a call's reservation by its real usage; returns its cost."""
         cost, prices = reply.cost_usd, self.options.prices
         if cost is None and isinstance(backend, CallersBackend):  # ours has looked it up already
             cost = rlm_backends.cost_of(reply.model, reply.usage, prices)
@@ -1456,7 +1456,7 @@ class Run:
         self, node: Node, event_fields: Event, in_flight: Event, reply: rlm_backends.Reply, cost: float | None
     ) -> None:
         if self._keeper is not None:
-            self._keeper.get()  # what is paid for can be resumed only with its context
+            self._keeper.get()  # a paid call can be resumed only with its context
         call_id = self.call_id()
         if event_fields["kind"] == "turn":
             node.call_id = call_id
@@ -1482,7 +1482,7 @@ class Run:
         )
 
     def write(self, event: str, **fields: Any) -> None:
-        """Journal an event. A journal that cannot be written stops the tree: what is not recorded would be lost."""
+        """Journal an event. A journal that cannot be written stops the tree: unrecorded work would be lost."""
         try:
             self.journal.write(event, **fields)
         except RLMError as error:
@@ -1796,17 +1796,17 @@ class Node:
         self.context = context
         self.depth = depth
         self.parent = parent  # the call whose code issued this node
-        self.call_id = parent  # the newest turn: what this node's own code is issued by
+        self.call_id = parent  # call_id of the current turn
         self.key = key
         self.id = run.node_id(key)
         self.parent_cell = cell
-        self.announced_context: Context | None = None  # the one that the model has been told of
-        self.announcement = ""  # what the newest prompt was followed by
-        self.new_system = ""  # the prompt of another protocol, to be journalled with the next call
+        self.announced_context: Context | None = None  # the one that the model has a description of
+        self.announcement = ""  # the text that follows the newest prompt
+        self.new_system = ""  # system prompt after a change of protocol, for the next `call` event
         self.instructions = instructions
         self.schema = schema
         self.typed_value: Any = None  # the answer, made into what the schema option asks for
-        self.protocol = self._protocol()
+        self.protocol = self._protocol()  # "tools" or "text"; "plain" and "stream": one call without a REPL
         self.messages: list[dict[str, Any]] = []
         self.logged_count = 0  # messages that the journal already holds
         self.turn = self.first_turn = 0
@@ -1815,15 +1815,15 @@ class Node:
         self.prompt = ""  # the newest
         self.warned = False
         self.looked = False  # code has looked at the context, or the model was shown all of it
-        self.touched = False  # code that names the context has run, perhaps in vain
-        self.sent_back = False  # an answer without a look was, once
+        self.touched = False  # code that names the context has run, even if it failed
+        self.sent_back = False  # an answer given before any code ran was sent back
         self.doubts = 0  # answers that lacked a number, or held one that no output shows
         self.written_calls = 0  # replies whose tool calls stood in their text
         self.unknown_calls = 0
         self.worked = False  # a cell has succeeded since the prompt
         self.forcing: RLMError | None = None  # the limit to raise if the last, tool-free call gives no answer
-        self.fed_subcalls = False  # llm_query has been called, so its first use need not be looked at any more
-        self.outcomes: dict[str, tuple[Any, ...]] = {}  # of each cell's code, when it was last run
+        self.fed_subcalls = False  # llm_query was called: only its first prompt is checked
+        self.outcomes: dict[str, tuple[Any, ...]] = {}  # each cell's code -> its newest outcome
         self.fruitless = 0  # how many outcomes in a row were errors or, for a small model, empty
         self.repeats = 0  # how often in a row a cell was an earlier one again, with the same outcome
         self.shown_whole = False  # the model has been shown all of the context
@@ -2038,7 +2038,7 @@ class Node:
     # asking
 
     def ask(self) -> rlm_backends.Reply:
-        """The model's next reply: from the recording as far as that goes, then live."""
+        """The model's next reply: from the journal if it holds that turn, else live."""
         left, limit = self.iterations_left(), self.run.options.max_iterations
         if not left:
             error = MaxIterationsExceeded(limit, limit)
@@ -2996,7 +2996,7 @@ class Node:
     # compaction
 
     def _compact(self, *, force: bool = False) -> bool:
-        """When the window fills, put stubs in the place of the oldest outputs, in one large step; else a summary."""
+        """When the window fills, replace the oldest outputs by stubs, in one step; if that is too little, summarise."""
         window = window_of(self.run.backend)
         before = tokens_of(self.messages)
         if not self.run.options.compaction or not (force or before > 0.75 * window):
@@ -3123,7 +3123,7 @@ def _journal_form(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stubbed(message: dict[str, Any]) -> dict[str, Any]:
-    """The message with a few words in the place of its outputs."""
+    """The message with a short stub instead of its outputs."""
     kept = " and ".join(f"_out[{n}]" for n in message["_cells"])
     where = f"it is in {kept}" if kept else "call the tool again if you need it"
     content = f"[{len(message['content']):,} characters of output stood here; {where}]"
@@ -3644,7 +3644,7 @@ class Journal:
         self.notify({"event": event, "trajectory_id": self.trajectory_id, **fields})
 
     def progress(self, phase: str, **fields: Any) -> None:
-        """Say what is going on now: {"event": "progress", "phase": asking, reading, running, subcalls or loading}."""
+        """Report progress: {"event": "progress", "phase": asking, reading, running, subcalls or loading}."""
         self._notify(
             "on_progress", {"event": "progress", "trajectory_id": self.trajectory_id, "phase": phase, **fields}
         )
@@ -3858,7 +3858,7 @@ class JournalIndex:
 
 
 class ReplayBackend:
-    """The model of a replay: the recording answers before it is asked, so that being asked is the divergence."""
+    """The model of a replay. The journal answers first, so a call that reaches this is a divergence."""
 
     provider = "replay"
     window = None
@@ -3870,7 +3870,7 @@ class ReplayBackend:
         self.supports_tools = root.get("protocol") != "text"
 
     def complete(self, messages: list[dict[str, Any]], **how: Any) -> Any:
-        """Never answers: what is not in the recording cannot be replayed."""
+        """Always an error: only calls that the journal lacks get here."""
         raise rlm_backends.BackendError("the recording has no such call", code="config", provider="replay")
 
 
@@ -3906,7 +3906,7 @@ def _texts(value: Any) -> list[str]:
 
 
 def _recorded_error(shown: str) -> Exception:
-    """What a tool raised then, under the name that code may catch it by."""
+    """The exception that a tool raised when it was recorded, with the same class name, so that code can catch it."""
     name, _, message = shown.partition(": ")
     kind: type[Exception] = type(name if name.isidentifier() else "ToolError", (RuntimeError,), {})
     return kind(message)
@@ -4151,7 +4151,7 @@ def as_context(value: Any, logs: str | None = None, encoding: str | None = None)
 
 
 def _require_plain(value: Any) -> None:
-    """TypeError, with what to do instead, for what is not plain data."""
+    """Raise a TypeError that says what to do instead, unless the value is plain data."""
     level: list[Any] = [value]
     for _ in range(rlm_sandbox.DEPTH_MAX):
         deeper: list[Any] = []
@@ -4337,7 +4337,7 @@ def _text_digest(pieces: Iterator[bytes], size: Any) -> str:
     return str(sha.hexdigest())
 
 
-# --- what the model is told --------------------------------------------------------------------------------------
+# --- prompts: what a model reads ---------------------------------------------------------------------------------
 
 _FULL = """\
 You answer a request by writing Python for a persistent REPL{where}. The input is the variable `context` there; this \
@@ -4473,7 +4473,7 @@ _STOPS = ["\nOutput:", "\nUser:"]  # where a reply of the text protocol goes on 
 
 
 def profile_for(backend: Backend, prompt: str | None = None) -> Profile:
-    """The profile of a backend's model: the one that `prompt` names, else by what is known of the model's size."""
+    """The profile of a backend's model: the one that `prompt` names, else chosen by the model's size, if known."""
     if prompt in _PROFILES:
         return _PROFILES[prompt]
     is_small = (backend.parameters or 1e9) <= _SMALL_PARAMETERS or (backend.window or 1e9) <= _SMALL_WINDOW
@@ -4740,7 +4740,7 @@ def visible(text: str) -> str:
 
 
 def parses(code: str) -> bool:
-    """Whether this is Python, as far as its grammar goes."""
+    """Whether this is syntactically valid Python."""
     try:
         _tree(code)
     except (SyntaxError, ValueError, MemoryError, RecursionError):
@@ -4997,7 +4997,7 @@ def _call_at(text: str, found: re.Match[str], known: Collection[str]) -> tuple[i
     if following and (read := _json_calls(text, following.end(), known)):
         return read
     if names["xml"]:
-        return None  # what it holds may begin with a mark of its own
+        return None  # its content may begin with another mark
     return _raw_code(text, start, known, "") if "python_tag" in found[0] else None
 
 
@@ -5370,7 +5370,7 @@ def _unescaped(code: str) -> str:
 
 
 def code_argument(arguments: Any) -> tuple[str, str]:
-    """(code, "") of an execute_code call, or ("", what is wrong with its arguments, for the model)."""
+    """(code, "") of an execute_code call, or ("", an error about its arguments for the model)."""
     if isinstance(arguments, str) and (read := read_arguments(arguments)) is not None:
         arguments = read
     if isinstance(arguments, dict):
@@ -5416,7 +5416,7 @@ def _leaf_text(text: str, stop_reason: str | None, usage: Mapping[str, int]) -> 
     return text
 
 
-# - sub-calls: what is asked for, and what must be in a prompt
+# - sub-calls: the form of their answers, and checks of their prompts
 
 _BARE_PROMPT = 400  # characters; a longer prompt holds more than a question
 
@@ -5440,7 +5440,7 @@ class SubcallForm(NamedTuple):
         return [{"type": "text", "text": text}, *self.images] if self.images else text
 
     def read(self, text: str) -> tuple[Any, list[str]]:
-        """The answer as Python data, and what is wrong with it."""
+        """The answer as Python data, and its problems."""
         assert self.schema is not None
         value = _json_in(text)
         if self.wrapped and not (isinstance(value, dict) and set(value) == {"answer"}):
@@ -5464,7 +5464,7 @@ _TYPE_NAMES = {
 
 
 def _subcall_schema(function: str, schema: Any) -> dict[str, Any] | None:
-    """The schema of a sub-call's answer; TypeError for what is none."""
+    """The schema of a sub-call's answer; TypeError if it is not a schema."""
     if schema is None:
         return None
     if isinstance(schema, str):
@@ -5651,7 +5651,7 @@ def use_of(context: Context) -> str:
 
 
 def _json_in(text: str) -> Any:
-    """The JSON value of an answer given as text, in a fence or not; the text itself if it is none."""
+    """The JSON value of an answer given as text, fenced or not; the text itself if it is not JSON."""
     blocks = [f.code for f in fences(text) if f.tag in ("json", "")]
     for candidate in [*blocks, text]:
         with contextlib.suppress(ValueError):
