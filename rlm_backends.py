@@ -922,15 +922,7 @@ def _adapter_class() -> type[Any]:
 
     from requests import Response
     from requests.adapters import HTTPAdapter
-    from urllib3.connection import HTTPConnection, HTTPSConnection
-    from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-    http: Any = type("PlainConnection", (TrackedConnection, HTTPConnection), {})
-    secure: Any = type("SecureConnection", (TrackedConnection, HTTPSConnection), {})
-    pools = {
-        "http": type("PlainPool", (HTTPConnectionPool,), {"ConnectionCls": http}),
-        "https": type("SecurePool", (HTTPSConnectionPool,), {"ConnectionCls": secure}),
-    }
     # A long silent answer must survive the idle limits of the network between.
     alive = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
     for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 60), ("TCP_KEEPCNT", 5)):
@@ -940,20 +932,13 @@ def _adapter_class() -> type[Any]:
     class Adapter(HTTPAdapter):
         pool: Any = None
 
-        def init_poolmanager(self, *args: Any, **options: Any) -> None:
-            options["socket_options"] = HTTPConnection.default_socket_options + alive
-            super().init_poolmanager(*args, **options)
-            self.poolmanager.pool_classes_by_scheme = pools
-
-        def proxy_manager_for(self, *args: Any, **options: Any) -> Any:
-            manager = super().proxy_manager_for(*args, **options)
-            manager.pool_classes_by_scheme = pools
-            return manager
-
         def get_connection_with_tls_context(self, *args: Any, **options: Any) -> Any:
-            """The connections to the one host that this adapter is for."""
+            """The connections to the one host that this adapter is for, directly or through a proxy."""
             if self.pool is None:
                 pool: Any = super().get_connection_with_tls_context(*args, **options)
+                kind = pool.ConnectionCls
+                pool.ConnectionCls = type("Connection", (TrackedConnection, kind), {})
+                pool.conn_kw["socket_options"] = [*kind.default_socket_options, *alive]
                 if pool.scheme == "https":
                     pool.conn_kw["ssl_context"] = _tls()
                 self.pool = pool
