@@ -936,11 +936,12 @@ def _adapter_class() -> type[Any]:
             """The connections to the one host that this adapter is for, directly or through a proxy."""
             if self.pool is None:
                 pool: Any = super().get_connection_with_tls_context(*args, **options)
-                kind = pool.ConnectionCls
-                pool.ConnectionCls = type("Connection", (TrackedConnection, kind), {})
-                pool.conn_kw["socket_options"] = [*kind.default_socket_options, *alive]
                 if pool.scheme == "https":
                     pool.conn_kw["ssl_context"] = _tls()
+                kind = pool.ConnectionCls
+                pool.conn_kw["socket_options"] = [*kind.default_socket_options, *alive]
+                if not issubclass(kind, TrackedConnection):  # as another thread has made it by now
+                    pool.ConnectionCls = type("Connection", (TrackedConnection, kind), {})
                 self.pool = pool
             return self.pool
 
@@ -1525,22 +1526,6 @@ def _dumps(value: Any) -> bytes:
 _JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
-class _Sent(dict[str, Any]):
-    """A message in a wire's form, with its JSON: a run sends it again with every turn."""
-
-    json: bytes
-
-
-def _encoded(body: Mapping[str, Any]) -> bytes:
-    """The JSON of a request, in which messages that were sent before are not encoded again."""
-    messages = body.get("messages", ())
-    if not any(isinstance(message, _Sent) for message in messages):
-        return _dumps(body)
-    parts = [message.json if isinstance(message, _Sent) else _dumps(message) for message in messages]
-    rest = _dumps({name: value for name, value in body.items() if name != "messages"})
-    return b"".join((rest[:-1], b',"messages":[', b",".join(parts), b"]}"))
-
-
 def _arguments(value: Any) -> dict[str, Any] | str:
     """A call's arguments as an object; as the text that came if they cannot be read as one."""
     if value is None:
@@ -1731,28 +1716,13 @@ def _alternating(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return made
 
 
-_MESSAGE = ("role", "content", "tool_calls", "tool_call_id", "name", "raw")
-
-
 def _openai_message(backend: HTTPBackend, message: Mapping[str, Any]) -> dict[str, Any]:
-    """One message in this wire's form; kept in a message that its sender makes notes in, as those of a run are."""
-    about = [backend.provider, backend.model, *map(message.get, _MESSAGE)]
-    if "_sent" in message and message["_sent"][0] == about:
-        kept: dict[str, Any] = message["_sent"][1]
-        return kept
     if message["role"] == "assistant":
-        made = _openai_assistant(backend, message)
-    elif message["role"] == "tool":
-        made = {"role": "tool", "tool_call_id": message["tool_call_id"], "content": _plain(message["content"])}
-        if "name" in backend.quirks:
-            made["name"] = message["name"]
-    else:
-        made = {"role": message["role"], "content": _openai_content(message["content"])}
-    if "_tokens" in message and isinstance(message, dict) and isinstance(message["content"], str):
-        made = _Sent(made)
-        made.json = _dumps(made)
-        message["_sent"] = (about, made)
-    return made
+        return _openai_assistant(backend, message)
+    if message["role"] != "tool":
+        return {"role": message["role"], "content": _openai_content(message["content"])}
+    name = {"name": message["name"]} if "name" in backend.quirks else {}
+    return {"role": "tool", "tool_call_id": message["tool_call_id"], "content": _plain(message["content"]), **name}
 
 
 def _openai_content(content: Any) -> str | list[dict[str, Any]]:
@@ -2882,7 +2852,7 @@ def _live(backend: HTTPBackend, ask: Request, state: CallState, on_text: Callabl
     link = _link(backend.base_url, backend._how.max_parallel)
     while True:
         url, headers, body = backend._request(ask)
-        request = url, headers, _encoded(body)
+        request = url, headers, _dumps(body)
 
         def send(request: tuple[str, dict[str, str], bytes] = request) -> ResponseBuilder:
             builder = _WIRES[backend.wire].builder(backend, on_text)

@@ -223,7 +223,7 @@ def sent_again(backend: Any, reply: Reply) -> dict[str, Any]:
         {"role": "tool", "tool_call_id": call["id"], "name": call["name"], "content": "3"} for call in reply.tool_calls
     ]
     sent: dict[str, Any] = backend.dry_run([*ASK, turn, *results], tools=[ADD])[2]
-    assert rlm_backends._encoded(sent)
+    assert rlm_backends._dumps(sent)
     return sent
 
 
