@@ -813,9 +813,9 @@ _here = threading.local()  # .state: the call that this thread is sending
 
 def _forget_after_fork() -> None:
     """The watching thread, the connections and whoever holds a lock are the parent's."""
-    global _watch, _learning, _pending_lock, _serving
+    global _watch, _learning, _serving
     _watch = CancelWatcher()
-    _learning, _pending_lock, _serving = threading.Lock(), threading.Lock(), threading.Lock()
+    _learning, _serving = threading.Lock(), threading.Lock()
     _links.clear()
     _pending.clear()
     _programs.clear()
@@ -980,52 +980,90 @@ def _tls() -> Any:
     return context
 
 
-class AdaptiveLimiter:
-    """How many calls may be under way at once: half as many after a 429, slowly more again after answers."""
+class CallQueue:
+    """Something that several calls share. Each waits in turn until its part is free."""
 
-    def __init__(self, width: int) -> None:
-        self.width = self.limit = float(max(1, width))
+    def __init__(self, size: int) -> None:
+        self.size = size
         self.busy = 0
-        self.answered = 0
-        self.opens_at = 0.0
         self.lock = threading.Lock()
         self.queue: deque[CallState] = deque()
 
-    def enter(self, state: CallState, *, again: bool) -> None:
-        """Wait for a place; who has been turned away before is let in first."""
-        first = again
-        while True:
-            with self.lock:
-                pause = self.opens_at - time.monotonic()
-                if pause <= 0 and self.busy < int(self.limit) and (first or not self.queue):
-                    self.busy += 1
-                    return
-                (self.queue.appendleft if first else self.queue.append)(state)
-            first, queued = True, True
-            try:
-                state.sleep(pause if pause > 0 else None)
-                queued = False
-            finally:
-                with self.lock:
-                    if state in self.queue:
-                        self.queue.remove(state)
-                    elif queued:
-                        self._wake()  # the place that it was woken for is the next one's
+    @property
+    def free(self) -> int:
+        return self.size - self.busy
 
-    def leave(self, *, answered: bool) -> None:
+    def pause(self) -> float | None:
+        """Seconds until it is worth looking again though nobody has left; None if there is no such time."""
+        return None
+
+    def enter(self, state: CallState, amount: int = 1, *, first: bool = False) -> None:
+        """Wait until `amount` is free and take it; `first` goes before the others that wait."""
         with self.lock:
-            self.busy -= 1
-            if answered:
-                self.answered += 1
-                self.limit = min(self.width, self.limit + 1 / self.limit)
-            self._wake()
+            (self.queue.appendleft if first else self.queue.append)(state)
+        try:
+            while not self._take(state, amount):
+                state.sleep(self.pause())
+        except BaseException:
+            with self.lock:
+                if state in self.queue:
+                    self.queue.remove(state)
+                self._wake_next()
+            raise
 
-    def _wake(self) -> None:
-        for _ in range(min(len(self.queue), int(self.limit) - self.busy)):
-            self.queue.popleft().wake.set()
+    def leave(self, amount: int = 1) -> None:
+        with self.lock:
+            self.busy -= amount
+            self._wake_next()
+
+    @contextlib.contextmanager
+    def reserve(self, state: CallState, amount: int = 1) -> Iterator[None]:
+        """Hold `amount` for a while. One call alone always fits."""
+        amount = min(amount, self.size)
+        self.enter(state, amount)
+        try:
+            yield
+        finally:
+            self.leave(amount)
+
+    def _take(self, state: CallState, amount: int) -> bool:
+        with self.lock:
+            if self.queue[0] is not state or self.free < amount:
+                return False
+            self.queue.popleft()
+            self.busy += amount
+            self._wake_next()
+            return True
+
+    def _wake_next(self) -> None:
+        if self.queue:
+            self.queue[0].wake.set()
+
+
+class AdaptiveLimiter(CallQueue):
+    """How many calls may run at once: half as many after a 429, slowly more again after answers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(max(1, width))
+        self.limit = float(self.size)
+        self.answered = 0
+        self.opens_at = 0.0
+
+    @property
+    def free(self) -> int:
+        return int(self.limit) - self.busy if time.monotonic() >= self.opens_at else 0
+
+    def pause(self) -> float | None:
+        left = self.opens_at - time.monotonic()
+        return left if left > 0 else None
+
+    def count_answer(self) -> None:
+        with self.lock:
+            self.answered += 1
+            self.limit = min(self.size, self.limit + 1 / self.limit)
 
     def throttle(self, seconds: float) -> None:
-        """The provider has had too much: let nobody in for a while, then half as many."""
+        """The provider is overloaded: let nobody in for so long, then half as many."""
         with self.lock:
             now = time.monotonic()
             if now >= self.opens_at:
@@ -2385,11 +2423,11 @@ def with_retries(state: CallState, gate: AdaptiveLimiter, max_retries: int, send
     idle_closed = False
     while True:
         attempt += 1
-        gate.enter(state, again=attempt > 1)
-        before, answered = gate.answered, False
+        gate.enter(state, first=attempt > 1)
+        before = gate.answered
         try:
             result = send()
-            answered = True
+            gate.count_answer()
             return result, attempt
         except BackendError as error:
             failure = error
@@ -2402,7 +2440,7 @@ def with_retries(state: CallState, gate: AdaptiveLimiter, max_retries: int, send
             if error.retryable and (error.code == "rate" or error.status in (503, 529)):
                 gate.throttle(min(wait, LONGEST_WAIT))
         finally:
-            gate.leave(answered=answered)
+            gate.leave()
         exhausted = failures > max_retries or attempt >= max(MOST_ATTEMPTS, max_retries + 1)
         late = state.deadline is not None and time.monotonic() + wait >= state.deadline
         if not failure.retryable or exhausted or late or wait > LONGEST_WAIT:
@@ -3112,68 +3150,38 @@ def _cache_folder(cache: bool | str, env: _Environ) -> str | None:
     return os.path.join(env.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "rlm") if cache else None
 
 
-class _Pending:
-    """A question that has been asked and not been answered yet, and who else waits for the answer."""
-
-    def __init__(self) -> None:
-        self.waiting: list[CallState] = []
-        self.reply: Reply | None = None
-        self.error: BackendError | None = None
-        self.done = False
-
-
-_pending: dict[str, _Pending] = {}
-_pending_lock = threading.Lock()
+_pending: dict[str, CallQueue] = {}  # by the path of the answer: who asks, and who waits for the same
 
 
 def _cached(backend: HTTPBackend, ask: Request, state: CallState, on_text: Callable[[str], None] | None) -> Reply:
-    """The answer from disk or from whoever is asking the same right now, else a live one, kept for the next."""
+    """The answer from disk, which another call may be about to write, else a live one, kept for the next."""
     body = backend._request(ask._replace(max_tokens=None, stream=False))[2]
     params = {**(ask.defaults or {}), **(ask.params or {})}  # also those that this wire leaves out
     name = _digest([backend.provider, backend.base_url, backend.model, body, *([params] if params else [])])
     path = os.path.join(backend._how.cache or "", f"{name}.json")
-    while True:
-        if reply := _read_reply(path):
-            return from_cache(reply, on_text)
-        with _pending_lock:
-            mine = _Pending()
-            pending = _pending.setdefault(path, mine)
-            if pending is not mine:
-                pending.waiting.append(state)
-        if pending is mine:
-            return _lead(backend, ask, state, on_text, path, pending)
-        while not pending.done:
-            state.sleep(None)
-        if pending.reply is not None and _is_whole(pending.reply):
-            return from_cache(pending.reply, on_text)
-        if pending.error is not None and pending.error.code not in ("cancelled", "timeout"):
-            raise copy.copy(pending.error)
+    if reply := _read_reply(path):
+        return from_cache(reply, on_text)
+    is_first = path not in _pending
+    with _pending.setdefault(path, CallQueue(1)).reserve(state):
+        try:
+            if reply := _read_reply(path):
+                return from_cache(reply, on_text)
+            if is_first:
+                return _kept(backend, ask, state, on_text, path)
+        finally:
+            _pending.pop(path, None)
+    return _kept(backend, ask, state, on_text, path)
 
 
-def _lead(
-    backend: HTTPBackend,
-    ask: Request,
-    state: CallState,
-    on_text: Callable[[str], None] | None,
-    path: str,
-    pending: _Pending,
+def _kept(
+    backend: HTTPBackend, ask: Request, state: CallState, on_text: Callable[[str], None] | None, path: str
 ) -> Reply:
-    """A live answer, for all who wait for it."""
-    try:
-        _check_cache(os.path.dirname(path))
-        reply = pending.reply = _live(backend, ask, state, on_text)
-        if _is_whole(reply):
-            _write_reply(path, reply)
-        return reply
-    except BackendError as error:
-        pending.error = error
-        raise
-    finally:
-        with _pending_lock:
-            del _pending[path]
-            pending.done = True
-            for waiting in pending.waiting:
-                waiting.wake.set()
+    """A live answer, written to disk if it is whole."""
+    _check_cache(os.path.dirname(path))
+    reply = _live(backend, ask, state, on_text)
+    if _is_whole(reply):
+        _write_reply(path, reply)
+    return reply
 
 
 def _is_whole(reply: Reply) -> bool:
@@ -3248,58 +3256,14 @@ _PROMPT_CACHE_MIB = 2048  # of prompts whose slot has been given to another
 _LONGEST_CONTEXT = 32_768  # of a model that could take more: its memory is taken at once
 
 
-_ANSWER_ROOM = 1024  # tokens that an answer is thought to take, if its limit is not lower
-
-
-class _SharedWindow:
-    """The one context that the calls to a served model share: what they have reserved fits into it."""
-
-    def __init__(self, tokens: int) -> None:
-        self.size = self.free = tokens
-        self.queue: deque[CallState] = deque()
-        self.lock = threading.Lock()
-
-    @contextlib.contextmanager
-    def reserve(self, state: CallState, tokens: int) -> Iterator[None]:
-        """Wait, in turn, until so many tokens are free, and hold them. One call alone always fits."""
-        tokens = min(tokens, self.size)
-        with self.lock:
-            self.queue.append(state)
-        try:
-            while not self._take(state, tokens):
-                state.sleep(None)
-        except BaseException:
-            with self.lock:
-                if state in self.queue:
-                    self.queue.remove(state)
-                self._wake()
-            raise
-        try:
-            yield
-        finally:
-            with self.lock:
-                self.free += tokens
-                self._wake()
-
-    def _take(self, state: CallState, tokens: int) -> bool:
-        with self.lock:
-            if self.queue[0] is not state or self.free < tokens:
-                return False
-            self.queue.popleft()
-            self.free -= tokens
-            self._wake()
-            return True
-
-    def _wake(self) -> None:
-        if self.queue:
-            self.queue[0].wake.set()
+_ANSWER_ROOM = 1024  # tokens that an answer is expected to take, if its limit is not lower
 
 
 class _Served(NamedTuple):
     process: Any
     url: str
     key: _Secret
-    shared: _SharedWindow
+    shared: CallQueue  # tokens of the one context that the calls share
 
 
 _served: dict[str, _Served] = {}
@@ -3367,7 +3331,7 @@ class _LocalModel(HTTPBackend):
             asking.start()
             try:
                 self._wait_for(response, state)
-                return _Served(process, from_json(response[0])["url"], key, _SharedWindow(self._context))
+                return _Served(process, from_json(response[0])["url"], key, CallQueue(self._context))
             except BaseException as error:
                 process.kill()
                 asking.join()
