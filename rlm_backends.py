@@ -78,7 +78,7 @@ class BackendError(RuntimeError):
         self,
         message: str,
         *,
-        code: str,
+        code: str = "",  # optional for pickle, which sets it afterwards
         provider: str = "",
         status: int | None = None,
         hint: str = "",
@@ -98,15 +98,6 @@ class BackendError(RuntimeError):
         self.retryable = retryable
         self.retry_after = retry_after
         self.idle_closed = False
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild_error, (self.message, self.__dict__)
-
-
-def _rebuild_error(message: str, state: dict[str, Any]) -> BackendError:
-    error = BackendError(message, code=state["code"])
-    error.__dict__.update(state)
-    return error
 
 
 class Reply(NamedTuple):
@@ -749,6 +740,12 @@ class CallState:
             message = f"the server sent nothing for {self.timeout:g} s"
             raise BackendError(message, code="timeout", provider=self.provider, retryable=True)
 
+    def pause(self, seconds: float) -> None:
+        """Wait so long, whatever sets `wake` in the meantime; raise if the call is over."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self.sleep(left)
+
     def sleep(self, seconds: float | None) -> None:
         """Wait until `wake` is set, at most so long; raise if the call is over."""
         self.quiet_until = None
@@ -1241,23 +1238,30 @@ def _innermost(problem: BaseException) -> BaseException:
 def _chunks(state: CallState, response: Any, url: str) -> Iterator[bytes]:
     """The body as it arrives, decompressed."""
     total = 0
-    while True:
-        problem: BaseException | None = None
-        data = b""
-        try:
-            # read1 hands on what has arrived in every framing; iter_content holds close-delimited bodies back.
-            data = response.raw.read1(65536, decode_content=True)
-        except BaseException as error:
-            problem = error
-        if problem is not None:
-            raise _transport_error(problem, state, url)
-        state.check()
+    while data := _next_chunk(state, response, url, 65536):
         total += len(data)
         if total > BODY_LIMIT:
             raise BackendError(f"the answer is larger than {BODY_LIMIT >> 20} MB", code="protocol")
-        if not data:
-            return
         yield data
+
+
+def _next_chunk(state: CallState, response: Any, url: str, size: int) -> bytes:
+    data, problem = b"", None
+    try:
+        # read1 hands on what has arrived in every framing; iter_content holds close-delimited bodies back.
+        data = response.raw.read1(size, decode_content=True)
+    except BaseException as error:
+        problem = error
+    if problem is not None:
+        raise _transport_error(problem, state, url)
+    state.check()
+    return data
+
+
+def _release(response: Any) -> None:
+    """Close the response; its connection is not used again."""
+    response.raw.close()
+    response.raw.release_conn()
 
 
 def _gathered(chunks: Iterator[bytes], enough: int = BODY_LIMIT) -> bytearray:
@@ -1490,13 +1494,6 @@ def _with_others(body: dict[str, Any], others: Mapping[str, Any]) -> dict[str, A
     return body
 
 
-class _Text(list[str]):
-    """A text as it grows: adding to a str would copy it each time."""
-
-    def text(self) -> str:
-        return "".join(self)
-
-
 class ResponseBuilder:
     """An answer as it grows out of a body or of a stream's events. Each wire fills it in its own way."""
 
@@ -1546,7 +1543,7 @@ class ResponseBuilder:
 
     def feed_body(self, body: Mapping[str, Any]) -> None:
         """Take in a body that is the answer."""
-        raise NotImplementedError
+        self.feed_event(body)
 
     def feed_event(self, body: Mapping[str, Any]) -> None:
         """Take in an event of a stream."""
@@ -1625,6 +1622,10 @@ def token_count(usage: Any, *path: str) -> int:
     for name in path:
         usage = usage.get(name) if isinstance(usage, dict) else None
     return max(0, int(usage)) if isinstance(usage, (int, float)) and usage == usage and abs(usage) < 1e15 else 0
+
+
+def _usage(into: int, out: int, cached: int = 0, cache_write: int = 0, reasoning: int = 0) -> dict[str, Any]:
+    return {"input": into, "output": out, "cached": cached, "cache_write": cache_write, "reasoning": reasoning}
 
 
 def _parts(content: Any) -> list[dict[str, Any]]:
@@ -1859,7 +1860,7 @@ class _OpenAIBuilder(ResponseBuilder):
         if call is None and index is None and not id_ and self.calls:
             call = self.calls[-1]
         if call is None or (id_ and call["id"] and id_ != call["id"]):
-            call = {"index": index, "id": id_, "name": "", "arguments": _Text(), "extra": {}}
+            call = {"index": index, "id": id_, "name": "", "arguments": [], "extra": {}}
             self.add_call(call)
         call["id"] = call["id"] or id_
         call["name"] = call["name"] or function.get("name") or ""
@@ -1872,27 +1873,21 @@ class _OpenAIBuilder(ResponseBuilder):
 
     def read_usage(self, usage: Mapping[str, Any], timings: Any) -> None:
         into, out = token_count(usage, "prompt_tokens"), token_count(usage, "completion_tokens")
-        total = token_count(usage, "total_tokens")
-        cached = token_count(usage, "prompt_tokens_details", "cached_tokens") or token_count(
-            usage, "prompt_cache_hit_tokens"
+        out = max(out, token_count(usage, "total_tokens") - into)  # some count reasoning in the total only
+        details = "prompt_tokens_details"
+        cached = token_count(usage, details, "cached_tokens") or token_count(usage, "prompt_cache_hit_tokens")
+        cached = min(cached or token_count(timings, "cache_n"), into)  # the last is llama.cpp's
+        written = min(token_count(usage, details, "cache_write_tokens"), into - cached)
+        self.usage = _usage(
+            into, out, cached, written, token_count(usage, "completion_tokens_details", "reasoning_tokens")
         )
-        cached = cached or token_count(timings, "cache_n")  # of llama.cpp
-        self.usage = {
-            "input": into,
-            "output": max(out, total - into),  # some count reasoning in the total only
-            "cached": min(cached, into),
-            "cache_write": min(
-                token_count(usage, "prompt_tokens_details", "cache_write_tokens"), into - min(cached, into)
-            ),
-            "reasoning": token_count(usage, "completion_tokens_details", "reasoning_tokens"),
-        }
         cost = usage.get("cost")
         if isinstance(cost, (int, float)) and not isinstance(cost, bool) and 0 <= cost < 1e15:
             self.cost = float(cost)
 
     def finish(self) -> None:
         for call in self.calls:
-            call["arguments"] = call["arguments"].text()
+            call["arguments"] = "".join(call["arguments"])
         self.stop = self.stop or _OPENAI_STOPS.get(self.reason or "", "tool_calls" if self.calls else "stop")
         fields: dict[str, Any] = {}
         if "reasoning" in self.backend.quirks and self.thoughts and self.calls:
@@ -2041,7 +2036,7 @@ class _AnthropicBuilder(ResponseBuilder):
     def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
         super().__init__(backend, on_text)
         self.blocks: dict[int, dict[str, Any]] = {}
-        self.growing: dict[tuple[int, str], _Text] = {}  # fields of the blocks
+        self.growing: dict[tuple[int, str], list[str]] = {}  # fields of the blocks
         self.counts: dict[str, Any] = {}
 
     def feed_body(self, body: Mapping[str, Any]) -> None:
@@ -2082,13 +2077,13 @@ class _AnthropicBuilder(ResponseBuilder):
         self.began = True
         field, piece = _ANTHROPIC_DELTAS.get(str(delta.get("type")), ("", ""))
         if field:
-            self.growing.setdefault((index, field), _Text()).append(str(delta.get(piece) or ""))
+            self.growing.setdefault((index, field), []).append(str(delta.get(piece) or ""))
         if field == "text":
             self.append_text(delta.get("text"))
 
     def finish(self) -> None:
         for (index, field), text in self.growing.items():
-            self.blocks[index][field] = (self.blocks[index].get(field) or "") + text.text()
+            self.blocks[index][field] = "".join([self.blocks[index].get(field) or "", *text])
         blocks = [block for _, block in sorted(self.blocks.items()) if isinstance(block.get("type"), str)]
         for block in blocks:
             if block.get("type") == "tool_use":
@@ -2102,19 +2097,19 @@ class _AnthropicBuilder(ResponseBuilder):
             self.raw = {"content": [_replayable(block) for block in blocks if block.get("text", "x").strip()]}
         self.stop = _ANTHROPIC_STOPS.get(self.stop, "tool_calls" if self.calls else "stop")
         if self.counts:
-            self.read_usage()
+            self.usage = _anthropic_usage(self.counts)
 
-    def read_usage(self) -> None:
-        read = token_count(self.counts, "cache_read_input_tokens")
-        written = token_count(self.counts, "cache_creation_input_tokens")
-        details = self.counts.get("output_tokens_details")
-        self.usage = {
-            "input": token_count(self.counts, "input_tokens") + read + written,
-            "output": token_count(self.counts, "output_tokens"),
-            "cached": read,
-            "cache_write": written,
-            "reasoning": token_count(details, "thinking_tokens") or token_count(details, "reasoning_tokens"),
-        }
+
+def _anthropic_usage(counts: Any) -> dict[str, Any]:
+    read, written = token_count(counts, "cache_read_input_tokens"), token_count(counts, "cache_creation_input_tokens")
+    reasoning = ("thinking_tokens", "reasoning_tokens")
+    return _usage(
+        token_count(counts, "input_tokens") + read + written,
+        token_count(counts, "output_tokens"),
+        read,
+        written,
+        next(filter(None, (token_count(counts, "output_tokens_details", name) for name in reasoning)), 0),
+    )
 
 
 def _replayable(block: Mapping[str, Any]) -> dict[str, Any]:
@@ -2217,11 +2212,8 @@ class _GeminiBuilder(ResponseBuilder):
     def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
         super().__init__(backend, on_text)
         self.parts: list[dict[str, Any]] = []
-        self.texts: list[_Text] = []  # of the parts
+        self.texts: list[list[str]] = []  # of the parts
         self.reason = ""
-
-    def feed_body(self, body: Mapping[str, Any]) -> None:
-        self.feed_event(body)
 
     def feed_event(self, body: Mapping[str, Any]) -> None:
         self.model = str(body.get("modelVersion") or self.model)
@@ -2254,22 +2246,21 @@ class _GeminiBuilder(ResponseBuilder):
             self.texts[-1].append("" + part["text"])
         else:
             self.parts.append(self.keep(dict(part)))
-            self.texts.append(_Text([str(part.get("text") or "")]))
+            self.texts.append([str(part.get("text") or "")])
 
     def read_usage(self, usage: Mapping[str, Any]) -> None:
         thoughts = token_count(usage, "thoughtsTokenCount")
-        self.usage = {
-            "input": token_count(usage, "promptTokenCount") + token_count(usage, "toolUsePromptTokenCount"),
-            "output": token_count(usage, "candidatesTokenCount") + thoughts,
-            "cached": token_count(usage, "cachedContentTokenCount"),
-            "cache_write": 0,
-            "reasoning": thoughts,
-        }
+        self.usage = _usage(
+            token_count(usage, "promptTokenCount") + token_count(usage, "toolUsePromptTokenCount"),
+            token_count(usage, "candidatesTokenCount") + thoughts,
+            token_count(usage, "cachedContentTokenCount"),
+            reasoning=thoughts,
+        )
 
     def finish(self) -> None:
         for part, text in zip(self.parts, self.texts):
             if "text" in part:
-                part["text"] = text.text()
+                part["text"] = "".join(text)
         if self.reason == "MAX_TOKENS":
             self.stop = "length"
         elif self.reason in _GEMINI_FILTERS:
@@ -2417,12 +2408,22 @@ def _tidy(text: str, secret: str) -> str:
 # --- the retries ------------------------------------------------------------------------------------------------
 
 
-def with_retries(state: CallState, gate: AdaptiveLimiter, max_retries: int, send: Callable[[], Any]) -> tuple[Any, int]:
-    """What `send` returns, and at which attempt, after as many attempts as its failures and the deadline allow."""
+def with_retries(
+    state: CallState,
+    gate: AdaptiveLimiter,
+    max_retries: int,
+    send: Callable[[], Any],
+    progress: Callable[[], int] = lambda: 0,
+) -> tuple[Any, int]:
+    """What `send` returns, and at which attempt, after as many attempts as its failures and the deadline allow.
+
+    `progress` tells how much the attempts have brought together: after one that has brought more, counting begins anew.
+    """
     attempt = failures = 0
     idle_closed = False
     while True:
         attempt += 1
+        brought = progress()
         gate.enter(state, first=attempt > 1)
         before = gate.answered
         try:
@@ -2436,6 +2437,8 @@ def with_retries(state: CallState, gate: AdaptiveLimiter, max_retries: int, send
             queued = error.code == "rate" and gate.answered > before
             failures += not queued and (idle_closed or not error.idle_closed)
             idle_closed = error.idle_closed
+            if progress() > brought:
+                attempt = failures = 1
             wait = backoff(error, failures)
             if error.retryable and (error.code == "rate" or error.status in (503, 529)):
                 gate.throttle(min(wait, LONGEST_WAIT))
@@ -2445,9 +2448,7 @@ def with_retries(state: CallState, gate: AdaptiveLimiter, max_retries: int, send
         late = state.deadline is not None and time.monotonic() + wait >= state.deadline
         if not failure.retryable or exhausted or late or wait > LONGEST_WAIT:
             raise failure
-        until = time.monotonic() + wait
-        while (left := until - time.monotonic()) > 0:
-            state.sleep(left)
+        state.pause(wait)
 
 
 def backoff(error: BackendError, failures: int) -> float:
@@ -2868,8 +2869,7 @@ class HTTPBackend:
                 if len(body) > INSPECT_LIMIT:
                     raise ValueError("too long")
         finally:
-            response.raw.close()
-            response.raw.release_conn()
+            _release(response)
         return from_json(bytes(body))
 
 
@@ -2913,7 +2913,7 @@ def _reply(backend: HTTPBackend, builder: ResponseBuilder, ask: Request, attempt
     usage: dict[str, Any] | None = builder.usage
     if usage is None or not (usage["input"] or usage["output"]):
         into, out = estimate_tokens(ask.messages, ask.tools), estimate_tokens([{"content": text, "tool_calls": calls}])
-        usage = {"input": into, "output": out, "cached": 0, "cache_write": 0, "reasoning": 0, "estimated": True}
+        usage = {**_usage(into, out), "estimated": True}
     cost = builder.cost
     if cost is None:
         cost = cost_of(backend.model, usage, backend._how.prices, backend.provider)
@@ -3008,7 +3008,8 @@ def connect(
     for known, price in (prices or {}).items():
         _as_price(known, price)
     how = BackendOptions(max_retries, max_parallel, prices, _cache_folder(cache, env), timeout)
-    by_name = base_url is None and backend in ("auto", "litellm")
+    backend = "auto" if backend == "litellm" else backend
+    by_name = base_url is None and backend == "auto"
     if model and model.startswith("cli:") and by_name:
         return _agent_backend(model, env, how)
     if model and model.startswith("hf:") and by_name:
@@ -3039,14 +3040,14 @@ def _connected(
             return made._sibling(other_name)
         return _connected(other, other_name, backend, None, None, env, how)
 
-    if backend in ("auto", "litellm") and base_url is None:
+    if backend == "auto" and base_url is None:
         made._reconnect = reconnect
     return made
 
 
 def _choose(model: str | None, backend: str, base_url: str | None, env: _Environ) -> tuple[Provider, str]:
     """Whose model it is, and its name there."""
-    if backend not in ("auto", "litellm"):
+    if backend != "auto":
         row = _provider(backend)
         name = model or _DEFAULTS.get(row.id, "")
         if not name:
@@ -3193,8 +3194,7 @@ def from_cache(reply: Reply, on_text: Callable[[str], None] | None) -> Reply:
     """An answer given before: it costs nothing now."""
     if on_text and reply.text:
         on_text(reply.text)
-    nothing = dict.fromkeys(("input", "output", "cached", "cache_write", "reasoning"), 0)
-    return reply._replace(usage=nothing, cost_usd=0.0, attempts=0)
+    return reply._replace(usage=_usage(0, 0), cost_usd=0.0, attempts=0)
 
 
 def _read_reply(path: str) -> Reply | None:
@@ -3698,20 +3698,10 @@ class _Hub:
 
     def _with_retries(self, state: CallState, ask: Callable[[], Any], progress: Callable[[], int] = lambda: 0) -> Any:
         """What `ask` returns, after as many attempts as bring something, and a few that do not."""
-        failures, before = 0, progress()
-        while True:
-            try:
-                return ask()
-            except BackendError as error:
-                failure = error
-            failures = 1 if progress() > before else failures + (not failure.idle_closed)
-            before = progress()
-            wait = backoff(failure, failures)
-            if not failure.retryable or failures > _HUB_TRIES or wait > LONGEST_WAIT:
-                raise self._with_next_step(failure, before)
-            until = time.monotonic() + wait
-            while (left := until - time.monotonic()) > 0:
-                state.sleep(left)
+        try:
+            return with_retries(state, AdaptiveLimiter(1), _HUB_TRIES, ask, progress)[0]
+        except BackendError as error:
+            raise self._with_next_step(error, progress()) from None
 
     def _with_next_step(self, failure: BackendError, part: int) -> BackendError:
         """The error, with what can be done with what is on the disk."""
@@ -3747,22 +3737,12 @@ class _Hub:
     def _pieces(self, state: CallState, response: Any, url: str, file: _HubFile, total: int) -> Iterator[bytes]:
         """The body as it comes, with words on how far it is; BackendError if it is longer than it should be."""
         began, shown, start, name = time.monotonic(), 0.0, total, os.path.basename(file.path)
-        while True:
-            problem, data = None, b""
-            try:
-                data = response.raw.read1(PIECE, decode_content=False)
-            except BaseException as error:
-                problem = error
-            if problem is not None:
-                raise _transport_error(problem, state, url)
-            state.check()
+        while data := _next_chunk(state, response, url, PIECE):
             state.touch()
             total += len(data)
             if total > file.size:
                 message = f"the hub sends more of {file.path!r} than the {file.size:,} bytes that it has"
                 raise BackendError(message, code="protocol", hint="is a proxy in the way? run it again")
-            if not data:
-                return
             yield data
             if (now := time.monotonic()) - shown > 0.5:
                 shown, rate = now, (total - start) / max(now - began, 0.001) / 1e6
@@ -3785,8 +3765,7 @@ class _Hub:
                     return
                 location = urljoin(url, response.headers.get("location", ""))
             finally:
-                response.raw.close()
-                response.raw.release_conn()
+                _release(response)
             parts = urlsplit(location)
             downgrade = url.startswith("https:") and parts.scheme != "https"
             if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or downgrade:
@@ -3947,22 +3926,14 @@ def _require_text(value: Any) -> str:
 def _parse_claude(stdout: str) -> _Output:
     """The object of `claude -p --output-format json`."""
     body = from_json(stdout)
-    text, usage = _require_text(body["result"]), body.get("usage")
+    text = _require_text(body["result"])
     if body.get("is_error"):
         return _Output(error=text)
-    cached, written = token_count(usage, "cache_read_input_tokens"), token_count(usage, "cache_creation_input_tokens")
-    counts = {
-        "input": token_count(usage, "input_tokens") + cached + written,
-        "output": token_count(usage, "output_tokens"),
-        "cached": cached,
-        "cache_write": written,
-        "reasoning": 0,
-    }
     cost = body.get("total_cost_usd")
     known = isinstance(cost, (int, float)) and 0 <= cost < 1e6
     models = body.get("modelUsage")
     model = next(iter(models), "") if isinstance(models, dict) else ""
-    return _Output(text, usage=counts, cost_usd=float(cost) if known else None, model=model)
+    return _Output(text, "", _anthropic_usage(body.get("usage")), float(cost) if known else None, model)
 
 
 def _parse_codex(stdout: str) -> _Output:
@@ -3975,9 +3946,8 @@ def _parse_codex(stdout: str) -> _Output:
             output = output._replace(text=_require_text(item["text"]))
         elif event["type"] == "turn.completed":
             usage = event.get("usage")
-            names = {"input": "input", "output": "output", "cached": "cached_input", "cache_write": "cache_write_input"}
-            counts = {name: token_count(usage, f"{theirs}_tokens") for name, theirs in names.items()}
-            output = output._replace(usage={**counts, "reasoning": token_count(usage, "reasoning_output_tokens")})
+            names = ("input", "output", "cached_input", "cache_write_input", "reasoning_output")
+            output = output._replace(usage=_usage(*(token_count(usage, f"{name}_tokens") for name in names)))
         elif event["type"] in ("error", "turn.failed"):
             output = output._replace(error=str((event.get("error") or event)["message"]))
     return output if output.text is None or output.usage is None else output._replace(error="")
@@ -3994,13 +3964,9 @@ def _parse_gemini(stdout: str) -> _Output:
     def total(*names: str) -> int:
         return sum(token_count(entry, name) for entry in tokens for name in names)
 
-    usage = {
-        "input": total("prompt", "tool"),
-        "output": total("candidates", "thoughts"),
-        "cached": total("cached"),
-        "cache_write": 0,
-        "reasoning": total("thoughts"),
-    }
+    usage = _usage(
+        total("prompt", "tool"), total("candidates", "thoughts"), total("cached"), reasoning=total("thoughts")
+    )
     return _Output(_require_text(body["response"]), usage=usage if tokens else None, model=next(iter(models), ""))
 
 
@@ -4325,8 +4291,7 @@ def post(
         try:
             body = bytes(_gathered(_until(complete, _chunks(state, response, url))))
         finally:
-            response.raw.close()
-            response.raw.release_conn()
+            _release(response)
         status = response.status_code
         last.append((status, {name.lower(): value for name, value in response.headers.items()}, body))
         if status in _RETRIED or status >= 500:
