@@ -2,16 +2,17 @@
 # requires-python = ">=3.10"
 # dependencies = ["requests>=2.32", "urllib3>=2.3"]
 # ///
-"""A model behind HTTP: three wire formats, some 200 providers, and what it takes to get one answer safely.
+"""Calls a model over HTTP: three wire formats, some 200 providers, with retries, deadlines and prices.
 
     backend = connect("claude-opus-5-5")                        # or "groq/llama-3.3-70b-versatile", "ollama/qwen3" …
     reply = backend.complete([{"role": "user", "content": "hello"}], on_text=print)
 
 Covered: OpenAI chat completions and its many dialects, Anthropic messages, Gemini; text, parallel tool calls, images,
-streaming, usage, prices; retries, a deadline, cancelling, rate limits, caching; keys that go to their own host only.
+streaming, usage, prices; retries, a deadline, cancelling, rate limits, caching. A key is sent to its own host only.
 Not covered: OpenAI responses, SigV4 and OAuth sign-in (Bedrock and Vertex native), audio, embeddings, batches.
 
-Imports nothing of ours: this file can be taken alone.
+Reads from top to bottom: the public part, a backend and its retries, the wires, connections, local models, coding
+agents, and at the end the tables of models and providers. Imports no other module of the project: it works alone.
 """
 
 from __future__ import annotations
@@ -56,23 +57,23 @@ __all__ = [
 DEFAULT_MODEL = "gpt-4o-mini"
 
 CONNECT_TIMEOUT = 10.0
-LONGEST_WAIT = 120.0  # a server that asks for more than this is not waited for
-MOST_ATTEMPTS = 10  # of one call, however patient `max_retries` is
+LONGEST_WAIT = 120.0  # seconds: if a server asks for a longer wait, the call fails
+MOST_ATTEMPTS = 10  # of one call, however large `max_retries` is
 BODY_LIMIT = 32 << 20
-ERROR_LIMIT = 1 << 18  # bytes of a refusal that are read: it is for people
-MOST_CALLS = 128  # tool calls that are taken from one answer
-PIECE = 1 << 20  # of a request: the server has taken one whenever the next can be sent
+ERROR_LIMIT = 1 << 18  # bytes of an error body that are read
+MOST_CALLS = 128  # tool calls per answer; further ones are dropped
+PIECE = 1 << 20  # bytes of a request sent at a time: each one sent restarts the idle timeout
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-INSPECT_TIME = 2.0  # seconds that a local server has to describe its model
+INSPECT_TIME = 2.0  # seconds for a local server to describe its model
 INSPECT_LIMIT = 1 << 20
-TICK = 0.02  # how often what may end a call is looked at
+TICK = 0.02  # seconds between polls of what may end a call
 
 
 # --- what a caller gets -----------------------------------------------------------------------------------------
 
 
 class BackendError(RuntimeError):
-    """A call that brought no answer. `code` says in a word why, `partial` has the text that had come by then."""
+    """A call that failed. `code` names the reason in one word, `partial` holds the text received before the failure."""
 
     def __init__(
         self,
@@ -101,11 +102,11 @@ class BackendError(RuntimeError):
 
 
 class Reply(NamedTuple):
-    """One answer. `stop_reason`: stop, length, tool_calls, refusal, content_filter or pause.
+    """A model's answer. `stop_reason`: stop, length, tool_calls, refusal, content_filter or pause.
 
     `usage` counts the whole prompt as `input` (of it `cached` and `cache_write`) and reasoning within `output`.
-    `cost_usd` is None where the price is not known; `attempts` is 0 for an answer that came from the cache.
-    `raw` is what the provider wants back unchanged in the next turn, None if text and tool calls say it all.
+    `cost_usd` is None if the price is unknown; `attempts` is 0 for an answer from the cache.
+    `raw` must be sent back unchanged in the next turn; None if text and tool calls are enough.
     """
 
     text: str
@@ -122,7 +123,7 @@ class Reply(NamedTuple):
 
 
 class _Secret(str):
-    """A string that a repr, and so a traceback that shows locals, does not give away."""
+    """A string whose repr, and so a traceback that shows locals, does not reveal it."""
 
     __slots__ = ()
 
@@ -140,7 +141,7 @@ class _Environ:
         return "<environ>"
 
     def without(self, names: Collection[str]) -> dict[str, str]:
-        """What a program of ours gets: all but these, and our own options."""
+        """The environment for a child process: without these names and without the project's own options."""
         mine = ("RLM_", "SNIPARA_")
         return {name: value for name, value in self._values.items() if name not in names and not name.startswith(mine)}
 
@@ -152,7 +153,7 @@ class _Environ:
 
 
 def mask(text: str, secrets: Sequence[str] = ()) -> str:
-    """`text` with each of the secrets, if it has 8 characters or more, replaced by [redacted]."""
+    """`text` with each secret of 8 characters or more replaced by [redacted]."""
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
         if len(secret) >= 8:
             text = text.replace(secret, "[redacted]")
@@ -160,7 +161,7 @@ def mask(text: str, secrets: Sequence[str] = ()) -> str:
 
 
 def _checked_key(key: str, source: str) -> _Secret:
-    """The key without surrounding space; a key that cannot be a header is refused without showing it."""
+    """Strip a key; refuse one that cannot be sent in a header, without showing it."""
     secret = _Secret(key.strip())
     if secret[:1] in ("'", '"', "`") or secret[-1:] in ("'", '"', "`"):
         raise BackendError(
@@ -400,7 +401,7 @@ zhipuai|Zhipu AI|open.bigmodel.cn/api/paas/v4|ZHIPU_API_KEY||reasoning
 
 
 class Provider(NamedTuple):
-    """A row of the table."""
+    """One provider: a row of PROVIDERS."""
 
     id: str
     name: str
@@ -429,12 +430,12 @@ def _rows() -> dict[str, Provider]:
 
 @functools.cache
 def _by_name() -> dict[str, Provider]:
-    """Every provider by its id and by each alias."""
+    """The providers by id and by alias."""
     return {**{alias: row for row in _rows().values() for alias in row.aliases}, **_rows()}
 
 
 def providers(word: str | None = None, environ: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """The table: `{id, name, wire, base_url, key_env, key_present}` of each provider that `word` occurs in."""
+    """List the providers that match `word`, as `{id, name, wire, base_url, key_env, key_present}`."""
     env = _Environ(environ)
     return [
         {
@@ -451,7 +452,7 @@ def providers(word: str | None = None, environ: Mapping[str, str] | None = None)
 
 
 def key_variables() -> frozenset[str]:
-    """The name of every environment variable that holds a provider's API key."""
+    """Return the names of all environment variables that hold a provider's API key."""
     return frozenset(name for row in _rows().values() for name in row.keys)
 
 
@@ -537,7 +538,7 @@ codestral .3 .9 .03 - 128k 128k noimages
 MiniMax-M3 .3 1.2 .06 - 1000k 128k 512k:2:2
 """
 
-# What may follow a model's name and leave it the same model: a date, a channel, a version of Bedrock's.
+# Suffixes of a model's name that leave it the same model: a date, a channel, a version of Bedrock's.
 _SNAPSHOT = (
     r"(?:[-@]?(?:\d{8}|\d{6}|\d{4}-\d\d-\d\d|\d{4}|\d\d-\d{4}|\d\d-\d\d|\d{3})"
     r"|[-:@](?:latest|preview|exp|default|v\d+(?::\d+)?))*"
@@ -550,7 +551,7 @@ _LIST_PRICE = frozenset(
 
 
 class ModelFacts(NamedTuple):
-    """What the table says of a model; prices in USD per token."""
+    """A model's prices (USD per token), sizes and abilities."""
 
     input: float
     output: float
@@ -579,14 +580,14 @@ def _models() -> dict[str, ModelFacts]:
 
 @functools.lru_cache(256)
 def _facts(model: str) -> ModelFacts | None:
-    """The row of the longest name that `model` starts with, if what follows is only a date or the like."""
+    """Find the longest known name that `model` starts with; only a date or a channel may follow it."""
     name = re.sub(r"^(?:\w+\.)?anthropic\.", "", model.lower().rpartition("/")[2])
     known = next((name[:end] for end in range(len(name), 0, -1) if name[:end] in _models()), None)
     return _models()[known] if known and re.fullmatch(_SNAPSHOT, name[len(known) :]) else None
 
 
 def size_in_name(name: str) -> float | None:
-    """The billions of parameters that a model's name states, as in `qwen2.5:0.5b` or `mixtral-8x7b` (56), else None."""
+    """The billions of parameters in a model's name, as in `qwen2.5:0.5b` or `mixtral-8x7b` (56); None without a size."""
     name = name.lower().rpartition("/")[2]
     if re.search(r"phi-?[34](?:\.5)?[-:]mini", name):
         return 3.8
@@ -597,7 +598,7 @@ def size_in_name(name: str) -> float | None:
 
 
 def _own_price(names: Sequence[str], prices: Mapping[str, Any]) -> ModelFacts | None:
-    """The user's price of the longest name that one of `names` starts with."""
+    """The user's price for the longest prefix of one of `names`."""
     for name in names:
         if known := max((key for key in prices if name.startswith(key)), key=len, default=None):
             return _as_price(known, prices[known])
@@ -605,7 +606,7 @@ def _own_price(names: Sequence[str], prices: Mapping[str, Any]) -> ModelFacts | 
 
 
 def _as_price(name: str, value: Any) -> ModelFacts:
-    """A price as users write it: `[input, output, cached, cache_write]` or a table of these, the last two optional."""
+    """Parse a user's price: `[input, output, cached, cache_write]` or a table of these, the last two optional."""
     try:
         if isinstance(value, Mapping):
             into = value["input"]
@@ -615,7 +616,7 @@ def _as_price(name: str, value: Any) -> ModelFacts:
             raise ValueError
     except (TypeError, ValueError, LookupError):
         hint = f'USD per million tokens, as in prices = {{"{name}" = [1.0, 2.0]}}: input, output, cached, cache_write'
-        raise BackendError(f"the price of {name!r} is none", code="config", hint=hint) from None
+        raise BackendError(f"invalid price for {name!r}", code="config", hint=hint) from None
     return ModelFacts(*prices)
 
 
@@ -630,10 +631,10 @@ def _price(model: str, prices: Mapping[str, Any] | None, provider: str | None) -
 def cost_of(
     model: str, usage: Mapping[str, Any], prices: Mapping[str, Any] | None = None, provider: str | None = None
 ) -> float | None:
-    """What `usage` costs in USD, or None where the price is not known.
+    """The cost of `usage` in USD; None if the price is unknown.
 
     `prices` are the user's, in USD per million tokens: `{"model": [input, output, cached, cache_write]}`, the last two
-    optional; the longest name that the model's starts with counts.
+    optional; the longest key that the model's name starts with counts.
     """
     price = _price(model, prices, provider)
     if price is None:
@@ -649,14 +650,14 @@ def cost_of(
 def saved_by_cache(
     model: str, usage: Mapping[str, Any], prices: Mapping[str, Any] | None = None, provider: str | None = None
 ) -> float | None:
-    """What the provider's prompt cache has saved, in USD: negative where writing it cost more than reading it gave."""
+    """What the provider's prompt cache saved, in USD; negative if writing it cost more than reading it saved."""
     cost = cost_of(model, usage, prices, provider)
     uncached = cost_of(model, {**usage, "cached": 0, "cache_write": 0}, prices, provider)
     return None if cost is None or uncached is None else uncached - cost
 
 
 def estimate_tokens(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> int:
-    """About how many tokens a request has, on the high side of what is typical: 3 bytes a token, 1,600 an image."""
+    """Estimate the tokens of a request, rather too high than too low: 3 bytes per token, 1,600 tokens per image."""
     total = _text_tokens(json.dumps(tools, ensure_ascii=False, default=str)) if tools else 0
     for message in messages:
         content, calls = message.get("content") or (), message.get("tool_calls") or ()
@@ -677,9 +678,9 @@ def _text_tokens(text: str) -> int:
 
 
 class CallState:
-    """One call on its way: what may end it early, and how the thread that waits for it is woken then.
+    """One call in flight: what may end it early, and how its waiting thread is woken.
 
-    A thread in `recv` cannot look at an event, so a watching thread does, and shuts the socket down under it.
+    A thread in `recv` cannot wait for an event too, so a watching thread does, and shuts the socket down.
     """
 
     def __init__(self, provider: str, timeout: float, deadline: float | None, cancel: threading.Event | None) -> None:
@@ -687,7 +688,7 @@ class CallState:
         self.timeout = timeout
         self.deadline = deadline
         self.cancel = cancel
-        self.quiet_until: float | None = None  # a server that has said nothing by then is given up
+        self.quiet_until: float | None = None  # when the idle timeout ends the attempt
         self.end_reason = ""  # the call is over: cancelled, deadline or quiet
         self.wake = threading.Event()
         self.connection: Any = None
@@ -717,7 +718,7 @@ class CallState:
         self.wake.set()
 
     def take(self, connection: Any) -> None:
-        """Note which connection the call uses now."""
+        """Record which connection the call uses now."""
         with _watch.lock:
             if self.end_reason:
                 raise OSError("given up")
@@ -725,11 +726,11 @@ class CallState:
             connection.state = self
 
     def touch(self) -> None:
-        """The server has shown a sign of life."""
+        """Restart the idle timeout: the server has sent or taken something."""
         self.quiet_until = time.monotonic() + self.timeout
 
     def check(self) -> None:
-        """Raise if the call is over before its answer."""
+        """Raise BackendError if the call was cancelled or timed out."""
         self.poll(time.monotonic())
         if self.end_reason == "cancelled":
             raise BackendError("the call was cancelled", code="cancelled", provider=self.provider)
@@ -741,13 +742,13 @@ class CallState:
             raise BackendError(message, code="timeout", provider=self.provider, retryable=True)
 
     def pause(self, seconds: float) -> None:
-        """Wait so long, whatever sets `wake` in the meantime; raise if the call is over."""
+        """Wait for the whole time, even if `wake` is set; raise if the call is over."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             self.sleep(left)
 
     def sleep(self, seconds: float | None) -> None:
-        """Wait until `wake` is set, at most so long; raise if the call is over."""
+        """Wait until `wake` is set, at most `seconds`; raise if the call is over."""
         self.quiet_until = None
         self.end_reason = self.end_reason.replace("quiet", "")  # of the attempt before
         self.check()
@@ -757,7 +758,7 @@ class CallState:
 
 
 class CancelWatcher:
-    """The thread that looks at every call under way each 20 ms. It ends when there has been none for a second."""
+    """A thread that polls all calls in flight every 20 ms. It ends after a second without calls."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -795,7 +796,7 @@ class CancelWatcher:
 
 
 def _begin(work: Callable[[], None], name: str) -> None:
-    """Run `work` on a thread of its own; BackendError where the system has no more of them."""
+    """Run `work` on a new thread; BackendError if the system has no more threads."""
     try:
         threading.Thread(target=work, name=name, daemon=True).start()
     except RuntimeError:
@@ -809,7 +810,7 @@ _here = threading.local()  # .state: the call that this thread is sending
 
 
 def _forget_after_fork() -> None:
-    """The watching thread, the connections and whoever holds a lock are the parent's."""
+    """Reset what a child process cannot use: the watching thread, open connections and held locks."""
     global _watch, _learning, _serving
     _watch = CancelWatcher()
     _learning, _serving = threading.Lock(), threading.Lock()
@@ -826,7 +827,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class TrackedConnection:
-    """What is added to urllib3's connections: they know the call that they serve, and can be given up by it."""
+    """Mixin for urllib3's connections: each knows the call that it serves, so that the call can be aborted."""
 
     host: str
     default_port: int
@@ -837,7 +838,7 @@ class TrackedConnection:
     pending_head: bytes | None = None
 
     def connect(self) -> None:
-        """Connect on another thread: name resolution, handshakes and proxies cannot be interrupted, only left."""
+        """Connect on another thread: name resolution, handshakes and proxies cannot be interrupted, only abandoned."""
         state: CallState | None = getattr(_here, "state", None)
         connect = super().connect  # type: ignore[misc]
         self.pending_head = None  # a proxy is sent a head of its own
@@ -868,7 +869,7 @@ class TrackedConnection:
         state.take(self)
 
     def _at_once(self, connect: Callable[[], None]) -> bool:
-        """Whether a server on this machine took the connection within a tick, as it does unless it is overrun."""
+        """Try to connect to a server on this machine within one tick, which works unless it is overloaded."""
         patience, self.timeout = self.timeout, TICK
         try:
             connect()
@@ -887,9 +888,9 @@ class TrackedConnection:
         return super().request(*args, **options)  # type: ignore[misc]
 
     def send(self, data: Any) -> None:
-        """Send the head together with the body: one packet less, where both are small.
+        """Send the head together with the body: one packet fewer if both are small.
 
-        The socket comes with the time allowed for connecting, and a long prompt takes longer than that on a slow line.
+        The socket still has the timeout for connecting, and a long prompt takes longer on a slow line.
         """
         if self.pending_head == b"":
             self.pending_head = data
@@ -937,7 +938,7 @@ def _adapter_class() -> type[Any]:
                     pool.conn_kw["ssl_context"] = _tls()
                 kind = pool.ConnectionCls
                 pool.conn_kw["socket_options"] = [*kind.default_socket_options, *alive]
-                if not issubclass(kind, TrackedConnection):  # as another thread has made it by now
+                if not issubclass(kind, TrackedConnection):  # another thread may have done so
                     pool.ConnectionCls = type("Connection", (TrackedConnection, kind), {})
                 self.pool = pool
             return self.pool
@@ -946,7 +947,7 @@ def _adapter_class() -> type[Any]:
             """Nothing: `_tls` has loaded the certificates, once and not for each connection."""
 
         def build_response(self, req: Any, resp: Any) -> Any:
-            """A response without the cookies, which nobody wants."""
+            """Build a response without reading cookies."""
             response = Response()
             response.status_code, response.headers, response.raw = resp.status, resp.headers, resp
             response.request, response.url = req, req.url
@@ -961,7 +962,7 @@ def _adapter_class() -> type[Any]:
 
 @functools.cache
 def _tls() -> Any:
-    """A TLS context that checks certificates against certifi's, or those that the environment names."""
+    """A TLS context with certifi's certificates, or with those that the environment names."""
     import certifi
     from urllib3.util import create_urllib3_context
 
@@ -978,7 +979,7 @@ def _tls() -> Any:
 
 
 class CallQueue:
-    """Something that several calls share. Each waits in turn until its part is free."""
+    """A resource that several calls share. Each waits in turn until its part is free."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -991,7 +992,7 @@ class CallQueue:
         return self.size - self.busy
 
     def pause(self) -> float | None:
-        """Seconds until it is worth looking again though nobody has left; None if there is no such time."""
+        """Seconds until something may become free without a call leaving; None if that cannot happen."""
         return None
 
     def enter(self, state: CallState, amount: int = 1, *, first: bool = False) -> None:
@@ -1015,7 +1016,7 @@ class CallQueue:
 
     @contextlib.contextmanager
     def reserve(self, state: CallState, amount: int = 1) -> Iterator[None]:
-        """Hold `amount` for a while. One call alone always fits."""
+        """Hold `amount` inside the block. A single call always fits."""
         amount = min(amount, self.size)
         self.enter(state, amount)
         try:
@@ -1069,7 +1070,7 @@ class AdaptiveLimiter(CallQueue):
 
 
 class HostPool:
-    """The connections to one host, and a gate before it for each model."""
+    """The connections to one host, with a limiter for each model."""
 
     def __init__(self, url: str, width: int) -> None:
         import requests  # before a part of it, which another thread may be importing as its part  # noqa: F401
@@ -1084,9 +1085,9 @@ class HostPool:
         return self.gates.get(model) or self.gates.setdefault(model, AdaptiveLimiter(self.width))
 
     def open(self, state: CallState, url: str, headers: Mapping[str, str], body: bytes | None) -> Any:
-        """The response to a POST (to a GET if there is no body), unread.
+        """Send a POST (a GET if `body` is None) and return the response, unread.
 
-        What is raised instead holds no header, and no frame with one.
+        An exception from here holds no header, and no frame that has one.
         """
         from requests import PreparedRequest
         from requests.structures import CaseInsensitiveDict
@@ -1108,7 +1109,7 @@ class HostPool:
             _here.state = None
         failure = _transport_error(problem, state, url, _proxy_for(url, self.proxies), opening=True)
         if state.reused and isinstance(failure, BackendError) and failure.code == "connection":
-            failure.retry_after, failure.idle_closed = 0.0, True  # closed while it was idle: nothing has been asked yet
+            failure.retry_after, failure.idle_closed = 0.0, True  # closed while idle: nothing was asked
         raise failure
 
 
@@ -1132,7 +1133,7 @@ def _host(url: str) -> str:
 
 
 def netloc(url: str) -> str:
-    """Host and port, as the URL has them."""
+    """The host and port of a URL."""
     from urllib.parse import urlsplit
 
     return urlsplit(url).netloc.rpartition("@")[2].lower()
@@ -1143,7 +1144,7 @@ def _is_loopback(url: str) -> bool:
 
 
 def _is_private(host: str) -> bool:
-    """Whether it is this machine or one of a local network, as far as the name tells."""
+    """Whether the name is of this machine or of a local network."""
     import ipaddress
 
     try:
@@ -1156,7 +1157,7 @@ def _is_private(host: str) -> bool:
 def _transport_error(
     problem: BaseException, state: CallState, url: str, proxy: str = "", *, opening: bool = False
 ) -> BaseException:
-    """What to raise for an exception from below: never one with frames, which hold the headers."""
+    """The error to raise for an exception of requests or urllib3: without its frames, which hold headers."""
     if not isinstance(problem, (OSError, _http_error())):  # an interrupt, our own error, or a mistake of ours
         problem.__context__ = problem.__cause__ = None
         return problem.with_traceback(None)
@@ -1187,7 +1188,7 @@ _BROKEN_OFF = "it broke the handshake off, as a server does that does not speak 
 
 
 def _tls_trouble(reason: BaseException, url: str, opening: bool) -> tuple[str, str] | None:
-    """What went wrong with TLS, and what to do about it; None where it was something else."""
+    """The TLS problem and a hint; None if TLS is not the problem."""
     import ssl
 
     if isinstance(reason, ssl.SSLCertVerificationError):
@@ -1205,7 +1206,7 @@ def _tls_trouble(reason: BaseException, url: str, opening: bool) -> tuple[str, s
 
 
 def _proxy_trouble(proxy: str, words: str) -> tuple[str, str] | None:
-    """The same for a proxy: which variable names it, and how to go without."""
+    """The proxy problem and a hint; None if no proxy is used."""
     if not proxy:
         return None
     if words.startswith("PySocks"):
@@ -1216,7 +1217,7 @@ def _proxy_trouble(proxy: str, words: str) -> tuple[str, str] | None:
 
 
 def _proxy_for(url: str, proxies: Mapping[str, str]) -> str:
-    """The proxy that requests takes for this URL, "" for none."""
+    """The proxy that requests uses for this URL, or ""."""
     from requests.utils import select_proxy
 
     proxy = str(select_proxy(url, dict(proxies)) or "")
@@ -1224,7 +1225,7 @@ def _proxy_for(url: str, proxies: Mapping[str, str]) -> str:
 
 
 def _innermost(problem: BaseException) -> BaseException:
-    """The first cause in a chain of exceptions that wrap each other, in any of the ways that urllib3 does it."""
+    """The root cause in a chain of exceptions, which urllib3 wraps in several ways."""
     seen = {id(problem)}
     while True:
         inside = [getattr(problem, "reason", None), problem.__cause__, problem.__context__, *problem.args]
@@ -1236,7 +1237,7 @@ def _innermost(problem: BaseException) -> BaseException:
 
 
 def _chunks(state: CallState, response: Any, url: str) -> Iterator[bytes]:
-    """The body as it arrives, decompressed."""
+    """Yield the decompressed body as it arrives."""
     total = 0
     while data := _next_chunk(state, response, url, 65536):
         total += len(data)
@@ -1265,7 +1266,7 @@ def _release(response: Any) -> None:
 
 
 def _gathered(chunks: Iterator[bytes], enough: int = BODY_LIMIT) -> bytearray:
-    """The chunks in one piece, without holding them twice; no more of them than are needed for so many bytes."""
+    """Join the chunks without holding them twice; stop after `enough` bytes."""
     data, looked_at = bytearray(), _LOOK
     for chunk in chunks:
         data += chunk
@@ -1282,7 +1283,7 @@ _BYTE_ORDER = b"\xef\xbb\xbf"  # that some proxies put before all
 
 
 def _events(chunks: Iterator[bytes]) -> Iterator[str]:
-    """The `data` of each server-sent event. Bytes until the end: chunks cut UTF-8 and line ends anywhere."""
+    """Yield the `data` of each server-sent event. Chunks may split UTF-8 and line ends, so events are decoded whole."""
     line, data = bytearray(), bytearray()
     after_cr, looked_at = False, _LOOK
     for chunk in chunks:
@@ -1307,7 +1308,7 @@ def _events(chunks: Iterator[bytes]) -> Iterator[str]:
 
 
 def _with_line(data: bytearray, line: bytearray) -> bytearray:
-    """An event's data with that of one more line; large data is not copied."""
+    """Add a line's data to an event's; large data is not copied."""
     if line.startswith(_BYTE_ORDER):
         del line[: len(_BYTE_ORDER)]
     if not line.startswith(b"data:"):
@@ -1320,11 +1321,11 @@ def _with_line(data: bytearray, line: bytearray) -> bytearray:
     return data
 
 
-_LOOK = 1 << 20  # bytes of JSON at which it is looked at, and again at twice as many
+_LOOK = 1 << 20  # bytes of JSON after which its values are counted, and again after each doubling
 
 
 def _refuse_costly(data: bytearray) -> None:
-    """BackendError for JSON, or its beginning, that would take far more memory than its bytes."""
+    """Raise BackendError if this JSON, or beginning of JSON, would take far more memory than its bytes."""
     if _count_json(data, JSON_VALUES) > JSON_VALUES:
         raise BackendError(f"the answer holds more than {JSON_VALUES:,} values", code="protocol")
 
@@ -1407,7 +1408,7 @@ def _no_constant(name: str) -> Any:
 
 
 class Request(NamedTuple):
-    """What is asked of a model, before a wire gives it a form."""
+    """A request to a model, independent of the wire."""
 
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] | None = None
@@ -1420,11 +1421,11 @@ class Request(NamedTuple):
 
     @property
     def is_conversation(self) -> bool:
-        """Whether more turns will follow, with this one as their prefix: a bare prompt is not sent again."""
+        """Whether later turns will repeat this one as their prefix; a single prompt is not sent again."""
         return bool(self.tools) or any(message["role"] != "user" for message in self.messages)
 
 
-# By name, how servers spell a common parameter when they refuse it. Of two refused together the first is given up.
+# How servers spell a common parameter when they refuse it. If two are named together, the first is dropped.
 _COMMON = {
     "top_p": r"top_?p",
     "temperature": r"temperature",
@@ -1433,7 +1434,7 @@ _COMMON = {
     "reasoning_effort": r"reasoning_?effort|effort|thinking(?:_?(?:config|level|budget))?",
     "max_output_tokens": r"(?!)",  # its spelling and its size are learnt in other ways
 }
-# What a request is made of, and what is given instead.
+# Parts of a request that cannot be parameters, and what to use instead.
 _RESERVED = {
     **dict.fromkeys(("model", "messages", "contents", "stream", "stream_options", "return_progress"), ""),
     **dict.fromkeys(("system", "systemInstruction", "system_instruction"), "give the system prompt as a message"),
@@ -1451,7 +1452,7 @@ class _Params(NamedTuple):
 
 
 def _params(backend: HTTPBackend, ask: Request) -> _Params:
-    """The caller's parameters and, where he gives none, the runtime's, without those that the server has refused."""
+    """Merge the caller's parameters over the defaults, without those that the server has refused."""
     merged = {**(ask.defaults or {}), **(ask.params or {})}
     _check_params(merged)
     common = {name: merged.pop(name) for name in _COMMON if name in merged}
@@ -1478,12 +1479,12 @@ def _check_params(params: Mapping[str, Any]) -> None:
 
 
 def _renamed(common: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """The parameters that a wire has, by its own names."""
+    """Rename the parameters that a wire supports."""
     return {names[name]: value for name, value in common.items() if name in names}
 
 
 def _with_others(body: dict[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
-    """The body with parameters as the caller spells them; of an object that both have, the request's entries win."""
+    """Add parameters to the body as they are; where both have an object, the request's entries win."""
     for name, value in others.items():
         own = body.get(name)
         if isinstance(own, dict):
@@ -1495,19 +1496,19 @@ def _with_others(body: dict[str, Any], others: Mapping[str, Any]) -> dict[str, A
 
 
 class ResponseBuilder:
-    """An answer as it grows out of a body or of a stream's events. Each wire fills it in its own way."""
+    """Builds a response from a body or from a stream's events. Each wire has a subclass."""
 
     def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
         self.backend = backend
         self.on_text = on_text
         self.on_progress: Callable[[int, int], None] | None = None
-        self.refused: BaseException | None = None  # what a callback raised: nothing that the server did
+        self.refused: BaseException | None = None  # an exception from a callback, not from the server
         self.text: list[str] = []
         self.calls: list[dict[str, Any]] = []
-        self.full = False  # more calls have come than are taken
-        self.kept = 0  # values that the answer keeps as they came
-        self.began = False  # something of the answer itself has come: from here on a retry would say it twice
-        self.ended = False  # the server has said that this is all
+        self.full = False  # more calls have come than MOST_CALLS
+        self.kept = 0  # JSON values that are kept to be sent back
+        self.began = False  # part of the answer has come: a retry would repeat it
+        self.ended = False  # the server has marked the end
         self.stop = ""
         self.model = ""
         self.usage: dict[str, int] | None = None
@@ -1529,28 +1530,28 @@ class ResponseBuilder:
             raise
 
     def add_call(self, call: dict[str, Any]) -> None:
-        """One more call, if there is room for it."""
+        """Add a tool call, unless there are too many already."""
         self.full = self.full or len(self.calls) >= MOST_CALLS
         if not self.full:
             self.calls.append(call)
 
     def keep(self, part: Any) -> Any:
-        """The part, to be sent again as it came; BackendError if there is too much of that."""
+        """Return a part that is sent back unchanged; BackendError if such parts grow too large."""
         self.kept += _count_json(_JSON.encode(part), JSON_VALUES - self.kept)
         if self.kept > JSON_VALUES:
             raise BackendError("the answer has more reasoning or signatures than can be kept", code="protocol")
         return part
 
     def feed_body(self, body: Mapping[str, Any]) -> None:
-        """Take in a body that is the answer."""
+        """Read a complete body."""
         self.feed_event(body)
 
     def feed_event(self, body: Mapping[str, Any]) -> None:
-        """Take in an event of a stream."""
+        """Read one event of a stream."""
         raise NotImplementedError
 
     def finish(self) -> None:
-        """All has arrived."""
+        """Complete the response; everything has arrived."""
         raise NotImplementedError
 
 
@@ -1562,7 +1563,7 @@ _JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 def _arguments(value: Any) -> dict[str, Any] | str:
-    """A call's arguments as an object; as the text that came if they cannot be read as one."""
+    """Parse a call's arguments; text that is no object is returned as it is."""
     if value is None:
         return {}
     if isinstance(value, dict):
@@ -1580,7 +1581,7 @@ def _arguments(value: Any) -> dict[str, Any] | str:
 
 
 def last_object(text: str, *, strict: bool = True) -> dict[str, Any] | None:
-    """The last of objects in a row: some servers stream `{}` and then the arguments, or say them twice."""
+    """Parse the last of several concatenated objects: some servers stream `{}` before the arguments, or repeat them."""
     if _count_json(text, JSON_VALUES) > JSON_VALUES:
         return None
     found, at = None, 0
@@ -1598,7 +1599,7 @@ def last_object(text: str, *, strict: bool = True) -> dict[str, Any] | None:
 
 
 def _tool_calls(calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The calls of an answer, each with an id of its own."""
+    """The tool calls of a response, each with a unique id."""
     made: list[dict[str, Any]] = []
     taken: set[str] = set()
     for call in calls:
@@ -1613,12 +1614,12 @@ def _tool_calls(calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _sendable(arguments: Any) -> dict[str, Any]:
-    """Arguments as an object: many servers answer 500 to a history that holds anything else."""
+    """Arguments as an object: many servers answer 500 to a history with anything else."""
     return arguments if isinstance(arguments, dict) else {"unreadable": str(arguments)}
 
 
 def token_count(usage: Any, *path: str) -> int:
-    """A number deep in a usage object, 0 for whatever is not one."""
+    """Read a count from a nested usage object; 0 if it is not a number."""
     for name in path:
         usage = usage.get(name) if isinstance(usage, dict) else None
     return max(0, int(usage)) if isinstance(usage, (int, float)) and usage == usage and abs(usage) < 1e15 else 0
@@ -1638,7 +1639,7 @@ _DATA_URI = r"(?i)data:([\w.+-]+/[\w.+-]+)?(?:;[\w=-]+)*;base64,"
 
 
 def _inline(part: dict[str, Any]) -> dict[str, Any]:
-    """An image given as a data URI as what it holds."""
+    """Decode an image part whose URL is a data URI."""
     found = re.match(_DATA_URI, part.get("url", "")) if part.get("type") == "image" else None
     if not found:
         return part
@@ -1661,7 +1662,7 @@ _IMAGES = {rb"\x89PNG": "png", rb"\xff\xd8\xff": "jpeg", rb"GIF8": "gif", rb"RIF
 
 
 def image_part(source: Any) -> dict[str, Any]:
-    """The message part for an image: bytes, a path, an http URL or a data URI. ValueError for what is no image."""
+    """Make a message part of an image: bytes, a path, an http URL or a data URI. ValueError if it is not an image."""
     if isinstance(source, str) and re.match(r"(https?|data):", source, re.IGNORECASE):
         return _inline({"type": "image", "url": source})
     if isinstance(source, (bytes, bytearray)):
@@ -1709,7 +1710,7 @@ def _openai_body(backend: HTTPBackend, ask: Request) -> dict[str, Any]:
 
 
 def _mark_openai_style(messages: list[dict[str, Any]]) -> None:
-    """Anthropic's marks as OpenRouter takes them: on text parts of the system prompt and of the last two turns."""
+    """Add cache marks in OpenRouter's form: on the system prompt's text and on the last two turns."""
     places = {role: [n for n, message in enumerate(messages) if message["role"] in role] for role in _MARKED}
     for place in [n for role, most in _MARKED.items() for n in places[role][-most:]]:
         content = messages[place]["content"]
@@ -1743,7 +1744,7 @@ def _openai_messages(backend: HTTPBackend, messages: Sequence[Mapping[str, Any]]
 
 
 def _alternating(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with the texts that a user sends in a row as one: chat templates of open models refuse two."""
+    """Merge consecutive user texts: chat templates of open models refuse two in a row."""
     made: list[dict[str, Any]] = []
     for message in messages:
         before = made[-1] if made else message
@@ -1765,7 +1766,7 @@ def _openai_message(backend: HTTPBackend, message: Mapping[str, Any]) -> dict[st
 
 
 def _openai_content(content: Any) -> str | list[dict[str, Any]]:
-    """Text as a string, which every server takes; parts only where there is an image."""
+    """Content as a string, which every server accepts; as parts only if there is an image."""
     parts = _parts(content)
     if all(part["type"] == "text" for part in parts):
         return "\n".join(part["text"] for part in parts)
@@ -1849,7 +1850,7 @@ class _OpenAIBuilder(ResponseBuilder):
             self._call({"index": 0, "function": delta["function_call"]})
 
     def _call(self, fragment: Mapping[str, Any]) -> None:
-        """One piece of a call. Servers leave out the index, repeat the id, or send several calls as index 0."""
+        """Add a fragment of a call. Servers omit the index, repeat the id, or send several calls as index 0."""
         self.began = True
         if self.full:  # it may be a piece of one that was not taken
             return
@@ -1900,7 +1901,7 @@ class _OpenAIBuilder(ResponseBuilder):
 
 
 def _text_of(content: Any) -> str:
-    """Content as text; some servers send it as a list of parts."""
+    """The text of content, which some servers send as a list of parts."""
     if isinstance(content, list):
         return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
     return content if isinstance(content, str) else ""
@@ -1954,7 +1955,7 @@ def _anthropic_body(backend: HTTPBackend, ask: Request) -> dict[str, Any]:
 
 
 def _anthropic_tools(ask: Request) -> list[dict[str, Any]]:
-    """The tools; where none are offered, those that the history used, which may not be left undefined."""
+    """The tools; if none are offered, those that the history uses, which must be defined."""
     if ask.tools:
         return [
             {"name": tool["name"], "description": tool["description"], "input_schema": tool["parameters"]}
@@ -1965,9 +1966,9 @@ def _anthropic_tools(ask: Request) -> list[dict[str, Any]]:
 
 
 def _mark_for_cache(body: dict[str, Any]) -> None:
-    """Mark what a later turn reads again: tools and system, the last turn, and the newest (four marks at most).
+    """Mark what a later turn will read again: tools, system prompt and the last two turns (at most four marks).
 
-    A lookup goes back no more than 20 blocks from a mark, and one turn of many calls is longer: hence the last turn's.
+    A lookup goes back at most 20 blocks from a mark, and a turn with many calls is longer: hence two turns.
     """
     turns = [message["content"] for message in body["messages"] if message["role"] == "user"][-2:]
     for blocks in (body.get("tools") or [], body.get("system") or [], *turns):
@@ -1977,7 +1978,7 @@ def _mark_for_cache(body: dict[str, Any]) -> None:
 
 
 def _anthropic_messages(backend: HTTPBackend, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The turns; what comes from the user in a row, tool results first, is one message."""
+    """The turns: consecutive user messages are merged, with tool results first."""
     made: list[dict[str, Any]] = []
     for message in messages:
         if message["role"] == "system":
@@ -2010,7 +2011,7 @@ def _anthropic_blocks(backend: HTTPBackend, message: Mapping[str, Any]) -> list[
 
 
 def _solid(message: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The blocks of a message's content; a text of nothing but space is refused, and so left out."""
+    """The blocks of a message's content, without blank texts, which the API refuses."""
     return [_anthropic_part(part) for part in _parts(message["content"]) if part.get("text", "x").strip()]
 
 
@@ -2113,7 +2114,7 @@ def _anthropic_usage(counts: Any) -> dict[str, Any]:
 
 
 def _replayable(block: Mapping[str, Any]) -> dict[str, Any]:
-    """A block of an answer as a request may hold it: thinking unmodified, the rest without an answer's extras."""
+    """A response's block as a request may hold it: thinking unmodified, others without response-only fields."""
     keep = {"text": ("type", "text"), "tool_use": ("type", "id", "name", "input")}.get(block.get("type", ""))
     return {name: block[name] for name in keep if name in block} if keep else dict(block)
 
@@ -2124,7 +2125,7 @@ _GEMINI_PARAMS = {"temperature": "temperature", "top_p": "topP", "seed": "seed",
 _GEMINI_BUDGETS = {"none": 0, "minimal": 0, "low": 1024, "medium": 8192}  # tokens of thought; the most for any other
 _GEMINI_LEVELS = {"none": "MINIMAL", "max": "XHIGH"}
 _GEMINI_FILTERS = ("SAFETY", "RECITATION", "PROHIBITED_CONTENT", "SPII", "BLOCKLIST", "LANGUAGE", "IMAGE_SAFETY")
-# Google's own word for calls that another model made: from Gemini 3 on, a call without a signature is an error.
+# Google's placeholder for calls that another model made: from Gemini 3 on, a call without a signature is an error.
 _UNSIGNED = "skip_thought_signature_validator"
 
 
@@ -2162,7 +2163,7 @@ def _gemini_body(backend: HTTPBackend, ask: Request) -> dict[str, Any]:
 
 
 def _gemini_thinking(model: str, effort: str) -> dict[str, Any]:
-    """How much to think: in words from Gemini 3 on, in tokens before."""
+    """The thinking level (from Gemini 3 on) or token budget (before)."""
     if re.match(r"(models/)?gemini-[12]\b", model):
         return {"thinkingBudget": _GEMINI_BUDGETS.get(effort, 24_576)}
     return {"thinkingLevel": _GEMINI_LEVELS.get(effort, effort.upper())}
@@ -2289,7 +2290,7 @@ _WIRES = {
 # --- errors that a server answers -------------------------------------------------------------------------------
 
 _RETRIED = (408, 409, 429)
-# What servers say, searched for as it comes: compiled at the first error, not at import.
+# Patterns for servers' messages: compiled at the first error, not at import.
 _MONEY = (
     r"(?i)insufficient_quota|insufficient.balance|credit.balance|spend_limit|usage_limit_exceeded|billing_hard_limit"
     r"|exceeded_current_quota|PerDay"
@@ -2326,7 +2327,7 @@ _HINTS = {
     "refused": "the provider's content rules refuse the prompt",
 }
 _CODES = {401: "auth", 402: "quota", 403: "auth", 404: "not_found", 408: "timeout", 409: "server", 429: "rate"}
-# What servers call an error that they send with status 200.
+# The status that an error sent with status 200 stands for.
 _STATUS_OF = {
     "overloaded_error": 529,
     "rate_limit_error": 429,
@@ -2356,7 +2357,7 @@ def _code_for(status: int, text: str) -> str:
 
 
 def _error_text(body: Any) -> str:
-    """What a server says went wrong: its message and the words beside it, or what came instead; not much of it."""
+    """The message in an error body with its codes, or the body itself, truncated."""
     return _said_in(body)[:4_000]
 
 
@@ -2383,7 +2384,7 @@ def _said_in(body: Any) -> str:
 
 
 def _wait_asked(headers: Mapping[str, str], body: bytes | bytearray) -> float | None:
-    """How many seconds the server asks to wait, in any of the ways they have of saying it."""
+    """The seconds that the server asks to wait, from any of the headers and fields in use."""
     after = headers.get("retry-after", "")
     for text, unit in ((headers.get("retry-after-ms", ""), 1000.0), (after, 1.0)):
         with contextlib.suppress(ValueError):
@@ -2399,7 +2400,7 @@ def _wait_asked(headers: Mapping[str, str], body: bytes | bytearray) -> float | 
 
 
 def _tidy(text: str, secret: str) -> str:
-    """A server's words for one line of ours: no key nor what looks like one, no control characters, no length."""
+    """Make a server's text fit one line: without keys, control characters and excess length."""
     text = re.sub(_KEY_SHAPE, "[redacted]", mask(text, [secret])[:4_000])
     text = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text).split())
     return text if len(text) <= 600 else f"{text[:600]} …"
@@ -2415,9 +2416,9 @@ def with_retries(
     send: Callable[[], Any],
     progress: Callable[[], int] = lambda: 0,
 ) -> tuple[Any, int]:
-    """What `send` returns, and at which attempt, after as many attempts as its failures and the deadline allow.
+    """Call `send` until it succeeds or the retries or the deadline are used up; return its result and the attempts.
 
-    `progress` tells how much the attempts have brought together: after one that has brought more, counting begins anew.
+    `progress` measures what the attempts have achieved together: when it grows, the retries are counted anew.
     """
     attempt = failures = 0
     idle_closed = False
@@ -2432,7 +2433,7 @@ def with_retries(
             return result, attempt
         except BackendError as error:
             failure = error
-            # Turned away while others are answered is standing in a queue, and an idle connection that the server
+            # A 429 while other calls are answered only means waiting in line, and an idle connection that the server
             # has closed was no attempt: neither uses up the retries.
             queued = error.code == "rate" and gate.answered > before
             failures += not queued and (idle_closed or not error.idle_closed)
@@ -2452,7 +2453,7 @@ def with_retries(
 
 
 def backoff(error: BackendError, failures: int) -> float:
-    """Seconds until the next attempt: what the server asks for, else longer each time, never in step with others."""
+    """Seconds until the next attempt: what the server asks for, else exponential, with jitter."""
     import random
 
     if error.retry_after is not None:
@@ -2478,7 +2479,7 @@ class HTTPBackend:
         self._be(model)
 
     def _be(self, model: str) -> None:
-        """Take on a model, and forget what was learnt of another."""
+        """Set the model, and reset what was learnt about another."""
         facts = _facts(model)
         self.model = model
         self.refused: set[str] = set()  # fields of a request that the server has turned out not to take
@@ -2498,12 +2499,12 @@ class HTTPBackend:
 
     @property
     def api_key(self) -> str:
-        """The key, for masking: a string whose repr does not show it."""
+        """The key, for masking. Its repr does not show it."""
         return self._key
 
     @property
     def limit_field(self) -> str:
-        """How this server spells the limit of the answer."""
+        """The server's name for the output token limit."""
         newer = "mct" in self.quirks
         if self.provider == "openai" and _host(self.base_url) != "api.openai.com":
             newer = bool(re.match(_OPENAI_MODEL, self.model))  # behind a proxy; anything else is another server
@@ -2524,7 +2525,7 @@ class HTTPBackend:
             link.adapter.close()
 
     def provider_state(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """What this very model wants back unchanged in a message, if the message has it."""
+        """The provider state in a message that this model must get back unchanged."""
         raw = message.get("raw")
         mine = {"wire": self.wire, "model": self.model, "provider": self.provider}
         return raw if isinstance(raw, dict) and mine.items() <= raw.items() else {}
@@ -2550,13 +2551,13 @@ class HTTPBackend:
         defaults: Mapping[str, Any] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
     ) -> Reply:
-        """The model's answer; its text is handed to `on_text` as it arrives. BackendError if there is none.
+        """Ask the model and return its answer; `on_text` gets the text as it arrives. BackendError if the call fails.
 
-        `deadline` (of `time.monotonic`) bounds all attempts together; `cancel`, set by any thread, ends the call.
+        `deadline` (of `time.monotonic`) holds for all attempts together; `cancel`, set by any thread, ends the call.
         `params` go into the request: temperature, top_p, seed, stop, reasoning_effort and max_output_tokens in the
-        wire's own form, any other as it is. `defaults` are the same with less weight: `params` override them, and one
-        that the server refuses is dropped without a warning. `on_progress(processed, total)` hears how many tokens of
-        the prompt a llama.cpp server (see `inspect`) has read, if the call streams.
+        wire's form, any other unchanged. `params` override `defaults`, and a default that the server refuses is dropped
+        without a warning. `on_progress(processed, total)` is called with the tokens of the prompt that a llama.cpp
+        server (see `inspect`) has read, if the call streams.
         """
         if tools and not self.supports_tools:
             raise self._no_tools()
@@ -2570,7 +2571,7 @@ class HTTPBackend:
             return (_cached if self._how.cache else _live)(self, ask, state, on_text)
 
     def _ready(self, state: CallState) -> None:
-        """Called before anything is sent."""
+        """Prepare the server; called before anything is sent."""
 
     def _request(self, ask: Request) -> tuple[str, dict[str, str], dict[str, Any]]:
         base, _, query = self.base_url.partition("?")
@@ -2587,14 +2588,14 @@ class HTTPBackend:
         return url, headers, _WIRES[self.wire].body(self, ask)
 
     def _room(self, ask: Request, state: CallState) -> contextlib.AbstractContextManager[None]:
-        """What an attempt has to wait for besides a place at the gate."""
+        """Hold what an attempt needs besides its place at the limiter."""
         return contextlib.nullcontext()
 
     def _headers(self, stream: bool) -> dict[str, str]:
         headers = {
             "Content-Type": "application/json",
             "Accept": "text/event-stream" if stream else "application/json",
-            # A compressed stream is one that some proxy holds back.
+            # Some proxies hold a compressed stream back.
             "Accept-Encoding": "identity" if stream else "gzip, deflate",
             "User-Agent": "flat-rlm",
         }
@@ -2638,10 +2639,10 @@ class HTTPBackend:
         raise failure.with_traceback(None)  # the frames hold the server's words, which may repeat the key
 
     def _as_failure(self, error: Exception) -> BackendError:
-        """The error for an answer that is not as any server's should be."""
+        """The BackendError for a response that could not be read."""
         if isinstance(error, BackendError):
             return error
-        return self._error("protocol", f"the server's answer has a form of its own: {error}", retryable=True)
+        return self._error("protocol", f"the server's answer has an unexpected form: {error}", retryable=True)
 
     def _read(self, builder: ResponseBuilder, state: CallState, response: Any, chunks: Iterator[bytes]) -> None:
         if response.status_code >= 300:
@@ -2678,7 +2679,7 @@ class HTTPBackend:
             raise self._error("protocol", f"the server answered with {what}", status=200, retryable=not page, hint=hint)
 
     def _read_lines(self, builder: ResponseBuilder, state: CallState, data: bytearray) -> None:
-        """Take in the events of a stream that has one on each line."""
+        """Read a stream that has one event per line."""
         first, _, rest = bytes(data).partition(b"\n")
         with contextlib.suppress(ValueError):
             if rest and isinstance(from_json(first), dict):
@@ -2714,7 +2715,7 @@ class HTTPBackend:
         state.touch()
 
     def _raise_error_in(self, body: Mapping[str, Any]) -> None:
-        """An error may come with status 200: in a body as in the middle of a stream."""
+        """Raise an error that came with status 200, in a body or in the middle of a stream."""
         error = body.get("error")
         if error:
             named = error if isinstance(error, dict) else {}
@@ -2734,7 +2735,7 @@ class HTTPBackend:
         return error
 
     def server_label(self) -> str:
-        """The provider; with the place, where somebody else speaks its protocol there."""
+        """The provider's name; with the host, if that is not the provider's own."""
         owner = provider_for_url(self.base_url)
         return self.provider if owner and owner.id == self.provider else f"{self.provider} at {netloc(self.base_url)}"
 
@@ -2758,7 +2759,7 @@ class HTTPBackend:
         return self._error("no_images", f"{self.model!r} cannot see images", status=400, hint="use a model with vision")
 
     def adapt_to_error(self, error: BackendError, body: Mapping[str, Any], ask: Request) -> bool:
-        """Whether the error tells how to ask so that it works, from now on."""
+        """Learn from an error how to ask from now on; whether a new attempt makes sense."""
         if error.status not in (400, 404, 422, 500, 501) or error.code == "quota":
             return False
         text = error.message
@@ -2786,7 +2787,7 @@ class HTTPBackend:
         return self._request(ask)[2] != body  # another call has learnt it in the meantime
 
     def _refused_param(self, error: BackendError, ask: Request) -> str | None:
-        """The parameter that a refusal names; one of the runtime's own before one of the caller's."""
+        """The parameter that an error names; a default before one of the caller's."""
         text = error.message
         if error.status not in (400, 422) or error.code != "bad_request" or not re.search(_REFUSAL, text):
             return None
@@ -2797,7 +2798,7 @@ class HTTPBackend:
         return min(named, key=lambda name: name in (ask.params or {}), default=None)
 
     def _remember(self, lesson: str, ask: Request) -> bool:
-        """Leave a part out of every request from now on; the caller is told once if he asked for it."""
+        """Leave a field out of all further requests; warn once if the caller had asked for it."""
         with _learning:
             known = lesson in self.refused
             self.refused.add(lesson)
@@ -2811,9 +2812,9 @@ class HTTPBackend:
         return True
 
     def inspect(self, deadline: float | None = None) -> None:
-        """Fill in `window`, `parameters` and `server` as far as a local server tells them. Never raises.
+        """Ask a local server for `window`, `parameters` and `server`. Never raises.
 
-        Asks at most once, for two seconds at most; a model of the table or of a provider elsewhere is not asked about.
+        Asks once, for at most two seconds; not about known models or remote providers.
         """
         near = "local" in self.quirks or _is_private(_host(self.base_url))
         if self._inspected or not near or self.wire != "openai" or _facts(self.model):
@@ -2838,12 +2839,12 @@ class HTTPBackend:
             entry = _entry_of(self.model, entries)
             self._take_in(entry)
         if self.provider == "ollama" or entry.get("owned_by") == "library":
-            # Its window is a setting of the server's, mostly far below the model's own: it is not to be had here.
+            # Its window is a setting of the server, mostly far below the model's own, and is not reported here.
             shown = self._fetch(state, f"{_origin(base)}/api/show", _dumps({"model": self.model}))
             self.parameters = self.parameters or size_in_name(str(shown["details"]["parameter_size"]))
 
     def _take_in(self, entry: Mapping[str, Any]) -> None:
-        """What an entry of a server's list of models says: of llama.cpp, vLLM, LM Studio and servers like them."""
+        """Read an entry of the model list of llama.cpp, vLLM, LM Studio or a similar server."""
         if entry.get("owned_by") == "llamacpp":
             self.server = "llamacpp"
         names = ("loaded_context_length", "max_model_len", "context_length", "max_context_length")
@@ -2852,7 +2853,7 @@ class HTTPBackend:
         self.parameters = self.parameters or round(token_count(entry, "meta", "n_params") / 1e9, 3) or None
 
     def _fetch(self, state: CallState, url: str, data: bytes | None = None) -> Any:
-        """The JSON that a GET, or a POST of `data`, brings. BackendError or ValueError if it brings none."""
+        """GET, or POST `data`, and return the JSON. BackendError or ValueError if that fails."""
         headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "flat-rlm"}
         headers |= {"Content-Type": "application/json"} if data is not None else {}
         link = _link(self.base_url, self._how.max_parallel)
@@ -2874,19 +2875,19 @@ class HTTPBackend:
 
 
 def _entry_of(model: str, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The entry of this model; the only one there is, whatever its name."""
+    """The entry of this model, or the only entry."""
     named = [entry for entry in entries if entry.get("id") == model]
     return next(iter(named or (entries if len(entries) == 1 else ())), {})
 
 
-# What reading an answer raises where a part of it is of another type than its wire's.
+# What reading an answer raises if a part of it has an unexpected type.
 _MISREAD = (TypeError, AttributeError, LookupError, ValueError, ArithmeticError, RecursionError)
 _OPTIONAL = ("stream_options", "return_progress", "prompt_cache_key", "response_format", "output_config")
 _OPENAI_MODEL = r"gpt-(?!oss)|chatgpt-|o\d(?:-|$)|codex-"
 
 
 def _live(backend: HTTPBackend, ask: Request, state: CallState, on_text: Callable[[str], None] | None) -> Reply:
-    """An answer from the server, asked again in another way where it says how."""
+    """Ask the server; if it refuses a field, ask again without it."""
     link = _link(backend.base_url, backend._how.max_parallel)
     while True:
         url, headers, body = backend._request(ask)
@@ -2922,7 +2923,7 @@ def _reply(backend: HTTPBackend, builder: ResponseBuilder, ask: Request, attempt
 
 
 def _drain(state: CallState, response: Any) -> bool:
-    """Read the little that is left after an answer, so that the connection can be used again; False if more comes."""
+    """Read the rest of a response so that its connection can be reused; False if too much follows."""
     if response.raw.connection is None:  # all was read, and another call may have the connection by now
         return True
     try:
@@ -2937,7 +2938,7 @@ def _drain(state: CallState, response: Any) -> bool:
 
 # --- connecting -------------------------------------------------------------------------------------------------
 
-# Names that say whose model it is. An open model's name does not: many serve it.
+# Model names that tell the provider. An open model's name does not, since many serve it.
 _MAKERS = (
     ("openai", _OPENAI_MODEL),
     ("anthropic", r"claude-"),
@@ -2992,13 +2993,13 @@ def connect(
     timeout: float = 600.0,
     progress: Callable[[str], None] | None = None,
 ) -> HTTPBackend:
-    """The backend for a model; nothing is sent to it yet. BackendError(code="config") says what is missing.
+    """Make the backend for a model without sending anything. BackendError(code="config") says what is missing.
 
     `model` may be the path of a .gguf file, which is served on this machine, or hf:OWNER/REPO[:QUANT], which is
-    downloaded now if it is not kept yet; `progress` is told how it comes and loads. It may be cli:claude, cli:codex or
-    cli:gemini, with /MODEL or without: a coding agent's program, on its own account.
-    `timeout` is how many seconds of silence from the server are borne. `cache` keeps answers on disk: in a folder, or
-    True for the user's cache folder.
+    downloaded now if necessary; `progress` is called with the state of downloading and loading. It may be cli:claude,
+    cli:codex or cli:gemini, optionally with /MODEL: a coding agent's program, with the account that it is signed in to.
+    `timeout` is how many seconds the server may be silent. `cache` keeps answers on disk: in the folder that it names,
+    or for True in the user's cache folder.
     """
     env = _Environ(environ)
     environ = None  # what a traceback shows of this frame must hold no key
@@ -3028,7 +3029,7 @@ def _connected(
     made = HTTPBackend(row, name, base, key or _key(row, name, base, base_url, env), how)
 
     def reconnect(model: str) -> HTTPBackend:
-        """Another model by its name; one whose name does not say whose it is belongs to the same provider."""
+        """Another model; one whose name does not tell its provider belongs to the same one."""
         if model.startswith(("cli:", "hf:")):
             hint = "leave sub_model out, or name a provider's model"
             raise BackendError(f"{model!r} can only be the main model", code="config", hint=hint)
@@ -3046,7 +3047,7 @@ def _connected(
 
 
 def _choose(model: str | None, backend: str, base_url: str | None, env: _Environ) -> tuple[Provider, str]:
-    """Whose model it is, and its name there."""
+    """The model's provider, and its name there."""
     if backend != "auto":
         row = _provider(backend)
         name = model or _DEFAULTS.get(row.id, "")
@@ -3086,13 +3087,13 @@ def _unprefixed(model: str, row: Provider) -> str:
 
 
 def _present(env: _Environ) -> Provider:
-    """The provider to use when nobody has named one: the first whose key is there."""
+    """The default provider: the first one whose key is set."""
     there = (_rows()[id_] for id_ in _DEFAULTS if any(env.get(name) for name in _rows()[id_].keys))
     return next(there, _rows()["openai"])
 
 
 def provider_for_url(url: str) -> Provider | None:
-    """The provider whose host this is, exactly."""
+    """The provider that has exactly this host."""
     if _is_loopback(url):
         return None
     return next((row for row in _rows().values() if _host(row.base_url) == _host(url)), None)
@@ -3126,7 +3127,7 @@ def _checked_url(url: str) -> str:
 
 
 def _key(row: Provider, model: str, base: str, given_url: str | None, env: _Environ) -> _Key:
-    """The key for this host: of the provider whose host it is, else, at a URL of the user's, of the one he named."""
+    """The key of the host's own provider; for another host, which the user gave, of the provider that he named."""
     owner = row if _host(row.base_url) == _host(base) else provider_for_url(base) or row
     for name in owner.keys:
         if env.get(name):
@@ -3155,7 +3156,7 @@ _pending: dict[str, CallQueue] = {}  # by the path of the answer: who asks, and 
 
 
 def _cached(backend: HTTPBackend, ask: Request, state: CallState, on_text: Callable[[str], None] | None) -> Reply:
-    """The answer from disk, which another call may be about to write, else a live one, kept for the next."""
+    """The cached answer, or a live one, which is cached. Of equal requests in flight only one is sent."""
     body = backend._request(ask._replace(max_tokens=None, stream=False))[2]
     params = {**(ask.defaults or {}), **(ask.params or {})}  # also those that this wire leaves out
     name = _digest([backend.provider, backend.base_url, backend.model, body, *([params] if params else [])])
@@ -3177,7 +3178,7 @@ def _cached(backend: HTTPBackend, ask: Request, state: CallState, on_text: Calla
 def _kept(
     backend: HTTPBackend, ask: Request, state: CallState, on_text: Callable[[str], None] | None, path: str
 ) -> Reply:
-    """A live answer, written to disk if it is whole."""
+    """A live answer, which is cached if it is complete."""
     _check_cache(os.path.dirname(path))
     reply = _live(backend, ask, state, on_text)
     if _is_whole(reply):
@@ -3186,12 +3187,12 @@ def _kept(
 
 
 def _is_whole(reply: Reply) -> bool:
-    """Whether it would be the answer with any other limit too."""
+    """Whether the answer is complete, so that it does not depend on the output limit."""
     return reply.stop_reason in ("stop", "tool_calls")
 
 
 def from_cache(reply: Reply, on_text: Callable[[str], None] | None) -> Reply:
-    """An answer given before: it costs nothing now."""
+    """A cached answer, which costs nothing."""
     if on_text and reply.text:
         on_text(reply.text)
     return reply._replace(usage=_usage(0, 0), cost_usd=0.0, attempts=0)
@@ -3207,7 +3208,7 @@ def _read_reply(path: str) -> Reply | None:
 
 
 def _check_cache(folder: str) -> None:
-    """Make the folder; BackendError, before anything is asked and paid for, if answers cannot be kept there."""
+    """Create the cache folder; BackendError before anything is paid for if it cannot be written."""
     import errno
 
     try:
@@ -3220,7 +3221,7 @@ def _check_cache(folder: str) -> None:
 
 
 def _write_reply(path: str, reply: Reply) -> None:
-    """Keep an answer, whole or not at all, readable by its owner only. One that cannot be kept is an answer still."""
+    """Write an answer atomically, readable by its owner only. An answer that cannot be written is not an error."""
     import tempfile
 
     with contextlib.suppress(OSError, RecursionError):
@@ -3271,7 +3272,7 @@ _serving = threading.Lock()
 
 
 class _LocalModel(HTTPBackend):
-    """A GGUF file, served by a llama.cpp server on loopback: one for the process, started by the first call."""
+    """A GGUF file behind a llama.cpp server on loopback, which the first call starts and all calls share."""
 
     def __init__(self, path: str, how: BackendOptions, progress: Callable[[str], None] | None, name: str = "") -> None:
         self.path = os.path.realpath(os.path.expanduser(path))
@@ -3305,7 +3306,7 @@ class _LocalModel(HTTPBackend):
         return self._shared.reserve(state, tokens)
 
     def _serve(self, state: CallState) -> _Served:
-        """Start the server and wait until it has loaded the model, saying so each second."""
+        """Start the server and wait until it has loaded the model; report progress every second."""
         import atexit
         import subprocess
         import sys
@@ -3352,7 +3353,7 @@ class _LocalModel(HTTPBackend):
 
 
 def stop_local_models() -> None:
-    """End the servers of model files. Done by itself when the process ends."""
+    """Stop the servers of model files. Runs by itself at exit."""
     with _serving:
         while _served:
             _end(_served.popitem()[1].process)
@@ -3367,7 +3368,7 @@ def _end(process: Any) -> None:
 
 
 def _check_package() -> None:
-    """Raise where no model file can be served on this machine."""
+    """Raise BackendError if xllamacpp is not installed."""
     import importlib.util
 
     if importlib.util.find_spec("xllamacpp") is None:
@@ -3376,7 +3377,7 @@ def _check_package() -> None:
 
 
 def _check_memory(name: str, size: int) -> None:
-    """Raise where a model of that size does not fit into this machine's memory."""
+    """Raise BackendError if a model of that size does not fit into memory."""
     free = _free_memory()
     if free is not None and size > free:
         message = f"{name!r} takes {size / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
@@ -3384,14 +3385,14 @@ def _check_memory(name: str, size: int) -> None:
 
 
 def _model_size(path: str) -> int:
-    """Bytes of a model file, of all its parts where it is the first of several."""
+    """Bytes of a model file, of all its parts if it is split."""
     first = re.fullmatch(r"(.*)-00001-of-(\d{5})\.gguf", path, re.DOTALL)
     parts = [f"{first[1]}-{n:05}-of-{first[2]}.gguf" for n in range(1, int(first[2]) + 1)] if first else [path]
     return sum(map(_size_of, parts))
 
 
 def _free_memory() -> int | None:
-    """Bytes of memory that a model could take; None where that cannot be told or a GPU has its own."""
+    """Bytes of free memory; None if unknown or if a GPU has its own."""
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             found = re.search(r"MemAvailable:\s+(\d+) kB", file.read())
@@ -3401,20 +3402,20 @@ def _free_memory() -> int | None:
 
 
 def _prompt_cache_mib(path: str) -> int:
-    """How much memory the prompts of a served model may take: a quarter of what the model leaves, within reason."""
+    """Memory for cached prompts: a quarter of what the model leaves free, at most 2 GiB."""
     free = _free_memory()
     return _PROMPT_CACHE_MIB if free is None else min(_PROMPT_CACHE_MIB, max(0, free - _model_size(path)) >> 22)
 
 
 class _GGUFHeader(NamedTuple):
-    """What the file says of its model, where it does."""
+    """The fields of a GGUF header that are used."""
 
     context: int | None = None
     parameters: float | None = None  # billions
 
 
 def _gguf_header(path: str) -> _GGUFHeader:
-    """The header of a GGUF file; BackendError for a file that is none.
+    """Read the header of a GGUF file; BackendError if it is not one.
 
     The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
     """
@@ -3479,7 +3480,7 @@ class _HubFile(NamedTuple):
 
 
 class _Variant(NamedTuple):
-    """A model of a repository, in one file or in several that belong together."""
+    """A model in a repository: one file, or the parts of a split one."""
 
     stem: str
     quant: str
@@ -3495,7 +3496,7 @@ class _Variant(NamedTuple):
 
 
 def _variants(files: Sequence[_HubFile]) -> list[_Variant]:
-    """The models that are there whole, the smallest first."""
+    """The complete models among the files, smallest first."""
     parts: dict[tuple[str, str], list[_HubFile]] = {}
     for file in sorted(files):
         stem = file.path.removesuffix(".gguf")
@@ -3511,7 +3512,7 @@ def _variants(files: Sequence[_HubFile]) -> list[_Variant]:
 
 
 def _matching(variants: Sequence[_Variant], selector: str) -> list[_Variant]:
-    """Those that `selector` names by quantisation or file; without it Q4_K_M, else the smallest from 4 bits up."""
+    """The variants that `selector` names by quantisation or file; by default Q4_K_M or the smallest from 4 bits up."""
     if selector:
         name = selector.lower().removesuffix(".gguf")
         found = [v for v in variants if name in (v.quant.lower(), v.base.lower(), v.stem.lower())]
@@ -3537,7 +3538,7 @@ class _Hub:
         self._env, self._notify = env, progress or (lambda text: None)
 
     def file(self) -> str:
-        """The path of the file, or of the first of several: what is kept, else what is downloaded now."""
+        """The path of the file or of its first part; it is downloaded if it is not there."""
         if path := self._local_path():
             return path
         self._endpoint = _checked_url(self._env.get("HF_ENDPOINT") or _HUB)
@@ -3548,7 +3549,7 @@ class _Hub:
     # what is kept
 
     def index(self) -> dict[str, list[_HubFile]]:
-        """What is kept: its files by quantisation or name, and under "" what the bare name means."""
+        """The downloaded files by quantisation or name; under "" those that the bare name means."""
         try:
             with open(os.path.join(self.folder, "index.json"), "rb") as file:
                 body = from_json(file.read(INSPECT_LIMIT))
@@ -3572,7 +3573,7 @@ class _Hub:
         os.replace(f"{path}.new", path)
 
     def remove(self) -> int:
-        """Delete what the name means, for a bare name all of the repository: how many bytes that was."""
+        """Delete the model, or for a bare name the whole repository; return the bytes freed."""
         import shutil
 
         with self._locked(wait=False):
@@ -3599,7 +3600,7 @@ class _Hub:
 
     @contextlib.contextmanager
     def _locked(self, *, wait: bool = True) -> Iterator[None]:
-        """Alone with the repository's folder, among all processes."""
+        """Lock the repository's folder against other processes."""
         locks = os.path.join(self.top, ".locks")
         try:
             os.makedirs(locks, exist_ok=True)
@@ -3651,7 +3652,7 @@ class _Hub:
         raise BackendError(f"{self.repo!r} {what}: there are {choices}", code="not_found", hint=hint)
 
     def _listing(self, state: CallState) -> tuple[str, list[_HubFile]]:
-        """The newest commit, and the GGUF files in it that a name of this system could have."""
+        """The newest commit and its GGUF files, without those whose names are unsafe here."""
 
         def ask() -> Any:
             with self._open(state, f"{self._endpoint}/api/models/{self.repo}?blobs=true") as (response, url):
@@ -3675,7 +3676,7 @@ class _Hub:
         return (commit if re.fullmatch("[0-9a-f]{7,64}", commit) else "main"), files
 
     def _fetch(self, state: CallState, commit: str, file: _HubFile) -> None:
-        """Download a file, or the rest of it, and check what has come."""
+        """Download a file, or the rest of it, and verify it."""
         from urllib.parse import quote
 
         target = os.path.join(self.folder, file.path)
@@ -3697,14 +3698,14 @@ class _Hub:
                 os.unlink(old)
 
     def _with_retries(self, state: CallState, ask: Callable[[], Any], progress: Callable[[], int] = lambda: 0) -> Any:
-        """What `ask` returns, after as many attempts as bring something, and a few that do not."""
+        """Call `ask` until it succeeds or several attempts in a row make no progress."""
         try:
             return with_retries(state, AdaptiveLimiter(1), _HUB_TRIES, ask, progress)[0]
         except BackendError as error:
             raise self._with_next_step(error, progress()) from None
 
     def _with_next_step(self, failure: BackendError, part: int) -> BackendError:
-        """The error, with what can be done with what is on the disk."""
+        """Add a hint that depends on what has been downloaded."""
         if part:
             failure.hint = f"run it again: it goes on after the {part / 1e6:,.1f} MB that have come"
         elif failure.code in ("connection", "timeout"):
@@ -3714,7 +3715,7 @@ class _Hub:
         return failure
 
     def _receive(self, state: CallState, url: str, part: str, file: _HubFile) -> None:
-        """Append to `part` what it lacks."""
+        """Append the missing bytes to `part`."""
         have = _size_of(part)
         if have == file.size:
             return
@@ -3735,7 +3736,7 @@ class _Hub:
             raise BackendError(message, code="truncated", hint="run it again", retryable=True)
 
     def _pieces(self, state: CallState, response: Any, url: str, file: _HubFile, total: int) -> Iterator[bytes]:
-        """The body as it comes, with words on how far it is; BackendError if it is longer than it should be."""
+        """Yield the body and report progress; BackendError if it is longer than it should be."""
         began, shown, start, name = time.monotonic(), 0.0, total, os.path.basename(file.path)
         while data := _next_chunk(state, response, url, PIECE):
             state.touch()
@@ -3751,7 +3752,7 @@ class _Hub:
 
     @contextlib.contextmanager
     def _open(self, state: CallState, url: str, headers: Mapping[str, str] | None = None) -> Iterator[tuple[Any, str]]:
-        """The response to a GET, after redirects, and its URL. The token goes to the endpoint's own host only."""
+        """GET with redirects: the response and its final URL. The token is sent to the endpoint's own host only."""
         from urllib.parse import urljoin, urlsplit
 
         token = _Secret(f"Bearer {self._token}")
@@ -3769,12 +3770,12 @@ class _Hub:
             parts = urlsplit(location)
             downgrade = url.startswith("https:") and parts.scheme != "https"
             if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or downgrade:
-                raise BackendError("the hub redirects to where nothing is fetched from", code="redirect")
+                raise BackendError("the hub redirects to a URL that is not allowed", code="redirect")
             url = location
         raise BackendError("the hub redirects in a circle", code="redirect")
 
     def _refusal(self, response: Any, url: str, state: CallState) -> BackendError:
-        """The error for a status, with what to do about it."""
+        """The error for an HTTP status, with a hint."""
         status, named = response.status_code, response.headers.get("x-error-code", "")
         body = _gathered(_chunks(state, response, url), ERROR_LIMIT)
         page = f"{self._endpoint}/{self.repo}"
@@ -3824,12 +3825,12 @@ class _Hub:
                 state.check()
         if digest.hexdigest() != file.sha256:
             os.unlink(part)
-            message = f"what came as {file.path!r} is not what the hub has: its SHA-256 differs"
+            message = f"{file.path!r} differs from the hub's file: its SHA-256 differs"
             raise BackendError(message, code="protocol", hint="is a proxy or a mirror in the way? run it again")
 
 
 def _lock(file: Any) -> bool:
-    """Whether the open file could be locked; on Windows always."""
+    """Try to lock an open file; always true on Windows, which has no flock."""
     try:
         import fcntl
     except ImportError:
@@ -3853,7 +3854,7 @@ def _files_below(folder: str) -> list[str]:
 
 
 def downloaded_models(environ: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """The downloaded models: `{name, bytes, path, complete}` of each; what has come in part counts as one."""
+    """List the downloaded models as `{name, bytes, path, complete}`, partial downloads too."""
     env, rows = _Environ(environ), list[dict[str, Any]]()
     top = os.path.join(_cache_folder(True, env) or "", "models")
     for folder in sorted(path for path in _folders(top) for path in _folders(path)):
@@ -3880,7 +3881,7 @@ def _folders(path: str) -> list[str]:
 
 
 def remove_model(name: str, environ: Mapping[str, str] | None = None) -> int:
-    """Delete a downloaded model, for `hf:OWNER/REPO` all of that repository; how many bytes that was."""
+    """Delete a downloaded model, or for `hf:OWNER/REPO` the whole repository; return the bytes freed."""
     return _Hub(name, _Environ(environ)).remove()
 
 
@@ -3895,7 +3896,7 @@ _CONVERSATION = (
 
 
 class _Output(NamedTuple):
-    """What a program has printed: its answer, or its error."""
+    """A program's parsed output: an answer or an error."""
 
     text: str | None = None
     error: str = ""
@@ -3905,7 +3906,7 @@ class _Output(NamedTuple):
 
 
 class _Agent(NamedTuple):
-    """A coding agent: how it answers one prompt without its own tools."""
+    """How to run a coding agent for one prompt, without its own tools."""
 
     arguments: str  # {folder} has system.md and policy.toml in it
     model_flag: str
@@ -3924,7 +3925,7 @@ def _require_text(value: Any) -> str:
 
 
 def _parse_claude(stdout: str) -> _Output:
-    """The object of `claude -p --output-format json`."""
+    """Parse the output of `claude -p --output-format json`."""
     body = from_json(stdout)
     text = _require_text(body["result"])
     if body.get("is_error"):
@@ -3937,7 +3938,7 @@ def _parse_claude(stdout: str) -> _Output:
 
 
 def _parse_codex(stdout: str) -> _Output:
-    """The events of `codex exec --json`, one on each line; the last message is the answer."""
+    """Parse the events of `codex exec --json`, one per line; the last message is the answer."""
     output = _Output()
     for line in filter(None, map(str.strip, stdout.split("\n"))):
         event = from_json(line)
@@ -3954,7 +3955,7 @@ def _parse_codex(stdout: str) -> _Output:
 
 
 def _parse_gemini(stdout: str) -> _Output:
-    """The object of `gemini --output-format json`."""
+    """Parse the output of `gemini --output-format json`."""
     body = from_json(stdout)
     if error := body.get("error"):
         return _Output(error=_error_text(str(error["message"]).encode()))
@@ -3971,7 +3972,7 @@ def _parse_gemini(stdout: str) -> _Output:
 
 
 def _parse_any(stdout: str) -> _Output:
-    """What a command of the user's prints: an object as `claude -p` has it, else text."""
+    """Parse the output of the user's own command: an object like that of `claude -p`, else plain text."""
     try:
         return _parse_claude(stdout)
     except _MISREAD:
@@ -4025,7 +4026,7 @@ _UNKNOWN_FLAG = r"(?i)unknown (option|argument)|unexpected argument|not a recogn
 
 
 def agents(environ: Mapping[str, str] | None = None) -> list[tuple[str, str | None]]:
-    """The coding agents that can be a model: `(name, the program's path or None)` each."""
+    """List the coding agents that can be a model: `(name, path of the program or None)`."""
     import shutil
 
     path = _Environ(environ).get("PATH")
@@ -4052,7 +4053,7 @@ class SubprocessBackend(HTTPBackend):
     """A model behind a command: the prompt on its standard input, the answer on its standard output.
 
     Text only. System messages go into a file that the command line names, the others into one prompt: a single message
-    as it is, several each under its role in brackets. Without `agent`, the prompt has the system messages as well.
+    as it is, several with their roles in brackets. Without `agent`, the prompt includes the system messages.
     """
 
     def __init__(
@@ -4133,7 +4134,7 @@ class SubprocessBackend(HTTPBackend):
             return _Output()
 
     def _failure(self, words: str, status: int) -> BackendError:
-        """The error for what the program complained of."""
+        """The error for a program's complaint."""
         code, hint = "server", ""
         sign_in = self._agent.sign_in if self._agent else ""
         for pattern, its_code, its_hint in (
@@ -4153,7 +4154,7 @@ class SubprocessBackend(HTTPBackend):
         return self._error(code, f"{self._name}{ended}: {mask(output, secrets) or 'it printed no answer'}", hint=hint)
 
     def _environment(self, folder: str) -> dict[str, str]:
-        """What the program gets: no key of ours but those that it signs in with."""
+        """The program's environment, without API keys except those that it signs in with."""
         nested = {"CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT"}  # a claude that finds itself inside another does not start
         if self._agent is None:
             return self._env.without(nested)
@@ -4164,7 +4165,7 @@ class SubprocessBackend(HTTPBackend):
         }
 
     def _run(self, state: CallState, system: str, prompt: str) -> tuple[int, str, str]:
-        """Run the program in an empty folder: its status, its standard output, and its standard error."""
+        """Run the program in an empty folder; return its status, standard output and standard error."""
         import tempfile
 
         with contextlib.ExitStack() as stack:
@@ -4187,7 +4188,7 @@ class SubprocessBackend(HTTPBackend):
             return process.returncode, texts[0], texts[1]
 
     def _command(self, folder: str, system: str) -> list[str]:
-        """The words of the command line, and the files that it names."""
+        """Write the files that the command line names; return its words."""
         import shlex
 
         if self._agent is None:
@@ -4219,7 +4220,7 @@ class SubprocessBackend(HTTPBackend):
         raise self._error("connection", f"{words[0]}: {problem}")  # here, since the frames above hold keys
 
     def _wait_for(self, state: CallState, process: Any, *outputs: Any) -> None:
-        """Until the program has ended; BackendError if the call is over before, or it prints or takes too much."""
+        """Wait for the program; BackendError if the call is over first, or if it prints or takes too much."""
         until = time.monotonic() + self._how.timeout
         while process.poll() is None:
             state.sleep(0.03)
@@ -4247,7 +4248,7 @@ def _kill_at_exit() -> None:
 
 
 def stop_programs() -> None:
-    """Kill the programs that answer, with all that they have started. Done by itself when the process ends."""
+    """Kill the running programs and all that they have started. Runs by itself at exit."""
     for group in list(_programs):
         kill_group(group)
 
@@ -4273,9 +4274,9 @@ def post(
     cancel: threading.Event | None = None,
     complete: Callable[[bytes], bool] | None = None,
 ) -> tuple[int, dict[str, str], bytes]:
-    """POST a JSON body with the same retries: `(status, headers, body)` of the last answer, whatever its status.
+    """POST JSON with the retries of a model call; return `(status, headers, body)` of the last response.
 
-    `complete` is asked of each piece that arrives whether the body may end there, though the server keeps it open.
+    `complete(chunk)` tells for each chunk whether the body ends there, even if the server keeps it open.
     """
     _checked_url(url)
     headers = {name: _Secret(value) for name, value in headers.items()}
@@ -4316,7 +4317,7 @@ _LOCAL = (
 
 
 def local_servers(timeout: float = 0.3) -> list[tuple[str, str, list[str]]]:
-    """The model servers that answer on this machine: `(provider id, base URL, its models)` each."""
+    """List the model servers on this machine: `(provider id, base URL, models)`."""
     import requests  # here, since a thread that is given up would be left in the middle of it
 
     found: dict[str, list[str]] = {}

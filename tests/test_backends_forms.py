@@ -97,7 +97,7 @@ def test_an_answer_of_no_known_form_is_an_error_of_the_protocol(
     events: list[Any],
 ) -> None:
     wire.streams(*events, *(["[DONE]"] if backend == "openai" else []))
-    with pytest.raises(BackendError, match="the server's answer has a form of its own: ") as caught:
+    with pytest.raises(BackendError, match="the server's answer has an unexpected form: ") as caught:
         streamed(to(wire, backend))
     assert (caught.value.code, caught.value.provider) == ("protocol", {"gemini": "google"}.get(backend, backend))
 
