@@ -69,7 +69,7 @@ INSPECT_LIMIT = 1 << 20
 TICK = 0.02  # seconds between polls of what may end a call
 
 
-# --- what a caller gets -----------------------------------------------------------------------------------------
+# --- results and errors -------------------------------------------------------------------------------------------
 
 
 class BackendError(RuntimeError):
@@ -119,1292 +119,1043 @@ class Reply(NamedTuple):
     attempts: int = 1
 
 
-# --- secrets ----------------------------------------------------------------------------------------------------
+# --- connecting -------------------------------------------------------------------------------------------------
+
+_OPENAI_MODEL = r"gpt-(?!oss)|chatgpt-|o\d(?:-|$)|codex-"
+# Model names that tell the provider. An open model's name does not, since many serve it.
+_MAKERS = (
+    ("openai", _OPENAI_MODEL),
+    ("anthropic", r"claude-"),
+    ("google", r"gemini-"),
+    ("xai", r"grok-"),
+    ("deepseek", r"deepseek-"),
+    ("mistral", r"(?:mistral|magistral|ministral|codestral|devstral|pixtral)-"),
+    ("moonshotai", r"kimi-|moonshot-"),
+    ("perplexity", r"sonar(?:-|$)"),
+    ("cohere", r"command-"),
+)
+# What to use when no model is named, in this order.
+_DEFAULTS = {
+    "openai": DEFAULT_MODEL,
+    "anthropic": "claude-haiku-5-5",
+    "google": "gemini-3.8-flash",
+    "openrouter": "openai/gpt-4o-mini",
+    "xai": "grok-4.7",
+    "deepseek": "deepseek-flash",
+    "mistral": "mistral-small-latest",
+    "groq": "llama-3.3-70b-versatile",
+}
+_BASE_VARIABLES = {"openai": "OPENAI_BASE_URL", "anthropic": "ANTHROPIC_BASE_URL"}
 
 
-class _Secret(str):
-    """A string whose repr, and so a traceback that shows locals, does not reveal it."""
+class BackendOptions(NamedTuple):
+    """The options that a backend and its siblings share."""
 
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return "'[redacted]'"
-
-
-class _Environ:
-    """The environment, without a repr that prints every key in it."""
-
-    def __init__(self, values: Mapping[str, str] | None) -> None:
-        self._values = os.environ if values is None else values
-
-    def __repr__(self) -> str:
-        return "<environ>"
-
-    def without(self, names: Collection[str]) -> dict[str, str]:
-        """The environment for a child process: without these names and without the project's own options."""
-        mine = ("RLM_", "SNIPARA_")
-        return {name: value for name, value in self._values.items() if name not in names and not name.startswith(mine)}
-
-    def get(self, name: str) -> str:
-        return (self._values.get(name) or "").strip()
-
-    def secret(self, name: str) -> _Secret:
-        return _Secret(self.get(name))
+    max_retries: int
+    max_parallel: int
+    prices: Mapping[str, Any] | None
+    cache: str | None
+    timeout: float
 
 
-def mask(text: str, secrets: Sequence[str] = ()) -> str:
-    """`text` with each secret of 8 characters or more replaced by [redacted]."""
-    for secret in sorted(filter(None, secrets), key=len, reverse=True):
-        if len(secret) >= 8:
-            text = text.replace(secret, "[redacted]")
-    return text
+class _Key(NamedTuple):
+    secret: _Secret
+    source: str | None
 
 
-def _checked_key(key: str, source: str) -> _Secret:
-    """Strip a key; refuse one that cannot be sent in a header, without showing it."""
-    secret = _Secret(key.strip())
-    if secret[:1] in ("'", '"', "`") or secret[-1:] in ("'", '"', "`"):
-        raise BackendError(
-            f"the API key from {source} has quotes around it, which are not part of a key",
-            code="config",
-            hint=f"set {source} again without the quotes (docker --env-file and some editors keep them)",
-        )
-    if re.search(r"[^\x21-\x7e]", secret):
-        raise BackendError(
-            f"the API key from {source} holds a space, a line break or another character that no key has",
-            code="config",
-            hint=f"set {source} again, from one line, without quotes",
-        )
-    return secret
+def connect(
+    model: str | None,
+    backend: str = "auto",
+    *,
+    api_key: str | None = None,
+    base_url: str | None = None,
+    environ: Mapping[str, str] | None = None,
+    max_retries: int = 4,
+    max_parallel: int = 16,
+    prices: Mapping[str, Any] | None = None,
+    cache: bool | str = False,
+    timeout: float = 600.0,
+    progress: Callable[[str], None] | None = None,
+) -> HTTPBackend:
+    """Make the backend for a model without sending anything. BackendError(code="config") says what is missing.
 
-
-# --- providers --------------------------------------------------------------------------------------------------
-
-# id | display name | base URL (https:// left out, ${VARIABLES} filled in) | key variables | aliases | quirks
-#   anthropic, gemini   the wire (else OpenAI chat completions)
-#   local               runs on this machine: no key, no price         keyless   a key is optional
-#   mct                 the limit is called max_completion_tokens (else max_tokens, the older spelling)
-#   azure, bearer       the key's header is api-key, or Authorization where the wire has another
-#   header=NAME         the key goes into this header too              base=VARIABLE  a variable with the base URL
-#   version=DATE        of the Anthropic API                           own       model names start with the id as well
-#   reasoning           reasoning_content goes back with tool calls    details   so do reasoning_details
-#   name                tool results carry the tool's name             marks     cache marks for Claude are taken
-#   notools, noimages   cannot do that
-PROVIDERS = """
-302ai|302.AI|api.302.ai/v1|302AI_API_KEY
-abacus|Abacus|routellm.abacus.ai/v1|ABACUS_API_KEY
-abliteration-ai|abliteration.ai|api.abliteration.ai/v1|ABLIT_KEY ABLITERATION_API_KEY|abliteration
-ai21_chat|AI21 Chat|api.ai21.com/studio/v1|AI21_API_KEY
-aihubmix|AIHubMix|aihubmix.com/v1|AIHUBMIX_API_KEY
-aiml|AI/ML API|api.aimlapi.com/v1|AIML_API_KEY
-alibaba-cn|Alibaba (China)|dashscope.aliyuncs.com/compatible-mode/v1|DASHSCOPE_API_KEY QWEN_AI_PLATFORM_API_KEY|dashscope qwen_ai_platform
-alibaba-coding-plan-cn|Alibaba Coding Plan (China)|coding.dashscope.aliyuncs.com/v1|ALIBABA_CODING_PLAN_API_KEY
-alibaba-coding-plan|Alibaba Coding Plan|coding-intl.dashscope.aliyuncs.com/v1|ALIBABA_CODING_PLAN_API_KEY
-alibaba-token-plan-cn|Alibaba Token Plan (China)|token-plan.cn-beijing.maas.aliyuncs.com/compatible-mode/v1|ALIBABA_TOKEN_PLAN_API_KEY
-alibaba-token-plan|Alibaba Token Plan|token-plan.ap-southeast-1.maas.aliyuncs.com/compatible-mode/v1|ALIBABA_TOKEN_PLAN_API_KEY
-alibaba|Alibaba|dashscope-intl.aliyuncs.com/compatible-mode/v1|DASHSCOPE_API_KEY QWENCLOUD_API_KEY|qwencloud
-ambient|Ambient|api.ambient.xyz/v1|AMBIENT_API_KEY
-ant-ling||api.ant-ling.com/v1|ANT_LING_API_KEY
-anthropic|Anthropic|api.anthropic.com|ANTHROPIC_API_KEY||anthropic version=2026-10-21
-anyapi|AnyAPI|api.anyapi.ai/v1|ANYAPI_API_KEY
-apertis|Apertis|api.stima.tech/v1|STIMA_API_KEY
-assemblyai|AssemblyAI|llm-gateway.assemblyai.com/v1|ASSEMBLYAI_API_KEY
-atomic-chat|Atomic Chat|http://127.0.0.1:1337/v1|ATOMIC_CHAT_API_KEY||local
-auriko|Auriko|api.auriko.ai/v1|AURIKO_API_KEY
-azure-cognitive-services|Azure Cognitive Services|${AZURE_COGNITIVE_SERVICES_RESOURCE_NAME}.openai.azure.com/openai/v1|AZURE_COGNITIVE_SERVICES_API_KEY||azure mct
-azure@anthropic|Claude on Azure|${AZURE_RESOURCE_NAME}.services.ai.azure.com/anthropic|AZURE_API_KEY||anthropic
-azure_ai|Azure AI|${AZURE_AI_API_BASE}|AZURE_AI_API_KEY||azure
-azure|Azure|${AZURE_RESOURCE_NAME}.openai.azure.com/openai/v1|AZURE_API_KEY AZURE_OPENAI_API_KEY||azure mct base=AZURE_API_BASE
-bailing|Bailing|api.tbox.cn/api/llm/v1/chat/completions|BAILING_API_TOKEN
-baseten|Baseten|inference.baseten.co/v1|BASETEN_API_KEY
-bedrock@anthropic|Claude on Bedrock|bedrock-mantle.${AWS_REGION}.api.aws/anthropic|AWS_BEARER_TOKEN_BEDROCK||anthropic bearer
-bedrock_mantle|Bedrock Mantle|bedrock-mantle.${AWS_REGION}.api.aws/v1|AWS_BEARER_TOKEN_BEDROCK BEDROCK_MANTLE_API_KEY
-bedrock|Amazon Bedrock|bedrock-runtime.${AWS_REGION}.amazonaws.com/openai/v1|AWS_BEARER_TOKEN_BEDROCK|amazon-bedrock
-berget|Berget.AI|api.berget.ai/v1|BERGET_API_KEY
-cascadia|Cascadia|http://localhost:9090/v1|CASCADIA_API_KEY||local
-cerebras|Cerebras|api.cerebras.ai/v1|CEREBRAS_API_KEY||mct
-charity_engine|Charity Engine|api.charityengine.services/remotejobs/v2/inference|CHARITY_ENGINE_API_KEY
-chutes|Chutes|llm.chutes.ai/v1|CHUTES_API_KEY
-clarifai|Clarifai|api.clarifai.com/v2/ext/openai/v1|CLARIFAI_PAT CLARIFAI_API_KEY
-claudinio|Claudinio|api.claudin.io/v1|CLAUDINIO_API_KEY
-cloudferro-sherlock|CloudFerro Sherlock|api-sherlock.cloudferro.com/openai/v1|CLOUDFERRO_SHERLOCK_API_KEY
-cloudflare-ai-gateway|Cloudflare AI Gateway|gateway.ai.cloudflare.com/v1/${CLOUDFLARE_ACCOUNT_ID}/${CLOUDFLARE_GATEWAY_ID}/compat|CLOUDFLARE_API_TOKEN||header=cf-aig-authorization
-cloudflare-workers-ai|Cloudflare Workers AI|api.cloudflare.com/client/v4/accounts/${CLOUDFLARE_ACCOUNT_ID}/ai/v1|CLOUDFLARE_API_KEY|cloudflare
-codestral|Codestral|codestral.mistral.ai/v1|CODESTRAL_API_KEY||name
-cognition|Cognition|api.cognition.ai/v1|COGNITION_API_KEY
-cohere|Cohere|api.cohere.ai/compatibility/v1|COHERE_API_KEY CO_API_KEY|cohere_chat
-cometapi|CometAPI|api.cometapi.com/v1|COMETAPI_KEY
-compactifai|CompactifAI|api.compactif.ai/v1|COMPACTIFAI_API_KEY
-cortecs|Cortecs|api.cortecs.ai/v1|CORTECS_API_KEY
-crof|CrofAI|crof.ai/v1|CROF_API_KEY
-crusoe|Crusoe|managed-inference-api-proxy.crusoecloud.com/v1|CRUSOE_API_KEY
-darkbloom|Darkbloom|api.darkbloom.dev/v1|DARKBLOOM_API_KEY
-databricks|Databricks|${DATABRICKS_HOST}/ai-gateway/mlflow/v1|DATABRICKS_TOKEN
-datarobot|DataRobot|app.datarobot.com/api/v2/genai/llmgw/chat/completions|DATAROBOT_API_TOKEN
-deepinfra|Deep Infra|api.deepinfra.com/v1/openai|DEEPINFRA_API_KEY
-deepseek|DeepSeek|api.deepseek.com|DEEPSEEK_API_KEY||reasoning noimages
-digitalocean|DigitalOcean|inference.do-ai.run/v1|DIGITALOCEAN_ACCESS_TOKEN GRADIENT_AI_API_KEY|gradient_ai
-dinference|DInference|api.dinference.com/v1|DINFERENCE_API_KEY
-docker_model_runner|Docker Model Runner|http://localhost:22088/engines/llama.cpp|DOCKER_MODEL_RUNNER_API_KEY||local
-drun|D.Run (China)|chat.d.run/v1|DRUN_API_KEY
-edenai|Eden AI|api.edenai.run/v3|EDENAI_API_KEY
-empiriolabs|Empiriolabs|api.empiriolabs.ai/v1|EMPIRIOLABS_API_KEY
-empower|Empower|app.empower.dev/api/v1|EMPOWER_API_KEY
-evroc||models.think.evroc.com/v1|EVROC_API_KEY||own
-fastrouter|FastRouter|go.fastrouter.ai/api/v1|FASTROUTER_API_KEY
-featherless_ai|Featherless AI|api.featherless.ai/v1|FEATHERLESS_AI_API_KEY FEATHERLESS_API_KEY
-fireworks-ai|Fireworks AI|api.fireworks.ai/inference/v1|FIREWORKS_API_KEY FIREWORKSAI_API_KEY FIREWORKS_AI_API_KEY FIREWORKS_AI_TOKEN|fireworks_ai
-fireworks||api.fireworks.ai/inference|FIREWORKS_API_KEY||anthropic
-freemodel|FreeModel|cc.freemodel.dev/v1|FREEMODEL_API_KEY||anthropic
-friendli|Friendli|api.friendli.ai/serverless/v1|FRIENDLI_TOKEN FRIENDLIAI_API_KEY|friendliai
-frogbot|FrogBot|app.frogbot.ai/api/v1|FROGBOT_API_KEY
-galadriel|Galadriel|api.galadriel.com/v1|GALADRIEL_API_KEY
-gigachat|GigaChat|gigachat.devices.sberbank.ru/api/v1|GIGACHAT_CREDENTIALS GIGACHAT_API_KEY
-github-copilot|GitHub Copilot|api.githubcopilot.com|GITHUB_TOKEN|github_copilot|mct
-github-models|GitHub Models|models.github.ai/inference|GITHUB_TOKEN|github-models-new|mct
-github|GitHub Models|models.inference.ai.azure.com|GITHUB_API_KEY||mct
-gmicloud|GMI Cloud|api.gmi-serving.com/v1|GMICLOUD_API_KEY GMI_API_KEY|gmi
-google|Google|generativelanguage.googleapis.com/v1beta|GOOGLE_API_KEY GOOGLE_GENERATIVE_AI_API_KEY GEMINI_API_KEY|gemini|gemini
-groq|Groq|api.groq.com/openai/v1|GROQ_API_KEY||mct
-helicone|Helicone|ai-gateway.helicone.ai/v1|HELICONE_API_KEY
-heroku|Heroku|${HEROKU_API_BASE}|HEROKU_API_KEY
-hosted_vllm|Hosted vLLM|${HOSTED_VLLM_API_BASE}|HOSTED_VLLM_API_KEY||local
-hpc-ai|HPC-AI|api.hpc-ai.com/inference/v1|HPC_AI_API_KEY
-huggingface|Hugging Face|router.huggingface.co/v1|HF_TOKEN
-hyperbolic|Hyperbolic|api.hyperbolic.xyz/v1|HYPERBOLIC_API_KEY
-iflowcn|iFlow|apis.iflow.cn/v1|IFLOW_API_KEY
-inception|Inception|api.inceptionlabs.ai/v1|INCEPTION_API_KEY
-inceptron|Inceptron|api.inceptron.io/v1|INCEPTRON_API_KEY
-inference|Inference|inference.net/v1|INFERENCE_API_KEY
-io-net|IO.NET|api.intelligence.io.solutions/api/v1|IOINTELLIGENCE_API_KEY
-jiekou|Jiekou.AI|api.jiekou.ai/openai|JIEKOU_API_KEY
-kilo|Kilo Gateway|api.kilo.ai/api/gateway|KILO_API_KEY
-kimi-coding||api.kimi.com/coding/v1|KIMI_API_KEY||reasoning
-kimi-for-coding|Kimi For Coding|api.kimi.com/coding/v1|KIMI_API_KEY||anthropic
-kuae-cloud-coding-plan|KUAE Cloud Coding Plan|coding-plan-endpoint.kuaecloud.net/v1|KUAE_API_KEY
-lambda_ai|Lambda AI|api.lambda.ai/v1|LAMBDA_API_KEY
-lemonade|Lemonade|http://localhost:8000/api/v1|LEMONADE_API_KEY||local
-libertai|LibertAI|api.libertai.io/v1|LIBERTAI_API_KEY
-lilac|Lilac|api.getlilac.com/v1|LILAC_API_KEY
-litellm_proxy|LiteLLM Proxy|${LITELLM_PROXY_API_BASE}|LITELLM_PROXY_API_KEY||keyless
-llamacpp|llama.cpp server|http://127.0.0.1:8080/v1|||local
-llamafile|Llamafile|http://127.0.0.1:8080/v1|||local
-llamagate|LlamaGate|api.llamagate.dev/v1|LLAMAGATE_API_KEY
-llama|Llama|api.llama.com/compat/v1|LLAMA_API_KEY|meta_llama
-llmgateway|LLM Gateway|api.llmgateway.io/v1|LLMGATEWAY_API_KEY
-llmtr|LLMTR|llmtr.com/v1|LLMTR_API_KEY
-lm_studio|LM Studio|http://localhost:1234/v1|LM_STUDIO_API_KEY||local
-lmstudio|LMStudio|http://127.0.0.1:1234/v1|LMSTUDIO_API_KEY||local
-lucidquery|LucidQuery|api.lucidquery.com/v1|LUCIDQUERY_API_KEY
-maritalk|Maritalk|chat.maritaca.ai/api|MARITALK_API_KEY
-meganova|Meganova|api.meganova.ai/v1|MEGANOVA_API_KEY
-meta|Meta|api.meta.ai/v1|META_API_KEY
-minimax-cn-coding-plan|MiniMax Token Plan (minimaxi.com)|api.minimaxi.com/anthropic/v1|MINIMAX_API_KEY||anthropic
-minimax-cn|MiniMax (minimaxi.com)|api.minimaxi.com/anthropic/v1|MINIMAX_API_KEY||anthropic
-minimax-coding-plan|MiniMax Token Plan (minimax.io)|api.minimax.io/anthropic/v1|MINIMAX_API_KEY||anthropic
-minimax@litellm|Minimax|api.minimax.io/v1|MINIMAX_API_KEY
-minimax|MiniMax (minimax.io)|api.minimax.io/anthropic/v1|MINIMAX_API_KEY||anthropic
-mistral|Mistral|api.mistral.ai/v1|MISTRAL_API_KEY MISTRAL_AZURE_API_KEY||name
-mixlayer|Mixlayer|models.mixlayer.ai/v1|MIXLAYER_API_KEY
-moark|Moark|moark.com/v1|MOARK_API_KEY
-modelscope|ModelScope|api-inference.modelscope.cn/v1|MODELSCOPE_API_KEY
-moonshotai-cn|Moonshot AI (China)|api.moonshot.cn/v1|MOONSHOT_API_KEY||reasoning
-moonshotai|Moonshot AI|api.moonshot.ai/v1|MOONSHOT_API_KEY|moonshot|reasoning
-morph|Morph|api.morphllm.com/v1|MORPH_API_KEY
-nadir|Nadir|api.getnadir.com/v1|NADIR_API_KEY
-nano-gpt|NanoGPT|nano-gpt.com/api/v1|NANO_GPT_API_KEY NANOGPT_API_KEY
-nearai|NEAR AI Cloud|cloud-api.near.ai/v1|NEARAI_API_KEY
-nebius|Nebius Token Factory|api.tokenfactory.nebius.com/v1|NEBIUS_API_KEY
-neon|Neon|${NEON_AI_GATEWAY_BASE_URL}/ai-gateway/mlflow/v1|NEON_AI_GATEWAY_TOKEN
-neosantara|Neosantara|api.neosantara.xyz/v1|NEOSANTARA_API_KEY
-neuralwatt|Neuralwatt|api.neuralwatt.com/v1|NEURALWATT_API_KEY
-nova|Nova|api.nova.amazon.com/v1|NOVA_API_KEY AMAZON_NOVA_API_KEY|amazon_nova
-novita-ai|NovitaAI|api.novita.ai/openai|NOVITA_API_KEY|novita
-nscale|Nscale|inference.api.nscale.com/v1|NSCALE_API_KEY
-nvidia|Nvidia|integrate.api.nvidia.com/v1|NVIDIA_API_KEY NVIDIA_NIM_API_KEY|nvidia_nim
-ollama-cloud|Ollama Cloud|ollama.com/v1|OLLAMA_API_KEY
-ollama|Ollama|http://localhost:11434/v1|OLLAMA_API_KEY|ollama_chat|local
-openai|OpenAI|api.openai.com/v1|OPENAI_API_KEY||mct
-opencode-go@pi-anthropic|opencode-go|opencode.ai/inference/go/anthropic|OPENCODE_API_KEY||anthropic
-opencode-go@pi-gemini|opencode-go|opencode.ai/inference/go/google/v1beta|OPENCODE_API_KEY||gemini
-opencode-go|OpenCode Go|opencode.ai/zen/go/v1|OPENCODE_API_KEY
-opencode|OpenCode Zen|opencode.ai/zen/v1|OPENCODE_API_KEY
-openrouter@pi-anthropic|openrouter|openrouter.ai/api|OPENROUTER_API_KEY||anthropic bearer
-openrouter|OpenRouter|openrouter.ai/api/v1|OPENROUTER_API_KEY||details own marks
-orcarouter|OrcaRouter|api.orcarouter.ai/v1|ORCAROUTER_API_KEY||own
-ovhcloud|OVHcloud AI Endpoints|oai.endpoints.kepler.ai.cloud.ovh.net/v1|OVHCLOUD_API_KEY
-parasail|Parasail|api.parasail.io/v1|PARASAIL_API_KEY
-perplexity-agent|Perplexity Agent|api.perplexity.ai/v1|PERPLEXITY_API_KEY
-perplexity|Perplexity|api.perplexity.ai|PERPLEXITY_API_KEY PERPLEXITYAI_API_KEY||notools
-pinstripes|Pinstripes|pinstripes.io/v1|PINSTRIPES_API_KEY
-poe|Poe|api.poe.com/v1|POE_API_KEY
-poolside|Poolside|inference.poolside.ai/v1|POOLSIDE_API_KEY||own
-portkey|Portkey|api.portkey.ai/v1|PORTKEY_API_KEY
-prism|Prism|api.prisminference.com/v1|PRISM_API_KEY
-privatemode-ai|Privatemode AI|http://localhost:8080/v1|PRIVATEMODE_API_KEY||keyless
-publicai|PublicAI|api.publicai.co/v1|PUBLICAI_API_KEY
-qihang-ai|QiHang|api.qhaigc.net/v1|QIHANG_API_KEY
-qiniu-ai|Qiniu|api.qnaigc.com/v1|QINIU_API_KEY
-regolo-ai|Regolo AI|api.regolo.ai/v1|REGOLO_API_KEY
-reka|Reka|api.reka.ai/v1|REKA_API_KEY
-requesty|Requesty|router.requesty.ai/v1|REQUESTY_API_KEY
-routing-run|routing.run|ai.routing.sh/v1|ROUTING_RUN_API_KEY
-sail|Sail|api.sailresearch.com/v1|SAIL_API_KEY
-sakana|Sakana AI|api.sakana.ai/v1|SAKANA_API_KEY
-sambanova|Sambanova|api.sambanova.ai/v1|SAMBANOVA_API_KEY
-sarvam|Sarvam AI|api.sarvam.ai/v1|SARVAM_API_KEY||header=api-subscription-key
-scaleway|Scaleway|api.scaleway.ai/v1|SCALEWAY_API_KEY SCW_SECRET_KEY
-scx-ai|SCX.ai|api.scx.ai/v1|SCX_API_KEY
-siliconflow-cn|SiliconFlow (China)|api.siliconflow.cn/v1|SILICONFLOW_CN_API_KEY
-siliconflow|SiliconFlow|api.siliconflow.com/v1|SILICONFLOW_API_KEY
-snowflake-cortex|Snowflake Cortex|${SNOWFLAKE_ACCOUNT}.snowflakecomputing.com/api/v2/cortex/v1|SNOWFLAKE_CORTEX_PAT
-stackit|STACKIT|api.openai-compat.model-serving.eu01.onstackit.cloud/v1|STACKIT_API_KEY
-stepfun-ai|StepFun AI|api.stepfun.ai/step_plan/v1|STEPFUN_API_KEY
-stepfun|StepFun|api.stepfun.com/v1|STEPFUN_API_KEY
-subconscious|Subconscious|api.subconscious.dev/v1|SUBCONSCIOUS_API_KEY||own
-submodel||llm.submodel.ai/v1|SUBMODEL_INSTAGEN_ACCESS_KEY
-synthetic|Synthetic|api.synthetic.new/openai/v1|SYNTHETIC_API_KEY
-tencent-coding-plan|Tencent Coding Plan (China)|api.lkeap.cloud.tencent.com/coding/v3|TENCENT_CODING_PLAN_API_KEY
-tencent-tokenhub|Tencent TokenHub|tokenhub.tencentmaas.com/v1|TENCENT_TOKENHUB_API_KEY
-tencent|Tencent|tokenhub-intl.tencentcloudmaas.com/v1|TENCENT_API_KEY
-tensormesh|Tensormesh|serverless.tensormesh.ai/v1|TENSORMESH_INFERENCE_API_KEY
-the-grid-ai|The Grid AI|api.thegrid.ai/v1|THEGRIDAI_API_KEY
-tinfoil|Tinfoil|inference.tinfoil.sh/v1|TINFOIL_API_KEY
-togetherai|Together AI|api.together.ai/v1|TOGETHER_API_KEY TOGETHERAI_API_KEY TOGETHER_AI_API_KEY TOGETHER_AI_TOKEN|together_ai
-umans-ai-coding-plan|Umans AI Coding Plan|api.code.umans.ai/v1|UMANS_AI_CODING_PLAN_API_KEY
-umans-ai|Umans AI|api.code.umans.ai/v1|UMANS_AI_API_KEY
-upstage|Upstage|api.upstage.ai/v1/solar|UPSTAGE_API_KEY
-v0||api.v0.dev/v1|V0_API_KEY
-venice|Venice AI|api.venice.ai/api/v1|VENICE_API_KEY VENICE_AI_API_KEY|veniceai
-vercel-ai-gateway||ai-gateway.vercel.sh|AI_GATEWAY_API_KEY||anthropic bearer
-vercel|Vercel AI Gateway|ai-gateway.vercel.sh/v1|AI_GATEWAY_API_KEY VERCEL_AI_GATEWAY_API_KEY VERCEL_OIDC_TOKEN|vercel_ai_gateway|mct
-vivgrid|Vivgrid|api.vivgrid.com/v1|VIVGRID_API_KEY
-vllm|vLLM|http://localhost:8000/v1|VLLM_API_KEY||local
-volcengine|Volcengine|ark.cn-beijing.volces.com/api/v3|VOLCENGINE_API_KEY
-vultr|Vultr|api.vultrinference.com/v1|VULTR_API_KEY
-wafer.ai|Wafer|pass.wafer.ai/v1|WAFER_API_KEY
-wandb|Weights & Biases|api.inference.wandb.ai/v1|WANDB_API_KEY
-xai|xAI|api.x.ai/v1|XAI_API_KEY||mct
-xiaomi-token-plan-ams|Xiaomi Token Plan (Europe)|token-plan-ams.xiaomimimo.com/v1|XIAOMI_API_KEY
-xiaomi-token-plan-cn|Xiaomi Token Plan (China)|token-plan-cn.xiaomimimo.com/v1|XIAOMI_API_KEY
-xiaomi-token-plan-sgp|Xiaomi Token Plan (Singapore)|token-plan-sgp.xiaomimimo.com/v1|XIAOMI_API_KEY
-xiaomi|Xiaomi|api.xiaomimimo.com/v1|XIAOMI_API_KEY XIAOMI_MIMO_API_KEY|xiaomi_mimo|reasoning
-xinference|Xinference|${XINFERENCE_API_BASE}|XINFERENCE_API_KEY||local
-xpersona|Xpersona|www.xpersona.co/v1|XPERSONA_API_KEY
-zai-coding-plan|Z.AI Coding Plan|api.z.ai/api/coding/paas/v4|ZHIPU_API_KEY||reasoning
-zai|Z.AI|api.z.ai/api/paas/v4|ZHIPU_API_KEY ZAI_API_KEY||reasoning
-zeldoc|Zeldoc|api.zeldoc.ai/v1|ZELDOC_API_KEY
-zenmux|ZenMux|zenmux.ai/api/v1|ZENMUX_API_KEY
-zhipuai-coding-plan|Zhipu AI Coding Plan|open.bigmodel.cn/api/coding/paas/v4|ZHIPU_API_KEY||reasoning
-zhipuai|Zhipu AI|open.bigmodel.cn/api/paas/v4|ZHIPU_API_KEY||reasoning
-"""  # noqa: E501
-
-
-class Provider(NamedTuple):
-    """One provider: a row of PROVIDERS."""
-
-    id: str
-    name: str
-    base_url: str
-    keys: tuple[str, ...]
-    aliases: tuple[str, ...]
-    quirks: Mapping[str, str]
-
-    @property
-    def wire(self) -> str:
-        return next((wire for wire in ("anthropic", "gemini") if wire in self.quirks), "openai")
-
-
-def _row(line: str) -> Provider:
-    id_, name, url, keys, aliases, quirks = (line.split("|") + [""] * 5)[:6]
-    if "://" not in url and not url.endswith("_BASE}"):
-        url = f"https://{url}"
-    pairs = dict((quirk + "=").split("=")[:2] for quirk in quirks.split())
-    return Provider(id_, name or id_, url, tuple(keys.split()), tuple(aliases.split()), pairs)
-
-
-@functools.cache
-def _rows() -> dict[str, Provider]:
-    return {row.id: row for row in map(_row, PROVIDERS.strip().splitlines())}
-
-
-@functools.cache
-def _by_name() -> dict[str, Provider]:
-    """The providers by id and by alias."""
-    return {**{alias: row for row in _rows().values() for alias in row.aliases}, **_rows()}
-
-
-def providers(word: str | None = None, environ: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """List the providers that match `word`, as `{id, name, wire, base_url, key_env, key_present}`."""
+    `model` may be the path of a .gguf file, which is served on this machine, or hf:OWNER/REPO[:QUANT], which is
+    downloaded now if necessary; `progress` is called with the state of downloading and loading. It may be cli:claude,
+    cli:codex or cli:gemini, optionally with /MODEL: a coding agent's program, with the account that it is signed in to.
+    `timeout` is how many seconds the server may be silent. `cache` keeps answers on disk: in the folder that it names,
+    or for True in the user's cache folder.
+    """
     env = _Environ(environ)
-    return [
-        {
-            "id": row.id,
-            "name": row.name,
-            "wire": row.wire,
-            "base_url": row.base_url,
-            "key_env": list(row.keys),
-            "key_present": any(env.get(name) for name in row.keys),
+    environ = None  # what a traceback shows of this frame must hold no key
+    api_key = _Secret(api_key) if api_key else None
+    key = _Key(_checked_key(api_key, "api_key"), "api_key") if api_key else None
+    base_url = _checked_url(base_url.strip()) if base_url else None
+    for known, price in (prices or {}).items():
+        _as_price(known, price)
+    how = BackendOptions(max_retries, max_parallel, prices, _cache_folder(cache, env), timeout)
+    backend = "auto" if backend == "litellm" else backend
+    by_name = base_url is None and backend == "auto"
+    if model and model.startswith("cli:") and by_name:
+        return _agent_backend(model, env, how)
+    if model and model.startswith("hf:") and by_name:
+        _check_package()
+        return _LocalModel(_Hub(model, env, progress).file(), how, progress, name=model)
+    if model and model.endswith(".gguf") and (by_name or (base_url is None and backend == "llamacpp")):
+        return _LocalModel(model, how, progress)
+    row, name = _choose(model, backend, base_url, env)
+    return _connected(row, name, backend, base_url, key, env, how)
+
+
+def _connected(
+    row: Provider, name: str, backend: str, base_url: str | None, key: _Key | None, env: _Environ, how: BackendOptions
+) -> HTTPBackend:
+    base = _base_url(row, base_url, env)
+    made = HTTPBackend(row, name, base, key or _key(row, name, base, base_url, env), how)
+
+    def reconnect(model: str) -> HTTPBackend:
+        """Another model; one whose name does not tell its provider belongs to the same one."""
+        if model.startswith(("cli:", "hf:")):
+            hint = "leave sub_model out, or name a provider's model"
+            raise BackendError(f"{model!r} can only be the main model", code="config", hint=hint)
+        try:
+            other, other_name = _choose(model, "auto", None, env)
+        except BackendError:
+            return made._sibling(model)
+        if other.id == made.provider:
+            return made._sibling(other_name)
+        return _connected(other, other_name, backend, None, None, env, how)
+
+    if backend == "auto" and base_url is None:
+        made._reconnect = reconnect
+    return made
+
+
+def _choose(model: str | None, backend: str, base_url: str | None, env: _Environ) -> tuple[Provider, str]:
+    """The model's provider, and its name there."""
+    if backend != "auto":
+        row = _provider(backend)
+        name = model or _DEFAULTS.get(row.id, "")
+        if not name:
+            raise BackendError(f"which model of {row.id}?", code="config", provider=row.id, hint="-m MODEL")
+        return row, name if base_url else _unprefixed(name, row)
+    if not model:
+        row = _present(env) if base_url is None else provider_for_url(base_url) or _rows()["openai"]
+        return row, _DEFAULTS.get(row.id, DEFAULT_MODEL)
+    for separator in "/:":
+        word, _, rest = model.partition(separator)
+        if rest and word in _by_name():
+            return _by_name()[word], rest
+    if base_url and (row_there := provider_for_url(base_url)):
+        return row_there, model
+    maker = next((id_ for id_, names in _MAKERS if re.match(names, model)), None)
+    if maker is None and base_url is None:
+        hint = f"write provider/model, as in openrouter/{model} or ollama/{model}; `rlm providers` lists them"
+        raise BackendError(f"cannot tell whose model {model!r} is", code="config", hint=hint)
+    return _rows()[maker or "openai"], model
+
+
+def _provider(name: str) -> Provider:
+    if row := _by_name().get(name):
+        return row
+    import difflib
+
+    near = difflib.get_close_matches(name, _by_name(), 3)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`rlm providers` lists them"
+    raise BackendError(f"no provider is called {name!r}", code="config", hint=hint)
+
+
+def _unprefixed(model: str, row: Provider) -> str:
+    word, _, rest = model.partition("/")
+    named = rest and word in (row.id, *row.aliases)
+    return rest if named and ("own" not in row.quirks or "/" in rest) else model
+
+
+def _present(env: _Environ) -> Provider:
+    """The default provider: the first one whose key is set."""
+    there = (_rows()[id_] for id_ in _DEFAULTS if any(env.get(name) for name in _rows()[id_].keys))
+    return next(there, _rows()["openai"])
+
+
+def provider_for_url(url: str) -> Provider | None:
+    """The provider that has exactly this host."""
+    if _is_loopback(url):
+        return None
+    return next((row for row in _rows().values() if _host(row.base_url) == _host(url)), None)
+
+
+def _base_url(row: Provider, base_url: str | None, env: _Environ) -> str:
+    url = base_url or env.get(_BASE_VARIABLES.get(row.id, "")) or env.get(row.quirks.get("base", "")) or row.base_url
+    missing = [name for name in re.findall(r"\$\{(\w+)\}", url) if not env.get(name)]
+    if missing:
+        hint = f"export {missing[0]}=…, or give base_url"
+        needs = f"the URL of {row.id} needs {' and '.join(missing)}"
+        raise BackendError(needs, code="config", provider=row.id, hint=hint)
+    url = _checked_url(re.sub(r"\$\{(\w+)\}", lambda found: env.get(found[1]), url).strip())
+    return f"{url}/openai/v1" if "azure" in row.quirks and url == _origin(url) else url
+
+
+def _checked_url(url: str) -> str:
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(url)
+        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        fine = False
+    if not fine or re.search(r"[\s\x00-\x1f]", url):
+        raise BackendError("the base URL is not an http or https URL", code="config", hint="as in https://HOST/v1")
+    if parts.username or parts.password:
+        raise BackendError("the base URL holds a user name or password", code="config", hint="give the key as api_key")
+    head, mark, query = url.partition("#")[0].partition("?")
+    return head.rstrip("/") + mark + query
+
+
+def _key(row: Provider, model: str, base: str, given_url: str | None, env: _Environ) -> _Key:
+    """The key of the host's own provider; for another host, which the user gave, of the provider that he named."""
+    owner = row if _host(row.base_url) == _host(base) else provider_for_url(base) or row
+    for name in owner.keys:
+        if env.get(name):
+            return _Key(_checked_key(env.secret(name), name), name)
+    if given_url is not None or _is_loopback(base) or not {"local", "keyless"}.isdisjoint(owner.quirks):
+        return _Key(_Secret(""), None)
+    raise BackendError(
+        f"no API key for model {model!r}",
+        code="config",
+        provider=row.id,
+        looked_for=owner.keys,
+        hint=f"export {owner.keys[0]}=…",
+    )
+
+
+# --- a model of a provider ----------------------------------------------------------------------------------------
+
+
+class HTTPBackend:
+    """A model of a provider. Made by `connect`; may be used from many threads at once."""
+
+    def __init__(self, row: Provider, model: str, base_url: str, key: _Key, how: BackendOptions) -> None:
+        self.provider = row.id
+        self.wire = row.wire
+        self.quirks = row.quirks
+        self.base_url = base_url
+        self.key_source = key.source
+        self._key = key.secret
+        self._how = how
+        self._reconnect: Callable[[str], HTTPBackend] | None = None
+        self._be(model)
+
+    def _be(self, model: str) -> None:
+        """Set the model, and reset what was learnt about another."""
+        facts = _facts(model)
+        self.model = model
+        self.refused: set[str] = set()  # fields of a request that the server has turned out not to take
+        self.supports_tools = "notools" not in self.quirks
+        self.supports_images = "noimages" not in self.quirks and (facts is None or facts.images)
+        self.window = facts.window if facts else None
+        self.max_output = facts.max_output if facts else None
+        self.parameters = None if facts else size_in_name(model)  # billions
+        self.server = ""  # "llamacpp" once `inspect` has found that it is
+        self._inspected = False
+        self._inspecting = threading.Lock()
+        priced = _price(model, self._how.prices, self.provider) is not None
+        self.price_known = priced or self.provider.startswith("openrouter")  # which says what a call has cost
+
+    def __repr__(self) -> str:
+        return f"<HTTPBackend {self.provider} {self.model!r} at {self.base_url}>"
+
+    @property
+    def api_key(self) -> str:
+        """The key, for masking. Its repr does not show it."""
+        return self._key
+
+    @property
+    def limit_field(self) -> str:
+        """The server's name for the output token limit."""
+        newer = "mct" in self.quirks
+        if self.provider == "openai" and _host(self.base_url) != "api.openai.com":
+            newer = bool(re.match(_OPENAI_MODEL, self.model))  # behind a proxy; anything else is another server
+        return "max_completion_tokens" if newer != ("limit" in self.refused) else "max_tokens"
+
+    def with_model(self, model: str) -> HTTPBackend:
+        """The same provider and connections with another model; another provider if the name says so."""
+        return self._reconnect(model) if self._reconnect else self._sibling(model)
+
+    def _sibling(self, model: str) -> HTTPBackend:
+        made = copy.copy(self)
+        made._be(model)
+        return made
+
+    def close(self) -> None:
+        """Close the idle connections. The backend can still be used: it opens new ones."""
+        if link := _links.get((_origin(self.base_url), self._how.max_parallel)):
+            link.adapter.close()
+
+    def provider_state(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """The provider state in a message that this model must get back unchanged."""
+        raw = message.get("raw")
+        mine = {"wire": self.wire, "model": self.model, "provider": self.provider}
+        return raw if isinstance(raw, dict) and mine.items() <= raw.items() else {}
+
+    def dry_run(self, messages: Sequence[Mapping[str, Any]], **how: Any) -> tuple[str, dict[str, str], dict[str, Any]]:
+        """The URL, headers and body that `complete` would send.
+
+        Options: tools, max_tokens, schema, stream, params, defaults, on_progress.
+        """
+        return self._request(Request(messages, **how))
+
+    def complete(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        max_tokens: int | None = None,
+        on_text: Callable[[str], None] | None = None,
+        deadline: float | None = None,
+        cancel: threading.Event | None = None,
+        response_schema: Mapping[str, Any] | None = None,
+        params: Mapping[str, Any] | None = None,
+        defaults: Mapping[str, Any] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Reply:
+        """Ask the model and return its answer; `on_text` gets the text as it arrives. BackendError if the call fails.
+
+        `deadline` (of `time.monotonic`) holds for all attempts together; `cancel`, set by any thread, ends the call.
+        `params` go into the request: temperature, top_p, seed, stop, reasoning_effort and max_output_tokens in the
+        wire's form, any other unchanged. `params` override `defaults`, and a default that the server refuses is dropped
+        without a warning. `on_progress(processed, total)` is called with the tokens of the prompt that a llama.cpp
+        server (see `inspect`) has read, if the call streams.
+        """
+        if tools and not self.supports_tools:
+            raise self._no_tools()
+        if not self.supports_images and _has_images(messages):
+            raise self._no_images()
+        stream = on_text is not None
+        ask = Request(messages, tools, max_tokens, response_schema, stream, params, defaults, on_progress)
+        state = CallState(self.provider, self._how.timeout, deadline, cancel)
+        with _watch.watching(state):
+            self._ready(state)
+            return (_cached if self._how.cache else _live)(self, ask, state, on_text)
+
+    def _ready(self, state: CallState) -> None:
+        """Prepare the server; called before anything is sent."""
+
+    def _request(self, ask: Request) -> tuple[str, dict[str, str], dict[str, Any]]:
+        base, _, query = self.base_url.partition("?")
+        common, others = _params(self, ask)
+        limits = [limit for limit in (ask.max_tokens, common.get("max_output_tokens")) if limit is not None]
+        if limits:
+            ask = ask._replace(max_tokens=min([*limits, self.max_output or limits[0]]))
+        url = _WIRES[self.wire].url(base, self.model, ask.stream)
+        if query:
+            url += ("&" if "?" in url else "?") + query
+        headers = self._headers(ask.stream)
+        if self.wire == "anthropic" and not {"temperature", "top_p", "top_k"}.isdisjoint({*common, *others}):
+            headers["anthropic-version"] = "2023-06-01"  # the later ones refuse these
+        return url, headers, _WIRES[self.wire].body(self, ask)
+
+    def _room(self, ask: Request, state: CallState) -> contextlib.AbstractContextManager[None]:
+        """Hold what an attempt needs besides its place at the limiter."""
+        return contextlib.nullcontext()
+
+    def _headers(self, stream: bool) -> dict[str, str]:
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "text/event-stream" if stream else "application/json",
+            # Some proxies hold a compressed stream back.
+            "Accept-Encoding": "identity" if stream else "gzip, deflate",
+            "User-Agent": "flat-rlm",
         }
-        for row in _rows().values()
-        if not word or word.lower() in " ".join((row.id, row.name, row.base_url, *row.aliases)).lower()
-    ]
+        if self.wire == "anthropic":
+            known = _host(self.base_url) == "api.anthropic.com" and "anthropic-version" not in self.refused
+            headers["anthropic-version"] = "2026-10-21" if known else "2023-06-01"
+        return {**headers, **self._key_headers()}
 
+    def _key_headers(self) -> dict[str, str]:
+        if not self._key:
+            return {}
+        bearer = _Secret(f"Bearer {self._key}")
+        own = {"anthropic": "x-api-key", "gemini": "x-goog-api-key"}.get(self.wire, "Authorization")
+        name = "api-key" if "azure" in self.quirks else "Authorization" if "bearer" in self.quirks else own
+        headers: dict[str, str] = {name: bearer if name == "Authorization" else self._key}
+        if extra := self.quirks.get("header"):
+            headers[extra] = bearer if "authorization" in extra else self._key
+        return headers
 
-def key_variables() -> frozenset[str]:
-    """Return the names of all environment variables that hold a provider's API key."""
-    return frozenset(name for row in _rows().values() for name in row.keys)
-
-
-# --- prices and sizes -------------------------------------------------------------------------------------------
-
-# As of November 2026, from LiteLLM 1.106.2:
-# model | USD per million tokens: input, output, cached input ("-": as input), cache write ("-": as input) | context
-# tokens | output tokens | THRESHOLD:IN:OUT: beyond so many input tokens all costs so many times as much
-MODELS = """
-gpt-6-astra 10 50 1 12.5 922k 128k 272k:2:1.5
-gpt-6.1-sol 2 10 .1 2.5 922k 128k 272k:2:1.5
-gpt-6-sol 2 10 .2 2.5 922k 128k 272k:2:1.5
-gpt-6-luna .1 .5 .01 .125 922k 128k 272k:2:1.5
-gpt-5.6-sol 4 20 .4 5 922k 128k 272k:2:1.5
-gpt-5.6-terra 2 12 .2 2.5 922k 128k 272k:2:1.5
-gpt-5.6-luna .2 1.2 .02 .25 922k 128k 272k:2:1.5
-gpt-5.5 5 30 .5 - 1050k 128k 272k:2:1.5
-gpt-5.5-pro 30 180 - - 1050k 128k 272k:2:1.5
-gpt-5.4 2.5 15 .25 - 1050k 128k 272k:2:1.5
-gpt-5.4-mini .75 4.5 .075 - 272k 128k
-gpt-5.4-nano .2 1.25 .02 - 272k 128k
-gpt-5.4-pro 30 180 - - 1050k 128k 272k:2:1.5
-gpt-5.2 1.75 14 .175 - 272k 128k
-gpt-5.1 1.25 10 .125 - 272k 128k
-gpt-5.1-codex 1.25 10 .125 - 400k 128k
-gpt-5 1.25 10 .125 - 272k 128k
-gpt-5-mini .25 2 .025 - 272k 128k
-gpt-5-nano .05 .4 .005 - 272k 128k
-gpt-5-pro 15 120 - - 400k 272k
-gpt-5-codex 1.25 10 .125 - 272k 128k
-gpt-4.1 2 8 .5 - 1047k 32k
-gpt-4.1-mini .4 1.6 .1 - 1047k 32k
-gpt-4.1-nano .1 .4 .025 - 1047k 32k
-gpt-4o 2.5 10 1.25 - 128k 16k
-gpt-4o-mini .15 .6 .075 - 128k 16k
-gpt-4o-2024-05-13 5 15 - - 128k 4k
-gpt-4-turbo 10 30 - - 128k 4k
-gpt-4-0125 10 30 - - 128k 4k noimages
-gpt-4-1106 10 30 - - 128k 4k noimages
-gpt-4 30 60 - - 8k 4k noimages
-gpt-3.5-turbo .5 1.5 - - 16k 4k noimages
-o1 15 60 7.5 - 200k 100k
-o1-pro 150 600 - - 200k 100k
-o3 2 8 .5 - 200k 100k
-o3-mini 1.1 4.4 .55 - 200k 100k noimages
-o3-pro 20 80 - - 200k 100k
-o4-mini 1.1 4.4 .275 - 200k 100k
-claude-fable-5-1 10 50 .25 12.5 1000k 128k
-claude-fable-5 10 50 1 12.5 1000k 128k
-claude-opus-5-5 4 20 .2 5 1000k 128k
-claude-opus-5 5 25 .5 6.25 1000k 128k
-claude-opus-4-8 5 25 .5 6.25 1000k 128k
-claude-opus-4-7 5 25 .5 6.25 1000k 128k
-claude-opus-4-6 5 25 .5 6.25 1000k 128k
-claude-opus-4-5 5 25 .5 6.25 200k 64k
-claude-sonnet-5-5 2 10 .1 2.5 1000k 128k
-claude-sonnet-5 2 10 .2 2.5 1000k 128k
-claude-sonnet-4-6 3 15 .3 3.75 1000k 128k
-claude-sonnet-4-5 3 15 .3 3.75 200k 64k
-claude-haiku-5-5 .1 .5 .01 .125 1000k 128k 100k:5:5
-claude-haiku-4-5 1 5 .1 1.25 200k 64k
-gemini-4-argon 2 10 .1 - 1048k 1048k
-gemini-3.8-flash .75 3.75 .075 - 1048k 65k
-gemini-3.5-flash 1.5 9 .15 - 1048k 65k
-gemini-3.1-pro 2 12 .2 - 1048k 65k 200k:2:1.5
-gemini-3-flash .5 3 .05 - 1048k 65k
-gemini-2.5-pro 1.25 10 .125 - 1048k 65k 200k:2:1.5
-gemini-2.5-flash .3 2.5 .03 - 1048k 65k
-gemini-2.5-flash-lite .1 .4 .01 - 1048k 65k
-grok-4.7 2 6 .5 - 500k 500k 200k:2:2
-grok-4.3 1.25 2.5 .2 - 1000k 1000k 200k:2:2
-grok-code-fast-1 1 2 .2 - 256k 256k 200k:2:2
-deepseek-v4-pro 1.32 3.96 .044 - 1000k 393k noimages
-deepseek-v4-flash .3 1.2 .006 - 1000k 393k
-deepseek-flash .3 1.2 .006 - 1000k 393k
-deepseek-chat .28 .42 .028 - 131k 8k noimages
-deepseek-reasoner .28 .42 .028 - 131k 65k noimages
-kimi-k2.6 .95 4 .16 - 262k 262k
-mistral-large .5 1.5 .05 - 262k 262k
-mistral-medium 1.5 7.5 .15 - 262k 262k
-mistral-small .15 .6 .015 - 262k 262k
-codestral .3 .9 .03 - 128k 128k noimages
-MiniMax-M3 .3 1.2 .06 - 1000k 128k 512k:2:2
-"""
-
-# Suffixes of a model's name that leave it the same model: a date, a channel, a version of Bedrock's.
-_SNAPSHOT = (
-    r"(?:[-@]?(?:\d{8}|\d{6}|\d{4}-\d\d-\d\d|\d{4}|\d\d-\d{4}|\d\d-\d\d|\d{3})"
-    r"|[-:@](?:latest|preview|exp|default|v\d+(?::\d+)?))*"
-)
-# Providers that charge what the makers of the models charge, so that a maker's price holds for them.
-_LIST_PRICE = frozenset(
-    "openai anthropic google azure azure@anthropic bedrock bedrock_mantle bedrock@anthropic xai deepseek mistral "  # noqa: SIM905
-    "codestral moonshotai minimax openrouter openrouter@pi-anthropic vercel vercel-ai-gateway".split()
-)
-
-
-class ModelFacts(NamedTuple):
-    """A model's prices (USD per token), sizes and abilities."""
-
-    input: float
-    output: float
-    cached: float
-    cache_write: float
-    window: int | None = None
-    max_output: int | None = None
-    long: tuple[float, float, float] | None = None  # beyond so many tokens, input and output cost so many times more
-    images: bool = True
-
-
-def _model_row(line: str) -> tuple[str, ModelFacts]:
-    name, into, *others = line.split()
-    out, cached, write = (float(into if price == "-" else price) / 1e6 for price in others[:3])
-    window, limit = (int(size.rstrip("k")) * 1000 for size in others[3:5])
-    long = next((entry.split(":") for entry in others[5:] if ":" in entry), None)
-    beyond = (float(long[0].rstrip("k")) * 1000, float(long[1]), float(long[2])) if long else None
-    facts = ModelFacts(float(into) / 1e6, out, cached, write, window, limit, beyond, "noimages" not in others)
-    return name.lower(), facts
-
-
-@functools.cache
-def _models() -> dict[str, ModelFacts]:
-    return dict(map(_model_row, MODELS.strip().splitlines()))
-
-
-@functools.lru_cache(256)
-def _facts(model: str) -> ModelFacts | None:
-    """Find the longest known name that `model` starts with; only a date or a channel may follow it."""
-    name = re.sub(r"^(?:\w+\.)?anthropic\.", "", model.lower().rpartition("/")[2])
-    known = next((name[:end] for end in range(len(name), 0, -1) if name[:end] in _models()), None)
-    return _models()[known] if known and re.fullmatch(_SNAPSHOT, name[len(known) :]) else None
-
-
-def size_in_name(name: str) -> float | None:
-    """The billions of parameters in a model's name, as in `qwen2.5:0.5b` or `mixtral-8x7b` (56); None without a size."""
-    name = name.lower().rpartition("/")[2]
-    if re.search(r"phi-?[34](?:\.5)?[-:]mini", name):
-        return 3.8
-    for number, unit in ((r"\d{1,4}(?:\.\d+)?", "b"), (r"\d{2,3}\.\d+|\d{3}", "m")):
-        if found := re.search(rf"(?<![a-z0-9.])(?:(\d{{1,3}})x|[er])?({number}){unit}(?![a-z0-9])", name):
-            return round(int(found[1] or 1) * float(found[2]) / (1 if unit == "b" else 1000), 3)
-    return None
-
-
-def _own_price(names: Sequence[str], prices: Mapping[str, Any]) -> ModelFacts | None:
-    """The user's price for the longest prefix of one of `names`."""
-    for name in names:
-        if known := max((key for key in prices if name.startswith(key)), key=len, default=None):
-            return _as_price(known, prices[known])
-    return None
-
-
-def _as_price(name: str, value: Any) -> ModelFacts:
-    """Parse a user's price: `[input, output, cached, cache_write]` or a table of these, the last two optional."""
-    try:
-        if isinstance(value, Mapping):
-            into = value["input"]
-            value = [into, value["output"], value.get("cached", into), value.get("cache_write", into)]
-        prices = [price / 1e6 for price in [*value, *[value[0]] * (4 - len(value))]]
-        if len(value) < 2 or len(prices) > 4 or not all(0 <= price < 1 for price in prices):
-            raise ValueError
-    except (TypeError, ValueError, LookupError):
-        hint = f'USD per million tokens, as in prices = {{"{name}" = [1.0, 2.0]}}: input, output, cached, cache_write'
-        raise BackendError(f"invalid price for {name!r}", code="config", hint=hint) from None
-    return ModelFacts(*prices)
-
-
-def _price(model: str, prices: Mapping[str, Any] | None, provider: str | None) -> ModelFacts | None:
-    if prices and (own := _own_price([f"{provider}/{model}", model], prices)):
-        return own
-    if provider in _rows() and "local" in _rows()[provider].quirks:
-        return ModelFacts(0.0, 0.0, 0.0, 0.0)
-    return _facts(model) if provider is None or provider in _LIST_PRICE else None
-
-
-def cost_of(
-    model: str, usage: Mapping[str, Any], prices: Mapping[str, Any] | None = None, provider: str | None = None
-) -> float | None:
-    """The cost of `usage` in USD; None if the price is unknown.
-
-    `prices` are the user's, in USD per million tokens: `{"model": [input, output, cached, cache_write]}`, the last two
-    optional; the longest key that the model's name starts with counts.
-    """
-    price = _price(model, prices, provider)
-    if price is None:
-        return None
-    whole, cached, written = usage.get("input", 0), usage.get("cached", 0), usage.get("cache_write", 0)
-    into = (whole - cached - written) * price.input + cached * price.cached + written * price.cache_write
-    beyond, times_in, times_out = price.long or (0.0, 1.0, 1.0)
-    if whole <= beyond:
-        times_in = times_out = 1.0
-    return float(into * times_in + usage.get("output", 0) * price.output * times_out)
-
-
-def saved_by_cache(
-    model: str, usage: Mapping[str, Any], prices: Mapping[str, Any] | None = None, provider: str | None = None
-) -> float | None:
-    """What the provider's prompt cache saved, in USD; negative if writing it cost more than reading it saved."""
-    cost = cost_of(model, usage, prices, provider)
-    uncached = cost_of(model, {**usage, "cached": 0, "cache_write": 0}, prices, provider)
-    return None if cost is None or uncached is None else uncached - cost
-
-
-def estimate_tokens(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> int:
-    """Estimate the tokens of a request, rather too high than too low: 3 bytes per token, 1,600 tokens per image."""
-    total = _text_tokens(json.dumps(tools, ensure_ascii=False, default=str)) if tools else 0
-    for message in messages:
-        content, calls = message.get("content") or (), message.get("tool_calls") or ()
-        total += 8 + (_text_tokens(content) if isinstance(content, str) else sum(map(_part_tokens, content)))
-        total += sum(12 + _text_tokens(json.dumps(call, ensure_ascii=False, default=str)) for call in calls)
-    return total
-
-
-def _part_tokens(part: Mapping[str, Any]) -> int:
-    return 1600 if part.get("type") == "image" else _text_tokens(part.get("text", ""))
-
-
-def _text_tokens(text: str) -> int:
-    return (len(text) if text.isascii() else len(text.encode("utf-8", "replace"))) // 3 + 1
-
-
-# --- ending a call early ----------------------------------------------------------------------------------------
-
-
-class CallState:
-    """One call in flight: what may end it early, and how its waiting thread is woken.
-
-    A thread in `recv` cannot wait for an event too, so a watching thread does, and shuts the socket down.
-    """
-
-    def __init__(self, provider: str, timeout: float, deadline: float | None, cancel: threading.Event | None) -> None:
-        self.provider = provider
-        self.timeout = timeout
-        self.deadline = deadline
-        self.cancel = cancel
-        self.quiet_until: float | None = None  # when the idle timeout ends the attempt
-        self.end_reason = ""  # the call is over: cancelled, deadline or quiet
-        self.wake = threading.Event()
-        self.connection: Any = None
-        self.socket: Any = None
-        self.reused = False
-
-    def poll(self, now: float) -> None:
-        """End the call if it is cancelled, out of time, or the server has been silent for too long."""
-        if self.end_reason:
-            return
-        if self.cancel is not None and self.cancel.is_set():
-            self._abort("cancelled")
-        elif self.deadline is not None and now >= self.deadline:
-            self._abort("deadline")
-        elif self.quiet_until is not None and now >= self.quiet_until:
-            self._abort("quiet")
-
-    def _abort(self, reason: str) -> None:
-        import socket
-
-        with _watch.lock:
-            self.end_reason = reason
-            if self.socket is not None and self.connection.state is self:
-                raw_socket = self.socket if isinstance(self.socket, socket.socket) else self.socket.socket
-                with contextlib.suppress(OSError):
-                    socket.socket.shutdown(raw_socket, socket.SHUT_RDWR)  # below TLS, whose state the reader holds
-        self.wake.set()
-
-    def take(self, connection: Any) -> None:
-        """Record which connection the call uses now."""
-        with _watch.lock:
-            if self.end_reason:
-                raise OSError("given up")
-            self.connection, self.socket = connection, connection.sock
-            connection.state = self
-
-    def touch(self) -> None:
-        """Restart the idle timeout: the server has sent or taken something."""
-        self.quiet_until = time.monotonic() + self.timeout
-
-    def check(self) -> None:
-        """Raise BackendError if the call was cancelled or timed out."""
-        self.poll(time.monotonic())
-        if self.end_reason == "cancelled":
-            raise BackendError("the call was cancelled", code="cancelled", provider=self.provider)
-        if self.end_reason == "deadline":
-            raise BackendError("no answer before the deadline", code="timeout", provider=self.provider)
-        if self.end_reason == "quiet":
-            self.end_reason, self.quiet_until = "", None
-            message = f"the server sent nothing for {self.timeout:g} s"
-            raise BackendError(message, code="timeout", provider=self.provider, retryable=True)
-
-    def pause(self, seconds: float) -> None:
-        """Wait for the whole time, even if `wake` is set; raise if the call is over."""
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            self.sleep(left)
-
-    def sleep(self, seconds: float | None) -> None:
-        """Wait until `wake` is set, at most `seconds`; raise if the call is over."""
-        self.quiet_until = None
-        self.end_reason = self.end_reason.replace("quiet", "")  # of the attempt before
-        self.check()
-        self.wake.wait(seconds)
-        self.wake.clear()
-        self.check()
-
-
-class CancelWatcher:
-    """A thread that polls all calls in flight every 20 ms. It ends after a second without calls."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.states: set[CallState] = set()
-        self.running = False
-
-    @contextlib.contextmanager
-    def watching(self, state: CallState) -> Iterator[None]:
-        with self.lock:
-            if not self.running:
-                _begin(self._run, "rlm-watch")
-                self.running = True
-            self.states.add(state)
+    def _attempt(
+        self, link: HostPool, state: CallState, request: tuple[str, dict[str, str], bytes], builder: ResponseBuilder
+    ) -> ResponseBuilder:
+        response = link.open(state, *request)
+        finished = False
         try:
-            yield
+            self._read(builder, state, response, _chunks(state, response, request[0]))
+            builder.finish()
+            finished = True
+            return builder
+        except (BackendError, *_MISREAD) as error:
+            if error is builder.refused:
+                raise
+            failure = self._as_failure(error)
         finally:
-            with self.lock:
-                self.states.discard(state)
-                if state.connection is not None and state.connection.state is state:
-                    state.connection.state = None
+            if not finished or not _drain(state, response):
+                response.raw.close()
+            response.raw.release_conn()
+        failure.partial = "".join(builder.text)
+        failure.retryable = failure.retryable and not builder.began
+        failure.provider = self.provider
+        raise failure.with_traceback(None)  # the frames hold the server's words, which may repeat the key
 
-    def _run(self) -> None:
-        idle = 0
-        while True:
-            time.sleep(TICK)
-            with self.lock:
-                states = list(self.states)
-                idle = 0 if states else idle + 1
-                if idle * TICK > 1:
-                    self.running = False
+    def _as_failure(self, error: Exception) -> BackendError:
+        """The BackendError for a response that could not be read."""
+        if isinstance(error, BackendError):
+            return error
+        return self._error("protocol", f"the server's answer has an unexpected form: {error}", retryable=True)
+
+    def _read(self, builder: ResponseBuilder, state: CallState, response: Any, chunks: Iterator[bytes]) -> None:
+        if response.status_code >= 300:
+            raise self._refusal(response, _gathered(chunks, ERROR_LIMIT))
+        first = head = b""
+        while len(head) < 6 and head[:1] not in (b"{", b"[", b"<") and b":" not in head:
+            if not (chunk := next(chunks, b"")):
+                break
+            first = (first + chunk)[-65_536:]  # some servers send blanks while they work
+            head = first.lstrip().removeprefix(_BYTE_ORDER).lstrip()
+        if re.match(rb"(data|event|id|retry)?:", head):  # whatever the header says
+            self._read_stream(builder, state, chain([first], chunks))
+        else:
+            self._read_body(builder, state, _gathered(chain([first], chunks)))
+
+    def _read_body(self, builder: ResponseBuilder, state: CallState, data: bytearray) -> None:
+        if mark := re.search(rb"(data:\s{0,9})?\[DONE\]\s{0,9}\Z", data[-40:]):
+            del data[len(data) - len(mark[0]) :]
+        body, problem = None, "no JSON object"
+        try:
+            body = from_json(data)
+        except ValueError as error:
+            problem = f"what cannot be read ({error})" if len(data) > JSON_VALUES else problem
+        begins = data[:65_536].lstrip()[:1]
+        if isinstance(body, dict):
+            self._raise_error_in(body)
+            builder.feed_body(body)
+            problem = "no message"
+        elif body is None and begins == b"{":
+            self._read_lines(builder, state, data)
+        if not builder.ended:
+            page = begins == b"<"
+            what, hint = ("a page of HTML", "check the base URL") if page else (problem, "")
+            raise self._error("protocol", f"the server answered with {what}", status=200, retryable=not page, hint=hint)
+
+    def _read_lines(self, builder: ResponseBuilder, state: CallState, data: bytearray) -> None:
+        """Read a stream that has one event per line."""
+        first, _, rest = bytes(data).partition(b"\n")
+        with contextlib.suppress(ValueError):
+            if rest and isinstance(from_json(first), dict):
+                for line in filter(bytes.strip, (first, *rest.split(b"\n"))):
+                    self._read_event(builder, state, line.decode("utf-8", "replace"))
+
+    def _read_stream(self, builder: ResponseBuilder, state: CallState, chunks: Iterator[bytes]) -> None:
+        try:
+            for data in _events(chunks):
+                if data == "[DONE]":
+                    builder.ended = True
                     return
-            now = time.monotonic()
-            for state in states:
-                state.poll(now)
+                self._read_event(builder, state, data)
+                if builder.ended and self.wire == "anthropic":
+                    return
+        except BackendError as error:
+            if not builder.ended or error.code not in ("connection", "timeout"):
+                raise
+        if not builder.ended:
+            raise self._error("truncated", "the stream ended before the answer did", retryable=True)
 
-
-def _begin(work: Callable[[], None], name: str) -> None:
-    """Run `work` on a new thread; BackendError if the system has no more threads."""
-    try:
-        threading.Thread(target=work, name=name, daemon=True).start()
-    except RuntimeError:
-        hint = "fewer calls at once: lower max_parallel, or raise the limit (ulimit -u)"
-        raise BackendError("no thread for the call can be started", code="config", hint=hint) from None
-
-
-_watch = CancelWatcher()
-_learning = threading.Lock()
-_here = threading.local()  # .state: the call that this thread is sending
-
-
-def _forget_after_fork() -> None:
-    """Reset what a child process cannot use: the watching thread, open connections and held locks."""
-    global _watch, _learning, _serving
-    _watch = CancelWatcher()
-    _learning, _serving = threading.Lock(), threading.Lock()
-    _links.clear()
-    _pending.clear()
-    _programs.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)
-
-
-# --- the wire ---------------------------------------------------------------------------------------------------
-
-
-class TrackedConnection:
-    """Mixin for urllib3's connections: each knows the call that it serves, so that the call can be aborted."""
-
-    host: str
-    default_port: int
-    sock: Any
-    timeout: Any
-    state: CallState | None = None
-    used = False
-    pending_head: bytes | None = None
-
-    def connect(self) -> None:
-        """Connect on another thread: name resolution, handshakes and proxies cannot be interrupted, only abandoned."""
-        state: CallState | None = getattr(_here, "state", None)
-        connect = super().connect  # type: ignore[misc]
-        self.pending_head = None  # a proxy is sent a head of its own
-        if state is None:
-            connect()
-            return
-        if self.host in LOOPBACK and self.default_port == 80 and self._at_once(connect):
-            state.take(self)
-            return
-        outcome: list[BaseException | None] = []
-
-        def work() -> None:
-            try:
-                connect()
-                outcome.append(None)
-            except BaseException as error:
-                outcome.append(error.with_traceback(None))
-            if state.end_reason:
-                self.close()  # type: ignore[attr-defined]  # nobody waits for it any more
-            state.wake.set()
-
-        _begin(work, "rlm-connect")
-        while not outcome and not state.end_reason:
-            state.wake.wait()
-            state.wake.clear()
-        if outcome and outcome[0] is not None:
-            raise outcome[0]
-        state.take(self)
-
-    def _at_once(self, connect: Callable[[], None]) -> bool:
-        """Try to connect to a server on this machine within one tick, which works unless it is overloaded."""
-        patience, self.timeout = self.timeout, TICK
+    def _read_event(self, builder: ResponseBuilder, state: CallState, data: str) -> None:
         try:
-            connect()
-        except (OSError, _http_error()):
-            return False
-        finally:
-            self.timeout = patience
-        return True
-
-    def request(self, *args: Any, **options: Any) -> Any:
-        state: CallState | None = getattr(_here, "state", None)
-        if state is not None:
-            state.reused, self.used = self.used, True
-            state.take(self)
-        self.pending_head = None if options.get("body") is None else b""
-        return super().request(*args, **options)  # type: ignore[misc]
-
-    def send(self, data: Any) -> None:
-        """Send the head together with the body: one packet fewer if both are small.
-
-        The socket still has the timeout for connecting, and a long prompt takes longer on a slow line.
-        """
-        if self.pending_head == b"":
-            self.pending_head = data
-            return
-        data, self.pending_head = memoryview((self.pending_head or b"") + data), None
-        state: CallState | None = getattr(_here, "state", None)
-        if self.sock is None:
-            self.connect()
-        if state is not None:
-            self.sock.settimeout(state.timeout)
-        for start in range(0, len(data), PIECE):
-            super().send(data[start : start + PIECE])  # type: ignore[misc]
-            if state is not None:
-                state.touch()
-
-
-def _http_error() -> type[Exception]:
-    from urllib3.exceptions import HTTPError
-
-    return HTTPError
-
-
-@functools.cache
-def _adapter_class() -> type[Any]:
-    """A requests adapter with such connections. Made when first used: requests takes 100 ms to import."""
-    import socket
-
-    from requests import Response
-    from requests.adapters import HTTPAdapter
-
-    # A long silent answer must survive the idle limits of the network between.
-    alive = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 60), ("TCP_KEEPCNT", 5)):
-        if hasattr(socket, name):
-            alive.append((socket.IPPROTO_TCP, getattr(socket, name), value))
-
-    class Adapter(HTTPAdapter):
-        pool: Any = None
-
-        def get_connection_with_tls_context(self, *args: Any, **options: Any) -> Any:
-            """The connections to the one host that this adapter is for, directly or through a proxy."""
-            if self.pool is None:
-                pool: Any = super().get_connection_with_tls_context(*args, **options)
-                if pool.scheme == "https":
-                    pool.conn_kw["ssl_context"] = _tls()
-                kind = pool.ConnectionCls
-                pool.conn_kw["socket_options"] = [*kind.default_socket_options, *alive]
-                if not issubclass(kind, TrackedConnection):  # another thread may have done so
-                    pool.ConnectionCls = type("Connection", (TrackedConnection, kind), {})
-                self.pool = pool
-            return self.pool
-
-        def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
-            """Nothing: `_tls` has loaded the certificates, once and not for each connection."""
-
-        def build_response(self, req: Any, resp: Any) -> Any:
-            """Build a response without reading cookies."""
-            response = Response()
-            response.status_code, response.headers, response.raw = resp.status, resp.headers, resp
-            response.request, response.url = req, req.url
-            return response
-
-        def close(self) -> None:
-            self.pool = None
-            super().close()
-
-    return Adapter
-
-
-@functools.cache
-def _tls() -> Any:
-    """A TLS context with certifi's certificates, or with those that the environment names."""
-    import certifi
-    from urllib3.util import create_urllib3_context
-
-    context = create_urllib3_context()
-    names = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
-    path = next((os.environ[name] for name in names if os.environ.get(name)), certifi.where())
-    folders = [folder for folder in os.environ.get("SSL_CERT_DIR", "").split(os.pathsep) if folder]
-    for place in (path, *folders):
-        try:
-            context.load_verify_locations(**{"capath" if os.path.isdir(place) else "cafile": place})
-        except OSError as error:
-            raise BackendError(f"cannot read the certificates in {place!r}: {error}", code="config") from None
-    return context
-
-
-class CallQueue:
-    """A resource that several calls share. Each waits in turn until its part is free."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.busy = 0
-        self.lock = threading.Lock()
-        self.queue: deque[CallState] = deque()
-
-    @property
-    def free(self) -> int:
-        return self.size - self.busy
-
-    def pause(self) -> float | None:
-        """Seconds until something may become free without a call leaving; None if that cannot happen."""
-        return None
-
-    def enter(self, state: CallState, amount: int = 1, *, first: bool = False) -> None:
-        """Wait until `amount` is free and take it; `first` goes before the others that wait."""
-        with self.lock:
-            (self.queue.appendleft if first else self.queue.append)(state)
-        try:
-            while not self._take(state, amount):
-                state.sleep(self.pause())
-        except BaseException:
-            with self.lock:
-                if state in self.queue:
-                    self.queue.remove(state)
-                self._wake_next()
-            raise
-
-    def leave(self, amount: int = 1) -> None:
-        with self.lock:
-            self.busy -= amount
-            self._wake_next()
-
-    @contextlib.contextmanager
-    def reserve(self, state: CallState, amount: int = 1) -> Iterator[None]:
-        """Hold `amount` inside the block. A single call always fits."""
-        amount = min(amount, self.size)
-        self.enter(state, amount)
-        try:
-            yield
-        finally:
-            self.leave(amount)
-
-    def _take(self, state: CallState, amount: int) -> bool:
-        with self.lock:
-            if self.queue[0] is not state or self.free < amount:
-                return False
-            self.queue.popleft()
-            self.busy += amount
-            self._wake_next()
-            return True
-
-    def _wake_next(self) -> None:
-        if self.queue:
-            self.queue[0].wake.set()
-
-
-class AdaptiveLimiter(CallQueue):
-    """How many calls may run at once: half as many after a 429, slowly more again after answers."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__(max(1, width))
-        self.limit = float(self.size)
-        self.answered = 0
-        self.opens_at = 0.0
-
-    @property
-    def free(self) -> int:
-        return int(self.limit) - self.busy if time.monotonic() >= self.opens_at else 0
-
-    def pause(self) -> float | None:
-        left = self.opens_at - time.monotonic()
-        return left if left > 0 else None
-
-    def count_answer(self) -> None:
-        with self.lock:
-            self.answered += 1
-            self.limit = min(self.size, self.limit + 1 / self.limit)
-
-    def throttle(self, seconds: float) -> None:
-        """The provider is overloaded: let nobody in for so long, then half as many."""
-        with self.lock:
-            now = time.monotonic()
-            if now >= self.opens_at:
-                self.limit = max(1.0, self.limit / 2)
-            self.opens_at = max(self.opens_at, now + seconds)
-
-
-class HostPool:
-    """The connections to one host, with a limiter for each model."""
-
-    def __init__(self, url: str, width: int) -> None:
-        import requests  # before a part of it, which another thread may be importing as its part  # noqa: F401
-        from requests.utils import get_environ_proxies
-
-        self.adapter = _adapter_class()(pool_connections=4, pool_maxsize=max(64, width))
-        self.proxies = {} if _is_loopback(url) else get_environ_proxies(url, no_proxy=None)
-        self.width = width
-        self.gates: dict[str, AdaptiveLimiter] = {}
-
-    def gate(self, model: str) -> AdaptiveLimiter:
-        return self.gates.get(model) or self.gates.setdefault(model, AdaptiveLimiter(self.width))
-
-    def open(self, state: CallState, url: str, headers: Mapping[str, str], body: bytes | None) -> Any:
-        """Send a POST (a GET if `body` is None) and return the response, unread.
-
-        An exception from here holds no header, and no frame that has one.
-        """
-        from requests import PreparedRequest
-        from requests.structures import CaseInsensitiveDict
-
-        request = PreparedRequest()
-        request.method, request.url, request.body = "GET" if body is None else "POST", url, body
-        length = {} if body is None else {"Content-Length": str(len(body))}
-        request.headers = CaseInsensitiveDict({**headers, **length})
+            event = from_json(data)
+        except ValueError:
+            event = None
+        if not isinstance(event, dict):
+            raise self._error("truncated", "the stream holds an event that is not JSON", retryable=True)
+        self._raise_error_in(event)
+        state.quiet_until = None  # the time that the caller takes over a text is not the server's
+        builder.feed_event(event)
         state.check()
         state.touch()
-        state.wake.clear()
-        _here.state = state
-        timeout = (CONNECT_TIMEOUT, state.timeout)
-        try:
-            return self.adapter.send(request, stream=True, timeout=timeout, proxies=self.proxies)
-        except BaseException as error:
-            problem = error
-        finally:
-            _here.state = None
-        failure = _transport_error(problem, state, url, _proxy_for(url, self.proxies), opening=True)
-        if state.reused and isinstance(failure, BackendError) and failure.code == "connection":
-            failure.retry_after, failure.idle_closed = 0.0, True  # closed while idle: nothing was asked
-        raise failure
 
+    def _raise_error_in(self, body: Mapping[str, Any]) -> None:
+        """Raise an error that came with status 200, in a body or in the middle of a stream."""
+        error = body.get("error")
+        if error:
+            named = error if isinstance(error, dict) else {}
+            code = named.get("code")
+            words = [word for word in (named.get("type"), named.get("status"), code) if isinstance(word, str)]
+            kinds = [_STATUS_OF[word] for word in words if word in _STATUS_OF]
+            status = code if isinstance(code, int) and 400 <= code < 600 else (*kinds, 500)[0]
+            raise self._status_error(status, _error_text(dict(body)), None)
 
-_links: dict[tuple[str, int], HostPool] = {}
+    def _refusal(self, response: Any, body: bytearray) -> BackendError:
+        if 300 <= response.status_code < 400:
+            target = _host(response.headers.get("location", "")) or "elsewhere"
+            return self._status_error(response.status_code, f"it redirects to {target}", None)
+        wait = _wait_asked(response.headers, body)
+        error = self._status_error(response.status_code, _error_text(body), wait)
+        error.retryable = error.retryable and response.headers.get("x-should-retry") != "false"
+        return error
 
+    def server_label(self) -> str:
+        """The provider's name; with the host, if that is not the provider's own."""
+        owner = provider_for_url(self.base_url)
+        return self.provider if owner and owner.id == self.provider else f"{self.provider} at {netloc(self.base_url)}"
 
-def _link(base_url: str, width: int) -> HostPool:
-    place = (_origin(base_url), width)
-    return _links.get(place) or _links.setdefault(place, HostPool(base_url, width))
+    def _status_error(self, status: int, text: str, wait: float | None) -> BackendError:
+        code = _code_for(status, text)
+        lasting = code in ("quota", "context_length") or re.search(_NO_TOOLS, text) or re.search(_NO_IMAGES, text)
+        again = not lasting and (status in _RETRIED or status >= 500)
+        message = f"{self.server_label()} answers {status}: {text}"
+        return self._error(code, message, status=status, hint=_HINTS.get(code, ""), retryable=again, retry_after=wait)
 
+    def _error(self, code: str, message: str, **more: Any) -> BackendError:
+        return BackendError(_tidy(message, self._key), code=code, provider=self.provider, **more)
 
-def _origin(url: str) -> str:
-    return re.match(r"[^/?#]*//[^/?#]*|", url)[0].lower()  # type: ignore[index]
+    def _no_tools(self) -> BackendError:
+        self.supports_tools = False
+        hint = "use the text protocol: code in fenced blocks"
+        return self._error("no_tools", f"{self.model!r} does not support tool calls", status=400, hint=hint)
 
+    def _no_images(self) -> BackendError:
+        self.supports_images = False
+        return self._error("no_images", f"{self.model!r} cannot see images", status=400, hint="use a model with vision")
 
-@functools.lru_cache(256)
-def _host(url: str) -> str:
-    from urllib.parse import urlsplit
+    def adapt_to_error(self, error: BackendError, body: Mapping[str, Any], ask: Request) -> bool:
+        """Learn from an error how to ask from now on; whether a new attempt makes sense."""
+        if error.status not in (400, 404, 422, 500, 501) or error.code == "quota":
+            return False
+        text = error.message
+        if lesson := self._refused_param(error, ask):
+            return self._remember(lesson, ask)
+        if error.code == "context_length" and (
+            found := re.search(r"context length is (\d+)|context size \((\d+)", text)
+        ):
+            self.window = self.window or int(found[1] or found[2])
+        if body.get("tools") and re.search(_NO_TOOLS, text):
+            raise self._no_tools()
+        if re.search(_NO_IMAGES, text) and _has_images(ask.messages):
+            raise self._no_images()
+        if error.status not in (400, 422):
+            return False
+        if found := re.search(r"at most (\d+) completion|> (\d+), which is the maximum", text):
+            known, self.max_output = self.max_output, int(found[1] or found[2])
+            return known != self.max_output
+        lessons = {field: field for field in _OPTIONAL if field in body} | {"anthropic-version": "anthropic-version"}
+        if self.limit_field in body and re.search(_UNKNOWN_FIELD, text):
+            lessons[self.limit_field] = "limit"
+        lesson = next((lesson for field, lesson in lessons.items() if field in text), None)
+        if lesson is not None:
+            return self._remember(lesson, ask)
+        return self._request(ask)[2] != body  # another call has learnt it in the meantime
 
-    return (urlsplit(url).hostname or "").lower()
+    def _refused_param(self, error: BackendError, ask: Request) -> str | None:
+        """The parameter that an error names; a default before one of the caller's."""
+        text = error.message
+        if error.status not in (400, 422) or error.code != "bad_request" or not re.search(_REFUSAL, text):
+            return None
+        sent = _params(self, ask).common
+        named = [
+            name for name in _COMMON if name in sent and re.search(rf"(?i)(?<![\w-])({_COMMON[name]})(?![\w-])", text)
+        ]
+        return min(named, key=lambda name: name in (ask.params or {}), default=None)
 
+    def _remember(self, lesson: str, ask: Request) -> bool:
+        """Leave a field out of all further requests; warn once if the caller had asked for it."""
+        with _learning:
+            known = lesson in self.refused
+            self.refused.add(lesson)
+        within = ("output_config", "reasoning_effort") if lesson == "output_config" else (lesson,)
+        name = next((name for name in within if name in (ask.params or {})), None)
+        if name and not known:
+            message = (
+                f"{self.server_label()} does not take the parameter {name!r} for {self.model!r}: it is no longer sent"
+            )
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+        return True
 
-def netloc(url: str) -> str:
-    """The host and port of a URL."""
-    from urllib.parse import urlsplit
+    def inspect(self, deadline: float | None = None) -> None:
+        """Ask a local server for `window`, `parameters` and `server`. Never raises.
 
-    return urlsplit(url).netloc.rpartition("@")[2].lower()
-
-
-def _is_loopback(url: str) -> bool:
-    return _host(url) in LOOPBACK
-
-
-def _is_private(host: str) -> bool:
-    """Whether the name is of this machine or of a local network."""
-    import ipaddress
-
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return "." not in host or host.endswith((".localhost", ".local", ".lan", ".internal", ".home.arpa"))
-    return address.is_private or address.is_loopback or address.is_link_local
-
-
-def _transport_error(
-    problem: BaseException, state: CallState, url: str, proxy: str = "", *, opening: bool = False
-) -> BaseException:
-    """The error to raise for an exception of requests or urllib3: without its frames, which hold headers."""
-    if not isinstance(problem, (OSError, _http_error())):  # an interrupt, our own error, or a mistake of ours
-        problem.__context__ = problem.__cause__ = None
-        return problem.with_traceback(None)
-    try:
-        state.check()
-    except BackendError as over:
-        return over.with_traceback(None)
-    reason = _innermost(problem)
-    tunnel = re.search(r"Tunnel connection failed: [\w -]{3,60}", str(reason))
-    words = str(getattr(reason, "strerror", None) or (tunnel[0] if tunnel else "it broke off")).lower()
-    if "socks" in str(reason).lower() and "dependencies" in str(reason):
-        words = "PySocks is not installed"
-    trouble, hint = (
-        _tls_trouble(reason, url, opening and not state.reused) or _proxy_trouble(proxy, words) or (words, "")
-    )
-    hint = hint or ("is the server running?" if _is_loopback(url) else "is the network up, and the base URL right?")
-    return BackendError(
-        f"no connection to {netloc(url)}{f' through the proxy {netloc(proxy)}' if proxy else ''}: {trouble}",
-        code="timeout" if isinstance(reason, TimeoutError) else "connection",
-        provider=state.provider,
-        hint=hint,
-        retryable=trouble in (words, _BROKEN_OFF)
-        and not words.startswith(("PySocks", "tunnel connection failed: 407")),
-    )
-
-
-_BROKEN_OFF = "it broke the handshake off, as a server does that does not speak TLS"
-
-
-def _tls_trouble(reason: BaseException, url: str, opening: bool) -> tuple[str, str] | None:
-    """The TLS problem and a hint; None if TLS is not the problem."""
-    import ssl
-
-    if isinstance(reason, ssl.SSLCertVerificationError):
-        trouble = f"certificate verify failed: {reason.verify_message}"
-        return trouble, "if it is yours, name the authority that signed it: SSL_CERT_FILE=ca.pem or SSL_CERT_DIR"
-    named = str(getattr(reason, "reason", None) or "")
-    suggestion = f"{_origin(url).replace('https://', 'http://')} instead of https, if that is what it serves"
-    if isinstance(reason, ssl.SSLError) and re.search(
-        "WRONG_VERSION_NUMBER|RECORD_LAYER|HTTP_REQUEST|PACKET_LENGTH", named
-    ):
-        return "it does not speak TLS there", suggestion
-    if isinstance(reason, ssl.SSLEOFError) and opening:
-        return _BROKEN_OFF, suggestion
-    return None
-
-
-def _proxy_trouble(proxy: str, words: str) -> tuple[str, str] | None:
-    """The proxy problem and a hint; None if no proxy is used."""
-    if not proxy:
-        return None
-    if words.startswith("PySocks"):
-        return words, "pip install 'requests[socks]'"
-    named = [name for name in os.environ if name.upper().endswith("_PROXY") and os.environ[name].rstrip("/") in proxy]
-    where = " or ".join(sorted(name for name in named if os.environ[name])) or "the system's settings"
-    return words, f"is the proxy of {where} running? NO_PROXY=HOST goes around it"
-
-
-def _proxy_for(url: str, proxies: Mapping[str, str]) -> str:
-    """The proxy that requests uses for this URL, or ""."""
-    from requests.utils import select_proxy
-
-    proxy = str(select_proxy(url, dict(proxies)) or "")
-    return proxy if "://" in proxy or not proxy else f"http://{proxy}"
-
-
-def _innermost(problem: BaseException) -> BaseException:
-    """The root cause in a chain of exceptions, which urllib3 wraps in several ways."""
-    seen = {id(problem)}
-    while True:
-        inside = [getattr(problem, "reason", None), problem.__cause__, problem.__context__, *problem.args]
-        found = next((item for item in inside if isinstance(item, BaseException) and id(item) not in seen), None)
-        if found is None:
-            return problem
-        problem = found
-        seen.add(id(found))
-
-
-def _chunks(state: CallState, response: Any, url: str) -> Iterator[bytes]:
-    """Yield the decompressed body as it arrives."""
-    total = 0
-    while data := _next_chunk(state, response, url, 65536):
-        total += len(data)
-        if total > BODY_LIMIT:
-            raise BackendError(f"the answer is larger than {BODY_LIMIT >> 20} MB", code="protocol")
-        yield data
-
-
-def _next_chunk(state: CallState, response: Any, url: str, size: int) -> bytes:
-    data, problem = b"", None
-    try:
-        # read1 hands on what has arrived in every framing; iter_content holds close-delimited bodies back.
-        data = response.raw.read1(size, decode_content=True)
-    except BaseException as error:
-        problem = error
-    if problem is not None:
-        raise _transport_error(problem, state, url)
-    state.check()
-    return data
-
-
-def _release(response: Any) -> None:
-    """Close the response; its connection is not used again."""
-    response.raw.close()
-    response.raw.release_conn()
-
-
-def _gathered(chunks: Iterator[bytes], enough: int = BODY_LIMIT) -> bytearray:
-    """Join the chunks without holding them twice; stop after `enough` bytes."""
-    data, looked_at = bytearray(), _LOOK
-    for chunk in chunks:
-        data += chunk
-        if len(data) >= looked_at:
-            _refuse_costly(data)
-            looked_at *= 2
-        if len(data) > enough:
-            break
-    return data[:enough] if len(data) > enough else data
-
-
-_LINE_END = re.compile(rb"\r\n|\n|\r")
-_BYTE_ORDER = b"\xef\xbb\xbf"  # that some proxies put before all
-
-
-def _events(chunks: Iterator[bytes]) -> Iterator[str]:
-    """Yield the `data` of each server-sent event. Chunks may split UTF-8 and line ends, so events are decoded whole."""
-    line, data = bytearray(), bytearray()
-    after_cr, looked_at = False, _LOOK
-    for chunk in chunks:
-        first, *others = _LINE_END.split(chunk[1:] if after_cr and chunk.startswith(b"\n") else chunk)
-        after_cr = chunk.endswith(b"\r")
-        line += first
-        for other in others:
-            if line:
-                data = _with_line(data, line)
-            elif data:
-                del data[-1]
-                yield data.decode("utf-8", "replace")
-                data, looked_at = bytearray(), _LOOK
-            line = bytearray(other)
-        if len(line) + len(data) >= looked_at:
-            _refuse_costly(line if len(line) > len(data) else data)
-            looked_at *= 2
-    data = _with_line(data, line.rstrip())  # the last event of a server that forgets the empty line
-    if data:
-        del data[-1]
-        yield data.decode("utf-8", "replace")
-
-
-def _with_line(data: bytearray, line: bytearray) -> bytearray:
-    """Add a line's data to an event's; large data is not copied."""
-    if line.startswith(_BYTE_ORDER):
-        del line[: len(_BYTE_ORDER)]
-    if not line.startswith(b"data:"):
-        return data
-    del line[: 6 if line[5:6] == b" " else 5]
-    line += b"\n"
-    if not data:
-        return line
-    data += line
-    return data
-
-
-_LOOK = 1 << 20  # bytes of JSON after which its values are counted, and again after each doubling
-
-
-def _refuse_costly(data: bytearray) -> None:
-    """Raise BackendError if this JSON, or beginning of JSON, would take far more memory than its bytes."""
-    if _count_json(data, JSON_VALUES) > JSON_VALUES:
-        raise BackendError(f"the answer holds more than {JSON_VALUES:,} values", code="protocol")
-
-
-# --- JSON from outside: the same lines in each module that stands alone -------------------------------------------
-
-JSON_VALUES = 300_000  # of one text: a list takes two characters of it, and up to a hundred bytes of memory
-JSON_DEPTH = 100
-JSON_DIGITS = 4_300  # of an integer: a longer one cannot be printed
-
-
-def from_json(
-    data: str | bytes | bytearray,
-    *,
-    values: int = JSON_VALUES,
-    depth: int = JSON_DEPTH,
-    strict: bool = True,
-    constant: Callable[[str], Any] | None = None,
-) -> Any:
-    """What JSON (bytes are UTF-8) says; ValueError if it is none, or has more values, levels or digits than it may.
-
-    `strict=False` takes raw line breaks in strings; `constant` makes something of NaN and Infinity, which are refused.
-    """
-    if len(data) > values and _count_json(data, values) > values:
-        raise ValueError(f"more than {values:,} values")
-    text = data if isinstance(data, str) else data.decode("utf-8-sig")
-    try:
-        value = json.loads(text, strict=strict, parse_int=_json_int, parse_constant=constant or _no_constant)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    check_depth(value, depth)
-    return value
-
-
-def check_depth(value: Any, depth: int = JSON_DEPTH) -> None:
-    """ValueError for a list or an object with more levels than that."""
-    level = [value]
-    for _ in range(depth + 1):
-        inner = [item.values() if type(item) is dict else item for item in level if type(item) in (dict, list)]
-        if not inner:
+        Asks once, for at most two seconds; not about known models or remote providers.
+        """
+        near = "local" in self.quirks or _is_private(_host(self.base_url))
+        if self._inspected or not near or self.wire != "openai" or _facts(self.model):
             return
-        level = [item for items in inner for item in items]
-    raise ValueError(f"nested more than {depth} deep")
+        if not self._inspecting.acquire(timeout=INSPECT_TIME):
+            return
+        try:
+            if not self._inspected:
+                until = time.monotonic() + INSPECT_TIME
+                state = CallState(self.provider, INSPECT_TIME, min(until, deadline or until), None)
+                with contextlib.suppress(BackendError, *_MISREAD), _watch.watching(state):
+                    self._inspect(state)
+        finally:
+            self._inspected = True
+            self._inspecting.release()
+
+    def _inspect(self, state: CallState) -> None:
+        base = self.base_url.partition("?")[0].removesuffix("/chat/completions")
+        entry: dict[str, Any] = {}
+        if self.provider != "ollama":
+            entries = [item for item in self._fetch(state, f"{base}/models")["data"] if isinstance(item, dict)]
+            entry = _entry_of(self.model, entries)
+            self._take_in(entry)
+        if self.provider == "ollama" or entry.get("owned_by") == "library":
+            # Its window is a setting of the server, mostly far below the model's own, and is not reported here.
+            shown = self._fetch(state, f"{_origin(base)}/api/show", _dumps({"model": self.model}))
+            self.parameters = self.parameters or size_in_name(str(shown["details"]["parameter_size"]))
+
+    def _take_in(self, entry: Mapping[str, Any]) -> None:
+        """Read an entry of the model list of llama.cpp, vLLM, LM Studio or a similar server."""
+        if entry.get("owned_by") == "llamacpp":
+            self.server = "llamacpp"
+        names = ("loaded_context_length", "max_model_len", "context_length", "max_context_length")
+        sizes = [token_count(entry, "meta", "n_ctx"), *(token_count(entry, name) for name in names)]
+        self.window = self.window or next((size for size in sizes if size >= 256), None)
+        self.parameters = self.parameters or round(token_count(entry, "meta", "n_params") / 1e9, 3) or None
+
+    def _fetch(self, state: CallState, url: str, data: bytes | None = None) -> Any:
+        """GET, or POST `data`, and return the JSON. BackendError or ValueError if that fails."""
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "flat-rlm"}
+        headers |= {"Content-Type": "application/json"} if data is not None else {}
+        link = _link(self.base_url, self._how.max_parallel)
+        response, body = None, bytearray()
+        while response is None:
+            try:
+                response = link.open(state, url, {**headers, **self._key_headers()}, data)
+            except BackendError as error:
+                if not error.idle_closed:
+                    raise
+        try:
+            for chunk in _chunks(state, response, url) if response.status_code == 200 else ():
+                body += chunk
+                if len(body) > INSPECT_LIMIT:
+                    raise ValueError("too long")
+        finally:
+            _release(response)
+        return from_json(bytes(body))
 
 
-def _count_json(data: str | bytes | bytearray, enough: int) -> int:
-    """At least how many values there are, not counted much beyond `enough`."""
-    count = sum(map(data.count, ",[{" if isinstance(data, str) else (b",", b"[", b"{")))  # type: ignore[arg-type]
-    if count <= enough:
-        return count
-    if isinstance(data, str):
-        data = data.encode("utf-8", "surrogatepass")
-    count, quoted, rest = 0, False, b""
-    for start in range(0, len(data), 1 << 16):
-        piece = rest + data[start : start + (1 << 16)]
-        rest = b"\\" if (len(piece) - len(piece.rstrip(b"\\"))) % 2 else b""  # it may escape the next piece's first
-        piece = piece[: len(piece) - len(rest)].replace(b"\\\\", b"").replace(b'\\"', b"")
-        parts = piece.translate(None, _NO_JSON_MARKS).split(b'"')
-        count += sum(map(len, parts[quoted::2]))
-        quoted ^= len(parts) % 2 == 0
-        if count > enough:
-            break
-    return count
+def _entry_of(model: str, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The entry of this model, or the only entry."""
+    named = [entry for entry in entries if entry.get("id") == model]
+    return next(iter(named or (entries if len(entries) == 1 else ())), {})
 
 
-_NO_JSON_MARKS = bytes(set(range(256)) - set(b'",[{'))
+# What reading an answer raises if a part of it has an unexpected type.
+_MISREAD = (TypeError, AttributeError, LookupError, ValueError, ArithmeticError, RecursionError)
+_OPTIONAL = ("stream_options", "return_progress", "prompt_cache_key", "response_format", "output_config")
 
 
-def _json_int(text: str) -> int:
-    if len(text) > JSON_DIGITS:
-        raise ValueError(f"a number of {len(text):,} digits")
-    return int(text)
+def _live(backend: HTTPBackend, ask: Request, state: CallState, on_text: Callable[[str], None] | None) -> Reply:
+    """Ask the server; if it refuses a field, ask again without it."""
+    link = _link(backend.base_url, backend._how.max_parallel)
+    while True:
+        url, headers, body = backend._request(ask)
+        request = url, headers, _dumps(body)
+
+        def send(request: tuple[str, dict[str, str], bytes] = request) -> ResponseBuilder:
+            builder = _WIRES[backend.wire].builder(backend, on_text)
+            builder.on_progress = ask.on_progress
+            with backend._room(ask, state):
+                return backend._attempt(link, state, request, builder)
+
+        try:
+            builder, attempts = with_retries(state, link.gate(backend.model), backend._how.max_retries, send)
+        except BackendError as error:
+            failure = error
+        else:
+            return _reply(backend, builder, ask, attempts)
+        if failure.partial or not backend.adapt_to_error(failure, body, ask):
+            raise failure
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+def _reply(backend: HTTPBackend, builder: ResponseBuilder, ask: Request, attempts: int) -> Reply:
+    text, calls = "".join(builder.text), _tool_calls(builder.calls)
+    usage: dict[str, Any] | None = builder.usage
+    if usage is None or not (usage["input"] or usage["output"]):
+        into, out = estimate_tokens(ask.messages, ask.tools), estimate_tokens([{"content": text, "tool_calls": calls}])
+        usage = {**_usage(into, out), "estimated": True}
+    cost = builder.cost
+    if cost is None:
+        cost = cost_of(backend.model, usage, backend._how.prices, backend.provider)
+    raw = builder.raw and {"wire": backend.wire, "model": backend.model, "provider": backend.provider, **builder.raw}
+    return Reply(text, calls, usage, builder.stop, builder.model or backend.model, cost, raw, attempts)
 
 
-# --- what the three wires share ---------------------------------------------------------------------------------
+def _drain(state: CallState, response: Any) -> bool:
+    """Read the rest of a response so that its connection can be reused; False if too much follows."""
+    if response.raw.connection is None:  # all was read, and another call may have the connection by now
+        return True
+    try:
+        state.socket.settimeout(0.01)
+        return any(not response.raw.read1(65536) for _ in range(4))
+    except Exception:  # of many kinds, and all of them mean: not this connection again
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            state.socket.settimeout(state.timeout)
+
+
+# --- the cache ----------------------------------------------------------------------------------------------------
+
+
+def _cache_folder(cache: bool | str, env: _Environ) -> str | None:
+    if isinstance(cache, str):
+        return os.path.expanduser(cache)
+    return os.path.join(env.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "rlm") if cache else None
+
+
+_pending: dict[str, CallQueue] = {}  # by the path of the answer: who asks, and who waits for the same
+
+
+def _cached(backend: HTTPBackend, ask: Request, state: CallState, on_text: Callable[[str], None] | None) -> Reply:
+    """The cached answer, or a live one, which is cached. Of equal requests in flight only one is sent."""
+    body = backend._request(ask._replace(max_tokens=None, stream=False))[2]
+    params = {**(ask.defaults or {}), **(ask.params or {})}  # also those that this wire leaves out
+    name = _digest([backend.provider, backend.base_url, backend.model, body, *([params] if params else [])])
+    path = os.path.join(backend._how.cache or "", f"{name}.json")
+    if reply := _read_reply(path):
+        return from_cache(reply, on_text)
+    is_first = path not in _pending
+    with _pending.setdefault(path, CallQueue(1)).reserve(state):
+        try:
+            if reply := _read_reply(path):
+                return from_cache(reply, on_text)
+            if is_first:
+                return _kept(backend, ask, state, on_text, path)
+        finally:
+            _pending.pop(path, None)
+    return _kept(backend, ask, state, on_text, path)
+
+
+def _kept(
+    backend: HTTPBackend, ask: Request, state: CallState, on_text: Callable[[str], None] | None, path: str
+) -> Reply:
+    """A live answer, which is cached if it is complete."""
+    _check_cache(os.path.dirname(path))
+    reply = _live(backend, ask, state, on_text)
+    if _is_whole(reply):
+        _write_reply(path, reply)
+    return reply
+
+
+def _is_whole(reply: Reply) -> bool:
+    """Whether the answer is complete, so that it does not depend on the output limit."""
+    return reply.stop_reason in ("stop", "tool_calls")
+
+
+def from_cache(reply: Reply, on_text: Callable[[str], None] | None) -> Reply:
+    """A cached answer, which costs nothing."""
+    if on_text and reply.text:
+        on_text(reply.text)
+    return reply._replace(usage=_usage(0, 0), cost_usd=0.0, attempts=0)
+
+
+def _read_reply(path: str) -> Reply | None:
+    try:
+        with open(path, "rb") as file:
+            reply = Reply(**from_json(file.read()))
+    except (OSError, ValueError, TypeError):  # absent or torn: asked again
+        return None
+    return reply if isinstance(reply.text, str) and isinstance(reply.tool_calls, list) else None
+
+
+def _check_cache(folder: str) -> None:
+    """Create the cache folder; BackendError before anything is paid for if it cannot be written."""
+    import errno
+
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    except (OSError, ValueError) as error:
+        message = f"cannot write to the cache {folder!r}: {getattr(error, 'strerror', None) or error}"
+        raise BackendError(message, code="config", hint="name a folder of yours, or leave the cache off") from None
+
+
+def _write_reply(path: str, reply: Reply) -> None:
+    """Write an answer atomically, readable by its owner only. An answer that cannot be written is not an error."""
+    import tempfile
+
+    with contextlib.suppress(OSError, RecursionError):
+        handle, name = tempfile.mkstemp(dir=os.path.dirname(path))
+        try:
+            with open(handle, "wb") as file:
+                file.write(_dumps(reply._asdict()))
+            os.replace(name, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+
+
+# --- other requests -----------------------------------------------------------------------------------------------
+
+
+def _until(complete: Callable[[bytes], bool] | None, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+        if complete is not None and complete(chunk):
+            return
+
+
+def post(
+    url: str,
+    *,
+    json: Any,
+    headers: Mapping[str, str],
+    timeout: float = 30.0,
+    max_retries: int = 4,
+    deadline: float | None = None,
+    cancel: threading.Event | None = None,
+    complete: Callable[[bytes], bool] | None = None,
+) -> tuple[int, dict[str, str], bytes]:
+    """POST JSON with the retries of a model call; return `(status, headers, body)` of the last response.
+
+    `complete(chunk)` tells for each chunk whether the body ends there, even if the server keeps it open.
+    """
+    _checked_url(url)
+    headers = {name: _Secret(value) for name, value in headers.items()}
+    headers = {"Content-Type": "application/json", "Accept-Encoding": "gzip, deflate", **headers}
+    data = _dumps(json)
+    state = CallState("", timeout, deadline, cancel)
+    link = _link(url, 16)
+    last: list[tuple[int, dict[str, str], bytes]] = []
+
+    def send() -> None:
+        last.clear()
+        response = link.open(state, url, headers, data)
+        try:
+            body = bytes(_gathered(_until(complete, _chunks(state, response, url))))
+        finally:
+            _release(response)
+        status = response.status_code
+        last.append((status, {name.lower(): value for name, value in response.headers.items()}, body))
+        if status in _RETRIED or status >= 500:
+            wait, code = _wait_asked(response.headers, body), _code_for(status, "")
+            raise BackendError(f"status {status}", code=code, status=status, retryable=True, retry_after=wait)
+
+    with _watch.watching(state):
+        try:
+            with_retries(state, link.gate(url), max_retries, send)
+        except BackendError:
+            if not last or state.end_reason:
+                raise
+    return last[0]
+
+
+_LOCAL = (
+    ("ollama", "http://localhost:11434/v1"),
+    ("lm_studio", "http://localhost:1234/v1"),
+    ("llamacpp", "http://127.0.0.1:8080/v1"),
+    ("vllm", "http://localhost:8000/v1"),
+)
+
+
+def local_servers(timeout: float = 0.3) -> list[tuple[str, str, list[str]]]:
+    """List the model servers on this machine: `(provider id, base URL, models)`."""
+    import requests  # here, since a thread that is given up would be left in the middle of it
+
+    found: dict[str, list[str]] = {}
+
+    def probe(id_: str, base: str) -> None:
+        with requests.Session() as session:
+            session.trust_env = False
+            try:
+                response = session.get(f"{base}/models", timeout=timeout, allow_redirects=False, stream=True)
+                body = _gathered(response.iter_content(65_536), INSPECT_LIMIT)
+                found[id_] = [str(entry["id"]) for entry in from_json(body)["data"]]
+            except (BackendError, requests.RequestException, ValueError, LookupError, TypeError):
+                return  # nothing there, or nothing that speaks of models
+
+    threads = [threading.Thread(target=probe, args=place, daemon=True) for place in _LOCAL]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + 2 * timeout
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
+    return [(id_, base, found[id_]) for id_, base in _LOCAL if id_ in found]
+
+
+# --- retries ------------------------------------------------------------------------------------------------------
+
+
+def with_retries(
+    state: CallState,
+    gate: AdaptiveLimiter,
+    max_retries: int,
+    send: Callable[[], Any],
+    progress: Callable[[], int] = lambda: 0,
+) -> tuple[Any, int]:
+    """Call `send` until it succeeds or the retries or the deadline are used up; return its result and the attempts.
+
+    `progress` measures what the attempts have achieved together: when it grows, the retries are counted anew.
+    """
+    attempt = failures = 0
+    idle_closed = False
+    while True:
+        attempt += 1
+        brought = progress()
+        gate.enter(state, first=attempt > 1)
+        before = gate.answered
+        try:
+            result = send()
+            gate.count_answer()
+            return result, attempt
+        except BackendError as error:
+            failure = error
+            # A 429 while other calls are answered only means waiting in line, and an idle connection that the server
+            # has closed was no attempt: neither uses up the retries.
+            queued = error.code == "rate" and gate.answered > before
+            failures += not queued and (idle_closed or not error.idle_closed)
+            idle_closed = error.idle_closed
+            if progress() > brought:
+                attempt = failures = 1
+            wait = backoff(error, failures)
+            if error.retryable and (error.code == "rate" or error.status in (503, 529)):
+                gate.throttle(min(wait, LONGEST_WAIT))
+        finally:
+            gate.leave()
+        exhausted = failures > max_retries or attempt >= max(MOST_ATTEMPTS, max_retries + 1)
+        late = state.deadline is not None and time.monotonic() + wait >= state.deadline
+        if not failure.retryable or exhausted or late or wait > LONGEST_WAIT:
+            raise failure
+        state.pause(wait)
+
+
+def backoff(error: BackendError, failures: int) -> float:
+    """Seconds until the next attempt: what the server asks for, else exponential, with jitter."""
+    import random
+
+    if error.retry_after is not None:
+        return error.retry_after + random.uniform(0.01, 0.06) if error.retry_after else 0.0
+    return float(min(8.0, 0.5 * 2.0 ** max(0, failures - 1)) * random.uniform(0.75, 1.0))
+
+
+# --- errors from servers ------------------------------------------------------------------------------------------
+
+_RETRIED = (408, 409, 429)
+# Patterns for servers' messages: compiled at the first error, not at import.
+_MONEY = (
+    r"(?i)insufficient_quota|insufficient.balance|credit.balance|spend_limit|usage_limit_exceeded|billing_hard_limit"
+    r"|exceeded_current_quota|PerDay"
+)
+_TOO_LONG = (
+    r"(?i)context_length|context length|context window|context size|maximum context|(prompt|input) is too long"
+    r"|input token count|too many tokens|exceed_context"
+)
+_CACHE_FULL = r"(?i)context size has been exceeded"  # llama.cpp: by the calls under way together, not by this one
+_NO_TOOLS = (
+    r"(?is)\b(tools?|tool_choice|functions?)\b.{0,60}(not|n't) (be )?(support|enabl|allow|available)"
+    r"|(unsupported|unrecogni[sz]ed|unknown|extra).{0,60}\btools\b"
+    r"|(not|n't) support.{0,30}(tool|function)|no endpoints found that support tool use"
+    r"|tools? param requires|requires --(jinja|enable-auto-tool-choice)"
+)
+_NO_IMAGES = (
+    r"(?is)(image|vision|multimodal).{0,60}(not|n't) (be )?(support|enabl|allow|available)"
+    r"|(not|n't) support.{0,30}(image|vision)|no endpoints found that support image|mmproj"
+)
+_BLOCKED = r"(?i)content_filter|content_policy|moderation"
+_UNKNOWN_FIELD = r"(?i)unsupported|unrecogni[sz]ed|unknown|unexpected|not supported|not permitted|extra"
+_REFUSAL = (
+    r"(?i)support|recogni[sz]ed|unknown|unexpected|permitted|allowed|accept|extra|deprecated|range|require"
+    r"|\b(?:in)?valid\b|must|cannot|can't|only|should"  # not the `invalid_request_error` of every refusal
+)
+_KEY_SHAPE = r"\b(?:sk|pk|gsk|xai|hf|r8|nvapi|key)[-_][-_A-Za-z0-9]{12,}|\bAIza[-_A-Za-z0-9]{20,}"
+_HINTS = {
+    "auth": "check the key: it may be revoked, of another account, or not allowed to use this model",
+    "quota": "the account's credit or spending limit is used up: raise it with the provider, or use another",
+    "not_found": "check the model's name and the base URL",
+    "context_length": "give it less: keep long text in variables and send pieces of it",
+    "redirect": "set the base URL to where the server wants to be called: a key is not sent after a redirect",
+    "rate": "wait, or lower max_parallel",
+    "refused": "the provider's content rules refuse the prompt",
+}
+_CODES = {401: "auth", 402: "quota", 403: "auth", 404: "not_found", 408: "timeout", 409: "server", 429: "rate"}
+# The status that an error sent with status 200 stands for.
+_STATUS_OF = {
+    "overloaded_error": 529,
+    "rate_limit_error": 429,
+    "rate_limit_exceeded": 429,
+    "RESOURCE_EXHAUSTED": 429,
+    "insufficient_quota": 402,
+    "invalid_request_error": 400,
+    "INVALID_ARGUMENT": 400,
+    "authentication_error": 401,
+    "permission_error": 403,
+    "not_found_error": 404,
+}
+
+
+def _code_for(status: int, text: str) -> str:
+    if status in (400, 403, 429) and re.search(_MONEY, text):
+        return "quota"
+    if status == 500 and re.search(_CACHE_FULL, text):
+        return "rate"
+    if status in (400, 413, 422, 500) and re.search(_TOO_LONG, text):
+        return "context_length"
+    if status in (400, 403) and re.search(_BLOCKED, text):
+        return "refused"
+    if 300 <= status < 400:
+        return "redirect"
+    return "server" if status >= 500 else _CODES.get(status, "bad_request")
+
+
+def _error_text(body: Any) -> str:
+    """The message in an error body with its codes, or the body itself, truncated."""
+    return _said_in(body)[:4_000]
+
+
+def _said_in(body: Any) -> str:
+    if isinstance(body, (bytes, bytearray)):
+        text = body.decode("utf-8", "replace").strip()
+        if text.startswith("<"):
+            return "a page of HTML"
+        try:
+            body = from_json(text)
+        except ValueError:
+            return text or "nothing"
+    body = body[0] if isinstance(body, list) and body else body
+    error = body.get("error", body) if isinstance(body, dict) else body
+    if not isinstance(error, dict):
+        return str(error)
+    details = error.get("details")
+    words = [error.get("type"), error.get("code"), error.get("status")]
+    words.append(details.get("error_code") if isinstance(details, dict) else None)
+    words += re.findall(r"\b\w{1,100}PerDay\w{0,100}", json.dumps(details)[:10_000])[:1]
+    said = error.get("message") or error.get("detail") or json.dumps(error, ensure_ascii=False)
+    named = ", ".join(dict.fromkeys(str(word) for word in words if word))
+    return f"{said} ({named})" if named else str(said)
+
+
+def _wait_asked(headers: Mapping[str, str], body: bytes | bytearray) -> float | None:
+    """The seconds that the server asks to wait, from any of the headers and fields in use."""
+    after = headers.get("retry-after", "")
+    for text, unit in ((headers.get("retry-after-ms", ""), 1000.0), (after, 1.0)):
+        with contextlib.suppress(ValueError):
+            if (seconds := float(text) / unit) >= 0:  # which NaN is not
+                return seconds
+    if after:
+        from email.utils import parsedate_to_datetime
+
+        with contextlib.suppress(ValueError, TypeError, OverflowError):
+            return max(0.0, parsedate_to_datetime(after).timestamp() - time.time())
+    found = re.search(rb'"retryDelay"\s*:\s*"(\d{1,9}(?:\.\d{1,9})?)s"', body)
+    return float(found[1]) if found else None
+
+
+def _tidy(text: str, secret: str) -> str:
+    """Make a server's text fit one line: without keys, control characters and excess length."""
+    text = re.sub(_KEY_SHAPE, "[redacted]", mask(text, [secret])[:4_000])
+    text = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text).split())
+    return text if len(text) <= 600 else f"{text[:600]} …"
+
+
+# --- requests and responses ---------------------------------------------------------------------------------------
 
 
 class Request(NamedTuple):
@@ -2287,952 +2038,793 @@ _WIRES = {
 }
 
 
-# --- errors that a server answers -------------------------------------------------------------------------------
-
-_RETRIED = (408, 409, 429)
-# Patterns for servers' messages: compiled at the first error, not at import.
-_MONEY = (
-    r"(?i)insufficient_quota|insufficient.balance|credit.balance|spend_limit|usage_limit_exceeded|billing_hard_limit"
-    r"|exceeded_current_quota|PerDay"
-)
-_TOO_LONG = (
-    r"(?i)context_length|context length|context window|context size|maximum context|(prompt|input) is too long"
-    r"|input token count|too many tokens|exceed_context"
-)
-_CACHE_FULL = r"(?i)context size has been exceeded"  # llama.cpp: by the calls under way together, not by this one
-_NO_TOOLS = (
-    r"(?is)\b(tools?|tool_choice|functions?)\b.{0,60}(not|n't) (be )?(support|enabl|allow|available)"
-    r"|(unsupported|unrecogni[sz]ed|unknown|extra).{0,60}\btools\b"
-    r"|(not|n't) support.{0,30}(tool|function)|no endpoints found that support tool use"
-    r"|tools? param requires|requires --(jinja|enable-auto-tool-choice)"
-)
-_NO_IMAGES = (
-    r"(?is)(image|vision|multimodal).{0,60}(not|n't) (be )?(support|enabl|allow|available)"
-    r"|(not|n't) support.{0,30}(image|vision)|no endpoints found that support image|mmproj"
-)
-_BLOCKED = r"(?i)content_filter|content_policy|moderation"
-_UNKNOWN_FIELD = r"(?i)unsupported|unrecogni[sz]ed|unknown|unexpected|not supported|not permitted|extra"
-_REFUSAL = (
-    r"(?i)support|recogni[sz]ed|unknown|unexpected|permitted|allowed|accept|extra|deprecated|range|require"
-    r"|\b(?:in)?valid\b|must|cannot|can't|only|should"  # not the `invalid_request_error` of every refusal
-)
-_KEY_SHAPE = r"\b(?:sk|pk|gsk|xai|hf|r8|nvapi|key)[-_][-_A-Za-z0-9]{12,}|\bAIza[-_A-Za-z0-9]{20,}"
-_HINTS = {
-    "auth": "check the key: it may be revoked, of another account, or not allowed to use this model",
-    "quota": "the account's credit or spending limit is used up: raise it with the provider, or use another",
-    "not_found": "check the model's name and the base URL",
-    "context_length": "give it less: keep long text in variables and send pieces of it",
-    "redirect": "set the base URL to where the server wants to be called: a key is not sent after a redirect",
-    "rate": "wait, or lower max_parallel",
-    "refused": "the provider's content rules refuse the prompt",
-}
-_CODES = {401: "auth", 402: "quota", 403: "auth", 404: "not_found", 408: "timeout", 409: "server", 429: "rate"}
-# The status that an error sent with status 200 stands for.
-_STATUS_OF = {
-    "overloaded_error": 529,
-    "rate_limit_error": 429,
-    "rate_limit_exceeded": 429,
-    "RESOURCE_EXHAUSTED": 429,
-    "insufficient_quota": 402,
-    "invalid_request_error": 400,
-    "INVALID_ARGUMENT": 400,
-    "authentication_error": 401,
-    "permission_error": 403,
-    "not_found_error": 404,
-}
+# --- deadlines and cancelling -------------------------------------------------------------------------------------
 
 
-def _code_for(status: int, text: str) -> str:
-    if status in (400, 403, 429) and re.search(_MONEY, text):
-        return "quota"
-    if status == 500 and re.search(_CACHE_FULL, text):
-        return "rate"
-    if status in (400, 413, 422, 500) and re.search(_TOO_LONG, text):
-        return "context_length"
-    if status in (400, 403) and re.search(_BLOCKED, text):
-        return "refused"
-    if 300 <= status < 400:
-        return "redirect"
-    return "server" if status >= 500 else _CODES.get(status, "bad_request")
+class CallState:
+    """One call in flight: what may end it early, and how its waiting thread is woken.
 
-
-def _error_text(body: Any) -> str:
-    """The message in an error body with its codes, or the body itself, truncated."""
-    return _said_in(body)[:4_000]
-
-
-def _said_in(body: Any) -> str:
-    if isinstance(body, (bytes, bytearray)):
-        text = body.decode("utf-8", "replace").strip()
-        if text.startswith("<"):
-            return "a page of HTML"
-        try:
-            body = from_json(text)
-        except ValueError:
-            return text or "nothing"
-    body = body[0] if isinstance(body, list) and body else body
-    error = body.get("error", body) if isinstance(body, dict) else body
-    if not isinstance(error, dict):
-        return str(error)
-    details = error.get("details")
-    words = [error.get("type"), error.get("code"), error.get("status")]
-    words.append(details.get("error_code") if isinstance(details, dict) else None)
-    words += re.findall(r"\b\w{1,100}PerDay\w{0,100}", json.dumps(details)[:10_000])[:1]
-    said = error.get("message") or error.get("detail") or json.dumps(error, ensure_ascii=False)
-    named = ", ".join(dict.fromkeys(str(word) for word in words if word))
-    return f"{said} ({named})" if named else str(said)
-
-
-def _wait_asked(headers: Mapping[str, str], body: bytes | bytearray) -> float | None:
-    """The seconds that the server asks to wait, from any of the headers and fields in use."""
-    after = headers.get("retry-after", "")
-    for text, unit in ((headers.get("retry-after-ms", ""), 1000.0), (after, 1.0)):
-        with contextlib.suppress(ValueError):
-            if (seconds := float(text) / unit) >= 0:  # which NaN is not
-                return seconds
-    if after:
-        from email.utils import parsedate_to_datetime
-
-        with contextlib.suppress(ValueError, TypeError, OverflowError):
-            return max(0.0, parsedate_to_datetime(after).timestamp() - time.time())
-    found = re.search(rb'"retryDelay"\s*:\s*"(\d{1,9}(?:\.\d{1,9})?)s"', body)
-    return float(found[1]) if found else None
-
-
-def _tidy(text: str, secret: str) -> str:
-    """Make a server's text fit one line: without keys, control characters and excess length."""
-    text = re.sub(_KEY_SHAPE, "[redacted]", mask(text, [secret])[:4_000])
-    text = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text).split())
-    return text if len(text) <= 600 else f"{text[:600]} …"
-
-
-# --- the retries ------------------------------------------------------------------------------------------------
-
-
-def with_retries(
-    state: CallState,
-    gate: AdaptiveLimiter,
-    max_retries: int,
-    send: Callable[[], Any],
-    progress: Callable[[], int] = lambda: 0,
-) -> tuple[Any, int]:
-    """Call `send` until it succeeds or the retries or the deadline are used up; return its result and the attempts.
-
-    `progress` measures what the attempts have achieved together: when it grows, the retries are counted anew.
+    A thread in `recv` cannot wait for an event too, so a watching thread does, and shuts the socket down.
     """
-    attempt = failures = 0
-    idle_closed = False
-    while True:
-        attempt += 1
-        brought = progress()
-        gate.enter(state, first=attempt > 1)
-        before = gate.answered
+
+    def __init__(self, provider: str, timeout: float, deadline: float | None, cancel: threading.Event | None) -> None:
+        self.provider = provider
+        self.timeout = timeout
+        self.deadline = deadline
+        self.cancel = cancel
+        self.quiet_until: float | None = None  # when the idle timeout ends the attempt
+        self.end_reason = ""  # the call is over: cancelled, deadline or quiet
+        self.wake = threading.Event()
+        self.connection: Any = None
+        self.socket: Any = None
+        self.reused = False
+
+    def poll(self, now: float) -> None:
+        """End the call if it is cancelled, out of time, or the server has been silent for too long."""
+        if self.end_reason:
+            return
+        if self.cancel is not None and self.cancel.is_set():
+            self._abort("cancelled")
+        elif self.deadline is not None and now >= self.deadline:
+            self._abort("deadline")
+        elif self.quiet_until is not None and now >= self.quiet_until:
+            self._abort("quiet")
+
+    def _abort(self, reason: str) -> None:
+        import socket
+
+        with _watch.lock:
+            self.end_reason = reason
+            if self.socket is not None and self.connection.state is self:
+                raw_socket = self.socket if isinstance(self.socket, socket.socket) else self.socket.socket
+                with contextlib.suppress(OSError):
+                    socket.socket.shutdown(raw_socket, socket.SHUT_RDWR)  # below TLS, whose state the reader holds
+        self.wake.set()
+
+    def take(self, connection: Any) -> None:
+        """Record which connection the call uses now."""
+        with _watch.lock:
+            if self.end_reason:
+                raise OSError("given up")
+            self.connection, self.socket = connection, connection.sock
+            connection.state = self
+
+    def touch(self) -> None:
+        """Restart the idle timeout: the server has sent or taken something."""
+        self.quiet_until = time.monotonic() + self.timeout
+
+    def check(self) -> None:
+        """Raise BackendError if the call was cancelled or timed out."""
+        self.poll(time.monotonic())
+        if self.end_reason == "cancelled":
+            raise BackendError("the call was cancelled", code="cancelled", provider=self.provider)
+        if self.end_reason == "deadline":
+            raise BackendError("no answer before the deadline", code="timeout", provider=self.provider)
+        if self.end_reason == "quiet":
+            self.end_reason, self.quiet_until = "", None
+            message = f"the server sent nothing for {self.timeout:g} s"
+            raise BackendError(message, code="timeout", provider=self.provider, retryable=True)
+
+    def pause(self, seconds: float) -> None:
+        """Wait for the whole time, even if `wake` is set; raise if the call is over."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self.sleep(left)
+
+    def sleep(self, seconds: float | None) -> None:
+        """Wait until `wake` is set, at most `seconds`; raise if the call is over."""
+        self.quiet_until = None
+        self.end_reason = self.end_reason.replace("quiet", "")  # of the attempt before
+        self.check()
+        self.wake.wait(seconds)
+        self.wake.clear()
+        self.check()
+
+
+class CancelWatcher:
+    """A thread that polls all calls in flight every 20 ms. It ends after a second without calls."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.states: set[CallState] = set()
+        self.running = False
+
+    @contextlib.contextmanager
+    def watching(self, state: CallState) -> Iterator[None]:
+        with self.lock:
+            if not self.running:
+                _begin(self._run, "rlm-watch")
+                self.running = True
+            self.states.add(state)
         try:
-            result = send()
-            gate.count_answer()
-            return result, attempt
-        except BackendError as error:
-            failure = error
-            # A 429 while other calls are answered only means waiting in line, and an idle connection that the server
-            # has closed was no attempt: neither uses up the retries.
-            queued = error.code == "rate" and gate.answered > before
-            failures += not queued and (idle_closed or not error.idle_closed)
-            idle_closed = error.idle_closed
-            if progress() > brought:
-                attempt = failures = 1
-            wait = backoff(error, failures)
-            if error.retryable and (error.code == "rate" or error.status in (503, 529)):
-                gate.throttle(min(wait, LONGEST_WAIT))
+            yield
         finally:
-            gate.leave()
-        exhausted = failures > max_retries or attempt >= max(MOST_ATTEMPTS, max_retries + 1)
-        late = state.deadline is not None and time.monotonic() + wait >= state.deadline
-        if not failure.retryable or exhausted or late or wait > LONGEST_WAIT:
-            raise failure
-        state.pause(wait)
+            with self.lock:
+                self.states.discard(state)
+                if state.connection is not None and state.connection.state is state:
+                    state.connection.state = None
+
+    def _run(self) -> None:
+        idle = 0
+        while True:
+            time.sleep(TICK)
+            with self.lock:
+                states = list(self.states)
+                idle = 0 if states else idle + 1
+                if idle * TICK > 1:
+                    self.running = False
+                    return
+            now = time.monotonic()
+            for state in states:
+                state.poll(now)
 
 
-def backoff(error: BackendError, failures: int) -> float:
-    """Seconds until the next attempt: what the server asks for, else exponential, with jitter."""
-    import random
-
-    if error.retry_after is not None:
-        return error.retry_after + random.uniform(0.01, 0.06) if error.retry_after else 0.0
-    return float(min(8.0, 0.5 * 2.0 ** max(0, failures - 1)) * random.uniform(0.75, 1.0))
-
-
-# --- a model ----------------------------------------------------------------------------------------------------
+def _begin(work: Callable[[], None], name: str) -> None:
+    """Run `work` on a new thread; BackendError if the system has no more threads."""
+    try:
+        threading.Thread(target=work, name=name, daemon=True).start()
+    except RuntimeError:
+        hint = "fewer calls at once: lower max_parallel, or raise the limit (ulimit -u)"
+        raise BackendError("no thread for the call can be started", code="config", hint=hint) from None
 
 
-class HTTPBackend:
-    """A model of a provider. Made by `connect`; may be used from many threads at once."""
+_watch = CancelWatcher()
+_learning = threading.Lock()
+_here = threading.local()  # .state: the call that this thread is sending
 
-    def __init__(self, row: Provider, model: str, base_url: str, key: _Key, how: BackendOptions) -> None:
-        self.provider = row.id
-        self.wire = row.wire
-        self.quirks = row.quirks
-        self.base_url = base_url
-        self.key_source = key.source
-        self._key = key.secret
-        self._how = how
-        self._reconnect: Callable[[str], HTTPBackend] | None = None
-        self._be(model)
 
-    def _be(self, model: str) -> None:
-        """Set the model, and reset what was learnt about another."""
-        facts = _facts(model)
-        self.model = model
-        self.refused: set[str] = set()  # fields of a request that the server has turned out not to take
-        self.supports_tools = "notools" not in self.quirks
-        self.supports_images = "noimages" not in self.quirks and (facts is None or facts.images)
-        self.window = facts.window if facts else None
-        self.max_output = facts.max_output if facts else None
-        self.parameters = None if facts else size_in_name(model)  # billions
-        self.server = ""  # "llamacpp" once `inspect` has found that it is
-        self._inspected = False
-        self._inspecting = threading.Lock()
-        priced = _price(model, self._how.prices, self.provider) is not None
-        self.price_known = priced or self.provider.startswith("openrouter")  # which says what a call has cost
+def _forget_after_fork() -> None:
+    """Reset what a child process cannot use: the watching thread, open connections and held locks."""
+    global _watch, _learning, _serving
+    _watch = CancelWatcher()
+    _learning, _serving = threading.Lock(), threading.Lock()
+    _links.clear()
+    _pending.clear()
+    _programs.clear()
 
-    def __repr__(self) -> str:
-        return f"<HTTPBackend {self.provider} {self.model!r} at {self.base_url}>"
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+# --- connections --------------------------------------------------------------------------------------------------
+
+
+class TrackedConnection:
+    """Mixin for urllib3's connections: each knows the call that it serves, so that the call can be aborted."""
+
+    host: str
+    default_port: int
+    sock: Any
+    timeout: Any
+    state: CallState | None = None
+    used = False
+    pending_head: bytes | None = None
+
+    def connect(self) -> None:
+        """Connect on another thread: name resolution, handshakes and proxies cannot be interrupted, only abandoned."""
+        state: CallState | None = getattr(_here, "state", None)
+        connect = super().connect  # type: ignore[misc]
+        self.pending_head = None  # a proxy is sent a head of its own
+        if state is None:
+            connect()
+            return
+        if self.host in LOOPBACK and self.default_port == 80 and self._at_once(connect):
+            state.take(self)
+            return
+        outcome: list[BaseException | None] = []
+
+        def work() -> None:
+            try:
+                connect()
+                outcome.append(None)
+            except BaseException as error:
+                outcome.append(error.with_traceback(None))
+            if state.end_reason:
+                self.close()  # type: ignore[attr-defined]  # nobody waits for it any more
+            state.wake.set()
+
+        _begin(work, "rlm-connect")
+        while not outcome and not state.end_reason:
+            state.wake.wait()
+            state.wake.clear()
+        if outcome and outcome[0] is not None:
+            raise outcome[0]
+        state.take(self)
+
+    def _at_once(self, connect: Callable[[], None]) -> bool:
+        """Try to connect to a server on this machine within one tick, which works unless it is overloaded."""
+        patience, self.timeout = self.timeout, TICK
+        try:
+            connect()
+        except (OSError, _http_error()):
+            return False
+        finally:
+            self.timeout = patience
+        return True
+
+    def request(self, *args: Any, **options: Any) -> Any:
+        state: CallState | None = getattr(_here, "state", None)
+        if state is not None:
+            state.reused, self.used = self.used, True
+            state.take(self)
+        self.pending_head = None if options.get("body") is None else b""
+        return super().request(*args, **options)  # type: ignore[misc]
+
+    def send(self, data: Any) -> None:
+        """Send the head together with the body: one packet fewer if both are small.
+
+        The socket still has the timeout for connecting, and a long prompt takes longer on a slow line.
+        """
+        if self.pending_head == b"":
+            self.pending_head = data
+            return
+        data, self.pending_head = memoryview((self.pending_head or b"") + data), None
+        state: CallState | None = getattr(_here, "state", None)
+        if self.sock is None:
+            self.connect()
+        if state is not None:
+            self.sock.settimeout(state.timeout)
+        for start in range(0, len(data), PIECE):
+            super().send(data[start : start + PIECE])  # type: ignore[misc]
+            if state is not None:
+                state.touch()
+
+
+def _http_error() -> type[Exception]:
+    from urllib3.exceptions import HTTPError
+
+    return HTTPError
+
+
+@functools.cache
+def _adapter_class() -> type[Any]:
+    """A requests adapter with such connections. Made when first used: requests takes 100 ms to import."""
+    import socket
+
+    from requests import Response
+    from requests.adapters import HTTPAdapter
+
+    # A long silent answer must survive the idle limits of the network between.
+    alive = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 60), ("TCP_KEEPCNT", 5)):
+        if hasattr(socket, name):
+            alive.append((socket.IPPROTO_TCP, getattr(socket, name), value))
+
+    class Adapter(HTTPAdapter):
+        pool: Any = None
+
+        def get_connection_with_tls_context(self, *args: Any, **options: Any) -> Any:
+            """The connections to the one host that this adapter is for, directly or through a proxy."""
+            if self.pool is None:
+                pool: Any = super().get_connection_with_tls_context(*args, **options)
+                if pool.scheme == "https":
+                    pool.conn_kw["ssl_context"] = _tls()
+                kind = pool.ConnectionCls
+                pool.conn_kw["socket_options"] = [*kind.default_socket_options, *alive]
+                if not issubclass(kind, TrackedConnection):  # another thread may have done so
+                    pool.ConnectionCls = type("Connection", (TrackedConnection, kind), {})
+                self.pool = pool
+            return self.pool
+
+        def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+            """Nothing: `_tls` has loaded the certificates, once and not for each connection."""
+
+        def build_response(self, req: Any, resp: Any) -> Any:
+            """Build a response without reading cookies."""
+            response = Response()
+            response.status_code, response.headers, response.raw = resp.status, resp.headers, resp
+            response.request, response.url = req, req.url
+            return response
+
+        def close(self) -> None:
+            self.pool = None
+            super().close()
+
+    return Adapter
+
+
+@functools.cache
+def _tls() -> Any:
+    """A TLS context with certifi's certificates, or with those that the environment names."""
+    import certifi
+    from urllib3.util import create_urllib3_context
+
+    context = create_urllib3_context()
+    names = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+    path = next((os.environ[name] for name in names if os.environ.get(name)), certifi.where())
+    folders = [folder for folder in os.environ.get("SSL_CERT_DIR", "").split(os.pathsep) if folder]
+    for place in (path, *folders):
+        try:
+            context.load_verify_locations(**{"capath" if os.path.isdir(place) else "cafile": place})
+        except OSError as error:
+            raise BackendError(f"cannot read the certificates in {place!r}: {error}", code="config") from None
+    return context
+
+
+class CallQueue:
+    """A resource that several calls share. Each waits in turn until its part is free."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.busy = 0
+        self.lock = threading.Lock()
+        self.queue: deque[CallState] = deque()
 
     @property
-    def api_key(self) -> str:
-        """The key, for masking. Its repr does not show it."""
-        return self._key
+    def free(self) -> int:
+        return self.size - self.busy
+
+    def pause(self) -> float | None:
+        """Seconds until something may become free without a call leaving; None if that cannot happen."""
+        return None
+
+    def enter(self, state: CallState, amount: int = 1, *, first: bool = False) -> None:
+        """Wait until `amount` is free and take it; `first` goes before the others that wait."""
+        with self.lock:
+            (self.queue.appendleft if first else self.queue.append)(state)
+        try:
+            while not self._take(state, amount):
+                state.sleep(self.pause())
+        except BaseException:
+            with self.lock:
+                if state in self.queue:
+                    self.queue.remove(state)
+                self._wake_next()
+            raise
+
+    def leave(self, amount: int = 1) -> None:
+        with self.lock:
+            self.busy -= amount
+            self._wake_next()
+
+    @contextlib.contextmanager
+    def reserve(self, state: CallState, amount: int = 1) -> Iterator[None]:
+        """Hold `amount` inside the block. A single call always fits."""
+        amount = min(amount, self.size)
+        self.enter(state, amount)
+        try:
+            yield
+        finally:
+            self.leave(amount)
+
+    def _take(self, state: CallState, amount: int) -> bool:
+        with self.lock:
+            if self.queue[0] is not state or self.free < amount:
+                return False
+            self.queue.popleft()
+            self.busy += amount
+            self._wake_next()
+            return True
+
+    def _wake_next(self) -> None:
+        if self.queue:
+            self.queue[0].wake.set()
+
+
+class AdaptiveLimiter(CallQueue):
+    """How many calls may run at once: half as many after a 429, slowly more again after answers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(max(1, width))
+        self.limit = float(self.size)
+        self.answered = 0
+        self.opens_at = 0.0
 
     @property
-    def limit_field(self) -> str:
-        """The server's name for the output token limit."""
-        newer = "mct" in self.quirks
-        if self.provider == "openai" and _host(self.base_url) != "api.openai.com":
-            newer = bool(re.match(_OPENAI_MODEL, self.model))  # behind a proxy; anything else is another server
-        return "max_completion_tokens" if newer != ("limit" in self.refused) else "max_tokens"
+    def free(self) -> int:
+        return int(self.limit) - self.busy if time.monotonic() >= self.opens_at else 0
 
-    def with_model(self, model: str) -> HTTPBackend:
-        """The same provider and connections with another model; another provider if the name says so."""
-        return self._reconnect(model) if self._reconnect else self._sibling(model)
+    def pause(self) -> float | None:
+        left = self.opens_at - time.monotonic()
+        return left if left > 0 else None
 
-    def _sibling(self, model: str) -> HTTPBackend:
-        made = copy.copy(self)
-        made._be(model)
-        return made
+    def count_answer(self) -> None:
+        with self.lock:
+            self.answered += 1
+            self.limit = min(self.size, self.limit + 1 / self.limit)
 
-    def close(self) -> None:
-        """Close the idle connections. The backend can still be used: it opens new ones."""
-        if link := _links.get((_origin(self.base_url), self._how.max_parallel)):
-            link.adapter.close()
+    def throttle(self, seconds: float) -> None:
+        """The provider is overloaded: let nobody in for so long, then half as many."""
+        with self.lock:
+            now = time.monotonic()
+            if now >= self.opens_at:
+                self.limit = max(1.0, self.limit / 2)
+            self.opens_at = max(self.opens_at, now + seconds)
 
-    def provider_state(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """The provider state in a message that this model must get back unchanged."""
-        raw = message.get("raw")
-        mine = {"wire": self.wire, "model": self.model, "provider": self.provider}
-        return raw if isinstance(raw, dict) and mine.items() <= raw.items() else {}
 
-    def dry_run(self, messages: Sequence[Mapping[str, Any]], **how: Any) -> tuple[str, dict[str, str], dict[str, Any]]:
-        """The URL, headers and body that `complete` would send.
+class HostPool:
+    """The connections to one host, with a limiter for each model."""
 
-        Options: tools, max_tokens, schema, stream, params, defaults, on_progress.
+    def __init__(self, url: str, width: int) -> None:
+        import requests  # before a part of it, which another thread may be importing as its part  # noqa: F401
+        from requests.utils import get_environ_proxies
+
+        self.adapter = _adapter_class()(pool_connections=4, pool_maxsize=max(64, width))
+        self.proxies = {} if _is_loopback(url) else get_environ_proxies(url, no_proxy=None)
+        self.width = width
+        self.gates: dict[str, AdaptiveLimiter] = {}
+
+    def gate(self, model: str) -> AdaptiveLimiter:
+        return self.gates.get(model) or self.gates.setdefault(model, AdaptiveLimiter(self.width))
+
+    def open(self, state: CallState, url: str, headers: Mapping[str, str], body: bytes | None) -> Any:
+        """Send a POST (a GET if `body` is None) and return the response, unread.
+
+        An exception from here holds no header, and no frame that has one.
         """
-        return self._request(Request(messages, **how))
+        from requests import PreparedRequest
+        from requests.structures import CaseInsensitiveDict
 
-    def complete(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        max_tokens: int | None = None,
-        on_text: Callable[[str], None] | None = None,
-        deadline: float | None = None,
-        cancel: threading.Event | None = None,
-        response_schema: Mapping[str, Any] | None = None,
-        params: Mapping[str, Any] | None = None,
-        defaults: Mapping[str, Any] | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
-    ) -> Reply:
-        """Ask the model and return its answer; `on_text` gets the text as it arrives. BackendError if the call fails.
-
-        `deadline` (of `time.monotonic`) holds for all attempts together; `cancel`, set by any thread, ends the call.
-        `params` go into the request: temperature, top_p, seed, stop, reasoning_effort and max_output_tokens in the
-        wire's form, any other unchanged. `params` override `defaults`, and a default that the server refuses is dropped
-        without a warning. `on_progress(processed, total)` is called with the tokens of the prompt that a llama.cpp
-        server (see `inspect`) has read, if the call streams.
-        """
-        if tools and not self.supports_tools:
-            raise self._no_tools()
-        if not self.supports_images and _has_images(messages):
-            raise self._no_images()
-        stream = on_text is not None
-        ask = Request(messages, tools, max_tokens, response_schema, stream, params, defaults, on_progress)
-        state = CallState(self.provider, self._how.timeout, deadline, cancel)
-        with _watch.watching(state):
-            self._ready(state)
-            return (_cached if self._how.cache else _live)(self, ask, state, on_text)
-
-    def _ready(self, state: CallState) -> None:
-        """Prepare the server; called before anything is sent."""
-
-    def _request(self, ask: Request) -> tuple[str, dict[str, str], dict[str, Any]]:
-        base, _, query = self.base_url.partition("?")
-        common, others = _params(self, ask)
-        limits = [limit for limit in (ask.max_tokens, common.get("max_output_tokens")) if limit is not None]
-        if limits:
-            ask = ask._replace(max_tokens=min([*limits, self.max_output or limits[0]]))
-        url = _WIRES[self.wire].url(base, self.model, ask.stream)
-        if query:
-            url += ("&" if "?" in url else "?") + query
-        headers = self._headers(ask.stream)
-        if self.wire == "anthropic" and not {"temperature", "top_p", "top_k"}.isdisjoint({*common, *others}):
-            headers["anthropic-version"] = "2023-06-01"  # the later ones refuse these
-        return url, headers, _WIRES[self.wire].body(self, ask)
-
-    def _room(self, ask: Request, state: CallState) -> contextlib.AbstractContextManager[None]:
-        """Hold what an attempt needs besides its place at the limiter."""
-        return contextlib.nullcontext()
-
-    def _headers(self, stream: bool) -> dict[str, str]:
-        headers = {
-            "Content-Type": "application/json",
-            "Accept": "text/event-stream" if stream else "application/json",
-            # Some proxies hold a compressed stream back.
-            "Accept-Encoding": "identity" if stream else "gzip, deflate",
-            "User-Agent": "flat-rlm",
-        }
-        if self.wire == "anthropic":
-            known = _host(self.base_url) == "api.anthropic.com" and "anthropic-version" not in self.refused
-            headers["anthropic-version"] = "2026-10-21" if known else "2023-06-01"
-        return {**headers, **self._key_headers()}
-
-    def _key_headers(self) -> dict[str, str]:
-        if not self._key:
-            return {}
-        bearer = _Secret(f"Bearer {self._key}")
-        own = {"anthropic": "x-api-key", "gemini": "x-goog-api-key"}.get(self.wire, "Authorization")
-        name = "api-key" if "azure" in self.quirks else "Authorization" if "bearer" in self.quirks else own
-        headers: dict[str, str] = {name: bearer if name == "Authorization" else self._key}
-        if extra := self.quirks.get("header"):
-            headers[extra] = bearer if "authorization" in extra else self._key
-        return headers
-
-    def _attempt(
-        self, link: HostPool, state: CallState, request: tuple[str, dict[str, str], bytes], builder: ResponseBuilder
-    ) -> ResponseBuilder:
-        response = link.open(state, *request)
-        finished = False
-        try:
-            self._read(builder, state, response, _chunks(state, response, request[0]))
-            builder.finish()
-            finished = True
-            return builder
-        except (BackendError, *_MISREAD) as error:
-            if error is builder.refused:
-                raise
-            failure = self._as_failure(error)
-        finally:
-            if not finished or not _drain(state, response):
-                response.raw.close()
-            response.raw.release_conn()
-        failure.partial = "".join(builder.text)
-        failure.retryable = failure.retryable and not builder.began
-        failure.provider = self.provider
-        raise failure.with_traceback(None)  # the frames hold the server's words, which may repeat the key
-
-    def _as_failure(self, error: Exception) -> BackendError:
-        """The BackendError for a response that could not be read."""
-        if isinstance(error, BackendError):
-            return error
-        return self._error("protocol", f"the server's answer has an unexpected form: {error}", retryable=True)
-
-    def _read(self, builder: ResponseBuilder, state: CallState, response: Any, chunks: Iterator[bytes]) -> None:
-        if response.status_code >= 300:
-            raise self._refusal(response, _gathered(chunks, ERROR_LIMIT))
-        first = head = b""
-        while len(head) < 6 and head[:1] not in (b"{", b"[", b"<") and b":" not in head:
-            if not (chunk := next(chunks, b"")):
-                break
-            first = (first + chunk)[-65_536:]  # some servers send blanks while they work
-            head = first.lstrip().removeprefix(_BYTE_ORDER).lstrip()
-        if re.match(rb"(data|event|id|retry)?:", head):  # whatever the header says
-            self._read_stream(builder, state, chain([first], chunks))
-        else:
-            self._read_body(builder, state, _gathered(chain([first], chunks)))
-
-    def _read_body(self, builder: ResponseBuilder, state: CallState, data: bytearray) -> None:
-        if mark := re.search(rb"(data:\s{0,9})?\[DONE\]\s{0,9}\Z", data[-40:]):
-            del data[len(data) - len(mark[0]) :]
-        body, problem = None, "no JSON object"
-        try:
-            body = from_json(data)
-        except ValueError as error:
-            problem = f"what cannot be read ({error})" if len(data) > JSON_VALUES else problem
-        begins = data[:65_536].lstrip()[:1]
-        if isinstance(body, dict):
-            self._raise_error_in(body)
-            builder.feed_body(body)
-            problem = "no message"
-        elif body is None and begins == b"{":
-            self._read_lines(builder, state, data)
-        if not builder.ended:
-            page = begins == b"<"
-            what, hint = ("a page of HTML", "check the base URL") if page else (problem, "")
-            raise self._error("protocol", f"the server answered with {what}", status=200, retryable=not page, hint=hint)
-
-    def _read_lines(self, builder: ResponseBuilder, state: CallState, data: bytearray) -> None:
-        """Read a stream that has one event per line."""
-        first, _, rest = bytes(data).partition(b"\n")
-        with contextlib.suppress(ValueError):
-            if rest and isinstance(from_json(first), dict):
-                for line in filter(bytes.strip, (first, *rest.split(b"\n"))):
-                    self._read_event(builder, state, line.decode("utf-8", "replace"))
-
-    def _read_stream(self, builder: ResponseBuilder, state: CallState, chunks: Iterator[bytes]) -> None:
-        try:
-            for data in _events(chunks):
-                if data == "[DONE]":
-                    builder.ended = True
-                    return
-                self._read_event(builder, state, data)
-                if builder.ended and self.wire == "anthropic":
-                    return
-        except BackendError as error:
-            if not builder.ended or error.code not in ("connection", "timeout"):
-                raise
-        if not builder.ended:
-            raise self._error("truncated", "the stream ended before the answer did", retryable=True)
-
-    def _read_event(self, builder: ResponseBuilder, state: CallState, data: str) -> None:
-        try:
-            event = from_json(data)
-        except ValueError:
-            event = None
-        if not isinstance(event, dict):
-            raise self._error("truncated", "the stream holds an event that is not JSON", retryable=True)
-        self._raise_error_in(event)
-        state.quiet_until = None  # the time that the caller takes over a text is not the server's
-        builder.feed_event(event)
+        request = PreparedRequest()
+        request.method, request.url, request.body = "GET" if body is None else "POST", url, body
+        length = {} if body is None else {"Content-Length": str(len(body))}
+        request.headers = CaseInsensitiveDict({**headers, **length})
         state.check()
         state.touch()
-
-    def _raise_error_in(self, body: Mapping[str, Any]) -> None:
-        """Raise an error that came with status 200, in a body or in the middle of a stream."""
-        error = body.get("error")
-        if error:
-            named = error if isinstance(error, dict) else {}
-            code = named.get("code")
-            words = [word for word in (named.get("type"), named.get("status"), code) if isinstance(word, str)]
-            kinds = [_STATUS_OF[word] for word in words if word in _STATUS_OF]
-            status = code if isinstance(code, int) and 400 <= code < 600 else (*kinds, 500)[0]
-            raise self._status_error(status, _error_text(dict(body)), None)
-
-    def _refusal(self, response: Any, body: bytearray) -> BackendError:
-        if 300 <= response.status_code < 400:
-            target = _host(response.headers.get("location", "")) or "elsewhere"
-            return self._status_error(response.status_code, f"it redirects to {target}", None)
-        wait = _wait_asked(response.headers, body)
-        error = self._status_error(response.status_code, _error_text(body), wait)
-        error.retryable = error.retryable and response.headers.get("x-should-retry") != "false"
-        return error
-
-    def server_label(self) -> str:
-        """The provider's name; with the host, if that is not the provider's own."""
-        owner = provider_for_url(self.base_url)
-        return self.provider if owner and owner.id == self.provider else f"{self.provider} at {netloc(self.base_url)}"
-
-    def _status_error(self, status: int, text: str, wait: float | None) -> BackendError:
-        code = _code_for(status, text)
-        lasting = code in ("quota", "context_length") or re.search(_NO_TOOLS, text) or re.search(_NO_IMAGES, text)
-        again = not lasting and (status in _RETRIED or status >= 500)
-        message = f"{self.server_label()} answers {status}: {text}"
-        return self._error(code, message, status=status, hint=_HINTS.get(code, ""), retryable=again, retry_after=wait)
-
-    def _error(self, code: str, message: str, **more: Any) -> BackendError:
-        return BackendError(_tidy(message, self._key), code=code, provider=self.provider, **more)
-
-    def _no_tools(self) -> BackendError:
-        self.supports_tools = False
-        hint = "use the text protocol: code in fenced blocks"
-        return self._error("no_tools", f"{self.model!r} does not support tool calls", status=400, hint=hint)
-
-    def _no_images(self) -> BackendError:
-        self.supports_images = False
-        return self._error("no_images", f"{self.model!r} cannot see images", status=400, hint="use a model with vision")
-
-    def adapt_to_error(self, error: BackendError, body: Mapping[str, Any], ask: Request) -> bool:
-        """Learn from an error how to ask from now on; whether a new attempt makes sense."""
-        if error.status not in (400, 404, 422, 500, 501) or error.code == "quota":
-            return False
-        text = error.message
-        if lesson := self._refused_param(error, ask):
-            return self._remember(lesson, ask)
-        if error.code == "context_length" and (
-            found := re.search(r"context length is (\d+)|context size \((\d+)", text)
-        ):
-            self.window = self.window or int(found[1] or found[2])
-        if body.get("tools") and re.search(_NO_TOOLS, text):
-            raise self._no_tools()
-        if re.search(_NO_IMAGES, text) and _has_images(ask.messages):
-            raise self._no_images()
-        if error.status not in (400, 422):
-            return False
-        if found := re.search(r"at most (\d+) completion|> (\d+), which is the maximum", text):
-            known, self.max_output = self.max_output, int(found[1] or found[2])
-            return known != self.max_output
-        lessons = {field: field for field in _OPTIONAL if field in body} | {"anthropic-version": "anthropic-version"}
-        if self.limit_field in body and re.search(_UNKNOWN_FIELD, text):
-            lessons[self.limit_field] = "limit"
-        lesson = next((lesson for field, lesson in lessons.items() if field in text), None)
-        if lesson is not None:
-            return self._remember(lesson, ask)
-        return self._request(ask)[2] != body  # another call has learnt it in the meantime
-
-    def _refused_param(self, error: BackendError, ask: Request) -> str | None:
-        """The parameter that an error names; a default before one of the caller's."""
-        text = error.message
-        if error.status not in (400, 422) or error.code != "bad_request" or not re.search(_REFUSAL, text):
-            return None
-        sent = _params(self, ask).common
-        named = [
-            name for name in _COMMON if name in sent and re.search(rf"(?i)(?<![\w-])({_COMMON[name]})(?![\w-])", text)
-        ]
-        return min(named, key=lambda name: name in (ask.params or {}), default=None)
-
-    def _remember(self, lesson: str, ask: Request) -> bool:
-        """Leave a field out of all further requests; warn once if the caller had asked for it."""
-        with _learning:
-            known = lesson in self.refused
-            self.refused.add(lesson)
-        within = ("output_config", "reasoning_effort") if lesson == "output_config" else (lesson,)
-        name = next((name for name in within if name in (ask.params or {})), None)
-        if name and not known:
-            message = (
-                f"{self.server_label()} does not take the parameter {name!r} for {self.model!r}: it is no longer sent"
-            )
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
-        return True
-
-    def inspect(self, deadline: float | None = None) -> None:
-        """Ask a local server for `window`, `parameters` and `server`. Never raises.
-
-        Asks once, for at most two seconds; not about known models or remote providers.
-        """
-        near = "local" in self.quirks or _is_private(_host(self.base_url))
-        if self._inspected or not near or self.wire != "openai" or _facts(self.model):
-            return
-        if not self._inspecting.acquire(timeout=INSPECT_TIME):
-            return
+        state.wake.clear()
+        _here.state = state
+        timeout = (CONNECT_TIMEOUT, state.timeout)
         try:
-            if not self._inspected:
-                until = time.monotonic() + INSPECT_TIME
-                state = CallState(self.provider, INSPECT_TIME, min(until, deadline or until), None)
-                with contextlib.suppress(BackendError, *_MISREAD), _watch.watching(state):
-                    self._inspect(state)
+            return self.adapter.send(request, stream=True, timeout=timeout, proxies=self.proxies)
+        except BaseException as error:
+            problem = error
         finally:
-            self._inspected = True
-            self._inspecting.release()
-
-    def _inspect(self, state: CallState) -> None:
-        base = self.base_url.partition("?")[0].removesuffix("/chat/completions")
-        entry: dict[str, Any] = {}
-        if self.provider != "ollama":
-            entries = [item for item in self._fetch(state, f"{base}/models")["data"] if isinstance(item, dict)]
-            entry = _entry_of(self.model, entries)
-            self._take_in(entry)
-        if self.provider == "ollama" or entry.get("owned_by") == "library":
-            # Its window is a setting of the server, mostly far below the model's own, and is not reported here.
-            shown = self._fetch(state, f"{_origin(base)}/api/show", _dumps({"model": self.model}))
-            self.parameters = self.parameters or size_in_name(str(shown["details"]["parameter_size"]))
-
-    def _take_in(self, entry: Mapping[str, Any]) -> None:
-        """Read an entry of the model list of llama.cpp, vLLM, LM Studio or a similar server."""
-        if entry.get("owned_by") == "llamacpp":
-            self.server = "llamacpp"
-        names = ("loaded_context_length", "max_model_len", "context_length", "max_context_length")
-        sizes = [token_count(entry, "meta", "n_ctx"), *(token_count(entry, name) for name in names)]
-        self.window = self.window or next((size for size in sizes if size >= 256), None)
-        self.parameters = self.parameters or round(token_count(entry, "meta", "n_params") / 1e9, 3) or None
-
-    def _fetch(self, state: CallState, url: str, data: bytes | None = None) -> Any:
-        """GET, or POST `data`, and return the JSON. BackendError or ValueError if that fails."""
-        headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "flat-rlm"}
-        headers |= {"Content-Type": "application/json"} if data is not None else {}
-        link = _link(self.base_url, self._how.max_parallel)
-        response, body = None, bytearray()
-        while response is None:
-            try:
-                response = link.open(state, url, {**headers, **self._key_headers()}, data)
-            except BackendError as error:
-                if not error.idle_closed:
-                    raise
-        try:
-            for chunk in _chunks(state, response, url) if response.status_code == 200 else ():
-                body += chunk
-                if len(body) > INSPECT_LIMIT:
-                    raise ValueError("too long")
-        finally:
-            _release(response)
-        return from_json(bytes(body))
+            _here.state = None
+        failure = _transport_error(problem, state, url, _proxy_for(url, self.proxies), opening=True)
+        if state.reused and isinstance(failure, BackendError) and failure.code == "connection":
+            failure.retry_after, failure.idle_closed = 0.0, True  # closed while idle: nothing was asked
+        raise failure
 
 
-def _entry_of(model: str, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The entry of this model, or the only entry."""
-    named = [entry for entry in entries if entry.get("id") == model]
-    return next(iter(named or (entries if len(entries) == 1 else ())), {})
+_links: dict[tuple[str, int], HostPool] = {}
 
 
-# What reading an answer raises if a part of it has an unexpected type.
-_MISREAD = (TypeError, AttributeError, LookupError, ValueError, ArithmeticError, RecursionError)
-_OPTIONAL = ("stream_options", "return_progress", "prompt_cache_key", "response_format", "output_config")
-_OPENAI_MODEL = r"gpt-(?!oss)|chatgpt-|o\d(?:-|$)|codex-"
+def _link(base_url: str, width: int) -> HostPool:
+    place = (_origin(base_url), width)
+    return _links.get(place) or _links.setdefault(place, HostPool(base_url, width))
 
 
-def _live(backend: HTTPBackend, ask: Request, state: CallState, on_text: Callable[[str], None] | None) -> Reply:
-    """Ask the server; if it refuses a field, ask again without it."""
-    link = _link(backend.base_url, backend._how.max_parallel)
-    while True:
-        url, headers, body = backend._request(ask)
-        request = url, headers, _dumps(body)
-
-        def send(request: tuple[str, dict[str, str], bytes] = request) -> ResponseBuilder:
-            builder = _WIRES[backend.wire].builder(backend, on_text)
-            builder.on_progress = ask.on_progress
-            with backend._room(ask, state):
-                return backend._attempt(link, state, request, builder)
-
-        try:
-            builder, attempts = with_retries(state, link.gate(backend.model), backend._how.max_retries, send)
-        except BackendError as error:
-            failure = error
-        else:
-            return _reply(backend, builder, ask, attempts)
-        if failure.partial or not backend.adapt_to_error(failure, body, ask):
-            raise failure
+def _origin(url: str) -> str:
+    return re.match(r"[^/?#]*//[^/?#]*|", url)[0].lower()  # type: ignore[index]
 
 
-def _reply(backend: HTTPBackend, builder: ResponseBuilder, ask: Request, attempts: int) -> Reply:
-    text, calls = "".join(builder.text), _tool_calls(builder.calls)
-    usage: dict[str, Any] | None = builder.usage
-    if usage is None or not (usage["input"] or usage["output"]):
-        into, out = estimate_tokens(ask.messages, ask.tools), estimate_tokens([{"content": text, "tool_calls": calls}])
-        usage = {**_usage(into, out), "estimated": True}
-    cost = builder.cost
-    if cost is None:
-        cost = cost_of(backend.model, usage, backend._how.prices, backend.provider)
-    raw = builder.raw and {"wire": backend.wire, "model": backend.model, "provider": backend.provider, **builder.raw}
-    return Reply(text, calls, usage, builder.stop, builder.model or backend.model, cost, raw, attempts)
-
-
-def _drain(state: CallState, response: Any) -> bool:
-    """Read the rest of a response so that its connection can be reused; False if too much follows."""
-    if response.raw.connection is None:  # all was read, and another call may have the connection by now
-        return True
-    try:
-        state.socket.settimeout(0.01)
-        return any(not response.raw.read1(65536) for _ in range(4))
-    except Exception:  # of many kinds, and all of them mean: not this connection again
-        return False
-    finally:
-        with contextlib.suppress(OSError):
-            state.socket.settimeout(state.timeout)
-
-
-# --- connecting -------------------------------------------------------------------------------------------------
-
-# Model names that tell the provider. An open model's name does not, since many serve it.
-_MAKERS = (
-    ("openai", _OPENAI_MODEL),
-    ("anthropic", r"claude-"),
-    ("google", r"gemini-"),
-    ("xai", r"grok-"),
-    ("deepseek", r"deepseek-"),
-    ("mistral", r"(?:mistral|magistral|ministral|codestral|devstral|pixtral)-"),
-    ("moonshotai", r"kimi-|moonshot-"),
-    ("perplexity", r"sonar(?:-|$)"),
-    ("cohere", r"command-"),
-)
-# What to use when no model is named, in this order.
-_DEFAULTS = {
-    "openai": DEFAULT_MODEL,
-    "anthropic": "claude-haiku-5-5",
-    "google": "gemini-3.8-flash",
-    "openrouter": "openai/gpt-4o-mini",
-    "xai": "grok-4.7",
-    "deepseek": "deepseek-flash",
-    "mistral": "mistral-small-latest",
-    "groq": "llama-3.3-70b-versatile",
-}
-_BASE_VARIABLES = {"openai": "OPENAI_BASE_URL", "anthropic": "ANTHROPIC_BASE_URL"}
-
-
-class BackendOptions(NamedTuple):
-    """The options that a backend and its siblings share."""
-
-    max_retries: int
-    max_parallel: int
-    prices: Mapping[str, Any] | None
-    cache: str | None
-    timeout: float
-
-
-class _Key(NamedTuple):
-    secret: _Secret
-    source: str | None
-
-
-def connect(
-    model: str | None,
-    backend: str = "auto",
-    *,
-    api_key: str | None = None,
-    base_url: str | None = None,
-    environ: Mapping[str, str] | None = None,
-    max_retries: int = 4,
-    max_parallel: int = 16,
-    prices: Mapping[str, Any] | None = None,
-    cache: bool | str = False,
-    timeout: float = 600.0,
-    progress: Callable[[str], None] | None = None,
-) -> HTTPBackend:
-    """Make the backend for a model without sending anything. BackendError(code="config") says what is missing.
-
-    `model` may be the path of a .gguf file, which is served on this machine, or hf:OWNER/REPO[:QUANT], which is
-    downloaded now if necessary; `progress` is called with the state of downloading and loading. It may be cli:claude,
-    cli:codex or cli:gemini, optionally with /MODEL: a coding agent's program, with the account that it is signed in to.
-    `timeout` is how many seconds the server may be silent. `cache` keeps answers on disk: in the folder that it names,
-    or for True in the user's cache folder.
-    """
-    env = _Environ(environ)
-    environ = None  # what a traceback shows of this frame must hold no key
-    api_key = _Secret(api_key) if api_key else None
-    key = _Key(_checked_key(api_key, "api_key"), "api_key") if api_key else None
-    base_url = _checked_url(base_url.strip()) if base_url else None
-    for known, price in (prices or {}).items():
-        _as_price(known, price)
-    how = BackendOptions(max_retries, max_parallel, prices, _cache_folder(cache, env), timeout)
-    backend = "auto" if backend == "litellm" else backend
-    by_name = base_url is None and backend == "auto"
-    if model and model.startswith("cli:") and by_name:
-        return _agent_backend(model, env, how)
-    if model and model.startswith("hf:") and by_name:
-        _check_package()
-        return _LocalModel(_Hub(model, env, progress).file(), how, progress, name=model)
-    if model and model.endswith(".gguf") and (by_name or (base_url is None and backend == "llamacpp")):
-        return _LocalModel(model, how, progress)
-    row, name = _choose(model, backend, base_url, env)
-    return _connected(row, name, backend, base_url, key, env, how)
-
-
-def _connected(
-    row: Provider, name: str, backend: str, base_url: str | None, key: _Key | None, env: _Environ, how: BackendOptions
-) -> HTTPBackend:
-    base = _base_url(row, base_url, env)
-    made = HTTPBackend(row, name, base, key or _key(row, name, base, base_url, env), how)
-
-    def reconnect(model: str) -> HTTPBackend:
-        """Another model; one whose name does not tell its provider belongs to the same one."""
-        if model.startswith(("cli:", "hf:")):
-            hint = "leave sub_model out, or name a provider's model"
-            raise BackendError(f"{model!r} can only be the main model", code="config", hint=hint)
-        try:
-            other, other_name = _choose(model, "auto", None, env)
-        except BackendError:
-            return made._sibling(model)
-        if other.id == made.provider:
-            return made._sibling(other_name)
-        return _connected(other, other_name, backend, None, None, env, how)
-
-    if backend == "auto" and base_url is None:
-        made._reconnect = reconnect
-    return made
-
-
-def _choose(model: str | None, backend: str, base_url: str | None, env: _Environ) -> tuple[Provider, str]:
-    """The model's provider, and its name there."""
-    if backend != "auto":
-        row = _provider(backend)
-        name = model or _DEFAULTS.get(row.id, "")
-        if not name:
-            raise BackendError(f"which model of {row.id}?", code="config", provider=row.id, hint="-m MODEL")
-        return row, name if base_url else _unprefixed(name, row)
-    if not model:
-        row = _present(env) if base_url is None else provider_for_url(base_url) or _rows()["openai"]
-        return row, _DEFAULTS.get(row.id, DEFAULT_MODEL)
-    for separator in "/:":
-        word, _, rest = model.partition(separator)
-        if rest and word in _by_name():
-            return _by_name()[word], rest
-    if base_url and (row_there := provider_for_url(base_url)):
-        return row_there, model
-    maker = next((id_ for id_, names in _MAKERS if re.match(names, model)), None)
-    if maker is None and base_url is None:
-        hint = f"write provider/model, as in openrouter/{model} or ollama/{model}; `rlm providers` lists them"
-        raise BackendError(f"cannot tell whose model {model!r} is", code="config", hint=hint)
-    return _rows()[maker or "openai"], model
-
-
-def _provider(name: str) -> Provider:
-    if row := _by_name().get(name):
-        return row
-    import difflib
-
-    near = difflib.get_close_matches(name, _by_name(), 3)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`rlm providers` lists them"
-    raise BackendError(f"no provider is called {name!r}", code="config", hint=hint)
-
-
-def _unprefixed(model: str, row: Provider) -> str:
-    word, _, rest = model.partition("/")
-    named = rest and word in (row.id, *row.aliases)
-    return rest if named and ("own" not in row.quirks or "/" in rest) else model
-
-
-def _present(env: _Environ) -> Provider:
-    """The default provider: the first one whose key is set."""
-    there = (_rows()[id_] for id_ in _DEFAULTS if any(env.get(name) for name in _rows()[id_].keys))
-    return next(there, _rows()["openai"])
-
-
-def provider_for_url(url: str) -> Provider | None:
-    """The provider that has exactly this host."""
-    if _is_loopback(url):
-        return None
-    return next((row for row in _rows().values() if _host(row.base_url) == _host(url)), None)
-
-
-def _base_url(row: Provider, base_url: str | None, env: _Environ) -> str:
-    url = base_url or env.get(_BASE_VARIABLES.get(row.id, "")) or env.get(row.quirks.get("base", "")) or row.base_url
-    missing = [name for name in re.findall(r"\$\{(\w+)\}", url) if not env.get(name)]
-    if missing:
-        hint = f"export {missing[0]}=…, or give base_url"
-        needs = f"the URL of {row.id} needs {' and '.join(missing)}"
-        raise BackendError(needs, code="config", provider=row.id, hint=hint)
-    url = _checked_url(re.sub(r"\$\{(\w+)\}", lambda found: env.get(found[1]), url).strip())
-    return f"{url}/openai/v1" if "azure" in row.quirks and url == _origin(url) else url
-
-
-def _checked_url(url: str) -> str:
+@functools.lru_cache(256)
+def _host(url: str) -> str:
     from urllib.parse import urlsplit
 
+    return (urlsplit(url).hostname or "").lower()
+
+
+def netloc(url: str) -> str:
+    """The host and port of a URL."""
+    from urllib.parse import urlsplit
+
+    return urlsplit(url).netloc.rpartition("@")[2].lower()
+
+
+def _is_loopback(url: str) -> bool:
+    return _host(url) in LOOPBACK
+
+
+def _is_private(host: str) -> bool:
+    """Whether the name is of this machine or of a local network."""
+    import ipaddress
+
     try:
-        parts = urlsplit(url)
-        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        address = ipaddress.ip_address(host)
     except ValueError:
-        fine = False
-    if not fine or re.search(r"[\s\x00-\x1f]", url):
-        raise BackendError("the base URL is not an http or https URL", code="config", hint="as in https://HOST/v1")
-    if parts.username or parts.password:
-        raise BackendError("the base URL holds a user name or password", code="config", hint="give the key as api_key")
-    head, mark, query = url.partition("#")[0].partition("?")
-    return head.rstrip("/") + mark + query
+        return "." not in host or host.endswith((".localhost", ".local", ".lan", ".internal", ".home.arpa"))
+    return address.is_private or address.is_loopback or address.is_link_local
 
 
-def _key(row: Provider, model: str, base: str, given_url: str | None, env: _Environ) -> _Key:
-    """The key of the host's own provider; for another host, which the user gave, of the provider that he named."""
-    owner = row if _host(row.base_url) == _host(base) else provider_for_url(base) or row
-    for name in owner.keys:
-        if env.get(name):
-            return _Key(_checked_key(env.secret(name), name), name)
-    if given_url is not None or _is_loopback(base) or not {"local", "keyless"}.isdisjoint(owner.quirks):
-        return _Key(_Secret(""), None)
-    raise BackendError(
-        f"no API key for model {model!r}",
-        code="config",
-        provider=row.id,
-        looked_for=owner.keys,
-        hint=f"export {owner.keys[0]}=…",
+def _transport_error(
+    problem: BaseException, state: CallState, url: str, proxy: str = "", *, opening: bool = False
+) -> BaseException:
+    """The error to raise for an exception of requests or urllib3: without its frames, which hold headers."""
+    if not isinstance(problem, (OSError, _http_error())):  # an interrupt, our own error, or a mistake of ours
+        problem.__context__ = problem.__cause__ = None
+        return problem.with_traceback(None)
+    try:
+        state.check()
+    except BackendError as over:
+        return over.with_traceback(None)
+    reason = _innermost(problem)
+    tunnel = re.search(r"Tunnel connection failed: [\w -]{3,60}", str(reason))
+    words = str(getattr(reason, "strerror", None) or (tunnel[0] if tunnel else "it broke off")).lower()
+    if "socks" in str(reason).lower() and "dependencies" in str(reason):
+        words = "PySocks is not installed"
+    trouble, hint = (
+        _tls_trouble(reason, url, opening and not state.reused) or _proxy_trouble(proxy, words) or (words, "")
+    )
+    hint = hint or ("is the server running?" if _is_loopback(url) else "is the network up, and the base URL right?")
+    return BackendError(
+        f"no connection to {netloc(url)}{f' through the proxy {netloc(proxy)}' if proxy else ''}: {trouble}",
+        code="timeout" if isinstance(reason, TimeoutError) else "connection",
+        provider=state.provider,
+        hint=hint,
+        retryable=trouble in (words, _BROKEN_OFF)
+        and not words.startswith(("PySocks", "tunnel connection failed: 407")),
     )
 
 
-# --- answers kept -----------------------------------------------------------------------------------------------
+_BROKEN_OFF = "it broke the handshake off, as a server does that does not speak TLS"
 
 
-def _cache_folder(cache: bool | str, env: _Environ) -> str | None:
-    if isinstance(cache, str):
-        return os.path.expanduser(cache)
-    return os.path.join(env.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "rlm") if cache else None
+def _tls_trouble(reason: BaseException, url: str, opening: bool) -> tuple[str, str] | None:
+    """The TLS problem and a hint; None if TLS is not the problem."""
+    import ssl
+
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        trouble = f"certificate verify failed: {reason.verify_message}"
+        return trouble, "if it is yours, name the authority that signed it: SSL_CERT_FILE=ca.pem or SSL_CERT_DIR"
+    named = str(getattr(reason, "reason", None) or "")
+    suggestion = f"{_origin(url).replace('https://', 'http://')} instead of https, if that is what it serves"
+    if isinstance(reason, ssl.SSLError) and re.search(
+        "WRONG_VERSION_NUMBER|RECORD_LAYER|HTTP_REQUEST|PACKET_LENGTH", named
+    ):
+        return "it does not speak TLS there", suggestion
+    if isinstance(reason, ssl.SSLEOFError) and opening:
+        return _BROKEN_OFF, suggestion
+    return None
 
 
-_pending: dict[str, CallQueue] = {}  # by the path of the answer: who asks, and who waits for the same
-
-
-def _cached(backend: HTTPBackend, ask: Request, state: CallState, on_text: Callable[[str], None] | None) -> Reply:
-    """The cached answer, or a live one, which is cached. Of equal requests in flight only one is sent."""
-    body = backend._request(ask._replace(max_tokens=None, stream=False))[2]
-    params = {**(ask.defaults or {}), **(ask.params or {})}  # also those that this wire leaves out
-    name = _digest([backend.provider, backend.base_url, backend.model, body, *([params] if params else [])])
-    path = os.path.join(backend._how.cache or "", f"{name}.json")
-    if reply := _read_reply(path):
-        return from_cache(reply, on_text)
-    is_first = path not in _pending
-    with _pending.setdefault(path, CallQueue(1)).reserve(state):
-        try:
-            if reply := _read_reply(path):
-                return from_cache(reply, on_text)
-            if is_first:
-                return _kept(backend, ask, state, on_text, path)
-        finally:
-            _pending.pop(path, None)
-    return _kept(backend, ask, state, on_text, path)
-
-
-def _kept(
-    backend: HTTPBackend, ask: Request, state: CallState, on_text: Callable[[str], None] | None, path: str
-) -> Reply:
-    """A live answer, which is cached if it is complete."""
-    _check_cache(os.path.dirname(path))
-    reply = _live(backend, ask, state, on_text)
-    if _is_whole(reply):
-        _write_reply(path, reply)
-    return reply
-
-
-def _is_whole(reply: Reply) -> bool:
-    """Whether the answer is complete, so that it does not depend on the output limit."""
-    return reply.stop_reason in ("stop", "tool_calls")
-
-
-def from_cache(reply: Reply, on_text: Callable[[str], None] | None) -> Reply:
-    """A cached answer, which costs nothing."""
-    if on_text and reply.text:
-        on_text(reply.text)
-    return reply._replace(usage=_usage(0, 0), cost_usd=0.0, attempts=0)
-
-
-def _read_reply(path: str) -> Reply | None:
-    try:
-        with open(path, "rb") as file:
-            reply = Reply(**from_json(file.read()))
-    except (OSError, ValueError, TypeError):  # absent or torn: asked again
+def _proxy_trouble(proxy: str, words: str) -> tuple[str, str] | None:
+    """The proxy problem and a hint; None if no proxy is used."""
+    if not proxy:
         return None
-    return reply if isinstance(reply.text, str) and isinstance(reply.tool_calls, list) else None
+    if words.startswith("PySocks"):
+        return words, "pip install 'requests[socks]'"
+    named = [name for name in os.environ if name.upper().endswith("_PROXY") and os.environ[name].rstrip("/") in proxy]
+    where = " or ".join(sorted(name for name in named if os.environ[name])) or "the system's settings"
+    return words, f"is the proxy of {where} running? NO_PROXY=HOST goes around it"
 
 
-def _check_cache(folder: str) -> None:
-    """Create the cache folder; BackendError before anything is paid for if it cannot be written."""
-    import errno
+def _proxy_for(url: str, proxies: Mapping[str, str]) -> str:
+    """The proxy that requests uses for this URL, or ""."""
+    from requests.utils import select_proxy
 
+    proxy = str(select_proxy(url, dict(proxies)) or "")
+    return proxy if "://" in proxy or not proxy else f"http://{proxy}"
+
+
+def _innermost(problem: BaseException) -> BaseException:
+    """The root cause in a chain of exceptions, which urllib3 wraps in several ways."""
+    seen = {id(problem)}
+    while True:
+        inside = [getattr(problem, "reason", None), problem.__cause__, problem.__context__, *problem.args]
+        found = next((item for item in inside if isinstance(item, BaseException) and id(item) not in seen), None)
+        if found is None:
+            return problem
+        problem = found
+        seen.add(id(found))
+
+
+def _chunks(state: CallState, response: Any, url: str) -> Iterator[bytes]:
+    """Yield the decompressed body as it arrives."""
+    total = 0
+    while data := _next_chunk(state, response, url, 65536):
+        total += len(data)
+        if total > BODY_LIMIT:
+            raise BackendError(f"the answer is larger than {BODY_LIMIT >> 20} MB", code="protocol")
+        yield data
+
+
+def _next_chunk(state: CallState, response: Any, url: str, size: int) -> bytes:
+    data, problem = b"", None
     try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
-    except (OSError, ValueError) as error:
-        message = f"cannot write to the cache {folder!r}: {getattr(error, 'strerror', None) or error}"
-        raise BackendError(message, code="config", hint="name a folder of yours, or leave the cache off") from None
+        # read1 hands on what has arrived in every framing; iter_content holds close-delimited bodies back.
+        data = response.raw.read1(size, decode_content=True)
+    except BaseException as error:
+        problem = error
+    if problem is not None:
+        raise _transport_error(problem, state, url)
+    state.check()
+    return data
 
 
-def _write_reply(path: str, reply: Reply) -> None:
-    """Write an answer atomically, readable by its owner only. An answer that cannot be written is not an error."""
-    import tempfile
+def _release(response: Any) -> None:
+    """Close the response; its connection is not used again."""
+    response.raw.close()
+    response.raw.release_conn()
 
-    with contextlib.suppress(OSError, RecursionError):
-        handle, name = tempfile.mkstemp(dir=os.path.dirname(path))
-        try:
-            with open(handle, "wb") as file:
-                file.write(_dumps(reply._asdict()))
-            os.replace(name, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
+
+def _gathered(chunks: Iterator[bytes], enough: int = BODY_LIMIT) -> bytearray:
+    """Join the chunks without holding them twice; stop after `enough` bytes."""
+    data, looked_at = bytearray(), _LOOK
+    for chunk in chunks:
+        data += chunk
+        if len(data) >= looked_at:
+            _refuse_costly(data)
+            looked_at *= 2
+        if len(data) > enough:
+            break
+    return data[:enough] if len(data) > enough else data
+
+
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+_BYTE_ORDER = b"\xef\xbb\xbf"  # that some proxies put before all
+
+
+def _events(chunks: Iterator[bytes]) -> Iterator[str]:
+    """Yield the `data` of each server-sent event. Chunks may split UTF-8 and line ends, so events are decoded whole."""
+    line, data = bytearray(), bytearray()
+    after_cr, looked_at = False, _LOOK
+    for chunk in chunks:
+        first, *others = _LINE_END.split(chunk[1:] if after_cr and chunk.startswith(b"\n") else chunk)
+        after_cr = chunk.endswith(b"\r")
+        line += first
+        for other in others:
+            if line:
+                data = _with_line(data, line)
+            elif data:
+                del data[-1]
+                yield data.decode("utf-8", "replace")
+                data, looked_at = bytearray(), _LOOK
+            line = bytearray(other)
+        if len(line) + len(data) >= looked_at:
+            _refuse_costly(line if len(line) > len(data) else data)
+            looked_at *= 2
+    data = _with_line(data, line.rstrip())  # the last event of a server that forgets the empty line
+    if data:
+        del data[-1]
+        yield data.decode("utf-8", "replace")
+
+
+def _with_line(data: bytearray, line: bytearray) -> bytearray:
+    """Add a line's data to an event's; large data is not copied."""
+    if line.startswith(_BYTE_ORDER):
+        del line[: len(_BYTE_ORDER)]
+    if not line.startswith(b"data:"):
+        return data
+    del line[: 6 if line[5:6] == b" " else 5]
+    line += b"\n"
+    if not data:
+        return line
+    data += line
+    return data
+
+
+_LOOK = 1 << 20  # bytes of JSON after which its values are counted, and again after each doubling
+
+
+def _refuse_costly(data: bytearray) -> None:
+    """Raise BackendError if this JSON, or beginning of JSON, would take far more memory than its bytes."""
+    if _count_json(data, JSON_VALUES) > JSON_VALUES:
+        raise BackendError(f"the answer holds more than {JSON_VALUES:,} values", code="protocol")
+
+
+# --- secrets ----------------------------------------------------------------------------------------------------
+
+
+class _Secret(str):
+    """A string whose repr, and so a traceback that shows locals, does not reveal it."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'[redacted]'"
+
+
+class _Environ:
+    """The environment, without a repr that prints every key in it."""
+
+    def __init__(self, values: Mapping[str, str] | None) -> None:
+        self._values = os.environ if values is None else values
+
+    def __repr__(self) -> str:
+        return "<environ>"
+
+    def without(self, names: Collection[str]) -> dict[str, str]:
+        """The environment for a child process: without these names and without the project's own options."""
+        mine = ("RLM_", "SNIPARA_")
+        return {name: value for name, value in self._values.items() if name not in names and not name.startswith(mine)}
+
+    def get(self, name: str) -> str:
+        return (self._values.get(name) or "").strip()
+
+    def secret(self, name: str) -> _Secret:
+        return _Secret(self.get(name))
+
+
+def mask(text: str, secrets: Sequence[str] = ()) -> str:
+    """`text` with each secret of 8 characters or more replaced by [redacted]."""
+    for secret in sorted(filter(None, secrets), key=len, reverse=True):
+        if len(secret) >= 8:
+            text = text.replace(secret, "[redacted]")
+    return text
+
+
+def _checked_key(key: str, source: str) -> _Secret:
+    """Strip a key; refuse one that cannot be sent in a header, without showing it."""
+    secret = _Secret(key.strip())
+    if secret[:1] in ("'", '"', "`") or secret[-1:] in ("'", '"', "`"):
+        raise BackendError(
+            f"the API key from {source} has quotes around it, which are not part of a key",
+            code="config",
+            hint=f"set {source} again without the quotes (docker --env-file and some editors keep them)",
+        )
+    if re.search(r"[^\x21-\x7e]", secret):
+        raise BackendError(
+            f"the API key from {source} holds a space, a line break or another character that no key has",
+            code="config",
+            hint=f"set {source} again, from one line, without quotes",
+        )
+    return secret
+
+
+# --- JSON from outside: the same lines in each module that stands alone -------------------------------------------
+
+JSON_VALUES = 300_000  # of one text: a list takes two characters of it, and up to a hundred bytes of memory
+JSON_DEPTH = 100
+JSON_DIGITS = 4_300  # of an integer: a longer one cannot be printed
+
+
+def from_json(
+    data: str | bytes | bytearray,
+    *,
+    values: int = JSON_VALUES,
+    depth: int = JSON_DEPTH,
+    strict: bool = True,
+    constant: Callable[[str], Any] | None = None,
+) -> Any:
+    """What JSON (bytes are UTF-8) says; ValueError if it is none, or has more values, levels or digits than it may.
+
+    `strict=False` takes raw line breaks in strings; `constant` makes something of NaN and Infinity, which are refused.
+    """
+    if len(data) > values and _count_json(data, values) > values:
+        raise ValueError(f"more than {values:,} values")
+    text = data if isinstance(data, str) else data.decode("utf-8-sig")
+    try:
+        value = json.loads(text, strict=strict, parse_int=_json_int, parse_constant=constant or _no_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    check_depth(value, depth)
+    return value
+
+
+def check_depth(value: Any, depth: int = JSON_DEPTH) -> None:
+    """ValueError for a list or an object with more levels than that."""
+    level = [value]
+    for _ in range(depth + 1):
+        inner = [item.values() if type(item) is dict else item for item in level if type(item) in (dict, list)]
+        if not inner:
+            return
+        level = [item for items in inner for item in items]
+    raise ValueError(f"nested more than {depth} deep")
+
+
+def _count_json(data: str | bytes | bytearray, enough: int) -> int:
+    """At least how many values there are, not counted much beyond `enough`."""
+    count = sum(map(data.count, ",[{" if isinstance(data, str) else (b",", b"[", b"{")))  # type: ignore[arg-type]
+    if count <= enough:
+        return count
+    if isinstance(data, str):
+        data = data.encode("utf-8", "surrogatepass")
+    count, quoted, rest = 0, False, b""
+    for start in range(0, len(data), 1 << 16):
+        piece = rest + data[start : start + (1 << 16)]
+        rest = b"\\" if (len(piece) - len(piece.rstrip(b"\\"))) % 2 else b""  # it may escape the next piece's first
+        piece = piece[: len(piece) - len(rest)].replace(b"\\\\", b"").replace(b'\\"', b"")
+        parts = piece.translate(None, _NO_JSON_MARKS).split(b'"')
+        count += sum(map(len, parts[quoted::2]))
+        quoted ^= len(parts) % 2 == 0
+        if count > enough:
+            break
+    return count
+
+
+_NO_JSON_MARKS = bytes(set(range(256)) - set(b'",[{'))
+
+
+def _json_int(text: str) -> int:
+    if len(text) > JSON_DIGITS:
+        raise ValueError(f"a number of {len(text):,} digits")
+    return int(text)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
 
 
 # --- a model in a file ------------------------------------------------------------------------------------------
@@ -3462,7 +3054,7 @@ def _gguf_header(path: str) -> _GGUFHeader:
     return found
 
 
-# --- model files by name ----------------------------------------------------------------------------------------
+# --- model files of Hugging Face ----------------------------------------------------------------------------------
 
 _HUB = "https://huggingface.co"
 _HUB_NAME = r"hf:([A-Za-z0-9][\w.-]{0,95})/([A-Za-z0-9][\w.-]{0,95})(?::([A-Za-z0-9][\w.+/-]{0,199}))?"
@@ -3885,7 +3477,7 @@ def remove_model(name: str, environ: Mapping[str, str] | None = None) -> int:
     return _Hub(name, _Environ(environ)).remove()
 
 
-# --- a model behind a program -----------------------------------------------------------------------------------
+# --- coding agents and other programs -----------------------------------------------------------------------------
 
 _AGENT_PROMPT_LIMIT = 8_000_000  # bytes: Gemini CLI drops what comes after 8 MB
 _AGENT_PARALLEL = 4  # each is a process of some hundred megabytes
@@ -4253,89 +3845,497 @@ def stop_programs() -> None:
         kill_group(group)
 
 
-# --- besides models ---------------------------------------------------------------------------------------------
+# --- the table of models: prices and sizes ------------------------------------------------------------------------
 
+# As of November 2026, from LiteLLM 1.106.2:
+# model | USD per million tokens: input, output, cached input ("-": as input), cache write ("-": as input) | context
+# tokens | output tokens | THRESHOLD:IN:OUT: beyond so many input tokens all costs so many times as much
+MODELS = """
+gpt-6-astra 10 50 1 12.5 922k 128k 272k:2:1.5
+gpt-6.1-sol 2 10 .1 2.5 922k 128k 272k:2:1.5
+gpt-6-sol 2 10 .2 2.5 922k 128k 272k:2:1.5
+gpt-6-luna .1 .5 .01 .125 922k 128k 272k:2:1.5
+gpt-5.6-sol 4 20 .4 5 922k 128k 272k:2:1.5
+gpt-5.6-terra 2 12 .2 2.5 922k 128k 272k:2:1.5
+gpt-5.6-luna .2 1.2 .02 .25 922k 128k 272k:2:1.5
+gpt-5.5 5 30 .5 - 1050k 128k 272k:2:1.5
+gpt-5.5-pro 30 180 - - 1050k 128k 272k:2:1.5
+gpt-5.4 2.5 15 .25 - 1050k 128k 272k:2:1.5
+gpt-5.4-mini .75 4.5 .075 - 272k 128k
+gpt-5.4-nano .2 1.25 .02 - 272k 128k
+gpt-5.4-pro 30 180 - - 1050k 128k 272k:2:1.5
+gpt-5.2 1.75 14 .175 - 272k 128k
+gpt-5.1 1.25 10 .125 - 272k 128k
+gpt-5.1-codex 1.25 10 .125 - 400k 128k
+gpt-5 1.25 10 .125 - 272k 128k
+gpt-5-mini .25 2 .025 - 272k 128k
+gpt-5-nano .05 .4 .005 - 272k 128k
+gpt-5-pro 15 120 - - 400k 272k
+gpt-5-codex 1.25 10 .125 - 272k 128k
+gpt-4.1 2 8 .5 - 1047k 32k
+gpt-4.1-mini .4 1.6 .1 - 1047k 32k
+gpt-4.1-nano .1 .4 .025 - 1047k 32k
+gpt-4o 2.5 10 1.25 - 128k 16k
+gpt-4o-mini .15 .6 .075 - 128k 16k
+gpt-4o-2024-05-13 5 15 - - 128k 4k
+gpt-4-turbo 10 30 - - 128k 4k
+gpt-4-0125 10 30 - - 128k 4k noimages
+gpt-4-1106 10 30 - - 128k 4k noimages
+gpt-4 30 60 - - 8k 4k noimages
+gpt-3.5-turbo .5 1.5 - - 16k 4k noimages
+o1 15 60 7.5 - 200k 100k
+o1-pro 150 600 - - 200k 100k
+o3 2 8 .5 - 200k 100k
+o3-mini 1.1 4.4 .55 - 200k 100k noimages
+o3-pro 20 80 - - 200k 100k
+o4-mini 1.1 4.4 .275 - 200k 100k
+claude-fable-5-1 10 50 .25 12.5 1000k 128k
+claude-fable-5 10 50 1 12.5 1000k 128k
+claude-opus-5-5 4 20 .2 5 1000k 128k
+claude-opus-5 5 25 .5 6.25 1000k 128k
+claude-opus-4-8 5 25 .5 6.25 1000k 128k
+claude-opus-4-7 5 25 .5 6.25 1000k 128k
+claude-opus-4-6 5 25 .5 6.25 1000k 128k
+claude-opus-4-5 5 25 .5 6.25 200k 64k
+claude-sonnet-5-5 2 10 .1 2.5 1000k 128k
+claude-sonnet-5 2 10 .2 2.5 1000k 128k
+claude-sonnet-4-6 3 15 .3 3.75 1000k 128k
+claude-sonnet-4-5 3 15 .3 3.75 200k 64k
+claude-haiku-5-5 .1 .5 .01 .125 1000k 128k 100k:5:5
+claude-haiku-4-5 1 5 .1 1.25 200k 64k
+gemini-4-argon 2 10 .1 - 1048k 1048k
+gemini-3.8-flash .75 3.75 .075 - 1048k 65k
+gemini-3.5-flash 1.5 9 .15 - 1048k 65k
+gemini-3.1-pro 2 12 .2 - 1048k 65k 200k:2:1.5
+gemini-3-flash .5 3 .05 - 1048k 65k
+gemini-2.5-pro 1.25 10 .125 - 1048k 65k 200k:2:1.5
+gemini-2.5-flash .3 2.5 .03 - 1048k 65k
+gemini-2.5-flash-lite .1 .4 .01 - 1048k 65k
+grok-4.7 2 6 .5 - 500k 500k 200k:2:2
+grok-4.3 1.25 2.5 .2 - 1000k 1000k 200k:2:2
+grok-code-fast-1 1 2 .2 - 256k 256k 200k:2:2
+deepseek-v4-pro 1.32 3.96 .044 - 1000k 393k noimages
+deepseek-v4-flash .3 1.2 .006 - 1000k 393k
+deepseek-flash .3 1.2 .006 - 1000k 393k
+deepseek-chat .28 .42 .028 - 131k 8k noimages
+deepseek-reasoner .28 .42 .028 - 131k 65k noimages
+kimi-k2.6 .95 4 .16 - 262k 262k
+mistral-large .5 1.5 .05 - 262k 262k
+mistral-medium 1.5 7.5 .15 - 262k 262k
+mistral-small .15 .6 .015 - 262k 262k
+codestral .3 .9 .03 - 128k 128k noimages
+MiniMax-M3 .3 1.2 .06 - 1000k 128k 512k:2:2
+"""
 
-def _until(complete: Callable[[bytes], bool] | None, chunks: Iterator[bytes]) -> Iterator[bytes]:
-    for chunk in chunks:
-        yield chunk
-        if complete is not None and complete(chunk):
-            return
-
-
-def post(
-    url: str,
-    *,
-    json: Any,
-    headers: Mapping[str, str],
-    timeout: float = 30.0,
-    max_retries: int = 4,
-    deadline: float | None = None,
-    cancel: threading.Event | None = None,
-    complete: Callable[[bytes], bool] | None = None,
-) -> tuple[int, dict[str, str], bytes]:
-    """POST JSON with the retries of a model call; return `(status, headers, body)` of the last response.
-
-    `complete(chunk)` tells for each chunk whether the body ends there, even if the server keeps it open.
-    """
-    _checked_url(url)
-    headers = {name: _Secret(value) for name, value in headers.items()}
-    headers = {"Content-Type": "application/json", "Accept-Encoding": "gzip, deflate", **headers}
-    data = _dumps(json)
-    state = CallState("", timeout, deadline, cancel)
-    link = _link(url, 16)
-    last: list[tuple[int, dict[str, str], bytes]] = []
-
-    def send() -> None:
-        last.clear()
-        response = link.open(state, url, headers, data)
-        try:
-            body = bytes(_gathered(_until(complete, _chunks(state, response, url))))
-        finally:
-            _release(response)
-        status = response.status_code
-        last.append((status, {name.lower(): value for name, value in response.headers.items()}, body))
-        if status in _RETRIED or status >= 500:
-            wait, code = _wait_asked(response.headers, body), _code_for(status, "")
-            raise BackendError(f"status {status}", code=code, status=status, retryable=True, retry_after=wait)
-
-    with _watch.watching(state):
-        try:
-            with_retries(state, link.gate(url), max_retries, send)
-        except BackendError:
-            if not last or state.end_reason:
-                raise
-    return last[0]
-
-
-_LOCAL = (
-    ("ollama", "http://localhost:11434/v1"),
-    ("lm_studio", "http://localhost:1234/v1"),
-    ("llamacpp", "http://127.0.0.1:8080/v1"),
-    ("vllm", "http://localhost:8000/v1"),
+# Suffixes of a model's name that leave it the same model: a date, a channel, a version of Bedrock's.
+_SNAPSHOT = (
+    r"(?:[-@]?(?:\d{8}|\d{6}|\d{4}-\d\d-\d\d|\d{4}|\d\d-\d{4}|\d\d-\d\d|\d{3})"
+    r"|[-:@](?:latest|preview|exp|default|v\d+(?::\d+)?))*"
+)
+# Providers that charge what the makers of the models charge, so that a maker's price holds for them.
+_LIST_PRICE = frozenset(
+    "openai anthropic google azure azure@anthropic bedrock bedrock_mantle bedrock@anthropic xai deepseek mistral "  # noqa: SIM905
+    "codestral moonshotai minimax openrouter openrouter@pi-anthropic vercel vercel-ai-gateway".split()
 )
 
 
-def local_servers(timeout: float = 0.3) -> list[tuple[str, str, list[str]]]:
-    """List the model servers on this machine: `(provider id, base URL, models)`."""
-    import requests  # here, since a thread that is given up would be left in the middle of it
+class ModelFacts(NamedTuple):
+    """A model's prices (USD per token), sizes and abilities."""
 
-    found: dict[str, list[str]] = {}
+    input: float
+    output: float
+    cached: float
+    cache_write: float
+    window: int | None = None
+    max_output: int | None = None
+    long: tuple[float, float, float] | None = None  # beyond so many tokens, input and output cost so many times more
+    images: bool = True
 
-    def probe(id_: str, base: str) -> None:
-        with requests.Session() as session:
-            session.trust_env = False
-            try:
-                response = session.get(f"{base}/models", timeout=timeout, allow_redirects=False, stream=True)
-                body = _gathered(response.iter_content(65_536), INSPECT_LIMIT)
-                found[id_] = [str(entry["id"]) for entry in from_json(body)["data"]]
-            except (BackendError, requests.RequestException, ValueError, LookupError, TypeError):
-                return  # nothing there, or nothing that speaks of models
 
-    threads = [threading.Thread(target=probe, args=place, daemon=True) for place in _LOCAL]
-    for thread in threads:
-        thread.start()
-    until = time.monotonic() + 2 * timeout
-    for thread in threads:
-        thread.join(max(0.0, until - time.monotonic()))
-    return [(id_, base, found[id_]) for id_, base in _LOCAL if id_ in found]
+def _model_row(line: str) -> tuple[str, ModelFacts]:
+    name, into, *others = line.split()
+    out, cached, write = (float(into if price == "-" else price) / 1e6 for price in others[:3])
+    window, limit = (int(size.rstrip("k")) * 1000 for size in others[3:5])
+    long = next((entry.split(":") for entry in others[5:] if ":" in entry), None)
+    beyond = (float(long[0].rstrip("k")) * 1000, float(long[1]), float(long[2])) if long else None
+    facts = ModelFacts(float(into) / 1e6, out, cached, write, window, limit, beyond, "noimages" not in others)
+    return name.lower(), facts
+
+
+@functools.cache
+def _models() -> dict[str, ModelFacts]:
+    return dict(map(_model_row, MODELS.strip().splitlines()))
+
+
+@functools.lru_cache(256)
+def _facts(model: str) -> ModelFacts | None:
+    """Find the longest known name that `model` starts with; only a date or a channel may follow it."""
+    name = re.sub(r"^(?:\w+\.)?anthropic\.", "", model.lower().rpartition("/")[2])
+    known = next((name[:end] for end in range(len(name), 0, -1) if name[:end] in _models()), None)
+    return _models()[known] if known and re.fullmatch(_SNAPSHOT, name[len(known) :]) else None
+
+
+def size_in_name(name: str) -> float | None:
+    """The billions of parameters in a model's name, as in `qwen2.5:0.5b` or `mixtral-8x7b` (56); None if absent."""
+    name = name.lower().rpartition("/")[2]
+    if re.search(r"phi-?[34](?:\.5)?[-:]mini", name):
+        return 3.8
+    for number, unit in ((r"\d{1,4}(?:\.\d+)?", "b"), (r"\d{2,3}\.\d+|\d{3}", "m")):
+        if found := re.search(rf"(?<![a-z0-9.])(?:(\d{{1,3}})x|[er])?({number}){unit}(?![a-z0-9])", name):
+            return round(int(found[1] or 1) * float(found[2]) / (1 if unit == "b" else 1000), 3)
+    return None
+
+
+def _own_price(names: Sequence[str], prices: Mapping[str, Any]) -> ModelFacts | None:
+    """The user's price for the longest prefix of one of `names`."""
+    for name in names:
+        if known := max((key for key in prices if name.startswith(key)), key=len, default=None):
+            return _as_price(known, prices[known])
+    return None
+
+
+def _as_price(name: str, value: Any) -> ModelFacts:
+    """Parse a user's price: `[input, output, cached, cache_write]` or a table of these, the last two optional."""
+    try:
+        if isinstance(value, Mapping):
+            into = value["input"]
+            value = [into, value["output"], value.get("cached", into), value.get("cache_write", into)]
+        prices = [price / 1e6 for price in [*value, *[value[0]] * (4 - len(value))]]
+        if len(value) < 2 or len(prices) > 4 or not all(0 <= price < 1 for price in prices):
+            raise ValueError
+    except (TypeError, ValueError, LookupError):
+        hint = f'USD per million tokens, as in prices = {{"{name}" = [1.0, 2.0]}}: input, output, cached, cache_write'
+        raise BackendError(f"invalid price for {name!r}", code="config", hint=hint) from None
+    return ModelFacts(*prices)
+
+
+def _price(model: str, prices: Mapping[str, Any] | None, provider: str | None) -> ModelFacts | None:
+    if prices and (own := _own_price([f"{provider}/{model}", model], prices)):
+        return own
+    if provider in _rows() and "local" in _rows()[provider].quirks:
+        return ModelFacts(0.0, 0.0, 0.0, 0.0)
+    return _facts(model) if provider is None or provider in _LIST_PRICE else None
+
+
+def cost_of(
+    model: str, usage: Mapping[str, Any], prices: Mapping[str, Any] | None = None, provider: str | None = None
+) -> float | None:
+    """The cost of `usage` in USD; None if the price is unknown.
+
+    `prices` are the user's, in USD per million tokens: `{"model": [input, output, cached, cache_write]}`, the last two
+    optional; the longest key that the model's name starts with counts.
+    """
+    price = _price(model, prices, provider)
+    if price is None:
+        return None
+    whole, cached, written = usage.get("input", 0), usage.get("cached", 0), usage.get("cache_write", 0)
+    into = (whole - cached - written) * price.input + cached * price.cached + written * price.cache_write
+    beyond, times_in, times_out = price.long or (0.0, 1.0, 1.0)
+    if whole <= beyond:
+        times_in = times_out = 1.0
+    return float(into * times_in + usage.get("output", 0) * price.output * times_out)
+
+
+def saved_by_cache(
+    model: str, usage: Mapping[str, Any], prices: Mapping[str, Any] | None = None, provider: str | None = None
+) -> float | None:
+    """What the provider's prompt cache saved, in USD; negative if writing it cost more than reading it saved."""
+    cost = cost_of(model, usage, prices, provider)
+    uncached = cost_of(model, {**usage, "cached": 0, "cache_write": 0}, prices, provider)
+    return None if cost is None or uncached is None else uncached - cost
+
+
+def estimate_tokens(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> int:
+    """Estimate the tokens of a request, rather too high than too low: 3 bytes per token, 1,600 tokens per image."""
+    total = _text_tokens(json.dumps(tools, ensure_ascii=False, default=str)) if tools else 0
+    for message in messages:
+        content, calls = message.get("content") or (), message.get("tool_calls") or ()
+        total += 8 + (_text_tokens(content) if isinstance(content, str) else sum(map(_part_tokens, content)))
+        total += sum(12 + _text_tokens(json.dumps(call, ensure_ascii=False, default=str)) for call in calls)
+    return total
+
+
+def _part_tokens(part: Mapping[str, Any]) -> int:
+    return 1600 if part.get("type") == "image" else _text_tokens(part.get("text", ""))
+
+
+def _text_tokens(text: str) -> int:
+    return (len(text) if text.isascii() else len(text.encode("utf-8", "replace"))) // 3 + 1
+
+
+# --- the table of providers ---------------------------------------------------------------------------------------
+
+# id | display name | base URL (https:// left out, ${VARIABLES} filled in) | key variables | aliases | quirks
+#   anthropic, gemini   the wire (else OpenAI chat completions)
+#   local               runs on this machine: no key, no price         keyless   a key is optional
+#   mct                 the limit is called max_completion_tokens (else max_tokens, the older spelling)
+#   azure, bearer       the key's header is api-key, or Authorization where the wire has another
+#   header=NAME         the key goes into this header too              base=VARIABLE  a variable with the base URL
+#   version=DATE        of the Anthropic API                           own       model names start with the id as well
+#   reasoning           reasoning_content goes back with tool calls    details   so do reasoning_details
+#   name                tool results carry the tool's name             marks     cache marks for Claude are taken
+#   notools, noimages   cannot do that
+PROVIDERS = """
+302ai|302.AI|api.302.ai/v1|302AI_API_KEY
+abacus|Abacus|routellm.abacus.ai/v1|ABACUS_API_KEY
+abliteration-ai|abliteration.ai|api.abliteration.ai/v1|ABLIT_KEY ABLITERATION_API_KEY|abliteration
+ai21_chat|AI21 Chat|api.ai21.com/studio/v1|AI21_API_KEY
+aihubmix|AIHubMix|aihubmix.com/v1|AIHUBMIX_API_KEY
+aiml|AI/ML API|api.aimlapi.com/v1|AIML_API_KEY
+alibaba-cn|Alibaba (China)|dashscope.aliyuncs.com/compatible-mode/v1|DASHSCOPE_API_KEY QWEN_AI_PLATFORM_API_KEY|dashscope qwen_ai_platform
+alibaba-coding-plan-cn|Alibaba Coding Plan (China)|coding.dashscope.aliyuncs.com/v1|ALIBABA_CODING_PLAN_API_KEY
+alibaba-coding-plan|Alibaba Coding Plan|coding-intl.dashscope.aliyuncs.com/v1|ALIBABA_CODING_PLAN_API_KEY
+alibaba-token-plan-cn|Alibaba Token Plan (China)|token-plan.cn-beijing.maas.aliyuncs.com/compatible-mode/v1|ALIBABA_TOKEN_PLAN_API_KEY
+alibaba-token-plan|Alibaba Token Plan|token-plan.ap-southeast-1.maas.aliyuncs.com/compatible-mode/v1|ALIBABA_TOKEN_PLAN_API_KEY
+alibaba|Alibaba|dashscope-intl.aliyuncs.com/compatible-mode/v1|DASHSCOPE_API_KEY QWENCLOUD_API_KEY|qwencloud
+ambient|Ambient|api.ambient.xyz/v1|AMBIENT_API_KEY
+ant-ling||api.ant-ling.com/v1|ANT_LING_API_KEY
+anthropic|Anthropic|api.anthropic.com|ANTHROPIC_API_KEY||anthropic version=2026-10-21
+anyapi|AnyAPI|api.anyapi.ai/v1|ANYAPI_API_KEY
+apertis|Apertis|api.stima.tech/v1|STIMA_API_KEY
+assemblyai|AssemblyAI|llm-gateway.assemblyai.com/v1|ASSEMBLYAI_API_KEY
+atomic-chat|Atomic Chat|http://127.0.0.1:1337/v1|ATOMIC_CHAT_API_KEY||local
+auriko|Auriko|api.auriko.ai/v1|AURIKO_API_KEY
+azure-cognitive-services|Azure Cognitive Services|${AZURE_COGNITIVE_SERVICES_RESOURCE_NAME}.openai.azure.com/openai/v1|AZURE_COGNITIVE_SERVICES_API_KEY||azure mct
+azure@anthropic|Claude on Azure|${AZURE_RESOURCE_NAME}.services.ai.azure.com/anthropic|AZURE_API_KEY||anthropic
+azure_ai|Azure AI|${AZURE_AI_API_BASE}|AZURE_AI_API_KEY||azure
+azure|Azure|${AZURE_RESOURCE_NAME}.openai.azure.com/openai/v1|AZURE_API_KEY AZURE_OPENAI_API_KEY||azure mct base=AZURE_API_BASE
+bailing|Bailing|api.tbox.cn/api/llm/v1/chat/completions|BAILING_API_TOKEN
+baseten|Baseten|inference.baseten.co/v1|BASETEN_API_KEY
+bedrock@anthropic|Claude on Bedrock|bedrock-mantle.${AWS_REGION}.api.aws/anthropic|AWS_BEARER_TOKEN_BEDROCK||anthropic bearer
+bedrock_mantle|Bedrock Mantle|bedrock-mantle.${AWS_REGION}.api.aws/v1|AWS_BEARER_TOKEN_BEDROCK BEDROCK_MANTLE_API_KEY
+bedrock|Amazon Bedrock|bedrock-runtime.${AWS_REGION}.amazonaws.com/openai/v1|AWS_BEARER_TOKEN_BEDROCK|amazon-bedrock
+berget|Berget.AI|api.berget.ai/v1|BERGET_API_KEY
+cascadia|Cascadia|http://localhost:9090/v1|CASCADIA_API_KEY||local
+cerebras|Cerebras|api.cerebras.ai/v1|CEREBRAS_API_KEY||mct
+charity_engine|Charity Engine|api.charityengine.services/remotejobs/v2/inference|CHARITY_ENGINE_API_KEY
+chutes|Chutes|llm.chutes.ai/v1|CHUTES_API_KEY
+clarifai|Clarifai|api.clarifai.com/v2/ext/openai/v1|CLARIFAI_PAT CLARIFAI_API_KEY
+claudinio|Claudinio|api.claudin.io/v1|CLAUDINIO_API_KEY
+cloudferro-sherlock|CloudFerro Sherlock|api-sherlock.cloudferro.com/openai/v1|CLOUDFERRO_SHERLOCK_API_KEY
+cloudflare-ai-gateway|Cloudflare AI Gateway|gateway.ai.cloudflare.com/v1/${CLOUDFLARE_ACCOUNT_ID}/${CLOUDFLARE_GATEWAY_ID}/compat|CLOUDFLARE_API_TOKEN||header=cf-aig-authorization
+cloudflare-workers-ai|Cloudflare Workers AI|api.cloudflare.com/client/v4/accounts/${CLOUDFLARE_ACCOUNT_ID}/ai/v1|CLOUDFLARE_API_KEY|cloudflare
+codestral|Codestral|codestral.mistral.ai/v1|CODESTRAL_API_KEY||name
+cognition|Cognition|api.cognition.ai/v1|COGNITION_API_KEY
+cohere|Cohere|api.cohere.ai/compatibility/v1|COHERE_API_KEY CO_API_KEY|cohere_chat
+cometapi|CometAPI|api.cometapi.com/v1|COMETAPI_KEY
+compactifai|CompactifAI|api.compactif.ai/v1|COMPACTIFAI_API_KEY
+cortecs|Cortecs|api.cortecs.ai/v1|CORTECS_API_KEY
+crof|CrofAI|crof.ai/v1|CROF_API_KEY
+crusoe|Crusoe|managed-inference-api-proxy.crusoecloud.com/v1|CRUSOE_API_KEY
+darkbloom|Darkbloom|api.darkbloom.dev/v1|DARKBLOOM_API_KEY
+databricks|Databricks|${DATABRICKS_HOST}/ai-gateway/mlflow/v1|DATABRICKS_TOKEN
+datarobot|DataRobot|app.datarobot.com/api/v2/genai/llmgw/chat/completions|DATAROBOT_API_TOKEN
+deepinfra|Deep Infra|api.deepinfra.com/v1/openai|DEEPINFRA_API_KEY
+deepseek|DeepSeek|api.deepseek.com|DEEPSEEK_API_KEY||reasoning noimages
+digitalocean|DigitalOcean|inference.do-ai.run/v1|DIGITALOCEAN_ACCESS_TOKEN GRADIENT_AI_API_KEY|gradient_ai
+dinference|DInference|api.dinference.com/v1|DINFERENCE_API_KEY
+docker_model_runner|Docker Model Runner|http://localhost:22088/engines/llama.cpp|DOCKER_MODEL_RUNNER_API_KEY||local
+drun|D.Run (China)|chat.d.run/v1|DRUN_API_KEY
+edenai|Eden AI|api.edenai.run/v3|EDENAI_API_KEY
+empiriolabs|Empiriolabs|api.empiriolabs.ai/v1|EMPIRIOLABS_API_KEY
+empower|Empower|app.empower.dev/api/v1|EMPOWER_API_KEY
+evroc||models.think.evroc.com/v1|EVROC_API_KEY||own
+fastrouter|FastRouter|go.fastrouter.ai/api/v1|FASTROUTER_API_KEY
+featherless_ai|Featherless AI|api.featherless.ai/v1|FEATHERLESS_AI_API_KEY FEATHERLESS_API_KEY
+fireworks-ai|Fireworks AI|api.fireworks.ai/inference/v1|FIREWORKS_API_KEY FIREWORKSAI_API_KEY FIREWORKS_AI_API_KEY FIREWORKS_AI_TOKEN|fireworks_ai
+fireworks||api.fireworks.ai/inference|FIREWORKS_API_KEY||anthropic
+freemodel|FreeModel|cc.freemodel.dev/v1|FREEMODEL_API_KEY||anthropic
+friendli|Friendli|api.friendli.ai/serverless/v1|FRIENDLI_TOKEN FRIENDLIAI_API_KEY|friendliai
+frogbot|FrogBot|app.frogbot.ai/api/v1|FROGBOT_API_KEY
+galadriel|Galadriel|api.galadriel.com/v1|GALADRIEL_API_KEY
+gigachat|GigaChat|gigachat.devices.sberbank.ru/api/v1|GIGACHAT_CREDENTIALS GIGACHAT_API_KEY
+github-copilot|GitHub Copilot|api.githubcopilot.com|GITHUB_TOKEN|github_copilot|mct
+github-models|GitHub Models|models.github.ai/inference|GITHUB_TOKEN|github-models-new|mct
+github|GitHub Models|models.inference.ai.azure.com|GITHUB_API_KEY||mct
+gmicloud|GMI Cloud|api.gmi-serving.com/v1|GMICLOUD_API_KEY GMI_API_KEY|gmi
+google|Google|generativelanguage.googleapis.com/v1beta|GOOGLE_API_KEY GOOGLE_GENERATIVE_AI_API_KEY GEMINI_API_KEY|gemini|gemini
+groq|Groq|api.groq.com/openai/v1|GROQ_API_KEY||mct
+helicone|Helicone|ai-gateway.helicone.ai/v1|HELICONE_API_KEY
+heroku|Heroku|${HEROKU_API_BASE}|HEROKU_API_KEY
+hosted_vllm|Hosted vLLM|${HOSTED_VLLM_API_BASE}|HOSTED_VLLM_API_KEY||local
+hpc-ai|HPC-AI|api.hpc-ai.com/inference/v1|HPC_AI_API_KEY
+huggingface|Hugging Face|router.huggingface.co/v1|HF_TOKEN
+hyperbolic|Hyperbolic|api.hyperbolic.xyz/v1|HYPERBOLIC_API_KEY
+iflowcn|iFlow|apis.iflow.cn/v1|IFLOW_API_KEY
+inception|Inception|api.inceptionlabs.ai/v1|INCEPTION_API_KEY
+inceptron|Inceptron|api.inceptron.io/v1|INCEPTRON_API_KEY
+inference|Inference|inference.net/v1|INFERENCE_API_KEY
+io-net|IO.NET|api.intelligence.io.solutions/api/v1|IOINTELLIGENCE_API_KEY
+jiekou|Jiekou.AI|api.jiekou.ai/openai|JIEKOU_API_KEY
+kilo|Kilo Gateway|api.kilo.ai/api/gateway|KILO_API_KEY
+kimi-coding||api.kimi.com/coding/v1|KIMI_API_KEY||reasoning
+kimi-for-coding|Kimi For Coding|api.kimi.com/coding/v1|KIMI_API_KEY||anthropic
+kuae-cloud-coding-plan|KUAE Cloud Coding Plan|coding-plan-endpoint.kuaecloud.net/v1|KUAE_API_KEY
+lambda_ai|Lambda AI|api.lambda.ai/v1|LAMBDA_API_KEY
+lemonade|Lemonade|http://localhost:8000/api/v1|LEMONADE_API_KEY||local
+libertai|LibertAI|api.libertai.io/v1|LIBERTAI_API_KEY
+lilac|Lilac|api.getlilac.com/v1|LILAC_API_KEY
+litellm_proxy|LiteLLM Proxy|${LITELLM_PROXY_API_BASE}|LITELLM_PROXY_API_KEY||keyless
+llamacpp|llama.cpp server|http://127.0.0.1:8080/v1|||local
+llamafile|Llamafile|http://127.0.0.1:8080/v1|||local
+llamagate|LlamaGate|api.llamagate.dev/v1|LLAMAGATE_API_KEY
+llama|Llama|api.llama.com/compat/v1|LLAMA_API_KEY|meta_llama
+llmgateway|LLM Gateway|api.llmgateway.io/v1|LLMGATEWAY_API_KEY
+llmtr|LLMTR|llmtr.com/v1|LLMTR_API_KEY
+lm_studio|LM Studio|http://localhost:1234/v1|LM_STUDIO_API_KEY||local
+lmstudio|LMStudio|http://127.0.0.1:1234/v1|LMSTUDIO_API_KEY||local
+lucidquery|LucidQuery|api.lucidquery.com/v1|LUCIDQUERY_API_KEY
+maritalk|Maritalk|chat.maritaca.ai/api|MARITALK_API_KEY
+meganova|Meganova|api.meganova.ai/v1|MEGANOVA_API_KEY
+meta|Meta|api.meta.ai/v1|META_API_KEY
+minimax-cn-coding-plan|MiniMax Token Plan (minimaxi.com)|api.minimaxi.com/anthropic/v1|MINIMAX_API_KEY||anthropic
+minimax-cn|MiniMax (minimaxi.com)|api.minimaxi.com/anthropic/v1|MINIMAX_API_KEY||anthropic
+minimax-coding-plan|MiniMax Token Plan (minimax.io)|api.minimax.io/anthropic/v1|MINIMAX_API_KEY||anthropic
+minimax@litellm|Minimax|api.minimax.io/v1|MINIMAX_API_KEY
+minimax|MiniMax (minimax.io)|api.minimax.io/anthropic/v1|MINIMAX_API_KEY||anthropic
+mistral|Mistral|api.mistral.ai/v1|MISTRAL_API_KEY MISTRAL_AZURE_API_KEY||name
+mixlayer|Mixlayer|models.mixlayer.ai/v1|MIXLAYER_API_KEY
+moark|Moark|moark.com/v1|MOARK_API_KEY
+modelscope|ModelScope|api-inference.modelscope.cn/v1|MODELSCOPE_API_KEY
+moonshotai-cn|Moonshot AI (China)|api.moonshot.cn/v1|MOONSHOT_API_KEY||reasoning
+moonshotai|Moonshot AI|api.moonshot.ai/v1|MOONSHOT_API_KEY|moonshot|reasoning
+morph|Morph|api.morphllm.com/v1|MORPH_API_KEY
+nadir|Nadir|api.getnadir.com/v1|NADIR_API_KEY
+nano-gpt|NanoGPT|nano-gpt.com/api/v1|NANO_GPT_API_KEY NANOGPT_API_KEY
+nearai|NEAR AI Cloud|cloud-api.near.ai/v1|NEARAI_API_KEY
+nebius|Nebius Token Factory|api.tokenfactory.nebius.com/v1|NEBIUS_API_KEY
+neon|Neon|${NEON_AI_GATEWAY_BASE_URL}/ai-gateway/mlflow/v1|NEON_AI_GATEWAY_TOKEN
+neosantara|Neosantara|api.neosantara.xyz/v1|NEOSANTARA_API_KEY
+neuralwatt|Neuralwatt|api.neuralwatt.com/v1|NEURALWATT_API_KEY
+nova|Nova|api.nova.amazon.com/v1|NOVA_API_KEY AMAZON_NOVA_API_KEY|amazon_nova
+novita-ai|NovitaAI|api.novita.ai/openai|NOVITA_API_KEY|novita
+nscale|Nscale|inference.api.nscale.com/v1|NSCALE_API_KEY
+nvidia|Nvidia|integrate.api.nvidia.com/v1|NVIDIA_API_KEY NVIDIA_NIM_API_KEY|nvidia_nim
+ollama-cloud|Ollama Cloud|ollama.com/v1|OLLAMA_API_KEY
+ollama|Ollama|http://localhost:11434/v1|OLLAMA_API_KEY|ollama_chat|local
+openai|OpenAI|api.openai.com/v1|OPENAI_API_KEY||mct
+opencode-go@pi-anthropic|opencode-go|opencode.ai/inference/go/anthropic|OPENCODE_API_KEY||anthropic
+opencode-go@pi-gemini|opencode-go|opencode.ai/inference/go/google/v1beta|OPENCODE_API_KEY||gemini
+opencode-go|OpenCode Go|opencode.ai/zen/go/v1|OPENCODE_API_KEY
+opencode|OpenCode Zen|opencode.ai/zen/v1|OPENCODE_API_KEY
+openrouter@pi-anthropic|openrouter|openrouter.ai/api|OPENROUTER_API_KEY||anthropic bearer
+openrouter|OpenRouter|openrouter.ai/api/v1|OPENROUTER_API_KEY||details own marks
+orcarouter|OrcaRouter|api.orcarouter.ai/v1|ORCAROUTER_API_KEY||own
+ovhcloud|OVHcloud AI Endpoints|oai.endpoints.kepler.ai.cloud.ovh.net/v1|OVHCLOUD_API_KEY
+parasail|Parasail|api.parasail.io/v1|PARASAIL_API_KEY
+perplexity-agent|Perplexity Agent|api.perplexity.ai/v1|PERPLEXITY_API_KEY
+perplexity|Perplexity|api.perplexity.ai|PERPLEXITY_API_KEY PERPLEXITYAI_API_KEY||notools
+pinstripes|Pinstripes|pinstripes.io/v1|PINSTRIPES_API_KEY
+poe|Poe|api.poe.com/v1|POE_API_KEY
+poolside|Poolside|inference.poolside.ai/v1|POOLSIDE_API_KEY||own
+portkey|Portkey|api.portkey.ai/v1|PORTKEY_API_KEY
+prism|Prism|api.prisminference.com/v1|PRISM_API_KEY
+privatemode-ai|Privatemode AI|http://localhost:8080/v1|PRIVATEMODE_API_KEY||keyless
+publicai|PublicAI|api.publicai.co/v1|PUBLICAI_API_KEY
+qihang-ai|QiHang|api.qhaigc.net/v1|QIHANG_API_KEY
+qiniu-ai|Qiniu|api.qnaigc.com/v1|QINIU_API_KEY
+regolo-ai|Regolo AI|api.regolo.ai/v1|REGOLO_API_KEY
+reka|Reka|api.reka.ai/v1|REKA_API_KEY
+requesty|Requesty|router.requesty.ai/v1|REQUESTY_API_KEY
+routing-run|routing.run|ai.routing.sh/v1|ROUTING_RUN_API_KEY
+sail|Sail|api.sailresearch.com/v1|SAIL_API_KEY
+sakana|Sakana AI|api.sakana.ai/v1|SAKANA_API_KEY
+sambanova|Sambanova|api.sambanova.ai/v1|SAMBANOVA_API_KEY
+sarvam|Sarvam AI|api.sarvam.ai/v1|SARVAM_API_KEY||header=api-subscription-key
+scaleway|Scaleway|api.scaleway.ai/v1|SCALEWAY_API_KEY SCW_SECRET_KEY
+scx-ai|SCX.ai|api.scx.ai/v1|SCX_API_KEY
+siliconflow-cn|SiliconFlow (China)|api.siliconflow.cn/v1|SILICONFLOW_CN_API_KEY
+siliconflow|SiliconFlow|api.siliconflow.com/v1|SILICONFLOW_API_KEY
+snowflake-cortex|Snowflake Cortex|${SNOWFLAKE_ACCOUNT}.snowflakecomputing.com/api/v2/cortex/v1|SNOWFLAKE_CORTEX_PAT
+stackit|STACKIT|api.openai-compat.model-serving.eu01.onstackit.cloud/v1|STACKIT_API_KEY
+stepfun-ai|StepFun AI|api.stepfun.ai/step_plan/v1|STEPFUN_API_KEY
+stepfun|StepFun|api.stepfun.com/v1|STEPFUN_API_KEY
+subconscious|Subconscious|api.subconscious.dev/v1|SUBCONSCIOUS_API_KEY||own
+submodel||llm.submodel.ai/v1|SUBMODEL_INSTAGEN_ACCESS_KEY
+synthetic|Synthetic|api.synthetic.new/openai/v1|SYNTHETIC_API_KEY
+tencent-coding-plan|Tencent Coding Plan (China)|api.lkeap.cloud.tencent.com/coding/v3|TENCENT_CODING_PLAN_API_KEY
+tencent-tokenhub|Tencent TokenHub|tokenhub.tencentmaas.com/v1|TENCENT_TOKENHUB_API_KEY
+tencent|Tencent|tokenhub-intl.tencentcloudmaas.com/v1|TENCENT_API_KEY
+tensormesh|Tensormesh|serverless.tensormesh.ai/v1|TENSORMESH_INFERENCE_API_KEY
+the-grid-ai|The Grid AI|api.thegrid.ai/v1|THEGRIDAI_API_KEY
+tinfoil|Tinfoil|inference.tinfoil.sh/v1|TINFOIL_API_KEY
+togetherai|Together AI|api.together.ai/v1|TOGETHER_API_KEY TOGETHERAI_API_KEY TOGETHER_AI_API_KEY TOGETHER_AI_TOKEN|together_ai
+umans-ai-coding-plan|Umans AI Coding Plan|api.code.umans.ai/v1|UMANS_AI_CODING_PLAN_API_KEY
+umans-ai|Umans AI|api.code.umans.ai/v1|UMANS_AI_API_KEY
+upstage|Upstage|api.upstage.ai/v1/solar|UPSTAGE_API_KEY
+v0||api.v0.dev/v1|V0_API_KEY
+venice|Venice AI|api.venice.ai/api/v1|VENICE_API_KEY VENICE_AI_API_KEY|veniceai
+vercel-ai-gateway||ai-gateway.vercel.sh|AI_GATEWAY_API_KEY||anthropic bearer
+vercel|Vercel AI Gateway|ai-gateway.vercel.sh/v1|AI_GATEWAY_API_KEY VERCEL_AI_GATEWAY_API_KEY VERCEL_OIDC_TOKEN|vercel_ai_gateway|mct
+vivgrid|Vivgrid|api.vivgrid.com/v1|VIVGRID_API_KEY
+vllm|vLLM|http://localhost:8000/v1|VLLM_API_KEY||local
+volcengine|Volcengine|ark.cn-beijing.volces.com/api/v3|VOLCENGINE_API_KEY
+vultr|Vultr|api.vultrinference.com/v1|VULTR_API_KEY
+wafer.ai|Wafer|pass.wafer.ai/v1|WAFER_API_KEY
+wandb|Weights & Biases|api.inference.wandb.ai/v1|WANDB_API_KEY
+xai|xAI|api.x.ai/v1|XAI_API_KEY||mct
+xiaomi-token-plan-ams|Xiaomi Token Plan (Europe)|token-plan-ams.xiaomimimo.com/v1|XIAOMI_API_KEY
+xiaomi-token-plan-cn|Xiaomi Token Plan (China)|token-plan-cn.xiaomimimo.com/v1|XIAOMI_API_KEY
+xiaomi-token-plan-sgp|Xiaomi Token Plan (Singapore)|token-plan-sgp.xiaomimimo.com/v1|XIAOMI_API_KEY
+xiaomi|Xiaomi|api.xiaomimimo.com/v1|XIAOMI_API_KEY XIAOMI_MIMO_API_KEY|xiaomi_mimo|reasoning
+xinference|Xinference|${XINFERENCE_API_BASE}|XINFERENCE_API_KEY||local
+xpersona|Xpersona|www.xpersona.co/v1|XPERSONA_API_KEY
+zai-coding-plan|Z.AI Coding Plan|api.z.ai/api/coding/paas/v4|ZHIPU_API_KEY||reasoning
+zai|Z.AI|api.z.ai/api/paas/v4|ZHIPU_API_KEY ZAI_API_KEY||reasoning
+zeldoc|Zeldoc|api.zeldoc.ai/v1|ZELDOC_API_KEY
+zenmux|ZenMux|zenmux.ai/api/v1|ZENMUX_API_KEY
+zhipuai-coding-plan|Zhipu AI Coding Plan|open.bigmodel.cn/api/coding/paas/v4|ZHIPU_API_KEY||reasoning
+zhipuai|Zhipu AI|open.bigmodel.cn/api/paas/v4|ZHIPU_API_KEY||reasoning
+"""  # noqa: E501
+
+
+class Provider(NamedTuple):
+    """One provider: a row of PROVIDERS."""
+
+    id: str
+    name: str
+    base_url: str
+    keys: tuple[str, ...]
+    aliases: tuple[str, ...]
+    quirks: Mapping[str, str]
+
+    @property
+    def wire(self) -> str:
+        return next((wire for wire in ("anthropic", "gemini") if wire in self.quirks), "openai")
+
+
+def _row(line: str) -> Provider:
+    id_, name, url, keys, aliases, quirks = (line.split("|") + [""] * 5)[:6]
+    if "://" not in url and not url.endswith("_BASE}"):
+        url = f"https://{url}"
+    pairs = dict((quirk + "=").split("=")[:2] for quirk in quirks.split())
+    return Provider(id_, name or id_, url, tuple(keys.split()), tuple(aliases.split()), pairs)
+
+
+@functools.cache
+def _rows() -> dict[str, Provider]:
+    return {row.id: row for row in map(_row, PROVIDERS.strip().splitlines())}
+
+
+@functools.cache
+def _by_name() -> dict[str, Provider]:
+    """The providers by id and by alias."""
+    return {**{alias: row for row in _rows().values() for alias in row.aliases}, **_rows()}
+
+
+def providers(word: str | None = None, environ: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """List the providers that match `word`, as `{id, name, wire, base_url, key_env, key_present}`."""
+    env = _Environ(environ)
+    return [
+        {
+            "id": row.id,
+            "name": row.name,
+            "wire": row.wire,
+            "base_url": row.base_url,
+            "key_env": list(row.keys),
+            "key_present": any(env.get(name) for name in row.keys),
+        }
+        for row in _rows().values()
+        if not word or word.lower() in " ".join((row.id, row.name, row.base_url, *row.aliases)).lower()
+    ]
+
+
+def key_variables() -> frozenset[str]:
+    """Return the names of all environment variables that hold a provider's API key."""
+    return frozenset(name for row in _rows().values() for name in row.keys)
