@@ -2120,7 +2120,10 @@ class Node:
 
     def _plain_answer(self, reply: Any, text: str) -> Answer | None:
         """The answer to a plain call; None where the loop has to go on instead."""
-        if not text.strip() or reply.stop_reason in ("length", "repetition"):
+        if reply.tool_calls:  # which was not offered any
+            self._answer_open_calls()
+            why = "it asked for a tool"
+        elif not text.strip() or reply.stop_reason in ("length", "repetition"):
             why = "it was empty" if not text.strip() else "it was cut off"
         elif answer := self._accept(Answer(self._answer_in(text)), correct=False):
             return answer
@@ -2150,6 +2153,8 @@ class Node:
             self.run.last_text = text.strip()
         if self.forcing is not None:
             return self._forced_answer(reply, text, action)
+        if reply.tool_calls and self.protocol == "plain":
+            return self._plain_answer(reply, text)
         if reply.tool_calls:
             return self._run_tools([{**call, "name": self._meant(call)} for call in reply.tool_calls])
         if reply.stop_reason in ("refusal", "content_filter"):
@@ -2546,7 +2551,7 @@ class Node:
                 on_output=self._on_output if self.run.journal.on_event else None,
                 **how,
             )
-        except rlm_sandbox.Stop as stop:
+        except rlm_sandbox.AbortCell as stop:
             raise self.run.ledger.stopped or stop from None
         except rlm_sandbox.SandboxError as error:
             self.run.ledger.check()
@@ -3033,7 +3038,7 @@ class HostFunction:
             return work()
         except BaseException as error:
             if self._node.run.ledger.stopped is not None:
-                raise rlm_sandbox.Stop(str(self._node.run.ledger.stopped)) from error
+                raise rlm_sandbox.AbortCell(str(self._node.run.ledger.stopped)) from error
             if isinstance(error, RLMError):
                 self._node.last_error = error
             raise
@@ -4063,16 +4068,18 @@ def read_context(
     exclude: str | None = None,
     encoding: str | None = None,
     within: str | None = None,
+    on_slow: Callable[[str], None] | None = None,
 ) -> Context:
     """Files, folders, globs and web addresses as a context: one a `str`, several a `dict` name -> text; "-" is `stdin`.
 
     ConfigError for what is missing, unreadable or empty of files. A file that is not text stays `bytes` when it is
     the only one, and is left out, with a note, among several; so are the logs in the folder `exclude`. `encoding`:
-    that of the files, where it is known. `within`: a folder that no file may lie outside of.
+    that of the files, where it is known. `within`: a folder that no file may lie outside of. `on_slow` is told what is
+    being read or fetched once that has taken two seconds.
     """
     specs = list(specs)
     try:
-        with rlm_tools.Documents() as documents:
+        with rlm_tools.Documents(on_slow) as documents:
             urls = [spec for spec in specs if rlm_tools.is_url(spec)]
             if urls and within is not None:
                 hint = "download it into that folder"
@@ -4455,7 +4462,7 @@ def plain_announcement(node: Node) -> str | None:
     """
     run, options, context = node.run, node.run.options, node.context
     below = options.plain_below
-    own_tools = any(not tool.name.startswith("file_") for tool in run.tools)
+    own_tools = bool(run.servers) or any(not tool.name.startswith("file_") for tool in run.tools)
     if not below or node.depth or options.persistent or own_tools or context.value is None:
         return None
     if below == "auto":

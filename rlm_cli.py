@@ -937,15 +937,18 @@ def context_of(args: argparse.Namespace, shell: Invocation, *, prompt_is_stdin: 
         specs.append("-")
     if not specs:
         return None
-    context = read_context(args, specs, piped)
+    context = read_context(args, shell, specs, piped)
     show_notes(context, shell)
     return context
 
 
-def read_context(args: argparse.Namespace, specs: Sequence[str], stdin: bytes | None = None) -> rlm.Context:
+def read_context(
+    args: argparse.Namespace, shell: Invocation, specs: Sequence[str], stdin: bytes | None = None
+) -> rlm.Context:
     """The files, in the encoding that is configured, without the logs."""
     encoding = rlm_config.load_config(given_options(args), config=args.config).values["encoding"]
-    return rlm.read_context(specs, stdin=stdin, exclude=log_folder(args), encoding=encoding)
+    how: dict[str, Any] = {"exclude": log_folder(args), "encoding": encoding}
+    return rlm.read_context(specs, stdin=stdin, on_slow=lambda text: shell.terminal.write_line(f"rlm: {text}"), **how)
 
 
 def show_notes(context: rlm.Context, shell: Invocation) -> None:
@@ -1532,7 +1535,7 @@ class Chat:
         self.progress = progress
         if any(spec in _STDIN for spec in args.context or []):
             raise rlm.ConfigError("stdin is where a chat's prompts come from", hint="-c FILE")
-        self.context = read_context(args, args.context) if args.context else None
+        self.context = read_context(args, shell, args.context) if args.context else None
         self.said: list[tuple[str, str]] = []
         self.log = ""
         self.commands = {"vars": self.variables, "cost": self.cost, "save": self.save, "reset": self.reset}
@@ -1639,7 +1642,7 @@ class Chat:
         self.runtime.close()
         self.said = []
         if self.args.context:
-            self.context = read_context(self.args, self.args.context)
+            self.context = read_context(self.args, self.shell, self.args.context)
 
     def help(self, _: str) -> None:
         self.shell.terminal.write_line(_CHAT_HELP, lines=True)
@@ -2295,9 +2298,7 @@ def masked(secret: str) -> str:
 
 def declare_init(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [--user] [--force] [options to write down]"
-    parser.add_argument(
-        "--user", action="store_true", help="write the user's own file instead of ./rlm.toml"
-    )
+    parser.add_argument("--user", action="store_true", help="write the user's own file instead of ./rlm.toml")
     parser.add_argument("--force", action="store_true", help="overwrite an existing file")
     declare_options(parser, "options to write down; the others are there as comments")
 

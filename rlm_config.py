@@ -499,7 +499,8 @@ def parse_option(name: str, text: str, origin: str) -> Any:
         if kind.startswith("dict") or kind == "Any":
             return rlm_backends.from_json(text)
     except ValueError:
-        raise ConfigError(f"{origin}: {text!r} is not a valid {_KIND_WORDS.get(kind, 'JSON value')}") from None
+        valid = " or ".join((_KIND_WORDS.get(kind, "JSON value"), *OPTIONS[name].metadata["words"]))
+        raise ConfigError(f"{origin}: {text!r} is not a valid {valid}") from None
     return text
 
 

@@ -2038,7 +2038,7 @@ def relpath(path: str, start: str) -> str:
 
 # --- readers: documents and web pages as text -------------------------------------------------------------------------
 
-READER_SECONDS = 300.0  # for one document
+READER_SECONDS = 600.0  # for one document
 READER_MEMORY = 2 << 30  # bytes of a reader's process
 READER_TEXT = 200_000_000  # characters that a reader may make of a document
 DOCUMENT_LIMIT = 500_000_000  # bytes of a document
@@ -2049,6 +2049,7 @@ _DOCUMENTS = {
     ".pptx": "a PowerPoint file",
     ".epub": "an EPUB",
 }
+_SLOW_SECONDS = 2.0
 _INSTALL_DOCS = "pip install 'flat-rlm[docs]'"
 
 
@@ -2130,16 +2131,18 @@ class Documents:
     """Reads documents as text, each in a child process that it may crash, hang in, or fill: the host goes on.
 
     The process has none of the user's environment variables. It is started by the first document, and again after one
-    that ended it. `records`: what was read, for the journal.
+    that ended it. `records`: what was read, for the journal. `on_slow` is told of what takes longer than two seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_slow: Callable[[str], None] | None = None) -> None:
         self.records: list[dict[str, Any]] = []
-        self._plugins: list[Reader] | None = None
+        self._on_slow = on_slow
+        self._plugins: list[Reader] = []
         self._process: Any = None
         self._folder: Any = None
 
     def __enter__(self) -> Documents:
+        self._plugins = entry_point_readers()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -2149,11 +2152,8 @@ class Documents:
 
     def reader_for(self, name: str, head: bytes) -> Reader | None:
         """The reader of a file, None for one that is read as text or bytes; ToolError where it is missing."""
-        if self._plugins is None:
-            self._plugins = entry_point_readers()
-        for plugin in self._plugins:
-            if plugin.takes(name, head):
-                return plugin
+        if plugin := next((plugin for plugin in self._plugins if plugin.takes(name, head)), None):
+            return plugin
         if not (suffix := document_suffix(name, head)):
             return None
         if (reader := _markitdown(suffix)) is None:
@@ -2170,7 +2170,8 @@ class Documents:
             )
         path = self._copy(name, reader, blob)
         try:
-            text = self._converted(reader, path, name)
+            with self.waiting(f"{reader.label} is reading {name} ({len(blob):,} bytes)"):
+                text = self._converted(reader, path, name)
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(path)
@@ -2180,6 +2181,17 @@ class Documents:
         record = {"name": name, "bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
         self.records.append({**record, "reader": reader.label, "characters": len(text), **about})
         return text, f"read by {reader.label} into {len(text):,} characters"
+
+    @contextlib.contextmanager
+    def waiting(self, text: str) -> Iterator[None]:
+        """Say what is waited for, if it is for long."""
+        timer = threading.Timer(_SLOW_SECONDS, self._on_slow or (lambda text: None), [text])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     def _copy(self, name: str, reader: Reader, blob: bytes) -> str:
         """A private copy: a pipe or a page has no path, and what was judged is what is read."""
@@ -2343,7 +2355,8 @@ def read_url(url: str, documents: Documents, encoding: str | None = None) -> tup
     """What a web address holds, as text if it can be, and notes on it; it is recorded among the documents."""
     import hashlib
 
-    fetched = fetch(url)
+    with documents.waiting(f"fetching {redact_url(url)}"):
+        fetched = fetch(url)
     name, notes = fetched.addresses[0], [f"redirected to {to}" for to in fetched.addresses[1:]]
     about = {"url": name, "type": fetched.type, "redirects": fetched.addresses[1:]}
     base = fetched.addresses[-1].split("?")[0].split("#")[0].rstrip("/")

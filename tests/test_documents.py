@@ -279,6 +279,14 @@ def test_a_reader_s_prints_are_no_reply_and_the_next_document_is_read(plugin: Pa
     assert found.value == {"fine.rtf": "read: fine"} and "crashed over exit.rtf" in found.notes[1]
 
 
+def test_what_takes_long_is_said(plugin: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = threading.Event()
+    monkeypatch.setattr(rlm_tools, "_SLOW_SECONDS", 0.0)
+    (workspace / "a.rtf").write_text("{\\rtf hello")
+    assert rlm.read_context(["a.rtf"], on_slow=lambda text: said.set()).value == "read: hello"
+    assert said.wait(10)
+
+
 def test_a_reader_gets_no_key(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     shown = rich("environment").value
@@ -290,6 +298,8 @@ def test_a_plug_in_that_is_no_reader_is_named(plugin: Path, body: str) -> None:
     (plugin / "rlm_rtf.py").write_text(body)
     with pytest.raises(rlm.ConfigError, match="rtf"):
         rich("x")
+    with pytest.raises(rlm.ConfigError, match="rtf"):  # rather than files left out
+        rlm.read_context(["."])
 
 
 def test_the_reader_in_the_documentation_works(

@@ -109,8 +109,9 @@ def fails_first(bad: Any) -> Any:
         ("no idea", "it does not fit the schema"),
         ("", "it was empty"),
         (Turn('{"fee": 4', finish="length"), "it was cut off"),
+        (code("FINAL({'fee': 1})"), "it asked for a tool"),
     ],
-    ids=["schema", "empty", "cut"],
+    ids=["schema", "empty", "cut", "tool"],
 )
 def test_what_is_no_answer_goes_on_in_the_loop(openai: Server, bad: Any, said: str) -> None:
     openai.script = fails_first(bad)
@@ -161,7 +162,7 @@ def test_the_command_line_has_it(openai: Server, workspace: Path) -> None:
     ran = subprocess.run([*run, "Fee?", "--plain-below", "-1"], **how)
     assert ran.returncode == 2 and "plain_below" in ran.stderr
     ran = subprocess.run([*run, "Fee?", "--plain-below", "soon"], **how)
-    assert ran.returncode == 2 and "'soon' is not a valid whole number" in ran.stderr
+    assert ran.returncode == 2 and "'soon' is not a valid whole number or auto" in ran.stderr
 
 
 def test_a_project_that_is_not_trusted_may_not_route(workspace: Path) -> None:
