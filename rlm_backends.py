@@ -3169,25 +3169,20 @@ class _Hub:
         import shutil
 
         with self._locked(wait=False):
-            kept = self.index()
-            removed = {file for key, files in kept.items() if key == self.selector.lower() for file in files}
-            if self.selector and not removed:
-                raise BackendError(
-                    f"'hf:{self.repo}:{self.selector}' is not downloaded", code="not_found", hint="rlm models"
-                )
-            rest = (
-                {key: files for key, files in kept.items() if not removed.intersection(files)} if self.selector else {}
-            )
+            kept, key = self.index(), self.selector.lower()
+            removed = set(kept.get(key, ()))
+            rest = {name: files for name, files in kept.items() if key and not removed.intersection(files)}
             paths = [os.path.join(self.folder, file.path) for file in removed] if rest else _files_below(self.folder)
-            if not paths:
-                raise BackendError(f"nothing of {self.repo!r} is downloaded", code="not_found", hint="rlm models")
+            if not paths or (key and not removed):
+                what = f"'hf:{self.repo}:{self.selector}' is not" if key else f"nothing of {self.repo!r} is"
+                raise BackendError(f"{what} downloaded", code="not_found", hint="rlm models")
             size = sum(map(_size_of, paths))
-            if rest:
-                self._write_index(rest)
-                for path in paths:
-                    os.unlink(path)
-            else:
+            if not rest:
                 shutil.rmtree(self.folder)
+                return size
+            self._write_index(rest)
+            for path in paths:
+                os.unlink(path)
             return size
 
     @contextlib.contextmanager
@@ -3501,7 +3496,6 @@ class _Agent(NamedTuple):
     """How to run a coding agent for one prompt, without its own tools."""
 
     arguments: str  # {folder} has system.md and policy.toml in it
-    model_flag: str
     keys: tuple[str, ...]  # the provider keys that it may sign in with; others are not handed to it
     parse: Callable[[str], _Output]
     install: str
@@ -3575,7 +3569,6 @@ _AGENTS = {
     "claude": _Agent(
         "-p --output-format json --max-turns 1 --tools '' --strict-mcp-config --safe-mode --no-session-persistence"
         " --system-prompt-file {folder}/system.md",
-        "--model",
         ("ANTHROPIC_API_KEY", "AWS_BEARER_TOKEN_BEDROCK"),
         _parse_claude,
         "npm install -g @anthropic-ai/claude-code",
@@ -3592,7 +3585,6 @@ _AGENTS = {
             f" -c features.{name}=false"
             for name in ("shell_tool", "unified_exec", "apps", "plugins", "hooks", "multi_agent", "view_image", "goals")
         ),
-        "--model",
         ("CODEX_API_KEY", "OPENAI_API_KEY"),
         _parse_codex,
         "npm install -g @openai/codex",
@@ -3602,7 +3594,6 @@ _AGENTS = {
     "gemini": _Agent(
         "--output-format json --skip-trust --extensions none --allowed-mcp-server-names none"
         " --policy {folder}/policy.toml",
-        "--model",
         ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
         _parse_gemini,
         "npm install -g @google/gemini-cli",
@@ -3627,13 +3618,13 @@ def agents(environ: Mapping[str, str] | None = None) -> list[tuple[str, str | No
 
 def _agent_backend(model: str, env: _Environ, options: BackendOptions) -> SubprocessBackend:
     """The backend for `cli:NAME` or `cli:NAME/MODEL` (or NAME:MODEL)."""
+    import shutil
+
     name, _, model_argument = model.removeprefix("cli:").replace(":", "/", 1).partition("/")
     agent = _AGENTS.get(name)
     if agent is None:
         hint = " or ".join(f"cli:{known}" for known in _AGENTS)
         raise BackendError(f"unknown coding agent {model!r}", code="config", hint=hint)
-    import shutil
-
     program = shutil.which(name, path=env.get("PATH"))
     if program is None:
         hint = f"{agent.install}, then sign in: {agent.sign_in}"
@@ -3789,7 +3780,7 @@ class SubprocessBackend(HTTPBackend):
             with open(os.path.join(folder, name), "wb") as file:
                 file.write(text.encode("utf-8", "replace"))
         words = [word.replace("{folder}", folder) for word in shlex.split(self._agent.arguments)]
-        return [*self._words, *words, *([self._agent.model_flag, self._model_argument] if self._model_argument else [])]
+        return [*self._words, *words, *(["--model", self._model_argument] if self._model_argument else [])]
 
     def _start(self, words: list[str], folder: str, stdin: Any, stdout: Any, stderr: Any) -> Any:
         import subprocess
