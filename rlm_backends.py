@@ -342,9 +342,9 @@ class HTTPBackend:
         self._key = key.secret
         self._how = how
         self._reconnect: Callable[[str], HTTPBackend] | None = None
-        self._be(model)
+        self._set_model(model)
 
-    def _be(self, model: str) -> None:
+    def _set_model(self, model: str) -> None:
         """Set the model, and reset what was learnt about another."""
         facts = _facts(model)
         self.model = model
@@ -382,7 +382,7 @@ class HTTPBackend:
 
     def _sibling(self, model: str) -> HTTPBackend:
         made = copy.copy(self)
-        made._be(model)
+        made._set_model(model)
         return made
 
     def close(self) -> None:
@@ -433,10 +433,10 @@ class HTTPBackend:
         ask = Request(messages, tools, max_tokens, response_schema, stream, params, defaults, on_progress)
         state = CallState(self.provider, self._how.timeout, deadline, cancel)
         with _watch.watching(state):
-            self._ready(state)
+            self._prepare(state)
             return (_cached if self._how.cache else _live)(self, ask, state, on_text)
 
-    def _ready(self, state: CallState) -> None:
+    def _prepare(self, state: CallState) -> None:
         """Prepare the server; called before anything is sent."""
 
     def _request(self, ask: Request) -> tuple[str, dict[str, str], dict[str, Any]]:
@@ -453,7 +453,7 @@ class HTTPBackend:
             headers["anthropic-version"] = "2023-06-01"  # the later ones refuse these
         return url, headers, _WIRES[self.wire].body(self, ask)
 
-    def _room(self, ask: Request, state: CallState) -> contextlib.AbstractContextManager[None]:
+    def _hold_capacity(self, ask: Request, state: CallState) -> contextlib.AbstractContextManager[None]:
         """Hold what an attempt needs besides its place at the limiter."""
         return contextlib.nullcontext()
 
@@ -761,7 +761,7 @@ def _live(backend: HTTPBackend, ask: Request, state: CallState, on_text: Callabl
         def send(request: tuple[str, dict[str, str], bytes] = request) -> ResponseBuilder:
             builder = _WIRES[backend.wire].builder(backend, on_text)
             builder.on_progress = ask.on_progress
-            with backend._room(ask, state):
+            with backend._hold_capacity(ask, state):
                 return backend._attempt(link, state, request, builder)
 
         try:
@@ -2884,7 +2884,7 @@ class _LocalModel(HTTPBackend):
             raise BackendError(f"{self.model!r} serves no other model than itself", code="config", hint=hint)
         return self
 
-    def _ready(self, state: CallState) -> None:
+    def _prepare(self, state: CallState) -> None:
         with _serving:
             served = _served.get(self.path)
             if served is not None and served.process.poll() is not None:
@@ -2893,7 +2893,7 @@ class _LocalModel(HTTPBackend):
             served = _served[self.path] = served or self._serve(state)
         self.base_url, self._key, self._shared = f"{served.url}/v1", served.key, served.shared
 
-    def _room(self, ask: Request, state: CallState) -> contextlib.AbstractContextManager[None]:
+    def _hold_capacity(self, ask: Request, state: CallState) -> contextlib.AbstractContextManager[None]:
         tokens = estimate_tokens(ask.messages, ask.tools) + min(ask.max_tokens or _ANSWER_ROOM, _ANSWER_ROOM)
         return self._shared.reserve(state, tokens)
 
@@ -3656,10 +3656,10 @@ class SubprocessBackend(HTTPBackend):
         row = Provider("cli", "a program", "", (), (), {"notools": "", "noimages": ""})
         super().__init__(row, model or "", f"cli://{self._name.removeprefix('cli:')}", _Key(_Secret(""), None), options)
 
-    def _be(self, model: str) -> None:
+    def _set_model(self, model: str) -> None:
         if model and not re.fullmatch(r"[A-Za-z0-9][\w.:/@+\[\]-]{0,99}", model):  # it becomes an argument
             raise BackendError(f"invalid model name {model[:100]!r}", code="config", hint=f"{self._name}/MODEL")
-        super()._be(model)
+        super()._set_model(model)
         self._model_argument, self.parameters, self._inspected = model, None, True
         self.model = f"{self._name}/{model}" if model else self._name
         self.price_known = self.price_known or (self._agent is not None and self._agent.reports_cost)
