@@ -750,9 +750,17 @@ def schema_of(kind: Any) -> Schema:
     return kind
 
 
-_SCHEMAS: dict[str, type] = {  # the keywords that hold several schemas, by name or in order
-    **dict.fromkeys(("properties", "patternProperties", "$defs", "definitions"), dict),
-    **dict.fromkeys(("anyOf", "oneOf", "allOf", "prefixItems"), list),
+_NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
+_LISTED_SCHEMAS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_KEYWORDS: dict[str, Schema] = {  # what each keyword of a schema may be
+    **{word: {"type": "object"} for word in _NAMED_SCHEMAS},
+    **{word: {"type": "array"} for word in _LISTED_SCHEMAS},
+    **{word: {"type": "number"} for word in _BOUNDS},
+    "multipleOf": {"type": "number", "exclusiveMinimum": 0},
+    "type": {"anyOf": [{"enum": [*_TYPES]}, {"type": "array", "items": {"enum": [*_TYPES]}}]},
+    "enum": {"type": "array"},
+    "required": {"type": "array", "items": {"type": "string"}},
+    "pattern": {"type": "string"},
 }
 
 
@@ -769,32 +777,24 @@ def _schema_problem(schema: Schema) -> str:
             return f"{path} cannot be {_shown(part)}"
         for word, value in part.items() if isinstance(part, dict) else ():
             at = f"{path}.{word}" if path else word
-            if not _fits_keyword(word, value):
+            if validate(_KEYWORDS.get(word, {}), value, coerce=False)[1] or (
+                word == "pattern" and not _is_regex(value)
+            ):
                 return f"{at} cannot be {_shown(value)}"
-            if word in _SCHEMAS:
-                named = value.items() if isinstance(value, dict) else enumerate(value)
-                waiting += [(f"{at}.{name}", inner) for name, inner in named]
+            if word in _NAMED_SCHEMAS:
+                waiting += [(f"{at}.{name}", inner) for name, inner in value.items()]
+            elif word in _LISTED_SCHEMAS:
+                waiting += [(f"{at}.{index}", inner) for index, inner in enumerate(value)]
             elif word in ("items", "additionalProperties", "not"):
                 waiting.append((at, value))
     return ""
 
 
-def _fits_keyword(word: str, value: Any) -> bool:
-    if word in _SCHEMAS:
-        return isinstance(value, _SCHEMAS[word])
-    if word == "type":
-        names = value if isinstance(value, list) else [value]
-        return all(isinstance(name, str) and name in _TYPES for name in names)
-    if word in _BOUNDS:
-        return _TYPES["number"](value) and (word != "multipleOf" or value > 0)
-    if word == "pattern":
-        try:
-            return isinstance(value, str) and bool(re.compile(value))
-        except re.error:
-            return False
-    if word == "required":
-        return isinstance(value, list) and all(isinstance(name, str) for name in value)
-    return word != "enum" or isinstance(value, list)
+def _is_regex(pattern: str) -> bool:
+    try:
+        return bool(re.compile(pattern))
+    except re.error:
+        return False
 
 
 def construct(kind: Any, value: Any) -> Any:
@@ -1229,9 +1229,9 @@ class _Files:
         literal = next((index for index, part in enumerate(parts) if re.search(_WILD, part)), len(parts))
         exists = os.path.lexists(os.path.join(self.cwd, pattern))  # `[id].tsx` may be a name
         if literal == len(parts) or exists:  # a file, or a folder, which stands for all that is in it
-            return [(os.path.normpath(os.path.join(*self.resolve(pattern))), [_glob(["**"])])]
+            return [(os.path.normpath(os.path.join(*self.resolve(pattern))), _globs("**"))]
         rest = ["**", *parts] if len(parts) == 1 else parts[literal:]
-        globs = [_glob(expanded.split("/")) for expanded in _expanded("/".join(rest))]
+        globs = _globs("/".join(rest))
         bases = [self.cwd, *(root for root in self.roots if not is_under(root, self.cwd))]
         prefix = "/".join(parts[:literal]) + "/" if literal else ""
         named = {path: os.path.realpath(path) for path in (os.path.join(base, prefix) for base in bases)}
@@ -1300,7 +1300,14 @@ class _Files:
     def matches(self, regex: str, pattern: str) -> tuple[list[dict[str, Any]], str, int]:
         """Matching lines (one more than the limit if there are more), why it stopped early, how many files."""
         paths = self.paths(pattern)
-        rows, stopped = _grep(regex, self.blocks(paths), MATCH_LIMIT + 1, SEARCH_SECONDS)
+        if len(regex) > PATTERN_LIMIT:
+            raise ValueError(f"the regex is longer than {PATTERN_LIMIT:,} characters")
+        if not _searching.acquire(timeout=SEARCH_SECONDS):
+            raise ToolError(f"{SEARCHES} searches are running already")
+        try:
+            rows, stopped = _grep(regex, self.blocks(paths), MATCH_LIMIT + 1, SEARCH_SECONDS)
+        finally:
+            _searching.release()
         return [{"path": path, "line": line, "text": text} for path, line, text in rows], stopped, len(paths)
 
     def blocks(self, paths: Iterable[str]) -> Iterator[tuple[str, int, bytes]]:
@@ -1363,29 +1370,24 @@ def _kind(entry: os.DirEntry[str]) -> str:
 Glob = list[Callable[[str], Any] | None]  # a test for each name of a path; None stands for `**`, any number of names
 
 
-def _glob(parts: list[str]) -> Glob:
+def _globs(pattern: str) -> list[Glob]:
     from fnmatch import translate  # its regexes do not backtrack
 
-    skips = [part for n, part in enumerate(parts) if part != "**" or parts[n - 1 : n] != ["**"]]
-    return [None if part == "**" else re.compile(translate(part)).match for part in skips]
+    tests = functools.cache(lambda part: None if part == "**" else re.compile(translate(part)).match)
+    return [[tests(part) for part in expanded.split("/")] for expanded in _expanded(pattern)]
 
 
 def _matches(glob: Glob, names: list[str]) -> bool:
-    """Whether the names fit the glob: goes through both at once, keeping all places in the glob that it may be at."""
-
-    def with_skips(places: Iterable[int]) -> set[int]:
-        reached = set()
-        for place in places:
-            reached.add(place)
-            if place < len(glob) and glob[place] is None:
-                reached.add(place + 1)
-        return reached
-
-    places = with_skips([0])
-    for name in names:
-        open_places = [(place, glob[place]) for place in places if place < len(glob)]
-        places = with_skips(place + (test is not None) for place, test in open_places if test is None or test(name))
-    return len(glob) in places
+    """Whether the names fit the glob, in time proportional to the product of their lengths."""
+    ends = {0}  # how many names the parts of the glob so far may stand for
+    for test in glob:
+        if not ends:
+            return False
+        if test is None:
+            ends = set(range(min(ends), len(names) + 1))
+        else:
+            ends = {end + 1 for end in ends if end < len(names) and test(names[end])}
+    return len(names) in ends
 
 
 def _expanded(pattern: str, most: int = 256) -> list[str]:
@@ -1675,27 +1677,17 @@ for row in iter(read.readline, b""):
 """
 
 
-def _grep(
-    regex: str, blocks: Iterable[tuple[str, int, bytes]], most: int, seconds: float
-) -> tuple[list[tuple[str, int, str]], str]:
-    """The first matching lines, and why it stopped early if it did. In a process that can be killed: nothing else stops
-    a regex that backtracks without end, and it would hold up every other thread."""
-    if len(regex) > PATTERN_LIMIT:
-        raise ValueError(f"the regex is longer than {PATTERN_LIMIT:,} characters")
-    if not _searching.acquire(timeout=seconds):
-        raise ToolError(f"{SEARCHES} searches are running already")
-    try:
-        return _grepped(regex, blocks, most, seconds)
-    finally:
-        _searching.release()
-
-
 _searching = threading.BoundedSemaphore(SEARCHES)
 
 
-def _grepped(
+def _grep(
     regex: str, blocks: Iterable[tuple[str, int, bytes]], most: int, seconds: float
 ) -> tuple[list[tuple[str, int, str]], str]:
+    """The first matching lines, and why it stopped early if it did.
+
+    It runs in a process that can be killed: nothing else stops a regex that backtracks without end, and it would hold
+    up every other thread.
+    """
     import subprocess
     import tempfile
 
@@ -1987,7 +1979,7 @@ class _ContextFolder(_Files):
         try:
             if len(self.pattern) > PATTERN_LIMIT:
                 raise ValueError(f"longer than {PATTERN_LIMIT:,} characters")
-            globs = [_glob(pattern.split("/")) for pattern in _expanded(self.pattern or "**")]
+            globs = _globs(self.pattern or "**")
         except ValueError as error:
             raise self.nothing(f"cannot be used: {error}") from None
         hidden = not self.pattern or re.search(r"(^|[/{,])\.", self.pattern)
