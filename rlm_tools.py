@@ -5,8 +5,9 @@
 """Tools: functions that a model, and code in the REPL, can call.
 
 `Tool` and `@tool` describe a function to a model; `call_tool` checks the arguments against the JSON Schema and runs it,
-plain or `async`. Below them: the schema checker (it serves typed answers too), the built-in file tools, tools from
-files, modules and entry points, and Snipara's. A leaf: imports nothing of ours, needs the standard library only.
+plain or `async`; `load_tools` imports tools from files and modules. Below them: the schema checker (which also checks
+typed answers), the built-in file tools, context files, readers of documents and web pages, and Snipara's tools. A leaf:
+imports nothing of ours, needs only the standard library.
 
 Not covered: of JSON Schema `if`/`then`/`else`, `dependent*`, `unevaluated*`, `format` and references to other documents
 (these are ignored); a hard link inside an allowed folder to a file outside it is read like any other file.
@@ -17,7 +18,9 @@ from __future__ import annotations
 import builtins
 import contextlib
 import dataclasses
+import enum
 import functools
+import itertools
 import json
 import keyword
 import math
@@ -157,78 +160,82 @@ def from_signature(
     return Tool(name, description, parameters, handler, render=render, source=source)
 
 
-# --- JSON from outside: the same lines in each module that stands alone -------------------------------------------
-
-JSON_VALUES = 300_000  # of one text: a list takes two characters of it, and up to a hundred bytes of memory
-JSON_DEPTH = 100
-JSON_DIGITS = 4_300  # of an integer: a longer one cannot be printed
+# --- @tool ----------------------------------------------------------------------------------------------------------
 
 
-def from_json(
-    data: str | bytes | bytearray,
-    *,
-    values: int = JSON_VALUES,
-    depth: int = JSON_DEPTH,
-    strict: bool = True,
-    constant: Callable[[str], Any] | None = None,
-) -> Any:
-    """What JSON (bytes are UTF-8) says; ValueError if it is none, or has more values, levels or digits than it may.
-
-    `strict=False` takes raw line breaks in strings; `constant` makes something of NaN and Infinity, which are refused.
-    """
-    if len(data) > values and _count_json(data, values) > values:
-        raise ValueError(f"more than {values:,} values")
-    text = data if isinstance(data, str) else data.decode("utf-8-sig")
-    try:
-        value = json.loads(text, strict=strict, parse_int=_json_int, parse_constant=constant or _no_constant)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    check_depth(value, depth)
-    return value
+@typing.overload
+def tool(function: Callable[..., Any], /) -> Tool: ...
+@typing.overload
+def tool(*, name: str = "", description: str = "") -> Callable[[Callable[..., Any]], Tool]: ...
+def tool(function: Callable[..., Any] | None = None, /, *, name: str = "", description: str = "") -> Any:
+    """Make a Tool from a function's name, docstring (with an `Args:` section) and annotations."""
+    if function is None:
+        return lambda decorated: _tool_of(decorated, name, description)
+    return _tool_of(function, name, description)
 
 
-def check_depth(value: Any, depth: int = JSON_DEPTH) -> None:
-    """ValueError for a list or an object with more levels than that."""
-    level = [value]
-    for _ in range(depth + 1):
-        inner = [item.values() if type(item) is dict else item for item in level if type(item) in (dict, list)]
-        if not inner:
-            return
-        level = [item for items in inner for item in items]
-    raise ValueError(f"nested more than {depth} deep")
+def _tool_of(function: Callable[..., Any], name: str, description: str) -> Tool:
+    import inspect
+
+    name = name or getattr(function, "__name__", "")
+    about, notes = _docstring_parts(inspect.getdoc(function) or "")
+    handler = _Typed(function)
+    properties: dict[str, Schema] = {}
+    required: list[str] = []
+    parameters: Schema = {"type": "object", "properties": properties, "required": required}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            parameters["additionalProperties"] = True
+            continue
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
+            raise ToolError(f"tool {name!r}: parameter {str(parameter)!r} cannot be given by name, as models do")
+        schema = schema_of(handler.hints.get(parameter.name, Any))
+        about_it = {"description": notes[parameter.name]} if parameter.name in notes else {}
+        properties[parameter.name] = {**schema, **about_it}
+        if parameter.default is parameter.empty:
+            required.append(parameter.name)
+        else:
+            properties[parameter.name] |= _default(parameter.default)
+    return Tool(name, description or about or name, parameters, handler, source=function.__module__)
 
 
-def _count_json(data: str | bytes | bytearray, enough: int) -> int:
-    """At least how many values there are, not counted much beyond `enough`."""
-    count = sum(map(data.count, ",[{" if isinstance(data, str) else (b",", b"[", b"{")))  # type: ignore[arg-type]
-    if count <= enough:
-        return count
-    if isinstance(data, str):
-        data = data.encode("utf-8", "surrogatepass")
-    count, quoted, rest = 0, False, b""
-    for start in range(0, len(data), 1 << 16):
-        piece = rest + data[start : start + (1 << 16)]
-        rest = b"\\" if (len(piece) - len(piece.rstrip(b"\\"))) % 2 else b""  # it may escape the next piece's first
-        piece = piece[: len(piece) - len(rest)].replace(b"\\\\", b"").replace(b'\\"', b"")
-        parts = piece.translate(None, _NO_JSON_MARKS).split(b'"')
-        count += sum(map(len, parts[quoted::2]))
-        quoted ^= len(parts) % 2 == 0
-        if count > enough:
-            break
-    return count
+class _Typed:
+    """Calls a function with JSON data converted to its annotated types."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        import inspect
+
+        self.function = function
+        self.hints = _hints(function if inspect.isroutine(function) else type(function).__call__)
+
+    def __call__(self, **arguments: Any) -> Any:
+        return self.function(**{name: construct(self.hints.get(name, Any), item) for name, item in arguments.items()})
+
+    def __reduce__(self) -> Any:
+        """Pickle a reference to the decorated name, which now means the tool and not the function."""
+        place = getattr(self.function, "__module__", ""), getattr(self.function, "__qualname__", "")
+        named = getattr(sys.modules.get(place[0]), place[1], None)
+        if isinstance(named, Tool) and named.handler is self and place[0] != "__main__":
+            return _handler_of, place
+        return _Typed, (self.function,)
 
 
-_NO_JSON_MARKS = bytes(set(range(256)) - set(b'",[{'))
+def _handler_of(module: str, name: str) -> Any:
+    import importlib
+
+    return getattr(importlib.import_module(module), name).handler
 
 
-def _json_int(text: str) -> int:
-    if len(text) > JSON_DIGITS:
-        raise ValueError(f"a number of {len(text):,} digits")
-    return int(text)
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+def _docstring_parts(text: str) -> tuple[str, dict[str, str]]:
+    """A docstring's description, and its text on each parameter (Google's `Args:` or Sphinx's `:param x:`)."""
+    head, _, tail = text.partition("\nArgs:\n")
+    section = re.split(r"\n(?=\S)", tail, maxsplit=1)[0]
+    notes = dict(re.findall(r":param (?:[^:\n]+ )?(\w+): *([^\n]+)", head))
+    entry = r"^ {2,8}\*{0,2}(\w+)(?: *\([^)\n]*\))?: *(.+(?:\n {5,}.+)*)"
+    for name, about in re.findall(entry, section, re.MULTILINE):
+        notes[name] = " ".join(about.split())
+    head = re.split(r"\n *(?::\w|(?:Returns|Raises|Yields|Examples?):\n)", head)[0]
+    return head.strip(), notes
 
 
 # --- calling one --------------------------------------------------------------------------------------------------
@@ -362,7 +369,7 @@ def _on_thread(work: Callable[[], Any], seconds: float | None = None) -> Any:
 
 def plain_data(value: Any) -> Any:
     """Convert dataclasses, models, enums, paths and times, at any depth, to plain data that a sandbox accepts."""
-    if _is_enum(value):
+    if isinstance(value, enum.Enum):
         return value.value
     if value is None or isinstance(value, (str, int, float, bool, bytes)):
         return value
@@ -380,11 +387,6 @@ def plain_data(value: Any) -> Any:
     if callable(stamp := getattr(value, "isoformat", None)):
         return stamp()
     return list(map(plain_data, value)) if isinstance(value, Iterator) else str(value)
-
-
-def _is_enum(value: Any) -> bool:
-    module = sys.modules.get("enum")
-    return module is not None and isinstance(value, module.Enum)
 
 
 def render(value: Any) -> str:
@@ -448,6 +450,118 @@ def _key_text(key: Any) -> str:
     if key is None or isinstance(key, bool):
         return json.dumps(key)
     return str(json_safe(key)) if isinstance(key, int) else repr(key)
+
+
+# --- tools from files, modules and installed packages ---------------------------------------------------------------
+
+IMPORT_SECONDS = 20.0
+
+
+def load_tools(spec: Any) -> list[Tool]:
+    """The tools of a file (`tools.py`), a module (`package.module`), a name in it (`module:name`), or a function."""
+    if isinstance(spec, Tool) or not isinstance(spec, (str, os.PathLike)):
+        if not callable(spec):
+            raise ToolError(f"not a tool: {_shown(spec)}", hint="give Tool objects, functions, files or modules")
+        return [spec if isinstance(spec, Tool) else tool(spec)]
+    spec = os.fspath(spec)
+    if spec.endswith(".py") or "/" in spec or os.sep in spec:
+        path = os.path.abspath(os.path.expanduser(spec))
+        if not os.path.isfile(path):
+            raise ToolError(f"no such tools file: {spec!r}", hint="give a file.py or a package.module")
+        try:
+            open_given(path).close()
+        except OSError as error:
+            raise ToolError(f"cannot read {spec!r}: {error.strerror}") from None
+        return _collected(_imported(spec, lambda: _module_of_file(path)), spec)
+    module, _, name = spec.partition(":")
+    import importlib
+
+    found = _imported(spec, lambda: importlib.import_module(module))
+    if name and not hasattr(found, name):
+        raise ToolError(f"tools plug-in {spec!r}: the module has no {name!r}")
+    return _collected(getattr(found, name) if name else found, spec)
+
+
+def entry_point_tools() -> list[Tool]:
+    """The tools of installed packages that name some in the entry-point group `rlm.tools`."""
+    if not _names_group(sys.path, b"rlm.tools"):
+        return []
+    from importlib.metadata import entry_points
+
+    tools: list[Tool] = []
+    for point in sorted(entry_points(group="rlm.tools"), key=lambda point: point.name):
+        source = f"{point.dist.name if point.dist else point.value} (entry point {point.name!r})"
+        tools += _collected(_imported(source, point.load), source)
+    return tools
+
+
+def _names_group(places: Iterable[str], group: bytes) -> bool:
+    """Whether a package there may have such plug-ins. It reads the files because importlib.metadata takes 15 ms."""
+    for place in places:
+        try:
+            names = os.listdir(place or ".")
+        except NotADirectoryError:
+            return True  # a zip file
+        except OSError:
+            continue
+        for name in names:
+            if name.endswith((".dist-info", ".egg-info")):
+                with contextlib.suppress(OSError), open(os.path.join(place, name, "entry_points.txt"), "rb") as file:
+                    if group in file.read():
+                        return True
+    return False
+
+
+def _module_of_file(path: str) -> Any:
+    """Import a file under a unique name; during the import its folder is last on sys.path."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("_rlm_tools" + re.sub(r"\W", "_", path), path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"not a Python file: {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    sys.path.append(os.path.dirname(path))
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
+    finally:
+        sys.path.remove(os.path.dirname(path))
+    return module
+
+
+def _imported(source: str, load: Callable[[], Any]) -> Any:
+    """The result of a plug-in's import; any error or timeout becomes a ToolError that names the plug-in."""
+    try:
+        return _on_thread(load, IMPORT_SECONDS)
+    except KeyboardInterrupt:
+        raise
+    except TimeoutError:
+        raise ToolError(f"tools plug-in {source!r}: its import took longer than {IMPORT_SECONDS:g} s") from None
+    except BaseException as error:  # a plug-in's module may raise anything, SystemExit too
+        import traceback
+
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        problem = f"tools plug-in {source!r} cannot be imported: {type(error).__name__}: {error}"
+        raise ToolError(problem, hint=f"see {place.filename}, line {place.lineno}") from error
+
+
+def _collected(found: Any, source: str) -> list[Tool]:
+    """The tools in a plug-in's object: a tool, a list of tools, a function that returns them, or a module."""
+    if isinstance(found, Tool):
+        found = [found]
+    elif isinstance(found, type(sys)):
+        listed = getattr(found, "TOOLS", None)
+        found = listed if listed is not None else [item for item in vars(found).values() if isinstance(item, Tool)]
+    elif callable(found):
+        found = _imported(source, found)
+    items = list(found) if isinstance(found, Iterable) and not isinstance(found, (str, Mapping)) else []
+    if not items or not all(isinstance(item, Tool) for item in items):
+        hint = "decorate functions with @tool (from rlm import tool), or list Tool objects in TOOLS"
+        raise ToolError(f"tools plug-in {source!r} has no tools", hint=hint)
+    return [dataclasses.replace(item, source=source) for item in dict.fromkeys(items)]
 
 
 # --- checking data against a JSON Schema --------------------------------------------------------------------------
@@ -744,7 +858,7 @@ Shape = tuple[
 
 
 def schema_of(kind: Any) -> Schema:
-    """The JSON Schema of a type: dataclass, TypedDict, pydantic model, enum, `list[int]`, `X | None`. A dict is checked."""
+    """The JSON Schema of a type: dataclass, TypedDict, pydantic model, enum, `list[int]`, `X | None`; a dict is one"""
     if not isinstance(kind, dict):
         return _shape(kind)[0]
     if problem := _schema_problem(kind):
@@ -939,84 +1053,6 @@ def _default(value: Any) -> Schema:
 def _choices(values: list[Any]) -> Schema:
     kinds = _unique(map(_type_word, values))
     return {**({"type": kinds[0]} if len(kinds) == 1 and kinds[0] in _TYPES else {}), "enum": values}
-
-
-# --- @tool ----------------------------------------------------------------------------------------------------------
-
-
-@typing.overload
-def tool(function: Callable[..., Any], /) -> Tool: ...
-@typing.overload
-def tool(*, name: str = "", description: str = "") -> Callable[[Callable[..., Any]], Tool]: ...
-def tool(function: Callable[..., Any] | None = None, /, *, name: str = "", description: str = "") -> Any:
-    """Make a Tool from a function's name, docstring (with an `Args:` section) and annotations."""
-    if function is None:
-        return lambda decorated: _tool_of(decorated, name, description)
-    return _tool_of(function, name, description)
-
-
-def _tool_of(function: Callable[..., Any], name: str, description: str) -> Tool:
-    import inspect
-
-    name = name or getattr(function, "__name__", "")
-    about, notes = _docstring_parts(inspect.getdoc(function) or "")
-    handler = _Typed(function)
-    properties: dict[str, Schema] = {}
-    required: list[str] = []
-    parameters: Schema = {"type": "object", "properties": properties, "required": required}
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            parameters["additionalProperties"] = True
-            continue
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
-            raise ToolError(f"tool {name!r}: parameter {str(parameter)!r} cannot be given by name, as models do")
-        schema = schema_of(handler.hints.get(parameter.name, Any))
-        about_it = {"description": notes[parameter.name]} if parameter.name in notes else {}
-        properties[parameter.name] = {**schema, **about_it}
-        if parameter.default is parameter.empty:
-            required.append(parameter.name)
-        else:
-            properties[parameter.name] |= _default(parameter.default)
-    return Tool(name, description or about or name, parameters, handler, source=function.__module__)
-
-
-class _Typed:
-    """Calls a function with JSON data converted to its annotated types."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        import inspect
-
-        self.function = function
-        self.hints = _hints(function if inspect.isroutine(function) else type(function).__call__)
-
-    def __call__(self, **arguments: Any) -> Any:
-        return self.function(**{name: construct(self.hints.get(name, Any), item) for name, item in arguments.items()})
-
-    def __reduce__(self) -> Any:
-        """Pickle a reference to the decorated name, which now means the tool and not the function."""
-        place = getattr(self.function, "__module__", ""), getattr(self.function, "__qualname__", "")
-        named = getattr(sys.modules.get(place[0]), place[1], None)
-        if isinstance(named, Tool) and named.handler is self and place[0] != "__main__":
-            return _handler_of, place
-        return _Typed, (self.function,)
-
-
-def _handler_of(module: str, name: str) -> Any:
-    import importlib
-
-    return getattr(importlib.import_module(module), name).handler
-
-
-def _docstring_parts(text: str) -> tuple[str, dict[str, str]]:
-    """A docstring's description, and its text on each parameter (Google's `Args:` or Sphinx's `:param x:`)."""
-    head, _, tail = text.partition("\nArgs:\n")
-    section = re.split(r"\n(?=\S)", tail, maxsplit=1)[0]
-    notes = dict(re.findall(r":param (?:[^:\n]+ )?(\w+): *([^\n]+)", head))
-    entry = r"^ {2,8}\*{0,2}(\w+)(?: *\([^)\n]*\))?: *(.+(?:\n {5,}.+)*)"
-    for name, about in re.findall(entry, section, re.MULTILINE):
-        notes[name] = " ".join(about.split())
-    head = re.split(r"\n *(?::\w|(?:Returns|Raises|Yields|Examples?):\n)", head)[0]
-    return head.strip(), notes
 
 
 # --- files: confined to the allowed folders -------------------------------------------------------------------------
@@ -1460,7 +1496,10 @@ def text_of(blob: bytes, encoding: str | None = None) -> tuple[str | bytes, str]
     `encoding`: overrides detection.
     """
     if encoding:
-        text = blob.decode("utf-8-sig" if _is_utf_8(encoding) else encoding, "replace").replace("\r\n", "\n")
+        import codecs
+
+        is_utf_8 = codecs.lookup(encoding).name == "utf-8"
+        text = blob.decode("utf-8-sig" if is_utf_8 else encoding, "replace").replace("\r\n", "\n")
         return text, _lost(text, encoding)
     guess = encoding_of(blob[:_HEAD])
     if guess == "utf-8":
@@ -1474,12 +1513,6 @@ def text_of(blob: bytes, encoding: str | None = None) -> tuple[str | bytes, str]
     guessed = f"not UTF-8: read as {guess}, which is a guess (--encoding NAME says it)"
     text = _decoded(blob.removeprefix(_UTF_8_MARK)) if guess == "cp1252" else blob.decode(guess, "replace")
     return text.replace("\r\n", "\n"), _lost(text, guess) if guess.startswith("utf-") else guessed
-
-
-def _is_utf_8(encoding: str) -> bool:
-    import codecs
-
-    return codecs.lookup(encoding).name == "utf-8"
 
 
 def _lost(text: str, encoding: str) -> str:
@@ -1627,12 +1660,7 @@ def truncate(line: str, limit: int = LINE_LIMIT) -> str:
 
 def lines_that_fit(lines: list[str]) -> int:
     """The number of lines that fit into VIEW_LIMIT."""
-    total = 0
-    for count, line in enumerate(lines):
-        total += len(line) + 1
-        if total > VIEW_LIMIT:
-            return count
-    return len(lines)
+    return sum(total <= VIEW_LIMIT for total in itertools.accumulate(len(line) + 1 for line in lines))
 
 
 _SEARCHER = """
@@ -2551,118 +2579,6 @@ def _tls() -> Any:
     return context
 
 
-# --- tools from files, modules and installed packages ---------------------------------------------------------------
-
-IMPORT_SECONDS = 20.0
-
-
-def load_tools(spec: Any) -> list[Tool]:
-    """The tools of a file (`tools.py`), a module (`package.module`), a name in it (`module:name`), or a function."""
-    if isinstance(spec, Tool) or not isinstance(spec, (str, os.PathLike)):
-        if not callable(spec):
-            raise ToolError(f"not a tool: {_shown(spec)}", hint="give Tool objects, functions, files or modules")
-        return [spec if isinstance(spec, Tool) else tool(spec)]
-    spec = os.fspath(spec)
-    if spec.endswith(".py") or "/" in spec or os.sep in spec:
-        path = os.path.abspath(os.path.expanduser(spec))
-        if not os.path.isfile(path):
-            raise ToolError(f"no such tools file: {spec!r}", hint="give a file.py or a package.module")
-        try:
-            open_given(path).close()
-        except OSError as error:
-            raise ToolError(f"cannot read {spec!r}: {error.strerror}") from None
-        return _collected(_imported(spec, lambda: _module_of_file(path)), spec)
-    module, _, name = spec.partition(":")
-    import importlib
-
-    found = _imported(spec, lambda: importlib.import_module(module))
-    if name and not hasattr(found, name):
-        raise ToolError(f"tools plug-in {spec!r}: the module has no {name!r}")
-    return _collected(getattr(found, name) if name else found, spec)
-
-
-def entry_point_tools() -> list[Tool]:
-    """The tools of installed packages that name some in the entry-point group `rlm.tools`."""
-    if not _names_group(sys.path, b"rlm.tools"):
-        return []
-    from importlib.metadata import entry_points
-
-    tools: list[Tool] = []
-    for point in sorted(entry_points(group="rlm.tools"), key=lambda point: point.name):
-        source = f"{point.dist.name if point.dist else point.value} (entry point {point.name!r})"
-        tools += _collected(_imported(source, point.load), source)
-    return tools
-
-
-def _names_group(places: Iterable[str], group: bytes) -> bool:
-    """Whether a package there may have such plug-ins. It reads the files because importlib.metadata takes 15 ms."""
-    for place in places:
-        try:
-            names = os.listdir(place or ".")
-        except NotADirectoryError:
-            return True  # a zip file
-        except OSError:
-            continue
-        for name in names:
-            if name.endswith((".dist-info", ".egg-info")):
-                with contextlib.suppress(OSError), open(os.path.join(place, name, "entry_points.txt"), "rb") as file:
-                    if group in file.read():
-                        return True
-    return False
-
-
-def _module_of_file(path: str) -> Any:
-    """Import a file under a unique name; during the import its folder is last on sys.path."""
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("_rlm_tools" + re.sub(r"\W", "_", path), path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"not a Python file: {path}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    sys.path.append(os.path.dirname(path))
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[spec.name]
-        raise
-    finally:
-        sys.path.remove(os.path.dirname(path))
-    return module
-
-
-def _imported(source: str, load: Callable[[], Any]) -> Any:
-    """The result of a plug-in's import; any error or timeout becomes a ToolError that names the plug-in."""
-    try:
-        return _on_thread(load, IMPORT_SECONDS)
-    except KeyboardInterrupt:
-        raise
-    except TimeoutError:
-        raise ToolError(f"tools plug-in {source!r}: its import took longer than {IMPORT_SECONDS:g} s") from None
-    except BaseException as error:  # a plug-in's module may raise anything, SystemExit too
-        import traceback
-
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        problem = f"tools plug-in {source!r} cannot be imported: {type(error).__name__}: {error}"
-        raise ToolError(problem, hint=f"see {place.filename}, line {place.lineno}") from error
-
-
-def _collected(found: Any, source: str) -> list[Tool]:
-    """The tools in a plug-in's object: a tool, a list of tools, a function that returns them, or a module."""
-    if isinstance(found, Tool):
-        found = [found]
-    elif isinstance(found, type(sys)):
-        listed = getattr(found, "TOOLS", None)
-        found = listed if listed is not None else [item for item in vars(found).values() if isinstance(item, Tool)]
-    elif callable(found):
-        found = _imported(source, found)
-    items = list(found) if isinstance(found, Iterable) and not isinstance(found, (str, Mapping)) else []
-    if not items or not all(isinstance(item, Tool) for item in items):
-        hint = "decorate functions with @tool (from rlm import tool), or list Tool objects in TOOLS"
-        raise ToolError(f"tools plug-in {source!r} has no tools", hint=hint)
-    return [dataclasses.replace(item, source=source) for item in dict.fromkeys(items)]
-
-
 # --- Snipara: context retrieval over HTTP -----------------------------------------------------------------------------
 
 SNIPARA_URL = "https://api.snipara.com/mcp"
@@ -2927,3 +2843,77 @@ def _login_for(slug: str, url: str | None, post: Post, home: str | None) -> _Log
     origin = re.match(r"https?://[^/?#]+", url or "")
     own = origin is None or origin[0] == SNIPARA_URL.removesuffix("/mcp")
     return _Login(path, project, f"{SNIPARA_LOGIN_URL if own or not origin else origin[0]}/api/oauth/token", post)
+
+
+# --- JSON from outside: the same lines in each module that stands alone -------------------------------------------
+
+JSON_VALUES = 300_000  # of one text: a list takes two characters of it, and up to a hundred bytes of memory
+JSON_DEPTH = 100
+JSON_DIGITS = 4_300  # of an integer: a longer one cannot be printed
+
+
+def from_json(
+    data: str | bytes | bytearray,
+    *,
+    values: int = JSON_VALUES,
+    depth: int = JSON_DEPTH,
+    strict: bool = True,
+    constant: Callable[[str], Any] | None = None,
+) -> Any:
+    """What JSON (bytes are UTF-8) says; ValueError if it is none, or has more values, levels or digits than it may.
+
+    `strict=False` takes raw line breaks in strings; `constant` makes something of NaN and Infinity, which are refused.
+    """
+    if len(data) > values and _count_json(data, values) > values:
+        raise ValueError(f"more than {values:,} values")
+    text = data if isinstance(data, str) else data.decode("utf-8-sig")
+    try:
+        value = json.loads(text, strict=strict, parse_int=_json_int, parse_constant=constant or _no_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    check_depth(value, depth)
+    return value
+
+
+def check_depth(value: Any, depth: int = JSON_DEPTH) -> None:
+    """ValueError for a list or an object with more levels than that."""
+    level = [value]
+    for _ in range(depth + 1):
+        inner = [item.values() if type(item) is dict else item for item in level if type(item) in (dict, list)]
+        if not inner:
+            return
+        level = [item for items in inner for item in items]
+    raise ValueError(f"nested more than {depth} deep")
+
+
+def _count_json(data: str | bytes | bytearray, enough: int) -> int:
+    """At least how many values there are, not counted much beyond `enough`."""
+    count = sum(map(data.count, ",[{" if isinstance(data, str) else (b",", b"[", b"{")))  # type: ignore[arg-type]
+    if count <= enough:
+        return count
+    if isinstance(data, str):
+        data = data.encode("utf-8", "surrogatepass")
+    count, quoted, rest = 0, False, b""
+    for start in range(0, len(data), 1 << 16):
+        piece = rest + data[start : start + (1 << 16)]
+        rest = b"\\" if (len(piece) - len(piece.rstrip(b"\\"))) % 2 else b""  # it may escape the next piece's first
+        piece = piece[: len(piece) - len(rest)].replace(b"\\\\", b"").replace(b'\\"', b"")
+        parts = piece.translate(None, _NO_JSON_MARKS).split(b'"')
+        count += sum(map(len, parts[quoted::2]))
+        quoted ^= len(parts) % 2 == 0
+        if count > enough:
+            break
+    return count
+
+
+_NO_JSON_MARKS = bytes(set(range(256)) - set(b'",[{'))
+
+
+def _json_int(text: str) -> int:
+    if len(text) > JSON_DIGITS:
+        raise ValueError(f"a number of {len(text):,} digits")
+    return int(text)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
