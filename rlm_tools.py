@@ -39,6 +39,7 @@ __all__ = ["Tool", "ToolError", "call_tool", "construct", "file_tools", "load_to
 
 Schema = dict[str, Any]
 AnyPath = str | os.PathLike[str]
+_T = typing.TypeVar("_T")
 
 
 class ToolError(RuntimeError):
@@ -346,25 +347,25 @@ def _awaited(result: Any) -> Any:
     return _on_thread(lambda: asyncio.run(waited()))
 
 
-def _on_thread(work: Callable[[], Any], seconds: float | None = None) -> Any:
+def _on_thread(work: Callable[[], _T], seconds: float | None = None) -> _T:
     """Call `work` on a daemon thread and return or raise its result; TimeoutError after `seconds`."""
-    outcome: list[tuple[Any, BaseException | None]] = []
+    results: list[_T] = []
+    errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            outcome.append((work(), None))
-        except BaseException as error:  # handed over to the caller's thread, SystemExit included
-            outcome.append((None, error))
+            results.append(work())
+        except BaseException as error:  # raised in the caller's thread, SystemExit included
+            errors.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
-    if not outcome:
-        raise TimeoutError(f"took longer than {seconds:g} s")
-    value, error = outcome[0]
-    if error is not None:
+    for error in errors:
         raise error
-    return value
+    if not results:
+        raise TimeoutError(f"took longer than {seconds:g} s")
+    return results[0]
 
 
 def plain_data(value: Any) -> Any:
@@ -740,7 +741,9 @@ class _Checker:
                 result[name] = self.check(rule, item, below)
         for name in required:
             if name not in value:
-                self.fail(path, f"missing {_described(name, properties.get(name))}", value)
+                rule = properties.get(name)
+                about = rule.get("description", "") if isinstance(rule, dict) else ""
+                self.fail(path, f"missing {name!r} ({_kind_word(rule)}{': ' + about if about else ''})", value)
         for name, rule in properties.items():
             if name not in result and isinstance(rule, dict) and "default" in rule:
                 result[name] = json.loads(json.dumps(rule["default"], default=str))
@@ -820,11 +823,6 @@ def _kind_word(schema: Any) -> str:
     if isinstance(kind, list):
         return " | ".join(kind)
     return f"array of {_kind_word(schema['items'])}" if kind == "array" and "items" in schema else str(kind)
-
-
-def _described(name: str, schema: Any) -> str:
-    about = schema.get("description", "") if isinstance(schema, dict) else ""
-    return f"{name!r} ({_kind_word(schema)}{': ' + about if about else ''})"
 
 
 # --- schemas from Python types, and typed values from data ----------------------------------------------------------
@@ -2420,8 +2418,7 @@ def fetch(url: str) -> Fetched:
     The address may be on this machine or the local network; a redirect from a public address may not lead there.
     """
     try:
-        found: Fetched = _on_thread(lambda: _fetch(url), FETCH_SECONDS)
-        return found
+        return _on_thread(lambda: _fetch(url), FETCH_SECONDS)
     except TimeoutError:
         raise ToolError(
             f"{redact_url(url)} took longer than {FETCH_SECONDS:g} s", hint="download it: -c FILE"
