@@ -44,11 +44,12 @@ import re
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import accumulate, islice, pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from itertools import accumulate, islice
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING or not __package__:
     import rlm_backends
@@ -290,8 +291,8 @@ class RLM:
         if conversation is not None:
             conversation[1].close()
             conversation[0].close()
-        if hasattr(backend, "close"):
-            backend.close()
+        if backend is not None:
+            adapt(backend).close()
 
     def stop(self, reason: str = "stopped") -> None:
         """End the completions that run, from another thread: each raises RLMError(reason) with its partial result."""
@@ -337,32 +338,24 @@ class RLM:
         recording: JournalIndex,
         *,
         go_on: str | None = None,  # the journal to append to
-        log: bool = True,
         group: LedgerGroup | None = None,
         servers: Callable[[], Any] | None = None,
     ) -> Run:
-        options, backend, tools = self.options, self.backend, self.tools
-        if log:
+        options, backend, tools = self.options, adapt(self.backend), self.tools
+        if not recording.is_replay:
             check_prices(options, backend)
-        if hasattr(backend, "inspect"):
-            backend.inspect()
+        backend.inspect()
         profile, origins = profile_for(backend, options.prompt), self.configuration.origins
-        fitting = {"output_limit": profile.output_limit, "show_below": profile.show_below}
-        fitting = {name: size for name, size in fitting.items() if size and origins[name] == "default"}
-        options = dataclasses.replace(options, **fitting)  # type: ignore[arg-type]
+        if profile.output_limit and origins["output_limit"] == "default":
+            options = dataclasses.replace(options, output_limit=profile.output_limit)
+        if profile.show_below and origins["show_below"] == "default":
+            options = dataclasses.replace(options, show_below=profile.show_below)
         if options.environment == "docker":
             try:
                 rlm_sandbox.docker_engine()  # before anything is sent, and before a thread imports what the SDK needs
             except rlm_sandbox.SandboxError as error:
                 raise sandbox_error(error) from error
-        environ = self.configuration.environ
-        keys = [environ.get(name, "") for name in rlm_backends.key_variables()]
-        keys += server_secrets(options.mcp, environ)
-        printer = _printer(options.verbose)
-        listeners = [on for on in (printer, self._on_event) if on is not None]
-        line = None if options.verbose else printer  # a notebook's line tells what goes on between events, too
-        watchers = [on for on in (line, self._on_progress) if on is not None]
-        path = go_on or (self._journal_path(trajectory_id) if log else None)
+        path = go_on or (None if recording.is_replay else self._journal_path(trajectory_id))
         unnamed = origins["log_dir"] == "default" and os.path.dirname(path or "") == OPTIONS["log_dir"].default
         try:
             open_servers = servers() if servers else None
@@ -370,16 +363,8 @@ class RLM:
             raise ConfigError(str(error), hint=error.hint) from error
         journal = None
         try:
-            journal = Journal(
-                path,
-                trajectory_id,
-                secrets=[*keys, options.api_key or "", options.snipara_api_key or ""],
-                on_event=_to_all(listeners),
-                on_progress=_to_all(watchers),
-                append=go_on is not None,
-                follow_links=not unnamed,
-            )
-            run = Run(options, backend, tools, journal, recording, replaying=not log, group=group, servers=open_servers)
+            journal = self._open_journal(path, trajectory_id, append=go_on is not None, follow_links=not unnamed)
+            run = Run(options, backend, tools, journal, recording, group=group, servers=open_servers)
             run.on_confirm = self._on_confirm
             return run
         except BaseException:  # an unreadable prompt, a sub-model without a key: nothing has begun
@@ -390,6 +375,23 @@ class RLM:
             if journal is not None and journal.path is not None and go_on is None:
                 os.unlink(journal.path)
             raise
+
+    def _open_journal(self, path: str | None, trajectory_id: str, *, append: bool, follow_links: bool) -> Journal:
+        """A run's journal, which redacts the keys that this process knows and calls the listeners."""
+        options, environ = self.options, self.configuration.environ
+        keys = [environ.get(name, "") for name in rlm_backends.key_variables()]
+        keys += [*server_secrets(options.mcp, environ), options.api_key or "", options.snipara_api_key or ""]
+        printer = _printer(options.verbose)
+        line = None if options.verbose else printer  # a notebook's line tells what goes on between events, too
+        return Journal(
+            path,
+            trajectory_id,
+            secrets=keys,
+            on_event=_to_all(printer, self._on_event),
+            on_progress=_to_all(line, self._on_progress),
+            append=append,
+            follow_links=follow_links,
+        )
 
     def _connected_servers(self) -> Any:
         """The configured MCP servers, started, for one run; None where there are none."""
@@ -404,11 +406,11 @@ class RLM:
         servers.connect()
         return servers
 
-    def _recorded_servers(self, recording: JournalIndex, *, live: bool = True) -> Callable[[], Any]:
-        """What makes the MCP servers of a recorded run; they are started for what the journal does not hold."""
+    def _recorded_servers(self, recording: JournalIndex) -> Callable[[], Any]:
+        """A factory of a recorded run's MCP servers, which start at the first call that the journal lacks."""
         recorded = recording.starts.get("n0", {}).get("mcp")
         missing = sorted(set(recorded or {}) - {re.sub(r"\W", "_", name) for name in self.options.mcp or {}})
-        if live and missing:
+        if missing and not recording.is_replay:
             message = f"the run had the MCP server {missing[0]!r}, which is not configured now"
             raise ConfigError(message, hint=f"write [mcp.{missing[0]}] in rlm.toml again")
 
@@ -464,7 +466,7 @@ class RLM:
             raise ConfigError(f"schema: {error}", hint=error.hint or hint) from error
 
     def _go_on(self, prompt: str, context: Context, system: str | None) -> CompletionResult:
-        """A further prompt of a persistent RLM: the same REPL and messages, limits of its own."""
+        """Answer a further prompt of a persistent RLM: the same REPL and messages, fresh limits."""
         assert self._conversation is not None
         run, node = self._conversation
         if (system or "") not in ("", node.instructions):
@@ -481,7 +483,7 @@ class RLM:
             run.close()
 
     def _supervise(self, run: Run, node: Node, work: Callable[[], Answer]) -> CompletionResult:
-        """Do the root node's work on a thread of its own, so that Ctrl-C finds the main thread only waiting."""
+        """Do the root node's work on another thread, so that Ctrl-C finds the main thread only waiting."""
         global _last_result
         with self._lock:
             self._runs[run] = node
@@ -510,18 +512,16 @@ class RLM:
 
         prompt = _clean_prompt(prompt)
         run = self._new_run(new_id(), JournalIndex())
-        tokens: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        tokens: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # None ends them
         node = Node(run, Context(None))
-        asking = threading.Thread(target=_stream_into, args=(tokens, run, node, prompt, system), daemon=True)
-        asking.start()
+        asking = spawn(lambda: _stream_into(tokens.put, run, node, prompt, system))
         try:
-            while not isinstance(item := tokens.get(), BaseException):
-                yield item
-            if not isinstance(item, StopIteration):
-                raise item
+            while (token := tokens.get()) is not None:
+                yield token
+            asking.get()
         except (GeneratorExit, KeyboardInterrupt) as stop:
             run.abort(stop)
-            if asking.is_alive():  # it can no longer write the end itself
+            if not asking.wait(0):  # it can no longer write the end itself
                 node.end(None, KeyboardInterrupt())
             raise
         finally:
@@ -549,34 +549,30 @@ class RLM:
             yield from _batch_elsewhere(self, items, executor, on_result, confirmed)
             return
         group = LedgerGroup(Ledger(self.options) if one_ledger else None, confirmed)
-        done = [threading.Event() for _ in items]
-        results: list[Any] = [None] * len(items)
-        stop = threading.Event()
-        broken: list[BaseException] = []
+        ended: list[BaseException] = []  # why no further item is begun
 
-        def work(number: int) -> None:
+        def work(item: dict[str, Any], number: int) -> CompletionResult | RLMError:
+            if ended:
+                raise ended[0]
             try:
-                if not stop.is_set():
-                    results[number] = _complete_item(self, items[number], group)
-                    if on_result is not None:
-                        on_result(number, results[number])
+                result = _complete_item(self, item, group)
+                if on_result is not None:
+                    on_result(number, result)
+                return result
             except BaseException as error:  # of the caller's own `on_result`: raised where the results are read
-                broken.append(error)
-                stop.set()
-            finally:
-                done[number].set()
+                ended.append(error)
+                raise
 
-        tasks = [partial(work, number) for number in range(len(items))]
-        threading.Thread(target=fan_out, args=(tasks, max(1, max_workers)), daemon=True).start()
+        futures = [Future(partial(work, item, number)) for number, item in enumerate(items)]
+        spawn(lambda: run_futures(futures, max(1, max_workers)))
         try:
-            for number, event in enumerate(done):
-                while not event.wait(1):  # Windows hears Ctrl-C only between waits
-                    pass
-                if broken:
-                    raise broken[0]
-                yield results[number]
+            for future in futures:
+                future.wait()
+                if ended:
+                    raise ended[0]
+                yield future.get()
         except BaseException as reason:
-            stop.set()
+            ended.append(reason)
             self._abort(KeyboardInterrupt() if isinstance(reason, GeneratorExit) else reason, group)
             raise
 
@@ -585,11 +581,12 @@ class RLM:
         options = self.options
         if options.confirm_above is None or not count:
             return False
-        each = at_most(options.token_budget, self.backend, options)
+        backend = adapt(self.backend)
+        each = at_most(options.token_budget, backend, options)
         if each is not None and options.cost_budget_usd is not None:
             each = min(each, options.cost_budget_usd)
         cost = None if each is None else each * ledgers
-        forecast = Forecast(count, f"runs of {getattr(self.backend, 'model', '')}", cost)
+        forecast = Forecast(count, f"runs of {backend.model}", cost)
         require_confirmation(forecast, options.confirm_above, self._on_confirm)
         return True
 
@@ -615,9 +612,8 @@ class RLM:
         run = rlm._new_run(root["trajectory_id"], recording, go_on=path, servers=rlm._recorded_servers(recording))
         run.write("resume", node="n0", lines=len(recording.turns), limits=raised_limits)
         node = Node(run, context, instructions=root.get("instructions") or "", schema=schema)
-        context_of = partial(rlm._recorded_context, path=path)
         try:
-            result = rlm._supervise(run, node, lambda: replay_from_journal(node, recording.prompts, context_of))
+            result = rlm._run_again(node, path)
         finally:
             rlm._settle(run, node)
         if rlm._conversation is not None:
@@ -627,24 +623,33 @@ class RLM:
     def replay(self, trajectory_id: str) -> Replayed:
         """Run a recorded run again, offline: the model's side from the journal, the code for real."""
         path = self._find_log(trajectory_id)
-        recording = JournalIndex(read_journal(path))
+        recording = JournalIndex(read_journal(path), is_replay=True)
         rlm = self._as_recorded(recording, {"backend": ReplayBackend(recording)}, path)
         root = recording.starts["n0"]
         context = rlm._recorded_context(root, path)
-        run = rlm._new_run(
-            root["trajectory_id"], recording, log=False, servers=rlm._recorded_servers(recording, live=False)
-        )
+        run = rlm._new_run(root["trajectory_id"], recording, servers=rlm._recorded_servers(recording))
         run.journal.path = path
         node = Node(run, context, instructions=root.get("instructions") or "", schema=rlm._schema())
-        context_of = partial(rlm._recorded_context, path=path)
         try:
-            result = rlm._supervise(run, node, lambda: replay_from_journal(node, recording.prompts, context_of))
+            result = rlm._run_again(node, path)
         finally:
             run.close()
         recorded = recording.ends.get("n0", {}).get("response")
         if recorded is not None and recorded != result.response:
             run.divergence.append(f"the answer differs: recorded {shorten(recorded)}, now {shorten(result.response)}")
         return Replayed(result, run.divergence)
+
+    def _run_again(self, node: Node, path: str) -> CompletionResult:
+        """The recorded prompts of the journal at `path`, each with its context, the last of them to its end."""
+        *earlier, last = starts = node.run.recording.prompts
+
+        def work() -> Answer:
+            for start, following in zip(earlier, starts[1:], strict=True):
+                node.replay_turns(start["prompt"], following["turn"])
+                node.set_context(self._recorded_context(following, path))
+            return node.complete(last["prompt"])
+
+        return self._supervise(node.run, node, work)
 
     def _find_log(self, trajectory_id: str) -> str:
         folder = self.options.log_dir or "./logs"
@@ -663,8 +668,13 @@ class RLM:
     def _as_recorded(self, recording: JournalIndex, raised: Mapping[str, Any], path: str) -> RLM:
         """An RLM with the options of the recorded run, those given here and now on top."""
         root = recording.starts.get("n0")
-        known = root is not None and isinstance(root.get("prompt"), str)
-        if root is None or not known or not re.fullmatch(r"[\w-]+", str(root.get("trajectory_id"))):
+        known = all(isinstance(start.get("prompt"), str) for start in recording.prompts)
+        if (
+            root is None
+            or not recording.prompts
+            or not known
+            or not re.fullmatch(r"[\w-]+", str(root.get("trajectory_id")))
+        ):
             raise ConfigError(f"{path} holds no run that could go on", hint="rlm logs lists the runs")
         if root.get("protocol") == "stream":
             message = f"{root['trajectory_id']} was a stream: one call, which is not resumed or replayed"
@@ -702,7 +712,7 @@ class RLM:
 
     def _require_recorded(self, root: Event) -> None:
         """ConfigError where a run would go on at another server, or without a tool that it had."""
-        before, now = root.get("base_url"), _without_login(getattr(self.backend, "base_url", None))
+        before, now = root.get("base_url"), _without_login(adapt(self.backend).base_url)
         if before and now and before != now and self.options.base_url is None:
             message = f"the run was recorded with {before}, and would go on with {now}"
             raise ConfigError(message, hint=f"if that is meant: --base-url {now}")
@@ -729,35 +739,95 @@ class RLM:
         return context
 
 
-def _is_stream(path: str) -> bool:
-    """Whether a journal is that of a `stream`, which cannot go on."""
-    starts = (event for event in read_journal(path) if event["event"] == "start")
-    return bool(next(starts, {}).get("protocol") == "stream")
+class Backend(Protocol):
+    """What the loop uses of a model. `rlm_backends.HTTPBackend` is one; `adapt` makes one of a caller's object.
+
+    `parameters` are billions; `window` and `max_output` tokens. Each is None where it is not known.
+    """
+
+    model: str
+    provider: str
+    base_url: str
+    window: int | None
+    max_output: int | None
+    parameters: float | None
+    supports_tools: bool
+    price_known: bool
+
+    def complete(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        tools: list[dict[str, Any]] | None,
+        max_tokens: int | None,
+        on_text: Callable[[str], None] | None,
+        deadline: float | None,
+        cancel: threading.Event | None,
+        response_schema: Mapping[str, Any] | None,
+        params: Mapping[str, Any] | None,
+        defaults: Mapping[str, Any] | None,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> Any: ...
+
+    def with_model(self, model: str) -> Backend: ...
+
+    def inspect(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
-def replay_from_journal(node: Node, starts: list[Event], context_of: Callable[[Event], Context]) -> Answer:
-    """All prompts of a recorded conversation, each with its context, the last of them to its end."""
-    for start, following in pairwise(starts):
-        node.replay_turns(start["prompt"], following["turn"])
-        node.set_context(context_of(following))
-    return node.complete(starts[-1]["prompt"])
+def adapt(backend: Any) -> Backend:
+    """A caller's backend object as the loop uses it; one of ours as it is."""
+    return backend if isinstance(backend, rlm_backends.HTTPBackend) else CallersBackend(backend)
 
 
-class ReplayBackend:
-    """The model of a replay: the recording answers before it is asked, so that being asked is the divergence."""
+class CallersBackend:
+    """A backend object that a caller gave. It must have `complete` and may have any other member of `Backend`."""
 
-    provider = "replay"
-    window = None
-    max_output = None
+    def __init__(self, given: Any) -> None:
+        self._given = given
+        self._read_attributes()
 
-    def __init__(self, recording: JournalIndex) -> None:
-        root = recording.starts.get("n0", {})
-        self.model = root.get("model") or "recorded"
-        self.supports_tools = root.get("protocol") != "text"
+    def _read_attributes(self) -> None:
+        read = partial(getattr, self._given)
+        self.model: str = read("model", None) or ""
+        self.provider: str = read("provider", None) or ""
+        self.base_url: str = read("base_url", None) or ""
+        self.window: int | None = read("window", None)
+        self.max_output: int | None = read("max_output", None)
+        self.parameters: float | None = read("parameters", None)
+        self.supports_tools: bool = read("supports_tools", True)
+        self.price_known: bool = read("price_known", False)
 
-    def complete(self, messages: list[dict[str, Any]], **how: Any) -> Any:
-        """Never answers: what is not in the recording cannot be replayed."""
-        raise rlm_backends.BackendError("the recording has no such call", code="config", provider="replay")
+    def complete(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        response_schema: Mapping[str, Any] | None,
+        params: Mapping[str, Any] | None,
+        defaults: Mapping[str, Any] | None,
+        on_progress: Callable[[int, int], None] | None,
+        **documented: Any,
+    ) -> Any:
+        """The caller's reply, without the options that only our own backends take."""
+        return self._given.complete(messages, **documented)
+
+    def with_model(self, model: str) -> Backend:
+        return adapt(self._given.with_model(model)) if hasattr(self._given, "with_model") else self
+
+    def inspect(self) -> None:
+        if hasattr(self._given, "inspect"):
+            self._given.inspect()
+            self._read_attributes()
+
+    def close(self) -> None:
+        if hasattr(self._given, "close"):
+            self._given.close()
+
+
+def window_of(backend: Backend) -> int:
+    """The model's window in tokens, or a common size where it is not known."""
+    return backend.window or _UNKNOWN_WINDOW
 
 
 def connect(configuration: Configuration, options: Options, progress: Callable[[str], None] | None = None) -> Any:
@@ -830,40 +900,33 @@ _REPL_NAMES = {
 }
 
 
-def check_prices(options: Options, backend: Any) -> None:
-    """A cost budget needs a price for every model of the run: a budget that never binds is none."""
+def check_prices(options: Options, backend: Backend) -> None:
+    """ConfigError for a cost budget where the price of one of the run's models is unknown: it would never bind."""
     if options.cost_budget_usd is None:
         return
-    own = None if getattr(backend, "price_known", False) else getattr(backend, "model", "the backend's model")
+    own = None if backend.price_known else backend.model or "the backend's model"
     for model in filter(None, {own, options.sub_model}):
-        provider = getattr(backend, "provider", None)
-        if rlm_backends.cost_of(model, {"input": 1, "output": 1}, options.prices, provider) is None:
+        if price_of(backend, options, model)(1, 1) is None:
             raise ConfigError(
                 f"the price of {model!r} is not known, so cost_budget_usd cannot hold",
                 hint=f'give it (USD per million tokens): prices = {{"{model}" = [1.0, 2.0]}}',
             )
 
 
-def price_of(backend: Any, options: Options) -> Price:
-    """What a call of this backend costs, by its tokens."""
+def price_of(backend: Backend, options: Options, model: str | None = None) -> Price:
+    """What a call costs, by its tokens. `model`: another one of the same provider."""
 
     def price(tokens_in: int, tokens_out: int) -> float | None:
-        return rlm_backends.cost_of(
-            getattr(backend, "model", ""),
-            {"input": tokens_in, "output": tokens_out},
-            prices=options.prices,
-            provider=getattr(backend, "provider", None),
-        )
+        usage = {"input": tokens_in, "output": tokens_out}
+        return rlm_backends.cost_of(model or backend.model, usage, options.prices, backend.provider)
 
     return price
 
 
-def at_most(tokens: int, backend: Any, options: Options) -> float | None:
+def at_most(tokens: int, backend: Backend, options: Options) -> float | None:
     """Dollars for so many tokens, in or out, of the dearer of a run's two models; None where a price is not known."""
-    models = {getattr(backend, "model", ""), options.sub_model or getattr(backend, "model", "")}
-    usages = ({"input": tokens, "output": 0}, {"input": 0, "output": tokens})
-    provider = getattr(backend, "provider", None)
-    costs = [rlm_backends.cost_of(model, usage, options.prices, provider) for model in models for usage in usages]
+    prices = [price_of(backend, options, model) for model in {None, options.sub_model}]
+    costs = [price(*amounts) for price in prices for amounts in ((tokens, 0), (0, tokens))]
     known = [cost for cost in costs if cost is not None]
     return max(known) if len(known) == len(costs) else None
 
@@ -889,33 +952,19 @@ def _on_own_thread(work: Callable[[], Answer], run: Run, node: Node) -> Answer:
     """
     if threading.current_thread() is not threading.main_thread():
         return work()
-    done = threading.Event()
-    outcome: list[Any] = []
-
-    def body() -> None:
-        try:
-            outcome.append(work())
-        except BaseException as error:  # raised again on the main thread
-            outcome.append(error)
-        done.set()
-
+    later = spawn(work)
     try:
-        threading.Thread(target=body, daemon=True).start()
-        while not done.wait(1):  # Windows hears Ctrl-C only between waits
-            pass
+        later.wait()
     except KeyboardInterrupt as interrupt:
         with ignore_sigint():
             if run.options.persistent:
                 run.stop(interrupt)
-            if not (run.options.persistent and done.wait(_STOP_SECONDS)):
+            if not (run.options.persistent and later.wait(_STOP_SECONDS)):
                 run.abort(interrupt)
                 node.end(None, interrupt)
                 run.close()
         raise
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    answer: Answer = outcome[0]
-    return answer
+    return later.get()
 
 
 @contextlib.contextmanager
@@ -930,44 +979,42 @@ def ignore_sigint() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _stream_into(tokens: Any, run: Run, node: Node, prompt: str, system: str | None) -> None:
-    """The body of `stream`: one call without tools, journalled like any other."""
+def _stream_into(put: Callable[[str | None], None], run: Run, node: Node, prompt: str, system: str | None) -> None:
+    """The body of `stream`: one call without tools, journalled like any other. `put` gets its tokens, then None."""
     global _last_result
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": prompt})
     node.messages, node.turn, node.protocol = messages, 1, "stream"
-    event_fields = {
-        "node": "n0",
-        "kind": "turn",
-        "turn": 1,
-        "prompt": [dict(m) for m in messages],
-        "depth": 0,
-        "parent": None,
-    }
+    event_fields: Event = {"node": "n0", "kind": "turn", "turn": 1, "prompt": [dict(m) for m in messages]}
+    event_fields.update(depth=0, parent=None)
     answer: Answer | None = None
-    end: BaseException = StopIteration()
+    failure: BaseException | None = None
     heard = False
 
     def hear(delta: str) -> None:
         nonlocal heard
         heard = True
-        tokens.put(delta)
+        put(delta)
 
     try:
         node._journal_start(prompt, True, None)
         most = _turn_output(run.backend, run.profile)
         answer = Answer(run.call(node, run.backend, messages, event_fields, most=most, on_text=hear).text)
         if answer.text and not heard:  # a backend object need not know of on_text
-            tokens.put(answer.text)
+            put(answer.text)
         _last_result = run.result(answer)
     except rlm_backends.BackendError as error:
-        end = provider_error(error)
+        failure = provider_error(error)
     except BaseException as error:  # raised where the stream is read
-        end = error
-    node.end(answer, None if answer else end)
-    if isinstance(end, RLMError):
-        end.result, end.trajectory_id = run.result(None), run.journal.trajectory_id
-    tokens.put(end)
+        failure = error
+    try:
+        node.end(answer, None if answer else failure)
+        if isinstance(failure, RLMError):
+            failure.result, failure.trajectory_id = run.result(None), run.journal.trajectory_id
+    finally:
+        put(None)
+    if failure is not None:
+        raise failure
 
 
 def _batch_elsewhere(
@@ -1017,31 +1064,6 @@ def _clean_prompt(prompt: Any) -> str:
     return prompt.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _is_rereadable(source: Any) -> bool:
-    """Whether a context is files that a resume reads again, rather than what a reader made, a page or a value."""
-    return isinstance(source, dict) and "documents" not in source
-
-
-def _read_again(source: dict[str, Any], journal: str) -> Any:
-    """The files that a journal names, as they are now: by the names they had, and nothing but those."""
-    paths = _texts(source.get("paths"))
-    names = _texts(source.get("names", paths))
-    encoding = source.get("encoding")
-    if encoding is not None:
-        require_encoding(str(encoding), journal)
-    if not paths or len(names) != len(paths):
-        raise ConfigError(f"{journal} does not say which files its context was", hint="start a new run")
-    try:
-        contents = [rlm_tools.read_file(path, encoding) for path in paths]
-    except rlm_tools.ToolError as error:
-        raise ConfigError(str(error), hint="restore it, or start a new run") from error.__cause__
-    return contents[0] if source.get("single") else dict(zip(names, contents))
-
-
-def _texts(value: Any) -> list[str]:
-    return value if isinstance(value, list) and all(isinstance(item, str) for item in value) else []
-
-
 def _printer(verbose: bool) -> Callable[[Event], None] | None:
     """A listener that prints each step to stderr, for `verbose=True`; in a notebook one that keeps a line."""
     if not verbose:
@@ -1057,15 +1079,14 @@ def _printer(verbose: bool) -> Callable[[Event], None] | None:
     return show
 
 
-def _to_all(listeners: list[Callable[[Event], None]]) -> Callable[[Event], None] | None:
-    if len(listeners) < 2:
-        return listeners[0] if listeners else None
+def _to_all(*given: Callable[[Event], None] | None) -> Callable[[Event], None] | None:
+    listeners = [listener for listener in given if listener is not None]
 
     def notify(event: Event) -> None:
         for listener in listeners:
             listener(event)
 
-    return notify
+    return notify if listeners else None
 
 
 # --- a run: what all nodes of one tree share ---------------------------------------------------------------------
@@ -1082,7 +1103,7 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class CompletionResult:
-    """What a completion came to. `str(result)` is the response; results render in notebooks.
+    """The outcome of a completion. `str(result)` is the response; results render in notebooks.
 
     `forced`: the answer comes from the last, tool-free call of a run that had no turn left or failed too often.
     """
@@ -1156,12 +1177,11 @@ class Run:
     def __init__(
         self,
         options: Options,
-        backend: Any,
+        backend: Backend,
         tools: list[Tool],
         journal: Journal,
         recording: JournalIndex,
         *,
-        replaying: bool = False,
         group: LedgerGroup | None = None,
         servers: Any = None,  # a rlm_mcp.ServerSet
     ) -> None:
@@ -1178,20 +1198,19 @@ class Run:
         self.tool_tokens = rlm_backends.estimate_tokens([], self.tool_schemas)
         self.journal = journal
         self.recording = recording
-        self.replaying = replaying
         self.ledger = Ledger(options, group.parent_ledger if group else None)
         self.protocol = options.protocol
         self.tool_calls: list[dict[str, Any]] = []
         self.divergence: list[str] = []
         self.aborted = False
-        self._keeper: Future | None = None  # a context that is being kept for a resume
+        self._keeper: Future[None] | None = None  # a context that is being kept for a resume
         self.last_text = ""  # the root's last words: the partial answer, should the run be stopped
         self.on_confirm: Callable[[Forecast], bool] | None = None
         self._confirming = threading.Lock()
         self._slots = threading.BoundedSemaphore(options.max_parallel)
         self._lock = threading.Lock()
-        self._backends: dict[str, Any] = {}
-        self._sandboxes: set[Any] = set()
+        self._backends: dict[str, Backend] = {}
+        self._sandboxes: set[rlm_sandbox.Sandbox] = set()
         self._in_flight: dict[int, Event] = {}
         numbers = [re.sub(r"\D", "", str(event.get("call_id"))) for event in recording.calls]
         self._last_call = max((int(number) for number in numbers if number), default=0)
@@ -1205,15 +1224,15 @@ class Run:
         if isinstance(recorded, int) and 0 < recorded <= _SUBCALL_CHARACTERS:
             return recorded
         try:
-            backend = self.backend if self.replaying else self.backend_for(self.options.sub_model)
+            backend = self.backend if self.recording.is_replay else self.backend_for(self.options.sub_model)
         except rlm_backends.BackendError as error:
             raise provider_error(error) from error
-        if hasattr(backend, "inspect") and backend is not self.backend:
+        if backend is not self.backend:
             backend.inspect()
         return subcall_characters(backend, self.profile)
 
     def _enter_recorded(self) -> None:
-        """What the journal holds is paid for: it counts against the limits, and is not counted again when served."""
+        """Count the recorded calls, which are paid for, against the limits: here, not when they are served."""
         recording, ledger = self.recording, self.ledger
         for event in recording.calls:
             ledger.spend(event.get("token_usage") or {}, event.get("cost_usd"))
@@ -1243,38 +1262,30 @@ class Run:
         with self._lock:
             self.tool_calls.append({"name": name, "arguments": arguments, "node": node.id, "is_error": is_error})
 
-    def once(self, step: str, recorded: Event | None, serve: Callable[[Event], T], work: Callable[[], T]) -> T:
-        """How resume and replay work: a step that the journal holds is served from it; a replay that has to make one
-        anew says which is missing; else it is done, and journalled by `work`."""
-        if recorded is not None:
-            return serve(recorded)
-        if self.replaying:
-            raise ConfigError(f"the recording has no {step}", hint="record the run again")
-        return work()
-
     def diverged(self, node: Node, text: str) -> None:
-        """A cell that was run again did not do what the journal says: said, and survived."""
+        """Record that a cell's second run differs from the journal; the run goes on."""
         self.divergence.append(text)
         self.journal.write("resume", depth=node.depth, node=node.id, divergence=text)
 
-    def backend_for(self, model: str | None) -> Any:
+    def backend_for(self, model: str | None) -> Backend:
         """The backend of a model of the run: its own, or one for the name that llm_query was given."""
-        if model is None or model == getattr(self.backend, "model", None) or not hasattr(self.backend, "with_model"):
+        if model is None or model == self.backend.model:
             return self.backend
         with self._lock:
             if model not in self._backends:
                 made = self.backend.with_model(model)
-                check_prices(self.options, made)
+                if made is not self.backend:
+                    check_prices(self.options, made)
                 self._backends[model] = made
             return self._backends[model]
 
-    def price(self, backend: Any) -> Price:
+    def price(self, backend: Backend) -> Price:
         return price_of(backend, self.options)
 
     def confirm(self, forecast: Callable[[], Forecast]) -> None:
         """Return if a batch is cheap enough, or somebody says yes; else stop the tree before any of it is sent."""
         above = self.options.confirm_above
-        if above is None or self.replaying or (self.group is not None and self.group.is_confirmed):
+        if above is None or self.recording.is_replay or (self.group is not None and self.group.is_confirmed):
             return
         with self._confirming:  # one question at a time: the other threads wait for the answer
             self.ledger.check()
@@ -1285,7 +1296,7 @@ class Run:
 
     # sandboxes
 
-    def sandbox(self, context: Context) -> Any:
+    def sandbox(self, context: Context) -> rlm_sandbox.Sandbox:
         """A new REPL with `context` in it."""
         options = self.options
         try:
@@ -1308,116 +1319,144 @@ class Run:
             return
         save = partial(_save_context, _context_path(path, turn), context.value)
         if size > _SAVED_AT_ONCE:
-            self._keeper = Future(save)
+            self._keeper = spawn(save)
         else:
             save()
 
-    def close_sandbox(self, sandbox: Any) -> None:
+    def close_sandbox(self, sandbox: rlm_sandbox.Sandbox) -> None:
         with self._lock:
             self._sandboxes.discard(sandbox)
-        if sandbox is not self.options.environment:  # one that the caller gave is the caller's to close
+        given: Any = self.options.environment
+        if sandbox is not given:  # one that the caller gave is the caller's to close
             sandbox.close()
 
     # calling a tool, and a model
 
-    def run_cancellable(self, work: Callable[[], Any]) -> Any:
-        """What a tool's code gives; it is left behind when the run is stopped or its time is up, since nobody can
-        stop it."""
-        later = Future(work)
+    def run_cancellable(self, work: Callable[[], T]) -> T:
+        """A tool's result. Its thread cannot be stopped: it is abandoned when the run is stopped or its time is up."""
+        later = spawn(work)
         while not later.wait(0.1):
             self.ledger.check()
         return later.get()
 
-    def call(self, node: Node, backend: Any, messages: list[dict[str, Any]], event_fields: Event, **how: Any) -> Any:
+    def call(
+        self,
+        node: Node,
+        backend: Backend,
+        messages: list[dict[str, Any]],
+        event_fields: Event,
+        *,
+        most: int,
+        read: Callable[[rlm_backends.Reply], Event] | None = None,
+        **request: Any,
+    ) -> rlm_backends.Reply:
         """One paid call: room is reserved, the model asked, the ledger settled, the reply journalled.
 
-        `event_fields`: what the `call` line carries besides the reply. `how`: tools, most (tokens of output), on_text,
-        defaults (request parameters), schema, and `read`: a function of the reply that gives fields of the line.
+        `event_fields`: what the `call` line carries besides the reply; `read` gives more of them, from the reply.
+        `most`: tokens of output. `request`: tools, on_text, defaults (request parameters), response_schema.
         """
-        tools = how.get("tools")
-        params = self.params_for(event_fields)
-        most = min(how["most"], _whole_number(params.get("max_output_tokens")) or how["most"])
-        size = tokens_of(messages) + (self.tool_tokens if tools else 0)
+        most = min(most, _whole_number(self.params_for(event_fields).get("max_output_tokens")) or most)
+        size = tokens_of(messages) + (self.tool_tokens if request.get("tools") else 0)
         reservation = self.ledger.reserve(size, most, self.price(backend))
+        request["max_tokens"] = self._max_tokens(backend, reservation, most)
+        with self._in_flight_call(event_fields, reservation) as in_flight:
+            reply = self._ask(node, backend, messages, size, in_flight, request)
+        cost = self._settle(backend, reservation, reply)
+        self.ledger.depth = max(self.ledger.depth, event_fields["depth"])
+        fields = read(reply) if read else {}
+        self._journal_call(node, {**event_fields, **fields}, in_flight, reply, cost)
+        return reply
+
+    @contextlib.contextmanager
+    def _in_flight_call(self, event_fields: Event, reservation: Reservation) -> Iterator[Event]:
+        """List a call as in flight while it lasts; one that ends without a reply gives its reservation back."""
         in_flight = {**event_fields, "started": time.monotonic()}
         with self._lock:
             self._in_flight[id(in_flight)] = in_flight
-        answered = False
-        on_text = how.get("on_text")
+        try:
+            yield in_flight
+        except BaseException:
+            self.ledger.release(reservation)
+            raise
+        finally:
+            with self._lock:
+                self._in_flight.pop(id(in_flight), None)
+
+    def _ask(
+        self,
+        node: Node,
+        backend: Backend,
+        messages: list[dict[str, Any]],
+        size: int,
+        in_flight: Event,
+        request: dict[str, Any],
+    ) -> rlm_backends.Reply:
+        """The model's reply, as soon as a slot is free; one that repeats itself is ended. A failure is journalled."""
+        on_text = request.get("on_text")
         if (on_text is not None or self.profile.guides) and node.protocol != "stream":
             on_text = RepetitionWatch(on_text, patient=not self.profile.guides)
         try:
             with self._slots:
                 self.ledger.check()
-                self.journal.progress("asking", **call_site(event_fields))
-                raw = backend.complete(
-                    messages,
-                    tools=tools,
-                    max_tokens=self._max_tokens(backend, reservation, most),
-                    on_text=on_text,
-                    deadline=self.ledger.deadline,
-                    cancel=self.ledger.cancel,
-                    **self._more_for(backend, event_fields, params, how),
-                )
-            reply = normal_reply(raw, size, getattr(backend, "model", ""))
-            answered = True
+                self.journal.progress("asking", **call_site(in_flight))
+                raw = backend.complete(messages, **{**self._request(in_flight), **request, "on_text": on_text})
+            return normal_reply(raw, size, backend.model)
         except Repeating as repeating:
-            reply = normal_reply(repeating.text, size, getattr(backend, "model", ""))
-            price = self.price(backend)(reply.usage["input"], len(repeating.received) // _CHARACTERS_PER_TOKEN)
-            reply = reply._replace(stop_reason="repetition", cost_usd=price)
-            answered = True
+            reply = normal_reply(repeating.text, size, backend.model)
+            cost = self.price(backend)(reply.usage["input"], len(repeating.received) // _CHARACTERS_PER_TOKEN)
+            return reply._replace(stop_reason="repetition", cost_usd=cost)
         except rlm_backends.BackendError as error:
             self._abandon(in_flight, str(error))
             self.ledger.check()
-            raise error
+            raise
         except Exception as error:
-            if isinstance(error, RLMError) or isinstance(backend, rlm_backends.HTTPBackend):
+            if isinstance(error, RLMError) or not isinstance(backend, CallersBackend):
                 raise
             self._abandon(in_flight, str(error))
             raise ProviderError(f"the backend raised {type(error).__name__}: {error}") from error
-        finally:
-            with self._lock:
-                self._in_flight.pop(id(in_flight), None)
-            if not answered:
-                self.ledger.release(reservation)
-        cost = reply.cost_usd
-        if cost is None and not hasattr(backend, "price_known"):  # ours has looked already
-            cost = rlm_backends.cost_of(reply.model, reply.usage, prices=self.options.prices)
-        saved = rlm_backends.saved_by_cache(reply.model, reply.usage, prices=self.options.prices)
-        self.ledger.settle(reservation, reply.usage, cost, saved or 0.0)
-        self.ledger.depth = max(self.ledger.depth, event_fields["depth"])
-        fields = how["read"](reply) if "read" in how else {}
-        self._journal_call(node, {**event_fields, **fields}, in_flight, reply, cost)
-        return reply
+
+    def _request(self, in_flight: Event) -> dict[str, Any]:
+        """What every request carries, before the options of the call."""
+        place = call_site(in_flight)
+
+        def on_progress(processed: int, total: int) -> None:
+            self.journal.progress("reading", processed=processed, total=total, **place)
+
+        return {
+            "tools": None,
+            "response_schema": None,
+            "deadline": self.ledger.deadline,
+            "cancel": self.ledger.cancel,
+            "params": self.params_for(in_flight),
+            "defaults": self.profile.defaults,
+            "on_progress": on_progress if self.journal.on_progress else None,
+        }
 
     def params_for(self, event_fields: Event) -> dict[str, Any]:
         """The caller's request parameters for a call: those of sub-calls are `sub_params`, where they are given."""
         of_sub = self.options.sub_params if event_fields["kind"] == "sub" else None
         return (self.options.params if of_sub is None else of_sub) or {}
 
-    def _more_for(self, backend: Any, event_fields: Event, params: dict[str, Any], how: Mapping[str, Any]) -> Event:
-        """What our own backends take besides; a caller's backend object need not."""
-        if not isinstance(backend, rlm_backends.HTTPBackend):
-            return {}
-        place = call_site(event_fields)
-
-        def on_progress(processed: int, total: int) -> None:
-            self.journal.progress("reading", processed=processed, total=total, **place)
-
-        more: Event = {"params": params, "defaults": how.get("defaults", self.profile.defaults)}
-        if how.get("schema") is not None:
-            more["response_schema"] = how["schema"]
-        return {**more, "on_progress": on_progress} if self.journal.on_progress else more
-
-    def _max_tokens(self, backend: Any, reservation: Reservation, most: int) -> int | None:
-        """What to ask for; nothing where the model's own maximum is unknown and far less than what is left."""
-        unknown = getattr(backend, "max_output", None) is None and most == _TURN_OUTPUT
+    def _max_tokens(self, backend: Backend, reservation: Reservation, most: int) -> int | None:
+        """The limit to ask for; none where the model's own maximum is unknown and far less than what is left."""
+        unknown = backend.max_output is None and most == _TURN_OUTPUT
         plenty = self.options.cost_budget_usd is None and self.ledger.left()["tokens"] > 4 * most
         return None if unknown and plenty else reservation.output
 
-    def _journal_call(self, node: Node, event_fields: Event, in_flight: Event, reply: Any, cost: float | None) -> None:
+    def _settle(self, backend: Backend, reservation: Reservation, reply: rlm_backends.Reply) -> float | None:
+        """Replace a call's reservation by its real usage; returns its cost."""
+        cost, prices = reply.cost_usd, self.options.prices
+        if cost is None and isinstance(backend, CallersBackend):  # ours has looked it up already
+            cost = rlm_backends.cost_of(reply.model, reply.usage, prices)
+        saved = rlm_backends.saved_by_cache(reply.model, reply.usage, prices)
+        self.ledger.settle(reservation, reply.usage, cost, saved or 0.0)
+        return cost
+
+    def _journal_call(
+        self, node: Node, event_fields: Event, in_flight: Event, reply: rlm_backends.Reply, cost: float | None
+    ) -> None:
         if self._keeper is not None:
-            self._keeper.get()  # what is paid for can be resumed only with its context
+            self._keeper.get()  # a paid call can be resumed only with its context
         call_id = self.call_id()
         if event_fields["kind"] == "turn":
             node.call_id = call_id
@@ -1443,7 +1482,7 @@ class Run:
         )
 
     def write(self, event: str, **fields: Any) -> None:
-        """Journal an event. A journal that cannot be written stops the tree: what is not recorded would be lost."""
+        """Journal an event. A journal that cannot be written stops the tree: unrecorded work would be lost."""
         try:
             self.journal.write(event, **fields)
         except RLMError as error:
@@ -1461,7 +1500,7 @@ class Run:
         )
 
     def stop(self, reason: BaseException) -> None:
-        """Stop every thread and cell of the tree, softly: variables are kept."""
+        """Stop every thread and cell of the tree gently: variables are kept."""
         self.ledger.fail(reason)
         with self._lock:
             sandboxes = list(self._sandboxes)
@@ -1488,7 +1527,7 @@ class Run:
                 self._abandon(in_flight, "interrupted")
 
     def close(self) -> None:
-        """End what is still open, the journal last."""
+        """Close everything that is still open, the journal last."""
         with self._lock:
             sandboxes = list(self._sandboxes)
             self._sandboxes.clear()
@@ -1513,7 +1552,7 @@ class Run:
         }
 
     def result(self, answer: Answer | None) -> CompletionResult | None:
-        """The result as far as the run has come; None when nothing was done yet."""
+        """The result so far; None before the first call."""
         ledger = self.ledger
         if answer is None and not ledger.calls:
             return None
@@ -1530,7 +1569,7 @@ class Run:
             duration_ms=_ms_since(ledger.started),
             status="answered" if answer else "partial",
             log=self.journal.path,
-            model=getattr(self.backend, "model", ""),
+            model=self.backend.model,
             forced=answer.forced if answer else False,
         )
 
@@ -1631,11 +1670,12 @@ def _ms_since(start: float) -> int:
     return round((time.monotonic() - start) * 1000)
 
 
-def make_sandbox(options: Options) -> Any:
+def make_sandbox(options: Options) -> rlm_sandbox.Sandbox:
     """A REPL of the environment that the options name."""
     environment: Any = options.environment
     if not isinstance(environment, str):
-        return environment() if callable(environment) else environment
+        given: rlm_sandbox.Sandbox = environment() if callable(environment) else environment
+        return given
     workspace = [os.getcwd()] if options.allowed_paths is None else options.allowed_paths
     if environment == "docker":
         return rlm_sandbox.DockerSandbox(
@@ -1659,64 +1699,79 @@ def make_sandbox(options: Options) -> Any:
     )
 
 
-class Future:
-    """A value that a thread is already working out, so that it is there when it is asked for."""
+T = TypeVar("T")
 
-    def __init__(self, work: Callable[[], Any]) -> None:
+
+class Future(Generic[T]):
+    """The result of a piece of work, for whoever waits for it. Made by `spawn`, or run by `run_futures`."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
         self._work = work
+        self._done = threading.Event()
         self._value: Any = None
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
 
-    def _run(self) -> None:
+    def run(self) -> None:
         try:
             self._value = self._work()
-        except BaseException as error:  # handed to whoever asks for the value
+        except BaseException as error:  # raised where the result is asked for
             self._error = error
+        self._done.set()
 
-    def wait(self, seconds: float) -> bool:
-        """Whether it is there, at the latest after so long."""
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
+    def wait(self, seconds: float | None = None) -> bool:
+        """Whether the work is done, after at most so many seconds; without them, wait until it is."""
+        while not self._done.wait(1 if seconds is None else seconds):  # Windows hears Ctrl-C only between waits
+            if seconds is not None:
+                return False
+        return True
 
-    def get(self) -> Any:
-        self._thread.join()
+    def outcome(self) -> T | BaseException:
+        """The result, or the exception that the work raised."""
+        self.wait()
+        return self._value if self._error is None else self._error
+
+    def get(self) -> T:
+        """The result; raises what the work raised."""
+        self.wait()
         if self._error is not None:
             raise self._error
-        return self._value
+        value: T = self._value
+        return value
 
 
-def _turn_output(backend: Any, profile: Profile) -> int:
+def spawn(work: Callable[[], T]) -> Future[T]:
+    """Start the work on a thread."""
+    future = Future(work)
+    threading.Thread(target=future.run, daemon=True).start()
+    return future
+
+
+def _turn_output(backend: Backend, profile: Profile) -> int:
     """Tokens of output to reserve for a turn."""
     most = profile.turn_output or _TURN_OUTPUT_MOST
-    return min(getattr(backend, "max_output", None) or _TURN_OUTPUT, _TURN_OUTPUT_MOST, most)
+    return min(backend.max_output or _TURN_OUTPUT, _TURN_OUTPUT_MOST, most)
 
 
 def fan_out(tasks: Sequence[Callable[[], Any]], width: int) -> list[Any]:
     """The results of the tasks, in order, `width` at a time; a task's exception stands in its place."""
-    results: list[Any] = [None] * len(tasks)
-    numbers = iter(range(len(tasks)))
-    lock = threading.Lock()
+    futures = [Future(task) for task in tasks]
+    run_futures(futures, width)
+    return [future.outcome() for future in futures]
+
+
+def run_futures(futures: Sequence[Future[T]], width: int) -> None:
+    """Run the work of all, in order, `width` at a time; this thread works, too."""
+    waiting = deque(futures)
 
     def work() -> None:
-        while True:
-            with lock:
-                number = next(numbers, None)
-            if number is None:
-                return
-            try:
-                results[number] = tasks[number]()
-            except BaseException as error:  # stands in the result's place
-                results[number] = error
+        with contextlib.suppress(IndexError):  # none is left
+            while True:
+                waiting.popleft().run()
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(width, len(tasks)) - 1)]
-    for thread in threads:
-        thread.start()
+    others = [spawn(work) for _ in range(min(width, len(futures)) - 1)]
     work()
-    for thread in threads:
-        thread.join()
-    return results
+    for other in others:
+        other.get()
 
 
 # --- a node: ask, act, repeat ------------------------------------------------------------------------------------
@@ -1741,17 +1796,17 @@ class Node:
         self.context = context
         self.depth = depth
         self.parent = parent  # the call whose code issued this node
-        self.call_id = parent  # the newest turn: what this node's own code is issued by
+        self.call_id = parent  # call_id of the current turn
         self.key = key
         self.id = run.node_id(key)
         self.parent_cell = cell
-        self.announced_context: Context | None = None  # the one that the model has been told of
-        self.announcement = ""  # what the newest prompt was followed by
-        self.new_system = ""  # the prompt of another protocol, to be journalled with the next call
+        self.announced_context: Context | None = None  # the one that the model has a description of
+        self.announcement = ""  # the text that follows the newest prompt
+        self.new_system = ""  # system prompt after a change of protocol, for the next `call` event
         self.instructions = instructions
         self.schema = schema
         self.typed_value: Any = None  # the answer, made into what the schema option asks for
-        self.protocol = self._protocol()
+        self.protocol = self._protocol()  # "tools" or "text"; "plain" and "stream": one call without a REPL
         self.messages: list[dict[str, Any]] = []
         self.logged_count = 0  # messages that the journal already holds
         self.turn = self.first_turn = 0
@@ -1760,22 +1815,22 @@ class Node:
         self.prompt = ""  # the newest
         self.warned = False
         self.looked = False  # code has looked at the context, or the model was shown all of it
-        self.touched = False  # code that names the context has run, perhaps in vain
-        self.sent_back = False  # an answer without a look was, once
+        self.touched = False  # code that names the context has run, even if it failed
+        self.sent_back = False  # an answer given before any code ran was sent back
         self.doubts = 0  # answers that lacked a number, or held one that no output shows
         self.written_calls = 0  # replies whose tool calls stood in their text
         self.unknown_calls = 0
         self.worked = False  # a cell has succeeded since the prompt
         self.forcing: RLMError | None = None  # the limit to raise if the last, tool-free call gives no answer
-        self.fed_subcalls = False  # llm_query has been called, so its first use need not be looked at any more
-        self.outcomes: dict[str, tuple[Any, ...]] = {}  # of each cell's code, when it was last run
+        self.fed_subcalls = False  # llm_query was called: only its first prompt is checked
+        self.outcomes: dict[str, tuple[Any, ...]] = {}  # each cell's code -> its newest outcome
         self.fruitless = 0  # how many outcomes in a row were errors or, for a small model, empty
         self.repeats = 0  # how often in a row a cell was an earlier one again, with the same outcome
         self.shown_whole = False  # the model has been shown all of the context
         self.last_error: RLMError | None = None
         self._read: tuple[str, WrittenAction | None] | None = None  # the newest reply, and what it asks for
         self._ordinals: dict[tuple[int, str], int] = {}
-        self._sandbox: Future | None = None
+        self._sandbox: Future[rlm_sandbox.Sandbox] | None = None
         self.functions = self._host_functions()
 
     def solve(self, prompt: str) -> Answer:
@@ -1787,7 +1842,7 @@ class Node:
                 return answer
 
     def complete(self, prompt: str) -> Answer:
-        """Solve, close and journal the end of a node, whichever way it ends."""
+        """Solve the prompt, then close the node and journal its end, also after a failure."""
         run = self.run
         answer: Answer | None = None
         failure: BaseException | None = None
@@ -1800,11 +1855,11 @@ class Node:
         finally:
             if not run.options.persistent or self.depth:
                 self.close()
-            if not run.replaying:
+            if not run.recording.is_replay:
                 self.end(answer, failure)
 
     def end(self, answer: Answer | None, failure: BaseException | None) -> None:
-        """Write a node's `end`. A journal that is already broken must not hide the failure that broke it."""
+        """Write a node's `end` event. A broken journal must not hide the failure that broke it."""
         fields: Event = {"node": self.id, "status": "answered", "response": None, "error": None}
         if answer is not None:
             fields.update(response=answer.text, given=answer.given, forced=answer.forced)
@@ -1822,7 +1877,7 @@ class Node:
             self.run.journal.write("end", parent=self.parent, depth=self.depth, **fields, totals=self.run.totals())
 
     def replay_turns(self, prompt: str, turns: int) -> None:
-        """An earlier prompt of a recorded conversation: the same, as far as its recorded turns go."""
+        """Repeat an earlier prompt of a recorded conversation up to its last recorded turn."""
         self.open(prompt)
         while self.turn < turns:
             reply = self.ask()
@@ -1844,8 +1899,8 @@ class Node:
 
     def _protocol(self) -> str:
         if self.run.protocol == "auto":
-            small = (getattr(self.run.backend, "parameters", None) or 1e9) <= _SMALL_PARAMETERS
-            return "tools" if getattr(self.run.backend, "supports_tools", True) and not small else "text"
+            small = (self.run.backend.parameters or 1e9) <= _SMALL_PARAMETERS
+            return "tools" if self.run.backend.supports_tools and not small else "text"
         return self.run.protocol
 
     @property
@@ -1893,10 +1948,10 @@ class Node:
         return next((e for e in starts if e.get("turn") == self.turn and e["prompt"] == prompt), None)
 
     def _start_sandbox(self) -> None:
-        self._sandbox = Future(lambda: self.run.sandbox(self.context))
+        self._sandbox = spawn(lambda: self.run.sandbox(self.context))
 
     def _ask_user(self, prompt: str, new: bool, recorded: Event | None, plain: str | None = None) -> None:
-        """Put the user's message before the model: the prompt, what is known of the context, and its images."""
+        """Append the user's message: the prompt, the description of the context, and its images."""
         self.prompt = prompt
         announced = recorded.get("announcement") if recorded else plain or announcement(self, new=new)
         self.announcement = announced or ""
@@ -1906,7 +1961,7 @@ class Node:
         self.messages.append({"role": "user", "content": content, "_stored": True, "_prompt": True})
 
     def set_context(self, context: Context) -> None:
-        """Another context for the prompts that follow; none leaves the one there is."""
+        """Use another context for the prompts that follow; None keeps the current one."""
         if context.value is None:
             return
         try:
@@ -1943,9 +1998,9 @@ class Node:
             subcall_characters=run.subcall_characters,
             params=options.params,
             sub_params=options.sub_params,
-            model=getattr(run.backend, "model", None),
+            model=run.backend.model or None,
             sub_model=options.sub_model,
-            backend=getattr(run.backend, "provider", None),
+            backend=run.backend.provider or None,
             protocol=self.protocol,
             environment=options.environment if isinstance(options.environment, str) else "object",
             limits={name: getattr(options, name) for name in LIMITS},
@@ -1955,7 +2010,7 @@ class Node:
             docker_mount=options.docker_mount,
             require=options.require,
             schema=self.schema,
-            base_url=_without_login(getattr(run.backend, "base_url", None)),
+            base_url=_without_login(run.backend.base_url),
             tools=[] if self.protocol in ("stream", "plain") else [tool.name for tool in run.tools],
             tool_schemas=run.tool_schemas
             if self.protocol == "tools" or (self.protocol == "plain" and self._protocol() == "tools")
@@ -1966,12 +2021,12 @@ class Node:
         run.write("start", parent=self.parent, depth=self.depth, **fields)
 
     @property
-    def sandbox(self) -> Any:
+    def sandbox(self) -> rlm_sandbox.Sandbox:
         assert self._sandbox is not None, "a node is opened before it runs code"
         return self._sandbox.get()
 
     def close(self) -> None:
-        """End the REPL, if there came to be one."""
+        """End the REPL if it was started."""
         if self._sandbox is not None:
             with contextlib.suppress(RLMError, rlm_sandbox.SandboxError):
                 self.run.close_sandbox(self._sandbox.get())
@@ -1982,31 +2037,32 @@ class Node:
 
     # asking
 
-    def ask(self) -> Any:
-        """The model's next reply: from the recording as far as that goes, then live."""
-        if not self.iterations_left():
-            limit = self.run.options.max_iterations
+    def ask(self) -> rlm_backends.Reply:
+        """The model's next reply: from the journal if it holds that turn, else live."""
+        left, limit = self.iterations_left(), self.run.options.max_iterations
+        if not left:
             error = MaxIterationsExceeded(limit, limit)
             raise self.run.ledger.fail(error) if self.depth == 0 else error
-        if self.iterations_left() == 1 and self.turn > self.first_turn and self.forcing is None:
-            limit = self.run.options.max_iterations
+        if left == 1 and self.turn > self.first_turn and self.forcing is None:
             self._force(MaxIterationsExceeded(limit, limit))
         self.turn += 1
         recorded = self.run.recording.turns.get((self.id, self.turn))
-        return self.run.once(f"turn {self.turn} of node {self.id}", recorded, self._recorded_reply, self._new_reply)
+        return self.run.recording.once(
+            f"turn {self.turn} of node {self.id}", recorded, self._recorded_reply, self._new_reply
+        )
 
-    def _new_reply(self) -> Any:
-        if self.forcing is None and self.protocol != "plain":
-            self._say_what_is_left()
+    def _new_reply(self) -> rlm_backends.Reply:
         try:
             if self.protocol != "plain":
+                if self.forcing is None:
+                    self._say_what_is_left()
                 self._compact()
             return self._mended_reply()
         except rlm_backends.BackendError as error:
             raise provider_error(error) from error
 
-    def _mended_reply(self) -> Any:
-        """A live reply; what can be mended by asking differently is, once each."""
+    def _mended_reply(self) -> rlm_backends.Reply:
+        """A live reply; each fault that another form of request can mend is retried once."""
         mended: set[str] = set()
         while True:
             try:
@@ -2028,7 +2084,7 @@ class Node:
         # A stream that was cut in its middle is no answer.
         return error.code == "truncated" or (error.code == "connection" and bool(error.partial))
 
-    def _recorded_reply(self, event: Event) -> Any:
+    def _recorded_reply(self, event: Event) -> rlm_backends.Reply:
         """A reply that the journal holds, and the messages that went with it."""
         self.call_id = event["call_id"]
         if self.protocol == "plain" and event.get("system"):
@@ -2060,7 +2116,7 @@ class Node:
             raw=event.get("raw"),
         )
 
-    def _live_reply(self) -> Any:
+    def _live_reply(self) -> rlm_backends.Reply:
         new = [_journal_form(m) for m in self.messages[self.logged_count :]]
         event_fields = {"node": self.id, "kind": "turn", "turn": self.turn, "prompt": new}
         event_fields.update(depth=self.depth, parent=self.parent)
@@ -2078,7 +2134,7 @@ class Node:
             self.messages,
             event_fields,
             tools=self.run.tool_schemas if has_tools and self.forcing is None else None,
-            schema=self.schema if typed else None,
+            response_schema=self.schema if typed else None,
             most=_turn_output(backend, self.run.profile),
             on_text=self._on_text if self.run.journal.on_event and self.depth == 0 else None,
             defaults=self._defaults(),
@@ -2118,7 +2174,7 @@ class Node:
             {"role": "user", "content": f"{_NOT_PLAIN.format(why)}\n{announced}" if why else announced}
         )
 
-    def _plain_answer(self, reply: Any, text: str) -> Answer | None:
+    def _plain_answer(self, reply: rlm_backends.Reply, text: str) -> Answer | None:
         """The answer to a plain call; None where the loop has to go on instead."""
         if reply.tool_calls:  # which was not offered any
             self._answer_open_calls()
@@ -2144,8 +2200,8 @@ class Node:
 
     # acting
 
-    def act(self, reply: Any) -> Answer | None:
-        """Do what a reply asks for. The answer, if it is one; else what came of it is put before the model."""
+    def act(self, reply: rlm_backends.Reply) -> Answer | None:
+        """Do what a reply asks for. Returns the answer if it is one; otherwise the model is shown the outcome."""
         text = visible(reply.text)
         action = None if reply.tool_calls else self._action(reply)
         self._remember(reply, action)
@@ -2158,8 +2214,8 @@ class Node:
         if reply.tool_calls:
             return self._run_tools([{**call, "name": self._meant(call)} for call in reply.tool_calls])
         if reply.stop_reason in ("refusal", "content_filter"):
-            provider = getattr(self.run.backend, "provider", "")
-            raise ProviderError(f"the model refused to answer: {text.strip() or reply.stop_reason}", provider=provider)
+            message = f"the model refused to answer: {text.strip() or reply.stop_reason}"
+            raise ProviderError(message, provider=self.run.backend.provider)
         if reply.stop_reason == "pause":
             return None
         if self.protocol == "plain":
@@ -2174,7 +2230,7 @@ class Node:
         """The name that a tool call means; an unknown one in a form that every provider takes in a history."""
         return re.sub(r"[^\w-]", "_", tool_name(call["name"], self.known_names), flags=re.ASCII)[:64] or "_"
 
-    def _action(self, reply: Any) -> WrittenAction | None:
+    def _action(self, reply: rlm_backends.Reply) -> WrittenAction | None:
         """What a reply without tool calls asks to be done in its text, where that is not part of its answer."""
         text = visible(reply.text)
         if self._read is None or self._read[0] != text:
@@ -2194,13 +2250,13 @@ class Node:
         as_text = self.protocol == "text" or (is_python and (self.written_calls or not self.worked))
         return action if as_text or re.search(r"(?m)^FINAL(_VAR)?\(", action.code or "") else None
 
-    def _dropped(self, reply: Any) -> Event:
+    def _dropped(self, reply: rlm_backends.Reply) -> Event:
         """How many characters after its first action a reply has: output that it made up."""
         action = None if reply.tool_calls else self._action(reply)
         dropped = len(visible(reply.text).rstrip()) - action.end if action else 0
         return {"dropped": dropped} if dropped > 0 else {}
 
-    def _remember(self, reply: Any, action: WrittenAction | None) -> None:
+    def _remember(self, reply: rlm_backends.Reply, action: WrittenAction | None) -> None:
         """A reply as a message, without what it made up after its first action; the journal has all of it."""
         text = reply.text if action is None else visible(reply.text)[: action.end]
         message: dict[str, Any] = {"role": "assistant", "content": text, "_stored": True}
@@ -2231,7 +2287,7 @@ class Node:
         return answer
 
     def _show_outcomes(self, outcomes: list[Outcome]) -> None:
-        """Put what came of a reply's text before the model."""
+        """Show the model the outcomes of what its text asked for."""
         shown = "\n\n".join(f"Output:\n{outcome.text}" for outcome in outcomes)
         cells = [outcome.cell for outcome in outcomes if outcome.cell]
         ids = [outcome.call_id for outcome in outcomes]
@@ -2344,7 +2400,7 @@ class Node:
         reminder = f"\nThe request: {self.prompt}" if self.run.profile.guides and len(self.prompt) <= 300 else ""
         self.messages.append({"role": "user", "content": _ANSWER_NOW.format(line=line) + reminder})
 
-    def _forced_answer(self, reply: Any, text: str, action: WrittenAction | None) -> Answer | None:
+    def _forced_answer(self, reply: rlm_backends.Reply, text: str, action: WrittenAction | None) -> Answer | None:
         """The answer that the last call was asked for; the limit is raised if it gives none."""
         limit, self.forcing = self.forcing, None
         assert limit is not None
@@ -2427,7 +2483,7 @@ class Node:
         return self._outcome(outcomes)
 
     def _outcome(self, outcomes: list[Outcome]) -> Answer | None:
-        """What a turn's cells and tools came to: an answer by FINAL, or success or failure to count."""
+        """Read a turn's outcomes: an answer by FINAL, or a success or failure to count."""
         for outcome in outcomes:
             if outcome.answer is not None:
                 return self._accept(outcome.answer)
@@ -2462,7 +2518,7 @@ class Node:
             return Outcome(text, error)
 
         recorded = self.run.recording.tools.get((self.id, self.turn, call["id"]))
-        return self.run.once(f"result of {name} in turn {self.turn}", recorded, serve, work)
+        return self.run.recording.once(f"result of {name} in turn {self.turn}", recorded, serve, work)
 
     def _call_tool(self, name: str, arguments: Any) -> tuple[str, RLMError | None]:
         tools = {tool.name: tool for tool in self.run.tools}
@@ -2508,7 +2564,7 @@ class Node:
     # cells
 
     def run_cell(self, code: str, call_id: str) -> Outcome:
-        """Run code in the REPL and journal what came of it; a recorded cell is run again for its variables."""
+        """Run code in the REPL and journal its outcome; a recorded cell is run again for its variables."""
         self.cells += 1
         number = self.cells
         recorded = self.run.recording.cells.get((self.id, number))
@@ -2527,7 +2583,7 @@ class Node:
         return Outcome(show_cell(event), error, answer, number, fruitless=fruitless)
 
     def _note(self, code: str, event: Event, recorded: Event | None) -> str:
-        """What is said beside a cell's output; as recorded, where it is."""
+        """The note shown beside a cell's output; the recorded one if there is one."""
         shown = (event["stdout"], event["value"], event["error"])
         outcome = tuple(re.sub(r"<cell \d+>|_out\[\d+\]", "", text or "") for text in shown)  # which name the cell
         again = self.outcomes.get(code.strip()) == outcome
@@ -2551,7 +2607,7 @@ class Node:
                 on_output=self._on_output if self.run.journal.on_event else None,
                 **how,
             )
-        except rlm_sandbox.Stop as stop:
+        except rlm_sandbox.AbortCell as stop:
             raise self.run.ledger.stopped or stop from None
         except rlm_sandbox.SandboxError as error:
             self.run.ledger.check()
@@ -2591,7 +2647,7 @@ class Node:
         return event
 
     def _memory_limit(self, recorded: Event | None) -> str:
-        """Which limit a MemoryError has met, and the option that raises it; of a recorded cell what was said then."""
+        """The limit that a MemoryError has hit and the option that raises it; for a recorded cell as recorded."""
         if recorded is not None:
             said = (recorded.get("error") or "").rpartition("\n")[2]
             return said if said.startswith("(the limit is ") else ""
@@ -2604,7 +2660,7 @@ class Node:
         return f"(the limit is {size} of memory{beyond}: option {name})"
 
     def _compared(self, event: Event, recorded: Event, died: bool) -> Event:
-        """The recorded outcome, which the conversation goes on from; a difference in the re-run is said."""
+        """The recorded outcome, which the conversation continues from; a difference in the re-run is recorded."""
         fields = ("stdout", "value", "error")
         differing = [f for f in fields if not died and event[f] != recorded.get(f)]
         if differing:
@@ -2634,14 +2690,19 @@ class Node:
             "budget": self._plan_budget,
         }
         for tool in self.run.tools:
-            plans[tool.name] = self._tool_preparation(tool)
+            plans[tool.name] = self._tool_preparation(tool.name, tool.bind, partial(rlm_tools.call_tool, tool))
         if servers := self.run.servers:
             plans["tools"] = lambda word="": partial(servers.search, word)
         functions: dict[str, Any] = {
             name: HostFunction(self, plan, batched=name == "llm_query_batched") for name, plan in plans.items()
         }
         if servers:
-            functions.update(servers.namespaces(lambda tool: HostFunction(self, self._remote_tool_preparation(tool))))
+
+            def remote(tool: Any) -> HostFunction:
+                call = partial(servers.call, tool)
+                return HostFunction(self, self._tool_preparation(tool.full_name, tool.arguments, call))
+
+            functions.update(servers.namespaces(remote))
         return {**functions, "chunks": rlm_sandbox.Chunks(self.run.subcall_characters)}
 
     def _key(self, function: str, *parts: Any) -> str:
@@ -2677,10 +2738,17 @@ class Node:
         recorded = self.run.recording.results_by_key
         if function == "llm_query" and keys[0] not in recorded:
             self._require_text(prompts[0])
+        return self._leaves(prompts, keys, model, [form] * len(prompts))
+
+    def _leaves(
+        self, prompts: list[str], keys: list[str], model: str | None, forms: list[SubcallForm]
+    ) -> list[partial[Any]]:
+        """The sub-calls as tasks, once they are counted against the limit; those in the journal were already."""
         self.fed_subcalls = True
+        recorded = self.run.recording.results_by_key
         self.run.ledger.count_subcalls(sum(key not in recorded for key in keys))
-        cell = self.cells
-        return [partial(self._leaf, key, prompt, model, cell, form) for key, prompt in zip(keys, prompts, strict=True)]
+        calls = zip(keys, prompts, forms, strict=True)
+        return [partial(self._leaf, key, prompt, model, self.cells, form) for key, prompt, form in calls]
 
     def _require_text(self, prompt: str) -> None:
         """Refuse the run's first sub-call if it only talks about the context: the model would have to invent it."""
@@ -2703,17 +2771,11 @@ class Node:
         texts = [item if isinstance(item, str) else _as_text(item) for item in items]
         wanted = _subcall_schema("map_query", schema) or {"type": "string"}
         groups = _groups_of(texts, self.run.subcall_characters, 10 if self.run.profile.guides else 50)
-        self.fed_subcalls = True
+        model = self.run.options.sub_model
         prompts = [_map_prompt(question, [texts[n] for n in group]) for group in groups]
-        keys = [self._key("map_query", self.run.options.sub_model, prompt, wanted) for prompt in prompts]
-        recorded = self.run.recording.results_by_key
-        self.run.ledger.count_subcalls(sum(key not in recorded for key in keys))
+        keys = [self._key("map_query", model, prompt, wanted) for prompt in prompts]
         forms = [SubcallForm(_numbered_schema(wanted, len(group)), [], numbered=True) for group in groups]
-        model, cell = self.run.options.sub_model, self.cells
-        tasks = [
-            partial(self._leaf, key, prompt, model, cell, form)
-            for key, prompt, form in zip(keys, prompts, forms, strict=True)
-        ]
+        tasks = self._leaves(prompts, keys, model, forms)
 
         def work() -> list[Any]:
             try:
@@ -2774,14 +2836,14 @@ class Node:
         ]
 
     def _forecast(self, tasks: Sequence[partial[Any]]) -> Forecast:
-        """What those of a batch's sub-calls or children that the journal does not hold will cost at most."""
+        """The most that a batch will cost, without the calls that the journal holds."""
         run, recording = self.run, self.run.recording
         new = [t for t in tasks if t.args[0] not in recording.results_by_key and t.args[0] not in recording.children]
         left = run.ledger.left()
         if new and new[0].func == self._child:  # children go on until they answer: all that is left is their limit
             cost = at_most(left["tokens"], run.backend, run.options)
             cost = cost if cost is None or left["cost_usd"] is None else min(cost, left["cost_usd"])
-            return Forecast(len(new), f"children of {getattr(run.backend, 'model', '')}", cost)
+            return Forecast(len(new), f"children of {run.backend.model}", cost)
         try:
             backend = run.backend_for(new[0].args[2] if new else None)
         except (rlm_backends.BackendError, RLMError):  # each of them is going to fail, before it is sent
@@ -2795,7 +2857,7 @@ class Node:
             if form.schema is not None:  # what does not fit is asked for once more
                 calls.append((size + most + _CORRECTION_TOKENS, most))
         cost = run.ledger.forecast(calls, run.price(backend))
-        return Forecast(len(new), f"sub-calls of {getattr(backend, 'model', '')}", cost)
+        return Forecast(len(new), f"sub-calls of {backend.model}", cost)
 
     def _all_of(self, tasks: Sequence[partial[Any]]) -> Callable[[], list[Any]]:
         """All results in order; SubcallError, with `.results` and `.errors`, if some failed, once all have ended."""
@@ -2851,40 +2913,35 @@ class Node:
                 backend = self.run.backend_for(model)
                 _require_room(backend, messages)
                 most = self.run.profile.subcall_output
-                reply = self.run.call(self, backend, messages, fields, most=most, schema=form.schema)
+                reply = self.run.call(self, backend, messages, fields, most=most, response_schema=form.schema)
             except rlm_backends.BackendError as error:
                 raise provider_error(error) from error
             return _leaf_text(visible(reply.text), reply.stop_reason, reply.usage)
 
-        return self.run.once(f"sub-call {key}", self.run.recording.results_by_key.get(key), serve, work)
+        return self.run.recording.once(f"sub-call {key}", self.run.recording.results_by_key.get(key), serve, work)
 
     def _child(self, key: str, prompt: str, context: Any, cell: int, parent: str | None) -> Any:
         """One rlm_query: a node one deeper, with a REPL of its own; FINAL's value, else its text."""
         run = self.run
         child = Node(run, Context(context, "code"), depth=self.depth + 1, parent=parent, key=key, cell=cell)
         ended = run.recording.ends.get(child.id)
-        if ended and ended["status"] == "answered" and not run.replaying and ("value" in ended or not ended["given"]):
+        if (
+            ended
+            and ended["status"] == "answered"
+            and not run.recording.is_replay
+            and ("value" in ended or not ended["given"])
+        ):
             return rlm_sandbox.unpack(ended["value"]) if ended["given"] else ended["response"]
         answer = child.complete(prompt)
         return answer.value if answer.given else answer.text
 
-    def _tool_preparation(self, tool: Tool) -> Callable[..., Callable[[], Any]]:
+    def _tool_preparation(
+        self, name: str, bind: Callable[..., dict[str, Any]], call: Callable[[dict[str, Any]], Any]
+    ) -> Callable[..., Callable[[], Any]]:
         def prepare(*args: Any, **kwargs: Any) -> Callable[[], Any]:
-            arguments = tool.bind(*args, **kwargs)
-            call = partial(rlm_tools.call_tool, tool, arguments)
-            return partial(
-                self._tool_from_code, tool.name, call, arguments, self._key(tool.name, arguments), self.cells
-            )
-
-        return prepare
-
-    def _remote_tool_preparation(self, tool: Any) -> Callable[..., Callable[[], Any]]:
-        """The same for a tool of an MCP server."""
-
-        def prepare(*args: Any, **kwargs: Any) -> Callable[[], Any]:
-            arguments, name = tool.arguments(*args, **kwargs), tool.full_name
-            call = partial(self.run.servers.call, tool, arguments)
-            return partial(self._tool_from_code, name, call, arguments, self._key(name, arguments), self.cells)
+            arguments = bind(*args, **kwargs)
+            key = self._key(name, arguments)
+            return partial(self._tool_from_code, name, partial(call, arguments), arguments, key, self.cells)
 
         return prepare
 
@@ -2916,7 +2973,7 @@ class Node:
             return result
 
         kept = recorded if recorded and (recorded.get("error") or "result" in recorded) else None  # or it was too large
-        return self.run.once(f"result of {name}", kept, serve, work)
+        return self.run.recording.once(f"result of {name}", kept, serve, work)
 
     def _journal_tool_from_code(
         self,
@@ -2939,8 +2996,8 @@ class Node:
     # compaction
 
     def _compact(self, *, force: bool = False) -> bool:
-        """When the window fills, put stubs in the place of the oldest outputs, in one large step; else a summary."""
-        window = getattr(self.run.backend, "window", None) or _UNKNOWN_WINDOW
+        """When the window fills, replace the oldest outputs by stubs, in one step; if that is too little, summarise."""
+        window = window_of(self.run.backend)
         before = tokens_of(self.messages)
         if not self.run.options.compaction or not (force or before > 0.75 * window):
             return False
@@ -2974,7 +3031,7 @@ class Node:
         event_fields = {"node": self.id, "kind": "summary", "turn": self.turn, "prompt": [request]}
         event_fields.update(depth=self.depth, parent=self.parent)
         kept = [m for m in self.messages if m["role"] != "system"][-_SUMMARY_KEEPS:]
-        window = getattr(self.run.backend, "window", None) or _UNKNOWN_WINDOW
+        window = window_of(self.run.backend)
         room = min(4000, 2 * window // max(1, len(kept)))  # characters of each: half a window of all
         text = "\n\n".join(f"{m['role']}: {_cut(str(m['content']), room)}" for m in kept)
         ask = [{"role": "user", "content": f"{text}\n\n{_SUMMARISE}"}]
@@ -3007,7 +3064,7 @@ _SUMMARISE = (
 
 
 class Outcome(NamedTuple):
-    """What a cell or a tool call came to: the text the model reads, the error to count, the answer by FINAL."""
+    """The outcome of a cell or a tool call: the text the model reads, the error to count, the answer by FINAL."""
 
     text: str
     error: RLMError | None = None
@@ -3038,19 +3095,19 @@ class HostFunction:
             return work()
         except BaseException as error:
             if self._node.run.ledger.stopped is not None:
-                raise rlm_sandbox.Stop(str(self._node.run.ledger.stopped)) from error
+                raise rlm_sandbox.AbortCell(str(self._node.run.ledger.stopped)) from error
             if isinstance(error, RLMError):
                 self._node.last_error = error
             raise
 
 
 def sandbox_error(error: rlm_sandbox.SandboxError) -> SandboxError:
-    """A sandbox's error as ours."""
+    """The `rlm` error for a sandbox's error."""
     return SandboxError(str(error), hint=getattr(error, "hint", ""))
 
 
 def provider_error(error: rlm_backends.BackendError) -> RLMError:
-    """A backend's error as ours."""
+    """The `rlm` error for a backend's error."""
     if error.code == "config":
         return ConfigError(str(error), hint=error.hint)
     return ProviderError(str(error), provider=error.provider or "", status=error.status, hint=error.hint)
@@ -3066,7 +3123,7 @@ def _journal_form(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _stubbed(message: dict[str, Any]) -> dict[str, Any]:
-    """The message with a few words in the place of its outputs."""
+    """The message with a short stub instead of its outputs."""
     kept = " and ".join(f"_out[{n}]" for n in message["_cells"])
     where = f"it is in {kept}" if kept else "call the tool again if you need it"
     content = f"[{len(message['content']):,} characters of output stood here; {where}]"
@@ -3081,13 +3138,6 @@ def tokens_of(messages: Iterable[dict[str, Any]]) -> int:
             message["_tokens"] = rlm_backends.estimate_tokens([message])
         total += message["_tokens"]
     return total
-
-
-def _recorded_error(shown: str) -> Exception:
-    """What a tool raised then, under the name that code may catch it by."""
-    name, _, message = shown.partition(": ")
-    kind: type[Exception] = type(name if name.isidentifier() else "ToolError", (RuntimeError,), {})
-    return kind(message)
 
 
 def _without_login(url: str | None) -> str | None:
@@ -3238,7 +3288,7 @@ Price = Callable[[int, int], "float | None"]  # (input tokens, output tokens) ->
 
 
 class Reservation(NamedTuple):
-    """A reservation: what a call may use at most."""
+    """What a call may use at most."""
 
     tokens: int
     cost: float
@@ -3441,7 +3491,7 @@ class Ledger:
         return TokenBudgetExhausted(self.tokens, self.options.token_budget, needed=size + _LEAST_OUTPUT)
 
     def release(self, reservation: Reservation) -> None:
-        """Give a reservation back: its call was not answered."""
+        """Give a reservation back after a call without a reply."""
         with self.changed:
             self._held.remove(reservation)
             self.changed.notify_all()
@@ -3480,7 +3530,7 @@ class Ledger:
         return None if self.unpriced else round(self.cost, 9)
 
     def left(self) -> dict[str, Any]:
-        """What remains of each limit; None where there is none."""
+        """What remains of each limit; None for one that is not set."""
         options, seconds = self.options, self.remaining()
         cost = None if options.cost_budget_usd is None else max(0.0, round(options.cost_budget_usd - self.cost, 9))
         left: dict[str, Any] = {
@@ -3508,7 +3558,6 @@ class Ledger:
 
 SCHEMA_VERSION = 1
 Event = dict[str, Any]
-T = TypeVar("T")
 
 
 def new_id() -> str:
@@ -3557,7 +3606,7 @@ class Journal:
     def write(
         self, event: str, *, call_id: str | None = None, parent: str | None = None, depth: int = 0, **fields: Any
     ) -> None:
-        """Append one event. Silently dropped once closed: a thread that is late has nothing to say any more."""
+        """Append one event. Dropped once the journal is closed: a late thread's events no longer matter."""
         line: Event = {
             "v": SCHEMA_VERSION,
             "event": event,
@@ -3591,11 +3640,11 @@ class Journal:
             ) from error
 
     def emit(self, event: str, **fields: Any) -> None:
-        """What only a listener gets to know: text as it arrives, output as it is printed. No `v`: it is no line."""
+        """Send the listener an event that is not journalled (so it has no `v`): text or output as it arrives."""
         self.notify({"event": event, "trajectory_id": self.trajectory_id, **fields})
 
     def progress(self, phase: str, **fields: Any) -> None:
-        """Say what is going on now: {"event": "progress", "phase": asking, reading, running, subcalls or loading}."""
+        """Report progress: {"event": "progress", "phase": asking, reading, running, subcalls or loading}."""
         self._notify(
             "on_progress", {"event": "progress", "trajectory_id": self.trajectory_id, "phase": phase, **fields}
         )
@@ -3617,12 +3666,12 @@ class Journal:
             warnings.warn(f"{listener} raised {error!r} and is not called again", RuntimeWarning, stacklevel=3)
 
     def reject_other_threads(self) -> None:
-        """From now on only this thread's events are taken: the others have been stopped, whatever they still say."""
+        """Accept only this thread's events from now on: the other threads have been stopped."""
         with self._lock:
             self._only = threading.get_ident()
 
     def close(self) -> None:
-        """End the file; later events are dropped."""
+        """Close the file; later events are dropped."""
         with self._lock:
             if not self._closed or self._file >= 0:
                 self._closed = True
@@ -3676,34 +3725,20 @@ def _open_in_real_folder(folder: str, name: str, flags: int) -> int:
         os.close(parent)
 
 
-_FIELDS: dict[type | tuple[type, ...], tuple[str, ...]] = {
-    str: (
-        *("event", "node", "call_id", "system", "response", "code", "stdout"),
-        *(
-            "model",
-            "sub_model",
-            "protocol",
-            "environment",
-            "base_url",
-            "instructions",
-            "announcement",
-            "note",
-            "profile",
-        ),
-    ),
-    int: ("depth",),
-    (str, list): ("prompt",),
-    list: ("tool_calls", "tool_results", "tools", "allowed_paths"),
-    dict: ("limits", "context", "token_usage", "schema", "params", "sub_params"),
+_FIELDS: dict[type | tuple[type, ...], str] = {
+    str: "event node call_id system response code stdout model sub_model protocol environment base_url instructions"
+    " announcement note profile",
+    int: "depth",
+    (str, list): "prompt",
+    list: "tool_calls tool_results tools allowed_paths",
+    dict: "limits context token_usage schema params sub_params",
 }
-
-
 LINE_LIMIT = 64 << 20  # bytes of a journal's line
 EVENT_DEPTH = 400  # of lists and objects in one: Python data that JSON lacks takes three for one
 
 
 def read_journal(path: str) -> list[Event]:
-    """The events of a journal; a torn line, or one that is none of ours, is left out."""
+    """The events of a journal; a torn line, or one that is not ours, is skipped."""
     events = []
     with open(path, "rb") as file:
         while line := file.readline(LINE_LIMIT):
@@ -3714,7 +3749,7 @@ def read_journal(path: str) -> list[Event]:
 
 
 def journal_event(line: bytes | bytearray) -> Event | None:
-    """What a whole line of a journal holds; None if that is no event."""
+    """The event in a complete line of a journal; None if it holds none."""
     if not line.endswith(b"\n"):
         return None
     with contextlib.suppress(ValueError):
@@ -3724,13 +3759,10 @@ def journal_event(line: bytes | bytearray) -> Event | None:
 
 
 def _has_our_types(event: Event) -> bool:
-    for kind, names in _FIELDS.items():
-        if not all(event.get(name) is None or isinstance(event[name], kind) for name in names):
+    fields = [*_FIELDS.items(), (str, "error value" if event["event"] == "tool" else "")]
+    for kind, names in fields:
+        if not all(event.get(name) is None or isinstance(event[name], kind) for name in names.split()):
             return False
-    if event["event"] == "tool" and not all(
-        isinstance(event.get(name, ""), (str, type(None))) for name in ("error", "value")
-    ):
-        return False
     amounts = [*(event.get("token_usage") or {}).values(), event.get("cost_usd")]
     if not all(isinstance(n, (int, float)) and 0 <= n < 1e15 for n in amounts if n is not None):
         return False
@@ -3739,16 +3771,35 @@ def _has_our_types(event: Event) -> bool:
 
 
 def _cut_torn_tail(path: str) -> None:
-    """What is appended to a journal begins a line of its own."""
+    """Remove an unfinished last line, so that appended events begin a new one."""
     with open(path, "r+b") as file:
         blob = file.read()
         file.truncate(blob.rfind(b"\n") + 1)
 
 
-class JournalIndex:
-    """What a journal says has happened, by the keys that make a resumed run find it again. Empty for a new run."""
+# --- how resume and replay work ----------------------------------------------------------------------------------
 
-    def __init__(self, events: Iterable[Event] = ()) -> None:
+
+class JournalIndex:
+    """The events of a journal under the keys by which a resumed run finds them. Empty for a new run.
+
+    How resume works: `RLM.resume` starts the run again from its beginning, with the recorded prompt, context and
+    options. The nodes do what they always do, but each step that is paid for or has an effect outside the REPL
+    (a turn, a sub-call, a child, a tool call) goes through `once`, which serves it from here if the journal holds it.
+    Only cells run again, since their variables are needed; the sub-calls and tools in them are served. At the first
+    step that the journal lacks the run is live again, and its events are appended. A replay is the same, offline:
+    there such a step is an error.
+
+    The keys have to come out the same each time, whatever order threads run in:
+      turns and cells       (node, number)
+      a model's tool calls  (node, turn, id)
+      what code calls       node/cell/digest of its arguments/ordinal among equal calls, counted as the calls arrive
+      (llm_query, rlm_query, tools)
+    What is served counts against the limits, once: `Run` enters it all when it begins.
+    """
+
+    def __init__(self, events: Iterable[Event] = (), *, is_replay: bool = False) -> None:
+        self.is_replay = is_replay
         self.turns: dict[tuple[str, int], Event] = {}
         self.cells: dict[tuple[str, int], Event] = {}
         self.results_by_key: dict[str, Event] = {}  # leaf sub-calls and tools called from code
@@ -3764,6 +3815,14 @@ class JournalIndex:
         for event in events:
             with contextlib.suppress(LookupError, TypeError):  # a foreign or damaged line records nothing
                 self._add(event)
+
+    def once(self, step: str, recorded: Event | None, serve: Callable[[Event], T], work: Callable[[], T]) -> T:
+        """Serve a step from the journal if it holds it (as `recorded`); else do it, which also journals it."""
+        if recorded is not None:
+            return serve(recorded)
+        if self.is_replay:
+            raise ConfigError(f"the recording has no {step}", hint="record the run again")
+        return work()
 
     def _add(self, event: Event) -> None:
         kind, node = event["event"], event.get("node", "")
@@ -3798,6 +3857,61 @@ class JournalIndex:
             self.raised.update({name: value for name, value in (event.get("limits") or {}).items() if name in LIMITS})
 
 
+class ReplayBackend:
+    """The model of a replay. The journal answers first, so a call that reaches this is a divergence."""
+
+    provider = "replay"
+    window = None
+    max_output = None
+
+    def __init__(self, recording: JournalIndex) -> None:
+        root = recording.starts.get("n0", {})
+        self.model = root.get("model") or "recorded"
+        self.supports_tools = root.get("protocol") != "text"
+
+    def complete(self, messages: list[dict[str, Any]], **how: Any) -> Any:
+        """Always an error: only calls that the journal lacks get here."""
+        raise rlm_backends.BackendError("the recording has no such call", code="config", provider="replay")
+
+
+def _is_stream(path: str) -> bool:
+    """Whether a journal is that of a `stream`, which cannot go on."""
+    starts = (event for event in read_journal(path) if event["event"] == "start")
+    return bool(next(starts, {}).get("protocol") == "stream")
+
+
+def _is_rereadable(source: Any) -> bool:
+    """Whether a context is files that a resume reads again, rather than what a reader made, a page or a value."""
+    return isinstance(source, dict) and "documents" not in source
+
+
+def _read_again(source: dict[str, Any], journal: str) -> Any:
+    """The files that a journal names, as they are now: by the names they had, and nothing but those."""
+    paths = _texts(source.get("paths"))
+    names = _texts(source.get("names", paths))
+    encoding = source.get("encoding")
+    if encoding is not None:
+        require_encoding(str(encoding), journal)
+    if not paths or len(names) != len(paths):
+        raise ConfigError(f"{journal} does not say which files its context was", hint="start a new run")
+    try:
+        contents = [rlm_tools.read_file(path, encoding) for path in paths]
+    except rlm_tools.ToolError as error:
+        raise ConfigError(str(error), hint="restore it, or start a new run") from error.__cause__
+    return contents[0] if source.get("single") else dict(zip(names, contents))
+
+
+def _texts(value: Any) -> list[str]:
+    return value if isinstance(value, list) and all(isinstance(item, str) for item in value) else []
+
+
+def _recorded_error(shown: str) -> Exception:
+    """The exception that a tool raised when it was recorded, with the same class name, so that code can catch it."""
+    name, _, message = shown.partition(": ")
+    kind: type[Exception] = type(name if name.isidentifier() else "ToolError", (RuntimeError,), {})
+    return kind(message)
+
+
 # --- the context: the input that is not put into the prompt ------------------------------------------------------
 
 _SAVED_CONTEXT = 64_000_000  # bytes; a larger value is not kept beside the journal
@@ -3810,7 +3924,7 @@ _PLAIN = (str, bytes, int, float, bool, type(None))
 
 @dataclass(frozen=True)
 class Context:
-    """What becomes the variable `context`: the value, where it is from, and notes on what was left out."""
+    """The value of the variable `context`, its source, and notes on what was left out."""
 
     value: Any
     source: Any = "value"  # the caller's "value", "stdin", {"paths": [...]}, or what "code" handed to a child
@@ -3856,7 +3970,7 @@ class Context:
         return value if len(value) <= limit else None
 
     def describe(self, show_below: int = 0) -> str:
-        """What the prompt says of it: all of it up to `show_below` characters, else type, size and first lines."""
+        """The description in the prompt: all of it up to `show_below` characters, else type, size and first lines."""
         value = self.value
         if shown := self.whole(show_below):
             return f"`context` is a {self.kind} of {_amount(value)}{self._notes()}. This is all of it:\n{shown}"
@@ -3889,7 +4003,7 @@ class Context:
 
     @cached_property
     def event_fields(self) -> dict[str, Any] | None:
-        """What `start` says of it."""
+        """The `context` field of the `start` event."""
         if self.value is None:
             return None
         digest, size = _digest(self.value)
@@ -4037,7 +4151,7 @@ def as_context(value: Any, logs: str | None = None, encoding: str | None = None)
 
 
 def _require_plain(value: Any) -> None:
-    """TypeError, with what to do instead, for what is not plain data."""
+    """Raise a TypeError that says what to do instead, unless the value is plain data."""
     level: list[Any] = [value]
     for _ in range(rlm_sandbox.DEPTH_MAX):
         deeper: list[Any] = []
@@ -4223,7 +4337,7 @@ def _text_digest(pieces: Iterator[bytes], size: Any) -> str:
     return str(sha.hexdigest())
 
 
-# --- what the model is told --------------------------------------------------------------------------------------
+# --- prompts: what a model reads ---------------------------------------------------------------------------------
 
 _FULL = """\
 You answer a request by writing Python for a persistent REPL{where}. The input is the variable `context` there; this \
@@ -4329,7 +4443,7 @@ _SMALL_HOW = {
 
 
 class Profile(NamedTuple):
-    """How a model is talked to: which prompt it gets, what a reply may take, and what is said beside an output."""
+    """How to work with a model of a certain size: its prompt, the limits of a reply, the guidance beside outputs."""
 
     name: str
     turn_output: int | None  # tokens; None: what the model's own maximum allows
@@ -4358,18 +4472,17 @@ _CHARACTERS_PER_TOKEN = 3
 _STOPS = ["\nOutput:", "\nUser:"]  # where a reply of the text protocol goes on with invented output
 
 
-def profile_for(backend: Any, prompt: str | None = None) -> Profile:
-    """The profile of a backend's model: the one that `prompt` names, else by what is known of the model's size."""
+def profile_for(backend: Backend, prompt: str | None = None) -> Profile:
+    """The profile of a backend's model: the one that `prompt` names, else chosen by the model's size, if known."""
     if prompt in _PROFILES:
         return _PROFILES[prompt]
-    window, parameters = getattr(backend, "window", None), getattr(backend, "parameters", None)
-    is_small = (parameters or 1e9) <= _SMALL_PARAMETERS or (window or 1e9) <= _SMALL_WINDOW
+    is_small = (backend.parameters or 1e9) <= _SMALL_PARAMETERS or (backend.window or 1e9) <= _SMALL_WINDOW
     return _PROFILES["small" if is_small else "full"]
 
 
-def subcall_characters(backend: Any, profile: Profile) -> int:
+def subcall_characters(backend: Backend, profile: Profile) -> int:
     """How many characters of text `chunks` and `map_query` put into one sub-call to this model."""
-    window = getattr(backend, "window", None) or _UNKNOWN_WINDOW
+    window = window_of(backend)
     return max(1000, min(_SUBCALL_CHARACTERS, int(window * profile.subcall_share) * _CHARACTERS_PER_TOKEN))
 
 
@@ -4455,7 +4568,7 @@ _NOT_PLAIN = "That was not taken as the answer: {}. Work by code: the input is t
 
 
 def plain_announcement(node: Node) -> str | None:
-    """The whole context and the schema, as they follow the prompt of a plain call; None where the loop is to answer.
+    """The whole context and the schema, to follow the prompt of a plain call; None if the loop has to answer.
 
     It is for the root of a run that has tools of its own but the built-in ones, and whose context is text that fits
     both `plain_below` and the model's window.
@@ -4476,7 +4589,7 @@ def plain_announcement(node: Node) -> str | None:
     size = rlm_backends.estimate_tokens([{"role": "user", "content": content}])
     if node.schema is not None:
         text += f"\n\nAnswer with JSON of this schema, and nothing else: {json.dumps(node.schema)}"
-    window = getattr(run.backend, "window", None) or _UNKNOWN_WINDOW
+    window = window_of(run.backend)
     others = rlm_backends.estimate_tokens([{"role": "user", "content": f"{node.prompt}{node.schema or ''}"}])
     fits = size + others + _PLAIN_LEAST_OUTPUT <= window
     return text if fits and (below == "auto" or size <= int(below)) else None
@@ -4497,7 +4610,7 @@ def _plain_text(context: Context) -> str | None:
     return None if any(isinstance(item, bytes) for item in items) else repr(value)
 
 
-# - what is said to a model that has gone astray
+# - corrections for a model that has gone astray
 
 _BEGIN = {"text": "Reply with a ```python block.", "tools": "Call execute_code."}
 _LOOK_FIRST = {
@@ -4522,7 +4635,7 @@ _HAS_NUMBER = r"(?i)\d|\b(?:no|none|one|two|three|four|five|six|seven|eight|nine
 
 
 def note_on(node: Node, code: str, outcome: Event, again: bool) -> str:
-    """What is said to the model beside a cell's output: what to do next, where that helps. "" if nothing is."""
+    """The advice beside a cell's output on what to do next; "" for none."""
     taught = advice_on(node.context, code, outcome)
     parts = [taught] if taught else []
     guides, failed = node.run.profile.guides, outcome["error"] is not None
@@ -4543,7 +4656,7 @@ def note_on(node: Node, code: str, outcome: Event, again: bool) -> str:
 
 
 def _next_step(node: Node, outcome: Event) -> str:
-    """What a small model is to do with an output, by what is wrong with it."""
+    """The next step that a small model is told, by what is wrong with an output."""
     block = "a ```python block" if node.protocol == "text" else "code"
     reminder = f" ({node.prompt})" if len(node.prompt) <= 300 else ""
     if is_empty_result(outcome) and node.context.value is None:
@@ -4627,7 +4740,7 @@ def visible(text: str) -> str:
 
 
 def parses(code: str) -> bool:
-    """Whether this is Python, as far as its grammar goes."""
+    """Whether this is syntactically valid Python."""
     try:
         _tree(code)
     except (SyntaxError, ValueError, MemoryError, RecursionError):
@@ -4884,7 +4997,7 @@ def _call_at(text: str, found: re.Match[str], known: Collection[str]) -> tuple[i
     if following and (read := _json_calls(text, following.end(), known)):
         return read
     if names["xml"]:
-        return None  # what it holds may begin with a mark of its own
+        return None  # its content may begin with another mark
     return _raw_code(text, start, known, "") if "python_tag" in found[0] else None
 
 
@@ -5257,7 +5370,7 @@ def _unescaped(code: str) -> str:
 
 
 def code_argument(arguments: Any) -> tuple[str, str]:
-    """(code, "") of an execute_code call, or ("", what is wrong with its arguments, for the model)."""
+    """(code, "") of an execute_code call, or ("", an error about its arguments for the model)."""
     if isinstance(arguments, str) and (read := read_arguments(arguments)) is not None:
         arguments = read
     if isinstance(arguments, dict):
@@ -5303,7 +5416,7 @@ def _leaf_text(text: str, stop_reason: str | None, usage: Mapping[str, int]) -> 
     return text
 
 
-# - sub-calls: what is asked for, and what must be in a prompt
+# - sub-calls: the form of their answers, and checks of their prompts
 
 _BARE_PROMPT = 400  # characters; a longer prompt holds more than a question
 
@@ -5327,7 +5440,7 @@ class SubcallForm(NamedTuple):
         return [{"type": "text", "text": text}, *self.images] if self.images else text
 
     def read(self, text: str) -> tuple[Any, list[str]]:
-        """The answer as Python data, and what is wrong with it."""
+        """The answer as Python data, and its problems."""
         assert self.schema is not None
         value = _json_in(text)
         if self.wrapped and not (isinstance(value, dict) and set(value) == {"answer"}):
@@ -5351,7 +5464,7 @@ _TYPE_NAMES = {
 
 
 def _subcall_schema(function: str, schema: Any) -> dict[str, Any] | None:
-    """The schema of a sub-call's answer; TypeError for what is none."""
+    """The schema of a sub-call's answer; TypeError if it is not a schema."""
     if schema is None:
         return None
     if isinstance(schema, str):
@@ -5448,9 +5561,9 @@ def _texts_in(value: Any) -> Iterator[str]:
             yield str(item)
 
 
-def _require_room(backend: Any, messages: list[dict[str, Any]]) -> None:
+def _require_room(backend: Backend, messages: list[dict[str, Any]]) -> None:
     """ValueError, before anything is sent, for a prompt that cannot fit the model's window."""
-    window = getattr(backend, "window", None)
+    window = backend.window
     size = sum(len(message["content"]) for message in messages if isinstance(message["content"], str))
     if window and size > 6 * window:
         raise ValueError(
@@ -5538,7 +5651,7 @@ def use_of(context: Context) -> str:
 
 
 def _json_in(text: str) -> Any:
-    """The JSON value of an answer given as text, in a fence or not; the text itself if it is none."""
+    """The JSON value of an answer given as text, fenced or not; the text itself if it is not JSON."""
     blocks = [f.code for f in fences(text) if f.tag in ("json", "")]
     for candidate in [*blocks, text]:
         with contextlib.suppress(ValueError):

@@ -4431,21 +4431,32 @@ _LOCAL = (
 )
 
 
+def server_models(base_url: str, timeout: float) -> tuple[int, list[str] | None]:
+    """(HTTP status, models) of a server's list of models, None where it has none; OSError if it does not answer.
+
+    It costs nothing, and no key is sent.
+    """
+    import requests
+
+    with requests.Session() as session:
+        session.trust_env = False  # no .netrc
+        session.proxies = {} if _is_loopback(base_url) else requests.utils.get_environ_proxies(base_url)
+        response = session.get(f"{base_url.rstrip('/')}/models", timeout=timeout, allow_redirects=False, stream=True)
+        try:
+            body = _gathered(response.iter_content(65_536), INSPECT_LIMIT)
+            return response.status_code, [str(entry["id"]) for entry in from_json(body)["data"]]
+        except (BackendError, ValueError, LookupError, TypeError):
+            return response.status_code, None
+
+
 def local_servers(timeout: float = 0.3) -> list[tuple[str, str, list[str]]]:
     """The model servers that answer on this machine: `(provider id, base URL, its models)` each."""
-    import requests  # here, since a thread that is given up would be left in the middle of it
-
     found: dict[str, list[str]] = {}
 
     def probe(id_: str, base: str) -> None:
-        with requests.Session() as session:
-            session.trust_env = False
-            try:
-                response = session.get(f"{base}/models", timeout=timeout, allow_redirects=False, stream=True)
-                body = _gathered(response.iter_content(65_536), INSPECT_LIMIT)
-                found[id_] = [str(entry["id"]) for entry in from_json(body)["data"]]
-            except (BackendError, requests.RequestException, ValueError, LookupError, TypeError):
-                return  # nothing there, or nothing that speaks of models
+        with contextlib.suppress(OSError):
+            if (models := server_models(base, timeout)[1]) is not None:
+                found[id_] = models
 
     threads = [threading.Thread(target=probe, args=place, daemon=True) for place in _LOCAL]
     for thread in threads:

@@ -2,14 +2,14 @@
 # requires-python = ">=3.10"
 # dependencies = ["requests", "RestrictedPython", "docker", "tomli; python_version < '3.11'"]
 # ///
-"""The command line: `python -m rlm "prompt"`, `rlm logs`, `rlm chat` and the rest, and the progress of a run as shown.
+"""The command line: `python -m rlm "prompt"`, `rlm logs`, `rlm chat` and the rest, and a run's progress.
 
     stdout  the answer, or one JSON object, or the events as JSON lines; nothing else
-    stderr  progress, notes, and errors in three lines: what, what was looked at, what to do next
+    stderr  progress, notes, and errors in three lines: what happened, where rlm looked, what to do next
 
-A command is a row of COMMANDS: what it is for, the arguments it declares, the function that runs it. The flags of a
-run are made from `rlm_config.OPTIONS`, so that an option cannot exist in one place only. The other modules are
-imported when they are first used: `--help` pays for none of them and `mcp-serve` only for its own.
+A command is a row of COMMANDS: a summary, a function that declares its arguments and one that runs it, which returns
+an Outcome. The flags of a run are made from `rlm_config.OPTIONS`, so that each option is written down once. The other
+modules are imported on first use: `mcp-serve` imports only what it needs.
 
 Not here: what a run does (rlm.py) and how a trajectory is drawn (rlm_viz.py). Needs all of its siblings.
 """
@@ -25,6 +25,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, TextIO
 
 if TYPE_CHECKING:
@@ -64,7 +65,33 @@ Event = dict[str, Any]
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_LIMIT, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 3, 130, 143  # exit codes
 
 
-# --- the way in -----------------------------------------------------------------------------------------------------
+# --- entry point and outcome ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended. A command returns one, or None where it did all that it was asked to."""
+
+    code: int = EXIT_OK  # of a command that ended by itself; else `error` decides
+    error: BaseException | None = None
+    result: rlm.CompletionResult | None = None
+    model: str | None = None
+    resume_flags: Callable[[str], str] | None = lambda but: ""  # without those of an option; None: it cannot be resumed
+    done: str = ""  # instead of the figures of `result`, of what was interrupted
+    next_step: str = ""
+
+
+def exit_status(error: BaseException) -> tuple[int, str]:
+    """(exit code, `status` in JSON) of what an error ended. A reader of stdout that went away has seen enough."""
+    table: tuple[tuple[type[BaseException], int, str], ...] = (
+        (Terminated, EXIT_TERMINATED, "interrupted"),
+        (KeyboardInterrupt, EXIT_INTERRUPTED, "interrupted"),
+        (BrokenPipeError, EXIT_OK, ""),
+        (rlm.LimitExceeded, EXIT_LIMIT, "partial"),
+        (rlm.ConfigError, EXIT_USAGE, "error"),
+        (BaseException, EXIT_FAILED, "error"),
+    )
+    return next((code, status) for cls, code, status in table if isinstance(error, cls))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,33 +102,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     stderr = sys.stderr
     try:
         shell = Invocation(arguments)
-        return shell.ended(_outcome_of(arguments, shell))
+        return shell.report(outcome_of(lambda: dispatch(arguments, shell)))
     finally:
         sys.stderr = stderr
 
 
-def _outcome_of(arguments: list[str], shell: Invocation) -> int:
+def outcome_of(command: Callable[[], Outcome | None]) -> Outcome:
+    """Run a command; what it raises becomes its outcome."""
     try:
         listen_for_signals()
-        code = dispatch(arguments, shell)
-        shell.flush()
+        return command() or Outcome()
     except SystemExit as leaving:  # argparse, after --help
-        return int(leaving.code or 0)
-    except BrokenPipeError:
-        return shell.handle_broken_pipe()
-    except KeyboardInterrupt as stop:
-        return shell.interrupted(stop)
-    except Exception as error:
-        return shell.failed(error)
-    return code
+        return Outcome(int(leaving.code or 0))
+    except (KeyboardInterrupt, Exception) as error:
+        return Outcome(error=error)
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM (systemd, `docker stop`, timeout): tidied up after like Ctrl-C, but it ends a chat too."""
+    """SIGTERM (systemd, `docker stop`, timeout): handled like Ctrl-C, but it also ends a chat."""
 
 
 def listen_for_signals() -> None:
-    """Ctrl-C and SIGTERM are an exception once; what comes after must not cut the tidying up short."""
+    """Make the first Ctrl-C or SIGTERM an exception and ignore later ones: they must not cut the cleanup short."""
     import signal
 
     def once(number: int, _: object) -> None:
@@ -112,15 +134,15 @@ def listen_for_signals() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if (
             signal.getsignal(number) != signal.SIG_IGN or number in handled_signals
-        ):  # a background job stays deaf to Ctrl-C
+        ):  # a background job keeps ignoring Ctrl-C
             handled_signals.add(number)
             signal.signal(number, once)
 
 
-handled_signals: set[int] = set()  # those of which SIG_IGN is our own doing
+handled_signals: set[int] = set()  # signals that we ignore, not our parent
 
 
-def dispatch(arguments: list[str], shell: Invocation) -> int:
+def dispatch(arguments: list[str], shell: Invocation) -> Outcome | None:
     """Find the command, read its arguments, run it. A command word is one only as the very first argument."""
     name = arguments[0] if arguments and arguments[0] in COMMANDS else ""
     command = COMMANDS[name or "run"]
@@ -131,7 +153,7 @@ def dispatch(arguments: list[str], shell: Invocation) -> int:
 
 
 class Invocation:
-    """One invocation: the form in which it answers, its terminal, and what is known of the run when it ends badly."""
+    """One invocation: the form in which it answers, its two streams, and the report of its outcome."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
         self.stdout_closed = ensure_std_streams()
@@ -141,17 +163,7 @@ class Invocation:
         flags = list(arguments[: arguments.index("--")] if "--" in arguments else arguments)
         self.form = "jsonl" if "--jsonl" in flags else "json" if "--json" in flags else "text"
         self.debug = "--debug" in flags or os.environ.get("RLM_DEBUG", "") not in ("", "0")
-        self.is_run = not flags or flags[0] not in COMMANDS or flags[0] in RUNS
-        self.model: str | None = None
-        self.rerun_flags: Callable[[Collection[str]], str] = lambda but: ""
-        self.can_resume = True
-        self.page_on_stdout = False  # --html -
-        self.lost: rlm.RLMError | None = None  # why nothing can be written to stdout
-        self.loss_reported = False
-        self.abandoned = False
-        self.stop_summary: tuple[str, str] | None = (
-            None  # of a batch that was stopped: how far it came, and how to go on
-        )
+        self.stdout_error: BrokenPipeError | rlm.RLMError | None = None  # why nothing more can be written to stdout
         self._lock = threading.Lock()
 
     def colour(self, preference: str | None) -> None:
@@ -159,156 +171,135 @@ class Invocation:
         self.terminal.colour = wants_colour(sys.stderr, preference)
 
     def print(self, text: str) -> None:
-        """An answer for stdout, exactly as it is: but control characters of models do not reach a terminal."""
+        """Print an answer on stdout: unchanged, but on a terminal without control characters."""
         self.write((strip_control(text) if self.out.isatty() else text) + "\n")
 
     def show(self, text: str, *, lead: str = "", style: str = "", colour: bool = False) -> None:
-        """A line of a command's own for stdout, harmless wherever it goes: a name or a path in it may be anyone's."""
+        """Print one line of a listing on stdout, without control characters: names and paths may be hostile."""
         painted = f"\x1b[{_STYLES[style]}m{lead}\x1b[0m" if colour and style else lead
         self.write(encodable(self.out, painted + " ".join(strip_control(text).splitlines())) + "\n")
 
     def write(self, text: str) -> None:
-        """Text for stdout. A full disk is an error of ours, and a reader that went away is not."""
-        try:
+        """Text for stdout."""
+        with self._writing():
             self.out.write(text)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise self._unwritable(error) from error
 
     def flush(self) -> None:
-        """What was written is written, or an error."""
-        try:
+        """Return once everything is written, or raise."""
+        with self._writing():
             sys.stdout.flush()
-        except BrokenPipeError:
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A full disk is an RLMError, a reader that went away a BrokenPipeError. From then on stdout goes nowhere."""
+        try:
+            yield
+        except OSError as error:
+            with open(os.devnull, "wb") as null:
+                os.dup2(null.fileno(), 1)  # or what is left in the buffer fails once more when Python ends
+            if not isinstance(error, BrokenPipeError):
+                self.stdout_error = rlm.RLMError(f"cannot write to stdout: {error.strerror}")
+                raise self.stdout_error from error
+            self.stdout_error = error
             raise
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def _unwritable(self, error: OSError) -> rlm.RLMError:
-        self.silence()  # or what is left in the buffer fails once more when Python ends
-        result = rlm.last_result() if self.is_run else None
-        where = f"the answer is in {result.log}" if result and result.log else ""
-        what = "the answer to stdout" if result else "to stdout"
-        self.lost = rlm.RLMError(f"cannot write {what}: {error.strerror}", hint=where)
-        return self.lost
-
-    def silence(self) -> None:
-        """From here on stdout goes nowhere."""
-        with open(os.devnull, "wb") as null:
-            os.dup2(null.fileno(), 1)
-
-    def ended(self, code: int) -> int:
-        """The exit code, now that nothing more is written; what argparse has printed may not have got out."""
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:
-            self.silence()
-        except OSError as error:
-            self._unwritable(error)
-        if self.lost is not None and not self.loss_reported:
-            return self.failed(self.lost)
-        return code
 
     def print_json(self, value: Any) -> None:
-        """One line of JSON for stdout, whole even when several threads have something to say."""
+        """One line of JSON for stdout, whole even when several threads write at the same time."""
         line = rlm_tools.to_json(value).replace("\x7f", "\\u007f") + "\n"
         with self._lock:
             self.write(line)
             self.flush()
 
     def emit(self, event: Event) -> None:
-        """An event for `--jsonl`. A reader that went away ends the run: it costs money and nobody listens."""
-        if self.abandoned:
+        """An event for `--jsonl`. Where stdout is lost the run ends: it costs money and nobody reads it."""
+        if self.stdout_error is not None:
             return
         try:
             self.print_json(event)
         except (BrokenPipeError, rlm.RLMError):
-            self.abandoned = True
             import _thread
 
             _thread.interrupt_main()
 
-    def handle_broken_pipe(self) -> int:
-        """Whoever read stdout has seen enough: end quietly."""
-        self.silence()
-        return EXIT_OK
-
-    def interrupted(self, stop: KeyboardInterrupt) -> int:
-        """Ctrl-C or SIGTERM: what was done, and how to go on."""
-        if self.lost is not None:
-            return self.failed(self.lost)
-        if self.abandoned:
-            return self.handle_broken_pipe()
-        result = rlm.last_result() if self.is_run else None
-        self._report("interrupted", result, None)
-        second, following = self.stop_summary or (f"done: {summary(result)}" if result else "", self._way_on(result))
-        ended = isinstance(stop, Terminated)
-        self.terminal.error("terminated" if ended else "interrupted", second, following)
-        return EXIT_TERMINATED if ended else EXIT_INTERRUPTED
-
-    def failed(self, error: Exception) -> int:
-        """An error as a user reads it: three lines, and the exit code of its kind. `--debug` shows the traceback."""
-        code, result = exit_code(error), getattr(error, "result", None)
-        message, second, following = map(without_keys, describe_error(error))
-        if code == EXIT_LIMIT:
-            option = error.option  # type: ignore[attr-defined]
-            following = self._way_on(result, option, error.needed)  # type: ignore[attr-defined]
-            if option == "confirm_above" and error.needed is None:  # type: ignore[attr-defined]
-                following = error.hint  # type: ignore[attr-defined]
-            second = "" if following else f"raise it: {flags_of(option)[-1]} {metavar(option)}"
-        elif result is not None and code == EXIT_FAILED:
-            following = " or ".join(part for part in (following, self._way_on(result)) if part)
-        try:
-            status = "partial" if code == EXIT_LIMIT else "error"
-            self._report(status, result, error, message, following)
-        except BrokenPipeError:
-            return self.handle_broken_pipe()
-        except rlm.RLMError as unwritable:  # stdout: what was to be said there is lost
-            if unwritable is not error:
-                self.terminal.error(unwritable.message, "", unwritable.hint)
-        self.loss_reported = self.lost is not None
-        if self.debug:
+    def report(self, ended: Outcome) -> int:
+        """Report how the command ended, on stdout and in three lines on stderr; the exit code."""
+        error = ended.error
+        if error is None or isinstance(error, BrokenPipeError):
+            try:
+                self.flush()
+            except (BrokenPipeError, rlm.RLMError):
+                pass  # it is kept
+        if self.stdout_error is not None and (error is None or isinstance(error, KeyboardInterrupt)):
+            error = self.stdout_error
+        if error is None:
+            return ended.code
+        code, status = exit_status(error)
+        if code == EXIT_OK:
+            return code
+        lines = self._error_lines(error, ended)
+        if error is not self.stdout_error and not self._report_on_stdout(status, error, lines, ended):
+            return EXIT_OK
+        if self.debug and isinstance(error, Exception):
             import traceback
 
             self.terminal.write_line(without_keys("".join(traceback.format_exception(error)).rstrip()), lines=True)
-        self.terminal.error(message, second, following)
+        self.terminal.error(*lines)
         return code
 
-    def _way_on(self, result: rlm.CompletionResult | None, limit: str = "", needed: float | None = None) -> str:
-        """The command that goes on: with the limit that stopped the run as `needed`, or doubled, and all its flags."""
-        if result is None or not result.log or not self.can_resume or (limit == "confirm_above" and not needed):
-            return ""
-        raised = f" {flags_of(limit)[-1]} {f'{needed:g}' if needed else doubled(result.log, limit)}" if limit else ""
-        return f"rlm resume {result.trajectory_id}{raised}{self.rerun_flags([limit])}"
+    def _error_lines(self, error: BaseException, ended: Outcome) -> tuple[str, str, str]:
+        """What happened, what rlm looked at or how far the run came, and what to do next."""
+        result = ended.result or getattr(error, "result", None)
+        if isinstance(error, KeyboardInterrupt):
+            done = ended.done or (f"done: {summary(result)}" if result else "")
+            word = "terminated" if isinstance(error, Terminated) else "interrupted"
+            return word, done, ended.next_step or resume_command(ended, result)
+        message, second, next_step = map(without_keys, describe_error(error))
+        if error is self.stdout_error and result is not None:
+            answer = f"the answer is in {result.log}" if result.log else ""
+            return message.replace("cannot write", "cannot write the answer"), "", answer
+        if isinstance(error, rlm.LimitExceeded):
+            next_step = resume_command(ended, result, error.option, error.needed)
+            if error.option == "confirm_above" and error.needed is None:
+                next_step = error.hint
+            second = "" if next_step else f"raise it: {flags_of(error.option)[-1]} {metavar(error.option)}"
+        elif result is not None and not isinstance(error, rlm.ConfigError):
+            next_step = " or ".join(part for part in (next_step, resume_command(ended, result)) if part)
+        return message, second, next_step
 
-    def _report(
-        self,
-        status: str,
-        result: rlm.CompletionResult | None,
-        error: Exception | None,
-        message: str = "",
-        hint: str = "",
-    ) -> None:
-        """What stdout gets of a run that did not end well: the JSON object, or the partial answer."""
-        if self.form != "text":
-            fault = {"type": type(error).__name__, "message": message, "hint": hint} if error else None
-            last = {"event": "result"} if self.form == "jsonl" else {}
-            self.print_json(last | result_dict(status, result, self.model, fault))
-        elif result is not None and result.response:
-            self.print(result.response)
-        self.flush()
+    def _report_on_stdout(self, status: str, error: BaseException, lines: tuple[str, str, str], ended: Outcome) -> bool:
+        """Write the JSON object, or the partial answer, of a run that did not end well; False if nobody reads it."""
+        result = ended.result or getattr(error, "result", None)
+        try:
+            if self.form != "text":
+                is_fault = isinstance(error, Exception)
+                fault = {"type": type(error).__name__, "message": lines[0], "hint": lines[2]} if is_fault else None
+                self.print_result_json(result_dict(status, result, ended.model, fault))
+            elif result is not None and result.response:
+                self.print(result.response)
+            self.flush()
+        except BrokenPipeError:
+            return False
+        except rlm.RLMError as unwritable:
+            self.terminal.error(*self._error_lines(unwritable, ended))
+        return True
+
+    def print_result_json(self, result: dict[str, Any]) -> None:
+        """The object of `--json`, or the last line of `--jsonl`."""
+        self.print_json({"event": "result", **result} if self.form == "jsonl" else result)
 
 
-def exit_code(error: Exception) -> int:
-    """2: wrong usage or configuration; 3: a limit; 1: everything else."""
-    if isinstance(error, rlm.ConfigError):
-        return EXIT_USAGE
-    return EXIT_LIMIT if isinstance(error, rlm.LimitExceeded) else EXIT_FAILED
+def resume_command(
+    ended: Outcome, result: rlm.CompletionResult | None, limit: str = "", needed: float | None = None
+) -> str:
+    """The command that continues a run: with the limit that stopped it as `needed`, or doubled, and all its flags."""
+    if result is None or not result.log or ended.resume_flags is None or (limit == "confirm_above" and not needed):
+        return ""
+    raised = f" {flags_of(limit)[-1]} {f'{needed:g}' if needed else doubled(result.log, limit)}" if limit else ""
+    return f"rlm resume {result.trajectory_id}{raised}{ended.resume_flags(limit)}"
 
 
-def describe_error(error: Exception) -> tuple[str, str, str]:
-    """(message, second line, next step) of an error. One that is not ours is a fault of this program, and says so."""
+def describe_error(error: BaseException) -> tuple[str, str, str]:
+    """(message, second line, next step) of an error. Other classes than these two are reported as a bug in rlm."""
     if isinstance(error, rlm.RLMError):
         looked = getattr(error.__cause__, "looked_for", None)
         if not looked:
@@ -332,7 +323,7 @@ def doubled(log: str | os.PathLike[str], limit: str) -> str:
 
 
 def without_keys(text: str) -> str:
-    """The text without the keys in the environment. Errors come masked; one that nobody thought of may not."""
+    """The text without the keys in the environment. Errors that nobody foresaw may still hold one."""
     names = {*rlm_backends.key_variables(), "RLM_API_KEY", "SNIPARA_API_KEY", "RLM_SNIPARA_API_KEY"}
     return str(rlm_backends.mask(text, [os.environ[name] for name in names if os.environ.get(name)]))
 
@@ -352,15 +343,15 @@ def result_dict(
 
 
 def prints_to_stderr() -> contextlib.AbstractContextManager[Any]:
-    """While it holds, what a tool prints goes to stderr: stdout is the answer's."""
+    """Send what tools print to stderr: stdout is for the answer."""
     return contextlib.redirect_stdout(sys.stderr)
 
 
 def ensure_std_streams() -> bool:
     """Make the standard streams safe to write to; True if stdout was closed.
 
-    A closed descriptor is pointed at /dev/null, or the next file to be opened would get its number. What a stream
-    cannot encode is written as an escape rather than ending the program.
+    A closed descriptor is opened on /dev/null, or the next file to be opened would get its number. Characters that a
+    stream cannot encode are written as escapes.
     """
     closed = False
     for number in (0, 1, 2):
@@ -385,7 +376,7 @@ _METAVARS = {"int": "N", "float": "N", "str": "TEXT", "list[Any]": "FILE_OR_MODU
 
 
 def flags_of(option: str) -> list[str]:
-    """The flags of an option, the one to name in a message last."""
+    """The flags of an option; messages name the last one."""
     long = "--" + option.replace("_", "-")
     row = rlm_config.OPTIONS[option].metadata
     flags = [row["short"], long, row["flag"]]
@@ -393,13 +384,13 @@ def flags_of(option: str) -> list[str]:
 
 
 def metavar(option: str) -> str:
-    """What an option's value is called in the help."""
+    """The name of an option's value in the help."""
     named = str(rlm_config.OPTIONS[option].metadata["metavar"])
     return named or _METAVARS.get(rlm_config.type_of(option), "JSON")
 
 
 def command_parser(name: str) -> argparse.ArgumentParser:
-    """The parser of one command; without a name that of a run, whose help lists the commands."""
+    """The parser of a command; without a name, the parser of a run, whose help lists the commands."""
     command = COMMANDS[name or "run"]
     parser = new_parser(f"rlm {name}".strip(), command.summary)
     command.declare(parser)
@@ -415,7 +406,7 @@ def command_parser(name: str) -> argparse.ArgumentParser:
 
 
 def new_parser(program: str, description: str) -> argparse.ArgumentParser:
-    """An argument parser whose complaints are our errors."""
+    """An argument parser that raises ConfigError."""
     import argparse
 
     class Parser(argparse.ArgumentParser):
@@ -423,12 +414,12 @@ def new_parser(program: str, description: str) -> argparse.ArgumentParser:
             raise rlm.ConfigError(message, hint=f"{self.prog} --help")
 
         def _print_message(self, message: str, file: Any = None) -> None:
-            """argparse's own keeps a full disk to itself."""
+            """Unlike argparse, raise an OSError when the disk is full."""
             (file or sys.stderr).write(message)
 
     class Formatter(argparse.RawDescriptionHelpFormatter):
         def _format_action_invocation(self, action: argparse.Action) -> str:
-            """Flags once and the value's name once; `--no-x` is said by the help of `--x`."""
+            """All flags, then the value's name once; the help of `--x` mentions `--no-x`."""
             if not action.option_strings:
                 return super()._format_action_invocation(action)
             flags = ", ".join(flag for flag in action.option_strings if not flag.startswith("--no-"))
@@ -445,7 +436,7 @@ def new_parser(program: str, description: str) -> argparse.ArgumentParser:
 
 
 def parse_args(parser: argparse.ArgumentParser, arguments: list[str], *, named: bool) -> argparse.Namespace:
-    """The arguments of a command; what follows `--` is never an option. ConfigError says what was meant, perhaps."""
+    """The arguments of a command; words after `--` are never options. ConfigError suggests the flag that was meant."""
     import difflib
 
     cut = arguments.index("--") if "--" in arguments else len(arguments)
@@ -458,14 +449,14 @@ def parse_args(parser: argparse.ArgumentParser, arguments: list[str], *, named: 
         raise rlm.ConfigError(f"unknown option {flags[0]!r}", hint=hint)
     positionals = [*getattr(args, "words", []), *unknown, *arguments[cut + 1 :]]
     if positionals and not hasattr(args, "words"):
-        raise rlm.ConfigError(f"what is {positionals[0]!r}?", hint=f"{parser.prog} --help")
+        raise rlm.ConfigError(f"unexpected argument {positionals[0]!r}", hint=f"{parser.prog} --help")
     args.words = positionals
     args.first = "" if named or cut == 0 else arguments[0]
     return args
 
 
 def declare_options(parser: argparse.ArgumentParser, title: str = "options of a run, also keys of rlm.toml") -> None:
-    """A flag for every row of the table of options."""
+    """Add a flag for each option of `rlm_config.OPTIONS`."""
     import argparse
 
     group = parser.add_argument_group(title)
@@ -491,7 +482,7 @@ def declare_options(parser: argparse.ArgumentParser, title: str = "options of a 
 
 
 def help_with_default(text: str, row: Any) -> str:
-    """The help of an option with its default. (BooleanOptionalAction adds its own where it sees none.)"""
+    """The help of an option with its default. (BooleanOptionalAction adds one where the text has none.)"""
     if row.default is True:
         return f"{text} (default; --no-{row.name.replace('_', '-')} turns it off)"
     return text if row.default in (None, False) or "default" in text else f"{text} (default {row.default})"
@@ -509,8 +500,8 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
     return values
 
 
-def rerun_flags(args: argparse.Namespace, *, but: Collection[str] = ()) -> str:
-    """The flags of this command line, ready for a shell, for the command that goes on. A key is never among them."""
+def rerun_flags(args: argparse.Namespace, *but: str) -> str:
+    """The flags of this command line, quoted for a shell, for the command that continues; never those of keys."""
     import shlex
 
     words = ["--config", args.config] if args.config else []
@@ -548,7 +539,7 @@ def _option_value(name: str, value: Any) -> Any:
 
 
 def _read_schema(path: str) -> Any:
-    """The JSON Schema in a file, or written out on the command line."""
+    """The JSON Schema from a file, or from the command line itself."""
     if path.lstrip().startswith("{"):
         return rlm_config.parse_option("schema", path, "--schema")
     try:
@@ -576,24 +567,24 @@ _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", 
 
 
 def strip_control(text: str) -> str:
-    """Text without what would steer the terminal: escape sequences, control characters, overrides of direction."""
+    """The text without escape sequences, control characters and direction overrides."""
     return _CONTROL.sub("", text)
 
 
 def plain_but_styled(text: str) -> str:
-    """The same of a text that is coloured already: our own few styles stay."""
+    """`strip_control` for text that rlm has coloured: our own styles stay."""
     own = rf"(\x1b\[(?:0|{'|'.join(_STYLES.values())})m)"
     return "".join(part if n % 2 else strip_control(part) for n, part in enumerate(re.split(own, text)))
 
 
 def one_line(text: Any, width: int) -> str:
-    """A harmless single line of at most `width` characters."""
+    """The text on one line without control characters, truncated to `width` characters."""
     line = " ".join(strip_control(str(text))[: 4 * width].split())
     return line if len(line) <= width else line[: max(0, width - 1)] + "…"
 
 
 def wants_colour(stream: TextIO, preference: str | None = None) -> bool:
-    """`--color`, else NO_COLOR, else FORCE_COLOR (an empty variable says nothing), else whether it is a terminal."""
+    """`--color`, else NO_COLOR, else FORCE_COLOR (empty variables are ignored), else whether it is a terminal."""
     if preference in ("always", "never"):
         return preference == "always"
     if os.environ.get("NO_COLOR"):
@@ -602,7 +593,7 @@ def wants_colour(stream: TextIO, preference: str | None = None) -> bool:
 
 
 class Harmless:
-    """A stream that others print to: what would steer the terminal does not get through."""
+    """A stream that drops control characters from what others print to it."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -620,7 +611,7 @@ class Harmless:
 
 
 class Terminal:
-    """stderr: lines that stay and, on a terminal, one line below them that is repainted."""
+    """stderr: permanent lines and, on a terminal, one status line below them that is repainted."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -633,27 +624,27 @@ class Terminal:
         return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if self.colour and style else text
 
     def write_line(self, text: str, *, lead: str = "", style: str = "", lines: bool = False) -> None:
-        """A line that stays, behind a `lead` of ours in a style; with `lines` as many as the text has."""
+        """Write a permanent line, after a styled `lead`; with `lines`, keep the text's line breaks."""
         text = strip_control(text) if lines else " ".join(strip_control(text).splitlines())
         with self._lock:
             self._write(("\r\x1b[K" if self._painted else "") + self.paint(lead, style) + text + "\n")
             self._painted = False
 
     def status(self, text: str) -> None:
-        """Repaint the line at the bottom; an empty text takes it away."""
+        """Repaint the status line; an empty text removes it."""
         with self._lock:
             if self.live and (text or self._painted):
                 self._write("\r\x1b[K" + " ".join(strip_control(text).splitlines())[: self.width() - 1])
                 self._painted = bool(text)
 
     def error(self, message: str, second: str, following: str) -> None:
-        """At most three lines: what happened, what was looked at, what to do."""
+        """Write at most three lines: what happened, where rlm looked, what to do next."""
         following = f"next: {following}" if following else ""
         lines = [" ".join(strip_control(text)[:2000].splitlines()) for text in (message, second, following) if text]
         self.write_line("\n  ".join(lines), lead="rlm: ", style="red", lines=True)
 
     def ask(self, question: str) -> None:
-        """A question, after which the user types."""
+        """Write a question; the user types after it on the same line."""
         with self._lock:
             self._write(strip_control(question))
 
@@ -668,11 +659,11 @@ class Terminal:
             self.stream.write(encodable(self.stream, text))
             self.stream.flush()
         except OSError:
-            pass  # nobody reads stderr any more; the answer still counts
+            pass  # nobody reads stderr any more; the answer still matters
 
 
 def encodable(stream: TextIO, text: str) -> str:
-    """The text with our own signs in ASCII where the stream's encoding has none of them."""
+    """The text, with rlm's own symbols in ASCII where the stream's encoding lacks them."""
     try:
         text.encode(stream.encoding or "ascii")
     except UnicodeEncodeError:
@@ -682,12 +673,12 @@ def encodable(stream: TextIO, text: str) -> str:
 
 # --- standard input -------------------------------------------------------------------------------------------------
 
-_PATIENCE = 2.0  # seconds after which is said what is waited for
+_STDIN_NOTICE = 2.0  # seconds without input after which a note says that rlm waits for stdin
 _STDIN = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
 
 
 def read_stdin(terminal: Terminal, *, asked: bool) -> bytes | None:
-    """What is piped in, None if nothing is. A pipe is waited for; a terminal only where it is `asked` (`-`, `-c -`)."""
+    """The bytes piped in, or None. It waits for a pipe, and for a terminal only if `asked` (`-`, `-c -`)."""
     import stat
 
     try:
@@ -697,8 +688,10 @@ def read_stdin(terminal: Terminal, *, asked: bool) -> bytes | None:
     if not asked and (stat.S_ISCHR(mode) or stat.S_ISDIR(mode)):
         return None
     with contextlib.suppress(AttributeError, OSError):
-        os.set_blocking(0, True)  # a parent may have left its pipe otherwise
-    note = threading.Timer(_PATIENCE, terminal.write_line, ["rlm: waiting for stdin (`< /dev/null` if there is none)"])
+        os.set_blocking(0, True)  # a parent may have made the pipe non-blocking
+    note = threading.Timer(
+        _STDIN_NOTICE, terminal.write_line, ["rlm: waiting for stdin (`< /dev/null` if there is none)"]
+    )
     note.daemon = True
     if not stat.S_ISCHR(mode):
         note.start()
@@ -713,7 +706,7 @@ def read_stdin(terminal: Terminal, *, asked: bool) -> bytes | None:
 
 
 def terminal_input(terminal: Terminal) -> int | None:
-    """A descriptor of what the user types, also where stdin is a pipe; None where nobody sees a question."""
+    """A descriptor of the user's terminal, even if stdin is a pipe; None if stderr is not a terminal."""
     if not terminal.stream.isatty():
         return None
     with contextlib.suppress(OSError):
@@ -724,7 +717,7 @@ def terminal_input(terminal: Terminal) -> int | None:
 
 
 def read_line(source: int, end: threading.Event) -> str:
-    """What is typed up to a line's end, "" once `end` is set: the run was stopped meanwhile."""
+    """The line that the user types; "" once `end` is set, because the run has stopped."""
     import select
 
     while os.name == "posix" and not select.select([source], [], [], 0.1)[0]:
@@ -745,10 +738,8 @@ class Progress:
         self.quiet = quiet
         self.verbose = verbose
         self.started = time.monotonic()
-        self.model: str | None = None
-        self.calls = self.tokens = self.subcalls = self.depth = 0
-        self.cost = 0.0
-        self.unpriced = False
+        self.model: str | None = limits.get("model")
+        self.counts = rlm_viz.Counts()
         self.activity = rlm_viz.Activity()
         self._end = threading.Event()
         self._painting = threading.Lock()
@@ -766,13 +757,13 @@ class Progress:
         self.activity = rlm_viz.Activity()
 
     def stop(self) -> None:
-        """Take the line away and paint no other."""
+        """Remove the status line and paint no more."""
         self._end.set()
         with self._painting:
             self.terminal.status("")
 
     def ask(self, forecast: rlm.Forecast) -> bool:
-        """Whether the user says yes to a batch, on the terminal; without one, and to Ctrl-C, the answer is no."""
+        """Ask on the terminal whether to send a batch. Without a terminal, and on Ctrl-C, the answer is no."""
         end = self._end
         if (source := terminal_input(self.terminal)) is None:
             return False
@@ -798,33 +789,25 @@ class Progress:
     def update(self, event: Event) -> None:
         """Take an event in."""
         self.activity.update(event)
-        self.depth = max(self.depth, int(event.get("depth") or 0))
-        kind = event.get("event")
-        if kind == "start":
-            self.model = self.model or event.get("model")
-        if kind == "call":
-            usage = event.get("token_usage") or {}
-            self.calls += 1
-            self.tokens += (usage.get("input") or 0) + (usage.get("output") or 0)
-            self.unpriced = self.unpriced or event.get("cost_usd") is None
-            self.cost += event.get("cost_usd") or 0.0
-        if (kind == "call" and event.get("kind") == "sub") or (kind == "start" and event.get("depth")):
-            self.subcalls += 1
+        self.counts.update(event)
+        if event.get("event") == "start" and not event.get("depth"):
+            self.model = event.get("model") or self.model
         if self.verbose and not self.quiet and (step := rlm_viz.step(event)):
             self.terminal.write_line(step)
 
     def line(self, width: int | None = None) -> str:
         """`12s  7 calls  18,240 tok  $0.0131 / $0.50  depth 2  llm_query 14/40  running cell 3: 4 s`
 
-        What goes on now is worth more than figures: where the width is too small for both, these give way.
+        Where the width is too small, figures are dropped before the current activity.
         """
-        cost = dollars(None if self.unpriced else self.cost)
+        used = self.counts
+        cost = dollars(None if used.unpriced else used.cost)
         if budget := self.limits.get("cost_budget_usd"):
             cost += f" / ${budget:.2f}"
-        parts = {"time": f"{time.monotonic() - self.started:.0f}s", "calls": rlm_viz.counted(self.calls, "call")}
-        parts |= {"tokens": f"{self.tokens:,} tok", "cost": cost, "depth": f"depth {self.depth}"}
-        if self.subcalls:
-            parts["subcalls"] = f"llm_query {self.subcalls}/{self.limits.get('max_subcalls', '?')}"
+        parts = {"time": f"{time.monotonic() - self.started:.0f}s", "calls": rlm_viz.counted(used.calls, "call")}
+        parts |= {"tokens": f"{used.tokens:,} tok", "cost": cost, "depth": f"depth {used.depth}"}
+        if used.subcalls:
+            parts["subcalls"] = f"llm_query {used.subcalls}/{self.limits.get('max_subcalls', '?')}"
         if doing := self.activity.words():
             parts["now"] = doing
         for name in ("depth", "tokens", "cost", "subcalls", "calls"):
@@ -835,7 +818,7 @@ class Progress:
 
 
 def dollars(cost: float | None) -> str:
-    """Dollars in the progress line, whose figures keep their width; `$?` when a price is not known."""
+    """Dollars in the progress line, with a constant number of digits; `$?` when a price is unknown."""
     if not cost:
         return "$?" if cost is None else "$0"
     return f"${cost:.4f}" if cost < 1 else f"${cost:,.2f}"
@@ -878,7 +861,7 @@ def declare_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-q", "--quiet", action="store_true", help="print no progress and no summary line")
 
 
-def run(args: argparse.Namespace, shell: Invocation) -> int:
+def run(args: argparse.Namespace, shell: Invocation) -> Outcome:
     """`rlm "PROMPT"`: answer it."""
     args.context = args.context and ["-" if spec in _STDIN else spec for spec in args.context]
     prompt = prompt_of(args, shell)
@@ -886,8 +869,7 @@ def run(args: argparse.Namespace, shell: Invocation) -> int:
         return stream(args, shell, prompt)
     context = context_of(args, shell, prompt_is_stdin=args.words == ["-"])
     ask = functools.partial(rlm.RLM.completion, prompt=prompt, context=context, system=args.system)
-    execute_and_report(args, shell, ask, recorded=rlm_config.LIMITS)
-    return EXIT_OK
+    return execute_and_report(args, shell, ask, recorded=rlm_config.LIMITS)
 
 
 def prompt_of(args: argparse.Namespace, shell: Invocation) -> str:
@@ -918,7 +900,7 @@ def prompt_of(args: argparse.Namespace, shell: Invocation) -> str:
 
 
 def quoted_glob(args: argparse.Namespace) -> str:
-    """What to type where the shell has made several words of a glob after -c; "" where that was not it."""
+    """The hint where the shell has expanded an unquoted glob after -c; else ""."""
     extra = args.words[1:]
     if not args.context or not all(map(os.path.exists, extra)):
         return ""
@@ -928,7 +910,7 @@ def quoted_glob(args: argparse.Namespace) -> str:
 
 
 def context_of(args: argparse.Namespace, shell: Invocation, *, prompt_is_stdin: bool) -> rlm.Context | None:
-    """What becomes the variable `context`: the -c files, or what is piped in where no -c is given, or asks for it."""
+    """The value of the variable `context`: the -c files, or stdin if there is no -c, or if `-c -` names it."""
     specs = list(args.context or [])
     asked = "-" in specs
     wanted = not prompt_is_stdin and (asked or not specs)  # in a shell's loop stdin is the loop's list
@@ -945,14 +927,14 @@ def context_of(args: argparse.Namespace, shell: Invocation, *, prompt_is_stdin: 
 def read_context(
     args: argparse.Namespace, shell: Invocation, specs: Sequence[str], stdin: bytes | None = None
 ) -> rlm.Context:
-    """The files, in the encoding that is configured, without the logs."""
+    """Read the files in the configured encoding; journals are skipped."""
     encoding = rlm_config.load_config(given_options(args), config=args.config).values["encoding"]
     how: dict[str, Any] = {"exclude": log_folder(args), "encoding": encoding}
     return rlm.read_context(specs, stdin=stdin, on_slow=lambda text: shell.terminal.write_line(f"rlm: {text}"), **how)
 
 
 def show_notes(context: rlm.Context, shell: Invocation) -> None:
-    """What was left out of a context, or assumed of it."""
+    """Show what was left out of a context or assumed about it."""
     for note in context.notes:
         shell.terminal.write_line(f"rlm: context: {note}")
 
@@ -964,72 +946,96 @@ def execute_and_report(
     options: Mapping[str, Any] | None = None,
     *,
     recorded: Collection[str] = (),
-) -> rlm.CompletionResult:
-    """Run what `ask` does with an RLM, show how it goes, and deliver its result.
+) -> Outcome:
+    """Run what `ask` does with an RLM, show its progress, and print its result.
 
     `recorded`: options that a resume finds in the journal, and so need not be given again.
     """
     options_given = dict(options if options is not None else given_options(args))
-    values = rlm_config.load_config(options_given, config=args.config).values
-    shell.model = values["model"]
-    shell.can_resume = bool(values["log_dir"])
-    shell.rerun_flags = lambda but: rerun_flags(args, but=[*recorded, *but])
-    seen: list[Event] = []
+    progress = new_progress(args, shell, options_given)
     if args.html:
         _require_folder(args.html)
-        shell.page_on_stdout = args.html == "-"
-        if shell.page_on_stdout and shell.form != "text":
+        if args.html == "-" and shell.form != "text":
             raise rlm.ConfigError("stdout cannot be both the page and the JSON", hint="--html FILE")
-    verbose = bool(values["verbose"])
     for name, meant in unknown_variables().items():
         if meant:
             shell.terminal.write_line(f"rlm: {name} is no option and was not read: did you mean {meant!r}?")
-    with Progress(shell.terminal, values, quiet=args.quiet, verbose=verbose) as progress:
+    seen: list[Event] = []
 
-        def listen(event: Event) -> None:
-            if shell.form == "jsonl" and "v" in event:  # pieces of text and output are not part of the trajectory
+    def work() -> None:
+        with progress:
+            try:
+                with prints_to_stderr(), open_runtime(args, shell, options_given, progress, seen) as runtime:
+                    result = ask(runtime)
+            finally:
+                if args.html and seen:
+                    _write_page(args.html, seen, shell)
+        print_result(result, args, shell, typed=bool(options_given.get("schema")))
+
+    flags = functools.partial(rerun_flags, args, *recorded) if progress.limits["log_dir"] else None
+    return run_outcome(work, progress, flags)
+
+
+def new_progress(args: argparse.Namespace, shell: Invocation, options: Mapping[str, Any]) -> Progress:
+    """The progress of a run with these options; its `limits` are the values of all options."""
+    values = rlm_config.load_config(options, config=args.config).values
+    return Progress(shell.terminal, values, quiet=args.quiet, verbose=bool(values["verbose"]))
+
+
+def open_runtime(
+    args: argparse.Namespace,
+    shell: Invocation,
+    options: Mapping[str, Any],
+    progress: Progress,
+    seen: list[Event] | None = None,
+) -> rlm.RLM:
+    """An RLM whose events are shown as progress, printed by `--jsonl` and kept in `seen`."""
+
+    def listen(event: Event) -> None:
+        if "v" in event:  # pieces of text and output are not part of the trajectory
+            if shell.form == "jsonl":
                 shell.emit(event)
-            if args.html and "v" in event:
+            if seen is not None:
                 seen.append(event)
-            progress.update(event)
-            shell.model = progress.model or shell.model
+        progress.update(event)
 
-        try:
-            how = {
-                **options_given,
-                "verbose": False,
-                "config": args.config,
-                "on_event": listen,
-                "on_progress": progress.update,
-                "on_confirm": progress.ask,
-            }
-            with prints_to_stderr(), rlm.RLM(**how) as runtime:
-                result = ask(runtime)
-        finally:
-            if args.html and seen:
-                _write_page(args.html, seen, shell)
-    print_result(result, shell, quiet=args.quiet, typed=bool(options_given.get("schema")))
-    return result
+    heard = {"on_event": listen, "on_progress": progress.update, "on_confirm": progress.ask}
+    return rlm.RLM(**{**options, "verbose": False, "config": args.config, **heard})
 
 
-def print_result(result: rlm.CompletionResult, shell: Invocation, *, quiet: bool, typed: bool = False) -> None:
-    """The answer on stdout in the form that was asked for, and the last line on stderr."""
-    if shell.form == "text" and not shell.page_on_stdout:
+def run_outcome(
+    work: Callable[[], None], progress: Progress, resume_flags: Callable[[str], str] | None = None
+) -> Outcome:
+    """Do `work`, which completes one prompt; the outcome has the result, also a partial one."""
+    before, error = rlm.last_result(), None
+    try:
+        work()
+    except (KeyboardInterrupt, Exception) as raised:
+        error = raised
+    latest = getattr(error, "result", None) or rlm.last_result()
+    result = None if latest is before else latest
+    return Outcome(EXIT_OK, error, result, progress.model, resume_flags)
+
+
+def print_result(
+    result: rlm.CompletionResult, args: argparse.Namespace, shell: Invocation, *, typed: bool = False
+) -> None:
+    """Print the answer on stdout in the form that was asked for, and the summary line on stderr."""
+    if shell.form != "text":
+        shell.print_result_json(result_dict(result.status, result, result.model, None))
+    elif args.html != "-":
         shell.print(rlm_tools.to_json(result.value, ensure_ascii=False) if typed else result.response)
         shell.flush()
-    elif shell.form != "text":
-        last = {"event": "result"} if shell.form == "jsonl" else {}
-        shell.print_json(last | result_dict(result.status, result, result.model or shell.model, None))
     if shell.stdout_closed:
         shell.terminal.write_line(f"rlm: stdout is closed; the answer is in {result.log or 'no log'}")
-    if not quiet and result.forced:
+    if not args.quiet and result.forced:
         shell.terminal.write_line("rlm: no turn was left; this is the model's best answer from what it had seen")
-    if not quiet:
+    if not args.quiet:
         shell.terminal.write_line(f" {summary(result)}", lead="✓", style="green")
 
 
 def _require_folder(path: str) -> None:
-    """ConfigError now rather than after a run that was paid for."""
+    """ConfigError before a run is paid for whose page could not be written."""
     if path == "-" or (os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)):
         return  # stdout, a device, a pipe
     folder = os.path.dirname(os.path.realpath(path))
@@ -1048,8 +1054,8 @@ def _write_page(path: str, events: list[Event], shell: Invocation) -> None:
         shell.terminal.write_line(f"rlm: cannot write {path}: {error.strerror}")
 
 
-def stream(args: argparse.Namespace, shell: Invocation, prompt: str) -> int:
-    """`--stream`: the tokens of a simple completion as they arrive."""
+def stream(args: argparse.Namespace, shell: Invocation, prompt: str) -> Outcome:
+    """`--stream`: print the tokens of a simple completion as they arrive."""
     if args.context or (args.words != ["-"] and read_stdin(shell.terminal, asked=False) is not None):
         raise rlm.ConfigError(
             "--stream is a simple completion and takes no context", hint="leave out --stream or the context"
@@ -1058,32 +1064,25 @@ def stream(args: argparse.Namespace, shell: Invocation, prompt: str) -> int:
         raise rlm.ConfigError("--stream goes with neither --json nor --html", hint="leave one of them out")
 
     shown = shell.out.isatty()
-    shell.can_resume = False  # it is a single call
     given = given_options(args)
-    values = rlm_config.load_config(given, config=args.config).values
-    progress = Progress(shell.terminal, values, quiet=args.quiet, verbose=bool(values["verbose"]))
+    progress = new_progress(args, shell, given)
 
-    def listen(event: Event) -> None:
-        if shell.form == "jsonl" and "v" in event:
-            shell.emit(event)
-        progress.update(event)
+    def work() -> None:
+        with prints_to_stderr(), progress, open_runtime(args, shell, given, progress) as runtime:
+            for piece in runtime.stream(prompt, system=args.system):
+                progress.stop()
+                if shell.form == "text":
+                    shell.write(strip_control(piece) if shown else piece)
+                    shell.out.flush()
+                else:
+                    shell.emit({"event": "text", "delta": piece})
+        if shell.form == "jsonl":
+            result = rlm.last_result()
+            shell.print_result_json(result_dict("answered", result, result.model if result else None, None))
+        else:
+            shell.write("\n")
 
-    opened = {**given, "verbose": False, "config": args.config, "on_event": listen, "on_progress": progress.update}
-    with prints_to_stderr(), progress, rlm.RLM(**opened) as runtime:
-        for piece in runtime.stream(prompt, system=args.system):
-            progress.stop()
-            if shell.form == "text":
-                shell.write(strip_control(piece) if shown else piece)
-                shell.out.flush()
-            else:
-                shell.emit({"event": "text", "delta": piece})
-    if shell.form == "jsonl":
-        result = rlm.last_result()
-        model = result.model if result else shell.model
-        shell.print_json({"event": "result"} | result_dict("answered", result, model, None))
-    else:
-        shell.write("\n")
-    return EXIT_OK
+    return run_outcome(work, progress)  # a single call is not resumed
 
 
 def declare_resume(parser: argparse.ArgumentParser) -> None:
@@ -1095,13 +1094,12 @@ def declare_resume(parser: argparse.ArgumentParser) -> None:
     declare_options(parser)
 
 
-def resume(args: argparse.Namespace, shell: Invocation) -> int:
-    """`rlm resume [ID]`: go on where the journal ends."""
+def resume(args: argparse.Namespace, shell: Invocation) -> Outcome:
+    """`rlm resume [ID]`: continue a run where its journal ends."""
     log_dir = log_folder(args)
     name = run_name(log_dir, args.words) if args.words else ""
     raised = {name: value for name, value in given_options(args).items() if name in rlm_config.LIMITS}
-    execute_and_report(args, shell, lambda runtime: runtime.resume(name, **raised))
-    return EXIT_OK
+    return execute_and_report(args, shell, lambda runtime: runtime.resume(name, **raised))
 
 
 def declare_replay(parser: argparse.ArgumentParser) -> None:
@@ -1111,8 +1109,8 @@ def declare_replay(parser: argparse.ArgumentParser) -> None:
     declare_options(parser)
 
 
-def replay(args: argparse.Namespace, shell: Invocation) -> int:
-    """`rlm replay ID`: the recorded replies, the code executed for real; exit 1 where the outcome differs."""
+def replay(args: argparse.Namespace, shell: Invocation) -> Outcome | None:
+    """`rlm replay ID`: re-run the code with the recorded replies; exit 1 if the outcome differs."""
     name = run_name(log_folder(args), args.words)
     divergence: list[str] = []
 
@@ -1121,12 +1119,14 @@ def replay(args: argparse.Namespace, shell: Invocation) -> int:
         divergence.extend(replayed.divergence)
         return replayed.result
 
-    execute_and_report(args, shell, ask)
+    ended = execute_and_report(args, shell, ask)
+    if ended.error is not None:
+        return ended
     if not divergence:
         shell.terminal.write_line("rlm: the same outcome as recorded")
-        return EXIT_OK
+        return ended
     shell.terminal.error(f"differs from the recording: {divergence[0]}", _and_more(divergence[1:]), f"rlm logs {name}")
-    return EXIT_FAILED
+    return Outcome(EXIT_FAILED)
 
 
 def _and_more(lines: Sequence[str]) -> str:
@@ -1143,7 +1143,7 @@ def log_folder(args: argparse.Namespace) -> str:
 
 
 def run_name(log_dir: str, words: Sequence[str]) -> str:
-    """The one run that the words name: its whole id, or its .jsonl file where that was given."""
+    """The one run that the words name: its full id, or the .jsonl file if that was given."""
     if len(words) != 1:
         raise rlm.ConfigError("name one run", hint="rlm logs lists them; any unique prefix of an id will do")
     path = find_log(log_dir, words[0])
@@ -1151,7 +1151,7 @@ def run_name(log_dir: str, words: Sequence[str]) -> str:
 
 
 def find_log(log_dir: str, name: str) -> str:
-    """The path of a run's journal; ConfigError says what there is instead."""
+    """The path of a run's journal; ConfigError lists the runs that exist."""
     try:
         return str(rlm_viz.find_log(log_dir, name))
     except ValueError as error:
@@ -1167,7 +1167,7 @@ def declare_logs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--limit", type=int, default=20, metavar="N", help="number of runs to list (default 20)")
 
 
-def logs(args: argparse.Namespace, shell: Invocation) -> int:
+def logs(args: argparse.Namespace, shell: Invocation) -> None:
     """`rlm logs [ID]`: the runs, or one run's call tree."""
     log_dir = log_folder(args)
     if args.follow:
@@ -1184,7 +1184,6 @@ def logs(args: argparse.Namespace, shell: Invocation) -> int:
             shell.show(_run_row(row, stdout_width()))
         if len(runs) > args.limit:
             shell.terminal.write_line(f"{len(runs) - args.limit} older ones: rlm logs -n {len(runs)}")
-    return EXIT_OK
 
 
 def _run_row(row: Mapping[str, Any], width: int) -> str:
@@ -1206,19 +1205,19 @@ def local_time(stamp: str | None) -> str:
     try:
         moment = datetime.fromisoformat((stamp or "").replace("Z", "+00:00"))
         return moment.astimezone().strftime("%Y-%m-%d %H:%M")
-    except (ValueError, OverflowError, OSError):  # the year 1 is before every clock's
+    except (ValueError, OverflowError, OSError):  # the year 1 cannot be converted to local time
         return "?"
 
 
 def stdout_width() -> int:
-    """Columns for a table: the terminal's, and room enough in a pipe."""
+    """Columns for a table: the terminal's, or 160 in a pipe."""
     try:
         return os.get_terminal_size(sys.stdout.fileno()).columns or 160
     except (OSError, ValueError):
         return 160
 
 
-def show_run(path: str, shell: Invocation) -> int:
+def show_run(path: str, shell: Invocation) -> None:
     """One run: its call tree, or with --json its merged events."""
     events, problems = rlm_viz.read(path)
     if shell.form == "json":
@@ -1228,7 +1227,6 @@ def show_run(path: str, shell: Invocation) -> int:
         shell.write(encodable(sys.stdout, plain_but_styled(text)) + "\n")
     for problem in problems:
         shell.terminal.write_line(f"rlm: {path}: {problem}")
-    return EXIT_OK
 
 
 def declare_cost(parser: argparse.ArgumentParser) -> None:
@@ -1239,8 +1237,8 @@ def declare_cost(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="{by, rows, total} as JSON")
 
 
-def cost(args: argparse.Namespace, shell: Invocation) -> int:
-    """`rlm cost`: what the runs in the journals have cost."""
+def cost(args: argparse.Namespace, shell: Invocation) -> None:
+    """`rlm cost`: sum what the runs in the journals have cost."""
     folders = args.words or [log_folder(args)]
     for folder in args.words:
         if not os.path.isdir(folder):
@@ -1258,10 +1256,9 @@ def cost(args: argparse.Namespace, shell: Invocation) -> int:
             price = rlm_viz.money(row["cost_usd"], row["unpriced"])
             figures = "".join(f"  {row[head]:>11,}" for head in heads)
             shell.show(f"{one_line(row['key'], width):<{width}}{figures}  {price:>14}")
-    return EXIT_OK
 
 
-def follow(args: argparse.Namespace, shell: Invocation, log_dir: str) -> int:
+def follow(args: argparse.Namespace, shell: Invocation, log_dir: str) -> None:
     """Print a run's steps as they are journalled, until its root ends."""
     names = args.words or [row["id"] for row in rlm_viz.list_runs(log_dir)[:1]]
     if not names:
@@ -1272,7 +1269,6 @@ def follow(args: argparse.Namespace, shell: Invocation, log_dir: str) -> int:
         elif step := rlm_viz.step(event):
             shell.show(step)
             shell.flush()
-    return EXIT_OK
 
 
 def new_events(path: str) -> Iterator[Event]:
@@ -1294,7 +1290,7 @@ def new_events(path: str) -> Iterator[Event]:
             *lines, rest = rest.split(b"\n")
             for line in lines:
                 event = rlm.journal_event(line + b"\n")
-                if event is not None:  # else a line that a killed process left torn
+                if event is not None:  # else a line that a killed process left incomplete
                     ended = event.get("event") == "end" and not event.get("depth")
                     yield event
 
@@ -1310,8 +1306,8 @@ def declare_visualize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-bodies", action="store_true", help="leave out prompts, replies, code and output")
 
 
-def visualize(args: argparse.Namespace, shell: Invocation) -> int:
-    """`rlm visualize`: one self-contained page from the journals."""
+def visualize(args: argparse.Namespace, shell: Invocation) -> None:
+    """`rlm visualize`: render the journals as one self-contained page."""
     page = args.output or "trajectory.html"
     if args.port is None and args.output is None and os.path.islink(page):
         raise rlm.ConfigError(f"{page} is a link to {os.path.realpath(page)}", hint=f"-o {page}, if that is meant")
@@ -1335,7 +1331,6 @@ def visualize(args: argparse.Namespace, shell: Invocation) -> int:
         raise _port_error(error, args.port) if args.port and not error.filename else error from None
     if args.port is None and page != "-":
         shell.show(target)
-    return EXIT_OK
 
 
 def _port_error(error: OSError, port: int) -> rlm.ConfigError:
@@ -1369,8 +1364,8 @@ def declare_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scores", metavar="FILE", help="--sft: JSON or JSONL that gives the score of each run's id")
 
 
-def export(args: argparse.Namespace, shell: Invocation) -> int:
-    """`rlm export ID`: journals in the form that other programs read."""
+def export(args: argparse.Namespace, shell: Invocation) -> None:
+    """`rlm export ID`: convert journals for other programs."""
     log_dir = log_folder(args)
     forms = {"otel": export_spans, "sft": export_samples, "ipynb": export_notebook}
     chosen = next((name for name in forms if getattr(args, name)), "")
@@ -1384,11 +1379,10 @@ def export(args: argparse.Namespace, shell: Invocation) -> int:
     if args.output != "-":
         _require_folder(args.output)
     forms[chosen](args, shell, _chosen_logs(log_dir, args.words))
-    return EXIT_OK
 
 
 def _chosen_logs(log_dir: str, words: Sequence[str]) -> list[str]:
-    """The journals that ids, files and globs name, each once; ConfigError for a word that names none."""
+    """The journals that ids, files and globs name, each once; ConfigError for a word without a match."""
     import fnmatch
 
     if not words:
@@ -1408,7 +1402,7 @@ def _is_glob(word: str) -> bool:
 
 
 def _read_logs(paths: Sequence[str], shell: Invocation) -> Iterator[tuple[str, list[Event]]]:
-    """Each journal with its events, saying what of it could not be read; ConfigError if there is no event at all."""
+    """Each journal with its events; unreadable lines are reported. ConfigError if there is no event at all."""
     some = False
     for path in paths:
         events, problems = rlm_viz.read(path)
@@ -1422,7 +1416,7 @@ def _read_logs(paths: Sequence[str], shell: Invocation) -> Iterator[tuple[str, l
 
 
 def _write_output(args: argparse.Namespace, shell: Invocation, pieces: Iterable[str]) -> None:
-    """Text for -o FILE, all of it or nothing; for stdout as it comes."""
+    """Write text to -o FILE, all of it or nothing, or to stdout piece by piece."""
     if args.output == "-":
         for piece in pieces:
             shell.write(encodable(shell.out, piece))
@@ -1434,7 +1428,7 @@ def _write_output(args: argparse.Namespace, shell: Invocation, pieces: Iterable[
 
 
 def export_spans(args: argparse.Namespace, shell: Invocation, paths: Sequence[str]) -> None:
-    """`--otel`: to the collector, or as the JSON that it would be sent."""
+    """`--otel`: send the spans to the collector, or print the JSON that it would be sent."""
     spans = [span for _, events in _read_logs(paths, shell) for span in rlm_viz.spans(events, bodies=args.bodies)]
     if args.output != "-" or not (args.endpoint or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")):
         _write_output(args, shell, [json.dumps(rlm_viz.otlp(spans)), "\n"])
@@ -1452,7 +1446,7 @@ def export_spans(args: argparse.Namespace, shell: Invocation, paths: Sequence[st
 
 
 def export_samples(args: argparse.Namespace, shell: Invocation, paths: Sequence[str]) -> None:
-    """`--sft`: the samples of the runs that have the status and the score asked for."""
+    """`--sft`: print the training samples of the runs with the requested status and score."""
     if (args.min_score is None) != (args.scores is None):
         raise rlm.ConfigError("--min-score and --scores go together", hint="--scores scores.jsonl --min-score 0.8")
     scores = read_scores(args.scores) if args.scores else {}
@@ -1481,7 +1475,7 @@ def read_scores(path: str) -> dict[str, float]:
         try:
             whole = rlm_backends.from_json(text)
         except ValueError:
-            whole = None  # a value to a line
+            whole = None  # one value per line
         if isinstance(whole, dict) and "score" not in whole:
             rows = list(whole.items())
         else:
@@ -1496,7 +1490,7 @@ def read_scores(path: str) -> dict[str, float]:
 
 
 def export_notebook(args: argparse.Namespace, shell: Invocation, paths: Sequence[str]) -> None:
-    """`--ipynb`: one run as a notebook."""
+    """`--ipynb`: print one run as a notebook."""
     if len(paths) != 1:
         raise rlm.ConfigError(f"a notebook is of one run, not of {len(paths)}", hint="rlm logs lists the runs")
     saved = os.path.abspath(os.path.splitext(paths[0])[0] + ".context")
@@ -1513,7 +1507,7 @@ _CHAT_HELP = """\
 /save [FILE]   write the conversation as Markdown (default chat.md)
 /reset         forget the conversation and the variables
 /quit          leave (or Ctrl-D)
-A line that ends in \\ goes on in the next; a line that is \"\"\" begins and ends a longer text."""
+A line that ends in \\ continues on the next; a line that is \"\"\" begins and ends a longer text."""
 
 
 def declare_chat(parser: argparse.ArgumentParser) -> None:
@@ -1555,7 +1549,7 @@ class Chat:
                 self.turn(text, functools.partial(self.ask, text))
 
     def read(self) -> str | None:
-        """One prompt, of several lines if it says so; None at the end of the input. Ctrl-C drops what was typed."""
+        """One prompt of one or more lines; None at the end of the input. Ctrl-C discards what was typed."""
         lines: list[str] = []
         quoted = False
         while True:
@@ -1582,7 +1576,7 @@ class Chat:
                     return "\n".join(lines).strip()
 
     def line(self, sign: str) -> str:
-        """A line of input, with editing and history where input and output are a terminal."""
+        """A line of input, with editing and history if stdin and stdout are a terminal."""
         if sys.stdin.isatty() and sys.stdout.isatty():
             return input(sign)
         if sys.stdin.isatty():
@@ -1612,10 +1606,10 @@ class Chat:
             result = None if (latest := rlm.last_result()) is before else latest
             self.shell.terminal.error("the turn was interrupted", "", "")
         except rlm.RLMError as error:
-            if self.shell.lost is not None:
+            if error is self.shell.stdout_error:
                 raise
             result = error.result
-            self.shell.failed(error)
+            self.shell.report(Outcome(error=error))
         self.said.append((prompt, (result and result.response) or "(no answer)"))
         self.log = (result and result.log) or self.log
 
@@ -1648,18 +1642,16 @@ class Chat:
         self.shell.terminal.write_line(_CHAT_HELP, lines=True)
 
 
-def chat(args: argparse.Namespace, shell: Invocation) -> int:
+def chat(args: argparse.Namespace, shell: Invocation) -> None:
     """`rlm chat`: hold a conversation over one REPL."""
     try:
         import readline  # noqa: F401  # editing and history for input()
     except ImportError:
         pass  # a Python built without it reads plain lines
     given = {**given_options(args), "persistent": True}
-    values = rlm_config.load_config(given, config=args.config).values
-    progress = Progress(shell.terminal, values, quiet=args.quiet, verbose=bool(values["verbose"]))
+    progress = new_progress(args, shell, given)
     with prints_to_stderr():
-        heard = {"on_event": progress.update, "on_progress": progress.update, "on_confirm": progress.ask}
-        opened = rlm.RLM(**{**given, "verbose": False, "config": args.config, **heard})
+        opened = open_runtime(args, shell, given, progress)
     with opened as runtime:
         if sys.stdin.isatty():
             shell.terminal.write_line("rlm chat: /help says what else there is; Ctrl-D leaves")
@@ -1670,7 +1662,6 @@ def chat(args: argparse.Namespace, shell: Invocation) -> int:
             if talk.log and not args.quiet:
                 name = os.path.basename(talk.log).removesuffix(".jsonl")
                 shell.terminal.write_line(f"{talk.log}; to go on: rlm chat --resume {name}{rerun_flags(args)}")
-    return EXIT_OK
 
 
 # --- batch ----------------------------------------------------------------------------------------------------------
@@ -1696,7 +1687,7 @@ def declare_batch(parser: argparse.ArgumentParser) -> None:
     declare_options(parser)
 
 
-def batch(args: argparse.Namespace, shell: Invocation) -> int:
+def batch(args: argparse.Namespace, shell: Invocation) -> Outcome | None:
     """`rlm batch FILE`: many prompts, each a row of the results; exit 1 if one has failed."""
     if len(args.words) != 1:
         raise rlm.ConfigError("give one file of prompts", hint="rlm batch prompts.jsonl -o results.jsonl")
@@ -1718,17 +1709,14 @@ def batch(args: argparse.Namespace, shell: Invocation) -> int:
             progress.count(row)
             results.add(row)
 
-        heard = {"on_event": progress.update, "on_progress": progress.update, "on_confirm": progress.ask}
-        opened = {**given, "verbose": False, "config": args.config, **heard}
-        with prints_to_stderr(), rlm.RLM(**opened) as runtime, progress:
+        with prints_to_stderr(), open_runtime(args, shell, given, progress) as runtime, progress:
             how = {"max_workers": args.jobs, "on_result": on_result, "one_ledger": args.one_budget}
             try:
                 for _ in runtime.batch([items[number] for number in missing], **how):
                     pass
-            except KeyboardInterrupt:
-                following = "the same command goes on" if args.output else "-o RESULTS.jsonl keeps what is done"
-                shell.stop_summary = f"{progress.done} of {progress.total} done", following
-                raise
+            except KeyboardInterrupt as stop:
+                next_step = "the same command goes on" if args.output else "-o RESULTS.jsonl keeps what is done"
+                return Outcome(error=stop, done=f"{progress.done} of {progress.total} done", next_step=next_step)
         results.sort()
     if args.output in (None, "-"):
         for number in sorted(results.rows):
@@ -1737,7 +1725,7 @@ def batch(args: argparse.Namespace, shell: Invocation) -> int:
         shell.terminal.write_line(progress.line())
         if reason := progress.reason():
             shell.terminal.write_line(f"rlm: {one_line(reason, 400)}")
-    return EXIT_FAILED if progress.failed else EXIT_OK
+    return Outcome(EXIT_FAILED) if progress.failed else None
 
 
 class BatchProgress(Progress):
@@ -1753,7 +1741,7 @@ class BatchProgress(Progress):
             self.first_error = self.first_error or row["error"]
 
     def update(self, event: Event) -> None:
-        """Take an event in. What single rows do now is not told: there are several at once."""
+        """Add an event. The activity of single rows is not shown: several run at once."""
         if event.get("event") != "text" and (event.get("event") != "progress" or event.get("phase") == "loading"):
             super().update(event)
 
@@ -1763,7 +1751,7 @@ class BatchProgress(Progress):
         return head + super().line(None if width is None else width - len(head))
 
     def reason(self) -> str:
-        """Why rows failed, by the first of them; "" where none did."""
+        """The error of the first row that failed; "" if none did."""
         if self.first_error is None:
             return ""
         hint = self.first_error["hint"]
@@ -1773,7 +1761,7 @@ class BatchProgress(Progress):
 def read_items(
     path: str, template: str | None, encoding: str | None = None, warn: Callable[[str], None] = lambda text: None
 ) -> list[dict[str, Any]]:
-    """The items of a batch: {"prompt", "context"} each. ConfigError names the line that is none."""
+    """The items of a batch: {"prompt", "context"} each. ConfigError names the first invalid line."""
     try:
         with rlm_tools.open_given(os.path.join(os.getcwd(), os.path.expanduser(path))) as file:
             text, note = rlm_tools.read_blob(file.read(), encoding)
@@ -1798,7 +1786,7 @@ def is_table(path: str) -> bool:
 
 
 def _table_rows(path: str, text: str) -> list[tuple[int, Any]]:
-    """The rows of a table with the lines that they end on; a cell that a short row lacks is None."""
+    """(last line, cells by column) of each row; a cell that a short row lacks is None."""
     import csv
     import io
 
@@ -1821,7 +1809,7 @@ def _table_rows(path: str, text: str) -> list[tuple[int, Any]]:
 
 
 def _delimiter(path: str, text: str) -> str:
-    """What parts the cells: of the usual ones that which the line of names has most of."""
+    """The delimiter of a table: the usual one that occurs most often in its header."""
     names = re.sub(r'"[^"]*"', "", text[:100_000].lstrip("\n").partition("\n")[0])
     usual = ",;\t|" if path.lower().endswith(".csv") else "\t,;|"
     return max(usual, key=names.count)
@@ -1839,7 +1827,7 @@ def _item(path: str, number: int, record: Any, template: str | None) -> dict[str
     fields = {"prompt": record} if isinstance(record, str) else record
     if not isinstance(fields, dict):
         raise rlm.ConfigError(f"{path}:{number}: neither a text nor an object", hint='{"prompt": "…", "context": "…"}')
-    if template is None and not is_table(path):  # a template, and a table, have columns of their own
+    if template is None and not is_table(path):  # a template and a table may have any columns
         for name in fields:
             if name not in _ITEM_KEYS:
                 hint = f"{rlm_config.suggestion(name, _ITEM_KEYS)} (or --prompt TEMPLATE with {{{name}}})"
@@ -1859,7 +1847,7 @@ _ITEM_KEYS = ("prompt", "context")
 
 
 def render_template(template: str, fields: Mapping[str, Any], place: str) -> str:
-    """The template with {column} replaced; other braces stay. ConfigError for a column or a value that is not there."""
+    """The template with {column} replaced; other braces stay. ConfigError for a missing column or value."""
 
     def value(match: re.Match[str]) -> str:
         if match[1] not in fields:
@@ -1875,7 +1863,7 @@ def render_template(template: str, fields: Mapping[str, Any], place: str) -> str
 
 
 def item_keys(items: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What makes a row the same one in a later call: its content, and which of its equals it is."""
+    """A key for each row by which a later call knows it: a hash of its content, and its number among equal rows."""
     import hashlib
 
     seen: dict[str, int] = {}
@@ -1888,25 +1876,24 @@ def item_keys(items: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def result_row(number: int, key: str, item: Mapping[str, Any], result: Any) -> dict[str, Any]:
-    """A line of the results; a failure has its error, and what was done until then."""
+    """A line of the results; that of a failure has the error and the partial result."""
     head = {"index": number, "key": key, "prompt": item["prompt"]}
     if not isinstance(result, rlm.RLMError):
         return head | result_dict("answered", result, result.model, None)
     message, _, hint = describe_error(result)
     fault = {"type": type(result).__name__, "message": message, "hint": hint}
-    status = "partial" if isinstance(result, rlm.LimitExceeded) else "error"
-    return head | result_dict(status, result.result, None, fault)
+    return head | result_dict(exit_status(result)[1], result.result, None, fault)
 
 
 class Results:
-    """The rows of a batch by their place and, with a path, the file that a later call goes on from.
+    """The rows of a batch by index and, with a path, the file from which a later call continues.
 
-    Rows are appended as they come. ConfigError, and not a byte changed, if the file is not a batch's results.
+    Rows are appended as they finish. If the file is not a batch results file: ConfigError, and it is not changed.
     """
 
     def __init__(self, path: str | None, source: str, keys: Sequence[str]) -> None:
         self.rows: dict[int, dict[str, Any]] = {}
-        self.others: list[bytes] = []  # lines that are not of this call's prompts
+        self.others: list[bytes] = []  # lines of other prompts than this call's
         self._is_stream = path is not None and os.path.exists(path) and not os.path.isfile(path)
         self._file = None if path is None or path == "-" else _open_results(path, source)
         if self._file is None or self._is_stream:
@@ -1934,7 +1921,7 @@ class Results:
             self._file.flush()
 
     def sort(self) -> None:
-        """Put the file into the order of the prompts, other prompts' results last; a failure leaves it as it is."""
+        """Sort the file by prompt, other prompts' results last; a failure leaves it unchanged."""
         if self._file is None or self._is_stream:
             return
         path = os.path.realpath(self._file.name)
@@ -1970,12 +1957,12 @@ def _open_results(path: str, source: str) -> BinaryIO:
         file.close()
         raise rlm.ConfigError(f"{path!r} is in use: another batch writes to it", hint="-o with another name") from None
     except (ImportError, OSError):
-        pass  # neither Windows nor every file system has such locks
+        pass  # Windows and some file systems have no such locks
     return file
 
 
 def _result_lines(file: BinaryIO) -> list[bytes]:
-    """The lines of a file of results, made ready to append to: what a killed process left torn is taken off."""
+    """The lines of a results file, which is then ready to append to: an incomplete last line is removed."""
     file.seek(0)
     whole = file.read()
     start = whole.rfind(b"\n") + 1
@@ -1997,7 +1984,7 @@ _ROW_BEGINS = b'{"index": '
 
 
 def _result(line: bytes) -> dict[str, Any] | None:
-    """The row of results that a line is, None if it is none."""
+    """The row of results in a line, or None."""
     try:
         row = rlm_backends.from_json(line, depth=rlm.EVENT_DEPTH, constant=float)
     except ValueError:
@@ -2014,18 +2001,14 @@ Serve the sandbox to one MCP client on stdin and stdout. `rlm mcp-install` write
 
 
 def mcp_serve(arguments: Sequence[str]) -> int:
-    """`rlm mcp-serve`: its few arguments are read by hand, since a client is waiting."""
+    """`rlm mcp-serve`: its few arguments are parsed by hand, because argparse would make the client wait."""
     settings: dict[str, Any] = {}
     words = iter(arguments)
     for word in words:
         flag, equals, value = word.partition("=")
         if flag in ("-h", "--help"):
             shell = Invocation(arguments)
-            try:
-                shell.write(f"{_SERVE_HELP}\n")
-            except rlm.RLMError as error:
-                return shell.failed(error)
-            return shell.ended(EXIT_OK)
+            return shell.report(outcome_of(functools.partial(shell.write, f"{_SERVE_HELP}\n")))
         name = {"-e": "env", "--env": "env", "--workspace": "workspace", "--max-wait": "max_wait"}.get(flag)
         value = value if equals else next(words, "")
         right = {"env": value in ("local", "docker"), "max_wait": re.fullmatch(r"\d{1,6}(\.\d{1,9})?", value)}
@@ -2056,11 +2039,11 @@ _INSTALL_ACTIONS = {
 }
 
 
-def mcp_install(args: argparse.Namespace, shell: Invocation) -> int:
+def mcp_install(args: argparse.Namespace, shell: Invocation) -> Outcome | None:
     """`rlm mcp-install`: this server's entry in the configuration of MCP clients."""
     clients = [*args.words, *args.client]
     with contextlib.redirect_stdout(Harmless(shell)):  # a client's file may be a project's
-        return int(rlm_mcp.install(clients, action=args.action or "print", scope=args.scope))
+        return Outcome(int(rlm_mcp.install(clients, action=args.action or "print", scope=args.scope)))
 
 
 # --- the demo -------------------------------------------------------------------------------------------------------
@@ -2138,7 +2121,7 @@ def demo_log(size: int = _DEMO_SIZE) -> tuple[str, str]:
 
 
 def scripted_message(messages: Sequence[Mapping[str, Any]], *, tools: bool) -> dict[str, Any]:
-    """What the scripted model says: the next cell of its script or, to a sub-call, a count of the notes it was sent."""
+    """The scripted model's reply: the next cell of its script or, to a sub-call, a count of the notes it was sent."""
     if not tools:
         notes = str(messages[-1]["content"]).splitlines()[1:]
         found = {cause: sum(note in phrases for note in notes) for cause, phrases in _DEMO_REASONS.items()}
@@ -2153,7 +2136,7 @@ def scripted_message(messages: Sequence[Mapping[str, Any]], *, tools: bool) -> d
 
 
 def scripted_server() -> Any:
-    """A server on loopback that speaks the OpenAI chat wire with the scripted model behind it."""
+    """A loopback server that answers OpenAI chat requests with the scripted model."""
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
     class Model(BaseHTTPRequestHandler):
@@ -2201,7 +2184,7 @@ def declare_demo(parser: argparse.ArgumentParser) -> None:
     declare_output(parser)
 
 
-def demo(args: argparse.Namespace, shell: Invocation) -> int:
+def demo(args: argparse.Namespace, shell: Invocation) -> Outcome | None:
     """`rlm demo`: a scripted model, real code on a generated log, the answer checked against the generator's."""
     if args.log_dir and not can_be_written(args.log_dir):
         raise rlm.ConfigError(
@@ -2219,7 +2202,7 @@ def demo(args: argparse.Namespace, shell: Invocation) -> int:
     shell.terminal.write_line(f"a log of {len(log):,} characters was generated; the question: {_DEMO_QUESTION}")
     server = scripted_server()
     defaults = {name: row.default for name, row in rlm_config.OPTIONS.items() if row.default is not None}
-    del defaults["log_dir"]  # a folder that is named is taken even where it is a link
+    del defaults["log_dir"]  # a folder named explicitly may be a symbolic link
     options = {
         **defaults,
         "model": _DEMO_MODEL,
@@ -2234,11 +2217,14 @@ def demo(args: argparse.Namespace, shell: Invocation) -> int:
     }
     args.config = False
     try:
-        result = execute_and_report(args, shell, lambda runtime: runtime.completion(_DEMO_QUESTION, log), options)
+        ended = execute_and_report(args, shell, lambda runtime: runtime.completion(_DEMO_QUESTION, log), options)
     finally:
         server.shutdown()
+    if ended.error is not None or (result := ended.result) is None:
+        return ended
     if result.response != truth:
-        raise rlm.RLMError(f"the answer is wrong; the log's generator says: {truth}", result=result)
+        error = rlm.RLMError(f"the answer is wrong; the log's generator says: {truth}", result=result)
+        return replace(ended, error=error)
     shell.terminal.write_line("checked: this is what the log's generator says")
     log_path = str(result.log)
     page = rlm_viz.write([log_path], os.path.splitext(log_path)[0] + ".html")
@@ -2248,7 +2234,7 @@ def demo(args: argparse.Namespace, shell: Invocation) -> int:
         import webbrowser
 
         webbrowser.open(f"file://{os.path.abspath(page)}")
-    return EXIT_OK
+    return ended
 
 
 # --- configuration and trust ----------------------------------------------------------------------------------------
@@ -2259,8 +2245,8 @@ def declare_config(parser: argparse.ArgumentParser) -> None:
     declare_options(parser, "options, as a run would be given them")
 
 
-def config(args: argparse.Namespace, shell: Invocation) -> int:
-    """`rlm config`: every option, its value and where that comes from."""
+def config(args: argparse.Namespace, shell: Invocation) -> None:
+    """`rlm config`: show every option, its value and where it comes from."""
     settings = rlm_config.load_config(given_options(args), config=args.config)
     rows = {
         name: {"value": shown_value(name, value), "origin": _origin(name, settings.origins[name])}
@@ -2268,7 +2254,7 @@ def config(args: argparse.Namespace, shell: Invocation) -> int:
     }
     if shell.form == "json":
         shell.print_json(rows)
-        return EXIT_OK
+        return
     for name, row in rows.items():
         value = (
             "" if row["value"] is None else row["value"] if isinstance(row["value"], str) else json.dumps(row["value"])
@@ -2276,7 +2262,6 @@ def config(args: argparse.Namespace, shell: Invocation) -> int:
         shell.show(f"{name:<24} {value:<32} {row['origin']}")
     for path in settings.files:
         shell.terminal.write_line(f"read: {path}")
-    return EXIT_OK
 
 
 def _origin(name: str, origin: str) -> str:
@@ -2284,7 +2269,7 @@ def _origin(name: str, origin: str) -> str:
 
 
 def shown_value(name: str, value: Any) -> Any:
-    """An option's value as it may be shown: a key as its last four characters, a URL without its password."""
+    """An option's value without secrets: of a key the last four characters, a URL without its password."""
     if value and name.endswith("api_key"):
         return masked(str(value))
     if value and name == "mcp":
@@ -2298,29 +2283,26 @@ def masked(secret: str) -> str:
 
 def declare_init(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [--user] [--force] [options to write down]"
-    parser.add_argument(
-        "--user", action="store_true", help="write the user's own file instead of ./rlm.toml"
-    )
+    parser.add_argument("--user", action="store_true", help="write the user's own file instead of ./rlm.toml")
     parser.add_argument("--force", action="store_true", help="overwrite an existing file")
     declare_options(parser, "options to write down; the others are there as comments")
 
 
-def init(args: argparse.Namespace, shell: Invocation) -> int:
-    """`rlm init`: a commented configuration file."""
+def init(args: argparse.Namespace, shell: Invocation) -> None:
+    """`rlm init`: write a commented configuration file."""
     path = os.path.join(rlm_config.user_config_dir(), "config.toml") if args.user else "rlm.toml"
     if os.path.lexists(path) and not args.force:
         raise rlm.ConfigError(f"{path} is already there", hint="rlm init --force replaces it")
     given = given_options(args)
-    rlm_config.load_config(given, config=False)  # refuses what would not load back
+    rlm_config.load_config(given, config=False)  # raises for values that could not be loaded again
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         rlm_viz.write_file(path, [commented_config(given)], 0o600 if "api_key" in given or args.user else 0o644)
     except OSError as error:
         raise rlm.ConfigError(f"cannot write {path}: {error.strerror}") from error
     if given and not args.user and rlm_config.untrusted_keys(given):
-        rlm_config.trust(path)  # whoever ran this command has just said what is in it
+        rlm_config.trust(path)  # the user has just given its content on the command line
     shell.show(path)
-    return EXIT_OK
 
 
 def commented_config(given: Mapping[str, Any]) -> str:
@@ -2367,7 +2349,7 @@ def declare_trust(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="with --show")
 
 
-def trust(args: argparse.Namespace, shell: Invocation) -> int:
+def trust(args: argparse.Namespace, shell: Invocation) -> None:
     """`rlm trust`: let this project's rlm.toml set what could send a key elsewhere or run code."""
     path = args.words[0] if args.words else rlm_config.project_file(os.getcwd())
     if path is None or not os.path.isfile(path):
@@ -2376,7 +2358,7 @@ def trust(args: argparse.Namespace, shell: Invocation) -> int:
     if args.revoke:
         rlm_config.trust(path, revoke=True)
         shell.show(f"{where}: no longer trusted")
-        return EXIT_OK
+        return
     table = {key: value for key, (value, _) in rlm_config.read_toml(path, False)[0].items()}
     rows = {key: shown_value(key, table[key]) for key in rlm_config.untrusted_keys(table)}
     if not args.show:
@@ -2384,15 +2366,14 @@ def trust(args: argparse.Namespace, shell: Invocation) -> int:
         shell.show(
             f"{where}: trusted as it is now; " + (f"it sets {', '.join(rows)}" if rows else "nothing in it needs it")
         )
-        return EXIT_OK
+        return
     trusted = rlm_config.is_trusted_file(path)
     if shell.form == "json":
         shell.print_json({"path": where, "trusted": trusted, "needs_trust": rows})
-        return EXIT_OK
+        return
     shell.show(f"{where}: {'trusted' if trusted else 'not trusted'}")
     for key, value in rows.items():
         shell.show(f"  {key} = {toml(value)}")
-    return EXIT_OK
 
 
 # --- doctor and providers -------------------------------------------------------------------------------------------
@@ -2403,13 +2384,13 @@ def declare_providers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="[{id, name, wire, base_url, key_env, key_present}]")
 
 
-def providers(args: argparse.Namespace, shell: Invocation) -> int:
-    """`rlm providers [WORD]`: who can be asked, and whose key is there."""
+def providers(args: argparse.Namespace, shell: Invocation) -> None:
+    """`rlm providers [WORD]`: list providers and which keys are set."""
     environ = rlm_config.load_config({}, config=False).environ
     rows = rlm_backends.providers(" ".join(args.words) or None, environ)
     if shell.form == "json":
         shell.print_json(rows)
-        return EXIT_OK
+        return
     if not rows:
         raise rlm.ConfigError(f"no provider matches {' '.join(args.words)!r}", hint="rlm providers")
     for row in rows:
@@ -2420,7 +2401,6 @@ def providers(args: argparse.Namespace, shell: Invocation) -> int:
         shell.show(f"{'✓' if program else '·'} {name:<22} {'program':<10} {'':<26} {program or 'not on the PATH'}")
     if not args.words:
         shell.show(f"✓ {'hf:OWNER/REPO':<22} {'file':<10} {'':<26} kept models: rlm models")
-    return EXIT_OK
 
 
 def declare_models(parser: argparse.ArgumentParser) -> None:
@@ -2428,7 +2408,7 @@ def declare_models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="[{name, bytes, path, complete}]")
 
 
-def models(args: argparse.Namespace, shell: Invocation) -> int:
+def models(args: argparse.Namespace, shell: Invocation) -> None:
     """`rlm models`: the model files that `-m hf:…` has downloaded; `rlm models remove NAME` deletes one."""
     action, *names = args.words or [""]
     if action not in ("", "remove"):
@@ -2442,17 +2422,16 @@ def models(args: argparse.Namespace, shell: Invocation) -> int:
             raise rlm.ConfigError(str(error), hint=error.hint) from error
         shell.terminal.write_line(f"removed {name} ({size / 1e9:.1f} GB)")
     if action:
-        return EXIT_OK
+        return
     rows = rlm_backends.downloaded_models()
     if shell.form == "json":
         shell.print_json(rows)
-        return EXIT_OK
+        return
     if not rows:
         shell.terminal.write_line("no model is downloaded yet; -m hf:OWNER/REPO downloads one")
     for row in rows:
         state = "✓" if row["complete"] else "…"
         shell.show(f"{state} {row['name']}  {row['bytes'] / 1e9:.1f} GB  {row['path']}")
-    return EXIT_OK
 
 
 class Check(NamedTuple):
@@ -2470,8 +2449,8 @@ def declare_doctor(parser: argparse.ArgumentParser) -> None:
     declare_options(parser, "options, as a run would be given them")
 
 
-def doctor(args: argparse.Namespace, shell: Invocation) -> int:
-    """`rlm doctor`: what works here, and the next step for what does not."""
+def doctor(args: argparse.Namespace, shell: Invocation) -> Outcome | None:
+    """`rlm doctor`: check what works on this machine, with a next step for what does not."""
     settings, config_check = _check_configuration(args)
     checks = [check_module(), check_python(), *check_dependencies(), config_check, *check_variables()]
     checks += [
@@ -2498,7 +2477,7 @@ def doctor(args: argparse.Namespace, shell: Invocation) -> int:
             shell.show(f" {check.name:<14} {check.detail}", lead=sign, style=style, colour=colour)
             if check.next:
                 shell.show(f"  {'':<14} next: {check.next}")
-    return EXIT_OK if ok else EXIT_FAILED
+    return None if ok else Outcome(EXIT_FAILED)
 
 
 def _check_configuration(args: argparse.Namespace) -> tuple[rlm_config.Configuration, Check]:
@@ -2510,16 +2489,16 @@ def _check_configuration(args: argparse.Namespace) -> tuple[rlm_config.Configura
 
 
 def _unconfigured() -> rlm_config.Configuration:
-    """What is in force where the configuration cannot be read: what else is wrong here is told all the same."""
+    """A configuration without files, so that the other checks can still run when the files cannot be read."""
     try:
         return rlm_config.load_config({}, config=False)
-    except rlm.ConfigError:  # a variable is what is wrong
+    except rlm.ConfigError:  # then a variable is wrong
         defaults = {name: row.default for name, row in rlm_config.OPTIONS.items()}
         return rlm_config.Configuration(defaults, dict.fromkeys(rlm_config.OPTIONS, "default"), [], dict(os.environ))
 
 
 def unknown_variables() -> dict[str, str]:
-    """The RLM_* variables that no option has, each with the one that was meant, or ""."""
+    """The RLM_* variables that name no option, each with the closest one that does, or ""."""
     import difflib
 
     known = {f"RLM_{name.upper()}" for name in rlm_config.OPTIONS} | {"RLM_DEBUG", "RLM_MCP_CLI"}
@@ -2578,7 +2557,7 @@ def check_dependencies() -> list[Check]:
 
 
 def check_keys(settings: rlm_config.Configuration) -> list[Check]:
-    """The provider keys that are present, masked. A server of the user's own may need none."""
+    """The provider keys that are set, masked. A self-hosted server may need none."""
     names = sorted(rlm_backends.key_variables() & {name for name, value in settings.environ.items() if value})
     found = [f"{name} {masked(settings.environ[name])}" for name in names]
     if settings.values["api_key"]:
@@ -2593,7 +2572,7 @@ def check_keys(settings: rlm_config.Configuration) -> list[Check]:
 
 
 def check_model(settings: rlm_config.Configuration) -> list[Check]:
-    """Whether the model that is configured can be asked; of a server of the user's own, whether it answers."""
+    """Whether the configured model can be used; with a base URL, whether its server answers."""
     values = settings.values
     if values["backend"] == "litellm" or not (values["base_url"] or values["model"]):
         return []
@@ -2612,7 +2591,7 @@ def check_model(settings: rlm_config.Configuration) -> list[Check]:
 def _check_server(model: str, base_url: str) -> Check:
     what = f"{model} at {base_url}"
     try:
-        status, models = _models_at(base_url)
+        status, models = rlm_backends.server_models(base_url, timeout=2)
     except OSError as error:  # what requests raises is one
         return Check("model", "fail", f"{what}: no answer ({type(error).__name__})", "start it, or --base-url URL")
     if status in (401, 403):
@@ -2620,21 +2599,6 @@ def _check_server(model: str, base_url: str) -> Check:
     if models and model not in models:
         return Check("model", "warn", f"{what}: it has no such model", rlm_config.suggestion(model, models[:20]))
     return Check("model", "ok", f"{what} answers")
-
-
-def _models_at(base_url: str) -> tuple[int, list[str]]:
-    """(HTTP status, names) of a server's list of models, which costs nothing. No key is sent."""
-    import requests
-
-    with requests.Session() as session:
-        session.trust_env = False  # no .netrc
-        session.proxies = {} if rlm_backends._is_loopback(base_url) else requests.utils.get_environ_proxies(base_url)
-        response = session.get(f"{base_url.rstrip('/')}/models", timeout=2, allow_redirects=False, stream=True)
-        try:
-            body = rlm_backends._gathered(response.iter_content(65_536), rlm_backends.INSPECT_LIMIT)
-            return response.status_code, [str(entry["id"]) for entry in rlm_backends.from_json(body)["data"]]
-        except (rlm_backends.BackendError, ValueError, LookupError, TypeError):
-            return response.status_code, []
 
 
 def check_tools(settings: rlm_config.Configuration) -> list[Check]:
@@ -2677,7 +2641,7 @@ def check_local_models() -> Check:
 
 
 def check_agents(settings: rlm_config.Configuration) -> Check:
-    """What can be a model without a key: coding agents on the PATH, and model files that were downloaded."""
+    """Models that need no key: coding agents on the PATH and downloaded model files."""
     found = [name for name, program in rlm_backends.agents(settings.environ) if program]
     kept = [row["name"] for row in rlm_backends.downloaded_models(settings.environ) if row["complete"]]
     return Check("without a key", "ok", ", ".join([*found, *kept]) or "no coding agent, no downloaded model")
@@ -2711,7 +2675,7 @@ def check_docker(settings: rlm_config.Configuration) -> Check:
     def ask() -> None:
         try:
             found.append(str(rlm_sandbox.docker_engine().version()["Version"]))
-        except Exception as error:  # whatever the SDK raises, it is what there is to report
+        except Exception as error:  # the SDK may raise anything, and that is what to report
             trouble.append((one_line(error, 200), getattr(error, "hint", "")))
 
     thread = threading.Thread(target=ask, daemon=True)
@@ -2770,12 +2734,11 @@ def declare_completion(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="SHELL", help="bash, zsh or fish")
 
 
-def completion(args: argparse.Namespace, shell: Invocation) -> int:
+def completion(args: argparse.Namespace, shell: Invocation) -> None:
     """`rlm completion SHELL`: a script to source."""
     if len(args.words) != 1 or args.words[0] not in _SCRIPTS:
         raise rlm.ConfigError("which shell?", hint="rlm completion bash|zsh|fish")
     shell.print(_SCRIPTS[args.words[0]]().rstrip())
-    return EXIT_OK
 
 
 def _flags(name: str) -> list[str]:
@@ -2828,7 +2791,7 @@ class Command(NamedTuple):
 
     summary: str
     declare: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace, Invocation], int]
+    run: Callable[[argparse.Namespace, Invocation], Outcome | None]
 
 
 COMMANDS = {
@@ -2848,8 +2811,9 @@ COMMANDS = {
     "doctor": Command("check what works on this machine", declare_doctor, doctor),
     "providers": Command("list providers and which keys are set", declare_providers, providers),
     "models": Command("list and remove downloaded model files", declare_models, models),
-    "mcp-serve": Command("serve the sandbox to an MCP client", lambda _: None, lambda _args, _shell: EXIT_USAGE),
+    "mcp-serve": Command(
+        "serve the sandbox to an MCP client", lambda _: None, lambda _args, _shell: Outcome(EXIT_USAGE)
+    ),
     "mcp-install": Command("add this server to a client's settings", declare_mcp_install, mcp_install),
     "completion": Command("print a shell completion script", declare_completion, completion),
 }
-RUNS = {"run", "resume", "replay", "demo"}

@@ -4,22 +4,23 @@
 # ///
 """An MCP server on stdio, written by hand: a sandboxed, persistent Python for any MCP client, with no API key.
 
-And the client side, with which the tools of other servers are functions in the REPL (`ServerSet`).
+It also has an MCP client (`ServerSet`), which makes the tools of other servers Python functions in the REPL.
 
-Covered: revisions 2024-11-05 to 2025-11-25 (the handshake) and 2026-07-28 (every request speaks for itself), both on
-one stdin; tools, resources, progress, cancellation, batches (2025-03-26), sampling and roots (asked for as each era
-does). Not covered: HTTP, prompts, completion, logging, elicitation, tasks.
+Supported: revisions 2024-11-05 to 2025-11-25 (with a handshake) and 2026-07-28 (each request names its revision), both
+on one stdin; tools, resources, progress, cancellation, batches (2025-03-26), sampling and roots. Not supported: a
+server on HTTP, prompts, completion, logging, elicitation, tasks.
 
-How a line travels (this file reads top to bottom in that order):
+The path of a line; this file follows the same order:
 
-    Wire -> Server.receive -> Request -> a method, answered at once
-                                      -> a tool: Job on its session's thread -> the session's worker process
-                                         the model's help: Ask -> sampling, or back to the host as "needs_completions"
+    StdioTransport -> Server.receive -> Request -> a method, answered at once
+                                                -> a tool: a Job on its session's thread, code in a worker process
+                                                   llm_query: SamplingRequest -> the client's model, or
+                                                   back to the host as "needs_completions"
 
-The thread that reads stdin never runs a tool, so a ping or a cancellation is heard while code runs. Modules that a
+The thread that reads stdin never runs a tool, so it sees a ping or a cancellation while code runs. Modules that the
 first tool call does not need are imported where they are used.
 
-Needs rlm.py and what that needs: rlm_config.py, rlm_backends.py, rlm_tools.py, rlm_sandbox.py, rlm_worker.py and
+Needs rlm.py and its modules: rlm_config.py, rlm_backends.py, rlm_tools.py, rlm_sandbox.py, rlm_worker.py and
 rlm_policy.py.
 """
 
@@ -39,7 +40,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -60,19 +61,19 @@ MAX_LINE = 64 << 20  # bytes of one message
 MAX_SESSIONS = 32
 MAX_WAITING = 20_000  # calls queued for one session
 MAX_RUNNING = 100  # calls at work
-IDLE_SECONDS = 30 * 60  # after which a session, a suspended run or an uncollected result is dropped
+IDLE_SECONDS = 30 * 60  # then an unused session, suspended run or uncollected result is dropped
 HEARTBEAT_SECONDS = 2.5
-STOP_GRACE = 0.075  # seconds that a cancelled cell has before it is killed
+STOP_GRACE = 0.075  # seconds between the interrupt of a cancelled cell and its kill
 GATHER_SECONDS = 0.015  # sub-calls that arrive this close together are asked in one round
-CLIENT_TOKENS = 16  # least room for an answer of the client's own model, whose figures are estimates
+CLIENT_TOKENS = 16  # smallest max_tokens for the client's own model, whose usage is only estimated
 DRAIN_SECONDS = 1.5
-PARALLEL_SECONDS = 0.5  # calls of one session that arrive this close together may wait for each other
-QUEUE_SECONDS = 2.0  # as long as a later one waits before it is answered with its handle
+PARALLEL_SECONDS = 0.5  # calls of one session that arrive this close together are queued for as long as it takes
+QUEUE_SECONDS = 2.0  # a later call waits this long before it is answered with its handle
 PREVIEW_CHARS = 20_000
 VALUE_CHARS = 4_000  # of one value: digits and punctuation cost a token for each two or three characters
 OUTPUT_LIMIT = 2_000_000  # characters of a cell's output that are kept for its resource
 MAX_OUTPUTS = 50
-MAX_TRAJECTORY = 8 << 20  # bytes of a journal that are handed out
+MAX_TRAJECTORY = 8 << 20  # bytes of a journal that a resource returns
 TRAJECTORY = re.compile(r"[0-9a-f]{6}-[0-9a-f]{6}\.jsonl")
 MAX_IMAGE_CHARS = 12 << 20  # base64 of one call's images together
 
@@ -89,17 +90,17 @@ class StdioTransport:
 
     def __init__(self, read_fd: int, write_fd: int, patience: float | None = None) -> None:
         self._in, self._out = read_fd, write_fd
-        self._patience = None if patience is None else patience * 1000  # with a peer that takes nothing
+        self._patience = None if patience is None else patience * 1000  # ms to wait for a peer that reads nothing
         self._is_closed = False
         self._lock = threading.Lock()
         self._poll = None
         if hasattr(select, "poll"):
             self._poll = select.poll()
             self._poll.register(self._out, select.POLLOUT)
-            self._poll.register(self._in, 0)  # only POLLHUP: a client that left while its pipe is full
+            self._poll.register(self._in, 0)  # reports POLLHUP: the client left while its pipe is full
 
     def lines(self) -> Iterator[bytearray | None]:
-        """Each line without its newline; None for one as soon as it is longer than MAX_LINE: it is skipped."""
+        """Yield each line without its newline; None in place of a line longer than MAX_LINE, which is skipped."""
         line, is_skipped = bytearray(), False
         while chunk := os.read(self._in, 1 << 18):
             for number, piece in enumerate(chunk.split(b"\n")):
@@ -115,9 +116,9 @@ class StdioTransport:
             yield line
 
     def send(self, message: Message | list[Message]) -> None:
-        """Write one line. ClientDisconnected when nobody will read it."""
+        """Write one line; ClientDisconnected if the peer no longer reads."""
         text = json.dumps(message, separators=(",", ":"), allow_nan=False)
-        if "\\ud" in text:  # a lone surrogate is legal here and kills the JSON readers of several clients
+        if "\\ud" in text:  # a lone surrogate, which is legal in JSON, breaks several clients
             clean = json.dumps(message, ensure_ascii=False).encode("utf-8", "replace")
             text = json.dumps(json.loads(clean), separators=(",", ":"))
         data = memoryview(text.encode() + b"\n")
@@ -126,7 +127,7 @@ class StdioTransport:
                 data = data[self._write_some(data) :]
 
     def close_output(self, seconds: float) -> bool:
-        """Send nothing more; False if a message is on its way, and has not got through in so many seconds."""
+        """Refuse further messages; False if one is still being written after so many seconds."""
         if not self._lock.acquire(timeout=seconds):
             return False
         self._is_closed = True
@@ -134,7 +135,7 @@ class StdioTransport:
         return True
 
     def _write_some(self, data: memoryview) -> int:
-        # In pieces that a pipe with room takes without blocking: nothing may hold a thread that must notice the end.
+        # Pieces of PIPE_BUF never block a pipe that polls as writable, so the thread notices when the peer leaves.
         try:
             if self._is_closed:
                 raise ClientDisconnected
@@ -148,7 +149,7 @@ class StdioTransport:
 
 
 def _private_streams() -> tuple[int, int]:
-    """Private copies of stdin and stdout; fd 0 then reads nothing and fd 1 goes to stderr, whoever uses them."""
+    """Private copies of stdin and stdout. After that fd 0 is empty and fd 1 is stderr, also for user code."""
     sys.stdout.flush()
     read_fd, write_fd = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDONLY)
@@ -162,7 +163,7 @@ def _private_streams() -> tuple[int, int]:
 
 
 class ProtocolError(Exception):
-    """Answered as a JSON-RPC error."""
+    """An error that is answered as a JSON-RPC error."""
 
     def __init__(self, code: int, message: str, data: Any = None) -> None:
         super().__init__(message)
@@ -170,11 +171,11 @@ class ProtocolError(Exception):
 
 
 class ToolError(Exception):
-    """What the model can mend: answered as a tool result with isError."""
+    """An error that the model can correct: answered as a tool result with isError."""
 
 
 class ProtocolContext(NamedTuple):
-    """What one request may expect: the revision it speaks, and what its client can do."""
+    """The revision that a request speaks, and its client's capabilities."""
 
     version: str
     capabilities: Mapping[str, Any]
@@ -188,13 +189,18 @@ class ProtocolContext(NamedTuple):
 
 
 class Request:
-    """One request in flight. It is answered once, or, when it was cancelled, never."""
+    """A request in flight. It is answered once, or never if it is cancelled."""
 
     def __init__(
-        self, id: str | int, method: str, params: Message, dialect: ProtocolContext, sink: Callable[..., None]
-    ):
+        self,
+        id: str | int,
+        method: str,
+        params: Message,
+        dialect: ProtocolContext,
+        answer: Callable[[Message | None], None],
+    ) -> None:
         self.id, self.method, self.params, self.dialect = id, method, params, dialect
-        self._sink = sink  # takes the answer, or None for a request that gets none
+        self._answer = answer  # called with None for a request that gets no answer
         self.closed = threading.Event()
         self._lock = threading.Lock()
         self.job: Job | None = None
@@ -202,8 +208,15 @@ class Request:
         token = _mapping(params.get("_meta")).get("progressToken")
         self.token = token if _is_id(token) else None
 
+    @property
+    def call(self) -> tuple[Any, Any]:
+        """What makes two tools/call requests the same call."""
+        return self.params.get("name"), self.params.get("arguments") or {}
+
     def result(self, result: Message) -> bool:
         """Answer, in the request's own dialect. False when it was answered or cancelled before."""
+        if "content" in result and not self.dialect.since("2025-06-18"):
+            result = {**result, "content": [block for block in result["content"] if block["type"] != "resource_link"]}
         if self.dialect.modern:
             identity = {"io.modelcontextprotocol/serverInfo": {key: server_info()[key] for key in ("name", "version")}}
             result = {"resultType": "complete", **result, "_meta": {**identity, **result.get("_meta", {})}}
@@ -216,8 +229,8 @@ class Request:
         """Close it without an answer."""
         return self._close(None)
 
-    def progress(self, message: str, sink: Callable[[Message], None]) -> None:
-        """A heartbeat, if the client asked for them: seconds so far, which always grow."""
+    def progress(self, message: str, send: Callable[[Message], None]) -> None:
+        """Send a heartbeat with the seconds so far, if the client asked for progress."""
         with self._lock:
             now = time.monotonic()
             if self.closed.is_set() or self.token is None or now - self.beat < HEARTBEAT_SECONDS:
@@ -226,19 +239,19 @@ class Request:
             params = {"progressToken": self.token, "progress": round(now - self.started, 3)}
             if message and self.dialect.since("2025-03-26"):
                 params["message"] = message[-200:]
-            sink({"jsonrpc": "2.0", "method": "notifications/progress", "params": params})
+            send(rpc("notifications/progress", params))
 
     def _close(self, message: Message | None) -> bool:
         with self._lock:
             if self.closed.is_set():
                 return False
-            self._sink(message)
+            self._answer(message)
             self.closed.set()
         return True
 
 
 class Batch:
-    """The answers to one array of requests (2025-03-26), sent as one array when the last of them is there."""
+    """Collects the answers to an array of requests (2025-03-26) and sends them as one array."""
 
     def __init__(self, send: Callable[[list[Message]], None], expected: int) -> None:
         self._send, self._left = send, expected
@@ -252,6 +265,12 @@ class Batch:
                 self._answers.append(message)
             if not self._left and self._answers:
                 self._send(self._answers)
+
+
+def rpc(method: str, params: Mapping[str, Any] | None = None, id: str | int | None = None) -> Message:
+    """A request, or without an id a notification."""
+    rest = {} if params is None else {"params": params}
+    return {"jsonrpc": "2.0", **({} if id is None else {"id": id}), "method": method, **rest}
 
 
 def error_message(error: ProtocolError, id: str | int | None) -> Message:
@@ -271,25 +290,37 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _present(mapping: Mapping[str, Any]) -> Message:
-    """`mapping` without what is null: some clients write absent members so."""
+    """`mapping` without nulls, which some clients send for absent members."""
     return {name: value for name, value in mapping.items() if value is not None}
 
 
 # --- jobs: work for a session, which may outlive the call that began it ---------------------------------------------
 
 
-class SamplingRequest:
-    """A question for the client's own model, and the place its answer is waited for."""
+class PendingReply:
+    """Waits for the reply to a request of ours. The first reply counts."""
+
+    def __init__(self) -> None:
+        self.done = threading.Event()
+        self.value: Any = None
+        self.problem: Exception | None = None
+
+    def settle(self, value: Any = None, *, problem: Exception | None = None) -> None:
+        if not self.done.is_set():
+            self.value, self.problem = value, problem
+            self.done.set()
+
+
+class SamplingRequest(PendingReply):
+    """A question for the client's own model."""
 
     def __init__(self, messages: list[Message], max_tokens: int | None = None, known: int = 0) -> None:
+        super().__init__()
         self.messages, self.max_tokens = messages, max_tokens
-        self.known = known  # messages at the front that the client has seen, its own answers among them
-        self.reply: str | None = None
-        self.problem: str | None = None
-        self.done = threading.Event()
+        self.known = known  # how many leading messages the client has seen, its own answers included
 
     def prompt(self, known: int = 0) -> str:
-        """The question as one text: a single user message verbatim, a conversation with its roles."""
+        """The question as one text: a single message verbatim, a conversation with its roles."""
         if len(self.messages) == 1:
             return text_of(self.messages[0])
         return "\n\n".join(f"[{message['role']}]\n{text_of(message)}" for message in self.messages[known:])
@@ -311,20 +342,18 @@ class SamplingRequest:
             **({"systemPrompt": system} if system else {}),
         }
 
-    def set_result(self, *, reply: str | None = None, problem: str | None = None) -> None:
-        if not self.done.is_set():
-            self.reply, self.problem = reply, problem
-            self.done.set()
+    def refuse(self, why: str) -> None:
+        self.settle(problem=_model_error(why, "refused"))
 
     def settle_sampled(self, result: Any) -> None:
-        """Take a CreateMessageResult: its text, or the problem with it."""
+        """Settle with the text of a CreateMessageResult."""
         content = _mapping(result).get("content")
         blocks = content if isinstance(content, list) else [content]
         texts = [b["text"] for b in blocks if isinstance(b, dict) and isinstance(b.get("text"), str)]
         if texts:
-            self.set_result(reply="\n".join(texts))
+            self.settle("\n".join(texts))
         else:
-            self.set_result(problem="the client's model answered without text")
+            self.refuse("the client's model answered without text")
 
 
 def text_of(message: Mapping[str, Any]) -> str:
@@ -334,87 +363,99 @@ def text_of(message: Mapping[str, Any]) -> str:
     return "\n".join(part.get("text", "(an image)") for part in content)
 
 
-class Job:
-    """Work that runs on its own thread. One request at a time waits for it; without one, the outcome is kept.
+QUEUED, RUNNING, SUSPENDED, DONE = "queued", "running", "suspended", "done"
 
-    All of its state is guarded by the server's lock.
+
+class Job:
+    """Work on a thread. One request at a time waits for it; while none does, the outcome is kept.
+
+    state       next                                       the waiting request is answered with
+    queued      running: run                               the handle, after `patience` seconds
+    running     suspended: next_round; done: finish        the handle, after `patience` seconds
+    suspended   running: the round is answered, cancel     the questions of the round, at once
+    done                                                   the outcome, at once
+
+    The server's lock guards all of it.
     """
 
     def __init__(self, server: Server, work: Callable[[Job], Message], *, called: bool = True) -> None:
         self.server, self.work = server, work
-        self.called = called  # by a client, not by ourselves
+        self.called = called  # by a client, not by the server itself
         self.handle = "job_" + os.urandom(12).hex()
+        self.state = QUEUED
         self.request: Request | None = None
+        self.call: tuple[Any, Any] | None = None  # the call that may continue a suspended job by its requestState
         self.asks: dict[str, SamplingRequest] = {}  # questions for the next round, in order of arrival
-        self.pending_round: dict[str, SamplingRequest] = {}  # the round that the client has, less what it has answered
+        self.pending_round: dict[str, SamplingRequest] = {}  # the questions of this round that have no answer yet
         self.asked = self.round = 0
         self.last_ask = 0.0
-        self.outcome: Message | None = None
-        self.cancelled = False
-        self.detached = False  # the client holds the handle
-        self.begun = False
-        self.since = float("inf")  # when it began
-        self.patience = server.max_wait  # seconds that a request waits for it
+        self.outcome: Message = {}
+        self.begun_at = float("inf")
+        self.patience = server.max_wait
         self.ended = threading.Event()
         self.last_line = ""
         self.touched = time.monotonic()
-        self.stops: list[Callable[[], None]] = []  # each ends something that runs; the work itself puts them here
-        self.abandon = threading.Event()  # set by a cancellation, for model calls in flight
+        self.stops: list[Callable[[], None]] = []  # each ends something that runs; the work itself adds them
+        self.cancelled = threading.Event()
+
+    @property
+    def is_detached(self) -> bool:
+        """Whether the client has the handle of work that goes on without a request."""
+        held = self.request is None and self.handle in self.server.jobs
+        return held and self.state != DONE and not self.cancelled.is_set()
 
     def run(self) -> None:
         """Do the work and hand over its outcome; nothing escapes."""
         self.server.running.add(self)
         try:
-            self.begun, self.since = True, time.monotonic()
-            if self.cancelled:
+            self.state, self.begun_at = RUNNING, time.monotonic()
+            if self.cancelled.is_set():
                 raise ToolError("cancelled")
             outcome = self.work(self)
         except Exception as error:  # a tool must not take the server with it
             outcome = text_result(error_text(error), is_error=True)
         finally:
             self.server.running.discard(self)
-        self.finish(outcome)
+        with self.server.lock:
+            self.outcome, self.state, self.touched = outcome, DONE, time.monotonic()
+            self.ended.set()
+            self._deliver()
+
+    def _deliver(self) -> None:
+        if self.request is not None:
+            self.request.result(self.outcome)
+            self.request = None
+        elif not self.cancelled.is_set():
+            return
+        self.server.jobs.pop(self.handle, None)
 
     def attach(self, request: Request) -> None:
-        """Let `request` wait for the outcome, or answer it now with what there is."""
+        """Let `request` wait for the outcome, or answer it at once if it is there."""
         with self.server.lock:
-            self.touched, self.detached = time.monotonic(), False
+            self.touched = time.monotonic()
             self.request, request.job = request, self
-            if self.outcome is not None:
-                self.finish(self.outcome)
-            elif self.pending_round:
+            if self.state == DONE:
+                self._deliver()
+            elif self.state == SUSPENDED:
                 self.pose(request)
             else:
                 self.next_round()
 
-    def finish(self, outcome: Message) -> None:
-        with self.server.lock:
-            self.outcome = outcome
-            self.ended.set()
-            self.touched = time.monotonic()
-            if self.request is not None:
-                self.request.result(self.server.downgrade(outcome, self.request.dialect))
-                self.request = None
-                self.server.jobs.pop(self.handle, None)
-            elif self.cancelled:
-                self.server.jobs.pop(self.handle, None)
-
     def detach(self) -> None:
-        """From here on the client has the handle, and the outcome is kept for it."""
-        self.detached, self.request = True, None
+        """Let the work go on without a request: the client has the handle, and the outcome is kept for it."""
+        self.request = None
         self.server.jobs[self.handle] = self
 
     def return_handle(self) -> None:
         """Answer the waiting request with the handle: the work goes on without it."""
         with self.server.lock:
-            request = self.request
-            if request is None:
+            if (request := self.request) is None:
                 return
             self.detach()
             self.patience = self.server.max_wait
             waited = round(time.monotonic() - request.started)
             following = f"still running after {waited} s: call resume with this handle to wait for the result"
-            if not self.begun:
+            if self.state == QUEUED:
                 following = (
                     "waits for an earlier call of this session that still runs: call resume with this handle to wait "
                     'longer, clear_repl_context to stop both, or use session_id "new"'
@@ -425,24 +466,24 @@ class Job:
             request.result(json_result(status))
 
     def cancel(self, why: str, *, by_client: bool = False) -> None:
-        """Stop the work: waiting questions fail in the code that asked them, and the code is stopped.
+        """Stop the work, and fail its open questions.
 
-        A request that its own client cancelled gets no answer; one that was stopped otherwise is told why.
+        A request that its own client cancelled gets no answer; any other is answered with the reason.
         """
         with self.server.lock:
-            self.cancelled = True
-            self.abandon.set()
+            self.cancelled.set()
             request, self.request = self.request, None
             for ask in (*self.asks.values(), *self.pending_round.values()):
-                ask.set_result(problem=why)
-            self.asks, self.pending_round = {}, {}
+                ask.refuse(why)
+            self.asks = {}
+            self._end_round()
         if request is not None:
             request.drop() if by_client else request.result(text_result(why, is_error=True))
-        if self.begun:
+        if self.state != QUEUED:
             threading.Thread(target=self._stop, daemon=True).start()
 
     def _stop(self) -> None:
-        """Stop what runs; again while it does, since the first try may come just before the code begins."""
+        """Stop the work; repeated, since the first try may come just before the code starts."""
         until = time.monotonic() + 5
         while not self.ended.is_set() and time.monotonic() < until:
             for stop in list(self.stops):
@@ -454,104 +495,100 @@ class Job:
     def ask(self, asks: list[SamplingRequest]) -> None:
         """Add questions to the round that is being gathered."""
         with self.server.lock:
-            if self.cancelled:
-                for ask in asks:
-                    ask.set_result(problem="cancelled")
-                return
             for ask in asks:
                 self.asked += 1
                 self.asks[f"q{self.asked}"] = ask
             self.last_ask = time.monotonic()
 
     def wait(self, asks: list[SamplingRequest], cancel: threading.Event | None = None) -> list[str | Exception]:
-        """The answers, or the errors in their places. The threads that wait see to it that the round is posed."""
+        """The answers, with an error in the place of each that failed. The threads that wait here pose the rounds."""
         for ask in asks:
             while not ask.done.wait(GATHER_SECONDS if self.asks else 0.25):
-                if self.cancelled or (cancel is not None and cancel.is_set()):
+                if self.cancelled.is_set() or (cancel is not None and cancel.is_set()):
                     raise _model_error("cancelled", "cancelled")
                 with self.server.lock:
                     self.next_round()
-        return [_model_error(ask.problem, "refused") if ask.problem else ask.reply or "" for ask in asks]
+        return [ask.problem or ask.value for ask in asks]
 
     def next_round(self) -> None:
-        """Put the gathered questions to the client, if it waits for us and no question has come for a moment."""
+        """Put the gathered questions to the client, if a request waits and no question has come for a moment."""
         rested = time.monotonic() - self.last_ask >= GATHER_SECONDS
-        if self.asks and not self.pending_round and rested and self.request is not None:
+        if self.asks and self.state == RUNNING and rested and self.request is not None:
             self.pending_round, self.asks = self.asks, {}
+            self.state = SUSPENDED
             self.round += 1
             self.pose(self.request)
 
+    def _end_round(self) -> None:
+        self.pending_round = {}
+        if self.state == SUSPENDED:
+            self.state = RUNNING
+
     def pose(self, request: Request) -> None:
-        """Put the open questions to the client, the way its dialect has for it."""
+        """Put the open questions to the client, in the way that its dialect has for it."""
         self.touched = time.monotonic()
         if "sampling" not in request.dialect.capabilities:
-            self._suspend(request)
+            self.detach()
+            request.result(json_result(self._needs_completions()))
         elif request.dialect.modern:
-            self._require_input(request)
-        else:
-            asks, self.pending_round = self.pending_round, {}
+            self.call = request.call
+            self.detach()
+            request.result(self._input_required())
+        else:  # the client is asked while its call waits
+            asks = self.pending_round
+            self._end_round()
             self.server.sample(asks)
 
-    def _suspend(self, request: Request) -> None:
-        self.detach()
-        request.result(
-            json_result(
-                {
-                    "status": "needs_completions",
-                    "handle": self.handle,
-                    "requests": [self._request_text(ask) for ask in self.pending_round.values()],
-                    "next": "answer each request yourself (or with sub-agents), then call resume with this handle "
-                    "and the answers, one string for each request, in their order",
-                }
-            )
-        )
+    def _needs_completions(self) -> Message:
+        return {
+            "status": "needs_completions",
+            "handle": self.handle,
+            "requests": [self._request_text(ask) for ask in self.pending_round.values()],
+            "next": "answer each request yourself (or with sub-agents), then call resume with this handle and the "
+            "answers, one string for each request, in their order",
+        }
 
     def _request_text(self, ask: SamplingRequest) -> str:
-        """What is put to the host: of a conversation that it is in the middle of, only what is new."""
+        """The question as the host sees it: only the new messages of a conversation that it knows."""
         if not ask.known:
             return ask.prompt()
         whole = self.server.store_output(ask.prompt())
         opening = next((text_of(m) for m in ask.messages if m["role"] == "user"), "")[:80]
-        return f"(goes on after your last answer in {opening!r}; all of it is the resource {whole})\n\n" + ask.prompt(
-            ask.known
+        return (
+            f"(continues after your last answer in {opening!r}; the whole conversation is the resource {whole})\n\n"
+            + ask.prompt(ask.known)
         )
 
-    def _require_input(self, request: Request) -> None:
-        self.detach()
-        request.result(
-            {
-                "resultType": "input_required",
-                "inputRequests": {
-                    key: {"method": "sampling/createMessage", "params": ask.sampling()}
-                    for key, ask in self.pending_round.items()
-                },
-                "requestState": self.server.seal(self, request),
-            }
-        )
+    def _input_required(self) -> Message:
+        method = "sampling/createMessage"
+        inputs = {key: {"method": method, "params": ask.sampling()} for key, ask in self.pending_round.items()}
+        state = f"{self.handle}.{self.round}"  # the handle cannot be guessed, so the state needs no seal
+        return {"resultType": "input_required", "inputRequests": inputs, "requestState": state}
 
     def set_results(self, answers: list[Any] | None) -> None:
-        """Take the answers of the suspended round; ToolError when they do not fit it."""
+        """Answer the whole round; ToolError if the number of answers is wrong."""
         with self.server.lock:
-            if answers is None or (not self.pending_round and not answers):
+            asks = self.pending_round.values()
+            if answers is None or (not asks and not answers):
                 return
-            if len(answers) != len(self.pending_round):
-                raise ToolError(
-                    f"{len(self.pending_round)} answers are needed, in the order of the requests, not {len(answers)}"
-                )
-            for request, reply in zip(self.pending_round.values(), answers, strict=True):
-                request.set_result(reply=reply)
-            self.pending_round = {}
+            if len(answers) != len(asks):
+                raise ToolError(f"{len(asks)} answers are needed, in the order of the requests, not {len(answers)}")
+            for ask, answer in zip(asks, answers, strict=True):
+                ask.settle(answer)
+            self._end_round()
 
     def answer_inputs(self, responses: Any) -> None:
-        """Take a modern client's inputResponses; what is missing stays asked."""
+        """Take a modern client's inputResponses; questions that are missing there stay open."""
         with self.server.lock:
             for key, response in _mapping(responses).items():
                 if ask := self.pending_round.pop(key, None):
                     ask.settle_sampled(response)
+            if not self.pending_round:
+                self._end_round()
 
 
 def error_text(error: Exception) -> str:
-    """What the model reads of an error: ours and the sandbox's say what to do next, any other is also logged."""
+    """The error as the model reads it, with its hint. Errors of no known kind are also logged."""
     if isinstance(error, ToolError):
         return str(error)
     if hint := getattr(error, "hint", ""):
@@ -561,7 +598,7 @@ def error_text(error: Exception) -> str:
 
 
 def _model_error(message: str, code: str) -> Exception:
-    """An error of a backend, which rlm understands."""
+    """A BackendError, as rlm expects it of a backend."""
     error: Exception = sibling("rlm_backends").BackendError(message, code=code, provider="the MCP client")
     return error
 
@@ -575,7 +612,7 @@ def json_result(value: Any) -> Message:
 
 
 def log(text: str) -> None:
-    """Words for whoever reads the client's log; a closed stderr is no reason to stop."""
+    """Write a line for the client's log; a closed stderr is ignored."""
     with contextlib.suppress(OSError, ValueError):
         print(f"rlm mcp-serve: {text}", file=sys.stderr, flush=True)
 
@@ -584,7 +621,7 @@ def log(text: str) -> None:
 
 
 class Session:
-    """A REPL with a name: a thread that takes its calls in order, and a worker process for each project in it."""
+    """A named REPL: a thread that runs its calls in order, and a worker process for each project."""
 
     def __init__(self, server: Server, name: str) -> None:
         import queue
@@ -595,23 +632,23 @@ class Session:
         self.has_directory = False
         self.job: Job | None = None
         self._sandboxes: dict[str | None, Any] = {}
-        self._partial: set[str | None] = set()  # projects whose rlm.toml was not taken whole
+        self._partial: set[str | None] = set()  # projects with options left out of an untrusted rlm.toml
         self._notes: list[str] = []
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._closed = False
         threading.Thread(target=self._work, name=f"session {name}", daemon=True).start()
 
     def submit(self, job: Job) -> None:
-        """Run `job` after those that came before; ToolError if it could not be served."""
+        """Run `job` after the earlier ones; ToolError if the session cannot take it."""
         if busy := self.busy_with():
             raise ToolError(
                 f"this session still runs {busy.handle}: call resume with that handle, or clear_repl_context to stop it"
             )
         if self._queue.qsize() >= MAX_WAITING:
             raise ToolError(f"{MAX_WAITING} calls are waiting for this session already")
-        running = self.job
-        if running is not None and not running.cancelled and time.monotonic() - running.since > PARALLEL_SECONDS:
-            # No part of the same turn: its client may have given up on the one that runs, without a word.
+        running = None if self.job is None or self.job.cancelled.is_set() else self.job
+        if running and time.monotonic() - running.begun_at > PARALLEL_SECONDS:
+            # Not of the same turn: the client may have given up on the one that runs without cancelling it.
             job.patience = min(job.patience, QUEUE_SECONDS)
         self.used = time.monotonic()
         self._queue.put(job)
@@ -625,12 +662,12 @@ class Session:
                 self.used = time.monotonic()
 
     def busy_with(self) -> Job | None:
-        """The job whose handle the client holds while it runs: no other call can be served before it ends."""
+        """The detached job that runs now, if any: other calls are refused until it ends."""
         job = self.job
-        return job if job is not None and job.detached and job.outcome is None and not job.cancelled else None
+        return job if job is not None and job.is_detached else None
 
     def sandbox(self) -> Any:
-        """The REPL of the current project, started when it is first needed."""
+        """The REPL of the current project, started at its first use."""
         directory = self.folder()
         sandbox = self._sandboxes.get(directory)
         if sandbox is None:
@@ -643,12 +680,12 @@ class Session:
         return sandbox
 
     def news(self) -> list[str]:
-        """What was to be said of the REPL when it was started, once."""
+        """Notes on the start of the REPL; each is returned once."""
         notes, self._notes = self._notes, []
         return notes
 
     def clear(self) -> None:
-        """A clean REPL, with the options of now where some had been left out."""
+        """Clear the REPL; start it anew if options were left out, since the file may be trusted by now."""
         if self.directory in self._partial:
             self._partial.discard(self.directory)
             self.forget()
@@ -665,7 +702,7 @@ class Session:
         self.directory, self.has_directory = directory, True
 
     def forget(self) -> None:
-        """Give up the current REPL: it is broken, or to be made anew."""
+        """Close the current REPL; the next use starts another."""
         if sandbox := self._sandboxes.pop(self.directory, None):
             _close(sandbox)
 
@@ -674,7 +711,7 @@ class Session:
         return self.directory in self._sandboxes
 
     def count_variables(self) -> Job | None:
-        """A job whose outcome is the number of variables; None if the session is at work and cannot say."""
+        """A job whose outcome is the number of variables; None if the session is busy."""
         if self.job is not None or not self._queue.empty():
             return None
         job = Job(self.server, lambda job: {"count": len(self.sandbox().names()) if self.started else 0}, called=False)
@@ -698,7 +735,7 @@ class Session:
 def _close(sandbox: Any) -> None:
     try:
         sandbox.close()
-    except Exception as error:  # a container that will not go must not keep the client from going on
+    except Exception as error:  # a container that cannot be removed must not block the client
         log(f"closing a sandbox: {error}")
 
 
@@ -726,7 +763,6 @@ class Server:
         self._roots_known = threading.Event()
         self._roots_known.set()
         self._listeners: dict[str | int, Request] = {}
-        self._key = os.urandom(32)
         self._main = threading.current_thread()
         self._parent = os.getppid()
         self._warm = False
@@ -739,7 +775,7 @@ class Server:
         self._drain()
 
     def _drain(self) -> None:
-        """stdin has ended. Calls that came together with its end, from a script's pipe, may still be answered."""
+        """Answer calls that arrived together with the end of stdin, as from a script's pipe."""
         end = time.monotonic()
         for request in list(self.inflight.values()):
             if end - request.started < 0.05:
@@ -750,16 +786,14 @@ class Server:
         for session in list(self.sessions.values()):
             session.kill()
         for job in list(self.running):
-            job.cancelled = True
-            job.abandon.set()
-            with contextlib.suppress(Exception):  # the process is ending: what is left is to end the others too
+            job.cancelled.set()
+            with contextlib.suppress(Exception):  # the process is ending: one failure must not keep the others alive
                 for stop in list(job.stops):
                     stop()
-        if backends := sys.modules.get(f"{__package__}.rlm_backends" if __package__ else "rlm_backends"):
-            backends.stop_programs()
+        sibling("rlm_backends").stop_programs()
 
     def send(self, message: Message | list[Message]) -> None:
-        """Write to the client; when it is gone, have the main thread end the process."""
+        """Write to the client; if it is gone, make the main thread end the process."""
         try:
             self.wire.send(message)
         except ClientDisconnected:
@@ -780,7 +814,7 @@ class Server:
             self.send(error_message(error, None))
         except ClientDisconnected:
             raise
-        except Exception as error:  # no line ends the server, with all that its sessions hold
+        except Exception as error:  # no line may end the server and its sessions
             log(f"{type(error).__name__} in a message: {error}")
 
     def _line(self, line: bytearray | None) -> None:
@@ -792,10 +826,10 @@ class Server:
         if isinstance(message, list):
             self._batch(message)
         else:
-            self._message(message, self.send)
+            self._message(message, self._answer)
 
     def _warm_up(self) -> None:
-        with contextlib.suppress(Exception):  # a sandbox that cannot start says so when a call needs it
+        with contextlib.suppress(Exception):  # a sandbox that cannot start fails again in the call that needs it
             if self.env != "docker":
                 sibling("rlm_sandbox").warm()
             sibling("rlm")
@@ -809,11 +843,13 @@ class Server:
         batch = Batch(self.send, len(requests))
         for message in messages:
             try:
+                if _mapping(message).get("method") == "initialize" and "id" in message:
+                    raise ProtocolError(INVALID_REQUEST, "initialize cannot be part of an array")
                 self._message(message, batch.add)
             except ProtocolError as error:
-                batch.add(error_message(error, None))
+                batch.add(error_message(error, message["id"] if _is_id(_mapping(message).get("id")) else None))
 
-    def _message(self, message: Any, sink: Callable[..., None]) -> None:
+    def _message(self, message: Any, answer: Callable[[Message | None], None]) -> None:
         if not isinstance(message, dict):
             raise ProtocolError(INVALID_REQUEST, "a message is a JSON object")
         if "method" not in message and ("result" in message or "error" in message):
@@ -823,7 +859,7 @@ class Server:
         params = {} if params is None else params
         if "id" in message and not _is_id(id):
             raise ProtocolError(INVALID_REQUEST, "an id is a string or an integer")
-        if id in self.inflight:  # answered without the id: with it, the first request would be taken for answered
+        if id in self.inflight:  # answered without the id, which would answer the first request
             raise ProtocolError(INVALID_REQUEST, f"the id {id!r:.100} is in flight already")
         try:
             if not isinstance(method, str) or message.get("jsonrpc") != "2.0":
@@ -834,24 +870,21 @@ class Server:
                 return
             if not isinstance(params, dict):
                 raise ProtocolError(INVALID_PARAMS, "params is an object")
-            if method == "initialize" and sink != self.send:
-                raise ProtocolError(INVALID_REQUEST, "initialize cannot be part of an array")
-            self._request(Request(id, method, params, self._dialect(method, params), self._sink(id, sink)))
+
+            def close(message: Message | None) -> None:
+                self.inflight.pop(id, None)
+                answer(message)
+
+            self._request(Request(id, method, params, self._dialect(method, params), close))
         except ProtocolError as error:
-            sink(error_message(error, id))
+            answer(error_message(error, id))
 
-    def _sink(self, id: str | int, sink: Callable[..., None]) -> Callable[..., None]:
-        """Where a request's answer goes: out, and out of the table of those in flight."""
-
-        def close(message: Message | None) -> None:
-            self.inflight.pop(id, None)
-            if message is not None or sink != self.send:
-                sink(message)
-
-        return close
+    def _answer(self, message: Message | None) -> None:
+        if message is not None:
+            self.send(message)
 
     def _dialect(self, method: str, params: Message) -> ProtocolContext:
-        """The revision and the client's abilities: a modern request says them itself, the others at the start."""
+        """The revision and the client's capabilities, from the request itself or from the handshake."""
         meta = params.get("_meta")
         meta = {} if meta is None else meta
         if not isinstance(meta, dict):
@@ -885,7 +918,7 @@ class Server:
             request.error(error)
         except ClientDisconnected:
             raise
-        except Exception as error:  # answered, so that the client does not wait for ever
+        except Exception as error:  # answered, so that the client does not wait forever
             log(f"{type(error).__name__} in {request.method}: {error}")
             request.error(ProtocolError(INTERNAL, f"{type(error).__name__}: {error}"))
         else:
@@ -904,14 +937,14 @@ class Server:
         elif method in ("notifications/initialized", "notifications/roots/list_changed"):
             self._ask_roots()
 
-    # outgoing: requests of ours to a handshake client
+    # requests to a handshake client
 
     def _call_client(self, method: str, params: Message | None, take: Callable[[Message], None]) -> None:
         with self.lock:
             self._sent += 1
             id = f"rlm-{self._sent}"
             self._outgoing[id] = take
-        self.send({"jsonrpc": "2.0", "id": id, "method": method, **({"params": params} if params else {})})
+        self.send(rpc(method, params, id))
 
     def _response(self, message: Message) -> None:
         id = message.get("id")
@@ -920,14 +953,12 @@ class Server:
             take(message)
 
     def sample(self, asks: Mapping[str, SamplingRequest]) -> None:
-        """Ask a handshake client's model each question; the call that waits goes on waiting."""
+        """Ask a handshake client's model each question, while the tool call waits."""
         for ask in asks.values():
 
             def take(message: Message, ask: SamplingRequest = ask) -> None:
                 if "error" in message:
-                    ask.set_result(
-                        problem=f"the client's model: {_mapping(message['error']).get('message', 'refused')}"
-                    )
+                    ask.refuse(f"the client's model: {_mapping(message['error']).get('message', 'refused')}")
                 else:
                     ask.settle_sampled(message.get("result"))
 
@@ -940,9 +971,9 @@ class Server:
         self._call_client("roots/list", None, self._take_roots)
 
     def _wants_roots(self, request: Request) -> bool:
-        """Whether a 2026-07-28 client that has roots is to be asked for them first: once, and for each set_project.
+        """Whether to ask a 2026-07-28 client for its roots first: once, and for each set_project.
 
-        One that has them and gives none is held to our own folder.
+        A client that declares roots and gives none is restricted to the server's own folder.
         """
         if not request.dialect.modern or "roots" not in request.dialect.capabilities:
             return False
@@ -978,7 +1009,7 @@ class Server:
                 if now - request.started >= job.patience:
                     job.return_handle()
             self._expire(now)
-            if os.getppid() != self._parent:  # the client died, and something else holds its end of our pipe open
+            if os.getppid() != self._parent:  # the client died, but another process holds its end of the pipe open
                 os.kill(os.getpid(), signal.SIGTERM)
 
     def _expire(self, now: float) -> None:
@@ -997,7 +1028,7 @@ class Server:
     # sessions and jobs
 
     def session(self, name: str | None) -> Session:
-        """The session of that name; "new" makes one, and none means the one that is shared."""
+        """The session of that name; "new" makes one, None is the shared one."""
         name = name or "default"
         with self.lock:
             if name == "new":
@@ -1011,9 +1042,9 @@ class Server:
             return self.sessions[name]
 
     def default_directory(self) -> str | None:
-        """The folder a session begins in: the client's first root, else the server's own."""
+        """The folder a session starts in: the client's first root, else the server's own."""
         if not self._roots_known.wait(1.0):
-            self._roots_known.set()  # a client that does not answer is not waited for again
+            self._roots_known.set()  # do not wait again for a client that does not answer
         for path in (*self._roots[:1], self.workspace, _working_directory()):
             if path and os.path.isdir(path) and not is_forbidden_root(path):
                 return os.path.realpath(path)
@@ -1035,16 +1066,16 @@ class Server:
         return path
 
     def configuration(self, directory: str | None, **given: Any) -> Any:
-        """The options for asking a model about work in `directory`; ToolError if they cannot be used.
+        """The options for model calls in `directory`; ToolError if they cannot be used.
 
-        Of an rlm.toml that is not trusted, what would give code more is left out. Anything else that it may not set
-        is refused: it may say that the data should go elsewhere.
+        Options of an untrusted rlm.toml that would loosen the sandbox are left out. Any other that it may not set is
+        an error: it could send the data elsewhere.
         """
         return self._configuration(directory, given, lambda key: key in LOOSENING)[0]
 
     def sandbox_configuration(self, directory: str | None) -> tuple[Any, list[str]]:
-        """The options for a REPL in `directory`, and what was left out of an rlm.toml that is not trusted: all that it
-        may not set, but for what would confine code further."""
+        """The options for a REPL in `directory`, and notes on those of an untrusted rlm.toml that are left out: all
+        that it may not set, except those that confine code further."""
         return self._configuration(directory, {}, lambda key: key not in CONFINING)
 
     def _configuration(
@@ -1065,7 +1096,7 @@ class Server:
                 notes.append(f"left out: {problem}, and clear_repl_context")
 
     def new_sandbox(self, directory: str | None) -> tuple[Any, list[str]]:
-        """A REPL for work in `directory`, and what its user should know."""
+        """A REPL for work in `directory`, and notes for its user."""
         configuration, notes = self.sandbox_configuration(directory)
         return self._sandbox(directory, configuration), notes
 
@@ -1093,7 +1124,7 @@ class Server:
         )
 
     def start(self, request: Request, session: Session | None, work: Callable[[Job], Message]) -> None:
-        """Run `work` for `request`, after what its session was given before, or at once beside all sessions."""
+        """Run `work` for `request`: after the earlier calls of `session`, or at once without one."""
         job = Job(self, work)
         job.request, request.job = request, job
         if session is not None:
@@ -1103,44 +1134,19 @@ class Server:
         else:
             threading.Thread(target=job.run, name=job.handle, daemon=True).start()
 
-    def seal(self, job: Job, request: Request) -> str:
-        """A requestState: which run, which round, until when, for which call, under our key."""
-        until, call = int(time.time() + IDLE_SECONDS), call_digest(request.params)
-        state = {"job": job.handle, "round": job.round, "until": until, "call": call}
-        blob = json.dumps(state, separators=(",", ":")).encode()
-        return blob.hex() + "." + self._mac(blob)
-
-    def unseal(self, sealed: Any, digest: str) -> Job:
-        """The job a requestState of ours names; ProtocolError for anything else."""
-        import hmac
-
-        with contextlib.suppress(ValueError, AttributeError):
-            text, mac = sealed.split(".")
-            blob = bytes.fromhex(text)
-            if hmac.compare_digest(mac.encode(), self._mac(blob).encode()):
-                state = json.loads(blob)
-                job = self.jobs.get(state["job"])
-                fresh = state["until"] >= time.time() and state["call"] == digest
-                if fresh and job is not None and job.round == state["round"] and job.request is None:
-                    return job
-        raise ProtocolError(INVALID_PARAMS, "this requestState is not ours, was used, has expired or is another call's")
-
-    def _mac(self, blob: bytes) -> str:
-        import hmac
-
-        return hmac.new(self._key, blob, hashlib.sha256).hexdigest()
+    def waiting_job(self, request: Request) -> Job:
+        """The suspended job that a requestState of ours names; ProtocolError for anything else."""
+        handle, _, asked_round = str(request.params["requestState"]).partition(".")
+        job = self.jobs.get(handle)
+        is_fresh = job is not None and job.request is None and time.monotonic() - job.touched <= IDLE_SECONDS
+        if job and is_fresh and (asked_round, request.call) == (str(job.round), job.call):
+            return job
+        raise ProtocolError(INVALID_PARAMS, "this requestState is unknown, was used, has expired or is another call's")
 
     # results
 
-    def downgrade(self, result: Message, dialect: ProtocolContext) -> Message:
-        """A tool's result without the content blocks that the dialect does not know."""
-        if dialect.since("2025-06-18"):
-            return result
-        content = [block for block in result["content"] if block["type"] != "resource_link"]
-        return {**result, "content": content}
-
     def truncate(self, text: str, limit: int = PREVIEW_CHARS) -> list[Message]:
-        """`text` as content: whole, or a preview of at most `limit` characters and a resource with all of it."""
+        """`text` as content; if it is longer than `limit`, a preview and a link to a resource with the whole."""
         if len(text) <= limit:
             return [{"type": "text", "text": text}]
         uri = self.store_output(text)
@@ -1151,7 +1157,7 @@ class Server:
         return [{"type": "text", "text": preview}, link]
 
     def store_output(self, text: str) -> str:
-        """The URI of a resource that holds `text`, for as long as fewer than MAX_OUTPUTS came after it."""
+        """The URI of a new resource that holds `text`; the oldest beyond MAX_OUTPUTS are dropped."""
         uri = "rlm://output/" + os.urandom(8).hex()
         with self.lock:
             self.outputs[uri] = text
@@ -1161,12 +1167,12 @@ class Server:
         return uri
 
     def resources_changed(self) -> None:
-        """Tell who wants to know: every handshake client, and modern ones that listen."""
-        note = {"jsonrpc": "2.0", "method": "notifications/resources/list_changed"}
+        """Notify a handshake client, and the subscriptions of modern ones."""
+        method = "notifications/resources/list_changed"
         if self._legacy is not None:
-            self.send(note)
+            self.send(rpc(method))
         for request in list(self._listeners.values()):
-            self.send({**note, "params": {"_meta": {"io.modelcontextprotocol/subscriptionId": request.id}}})
+            self.send(rpc(method, {"_meta": {"io.modelcontextprotocol/subscriptionId": request.id}}))
 
     # methods
 
@@ -1196,10 +1202,7 @@ class Server:
         return {}
 
     def list_tools(self, request: Request) -> Message:
-        _no_cursor(request)
-        version = request.dialect.version
-        tools = [fields_for_version(tool.described(), version) for tool in TOOLS.values()]
-        return {"tools": tools, **(cache_hints(3_600_000, "public") if request.dialect.modern else {})}
+        return _page(request, "tools", [tool.described() for tool in TOOLS.values()], cache_hints(3_600_000, "public"))
 
     def call_tool(self, request: Request) -> Message | None:
         name, arguments = request.params.get("name"), request.params.get("arguments")
@@ -1209,7 +1212,7 @@ class Server:
         if not isinstance(arguments, dict):
             raise ProtocolError(INVALID_PARAMS, "arguments is an object")
         if request.dialect.modern and request.params.get("requestState") is not None:
-            job = self.unseal(request.params["requestState"], call_digest(request.params))
+            job = self.waiting_job(request)
             job.answer_inputs(request.params.get("inputResponses"))
             job.attach(request)
             return None
@@ -1222,7 +1225,6 @@ class Server:
             return text_result(str(refusal), is_error=True)
 
     def list_resources(self, request: Request) -> Message:
-        _no_cursor(request)
         outputs = [
             {
                 "uri": uri,
@@ -1233,15 +1235,10 @@ class Server:
             }
             for uri, text in list(self.outputs.items())
         ]
-        resources = [
-            fields_for_version(resource, request.dialect.version) for resource in (*outputs, *self._trajectories())
-        ]
-        return {"resources": resources, **(cache_hints(0, "private") if request.dialect.modern else {})}
+        return _page(request, "resources", [*outputs, *self._trajectories()], cache_hints(0, "private"))
 
     def list_templates(self, request: Request) -> Message:
-        _no_cursor(request)
-        templates = [fields_for_version(template, request.dialect.version) for template in TEMPLATES]
-        return {"resourceTemplates": templates, **(cache_hints(3_600_000, "public") if request.dialect.modern else {})}
+        return _page(request, "resourceTemplates", TEMPLATES, cache_hints(3_600_000, "public"))
 
     def read_resource(self, request: Request) -> Message:
         uri = request.params.get("uri")
@@ -1258,11 +1255,11 @@ class Server:
         return {"contents": contents, **(cache_hints(0, "private") if request.dialect.modern else {})}
 
     def listen(self, request: Request) -> None:
-        """A modern client's subscription: acknowledged, then open until it is cancelled."""
+        """Acknowledge a modern client's subscription, which stays open until it is cancelled."""
         wanted = _mapping(request.params.get("notifications"))
         honoured = {"resourcesListChanged": True} if wanted.get("resourcesListChanged") is True else {}
         params = {"_meta": {"io.modelcontextprotocol/subscriptionId": request.id}, "notifications": honoured}
-        self.send({"jsonrpc": "2.0", "method": "notifications/subscriptions/acknowledged", "params": params})
+        self.send(rpc("notifications/subscriptions/acknowledged", params))
         if honoured:
             self._listeners[request.id] = request
 
@@ -1339,7 +1336,7 @@ TEMPLATES = (
         "mimeType": "text/plain",
     },
 )
-# The revision that brought a field; older clients do not get it.
+# The revision that introduced a field; older clients do not get it.
 _SINCE = {
     "annotations": "2025-03-26",
     "title": "2025-06-18",
@@ -1351,7 +1348,7 @@ _SINCE = {
 
 
 def fields_for_version(item: Message, version: str) -> Message:
-    """`item` with the fields that revision `version` has. A description is new only in serverInfo."""
+    """`item` with the fields of that revision. Of the descriptions only that of serverInfo is new."""
     new = {name for name, since in _SINCE.items() if version < since}
     if "version" not in item:
         new.discard("description")
@@ -1362,9 +1359,12 @@ def cache_hints(ttl_ms: int, scope: str) -> Message:
     return {"ttlMs": ttl_ms, "cacheScope": scope}
 
 
-def _no_cursor(request: Request) -> None:
+def _page(request: Request, name: str, items: Iterable[Message], hints: Message) -> Message:
+    """A list of everything on one page, with the fields of the request's revision."""
     if request.params.get("cursor"):
         raise ProtocolError(INVALID_PARAMS, "no such cursor: everything is on one page")
+    page = [fields_for_version(item, request.dialect.version) for item in items]
+    return {name: page, **(hints if request.dialect.modern else {})}
 
 
 def server_info() -> Message:
@@ -1400,10 +1400,6 @@ def _parse(line: bytearray) -> Any:
         raise ProtocolError(PARSE_ERROR, f"not a JSON message: {str(error)[:200]}") from None
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
 def _path_of(uri: str) -> str | None:
     """The local folder of a file: URI; None for any other and for what cannot be one."""
     from urllib.parse import unquote, urlsplit
@@ -1423,7 +1419,7 @@ def _working_directory() -> str:
         return os.sep
 
 
-# Options by which a project's file may ask for less freedom, or for more.
+# Options that tighten the sandbox, and those that loosen it.
 CONFINING = ("require", "docker_mount", "docker_runtime")
 LOOSENING = (
     *("allowed_imports", "allowed_paths", "tools", "mcp", "local_memory", "docker_image", "docker_network_disabled"),
@@ -1431,13 +1427,13 @@ LOOSENING = (
 
 
 def memory_limit(configuration: Any, option: str) -> str:
-    """What a session may hold: as configured, else what the largest profile allows."""
+    """The memory limit of a session: as configured, else that of the largest profile."""
     configured = configuration.origins[option] != "default"
     return str(configuration.values[option]) if configured else PROFILES["extended"][1]
 
 
 def is_forbidden_root(path: str) -> bool:
-    """Folders that are no project: the root, a home itself, the hidden ones in it, and the system's."""
+    """Whether a folder cannot be a project: the root, a home, a hidden folder in it, or a system folder."""
     path, home = os.path.realpath(path), os.path.realpath(os.path.expanduser("~"))
     if path in (os.sep, home, os.path.dirname(home)):
         return True
@@ -1447,29 +1443,23 @@ def is_forbidden_root(path: str) -> bool:
 
 
 def sibling(name: str) -> Any:
-    """One of our other modules, imported now."""
+    """Import another module of this project."""
     import importlib
 
     return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
-
-
-def call_digest(params: Message) -> str:
-    """What makes two tools/call requests the same call."""
-    call = [params.get("name"), params.get("arguments") or {}]
-    return hashlib.sha256(json.dumps(call, sort_keys=True).encode()).hexdigest()
 
 
 # --- models: who answers llm_query and run_completion ---------------------------------------------------------------
 
 
 class SamplingBackend:
-    """A backend whose answers come from the client: its model by sampling, or whoever answers a suspended call."""
+    """A backend that the client answers: its model by sampling, or the host that resumes a suspended call."""
 
     provider, model, supports_tools = "mcp", "the client's model", False
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._answered: set[str] = set()  # conversations, as far as the client has answered them
+        self._answered: set[str] = set()  # prefixes of conversations that the client has answered
 
     def complete(
         self, messages: list[Message], *, max_tokens: int | None = None, cancel: Any = None, **rest: Any
@@ -1486,7 +1476,7 @@ class SamplingBackend:
 
 
 def prefix_digests(messages: list[Message]) -> list[str]:
-    """For each message a digest of the conversation up to it."""
+    """A digest of the conversation up to each message."""
     digest = hashlib.sha256()
     marks = []
     for message in messages:
@@ -1496,13 +1486,13 @@ def prefix_digests(messages: list[Message]) -> list[str]:
 
 
 def model_for(job: Job, configuration: Any) -> Any:
-    """The first that is there of: a provider with its key or a local server, a command, the client."""
+    """The first available of: a provider with its key or a local server, a command, the client."""
     rlm = sibling("rlm")
     options = rlm.Options(**configuration.values)
     try:
         return rlm.connect(configuration, options)
     except rlm.ConfigError:
-        pass  # no key: the next one
+        pass  # no key: try the next one
     import shlex
 
     backends = sibling("rlm_backends")
@@ -1515,7 +1505,7 @@ def model_for(job: Job, configuration: Any) -> Any:
 
 
 def run(job: Job, directory: str | None, prompt: str, context: Any, limits: Message, group: Any = None) -> Any:
-    """A recursive completion for `job`: its result, or rlm's errors. `group`: the ledger that it shares, if it does."""
+    """The result of a recursive completion for `job`. `group`: a ledger that it shares."""
     rlm = sibling("rlm")
     configuration = job.server.configuration(directory, **limits)
     values = dict(configuration.values)
@@ -1523,7 +1513,7 @@ def run(job: Job, directory: str | None, prompt: str, context: Any, limits: Mess
     folder = values["log_dir"] and os.path.join(directory or _state_dir(), values["log_dir"])
     if folder and os.path.islink(folder) and configuration.origins["log_dir"] == "default":
         raise ToolError(
-            f"the log folder {folder} is a link to {os.path.realpath(folder)}: set RLM_LOG_DIR to that if it is meant"
+            f"the log folder {folder} is a link to {os.path.realpath(folder)}: set RLM_LOG_DIR to that folder to use it"
         )
     if folder and folder not in job.server.log_dirs:
         job.server.log_dirs.append(folder)
@@ -1539,7 +1529,7 @@ def run(job: Job, directory: str | None, prompt: str, context: Any, limits: Mess
     job.stops.append(stop)
     try:
         with runner:
-            # A model wrote it, or code in a cell: not the user's own word, so no provider is told to fetch its URL.
+            # A model or code in a cell wrote it, so no provider may fetch a URL in it.
             given = rlm.Context(context, "code") if isinstance(context, str) else context
             return runner._complete(prompt, given, group=group)
     finally:
@@ -1552,7 +1542,7 @@ def _state_dir() -> str:
 
 
 def _tell(job: Job, event: Message) -> None:
-    """What the heartbeat says of a completion: its last event."""
+    """Show the last event of a completion in the heartbeat."""
     if event.get("event") == "call":
         job.last_line = f"call {event.get('call_id')}, depth {event.get('depth')}: {event.get('response') or ''}"[:200]
     elif event.get("event") == "tool" and event.get("code"):
@@ -1560,8 +1550,8 @@ def _tell(job: Job, event: Message) -> None:
 
 
 class CellFunction:
-    """A function of ours as code in a cell calls it: `schedule` runs in the order of the calls, what it returns at
-    leisure."""
+    """A host function for the code of a cell. `schedule` runs in the order of the calls; the functions that it returns
+    run in parallel."""
 
     def __init__(self, schedule: Callable[..., Callable[[], Any]]) -> None:
         self.schedule = schedule
@@ -1571,7 +1561,7 @@ class CellFunction:
 
 
 class LLMFunctions:
-    """`llm_query`, `llm_query_batched` and `rlm_query` for the code of one cell: a run's limits hold for the cell."""
+    """`llm_query`, `llm_query_batched` and `rlm_query` for the code of one cell, under the limits of a run."""
 
     def __init__(self, job: Job, directory: str | None) -> None:
         self._job, self._directory = job, directory
@@ -1591,12 +1581,12 @@ class LLMFunctions:
 
     @functools.cached_property
     def _ledger(self) -> Any:
-        """What the cell may spend, what `rlm_query` spends below it included; its time began with the cell."""
+        """The budget of the cell and of the runs that it starts; its time starts with the cell."""
         ledger = sibling("rlm").Ledger(self._options)
         ledger.started = self._started
         if self._options.timeout_seconds:
             ledger.deadline = self._started + self._options.timeout_seconds
-        ledger.cancel = self._job.abandon
+        ledger.cancel = self._job.cancelled
         return ledger
 
     @functools.cached_property
@@ -1637,7 +1627,7 @@ class LLMFunctions:
         return work
 
     def _put(self, prompts: list[str], model: str | None) -> Callable[[], list[Any]]:
-        """Put the questions; what is returned gives the answers, an exception where there is none."""
+        """A function that returns the answers, with an exception in the place of each that failed."""
         questions: list[list[Message]] = [[{"role": "user", "content": prompt}] for prompt in prompts]
         backend = self._backend(model or self._options.sub_model)
         ledger = self._ledger
@@ -1654,7 +1644,7 @@ class LLMFunctions:
         return work
 
     def _put_to_client(self, questions: list[list[Message]]) -> Callable[[], list[Any]]:
-        """The questions for the client's own model, in one round; what they take is estimated, and nobody is paid."""
+        """Ask the client's own model in one round; its usage is estimated and costs nothing."""
         rlm, ledger = sibling("rlm"), self._ledger
         sizes = [rlm.tokens_of(question) for question in questions]
         least = CLIENT_TOKENS * len(questions)
@@ -1677,26 +1667,21 @@ class LLMFunctions:
         return work
 
     def _ask(self, backend: Any, question: list[Message], begun: Callable[[], None]) -> str:
-        """One paid call: room is reserved, the model asked, the ledger settled."""
+        """Make one call within the ledger."""
         rlm, ledger, options = sibling("rlm"), self._ledger, self._options
         begun()
         size, price = rlm.tokens_of(question), rlm.price_of(backend, options)
-        reservation, settled = ledger.reserve(size, rlm.SUBCALL_OUTPUT, price), False
-        how = {
-            "tools": None,
-            "max_tokens": reservation.output,
-            "on_text": None,
-            "params": options.sub_params or options.params,
-        }
+        reservation = ledger.reserve(size, rlm.SUBCALL_OUTPUT, price)
+        how = {"tools": None, "on_text": None, "params": options.sub_params or options.params}
+        how |= {"max_tokens": reservation.output, "deadline": ledger.deadline, "cancel": ledger.cancel}
         try:
             with self._slots:
                 ledger.check()
-                raw = backend.complete(question, **how, deadline=ledger.deadline, cancel=ledger.cancel)
+                raw = backend.complete(question, **how)
             reply = rlm.normal_reply(raw, size, backend.model)
-            settled = True
-        finally:
-            if not settled:
-                ledger.release(reservation)
+        except BaseException:
+            ledger.release(reservation)
+            raise
         cost = reply.cost_usd if reply.cost_usd is not None else price(reply.usage["input"], reply.usage["output"])
         ledger.settle(reservation, reply.usage, cost, 0.0)
         return str(reply.text)
@@ -1711,7 +1696,7 @@ class LLMFunctions:
 
 
 def _all_answered(answers: list[Any]) -> list[str]:
-    """The answers of a batch; where some failed, an error that carries the others."""
+    """The answers of a batch; if some failed, SubcallError with the others."""
     errors = [str(answer) if isinstance(answer, BaseException) else None for answer in answers]
     failed = [error for error in errors if error is not None]
     if failed:
@@ -1727,7 +1712,7 @@ PROFILES = {"quick": (5, "128m"), "default": (30, "512m"), "analysis": (120, "2g
 
 
 class ToolSpec(NamedTuple):
-    """A row of the table of tools: what clients are told, and the function behind it."""
+    """A tool: its entry in tools/list, and the function that runs it."""
 
     name: str
     title: str
@@ -1735,15 +1720,15 @@ class ToolSpec(NamedTuple):
     run: Callable[..., Message | None]
     properties: Message
     required: tuple[str, ...] = ()
-    in_folder: bool = False  # it needs to know which folder the session works in
-    any_json: str = ""  # the argument that takes any JSON value, whatever its type says
+    in_folder: bool = False  # needs the session's folder, so the client's roots
+    any_json: str = ""  # the argument that accepts any JSON value, whatever its schema says
     read_only: bool = False
     destructive: bool = False
     idempotent: bool = False
     open_world: bool = False
 
     def described(self) -> Message:
-        """Its entry in tools/list, in the part of JSON Schema that every client's converter takes."""
+        """Its entry in tools/list, in the subset of JSON Schema that every client's converter accepts."""
         schema: Message = {"type": "object", "properties": self.properties}
         if self.required:
             schema["required"] = list(self.required)
@@ -1765,9 +1750,9 @@ class ToolSpec(NamedTuple):
         return entry
 
     def checked(self, arguments: Message) -> Message:
-        """The arguments as the function takes them; ToolError, in words that the model can act on, if it does not.
+        """The validated arguments; ToolError says what to correct.
 
-        null and "" stand for an optional argument that is not there: a client in strict mode sends every argument.
+        null and "" count as absent optional arguments: a client in strict mode sends every argument.
         """
         given = {**_present(arguments), **{name: arguments[name] for name in self.required if name in arguments}}
         for name in self.required:
@@ -1807,7 +1792,7 @@ _TYPES: dict[str, Any] = {
 
 
 def _from_json(kind: str, value: Any) -> Any:
-    """`value`, or what it says as JSON where it is a string and no string is wanted; an integer may be written 3.0."""
+    """`value`, parsed if it is JSON text where no string is expected; 3.0 is accepted as an integer."""
     if isinstance(value, str) and kind != "string":
         with contextlib.suppress(ValueError):
             value = sibling("rlm_backends").from_json(value)
@@ -1817,7 +1802,7 @@ def _from_json(kind: str, value: Any) -> Any:
 
 
 def _mismatch(schema: Message, value: Any) -> str | None:
-    """How `value` fails the part of JSON Schema that our own table uses."""
+    """How `value` fails its schema, in the subset of JSON Schema that TOOLS uses; None if it fits."""
     kind = schema["type"]
     if not isinstance(value, _TYPES[kind]) or (isinstance(value, bool) and kind != "boolean"):
         return f"must be {'an' if kind[0] in 'aio' else 'a'} {kind}"
@@ -1854,7 +1839,7 @@ def _execute_python(
         )
         cell = execute(code)
         if cell.error and re.search(r"(?m)^(?:Syntax|Indentation|Tab)Error", cell.error):
-            clean = sibling("rlm").clean_code(code)  # out of a fence, say
+            clean = sibling("rlm").clean_code(code)  # as from a Markdown fence
             cell = execute(clean) if clean != code else cell
         if cell.status == "lost":
             session.forget()
@@ -1868,20 +1853,20 @@ def _execute_python(
 
 
 def _note(job: Job, text: str) -> None:
-    """Keep the last line that was printed, for the next heartbeat."""
+    """Keep the last printed line for the next heartbeat."""
     lines = text.rstrip().rsplit("\n", 1)
     if lines[-1].strip():
         job.last_line = lines[-1].strip()[-200:]
 
 
 def _in_tools_of_ours(error: str, directory: str | None) -> str:
-    """The error without the sandbox's word on `file_read`, a tool that there is in a run and not here."""
+    """The error without the sandbox's hint at `file_read`, a tool that only runs have."""
     hint = f"code reads what is in {directory}" if directory else "call set_project to name a folder that code may read"
     return error.replace("file_read reads the caller's files", hint)
 
 
 def _cell_result(server: Server, cell: rlm_sandbox.Cell, session: Session, named: bool) -> Message:
-    """A cell's outcome as content: what it printed, its value, what failed, its figures."""
+    """A cell's outcome as content: output, value, error and figures."""
     parts, links = [], []
     if cell.stdout:
         printed = cell.stdout.rstrip("\n")
@@ -2027,7 +2012,7 @@ def _run_completion(
     **limits: Any,
 ) -> None:
     session = server.session(session_id)
-    if isinstance(context, str) and context.lstrip()[:1] in ("{", "["):  # a client without a type for data sends text
+    if isinstance(context, str) and context.lstrip()[:1] in ("{", "["):  # some clients send data as text
         context = _from_json("object", context)
 
     def work(job: Job) -> Message:
@@ -2044,7 +2029,7 @@ def _run_completion(
 
 
 def _files(server: Server, directory: str | None, specs: list[str]) -> Any:
-    """Files of the project as a context; ToolError for what lies outside of it or holds secrets."""
+    """Files of the project as a context; ToolError for files outside it or with secrets."""
     rlm = sibling("rlm")
     if directory is None:
         raise ToolError("no project folder: call set_project first")
@@ -2083,7 +2068,7 @@ def _failed_completion(server: Server, error: Any) -> Message:
     if error.hint:
         lines.append(f"next: {error.hint}")
     if error.trajectory_id:
-        lines.append(f"trajectory: {error.trajectory_id} (rlm resume {error.trajectory_id} goes on with it)")
+        lines.append(f"trajectory: {error.trajectory_id} (continue with: rlm resume {error.trajectory_id})")
         server.resources_changed()
     if error.result is not None and error.result.response:
         lines.append(f"so far:\n{error.result.response}")
@@ -2093,7 +2078,7 @@ def _failed_completion(server: Server, error: Any) -> Message:
 def _resume(server: Server, request: Request, handle: str, answers: list[Any] | None = None) -> None:
     with server.lock:
         job = server.jobs.get(handle)
-        if job is None or job.cancelled:
+        if job is None or job.cancelled.is_set():
             raise ToolError(f"no run {handle[:80]!r}: unknown, collected already, or expired; call the tool again")
         if job.request is not None:
             raise ToolError("another call waits for this run already")
@@ -2248,13 +2233,13 @@ TOOLS: dict[str, ToolSpec] = {
 
 
 class Ended(BaseException):
-    """SIGTERM, SIGINT or SIGHUP has come."""
+    """Raised on SIGTERM, SIGINT or SIGHUP."""
 
 
 def serve(*, env: str | None = None, workspace: str | None = None, max_wait: float = 45) -> int:
-    """Serve one client on stdin and stdout until it leaves, then end the process; 2 if it cannot be served.
+    """Serve one client on stdin and stdout until it leaves, then end the process. Returns 2 for a missing workspace.
 
-    `env`: local or docker, whatever the configuration says. `workspace`: the only folder that code may read. After
+    `env`: local or docker, overrides the configuration. `workspace`: the only folder that code may read. After
     `max_wait` seconds a call is answered with a handle for `resume`.
     """
     if workspace is not None and not os.path.isdir(workspace):
@@ -2280,21 +2265,21 @@ def serve(*, env: str | None = None, workspace: str | None = None, max_wait: flo
         server.close()
         _end_workers()
     sys.stderr.flush()
-    os._exit(0)  # nothing that is left, a thread that waits for a dead worker, is worth waiting for
+    os._exit(0)  # do not wait for threads that wait for dead workers
 
 
 def _end_workers() -> None:
-    """End the process that sessions are forked from, if the import that starts it has come so far."""
+    """End the process that sessions are forked from, if it was started."""
     sandbox = sys.modules.get(f"{__package__}.rlm_sandbox" if __package__ else "rlm_sandbox")
     if shutdown := getattr(sandbox, "shutdown", None):
         shutdown()
 
 
-# --- installing: our entry in the configuration of MCP clients --------------------------------------------------------
+# --- installing: the server's entry in the configuration of MCP clients -----------------------------------------------
 
 
 class ClientKind(NamedTuple):
-    """A client: where its configuration is (by scope, the default first), where in it, and what an entry looks like."""
+    """An MCP client: its configuration files by scope, the default first, and the form of an entry."""
 
     title: str
     files: Mapping[str, str]
@@ -2352,7 +2337,7 @@ CHECK_SECONDS = 30
 
 
 def install(clients: list[str], *, action: str = "print", scope: str | None = None) -> int:
-    """Print, write, remove or check our entry in the configuration of each client; the exit status.
+    """Print, write, remove or check the server's entry in the configuration of each client. Returns the exit status.
 
     `action`: print, dry-run (the change as a diff), write, remove, or check (start the server as the client would).
     """
@@ -2374,7 +2359,7 @@ def install(clients: list[str], *, action: str = "print", scope: str | None = No
 
 
 def _meant(word: str) -> str:
-    """The clients that a word may have meant, as a question; else all of them, as a command."""
+    """A suggestion for a misspelt client, else a usage line with all clients."""
     import difflib
 
     close = [name for name in CLIENTS if name.startswith(word)] or difflib.get_close_matches(word, CLIENTS)
@@ -2423,7 +2408,7 @@ def _install(name: str, action: str, scope: str | None) -> int:
 
 
 def _install_by_hand(client: ClientKind, path: str, text: str, action: str, again: str) -> int:
-    """A YAML file is not edited; a check looks for the entry by its name, and starts the command that is printed."""
+    """YAML is not edited. A check looks for the entry's name, and starts the command that `print` shows."""
     if action != "check":
         what = "take the entry out" if action == "remove" else "add the entry"
         return fail(f"{client.title}: {path} is YAML, which is not edited here: {what} by hand", again, 1)
@@ -2434,7 +2419,7 @@ def _install_by_hand(client: ClientKind, path: str, text: str, action: str, agai
 
 
 def _print_own_command(command: str, scope: str) -> None:
-    """The client's own command for the same, ready to paste."""
+    """Print the client's own command that does the same."""
     if command:
         import shlex
 
@@ -2447,15 +2432,15 @@ def fail(problem: str, following: str, status: int = 2) -> int:
 
 
 def config_file(client: ClientKind, scope: str) -> str:
-    """Where the client's configuration is on this system, as its own environment variables have it."""
+    """The path of the client's configuration on this system; the client's environment variables are honoured."""
     path = os.path.abspath(os.path.expanduser(client.files[scope].format(**_folders())))
-    if client.title == "opencode" and os.path.exists(path + "c"):  # the commented form, which it reads last
+    if client.title == "opencode" and os.path.exists(path + "c"):  # opencode.jsonc, which takes precedence
         path += "c"
     return path
 
 
 def _folders() -> dict[str, str]:
-    """The folders that the table of clients names; for Cline, which has moved its file, the file."""
+    """The folders that CLIENTS names, and the file of Cline, which has moved it."""
     home = os.path.expanduser("~")
     config = os.environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config")
     application = {
@@ -2485,7 +2470,7 @@ def _folders() -> dict[str, str]:
 
 
 def _claude_desktop(home: str, application: str) -> str:
-    """Its folder. The packaged (MSIX) form on Windows sees the package's own copy of %APPDATA% alone."""
+    """Claude Desktop's folder. The packaged (MSIX) app on Windows has its own copy of %APPDATA%."""
     import glob
 
     if sys.platform == "win32":
@@ -2499,7 +2484,7 @@ def _claude_desktop(home: str, application: str) -> str:
 
 
 def _cline_file(home: str, code: str) -> str:
-    """Its settings, which the CLI and the extension share; an extension of old keeps them in a folder of its own."""
+    """Cline's settings, which CLI and extension share; an old extension keeps them in its own folder."""
     name = "cline_mcp_settings.json"
     base = os.path.join(os.environ.get("CLINE_DIR") or os.path.join(home, ".cline"), "data")
     base = os.environ.get("CLINE_DATA_DIR") or base
@@ -2508,9 +2493,9 @@ def _cline_file(home: str, code: str) -> str:
 
 
 def config_path(client: ClientKind, scope: str, text: str = "") -> tuple[str, ...]:
-    """Where in the file, which holds `text`, our entry is."""
+    """The keys that lead to the entry in a file that holds `text`."""
     inside = ("projects", os.getcwd()) if scope == "local" else ()
-    if client.title == "opencode" and text.strip():  # 2.x reads both forms; a file keeps the one that it has
+    if client.title == "opencode" and text.strip():  # 2.x reads two forms: keep that of the file
         flat = _mapping(_mapping(parse_jsonc(text).value).get("mcp"))
         nested = _mapping(flat.get("servers"))
         is_map = isinstance(flat.get("servers"), dict) and all(isinstance(server, dict) for server in nested.values())
@@ -2520,7 +2505,7 @@ def config_path(client: ClientKind, scope: str, text: str = "") -> tuple[str, ..
 
 
 def server_command() -> list[str]:
-    """How a client starts this very server: absolute, and without the client's folder on the module path."""
+    """The command that starts this server: absolute, and without the working directory on the module path."""
     folder = os.path.dirname(os.path.abspath(__file__))
     if folder.endswith("site-packages") and sys.version_info >= (3, 11):
         return [sys.executable, "-P", "-m", "rlm", "mcp-serve"]
@@ -2538,12 +2523,12 @@ def new_entry(client: ClientKind, name: str) -> Message:
 
 
 def _is_local(entry: Any) -> bool:
-    """Whether an entry can be one of a command, and not of a server elsewhere."""
+    """Whether an entry may start a command, as opposed to naming a URL."""
     return isinstance(entry, dict) and not any(key.lower().endswith("url") for key in entry)
 
 
 def entry_over(client: ClientKind, name: str, old: Any, where: tuple[str, ...]) -> Message:
-    """Our entry for the place of `old`. Of one for a command, all but that and our own arguments stays."""
+    """The entry that replaces `old`. If that starts a command, its other keys and the server's options are kept."""
     new = new_entry(client, name)
     if where[-2] == "servers" and name == "opencode":
         del new["enabled"]  # 2.x says `disabled`
@@ -2559,34 +2544,44 @@ def entry_over(client: ClientKind, name: str, old: Any, where: tuple[str, ...]) 
 
 
 def rendered(client: ClientKind, name: str, where: tuple[str, ...]) -> str:
-    """The entry as it stands in a file that has nothing else."""
+    """A file with nothing but the entry."""
     entry = new_entry(client, name)
     if client.form == "toml":
         return _toml_table(where, entry)
     if client.form == "yaml":
         lines = [f"    {key}: {json.dumps(value)}\n" for key, value in entry.items()]
         return f"{where[0]}:\n  {where[1]}:\n" + "".join(lines)
-    return json.dumps(functools.reduce(lambda inner, key: {key: inner}, reversed(where), entry), indent=2) + "\n"
+    return json.dumps(_nested(where, entry), indent=2) + "\n"
+
+
+def _parse_json(text: str) -> Any:
+    return parse_jsonc(text).value
+
+
+def _value_at(tree: Any, where: tuple[str, ...]) -> Any:
+    return functools.reduce(lambda inner, key: _mapping(inner).get(key), where, tree)
+
+
+def _nested(where: tuple[str, ...], value: Any) -> Any:
+    return functools.reduce(lambda inner, key: {key: inner}, reversed(where), value)
 
 
 def current_entry(client: ClientKind, text: str, where: tuple[str, ...]) -> Message | None:
-    """The entry that the file has, or None."""
-    tree: Any = (_toml(text) if client.form == "toml" else parse_jsonc(text).value) if text.strip() else {}
-    for key in where:
-        tree = tree.get(key) if isinstance(tree, dict) else None
-    return tree if isinstance(tree, dict) and "command" in tree else None
+    """The entry in the file, or None."""
+    read = _toml if client.form == "toml" else _parse_json
+    entry = _value_at(read(text), where) if text.strip() else None
+    return entry if isinstance(entry, dict) and "command" in entry else None
 
 
 def edited(client: ClientKind, name: str, before: str, where: tuple[str, ...], *, remove: bool) -> str:
-    """The file with our entry, or without it, and every other byte as it was. ValueError if it cannot be done so."""
+    """The file with the entry, or without it, every other byte unchanged; ValueError if that is impossible."""
     if not before.strip():
         return before if remove else rendered(client, name, where)
-    read = _toml if client.form == "toml" else lambda text: parse_jsonc(text).value
-    edit = _edit_toml if client.form == "toml" else _edit_json
-    old = functools.reduce(lambda tree, key: _mapping(tree).get(key), where, read(before))
+    read, edit = (_toml, _edit_toml) if client.form == "toml" else (_parse_json, _edit_json)
+    old = _value_at(read(before), where)
     entry = None if remove else entry_over(client, name, old, where)
     changes: list[tuple[tuple[str, ...], Any]] = [(where, entry)]
-    if entry is not None and _is_local(old):  # each value by itself, the rest untouched
+    if entry is not None and _is_local(old):  # value by value, to leave the rest untouched
         changes = [((*where, key), value) for key, value in entry.items() if key not in old or old[key] != value]
     after = before
     for place, value in changes:
@@ -2600,7 +2595,7 @@ def edited(client: ClientKind, name: str, before: str, where: tuple[str, ...], *
 
 
 def _with_entry(tree: Any, where: tuple[str, ...], entry: Message | None) -> Any:
-    """The data that the edited file should hold."""
+    """The data that the edited file must parse to."""
     if not isinstance(tree, dict):
         raise ValueError("the file does not hold an object where the entry belongs")
     if len(where) == 1:
@@ -2614,7 +2609,7 @@ def _with_entry(tree: Any, where: tuple[str, ...], entry: Message | None) -> Any
 
 
 class Node(NamedTuple):
-    """A value in a JSON text and where it stands; for an object, its members with where their keys begin."""
+    """A value in a JSON text and its position; for an object also its members and the positions of their keys."""
 
     value: Any
     start: int
@@ -2628,7 +2623,7 @@ _JSON_TOKEN = re.compile(
 
 
 def parse_jsonc(text: str) -> Node:
-    """JSON, comments and trailing commas allowed, with the place of each value. ValueError if it is not that."""
+    """Parse JSON with comments and trailing commas, with the position of each value."""
     tokens: list[tuple[str, int, int]] = []
     at = 1 if text.startswith("\ufeff") else 0
     while at < len(text):
@@ -2650,7 +2645,7 @@ def _json_node(tokens: list[tuple[str, int, int]], n: int) -> tuple[Node, int]:
     if word not in ("{", "["):
         if word in ("", "}", "]", ",", ":"):
             raise ValueError(f"not JSON: {word or 'its end'!r} where a value belongs")
-        return Node(json.loads(word, parse_constant=_no_constant), start, end), n + 1
+        return Node(sibling("rlm_backends").from_json(word), start, end), n + 1
     closing, items, members = {"{": "}", "[": "]"}[word], [], {}
     n += 1
     while tokens[n][0] != closing:
@@ -2673,7 +2668,7 @@ def _json_node(tokens: list[tuple[str, int, int]], n: int) -> tuple[Node, int]:
 
 
 def _edit_json(text: str, where: tuple[str, ...], entry: Any) -> str:
-    """Put, replace or take out the member at `where`."""
+    """Set the member at `where`, or remove it if `entry` is None."""
     node, depth = parse_jsonc(text), 0
     while depth < len(where) - 1 and where[depth] in node.members:
         node, depth = node.members[where[depth]][1], depth + 1
@@ -2685,12 +2680,12 @@ def _edit_json(text: str, where: tuple[str, ...], entry: Any) -> str:
     if present:
         old = node.members[where[-1]][1]
         return text if old.value == entry else text[: old.start] + _indented(text, entry, depth + 1) + text[old.end :]
-    value: Any = functools.reduce(lambda inner, key: {key: inner}, reversed(where[depth + 1 :]), entry)
-    return _with_member(text, node, f"{json.dumps(where[depth])}: {_indented(text, value, depth + 1)}", depth)
+    value = _indented(text, _nested(where[depth + 1 :], entry), depth + 1)
+    return _with_member(text, node, f"{json.dumps(where[depth])}: {value}", depth)
 
 
 def _indentation(text: str) -> tuple[str, str]:
-    """A line's end and one step of indentation, as the file has them."""
+    """The file's line end and indentation step."""
     step = re.search(r"^([ \t]+)\S", text, re.MULTILINE)
     return ("\r\n" if "\r\n" in text else "\n"), (step[1] if step else "  ")
 
@@ -2702,7 +2697,7 @@ def _indented(text: str, value: Any, depth: int) -> str:
 
 
 def _with_member(text: str, node: Node, member: str, depth: int) -> str:
-    """The object with one more member at its end; a comma goes right after the last one, before any comment."""
+    """Append a member to the object; the comma goes right after the last member, before any comment."""
     end, step = _indentation(text)
     close = node.end - 1
     last = max((child.end for _, child in node.members.values()), default=None)
@@ -2715,7 +2710,7 @@ def _with_member(text: str, node: Node, member: str, depth: int) -> str:
 
 
 def _without_member(text: str, node: Node, key: str) -> str:
-    """The object without that member, its line and its comma."""
+    """Remove a member with its line and its comma."""
     start, old = node.members[key]
     following = re.compile(r"\s*,").match(text, old.end)
     head = text[:start].rstrip()
@@ -2742,39 +2737,42 @@ def _toml_table(where: tuple[str, ...], entry: Message) -> str:
     return "\n".join([f"[{'.'.join(where)}]", *lines, ""])
 
 
+def _toml_name(where: Iterable[str]) -> str:
+    """A pattern for a dotted name, quoted or not."""
+    return r"\s*\.\s*".join(rf"[\"']?{re.escape(part)}[\"']?" for part in where)
+
+
 def _edit_toml(text: str, where: tuple[str, ...], entry: Any) -> str:
-    """Put, replace or take out the table at `where`, which goes to the next table's heading; or put one value."""
+    """Set the table at `where`, remove it if `entry` is None, or set one value of a table."""
     if entry is not None and not isinstance(entry, dict):
         return _edit_toml_value(text, where, entry)
-    end = "\r\n" if "\r\n" in text else "\n"
-    name = r"\s*\.\s*".join(rf"[\"']?{re.escape(part)}[\"']?" for part in where)
+    end, name = _indentation(text)[0], _toml_name(where)
     lines = text.splitlines(keepends=True)
     own = [n for n, line in enumerate(lines) if re.match(rf"\s*\[\s*{name}\s*(\.[^\]]*)?\]", line)]
     table = "" if entry is None else _toml_table(where, entry).replace("\n", end)
     if not own:
         gap = "" if not text or text.endswith(end * 2) else end if text.endswith("\n") else end * 2
         return text if entry is None else text + gap + table
-    if _toml_value(text, where) == entry:
+    if _value_at(_toml(text), where) == entry:
         return text
     first, last = own[0], own[-1] + 1
     while last < len(lines) and not re.match(r"\s*\[", lines[last]):
         last += 1
     while last > first and (not lines[last - 1].strip() or lines[last - 1].lstrip().startswith("#")):
-        last -= 1  # blank lines and comments before the next table are not ours
+        last -= 1  # blank lines and comments before the next table belong to that
     if entry is None and first and not lines[first - 1].strip() and (last == len(lines) or not lines[last].strip()):
-        first -= 1  # the blank line that set our table apart
+        first -= 1  # the blank line before the table
     return "".join(lines[:first]) + table + "".join(lines[last:])
 
 
 def _edit_toml_value(text: str, where: tuple[str, ...], value: Any) -> str:
-    """Put or replace one value of the table above it."""
-    end = "\r\n" if "\r\n" in text else "\n"
+    """Set one value of a table."""
     *table, key = where
-    name = r"\s*\.\s*".join(rf"[\"']?{re.escape(part)}[\"']?" for part in table)
+    end, name = _indentation(text)[0], _toml_name(table)
     lines = text.splitlines(keepends=True)
     line = f"{key} = {json.dumps(value, ensure_ascii=False)}{end}"
     heading = next((n for n, row in enumerate(lines) if re.match(rf"\s*\[\s*{name}\s*\]", row)), None)
-    if heading is None:  # only tables below it have headings: its own goes before the first
+    if heading is None:  # only sub-tables have headings: insert one before the first
         first = next((n for n, row in enumerate(lines) if re.match(rf"\s*\[\s*{name}\s*\.", row)), len(lines))
         return "".join([*lines[:first], f"[{'.'.join(table)}]{end}", line, end, *lines[first:]])
     start = stop = heading + 1
@@ -2799,13 +2797,6 @@ def _is_toml(text: str) -> bool:
     return True
 
 
-def _toml_value(text: str, where: tuple[str, ...]) -> Any:
-    value: Any = _toml(text)
-    for key in where:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
-
-
 # files, and the check
 
 
@@ -2818,7 +2809,7 @@ def _read_text(path: str) -> str:
 
 
 def _replace_file(path: str, before: str, after: str) -> str | None:
-    """Write the file at once or not at all, through links, with its mode. Returns where the old one is kept."""
+    """Replace the file atomically, through links, keeping its mode. Returns the path of the backup."""
     path = os.path.realpath(path)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     kept, mode = None, 0o600
@@ -2832,7 +2823,7 @@ def _replace_file(path: str, before: str, after: str) -> str | None:
 
 
 def _write_new(paths: list[str], text: str, mode: int) -> str:
-    """Write a file that was not there, under the first of the names that is free."""
+    """Write a new file under the first name that is free."""
     for path in paths:
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
@@ -2871,40 +2862,20 @@ def _print_all() -> int:
 
 def _check(words: list[str], environ: Mapping[str, str], title: str) -> int:
     """Start the server as a client does, with a bare environment, and have it list its tools and run a cell."""
-    import subprocess
-
-    scrubbed = {**{name: os.environ[name] for name in INHERITED if name in os.environ}, **environ}
-    client = {"name": "rlm mcp-install", "version": _version()}
-    call = {"name": "execute_python", "arguments": {"code": "6 * 7"}}
-    meta = {"io.modelcontextprotocol/protocolVersion": LATEST, "io.modelcontextprotocol/clientCapabilities": {}}
-    opening = {"protocolVersion": HANDSHAKE[-1], "capabilities": {}, "clientInfo": client}
-    requests: list[tuple[str, Message]] = [
-        ("server/discover", {"_meta": meta}),
-        ("initialize", opening),
-        ("tools/list", {}),
-        ("tools/call", call),
-    ]
+    spec = {"command": words, "env": environ, "cwd": os.sep, "timeout": CHECK_SECONDS}
     started = time.monotonic()
-    try:
-        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=scrubbed, cwd=os.sep)
-    except OSError as error:
-        return fail(f"{title}: {words[0]} does not start: {error.strerror}", "rlm mcp-install --write", 1)
-    patience = threading.Timer(CHECK_SECONDS, process.kill)
-    patience.start()
-    with process, contextlib.ExitStack() as stack:
-        stack.callback(patience.cancel)
-        assert process.stdin is not None and process.stdout is not None
-        for number, (method, params) in enumerate(requests):
-            line = json.dumps({"jsonrpc": "2.0", "id": number, "method": method, "params": params})
-            try:
-                process.stdin.write(line.encode() + b"\n")
-                process.stdin.flush()
-                answer = json.loads(process.stdout.readline())
-            except (OSError, ValueError):
-                answer = {}
-            if "result" not in answer or _mapping(answer["result"]).get("isError"):
-                process.kill()
-                return fail(f"{title}: {method} was answered with {json.dumps(answer)[:300]}", "rlm doctor", 1)
+    with contextlib.ExitStack() as stack:
+        try:
+            connection = StdioConnection("rlm", spec, os.environ)
+            stack.callback(connection.close)
+            connection.negotiate()
+            connection.negotiate(probe=False)  # the handshake of older revisions, too
+            tools = read_catalogue("rlm", connection.list_tools())
+            connection.call(tools["execute_python"], {"code": "6 * 7"})
+        except KeyError:
+            return fail(f"{title}: {words[0]} is another server: it has no tool execute_python", "rlm doctor", 1)
+        except sibling("rlm_tools").ToolError as error:
+            return fail(f"{title}: {error}", "rlm doctor", 1)
     print(f"{title}: works ({(time.monotonic() - started) * 1000:.0f} ms to start, list the tools, run a cell and end)")
     return 0
 
@@ -2913,17 +2884,17 @@ def _check(words: list[str], environ: Mapping[str, str], title: str) -> int:
 #
 # ServerSet (all of one run) -> Connection, which speaks either era: a StdioConnection or an HTTPConnection
 
-CALL_SECONDS = 60.0  # that a server has to start, and to answer each call, unless its `timeout` says otherwise
-PROBE_SECONDS = 5.0  # after which a server that does not answer server/discover is taken for an older one
-EXIT_SECONDS = 1.0  # that a server has to end by itself, and again after SIGTERM
+CALL_SECONDS = 60.0  # default `timeout` of a server: for its start and for each call
+PROBE_SECONDS = 5.0  # a server that does not answer server/discover in this time is treated as an older one
+EXIT_SECONDS = 1.0  # for a server to exit after its stdin is closed, and again after SIGTERM
 MAX_STARTS = 4  # of one server in a run
 MAX_REMOTE_TOOLS = 2_000  # of one server
 MAX_CATALOGUE = 4_000_000  # characters of its list of tools
-MAX_SCHEMA = 64_000  # characters of one tool's schemas; a tool with larger ones is called without
+MAX_SCHEMA = 64_000  # characters of one tool's schema; a larger one is ignored
 MAX_HELP = 1_000_000  # characters of all tools' help
-MAX_UNMATCHED = 10_000  # messages in a row that answer nothing: a flood
+MAX_UNMATCHED = 10_000  # consecutive messages that answer nothing
 STDERR_CHARS = 2_000
-# What the official SDKs hand on to a server: no key is in these.
+# The variables that the official SDKs pass to a server; none holds a key.
 INHERITED = (
     *("HOME", "LOGNAME", "PATH", "SHELL", "TERM", "USER", "SYSTEMROOT", "SYSTEMDRIVE", "APPDATA", "LOCALAPPDATA"),
     *("USERPROFILE", "USERNAME", "HOMEDRIVE", "HOMEPATH", "PROCESSOR_ARCHITECTURE", "TEMP"),
@@ -2931,7 +2902,7 @@ INHERITED = (
 
 
 def remote_error(message: str, hint: str = "") -> Exception:
-    """What code in the REPL and the user get to see of a server's failure."""
+    """A server's failure, as code in the REPL and the user see it."""
     error: Exception = sibling("rlm_tools").ToolError(message, hint=hint)
     return error
 
@@ -2951,7 +2922,7 @@ class RemoteTool(NamedTuple):
         return f"{self.server}.{self.name}"
 
     def arguments(self, *args: Any, **kwargs: Any) -> Message:
-        """The arguments of a Python call as the server wants them; TypeError for those that it cannot have meant."""
+        """The arguments of a Python call as JSON; TypeError if they do not fit the schema's names."""
         properties = self.parameters["properties"]
         by_python_name = {python_name(name): name for name in properties}
         if len(args) > len(properties):
@@ -2962,7 +2933,7 @@ class RemoteTool(NamedTuple):
             if name in bound:
                 raise TypeError(f"{given!r} is given twice: {self.signature()}")
             if name not in properties and properties and not self.parameters.get("additionalProperties"):
-                raise TypeError(f"there is no argument {given!r}: {self.signature()}")
+                raise TypeError(f"unexpected argument {given!r}: {self.signature()}")
             bound[name] = json_argument(value)
         if missing := [name for name in self.parameters["required"] if name not in bound]:
             raise TypeError(f"{missing[0]!r} is missing: {self.signature()}")
@@ -2981,12 +2952,12 @@ class RemoteTool(NamedTuple):
         }
         try:
             line: str = sibling("rlm_tools").signature(self._replace(name=self.full_name, parameters=schema))
-        except (TypeError, ValueError, KeyError, AttributeError, RecursionError):  # a schema that is none
+        except (TypeError, ValueError, KeyError, AttributeError, RecursionError):  # an invalid schema
             return f"{self.server}.{self.signature(types=False)}"
         return line[:1000]
 
     def help(self) -> str:
-        """What `help` prints of the function."""
+        """What `help` prints for the function."""
         lines = [self.signature(), "", self.description[:2000]]
         if self.own_name != self.name:
             lines[1] = f"(the server calls it {self.own_name[:200]!r})"
@@ -3009,8 +2980,8 @@ class RemoteTool(NamedTuple):
     def to_python(self, result: Message) -> Any:
         """A result as Python data.
 
-        That is its structured content (and of that what a server wrapped as {"result": …}, since only objects travel
-        there) or else its blocks: text as str, images and audio as bytes, a link as a dict; several are a list.
+        Structured content comes first, unwrapped from {"result": …}, which servers use since it must be an object.
+        Else the content blocks: text as str, images and audio as bytes, a link as a dict; several are a list.
         """
         blocks = [block for block in result.get("content") or [] if isinstance(block, dict)]
         if result.get("structuredContent") is None:
@@ -3033,7 +3004,7 @@ def python_name(name: str) -> str:
 
 
 def json_argument(value: Any) -> Any:
-    """An argument as JSON has it: a tuple or set is a list, bytes are base64."""
+    """An argument as JSON: tuples and sets become lists, bytes become base64."""
     if isinstance(value, dict):
         return {str(key): json_argument(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -3042,7 +3013,7 @@ def json_argument(value: Any) -> Any:
         return binascii.b2a_base64(value, newline=False).decode()
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
-    raise TypeError(f"a {type(value).__name__} is not an argument for a tool: give text, numbers, lists, dicts")
+    raise TypeError(f"a {type(value).__name__} cannot be a tool's argument: use text, numbers, lists or dicts")
 
 
 def _block_value(block: Message) -> Any:
@@ -3059,14 +3030,14 @@ def _block_value(block: Message) -> Any:
 
 
 def read_catalogue(server: str, listed: list[Any]) -> dict[str, RemoteTool]:
-    """A server's tools by their Python names; of two with one name the second is called name_2."""
+    """A server's tools by their Python names; a second tool with the same name becomes name_2."""
     tools: dict[str, RemoteTool] = {}
     entries = [entry for entry in listed if isinstance(entry, dict) and isinstance(entry.get("name"), str)]
     entries = list({entry["name"]: entry for entry in reversed(entries)}.values())[::-1]
     for entry in sorted(entries, key=lambda entry: python_name(entry["name"]) != entry["name"]):
         first = name = python_name(entry["name"])[:64]
         number = 1
-        while name in tools:  # whose own name it is keeps it
+        while name in tools:  # a tool whose own name it is comes first and keeps it
             number += 1
             name = f"{first}_{number}"
         about = str(entry.get("description") or entry.get("title") or "")[:10_000]
@@ -3080,7 +3051,7 @@ def _small(schema: Any) -> Message | None:
 
 
 def _object_schema(schema: Any) -> Message:
-    """A tool's input schema with `properties` and `required` that are what they should be."""
+    """A tool's input schema with a valid `properties` and `required`."""
     schema = _small(schema) or {}
     properties = {str(name): part for name, part in _mapping(schema.get("properties")).items()}
     required = schema.get("required")
@@ -3092,7 +3063,7 @@ def _object_schema(schema: Any) -> Message:
 
 
 class Connection:
-    """One server: how it is greeted, asked for its tools and called, whatever carries the messages."""
+    """A connection to one server: handshake, list of tools and calls, over any transport."""
 
     def __init__(self, name: str, spec: Message, environ: Mapping[str, str]) -> None:
         expand = functools.partial(sibling("rlm_config").expand_variables, environ=environ)
@@ -3104,14 +3075,15 @@ class Connection:
         self.env = {key: expand(value) for key, value in spec.get("env", {}).items()}
         self.headers = {key: expand(value) for key, value in spec.get("headers", {}).items()}
         self.url = expand(spec.get("url", ""))
-        self.ended = ""  # why it can no longer be used
+        self.ended = ""  # the reason, once it cannot be used any more
         self.is_ready = False
+        self.schemas: dict[str, Message] = {}  # of the tools called, by their own names: HTTP headers depend on them
         texts = [spec.get("url", ""), *spec.get("env", {}).values(), *spec.get("headers", {}).values()]
         if unset := [name for name in re.findall(r"\$\{(\w+)\}", " ".join(texts)) if not environ.get(name)]:
             raise self.failed(f"needs the variable {unset[0]}, which is not set", f"export {unset[0]}=…")
 
     def exchange(self, method: str, params: Message, seconds: float) -> Message:
-        """The answer to a request: a message with `result` or `error`; ToolError if there comes none."""
+        """The message that answers a request, with `result` or `error`; TimeoutError or ToolError if none comes."""
         raise NotImplementedError
 
     def notify(self, method: str, params: Message | None = None) -> None:
@@ -3121,13 +3093,20 @@ class Connection:
         raise NotImplementedError
 
     def interrupt(self) -> None:
-        """Give up the calls that are being answered."""
+        """Fail the calls in flight."""
         raise NotImplementedError
 
     def failed(self, what: str, hint: str = "") -> Exception:
-        """An error that names the server, without a key."""
+        """An error that names the server, without its keys."""
         text = sibling("rlm_backends").mask(f"MCP server {self.name!r} {what}", self.secrets)
         return remote_error(text, hint or f"look at [mcp.{self.name}] in the configuration")
+
+    def parse(self, data: bytes) -> list[Mapping[str, Any]]:
+        """The messages in `data`, without the server's keys; ValueError if it is not JSON."""
+        for secret in self.secrets:
+            data = data.replace(json.dumps(secret)[1:-1].encode(), b"[redacted]")
+        found = sibling("rlm_backends").from_json(data)
+        return [_mapping(message) for message in (found if isinstance(found, list) else [found])]
 
     def request(self, method: str, params: Message | None = None, seconds: float | None = None) -> Message:
         """The result of a request; ProtocolError where the server answers with an error."""
@@ -3143,7 +3122,7 @@ class Connection:
                 code or INTERNAL, str(error.get("message") or "no reason given")[:2000], error.get("data")
             )
         if not isinstance(answer.get("result"), dict):
-            raise self.failed(f"answered {method} with what is no result: {_shortened(answer)}")
+            raise self.failed(f"answered {method} without a result: {_shortened(answer)}")
         result: Message = answer["result"]
         return result
 
@@ -3151,7 +3130,7 @@ class Connection:
         return {"name": "rlm", "version": _version()}
 
     def negotiate(self, *, probe: bool = True) -> None:
-        """Settle the protocol: the newest revision if the server has it, else the handshake of the older ones."""
+        """Agree on a revision: the newest if the server supports it, else by the handshake of the older ones."""
         if not probe or not self._discover(min(PROBE_SECONDS, self.seconds)):
             self.version = ""
             self._initialize()
@@ -3162,7 +3141,7 @@ class Connection:
         try:
             result = self.request("initialize", opening)
         except ProtocolError as error:
-            # A server that was slow to start has read the probe by now, and is settled on the newest revision.
+            # A server that was slow to start has read the probe by now, and speaks the newest revision.
             if error.code in (UNSUPPORTED_VERSION, NO_METHOD) and self._discover(self.seconds):
                 return
             raise self.failed(f"refused the handshake: {error}") from None
@@ -3188,7 +3167,7 @@ class Connection:
         return True
 
     def diagnostics(self) -> str:
-        """What a message may add of what the server has said."""
+        """What an error message adds about the server: the end of its stderr."""
         return ""
 
     def list_tools(self) -> list[Any]:
@@ -3203,7 +3182,7 @@ class Connection:
                 raise self.failed(f"does not list its tools: {error}") from None
             page, cursor = result.get("tools"), result.get("nextCursor")
             if not isinstance(page, list):
-                raise self.failed(f"answered tools/list with what is no list: {_shortened(result)}")
+                raise self.failed(f"answered tools/list without a list: {_shortened(result)}")
             tools += page
             size += len(json.dumps(page))
             if len(tools) > MAX_REMOTE_TOOLS or size > MAX_CATALOGUE:
@@ -3214,7 +3193,8 @@ class Connection:
             params = {"cursor": cursor}
 
     def call(self, tool: RemoteTool, arguments: Message) -> Any:
-        """What the tool returns, as Python data; ToolError with the server's words if it fails."""
+        """The tool's result as Python data; ToolError with the server's message if it fails."""
+        self.schemas[tool.own_name] = tool.parameters
         try:
             result = self.request("tools/call", {"name": tool.own_name, "arguments": arguments})
         except ProtocolError as error:
@@ -3225,7 +3205,7 @@ class Connection:
                 f"ask for less, or give it longer: timeout in [mcp.{self.name}]",
             ) from None
         if result.get("resultType", "complete") != "complete":
-            raise remote_error(f"{tool.full_name} asks its user for input, which it cannot get here", tool.signature())
+            raise remote_error(f"{tool.full_name} asks for input from a user, which is not supported", tool.signature())
         if result.get("isError"):
             texts = [str(block.get("text")) for block in result.get("content") or [] if _mapping(block).get("text")]
             raise remote_error(f"{tool.full_name} failed: {' '.join(texts)[:4000] or 'no reason given'}")
@@ -3236,22 +3216,8 @@ def _shortened(value: Any) -> str:
     return repr(value) if not isinstance(value, (dict, list)) else json.dumps(value)[:200]
 
 
-class PendingReply:
-    """A request that waits for its answer."""
-
-    def __init__(self) -> None:
-        self.done = threading.Event()
-        self.message: Message = {}
-        self.problem: Exception | None = None
-        self.is_stopped = False
-
-    def settle(self, message: Message | None = None, problem: Exception | None = None) -> None:
-        self.message, self.problem = message or {}, problem
-        self.done.set()
-
-
 class StdioConnection(Connection):
-    """A server that is a process of ours, in a group of its own, which ends with the run."""
+    """A server that runs as a child process, in its own process group."""
 
     def __init__(self, name: str, spec: Message, environ: Mapping[str, str]) -> None:
         super().__init__(name, spec, environ)
@@ -3282,7 +3248,7 @@ class StdioConnection(Connection):
         assert self.process.stdin and self.process.stdout and self.process.stderr
         self.wire = StdioTransport(self.process.stdout.fileno(), self.process.stdin.fileno(), patience=self.seconds)
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._listen, self._drain)]
-        for thread in self._threads:
+        for thread in reversed(self._threads):  # stderr first: the other may end at once, and joins its reader
             thread.start()
 
     def exchange(self, method: str, params: Message, seconds: float) -> Message:
@@ -3294,10 +3260,10 @@ class StdioConnection(Connection):
             number = self._last
             self._pending[number] = reply
         try:
-            with contextlib.suppress(ClientDisconnected):  # the reader will say why
-                self.wire.send({"jsonrpc": "2.0", "id": number, "method": method, "params": params})
+            with contextlib.suppress(ClientDisconnected):  # the reading thread reports the reason
+                self.wire.send(rpc(method, params, number))
             is_answered = reply.done.wait(max(0.0, deadline - time.monotonic()))
-            if method == "tools/call" and (not is_answered or reply.is_stopped):
+            if method == "tools/call" and (not is_answered or reply.problem is not None):
                 self.notify("notifications/cancelled", {"requestId": number, "reason": "its time is up"})
             if not is_answered:
                 raise TimeoutError(f"no answer in {seconds:g} s{self.diagnostics()}")
@@ -3305,11 +3271,12 @@ class StdioConnection(Connection):
             self._pending.pop(number, None)
         if reply.problem is not None:
             raise reply.problem
-        return reply.message
+        message: Message = reply.value
+        return message
 
     def notify(self, method: str, params: Message | None = None) -> None:
         with contextlib.suppress(ClientDisconnected):
-            self.wire.send({"jsonrpc": "2.0", "method": method, **({} if params is None else {"params": params})})
+            self.wire.send(rpc(method, params))
 
     def diagnostics(self) -> str:
         said = self._stderr.decode("utf-8", "replace").strip()
@@ -3318,10 +3285,9 @@ class StdioConnection(Connection):
 
     def interrupt(self) -> None:
         for reply in list(self._pending.values()):
-            reply.is_stopped = True
             reply.settle(problem=remote_error("the run was stopped"))
 
-    # what it says
+    # reading
 
     def _drain(self) -> None:
         assert self.process.stderr
@@ -3343,18 +3309,15 @@ class StdioConnection(Connection):
         self._end("")
 
     def _handle_line(self, line: bytearray) -> None:
-        data = bytes(line)
-        for secret in self.secrets:
-            data = data.replace(json.dumps(secret)[1:-1].encode(), b"[redacted]")
         try:
-            messages = sibling("rlm_backends").from_json(data)
+            messages = self.parse(bytes(line))
         except ValueError as error:
-            if data.lstrip()[:1] in (b"{", b"["):
+            if line.lstrip().startswith((b"{", b"[")):
                 self._fail_pending(f"sent JSON that cannot be read: {str(error)[:200]}", "ask it for less at once")
-            self._unmatched += 1  # something that is printed where only messages belong
+            self._unmatched += 1  # the server prints where only messages belong
             return
-        for message in messages if isinstance(messages, list) else [messages]:
-            self._handle_message(_mapping(message))
+        for message in messages:
+            self._handle_message(message)
 
     def _handle_message(self, message: Mapping[str, Any]) -> None:
         number = message.get("id")
@@ -3377,14 +3340,14 @@ class StdioConnection(Connection):
             reply.settle(problem=self.failed(what, hint))
 
     def _end(self, reason: str) -> None:
-        """It has ended, or is made to: nobody waits for it any longer."""
+        """Record why the server has ended, or end it for `reason`, and fail the calls in flight."""
         if reason:
             sibling("rlm_backends").kill_group(self.process.pid)
         with self._lock:
             if not self.ended:
                 with contextlib.suppress(Exception):
                     self.process.wait(EXIT_SECONDS)
-                self._threads[1].join(0.2)  # its last words
+                self._threads[1].join(0.2)  # reads the rest of stderr
                 status = self.process.returncode
                 how = "closed its stdout" if status is None else f"ended by signal {-status}" if status < 0 else ""
                 self.ended = f"{reason or how or f'ended with status {status}'}{self.diagnostics()}"
@@ -3392,7 +3355,7 @@ class StdioConnection(Connection):
         self._fail_pending(self.ended, hint)
 
     def close(self) -> None:
-        """End it as the protocol says: its stdin is closed, then SIGTERM, then SIGKILL, for all that it started."""
+        """End the process as MCP specifies: close its stdin, then SIGTERM, then SIGKILL to its group."""
         if not self._closing.acquire(blocking=False):
             return
         process = self.process
@@ -3410,7 +3373,7 @@ class StdioConnection(Connection):
             process.stdin.close()
         for thread, stream in zip(self._threads, (process.stdout, process.stderr)):
             thread.join(0.2)
-            if not thread.is_alive():  # else what has left the group still holds the other end
+            if not thread.is_alive():  # else a process that left the group holds the other end
                 stream.close()
 
     def _wait(self, seconds: float) -> None:
@@ -3434,7 +3397,7 @@ def command_words(spec: Message) -> list[str]:
 
 
 class HTTPConnection(Connection):
-    """A server behind a URL: each message is a POST, answered with JSON or with server-sent events."""
+    """A server at a URL: each message is a POST, answered with JSON or server-sent events."""
 
     def __init__(self, name: str, spec: Message, environ: Mapping[str, str]) -> None:
         super().__init__(name, spec, environ)
@@ -3444,9 +3407,11 @@ class HTTPConnection(Connection):
 
     def exchange(self, method: str, params: Message, seconds: float) -> Message:
         number = next(self._numbers)
-        message = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
+        message = rpc(method, params, number)
         status, headers, body = self._post(message, seconds)
-        if status == 404 and self._session and method != "initialize":  # the session is over; nothing was done
+        if (
+            status == 404 and self._session and method != "initialize"
+        ):  # the session has expired; the request was not run
             self._session = ""
             self.negotiate()
             status, headers, body = self._post(message, seconds)
@@ -3458,17 +3423,12 @@ class HTTPConnection(Connection):
         if method == "server/discover" and 400 <= status < 500 and status not in (401, 403):
             raise ProtocolError(INVALID_REQUEST, f"status {status}")
         said = sibling("rlm_backends").mask(body[:300].decode("utf-8", "replace"), self.secrets)
-        hints = {
-            401: "its key",
-            403: "its key",
-            404: "the path of its url",
-            405: "its url: the older SSE is not spoken",
-        }
+        hints = {401: "its key", 403: "its key", 404: "the path of its url", 405: "its url: SSE alone is not supported"}
         where = hints.get(status, "`url`")
         raise self.failed(f"answered {method} with status {status}: {said}", f"look at {where} in [mcp.{self.name}]")
 
     def notify(self, method: str, params: Message | None = None) -> None:
-        self._post({"jsonrpc": "2.0", "method": method, **({} if params is None else {"params": params})}, self.seconds)
+        self._post(rpc(method, params), self.seconds)
 
     def _post(self, message: Message, seconds: float) -> tuple[int, Mapping[str, str], bytes]:
         from urllib.parse import urljoin
@@ -3512,26 +3472,21 @@ class HTTPConnection(Connection):
                 headers.update(_param_headers(schema, params.get("arguments")))
         return headers
 
-    schemas: Mapping[str, Message] = {}  # by the tools' own names: what of the arguments is wanted in headers, too
-
     def _answer(self, headers: Mapping[str, str], body: bytes, number: int) -> Message | None:
         """The answer to request `number` in a response; None if it holds none."""
-        for secret in self.secrets:
-            body = body.replace(json.dumps(secret)[1:-1].encode(), b"[redacted]")
-        stream = headers.get("content-type", "").partition(";")[0].strip() == "text/event-stream"
-        backends = sibling("rlm_backends")
-        for text in backends._events(iter([body])) if stream else [body]:
+        kind = headers.get("content-type", "").partition(";")[0].strip()
+        stream = kind == "text/event-stream"
+        for text in sibling("rlm_backends")._events(iter([body])) if stream else [body]:
             if not text.strip():  # an event with an id alone
                 continue
             try:
-                found = backends.from_json(text)
+                messages = self.parse(text if isinstance(text, bytes) else text.encode())
             except ValueError as error:
-                if stream or headers.get("content-type", "").startswith("application/json"):
+                if stream or kind.startswith("application/json"):
                     raise self.failed(f"sent JSON that cannot be read: {str(error)[:200]}") from None
                 return None
-            for message in found if isinstance(found, list) else [found]:
-                answers = _mapping(message).keys() & {"result", "error"}
-                if answers and message.get("id", number) in (number, None):
+            for message in messages:
+                if message.keys() & {"result", "error"} and message.get("id", number) in (number, None):
                     return dict(message)
         return None
 
@@ -3553,9 +3508,9 @@ class HTTPConnection(Connection):
 
 
 class AnswerWatch:
-    """Says of each piece of a stream of events whether the answer has come, so that nobody waits for the stream's end.
+    """Tells from each piece of an event stream whether the answer is complete, without waiting for the stream's end.
 
-    An event ends in an empty line, and that of an answer names the request and has `result` or `error` in it.
+    An event ends with an empty line; that of the answer has the request's id and `result` or `error`.
     """
 
     def __init__(self, number: Any) -> None:
@@ -3571,14 +3526,14 @@ class AnswerWatch:
 
 
 def _header_value(text: str) -> str:
-    """Text as the newest revision puts it into a header: in base64 unless it is plain."""
+    """Text as a header value of the newest revision: base64 unless it is printable ASCII."""
     if re.fullmatch(r"[ -~]*", text) and text == text.strip() and not text.startswith("=?base64?"):
         return text
     return f"=?base64?{binascii.b2a_base64(text.encode('utf-8', 'replace'), newline=False).decode()}?="
 
 
 def _param_headers(schema: Any, arguments: Any) -> dict[str, str]:
-    """The arguments that a schema marks with x-mcp-header, which the newest revision wants as headers, too."""
+    """The arguments that a schema marks with x-mcp-header: the newest revision repeats them as headers."""
     headers = {}
     for name, part in _mapping(_mapping(schema).get("properties")).items():
         value, token = _mapping(arguments).get(name), _mapping(part).get("x-mcp-header")
@@ -3594,8 +3549,8 @@ def _param_headers(schema: Any, arguments: Any) -> dict[str, str]:
 
 
 class ServerSet:
-    """The servers whose tools a run has: connected when it begins, or, where it goes on from a journal, when one of
-    them is first called for what the journal does not hold."""
+    """The MCP servers of a run. They are connected at its start; a run resumed from a journal connects one at the
+    first call whose result the journal does not have."""
 
     def __init__(self, specs: Mapping[str, Message], environ: Mapping[str, str]) -> None:
         self.specs = {python_name(name): (name, spec) for name, spec in specs.items()}
@@ -3610,8 +3565,8 @@ class ServerSet:
         self._closed = False
 
     def connect(self) -> None:
-        """Start all of them side by side and list their tools; ToolError for the first that fails."""
-        problems: list[Exception] = []
+        """Start all servers in parallel and list their tools; ToolError for the first that fails."""
+        problems: list[BaseException] = []
 
         def start(name: str) -> None:
             try:
@@ -3620,26 +3575,22 @@ class ServerSet:
                 tools = read_catalogue(name, connection.list_tools())
                 self.tools[name] = _filter_tools(own, tools, spec.get("tools"))
                 self.info[name] = {key: connection.info.get(key) for key in ("name", "title", "instructions")}
-                self._set_schemas(name, connection)
-            except Exception as error:
+            except BaseException as error:
                 problems.append(error)
+                self.close()  # which ends the wait for the others
 
-        threads = [threading.Thread(target=start, args=(name,), daemon=True) for name in self.specs]
         try:
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                while thread.is_alive() and not problems:
-                    thread.join(0.05)
-            if problems:
-                raise problems[0]
+            tasks = [functools.partial(start, name) for name in self.specs]
+            sibling("rlm").fan_out(tasks, len(tasks))
         except BaseException:
             self.close()
             raise
+        if problems:
+            raise problems[0]
         self.tools = {name: self.tools[name] for name in self.specs}
 
     def restore(self, recorded: Any) -> None:
-        """The tools as a journal has them; nothing is started."""
+        """Take the tools from a journal, without starting a server."""
         for name, server in _mapping(recorded).items():
             tools = [_mapping(tool) for tool in _mapping(server).get("tools") or []]
             self.info[name] = {key: _mapping(server).get(key) for key in ("name", "title", "instructions")}
@@ -3654,18 +3605,14 @@ class ServerSet:
             self._locks.setdefault(name, threading.Lock())
 
     def recorded(self) -> Message:
-        """What a journal keeps, and `restore` takes."""
+        """The tools for the journal, as `restore` reads them."""
         return {
             name: {**self.info[name], "tools": [tool._asdict() for tool in tools.values()]}
             for name, tools in self.tools.items()
         }
 
-    def _set_schemas(self, name: str, connection: Connection) -> None:
-        if isinstance(connection, HTTPConnection):
-            connection.schemas = {tool.own_name: tool.parameters for tool in self.tools[name].values()}
-
     def _connection(self, name: str) -> Connection:
-        """The connection to a server; it is made again when the server has ended."""
+        """The connection to a server, made again if the server has ended."""
         with self._locks[name]:
             known = self._connections.get(name)
             if known is not None and not known.ended:
@@ -3679,7 +3626,7 @@ class ServerSet:
             self._starts[name] = self._starts.get(name, 0) + 1
             if self._starts[name] > MAX_STARTS:
                 last = f"; the last time it {known.ended}" if known is not None else ""
-                raise remote_error(f"MCP server {name!r} was started {MAX_STARTS} times, and is not again{last}")
+                raise remote_error(f"MCP server {name!r} was started {MAX_STARTS} times, which is the limit{last}")
             try:
                 return self._negotiated(name)
             except BaseException:
@@ -3694,12 +3641,10 @@ class ServerSet:
         except sibling("rlm_tools").ToolError:
             if not connection.ended or connection.is_ready:
                 raise
-            # It has ended at the probe, as servers do that know the handshake alone.
+            # Some servers that only know the handshake exit at the probe.
             connection.close()
             connection = self._open(name)
             connection.negotiate(probe=False)
-        if name in self.tools:
-            self._set_schemas(name, connection)
         return connection
 
     def _open(self, name: str) -> Connection:
@@ -3712,7 +3657,7 @@ class ServerSet:
         return connection
 
     def call(self, tool: RemoteTool, arguments: Message) -> Any:
-        """What the tool of its server returns; each call of a run comes here. The error of one that fails says all."""
+        """The result of a tool. The text of an error includes its hint, since code sees only the text."""
         try:
             allowed = self.specs.get(tool.server, ("", {}))[1].get("tools")
             if allowed is not None and not {tool.own_name, python_name(tool.own_name)} & set(allowed):
@@ -3726,19 +3671,16 @@ class ServerSet:
             connection.interrupt()
 
     def close(self) -> None:
-        """End all of them, side by side."""
+        """End all servers, in parallel."""
         self._closed = True
-        threads = [threading.Thread(target=connection.close) for connection in list(self._connections.values())]
+        connections = list(self._connections.values())
         self._connections.clear()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        sibling("rlm").fan_out([connection.close for connection in connections], len(connections))
 
-    # what the model is told
+    # prompt and help
 
     def prompt_line(self) -> str:
-        """The one line of the prompt, however many tools there are."""
+        """A line for the prompt, of the same length for any number of tools."""
         counts = [f"{name} ({_counted(tools)})" for name, tools in self.tools.items()]
         return (
             f"Also in Python, tools of MCP servers: {', '.join(counts)}. help({next(iter(self.tools))}) lists them, "
@@ -3746,7 +3688,7 @@ class ServerSet:
         )
 
     def namespaces(self, function: Callable[[RemoteTool], Any]) -> dict[str, Any]:
-        """What code in the REPL sees of each server: an object whose attributes are the functions of its tools."""
+        """An object for each server, whose attributes are the functions of its tools."""
         texts = self._tool_help
         found = {}
         for name, tools in self.tools.items():
@@ -3758,12 +3700,12 @@ class ServerSet:
     def _tool_help(self) -> dict[str, str]:
         tools = [tool for tools in self.tools.values() for tool in tools.values()]
         texts = {tool.full_name: tool.help() for tool in tools}
-        if sum(map(len, texts.values())) > MAX_HELP:  # they travel with each cell
+        if sum(map(len, texts.values())) > MAX_HELP:  # sent with each cell
             texts = {tool.full_name: tool.signature()[:200] for tool in tools}
         return texts
 
     def server_help(self, name: str) -> str:
-        """What `help` prints of a server: each tool in a line, shorter where there are many."""
+        """What `help` prints for a server: a line for each tool, shortened if there are many."""
         tools, info = self.tools[name], self.info[name]
         title = str(info.get("title") or info.get("name") or name)[:100]
         head = f"{name}: {_counted(tools)} of the MCP server {title!r}; help({name}.NAME) tells what one takes"
@@ -3775,7 +3717,7 @@ class ServerSet:
         return "\n".join([head, *([str(info["instructions"])[:1000]] if info.get("instructions") else []), "", *lines])
 
     def search(self, word: str = "") -> list[str]:
-        """The tools whose name or description has all words of `word`, each as a line; all without one."""
+        """A line for each tool whose name or description has all words of `word`; "" finds all."""
         words = str(word).lower().replace("_", " ").split()
         found = []
         for tool in (tool for tools in self.tools.values() for tool in tools.values()):
@@ -3794,7 +3736,7 @@ def _first_line(text: str) -> str:
 
 
 def _filter_tools(server: str, tools: dict[str, RemoteTool], names: list[str] | None) -> dict[str, RemoteTool]:
-    """The tools that `tools` in the configuration names, by their own or their Python names."""
+    """The tools that the option `tools` allows, by their own or their Python names."""
     if names is None:
         return tools
     known = {tool.own_name: tool for tool in tools.values()} | tools

@@ -2,14 +2,14 @@
 # requires-python = ">=3.10"
 # dependencies = ["RestrictedPython>=8.5,<10"]
 # ///
-"""What Python a cell of the local sandbox may use. A seat belt, not a boundary: the confinement is the boundary.
+"""Which Python a cell of the local sandbox may use. A seat belt: the kernel confinement is the boundary.
 
-RestrictedPython's transformer says which syntax there is. What it would guard at run time is judged here by its name
-when the cell is compiled, so that the code then runs natively. Cells get built-in functions and read-only proxies of
-library modules; files go through the worker. What is refused, why, and what to write instead is one
-table, `DENIED`. Python has ways around all of this, by introspection: they end at the kernel.
+RestrictedPython's transformer decides which syntax exists; its run-time guards are not used. The names that they would
+guard are checked when the cell is compiled, and the code then runs natively. Cells get built-in functions and read-only
+proxies of library modules; files go through the worker. The table `DENIED` holds what is refused, why, and what to
+write instead. Introspection gets around all of this, and ends at the kernel.
 
-`rlm_worker` loads this file, in the child process only, and it needs that file beside it.
+`rlm_worker` loads this file, in the child process only; keep the two side by side.
 """
 
 from __future__ import annotations
@@ -139,29 +139,29 @@ member: threading.Thread threading.Timer | there is one thread
 
 
 def denials(rows: str) -> dict[tuple[str, str], Denial]:
-    """The table by kind and name. A row that begins with a blank goes on with the one before."""
+    """The table by category and name. An indented row continues the one before."""
     table = {}
     for row in rows.replace("\n    |", " |").splitlines():
         if row:
             named, reason, instead = row.split(" | ", 2)
-            kind, _, names = named.partition(": ")
-            table.update({(kind, name): Denial(reason.strip(), instead) for name in names.split()})
+            category, _, names = named.partition(": ")
+            table.update({(category, name): Denial(reason.strip(), instead) for name in names.split()})
     return table
 
 
 DENIED = denials(DENIED_ROWS)
-DENIED_ATTRIBUTES = frozenset(name for kind, name in DENIED if kind == "attribute")
+DENIED_ATTRIBUTES = frozenset(name for denial_class, name in DENIED if denial_class == "attribute")
 
 
 def attribute_refusal(name: str) -> str:
     return f"{name!r} is not accessible here: {DENIED['attribute', name]}"
 
 
-def unavailable(kind: str, name: str) -> Callable[..., NoReturn]:
-    """A function that says why it cannot be had."""
+def unavailable(category: str, name: str) -> Callable[..., NoReturn]:
+    """A function that raises, and says why it is not available."""
 
     def missing(*args: Any, **kwargs: Any) -> NoReturn:
-        raise RuntimeError(f"{name}() is not available here: {DENIED[kind, name]}")
+        raise RuntimeError(f"{name}() is not available here: {DENIED[category, name]}")
 
     missing.__name__ = missing.__qualname__ = name
     return missing
@@ -175,12 +175,12 @@ class PolicyError(SyntaxError):
 
 
 class Checks:
-    """What differs from RestrictedPython's transformer, of which the list of known syntax is left."""
+    """What differs from RestrictedPython's transformer: only its list of known syntax remains."""
 
     visit: Callable[[Any], Any]
 
     def node_contents_visit(self, node: Any) -> Any:
-        """Look at what a node holds. Nothing is rewritten, so the lists that hold nodes stay as they are."""
+        """Visit a node's children without rewriting anything."""
         for field in node._fields:
             held = getattr(node, field, None)
             for item in held if type(held) is list else (held,):
@@ -252,7 +252,7 @@ def checker_class() -> type[Any]:
 
 
 def policy_compile(source: str, filename: str) -> tuple[CodeType, CodeType | None]:
-    """The statements, and the last expression by itself if the source ends in one.
+    """The compiled statements and, if the source ends in an expression, that expression separately.
 
     SyntaxError for what is not Python, PolicyError for what is refused.
     """
@@ -267,7 +267,7 @@ def policy_compile(source: str, filename: str) -> tuple[CodeType, CodeType | Non
 
 
 def checked_tree(source: str, filename: str) -> ast.Module:
-    """The parsed source, when nothing in it is refused."""
+    """Parse the source; PolicyError if anything in it is refused."""
     source = source.removeprefix("\ufeff")
     try:
         tree: ast.Module = compiled(source, filename, "exec", ast.PyCF_ONLY_AST)
@@ -290,7 +290,7 @@ TOO_DEEP = "the code is nested too deeply; split it into several statements"
 
 
 def notebook_refusal(error: SyntaxError, line: str) -> SyntaxError:
-    """A better word than "invalid syntax" where the line is a notebook's: `!pip`, `%%time`, `x?`."""
+    """A clearer error than "invalid syntax" for a notebook command: `!pip`, `%%time`, `x?`."""
     line = line.strip()
     asks = line.endswith("?") and line.rstrip("?").replace(".", "").isidentifier()
     denial = DENIED.get(("syntax", "?" if asks else line[:1]))
@@ -310,7 +310,7 @@ def compiled(source: Any, filename: str, mode: str, flags: int = 0) -> Any:
 
 
 class Session:
-    """What the built-in functions and proxies of this process go by: a worker serves one session."""
+    """The state of the built-in functions and proxies; a worker serves one session."""
 
     def __init__(self) -> None:
         self.builtins: dict[str, Any] = {}
@@ -325,7 +325,7 @@ session = Session()
 
 
 def readable(name: Any) -> str:
-    """The name of an attribute that only the running code knows, judged as a written one would be."""
+    """Check an attribute name computed at run time by the rules for written ones."""
     if type(name) is not str:
         raise TypeError(f"attribute name must be string, not {type_name(type(name))!r}")
     if name in DENIED_ATTRIBUTES:
@@ -349,10 +349,10 @@ def checked_hasattr(target: Any, name: str, /) -> bool:
 
 
 def shown_names(names: dict[str, Any]) -> str:
-    """Variables with type and length, and not with values, of which one may be a whole context."""
+    """Variables with type and length, without values: one may be a whole context."""
     described = [(name, *describe(value)[:2]) for name, value in names.items() if not name.startswith("__")]
-    kinds = [f"{name}: {kind}" + ("" if size is None else f"[{size}]") for name, kind, size in described]
-    return "{" + ", ".join(kinds) + "}"
+    parts = [f"{name}: {cls}" + ("" if size is None else f"[{size}]") for name, cls, size in described]
+    return "{" + ", ".join(parts) + "}"
 
 
 class LocalVariables(dict[str, Any]):
@@ -427,7 +427,7 @@ def source_text(source: Any, function: str) -> str:
 
 
 def spaces(globals: Any, locals: Any, caller: FrameType) -> tuple[dict[str, Any], Any]:
-    """Where eval and exec find and leave variables: in what they were given, else with their caller."""
+    """The namespaces for eval and exec: those given, else the caller's."""
     if globals is None:
         if locals is None and caller.f_locals is not caller.f_globals:
             locals = caller.f_locals
@@ -445,7 +445,7 @@ def print_help(*topic: Any) -> None:
 
 def session_builtins() -> dict[str, Any]:
     kept = {name: value for name, value in vars(builtins).items() if not name.startswith("_")}
-    kept.update({name: unavailable(kind, name) for kind, name in DENIED if kind == "builtin"})
+    kept.update({name: unavailable(category, name) for category, name in DENIED if category == "builtin"})
     kept.update(
         open=checked_open,
         getattr=checked_getattr,
@@ -513,7 +513,7 @@ STREAMS = ("stdout", "stderr")  # of `sys`, which can be replaced for a while
 
 
 class ModuleProxy(ModuleType):
-    """A module as cells see it: its public names, none of which is another module."""
+    """A module as cells see it: its public names, without other modules."""
 
     def __init__(self, name: str, members: dict[str, Any]):
         super().__init__(name + READ_ONLY)  # a name that `import` does not find in `sys.modules`
@@ -587,7 +587,7 @@ def module_members(name: str) -> dict[str, Any]:
 
 
 def give_open() -> None:
-    """Let library modules that open files by name do so as cells do."""
+    """Make library modules that open files by name use the cells' `open`."""
     for name in ("bz2", "gzip", "lzma"):  # `tarfile` imports them as it needs them
         importlib.import_module(name)
     for name in OPENERS:
@@ -630,7 +630,7 @@ def import_module(name: str, globals: Any = None, locals: Any = None, fromlist: 
 
 
 def require_member(name: str, proxy: ModuleProxy, wanted: str) -> None:
-    """See that `from name import wanted` finds it in the proxy: Python would look for a real module next."""
+    """ImportError unless the proxy has the name: Python would look for a real module next."""
     if wanted not in vars(proxy):
         try:
             proxy_of(f"{name}.{wanted}")
@@ -643,7 +643,7 @@ def require_member(name: str, proxy: ModuleProxy, wanted: str) -> None:
 
 
 def path_text(path: Any) -> str:
-    """A path as a plain string, whatever it was given as."""
+    """A path as a plain string."""
     if type(path) is int or isinstance(path, (bytes, bool)):
         raise TypeError(f"a file is named by a str or Path here, not {type_name(type(path))!r}")
     return str.__str__(os.fspath(path))
@@ -651,7 +651,7 @@ def path_text(path: Any) -> str:
 
 @contextlib.contextmanager
 def named_as(*paths: str) -> Iterator[None]:
-    """Errors speak of the path that the cell gave, and not of where the working folder is."""
+    """Errors name the path that the cell gave, not its real place."""
     try:
         yield
     except OSError as error:
@@ -702,7 +702,7 @@ exists_file, exists_folder, exists = is_kind(stat.S_ISREG), is_kind(stat.S_ISDIR
 
 
 def entries_of(folder: str) -> dict[str, bool]:
-    """The names in a folder, the cells' own and the caller's, and whether each is a folder."""
+    """The names in a folder, the cells' own and the caller's; True for folders."""
     with named_as(folder):
         found: dict[str, bool] = session.files.entries(folder)
     return found
@@ -729,7 +729,7 @@ def find_files(pattern: Any, *ignored: Any, **more: Any) -> list[str]:
 
 
 def matching(base: str, parts: list[str]) -> Iterator[str]:
-    """The paths below a folder that match a pattern, of which each part is for one folder and `**` for any number."""
+    """The paths below a folder that match a pattern; each part matches one folder, `**` any number."""
     first, *rest = parts or ["*"]
     if rest and not set(first) & set("*?["):  # it may be a link, which a listing does not call a folder
         yield from matching(os.path.join(base, first), rest)
@@ -849,7 +849,7 @@ def os_members() -> dict[str, Any]:
 
 
 class Future:
-    """A task of an executor below: it runs when its result, or that of a later one, is first asked for."""
+    """A task of an executor: it runs when its result, or a later one's, is first needed."""
 
     def __init__(self, executor: Executor, task: Callable[[], Any]):
         self._executor, self._task = executor, task
@@ -880,7 +880,7 @@ class Future:
 
 
 class Executor:
-    """`concurrent.futures` without threads: tasks run in the order they came, and their host calls overlap."""
+    """`concurrent.futures` without threads: tasks run in order, and their host calls overlap."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         self._waiting: list[Future] = []
@@ -941,7 +941,7 @@ def policy_preload(allowed_imports: tuple[str, ...] = ()) -> None:
 def policy_globals(
     functions: dict[str, Any], *, files: Any, allowed_imports: tuple[str, ...], stdout: Any
 ) -> dict[str, Any]:
-    """The variables that a session starts with. This changes the process, which from then on serves that session."""
+    """The variables that a session starts with. From then on, this process serves that session only."""
     policy_preload(allowed_imports)
     main = sys.modules["__main__"] = ModuleType("__main__")
     session.files, session.globals, session.builtins = files, vars(main), session_builtins()

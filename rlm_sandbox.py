@@ -2,26 +2,27 @@
 # requires-python = ">=3.10"
 # dependencies = ["RestrictedPython>=8.5,<10", "docker>=7"]
 # ///
-"""A Python REPL for code that nobody has read: it keeps its variables, can be stopped, and calls back into the host.
+"""A Python REPL for untrusted code: it keeps its variables, can be stopped, and calls back into the host.
 
     with LocalSandbox() as box:
         box.set("context", text)
         cell = box.execute("len(context)")
         print(cell.value)
 
-`LocalSandbox` runs the code in a child process under two layers, a language policy (RestrictedPython) and what Linux
-offers without root (`capabilities()` says what holds here). `DockerSandbox` runs plain Python in a hardened container.
-This file is the host's side of both. What runs inside is `rlm_worker.py`, and the policy, which only the child loads,
-`rlm_policy.py`: keep the three together. `python rlm_sandbox.py --self-test` tries it.
+`LocalSandbox` runs the code in a child process that the Linux kernel confines without root (`capabilities()` says which
+layers hold here); a language policy (RestrictedPython) refuses early and readably what would not work anyway.
+`DockerSandbox` runs plain Python in a hardened container. This file is the host's side of both. `rlm_worker.py` runs
+inside, and only the child loads the policy, `rlm_policy.py`: keep the three files together.
+`python rlm_sandbox.py --self-test` tries it.
 
 Covered: files outside a private folder, the network, other programs and processes, the host's memory and environment,
-other sessions; time, memory, output and processes without end; results and frames made to harm the host. A cell that
-dies leaves the variables as they were before it.
+other sessions; unbounded time, memory, output and processes; results and frames made to harm the host. A cell that dies
+leaves the variables as they were before it.
 
-Not covered: holes in the kernel or the interpreter that both layers miss; whether a file exists elsewhere (`stat` is
-not hidden); time and processor use within the limits; files that a cell wrote and host functions that it called before
-it died; what the host does with a result. `allowed_imports` voids the policy, and leaves the confinement. On macOS and
-Windows the policy stands alone (not tested there): use Docker for code that may be hostile.
+Not covered: holes in the kernel; whether a file exists elsewhere (`stat` is not hidden); time and processor use within
+the limits; files that a cell wrote and host functions that it called before it died; what the host does with a result.
+`allowed_imports` voids the policy, not the confinement. On macOS and Windows there is the policy alone, which is no
+boundary (not tested there): use Docker for code that may be hostile.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ else:  # vendored into a package
 __all__ = [
     "DEPTH_MAX",
     "UNSET",
+    "AbortCell",
     "Cell",
     "Chunks",
     "DockerSandbox",
@@ -64,7 +66,6 @@ __all__ = [
     "Namespace",
     "Packer",
     "SandboxError",
-    "Stop",
     "capabilities",
     "encoded",
     "shutdown",
@@ -77,14 +78,14 @@ __all__ = [
 WORKER_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "rlm_worker.py")
 START_LIMIT = 20  # seconds for a process to start
 SOFT_GRACE = 0.5  # seconds from the interrupt to the kill of the cell's process
-SNAPSHOT_MAX = 300 << 20  # bytes of variables beyond which there is no copy before a cell
-LOOK_SECONDS = 0.05  # between two looks at what the processes of a session have, where no control group counts it
-HARD_GRACE = 0.3  # seconds from there to the kill of the whole session
+SNAPSHOT_MAX = 300 << 20  # bytes of variables beyond which there is no checkpoint
+COUNT_INTERVAL = 0.05  # seconds between two counts of a session's memory
+HARD_GRACE = 0.3  # seconds from there to the kill of the session
 CALLS_MAX = 10_000  # host calls in one cell, those waiting together, and threads for them
 WAITING_MAX = 1_000
 THREADS_MAX = 64
 FILE_PART = 3 << 20  # bytes of a file in one answer
-STRAYS_MAX = 1_000  # frames in one cell that belong to nothing
+STRAYS_MAX = 1_000  # unexpected frames in one cell
 
 
 class SandboxError(RuntimeError):
@@ -95,17 +96,17 @@ class SandboxError(RuntimeError):
         self.hint = hint
 
 
-class Stop(BaseException):
+class AbortCell(BaseException):
     """Raised by a host function: stops the cell at once, and comes out of `execute`."""
 
 
-class Broken(Exception):
-    """The worker's stream ended, or carried what no worker of ours sends."""
+class ConnectionLost(Exception):
+    """The worker's stream ended, or carried something that no worker sends."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What came of one cell. `restored`: its process died, and the variables are those from before it."""
+    """The result of one cell. `restored`: its process died, and the variables are as they were before it."""
 
     ok: bool
     stdout: str = ""
@@ -121,7 +122,7 @@ class Cell:
 
 
 class Channel:
-    """A worker's byte stream, and the ways to stop it: what differs between a child process and a container.
+    """A worker's byte stream and the means to stop it: what differs between a child process and a container.
 
     `stream` is a connected socket, or looks like one.
     """
@@ -134,52 +135,52 @@ class Channel:
         stream.setblocking(False)
 
     def inherited(self) -> bool:
-        """Whether this is a fork of the host: what it drops, its parent goes on using."""
+        """Whether this process is a fork of the one that opened the channel, which still uses it."""
         return os.getpid() != self.process_of_host
 
     def fileno(self) -> int:
         return int(self.stream.fileno())
 
     def receive(self) -> bytes:
-        """Some bytes, once `fileno` is readable; none at the end. BlockingIOError: not yet."""
+        """Bytes, once `fileno` is readable; b"" at the end. BlockingIOError: nothing yet."""
         return bytes(self.stream.recv(1 << 18))
 
     def send(self, data: memoryview) -> int:
-        """Take some of the bytes without waiting; 0 if there is no room now."""
+        """Send some of the bytes without waiting; 0 if there is no room now."""
         try:
             return int(self.stream.send(data))
         except BlockingIOError:
             return 0
 
     def put(self, pieces: Iterable[bytes]) -> int | None:
-        """Lay a value where the worker finds it, and return its size; None: it must follow in frames."""
+        """Put a value into shared memory and return its size; None: it must follow in frames."""
         return None
 
     def hand_over(self, descriptor: int, path: str, start: int) -> dict[str, Any]:
-        """How the worker gets a file that is open here: its bytes from `start` on, as many as an answer carries."""
+        """Pass an open file to the worker: by default its bytes from `start` on, as many as an answer carries."""
         return {"data": os.pread(descriptor, FILE_PART, start)}
 
     def interrupt(self) -> None:
-        """SIGINT for the cell."""
+        """Send SIGINT to the cell."""
         raise NotImplementedError
 
     def kill_cell(self) -> None:
-        """SIGUSR1: the waiting process kills the one that runs the cell, and goes on from its own state."""
+        """Send SIGUSR1: the checkpoint kills the cell process and goes on with the variables of before."""
         raise NotImplementedError
 
     def settle(self) -> None:
         """Wait until no signal of an earlier cell is on its way."""
 
-    def make_room(self, name: str, weight: int) -> None:
-        """Let the worker have so much memory more for a variable that it is about to be given."""
+    def make_room(self, name: str, nbytes: int) -> None:
+        """Allow that much memory for everything that `set` has sent, the variable that comes next included."""
 
     @contextlib.contextmanager
-    def limited(self, memory: int | None) -> Iterator[int | None]:
-        """While a cell runs that may have so much memory: what of that the worker has to see to."""
+    def cell_memory(self, memory: int | None) -> Iterator[int | None]:
+        """Apply a cell's memory limit while it runs; yields the limit that the worker has to apply itself."""
         yield memory
 
-    def is_over(self) -> bool:
-        """Whether the processes of the session have more memory than they may, taken together."""
+    def is_over_memory(self) -> bool:
+        """Whether the session's processes together use more memory than allowed."""
         return False
 
     def kill(self) -> None:
@@ -187,39 +188,39 @@ class Channel:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Give back what the channel holds, after `kill`."""
+        """Release the channel's resources, after `kill`."""
         raise NotImplementedError
 
     def abandon(self) -> None:
-        """As `close`, for a caller who cannot wait."""
+        """Like `close`, without waiting."""
         self.close()
 
 
-WEIGHT_MAX = rlm_worker.VALUE_MAX + (3 << 20)  # of a frame: a value, and what is shown of the cell beside it
+NBYTES_MAX = rlm_worker.VALUE_MAX + (3 << 20)  # of a frame: a value, and what is shown of the cell beside it
 LEVELS_MAX = 3 * DEPTH_MAX + 10  # of lists and objects in a frame: each container may come in two more
-HELD_MAX = 2 * rlm_worker.FRAME_MAX  # weight of the calls of a cell that wait or work: beyond it no more are read
+PENDING_BYTES_MAX = 2 * rlm_worker.FRAME_MAX  # of host calls that wait or run: beyond it no more are read
 NOT_MARKS = bytes(set(range(256)) - set(b'"[{,:}]'))
 
 
 def read_json(body: bytes) -> tuple[Any, int]:
-    """What JSON from a sandbox says, and its weight; ValueError before anything is made of what is too heavy or deep.
+    """What JSON from a sandbox says, and its cost; ValueError before anything too large or deep is built.
 
-    The weight is its bytes and PART_COST for each list, object, item and key: within a factor of two, the memory that
+    The cost is its bytes and PART_COST for each list, object, item and key: within a factor of two, the memory that
     these take here.
     """
     seen = body.translate(None, NOT_MARKS)
-    weight = len(body) + rlm_worker.PART_COST * len(seen)
+    nbytes = len(body) + rlm_worker.PART_COST * len(seen)
     # Exactly, where it matters: most of the marks may stand in strings.
-    if weight > max(100_000, 2 * len(body)) or seen.count(b"[") + seen.count(b"{") > LEVELS_MAX:
+    if nbytes > max(100_000, 2 * len(body)) or seen.count(b"[") + seen.count(b"{") > LEVELS_MAX:
         marks = marks_outside_strings(body)
-        weight = len(body) + rlm_worker.PART_COST * sum(map(marks.count, (b"[", b"{", b",", b":")))
-        if weight > WEIGHT_MAX:
-            raise ValueError(f"it has too many items, keys, lists and objects ({weight - len(body) >> 20} MB)")
+        nbytes = len(body) + rlm_worker.PART_COST * sum(map(marks.count, (b"[", b"{", b",", b":")))
+        if nbytes > NBYTES_MAX:
+            raise ValueError(f"it has too many items, keys, lists and objects ({nbytes - len(body) >> 20} MB)")
         if max(itertools.accumulate(map(LEVELS.__getitem__, marks)), default=0) > LEVELS_MAX:
             raise ValueError(f"it is nested more than {LEVELS_MAX} deep")
-    if len(body) > rlm_worker.FRAME_MAX // 2 and b"\\ud" in body and text_memory(body) > 2 * rlm_worker.FRAME_MAX:
+    if len(body) > rlm_worker.FRAME_MAX // 2 and b"\\ud" in body and text_nbytes(body) > 2 * rlm_worker.FRAME_MAX:
         raise ValueError("its text takes too much memory")
-    return from_json(body.decode("ascii")), weight
+    return from_json(body.decode("ascii")), nbytes
 
 
 LEVELS = [(byte in b"[{") - (byte in b"]}") for byte in range(256)]
@@ -227,12 +228,12 @@ LEVELS = [(byte in b"[{") - (byte in b"]}") for byte in range(256)]
 
 def marks_outside_strings(body: bytes) -> bytes:
     marks = body.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, NOT_MARKS)
-    if marks.count(b'"') * rlm_worker.PART_COST > 2 * WEIGHT_MAX:
+    if marks.count(b'"') * rlm_worker.PART_COST > 2 * NBYTES_MAX:
         raise ValueError("it has too many strings")
     return re.sub(rb'"[^"]*"', b"", marks.replace(b'""', b""))
 
 
-def text_memory(body: bytes) -> int:
+def text_nbytes(body: bytes) -> int:
     """What the strings in JSON take at most, where one character beyond 16 bits makes all of its string wider."""
     strings = re.finditer(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', body)
     return sum((4 if b"\\ud" in text else 2) * len(text) for text in (found[0] for found in strings))
@@ -242,14 +243,14 @@ def refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def whole_number(digits: str) -> int:
+def parse_integer(digits: str) -> int:
     """Longer ones travel in hexadecimal; in decimal each costs quadratic time."""
     if len(digits) > 40:
         raise ValueError("a number of too many digits")
     return int(digits)
 
 
-from_json = json.JSONDecoder(parse_constant=refuse_constant, parse_int=whole_number).decode
+from_json = json.JSONDecoder(parse_constant=refuse_constant, parse_int=parse_integer).decode
 
 
 class Frames:
@@ -259,48 +260,48 @@ class Frames:
         self.channel = channel
         self.sending = threading.Lock()
         self.buffer = bytearray()
-        self.weight = 0  # of the frame parsed last
-        self.strays = 0  # frames that belonged to nothing, since this was last set to 0
+        self.nbytes = 0  # of the frame parsed last
+        self.strays = 0  # unexpected frames in this cell
 
     def send(
         self,
         message: dict[str, Any],
         pieces: Iterable[bytes] = (),
         valid: Callable[[], bool] = lambda: True,
-        patience: float = math.inf,
+        timeout: float = math.inf,
     ) -> None:
-        """Write a whole frame and pieces of a value, or nothing if `valid` no longer holds as its turn comes.
+        """Write a whole frame and the pieces of a value, or nothing if `valid` is false by then.
 
-        `patience`: how long the frame, and each piece, may take.
+        `timeout`: seconds for the frame, and for each piece.
         """
         data = rlm_worker.encode_frame(message)
-        if not self.sending.acquire(timeout=min(patience, threading.TIMEOUT_MAX)):
-            raise Broken("the sandbox does not take what it is sent")
+        if not self.sending.acquire(timeout=min(timeout, threading.TIMEOUT_MAX)):
+            raise ConnectionLost("the sandbox does not take what it is sent")
         try:
             if not valid():
                 return
-            self.write(data, patience)
+            self.write(data, timeout)
             for piece in pieces:
-                self.write(struct.pack(">I", len(piece)) + piece, patience)
+                self.write(struct.pack(">I", len(piece)) + piece, timeout)
         finally:
             self.sending.release()
 
-    def write(self, data: bytes | memoryview, patience: float = math.inf) -> None:
+    def write(self, data: bytes | memoryview, timeout: float = math.inf) -> None:
         view = memoryview(data)
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + timeout
         while view:
             try:
                 sent = self.channel.send(view)
             except OSError as error:
-                raise Broken("the sandbox's process has ended") from error
+                raise ConnectionLost("the sandbox's process has ended") from error
             view = view[sent:]
             if view and time.monotonic() > deadline:
-                raise Broken("the sandbox does not take what it is sent")
+                raise ConnectionLost("the sandbox does not take what it is sent")
             if not sent:
                 rlm_worker.wait_for(self.channel.fileno(), 0.2, writing=True)
 
     def receive(self, seconds: float, request: int = 0) -> dict[str, Any] | None:
-        """The next frame of this request, or None after that time, however much arrives until then."""
+        """The next frame of this request, or None after that time, however much else arrives."""
         deadline = time.monotonic() + seconds
         while True:
             frame = self.parse()
@@ -314,10 +315,10 @@ class Frames:
                 return None
 
     def ignore(self) -> None:
-        """Count a frame that belongs to nothing. A worker of ours sends hardly any."""
+        """Count an unexpected frame. A genuine worker sends hardly any."""
         self.strays += 1
         if self.strays > STRAYS_MAX:
-            raise Broken(f"the sandbox sent over {STRAYS_MAX} frames that belong to nothing")
+            raise ConnectionLost(f"the sandbox sent over {STRAYS_MAX} unexpected frames")
 
     def read(self) -> None:
         try:
@@ -325,9 +326,9 @@ class Frames:
         except BlockingIOError:
             return
         except OSError as error:
-            raise Broken("the sandbox's process has ended") from error
+            raise ConnectionLost("the sandbox's process has ended") from error
         if not data:
-            raise Broken("the sandbox's process has ended")
+            raise ConnectionLost("the sandbox's process has ended")
         self.buffer += data
 
     def parse(self) -> dict[str, Any] | None:
@@ -335,23 +336,23 @@ class Frames:
             return None
         size = int.from_bytes(self.buffer[:4], "big")
         if size > rlm_worker.FRAME_MAX:
-            raise Broken(f"the sandbox sent a frame of {size} bytes")
+            raise ConnectionLost(f"the sandbox sent a frame of {size} bytes")
         if len(self.buffer) < 4 + size:
             return None
         with memoryview(self.buffer) as view:
             body = bytes(view[4 : 4 + size])
         del self.buffer[: 4 + size]
         try:
-            message, self.weight = read_json(body)
+            message, self.nbytes = read_json(body)
         except (ValueError, RecursionError) as error:
-            raise Broken(f"the sandbox sent a frame that is not read: {error}") from None
+            raise ConnectionLost(f"the sandbox sent a frame that is not read: {error}") from None
         if type(message) is not dict or type(message.get("op")) is not str or type(message.get("id")) is not int:
-            raise Broken("the sandbox sent a frame without a form")
+            raise ConnectionLost("the sandbox sent a frame without a form")
         return message
 
 
 class Sandbox:
-    """The part that both environments share: requests, cells, host calls, the clock, and the ladder of stops."""
+    """What both environments share: requests, cells, host calls, the clock, and the steps that stop a cell."""
 
     def __init__(self, *, cell_timeout: float, output_limit: int, folders: Iterable[str] = ()):
         self.cell_timeout = cell_timeout
@@ -361,6 +362,7 @@ class Sandbox:
         self._lock = threading.RLock()
         self._frames: Frames | None = None
         self._given: dict[str, Any] = {}
+        self._nbytes: dict[str, int] = {}  # what each of them takes in the worker
         self._requests = 0
         self._cells = 0
         self._run: Run | None = None
@@ -398,7 +400,7 @@ class Sandbox:
         memory: str | int | None = None,
         deadline: float = math.inf,
     ) -> Cell:
-        """Run a cell. Whatever it does, a `Cell` comes back, within its time; only `Stop` passes through.
+        """Run a cell. Whatever it does, a `Cell` comes back, within its time; only `AbortCell` passes through.
 
         `timeout`: seconds of the cell's own, without those in which a function works for it. `deadline`: when
         `time.monotonic()` says so, it is stopped in any case.
@@ -417,7 +419,7 @@ class Sandbox:
                 self._run = None
 
     def set(self, name: str, value: Any) -> None:
-        """Make a variable of plain data; a worker that had to be renewed gets it again."""
+        """Set a variable to plain data; a worker that had to be restarted gets it again."""
         if not name.isidentifier():
             raise ValueError(f"{name!r} is not a name for a variable")
         try:
@@ -432,7 +434,7 @@ class Sandbox:
             self._given[name] = value
 
     def get(self, name: str) -> Any:
-        """A variable's value, if it is plain data. KeyError: there is none; TypeError: it is something else."""
+        """A variable's value. KeyError: there is none; TypeError: it is not plain data."""
         with self._lock:
             self._started()
             reply = self._request({"op": "get", "name": name})
@@ -442,30 +444,32 @@ class Sandbox:
             raise SandboxError("the sandbox's answer cannot be read") from None
 
     def names(self) -> dict[str, tuple[str, int | None, str]]:
-        """Each variable's type, length and a glimpse of it."""
+        """Each variable's type, length and a short preview."""
         with self._lock:
             self._started()
             found = self._request({"op": "names"}).get("value")
         if type(found) is not dict or not all(type(row) is list and len(row) == 3 for row in found.values()):
             raise SandboxError("the sandbox's answer cannot be read")
-        rows = found.items()
-        return {short(name, 200): (short(kind, 200), size, short(shown, 1000)) for name, (kind, size, shown) in rows}
+        return {
+            short(name, 200): (short(cls, 200), size, short(text, 1000)) for name, (cls, size, text) in found.items()
+        }
 
     def reset(self) -> None:
-        """A fresh worker without variables."""
+        """Start a fresh worker without variables."""
         with self._lock:
             self._drop()
             self._given.clear()
+            self._nbytes.clear()
             self._started()
 
     def interrupt(self, grace: float = SOFT_GRACE) -> None:
-        """Stop the cell that runs, from another thread: softly, then by force."""
+        """Stop the running cell from another thread: with SIGINT, then by killing its process."""
         run = self._run
         if run is not None:
             run.stop_softly(grace)
 
     def kill(self) -> None:
-        """End the worker and all it started now, from any thread; the next request finds a fresh one."""
+        """End the worker and all it started at once, from any thread; the next request starts a fresh one."""
         frames = self._frames
         if frames is not None:
             frames.channel.kill()
@@ -498,7 +502,7 @@ class Sandbox:
     def _hello(self, frames: Frames) -> None:
         try:
             hello = frames.receive(START_LIMIT)
-        except Broken as error:
+        except ConnectionLost as error:
             raise SandboxError(f"the sandbox did not start: {error}") from None
         if hello is None or hello["op"] != "hello":
             raise SandboxError("the sandbox did not start: %s" % ((hello or {}).get("error") or "no answer"))
@@ -520,14 +524,14 @@ class Sandbox:
         self._requests += 1
         request = self._requests
         try:
-            frames.send(dict(message, id=request), pieces, patience=START_LIMIT)
+            frames.send(dict(message, id=request), pieces, timeout=START_LIMIT)
             deadline = time.monotonic() + START_LIMIT * (10 if message["op"] == "set" else 1)
             reply = frames.receive(max(0.0, deadline - time.monotonic()), request)
             if reply is None:
-                raise Broken("no answer from the sandbox")
+                raise ConnectionLost("no answer from the sandbox")
         except BaseException as error:
             self._drop()  # after half a frame nothing that follows could be read
-            if isinstance(error, Broken):
+            if isinstance(error, ConnectionLost):
                 raise SandboxError(f"{error}: its variables are lost") from None
             raise
         return self._checked(message, reply)
@@ -542,24 +546,28 @@ class Sandbox:
 
     def _send_blob(self, name: str, header: dict[str, Any], pieces: Iterator[bytes]) -> None:
         frames = self._started()
-        frames.channel.make_room(name, header["weight"])
+        nbytes = {**self._nbytes, name: header["nbytes"]}
+        frames.channel.make_room(name, sum(nbytes.values()))
         size = frames.channel.put(pieces)
         try:
             rest = itertools.chain(pieces, [b""]) if size is None else ()
-            self._request({"op": "set", "name": name, "size": size, **header}, rest)
+            self._request({"op": "set", "name": name, "size": size, **header, "given": sum(nbytes.values())}, rest)
         finally:
             frames.channel.put(())
+        self._nbytes = nbytes
 
 
 class Chunks:
-    """The host function `chunks`. A worker of this module does it by itself; any other sandbox calls it here."""
+    """The host function `chunks`. The worker runs it without asking the host; any other sandbox calls it here."""
 
     def __init__(self, size: int):
-        self.in_worker = rlm_worker.check_in_worker({"name": "chunks", "size": size})
+        if type(size) is not int or not 1 <= size < 1 << 53:
+            raise ValueError(f"the size is {rlm_worker.preview(size)}: a whole number of characters, at least 1")
+        self.size = size
 
     def __call__(self, text: Any, size: int | None = None, overlap: int = 0) -> list[Any]:
         """Cut a text into pieces of at most `size` characters, or group a list of texts so."""
-        return rlm_worker.text_chunks(text, self.in_worker["size"] if size is None else size, overlap)
+        return rlm_worker.text_chunks(text, self.size if size is None else size, overlap)
 
 
 class Namespace:
@@ -568,8 +576,9 @@ class Namespace:
     def __init__(self, doc: str, members: dict[str, tuple[Callable[..., Any], str]]):
         self.__doc__ = doc
         self._members = {name: function for name, (function, _) in members.items()}
-        texts = {name: text for name, (_, text) in members.items()}
-        self.in_worker = rlm_worker.check_in_worker({"name": "namespace", "doc": doc, "members": texts})
+        self._spec = {"doc": doc, "members": {name: text for name, (_, text) in members.items()}}
+        if not all(name.isidentifier() and name[:1] != "_" for name in members):
+            raise ValueError(f"not all of these can be names of functions: {', '.join(members)[:200]}")
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         members = self.__dict__.get("_members", {})
@@ -580,13 +589,15 @@ class Namespace:
 
 
 def spec_of(function: Any) -> bool | dict[str, Any]:
-    """What the worker is told of a host function: whether it takes batches, or which of its own is meant."""
-    in_worker = getattr(function, "in_worker", None)
-    return bool(getattr(function, "batched", False)) if in_worker is None else rlm_worker.check_in_worker(in_worker)
+    """What a request tells of a function: whether it takes batches, the size for the worker's own `chunks`, or what is
+    in a namespace."""
+    if isinstance(function, Chunks):
+        return {"size": function.size}
+    return function._spec if isinstance(function, Namespace) else bool(getattr(function, "batched", False))
 
 
 class Run:
-    """One cell being executed: its clock, its calls, and how it is stopped."""
+    """The execution of one cell: its clock, its host calls, and how it is stopped."""
 
     def __init__(
         self,
@@ -606,19 +617,19 @@ class Run:
         self.began = time.monotonic()
         self.lock = threading.Lock()
         self.active = self.at_work = 0  # calls that have arrived, and those of them that a thread works on
-        self.held = 0  # weight of the frames that these came in
-        self.freed = threading.Condition(self.lock)  # when it has become less
+        self.pending_bytes = 0  # of the frames that these came in
+        self.drained = threading.Condition(self.lock)  # signalled when it has become less
         self.paused = 0.0
         self.paused_at = 0.0
         self.calls = 0
         self.streamed = io.StringIO()
         self.stream_room = max(1 << 20, 4 * sandbox.output_limit)
         self.stop: BaseException | None = None
-        self.asked = ""  # why it is being stopped: "timeout" or "interrupt"
-        self.softened = 0.0
+        self.stop_reason = ""  # why it is being stopped: "timeout" or "interrupt"
+        self.interrupted_at = 0.0
         self.grace = SOFT_GRACE
-        self.hardened = 0.0
-        self.over = False
+        self.killed_at = 0.0
+        self.finished = False
         self.queued: list[Callable[[], None]] = []
 
     def execute(self, code: str) -> Cell:
@@ -633,11 +644,11 @@ class Run:
         try:
             try:
                 self.frames.strays = 0
-                with self.frames.channel.limited(self.memory) as memory:
-                    self.frames.send(dict(message, memory=memory), patience=min(START_LIMIT, self.limit + SOFT_GRACE))
+                with self.frames.channel.cell_memory(self.memory) as memory:
+                    self.frames.send(dict(message, memory=memory), timeout=min(START_LIMIT, self.limit + SOFT_GRACE))
                     reply = self.wait()
-            except Broken as error:
-                reply = {"op": "lost", "why": str(error)}
+            except ConnectionLost as error:
+                reply = {"op": "lost", "reason": str(error)}
                 self.sandbox._drop(hurry=True)
             except ValueError as error:
                 return self.cell(ok=False, error=f"ValueError: {error}", status="refused")
@@ -645,7 +656,7 @@ class Run:
             self.sandbox._drop()
             raise
         finally:
-            self.over = True
+            self.finished = True
         if self.stop is not None:
             raise self.stop
         return self.finish(reply)
@@ -653,7 +664,7 @@ class Run:
     # - the clock
 
     def left(self) -> float:
-        """Seconds that the cell still has: its own clock stands still while a host function works for it."""
+        """Seconds that the cell has left; its clock stops while a host function works for it."""
         with self.lock:
             now = time.monotonic()
             waiting = now - self.paused_at if self.at_work else 0.0
@@ -664,62 +675,62 @@ class Run:
 
     def wait(self) -> dict[str, Any]:
         while True:
-            patience = self.patience()
-            if self.held > HELD_MAX and not self.softened:
+            timeout = self.poll_timeout()
+            if self.pending_bytes > PENDING_BYTES_MAX and not self.interrupted_at:
                 with self.lock:
-                    self.freed.wait(patience)
-                self.press()
+                    self.drained.wait(timeout)
+                self.escalate()
                 continue
-            reply = self.frames.receive(patience, self.request)
+            reply = self.frames.receive(timeout, self.request)
             if reply is None:
                 pass
             elif reply["op"] in ("result", "died", "failed"):
                 return reply
             elif reply["op"] == "output":
                 self.output(reply.get("text"))
-            elif not (reply["op"] == "call" and self.call(reply, self.frames.weight)):
+            elif not (reply["op"] == "call" and self.call(reply, self.frames.nbytes)):
                 self.frames.ignore()
-            if not self.hardened and self.frames.channel.is_over():
-                self.run_out()
-            self.press()
+            if not self.killed_at and self.frames.channel.is_over_memory():
+                self.kill_for_memory()
+            self.escalate()
 
-    def patience(self) -> float:
-        """Seconds until something has to be done even if no frame comes."""
+    def poll_timeout(self) -> float:
+        """Seconds to wait for the next frame."""
         now = time.monotonic()
-        if self.hardened:
-            return max(0.0, self.hardened + self.frames.channel.hard_grace - now)
-        if self.softened:
-            return max(0.0, self.softened + self.grace - now)
+        if self.killed_at:
+            return max(0.0, self.killed_at + self.frames.channel.hard_grace - now)
+        if self.interrupted_at:
+            return max(0.0, self.interrupted_at + self.grace - now)
         return min(max(0.0, self.left()) + 0.001, 0.05)  # soon enough for another thread's interrupt
 
-    def run_out(self) -> None:
+    def kill_for_memory(self) -> None:
         """Kill a cell that has too much memory."""
         with self.lock:
-            self.asked, self.grace = "memory", 0.0
-            self.softened = time.monotonic()
-            self.hardened = self.softened + 1.0  # there is time: so much memory is not given back at once
+            self.stop_reason, self.grace = "memory", 0.0
+            self.interrupted_at = time.monotonic()
+            self.killed_at = self.interrupted_at + 1.0  # freeing so much memory takes time
         self.frames.channel.kill_cell()
 
-    def press(self) -> None:
-        """The next step of the ladder, if its time has come: interrupt, kill the cell's process, kill the session."""
+    def escalate(self) -> None:
+        """Take the next step if it is due: interrupt the cell, kill its process, kill the session."""
         now = time.monotonic()
-        if not self.softened:
+        if not self.interrupted_at:
             if self.left() <= 0:
-                self.asked = self.asked or "timeout"
+                self.stop_reason = self.stop_reason or "timeout"
                 self.stop_softly()
-        elif not self.hardened:
-            if now >= self.softened + self.grace:
+        elif not self.killed_at:
+            if now >= self.interrupted_at + self.grace:
                 self.frames.channel.kill_cell()
-                self.hardened = time.monotonic()
-        elif now >= self.hardened + self.frames.channel.hard_grace:
-            raise Broken("it could not be stopped otherwise")
+                self.killed_at = time.monotonic()
+        elif now >= self.killed_at + self.frames.channel.hard_grace:
+            raise ConnectionLost("it could not be stopped otherwise")
 
     def stop_softly(self, grace: float = SOFT_GRACE) -> None:
         with self.lock:
-            if self.softened or self.over:
+            if self.interrupted_at or self.finished:
                 return
-            self.softened, self.grace = time.monotonic(), grace
-            self.asked = self.asked or "interrupt"
+            self.interrupted_at, self.grace = time.monotonic(), grace
+            self.stop_reason = self.stop_reason or "interrupt"
         self.frames.channel.interrupt()
 
     def output(self, text: Any) -> None:
@@ -734,15 +745,15 @@ class Run:
 
     # - calls from the cell
 
-    def call(self, frame: dict[str, Any], weight: int) -> bool:
-        """Have a host function answer; False if the frame is no call of one."""
+    def call(self, frame: dict[str, Any], nbytes: int) -> bool:
+        """Start the host function that a frame calls; False if the frame is not a valid call."""
         name, key = frame.get("name"), frame.get("call")
         if type(key) is not int or type(name) is not str:
             return False
         function = self.answer_about_files if name == rlm_worker.FILES_CALL else self.function(name)
         if function is None:
             return False
-        if self.held > HELD_MAX:
+        if self.pending_bytes > PENDING_BYTES_MAX:
             return True  # the cell is being stopped: it gets no answer
         self.calls += name != rlm_worker.FILES_CALL
         try:
@@ -754,12 +765,12 @@ class Run:
             schedule = getattr(function, "schedule", None)
             work = schedule(*args, **kwargs) if schedule else lambda: function(*args, **kwargs)
         except Exception as error:
-            work = raiser(error)  # answered from a thread: this one must go on reading, whatever the worker does
-        except Stop as stop:
-            self.halt(stop)
+            work = raising(error)  # answered from a thread: this one must go on reading, whatever the worker does
+        except AbortCell as stop:
+            self.abort(stop)
             return True
         clock = contextlib.nullcontext() if name == rlm_worker.FILES_CALL else self.working()
-        self.dispatch(lambda: self.work(key, work, weight, clock), weight)
+        self.dispatch(lambda: self.work(key, work, nbytes, clock), nbytes)
         return True
 
     def function(self, name: str) -> Any:
@@ -772,33 +783,33 @@ class Run:
         return function._members.get(member) if is_namespace else function
 
     def answer_about_files(self, *question: Any) -> dict[str, Any]:
-        """Not on the caller's time, as its own functions are: a cell may ask as often as it likes."""
+        """Answer a question about files. It costs the cell's time, unlike a host function."""
         return self.sandbox._files.answer(self.frames.channel, *question)
 
-    def dispatch(self, job: Callable[[], None], weight: int) -> None:
-        """Give a host function a thread, or let it wait for one."""
+    def dispatch(self, job: Callable[[], None], nbytes: int) -> None:
+        """Run a host function in a thread, or queue it."""
         with self.lock:
             self.active += 1
-            self.held += weight
+            self.pending_bytes += nbytes
             if self.active > WAITING_MAX:
-                raise Broken(f"{self.active} host calls at once")
+                raise ConnectionLost(f"{self.active} host calls at once")
             if self.active > THREADS_MAX:
                 self.queued.append(job)
                 return
         threads().run(job)
 
-    def done(self, weight: int) -> None:
+    def done(self, nbytes: int) -> None:
         with self.lock:
             self.active -= 1
-            self.held -= weight
-            self.freed.notify()
-            job = self.queued.pop(0) if self.queued and not self.over else None
+            self.pending_bytes -= nbytes
+            self.drained.notify()
+            job = self.queued.pop(0) if self.queued and not self.finished else None
         if job is not None:
             threads().run(job)
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
-        """The clock stands still while a host function works, and only then, or calls without end would stop it."""
+        """Stop the cell's clock while a host function works, and only then: queued calls must not stop it."""
         with self.lock:
             self.at_work += 1
             if self.at_work == 1:
@@ -812,23 +823,23 @@ class Run:
                     self.paused += time.monotonic() - self.paused_at
 
     def work(
-        self, key: int, work: Callable[[], Any], weight: int, clock: contextlib.AbstractContextManager[None]
+        self, key: int, work: Callable[[], Any], nbytes: int, clock: contextlib.AbstractContextManager[None]
     ) -> None:
         try:
             try:
                 with clock:
                     value = work()
             finally:
-                self.done(weight)
+                self.done(nbytes)
             self.reply({"op": "return", "call": key, "value": Packer().pack(value)})
-        except Stop as stop:
-            self.halt(stop)
+        except AbortCell as stop:
+            self.abort(stop)
         except BaseException as error:  # SystemExit or CancelledError of a tool: the cell waits for an answer
             self.reply_error(key, error)
 
     def reply_error(self, key: int, error: BaseException) -> None:
         data = getattr(error, "cell_data", None) or {}
-        message = rlm_worker.text_of(error)[:100_000]
+        message = rlm_worker.safe_str(error)[:100_000]
         reply = {"op": "raise", "call": key, "type": type(error).__name__, "message": message}
         try:
             self.reply(dict(reply, data=Packer().pack(data)))
@@ -836,11 +847,11 @@ class Run:
             self.reply(reply)
 
     def reply(self, message: dict[str, Any]) -> None:
-        with contextlib.suppress(Broken):
-            self.frames.send(dict(message, id=self.request), valid=lambda: not self.over)
+        with contextlib.suppress(ConnectionLost):
+            self.frames.send(dict(message, id=self.request), valid=lambda: not self.finished)
 
-    def halt(self, stop: BaseException) -> None:
-        """A host function said that all is over."""
+    def abort(self, stop: BaseException) -> None:
+        """A host function raised AbortCell: stop the cell."""
         if self.stop is None:
             self.stop = stop
         self.stop_softly()
@@ -851,17 +862,17 @@ class Run:
         if reply["op"] == "result":
             return self.result(reply)
         if reply["op"] == "failed":
-            told = f"{short(reply.get('type'), 200)}: {short(reply.get('message'), 2000)}"
-            return self.cell(ok=False, error=told, status="error")
+            message = f"{short(reply.get('type'), 200)}: {short(reply.get('message'), 2000)}"
+            return self.cell(ok=False, error=message, status="error")
         if reply["op"] == "lost":
-            return self.lost(reply["why"])
+            return self.lost(reply["reason"])
         return self.died(reply)
 
     def result(self, reply: dict[str, Any]) -> Cell:
         status, error, value = reply.get("status"), reply.get("error"), reply.get("value")
         if status not in ("ok", "error", "memory", "refused"):
             status = "error"
-        if status == "error" and self.asked == "timeout":
+        if status == "error" and self.stop_reason == "timeout":
             status = "timeout"
             error = (
                 f"{error}\nthe cell was stopped after {self.limit:g} s (its limit); its variables are as it left them"
@@ -877,7 +888,7 @@ class Run:
         return self.cell(
             ok=status == "ok",
             stdout=short(reply.get("stdout"), self.sandbox.output_limit + 200),
-            stdout_chars=whole(reply.get("chars")),
+            stdout_chars=count_of(reply.get("chars")),
             value=None if value is None else short(value, self.sandbox.output_limit + 200),
             error=None if status == "ok" else short(error, self.sandbox.output_limit + 500),
             final=final,
@@ -886,23 +897,23 @@ class Run:
         )
 
     def died(self, reply: dict[str, Any]) -> Cell:
-        status, why = self.cause(reply)
+        status, reason = self.cause(reply)
         return self.cell(
             ok=False,
             stdout=short(reply.get("stdout"), self.sandbox.output_limit + 200),
-            stdout_chars=whole(reply.get("chars")),
-            error=f"{why}; the variables are as they were before this cell",
+            stdout_chars=count_of(reply.get("chars")),
+            error=f"{reason}; the variables are as they were before this cell",
             status=status,
             restored=True,
         )
 
-    def lost(self, why: str) -> Cell:
+    def lost(self, reason: str) -> Cell:
         text = self.streamed.getvalue()
-        status = {"timeout": "timeout", "interrupt": "error", "memory": "memory"}.get(self.asked, "lost")
-        stopped = f"the cell did not stop after {self.limit:g} s (its limit)" if status == "timeout" else why
+        status = {"timeout": "timeout", "interrupt": "error", "memory": "memory"}.get(self.stop_reason, "lost")
+        stopped = f"the cell did not stop after {self.limit:g} s (its limit)" if status == "timeout" else reason
         return self.cell(
             ok=False,
-            stdout=rlm_worker.cut(text, self.sandbox.output_limit, ""),
+            stdout=rlm_worker.truncate(text, self.sandbox.output_limit, ""),
             stdout_chars=len(text),
             error=f"{stopped}; the variables are lost{self.sandbox._kept()}",
             status=status,
@@ -910,21 +921,21 @@ class Run:
 
     def cause(self, reply: dict[str, Any]) -> tuple[str, str]:
         number = reply.get("signal")
-        if self.hardened and number == signal.SIGKILL and self.asked != "memory":
-            if self.asked == "timeout":
+        if self.killed_at and number == signal.SIGKILL and self.stop_reason != "memory":
+            if self.stop_reason == "timeout":
                 return "timeout", f"the cell was killed: it did not stop at its limit of {self.limit:g} s"
             return "error", "KeyboardInterrupt: the cell was killed, since it did not stop when asked to"
         if number == signal.SIGKILL and reply.get("memory") is not False:
             return "memory", "the cell was killed: it ran out of memory"
         if type(number) is int:
             return "crash", f"the cell's process died of {signal_name(number)}"
-        return "crash", f"the cell ended its process (exit status {whole(reply.get('exit'))})"
+        return "crash", f"the cell ended its process (exit status {count_of(reply.get('exit'))})"
 
     def cell(self, *, ok: bool, **fields: Any) -> Cell:
         return Cell(ok=ok, n=self.number, duration_ms=(time.monotonic() - self.began) * 1000, **fields)
 
 
-def raiser(error: Exception) -> Callable[[], NoReturn]:
+def raising(error: Exception) -> Callable[[], NoReturn]:
     def work() -> NoReturn:
         raise error
 
@@ -932,7 +943,7 @@ def raiser(error: Exception) -> Callable[[], NoReturn]:
 
 
 def short(value: Any, limit: int) -> str:
-    """Text of bounded length that can be printed and stored: no lone surrogates."""
+    """Untrusted text, truncated, without lone surrogates; "" for anything but text."""
     return printable(value[:limit]) if type(value) is str else ""
 
 
@@ -945,7 +956,7 @@ def printable(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def whole(value: Any) -> int:
+def count_of(value: Any) -> int:
     return value if type(value) is int and 0 <= value < 2**63 else 0
 
 
@@ -957,7 +968,7 @@ def signal_name(number: int) -> str:
 
 
 def images_of(value: Any) -> list[dict[str, str]]:
-    """Only what looks like images, as plain text."""
+    """The PNG images in an untrusted list; anything else is dropped."""
     found = []
     for item in value[:10] if type(value) is list else []:
         data = item.get("data") if type(item) is dict else None
@@ -967,7 +978,7 @@ def images_of(value: Any) -> list[dict[str, str]]:
 
 
 class Threads:
-    """Daemon threads that wait a while for the next job: a host call should not cost the start of a thread."""
+    """A pool of daemon threads that end when idle, so that a host call does not cost the start of a thread."""
 
     LINGER = 2.0
 
@@ -1018,10 +1029,10 @@ def threads() -> Threads:
 
 NAMES_MAX = 50_000  # in an answer about a folder
 NAMES_SIZE = rlm_worker.FRAME_MAX // 2  # of them as JSON
-LINK_SECONDS = 5.0  # to look through the folders for files that have several names
-KERNEL = ("/proc", "/sys", "/dev")  # what the kernel makes up there is no data, but for shared memory
-LOOK = getattr(os, "O_PATH", os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)) | getattr(os, "O_CLOEXEC", 0)
-NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+LINK_SECONDS = 5.0  # to search the folders for hard links
+KERNEL_FOLDERS = ("/proc", "/sys", "/dev")  # virtual file systems
+PATH_ONLY = getattr(os, "O_PATH", os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)) | getattr(os, "O_CLOEXEC", 0)
+NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
 SECRET_NAMES = re.compile(
     r"\.env.*|.*\.pem|id_.*|\.netrc|\.aws|\.ssh|\.git-credentials|\.pypirc|\.npmrc|\.snipara", re.IGNORECASE | re.DOTALL
@@ -1029,22 +1040,23 @@ SECRET_NAMES = re.compile(
 
 
 def may_hold_secrets(parts: Sequence[str]) -> bool:
-    """Whether a relative path, in parts, names or lies under what usually holds credentials."""
+    """Whether a relative path, in parts, names a file or folder that usually holds credentials."""
     parts = [part.rstrip(". ") for part in re.split(r"[/\\]", "/".join(parts))]
     in_git = ".git" in map(str.lower, parts[:-1]) and parts[-1].lower().startswith("config")
     return in_git or any(map(SECRET_NAMES.fullmatch, parts))
 
 
-def is_kernels(real: str) -> bool:
-    """Whether a real path lies where the kernel makes things up."""
-    return any(rlm_worker.within(real, place) for place in KERNEL) and not rlm_worker.within(real, "/dev/shm")
+def is_kernel_file(real: str) -> bool:
+    """Whether a real path is in one of the kernel's virtual file systems, shared memory excepted."""
+    inside = [folder for folder in (*KERNEL_FOLDERS, "/dev/shm") if rlm_worker.is_inside(real, folder)]
+    return bool(inside) and "/dev/shm" not in inside
 
 
 class Files:
-    """Opens the caller's files for cells: the only way that leads from a session to them, but for a container's mount.
+    """Opens the caller's files for cells: the only way to them from a session, a container's mount aside.
 
-    What a name stands for is opened to be looked at (O_PATH: a pipe or device does not notice), judged by where that
-    descriptor leads and what it is, and opened for reading through it, so that nothing can be swapped in between.
+    A name is opened with O_PATH, which does nothing to a pipe or device. The descriptor's own path and type are checked
+    and the file is then opened for reading through that descriptor, so that nothing can be swapped in between.
     """
 
     def __init__(self, folders: Iterable[str]):
@@ -1053,11 +1065,11 @@ class Files:
         with contextlib.suppress(FileNotFoundError):
             self.bases = tuple(dict.fromkeys((*self.folders, os.getcwd())))
         self.links: dict[tuple[int, int, int], bool] = {}  # files of several names, and whether all are harmless
-        self.too_large = False  # to be looked through for more of them
+        self.too_large = False  # the folders are too large to search for hard links
         self.looking = threading.Lock()
 
     def answer(self, channel: Channel, what: Any, path: Any, start: Any = 0) -> dict[str, Any]:
-        """What a worker is told. It may ask for anything; ValueError for what no worker of ours asks."""
+        """The answer to a worker's question about a path; ValueError for a question that no genuine worker asks."""
         if what not in ("open", "list", "stat") or type(path) is not str or type(start) is not int or "\0" in path:
             raise ValueError("not a question about a file")
         try:
@@ -1065,7 +1077,7 @@ class Files:
                 return self.list(path)
             with self.opened(path) as (descriptor, info, real):
                 if what == "stat":
-                    return {"stat": [*info, *(float(getattr(info, f"st_{kind}time")) for kind in "amc")]}
+                    return {"stat": [*info, *(float(getattr(info, f"st_{clock}time")) for clock in "amc")]}
                 if stat.S_ISDIR(info.st_mode):
                     raise IsADirectoryError(errno.EISDIR, "Is a directory")
                 with readable(descriptor, real) as source:
@@ -1075,19 +1087,19 @@ class Files:
 
     @contextlib.contextmanager
     def opened(self, path: str, bases: Sequence[str] = ()) -> Iterator[tuple[int, os.stat_result, str]]:
-        """A descriptor of a file or folder for looking at, what it says, and where it leads, if cells may read it."""
+        """An O_PATH descriptor of a file or folder that cells may read, its stat result and its real path."""
         outside = os.path.isabs(path) or os.path.normpath(path).startswith(os.pardir)
         for base in bases or self.bases:
             named = os.path.normpath(os.path.join(base, path))
             real = os.path.realpath(named)
-            if self.folder_of(real) is None:
-                outside = outside or self.folder_of(named) is not None  # a link
+            if self.root_of(real) is None:
+                outside = outside or self.root_of(named) is not None  # a link
                 continue
             outside = False
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                descriptor = os.open(real, LOOK | NO_LINK)
+                descriptor = os.open(real, PATH_ONLY | NO_FOLLOW)
                 try:
-                    real, info = behind(descriptor, real), os.fstat(descriptor)
+                    real, info = target_of(descriptor, real), os.fstat(descriptor)
                     self.check(path, real, info)
                     yield descriptor, info, real
                     return
@@ -1097,13 +1109,13 @@ class Files:
             raise PermissionError(errno.EPERM, "no access from here; file_read reads the caller's files")
         raise FileNotFoundError(errno.ENOENT, "no such file here (file_read reads the caller's files)")
 
-    def folder_of(self, real: str) -> str | None:
-        inside = [folder for folder in self.folders if rlm_worker.within(real, folder)]
-        return max(inside, key=len) if inside and not is_kernels(real) else None
+    def root_of(self, real: str) -> str | None:
+        inside = [folder for folder in self.folders if rlm_worker.is_inside(real, folder)]
+        return max(inside, key=len) if inside and not is_kernel_file(real) else None
 
     def check(self, path: str, real: str, info: os.stat_result) -> None:
-        """PermissionError for what a cell may not read, by what the descriptor says of itself."""
-        folder = self.folder_of(real)
+        """PermissionError if a cell may not read this open file."""
+        folder = self.root_of(real)
         if folder is None or info.st_nlink == 0:
             raise PermissionError(errno.EACCES, "it is being moved out of reach")
         named = os.path.relpath(path, folder) if os.path.isabs(path) else os.path.normpath(path)
@@ -1116,25 +1128,25 @@ class Files:
             raise PermissionError(errno.EACCES, "it is not a regular file")
 
     def has_harmless_names(self, info: os.stat_result) -> bool:
-        """Whether all the names of a file that has several are in the folders, and none is a secret's."""
+        """Whether all hard links of a file are in the folders and none has a secret's name."""
         key = (info.st_dev, info.st_ino, info.st_ctime_ns)
         with self.looking:
             if key not in self.links and not self.too_large:
-                self.look_for_links()
+                self.judge_links()
             return self.links.setdefault(key, False)
 
-    def look_for_links(self) -> None:
-        """Judge all the files in the folders that have several names."""
+    def judge_links(self) -> None:
+        """Decide this for every file with several hard links in the folders."""
         left: dict[tuple[int, int, int], int] = {}  # names that have not been seen, or are a secret's
         for path, info in self.linked_files():
             key = (info.st_dev, info.st_ino, info.st_ctime_ns)
-            harmless = not may_hold_secrets(path[len(self.folder_of(path) or "") :].split(os.sep))
+            harmless = not may_hold_secrets(path[len(self.root_of(path) or "") :].split(os.sep))
             left[key] = left.get(key, info.st_nlink) - harmless
         self.links.update((key, number == 0) for key, number in left.items())
 
     def linked_files(self) -> Iterator[tuple[str, os.stat_result]]:
         until = time.monotonic() + LINK_SECONDS
-        waiting = [f for f in self.folders if not any(rlm_worker.within(f, o) for o in self.folders if o != f)]
+        waiting = [f for f in self.folders if not any(rlm_worker.is_inside(f, o) for o in self.folders if o != f)]
         while waiting:
             with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
                 for entry in entries:
@@ -1150,9 +1162,9 @@ class Files:
                                 yield entry.path, info
 
     def list(self, path: str) -> dict[str, Any]:
-        """The names in a folder but those of secrets; a relative one may be in several of those that were given.
+        """The names in a folder, secrets excluded; a relative name may exist in several of the given folders.
 
-        What lies behind a link is no folder here, or walks would not end.
+        A link is never listed as a folder, or walks would not end.
         """
         found: list[dict[str, bool]] = []
         refusal: OSError | None = None
@@ -1172,11 +1184,11 @@ class Files:
         return {"folders": folders, "files": [name for name, is_folder in names.items() if not is_folder]}
 
     def names_in(self, path: str, base: str) -> dict[str, bool]:
-        """The names in a folder, and whether each is one, up to one more than an answer may have."""
+        """The names in a folder, True for folders; at most one more than an answer may have."""
         with self.opened(path, [base]) as (descriptor, info, real):
             if not stat.S_ISDIR(info.st_mode):
                 raise NotADirectoryError(errno.ENOTDIR, "Not a directory")
-            below = real[len(self.folder_of(real) or "") :].split(os.sep)
+            below = real[len(self.root_of(real) or "") :].split(os.sep)
             with readable(descriptor, real) as source, os.scandir(source) as entries:
                 harmless = (entry for entry in entries if not may_hold_secrets([*below, entry.name]))
                 return {entry.name: is_folder(entry) for entry in itertools.islice(harmless, NAMES_MAX + 1)}
@@ -1189,14 +1201,14 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def behind(descriptor: int, path: str) -> str:
-    """Where a descriptor leads, whatever has become of the name."""
+def target_of(descriptor: int, path: str) -> str:
+    """The path of an open descriptor, even if the file was renamed."""
     return os.readlink(f"/proc/self/fd/{descriptor}") if sys.platform == "linux" else os.path.realpath(path)
 
 
 @contextlib.contextmanager
 def readable(descriptor: int, path: str) -> Iterator[int]:
-    """The same file, or folder, opened for reading."""
+    """Open the same file or folder for reading."""
     place = f"/proc/self/fd/{descriptor}" if sys.platform == "linux" else path
     source = os.open(place, os.O_RDONLY | os.O_CLOEXEC if sys.platform == "linux" else os.O_RDONLY)
     try:
@@ -1224,70 +1236,56 @@ def parse_size(text: str | int) -> int:
 class LocalChannel(Channel):
     """A session forked from the zygote: one socket, and signals to its process group."""
 
-    def __init__(
-        self, stream: Any, blob: int, files: Any, group: int, zygote: ZygoteClient, memory: int, memory_group: str
-    ):
+    def __init__(self, stream: Any, blob: int, files: Any, group: int, zygote: ZygoteClient, memory: int):
         super().__init__(stream)
         self.blob, self.files, self.group, self.zygote = blob, files, group, zygote
         self.numbers = itertools.count(1)
-        self.memory, self.memory_group = memory, memory_group
-        self.weights: dict[str, int] = {}
+        self.memory = memory
         self.granted = 0  # bytes for what the host has set
-        self.floor = 0  # bytes that a worker without variables has
-        self.allowed = memory  # to the cell that runs, and when that is looked at next
-        self.next_look = math.inf
+        self.floor = 0  # resident bytes of a worker without variables
+        self.allowed = memory  # bytes for the running cell
+        self.next_count = math.inf
         self.lock = threading.Lock()
 
     def workers(self) -> list[int]:
-        """The session's processes but for the one that supervises them. None of them can leave the process group."""
-        numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-        return [pid for pid in numbers if pid != self.group and group_of(pid) == self.group]
+        """The session's processes except init, to which orphans go, so that none can leave its tree."""
+        found = children_of(self.group)
+        for pid in found:
+            found += children_of(pid)
+        if not found:  # perhaps a kernel that lists no children
+            pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+            found = [pid for pid in pids if pid != self.group and stat_field(pid, 2) == str(self.group)]
+        return found
 
-    def make_room(self, name: str, weight: int) -> None:
-        self.weights[name] = weight
-        added = sum(self.weights.values()) - self.granted
-        if added <= 0:
-            return
+    def make_room(self, name: str, nbytes: int) -> None:
+        added = max(0, nbytes - self.granted)
         self.granted += added
-        for pid in self.workers():
+        for pid in self.workers() if added else ():
             set_address_space(pid, lambda soft, _: soft + added)
-        self.limit_group()
 
     @contextlib.contextmanager
-    def limited(self, memory: int | None) -> Iterator[int | None]:
-        began, before = time.monotonic(), []
-        if not self.memory_group:
-            self.floor = self.floor or max(map(resident, self.workers()), default=0)
-            self.next_look = began + LOOK_SECONDS
+    def cell_memory(self, memory: int | None) -> Iterator[int | None]:
+        self.floor = self.floor or max(map(resident, self.workers()), default=0)
+        self.next_count = time.monotonic() + COUNT_INTERVAL
+        before = []
         if memory is not None:
-            self.allowed = memory
+            present = max(map(resident, self.workers()), default=0) - self.floor - self.granted
+            self.allowed = memory + max(0, present)
             before = [set_address_space(pid, lambda _, size: size + memory) for pid in self.workers()]
-            self.limit_group()
         try:
             yield None
         finally:
             self.allowed = self.memory
             for pid in self.workers() if before else ():
                 set_address_space(pid, lambda *_: max(before))
-            if before or time.monotonic() - began > LOOK_SECONDS:  # less time does not change much
-                self.limit_group()
 
-    def limit_group(self) -> None:
-        """A cell may have so much beyond what the copy from before it keeps."""
-        if self.memory_group:
-            kept = min(group_usage(self.memory_group), self.granted + min(SNAPSHOT_MAX, self.memory))
-            with contextlib.suppress(OSError):
-                rlm_worker.limit_group(
-                    self.memory_group, self.allowed + max(self.granted, kept) + rlm_worker.GROUP_ROOM
-                )
-
-    def is_over(self) -> bool:
-        """Count, where no control group does. A copy shares what its original has, so the two next largest are free."""
-        if time.monotonic() < self.next_look:
+    def is_over_memory(self) -> bool:
+        """A fork shares memory with its checkpoint, so the second and third largest processes are not counted."""
+        if time.monotonic() < self.next_count:
             return False
         began = time.thread_time()
         sizes = sorted((resident(pid) - self.floor - self.granted for pid in self.workers()), reverse=True)
-        self.next_look = time.monotonic() + max(LOOK_SECONDS, 10 * (time.thread_time() - began))
+        self.next_count = time.monotonic() + max(COUNT_INTERVAL, 10 * (time.thread_time() - began))
         return sum(size for size in [*sizes[:1], *sizes[3:]] if size > 0) > self.allowed
 
     def put(self, pieces: Iterable[bytes]) -> int:
@@ -1331,23 +1329,31 @@ class LocalChannel(Channel):
             group, self.group = self.group, 0
         if group:
             if not self.inherited():
-                self.zygote.reap(group)
+                self.zygote.terminate(group)
             self.stream.close()
             self.files.close()
             os.close(self.blob)
 
 
-def group_of(pid: int) -> int:
-    """The process group of a process; 0 if there is none any more."""
+def children_of(pid: int) -> list[int]:
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return list(map(int, file.read().split()))
+    except OSError:
+        return []
+
+
+def stat_field(pid: int, number: int) -> str:
+    """A field of /proc/PID/stat, counted from the one after the name; "" if the process has ended."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[2])
+            return file.read().rpartition(b")")[2].split()[number].decode()
     except (OSError, IndexError):
-        return 0
+        return ""
 
 
 def pages(pid: int) -> tuple[int, int]:
-    """Bytes of address space of a process, and those of them that are in memory."""
+    """A process's bytes of address space, and how many of them are resident."""
     try:
         with open(f"/proc/{pid}/statm", "rb") as file:
             size, present = file.read().split()[:2]
@@ -1360,15 +1366,8 @@ def resident(pid: int) -> int:
     return pages(pid)[1]
 
 
-def group_usage(group: str) -> int:
-    for name in ("memory.current", "memory.usage_in_bytes"):
-        with contextlib.suppress(OSError), open(os.path.join(group, name)) as file:
-            return int(file.read())
-    return 0
-
-
 def set_address_space(pid: int, wanted: Callable[[int, int], int]) -> int:
-    """Change a worker's limit, given the present one and what it has taken; the limit of before."""
+    """Change a worker's limit to wanted(limit, size in use); returns the limit before."""
     import resource
 
     try:
@@ -1382,7 +1381,7 @@ def set_address_space(pid: int, wanted: Callable[[int, int], int]) -> int:
 
 
 class PlainChannel(Channel):
-    """A worker started by itself. A thread carries its output to a socket, since Windows cannot wait for a pipe."""
+    """A worker without zygote. A thread copies its output to a socket, since Windows cannot poll a pipe."""
 
     def __init__(self, setup: dict[str, Any]):
         import socket
@@ -1440,7 +1439,7 @@ class ZygoteClient:
         import socket
 
         self.lock = threading.RLock()
-        self.asked = 0
+        self.request_number = 0
         self.owner = os.getpid()
         self.socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.settimeout(START_LIMIT)
@@ -1465,20 +1464,20 @@ class ZygoteClient:
 
     def complaint(self) -> str:
         try:
-            _, told = self.process.communicate(timeout=5)
+            _, stderr = self.process.communicate(timeout=5)
         except Exception:
             self.process.kill()
             return "its process does not answer"
-        lines = told.decode("utf-8", "replace").strip().splitlines()
+        lines = stderr.decode("utf-8", "replace").strip().splitlines()
         return lines[-1] if lines else f"its process ended with status {self.process.returncode}"
 
-    def spawn(self, request: dict[str, Any], descriptors: list[int]) -> tuple[int, str]:
-        """The first process of a new session, and the control group that it is in."""
+    def spawn(self, request: dict[str, Any], descriptors: list[int]) -> int:
+        """The pid of a new session's init."""
         import socket
 
         with self.lock:
-            self.asked += 1
-            message = rlm_worker.to_json(dict(request, op="spawn", number=self.asked)).encode()
+            self.request_number += 1
+            message = rlm_worker.to_json(dict(request, op="spawn", number=self.request_number)).encode()
             if len(message) > rlm_worker.REQUEST_MAX:
                 raise SandboxError(
                     "the paths to be readable are too long, taken together", "give a common parent folder"
@@ -1487,13 +1486,13 @@ class ZygoteClient:
                 socket.send_fds(self.socket, [message], descriptors)
             except OSError as error:
                 raise SandboxError("the sandbox did not start: its parent process has ended") from error
-            while (answer := self.answer())["number"] != self.asked:
-                self.reap(answer["pid"])  # the answer that an earlier call, interrupted, did not wait for
-            return int(answer["pid"]), str(answer["group"])
+            while (answer := self.answer())["number"] != self.request_number:
+                self.terminate(answer["pid"])  # an answer that an earlier, interrupted call did not await
+            return int(answer["pid"])
 
-    def reap(self, pid: int) -> None:
+    def terminate(self, pid: int) -> None:
         with self.lock, contextlib.suppress(OSError):
-            self.socket.send(rlm_worker.to_json({"op": "reap", "pid": pid}).encode())
+            self.socket.send(rlm_worker.to_json({"op": "terminate", "pid": pid}).encode())
 
     def close(self) -> None:
         with self.lock:
@@ -1520,7 +1519,7 @@ module.%s
 
 
 def start_python(main: str, setup: dict[str, Any], **streams: Any) -> Any:
-    """A bare interpreter that runs a function of the worker's. Not with -I, which would ignore PYTHONHASHSEED."""
+    """Start a bare interpreter that runs a function of the worker. Not with -I, which ignores PYTHONHASHSEED."""
     import subprocess
 
     flags = ["-S", "-s"] + (["-P"] if sys.version_info >= (3, 11) else [])
@@ -1546,7 +1545,7 @@ _zygotes_lock = threading.Lock()
 
 
 def renew_locks() -> None:
-    """In a fork of the host, where whoever held them does not exist."""
+    """In a fork of the host: the threads that held these locks do not exist there."""
     global _zygotes_lock, _warm_lock
     _zygotes_lock, _warm_lock = threading.Lock(), threading.Lock()
 
@@ -1586,41 +1585,34 @@ def language_setup(allowed_imports: tuple[str, ...], policy: bool) -> dict[str, 
 
 
 def package_path(allowed_imports: tuple[str, ...], policy: bool) -> list[str]:
-    """Where RestrictedPython and the allowed packages lie; the worker's interpreter sees no other site-packages."""
-    from importlib.util import find_spec
-
-    found: list[str] = []
-    for name in [*(["RestrictedPython"] if policy else []), *allowed_imports]:
-        spec = find_spec(name.partition(".")[0])
-        if spec is None:
-            raise SandboxError(f"the package {name!r} is not installed", f"pip install {name}")
-        for place in spec.submodule_search_locations or [spec.origin or ""]:
-            folder = os.path.dirname(place)
-            if folder and folder not in found:
-                found.append(folder)
-    return found
+    """Where RestrictedPython and the allowed packages are; the worker's interpreter sees no other site-packages."""
+    names = [*(["RestrictedPython"] if policy else []), *allowed_imports]
+    return list(dict.fromkeys(filter(None, (os.path.dirname(place) for name in names for place in locations_of(name)))))
 
 
-def places_of(name: str) -> list[str]:
-    """What a package needs to be read while it runs: its own files, and those it is installed beside."""
+def locations_of(name: str) -> list[str]:
+    """The folders of a package, or the file of a module."""
     from importlib.util import find_spec
 
     spec = find_spec(name.partition(".")[0])
-    places = list(spec.submodule_search_locations or [spec.origin or ""]) if spec else []
+    if spec is None:
+        raise SandboxError(f"the package {name!r} is not installed", f"pip install {name}")
+    return list(spec.submodule_search_locations or [spec.origin or ""])
+
+
+def places_of(name: str) -> list[str]:
+    """What a package needs to read while it runs: its own files, and those it is installed beside."""
+    places = locations_of(name)
     above = {os.path.dirname(place) for place in places}
     return [*places, *(folder for folder in above if folder.endswith(("site-packages", "dist-packages")))]
 
 
 def is_native(name: str) -> bool:
-    """Whether a package, or one that lies within it, is compiled."""
-    from importlib.util import find_spec
-
-    spec = find_spec(name.partition(".")[0])
+    """Whether a package contains compiled code."""
     suffixes = (".so", ".pyd", ".dylib")
-    if spec is None or not spec.submodule_search_locations:
-        return spec is not None and str(spec.origin).endswith(suffixes)
-    walks = (os.walk(folder) for folder in spec.submodule_search_locations)
-    return any(file.endswith(suffixes) for walk in walks for _, _, files in walk for file in files)
+    places = locations_of(name)
+    files = itertools.chain(places, *(names for place in places for _, _, names in os.walk(place)))
+    return any(file.endswith(suffixes) for file in files)
 
 
 def capabilities() -> dict[str, bool | str]:
@@ -1633,7 +1625,7 @@ def warm(allowed_imports: Sequence[str] = ()) -> None:
     """Start the process that sessions are forked from, in the background."""
 
     def start() -> None:
-        with contextlib.suppress(SandboxError):  # whoever makes a sandbox is told
+        with contextlib.suppress(SandboxError):  # the error is reported when a sandbox is made
             zygote_for(tuple(allowed_imports), True)
 
     if FORKS_SESSIONS and (os.getpid(), tuple(allowed_imports), True) not in _zygotes:
@@ -1641,7 +1633,7 @@ def warm(allowed_imports: Sequence[str] = ()) -> None:
 
 
 def shutdown() -> None:
-    """End the processes that sessions are forked from, and with them every local session of this process."""
+    """End the zygotes, and with them every local session of this process."""
     with _zygotes_lock:
         mine = [key for key in _zygotes if key[0] == os.getpid()]
         clients = [_zygotes.pop(key) for key in mine]
@@ -1689,9 +1681,8 @@ class LocalSandbox(Sandbox):
 
     def _hello(self, frames: Frames) -> None:
         super()._hello(frames)
-        channel = frames.channel
-        if isinstance(channel, LocalChannel):
-            self.layers["memory_cgroup" if channel.memory_group else "memory_counted"] = True
+        if isinstance(frames.channel, LocalChannel):
+            self.layers["memory_counted"] = True
         self._check_level()
 
     def _check_level(self) -> None:
@@ -1706,7 +1697,7 @@ class LocalSandbox(Sandbox):
 
     @property
     def level(self) -> str:
-        """What the operating system adds to the policy: "full", "partial", or nothing ("language-only")."""
+        """How far the kernel confines the session: "full", "partial", or "language-only" (not at all)."""
         held = [name for name in FULL_LEVEL if self.layers.get(name)]
         if len(held) == len(FULL_LEVEL):
             return "full"
@@ -1738,14 +1729,14 @@ class LocalSandbox(Sandbox):
             files.setblocking(False)
             files.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # a few descriptors under way, and no more
             descriptors = [their_stream.fileno(), read_only, their_files.fileno()]
-            group, memory_group = zygote.spawn(self.setup, descriptors)
+            group = zygote.spawn(self.setup, descriptors)
             ours.pop_all()
-        return LocalChannel(stream, blob, files, group, zygote, self.memory, memory_group)
+        return LocalChannel(stream, blob, files, group, zygote, self.memory)
 
 
 # --- the Docker sandbox -----------------------------------------------------------------------------------------------
 
-LABEL = "flat-rlm.sandbox"  # whose value names the process that made the container
+LABEL = "flat-rlm.sandbox"  # its value names the process that made the container
 LEAST_MEMORY = 24 << 20  # what the worker needs itself, with a fork and some room
 IDLE_LIMIT = 86_400.0  # seconds that a container waits for a word from its host
 FILES_MAX = 200_000  # looked at in a folder that is to be mounted, and hidden in it
@@ -1759,11 +1750,11 @@ POOL_LINGER = 120.0  # seconds that containers are kept warm after the last was 
 
 
 class DockerChannel(Channel):
-    """A container's attached standard streams, in the frames in which the engine mixes them."""
+    """A container's attached standard streams, which the engine multiplexes."""
 
-    def __init__(self, engine: Any, container: str, attached: Any):
-        super().__init__(plain_stream(engine, attached))
-        self.engine, self.container = engine, container
+    def __init__(self, engine: Any, container: str, attached: Any, memory: int):
+        super().__init__(raw_socket(engine, attached))
+        self.engine, self.container, self.memory = engine, container, memory
         self.attached = attached  # holds the response open
         self.arrived = bytearray()
         self.complaint = bytearray()  # the newest of what came on stderr: why a worker did not start
@@ -1781,15 +1772,15 @@ class DockerChannel(Channel):
         return output
 
     def output(self) -> bytes:
-        """What has arrived whole of the container's stdout."""
+        """The complete parts of the container's stdout that have arrived."""
         found, at = [], 0
         while len(self.arrived) - at >= 8:
-            kind, size = self.arrived[at], int.from_bytes(self.arrived[at + 4 : at + 8], "big")
+            stream_id, size = self.arrived[at], int.from_bytes(self.arrived[at + 4 : at + 8], "big")
             if len(self.arrived) - at < 8 + size:
                 break
             part = bytes(memoryview(self.arrived)[at + 8 : at + 8 + size])
             at += 8 + size
-            if kind == 1:
+            if stream_id == 1:
                 found.append(part)
             else:
                 self.complaint = (self.complaint + part)[-4000:]
@@ -1797,13 +1788,13 @@ class DockerChannel(Channel):
         return b"".join(found)
 
     def alive(self) -> bool:
-        """Whether the other end is still there, as far as this machine knows."""
+        """Whether the connection is still open, as far as this machine knows."""
         poller = select.poll()
         poller.register(self.stream.fileno(), getattr(select, "POLLRDHUP", 0))
         return not poller.poll(0)
 
     def signal(self, name: str) -> None:
-        """Signal the container's first process. One that has ended, or a daemon that has, is found out by reading."""
+        """Signal the container's PID 1. If it or the daemon has ended, reading finds that out."""
 
         def deliver() -> None:
             with contextlib.suppress(OSError):
@@ -1811,6 +1802,15 @@ class DockerChannel(Channel):
 
         self.delivering.append(threading.Thread(target=deliver, daemon=True))  # a slow engine must not stop the clock
         self.delivering[-1].start()
+
+    def make_room(self, name: str, nbytes: int) -> None:
+        """SandboxError for what cannot fit, before the kernel kills for it."""
+        if nbytes > self.memory - LEAST_MEMORY:
+            megabytes = (nbytes + LEAST_MEMORY + (48 << 20)) >> 20
+            raise SandboxError(
+                f"{name!r} needs about {nbytes >> 20} MB, the container has {self.memory >> 20} MB",
+                f'docker_memory = "{megabytes}m"',
+            )
 
     def settle(self) -> None:
         while self.delivering:
@@ -1848,8 +1848,8 @@ class DockerChannel(Channel):
 
 
 def close_attached(attached: Any) -> None:
-    """The response first, which complains later if the socket below it has gone."""
-    stream = getattr(attached, "_sock", attached)  # which the response's end takes from `attached`
+    """Close the response first: it warns later if its socket was closed before it."""
+    stream = getattr(attached, "_sock", attached)  # closing the response clears it
     with contextlib.suppress(OSError, ValueError):
         if (response := getattr(attached, "_response", None)) is not None:
             response.close()
@@ -1857,8 +1857,8 @@ def close_attached(attached: Any) -> None:
         attached.close()
 
 
-def plain_stream(engine: Any, attached: Any) -> Any:
-    """The socket below what the SDK returned for an attached container."""
+def raw_socket(engine: Any, attached: Any) -> Any:
+    """The non-blocking socket under the SDK's object for an attached container."""
     import socket
     import ssl
 
@@ -1875,7 +1875,7 @@ def plain_stream(engine: Any, attached: Any) -> Any:
 
 
 class TLSStream:
-    """A TLS connection with the manners of a plain non-blocking socket, for a reader and a writer at once."""
+    """A TLS connection that behaves like a plain non-blocking socket, for one reader and one writer at once."""
 
     def __init__(self, stream: Any):
         self.stream = stream
@@ -1884,7 +1884,7 @@ class TLSStream:
         self.shutdown, self.close = stream.shutdown, stream.close
 
     def recv(self, size: int) -> bytes:
-        """All that has arrived, since what TLS has read already does not make the descriptor readable."""
+        """All that has arrived: bytes that TLS has buffered do not make the descriptor readable."""
         import ssl
 
         parts: list[bytes] = []
@@ -1908,21 +1908,21 @@ class TLSStream:
 
 
 def request(engine: Any, method: str, container: str, action: str = "", **parameters: str) -> int:
-    """A request about a container, in less time than the SDK allows; the answer's status."""
+    """Send a request about a container, with a shorter timeout than the SDK's; returns the status."""
     url = f"{engine.base_url}/v{engine.api_version}/containers/{container}{action}"
     with engine.request(method, url, params=parameters, timeout=STOP_SECONDS) as answer:
         return int(answer.status_code)
 
 
 def remove_container(engine: Any, container: str) -> None:
-    """Remove a container in whatever state it is; one that is gone is fine, one that is going is waited for."""
+    """Remove a container in any state; if it is being removed already, wait for that."""
     with contextlib.suppress(OSError):
         if request(engine, "DELETE", container, force="1", v="1") == 409:
             request(engine, "POST", container, "/wait", condition="removed")
 
 
 def engine_errors() -> tuple[type[Exception], ...]:
-    """What the Docker SDK raises."""
+    """The exception classes of the Docker SDK."""
     import docker.errors
 
     known: tuple[type[Exception], ...] = (OSError, docker.errors.DockerException)  # OSError: requests' own are such
@@ -1942,17 +1942,15 @@ def docker_engine() -> Any:
 
 
 def connect_engine() -> Any:
-    import atexit
-
     try:
         import docker
 
         connect = docker.from_env
     except (ImportError, AttributeError) as error:
         folder = getattr(sys.modules.get("docker"), "__path__", None)
-        why = f"{next(iter(folder))} hides it" if folder else str(error)
+        reason = f"{next(iter(folder))} hides it" if folder else str(error)
         raise SandboxError(
-            f"the Docker SDK for Python cannot be imported: {why}",
+            f"the Docker SDK for Python cannot be imported: {reason}",
             "rename that folder, or run elsewhere" if folder else "pip install docker",
         ) from None
     troubles: tuple[type[Exception], ...] = (*engine_errors(), ValueError)
@@ -1962,7 +1960,6 @@ def connect_engine() -> Any:
         raise no_engine(error) from None
     engine.timeout = DAEMON_SECONDS
     engine.is_podman = "Podman" in str(engine.version().get("Components"))
-    atexit.register(leave_nothing, engine, os.getpid())
     return engine
 
 
@@ -1974,9 +1971,9 @@ def no_engine(error: BaseException) -> SandboxError:
         )
     if "paramiko" in str(error):
         return SandboxError(f"the SDK cannot connect to {where}", 'pip install "docker[ssh]"')
-    told = f" ({first_line(error)})" if os.environ.get("DOCKER_HOST") else ""
+    detail = f" ({first_line(error)})" if os.environ.get("DOCKER_HOST") else ""
     return SandboxError(
-        f"no Docker daemon answers at {where}{told}",
+        f"no Docker daemon answers at {where}{detail}",
         "start it (sudo systemctl start docker), set DOCKER_HOST, or --env local",
     )
 
@@ -1985,12 +1982,12 @@ def no_engine(error: BaseException) -> SandboxError:
 
 
 def owner_label(pid: int) -> str:
-    """A process of this machine in words that no later process on this or another machine shares."""
+    """A label for a process that no other process, here or on another machine, ever has."""
     return f"{machine_id()} {pid} {start_of(pid)}"
 
 
 def machine_id() -> str:
-    """The machine since its start and, as pids mean nothing elsewhere, the PID namespace."""
+    """An id for this boot of the machine and this PID namespace."""
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
             return f"{file.read().strip()}/{os.stat('/proc/self/ns/pid').st_ino}"
@@ -2001,12 +1998,8 @@ def machine_id() -> str:
 
 
 def start_of(pid: int) -> str:
-    """When a process started, as its kernel counts; "" where that cannot be seen."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
+    """When a process started, in the kernel's units; "" if unknown."""
+    return stat_field(pid, 19)
 
 
 def is_alive(pid: int, started: str) -> bool:
@@ -2022,19 +2015,11 @@ def is_alive(pid: int, started: str) -> bool:
 
 
 def sweep_containers(engine: Any) -> None:
-    """Remove the containers that dead processes of this machine have left."""
+    """Remove the containers of this machine's dead processes."""
     for container, label in labelled(engine):
         machine, pid, started = [*label.split(" "), "", ""][:3]
         if machine == machine_id() and pid.isdigit() and not is_alive(int(pid), started):
             remove_container(engine, container)
-
-
-def leave_nothing(engine: Any, pid: int) -> None:
-    """As this process ends: remove what an interrupt left half made."""
-    if os.getpid() == pid:
-        for container, label in labelled(engine):
-            if label == owner_label(pid):
-                remove_container(engine, container)
 
 
 def labelled(engine: Any) -> list[tuple[str, str]]:
@@ -2068,7 +2053,7 @@ module = sys.modules["rlm_worker"] = types.ModuleType("rlm_worker")
 
 
 def worker_program() -> str:
-    """rlm_worker.py as a program for `python3 -c`; its setup follows as JSON."""
+    """rlm_worker.py as a program for `python3 -c`; the next argument is its setup as JSON."""
     import zlib
 
     with open(WORKER_FILE, encoding="utf-8") as file:
@@ -2086,10 +2071,10 @@ REFUSALS = (
     (r"executable file not found", "the image {box.image!r} has no python", 'docker_image = "python:3.11-slim"'),
     (r"[Uu]nknown (or invalid )?runtime|runtime .{1,100} not found", "the engine has no runtime {box.runtime!r}",
      "docker info lists the runtimes; docker_runtime = one of them"),
-    (r"[Mm]emory", "the engine refuses this amount of memory: {told}", 'docker_memory = "512m"'),
-    (r"CPU", "the engine refuses this number of processors: {told}", "docker_cpus = 1.0"),
-    (r"no space left", "the engine's disk is full: {told}", "docker system df shows what takes the room"),
-    (r"bind source path|mount", "{box.workspace} cannot be mounted: {told}", 'docker_mount = "none"'),
+    (r"[Mm]emory", "the engine refuses this amount of memory: {detail}", 'docker_memory = "512m"'),
+    (r"CPU", "the engine refuses this number of processors: {detail}", "docker_cpus = 1.0"),
+    (r"no space left", "the engine's disk is full: {detail}", "docker system df shows what takes the room"),
+    (r"bind source path|mount", "{box.workspace} cannot be mounted: {detail}", 'docker_mount = "none"'),
     (r"refused|Connection|timed out|No such file", "the Docker daemon does not answer any more",
      "start it again (sudo systemctl start docker); a run that had begun goes on with: rlm resume ID"),
 )  # fmt: skip
@@ -2120,7 +2105,6 @@ class DockerSandbox(Sandbox):
         self.image, self.cpus, self.memory, self.runtime = image, cpus, parse_size(memory), runtime
         self.network_disabled, self.pool, self.on_progress = network_disabled, pool, on_progress
         self.workspace = os.path.realpath(workspace) if workspace else None
-        self.weights: dict[str, int] = {}
         self.engine = docker_engine()
         if self.memory < LEAST_MEMORY:
             raise SandboxError(
@@ -2139,7 +2123,7 @@ class DockerSandbox(Sandbox):
         return "container"
 
     def execute(self, code: str, **options: Any) -> Cell:
-        """As everywhere; SandboxError if the cell was lost because the daemon has gone."""
+        """Run a cell; SandboxError if it was lost because the daemon has gone."""
         cell = super().execute(code, **options)
         if cell.status == "lost":
             try:
@@ -2148,30 +2132,13 @@ class DockerSandbox(Sandbox):
                 raise self._failure(error) from None
         return cell
 
-    def reset(self) -> None:
-        self.weights.clear()
-        super().reset()
-
-    def _send_blob(self, name: str, header: dict[str, Any], pieces: Iterator[bytes]) -> None:
-        """Refuse what cannot fit, before the kernel does so by killing."""
-        weights = {**self.weights, name: header["weight"]}
-        needed = sum(weights.values())
-        if needed > self.memory - LEAST_MEMORY:
-            megabytes = (needed + LEAST_MEMORY + (48 << 20)) >> 20
-            raise SandboxError(
-                f"{name!r} needs about {needed >> 20} MB, the container has {self.memory >> 20} MB",
-                f'docker_memory = "{megabytes}m"',
-            )
-        super()._send_blob(name, header, pieces)
-        self.weights = weights
-
     # - starting
 
     def _open(self) -> Channel:
-        return take_warm(self._kind(), self.pool, self._start) if self.pool else self._start()
+        return take_warm(self._pool_key(), self.pool, self._start) if self.pool else self._start()
 
-    def _kind(self) -> tuple[Any, ...]:
-        """What containers have in common that can stand in for each other."""
+    def _pool_key(self) -> tuple[Any, ...]:
+        """What is equal in containers that can replace each other."""
         limits = (self.image, self.cpus, self.memory, self.network_disabled, self.runtime)
         return (os.getpid(), id(self.engine), *limits, self.workspace, self.output_limit)
 
@@ -2180,9 +2147,9 @@ class DockerSandbox(Sandbox):
         try:
             super()._hello(frames)
         except SandboxError as error:
-            told = bytes(getattr(channel, "complaint", b"")).decode("utf-8", "replace").strip().splitlines()
+            lines = bytes(getattr(channel, "complaint", b"")).decode("utf-8", "replace").strip().splitlines()
             raise SandboxError(
-                f"the image {self.image!r} did not start: {told[-1] if told else error}",
+                f"the image {self.image!r} did not start: {lines[-1] if lines else error}",
                 f"try: docker run --rm {self.image} python3 -V",
             ) from None
         self.layers["container"] = True
@@ -2190,7 +2157,7 @@ class DockerSandbox(Sandbox):
             self._files = Files(())
 
     def _start(self) -> DockerChannel:
-        """A container whose worker is about to say hello. One that does not start is not removed by itself."""
+        """Start a container; its worker will say hello. One that fails to start has to be removed here."""
         error: Exception | None = None
         for python in ("python3", "python"):
             name = f"rlm-{os.urandom(8).hex()}"
@@ -2218,7 +2185,7 @@ class DockerSandbox(Sandbox):
         attached = self.engine.attach_socket(name, {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
         try:
             self.engine.start(name)
-            channel = DockerChannel(self.engine, name, attached)
+            channel = DockerChannel(self.engine, name, attached, self.memory)
             channel.mounted = bool(options["host_config"].get("Mounts"))
             return channel
         except BaseException:
@@ -2231,7 +2198,7 @@ class DockerSandbox(Sandbox):
             "output_limit": self.output_limit,
             "fork_limit": min(300 << 20, self.memory // 2),
             "idle_limit": IDLE_LIMIT,
-            "most": self.memory + PIDS_MAX * THREAD_STACK,  # what can never be had is a MemoryError, not a kill
+            "data_limit": self.memory + PIDS_MAX * THREAD_STACK,  # beyond it, MemoryError instead of a kill
             "folders": ["/workspace", "/tmp"] if mounts else ["/tmp"],
             "scratch": "/tmp",
             "home": "/workspace" if mounts else "/tmp",
@@ -2255,7 +2222,7 @@ class DockerSandbox(Sandbox):
         }
 
     def _limits(self, mounts: list[Any], empty: list[str]) -> dict[str, Any]:
-        """All that the engine is told to withhold."""
+        """The limits and denials that the engine enforces."""
         from docker.types import LogConfig, Ulimit
 
         bounds = {"core": 0, "nofile": 256, "fsize": 64 << 20, "msgqueue": 0}
@@ -2275,7 +2242,7 @@ class DockerSandbox(Sandbox):
             "memswap_limit": self.memory,
             "nano_cpus": int(self.cpus * 1e9),
             "ipc_mode": "none",
-            "init": False,  # the worker's supervisor is one
+            "init": False,  # the worker's PID 1 is one
             "log_config": LogConfig(type="none"),
             "ulimits": [Ulimit(name=name, soft=value, hard=value) for name, value in bounds.items()],
             "auto_remove": True,
@@ -2283,28 +2250,28 @@ class DockerSandbox(Sandbox):
         return {**limits, "runtime": self.runtime} if self.runtime else limits
 
     def _mounts(self) -> tuple[list[Any], list[str]]:
-        """The working directory with nothing in place of the files, and the folders, that may hold credentials."""
+        """Mounts for the working directory and over the files that may hold credentials, and the folders to hide."""
         from docker.types import Mount
 
         local = self.engine.base_url in ("http+docker://localhost", "http+docker://localnpipe")
         if self.workspace is None or not local or not os.path.isdir(self.workspace):
             return [], []
         files, folders = secrets_in(self.workspace)
-        whole = Mount("/workspace", self.workspace, type="bind", read_only=True)
-        whole["BindOptions"] = {"NonRecursive": True}  # a file system mounted below it would be writable
+        count_of = Mount("/workspace", self.workspace, type="bind", read_only=True)
+        count_of["BindOptions"] = {"NonRecursive": True}  # a file system mounted below it would be writable
         hidden = [Mount(f"/workspace/{path}", "/dev/null", type="bind", read_only=True) for path in files]
-        return [whole, *hidden], [f"/workspace/{path}" for path in folders]
+        return [count_of, *hidden], [f"/workspace/{path}" for path in folders]
 
     def _pull(self) -> None:
-        """Fetch the image, saying so; SandboxError if no registry can be reached."""
-        say = self.on_progress or (lambda line: print(line, file=sys.stderr))
-        say(f"docker: the image {self.image} is not here; pulling it")
+        """Pull the image and report progress; SandboxError if that fails."""
+        report = self.on_progress or (lambda line: print(line, file=sys.stderr))
+        report(f"docker: the image {self.image} is not here; pulling it")
         refusal = ""
         try:
             for step in self.engine.pull(self.image, stream=True, decode=True):  # to its end, or it stays open
                 refusal = step.get("error", refusal)
                 if "progress" not in step and step.get("status"):
-                    say(f"docker: {step['status']}")
+                    report(f"docker: {step['status']}")
             if refusal:
                 raise OSError(refusal)
         except engine_errors() as error:
@@ -2314,12 +2281,12 @@ class DockerSandbox(Sandbox):
             ) from None
 
     def _failure(self, error: Exception | None) -> SandboxError:
-        """The engine's refusal, with the next step."""
-        told = first_line(error)
+        """A SandboxError for the engine's refusal, with the next step."""
+        detail = first_line(error)
         for pattern, message, hint in REFUSALS:
-            if re.search(pattern, told):
-                return SandboxError(message.format(box=self, told=told), hint)
-        return SandboxError(f"the container cannot be started: {told}", "docker info")
+            if re.search(pattern, detail):
+                return SandboxError(message.format(box=self, detail=detail), hint)
+        return SandboxError(f"the container cannot be started: {detail}", "docker info")
 
 
 def first_line(error: BaseException | None) -> str:
@@ -2328,14 +2295,14 @@ def first_line(error: BaseException | None) -> str:
 
 
 def container_user() -> str:
-    """The caller's own ids, so that a mounted folder can be read; nobody's where those are root's."""
+    """The caller's own ids, so that a mounted folder can be read; nobody's instead of root's."""
     user = getattr(os, "getuid", lambda: 65534)() or 65534
     group = getattr(os, "getgid", lambda: 65534)() or 65534
     return f"{user}:{group}"
 
 
 def secrets_in(folder: str) -> tuple[list[str], list[str]]:
-    """Files and folders in a folder that may hold credentials, relative to it, or are linked to by such names."""
+    """The files and folders below a folder that may hold credentials, or that such names link to; relative paths."""
     files: set[str] = set()
     folders: set[str] = set()
     seen = 0
@@ -2346,7 +2313,7 @@ def secrets_in(folder: str) -> tuple[list[str], list[str]]:
         secret = {name for name in (*below, *names) if may_hold_secrets([*inside, name])}
         for name in secret:
             real = os.path.realpath(os.path.join(place, name))
-            if rlm_worker.within(real, folder) and os.path.exists(real):
+            if rlm_worker.is_inside(real, folder) and os.path.exists(real):
                 (folders if os.path.isdir(real) else files).add(os.path.relpath(real, folder).replace(os.sep, "/"))
         passed = secret | ({"objects"} if inside else set())
         below[:] = [name for name in below if name not in passed and os.path.join(place, name) not in mounted]
@@ -2370,72 +2337,61 @@ def mount_points() -> set[str]:
 # - containers kept warm
 
 _warm: dict[tuple[Any, ...], list[DockerChannel]] = {}
-_filling: set[tuple[Any, ...]] = set()
+_filling: list[tuple[Any, ...]] = []  # the key of each container that is being started
 _warm_lock = threading.Lock()
 
 
-def take_warm(kind: tuple[Any, ...], size: int, start: Callable[[], DockerChannel]) -> DockerChannel:
-    """A container that waits for its sandbox, or a fresh one; the places that this leaves are filled meanwhile."""
+def take_warm(key: tuple[Any, ...], size: int, start: Callable[[], DockerChannel]) -> DockerChannel:
+    """A container from the pool, or a fresh one; threads refill the pool."""
     import atexit
 
     with _warm_lock:
         if not _warm:
             atexit.register(close_warm)
-        waiting = _warm.setdefault(kind, [])
+        waiting = _warm.setdefault(key, [])
         channel = waiting.pop() if waiting else None
-        fill = kind not in _filling
-        _filling.add(kind)
-    if fill:
-        threading.Thread(target=fill_warm, args=(kind, size, start)).start()
+        missing = size - len(waiting) - _filling.count(key)
+        _filling.extend([key] * missing)
+    for _ in range(missing):
+        threading.Thread(target=start_warm, args=(key, start)).start()
     if channel is not None and not channel.alive():
         channel.close()
         channel = None
     return channel or start()
 
 
-def fill_warm(kind: tuple[Any, ...], size: int, start: Callable[[], DockerChannel]) -> None:
-    """Start what is missing; what nobody takes for a while is given up."""
-    with contextlib.suppress(SandboxError):  # whoever needs a container meets the error itself
-        while is_short(kind, size):
-            channel = start()
-            rlm_worker.wait_for(channel.fileno(), START_LIMIT)  # for its hello: who takes it is not to wait
-            with _warm_lock:
-                wanted = kind in _warm
-                if wanted:
-                    _warm[kind].append(channel)
-            if not wanted:
-                channel.close()
-                continue
-            lingers = threading.Timer(POOL_LINGER, give_up, args=(kind, channel))
+def start_warm(key: tuple[Any, ...], start: Callable[[], DockerChannel]) -> None:
+    """Start one container and keep it for a while."""
+    channel = None
+    with contextlib.suppress(SandboxError):  # whoever needs a container gets the error
+        channel = start()
+        rlm_worker.wait_for(channel.fileno(), START_LIMIT)  # until it says hello
+    with _warm_lock:
+        _filling.remove(key)
+        if channel is not None and key in _warm:
+            _warm[key].append(channel)
+            lingers = threading.Timer(POOL_LINGER, give_up, args=(key, channel))
             lingers.daemon = True
             lingers.start()
-        return
+            return
+    if channel is not None:
+        channel.close()
+
+
+def give_up(key: tuple[Any, ...], channel: DockerChannel) -> None:
+    """Close a container that nobody has taken."""
     with _warm_lock:
-        _filling.discard(kind)
-
-
-def is_short(kind: tuple[Any, ...], size: int) -> bool:
-    """Whether there are too few; if not, the filling is over, with the same look."""
-    with _warm_lock:
-        short = kind in _warm and len(_warm[kind]) < size
-        if not short:
-            _filling.discard(kind)
-        return short
-
-
-def give_up(kind: tuple[Any, ...], channel: DockerChannel) -> None:
-    with _warm_lock:
-        waits = channel in _warm.get(kind, ())
-        if waits:
-            _warm[kind].remove(channel)
-    if waits:
+        is_unused = channel in _warm.get(key, ())
+        if is_unused:
+            _warm[key].remove(channel)
+    if is_unused:
         channel.close()
 
 
 def close_warm() -> None:
-    """End the containers that wait."""
+    """Close all pooled containers."""
     with _warm_lock:
-        waiting = [channel for kind, channels in _warm.items() if kind[0] == os.getpid() for channel in channels]
+        waiting = [channel for key, channels in _warm.items() if key[0] == os.getpid() for channel in channels]
         _warm.clear()
     for channel in waiting:
         channel.close()

@@ -6,8 +6,8 @@
 and what exports one: training samples, a notebook, OpenTelemetry spans (only sending these needs `requests`).
 
 A leaf: it imports nothing of ours, works vendored alone (`python rlm_viz.py LOG.jsonl`), and treats every byte of a
-log as hostile. One builder, `rows`, turns events into the tree that page, terminal and notebook all show, so that
-their figures cannot differ. Not here: writing journals (rlm.py), and judging whether a recorded answer is right.
+journal as hostile. One function, `rows`, makes the tree that page, terminal and notebook show, so that their figures
+agree. Not here: writing journals (rlm.py), and judging whether a recorded answer is right.
 """
 
 from __future__ import annotations
@@ -143,9 +143,9 @@ def _no_constant(name: str) -> Any:
 
 
 def read(path: str | os.PathLike[str], *, bodies: bool = True) -> tuple[list[Event], list[str]]:
-    """Events of a log and, in words, what of it could not be used; a damaged log is never an error.
+    """(events, problems) of a journal: a damaged one is never an error, but described in `problems`.
 
-    With `bodies=False` prompts, replies, code and outputs are dropped as they are read: metrics only.
+    With `bodies=False` prompts, replies, code and outputs are dropped while reading: metrics only.
     """
     problems: list[str] = []
     events = [event if bodies else without_bodies(event) for event, _ in _scan(path, problems)]
@@ -153,7 +153,7 @@ def read(path: str | os.PathLike[str], *, bodies: bool = True) -> tuple[list[Eve
 
 
 def _scan(path: str | os.PathLike[str], problems: list[str]) -> Iterator[tuple[Event, int]]:
-    """(event, bytes of log up to it) of each line that can be used; what cannot goes into `problems`, in words."""
+    """(event, bytes of journal up to it) of each usable line; the others are described in `problems`."""
     number = size = 0
     with open(path, "rb") as file:
         while line := file.readline(MAX_LINE):
@@ -189,11 +189,11 @@ def _parse(line: bytes) -> tuple[Event | None, str]:
 
 
 def _none(constant: str) -> None:
-    """What NaN and Infinity are here."""
+    """Read NaN and Infinity as null."""
 
 
 def merge(events: Iterable[Event]) -> list[Event]:
-    """The same events, each with every specified field and with the message contents that the log stores elsewhere."""
+    """The events, each with every specified field and with the message contents that other lines hold."""
     stored = MessageResolver()
     return [_filled(stored.note(index, event)) for index, event in enumerate(events)]
 
@@ -215,21 +215,25 @@ _FIELDS: Mapping[str, Any] = {
 def _filled(event: Event) -> Event:
     full: Event = {**_FIELDS, **event}
     if event.get("event") == "call" and isinstance(event.get("prompt"), list):
-        full["prompt"] = [_without_address(message) for message in event["prompt"]]
+        full["prompt"] = [_with_content(message) for message in event["prompt"]]
     if event.get("event") == "tool":
         full["tool_results"] = [_whole_result(event, result) for result in _dicts(event.get("tool_results"))]
     return full
 
 
-def _without_address(message: Any) -> Any:
+def _with_content(message: Any) -> Any:
+    """The message as it was sent, without the notes of the resolver."""
     if not isinstance(message, dict) or "_stored" not in message:
         return message
-    bare = {name: value for name, value in message.items() if name not in ("_at", "_stored")}
-    return {**bare, "content": message["_stored"]}
+    return {**_without(message, "_at", "_stored"), "content": message["_stored"]}
+
+
+def _without(message: Event, *names: str) -> Event:
+    return {name: value for name, value in message.items() if name not in names}
 
 
 class MessageResolver:
-    """Where the messages lie that `call` lines name without their content, by reading the events in order.
+    """Finds the messages that `call` lines name without their content. Add every event of one journal, in order.
 
     `system` and the first `user` are in the node's `start`, a later `user` in the `start` that continues it or in the
     `compact` that summed it up; a `tool` message, and the `user` message that answers cells in text, in `tool` lines.
@@ -240,13 +244,14 @@ class MessageResolver:
         self.results: dict[tuple[str, str], tuple[int, str, Any]] = {}
 
     def note(self, index: int, event: Event) -> Event:
-        """Remember what the event stores; the event, its omitted messages with `_at` (event numbers) and `_stored`."""
+        """Remember the event's messages; return it, its omitted messages with `_at` (event numbers) and `_stored`."""
         node = str(event.get("node"))
         kind = event.get("event")
         if kind == "start":
             self.messages.setdefault((node, "system"), (index, event.get("system")))
-            told = event.get("announcement")
-            self.messages[node, "user"] = index, f"{event.get('prompt')}\n\n{told}" if told else event.get("prompt")
+            announced = event.get("announcement")
+            text = f"{event.get('prompt')}\n\n{announced}" if announced else event.get("prompt")
+            self.messages[node, "user"] = index, text
         elif kind == "compact" and event.get("summary"):
             self.messages[node, "user"] = index, event["summary"]
         elif kind == "tool":
@@ -278,7 +283,7 @@ def _whole_result(event: Event, result: Event) -> Event:
 
 
 def cell_text(event: Event) -> str:
-    """What the model was shown of a cell: its output, the value of its last expression, its error."""
+    """What the model saw of a cell: its output, the value of its last expression, its error."""
     stdout, value, error = (_text(event.get(name)) for name in ("stdout", "value", "error"))
     error = _text(event.get("brief")) or error
     images = f"[images made: {count_text(event['images'])}]" if event.get("images") else ""
@@ -319,7 +324,7 @@ def _bare_call(call: Any) -> Any:
 
 
 def _error_name(error: Any) -> str:
-    """The exception's class out of an error object or a traceback, without its message."""
+    """The exception's class from an error object or a traceback, without its message."""
     if isinstance(error, dict):
         named = re.match(r"[\w.]{1,80}", str(error.get("type") or ""))
     else:
@@ -330,7 +335,7 @@ def _error_name(error: Any) -> str:
 
 def _error_line(error: Any) -> tuple[str, bool]:
     """The line of a traceback that names the exception, and whether frames stand before it."""
-    # It stands on the first line after the frames. Those that follow are the message's, and may begin in any way.
+    # It is on the first line after the frames. Later lines belong to the message and may look like anything.
     lines = _CHAINED.split(str(error))[-1].removeprefix("error: ").split("\n")
     place = next((n for n, line in enumerate(lines) if not re.match(r"\s|Traceback|$", line)), 0)
     return lines[place], place > 0
@@ -338,7 +343,7 @@ def _error_line(error: Any) -> tuple[str, bool]:
 
 _CHAINED = re.compile(r"\n\n(?:The above exception was the direct cause of|During handling of the above)[^\n]*\n\n")
 _RAISED = r"(?:\w+\.)*[A-Z]\w*(?=:|$)"
-_RAISED_ALONE = r"[A-Z]\w*(?:Error|Exception|Exceeded|Interrupt|Exit)(?=:|$)"  # where no frames vouch for it
+_RAISED_ALONE = r"[A-Z]\w*(?:Error|Exception|Exceeded|Interrupt|Exit)(?=:|$)"  # without frames before it
 
 
 # --- reading values that may be anything --------------------------------------------------------------------------
@@ -364,14 +369,14 @@ def _dict(value: Any) -> Event:
 
 
 def _text(value: Any) -> str:
-    """The words of a message's content: a text, or the text parts of a list."""
+    """The text of a message's content: a string, or the text parts of a list."""
     if isinstance(value, list):
         return " ".join(str(part.get("text") or f"[{part.get('type')}]") for part in _dicts(value))
     return value if isinstance(value, str) else "" if value is None else json.dumps(value, default=str)
 
 
 def first_line(value: Any, length: int = 96) -> str:
-    """The first line with anything on it, cut to a length."""
+    """The first line that is not blank, truncated to `length`."""
     text = _text(value)[:4000].strip()
     line = " ".join(text.partition("\n")[0].split())
     return line if len(line) <= length else line[: length - 1] + "…"
@@ -396,8 +401,8 @@ COLLAPSE_AT = 6  # this many sibling calls of one kind are shown as one row that
 class Row:
     """A line of the tree: an event, or (index -1) a batch of sibling calls or the heading of detached events.
 
-    `text` says what it is, `outcome` what came of it. Figures without a prefix are the row's own; `all_` ones
-    include everything below it. Costs are of the calls whose price is known; `unpriced` counts the others. Times are
+    `text` describes it, `outcome` its result. Figures without a prefix are the row's own; `all_` ones include
+    everything below it. Costs are those of calls with a known price; `unpriced` counts the others. Times are
     milliseconds since 1970.
     """
 
@@ -433,8 +438,8 @@ class Row:
 def rows(events: Sequence[Event]) -> list[Row]:
     """The run as a tree, in the order in which it is shown (a parent before its children, siblings by start).
 
-    Linear and iterative, so that a chain of any depth works; what has no parent, or is its own ancestor, stands
-    under one heading, "detached".
+    It is linear and iterative, so that a chain of any depth works. Events without a parent, or in a cycle of parents,
+    are under one heading, "detached".
     """
     spans = _spans(events)
     asked = _arguments(events)
@@ -464,20 +469,8 @@ def rows(events: Sequence[Event]) -> list[Row]:
 _TOP, _LOST = -1, -2
 
 
-def _spans(events: Sequence[Event]) -> list[tuple[float, float]]:
-    """Start and end of each event; a line is written when its call ends; one without a time takes its neighbour's."""
-    spans: list[tuple[float, float]] = []
-    last = next((at for at in (parse_timestamp(event.get("timestamp")) for event in events) if at is not None), 0.0)
-    for event in events:
-        at = parse_timestamp(event.get("timestamp"))
-        last = last if at is None else at
-        length = _number(event.get("duration_ms")) if event.get("event") in ("call", "tool", "interrupted") else 0.0
-        spans.append((last - length, last))
-    return spans
-
-
 def _parents(events: Sequence[Event]) -> list[int]:
-    """For each event the number of the one it hangs under, _TOP, or _LOST when that one is not in the log."""
+    """For each event the number of its parent, _TOP, or _LOST if the parent is not in the journal."""
     nodes: dict[str, int] = {}
     calls: dict[str, int] = {}
     cells: dict[tuple[str, float], int] = {}
@@ -501,7 +494,7 @@ def _parents(events: Sequence[Event]) -> list[int]:
     def parent(index: int, event: Event) -> int:
         kind = event.get("event")
         if kind == "start":
-            nodes[str(event.get("node"))] = index  # what follows hangs under the node's latest prompt
+            nodes[str(event.get("node"))] = index  # later events are children of the node's latest prompt
         if kind == "tool":
             return under_call(event.get("call_id"), event.get("from_cell"))
         if kind == "start" or (kind == "call" and event.get("kind") == "sub"):
@@ -514,7 +507,7 @@ def _parents(events: Sequence[Event]) -> list[int]:
 
 
 def _break_cycles(parents: list[int]) -> set[int]:
-    """Cut each circle of parents at one event; the numbers of those cut."""
+    """Cut each cycle of parents at one event; the numbers of these events."""
     cut: set[int] = set()
     seen = [0] * len(parents)  # 0 new, else the number of the walk that met it
     for begin in range(len(parents)):
@@ -529,7 +522,7 @@ def _break_cycles(parents: list[int]) -> set[int]:
 
 
 def _preorder(flat: list[Row], roots: list[int]) -> list[Row]:
-    """Rows in display order, batches folded into rows of their own; `children` then count in that order."""
+    """Rows in display order, with rows for folded batches; `children` then are indices in that order."""
     order: list[Row] = []
     stack: list[tuple[Row, int, Row | None]] = [(flat[index], 0, None) for index in reversed(_by_start(flat, roots))]
     while stack:
@@ -549,7 +542,7 @@ def _by_start(flat: list[Row], indices: list[int]) -> list[int]:
 
 
 def _folded(flat: list[Row], indices: list[int]) -> list[int]:
-    """The same siblings with each long stretch of one kind of call behind a new "batch" row."""
+    """The siblings, with each long sequence of one kind of call replaced by a new "batch" row."""
     folded: list[int] = []
     begin = 0
     while begin < len(indices):
@@ -568,7 +561,7 @@ def _folded(flat: list[Row], indices: list[int]) -> list[int]:
 
 
 def _accumulate(order: list[Row], pauses: list[tuple[float, float]]) -> None:
-    """Fill in the totals, own times and parallel widths, leaves first."""
+    """Compute totals, own times and concurrency, leaves first."""
     for row in reversed(order):
         below = [order[index] for index in row.children]
         row.all_tokens = row.tokens + sum(child.all_tokens for child in below)
@@ -598,7 +591,7 @@ def _coverage(spans: list[tuple[float, float]]) -> tuple[float, int]:
 
 
 def _most_at_once(spans: list[tuple[float, float]]) -> int:
-    """How many overlap by more than a millisecond: a lane's next call begins where its last one ended."""
+    """How many overlap by more than a millisecond: in sequence, a call begins in the millisecond the last one ended."""
     most = active = 0
     for _, step in sorted(edge for start, end in spans if end - start > 1 for edge in ((start + 1, 1), (end, -1))):
         active += step
@@ -610,28 +603,6 @@ def _number_subcalls(order: list[Row]) -> None:
     """Give each `llm_query` its number in the run."""
     for number, row in enumerate((row for row in order if row.name == "llm_query" and row.kind == "sub"), 1):
         row.text = f"#{number}"
-
-
-def _time_prompts(order: list[Row], events: Sequence[Event]) -> None:
-    """Let each prompt of the root have the duration that its end tells, as the run's heading does."""
-    prompts = [row for row in order if row.kind == "node" and row.level == 0]
-    ends = [row.index for row in prompts[1:]] + [len(events)]
-    for row, end in zip(prompts, ends):
-        told = _active_ms(events[row.index : end])
-        row.self_ms, row.total_ms = max(0.0, row.self_ms + told - row.total_ms), told
-
-
-_Asked = Mapping[tuple[str, str], Any]
-
-
-def _arguments(events: Sequence[Event]) -> _Asked:
-    """What each tool call was asked with: (call id of the turn, id of the tool call) -> arguments."""
-    return {
-        (str(event.get("call_id")), str(call.get("id"))): call.get("arguments")
-        for event in events
-        if event.get("event") == "call"
-        for call in _dicts(event.get("tool_calls"))
-    }
 
 
 def _row(index: int, event: Event, start: float, end: float, asked: _Asked) -> Row:
@@ -679,7 +650,7 @@ def label(kind: str, event: Event) -> tuple[str, str]:
 
 
 def _turn_text(event: Event) -> str:
-    """What a turn says; where it says nothing, the first comment or line of its code, or what it calls."""
+    """A turn's prose; without any, the first comment or line of its code, or the calls it makes."""
     prose, _, block = _text(event.get("response"))[:4000].partition("```")
     if prose.strip():
         return first_line(prose)
@@ -690,7 +661,7 @@ def _turn_text(event: Event) -> str:
 
 
 def _outcome(kind: str, event: Event) -> str:
-    """What came of a row: a cell's last line of output or its error, a sub-call's reply, a tool's result."""
+    """The result of a row: a cell's last line of output or its error, a sub-call's reply, a tool's result."""
     if kind == "sub":
         return first_line(event.get("response")) or first_line(_last_user_text(event.get("prompt")))
     if kind not in ("cell", "tool"):
@@ -709,11 +680,6 @@ def _tool_words(event: Event, asked: _Asked) -> tuple[str, str]:
     arguments = event.get("arguments", asked.get(_asked_key(event)))
     name = first_line(event.get("name"), 40) or ", ".join(dict.fromkeys(names)) or "tool"
     return name, first_line(_text(arguments)) if arguments else ""
-
-
-def _asked_key(event: Event) -> tuple[str, str]:
-    results = _dicts(event.get("tool_results"))
-    return str(event.get("call_id")), str(results[0].get("id")) if results else ""
 
 
 def _other_words(kind: str, event: Event) -> tuple[str, str]:
@@ -746,7 +712,7 @@ def _last_user_text(prompt: Any) -> str:
 
 
 def _telling_line(code: Any, error: Any = None) -> str:
-    """The line of code that says most: that which failed, asks a model or answers; else the last that shows a value."""
+    """The most telling line of code: the one that failed, asks a model or answers; else the last to show a value."""
     lines = _text(code)[:8000].splitlines()
     failed = re.findall(r'"<cell[^"\n]*>", line (\d{1,6}), in <module>', _text(error))
     if failed and 0 < int(failed[-1]) <= len(lines):
@@ -776,6 +742,46 @@ def _flags(kind: str, event: Event) -> int:
     return flags
 
 
+# --- what journals of version 1 do not record, and is inferred here ---------------------------------------------------
+#
+# A line is written when its call ends, so that starts follow from durations. Lines do not name the arguments of a tool
+# that a model called, the turn or cell that gave a node's answer, or the time for which a run was stopped between two
+# prompts or before a resumption: these follow from the lines before them.
+
+
+_Asked = Mapping[tuple[str, str], Any]
+
+
+def _spans(events: Sequence[Event]) -> list[tuple[float, float]]:
+    """Start and end of each event; one without a timestamp gets its neighbour's."""
+    spans: list[tuple[float, float]] = []
+    last = next((at for at in (parse_timestamp(event.get("timestamp")) for event in events) if at is not None), 0.0)
+    for event in events:
+        at = parse_timestamp(event.get("timestamp"))
+        last = last if at is None else at
+        spans.append((last - _length_ms(event), last))
+    return spans
+
+
+def _length_ms(event: Event) -> float:
+    return _number(event.get("duration_ms")) if event.get("event") in ("call", "tool", "interrupted") else 0.0
+
+
+def _arguments(events: Sequence[Event]) -> _Asked:
+    """The arguments of each tool call: (call id of the turn, id of the tool call) -> arguments."""
+    return {
+        (str(event.get("call_id")), str(call.get("id"))): call.get("arguments")
+        for event in events
+        if event.get("event") == "call"
+        for call in _dicts(event.get("tool_calls"))
+    }
+
+
+def _asked_key(event: Event) -> tuple[str, str]:
+    results = _dicts(event.get("tool_results"))
+    return str(event.get("call_id")), str(results[0].get("id")) if results else ""
+
+
 def _mark_answer(events: Sequence[Event], flat: list[Row]) -> None:
     """Flag where each node's answer came from (its last turn, or the cell that called FINAL); give it to the node."""
     last: dict[str, int] = {}
@@ -792,6 +798,47 @@ def _mark_answer(events: Sequence[Event], flat: list[Row]) -> None:
                 flat[last[node]].flags |= FINAL
             if node in opened:
                 flat[opened[node]].outcome = first_line(event.get("response"))
+
+
+def _time_prompts(order: list[Row], events: Sequence[Event]) -> None:
+    """Give each prompt of the root the duration that its end records, as in the run's heading."""
+    prompts = [row for row in order if row.kind == "node" and row.level == 0]
+    ends = [row.index for row in prompts[1:]] + [len(events)]
+    for row, end in zip(prompts, ends):
+        recorded = _active_ms(events[row.index : end])
+        row.self_ms, row.total_ms = max(0.0, row.self_ms + recorded - row.total_ms), recorded
+
+
+def _active_ms(events: Sequence[Event]) -> float:
+    """The run's duration as its ends record it, else by its timestamps; time spent stopped is excluded."""
+    total, begin, last = 0.0, -1.0, 0.0
+    for event, (start, end) in zip(events, _spans(events), strict=True):
+        if begin >= 0 and is_restart(event):
+            total, begin = total + last - begin, start
+        begin = start if begin < 0 else begin
+        last = max(last, end)
+        if event.get("event") == "end" and not _number(event.get("depth")):
+            recorded = _number(_dict(event.get("totals")).get("duration_ms"))
+            total, begin = total + (recorded or last - begin), -1.0
+    return max(0.0, total + (last - begin if begin >= 0 else 0.0))
+
+
+def is_restart(event: Event) -> bool:
+    """Whether the run had stopped before this event: it was resumed, or got another prompt."""
+    return (event.get("event") == "resume" and "divergence" not in event) or bool(event.get("continues"))
+
+
+def _pauses(events: Sequence[Event], spans: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """(begin, length) of each time in which the run was stopped before a resumption or another prompt."""
+    resumed = [index for index, event in enumerate(events) if index and is_restart(event)]
+    return [(spans[index - 1][1], max(0.0, spans[index][0] - spans[index - 1][1])) for index in resumed]
+
+
+def _has_paused(first: Event, end: Event) -> bool:
+    """Whether a run was resumed or got another prompt: more time has passed than the duration its end records."""
+    began, ended = parse_timestamp(first.get("timestamp")), parse_timestamp(end.get("timestamp"))
+    took = _number(_dict(end.get("totals")).get("duration_ms"))
+    return began is not None and ended is not None and ended - began > took + 50
 
 
 # --- totals -----------------------------------------------------------------------------------------------------------
@@ -818,7 +865,7 @@ def totals(events: Sequence[Event], tree_rows: Sequence[Row] | None = None) -> d
 
 
 def _status(events: Sequence[Event]) -> str:
-    """The root's last word: answered, partial, error, interrupted, or unfinished when it has not ended."""
+    """The root's status: answered, partial, error, interrupted, or unfinished if it has not ended."""
     status = "unfinished" if events else "empty"
     for event in events:
         if is_restart(event):
@@ -826,31 +873,6 @@ def _status(events: Sequence[Event]) -> str:
         elif event.get("event") == "end" and not _number(event.get("depth")):
             status = first_line(event.get("status"), 20) or "ended"
     return status
-
-
-def _active_ms(events: Sequence[Event]) -> float:
-    """The time the run took, as its ends say it, else by its clock; pauses before it went on are not in it."""
-    total, begin, last = 0.0, -1.0, 0.0
-    for event, (start, end) in zip(events, _spans(events), strict=True):
-        if begin >= 0 and is_restart(event):
-            total, begin = total + last - begin, start
-        begin = start if begin < 0 else begin
-        last = max(last, end)
-        if event.get("event") == "end" and not _number(event.get("depth")):
-            recorded = _number(_dict(event.get("totals")).get("duration_ms"))
-            total, begin = total + (recorded or last - begin), -1.0
-    return max(0.0, total + (last - begin if begin >= 0 else 0.0))
-
-
-def is_restart(event: Event) -> bool:
-    """Whether the run had stopped before this event: it was resumed, or got another prompt."""
-    return (event.get("event") == "resume" and "divergence" not in event) or bool(event.get("continues"))
-
-
-def _pauses(events: Sequence[Event], spans: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """(when it began, how long it was) of each time in which the run lay still until it went on."""
-    resumed = [index for index, event in enumerate(events) if index and is_restart(event)]
-    return [(spans[index - 1][1], max(0.0, spans[index][0] - spans[index - 1][1])) for index in resumed]
 
 
 # --- figures and text as people read them -----------------------------------------------------------------------------
@@ -885,7 +907,12 @@ def duration(ms: float) -> str:
 
 def _visible(text: str) -> str:
     """The text on one line with every unseen character written as an escape."""
-    return _UNSEEN.sub(lambda found: f"\\u{ord(found.group()):04x}", text.replace("\n", " ").replace("\t", " "))
+    return _shown(text.replace("\n", " ").replace("\t", " "))
+
+
+def _shown(text: str) -> str:
+    """The text with characters that move or hide text as escapes."""
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
 
 
 def _width(text: str) -> int:
@@ -980,7 +1007,7 @@ def _tree_line(row: Row, guides: list[bool], width: int, color: bool) -> str:
     mark = _mark(row)
     flags = "".join(words for bit, words in _FLAG_WORDS.items() if row.flags & bit)
     wide = f" ({row.max_concurrency} at once)" if row.kind in ("cell", "batch") and row.max_concurrency > 1 else ""
-    label = _fit(f"{bars}{mark} {_visible(row.name)}{wide}{flags}  {_visible(_told(row))}", room)
+    label = _fit(f"{bars}{mark} {_visible(row.name)}{wide}{flags}  {_visible(_row_words(row))}", room)
     code = "31" if row.error else "32" if row.flags & FINAL else "36" if row.kind in ("node", "batch") else ""
     return (_paint(label, code, color) + _figures(row, width)).rstrip()
 
@@ -989,8 +1016,8 @@ def _mark(row: Row) -> str:
     return "✗" if row.error else "!" if row.kind == "end" and row.flags & WARNING else _MARKS[row.kind]
 
 
-def _told(row: Row) -> str:
-    """What a row is and what came of it."""
+def _row_words(row: Row) -> str:
+    """A row's text and outcome."""
     return " → ".join(filter(None, [row.text, row.outcome]))
 
 
@@ -1019,7 +1046,7 @@ def _paint(text: str, code: str, color: bool) -> str:
 
 
 def step(event: Event) -> str:
-    """The line of an event as it happens, indented by its depth; "" for what is none (text as it arrives)."""
+    """The progress line of an event, indented by its depth; "" for text deltas and other events without one."""
     if event.get("event") not in EVENTS:
         return ""
     row = _row(0, event, 0.0, 0.0, {})
@@ -1049,7 +1076,7 @@ def _step_words(row: Row, event: Event) -> str:
 
 
 def _calls_in_words(event: Event) -> str:
-    """What a turn calls: tools with their arguments; of a cell, whose code has a line of its own, the name."""
+    """The calls of a turn: tools with their arguments, cells by name, because their code has a row."""
     calls = []
     for call in _dicts(event.get("tool_calls"))[:4]:
         name, arguments = first_line(call.get("name"), 40), call.get("arguments")
@@ -1065,7 +1092,7 @@ _CARD_RESPONSE = 3_000  # bytes of the response in a card, before escaping
 
 
 def card(result: Mapping[str, Any], events: Sequence[Event]) -> str:
-    """A result's fields as HTML: response, figures and, folded, the first rows of the tree; as harmless as `table`."""
+    """A result as HTML: response, figures and, folded, the first rows of the tree; escaped like `table`."""
     whole = str(result["response"]).encode("utf-8", "replace")
     response = whole[:_CARD_RESPONSE].decode("utf-8", "ignore") + (" …" if len(whole) > _CARD_RESPONSE else "")
     cost = money(result["cost_usd"] or 0.0, result["cost_usd"] is None)
@@ -1114,7 +1141,7 @@ def table(events: Sequence[Event], rows: int = 30) -> str:
 
 
 def _redact_words(shown: Sequence[Row], events: Sequence[Event]) -> None:
-    """Take the rows' words from events without secrets: a key that was cut has no shape to know it by."""
+    """Make the rows' texts from redacted events: a truncated key could no longer be recognised."""
     secrets, asked = Secrets(), _arguments(events)
     for row in shown:
         key = _asked_key(events[row.index])
@@ -1135,17 +1162,17 @@ def _html_row(row: Row, figure: str, brief: int) -> str:
     left = figure and f' style="text-align:left;padding:1px 10px 1px {row.level * 14}px"'
     indent = "" if left else "\u00a0\u00a0" * min(row.level, 24)
     figures = "".join(f"<td{figure}>{_html(total)}</td>" for total, _ in _figure_texts(row))
-    words = f"{indent}{mark} <b>{_html(_visible(row.name))}</b> {_html(_visible(_told(row)[:brief]))}"
+    words = f"{indent}{mark} <b>{_html(_visible(row.name))}</b> {_html(_visible(_row_words(row)[:brief]))}"
     return f"<tr><td{left}>{words}</td>{figures}</tr>"
 
 
-# --- what goes on now -------------------------------------------------------------------------------------------------
+# --- current activity -------------------------------------------------------------------------------------------------
 
 
 class Activity:
-    """What a run does at the moment, in a few words, from the events that its listener gets; safe to use in threads.
+    """What a run is doing now, in a few words, from the events that its listener gets; thread-safe.
 
-    Runs within runs overlap: the latest of what goes on is told, a batch of sub-calls before its single ones.
+    Nested runs overlap: the latest activity is shown, and a batch of sub-calls rather than its single ones.
     """
 
     def __init__(self) -> None:
@@ -1154,7 +1181,7 @@ class Activity:
         self._doing: dict[tuple[str, ...], dict[str, float]] = {}  # (what, run, node, …): figures; the latest last
 
     def update(self, event: Event) -> None:
-        """Take an event in. What it does not know it ignores."""
+        """Add an event; unknown ones are ignored."""
         what = event.get("phase") if event.get("event") == "progress" else event.get("event")
         node = str(event.get("trajectory_id")), str(event.get("node"))
         with self._lock:
@@ -1173,7 +1200,7 @@ class Activity:
                     del self._doing[key]
 
     def words(self, *, timed: bool = True) -> str:
-        """`running cell 3: 4 s`; "" for nothing. Without `timed` no seconds, for a line that is not renewed."""
+        """`running cell 3: 4 s`, or "". Without `timed` there are no seconds, for a line that is rarely repainted."""
         with self._lock:
             if self._loading:
                 return self._loading
@@ -1205,6 +1232,31 @@ class Activity:
             self._doing.pop(key, None)
 
 
+@dataclass
+class Counts:
+    """What a run has used until now, from the events that its listener gets."""
+
+    calls: int = 0
+    tokens: int = 0
+    subcalls: int = 0
+    depth: int = 0
+    cost: float = 0.0
+    unpriced: int = 0
+
+    def update(self, event: Event) -> None:
+        """Add an event."""
+        kind = event.get("event")
+        self.depth = max(self.depth, int(_number(event.get("depth"))))
+        if kind == "call":
+            usage = _dict(event.get("token_usage"))
+            self.calls += 1
+            self.tokens += int(_number(usage.get("input")) + _number(usage.get("output")))
+            self.unpriced += event.get("cost_usd") is None
+            self.cost += _number(event.get("cost_usd"))
+        if (kind == "call" and event.get("kind") == "sub") or (kind == "start" and event.get("depth")):
+            self.subcalls += 1
+
+
 def _batch_words(batch: Mapping[str, float], timed: bool) -> str:
     done, total = int(batch["done"]), int(batch["total"])
     return f"{done:,} of {counted(total, 'sub-call')}" if done < total else ""
@@ -1233,28 +1285,20 @@ def counted(number: int, word: str) -> str:
 
 
 class NotebookProgress:
-    """A listener for runs in a notebook: one line under the cell, renewed at most twice a second."""
+    """A listener for runs in a notebook: one line under the cell, updated at most twice a second."""
 
     def __init__(self, display: Callable[..., Any]) -> None:
         self._display = display
         self._handle: Any = None
         self._began = self._shown = time.monotonic()
-        self._calls = self._tokens = self._depth = self._unpriced = 0
-        self._cost = 0.0
-        self._activity = Activity()
+        self._counts, self._activity = Counts(), Activity()
 
     def __call__(self, event: Event) -> None:
         kind = event.get("event")
         self._activity.update(event)
+        self._counts.update(event)
         if kind == "start" and not event.get("depth"):
             self._began = time.monotonic()
-        if kind == "call":
-            usage = _dict(event.get("token_usage"))
-            self._calls += 1
-            self._tokens += int(_number(usage.get("input")) + _number(usage.get("output")))
-            self._depth = max(self._depth, int(_number(event.get("depth"))))
-            self._unpriced += event.get("cost_usd") is None
-            self._cost += _number(event.get("cost_usd"))
         last = kind == "end" and not event.get("depth")
         begins = self._handle is None and kind == "progress"  # the first wait may be the longest
         if last or begins or time.monotonic() - self._shown >= 0.5:
@@ -1263,9 +1307,9 @@ class NotebookProgress:
     def _show(self, mark: str) -> None:
         self._shown = time.monotonic()
         took = duration((self._shown - self._began) * 1000)
-        cost = money(self._cost, self._unpriced)
-        calls, tokens = counted(self._calls, "call"), counted(self._tokens, "token")
-        figures = [f"{mark} {took}", calls, tokens, cost, f"depth {self._depth}"]
+        used = self._counts
+        figures = [f"{mark} {took}", counted(used.calls, "call"), counted(used.tokens, "token")]
+        figures += [money(used.cost, used.unpriced), f"depth {used.depth}"]
         doing = _visible(self._activity.words(timed=False)) if mark == "…" else ""
         line = {"text/plain": " · ".join([*figures, doing] if doing else figures)}
         if self._handle is None:
@@ -1296,7 +1340,7 @@ _rows = rows  # `table` has a parameter of that name
 
 
 def find_log(dir: str | os.PathLike[str], id_prefix: str) -> str:
-    """The log whose id starts with the prefix (or the named .jsonl file); ValueError says what there is instead."""
+    """The journal whose id starts with the prefix (or the named .jsonl file); ValueError lists those that exist."""
     if id_prefix.endswith(".jsonl") and os.path.isfile(id_prefix):
         return id_prefix
     names = [name[: -len(".jsonl")] for name in _log_names(dir)]
@@ -1323,7 +1367,7 @@ def _log_names(dir: str | os.PathLike[str]) -> list[str]:
 
 
 def _changed(entry: os.DirEntry[str]) -> int | None:
-    """When a file was last written, in nanoseconds; None for what is none, or has gone since the folder was read."""
+    """When a file was last written, in nanoseconds; None if it is no file, or has been deleted since."""
     try:
         return entry.stat().st_mtime_ns if entry.is_file() else None
     except OSError:
@@ -1331,7 +1375,7 @@ def _changed(entry: os.DirEntry[str]) -> int | None:
 
 
 def list_runs(dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """What is known of each run without reading its whole log, newest first: id, status, prompt, figures, path."""
+    """id, status, prompt, figures and path of each run, newest first, without reading whole journals if possible."""
     runs = []
     for name in _log_names(dir):
         with contextlib.suppress(OSError):  # gone by now, or not for this user to read
@@ -1358,13 +1402,6 @@ def _run_line(path: str) -> dict[str, Any]:
     }
 
 
-def _has_paused(first: Event, end: Event) -> bool:
-    """Whether a run was resumed or got another prompt: it is then older than the duration that its end tells."""
-    began, ended = parse_timestamp(first.get("timestamp")), parse_timestamp(end.get("timestamp"))
-    took = _number(_dict(end.get("totals")).get("duration_ms"))
-    return began is not None and ended is not None and ended - began > took + 50
-
-
 def first_and_last(path: str) -> tuple[Event, Event]:
     """The first event and the last whole one, by reading only the file's two ends."""
     with open(path, "rb") as file:
@@ -1383,7 +1420,7 @@ def first_and_last(path: str) -> tuple[Event, Event]:
     return first, {}
 
 
-# --- what runs have cost ----------------------------------------------------------------------------------------------
+# --- costs of runs ----------------------------------------------------------------------------------------------------
 
 COST_KEYS = ("model", "day", "project")
 
@@ -1406,7 +1443,7 @@ def costs(dirs: Iterable[str | os.PathLike[str]], by: str = "model") -> dict[str
                     folders = event.get("allowed_paths")
                     if isinstance(folders, list) and folders and not _number(event.get("depth")):
                         project = _text(folders[0])
-                    model = _text(event.get("model")) or model  # an abandoned call does not say it
+                    model = _text(event.get("model")) or model  # an abandoned call has no model
                     if event.get("event") not in ("call", "interrupted"):
                         continue
                     key = {"model": model, "day": _day(event), "project": project}[by] or "?"
@@ -1451,7 +1488,7 @@ _KEY_HINTS = ("sk-", "earer", "BEARER", "AKIA", "ghp_", "gho_", "ghu_", "ghs_", 
 
 
 class Secrets:
-    """What is never written into a page: key shapes, and the values of variables named like KEY, TOKEN or SECRET."""
+    """Redacts key shapes, and the values of variables named like KEY, TOKEN, SECRET or PASSWORD."""
 
     def __init__(self, environ: Mapping[str, str] | None = None) -> None:
         named = re.compile("KEY|TOKEN|SECRET|PASSWORD")
@@ -1469,7 +1506,7 @@ class Secrets:
         return any(hint in text for hint in self.hints) and self.shapes.search(text) is not None
 
     def removed(self, value: Any) -> Any:
-        """The value with each secret in it replaced by "[redacted]"."""
+        """The value with each secret replaced by "[redacted]"."""
         if isinstance(value, str):
             return self.shapes.sub("[redacted]", value)
         if isinstance(value, list):
@@ -1490,7 +1527,7 @@ NO_BODIES = "metrics only: prompts, replies, code and outputs are left out"
 
 @dataclass
 class PageBudget:
-    """What a page may still take, and what it must not."""
+    """The bytes that a page may still hold, and the secrets that it must not."""
 
     secrets: Secrets = field(default_factory=Secrets)
     plain: int = PLAIN_LIMIT
@@ -1509,7 +1546,7 @@ class _Run:
     plain: bool
 
     def meta(self) -> dict[str, Any]:
-        """What the page's heading, picker and comparison need of the run."""
+        """The data for the page's heading, picker and comparison."""
         begin, prompt = _last_of_root(self.events, "start")
         ending, end = _last_of_root(self.events, "end")
         now = [row for row in self.rows if row.index >= begin]  # a limit is for one prompt of a conversation
@@ -1535,7 +1572,7 @@ class _Run:
 
 
 def _last_of_root(events: Sequence[Event], name: str) -> tuple[int, Event]:
-    """Number of the root's last event of that name, and the event; no end if the run has gone on since."""
+    """(index, event) of the root's last event of that name; (-1, {}) for an end after which the run was continued."""
     for index in range(len(events) - 1, -1, -1):
         if events[index].get("event") == name and not _number(events[index].get("depth")):
             return index, events[index]
@@ -1545,7 +1582,7 @@ def _last_of_root(events: Sequence[Event], name: str) -> tuple[int, Event]:
 
 
 def _limits(events: Sequence[Event]) -> Event:
-    """The limits that held at last: a resumption may have raised some."""
+    """The limits in force at the end: a resumption may have raised some."""
     limits: Event = {}
     for event in events:
         if event.get("event") in ("start", "resume") and not _number(event.get("depth")):
@@ -1657,11 +1694,7 @@ def _addressed(event: Event) -> Event:
     """The event with, on each message that is stored elsewhere, the numbers of the events that have it (`_at`)."""
     if event.get("event") != "call" or not isinstance(event.get("prompt"), list):
         return event
-    bare = [
-        {name: value for name, value in message.items() if name != "_stored"} if isinstance(message, dict) else message
-        for message in event["prompt"]
-    ]
-    return {**event, "prompt": bare}
+    return {**event, "prompt": [_without(m, "_stored") if isinstance(m, dict) else m for m in event["prompt"]]}
 
 
 def _clean(event: Event, secrets: Secrets) -> tuple[Event, str]:
@@ -1678,7 +1711,7 @@ def _clean(event: Event, secrets: Secrets) -> tuple[Event, str]:
 
 
 def json_safe(event: Event) -> Event:
-    """The event with what JSON cannot say (infinity, endless nesting) put into words."""
+    """The event, with a description in place of each value that JSON cannot hold (infinity, endless nesting)."""
     fields: Event = {}
     for name, value in event.items():
         try:
@@ -1695,7 +1728,7 @@ def _json(value: Any) -> str:
 
 
 def _script_safe(text: str) -> str:
-    """JSON that no HTML parser can read as the end of its script, or as the beginning of another."""
+    """The JSON, escaped so that it cannot end its script element or begin another."""
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
@@ -1767,9 +1800,9 @@ def write(
 
 
 def write_file(path: str, pieces: Iterable[str], mode: int = 0o600) -> None:
-    """Write a text file at once or not at all, where a link leads, with the mode that it has; `mode` is for a new one.
+    """Write a text file atomically, through symbolic links, keeping its mode; `mode` is that of a new file.
 
-    What is no regular file is written through: a device, a pipe. "-" is stdout.
+    Devices and pipes are written to directly. "-" is stdout.
     """
     import stat
     import tempfile
@@ -1790,7 +1823,7 @@ def write_file(path: str, pieces: Iterable[str], mode: int = 0o600) -> None:
             file.writelines(pieces)
         os.chmod(part, stat.S_IMODE(owner.st_mode) if owner else mode)
         if owner is not None and hasattr(os, "chown"):
-            with contextlib.suppress(OSError):  # somebody else's file that we may write to becomes ours
+            with contextlib.suppress(OSError):  # the file becomes ours if it was another user's
                 os.chown(part, owner.st_uid, owner.st_gid)
         os.replace(part, target)
     except BaseException:
@@ -1799,7 +1832,7 @@ def write_file(path: str, pieces: Iterable[str], mode: int = 0o600) -> None:
 
 
 def _load(path: str | os.PathLike[str], room: PageBudget, bodies: bool = True) -> _Run:
-    """A log made ready for a page, its bodies as far as there is room for them."""
+    """Prepare a journal for a page, with bodies while the page has room for them."""
     problems: list[str] = []
     events: list[Event] = []
     dropped = 0
@@ -1819,7 +1852,7 @@ def _load(path: str | os.PathLike[str], room: PageBudget, bodies: bool = True) -
 def _page(
     runs: Sequence[_Run], *, others: Sequence[dict[str, Any]] = (), diff: bool = False, live: str = ""
 ) -> Iterator[str]:
-    """The pieces of the page: what can be read at once first, the bodies last."""
+    """The pieces of the page: the static part first, the bodies last."""
     metas = [run.meta() for run in runs]
     policy = (
         f"default-src 'none'; script-src '{_sha256(_HEAD_SCRIPT)}' '{_sha256(_LOADER)}' '{_sha256(_SCRIPT)}'; "
@@ -1862,7 +1895,7 @@ def _block(name: str, text: str, plain: bool) -> str:
 
 
 def _program() -> str:
-    """The page's own style and script, compressed, in letters that are safe in HTML."""
+    """The page's style and script, compressed and encoded in characters that are safe in HTML."""
     import gzip
     from base64 import b85encode
 
@@ -1874,11 +1907,6 @@ def _sha256(text: str) -> str:
     from base64 import b64encode
 
     return "sha256-" + b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _shown(text: str) -> str:
-    """Text for static HTML: what HTML cannot hold as a picture of it, direction marks as escapes."""
-    return _UNSEEN.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
 
 
 def _summary(meta: Mapping[str, Any]) -> str:
@@ -1901,7 +1929,7 @@ def _summary(meta: Mapping[str, Any]) -> str:
 
 
 _EMPTY = '<p class="empty">There is no run here yet.</p>'
-# What the page's script takes over from this file.
+# Constants that the page's script shares with this file.
 _FLAGS = (ERROR, WARNING, RESTORED, FINAL, ESTIMATED, RETRIED)
 _SHARED = {"kinds": list(_MARKS), "untimed": UNTIMED, "usage": USAGE, "flags": _FLAGS, "chunk": CHUNK, "tie": _TIE}
 
@@ -1910,7 +1938,7 @@ _SHARED = {"kinds": list(_MARKS), "untimed": UNTIMED, "usage": USAGE, "flags": _
 
 
 class History:
-    """The messages of each node, as they were sent to its model: compacted, and without what was left out.
+    """The messages of each node as they were sent to its model, after compaction and truncation.
 
     Add every event of one journal, in order.
     """
@@ -1936,7 +1964,7 @@ class History:
 
 
 class _Conversation:
-    """One node's messages. Names with an underscore are notes that are not part of a message."""
+    """One node's messages. Keys with an underscore are notes for this class, not part of a message."""
 
     def __init__(self) -> None:
         self.messages: list[Event] = []
@@ -1951,8 +1979,7 @@ class _Conversation:
             if origins and origins[0][0] == "compact" and any("_summary" in known for known in self.messages):
                 continue
             self._mend_reply(message)
-            bare = {name: value for name, value in message.items() if name not in ("_at", "_stored", "replaces")}
-            bare["content"] = message["_stored"] if "_stored" in message else message.get("content")
+            bare = {"content": None, **_without(_with_content(message), "_at", "replaces")}
             bare["_cells"] = [cell for _, cell in origins if cell]
             bare["_is_prompt"] = bool(origins) and origins[0][0] == "start"
             bare["_is_restart"] = self.restarted and not origins
@@ -1963,7 +1990,7 @@ class _Conversation:
         self.stubs, self.restarted = [], False
 
     def _mend_reply(self, message: Event) -> None:
-        """Apply what a new message says of the reply before it: that it was replaced, or which tool a call meant."""
+        """Apply what a new message implies for the reply before it: that it was replaced, or a tool's name."""
         newest = next((known for known in reversed(self.messages) if known["role"] == "assistant"), {})
         if message.get("replaces") and self.messages and self.messages[-1] is newest:
             self.messages.pop()
@@ -1984,7 +2011,7 @@ class _Conversation:
             self.stubs = event.get("places") or []
 
     def _leave_out(self, cells: set[Any]) -> None:
-        self.messages = self.messages[:-1]  # the newest reply: what came of it is not among the messages yet
+        self.messages = self.messages[:-1]  # the newest reply: its results are not among the messages yet
         while len(self.messages) > 2 and cells.intersection(self.messages[-1].get("_cells", ())):
             del self.messages[-2:]
         if self.messages and self.messages[-1].get("_is_restart"):
@@ -1993,7 +2020,7 @@ class _Conversation:
 
 
 def _reply_message(event: Event) -> Event:
-    """A turn's reply as a message, without the invented output that was dropped from it."""
+    """A turn's reply as a message, without the output that the model invented and rlm dropped."""
     text, dropped = _text(event.get("response")), int(_number(event.get("dropped")))
     message: Event = {"role": "assistant", "content": text}
     if dropped:
@@ -2021,7 +2048,7 @@ def training_samples(events: Iterable[Event]) -> Iterator[dict[str, Any]]:
         if event.get("event") == "start":
             schemas[node] = event.get("tool_schemas")
             plain |= {node} if event.get("protocol") == "plain" else set()
-        if event.get("system"):  # of a call: the loop goes on from a plain call, or in another protocol
+        if event.get("system"):  # of a call: the loop continues after a plain call, or in another protocol
             plain -= {node} if event.get("event") == "call" else set()
         if sent:
             messages = [_openai_message(message) for message in [*sent, _reply_message(event)]]
@@ -2035,26 +2062,18 @@ def _openai_message(message: Event) -> dict[str, Any]:
     role, content = message.get("role"), message.get("content")
     if role == "tool":
         return {"role": role, "tool_call_id": message.get("tool_call_id"), "content": _plain_text(content)}
-    made = {"role": role, "content": content if role == "user" and _has_image(content) else _plain_text(content)}
+    has_image = any(part.get("type") != "text" for part in _dicts(content))
+    made = {"role": role, "content": content if role == "user" and has_image else _plain_text(content)}
     if calls := message.get("tool_calls"):
-        made["tool_calls"] = [
-            {
-                "id": call.get("id"),
-                "type": "function",
-                "function": {"name": call.get("name"), "arguments": _asked(call)},
-            }
-            for call in calls
-        ]
+        made["tool_calls"] = [_openai_call(call) for call in calls]
     return made
 
 
-def _asked(call: Event) -> str:
+def _openai_call(call: Event) -> dict[str, Any]:
     arguments = call.get("arguments")
-    return json.dumps(arguments if isinstance(arguments, dict) else {"unreadable": str(arguments)}, ensure_ascii=False)
-
-
-def _has_image(content: Any) -> bool:
-    return any(part.get("type") != "text" for part in _dicts(content))
+    asked = arguments if isinstance(arguments, dict) else {"unreadable": str(arguments)}
+    function = {"name": call.get("name"), "arguments": json.dumps(asked, ensure_ascii=False)}
+    return {"id": call.get("id"), "type": "function", "function": function}
 
 
 def _plain_text(content: Any) -> str:
@@ -2082,10 +2101,10 @@ def notebook(events: Sequence[Event], context: str = "") -> dict[str, Any]:
             prose = _without_thinking(_text(event.get("response"))).partition("```")[0].strip()
             cells += [_markdown(prose)] if prose else []
         elif kind == "cell" and root:
-            cells += [_code_cell(event), *([_exchanges(shown[index])] if index in shown else [])]
+            cells += [_code_cell(event), *([_markdown_cell("\n\n".join(shown[index]))] if index in shown else [])]
         elif kind == "tool" and root and event.get("from_cell") is None:
             asked, answer = event.get("arguments"), _outcome(kind, event)
-            cells += [_exchanges([_exchange(_tool_words(event, {})[0], asked, answer)])]
+            cells += [_markdown_cell(_exchange(_tool_words(event, {})[0], asked, answer))]
         elif kind == "end" and root:
             said = _text(event.get("response")) or _text(_dict(event.get("error")).get("message"))
             cells += [_markdown(f"## {first_line(event.get('status'), 20)}\n\n{said}")]
@@ -2103,10 +2122,10 @@ _NOTEBOOK_NOTE = (
 
 
 def _under_cells(events: Sequence[Event]) -> dict[int, list[str]]:
-    """What each of the root's cells asked of models and tools, as Markdown, by the cell's place in the journal."""
+    """The calls of models and tools from each of the root's cells, as Markdown, by the cell's index in the journal."""
     parents, found = _parents(events), dict[int, list[str]]()
     _break_cycles(parents)
-    owners = {_TOP: -1, _LOST: -1}  # event -> the root's cell that it hangs under
+    owners = {_TOP: -1, _LOST: -1}  # event -> the root's cell that it is below
     for index, event in enumerate(events):
         path, at = [], index
         while at not in owners and not (_kind(events[at]) == "cell" and not _number(events[at].get("depth"))):
@@ -2125,7 +2144,7 @@ def _under_cells(events: Sequence[Event]) -> dict[int, list[str]]:
 
 
 def _exchange(name: str, asked: Any, answer: Any) -> str:
-    """What was asked and what came of it, folded, as text that no Markdown is read in."""
+    """A request and its result in a folded block, fenced so that neither is read as Markdown."""
     parts = [f"<details><summary>{_html(_visible(name))}</summary>"]
     for text in filter(None, (_text(asked).strip(), _text(answer).strip())):
         fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
@@ -2134,7 +2153,7 @@ def _exchange(name: str, asked: Any, answer: Any) -> str:
 
 
 def _context_cell(about: Event, saved: str) -> list[dict[str, Any]]:
-    """The cell that makes the variable `context`: from the saved copy, or from the files that it was read from."""
+    """The cell that loads the variable `context` from the saved copy, or from the original files."""
     source = about.get("source")
     load = f"with open({saved!r}, 'rb') as file:\n    saved = zlib.decompress(file.read())[1:]\n"
     if saved and about.get("type") == "str":
@@ -2152,13 +2171,12 @@ def _context_cell(about: Event, saved: str) -> list[dict[str, Any]]:
 
 
 def _markdown(text: str) -> dict[str, Any]:
-    """A cell of prose that asks for nothing over the network and holds no HTML."""
-    source = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text).replace("![", "!&#91;")
+    """A cell of prose that loads nothing over the network and holds no HTML."""
+    return _markdown_cell(re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text).replace("![", "!&#91;"))
+
+
+def _markdown_cell(source: str) -> dict[str, Any]:
     return {"cell_type": "markdown", "metadata": {}, "source": source}
-
-
-def _exchanges(folded: Sequence[str]) -> dict[str, Any]:
-    return {"cell_type": "markdown", "metadata": {}, "source": "\n\n".join(folded)}
 
 
 def _code_cell(event: Event) -> dict[str, Any]:
@@ -2190,7 +2208,7 @@ _PROVIDERS = {  # as the conventions name them; others keep our names
     "mistral": "mistral_ai", "moonshotai": "moonshot_ai", "xai": "x_ai",
 }  # fmt: skip
 _USAGE_ATTRIBUTES = ("input_tokens", "output_tokens", "cache_read.input_tokens", "cache_creation.input_tokens")
-_CLIENT = 3  # the kind of a span that asks another program; 1 is one that does not
+_CLIENT = 3  # the kind of a span that calls another program; 1 is one that does not
 
 
 def spans(events: Iterable[Event], *, bodies: bool = False) -> list[dict[str, Any]]:
@@ -2203,13 +2221,13 @@ def spans(events: Iterable[Event], *, bodies: bool = False) -> list[dict[str, An
 class Trace:
     """The spans of one run, made from its events in their order.
 
-    Ids follow from the journal alone: a run that was watched, resumed elsewhere, or is exported later has the same.
+    Ids depend on the journal alone: a run has the same ones live, resumed elsewhere, or exported later.
     """
 
     def __init__(self, bodies: bool = False) -> None:
         self.bodies = bodies
         self.history, self.secrets = History(), Secrets()
-        self.open: dict[str, dict[str, Any]] = {}  # node -> what its span will be made of
+        self.open: dict[str, dict[str, Any]] = {}  # node -> data of its span
         self.about: dict[str, dict[str, Any]] = {}  # node -> its newest `start`
         self.name = self.resumed = ""
         self.now = 0  # nanoseconds
@@ -2241,7 +2259,7 @@ class Trace:
         return []
 
     def close(self, now: int | None = None) -> list[dict[str, Any]]:
-        """The spans of the nodes that have not ended, as interrupted."""
+        """Close the nodes that have not ended; their spans, as interrupted."""
         return [span for node in list(self.open)[::-1] for span in self._close(node, now)]
 
     def _agent(self, event: Event, mark: str = "") -> dict[str, Any]:
@@ -2253,7 +2271,7 @@ class Trace:
             self.open[node] = {
                 "id": self._id("agent", node, mark or self.resumed),
                 "parent": "" if parent is None else self._id("call", parent),
-                "start": self.now - _duration_ns(event),
+                "start": self.now - round(_length_ms(event) * 1e6),
                 "events": [],
                 "gen_ai.operation.name": "invoke_agent",
                 "gen_ai.agent.name": "rlm",
@@ -2297,7 +2315,7 @@ class Trace:
         return self._span(f"chat {model}".strip(), (self._id(*name), parent), values, event, kind=_CLIENT)
 
     def _tool(self, event: Event) -> dict[str, Any]:
-        """The span of a cell or a tool. Its parent is the turn that asked for it, as in the journal."""
+        """The span of a cell or a tool. Its parent is the turn that called it, as in the journal."""
         agent, is_cell = self._agent(event), "code" in event
         result = next(iter(_dicts(event.get("tool_results"))), {})
         name = "execute_code" if is_cell else _tool_words(event, {})[0]
@@ -2343,7 +2361,7 @@ class Trace:
     def _span(
         self, name: str, ids: tuple[str, str], values: Event, event: Event, *, kind: int = 1, times: Any = None
     ) -> dict[str, Any]:
-        start, end = times or (self.now - _duration_ns(event), self.now)
+        start, end = times or (self.now - round(_length_ms(event) * 1e6), self.now)
         why = _text(_dict(event.get("error")).get("message") or event.get("error"))[-2000:] if self.bodies else ""
         status = {"code": 2, **({"message": _sendable(why)} if why else {})} if values.get("error.type") else {}
         return {
@@ -2362,8 +2380,9 @@ class Trace:
         return _hash(self.name, *parts)[:16]
 
     def _messages(self, messages: Iterable[Event]) -> str | None:
-        """Messages in the form of the conventions, as JSON text: few collectors take attributes of spans that are not
-        plain. None without bodies, and where there are none."""
+        """Messages in the conventions' form, as JSON text, because few collectors accept structured attributes.
+
+        None without bodies, and if there are no messages."""
         made = []
         for message in messages if self.bodies else ():
             text = _plain_text(message.get("content"))
@@ -2382,18 +2401,13 @@ def _hash(*parts: Any) -> str:
 
 
 def _span_metrics(event: Event) -> Event:
-    """The event without texts: what spans without bodies are made of."""
+    """The event without texts, for spans without bodies."""
     bare = without_bodies(event)
     return {**bare, "error": {"type": bare["error"]}} if "error" in bare else bare
 
 
-def _duration_ns(event: Event) -> int:
-    timed = event.get("event") in ("call", "tool", "interrupted")
-    return round(_number(event.get("duration_ms")) * 1e6) if timed else 0
-
-
 def _attributes(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Attributes as OTLP/JSON has them; what is None is left out."""
+    """Attributes in OTLP/JSON form; those that are None are left out."""
 
     def wrapped(value: Any) -> dict[str, Any]:
         if isinstance(value, list):
@@ -2429,10 +2443,10 @@ def _named_values(variable: str) -> dict[str, str]:
 class OTel:
     """An `on_event` that sends a run's spans to an OpenTelemetry collector while it runs: `RLM(on_event=OTel(url))`.
 
-    It never fails a run, and holds its end up for at most `timeout` seconds, while the last spans are sent. What is
-    wrong with the collector is said once, on stderr. Prompts, replies, code and outputs are sent only with `bodies`.
-    The endpoint is given or named by OpenTelemetry's own variables; a base address gets /v1/traces; ValueError for what
-    is none. Headers of the environment are for the endpoint that it names, or for a given one where it names none.
+    It never fails a run, and delays its end for at most `timeout` seconds, while the last spans are sent. A fault of
+    the collector is reported once, on stderr. Prompts, replies, code and outputs are sent only with `bodies`.
+    The endpoint is the argument or OTEL_EXPORTER_OTLP_ENDPOINT; /v1/traces is added to a base address; ValueError if it
+    is not a URL. Headers from the environment go only to the endpoint it names, or to any if it names none.
     """
 
     def __init__(
@@ -2454,7 +2468,7 @@ class OTel:
         self.bodies, self.timeout = bodies, timeout
         self._given = {"endpoint": endpoint, "headers": headers, "bodies": bodies, "timeout": timeout}
         self._process, self._lock = 0, threading.Lock()  # the process that has a thread for the queue
-        self._answers, self._told = True, False
+        self._answers, self._complained = True, False
 
     def __reduce__(self) -> tuple[Any, ...]:
         return functools.partial(OTel, **self._given), ()
@@ -2465,7 +2479,7 @@ class OTel:
         import queue
 
         with self._lock:
-            if self._process != os.getpid():  # at first, and where a process was forked
+            if self._process != os.getpid():  # at the first event, and after a fork
                 self._process, self._queue = os.getpid(), queue.Queue[Any](_QUEUE)
                 threading.Thread(target=self._work, args=(self._queue,), name="rlm-otel", daemon=True).start()
         is_end = event.get("event") == "end" and not event.get("depth")
@@ -2479,7 +2493,7 @@ class OTel:
                 done.wait(self.timeout)
 
     def _work(self, events: Any) -> None:
-        """Make spans of the events, and send them: all at a run's end, some at a time before."""
+        """Make spans from the events and send them: in batches, and all that are left at a run's end."""
         import queue
 
         traces: dict[str, Trace] = {}
@@ -2502,19 +2516,19 @@ class OTel:
 
     def _add(self, traces: dict[str, Trace], event: Event) -> list[dict[str, Any]]:
         ended = [name for name, trace in traces.items() if not trace.open]
-        for name in ended[:-32]:  # a conversation goes on in the trace of its earlier prompts
+        for name in ended[:-32]:  # a conversation continues the trace of its earlier prompts
             del traces[name]
         if (name := str(event.get("trajectory_id"))) not in traces:
             traces[name] = Trace(self.bodies)
         return traces[name].add(event)
 
     def _complain(self, what: str) -> None:
-        if not self._told:
-            self._told = True
+        if not self._complained:
+            self._complained = True
             print(f"rlm: OpenTelemetry: {what}; later: rlm export ID --otel", file=sys.stderr)
 
     def send(self, made: Sequence[dict[str, Any]]) -> None:
-        """Send spans within the timeout, in bodies that collectors accept; OSError says why some were not taken."""
+        """Send spans within the timeout, in bodies that collectors accept; OSError if some were not accepted."""
         until, batch, size = time.monotonic() + self.timeout, list[dict[str, Any]](), 0
         for span in made:
             length = len(_json(span))
@@ -2526,13 +2540,13 @@ class OTel:
         self._post(batch, until)
 
     def _post(self, batch: list[dict[str, Any]], until: float) -> None:
-        """One request, repeated where the collector asks for that and the time allows it."""
+        """Send one request, repeated if the collector asks for that and time is left."""
         import requests
         import urllib3
 
         headers, pause = {**self.headers, "Content-Type": "application/json"}, 0.25
         how: dict[str, Any] = {"data": _json(otlp(batch)).encode(), "headers": headers, "allow_redirects": False}
-        how["auth"] = self.login or (lambda request: request)  # or a login of ~/.netrc would replace a header
+        how["auth"] = self.login or (lambda request: request)  # or a login from ~/.netrc would replace a header
         while True:
             try:
                 answer = requests.post(self.url, timeout=max(0.05, until - time.monotonic()), stream=True, **how)
@@ -2547,14 +2561,14 @@ class OTel:
             time.sleep(pause)
         if answer.status_code // 100 != 2:
             raise OSError(f"{self.shown} answers with HTTP status {answer.status_code}")
-        with contextlib.suppress(ValueError):  # an empty body, too, says that all were taken
+        with contextlib.suppress(ValueError):  # an empty body also means that all were accepted
             partial = _dict(_dict(from_json(content)).get("partialSuccess"))
             if (count := first_line(partial.get("rejectedSpans", 0), 20)) != "0":
                 raise OSError(f"{self.shown} rejects {count} spans: {first_line(partial.get('errorMessage'), 200)}")
 
 
 def _root_cause(error: BaseException) -> str:
-    """What lies behind an error of `requests`, in a word or two."""
+    """The innermost cause of an error of `requests`, in a word or two."""
     while deeper := error.__cause__ or error.__context__:
         error = deeper
     return getattr(error, "strerror", None) or type(error).__name__
@@ -2640,13 +2654,13 @@ def make_server(dir: str | os.PathLike[str], port: int, *, bodies: bool = True) 
         do_HEAD = do_GET
 
         def log_message(self, format: str, *args: object) -> None:
-            """Requests are nobody's business."""
+            """Write no log of requests."""
 
     return ThreadingHTTPServer(("127.0.0.1", port), Handler)
 
 
 class _Pages:
-    """The folder's runs as pages, each made again only when its log or the list of logs has changed."""
+    """The folder's runs as pages. A page is rendered again only if its journal or the list of journals has changed."""
 
     def __init__(self, dir: str | os.PathLike[str], bodies: bool) -> None:
         self.dir = dir
@@ -2655,16 +2669,16 @@ class _Pages:
         self.cache: tuple[str, bytes] = ("", b"")
 
     def respond(self, target: str, host: str) -> tuple[int, str, bytes]:
-        """Status, media type and body for a request; another host's name means a page that has rebound its DNS."""
+        """Status, media type and body for a request; a foreign host name means DNS rebinding."""
         if host.partition(":")[0] not in ("127.0.0.1", "localhost"):
             return 403, "text/plain", b"only by a loopback address\n"
         try:
             return self.found(target)
-        except OSError:  # the log may have gone meanwhile
+        except OSError:  # the journal may have been deleted
             return 404, "text/plain", b"not found\n"
 
     def found(self, target: str) -> tuple[int, str, bytes]:
-        """The answer to an address; FileNotFoundError for one that stands for nothing."""
+        """The response to an address; FileNotFoundError for an unknown one."""
         from urllib.parse import parse_qs, urlsplit
 
         try:
@@ -2682,7 +2696,7 @@ class _Pages:
         return 200, "text/html", self.page(chosen, stamp)
 
     def stamp(self, chosen: Sequence[str], names: Sequence[str]) -> str:
-        """Changes whenever the page would."""
+        """A hash that changes whenever the page would."""
         facts = [str(sorted(names))]
         for name in chosen:
             status = os.stat(os.path.join(self.dir, name + ".jsonl"))
@@ -2704,7 +2718,7 @@ class _Pages:
 
 
 def _listed_meta(run: Mapping[str, Any], secrets: Secrets) -> dict[str, Any]:
-    """The picker's line for a run that another page holds."""
+    """The picker's line for a run that is on another page."""
     from urllib.parse import quote
 
     shown: dict[str, Any] = secrets.removed({name: run[name] for name in run if name != "path"})

@@ -1,17 +1,17 @@
 # /// script
 # requires-python = ">=3.10"
 # ///
-"""What runs inside a sandbox: a REPL that keeps its variables, speaks frames, and confines itself first.
+"""What runs inside a sandbox: a REPL that keeps its variables, exchanges frames with the host, and confines itself.
 
-`rlm_sandbox` starts it in a child process or sends this file into a container, and drives it. It needs the standard
-library alone and, since a container may have an old one, Python 3.8. Not for import by anything else: what it does to
-a process (limits, signals, streams) is meant for one of its own.
+`rlm_sandbox` starts this file in a child process, or sends it into a container, and drives it. It needs only the
+standard library and, since a container may have an old Python, version 3.8. Do not import it for anything else: it
+changes the process it runs in (limits, signals, streams).
 
-The language layer of the local sandbox, `rlm_policy`, is loaded from the file beside this one. It has to offer
-`policy_preload(allowed_imports)`, which may be called again when more modules have been imported, and
-`PolicyLanguage(setup)` with the methods of `PlainLanguage`.
+The local sandbox's language layer, `rlm_policy`, is loaded from the file beside this one. It provides
+`policy_preload(allowed_imports)`, which may be called again after more imports, and `PolicyLanguage(setup)` with the
+methods of `PlainLanguage`.
 
-The file reads in this order: codec and wire, output, host calls, files, worker, confinement, zygote.
+Order of the file: codec and frames, output, host calls, files, worker, confinement, zygote.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import CodeType
-from typing import Any, List, NamedTuple, NoReturn, Tuple
+from typing import Any, List, NoReturn, Tuple
 
-# --- codec and wire ---------------------------------------------------------------------------------------------------
+# --- codec and frames -------------------------------------------------------------------------------------------------
 
 FRAME_MAX = 8 << 20  # bytes in one frame, either way
 VALUE_MAX = 8_000_000  # of a value in it
-PART_COST = 80  # of these bytes for each item, key and container, beyond their text: so much it takes to read them
-DEPTH_MAX = 100  # nested containers in a value that travels
-OUT_HALF = 5_000_000  # bytes of a cell's output kept at each end
-STREAM_MAX = 4_000_000  # characters of a cell's output that are sent on while it runs
-OUT_TOTAL = 100_000_000  # characters kept in all of `_out`
-TOGETHER_MAX = 64  # tasks whose calls are asked together
+PART_COST = 80  # bytes charged for each item, key and container beyond their text: what it costs to read them
+DEPTH_MAX = 100  # nested containers in a value that is sent
+OUTPUT_HALF = 5_000_000  # bytes of a cell's output kept at each end
+STREAM_MAX = 4_000_000  # characters of a cell's output that are streamed
+OUTPUTS_MAX = 100_000_000  # characters kept in all of `_out`
+TOGETHER_MAX = 64  # tasks whose calls are in flight at once
 NAMES_MAX = 5_000  # variables that are listed
-PASSED_ON = b"done"  # the snapshot's last word to the child that takes over
-RELAYED_MAX = 4  # frames for a child that does not take them
-SPARE_DESCRIPTORS = 16  # kept from the cells
+COMMITTED = b"done"  # the checkpoint's last word to the cell process that takes over
+QUEUED_FRAMES_MAX = 4  # frames held back for a cell process that does not read
+SPARE_DESCRIPTORS = 16  # that cells cannot use
 
 
 class Unset:
@@ -76,63 +76,63 @@ class Packer:
     Only the base types' own methods are used, so that a subclass made in a cell runs none of its code here.
     """
 
-    def __init__(self, room: int = VALUE_MAX):
-        self.room = room
+    def __init__(self, budget: int = VALUE_MAX):
+        self.budget = budget
 
     def pack(self, value: Any, depth: int = 0) -> Any:
-        kind = type(value)
-        if value is None or kind is bool:
-            self.take(4)
+        cls = type(value)
+        if value is None or cls is bool:
+            self.charge(4)
             return value
         if depth > DEPTH_MAX:
             raise ValueError(f"nested more than {DEPTH_MAX} deep")
-        if issubclass(kind, str):
-            text = value if kind is str else str.__str__(value)
-            self.take(len(text) if text.isascii() else max(len(text), sys.getsizeof(text) // 2))
+        if issubclass(cls, str):
+            text = value if cls is str else str.__str__(value)
+            self.charge(len(text) if text.isascii() else max(len(text), sys.getsizeof(text) // 2))
             return text
-        if issubclass(kind, int):
+        if issubclass(cls, int):
             return self.integer(int.__add__(value, 0))
-        if issubclass(kind, float):
+        if issubclass(cls, float):
             number = float.__float__(value)
-            self.take(24)
+            self.charge(24)
             return number if math.isfinite(number) else self.tagged("float", repr(number))
-        if issubclass(kind, dict):
+        if issubclass(cls, dict):
             return self.mapping(list(dict.items(value)), depth)
         for base, tag in SEQUENCES:
-            if issubclass(kind, base):
-                self.take(2, 2)
-                if base.__len__(value) * PART_COST > self.room:
+            if issubclass(cls, base):
+                self.charge(2, 2)
+                if base.__len__(value) * PART_COST > self.budget:
                     raise ValueError(TOO_LARGE)
                 items = [self.pack(item, depth + 1) for item in base.__iter__(value)]
                 return self.tagged(tag, items) if tag else items
-        if issubclass(kind, (bytes, bytearray)):
-            self.take(len(value))
-            return self.tagged(kind.__name__, binascii.b2a_base64(bytes(value), newline=False).decode())
+        if issubclass(cls, (bytes, bytearray)):
+            self.charge(len(value))
+            return self.tagged(cls.__name__, binascii.b2a_base64(bytes(value), newline=False).decode())
         raise TypeError(
-            f"{kind.__name__} is not plain data (None, bool, int, float, str, bytes, list, tuple, set, dict)"
+            f"{cls.__name__} is not plain data (None, bool, int, float, str, bytes, list, tuple, set, dict)"
         )
 
-    def tagged(self, kind: str, body: Any) -> Any:
-        self.take(20, 4)
-        return {"$": kind, "v": body}
+    def tagged(self, tag: str, body: Any) -> Any:
+        self.charge(20, 4)
+        return {"$": tag, "v": body}
 
     def mapping(self, items: list[tuple[Any, Any]], depth: int) -> Any:
         if all(type(key) is str and key != "$" for key, _ in items):
-            self.take(sum(len(key) + 3 for key, _ in items), 2 + len(items))
+            self.charge(sum(len(key) + 3 for key, _ in items), 2 + len(items))
             return {key: self.pack(item, depth + 1) for key, item in items}
-        self.take(2 * len(items), 2 + len(items))
+        self.charge(2 * len(items), 2 + len(items))
         return self.tagged("dict", [[self.pack(key, depth + 1), self.pack(item, depth + 1)] for key, item in items])
 
     def integer(self, value: int) -> Any:
-        """Beyond 2**63 in hexadecimal. Beyond 4,300 digits nobody could print it, so it does not travel as a number."""
+        """Hexadecimal beyond 2**63. ValueError beyond Python's limit on digits, since nobody could print it."""
         if value.bit_length() > 14_000:
             raise ValueError("an integer of more than 4,200 digits: use hex() or a float")
-        self.take(value.bit_length() // 4 + 2)
+        self.charge(value.bit_length() // 4 + 2)
         return value if -(2**63) <= value < 2**63 else self.tagged("int", hex(value))
 
-    def take(self, size: int, parts: int = 1) -> None:
-        self.room -= size + PART_COST * parts
-        if self.room < 0:
+    def charge(self, size: int, parts: int = 1) -> None:
+        self.budget -= size + PART_COST * parts
+        if self.budget < 0:
             raise ValueError(TOO_LARGE)
 
 
@@ -144,33 +144,33 @@ SEQUENCES = ((list, ""), (tuple, "tuple"), (set, "set"), (frozenset, "frozenset"
 
 
 def unpack(value: Any) -> Any:
-    """What `Packer.pack` was given; ValueError for what it cannot have made."""
+    """The inverse of `Packer.pack`; ValueError for anything that it cannot have produced."""
     if type(value) is list:
         return [unpack(item) for item in value]
     if type(value) is not dict:
         return value
     if "$" not in value:
         return {key: unpack(item) for key, item in value.items()}
-    kind, body = value["$"], value.get("v")
-    if kind == "float" and body in ("nan", "inf", "-inf"):
+    tag_name, body = value["$"], value.get("v")
+    if tag_name == "float" and body in ("nan", "inf", "-inf"):
         return float(body)
-    if kind == "int" and type(body) is str and len(body) < 3510:  # what `Packer.integer` makes
+    if tag_name == "int" and type(body) is str and len(body) < 3510:  # what `Packer.integer` makes
         return int(body, 16)
-    if kind in ("bytes", "bytearray") and type(body) is str:
+    if tag_name in ("bytes", "bytearray") and type(body) is str:
         raw = binascii.a2b_base64(body)
-        return raw if kind == "bytes" else bytearray(raw)
-    if kind == "dict" and type(body) is list and all(type(pair) is list and len(pair) == 2 for pair in body):
-        keys = spread([unpack(key) for key, _ in body])
+        return raw if tag_name == "bytes" else bytearray(raw)
+    if tag_name == "dict" and type(body) is list and all(type(pair) is list and len(pair) == 2 for pair in body):
+        keys = reject_collisions([unpack(key) for key, _ in body])
         return {key: unpack(pair[1]) for key, pair in zip(keys, body)}
     for base, tag in SEQUENCES:
-        if tag and kind == tag and type(body) is list:
+        if tag and tag_name == tag and type(body) is list:
             items = [unpack(item) for item in body]
-            return base(items) if base is tuple else base(spread(items))
-    raise ValueError("not a value that travels")
+            return base(items) if base is tuple else base(reject_collisions(items))
+    raise ValueError("not an encoded value")
 
 
-def spread(keys: list[Any]) -> list[Any]:
-    """The keys, if their hashes differ: equal ones, made on purpose, would cost quadratic time."""
+def reject_collisions(keys: list[Any]) -> list[Any]:
+    """Return the keys; ValueError if their hashes collide, which costs quadratic time and is never an accident."""
     if len(keys) > 100 and max(collections.Counter(map(hash, keys)).values()) > 100:
         raise ValueError("keys whose hashes collide")
     return keys
@@ -186,22 +186,22 @@ def encode_frame(message: dict[str, Any]) -> bytes:
     return struct.pack(">I", len(body)) + body
 
 
-def text_of(message: BaseException) -> str:
-    """An exception's message, whatever its `__str__` does."""
+def safe_str(message: BaseException) -> str:
+    """An exception's message, even if its `__str__` fails."""
     try:
         return str.__str__(str(message))
     except BaseException:
-        return f"<{type_name(type(message))} whose text cannot be had>"
+        return f"<{type_name(type(message))} without a message>"
 
 
-def type_name(kind: type) -> str:
-    """A class's name as the interpreter knows it, whatever its metaclass says."""
-    name = type.__dict__["__name__"].__get__(kind)
+def type_name(cls: type) -> str:
+    """A class's name as the interpreter stores it; no metaclass can override it."""
+    name = type.__dict__["__name__"].__get__(cls)
     return str(name)[:200]
 
 
-def cut(text: str, limit: int, where: str) -> str:
-    """The text, or its two ends with a line between them that says how much is missing and where it is."""
+def truncate(text: str, limit: int, where: str) -> str:
+    """Shorten a text to its two ends; a line between them says how much is missing and where to find it."""
     if len(text) <= limit:
         return text
     head, tail = limit - limit // 2, limit // 2
@@ -210,25 +210,25 @@ def cut(text: str, limit: int, where: str) -> str:
 
 
 def preview(value: Any, room: int = 80, depth: int = 0) -> str:
-    """A short picture of a value that runs no code of the cell's."""
-    kind = type(value)
-    if kind in (bool, type(None), float, complex):
+    """A short repr of a value that runs no code of the cell's."""
+    cls = type(value)
+    if cls in (bool, type(None), float, complex):
         return repr(value)
-    if kind is int:
+    if cls is int:
         return repr(value) if value.bit_length() < 200 else f"<int of {value.bit_length()} bits>"
-    if kind in (str, bytes):
+    if cls in (str, bytes):
         return repr(value) if len(value) <= room else repr(value[:room]) + "..."
-    if kind in (list, tuple, set, frozenset, dict) and depth < 3:
-        brackets = "[]" if kind is list else "()" if kind is tuple else "{}"
+    if cls in (list, tuple, set, frozenset, dict) and depth < 3:
+        brackets = "[]" if cls is list else "()" if cls is tuple else "{}"
         parts: list[str] = []
-        for item in itertools.islice(value.items() if kind is dict else value, 10):
+        for item in itertools.islice(value.items() if cls is dict else value, 10):
             if sum(map(len, parts)) > room:
                 break
-            shown = [preview(one, room // 2, depth + 1) for one in (item if kind is dict else (item,))]
+            shown = [preview(one, room // 2, depth + 1) for one in (item if cls is dict else (item,))]
             parts.append(": ".join(shown))
         more = ", ..." if len(value) > len(parts) else ""
         return brackets[0] + ", ".join(parts) + more + brackets[1]
-    return f"<{type_name(kind)}>"
+    return f"<{type_name(cls)}>"
 
 
 SIZED: frozenset[type] = frozenset((str, bytes, bytearray, list, tuple, set, frozenset, dict, range)) | frozenset(
@@ -241,25 +241,25 @@ def describe(value: Any) -> tuple[str, int | None, str]:
 
 
 def require_text(value: Any) -> None:
-    """Refuse as an answer what has no text of its own, such as "<generator object ...>"."""
-    kind = type(value)
-    mro = type.__dict__["__mro__"].__get__(kind)
-    spaces = [type.__dict__["__dict__"].__get__(owner) for owner in mro if owner is not object]
-    texts = [space[name] for space in spaces for name in ("__str__", "__repr__") if name in space]
-    if issubclass(kind, tuple(MODULES)):
+    """TypeError for an answer without a text form of its own, such as "<generator object ...>"."""
+    cls = type(value)
+    mro = type.__dict__["__mro__"].__get__(cls)
+    namespaces = [type.__dict__["__dict__"].__get__(owner) for owner in mro if owner is not object]
+    texts = [namespace[name] for namespace in namespaces for name in ("__str__", "__repr__") if name in namespace]
+    if issubclass(cls, tuple(MODULES)):
         what, instead = "module", "FINAL(x.name)"
-    elif issubclass(kind, type):
+    elif issubclass(cls, type):
         what, instead = "class", "FINAL(C(...))"
     elif texts and type(texts[0]) is type(require_text):
         return  # its class says what its text is
-    elif any("__next__" in space for space in spaces):
-        what, instead = type_name(kind), "FINAL(list(x))"
+    elif any("__next__" in namespace for namespace in namespaces):
+        what, instead = type_name(cls), "FINAL(list(x))"
     elif callable(value):
         what, instead = "function", "FINAL(f(...))"
     elif texts:
         return
     else:
-        what, instead = f"{type_name(kind)} without a text of its own", "FINAL(x.name)"
+        what, instead = f"{type_name(cls)} without a text of its own", "FINAL(x.name)"
     raise TypeError(f"FINAL takes text or data, not a {what}: {instead}")
 
 
@@ -267,22 +267,22 @@ MODULES: list[type] = [type(sys)]
 
 
 def long_repr(value: Any, limit: int) -> str:
-    """`repr`, without building a gigabyte of it when a large built-in container is looked at."""
-    kind, half = type(value), limit // 2 + 1
-    if kind in (str, bytes) and len(value) > 2 * limit:
+    """`repr` in bounded memory: of a large built-in container only both ends are rendered."""
+    cls, half = type(value), limit // 2 + 1
+    if cls in (str, bytes) and len(value) > 2 * limit:
         shown = repr(value[:half]) + f" [... {len(value) - 2 * half} left out ...] " + repr(value[-half:])
-    elif kind in (list, tuple) and len(value) > 2 * limit:
+    elif cls in (list, tuple) and len(value) > 2 * limit:
         shown = repr(value[:half])[:-1] + f", [... {len(value) - 2 * half} items ...], " + repr(value[-half:])[1:]
-    elif kind in (dict, set, frozenset) and len(value) > 2 * limit:
-        first = itertools.islice(value.items() if kind is dict else value, half)
-        shown = repr(dict(first) if kind is dict else set(first))[:-1] + f", [... of {len(value)} ...]}}"
+    elif cls in (dict, set, frozenset) and len(value) > 2 * limit:
+        first = itertools.islice(value.items() if cls is dict else value, half)
+        shown = repr(dict(first) if cls is dict else set(first))[:-1] + f", [... of {len(value)} ...]}}"
     else:
         shown = str.__str__(repr(value))
-    return cut(shown, limit, "")
+    return truncate(shown, limit, "")
 
 
 class Interrupts:
-    """SIGINT as KeyboardInterrupt in the cell's own code, and nowhere else: never in the middle of a frame."""
+    """Raises KeyboardInterrupt for SIGINT in the cell's own code only, never in the middle of a frame."""
 
     def __init__(self) -> None:
         self.armed = False
@@ -308,8 +308,8 @@ class Interrupts:
                 raise KeyboardInterrupt
 
 
-class Wire:
-    """Length-prefixed frames over two descriptors, read exactly, so that another process can go on where one stops."""
+class FramedPipe:
+    """Length-prefixed frames over two descriptors. Reads exactly one frame, so that another process can take over."""
 
     def __init__(self, reader: int, writer: int):
         self.reader, self.writer = reader, writer
@@ -336,7 +336,7 @@ class Wire:
             view = view[os.write(self.writer, view) :]
 
     def wait(self) -> None:
-        if hasattr(select, "poll"):  # not on Windows, where no signal comes to a worker that waits
+        if hasattr(select, "poll"):  # not on Windows, where no signal interrupts a worker
             poller = select.poll()
             poller.register(self.reader, select.POLLIN)
             poller.poll()
@@ -352,19 +352,19 @@ def wait_for(descriptor: int, seconds: float, writing: bool = False) -> bool:
 
 
 class Output(io.TextIOBase):
-    """`sys.stdout` of the cells. Both ends of what one prints are kept, in memory that outlives the cell's process.
+    """`sys.stdout` of the cells. Keeps both ends of the output in shared memory that outlives the cell process.
 
-    The memory: how many bytes and characters there were, the first OUT_HALF bytes, and a ring of the last.
+    Layout: the counts of bytes and characters, the first OUTPUT_HALF bytes, a ring buffer of the last.
     """
 
     encoding, errors = "utf-8", "surrogatepass"
 
     def __init__(self) -> None:
-        self._kept = mmap.mmap(-1, 16 + 2 * OUT_HALF)
+        self._kept = mmap.mmap(-1, 16 + 2 * OUTPUT_HALF)
         self.begin(None)
 
     def begin(self, emit: Callable[[str], None] | None) -> None:
-        """For the next cell, whose output `emit` passes on while it runs."""
+        """Reset for the next cell; `emit` streams its output while it runs."""
         self._kept[:16] = bytes(16)
         self._size = self._chars = 0
         self._emit = emit
@@ -379,12 +379,12 @@ class Output(io.TextIOBase):
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type_name(type(text))}")
         text = str.__str__(text)
-        both_ends = text if len(text) <= 2 * OUT_HALF else text[:OUT_HALF] + text[-OUT_HALF - 1 :]
+        both_ends = text if len(text) <= 2 * OUTPUT_HALF else text[:OUTPUT_HALF] + text[-OUTPUT_HALF - 1 :]
         data, size = both_ends.encode("utf-8", "surrogatepass"), self._size
         while data:  # to the first half while there is room, then to the ring
-            at = size % OUT_HALF
-            part = data[: OUT_HALF - at]
-            start = at + (16 if size < OUT_HALF else 16 + OUT_HALF)
+            at = size % OUTPUT_HALF
+            part = data[: OUTPUT_HALF - at]
+            start = at + (16 if size < OUTPUT_HALF else 16 + OUTPUT_HALF)
             self._kept[start : start + len(part)] = part
             data, size = data[len(part) :], size + len(part)
         self._size, self._chars = size, self._chars + len(text)
@@ -404,17 +404,17 @@ class Output(io.TextIOBase):
             self._emit(text)
 
     def close(self) -> None:
-        """A cell that closes its output would lose that of the next."""
+        """Do nothing: a cell must not close the next cell's output."""
 
     def chars(self) -> int:
         return int(SIZES.unpack(self._kept[:16])[1])
 
     def text(self) -> str:
         size, chars = SIZES.unpack(self._kept[:16])
-        head, ring = self._kept[16 : 16 + min(size, OUT_HALF)], self._kept[16 + OUT_HALF : 16 + size]
-        if size <= 2 * OUT_HALF:
+        head, ring = self._kept[16 : 16 + min(size, OUTPUT_HALF)], self._kept[16 + OUTPUT_HALF : 16 + size]
+        if size <= 2 * OUTPUT_HALF:
             return decoded(head + ring)
-        at = size % OUT_HALF
+        at = size % OUTPUT_HALF
         ends = decoded(head), decoded((ring[at:] + ring[:at]).lstrip(bytes(range(0x80, 0xC0))))
         return f"{ends[0]}\n[... {chars - sum(map(len, ends))} characters dropped ...]\n{ends[1]}"
 
@@ -423,7 +423,7 @@ SIZES = struct.Struct(">QQ")
 
 
 def decoded(data: bytes) -> str:
-    """UTF-8 as text, but for a character that is cut at the end; a cell's process may have left anything in it."""
+    """Decode UTF-8, without a character truncated at the end; the cell process may have left any bytes there."""
     try:
         return codecs.utf_8_decode(data, "surrogatepass", False)[0]
     except UnicodeDecodeError:
@@ -431,10 +431,10 @@ def decoded(data: bytes) -> str:
 
 
 class PlainLanguage:
-    """Python as it is: what runs in a container, where the container is the boundary."""
+    """Plain Python, for a container, where the container is the boundary."""
 
     def compile(self, source: str, filename: str) -> tuple[CodeType, CodeType | None]:
-        """The statements and, if the last of them is an expression, that expression by itself."""
+        """The compiled statements and, if the last one is an expression, that expression separately."""
         import ast
 
         tree = ast.parse(source, filename)
@@ -460,7 +460,7 @@ builtins_module = sys.modules["builtins"]
 
 
 def format_traceback(error: BaseException, sources: dict[str, str]) -> str:
-    """An exception as Python shows it, of the cells' own lines only."""
+    """A traceback in Python's format that shows the cells' own lines only."""
     parts: list[str] = []
     seen: set[int] = set()
     current: BaseException | None = error
@@ -498,7 +498,7 @@ def one_traceback(error: BaseException, sources: dict[str, str]) -> str:
         lines += syntax_lines(error)
         message = str(error.msg)
     else:
-        message = text_of(error)
+        message = safe_str(error)
     notes = [str.__str__(note) for note in getattr(error, "__notes__", None) or () if issubclass(type(note), str)]
     return "\n".join([*lines, type_name(type(error)) + (": " + message if message else ""), *notes[:10]])
 
@@ -522,68 +522,68 @@ def syntax_lines(error: SyntaxError) -> list[str]:
     return shown
 
 
-def made_exception(kind: str, message: str, data: dict[str, Any]) -> Exception:
-    """A host function's exception as the cell sees it: a built-in one, or a class of that name."""
-    base = getattr(builtins_module, kind, None)
+def rebuild_exception(exc_name: str, message: str, data: dict[str, Any]) -> Exception:
+    """Recreate a host function's exception in the cell: a built-in class, or a new class of that name."""
+    base = getattr(builtins_module, exc_name, None)
     error: Exception
     try:
         if not (isinstance(base, type) and issubclass(base, Exception)):
             raise TypeError
         error = base(message)
     except TypeError:
-        made = made_classes.setdefault(kind, type(kind, (RuntimeError,), {"__module__": "host"}))
-        error = made(message)
+        cls = host_exception_classes.setdefault(exc_name, type(exc_name, (RuntimeError,), {"__module__": "host"}))
+        error = cls(message)
     for key, value in data.items():
         with contextlib.suppress(AttributeError, TypeError):
             setattr(error, key, value)
     return error
 
 
-made_classes: dict[str, type[Exception]] = {}
+host_exception_classes: dict[str, type[Exception]] = {}
 
 
 class Calls:
-    """The worker's side of host functions: a call goes out as a frame, and its answer is waited for by its number."""
+    """The worker's side of host functions: sends each call as a frame and waits for the answer with its number."""
 
-    def __init__(self, wire: Wire):
-        self.host = self.wire = wire
+    def __init__(self, pipe: FramedPipe):
+        self.host = self.pipe = pipe
         self.interrupts = Interrupts()
         self.request = 0
         self.process = os.getpid()
-        self.marked = False  # in a child each frame says, before the frame itself, what the snapshot does with it
+        self.marked = False  # in a cell process a mark before each frame tells the checkpoint what to do with it
         self.numbers = itertools.count(1)
         self.answers: dict[int, dict[str, Any]] = {}
         self.answered = threading.Condition(threading.Lock())
         self.reading = False
         self.sending = threading.Lock()
-        self.direct: dict[int, str] = {}  # the functions of cells that do nothing but ask, by their identity
+        self.direct: dict[int, str] = {}  # ids of the cells' functions that only call the host, and their names
 
-    def begin(self, wire: Wire, marked: bool) -> None:
-        self.wire, self.marked, self.process = wire, marked, os.getpid()
+    def begin(self, pipe: FramedPipe, marked: bool) -> None:
+        self.pipe, self.marked, self.process = pipe, marked, os.getpid()
         self.numbers, self.answers = itertools.count(1), {}
 
     def send(self, message: dict[str, Any], mark: bytes = b".") -> None:
         data = encode_frame(dict(message, id=self.request))
         with self.interrupts, self.sending:
             try:
-                self.wire.write(mark + data if self.marked else data)
+                self.pipe.write(mark + data if self.marked else data)
             except BrokenPipeError:
                 self.orphaned()
-                self.wire.write(data)
+                self.pipe.write(data)
 
     def in_child(self) -> bool:
-        """Whether this is a process that the cell itself forked."""
+        """Whether the cell's own code forked this process."""
         return os.getpid() != self.process
 
     def orphaned(self) -> None:
-        """In a child whose snapshot was killed by what the cell did: go on without it."""
+        """In a cell process whose checkpoint was killed by the cell's own code: go on without it."""
         if not self.marked:
             os._exit(0)
-        self.wire, self.marked = self.host, False
+        self.pipe, self.marked = self.host, False
 
     def ask(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Call a host function and wait; several threads may wait at once."""
-        return outcome(self.answer(self.start(name, args, kwargs)))
+        return unwrap(self.answer(self.start(name, args, kwargs)))
 
     def start(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> int:
         packer = Packer()
@@ -605,13 +605,13 @@ class Calls:
             return self.answers.pop(number)
 
     def read(self) -> None:
-        """Take one frame off the wire, for whichever thread it is meant."""
+        """Read one frame and hand it to the thread that waits for it."""
         self.reading = True
         self.answered.release()
         try:
-            self.wire.wait()  # an interrupt may come here, but not within a frame
+            self.pipe.wait()  # an interrupt is allowed here, not within a frame
             with self.interrupts:
-                message = json.loads(self.wire.read())
+                message = json.loads(self.pipe.read())
         except EOFError:
             self.orphaned()
             message = {}
@@ -625,16 +625,16 @@ class Calls:
     def together(self, tasks: Sequence[Callable[[], Any]]) -> list[tuple[bool, Any]]:
         """Run the tasks in order, with (True, value) or (False, exception) of each.
 
-        There are no threads. Those that are nothing but a call of a host function wait for their answers together.
+        There are no threads. Tasks that only call a host function are all sent before the first answer is awaited.
         """
         results: list[tuple[bool, Any]] = []
         for at in range(0, len(tasks), TOGETHER_MAX):
-            started = [(task, self.begun(task)) for task in tasks[at : at + TOGETHER_MAX]]
-            results += [attempted(task if wait is None else wait) for task, wait in started]
+            started = [(task, self.start_task(task)) for task in tasks[at : at + TOGETHER_MAX]]
+            results += [try_task(task if wait is None else wait) for task, wait in started]
         return results
 
-    def begun(self, task: Any) -> Callable[[], Any] | None:
-        """What waits for the answer, if the task is such a call and could be sent."""
+    def start_task(self, task: Any) -> Callable[[], Any] | None:
+        """Send a task that only calls a host function; returns a function that waits for its answer, else None."""
         name = self.direct.get(id(task.func)) if type(task) is functools.partial else None
         if name is None:
             return None
@@ -642,32 +642,32 @@ class Calls:
             number = self.start(name, task.args, task.keywords)
         except (TypeError, ValueError, RecursionError):
             return None
-        return lambda: outcome(self.answer(number))
+        return lambda: unwrap(self.answer(number))
 
 
-session_calls: Calls | None = None  # those of the worker that this process is
+session_calls: Calls | None = None  # of this process's worker
 
 
 def run_together(tasks: Sequence[Callable[[], Any]]) -> list[tuple[bool, Any]]:
-    """What a stand-in for `concurrent.futures` is made of: see `Calls.together`."""
-    return session_calls.together(tasks) if session_calls else [attempted(task) for task in tasks]
+    """Run tasks whose host calls overlap; `rlm_policy` builds its `concurrent.futures` on it."""
+    return session_calls.together(tasks) if session_calls else [try_task(task) for task in tasks]
 
 
-def attempted(task: Callable[[], Any]) -> tuple[bool, Any]:
+def try_task(task: Callable[[], Any]) -> tuple[bool, Any]:
     try:
         return True, task()
     except Exception as error:
         return False, error
 
 
-def outcome(answer: dict[str, Any]) -> Any:
+def unwrap(answer: dict[str, Any]) -> Any:
     if answer["op"] == "return":
         return unpack(answer["value"])
-    raise made_exception(answer["type"], answer["message"], unpack(answer.get("data") or {}))
+    raise rebuild_exception(answer["type"], answer["message"], unpack(answer.get("data") or {}))
 
 
 def host_function(calls: Calls, name: str, batched: bool = False, doc: str | None = None) -> Any:
-    """What a cell sees of a host function. A batch that one frame cannot carry goes in several."""
+    """The function that stands for a host function in a cell. A batch too large for one frame is sent in several."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         size = sum(len(text) for text in args[0] if isinstance(text, str)) if batched and args else 0
@@ -709,7 +709,7 @@ def print_help(*topic: Any) -> None:
 
 
 def unbound(method: Any) -> Any:
-    """A function that does not lead to the method's object, as `__self__`, `copy` and weak references would."""
+    """Wrap a method, so that a cell cannot reach its object through `__self__`, `copy` or weak references."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return method(*args, **kwargs)
@@ -720,21 +720,21 @@ def unbound(method: Any) -> Any:
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
-FILES_CALL = "<files>"  # the host call by which a worker asks for files: no function of a caller's has such a name
-FILES_FD = 60  # where a session has the socket on which the host hands over descriptors
+FILES_CALL = "<files>"  # name of the host call for files; no caller's function can have it
+FILES_FD = 60  # the session's socket for descriptors from the host
 WRITTEN = "[files written here live in the session's scratch folder: later cells can read them, and they end with it]\n"
 
 
 class Files:
-    """The files of a cell: those it wrote itself, in its scratch folder, and those that the host lets it read.
+    """The files that a cell can use: its own, in the scratch folder, and those that the host lets it read.
 
     The host decides, and hands over a descriptor, a name to open here, or the bytes. `home` is the folder that relative
     names belong to; what cannot be written there is written to the same name in the scratch folder. `roots`: other
     folders whose files are the host's. Where `home` is `mounted`, the files in it are here already.
     """
 
-    def __init__(self, ask: Callable[..., Any], say: Callable[[str], Any], setup: dict[str, Any]):
-        self.ask_host, self.say = ask, say
+    def __init__(self, ask: Callable[..., Any], write_note: Callable[[str], Any], setup: dict[str, Any]):
+        self.ask_host, self.write_note = ask, write_note
         self.scratch = os.path.realpath(setup["scratch"])
         self.home: str = setup.get("home", self.scratch)
         self.roots: tuple[str, ...] = tuple(setup.get("workspace", ()))
@@ -745,14 +745,14 @@ class Files:
 
             self.channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, fileno=FILES_FD)
         self.lock = threading.Lock()
-        self.told = False
+        self.note_shown = False
 
     def locate(self, path: Any) -> tuple[str, str]:
-        """Where a name is in the scratch folder ("": nowhere), and what the host knows it by."""
+        """A name's path in the scratch folder ("" if it has none), and the name to ask the host for."""
         full = os.path.normpath(os.path.join(os.getcwd(), os.fspath(path)))
-        if within(full, self.home):
+        if is_inside(full, self.home):
             full = self.scratch + full[len(self.home) :]
-        return (full, os.path.relpath(full, self.scratch)) if within(full, self.scratch) else ("", full)
+        return (full, os.path.relpath(full, self.scratch)) if is_inside(full, self.scratch) else ("", full)
 
     def ask(self, what: str, path: Any, start: int = 0) -> dict[str, Any]:
         answer: dict[str, Any] = self.ask_host(FILES_CALL, (what, self.locate(path)[1], start), {})
@@ -761,7 +761,7 @@ class Files:
         return answer
 
     def open(self, path: Any, mode: str = "r", *options: Any, **more: Any) -> Any:
-        """`open` for a name: the cell's own file if there is one or it is to be written, else the caller's."""
+        """`open`: the cell's own file if it exists or is to be written, else the caller's."""
         own = self.locate(path)[0]
         if set(mode) & set("wax+"):
             own = self.for_writing(path, mode)
@@ -770,7 +770,7 @@ class Files:
         if self.mounted:
             return plain_open(path, mode, *options, **more)
         with self.lock:
-            self.receive(0)  # what a process that died did not take
+            self.receive(0)  # left by a process that died
             answer = self.ask("open", path)
             descriptor = self.receive(answer["tag"]) if "tag" in answer else -1
         if descriptor >= 0:
@@ -781,7 +781,7 @@ class Files:
         return raw if "b" in mode else io.TextIOWrapper(raw, *options[1:4], **{k: more[k] for k in TEXT if k in more})
 
     def rest(self, path: Any, answer: dict[str, Any]) -> bytes:
-        """All the bytes of a file, of which an answer holds the first."""
+        """All the bytes of a file whose first part is in the answer."""
         data = bytearray(answer["data"])
         while answer["data"]:
             answer = self.ask("open", path, len(data))
@@ -789,7 +789,7 @@ class Files:
         return bytes(data)
 
     def receive(self, tag: int) -> int:
-        """The descriptor of that number, or -1; those that lie before it are closed."""
+        """Receive the descriptor with that tag, or -1; close older ones."""
         import socket
 
         while True:
@@ -805,7 +805,7 @@ class Files:
             os.close(descriptor)
 
     def for_writing(self, path: Any, mode: str) -> str:
-        """The file in the scratch folder that a name is written to; for adding to it, with what the caller's has."""
+        """The file in the scratch folder to write to; for appending, first copy the caller's file there."""
         own = self.writable(path)
         if os.path.lexists(own) or "w" in mode:
             return own
@@ -826,20 +826,20 @@ class Files:
         return own
 
     def writable(self, path: Any) -> str:
-        """A name's place in the scratch folder. The first time, the cell's output says what becomes of it."""
+        """A name's path in the scratch folder. The first use adds a note to the cell's output."""
         own = self.locate(path)[0]
         if not own:
             raise PermissionError(13, "only the scratch folder can be written to", str(path))
-        if not self.told:
-            self.told = True
-            self.say(WRITTEN)
+        if not self.note_shown:
+            self.note_shown = True
+            self.write_note(WRITTEN)
         folder = os.path.dirname(own)
         if not os.path.lexists(folder) and self.is_dir(os.path.dirname(path)):
             make_folders(folder)
         return own
 
     def entries(self, path: Any = ".") -> dict[str, bool]:
-        """The names in a folder, the cell's own and the caller's, and whether each is a folder and no link to one."""
+        """The names in a folder, the cell's own and the caller's; True for a folder that is not a link."""
         own = self.locate(path)[0]
         found: dict[str, bool] = {}
         try:
@@ -870,7 +870,7 @@ class Files:
     # - for plain Python, whose own functions cannot reach the caller's files
 
     def install(self) -> None:
-        """Let `open`, `os.listdir`, `os.stat` and `os.scandir`, and what is made of them, know these files."""
+        """Route `open`, `os.listdir`, `os.stat`, `os.scandir` and everything built on them to these files."""
 
         def route(ours: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
             def either(path: Any = ".", *options: Any, **more: Any) -> Any:
@@ -889,11 +889,11 @@ class Files:
         full = os.path.normpath(os.path.join(os.getcwd(), path))
         if self.mounted and os.path.isabs(path):
             return False
-        return any(within(full, folder) for folder in (self.home, *self.roots))
+        return any(is_inside(full, folder) for folder in (self.home, *self.roots))
 
 
 class Scan:
-    """`os.scandir` over files of which the host tells."""
+    """`os.scandir` over files that the host lists."""
 
     def __init__(self, files: Files, path: Any):
         self.entries = iter([Entry(files, os.path.join(path, name), d) for name, d in files.entries(path).items()])
@@ -926,7 +926,7 @@ class Entry:
 
 
 def make_folders(path: str) -> None:
-    """`os.makedirs` for where that would take a folder of the caller's for one that is there."""
+    """`os.makedirs`, without mistaking one of the caller's folders for an existing one."""
     if not os.path.lexists(path):
         make_folders(os.path.dirname(path))
         os.mkdir(path)
@@ -937,7 +937,7 @@ NOTHING_THERE = (1, 2, 20)  # EPERM: no access to any such folder; ENOENT, ENOTD
 plain_open, plain_stat, plain_scandir = io.open, os.stat, os.scandir
 
 
-def within(path: str, folder: str) -> bool:
+def is_inside(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
@@ -945,32 +945,32 @@ def within(path: str, folder: str) -> bool:
 
 
 def text_chunks(text: Any, size: Any, overlap: Any = 0) -> list[Any]:
-    """A text as pieces, a list of texts as groups of them, each of at most `size` characters."""
+    """Split a text into pieces, or a list of texts into groups, of at most `size` characters each."""
     for name, number, least in (("size", size, 1), ("overlap", overlap, 0)):
         if type(number) is not int:
             raise TypeError(f"{name} is a whole number of characters, not {preview(number)}: int(...)")
         if number < least:
             raise ValueError(f"{name} is {number}: at least {least}")
-    if overlap > size // 2:  # or a long text would become a great many pieces that are nearly the same
+    if overlap > size // 2:  # or a long text would become very many, nearly equal pieces
         raise ValueError(f"overlap is {overlap}: at most half of the size, which is {size}")
-    kind = type(text)
-    if issubclass(kind, str):
-        return cut_text(str.__str__(text), size, overlap)
-    if issubclass(kind, (list, tuple)):
-        base = list if issubclass(kind, list) else tuple
+    cls = type(text)
+    if issubclass(cls, str):
+        return split_text(str.__str__(text), size, overlap)
+    if issubclass(cls, (list, tuple)):
+        base = list if issubclass(cls, list) else tuple
         return pack_texts(list(base.__iter__(text)), size, overlap)
-    wrong = "None" if text is None else type_name(kind)
-    if issubclass(kind, dict):
+    wrong = "None" if text is None else type_name(cls)
+    if issubclass(cls, dict):
         instead = 'list(context.values()), or context["name"] for one of them'
-    elif issubclass(kind, (bytes, bytearray)):
+    elif issubclass(cls, (bytes, bytearray)):
         instead = 'context.decode("utf-8", "replace")'
     else:
         instead = "str(x), or [str(item) for item in x]"
     raise TypeError(f"chunks takes a text or a list of texts, not {wrong}: {instead}")
 
 
-def cut_text(text: str, size: int, overlap: int) -> list[str]:
-    """The text in pieces that end with a line, or where a line is longer, with a space.
+def split_text(text: str, size: int, overlap: int) -> list[str]:
+    """Split a text at ends of lines or, where a line is too long, at spaces.
 
     Linear: two pieces in a row are new text of at least `size - overlap` characters, and each is searched once.
     """
@@ -988,14 +988,14 @@ def cut_text(text: str, size: int, overlap: int) -> list[str]:
 
 
 def overlap_start(text: str, low: int, end: int) -> int:
-    """Where the piece after `end` begins, from `low` on: with a whole line, else with a whole word."""
+    """Where the next piece starts, at `low` or later: at a line if possible, else at a word."""
     if low == 0:
         return 0
     return text.find("\n", low - 1, end - 1) + 1 or text.find(" ", low - 1, end - 1) + 1 or low
 
 
 def pack_texts(texts: list[Any], size: int, overlap: int) -> list[list[str]]:
-    """The texts in groups, each of which, joined by newlines, stays within the size; one that is longer is cut."""
+    """Group texts so that each group, joined by newlines, fits the size; longer texts are split."""
     groups: list[list[str]] = []
     group: list[str] = []
     length = -1  # of the group, joined
@@ -1004,7 +1004,7 @@ def pack_texts(texts: list[Any], size: int, overlap: int) -> list[list[str]]:
             wrong = type_name(type(text))
             raise TypeError(f"chunks takes a list of texts, but item {index} is {wrong}: [str(item) for item in x]")
         text = str.__str__(text)
-        for part in [text] if len(text) <= size else cut_text(text, size, 0):
+        for part in [text] if len(text) <= size else split_text(text, size, 0):
             if group and length + 1 + len(part) > size:
                 groups.append(group)
                 group, length = last_texts(group, min(overlap, size - 1 - len(part))) if overlap else ([], -1)
@@ -1014,7 +1014,7 @@ def pack_texts(texts: list[Any], size: int, overlap: int) -> list[list[str]]:
 
 
 def last_texts(group: list[str], room: int) -> tuple[list[str], int]:
-    """The last texts of a group that fit into the room when joined, and their joined length."""
+    """The last texts of a group that fit into `room` when joined, and their joined length."""
     first, length = len(group), -1
     while first and length + 1 + len(group[first - 1]) <= room:
         first -= 1
@@ -1023,7 +1023,7 @@ def last_texts(group: list[str], room: int) -> tuple[list[str], int]:
 
 
 def chunks_function(name: str, usual: int) -> Any:
-    """`chunks` as a cell sees it, with the host's size for it."""
+    """The cell's `chunks` function, with the host's default size."""
 
     def chunks(text: Any, size: Any = None, overlap: Any = 0) -> list[Any]:
         return text_chunks(text, usual if size is None else size, overlap)
@@ -1033,65 +1033,45 @@ def chunks_function(name: str, usual: int) -> Any:
     return chunks
 
 
-IN_WORKER: dict[str, Callable[[str, int], Any]] = {"chunks": chunks_function}
-
-
-def is_public_name(name: Any) -> bool:
-    return type(name) is str and name.isidentifier() and name[:1] != "_"
-
-
-def check_in_worker(spec: Any) -> dict[str, Any]:
-    """What a host function's `in_worker` says: which of the worker's own functions does the work, and its size.
-
-    Or that it is a namespace, with its text and the text of each member.
-    """
-    if type(spec) is dict and set(spec) == {"name", "doc", "members"} and spec["name"] == "namespace":
-        texts = [spec["doc"], *spec["members"].values()]
-        if all(type(text) is str for text in texts) and all(map(is_public_name, spec["members"])):
-            return dict(spec)
-    known = type(spec) is dict and set(spec) == {"name", "size"} and spec["name"] in list(IN_WORKER)
-    if not known or type(spec["size"]) is not int or not 1 <= spec["size"] < 1 << 53:
-        raise ValueError(f"in_worker is {preview(spec)}: {{'name': 'chunks', 'size': 60000}}")
-    return dict(spec)
-
-
 # --- the worker -------------------------------------------------------------------------------------------------------
 #
 # Which process runs what? Arrows are forks; the double line carries the frames.
 #
-#   host ──> zygote ──> intermediate ──> supervisor ──> worker ──> child
-#    ║       Zygote     start_session    supervise      Worker     Worker: answer, commit
-#    ║       one for    enters the       PID 1 of the   becomes    runs one request; what a cell
-#    ║       a host     namespaces,      namespace:     the        forks by itself is `in_child`
-#    ║                  and ends         reaps, ends    snapshot
-#    ║                                   the session    while the
-#    ╚═══════════════════════════════════════════════>  child runs: Relay
+#   host ──> zygote ──> intermediate ──> init ─────────> checkpoint ──> cell
+#    ║       Zygote     start_session    run_init        Worker,        Worker: answer, commit
+#    ║       one for    enters the       PID 1 of the    Relay          runs one request; what
+#    ║       a host     namespaces,      namespace:      holds the      a cell forks by itself
+#    ║                  then ends        reaps zombies,  variables of   is `in_child`
+#    ║                                   ends the        before
+#    ║                                   session
+#    ╚═════════════════════════════════════════════════> checkpoint <══> cell
 #
-# One session is made ahead: its supervisor waits to be told whose worker it is to fork. In a container there is
-# `container_main` in the supervisor's place, and no zygote; elsewhere (`plain_main`) the worker alone.
+# In a container `container_main` is both the intermediate process and init, and there is no zygote. Where nothing can
+# fork (`plain_main`) there is one process, which never has a checkpoint.
 #
-# Before each request the worker forks. It then is the snapshot, which has the variables of before and passes frames on;
-# the child, which has a copy of them, does the request. What happens next:
+# The worker is the process that holds the variables. Before each request it takes a fork snapshot: the fork, a copy of
+# it, runs the request and is the cell process. The worker itself is the checkpoint meanwhile: it relays frames, and
+# has the variables as they were. Then one of the two goes on as the worker:
 #
-#   the child ...                         the snapshot ...                            and then
-#   sends output, calls, questions        passes them on, and the answers back        as before
-#   ends `execute` or `set`: sends "c"    passes the result on, says PASSED_ON, ends  the child is the worker
-#   ends `get` or `names`: sends "r"      passes the result on, reaps the child       the snapshot is the worker
-#   dies                                  reaps it, kills what it left, says "died"   the snapshot is the worker
-#   passes a limit (SIGUSR1)              kills it, unless it has been committed      as if it had died
-#   finds the snapshot dead (its cell     -                                           the child is the worker, and
-#     killed it): no PASSED_ON comes                                                  sends its result itself
-#   is there when the host goes           reads the end, kills the child, ends        the supervisor ends the rest
+#   the cell process ...                  the checkpoint ...                          the next worker is
+#   sends output, calls, file questions   relays them, and the host's answers back    (not settled)
+#   commits `execute`, `set`: sends "c"   relays the result, says COMMITTED, ends     the cell process
+#   ends `get`, `names`: sends "r"        relays the result, reaps the cell process   the checkpoint
+#   dies                                  reaps it, sweeps up, sends "died"           the checkpoint
+#   passes a limit (SIGUSR1)              kills it unless it has committed            as if it had died
+#   finds the checkpoint dead (killed     -                                           the cell process, which sends
+#     by its own code): no COMMITTED                                                  its result itself
+#   runs when the host goes away          reads end of file, kills it, ends           none: init ends the session
 #
-# Where there can be no fork (too much memory, threads, no descriptors) the worker does the request "alone", and a kill
-# costs the variables.
+# Where there can be no fork (too much memory, threads, no descriptors) the worker runs the request "alone": a cell
+# that has to be killed then takes the variables with it.
 
 
 class Worker:
-    """Holds the variables, and does what the host asks: each request in a forked child where that can be had."""
+    """Holds the variables and serves the host's requests, each in a forked cell process where possible."""
 
-    def __init__(self, wire: Wire, language: Any, setup: dict[str, Any]):
-        self.host = wire
+    def __init__(self, pipe: FramedPipe, language: Any, setup: dict[str, Any]):
+        self.host = pipe
         self.language = language
         self.output_limit: int = setup.get("output_limit", 10_000)
         self.fork_limit: int = setup.get("fork_limit", 300 << 20) if hasattr(os, "fork") else 0
@@ -1099,12 +1079,10 @@ class Worker:
         self.can_kill: bool = setup.get("can_kill", True)
         self.contained: bool = setup.get("contained", False)
         self.blob: int = setup.get("blob", -1)
-        self.weights: dict[str, int] = {}  # of what the host has set: large, but rarely touched, so cheap to fork
-        self.at_start = memory_in_use()
-        self.address_space = address_space(setup.get("memory", 0))
+        self.given = 0  # bytes of what the host has set: rarely written to, so cheap to fork
         self.kills = memory_kills()
         global session_calls
-        self.calls = session_calls = Calls(wire)
+        self.calls = session_calls = Calls(pipe)
         self.forked = self.interrupted = False
         self.result: dict[str, Any] = {}
         self.out = Output()
@@ -1121,7 +1099,7 @@ class Worker:
         self.variables: dict[str, Any] = language.namespace(dict(self.own), self.out, self.files)
         self.hidden = set(self.variables)
 
-    # - requests
+    # - requests: `serve` runs in the worker, what it calls in the cell process or, without one, in the worker
 
     def start(self, layers: dict[str, bool | str]) -> NoReturn:
         self.host.write(encode_frame({"op": "hello", "id": 0, "layers": layers, "python": sys.version.split()[0]}))
@@ -1142,13 +1120,13 @@ class Worker:
             if operation is None:
                 continue  # an answer that came after its cell had ended
             self.calls.request = message["id"]
-            role = self.fork() if self.can_fork() else "alone"
-            self.forked = role == "child"
-            if role == "child":
+            role = self.fork() if self.may_fork() else "alone"
+            self.forked = role == "cell"
+            if role == "cell":
                 self.answer(operation, message)
                 self.commit(message["op"] in lasting)
             elif role == "alone":
-                with may_be_killed():
+                with killable():
                     self.answer(operation, message)
                 self.calls.send(self.result)
 
@@ -1157,7 +1135,7 @@ class Worker:
             self.result = operation(message)
             encode_frame(self.result)
         except (TypeError, ValueError, KeyError, RecursionError, MemoryError) as error:
-            self.result = {"op": "failed", "type": type_name(type(error)), "message": text_of(error)[:2000]}
+            self.result = {"op": "failed", "type": type_name(type(error)), "message": safe_str(error)[:2000]}
 
     def get(self, message: dict[str, Any]) -> dict[str, Any]:
         if message["name"] not in self.variables:
@@ -1165,9 +1143,10 @@ class Worker:
         return {"op": "done", "value": Packer().pack(self.variables[message["name"]])}
 
     def names(self, message: dict[str, Any]) -> dict[str, Any]:
-        return {"op": "done", "value": {name[:200]: describe(value) for name, value in self.shown()[:NAMES_MAX]}}
+        listed = self.user_variables()[:NAMES_MAX]
+        return {"op": "done", "value": {name[:200]: describe(value) for name, value in listed}}
 
-    def shown(self) -> list[tuple[str, Any]]:
+    def user_variables(self) -> list[tuple[str, Any]]:
         """The cells' own variables."""
         pairs = [(name, value) for name, value in self.variables.items() if type(name) is str]
         ours = self.functions
@@ -1175,17 +1154,16 @@ class Worker:
         return [(n, v) for n, v in kept if v is not ours.get(n, UNSET)]
 
     def set(self, message: dict[str, Any]) -> dict[str, Any]:
-        name, weight = message["name"], message["weight"]
-        self.weights[name] = weight
-        self.variables[name] = self.read_blob(message)
+        self.given = message["given"]
+        self.variables[message["name"]] = self.read_blob(message)
         return {"op": "done"}
 
     def read_blob(self, message: dict[str, Any]) -> Any:
-        """A value handed over by reference: UTF-8 text in one piece, and where its items end."""
+        """Read a value that the host put into shared memory, or that follows in frames."""
         size = message["size"]
         if size is None:
             raw = bytearray()
-            while part := self.calls.wire.read():
+            while part := self.calls.pipe.read():
                 raw += part
             return from_blob(memoryview(raw), message)
         if not size:
@@ -1193,21 +1171,20 @@ class Worker:
         with mmap.mmap(self.blob, size, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
             return from_blob(view, message)
 
-    # - a cell
+    # - a cell: in the cell process or, without one, in the worker
 
     @contextlib.contextmanager
-    def within(self, memory: int | None) -> Iterator[None]:
-        """The cell may take so much beyond what the variables hold; afterwards the session's own limit holds again."""
-        if memory is None or not self.address_space:
+    def memory_limit(self, memory: int | None) -> Iterator[None]:
+        """Let the cell use so much more memory than is in use now; restore the session's limit afterwards."""
+        size = memory_pages(0)
+        if memory is None or size is None:
             yield
             return
         import resource
 
         before = resource.getrlimit(resource.RLIMIT_AS)
-        wanted = self.address_space + max(0, memory_in_use() - self.at_start) + memory
-        if before[1] != resource.RLIM_INFINITY:
-            wanted = min(wanted, before[1])
-        resource.setrlimit(resource.RLIMIT_AS, (wanted, before[1]))
+        ceiling = sys.maxsize if before[1] == resource.RLIM_INFINITY else before[1]
+        resource.setrlimit(resource.RLIMIT_AS, (min(size + memory, ceiling), before[1]))
         try:
             yield
         finally:
@@ -1218,19 +1195,19 @@ class Worker:
         self.out.begin(self.emit if message["stream"] or not self.forked else None)
         self.interrupted = False
         self.bind(message["functions"])
-        with self.within(message.get("memory")):
+        with self.memory_limit(message.get("memory")):
             ended = self.run(message["code"], f"<cell {number}>")
         if self.calls.in_child():
             os._exit(0 if ended["status"] == "ok" else 1)
         self.out.flush()
         text = self.out.text()
-        self.keep(number, text)
+        self.keep_output(number, text)
         where = f"; the whole is in _out[{number}]"
-        shown = {"stdout": cut(text, self.output_limit, where), "chars": self.out.chars()}
-        return {"op": "result", "ms": (time.perf_counter() - began) * 1000, **shown, **ended}
+        output = {"stdout": truncate(text, self.output_limit, where), "chars": self.out.chars()}
+        return {"op": "result", "ms": (time.perf_counter() - began) * 1000, **output, **ended}
 
     def run(self, code: str, filename: str) -> dict[str, Any]:
-        """The part that an interrupt may end anywhere: the cell, and all that may call its objects' methods."""
+        """Run the cell and everything that may call its objects' methods; an interrupt may end this anywhere."""
         interrupts = self.calls.interrupts
         interrupts.pending, interrupts.armed = False, True
         try:
@@ -1259,19 +1236,19 @@ class Worker:
         if type(problem) is SystemExit and problem.code in (None, 0):
             return {"status": "ok", **self.final_value()}
         try:
-            shown = self.language.traceback(problem, self.sources)
+            text = self.language.traceback(problem, self.sources)
         except Exception as failure:
-            shown = f"{type_name(type(problem))} (its traceback cannot be shown: {type_name(type(failure))})"
+            text = f"{type_name(type(problem))} (its traceback cannot be shown: {type_name(type(failure))})"
         self.interrupted = isinstance(problem, KeyboardInterrupt)
         refused = type_name(type(problem)) == "PolicyError"
         status = "memory" if isinstance(problem, MemoryError) else "refused" if refused else "error"
-        return {"status": status, "error": cut(shown, self.output_limit, "")}
+        return {"status": status, "error": truncate(text, self.output_limit, "")}
 
-    def keep(self, number: int, text: str) -> None:
+    def keep_output(self, number: int, text: str) -> None:
         self.outputs[number] = text
         spent = sum(map(len, self.outputs.values()))
         for old in sorted(self.outputs)[:-1]:
-            if spent <= OUT_TOTAL:
+            if spent <= OUTPUTS_MAX:
                 break
             spent -= len(self.outputs[old])
             self.outputs[old] = "[dropped: later cells printed more than is kept]"
@@ -1293,10 +1270,10 @@ class Worker:
                 text = long_repr(self.final, limit)
             else:
                 text = str.__str__(str(self.final))
-            return {"final": cut(text, limit, "")}
+            return {"final": truncate(text, limit, "")}
 
     def images(self) -> list[dict[str, str]]:
-        """The last expression's picture, if it has one, and figures that the cell left open, drawn and closed."""
+        """PNG images of the last expression and of the figures that the cell left open; the figures are closed."""
         pictures = []
         last, self.last = self.last, None
         if draw := getattr(type(last), "_repr_png_", None):  # what notebooks ask for: PIL and others
@@ -1322,55 +1299,57 @@ class Worker:
         if type(name) is not str:
             raise TypeError("FINAL_VAR takes the name of a variable as a string; FINAL(value) takes the value")
         if name not in self.variables or name == "__builtins__":
-            known = ", ".join(sorted(name for name, _ in self.shown())[:30]) or "none"
+            known = ", ".join(sorted(name for name, _ in self.user_variables())[:30]) or "none"
             raise NameError(f"there is no variable {name[:100]!r}; there are: {known}")
         require_text(self.variables[name])
         self.final = self.variables[name]
 
     def SHOW_VARS(self) -> dict[str, str]:
-        """The variables, with type, length and a glimpse of each."""
+        """The variables, each with type, length and a short preview."""
         lines = {}
-        for name, value in self.shown()[:NAMES_MAX]:
-            kind, size, glimpse = describe(value)
-            lines[name] = kind + ("" if size is None else f"[{size}]") + " " + glimpse
+        for name, value in self.user_variables()[:NAMES_MAX]:
+            cls_name, size, glimpse = describe(value)
+            lines[name] = cls_name + ("" if size is None else f"[{size}]") + " " + glimpse
         return lines
 
     def bind(self, functions: dict[str, Any]) -> None:
-        """Put the host's functions into the namespace, and take away those of an earlier cell.
+        """Put the host's functions into the namespace and remove those of an earlier cell.
 
-        Each comes with whether it takes batches, or with what `check_in_worker` lets through.
+        Each comes with whether it takes batches; `chunks`, which needs no host, its size; a namespace, its members.
         """
         for name, function in self.functions.items():
             if name not in functions and self.variables.get(name) is function:
                 del self.variables[name]
-        old, known = self.functions, self.specs
-        self.functions = {n: old[n] if known.get(n) == spec else self.made(n, spec) for n, spec in functions.items()}
+        same = {name: self.functions[name] for name, spec in functions.items() if self.specs.get(name) == spec}
+        for name, spec in functions.items():
+            if name in same:
+                continue
+            if type(spec) is bool:
+                same[name] = host_function(self.calls, name, spec)
+            elif "size" in spec:
+                same[name] = chunks_function(name, spec["size"])
+            else:
+                same[name] = namespace(self.calls, name, **spec)
+        self.functions = same
         self.specs = functions
         self.variables.update(self.functions)
         self.variables.update(self.own)
-
-    def made(self, name: str, spec: Any) -> Any:
-        if type(spec) is bool:
-            return host_function(self.calls, name, spec)
-        if check_in_worker(spec)["name"] == "namespace":
-            return namespace(self.calls, name, spec["doc"], spec["members"])
-        return IN_WORKER[check_in_worker(spec)["name"]](name, spec["size"])
 
     def emit(self, text: str) -> None:
         if not self.calls.in_child():
             for start in range(0, len(text), 1 << 20):
                 self.calls.send({"op": "output", "text": text[start : start + (1 << 20)]})
 
-    # - the fork before a request
+    # - the fork snapshot before a request
 
-    def can_fork(self) -> bool:
-        """Not beyond a size, and not while threads of earlier cells run: a child would be without them."""
-        light = memory_in_use() - sum(self.weights.values()) < self.fork_limit
+    def may_fork(self) -> bool:
+        """Not beyond a size, and not while threads of earlier cells run, which a fork would lack."""
+        light = memory_in_use() - self.given < self.fork_limit
         return light and threading.active_count() == 1
 
     def fork(self) -> str:
-        """The role: "child" does the request, "snapshot" comes back once the child has died or is done,
-        "alone" if there can be none."""
+        """Returns in both processes, with the role: "cell" runs the request, "checkpoint" returns once the cell process
+        has died or answered; "alone" if nothing could be forked."""
         self.out.begin(None)
         try:
             reserve_descriptors(0)
@@ -1392,58 +1371,58 @@ class Worker:
             reserve_descriptors(SPARE_DESCRIPTORS)
             signal.signal(signal.SIGUSR1, signal.SIG_IGN if self.can_kill else signal.SIG_DFL)
             signal.signal(signal.SIGINT, self.calls.interrupts.handler)
-            self.calls.begin(Wire(to_child[0], from_child[1]), marked=True)
+            self.calls.begin(FramedPipe(to_child[0], from_child[1]), marked=True)
             if self.contained:
                 os.setpgid(0, 0)
-                set_expendable(1000)
-            return "child"
+                set_oom_score(1000)
+            return "cell"
         os.close(to_child[0])
         os.close(from_child[1])
-        died = Relay(self.host, Wire(from_child[0], to_child[1]), child, self.sweep).run()
+        died = Relay(self.host, FramedPipe(from_child[0], to_child[1]), child, self.sweep).run()
         signal.signal(signal.SIGINT, self.calls.interrupts.handler)
         if died is not None:
             self.sweep()
-            self.tell_death(died)
-        return "snapshot"
+            self.report_death(died)
+        return "checkpoint"
 
     def commit(self, lasting: bool) -> None:
-        """In the child: hand over the result, and become the worker when the snapshot has gone, or end."""
-        wire = self.calls.wire
+        """In the cell process: hand over the result, and become the worker once the checkpoint has ended, or end."""
+        pipe = self.calls.pipe
         self.calls.send(self.result, b"c" if lasting else b"r")
         if not lasting:
             os._exit(0)
         last = b""
-        while part := os.read(wire.reader, 1 << 16):
-            last = (last + part)[-len(PASSED_ON) :]
-        if self.calls.marked and last != PASSED_ON:
+        while part := os.read(pipe.reader, 1 << 16):
+            last = (last + part)[-len(COMMITTED) :]
+        if self.calls.marked and last != COMMITTED:
             self.calls.orphaned()
             self.calls.send(self.result)
-        os.close(wire.reader)
-        os.close(wire.writer)
+        os.close(pipe.reader)
+        os.close(pipe.writer)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         self.calls.begin(self.host, marked=False)
         if self.contained:
-            set_expendable(0)
+            set_oom_score(0)
         if self.interrupted or not self.contained:  # in a container, what a cell started may go on
             self.sweep()
 
     def sweep(self) -> None:
-        """In the worker: kill what a cell left running. Only where this process's init is the sandbox's own."""
+        """In the worker or checkpoint: kill what a cell left running. Only where PID 1 is the sandbox's own."""
         if self.contained or (self.own_init and os.getppid() == 1):
             with contextlib.suppress(OSError):
                 os.kill(-1, signal.SIGKILL)
 
-    def tell_death(self, status: int) -> None:
-        """In the snapshot."""
+    def report_death(self, status: int) -> None:
+        """In the checkpoint: tell the host how the cell process ended."""
         how = {"signal": os.WTERMSIG(status)} if os.WIFSIGNALED(status) else {"exit": os.WEXITSTATUS(status)}
-        shown = {"stdout": cut(self.out.text(), self.output_limit, ""), "chars": self.out.chars()}
+        output = {"stdout": truncate(self.out.text(), self.output_limit, ""), "chars": self.out.chars()}
         kills, self.kills = self.kills, memory_kills()
         memory = None if kills is None else self.kills != kills
-        self.host.write(encode_frame({"op": "died", "id": self.calls.request, "memory": memory, **shown, **how}))
+        self.host.write(encode_frame({"op": "died", "id": self.calls.request, "memory": memory, **output, **how}))
 
 
-def set_expendable(score: int) -> None:
-    """How gladly the kernel kills this process when a container's memory runs out: the child before its snapshot."""
+def set_oom_score(score: int) -> None:
+    """How readily the kernel kills this process when a container's memory runs out: the cell before its checkpoint."""
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
         file.write(str(score))
 
@@ -1458,8 +1437,8 @@ def reserve_descriptors(spare: int) -> None:
 
 
 @contextlib.contextmanager
-def may_be_killed() -> Iterator[None]:
-    """Without a snapshot, the signal to kill the child ends this process, and the variables with it."""
+def killable() -> Iterator[None]:
+    """Without a checkpoint, a timeout kills this process, and the variables are lost."""
     if not hasattr(signal, "SIGUSR1"):
         yield
         return
@@ -1469,21 +1448,21 @@ def may_be_killed() -> Iterator[None]:
 
 
 class Relay:
-    """What a snapshot does: it passes whole frames between the host and the child, and notices how the child ends.
+    """The checkpoint while a cell process runs: it relays whole frames and notices how the cell process ends.
 
-    So no frame is left half read or half written when the child is killed.
+    So no frame is left half read or half written when the cell process is killed.
     """
 
-    def __init__(self, host: Wire, child: Wire, pid: int, sweep: Callable[[], None]):
+    def __init__(self, host: FramedPipe, child: FramedPipe, pid: int, sweep: Callable[[], None]):
         self.host, self.child, self.pid, self.sweep = host, child, pid, sweep
         self.committed = self.killed = False
         self.waiting: collections.deque[memoryview] = collections.deque()
-        os.set_blocking(child.writer, False)  # a child that does not read must not keep this process from listening
+        os.set_blocking(child.writer, False)  # a cell that does not read must not block this process
 
     def run(self) -> int | None:
-        """The child's wait status if it died; None if it answered a request that leaves nothing behind.
+        """The cell process's wait status if it died; None if it answered a request that changes no variables.
 
-        When the child takes over, this process ends here.
+        When the cell process commits, the checkpoint ends here.
         """
         signal.signal(signal.SIGUSR1, self.kill)
         try:
@@ -1497,7 +1476,7 @@ class Relay:
         poller = select.poll()
         poller.register(self.child.reader, select.POLLIN)
         while True:
-            poller.register(self.host.reader, select.POLLIN if len(self.waiting) < RELAYED_MAX else 0)
+            poller.register(self.host.reader, select.POLLIN if len(self.waiting) < QUEUED_FRAMES_MAX else 0)
             poller.register(self.child.writer, select.POLLOUT if self.waiting else 0)
             ready = dict(poller.poll(200))
             if self.child.reader in ready:
@@ -1508,16 +1487,16 @@ class Relay:
                 if self.pass_on(mark, frame):
                     return None
             if self.host.reader in ready:
-                self.take_from_host()
+                self.read_from_host()
             if self.waiting:
-                self.give_to_child()
+                self.write_to_child()
             if not ready:
                 ended, status = os.waitpid(self.pid, os.WNOHANG)
                 if ended:
                     return status
 
     def pass_on(self, mark: bytes, frame: bytes) -> bool:
-        """Pass a frame on to the host. True: it was the last, and the child leaves nothing."""
+        """Relay a frame to the host. True: it was the last, and nothing is committed."""
         self.committed = mark == b"c"
         if self.committed and self.killed:
             self.committed = False
@@ -1525,13 +1504,13 @@ class Relay:
         self.host.write(struct.pack(">I", len(frame)) + frame)
         if self.committed:
             with contextlib.suppress(OSError):
-                os.write(self.child.writer, PASSED_ON)
+                os.write(self.child.writer, COMMITTED)
             os._exit(0)
         if mark == b"r":
             self.wait_status()
         return mark == b"r"
 
-    def take_from_host(self) -> None:
+    def read_from_host(self) -> None:
         try:
             frame = self.host.read()
         except EOFError:  # the host has gone
@@ -1539,7 +1518,7 @@ class Relay:
             os._exit(0)
         self.waiting.append(memoryview(struct.pack(">I", len(frame)) + frame))
 
-    def give_to_child(self) -> None:
+    def write_to_child(self) -> None:
         try:
             sent = os.write(self.child.writer, self.waiting[0])
         except BlockingIOError:
@@ -1552,7 +1531,7 @@ class Relay:
             self.waiting.popleft()
 
     def kill(self, *_: Any) -> None:
-        """Kill the child, unless it has taken over. (Where kill is forbidden, its own handling of SIGUSR1 ends it.)"""
+        """Kill the cell process unless it has committed. Where kill is forbidden, its own SIGUSR1 ends it."""
         if not self.committed:
             self.killed = True
             with contextlib.suppress(OSError):
@@ -1560,7 +1539,7 @@ class Relay:
             self.sweep()
 
     def wait_status(self) -> int:
-        """That of a child that has closed its end; one that goes on without it is killed: status 255."""
+        """Wait for a cell process that has closed its end; one that does not end is killed: status 255."""
         until = time.monotonic() + 0.2
         while time.monotonic() < until:
             ended, status = os.waitpid(self.pid, os.WNOHANG)
@@ -1572,34 +1551,23 @@ class Relay:
         return 255 << 8
 
 
-def address_space(memory: int) -> int:
-    """Bytes of address space that a worker takes by itself, before any variable; 0 where that cannot be told."""
-    try:
-        import resource
-    except ImportError:
-        return 0
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if soft != resource.RLIM_INFINITY:
-        return max(0, soft - memory)  # the limit was made of both
+def memory_pages(field: int) -> int | None:
+    """Bytes of address space (field 0) of this process, or of those that are in memory (1); None without /proc."""
     try:
         with open("/proc/self/statm", "rb") as statm:
-            return int(statm.read().split()[0]) * mmap.PAGESIZE
+            return int(statm.read().split()[field]) * mmap.PAGESIZE
     except OSError:
-        return 0
+        return None
 
 
 def memory_in_use() -> int:
-    """Bytes this process holds, as well as can be told without /proc, which the confinement hides."""
-    try:
-        with open("/proc/self/statm", "rb") as statm:
-            return int(statm.read().split()[1]) * mmap.PAGESIZE
-    except OSError:
-        small = sys.getallocatedblocks() * 96  # a middling size for objects of the small-object allocator
-        return small + (malloc_size() if malloc_size else 0)
+    """Bytes of memory in use; an estimate where the confinement hides /proc."""
+    small = sys.getallocatedblocks() * 96  # a middling size for objects of the small-object allocator
+    return memory_pages(1) or small + (malloc_size() if malloc_size else 0)
 
 
 def memory_kills() -> str | None:
-    """How often the kernel killed for want of memory, where a container shows that."""
+    """The kernel's count of out-of-memory kills in this container; None if it is not shown."""
     for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
         with contextlib.suppress(OSError), open(path) as file:
             return next((line for line in file if line.startswith("oom_kill ")), None)
@@ -1610,26 +1578,26 @@ malloc_size: Callable[[], int] | None = None  # set before confinement, where th
 
 
 def to_blob(value: Any) -> tuple[dict[str, Any], Iterator[bytes]]:
-    """A header and pieces of UTF-8: text, lists of text and dicts of text as they are, the rest as JSON.
+    """Serialise a value to a header and pieces of UTF-8: texts, lists and dicts of texts directly; the rest as JSON.
 
-    The header's weight is what the worker needs at most: the value, and the pieces that it is made from.
+    The header's nbytes are the most that the worker needs: for the value and for the pieces it is built from.
     """
     if type(value) is str:
-        return {"kind": "str", "weight": text_weight(value)}, encoded(value)
+        return {"form": "str", "nbytes": text_nbytes(value)}, encoded(value)
     if type(value) is list and set(map(type, value)) <= {str}:
         return joined("list", value)
     if type(value) is dict and set(map(type, value)) | set(map(type, value.values())) <= {str}:
         return joined("dict", list(itertools.chain.from_iterable(value.items())))
     text = to_json(Packer(1 << 40).pack(value))
-    return {"kind": "json", "weight": 8 * len(text)}, encoded(text)
+    return {"form": "json", "nbytes": 8 * len(text)}, encoded(text)
 
 
-def joined(kind: str, texts: list[str]) -> tuple[dict[str, Any], Iterator[bytes]]:
+def joined(form: str, texts: list[str]) -> tuple[dict[str, Any], Iterator[bytes]]:
     text = "".join(texts)
     header = {
-        "kind": kind,
+        "form": form,
         "count": len(texts),
-        "weight": 2 * text_weight(text) + 80 * len(texts),
+        "nbytes": 2 * text_nbytes(text) + 80 * len(texts),
         "ascii": text.isascii(),
     }
     sizes = map(len, texts if text.isascii() else (item.encode("utf-8", "surrogatepass") for item in texts))
@@ -1637,21 +1605,21 @@ def joined(kind: str, texts: list[str]) -> tuple[dict[str, Any], Iterator[bytes]
 
 
 def encoded(text: str) -> Iterator[bytes]:
-    """In pieces, since fresh memory for a hundred megabytes costs more than filling it."""
+    """Encode in pieces: allocating 100 MB at once costs more than filling it."""
     for start in range(0, len(text), 1 << 20):
         yield text[start : start + (1 << 20)].encode("utf-8", "surrogatepass")
 
 
-def text_weight(text: str) -> int:
-    """A text's characters at their width, and the UTF-8 they are decoded from."""
+def text_nbytes(text: str) -> int:
+    """Memory for a text and for the UTF-8 that it is decoded from."""
     return 2 * len(text) if text.isascii() else sys.getsizeof(text) + 4 * len(text)
 
 
 def from_blob(view: memoryview, header: dict[str, Any]) -> Any:
-    kind = header["kind"]
-    if kind == "str":
+    form = header["form"]
+    if form == "str":
         return str(view, "utf-8", "surrogatepass")
-    if kind == "json":
+    if form == "json":
         return unpack(json.loads(str(view, "ascii")))
     sizes = array.array("I")
     body = 4 * header["count"]
@@ -1663,14 +1631,14 @@ def from_blob(view: memoryview, header: dict[str, Any]) -> Any:
         texts = [text[start:end] for start, end in spans]
     else:
         texts = [str(view[body + start : body + end], "utf-8", "surrogatepass") for start, end in spans]
-    return texts if kind == "list" else dict(zip(texts[::2], texts[1::2]))
+    return texts if form == "list" else dict(zip(texts[::2], texts[1::2]))
 
 
-def supervise(group: int, watched: Sequence[int], idle_limit: float = 0) -> NoReturn:
-    """Reap what the worker leaves, end with it, and take it along when whoever holds the other end of `watched` dies.
+def run_init(group: int, watched: Sequence[int], idle_limit: float = 0) -> NoReturn:
+    """PID 1: reap zombies, end with the worker, and end it when whoever holds the other end of `watched` dies.
 
-    With `idle_limit` this is a container's first process: SIGINT and SIGUSR1 go to all that runs there, and after so
-    many seconds without a word from the host it ends, since a daemon that died may have left it to itself.
+    With `idle_limit` this is a container's PID 1: it passes SIGINT and SIGUSR1 to every process there, and ends after
+    so many seconds without a frame from the host, since a daemon that died may have orphaned the container.
     """
     wakeup_read, wakeup_write = os.pipe()
     os.set_blocking(wakeup_write, False)
@@ -1685,19 +1653,19 @@ def supervise(group: int, watched: Sequence[int], idle_limit: float = 0) -> NoRe
     while reap_children():
         for descriptor, _ in poller.poll(1000):
             if descriptor != wakeup_read:
-                end_group(group)
+                kill_group(group)
             for number in os.read(wakeup_read, 64):
                 if idle_limit:
                     signal_container(number)
                 elif number == signal.SIGTERM:
-                    end_group(group)
+                    kill_group(group)
         if idle_limit and time.time() - os.fstat(watched[0]).st_mtime > idle_limit:  # when the pipe was last written to
-            end_group(group)
+            kill_group(group)
     os._exit(0)
 
 
 def signal_container(number: int) -> None:
-    """Pass a signal on to all processes of this container, wherever a cell put itself and even if it is stopped."""
+    """In PID 1: pass a signal on to all processes of this container, in whatever group they are and even if stopped."""
     if number in (signal.SIGINT, signal.SIGUSR1) and os.getpid() == 1:
         with contextlib.suppress(ProcessLookupError):
             os.kill(-1, signal.SIGCONT)
@@ -1705,7 +1673,7 @@ def signal_container(number: int) -> None:
 
 
 def reap_children() -> bool:
-    """False when there are no children any more."""
+    """In PID 1: reap zombies. False when there are no children any more."""
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -1714,37 +1682,37 @@ def reap_children() -> bool:
     return True
 
 
-def end_group(group: int) -> NoReturn:
-    """The worker's processes; where this is the first process of their PID namespace, they end with it."""
+def kill_group(group: int) -> NoReturn:
+    """In PID 1: kill the worker's processes. Those of the PID namespace end with this one."""
     if os.getpid() != 1:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
     os._exit(0)
 
 
-def take_streams() -> Wire:
-    """The standard streams as the worker's own; whatever else writes to them writes to nowhere."""
-    wire = Wire(os.dup(0), os.dup(1))
+def take_streams() -> FramedPipe:
+    """Take over the standard streams for frames; anything else that uses them gets /dev/null."""
+    pipe = FramedPipe(os.dup(0), os.dup(1))
     for descriptor, mode in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
         os.dup2(os.open(os.devnull, mode), descriptor)
-    return wire
+    return pipe
 
 
 def container_main(setup: dict[str, Any]) -> NoReturn:
-    """The first process of a container: it supervises the worker, which talks over what were the standard streams."""
+    """PID 1 of a container: it forks the worker, which gets what were the standard streams, and becomes its init."""
     import resource
 
-    wire = take_streams()
+    pipe = take_streams()
     layers: dict[str, bool | str] = {}
     attempt(layers, "socket_filter", filter_container, setup["network"])
     setup["own_init"] = setup["contained"] = os.getpid() == 1  # not getppid() below: whoever loses its parent gets 1
     worker = os.fork()
     if worker:
-        os.close(wire.writer)
-        supervise(worker, [wire.reader], setup["idle_limit"])
+        os.close(pipe.writer)
+        run_init(worker, [pipe.reader], setup["idle_limit"])
     os.setpgid(0, 0)
-    resource.setrlimit(resource.RLIMIT_DATA, (setup["most"], setup["most"]))
-    Worker(wire, PlainLanguage(), setup).start(layers)
+    resource.setrlimit(resource.RLIMIT_DATA, (setup["data_limit"], setup["data_limit"]))
+    Worker(pipe, PlainLanguage(), setup).start(layers)
 
 
 # --- the confinement: what Linux offers without root (ctypes alone) ---------------------------------------------------
@@ -1798,7 +1766,7 @@ libc: Any = None  # the C library, once `load_libc` ran
 
 
 def load_libc() -> None:
-    """Also finds out how the allocator is asked for its size, for `memory_in_use` once /proc is out of reach."""
+    """Load the C library, and find the allocator's statistics for `memory_in_use`, which cannot read /proc later."""
     import ctypes
 
     global libc, malloc_size
@@ -1809,7 +1777,7 @@ def load_libc() -> None:
 
 
 def call_libc(name: str, *arguments: Any) -> int:
-    """A C function that says -1 for failure, as a Python function that raises."""
+    """Call a C function; OSError if it returns -1."""
     import ctypes
 
     result = int(getattr(libc, name)(*arguments))
@@ -1820,7 +1788,7 @@ def call_libc(name: str, *arguments: Any) -> int:
 
 
 def attempt(layers: dict[str, bool | str], name: str, step: Callable[..., Any], *arguments: Any) -> bool:
-    """Take one step of the confinement, and note whether it holds."""
+    """Take one step of the confinement and record in `layers` whether it holds."""
     try:
         result = step(*arguments)
     except (OSError, ValueError, AttributeError, ImportError) as error:
@@ -1832,7 +1800,7 @@ def attempt(layers: dict[str, bool | str], name: str, step: Callable[..., Any], 
 
 
 def enter_namespaces(layers: dict[str, bool | str]) -> None:
-    """Leave the machine's namespaces; a PID namespace begins with the next child."""
+    """Enter new namespaces; the PID namespace starts with the next child."""
     uid, gid = os.geteuid(), os.getegid()
     if uid == 0:
         # Root's own processes are never counted against RLIMIT_NPROC; those of another real user are.
@@ -1853,7 +1821,7 @@ def map_user(uid: int, gid: int) -> None:
 
 
 def mount_scratch(folder: str) -> None:
-    """A bounded file system of the session's own over its folder, gone with its last process."""
+    """Mount a bounded tmpfs over the session's folder; it goes away with the last process."""
     private, nothing = 0x40000 | 0x4000, None  # MS_PRIVATE | MS_REC
     call_libc("mount", b"none", b"/", nothing, private, nothing)
     options = f"size={SCRATCH_SIZE},nr_inodes=2000,mode=700".encode()
@@ -1861,7 +1829,7 @@ def mount_scratch(folder: str) -> None:
 
 
 def confine(setup: dict[str, Any], layers: dict[str, bool | str]) -> None:
-    """Everything that a worker does to itself before it sees any code. Each step is best effort; `layers` tells."""
+    """Confine this process before it sees any code. Each step is best effort; `layers` records the outcome."""
     attempt(layers, "rlimits", limit_resources, setup["memory"])
     if not setup["confined"]:
         return
@@ -1875,7 +1843,7 @@ def confine(setup: dict[str, Any], layers: dict[str, bool | str]) -> None:
     attempt(layers, "capabilities_dropped", call_libc, "capset", struct.pack("Ii", 0x20080522, 0), bytes(24))
     attempt(layers, "landlock", restrict_files, setup["scratch"], setup["readable"])
     attempt(layers, "seccomp", lambda: install_filter(packed_filter(may_kill(layers))))
-    check(layers)
+    verify_layers(layers)
 
 
 def may_kill(layers: dict[str, bool | str]) -> bool:
@@ -1883,8 +1851,8 @@ def may_kill(layers: dict[str, bool | str]) -> bool:
     return bool(layers.get("pid_namespace")) or (bool(layers.get("landlock")) and landlock_abi() >= 6)
 
 
-def check(layers: dict[str, bool | str]) -> None:
-    """Believe the two main layers only when they refuse something."""
+def verify_layers(layers: dict[str, bool | str]) -> None:
+    """Mark the two main layers as absent unless they really refuse something."""
     import socket
 
     tries: tuple[tuple[str, Callable[[], Any]], ...] = (
@@ -1903,8 +1871,9 @@ def check(layers: dict[str, bool | str]) -> None:
 def limit_resources(memory: int) -> None:
     import resource
 
-    with open("/proc/self/statm", "rb") as statm:
-        present = int(statm.read().split()[0]) * mmap.PAGESIZE
+    present = memory_pages(0)
+    if present is None:
+        raise OSError("the size of this process cannot be told")
     limits = {
         resource.RLIMIT_AS: (present + memory, present + memory + CONTEXT_ROOM),
         resource.RLIMIT_FSIZE: (SCRATCH_SIZE, SCRATCH_SIZE),
@@ -1921,8 +1890,7 @@ def limit_resources(memory: int) -> None:
 
 
 def restrict_files(scratch: str, readable: Sequence[str]) -> str:
-    """Landlock: the scratch folder, and for reading what Python itself needs and the caller gave. No TCP, no signals
-    to processes outside."""
+    """Landlock: allow the scratch folder and reading what Python needs. No TCP, no signals to processes outside."""
     abi = landlock_abi()
     handled = (1 << (13 + (abi >= 2) + (abi >= 3))) - 1 | (1 << 15 if abi >= 5 else 0)
     network, scope = (3 if abi >= 4 else 0), (3 if abi >= 6 else 0)
@@ -1980,7 +1948,7 @@ def packed(program: Filter) -> bytes:
 
 
 def machine_numbers() -> tuple[int, int]:
-    """Which column of the tables of system calls is this machine's, and how the kernel names it."""
+    """This machine's column in the system call tables, and the kernel's number for the architecture."""
     machine = os.uname().machine
     if machine not in MACHINES:
         raise OSError(f"no list of system calls for {machine}")
@@ -1988,8 +1956,8 @@ def machine_numbers() -> tuple[int, int]:
 
 
 def filter_container(network: bool) -> str:
-    """Beside the engine's own filter, which lets these pass: sockets but those of the machine itself and, with a
-    network, of IPv4 and IPv6; shared memory, semaphores and message queues, which would outlive the cell."""
+    """Refuse what the engine's own filter allows: sockets other than AF_UNIX and, with a network, IPv4 and IPv6; shared
+    memory, semaphores and message queues, which would outlive the cell."""
     load_libc()
     column, architecture = machine_numbers()
     program = filter_head(column, architecture)
@@ -2002,7 +1970,7 @@ def filter_container(network: bool) -> str:
 
 
 def filter_head(column: int, architecture: int) -> Filter:
-    """The start of a filter: with the numbers of another machine every call would be another one."""
+    """The start of a filter: kill on another architecture, where the same numbers mean other calls."""
     program: Filter = [(LOAD, 0, 0, 4), (EQUAL, 1, 0, architecture), (RETURN, 0, 0, KILL_PROCESS), (LOAD, 0, 0, 0)]
     if column == 0:  # the x32 numbers name the same calls a second time
         program += [(ANY_BIT, 0, 1, 0x40000000), (RETURN, 0, 0, REFUSE)]
@@ -2010,7 +1978,7 @@ def filter_head(column: int, architecture: int) -> Filter:
 
 
 def build_filter(column: int, architecture: int, kill_is_safe: bool) -> Filter:
-    """An allow-list. Processes may be made only by a plain fork, and memory is never writable and executable."""
+    """An allow-list. Only a plain fork may create processes, and memory is never both writable and executable."""
     program = filter_head(column, architecture)
     for entry in SYSCALLS.split(","):
         number = entry.split()[1 + column]
@@ -2030,16 +1998,12 @@ def build_filter(column: int, architecture: int, kill_is_safe: bool) -> Filter:
 
 
 def on_call(number: int, block: Filter) -> Filter:
-    """The block for one system call; the blocks end in a return, so that what follows is for the others."""
+    """The block for one system call. Each block ends in a return."""
     return [(EQUAL, 0, len(block), number), *block]
 
 
 def low_word(argument: int) -> tuple[int, int, int, int]:
     return (LOAD, 0, 0, 16 + 8 * argument)
-
-
-def high_word(argument: int) -> tuple[int, int, int, int]:
-    return (LOAD, 0, 0, 20 + 8 * argument)
 
 
 def allow_values(argument: int, values: Sequence[int]) -> Filter:
@@ -2054,8 +2018,9 @@ def refuse_bits(argument: int, bits: int) -> Filter:
 
 
 def allow_own_limits() -> Filter:
-    """Read any limit; set the soft one for descriptors (7), below its hard one. That of memory is the host's to set."""
-    is_reading: Filter = [low_word(2), (EQUAL, 0, 3, 0), high_word(2), (EQUAL, 0, 1, 0), (RETURN, 0, 0, ALLOW)]
+    """Allow reading any limit and setting that for descriptors (7). Only the host may raise a limit of memory."""
+    high_word = (LOAD, 0, 0, 20 + 8 * 2)
+    is_reading: Filter = [low_word(2), (EQUAL, 0, 3, 0), high_word, (EQUAL, 0, 1, 0), (RETURN, 0, 0, ALLOW)]
     is_other: Filter = [low_word(0), (EQUAL, 1, 0, 0), (RETURN, 0, 0, REFUSE)]
     return [*is_reading, *is_other, *allow_values(1, (7,))]
 
@@ -2085,7 +2050,7 @@ def zygote_main(channel: int, setup: dict[str, Any]) -> NoReturn:
         with contextlib.suppress(OSError):
             packed_filter(True)
     except BaseException as error:
-        host.sendall(to_json({"error": f"{type_name(type(error))}: {text_of(error)[:2000]}"}).encode())
+        host.sendall(to_json({"error": f"{type_name(type(error))}: {safe_str(error)[:2000]}"}).encode())
         os._exit(1)
     zygote = Zygote(host, dict(setup, base=base), lock)
     with open(os.devnull, "wb") as nowhere:
@@ -2106,7 +2071,7 @@ def preload(setup: dict[str, Any]) -> None:
 
 
 def load_policy() -> Any:
-    """The language layer, from the file beside this one: no folder of ours is on the path."""
+    """Load `rlm_policy` from the file beside this one, since its folder is not on `sys.path`."""
     from importlib.util import module_from_spec, spec_from_file_location
 
     name = "rlm_policy"
@@ -2119,7 +2084,7 @@ def load_policy() -> Any:
 
 
 def make_base(temporary: str) -> tuple[str, int]:
-    """A folder for the folders of sessions, and a lock on it; those that nobody locks any more are removed."""
+    """Create and lock the parent folder of the session folders; remove those that no process locks any more."""
     prefix = f"rlm-sandbox-{os.getuid()}-"
     for name in os.listdir(temporary):
         if name.startswith(prefix):
@@ -2137,7 +2102,7 @@ def make_base(temporary: str) -> tuple[str, int]:
 
 
 def locked(folder: str) -> int | None:
-    """A descriptor that locks the folder as long as it is open; None if it is somebody else's."""
+    """A descriptor that locks the folder while it is open; None if another process holds the lock."""
     import fcntl
 
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -2156,46 +2121,36 @@ def remove_tree(folder: str) -> None:
 
 
 def plain_main(setup: dict[str, Any]) -> NoReturn:
-    """A worker by itself, for systems without what a zygote and its sessions need: the policy, limits, and no more."""
-    wire = take_streams()
+    """A worker without zygote or confinement, for macOS and Windows: the policy and resource limits only."""
+    pipe = take_streams()
     if sys.platform == "win32":
         import msvcrt
 
-        for descriptor in (wire.reader, wire.writer):
+        for descriptor in (pipe.reader, pipe.writer):
             msvcrt.setmode(descriptor, os.O_BINARY)
     else:
-        threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=exit_with_parent, args=(os.getppid(),), daemon=True).start()
     preload(setup)
-    start_worker(setup, {}, wire, own_init=False)
+    start_worker(setup, {}, pipe, own_init=False)
 
 
-def end_with(parent: int) -> NoReturn:
-    """A worker in a loop does not notice that its host has gone; this thread does."""
+def exit_with_parent(parent: int) -> NoReturn:
+    """End this process when the host goes away, which a worker that runs a cell would not notice."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(0)
 
 
 REQUEST_MAX = 65_536  # bytes: what is longer would arrive cut
-PING = b"?"  # a spare session says it back
-PING_SECONDS = 0.2
-
-
-class Session(NamedTuple):
-    """A process in namespaces of its own, which waits on the channel to be told whose worker it is to start."""
-
-    pid: int
-    channel: Any
 
 
 class Zygote:
+    """The zygote: forks a session for each request of the host, and removes what sessions leave."""
+
     def __init__(self, host: Any, setup: dict[str, Any], lock: int):
         self.host, self.setup, self.lock = host, setup, lock
         self.sessions: dict[int, str] = {}
-        self.groups: dict[int, str] = {}  # the control groups that sessions are in
-        self.starved = False  # there could be no spare: not until the next request is it tried again
-        self.spare: Session | None = None  # the next one, made while nothing is asked for: it costs 5 ms
-        self.life_read, self.life_write = os.pipe()  # its end tells the sessions that this process has died
+        self.liveness_pipe, self.liveness_writer = os.pipe()  # its end tells the sessions that this process has died
 
     def serve(self) -> NoReturn:
         import socket
@@ -2208,43 +2163,34 @@ class Zygote:
                 poller.register(os.pidfd_open(os.getppid()), select.POLLIN)
         later = PRELOADED_LATER.split()
         while True:
-            idle = not later and self.spare is not None
-            ready = [descriptor for descriptor, _ in poller.poll(None if idle or self.starved else 0)]
+            ready = [descriptor for descriptor, _ in poller.poll(0 if later else None)]
             if not ready:
-                self.get_ready(later)
+                self.preload_next(later)
                 continue
             if ready != [self.host.fileno()]:
                 self.end()
             data, descriptors, _, _ = socket.recv_fds(self.host, REQUEST_MAX, 4)
             if not data:
                 self.end()
-            self.starved = False
             self.answer(data, descriptors)
 
     def answer(self, data: bytes, descriptors: list[int]) -> None:
         try:
             request = json.loads(data)
         except ValueError:
-            for descriptor in descriptors:
-                os.close(descriptor)
-            self.host.sendall(b'{"error":"the request was not understood"}')
-            return
-        if request["op"] == "reap":
-            self.reap(request["pid"])
+            request = {"op": "unreadable"}
+        if request["op"] == "terminate":
+            self.terminate(request["pid"])
         else:
             self.host.sendall(to_json(self.spawn(request, descriptors)).encode())
+        for descriptor in descriptors:
+            os.close(descriptor)
 
-    def get_ready(self, names: list[str]) -> None:
-        """One step while nothing is asked for. A session begun before the last import does the others itself."""
+    def preload_next(self, names: list[str]) -> None:
+        """Import one module while idle. A session forked before the last import does the rest itself."""
         import gc
         import importlib
 
-        if not names:
-            try:
-                self.spare = self.new_session(confined=True)
-            except OSError:  # whoever asks for a session is told, and the sessions that there are go on
-                self.starved = True
-            return
         with contextlib.suppress(OSError, ImportError):  # without a descriptor, say: then it is imported when asked for
             importlib.import_module(names.pop())
         if not names:
@@ -2253,65 +2199,29 @@ class Zygote:
                 load_policy().policy_preload(tuple(self.setup["allowed_imports"]))
 
     def spawn(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        if request["op"] != "spawn":
+            return {"error": "the request was not understood"}
         try:
             if len(descriptors) != 3:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            session = self.take_spare() if request["confined"] else None
-            if session is None or not self.hand_over(session, request, descriptors):
-                session = self.new_session(confined=request["confined"])
-                if not self.hand_over(session, request, descriptors):
-                    raise OSError("it ended at once")
+            return {"pid": self.new_session(request, descriptors), "number": request["number"]}
         except OSError as error:
             return {"error": f"the session's process could not be forked: {error}"}
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
-        return {"pid": session.pid, "number": request["number"], "group": self.groups.get(session.pid, "")}
 
-    def hand_over(self, session: Session, request: dict[str, Any], descriptors: list[int]) -> bool:
-        """Tell a session whose worker it is to start. One that cannot be told is ended."""
-        import socket
-
-        if group := self.groups.get(session.pid):
-            limit_group(group, request["memory"] + GROUP_ROOM)
-        with session.channel:
-            try:
-                socket.send_fds(session.channel, [to_json(request).encode()], descriptors)
-            except OSError:
-                self.reap(session.pid)
-                return False
-        return True
-
-    def take_spare(self) -> Session | None:
-        """The session made ahead, if it answers and has its folder: something may have stopped or cleaned it."""
-        spare, self.spare = self.spare, None
-        if spare is None:
-            return None
-        with contextlib.suppress(OSError):
-            os.lstat(self.sessions[spare.pid])
-            spare.channel.send(PING)
-            if wait_for(spare.channel.fileno(), PING_SECONDS) and spare.channel.recv(20) == PING:
-                return spare
-        spare.channel.close()
-        self.reap(spare.pid)
-        return None
-
-    def new_session(self, *, confined: bool) -> Session:
+    def new_session(self, request: dict[str, Any], descriptors: list[int]) -> int:
         self.keep_base()
         scratch = os.path.join(self.setup["base"], os.urandom(6).hex())
         os.mkdir(scratch, 0o700)
         try:
-            session = self.fork_session(scratch, confined)
+            pid = self.fork_session({**self.setup, **request, "scratch": scratch}, descriptors)
         except OSError:
             remove_tree(scratch)
             raise
-        self.sessions[session.pid] = scratch
-        if confined and (group := memory_group(session.pid)):
-            self.groups[session.pid] = group
-        return session
+        self.sessions[pid] = scratch
+        return pid
 
     def keep_base(self) -> None:
-        """Make the folder anew where something has cleaned it away, and never use another's in its place."""
+        """Recreate the folder if something removed it; never use a folder that another process put in its place."""
         try:
             there = os.path.samestat(os.lstat(self.setup["base"]), os.fstat(self.lock))
         except FileNotFoundError:
@@ -2322,173 +2232,77 @@ class Zygote:
             os.close(self.lock)
             self.setup["base"], self.lock = base, lock
 
-    def fork_session(self, scratch: str, confined: bool) -> Session:
-        import socket
-
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            entrance = os.fork()
-            if entrance == 0:
-                os.close(self.life_write)
-                ours.close()
-                start_session({**self.setup, "scratch": scratch, "confined": confined}, theirs, self.life_read)
-        os.waitpid(entrance, 0)
-        pid = int(ours.recv(20) or b"0")
+    def fork_session(self, setup: dict[str, Any], descriptors: list[int]) -> int:
+        """In the zygote: the pid of a new session's init, which the intermediate process reports."""
+        pid_reader, pid_writer = os.pipe()
+        try:
+            intermediate = os.fork()
+            if intermediate == 0:
+                os.close(self.liveness_writer)
+                start_session(setup, descriptors, pid_writer, self.liveness_pipe)
+            os.waitpid(intermediate, 0)
+        finally:
+            os.close(pid_writer)
+            pid = int(os.read(pid_reader, 20) or b"0")
+            os.close(pid_reader)
         if not pid:
             raise OSError("it did not start")
-        return Session(pid, ours)
+        return pid
 
-    def reap(self, pid: int) -> None:
-        """Only now may the number be used again: until here the host could safely signal it."""
+    def terminate(self, pid: int) -> None:
+        """Kill and reap a session. Until this frees its pid, the host can signal it safely."""
         if pid in self.sessions:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             remove_tree(self.sessions.pop(pid))
-            with contextlib.suppress(OSError):  # a process that is not quite gone: `memory_group` looks again
-                os.rmdir(self.groups.pop(pid, ""))
 
     def end(self) -> NoReturn:
         for pid in list(self.sessions):
-            self.reap(pid)
+            self.terminate(pid)
         remove_tree(self.setup["base"])
         os._exit(0)
 
 
-GROUP_ROOM = SCRATCH_SIZE + (32 << 20)  # bytes that a control group counts beyond a session's own: files, page tables
-GROUP_PREFIX = "rlm-session-"
-
-
-def memory_group(pid: int) -> str:
-    """A fresh control group, which can be limited, with the process in it; "" where none can be had."""
-    for parent in group_parents():
-        group = os.path.join(parent, f"{GROUP_PREFIX}{os.getpid()}-{pid}")
-        try:
-            for name in os.listdir(parent):
-                if name.startswith(GROUP_PREFIX) and not os.path.exists(f"/proc/{name.split('-')[2]}"):
-                    remove_group(os.path.join(parent, name))  # of a process that was killed
-            os.mkdir(group)
-        except OSError:
-            continue
-        try:
-            limit_group(group, CONTEXT_ROOM)
-            with open(os.path.join(group, "cgroup.procs"), "w") as procs:
-                procs.write(str(pid))
-            return group
-        except OSError:
-            remove_group(group)
-    return ""
-
-
-def remove_group(group: str) -> None:
-    with contextlib.suppress(OSError):
-        os.rmdir(group)
-
-
-@functools.lru_cache(maxsize=None)
-def group_parents() -> list[str]:
-    """Where a group with a limit of its own may be made: beside or below this process's own, in version 2 or 1."""
-    own = {}
-    with contextlib.suppress(OSError), open("/proc/self/cgroup") as file:
-        for line in file:
-            _, kinds, path = line.rstrip("\n").split(":", 2)
-            own["2" if not kinds else "1" if "memory" in kinds.split(",") else ""] = path
-    found = []
-    with contextlib.suppress(OSError), open("/proc/self/mountinfo") as file:
-        for line in file:
-            fields = line.split()
-            root, place, kind, options = fields[3], fields[4], fields[fields.index("-") + 1], fields[-1].split(",")
-            version = "2" if kind == "cgroup2" else "1" if kind == "cgroup" and "memory" in options else ""
-            if not version or version not in own:
-                continue
-            folder = os.path.normpath(os.path.join(place, os.path.relpath(own[version], root)))
-            while within(folder, place):
-                if version == "1" or has_memory(folder):
-                    found.append(folder)
-                if folder == place:
-                    break
-                folder = os.path.dirname(folder)
-    return found
-
-
-def has_memory(folder: str) -> bool:
-    """Whether the groups below one of version 2 have limits of memory."""
-    with contextlib.suppress(OSError), open(os.path.join(folder, "cgroup.subtree_control")) as file:
-        return "memory" in file.read().split()
-    return False
-
-
-def limit_group(group: str, limit: int) -> None:
-    """OSError if the group takes no limit. Swap counts with memory where that can be said."""
-    if os.path.exists(os.path.join(group, "memory.max")):
-        names = {"memory.swap.max": 0, "memory.max": limit}
-    else:
-        names = {"memory.memsw.limit_in_bytes": limit, "memory.limit_in_bytes": limit}
-    for last in (False, True):  # version 1 wants the one raised first, and the other lowered first
-        for name, value in names.items():
-            try:
-                with open(os.path.join(group, name), "w") as file:
-                    file.write(str(value))
-            except OSError:
-                if last and name in ("memory.max", "memory.limit_in_bytes"):
-                    raise
-
-
-def start_session(setup: dict[str, Any], channel: Any, life: int) -> NoReturn:
-    """In a fresh fork, which only leads into the PID namespace: fork the supervisor, and from that, once the channel
-    has told for whom, the worker."""
-    import socket
-
+def start_session(setup: dict[str, Any], descriptors: list[int], pid_writer: int, liveness_pipe: int) -> NoReturn:
+    """In the intermediate process, which enters the namespaces: fork init, and from that the worker."""
     try:
         layers: dict[str, bool | str] = {}
         if setup["confined"]:
             enter_namespaces(layers)
-        supervisor = os.fork()
-        if supervisor:
-            os.setpgid(supervisor, supervisor)
-            channel.send(str(supervisor).encode())
+        init = os.fork()
+        if init:
+            os.setpgid(init, init)
+            os.write(pid_writer, str(init).encode())
             os._exit(0)
         os.setpgid(0, 0)
-        keep_open(channel.fileno(), life)
+        os.close(pid_writer)
         if layers.get("mount_namespace"):
             attempt(layers, "private_scratch", mount_scratch, setup["scratch"])
         set_subreaper()
-        reserve_descriptors(0)  # it may have been made when there were hardly any
-        while True:
-            request, descriptors, _, _ = socket.recv_fds(channel, REQUEST_MAX, 4)
-            if request != PING:
-                break
-            channel.send(PING)
-        if not request:
-            os._exit(0)  # it was never needed
-        setup |= json.loads(request)
         if os.fork():
-            watched = [descriptors[0], life]
+            watched = [descriptors[0], liveness_pipe]
             keep_open(*watched)
-            supervise(os.getpgrp(), watched)
-        run_worker(setup, layers, descriptors, own_init=os.getppid() == 1 and bool(layers.get("pid_namespace")))
+            run_init(os.getpgrp(), watched)
+        stream, blob, files = descriptors
+        os.dup2(files, FILES_FD)
+        keep_open(stream, blob, FILES_FD)
+        own_init = os.getppid() == 1 and bool(layers.get("pid_namespace"))
+        start_worker(dict(setup, blob=blob), layers, FramedPipe(stream, stream), own_init)
     finally:
         os._exit(1)
 
 
 def keep_open(*descriptors: int) -> None:
-    """Close all but these and the standard three."""
+    """Close all descriptors but these and the standard three."""
     first = 3
     for descriptor in [*sorted(set(descriptors)), 1 << 16]:
         os.closerange(first, descriptor)
         first = descriptor + 1
 
 
-def run_worker(
-    setup: dict[str, Any], layers: dict[str, bool | str], descriptors: list[int], own_init: bool
-) -> NoReturn:
-    stream, blob, files = descriptors
-    os.dup2(files, FILES_FD)
-    keep_open(stream, blob, FILES_FD)
-    start_worker(dict(setup, blob=blob), layers, Wire(stream, stream), own_init)
-
-
-def start_worker(setup: dict[str, Any], layers: dict[str, bool | str], wire: Wire, own_init: bool) -> NoReturn:
+def start_worker(setup: dict[str, Any], layers: dict[str, bool | str], pipe: FramedPipe, own_init: bool) -> NoReturn:
+    """In the worker: confine this process, then serve requests."""
     os.chdir(setup["scratch"])
     sys.modules["__main__"] = type(sys)("__main__")
     confine(dict(setup, readable=readable_paths(setup)), layers)
@@ -2498,14 +2312,14 @@ def start_worker(setup: dict[str, Any], layers: dict[str, bool | str], wire: Wir
     layers["policy"] = setup["policy"]
     setup["own_init"] = own_init
     setup["can_kill"] = not setup["confined"] or may_kill(layers)
-    Worker(wire, load_policy().PolicyLanguage(setup) if setup["policy"] else PlainLanguage(), setup).start(layers)
+    Worker(pipe, load_policy().PolicyLanguage(setup) if setup["policy"] else PlainLanguage(), setup).start(layers)
 
 
 TIME_ZONES = ["/usr/share/zoneinfo", "/usr/lib/zoneinfo", "/usr/share/lib/zoneinfo", "/etc/zoneinfo"]  # zoneinfo's
 
 
 def readable_paths(setup: dict[str, Any]) -> list[str]:
-    """What Python needs while it runs, and the allowed packages. The caller's files come from the host."""
+    """The paths that Python and the allowed packages read at run time. The caller's files come from the host."""
     paths = [os.path.dirname(os.__file__), *TIME_ZONES]
     if setup["allowed_imports"]:
         paths += [*setup["packages"], os.environ.get("MPLCONFIGDIR", "")]
@@ -2514,6 +2328,6 @@ def readable_paths(setup: dict[str, Any]) -> list[str]:
 
 
 def set_subreaper() -> None:
-    """Orphans come here and not to the machine's init."""
+    """Make orphaned descendants children of this process instead of the machine's PID 1."""
     with contextlib.suppress(OSError):
         call_libc("prctl", 36, 1, 0, 0, 0)

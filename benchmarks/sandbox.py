@@ -1,27 +1,35 @@
-"""The local sandbox's figures, in one run: `python benchmarks/sandbox.py [--sandboxes 1000]`.
+"""The local sandbox's figures beside an earlier commit's and another project's, all taken in one run.
 
-Medians in milliseconds beside the bar that each is to keep and, where there is one, plain Python's figure for the same.
+    python benchmarks/sandbox.py [--against REV] [--rounds 3] [--all] [--write docs/sandbox.md]
+
+Every round starts a fresh process for each subject in turn, so that all of them meet the same load; the figure is the
+best of the rounds. `--against` takes any commit whose tree has a `rlm_sandbox.py` (default: the newest tag before this
+commit). `pydantic-monty` is a reference for speed only: it interprets a part of Python, in a process that nothing
+confines. `--all` adds what has no counterpart there: the guards' price, cells that do not want to stop, many sandboxes.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import datetime
 import json
 import os
+import platform
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-import rlm_sandbox  # noqa: E402 - the path comes first
-from rlm_sandbox import LocalSandbox  # noqa: E402
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+MONTY = "pydantic-monty==1.4.0"  # a comparison names what it compared
+MARK = "<!-- sandbox figures -->"
 
 
 def median(work: Callable[[], Any], times: int) -> float:
@@ -34,51 +42,228 @@ def median(work: Callable[[], Any], times: int) -> float:
     return statistics.median(taken)
 
 
+def steady(work: Callable[[], Any], times: int) -> float:
+    """The lowest median of ten series, in milliseconds: the one that other work on the machine disturbed least."""
+    return min(median(work, max(1, times // 10)) for _ in range(10))
+
+
+# --- the comparison ---------------------------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    key: str
+    title: str
+    ratio: float | None = None  # wanted: at most so many times the other commit's figure
+    bar: float | None = None  # wanted: at most so much
+
+
+ROWS = [
+    Row("cold", "import, cold start and first cell, ms", ratio=1.0),
+    Row("next", "next session, ms", ratio=1.2),
+    Row("snapshot", "cell with snapshot, ms", ratio=1.0),
+    Row("plain", "cell without, ms", bar=0.2),
+    Row("call", "host call, ms", bar=0.1),
+    Row("add", "10^6 additions, of native", bar=1.2),
+    Row("context", "100 MB context, ms", ratio=1.0),
+    Row("file", "reading a 100 MB file, of native", bar=1.3),
+]
+ADDITIONS = "t = 0\nfor i in range(10**6):\n    t += i\n"
+CALLS = "for i in range(100): f('x')"
+READ = "len(open({!r}).read())"
+CONTEXT = "0123456789" * 10_000_000
+
+
+def file_of_100_mb() -> str:
+    path = os.path.join(tempfile.mkdtemp(prefix="rlm-bench-"), "large.txt")
+    Path(path).write_text("0123456789 " * 9_000_000)
+    return path
+
+
+def native(code: str) -> float:
+    compiled = compile(code, "<native>", "exec")
+    return min(median(lambda: exec(compiled, {}), 1) for _ in range(5))
+
+
+def measure_ours(tree: str) -> Iterator[tuple[str, float]]:
+    """The figures of the `rlm_sandbox` in a folder; this process must be a fresh one."""
+    sys.path.insert(0, tree)
+    began = time.perf_counter()
+    from rlm_sandbox import LocalSandbox
+
+    with LocalSandbox() as box:
+        box.execute("1")
+        yield "cold", (time.perf_counter() - began) * 1000
+        time.sleep(0.3)  # what is imported later is imported
+        made: list[LocalSandbox] = []
+        yield "next", steady(lambda: made.append(LocalSandbox()), 20)
+        for one in made:
+            one.close()
+        yield "snapshot", steady(lambda: box.execute("x = 1"), 300)
+    path = file_of_100_mb()
+    folder, name = os.path.split(path)
+    with LocalSandbox(snapshot=False, memory="2g", workspace=folder) as box:
+        yield "plain", steady(lambda: box.execute("x = 1"), 500)
+        calls = {"f": lambda text: text}
+        single = steady(lambda: box.execute("f('x')", functions=calls), 100)
+        yield "call", (steady(lambda: box.execute(CALLS, functions=calls), 30) - single) / 99
+        yield "add", min(median(lambda: box.execute(ADDITIONS), 1) for _ in range(5)) / native(ADDITIONS)
+        yield "context", min(median(lambda: box.set("context", CONTEXT), 1) for _ in range(5))
+        read = READ.format(name)
+        assert box.execute(read).value == "99000000", box.execute(read)
+        yield "file", min(median(lambda: box.execute(read), 1) for _ in range(5)) / native(READ.format(path))
+
+
+def measure_monty(_: str) -> Iterator[tuple[str, float]]:
+    began = time.perf_counter()
+    from pydantic_monty import Monty, MountDir
+
+    with Monty() as pool:
+        with pool.checkout() as session:
+            session.feed_run("1")
+            yield "cold", (time.perf_counter() - began) * 1000
+
+        def use() -> None:
+            with pool.checkout():
+                pass
+
+        yield "next", steady(use, 20)
+        with pool.checkout() as session:
+            yield "plain", steady(lambda: session.feed_run("x = 1"), 500)
+            calls = {"f": lambda text: text}
+            single = steady(lambda: session.feed_run("f('x')", external_lookup=calls), 100)
+        taken = []
+        for _round in range(9):  # a session has a budget of calls
+            with pool.checkout() as session:
+                taken.append(median(lambda: session.feed_run(CALLS, external_lookup=calls), 1))
+        yield "call", (min(taken) - single) / 99
+        with pool.checkout() as session:
+            yield "add", min(median(lambda: session.feed_run(ADDITIONS), 1) for _ in range(5)) / native(ADDITIONS)
+            yield "context", min(median(lambda: session.feed_run("1", inputs={"c": CONTEXT}), 1) for _ in range(5))
+        path = file_of_100_mb()
+        mount = MountDir(
+            host_path=os.path.dirname(path), virtual_path="/data", mode="read-only", memory_usage_limit=1 << 30
+        )
+        with pool.checkout() as session:
+            read = READ.format("/data/large.txt")
+            yield (
+                "file",
+                min(median(lambda: session.feed_run(read, mount=mount), 1) for _ in range(3))
+                / native(READ.format(path)),
+            )
+
+
+def report_measures(subject: str, tree: str) -> None:
+    """Print the figures of one subject as JSON, as far as it has them."""
+    found: dict[str, float] = {}
+    trouble = ""
+    try:
+        for key, figure in measure_monty(tree) if subject == "monty" else measure_ours(tree):
+            found[key] = figure
+    except Exception as error:
+        trouble = f"{type(error).__name__}: {error}"
+    print(json.dumps({"figures": found, "trouble": trouble}))
+
+
+class Subject(NamedTuple):
+    name: str
+    python: str
+    tree: str
+    remark: str
+
+
+def take_figures(subjects: list[Subject], rounds: int) -> dict[str, dict[str, float]]:
+    best: dict[str, dict[str, float]] = {subject.name: {} for subject in subjects}
+    for number in range(rounds):
+        for subject in subjects:
+            print(f"round {number + 1} of {rounds}: {subject.name}", file=sys.stderr)
+            command = [subject.python, str(Path(__file__).resolve()), "--measure", subject.name, "--tree", subject.tree]
+            done = subprocess.run(command, capture_output=True, text=True, cwd=os.sep, timeout=300, check=True)
+            report = json.loads(done.stdout.splitlines()[-1])
+            if report["trouble"]:
+                print(f"  {report['trouble'][:300]}", file=sys.stderr)
+            for key, figure in report["figures"].items():
+                best[subject.name][key] = min(figure, best[subject.name].get(key, figure))
+    return best
+
+
+@contextlib.contextmanager
+def tree_of(revision: str) -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="rlm-bench-") as folder:
+        tree = os.path.join(folder, "tree")
+        subprocess.run(["git", "worktree", "add", "--detach", "--quiet", tree, revision], cwd=ROOT, check=True)
+        try:
+            yield tree
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", tree], cwd=ROOT, check=True)
+
+
+def newest_tag() -> str | None:
+    found = subprocess.run(
+        ["git", "describe", "--tags", "--abbrev=0", "HEAD^"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip() or None
+
+
+def monty_python() -> str | None:
+    """The interpreter of an environment with pydantic-monty, made if it is missing; None if it cannot be had."""
+    sys.path.insert(0, str(HERE))
+    import bench
+
+    subject = bench.Subject("monty", "monty", (MONTY,), "pydantic_monty")
+    try:
+        bench.set_up(subject)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"without {MONTY}: {error}", file=sys.stderr)
+        return None
+    return str(bench.python_of(subject))
+
+
+def compare(revision: str | None, rounds: int) -> str:
+    """The table, as Markdown, with what it was taken on."""
+    load = os.getloadavg()[0]
+    with contextlib.ExitStack() as trees:
+        subjects = [Subject("flat-rlm", sys.executable, str(ROOT), "this tree")]
+        if revision:
+            subjects.append(Subject(revision, sys.executable, trees.enter_context(tree_of(revision)), "that commit"))
+        if python := monty_python():
+            subjects.append(Subject("monty", python, "", f"{MONTY}, not confined"))
+        figures = take_figures(subjects, rounds)
+    machine = f"Python {platform.python_version()}, {os.cpu_count()} cores, Linux {platform.release()}"
+    lines = [
+        f"Made by `python benchmarks/sandbox.py` on {datetime.date.today():%d %B %Y}; {machine},",
+        f"load average {load:.1f} at its start.",
+        "The best of several rounds; in brackets: how many times the figure of this tree.",
+        "",
+        f"| | wanted | {' | '.join(subject.name for subject in subjects)} |",
+        "| --- | ---: |" + " ---: |" * len(subjects),
+    ]
+    lines += [table_line(row, [figures[subject.name].get(row.key) for subject in subjects], revision) for row in ROWS]
+    return "\n".join([*lines, "", *(f"- **{subject.name}**: {subject.remark}" for subject in subjects)])
+
+
+def table_line(row: Row, figures: list[float | None], revision: str | None) -> str:
+    ours = figures[0]
+    wanted = f"≤ {row.bar:g}" if row.bar is not None else f"≤ {row.ratio:g}× {revision}" if revision else ""
+    cells = ["–" if figure is None else f"{figure:.3g}" for figure in figures]
+    for at, figure in enumerate(figures[1:], start=1):
+        cells[at] += f" ({figure / ours:.2f}×)" if figure is not None and ours else ""
+    limit = row.bar if row.bar is not None else (row.ratio or 0) * (figures[1] or 0) if revision else None
+    if limit is not None and ours is not None and ours > limit:
+        cells[0] += " **missed**"
+    return f"| {row.title} | {wanted} | {' | '.join(cells)} |"
+
+
+# --- what has no counterpart elsewhere --------------------------------------------------------------------------------
+
+
 def row(name: str, figure: float, bar: float | None = None, beside: str = "", unit: str = "ms") -> None:
     kept = "" if bar is None else f"<= {bar:g} {'ok' if figure <= bar else 'MISSED'}"
     print(f"{name:52} {figure:10.2f} {unit:3} {kept:16} {beside}")
 
 
-def in_process(code: str) -> float:
-    """What a fresh process measured of itself."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    return float(done.stdout)
-
-
-COLD = """
-import time, rlm_sandbox
-began = time.perf_counter()
-box = rlm_sandbox.LocalSandbox()
-print((time.perf_counter() - began) * 1000)
-"""
-
-
-def starts() -> None:
-    bare = median(lambda: subprocess.run([sys.executable, "-c", "pass"], check=True), 9)
-    row("cold start", statistics.median(in_process(COLD) for _ in range(9)), 120, f"python -c pass: {bare:.0f}")
-    made: list[LocalSandbox] = []
-    row("next session from the zygote", median(lambda: made.append(LocalSandbox()), 30), 20)
-    row("close", median(lambda: made.pop().close(), 30))
-
-
-def cells() -> None:
-    with LocalSandbox(snapshot=False) as alone, LocalSandbox() as box:
-        plain: dict[str, Any] = {}
-        code = compile("x = 1", "<cell>", "exec")
-        row("a cell without snapshot", median(lambda: alone.execute("x = 1"), 500), 0.2, "a copy before each: no")
-        row(
-            "a cell with snapshot",
-            median(lambda: box.execute("x = 1"), 300),
-            4,
-            f"exec: {median(lambda: exec(code, plain), 500):.4f}",
-        )
-        calls = {"f": lambda text: text}
-        single = median(lambda: alone.execute("f('x')", functions=calls), 300)
-        many = median(lambda: alone.execute("for i in range(100): f('x')", functions=calls), 20)
-        row("a host call", (many - single) / 99, 0.3, f"first of a cell: {single:.2f}")
-
-
 def contexts() -> None:
+    from rlm_sandbox import LocalSandbox
+
     kinds = {
         "100 MB of text": "0123456789" * 10_000_000,
         "100 MB of text with umlauts": "äöü456789\n" * 8_000_000,
@@ -115,6 +300,8 @@ STUBBORN = {
 
 
 def ladder() -> None:
+    from rlm_sandbox import LocalSandbox
+
     limit = 0.5
     with LocalSandbox(cell_timeout=limit) as box:
         for name, code in STUBBORN.items():
@@ -132,6 +319,8 @@ def ladder() -> None:
 
 
 def many(count: int) -> None:
+    from rlm_sandbox import LocalSandbox
+
     def use() -> None:
         with LocalSandbox() as box:
             box.execute("x = 1")
@@ -167,6 +356,8 @@ LOOPS = {
 
 def guards() -> None:
     """Plain Python's time for the same code is taken in a worker too, without the policy: the ratio is their price."""
+    from rlm_sandbox import LocalSandbox
+
     with LocalSandbox(snapshot=False) as box, LocalSandbox(snapshot=False, layers=("confinement",)) as plain:
         for name, code in LOOPS.items():
             timed = f"import time\nbegan = time.perf_counter()\n{code}(time.perf_counter() - began) * 1000"
@@ -177,15 +368,28 @@ def guards() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sandboxes", type=int, default=100, help="how many to make one after the other (default 100)")
-    count = parser.parse_args().sandboxes
-    load = os.getloadavg()[0]  # absolute bars are for a machine with little else to do
-    level = rlm_sandbox.capabilities()["level"]
-    print(f"Python {sys.version.split()[0]}, {os.cpu_count()} cores, load {load:.1f}, level {level}")
-    for part in (starts, cells, contexts, ladder, guards):
-        part()
-    many(count)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--against", metavar="REV", default=newest_tag(), help="a commit (default: the newest tag)")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each is measured (default 3)")
+    parser.add_argument("--all", action="store_true", help="the figures without a counterpart, too")
+    parser.add_argument("--sandboxes", type=int, default=100, help="with --all, how many in a row (default 100)")
+    parser.add_argument("--write", metavar="FILE", type=Path, help=f"put the table into FILE, after {MARK}")
+    parser.add_argument("--measure", metavar="SUBJECT", help=argparse.SUPPRESS)
+    parser.add_argument("--tree", default="", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        report_measures(options.measure, options.tree)
+        return
+    table = compare(options.against, options.rounds)
+    print(table)
+    if options.write:
+        before, mark, _ = options.write.read_text().partition(MARK)
+        options.write.write_text(f"{before}{mark or MARK}\n\n{table}\n")
+    if options.all:
+        sys.path.insert(0, str(ROOT))
+        for part in (contexts, ladder, guards):
+            part()
+        many(options.sandboxes)
 
 
 if __name__ == "__main__":

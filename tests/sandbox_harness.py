@@ -21,7 +21,8 @@ from typing import Any, NoReturn
 import rlm_sandbox
 
 ROOT = Path(__file__).parent.parent
-LIMIT = 0.5  # seconds for the cell, and for those after it
+LIMIT = 0.5  # seconds for the cell
+AFTER = 5.0  # for those after it, which are judged by their values: a busy machine is still freeing the memory
 AT_EASE = 20.0  # for what comes before it
 BACK = LIMIT + 3.0  # the host is back in limit + 1 (benchmarks/sandbox.py measures it); the rest is for busy machines
 GROWTH = 50 << 20  # bytes that the host may grow by
@@ -131,8 +132,8 @@ def attack(payload: dict[str, Any], layers: Sequence[str], folder: Path) -> dict
             verdict = verdict or f"the host was back after {took:.2f} s"
         if grown > GROWTH:
             verdict = verdict or f"the host grew by {grown >> 20} MB"
-        after = witness.execute(WITNESS)
-        fresh = box.execute("kept", functions=functions)
+        after = witness.execute(WITNESS, timeout=AFTER)
+        fresh = box.execute("kept", functions=functions, timeout=AFTER)
         if after.value != before.value:
             verdict = verdict or f"another session changed: {after.value or after.error}"
         return {"verdict": verdict, "kept": fresh.value == "41", "status": cell.status, "seconds": took}

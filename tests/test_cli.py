@@ -403,7 +403,7 @@ def test_a_wrong_key_is_never_shown(openai: Server) -> None:
         (["visualize"], "no logs in", ""),
         (["trust"], "no rlm.toml here or above", "rlm init"),
         (["completion", "tcsh"], "which shell?", "bash|zsh|fish"),
-        (["config", "extra"], "what is 'extra'?", "rlm config --help"),
+        (["config", "extra"], "unexpected argument 'extra'", "rlm config --help"),
         (["batch"], "give one file", ""),
         (["batch", "none.jsonl"], "cannot read 'none.jsonl'", ""),
         (["providers", "qqqq"], "no provider matches 'qqqq'", "rlm providers"),

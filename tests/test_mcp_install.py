@@ -574,9 +574,9 @@ def test_a_hostile_working_directory_is_not_on_the_servers_path(workspace: Path,
 @pytest.mark.parametrize(
     ("command", "told"),
     [
-        (["/no/such/python"], "does not start"),
-        ([sys.executable, "-c", "pass"], "server/discover was answered with {}"),
-        ([sys.executable, "-c", "input(); print('noise')"], "server/discover was answered with {}"),
+        (["/no/such/python"], "cannot be started: /no/such/python"),
+        ([sys.executable, "-c", "raise SystemExit('no such option')"], "ended with status 1; its stderr ends with: no"),
+        ([sys.executable, "-c", "input(); print('noise')"], "ended with status 0; it sent 1 messages that answer"),
     ],
     ids=["missing", "silent", "noise"],
 )

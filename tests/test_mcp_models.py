@@ -262,10 +262,9 @@ def test_a_request_state_is_refused_unless_it_is_ours_fresh_and_for_this_call() 
         asked = peer.result("tools/call", first)
         state = asked["requestState"]
         (key,) = asked["inputRequests"]
-        blob, _, mac = state.partition(".")
-        changed = json.loads(bytes.fromhex(blob)) | {"until": 9e9}
-        tampered = json.dumps(changed).encode().hex() + "." + mac
-        for wrong in ("", "x", "a.b", 3, [], tampered, state[:-1] + "\ud800", blob + ".ü"):
+        handle, _, asked_round = state.partition(".")
+        other_handle = handle[:-1] + "01"[handle[-1] == "0"]
+        for wrong in ("", "x", "a.b", 3, [], f"{other_handle}.{asked_round}", handle, f"{handle}.2", state + "\ud800"):
             assert retry(peer, first, {key: sampled("P")}, requestState=wrong)["error"]["code"] == -32602
         other = {"name": "execute_python", "arguments": {"code": "llm_query('other')"}}
         assert retry(peer, other, {key: sampled("P")}, requestState=state)["error"]["code"] == -32602

@@ -199,7 +199,7 @@ def test_a_server_is_an_object_whose_attributes_are_its_tools(server: Any) -> No
     assert shown[6] == "['class_', 'go', 'go_on', 'go_on_2', 'tool_3d']\n"
     assert shown[7] == "{'context': 'NoneType None'}\n"
     assert shown[9] == '{"n": 3} {"issue-id": 7, "from": "a"}\n'
-    assert shown[10].endswith("TypeError: there is no argument 'm': depot.go(n: integer = null)")
+    assert shown[10].endswith("TypeError: unexpected argument 'm': depot.go(n: integer = null)")
 
 
 def test_help_in_a_container_and_after_a_reset() -> None:
@@ -440,8 +440,8 @@ WAYS: dict[str, str] = {
     "wrong ids": "MCP server 'depot' did not answer go in 1 s; it sent 6 messages that answer nothing",
     "deep": "MCP server 'depot' sent JSON that cannot be read: ",
     "many": "MCP server 'depot' sent JSON that cannot be read: ",
-    "wants input": "depot.go asks its user for input, which it cannot get here",
-    "no result": "MCP server 'depot' answered tools/call with what is no result",
+    "wants input": "depot.go asks for input from a user, which is not supported",
+    "no result": "MCP server 'depot' answered tools/call without a result",
 }
 
 
@@ -461,8 +461,27 @@ def test_a_server_that_died_is_started_again_a_few_times(server: Any) -> None:
             with pytest.raises(rlm_tools.ToolError) as caught:
                 call(servers, "go")
             errors.append(str(caught.value))
-    is_final = "was started 4 times, and is not again; the last time it ended with status 7"
+    is_final = "was started 4 times, which is the limit; the last time it ended with status 7"
     assert [is_final in error for error in errors] == [False] * 4 + [True] * 2
+
+
+def test_a_server_that_ends_at_once_is_reported_however_slowly_its_readers_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = threading.Thread.start
+
+    def slow(thread: threading.Thread) -> None:
+        start(thread)
+        time.sleep(0.3)
+
+    monkeypatch.setattr(threading.Thread, "start", slow)
+    spec = {"command": ["/bin/sh", "-c", "echo no such option >&2; exit 3"], "timeout": 20}
+    told = "ended with status 3; its stderr ends with: no such option"
+    with (
+        contextlib.closing(rlm_mcp.StdioConnection("depot", spec, os.environ)) as connection,
+        pytest.raises(rlm_tools.ToolError, match=told),
+    ):
+        connection.negotiate()
 
 
 def test_a_result_that_is_too_large_is_an_error_in_the_cell(server: Any) -> None:

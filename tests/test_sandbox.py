@@ -27,7 +27,7 @@ from conftest import eventually, need
 
 import rlm_sandbox
 import rlm_worker
-from rlm_sandbox import UNSET, Cell, Chunks, DockerSandbox, LocalSandbox, Sandbox, SandboxError, Stop
+from rlm_sandbox import UNSET, AbortCell, Cell, Chunks, DockerSandbox, LocalSandbox, Sandbox, SandboxError
 
 Make = Callable[..., Sandbox]
 LINUX = sys.platform == "linux"
@@ -489,26 +489,10 @@ def test_chunks_runs_in_the_worker_with_the_hosts_size(make: Make) -> None:
     assert value(box.execute("chunks('a')", functions={"chunks": lambda text: [text, "host"]})) == "['a', 'host']"
 
 
-@pytest.mark.parametrize(
-    "in_worker",
-    [
-        {"name": "other", "size": 5},
-        {"name": ["x"], "size": 1},
-        {"name": "chunks"},
-        {"name": "chunks", "size": 0},
-        {"name": "chunks", "size": "5"},
-        {"name": "chunks", "size": True},
-        {"name": "chunks", "size": 5, "more": 1},
-        "chunks",
-    ],
-    ids=str,
-)
-def test_a_function_of_the_workers_own_that_is_none_is_refused(local: LocalSandbox, in_worker: Any) -> None:
-    function = Chunks(5)
-    function.in_worker = in_worker
-    with pytest.raises(ValueError, match="in_worker is"):
-        local.execute("1", functions={"chunks": function})
-    assert value(local.execute("2")) == "2"
+@pytest.mark.parametrize("size", [0, -1, "5", True, None, 1.5, 1 << 53], ids=str)
+def test_a_size_that_is_none_is_refused(size: Any) -> None:
+    with pytest.raises(ValueError, match="the size is"):
+        Chunks(size)
 
 
 class Budget(Exception):
@@ -649,7 +633,7 @@ def test_batches_beyond_a_frame_are_split(forked: Sandbox) -> None:
     assert len(sizes) > 2 and sum(sizes) == 80
 
 
-class Halt(Stop):
+class Halt(AbortCell):
     pass
 
 
@@ -1037,7 +1021,7 @@ def test_many_sandboxes_leave_nothing_in_the_host(count: int) -> None:
     gc.collect()
     before, size, threads = descriptors(), memory(), threading.active_count()
     zygote = rlm_sandbox.zygote_for((), True)
-    assert eventually(lambda: len(children(zygote.process.pid)) == 1)
+    assert eventually(lambda: not children(zygote.process.pid))
     inner = len(os.listdir(f"/proc/{zygote.process.pid}/fd"))
     for _ in range(count):
         use()
@@ -1045,34 +1029,11 @@ def test_many_sandboxes_leave_nothing_in_the_host(count: int) -> None:
     assert descriptors() == before
     assert memory() - size < 8 << 20
     assert eventually(lambda: len(os.listdir(f"/proc/{zygote.process.pid}/fd")) == inner)
-    assert eventually(lambda: len(children(zygote.process.pid)) == 1)  # the spare session, which waits for the next
+    assert eventually(lambda: not children(zygote.process.pid))
     assert threading.active_count() <= threads + 2
     folder = Path(os.environ.get("TMPDIR", "/tmp"))
     base = next(folder.glob(f"rlm-sandbox-{os.getuid()}-{zygote.process.pid}-*"))
-    assert len([path.name for path in base.iterdir() if path.name != "matplotlib"]) == 1
-
-
-@pytest.mark.skipif(not LINUX, reason="reads /proc")
-def test_a_spare_session_that_was_killed_is_not_handed_out() -> None:
-    LocalSandbox().close()
-    zygote = rlm_sandbox.zygote_for((), True).process.pid
-    assert eventually(lambda: len(children(zygote)) == 1)
-    os.kill(int(children(zygote)[0]), signal.SIGKILL)
-    with LocalSandbox() as box:
-        assert value(box.execute("6 * 7")) == "42"
-
-
-@pytest.mark.skipif(not LINUX, reason="reads /proc")
-def test_a_spare_session_that_was_stopped_is_not_handed_out(local: LocalSandbox) -> None:
-    zygote = rlm_sandbox.zygote_for((), True).process.pid
-    mine = local._frames.channel if local._frames else None
-    assert isinstance(mine, rlm_sandbox.LocalChannel)
-    assert eventually(lambda: len(supervisors(zygote)) == 2)
-    (spare,) = set(supervisors(zygote)) - {mine.group}
-    os.kill(spare, signal.SIGSTOP)
-    with LocalSandbox() as box:
-        assert value(box.execute("6 * 7")) == "42"
-    assert str(spare) not in children(zygote)
+    assert len([path.name for path in base.iterdir() if path.name != "matplotlib"]) == 0
 
 
 @pytest.fixture
@@ -1112,7 +1073,7 @@ def test_a_folder_in_the_place_of_the_lost_one_is_not_used(own_zygote: Path) -> 
         assert value(box.execute("2")) == "2"
 
 
-def test_sessions_survive_a_spare_one_that_cannot_be_made(own_zygote: Path) -> None:
+def test_sessions_survive_one_that_cannot_be_made(own_zygote: Path) -> None:
     import resource
 
     with LocalSandbox() as box:
@@ -1202,15 +1163,6 @@ def memory() -> int:
 
 def children(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-
-
-def supervisors(zygote: int) -> list[int]:
-    """The sessions that have come so far that they can be told what to do."""
-    found = []
-    for pid in map(int, children(zygote)):
-        with contextlib.suppress(ProcessLookupError):
-            found += [pid] if os.getpgid(pid) == pid else []
-    return found
 
 
 @pytest.mark.skipif(not LINUX, reason="reads /proc")
@@ -1317,7 +1269,7 @@ def test_an_interrupted_start_does_not_confuse_the_next(local: LocalSandbox, mon
         assert value(box.execute("1")) == "1"
         channel = local._frames.channel if local._frames else None
         assert isinstance(channel, rlm_sandbox.LocalChannel)
-        assert eventually(lambda: len(children(channel.zygote.process.pid)) == 3)  # these two, and a spare one
+        assert eventually(lambda: len(children(channel.zygote.process.pid)) == 2)
 
 
 def test_a_worker_is_not_used_without_what_the_host_had_set(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,8 +21,6 @@ from conftest import ROOT, need
 from scripted import Server, answer_with, code
 
 import rlm
-import rlm_sandbox
-import rlm_worker
 from rlm_sandbox import LocalSandbox
 
 MEMORY = 256  # MB
@@ -284,26 +282,6 @@ def watched() -> Iterator[Watched]:
     made.box.close()
 
 
-@pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
-    """As where no control group can be had."""
-    monkeypatch.setattr(rlm_sandbox.ZygoteClient, "spawn", without_group(rlm_sandbox.ZygoteClient.spawn))
-    made = Watched()
-    assert made.box.layers["memory_counted"] and "memory_cgroup" not in made.box.layers
-    yield made
-    made.box.close()
-
-
-def without_group(spawn: Any) -> Any:
-    def plain(self: Any, request: dict[str, Any], descriptors: list[int]) -> tuple[int, str]:
-        pid, group = spawn(self, request, descriptors)
-        if group:
-            rlm_worker.limit_group(group, 1 << 40)
-        return pid, ""
-
-    return plain
-
-
 RAISES = {
     "the soft limit": "resource.setrlimit(resource.RLIMIT_AS, (resource.getrlimit(resource.RLIMIT_AS)[1],) * 2)",
     "through prlimit": "resource.prlimit(0, resource.RLIMIT_AS, (resource.getrlimit(resource.RLIMIT_AS)[1],) * 2)",
@@ -337,38 +315,23 @@ MANY = {
 
 @pytest.mark.parametrize("code", MANY.values(), ids=MANY)
 def test_the_memory_is_that_of_all_processes_together(watched: Watched, code: str) -> None:
-    if not watched.box.layers.get("memory_cgroup"):
-        pytest.skip("no control groups here")
-    watched.execute(code)
-    assert watched.most <= watched.idle + MEMORY + (rlm_worker.GROUP_ROOM >> 20) + 64, watched.most
+    cell = watched.execute(code)
+    assert (cell.status, cell.restored) == ("memory", True), cell
+    assert watched.most <= watched.idle + 6 * MEMORY, watched.most  # what came until the next look included
     assert watched.box.execute("6 * 7").value == "42"
 
 
-@pytest.mark.parametrize("code", MANY.values(), ids=MANY)
-def test_without_a_control_group_the_processes_are_counted(counted: Watched, code: str) -> None:
-    cell = counted.execute(code)
-    assert (cell.status, cell.restored) == ("memory", True), cell
-    assert counted.most <= counted.idle + 6 * MEMORY, counted.most  # what came until the next look included
-    assert counted.box.execute("6 * 7").value == "42"
+def test_a_cell_may_still_use_what_it_has(watched: Watched) -> None:
+    box = watched.box
+    box.set("context", "x" * (40 << 20))
+    assert box.execute("taken, kept = touch(150)\ntaken, len(context)").value == f"(152, {40 << 20})"
+    assert box.execute("taken, more = touch(250)\ntaken < 200").value == "True"
+    assert box.execute("del kept, more\ntouch(400)[0]", memory="512m").value == "400"
+    assert box.execute("touch(400)[0] < 350").value == "True"
 
 
-def test_a_cell_may_still_use_what_it_has(watched: Watched, counted: Watched) -> None:
-    for made in (watched, counted):
-        made.box.set("context", "x" * (40 << 20))
-        assert made.box.execute("taken, kept = touch(150)\ntaken, len(context)").value == f"(152, {40 << 20})"
-        assert made.box.execute("taken, more = touch(250)\ntaken < 200").value == "True"
-        assert made.box.execute("del kept, more\ntouch(400)[0]", memory="512m").value == "400"
-        assert made.box.execute("touch(400)[0] < 350").value == "True"
-
-
-def test_no_control_group_is_left(watched: Watched) -> None:
-    group = watched.box._started().channel.memory_group  # type: ignore[attr-defined]
-    if not group:
-        pytest.skip("no control groups here")
-    assert os.path.isdir(group)
-    watched.box.close()
-    for _ in range(100):
-        if not os.path.isdir(group):
-            break
-        time.sleep(0.05)
-    assert not os.path.isdir(group)
+def test_a_cells_own_limit_comes_on_top_of_the_variables(watched: Watched) -> None:
+    box = watched.box
+    assert box.execute("taken, kept = touch(180)\ntaken").value == "184"
+    assert box.execute("time.sleep(0.5)\nlen(kept)", memory="64m").value == "23"
+    assert int(box.execute("touch(200)[0]", memory="64m").value or 0) <= 64

@@ -375,7 +375,10 @@ def test_of_large_calls_no_more_are_read_than_may_be_held(lying: Any) -> None:
             now.pop()
 
     cell = lying(flood).execute("x", functions={"f": work}, timeout=20)
-    assert (cell.value, max(most) * 7_000_000 <= rlm_sandbox.HELD_MAX + rlm_worker.FRAME_MAX) == ("'done'", True)
+    assert (cell.value, max(most) * 7_000_000 <= rlm_sandbox.PENDING_BYTES_MAX + rlm_worker.FRAME_MAX) == (
+        "'done'",
+        True,
+    )
 
 
 def test_a_worker_that_leaves_an_answer_unread_does_not_hold_the_next_cell_up(lying: Any) -> None:

@@ -874,8 +874,8 @@ def test_the_sandbox_and_the_file_tools_take_the_same_names_for_secrets(path: st
     "path", ["/proc", "/proc/1/environ", "/sys/x", "/dev/zero", "/dev/shm", "/dev/shm/x", "/p", "/"]
 )
 def test_the_sandbox_and_the_file_tools_take_the_same_folders_for_the_kernels(path: str) -> None:
-    assert rlm_sandbox.is_kernels(path) == rlm_tools._is_kernels(path)
-    assert rlm_sandbox.KERNEL == rlm_tools._KERNEL
+    assert rlm_sandbox.is_kernel_file(path) == rlm_tools._is_kernels(path)
+    assert rlm_sandbox.KERNEL_FOLDERS == rlm_tools._KERNEL
 
 
 @pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="there is no /dev/shm")
