@@ -2576,6 +2576,80 @@ def _tls() -> Any:
     return context
 
 
+# --- JSON from outside: the same lines in each module that stands alone -------------------------------------------
+
+JSON_VALUES = 300_000  # of one text: a list takes two characters of it, and up to a hundred bytes of memory
+JSON_DEPTH = 100
+JSON_DIGITS = 4_300  # of an integer: a longer one cannot be printed
+
+
+def from_json(
+    data: str | bytes | bytearray,
+    *,
+    values: int = JSON_VALUES,
+    depth: int = JSON_DEPTH,
+    strict: bool = True,
+    constant: Callable[[str], Any] | None = None,
+) -> Any:
+    """What JSON (bytes are UTF-8) says; ValueError if it is none, or has more values, levels or digits than it may.
+
+    `strict=False` takes raw line breaks in strings; `constant` makes something of NaN and Infinity, which are refused.
+    """
+    if len(data) > values and _count_json(data, values) > values:
+        raise ValueError(f"more than {values:,} values")
+    text = data if isinstance(data, str) else data.decode("utf-8-sig")
+    try:
+        value = json.loads(text, strict=strict, parse_int=_json_int, parse_constant=constant or _no_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    check_depth(value, depth)
+    return value
+
+
+def check_depth(value: Any, depth: int = JSON_DEPTH) -> None:
+    """ValueError for a list or an object with more levels than that."""
+    level = [value]
+    for _ in range(depth + 1):
+        inner = [item.values() if type(item) is dict else item for item in level if type(item) in (dict, list)]
+        if not inner:
+            return
+        level = [item for items in inner for item in items]
+    raise ValueError(f"nested more than {depth} deep")
+
+
+def _count_json(data: str | bytes | bytearray, enough: int) -> int:
+    """At least how many values there are, not counted much beyond `enough`."""
+    count = sum(map(data.count, ",[{" if isinstance(data, str) else (b",", b"[", b"{")))  # type: ignore[arg-type]
+    if count <= enough:
+        return count
+    if isinstance(data, str):
+        data = data.encode("utf-8", "surrogatepass")
+    count, quoted, rest = 0, False, b""
+    for start in range(0, len(data), 1 << 16):
+        piece = rest + data[start : start + (1 << 16)]
+        rest = b"\\" if (len(piece) - len(piece.rstrip(b"\\"))) % 2 else b""  # it may escape the next piece's first
+        piece = piece[: len(piece) - len(rest)].replace(b"\\\\", b"").replace(b'\\"', b"")
+        parts = piece.translate(None, _NO_JSON_MARKS).split(b'"')
+        count += sum(map(len, parts[quoted::2]))
+        quoted ^= len(parts) % 2 == 0
+        if count > enough:
+            break
+    return count
+
+
+_NO_JSON_MARKS = bytes(set(range(256)) - set(b'",[{'))
+
+
+def _json_int(text: str) -> int:
+    if len(text) > JSON_DIGITS:
+        raise ValueError(f"a number of {len(text):,} digits")
+    return int(text)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
 # --- Snipara: context retrieval over HTTP -----------------------------------------------------------------------------
 
 SNIPARA_URL = "https://api.snipara.com/mcp"
@@ -2840,77 +2914,3 @@ def _login_for(slug: str, url: str | None, post: Post, home: str | None) -> _Log
     origin = re.match(r"https?://[^/?#]+", url or "")
     own = origin is None or origin[0] == SNIPARA_URL.removesuffix("/mcp")
     return _Login(path, project, f"{SNIPARA_LOGIN_URL if own or not origin else origin[0]}/api/oauth/token", post)
-
-
-# --- JSON from outside: the same lines in each module that stands alone -------------------------------------------
-
-JSON_VALUES = 300_000  # of one text: a list takes two characters of it, and up to a hundred bytes of memory
-JSON_DEPTH = 100
-JSON_DIGITS = 4_300  # of an integer: a longer one cannot be printed
-
-
-def from_json(
-    data: str | bytes | bytearray,
-    *,
-    values: int = JSON_VALUES,
-    depth: int = JSON_DEPTH,
-    strict: bool = True,
-    constant: Callable[[str], Any] | None = None,
-) -> Any:
-    """What JSON (bytes are UTF-8) says; ValueError if it is none, or has more values, levels or digits than it may.
-
-    `strict=False` takes raw line breaks in strings; `constant` makes something of NaN and Infinity, which are refused.
-    """
-    if len(data) > values and _count_json(data, values) > values:
-        raise ValueError(f"more than {values:,} values")
-    text = data if isinstance(data, str) else data.decode("utf-8-sig")
-    try:
-        value = json.loads(text, strict=strict, parse_int=_json_int, parse_constant=constant or _no_constant)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    check_depth(value, depth)
-    return value
-
-
-def check_depth(value: Any, depth: int = JSON_DEPTH) -> None:
-    """ValueError for a list or an object with more levels than that."""
-    level = [value]
-    for _ in range(depth + 1):
-        inner = [item.values() if type(item) is dict else item for item in level if type(item) in (dict, list)]
-        if not inner:
-            return
-        level = [item for items in inner for item in items]
-    raise ValueError(f"nested more than {depth} deep")
-
-
-def _count_json(data: str | bytes | bytearray, enough: int) -> int:
-    """At least how many values there are, not counted much beyond `enough`."""
-    count = sum(map(data.count, ",[{" if isinstance(data, str) else (b",", b"[", b"{")))  # type: ignore[arg-type]
-    if count <= enough:
-        return count
-    if isinstance(data, str):
-        data = data.encode("utf-8", "surrogatepass")
-    count, quoted, rest = 0, False, b""
-    for start in range(0, len(data), 1 << 16):
-        piece = rest + data[start : start + (1 << 16)]
-        rest = b"\\" if (len(piece) - len(piece.rstrip(b"\\"))) % 2 else b""  # it may escape the next piece's first
-        piece = piece[: len(piece) - len(rest)].replace(b"\\\\", b"").replace(b'\\"', b"")
-        parts = piece.translate(None, _NO_JSON_MARKS).split(b'"')
-        count += sum(map(len, parts[quoted::2]))
-        quoted ^= len(parts) % 2 == 0
-        if count > enough:
-            break
-    return count
-
-
-_NO_JSON_MARKS = bytes(set(range(256)) - set(b'",[{'))
-
-
-def _json_int(text: str) -> int:
-    if len(text) > JSON_DIGITS:
-        raise ValueError(f"a number of {len(text):,} digits")
-    return int(text)
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
