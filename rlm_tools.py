@@ -1769,11 +1769,11 @@ def read_context_files(
 ) -> ContextFiles:
     """Read the files, folders and globs that a caller names, as file_read does; ToolError if one cannot be read.
 
-    A file or a pipe that is named is read where `open_given` lets it be. Of a folder or a glob nobody has seen the
-    links: one that leads out, or to what usually holds credentials, is left out. So is, unless it is named alone, what
-    is not text and does not `keep(its first bytes)`. `exclude`: folders that others are taken without, such as a run's
-    own logs. `within`: a folder that nothing may lie outside of. `documents` reads PDFs and the like as text; one that
-    it cannot read is an error if it was named, and is otherwise left out.
+    A named file or pipe is read if `open_given` permits it. In a folder or a glob, whose links the caller has not seen,
+    links to the outside or to credentials are left out. Binary files are left out too, unless `keep(first bytes)` is
+    true or the file is the only one named. `exclude`: folders to skip in folders and globs, such as a run's own logs.
+    `within`: nothing outside this folder may be read. `documents` reads PDFs and the like as text; a document that it
+    cannot read is an error if it was named, otherwise it is left out.
     """
     cwd, specs, exclude = os.path.abspath(cwd or os.getcwd()), list(specs), list(exclude)
     found: dict[str, tuple[str, Opener]] = {}
@@ -2143,10 +2143,10 @@ def document_suffix(name: str, head: bytes) -> str:
 
 
 class Documents:
-    """Reads documents as text, each in a child process that it may crash, hang in, or fill: the host goes on.
+    """Reads documents as text in a child process, so that one that crashes it, hangs or fills memory harms only itself.
 
-    The process has none of the user's environment variables. It is started by the first document, and again after one
-    that ended it. `records`: what was read, for the journal. `on_slow` is told of what takes longer than two seconds.
+    The process has none of the user's environment variables. It is started for the first document, and again after a
+    document has ended it. `records`: what was read, for the journal. `on_slow` is called after two seconds of waiting.
     """
 
     def __init__(self, on_slow: Callable[[str], None] | None = None) -> None:
@@ -2792,9 +2792,9 @@ class _Snipara:
 def error_message(error: Any) -> str:
     """The message in an error reply, whichever field holds it."""
     if isinstance(error, dict):
-        said = next((error[key] for key in ("message", "detail", "error", "msg") if error.get(key)), None)
-        code = f" (code {error['code']})" if "code" in error and said else ""
-        return error_message(said) + code if said else json.dumps(error)[:300]
+        message = next((error[key] for key in ("message", "detail", "error", "msg") if error.get(key)), None)
+        code = f" (code {error['code']})" if "code" in error and message else ""
+        return error_message(message) + code if message else json.dumps(error)[:300]
     if isinstance(error, list):
         return "; ".join(map(error_message, error))
     return str(error or "")[:300]
