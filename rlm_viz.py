@@ -457,7 +457,13 @@ def rows(events: Sequence[Event]) -> list[Row]:
     if orphans:
         roots.append(len(flat))
         flat.append(
-            Row(-1, "detached", "detached", f"{len(orphans)} events whose parent is not in this log", children=orphans)
+            Row(
+                -1,
+                "detached",
+                "detached",
+                f"{counted(len(orphans), 'event')} whose parent is not in this log",
+                children=orphans,
+            )
         )
     order = _preorder(flat, roots)
     _accumulate(order, _pauses(events, spans))
@@ -974,9 +980,9 @@ def _heading(events: Sequence[Event], listed: Sequence[Row]) -> str:
     sums = totals(events, listed)
     name = _visible(first_line(next((event.get("trajectory_id") for event in events), None) or "no run", 40))
     cost = money(sums["cost_known"], sum(row.unpriced for row in listed))
-    parts = [name, sums["status"], f"{sums['calls']:,} calls", f"{sums['tokens']:,} tok", cost]
+    parts = [name, sums["status"], counted(sums["calls"], "call"), f"{sums['tokens']:,} tok", cost]
     parts += [duration(sums["duration_ms"]), f"depth {sums['depth_reached']}"]
-    return " · ".join(parts + ([f"{sums['errors']} errors"] if sums["errors"] else []))
+    return " · ".join(parts + ([counted(sums["errors"], "error")] if sums["errors"] else []))
 
 
 _FIGURES = (20, 22, 20)  # columns for tokens, cost and time
@@ -1096,7 +1102,7 @@ def card(result: Mapping[str, Any], events: Sequence[Event]) -> str:
     whole = str(result["response"]).encode("utf-8", "replace")
     response = whole[:_CARD_RESPONSE].decode("utf-8", "ignore") + (" …" if len(whole) > _CARD_RESPONSE else "")
     cost = money(result["cost_usd"] or 0.0, result["cost_usd"] is None)
-    figures = [result["status"], f"{result['total_calls']:,} calls", f"{result['total_tokens']:,} tokens", cost]
+    figures = [result["status"], counted(result["total_calls"], "call"), counted(result["total_tokens"], "token"), cost]
     head = (
         f'<div><pre style="white-space:pre-wrap;margin:0">{_html(response)}</pre>'
         f'<div style="opacity:.7">{_html(" · ".join([*figures, duration(result["duration_ms"])]))}</div>'

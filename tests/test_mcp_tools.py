@@ -905,6 +905,24 @@ def test_a_result_of_the_wrong_type_is_an_error_that_names_the_server(name: str)
     assert text.startswith("MCP server 'depot' sent an answer that cannot be read: ")
 
 
+SCHEMAS: list[Any] = [
+    *(5, None, [], {"properties": 5}, {"properties": {"a": 5}, "required": "a"}, {"properties": {"a": {"type": {}}}}),
+    {"properties": {"a": {"type": ["x", 5]}}, "required": [[], {}, "a", 5, "b"]},
+    {"properties": {"a": {"enum": 5, "anyOf": 3, "$ref": "#"}, "b": {"description": {"c": 1}}}},
+    {"properties": {"a": {"$ref": "#/properties/a", "default": {"x": [None]}}, "result": {"type": [1]}}},
+]
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=range(len(SCHEMAS)))
+def test_a_tool_with_any_schema_has_help_and_can_be_called(schema: Any) -> None:
+    entry = {"name": "go", "inputSchema": schema, "outputSchema": schema, "description": schema}
+    tool = rlm_mcp.read_catalogue("depot", [entry])["go"]
+    assert tool.help().startswith("depot.go(")
+    assert tool.arguments(**dict.fromkeys(tool.parameters["required"], 1)) == dict.fromkeys(
+        tool.parameters["required"], 1
+    )
+
+
 def test_a_greeting_of_the_wrong_type_is_an_error_that_names_the_server() -> None:
     def reply(message: dict[str, Any], _: Any) -> tuple[int, dict[str, str], bytes]:
         answer = {"jsonrpc": "2.0", "id": message["id"], "result": {"supportedVersions": 5}}
@@ -1049,7 +1067,7 @@ def test_the_servers_of_both_files_are_there(workspace: Path) -> None:
         ({"command": []}, "command is not a program, or a list of it and its arguments"),
         ({"command": ["a", 1]}, "command is not a program, or a list of it and its arguments"),
         ({"command": "a", "env": {"A": 1}}, "env is not a table of text"),
-        ({"command": "a", "headers": {"A": "b"}}, "headers is nothing for a server by `command`"),
+        ({"command": "a", "headers": {"A": "b"}}, "headers cannot be combined with `command`"),
         ({"url": "ftp://a"}, "url is not an address that begins with http:// or https://"),
         ({"url": "http://user:pass@a"}, "url is not an address that begins with http:// or https://"),
         ({"url": "http://a", "timeout": 0}, "timeout is not a number of seconds above 0"),
