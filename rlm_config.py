@@ -686,7 +686,7 @@ def expand_variables(text: str, environ: Mapping[str, str]) -> str:
 
 
 def shown_servers(servers: Mapping[str, Any]) -> dict[str, Any]:
-    """The servers without secrets: a program's name and number of arguments, a URL's host, names of `env` and `headers`."""
+    """The servers without secrets: only a program's name, a URL's host, and the names in `env` and `headers`."""
 
     def shown(key: str, value: Any, server: Mapping[str, Any]) -> Any:
         if key == "command":
