@@ -1940,7 +1940,71 @@ _FLAGS = (ERROR, WARNING, RESTORED, FINAL, ESTIMATED, RETRIED)
 _SHARED = {"kinds": list(_MARKS), "untimed": UNTIMED, "usage": USAGE, "flags": _FLAGS, "chunk": CHUNK, "tie": _TIE}
 
 
-# --- exports: training samples, a notebook, OpenTelemetry spans -------------------------------------------------------
+# --- exports: a table, a Chrome trace, training samples, a notebook, OpenTelemetry spans ------------------------------
+
+_CSV_COLUMNS = (
+    *("event", "level", "depth", "kind", "name", "text", "outcome", "model", "start_ms", "end_ms", "self_ms"),
+    *("input", "output", "cached", "reasoning", "cost_usd"),
+    *("total_tokens", "total_cost_usd", "unpriced_calls", "error"),
+)
+_LANES = 64  # rows that overlap are drawn below each other in a Chrome trace, up to this many
+
+
+def _base_of(listed: Sequence[Row]) -> float:
+    """When a run began, in milliseconds since 1970."""
+    return min((row.start for row in listed if row.start), default=0.0)
+
+
+def csv_table(events: Sequence[Event]) -> Iterator[str]:
+    """The rows of the tree as lines of CSV (RFC 4180), with a header: what the page's button writes.
+
+    Times are milliseconds since the beginning of the run. `cost_usd` is "?" where the price is unknown. Text that a
+    spreadsheet would take for a formula begins with an apostrophe.
+    """
+    listed = rows(events)
+    base = _base_of(listed)
+
+    def cell(value: Any) -> str:
+        if isinstance(value, (int, float)):
+            return format(value, ".12g")
+        text = f"'{value}" if value[:1] in tuple("=+-@\t\r") else value
+        return '"' + text.replace('"', '""') + '"'
+
+    yield ",".join(_CSV_COLUMNS) + "\r\n"
+    for row in listed:
+        read, written, cached, _, reasoning = row.usage
+        times = (round(row.start - base, 1), round(row.end - base, 1), round(row.self_ms, 1))
+        own_cost: Any = "?" if row.unpriced else row.cost
+        totals = (row.all_tokens, row.all_cost, row.all_unpriced, int(row.error))
+        values = (row.index, row.level, row.depth, row.kind, row.name, row.text, row.outcome, row.model, *times)
+        yield ",".join(map(cell, (*values, read, written, cached, reasoning, own_cost, *totals))) + "\r\n"
+
+
+def chrome_trace(events: Sequence[Event]) -> dict[str, Any]:
+    """The run in the Trace Event Format (complete events, microseconds), for Perfetto and chrome://tracing."""
+    listed = rows(events)
+    base = _base_of(listed)
+    lanes: list[list[float]] = []
+    spans = []
+    for row in sorted(listed, key=lambda row: (row.start, -row.end)):
+        args = {"text": row.text, "tokens": row.all_tokens, "cost_usd": row.all_cost, "event": row.index}
+        span = {"name": row.name, "cat": row.kind, "ph": "X", "pid": 1, "tid": _lane(lanes, row)}
+        span.update(ts=round((row.start - base) * 1000), dur=round(max(0.0, row.end - row.start) * 1000))
+        spans.append({**span, "args": {**args, "error": row.error}})
+    run = next((str(event.get("trajectory_id")) for event in events), "")
+    return {"displayTimeUnit": "ms", "otherData": {"run": run}, "traceEvents": spans}
+
+
+def _lane(lanes: list[list[float]], row: Row) -> int:
+    """The first lane in which the row overlaps nothing but rows that enclose it; each lane holds the ends of those."""
+    for number, ends in enumerate(lanes):
+        while ends and ends[-1] <= row.start:
+            ends.pop()
+        if not ends or row.end <= ends[-1] or number == _LANES - 1:
+            ends.append(row.end)
+            return number
+    lanes.append([row.end])
+    return len(lanes) - 1
 
 
 class History:
