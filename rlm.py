@@ -268,6 +268,7 @@ class RLM:
         self._backend: Any = None
         self._tools: list[Tool] | None = None
         self._runs: dict[Run, Node] = {}  # those that go on, with their roots
+        self._starting: dict[Any, tuple[Ledger, LedgerGroup | None]] = {}  # MCP servers of runs that have yet to begin
         self._conversation: tuple[Run, Node] | None = None
         self._talking = threading.Lock()  # held while the conversation answers
 
@@ -303,6 +304,10 @@ class RLM:
     def _abort(self, reason: BaseException, group: LedgerGroup | None = None) -> None:
         with self._lock:
             runs = [(run, node) for run, node in self._runs.items() if group is None or run.group is group]
+            starting = [(s, ledger) for s, (ledger, its) in self._starting.items() if group is None or its is group]
+        for servers, ledger in starting:
+            ledger.fail(reason)
+            servers.close()
         for run, node in runs:
             run.abort(reason)
             node.end(None, reason)  # the run's own thread is no longer heard
@@ -341,7 +346,7 @@ class RLM:
         *,
         go_on: str | None = None,  # the journal to append to
         group: LedgerGroup | None = None,
-        servers: Callable[[], Any] | None = None,
+        servers: Callable[[Ledger], Any] | None = None,
     ) -> Run:
         options, backend, tools = self.options, adapt(self.backend), self.tools
         if not recording.is_replay:
@@ -359,14 +364,16 @@ class RLM:
                 raise sandbox_error(error) from error
         path = go_on or (None if recording.is_replay else self._journal_path(trajectory_id))
         unnamed = origins["log_dir"] == "default" and os.path.dirname(path or "") == OPTIONS["log_dir"].default
+        ledger = Ledger(options, group.parent_ledger if group else None)
         try:
-            open_servers = servers() if servers else None
+            open_servers = servers(ledger) if servers else None
         except rlm_tools.ToolError as error:
+            ledger.check()
             raise ConfigError(str(error), hint=error.hint) from error
         journal = None
         try:
             journal = self._open_journal(path, trajectory_id, append=go_on is not None, follow_links=not unnamed)
-            run = Run(options, backend, tools, journal, recording, group=group, servers=open_servers)
+            run = Run(options, backend, tools, journal, recording, ledger=ledger, group=group, servers=open_servers)
             run.on_confirm = self._on_confirm
             return run
         except BaseException:  # an unreadable prompt, a sub-model without a key: nothing has begun
@@ -395,33 +402,48 @@ class RLM:
             follow_links=follow_links,
         )
 
-    def _connected_servers(self) -> Any:
+    def _connected_servers(self, ledger: Ledger, group: LedgerGroup | None = None) -> Any:
         """The configured MCP servers, started, for one run; None where there are none."""
         if not self.options.mcp:
             return None
         servers = sibling("rlm_mcp").ServerSet(self.options.mcp, self.configuration.environ)
-        taken = {*_REPL_NAMES, *(tool.name for tool in self.tools), *dir(builtins)}
-        names = [*servers.specs, "tools"]  # the last is that of the function that searches them
-        if clash := [name for name in names if name in taken or names.count(name) > 1]:
-            raise ConfigError(f"{clash[0]!r} is wanted for MCP, but the REPL has one", hint="rename one")
+        self._check_server_names(servers.specs)
         self._loading(f"starting MCP servers: {', '.join(self.options.mcp)}")
-        servers.connect()
+        with self._lock:
+            self._starting[servers] = ledger, group
+        try:
+            servers.connect(ledger.deadline)
+        finally:
+            with self._lock:
+                del self._starting[servers]
         return servers
 
-    def _recorded_servers(self, recording: JournalIndex) -> Callable[[], Any]:
+    def _check_server_names(self, servers: Iterable[str]) -> None:
+        """ConfigError for a server whose name in Python the REPL has already."""
+        taken = {*_REPL_NAMES, *(tool.name for tool in self.tools), *dir(builtins)}
+        names = [*servers, "tools"]  # the last is that of the function that searches them
+        if clash := [name for name in names if name in taken or names.count(name) > 1]:
+            raise ConfigError(f"{clash[0]!r} is wanted for MCP, but the REPL has one", hint="rename one")
+
+    def _recorded_servers(self, recording: JournalIndex) -> Callable[[Ledger], Any] | None:
         """A factory of a recorded run's MCP servers, which start at the first call that the journal lacks."""
         recorded = recording.starts.get("n0", {}).get("mcp")
-        missing = sorted(set(recorded or {}) - {re.sub(r"\W", "_", name) for name in self.options.mcp or {}})
-        if missing and not recording.is_replay:
-            message = f"the run had the MCP server {missing[0]!r}, which is not configured now"
-            raise ConfigError(message, hint=f"write [mcp.{missing[0]}] in rlm.toml again")
+        if not recorded:
+            return None
+        if not isinstance(recorded, dict):
+            raise ConfigError("the journal's MCP servers cannot be read", hint="rlm logs lists the runs")
 
-        def restored() -> Any:
+        def restored(_: Ledger) -> Any:
             servers = sibling("rlm_mcp").ServerSet(self.options.mcp or {}, self.configuration.environ)
             servers.restore(recorded)
+            self._check_server_names(servers.tools)
+            missing = sorted(set(servers.tools) - set(servers.specs))
+            if missing and not recording.is_replay:
+                message = f"the run had the MCP server {missing[0]!r}, which is not configured now"
+                raise ConfigError(message, hint=f"write [mcp.{missing[0]}] in rlm.toml again")
             return servers
 
-        return restored if recorded else lambda: None
+        return restored
 
     # completing
 
@@ -453,7 +475,8 @@ class RLM:
         if self.backend is not None and self.options.environment == "local":
             rlm_sandbox.warm(self.options.allowed_imports or ())  # while this thread reads tools and loads HTTP
         schema = self._schema()
-        run = self._new_run(new_id(), JournalIndex(), group=group, servers=self._connected_servers)
+        servers = partial(self._connected_servers, group=group)
+        run = self._new_run(new_id(), JournalIndex(), group=group, servers=servers)
         node = Node(run, context, instructions=system or "", schema=schema)
         try:
             return self._supervise(run, node, lambda: node.complete(prompt))
@@ -1184,6 +1207,7 @@ class Run:
         journal: Journal,
         recording: JournalIndex,
         *,
+        ledger: Ledger,
         group: LedgerGroup | None = None,
         servers: Any = None,  # a rlm_mcp.ServerSet
     ) -> None:
@@ -1200,7 +1224,7 @@ class Run:
         self.tool_tokens = rlm_backends.estimate_tokens([], self.tool_schemas)
         self.journal = journal
         self.recording = recording
-        self.ledger = Ledger(options, group.parent_ledger if group else None)
+        self.ledger = ledger
         self.protocol = options.protocol
         self.tool_calls: list[dict[str, Any]] = []
         self.divergence: list[str] = []
