@@ -177,7 +177,8 @@ class Options:
     )
     confirm_above: float | None = _option(
         None,
-        "dollars: a batch of sub-calls that may cost more is asked about first, and without a terminal is not sent",
+        "dollars: ask before a batch of sub-calls or a child that may cost more (no terminal: refuse); "
+        "single llm_query calls are not asked about",
         metavar="USD",
         example=0.5,
         most=1e9,
