@@ -3320,7 +3320,10 @@ class Forecast(NamedTuple):
     def __str__(self) -> str:
         verb, what = "are", self.what
         if self.calls == 1:
-            verb, what = "is", what.replace("children", "child", 1).replace("calls", "call", 1).replace("runs", "run", 1)
+            verb, what = (
+                "is",
+                what.replace("children", "child", 1).replace("calls", "call", 1).replace("runs", "run", 1),
+            )
         amount = f"{verb} of unknown price" if self.cost_usd is None else f"may cost up to ${self.cost_usd:,.4f}"
         return f"{self.calls:,} {what} {amount}"
 

@@ -65,7 +65,9 @@ def test_the_ledger_says_what_calls_cost_at_most() -> None:
     ],
     ids=["llm_query_batched", "map_query", "rlm_query_batched", "rlm_query"],
 )
-def test_each_batch_or_child_is_asked_about_once_before_it_is_sent(openai: Server, cell: Any, what: str, calls: int) -> None:
+def test_each_batch_or_child_is_asked_about_once_before_it_is_sent(
+    openai: Server, cell: Any, what: str, calls: int
+) -> None:
     asked: list[rlm.Forecast] = []
 
     def confirm(forecast: rlm.Forecast) -> bool:
