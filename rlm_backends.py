@@ -2,16 +2,17 @@
 # requires-python = ">=3.10"
 # dependencies = ["requests>=2.32", "urllib3>=2.3"]
 # ///
-"""A model behind HTTP: three wire formats, some 200 providers, and what it takes to get one answer safely.
+"""Calls a model over HTTP: three wire formats, some 200 providers, with retries, deadlines and prices.
 
     backend = connect("claude-opus-5-5")                        # or "groq/llama-3.3-70b-versatile", "ollama/qwen3" …
     reply = backend.complete([{"role": "user", "content": "hello"}], on_text=print)
 
 Covered: OpenAI chat completions and its many dialects, Anthropic messages, Gemini; text, parallel tool calls, images,
-streaming, usage, prices; retries, a deadline, cancelling, rate limits, caching; keys that go to their own host only.
+streaming, usage, prices; retries, a deadline, cancelling, rate limits, caching. A key is sent to its own host only.
 Not covered: OpenAI responses, SigV4 and OAuth sign-in (Bedrock and Vertex native), audio, embeddings, batches.
 
-Imports nothing of ours: this file can be taken alone.
+Reads from top to bottom: the public part, a backend and its retries, the wires, connections, local models, coding
+agents, and at the end the tables of models and providers. Imports no other module of the project: it works alone.
 """
 
 from __future__ import annotations
@@ -56,29 +57,29 @@ __all__ = [
 DEFAULT_MODEL = "gpt-4o-mini"
 
 CONNECT_TIMEOUT = 10.0
-LONGEST_WAIT = 120.0  # a server that asks for more than this is not waited for
-MOST_ATTEMPTS = 10  # of one call, however patient `max_retries` is
+LONGEST_WAIT = 120.0  # seconds: if a server asks for a longer wait, the call fails
+MOST_ATTEMPTS = 10  # of one call, however large `max_retries` is
 BODY_LIMIT = 32 << 20
-ERROR_LIMIT = 1 << 18  # bytes of a refusal that are read: it is for people
-MOST_CALLS = 128  # tool calls that are taken from one answer
-PIECE = 1 << 20  # of a request: the server has taken one whenever the next can be sent
+ERROR_LIMIT = 1 << 18  # bytes of an error body that are read
+MOST_CALLS = 128  # tool calls per answer; further ones are dropped
+PIECE = 1 << 20  # bytes of a request sent at a time: each one sent restarts the idle timeout
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-INSPECT_TIME = 2.0  # seconds that a local server has to describe its model
+INSPECT_TIME = 2.0  # seconds for a local server to describe its model
 INSPECT_LIMIT = 1 << 20
-TICK = 0.02  # how often what may end a call is looked at
+TICK = 0.02  # seconds between polls of what may end a call
 
 
-# --- what a caller gets -----------------------------------------------------------------------------------------
+# --- results and errors -------------------------------------------------------------------------------------------
 
 
 class BackendError(RuntimeError):
-    """A call that brought no answer. `code` says in a word why, `partial` has the text that had come by then."""
+    """A call that failed. `code` names the reason in one word, `partial` holds the text received before the failure."""
 
     def __init__(
         self,
         message: str,
         *,
-        code: str,
+        code: str = "",  # optional for pickle, which sets it afterwards
         provider: str = "",
         status: int | None = None,
         hint: str = "",
@@ -99,22 +100,13 @@ class BackendError(RuntimeError):
         self.retry_after = retry_after
         self.idle_closed = False
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild_error, (self.message, self.__dict__)
-
-
-def _rebuild_error(message: str, state: dict[str, Any]) -> BackendError:
-    error = BackendError(message, code=state["code"])
-    error.__dict__.update(state)
-    return error
-
 
 class Reply(NamedTuple):
-    """One answer. `stop_reason`: stop, length, tool_calls, refusal, content_filter or pause.
+    """A model's answer. `stop_reason`: stop, length, tool_calls, refusal, content_filter or pause.
 
     `usage` counts the whole prompt as `input` (of it `cached` and `cache_write`) and reasoning within `output`.
-    `cost_usd` is None where the price is not known; `attempts` is 0 for an answer that came from the cache.
-    `raw` is what the provider wants back unchanged in the next turn, None if text and tool calls say it all.
+    `cost_usd` is None if the price is unknown; `attempts` is 0 for an answer from the cache.
+    `raw` must be sent back unchanged in the next turn; None if text and tool calls are enough.
     """
 
     text: str
@@ -127,11 +119,2599 @@ class Reply(NamedTuple):
     attempts: int = 1
 
 
+# --- connecting -------------------------------------------------------------------------------------------------
+
+_OPENAI_MODEL = r"gpt-(?!oss)|chatgpt-|o\d(?:-|$)|codex-"
+# Model names that tell the provider. An open model's name does not, since many serve it.
+_MAKERS = (
+    ("openai", _OPENAI_MODEL),
+    ("anthropic", r"claude-"),
+    ("google", r"gemini-"),
+    ("xai", r"grok-"),
+    ("deepseek", r"deepseek-"),
+    ("mistral", r"(?:mistral|magistral|ministral|codestral|devstral|pixtral)-"),
+    ("moonshotai", r"kimi-|moonshot-"),
+    ("perplexity", r"sonar(?:-|$)"),
+    ("cohere", r"command-"),
+)
+# What to use when no model is named, in this order.
+_DEFAULTS = {
+    "openai": DEFAULT_MODEL,
+    "anthropic": "claude-haiku-5-5",
+    "google": "gemini-3.8-flash",
+    "openrouter": "openai/gpt-4o-mini",
+    "xai": "grok-4.7",
+    "deepseek": "deepseek-flash",
+    "mistral": "mistral-small-latest",
+    "groq": "llama-3.3-70b-versatile",
+}
+_BASE_VARIABLES = {"openai": "OPENAI_BASE_URL", "anthropic": "ANTHROPIC_BASE_URL"}
+
+
+class BackendOptions(NamedTuple):
+    """The options that a backend and its siblings share."""
+
+    max_retries: int
+    max_parallel: int
+    prices: Mapping[str, Any] | None
+    cache: str | None
+    timeout: float
+
+
+class _Key(NamedTuple):
+    secret: _Secret
+    source: str | None
+
+
+def connect(
+    model: str | None,
+    backend: str = "auto",
+    *,
+    api_key: str | None = None,
+    base_url: str | None = None,
+    environ: Mapping[str, str] | None = None,
+    max_retries: int = 4,
+    max_parallel: int = 16,
+    prices: Mapping[str, Any] | None = None,
+    cache: bool | str = False,
+    timeout: float = 600.0,
+    progress: Callable[[str], None] | None = None,
+) -> HTTPBackend:
+    """Make the backend for a model without sending anything. BackendError(code="config") says what is missing.
+
+    `model` may be the path of a .gguf file, which is served on this machine, or hf:OWNER/REPO[:QUANT], which is
+    downloaded now if necessary; `progress` is called with the state of downloading and loading. It may be cli:claude,
+    cli:codex or cli:gemini, optionally with /MODEL: a coding agent's program, with the account that it is signed in to.
+    `timeout` is how many seconds the server may be silent. `cache` keeps answers on disk: in the folder that it names,
+    or for True in the user's cache folder.
+    """
+    env = _Environ(environ)
+    environ = None  # what a traceback shows of this frame must hold no key
+    api_key = _Secret(api_key) if api_key else None
+    key = _Key(_checked_key(api_key, "api_key"), "api_key") if api_key else None
+    base_url = _checked_url(base_url.strip()) if base_url else None
+    for known, price in (prices or {}).items():
+        _as_price(known, price)
+    how = BackendOptions(max_retries, max_parallel, prices, _cache_folder(cache, env), timeout)
+    backend = "auto" if backend == "litellm" else backend
+    by_name = base_url is None and backend == "auto"
+    if model and model.startswith("cli:") and by_name:
+        return _agent_backend(model, env, how)
+    if model and model.startswith("hf:") and by_name:
+        _check_package()
+        return _LocalModel(_Hub(model, env, progress).file(), how, progress, name=model)
+    if model and model.endswith(".gguf") and (by_name or (base_url is None and backend == "llamacpp")):
+        return _LocalModel(model, how, progress)
+    row, name = _choose(model, backend, base_url, env)
+    return _connected(row, name, backend, base_url, key, env, how)
+
+
+def _connected(
+    row: Provider, name: str, backend: str, base_url: str | None, key: _Key | None, env: _Environ, how: BackendOptions
+) -> HTTPBackend:
+    base = _base_url(row, base_url, env)
+    made = HTTPBackend(row, name, base, key or _key(row, name, base, base_url, env), how)
+
+    def reconnect(model: str) -> HTTPBackend:
+        """Another model; one whose name does not tell its provider belongs to the same one."""
+        if model.startswith(("cli:", "hf:")):
+            hint = "leave sub_model out, or name a provider's model"
+            raise BackendError(f"{model!r} can only be the main model", code="config", hint=hint)
+        try:
+            other, other_name = _choose(model, "auto", None, env)
+        except BackendError:
+            return made._sibling(model)
+        if other.id == made.provider:
+            return made._sibling(other_name)
+        return _connected(other, other_name, backend, None, None, env, how)
+
+    if backend == "auto" and base_url is None:
+        made._reconnect = reconnect
+    return made
+
+
+def _choose(model: str | None, backend: str, base_url: str | None, env: _Environ) -> tuple[Provider, str]:
+    """The model's provider, and its name there."""
+    if backend != "auto":
+        row = _provider(backend)
+        name = model or _DEFAULTS.get(row.id, "")
+        if not name:
+            raise BackendError(f"which model of {row.id}?", code="config", provider=row.id, hint="-m MODEL")
+        return row, name if base_url else _unprefixed(name, row)
+    if not model:
+        row = _present(env) if base_url is None else provider_for_url(base_url) or _rows()["openai"]
+        return row, _DEFAULTS.get(row.id, DEFAULT_MODEL)
+    for separator in "/:":
+        word, _, rest = model.partition(separator)
+        if rest and word in _by_name():
+            return _by_name()[word], rest
+    if base_url and (row_there := provider_for_url(base_url)):
+        return row_there, model
+    maker = next((id_ for id_, names in _MAKERS if re.match(names, model)), None)
+    if maker is None and base_url is None:
+        hint = f"write provider/model, as in openrouter/{model} or ollama/{model}; `rlm providers` lists them"
+        raise BackendError(f"cannot tell whose model {model!r} is", code="config", hint=hint)
+    return _rows()[maker or "openai"], model
+
+
+def _provider(name: str) -> Provider:
+    if row := _by_name().get(name):
+        return row
+    import difflib
+
+    near = difflib.get_close_matches(name, _by_name(), 3)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`rlm providers` lists them"
+    raise BackendError(f"no provider is called {name!r}", code="config", hint=hint)
+
+
+def _unprefixed(model: str, row: Provider) -> str:
+    word, _, rest = model.partition("/")
+    named = rest and word in (row.id, *row.aliases)
+    return rest if named and ("own" not in row.quirks or "/" in rest) else model
+
+
+def _present(env: _Environ) -> Provider:
+    """The default provider: the first one whose key is set."""
+    there = (_rows()[id_] for id_ in _DEFAULTS if any(env.get(name) for name in _rows()[id_].keys))
+    return next(there, _rows()["openai"])
+
+
+def provider_for_url(url: str) -> Provider | None:
+    """The provider that has exactly this host."""
+    if _is_loopback(url):
+        return None
+    return next((row for row in _rows().values() if _host(row.base_url) == _host(url)), None)
+
+
+def _base_url(row: Provider, base_url: str | None, env: _Environ) -> str:
+    url = base_url or env.get(_BASE_VARIABLES.get(row.id, "")) or env.get(row.quirks.get("base", "")) or row.base_url
+    missing = [name for name in re.findall(r"\$\{(\w+)\}", url) if not env.get(name)]
+    if missing:
+        hint = f"export {missing[0]}=…, or give base_url"
+        needs = f"the URL of {row.id} needs {' and '.join(missing)}"
+        raise BackendError(needs, code="config", provider=row.id, hint=hint)
+    url = _checked_url(re.sub(r"\$\{(\w+)\}", lambda found: env.get(found[1]), url).strip())
+    return f"{url}/openai/v1" if "azure" in row.quirks and url == _origin(url) else url
+
+
+def _checked_url(url: str) -> str:
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(url)
+        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        fine = False
+    if not fine or re.search(r"[\s\x00-\x1f]", url):
+        raise BackendError("the base URL is not an http or https URL", code="config", hint="as in https://HOST/v1")
+    if parts.username or parts.password:
+        raise BackendError("the base URL holds a user name or password", code="config", hint="give the key as api_key")
+    head, mark, query = url.partition("#")[0].partition("?")
+    return head.rstrip("/") + mark + query
+
+
+def _key(row: Provider, model: str, base: str, given_url: str | None, env: _Environ) -> _Key:
+    """The key of the host's own provider; for another host, which the user gave, of the provider that he named."""
+    owner = row if _host(row.base_url) == _host(base) else provider_for_url(base) or row
+    for name in owner.keys:
+        if env.get(name):
+            return _Key(_checked_key(env.secret(name), name), name)
+    if given_url is not None or _is_loopback(base) or not {"local", "keyless"}.isdisjoint(owner.quirks):
+        return _Key(_Secret(""), None)
+    raise BackendError(
+        f"no API key for model {model!r}",
+        code="config",
+        provider=row.id,
+        looked_for=owner.keys,
+        hint=f"export {owner.keys[0]}=…",
+    )
+
+
+# --- a model of a provider ----------------------------------------------------------------------------------------
+
+
+class HTTPBackend:
+    """A model of a provider. Made by `connect`; may be used from many threads at once."""
+
+    def __init__(self, row: Provider, model: str, base_url: str, key: _Key, how: BackendOptions) -> None:
+        self.provider = row.id
+        self.wire = row.wire
+        self.quirks = row.quirks
+        self.base_url = base_url
+        self.key_source = key.source
+        self._key = key.secret
+        self._how = how
+        self._reconnect: Callable[[str], HTTPBackend] | None = None
+        self._set_model(model)
+
+    def _set_model(self, model: str) -> None:
+        """Set the model, and reset what was learnt about another."""
+        facts = _facts(model)
+        self.model = model
+        self.refused: set[str] = set()  # fields of a request that the server has turned out not to take
+        self.supports_tools = "notools" not in self.quirks
+        self.supports_images = "noimages" not in self.quirks and (facts is None or facts.images)
+        self.window = facts.window if facts else None
+        self.max_output = facts.max_output if facts else None
+        self.parameters = None if facts else size_in_name(model)  # billions
+        self.server = ""  # "llamacpp" once `inspect` has found that it is
+        self._inspected = False
+        self._inspecting = threading.Lock()
+        priced = _price(model, self._how.prices, self.provider) is not None
+        self.price_known = priced or self.provider.startswith("openrouter")  # which says what a call has cost
+
+    def __repr__(self) -> str:
+        return f"<HTTPBackend {self.provider} {self.model!r} at {self.base_url}>"
+
+    @property
+    def api_key(self) -> str:
+        """The key, for masking. Its repr does not show it."""
+        return self._key
+
+    @property
+    def limit_field(self) -> str:
+        """The server's name for the output token limit."""
+        newer = "mct" in self.quirks
+        if self.provider == "openai" and _host(self.base_url) != "api.openai.com":
+            newer = bool(re.match(_OPENAI_MODEL, self.model))  # behind a proxy; anything else is another server
+        return "max_completion_tokens" if newer != ("limit" in self.refused) else "max_tokens"
+
+    def with_model(self, model: str) -> HTTPBackend:
+        """The same provider and connections with another model; another provider if the name says so."""
+        return self._reconnect(model) if self._reconnect else self._sibling(model)
+
+    def _sibling(self, model: str) -> HTTPBackend:
+        made = copy.copy(self)
+        made._set_model(model)
+        return made
+
+    def close(self) -> None:
+        """Close the idle connections. The backend can still be used: it opens new ones."""
+        if link := _links.get((_origin(self.base_url), self._how.max_parallel)):
+            link.adapter.close()
+
+    def provider_state(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        """The provider state in a message that this model must get back unchanged."""
+        raw = message.get("raw")
+        mine = {"wire": self.wire, "model": self.model, "provider": self.provider}
+        return raw if isinstance(raw, dict) and mine.items() <= raw.items() else {}
+
+    def dry_run(self, messages: Sequence[Mapping[str, Any]], **how: Any) -> tuple[str, dict[str, str], dict[str, Any]]:
+        """The URL, headers and body that `complete` would send.
+
+        Options: tools, max_tokens, schema, stream, params, defaults, on_progress.
+        """
+        return self._request(Request(messages, **how))
+
+    def complete(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        max_tokens: int | None = None,
+        on_text: Callable[[str], None] | None = None,
+        deadline: float | None = None,
+        cancel: threading.Event | None = None,
+        response_schema: Mapping[str, Any] | None = None,
+        params: Mapping[str, Any] | None = None,
+        defaults: Mapping[str, Any] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> Reply:
+        """Ask the model and return its answer; `on_text` gets the text as it arrives. BackendError if the call fails.
+
+        `deadline` (of `time.monotonic`) holds for all attempts together; `cancel`, set by any thread, ends the call.
+        `params` go into the request: temperature, top_p, seed, stop, reasoning_effort and max_output_tokens in the
+        wire's form, any other unchanged. `params` override `defaults`, and a default that the server refuses is dropped
+        without a warning. `on_progress(processed, total)` is called with the tokens of the prompt that a llama.cpp
+        server (see `inspect`) has read, if the call streams.
+        """
+        if tools and not self.supports_tools:
+            raise self._no_tools()
+        if not self.supports_images and _has_images(messages):
+            raise self._no_images()
+        stream = on_text is not None
+        ask = Request(messages, tools, max_tokens, response_schema, stream, params, defaults, on_progress)
+        state = CallState(self.provider, self._how.timeout, deadline, cancel)
+        with _watch.watching(state):
+            self._prepare(state)
+            return (_cached if self._how.cache else _live)(self, ask, state, on_text)
+
+    def _prepare(self, state: CallState) -> None:
+        """Prepare the server; called before anything is sent."""
+
+    def _request(self, ask: Request) -> tuple[str, dict[str, str], dict[str, Any]]:
+        base, _, query = self.base_url.partition("?")
+        common, others = _params(self, ask)
+        limits = [limit for limit in (ask.max_tokens, common.get("max_output_tokens")) if limit is not None]
+        if limits:
+            ask = ask._replace(max_tokens=min([*limits, self.max_output or limits[0]]))
+        url = _WIRES[self.wire].url(base, self.model, ask.stream)
+        if query:
+            url += ("&" if "?" in url else "?") + query
+        headers = self._headers(ask.stream)
+        if self.wire == "anthropic" and not {"temperature", "top_p", "top_k"}.isdisjoint({*common, *others}):
+            headers["anthropic-version"] = "2023-06-01"  # the later ones refuse these
+        return url, headers, _WIRES[self.wire].body(self, ask)
+
+    def _hold_capacity(self, ask: Request, state: CallState) -> contextlib.AbstractContextManager[None]:
+        """Hold what an attempt needs besides its place at the limiter."""
+        return contextlib.nullcontext()
+
+    def _headers(self, stream: bool) -> dict[str, str]:
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "text/event-stream" if stream else "application/json",
+            # Some proxies hold a compressed stream back.
+            "Accept-Encoding": "identity" if stream else "gzip, deflate",
+            "User-Agent": "flat-rlm",
+        }
+        if self.wire == "anthropic":
+            known = _host(self.base_url) == "api.anthropic.com" and "anthropic-version" not in self.refused
+            headers["anthropic-version"] = "2026-10-21" if known else "2023-06-01"
+        return {**headers, **self._key_headers()}
+
+    def _key_headers(self) -> dict[str, str]:
+        if not self._key:
+            return {}
+        bearer = _Secret(f"Bearer {self._key}")
+        own = {"anthropic": "x-api-key", "gemini": "x-goog-api-key"}.get(self.wire, "Authorization")
+        name = "api-key" if "azure" in self.quirks else "Authorization" if "bearer" in self.quirks else own
+        headers: dict[str, str] = {name: bearer if name == "Authorization" else self._key}
+        if extra := self.quirks.get("header"):
+            headers[extra] = bearer if "authorization" in extra else self._key
+        return headers
+
+    def _attempt(
+        self, link: HostPool, state: CallState, request: tuple[str, dict[str, str], bytes], builder: ResponseBuilder
+    ) -> ResponseBuilder:
+        response = link.open(state, *request)
+        finished = False
+        try:
+            self._read(builder, state, response, _chunks(state, response, request[0]))
+            builder.finish()
+            finished = True
+            return builder
+        except (BackendError, *_MISREAD) as error:
+            if error is builder.refused:
+                raise
+            failure = self._as_failure(error)
+        finally:
+            if not finished or not _drain(state, response):
+                response.raw.close()
+            response.raw.release_conn()
+        failure.partial = "".join(builder.text)
+        failure.retryable = failure.retryable and not builder.began
+        failure.provider = self.provider
+        raise failure.with_traceback(None)  # the frames hold the server's words, which may repeat the key
+
+    def _as_failure(self, error: Exception) -> BackendError:
+        """The BackendError for a response that could not be read."""
+        if isinstance(error, BackendError):
+            return error
+        return self._error("protocol", f"the server's answer has an unexpected form: {error}", retryable=True)
+
+    def _read(self, builder: ResponseBuilder, state: CallState, response: Any, chunks: Iterator[bytes]) -> None:
+        if response.status_code >= 300:
+            raise self._refusal(response, _gathered(chunks, ERROR_LIMIT))
+        first = head = b""
+        while len(head) < 6 and head[:1] not in (b"{", b"[", b"<") and b":" not in head:
+            if not (chunk := next(chunks, b"")):
+                break
+            first = (first + chunk)[-65_536:]  # some servers send blanks while they work
+            head = first.lstrip().removeprefix(_BYTE_ORDER).lstrip()
+        if re.match(rb"(data|event|id|retry)?:", head):  # whatever the header says
+            self._read_stream(builder, state, chain([first], chunks))
+        else:
+            self._read_body(builder, state, _gathered(chain([first], chunks)))
+
+    def _read_body(self, builder: ResponseBuilder, state: CallState, data: bytearray) -> None:
+        if mark := re.search(rb"(data:\s{0,9})?\[DONE\]\s{0,9}\Z", data[-40:]):
+            del data[len(data) - len(mark[0]) :]
+        body, problem = None, "no JSON object"
+        try:
+            body = from_json(data)
+        except ValueError as error:
+            problem = f"what cannot be read ({error})" if len(data) > JSON_VALUES else problem
+        begins = data[:65_536].lstrip()[:1]
+        if isinstance(body, dict):
+            self._raise_error_in(body)
+            builder.feed_body(body)
+            problem = "no message"
+        elif body is None and begins == b"{":
+            self._read_lines(builder, state, data)
+        if not builder.ended:
+            page = begins == b"<"
+            what, hint = ("a page of HTML", "check the base URL") if page else (problem, "")
+            raise self._error("protocol", f"the server answered with {what}", status=200, retryable=not page, hint=hint)
+
+    def _read_lines(self, builder: ResponseBuilder, state: CallState, data: bytearray) -> None:
+        """Read a stream that has one event per line."""
+        first, _, rest = bytes(data).partition(b"\n")
+        with contextlib.suppress(ValueError):
+            if rest and isinstance(from_json(first), dict):
+                for line in filter(bytes.strip, (first, *rest.split(b"\n"))):
+                    self._read_event(builder, state, line.decode("utf-8", "replace"))
+
+    def _read_stream(self, builder: ResponseBuilder, state: CallState, chunks: Iterator[bytes]) -> None:
+        try:
+            for data in _events(chunks):
+                if data == "[DONE]":
+                    builder.ended = True
+                    return
+                self._read_event(builder, state, data)
+                if builder.ended and self.wire == "anthropic":
+                    return
+        except BackendError as error:
+            if not builder.ended or error.code not in ("connection", "timeout"):
+                raise
+        if not builder.ended:
+            raise self._error("truncated", "the stream ended before the answer did", retryable=True)
+
+    def _read_event(self, builder: ResponseBuilder, state: CallState, data: str) -> None:
+        try:
+            event = from_json(data)
+        except ValueError:
+            event = None
+        if not isinstance(event, dict):
+            raise self._error("truncated", "the stream holds an event that is not JSON", retryable=True)
+        self._raise_error_in(event)
+        state.quiet_until = None  # the time that the caller takes over a text is not the server's
+        builder.feed_event(event)
+        state.check()
+        state.touch()
+
+    def _raise_error_in(self, body: Mapping[str, Any]) -> None:
+        """Raise an error that came with status 200, in a body or in the middle of a stream."""
+        error = body.get("error")
+        if error:
+            named = error if isinstance(error, dict) else {}
+            code = named.get("code")
+            words = [word for word in (named.get("type"), named.get("status"), code) if isinstance(word, str)]
+            kinds = [_STATUS_OF[word] for word in words if word in _STATUS_OF]
+            status = code if isinstance(code, int) and 400 <= code < 600 else (*kinds, 500)[0]
+            raise self._status_error(status, _error_text(dict(body)), None)
+
+    def _refusal(self, response: Any, body: bytearray) -> BackendError:
+        if 300 <= response.status_code < 400:
+            target = _host(response.headers.get("location", "")) or "elsewhere"
+            return self._status_error(response.status_code, f"it redirects to {target}", None)
+        wait = _wait_asked(response.headers, body)
+        error = self._status_error(response.status_code, _error_text(body), wait)
+        error.retryable = error.retryable and response.headers.get("x-should-retry") != "false"
+        return error
+
+    def server_label(self) -> str:
+        """The provider's name; with the host, if that is not the provider's own."""
+        owner = provider_for_url(self.base_url)
+        return self.provider if owner and owner.id == self.provider else f"{self.provider} at {netloc(self.base_url)}"
+
+    def _status_error(self, status: int, text: str, wait: float | None) -> BackendError:
+        code = _code_for(status, text)
+        lasting = code in ("quota", "context_length") or re.search(_NO_TOOLS, text) or re.search(_NO_IMAGES, text)
+        again = not lasting and (status in _RETRIED or status >= 500)
+        message = f"{self.server_label()} answers {status}: {text}"
+        return self._error(code, message, status=status, hint=_HINTS.get(code, ""), retryable=again, retry_after=wait)
+
+    def _error(self, code: str, message: str, **more: Any) -> BackendError:
+        return BackendError(_tidy(message, self._key), code=code, provider=self.provider, **more)
+
+    def _no_tools(self) -> BackendError:
+        self.supports_tools = False
+        hint = "use the text protocol: code in fenced blocks"
+        return self._error("no_tools", f"{self.model!r} does not support tool calls", status=400, hint=hint)
+
+    def _no_images(self) -> BackendError:
+        self.supports_images = False
+        return self._error("no_images", f"{self.model!r} cannot see images", status=400, hint="use a model with vision")
+
+    def adapt_to_error(self, error: BackendError, body: Mapping[str, Any], ask: Request) -> bool:
+        """Learn from an error how to ask from now on; whether a new attempt makes sense."""
+        if error.status not in (400, 404, 422, 500, 501) or error.code == "quota":
+            return False
+        text = error.message
+        if lesson := self._refused_param(error, ask):
+            return self._remember(lesson, ask)
+        if error.code == "context_length" and (
+            found := re.search(r"context length is (\d+)|context size \((\d+)", text)
+        ):
+            self.window = self.window or int(found[1] or found[2])
+        if body.get("tools") and re.search(_NO_TOOLS, text):
+            raise self._no_tools()
+        if re.search(_NO_IMAGES, text) and _has_images(ask.messages):
+            raise self._no_images()
+        if error.status not in (400, 422):
+            return False
+        if found := re.search(r"at most (\d+) completion|> (\d+), which is the maximum", text):
+            known, self.max_output = self.max_output, int(found[1] or found[2])
+            return known != self.max_output
+        lessons = {field: field for field in _OPTIONAL if field in body} | {"anthropic-version": "anthropic-version"}
+        if self.limit_field in body and re.search(_UNKNOWN_FIELD, text):
+            lessons[self.limit_field] = "limit"
+        lesson = next((lesson for field, lesson in lessons.items() if field in text), None)
+        if lesson is not None:
+            return self._remember(lesson, ask)
+        return self._request(ask)[2] != body  # another call has learnt it in the meantime
+
+    def _refused_param(self, error: BackendError, ask: Request) -> str | None:
+        """The parameter that an error names; a default before one of the caller's."""
+        text = error.message
+        if error.status not in (400, 422) or error.code != "bad_request" or not re.search(_REFUSAL, text):
+            return None
+        sent = _params(self, ask).common
+        named = [
+            name for name in _COMMON if name in sent and re.search(rf"(?i)(?<![\w-])({_COMMON[name]})(?![\w-])", text)
+        ]
+        return min(named, key=lambda name: name in (ask.params or {}), default=None)
+
+    def _remember(self, lesson: str, ask: Request) -> bool:
+        """Leave a field out of all further requests; warn once if the caller had asked for it."""
+        with _learning:
+            known = lesson in self.refused
+            self.refused.add(lesson)
+        within = ("output_config", "reasoning_effort") if lesson == "output_config" else (lesson,)
+        name = next((name for name in within if name in (ask.params or {})), None)
+        if name and not known:
+            message = (
+                f"{self.server_label()} does not take the parameter {name!r} for {self.model!r}: it is no longer sent"
+            )
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+        return True
+
+    def inspect(self, deadline: float | None = None) -> None:
+        """Ask a local server for `window`, `parameters` and `server`. Never raises.
+
+        Asks once, for at most two seconds; not about known models or remote providers.
+        """
+        near = "local" in self.quirks or _is_private(_host(self.base_url))
+        if self._inspected or not near or self.wire != "openai" or _facts(self.model):
+            return
+        if not self._inspecting.acquire(timeout=INSPECT_TIME):
+            return
+        try:
+            if not self._inspected:
+                until = time.monotonic() + INSPECT_TIME
+                state = CallState(self.provider, INSPECT_TIME, min(until, deadline or until), None)
+                with contextlib.suppress(BackendError, *_MISREAD), _watch.watching(state):
+                    self._inspect(state)
+        finally:
+            self._inspected = True
+            self._inspecting.release()
+
+    def _inspect(self, state: CallState) -> None:
+        base = self.base_url.partition("?")[0].removesuffix("/chat/completions")
+        entry: dict[str, Any] = {}
+        if self.provider != "ollama":
+            entries = [item for item in self._fetch(state, f"{base}/models")["data"] if isinstance(item, dict)]
+            entry = _entry_of(self.model, entries)
+            self._take_in(entry)
+        if self.provider == "ollama" or entry.get("owned_by") == "library":
+            # Its window is a setting of the server, mostly far below the model's own, and is not reported here.
+            shown = self._fetch(state, f"{_origin(base)}/api/show", _dumps({"model": self.model}))
+            self.parameters = self.parameters or size_in_name(str(shown["details"]["parameter_size"]))
+
+    def _take_in(self, entry: Mapping[str, Any]) -> None:
+        """Read an entry of the model list of llama.cpp, vLLM, LM Studio or a similar server."""
+        if entry.get("owned_by") == "llamacpp":
+            self.server = "llamacpp"
+        names = ("loaded_context_length", "max_model_len", "context_length", "max_context_length")
+        sizes = [token_count(entry, "meta", "n_ctx"), *(token_count(entry, name) for name in names)]
+        self.window = self.window or next((size for size in sizes if size >= 256), None)
+        self.parameters = self.parameters or round(token_count(entry, "meta", "n_params") / 1e9, 3) or None
+
+    def _fetch(self, state: CallState, url: str, data: bytes | None = None) -> Any:
+        """GET, or POST `data`, and return the JSON. BackendError or ValueError if that fails."""
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "flat-rlm"}
+        headers |= {"Content-Type": "application/json"} if data is not None else {}
+        link = _link(self.base_url, self._how.max_parallel)
+        response, body = None, bytearray()
+        while response is None:
+            try:
+                response = link.open(state, url, {**headers, **self._key_headers()}, data)
+            except BackendError as error:
+                if not error.idle_closed:
+                    raise
+        try:
+            for chunk in _chunks(state, response, url) if response.status_code == 200 else ():
+                body += chunk
+                if len(body) > INSPECT_LIMIT:
+                    raise ValueError("too long")
+        finally:
+            _release(response)
+        return from_json(bytes(body))
+
+
+def _entry_of(model: str, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The entry of this model, or the only entry."""
+    named = [entry for entry in entries if entry.get("id") == model]
+    return next(iter(named or (entries if len(entries) == 1 else ())), {})
+
+
+# What reading an answer raises if a part of it has an unexpected type.
+_MISREAD = (TypeError, AttributeError, LookupError, ValueError, ArithmeticError, RecursionError)
+_OPTIONAL = ("stream_options", "return_progress", "prompt_cache_key", "response_format", "output_config")
+
+
+def _live(backend: HTTPBackend, ask: Request, state: CallState, on_text: Callable[[str], None] | None) -> Reply:
+    """Ask the server; if it refuses a field, ask again without it."""
+    link = _link(backend.base_url, backend._how.max_parallel)
+    while True:
+        url, headers, body = backend._request(ask)
+        request = url, headers, _dumps(body)
+
+        def send(request: tuple[str, dict[str, str], bytes] = request) -> ResponseBuilder:
+            builder = _WIRES[backend.wire].builder(backend, on_text)
+            builder.on_progress = ask.on_progress
+            with backend._hold_capacity(ask, state):
+                return backend._attempt(link, state, request, builder)
+
+        try:
+            builder, attempts = with_retries(state, link.gate(backend.model), backend._how.max_retries, send)
+        except BackendError as error:
+            failure = error
+        else:
+            return _reply(backend, builder, ask, attempts)
+        if failure.partial or not backend.adapt_to_error(failure, body, ask):
+            raise failure
+
+
+def _reply(backend: HTTPBackend, builder: ResponseBuilder, ask: Request, attempts: int) -> Reply:
+    text, calls = "".join(builder.text), _tool_calls(builder.calls)
+    usage: dict[str, Any] | None = builder.usage
+    if usage is None or not (usage["input"] or usage["output"]):
+        into, out = estimate_tokens(ask.messages, ask.tools), estimate_tokens([{"content": text, "tool_calls": calls}])
+        usage = {**_usage(into, out), "estimated": True}
+    cost = builder.cost
+    if cost is None:
+        cost = cost_of(backend.model, usage, backend._how.prices, backend.provider)
+    raw = builder.raw and {"wire": backend.wire, "model": backend.model, "provider": backend.provider, **builder.raw}
+    return Reply(text, calls, usage, builder.stop, builder.model or backend.model, cost, raw, attempts)
+
+
+def _drain(state: CallState, response: Any) -> bool:
+    """Read the rest of a response so that its connection can be reused; False if too much follows."""
+    if response.raw.connection is None:  # all was read, and another call may have the connection by now
+        return True
+    try:
+        state.socket.settimeout(0.01)
+        return any(not response.raw.read1(65536) for _ in range(4))
+    except Exception:  # of many kinds, and all of them mean: not this connection again
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            state.socket.settimeout(state.timeout)
+
+
+# --- the cache ----------------------------------------------------------------------------------------------------
+
+
+def _cache_folder(cache: bool | str, env: _Environ) -> str | None:
+    if isinstance(cache, str):
+        return os.path.expanduser(cache)
+    return os.path.join(env.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "rlm") if cache else None
+
+
+_pending: dict[str, CallQueue] = {}  # by the path of the answer: who asks, and who waits for the same
+
+
+def _cached(backend: HTTPBackend, ask: Request, state: CallState, on_text: Callable[[str], None] | None) -> Reply:
+    """The cached answer, or a live one, which is cached. Of equal requests in flight only one is sent."""
+    body = backend._request(ask._replace(max_tokens=None, stream=False))[2]
+    params = {**(ask.defaults or {}), **(ask.params or {})}  # also those that this wire leaves out
+    name = _digest([backend.provider, backend.base_url, backend.model, body, *([params] if params else [])])
+    path = os.path.join(backend._how.cache or "", f"{name}.json")
+    if reply := _read_reply(path):
+        return from_cache(reply, on_text)
+    is_first = path not in _pending
+    with _pending.setdefault(path, CallQueue(1)).reserve(state):
+        try:
+            if reply := _read_reply(path):
+                return from_cache(reply, on_text)
+            if is_first:
+                return _kept(backend, ask, state, on_text, path)
+        finally:
+            _pending.pop(path, None)
+    return _kept(backend, ask, state, on_text, path)
+
+
+def _kept(
+    backend: HTTPBackend, ask: Request, state: CallState, on_text: Callable[[str], None] | None, path: str
+) -> Reply:
+    """A live answer, which is cached if it is complete."""
+    _check_cache(os.path.dirname(path))
+    reply = _live(backend, ask, state, on_text)
+    if _is_whole(reply):
+        _write_reply(path, reply)
+    return reply
+
+
+def _is_whole(reply: Reply) -> bool:
+    """Whether the answer is complete, so that it does not depend on the output limit."""
+    return reply.stop_reason in ("stop", "tool_calls")
+
+
+def from_cache(reply: Reply, on_text: Callable[[str], None] | None) -> Reply:
+    """A cached answer, which costs nothing."""
+    if on_text and reply.text:
+        on_text(reply.text)
+    return reply._replace(usage=_usage(0, 0), cost_usd=0.0, attempts=0)
+
+
+def _read_reply(path: str) -> Reply | None:
+    try:
+        with open(path, "rb") as file:
+            reply = Reply(**from_json(file.read()))
+    except (OSError, ValueError, TypeError):  # absent or torn: asked again
+        return None
+    return reply if isinstance(reply.text, str) and isinstance(reply.tool_calls, list) else None
+
+
+def _check_cache(folder: str) -> None:
+    """Create the cache folder; BackendError before anything is paid for if it cannot be written."""
+    import errno
+
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+    except (OSError, ValueError) as error:
+        message = f"cannot write to the cache {folder!r}: {getattr(error, 'strerror', None) or error}"
+        raise BackendError(message, code="config", hint="name a folder of yours, or leave the cache off") from None
+
+
+def _write_reply(path: str, reply: Reply) -> None:
+    """Write an answer atomically, readable by its owner only. An answer that cannot be written is not an error."""
+    import tempfile
+
+    with contextlib.suppress(OSError, RecursionError):
+        handle, name = tempfile.mkstemp(dir=os.path.dirname(path))
+        try:
+            with open(handle, "wb") as file:
+                file.write(_dumps(reply._asdict()))
+            os.replace(name, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+
+
+# --- other requests -----------------------------------------------------------------------------------------------
+
+
+def _until(complete: Callable[[bytes], bool] | None, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+        if complete is not None and complete(chunk):
+            return
+
+
+def post(
+    url: str,
+    *,
+    json: Any,
+    headers: Mapping[str, str],
+    timeout: float = 30.0,
+    max_retries: int = 4,
+    deadline: float | None = None,
+    cancel: threading.Event | None = None,
+    complete: Callable[[bytes], bool] | None = None,
+) -> tuple[int, dict[str, str], bytes]:
+    """POST JSON with the retries of a model call; return `(status, headers, body)` of the last response.
+
+    `complete(chunk)` tells for each chunk whether the body ends there, even if the server keeps it open.
+    """
+    _checked_url(url)
+    headers = {name: _Secret(value) for name, value in headers.items()}
+    headers = {"Content-Type": "application/json", "Accept-Encoding": "gzip, deflate", **headers}
+    data = _dumps(json)
+    state = CallState("", timeout, deadline, cancel)
+    link = _link(url, 16)
+    last: list[tuple[int, dict[str, str], bytes]] = []
+
+    def send() -> None:
+        last.clear()
+        response = link.open(state, url, headers, data)
+        try:
+            body = bytes(_gathered(_until(complete, _chunks(state, response, url))))
+        finally:
+            _release(response)
+        status = response.status_code
+        last.append((status, {name.lower(): value for name, value in response.headers.items()}, body))
+        if status in _RETRIED or status >= 500:
+            wait, code = _wait_asked(response.headers, body), _code_for(status, "")
+            raise BackendError(f"status {status}", code=code, status=status, retryable=True, retry_after=wait)
+
+    with _watch.watching(state):
+        try:
+            with_retries(state, link.gate(url), max_retries, send)
+        except BackendError:
+            if not last or state.end_reason:
+                raise
+    return last[0]
+
+
+_LOCAL = (
+    ("ollama", "http://localhost:11434/v1"),
+    ("lm_studio", "http://localhost:1234/v1"),
+    ("llamacpp", "http://127.0.0.1:8080/v1"),
+    ("vllm", "http://localhost:8000/v1"),
+)
+
+
+def server_models(base_url: str, timeout: float) -> tuple[int, list[str] | None]:
+    """(HTTP status, models) of a server's list of models, None where it has none; OSError if it does not answer.
+
+    It costs nothing, and no key is sent.
+    """
+    import requests
+
+    with requests.Session() as session:
+        session.trust_env = False  # no .netrc
+        session.proxies = {} if _is_loopback(base_url) else requests.utils.get_environ_proxies(base_url)
+        response = session.get(f"{base_url.rstrip('/')}/models", timeout=timeout, allow_redirects=False, stream=True)
+        try:
+            body = _gathered(response.iter_content(65_536), INSPECT_LIMIT)
+            return response.status_code, [str(entry["id"]) for entry in from_json(body)["data"]]
+        except (BackendError, ValueError, LookupError, TypeError):
+            return response.status_code, None
+
+
+def local_servers(timeout: float = 0.3) -> list[tuple[str, str, list[str]]]:
+    """List the model servers on this machine: `(provider id, base URL, models)`."""
+    import requests  # a thread that is given up would be left in the middle of importing it  # noqa: F401
+
+    found: dict[str, list[str]] = {}
+
+    def probe(id_: str, base: str) -> None:
+        with contextlib.suppress(OSError):
+            if (models := server_models(base, timeout)[1]) is not None:
+                found[id_] = models
+
+    threads = [threading.Thread(target=probe, args=place, daemon=True) for place in _LOCAL]
+    for thread in threads:
+        thread.start()
+    until = time.monotonic() + 2 * timeout
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
+    return [(id_, base, found[id_]) for id_, base in _LOCAL if id_ in found]
+
+
+# --- retries ------------------------------------------------------------------------------------------------------
+
+
+def with_retries(
+    state: CallState,
+    gate: AdaptiveLimiter,
+    max_retries: int,
+    send: Callable[[], Any],
+    progress: Callable[[], int] = lambda: 0,
+) -> tuple[Any, int]:
+    """Call `send` until it succeeds or the retries or the deadline are used up; return its result and the attempts.
+
+    `progress` measures what the attempts have achieved together: when it grows, the retries are counted anew.
+    """
+    attempt = failures = 0
+    idle_closed = False
+    while True:
+        attempt += 1
+        brought = progress()
+        gate.enter(state, first=attempt > 1)
+        before = gate.answered
+        try:
+            result = send()
+            gate.count_answer()
+            return result, attempt
+        except BackendError as error:
+            failure = error
+            # A 429 while other calls are answered only means waiting in line, and an idle connection that the server
+            # has closed was no attempt: neither uses up the retries.
+            queued = error.code == "rate" and gate.answered > before
+            failures += not queued and (idle_closed or not error.idle_closed)
+            idle_closed = error.idle_closed
+            if progress() > brought:
+                attempt = failures = 1
+            wait = backoff(error, failures)
+            if error.retryable and (error.code == "rate" or error.status in (503, 529)):
+                gate.throttle(min(wait, LONGEST_WAIT))
+        finally:
+            gate.leave()
+        exhausted = failures > max_retries or attempt >= max(MOST_ATTEMPTS, max_retries + 1)
+        late = state.deadline is not None and time.monotonic() + wait >= state.deadline
+        if not failure.retryable or exhausted or late or wait > LONGEST_WAIT:
+            raise failure
+        state.pause(wait)
+
+
+def backoff(error: BackendError, failures: int) -> float:
+    """Seconds until the next attempt: what the server asks for, else exponential, with jitter."""
+    import random
+
+    if error.retry_after is not None:
+        return error.retry_after + random.uniform(0.01, 0.06) if error.retry_after else 0.0
+    return float(min(8.0, 0.5 * 2.0 ** max(0, failures - 1)) * random.uniform(0.75, 1.0))
+
+
+# --- errors from servers ------------------------------------------------------------------------------------------
+
+_RETRIED = (408, 409, 429)
+# Patterns for servers' messages: compiled at the first error, not at import.
+_MONEY = (
+    r"(?i)insufficient_quota|insufficient.balance|credit.balance|spend_limit|usage_limit_exceeded|billing_hard_limit"
+    r"|exceeded_current_quota|PerDay"
+)
+_TOO_LONG = (
+    r"(?i)context_length|context length|context window|context size|maximum context|(prompt|input) is too long"
+    r"|input token count|too many tokens|exceed_context"
+)
+_CACHE_FULL = r"(?i)context size has been exceeded"  # llama.cpp: by the calls under way together, not by this one
+_NO_TOOLS = (
+    r"(?is)\b(tools?|tool_choice|functions?)\b.{0,60}(not|n't) (be )?(support|enabl|allow|available)"
+    r"|(unsupported|unrecogni[sz]ed|unknown|extra).{0,60}\btools\b"
+    r"|(not|n't) support.{0,30}(tool|function)|no endpoints found that support tool use"
+    r"|tools? param requires|requires --(jinja|enable-auto-tool-choice)"
+)
+_NO_IMAGES = (
+    r"(?is)(image|vision|multimodal).{0,60}(not|n't) (be )?(support|enabl|allow|available)"
+    r"|(not|n't) support.{0,30}(image|vision)|no endpoints found that support image|mmproj"
+)
+_BLOCKED = r"(?i)content_filter|content_policy|moderation"
+_UNKNOWN_FIELD = r"(?i)unsupported|unrecogni[sz]ed|unknown|unexpected|not supported|not permitted|extra"
+_REFUSAL = (
+    r"(?i)support|recogni[sz]ed|unknown|unexpected|permitted|allowed|accept|extra|deprecated|range|require"
+    r"|\b(?:in)?valid\b|must|cannot|can't|only|should"  # not the `invalid_request_error` of every refusal
+)
+_KEY_SHAPE = r"\b(?:sk|pk|gsk|xai|hf|r8|nvapi|key)[-_][-_A-Za-z0-9]{12,}|\bAIza[-_A-Za-z0-9]{20,}"
+_HINTS = {
+    "auth": "check the key: it may be revoked, of another account, or not allowed to use this model",
+    "quota": "the account's credit or spending limit is used up: raise it with the provider, or use another",
+    "not_found": "check the model's name and the base URL",
+    "context_length": "give it less: keep long text in variables and send pieces of it",
+    "redirect": "set the base URL to where the server wants to be called: a key is not sent after a redirect",
+    "rate": "wait, or lower max_parallel",
+    "refused": "the provider's content rules refuse the prompt",
+}
+_CODES = {401: "auth", 402: "quota", 403: "auth", 404: "not_found", 408: "timeout", 409: "server", 429: "rate"}
+# The status that an error sent with status 200 stands for.
+_STATUS_OF = {
+    "overloaded_error": 529,
+    "rate_limit_error": 429,
+    "rate_limit_exceeded": 429,
+    "RESOURCE_EXHAUSTED": 429,
+    "insufficient_quota": 402,
+    "invalid_request_error": 400,
+    "INVALID_ARGUMENT": 400,
+    "authentication_error": 401,
+    "permission_error": 403,
+    "not_found_error": 404,
+}
+
+
+def _code_for(status: int, text: str) -> str:
+    if status in (400, 403, 429) and re.search(_MONEY, text):
+        return "quota"
+    if status == 500 and re.search(_CACHE_FULL, text):
+        return "rate"
+    if status in (400, 413, 422, 500) and re.search(_TOO_LONG, text):
+        return "context_length"
+    if status in (400, 403) and re.search(_BLOCKED, text):
+        return "refused"
+    if 300 <= status < 400:
+        return "redirect"
+    return "server" if status >= 500 else _CODES.get(status, "bad_request")
+
+
+def _error_text(body: Any) -> str:
+    """The message in an error body with its codes, or the body itself, truncated."""
+    return _said_in(body)[:4_000]
+
+
+def _said_in(body: Any) -> str:
+    if isinstance(body, (bytes, bytearray)):
+        text = body.decode("utf-8", "replace").strip()
+        if text.startswith("<"):
+            return "a page of HTML"
+        try:
+            body = from_json(text)
+        except ValueError:
+            return text or "nothing"
+    body = body[0] if isinstance(body, list) and body else body
+    error = body.get("error", body) if isinstance(body, dict) else body
+    if not isinstance(error, dict):
+        return str(error)
+    details = error.get("details")
+    words = [error.get("type"), error.get("code"), error.get("status")]
+    words.append(details.get("error_code") if isinstance(details, dict) else None)
+    words += re.findall(r"\b\w{1,100}PerDay\w{0,100}", json.dumps(details)[:10_000])[:1]
+    said = error.get("message") or error.get("detail") or json.dumps(error, ensure_ascii=False)
+    named = ", ".join(dict.fromkeys(str(word) for word in words if word))
+    return f"{said} ({named})" if named else str(said)
+
+
+def _wait_asked(headers: Mapping[str, str], body: bytes | bytearray) -> float | None:
+    """The seconds that the server asks to wait, from any of the headers and fields in use."""
+    after = headers.get("retry-after", "")
+    for text, unit in ((headers.get("retry-after-ms", ""), 1000.0), (after, 1.0)):
+        with contextlib.suppress(ValueError):
+            if (seconds := float(text) / unit) >= 0:  # which NaN is not
+                return seconds
+    if after:
+        from email.utils import parsedate_to_datetime
+
+        with contextlib.suppress(ValueError, TypeError, OverflowError):
+            return max(0.0, parsedate_to_datetime(after).timestamp() - time.time())
+    found = re.search(rb'"retryDelay"\s*:\s*"(\d{1,9}(?:\.\d{1,9})?)s"', body)
+    return float(found[1]) if found else None
+
+
+def _tidy(text: str, secret: str) -> str:
+    """Make a server's text fit one line: without keys, control characters and excess length."""
+    text = re.sub(_KEY_SHAPE, "[redacted]", mask(text, [secret])[:4_000])
+    text = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text).split())
+    return text if len(text) <= 600 else f"{text[:600]} …"
+
+
+# --- requests and responses ---------------------------------------------------------------------------------------
+
+
+class Request(NamedTuple):
+    """A request to a model, independent of the wire."""
+
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    max_tokens: int | None = None
+    schema: Mapping[str, Any] | None = None
+    stream: bool = False
+    params: Mapping[str, Any] | None = None  # the caller's request parameters
+    defaults: Mapping[str, Any] | None = None  # the runtime's own, which the caller's override
+    on_progress: Callable[[int, int], None] | None = None
+
+    @property
+    def is_conversation(self) -> bool:
+        """Whether later turns will repeat this one as their prefix; a single prompt is not sent again."""
+        return bool(self.tools) or any(message["role"] != "user" for message in self.messages)
+
+
+# How servers spell a common parameter when they refuse it. If two are named together, the first is dropped.
+_COMMON = {
+    "top_p": r"top_?p",
+    "temperature": r"temperature",
+    "seed": r"seed",
+    "stop": r"stop(?:_?sequences)?",
+    "reasoning_effort": r"reasoning_?effort|effort|thinking(?:_?(?:config|level|budget))?",
+    "max_output_tokens": r"(?!)",  # its spelling and its size are learnt in other ways
+}
+# Parts of a request that cannot be parameters, and what to use instead.
+_RESERVED = {
+    **dict.fromkeys(("model", "messages", "contents", "stream", "stream_options", "return_progress"), ""),
+    **dict.fromkeys(("system", "systemInstruction", "system_instruction"), "give the system prompt as a message"),
+    **dict.fromkeys(("tools", "tool_choice", "toolConfig", "tool_config"), "give tools as tools"),
+    **dict.fromkeys(("max_tokens", "max_completion_tokens", "maxOutputTokens"), "use max_output_tokens"),
+    "response_format": "use a schema",
+}
+
+
+class _Params(NamedTuple):
+    """The parameters of a request."""
+
+    common: dict[str, Any]  # those with a name on every wire
+    others: dict[str, Any]  # sent as they are
+
+
+def _params(backend: HTTPBackend, ask: Request) -> _Params:
+    """Merge the caller's parameters over the defaults, without those that the server has refused."""
+    merged = {**(ask.defaults or {}), **(ask.params or {})}
+    _check_params(merged)
+    common = {name: merged.pop(name) for name in _COMMON if name in merged}
+    common = {name: value for name, value in common.items() if value is not None and name not in backend.refused}
+    if isinstance(common.get("stop"), str):
+        common["stop"] = [common["stop"]]
+    return _Params(common, merged)
+
+
+def _check_params(params: Mapping[str, Any]) -> None:
+    """Raise BackendError for a parameter that replaces a part of the request or cannot be sent."""
+    for name in params:
+        if name in _RESERVED:
+            message = f"{name!r} is a part of the request and cannot be a parameter"
+            raise BackendError(message, code="config", hint=_RESERVED[name] or "leave it out of params")
+    try:
+        json.dumps(params, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        hint = "give numbers, strings, lists and dicts"
+        raise BackendError(f"params cannot be sent as JSON: {error}", code="config", hint=hint) from None
+    limit = params.get("max_output_tokens")
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
+        raise BackendError(f"max_output_tokens is {limit!r}", code="config", hint="give a whole number of tokens")
+
+
+def _renamed(common: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Rename the parameters that a wire supports."""
+    return {names[name]: value for name, value in common.items() if name in names}
+
+
+def _with_others(body: dict[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Add parameters to the body as they are; where both have an object, the request's entries win."""
+    for name, value in others.items():
+        own = body.get(name)
+        if isinstance(own, dict):
+            if not isinstance(value, dict):
+                raise BackendError(f"the parameter {name!r} is not an object", code="config", hint="give a dict")
+            value = {**value, **own}
+        body[name] = value
+    return body
+
+
+class ResponseBuilder:
+    """Builds a response from a body or from a stream's events. Each wire has a subclass."""
+
+    def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
+        self.backend = backend
+        self.on_text = on_text
+        self.on_progress: Callable[[int, int], None] | None = None
+        self.refused: BaseException | None = None  # an exception from a callback, not from the server
+        self.text: list[str] = []
+        self.calls: list[dict[str, Any]] = []
+        self.full = False  # more calls have come than MOST_CALLS
+        self.kept = 0  # JSON values that are kept to be sent back
+        self.began = False  # part of the answer has come: a retry would repeat it
+        self.ended = False  # the server has marked the end
+        self.stop = ""
+        self.model = ""
+        self.usage: dict[str, int] | None = None
+        self.cost: float | None = None
+        self.raw: dict[str, Any] | None = None
+
+    def append_text(self, text: Any) -> None:
+        if isinstance(text, str) and text:
+            self.began = True
+            self.text.append(text)
+            if self.on_text:
+                self._hand_on(self.on_text, text)
+
+    def _hand_on(self, callback: Callable[..., None], *values: Any) -> None:
+        try:
+            callback(*values)
+        except BaseException as error:
+            self.refused = error
+            raise
+
+    def add_call(self, call: dict[str, Any]) -> None:
+        """Add a tool call, unless there are too many already."""
+        self.full = self.full or len(self.calls) >= MOST_CALLS
+        if not self.full:
+            self.calls.append(call)
+
+    def keep(self, part: Any) -> Any:
+        """Return a part that is sent back unchanged; BackendError if such parts grow too large."""
+        self.kept += _count_json(_JSON.encode(part), JSON_VALUES - self.kept)
+        if self.kept > JSON_VALUES:
+            raise BackendError("the answer has more reasoning or signatures than can be kept", code="protocol")
+        return part
+
+    def feed_body(self, body: Mapping[str, Any]) -> None:
+        """Read a complete body."""
+        self.feed_event(body)
+
+    def feed_event(self, body: Mapping[str, Any]) -> None:
+        """Read one event of a stream."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Complete the response; everything has arrived."""
+        raise NotImplementedError
+
+
+def _dumps(value: Any) -> bytes:
+    return _JSON.encode(value).encode("utf-8", "replace")
+
+
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
+def _arguments(value: Any) -> dict[str, Any] | str:
+    """Parse a call's arguments; text that is no object is returned as it is."""
+    if value is None:
+        return {}
+    if isinstance(value, dict):
+        return value
+    text = value if isinstance(value, str) else json.dumps(value)
+    if text.strip() in ("", "null"):
+        return {}
+    try:
+        parsed = from_json(text)
+        if isinstance(parsed, str):  # some servers encode twice
+            parsed = from_json(parsed)
+    except ValueError:
+        parsed = last_object(text)
+    return parsed if isinstance(parsed, dict) else text
+
+
+def last_object(text: str, *, strict: bool = True) -> dict[str, Any] | None:
+    """Parse the last of several concatenated objects: some servers stream `{}` before the arguments, or repeat them."""
+    if _count_json(text, JSON_VALUES) > JSON_VALUES:
+        return None
+    found, at = None, 0
+    decoder = json.JSONDecoder(strict=strict)
+    for _ in range(8):
+        try:
+            _, end = decoder.raw_decode(text, at)
+            found = from_json(text[at:end], strict=strict)
+        except (ValueError, RecursionError):
+            return None
+        if not (rest := text[end:].lstrip()):
+            return found if isinstance(found, dict) else None
+        at = len(text) - len(rest)
+    return None
+
+
+def _tool_calls(calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The tool calls of a response, each with a unique id."""
+    made: list[dict[str, Any]] = []
+    taken: set[str] = set()
+    for call in calls:
+        number = len(made) + 1
+        id_ = call.get("id")
+        while not isinstance(id_, str) or not id_ or id_ in taken:
+            id_ = f"call_{number}"
+            number += 1
+        taken.add(id_)
+        made.append({"id": id_, "name": str(call.get("name") or ""), "arguments": _arguments(call.get("arguments"))})
+    return made
+
+
+def _sendable(arguments: Any) -> dict[str, Any]:
+    """Arguments as an object: many servers answer 500 to a history with anything else."""
+    return arguments if isinstance(arguments, dict) else {"unreadable": str(arguments)}
+
+
+def token_count(usage: Any, *path: str) -> int:
+    """Read a count from a nested usage object; 0 if it is not a number."""
+    for name in path:
+        usage = usage.get(name) if isinstance(usage, dict) else None
+    return max(0, int(usage)) if isinstance(usage, (int, float)) and usage == usage and abs(usage) < 1e15 else 0
+
+
+def _usage(into: int, out: int, cached: int = 0, cache_write: int = 0, reasoning: int = 0) -> dict[str, Any]:
+    return {"input": into, "output": out, "cached": cached, "cache_write": cache_write, "reasoning": reasoning}
+
+
+def _parts(content: Any) -> list[dict[str, Any]]:
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}] if content else []
+    return [_inline(dict(part)) for part in content or ()]
+
+
+_DATA_URI = r"(?i)data:([\w.+-]+/[\w.+-]+)?(?:;[\w=-]+)*;base64,"
+
+
+def _inline(part: dict[str, Any]) -> dict[str, Any]:
+    """Decode an image part whose URL is a data URI."""
+    found = re.match(_DATA_URI, part.get("url", "")) if part.get("type") == "image" else None
+    if not found:
+        return part
+    return {"type": "image", "media_type": found[1] or "image/png", "data": part["url"][found.end() :]}
+
+
+def _plain(content: Any) -> str:
+    return "\n".join(part["text"] for part in _parts(content) if part["type"] == "text")
+
+
+def _images(content: Any) -> list[dict[str, Any]]:
+    return [part for part in _parts(content) if part["type"] == "image"]
+
+
+def _has_images(messages: Sequence[Mapping[str, Any]]) -> bool:
+    return any(not isinstance(message.get("content"), str) and _images(message.get("content")) for message in messages)
+
+
+_IMAGES = {rb"\x89PNG": "png", rb"\xff\xd8\xff": "jpeg", rb"GIF8": "gif", rb"RIFF....WEBP": "webp"}
+
+
+def image_part(source: Any) -> dict[str, Any]:
+    """Make a message part of an image: bytes, a path, an http URL or a data URI. ValueError if it is not an image."""
+    if isinstance(source, str) and re.match(r"(https?|data):", source, re.IGNORECASE):
+        return _inline({"type": "image", "url": source})
+    if isinstance(source, (bytes, bytearray)):
+        data = bytes(source)
+    else:
+        with open(source, "rb") as file:
+            data = file.read()
+    kind = next((f"image/{kind}" for magic, kind in _IMAGES.items() if re.match(magic, data, re.DOTALL)), None)
+    if kind is None:
+        raise ValueError("not a PNG, JPEG, GIF or WebP image")
+    import base64
+
+    return {"type": "image", "media_type": kind, "data": base64.b64encode(data).decode()}
+
+
+# --- OpenAI chat completions ------------------------------------------------------------------------------------
+
+_OPENAI_PARAMS = {name: name for name in ("temperature", "top_p", "seed", "stop", "reasoning_effort")}
+_OPENAI_STOPS = {"length": "length", "content_filter": "content_filter", "max_tokens": "length"}
+
+
+def _openai_url(base: str, model: str, stream: bool) -> str:
+    return base if base.endswith("/chat/completions") else f"{base}/chat/completions"
+
+
+def _openai_body(backend: HTTPBackend, ask: Request) -> dict[str, Any]:
+    body: dict[str, Any] = {"model": backend.model, "messages": _openai_messages(backend, ask.messages)}
+    if ask.tools:
+        body["tools"] = [{"type": "function", "function": dict(tool)} for tool in ask.tools]
+    if ask.max_tokens is not None:
+        body[backend.limit_field] = ask.max_tokens
+    if ask.schema is not None:
+        body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": ask.schema}}
+    if ask.stream:
+        body.update(stream=True, stream_options={"include_usage": True})
+        if ask.on_progress and backend.server == "llamacpp":
+            body["return_progress"] = True
+    if ask.is_conversation and _host(backend.base_url) == "api.openai.com":
+        body["prompt_cache_key"] = _digest(body["messages"][:2])[:32]
+    if ask.is_conversation and "marks" in backend.quirks and "anthropic/" in backend.model:
+        _mark_openai_style(body["messages"])
+    common, others = _params(backend, ask)
+    body = _with_others({**body, **_renamed(common, _OPENAI_PARAMS)}, others)
+    return {name: value for name, value in body.items() if name not in backend.refused}
+
+
+def _mark_openai_style(messages: list[dict[str, Any]]) -> None:
+    """Add cache marks in OpenRouter's form: on the system prompt's text and on the last two turns."""
+    places = {role: [n for n, message in enumerate(messages) if message["role"] in role] for role in _MARKED}
+    for place in [n for role, most in _MARKED.items() for n in places[role][-most:]]:
+        content = messages[place]["content"]
+        if isinstance(content, str) and content:
+            part = {"type": "text", "text": content, "cache_control": {"type": "ephemeral"}}
+            messages[place] = {**messages[place], "content": [part]}
+
+
+_MARKED = {("system",): 1, ("user", "tool"): 2}
+
+
+def _digest(value: Any) -> str:
+    import hashlib
+
+    return hashlib.sha256(_dumps(value)).hexdigest()
+
+
+def _openai_messages(backend: HTTPBackend, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    made: list[dict[str, Any]] = []
+    images: list[dict[str, Any]] = []  # of tool results, which hold text only: they follow as a user's message
+    for message in messages:
+        if images and message["role"] != "tool":
+            made.append({"role": "user", "content": _openai_content(images)})
+            images = []
+        made.append(_openai_message(backend, message))
+        if message["role"] == "tool" and not isinstance(message["content"], str):
+            images += _images(message["content"])
+    if images:
+        made.append({"role": "user", "content": _openai_content(images)})
+    return _alternating(made) if backend.parameters or backend.server else made
+
+
+def _alternating(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Merge consecutive user texts: chat templates of open models refuse two in a row."""
+    made: list[dict[str, Any]] = []
+    for message in messages:
+        before = made[-1] if made else message
+        both_text = isinstance(before.get("content"), str) and isinstance(message.get("content"), str)
+        if made and before["role"] == message["role"] == "user" and both_text:
+            made[-1] = {"role": "user", "content": f"{before['content']}\n\n{message['content']}"}
+        else:
+            made.append(message)
+    return made
+
+
+def _openai_message(backend: HTTPBackend, message: Mapping[str, Any]) -> dict[str, Any]:
+    if message["role"] == "assistant":
+        return _openai_assistant(backend, message)
+    if message["role"] != "tool":
+        return {"role": message["role"], "content": _openai_content(message["content"])}
+    name = {"name": message["name"]} if "name" in backend.quirks else {}
+    return {"role": "tool", "tool_call_id": message["tool_call_id"], "content": _plain(message["content"]), **name}
+
+
+def _openai_content(content: Any) -> str | list[dict[str, Any]]:
+    """Content as a string, which every server accepts; as parts only if there is an image."""
+    parts = _parts(content)
+    if all(part["type"] == "text" for part in parts):
+        return "\n".join(part["text"] for part in parts)
+    made = []
+    for part in parts:
+        if part["type"] == "text":
+            made.append({"type": "text", "text": part["text"]})
+        else:
+            url = part.get("url") or f"data:{part['media_type']};base64,{part['data']}"
+            made.append({"type": "image_url", "image_url": {"url": url}})
+    return made
+
+
+def _openai_assistant(backend: HTTPBackend, message: Mapping[str, Any]) -> dict[str, Any]:
+    made: dict[str, Any] = {"role": "assistant", "content": _plain(message["content"])}
+    raw = backend.provider_state(message)
+    extras = raw.get("extras", {})
+    calls = [
+        {
+            "id": call["id"],
+            "type": "function",
+            "function": {
+                "name": call["name"],
+                "arguments": json.dumps(_sendable(call["arguments"]), ensure_ascii=False),
+            },
+            **extras.get(call["id"], {}),
+        }
+        for call in message.get("tool_calls") or ()
+    ]
+    if calls:
+        made["tool_calls"] = calls
+        if "reasoning" in backend.quirks:
+            made["reasoning_content"] = ""
+    return {**made, **raw.get("fields", {})}
+
+
+class _OpenAIBuilder(ResponseBuilder):
+    def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
+        super().__init__(backend, on_text)
+        self.thoughts: list[str] = []
+        self.details: list[Any] = []
+        self.reason: str | None = None
+
+    def feed_body(self, body: Mapping[str, Any]) -> None:
+        self.feed_event(body)
+        self.ended = bool(body.get("choices"))
+
+    def feed_event(self, body: Mapping[str, Any]) -> None:
+        if isinstance(body.get("model"), str):
+            self.model = body["model"]
+        if isinstance(body.get("usage"), dict):
+            self.read_usage(body["usage"], body.get("timings"))
+        if self.on_progress and (total := token_count(body, "prompt_progress", "total")):
+            self._hand_on(self.on_progress, token_count(body, "prompt_progress", "processed"), total)
+        choices = body.get("choices")
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        if not isinstance(choice, dict):
+            return
+        for message in (choice.get("delta"), choice.get("message")):
+            if isinstance(message, dict):
+                self._delta(message, whole=message is not choice.get("delta"))
+        if choice.get("finish_reason"):
+            self.reason = str(choice["finish_reason"])
+            self.ended = True
+
+    def _delta(self, delta: Mapping[str, Any], *, whole: bool) -> None:
+        self.append_text(_text_of(delta.get("content")))
+        if delta.get("refusal"):
+            self.stop = "refusal"
+            self.append_text(delta["refusal"])
+        thought = delta.get("reasoning_content") or delta.get("reasoning")
+        if isinstance(thought, str) and thought:
+            self.thoughts.append(thought)
+            self.began = True
+        if isinstance(delta.get("reasoning_details"), list):
+            self.details += self.keep(delta["reasoning_details"])
+        for index, fragment in enumerate(delta.get("tool_calls") or ()):
+            if isinstance(fragment, dict):
+                self._call({**fragment, "index": index} if whole else fragment)
+        if isinstance(delta.get("function_call"), dict):  # the form before tools
+            self._call({"index": 0, "function": delta["function_call"]})
+
+    def _call(self, fragment: Mapping[str, Any]) -> None:
+        """Add a fragment of a call. Servers omit the index, repeat the id, or send several calls as index 0."""
+        self.began = True
+        if self.full:  # it may be a piece of one that was not taken
+            return
+        raw_function = fragment.get("function")
+        function: dict[str, Any] = raw_function if isinstance(raw_function, dict) else {}
+        index, id_ = fragment.get("index"), fragment.get("id")
+        call = next((call for call in reversed(self.calls) if call["index"] == index), None)
+        if call is None and index is None and not id_ and self.calls:
+            call = self.calls[-1]
+        if call is None or (id_ and call["id"] and id_ != call["id"]):
+            call = {"index": index, "id": id_, "name": "", "arguments": [], "extra": {}}
+            self.add_call(call)
+        call["id"] = call["id"] or id_
+        call["name"] = call["name"] or function.get("name") or ""
+        if isinstance(fragment.get("extra_content"), dict):
+            call["extra"] = {"extra_content": self.keep(fragment["extra_content"])}
+        if isinstance(piece := function.get("arguments"), str):
+            call["arguments"].append(piece)
+        elif piece:
+            call["arguments"][:] = [json.dumps(piece)]
+
+    def read_usage(self, usage: Mapping[str, Any], timings: Any) -> None:
+        into, out = token_count(usage, "prompt_tokens"), token_count(usage, "completion_tokens")
+        out = max(out, token_count(usage, "total_tokens") - into)  # some count reasoning in the total only
+        details = "prompt_tokens_details"
+        cached = token_count(usage, details, "cached_tokens") or token_count(usage, "prompt_cache_hit_tokens")
+        cached = min(cached or token_count(timings, "cache_n"), into)  # the last is llama.cpp's
+        written = min(token_count(usage, details, "cache_write_tokens"), into - cached)
+        self.usage = _usage(
+            into, out, cached, written, token_count(usage, "completion_tokens_details", "reasoning_tokens")
+        )
+        cost = usage.get("cost")
+        if isinstance(cost, (int, float)) and not isinstance(cost, bool) and 0 <= cost < 1e15:
+            self.cost = float(cost)
+
+    def finish(self) -> None:
+        for call in self.calls:
+            call["arguments"] = "".join(call["arguments"])
+        self.stop = self.stop or _OPENAI_STOPS.get(self.reason or "", "tool_calls" if self.calls else "stop")
+        fields: dict[str, Any] = {}
+        if "reasoning" in self.backend.quirks and self.thoughts and self.calls:
+            fields["reasoning_content"] = "".join(self.thoughts)
+        if "details" in self.backend.quirks and self.details:
+            fields["reasoning_details"] = self.details
+        extras = {call["id"]: call["extra"] for call in self.calls if call["extra"] and call["id"]}
+        if fields or extras:
+            self.raw = {"fields": fields, "extras": extras}
+
+
+def _text_of(content: Any) -> str:
+    """The text of content, which some servers send as a list of parts."""
+    if isinstance(content, list):
+        return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+    return content if isinstance(content, str) else ""
+
+
+# --- Anthropic messages -----------------------------------------------------------------------------------------
+
+_ANTHROPIC_PARAMS = {"temperature": "temperature", "top_p": "top_p", "stop": "stop_sequences"}  # there is no seed
+_ANTHROPIC_STOPS = {
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+    "pause_turn": "pause",
+    "refusal": "refusal",
+}
+
+
+def _anthropic_url(base: str, model: str, stream: bool) -> str:
+    if base.endswith("/messages"):
+        return base
+    return f"{base}/messages" if re.search(r"/v\d+$", base) else f"{base}/v1/messages"
+
+
+def _anthropic_body(backend: HTTPBackend, ask: Request) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "model": backend.model,
+        "max_tokens": ask.max_tokens or min(backend.max_output or 8192, 32_000),
+        "messages": _anthropic_messages(backend, ask.messages),
+    }
+    if system := [part for message in ask.messages if message["role"] == "system" for part in _solid(message)]:
+        body["system"] = system
+    if tools := _anthropic_tools(ask):
+        body["tools"] = tools
+        if not ask.tools:
+            body["tool_choice"] = {"type": "none"}
+    common, others = _params(backend, ask)
+    config: dict[str, Any] = {}
+    if "reasoning_effort" in common:
+        effort = common["reasoning_effort"]
+        config["effort"] = "low" if effort in ("none", "minimal") else effort
+    if ask.schema is not None:
+        config["format"] = {"type": "json_schema", "schema": ask.schema}
+    if config:
+        body["output_config"] = config
+    if ask.stream:
+        body["stream"] = True
+    if ask.is_conversation:
+        _mark_for_cache(body)
+    body = _with_others({**body, **_renamed(common, _ANTHROPIC_PARAMS)}, others)
+    return {name: value for name, value in body.items() if name not in backend.refused}
+
+
+def _anthropic_tools(ask: Request) -> list[dict[str, Any]]:
+    """The tools; if none are offered, those that the history uses, which must be defined."""
+    if ask.tools:
+        return [
+            {"name": tool["name"], "description": tool["description"], "input_schema": tool["parameters"]}
+            for tool in ask.tools
+        ]
+    used = {call["name"]: None for message in ask.messages for call in message.get("tool_calls") or ()}
+    return [{"name": name, "input_schema": {"type": "object", "properties": {}}} for name in used]
+
+
+def _mark_for_cache(body: dict[str, Any]) -> None:
+    """Mark what a later turn will read again: tools, system prompt and the last two turns (at most four marks).
+
+    A lookup goes back at most 20 blocks from a mark, and a turn with many calls is longer: hence two turns.
+    """
+    turns = [message["content"] for message in body["messages"] if message["role"] == "user"][-2:]
+    for blocks in (body.get("tools") or [], body.get("system") or [], *turns):
+        markable = [block for block in blocks if "thinking" not in block.get("type", "")]
+        if markable:
+            markable[-1]["cache_control"] = {"type": "ephemeral"}
+
+
+def _anthropic_messages(backend: HTTPBackend, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The turns: consecutive user messages are merged, with tool results first."""
+    made: list[dict[str, Any]] = []
+    for message in messages:
+        if message["role"] == "system":
+            continue
+        role = "assistant" if message["role"] == "assistant" else "user"
+        blocks = _anthropic_blocks(backend, message)
+        if made and made[-1]["role"] == role:
+            made[-1]["content"] += blocks
+        else:
+            made.append({"role": role, "content": blocks})
+    for turn in made:
+        turn["content"].sort(key=lambda block: turn["role"] == "user" and block["type"] != "tool_result")
+        if not turn["content"]:
+            turn["content"] = [{"type": "text", "text": "(nothing)"}]
+    return made
+
+
+def _anthropic_blocks(backend: HTTPBackend, message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    if message["role"] == "tool":
+        result = {"type": "tool_result", "tool_use_id": message["tool_call_id"]}
+        if parts := _solid(message):
+            result["content"] = parts
+        return [{**result, "is_error": True} if message.get("is_error") else result]
+    if kept := backend.provider_state(message).get("content"):
+        return [dict(block) for block in kept]
+    return _solid(message) + [
+        {"type": "tool_use", "id": call["id"], "name": call["name"], "input": _sendable(call["arguments"])}
+        for call in message.get("tool_calls") or ()
+    ]
+
+
+def _solid(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The blocks of a message's content, without blank texts, which the API refuses."""
+    return [_anthropic_part(part) for part in _parts(message["content"]) if part.get("text", "x").strip()]
+
+
+def _anthropic_part(part: Mapping[str, Any]) -> dict[str, Any]:
+    if part["type"] == "text":
+        return {"type": "text", "text": part["text"]}
+    if "url" in part:
+        return {"type": "image", "source": {"type": "url", "url": part["url"]}}
+    source = {"type": "base64", "media_type": part["media_type"], "data": part["data"]}
+    return {"type": "image", "source": source}
+
+
+_GROWING = ("text", "thinking", "signature")  # in a block, piece by piece: null at first with some servers
+_ANTHROPIC_DELTAS = {  # which field of the block grows, by which field of the delta
+    "text_delta": ("text", "text"),
+    "input_json_delta": ("json", "partial_json"),
+    "thinking_delta": ("thinking", "thinking"),
+    "signature_delta": ("signature", "signature"),
+}
+
+
+class _AnthropicBuilder(ResponseBuilder):
+    def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
+        super().__init__(backend, on_text)
+        self.blocks: dict[int, dict[str, Any]] = {}
+        self.growing: dict[tuple[int, str], list[str]] = {}  # fields of the blocks
+        self.counts: dict[str, Any] = {}
+
+    def feed_body(self, body: Mapping[str, Any]) -> None:
+        self._message(body)
+        for index, block in enumerate(body.get("content") or ()):
+            if isinstance(block, dict):
+                self._open(index, block)
+        self.ended = isinstance(body.get("content"), list)
+
+    def feed_event(self, body: Mapping[str, Any]) -> None:
+        kind = body.get("type")
+        if kind == "message_start" and isinstance(body.get("message"), dict):
+            self._message(body["message"])
+        elif kind == "content_block_start" and isinstance(body.get("content_block"), dict):
+            self._open(token_count(body, "index"), body["content_block"])
+        elif kind == "content_block_delta" and isinstance(body.get("delta"), dict):
+            self._delta(token_count(body, "index"), body["delta"])
+        elif kind == "message_delta":
+            self._message({**(body.get("delta") or {}), "usage": body.get("usage")})
+        elif kind == "message_stop":
+            self.ended = True
+
+    def _message(self, message: Mapping[str, Any]) -> None:
+        self.model = str(message.get("model") or self.model)
+        self.stop = str(message.get("stop_reason") or self.stop)
+        if isinstance(message.get("usage"), dict):
+            self.counts.update({name: value for name, value in message["usage"].items() if value is not None})
+
+    def _open(self, index: int, block: Mapping[str, Any]) -> None:
+        begun = {name: "" for name in _GROWING if name in block and block[name] is None}
+        self.blocks[index] = self.keep({**block, **begun})
+        self.began = self.began or block.get("type") != "text"
+        self.append_text(block.get("text"))
+
+    def _delta(self, index: int, delta: Mapping[str, Any]) -> None:
+        if index not in self.blocks:
+            return
+        self.began = True
+        field, piece = _ANTHROPIC_DELTAS.get(str(delta.get("type")), ("", ""))
+        if field:
+            self.growing.setdefault((index, field), []).append(str(delta.get(piece) or ""))
+        if field == "text":
+            self.append_text(delta.get("text"))
+
+    def finish(self) -> None:
+        for (index, field), text in self.growing.items():
+            self.blocks[index][field] = "".join([self.blocks[index].get(field) or "", *text])
+        blocks = [block for _, block in sorted(self.blocks.items()) if isinstance(block.get("type"), str)]
+        for block in blocks:
+            if block.get("type") == "tool_use":
+                arguments = block.pop("json", "") or block.get("input")
+                self.add_call({"id": block.get("id"), "name": block.get("name"), "arguments": arguments})
+                block["input"] = _sendable(_arguments(arguments))
+        if self.full:  # a request may hold no call without its result
+            taken = [call["id"] for call in self.calls]
+            blocks = [block for block in blocks if block["type"] != "tool_use" or block.get("id") in taken]
+        if any(block.get("type") not in ("text", "tool_use") for block in blocks):
+            self.raw = {"content": [_replayable(block) for block in blocks if block.get("text", "x").strip()]}
+        self.stop = _ANTHROPIC_STOPS.get(self.stop, "tool_calls" if self.calls else "stop")
+        if self.counts:
+            self.usage = _anthropic_usage(self.counts)
+
+
+def _anthropic_usage(counts: Any) -> dict[str, Any]:
+    read, written = token_count(counts, "cache_read_input_tokens"), token_count(counts, "cache_creation_input_tokens")
+    reasoning = ("thinking_tokens", "reasoning_tokens")
+    return _usage(
+        token_count(counts, "input_tokens") + read + written,
+        token_count(counts, "output_tokens"),
+        read,
+        written,
+        next(filter(None, (token_count(counts, "output_tokens_details", name) for name in reasoning)), 0),
+    )
+
+
+def _replayable(block: Mapping[str, Any]) -> dict[str, Any]:
+    """A response's block as a request may hold it: thinking unmodified, others without response-only fields."""
+    keep = {"text": ("type", "text"), "tool_use": ("type", "id", "name", "input")}.get(block.get("type", ""))
+    return {name: block[name] for name in keep if name in block} if keep else dict(block)
+
+
+# --- Gemini -----------------------------------------------------------------------------------------------------
+
+_GEMINI_PARAMS = {"temperature": "temperature", "top_p": "topP", "seed": "seed", "stop": "stopSequences"}
+_GEMINI_BUDGETS = {"none": 0, "minimal": 0, "low": 1024, "medium": 8192}  # tokens of thought; the most for any other
+_GEMINI_LEVELS = {"none": "MINIMAL", "max": "XHIGH"}
+_GEMINI_FILTERS = ("SAFETY", "RECITATION", "PROHIBITED_CONTENT", "SPII", "BLOCKLIST", "LANGUAGE", "IMAGE_SAFETY")
+# Google's placeholder for calls that another model made: from Gemini 3 on, a call without a signature is an error.
+_UNSIGNED = "skip_thought_signature_validator"
+
+
+def _gemini_url(base: str, model: str, stream: bool) -> str:
+    from urllib.parse import quote
+
+    if ".." in model.split("/"):  # code in a cell may name a model: it is to name no other address
+        raise BackendError(f"no model is called {model!r}", code="config")
+    path = quote(model if model.startswith(("models/", "tunedModels/")) else f"models/{model}")
+    return f"{base}/{path}:{'streamGenerateContent?alt=sse' if stream else 'generateContent'}"
+
+
+def _gemini_body(backend: HTTPBackend, ask: Request) -> dict[str, Any]:
+    body: dict[str, Any] = {"contents": _gemini_contents(backend, ask.messages)}
+    system = [_plain(message["content"]) for message in ask.messages if message["role"] == "system"]
+    if system:
+        body["systemInstruction"] = {"parts": [{"text": text} for text in system]}
+    if ask.tools:
+        declared = [
+            {"name": tool["name"], "description": tool["description"], "parametersJsonSchema": tool["parameters"]}
+            for tool in ask.tools
+        ]
+        body["tools"] = [{"functionDeclarations": declared}]
+    common, others = _params(backend, ask)
+    config = _renamed(common, _GEMINI_PARAMS)
+    if "reasoning_effort" in common:
+        config["thinkingConfig"] = _gemini_thinking(backend.model, str(common["reasoning_effort"]).lower())
+    if ask.max_tokens is not None:
+        config["maxOutputTokens"] = ask.max_tokens
+    if ask.schema is not None:
+        config.update(responseMimeType="application/json", responseJsonSchema=ask.schema)
+    if config:
+        body["generationConfig"] = config
+    return _with_others(body, others)
+
+
+def _gemini_thinking(model: str, effort: str) -> dict[str, Any]:
+    """The thinking level (from Gemini 3 on) or token budget (before)."""
+    if re.match(r"(models/)?gemini-[12]\b", model):
+        return {"thinkingBudget": _GEMINI_BUDGETS.get(effort, 24_576)}
+    return {"thinkingLevel": _GEMINI_LEVELS.get(effort, effort.upper())}
+
+
+def _gemini_contents(backend: HTTPBackend, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    made: list[dict[str, Any]] = []
+    native: set[str] = set()  # the ids that Gemini gave itself, and wants back
+    for message in messages:
+        if message["role"] == "system":
+            continue
+        role = "model" if message["role"] == "assistant" else "user"
+        kept = backend.provider_state(message).get("parts")
+        native.update(str(part["functionCall"].get("id", "")) for part in kept or () if "functionCall" in part)
+        parts = [dict(part) for part in kept] if kept else _gemini_parts(backend, message, native)
+        if made and made[-1]["role"] == role:
+            made[-1]["parts"] += parts
+        else:
+            made.append({"role": role, "parts": parts})
+    return [content for content in made if content["parts"]]
+
+
+def _gemini_parts(backend: HTTPBackend, message: Mapping[str, Any], native: set[str]) -> list[dict[str, Any]]:
+    if message["role"] != "tool":
+        signed = {"thoughtSignature": _UNSIGNED} if re.match(r"(models/)?gemini-[3-9]", backend.model) else {}
+        parts = [_gemini_part(part) for part in _parts(message["content"])]
+        return parts + [
+            {"functionCall": {"name": call["name"], "args": _sendable(call["arguments"])}, **signed}
+            for call in message.get("tool_calls") or ()
+        ]
+    key = "error" if message.get("is_error") else "result"
+    response = {"name": message["name"], "response": {key: _plain(message["content"])}}
+    if message["tool_call_id"] in native:
+        response["id"] = message["tool_call_id"]
+    return [{"functionResponse": response}, *(_gemini_part(part) for part in _images(message["content"]))]
+
+
+def _gemini_part(part: Mapping[str, Any]) -> dict[str, Any]:
+    if part["type"] == "text":
+        return {"text": part["text"]}
+    if "url" in part:
+        return {"fileData": {"fileUri": part["url"], "mimeType": part.get("media_type") or "image/*"}}
+    return {"inlineData": {"mimeType": part["media_type"], "data": part["data"]}}
+
+
+class _GeminiBuilder(ResponseBuilder):
+    def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
+        super().__init__(backend, on_text)
+        self.parts: list[dict[str, Any]] = []
+        self.texts: list[list[str]] = []  # of the parts
+        self.reason = ""
+
+    def feed_event(self, body: Mapping[str, Any]) -> None:
+        self.model = str(body.get("modelVersion") or self.model)
+        if isinstance(body.get("usageMetadata"), dict):
+            self.read_usage(body["usageMetadata"])
+        feedback = body.get("promptFeedback")
+        if isinstance(feedback, dict) and feedback.get("blockReason"):
+            self.reason, self.ended = "SAFETY", True
+        candidates = body.get("candidates")
+        candidate = candidates[0] if isinstance(candidates, list) and candidates else None
+        if not isinstance(candidate, dict):
+            return
+        content = candidate.get("content")
+        for part in (content.get("parts") if isinstance(content, dict) else None) or ():
+            if isinstance(part, dict):
+                self._part({name: value for name, value in part.items() if value is not None})
+        if candidate.get("finishReason"):
+            self.reason, self.ended = str(candidate["finishReason"]), True
+
+    def _part(self, part: dict[str, Any]) -> None:
+        self.began = True
+        if not part.get("thought"):
+            self.append_text(part.get("text"))
+        if "functionCall" in part:
+            call = part["functionCall"]
+            self.add_call({"id": call.get("id"), "name": call.get("name"), "arguments": call.get("args")})
+            if self.full:
+                return
+        if set(part) == {"text"} and self.parts and set(self.parts[-1]) == {"text"}:
+            self.texts[-1].append("" + part["text"])
+        else:
+            self.parts.append(self.keep(dict(part)))
+            self.texts.append([str(part.get("text") or "")])
+
+    def read_usage(self, usage: Mapping[str, Any]) -> None:
+        thoughts = token_count(usage, "thoughtsTokenCount")
+        self.usage = _usage(
+            token_count(usage, "promptTokenCount") + token_count(usage, "toolUsePromptTokenCount"),
+            token_count(usage, "candidatesTokenCount") + thoughts,
+            token_count(usage, "cachedContentTokenCount"),
+            reasoning=thoughts,
+        )
+
+    def finish(self) -> None:
+        for part, text in zip(self.parts, self.texts):
+            if "text" in part:
+                part["text"] = "".join(text)
+        if self.reason == "MAX_TOKENS":
+            self.stop = "length"
+        elif self.reason in _GEMINI_FILTERS:
+            self.stop = "content_filter"
+        elif self.reason != "STOP" and not self.text and not self.calls:
+            raise BackendError(f"the model's answer was not usable ({self.reason})", code="protocol", retryable=True)
+        else:
+            self.stop = "tool_calls" if self.calls else "stop"
+        if any("thoughtSignature" in part or "id" in part.get("functionCall", {}) for part in self.parts):
+            self.raw = {"parts": [part for part in self.parts if not part.get("thought")]}
+
+
+class _Wire(NamedTuple):
+    url: Callable[[str, str, bool], str]
+    body: Callable[[HTTPBackend, Request], dict[str, Any]]
+    builder: type[ResponseBuilder]
+
+
+_WIRES = {
+    "openai": _Wire(_openai_url, _openai_body, _OpenAIBuilder),
+    "anthropic": _Wire(_anthropic_url, _anthropic_body, _AnthropicBuilder),
+    "gemini": _Wire(_gemini_url, _gemini_body, _GeminiBuilder),
+}
+
+
+# --- deadlines and cancelling -------------------------------------------------------------------------------------
+
+
+class CallState:
+    """One call in flight: what may end it early, and how its waiting thread is woken.
+
+    A thread in `recv` cannot wait for an event too, so a watching thread does, and shuts the socket down.
+    """
+
+    def __init__(self, provider: str, timeout: float, deadline: float | None, cancel: threading.Event | None) -> None:
+        self.provider = provider
+        self.timeout = timeout
+        self.deadline = deadline
+        self.cancel = cancel
+        self.quiet_until: float | None = None  # when the idle timeout ends the attempt
+        self.end_reason = ""  # the call is over: cancelled, deadline or quiet
+        self.wake = threading.Event()
+        self.connection: Any = None
+        self.socket: Any = None
+        self.reused = False
+
+    def poll(self, now: float) -> None:
+        """End the call if it is cancelled, out of time, or the server has been silent for too long."""
+        if self.end_reason:
+            return
+        if self.cancel is not None and self.cancel.is_set():
+            self._abort("cancelled")
+        elif self.deadline is not None and now >= self.deadline:
+            self._abort("deadline")
+        elif self.quiet_until is not None and now >= self.quiet_until:
+            self._abort("quiet")
+
+    def _abort(self, reason: str) -> None:
+        import socket
+
+        with _watch.lock:
+            self.end_reason = reason
+            if self.socket is not None and self.connection.state is self:
+                raw_socket = self.socket if isinstance(self.socket, socket.socket) else self.socket.socket
+                with contextlib.suppress(OSError):
+                    socket.socket.shutdown(raw_socket, socket.SHUT_RDWR)  # below TLS, whose state the reader holds
+        self.wake.set()
+
+    def take(self, connection: Any) -> None:
+        """Record which connection the call uses now."""
+        with _watch.lock:
+            if self.end_reason:
+                raise OSError("given up")
+            self.connection, self.socket = connection, connection.sock
+            connection.state = self
+
+    def touch(self) -> None:
+        """Restart the idle timeout: the server has sent or taken something."""
+        self.quiet_until = time.monotonic() + self.timeout
+
+    def check(self) -> None:
+        """Raise BackendError if the call was cancelled or timed out."""
+        self.poll(time.monotonic())
+        if self.end_reason == "cancelled":
+            raise BackendError("the call was cancelled", code="cancelled", provider=self.provider)
+        if self.end_reason == "deadline":
+            raise BackendError("no answer before the deadline", code="timeout", provider=self.provider)
+        if self.end_reason == "quiet":
+            self.end_reason, self.quiet_until = "", None
+            message = f"the server sent nothing for {self.timeout:g} s"
+            raise BackendError(message, code="timeout", provider=self.provider, retryable=True)
+
+    def pause(self, seconds: float) -> None:
+        """Wait for the whole time, even if `wake` is set; raise if the call is over."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            self.sleep(left)
+
+    def sleep(self, seconds: float | None) -> None:
+        """Wait until `wake` is set, at most `seconds`; raise if the call is over."""
+        self.quiet_until = None
+        self.end_reason = self.end_reason.replace("quiet", "")  # of the attempt before
+        self.check()
+        self.wake.wait(seconds)
+        self.wake.clear()
+        self.check()
+
+
+class CancelWatcher:
+    """A thread that polls all calls in flight every 20 ms. It ends after a second without calls."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.states: set[CallState] = set()
+        self.running = False
+
+    @contextlib.contextmanager
+    def watching(self, state: CallState) -> Iterator[None]:
+        with self.lock:
+            if not self.running:
+                _begin(self._run, "rlm-watch")
+                self.running = True
+            self.states.add(state)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.states.discard(state)
+                if state.connection is not None and state.connection.state is state:
+                    state.connection.state = None
+
+    def _run(self) -> None:
+        idle = 0
+        while True:
+            time.sleep(TICK)
+            with self.lock:
+                states = list(self.states)
+                idle = 0 if states else idle + 1
+                if idle * TICK > 1:
+                    self.running = False
+                    return
+            now = time.monotonic()
+            for state in states:
+                state.poll(now)
+
+
+def _begin(work: Callable[[], None], name: str) -> None:
+    """Run `work` on a new thread; BackendError if the system has no more threads."""
+    try:
+        threading.Thread(target=work, name=name, daemon=True).start()
+    except RuntimeError:
+        hint = "fewer calls at once: lower max_parallel, or raise the limit (ulimit -u)"
+        raise BackendError("no thread for the call can be started", code="config", hint=hint) from None
+
+
+_watch = CancelWatcher()
+_learning = threading.Lock()
+_here = threading.local()  # .state: the call that this thread is sending
+
+
+def _forget_after_fork() -> None:
+    """Reset what a child process cannot use: the watching thread, open connections and held locks."""
+    global _watch, _learning, _serving
+    _watch = CancelWatcher()
+    _learning, _serving = threading.Lock(), threading.Lock()
+    _links.clear()
+    _pending.clear()
+    _programs.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)
+
+
+# --- connections --------------------------------------------------------------------------------------------------
+
+
+class TrackedConnection:
+    """Mixin for urllib3's connections: each knows the call that it serves, so that the call can be aborted."""
+
+    host: str
+    default_port: int
+    sock: Any
+    timeout: Any
+    state: CallState | None = None
+    used = False
+    pending_head: bytes | None = None
+
+    def connect(self) -> None:
+        """Connect on another thread: name resolution, handshakes and proxies cannot be interrupted, only abandoned."""
+        state: CallState | None = getattr(_here, "state", None)
+        connect = super().connect  # type: ignore[misc]
+        self.pending_head = None  # a proxy is sent a head of its own
+        if state is None:
+            connect()
+            return
+        if self.host in LOOPBACK and self.default_port == 80 and self._at_once(connect):
+            state.take(self)
+            return
+        outcome: list[BaseException | None] = []
+
+        def work() -> None:
+            try:
+                connect()
+                outcome.append(None)
+            except BaseException as error:
+                outcome.append(error.with_traceback(None))
+            if state.end_reason:
+                self.close()  # type: ignore[attr-defined]  # nobody waits for it any more
+            state.wake.set()
+
+        _begin(work, "rlm-connect")
+        while not outcome and not state.end_reason:
+            state.wake.wait()
+            state.wake.clear()
+        if outcome and outcome[0] is not None:
+            raise outcome[0]
+        state.take(self)
+
+    def _at_once(self, connect: Callable[[], None]) -> bool:
+        """Try to connect to a server on this machine within one tick, which works unless it is overloaded."""
+        patience, self.timeout = self.timeout, TICK
+        try:
+            connect()
+        except (OSError, _http_error()):
+            return False
+        finally:
+            self.timeout = patience
+        return True
+
+    def request(self, *args: Any, **options: Any) -> Any:
+        state: CallState | None = getattr(_here, "state", None)
+        if state is not None:
+            state.reused, self.used = self.used, True
+            state.take(self)
+        self.pending_head = None if options.get("body") is None else b""
+        return super().request(*args, **options)  # type: ignore[misc]
+
+    def send(self, data: Any) -> None:
+        """Send the head together with the body: one packet fewer if both are small.
+
+        The socket still has the timeout for connecting, and a long prompt takes longer on a slow line.
+        """
+        if self.pending_head == b"":
+            self.pending_head = data
+            return
+        data, self.pending_head = memoryview((self.pending_head or b"") + data), None
+        state: CallState | None = getattr(_here, "state", None)
+        if self.sock is None:
+            self.connect()
+        if state is not None:
+            self.sock.settimeout(state.timeout)
+        for start in range(0, len(data), PIECE):
+            super().send(data[start : start + PIECE])  # type: ignore[misc]
+            if state is not None:
+                state.touch()
+
+
+def _http_error() -> type[Exception]:
+    from urllib3.exceptions import HTTPError
+
+    return HTTPError
+
+
+@functools.cache
+def _adapter_class() -> type[Any]:
+    """A requests adapter with such connections. Made when first used: requests takes 100 ms to import."""
+    import socket
+
+    from requests import Response
+    from requests.adapters import HTTPAdapter
+
+    # A long silent answer must survive the idle limits of the network between.
+    alive = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 60), ("TCP_KEEPCNT", 5)):
+        if hasattr(socket, name):
+            alive.append((socket.IPPROTO_TCP, getattr(socket, name), value))
+
+    class Adapter(HTTPAdapter):
+        pool: Any = None
+
+        def get_connection_with_tls_context(self, *args: Any, **options: Any) -> Any:
+            """The connections to the one host that this adapter is for, directly or through a proxy."""
+            if self.pool is None:
+                pool: Any = super().get_connection_with_tls_context(*args, **options)
+                if pool.scheme == "https":
+                    pool.conn_kw["ssl_context"] = _tls()
+                kind = pool.ConnectionCls
+                pool.conn_kw["socket_options"] = [*kind.default_socket_options, *alive]
+                if not issubclass(kind, TrackedConnection):  # another thread may have done so
+                    pool.ConnectionCls = type("Connection", (TrackedConnection, kind), {})
+                self.pool = pool
+            return self.pool
+
+        def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+            """Nothing: `_tls` has loaded the certificates, once and not for each connection."""
+
+        def build_response(self, req: Any, resp: Any) -> Any:
+            """Build a response without reading cookies."""
+            response = Response()
+            response.status_code, response.headers, response.raw = resp.status, resp.headers, resp
+            response.request, response.url = req, req.url
+            return response
+
+        def close(self) -> None:
+            self.pool = None
+            super().close()
+
+    return Adapter
+
+
+@functools.cache
+def _tls() -> Any:
+    """A TLS context with certifi's certificates, or with those that the environment names."""
+    import certifi
+    from urllib3.util import create_urllib3_context
+
+    context = create_urllib3_context()
+    names = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+    path = next((os.environ[name] for name in names if os.environ.get(name)), certifi.where())
+    folders = [folder for folder in os.environ.get("SSL_CERT_DIR", "").split(os.pathsep) if folder]
+    for place in (path, *folders):
+        try:
+            context.load_verify_locations(**{"capath" if os.path.isdir(place) else "cafile": place})
+        except OSError as error:
+            raise BackendError(f"cannot read the certificates in {place!r}: {error}", code="config") from None
+    return context
+
+
+class CallQueue:
+    """A resource that several calls share. Each waits in turn until its part is free."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.busy = 0
+        self.lock = threading.Lock()
+        self.queue: deque[CallState] = deque()
+
+    @property
+    def free(self) -> int:
+        return self.size - self.busy
+
+    def pause(self) -> float | None:
+        """Seconds until something may become free without a call leaving; None if that cannot happen."""
+        return None
+
+    def enter(self, state: CallState, amount: int = 1, *, first: bool = False) -> None:
+        """Wait until `amount` is free and take it; `first` goes before the others that wait."""
+        with self.lock:
+            (self.queue.appendleft if first else self.queue.append)(state)
+        try:
+            while not self._take(state, amount):
+                state.sleep(self.pause())
+        except BaseException:
+            with self.lock:
+                if state in self.queue:
+                    self.queue.remove(state)
+                self._wake_next()
+            raise
+
+    def leave(self, amount: int = 1) -> None:
+        with self.lock:
+            self.busy -= amount
+            self._wake_next()
+
+    @contextlib.contextmanager
+    def reserve(self, state: CallState, amount: int = 1) -> Iterator[None]:
+        """Hold `amount` inside the block. A single call always fits."""
+        amount = min(amount, self.size)
+        self.enter(state, amount)
+        try:
+            yield
+        finally:
+            self.leave(amount)
+
+    def _take(self, state: CallState, amount: int) -> bool:
+        with self.lock:
+            if self.queue[0] is not state or self.free < amount:
+                return False
+            self.queue.popleft()
+            self.busy += amount
+            self._wake_next()
+            return True
+
+    def _wake_next(self) -> None:
+        if self.queue:
+            self.queue[0].wake.set()
+
+
+class AdaptiveLimiter(CallQueue):
+    """How many calls may run at once: half as many after a 429, slowly more again after answers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(max(1, width))
+        self.limit = float(self.size)
+        self.answered = 0
+        self.opens_at = 0.0
+
+    @property
+    def free(self) -> int:
+        return int(self.limit) - self.busy if time.monotonic() >= self.opens_at else 0
+
+    def pause(self) -> float | None:
+        left = self.opens_at - time.monotonic()
+        return left if left > 0 else None
+
+    def count_answer(self) -> None:
+        with self.lock:
+            self.answered += 1
+            self.limit = min(self.size, self.limit + 1 / self.limit)
+
+    def throttle(self, seconds: float) -> None:
+        """The provider is overloaded: let nobody in for so long, then half as many."""
+        with self.lock:
+            now = time.monotonic()
+            if now >= self.opens_at:
+                self.limit = max(1.0, self.limit / 2)
+            self.opens_at = max(self.opens_at, now + seconds)
+
+
+class HostPool:
+    """The connections to one host, with a limiter for each model."""
+
+    def __init__(self, url: str, width: int) -> None:
+        import requests  # before a part of it, which another thread may be importing as its part  # noqa: F401
+        from requests.utils import get_environ_proxies
+
+        self.adapter = _adapter_class()(pool_connections=4, pool_maxsize=max(64, width))
+        self.proxies = {} if _is_loopback(url) else get_environ_proxies(url, no_proxy=None)
+        self.width = width
+        self.gates: dict[str, AdaptiveLimiter] = {}
+
+    def gate(self, model: str) -> AdaptiveLimiter:
+        return self.gates.get(model) or self.gates.setdefault(model, AdaptiveLimiter(self.width))
+
+    def open(self, state: CallState, url: str, headers: Mapping[str, str], body: bytes | None) -> Any:
+        """Send a POST (a GET if `body` is None) and return the response, unread.
+
+        An exception from here holds no header, and no frame that has one.
+        """
+        from requests import PreparedRequest
+        from requests.structures import CaseInsensitiveDict
+
+        request = PreparedRequest()
+        request.method, request.url, request.body = "GET" if body is None else "POST", url, body
+        length = {} if body is None else {"Content-Length": str(len(body))}
+        request.headers = CaseInsensitiveDict({**headers, **length})
+        state.check()
+        state.touch()
+        state.wake.clear()
+        _here.state = state
+        timeout = (CONNECT_TIMEOUT, state.timeout)
+        try:
+            return self.adapter.send(request, stream=True, timeout=timeout, proxies=self.proxies)
+        except BaseException as error:
+            problem = error
+        finally:
+            _here.state = None
+        failure = _transport_error(problem, state, url, _proxy_for(url, self.proxies), opening=True)
+        if state.reused and isinstance(failure, BackendError) and failure.code == "connection":
+            failure.retry_after, failure.idle_closed = 0.0, True  # closed while idle: nothing was asked
+        raise failure
+
+
+_links: dict[tuple[str, int], HostPool] = {}
+
+
+def _link(base_url: str, width: int) -> HostPool:
+    place = (_origin(base_url), width)
+    return _links.get(place) or _links.setdefault(place, HostPool(base_url, width))
+
+
+def _origin(url: str) -> str:
+    return re.match(r"[^/?#]*//[^/?#]*|", url)[0].lower()  # type: ignore[index]
+
+
+@functools.lru_cache(256)
+def _host(url: str) -> str:
+    from urllib.parse import urlsplit
+
+    return (urlsplit(url).hostname or "").lower()
+
+
+def netloc(url: str) -> str:
+    """The host and port of a URL."""
+    from urllib.parse import urlsplit
+
+    return urlsplit(url).netloc.rpartition("@")[2].lower()
+
+
+def _is_loopback(url: str) -> bool:
+    return _host(url) in LOOPBACK
+
+
+def _is_private(host: str) -> bool:
+    """Whether the name is of this machine or of a local network."""
+    import ipaddress
+
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return "." not in host or host.endswith((".localhost", ".local", ".lan", ".internal", ".home.arpa"))
+    return address.is_private or address.is_loopback or address.is_link_local
+
+
+def _transport_error(
+    problem: BaseException, state: CallState, url: str, proxy: str = "", *, opening: bool = False
+) -> BaseException:
+    """The error to raise for an exception of requests or urllib3: without its frames, which hold headers."""
+    if not isinstance(problem, (OSError, _http_error())):  # an interrupt, our own error, or a mistake of ours
+        problem.__context__ = problem.__cause__ = None
+        return problem.with_traceback(None)
+    try:
+        state.check()
+    except BackendError as over:
+        return over.with_traceback(None)
+    reason = _innermost(problem)
+    tunnel = re.search(r"Tunnel connection failed: [\w -]{3,60}", str(reason))
+    words = str(getattr(reason, "strerror", None) or (tunnel[0] if tunnel else "it broke off")).lower()
+    if "socks" in str(reason).lower() and "dependencies" in str(reason):
+        words = "PySocks is not installed"
+    trouble, hint = (
+        _tls_trouble(reason, url, opening and not state.reused) or _proxy_trouble(proxy, words) or (words, "")
+    )
+    hint = hint or ("is the server running?" if _is_loopback(url) else "is the network up, and the base URL right?")
+    return BackendError(
+        f"no connection to {netloc(url)}{f' through the proxy {netloc(proxy)}' if proxy else ''}: {trouble}",
+        code="timeout" if isinstance(reason, TimeoutError) else "connection",
+        provider=state.provider,
+        hint=hint,
+        retryable=trouble in (words, _BROKEN_OFF)
+        and not words.startswith(("PySocks", "tunnel connection failed: 407")),
+    )
+
+
+_BROKEN_OFF = "it broke the handshake off, as a server does that does not speak TLS"
+
+
+def _tls_trouble(reason: BaseException, url: str, opening: bool) -> tuple[str, str] | None:
+    """The TLS problem and a hint; None if TLS is not the problem."""
+    import ssl
+
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        trouble = f"certificate verify failed: {reason.verify_message}"
+        return trouble, "if it is yours, name the authority that signed it: SSL_CERT_FILE=ca.pem or SSL_CERT_DIR"
+    named = str(getattr(reason, "reason", None) or "")
+    suggestion = f"{_origin(url).replace('https://', 'http://')} instead of https, if that is what it serves"
+    if isinstance(reason, ssl.SSLError) and re.search(
+        "WRONG_VERSION_NUMBER|RECORD_LAYER|HTTP_REQUEST|PACKET_LENGTH", named
+    ):
+        return "it does not speak TLS there", suggestion
+    if isinstance(reason, ssl.SSLEOFError) and opening:
+        return _BROKEN_OFF, suggestion
+    return None
+
+
+def _proxy_trouble(proxy: str, words: str) -> tuple[str, str] | None:
+    """The proxy problem and a hint; None if no proxy is used."""
+    if not proxy:
+        return None
+    if words.startswith("PySocks"):
+        return words, "pip install 'requests[socks]'"
+    named = [name for name in os.environ if name.upper().endswith("_PROXY") and os.environ[name].rstrip("/") in proxy]
+    where = " or ".join(sorted(name for name in named if os.environ[name])) or "the system's settings"
+    return words, f"is the proxy of {where} running? NO_PROXY=HOST goes around it"
+
+
+def _proxy_for(url: str, proxies: Mapping[str, str]) -> str:
+    """The proxy that requests uses for this URL, or ""."""
+    from requests.utils import select_proxy
+
+    proxy = str(select_proxy(url, dict(proxies)) or "")
+    return proxy if "://" in proxy or not proxy else f"http://{proxy}"
+
+
+def _innermost(problem: BaseException) -> BaseException:
+    """The root cause in a chain of exceptions, which urllib3 wraps in several ways."""
+    seen = {id(problem)}
+    while True:
+        inside = [getattr(problem, "reason", None), problem.__cause__, problem.__context__, *problem.args]
+        found = next((item for item in inside if isinstance(item, BaseException) and id(item) not in seen), None)
+        if found is None:
+            return problem
+        problem = found
+        seen.add(id(found))
+
+
+def _chunks(state: CallState, response: Any, url: str) -> Iterator[bytes]:
+    """Yield the decompressed body as it arrives."""
+    total = 0
+    while data := _next_chunk(state, response, url, 65536):
+        total += len(data)
+        if total > BODY_LIMIT:
+            raise BackendError(f"the answer is larger than {BODY_LIMIT >> 20} MB", code="protocol")
+        yield data
+
+
+def _next_chunk(state: CallState, response: Any, url: str, size: int) -> bytes:
+    data, problem = b"", None
+    try:
+        # read1 hands on what has arrived in every framing; iter_content holds close-delimited bodies back.
+        data = response.raw.read1(size, decode_content=True)
+    except BaseException as error:
+        problem = error
+    if problem is not None:
+        raise _transport_error(problem, state, url)
+    state.check()
+    return data
+
+
+def _release(response: Any) -> None:
+    """Close the response; its connection is not used again."""
+    response.raw.close()
+    response.raw.release_conn()
+
+
+def _gathered(chunks: Iterator[bytes], enough: int = BODY_LIMIT) -> bytearray:
+    """Join the chunks without holding them twice; stop after `enough` bytes."""
+    data, looked_at = bytearray(), _LOOK
+    for chunk in chunks:
+        data += chunk
+        if len(data) >= looked_at:
+            _refuse_costly(data)
+            looked_at *= 2
+        if len(data) > enough:
+            break
+    return data[:enough] if len(data) > enough else data
+
+
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+_BYTE_ORDER = b"\xef\xbb\xbf"  # that some proxies put before all
+
+
+def _events(chunks: Iterator[bytes]) -> Iterator[str]:
+    """Yield the `data` of each server-sent event. Chunks may split UTF-8 and line ends, so events are decoded whole."""
+    line, data = bytearray(), bytearray()
+    after_cr, looked_at = False, _LOOK
+    for chunk in chunks:
+        first, *others = _LINE_END.split(chunk[1:] if after_cr and chunk.startswith(b"\n") else chunk)
+        after_cr = chunk.endswith(b"\r")
+        line += first
+        for other in others:
+            if line:
+                data = _with_line(data, line)
+            elif data:
+                del data[-1]
+                yield data.decode("utf-8", "replace")
+                data, looked_at = bytearray(), _LOOK
+            line = bytearray(other)
+        if len(line) + len(data) >= looked_at:
+            _refuse_costly(line if len(line) > len(data) else data)
+            looked_at *= 2
+    data = _with_line(data, line.rstrip())  # the last event of a server that forgets the empty line
+    if data:
+        del data[-1]
+        yield data.decode("utf-8", "replace")
+
+
+def _with_line(data: bytearray, line: bytearray) -> bytearray:
+    """Add a line's data to an event's; large data is not copied."""
+    if line.startswith(_BYTE_ORDER):
+        del line[: len(_BYTE_ORDER)]
+    if not line.startswith(b"data:"):
+        return data
+    del line[: 6 if line[5:6] == b" " else 5]
+    line += b"\n"
+    if not data:
+        return line
+    data += line
+    return data
+
+
+_LOOK = 1 << 20  # bytes of JSON after which its values are counted, and again after each doubling
+
+
+def _refuse_costly(data: bytearray) -> None:
+    """Raise BackendError if this JSON, or beginning of JSON, would take far more memory than its bytes."""
+    if _count_json(data, JSON_VALUES) > JSON_VALUES:
+        raise BackendError(f"the answer holds more than {JSON_VALUES:,} values", code="protocol")
+
+
 # --- secrets ----------------------------------------------------------------------------------------------------
 
 
 class _Secret(str):
-    """A string that a repr, and so a traceback that shows locals, does not give away."""
+    """A string whose repr, and so a traceback that shows locals, does not reveal it."""
 
     __slots__ = ()
 
@@ -149,7 +2729,7 @@ class _Environ:
         return "<environ>"
 
     def without(self, names: Collection[str]) -> dict[str, str]:
-        """What a program of ours gets: all but these, and our own options."""
+        """The environment for a child process: without these names and without the project's own options."""
         mine = ("RLM_", "SNIPARA_")
         return {name: value for name, value in self._values.items() if name not in names and not name.startswith(mine)}
 
@@ -161,7 +2741,7 @@ class _Environ:
 
 
 def mask(text: str, secrets: Sequence[str] = ()) -> str:
-    """`text` with each of the secrets, if it has 8 characters or more, replaced by [redacted]."""
+    """`text` with each secret of 8 characters or more replaced by [redacted]."""
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
         if len(secret) >= 8:
             text = text.replace(secret, "[redacted]")
@@ -169,7 +2749,7 @@ def mask(text: str, secrets: Sequence[str] = ()) -> str:
 
 
 def _checked_key(key: str, source: str) -> _Secret:
-    """The key without surrounding space; a key that cannot be a header is refused without showing it."""
+    """Strip a key; refuse one that cannot be sent in a header, without showing it."""
     secret = _Secret(key.strip())
     if secret[:1] in ("'", '"', "`") or secret[-1:] in ("'", '"', "`"):
         raise BackendError(
@@ -186,7 +2766,1308 @@ def _checked_key(key: str, source: str) -> _Secret:
     return secret
 
 
-# --- providers --------------------------------------------------------------------------------------------------
+# --- JSON from outside: the same lines in each module that stands alone -------------------------------------------
+
+JSON_VALUES = 300_000  # of one text: a list takes two characters of it, and up to a hundred bytes of memory
+JSON_DEPTH = 100
+JSON_DIGITS = 4_300  # of an integer: a longer one cannot be printed
+
+
+def from_json(
+    data: str | bytes | bytearray,
+    *,
+    values: int = JSON_VALUES,
+    depth: int = JSON_DEPTH,
+    strict: bool = True,
+    constant: Callable[[str], Any] | None = None,
+) -> Any:
+    """What JSON (bytes are UTF-8) says; ValueError if it is none, or has more values, levels or digits than it may.
+
+    `strict=False` takes raw line breaks in strings; `constant` makes something of NaN and Infinity, which are refused.
+    """
+    if len(data) > values and _count_json(data, values) > values:
+        raise ValueError(f"more than {values:,} values")
+    text = data if isinstance(data, str) else data.decode("utf-8-sig")
+    try:
+        value = json.loads(text, strict=strict, parse_int=_json_int, parse_constant=constant or _no_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    check_depth(value, depth)
+    return value
+
+
+def check_depth(value: Any, depth: int = JSON_DEPTH) -> None:
+    """ValueError for a list or an object with more levels than that."""
+    level = [value]
+    for _ in range(depth + 1):
+        inner = [item.values() if type(item) is dict else item for item in level if type(item) in (dict, list)]
+        if not inner:
+            return
+        level = [item for items in inner for item in items]
+    raise ValueError(f"nested more than {depth} deep")
+
+
+def _count_json(data: str | bytes | bytearray, enough: int) -> int:
+    """At least how many values there are, not counted much beyond `enough`."""
+    count = sum(map(data.count, ",[{" if isinstance(data, str) else (b",", b"[", b"{")))  # type: ignore[arg-type]
+    if count <= enough:
+        return count
+    if isinstance(data, str):
+        data = data.encode("utf-8", "surrogatepass")
+    count, quoted, rest = 0, False, b""
+    for start in range(0, len(data), 1 << 16):
+        piece = rest + data[start : start + (1 << 16)]
+        rest = b"\\" if (len(piece) - len(piece.rstrip(b"\\"))) % 2 else b""  # it may escape the next piece's first
+        piece = piece[: len(piece) - len(rest)].replace(b"\\\\", b"").replace(b'\\"', b"")
+        parts = piece.translate(None, _NO_JSON_MARKS).split(b'"')
+        count += sum(map(len, parts[quoted::2]))
+        quoted ^= len(parts) % 2 == 0
+        if count > enough:
+            break
+    return count
+
+
+_NO_JSON_MARKS = bytes(set(range(256)) - set(b'",[{'))
+
+
+def _json_int(text: str) -> int:
+    if len(text) > JSON_DIGITS:
+        raise ValueError(f"a number of {len(text):,} digits")
+    return int(text)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+# --- a model in a file ------------------------------------------------------------------------------------------
+
+_SERVE = """
+import sys
+sys.path = [folder for folder in sys.path if folder]  # not the working directory
+import json, xllamacpp
+how = json.loads(sys.stdin.readline())
+params = xllamacpp.CommonParams()
+params.model.path, params.n_ctx, params.n_parallel = how["path"], how["context"], how["parallel"]
+params.kv_unified, params.use_jinja, params.port = True, True, 0
+params.api_keys, params.cors_origins = [how["key"]], ""
+if hasattr(params, "cache_ram_mib"):
+    params.cache_ram_mib = how["cache_mib"]
+server = xllamacpp.Server(params)
+print(json.dumps({"url": server.listening_address}), flush=True)
+sys.stdin.read()  # until the host closes it, or ends in any way
+"""
+_SLOTS = 4  # calls that the server works on at once; they share its context, and each keeps its prefix for the next
+_PROMPT_CACHE_MIB = 2048  # of prompts whose slot has been given to another
+_LONGEST_CONTEXT = 32_768  # of a model that could take more: its memory is taken at once
+
+
+_ANSWER_ROOM = 1024  # tokens that an answer is expected to take, if its limit is not lower
+
+
+class _Served(NamedTuple):
+    process: Any
+    url: str
+    key: _Secret
+    shared: CallQueue  # tokens of the one context that the calls share
+
+
+_served: dict[str, _Served] = {}
+_serving = threading.Lock()
+
+
+class _LocalModel(HTTPBackend):
+    """A GGUF file behind a llama.cpp server on loopback, which the first call starts and all calls share."""
+
+    def __init__(self, path: str, how: BackendOptions, progress: Callable[[str], None] | None, name: str = "") -> None:
+        self.path = os.path.realpath(os.path.expanduser(path))
+        header = _gguf_header(self.path)
+        _check_package()
+        _check_memory(path, _model_size(self.path))
+        how = how._replace(max_parallel=min(_SLOTS, how.max_parallel))
+        super().__init__(_rows()["llamacpp"], name or path, "http://127.0.0.1", _Key(_Secret(""), None), how)
+        self.window = self._context = min(header.context or 4096, _LONGEST_CONTEXT)
+        self.parameters = self.parameters or header.parameters
+        self.server, self._inspected = "llamacpp", True
+        self._progress = progress
+
+    def with_model(self, model: str) -> HTTPBackend:
+        if model != self.model:
+            hint = "leave sub_model out, or name a provider's model as the main one"
+            raise BackendError(f"{self.model!r} serves no other model than itself", code="config", hint=hint)
+        return self
+
+    def _prepare(self, state: CallState) -> None:
+        with _serving:
+            served = _served.get(self.path)
+            if served is not None and served.process.poll() is not None:
+                _end(_served.pop(self.path).process)
+                served = None
+            served = _served[self.path] = served or self._serve(state)
+        self.base_url, self._key, self._shared = f"{served.url}/v1", served.key, served.shared
+
+    def _hold_capacity(self, ask: Request, state: CallState) -> contextlib.AbstractContextManager[None]:
+        tokens = estimate_tokens(ask.messages, ask.tools) + min(ask.max_tokens or _ANSWER_ROOM, _ANSWER_ROOM)
+        return self._shared.reserve(state, tokens)
+
+    def _serve(self, state: CallState) -> _Served:
+        """Start the server and wait until it has loaded the model; report progress every second."""
+        import atexit
+        import subprocess
+        import sys
+        import tempfile
+
+        atexit.register(stop_local_models)
+        key, response = _Secret(os.urandom(16).hex()), list[bytes]()
+        how = {"path": self.path, "context": self._context, "parallel": self._how.max_parallel, "key": key}
+        how["cache_mib"] = _prompt_cache_mib(self.path)
+        with tempfile.TemporaryFile() as log:
+            keyless = {name: value for name, value in os.environ.items() if name not in key_variables()}
+            command = [sys.executable, "-c", _SERVE]
+            process = subprocess.Popen(command, stdin=-1, stdout=-1, stderr=log, env=keyless)
+
+            def ask() -> None:
+                with contextlib.suppress(OSError):
+                    process.stdin.write(json.dumps(how).encode() + b"\n")  # type: ignore[union-attr]
+                    process.stdin.flush()  # type: ignore[union-attr]
+                response.append(process.stdout.readline())  # type: ignore[union-attr]
+                state.wake.set()
+
+            asking = threading.Thread(target=ask, name="rlm-load", daemon=True)
+            asking.start()
+            try:
+                self._wait_for(response, state)
+                return _Served(process, from_json(response[0])["url"], key, CallQueue(self._context))
+            except BaseException as error:
+                process.kill()
+                asking.join()
+                _end(process)
+                if not isinstance(error, ValueError):
+                    raise
+            log.seek(0)
+            said = log.read()[-2000:].decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
+        raise self._error("config", f"llama.cpp cannot serve {self.model!r}: {said[-1]}")
+
+    def _wait_for(self, response: list[bytes], state: CallState) -> None:
+        size, started = _model_size(self.path) / 1e9, time.monotonic()
+        while not response:
+            if self._progress:
+                waited = time.monotonic() - started
+                self._progress(f"loading {os.path.basename(self.path)} ({size:.1f} GB): {waited:.0f} s")
+            state.sleep(1.0)
+
+
+def stop_local_models() -> None:
+    """Stop the servers of model files. Runs by itself at exit."""
+    with _serving:
+        while _served:
+            _end(_served.popitem()[1].process)
+
+
+def _end(process: Any) -> None:
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    with contextlib.suppress(OSError):
+        process.stdin.close()
+
+
+def _check_package() -> None:
+    """Raise BackendError if xllamacpp is not installed."""
+    import importlib.util
+
+    if importlib.util.find_spec("xllamacpp") is None:
+        hint = "pip install 'flat-rlm[local]'"
+        raise BackendError("a .gguf model needs the package xllamacpp", code="config", hint=hint)
+
+
+def _check_memory(name: str, size: int) -> None:
+    """Raise BackendError if a model of that size does not fit into memory."""
+    free = _free_memory()
+    if free is not None and size > free:
+        message = f"{name!r} takes {size / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
+        raise BackendError(message, code="config", hint="use a smaller model or a stronger quantisation")
+
+
+def _model_size(path: str) -> int:
+    """Bytes of a model file, of all its parts if it is split."""
+    first = re.fullmatch(r"(.*)-00001-of-(\d{5})\.gguf", path, re.DOTALL)
+    parts = [f"{first[1]}-{n:05}-of-{first[2]}.gguf" for n in range(1, int(first[2]) + 1)] if first else [path]
+    return sum(map(_size_of, parts))
+
+
+def _free_memory() -> int | None:
+    """Bytes of free memory; None if unknown or if a GPU has its own."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            found = re.search(r"MemAvailable:\s+(\d+) kB", file.read())
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found and not os.path.exists("/dev/nvidia0") else None
+
+
+def _prompt_cache_mib(path: str) -> int:
+    """Memory for cached prompts: a quarter of what the model leaves free, at most 2 GiB."""
+    free = _free_memory()
+    return _PROMPT_CACHE_MIB if free is None else min(_PROMPT_CACHE_MIB, max(0, free - _model_size(path)) >> 22)
+
+
+class _GGUFHeader(NamedTuple):
+    """The fields of a GGUF header that are used."""
+
+    context: int | None = None
+    parameters: float | None = None  # billions
+
+
+def _gguf_header(path: str) -> _GGUFHeader:
+    """Read the header of a GGUF file; BackendError if it is not one.
+
+    The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+    """
+    import struct
+
+    found = _GGUFHeader()
+    sizes = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+    try:
+        with open(path, "rb") as file:
+
+            def number(form: str) -> int:
+                return int(struct.unpack(form, file.read(struct.calcsize(form)))[0])
+
+            def skip(kind: int, count: int = 1) -> None:
+                if kind == 9:
+                    for _ in range(count):
+                        skip(number("<I"), number("<Q"))
+                elif kind == 8:
+                    for _ in range(count):
+                        file.seek(number("<Q"), 1)
+                else:
+                    file.seek(sizes[kind] * count, 1)
+
+            if file.read(4) != b"GGUF":
+                raise BackendError(f"{path!r} is not a GGUF file", code="config", hint="give a llama.cpp model file")
+            number("<I"), number("<Q")
+            for _ in range(min(number("<Q"), 1000)):
+                name, kind = file.read(min(number("<Q"), 65536)), number("<I")
+                if found.context and (found.parameters or name.startswith(b"tokenizer.")):
+                    break  # the vocabulary is long, and what is wanted comes before it
+                if name.endswith(b".context_length") and kind in (4, 10):
+                    found = found._replace(context=number("<I" if kind == 4 else "<Q"))
+                elif name == b"general.size_label" and kind == 8:
+                    label = file.read(min(number("<Q"), 65536)).decode("utf-8", "replace")
+                    found = found._replace(parameters=size_in_name(label))
+                elif name == b"general.parameter_count" and kind in (4, 10):
+                    found = found._replace(parameters=number("<I" if kind == 4 else "<Q") / 1e9)
+                else:
+                    skip(kind)
+    except OSError as error:
+        raise BackendError(f"cannot read the model {path!r}: {error.strerror}", code="config") from None
+    except (struct.error, KeyError, RecursionError):
+        raise BackendError(f"{path!r} is a damaged GGUF file", code="config", hint="download it again") from None
+    return found
+
+
+# --- model files of Hugging Face ----------------------------------------------------------------------------------
+
+_HUB = "https://huggingface.co"
+_HUB_NAME = r"hf:([A-Za-z0-9][\w.-]{0,95})/([A-Za-z0-9][\w.-]{0,95})(?::([A-Za-z0-9][\w.+/-]{0,199}))?"
+_HUB_PATH = r"(?:[A-Za-z0-9_][\w.+-]{0,149}/){0,3}[A-Za-z0-9_][\w.+-]{0,149}\.gguf"  # of a file, as it becomes one here
+_SPLIT = r"-(\d{5})-of-(\d{5})$"
+_QUANT = r"(?i)(?<![a-z0-9])(?:(?:IQ|TQ|Q)\d(?:_[a-z0-9]{1,3})*|MXFP4(?:_MOE)?|BF16|FP?16|FP?32)(?![a-z0-9])"
+_HUB_TIMEOUT = 60.0  # seconds of silence
+_HUB_TRIES = 3  # further ones, in a row, that bring nothing
+
+
+class _HubFile(NamedTuple):
+    path: str
+    size: int
+    sha256: str
+
+
+class _Variant(NamedTuple):
+    """A model in a repository: one file, or the parts of a split one."""
+
+    stem: str
+    quant: str
+    files: list[_HubFile]
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
+
+    @property
+    def base(self) -> str:
+        return self.stem.rpartition("/")[2]
+
+
+def _variants(files: Sequence[_HubFile]) -> list[_Variant]:
+    """The complete models among the files, smallest first."""
+    parts: dict[tuple[str, str], list[_HubFile]] = {}
+    for file in sorted(files):
+        stem = file.path.removesuffix(".gguf")
+        split = re.search(_SPLIT, stem)
+        parts.setdefault((re.sub(_SPLIT, "", stem), split[2] if split else ""), []).append(file)
+    made = []
+    for (stem, count), its_files in parts.items():
+        quants = re.findall(_QUANT, stem.rpartition("/")[2])
+        whole = [f"{stem}-{number:05}-of-{count}.gguf" for number in range(1, int(count or 0) + 1)]
+        if not count or whole == [file.path for file in its_files]:
+            made.append(_Variant(stem, quants[-1].upper() if quants else "", its_files))
+    return sorted(made, key=lambda variant: variant.size)
+
+
+def _matching(variants: Sequence[_Variant], selector: str) -> list[_Variant]:
+    """The variants that `selector` names by quantisation or file; by default Q4_K_M or the smallest from 4 bits up."""
+    if selector:
+        name = selector.lower().removesuffix(".gguf")
+        found = [v for v in variants if name in (v.quant.lower(), v.base.lower(), v.stem.lower())]
+    else:
+        found = [v for v in variants if v.quant == "Q4_K_M"]
+        if not found and len({re.sub(_QUANT, "", v.base) for v in variants}) == 1:
+            found = [v for v in variants if not re.match(r"[IT]?Q[123]_", v.quant)][:1] or list(variants[-1:])
+    whole = [v for v in found if len(v.files) == 1]
+    return whole if len(whole) == 1 else found
+
+
+class _Hub:
+    """`hf:OWNER/REPO[:QUANT]`: a model file of a Hugging Face repository, and the folder that it is kept in."""
+
+    def __init__(self, name: str, env: _Environ, progress: Callable[[str], None] | None = None) -> None:
+        found = re.fullmatch(_HUB_NAME, name, re.ASCII)
+        if not found:
+            hint = "hf:OWNER/REPO or hf:OWNER/REPO:QUANT, as in hf:Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF:Q4_K_M"
+            raise BackendError(f"{name[:200]!r} is not a hub model name", code="config", hint=hint)
+        self.repo, self.selector = f"{found[1]}/{found[2]}", found[3] or ""
+        self.top = os.path.join(_cache_folder(True, env) or "", "models")
+        self.folder = os.path.join(self.top, found[1], found[2])
+        self._env, self._notify = env, progress or (lambda text: None)
+
+    def file(self) -> str:
+        """The path of the file or of its first part; it is downloaded if it is not there."""
+        if path := self._local_path():
+            return path
+        self._endpoint = _checked_url(self._env.get("HF_ENDPOINT") or _HUB)
+        self._token = _checked_key(self._env.secret("HF_TOKEN"), "HF_TOKEN")
+        with self._locked():
+            return self._local_path() or self._download()
+
+    # what is kept
+
+    def index(self) -> dict[str, list[_HubFile]]:
+        """The downloaded files by quantisation or name; under "" those that the bare name means."""
+        try:
+            with open(os.path.join(self.folder, "index.json"), "rb") as file:
+                body = from_json(file.read(INSPECT_LIMIT))
+            kept = {str(key): [_HubFile(*entry) for entry in files] for key, files in body.items()}
+            return {key: files for key, files in kept.items() if files and all(map(self._is_here, files))}
+        except (OSError, *_MISREAD):
+            return {}
+
+    def _is_here(self, file: _HubFile) -> bool:
+        path = os.path.join(self.folder, file.path)
+        return bool(re.fullmatch(_HUB_PATH, file.path, re.ASCII)) and _size_of(path) == file.size
+
+    def _local_path(self) -> str | None:
+        files = self.index().get(self.selector.lower())
+        return os.path.join(self.folder, files[0].path) if files else None
+
+    def _write_index(self, kept: Mapping[str, list[_HubFile]]) -> None:
+        path = os.path.join(self.folder, "index.json")
+        with open(f"{path}.new", "wb") as file:
+            file.write(_dumps(kept))
+        os.replace(f"{path}.new", path)
+
+    def remove(self) -> int:
+        """Delete the model, or for a bare name the whole repository; return the bytes freed."""
+        import shutil
+
+        with self._locked(wait=False):
+            kept, key = self.index(), self.selector.lower()
+            removed = set(kept.get(key, ()))
+            rest = {name: files for name, files in kept.items() if key and not removed.intersection(files)}
+            paths = [os.path.join(self.folder, file.path) for file in removed] if rest else _files_below(self.folder)
+            if not paths or (key and not removed):
+                what = f"'hf:{self.repo}:{self.selector}' is not" if key else f"nothing of {self.repo!r} is"
+                raise BackendError(f"{what} downloaded", code="not_found", hint="rlm models")
+            size = sum(map(_size_of, paths))
+            if not rest:
+                shutil.rmtree(self.folder)
+                return size
+            self._write_index(rest)
+            for path in paths:
+                os.unlink(path)
+            return size
+
+    @contextlib.contextmanager
+    def _locked(self, *, wait: bool = True) -> Iterator[None]:
+        """Lock the repository's folder against other processes."""
+        locks = os.path.join(self.top, ".locks")
+        try:
+            os.makedirs(locks, exist_ok=True)
+            file = open(os.path.join(locks, self.repo.replace("/", "--")), "ab")  # noqa: SIM115
+        except OSError as error:
+            raise self._disk_error(error) from None
+        with file:
+            notified = False
+            while not _lock(file):
+                if not wait:
+                    message = f"another process is downloading {self.repo!r}"
+                    raise BackendError(message, code="config", hint="wait for it, or end it")
+                if not notified:
+                    self._notify(f"waiting for another process that downloads {self.repo}")
+                notified = True
+                time.sleep(0.2)
+            yield
+
+    # the hub
+
+    def _download(self) -> str:
+        state = CallState("the hub", _HUB_TIMEOUT, None, None)
+        with _watch.watching(state):
+            self._notify(f"asking {netloc(self._endpoint)} for {self.repo}")
+            commit, files = self._listing(state)
+            variants = _variants(files)
+            variant = self._chosen(variants)
+            _check_memory(f"hf:{self.repo}:{variant.quant or variant.base}", variant.size)
+            self._check_disk(variant.files)
+            for file in variant.files:
+                self._fetch(state, commit, file)
+        by_quant = _matching(variants, variant.quant or variant.base) == [variant]
+        names = {self.selector.lower(), (variant.quant if by_quant else variant.base).lower() or variant.base.lower()}
+        self._write_index({**self.index(), **dict.fromkeys(names, variant.files)})
+        return os.path.join(self.folder, variant.files[0].path)
+
+    def _chosen(self, variants: Sequence[_Variant]) -> _Variant:
+        found = _matching(variants, self.selector)
+        if len(found) == 1:
+            return found[0]
+        quants = [variant.quant for variant in variants]
+        names = [v.quant if v.quant and quants.count(v.quant) == 1 else v.base for v in found or variants]
+        choices = ", ".join(f"{n} ({v.size / 1e9:.1f} GB)" for n, v in zip(names[:12], found or variants))
+        if not variants:
+            hint = "look for a repository whose name ends in -GGUF"
+            raise BackendError(f"{self.repo!r} has no GGUF file", code="not_found", hint=hint)
+        what = f"has no {self.selector!r}" if self.selector and not found else "has several models"
+        hint = f"name one, as in hf:{self.repo}:{names[0]}"
+        raise BackendError(f"{self.repo!r} {what}: there are {choices}", code="not_found", hint=hint)
+
+    def _listing(self, state: CallState) -> tuple[str, list[_HubFile]]:
+        """The newest commit and its GGUF files, without those whose names are unsafe here."""
+
+        def ask() -> Any:
+            with self._open(state, f"{self._endpoint}/api/models/{self.repo}?blobs=true") as (response, url):
+                if response.status_code != 200:
+                    raise self._refusal(response, url, state)
+                return from_json(_gathered(_chunks(state, response, url)))
+
+        files = []
+        try:
+            body = self._with_retries(state, ask)
+            commit = str(body.get("sha"))
+            for entry in body["siblings"]:
+                path, lfs = str(entry["rfilename"]), entry.get("lfs") or {}
+                size, digest = token_count(lfs or entry, "size"), str(lfs.get("sha256") or "").lower()
+                usable = re.fullmatch(_HUB_PATH, path, re.ASCII) and not re.search("(?i)mmproj|imatrix", path)
+                if usable and size:
+                    files.append(_HubFile(path, size, digest if re.fullmatch("[0-9a-f]{64}", digest) else ""))
+        except _MISREAD as error:
+            hint = f"is {self._endpoint} a Hugging Face hub?"
+            raise BackendError(f"the hub's answer cannot be read: {error}", code="protocol", hint=hint) from None
+        return (commit if re.fullmatch("[0-9a-f]{7,64}", commit) else "main"), files
+
+    def _fetch(self, state: CallState, commit: str, file: _HubFile) -> None:
+        """Download a file, or the rest of it, and verify it."""
+        from urllib.parse import quote
+
+        target = os.path.join(self.folder, file.path)
+        if self._is_here(file):
+            return
+        part = f"{target}.{(file.sha256 or commit)[:16]}.part"  # of this very content: a changed file begins anew
+        url = f"{self._endpoint}/{self.repo}/resolve/{commit}/{quote(file.path)}"
+        try:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            if not file.sha256 or _size_of(part) > file.size:
+                open(part, "wb").close()
+            self._with_retries(state, lambda: self._receive(state, url, part, file), lambda: _size_of(part))
+            self._check_digest(state, part, file)
+            os.replace(part, target)
+        except OSError as error:
+            raise self._disk_error(error) from None
+        for old in _files_below(os.path.dirname(target)):
+            if old.startswith(f"{target}.") and old.endswith(".part"):
+                os.unlink(old)
+
+    def _with_retries(self, state: CallState, ask: Callable[[], Any], progress: Callable[[], int] = lambda: 0) -> Any:
+        """Call `ask` until it succeeds or several attempts in a row make no progress."""
+        try:
+            return with_retries(state, AdaptiveLimiter(1), _HUB_TRIES, ask, progress)[0]
+        except BackendError as error:
+            raise self._with_next_step(error, progress()) from None
+
+    def _with_next_step(self, failure: BackendError, part: int) -> BackendError:
+        """Add a hint that depends on what has been downloaded."""
+        if part:
+            failure.hint = f"run it again: it goes on after the {part / 1e6:,.1f} MB that have come"
+        elif failure.code in ("connection", "timeout"):
+            failure.hint = "is the network up, and HF_ENDPOINT right?"
+            if kept := sorted(filter(None, self.index())):
+                failure.hint += f" Downloaded already: {', '.join(f'hf:{self.repo}:{key}' for key in kept)}"
+        return failure
+
+    def _receive(self, state: CallState, url: str, part: str, file: _HubFile) -> None:
+        """Append the missing bytes to `part`."""
+        have = _size_of(part)
+        if have == file.size:
+            return
+        headers = {"Range": f"bytes={have}-"} if have else {}
+        with self._open(state, url, headers) as (response, where):
+            going_on = response.headers.get("content-range", "").startswith(f"bytes {have}-")
+            if response.status_code == 416 or (response.status_code == 206 and not going_on):
+                os.truncate(part, 0)
+                raise BackendError("the hub cannot go on where the download stopped", code="protocol", retryable=True)
+            if response.status_code not in (200, 206):
+                raise self._refusal(response, where, state)
+            total = have if response.status_code == 206 else 0
+            with open(part, "ab" if total else "wb") as out:
+                for data in self._pieces(state, response, where, file, total):
+                    out.write(data)
+        if (got := _size_of(part)) < file.size:
+            message = f"the download of {file.path!r} ended after {got:,} of {file.size:,} bytes"
+            raise BackendError(message, code="truncated", hint="run it again", retryable=True)
+
+    def _pieces(self, state: CallState, response: Any, url: str, file: _HubFile, total: int) -> Iterator[bytes]:
+        """Yield the body and report progress; BackendError if it is longer than it should be."""
+        began, shown, start, name = time.monotonic(), 0.0, total, os.path.basename(file.path)
+        while data := _next_chunk(state, response, url, PIECE):
+            state.touch()
+            total += len(data)
+            if total > file.size:
+                message = f"the hub sends more of {file.path!r} than the {file.size:,} bytes that it has"
+                raise BackendError(message, code="protocol", hint="is a proxy in the way? run it again")
+            yield data
+            if (now := time.monotonic()) - shown > 0.5:
+                shown, rate = now, (total - start) / max(now - began, 0.001) / 1e6
+                size = f"{file.size / 1e9:.1f} GB"
+                self._notify(f"downloading {name}: {100 * total // file.size}% of {size}, {rate:.1f} MB/s")
+
+    @contextlib.contextmanager
+    def _open(self, state: CallState, url: str, headers: Mapping[str, str] | None = None) -> Iterator[tuple[Any, str]]:
+        """GET with redirects: the response and its final URL. The token is sent to the endpoint's own host only."""
+        from urllib.parse import urljoin, urlsplit
+
+        token = _Secret(f"Bearer {self._token}")
+        for _ in range(6):
+            own = {"Authorization": token} if self._token and _origin(url) == _origin(self._endpoint) else {}
+            common = {"User-Agent": "flat-rlm", "Accept-Encoding": "identity", **(headers or {})}
+            response = _link(url, 4).open(state, url, {**common, **own}, None)
+            try:
+                if response.status_code not in (301, 302, 303, 307, 308):
+                    yield response, url
+                    return
+                location = urljoin(url, response.headers.get("location", ""))
+            finally:
+                _release(response)
+            parts = urlsplit(location)
+            downgrade = url.startswith("https:") and parts.scheme != "https"
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or downgrade:
+                raise BackendError("the hub redirects to a URL that is not allowed", code="redirect")
+            url = location
+        raise BackendError("the hub redirects in a circle", code="redirect")
+
+    def _refusal(self, response: Any, url: str, state: CallState) -> BackendError:
+        """The error for an HTTP status, with a hint."""
+        status, named = response.status_code, response.headers.get("x-error-code", "")
+        body = _gathered(_chunks(state, response, url), ERROR_LIMIT)
+        page = f"{self._endpoint}/{self.repo}"
+        if "Gated" in named or status == 403:
+            hint = f"accept the model's terms at {page}, then export HF_TOKEN=… of that account"
+        elif status in (401, 404):  # the hub says 401 of what is not there as well
+            hint = "check the name; a private model needs HF_TOKEN"
+            hint += ", and the one that is set is refused or may not read it" if self._token and status == 401 else ""
+        elif status == 429:
+            hint = "wait" + ("" if self._token else "; HF_TOKEN raises the limit")
+        else:
+            hint = "try again later"
+        words = _error_text(body) if body else named or "nothing"
+        code = "server" if status >= 500 else _CODES.get(status, "bad_request")
+        again = status in _RETRIED or status >= 500
+        wait = _wait_asked(response.headers, body)
+        text = _tidy(f"{netloc(url)} answers {status} for {self.repo!r}: {words}", self._token)
+        return BackendError(
+            text, code=code, provider="the hub", status=status, hint=hint, retryable=again, retry_after=wait
+        )
+
+    # the disk
+
+    def _check_disk(self, files: Sequence[_HubFile]) -> None:
+        import shutil
+
+        needed = sum(file.size for file in files if not self._is_here(file))
+        needed -= sum(_size_of(path) for path in _files_below(self.folder) if path.endswith(".part"))
+        if needed > (free := shutil.disk_usage(self.top).free):
+            raise self._disk_error(None, f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB free")
+
+    def _disk_error(self, error: OSError | None, words: str = "") -> BackendError:
+        words = words or (error.strerror if error else "") or str(error)
+        hint = "rlm models remove NAME makes room, XDG_CACHE_HOME names another place"
+        return BackendError(f"cannot keep a model in {self.folder!r}: {words}", code="config", hint=hint)
+
+    def _check_digest(self, state: CallState, part: str, file: _HubFile) -> None:
+        import hashlib
+
+        if not file.sha256:
+            return
+        self._notify(f"checking {os.path.basename(file.path)}")
+        digest = hashlib.sha256()
+        with open(part, "rb") as data:
+            while piece := data.read(PIECE):
+                digest.update(piece)
+                state.check()
+        if digest.hexdigest() != file.sha256:
+            os.unlink(part)
+            message = f"{file.path!r} differs from the hub's file: its SHA-256 differs"
+            raise BackendError(message, code="protocol", hint="is a proxy or a mirror in the way? run it again")
+
+
+def _lock(file: Any) -> bool:
+    """Try to lock an open file; always true on Windows, which has no flock."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _size_of(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return 0
+
+
+def _files_below(folder: str) -> list[str]:
+    return [os.path.join(where, name) for where, _, names in os.walk(folder) for name in names]
+
+
+def downloaded_models(environ: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """List the downloaded models as `{name, bytes, path, complete}`, partial downloads too."""
+    env, rows = _Environ(environ), list[dict[str, Any]]()
+    top = os.path.join(_cache_folder(True, env) or "", "models")
+    for folder in sorted(path for path in _folders(top) for path in _folders(path)):
+        repo = os.path.relpath(folder, top).replace(os.sep, "/")
+        if not re.fullmatch(_HUB_NAME, f"hf:{repo}", re.ASCII):
+            continue
+        index = _Hub(f"hf:{repo}", env).index()
+        by_path = {
+            files[0].path: (key, files) for key, files in sorted(index.items(), key=lambda item: -len(item[0])) if key
+        }
+        for key, files in sorted(by_path.values()):
+            size, path = sum(file.size for file in files), os.path.join(folder, files[0].path)
+            rows.append({"name": f"hf:{repo}:{key}", "bytes": size, "path": path, "complete": True})
+        for part in sorted(path for path in _files_below(folder) if path.endswith(".part")):
+            rows.append({"name": f"hf:{repo}", "bytes": _size_of(part), "path": part, "complete": False})
+    return rows
+
+
+def _folders(path: str) -> list[str]:
+    try:
+        return [entry.path for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith(".")]
+    except OSError:
+        return []
+
+
+def remove_model(name: str, environ: Mapping[str, str] | None = None) -> int:
+    """Delete a downloaded model, or for `hf:OWNER/REPO` the whole repository; return the bytes freed."""
+    return _Hub(name, _Environ(environ)).remove()
+
+
+# --- coding agents and other programs -----------------------------------------------------------------------------
+
+_AGENT_PROMPT_LIMIT = 8_000_000  # bytes: Gemini CLI drops what comes after 8 MB
+_AGENT_PARALLEL = 4  # each is a process of some hundred megabytes
+_CONVERSATION = (
+    "The prompt is a conversation: each message is preceded by its role in brackets. "
+    "Reply with the text of the assistant's next message only."
+)
+
+
+class _Output(NamedTuple):
+    """A program's parsed output: an answer or an error."""
+
+    text: str | None = None
+    error: str = ""
+    usage: dict[str, int] | None = None
+    cost_usd: float | None = None
+    model: str = ""
+
+
+class _Agent(NamedTuple):
+    """How to run a coding agent for one prompt, without its own tools."""
+
+    arguments: str  # {folder} has system.md and policy.toml in it
+    keys: tuple[str, ...]  # the provider keys that it may sign in with; others are not handed to it
+    parse: Callable[[str], _Output]
+    install: str
+    sign_in: str
+    tested_with: str
+    reports_cost: bool = False
+
+
+def _require_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} instead of text")
+    return value
+
+
+def _parse_claude(stdout: str) -> _Output:
+    """Parse the output of `claude -p --output-format json`."""
+    body = from_json(stdout)
+    text = _require_text(body["result"])
+    if body.get("is_error"):
+        return _Output(error=text)
+    cost = body.get("total_cost_usd")
+    known = isinstance(cost, (int, float)) and 0 <= cost < 1e6
+    models = body.get("modelUsage")
+    model = next(iter(models), "") if isinstance(models, dict) else ""
+    return _Output(text, "", _anthropic_usage(body.get("usage")), float(cost) if known else None, model)
+
+
+def _parse_codex(stdout: str) -> _Output:
+    """Parse the events of `codex exec --json`, one per line; the last message is the answer."""
+    output = _Output()
+    for line in filter(None, map(str.strip, stdout.split("\n"))):
+        event = from_json(line)
+        item = event.get("item") or {}
+        if event["type"] == "item.completed" and item.get("type") == "agent_message":
+            output = output._replace(text=_require_text(item["text"]))
+        elif event["type"] == "turn.completed":
+            usage = event.get("usage")
+            names = ("input", "output", "cached_input", "cache_write_input", "reasoning_output")
+            output = output._replace(usage=_usage(*(token_count(usage, f"{name}_tokens") for name in names)))
+        elif event["type"] in ("error", "turn.failed"):
+            output = output._replace(error=str((event.get("error") or event)["message"]))
+    return output if output.text is None or output.usage is None else output._replace(error="")
+
+
+def _parse_gemini(stdout: str) -> _Output:
+    """Parse the output of `gemini --output-format json`."""
+    body = from_json(stdout)
+    if error := body.get("error"):
+        return _Output(error=_error_text(str(error["message"]).encode()))
+    models = body.get("stats", {}).get("models", {})
+    tokens = [entry["tokens"] for entry in models.values()]
+
+    def total(*names: str) -> int:
+        return sum(token_count(entry, name) for entry in tokens for name in names)
+
+    usage = _usage(
+        total("prompt", "tool"), total("candidates", "thoughts"), total("cached"), reasoning=total("thoughts")
+    )
+    return _Output(_require_text(body["response"]), usage=usage if tokens else None, model=next(iter(models), ""))
+
+
+def _parse_any(stdout: str) -> _Output:
+    """Parse the output of the user's own command: an object like that of `claude -p`, else plain text."""
+    try:
+        return _parse_claude(stdout)
+    except _MISREAD:
+        return _Output(stdout.strip())
+
+
+_AGENTS = {
+    "claude": _Agent(
+        "-p --output-format json --max-turns 1 --tools '' --strict-mcp-config --safe-mode --no-session-persistence"
+        " --system-prompt-file {folder}/system.md",
+        ("ANTHROPIC_API_KEY", "AWS_BEARER_TOKEN_BEDROCK"),
+        _parse_claude,
+        "npm install -g @anthropic-ai/claude-code",
+        "claude, then /login",
+        "2.1.197",
+        reports_cost=True,
+    ),
+    "codex": _Agent(
+        "exec --json --sandbox read-only --skip-git-repo-check --ephemeral --ignore-user-config --ignore-rules"
+        " -c model_instructions_file={folder}/system.md -c web_search=disabled -c project_doc_max_bytes=0"
+        " -c skills.include_instructions=false -c include_environment_context=false"
+        " -c include_permissions_instructions=false -c tools.experimental_request_user_input.enabled=false"
+        + "".join(
+            f" -c features.{name}=false"
+            for name in ("shell_tool", "unified_exec", "apps", "plugins", "hooks", "multi_agent", "view_image", "goals")
+        ),
+        ("CODEX_API_KEY", "OPENAI_API_KEY"),
+        _parse_codex,
+        "npm install -g @openai/codex",
+        "codex login",
+        "0.171.0",
+    ),
+    "gemini": _Agent(
+        "--output-format json --skip-trust --extensions none --allowed-mcp-server-names none"
+        " --policy {folder}/policy.toml",
+        ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+        _parse_gemini,
+        "npm install -g @google/gemini-cli",
+        "gemini, then choose how to sign in",
+        "0.61.0",
+    ),
+}
+_NO_TOOLS_POLICY = '[[rule]]\ntoolName = "*"\ndecision = "deny"\npriority = 999\n'  # Gemini CLI then declares none
+_SIGNED_OUT = r"(?i)not logged in|/login\b|log in|auth method|authenticat|unauthori[sz]ed|invalid.{0,9}api.?key|\b401\b"
+_USED_UP = r"(?i)(hit|reached|exceeded).{0,20}limit|limit.{0,9} (reached|exceeded|hit)|quota|credit|billing"
+_TOO_FAST = r"(?i)rate.?limit|too many requests|overloaded|\b(429|529)\b"
+_UNKNOWN_FLAG = r"(?i)unknown (option|argument)|unexpected argument|not a recognized"
+
+
+def agents(environ: Mapping[str, str] | None = None) -> list[tuple[str, str | None]]:
+    """List the coding agents that can be a model: `(name, path of the program or None)`."""
+    import shutil
+
+    path = _Environ(environ).get("PATH")
+    return [(f"cli:{name}", shutil.which(name, path=path)) for name in _AGENTS]
+
+
+def _agent_backend(model: str, env: _Environ, options: BackendOptions) -> SubprocessBackend:
+    """The backend for `cli:NAME` or `cli:NAME/MODEL` (or NAME:MODEL)."""
+    import shutil
+
+    name, _, model_argument = model.removeprefix("cli:").replace(":", "/", 1).partition("/")
+    agent = _AGENTS.get(name)
+    if agent is None:
+        hint = " or ".join(f"cli:{known}" for known in _AGENTS)
+        raise BackendError(f"unknown coding agent {model!r}", code="config", hint=hint)
+    program = shutil.which(name, path=env.get("PATH"))
+    if program is None:
+        hint = f"{agent.install}, then sign in: {agent.sign_in}"
+        raise BackendError(f"{model!r} needs the program {name!r}, which is not on the PATH", code="config", hint=hint)
+    return SubprocessBackend([program], model_argument, agent=agent, name=f"cli:{name}", env=env, options=options)
+
+
+class SubprocessBackend(HTTPBackend):
+    """A model behind a command: the prompt on its standard input, the answer on its standard output.
+
+    Text only. System messages go into a file that the command line names, the others into one prompt: a single message
+    as it is, several with their roles in brackets. Without `agent`, the prompt includes the system messages.
+    """
+
+    def __init__(
+        self,
+        words: Sequence[str],
+        model: str | None = None,
+        *,
+        agent: _Agent | None = None,
+        name: str = "",
+        env: _Environ | None = None,
+        options: BackendOptions | None = None,
+    ) -> None:
+        options = options or BackendOptions(0, _AGENT_PARALLEL, None, None, 600.0)
+        options = options._replace(max_parallel=min(_AGENT_PARALLEL, options.max_parallel))
+        self._words, self._agent, self._env = list(words), agent, env or _Environ(None)
+        self._name = name or os.path.basename(words[0])
+        row = Provider("cli", "a program", "", (), (), {"notools": "", "noimages": ""})
+        super().__init__(row, model or "", f"cli://{self._name.removeprefix('cli:')}", _Key(_Secret(""), None), options)
+
+    def _set_model(self, model: str) -> None:
+        if model and not re.fullmatch(r"[A-Za-z0-9][\w.:/@+\[\]-]{0,99}", model):  # it becomes an argument
+            raise BackendError(f"invalid model name {model[:100]!r}", code="config", hint=f"{self._name}/MODEL")
+        super()._set_model(model)
+        self._model_argument, self.parameters, self._inspected = model, None, True
+        self.model = f"{self._name}/{model}" if model else self._name
+        self.price_known = self.price_known or (self._agent is not None and self._agent.reports_cost)
+
+    def with_model(self, model: str) -> HTTPBackend:
+        name = model.removeprefix(self._name)
+        if model.startswith("cli:") and name == model:
+            hint = f"leave sub_model out, or name a model of the same program: {self._name}/MODEL"
+            raise BackendError(f"{self._name!r} cannot start {model!r}", code="config", hint=hint)
+        return self._sibling(name if name == model else name[1:])
+
+    def _request(self, ask: Request) -> tuple[str, dict[str, str], dict[str, Any]]:
+        if ask.params and "params" not in self.refused:
+            self.refused.add("params")
+            named = ", ".join(map(repr, ask.params))
+            warnings.warn(f"{self._name} takes no request parameters: {named}", RuntimeWarning, stacklevel=2)
+        parts = [(str(m["role"]), _plain(m.get("content"))) for m in ask.messages]
+        system = [text for role, text in parts if role == "system" and self._agent]
+        turns = [(role, text) for role, text in parts if role != "system" or not self._agent]
+        prompt = turns[0][1] if len(turns) == 1 else "\n\n".join(f"[{role}]\n{text}" for role, text in turns)
+        system += [_CONVERSATION] if len(turns) > 1 else []
+        return self.base_url, {}, {"model": self._model_argument, "system": "\n\n".join(system), "prompt": prompt}
+
+    def _attempt(
+        self, link: HostPool, state: CallState, request: tuple[str, dict[str, str], bytes], builder: ResponseBuilder
+    ) -> ResponseBuilder:
+        failure = None
+        try:
+            output = self._answer(state, json.loads(request[2]))
+        except BackendError as error:
+            failure = error
+        if failure is not None:
+            raise failure.with_traceback(None)  # the frames hold the program's output, which may repeat a key
+        builder.model, builder.usage, builder.cost, builder.stop = output.model, output.usage, output.cost_usd, "stop"
+        builder.append_text(output.text)
+        return builder
+
+    def _answer(self, state: CallState, asked: Mapping[str, str]) -> _Output:
+        if len(asked["prompt"].encode("utf-8", "replace")) > _AGENT_PROMPT_LIMIT:
+            raise self._error(
+                "context_length",
+                f"the prompt has more than {_AGENT_PROMPT_LIMIT:,} bytes",
+                hint=_HINTS["context_length"],
+            )
+        status, stdout, stderr = self._run(state, asked["system"], asked["prompt"])
+        output = self._parse(stdout if stdout.strip() else stderr[stderr.rfind("\n{") + 1 :])
+        if status or output.error or output.text is None:
+            raise self._failure(output.error or stderr.strip() or stdout.strip(), status)
+        return output
+
+    def _parse(self, stdout: str) -> _Output:
+        try:
+            return (self._agent.parse if self._agent else _parse_any)(stdout)
+        except _MISREAD:
+            return _Output()
+
+    def _failure(self, words: str, status: int) -> BackendError:
+        """The error for a program's complaint."""
+        code, hint = "server", ""
+        sign_in = self._agent.sign_in if self._agent else ""
+        for pattern, its_code, its_hint in (
+            (_UNKNOWN_FLAG, "config", f"update it: {self._agent.install}" if self._agent else ""),
+            (_TOO_LONG, "context_length", _HINTS["context_length"]),
+            (_TOO_FAST, "rate", _HINTS["rate"]),
+            (_USED_UP, "quota", "wait until the plan's limit is reset, or use another model"),
+            (_SIGNED_OUT, "auth", f"sign in once: {sign_in}" if sign_in else "sign in"),
+        ):
+            if re.search(pattern, words[:4_000]):
+                code, hint = its_code, its_hint
+                break
+        secrets = [self._env.get(name) for name in key_variables()]
+        lines = [line for line in words.splitlines() if line.strip()]
+        output = words if len(words) < 600 else " … ".join((lines[0], *lines[-3:]))
+        ended = f" ended with status {status}" if status else ""
+        return self._error(code, f"{self._name}{ended}: {mask(output, secrets) or 'it printed no answer'}", hint=hint)
+
+    def _environment(self, folder: str) -> dict[str, str]:
+        """The program's environment, without API keys except those that it signs in with."""
+        nested = {"CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT"}  # a claude that finds itself inside another does not start
+        if self._agent is None:
+            return self._env.without(nested)
+        return {
+            **self._env.without(nested | (key_variables() - set(self._agent.keys))),
+            "GEMINI_SYSTEM_MD": os.path.join(folder, "system.md"),
+            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",  # else it has the model think of a title, too
+        }
+
+    def _run(self, state: CallState, system: str, prompt: str) -> tuple[int, str, str]:
+        """Run the program in an empty folder; return its status, standard output and standard error."""
+        import tempfile
+
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rlm-cli-", ignore_cleanup_errors=True))
+            stdin, stdout, stderr = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
+            stdin.write(prompt.encode("utf-8", "replace"))
+            stdin.seek(0)
+            process = self._start(self._command(folder, system), folder, stdin, stdout, stderr)
+            _programs.add(process.pid)
+            try:
+                self._wait_for(state, process, stdout, stderr)
+            finally:
+                kill_group(process.pid)
+                process.wait()
+                _programs.discard(process.pid)
+            texts: list[str] = []
+            for file in (stdout, stderr):
+                file.seek(0)
+                texts.append(file.read(BODY_LIMIT).decode("utf-8", "replace"))
+            return process.returncode, texts[0], texts[1]
+
+    def _command(self, folder: str, system: str) -> list[str]:
+        """Write the files that the command line names; return its words."""
+        import shlex
+
+        if self._agent is None:
+            return self._words
+        for name, text in (("system.md", system or "Answer the prompt."), ("policy.toml", _NO_TOOLS_POLICY)):
+            with open(os.path.join(folder, name), "wb") as file:
+                file.write(text.encode("utf-8", "replace"))
+        words = [word.replace("{folder}", folder) for word in shlex.split(self._agent.arguments)]
+        return [*self._words, *words, *(["--model", self._model_argument] if self._model_argument else [])]
+
+    def _start(self, words: list[str], folder: str, stdin: Any, stdout: Any, stderr: Any) -> Any:
+        import subprocess
+
+        empty, problem = os.path.join(folder, "empty"), ""
+        os.mkdir(empty)
+        _kill_at_exit()
+        try:
+            return subprocess.Popen(
+                words,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                cwd=empty,
+                env=self._environment(folder),
+                start_new_session=True,
+            )
+        except OSError as error:
+            problem = error.strerror or str(error)
+        raise self._error("connection", f"{words[0]}: {problem}")  # here, since the frames above hold keys
+
+    def _wait_for(self, state: CallState, process: Any, *outputs: Any) -> None:
+        """Wait for the program; BackendError if the call is over first, or if it prints or takes too much."""
+        until = time.monotonic() + self._how.timeout
+        while process.poll() is None:
+            state.sleep(0.03)
+            if any(os.fstat(file.fileno()).st_size > BODY_LIMIT for file in outputs):
+                raise self._error("protocol", f"{self._name} printed more than {BODY_LIMIT >> 20} MB")
+            if time.monotonic() > until:
+                raise self._error("timeout", f"{self._name} has not answered after {self._how.timeout:g} s")
+
+
+_programs: set[int] = set()  # process groups that run
+
+
+def kill_group(group: int) -> None:
+    import signal
+
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+
+
+@functools.cache
+def _kill_at_exit() -> None:
+    import atexit
+
+    atexit.register(stop_programs)
+
+
+def stop_programs() -> None:
+    """Kill the running programs and all that they have started. Runs by itself at exit."""
+    for group in list(_programs):
+        kill_group(group)
+
+
+# --- the table of models: prices and sizes ------------------------------------------------------------------------
+
+# As of November 2026, from LiteLLM 1.106.2:
+# model | USD per million tokens: input, output, cached input ("-": as input), cache write ("-": as input) | context
+# tokens | output tokens | THRESHOLD:IN:OUT: beyond so many input tokens all costs so many times as much
+MODELS = """
+gpt-6-astra 10 50 1 12.5 922k 128k 272k:2:1.5
+gpt-6.1-sol 2 10 .1 2.5 922k 128k 272k:2:1.5
+gpt-6-sol 2 10 .2 2.5 922k 128k 272k:2:1.5
+gpt-6-luna .1 .5 .01 .125 922k 128k 272k:2:1.5
+gpt-5.6-sol 4 20 .4 5 922k 128k 272k:2:1.5
+gpt-5.6-terra 2 12 .2 2.5 922k 128k 272k:2:1.5
+gpt-5.6-luna .2 1.2 .02 .25 922k 128k 272k:2:1.5
+gpt-5.5 5 30 .5 - 1050k 128k 272k:2:1.5
+gpt-5.5-pro 30 180 - - 1050k 128k 272k:2:1.5
+gpt-5.4 2.5 15 .25 - 1050k 128k 272k:2:1.5
+gpt-5.4-mini .75 4.5 .075 - 272k 128k
+gpt-5.4-nano .2 1.25 .02 - 272k 128k
+gpt-5.4-pro 30 180 - - 1050k 128k 272k:2:1.5
+gpt-5.2 1.75 14 .175 - 272k 128k
+gpt-5.1 1.25 10 .125 - 272k 128k
+gpt-5.1-codex 1.25 10 .125 - 400k 128k
+gpt-5 1.25 10 .125 - 272k 128k
+gpt-5-mini .25 2 .025 - 272k 128k
+gpt-5-nano .05 .4 .005 - 272k 128k
+gpt-5-pro 15 120 - - 400k 272k
+gpt-5-codex 1.25 10 .125 - 272k 128k
+gpt-4.1 2 8 .5 - 1047k 32k
+gpt-4.1-mini .4 1.6 .1 - 1047k 32k
+gpt-4.1-nano .1 .4 .025 - 1047k 32k
+gpt-4o 2.5 10 1.25 - 128k 16k
+gpt-4o-mini .15 .6 .075 - 128k 16k
+gpt-4o-2024-05-13 5 15 - - 128k 4k
+gpt-4-turbo 10 30 - - 128k 4k
+gpt-4-0125 10 30 - - 128k 4k noimages
+gpt-4-1106 10 30 - - 128k 4k noimages
+gpt-4 30 60 - - 8k 4k noimages
+gpt-3.5-turbo .5 1.5 - - 16k 4k noimages
+o1 15 60 7.5 - 200k 100k
+o1-pro 150 600 - - 200k 100k
+o3 2 8 .5 - 200k 100k
+o3-mini 1.1 4.4 .55 - 200k 100k noimages
+o3-pro 20 80 - - 200k 100k
+o4-mini 1.1 4.4 .275 - 200k 100k
+claude-fable-5-1 10 50 .25 12.5 1000k 128k
+claude-fable-5 10 50 1 12.5 1000k 128k
+claude-opus-5-5 4 20 .2 5 1000k 128k
+claude-opus-5 5 25 .5 6.25 1000k 128k
+claude-opus-4-8 5 25 .5 6.25 1000k 128k
+claude-opus-4-7 5 25 .5 6.25 1000k 128k
+claude-opus-4-6 5 25 .5 6.25 1000k 128k
+claude-opus-4-5 5 25 .5 6.25 200k 64k
+claude-sonnet-5-5 2 10 .1 2.5 1000k 128k
+claude-sonnet-5 2 10 .2 2.5 1000k 128k
+claude-sonnet-4-6 3 15 .3 3.75 1000k 128k
+claude-sonnet-4-5 3 15 .3 3.75 200k 64k
+claude-haiku-5-5 .1 .5 .01 .125 1000k 128k 100k:5:5
+claude-haiku-4-5 1 5 .1 1.25 200k 64k
+gemini-4-argon 2 10 .1 - 1048k 1048k
+gemini-3.8-flash .75 3.75 .075 - 1048k 65k
+gemini-3.5-flash 1.5 9 .15 - 1048k 65k
+gemini-3.1-pro 2 12 .2 - 1048k 65k 200k:2:1.5
+gemini-3-flash .5 3 .05 - 1048k 65k
+gemini-2.5-pro 1.25 10 .125 - 1048k 65k 200k:2:1.5
+gemini-2.5-flash .3 2.5 .03 - 1048k 65k
+gemini-2.5-flash-lite .1 .4 .01 - 1048k 65k
+grok-4.7 2 6 .5 - 500k 500k 200k:2:2
+grok-4.3 1.25 2.5 .2 - 1000k 1000k 200k:2:2
+grok-code-fast-1 1 2 .2 - 256k 256k 200k:2:2
+deepseek-v4-pro 1.32 3.96 .044 - 1000k 393k noimages
+deepseek-v4-flash .3 1.2 .006 - 1000k 393k
+deepseek-flash .3 1.2 .006 - 1000k 393k
+deepseek-chat .28 .42 .028 - 131k 8k noimages
+deepseek-reasoner .28 .42 .028 - 131k 65k noimages
+kimi-k2.6 .95 4 .16 - 262k 262k
+mistral-large .5 1.5 .05 - 262k 262k
+mistral-medium 1.5 7.5 .15 - 262k 262k
+mistral-small .15 .6 .015 - 262k 262k
+codestral .3 .9 .03 - 128k 128k noimages
+MiniMax-M3 .3 1.2 .06 - 1000k 128k 512k:2:2
+"""
+
+# Suffixes of a model's name that leave it the same model: a date, a channel, a version of Bedrock's.
+_SNAPSHOT = (
+    r"(?:[-@]?(?:\d{8}|\d{6}|\d{4}-\d\d-\d\d|\d{4}|\d\d-\d{4}|\d\d-\d\d|\d{3})"
+    r"|[-:@](?:latest|preview|exp|default|v\d+(?::\d+)?))*"
+)
+# Providers that charge what the makers of the models charge, so that a maker's price holds for them.
+_LIST_PRICE = frozenset(
+    "openai anthropic google azure azure@anthropic bedrock bedrock_mantle bedrock@anthropic xai deepseek mistral "  # noqa: SIM905
+    "codestral moonshotai minimax openrouter openrouter@pi-anthropic vercel vercel-ai-gateway".split()
+)
+
+
+class ModelFacts(NamedTuple):
+    """A model's prices (USD per token), sizes and abilities."""
+
+    input: float
+    output: float
+    cached: float
+    cache_write: float
+    window: int | None = None
+    max_output: int | None = None
+    long: tuple[float, float, float] | None = None  # beyond so many tokens, input and output cost so many times more
+    images: bool = True
+
+
+def _model_row(line: str) -> tuple[str, ModelFacts]:
+    name, into, *others = line.split()
+    out, cached, write = (float(into if price == "-" else price) / 1e6 for price in others[:3])
+    window, limit = (int(size.rstrip("k")) * 1000 for size in others[3:5])
+    long = next((entry.split(":") for entry in others[5:] if ":" in entry), None)
+    beyond = (float(long[0].rstrip("k")) * 1000, float(long[1]), float(long[2])) if long else None
+    facts = ModelFacts(float(into) / 1e6, out, cached, write, window, limit, beyond, "noimages" not in others)
+    return name.lower(), facts
+
+
+@functools.cache
+def _models() -> dict[str, ModelFacts]:
+    return dict(map(_model_row, MODELS.strip().splitlines()))
+
+
+@functools.lru_cache(256)
+def _facts(model: str) -> ModelFacts | None:
+    """Find the longest known name that `model` starts with; only a date or a channel may follow it."""
+    name = re.sub(r"^(?:\w+\.)?anthropic\.", "", model.lower().rpartition("/")[2])
+    known = next((name[:end] for end in range(len(name), 0, -1) if name[:end] in _models()), None)
+    return _models()[known] if known and re.fullmatch(_SNAPSHOT, name[len(known) :]) else None
+
+
+def size_in_name(name: str) -> float | None:
+    """The billions of parameters in a model's name, as in `qwen2.5:0.5b` or `mixtral-8x7b` (56); None if absent."""
+    name = name.lower().rpartition("/")[2]
+    if re.search(r"phi-?[34](?:\.5)?[-:]mini", name):
+        return 3.8
+    for number, unit in ((r"\d{1,4}(?:\.\d+)?", "b"), (r"\d{2,3}\.\d+|\d{3}", "m")):
+        if found := re.search(rf"(?<![a-z0-9.])(?:(\d{{1,3}})x|[er])?({number}){unit}(?![a-z0-9])", name):
+            return round(int(found[1] or 1) * float(found[2]) / (1 if unit == "b" else 1000), 3)
+    return None
+
+
+def _own_price(names: Sequence[str], prices: Mapping[str, Any]) -> ModelFacts | None:
+    """The user's price for the longest prefix of one of `names`."""
+    for name in names:
+        if known := max((key for key in prices if name.startswith(key)), key=len, default=None):
+            return _as_price(known, prices[known])
+    return None
+
+
+def _as_price(name: str, value: Any) -> ModelFacts:
+    """Parse a user's price: `[input, output, cached, cache_write]` or a table of these, the last two optional."""
+    try:
+        if isinstance(value, Mapping):
+            into = value["input"]
+            value = [into, value["output"], value.get("cached", into), value.get("cache_write", into)]
+        prices = [price / 1e6 for price in [*value, *[value[0]] * (4 - len(value))]]
+        if len(value) < 2 or len(prices) > 4 or not all(0 <= price < 1 for price in prices):
+            raise ValueError
+    except (TypeError, ValueError, LookupError):
+        hint = f'USD per million tokens, as in prices = {{"{name}" = [1.0, 2.0]}}: input, output, cached, cache_write'
+        raise BackendError(f"invalid price for {name!r}", code="config", hint=hint) from None
+    return ModelFacts(*prices)
+
+
+def _price(model: str, prices: Mapping[str, Any] | None, provider: str | None) -> ModelFacts | None:
+    if prices and (own := _own_price([f"{provider}/{model}", model], prices)):
+        return own
+    if provider in _rows() and "local" in _rows()[provider].quirks:
+        return ModelFacts(0.0, 0.0, 0.0, 0.0)
+    return _facts(model) if provider is None or provider in _LIST_PRICE else None
+
+
+def cost_of(
+    model: str, usage: Mapping[str, Any], prices: Mapping[str, Any] | None = None, provider: str | None = None
+) -> float | None:
+    """The cost of `usage` in USD; None if the price is unknown.
+
+    `prices` are the user's, in USD per million tokens: `{"model": [input, output, cached, cache_write]}`, the last two
+    optional; the longest key that the model's name starts with counts.
+    """
+    price = _price(model, prices, provider)
+    if price is None:
+        return None
+    whole, cached, written = usage.get("input", 0), usage.get("cached", 0), usage.get("cache_write", 0)
+    into = (whole - cached - written) * price.input + cached * price.cached + written * price.cache_write
+    beyond, times_in, times_out = price.long or (0.0, 1.0, 1.0)
+    if whole <= beyond:
+        times_in = times_out = 1.0
+    return float(into * times_in + usage.get("output", 0) * price.output * times_out)
+
+
+def saved_by_cache(
+    model: str, usage: Mapping[str, Any], prices: Mapping[str, Any] | None = None, provider: str | None = None
+) -> float | None:
+    """What the provider's prompt cache saved, in USD; negative if writing it cost more than reading it saved."""
+    cost = cost_of(model, usage, prices, provider)
+    uncached = cost_of(model, {**usage, "cached": 0, "cache_write": 0}, prices, provider)
+    return None if cost is None or uncached is None else uncached - cost
+
+
+def estimate_tokens(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> int:
+    """Estimate the tokens of a request, rather too high than too low: 3 bytes per token, 1,600 tokens per image."""
+    total = _text_tokens(json.dumps(tools, ensure_ascii=False, default=str)) if tools else 0
+    for message in messages:
+        content, calls = message.get("content") or (), message.get("tool_calls") or ()
+        total += 8 + (_text_tokens(content) if isinstance(content, str) else sum(map(_part_tokens, content)))
+        total += sum(12 + _text_tokens(json.dumps(call, ensure_ascii=False, default=str)) for call in calls)
+    return total
+
+
+def _part_tokens(part: Mapping[str, Any]) -> int:
+    return 1600 if part.get("type") == "image" else _text_tokens(part.get("text", ""))
+
+
+def _text_tokens(text: str) -> int:
+    return (len(text) if text.isascii() else len(text.encode("utf-8", "replace"))) // 3 + 1
+
+
+# --- the table of providers ---------------------------------------------------------------------------------------
 
 # id | display name | base URL (https:// left out, ${VARIABLES} filled in) | key variables | aliases | quirks
 #   anthropic, gemini   the wire (else OpenAI chat completions)
@@ -409,7 +4290,7 @@ zhipuai|Zhipu AI|open.bigmodel.cn/api/paas/v4|ZHIPU_API_KEY||reasoning
 
 
 class Provider(NamedTuple):
-    """A row of the table."""
+    """One provider: a row of PROVIDERS."""
 
     id: str
     name: str
@@ -438,12 +4319,12 @@ def _rows() -> dict[str, Provider]:
 
 @functools.cache
 def _by_name() -> dict[str, Provider]:
-    """Every provider by its id and by each alias."""
+    """The providers by id and by alias."""
     return {**{alias: row for row in _rows().values() for alias in row.aliases}, **_rows()}
 
 
 def providers(word: str | None = None, environ: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """The table: `{id, name, wire, base_url, key_env, key_present}` of each provider that `word` occurs in."""
+    """List the providers that match `word`, as `{id, name, wire, base_url, key_env, key_present}`."""
     env = _Environ(environ)
     return [
         {
@@ -460,4008 +4341,5 @@ def providers(word: str | None = None, environ: Mapping[str, str] | None = None)
 
 
 def key_variables() -> frozenset[str]:
-    """The name of every environment variable that holds a provider's API key."""
+    """Return the names of all environment variables that hold a provider's API key."""
     return frozenset(name for row in _rows().values() for name in row.keys)
-
-
-# --- prices and sizes -------------------------------------------------------------------------------------------
-
-# As of November 2026, from LiteLLM 1.106.2:
-# model | USD per million tokens: input, output, cached input ("-": as input), cache write ("-": as input) | context
-# tokens | output tokens | THRESHOLD:IN:OUT: beyond so many input tokens all costs so many times as much
-MODELS = """
-gpt-6-astra 10 50 1 12.5 922k 128k 272k:2:1.5
-gpt-6.1-sol 2 10 .1 2.5 922k 128k 272k:2:1.5
-gpt-6-sol 2 10 .2 2.5 922k 128k 272k:2:1.5
-gpt-6-luna .1 .5 .01 .125 922k 128k 272k:2:1.5
-gpt-5.6-sol 4 20 .4 5 922k 128k 272k:2:1.5
-gpt-5.6-terra 2 12 .2 2.5 922k 128k 272k:2:1.5
-gpt-5.6-luna .2 1.2 .02 .25 922k 128k 272k:2:1.5
-gpt-5.5 5 30 .5 - 1050k 128k 272k:2:1.5
-gpt-5.5-pro 30 180 - - 1050k 128k 272k:2:1.5
-gpt-5.4 2.5 15 .25 - 1050k 128k 272k:2:1.5
-gpt-5.4-mini .75 4.5 .075 - 272k 128k
-gpt-5.4-nano .2 1.25 .02 - 272k 128k
-gpt-5.4-pro 30 180 - - 1050k 128k 272k:2:1.5
-gpt-5.2 1.75 14 .175 - 272k 128k
-gpt-5.1 1.25 10 .125 - 272k 128k
-gpt-5.1-codex 1.25 10 .125 - 400k 128k
-gpt-5 1.25 10 .125 - 272k 128k
-gpt-5-mini .25 2 .025 - 272k 128k
-gpt-5-nano .05 .4 .005 - 272k 128k
-gpt-5-pro 15 120 - - 400k 272k
-gpt-5-codex 1.25 10 .125 - 272k 128k
-gpt-4.1 2 8 .5 - 1047k 32k
-gpt-4.1-mini .4 1.6 .1 - 1047k 32k
-gpt-4.1-nano .1 .4 .025 - 1047k 32k
-gpt-4o 2.5 10 1.25 - 128k 16k
-gpt-4o-mini .15 .6 .075 - 128k 16k
-gpt-4o-2024-05-13 5 15 - - 128k 4k
-gpt-4-turbo 10 30 - - 128k 4k
-gpt-4-0125 10 30 - - 128k 4k noimages
-gpt-4-1106 10 30 - - 128k 4k noimages
-gpt-4 30 60 - - 8k 4k noimages
-gpt-3.5-turbo .5 1.5 - - 16k 4k noimages
-o1 15 60 7.5 - 200k 100k
-o1-pro 150 600 - - 200k 100k
-o3 2 8 .5 - 200k 100k
-o3-mini 1.1 4.4 .55 - 200k 100k noimages
-o3-pro 20 80 - - 200k 100k
-o4-mini 1.1 4.4 .275 - 200k 100k
-claude-fable-5-1 10 50 .25 12.5 1000k 128k
-claude-fable-5 10 50 1 12.5 1000k 128k
-claude-opus-5-5 4 20 .2 5 1000k 128k
-claude-opus-5 5 25 .5 6.25 1000k 128k
-claude-opus-4-8 5 25 .5 6.25 1000k 128k
-claude-opus-4-7 5 25 .5 6.25 1000k 128k
-claude-opus-4-6 5 25 .5 6.25 1000k 128k
-claude-opus-4-5 5 25 .5 6.25 200k 64k
-claude-sonnet-5-5 2 10 .1 2.5 1000k 128k
-claude-sonnet-5 2 10 .2 2.5 1000k 128k
-claude-sonnet-4-6 3 15 .3 3.75 1000k 128k
-claude-sonnet-4-5 3 15 .3 3.75 200k 64k
-claude-haiku-5-5 .1 .5 .01 .125 1000k 128k 100k:5:5
-claude-haiku-4-5 1 5 .1 1.25 200k 64k
-gemini-4-argon 2 10 .1 - 1048k 1048k
-gemini-3.8-flash .75 3.75 .075 - 1048k 65k
-gemini-3.5-flash 1.5 9 .15 - 1048k 65k
-gemini-3.1-pro 2 12 .2 - 1048k 65k 200k:2:1.5
-gemini-3-flash .5 3 .05 - 1048k 65k
-gemini-2.5-pro 1.25 10 .125 - 1048k 65k 200k:2:1.5
-gemini-2.5-flash .3 2.5 .03 - 1048k 65k
-gemini-2.5-flash-lite .1 .4 .01 - 1048k 65k
-grok-4.7 2 6 .5 - 500k 500k 200k:2:2
-grok-4.3 1.25 2.5 .2 - 1000k 1000k 200k:2:2
-grok-code-fast-1 1 2 .2 - 256k 256k 200k:2:2
-deepseek-v4-pro 1.32 3.96 .044 - 1000k 393k noimages
-deepseek-v4-flash .3 1.2 .006 - 1000k 393k
-deepseek-flash .3 1.2 .006 - 1000k 393k
-deepseek-chat .28 .42 .028 - 131k 8k noimages
-deepseek-reasoner .28 .42 .028 - 131k 65k noimages
-kimi-k2.6 .95 4 .16 - 262k 262k
-mistral-large .5 1.5 .05 - 262k 262k
-mistral-medium 1.5 7.5 .15 - 262k 262k
-mistral-small .15 .6 .015 - 262k 262k
-codestral .3 .9 .03 - 128k 128k noimages
-MiniMax-M3 .3 1.2 .06 - 1000k 128k 512k:2:2
-"""
-
-# What may follow a model's name and leave it the same model: a date, a channel, a version of Bedrock's.
-_SNAPSHOT = (
-    r"(?:[-@]?(?:\d{8}|\d{6}|\d{4}-\d\d-\d\d|\d{4}|\d\d-\d{4}|\d\d-\d\d|\d{3})"
-    r"|[-:@](?:latest|preview|exp|default|v\d+(?::\d+)?))*"
-)
-# Providers that charge what the makers of the models charge, so that a maker's price holds for them.
-_LIST_PRICE = frozenset(
-    "openai anthropic google azure azure@anthropic bedrock bedrock_mantle bedrock@anthropic xai deepseek mistral "  # noqa: SIM905
-    "codestral moonshotai minimax openrouter openrouter@pi-anthropic vercel vercel-ai-gateway".split()
-)
-
-
-class ModelFacts(NamedTuple):
-    """What the table says of a model; prices in USD per token."""
-
-    input: float
-    output: float
-    cached: float
-    cache_write: float
-    window: int | None = None
-    max_output: int | None = None
-    long: tuple[float, float, float] | None = None  # beyond so many tokens, input and output cost so many times more
-    images: bool = True
-
-
-def _model_row(line: str) -> tuple[str, ModelFacts]:
-    name, into, *others = line.split()
-    out, cached, write = (float(into if price == "-" else price) / 1e6 for price in others[:3])
-    window, limit = (int(size.rstrip("k")) * 1000 for size in others[3:5])
-    long = next((entry.split(":") for entry in others[5:] if ":" in entry), None)
-    beyond = (float(long[0].rstrip("k")) * 1000, float(long[1]), float(long[2])) if long else None
-    facts = ModelFacts(float(into) / 1e6, out, cached, write, window, limit, beyond, "noimages" not in others)
-    return name.lower(), facts
-
-
-@functools.cache
-def _models() -> dict[str, ModelFacts]:
-    return dict(map(_model_row, MODELS.strip().splitlines()))
-
-
-@functools.lru_cache(256)
-def _facts(model: str) -> ModelFacts | None:
-    """The row of the longest name that `model` starts with, if what follows is only a date or the like."""
-    name = re.sub(r"^(?:\w+\.)?anthropic\.", "", model.lower().rpartition("/")[2])
-    known = next((name[:end] for end in range(len(name), 0, -1) if name[:end] in _models()), None)
-    return _models()[known] if known and re.fullmatch(_SNAPSHOT, name[len(known) :]) else None
-
-
-def size_in_name(name: str) -> float | None:
-    """The billions of parameters that a model's name states, as in `qwen2.5:0.5b` or `mixtral-8x7b` (56), else None."""
-    name = name.lower().rpartition("/")[2]
-    if re.search(r"phi-?[34](?:\.5)?[-:]mini", name):
-        return 3.8
-    for number, unit in ((r"\d{1,4}(?:\.\d+)?", "b"), (r"\d{2,3}\.\d+|\d{3}", "m")):
-        if found := re.search(rf"(?<![a-z0-9.])(?:(\d{{1,3}})x|[er])?({number}){unit}(?![a-z0-9])", name):
-            return round(int(found[1] or 1) * float(found[2]) / (1 if unit == "b" else 1000), 3)
-    return None
-
-
-def _own_price(names: Sequence[str], prices: Mapping[str, Any]) -> ModelFacts | None:
-    """The user's price of the longest name that one of `names` starts with."""
-    for name in names:
-        if known := max((key for key in prices if name.startswith(key)), key=len, default=None):
-            return _as_price(known, prices[known])
-    return None
-
-
-def _as_price(name: str, value: Any) -> ModelFacts:
-    """A price as users write it: `[input, output, cached, cache_write]` or a table of these, the last two optional."""
-    try:
-        if isinstance(value, Mapping):
-            into = value["input"]
-            value = [into, value["output"], value.get("cached", into), value.get("cache_write", into)]
-        prices = [price / 1e6 for price in [*value, *[value[0]] * (4 - len(value))]]
-        if len(value) < 2 or len(prices) > 4 or not all(0 <= price < 1 for price in prices):
-            raise ValueError
-    except (TypeError, ValueError, LookupError):
-        hint = f'USD per million tokens, as in prices = {{"{name}" = [1.0, 2.0]}}: input, output, cached, cache_write'
-        raise BackendError(f"the price of {name!r} is none", code="config", hint=hint) from None
-    return ModelFacts(*prices)
-
-
-def _price(model: str, prices: Mapping[str, Any] | None, provider: str | None) -> ModelFacts | None:
-    if prices and (own := _own_price([f"{provider}/{model}", model], prices)):
-        return own
-    if provider in _rows() and "local" in _rows()[provider].quirks:
-        return ModelFacts(0.0, 0.0, 0.0, 0.0)
-    return _facts(model) if provider is None or provider in _LIST_PRICE else None
-
-
-def cost_of(
-    model: str, usage: Mapping[str, Any], prices: Mapping[str, Any] | None = None, provider: str | None = None
-) -> float | None:
-    """What `usage` costs in USD, or None where the price is not known.
-
-    `prices` are the user's, in USD per million tokens: `{"model": [input, output, cached, cache_write]}`, the last two
-    optional; the longest name that the model's starts with counts.
-    """
-    price = _price(model, prices, provider)
-    if price is None:
-        return None
-    whole, cached, written = usage.get("input", 0), usage.get("cached", 0), usage.get("cache_write", 0)
-    into = (whole - cached - written) * price.input + cached * price.cached + written * price.cache_write
-    beyond, times_in, times_out = price.long or (0.0, 1.0, 1.0)
-    if whole <= beyond:
-        times_in = times_out = 1.0
-    return float(into * times_in + usage.get("output", 0) * price.output * times_out)
-
-
-def saved_by_cache(
-    model: str, usage: Mapping[str, Any], prices: Mapping[str, Any] | None = None, provider: str | None = None
-) -> float | None:
-    """What the provider's prompt cache has saved, in USD: negative where writing it cost more than reading it gave."""
-    cost = cost_of(model, usage, prices, provider)
-    uncached = cost_of(model, {**usage, "cached": 0, "cache_write": 0}, prices, provider)
-    return None if cost is None or uncached is None else uncached - cost
-
-
-def estimate_tokens(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None) -> int:
-    """About how many tokens a request has, on the high side of what is typical: 3 bytes a token, 1,600 an image."""
-    total = _text_tokens(json.dumps(tools, ensure_ascii=False, default=str)) if tools else 0
-    for message in messages:
-        content, calls = message.get("content") or (), message.get("tool_calls") or ()
-        total += 8 + (_text_tokens(content) if isinstance(content, str) else sum(map(_part_tokens, content)))
-        total += sum(12 + _text_tokens(json.dumps(call, ensure_ascii=False, default=str)) for call in calls)
-    return total
-
-
-def _part_tokens(part: Mapping[str, Any]) -> int:
-    return 1600 if part.get("type") == "image" else _text_tokens(part.get("text", ""))
-
-
-def _text_tokens(text: str) -> int:
-    return (len(text) if text.isascii() else len(text.encode("utf-8", "replace"))) // 3 + 1
-
-
-# --- ending a call early ----------------------------------------------------------------------------------------
-
-
-class CallState:
-    """One call on its way: what may end it early, and how the thread that waits for it is woken then.
-
-    A thread in `recv` cannot look at an event, so a watching thread does, and shuts the socket down under it.
-    """
-
-    def __init__(self, provider: str, timeout: float, deadline: float | None, cancel: threading.Event | None) -> None:
-        self.provider = provider
-        self.timeout = timeout
-        self.deadline = deadline
-        self.cancel = cancel
-        self.quiet_until: float | None = None  # a server that has said nothing by then is given up
-        self.end_reason = ""  # the call is over: cancelled, deadline or quiet
-        self.wake = threading.Event()
-        self.connection: Any = None
-        self.socket: Any = None
-        self.reused = False
-
-    def poll(self, now: float) -> None:
-        """End the call if it is cancelled, out of time, or the server has been silent for too long."""
-        if self.end_reason:
-            return
-        if self.cancel is not None and self.cancel.is_set():
-            self._abort("cancelled")
-        elif self.deadline is not None and now >= self.deadline:
-            self._abort("deadline")
-        elif self.quiet_until is not None and now >= self.quiet_until:
-            self._abort("quiet")
-
-    def _abort(self, reason: str) -> None:
-        import socket
-
-        with _watch.lock:
-            self.end_reason = reason
-            if self.socket is not None and self.connection.state is self:
-                raw_socket = self.socket if isinstance(self.socket, socket.socket) else self.socket.socket
-                with contextlib.suppress(OSError):
-                    socket.socket.shutdown(raw_socket, socket.SHUT_RDWR)  # below TLS, whose state the reader holds
-        self.wake.set()
-
-    def take(self, connection: Any) -> None:
-        """Note which connection the call uses now."""
-        with _watch.lock:
-            if self.end_reason:
-                raise OSError("given up")
-            self.connection, self.socket = connection, connection.sock
-            connection.state = self
-
-    def touch(self) -> None:
-        """The server has shown a sign of life."""
-        self.quiet_until = time.monotonic() + self.timeout
-
-    def check(self) -> None:
-        """Raise if the call is over before its answer."""
-        self.poll(time.monotonic())
-        if self.end_reason == "cancelled":
-            raise BackendError("the call was cancelled", code="cancelled", provider=self.provider)
-        if self.end_reason == "deadline":
-            raise BackendError("no answer before the deadline", code="timeout", provider=self.provider)
-        if self.end_reason == "quiet":
-            self.end_reason, self.quiet_until = "", None
-            message = f"the server sent nothing for {self.timeout:g} s"
-            raise BackendError(message, code="timeout", provider=self.provider, retryable=True)
-
-    def sleep(self, seconds: float | None) -> None:
-        """Wait until `wake` is set, at most so long; raise if the call is over."""
-        self.quiet_until = None
-        self.end_reason = self.end_reason.replace("quiet", "")  # of the attempt before
-        self.check()
-        self.wake.wait(seconds)
-        self.wake.clear()
-        self.check()
-
-
-class CancelWatcher:
-    """The thread that looks at every call under way each 20 ms. It ends when there has been none for a second."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.states: set[CallState] = set()
-        self.running = False
-
-    @contextlib.contextmanager
-    def watching(self, state: CallState) -> Iterator[None]:
-        with self.lock:
-            if not self.running:
-                _begin(self._run, "rlm-watch")
-                self.running = True
-            self.states.add(state)
-        try:
-            yield
-        finally:
-            with self.lock:
-                self.states.discard(state)
-                if state.connection is not None and state.connection.state is state:
-                    state.connection.state = None
-
-    def _run(self) -> None:
-        idle = 0
-        while True:
-            time.sleep(TICK)
-            with self.lock:
-                states = list(self.states)
-                idle = 0 if states else idle + 1
-                if idle * TICK > 1:
-                    self.running = False
-                    return
-            now = time.monotonic()
-            for state in states:
-                state.poll(now)
-
-
-def _begin(work: Callable[[], None], name: str) -> None:
-    """Run `work` on a thread of its own; BackendError where the system has no more of them."""
-    try:
-        threading.Thread(target=work, name=name, daemon=True).start()
-    except RuntimeError:
-        hint = "fewer calls at once: lower max_parallel, or raise the limit (ulimit -u)"
-        raise BackendError("no thread for the call can be started", code="config", hint=hint) from None
-
-
-_watch = CancelWatcher()
-_learning = threading.Lock()
-_here = threading.local()  # .state: the call that this thread is sending
-
-
-def _forget_after_fork() -> None:
-    """The watching thread, the connections and whoever holds a lock are the parent's."""
-    global _watch, _learning, _pending_lock, _serving
-    _watch = CancelWatcher()
-    _learning, _pending_lock, _serving = threading.Lock(), threading.Lock(), threading.Lock()
-    _links.clear()
-    _pending.clear()
-    _programs.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)
-
-
-# --- the wire ---------------------------------------------------------------------------------------------------
-
-
-class TrackedConnection:
-    """What is added to urllib3's connections: they know the call that they serve, and can be given up by it."""
-
-    host: str
-    default_port: int
-    sock: Any
-    timeout: Any
-    state: CallState | None = None
-    used = False
-    pending_head: bytes | None = None
-
-    def connect(self) -> None:
-        """Connect on another thread: name resolution, handshakes and proxies cannot be interrupted, only left."""
-        state: CallState | None = getattr(_here, "state", None)
-        connect = super().connect  # type: ignore[misc]
-        self.pending_head = None  # a proxy is sent a head of its own
-        if state is None:
-            connect()
-            return
-        if self.host in LOOPBACK and self.default_port == 80 and self._at_once(connect):
-            state.take(self)
-            return
-        outcome: list[BaseException | None] = []
-
-        def work() -> None:
-            try:
-                connect()
-                outcome.append(None)
-            except BaseException as error:
-                outcome.append(error.with_traceback(None))
-            if state.end_reason:
-                self.close()  # type: ignore[attr-defined]  # nobody waits for it any more
-            state.wake.set()
-
-        _begin(work, "rlm-connect")
-        while not outcome and not state.end_reason:
-            state.wake.wait()
-            state.wake.clear()
-        if outcome and outcome[0] is not None:
-            raise outcome[0]
-        state.take(self)
-
-    def _at_once(self, connect: Callable[[], None]) -> bool:
-        """Whether a server on this machine took the connection within a tick, as it does unless it is overrun."""
-        patience, self.timeout = self.timeout, TICK
-        try:
-            connect()
-        except (OSError, _http_error()):
-            return False
-        finally:
-            self.timeout = patience
-        return True
-
-    def request(self, *args: Any, **options: Any) -> Any:
-        state: CallState | None = getattr(_here, "state", None)
-        if state is not None:
-            state.reused, self.used = self.used, True
-            state.take(self)
-        self.pending_head = None if options.get("body") is None else b""
-        return super().request(*args, **options)  # type: ignore[misc]
-
-    def send(self, data: Any) -> None:
-        """Send the head together with the body: one packet less, where both are small.
-
-        The socket comes with the time allowed for connecting, and a long prompt takes longer than that on a slow line.
-        """
-        if self.pending_head == b"":
-            self.pending_head = data
-            return
-        data, self.pending_head = memoryview((self.pending_head or b"") + data), None
-        state: CallState | None = getattr(_here, "state", None)
-        if self.sock is None:
-            self.connect()
-        if state is not None:
-            self.sock.settimeout(state.timeout)
-        for start in range(0, len(data), PIECE):
-            super().send(data[start : start + PIECE])  # type: ignore[misc]
-            if state is not None:
-                state.touch()
-
-
-def _http_error() -> type[Exception]:
-    from urllib3.exceptions import HTTPError
-
-    return HTTPError
-
-
-@functools.cache
-def _adapter_class() -> type[Any]:
-    """A requests adapter with such connections. Made when first used: requests takes 100 ms to import."""
-    import socket
-
-    from requests import Response
-    from requests.adapters import HTTPAdapter
-    from urllib3.connection import HTTPConnection, HTTPSConnection
-    from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-
-    http: Any = type("PlainConnection", (TrackedConnection, HTTPConnection), {})
-    secure: Any = type("SecureConnection", (TrackedConnection, HTTPSConnection), {})
-    pools = {
-        "http": type("PlainPool", (HTTPConnectionPool,), {"ConnectionCls": http}),
-        "https": type("SecurePool", (HTTPSConnectionPool,), {"ConnectionCls": secure}),
-    }
-    # A long silent answer must survive the idle limits of the network between.
-    alive = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-    for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 60), ("TCP_KEEPCNT", 5)):
-        if hasattr(socket, name):
-            alive.append((socket.IPPROTO_TCP, getattr(socket, name), value))
-
-    class Adapter(HTTPAdapter):
-        pool: Any = None
-
-        def init_poolmanager(self, *args: Any, **options: Any) -> None:
-            options["socket_options"] = HTTPConnection.default_socket_options + alive
-            super().init_poolmanager(*args, **options)
-            self.poolmanager.pool_classes_by_scheme = pools
-
-        def proxy_manager_for(self, *args: Any, **options: Any) -> Any:
-            manager = super().proxy_manager_for(*args, **options)
-            manager.pool_classes_by_scheme = pools
-            return manager
-
-        def get_connection_with_tls_context(self, *args: Any, **options: Any) -> Any:
-            """The connections to the one host that this adapter is for."""
-            if self.pool is None:
-                pool: Any = super().get_connection_with_tls_context(*args, **options)
-                if pool.scheme == "https":
-                    pool.conn_kw["ssl_context"] = _tls()
-                self.pool = pool
-            return self.pool
-
-        def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
-            """Nothing: `_tls` has loaded the certificates, once and not for each connection."""
-
-        def build_response(self, req: Any, resp: Any) -> Any:
-            """A response without the cookies, which nobody wants."""
-            response = Response()
-            response.status_code, response.headers, response.raw = resp.status, resp.headers, resp
-            response.request, response.url = req, req.url
-            return response
-
-        def close(self) -> None:
-            self.pool = None
-            super().close()
-
-    return Adapter
-
-
-@functools.cache
-def _tls() -> Any:
-    """A TLS context that checks certificates against certifi's, or those that the environment names."""
-    import certifi
-    from urllib3.util import create_urllib3_context
-
-    context = create_urllib3_context()
-    names = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
-    path = next((os.environ[name] for name in names if os.environ.get(name)), certifi.where())
-    folders = [folder for folder in os.environ.get("SSL_CERT_DIR", "").split(os.pathsep) if folder]
-    for place in (path, *folders):
-        try:
-            context.load_verify_locations(**{"capath" if os.path.isdir(place) else "cafile": place})
-        except OSError as error:
-            raise BackendError(f"cannot read the certificates in {place!r}: {error}", code="config") from None
-    return context
-
-
-class AdaptiveLimiter:
-    """How many calls may be under way at once: half as many after a 429, slowly more again after answers."""
-
-    def __init__(self, width: int) -> None:
-        self.width = self.limit = float(max(1, width))
-        self.busy = 0
-        self.answered = 0
-        self.opens_at = 0.0
-        self.lock = threading.Lock()
-        self.queue: deque[CallState] = deque()
-
-    def enter(self, state: CallState, *, again: bool) -> None:
-        """Wait for a place; who has been turned away before is let in first."""
-        first = again
-        while True:
-            with self.lock:
-                pause = self.opens_at - time.monotonic()
-                if pause <= 0 and self.busy < int(self.limit) and (first or not self.queue):
-                    self.busy += 1
-                    return
-                (self.queue.appendleft if first else self.queue.append)(state)
-            first, queued = True, True
-            try:
-                state.sleep(pause if pause > 0 else None)
-                queued = False
-            finally:
-                with self.lock:
-                    if state in self.queue:
-                        self.queue.remove(state)
-                    elif queued:
-                        self._wake()  # the place that it was woken for is the next one's
-
-    def leave(self, *, answered: bool) -> None:
-        with self.lock:
-            self.busy -= 1
-            if answered:
-                self.answered += 1
-                self.limit = min(self.width, self.limit + 1 / self.limit)
-            self._wake()
-
-    def _wake(self) -> None:
-        for _ in range(min(len(self.queue), int(self.limit) - self.busy)):
-            self.queue.popleft().wake.set()
-
-    def throttle(self, seconds: float) -> None:
-        """The provider has had too much: let nobody in for a while, then half as many."""
-        with self.lock:
-            now = time.monotonic()
-            if now >= self.opens_at:
-                self.limit = max(1.0, self.limit / 2)
-            self.opens_at = max(self.opens_at, now + seconds)
-
-
-class HostPool:
-    """The connections to one host, and a gate before it for each model."""
-
-    def __init__(self, url: str, width: int) -> None:
-        import requests  # before a part of it, which another thread may be importing as its part  # noqa: F401
-        from requests.utils import get_environ_proxies
-
-        self.adapter = _adapter_class()(pool_connections=4, pool_maxsize=max(64, width))
-        self.proxies = {} if _is_loopback(url) else get_environ_proxies(url, no_proxy=None)
-        self.width = width
-        self.gates: dict[str, AdaptiveLimiter] = {}
-
-    def gate(self, model: str) -> AdaptiveLimiter:
-        return self.gates.get(model) or self.gates.setdefault(model, AdaptiveLimiter(self.width))
-
-    def open(self, state: CallState, url: str, headers: Mapping[str, str], body: bytes | None) -> Any:
-        """The response to a POST (to a GET if there is no body), unread.
-
-        What is raised instead holds no header, and no frame with one.
-        """
-        from requests import PreparedRequest
-        from requests.structures import CaseInsensitiveDict
-
-        request = PreparedRequest()
-        request.method, request.url, request.body = "GET" if body is None else "POST", url, body
-        length = {} if body is None else {"Content-Length": str(len(body))}
-        request.headers = CaseInsensitiveDict({**headers, **length})
-        state.check()
-        state.touch()
-        state.wake.clear()
-        _here.state = state
-        timeout = (CONNECT_TIMEOUT, state.timeout)
-        try:
-            return self.adapter.send(request, stream=True, timeout=timeout, proxies=self.proxies)
-        except BaseException as error:
-            problem = error
-        finally:
-            _here.state = None
-        failure = _transport_error(problem, state, url, _proxy_for(url, self.proxies), opening=True)
-        if state.reused and isinstance(failure, BackendError) and failure.code == "connection":
-            failure.retry_after, failure.idle_closed = 0.0, True  # closed while it was idle: nothing has been asked yet
-        raise failure
-
-
-_links: dict[tuple[str, int], HostPool] = {}
-
-
-def _link(base_url: str, width: int) -> HostPool:
-    place = (_origin(base_url), width)
-    return _links.get(place) or _links.setdefault(place, HostPool(base_url, width))
-
-
-def _origin(url: str) -> str:
-    return re.match(r"[^/?#]*//[^/?#]*|", url)[0].lower()  # type: ignore[index]
-
-
-@functools.lru_cache(256)
-def _host(url: str) -> str:
-    from urllib.parse import urlsplit
-
-    return (urlsplit(url).hostname or "").lower()
-
-
-def netloc(url: str) -> str:
-    """Host and port, as the URL has them."""
-    from urllib.parse import urlsplit
-
-    return urlsplit(url).netloc.rpartition("@")[2].lower()
-
-
-def _is_loopback(url: str) -> bool:
-    return _host(url) in LOOPBACK
-
-
-def _is_private(host: str) -> bool:
-    """Whether it is this machine or one of a local network, as far as the name tells."""
-    import ipaddress
-
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return "." not in host or host.endswith((".localhost", ".local", ".lan", ".internal", ".home.arpa"))
-    return address.is_private or address.is_loopback or address.is_link_local
-
-
-def _transport_error(
-    problem: BaseException, state: CallState, url: str, proxy: str = "", *, opening: bool = False
-) -> BaseException:
-    """What to raise for an exception from below: never one with frames, which hold the headers."""
-    if not isinstance(problem, (OSError, _http_error())):  # an interrupt, our own error, or a mistake of ours
-        problem.__context__ = problem.__cause__ = None
-        return problem.with_traceback(None)
-    try:
-        state.check()
-    except BackendError as over:
-        return over.with_traceback(None)
-    reason = _innermost(problem)
-    tunnel = re.search(r"Tunnel connection failed: [\w -]{3,60}", str(reason))
-    words = str(getattr(reason, "strerror", None) or (tunnel[0] if tunnel else "it broke off")).lower()
-    if "socks" in str(reason).lower() and "dependencies" in str(reason):
-        words = "PySocks is not installed"
-    trouble, hint = (
-        _tls_trouble(reason, url, opening and not state.reused) or _proxy_trouble(proxy, words) or (words, "")
-    )
-    hint = hint or ("is the server running?" if _is_loopback(url) else "is the network up, and the base URL right?")
-    return BackendError(
-        f"no connection to {netloc(url)}{f' through the proxy {netloc(proxy)}' if proxy else ''}: {trouble}",
-        code="timeout" if isinstance(reason, TimeoutError) else "connection",
-        provider=state.provider,
-        hint=hint,
-        retryable=trouble in (words, _BROKEN_OFF)
-        and not words.startswith(("PySocks", "tunnel connection failed: 407")),
-    )
-
-
-_BROKEN_OFF = "it broke the handshake off, as a server does that does not speak TLS"
-
-
-def _tls_trouble(reason: BaseException, url: str, opening: bool) -> tuple[str, str] | None:
-    """What went wrong with TLS, and what to do about it; None where it was something else."""
-    import ssl
-
-    if isinstance(reason, ssl.SSLCertVerificationError):
-        trouble = f"certificate verify failed: {reason.verify_message}"
-        return trouble, "if it is yours, name the authority that signed it: SSL_CERT_FILE=ca.pem or SSL_CERT_DIR"
-    named = str(getattr(reason, "reason", None) or "")
-    suggestion = f"{_origin(url).replace('https://', 'http://')} instead of https, if that is what it serves"
-    if isinstance(reason, ssl.SSLError) and re.search(
-        "WRONG_VERSION_NUMBER|RECORD_LAYER|HTTP_REQUEST|PACKET_LENGTH", named
-    ):
-        return "it does not speak TLS there", suggestion
-    if isinstance(reason, ssl.SSLEOFError) and opening:
-        return _BROKEN_OFF, suggestion
-    return None
-
-
-def _proxy_trouble(proxy: str, words: str) -> tuple[str, str] | None:
-    """The same for a proxy: which variable names it, and how to go without."""
-    if not proxy:
-        return None
-    if words.startswith("PySocks"):
-        return words, "pip install 'requests[socks]'"
-    named = [name for name in os.environ if name.upper().endswith("_PROXY") and os.environ[name].rstrip("/") in proxy]
-    where = " or ".join(sorted(name for name in named if os.environ[name])) or "the system's settings"
-    return words, f"is the proxy of {where} running? NO_PROXY=HOST goes around it"
-
-
-def _proxy_for(url: str, proxies: Mapping[str, str]) -> str:
-    """The proxy that requests takes for this URL, "" for none."""
-    from requests.utils import select_proxy
-
-    proxy = str(select_proxy(url, dict(proxies)) or "")
-    return proxy if "://" in proxy or not proxy else f"http://{proxy}"
-
-
-def _innermost(problem: BaseException) -> BaseException:
-    """The first cause in a chain of exceptions that wrap each other, in any of the ways that urllib3 does it."""
-    seen = {id(problem)}
-    while True:
-        inside = [getattr(problem, "reason", None), problem.__cause__, problem.__context__, *problem.args]
-        found = next((item for item in inside if isinstance(item, BaseException) and id(item) not in seen), None)
-        if found is None:
-            return problem
-        problem = found
-        seen.add(id(found))
-
-
-def _chunks(state: CallState, response: Any, url: str) -> Iterator[bytes]:
-    """The body as it arrives, decompressed."""
-    total = 0
-    while True:
-        problem: BaseException | None = None
-        data = b""
-        try:
-            # read1 hands on what has arrived in every framing; iter_content holds close-delimited bodies back.
-            data = response.raw.read1(65536, decode_content=True)
-        except BaseException as error:
-            problem = error
-        if problem is not None:
-            raise _transport_error(problem, state, url)
-        state.check()
-        total += len(data)
-        if total > BODY_LIMIT:
-            raise BackendError(f"the answer is larger than {BODY_LIMIT >> 20} MB", code="protocol")
-        if not data:
-            return
-        yield data
-
-
-def _gathered(chunks: Iterator[bytes], enough: int = BODY_LIMIT) -> bytearray:
-    """The chunks in one piece, without holding them twice; no more of them than are needed for so many bytes."""
-    data, looked_at = bytearray(), _LOOK
-    for chunk in chunks:
-        data += chunk
-        if len(data) >= looked_at:
-            _refuse_costly(data)
-            looked_at *= 2
-        if len(data) > enough:
-            break
-    return data[:enough] if len(data) > enough else data
-
-
-_LINE_END = re.compile(rb"\r\n|\n|\r")
-_BYTE_ORDER = b"\xef\xbb\xbf"  # that some proxies put before all
-
-
-def _events(chunks: Iterator[bytes]) -> Iterator[str]:
-    """The `data` of each server-sent event. Bytes until the end: chunks cut UTF-8 and line ends anywhere."""
-    line, data = bytearray(), bytearray()
-    after_cr, looked_at = False, _LOOK
-    for chunk in chunks:
-        first, *others = _LINE_END.split(chunk[1:] if after_cr and chunk.startswith(b"\n") else chunk)
-        after_cr = chunk.endswith(b"\r")
-        line += first
-        for other in others:
-            if line:
-                data = _with_line(data, line)
-            elif data:
-                del data[-1]
-                yield data.decode("utf-8", "replace")
-                data, looked_at = bytearray(), _LOOK
-            line = bytearray(other)
-        if len(line) + len(data) >= looked_at:
-            _refuse_costly(line if len(line) > len(data) else data)
-            looked_at *= 2
-    data = _with_line(data, line.rstrip())  # the last event of a server that forgets the empty line
-    if data:
-        del data[-1]
-        yield data.decode("utf-8", "replace")
-
-
-def _with_line(data: bytearray, line: bytearray) -> bytearray:
-    """An event's data with that of one more line; large data is not copied."""
-    if line.startswith(_BYTE_ORDER):
-        del line[: len(_BYTE_ORDER)]
-    if not line.startswith(b"data:"):
-        return data
-    del line[: 6 if line[5:6] == b" " else 5]
-    line += b"\n"
-    if not data:
-        return line
-    data += line
-    return data
-
-
-_LOOK = 1 << 20  # bytes of JSON at which it is looked at, and again at twice as many
-
-
-def _refuse_costly(data: bytearray) -> None:
-    """BackendError for JSON, or its beginning, that would take far more memory than its bytes."""
-    if _count_json(data, JSON_VALUES) > JSON_VALUES:
-        raise BackendError(f"the answer holds more than {JSON_VALUES:,} values", code="protocol")
-
-
-# --- JSON from outside: the same lines in each module that stands alone -------------------------------------------
-
-JSON_VALUES = 300_000  # of one text: a list takes two characters of it, and up to a hundred bytes of memory
-JSON_DEPTH = 100
-JSON_DIGITS = 4_300  # of an integer: a longer one cannot be printed
-
-
-def from_json(
-    data: str | bytes | bytearray,
-    *,
-    values: int = JSON_VALUES,
-    depth: int = JSON_DEPTH,
-    strict: bool = True,
-    constant: Callable[[str], Any] | None = None,
-) -> Any:
-    """What JSON (bytes are UTF-8) says; ValueError if it is none, or has more values, levels or digits than it may.
-
-    `strict=False` takes raw line breaks in strings; `constant` makes something of NaN and Infinity, which are refused.
-    """
-    if len(data) > values and _count_json(data, values) > values:
-        raise ValueError(f"more than {values:,} values")
-    text = data if isinstance(data, str) else data.decode("utf-8-sig")
-    try:
-        value = json.loads(text, strict=strict, parse_int=_json_int, parse_constant=constant or _no_constant)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    check_depth(value, depth)
-    return value
-
-
-def check_depth(value: Any, depth: int = JSON_DEPTH) -> None:
-    """ValueError for a list or an object with more levels than that."""
-    level = [value]
-    for _ in range(depth + 1):
-        inner = [item.values() if type(item) is dict else item for item in level if type(item) in (dict, list)]
-        if not inner:
-            return
-        level = [item for items in inner for item in items]
-    raise ValueError(f"nested more than {depth} deep")
-
-
-def _count_json(data: str | bytes | bytearray, enough: int) -> int:
-    """At least how many values there are, not counted much beyond `enough`."""
-    count = sum(map(data.count, ",[{" if isinstance(data, str) else (b",", b"[", b"{")))  # type: ignore[arg-type]
-    if count <= enough:
-        return count
-    if isinstance(data, str):
-        data = data.encode("utf-8", "surrogatepass")
-    count, quoted, rest = 0, False, b""
-    for start in range(0, len(data), 1 << 16):
-        piece = rest + data[start : start + (1 << 16)]
-        rest = b"\\" if (len(piece) - len(piece.rstrip(b"\\"))) % 2 else b""  # it may escape the next piece's first
-        piece = piece[: len(piece) - len(rest)].replace(b"\\\\", b"").replace(b'\\"', b"")
-        parts = piece.translate(None, _NO_JSON_MARKS).split(b'"')
-        count += sum(map(len, parts[quoted::2]))
-        quoted ^= len(parts) % 2 == 0
-        if count > enough:
-            break
-    return count
-
-
-_NO_JSON_MARKS = bytes(set(range(256)) - set(b'",[{'))
-
-
-def _json_int(text: str) -> int:
-    if len(text) > JSON_DIGITS:
-        raise ValueError(f"a number of {len(text):,} digits")
-    return int(text)
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-# --- what the three wires share ---------------------------------------------------------------------------------
-
-
-class Request(NamedTuple):
-    """What is asked of a model, before a wire gives it a form."""
-
-    messages: Sequence[Mapping[str, Any]]
-    tools: Sequence[Mapping[str, Any]] | None = None
-    max_tokens: int | None = None
-    schema: Mapping[str, Any] | None = None
-    stream: bool = False
-    params: Mapping[str, Any] | None = None  # the caller's request parameters
-    defaults: Mapping[str, Any] | None = None  # the runtime's own, which the caller's override
-    on_progress: Callable[[int, int], None] | None = None
-
-    @property
-    def is_conversation(self) -> bool:
-        """Whether more turns will follow, with this one as their prefix: a bare prompt is not sent again."""
-        return bool(self.tools) or any(message["role"] != "user" for message in self.messages)
-
-
-# By name, how servers spell a common parameter when they refuse it. Of two refused together the first is given up.
-_COMMON = {
-    "top_p": r"top_?p",
-    "temperature": r"temperature",
-    "seed": r"seed",
-    "stop": r"stop(?:_?sequences)?",
-    "reasoning_effort": r"reasoning_?effort|effort|thinking(?:_?(?:config|level|budget))?",
-    "max_output_tokens": r"(?!)",  # its spelling and its size are learnt in other ways
-}
-# What a request is made of, and what is given instead.
-_RESERVED = {
-    **dict.fromkeys(("model", "messages", "contents", "stream", "stream_options", "return_progress"), ""),
-    **dict.fromkeys(("system", "systemInstruction", "system_instruction"), "give the system prompt as a message"),
-    **dict.fromkeys(("tools", "tool_choice", "toolConfig", "tool_config"), "give tools as tools"),
-    **dict.fromkeys(("max_tokens", "max_completion_tokens", "maxOutputTokens"), "use max_output_tokens"),
-    "response_format": "use a schema",
-}
-
-
-class _Params(NamedTuple):
-    """The parameters of a request."""
-
-    common: dict[str, Any]  # those with a name on every wire
-    others: dict[str, Any]  # sent as they are
-
-
-def _params(backend: HTTPBackend, ask: Request) -> _Params:
-    """The caller's parameters and, where he gives none, the runtime's, without those that the server has refused."""
-    merged = {**(ask.defaults or {}), **(ask.params or {})}
-    _check_params(merged)
-    common = {name: merged.pop(name) for name in _COMMON if name in merged}
-    common = {name: value for name, value in common.items() if value is not None and name not in backend.refused}
-    if isinstance(common.get("stop"), str):
-        common["stop"] = [common["stop"]]
-    return _Params(common, merged)
-
-
-def _check_params(params: Mapping[str, Any]) -> None:
-    """Raise BackendError for a parameter that replaces a part of the request or cannot be sent."""
-    for name in params:
-        if name in _RESERVED:
-            message = f"{name!r} is a part of the request and cannot be a parameter"
-            raise BackendError(message, code="config", hint=_RESERVED[name] or "leave it out of params")
-    try:
-        json.dumps(params, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        hint = "give numbers, strings, lists and dicts"
-        raise BackendError(f"params cannot be sent as JSON: {error}", code="config", hint=hint) from None
-    limit = params.get("max_output_tokens")
-    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
-        raise BackendError(f"max_output_tokens is {limit!r}", code="config", hint="give a whole number of tokens")
-
-
-def _renamed(common: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """The parameters that a wire has, by its own names."""
-    return {names[name]: value for name, value in common.items() if name in names}
-
-
-def _with_others(body: dict[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
-    """The body with parameters as the caller spells them; of an object that both have, the request's entries win."""
-    for name, value in others.items():
-        own = body.get(name)
-        if isinstance(own, dict):
-            if not isinstance(value, dict):
-                raise BackendError(f"the parameter {name!r} is not an object", code="config", hint="give a dict")
-            value = {**value, **own}
-        body[name] = value
-    return body
-
-
-class _Text(list[str]):
-    """A text as it grows: adding to a str would copy it each time."""
-
-    def text(self) -> str:
-        return "".join(self)
-
-
-class ResponseBuilder:
-    """An answer as it grows out of a body or of a stream's events. Each wire fills it in its own way."""
-
-    def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
-        self.backend = backend
-        self.on_text = on_text
-        self.on_progress: Callable[[int, int], None] | None = None
-        self.refused: BaseException | None = None  # what a callback raised: nothing that the server did
-        self.text: list[str] = []
-        self.calls: list[dict[str, Any]] = []
-        self.full = False  # more calls have come than are taken
-        self.kept = 0  # values that the answer keeps as they came
-        self.began = False  # something of the answer itself has come: from here on a retry would say it twice
-        self.ended = False  # the server has said that this is all
-        self.stop = ""
-        self.model = ""
-        self.usage: dict[str, int] | None = None
-        self.cost: float | None = None
-        self.raw: dict[str, Any] | None = None
-
-    def append_text(self, text: Any) -> None:
-        if isinstance(text, str) and text:
-            self.began = True
-            self.text.append(text)
-            if self.on_text:
-                self._hand_on(self.on_text, text)
-
-    def _hand_on(self, callback: Callable[..., None], *values: Any) -> None:
-        try:
-            callback(*values)
-        except BaseException as error:
-            self.refused = error
-            raise
-
-    def add_call(self, call: dict[str, Any]) -> None:
-        """One more call, if there is room for it."""
-        self.full = self.full or len(self.calls) >= MOST_CALLS
-        if not self.full:
-            self.calls.append(call)
-
-    def keep(self, part: Any) -> Any:
-        """The part, to be sent again as it came; BackendError if there is too much of that."""
-        self.kept += _count_json(_JSON.encode(part), JSON_VALUES - self.kept)
-        if self.kept > JSON_VALUES:
-            raise BackendError("the answer has more reasoning or signatures than can be kept", code="protocol")
-        return part
-
-    def feed_body(self, body: Mapping[str, Any]) -> None:
-        """Take in a body that is the answer."""
-        raise NotImplementedError
-
-    def feed_event(self, body: Mapping[str, Any]) -> None:
-        """Take in an event of a stream."""
-        raise NotImplementedError
-
-    def finish(self) -> None:
-        """All has arrived."""
-        raise NotImplementedError
-
-
-def _dumps(value: Any) -> bytes:
-    return _JSON.encode(value).encode("utf-8", "replace")
-
-
-_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-
-
-class _Sent(dict[str, Any]):
-    """A message in a wire's form, with its JSON: a run sends it again with every turn."""
-
-    json: bytes
-
-
-def _encoded(body: Mapping[str, Any]) -> bytes:
-    """The JSON of a request, in which messages that were sent before are not encoded again."""
-    messages = body.get("messages", ())
-    if not any(isinstance(message, _Sent) for message in messages):
-        return _dumps(body)
-    parts = [message.json if isinstance(message, _Sent) else _dumps(message) for message in messages]
-    rest = _dumps({name: value for name, value in body.items() if name != "messages"})
-    return b"".join((rest[:-1], b',"messages":[', b",".join(parts), b"]}"))
-
-
-def _arguments(value: Any) -> dict[str, Any] | str:
-    """A call's arguments as an object; as the text that came if they cannot be read as one."""
-    if value is None:
-        return {}
-    if isinstance(value, dict):
-        return value
-    text = value if isinstance(value, str) else json.dumps(value)
-    if text.strip() in ("", "null"):
-        return {}
-    try:
-        parsed = from_json(text)
-        if isinstance(parsed, str):  # some servers encode twice
-            parsed = from_json(parsed)
-    except ValueError:
-        parsed = last_object(text)
-    return parsed if isinstance(parsed, dict) else text
-
-
-def last_object(text: str, *, strict: bool = True) -> dict[str, Any] | None:
-    """The last of objects in a row: some servers stream `{}` and then the arguments, or say them twice."""
-    if _count_json(text, JSON_VALUES) > JSON_VALUES:
-        return None
-    found, at = None, 0
-    decoder = json.JSONDecoder(strict=strict)
-    for _ in range(8):
-        try:
-            _, end = decoder.raw_decode(text, at)
-            found = from_json(text[at:end], strict=strict)
-        except (ValueError, RecursionError):
-            return None
-        if not (rest := text[end:].lstrip()):
-            return found if isinstance(found, dict) else None
-        at = len(text) - len(rest)
-    return None
-
-
-def _tool_calls(calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The calls of an answer, each with an id of its own."""
-    made: list[dict[str, Any]] = []
-    taken: set[str] = set()
-    for call in calls:
-        number = len(made) + 1
-        id_ = call.get("id")
-        while not isinstance(id_, str) or not id_ or id_ in taken:
-            id_ = f"call_{number}"
-            number += 1
-        taken.add(id_)
-        made.append({"id": id_, "name": str(call.get("name") or ""), "arguments": _arguments(call.get("arguments"))})
-    return made
-
-
-def _sendable(arguments: Any) -> dict[str, Any]:
-    """Arguments as an object: many servers answer 500 to a history that holds anything else."""
-    return arguments if isinstance(arguments, dict) else {"unreadable": str(arguments)}
-
-
-def token_count(usage: Any, *path: str) -> int:
-    """A number deep in a usage object, 0 for whatever is not one."""
-    for name in path:
-        usage = usage.get(name) if isinstance(usage, dict) else None
-    return max(0, int(usage)) if isinstance(usage, (int, float)) and usage == usage and abs(usage) < 1e15 else 0
-
-
-def _parts(content: Any) -> list[dict[str, Any]]:
-    if isinstance(content, str):
-        return [{"type": "text", "text": content}] if content else []
-    return [_inline(dict(part)) for part in content or ()]
-
-
-_DATA_URI = r"(?i)data:([\w.+-]+/[\w.+-]+)?(?:;[\w=-]+)*;base64,"
-
-
-def _inline(part: dict[str, Any]) -> dict[str, Any]:
-    """An image given as a data URI as what it holds."""
-    found = re.match(_DATA_URI, part.get("url", "")) if part.get("type") == "image" else None
-    if not found:
-        return part
-    return {"type": "image", "media_type": found[1] or "image/png", "data": part["url"][found.end() :]}
-
-
-def _plain(content: Any) -> str:
-    return "\n".join(part["text"] for part in _parts(content) if part["type"] == "text")
-
-
-def _images(content: Any) -> list[dict[str, Any]]:
-    return [part for part in _parts(content) if part["type"] == "image"]
-
-
-def _has_images(messages: Sequence[Mapping[str, Any]]) -> bool:
-    return any(not isinstance(message.get("content"), str) and _images(message.get("content")) for message in messages)
-
-
-_IMAGES = {rb"\x89PNG": "png", rb"\xff\xd8\xff": "jpeg", rb"GIF8": "gif", rb"RIFF....WEBP": "webp"}
-
-
-def image_part(source: Any) -> dict[str, Any]:
-    """The message part for an image: bytes, a path, an http URL or a data URI. ValueError for what is no image."""
-    if isinstance(source, str) and re.match(r"(https?|data):", source, re.IGNORECASE):
-        return _inline({"type": "image", "url": source})
-    if isinstance(source, (bytes, bytearray)):
-        data = bytes(source)
-    else:
-        with open(source, "rb") as file:
-            data = file.read()
-    kind = next((f"image/{kind}" for magic, kind in _IMAGES.items() if re.match(magic, data, re.DOTALL)), None)
-    if kind is None:
-        raise ValueError("not a PNG, JPEG, GIF or WebP image")
-    import base64
-
-    return {"type": "image", "media_type": kind, "data": base64.b64encode(data).decode()}
-
-
-# --- OpenAI chat completions ------------------------------------------------------------------------------------
-
-_OPENAI_PARAMS = {name: name for name in ("temperature", "top_p", "seed", "stop", "reasoning_effort")}
-_OPENAI_STOPS = {"length": "length", "content_filter": "content_filter", "max_tokens": "length"}
-
-
-def _openai_url(base: str, model: str, stream: bool) -> str:
-    return base if base.endswith("/chat/completions") else f"{base}/chat/completions"
-
-
-def _openai_body(backend: HTTPBackend, ask: Request) -> dict[str, Any]:
-    body: dict[str, Any] = {"model": backend.model, "messages": _openai_messages(backend, ask.messages)}
-    if ask.tools:
-        body["tools"] = [{"type": "function", "function": dict(tool)} for tool in ask.tools]
-    if ask.max_tokens is not None:
-        body[backend.limit_field] = ask.max_tokens
-    if ask.schema is not None:
-        body["response_format"] = {"type": "json_schema", "json_schema": {"name": "answer", "schema": ask.schema}}
-    if ask.stream:
-        body.update(stream=True, stream_options={"include_usage": True})
-        if ask.on_progress and backend.server == "llamacpp":
-            body["return_progress"] = True
-    if ask.is_conversation and _host(backend.base_url) == "api.openai.com":
-        body["prompt_cache_key"] = _digest(body["messages"][:2])[:32]
-    if ask.is_conversation and "marks" in backend.quirks and "anthropic/" in backend.model:
-        _mark_openai_style(body["messages"])
-    common, others = _params(backend, ask)
-    body = _with_others({**body, **_renamed(common, _OPENAI_PARAMS)}, others)
-    return {name: value for name, value in body.items() if name not in backend.refused}
-
-
-def _mark_openai_style(messages: list[dict[str, Any]]) -> None:
-    """Anthropic's marks as OpenRouter takes them: on text parts of the system prompt and of the last two turns."""
-    places = {role: [n for n, message in enumerate(messages) if message["role"] in role] for role in _MARKED}
-    for place in [n for role, most in _MARKED.items() for n in places[role][-most:]]:
-        content = messages[place]["content"]
-        if isinstance(content, str) and content:
-            part = {"type": "text", "text": content, "cache_control": {"type": "ephemeral"}}
-            messages[place] = {**messages[place], "content": [part]}
-
-
-_MARKED = {("system",): 1, ("user", "tool"): 2}
-
-
-def _digest(value: Any) -> str:
-    import hashlib
-
-    return hashlib.sha256(_dumps(value)).hexdigest()
-
-
-def _openai_messages(backend: HTTPBackend, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    made: list[dict[str, Any]] = []
-    images: list[dict[str, Any]] = []  # of tool results, which hold text only: they follow as a user's message
-    for message in messages:
-        if images and message["role"] != "tool":
-            made.append({"role": "user", "content": _openai_content(images)})
-            images = []
-        made.append(_openai_message(backend, message))
-        if message["role"] == "tool" and not isinstance(message["content"], str):
-            images += _images(message["content"])
-    if images:
-        made.append({"role": "user", "content": _openai_content(images)})
-    return _alternating(made) if backend.parameters or backend.server else made
-
-
-def _alternating(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with the texts that a user sends in a row as one: chat templates of open models refuse two."""
-    made: list[dict[str, Any]] = []
-    for message in messages:
-        before = made[-1] if made else message
-        both_text = isinstance(before.get("content"), str) and isinstance(message.get("content"), str)
-        if made and before["role"] == message["role"] == "user" and both_text:
-            made[-1] = {"role": "user", "content": f"{before['content']}\n\n{message['content']}"}
-        else:
-            made.append(message)
-    return made
-
-
-_MESSAGE = ("role", "content", "tool_calls", "tool_call_id", "name", "raw")
-
-
-def _openai_message(backend: HTTPBackend, message: Mapping[str, Any]) -> dict[str, Any]:
-    """One message in this wire's form; kept in a message that its sender makes notes in, as those of a run are."""
-    about = [backend.provider, backend.model, *map(message.get, _MESSAGE)]
-    if "_sent" in message and message["_sent"][0] == about:
-        kept: dict[str, Any] = message["_sent"][1]
-        return kept
-    if message["role"] == "assistant":
-        made = _openai_assistant(backend, message)
-    elif message["role"] == "tool":
-        made = {"role": "tool", "tool_call_id": message["tool_call_id"], "content": _plain(message["content"])}
-        if "name" in backend.quirks:
-            made["name"] = message["name"]
-    else:
-        made = {"role": message["role"], "content": _openai_content(message["content"])}
-    if "_tokens" in message and isinstance(message, dict) and isinstance(message["content"], str):
-        made = _Sent(made)
-        made.json = _dumps(made)
-        message["_sent"] = (about, made)
-    return made
-
-
-def _openai_content(content: Any) -> str | list[dict[str, Any]]:
-    """Text as a string, which every server takes; parts only where there is an image."""
-    parts = _parts(content)
-    if all(part["type"] == "text" for part in parts):
-        return "\n".join(part["text"] for part in parts)
-    made = []
-    for part in parts:
-        if part["type"] == "text":
-            made.append({"type": "text", "text": part["text"]})
-        else:
-            url = part.get("url") or f"data:{part['media_type']};base64,{part['data']}"
-            made.append({"type": "image_url", "image_url": {"url": url}})
-    return made
-
-
-def _openai_assistant(backend: HTTPBackend, message: Mapping[str, Any]) -> dict[str, Any]:
-    made: dict[str, Any] = {"role": "assistant", "content": _plain(message["content"])}
-    raw = backend.provider_state(message)
-    extras = raw.get("extras", {})
-    calls = [
-        {
-            "id": call["id"],
-            "type": "function",
-            "function": {
-                "name": call["name"],
-                "arguments": json.dumps(_sendable(call["arguments"]), ensure_ascii=False),
-            },
-            **extras.get(call["id"], {}),
-        }
-        for call in message.get("tool_calls") or ()
-    ]
-    if calls:
-        made["tool_calls"] = calls
-        if "reasoning" in backend.quirks:
-            made["reasoning_content"] = ""
-    return {**made, **raw.get("fields", {})}
-
-
-class _OpenAIBuilder(ResponseBuilder):
-    def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
-        super().__init__(backend, on_text)
-        self.thoughts: list[str] = []
-        self.details: list[Any] = []
-        self.reason: str | None = None
-
-    def feed_body(self, body: Mapping[str, Any]) -> None:
-        self.feed_event(body)
-        self.ended = bool(body.get("choices"))
-
-    def feed_event(self, body: Mapping[str, Any]) -> None:
-        if isinstance(body.get("model"), str):
-            self.model = body["model"]
-        if isinstance(body.get("usage"), dict):
-            self.read_usage(body["usage"], body.get("timings"))
-        if self.on_progress and (total := token_count(body, "prompt_progress", "total")):
-            self._hand_on(self.on_progress, token_count(body, "prompt_progress", "processed"), total)
-        choices = body.get("choices")
-        choice = choices[0] if isinstance(choices, list) and choices else None
-        if not isinstance(choice, dict):
-            return
-        for message in (choice.get("delta"), choice.get("message")):
-            if isinstance(message, dict):
-                self._delta(message, whole=message is not choice.get("delta"))
-        if choice.get("finish_reason"):
-            self.reason = str(choice["finish_reason"])
-            self.ended = True
-
-    def _delta(self, delta: Mapping[str, Any], *, whole: bool) -> None:
-        self.append_text(_text_of(delta.get("content")))
-        if delta.get("refusal"):
-            self.stop = "refusal"
-            self.append_text(delta["refusal"])
-        thought = delta.get("reasoning_content") or delta.get("reasoning")
-        if isinstance(thought, str) and thought:
-            self.thoughts.append(thought)
-            self.began = True
-        if isinstance(delta.get("reasoning_details"), list):
-            self.details += self.keep(delta["reasoning_details"])
-        for index, fragment in enumerate(delta.get("tool_calls") or ()):
-            if isinstance(fragment, dict):
-                self._call({**fragment, "index": index} if whole else fragment)
-        if isinstance(delta.get("function_call"), dict):  # the form before tools
-            self._call({"index": 0, "function": delta["function_call"]})
-
-    def _call(self, fragment: Mapping[str, Any]) -> None:
-        """One piece of a call. Servers leave out the index, repeat the id, or send several calls as index 0."""
-        self.began = True
-        if self.full:  # it may be a piece of one that was not taken
-            return
-        raw_function = fragment.get("function")
-        function: dict[str, Any] = raw_function if isinstance(raw_function, dict) else {}
-        index, id_ = fragment.get("index"), fragment.get("id")
-        call = next((call for call in reversed(self.calls) if call["index"] == index), None)
-        if call is None and index is None and not id_ and self.calls:
-            call = self.calls[-1]
-        if call is None or (id_ and call["id"] and id_ != call["id"]):
-            call = {"index": index, "id": id_, "name": "", "arguments": _Text(), "extra": {}}
-            self.add_call(call)
-        call["id"] = call["id"] or id_
-        call["name"] = call["name"] or function.get("name") or ""
-        if isinstance(fragment.get("extra_content"), dict):
-            call["extra"] = {"extra_content": self.keep(fragment["extra_content"])}
-        if isinstance(piece := function.get("arguments"), str):
-            call["arguments"].append(piece)
-        elif piece:
-            call["arguments"][:] = [json.dumps(piece)]
-
-    def read_usage(self, usage: Mapping[str, Any], timings: Any) -> None:
-        into, out = token_count(usage, "prompt_tokens"), token_count(usage, "completion_tokens")
-        total = token_count(usage, "total_tokens")
-        cached = token_count(usage, "prompt_tokens_details", "cached_tokens") or token_count(
-            usage, "prompt_cache_hit_tokens"
-        )
-        cached = cached or token_count(timings, "cache_n")  # of llama.cpp
-        self.usage = {
-            "input": into,
-            "output": max(out, total - into),  # some count reasoning in the total only
-            "cached": min(cached, into),
-            "cache_write": min(
-                token_count(usage, "prompt_tokens_details", "cache_write_tokens"), into - min(cached, into)
-            ),
-            "reasoning": token_count(usage, "completion_tokens_details", "reasoning_tokens"),
-        }
-        cost = usage.get("cost")
-        if isinstance(cost, (int, float)) and not isinstance(cost, bool) and 0 <= cost < 1e15:
-            self.cost = float(cost)
-
-    def finish(self) -> None:
-        for call in self.calls:
-            call["arguments"] = call["arguments"].text()
-        self.stop = self.stop or _OPENAI_STOPS.get(self.reason or "", "tool_calls" if self.calls else "stop")
-        fields: dict[str, Any] = {}
-        if "reasoning" in self.backend.quirks and self.thoughts and self.calls:
-            fields["reasoning_content"] = "".join(self.thoughts)
-        if "details" in self.backend.quirks and self.details:
-            fields["reasoning_details"] = self.details
-        extras = {call["id"]: call["extra"] for call in self.calls if call["extra"] and call["id"]}
-        if fields or extras:
-            self.raw = {"fields": fields, "extras": extras}
-
-
-def _text_of(content: Any) -> str:
-    """Content as text; some servers send it as a list of parts."""
-    if isinstance(content, list):
-        return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
-    return content if isinstance(content, str) else ""
-
-
-# --- Anthropic messages -----------------------------------------------------------------------------------------
-
-_ANTHROPIC_PARAMS = {"temperature": "temperature", "top_p": "top_p", "stop": "stop_sequences"}  # there is no seed
-_ANTHROPIC_STOPS = {
-    "max_tokens": "length",
-    "model_context_window_exceeded": "length",
-    "tool_use": "tool_calls",
-    "pause_turn": "pause",
-    "refusal": "refusal",
-}
-
-
-def _anthropic_url(base: str, model: str, stream: bool) -> str:
-    if base.endswith("/messages"):
-        return base
-    return f"{base}/messages" if re.search(r"/v\d+$", base) else f"{base}/v1/messages"
-
-
-def _anthropic_body(backend: HTTPBackend, ask: Request) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "model": backend.model,
-        "max_tokens": ask.max_tokens or min(backend.max_output or 8192, 32_000),
-        "messages": _anthropic_messages(backend, ask.messages),
-    }
-    if system := [part for message in ask.messages if message["role"] == "system" for part in _solid(message)]:
-        body["system"] = system
-    if tools := _anthropic_tools(ask):
-        body["tools"] = tools
-        if not ask.tools:
-            body["tool_choice"] = {"type": "none"}
-    common, others = _params(backend, ask)
-    config: dict[str, Any] = {}
-    if "reasoning_effort" in common:
-        effort = common["reasoning_effort"]
-        config["effort"] = "low" if effort in ("none", "minimal") else effort
-    if ask.schema is not None:
-        config["format"] = {"type": "json_schema", "schema": ask.schema}
-    if config:
-        body["output_config"] = config
-    if ask.stream:
-        body["stream"] = True
-    if ask.is_conversation:
-        _mark_for_cache(body)
-    body = _with_others({**body, **_renamed(common, _ANTHROPIC_PARAMS)}, others)
-    return {name: value for name, value in body.items() if name not in backend.refused}
-
-
-def _anthropic_tools(ask: Request) -> list[dict[str, Any]]:
-    """The tools; where none are offered, those that the history used, which may not be left undefined."""
-    if ask.tools:
-        return [
-            {"name": tool["name"], "description": tool["description"], "input_schema": tool["parameters"]}
-            for tool in ask.tools
-        ]
-    used = {call["name"]: None for message in ask.messages for call in message.get("tool_calls") or ()}
-    return [{"name": name, "input_schema": {"type": "object", "properties": {}}} for name in used]
-
-
-def _mark_for_cache(body: dict[str, Any]) -> None:
-    """Mark what a later turn reads again: tools and system, the last turn, and the newest (four marks at most).
-
-    A lookup goes back no more than 20 blocks from a mark, and one turn of many calls is longer: hence the last turn's.
-    """
-    turns = [message["content"] for message in body["messages"] if message["role"] == "user"][-2:]
-    for blocks in (body.get("tools") or [], body.get("system") or [], *turns):
-        markable = [block for block in blocks if "thinking" not in block.get("type", "")]
-        if markable:
-            markable[-1]["cache_control"] = {"type": "ephemeral"}
-
-
-def _anthropic_messages(backend: HTTPBackend, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The turns; what comes from the user in a row, tool results first, is one message."""
-    made: list[dict[str, Any]] = []
-    for message in messages:
-        if message["role"] == "system":
-            continue
-        role = "assistant" if message["role"] == "assistant" else "user"
-        blocks = _anthropic_blocks(backend, message)
-        if made and made[-1]["role"] == role:
-            made[-1]["content"] += blocks
-        else:
-            made.append({"role": role, "content": blocks})
-    for turn in made:
-        turn["content"].sort(key=lambda block: turn["role"] == "user" and block["type"] != "tool_result")
-        if not turn["content"]:
-            turn["content"] = [{"type": "text", "text": "(nothing)"}]
-    return made
-
-
-def _anthropic_blocks(backend: HTTPBackend, message: Mapping[str, Any]) -> list[dict[str, Any]]:
-    if message["role"] == "tool":
-        result = {"type": "tool_result", "tool_use_id": message["tool_call_id"]}
-        if parts := _solid(message):
-            result["content"] = parts
-        return [{**result, "is_error": True} if message.get("is_error") else result]
-    if kept := backend.provider_state(message).get("content"):
-        return [dict(block) for block in kept]
-    return _solid(message) + [
-        {"type": "tool_use", "id": call["id"], "name": call["name"], "input": _sendable(call["arguments"])}
-        for call in message.get("tool_calls") or ()
-    ]
-
-
-def _solid(message: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The blocks of a message's content; a text of nothing but space is refused, and so left out."""
-    return [_anthropic_part(part) for part in _parts(message["content"]) if part.get("text", "x").strip()]
-
-
-def _anthropic_part(part: Mapping[str, Any]) -> dict[str, Any]:
-    if part["type"] == "text":
-        return {"type": "text", "text": part["text"]}
-    if "url" in part:
-        return {"type": "image", "source": {"type": "url", "url": part["url"]}}
-    source = {"type": "base64", "media_type": part["media_type"], "data": part["data"]}
-    return {"type": "image", "source": source}
-
-
-_GROWING = ("text", "thinking", "signature")  # in a block, piece by piece: null at first with some servers
-_ANTHROPIC_DELTAS = {  # which field of the block grows, by which field of the delta
-    "text_delta": ("text", "text"),
-    "input_json_delta": ("json", "partial_json"),
-    "thinking_delta": ("thinking", "thinking"),
-    "signature_delta": ("signature", "signature"),
-}
-
-
-class _AnthropicBuilder(ResponseBuilder):
-    def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
-        super().__init__(backend, on_text)
-        self.blocks: dict[int, dict[str, Any]] = {}
-        self.growing: dict[tuple[int, str], _Text] = {}  # fields of the blocks
-        self.counts: dict[str, Any] = {}
-
-    def feed_body(self, body: Mapping[str, Any]) -> None:
-        self._message(body)
-        for index, block in enumerate(body.get("content") or ()):
-            if isinstance(block, dict):
-                self._open(index, block)
-        self.ended = isinstance(body.get("content"), list)
-
-    def feed_event(self, body: Mapping[str, Any]) -> None:
-        kind = body.get("type")
-        if kind == "message_start" and isinstance(body.get("message"), dict):
-            self._message(body["message"])
-        elif kind == "content_block_start" and isinstance(body.get("content_block"), dict):
-            self._open(token_count(body, "index"), body["content_block"])
-        elif kind == "content_block_delta" and isinstance(body.get("delta"), dict):
-            self._delta(token_count(body, "index"), body["delta"])
-        elif kind == "message_delta":
-            self._message({**(body.get("delta") or {}), "usage": body.get("usage")})
-        elif kind == "message_stop":
-            self.ended = True
-
-    def _message(self, message: Mapping[str, Any]) -> None:
-        self.model = str(message.get("model") or self.model)
-        self.stop = str(message.get("stop_reason") or self.stop)
-        if isinstance(message.get("usage"), dict):
-            self.counts.update({name: value for name, value in message["usage"].items() if value is not None})
-
-    def _open(self, index: int, block: Mapping[str, Any]) -> None:
-        begun = {name: "" for name in _GROWING if name in block and block[name] is None}
-        self.blocks[index] = self.keep({**block, **begun})
-        self.began = self.began or block.get("type") != "text"
-        self.append_text(block.get("text"))
-
-    def _delta(self, index: int, delta: Mapping[str, Any]) -> None:
-        if index not in self.blocks:
-            return
-        self.began = True
-        field, piece = _ANTHROPIC_DELTAS.get(str(delta.get("type")), ("", ""))
-        if field:
-            self.growing.setdefault((index, field), _Text()).append(str(delta.get(piece) or ""))
-        if field == "text":
-            self.append_text(delta.get("text"))
-
-    def finish(self) -> None:
-        for (index, field), text in self.growing.items():
-            self.blocks[index][field] = (self.blocks[index].get(field) or "") + text.text()
-        blocks = [block for _, block in sorted(self.blocks.items()) if isinstance(block.get("type"), str)]
-        for block in blocks:
-            if block.get("type") == "tool_use":
-                arguments = block.pop("json", "") or block.get("input")
-                self.add_call({"id": block.get("id"), "name": block.get("name"), "arguments": arguments})
-                block["input"] = _sendable(_arguments(arguments))
-        if self.full:  # a request may hold no call without its result
-            taken = [call["id"] for call in self.calls]
-            blocks = [block for block in blocks if block["type"] != "tool_use" or block.get("id") in taken]
-        if any(block.get("type") not in ("text", "tool_use") for block in blocks):
-            self.raw = {"content": [_replayable(block) for block in blocks if block.get("text", "x").strip()]}
-        self.stop = _ANTHROPIC_STOPS.get(self.stop, "tool_calls" if self.calls else "stop")
-        if self.counts:
-            self.read_usage()
-
-    def read_usage(self) -> None:
-        read = token_count(self.counts, "cache_read_input_tokens")
-        written = token_count(self.counts, "cache_creation_input_tokens")
-        details = self.counts.get("output_tokens_details")
-        self.usage = {
-            "input": token_count(self.counts, "input_tokens") + read + written,
-            "output": token_count(self.counts, "output_tokens"),
-            "cached": read,
-            "cache_write": written,
-            "reasoning": token_count(details, "thinking_tokens") or token_count(details, "reasoning_tokens"),
-        }
-
-
-def _replayable(block: Mapping[str, Any]) -> dict[str, Any]:
-    """A block of an answer as a request may hold it: thinking unmodified, the rest without an answer's extras."""
-    keep = {"text": ("type", "text"), "tool_use": ("type", "id", "name", "input")}.get(block.get("type", ""))
-    return {name: block[name] for name in keep if name in block} if keep else dict(block)
-
-
-# --- Gemini -----------------------------------------------------------------------------------------------------
-
-_GEMINI_PARAMS = {"temperature": "temperature", "top_p": "topP", "seed": "seed", "stop": "stopSequences"}
-_GEMINI_BUDGETS = {"none": 0, "minimal": 0, "low": 1024, "medium": 8192}  # tokens of thought; the most for any other
-_GEMINI_LEVELS = {"none": "MINIMAL", "max": "XHIGH"}
-_GEMINI_FILTERS = ("SAFETY", "RECITATION", "PROHIBITED_CONTENT", "SPII", "BLOCKLIST", "LANGUAGE", "IMAGE_SAFETY")
-# Google's own word for calls that another model made: from Gemini 3 on, a call without a signature is an error.
-_UNSIGNED = "skip_thought_signature_validator"
-
-
-def _gemini_url(base: str, model: str, stream: bool) -> str:
-    from urllib.parse import quote
-
-    if ".." in model.split("/"):  # code in a cell may name a model: it is to name no other address
-        raise BackendError(f"no model is called {model!r}", code="config")
-    path = quote(model if model.startswith(("models/", "tunedModels/")) else f"models/{model}")
-    return f"{base}/{path}:{'streamGenerateContent?alt=sse' if stream else 'generateContent'}"
-
-
-def _gemini_body(backend: HTTPBackend, ask: Request) -> dict[str, Any]:
-    body: dict[str, Any] = {"contents": _gemini_contents(backend, ask.messages)}
-    system = [_plain(message["content"]) for message in ask.messages if message["role"] == "system"]
-    if system:
-        body["systemInstruction"] = {"parts": [{"text": text} for text in system]}
-    if ask.tools:
-        declared = [
-            {"name": tool["name"], "description": tool["description"], "parametersJsonSchema": tool["parameters"]}
-            for tool in ask.tools
-        ]
-        body["tools"] = [{"functionDeclarations": declared}]
-    common, others = _params(backend, ask)
-    config = _renamed(common, _GEMINI_PARAMS)
-    if "reasoning_effort" in common:
-        config["thinkingConfig"] = _gemini_thinking(backend.model, str(common["reasoning_effort"]).lower())
-    if ask.max_tokens is not None:
-        config["maxOutputTokens"] = ask.max_tokens
-    if ask.schema is not None:
-        config.update(responseMimeType="application/json", responseJsonSchema=ask.schema)
-    if config:
-        body["generationConfig"] = config
-    return _with_others(body, others)
-
-
-def _gemini_thinking(model: str, effort: str) -> dict[str, Any]:
-    """How much to think: in words from Gemini 3 on, in tokens before."""
-    if re.match(r"(models/)?gemini-[12]\b", model):
-        return {"thinkingBudget": _GEMINI_BUDGETS.get(effort, 24_576)}
-    return {"thinkingLevel": _GEMINI_LEVELS.get(effort, effort.upper())}
-
-
-def _gemini_contents(backend: HTTPBackend, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    made: list[dict[str, Any]] = []
-    native: set[str] = set()  # the ids that Gemini gave itself, and wants back
-    for message in messages:
-        if message["role"] == "system":
-            continue
-        role = "model" if message["role"] == "assistant" else "user"
-        kept = backend.provider_state(message).get("parts")
-        native.update(str(part["functionCall"].get("id", "")) for part in kept or () if "functionCall" in part)
-        parts = [dict(part) for part in kept] if kept else _gemini_parts(backend, message, native)
-        if made and made[-1]["role"] == role:
-            made[-1]["parts"] += parts
-        else:
-            made.append({"role": role, "parts": parts})
-    return [content for content in made if content["parts"]]
-
-
-def _gemini_parts(backend: HTTPBackend, message: Mapping[str, Any], native: set[str]) -> list[dict[str, Any]]:
-    if message["role"] != "tool":
-        signed = {"thoughtSignature": _UNSIGNED} if re.match(r"(models/)?gemini-[3-9]", backend.model) else {}
-        parts = [_gemini_part(part) for part in _parts(message["content"])]
-        return parts + [
-            {"functionCall": {"name": call["name"], "args": _sendable(call["arguments"])}, **signed}
-            for call in message.get("tool_calls") or ()
-        ]
-    key = "error" if message.get("is_error") else "result"
-    response = {"name": message["name"], "response": {key: _plain(message["content"])}}
-    if message["tool_call_id"] in native:
-        response["id"] = message["tool_call_id"]
-    return [{"functionResponse": response}, *(_gemini_part(part) for part in _images(message["content"]))]
-
-
-def _gemini_part(part: Mapping[str, Any]) -> dict[str, Any]:
-    if part["type"] == "text":
-        return {"text": part["text"]}
-    if "url" in part:
-        return {"fileData": {"fileUri": part["url"], "mimeType": part.get("media_type") or "image/*"}}
-    return {"inlineData": {"mimeType": part["media_type"], "data": part["data"]}}
-
-
-class _GeminiBuilder(ResponseBuilder):
-    def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
-        super().__init__(backend, on_text)
-        self.parts: list[dict[str, Any]] = []
-        self.texts: list[_Text] = []  # of the parts
-        self.reason = ""
-
-    def feed_body(self, body: Mapping[str, Any]) -> None:
-        self.feed_event(body)
-
-    def feed_event(self, body: Mapping[str, Any]) -> None:
-        self.model = str(body.get("modelVersion") or self.model)
-        if isinstance(body.get("usageMetadata"), dict):
-            self.read_usage(body["usageMetadata"])
-        feedback = body.get("promptFeedback")
-        if isinstance(feedback, dict) and feedback.get("blockReason"):
-            self.reason, self.ended = "SAFETY", True
-        candidates = body.get("candidates")
-        candidate = candidates[0] if isinstance(candidates, list) and candidates else None
-        if not isinstance(candidate, dict):
-            return
-        content = candidate.get("content")
-        for part in (content.get("parts") if isinstance(content, dict) else None) or ():
-            if isinstance(part, dict):
-                self._part({name: value for name, value in part.items() if value is not None})
-        if candidate.get("finishReason"):
-            self.reason, self.ended = str(candidate["finishReason"]), True
-
-    def _part(self, part: dict[str, Any]) -> None:
-        self.began = True
-        if not part.get("thought"):
-            self.append_text(part.get("text"))
-        if "functionCall" in part:
-            call = part["functionCall"]
-            self.add_call({"id": call.get("id"), "name": call.get("name"), "arguments": call.get("args")})
-            if self.full:
-                return
-        if set(part) == {"text"} and self.parts and set(self.parts[-1]) == {"text"}:
-            self.texts[-1].append("" + part["text"])
-        else:
-            self.parts.append(self.keep(dict(part)))
-            self.texts.append(_Text([str(part.get("text") or "")]))
-
-    def read_usage(self, usage: Mapping[str, Any]) -> None:
-        thoughts = token_count(usage, "thoughtsTokenCount")
-        self.usage = {
-            "input": token_count(usage, "promptTokenCount") + token_count(usage, "toolUsePromptTokenCount"),
-            "output": token_count(usage, "candidatesTokenCount") + thoughts,
-            "cached": token_count(usage, "cachedContentTokenCount"),
-            "cache_write": 0,
-            "reasoning": thoughts,
-        }
-
-    def finish(self) -> None:
-        for part, text in zip(self.parts, self.texts):
-            if "text" in part:
-                part["text"] = text.text()
-        if self.reason == "MAX_TOKENS":
-            self.stop = "length"
-        elif self.reason in _GEMINI_FILTERS:
-            self.stop = "content_filter"
-        elif self.reason != "STOP" and not self.text and not self.calls:
-            raise BackendError(f"the model's answer was not usable ({self.reason})", code="protocol", retryable=True)
-        else:
-            self.stop = "tool_calls" if self.calls else "stop"
-        if any("thoughtSignature" in part or "id" in part.get("functionCall", {}) for part in self.parts):
-            self.raw = {"parts": [part for part in self.parts if not part.get("thought")]}
-
-
-class _Wire(NamedTuple):
-    url: Callable[[str, str, bool], str]
-    body: Callable[[HTTPBackend, Request], dict[str, Any]]
-    builder: type[ResponseBuilder]
-
-
-_WIRES = {
-    "openai": _Wire(_openai_url, _openai_body, _OpenAIBuilder),
-    "anthropic": _Wire(_anthropic_url, _anthropic_body, _AnthropicBuilder),
-    "gemini": _Wire(_gemini_url, _gemini_body, _GeminiBuilder),
-}
-
-
-# --- errors that a server answers -------------------------------------------------------------------------------
-
-_RETRIED = (408, 409, 429)
-# What servers say, searched for as it comes: compiled at the first error, not at import.
-_MONEY = (
-    r"(?i)insufficient_quota|insufficient.balance|credit.balance|spend_limit|usage_limit_exceeded|billing_hard_limit"
-    r"|exceeded_current_quota|PerDay"
-)
-_TOO_LONG = (
-    r"(?i)context_length|context length|context window|context size|maximum context|(prompt|input) is too long"
-    r"|input token count|too many tokens|exceed_context"
-)
-_CACHE_FULL = r"(?i)context size has been exceeded"  # llama.cpp: by the calls under way together, not by this one
-_NO_TOOLS = (
-    r"(?is)\b(tools?|tool_choice|functions?)\b.{0,60}(not|n't) (be )?(support|enabl|allow|available)"
-    r"|(unsupported|unrecogni[sz]ed|unknown|extra).{0,60}\btools\b"
-    r"|(not|n't) support.{0,30}(tool|function)|no endpoints found that support tool use"
-    r"|tools? param requires|requires --(jinja|enable-auto-tool-choice)"
-)
-_NO_IMAGES = (
-    r"(?is)(image|vision|multimodal).{0,60}(not|n't) (be )?(support|enabl|allow|available)"
-    r"|(not|n't) support.{0,30}(image|vision)|no endpoints found that support image|mmproj"
-)
-_BLOCKED = r"(?i)content_filter|content_policy|moderation"
-_UNKNOWN_FIELD = r"(?i)unsupported|unrecogni[sz]ed|unknown|unexpected|not supported|not permitted|extra"
-_REFUSAL = (
-    r"(?i)support|recogni[sz]ed|unknown|unexpected|permitted|allowed|accept|extra|deprecated|range|require"
-    r"|\b(?:in)?valid\b|must|cannot|can't|only|should"  # not the `invalid_request_error` of every refusal
-)
-_KEY_SHAPE = r"\b(?:sk|pk|gsk|xai|hf|r8|nvapi|key)[-_][-_A-Za-z0-9]{12,}|\bAIza[-_A-Za-z0-9]{20,}"
-_HINTS = {
-    "auth": "check the key: it may be revoked, of another account, or not allowed to use this model",
-    "quota": "the account's credit or spending limit is used up: raise it with the provider, or use another",
-    "not_found": "check the model's name and the base URL",
-    "context_length": "give it less: keep long text in variables and send pieces of it",
-    "redirect": "set the base URL to where the server wants to be called: a key is not sent after a redirect",
-    "rate": "wait, or lower max_parallel",
-    "refused": "the provider's content rules refuse the prompt",
-}
-_CODES = {401: "auth", 402: "quota", 403: "auth", 404: "not_found", 408: "timeout", 409: "server", 429: "rate"}
-# What servers call an error that they send with status 200.
-_STATUS_OF = {
-    "overloaded_error": 529,
-    "rate_limit_error": 429,
-    "rate_limit_exceeded": 429,
-    "RESOURCE_EXHAUSTED": 429,
-    "insufficient_quota": 402,
-    "invalid_request_error": 400,
-    "INVALID_ARGUMENT": 400,
-    "authentication_error": 401,
-    "permission_error": 403,
-    "not_found_error": 404,
-}
-
-
-def _code_for(status: int, text: str) -> str:
-    if status in (400, 403, 429) and re.search(_MONEY, text):
-        return "quota"
-    if status == 500 and re.search(_CACHE_FULL, text):
-        return "rate"
-    if status in (400, 413, 422, 500) and re.search(_TOO_LONG, text):
-        return "context_length"
-    if status in (400, 403) and re.search(_BLOCKED, text):
-        return "refused"
-    if 300 <= status < 400:
-        return "redirect"
-    return "server" if status >= 500 else _CODES.get(status, "bad_request")
-
-
-def _error_text(body: Any) -> str:
-    """What a server says went wrong: its message and the words beside it, or what came instead; not much of it."""
-    return _said_in(body)[:4_000]
-
-
-def _said_in(body: Any) -> str:
-    if isinstance(body, (bytes, bytearray)):
-        text = body.decode("utf-8", "replace").strip()
-        if text.startswith("<"):
-            return "a page of HTML"
-        try:
-            body = from_json(text)
-        except ValueError:
-            return text or "nothing"
-    body = body[0] if isinstance(body, list) and body else body
-    error = body.get("error", body) if isinstance(body, dict) else body
-    if not isinstance(error, dict):
-        return str(error)
-    details = error.get("details")
-    words = [error.get("type"), error.get("code"), error.get("status")]
-    words.append(details.get("error_code") if isinstance(details, dict) else None)
-    words += re.findall(r"\b\w{1,100}PerDay\w{0,100}", json.dumps(details)[:10_000])[:1]
-    said = error.get("message") or error.get("detail") or json.dumps(error, ensure_ascii=False)
-    named = ", ".join(dict.fromkeys(str(word) for word in words if word))
-    return f"{said} ({named})" if named else str(said)
-
-
-def _wait_asked(headers: Mapping[str, str], body: bytes | bytearray) -> float | None:
-    """How many seconds the server asks to wait, in any of the ways they have of saying it."""
-    after = headers.get("retry-after", "")
-    for text, unit in ((headers.get("retry-after-ms", ""), 1000.0), (after, 1.0)):
-        with contextlib.suppress(ValueError):
-            if (seconds := float(text) / unit) >= 0:  # which NaN is not
-                return seconds
-    if after:
-        from email.utils import parsedate_to_datetime
-
-        with contextlib.suppress(ValueError, TypeError, OverflowError):
-            return max(0.0, parsedate_to_datetime(after).timestamp() - time.time())
-    found = re.search(rb'"retryDelay"\s*:\s*"(\d{1,9}(?:\.\d{1,9})?)s"', body)
-    return float(found[1]) if found else None
-
-
-def _tidy(text: str, secret: str) -> str:
-    """A server's words for one line of ours: no key nor what looks like one, no control characters, no length."""
-    text = re.sub(_KEY_SHAPE, "[redacted]", mask(text, [secret])[:4_000])
-    text = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text).split())
-    return text if len(text) <= 600 else f"{text[:600]} …"
-
-
-# --- the retries ------------------------------------------------------------------------------------------------
-
-
-def with_retries(state: CallState, gate: AdaptiveLimiter, max_retries: int, send: Callable[[], Any]) -> tuple[Any, int]:
-    """What `send` returns, and at which attempt, after as many attempts as its failures and the deadline allow."""
-    attempt = failures = 0
-    idle_closed = False
-    while True:
-        attempt += 1
-        gate.enter(state, again=attempt > 1)
-        before, answered = gate.answered, False
-        try:
-            result = send()
-            answered = True
-            return result, attempt
-        except BackendError as error:
-            failure = error
-            # Turned away while others are answered is standing in a queue, and an idle connection that the server
-            # has closed was no attempt: neither uses up the retries.
-            queued = error.code == "rate" and gate.answered > before
-            failures += not queued and (idle_closed or not error.idle_closed)
-            idle_closed = error.idle_closed
-            wait = backoff(error, failures)
-            if error.retryable and (error.code == "rate" or error.status in (503, 529)):
-                gate.throttle(min(wait, LONGEST_WAIT))
-        finally:
-            gate.leave(answered=answered)
-        exhausted = failures > max_retries or attempt >= max(MOST_ATTEMPTS, max_retries + 1)
-        late = state.deadline is not None and time.monotonic() + wait >= state.deadline
-        if not failure.retryable or exhausted or late or wait > LONGEST_WAIT:
-            raise failure
-        until = time.monotonic() + wait
-        while (left := until - time.monotonic()) > 0:
-            state.sleep(left)
-
-
-def backoff(error: BackendError, failures: int) -> float:
-    """Seconds until the next attempt: what the server asks for, else longer each time, never in step with others."""
-    import random
-
-    if error.retry_after is not None:
-        return error.retry_after + random.uniform(0.01, 0.06) if error.retry_after else 0.0
-    return float(min(8.0, 0.5 * 2.0 ** max(0, failures - 1)) * random.uniform(0.75, 1.0))
-
-
-# --- a model ----------------------------------------------------------------------------------------------------
-
-
-class HTTPBackend:
-    """A model of a provider. Made by `connect`; may be used from many threads at once."""
-
-    def __init__(self, row: Provider, model: str, base_url: str, key: _Key, how: BackendOptions) -> None:
-        self.provider = row.id
-        self.wire = row.wire
-        self.quirks = row.quirks
-        self.base_url = base_url
-        self.key_source = key.source
-        self._key = key.secret
-        self._how = how
-        self._reconnect: Callable[[str], HTTPBackend] | None = None
-        self._be(model)
-
-    def _be(self, model: str) -> None:
-        """Take on a model, and forget what was learnt of another."""
-        facts = _facts(model)
-        self.model = model
-        self.refused: set[str] = set()  # fields of a request that the server has turned out not to take
-        self.supports_tools = "notools" not in self.quirks
-        self.supports_images = "noimages" not in self.quirks and (facts is None or facts.images)
-        self.window = facts.window if facts else None
-        self.max_output = facts.max_output if facts else None
-        self.parameters = None if facts else size_in_name(model)  # billions
-        self.server = ""  # "llamacpp" once `inspect` has found that it is
-        self._inspected = False
-        self._inspecting = threading.Lock()
-        priced = _price(model, self._how.prices, self.provider) is not None
-        self.price_known = priced or self.provider.startswith("openrouter")  # which says what a call has cost
-
-    def __repr__(self) -> str:
-        return f"<HTTPBackend {self.provider} {self.model!r} at {self.base_url}>"
-
-    @property
-    def api_key(self) -> str:
-        """The key, for masking: a string whose repr does not show it."""
-        return self._key
-
-    @property
-    def limit_field(self) -> str:
-        """How this server spells the limit of the answer."""
-        newer = "mct" in self.quirks
-        if self.provider == "openai" and _host(self.base_url) != "api.openai.com":
-            newer = bool(re.match(_OPENAI_MODEL, self.model))  # behind a proxy; anything else is another server
-        return "max_completion_tokens" if newer != ("limit" in self.refused) else "max_tokens"
-
-    def with_model(self, model: str) -> HTTPBackend:
-        """The same provider and connections with another model; another provider if the name says so."""
-        return self._reconnect(model) if self._reconnect else self._sibling(model)
-
-    def _sibling(self, model: str) -> HTTPBackend:
-        made = copy.copy(self)
-        made._be(model)
-        return made
-
-    def close(self) -> None:
-        """Close the idle connections. The backend can still be used: it opens new ones."""
-        if link := _links.get((_origin(self.base_url), self._how.max_parallel)):
-            link.adapter.close()
-
-    def provider_state(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        """What this very model wants back unchanged in a message, if the message has it."""
-        raw = message.get("raw")
-        mine = {"wire": self.wire, "model": self.model, "provider": self.provider}
-        return raw if isinstance(raw, dict) and mine.items() <= raw.items() else {}
-
-    def dry_run(self, messages: Sequence[Mapping[str, Any]], **how: Any) -> tuple[str, dict[str, str], dict[str, Any]]:
-        """The URL, headers and body that `complete` would send.
-
-        Options: tools, max_tokens, schema, stream, params, defaults, on_progress.
-        """
-        return self._request(Request(messages, **how))
-
-    def complete(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        max_tokens: int | None = None,
-        on_text: Callable[[str], None] | None = None,
-        deadline: float | None = None,
-        cancel: threading.Event | None = None,
-        response_schema: Mapping[str, Any] | None = None,
-        params: Mapping[str, Any] | None = None,
-        defaults: Mapping[str, Any] | None = None,
-        on_progress: Callable[[int, int], None] | None = None,
-    ) -> Reply:
-        """The model's answer; its text is handed to `on_text` as it arrives. BackendError if there is none.
-
-        `deadline` (of `time.monotonic`) bounds all attempts together; `cancel`, set by any thread, ends the call.
-        `params` go into the request: temperature, top_p, seed, stop, reasoning_effort and max_output_tokens in the
-        wire's own form, any other as it is. `defaults` are the same with less weight: `params` override them, and one
-        that the server refuses is dropped without a warning. `on_progress(processed, total)` hears how many tokens of
-        the prompt a llama.cpp server (see `inspect`) has read, if the call streams.
-        """
-        if tools and not self.supports_tools:
-            raise self._no_tools()
-        if not self.supports_images and _has_images(messages):
-            raise self._no_images()
-        stream = on_text is not None
-        ask = Request(messages, tools, max_tokens, response_schema, stream, params, defaults, on_progress)
-        state = CallState(self.provider, self._how.timeout, deadline, cancel)
-        with _watch.watching(state):
-            self._ready(state)
-            return (_cached if self._how.cache else _live)(self, ask, state, on_text)
-
-    def _ready(self, state: CallState) -> None:
-        """Called before anything is sent."""
-
-    def _request(self, ask: Request) -> tuple[str, dict[str, str], dict[str, Any]]:
-        base, _, query = self.base_url.partition("?")
-        common, others = _params(self, ask)
-        limits = [limit for limit in (ask.max_tokens, common.get("max_output_tokens")) if limit is not None]
-        if limits:
-            ask = ask._replace(max_tokens=min([*limits, self.max_output or limits[0]]))
-        url = _WIRES[self.wire].url(base, self.model, ask.stream)
-        if query:
-            url += ("&" if "?" in url else "?") + query
-        headers = self._headers(ask.stream)
-        if self.wire == "anthropic" and not {"temperature", "top_p", "top_k"}.isdisjoint({*common, *others}):
-            headers["anthropic-version"] = "2023-06-01"  # the later ones refuse these
-        return url, headers, _WIRES[self.wire].body(self, ask)
-
-    def _room(self, ask: Request, state: CallState) -> contextlib.AbstractContextManager[None]:
-        """What an attempt has to wait for besides a place at the gate."""
-        return contextlib.nullcontext()
-
-    def _headers(self, stream: bool) -> dict[str, str]:
-        headers = {
-            "Content-Type": "application/json",
-            "Accept": "text/event-stream" if stream else "application/json",
-            # A compressed stream is one that some proxy holds back.
-            "Accept-Encoding": "identity" if stream else "gzip, deflate",
-            "User-Agent": "flat-rlm",
-        }
-        if self.wire == "anthropic":
-            known = _host(self.base_url) == "api.anthropic.com" and "anthropic-version" not in self.refused
-            headers["anthropic-version"] = "2026-10-21" if known else "2023-06-01"
-        return {**headers, **self._key_headers()}
-
-    def _key_headers(self) -> dict[str, str]:
-        if not self._key:
-            return {}
-        bearer = _Secret(f"Bearer {self._key}")
-        own = {"anthropic": "x-api-key", "gemini": "x-goog-api-key"}.get(self.wire, "Authorization")
-        name = "api-key" if "azure" in self.quirks else "Authorization" if "bearer" in self.quirks else own
-        headers: dict[str, str] = {name: bearer if name == "Authorization" else self._key}
-        if extra := self.quirks.get("header"):
-            headers[extra] = bearer if "authorization" in extra else self._key
-        return headers
-
-    def _attempt(
-        self, link: HostPool, state: CallState, request: tuple[str, dict[str, str], bytes], builder: ResponseBuilder
-    ) -> ResponseBuilder:
-        response = link.open(state, *request)
-        finished = False
-        try:
-            self._read(builder, state, response, _chunks(state, response, request[0]))
-            builder.finish()
-            finished = True
-            return builder
-        except (BackendError, *_MISREAD) as error:
-            if error is builder.refused:
-                raise
-            failure = self._as_failure(error)
-        finally:
-            if not finished or not _drain(state, response):
-                response.raw.close()
-            response.raw.release_conn()
-        failure.partial = "".join(builder.text)
-        failure.retryable = failure.retryable and not builder.began
-        failure.provider = self.provider
-        raise failure.with_traceback(None)  # the frames hold the server's words, which may repeat the key
-
-    def _as_failure(self, error: Exception) -> BackendError:
-        """The error for an answer that is not as any server's should be."""
-        if isinstance(error, BackendError):
-            return error
-        return self._error("protocol", f"the server's answer has a form of its own: {error}", retryable=True)
-
-    def _read(self, builder: ResponseBuilder, state: CallState, response: Any, chunks: Iterator[bytes]) -> None:
-        if response.status_code >= 300:
-            raise self._refusal(response, _gathered(chunks, ERROR_LIMIT))
-        first = head = b""
-        while len(head) < 6 and head[:1] not in (b"{", b"[", b"<") and b":" not in head:
-            if not (chunk := next(chunks, b"")):
-                break
-            first = (first + chunk)[-65_536:]  # some servers send blanks while they work
-            head = first.lstrip().removeprefix(_BYTE_ORDER).lstrip()
-        if re.match(rb"(data|event|id|retry)?:", head):  # whatever the header says
-            self._read_stream(builder, state, chain([first], chunks))
-        else:
-            self._read_body(builder, state, _gathered(chain([first], chunks)))
-
-    def _read_body(self, builder: ResponseBuilder, state: CallState, data: bytearray) -> None:
-        if mark := re.search(rb"(data:\s{0,9})?\[DONE\]\s{0,9}\Z", data[-40:]):
-            del data[len(data) - len(mark[0]) :]
-        body, problem = None, "no JSON object"
-        try:
-            body = from_json(data)
-        except ValueError as error:
-            problem = f"what cannot be read ({error})" if len(data) > JSON_VALUES else problem
-        begins = data[:65_536].lstrip()[:1]
-        if isinstance(body, dict):
-            self._raise_error_in(body)
-            builder.feed_body(body)
-            problem = "no message"
-        elif body is None and begins == b"{":
-            self._read_lines(builder, state, data)
-        if not builder.ended:
-            page = begins == b"<"
-            what, hint = ("a page of HTML", "check the base URL") if page else (problem, "")
-            raise self._error("protocol", f"the server answered with {what}", status=200, retryable=not page, hint=hint)
-
-    def _read_lines(self, builder: ResponseBuilder, state: CallState, data: bytearray) -> None:
-        """Take in the events of a stream that has one on each line."""
-        first, _, rest = bytes(data).partition(b"\n")
-        with contextlib.suppress(ValueError):
-            if rest and isinstance(from_json(first), dict):
-                for line in filter(bytes.strip, (first, *rest.split(b"\n"))):
-                    self._read_event(builder, state, line.decode("utf-8", "replace"))
-
-    def _read_stream(self, builder: ResponseBuilder, state: CallState, chunks: Iterator[bytes]) -> None:
-        try:
-            for data in _events(chunks):
-                if data == "[DONE]":
-                    builder.ended = True
-                    return
-                self._read_event(builder, state, data)
-                if builder.ended and self.wire == "anthropic":
-                    return
-        except BackendError as error:
-            if not builder.ended or error.code not in ("connection", "timeout"):
-                raise
-        if not builder.ended:
-            raise self._error("truncated", "the stream ended before the answer did", retryable=True)
-
-    def _read_event(self, builder: ResponseBuilder, state: CallState, data: str) -> None:
-        try:
-            event = from_json(data)
-        except ValueError:
-            event = None
-        if not isinstance(event, dict):
-            raise self._error("truncated", "the stream holds an event that is not JSON", retryable=True)
-        self._raise_error_in(event)
-        state.quiet_until = None  # the time that the caller takes over a text is not the server's
-        builder.feed_event(event)
-        state.check()
-        state.touch()
-
-    def _raise_error_in(self, body: Mapping[str, Any]) -> None:
-        """An error may come with status 200: in a body as in the middle of a stream."""
-        error = body.get("error")
-        if error:
-            named = error if isinstance(error, dict) else {}
-            code = named.get("code")
-            words = [word for word in (named.get("type"), named.get("status"), code) if isinstance(word, str)]
-            kinds = [_STATUS_OF[word] for word in words if word in _STATUS_OF]
-            status = code if isinstance(code, int) and 400 <= code < 600 else (*kinds, 500)[0]
-            raise self._status_error(status, _error_text(dict(body)), None)
-
-    def _refusal(self, response: Any, body: bytearray) -> BackendError:
-        if 300 <= response.status_code < 400:
-            target = _host(response.headers.get("location", "")) or "elsewhere"
-            return self._status_error(response.status_code, f"it redirects to {target}", None)
-        wait = _wait_asked(response.headers, body)
-        error = self._status_error(response.status_code, _error_text(body), wait)
-        error.retryable = error.retryable and response.headers.get("x-should-retry") != "false"
-        return error
-
-    def server_label(self) -> str:
-        """The provider; with the place, where somebody else speaks its protocol there."""
-        owner = provider_for_url(self.base_url)
-        return self.provider if owner and owner.id == self.provider else f"{self.provider} at {netloc(self.base_url)}"
-
-    def _status_error(self, status: int, text: str, wait: float | None) -> BackendError:
-        code = _code_for(status, text)
-        lasting = code in ("quota", "context_length") or re.search(_NO_TOOLS, text) or re.search(_NO_IMAGES, text)
-        again = not lasting and (status in _RETRIED or status >= 500)
-        message = f"{self.server_label()} answers {status}: {text}"
-        return self._error(code, message, status=status, hint=_HINTS.get(code, ""), retryable=again, retry_after=wait)
-
-    def _error(self, code: str, message: str, **more: Any) -> BackendError:
-        return BackendError(_tidy(message, self._key), code=code, provider=self.provider, **more)
-
-    def _no_tools(self) -> BackendError:
-        self.supports_tools = False
-        hint = "use the text protocol: code in fenced blocks"
-        return self._error("no_tools", f"{self.model!r} does not support tool calls", status=400, hint=hint)
-
-    def _no_images(self) -> BackendError:
-        self.supports_images = False
-        return self._error("no_images", f"{self.model!r} cannot see images", status=400, hint="use a model with vision")
-
-    def adapt_to_error(self, error: BackendError, body: Mapping[str, Any], ask: Request) -> bool:
-        """Whether the error tells how to ask so that it works, from now on."""
-        if error.status not in (400, 404, 422, 500, 501) or error.code == "quota":
-            return False
-        text = error.message
-        if lesson := self._refused_param(error, ask):
-            return self._remember(lesson, ask)
-        if error.code == "context_length" and (
-            found := re.search(r"context length is (\d+)|context size \((\d+)", text)
-        ):
-            self.window = self.window or int(found[1] or found[2])
-        if body.get("tools") and re.search(_NO_TOOLS, text):
-            raise self._no_tools()
-        if re.search(_NO_IMAGES, text) and _has_images(ask.messages):
-            raise self._no_images()
-        if error.status not in (400, 422):
-            return False
-        if found := re.search(r"at most (\d+) completion|> (\d+), which is the maximum", text):
-            known, self.max_output = self.max_output, int(found[1] or found[2])
-            return known != self.max_output
-        lessons = {field: field for field in _OPTIONAL if field in body} | {"anthropic-version": "anthropic-version"}
-        if self.limit_field in body and re.search(_UNKNOWN_FIELD, text):
-            lessons[self.limit_field] = "limit"
-        lesson = next((lesson for field, lesson in lessons.items() if field in text), None)
-        if lesson is not None:
-            return self._remember(lesson, ask)
-        return self._request(ask)[2] != body  # another call has learnt it in the meantime
-
-    def _refused_param(self, error: BackendError, ask: Request) -> str | None:
-        """The parameter that a refusal names; one of the runtime's own before one of the caller's."""
-        text = error.message
-        if error.status not in (400, 422) or error.code != "bad_request" or not re.search(_REFUSAL, text):
-            return None
-        sent = _params(self, ask).common
-        named = [
-            name for name in _COMMON if name in sent and re.search(rf"(?i)(?<![\w-])({_COMMON[name]})(?![\w-])", text)
-        ]
-        return min(named, key=lambda name: name in (ask.params or {}), default=None)
-
-    def _remember(self, lesson: str, ask: Request) -> bool:
-        """Leave a part out of every request from now on; the caller is told once if he asked for it."""
-        with _learning:
-            known = lesson in self.refused
-            self.refused.add(lesson)
-        within = ("output_config", "reasoning_effort") if lesson == "output_config" else (lesson,)
-        name = next((name for name in within if name in (ask.params or {})), None)
-        if name and not known:
-            message = (
-                f"{self.server_label()} does not take the parameter {name!r} for {self.model!r}: it is no longer sent"
-            )
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
-        return True
-
-    def inspect(self, deadline: float | None = None) -> None:
-        """Fill in `window`, `parameters` and `server` as far as a local server tells them. Never raises.
-
-        Asks at most once, for two seconds at most; a model of the table or of a provider elsewhere is not asked about.
-        """
-        near = "local" in self.quirks or _is_private(_host(self.base_url))
-        if self._inspected or not near or self.wire != "openai" or _facts(self.model):
-            return
-        if not self._inspecting.acquire(timeout=INSPECT_TIME):
-            return
-        try:
-            if not self._inspected:
-                until = time.monotonic() + INSPECT_TIME
-                state = CallState(self.provider, INSPECT_TIME, min(until, deadline or until), None)
-                with contextlib.suppress(BackendError, *_MISREAD), _watch.watching(state):
-                    self._inspect(state)
-        finally:
-            self._inspected = True
-            self._inspecting.release()
-
-    def _inspect(self, state: CallState) -> None:
-        base = self.base_url.partition("?")[0].removesuffix("/chat/completions")
-        entry: dict[str, Any] = {}
-        if self.provider != "ollama":
-            entries = [item for item in self._fetch(state, f"{base}/models")["data"] if isinstance(item, dict)]
-            entry = _entry_of(self.model, entries)
-            self._take_in(entry)
-        if self.provider == "ollama" or entry.get("owned_by") == "library":
-            # Its window is a setting of the server's, mostly far below the model's own: it is not to be had here.
-            shown = self._fetch(state, f"{_origin(base)}/api/show", _dumps({"model": self.model}))
-            self.parameters = self.parameters or size_in_name(str(shown["details"]["parameter_size"]))
-
-    def _take_in(self, entry: Mapping[str, Any]) -> None:
-        """What an entry of a server's list of models says: of llama.cpp, vLLM, LM Studio and servers like them."""
-        if entry.get("owned_by") == "llamacpp":
-            self.server = "llamacpp"
-        names = ("loaded_context_length", "max_model_len", "context_length", "max_context_length")
-        sizes = [token_count(entry, "meta", "n_ctx"), *(token_count(entry, name) for name in names)]
-        self.window = self.window or next((size for size in sizes if size >= 256), None)
-        self.parameters = self.parameters or round(token_count(entry, "meta", "n_params") / 1e9, 3) or None
-
-    def _fetch(self, state: CallState, url: str, data: bytes | None = None) -> Any:
-        """The JSON that a GET, or a POST of `data`, brings. BackendError or ValueError if it brings none."""
-        headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "flat-rlm"}
-        headers |= {"Content-Type": "application/json"} if data is not None else {}
-        link = _link(self.base_url, self._how.max_parallel)
-        response, body = None, bytearray()
-        while response is None:
-            try:
-                response = link.open(state, url, {**headers, **self._key_headers()}, data)
-            except BackendError as error:
-                if not error.idle_closed:
-                    raise
-        try:
-            for chunk in _chunks(state, response, url) if response.status_code == 200 else ():
-                body += chunk
-                if len(body) > INSPECT_LIMIT:
-                    raise ValueError("too long")
-        finally:
-            response.raw.close()
-            response.raw.release_conn()
-        return from_json(bytes(body))
-
-
-def _entry_of(model: str, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The entry of this model; the only one there is, whatever its name."""
-    named = [entry for entry in entries if entry.get("id") == model]
-    return next(iter(named or (entries if len(entries) == 1 else ())), {})
-
-
-# What reading an answer raises where a part of it is of another type than its wire's.
-_MISREAD = (TypeError, AttributeError, LookupError, ValueError, ArithmeticError, RecursionError)
-_OPTIONAL = ("stream_options", "return_progress", "prompt_cache_key", "response_format", "output_config")
-_OPENAI_MODEL = r"gpt-(?!oss)|chatgpt-|o\d(?:-|$)|codex-"
-
-
-def _live(backend: HTTPBackend, ask: Request, state: CallState, on_text: Callable[[str], None] | None) -> Reply:
-    """An answer from the server, asked again in another way where it says how."""
-    link = _link(backend.base_url, backend._how.max_parallel)
-    while True:
-        url, headers, body = backend._request(ask)
-        request = url, headers, _encoded(body)
-
-        def send(request: tuple[str, dict[str, str], bytes] = request) -> ResponseBuilder:
-            builder = _WIRES[backend.wire].builder(backend, on_text)
-            builder.on_progress = ask.on_progress
-            with backend._room(ask, state):
-                return backend._attempt(link, state, request, builder)
-
-        try:
-            builder, attempts = with_retries(state, link.gate(backend.model), backend._how.max_retries, send)
-        except BackendError as error:
-            failure = error
-        else:
-            return _reply(backend, builder, ask, attempts)
-        if failure.partial or not backend.adapt_to_error(failure, body, ask):
-            raise failure
-
-
-def _reply(backend: HTTPBackend, builder: ResponseBuilder, ask: Request, attempts: int) -> Reply:
-    text, calls = "".join(builder.text), _tool_calls(builder.calls)
-    usage: dict[str, Any] | None = builder.usage
-    if usage is None or not (usage["input"] or usage["output"]):
-        into, out = estimate_tokens(ask.messages, ask.tools), estimate_tokens([{"content": text, "tool_calls": calls}])
-        usage = {"input": into, "output": out, "cached": 0, "cache_write": 0, "reasoning": 0, "estimated": True}
-    cost = builder.cost
-    if cost is None:
-        cost = cost_of(backend.model, usage, backend._how.prices, backend.provider)
-    raw = builder.raw and {"wire": backend.wire, "model": backend.model, "provider": backend.provider, **builder.raw}
-    return Reply(text, calls, usage, builder.stop, builder.model or backend.model, cost, raw, attempts)
-
-
-def _drain(state: CallState, response: Any) -> bool:
-    """Read the little that is left after an answer, so that the connection can be used again; False if more comes."""
-    if response.raw.connection is None:  # all was read, and another call may have the connection by now
-        return True
-    try:
-        state.socket.settimeout(0.01)
-        return any(not response.raw.read1(65536) for _ in range(4))
-    except Exception:  # of many kinds, and all of them mean: not this connection again
-        return False
-    finally:
-        with contextlib.suppress(OSError):
-            state.socket.settimeout(state.timeout)
-
-
-# --- connecting -------------------------------------------------------------------------------------------------
-
-# Names that say whose model it is. An open model's name does not: many serve it.
-_MAKERS = (
-    ("openai", _OPENAI_MODEL),
-    ("anthropic", r"claude-"),
-    ("google", r"gemini-"),
-    ("xai", r"grok-"),
-    ("deepseek", r"deepseek-"),
-    ("mistral", r"(?:mistral|magistral|ministral|codestral|devstral|pixtral)-"),
-    ("moonshotai", r"kimi-|moonshot-"),
-    ("perplexity", r"sonar(?:-|$)"),
-    ("cohere", r"command-"),
-)
-# What to use when no model is named, in this order.
-_DEFAULTS = {
-    "openai": DEFAULT_MODEL,
-    "anthropic": "claude-haiku-5-5",
-    "google": "gemini-3.8-flash",
-    "openrouter": "openai/gpt-4o-mini",
-    "xai": "grok-4.7",
-    "deepseek": "deepseek-flash",
-    "mistral": "mistral-small-latest",
-    "groq": "llama-3.3-70b-versatile",
-}
-_BASE_VARIABLES = {"openai": "OPENAI_BASE_URL", "anthropic": "ANTHROPIC_BASE_URL"}
-
-
-class BackendOptions(NamedTuple):
-    """The options that a backend and its siblings share."""
-
-    max_retries: int
-    max_parallel: int
-    prices: Mapping[str, Any] | None
-    cache: str | None
-    timeout: float
-
-
-class _Key(NamedTuple):
-    secret: _Secret
-    source: str | None
-
-
-def connect(
-    model: str | None,
-    backend: str = "auto",
-    *,
-    api_key: str | None = None,
-    base_url: str | None = None,
-    environ: Mapping[str, str] | None = None,
-    max_retries: int = 4,
-    max_parallel: int = 16,
-    prices: Mapping[str, Any] | None = None,
-    cache: bool | str = False,
-    timeout: float = 600.0,
-    progress: Callable[[str], None] | None = None,
-) -> HTTPBackend:
-    """The backend for a model; nothing is sent to it yet. BackendError(code="config") says what is missing.
-
-    `model` may be the path of a .gguf file, which is served on this machine, or hf:OWNER/REPO[:QUANT], which is
-    downloaded now if it is not kept yet; `progress` is told how it comes and loads. It may be cli:claude, cli:codex or
-    cli:gemini, with /MODEL or without: a coding agent's program, on its own account.
-    `timeout` is how many seconds of silence from the server are borne. `cache` keeps answers on disk: in a folder, or
-    True for the user's cache folder.
-    """
-    env = _Environ(environ)
-    environ = None  # what a traceback shows of this frame must hold no key
-    api_key = _Secret(api_key) if api_key else None
-    key = _Key(_checked_key(api_key, "api_key"), "api_key") if api_key else None
-    base_url = _checked_url(base_url.strip()) if base_url else None
-    for known, price in (prices or {}).items():
-        _as_price(known, price)
-    how = BackendOptions(max_retries, max_parallel, prices, _cache_folder(cache, env), timeout)
-    by_name = base_url is None and backend in ("auto", "litellm")
-    if model and model.startswith("cli:") and by_name:
-        return _agent_backend(model, env, how)
-    if model and model.startswith("hf:") and by_name:
-        _check_package()
-        return _LocalModel(_Hub(model, env, progress).file(), how, progress, name=model)
-    if model and model.endswith(".gguf") and (by_name or (base_url is None and backend == "llamacpp")):
-        return _LocalModel(model, how, progress)
-    row, name = _choose(model, backend, base_url, env)
-    return _connected(row, name, backend, base_url, key, env, how)
-
-
-def _connected(
-    row: Provider, name: str, backend: str, base_url: str | None, key: _Key | None, env: _Environ, how: BackendOptions
-) -> HTTPBackend:
-    base = _base_url(row, base_url, env)
-    made = HTTPBackend(row, name, base, key or _key(row, name, base, base_url, env), how)
-
-    def reconnect(model: str) -> HTTPBackend:
-        """Another model by its name; one whose name does not say whose it is belongs to the same provider."""
-        if model.startswith(("cli:", "hf:")):
-            hint = "leave sub_model out, or name a provider's model"
-            raise BackendError(f"{model!r} can only be the main model", code="config", hint=hint)
-        try:
-            other, other_name = _choose(model, "auto", None, env)
-        except BackendError:
-            return made._sibling(model)
-        if other.id == made.provider:
-            return made._sibling(other_name)
-        return _connected(other, other_name, backend, None, None, env, how)
-
-    if backend in ("auto", "litellm") and base_url is None:
-        made._reconnect = reconnect
-    return made
-
-
-def _choose(model: str | None, backend: str, base_url: str | None, env: _Environ) -> tuple[Provider, str]:
-    """Whose model it is, and its name there."""
-    if backend not in ("auto", "litellm"):
-        row = _provider(backend)
-        name = model or _DEFAULTS.get(row.id, "")
-        if not name:
-            raise BackendError(f"which model of {row.id}?", code="config", provider=row.id, hint="-m MODEL")
-        return row, name if base_url else _unprefixed(name, row)
-    if not model:
-        row = _present(env) if base_url is None else provider_for_url(base_url) or _rows()["openai"]
-        return row, _DEFAULTS.get(row.id, DEFAULT_MODEL)
-    for separator in "/:":
-        word, _, rest = model.partition(separator)
-        if rest and word in _by_name():
-            return _by_name()[word], rest
-    if base_url and (row_there := provider_for_url(base_url)):
-        return row_there, model
-    maker = next((id_ for id_, names in _MAKERS if re.match(names, model)), None)
-    if maker is None and base_url is None:
-        hint = f"write provider/model, as in openrouter/{model} or ollama/{model}; `rlm providers` lists them"
-        raise BackendError(f"cannot tell whose model {model!r} is", code="config", hint=hint)
-    return _rows()[maker or "openai"], model
-
-
-def _provider(name: str) -> Provider:
-    if row := _by_name().get(name):
-        return row
-    import difflib
-
-    near = difflib.get_close_matches(name, _by_name(), 3)
-    hint = f"did you mean {' or '.join(near)}?" if near else "`rlm providers` lists them"
-    raise BackendError(f"no provider is called {name!r}", code="config", hint=hint)
-
-
-def _unprefixed(model: str, row: Provider) -> str:
-    word, _, rest = model.partition("/")
-    named = rest and word in (row.id, *row.aliases)
-    return rest if named and ("own" not in row.quirks or "/" in rest) else model
-
-
-def _present(env: _Environ) -> Provider:
-    """The provider to use when nobody has named one: the first whose key is there."""
-    there = (_rows()[id_] for id_ in _DEFAULTS if any(env.get(name) for name in _rows()[id_].keys))
-    return next(there, _rows()["openai"])
-
-
-def provider_for_url(url: str) -> Provider | None:
-    """The provider whose host this is, exactly."""
-    if _is_loopback(url):
-        return None
-    return next((row for row in _rows().values() if _host(row.base_url) == _host(url)), None)
-
-
-def _base_url(row: Provider, base_url: str | None, env: _Environ) -> str:
-    url = base_url or env.get(_BASE_VARIABLES.get(row.id, "")) or env.get(row.quirks.get("base", "")) or row.base_url
-    missing = [name for name in re.findall(r"\$\{(\w+)\}", url) if not env.get(name)]
-    if missing:
-        hint = f"export {missing[0]}=…, or give base_url"
-        needs = f"the URL of {row.id} needs {' and '.join(missing)}"
-        raise BackendError(needs, code="config", provider=row.id, hint=hint)
-    url = _checked_url(re.sub(r"\$\{(\w+)\}", lambda found: env.get(found[1]), url).strip())
-    return f"{url}/openai/v1" if "azure" in row.quirks and url == _origin(url) else url
-
-
-def _checked_url(url: str) -> str:
-    from urllib.parse import urlsplit
-
-    try:
-        parts = urlsplit(url)
-        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        fine = False
-    if not fine or re.search(r"[\s\x00-\x1f]", url):
-        raise BackendError("the base URL is not an http or https URL", code="config", hint="as in https://HOST/v1")
-    if parts.username or parts.password:
-        raise BackendError("the base URL holds a user name or password", code="config", hint="give the key as api_key")
-    head, mark, query = url.partition("#")[0].partition("?")
-    return head.rstrip("/") + mark + query
-
-
-def _key(row: Provider, model: str, base: str, given_url: str | None, env: _Environ) -> _Key:
-    """The key for this host: of the provider whose host it is, else, at a URL of the user's, of the one he named."""
-    owner = row if _host(row.base_url) == _host(base) else provider_for_url(base) or row
-    for name in owner.keys:
-        if env.get(name):
-            return _Key(_checked_key(env.secret(name), name), name)
-    if given_url is not None or _is_loopback(base) or not {"local", "keyless"}.isdisjoint(owner.quirks):
-        return _Key(_Secret(""), None)
-    raise BackendError(
-        f"no API key for model {model!r}",
-        code="config",
-        provider=row.id,
-        looked_for=owner.keys,
-        hint=f"export {owner.keys[0]}=…",
-    )
-
-
-# --- answers kept -----------------------------------------------------------------------------------------------
-
-
-def _cache_folder(cache: bool | str, env: _Environ) -> str | None:
-    if isinstance(cache, str):
-        return os.path.expanduser(cache)
-    return os.path.join(env.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "rlm") if cache else None
-
-
-class _Pending:
-    """A question that has been asked and not been answered yet, and who else waits for the answer."""
-
-    def __init__(self) -> None:
-        self.waiting: list[CallState] = []
-        self.reply: Reply | None = None
-        self.error: BackendError | None = None
-        self.done = False
-
-
-_pending: dict[str, _Pending] = {}
-_pending_lock = threading.Lock()
-
-
-def _cached(backend: HTTPBackend, ask: Request, state: CallState, on_text: Callable[[str], None] | None) -> Reply:
-    """The answer from disk or from whoever is asking the same right now, else a live one, kept for the next."""
-    body = backend._request(ask._replace(max_tokens=None, stream=False))[2]
-    params = {**(ask.defaults or {}), **(ask.params or {})}  # also those that this wire leaves out
-    name = _digest([backend.provider, backend.base_url, backend.model, body, *([params] if params else [])])
-    path = os.path.join(backend._how.cache or "", f"{name}.json")
-    while True:
-        if reply := _read_reply(path):
-            return from_cache(reply, on_text)
-        with _pending_lock:
-            mine = _Pending()
-            pending = _pending.setdefault(path, mine)
-            if pending is not mine:
-                pending.waiting.append(state)
-        if pending is mine:
-            return _lead(backend, ask, state, on_text, path, pending)
-        while not pending.done:
-            state.sleep(None)
-        if pending.reply is not None and _is_whole(pending.reply):
-            return from_cache(pending.reply, on_text)
-        if pending.error is not None and pending.error.code not in ("cancelled", "timeout"):
-            raise copy.copy(pending.error)
-
-
-def _lead(
-    backend: HTTPBackend,
-    ask: Request,
-    state: CallState,
-    on_text: Callable[[str], None] | None,
-    path: str,
-    pending: _Pending,
-) -> Reply:
-    """A live answer, for all who wait for it."""
-    try:
-        _check_cache(os.path.dirname(path))
-        reply = pending.reply = _live(backend, ask, state, on_text)
-        if _is_whole(reply):
-            _write_reply(path, reply)
-        return reply
-    except BackendError as error:
-        pending.error = error
-        raise
-    finally:
-        with _pending_lock:
-            del _pending[path]
-            pending.done = True
-            for waiting in pending.waiting:
-                waiting.wake.set()
-
-
-def _is_whole(reply: Reply) -> bool:
-    """Whether it would be the answer with any other limit too."""
-    return reply.stop_reason in ("stop", "tool_calls")
-
-
-def from_cache(reply: Reply, on_text: Callable[[str], None] | None) -> Reply:
-    """An answer given before: it costs nothing now."""
-    if on_text and reply.text:
-        on_text(reply.text)
-    nothing = dict.fromkeys(("input", "output", "cached", "cache_write", "reasoning"), 0)
-    return reply._replace(usage=nothing, cost_usd=0.0, attempts=0)
-
-
-def _read_reply(path: str) -> Reply | None:
-    try:
-        with open(path, "rb") as file:
-            reply = Reply(**from_json(file.read()))
-    except (OSError, ValueError, TypeError):  # absent or torn: asked again
-        return None
-    return reply if isinstance(reply.text, str) and isinstance(reply.tool_calls, list) else None
-
-
-def _check_cache(folder: str) -> None:
-    """Make the folder; BackendError, before anything is asked and paid for, if answers cannot be kept there."""
-    import errno
-
-    try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
-    except (OSError, ValueError) as error:
-        message = f"cannot write to the cache {folder!r}: {getattr(error, 'strerror', None) or error}"
-        raise BackendError(message, code="config", hint="name a folder of yours, or leave the cache off") from None
-
-
-def _write_reply(path: str, reply: Reply) -> None:
-    """Keep an answer, whole or not at all, readable by its owner only. One that cannot be kept is an answer still."""
-    import tempfile
-
-    with contextlib.suppress(OSError, RecursionError):
-        handle, name = tempfile.mkstemp(dir=os.path.dirname(path))
-        try:
-            with open(handle, "wb") as file:
-                file.write(_dumps(reply._asdict()))
-            os.replace(name, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
-
-
-# --- a model in a file ------------------------------------------------------------------------------------------
-
-_SERVE = """
-import sys
-sys.path = [folder for folder in sys.path if folder]  # not the working directory
-import json, xllamacpp
-how = json.loads(sys.stdin.readline())
-params = xllamacpp.CommonParams()
-params.model.path, params.n_ctx, params.n_parallel = how["path"], how["context"], how["parallel"]
-params.kv_unified, params.use_jinja, params.port = True, True, 0
-params.api_keys, params.cors_origins = [how["key"]], ""
-if hasattr(params, "cache_ram_mib"):
-    params.cache_ram_mib = how["cache_mib"]
-server = xllamacpp.Server(params)
-print(json.dumps({"url": server.listening_address}), flush=True)
-sys.stdin.read()  # until the host closes it, or ends in any way
-"""
-_SLOTS = 4  # calls that the server works on at once; they share its context, and each keeps its prefix for the next
-_PROMPT_CACHE_MIB = 2048  # of prompts whose slot has been given to another
-_LONGEST_CONTEXT = 32_768  # of a model that could take more: its memory is taken at once
-
-
-_ANSWER_ROOM = 1024  # tokens that an answer is thought to take, if its limit is not lower
-
-
-class _SharedWindow:
-    """The one context that the calls to a served model share: what they have reserved fits into it."""
-
-    def __init__(self, tokens: int) -> None:
-        self.size = self.free = tokens
-        self.queue: deque[CallState] = deque()
-        self.lock = threading.Lock()
-
-    @contextlib.contextmanager
-    def reserve(self, state: CallState, tokens: int) -> Iterator[None]:
-        """Wait, in turn, until so many tokens are free, and hold them. One call alone always fits."""
-        tokens = min(tokens, self.size)
-        with self.lock:
-            self.queue.append(state)
-        try:
-            while not self._take(state, tokens):
-                state.sleep(None)
-        except BaseException:
-            with self.lock:
-                if state in self.queue:
-                    self.queue.remove(state)
-                self._wake()
-            raise
-        try:
-            yield
-        finally:
-            with self.lock:
-                self.free += tokens
-                self._wake()
-
-    def _take(self, state: CallState, tokens: int) -> bool:
-        with self.lock:
-            if self.queue[0] is not state or self.free < tokens:
-                return False
-            self.queue.popleft()
-            self.free -= tokens
-            self._wake()
-            return True
-
-    def _wake(self) -> None:
-        if self.queue:
-            self.queue[0].wake.set()
-
-
-class _Served(NamedTuple):
-    process: Any
-    url: str
-    key: _Secret
-    shared: _SharedWindow
-
-
-_served: dict[str, _Served] = {}
-_serving = threading.Lock()
-
-
-class _LocalModel(HTTPBackend):
-    """A GGUF file, served by a llama.cpp server on loopback: one for the process, started by the first call."""
-
-    def __init__(self, path: str, how: BackendOptions, progress: Callable[[str], None] | None, name: str = "") -> None:
-        self.path = os.path.realpath(os.path.expanduser(path))
-        header = _gguf_header(self.path)
-        _check_package()
-        _check_memory(path, _model_size(self.path))
-        how = how._replace(max_parallel=min(_SLOTS, how.max_parallel))
-        super().__init__(_rows()["llamacpp"], name or path, "http://127.0.0.1", _Key(_Secret(""), None), how)
-        self.window = self._context = min(header.context or 4096, _LONGEST_CONTEXT)
-        self.parameters = self.parameters or header.parameters
-        self.server, self._inspected = "llamacpp", True
-        self._progress = progress
-
-    def with_model(self, model: str) -> HTTPBackend:
-        if model != self.model:
-            hint = "leave sub_model out, or name a provider's model as the main one"
-            raise BackendError(f"{self.model!r} serves no other model than itself", code="config", hint=hint)
-        return self
-
-    def _ready(self, state: CallState) -> None:
-        with _serving:
-            served = _served.get(self.path)
-            if served is not None and served.process.poll() is not None:
-                _end(_served.pop(self.path).process)
-                served = None
-            served = _served[self.path] = served or self._serve(state)
-        self.base_url, self._key, self._shared = f"{served.url}/v1", served.key, served.shared
-
-    def _room(self, ask: Request, state: CallState) -> contextlib.AbstractContextManager[None]:
-        tokens = estimate_tokens(ask.messages, ask.tools) + min(ask.max_tokens or _ANSWER_ROOM, _ANSWER_ROOM)
-        return self._shared.reserve(state, tokens)
-
-    def _serve(self, state: CallState) -> _Served:
-        """Start the server and wait until it has loaded the model, saying so each second."""
-        import atexit
-        import subprocess
-        import sys
-        import tempfile
-
-        atexit.register(stop_local_models)
-        key, response = _Secret(os.urandom(16).hex()), list[bytes]()
-        how = {"path": self.path, "context": self._context, "parallel": self._how.max_parallel, "key": key}
-        how["cache_mib"] = _prompt_cache_mib(self.path)
-        with tempfile.TemporaryFile() as log:
-            keyless = {name: value for name, value in os.environ.items() if name not in key_variables()}
-            command = [sys.executable, "-c", _SERVE]
-            process = subprocess.Popen(command, stdin=-1, stdout=-1, stderr=log, env=keyless)
-
-            def ask() -> None:
-                with contextlib.suppress(OSError):
-                    process.stdin.write(json.dumps(how).encode() + b"\n")  # type: ignore[union-attr]
-                    process.stdin.flush()  # type: ignore[union-attr]
-                response.append(process.stdout.readline())  # type: ignore[union-attr]
-                state.wake.set()
-
-            asking = threading.Thread(target=ask, name="rlm-load", daemon=True)
-            asking.start()
-            try:
-                self._wait_for(response, state)
-                return _Served(process, from_json(response[0])["url"], key, _SharedWindow(self._context))
-            except BaseException as error:
-                process.kill()
-                asking.join()
-                _end(process)
-                if not isinstance(error, ValueError):
-                    raise
-            log.seek(0)
-            said = log.read()[-2000:].decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
-        raise self._error("config", f"llama.cpp cannot serve {self.model!r}: {said[-1]}")
-
-    def _wait_for(self, response: list[bytes], state: CallState) -> None:
-        size, started = _model_size(self.path) / 1e9, time.monotonic()
-        while not response:
-            if self._progress:
-                waited = time.monotonic() - started
-                self._progress(f"loading {os.path.basename(self.path)} ({size:.1f} GB): {waited:.0f} s")
-            state.sleep(1.0)
-
-
-def stop_local_models() -> None:
-    """End the servers of model files. Done by itself when the process ends."""
-    with _serving:
-        while _served:
-            _end(_served.popitem()[1].process)
-
-
-def _end(process: Any) -> None:
-    process.kill()
-    process.wait()
-    process.stdout.close()
-    with contextlib.suppress(OSError):
-        process.stdin.close()
-
-
-def _check_package() -> None:
-    """Raise where no model file can be served on this machine."""
-    import importlib.util
-
-    if importlib.util.find_spec("xllamacpp") is None:
-        hint = "pip install 'flat-rlm[local]'"
-        raise BackendError("a .gguf model needs the package xllamacpp", code="config", hint=hint)
-
-
-def _check_memory(name: str, size: int) -> None:
-    """Raise where a model of that size does not fit into this machine's memory."""
-    free = _free_memory()
-    if free is not None and size > free:
-        message = f"{name!r} takes {size / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
-        raise BackendError(message, code="config", hint="use a smaller model or a stronger quantisation")
-
-
-def _model_size(path: str) -> int:
-    """Bytes of a model file, of all its parts where it is the first of several."""
-    first = re.fullmatch(r"(.*)-00001-of-(\d{5})\.gguf", path, re.DOTALL)
-    parts = [f"{first[1]}-{n:05}-of-{first[2]}.gguf" for n in range(1, int(first[2]) + 1)] if first else [path]
-    return sum(map(_size_of, parts))
-
-
-def _free_memory() -> int | None:
-    """Bytes of memory that a model could take; None where that cannot be told or a GPU has its own."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            found = re.search(r"MemAvailable:\s+(\d+) kB", file.read())
-    except OSError:
-        return None
-    return int(found[1]) * 1024 if found and not os.path.exists("/dev/nvidia0") else None
-
-
-def _prompt_cache_mib(path: str) -> int:
-    """How much memory the prompts of a served model may take: a quarter of what the model leaves, within reason."""
-    free = _free_memory()
-    return _PROMPT_CACHE_MIB if free is None else min(_PROMPT_CACHE_MIB, max(0, free - _model_size(path)) >> 22)
-
-
-class _GGUFHeader(NamedTuple):
-    """What the file says of its model, where it does."""
-
-    context: int | None = None
-    parameters: float | None = None  # billions
-
-
-def _gguf_header(path: str) -> _GGUFHeader:
-    """The header of a GGUF file; BackendError for a file that is none.
-
-    The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
-    """
-    import struct
-
-    found = _GGUFHeader()
-    sizes = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-    try:
-        with open(path, "rb") as file:
-
-            def number(form: str) -> int:
-                return int(struct.unpack(form, file.read(struct.calcsize(form)))[0])
-
-            def skip(kind: int, count: int = 1) -> None:
-                if kind == 9:
-                    for _ in range(count):
-                        skip(number("<I"), number("<Q"))
-                elif kind == 8:
-                    for _ in range(count):
-                        file.seek(number("<Q"), 1)
-                else:
-                    file.seek(sizes[kind] * count, 1)
-
-            if file.read(4) != b"GGUF":
-                raise BackendError(f"{path!r} is not a GGUF file", code="config", hint="give a llama.cpp model file")
-            number("<I"), number("<Q")
-            for _ in range(min(number("<Q"), 1000)):
-                name, kind = file.read(min(number("<Q"), 65536)), number("<I")
-                if found.context and (found.parameters or name.startswith(b"tokenizer.")):
-                    break  # the vocabulary is long, and what is wanted comes before it
-                if name.endswith(b".context_length") and kind in (4, 10):
-                    found = found._replace(context=number("<I" if kind == 4 else "<Q"))
-                elif name == b"general.size_label" and kind == 8:
-                    label = file.read(min(number("<Q"), 65536)).decode("utf-8", "replace")
-                    found = found._replace(parameters=size_in_name(label))
-                elif name == b"general.parameter_count" and kind in (4, 10):
-                    found = found._replace(parameters=number("<I" if kind == 4 else "<Q") / 1e9)
-                else:
-                    skip(kind)
-    except OSError as error:
-        raise BackendError(f"cannot read the model {path!r}: {error.strerror}", code="config") from None
-    except (struct.error, KeyError, RecursionError):
-        raise BackendError(f"{path!r} is a damaged GGUF file", code="config", hint="download it again") from None
-    return found
-
-
-# --- model files by name ----------------------------------------------------------------------------------------
-
-_HUB = "https://huggingface.co"
-_HUB_NAME = r"hf:([A-Za-z0-9][\w.-]{0,95})/([A-Za-z0-9][\w.-]{0,95})(?::([A-Za-z0-9][\w.+/-]{0,199}))?"
-_HUB_PATH = r"(?:[A-Za-z0-9_][\w.+-]{0,149}/){0,3}[A-Za-z0-9_][\w.+-]{0,149}\.gguf"  # of a file, as it becomes one here
-_SPLIT = r"-(\d{5})-of-(\d{5})$"
-_QUANT = r"(?i)(?<![a-z0-9])(?:(?:IQ|TQ|Q)\d(?:_[a-z0-9]{1,3})*|MXFP4(?:_MOE)?|BF16|FP?16|FP?32)(?![a-z0-9])"
-_HUB_TIMEOUT = 60.0  # seconds of silence
-_HUB_TRIES = 3  # further ones, in a row, that bring nothing
-
-
-class _HubFile(NamedTuple):
-    path: str
-    size: int
-    sha256: str
-
-
-class _Variant(NamedTuple):
-    """A model of a repository, in one file or in several that belong together."""
-
-    stem: str
-    quant: str
-    files: list[_HubFile]
-
-    @property
-    def size(self) -> int:
-        return sum(file.size for file in self.files)
-
-    @property
-    def base(self) -> str:
-        return self.stem.rpartition("/")[2]
-
-
-def _variants(files: Sequence[_HubFile]) -> list[_Variant]:
-    """The models that are there whole, the smallest first."""
-    parts: dict[tuple[str, str], list[_HubFile]] = {}
-    for file in sorted(files):
-        stem = file.path.removesuffix(".gguf")
-        split = re.search(_SPLIT, stem)
-        parts.setdefault((re.sub(_SPLIT, "", stem), split[2] if split else ""), []).append(file)
-    made = []
-    for (stem, count), its_files in parts.items():
-        quants = re.findall(_QUANT, stem.rpartition("/")[2])
-        whole = [f"{stem}-{number:05}-of-{count}.gguf" for number in range(1, int(count or 0) + 1)]
-        if not count or whole == [file.path for file in its_files]:
-            made.append(_Variant(stem, quants[-1].upper() if quants else "", its_files))
-    return sorted(made, key=lambda variant: variant.size)
-
-
-def _matching(variants: Sequence[_Variant], selector: str) -> list[_Variant]:
-    """Those that `selector` names by quantisation or file; without it Q4_K_M, else the smallest from 4 bits up."""
-    if selector:
-        name = selector.lower().removesuffix(".gguf")
-        found = [v for v in variants if name in (v.quant.lower(), v.base.lower(), v.stem.lower())]
-    else:
-        found = [v for v in variants if v.quant == "Q4_K_M"]
-        if not found and len({re.sub(_QUANT, "", v.base) for v in variants}) == 1:
-            found = [v for v in variants if not re.match(r"[IT]?Q[123]_", v.quant)][:1] or list(variants[-1:])
-    whole = [v for v in found if len(v.files) == 1]
-    return whole if len(whole) == 1 else found
-
-
-class _Hub:
-    """`hf:OWNER/REPO[:QUANT]`: a model file of a Hugging Face repository, and the folder that it is kept in."""
-
-    def __init__(self, name: str, env: _Environ, progress: Callable[[str], None] | None = None) -> None:
-        found = re.fullmatch(_HUB_NAME, name, re.ASCII)
-        if not found:
-            hint = "hf:OWNER/REPO or hf:OWNER/REPO:QUANT, as in hf:Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF:Q4_K_M"
-            raise BackendError(f"{name[:200]!r} is not a hub model name", code="config", hint=hint)
-        self.repo, self.selector = f"{found[1]}/{found[2]}", found[3] or ""
-        self.top = os.path.join(_cache_folder(True, env) or "", "models")
-        self.folder = os.path.join(self.top, found[1], found[2])
-        self._env, self._notify = env, progress or (lambda text: None)
-
-    def file(self) -> str:
-        """The path of the file, or of the first of several: what is kept, else what is downloaded now."""
-        if path := self._local_path():
-            return path
-        self._endpoint = _checked_url(self._env.get("HF_ENDPOINT") or _HUB)
-        self._token = _checked_key(self._env.secret("HF_TOKEN"), "HF_TOKEN")
-        with self._locked():
-            return self._local_path() or self._download()
-
-    # what is kept
-
-    def index(self) -> dict[str, list[_HubFile]]:
-        """What is kept: its files by quantisation or name, and under "" what the bare name means."""
-        try:
-            with open(os.path.join(self.folder, "index.json"), "rb") as file:
-                body = from_json(file.read(INSPECT_LIMIT))
-            kept = {str(key): [_HubFile(*entry) for entry in files] for key, files in body.items()}
-            return {key: files for key, files in kept.items() if files and all(map(self._is_here, files))}
-        except (OSError, *_MISREAD):
-            return {}
-
-    def _is_here(self, file: _HubFile) -> bool:
-        path = os.path.join(self.folder, file.path)
-        return bool(re.fullmatch(_HUB_PATH, file.path, re.ASCII)) and _size_of(path) == file.size
-
-    def _local_path(self) -> str | None:
-        files = self.index().get(self.selector.lower())
-        return os.path.join(self.folder, files[0].path) if files else None
-
-    def _write_index(self, kept: Mapping[str, list[_HubFile]]) -> None:
-        path = os.path.join(self.folder, "index.json")
-        with open(f"{path}.new", "wb") as file:
-            file.write(_dumps(kept))
-        os.replace(f"{path}.new", path)
-
-    def remove(self) -> int:
-        """Delete what the name means, for a bare name all of the repository: how many bytes that was."""
-        import shutil
-
-        with self._locked(wait=False):
-            kept = self.index()
-            removed = {file for key, files in kept.items() if key == self.selector.lower() for file in files}
-            if self.selector and not removed:
-                raise BackendError(
-                    f"'hf:{self.repo}:{self.selector}' is not downloaded", code="not_found", hint="rlm models"
-                )
-            rest = (
-                {key: files for key, files in kept.items() if not removed.intersection(files)} if self.selector else {}
-            )
-            paths = [os.path.join(self.folder, file.path) for file in removed] if rest else _files_below(self.folder)
-            if not paths:
-                raise BackendError(f"nothing of {self.repo!r} is downloaded", code="not_found", hint="rlm models")
-            size = sum(map(_size_of, paths))
-            if rest:
-                self._write_index(rest)
-                for path in paths:
-                    os.unlink(path)
-            else:
-                shutil.rmtree(self.folder)
-            return size
-
-    @contextlib.contextmanager
-    def _locked(self, *, wait: bool = True) -> Iterator[None]:
-        """Alone with the repository's folder, among all processes."""
-        locks = os.path.join(self.top, ".locks")
-        try:
-            os.makedirs(locks, exist_ok=True)
-            file = open(os.path.join(locks, self.repo.replace("/", "--")), "ab")  # noqa: SIM115
-        except OSError as error:
-            raise self._disk_error(error) from None
-        with file:
-            notified = False
-            while not _lock(file):
-                if not wait:
-                    message = f"another process is downloading {self.repo!r}"
-                    raise BackendError(message, code="config", hint="wait for it, or end it")
-                if not notified:
-                    self._notify(f"waiting for another process that downloads {self.repo}")
-                notified = True
-                time.sleep(0.2)
-            yield
-
-    # the hub
-
-    def _download(self) -> str:
-        state = CallState("the hub", _HUB_TIMEOUT, None, None)
-        with _watch.watching(state):
-            self._notify(f"asking {netloc(self._endpoint)} for {self.repo}")
-            commit, files = self._listing(state)
-            variants = _variants(files)
-            variant = self._chosen(variants)
-            _check_memory(f"hf:{self.repo}:{variant.quant or variant.base}", variant.size)
-            self._check_disk(variant.files)
-            for file in variant.files:
-                self._fetch(state, commit, file)
-        by_quant = _matching(variants, variant.quant or variant.base) == [variant]
-        names = {self.selector.lower(), (variant.quant if by_quant else variant.base).lower() or variant.base.lower()}
-        self._write_index({**self.index(), **dict.fromkeys(names, variant.files)})
-        return os.path.join(self.folder, variant.files[0].path)
-
-    def _chosen(self, variants: Sequence[_Variant]) -> _Variant:
-        found = _matching(variants, self.selector)
-        if len(found) == 1:
-            return found[0]
-        quants = [variant.quant for variant in variants]
-        names = [v.quant if v.quant and quants.count(v.quant) == 1 else v.base for v in found or variants]
-        choices = ", ".join(f"{n} ({v.size / 1e9:.1f} GB)" for n, v in zip(names[:12], found or variants))
-        if not variants:
-            hint = "look for a repository whose name ends in -GGUF"
-            raise BackendError(f"{self.repo!r} has no GGUF file", code="not_found", hint=hint)
-        what = f"has no {self.selector!r}" if self.selector and not found else "has several models"
-        hint = f"name one, as in hf:{self.repo}:{names[0]}"
-        raise BackendError(f"{self.repo!r} {what}: there are {choices}", code="not_found", hint=hint)
-
-    def _listing(self, state: CallState) -> tuple[str, list[_HubFile]]:
-        """The newest commit, and the GGUF files in it that a name of this system could have."""
-
-        def ask() -> Any:
-            with self._open(state, f"{self._endpoint}/api/models/{self.repo}?blobs=true") as (response, url):
-                if response.status_code != 200:
-                    raise self._refusal(response, url, state)
-                return from_json(_gathered(_chunks(state, response, url)))
-
-        files = []
-        try:
-            body = self._with_retries(state, ask)
-            commit = str(body.get("sha"))
-            for entry in body["siblings"]:
-                path, lfs = str(entry["rfilename"]), entry.get("lfs") or {}
-                size, digest = token_count(lfs or entry, "size"), str(lfs.get("sha256") or "").lower()
-                usable = re.fullmatch(_HUB_PATH, path, re.ASCII) and not re.search("(?i)mmproj|imatrix", path)
-                if usable and size:
-                    files.append(_HubFile(path, size, digest if re.fullmatch("[0-9a-f]{64}", digest) else ""))
-        except _MISREAD as error:
-            hint = f"is {self._endpoint} a Hugging Face hub?"
-            raise BackendError(f"the hub's answer cannot be read: {error}", code="protocol", hint=hint) from None
-        return (commit if re.fullmatch("[0-9a-f]{7,64}", commit) else "main"), files
-
-    def _fetch(self, state: CallState, commit: str, file: _HubFile) -> None:
-        """Download a file, or the rest of it, and check what has come."""
-        from urllib.parse import quote
-
-        target = os.path.join(self.folder, file.path)
-        if self._is_here(file):
-            return
-        part = f"{target}.{(file.sha256 or commit)[:16]}.part"  # of this very content: a changed file begins anew
-        url = f"{self._endpoint}/{self.repo}/resolve/{commit}/{quote(file.path)}"
-        try:
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            if not file.sha256 or _size_of(part) > file.size:
-                open(part, "wb").close()
-            self._with_retries(state, lambda: self._receive(state, url, part, file), lambda: _size_of(part))
-            self._check_digest(state, part, file)
-            os.replace(part, target)
-        except OSError as error:
-            raise self._disk_error(error) from None
-        for old in _files_below(os.path.dirname(target)):
-            if old.startswith(f"{target}.") and old.endswith(".part"):
-                os.unlink(old)
-
-    def _with_retries(self, state: CallState, ask: Callable[[], Any], progress: Callable[[], int] = lambda: 0) -> Any:
-        """What `ask` returns, after as many attempts as bring something, and a few that do not."""
-        failures, before = 0, progress()
-        while True:
-            try:
-                return ask()
-            except BackendError as error:
-                failure = error
-            failures = 1 if progress() > before else failures + (not failure.idle_closed)
-            before = progress()
-            wait = backoff(failure, failures)
-            if not failure.retryable or failures > _HUB_TRIES or wait > LONGEST_WAIT:
-                raise self._with_next_step(failure, before)
-            until = time.monotonic() + wait
-            while (left := until - time.monotonic()) > 0:
-                state.sleep(left)
-
-    def _with_next_step(self, failure: BackendError, part: int) -> BackendError:
-        """The error, with what can be done with what is on the disk."""
-        if part:
-            failure.hint = f"run it again: it goes on after the {part / 1e6:,.1f} MB that have come"
-        elif failure.code in ("connection", "timeout"):
-            failure.hint = "is the network up, and HF_ENDPOINT right?"
-            if kept := sorted(filter(None, self.index())):
-                failure.hint += f" Downloaded already: {', '.join(f'hf:{self.repo}:{key}' for key in kept)}"
-        return failure
-
-    def _receive(self, state: CallState, url: str, part: str, file: _HubFile) -> None:
-        """Append to `part` what it lacks."""
-        have = _size_of(part)
-        if have == file.size:
-            return
-        headers = {"Range": f"bytes={have}-"} if have else {}
-        with self._open(state, url, headers) as (response, where):
-            going_on = response.headers.get("content-range", "").startswith(f"bytes {have}-")
-            if response.status_code == 416 or (response.status_code == 206 and not going_on):
-                os.truncate(part, 0)
-                raise BackendError("the hub cannot go on where the download stopped", code="protocol", retryable=True)
-            if response.status_code not in (200, 206):
-                raise self._refusal(response, where, state)
-            total = have if response.status_code == 206 else 0
-            with open(part, "ab" if total else "wb") as out:
-                for data in self._pieces(state, response, where, file, total):
-                    out.write(data)
-        if (got := _size_of(part)) < file.size:
-            message = f"the download of {file.path!r} ended after {got:,} of {file.size:,} bytes"
-            raise BackendError(message, code="truncated", hint="run it again", retryable=True)
-
-    def _pieces(self, state: CallState, response: Any, url: str, file: _HubFile, total: int) -> Iterator[bytes]:
-        """The body as it comes, with words on how far it is; BackendError if it is longer than it should be."""
-        began, shown, start, name = time.monotonic(), 0.0, total, os.path.basename(file.path)
-        while True:
-            problem, data = None, b""
-            try:
-                data = response.raw.read1(PIECE, decode_content=False)
-            except BaseException as error:
-                problem = error
-            if problem is not None:
-                raise _transport_error(problem, state, url)
-            state.check()
-            state.touch()
-            total += len(data)
-            if total > file.size:
-                message = f"the hub sends more of {file.path!r} than the {file.size:,} bytes that it has"
-                raise BackendError(message, code="protocol", hint="is a proxy in the way? run it again")
-            if not data:
-                return
-            yield data
-            if (now := time.monotonic()) - shown > 0.5:
-                shown, rate = now, (total - start) / max(now - began, 0.001) / 1e6
-                size = f"{file.size / 1e9:.1f} GB"
-                self._notify(f"downloading {name}: {100 * total // file.size}% of {size}, {rate:.1f} MB/s")
-
-    @contextlib.contextmanager
-    def _open(self, state: CallState, url: str, headers: Mapping[str, str] | None = None) -> Iterator[tuple[Any, str]]:
-        """The response to a GET, after redirects, and its URL. The token goes to the endpoint's own host only."""
-        from urllib.parse import urljoin, urlsplit
-
-        token = _Secret(f"Bearer {self._token}")
-        for _ in range(6):
-            own = {"Authorization": token} if self._token and _origin(url) == _origin(self._endpoint) else {}
-            common = {"User-Agent": "flat-rlm", "Accept-Encoding": "identity", **(headers or {})}
-            response = _link(url, 4).open(state, url, {**common, **own}, None)
-            try:
-                if response.status_code not in (301, 302, 303, 307, 308):
-                    yield response, url
-                    return
-                location = urljoin(url, response.headers.get("location", ""))
-            finally:
-                response.raw.close()
-                response.raw.release_conn()
-            parts = urlsplit(location)
-            downgrade = url.startswith("https:") and parts.scheme != "https"
-            if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or downgrade:
-                raise BackendError("the hub redirects to where nothing is fetched from", code="redirect")
-            url = location
-        raise BackendError("the hub redirects in a circle", code="redirect")
-
-    def _refusal(self, response: Any, url: str, state: CallState) -> BackendError:
-        """The error for a status, with what to do about it."""
-        status, named = response.status_code, response.headers.get("x-error-code", "")
-        body = _gathered(_chunks(state, response, url), ERROR_LIMIT)
-        page = f"{self._endpoint}/{self.repo}"
-        if "Gated" in named or status == 403:
-            hint = f"accept the model's terms at {page}, then export HF_TOKEN=… of that account"
-        elif status in (401, 404):  # the hub says 401 of what is not there as well
-            hint = "check the name; a private model needs HF_TOKEN"
-            hint += ", and the one that is set is refused or may not read it" if self._token and status == 401 else ""
-        elif status == 429:
-            hint = "wait" + ("" if self._token else "; HF_TOKEN raises the limit")
-        else:
-            hint = "try again later"
-        words = _error_text(body) if body else named or "nothing"
-        code = "server" if status >= 500 else _CODES.get(status, "bad_request")
-        again = status in _RETRIED or status >= 500
-        wait = _wait_asked(response.headers, body)
-        text = _tidy(f"{netloc(url)} answers {status} for {self.repo!r}: {words}", self._token)
-        return BackendError(
-            text, code=code, provider="the hub", status=status, hint=hint, retryable=again, retry_after=wait
-        )
-
-    # the disk
-
-    def _check_disk(self, files: Sequence[_HubFile]) -> None:
-        import shutil
-
-        needed = sum(file.size for file in files if not self._is_here(file))
-        needed -= sum(_size_of(path) for path in _files_below(self.folder) if path.endswith(".part"))
-        if needed > (free := shutil.disk_usage(self.top).free):
-            raise self._disk_error(None, f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB free")
-
-    def _disk_error(self, error: OSError | None, words: str = "") -> BackendError:
-        words = words or (error.strerror if error else "") or str(error)
-        hint = "rlm models remove NAME makes room, XDG_CACHE_HOME names another place"
-        return BackendError(f"cannot keep a model in {self.folder!r}: {words}", code="config", hint=hint)
-
-    def _check_digest(self, state: CallState, part: str, file: _HubFile) -> None:
-        import hashlib
-
-        if not file.sha256:
-            return
-        self._notify(f"checking {os.path.basename(file.path)}")
-        digest = hashlib.sha256()
-        with open(part, "rb") as data:
-            while piece := data.read(PIECE):
-                digest.update(piece)
-                state.check()
-        if digest.hexdigest() != file.sha256:
-            os.unlink(part)
-            message = f"what came as {file.path!r} is not what the hub has: its SHA-256 differs"
-            raise BackendError(message, code="protocol", hint="is a proxy or a mirror in the way? run it again")
-
-
-def _lock(file: Any) -> bool:
-    """Whether the open file could be locked; on Windows always."""
-    try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _size_of(path: str) -> int:
-    try:
-        return os.path.getsize(path)
-    except OSError:
-        return 0
-
-
-def _files_below(folder: str) -> list[str]:
-    return [os.path.join(where, name) for where, _, names in os.walk(folder) for name in names]
-
-
-def downloaded_models(environ: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    """The downloaded models: `{name, bytes, path, complete}` of each; what has come in part counts as one."""
-    env, rows = _Environ(environ), list[dict[str, Any]]()
-    top = os.path.join(_cache_folder(True, env) or "", "models")
-    for folder in sorted(path for path in _folders(top) for path in _folders(path)):
-        repo = os.path.relpath(folder, top).replace(os.sep, "/")
-        if not re.fullmatch(_HUB_NAME, f"hf:{repo}", re.ASCII):
-            continue
-        index = _Hub(f"hf:{repo}", env).index()
-        by_path = {
-            files[0].path: (key, files) for key, files in sorted(index.items(), key=lambda item: -len(item[0])) if key
-        }
-        for key, files in sorted(by_path.values()):
-            size, path = sum(file.size for file in files), os.path.join(folder, files[0].path)
-            rows.append({"name": f"hf:{repo}:{key}", "bytes": size, "path": path, "complete": True})
-        for part in sorted(path for path in _files_below(folder) if path.endswith(".part")):
-            rows.append({"name": f"hf:{repo}", "bytes": _size_of(part), "path": part, "complete": False})
-    return rows
-
-
-def _folders(path: str) -> list[str]:
-    try:
-        return [entry.path for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith(".")]
-    except OSError:
-        return []
-
-
-def remove_model(name: str, environ: Mapping[str, str] | None = None) -> int:
-    """Delete a downloaded model, for `hf:OWNER/REPO` all of that repository; how many bytes that was."""
-    return _Hub(name, _Environ(environ)).remove()
-
-
-# --- a model behind a program -----------------------------------------------------------------------------------
-
-_AGENT_PROMPT_LIMIT = 8_000_000  # bytes: Gemini CLI drops what comes after 8 MB
-_AGENT_PARALLEL = 4  # each is a process of some hundred megabytes
-_CONVERSATION = (
-    "The prompt is a conversation: each message is preceded by its role in brackets. "
-    "Reply with the text of the assistant's next message only."
-)
-
-
-class _Output(NamedTuple):
-    """What a program has printed: its answer, or its error."""
-
-    text: str | None = None
-    error: str = ""
-    usage: dict[str, int] | None = None
-    cost_usd: float | None = None
-    model: str = ""
-
-
-class _Agent(NamedTuple):
-    """A coding agent: how it answers one prompt without its own tools."""
-
-    arguments: str  # {folder} has system.md and policy.toml in it
-    model_flag: str
-    keys: tuple[str, ...]  # the provider keys that it may sign in with; others are not handed to it
-    parse: Callable[[str], _Output]
-    install: str
-    sign_in: str
-    tested_with: str
-    reports_cost: bool = False
-
-
-def _require_text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{type(value).__name__} instead of text")
-    return value
-
-
-def _parse_claude(stdout: str) -> _Output:
-    """The object of `claude -p --output-format json`."""
-    body = from_json(stdout)
-    text, usage = _require_text(body["result"]), body.get("usage")
-    if body.get("is_error"):
-        return _Output(error=text)
-    cached, written = token_count(usage, "cache_read_input_tokens"), token_count(usage, "cache_creation_input_tokens")
-    counts = {
-        "input": token_count(usage, "input_tokens") + cached + written,
-        "output": token_count(usage, "output_tokens"),
-        "cached": cached,
-        "cache_write": written,
-        "reasoning": 0,
-    }
-    cost = body.get("total_cost_usd")
-    known = isinstance(cost, (int, float)) and 0 <= cost < 1e6
-    models = body.get("modelUsage")
-    model = next(iter(models), "") if isinstance(models, dict) else ""
-    return _Output(text, usage=counts, cost_usd=float(cost) if known else None, model=model)
-
-
-def _parse_codex(stdout: str) -> _Output:
-    """The events of `codex exec --json`, one on each line; the last message is the answer."""
-    output = _Output()
-    for line in filter(None, map(str.strip, stdout.split("\n"))):
-        event = from_json(line)
-        item = event.get("item") or {}
-        if event["type"] == "item.completed" and item.get("type") == "agent_message":
-            output = output._replace(text=_require_text(item["text"]))
-        elif event["type"] == "turn.completed":
-            usage = event.get("usage")
-            names = {"input": "input", "output": "output", "cached": "cached_input", "cache_write": "cache_write_input"}
-            counts = {name: token_count(usage, f"{theirs}_tokens") for name, theirs in names.items()}
-            output = output._replace(usage={**counts, "reasoning": token_count(usage, "reasoning_output_tokens")})
-        elif event["type"] in ("error", "turn.failed"):
-            output = output._replace(error=str((event.get("error") or event)["message"]))
-    return output if output.text is None or output.usage is None else output._replace(error="")
-
-
-def _parse_gemini(stdout: str) -> _Output:
-    """The object of `gemini --output-format json`."""
-    body = from_json(stdout)
-    if error := body.get("error"):
-        return _Output(error=_error_text(str(error["message"]).encode()))
-    models = body.get("stats", {}).get("models", {})
-    tokens = [entry["tokens"] for entry in models.values()]
-
-    def total(*names: str) -> int:
-        return sum(token_count(entry, name) for entry in tokens for name in names)
-
-    usage = {
-        "input": total("prompt", "tool"),
-        "output": total("candidates", "thoughts"),
-        "cached": total("cached"),
-        "cache_write": 0,
-        "reasoning": total("thoughts"),
-    }
-    return _Output(_require_text(body["response"]), usage=usage if tokens else None, model=next(iter(models), ""))
-
-
-def _parse_any(stdout: str) -> _Output:
-    """What a command of the user's prints: an object as `claude -p` has it, else text."""
-    try:
-        return _parse_claude(stdout)
-    except _MISREAD:
-        return _Output(stdout.strip())
-
-
-_AGENTS = {
-    "claude": _Agent(
-        "-p --output-format json --max-turns 1 --tools '' --strict-mcp-config --safe-mode --no-session-persistence"
-        " --system-prompt-file {folder}/system.md",
-        "--model",
-        ("ANTHROPIC_API_KEY", "AWS_BEARER_TOKEN_BEDROCK"),
-        _parse_claude,
-        "npm install -g @anthropic-ai/claude-code",
-        "claude, then /login",
-        "2.1.197",
-        reports_cost=True,
-    ),
-    "codex": _Agent(
-        "exec --json --sandbox read-only --skip-git-repo-check --ephemeral --ignore-user-config --ignore-rules"
-        " -c model_instructions_file={folder}/system.md -c web_search=disabled -c project_doc_max_bytes=0"
-        " -c skills.include_instructions=false -c include_environment_context=false"
-        " -c include_permissions_instructions=false -c tools.experimental_request_user_input.enabled=false"
-        + "".join(
-            f" -c features.{name}=false"
-            for name in ("shell_tool", "unified_exec", "apps", "plugins", "hooks", "multi_agent", "view_image", "goals")
-        ),
-        "--model",
-        ("CODEX_API_KEY", "OPENAI_API_KEY"),
-        _parse_codex,
-        "npm install -g @openai/codex",
-        "codex login",
-        "0.171.0",
-    ),
-    "gemini": _Agent(
-        "--output-format json --skip-trust --extensions none --allowed-mcp-server-names none"
-        " --policy {folder}/policy.toml",
-        "--model",
-        ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
-        _parse_gemini,
-        "npm install -g @google/gemini-cli",
-        "gemini, then choose how to sign in",
-        "0.61.0",
-    ),
-}
-_NO_TOOLS_POLICY = '[[rule]]\ntoolName = "*"\ndecision = "deny"\npriority = 999\n'  # Gemini CLI then declares none
-_SIGNED_OUT = r"(?i)not logged in|/login\b|log in|auth method|authenticat|unauthori[sz]ed|invalid.{0,9}api.?key|\b401\b"
-_USED_UP = r"(?i)(hit|reached|exceeded).{0,20}limit|limit.{0,9} (reached|exceeded|hit)|quota|credit|billing"
-_TOO_FAST = r"(?i)rate.?limit|too many requests|overloaded|\b(429|529)\b"
-_UNKNOWN_FLAG = r"(?i)unknown (option|argument)|unexpected argument|not a recognized"
-
-
-def agents(environ: Mapping[str, str] | None = None) -> list[tuple[str, str | None]]:
-    """The coding agents that can be a model: `(name, the program's path or None)` each."""
-    import shutil
-
-    path = _Environ(environ).get("PATH")
-    return [(f"cli:{name}", shutil.which(name, path=path)) for name in _AGENTS]
-
-
-def _agent_backend(model: str, env: _Environ, options: BackendOptions) -> SubprocessBackend:
-    """The backend for `cli:NAME` or `cli:NAME/MODEL` (or NAME:MODEL)."""
-    name, _, model_argument = model.removeprefix("cli:").replace(":", "/", 1).partition("/")
-    agent = _AGENTS.get(name)
-    if agent is None:
-        hint = " or ".join(f"cli:{known}" for known in _AGENTS)
-        raise BackendError(f"unknown coding agent {model!r}", code="config", hint=hint)
-    import shutil
-
-    program = shutil.which(name, path=env.get("PATH"))
-    if program is None:
-        hint = f"{agent.install}, then sign in: {agent.sign_in}"
-        raise BackendError(f"{model!r} needs the program {name!r}, which is not on the PATH", code="config", hint=hint)
-    return SubprocessBackend([program], model_argument, agent=agent, name=f"cli:{name}", env=env, options=options)
-
-
-class SubprocessBackend(HTTPBackend):
-    """A model behind a command: the prompt on its standard input, the answer on its standard output.
-
-    Text only. System messages go into a file that the command line names, the others into one prompt: a single message
-    as it is, several each under its role in brackets. Without `agent`, the prompt has the system messages as well.
-    """
-
-    def __init__(
-        self,
-        words: Sequence[str],
-        model: str | None = None,
-        *,
-        agent: _Agent | None = None,
-        name: str = "",
-        env: _Environ | None = None,
-        options: BackendOptions | None = None,
-    ) -> None:
-        options = options or BackendOptions(0, _AGENT_PARALLEL, None, None, 600.0)
-        options = options._replace(max_parallel=min(_AGENT_PARALLEL, options.max_parallel))
-        self._words, self._agent, self._env = list(words), agent, env or _Environ(None)
-        self._name = name or os.path.basename(words[0])
-        row = Provider("cli", "a program", "", (), (), {"notools": "", "noimages": ""})
-        super().__init__(row, model or "", f"cli://{self._name.removeprefix('cli:')}", _Key(_Secret(""), None), options)
-
-    def _be(self, model: str) -> None:
-        if model and not re.fullmatch(r"[A-Za-z0-9][\w.:/@+\[\]-]{0,99}", model):  # it becomes an argument
-            raise BackendError(f"invalid model name {model[:100]!r}", code="config", hint=f"{self._name}/MODEL")
-        super()._be(model)
-        self._model_argument, self.parameters, self._inspected = model, None, True
-        self.model = f"{self._name}/{model}" if model else self._name
-        self.price_known = self.price_known or (self._agent is not None and self._agent.reports_cost)
-
-    def with_model(self, model: str) -> HTTPBackend:
-        name = model.removeprefix(self._name)
-        if model.startswith("cli:") and name == model:
-            hint = f"leave sub_model out, or name a model of the same program: {self._name}/MODEL"
-            raise BackendError(f"{self._name!r} cannot start {model!r}", code="config", hint=hint)
-        return self._sibling(name if name == model else name[1:])
-
-    def _request(self, ask: Request) -> tuple[str, dict[str, str], dict[str, Any]]:
-        if ask.params and "params" not in self.refused:
-            self.refused.add("params")
-            named = ", ".join(map(repr, ask.params))
-            warnings.warn(f"{self._name} takes no request parameters: {named}", RuntimeWarning, stacklevel=2)
-        parts = [(str(m["role"]), _plain(m.get("content"))) for m in ask.messages]
-        system = [text for role, text in parts if role == "system" and self._agent]
-        turns = [(role, text) for role, text in parts if role != "system" or not self._agent]
-        prompt = turns[0][1] if len(turns) == 1 else "\n\n".join(f"[{role}]\n{text}" for role, text in turns)
-        system += [_CONVERSATION] if len(turns) > 1 else []
-        return self.base_url, {}, {"model": self._model_argument, "system": "\n\n".join(system), "prompt": prompt}
-
-    def _attempt(
-        self, link: HostPool, state: CallState, request: tuple[str, dict[str, str], bytes], builder: ResponseBuilder
-    ) -> ResponseBuilder:
-        failure = None
-        try:
-            output = self._answer(state, json.loads(request[2]))
-        except BackendError as error:
-            failure = error
-        if failure is not None:
-            raise failure.with_traceback(None)  # the frames hold the program's output, which may repeat a key
-        builder.model, builder.usage, builder.cost, builder.stop = output.model, output.usage, output.cost_usd, "stop"
-        builder.append_text(output.text)
-        return builder
-
-    def _answer(self, state: CallState, asked: Mapping[str, str]) -> _Output:
-        if len(asked["prompt"].encode("utf-8", "replace")) > _AGENT_PROMPT_LIMIT:
-            raise self._error(
-                "context_length",
-                f"the prompt has more than {_AGENT_PROMPT_LIMIT:,} bytes",
-                hint=_HINTS["context_length"],
-            )
-        status, stdout, stderr = self._run(state, asked["system"], asked["prompt"])
-        output = self._parse(stdout if stdout.strip() else stderr[stderr.rfind("\n{") + 1 :])
-        if status or output.error or output.text is None:
-            raise self._failure(output.error or stderr.strip() or stdout.strip(), status)
-        return output
-
-    def _parse(self, stdout: str) -> _Output:
-        try:
-            return (self._agent.parse if self._agent else _parse_any)(stdout)
-        except _MISREAD:
-            return _Output()
-
-    def _failure(self, words: str, status: int) -> BackendError:
-        """The error for what the program complained of."""
-        code, hint = "server", ""
-        sign_in = self._agent.sign_in if self._agent else ""
-        for pattern, its_code, its_hint in (
-            (_UNKNOWN_FLAG, "config", f"update it: {self._agent.install}" if self._agent else ""),
-            (_TOO_LONG, "context_length", _HINTS["context_length"]),
-            (_TOO_FAST, "rate", _HINTS["rate"]),
-            (_USED_UP, "quota", "wait until the plan's limit is reset, or use another model"),
-            (_SIGNED_OUT, "auth", f"sign in once: {sign_in}" if sign_in else "sign in"),
-        ):
-            if re.search(pattern, words[:4_000]):
-                code, hint = its_code, its_hint
-                break
-        secrets = [self._env.get(name) for name in key_variables()]
-        lines = [line for line in words.splitlines() if line.strip()]
-        output = words if len(words) < 600 else " … ".join((lines[0], *lines[-3:]))
-        ended = f" ended with status {status}" if status else ""
-        return self._error(code, f"{self._name}{ended}: {mask(output, secrets) or 'it printed no answer'}", hint=hint)
-
-    def _environment(self, folder: str) -> dict[str, str]:
-        """What the program gets: no key of ours but those that it signs in with."""
-        nested = {"CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT"}  # a claude that finds itself inside another does not start
-        if self._agent is None:
-            return self._env.without(nested)
-        return {
-            **self._env.without(nested | (key_variables() - set(self._agent.keys))),
-            "GEMINI_SYSTEM_MD": os.path.join(folder, "system.md"),
-            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",  # else it has the model think of a title, too
-        }
-
-    def _run(self, state: CallState, system: str, prompt: str) -> tuple[int, str, str]:
-        """Run the program in an empty folder: its status, its standard output, and its standard error."""
-        import tempfile
-
-        with contextlib.ExitStack() as stack:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="rlm-cli-", ignore_cleanup_errors=True))
-            stdin, stdout, stderr = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(3))
-            stdin.write(prompt.encode("utf-8", "replace"))
-            stdin.seek(0)
-            process = self._start(self._command(folder, system), folder, stdin, stdout, stderr)
-            _programs.add(process.pid)
-            try:
-                self._wait_for(state, process, stdout, stderr)
-            finally:
-                kill_group(process.pid)
-                process.wait()
-                _programs.discard(process.pid)
-            texts: list[str] = []
-            for file in (stdout, stderr):
-                file.seek(0)
-                texts.append(file.read(BODY_LIMIT).decode("utf-8", "replace"))
-            return process.returncode, texts[0], texts[1]
-
-    def _command(self, folder: str, system: str) -> list[str]:
-        """The words of the command line, and the files that it names."""
-        import shlex
-
-        if self._agent is None:
-            return self._words
-        for name, text in (("system.md", system or "Answer the prompt."), ("policy.toml", _NO_TOOLS_POLICY)):
-            with open(os.path.join(folder, name), "wb") as file:
-                file.write(text.encode("utf-8", "replace"))
-        words = [word.replace("{folder}", folder) for word in shlex.split(self._agent.arguments)]
-        return [*self._words, *words, *([self._agent.model_flag, self._model_argument] if self._model_argument else [])]
-
-    def _start(self, words: list[str], folder: str, stdin: Any, stdout: Any, stderr: Any) -> Any:
-        import subprocess
-
-        empty, problem = os.path.join(folder, "empty"), ""
-        os.mkdir(empty)
-        _kill_at_exit()
-        try:
-            return subprocess.Popen(
-                words,
-                stdin=stdin,
-                stdout=stdout,
-                stderr=stderr,
-                cwd=empty,
-                env=self._environment(folder),
-                start_new_session=True,
-            )
-        except OSError as error:
-            problem = error.strerror or str(error)
-        raise self._error("connection", f"{words[0]}: {problem}")  # here, since the frames above hold keys
-
-    def _wait_for(self, state: CallState, process: Any, *outputs: Any) -> None:
-        """Until the program has ended; BackendError if the call is over before, or it prints or takes too much."""
-        until = time.monotonic() + self._how.timeout
-        while process.poll() is None:
-            state.sleep(0.03)
-            if any(os.fstat(file.fileno()).st_size > BODY_LIMIT for file in outputs):
-                raise self._error("protocol", f"{self._name} printed more than {BODY_LIMIT >> 20} MB")
-            if time.monotonic() > until:
-                raise self._error("timeout", f"{self._name} has not answered after {self._how.timeout:g} s")
-
-
-_programs: set[int] = set()  # process groups that run
-
-
-def kill_group(group: int) -> None:
-    import signal
-
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signal.SIGKILL)
-
-
-@functools.cache
-def _kill_at_exit() -> None:
-    import atexit
-
-    atexit.register(stop_programs)
-
-
-def stop_programs() -> None:
-    """Kill the programs that answer, with all that they have started. Done by itself when the process ends."""
-    for group in list(_programs):
-        kill_group(group)
-
-
-# --- besides models ---------------------------------------------------------------------------------------------
-
-
-def _until(complete: Callable[[bytes], bool] | None, chunks: Iterator[bytes]) -> Iterator[bytes]:
-    for chunk in chunks:
-        yield chunk
-        if complete is not None and complete(chunk):
-            return
-
-
-def post(
-    url: str,
-    *,
-    json: Any,
-    headers: Mapping[str, str],
-    timeout: float = 30.0,
-    max_retries: int = 4,
-    deadline: float | None = None,
-    cancel: threading.Event | None = None,
-    complete: Callable[[bytes], bool] | None = None,
-) -> tuple[int, dict[str, str], bytes]:
-    """POST a JSON body with the same retries: `(status, headers, body)` of the last answer, whatever its status.
-
-    `complete` is asked of each piece that arrives whether the body may end there, though the server keeps it open.
-    """
-    _checked_url(url)
-    headers = {name: _Secret(value) for name, value in headers.items()}
-    headers = {"Content-Type": "application/json", "Accept-Encoding": "gzip, deflate", **headers}
-    data = _dumps(json)
-    state = CallState("", timeout, deadline, cancel)
-    link = _link(url, 16)
-    last: list[tuple[int, dict[str, str], bytes]] = []
-
-    def send() -> None:
-        last.clear()
-        response = link.open(state, url, headers, data)
-        try:
-            body = bytes(_gathered(_until(complete, _chunks(state, response, url))))
-        finally:
-            response.raw.close()
-            response.raw.release_conn()
-        status = response.status_code
-        last.append((status, {name.lower(): value for name, value in response.headers.items()}, body))
-        if status in _RETRIED or status >= 500:
-            wait, code = _wait_asked(response.headers, body), _code_for(status, "")
-            raise BackendError(f"status {status}", code=code, status=status, retryable=True, retry_after=wait)
-
-    with _watch.watching(state):
-        try:
-            with_retries(state, link.gate(url), max_retries, send)
-        except BackendError:
-            if not last or state.end_reason:
-                raise
-    return last[0]
-
-
-_LOCAL = (
-    ("ollama", "http://localhost:11434/v1"),
-    ("lm_studio", "http://localhost:1234/v1"),
-    ("llamacpp", "http://127.0.0.1:8080/v1"),
-    ("vllm", "http://localhost:8000/v1"),
-)
-
-
-def server_models(base_url: str, timeout: float) -> tuple[int, list[str] | None]:
-    """(HTTP status, models) of a server's list of models, None where it has none; OSError if it does not answer.
-
-    It costs nothing, and no key is sent.
-    """
-    import requests
-
-    with requests.Session() as session:
-        session.trust_env = False  # no .netrc
-        session.proxies = {} if _is_loopback(base_url) else requests.utils.get_environ_proxies(base_url)
-        response = session.get(f"{base_url.rstrip('/')}/models", timeout=timeout, allow_redirects=False, stream=True)
-        try:
-            body = _gathered(response.iter_content(65_536), INSPECT_LIMIT)
-            return response.status_code, [str(entry["id"]) for entry in from_json(body)["data"]]
-        except (BackendError, ValueError, LookupError, TypeError):
-            return response.status_code, None
-
-
-def local_servers(timeout: float = 0.3) -> list[tuple[str, str, list[str]]]:
-    """The model servers that answer on this machine: `(provider id, base URL, its models)` each."""
-    found: dict[str, list[str]] = {}
-
-    def probe(id_: str, base: str) -> None:
-        with contextlib.suppress(OSError):
-            if (models := server_models(base, timeout)[1]) is not None:
-                found[id_] = models
-
-    threads = [threading.Thread(target=probe, args=place, daemon=True) for place in _LOCAL]
-    for thread in threads:
-        thread.start()
-    until = time.monotonic() + 2 * timeout
-    for thread in threads:
-        thread.join(max(0.0, until - time.monotonic()))
-    return [(id_, base, found[id_]) for id_, base in _LOCAL if id_ in found]

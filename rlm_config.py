@@ -6,8 +6,8 @@
 
     load_config({"model": "gpt-4o-mini"}).values["max_depth"]
 
-`load_config` merges arguments, environment, the project's rlm.toml and the user's file, says where each value came
-from, checks types and ranges, and takes from a project file that the user has not trusted what can do no harm.
+`load_config` merges arguments, environment, the project's rlm.toml and the user's file, records where each value came
+from, and checks types and ranges. A project file that the user has not trusted may set only harmless options.
 
 Needs its sibling rlm_backends.py (the names of key variables).
 """
@@ -60,7 +60,7 @@ class RLMError(Exception):
 
 
 def rebuild_error(kind: type[RLMError], args: tuple[Any, ...], state: dict[str, Any]) -> RLMError:
-    """An unpickled error: its own `__init__` takes other arguments than `args`."""
+    """Unpickle an error without calling its `__init__`, whose arguments differ from `args`."""
     error = kind.__new__(kind)
     error.args = args
     error.__dict__.update(state)
@@ -70,7 +70,7 @@ def rebuild_error(kind: type[RLMError], args: tuple[Any, ...], state: dict[str, 
 class ConfigError(RLMError):
     """The options, a configuration file, a key or the context cannot be used; nothing was sent."""
 
-    untrusted = ""  # the key, where a project file that is not trusted sets one that it may not
+    untrusted = ""  # the key that a project file sets without being trusted to
 
 
 # --- options ----------------------------------------------------------------------------------------------------
@@ -95,27 +95,13 @@ def _option(
 ) -> Any:
     """A row of the table of options.
 
-    `limit`: it is in the journal, and a resumed run has it again. `project`: harmless enough to be taken from an
-    untrusted ./rlm.toml, as each limit is. `env`: a variable besides RLM_*. `short`, `flag`: flags besides the
-    long one. `example`: what a written configuration file shows where there is no default. `words`: what it may be
-    besides what its type says. `least`, `most`: the range; beyond it a machine runs out of threads, memory or patience
-    rather than of limit. `secret`: never shown.
+    `limit`: journalled, and restored when a run is resumed. `project`: an untrusted ./rlm.toml may set it, as it may
+    set every limit. `env`: a variable in addition to RLM_*. `short`, `flag`: flags in addition to the long one.
+    `example`: the value in a generated configuration file if there is no default. `words`: values allowed in addition
+    to those of its type. `least`, `most`: the range; beyond it a machine runs out of threads or memory before the limit
+    is reached. `secret`: never shown.
     """
-    metadata = {
-        "help": help,
-        "limit": limit,
-        "project": project or limit,
-        "env": env,
-        "short": short,
-        "flag": flag,
-        "metavar": metavar or "|".join(choices),
-        "example": example,
-        "choices": choices,
-        "words": words,
-        "least": least,
-        "most": most,
-        "secret": secret,
-    }
+    metadata = {**locals(), "project": project or limit, "metavar": metavar or "|".join(choices)}
     return field(default=default, metadata=metadata, repr=not secret)
 
 
@@ -303,7 +289,7 @@ _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 @dataclass(frozen=True)
 class Configuration:
-    """The options in force, where each came from ("argument", "RLM_MODEL", "rlm.toml:4", "default"), and the rest."""
+    """The options in force, and where each came from: "argument", "RLM_MODEL", "rlm.toml:4", "default"."""
 
     values: dict[str, Any] = field(repr=False)  # may hold keys, as may the environment
     origins: dict[str, str]
@@ -318,10 +304,10 @@ def load_config(
     cwd: str | None = None,
     without: Collection[str] = (),
 ) -> Configuration:
-    """The options: `given` (what is not None) > environment > ./rlm.toml (nearest parent) > the user's file > default.
+    """The options: `given` (unless None) > environment > ./rlm.toml (nearest parent) > the user's file > default.
 
-    `config`: a path reads that file alone, False reads none. `without`: keys that are not taken from an untrusted
-    project file. ConfigError for an unknown key, a wrong type, or what an untrusted project file may not set.
+    `config`: a path reads only that file, False reads none. `without`: keys that are ignored in an untrusted project
+    file. ConfigError for an unknown key, a wrong type, or an option that an untrusted project file may not set.
     """
     cwd = cwd or os.getcwd()
     environ = {**os.environ, **{name: key for name, key in _dotenv_keys(cwd).items() if not os.environ.get(name)}}
@@ -355,7 +341,7 @@ def _merge(values: dict[str, Any], origins: dict[str, str], new: Mapping[str, tu
 
 
 def user_config_dir() -> str:
-    """Where the user's config.toml and the list of trusted project files are."""
+    """The folder of the user's config.toml and of the list of trusted project files."""
     base = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.path.expanduser("~"), ".config")
     return os.path.join(base, "rlm")
 
@@ -373,7 +359,7 @@ def project_file(cwd: str) -> str | None:
 
 
 def _config_files(config: str | bool | None, cwd: str) -> list[tuple[str, bool]]:
-    """(path, is it the project's and not the user's word) of each file to read, the weakest first."""
+    """(path, whether it is the project's rather than the user's) of each file to read, in ascending precedence."""
     if config is False:
         return []
     if isinstance(config, (str, os.PathLike)):
@@ -390,7 +376,7 @@ def _config_files(config: str | bool | None, cwd: str) -> list[tuple[str, bool]]
 
 
 def read_toml(path: str, is_project: bool, without: Collection[str] = ()) -> tuple[dict[str, tuple[Any, str]], bool]:
-    """{option: (value, "rlm.toml:4")} of the [rlm] table of a file, and whether that is the user's own word."""
+    """{option: (value, "rlm.toml:4")} of the [rlm] table of a file, and whether the file is the user's or trusted."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -402,7 +388,9 @@ def read_toml(path: str, is_project: bool, without: Collection[str] = ()) -> tup
         if len(blob) > _CONFIG_BYTES:
             raise ConfigError(f"{short} is larger than {_CONFIG_BYTES // 1000} kB")
         if any(line.count(b".") > 1_000 for line in blob.splitlines()):
-            raise ConfigError(f"{short} has a line with more than 1,000 dots")  # as keys, these take long to read
+            raise ConfigError(
+                f"{short} has a line with more than 1,000 dots"
+            )  # a dotted key takes quadratic time to parse
         for digits in re.finditer(rb"[\dA-Fa-f_]+", blob):
             if len(digits[0]) > rlm_backends.JSON_DIGITS:
                 line = blob[: digits.start()].decode("utf-8", "replace").rpartition("\n")[2]
@@ -413,7 +401,7 @@ def read_toml(path: str, is_project: bool, without: Collection[str] = ()) -> tup
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except RecursionError:
         raise ConfigError(f"{short} is nested too deeply") from None
-    except ValueError as error:  # of TOML, of UTF-8, or of an integer too long to be one
+    except ValueError as error:  # from TOML, UTF-8 or an integer
         raise ConfigError(f"{short} is not valid TOML: {error}") from None
     stray = [key for key in data if key not in ("rlm", "mcp")]
     if stray:
@@ -431,7 +419,9 @@ def read_toml(path: str, is_project: bool, without: Collection[str] = ()) -> tup
     trusted = not is_project or is_trusted(path, blob)
     if not trusted:
         table = {key: value for key, value in table.items() if key not in without}
-        _refuse_untrusted(table, path, short, blob)
+        for key in untrusted_keys(table):
+            message = f"{short}:{_line_of(blob, key)}: {key!r} is not taken from a project file that is not trusted"
+            raise _untrusted_error(key, message, f"read {path}, then: rlm trust")
     return {key: (value, f"{short}:{_line_of(blob, key)}") for key, value in table.items()}, trusted
 
 
@@ -439,7 +429,7 @@ _CONFIG_BYTES = 100_000
 
 
 def _line_of(blob: bytes, key: str) -> int:
-    """The line a key stands on, from 1."""
+    """The number of the line that sets a key, from 1."""
     lines = blob.decode("utf-8", "replace").splitlines()
     pattern = re.compile(
         rf"""\s*["']?{re.escape(key)}["']?\s*[=.\]]|\s*\[\s*(?:rlm\s*\.\s*)?{re.escape(key)}\s*[\].]"""
@@ -448,7 +438,7 @@ def _line_of(blob: bytes, key: str) -> int:
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """ "did you mean 'x'?", or what there is."""
+    """ "did you mean 'x'?", or a list of what is known."""
     import difflib
 
     close = difflib.get_close_matches(word[:100], list(known), n=1)
@@ -456,7 +446,7 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
-    """The options given by RLM_* (and SNIPARA_*) variables; an empty one counts as not set."""
+    """The options set by RLM_* (and SNIPARA_*) variables; an empty variable counts as not set."""
     found = {}
     for name, row in OPTIONS.items():
         for variable in ("RLM_" + name.upper(), row.metadata["env"]):
@@ -467,7 +457,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
 
 
 def type_of(name: str) -> str:
-    """The annotated type of an option, None apart: "int", "list[str]"."""
+    """The annotated type of an option without None: "int", "list[str]"."""
     return str(OPTIONS[name].type).split(" |")[0]
 
 
@@ -506,9 +496,9 @@ def parse_option(name: str, text: str, origin: str) -> Any:
 
 
 def parse_params(items: Iterable[str], origin: str = "params") -> dict[str, Any]:
-    """Request parameters from `name=value` items (or several with commas between, or a JSON object); later ones win.
+    """Request parameters from items: `name=value`, several separated by commas, or a JSON object; later ones win.
 
-    A value is JSON where it can be read as that, else text.
+    A value is parsed as JSON if possible; otherwise it is text.
     """
     params: dict[str, Any] = {}
     for item in items:
@@ -537,14 +527,14 @@ _KIND_WORDS = {"int": "whole number", "float": "number", "bool": "true or false"
 
 
 def checked(name: str, value: Any, origin: str) -> Any:
-    """`value`, if it is of the option's type and in its range."""
+    """The value of an option; ConfigError if it has the wrong type or is out of range."""
     row, kind = OPTIONS[name].metadata, type_of(name)
     if value is None or (isinstance(value, str) and value in row["words"]):
         return value
     plain: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "bool": bool}
     wanted = plain.get(kind) or (list if kind.startswith("list") else dict if kind.startswith("dict") else object)
     if name in ("environment", "backend") and not isinstance(value, str):
-        return value  # an object with the Sandbox or Backend methods
+        return value  # a Sandbox or Backend object
     if name in ("log_dir", "base_url") and isinstance(value, os.PathLike):
         value = os.fspath(value)
     if name in ("tools", "allowed_paths", "allowed_imports") and isinstance(value, (tuple, set)):
@@ -591,7 +581,7 @@ _SERVER_KEYS: dict[str, tuple[Any, str]] = {
 
 
 def _chosen_servers(value: Any, configured: Any, origin: str) -> Any:
-    """Of the configured servers those that a list names; a dict of servers as it is."""
+    """The configured servers that a list names; a dict of servers is returned unchanged."""
     if isinstance(value, str):
         value = [value]
     if not isinstance(value, (list, tuple)):
@@ -606,7 +596,7 @@ def _chosen_servers(value: Any, configured: Any, origin: str) -> Any:
 
 
 def check_servers(servers: Any, origin: str) -> None:
-    """ConfigError for an entry of `mcp` that cannot be a server; no value is shown, since some are keys."""
+    """ConfigError for an invalid entry of `mcp`; it shows no value, since some are keys."""
     for name, server in servers.items():
         where = f"mcp.{name} ({origin})"
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][\w.-]{0,63}", name):
@@ -623,7 +613,7 @@ def check_servers(servers: Any, origin: str) -> None:
         if ("command" in server) == ("url" in server):
             raise ConfigError(f"{where} needs one of `command` and `url`", hint='command = ["program", "argument"]')
         for key in server.keys() & ({"args", "env", "cwd"} if "url" in server else {"headers"}):
-            raise ConfigError(f"{where}: {key} is nothing for a server by `{'url' if 'url' in server else 'command'}`")
+            raise ConfigError(f"{where}: {key} cannot be combined with `{'url' if 'url' in server else 'command'}`")
 
 
 def _is_server_value(key: str, value: Any) -> bool:
@@ -642,7 +632,7 @@ def _is_server_value(key: str, value: Any) -> bool:
 
 
 def server_secrets(servers: Mapping[str, Any] | None, environ: Mapping[str, str]) -> list[str]:
-    """What of the servers' `env` and `headers` may be a key: all but what is evidently a path, a word or a number."""
+    """Values of the servers' `env` and `headers` that may be keys: all but evident paths, words and numbers."""
     secrets = []
     for server in (servers or {}).values():
         for name, text in (*server.get("env", {}).items(), *server.get("headers", {}).items()):
@@ -655,12 +645,12 @@ def server_secrets(servers: Mapping[str, Any] | None, environ: Mapping[str, str]
 
 
 def expand_variables(text: str, environ: Mapping[str, str]) -> str:
-    """`${NAME}` replaced by that variable's value, so that a file need not hold a key; "" for one that is not set."""
+    """Replace each `${NAME}` by that variable (unset: ""), so that a file need not contain a key."""
     return re.sub(r"\$\{(\w+)\}", lambda found: environ.get(found[1], ""), text)
 
 
 def shown_servers(servers: Mapping[str, Any]) -> dict[str, Any]:
-    """The servers as they may be shown: without the values of `env` and `headers`, and what follows a URL's `?`."""
+    """The servers without secrets: no values of `env` and `headers`, and no URL queries."""
 
     def shown(key: str, value: Any) -> Any:
         if key == "url":
@@ -684,18 +674,18 @@ def require_encoding(value: str, origin: str) -> None:
 
 
 def _shown_value(value: Any) -> str:
-    """A wrong value as a message quotes it."""
+    """An invalid value, shortened for a message."""
     try:
         return shorten(value) if isinstance(value, (dict, list)) else repr(value)[:200]
-    except ValueError:  # Python does not write an integer of over 4,300 digits
+    except ValueError:  # Python refuses to print an integer of over 4,300 digits
         return "far out of range"
 
 
 def _dotenv_keys(cwd: str) -> dict[str, str]:
-    """The provider keys in ./.env; nothing else is taken from there, since the file is the project's."""
+    """The provider keys in ./.env; nothing else is read from it, since the file belongs to the project."""
     path = os.path.join(cwd, ".env")
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a link to a terminal or a device would be waited for
+        if not stat.S_ISREG(os.stat(path).st_mode):  # reading a terminal or a device would block
             return {}
         with open(path, encoding="utf-8-sig", errors="replace") as file:
             text = file.read(100_000)
@@ -726,13 +716,13 @@ def shorten(value: Any) -> str:
 
 
 def sha256(blob: bytes = b"") -> Any:
-    """hashlib's; it loads OpenSSL, which an import should not wait for."""
+    """hashlib.sha256, imported late because hashlib loads OpenSSL."""
     import hashlib
 
     return hashlib.sha256(blob)
 
 
-# --- trust: what a project's rlm.toml may set before its user has said so ----------------------------------------
+# --- trust: what a project's rlm.toml may set without the user's consent -------------------------------------------
 
 
 def _trust_file() -> str:
@@ -759,25 +749,30 @@ def is_trusted_file(path: str) -> bool:
 
 
 def _keep_key_from(untrusted: set[str], origins: Mapping[str, str]) -> None:
-    """ConfigError where an untrusted file would choose the provider that the user's `api_key` is sent to.
+    """ConfigError if an untrusted file would choose the provider that the user's `api_key` is sent to.
 
-    A key under its provider's own name (OPENAI_API_KEY) goes to no other, whatever a file says.
+    A key in its provider's own variable (OPENAI_API_KEY) is sent to no other provider, whatever a file says.
     """
     if origins["api_key"] == "default" or origins["api_key"] in untrusted:
         return
     for name in ("backend", "model"):
         if origins[name] in untrusted:
-            error = ConfigError(
-                f"{origins[name]}: {name!r} of a project file that is not trusted would say whom the key of "
-                f"{origins['api_key']} is sent to",
-                hint=f"name it yourself (--{name}), or read the file, then: rlm trust",
+            raise _untrusted_error(
+                name,
+                f"{origins[name]}: {name!r} of a project file that is not trusted would choose where the key of "
+                f"{origins['api_key']} is sent",
+                f"name it yourself (--{name}), or read the file, then: rlm trust",
             )
-            error.untrusted = name
-            raise error
+
+
+def _untrusted_error(key: str, message: str, hint: str) -> ConfigError:
+    error = ConfigError(message, hint=hint)
+    error.untrusted = key
+    return error
 
 
 def trust(path: str, *, revoke: bool = False) -> None:
-    """Record (or forget) the file at `path`, as it is now, as the user's own word."""
+    """Record that the user trusts the file at `path` with its present content, or revoke that."""
     table = _trusted()
     real = os.path.realpath(path)
     if revoke:
@@ -799,21 +794,10 @@ def untrusted_keys(table: Mapping[str, Any]) -> list[str]:
         harmless = OPTIONS[key].metadata["project"] or (key == "environment" and value == "docker")
         if key == "backend":
             harmless = value in ("auto", "litellm") or value in {row["id"] for row in rlm_backends.providers()}
-        if key in ("model", "sub_model"):  # one that runs a program, downloads gigabytes, or is parsed by native code
+        if key in ("model", "sub_model"):  # it may run a program, download gigabytes, or feed a file to native code
             harmless = not re.search(r"^(cli|hf):|\.gguf$", str(value))
         if key in ("snipara_api_key", "snipara_project_slug"):
             harmless = "snipara_api_key" in table and "snipara_project_slug" in table
         if not harmless:
             keys.append(key)
     return keys
-
-
-def _refuse_untrusted(table: Mapping[str, Any], path: str, short: str, blob: bytes) -> None:
-    keys = untrusted_keys(table)
-    if keys:
-        error = ConfigError(
-            f"{short}:{_line_of(blob, keys[0])}: {keys[0]!r} is not taken from a project file that is not trusted",
-            hint=f"read {path}, then: rlm trust",
-        )
-        error.untrusted = keys[0]
-        raise error

@@ -2,11 +2,12 @@
 # requires-python = ">=3.10"
 # dependencies = []
 # ///
-"""Tools: what a model may call, and code in the REPL too.
+"""Tools: functions that a model, and code in the REPL, can call.
 
 `Tool` and `@tool` describe a function to a model; `call_tool` checks the arguments against the JSON Schema and runs it,
-plain or `async`. Below them: the schema checker (it serves typed answers too), the built-in file tools, tools from
-files, modules and entry points, and Snipara's. A leaf: imports nothing of ours, needs the standard library only.
+plain or `async`; `load_tools` imports tools from files and modules. Below them: the schema checker (which also checks
+typed answers), the built-in file tools, context files, readers of documents and web pages, and Snipara's tools. A leaf:
+imports nothing of ours, needs only the standard library.
 
 Not covered: of JSON Schema `if`/`then`/`else`, `dependent*`, `unevaluated*`, `format` and references to other documents
 (these are ignored); a hard link inside an allowed folder to a file outside it is read like any other file.
@@ -17,7 +18,9 @@ from __future__ import annotations
 import builtins
 import contextlib
 import dataclasses
+import enum
 import functools
+import itertools
 import json
 import keyword
 import math
@@ -36,10 +39,11 @@ __all__ = ["Tool", "ToolError", "call_tool", "construct", "file_tools", "load_to
 
 Schema = dict[str, Any]
 AnyPath = str | os.PathLike[str]
+_T = typing.TypeVar("_T")
 
 
 class ToolError(RuntimeError):
-    """A tool that cannot be made, loaded or called this way, said to the model or user who can mend it."""
+    """A tool cannot be made, loaded or called like this; the message is for the model or the user."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -58,7 +62,7 @@ class Tool:
     parameters: Schema
     handler: Callable[..., Any] = field(repr=False)
     render: Callable[..., str] | None = field(default=None, repr=False, kw_only=True)
-    """What the model is shown when it calls the tool itself; None: the handler's result as text."""
+    """Makes the text that the model sees when it calls the tool itself; None: the handler's result as text."""
     source: str = field(default="", kw_only=True)
     """Where the tool comes from, for messages: a file, a module, a distribution."""
 
@@ -79,7 +83,7 @@ class Tool:
         return call_tool(self, self.bind(*args, **kwargs))
 
     def bind(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The arguments of a Python call as the one object that models send."""
+        """The arguments of a Python call as one object, the form that models send."""
         names = list(self.parameters["properties"])
         if len(args) > len(names):
             raise ToolError(f"{signature(self)} takes {len(names)} arguments, {len(args)} were given")
@@ -141,7 +145,7 @@ def signature(tool: Tool) -> str:
 def from_signature(
     line: str, description: str, handler: Callable[..., Any], render: Callable[..., str], source: str
 ) -> Tool:
-    """A tool from a line such as `signature` gives: what has no `= default` is required, `= null` has no default."""
+    """A tool from a line as `signature` writes it. A parameter without `=` is required; `= null` means no default."""
     name, _, rest = line.partition("(")
     properties: dict[str, Schema] = {}
     required = []
@@ -157,91 +161,95 @@ def from_signature(
     return Tool(name, description, parameters, handler, render=render, source=source)
 
 
-# --- JSON from outside: the same lines in each module that stands alone -------------------------------------------
-
-JSON_VALUES = 300_000  # of one text: a list takes two characters of it, and up to a hundred bytes of memory
-JSON_DEPTH = 100
-JSON_DIGITS = 4_300  # of an integer: a longer one cannot be printed
+# --- @tool ----------------------------------------------------------------------------------------------------------
 
 
-def from_json(
-    data: str | bytes | bytearray,
-    *,
-    values: int = JSON_VALUES,
-    depth: int = JSON_DEPTH,
-    strict: bool = True,
-    constant: Callable[[str], Any] | None = None,
-) -> Any:
-    """What JSON (bytes are UTF-8) says; ValueError if it is none, or has more values, levels or digits than it may.
-
-    `strict=False` takes raw line breaks in strings; `constant` makes something of NaN and Infinity, which are refused.
-    """
-    if len(data) > values and _count_json(data, values) > values:
-        raise ValueError(f"more than {values:,} values")
-    text = data if isinstance(data, str) else data.decode("utf-8-sig")
-    try:
-        value = json.loads(text, strict=strict, parse_int=_json_int, parse_constant=constant or _no_constant)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    check_depth(value, depth)
-    return value
+@typing.overload
+def tool(function: Callable[..., Any], /) -> Tool: ...
+@typing.overload
+def tool(*, name: str = "", description: str = "") -> Callable[[Callable[..., Any]], Tool]: ...
+def tool(function: Callable[..., Any] | None = None, /, *, name: str = "", description: str = "") -> Any:
+    """Make a Tool from a function's name, docstring (with an `Args:` section) and annotations."""
+    if function is None:
+        return lambda decorated: _tool_of(decorated, name, description)
+    return _tool_of(function, name, description)
 
 
-def check_depth(value: Any, depth: int = JSON_DEPTH) -> None:
-    """ValueError for a list or an object with more levels than that."""
-    level = [value]
-    for _ in range(depth + 1):
-        inner = [item.values() if type(item) is dict else item for item in level if type(item) in (dict, list)]
-        if not inner:
-            return
-        level = [item for items in inner for item in items]
-    raise ValueError(f"nested more than {depth} deep")
+def _tool_of(function: Callable[..., Any], name: str, description: str) -> Tool:
+    import inspect
+
+    name = name or getattr(function, "__name__", "")
+    about, notes = _docstring_parts(inspect.getdoc(function) or "")
+    handler = _Typed(function)
+    properties: dict[str, Schema] = {}
+    required: list[str] = []
+    parameters: Schema = {"type": "object", "properties": properties, "required": required}
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            parameters["additionalProperties"] = True
+            continue
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
+            raise ToolError(f"tool {name!r}: parameter {str(parameter)!r} cannot be given by name, as models do")
+        schema = schema_of(handler.hints.get(parameter.name, Any))
+        about_it = {"description": notes[parameter.name]} if parameter.name in notes else {}
+        properties[parameter.name] = {**schema, **about_it}
+        if parameter.default is parameter.empty:
+            required.append(parameter.name)
+        else:
+            properties[parameter.name] |= _default(parameter.default)
+    return Tool(name, description or about or name, parameters, handler, source=function.__module__)
 
 
-def _count_json(data: str | bytes | bytearray, enough: int) -> int:
-    """At least how many values there are, not counted much beyond `enough`."""
-    count = sum(map(data.count, ",[{" if isinstance(data, str) else (b",", b"[", b"{")))  # type: ignore[arg-type]
-    if count <= enough:
-        return count
-    if isinstance(data, str):
-        data = data.encode("utf-8", "surrogatepass")
-    count, quoted, rest = 0, False, b""
-    for start in range(0, len(data), 1 << 16):
-        piece = rest + data[start : start + (1 << 16)]
-        rest = b"\\" if (len(piece) - len(piece.rstrip(b"\\"))) % 2 else b""  # it may escape the next piece's first
-        piece = piece[: len(piece) - len(rest)].replace(b"\\\\", b"").replace(b'\\"', b"")
-        parts = piece.translate(None, _NO_JSON_MARKS).split(b'"')
-        count += sum(map(len, parts[quoted::2]))
-        quoted ^= len(parts) % 2 == 0
-        if count > enough:
-            break
-    return count
+class _Typed:
+    """Calls a function with JSON data converted to its annotated types."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        import inspect
+
+        self.function = function
+        self.hints = _hints(function if inspect.isroutine(function) else type(function).__call__)
+
+    def __call__(self, **arguments: Any) -> Any:
+        return self.function(**{name: construct(self.hints.get(name, Any), item) for name, item in arguments.items()})
+
+    def __reduce__(self) -> Any:
+        """Pickle a reference to the decorated name, which now means the tool and not the function."""
+        place = getattr(self.function, "__module__", ""), getattr(self.function, "__qualname__", "")
+        named = getattr(sys.modules.get(place[0]), place[1], None)
+        if isinstance(named, Tool) and named.handler is self and place[0] != "__main__":
+            return _handler_of, place
+        return _Typed, (self.function,)
 
 
-_NO_JSON_MARKS = bytes(set(range(256)) - set(b'",[{'))
+def _handler_of(module: str, name: str) -> Any:
+    import importlib
+
+    return getattr(importlib.import_module(module), name).handler
 
 
-def _json_int(text: str) -> int:
-    if len(text) > JSON_DIGITS:
-        raise ValueError(f"a number of {len(text):,} digits")
-    return int(text)
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+def _docstring_parts(text: str) -> tuple[str, dict[str, str]]:
+    """A docstring's description, and its text on each parameter (Google's `Args:` or Sphinx's `:param x:`)."""
+    head, _, tail = text.partition("\nArgs:\n")
+    section = re.split(r"\n(?=\S)", tail, maxsplit=1)[0]
+    notes = dict(re.findall(r":param (?:[^:\n]+ )?(\w+): *([^\n]+)", head))
+    entry = r"^ {2,8}\*{0,2}(\w+)(?: *\([^)\n]*\))?: *(.+(?:\n {5,}.+)*)"
+    for name, about in re.findall(entry, section, re.MULTILINE):
+        notes[name] = " ".join(about.split())
+    head = re.split(r"\n *(?::\w|(?:Returns|Raises|Yields|Examples?):\n)", head)[0]
+    return head.strip(), notes
 
 
 # --- calling one --------------------------------------------------------------------------------------------------
 
 
 def call_tool(tool: Tool, arguments: Mapping[str, Any] | str) -> Any:
-    """What the tool's handler returns, as plain Python data; bad arguments are a ToolError, its own errors pass."""
+    """The handler's result as plain Python data. Invalid arguments are a ToolError; its own errors propagate."""
     checked, _ = check_arguments(tool, arguments)
     return plain_data(_run(tool.handler, checked))
 
 
 def call_for_model(tool: Tool, arguments: Mapping[str, Any] | str) -> str:
-    """The same call as text for the model, with a note about arguments that were not taken as they came."""
+    """The result as text for the model, with a note on each argument that was changed."""
     checked, notes = check_arguments(tool, arguments)
     if tool.render is not None:
         text = tool.render(**checked)
@@ -251,7 +259,7 @@ def call_for_model(tool: Tool, arguments: Mapping[str, Any] | str) -> str:
 
 
 def check_arguments(tool: Tool, arguments: Mapping[str, Any] | str) -> tuple[dict[str, Any], list[str]]:
-    """Arguments that fit the tool's schema, and notes on what was changed for that; ToolError if they cannot."""
+    """Arguments that fit the tool's schema, and notes on what was changed; ToolError if they cannot be made to fit."""
     values = _read_arguments(tool, arguments)
     known, notes = _known_arguments(tool, values)
     value, problems = validate(tool.parameters, known)
@@ -283,7 +291,7 @@ def _read_arguments(tool: Tool, arguments: Mapping[str, Any] | str) -> dict[str,
 
 
 def _only_string(tool: Tool) -> str | None:
-    """The parameter that a bare string can only mean: the one required, or the one there is, if it is a string."""
+    """The parameter that a bare string must be meant for: the only required one, or the only one."""
     properties = tool.parameters["properties"]
     names = list(tool.parameters.get("required") or properties)
     only = properties[names[0]] if len(names) == 1 else None
@@ -291,7 +299,7 @@ def _only_string(tool: Tool) -> str | None:
 
 
 def _known_arguments(tool: Tool, values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The arguments that the tool has: a misspelt name is taken for the one it nearly is, others are dropped."""
+    """The known arguments: a misspelt name is corrected, other unknown names are dropped, each with a note."""
     import difflib
 
     properties = tool.parameters["properties"]
@@ -313,11 +321,11 @@ def _known_arguments(tool: Tool, values: dict[str, Any]) -> tuple[dict[str, Any]
     return known, notes
 
 
-_UNKNOWN = 20  # arguments that a tool does not have and that are looked at
+_UNKNOWN = 20  # unknown arguments for which a near name is searched
 
 
 def _run(handler: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-    """The handler's result, also of a coroutine; ToolError for one that would end the process."""
+    """The result of a plain or async handler; ToolError if it calls sys.exit."""
     try:
         result = handler(**arguments)
         return _awaited(result) if hasattr(result, "__await__") else result
@@ -326,7 +334,7 @@ def _run(handler: Callable[..., Any], arguments: dict[str, Any]) -> Any:
 
 
 def _awaited(result: Any) -> Any:
-    """A coroutine's result; it runs on a thread of its own where a loop is running already."""
+    """The result of a coroutine, run on a separate thread if this one has a running event loop."""
     import asyncio
 
     async def waited() -> Any:
@@ -339,30 +347,30 @@ def _awaited(result: Any) -> Any:
     return _on_thread(lambda: asyncio.run(waited()))
 
 
-def _on_thread(work: Callable[[], Any], seconds: float | None = None) -> Any:
-    """What `work` returns or raises on a daemon thread; TimeoutError when it takes longer than `seconds`."""
-    outcome: list[tuple[Any, BaseException | None]] = []
+def _on_thread(work: Callable[[], _T], seconds: float | None = None) -> _T:
+    """Call `work` on a daemon thread and return or raise its result; TimeoutError after `seconds`."""
+    results: list[_T] = []
+    errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            outcome.append((work(), None))
-        except BaseException as error:  # handed over to the caller's thread, SystemExit included
-            outcome.append((None, error))
+            results.append(work())
+        except BaseException as error:  # raised in the caller's thread, SystemExit included
+            errors.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
-    if not outcome:
-        raise TimeoutError(f"took longer than {seconds:g} s")
-    value, error = outcome[0]
-    if error is not None:
+    for error in errors:
         raise error
-    return value
+    if not results:
+        raise TimeoutError(f"took longer than {seconds:g} s")
+    return results[0]
 
 
 def plain_data(value: Any) -> Any:
-    """The value as plain Python data, which can travel into a sandbox: dataclasses, models, enums, paths, times too."""
-    if _is_enum(value):
+    """Convert dataclasses, models, enums, paths and times, at any depth, to plain data that a sandbox accepts."""
+    if isinstance(value, enum.Enum):
         return value.value
     if value is None or isinstance(value, (str, int, float, bool, bytes)):
         return value
@@ -382,11 +390,6 @@ def plain_data(value: Any) -> Any:
     return list(map(plain_data, value)) if isinstance(value, Iterator) else str(value)
 
 
-def _is_enum(value: Any) -> bool:
-    module = sys.modules.get("enum")
-    return module is not None and isinstance(value, module.Enum)
-
-
 def render(value: Any) -> str:
     """A tool's result as the text that a model reads."""
     if isinstance(value, str):
@@ -396,7 +399,7 @@ def render(value: Any) -> str:
     return to_json(value, ensure_ascii=False)
 
 
-# - Python data as JSON, the one way for answers, events, journals, results and what a model reads
+# - Python data as JSON, for answers, events, journals, results and the model
 
 
 def to_json(value: Any, **how: Any) -> str:
@@ -408,16 +411,16 @@ def to_json(value: Any, **how: Any) -> str:
 
 
 def json_safe(value: Any) -> Any:
-    """The value with what JSON has no form for in the nearest that it has.
+    """The value with everything that JSON cannot express replaced by its nearest equivalent.
 
-    NaN and infinities are null. Sets are lists, in the order of their items' reprs. Keys that are no text are what
-    json makes of None, booleans and finite numbers, else their repr: `{("a", "b"): 3}` is `{"('a', 'b')": 3}`; one that
-    meets another key with the same text has its type behind it. Everything else is its str.
+    NaN and infinities become null, and sets become lists, sorted by repr. Keys other than strings become what json
+    makes of None, booleans and finite numbers, otherwise their repr: `{("a", "b"): 3}` becomes `{"('a', 'b')": 3}`. A
+    key whose text is already in use gets its type appended. Any other object becomes its str.
     """
     if value is None or isinstance(value, (str, bool)):
         return value
     if isinstance(value, int):
-        return int(value) if value.bit_length() < 14_000 else hex(value)  # of more digits Python writes none
+        return int(value) if value.bit_length() < 14_000 else hex(value)  # Python refuses to print more digits
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -450,6 +453,118 @@ def _key_text(key: Any) -> str:
     return str(json_safe(key)) if isinstance(key, int) else repr(key)
 
 
+# --- tools from files, modules and installed packages ---------------------------------------------------------------
+
+IMPORT_SECONDS = 20.0
+
+
+def load_tools(spec: Any) -> list[Tool]:
+    """The tools of a file (`tools.py`), a module (`package.module`), a name in it (`module:name`), or a function."""
+    if isinstance(spec, Tool) or not isinstance(spec, (str, os.PathLike)):
+        if not callable(spec):
+            raise ToolError(f"not a tool: {_shown(spec)}", hint="give Tool objects, functions, files or modules")
+        return [spec if isinstance(spec, Tool) else tool(spec)]
+    spec = os.fspath(spec)
+    if spec.endswith(".py") or "/" in spec or os.sep in spec:
+        path = os.path.abspath(os.path.expanduser(spec))
+        if not os.path.isfile(path):
+            raise ToolError(f"no such tools file: {spec!r}", hint="give a file.py or a package.module")
+        try:
+            open_given(path).close()
+        except OSError as error:
+            raise ToolError(f"cannot read {spec!r}: {error.strerror}") from None
+        return _collected(_imported(spec, lambda: _module_of_file(path)), spec)
+    module, _, name = spec.partition(":")
+    import importlib
+
+    found = _imported(spec, lambda: importlib.import_module(module))
+    if name and not hasattr(found, name):
+        raise ToolError(f"tools plug-in {spec!r}: the module has no {name!r}")
+    return _collected(getattr(found, name) if name else found, spec)
+
+
+def entry_point_tools() -> list[Tool]:
+    """The tools of installed packages that name some in the entry-point group `rlm.tools`."""
+    if not _names_group(sys.path, b"rlm.tools"):
+        return []
+    from importlib.metadata import entry_points
+
+    tools: list[Tool] = []
+    for point in sorted(entry_points(group="rlm.tools"), key=lambda point: point.name):
+        source = f"{point.dist.name if point.dist else point.value} (entry point {point.name!r})"
+        tools += _collected(_imported(source, point.load), source)
+    return tools
+
+
+def _names_group(places: Iterable[str], group: bytes) -> bool:
+    """Whether a package there may have such plug-ins. It reads the files because importlib.metadata takes 15 ms."""
+    for place in places:
+        try:
+            names = os.listdir(place or ".")
+        except NotADirectoryError:
+            return True  # a zip file
+        except OSError:
+            continue
+        for name in names:
+            if name.endswith((".dist-info", ".egg-info")):
+                with contextlib.suppress(OSError), open(os.path.join(place, name, "entry_points.txt"), "rb") as file:
+                    if group in file.read():
+                        return True
+    return False
+
+
+def _module_of_file(path: str) -> Any:
+    """Import a file under a unique name; during the import its folder is last on sys.path."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("_rlm_tools" + re.sub(r"\W", "_", path), path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"not a Python file: {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    sys.path.append(os.path.dirname(path))
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[spec.name]
+        raise
+    finally:
+        sys.path.remove(os.path.dirname(path))
+    return module
+
+
+def _imported(source: str, load: Callable[[], Any]) -> Any:
+    """The result of a plug-in's import; any error or timeout becomes a ToolError that names the plug-in."""
+    try:
+        return _on_thread(load, IMPORT_SECONDS)
+    except KeyboardInterrupt:
+        raise
+    except TimeoutError:
+        raise ToolError(f"tools plug-in {source!r}: its import took longer than {IMPORT_SECONDS:g} s") from None
+    except BaseException as error:  # a plug-in's module may raise anything, SystemExit too
+        import traceback
+
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        problem = f"tools plug-in {source!r} cannot be imported: {type(error).__name__}: {error}"
+        raise ToolError(problem, hint=f"see {place.filename}, line {place.lineno}") from error
+
+
+def _collected(found: Any, source: str) -> list[Tool]:
+    """The tools in a plug-in's object: a tool, a list of tools, a function that returns them, or a module."""
+    if isinstance(found, Tool):
+        found = [found]
+    elif isinstance(found, type(sys)):
+        listed = getattr(found, "TOOLS", None)
+        found = listed if listed is not None else [item for item in vars(found).values() if isinstance(item, Tool)]
+    elif callable(found):
+        found = _imported(source, found)
+    items = list(found) if isinstance(found, Iterable) and not isinstance(found, (str, Mapping)) else []
+    if not items or not all(isinstance(item, Tool) for item in items):
+        hint = "decorate functions with @tool (from rlm import tool), or list Tool objects in TOOLS"
+        raise ToolError(f"tools plug-in {source!r} has no tools", hint=hint)
+    return [dataclasses.replace(item, source=source) for item in dict.fromkeys(items)]
+
+
 # --- checking data against a JSON Schema --------------------------------------------------------------------------
 
 _DEEPEST = 64
@@ -463,7 +578,7 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
     "boolean": lambda value: isinstance(value, bool),
     "null": lambda value: value is None,
 }
-# each bound of a size or number: how a breach is said, what is measured, and whether it holds
+# keyword of a bound: (the wording of a violation, the type it applies to, the test)
 _BOUNDS: dict[str, tuple[str, str, Callable[[Any, Any], bool]]] = {
     "minLength": ("at least {} characters", "string", lambda size, limit: size >= limit),
     "maxLength": ("at most {} characters", "string", lambda size, limit: size <= limit),
@@ -480,27 +595,27 @@ _BOUNDS: dict[str, tuple[str, str, Callable[[Any, Any], bool]]] = {
 
 
 def validate(schema: Schema | bool, value: Any, *, coerce: bool = True) -> tuple[Any, list[str]]:
-    """The value with defaults filled in, and what is wrong with it, a line each (none: it fits).
+    """The value with defaults filled in, and a line for each violation of the schema (none: it is valid).
 
-    With `coerce`, what a model plainly meant is taken: "3" for 3, JSON in a string for an object, null for an absent
-    optional property, one item for a list of one.
+    `coerce` accepts what a model plainly meant: "3" for 3, JSON in a string for an object, null for an absent optional
+    property, one item for a list of one.
     """
     checker = _Checker(schema, coerce)
     return checker.check(schema, value, ""), _unique(checker.problems)
 
 
 class _Checker:
-    """One check of one value: collects `problems`; `root` is where references lead."""
+    """Checks a value once and collects its `problems`; references are resolved in `root`."""
 
     def __init__(self, root: Schema | bool, coerce: bool, depth: int = 0) -> None:
         self.root = root
         self.coerce = coerce
         self.depth = depth
         self.problems: list[str] = []
-        self.rules: dict[int, list[Callable[..., Any]]] = {}  # those that a schema needs: data may be large
+        self.rules: dict[int, list[Callable[..., Any]]] = {}  # by schema, because the data may be large
 
     def check(self, schema: Any, value: Any, path: str) -> Any:
-        """The value as the schema wants it; what cannot be mended is added to the problems."""
+        """The value coerced to the schema; what cannot be coerced is added to the problems."""
         if not isinstance(schema, dict):
             return value if schema is not False else self.fail(path, "nothing is allowed here", value)
         if len(self.problems) > _MOST_PROBLEMS:
@@ -540,7 +655,7 @@ class _Checker:
         return not checker.problems
 
     def check_combinators(self, schema: Schema, value: Any, path: str) -> Any:
-        """The keywords that hand the whole value to other schemas."""
+        """Apply the keywords that pass the whole value to other schemas."""
         referred = [self.resolve_ref(schema["$ref"])] if "$ref" in schema else []
         for part in [*referred, *schema.get("allOf", ())]:
             value = self.check(part, value, path)
@@ -558,7 +673,7 @@ class _Checker:
         return found
 
     def any_of(self, branches: list[Any], value: Any, path: str) -> Any:
-        """A value that fits a branch as it is belongs to that one; only if none fits is it coerced."""
+        """The value by the first branch that accepts it unchanged, otherwise by the first that it can be coerced to."""
         problems: list[str] = []
         for coerce in (False, True) if self.coerce else (False,):
             for branch in branches:
@@ -626,7 +741,9 @@ class _Checker:
                 result[name] = self.check(rule, item, below)
         for name in required:
             if name not in value:
-                self.fail(path, f"missing {_described(name, properties.get(name))}", value)
+                rule = properties.get(name)
+                about = rule.get("description", "") if isinstance(rule, dict) else ""
+                self.fail(path, f"missing {name!r} ({_kind_word(rule)}{': ' + about if about else ''})", value)
         for name, rule in properties.items():
             if name not in result and isinstance(rule, dict) and "default" in rule:
                 result[name] = json.loads(json.dumps(rule["default"], default=str))
@@ -634,7 +751,7 @@ class _Checker:
 
 
 def _property_rule(schema: Schema, name: str) -> Any:
-    """The schema of one property: named, by pattern, or what is said of all others (False: there are no others)."""
+    """The schema of one property: by name, by pattern, or the one for additional properties (False: not allowed)."""
     properties = schema.get("properties") or {}
     if name in properties:
         return properties[name]
@@ -645,7 +762,7 @@ def _property_rule(schema: Schema, name: str) -> Any:
 
 
 def _to_type(name: str, value: Any) -> Any:
-    """The value as what a model plainly meant it to be, or ValueError."""
+    """The value converted to the type that the model plainly meant; ValueError if that is not plain."""
     text = value.strip() if isinstance(value, str) else None
     if text and name in ("integer", "number") and len(text) > JSON_DIGITS:
         raise ValueError(f"a number of {len(text):,} digits")
@@ -682,7 +799,7 @@ def join_limited(lines: list[str], joint: str = "; ", most: int = 8) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value named in a message: its type and, shortened, itself."""
+    """A value in a message: its type, and a truncated repr."""
     if value is None:
         return "null"
     text = repr(value) if isinstance(value, str) else render(value)
@@ -708,15 +825,10 @@ def _kind_word(schema: Any) -> str:
     return f"array of {_kind_word(schema['items'])}" if kind == "array" and "items" in schema else str(kind)
 
 
-def _described(name: str, schema: Any) -> str:
-    about = schema.get("description", "") if isinstance(schema, dict) else ""
-    return f"{name!r} ({_kind_word(schema)}{': ' + about if about else ''})"
-
-
 # --- schemas from Python types, and typed values from data ----------------------------------------------------------
 
 _NAMED: dict[str, tuple[Schema, str]] = {
-    # full name of a type that need not be imported here: its schema, and what makes one of a string ("": the type)
+    # a type's full name, so that it need not be imported: (its schema, its method that parses a string; "": the type)
     "datetime.datetime": ({"type": "string", "format": "date-time"}, "fromisoformat"),
     "datetime.date": ({"type": "string", "format": "date"}, "fromisoformat"),
     "datetime.time": ({"type": "string", "format": "time"}, "fromisoformat"),
@@ -738,11 +850,13 @@ _SIMPLE: dict[Any, Schema] = {
     object: {},
     Any: {},
 }
-Shape = tuple[Schema, Callable[[Any], Any]]  # the schema of a type, and what makes one of data that fits it
+Shape = tuple[
+    Schema, Callable[[Any], Any]
+]  # the schema of a type, and a function that makes a value of it from valid data
 
 
 def schema_of(kind: Any) -> Schema:
-    """The JSON Schema of a type: dataclass, TypedDict, pydantic model, enum, `list[int]`, `X | None`; a dict is one."""
+    """The JSON Schema of a type: dataclass, TypedDict, pydantic model, enum, `list[int]`, `X | None`; a dict is one"""
     if not isinstance(kind, dict):
         return _shape(kind)[0]
     if problem := _schema_problem(kind):
@@ -750,14 +864,22 @@ def schema_of(kind: Any) -> Schema:
     return kind
 
 
-_SCHEMAS: dict[str, type] = {  # the keywords that hold several schemas, by name or in order
-    **dict.fromkeys(("properties", "patternProperties", "$defs", "definitions"), dict),
-    **dict.fromkeys(("anyOf", "oneOf", "allOf", "prefixItems"), list),
+_NAMED_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions")
+_LISTED_SCHEMAS = ("anyOf", "oneOf", "allOf", "prefixItems")
+_KEYWORDS: dict[str, Schema] = {  # the schema of each keyword's value
+    **{word: {"type": "object"} for word in _NAMED_SCHEMAS},
+    **{word: {"type": "array"} for word in _LISTED_SCHEMAS},
+    **{word: {"type": "number"} for word in _BOUNDS},
+    "multipleOf": {"type": "number", "exclusiveMinimum": 0},
+    "type": {"anyOf": [{"enum": [*_TYPES]}, {"type": "array", "items": {"enum": [*_TYPES]}}]},
+    "enum": {"type": "array"},
+    "required": {"type": "array", "items": {"type": "string"}},
+    "pattern": {"type": "string"},
 }
 
 
 def _schema_problem(schema: Schema) -> str:
-    """What `validate` could not work with in a JSON Schema from outside; "" if there is nothing."""
+    """The first part of a JSON Schema that `validate` cannot use; "" if it can use all of it."""
     try:
         json.dumps(schema)
     except (TypeError, ValueError, RecursionError) as error:
@@ -769,36 +891,28 @@ def _schema_problem(schema: Schema) -> str:
             return f"{path} cannot be {_shown(part)}"
         for word, value in part.items() if isinstance(part, dict) else ():
             at = f"{path}.{word}" if path else word
-            if not _fits_keyword(word, value):
+            if validate(_KEYWORDS.get(word, {}), value, coerce=False)[1] or (
+                word == "pattern" and not _is_regex(value)
+            ):
                 return f"{at} cannot be {_shown(value)}"
-            if word in _SCHEMAS:
-                named = value.items() if isinstance(value, dict) else enumerate(value)
-                waiting += [(f"{at}.{name}", inner) for name, inner in named]
+            if word in _NAMED_SCHEMAS:
+                waiting += [(f"{at}.{name}", inner) for name, inner in value.items()]
+            elif word in _LISTED_SCHEMAS:
+                waiting += [(f"{at}.{index}", inner) for index, inner in enumerate(value)]
             elif word in ("items", "additionalProperties", "not"):
                 waiting.append((at, value))
     return ""
 
 
-def _fits_keyword(word: str, value: Any) -> bool:
-    if word in _SCHEMAS:
-        return isinstance(value, _SCHEMAS[word])
-    if word == "type":
-        names = value if isinstance(value, list) else [value]
-        return all(isinstance(name, str) and name in _TYPES for name in names)
-    if word in _BOUNDS:
-        return _TYPES["number"](value) and (word != "multipleOf" or value > 0)
-    if word == "pattern":
-        try:
-            return isinstance(value, str) and bool(re.compile(value))
-        except re.error:
-            return False
-    if word == "required":
-        return isinstance(value, list) and all(isinstance(name, str) for name in value)
-    return word != "enum" or isinstance(value, list)
+def _is_regex(pattern: str) -> bool:
+    try:
+        return bool(re.compile(pattern))
+    except re.error:
+        return False
 
 
 def construct(kind: Any, value: Any) -> Any:
-    """A value of that type made of data that fits its schema; ToolError says why not."""
+    """A value of that type from data that fits its schema; ToolError if the type refuses it."""
     if isinstance(kind, dict):
         return value
     try:
@@ -816,7 +930,7 @@ def _shape(kind: Any) -> Shape:
 
 
 class _Shapes:
-    """The shapes of types, from the outer to the inner; a class that contains itself goes to `shared`, for `$defs`."""
+    """Finds the shapes of nested types; the schema of a class that contains itself goes to `shared`, for `$defs`."""
 
     def __init__(self) -> None:
         self.shared: dict[str, Schema] = {}
@@ -912,7 +1026,7 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def _fields(record: Any) -> list[tuple[str, bool, Schema]]:
-    """The fields of a dataclass or TypedDict: name, whether it is required, what its schema says besides its type."""
+    """The fields of a dataclass or TypedDict: name, whether it is required, description and default as schema."""
     if not dataclasses.is_dataclass(record):
         return [(name, name in record.__required_keys__, {}) for name in record.__annotations__]
     found = []
@@ -927,7 +1041,7 @@ def _fields(record: Any) -> list[tuple[str, bool, Schema]]:
 
 
 def _default(value: Any) -> Schema:
-    """The `default` entry of a schema, where the default is JSON."""
+    """The `default` entry of a schema; empty if the default is not JSON."""
     try:
         return {"default": json.loads(json.dumps(plain_data(value)))}
     except (TypeError, ValueError):
@@ -939,89 +1053,11 @@ def _choices(values: list[Any]) -> Schema:
     return {**({"type": kinds[0]} if len(kinds) == 1 and kinds[0] in _TYPES else {}), "enum": values}
 
 
-# --- @tool ----------------------------------------------------------------------------------------------------------
-
-
-@typing.overload
-def tool(function: Callable[..., Any], /) -> Tool: ...
-@typing.overload
-def tool(*, name: str = "", description: str = "") -> Callable[[Callable[..., Any]], Tool]: ...
-def tool(function: Callable[..., Any] | None = None, /, *, name: str = "", description: str = "") -> Any:
-    """A Tool made of a function: its name, its docstring (with an `Args:` section) and its annotations."""
-    if function is None:
-        return lambda decorated: _tool_of(decorated, name, description)
-    return _tool_of(function, name, description)
-
-
-def _tool_of(function: Callable[..., Any], name: str, description: str) -> Tool:
-    import inspect
-
-    name = name or getattr(function, "__name__", "")
-    about, notes = _docstring_parts(inspect.getdoc(function) or "")
-    handler = _Typed(function)
-    properties: dict[str, Schema] = {}
-    required: list[str] = []
-    parameters: Schema = {"type": "object", "properties": properties, "required": required}
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            parameters["additionalProperties"] = True
-            continue
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
-            raise ToolError(f"tool {name!r}: parameter {str(parameter)!r} cannot be given by name, as models do")
-        schema = schema_of(handler.hints.get(parameter.name, Any))
-        about_it = {"description": notes[parameter.name]} if parameter.name in notes else {}
-        properties[parameter.name] = {**schema, **about_it}
-        if parameter.default is parameter.empty:
-            required.append(parameter.name)
-        else:
-            properties[parameter.name] |= _default(parameter.default)
-    return Tool(name, description or about or name, parameters, handler, source=function.__module__)
-
-
-class _Typed:
-    """A function that takes JSON data for the types it is annotated with."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        import inspect
-
-        self.function = function
-        self.hints = _hints(function if inspect.isroutine(function) else type(function).__call__)
-
-    def __call__(self, **arguments: Any) -> Any:
-        return self.function(**{name: construct(self.hints.get(name, Any), item) for name, item in arguments.items()})
-
-    def __reduce__(self) -> Any:
-        """Pickled as the tool of that name, since the name now means the tool and no longer the function."""
-        place = getattr(self.function, "__module__", ""), getattr(self.function, "__qualname__", "")
-        named = getattr(sys.modules.get(place[0]), place[1], None)
-        if isinstance(named, Tool) and named.handler is self and place[0] != "__main__":
-            return _handler_of, place
-        return _Typed, (self.function,)
-
-
-def _handler_of(module: str, name: str) -> Any:
-    import importlib
-
-    return getattr(importlib.import_module(module), name).handler
-
-
-def _docstring_parts(text: str) -> tuple[str, dict[str, str]]:
-    """A docstring's description, and what it says of each parameter (Google's `Args:` or Sphinx's `:param x:`)."""
-    head, _, tail = text.partition("\nArgs:\n")
-    section = re.split(r"\n(?=\S)", tail, maxsplit=1)[0]
-    notes = dict(re.findall(r":param (?:[^:\n]+ )?(\w+): *([^\n]+)", head))
-    entry = r"^ {2,8}\*{0,2}(\w+)(?: *\([^)\n]*\))?: *(.+(?:\n {5,}.+)*)"
-    for name, about in re.findall(entry, section, re.MULTILINE):
-        notes[name] = " ".join(about.split())
-    head = re.split(r"\n *(?::\w|(?:Returns|Raises|Yields|Examples?):\n)", head)[0]
-    return head.strip(), notes
-
-
 # --- files: confined to the allowed folders -------------------------------------------------------------------------
 
-READ_LIMIT = 5_000_000  # bytes that file_read hands to code at once: a frame holds them even if each is escaped
-VIEW_LIMIT = 9_500  # characters that a model is shown of one call
-LINE_LIMIT = 2_000  # characters of one line that a model is shown, and of one match
+READ_LIMIT = 5_000_000  # bytes that file_read returns to code: they fit into a frame even if each is escaped
+VIEW_LIMIT = 9_500  # characters of one call's result that a model sees
+LINE_LIMIT = 2_000  # characters of one line, or one match, that a model sees
 LIST_LIMIT = 100_000
 PATTERN_LIMIT = 4_000  # characters of a glob or a regex
 MATCH_LIMIT = 10_000
@@ -1030,24 +1066,24 @@ SEARCH_MEMORY = 48 << 20  # beyond what an idle Python has
 SEARCHES = 4  # at once
 SEARCHED_LINE = 1 << 18  # bytes of a line that are searched in one piece
 SKIPPED = {".git", ".hg", ".svn", "__pycache__", "node_modules", ".venv", ".tox", ".mypy_cache", ".ruff_cache"}
-_HEAD = 65_536  # bytes at the start of a file that tell text from other data
+_HEAD = 65_536  # bytes at the start of a file by which its type is detected
 _UTF_8_MARK = b"\xef\xbb\xbf"
 _WILD = r"[*?\[{]"
-_KERNEL = ("/proc", "/sys", "/dev")  # what the kernel makes up there: environments, memory, devices
+_KERNEL = ("/proc", "/sys", "/dev")  # virtual files: environments, memory, devices
 _SECRET = re.compile(
     r"\.env.*|.*\.pem|id_.*|\.netrc|\.aws|\.ssh|\.git-credentials|\.pypirc|\.npmrc|\.snipara", re.IGNORECASE | re.DOTALL
 )
 
 
 def is_secret(path: str) -> bool:
-    """Whether a relative path names, or lies under, what usually holds credentials."""
+    """Whether a part of a relative path is a name that usually holds credentials."""
     parts = [part.rstrip(". ") for part in re.split(r"[/\\]", path)]
     in_git = ".git" in map(str.lower, parts[:-1]) and parts[-1].lower().startswith("config")
     return in_git or any(map(_SECRET.fullmatch, parts))
 
 
 def _is_kernels(real: str) -> bool:
-    """Whether a real path lies where the kernel makes things up; shared memory is an ordinary folder."""
+    """Whether a real path is in a virtual file system; shared memory counts as an ordinary folder."""
     return any(is_under(real, place) for place in _KERNEL) and not is_under(real, "/dev/shm")
 
 
@@ -1107,7 +1143,7 @@ class _Files:
         return os.path.realpath(os.path.join(self.cwd, os.path.expanduser(path)))
 
     def resolve(self, path: str) -> tuple[str, str]:
-        """The root that a path lies under and the way down from it; PermissionError for any other."""
+        """The allowed folder that contains a path, and the path relative to it; PermissionError if none does."""
         try:
             real = os.path.realpath(os.path.join(self.cwd, path))
         except (OSError, ValueError) as error:
@@ -1124,13 +1160,13 @@ class _Files:
         return root, below
 
     def is_named_secret(self, path: str) -> bool:
-        """Whether the name itself, of which a part may be a link, is one of credentials below an allowed folder."""
+        """Whether the unresolved name, which may pass through links, is that of credentials below an allowed folder."""
         named = os.path.normpath(os.path.join(self.cwd, path))
         root = max((root for root in self.named_roots if is_under(named, root)), key=len, default=self.cwd)
         return is_secret(relpath(named, root))
 
     def shown(self, real: str) -> str:
-        """A real path as it is named to the model: relative to the working directory where it lies in it."""
+        """A real path as the model sees it: relative to the working directory if it is inside."""
         path = _below(real, self.cwd) if is_under(real, self.cwd) else real
         return path.replace(os.sep, "/")
 
@@ -1154,7 +1190,7 @@ class _Files:
             yield file
 
     def suggestion(self, path: str) -> str:
-        """What the caller may have meant by the name of a file that is not there."""
+        """Names similar to that of a missing file, for the error message."""
         import difflib
 
         try:
@@ -1180,7 +1216,7 @@ class _Files:
             data, cut = _lines(_as_utf8(file, path), first, last, 4 * VIEW_LIMIT)
         lines = _decoded(data).removesuffix("\n").split("\n") if data else []
         if cut and len(lines) > 1:
-            lines.pop()  # it may lack its end
+            lines.pop()  # it may be incomplete
         shown = [f"{number:>6} {truncate(line)}" for number, line in enumerate(lines, first)]
         fitting = lines_that_fit(shown)
         if not shown:
@@ -1192,7 +1228,7 @@ class _Files:
         return "\n".join(shown)
 
     def paths(self, pattern: str = "**") -> list[str]:
-        """The files that match a glob, sorted; secrets, links that lead out and folders of tools are left out."""
+        """The files that match a glob, sorted, without secrets, links to the outside and folders such as .git."""
         skipped = SKIPPED.difference(re.split(r"[/\\]", pattern[:PATTERN_LIMIT]))
         deadline = time.monotonic() + SEARCH_SECONDS
         found: set[str] = set()
@@ -1228,10 +1264,10 @@ class _Files:
         parts = pattern.rstrip("/").split("/")
         literal = next((index for index, part in enumerate(parts) if re.search(_WILD, part)), len(parts))
         exists = os.path.lexists(os.path.join(self.cwd, pattern))  # `[id].tsx` may be a name
-        if literal == len(parts) or exists:  # a file, or a folder, which stands for all that is in it
-            return [(os.path.normpath(os.path.join(*self.resolve(pattern))), [_glob(["**"])])]
+        if literal == len(parts) or exists:  # a file, or a folder with everything in it
+            return [(os.path.normpath(os.path.join(*self.resolve(pattern))), _globs("**"))]
         rest = ["**", *parts] if len(parts) == 1 else parts[literal:]
-        globs = [_glob(expanded.split("/")) for expanded in _expanded("/".join(rest))]
+        globs = _globs("/".join(rest))
         bases = [self.cwd, *(root for root in self.roots if not is_under(root, self.cwd))]
         prefix = "/".join(parts[:literal]) + "/" if literal else ""
         named = {path: os.path.realpath(path) for path in (os.path.join(base, prefix) for base in bases)}
@@ -1245,7 +1281,7 @@ class _Files:
         return [(start, globs) for start in dict.fromkeys(s for p, s in inside.items() if not self.is_named_secret(p))]
 
     def walked(self, start: str, skipped: set[str], deadline: float) -> Iterator[str]:
-        """The readable files at or below `start` that lie under a root; folders behind links are not entered."""
+        """The readable files at or below `start` that are inside a root; links to folders are not followed."""
         tops = [(root, start) for root in self.roots if is_under(start, root)]
         tops += [(root, root) for root in self.roots if is_under(root, start) and root != start]
         for root, top in tops:
@@ -1271,7 +1307,7 @@ class _Files:
                         yield below
 
     def unreadable(self, path: str, error: OSError) -> None:
-        """What to do about a folder that is closed, or gone meanwhile: a model goes without it."""
+        """Called for a folder that cannot be read; here it is skipped."""
 
     def leads_in(self, link: str) -> bool:
         try:
@@ -1300,7 +1336,14 @@ class _Files:
     def matches(self, regex: str, pattern: str) -> tuple[list[dict[str, Any]], str, int]:
         """Matching lines (one more than the limit if there are more), why it stopped early, how many files."""
         paths = self.paths(pattern)
-        rows, stopped = _grep(regex, self.blocks(paths), MATCH_LIMIT + 1, SEARCH_SECONDS)
+        if len(regex) > PATTERN_LIMIT:
+            raise ValueError(f"the regex is longer than {PATTERN_LIMIT:,} characters")
+        if not _searching.acquire(timeout=SEARCH_SECONDS):
+            raise ToolError(f"{SEARCHES} searches are running already")
+        try:
+            rows, stopped = _grep(regex, self.blocks(paths), MATCH_LIMIT + 1, SEARCH_SECONDS)
+        finally:
+            _searching.release()
         return [{"path": path, "line": line, "text": text} for path, line, text in rows], stopped, len(paths)
 
     def blocks(self, paths: Iterable[str]) -> Iterator[tuple[str, int, bytes]]:
@@ -1320,12 +1363,12 @@ def is_under(path: str, root: str) -> bool:
 
 
 def _below(path: str, root: str) -> str:
-    """The way from a real folder down to a real path in it."""
+    """A real path relative to a real folder that contains it."""
     return path[len(root) :].lstrip(os.sep) or "."
 
 
 def _open_below(root: str, below: str) -> int:
-    """A descriptor of what lies at that relative path, no component being a link; nothing but files and folders."""
+    """Open a file or folder by a path relative to `root`, without following links; the descriptor."""
     flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     if os.open not in os.supports_dir_fd:
         return os.open(os.path.join(root, below), flags)
@@ -1343,7 +1386,7 @@ def _open_below(root: str, below: str) -> int:
 
 
 def _entries(root: str, below: str) -> tuple[str, list[tuple[str, str]]]:
-    """What lies there, "file" or "folder", and what it holds: names with their kinds, in order of the alphabet."""
+    """("file", []) or ("folder", its names with their kinds, sorted)."""
     descriptor = _open_below(root, below)
     try:
         if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
@@ -1363,33 +1406,28 @@ def _kind(entry: os.DirEntry[str]) -> str:
 Glob = list[Callable[[str], Any] | None]  # a test for each name of a path; None stands for `**`, any number of names
 
 
-def _glob(parts: list[str]) -> Glob:
+def _globs(pattern: str) -> list[Glob]:
     from fnmatch import translate  # its regexes do not backtrack
 
-    skips = [part for n, part in enumerate(parts) if part != "**" or parts[n - 1 : n] != ["**"]]
-    return [None if part == "**" else re.compile(translate(part)).match for part in skips]
+    tests = functools.cache(lambda part: None if part == "**" else re.compile(translate(part)).match)
+    return [[tests(part) for part in expanded.split("/")] for expanded in _expanded(pattern)]
 
 
 def _matches(glob: Glob, names: list[str]) -> bool:
-    """Whether the names fit the glob: goes through both at once, keeping all places in the glob that it may be at."""
-
-    def with_skips(places: Iterable[int]) -> set[int]:
-        reached = set()
-        for place in places:
-            reached.add(place)
-            if place < len(glob) and glob[place] is None:
-                reached.add(place + 1)
-        return reached
-
-    places = with_skips([0])
-    for name in names:
-        open_places = [(place, glob[place]) for place in places if place < len(glob)]
-        places = with_skips(place + (test is not None) for place, test in open_places if test is None or test(name))
-    return len(glob) in places
+    """Whether the names fit the glob, in time proportional to the product of their lengths."""
+    ends = {0}  # how many names the parts of the glob so far may stand for
+    for test in glob:
+        if not ends:
+            return False
+        if test is None:
+            ends = set(range(min(ends), len(names) + 1))
+        else:
+            ends = {end + 1 for end in ends if end < len(names) and test(names[end])}
+    return len(names) in ends
 
 
 def _expanded(pattern: str, most: int = 256) -> list[str]:
-    """A pattern with `{a,b}` as the patterns that it stands for."""
+    """The patterns that a pattern with `{a,b}` expands to."""
     done, waiting = [], [pattern]
     while waiting:
         pattern = waiting.pop(0)
@@ -1403,7 +1441,7 @@ def _expanded(pattern: str, most: int = 256) -> list[str]:
 
 
 def _line_range(start_line: int, end_line: int | None) -> tuple[int, int | None]:
-    """First and last line; models count from 0 and write -1 for the end as well."""
+    """The first and last line; models also send 0 for the first and -1 for the last."""
     first = max(start_line, 1)
     last = end_line if end_line is not None and end_line > 0 else None
     if last is not None and last < first:
@@ -1451,10 +1489,15 @@ def _lines(file: typing.BinaryIO, first: int, last: int | None, limit: int) -> t
 
 
 def text_of(blob: bytes, encoding: str | None = None) -> tuple[str | bytes, str]:
-    """A whole file's text, as file_read gives it (the model must not see one file in two spellings), and a note on
-    what was assumed; the bytes as they are if they are not text. `encoding`: the caller's word on it."""
+    """A whole file's text, decoded as by file_read, and a note on what was assumed; the bytes if it is not text.
+
+    `encoding`: overrides detection.
+    """
     if encoding:
-        text = blob.decode("utf-8-sig" if _is_utf_8(encoding) else encoding, "replace").replace("\r\n", "\n")
+        import codecs
+
+        is_utf_8 = codecs.lookup(encoding).name == "utf-8"
+        text = blob.decode("utf-8-sig" if is_utf_8 else encoding, "replace").replace("\r\n", "\n")
         return text, _lost(text, encoding)
     guess = encoding_of(blob[:_HEAD])
     if guess == "utf-8":
@@ -1463,17 +1506,11 @@ def text_of(blob: bytes, encoding: str | None = None) -> tuple[str | bytes, str]
         guess = _guess_around(blob)
     if not guess:
         return blob, ""
-    if guess == "utf-8":  # with strays in it
+    if guess == "utf-8":  # with invalid bytes in it
         guess = "cp1252"
     guessed = f"not UTF-8: read as {guess}, which is a guess (--encoding NAME says it)"
     text = _decoded(blob.removeprefix(_UTF_8_MARK)) if guess == "cp1252" else blob.decode(guess, "replace")
     return text.replace("\r\n", "\n"), _lost(text, guess) if guess.startswith("utf-") else guessed
-
-
-def _is_utf_8(encoding: str) -> bool:
-    import codecs
-
-    return codecs.lookup(encoding).name == "utf-8"
 
 
 def _lost(text: str, encoding: str) -> str:
@@ -1482,7 +1519,7 @@ def _lost(text: str, encoding: str) -> str:
 
 
 def _guess_around(blob: bytes) -> str:
-    """The encoding of what is not UTF-8 beyond the head, by the place where it ceases to be that."""
+    """The encoding of a file whose head is UTF-8, detected from where it stops being UTF-8."""
     try:
         blob.decode()
     except UnicodeDecodeError as error:
@@ -1498,15 +1535,16 @@ _MARKS = (
     (b"\xfe\xff", "utf-16"),
 )
 _CONTROLS = bytes({*range(32), 127} - {*b"\t\n\v\f\r\b\x1b"})
-# What charset-normalizer may choose from. It guesses worse from more: short texts in KOI8-R become Japanese.
+# The choices for charset-normalizer. With more of them it guesses worse: short texts in KOI8-R become Japanese.
 _IN_RUNS = ("gb18030", "big5", "cp932", "euc_jp", "cp949", "cp1251", "koi8_r", "cp866", "cp1253", "cp1255", "cp1256")
 _AMONG_ASCII = ("cp1252", "cp1250", "cp1254", "iso8859_2", "cp1257")
 
 
 def encoding_of(head: bytes, *, of_middle: bool = False) -> str:
-    """What a text is encoded in, by its first bytes; "" if they are those of no text.
+    """The encoding of a text, detected from its first bytes; "" if it is not text.
 
-    `cp1252` also stands for UTF-8 with strays. `of_middle`: neither a mark nor a signature can begin there.
+    `cp1252` also stands for UTF-8 with invalid bytes. `of_middle`: these are not the first bytes of the file, so there
+    is no byte order mark and no signature.
     """
     if not of_middle:
         if mark := next((name for mark, name in _MARKS if head.startswith(mark)), ""):
@@ -1515,7 +1553,7 @@ def encoding_of(head: bytes, *, of_middle: bool = False) -> str:
             return ""
     if b"\0" in head:
         wide = {b"\0": "utf-16-be"}.get(head[:1], "utf-16-le")
-        zeros = head[wide == "utf-16-le" :: 2].count(0)  # where Latin text has all of its zeros
+        zeros = head[wide == "utf-16-le" :: 2].count(0)  # the high bytes of Latin text
         return wide if zeros > 0.4 * len(head) // 2 > 1 and zeros == head.count(0) and _decodes(head, wide) else ""
     controls = len(head) - len(head.translate(None, _CONTROLS))
     if _decodes(head, "utf-8"):
@@ -1535,10 +1573,12 @@ def _decodes(head: bytes, encoding: str) -> bool:
 
 
 def _guessed(head: bytes) -> str:
-    """The encoding of a text that is not UTF-8 and has no mark; "" where nothing fits."""
+    """The encoding of a text without a mark that is not UTF-8; "" if none fits."""
     mixed = head.decode("utf-8", "surrogateescape")
     strays = len(re.findall("[\udc80-\udcff]", mixed))
-    surrogates = 3 * len(re.findall(rb"\xed[\xa0-\xbf][\x80-\xbf]", head))  # as UTF-8 has them that Java wrote
+    surrogates = 3 * len(
+        re.findall(rb"\xed[\xa0-\xbf][\x80-\xbf]", head)
+    )  # surrogate pairs in the UTF-8 that Java writes
     if surrogates == strays or len(re.findall("[\u0080-\ud7ff\ue000-\U0010ffff]", mixed)) >= strays:
         return "cp1252"
     if len(head) >= _HEAD and b"\n" in head:
@@ -1587,7 +1627,7 @@ _INSIDE_ZIP = {b"word/": "a Word document", b"xl/": "an Excel workbook", b"ppt/"
 
 
 def kind_of_binary(head: bytes) -> str:
-    """What a file that is not text is, by its first bytes; "" if they do not say."""
+    """The kind of a binary file by its first bytes; "" if they are not a known signature."""
     kind = next((kind for pattern, kind in _SIGNATURES if re.match(pattern, head, re.DOTALL)), "")
     if kind == "a zip archive":
         return next((name for part, name in _INSIDE_ZIP.items() if part in head), kind)
@@ -1595,30 +1635,13 @@ def kind_of_binary(head: bytes) -> str:
 
 
 UNPACKED_LIMIT = 1 << 30  # bytes that a compressed file may grow to
-
-
-def unpacked(blob: bytes) -> bytes | None:
-    """What a compressed file holds; None for others. ValueError if it is damaged or too large."""
-    import importlib
-    import io
-
-    name = {"gzip": "gzip", "bzip2": "bz2", "xz": "lzma"}.get(kind_of_binary(blob[:10]))
-    if name is None:
-        return None
-    try:
-        with importlib.import_module(name).open(io.BytesIO(blob)) as file:
-            data = bytes(file.read(UNPACKED_LIMIT + 1))
-    except Exception as error:  # each of the three has its own errors, and EOFError
-        raise ValueError(f"it cannot be decompressed ({error})") from None
-    if len(data) > UNPACKED_LIMIT:
-        raise ValueError(f"it is more than {UNPACKED_LIMIT >> 30} GB when decompressed")
-    return data
+_PACKED = {"gzip": "gzip", "bzip2": "bz2", "xz": "lzma"}  # kinds that are decompressed, and the module for each
 
 
 def _decoded(data: bytes) -> str:
-    """The text of UTF-8; bytes that are not are taken for Windows-1252, as stray lines in logs mostly are.
+    """Decode UTF-8; invalid bytes are read as Windows-1252, which invalid lines in logs usually are.
 
-    Byte by byte, since a part of a file has to read as it does in the whole.
+    Each byte is decoded by itself, so that a part of a file reads like the same part of the whole.
     """
     try:
         text = data.decode()
@@ -1634,13 +1657,8 @@ def truncate(line: str, limit: int = LINE_LIMIT) -> str:
 
 
 def lines_that_fit(lines: list[str]) -> int:
-    """How many of the lines a model is shown."""
-    total = 0
-    for count, line in enumerate(lines):
-        total += len(line) + 1
-        if total > VIEW_LIMIT:
-            return count
-    return len(lines)
+    """The number of lines that fit into VIEW_LIMIT."""
+    return sum(total <= VIEW_LIMIT for total in itertools.accumulate(len(line) + 1 for line in lines))
 
 
 _SEARCHER = """
@@ -1675,27 +1693,17 @@ for row in iter(read.readline, b""):
 """
 
 
-def _grep(
-    regex: str, blocks: Iterable[tuple[str, int, bytes]], most: int, seconds: float
-) -> tuple[list[tuple[str, int, str]], str]:
-    """The first matching lines, and why it stopped early if it did. In a process that can be killed: nothing else stops
-    a regex that backtracks without end, and it would hold up every other thread."""
-    if len(regex) > PATTERN_LIMIT:
-        raise ValueError(f"the regex is longer than {PATTERN_LIMIT:,} characters")
-    if not _searching.acquire(timeout=seconds):
-        raise ToolError(f"{SEARCHES} searches are running already")
-    try:
-        return _grepped(regex, blocks, most, seconds)
-    finally:
-        _searching.release()
-
-
 _searching = threading.BoundedSemaphore(SEARCHES)
 
 
-def _grepped(
+def _grep(
     regex: str, blocks: Iterable[tuple[str, int, bytes]], most: int, seconds: float
 ) -> tuple[list[tuple[str, int, str]], str]:
+    """The first matching lines, and why it stopped early if it did.
+
+    It runs in a process that can be killed: nothing else stops a regex that backtracks without end, and it would hold
+    up every other thread.
+    """
     import subprocess
     import tempfile
 
@@ -1734,14 +1742,14 @@ def _grepped(
 
 
 class ContextFiles(typing.NamedTuple):
-    """What was read: each file's text (or bytes) by its name, and where it is."""
+    """Each file's text (or bytes) by its name, and its path."""
 
     contents: dict[str, str | bytes]
     paths: list[str]
-    named: list[str]  # those of them that were named, rather than found in a folder or by a glob
+    named: list[str]  # the names given by the caller, rather than found in a folder or by a glob
     notes: list[str]  # on what was left out or assumed
     single: bool  # one file was named, no folder and no glob
-    rereadable: bool  # none is a pipe: they can be read again
+    rereadable: bool  # none is a pipe
 
 
 Opener = Callable[[], contextlib.AbstractContextManager[typing.BinaryIO]]
@@ -1759,13 +1767,13 @@ def read_context_files(
     within: str | None = None,
     documents: Documents | None = None,
 ) -> ContextFiles:
-    """The files, folders and globs that a caller names, read as file_read reads; ToolError for what cannot be.
+    """Read the files, folders and globs that a caller names, as file_read does; ToolError if one cannot be read.
 
-    A file or a pipe that is named is read where `open_given` lets it be. Of a folder or a glob nobody has seen the
-    links: one that leads out, or to what usually holds credentials, is left out. So is, unless it is named alone, what
-    is not text and does not `keep(its first bytes)`. `exclude`: folders that others are taken without, such as a run's
-    own logs. `within`: a folder that nothing may lie outside of. `documents` reads PDFs and the like as text; one that
-    it cannot read is an error if it was named, and is otherwise left out.
+    A named file or pipe is read if `open_given` permits it. In a folder or a glob, whose links the caller has not seen,
+    links to the outside or to credentials are left out. Binary files are left out too, unless `keep(first bytes)` is
+    true or the file is the only one named. `exclude`: folders to skip in folders and globs, such as a run's own logs.
+    `within`: nothing outside this folder may be read. `documents` reads PDFs and the like as text; a document that it
+    cannot read is an error if it was named, otherwise it is left out.
     """
     cwd, specs, exclude = os.path.abspath(cwd or os.getcwd()), list(specs), list(exclude)
     found: dict[str, tuple[str, Opener]] = {}
@@ -1799,7 +1807,7 @@ def read_context_files(
 
 
 def read_file(path: str, encoding: str | None = None) -> str | bytes:
-    """What a regular file holds: text, or bytes if it is none; ToolError if that cannot be read."""
+    """The text of a regular file, or its bytes if it is not text; ToolError if it cannot be read."""
     if _kind_of(path) != "file":
         raise ToolError(f"there is no file {path} to read")
     opener = functools.partial(open_given, path, os.getcwd(), None)
@@ -1807,7 +1815,7 @@ def read_file(path: str, encoding: str | None = None) -> str | bytes:
 
 
 def read_text(path: str, most: int = 10_000_000) -> str:
-    """The text of a small file that a caller names: a prompt or a schema; OSError or ValueError if it is none."""
+    """The text of a small file that a caller names, such as a prompt or a schema; OSError or ValueError otherwise."""
     with open_given(os.path.join(os.getcwd(), os.path.expanduser(path))) as file:
         blob = file.read(most + 1)
     if len(blob) > most:
@@ -1819,11 +1827,11 @@ def read_text(path: str, most: int = 10_000_000) -> str:
 
 
 def open_given(path: str, cwd: str | None = None, within: str | None = None) -> typing.BinaryIO:
-    """A file that the caller names, open for reading. PermissionError for what may not be read by that name.
+    """Open a file that the caller names. PermissionError if it may not be read by that name.
 
-    A link is not the caller's word but that of whoever made the folder: it is followed to a regular file that is no
-    credential by its target's name and place, and never to what the kernel makes up. What was opened is what is judged,
-    so that a link which changes meanwhile gains nothing.
+    A link was chosen by whoever made the folder, not by the caller. It is followed only to a regular file whose own
+    name and place are not those of credentials, and never into a virtual file system. The opened file itself is
+    checked, so that changing a link in between gains nothing.
     """
     cwd = cwd or os.getcwd()
     flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -1851,7 +1859,7 @@ def open_given(path: str, cwd: str | None = None, within: str | None = None) -> 
 
 
 def _require_harmless(path: str, real: str, cwd: str, within: str | None, linked: bool) -> None:
-    """PermissionError for a real path that may not be read under the name that was given."""
+    """PermissionError if a real path may not be read under the given name."""
     below = _below(real, root) if is_under(real, root := os.path.realpath(within or cwd)) else real
     if within is not None and below is real:
         raise PermissionError(1, f"it lies outside of {within}")
@@ -1868,7 +1876,7 @@ def _require_harmless(path: str, real: str, cwd: str, within: str | None, linked
 
 
 def _path_of(descriptor: int) -> str:
-    """The path of what was opened, as the kernel has it; "" where it does not say."""
+    """The path of an open file according to the kernel; "" if it is unknown."""
     with contextlib.suppress(OSError):
         path = os.readlink(f"/proc/self/fd/{descriptor}")
         return path if path.startswith("/") else ""
@@ -1884,8 +1892,8 @@ def _read_whole(
     name: str = "",
     is_named: bool = True,
 ) -> tuple[str | bytes | None, str]:
-    """A file's text or bytes and a note on it; None, if it is binary and not to be kept: then only its head is read,
-    unless that looked like text."""
+    """A file's text or bytes and a note on it; None for a binary file that is not to be kept, of which usually only the
+    head is read."""
     try:
         with opener() as file:
             head = file.read(_HEAD)
@@ -1898,15 +1906,14 @@ def _read_whole(
                         raise
                     return None, f"{error}; {error.hint}"
             kind = kind_of_binary(head)
-            packed = kind in ("gzip", "bzip2", "xz")
             kept = keep is None or keep(head)
-            if not (kept or packed or encoding or encoding_of(head)):
+            if not (kept or kind in _PACKED or encoding or encoding_of(head)):
                 return None, kind
-            if file.seekable():  # which spares a large file a copy
+            if file.seekable():  # saves a copy of a large file
                 file.seek(0)
                 head = b""
             blob = head + file.read()
-        content, note = _unpacked_text(blob, encoding) if packed else text_of(blob, encoding)
+        content, note = _text_in(blob, kind, encoding)
     except OSError as error:
         hint = "give it by its own name, if that is meant" if isinstance(error, PermissionError) else ""
         raise ToolError(f"cannot read {path}: {error.strerror or error}", hint=hint) from error
@@ -1918,38 +1925,46 @@ def _read_whole(
 
 
 def read_blob(blob: bytes, encoding: str | None = None) -> tuple[str | bytes, str]:
-    """What was piped in, as a file of these bytes would be read, and a note on it."""
+    """The text (or bytes) of piped input and a note on it, as for a file with the same bytes."""
     kind = kind_of_binary(blob[:_HEAD])
-    content, note = (_unpacked_text if kind in ("gzip", "bzip2", "xz") else text_of)(blob, encoding)
+    content, note = _text_in(blob, kind, encoding)
     return content, (note or _not_text(kind, blob)) if isinstance(content, bytes) else note
 
 
 def read_piped(blob: bytes, documents: Documents, encoding: str | None = None) -> tuple[str | bytes, str]:
-    """The same, where a document is read as text."""
+    """The same, but a document is read as text."""
     if (reader := documents.reader_for("stdin", blob[:_HEAD])) is not None:
         return documents.read(reader, "stdin", blob)
     return read_blob(blob, encoding)
 
 
 def _not_text(kind: str, blob: bytes) -> str:
-    """The note on a file that the caller is given as bytes."""
+    """The note on a file that the caller gets as bytes."""
     if kind == "an image":
         return ""
     return f"not text{f' but {kind}' if kind else ''}: given as {len(blob):,} bytes"
 
 
-def _unpacked_text(blob: bytes, encoding: str | None) -> tuple[str | bytes, str]:
-    """The text in a compressed file; the file's own bytes if it holds none."""
+def _text_in(blob: bytes, kind: str, encoding: str | None) -> tuple[str | bytes, str]:
+    """`text_of` a file, or of what a compressed one holds; the file's own bytes if that is not text."""
+    if kind not in _PACKED:
+        return text_of(blob, encoding)
+    import importlib
+    import io
+
     try:
-        data = unpacked(blob) or b""
-    except ValueError as error:
-        return blob, f"given as {len(blob):,} bytes: {error}"
+        with importlib.import_module(_PACKED[kind]).open(io.BytesIO(blob)) as file:
+            data = bytes(file.read(UNPACKED_LIMIT + 1))
+    except Exception as error:  # each of the three modules raises its own errors, and EOFError
+        return blob, f"given as {len(blob):,} bytes: it cannot be decompressed ({error})"
+    if len(data) > UNPACKED_LIMIT:
+        return blob, f"given as {len(blob):,} bytes: it is more than {UNPACKED_LIMIT >> 30} GB when decompressed"
     text, note = text_of(data, encoding)
     return (blob, "") if isinstance(text, bytes) else (text, f"decompressed{'; ' + note if note else ''}")
 
 
 class _ContextFolder(_Files):
-    """The folder that a caller names, or that a glob of the caller's begins in."""
+    """A folder that a caller names, or the one in which the caller's glob begins."""
 
     def __init__(self, spec: str, cwd: str, exclude: Iterable[AnyPath], within: str | None = None) -> None:
         parts = os.path.expanduser(spec).replace(os.sep, "/").split("/")
@@ -1971,8 +1986,8 @@ class _ContextFolder(_Files):
         return ToolError(f"context {self.spec!r} {problem}", hint=hint)
 
     def found(self, notes: list[str]) -> dict[str, tuple[str, Opener]]:
-        """Path and opener of each file, by its name as the caller would write it; as a shell's, a glob's `*` stands for
-        no name that begins with a dot."""
+        """Path and opener of each file by the name that the caller would write. As in a shell, `*` does not match names
+        that begin with a dot."""
         top = self.roots[0]
         named = os.path.normpath(os.path.join(self.cwd, self.prefix))
         secret = is_secret(relpath(top, self.cwd)) or is_secret(relpath(named, self.cwd))
@@ -1987,7 +2002,7 @@ class _ContextFolder(_Files):
         try:
             if len(self.pattern) > PATTERN_LIMIT:
                 raise ValueError(f"longer than {PATTERN_LIMIT:,} characters")
-            globs = [_glob(pattern.split("/")) for pattern in _expanded(self.pattern or "**")]
+            globs = _globs(self.pattern or "**")
         except ValueError as error:
             raise self.nothing(f"cannot be used: {error}") from None
         hidden = not self.pattern or re.search(r"(^|[/{,])\.", self.pattern)
@@ -2003,7 +2018,7 @@ class _ContextFolder(_Files):
         return {name: found[name] for name in sorted(found)}
 
     def leads_too_wide(self, top: str) -> bool:
-        """Whether a link stands for the root, somebody's whole home, or a folder above the one that it is in."""
+        """Whether a link leads to the root, a home, or a folder above its own."""
         linked = top != os.path.abspath(os.path.join(self.cwd, self.prefix))
         return linked and any(is_under(real, top) for real in (self.cwd, os.path.realpath(os.path.expanduser("~"))))
 
@@ -2017,7 +2032,7 @@ class _ContextFolder(_Files):
 
 
 def _kind_of(path: str) -> str:
-    """file, pipe, device (which is no file to read); "" for a folder and for nothing."""
+    """ "file", "pipe" or "device"; "" for a folder or if nothing is there."""
     with contextlib.suppress(OSError, ValueError):
         mode = os.stat(path).st_mode
         named = {stat.S_IFREG: "file", stat.S_IFIFO: "pipe", stat.S_IFDIR: ""}
@@ -2054,10 +2069,10 @@ _INSTALL_DOCS = "pip install 'flat-rlm[docs]'"
 
 
 class Reader(typing.NamedTuple):
-    """What makes text of files of some suffixes, or with some first bytes."""
+    """Converts files with some suffixes or first bytes to text."""
 
     label: str  # for messages and the journal: "markitdown 0.1.9"
-    target: str  # module:name of a function, path -> str, which is called in a process of its own
+    target: str  # module:name of a function from path to text, called in a child process
     suffixes: tuple[str, ...] = ()
     signatures: tuple[bytes, ...] = ()
 
@@ -2086,7 +2101,7 @@ def entry_point_readers() -> list[Reader]:
 
 
 def read_with_markitdown(path: str) -> str:
-    """The Markdown that markitdown makes of a document."""
+    """A document converted to Markdown by markitdown."""
     from markitdown import MarkItDown, StreamInfo, converters
 
     suffix = os.path.splitext(path)[1]
@@ -2097,7 +2112,7 @@ def read_with_markitdown(path: str) -> str:
 
 
 def _markitdown(suffix: str) -> Reader | None:
-    """The built-in reader, where its package is installed; that is not imported here."""
+    """The built-in reader if its package is installed; the package is not imported."""
     import importlib.metadata
     import importlib.util
 
@@ -2110,9 +2125,9 @@ def _markitdown(suffix: str) -> Reader | None:
 
 
 def document_suffix(name: str, head: bytes) -> str:
-    """`.pdf` and the like for a document that markitdown reads, by its name and first bytes; "" for other files.
+    """The suffix (`.pdf`, …) of a document that markitdown reads, by its name and first bytes; "" for other files.
 
-    ToolError for one that is not what its name says.
+    ToolError if the bytes contradict the name.
     """
     suffix, kind = os.path.splitext(name)[1].lower(), kind_of_binary(head)
     if kind == "a PDF":
@@ -2128,10 +2143,10 @@ def document_suffix(name: str, head: bytes) -> str:
 
 
 class Documents:
-    """Reads documents as text, each in a child process that it may crash, hang in, or fill: the host goes on.
+    """Reads documents as text in a child process, so that one that crashes it, hangs or fills memory harms only itself.
 
-    The process has none of the user's environment variables. It is started by the first document, and again after one
-    that ended it. `records`: what was read, for the journal. `on_slow` is told of what takes longer than two seconds.
+    The process has none of the user's environment variables. It is started for the first document, and again after a
+    document has ended it. `records`: what was read, for the journal. `on_slow` is called after two seconds of waiting.
     """
 
     def __init__(self, on_slow: Callable[[str], None] | None = None) -> None:
@@ -2151,7 +2166,7 @@ class Documents:
             self._folder.cleanup()
 
     def reader_for(self, name: str, head: bytes) -> Reader | None:
-        """The reader of a file, None for one that is read as text or bytes; ToolError where it is missing."""
+        """The reader for a file; None if it is read as text or bytes. ToolError if the reader is not installed."""
         if plugin := next((plugin for plugin in self._plugins if plugin.takes(name, head)), None):
             return plugin
         if not (suffix := document_suffix(name, head)):
@@ -2161,9 +2176,7 @@ class Documents:
         return reader
 
     def read(self, reader: Reader, name: str, blob: bytes, **about: Any) -> tuple[str, str]:
-        """A document's text, and a note on who made it. `about`: further fields of its record."""
-        import hashlib
-
+        """A document's text, and a note on its reader. `about`: further fields of its record."""
         if len(blob) > DOCUMENT_LIMIT:
             raise ToolError(
                 f"{name} is larger than {DOCUMENT_LIMIT // 1_000_000} MB", hint="give it in parts, or as text"
@@ -2178,13 +2191,18 @@ class Documents:
         text = text.replace("\r\n", "\n").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         if not text.strip():
             raise ToolError(f"{reader.label} found no text in {name}", hint="if it was scanned, run OCR on it first")
-        record = {"name": name, "bytes": len(blob), "sha256": hashlib.sha256(blob).hexdigest()}
-        self.records.append({**record, "reader": reader.label, "characters": len(text), **about})
+        self.record(name, blob, reader=reader.label, characters=len(text), **about)
         return text, f"read by {reader.label} into {len(text):,} characters"
+
+    def record(self, name: str, blob: bytes, **about: Any) -> None:
+        import hashlib
+
+        digest = hashlib.sha256(blob).hexdigest()
+        self.records.append({"name": name, "bytes": len(blob), "sha256": digest, **about})
 
     @contextlib.contextmanager
     def waiting(self, text: str) -> Iterator[None]:
-        """Say what is waited for, if it is for long."""
+        """Call `on_slow` with the text if the block takes long."""
         timer = threading.Timer(_SLOW_SECONDS, self._on_slow or (lambda text: None), [text])
         timer.daemon = True
         timer.start()
@@ -2194,7 +2212,7 @@ class Documents:
             timer.cancel()
 
     def _copy(self, name: str, reader: Reader, blob: bytes) -> str:
-        """A private copy: a pipe or a page has no path, and what was judged is what is read."""
+        """A private copy: a pipe or a page has no path, and the file may change after it was checked."""
         import tempfile
 
         if self._folder is None:
@@ -2219,7 +2237,7 @@ class Documents:
         if isinstance(text := reply.get("text"), str):
             return text
         kind, message = str(reply.get("error")), " ".join(str(reply.get("message")).replace(path, name).split())
-        message = message.rpartition("with message: ")[2]  # which markitdown puts behind its own
+        message = message.rpartition("with message: ")[2]  # which markitdown appends to its own
         if kind == "MemoryError" or re.search("MemoryError|[Uu]nable to allocate", message):
             raise ToolError(f"{reader.label} needs more than {READER_MEMORY >> 30} GB for {name}", hint=hint)
         if re.search(r"(?i)password|encrypted", message):
@@ -2241,7 +2259,9 @@ class Documents:
         home = self._folder.name
         kept = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT")
         environ = {name: os.environ[name] for name in kept if name in os.environ}
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")  # each would take address space
+        threads = dict.fromkeys(
+            ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"
+        )  # each thread would reserve address space
         places = json.dumps([os.path.abspath(place) for place in sys.path])
         return subprocess.Popen(
             [sys.executable, "-I", "-c", _READER_PROGRAM, places, __name__],
@@ -2259,7 +2279,7 @@ class Documents:
         if process is None:
             return None
         with contextlib.suppress(TimeoutError, OSError):
-            _on_thread(process.wait, 0.2)  # one that has crashed has a code of its own
+            _on_thread(process.wait, 0.2)  # after a crash it has an exit code already
         process.kill()
         with contextlib.suppress(OSError):
             process.stdin.close()
@@ -2274,12 +2294,12 @@ _READER_PROGRAM = (
 
 
 def serve_readers() -> None:
-    """The body of a reader's process: {target, path} in, {text} or {error, message} out, a line each."""
+    """The loop of a reader's process: lines {target, path} in, {text} or {error, message} out."""
     import importlib
 
     questions, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDWR)
-    for number in (0, 1):  # what a reader prints is no reply
+    for number in (0, 1):  # a reader's output must not mix with replies
         os.dup2(null, number)
     for line in questions:
         question = json.loads(line)
@@ -2300,7 +2320,7 @@ def serve_readers() -> None:
 
 
 def _limit_process() -> None:
-    """Bound this process's memory, and its computing time, which ends it if nobody is left who would."""
+    """Limit this process's memory, and its CPU time, which ends it if its parent is gone."""
     try:
         import resource
     except ImportError:  # Windows has no such limits
@@ -2312,7 +2332,7 @@ def _limit_process() -> None:
             resource.setrlimit(what, (limit, resource.getrlimit(what)[1]))
 
 
-# - what -c https://… holds
+# - pages that -c https://… names
 
 FETCH_LIMIT = 100_000_000  # bytes
 FETCH_SECONDS = 120.0
@@ -2329,12 +2349,12 @@ _SUFFIX_OF_TYPE = {
 
 
 class Fetched(typing.NamedTuple):
-    """What a web address gave."""
+    """The response to a fetch."""
 
     body: bytes
     type: str  # "text/html"
     charset: str | None
-    addresses: list[str]  # without logins: what was asked for, then each redirect
+    addresses: list[str]  # without logins: the requested one, then each redirect
 
 
 def is_url(spec: str) -> bool:
@@ -2346,15 +2366,13 @@ def is_url(spec: str) -> bool:
 
 
 def redact_url(url: str) -> str:
-    """The address without its login, and without what its query calls a key."""
+    """The address without its login and without the keys in its query."""
     url = re.sub(r"//[^/?#]*@", "//", url)
     return re.sub(r"(?i)([?&][^=&#]*(?:key|token|sig|secret|pass|auth|credential)[^=&#]*=)[^&#]+", r"\1[redacted]", url)
 
 
 def read_url(url: str, documents: Documents, encoding: str | None = None) -> tuple[str | bytes, list[str]]:
-    """What a web address holds, as text if it can be, and notes on it; it is recorded among the documents."""
-    import hashlib
-
+    """The content of a web address, as text if possible, and notes on it; it is recorded among the documents."""
     with documents.waiting(f"fetching {redact_url(url)}"):
         fetched = fetch(url)
     name, notes = fetched.addresses[0], [f"redirected to {to}" for to in fetched.addresses[1:]]
@@ -2372,8 +2390,7 @@ def read_url(url: str, documents: Documents, encoding: str | None = None) -> tup
         return text, [*notes, note]
     textual = re.match(r"text/|application/.*(?:json|xml|javascript|yaml|csv)", fetched.type)
     content, note = read_blob(blob, encoding or (fetched.charset if textual else None))
-    record = {"name": name, "bytes": len(fetched.body), "sha256": hashlib.sha256(fetched.body).hexdigest()}
-    documents.records.append({**record, "reader": None, **about})
+    documents.record(name, fetched.body, reader=None, **about)
     if is_html:
         notes.append(f"the page's HTML ({_INSTALL_DOCS} gives it as Markdown)")
     return content, [*notes, *([note] if note else [])]
@@ -2385,7 +2402,7 @@ def _meta_charset(page: bytes) -> str | None:
 
 
 def _known_charset(name: str | None) -> str | None:
-    """A charset that Python knows; browsers read ISO-8859-1 as Windows-1252."""
+    """The charset if Python knows it; ISO-8859-1 is read as Windows-1252, as browsers do."""
     import codecs
 
     try:
@@ -2396,13 +2413,12 @@ def _known_charset(name: str | None) -> str | None:
 
 
 def fetch(url: str) -> Fetched:
-    """GET a web address, following up to five redirects: no login, cookie or key is sent. ToolError says what failed.
+    """GET a web address, following up to five redirects, without login, cookies or keys. ToolError if that fails.
 
-    Whoever gives an address may mean this machine or the local network; a redirect from a public address may not.
+    The address may be on this machine or the local network; a redirect from a public address may not lead there.
     """
     try:
-        found: Fetched = _on_thread(lambda: _fetch(url), FETCH_SECONDS)
-        return found
+        return _on_thread(lambda: _fetch(url), FETCH_SECONDS)
     except TimeoutError:
         raise ToolError(
             f"{redact_url(url)} took longer than {FETCH_SECONDS:g} s", hint="download it: -c FILE"
@@ -2433,7 +2449,9 @@ def _fetch(url: str) -> Fetched:
             hint = f"give the address it leads to: {redact_url(url)}"
             raise ToolError(f"{addresses[0]} redirects more than {FETCH_REDIRECTS} times", hint=hint)
         if not is_url(url):
-            raise ToolError(f"{addresses[0]} redirects to what is no web address", hint="download it: -c FILE")
+            raise ToolError(
+                f"{addresses[0]} redirects to something other than a web address", hint="download it: -c FILE"
+            )
 
 
 def _fetched(response: Any, addresses: list[str], deadline: float) -> Fetched:
@@ -2473,7 +2491,7 @@ def _body(response: Any, address: str, deadline: float) -> bytes:
 
 
 class _Peers:
-    """Whom a fetch has talked to: once that was a public address, none on this machine or the local network follows."""
+    """Remembers whether a fetch has contacted a public address; after that, private addresses are refused."""
 
     def __init__(self) -> None:
         self.was_public = False
@@ -2484,7 +2502,7 @@ class _Peers:
         self.was_public = self.was_public or _is_public(address)
 
     def get(self, url: str) -> Any:
-        """The response to a GET, unread: of any status, redirects too."""
+        """The unread response to a GET, whatever its status."""
         import http.client
         import urllib.request
         from urllib.parse import quote, urlsplit
@@ -2512,16 +2530,17 @@ class _Peers:
 
             return Connection
 
-        class Http(urllib.request.HTTPHandler):
+        class Handler(urllib.request.AbstractHTTPHandler):
+            http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
+
             def http_open(self, request: Any) -> Any:
                 return self.do_open(judged(http.client.HTTPConnection), request)
 
-        class Https(urllib.request.HTTPSHandler):
             def https_open(self, request: Any) -> Any:
                 return self.do_open(judged(http.client.HTTPSConnection), request, context=_tls())
 
-        opener = urllib.request.OpenerDirector()  # with no handler of redirects, errors, cookies, logins, files
-        for handler in (urllib.request.ProxyHandler(proxies), Http(), Https()):
+        opener = urllib.request.OpenerDirector()  # without handlers for redirects, errors, cookies, logins and files
+        for handler in (urllib.request.ProxyHandler(proxies), Handler()):
             opener.add_handler(handler)
         headers = {"User-Agent": "flat-rlm", "Accept": "*/*", "Accept-Encoding": "identity"}
         return opener.open(urllib.request.Request(f"{parts.scheme}://{place}{path}", headers=headers), timeout=20)
@@ -2535,7 +2554,7 @@ def _is_public(address: str) -> bool:
 
 
 def _addresses(host: str) -> list[str]:
-    """What a host's name stands for, as far as this machine knows: behind a proxy it may not."""
+    """The addresses of a host; none if this machine cannot resolve it, as may be the case behind a proxy."""
     import socket
 
     with contextlib.suppress(OSError):
@@ -2544,7 +2563,7 @@ def _addresses(host: str) -> list[str]:
 
 
 def _tls() -> Any:
-    """The certificate authorities of the system and of certifi, or those that REQUESTS_CA_BUNDLE names."""
+    """A TLS context with the authorities of the system and certifi, or those in REQUESTS_CA_BUNDLE or SSL_CERT_FILE."""
     import ssl
 
     own = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE")
@@ -2557,123 +2576,85 @@ def _tls() -> Any:
     return context
 
 
-# --- tools from files, modules and installed packages ---------------------------------------------------------------
+# --- JSON from outside: the same lines in each module that stands alone -------------------------------------------
 
-IMPORT_SECONDS = 20.0
-
-
-def load_tools(spec: Any) -> list[Tool]:
-    """The tools of a file (`tools.py`), a module (`package.module`), a name in it (`module:name`), or a function."""
-    if isinstance(spec, Tool) or not isinstance(spec, (str, os.PathLike)):
-        if not callable(spec):
-            raise ToolError(f"not a tool: {_shown(spec)}", hint="give Tool objects, functions, files or modules")
-        return [spec if isinstance(spec, Tool) else tool(spec)]
-    spec = os.fspath(spec)
-    if spec.endswith(".py") or "/" in spec or os.sep in spec:
-        path = os.path.abspath(os.path.expanduser(spec))
-        if not os.path.isfile(path):
-            raise ToolError(f"no such tools file: {spec!r}", hint="give a file.py or a package.module")
-        try:
-            open_given(path).close()
-        except OSError as error:
-            raise ToolError(f"cannot read {spec!r}: {error.strerror}") from None
-        return _collected(_imported(spec, lambda: _module_of_file(path)), spec)
-    module, _, name = spec.partition(":")
-    import importlib
-
-    found = _imported(spec, lambda: importlib.import_module(module))
-    if name and not hasattr(found, name):
-        raise ToolError(f"tools plug-in {spec!r}: the module has no {name!r}")
-    return _collected(getattr(found, name) if name else found, spec)
+JSON_VALUES = 300_000  # of one text: a list takes two characters of it, and up to a hundred bytes of memory
+JSON_DEPTH = 100
+JSON_DIGITS = 4_300  # of an integer: a longer one cannot be printed
 
 
-def entry_point_tools() -> list[Tool]:
-    """The tools of installed packages that name some in the entry-point group `rlm.tools`."""
-    if not _names_group(sys.path, b"rlm.tools"):
-        return []
-    from importlib.metadata import entry_points
+def from_json(
+    data: str | bytes | bytearray,
+    *,
+    values: int = JSON_VALUES,
+    depth: int = JSON_DEPTH,
+    strict: bool = True,
+    constant: Callable[[str], Any] | None = None,
+) -> Any:
+    """What JSON (bytes are UTF-8) says; ValueError if it is none, or has more values, levels or digits than it may.
 
-    tools: list[Tool] = []
-    for point in sorted(entry_points(group="rlm.tools"), key=lambda point: point.name):
-        source = f"{point.dist.name if point.dist else point.value} (entry point {point.name!r})"
-        tools += _collected(_imported(source, point.load), source)
-    return tools
-
-
-def _names_group(places: Iterable[str], group: bytes) -> bool:
-    """Whether a package there may have such plug-ins: a look at files, since importlib.metadata takes 15 ms."""
-    for place in places:
-        try:
-            names = os.listdir(place or ".")
-        except NotADirectoryError:
-            return True  # a zip file
-        except OSError:
-            continue
-        for name in names:
-            if name.endswith((".dist-info", ".egg-info")):
-                with contextlib.suppress(OSError), open(os.path.join(place, name, "entry_points.txt"), "rb") as file:
-                    if group in file.read():
-                        return True
-    return False
-
-
-def _module_of_file(path: str) -> Any:
-    """The module in a file, under a name of its own; its folder is on the path, last, while it is imported."""
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("_rlm_tools" + re.sub(r"\W", "_", path), path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"not a Python file: {path}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    sys.path.append(os.path.dirname(path))
+    `strict=False` takes raw line breaks in strings; `constant` makes something of NaN and Infinity, which are refused.
+    """
+    if len(data) > values and _count_json(data, values) > values:
+        raise ValueError(f"more than {values:,} values")
+    text = data if isinstance(data, str) else data.decode("utf-8-sig")
     try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[spec.name]
-        raise
-    finally:
-        sys.path.remove(os.path.dirname(path))
-    return module
+        value = json.loads(text, strict=strict, parse_int=_json_int, parse_constant=constant or _no_constant)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    check_depth(value, depth)
+    return value
 
 
-def _imported(source: str, load: Callable[[], Any]) -> Any:
-    """What a plug-in's import gives; whatever it raises, or its taking too long, is a ToolError that names it."""
-    try:
-        return _on_thread(load, IMPORT_SECONDS)
-    except KeyboardInterrupt:
-        raise
-    except TimeoutError:
-        raise ToolError(f"tools plug-in {source!r}: its import took longer than {IMPORT_SECONDS:g} s") from None
-    except BaseException as error:  # a plug-in's module may raise anything, SystemExit too
-        import traceback
-
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        problem = f"tools plug-in {source!r} cannot be imported: {type(error).__name__}: {error}"
-        raise ToolError(problem, hint=f"see {place.filename}, line {place.lineno}") from error
+def check_depth(value: Any, depth: int = JSON_DEPTH) -> None:
+    """ValueError for a list or an object with more levels than that."""
+    level = [value]
+    for _ in range(depth + 1):
+        inner = [item.values() if type(item) is dict else item for item in level if type(item) in (dict, list)]
+        if not inner:
+            return
+        level = [item for items in inner for item in items]
+    raise ValueError(f"nested more than {depth} deep")
 
 
-def _collected(found: Any, source: str) -> list[Tool]:
-    """The tools in what a plug-in names: a tool, a list of them, a function that returns them, or a module."""
-    if isinstance(found, Tool):
-        found = [found]
-    elif isinstance(found, type(sys)):
-        listed = getattr(found, "TOOLS", None)
-        found = listed if listed is not None else [item for item in vars(found).values() if isinstance(item, Tool)]
-    elif callable(found):
-        found = _imported(source, found)
-    items = list(found) if isinstance(found, Iterable) and not isinstance(found, (str, Mapping)) else []
-    if not items or not all(isinstance(item, Tool) for item in items):
-        hint = "decorate functions with @tool (from rlm import tool), or list Tool objects in TOOLS"
-        raise ToolError(f"tools plug-in {source!r} has no tools", hint=hint)
-    return [dataclasses.replace(item, source=source) for item in dict.fromkeys(items)]
+def _count_json(data: str | bytes | bytearray, enough: int) -> int:
+    """At least how many values there are, not counted much beyond `enough`."""
+    count = sum(map(data.count, ",[{" if isinstance(data, str) else (b",", b"[", b"{")))  # type: ignore[arg-type]
+    if count <= enough:
+        return count
+    if isinstance(data, str):
+        data = data.encode("utf-8", "surrogatepass")
+    count, quoted, rest = 0, False, b""
+    for start in range(0, len(data), 1 << 16):
+        piece = rest + data[start : start + (1 << 16)]
+        rest = b"\\" if (len(piece) - len(piece.rstrip(b"\\"))) % 2 else b""  # it may escape the next piece's first
+        piece = piece[: len(piece) - len(rest)].replace(b"\\\\", b"").replace(b'\\"', b"")
+        parts = piece.translate(None, _NO_JSON_MARKS).split(b'"')
+        count += sum(map(len, parts[quoted::2]))
+        quoted ^= len(parts) % 2 == 0
+        if count > enough:
+            break
+    return count
+
+
+_NO_JSON_MARKS = bytes(set(range(256)) - set(b'",[{'))
+
+
+def _json_int(text: str) -> int:
+    if len(text) > JSON_DIGITS:
+        raise ValueError(f"a number of {len(text):,} digits")
+    return int(text)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
 
 
 # --- Snipara: context retrieval over HTTP -----------------------------------------------------------------------------
 
 SNIPARA_URL = "https://api.snipara.com/mcp"
 SNIPARA_LOGIN_URL = "https://www.snipara.com"
-_READ_LINES = 200  # that many lines at most are asked for at once, as Snipara's own clients do
+_READ_LINES = 200  # the limit of Snipara's own clients
 _MEMORY_KINDS = '"fact" | "decision" | "learning" | "preference" | "todo" | "context"'
 _SCOPES = '"agent" | "project" | "team" | "user"'
 _SNIPARA_TOOLS = {
@@ -2712,7 +2693,7 @@ def snipara_tools(
     post: Post,
     home: str | None = None,
 ) -> list[Tool]:
-    """Snipara's tools for a project, if there is a key, or a login in `~/.snipara/tokens.json` for that very project.
+    """Snipara's tools for a project, if there is a key, or a login for the same project in `~/.snipara/tokens.json`.
 
     `post(url, json=, headers=, timeout=)` sends the requests, retries included, and returns status, headers and body.
     """
@@ -2732,7 +2713,7 @@ def snipara_tools(
 
 
 class _Snipara:
-    """One project at one address: the JSON-RPC wire, or the REST wire where the address ends in /v1 or /api/mcp."""
+    """One project at one address, by JSON-RPC, or by REST if the address ends in /v1 or /api/mcp."""
 
     def __init__(self, post: Post, base: str, slug: str, key: str | None, login: _Login | None) -> None:
         self.post = post
@@ -2751,7 +2732,7 @@ class _Snipara:
         return from_signature(line, description, handler, lambda **given: _snipara_text(handler(**given)), "snipara")
 
     def call(self, name: str, arguments: dict[str, Any]) -> Any:
-        """What the server's tool returns, as data; whatever goes wrong is a ToolError with the server's words."""
+        """The result of the server's tool as data; a ToolError with the server's message if anything fails."""
         if name == "read":
             arguments = {**arguments, "end_line": min(arguments["end_line"], arguments["start_line"] + _READ_LINES - 1)}
         arguments = {key: value for key, value in arguments.items() if value is not None}
@@ -2791,7 +2772,7 @@ class _Snipara:
         return text
 
     def result(self, status: int, body: bytes) -> Any:
-        """The data in a reply of either wire."""
+        """The data in a reply of either protocol."""
         text = body.decode("utf-8", "replace")
         try:
             reply = from_json(text)
@@ -2809,18 +2790,18 @@ class _Snipara:
 
 
 def error_message(error: Any) -> str:
-    """What the server says of an error, wherever it says it."""
+    """The message in an error reply, whichever field holds it."""
     if isinstance(error, dict):
-        said = next((error[key] for key in ("message", "detail", "error", "msg") if error.get(key)), None)
-        code = f" (code {error['code']})" if "code" in error and said else ""
-        return error_message(said) + code if said else json.dumps(error)[:300]
+        message = next((error[key] for key in ("message", "detail", "error", "msg") if error.get(key)), None)
+        code = f" (code {error['code']})" if "code" in error and message else ""
+        return error_message(message) + code if message else json.dumps(error)[:300]
     if isinstance(error, list):
         return "; ".join(map(error_message, error))
     return str(error or "")[:300]
 
 
 def _content(result: Any) -> Any:
-    """The data in an MCP tool result: its text blocks read as JSON where they are."""
+    """The data in an MCP tool result: its text blocks, parsed as JSON if they all are."""
     if not isinstance(result, dict) or not isinstance(result.get("content"), list):
         return result
     texts = [str(block.get("text", "")) for block in result["content"] if isinstance(block, dict) and "text" in block]
@@ -2836,7 +2817,7 @@ def _content(result: Any) -> Any:
 
 
 def _snipara_text(data: Any) -> str:
-    """A result as the model reads it: the text of documents as it stands, everything else as JSON."""
+    """A result for the model: the text of documents verbatim, everything else as JSON."""
     if not isinstance(data, dict):
         return render(data)
     sections = data.get("sections")
@@ -2848,7 +2829,7 @@ def _snipara_text(data: Any) -> str:
 
 
 class _Login:
-    """The OAuth login of one project, as snipara-mcp-login stores it; its token is renewed when it has expired."""
+    """The OAuth login of one project, as stored by snipara-mcp-login; an expired token is renewed."""
 
     def __init__(self, path: str, project: str, url: str, post: Post) -> None:
         self.path, self.project, self.url, self.post = path, project, url, post
@@ -2875,7 +2856,7 @@ class _Login:
         return [str(self.entry.get(name) or "") for name in ("access_token", "refresh_token", "api_key")]
 
     def refresh(self, stale: str) -> bool:
-        """Whether there is now a token other than the stale one: another thread's, another process's or a new one."""
+        """Get a token other than the stale one: from another thread, process or the server. False if it fails."""
         with self.lock:
             if self.entry.get("access_token") != stale:
                 return True
@@ -2900,7 +2881,7 @@ class _Login:
         return status < 300
 
     def store(self) -> None:
-        """Keep the new tokens: the old refresh token may be void from now on."""
+        """Save the new tokens, because the old refresh token may be void now."""
         logins = {**_stored_logins(self.path), self.project: self.entry}
         draft = f"{self.path}.{os.getpid()}"
         with contextlib.suppress(OSError):  # a home that cannot be written: the token still serves this run
@@ -2924,12 +2905,12 @@ def _stored_logins(path: str) -> dict[str, dict[str, Any]]:
 
 
 def _login_for(slug: str, url: str | None, post: Post, home: str | None) -> _Login | None:
-    """The stored login of the project with that slug; no other project's will do."""
+    """The stored login of the project with exactly that slug."""
     path = os.path.join(home or os.path.expanduser("~"), ".snipara", "tokens.json")
     project = next((key for key, entry in _stored_logins(path).items() if entry.get("project_slug") == slug), None)
     if project is None:
         return None
-    # a refresh token goes to Snipara's own site, or to the server that the user named in its place
+    # The refresh token is sent to Snipara's site, or to the server that the user configured instead.
     origin = re.match(r"https?://[^/?#]+", url or "")
     own = origin is None or origin[0] == SNIPARA_URL.removesuffix("/mcp")
     return _Login(path, project, f"{SNIPARA_LOGIN_URL if own or not origin else origin[0]}/api/oauth/token", post)

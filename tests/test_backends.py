@@ -729,7 +729,7 @@ def test_the_width_shrinks_with_429_and_grows_with_answers() -> None:
     assert gate.limit == 8
     gate.busy = 1000
     for _ in range(1000):
-        gate.leave(answered=True)
+        gate.count_answer()
     assert gate.limit == 16
 
 
@@ -755,7 +755,7 @@ def test_a_process_forked_while_a_question_is_asked_can_ask_it_too(server: Serve
     backend = to(server, cache=str(workspace))
     asking, _ = in_thread(lambda: backend.complete(ASK))
     server.wait_for(1)
-    with rlm_backends._pending_lock, rlm_backends._serving, warnings.catch_warnings():
+    with rlm_backends._serving, warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # to fork with threads is what is tried here
         child = os.fork()
         if child == 0:
@@ -855,7 +855,7 @@ def test_the_same_prompt_in_flight_is_sent_once(server: Server, workspace: Path)
     backend = to(server, cache=str(workspace))
     started = [in_thread(lambda: backend.complete(ASK)) for _ in range(8)]
     server.wait_for(1)
-    while sum(len(pending.waiting) for pending in rlm_backends._pending.values()) < 7:
+    while sum(len(pending.queue) for pending in rlm_backends._pending.values()) < 7:
         threading.Event().wait(0.001)
     release.set()
     for thread, _ in started:
@@ -871,7 +871,7 @@ def test_who_waits_for_another_s_answer_asks_himself_when_that_one_gives_up(serv
     first, _ = in_thread(lambda: backend.complete(ASK, cancel=cancel))
     server.wait_for(1)
     second, answer = in_thread(lambda: backend.complete(ASK))
-    while not any(pending.waiting for pending in rlm_backends._pending.values()):
+    while not any(pending.queue for pending in rlm_backends._pending.values()):
         threading.Event().wait(0.001)
     cancel.set()
     first.join(20)

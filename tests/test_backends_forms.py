@@ -97,7 +97,7 @@ def test_an_answer_of_no_known_form_is_an_error_of_the_protocol(
     events: list[Any],
 ) -> None:
     wire.streams(*events, *(["[DONE]"] if backend == "openai" else []))
-    with pytest.raises(BackendError, match="the server's answer has a form of its own: ") as caught:
+    with pytest.raises(BackendError, match="the server's answer has an unexpected form: ") as caught:
         streamed(to(wire, backend))
     assert (caught.value.code, caught.value.provider) == ("protocol", {"gemini": "google"}.get(backend, backend))
 
@@ -109,7 +109,7 @@ def test_an_answer_of_no_known_form_is_asked_for_again(wire: Wire, monkeypatch: 
     with pytest.raises(BackendError):
         backend._sibling("other").complete(ASK)
     backend._how = backend._how._replace(max_retries=2)
-    with pytest.raises(BackendError, match="a form of its own"):
+    with pytest.raises(BackendError, match="an unexpected form"):
         backend.complete(ASK)
     assert len(wire.requests) == 1 + 3
 
@@ -223,7 +223,7 @@ def sent_again(backend: Any, reply: Reply) -> dict[str, Any]:
         {"role": "tool", "tool_call_id": call["id"], "name": call["name"], "content": "3"} for call in reply.tool_calls
     ]
     sent: dict[str, Any] = backend.dry_run([*ASK, turn, *results], tools=[ADD])[2]
-    assert rlm_backends._encoded(sent)
+    assert rlm_backends._dumps(sent)
     return sent
 
 

@@ -290,7 +290,7 @@ def call_state(cancel: threading.Event | None = None) -> Any:
 
 
 def test_calls_hold_no_more_than_the_context_has_and_come_in_turn() -> None:
-    shared, order = rlm_backends._SharedWindow(100), list[str]()
+    shared, order = rlm_backends.CallQueue(100), list[str]()
 
     def call(name: str, tokens: int) -> None:
         with shared.reserve(call_state(), tokens):
@@ -312,7 +312,7 @@ def test_calls_hold_no_more_than_the_context_has_and_come_in_turn() -> None:
 
 
 def test_a_call_that_is_cancelled_leaves_its_place() -> None:
-    shared, cancel = rlm_backends._SharedWindow(100), threading.Event()
+    shared, cancel = rlm_backends.CallQueue(100), threading.Event()
     with shared.reserve(call_state(), 100):
         cancel.set()
         with pytest.raises(rlm_backends.BackendError, match="cancelled"), shared.reserve(call_state(cancel), 50):

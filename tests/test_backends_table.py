@@ -396,7 +396,7 @@ def test_the_user_s_prices_count_before_ours() -> None:
 )
 def test_a_price_that_is_none_is_refused(price: Any) -> None:
     caught = config_error("gpt-4o", api_key=KEY, prices={"gpt-4o": price})
-    assert caught.message == "the price of 'gpt-4o' is none"
+    assert caught.message == "invalid price for 'gpt-4o'"
 
 
 def test_long_prompts_cost_what_long_prompts_cost() -> None:

@@ -330,7 +330,7 @@ def test_a_model_that_an_untrusted_file_names_does_not_keep_code_from_running(wo
     (workspace / "rlm.toml").write_text('[rlm]\nmodel = "other"\n')
     with Peer(environ={"RLM_API_KEY": "sk-none"}) as peer:
         assert "'model'" in peer.run("1 + 1")
-        assert "whom the key" in peer.refused("execute_python", code="llm_query('p')")
+        assert "where the key" in peer.refused("execute_python", code="llm_query('p')")
 
 
 def test_what_would_confine_code_further_is_not_passed_over(workspace: Path) -> None:

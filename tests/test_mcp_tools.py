@@ -794,7 +794,7 @@ def test_the_servers_of_both_files_are_there(workspace: Path) -> None:
         ({"command": []}, "command is not a program, or a list of it and its arguments"),
         ({"command": ["a", 1]}, "command is not a program, or a list of it and its arguments"),
         ({"command": "a", "env": {"A": 1}}, "env is not a table of text"),
-        ({"command": "a", "headers": {"A": "b"}}, "headers is nothing for a server by `command`"),
+        ({"command": "a", "headers": {"A": "b"}}, "headers cannot be combined with `command`"),
         ({"url": "ftp://a"}, "url is not an address that begins with http:// or https://"),
         ({"url": "http://user:pass@a"}, "url is not an address that begins with http:// or https://"),
         ({"url": "http://a", "timeout": 0}, "timeout is not a number of seconds above 0"),

@@ -336,7 +336,7 @@ def test_a_project_does_not_choose_whom_the_users_key_is_sent_to(
     (workspace / "rlm.toml").write_text(f"[rlm]\n{line}\n")
     assert rlm.load_config({}).origins["api_key"] == "default", "without such a key the file is taken as it is"
     monkeypatch.setenv("RLM_API_KEY", "sk-my-own-key-for-openai")
-    with pytest.raises(rlm.ConfigError, match=r"rlm\.toml:2: .* would say whom the key of RLM_API_KEY is sent to"):
+    with pytest.raises(rlm.ConfigError, match=r"rlm\.toml:2: .* would choose where the key of RLM_API_KEY is sent"):
         rlm.load_config({})
     assert rlm.load_config({"backend": "openai", "model": "gpt-4o-mini"}).values["backend"] == "openai"
     rlm.trust("rlm.toml")
