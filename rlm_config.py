@@ -660,11 +660,16 @@ def shown_servers(servers: Mapping[str, Any]) -> dict[str, Any]:
     return {name: {k: shown(k, v) for k, v in server.items()} for name, server in servers.items()}
 
 
+# Python's text encodings that no text is in: they take quadratic time, fail for any input or read escapes.
+NO_ENCODINGS = frozenset({"punycode", "idna", "undefined", "unicode-escape", "raw-unicode-escape"})  # and rlm_tools's
+
+
 def require_encoding(value: str, origin: str) -> None:
     import codecs
 
     try:
-        is_text = codecs.lookup(value)._is_text_encoding
+        found = codecs.lookup(value)
+        is_text = found._is_text_encoding and found.name not in NO_ENCODINGS
     except (LookupError, ValueError):
         is_text = False
     if not is_text:
