@@ -300,7 +300,7 @@ def _split_url(url: str) -> Any:
 
     try:
         parts = urlsplit(url)
-        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         return None
     return parts if fine and not re.search(r"[\s\x00-\x1f\x7f]", url) else None
@@ -1043,6 +1043,8 @@ def with_retries(
             # has closed was no attempt: neither uses up the retries.
             queued = error.code == "rate" and gate.answered > before
             failures += not queued and (idle_closed or not error.idle_closed)
+            if idle_closed and error.idle_closed:
+                error.retry_after = None  # two in a row: the server closes what is in use, too
             idle_closed = error.idle_closed
             if progress() > brought:
                 attempt = failures = 1
@@ -3631,7 +3633,7 @@ def _parse_any(stdout: str) -> _Output:
     try:
         return _parse_claude(stdout)
     except _MISREAD:
-        return _Output(stdout.strip())
+        return _Output(stdout.strip() or None)
 
 
 _AGENTS = {
