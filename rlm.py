@@ -60,6 +60,7 @@ if TYPE_CHECKING or not __package__:
         OPTIONS,
         ConfigError,
         RLMError,
+        counted,
         rebuild_error,
         require_encoding,
         server_secrets,
@@ -81,6 +82,7 @@ else:  # vendored into a package
         OPTIONS,
         ConfigError,
         RLMError,
+        counted,
         rebuild_error,
         require_encoding,
         server_secrets,
@@ -2193,7 +2195,7 @@ class Node:
         low = self.run.ledger.nearly_used()
         turns = self.iterations_left() + 1
         if turns <= max(1, self.run.options.max_iterations // 10):
-            low.append(f"{turns} turns")
+            low.append(counted(turns, "turn"))
         if low and not self.warned:
             self.warned = True
             self.messages.append({"role": "user", "content": f"[nearly used up; left: {', '.join(low)}. Answer soon.]"})
@@ -2438,7 +2440,7 @@ class Node:
         """Count a turn that failed, or with None forget the failures before one that did not."""
         self.failures = self.failures + 1 if error else 0
         if error and self.failures >= self.run.options.max_errors:
-            error.hint = error.hint or f"{self.failures} failures in a row; max_errors raises the limit"
+            error.hint = error.hint or f"{counted(self.failures, 'failure')} in a row; max_errors raises the limit"
             if not self.iterations_left():
                 raise error
             self._force(error)
@@ -3233,7 +3235,9 @@ class MaxSubcallsExceeded(LimitExceeded):
     option = "max_subcalls"
 
     def __init__(self, calls: int, limit: int, **common: Any) -> None:
-        super().__init__(f"{calls} sub-calls were asked for, the limit is {limit}", **common)
+        super().__init__(
+            f"{counted(calls, 'sub-call')} {'was' if calls == 1 else 'were'} asked for, the limit is {limit}", **common
+        )
         self.calls = calls
         self.limit = limit
 
@@ -3242,7 +3246,7 @@ class MaxIterationsExceeded(LimitExceeded):
     option = "max_iterations"
 
     def __init__(self, iterations: int, limit: int, **common: Any) -> None:
-        super().__init__(f"no answer after {iterations} turns, the limit is {limit}", **common)
+        super().__init__(f"no answer after {counted(iterations, 'turn')}, the limit is {limit}", **common)
         self.iterations = iterations
         self.limit = limit
 
@@ -3979,7 +3983,7 @@ class Context:
         if isinstance(value, (str, bytes)):
             ends = "\n" if isinstance(value, str) else b"\n"
             lines = value.count(ends) + bool(value and not value.endswith(ends))  # type: ignore[arg-type]
-            text = f"`context` is a {self.kind} of {_amount(value)} in {lines:,} lines"
+            text = f"`context` is a {self.kind} of {_amount(value)} in {counted(lines, 'line')}"
             text += self.format
             head = _head(value)
         elif isinstance(value, dict):
@@ -3994,7 +3998,7 @@ class Context:
         return f"{text}{self._notes()}. It begins:\n{head}" if head else f"{text}{self._notes()}."
 
     def _notes(self) -> str:
-        shown = (f"{len(self.images)} images in it come with the request",) if self.images else ()
+        shown = (f"{counted(len(self.images), 'image')} in it sent with the request",) if self.images else ()
         return "".join(f" ({note})" for note in (*self.notes, *shown))
 
     def size(self) -> int:
@@ -4231,7 +4235,7 @@ def read_context(
     for name in unasked:
         del contents[name]
     if unasked:
-        given.notes.append(f"{len(unasked)} images were left out: name each that is to be seen")
+        given.notes.append(f"left out {counted(len(unasked), 'image')}: name each that is to be seen")
     source = {"paths": paths, "names": list(contents), "single": single}
     if encoding:
         source["encoding"] = encoding
@@ -4539,9 +4543,9 @@ def announcement(node: Node, *, new: bool) -> str:
 
 def _limits_in_words(options: Options) -> str:
     limits = [
-        f"{options.max_subcalls} sub-calls",
-        f"{options.token_budget:,} tokens",
-        f"{options.max_iterations} turns",
+        counted(options.max_subcalls, "sub-call"),
+        counted(options.token_budget, "token"),
+        counted(options.max_iterations, "turn"),
     ]
     if options.cost_budget_usd is not None:
         limits.append(f"${options.cost_budget_usd:g}")

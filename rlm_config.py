@@ -705,6 +705,11 @@ def _dotenv_keys(cwd: str) -> dict[str, str]:
     return found
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 turn`, `2,000 turns`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def shorten(value: Any) -> str:
     """A bounded repr, whatever the value's size."""
     import reprlib

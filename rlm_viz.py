@@ -457,7 +457,13 @@ def rows(events: Sequence[Event]) -> list[Row]:
     if orphans:
         roots.append(len(flat))
         flat.append(
-            Row(-1, "detached", "detached", f"{len(orphans)} events whose parent is not in this log", children=orphans)
+            Row(
+                -1,
+                "detached",
+                "detached",
+                f"{counted(len(orphans), 'event')} whose parent is not in this log",
+                children=orphans,
+            )
         )
     order = _preorder(flat, roots)
     _accumulate(order, _pauses(events, spans))
@@ -974,9 +980,9 @@ def _heading(events: Sequence[Event], listed: Sequence[Row]) -> str:
     sums = totals(events, listed)
     name = _visible(first_line(next((event.get("trajectory_id") for event in events), None) or "no run", 40))
     cost = money(sums["cost_known"], sum(row.unpriced for row in listed))
-    parts = [name, sums["status"], f"{sums['calls']:,} calls", f"{sums['tokens']:,} tok", cost]
+    parts = [name, sums["status"], counted(sums["calls"], "call"), f"{sums['tokens']:,} tok", cost]
     parts += [duration(sums["duration_ms"]), f"depth {sums['depth_reached']}"]
-    return " · ".join(parts + ([f"{sums['errors']} errors"] if sums["errors"] else []))
+    return " · ".join(parts + ([counted(sums["errors"], "error")] if sums["errors"] else []))
 
 
 _FIGURES = (20, 22, 20)  # columns for tokens, cost and time
@@ -1096,7 +1102,7 @@ def card(result: Mapping[str, Any], events: Sequence[Event]) -> str:
     whole = str(result["response"]).encode("utf-8", "replace")
     response = whole[:_CARD_RESPONSE].decode("utf-8", "ignore") + (" …" if len(whole) > _CARD_RESPONSE else "")
     cost = money(result["cost_usd"] or 0.0, result["cost_usd"] is None)
-    figures = [result["status"], f"{result['total_calls']:,} calls", f"{result['total_tokens']:,} tokens", cost]
+    figures = [result["status"], counted(result["total_calls"], "call"), counted(result["total_tokens"], "token"), cost]
     head = (
         f'<div><pre style="white-space:pre-wrap;margin:0">{_html(response)}</pre>'
         f'<div style="opacity:.7">{_html(" · ".join([*figures, duration(result["duration_ms"])]))}</div>'
@@ -1934,7 +1940,71 @@ _FLAGS = (ERROR, WARNING, RESTORED, FINAL, ESTIMATED, RETRIED)
 _SHARED = {"kinds": list(_MARKS), "untimed": UNTIMED, "usage": USAGE, "flags": _FLAGS, "chunk": CHUNK, "tie": _TIE}
 
 
-# --- exports: training samples, a notebook, OpenTelemetry spans -------------------------------------------------------
+# --- exports: a table, a Chrome trace, training samples, a notebook, OpenTelemetry spans ------------------------------
+
+_CSV_COLUMNS = (
+    *("event", "level", "depth", "kind", "name", "text", "outcome", "model", "start_ms", "end_ms", "self_ms"),
+    *("input", "output", "cached", "reasoning", "cost_usd"),
+    *("total_tokens", "total_cost_usd", "unpriced_calls", "error"),
+)
+_LANES = 64  # rows that overlap are drawn below each other in a Chrome trace, up to this many
+
+
+def _base_of(listed: Sequence[Row]) -> float:
+    """When a run began, in milliseconds since 1970."""
+    return min((row.start for row in listed if row.start), default=0.0)
+
+
+def csv_table(events: Sequence[Event]) -> Iterator[str]:
+    """The rows of the tree as lines of CSV (RFC 4180), with a header: what the page's button writes.
+
+    Times are milliseconds since the beginning of the run. `cost_usd` is "?" where the price is unknown. Text that a
+    spreadsheet would take for a formula begins with an apostrophe.
+    """
+    listed = rows(events)
+    base = _base_of(listed)
+
+    def cell(value: Any) -> str:
+        if isinstance(value, (int, float)):
+            return format(value, ".12g")
+        text = f"'{value}" if value[:1] in tuple("=+-@\t\r") else value
+        return '"' + text.replace('"', '""') + '"'
+
+    yield ",".join(_CSV_COLUMNS) + "\r\n"
+    for row in listed:
+        read, written, cached, _, reasoning = row.usage
+        times = (round(row.start - base, 1), round(row.end - base, 1), round(row.self_ms, 1))
+        own_cost: Any = "?" if row.unpriced else row.cost
+        totals = (row.all_tokens, row.all_cost, row.all_unpriced, int(row.error))
+        values = (row.index, row.level, row.depth, row.kind, row.name, row.text, row.outcome, row.model, *times)
+        yield ",".join(map(cell, (*values, read, written, cached, reasoning, own_cost, *totals))) + "\r\n"
+
+
+def chrome_trace(events: Sequence[Event]) -> dict[str, Any]:
+    """The run in the Trace Event Format (complete events, microseconds), for Perfetto and chrome://tracing."""
+    listed = rows(events)
+    base = _base_of(listed)
+    lanes: list[list[float]] = []
+    spans = []
+    for row in sorted(listed, key=lambda row: (row.start, -row.end)):
+        args = {"text": row.text, "tokens": row.all_tokens, "cost_usd": row.all_cost, "event": row.index}
+        span = {"name": row.name, "cat": row.kind, "ph": "X", "pid": 1, "tid": _lane(lanes, row)}
+        span.update(ts=round((row.start - base) * 1000), dur=round(max(0.0, row.end - row.start) * 1000))
+        spans.append({**span, "args": {**args, "error": row.error}})
+    run = next((str(event.get("trajectory_id")) for event in events), "")
+    return {"displayTimeUnit": "ms", "otherData": {"run": run}, "traceEvents": spans}
+
+
+def _lane(lanes: list[list[float]], row: Row) -> int:
+    """The first lane in which the row overlaps nothing but rows that enclose it; each lane holds the ends of those."""
+    for number, ends in enumerate(lanes):
+        while ends and ends[-1] <= row.start:
+            ends.pop()
+        if not ends or row.end <= ends[-1] or number == _LANES - 1:
+            ends.append(row.end)
+            return number
+    lanes.append([row.end])
+    return len(lanes) - 1
 
 
 class History:

@@ -1784,11 +1784,13 @@ def test_an_interrupted_turn_does_not_end_the_chat(openai: Server) -> None:
 
 
 def terminate(process: subprocess.Popen[bytes]) -> None:
-    """Again each second: readline does not see a signal that comes just before it waits, until the next one."""
+    """Again after a while: readline does not see a signal that comes just before it waits, until the next one.
+
+    Not too soon: a second signal, while the first is being obeyed, ends the process at once."""
     while process.poll() is None:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(1)
+            process.wait(5)
 
 
 @pytest.mark.parametrize("where", ["turn", "prompt"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import os
 import pickle
@@ -702,7 +704,8 @@ def test_a_torn_journal_is_exported_as_far_as_it_goes() -> None:
         (["--sft"], "name one run or more"),
         (["nothing", "--sft"], "no run 'nothing'"),
         (["no*", "--sft"], "is called like 'no*'"),
-        (["*", "--ipynb"], "a notebook is of one run, not of 2"),
+        (["*", "--ipynb"], "this form is of one run, not of 2"),
+        (["*", "--csv"], "this form is of one run, not of 2"),
         (["run", "--sft", "--bodies"], "--bodies goes with --otel"),
         (["run", "--otel", "--status", "answered"], "--status goes with --sft"),
         (["run", "--sft", "--min-score", "0"], "--min-score and --scores go together"),
@@ -760,3 +763,32 @@ def test_what_an_import_loads_has_no_http_client() -> None:
     report = "import rlm, rlm_viz, sys; print({'requests', 'queue', 'rlm_viz'} & set(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, timeout=60)
     assert ran.stdout == "{'rlm_viz'}\n", ran.stderr
+
+
+# --- a table, and a trace --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("story", [journals.deep_run, journals.failed_run, journals.resumed_run, journals.hostile_run])
+def test_the_table_has_a_line_for_each_row_of_the_tree(story: Callable[[], list[Event]]) -> None:
+    events = saved(story())
+    status, out, _ = export("run", "--csv")
+    header, *cells = csv.reader(io.StringIO(out, newline=""))
+    listed = rlm_viz.rows(events)
+    assert (status, {len(row) for row in cells}) == (0, {len(header)})
+    assert [int(row[header.index("event")]) for row in cells] == [row.index for row in listed]
+    assert [float(row[header.index("total_tokens")]) for row in cells] == [row.all_tokens for row in listed]
+    assert not [value for row in cells for value in row if re.match(r"[=+@\t\r]|-\D", value)], "a formula"
+
+
+@pytest.mark.parametrize("story", [journals.deep_run, journals.failed_run, journals.resumed_run, journals.hostile_run])
+def test_what_a_chrome_trace_draws_on_one_line_is_nested(story: Callable[[], list[Event]]) -> None:
+    events = saved(story())
+    status, out, _ = export("run", "--chrome")
+    spans = json.loads(out)["traceEvents"]
+    assert (status, len(spans)) == (0, len(rlm_viz.rows(events)))
+    lanes: dict[int, list[tuple[float, float]]] = {}
+    for span in spans:
+        start, end = span["ts"], span["ts"] + span["dur"]
+        for before, until in lanes.setdefault(span["tid"], []):
+            assert end <= until or start >= until - 1000, (before, until, span)  # times are whole microseconds
+        lanes[span["tid"]].append((start, end))

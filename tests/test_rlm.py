@@ -1202,14 +1202,14 @@ def test_a_folders_images_are_not_shown_unless_they_are_named(openai: Server, wo
     shutil.copy(ROOT / "docs" / "img" / "tree.png", workspace / "docs" / "tree.png")
     folder = rlm.read_context(["docs"])
     assert (list(folder.value), folder.images) == (["docs/a.md"], [])
-    assert "1 images were left out: name each that is to be seen" in folder.notes
+    assert "left out 1 image: name each that is to be seen" in folder.notes
     named = rlm.read_context(["docs/a.md", "docs/tree.png"])
     assert (list(named.value), len(named.images)) == (["docs/a.md", "docs/tree.png"], 1)
 
 
 @pytest.mark.parametrize(("text", "lines"), [("", 0), ("a", 1), ("a\n", 1), ("a\nb", 2), ("a\nb\n", 2)])
 def test_lines_are_counted_as_people_do(text: str, lines: int) -> None:
-    assert f"in {lines:,} lines" in rlm.Context(text).describe()
+    assert f"in {lines} line{'' if lines == 1 else 's'}" in rlm.Context(text).describe()
 
 
 def test_paths_are_read_and_a_files_name_is_noted(workspace: Path) -> None:
