@@ -200,6 +200,17 @@ def test_the_option_takes_what_a_web_page_may_name(name: str) -> None:
     assert rlm_config.NO_ENCODINGS == rlm_tools.NO_ENCODINGS
 
 
+def test_the_names_of_a_hub_cost_no_more_than_their_number() -> None:
+    """Each of the first names once cost the 99,999 names of its parts."""
+    names = [f"n{number:05}-Q4_K_M-00001-of-99999.gguf" for number in range(20_000)]
+    start = time.thread_time()
+    assert rlm_backends._variants([rlm_backends._HubFile(name, 5, "") for name in names]) == []
+    variants = rlm_backends._variants([rlm_backends._HubFile(f"{number}-Q8_0.gguf", 5, "") for number in range(20_000)])
+    with pytest.raises(rlm_backends.BackendError, match="has several models"):
+        rlm_backends._Hub("hf:a/b:Q8_0", rlm_backends._Environ({}))._chosen(variants)
+    assert time.thread_time() - start < 2.5
+
+
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
