@@ -687,7 +687,7 @@ def expand_variables(text: str, environ: Mapping[str, str]) -> str:
 
 
 def shown_servers(servers: Mapping[str, Any]) -> dict[str, Any]:
-    """The servers without secrets: a program's name and number of arguments, a URL's host, names of `env` and `headers`."""
+    """The servers without secrets: program, number of arguments, the URL's host, the names of `env` and `headers`."""
 
     def shown(key: str, value: Any, server: Mapping[str, Any]) -> Any:
         if key == "command":
