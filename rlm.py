@@ -191,7 +191,8 @@ class RLM:
     `config`: a file to read instead, or False for none. `on_event` is called with each journal event as it is
     written, and with text deltas; `on_progress` with what goes on between them: {"phase": …} of a model that is loaded
     (`text`), asked (`kind`), reads its prompt (`processed`, `total`), of a cell that runs (`cell`), and of sub-calls
-    (`done`, `total`). `on_confirm(forecast)` says whether a batch that may cost more than `confirm_above` is sent.
+    (`done`, `total`). `on_confirm(forecast)` returns True to send a batch, or start a child, that may cost more than
+    `confirm_above`; any other value refuses it.
     """
 
     def __init__(
@@ -518,7 +519,7 @@ class RLM:
             error.result = _last_result = run.result(None)
             error.trajectory_id = run.journal.trajectory_id if run.journal.path else None
             raise
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             _last_result = run.result(None)
             raise
         finally:
@@ -710,7 +711,7 @@ class RLM:
         recorded["prompt"] = root.get("prompt_file") or (
             root.get("profile") if root.get("profile") in _PROFILES else None
         )
-        recorded.update({name: root.get(name) for name in ("show_below", "confirm_above")})
+        recorded.update(show_below=root.get("show_below"), confirm_above=self._confirm_above(root.get("confirm_above")))
         if root.get("protocol") == "text":  # "tools" is where a run begins that may yet change to text
             recorded["protocol"] = "text"
         for name, strict in (("environment", "docker"), ("docker_mount", "none"), ("require", "full")):
@@ -727,6 +728,11 @@ class RLM:
         clone._given.setdefault("log_dir", os.path.dirname(path))
         clone.options = dataclasses.replace(clone.options, log_dir=os.path.dirname(path))
         return clone
+
+    def _confirm_above(self, recorded: Any) -> Any:
+        """The smaller of a recorded run's `confirm_above` and that of now: a journal may ask more often, not less."""
+        now = self.options.confirm_above
+        return now if now is not None and isinstance(recorded, (int, float)) and recorded > now else recorded
 
     def _recorded_paths(self, recorded: Any) -> list[str] | None:
         """The folders of a recorded run where they are narrower than those of now."""
@@ -957,14 +963,14 @@ def at_most(tokens: int, backend: Backend, options: Options) -> float | None:
 
 
 def require_confirmation(forecast: Forecast, above: float, on_confirm: Callable[[Forecast], bool] | None) -> None:
-    """LimitExceeded for a batch that may cost more than `above`, or nobody knows how much, unless it is confirmed."""
+    """LimitExceeded for what may cost more than `above`, or nobody knows how much, unless on_confirm returns True."""
     if forecast.cost_usd is not None and forecast.cost_usd <= above:
         return
     try:
-        confirmed = on_confirm is not None and on_confirm(forecast)
+        confirmed = on_confirm is not None and on_confirm(forecast) is True
     except Exception as error:
         raise RLMError(
-            f"on_confirm raised {type(error).__name__}: {error}", hint="mend it, then: rlm resume"
+            f"on_confirm raised {type(error).__name__}: {error}", hint="fix on_confirm, then resume the run"
         ) from error
     if not confirmed:
         raise forecast.refusal(above)
@@ -1309,7 +1315,7 @@ class Run:
         return price_of(backend, self.options)
 
     def confirm(self, forecast: Callable[[], Forecast]) -> None:
-        """Return if a batch is cheap enough, or somebody says yes; else stop the tree before any of it is sent."""
+        """Return if the calls are cheap enough, or are confirmed; else stop the tree before any of them is sent."""
         above = self.options.confirm_above
         if above is None or self.recording.is_replay or (self.group is not None and self.group.is_confirmed):
             return
@@ -1317,7 +1323,7 @@ class Run:
             self.ledger.check()
             try:
                 require_confirmation(forecast(), above, self.on_confirm)
-            except RLMError as error:
+            except BaseException as error:  # KeyboardInterrupt or SystemExit of on_confirm ends the run, not the cell
                 raise self.ledger.fail(error) from error.__cause__
 
     # sandboxes
@@ -1892,7 +1898,7 @@ class Node:
             if answer.given:
                 fields.update(packed("value", answer.value))
         else:
-            stopped = isinstance(failure, KeyboardInterrupt)
+            stopped = isinstance(failure, (KeyboardInterrupt, SystemExit))
             fields["status"] = (
                 "interrupted" if stopped else "partial" if isinstance(failure, LimitExceeded) else "error"
             )
@@ -2833,7 +2839,13 @@ class Node:
         return [partial(run, task) for task in tasks]
 
     def _plan_rlm_query(self, prompt: str, context: Any = None) -> Callable[[], Any]:
-        return self._plan_children("rlm_query", [prompt], [context])[0]
+        (child,) = self._plan_children("rlm_query", [prompt], [context])
+
+        def work() -> Any:
+            self.run.confirm(lambda: self._forecast([child]))
+            return child()
+
+        return work
 
     def _plan_rlm_query_batched(self, prompts: list[str], contexts: list[Any] | None = None) -> Callable[[], list[Any]]:
         if contexts is None:
@@ -2862,7 +2874,7 @@ class Node:
         ]
 
     def _forecast(self, tasks: Sequence[partial[Any]]) -> Forecast:
-        """The most that a batch will cost, without the calls that the journal holds."""
+        """The most that sub-calls or children will cost, without those that the journal holds."""
         run, recording = self.run, self.run.recording
         new = [t for t in tasks if t.args[0] not in recording.results_by_key and t.args[0] not in recording.children]
         left = run.ledger.left()
@@ -3120,6 +3132,8 @@ class HostFunction:
         try:
             return work()
         except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):  # of a caller's function: meant for the run, not for the cell
+                self._node.run.ledger.fail(error)
             if self._node.run.ledger.stopped is not None:
                 raise rlm_sandbox.AbortCell(str(self._node.run.ledger.stopped)) from error
             if isinstance(error, RLMError):
@@ -3325,25 +3339,31 @@ class Reservation(NamedTuple):
 
 
 class Forecast(NamedTuple):
-    """What a batch will cost at most, before its first call; `cost_usd` is None where a price is not known."""
+    """What a batch or a child will cost at most, before its first call; `cost_usd`: None if a price is not known."""
 
     calls: int
     what: str  # "sub-calls of gpt-4o-mini"
     cost_usd: float | None
 
     def __str__(self) -> str:
-        amount = "of unknown price" if self.cost_usd is None else f"may cost up to ${self.cost_usd:,.4f}"
-        return f"{self.calls:,} {self.what}{' are' if self.cost_usd is None else ''} {amount}"
+        verb, what = "are", self.what
+        if self.calls == 1:
+            verb, what = (
+                "is",
+                what.replace("children", "child", 1).replace("calls", "call", 1).replace("runs", "run", 1),
+            )
+        amount = f"{verb} of unknown price" if self.cost_usd is None else f"may cost up to ${self.cost_usd:,.4f}"
+        return f"{self.calls:,} {what} {amount}"
 
     def refusal(self, above: float) -> LimitExceeded:
-        """The error for a batch that nobody has confirmed."""
+        """The error for calls that nobody has confirmed."""
         error = LimitExceeded(f"{self}, and above ${above:g} that has to be confirmed: nothing of it was sent")
         error.option = "confirm_above"
         if self.cost_usd is None:
             error.hint = "give its price, --prices '{\"MODEL\": [1.0, 2.0]}', or confirm on a terminal"
         else:
             error.needed = math.ceil(self.cost_usd * 100 + 1e-6) / 100
-            error.hint = f"confirm_above={error.needed:g}, or on_confirm=a function that says yes"
+            error.hint = f"confirm_above={error.needed:g}, or an on_confirm that returns True"
         return error
 
 

@@ -294,15 +294,37 @@ def _base_url(row: Provider, base_url: str | None, env: _Environ) -> str:
     return f"{url}/openai/v1" if "azure" in row.quirks and url == _origin(url) else url
 
 
-def _checked_url(url: str) -> str:
+def _split_url(url: str) -> Any:
+    """The parts of an http or https URL; None for any other text."""
     from urllib.parse import urlsplit
 
     try:
         parts = urlsplit(url)
-        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        fine = False
-    if not fine or re.search(r"[\s\x00-\x1f]", url):
+        return None
+    return parts if fine and not re.search(r"[\s\x00-\x1f\x7f]", url) else None
+
+
+def _redirect_target(url: str, location: str, hint: str) -> str:
+    """Where a redirect from `url` leads; BackendError if that is no URL to follow."""
+    from urllib.parse import urljoin
+
+    try:
+        target = urljoin(url, location)
+    except ValueError:
+        target = ""
+    parts = _split_url(target)
+    if parts is None or parts.username is not None or (url.startswith("https:") and parts.scheme != "https"):
+        shown = re.sub("//.*@", "//", _origin(location)) or "elsewhere"  # without a login
+        message = f"{netloc(url)} redirects to a URL that is not allowed: {shown[:100]!r}"
+        raise BackendError(_tidy(message, ""), code="redirect", hint=hint)
+    return target
+
+
+def _checked_url(url: str) -> str:
+    parts = _split_url(url)
+    if parts is None:
         raise BackendError("the base URL is not an http or https URL", code="config", hint="as in https://HOST/v1")
     if parts.username or parts.password:
         raise BackendError("the base URL holds a user name or password", code="config", hint="give the key as api_key")
@@ -593,8 +615,9 @@ class HTTPBackend:
 
     def _refusal(self, response: Any, body: bytearray) -> BackendError:
         if 300 <= response.status_code < 400:
-            target = _host(response.headers.get("location", "")) or "elsewhere"
-            return self._status_error(response.status_code, f"it redirects to {target}", None)
+            target = _split_url(response.headers.get("location", ""))
+            words = f"it redirects to {target.hostname if target else 'elsewhere'}"
+            return self._status_error(response.status_code, words, None)
         wait = _wait_asked(response.headers, body)
         error = self._status_error(response.status_code, _error_text(body), wait)
         error.retryable = error.retryable and response.headers.get("x-should-retry") != "false"
@@ -723,13 +746,8 @@ class HTTPBackend:
         headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "flat-rlm"}
         headers |= {"Content-Type": "application/json"} if data is not None else {}
         link = _link(self.base_url, self._how.max_parallel)
-        response, body = None, bytearray()
-        while response is None:
-            try:
-                response = link.open(state, url, {**headers, **self._key_headers()}, data)
-            except BackendError as error:
-                if not error.idle_closed:
-                    raise
+        request = functools.partial(link.open, state, url, {**headers, **self._key_headers()}, data)
+        response, body = with_retries(state, AdaptiveLimiter(1), 0, request)[0], bytearray()
         try:
             for chunk in _chunks(state, response, url) if response.status_code == 200 else ():
                 body += chunk
@@ -1025,6 +1043,8 @@ def with_retries(
             # has closed was no attempt: neither uses up the retries.
             queued = error.code == "rate" and gate.answered > before
             failures += not queued and (idle_closed or not error.idle_closed)
+            if idle_closed and error.idle_closed:
+                error.retry_after = None  # two in a row: the server closes what is in use, too
             idle_closed = error.idle_closed
             if progress() > brought:
                 attempt = failures = 1
@@ -1386,7 +1406,7 @@ def token_count(usage: Any, *path: str) -> int:
     """Read a count from a nested usage object; 0 if it is not a number."""
     for name in path:
         usage = usage.get(name) if isinstance(usage, dict) else None
-    return max(0, int(usage)) if isinstance(usage, (int, float)) and usage == usage and abs(usage) < 1e15 else 0
+    return max(0, int(usage)) if type(usage) in (int, float) and abs(usage) < 1e15 else 0
 
 
 def _usage(into: int, out: int, cached: int = 0, cache_write: int = 0, reasoning: int = 0) -> dict[str, Any]:
@@ -2234,7 +2254,7 @@ class TrackedConnection:
             except BaseException as error:
                 outcome.append(error.with_traceback(None))
             if state.end_reason:
-                self.close()  # type: ignore[attr-defined]  # nobody waits for it any more
+                self.close()  # nobody waits for it any more
             state.wake.set()
 
         _begin(work, "rlm-connect")
@@ -2263,6 +2283,10 @@ class TrackedConnection:
             state.take(self)
         self.pending_head = None if options.get("body") is None else b""
         return super().request(*args, **options)  # type: ignore[misc]
+
+    def close(self) -> None:
+        self.used = False  # urllib3 opens the same object again
+        super().close()  # type: ignore[misc]
 
     def send(self, data: Any) -> None:
         """Send the head together with the body: one packet fewer if both are small.
@@ -2476,6 +2500,7 @@ class HostPool:
         state.check()
         state.touch()
         state.wake.clear()
+        state.reused = False
         _here.state = state
         timeout = (CONNECT_TIMEOUT, state.timeout)
         try:
@@ -2719,6 +2744,12 @@ class _Secret(str):
         return "'[redacted]'"
 
 
+_SECRET_NAME = (
+    r"(?i)SECRET|PASSWORD|PASSWD|(?:^|_)(?:TOKEN|PASS|PASSPHRASE|PAT)$"
+    r"|(?:API|ACCESS|AUTH|PRIVATE|ACCOUNT)_?KEY(?:_ID)?$"
+)
+
+
 class _Environ:
     """The environment, without a repr that prints every key in it."""
 
@@ -2735,6 +2766,10 @@ class _Environ:
 
     def get(self, name: str) -> str:
         return (self._values.get(name) or "").strip()
+
+    def secret_names(self) -> frozenset[str]:
+        """The variables that hold a key, as the table of providers or their names say."""
+        return key_variables() | {name for name in self._values if re.search(_SECRET_NAME, name)}
 
     def secret(self, name: str) -> _Secret:
         return _Secret(self.get(name))
@@ -2922,7 +2957,8 @@ class _LocalModel(HTTPBackend):
         how = {"path": self.path, "context": self._context, "parallel": self._how.max_parallel, "key": key}
         how["cache_mib"] = _prompt_cache_mib(self.path)
         with tempfile.TemporaryFile() as log:
-            keyless = {name: value for name, value in os.environ.items() if name not in key_variables()}
+            env = _Environ(None)
+            keyless = env.without(env.secret_names())
             command = [sys.executable, "-c", _SERVE]
             process = subprocess.Popen(command, stdin=-1, stdout=-1, stderr=log, env=keyless)
 
@@ -3110,8 +3146,8 @@ def _variants(files: Sequence[_HubFile]) -> list[_Variant]:
     made = []
     for (stem, count), its_files in parts.items():
         quants = re.findall(_QUANT, stem.rpartition("/")[2])
-        whole = [f"{stem}-{number:05}-of-{count}.gguf" for number in range(1, int(count or 0) + 1)]
-        if not count or whole == [file.path for file in its_files]:
+        names = (f"{stem}-{number:05}-of-{count}.gguf" for number in range(1, len(its_files) + 1))
+        if not count or (int(count) == len(its_files) and all(map(str.__eq__, names, (f.path for f in its_files)))):
             made.append(_Variant(stem, quants[-1].upper() if quants else "", its_files))
     return sorted(made, key=lambda variant: variant.size)
 
@@ -3209,7 +3245,7 @@ class _Hub:
             raise self._disk_error(error) from None
         with file:
             notified = False
-            while not _lock(file):
+            while (locked := _lock(file)) is False:
                 if not wait:
                     message = f"another process is downloading {self.repo!r}"
                     raise BackendError(message, code="config", hint="wait for it, or end it")
@@ -3217,6 +3253,8 @@ class _Hub:
                     self._notify(f"waiting for another process that downloads {self.repo}")
                 notified = True
                 time.sleep(0.2)
+            if locked is None:
+                self._notify(f"{self.top} is on a file system without locks: start one download at a time")
             yield
 
     # the hub
@@ -3242,8 +3280,9 @@ class _Hub:
         if len(found) == 1:
             return found[0]
         quants = [variant.quant for variant in variants]
-        names = [v.quant if v.quant and quants.count(v.quant) == 1 else v.base for v in found or variants]
-        choices = ", ".join(f"{n} ({v.size / 1e9:.1f} GB)" for n, v in zip(names[:12], found or variants))
+        named = (found or variants)[:12]
+        names = [v.quant if v.quant and quants.count(v.quant) == 1 else v.base for v in named]
+        choices = ", ".join(f"{n} ({v.size / 1e9:.1f} GB)" for n, v in zip(names, named))
         if not variants:
             hint = "look for a repository whose name ends in -GGUF"
             raise BackendError(f"{self.repo!r} has no GGUF file", code="not_found", hint=hint)
@@ -3266,8 +3305,10 @@ class _Hub:
             commit = str(body.get("sha"))
             for entry in body["siblings"]:
                 path, lfs = str(entry["rfilename"]), entry.get("lfs") or {}
-                size, digest = token_count(lfs or entry, "size"), str(lfs.get("sha256") or "").lower()
+                size, digest = (lfs or entry).get("size"), str(lfs.get("sha256") or "").lower()
                 usable = re.fullmatch(_HUB_PATH, path, re.ASCII) and not re.search("(?i)mmproj|imatrix", path)
+                if usable and (type(size) is not int or not 0 <= size < 1 << 50):
+                    raise ValueError(f"{str(size)[:40]!r} as the size of {path!r}")
                 if usable and size:
                     files.append(_HubFile(path, size, digest if re.fullmatch("[0-9a-f]{64}", digest) else ""))
         except _MISREAD as error:
@@ -3306,7 +3347,7 @@ class _Hub:
 
     def _with_next_step(self, failure: BackendError, part: int) -> BackendError:
         """Add a hint that depends on what has been downloaded."""
-        if part:
+        if part and failure.retryable:
             failure.hint = f"run it again: it goes on after the {part / 1e6:,.1f} MB that have come"
         elif failure.code in ("connection", "timeout"):
             failure.hint = "is the network up, and HF_ENDPOINT right?"
@@ -3331,19 +3372,22 @@ class _Hub:
             with open(part, "ab" if total else "wb") as out:
                 for data in self._pieces(state, response, where, file, total):
                     out.write(data)
-        if (got := _size_of(part)) < file.size:
+                    if out.tell() > file.size:
+                        break
+        if (got := _size_of(part)) > file.size:
+            os.unlink(part)  # no attempt makes it fit
+            message = f"the hub sends more of {file.path!r} than the {file.size:,} bytes that it has"
+            raise BackendError(message, code="protocol", hint="is a proxy in the way? run it again")
+        if got < file.size:
             message = f"the download of {file.path!r} ended after {got:,} of {file.size:,} bytes"
             raise BackendError(message, code="truncated", hint="run it again", retryable=True)
 
     def _pieces(self, state: CallState, response: Any, url: str, file: _HubFile, total: int) -> Iterator[bytes]:
-        """Yield the body and report progress; BackendError if it is longer than it should be."""
+        """Yield the body and report progress."""
         began, shown, start, name = time.monotonic(), 0.0, total, os.path.basename(file.path)
         while data := _next_chunk(state, response, url, PIECE):
             state.touch()
             total += len(data)
-            if total > file.size:
-                message = f"the hub sends more of {file.path!r} than the {file.size:,} bytes that it has"
-                raise BackendError(message, code="protocol", hint="is a proxy in the way? run it again")
             yield data
             if (now := time.monotonic()) - shown > 0.5:
                 shown, rate = now, (total - start) / max(now - began, 0.001) / 1e6
@@ -3353,8 +3397,9 @@ class _Hub:
     @contextlib.contextmanager
     def _open(self, state: CallState, url: str, headers: Mapping[str, str] | None = None) -> Iterator[tuple[Any, str]]:
         """GET with redirects: the response and its final URL. The token is sent to the endpoint's own host only."""
-        from urllib.parse import urljoin, urlsplit
-
+        hint = (
+            f"is a proxy in the way, or HF_ENDPOINT wrong? curl -sIL {self._endpoint}/{self.repo} shows the redirects"
+        )
         token = _Secret(f"Bearer {self._token}")
         for _ in range(6):
             own = {"Authorization": token} if self._token and _origin(url) == _origin(self._endpoint) else {}
@@ -3364,15 +3409,11 @@ class _Hub:
                 if response.status_code not in (301, 302, 303, 307, 308):
                     yield response, url
                     return
-                location = urljoin(url, response.headers.get("location", ""))
+                location = response.headers.get("location", "")
             finally:
                 _release(response)
-            parts = urlsplit(location)
-            downgrade = url.startswith("https:") and parts.scheme != "https"
-            if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or downgrade:
-                raise BackendError("the hub redirects to a URL that is not allowed", code="redirect")
-            url = location
-        raise BackendError("the hub redirects in a circle", code="redirect")
+            url = _redirect_target(url, location, hint)
+        raise BackendError("the hub redirects in a circle", code="redirect", hint=hint)
 
     def _refusal(self, response: Any, url: str, state: CallState) -> BackendError:
         """The error for an HTTP status, with a hint."""
@@ -3429,16 +3470,16 @@ class _Hub:
             raise BackendError(message, code="protocol", hint="is a proxy or a mirror in the way? run it again")
 
 
-def _lock(file: Any) -> bool:
-    """Try to lock an open file; always true on Windows, which has no flock."""
+def _lock(file: Any) -> bool | None:
+    """Try to lock an open file; None where that is impossible: on Windows and on some network file systems."""
     try:
         import fcntl
-    except ImportError:
-        return True
-    try:
+
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except (ImportError, OSError):
+        return None
     return True
 
 
@@ -3509,12 +3550,13 @@ class _Agent(NamedTuple):
     """How to run a coding agent for one prompt, without its own tools."""
 
     arguments: str  # {folder} has system.md and policy.toml in it
-    keys: tuple[str, ...]  # the provider keys that it may sign in with; others are not handed to it
+    keys: tuple[str, ...]  # the secrets that it documents for signing in; others are not handed to it
     parse: Callable[[str], _Output]
     install: str
     sign_in: str
     tested_with: str
     reports_cost: bool = False
+    cloud_keys: Mapping[str, tuple[str, ...]] = {}  # further secrets, if this variable is set
 
 
 def _require_text(value: Any) -> str:
@@ -3523,51 +3565,67 @@ def _require_text(value: Any) -> str:
     return value
 
 
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _from_program(text: str) -> Any:
+    """What a program's JSON says; NaN, which some print for a cost, is None."""
+    return from_json(text, constant=lambda name: None)
+
+
+# Of an answer that is paid for, the text is kept even if nothing beside it can be read.
+
+
 def _parse_claude(stdout: str) -> _Output:
     """Parse the output of `claude -p --output-format json`."""
-    body = from_json(stdout)
-    text = _require_text(body["result"])
+    body = _from_program(stdout)
+    text = body.get("result")
     if body.get("is_error"):
-        return _Output(error=text)
+        return _Output(error=text if isinstance(text, str) and text.strip() else str(body.get("subtype") or "an error"))
     cost = body.get("total_cost_usd")
-    known = isinstance(cost, (int, float)) and 0 <= cost < 1e6
-    models = body.get("modelUsage")
-    model = next(iter(models), "") if isinstance(models, dict) else ""
-    return _Output(text, "", _anthropic_usage(body.get("usage")), float(cost) if known else None, model)
+    known = type(cost) in (int, float) and 0 <= cost < 1e6
+    model = next(iter(_object(body.get("modelUsage"))), "")
+    return _Output(_require_text(text), "", _anthropic_usage(body.get("usage")), float(cost) if known else None, model)
 
 
 def _parse_codex(stdout: str) -> _Output:
     """Parse the events of `codex exec --json`, one per line; the last message is the answer."""
     output = _Output()
     for line in filter(None, map(str.strip, stdout.split("\n"))):
-        event = from_json(line)
-        item = event.get("item") or {}
-        if event["type"] == "item.completed" and item.get("type") == "agent_message":
-            output = output._replace(text=_require_text(item["text"]))
-        elif event["type"] == "turn.completed":
+        try:
+            event = _object(_from_program(line))
+        except ValueError:
+            event = {"type": "item.completed", "item": {"type": "agent_message"}} if "agent_message" in line else {}
+        item = _object(event.get("item"))
+        if event.get("type") == "item.completed" and item.get("type") == "agent_message":
+            output = output._replace(text=item["text"] if isinstance(item.get("text"), str) else None)
+        elif event.get("type") == "turn.completed":
             usage = event.get("usage")
             names = ("input", "output", "cached_input", "cache_write_input", "reasoning_output")
             output = output._replace(usage=_usage(*(token_count(usage, f"{name}_tokens") for name in names)))
-        elif event["type"] in ("error", "turn.failed"):
-            output = output._replace(error=str((event.get("error") or event)["message"]))
+        elif event.get("type") in ("error", "turn.failed"):
+            output = output._replace(
+                error=_error_text({"error": event.get("error") or event.get("message") or "an error"})
+            )
     return output if output.text is None or output.usage is None else output._replace(error="")
 
 
 def _parse_gemini(stdout: str) -> _Output:
     """Parse the output of `gemini --output-format json`."""
-    body = from_json(stdout)
+    body = _from_program(stdout)
     if error := body.get("error"):
-        return _Output(error=_error_text(str(error["message"]).encode()))
-    models = body.get("stats", {}).get("models", {})
-    tokens = [entry["tokens"] for entry in models.values()]
+        message = _object(error).get("message")
+        return _Output(error=_error_text(message.encode() if isinstance(message, str) else {"error": error}))
+    models = _object(_object(body.get("stats")).get("models"))
 
     def total(*names: str) -> int:
-        return sum(token_count(entry, name) for entry in tokens for name in names)
+        return sum(token_count(entry, "tokens", name) for entry in models.values() for name in names)
 
     usage = _usage(
         total("prompt", "tool"), total("candidates", "thoughts"), total("cached"), reasoning=total("thoughts")
     )
-    return _Output(_require_text(body["response"]), usage=usage if tokens else None, model=next(iter(models), ""))
+    return _Output(_require_text(body["response"]), usage=usage if models else None, model=next(iter(models), ""))
 
 
 def _parse_any(stdout: str) -> _Output:
@@ -3575,19 +3633,23 @@ def _parse_any(stdout: str) -> _Output:
     try:
         return _parse_claude(stdout)
     except _MISREAD:
-        return _Output(stdout.strip())
+        return _Output(stdout.strip() or None)
 
 
 _AGENTS = {
     "claude": _Agent(
         "-p --output-format json --max-turns 1 --tools '' --strict-mcp-config --safe-mode --no-session-persistence"
         " --system-prompt-file {folder}/system.md",
-        ("ANTHROPIC_API_KEY", "AWS_BEARER_TOKEN_BEDROCK"),
+        ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN", "AWS_BEARER_TOKEN_BEDROCK"),
         _parse_claude,
         "npm install -g @anthropic-ai/claude-code",
         "claude, then /login",
         "2.1.197",
         reports_cost=True,
+        cloud_keys={
+            "CLAUDE_CODE_USE_BEDROCK": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+            "CLAUDE_CODE_USE_FOUNDRY": ("ANTHROPIC_FOUNDRY_API_KEY", "AZURE_CLIENT_SECRET"),
+        },
     ),
     "codex": _Agent(
         "exec --json --sandbox read-only --skip-git-repo-check --ephemeral --ignore-user-config --ignore-rules"
@@ -3598,7 +3660,7 @@ _AGENTS = {
             f" -c features.{name}=false"
             for name in ("shell_tool", "unified_exec", "apps", "plugins", "hooks", "multi_agent", "view_image", "goals")
         ),
-        ("CODEX_API_KEY", "OPENAI_API_KEY"),
+        ("CODEX_API_KEY", "CODEX_ACCESS_TOKEN", "OPENAI_API_KEY"),
         _parse_codex,
         "npm install -g @openai/codex",
         "codex login",
@@ -3607,7 +3669,7 @@ _AGENTS = {
     "gemini": _Agent(
         "--output-format json --skip-trust --extensions none --allowed-mcp-server-names none"
         " --policy {folder}/policy.toml",
-        ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+        ("GEMINI_API_KEY", "GOOGLE_API_KEY", "GOOGLE_CLOUD_ACCESS_TOKEN"),
         _parse_gemini,
         "npm install -g @google/gemini-cli",
         "gemini, then choose how to sign in",
@@ -3720,7 +3782,10 @@ class SubprocessBackend(HTTPBackend):
         status, stdout, stderr = self._run(state, asked["system"], asked["prompt"])
         output = self._parse(stdout if stdout.strip() else stderr[stderr.rfind("\n{") + 1 :])
         if status or output.error or output.text is None:
-            raise self._failure(output.error or stderr.strip() or stdout.strip(), status)
+            complaint = output.error.strip() or (stderr.strip() if status or not stdout.strip() else "")
+            if output.text is not None:
+                complaint = complaint or "although it printed an answer"
+            raise self._failure(complaint, status, stdout.strip())
         return output
 
     def _parse(self, stdout: str) -> _Output:
@@ -3729,33 +3794,43 @@ class SubprocessBackend(HTTPBackend):
         except _MISREAD:
             return _Output()
 
-    def _failure(self, words: str, status: int) -> BackendError:
-        """The error for a program's complaint."""
-        code, hint = "server", ""
-        sign_in = self._agent.sign_in if self._agent else ""
+    def _failure(self, complaint: str, status: int, stdout: str) -> BackendError:
+        """The error for what a program complains of, or for output that is not an answer."""
+        code, hint, words = "server", self._by_hand(), complaint or stdout
         for pattern, its_code, its_hint in (
             (_UNKNOWN_FLAG, "config", f"update it: {self._agent.install}" if self._agent else ""),
             (_TOO_LONG, "context_length", _HINTS["context_length"]),
             (_TOO_FAST, "rate", _HINTS["rate"]),
             (_USED_UP, "quota", "wait until the plan's limit is reset, or use another model"),
-            (_SIGNED_OUT, "auth", f"sign in once: {sign_in}" if sign_in else "sign in"),
+            (_SIGNED_OUT, "auth", f"sign in once: {self._agent.sign_in}" if self._agent else "sign in"),
         ):
             if re.search(pattern, words[:4_000]):
-                code, hint = its_code, its_hint
+                code, hint = its_code, its_hint or hint
                 break
-        secrets = [self._env.get(name) for name in key_variables()]
         lines = [line for line in words.splitlines() if line.strip()]
-        output = words if len(words) < 600 else " … ".join((lines[0], *lines[-3:]))
+        output = words if len(words) < 600 else " … ".join((*lines[:1], *lines[-3:]))
+        output = mask(output, [self._env.get(name) for name in self._env.secret_names()])
+        told = "" if complaint else "it printed what is not an answer: " if stdout else "it printed no answer"
         ended = f" ended with status {status}" if status else ""
-        return self._error(code, f"{self._name}{ended}: {mask(output, secrets) or 'it printed no answer'}", hint=hint)
+        return self._error(code, f"{self._name}{ended}: {told}{output}", hint=hint)
+
+    def _by_hand(self) -> str:
+        """The hint for a program that does not do what it should."""
+        if self._agent is None:
+            return f"try it by hand: echo hello | {self._name}{' …' if self._words[1:] else ''}"
+        arguments = self._agent.arguments.partition("json")[0]
+        version = f"rlm was tested with {self._name.removeprefix('cli:')} {self._agent.tested_with}"
+        return f"try it by hand: echo hello | {self._name.removeprefix('cli:')} {arguments}json; {version}"
 
     def _environment(self, folder: str) -> dict[str, str]:
-        """The program's environment, without API keys except those that it signs in with."""
+        """The program's environment; a coding agent's is without secrets except those that it signs in with."""
         nested = {"CLAUDECODE", "CLAUDE_CODE_ENTRYPOINT"}  # a claude that finds itself inside another does not start
         if self._agent is None:
             return self._env.without(nested)
+        cloud = [names for switch, names in self._agent.cloud_keys.items() if self._env.get(switch)]
+        own = {*self._agent.keys, *chain.from_iterable(cloud)}
         return {
-            **self._env.without(nested | (key_variables() - set(self._agent.keys))),
+            **self._env.without(nested | (self._env.secret_names() - own)),
             "GEMINI_SYSTEM_MD": os.path.join(folder, "system.md"),
             "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",  # else it has the model think of a title, too
         }
@@ -3813,7 +3888,8 @@ class SubprocessBackend(HTTPBackend):
             )
         except OSError as error:
             problem = error.strerror or str(error)
-        raise self._error("connection", f"{words[0]}: {problem}")  # here, since the frames above hold keys
+        hint = "is it installed, and executable?"
+        raise self._error("connection", f"{words[0]}: {problem}", hint=hint)  # here, since the frames above hold keys
 
     def _wait_for(self, state: CallState, process: Any, *outputs: Any) -> None:
         """Wait for the program; BackendError if the call is over first, or if it prints or takes too much."""
@@ -3821,9 +3897,13 @@ class SubprocessBackend(HTTPBackend):
         while process.poll() is None:
             state.sleep(0.03)
             if any(os.fstat(file.fileno()).st_size > BODY_LIMIT for file in outputs):
-                raise self._error("protocol", f"{self._name} printed more than {BODY_LIMIT >> 20} MB")
+                raise self._error(
+                    "protocol", f"{self._name} printed more than {BODY_LIMIT >> 20} MB", hint=self._by_hand()
+                )
             if time.monotonic() > until:
-                raise self._error("timeout", f"{self._name} has not answered after {self._how.timeout:g} s")
+                raise self._error(
+                    "timeout", f"{self._name} has not answered after {self._how.timeout:g} s", hint=self._by_hand()
+                )
 
 
 _programs: set[int] = set()  # process groups that run

@@ -1345,12 +1345,14 @@ def _port_error(error: OSError, port: int) -> rlm.ConfigError:
 
 
 def declare_export(parser: argparse.ArgumentParser) -> None:
-    parser.usage = f"{parser.prog} ID ... --otel | --sft | --ipynb [-o FILE] [--dir DIR]"
+    parser.usage = f"{parser.prog} ID ... --otel | --sft | --ipynb | --csv | --chrome [-o FILE] [--dir DIR]"
     parser.add_argument("words", nargs="*", metavar="ID", help="a run, by any unique prefix, or a glob; '*' is all")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--otel", action="store_true", help="OpenTelemetry spans, sent to the endpoint or as JSON")
     form.add_argument("--sft", action="store_true", help="training samples, one for each turn, as JSONL in chat format")
     form.add_argument("--ipynb", action="store_true", help="a Jupyter notebook of the run's cells and their outputs")
+    form.add_argument("--csv", action="store_true", help="a table of the run's rows: times, tokens, cost")
+    form.add_argument("--chrome", action="store_true", help="a Chrome trace, for Perfetto and chrome://tracing")
     parser.add_argument("-o", "--output", metavar="FILE", default="-", help="default stdout")
     parser.add_argument("--dir", "--log-dir", metavar="DIR", help="folder of the journals (default: as configured)")
     parser.add_argument(
@@ -1367,10 +1369,16 @@ def declare_export(parser: argparse.ArgumentParser) -> None:
 def export(args: argparse.Namespace, shell: Invocation) -> None:
     """`rlm export ID`: convert journals for other programs."""
     log_dir = log_folder(args)
-    forms = {"otel": export_spans, "sft": export_samples, "ipynb": export_notebook}
+    forms = {
+        "otel": export_spans,
+        "sft": export_samples,
+        "ipynb": export_notebook,
+        "csv": export_table,
+        "chrome": export_trace,
+    }
     chosen = next((name for name in forms if getattr(args, name)), "")
     if not chosen:
-        raise rlm.ConfigError("no form to export to", hint="--otel, --sft or --ipynb")
+        raise rlm.ConfigError("no form to export to", hint="--otel, --sft, --ipynb, --csv or --chrome")
     of_otel, of_sft = args.endpoint or args.bodies, args.status or args.scores or args.min_score is not None
     if (of_otel and chosen != "otel") or (of_sft and chosen != "sft"):
         wrong = next(flag for flag in ("endpoint", "bodies", "status", "scores", "min_score") if getattr(args, flag))
@@ -1489,12 +1497,28 @@ def read_scores(path: str) -> dict[str, float]:
         raise rlm.ConfigError(f"--scores: {path!r} holds no scores: {error}", hint=hint) from None
 
 
+def _one_run(args: argparse.Namespace, shell: Invocation, paths: Sequence[str]) -> list[Event]:
+    """The events of the only run that was named."""
+    if len(paths) != 1:
+        raise rlm.ConfigError(f"this form is of one run, not of {len(paths)}", hint="rlm logs lists the runs")
+    [(_, events)] = _read_logs(paths, shell)
+    return events
+
+
+def export_table(args: argparse.Namespace, shell: Invocation, paths: Sequence[str]) -> None:
+    """`--csv`: print the rows of one run as a table."""
+    _write_output(args, shell, rlm_viz.csv_table(_one_run(args, shell, paths)))
+
+
+def export_trace(args: argparse.Namespace, shell: Invocation, paths: Sequence[str]) -> None:
+    """`--chrome`: print one run as a Chrome trace."""
+    _write_output(args, shell, [json.dumps(rlm_viz.chrome_trace(_one_run(args, shell, paths))), "\n"])
+
+
 def export_notebook(args: argparse.Namespace, shell: Invocation, paths: Sequence[str]) -> None:
     """`--ipynb`: print one run as a notebook."""
-    if len(paths) != 1:
-        raise rlm.ConfigError(f"a notebook is of one run, not of {len(paths)}", hint="rlm logs lists the runs")
+    events = _one_run(args, shell, paths)
     saved = os.path.abspath(os.path.splitext(paths[0])[0] + ".context")
-    [(_, events)] = _read_logs(paths, shell)
     book = rlm_viz.notebook(events, saved if os.path.isfile(saved) else "")
     _write_output(args, shell, [json.dumps(book, indent=1), "\n"])
 
@@ -1763,8 +1787,11 @@ def read_items(
 ) -> list[dict[str, Any]]:
     """The items of a batch: {"prompt", "context"} each. ConfigError names the first invalid line."""
     try:
-        with rlm_tools.open_given(os.path.join(os.getcwd(), os.path.expanduser(path))) as file:
-            text, note = rlm_tools.read_blob(file.read(), encoding)
+        place = os.path.join(os.getcwd(), os.path.expanduser(path))
+        waiting = rlm_tools.Documents(warn).waiting(f"rlm: waiting for {path}")  # which may be a pipe
+        with waiting, rlm_tools.open_given(place) as file:
+            blob = file.read()
+        text, note = rlm_tools.read_blob(blob, encoding)
     except OSError as error:
         raise rlm.ConfigError(f"cannot read {path!r}: {error.strerror}", hint="rlm batch prompts.jsonl") from error
     if isinstance(text, bytes):

@@ -163,7 +163,8 @@ class Options:
     )
     confirm_above: float | None = _option(
         None,
-        "dollars: a batch of sub-calls that may cost more is asked about first, and without a terminal is not sent",
+        "dollars: ask before a batch of sub-calls or a child that may cost more (no terminal: refuse); "
+        "single llm_query calls are not asked about",
         metavar="USD",
         example=0.5,
         most=1e9,
@@ -686,7 +687,7 @@ def expand_variables(text: str, environ: Mapping[str, str]) -> str:
 
 
 def shown_servers(servers: Mapping[str, Any]) -> dict[str, Any]:
-    """The servers without secrets: only a program's name, a URL's host, and the names in `env` and `headers`."""
+    """The servers without secrets: program, number of arguments, the URL's host, the names of `env` and `headers`."""
 
     def shown(key: str, value: Any, server: Mapping[str, Any]) -> Any:
         if key == "command":
@@ -702,11 +703,16 @@ def shown_servers(servers: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+# Python's text encodings that no text is in: they take quadratic time, fail for any input or read escapes.
+NO_ENCODINGS = frozenset({"punycode", "idna", "undefined", "unicode-escape", "raw-unicode-escape"})  # and rlm_tools's
+
+
 def require_encoding(value: str, origin: str) -> None:
     import codecs
 
     try:
-        is_text = codecs.lookup(value)._is_text_encoding
+        found = codecs.lookup(value)
+        is_text = found._is_text_encoding and found.name not in NO_ENCODINGS
     except (LookupError, ValueError):
         is_text = False
     if not is_text:

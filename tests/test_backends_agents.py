@@ -215,6 +215,31 @@ def test_no_key_goes_where_it_does_not_belong(desk: Desk, name: str) -> None:
     assert (seen["env"]["LANG"], seen["env"]["HOME"]) == ("C", str(desk.home))
 
 
+CLOUD = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+OTHERS = (
+    *CLOUD, "NPM_TOKEN", "GH_TOKEN", "PGPASSWORD", "DB_PASSWORD_FILE", "CLIENT_SECRET", "SOME_API_KEY", "GITHUB_PAT",
+    "AZURE_STORAGE_ACCOUNT_KEY", "stripe_secret_key", "ANTHROPIC_FOUNDRY_API_KEY", "SMTP_PASS", "TOKEN",
+)  # fmt: skip
+SETTINGS = {"CLAUDE_CODE_MAX_OUTPUT_TOKENS": "9", "CLAUDE_CODE_API_KEY_HELPER_TTL_MS": "9", "SSH_AUTH_SOCK": "/s"}
+SETTINGS |= {"GOOGLE_APPLICATION_CREDENTIALS": "/c.json", "AWS_PROFILE": "p", "AWS_WEB_IDENTITY_TOKEN_FILE": "/t"}
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_what_looks_like_anothers_secret_stays_here_and_settings_go_on(desk: Desk, name: str) -> None:
+    own = rlm_backends._AGENTS[name].keys
+    desk.environ |= {**dict.fromkeys((*OTHERS, *own), SECRET), **SETTINGS}
+    desk.ask(f"cli:{name}")
+    (seen,) = desk.seen()
+    assert {variable for variable, value in seen["env"].items() if value == SECRET} == set(own)
+    assert {key: seen["env"][key] for key in SETTINGS} == SETTINGS
+
+
+def test_the_keys_of_a_cloud_go_to_claude_if_it_is_told_to_use_that(desk: Desk) -> None:
+    desk.environ |= {**dict.fromkeys(OTHERS, SECRET), "CLAUDE_CODE_USE_BEDROCK": "1"}
+    desk.ask("cli:claude")
+    assert {variable for variable, value in desk.seen()[0]["env"].items() if value == SECRET} == set(CLOUD)
+
+
 def test_a_long_prompt_with_anything_in_it_arrives_whole(desk: Desk) -> None:
     text = "é\x00\n\x1b[2J" + "x" * 3_000_000
     assert desk.ask("cli:claude", [{"role": "user", "content": text}]).text == "PONG"
@@ -344,6 +369,79 @@ def test_a_failure_says_what_the_program_said_and_what_to_do(
     error = refused(desk, f"cli:{name}")
     assert (error.code, words in str(error), error.hint[: len(hint)]) == (code, True, hint), error
     assert str(error).startswith(f"cli:{name}")
+
+
+BY_HAND = {
+    "claude": "try it by hand: echo hello | claude -p --output-format json; rlm was tested with claude 2.1.197",
+    "codex": "try it by hand: echo hello | codex exec --json; rlm was tested with codex 0.171.0",
+    "gemini": "try it by hand: echo hello | gemini --output-format json; rlm was tested with gemini 0.61.0",
+}
+
+
+@pytest.mark.parametrize("name", AGENTS)
+@pytest.mark.parametrize("status", [0, 1])
+@pytest.mark.parametrize("printed", ["{{{{", "[1,2]", '{"result": null}', '{"result":\n null}', ""])
+def test_what_is_not_an_answer_is_called_so(desk: Desk, name: str, status: int, printed: str) -> None:
+    desk.program(name, printing(printed, status))
+    error = refused(desk, f"cli:{name}")
+    ended = f"cli:{name} ended with status 1" if status else f"cli:{name}"
+    what = f"it printed what is not an answer: {' '.join(printed.split())}" if printed else "it printed no answer"
+    assert (str(error), error.hint) == (f"{ended}: {what}", BY_HAND[name])
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("sys.exit('boom')", "cli:claude ended with status 1: boom"),
+        (printing(claude("x"), 3), "cli:claude ended with status 3: although it printed an answer"),
+        (printing(claude(" " * 700, is_error=True)), "cli:claude: success"),
+        (printing(json.dumps({"is_error": True, "subtype": "error_max_turns"})), "cli:claude: error_max_turns"),
+        ("while True: sys.stdout.write('x' * 1000_000)", "cli:claude printed more than 32 MB"),
+    ],
+    ids=["complains", "answers", "blank", "no text", "no end"],
+)
+def test_a_failure_without_a_known_cause_says_what_to_try(desk: Desk, body: str, told: str) -> None:
+    desk.program("claude", body)
+    error = refused(desk, "cli:claude")
+    assert (str(error), error.hint) == (told, BY_HAND["claude"])
+
+
+def test_a_command_of_the_users_own_that_fails_says_what_to_try(desk: Desk) -> None:
+    words = [desk.program("mine", "sys.exit(2)"), "--key", "hidden"]
+    with pytest.raises(BackendError) as caught:
+        SubprocessBackend(words).complete(ASK)
+    assert str(caught.value) == "mine ended with status 2: it printed no answer"
+    assert caught.value.hint == "try it by hand: echo hello | mine …"
+
+
+ODD: list[Any] = [None, 5, [1], "x", {"a": 1}, {"models": 3}, {"models": {"m": 4}}, float("nan"), True]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+def test_an_answer_is_kept_whatever_is_beside_it(desk: Desk, odd: Any) -> None:
+    beside = dict.fromkeys(("usage", "total_cost_usd", "modelUsage", "stop_reason", "permission_denials"), odd)
+    said = {"type": "item.completed", "item": {"type": "agent_message", "text": "PONG"}}
+    noise = [{"type": "item.completed", "item": odd}, {"type": odd}, odd, {"type": "turn.completed", "usage": odd}]
+    desk.program("claude", printing(claude(**beside)))
+    desk.program("codex", printing("a warning\n" + codex(said, *noise, usage={})))
+    desk.program("gemini", printing(gemini(stats=odd)))
+    for name in AGENTS:
+        reply = desk.ask(f"cli:{name}")
+        assert (reply.text, reply.cost_usd, reply.usage["estimated"]) == (
+            "PONG",
+            5.0 if odd == 5 and name == "claude" else None,
+            True,
+        )
+
+
+def test_a_last_message_of_codex_that_cannot_be_read_is_not_replaced_by_an_earlier_one(desk: Desk) -> None:
+    said = {"type": "item.completed", "item": {"type": "agent_message", "text": "I look first"}}
+    for last in (
+        '{"type": "item.completed", "item": {"type": "agent_message", "te\n',
+        json.dumps({"type": "item.completed", "item": {"type": "agent_message", "text": 7}}) + "\n",
+    ):
+        desk.program("codex", printing(codex(said, usage={}) + last))
+        assert "it printed what is not an answer" in str(refused(desk, "cli:codex"))
 
 
 def test_a_warning_of_codex_is_no_failure(desk: Desk) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import http.server
+import itertools
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -329,7 +333,17 @@ def test_more_than_the_size_that_was_told_is_not_taken(hub: Hub) -> None:
     hub.claims[FILE] = {"lfs": {"sha256": hashlib.sha256(DATA).hexdigest(), "size": 1000}}
     error = refused()
     assert str(error) == f"the hub sends more of '{FILE}' than the 1,000 bytes that it has"
-    assert sum(part.stat().st_size for part in parts()) <= 1000
+    assert error.hint == "is a proxy in the way? run it again"
+    assert parts() == []  # what never fits is not kept
+
+
+@pytest.mark.parametrize("size", [1e3, 10**30, -1, "1000", True, None, [1]], ids=str)
+def test_a_size_that_is_no_count_of_bytes_is_said(hub: Hub, size: Any) -> None:
+    hub.claims[FILE] = {"size": size, "lfs": None}
+    error = refused()
+    assert str(error) == f"the hub's answer cannot be read: {str(size)!r} as the size of {FILE!r}"
+    assert (error.code, error.hint) == ("protocol", f"is {hub.server.url} a Hugging Face hub?")
+    assert hub.downloads() == []
 
 
 def test_less_than_the_size_that_was_told_is_no_file(hub: Hub) -> None:
@@ -412,12 +426,119 @@ def test_a_token_that_is_refused_is_not_shown(hub: Hub, monkeypatch: pytest.Monk
     assert "the one that is set is refused" in error.hint
 
 
-@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "http://a:b@127.0.0.1/", ""])
-def test_a_redirect_to_nowhere_is_one_clear_error(hub: Hub, target: str) -> None:
+NOWHERE = [
+    "file:///etc/passwd", "ftp://127.0.0.1/x", "http://a:b@127.0.0.1/", "http://[bad", "http://127.0.0.1:999999/x?sig=1",
+    "http://127.0.0.1:0/", "http://127.0.0.1:x/", "//127.0.0.1:70000/", "http://a b/", "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("target", NOWHERE)
+def test_a_redirect_to_nowhere_is_one_clear_error(hub: Hub, monkeypatch: pytest.MonkeyPatch, target: str) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     hub.redirect = target or f"{hub.server.url}/{REPO}/resolve/{COMMIT}/{FILE}"
     error = refused()
     assert error.code == "redirect"
     assert ("circle" in str(error)) == (not target)
+    assert "a:b" not in str(error) and "sig=1" not in str(error)
+    assert f"curl -sIL {hub.server.url}/{REPO} shows the redirects" in error.hint
+    assert len(hub.server.asked) == (2 if target else 7)  # the list, and the file once or round and round
+
+
+def test_a_redirect_of_a_model_server_to_nowhere_is_not_tried_again(hub: Hub) -> None:
+    hub.api_faults = [(302, {"Location": "http://[bad"}, b"")] * 9
+    hub.server.RequestHandlerClass.do_POST = Handler.do_GET  # type: ignore[attr-defined]
+    with pytest.raises(BackendError, match="it redirects to elsewhere") as caught:
+        rlm_backends.connect("m", base_url=hub.server.url).complete([{"role": "user", "content": "x"}])
+    assert (caught.value.code, len(hub.server.asked)) == ("redirect", 1)
+
+
+# --- retries, silence, and an end by hand -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("retries", [0, 3])
+def test_connections_that_are_closed_while_idle_again_and_again_use_up_the_retries(retries: int) -> None:
+    calls: list[float] = []
+
+    def send() -> None:
+        calls.append(time.monotonic())
+        error = BackendError("closed", code="connection", retryable=True, retry_after=0.0)
+        error.idle_closed = True
+        raise error
+
+    state = rlm_backends.CallState("x", 5, None, None)
+    with pytest.raises(BackendError, match="closed"):
+        rlm_backends.with_retries(state, rlm_backends.AdaptiveLimiter(1), retries, send)
+    assert len(calls) == retries + 2  # the first was no attempt
+    assert [after - before > 0.2 for before, after in itertools.pairwise(calls)] == [False, *[True] * retries]
+
+
+def test_only_a_connection_that_was_open_counts_as_closed_while_idle(hub: Hub) -> None:
+    state = rlm_backends.CallState("x", 5, None, None)
+    link, url = rlm_backends._link(hub.server.url, 4), f"{hub.server.url}/api/models/{REPO}?blobs=true"
+    reused = []
+    with rlm_backends._watch.watching(state):
+        for keep in (False, False, True, True):
+            response = link.open(state, url, {}, None)
+            reused.append(state.reused)
+            if keep:
+                list(rlm_backends._chunks(state, response, url))
+            else:
+                rlm_backends._release(response)  # closed: the same object is opened again
+        assert reused == [False, False, False, True]
+        nowhere = "http://127.0.0.1:999999/"
+        with pytest.raises(BackendError) as caught:
+            rlm_backends._link(nowhere, 4).open(state, nowhere, {}, None)
+    assert (caught.value.code, caught.value.idle_closed) == ("connection", False)
+
+
+class Silent(threading.Thread):
+    """A hub that takes requests and says nothing, or a byte now and then."""
+
+    def __init__(self, head: bytes = b"") -> None:
+        super().__init__(daemon=True)
+        self.socket, self.head, self.asked = socket.create_server(("127.0.0.1", 0)), head, threading.Event()
+        self.connections: list[socket.socket] = []
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        self.start()
+
+    def run(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self.connections.append(self.socket.accept()[0])
+                self.connections[-1].recv(10_000)
+                self.connections[-1].sendall(self.head)
+                self.asked.set()
+
+    def close(self) -> None:
+        self.socket.shutdown(socket.SHUT_RDWR)
+        for opened in (self.socket, *self.connections):
+            opened.close()
+        self.join()
+
+
+@pytest.fixture(params=[b"", b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"], ids=["no answer", "no more"])
+def silent(request: pytest.FixtureRequest, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Silent]:
+    made = Silent(request.param)
+    monkeypatch.setenv("HF_ENDPOINT", made.url)
+    yield made
+    made.close()
+
+
+def test_a_hub_that_falls_silent_ends_the_download(silent: Silent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rlm_backends, "_HUB_TIMEOUT", 0.1)
+    error = refused()
+    assert (error.code, str(error)) == ("timeout", "the server sent nothing for 0.1 s")
+    assert error.hint == "is the network up, and HF_ENDPOINT right?"
+    assert len(silent.connections) == 4
+
+
+def test_an_interrupt_ends_the_download(silent: Silent) -> None:
+    command = [sys.executable, "-m", "rlm", "-m", f"hf:{REPO}", "hello"]
+    process = subprocess.Popen(command, stderr=-1, text=True, stdin=subprocess.DEVNULL)
+    assert silent.asked.wait(30)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20)[1].splitlines()[-1] == "rlm: interrupted"
+    assert process.returncode == 130
 
 
 # --- two at once, and the disk ------------------------------------------------------------------------------------
@@ -446,6 +567,18 @@ def test_two_processes_download_it_once(hub: Hub) -> None:
     outs = [process.communicate(timeout=30)[0].splitlines()[-1] for process in (first, second)]
     assert outs[0] == outs[1] == str(fetched())
     assert len(hub.downloads()) == 1
+
+
+def test_a_file_system_without_locks_is_no_hindrance(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    said: list[str] = []
+    assert fetched(said=said).read_bytes() == DATA
+    assert said[0].endswith("is on a file system without locks: start one download at a time")
 
 
 def test_a_process_that_is_killed_leaves_what_the_next_goes_on_from(hub: Hub) -> None:
