@@ -2254,7 +2254,7 @@ class TrackedConnection:
             except BaseException as error:
                 outcome.append(error.with_traceback(None))
             if state.end_reason:
-                self.close()  # type: ignore[attr-defined]  # nobody waits for it any more
+                self.close()  # nobody waits for it any more
             state.wake.set()
 
         _begin(work, "rlm-connect")
