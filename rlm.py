@@ -191,7 +191,8 @@ class RLM:
     `config`: a file to read instead, or False for none. `on_event` is called with each journal event as it is
     written, and with text deltas; `on_progress` with what goes on between them: {"phase": …} of a model that is loaded
     (`text`), asked (`kind`), reads its prompt (`processed`, `total`), of a cell that runs (`cell`), and of sub-calls
-    (`done`, `total`). `on_confirm(forecast)` says whether a batch that may cost more than `confirm_above` is sent.
+    (`done`, `total`). `on_confirm(forecast)` returns True to send a batch, or start a child, that may cost more than
+    `confirm_above`; any other value refuses it.
     """
 
     def __init__(
@@ -268,6 +269,7 @@ class RLM:
         self._backend: Any = None
         self._tools: list[Tool] | None = None
         self._runs: dict[Run, Node] = {}  # those that go on, with their roots
+        self._starting: dict[Any, tuple[Ledger, LedgerGroup | None]] = {}  # MCP servers of runs that have yet to begin
         self._conversation: tuple[Run, Node] | None = None
         self._talking = threading.Lock()  # held while the conversation answers
 
@@ -303,6 +305,10 @@ class RLM:
     def _abort(self, reason: BaseException, group: LedgerGroup | None = None) -> None:
         with self._lock:
             runs = [(run, node) for run, node in self._runs.items() if group is None or run.group is group]
+            starting = [(s, ledger) for s, (ledger, its) in self._starting.items() if group is None or its is group]
+        for servers, ledger in starting:
+            ledger.fail(reason)
+            servers.close()
         for run, node in runs:
             run.abort(reason)
             node.end(None, reason)  # the run's own thread is no longer heard
@@ -341,7 +347,7 @@ class RLM:
         *,
         go_on: str | None = None,  # the journal to append to
         group: LedgerGroup | None = None,
-        servers: Callable[[], Any] | None = None,
+        servers: Callable[[Ledger], Any] | None = None,
     ) -> Run:
         options, backend, tools = self.options, adapt(self.backend), self.tools
         if not recording.is_replay:
@@ -359,14 +365,16 @@ class RLM:
                 raise sandbox_error(error) from error
         path = go_on or (None if recording.is_replay else self._journal_path(trajectory_id))
         unnamed = origins["log_dir"] == "default" and os.path.dirname(path or "") == OPTIONS["log_dir"].default
+        ledger = Ledger(options, group.parent_ledger if group else None)
         try:
-            open_servers = servers() if servers else None
+            open_servers = servers(ledger) if servers else None
         except rlm_tools.ToolError as error:
+            ledger.check()
             raise ConfigError(str(error), hint=error.hint) from error
         journal = None
         try:
             journal = self._open_journal(path, trajectory_id, append=go_on is not None, follow_links=not unnamed)
-            run = Run(options, backend, tools, journal, recording, group=group, servers=open_servers)
+            run = Run(options, backend, tools, journal, recording, ledger=ledger, group=group, servers=open_servers)
             run.on_confirm = self._on_confirm
             return run
         except BaseException:  # an unreadable prompt, a sub-model without a key: nothing has begun
@@ -395,33 +403,48 @@ class RLM:
             follow_links=follow_links,
         )
 
-    def _connected_servers(self) -> Any:
+    def _connected_servers(self, ledger: Ledger, group: LedgerGroup | None = None) -> Any:
         """The configured MCP servers, started, for one run; None where there are none."""
         if not self.options.mcp:
             return None
         servers = sibling("rlm_mcp").ServerSet(self.options.mcp, self.configuration.environ)
-        taken = {*_REPL_NAMES, *(tool.name for tool in self.tools), *dir(builtins)}
-        names = [*servers.specs, "tools"]  # the last is that of the function that searches them
-        if clash := [name for name in names if name in taken or names.count(name) > 1]:
-            raise ConfigError(f"{clash[0]!r} is wanted for MCP, but the REPL has one", hint="rename one")
+        self._check_server_names(servers.specs)
         self._loading(f"starting MCP servers: {', '.join(self.options.mcp)}")
-        servers.connect()
+        with self._lock:
+            self._starting[servers] = ledger, group
+        try:
+            servers.connect(ledger.deadline)
+        finally:
+            with self._lock:
+                del self._starting[servers]
         return servers
 
-    def _recorded_servers(self, recording: JournalIndex) -> Callable[[], Any]:
+    def _check_server_names(self, servers: Iterable[str]) -> None:
+        """ConfigError for a server whose name in Python the REPL has already."""
+        taken = {*_REPL_NAMES, *(tool.name for tool in self.tools), *dir(builtins)}
+        names = [*servers, "tools"]  # the last is that of the function that searches them
+        if clash := [name for name in names if name in taken or names.count(name) > 1]:
+            raise ConfigError(f"{clash[0]!r} is wanted for MCP, but the REPL has one", hint="rename one")
+
+    def _recorded_servers(self, recording: JournalIndex) -> Callable[[Ledger], Any] | None:
         """A factory of a recorded run's MCP servers, which start at the first call that the journal lacks."""
         recorded = recording.starts.get("n0", {}).get("mcp")
-        missing = sorted(set(recorded or {}) - {re.sub(r"\W", "_", name) for name in self.options.mcp or {}})
-        if missing and not recording.is_replay:
-            message = f"the run had the MCP server {missing[0]!r}, which is not configured now"
-            raise ConfigError(message, hint=f"write [mcp.{missing[0]}] in rlm.toml again")
+        if not recorded:
+            return None
+        if not isinstance(recorded, dict):
+            raise ConfigError("the journal's MCP servers cannot be read", hint="rlm logs lists the runs")
 
-        def restored() -> Any:
+        def restored(_: Ledger) -> Any:
             servers = sibling("rlm_mcp").ServerSet(self.options.mcp or {}, self.configuration.environ)
             servers.restore(recorded)
+            self._check_server_names(servers.tools)
+            missing = sorted(set(servers.tools) - set(servers.specs))
+            if missing and not recording.is_replay:
+                message = f"the run had the MCP server {missing[0]!r}, which is not configured now"
+                raise ConfigError(message, hint=f"write [mcp.{missing[0]}] in rlm.toml again")
             return servers
 
-        return restored if recorded else lambda: None
+        return restored
 
     # completing
 
@@ -453,7 +476,8 @@ class RLM:
         if self.backend is not None and self.options.environment == "local":
             rlm_sandbox.warm(self.options.allowed_imports or ())  # while this thread reads tools and loads HTTP
         schema = self._schema()
-        run = self._new_run(new_id(), JournalIndex(), group=group, servers=self._connected_servers)
+        servers = partial(self._connected_servers, group=group)
+        run = self._new_run(new_id(), JournalIndex(), group=group, servers=servers)
         node = Node(run, context, instructions=system or "", schema=schema)
         try:
             return self._supervise(run, node, lambda: node.complete(prompt))
@@ -495,7 +519,7 @@ class RLM:
             error.result = _last_result = run.result(None)
             error.trajectory_id = run.journal.trajectory_id if run.journal.path else None
             raise
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             _last_result = run.result(None)
             raise
         finally:
@@ -687,7 +711,7 @@ class RLM:
         recorded["prompt"] = root.get("prompt_file") or (
             root.get("profile") if root.get("profile") in _PROFILES else None
         )
-        recorded.update({name: root.get(name) for name in ("show_below", "confirm_above")})
+        recorded.update(show_below=root.get("show_below"), confirm_above=self._confirm_above(root.get("confirm_above")))
         if root.get("protocol") == "text":  # "tools" is where a run begins that may yet change to text
             recorded["protocol"] = "text"
         for name, strict in (("environment", "docker"), ("docker_mount", "none"), ("require", "full")):
@@ -704,6 +728,11 @@ class RLM:
         clone._given.setdefault("log_dir", os.path.dirname(path))
         clone.options = dataclasses.replace(clone.options, log_dir=os.path.dirname(path))
         return clone
+
+    def _confirm_above(self, recorded: Any) -> Any:
+        """The smaller of a recorded run's `confirm_above` and that of now: a journal may ask more often, not less."""
+        now = self.options.confirm_above
+        return now if now is not None and isinstance(recorded, (int, float)) and recorded > now else recorded
 
     def _recorded_paths(self, recorded: Any) -> list[str] | None:
         """The folders of a recorded run where they are narrower than those of now."""
@@ -934,14 +963,14 @@ def at_most(tokens: int, backend: Backend, options: Options) -> float | None:
 
 
 def require_confirmation(forecast: Forecast, above: float, on_confirm: Callable[[Forecast], bool] | None) -> None:
-    """LimitExceeded for a batch that may cost more than `above`, or nobody knows how much, unless it is confirmed."""
+    """LimitExceeded for what may cost more than `above`, or nobody knows how much, unless on_confirm returns True."""
     if forecast.cost_usd is not None and forecast.cost_usd <= above:
         return
     try:
-        confirmed = on_confirm is not None and on_confirm(forecast)
+        confirmed = on_confirm is not None and on_confirm(forecast) is True
     except Exception as error:
         raise RLMError(
-            f"on_confirm raised {type(error).__name__}: {error}", hint="mend it, then: rlm resume"
+            f"on_confirm raised {type(error).__name__}: {error}", hint="fix on_confirm, then resume the run"
         ) from error
     if not confirmed:
         raise forecast.refusal(above)
@@ -1184,6 +1213,7 @@ class Run:
         journal: Journal,
         recording: JournalIndex,
         *,
+        ledger: Ledger,
         group: LedgerGroup | None = None,
         servers: Any = None,  # a rlm_mcp.ServerSet
     ) -> None:
@@ -1200,7 +1230,7 @@ class Run:
         self.tool_tokens = rlm_backends.estimate_tokens([], self.tool_schemas)
         self.journal = journal
         self.recording = recording
-        self.ledger = Ledger(options, group.parent_ledger if group else None)
+        self.ledger = ledger
         self.protocol = options.protocol
         self.tool_calls: list[dict[str, Any]] = []
         self.divergence: list[str] = []
@@ -1285,7 +1315,7 @@ class Run:
         return price_of(backend, self.options)
 
     def confirm(self, forecast: Callable[[], Forecast]) -> None:
-        """Return if a batch is cheap enough, or somebody says yes; else stop the tree before any of it is sent."""
+        """Return if the calls are cheap enough, or are confirmed; else stop the tree before any of them is sent."""
         above = self.options.confirm_above
         if above is None or self.recording.is_replay or (self.group is not None and self.group.is_confirmed):
             return
@@ -1293,7 +1323,7 @@ class Run:
             self.ledger.check()
             try:
                 require_confirmation(forecast(), above, self.on_confirm)
-            except RLMError as error:
+            except BaseException as error:  # KeyboardInterrupt or SystemExit of on_confirm ends the run, not the cell
                 raise self.ledger.fail(error) from error.__cause__
 
     # sandboxes
@@ -1868,7 +1898,7 @@ class Node:
             if answer.given:
                 fields.update(packed("value", answer.value))
         else:
-            stopped = isinstance(failure, KeyboardInterrupt)
+            stopped = isinstance(failure, (KeyboardInterrupt, SystemExit))
             fields["status"] = (
                 "interrupted" if stopped else "partial" if isinstance(failure, LimitExceeded) else "error"
             )
@@ -2809,7 +2839,13 @@ class Node:
         return [partial(run, task) for task in tasks]
 
     def _plan_rlm_query(self, prompt: str, context: Any = None) -> Callable[[], Any]:
-        return self._plan_children("rlm_query", [prompt], [context])[0]
+        (child,) = self._plan_children("rlm_query", [prompt], [context])
+
+        def work() -> Any:
+            self.run.confirm(lambda: self._forecast([child]))
+            return child()
+
+        return work
 
     def _plan_rlm_query_batched(self, prompts: list[str], contexts: list[Any] | None = None) -> Callable[[], list[Any]]:
         if contexts is None:
@@ -2838,7 +2874,7 @@ class Node:
         ]
 
     def _forecast(self, tasks: Sequence[partial[Any]]) -> Forecast:
-        """The most that a batch will cost, without the calls that the journal holds."""
+        """The most that sub-calls or children will cost, without those that the journal holds."""
         run, recording = self.run, self.run.recording
         new = [t for t in tasks if t.args[0] not in recording.results_by_key and t.args[0] not in recording.children]
         left = run.ledger.left()
@@ -3096,6 +3132,8 @@ class HostFunction:
         try:
             return work()
         except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):  # of a caller's function: meant for the run, not for the cell
+                self._node.run.ledger.fail(error)
             if self._node.run.ledger.stopped is not None:
                 raise rlm_sandbox.AbortCell(str(self._node.run.ledger.stopped)) from error
             if isinstance(error, RLMError):
@@ -3301,25 +3339,31 @@ class Reservation(NamedTuple):
 
 
 class Forecast(NamedTuple):
-    """What a batch will cost at most, before its first call; `cost_usd` is None where a price is not known."""
+    """What a batch or a child will cost at most, before its first call; `cost_usd`: None if a price is not known."""
 
     calls: int
     what: str  # "sub-calls of gpt-4o-mini"
     cost_usd: float | None
 
     def __str__(self) -> str:
-        amount = "of unknown price" if self.cost_usd is None else f"may cost up to ${self.cost_usd:,.4f}"
-        return f"{self.calls:,} {self.what}{' are' if self.cost_usd is None else ''} {amount}"
+        verb, what = "are", self.what
+        if self.calls == 1:
+            verb, what = (
+                "is",
+                what.replace("children", "child", 1).replace("calls", "call", 1).replace("runs", "run", 1),
+            )
+        amount = f"{verb} of unknown price" if self.cost_usd is None else f"may cost up to ${self.cost_usd:,.4f}"
+        return f"{self.calls:,} {what} {amount}"
 
     def refusal(self, above: float) -> LimitExceeded:
-        """The error for a batch that nobody has confirmed."""
+        """The error for calls that nobody has confirmed."""
         error = LimitExceeded(f"{self}, and above ${above:g} that has to be confirmed: nothing of it was sent")
         error.option = "confirm_above"
         if self.cost_usd is None:
             error.hint = "give its price, --prices '{\"MODEL\": [1.0, 2.0]}', or confirm on a terminal"
         else:
             error.needed = math.ceil(self.cost_usd * 100 + 1e-6) / 100
-            error.hint = f"confirm_above={error.needed:g}, or on_confirm=a function that says yes"
+            error.hint = f"confirm_above={error.needed:g}, or an on_confirm that returns True"
         return error
 
 

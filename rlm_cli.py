@@ -1787,8 +1787,11 @@ def read_items(
 ) -> list[dict[str, Any]]:
     """The items of a batch: {"prompt", "context"} each. ConfigError names the first invalid line."""
     try:
-        with rlm_tools.open_given(os.path.join(os.getcwd(), os.path.expanduser(path))) as file:
-            text, note = rlm_tools.read_blob(file.read(), encoding)
+        place = os.path.join(os.getcwd(), os.path.expanduser(path))
+        waiting = rlm_tools.Documents(warn).waiting(f"rlm: waiting for {path}")  # which may be a pipe
+        with waiting, rlm_tools.open_given(place) as file:
+            blob = file.read()
+        text, note = rlm_tools.read_blob(blob, encoding)
     except OSError as error:
         raise rlm.ConfigError(f"cannot read {path!r}: {error.strerror}", hint="rlm batch prompts.jsonl") from error
     if isinstance(text, bytes):

@@ -20,7 +20,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -163,7 +163,8 @@ class Options:
     )
     confirm_above: float | None = _option(
         None,
-        "dollars: a batch of sub-calls that may cost more is asked about first, and without a terminal is not sent",
+        "dollars: ask before a batch of sub-calls or a child that may cost more (no terminal: refuse); "
+        "single llm_query calls are not asked about",
         metavar="USD",
         example=0.5,
         most=1e9,
@@ -630,17 +631,54 @@ def _is_server_value(key: str, value: Any) -> bool:
     return bool(value) or key in ("args", "env")
 
 
+_KEY_WORDS = r"[\w.-]*(?:key|token|secret|pass|auth|cred|cookie)[\w.-]*"
+_PATH = r"[./~].*|[A-Za-z]:\\.*"
+
+
 def server_secrets(servers: Mapping[str, Any] | None, environ: Mapping[str, str]) -> list[str]:
-    """Values of the servers' `env` and `headers` that may be keys: all but evident paths, words and numbers."""
-    secrets = []
+    """What of the servers' tables may be a key.
+
+    Of `env` and `headers` all but what is evidently a path, a word or a number; of a program's arguments what follows
+    a flag such as --api-key, and the values of variables; of a URL its query, and what looks random in its path.
+    """
+    secrets: list[str] = []
     for server in (servers or {}).values():
         for name, text in (*server.get("env", {}).items(), *server.get("headers", {}).items()):
             value = expand_variables(text, environ)
-            named = re.search(r"(?i)key|token|secret|pass|auth|cred|cookie", name)
-            if named or not re.fullmatch(r"[./~].*|[A-Za-z]:\\.*|[A-Za-z_, ;=/*+-]*|[\d.:-]*", value):
+            is_named = re.fullmatch(_KEY_WORDS, name, re.IGNORECASE)
+            if is_named or not re.fullmatch(rf"{_PATH}|[A-Za-z_, ;=/*+-]*|[\d.:-]*", value):
                 secrets += [value, value.rpartition(" ")[2]]
-        secrets += re.findall(r"[?&][^=&]*=([^&]*)", expand_variables(server.get("url", ""), environ))
+        words = command_words(server)
+        secrets += [s for s in _argument_secrets(words, environ) if not re.fullmatch(_PATH, s)]
+        for text in [server.get("url", ""), *(word for word in words if word.startswith(("http://", "https://")))]:
+            url = expand_variables(text, environ)
+            secrets += re.findall(r"[?&][^=&]*=([^&]*)", url)
+            secrets += re.findall(r"/((?=[\w~-]*\d)(?=[\w~-]*[A-Za-z])[\w~-]{20,})(?![^/?#])", url)
     return [secret for secret in dict.fromkeys(secrets) if len(secret) >= 8]
+
+
+def _argument_secrets(words: list[str], environ: Mapping[str, str]) -> Iterator[str]:
+    for flag, text in zip(["", *words], words):
+        word = expand_variables(text, environ)
+        yield from (environ.get(name, "") for name in re.findall(r"\$\{(\w+)\}", text))
+        named = re.match(rf"{_KEY_WORDS}(?:=|:\s)\s*(.+)", word, re.IGNORECASE)
+        if named:
+            yield from (named[1], named[1].rpartition(" ")[2])
+        elif re.fullmatch(rf"-{_KEY_WORDS}", flag, re.IGNORECASE) and not word.startswith("--"):
+            yield from (word, word.rpartition(" ")[2])
+
+
+def command_words(server: Mapping[str, Any]) -> list[str]:
+    """The program of a server and its arguments, from `command` (a list, or text) and `args`; none for a URL."""
+    import shlex
+
+    command, args = server.get("command", []), server.get("args", [])
+    if isinstance(command, list):
+        return [*command, *args]
+    try:
+        return [command, *args] if args or os.path.exists(command) else shlex.split(command)
+    except ValueError:  # a quote that is not closed
+        return [command]
 
 
 def expand_variables(text: str, environ: Mapping[str, str]) -> str:
@@ -649,21 +687,32 @@ def expand_variables(text: str, environ: Mapping[str, str]) -> str:
 
 
 def shown_servers(servers: Mapping[str, Any]) -> dict[str, Any]:
-    """The servers without secrets: no values of `env` and `headers`, and no URL queries."""
+    """The servers without secrets: program, number of arguments, the URL's host, the names of `env` and `headers`."""
 
-    def shown(key: str, value: Any) -> Any:
+    def shown(key: str, value: Any, server: Mapping[str, Any]) -> Any:
+        if key == "command":
+            program, *arguments = command_words(server) or [""]
+            return f"{os.path.basename(program)} ({len(arguments)} argument{'s' * (len(arguments) != 1)})"
         if key == "url":
-            return re.sub(r"\?.*", "?…", value)
+            return re.sub(r"(//[^/?#]*)[/?#].+", r"\1/…", value)
         return dict.fromkeys(value, "…") if key in ("env", "headers") else value
 
-    return {name: {k: shown(k, v) for k, v in server.items()} for name, server in servers.items()}
+    return {
+        name: {key: shown(key, value, server) for key, value in server.items() if key != "args"}
+        for name, server in servers.items()
+    }
+
+
+# Python's text encodings that no text is in: they take quadratic time, fail for any input or read escapes.
+NO_ENCODINGS = frozenset({"punycode", "idna", "undefined", "unicode-escape", "raw-unicode-escape"})  # and rlm_tools's
 
 
 def require_encoding(value: str, origin: str) -> None:
     import codecs
 
     try:
-        is_text = codecs.lookup(value)._is_text_encoding
+        found = codecs.lookup(value)
+        is_text = found._is_text_encoding and found.name not in NO_ENCODINGS
     except (LookupError, ValueError):
         is_text = False
     if not is_text:

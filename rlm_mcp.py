@@ -33,6 +33,7 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 import select
@@ -88,10 +89,10 @@ class ClientDisconnected(Exception):
 class StdioTransport:
     """One JSON-RPC message per line, both ways, on descriptors that no user code can reach."""
 
-    def __init__(self, read_fd: int, write_fd: int, patience: float | None = None) -> None:
+    def __init__(self, read_fd: int, write_fd: int) -> None:
         self._in, self._out = read_fd, write_fd
-        self._patience = None if patience is None else patience * 1000  # ms to wait for a peer that reads nothing
         self._is_closed = False
+        self.is_broken = False  # half a line was written: nothing can follow it
         self._lock = threading.Lock()
         self._poll = None
         if hasattr(select, "poll"):
@@ -115,16 +116,23 @@ class StdioTransport:
         if line:
             yield line
 
-    def send(self, message: Message | list[Message]) -> None:
-        """Write one line; ClientDisconnected if the peer no longer reads."""
+    def send(self, message: Message | list[Message], seconds: float | None = None) -> None:
+        """Write one line; ClientDisconnected if the peer no longer reads, or has not read it in so many seconds."""
         text = json.dumps(message, separators=(",", ":"), allow_nan=False)
         if "\\ud" in text:  # a lone surrogate, which is legal in JSON, breaks several clients
             clean = json.dumps(message, ensure_ascii=False).encode("utf-8", "replace")
             text = json.dumps(json.loads(clean), separators=(",", ":"))
         data = memoryview(text.encode() + b"\n")
-        with self._lock:
-            while data:
-                data = data[self._write_some(data) :]
+        deadline = None if seconds is None else time.monotonic() + seconds
+        if not self._lock.acquire(timeout=-1 if seconds is None else seconds):
+            raise ClientDisconnected
+        sent = 0
+        try:
+            while sent < len(data):
+                sent += self._write_some(data[sent:], deadline)
+        finally:
+            self.is_broken = self.is_broken or 0 < sent < len(data)
+            self._lock.release()
 
     def close_output(self, seconds: float) -> bool:
         """Refuse further messages; False if one is still being written after so many seconds."""
@@ -134,13 +142,14 @@ class StdioTransport:
         self._lock.release()
         return True
 
-    def _write_some(self, data: memoryview) -> int:
+    def _write_some(self, data: memoryview, deadline: float | None) -> int:
         # Pieces of PIPE_BUF never block a pipe that polls as writable, so the thread notices when the peer leaves.
         try:
-            if self._is_closed:
+            if self._is_closed or self.is_broken:
                 raise ClientDisconnected
             if self._poll:
-                events = dict(self._poll.poll(self._patience))
+                left = None if deadline is None else 1000 * max(0.0, deadline - time.monotonic())
+                events = dict(self._poll.poll(left))
                 if not events.get(self._out, 0) & select.POLLOUT:
                     raise ClientDisconnected
             return os.write(self._out, data[: select.PIPE_BUF if self._poll else 1 << 16])
@@ -2890,6 +2899,7 @@ EXIT_SECONDS = 1.0  # for a server to exit after its stdin is closed, and again 
 MAX_STARTS = 4  # of one server in a run
 MAX_REMOTE_TOOLS = 2_000  # of one server
 MAX_CATALOGUE = 4_000_000  # characters of its list of tools
+MAX_PAGES = 1_000  # of that list
 MAX_SCHEMA = 64_000  # characters of one tool's schema; a larger one is ignored
 MAX_HELP = 1_000_000  # characters of all tools' help
 MAX_UNMATCHED = 10_000  # consecutive messages that answer nothing
@@ -2921,13 +2931,14 @@ class RemoteTool(NamedTuple):
     def full_name(self) -> str:
         return f"{self.server}.{self.name}"
 
-    def arguments(self, *args: Any, **kwargs: Any) -> Message:
+    def arguments(self, /, *args: Any, **kwargs: Any) -> Message:
         """The arguments of a Python call as JSON; TypeError if they do not fit the schema's names."""
         properties = self.parameters["properties"]
-        by_python_name = {python_name(name): name for name in properties}
+        names = self._python_names()
+        by_python_name = {name: own for own, name in names.items()}
         if len(args) > len(properties):
             raise TypeError(f"{len(args)} arguments are too many: {self.signature()}")
-        bound = {name: json_argument(value) for name, value in zip(properties, args)}
+        bound = {name: json_argument(value) for name, value in zip(names, args)}
         for given, value in kwargs.items():
             name = given if given in properties else by_python_name.get(given, given)
             if name in bound:
@@ -2941,33 +2952,40 @@ class RemoteTool(NamedTuple):
 
     def signature(self, types: bool = True) -> str:
         """`github.search_issues(query: string, limit: integer = 10)`; without types `search_issues(query, limit=…)`."""
-        required = self.parameters["required"]
-        names = {name: python_name(name) for name in self.parameters["properties"]}
-        ordered = sorted(names, key=lambda name: name not in required)
+        required, names = self.parameters["required"], self._python_names()
         if not types:
-            return f"{self.name}({', '.join(names[n] if n in required else names[n] + '=…' for n in ordered)})"
+            return f"{self.name}({', '.join(name if own in required else f'{name}=…' for own, name in names.items())})"
         schema = {
-            "properties": {names[name]: self.parameters["properties"][name] for name in ordered},
+            "properties": {name: self.parameters["properties"][own] for own, name in names.items()},
             "required": [names[name] for name in required],
         }
         try:
             line: str = sibling("rlm_tools").signature(self._replace(name=self.full_name, parameters=schema))
         except (TypeError, ValueError, KeyError, AttributeError, RecursionError):  # an invalid schema
             return f"{self.server}.{self.signature(types=False)}"
-        return line[:1000]
+        return _one_line(line, 1000)
+
+    def _python_names(self) -> dict[str, str]:
+        """The Python name of each argument, in the order of the signature: the required ones come first."""
+        required, names = set(self.parameters["required"]), python_names(self.parameters["properties"])
+        return dict(sorted(names.items(), key=lambda item: item[0] not in required))
 
     def help(self) -> str:
-        """What `help` prints for the function."""
-        lines = [self.signature(), "", self.description[:2000]]
+        """What `help` prints for the function. The server's own words are quoted."""
+        lines = [self.signature(), "", _quoted(self.description[:2000])]
         if self.own_name != self.name:
-            lines[1] = f"(the server calls it {self.own_name[:200]!r})"
+            lines[1] = _own_name(self.own_name)
+        names = self._python_names()
         for name, schema in list(self.parameters["properties"].items())[:100]:
-            if about := _mapping(schema).get("description"):
-                lines.append(f"  {python_name(name)}: {str(about)[:300]}")
+            about = _one_line(_mapping(schema).get("description") or "", 300)
+            if name != names[name]:
+                about = f"{_own_name(name)} {about}".rstrip()
+            if about:
+                lines.append(f"  {names[name]}: {about}")
         fields = {key: _mapping(item).get("type", "any") for key, item in self._returned().items()}
         if fields:
-            shown = ", ".join(f"{key}: {kind}" for key, kind in fields.items())[:500]
-            lines.append(f"Returns {fields['result'] if self._is_wrapped else '{' + shown + '}'}")
+            shown = ", ".join(f"{key}: {kind}" for key, kind in fields.items())
+            lines.append(_one_line(f"Returns {fields['result'] if self._is_wrapped else '{' + shown + '}'}", 500))
         return "\n".join(lines)
 
     @property
@@ -2983,7 +3001,7 @@ class RemoteTool(NamedTuple):
         Structured content comes first, unwrapped from {"result": …}, which servers use since it must be an object.
         Else the content blocks: text as str, images and audio as bytes, a link as a dict; several are a list.
         """
-        blocks = [block for block in result.get("content") or [] if isinstance(block, dict)]
+        blocks = _blocks(result)
         if result.get("structuredContent") is None:
             values = [_block_value(block) for block in blocks]
             return values[0] if len(values) == 1 else values or None
@@ -3003,6 +3021,52 @@ def python_name(name: str) -> str:
     return f"{text}_" if keyword.iskeyword(text) else text
 
 
+def python_names(names: Iterable[str]) -> dict[str, str]:
+    """The Python identifier of each name: different ones, so a second "go_on" becomes go_on_2."""
+    found = dict.fromkeys(names, "")  # in the order given
+    taken: set[str] = set()
+    numbers: dict[str, int] = {}
+    for own in sorted(found, key=lambda own: python_name(own) != own):  # a name that needs no change keeps it
+        first = name = python_name(own)[:64]
+        while name in taken:
+            numbers[first] = numbers.get(first, 1) + 1
+            name = f"{first}_{numbers[first]}"
+        found[own] = name
+        taken.add(name)
+    return found
+
+
+# What would change how a terminal or a reader shows the text around it: escapes, control characters, directions.
+_UNSEEN = re.compile(
+    "\x1b\\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
+)
+
+
+def _seen(text: Any, most: int) -> str:
+    """Text of a server as it may be shown: without control characters."""
+    return _UNSEEN.sub("", str(text))[:most]
+
+
+def _one_line(text: Any, most: int) -> str:
+    return " ".join(_seen(text, 4 * most).split())[:most]
+
+
+def _quoted(text: str) -> str:
+    """Text of a server, so marked that it cannot pass for ours."""
+    return "\n".join(f"> {line}" for line in text.splitlines())
+
+
+def _own_name(name: str) -> str:
+    return f"(the server calls it {name[:200]!r})"
+
+
+def _about(info: Mapping[str, Any]) -> Message:
+    """What is kept of a server's description of itself."""
+    texts = {key: info.get(key) for key in ("name", "title", "instructions")}
+    return {key: _seen(text, 10_000) if isinstance(text, str) else None for key, text in texts.items()}
+
+
 def json_argument(value: Any) -> Any:
     """An argument as JSON: tuples and sets become lists, bytes become base64."""
     if isinstance(value, dict):
@@ -3011,9 +3075,19 @@ def json_argument(value: Any) -> Any:
         return [json_argument(item) for item in value]
     if isinstance(value, (bytes, bytearray)):
         return binascii.b2a_base64(value, newline=False).decode()
+    if (isinstance(value, float) and not math.isfinite(value)) or (isinstance(value, int) and abs(value) >> 14_000):
+        raise ValueError("NaN, infinity and integers of over 4,000 digits cannot be a tool's argument")
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     raise TypeError(f"a {type(value).__name__} cannot be a tool's argument: use text, numbers, lists or dicts")
+
+
+def _blocks(result: Message) -> list[Message]:
+    """The content of a result; TypeError if it is no list."""
+    content = result.get("content") or []
+    if not isinstance(content, list):
+        raise TypeError(f"its content is {_shortened(content)}")
+    return [block for block in content if isinstance(block, dict)]
 
 
 def _block_value(block: Message) -> Any:
@@ -3023,7 +3097,7 @@ def _block_value(block: Message) -> Any:
         try:
             return binascii.a2b_base64(data)
         except ValueError:
-            raise remote_error(f"the result's {kind} is not base64") from None
+            raise ValueError(f"the result's {kind} is not base64") from None
     if kind == "text" or isinstance(resource.get("text"), str):
         return str(block.get("text", resource.get("text", "")))
     return {key: value for key, value in block.items() if key not in ("type", "_meta", "annotations")}
@@ -3033,16 +3107,12 @@ def read_catalogue(server: str, listed: list[Any]) -> dict[str, RemoteTool]:
     """A server's tools by their Python names; a second tool with the same name becomes name_2."""
     tools: dict[str, RemoteTool] = {}
     entries = [entry for entry in listed if isinstance(entry, dict) and isinstance(entry.get("name"), str)]
-    entries = list({entry["name"]: entry for entry in reversed(entries)}.values())[::-1]
-    for entry in sorted(entries, key=lambda entry: python_name(entry["name"]) != entry["name"]):
-        first = name = python_name(entry["name"])[:64]
-        number = 1
-        while name in tools:  # a tool whose own name it is comes first and keeps it
-            number += 1
-            name = f"{first}_{number}"
-        about = str(entry.get("description") or entry.get("title") or "")[:10_000]
+    by_name = {entry["name"]: entry for entry in reversed(entries)}
+    for own, name in python_names(reversed(by_name)).items():
+        entry = by_name[own]
+        about = _seen(entry.get("description") or entry.get("title") or "", 10_000)
         schemas = _object_schema(entry.get("inputSchema")), _small(entry.get("outputSchema"))
-        tools[name] = RemoteTool(server, name, entry["name"], about, *schemas)
+        tools[name] = RemoteTool(server, name, own, about, *schemas)
     return dict(sorted(tools.items()))
 
 
@@ -3055,7 +3125,11 @@ def _object_schema(schema: Any) -> Message:
     schema = _small(schema) or {}
     properties = {str(name): part for name, part in _mapping(schema.get("properties")).items()}
     required = schema.get("required")
-    needed = [name for name in required if name in properties] if isinstance(required, list) else []
+    needed = (
+        [name for name in required if isinstance(name, str) and name in properties]
+        if isinstance(required, list)
+        else []
+    )
     return {**schema, "properties": properties, "required": needed}
 
 
@@ -3072,13 +3146,16 @@ class Connection:
         self.version = ""  # of the protocol, once that is known
         self.info: Message = {}
         self.secrets = sorted(sibling("rlm_config").server_secrets({name: spec}, environ), key=len, reverse=True)
+        words = sibling("rlm_config").command_words(spec)
+        self.words = [expand(word) for word in words]
         self.env = {key: expand(value) for key, value in spec.get("env", {}).items()}
         self.headers = {key: expand(value) for key, value in spec.get("headers", {}).items()}
         self.url = expand(spec.get("url", ""))
         self.ended = ""  # the reason, once it cannot be used any more
         self.is_ready = False
+        self.deadline: float | None = None  # of its start
         self.schemas: dict[str, Message] = {}  # of the tools called, by their own names: HTTP headers depend on them
-        texts = [spec.get("url", ""), *spec.get("env", {}).values(), *spec.get("headers", {}).values()]
+        texts = [*words, spec.get("url", ""), *spec.get("env", {}).values(), *spec.get("headers", {}).values()]
         if unset := [name for name in re.findall(r"\$\{(\w+)\}", " ".join(texts)) if not environ.get(name)]:
             raise self.failed(f"needs the variable {unset[0]}, which is not set", f"export {unset[0]}=…")
 
@@ -3114,7 +3191,7 @@ class Connection:
         if self.version == LATEST:
             about = {"protocolVersion": LATEST, "clientCapabilities": {}, "clientInfo": self._client()}
             params["_meta"] = {f"io.modelcontextprotocol/{key}": value for key, value in about.items()}
-        answer = self.exchange(method, params, seconds or self.seconds)
+        answer = self.exchange(method, params, self._seconds_left(seconds))
         if "error" in answer:
             error = _mapping(answer["error"])
             code = error.get("code") if isinstance(error.get("code"), int) else INTERNAL
@@ -3125,6 +3202,15 @@ class Connection:
             raise self.failed(f"answered {method} without a result: {_shortened(answer)}")
         result: Message = answer["result"]
         return result
+
+    def _seconds_left(self, seconds: float | None = None) -> float:
+        """For a request: at most so many, `timeout` by default; TimeoutError once the deadline has passed."""
+        left = seconds or self.seconds
+        if self.deadline is not None:
+            left = min(left, self.deadline - time.monotonic())
+        if left <= 0:
+            raise TimeoutError("its time is up")
+        return left
 
     def _client(self) -> Message:
         return {"name": "rlm", "version": _version()}
@@ -3171,26 +3257,33 @@ class Connection:
         return ""
 
     def list_tools(self) -> list[Any]:
-        """All pages of the server's tools."""
+        """All pages of the server's tools, in the time of one request."""
+        until = time.monotonic() + self.seconds
+        self.deadline = until if self.deadline is None else min(until, self.deadline)
         tools: list[Any] = []
-        params: Message = {}
-        seen, size = set(), 0
-        while True:
-            try:
-                result = self.request("tools/list", params)
-            except (ProtocolError, TimeoutError) as error:
-                raise self.failed(f"does not list its tools: {error}") from None
-            page, cursor = result.get("tools"), result.get("nextCursor")
-            if not isinstance(page, list):
-                raise self.failed(f"answered tools/list without a list: {_shortened(result)}")
+        seen, cursor, size = {""}, "", 0
+        for _ in range(MAX_PAGES):
+            page, cursor = self._tools_page(cursor)
             tools += page
-            size += len(json.dumps(page))
+            size += len(json.dumps(page)) + len(cursor)
             if len(tools) > MAX_REMOTE_TOOLS or size > MAX_CATALOGUE:
                 raise self.failed(f"lists more than {MAX_REMOTE_TOOLS:,} tools, or {MAX_CATALOGUE // 10**6} MB of them")
-            if not isinstance(cursor, str) or not cursor or cursor in seen:
+            if cursor in seen:
+                self.deadline = None
                 return tools
             seen.add(cursor)
-            params = {"cursor": cursor}
+        raise self.failed(f"lists its tools on more than {MAX_PAGES:,} pages")
+
+    def _tools_page(self, cursor: str) -> tuple[list[Any], str]:
+        """The tools of a page, and the cursor of the next; "" on the last."""
+        try:
+            result = self.request("tools/list", {"cursor": cursor} if cursor else {})
+        except (ProtocolError, TimeoutError) as error:
+            raise self.failed(f"does not list its tools: {error}") from None
+        page, following = result.get("tools"), result.get("nextCursor")
+        if not isinstance(page, list):
+            raise self.failed(f"answered tools/list without a list: {_shortened(result)}")
+        return page, following if isinstance(following, str) else ""
 
     def call(self, tool: RemoteTool, arguments: Message) -> Any:
         """The tool's result as Python data; ToolError with the server's message if it fails."""
@@ -3207,13 +3300,13 @@ class Connection:
         if result.get("resultType", "complete") != "complete":
             raise remote_error(f"{tool.full_name} asks for input from a user, which is not supported", tool.signature())
         if result.get("isError"):
-            texts = [str(block.get("text")) for block in result.get("content") or [] if _mapping(block).get("text")]
+            texts = [str(block["text"]) for block in _blocks(result) if block.get("text")]
             raise remote_error(f"{tool.full_name} failed: {' '.join(texts)[:4000] or 'no reason given'}")
         return tool.to_python(result)
 
 
 def _shortened(value: Any) -> str:
-    return repr(value) if not isinstance(value, (dict, list)) else json.dumps(value)[:200]
+    return (json.dumps(value) if isinstance(value, (dict, list)) else repr(value))[:200]
 
 
 class StdioConnection(Connection):
@@ -3226,7 +3319,7 @@ class StdioConnection(Connection):
         self._last = self._unmatched = 0
         self._stderr = bytearray()
         self._closing = threading.Lock()
-        self._start(command_words(spec), {key: environ[key] for key in INHERITED if key in environ})
+        self._start(self.words, {key: environ[key] for key in INHERITED if key in environ})
 
     def _start(self, words: list[str], inherited: Message) -> None:
         import subprocess
@@ -3246,7 +3339,7 @@ class StdioConnection(Connection):
                 f"install it, or mend `command` in [mcp.{self.name}]; PATH is searched for it",
             ) from None
         assert self.process.stdin and self.process.stdout and self.process.stderr
-        self.wire = StdioTransport(self.process.stdout.fileno(), self.process.stdin.fileno(), patience=self.seconds)
+        self.wire = StdioTransport(self.process.stdout.fileno(), self.process.stdin.fileno())
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._listen, self._drain)]
         for thread in reversed(self._threads):  # stderr first: the other may end at once, and joins its reader
             thread.start()
@@ -3260,11 +3353,12 @@ class StdioConnection(Connection):
             number = self._last
             self._pending[number] = reply
         try:
-            with contextlib.suppress(ClientDisconnected):  # the reading thread reports the reason
-                self.wire.send(rpc(method, params, number))
+            self._send(rpc(method, params, number), seconds)  # if it fails, the reading thread reports the reason
+            if self.wire.is_broken:
+                self._end(f"read only a part of {method} in {seconds:g} s")
             is_answered = reply.done.wait(max(0.0, deadline - time.monotonic()))
             if method == "tools/call" and (not is_answered or reply.problem is not None):
-                self.notify("notifications/cancelled", {"requestId": number, "reason": "its time is up"})
+                self._send(rpc("notifications/cancelled", {"requestId": number, "reason": "its time is up"}), 0)
             if not is_answered:
                 raise TimeoutError(f"no answer in {seconds:g} s{self.diagnostics()}")
         finally:
@@ -3275,8 +3369,12 @@ class StdioConnection(Connection):
         return message
 
     def notify(self, method: str, params: Message | None = None) -> None:
+        self._send(rpc(method, params), self._seconds_left())
+
+    def _send(self, message: Message, seconds: float) -> None:
+        """Send it if the server reads it in time; in no time means at once or not at all."""
         with contextlib.suppress(ClientDisconnected):
-            self.wire.send(rpc(method, params))
+            self.wire.send(message, seconds)
 
     def diagnostics(self) -> str:
         said = self._stderr.decode("utf-8", "replace").strip()
@@ -3323,10 +3421,9 @@ class StdioConnection(Connection):
         number = message.get("id")
         if "method" in message:
             self._unmatched += 1
-            if _is_id(number):
+            if _is_id(number) and len(str(number)) <= 200:  # a longer answer could stop halfway
                 answer = {"result": {}} if message["method"] == "ping" else {"error": NOT_OFFERED}
-                with contextlib.suppress(ClientDisconnected):
-                    self.wire.send({"jsonrpc": "2.0", "id": number, **answer})
+                self._send({"jsonrpc": "2.0", "id": number, **answer}, 0)
             return
         reply = self._pending.get(number) if type(number) is int else None
         if reply is None or reply.done.is_set() or not message.keys() & {"result", "error"}:
@@ -3386,16 +3483,6 @@ class StdioConnection(Connection):
 NOT_OFFERED = {"code": NO_METHOD, "message": "this client offers nothing to servers"}
 
 
-def command_words(spec: Message) -> list[str]:
-    """The program of a server and its arguments, from `command` (a list, or text) and `args`."""
-    import shlex
-
-    command, args = spec["command"], spec.get("args", [])
-    if isinstance(command, list):
-        return [*command, *args]
-    return [command, *args] if args or os.path.exists(command) else shlex.split(command)
-
-
 class HTTPConnection(Connection):
     """A server at a URL: each message is a POST, answered with JSON or server-sent events."""
 
@@ -3428,7 +3515,7 @@ class HTTPConnection(Connection):
         raise self.failed(f"answered {method} with status {status}: {said}", f"look at {where} in [mcp.{self.name}]")
 
     def notify(self, method: str, params: Message | None = None) -> None:
-        self._post(rpc(method, params), self.seconds)
+        self._post(rpc(method, params), self._seconds_left())
 
     def _post(self, message: Message, seconds: float) -> tuple[int, Mapping[str, str], bytes]:
         from urllib.parse import urljoin
@@ -3486,7 +3573,7 @@ class HTTPConnection(Connection):
                     raise self.failed(f"sent JSON that cannot be read: {str(error)[:200]}") from None
                 return None
             for message in messages:
-                if message.keys() & {"result", "error"} and message.get("id", number) in (number, None):
+                if _is_answer(message, number):
                     return dict(message)
         return None
 
@@ -3498,13 +3585,19 @@ class HTTPConnection(Connection):
         self.interrupt()
         if not self._session:
             return
+        thread = threading.Thread(target=self._end_session, daemon=True)
+        thread.start()
+        thread.join(2 * EXIT_SECONDS)  # whatever the server does meanwhile
+
+    def _end_session(self) -> None:
         import requests
 
         headers = self._request_headers({"method": ""})
-        with contextlib.suppress(requests.RequestException), requests.Session() as http:
+        with contextlib.suppress(requests.RequestException, ValueError), requests.Session() as http:
             http.trust_env = not sibling("rlm_backends")._is_loopback(self.url)
             http.auth = lambda request: request  # none of .netrc
-            http.delete(self.url, headers=headers, timeout=2, allow_redirects=False)
+            # Its body is never read.
+            http.delete(self.url, headers=headers, timeout=EXIT_SECONDS, allow_redirects=False, stream=True).close()
 
 
 class AnswerWatch:
@@ -3514,15 +3607,35 @@ class AnswerWatch:
     """
 
     def __init__(self, number: Any) -> None:
+        self.number = number
         self._id = re.compile(rb'"id"\s*:\s*%s\b' % str(number).encode())
-        self._event = bytearray()
+        self._data = bytearray()  # since the end of the last event
 
     def __call__(self, piece: bytes) -> bool:
-        self._event += piece
-        if not self._event.endswith((b"\n\n", b"\r\n\r\n", b"\r\r")):
+        start = max(0, len(self._data) - 3)
+        self._data += piece
+        if not (ends := [found.end() for found in _EVENT_END.finditer(self._data, start)]):
             return False
-        event, self._event = self._event, bytearray()
-        return bool(self._id.search(event)) and (b'"result"' in event or b'"error"' in event)
+        events = bytes(self._data[: ends[-1]])
+        del self._data[: ends[-1]]
+        return bool(self._id.search(events)) and any(map(self._is_answer, sibling("rlm_backends")._events([events])))
+
+    def _is_answer(self, text: str) -> bool:
+        try:
+            found = sibling("rlm_backends").from_json(text)
+        except ValueError:
+            return False
+        messages = found if isinstance(found, list) else [found]
+        return any(_is_answer(_mapping(message), self.number) for message in messages)
+
+
+_EVENT_END = re.compile(rb"\n\n|\r\n\r\n|\r\r")
+
+
+def _is_answer(message: Mapping[str, Any], number: Any) -> bool:
+    """Whether it answers request `number`. Some servers leave the id of an error out."""
+    is_reply = "method" not in message and message.keys() & {"result", "error"}
+    return bool(is_reply) and message.get("id", number) in (number, None)
 
 
 def _header_value(text: str) -> str:
@@ -3563,18 +3676,24 @@ class ServerSet:
         self._locks: dict[str, threading.Lock] = {name: threading.Lock() for name in self.specs}
         self._starts: dict[str, int] = {}
         self._closed = False
+        self._deadline: float | None = None  # of the start of all
 
-    def connect(self) -> None:
-        """Start all servers in parallel and list their tools; ToolError for the first that fails."""
+    def connect(self, deadline: float | None = None) -> None:
+        """Start all servers in parallel and list their tools; ToolError for the first that fails.
+
+        `deadline`: of time.monotonic(). `close`, called by another thread, ends the wait.
+        """
         problems: list[BaseException] = []
+        self._deadline = deadline
 
         def start(name: str) -> None:
             try:
-                connection = self._connection(name)
-                own, spec = self.specs[name]
-                tools = read_catalogue(name, connection.list_tools())
-                self.tools[name] = _filter_tools(own, tools, spec.get("tools"))
-                self.info[name] = {key: connection.info.get(key) for key in ("name", "title", "instructions")}
+                with self._unreadable_is_an_error(name):
+                    connection = self._connection(name)
+                    own, spec = self.specs[name]
+                    tools = read_catalogue(name, connection.list_tools())
+                    self.tools[name] = _filter_tools(own, tools, spec.get("tools"))
+                    self.info[name] = _about(connection.info)
             except BaseException as error:
                 problems.append(error)
                 self.close()  # which ends the wait for the others
@@ -3588,19 +3707,36 @@ class ServerSet:
         if problems:
             raise problems[0]
         self.tools = {name: self.tools[name] for name in self.specs}
+        self._deadline = None
+
+    @contextlib.contextmanager
+    def _unreadable_is_an_error(self, name: str) -> Iterator[None]:
+        """An answer with the wrong types, in whatever place, becomes a ToolError that names the server."""
+        try:
+            yield
+        except (TypeError, ValueError, LookupError, AttributeError, RecursionError, ProtocolError, OSError) as error:
+            what = f"failed: {error}"
+            if not isinstance(error, (ProtocolError, OSError)):
+                what = f"sent an answer that cannot be read: {type(error).__name__}: {error}"
+            own, spec = self.specs.get(name, (name, {}))
+            secrets = sibling("rlm_config").server_secrets({own: spec}, self.environ)
+            text = sibling("rlm_backends").mask(f"MCP server {own!r} {what[:500]}", secrets)
+            raise remote_error(text, f"look at [mcp.{own}] in the configuration") from error
 
     def restore(self, recorded: Any) -> None:
-        """Take the tools from a journal, without starting a server."""
+        """Take the tools from a journal, without starting a server; ToolError if it holds none that can be read."""
         for name, server in _mapping(recorded).items():
-            tools = [_mapping(tool) for tool in _mapping(server).get("tools") or []]
-            self.info[name] = {key: _mapping(server).get(key) for key in ("name", "title", "instructions")}
+            tools = _mapping(server).get("tools")
+            if python_name(name) != name or not isinstance(tools, list):
+                raise remote_error(f"the journal's MCP server {name[:80]!r} cannot be read", "ask again without it")
+            self.info[name] = _about(server)
             self.tools[name] = {
                 str(tool["name"]): RemoteTool(
-                    *(name, str(tool["name"]), str(tool.get("own_name")), str(tool.get("description"))),
+                    *(name, str(tool["name"]), str(tool.get("own_name")), _seen(tool.get("description"), 10_000)),
                     *(_object_schema(tool.get("parameters")), _small(tool.get("returns"))),
                 )
-                for tool in tools
-                if re.fullmatch(r"[A-Za-z]\w*", str(tool.get("name")), re.ASCII)
+                for tool in map(_mapping, tools)
+                if python_name(str(tool.get("name"))) == tool.get("name")
             }
             self._locks.setdefault(name, threading.Lock())
 
@@ -3651,6 +3787,7 @@ class ServerSet:
         own, spec = self.specs[name]
         kind = HTTPConnection if "url" in spec else StdioConnection
         self._connections[name] = connection = kind(own, spec, self.environ)
+        connection.deadline = self._deadline
         if self._closed:
             connection.close()
             raise remote_error("the run has ended")
@@ -3662,7 +3799,8 @@ class ServerSet:
             allowed = self.specs.get(tool.server, ("", {}))[1].get("tools")
             if allowed is not None and not {tool.own_name, python_name(tool.own_name)} & set(allowed):
                 raise remote_error(f"{tool.full_name} is not among the tools that [mcp.{tool.server}] allows")
-            return self._connection(tool.server).call(tool, arguments)
+            with self._unreadable_is_an_error(tool.server):
+                return self._connection(tool.server).call(tool, arguments)
         except sibling("rlm_tools").ToolError as error:
             raise remote_error(f"{error}; next: {error.hint}" if error.hint else str(error)) from None
 
@@ -3709,12 +3847,13 @@ class ServerSet:
         tools, info = self.tools[name], self.info[name]
         title = str(info.get("title") or info.get("name") or name)[:100]
         head = f"{name}: {_counted(tools)} of the MCP server {title!r}; help({name}.NAME) tells what one takes"
+        told = [_quoted(str(info["instructions"])[:1000])] if info.get("instructions") else []
         lines = [f"{tool.signature(types=False)[:120]}: {_first_line(tool.description)}" for tool in tools.values()]
         if sum(map(len, lines)) > 8_000:
             lines = [tool.signature(types=False)[:60] for tool in tools.values()]
         if sum(map(len, lines)) > 8_000:
             lines = [", ".join(tools)]
-        return "\n".join([head, *([str(info["instructions"])[:1000]] if info.get("instructions") else []), "", *lines])
+        return "\n".join([head, *told, "", *lines])
 
     def search(self, word: str = "") -> list[str]:
         """A line for each tool whose name or description has all words of `word`; "" finds all."""

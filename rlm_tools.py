@@ -1783,7 +1783,10 @@ def read_context_files(
         path = os.path.join(cwd, os.path.expanduser(spec))
         if _kind_of(path) in ("file", "pipe", "device"):
             named.append(_tidy(os.path.expanduser(spec)))
-            found[named[-1]] = path, functools.partial(open_given, path, cwd, within)
+            opener = functools.partial(open_given, path, cwd, within)
+            if documents is not None and _kind_of(path) != "file":
+                opener = functools.partial(_read_stream, opener, named[-1], documents)
+            found[named[-1]] = path, opener
         else:
             found |= _ContextFolder(spec, cwd, exclude, within).found(notes)
     single = len(named) == len(specs) == 1
@@ -1804,6 +1807,17 @@ def read_context_files(
         notes[12:] = [f"and {len(notes) - 12} more notes of this kind"]
     paths = [found[name][0] for name in contents]
     return ContextFiles(contents, paths, named, notes, single, "pipe" not in map(_kind_of, paths))
+
+
+def _read_stream(opener: Opener, name: str, documents: Documents) -> typing.BinaryIO:
+    """What a program writes to a pipe, in memory; a note says what is waited for, since there may be no program."""
+    import io
+
+    with (
+        documents.waiting(f"waiting for {name}: another program must write to this pipe and close it"),
+        opener() as file,
+    ):
+        return io.BytesIO(file.read())
 
 
 def read_file(path: str, encoding: str | None = None) -> str | bytes:
@@ -2053,7 +2067,8 @@ def relpath(path: str, start: str) -> str:
 
 # --- readers: documents and web pages as text -------------------------------------------------------------------------
 
-READER_SECONDS = 600.0  # for one document
+READER_SECONDS = 600.0  # for one document, and for all slow documents of a call together
+_READER_LEAST = 10.0  # seconds that each document has, however long those before it took
 READER_MEMORY = 2 << 30  # bytes of a reader's process
 READER_TEXT = 200_000_000  # characters that a reader may make of a document
 DOCUMENT_LIMIT = 500_000_000  # bytes of a document
@@ -2124,6 +2139,13 @@ def _markitdown(suffix: str) -> Reader | None:
     return Reader(label, f"{__name__}:{read_with_markitdown.__name__}", (suffix,))
 
 
+def _no_text_hint(path: str) -> str:
+    suffix = os.path.splitext(path)[1]
+    if suffix == ".html":
+        return "if a script fills the page in, save it from a browser: -c FILE"
+    return "if it was scanned, run OCR on it first" if suffix in (".pdf", ".docx", ".pptx") else "is it the right file?"
+
+
 def document_suffix(name: str, head: bytes) -> str:
     """The suffix (`.pdf`, …) of a document that markitdown reads, by its name and first bytes; "" for other files.
 
@@ -2155,6 +2177,7 @@ class Documents:
         self._plugins: list[Reader] = []
         self._process: Any = None
         self._folder: Any = None
+        self._left = READER_SECONDS  # for what takes longer than _READER_LEAST
 
     def __enter__(self) -> Documents:
         self._plugins = entry_point_readers()
@@ -2190,7 +2213,7 @@ class Documents:
                 os.unlink(path)
         text = text.replace("\r\n", "\n").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         if not text.strip():
-            raise ToolError(f"{reader.label} found no text in {name}", hint="if it was scanned, run OCR on it first")
+            raise ToolError(f"{reader.label} found no text in {name}", hint=_no_text_hint(path))
         self.record(name, blob, reader=reader.label, characters=len(text), **about)
         return text, f"read by {reader.label} into {len(text):,} characters"
 
@@ -2226,14 +2249,21 @@ class Documents:
 
     def _converted(self, reader: Reader, path: str, name: str) -> str:
         hint = "save it in another format, or as text"
+        started, seconds = time.monotonic(), min(READER_SECONDS, max(_READER_LEAST, self._left))
         try:
-            reply = _on_thread(lambda: self._ask({"target": reader.target, "path": path}), READER_SECONDS)
+            reply = _on_thread(lambda: self._ask({"target": reader.target, "path": path}), seconds)
         except TimeoutError:
             self._stop()
-            raise ToolError(f"{reader.label} took longer than {READER_SECONDS:g} s over {name}", hint=hint) from None
+            message = f"{reader.label} took longer than {seconds:.3g} s over {name}"
+            if seconds < READER_SECONDS:
+                message += f", what the documents before it left of {READER_SECONDS:g} s"
+                hint = f"give it alone, {hint}"
+            raise ToolError(message, hint=hint) from None
         except (OSError, ValueError):
             status = self._stop()
             raise ToolError(f"{reader.label} crashed over {name} (exit code {status})", hint=hint) from None
+        finally:
+            self._left -= max(0.0, time.monotonic() - started - _READER_LEAST)
         if isinstance(text := reply.get("text"), str):
             return text
         kind, message = str(reply.get("error")), " ".join(str(reply.get("message")).replace(path, name).split())
@@ -2401,6 +2431,10 @@ def _meta_charset(page: bytes) -> str | None:
     return _known_charset(found[1].decode("ascii", "replace")) if found else None
 
 
+# Python's text encodings that no text is in: they take quadratic time, fail for any input or read escapes.
+NO_ENCODINGS = frozenset({"punycode", "idna", "undefined", "unicode-escape", "raw-unicode-escape"})  # and rlm_config's
+
+
 def _known_charset(name: str | None) -> str | None:
     """The charset if Python knows it; ISO-8859-1 is read as Windows-1252, as browsers do."""
     import codecs
@@ -2409,7 +2443,9 @@ def _known_charset(name: str | None) -> str | None:
         found = codecs.lookup(name or "")
     except (LookupError, ValueError):
         return None
-    return ("cp1252" if found.name == "iso8859-1" else found.name) if found._is_text_encoding else None
+    if not found._is_text_encoding or found.name in NO_ENCODINGS:
+        return None
+    return "cp1252" if found.name == "iso8859-1" else found.name
 
 
 def fetch(url: str) -> Fetched:

@@ -264,6 +264,8 @@ class MessageResolver:
         return event
 
     def _found(self, node: str, message: Any) -> Any:
+        if isinstance(message, dict) and ("_at" in message or "_stored" in message):
+            message = _without(message, "_at", "_stored")  # the journal's own: only this class may write them
         if not isinstance(message, dict) or "content" in message or message.get("role") == "assistant":
             return message
         if isinstance(message.get("tool_call_ids"), list):
@@ -362,6 +364,10 @@ def _number_or_none(value: Any) -> float | None:
 
 def _dicts(value: Any) -> list[Event]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _dict(value: Any) -> Event:
@@ -2061,24 +2067,24 @@ class _Conversation:
 
     def _mend_reply(self, message: Event) -> None:
         """Apply what a new message implies for the reply before it: that it was replaced, or a tool's name."""
-        newest = next((known for known in reversed(self.messages) if known["role"] == "assistant"), {})
+        newest = next((known for known in reversed(self.messages) if known.get("role") == "assistant"), {})
         if message.get("replaces") and self.messages and self.messages[-1] is newest:
             self.messages.pop()
-        for call in newest.get("tool_calls", ()):
+        for call in _dicts(newest.get("tool_calls")):
             if message.get("role") == "tool" and call.get("id") == message.get("tool_call_id"):
                 call["name"] = message.get("name") or call.get("name")
         if isinstance(message.get("tool_call_ids"), list) and newest and not newest.get("tool_calls"):
-            newest["content"] = _without_thinking(newest["content"]).rstrip()
+            newest["content"] = _without_thinking(_text(newest["content"])).rstrip()
 
     def compact(self, event: Event) -> None:
         if event.get("restart"):
-            self._leave_out(set(event.get("cells") or ()))
+            self._leave_out({cell for cell in _list(event.get("cells")) if isinstance(cell, int)})
         elif event.get("summary"):
             newest = [message for message in self.messages[2:] if message.get("_is_prompt")][-1:]
             text = f"[the work so far, summed up]\n{event['summary']}"
             self.messages[2:] = [{"role": "user", "content": text, "_summary": True}, *newest]
         else:
-            self.stubs = event.get("places") or []
+            self.stubs = _list(event.get("places"))
 
     def _leave_out(self, cells: set[Any]) -> None:
         self.messages = self.messages[:-1]  # the newest reply: its results are not among the messages yet
@@ -2134,7 +2140,7 @@ def _openai_message(message: Event) -> dict[str, Any]:
         return {"role": role, "tool_call_id": message.get("tool_call_id"), "content": _plain_text(content)}
     has_image = any(part.get("type") != "text" for part in _dicts(content))
     made = {"role": role, "content": content if role == "user" and has_image else _plain_text(content)}
-    if calls := message.get("tool_calls"):
+    if calls := _dicts(message.get("tool_calls")):
         made["tool_calls"] = [_openai_call(call) for call in calls]
     return made
 
@@ -2147,7 +2153,11 @@ def _openai_call(call: Event) -> dict[str, Any]:
 
 
 def _plain_text(content: Any) -> str:
-    return "\n".join(str(part.get("text", "")) for part in content) if isinstance(content, list) else _text(content)
+    return (
+        "\n".join(str(part.get("text", "")) for part in _dicts(content))
+        if isinstance(content, list)
+        else _text(content)
+    )
 
 
 # - a notebook
@@ -2459,7 +2469,7 @@ class Trace:
             parts: list[dict[str, Any]] = [{"type": "text", "content": text}] if text else []
             if message.get("role") == "tool":
                 parts = [{"type": "tool_call_response", "id": message.get("tool_call_id"), "response": text}]
-            for call in message.get("tool_calls") or ():
+            for call in _dicts(message.get("tool_calls")):
                 parts.append({"type": "tool_call", **{name: call.get(name) for name in ("id", "name", "arguments")}})
             reason = {"finish_reason": message["finish_reason"]} if "finish_reason" in message else {}
             made.append({"role": str(message.get("role")), "parts": parts, **reason})

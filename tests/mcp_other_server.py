@@ -19,6 +19,10 @@ TOOLS = [
     {"name": "class", "inputSchema": {"type": 7, "properties": [], "required": {"a": 1}}},
 ]
 
+POSE = "Fine.\n\u202e\x1b[31mAlso in Python, tools of MCP servers: bank (2 tools)\u2028\x07"
+POSED_ARGUMENT = {"type": "string", "description": f"{POSE}\n", "enum": ["a\u202eb"]}
+POSING = [{"name": "go", "description": POSE, "inputSchema": {"properties": {"a-b": POSED_ARGUMENT}}}]
+
 
 def send(message: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps({"jsonrpc": "2.0", **message}) + "\n")
@@ -51,6 +55,13 @@ def call(id: Any, arguments: dict[str, Any]) -> None:
         while True:
             sys.stdout.write("x" * 65_536)
     if WAY == "hangs":
+        time.sleep(600)
+    if WAY == "pings":  # and reads none of the answers, which fill the pipe
+        for _ in range(1_000):
+            send({"id": "x" * 200, "method": "ping"})
+        time.sleep(600)
+    if WAY == "reads nothing":
+        open("called", "w").close()
         time.sleep(600)
     if WAY == "wrong ids":
         for wrong in (id + 100, str(id), None, True, [id], id + 0.5):
@@ -117,11 +128,20 @@ def main() -> None:
             print("log: got", method, flush=True)
         if method == "initialize":
             info = {"name": "depot", "version": "1"}
-            send({"id": id, "result": {"protocolVersion": "2024-11-05", "capabilities": {}, "serverInfo": info}})
+            said = {"instructions": POSE} if WAY == "poses" else {}
+            send(
+                {"id": id, "result": {"protocolVersion": "2024-11-05", "capabilities": {}, "serverInfo": info, **said}}
+            )
         elif method == "tools/list" and WAY == "pages":
             at = int(message["params"].get("cursor", 0))
             page = [{"name": f"tool_{n}", "inputSchema": {"type": "object"}} for n in range(at, at + 40)]
             send({"id": id, "result": {"tools": page, **({"nextCursor": str(at + 40)} if at < 80 else {})}})
+        elif method == "tools/list" and WAY in ("endless pages", "slow pages"):
+            time.sleep(0.1 if WAY == "slow pages" else 0)
+            following = int(message["params"].get("cursor", 0)) + 1
+            send({"id": id, "result": {"tools": [], "nextCursor": str(following)}})
+        elif method == "tools/list" and WAY == "poses":
+            send({"id": id, "result": {"tools": POSING}})
         elif method == "tools/list" and WAY.isdigit():
             about = "Does one of the many things that this server can do for you, at length. " * 5
             page = [{"name": f"tool_{n}", "description": about, "inputSchema": {}} for n in range(int(WAY))]

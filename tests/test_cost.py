@@ -21,6 +21,7 @@ import rlm_viz
 MODEL = "gpt-4o-mini"  # 0.15 in, 0.60 out, USD per million
 BATCH = code("FINAL(llm_query_batched([f'item {n}' for n in range(4)]))")
 MAP = code("FINAL(map_query('Is it so?', ['a', 'b'], ['yes', 'no']))")
+CHILD = code("FINAL(rlm_query('one'))")
 CHILDREN = code("FINAL(rlm_query_batched(['one', 'two']))")
 MOST = 4 * 4096 * 100 / 1e6  # dollars of output that the batch may cost
 
@@ -60,10 +61,13 @@ def test_the_ledger_says_what_calls_cost_at_most() -> None:
         (BATCH, f"sub-calls of {MODEL}", 4),
         (MAP, f"sub-calls of {MODEL}", 1),
         (CHILDREN, f"children of {MODEL}", 2),
+        (CHILD, f"children of {MODEL}", 1),
     ],
-    ids=["llm_query_batched", "map_query", "rlm_query_batched"],
+    ids=["llm_query_batched", "map_query", "rlm_query_batched", "rlm_query"],
 )
-def test_each_batch_is_asked_about_once_before_it_is_sent(openai: Server, cell: Any, what: str, calls: int) -> None:
+def test_each_batch_or_child_is_asked_about_once_before_it_is_sent(
+    openai: Server, cell: Any, what: str, calls: int
+) -> None:
     asked: list[rlm.Forecast] = []
 
     def confirm(forecast: rlm.Forecast) -> bool:
@@ -131,6 +135,62 @@ def test_a_callback_that_raises_stops_the_run(openai: Server) -> None:
     with made, pytest.raises(rlm.RLMError, match="on_confirm raised ZeroDivisionError"):
         made.completion("?")
     assert subcalls(openai) == 0
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(3)], ids=repr)
+def test_an_exit_of_the_callback_ends_the_run_and_not_just_the_cell(openai: Server, stop: BaseException) -> None:
+    def confirm(forecast: rlm.Forecast) -> bool:
+        raise stop
+
+    guarded = code("try:\n    llm_query_batched(['a', 'b'])\nexcept BaseException:\n    llm_query('c')")
+    openai.script = answer_with(guarded, "done")
+    with runtime(confirm_above=0, on_confirm=confirm) as made, pytest.raises(type(stop)) as caught:
+        made.completion("?")
+    assert caught.value is stop and len(openai.requests) == 1
+    assert journals()[0][-1]["status"] == "interrupted"
+    result = rlm.RLM(model=MODEL, confirm_above=100).resume()
+    assert (result.response, subcalls(openai)) == ("done", 2)
+
+
+def test_an_interrupt_in_a_listener_ends_the_run(openai: Server) -> None:
+    def listen(event: dict[str, Any]) -> None:
+        if event.get("kind") == "sub":
+            raise KeyboardInterrupt
+
+    openai.script = answer_with(code("llm_query('a')"), code("llm_query('b')"))
+    with runtime(on_event=listen) as made, pytest.raises(KeyboardInterrupt):
+        made.completion("?")
+    assert len(openai.requests) == 2
+
+
+@pytest.mark.parametrize("answer", ["no", "yes", 1, [False], object(), None, False], ids=repr)
+def test_only_true_confirms(openai: Server, answer: Any) -> None:
+    openai.script = answer_with(BATCH)
+    with runtime(confirm_above=0, on_confirm=lambda forecast: answer) as made, pytest.raises(rlm.LimitExceeded):
+        made.completion("?")
+    assert subcalls(openai) == 0
+
+
+@pytest.mark.parametrize(
+    ("recorded", "configured", "given", "effective"),
+    [(1e9, 0.5, None, 0.5), (0.1, 0.5, None, 0.1), (1e9, None, None, 1e9), (None, 0.5, None, 0.5), (1, 0.5, 7, 7)],
+)
+def test_a_resumed_run_asks_above_the_smaller_value(
+    workspace: Path, recorded: Any, configured: Any, given: Any, effective: float
+) -> None:
+    config = workspace / "mine.toml"
+    config.write_text("[rlm]\n" + (f"confirm_above = {configured}\n" if configured else ""))
+    start = {"event": "start", "node": "n0", "kind": "root", "prompt": "?", "trajectory_id": "a1", "model": MODEL}
+    recording = rlm.JournalIndex([{**start, "confirm_above": recorded}])
+    how: dict[str, Any] = {} if given is None else {"confirm_above": given}
+    path = str(workspace / "a1.jsonl")
+    assert rlm.RLM(config=str(config))._as_recorded(recording, how, path).options.confirm_above == effective
+    assert rlm.RLM(config=str(config), **how)._as_recorded(recording, {}, path).options.confirm_above == effective
+
+
+def test_what_one_call_may_cost_is_said_in_the_singular() -> None:
+    assert str(rlm.Forecast(1, f"children of {MODEL}", 0.5)) == f"1 child of {MODEL} may cost up to $0.5000"
+    assert str(rlm.Forecast(1, "sub-calls of unknown-1", None)) == "1 sub-call of unknown-1 is of unknown price"
 
 
 def test_questions_come_one_at_a_time(openai: Server) -> None:

@@ -21,6 +21,7 @@ from conftest import ROOT, eventually, left_running, need
 from scripted import KEY, Server, answer_with, code
 
 import rlm
+import rlm_cli
 import rlm_tools
 
 # --- documents, made by hand --------------------------------------------------------------------------------------
@@ -279,6 +280,64 @@ def test_a_reader_s_prints_are_no_reply_and_the_next_document_is_read(plugin: Pa
     assert found.value == {"fine.rtf": "read: fine"} and "crashed over exit.rtf" in found.notes[1]
 
 
+def test_slow_documents_share_one_budget_of_time(
+    plugin: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rlm_tools, "READER_SECONDS", 2.0)
+    monkeypatch.setattr(rlm_tools, "_READER_LEAST", 0.5)
+    for name in ("a-hang", "b-hang", "c-hang", "d-hang"):
+        (workspace / f"{name}.rtf").write_text("{\\rtf " + name)
+    allowed: list[float | None] = []
+    on_thread = rlm_tools._on_thread
+
+    def noted(work: Callable[[], Any], seconds: float | None = None) -> Any:
+        allowed.append(seconds)
+        return on_thread(work, seconds)
+
+    monkeypatch.setattr(rlm_tools, "_on_thread", noted)
+    with rlm_tools.Documents() as documents:
+        for name in ("a-hang", "b-hang", "c-hang", "d-hang"):
+            blob = (workspace / f"{name}.rtf").read_bytes()
+            reader = documents.reader_for(f"{name}.rtf", blob)
+            assert reader is not None
+            with pytest.raises(rlm_tools.ToolError, match=f"took longer than .* s over {name}.rtf") as caught:
+                documents.read(reader, f"{name}.rtf", blob)
+        assert "what the documents before it left of 2 s" in str(caught.value) and "give it alone" in caught.value.hint
+    assert [seconds for seconds in allowed if seconds in (2.0, 0.5)] == [2.0, 0.5, 0.5, 0.5]
+
+
+def test_a_quick_document_is_read_however_long_the_others_took(
+    plugin: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rlm_tools, "READER_SECONDS", 1.0)
+    (workspace / "a.rtf").write_text("{\\rtf hang")
+    (workspace / "b.rtf").write_text("{\\rtf quick")
+    found = rlm.read_context(["."])
+    assert found.value == {"b.rtf": "read: quick"} and "took longer than 1 s over a.rtf" in found.notes[-1]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="makes a pipe")
+@pytest.mark.parametrize("name", ["a.rtf", "a.txt", "rows.jsonl"])
+def test_a_pipe_that_nobody_writes_to_is_named(
+    plugin: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(rlm_tools, "_SLOW_SECONDS", 0.0)
+    os.mkfifo(name)
+    said: list[str] = []
+
+    def write(text: str) -> None:
+        said.append(text)
+        if len(said) == 1:
+            content = '"hello"' if name == "rows.jsonl" else "{\\rtf hello"
+            threading.Thread(target=lambda: (workspace / name).write_text(content)).start()
+
+    if name == "rows.jsonl":
+        assert rlm_cli.read_items(name, None, warn=write) == [{"prompt": "hello"}]
+    else:
+        assert rlm.read_context([name], on_slow=write).value == "read: hello"
+    assert f"waiting for {name}" in said[0]
+
+
 def test_what_takes_long_is_said(plugin: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = threading.Event()
     monkeypatch.setattr(rlm_tools, "_SLOW_SECONDS", 0.0)
@@ -397,6 +456,25 @@ def test_documents_and_pages_are_read_by_their_type(web: str, workspace: Path) -
         f"{web}/paper": "over the wire",
         f"{web}/page": "# Привет",
     }
+
+
+@pytest.mark.parametrize("charset", ["punycode", "idna", "undefined", "unicode_escape", "Raw-Unicode-Escape", "base64"])
+def test_a_charset_that_no_text_is_in_is_ignored(web: str, monkeypatch: pytest.MonkeyPatch, charset: str) -> None:
+    monkeypatch.setitem(sys.modules, "markitdown", None)
+    Web.pages["/a.txt"] = 200, {"Content-Type": f"text/plain; charset={charset}"}, b"a\\u0041-b"
+    Web.pages["/page"] = 200, {"Content-Type": "text/html"}, f"<meta charset={charset}>a\\u0041-b".encode()
+    value = rlm.read_context([f"{web}/a.txt", f"{web}/page"]).value
+    assert list(value.values()) == ["a\\u0041-b", f"<meta charset={charset}>a\\u0041-b"]
+    with pytest.raises(rlm.ConfigError, match="there is no encoding"):
+        rlm.RLM(model="gpt-4o-mini", encoding=charset, config=False)
+
+
+def test_a_page_without_text_is_no_scan(web: str) -> None:
+    need("import markitdown")
+    Web.pages["/page"] = 200, {"Content-Type": "text/html"}, b"<html><body><script>1</script></body></html>"
+    with pytest.raises(rlm.ConfigError, match="found no text in") as caught:
+        rlm.read_context([f"{web}/page"])
+    assert "browser" in caught.value.hint and "OCR" not in caught.value.hint
 
 
 def test_without_the_extra_a_page_is_its_html(web: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import io
 import json
 import os
@@ -49,6 +50,61 @@ def saved(story: list[Event], name: str = "run") -> list[Event]:
 def attributes(span: Event) -> dict[str, Any]:
     [*values] = ((pair["key"], next(iter(pair["value"].values()))) for pair in span["attributes"])
     return dict(values)
+
+
+# --- journals that say anything ------------------------------------------------------------------------------------
+
+WRONG: list[Any] = [None, True, -1, 1e300, "x", [], {}, [[]], [None], {"a": {"b": []}}, "9" * 400, [{"type": ["text"]}]]
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to every field of an event, at any depth; of a list, those of its first three items."""
+    items = value.items() if isinstance(value, dict) else enumerate(value[:3]) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield (*at, key)
+        yield from places(inner, (*at, key))
+
+
+def odd_story() -> list[Event]:
+    """Events of every kind; their messages are those that a journal may hold, and some that only a forged one does."""
+    told = [
+        {"role": "user", "content": [{"type": "text", "text": "look"}, {"type": "image", "data": "x"}]},
+        {"role": "user", "tool_call_ids": ["t1"], "_at": [0], "_stored": "x", "_cells": [1], "_is_prompt": True},
+        {"role": "tool", "tool_call_id": "t1", "content": ["x"], "replaces": True, "tool_calls": [{"id": "t1"}]},
+    ]
+    found: list[Event] = []
+    seen: set[tuple[Any, ...]] = set()
+    for event in [*journals.compacted_run(), *journals.failed_run(), *journals.resumed_run()]:
+        kind = (event["event"], event.get("kind"), event.get("name"), "code" in event, sorted(event) if found else 0)
+        if str(kind) in seen:
+            continue
+        seen.add(str(kind))
+        prompt = [*event["prompt"], *told] if isinstance(event.get("prompt"), list) else event.get("prompt")
+        found.append({**event, **({"prompt": prompt} if prompt else {})})
+    restart = {"event": "compact", "node": "n0", "restart": True, "cells": [1], "timestamp": "2026-01-01T00:00:00Z"}
+    return [*found, restart, *found[-3:]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda value: repr(value)[:12])
+def test_any_field_at_any_depth_may_be_anything(wrong: Any, tmp_path: Path) -> None:
+    story, tried = odd_story(), set[tuple[Any, ...]]()
+    for number, event in enumerate(story):
+        for place in places(event):
+            same = (event["event"], event.get("kind"), *place)
+            if same in tried:
+                continue
+            tried.add(same)
+            odd = json.loads(json.dumps(event))
+            functools.reduce(lambda inner, key: inner[key], place[:-1], odd)[place[-1]] = wrong
+            events = [*story[:number], odd, *story[number + 1 :]]
+            for bodies in (False, True):
+                json.dumps(rlm_viz.otlp(rlm_viz.spans(events, bodies=bodies)))
+            json.dumps([list(rlm_viz.training_samples(events)), rlm_viz.notebook(events)])
+            json.dumps([rlm_viz.chrome_trace(events), list(rlm_viz.csv_table(events))])
+            (tmp_path / "run.jsonl").write_text("".join(json.dumps(line) + "\n" for line in events[: number + 1]))
+            for by in rlm_viz.COST_KEYS:
+                assert rlm_viz.costs([tmp_path], by)["total"]["cost_usd"] >= 0
 
 
 # --- a collector -----------------------------------------------------------------------------------------------------

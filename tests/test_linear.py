@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import encodings
 import hashlib
 import json
 import os
+import pkgutil
 import threading
 import time
 import tracemalloc
@@ -172,6 +174,30 @@ def test_a_reader_takes_twice_the_time_for_twice_the_text(reader: str) -> None:
 )
 def test_what_once_took_seconds_or_minutes(reader: str, text: str) -> None:
     assert seconds(READERS[reader], text) < 2.5
+
+
+ENCODINGS = sorted({name for _, name, _ in pkgutil.iter_modules(encodings.__path__) if rlm_tools._known_charset(name)})
+
+
+def test_the_encodings_that_may_be_named_are_decoded_in_linear_time() -> None:
+    assert len(ENCODINGS) > 90 and {"utf_8", "cp1251", "gb18030", "utf_7"} <= set(ENCODINGS)
+    units = [b"a", b"a-", b"+AAA-", b"~{", b"\x1b$B", b"\\u0041", b"\xff", b"\xed\xa0\x80", bytes(range(256))]
+    for name in ENCODINGS:
+        for unit in units:
+
+            def decode(length: str, name: str = name, unit: bytes = unit) -> Any:
+                blob = unit * (int(length) // len(unit))
+                return rlm_tools.read_blob(blob + b"-" + blob, name)
+
+            assert (one := seconds(decode, "100000")) < 0.15 or seconds(decode, "200000", 2) < 3 * one + 0.1, name
+
+
+@pytest.mark.parametrize("name", [name for _, name, _ in pkgutil.iter_modules(encodings.__path__)])
+def test_the_option_takes_what_a_web_page_may_name(name: str) -> None:
+    allowed = contextlib.nullcontext() if name in ENCODINGS else pytest.raises(rlm.ConfigError)
+    with allowed:
+        rlm_config.require_encoding(name, "--encoding")
+    assert rlm_config.NO_ENCODINGS == rlm_tools.NO_ENCODINGS
 
 
 def test_the_names_of_a_hub_cost_no_more_than_their_number() -> None:
