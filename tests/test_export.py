@@ -791,7 +791,7 @@ def test_the_commands_of_the_page_work(openai: Server) -> None:
     openai.script = answer_with(code("print(1)"), "done")
     name = rlm.complete("q", model="gpt-4o").trajectory_id
     lines = re.findall(r"^\$ rlm export (.*?)(?: +#.*)?$", PAGE, re.MULTILINE)
-    assert len(lines) == 4
+    assert len(lines) == 6
     with receiver() as collector:
         for line in lines:
             words = shlex.split(line.replace("a1b2", name[:8]).replace("http://localhost:4318", collector.url))
