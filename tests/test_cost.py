@@ -163,7 +163,7 @@ def test_an_interrupt_in_a_listener_ends_the_run(openai: Server) -> None:
     assert len(openai.requests) == 2
 
 
-@pytest.mark.parametrize("answer", ["no", "yes", 1, [False], object(), None, False], ids=repr)
+@pytest.mark.parametrize("answer", ["no", "yes", 1, [False], None, False], ids=repr)
 def test_only_true_confirms(openai: Server, answer: Any) -> None:
     openai.script = answer_with(BATCH)
     with runtime(confirm_above=0, on_confirm=lambda forecast: answer) as made, pytest.raises(rlm.LimitExceeded):
