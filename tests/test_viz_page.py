@@ -542,7 +542,7 @@ def test_the_theme_follows_the_system_and_the_button(visit: Open) -> None:
     assert dark != light
     page.reload()
     page.wait_for_selector("html[data-ready]")
-    assert page.evaluate(background) == light
+    page.wait_for_function(f"{background} === {json.dumps(light)}")
     assert visit("deep", color_scheme="light").evaluate(background) == light
 
 
