@@ -719,12 +719,13 @@ class RLM:
                 recorded[name] = strict
         recorded["allowed_paths"] = self._recorded_paths(root.get("allowed_paths"))
         options = {k: v for k, v in {**recorded, **self._given, **raised}.items() if v is not None}
-        heard: dict[str, Any] = {
-            "on_event": self._on_event,
-            "on_progress": self._on_progress,
-            "on_confirm": self._on_confirm,
-        }
-        clone = RLM(**options, config=self._config, **heard)
+        clone = RLM(
+            **options,
+            config=self._config,
+            on_event=self._on_event,
+            on_progress=self._on_progress,
+            on_confirm=self._on_confirm,
+        )
         clone._given.setdefault("log_dir", os.path.dirname(path))
         clone.options = dataclasses.replace(clone.options, log_dir=os.path.dirname(path))
         return clone
@@ -2671,10 +2672,7 @@ class Node:
         if event["error"] is None and cell.final is not rlm_sandbox.UNSET:
             try:
                 event["final"] = Answer(_as_text(cell.final), cell.final, True)
-            except (
-                ValueError,
-                RecursionError,
-            ) as error:  # an integer that is too long, or what no worker of ours sends
+            except (ValueError, RecursionError) as error:  # an integer of too many digits, or a hostile worker's value
                 event["error"] = f"{type(error).__name__}: FINAL's value cannot be written out: {error}"
         return event
 

@@ -132,9 +132,8 @@ def listen_for_signals() -> None:
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        if (
-            signal.getsignal(number) != signal.SIG_IGN or number in handled_signals
-        ):  # a background job keeps ignoring Ctrl-C
+        # A background job keeps ignoring Ctrl-C.
+        if signal.getsignal(number) != signal.SIG_IGN or number in handled_signals:
             handled_signals.add(number)
             signal.signal(number, once)
 

@@ -388,9 +388,8 @@ def read_toml(path: str, is_project: bool, without: Collection[str] = ()) -> tup
         if len(blob) > _CONFIG_BYTES:
             raise ConfigError(f"{short} is larger than {_CONFIG_BYTES // 1000} kB")
         if any(line.count(b".") > 1_000 for line in blob.splitlines()):
-            raise ConfigError(
-                f"{short} has a line with more than 1,000 dots"
-            )  # a dotted key takes quadratic time to parse
+            # A dotted key takes quadratic time to parse.
+            raise ConfigError(f"{short} has a line with more than 1,000 dots")
         for digits in re.finditer(rb"[\dA-Fa-f_]+", blob):
             if len(digits[0]) > rlm_backends.JSON_DIGITS:
                 line = blob[: digits.start()].decode("utf-8", "replace").rpartition("\n")[2]

@@ -3496,9 +3496,7 @@ class HTTPConnection(Connection):
         number = next(self._numbers)
         message = rpc(method, params, number)
         status, headers, body = self._post(message, seconds)
-        if (
-            status == 404 and self._session and method != "initialize"
-        ):  # the session has expired; the request was not run
+        if status == 404 and self._session and method != "initialize":  # it has expired, the request was not run
             self._session = ""
             self.negotiate()
             status, headers, body = self._post(message, seconds)

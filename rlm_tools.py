@@ -1576,9 +1576,8 @@ def _guessed(head: bytes) -> str:
     """The encoding of a text without a mark that is not UTF-8; "" if none fits."""
     mixed = head.decode("utf-8", "surrogateescape")
     strays = len(re.findall("[\udc80-\udcff]", mixed))
-    surrogates = 3 * len(
-        re.findall(rb"\xed[\xa0-\xbf][\x80-\xbf]", head)
-    )  # surrogate pairs in the UTF-8 that Java writes
+    # The UTF-8 that Java writes has surrogate pairs.
+    surrogates = 3 * len(re.findall(rb"\xed[\xa0-\xbf][\x80-\xbf]", head))
     if surrogates == strays or len(re.findall("[\u0080-\ud7ff\ue000-\U0010ffff]", mixed)) >= strays:
         return "cp1252"
     if len(head) >= _HEAD and b"\n" in head:
@@ -2289,9 +2288,8 @@ class Documents:
         home = self._folder.name
         kept = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "SYSTEMROOT")
         environ = {name: os.environ[name] for name in kept if name in os.environ}
-        threads = dict.fromkeys(
-            ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"
-        )  # each thread would reserve address space
+        # Each thread would reserve address space.
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         places = json.dumps([os.path.abspath(place) for place in sys.path])
         return subprocess.Popen(
             [sys.executable, "-I", "-c", _READER_PROGRAM, places, __name__],
