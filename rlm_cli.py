@@ -397,11 +397,18 @@ def command_parser(name: str) -> argparse.ArgumentParser:
     general.add_argument("--config", metavar="PATH", help="use only this configuration file")
     general.add_argument("--color", choices=("auto", "always", "never"), help="colours (default: on a terminal)")
     general.add_argument("--debug", action="store_true", help="show tracebacks")
+    if name in EXAMPLES:
+        parser.epilog = examples_of(name)
     if not name:
         general.add_argument("--version", action="version", version=f"rlm {rlm.__version__}")
         rows = "\n".join(f"  {word:<13} {row.summary}" for word, row in COMMANDS.items())
-        parser.epilog = f"commands (as the first word; `rlm COMMAND --help`):\n{rows}"
+        parser.epilog = f"{examples_of('run')}\n\ncommands (as the first word; `rlm COMMAND --help`):\n{rows}"
     return parser
+
+
+def examples_of(name: str) -> str:
+    """The examples at the end of a command's help."""
+    return "examples:\n" + "".join(f"  {line}\n" for line in EXAMPLES[name]).rstrip()
 
 
 def new_parser(program: str, description: str) -> argparse.ArgumentParser:
@@ -2023,7 +2030,13 @@ def _result(line: bytes) -> dict[str, Any] | None:
 _SERVE_HELP = """\
 usage: rlm mcp-serve [--env local|docker] [--workspace DIR] [--max-wait SECONDS]
 
-Serve the sandbox to one MCP client on stdin and stdout. `rlm mcp-install` writes a client's configuration."""
+Serve the sandbox to one MCP client on stdin and stdout. `rlm mcp-install` writes a client's configuration.
+
+options:
+  -h, --help                    show this help message and exit
+  -e, --env local|docker        where code runs (default: as configured)
+  --workspace DIR               the only folder that code may read (default: as the client says)
+  --max-wait SECONDS            answer a call that takes longer with a handle to resume it (default 45)"""
 
 
 def mcp_serve(arguments: Sequence[str]) -> int:
@@ -2204,6 +2217,7 @@ def scripted_server() -> Any:
 
 
 def declare_demo(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"{parser.prog} [--log-dir DIR] [--env local|docker] [--no-open] [--html PATH]"
     parser.add_argument("--log-dir", metavar="DIR", help="folder for the journal (default ./logs)")
     parser.add_argument("-e", "--env", dest="environment", choices=("local", "docker"), help="where code runs")
     parser.add_argument("--no-open", action="store_true", help="do not open the page")
@@ -2267,6 +2281,7 @@ def demo(args: argparse.Namespace, shell: Invocation) -> Outcome | None:
 
 
 def declare_config(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"{parser.prog} [--json] [options]"
     parser.add_argument("--json", action="store_true", help="{option: {value, origin}}")
     declare_options(parser, "options, as a run would be given them")
 
@@ -2406,6 +2421,7 @@ def trust(args: argparse.Namespace, shell: Invocation) -> None:
 
 
 def declare_providers(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"{parser.prog} [WORD ...] [--json]"
     parser.add_argument("words", nargs="*", metavar="WORD", help="list only providers whose id or name contains this")
     parser.add_argument("--json", action="store_true", help="[{id, name, wire, base_url, key_env, key_present}]")
 
@@ -2430,6 +2446,7 @@ def providers(args: argparse.Namespace, shell: Invocation) -> None:
 
 
 def declare_models(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"{parser.prog} [remove NAME ...] [--json]"
     parser.add_argument("words", nargs="*", metavar="remove NAME", help="delete a model: hf:OWNER/REPO:QUANT")
     parser.add_argument("--json", action="store_true", help="[{name, bytes, path, complete}]")
 
@@ -2470,6 +2487,7 @@ class Check(NamedTuple):
 
 
 def declare_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"{parser.prog} [--json] [--online] [options]"
     parser.add_argument("--json", action="store_true", help="{ok, checks: [{name, state, detail, next}]}")
     parser.add_argument("--online", action="store_true", help="send one small request to each provider with a key")
     declare_options(parser, "options, as a run would be given them")
@@ -2842,4 +2860,40 @@ COMMANDS = {
     ),
     "mcp-install": Command("add this server to a client's settings", declare_mcp_install, mcp_install),
     "completion": Command("print a shell completion script", declare_completion, completion),
+}
+
+# What `rlm COMMAND --help` and docs/help.md show; a test parses each line.
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "run": (
+        'rlm "Which customer has the most failed payments?" -c payments.csv',
+        'cat big.log | rlm "Which errors came first?"',
+        'rlm "Where is the retry logic?" -c "src/**/*.py" --env docker --cost-budget 0.50 --json',
+        'rlm "What do these have in common?" -c a.txt -c b.txt -m cli:claude',
+        'rlm --stream "Name three rivers."',
+    ),
+    "chat": ("rlm chat -c contract.md", "rlm chat --resume 2f1a"),
+    "batch": (
+        "rlm batch prompts.jsonl -o results.jsonl",
+        'rlm batch rows.csv --prompt "Why did the payment of {customer} fail?" -o results.jsonl -j 4 --cost-budget 2',
+    ),
+    "resume": ("rlm resume", "rlm resume 2f1a --max-iterations 60"),
+    "replay": ("rlm replay 2f1a", "rlm replay tests/recorded.jsonl -q"),
+    "logs": ("rlm logs", "rlm logs 2f1a", "rlm logs --follow"),
+    "cost": ("rlm cost --by day", "rlm cost logs ../other/logs --by project --json"),
+    "visualize": ("rlm visualize --open", "rlm visualize 2f1a --diff 9c3e -o diff.html", "rlm visualize --port 8000"),
+    "export": (
+        "rlm export 2f1a --otel --endpoint http://localhost:4318",
+        "rlm export '*' --sft --status answered -o samples.jsonl",
+        "rlm export 2f1a --ipynb -o run.ipynb",
+    ),
+    "demo": ("rlm demo", "rlm demo --env docker --no-open"),
+    "init": ("rlm init", "rlm init -m gpt-4o --token-budget 200000", "rlm init --user --sub-model gpt-4o-mini"),
+    "config": ("rlm config", "rlm config --max-depth 2 --json"),
+    "trust": ("rlm trust --show", "rlm trust", "rlm trust --revoke"),
+    "doctor": ("rlm doctor", "rlm doctor --online", "rlm doctor --env docker -m gpt-4o"),
+    "providers": ("rlm providers", "rlm providers mistral"),
+    "models": ("rlm models", "rlm models remove hf:Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF"),
+    "mcp-serve": ("rlm mcp-serve --workspace ~/project", "rlm mcp-serve --env docker --max-wait 120"),
+    "mcp-install": ("rlm mcp-install cursor", "rlm mcp-install claude-code --write --scope project"),
+    "completion": ('eval "$(rlm completion bash)"', "rlm completion fish > ~/.config/fish/completions/rlm.fish"),
 }

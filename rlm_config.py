@@ -34,10 +34,7 @@ else:  # vendored into a package
 
 
 class RLMError(Exception):
-    """Base class of every error a run can raise.
-
-    `hint` says what to do next. `result` is the partial CompletionResult, None if nothing was done yet.
-    """
+    """Base class of every error a run can raise."""
 
     def __init__(
         self,
@@ -48,12 +45,12 @@ class RLMError(Exception):
         trajectory_id: str | None = None,
     ) -> None:
         super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = message  # what happened, as in str(error)
+        self.hint = hint  # what to do next; "" if there is nothing
         if hint and hasattr(self, "add_note"):  # from Python 3.11 on a traceback ends with it
             self.add_note(f"next: {hint}")
-        self.result = result
-        self.trajectory_id = trajectory_id
+        self.result = result  # the partial CompletionResult; None: no model was called yet
+        self.trajectory_id = trajectory_id  # for `resume`; None: the run has no journal
 
     def __reduce__(self) -> tuple[Any, ...]:
         return rebuild_error, (type(self), self.args, self.__dict__)
@@ -289,12 +286,12 @@ _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 @dataclass(frozen=True)
 class Configuration:
-    """The options in force, and where each came from: "argument", "RLM_MODEL", "rlm.toml:4", "default"."""
+    """The options in force, and where each came from."""
 
-    values: dict[str, Any] = field(repr=False)  # may hold keys, as may the environment
-    origins: dict[str, str]
-    files: list[str]
-    environ: dict[str, str] = field(repr=False)  # with provider keys from .env added
+    values: dict[str, Any] = field(repr=False)  # each option's value; may hold keys
+    origins: dict[str, str]  # each option's origin: "argument", "RLM_MODEL", "rlm.toml:4" or "default"
+    files: list[str]  # the configuration files that were read, the weakest first
+    environ: dict[str, str] = field(repr=False)  # the environment, with provider keys from .env added
 
 
 def load_config(
@@ -304,10 +301,11 @@ def load_config(
     cwd: str | None = None,
     without: Collection[str] = (),
 ) -> Configuration:
-    """The options: `given` (unless None) > environment > ./rlm.toml (nearest parent) > the user's file > default.
+    """Every option's value, from where it is set first: `given` (unless None), environment, rlm.toml, the user's file.
 
-    `config`: a path reads only that file, False reads none. `without`: keys that are ignored in an untrusted project
-    file. ConfigError for an unknown key, a wrong type, or an option that an untrusted project file may not set.
+    rlm.toml is that of `cwd` or of the nearest folder above. `config`: a path reads only that file, False reads none.
+    `without`: keys that are ignored in an untrusted project file. ConfigError for an unknown key, a wrong type or a
+    value out of range, and for an option that an untrusted project file may not set.
     """
     cwd = cwd or os.getcwd()
     environ = {**os.environ, **{name: key for name, key in _dotenv_keys(cwd).items() if not os.environ.get(name)}}
