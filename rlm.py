@@ -132,7 +132,7 @@ __all__ = [
 
 
 def complete(prompt: str, context: Any = None, *, system: str | None = None, **options: Any) -> CompletionResult:
-    """Answer `prompt` over `context`, as `RLM(**options).completion(…)` does, with an RLM that is closed afterwards."""
+    """Answer `prompt` over `context`: `RLM(**options).completion(…)`, with an RLM that is closed afterwards."""
     with RLM(**options) as rlm:
         return rlm.completion(prompt, context, system=system)
 
@@ -159,7 +159,7 @@ def batch(
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """`%load_ext rlm`: the cell magic `%%rlm [-m MODEL] [-c VARIABLE]`."""
+    """For notebooks: after `%load_ext rlm`, the cell magic `%%rlm [-m MODEL] [-c VARIABLE]` answers a cell's text."""
     import shlex
 
     def magic(line: str, cell: str) -> CompletionResult:

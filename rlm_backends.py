@@ -106,8 +106,9 @@ class Reply(NamedTuple):
 
     text: str  # what it wrote; "" if it only called tools
     tool_calls: list[dict[str, Any]]  # each {id, name, arguments}
-    # Of `input`, the whole prompt, `cached` and `cache_write` are parts, and of `output` `reasoning`:
-    usage: dict[str, Any]  # tokens: input, output, cached, cache_write, reasoning; estimated: True if not counted
+    # Tokens: `input` (the whole prompt; of it `cached` and `cache_write`), `output` (of it `reasoning`). `estimated` is
+    # true if the server did not count them.
+    usage: dict[str, Any]
     stop_reason: str  # stop, length, tool_calls, refusal, content_filter or pause
     model: str  # the model's name, as the server gives it
     cost_usd: float | None = None  # US dollars; None: the price is unknown
@@ -147,11 +148,11 @@ _BASE_VARIABLES = {"openai": "OPENAI_BASE_URL", "anthropic": "ANTHROPIC_BASE_URL
 class BackendOptions(NamedTuple):
     """The options that a backend and its siblings share."""
 
-    max_retries: int
-    max_parallel: int
-    prices: Mapping[str, Any] | None
-    cache: str | None
-    timeout: float
+    max_retries: int  # after a transient error
+    max_parallel: int  # calls at once
+    prices: Mapping[str, Any] | None  # as for `cost_of`
+    cache: str | None  # the folder in which answers are kept; None: nowhere
+    timeout: float  # seconds that the server may be silent
 
 
 class _Key(NamedTuple):
@@ -4366,7 +4367,7 @@ zhipuai|Zhipu AI|open.bigmodel.cn/api/paas/v4|ZHIPU_API_KEY||reasoning
 
 
 class Provider(NamedTuple):
-    """One provider: a row of PROVIDERS."""
+    """One provider."""
 
     id: str  # as in `backend`
     name: str  # for people

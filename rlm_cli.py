@@ -1238,9 +1238,11 @@ def show_run(path: str, shell: Invocation) -> None:
 def declare_cost(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [DIR ...] [--by model|day|project] [--json]"
     parser.add_argument("words", nargs="*", metavar="DIR", help="folders of journals (default: as configured)")
-    parser.add_argument("--by", choices=rlm_viz.COST_KEYS, default="model", help="what a row is (default model)")
-    parser.add_argument("--dir", "--log-dir", metavar="DIR", help="the same as DIR")
-    parser.add_argument("--json", action="store_true", help="{by, rows, total} as JSON")
+    parser.add_argument(
+        "--by", choices=rlm_viz.COST_KEYS, default="model", help="what each row sums up (default model)"
+    )
+    parser.add_argument("--dir", "--log-dir", metavar="DIR", help="the same as the argument DIR")
+    parser.add_argument("--json", action="store_true", help="print {by, rows, total} as JSON")
 
 
 def cost(args: argparse.Namespace, shell: Invocation) -> None:
@@ -1308,7 +1310,7 @@ def declare_visualize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="PAGE", help="output file (default trajectory.html); - is stdout")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     parser.add_argument("--port", type=int, metavar="N", help="serve the folder on this loopback port until Ctrl-C")
-    parser.add_argument("--diff", metavar="ID", help="compare with this run")
+    parser.add_argument("--diff", metavar="ID", help="compare the run with this one")
     parser.add_argument("--no-bodies", action="store_true", help="leave out prompts, replies, code and output")
 
 
@@ -1359,15 +1361,17 @@ def declare_export(parser: argparse.ArgumentParser) -> None:
     form.add_argument("--ipynb", action="store_true", help="a Jupyter notebook of the run's cells and their outputs")
     form.add_argument("--csv", action="store_true", help="a table of the run's rows: times, tokens, cost")
     form.add_argument("--chrome", action="store_true", help="a Chrome trace, for Perfetto and chrome://tracing")
-    parser.add_argument("-o", "--output", metavar="FILE", default="-", help="default stdout")
+    parser.add_argument("-o", "--output", metavar="FILE", default="-", help="output file (default: stdout)")
     parser.add_argument("--dir", "--log-dir", metavar="DIR", help="folder of the journals (default: as configured)")
     parser.add_argument(
         "--endpoint",
         metavar="URL",
         help="--otel: the collector (default: OTEL_EXPORTER_OTLP_ENDPOINT, else no request)",
     )
-    parser.add_argument("--bodies", action="store_true", help="--otel: prompts, replies, code and outputs as well")
-    parser.add_argument("--status", metavar="WORD", help="--sft: only runs that ended so: answered, partial, error, …")
+    parser.add_argument("--bodies", action="store_true", help="--otel: include prompts, replies, code and outputs")
+    parser.add_argument(
+        "--status", metavar="WORD", help="--sft: only runs with this status (answered, partial, error, …)"
+    )
     parser.add_argument("--min-score", type=float, metavar="X", help="--sft: only runs with at least this score")
     parser.add_argument("--scores", metavar="FILE", help="--sft: JSON or JSONL that gives the score of each run's id")
 
@@ -1545,7 +1549,7 @@ def declare_chat(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", "--context", action="append", metavar="PATH", help="file, folder, glob or https://…")
     parser.add_argument("-s", "--system", metavar="TEXT", help="additional instructions for the model")
     parser.add_argument("--resume", metavar="ID", help="continue an earlier conversation")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print no progress")
     declare_options(parser)
 
 
@@ -1708,12 +1712,14 @@ def declare_batch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="JSONL file for results; a second run does only what is missing"
     )
-    parser.add_argument("-j", "--jobs", type=int, default=8, metavar="N", help="at once (default 8)")
+    parser.add_argument(
+        "-j", "--jobs", type=int, default=8, metavar="N", help="how many prompts to run at once (default 8)"
+    )
     parser.add_argument(
         "--prompt", dest="template", metavar="TEMPLATE", help="prompt for each row, with {column} placeholders"
     )
     parser.add_argument("--one-budget", action="store_true", help="apply limits to the whole batch instead of each row")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print no progress")
     declare_options(parser)
 
 
@@ -2061,8 +2067,15 @@ def mcp_serve(arguments: Sequence[str]) -> int:
 
 def declare_mcp_install(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [CLIENT ...] [--write | --dry-run | --remove | --check] [--scope SCOPE]"
-    parser.add_argument("words", nargs="*", metavar="CLIENT", help=", ".join(rlm_mcp.CLIENTS))
-    parser.add_argument("--client", action="append", default=[], metavar="CLIENT", help="the same, as an option")
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="CLIENT",
+        help=f"any of: {', '.join(rlm_mcp.CLIENTS)} (default: print the entry of each)",
+    )
+    parser.add_argument(
+        "--client", action="append", default=[], metavar="CLIENT", help="the same as the argument CLIENT"
+    )
     parser.add_argument("--scope", metavar="SCOPE", help="user, project or local, if the client supports it")
     actions = parser.add_mutually_exclusive_group()
     for action, text in _INSTALL_ACTIONS.items():
@@ -2070,10 +2083,10 @@ def declare_mcp_install(parser: argparse.ArgumentParser) -> None:
 
 
 _INSTALL_ACTIONS = {
-    "print": "show the entry (default)",
-    "write": "put it into the client's file",
+    "print": "show the entry to add (default)",
+    "write": "write the entry into the client's file",
     "dry-run": "show what --write would change",
-    "remove": "take it out again",
+    "remove": "remove the entry",
     "check": "start the server as the client would",
 }
 
@@ -2219,7 +2232,9 @@ def scripted_server() -> Any:
 def declare_demo(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [--log-dir DIR] [--env local|docker] [--no-open] [--html PATH]"
     parser.add_argument("--log-dir", metavar="DIR", help="folder for the journal (default ./logs)")
-    parser.add_argument("-e", "--env", dest="environment", choices=("local", "docker"), help="where code runs")
+    parser.add_argument(
+        "-e", "--env", dest="environment", choices=("local", "docker"), help="where code runs (default local)"
+    )
     parser.add_argument("--no-open", action="store_true", help="do not open the page")
     declare_output(parser)
 
@@ -2282,7 +2297,7 @@ def demo(args: argparse.Namespace, shell: Invocation) -> Outcome | None:
 
 def declare_config(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [--json] [options]"
-    parser.add_argument("--json", action="store_true", help="{option: {value, origin}}")
+    parser.add_argument("--json", action="store_true", help="print {option: {value, origin}} as JSON")
     declare_options(parser, "options, as a run would be given them")
 
 
@@ -2387,7 +2402,7 @@ def declare_trust(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="PATH", help="the rlm.toml (default: the nearest)")
     parser.add_argument("--show", action="store_true", help="show what the file would set and whether it is trusted")
     parser.add_argument("--revoke", action="store_true", help="revoke trust")
-    parser.add_argument("--json", action="store_true", help="with --show")
+    parser.add_argument("--json", action="store_true", help="with --show: as JSON")
 
 
 def trust(args: argparse.Namespace, shell: Invocation) -> None:
@@ -2422,8 +2437,10 @@ def trust(args: argparse.Namespace, shell: Invocation) -> None:
 
 def declare_providers(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [WORD ...] [--json]"
-    parser.add_argument("words", nargs="*", metavar="WORD", help="list only providers whose id or name contains this")
-    parser.add_argument("--json", action="store_true", help="[{id, name, wire, base_url, key_env, key_present}]")
+    parser.add_argument("words", nargs="*", metavar="WORD", help="list only providers whose id or name contains WORD")
+    parser.add_argument(
+        "--json", action="store_true", help="print [{id, name, wire, base_url, key_env, key_present}] as JSON"
+    )
 
 
 def providers(args: argparse.Namespace, shell: Invocation) -> None:
@@ -2448,7 +2465,7 @@ def providers(args: argparse.Namespace, shell: Invocation) -> None:
 def declare_models(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [remove NAME ...] [--json]"
     parser.add_argument("words", nargs="*", metavar="remove NAME", help="delete a model: hf:OWNER/REPO:QUANT")
-    parser.add_argument("--json", action="store_true", help="[{name, bytes, path, complete}]")
+    parser.add_argument("--json", action="store_true", help="print [{name, bytes, path, complete}] as JSON")
 
 
 def models(args: argparse.Namespace, shell: Invocation) -> None:
@@ -2488,7 +2505,7 @@ class Check(NamedTuple):
 
 def declare_doctor(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [--json] [--online] [options]"
-    parser.add_argument("--json", action="store_true", help="{ok, checks: [{name, state, detail, next}]}")
+    parser.add_argument("--json", action="store_true", help="print {ok, checks: [{name, state, detail, next}]} as JSON")
     parser.add_argument("--online", action="store_true", help="send one small request to each provider with a key")
     declare_options(parser, "options, as a run would be given them")
 
@@ -2858,7 +2875,7 @@ COMMANDS = {
     "mcp-serve": Command(
         "serve the sandbox to an MCP client", lambda _: None, lambda _args, _shell: Outcome(EXIT_USAGE)
     ),
-    "mcp-install": Command("add this server to a client's settings", declare_mcp_install, mcp_install),
+    "mcp-install": Command("add rlm's MCP server to a client's settings", declare_mcp_install, mcp_install),
     "completion": Command("print a shell completion script", declare_completion, completion),
 }
 

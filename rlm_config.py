@@ -143,15 +143,25 @@ class Options:
     max_subcalls: int = _option(
         50, "prompts that llm_query and rlm_query may send, in total", limit=True, least=0, most=1_000_000
     )
-    max_iterations: int = _option(30, "turns that one node may take", limit=True, most=1_000_000)
-    max_errors: int = _option(5, "consecutive failures after which a node gives up", limit=True, most=1_000_000)
-    token_budget: int = _option(1_000_000, "input and output tokens, for the whole run", limit=True, most=10**12)
+    max_iterations: int = _option(
+        30, "turns that a run, and each of its children, may take", limit=True, most=1_000_000
+    )
+    max_errors: int = _option(5, "consecutive failures after which a run or child gives up", limit=True, most=1_000_000)
+    token_budget: int = _option(
+        1_000_000, "at most this many input and output tokens in the whole run", limit=True, most=10**12
+    )
     cost_budget_usd: float | None = _option(
-        None, "US dollars, for the whole run", limit=True, flag="--cost-budget", metavar="USD", example=0.5, most=1e9
+        None,
+        "at most this many US dollars for the whole run",
+        limit=True,
+        flag="--cost-budget",
+        metavar="USD",
+        example=0.5,
+        most=1e9,
     )
     timeout_seconds: float | None = _option(
         None,
-        "seconds, for the whole run",
+        "at most this many seconds for the whole run",
         limit=True,
         flag="--timeout",
         metavar="SECONDS",
@@ -160,8 +170,8 @@ class Options:
     )
     confirm_above: float | None = _option(
         None,
-        "dollars: ask before a batch of sub-calls or a child that may cost more (no terminal: refuse); "
-        "single llm_query calls are not asked about",
+        "ask before a batch of sub-calls or a child that may cost more than this many US dollars; without a terminal, "
+        "refuse it. Single llm_query calls are not asked about",
         metavar="USD",
         example=0.5,
         most=1e9,
@@ -184,7 +194,7 @@ class Options:
     )
     sub_params: dict[str, Any] | None = _option(
         None,
-        "the same for llm_query (default: the same)",
+        "request parameters of llm_query and map_query (default: those of params)",
         metavar="NAME=VALUE",
         example={"temperature": 0, "reasoning_effort": "low"},
     )
@@ -207,7 +217,7 @@ class Options:
     )
     plain_below: int | str | None = _option(
         None,
-        "tokens up to which a context goes to the model in one plain call, or auto: what show_below shows whole",
+        "send a context of at most this many tokens in one plain call, without REPL; auto: what show_below allows",
         metavar="TOKENS|auto",
         words=("auto",),
         example="auto",
@@ -232,7 +242,7 @@ class Options:
     )
     mcp: dict[str, Any] | None = _option(
         None,
-        "MCP servers whose tools code may call; --mcp NAME: those of the configured ones",
+        "MCP servers whose tools the code may call; --mcp NAME chooses among the configured ones",
         metavar="NAME",
         example={"docs": {"command": ["docs-server", "--stdio"]}},
         secret=True,

@@ -354,7 +354,7 @@ class Frames:
 class Sandbox:
     """What both environments share: requests, cells, host calls, the clock, and the steps that stop a cell.
 
-    A context manager; it starts at once, or with the first request.
+    In a `with` statement it is closed at the end.
     """
 
     def __init__(self, *, cell_timeout: float, output_limit: int, folders: Iterable[str] = ()):
@@ -572,7 +572,11 @@ class Chunks:
         self.size = size
 
     def __call__(self, text: Any, size: int | None = None, overlap: int = 0) -> list[Any]:
-        """Cut a text into pieces of at most `size` characters, or group a list of texts so."""
+        """Cut a text into pieces of at most `size` characters, at line ends where that is possible.
+
+        A list of texts becomes lists of texts that have that size together. `size`: by default what fits into a
+        sub-call. `overlap`: characters that each piece repeats of the one before.
+        """
         return rlm_worker.text_chunks(text, self.size if size is None else size, overlap)
 
 
@@ -2097,7 +2101,7 @@ class DockerSandbox(Sandbox):
 
     `workspace` is mounted read-only at /workspace (by a local daemon only); files in it that may hold credentials are
     hidden. `pool`: how many idle containers of this kind are kept for the next sandboxes. `on_progress(text)` is told
-    when the image is pulled.
+    when the image is pulled. `execute` raises SandboxError if the engine has gone.
     """
 
     def __init__(

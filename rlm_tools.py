@@ -61,8 +61,8 @@ class Tool:
     description: str  # what it does, for the model
     parameters: Schema  # the JSON Schema of an object whose properties are its arguments
     handler: Callable[..., Any] = field(repr=False)  # gets the arguments by name; may be async
-    # Makes the text that the model reads when it calls the tool itself:
-    render: Callable[..., str] | None = field(default=None, repr=False, kw_only=True)  # None: the result as text
+    # Makes the text that the model reads when it calls the tool itself; None: the result as text.
+    render: Callable[..., str] | None = field(default=None, repr=False, kw_only=True)
     source: str = field(default="", kw_only=True)  # where it comes from, for messages: a file, module, distribution
 
     def __post_init__(self) -> None:
@@ -859,7 +859,10 @@ Shape = tuple[
 
 
 def schema_of(kind: Any) -> Schema:
-    """The JSON Schema of a type: dataclass, TypedDict, pydantic model, enum, `list[int]`, `X | None`; a dict is one"""
+    """The JSON Schema of a type: dataclass, TypedDict, pydantic model, enum, `list[int]`, `X | None`; a dict is one.
+
+    ToolError for a type or a dict that has none.
+    """
     if not isinstance(kind, dict):
         return _shape(kind)[0]
     if problem := _schema_problem(kind):

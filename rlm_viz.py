@@ -858,7 +858,11 @@ def _has_paused(first: Event, end: Event) -> bool:
 
 
 def totals(events: Sequence[Event], tree_rows: Sequence[Row] | None = None) -> dict[str, Any]:
-    """Calls, tokens, usage, cost (None: a price is unknown), depth, tool calls, time, errors, status of the run."""
+    """The figures of a run: {calls, tokens, usage, cost_usd, cost_known, depth_reached, tool_calls, duration_ms, …}.
+
+    Besides these `errors`, a count, and `status`. `cost_usd` is None if the price of a call is unknown; `cost_known` is
+    the sum of the others. `tree_rows`: the run's `rows`, where they are made already.
+    """
     listed = rows(events) if tree_rows is None else tree_rows
     calls = [row for row in listed if row.kind in ("turn", "sub")]
     unpriced = sum(row.unpriced for row in calls)
@@ -1388,7 +1392,11 @@ def _changed(entry: os.DirEntry[str]) -> int | None:
 
 
 def list_runs(dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """id, status, prompt, figures and path of each run, newest first, without reading whole journals if possible."""
+    """Each run of a folder, newest first, as a dict.
+
+    Its keys: id, status, prompt, answer, model, started, duration_ms, calls, tokens, cost_usd, path, bytes. Of a long
+    journal only the first and last lines are read; figures that would need more are None.
+    """
     runs = []
     for name in _log_names(dir):
         with contextlib.suppress(OSError):  # gone by now, or not for this user to read

@@ -61,7 +61,14 @@ def code(text: str) -> str:
 
 
 def page(*parts: str) -> str:
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return "\n\n".join(wrapped(part) for part in parts if part) + "\n"
+
+
+def wrapped(part: str) -> str:
+    """A paragraph in lines of at most 120 characters; a table, a heading or a part of several lines as it is."""
+    if "\n" in part or part[0] in "|#<":
+        return part
+    return textwrap.fill(part, 120, break_long_words=False, break_on_hyphens=False)
 
 
 # --- reading the source ---------------------------------------------------------------------------------------------
@@ -96,9 +103,18 @@ def kind_of(node: ast.AST | None, source: str) -> str:
 
 
 def comments(source: str) -> dict[int, str]:
-    """The comment of each line that has one, without its sign."""
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+    """The comment of each line that has one beside it, or else lines of comment above it."""
+    beside, above = {}, {}
+    alone: list[str] = []
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        line = token.line.strip()
+        if token.type == tokenize.COMMENT and line == token.string:
+            alone.append(line.lstrip("# "))
+        elif token.type == tokenize.COMMENT:
+            beside[token.start[0]] = token.string.lstrip("# ")
+        elif token.type == tokenize.NEWLINE:
+            above[token.start[0]], alone = " ".join(alone), []
+    return {**above, **beside}
 
 
 def meaning(thing: Any, name: str) -> str:
@@ -136,6 +152,8 @@ def signature(function: Callable[..., Any], name: str, *, constructs: bool = Fal
     def written(argument: ast.arg, default: ast.expr | None, stars: str = "") -> str:
         kind = kind_of(argument.annotation, source)
         value = text_of(default, source)
+        constant = getattr(function, "__globals__", {}).get(value)
+        value = f"{constant:_}" if type(constant) in (int, float) else value
         equals = " = " if kind else "="
         return f"{stars}{argument.arg}{f': {kind}' if kind else ''}{f'{equals}{value}' if default else ''}"
 
@@ -149,7 +167,7 @@ def signature(function: Callable[..., Any], name: str, *, constructs: bool = Fal
     parameters += [written(*pair) for pair in zip(arguments.kwonlyargs, arguments.kw_defaults)]
     if arguments.kwarg:
         parameters.append(written(arguments.kwarg, None, "**"))
-    parameters = [p for p in parameters if p != "self"]
+    parameters = [p for p in parameters if p != "self" and ": _" not in p]  # a private type is for callers of ours
     return Signature(name, parameters, "" if constructs else kind_of(node.returns, source))
 
 
@@ -159,7 +177,7 @@ def fields(cls: type, name: str) -> list[tuple[str, str, str]]:
     beside = comments(source)
     found = []
     for node in tree.body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id[0] != "_":
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             found.append((node.target.id, kind_of(node.annotation, source), beside.get(node.end_lineno or 0, "")))
     if issubclass(cls, BaseException):
         found += _attributes(tree, source, beside)
@@ -196,6 +214,9 @@ MEMBERS = {
     "RLMError": (),
     "Tool": ("__call__", "bind"),
     "Chunks": ("__call__",),
+    "DockerSandbox": (),
+    "LocalSandbox": ("level",),
+    "RLM": ("completion", "stream", "batch", "resume", "replay", "variables", "stop", "close", "backend", "tools"),
     "Sandbox": ("execute", "set", "get", "names", "reset", "interrupt", "kill", "close", "level"),
 }
 CONSTRUCTED = ("RLM", "OTel", "LocalSandbox", "DockerSandbox", "SubprocessBackend", "Namespace", "Chunks", "Packer")
@@ -204,7 +225,7 @@ CONSTRUCTED = ("RLM", "OTel", "LocalSandbox", "DockerSandbox", "SubprocessBacken
 def members(cls: type) -> list[tuple[str, Any]]:
     """The public methods and properties that a class itself defines."""
     wanted = MEMBERS.get(cls.__name__)
-    own = {n: v for n, v in vars(cls).items() if callable(v) or isinstance(v, property) or hasattr(v, "func")}
+    own = {n: v for n, v in vars(cls).items() if callable(v) or isinstance(v, property)}
     if wanted is not None:
         return [(name, own[name]) for name in wanted]
     public = [name for name in own if name[0] != "_" and (own[name].__doc__ or isinstance(own[name], property))]
@@ -212,11 +233,11 @@ def members(cls: type) -> list[tuple[str, Any]]:
 
 
 def member(cls: type, name: str, value: Any, where: str) -> str:
-    function = value.fget if isinstance(value, property) else getattr(value, "func", value)
-    shown = signature(function, name if name != "__call__" else cls.__name__.lower())
+    function = value.fget if isinstance(value, property) else value
+    shown = signature(function, f"{cls.__name__}.{name}" if name != "__call__" else cls.__name__.lower())
     text = meaning(function, f"{where}.{name}")
-    if isinstance(value, property) or hasattr(value, "func"):
-        return f"**`{name}`** (`{shown.returns}`): {text}"
+    if isinstance(value, property):
+        return f"**`{cls.__name__}.{name}`** (`{shown.returns}`): {text}"
     return fenced(str(shown), "py") + f"\n\n{text}"
 
 
@@ -224,12 +245,13 @@ def class_entry(cls: type, where: str) -> list[str]:
     parts = []
     if cls.__name__ == "RLM":
         parts.append(fenced(str(_rlm_signature()), "py"))
-    elif cls.__name__ in CONSTRUCTED or (issubclass(cls, Exception) and not issubclass(cls, rlm.RLMError)):
+    elif cls.__name__ in CONSTRUCTED or cls in (rlm_tools.ToolError, rlm_sandbox.SandboxError):
         init = signature(cls.__init__, cls.__name__, constructs=True)
         parts.append(fenced(str(init), "py"))
     parts.append(meaning(cls, where))
     if issubclass(cls, rlm.RLMError) and cls is not rlm.RLMError:
-        parts[-1] += f" A subclass of `{cls.__bases__[0].__name__}`."
+        bases = (f"{b.__module__}.{b.__name__}".removeprefix("rlm.") for b in cls.__bases__)
+        parts.append(f"Bases: {', '.join(map(code, bases))}.")
     listed = fields(cls, where) if cls.__name__ not in ("Options", "RLM") else []
     if listed:
         head = "attribute" if issubclass(cls, BaseException) else "field"
@@ -293,8 +315,8 @@ SECTIONS = (
     ),
     Section(
         "Errors",
-        "Every failure of a run is an `RLMError`. Except `RLMError` and, for limits, `LimitExceeded` catch them all. "
-        "What the model can mend (failing code, an unknown tool) goes back to the model first.",
+        "Every failure of a run is an `RLMError`: `except RLMError` catches them all, `except LimitExceeded` those of "
+        "limits. What the model can mend (failing code, an unknown tool) goes back to the model first.",
         rlm,
         (
             *("RLMError", "ConfigError", "ProviderError", "SandboxError", "REPLExecutionError", "ToolNotFoundError"),
@@ -375,6 +397,7 @@ def options() -> str:
     for name, row in rlm.OPTIONS.items():
         flags = " ".join(map(code, rlm_cli.flags_of(name)))
         variables = " ".join(code(v) for v in (f"RLM_{name.upper()}", row.metadata["env"]) if v)
+        flags += f" `--no-{name.replace('_', '-')}`" if row.type == "bool" else ""
         default = "" if row.default is None else json.dumps(row.default) if row.type == "bool" else str(row.default)
         rows.append((code(name), code(row.type), code(default), flags, variables, option_help(name)))
     return page(
@@ -398,12 +421,11 @@ def option_help(name: str) -> str:
 
 def repl() -> str:
     """What code in a cell finds, with the signatures of the functions that the loop puts there."""
-    worker = rlm_worker.Worker
     functions = {
         **{name: getattr(rlm.Node, f"_plan_{name}") for name in ("llm_query", "llm_query_batched")},
         "chunks": rlm_sandbox.Chunks.__call__,
         **{name: getattr(rlm.Node, f"_plan_{name}") for name in ("map_query", "rlm_query", "rlm_query_batched")},
-        **{name: getattr(worker, name) for name in ("FINAL", "FINAL_VAR", "SHOW_VARS")},
+        **{name: getattr(rlm_worker.Worker, name) for name in ("FINAL", "FINAL_VAR", "SHOW_VARS")},
         "budget": rlm.Node._plan_budget,
     }
     parts = [
@@ -421,8 +443,18 @@ def repl() -> str:
     return "\n\n".join(parts)
 
 
-def anchor(title: str) -> str:
-    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+def contents(body: str) -> str:
+    """Links to the sections of a page and the entries of each."""
+    seen: dict[str, int] = {}
+    lines: list[list[str]] = []
+    for sharps, title in re.findall(r"^(##|###) (.+)", body, re.MULTILINE):
+        anchor = re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+        number = seen[anchor] = seen.get(anchor, -1) + 1
+        link = f"[{title.rpartition('.')[2]}](#{anchor}{f'-{number}' if number else ''})"
+        lines.append([link]) if sharps == "##" else lines[-1].append(link)
+    return "\n".join(
+        wrapped(f"- {first}{': ' if rest else ''}{', '.join(rest)}").replace("\n", "\n  ") for first, *rest in lines
+    )
 
 
 def api() -> str:
@@ -432,21 +464,16 @@ def api() -> str:
         "After this page you can call every public function, read every field of a result, catch every error by its "
         "name and set every option. For explanations and examples see the pages that the sections name; for the "
         "command line see [help.md](help.md). Only what is listed here keeps its name and meaning between versions.",
-        "\n".join(f"- {_contents(section)}" for section in SECTIONS),
     ]
+    made: list[str] = []
     bodies = {"Options": options, "In the REPL": repl}
     for section in SECTIONS:
         body = bodies[section.title]() if section.title in bodies else section.intro
         names = section.names
         extra = [entry(rlm, "Backend")] if section.module is rlm_backends else []
-        parts += [f"## {section.title}", body, *(entry(section.module, name) for name in names), *extra]
-    return page(*parts)
-
-
-def _contents(section: Section) -> str:
-    prefix = "" if section.module in (rlm, None) else f"{section.module.__name__}."
-    links = ", ".join(f"[{name}](#{anchor(prefix + name)})" for name in section.names)
-    return f"[{section.title}](#{anchor(section.title)}){f': {links}' if links else ''}"
+        made += [f"## {section.title}", body, *(entry(section.module, name) for name in names), *extra]
+    body = page(*made)
+    return page(*parts, contents(body), body.rstrip())
 
 
 # --- help.md --------------------------------------------------------------------------------------------------------
@@ -524,14 +551,14 @@ def _options_of_a_run() -> str:
         is_switch = rlm_config.type_of(name) == "bool"
         shown = " ".join(map(code, flags if is_switch else [*flags[:-1], f"{flags[-1]} {rlm_cli.metavar(name)}"]))
         shown += f" `--no-{name.replace('_', '-')}`" if is_switch else ""
-        default = {True: "on", False: "off", None: ""}.get(row.default, str(row.default))
+        default = {"True": "on", "False": "off", "None": ""}.get(str(row.default), str(row.default))
         rows.append((shown, default, option_help(name)))
     rows.append(("`--no-log`", "", "write no journal; the run cannot be resumed"))
     return table(("flag", "default", "meaning"), rows)
 
 
 def command_line() -> str:
-    general = rlm_cli.command_parser("")._action_groups[-1]._group_actions
+    general = rlm_cli.command_parser("")._action_groups[-1]._group_actions[:-1]  # without --version
     commands = [(f"[`rlm {name}`](#rlm-{name})", command.summary) for name, command in rlm_cli.COMMANDS.items()]
     return page(
         "# Command line reference",
@@ -543,7 +570,7 @@ def command_line() -> str:
         "The answer, JSON and listings go to stdout, everything else to stderr. `ID` is a run's id or a unique prefix "
         "of it.",
         table(("command", "does"), commands),
-        "Every command but `mcp-serve` also takes these:",
+        "Every command but `mcp-serve` also takes these. `rlm --version` prints the version.",
         table(("argument", "meaning"), map(_argument, general)),
         *map(command_help, rlm_cli.COMMANDS),
         "## Options of a run",
@@ -556,9 +583,8 @@ def command_line() -> str:
         "## Exit status",
         table(("status", "meaning"), [(code(str(status)), words) for status, words in EXITS]),
         "With `--json`, stdout has one object with every key, whatever the status: `status` (`answered`, `partial`, "
-        "`error` "
-        f"or `interrupted`), `model`, {', '.join(map(code, rlm_cli._OUTCOME))} and `error` (null, or `type`, `message`, "
-        "`hint`). What is unknown is null. The keys mean what the fields of "
+        f"`error` or `interrupted`), `model`, {', '.join(map(code, rlm_cli._OUTCOME))} and `error` (null, or `type`, "
+        "`message`, `hint`). What is unknown is null. The keys mean what the fields of "
         "[`CompletionResult`](api.md#completionresult) mean.",
         "## Environment variables",
         "`RLM_` and an option's name in capitals sets that option (`RLM_MODEL`, `RLM_COST_BUDGET_USD`); an empty "
@@ -585,7 +611,8 @@ class Recorder:
     def complete(self, messages: list[dict[str, Any]], *, tools: Any, **_: Any) -> Any:
         self.sent.append(([dict(message) for message in messages], tools))
         reply = self.replies.pop(0)
-        return cell(reply) if tools else f"```repl\n{reply}\n```" if reply.startswith("#") else reply
+        fence = "```repl" if "```repl" in messages[0]["content"] else "```python"
+        return cell(reply) if tools else f"{fence}\n{reply}\n```" if reply.startswith("#") else reply
 
 
 def cell(text: str) -> Any:
@@ -632,18 +659,19 @@ def _profile(title: str, why: str, calls: list[Any]) -> list[str]:
 
 
 SUBCALLS = (
-    "# sub-calls\nllm_query('Why did this payment fail?\\n' + context[:60])\n"
-    "llm_query('Is this polite?\\n' + context[:60], schema=['yes', 'no'])\n"
-    "map_query('Is this a failure?', ['Acme,failed', 'Brix,paid'], ['yes', 'no'])\n"
-    "rlm_query('Which reasons are there?', context[:7000])"
+    "# sub-calls\nlines = context.splitlines()\n"
+    "llm_query('Why did this payment fail?\\n' + lines[1])\n"
+    "llm_query('Was this paid?\\n' + lines[1], schema=['yes', 'no'])\n"
+    "map_query('Was it paid?', lines[1:3], ['yes', 'no'])\n"
+    "rlm_query('Which reasons are there?', lines[1:])"
 )
 
 
 def prompts() -> str:
     tools_run, text_run = sent(prompt="full", protocol="tools"), sent(prompt="full", protocol="text")
     small_text, small_tools = sent(prompt="small", protocol="text"), sent(prompt="small", protocol="tools")
-    plain = sent(["Acme"], PAYMENTS[:300], plain_below="auto")
-    answers = ["Expired.", '{"answer": "no"}', '{"1": "yes", "2": "no"}', COUNTING, "Two."]
+    plain = sent(["Acme"], "".join(PAYMENTS.splitlines(keepends=True)[:7]), plain_below="auto")
+    answers = ["Expired.", '{"answer": "no"}', '{"1": "no", "2": "yes"}', "# rows\nlen(context)", "Two."]
     asked = sent([SUBCALLS, *answers, "Acme"], prompt="full", protocol="tools")
     leaves = [messages[0]["content"] for messages, _ in asked[1:4]]
     astray = sent(["", "Acme has.", COUNTING, COUNTING, "Acme"], prompt="full", protocol="tools", max_iterations=5)
