@@ -233,7 +233,7 @@ def members(cls: type) -> list[tuple[str, Any]]:
 
 
 def member(cls: type, name: str, value: Any, where: str) -> str:
-    function = value.fget if isinstance(value, property) else value
+    function: Any = value.fget if isinstance(value, property) else value
     shown = signature(function, f"{cls.__name__}.{name}" if name != "__call__" else cls.__name__.lower())
     text = meaning(function, f"{where}.{name}")
     if isinstance(value, property):
@@ -246,7 +246,7 @@ def class_entry(cls: type, where: str) -> list[str]:
     if cls.__name__ == "RLM":
         parts.append(fenced(str(_rlm_signature()), "py"))
     elif cls.__name__ in CONSTRUCTED or cls in (rlm_tools.ToolError, rlm_sandbox.SandboxError):
-        init = signature(cls.__init__, cls.__name__, constructs=True)
+        init = signature(vars(cls)["__init__"], cls.__name__, constructs=True)
         parts.append(fenced(str(init), "py"))
     parts.append(meaning(cls, where))
     if issubclass(cls, rlm.RLMError) and cls is not rlm.RLMError:
@@ -264,7 +264,7 @@ def _rlm_signature() -> Signature:
     """The parameters of `RLM`, with those that the table of options lists left to it."""
     whole = signature(rlm.RLM.__init__, "RLM", constructs=True)
     names = [re.split(r"\W", p)[0] for p in whole.parameters]
-    shown = [p for p, n in zip(whole.parameters, names) if n not in rlm.OPTIONS or n in ("model", "backend")]
+    shown = [p for p, n in zip(whole.parameters, names) if n not in rlm_config.OPTIONS or n in ("model", "backend")]
     shown.insert(shown.index("*") + 1, "# every other option, by its name: see the table of options")
     return Signature("RLM", shown, "")
 
@@ -394,12 +394,12 @@ SECTIONS = (
 def options() -> str:
     """The table of options, from rlm_config."""
     rows = []
-    for name, row in rlm.OPTIONS.items():
+    for name, row in rlm_config.OPTIONS.items():
         flags = " ".join(map(code, rlm_cli.flags_of(name)))
         variables = " ".join(code(v) for v in (f"RLM_{name.upper()}", row.metadata["env"]) if v)
         flags += f" `--no-{name.replace('_', '-')}`" if row.type == "bool" else ""
         default = "" if row.default is None else json.dumps(row.default) if row.type == "bool" else str(row.default)
-        rows.append((code(name), code(row.type), code(default), flags, variables, option_help(name)))
+        rows.append((code(name), code(str(row.type)), code(default), flags, variables, option_help(name)))
     return page(
         "Each option is a keyword of `RLM`, `complete`, `stream` and `batch`, a key under `[rlm]` in `rlm.toml`, an "
         "environment variable and a flag. An argument wins over the environment, that over `./rlm.toml`, that over the "
@@ -411,7 +411,7 @@ def options() -> str:
 
 def option_help(name: str) -> str:
     """The meaning of an option, and its range."""
-    row = rlm.OPTIONS[name].metadata
+    row = rlm_config.OPTIONS[name].metadata
     kind = rlm_config.type_of(name)
     least = (1 if kind == "int" else None) if row["least"] is None else row["least"]
     ends = [f"at least {least:,}" if least is not None else "", f"at most {row['most']:,.0f}" if row["most"] else ""]
@@ -463,7 +463,7 @@ def api() -> str:
         MADE,
         "After this page you can call every public function, read every field of a result, catch every error by its "
         "name and set every option. For explanations and examples see the pages that the sections name; for the "
-        "command line see [help.md](help.md). Only what is listed here keeps its name and meaning between versions.",
+        "command line see [help.md](help.md).",
     ]
     made: list[str] = []
     bodies = {"Options": options, "In the REPL": repl}
@@ -546,7 +546,7 @@ def _argument(action: Any) -> tuple[str, str]:
 
 def _options_of_a_run() -> str:
     rows = []
-    for name, row in rlm.OPTIONS.items():
+    for name, row in rlm_config.OPTIONS.items():
         flags = rlm_cli.flags_of(name)
         is_switch = rlm_config.type_of(name) == "bool"
         shown = " ".join(map(code, flags if is_switch else [*flags[:-1], f"{flags[-1]} {rlm_cli.metavar(name)}"]))

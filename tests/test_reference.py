@@ -15,6 +15,7 @@ from conftest import ROOT
 import rlm
 import rlm_backends
 import rlm_cli
+import rlm_config
 import rlm_mcp
 import rlm_sandbox
 import rlm_tools
@@ -62,8 +63,8 @@ def test_a_field_has_the_comment_beside_or_above_it(make: Any) -> None:
 
 def test_the_arguments_of_rlm_are_the_options_and_four_more() -> None:
     named = set(inspect.signature(rlm.RLM).parameters)
-    assert named - set(rlm.OPTIONS) == {"config", "on_event", "on_progress", "on_confirm"}
-    assert set(rlm.OPTIONS) <= named
+    assert named - set(rlm_config.OPTIONS) == {"config", "on_event", "on_progress", "on_confirm"}
+    assert set(rlm_config.OPTIONS) <= named
 
 
 def test_links_lead_to_headings_of_the_page(make: Any) -> None:
