@@ -892,7 +892,7 @@ def prompt_of(args: argparse.Namespace, shell: Invocation) -> str:
             raise rlm.ConfigError(f"unknown command {words[0]!r}", hint=hint)
     if len(words) > 1:
         hint = quoted_glob(args) or "put quotes around the prompt"
-        raise rlm.ConfigError(f"more than one prompt: {one_line(words[1], 40)!r} as well", hint=hint)
+        raise rlm.ConfigError(f"more than one prompt; the second is {one_line(words[1], 40)!r}", hint=hint)
     if words != ["-"]:
         prompt = str(words[0])
     elif "-" in (args.context or []):
@@ -965,7 +965,7 @@ def execute_and_report(
             raise rlm.ConfigError("stdout cannot be both the page and the JSON", hint="--html FILE")
     for name, meant in unknown_variables().items():
         if meant:
-            shell.terminal.write_line(f"rlm: {name} is no option and was not read: did you mean {meant!r}?")
+            shell.terminal.write_line(f"rlm: {name} is not an option and is ignored: did you mean {meant!r}?")
     seen: list[Event] = []
 
     def work() -> None:
@@ -1033,7 +1033,9 @@ def print_result(
         shell.print(rlm_tools.to_json(result.value, ensure_ascii=False) if typed else result.response)
         shell.flush()
     if shell.stdout_closed:
-        shell.terminal.write_line(f"rlm: stdout is closed; the answer is in {result.log or 'no log'}")
+        shell.terminal.write_line(
+            f"rlm: stdout is closed; {f'the answer is in {result.log}' if result.log else 'there is no log with the answer'}"
+        )
     if not args.quiet and result.forced:
         shell.terminal.write_line("rlm: no turn was left; this is the model's best answer from what it had seen")
     if not args.quiet:
@@ -1067,7 +1069,7 @@ def stream(args: argparse.Namespace, shell: Invocation, prompt: str) -> Outcome:
             "--stream is a simple completion and takes no context", hint="leave out --stream or the context"
         )
     if shell.form == "json" or args.html:
-        raise rlm.ConfigError("--stream goes with neither --json nor --html", hint="leave one of them out")
+        raise rlm.ConfigError("--stream cannot be combined with --json or --html", hint="leave one of them out")
 
     shown = shell.out.isatty()
     given = given_options(args)
@@ -1189,7 +1191,7 @@ def logs(args: argparse.Namespace, shell: Invocation) -> None:
         for row in runs[: args.limit]:
             shell.show(_run_row(row, stdout_width()))
         if len(runs) > args.limit:
-            shell.terminal.write_line(f"{len(runs) - args.limit} older ones: rlm logs -n {len(runs)}")
+            shell.terminal.write_line(f"{len(runs) - args.limit} older runs: rlm logs -n {len(runs)}")
 
 
 def _run_row(row: Mapping[str, Any], width: int) -> str:
@@ -1270,7 +1272,7 @@ def follow(args: argparse.Namespace, shell: Invocation, log_dir: str) -> None:
     """Print a run's steps as they are journalled, until its root ends."""
     names = args.words or [row["id"] for row in rlm_viz.list_runs(log_dir)[:1]]
     if not names:
-        raise rlm.ConfigError(f"no runs in {log_dir!r}", hint="start one, then: rlm logs --follow")
+        raise rlm.ConfigError(f"no runs in {log_dir!r}", hint="start a run, then: rlm logs --follow")
     for event in new_events(find_log(log_dir, names[0])):
         if shell.form == "json":
             shell.print_json(event)
@@ -1388,7 +1390,7 @@ def export(args: argparse.Namespace, shell: Invocation) -> None:
     }
     chosen = next((name for name in forms if getattr(args, name)), "")
     if not chosen:
-        raise rlm.ConfigError("no form to export to", hint="--otel, --sft, --ipynb, --csv or --chrome")
+        raise rlm.ConfigError("no export format given", hint="--otel, --sft, --ipynb, --csv or --chrome")
     of_otel, of_sft = args.endpoint or args.bodies, args.status or args.scores or args.min_score is not None
     if (of_otel and chosen != "otel") or (of_sft and chosen != "sft"):
         wrong = next(flag for flag in ("endpoint", "bodies", "status", "scores", "min_score") if getattr(args, flag))
@@ -1404,13 +1406,13 @@ def _chosen_logs(log_dir: str, words: Sequence[str]) -> list[str]:
     import fnmatch
 
     if not words:
-        raise rlm.ConfigError("name one run or more", hint="rlm logs lists them; '*' is all")
+        raise rlm.ConfigError("name one or more runs", hint="rlm logs lists them; '*' is all")
     names = {row["id"]: row["path"] for row in rlm_viz.list_runs(log_dir)} if any(map(_is_glob, words)) else {}
     paths = []
     for word in words:
         found = [names[name] for name in fnmatch.filter(names, word)] if _is_glob(word) else [find_log(log_dir, word)]
         if not found:
-            raise rlm.ConfigError(f"no run in {log_dir!r} is called like {word!r}", hint="rlm logs")
+            raise rlm.ConfigError(f"no run in {log_dir!r} matches {word!r}", hint="rlm logs")
         paths += found
     return list(dict.fromkeys(paths))
 
@@ -1483,7 +1485,7 @@ def export_samples(args: argparse.Namespace, shell: Invocation, paths: Sequence[
 
     _write_output(args, shell, lines())
     samples = rlm_viz.counted(count[1], "sample")
-    shell.terminal.write_line(f"rlm: {samples} of {count[0]} of {rlm_viz.counted(len(paths), 'run')}")
+    shell.terminal.write_line(f"rlm: {samples} from {count[0]} of {rlm_viz.counted(len(paths), 'run')}")
 
 
 def read_scores(path: str) -> dict[str, float]:
@@ -1510,7 +1512,7 @@ def read_scores(path: str) -> dict[str, float]:
 def _one_run(args: argparse.Namespace, shell: Invocation, paths: Sequence[str]) -> list[Event]:
     """The events of the only run that was named."""
     if len(paths) != 1:
-        raise rlm.ConfigError(f"this form is of one run, not of {len(paths)}", hint="rlm logs lists the runs")
+        raise rlm.ConfigError(f"this format takes one run, not {len(paths)}", hint="rlm logs lists the runs")
     [(_, events)] = _read_logs(paths, shell)
     return events
 
@@ -1562,7 +1564,9 @@ class Chat:
         self.runtime = runtime
         self.progress = progress
         if any(spec in _STDIN for spec in args.context or []):
-            raise rlm.ConfigError("stdin is where a chat's prompts come from", hint="-c FILE")
+            raise rlm.ConfigError(
+                "a chat reads its prompts from stdin, which cannot be the context too", hint="-c FILE"
+            )
         self.context = read_context(args, shell, args.context) if args.context else None
         self.said: list[tuple[str, str]] = []
         self.log = ""
@@ -1654,11 +1658,11 @@ class Chat:
     def cost(self, _: str) -> None:
         self.shell.terminal.write_line(self.progress.line())
 
-    def save(self, path: str) -> None:
-        path = path or "chat.md"
+    def save(self, name: str) -> None:
+        path = name or "chat.md"
         text = "\n\n".join(f"## {prompt}\n\n{answer_text}" for prompt, answer_text in self.said)
         try:
-            if not path and os.path.islink(path):
+            if not name and os.path.islink(path):
                 raise OSError(None, f"it is a link to {os.path.realpath(path)}")
             rlm_viz.write_file(path, [text + "\n"])
         except OSError as error:
@@ -1688,7 +1692,7 @@ def chat(args: argparse.Namespace, shell: Invocation) -> None:
         opened = open_runtime(args, shell, given, progress)
     with opened as runtime:
         if sys.stdin.isatty():
-            shell.terminal.write_line("rlm chat: /help says what else there is; Ctrl-D leaves")
+            shell.terminal.write_line("rlm chat: /help lists the commands; Ctrl-D leaves")
         talk = Chat(args, shell, runtime, progress)
         try:
             talk.run()
@@ -1865,7 +1869,9 @@ def _json_line(path: str, number: int, line: str) -> Any:
 def _item(path: str, number: int, record: Any, template: str | None) -> dict[str, Any]:
     fields = {"prompt": record} if isinstance(record, str) else record
     if not isinstance(fields, dict):
-        raise rlm.ConfigError(f"{path}:{number}: neither a text nor an object", hint='{"prompt": "…", "context": "…"}')
+        raise rlm.ConfigError(
+            f"{path}:{number}: neither a string nor an object", hint='{"prompt": "…", "context": "…"}'
+        )
     if template is None and not is_table(path):  # a template and a table may have any columns
         for name in fields:
             if name not in _ITEM_KEYS:
@@ -2570,7 +2576,12 @@ def unknown_variables() -> dict[str, str]:
 def check_variables() -> list[Check]:
     """A line for each RLM_* variable that nothing reads."""
     return [
-        Check("environment", "warn", f"{name} is no option", f"did you mean {meant!r}?" if meant else "rlm config")
+        Check(
+            "environment",
+            "warn",
+            f"{name} is not an option and is ignored",
+            f"did you mean {meant!r}?" if meant else "rlm config",
+        )
         for name, meant in unknown_variables().items()
     ]
 

@@ -497,8 +497,9 @@ def parse_option(name: str, text: str, origin: str) -> Any:
         if kind.startswith("dict") or kind == "Any":
             return rlm_backends.from_json(text)
     except ValueError:
-        valid = " or ".join((_KIND_WORDS.get(kind, "JSON value"), *OPTIONS[name].metadata["words"]))
-        raise ConfigError(f"{origin}: {text!r} is not a valid {valid}") from None
+        valid = _KIND_WORDS[kind] if kind in ("int", "float", "bool") else "JSON"
+        valid = " or ".join((valid, *OPTIONS[name].metadata["words"]))
+        raise ConfigError(f"{origin}: {text!r} is not {valid}") from None
     return text
 
 
@@ -530,7 +531,15 @@ def _json_or_text(text: str) -> Any:
         return text
 
 
-_KIND_WORDS = {"int": "whole number", "float": "number", "bool": "true or false", "str": "text", "list[Any]": "list"}
+_KIND_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "list[Any]": "a list",
+    "list[str]": "a list",
+    "dict[str, Any]": "a table",
+}
 
 
 def checked(name: str, value: Any, origin: str) -> Any:
@@ -548,7 +557,7 @@ def checked(name: str, value: Any, origin: str) -> Any:
         value = list(value)
     if not isinstance(value, wanted) or (isinstance(value, bool) and kind in ("int", "float")):
         shown = "that" if row["secret"] else _shown_value(value)
-        raise ConfigError(f"{name} ({origin}) must be a {_KIND_WORDS.get(kind, kind)}, not {shown}")
+        raise ConfigError(f"{name} ({origin}) must be {_KIND_WORDS.get(kind, kind)}, not {shown}")
     if name == "encoding":
         require_encoding(str(value), origin)
     if name == "mcp":
@@ -608,7 +617,7 @@ def check_servers(servers: Any, origin: str) -> None:
         where = f"mcp.{name} ({origin})"
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][\w.-]{0,63}", name):
             raise ConfigError(
-                f"mcp ({origin}): {str(name)[:80]!r} cannot name a server", hint="letters, digits, _ and -"
+                f"mcp ({origin}): {str(name)[:80]!r} is not a valid name for a server", hint="letters, digits, _ and -"
             )
         if not isinstance(server, dict):
             raise ConfigError(f"{where} is not a table", hint=f'[mcp.{name}] and below it command = ["program"]')
