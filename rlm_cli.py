@@ -1033,9 +1033,8 @@ def print_result(
         shell.print(rlm_tools.to_json(result.value, ensure_ascii=False) if typed else result.response)
         shell.flush()
     if shell.stdout_closed:
-        shell.terminal.write_line(
-            f"rlm: stdout is closed; {f'the answer is in {result.log}' if result.log else 'there is no log with the answer'}"
-        )
+        where = f"the answer is in {result.log}" if result.log else "there is no log with the answer"
+        shell.terminal.write_line(f"rlm: stdout is closed; {where}")
     if not args.quiet and result.forced:
         shell.terminal.write_line("rlm: no turn was left; this is the model's best answer from what it had seen")
     if not args.quiet:

@@ -679,13 +679,16 @@ def prompts() -> str:
     return page(
         "# Prompts, as they are sent",
         MADE,
-        "After this page you know every word that a model is sent before it answers, and can write a prompt of your "
-        "own. These are recorded from runs of the code with a scripted model, over a CSV file of 500 payments. "
-        "[repl.md](repl.md#what-the-model-is-told) says when which profile is used, and how to replace the prompt: "
-        "`--prompt-file FILE`.",
-        "A request has the system prompt and the tool schemas first. They are the same for every run with the same "
-        "limits and for every child, so that a prompt cache has them from the second call on. What is known of the "
-        "input comes after the question, in the user message: its type, its size, its format and its first lines.",
+        "After this page you know what a model is sent, word for word, and can write a prompt of your own. Everything "
+        "here is recorded from runs with a scripted model, over a CSV file of 500 payments, with the default options. "
+        "[repl.md](repl.md#what-the-model-is-told) says which profile a model gets, and how to replace the prompt.",
+        "A request begins with the system prompt and the tool schemas. They are the same for every run with the same "
+        "options, and for its children, so that a provider's prompt cache has them already. What is known of the input "
+        "comes after the question, in the user message: its type, size, format and first lines.",
+        "What your options add: `system` (`-s`) is appended after a blank line; `cost_budget_usd` and "
+        "`timeout_seconds` join the limits in the last line; with Docker the REPL has the whole standard library; "
+        "tools of yours are listed with `file_read`, and MCP servers in a line of their own; at `max_depth` 0 "
+        "`rlm_query` is not mentioned.",
         *_profile(
             "Profile full, tool calls",
             "For large models. It states the functions, the habits that save calls and tokens, and the limits; it has "
@@ -718,8 +721,8 @@ def prompts() -> str:
         fenced(transcript(guided[2][0][-1:]), "text"),
         *_profile(
             "Profile small, tool calls",
-            "The same for `--protocol tools`, with the tool schemas above. By default small models get the text "
-            "protocol: they write correct fences more often than correct calls.",
+            "The same with `--protocol tools`, and with the tool schemas above. By default small models get the text "
+            "protocol, in which they need not write JSON.",
             small_tools,
         ),
         *_profile(
