@@ -193,7 +193,7 @@ def _attributes(tree: ast.ClassDef, source: str, beside: dict[int, str]) -> Iter
     if init is None:
         return
     kinds = {a.arg: kind_of(a.annotation, source) for a in (*init.args.args, *init.args.kwonlyargs)}
-    for node in ast.walk(init):
+    for node in init.body:
         target = node.targets[0] if isinstance(node, ast.Assign) else None
         if isinstance(target, ast.Attribute) and text_of(target.value, source) == "self" and target.attr in kinds:
             yield target.attr, kinds[target.attr], beside.get(node.end_lineno or 0, "")
@@ -637,7 +637,7 @@ def sent(replies: Sequence[str] = (COUNTING, "Acme"), context: Any = PAYMENTS, *
 
 
 def transcript(messages: Iterable[dict[str, Any]]) -> str:
-    """Messages after the first two, each under its role."""
+    """Messages, each under its role."""
     shown = []
     for message in messages:
         calls = [f"execute_code({json.dumps(call['arguments'])})" for call in message.get("tool_calls") or []]
@@ -646,15 +646,62 @@ def transcript(messages: Iterable[dict[str, Any]]) -> str:
 
 
 def _profile(title: str, why: str, calls: list[Any]) -> list[str]:
-    (system, user), _ = calls[0][0][:2], calls[0][1]
-    size = f"{len(system['content'].encode()):,}"
+    system, user = calls[0][0][:2]
     return [
         f"## {title}",
         why,
-        f"The system prompt, {size} bytes:",
+        f"The system prompt, {len(system['content'].encode()):,} bytes:",
         fenced(system["content"], "text"),
         "The first user message:",
         fenced(user["content"], "text"),
+    ]
+
+
+def full_profile() -> list[str]:
+    by_tools, by_text = sent(prompt="full", protocol="tools"), sent(prompt="full", protocol="text")
+    return [
+        *_profile(
+            "Profile full, tool calls",
+            "For large models. It states the functions, the habits that save calls and tokens, and the limits; it has "
+            "no examples, since these models know how to work with code, and each turn pays for the prompt again.",
+            by_tools,
+        ),
+        "The tool schemas, in the form that is independent of the provider ([providers.md](providers.md) has the "
+        "wires). `execute_code` comes first, then the file tools, then tools of yours. Their descriptions are short "
+        "for the same reason as the prompt:",
+        fenced("\n".join(json.dumps(schema, ensure_ascii=False) for schema in by_tools[0][1]), "json"),
+        "The second call has the code and its output:",
+        fenced(transcript(by_tools[1][0][2:]), "text"),
+        *_profile(
+            "Profile full, text",
+            "For large models whose server takes no tools: a fenced block is the cell. Only the last rule, on how to "
+            "run code and to finish, differs. No tools are sent.",
+            by_text,
+        ),
+        "The second call:",
+        fenced(transcript(by_text[1][0][2:]), "text"),
+    ]
+
+
+def small_profile() -> list[str]:
+    by_text = sent([COUNTING, COUNTING, "ANSWER: Acme"], prompt="small", protocol="text")
+    return [
+        *_profile(
+            "Profile small, text",
+            "For models of up to 10 billion parameters, which copy a worked example better than they follow a rule. "
+            "Hence examples of the commonest tasks, one line as the form of an answer, no recursion, and, after the "
+            "first lines of the input, a line of code to begin with.",
+            by_text,
+        ),
+        "After each output a line says what to do next. After the same cell was run again, it says so:",
+        fenced(transcript(by_text[1][0][2:]), "text"),
+        fenced(transcript(by_text[2][0][-1:]), "text"),
+        *_profile(
+            "Profile small, tool calls",
+            "The same with `--protocol tools`, and with the tool schemas above. By default small models get the text "
+            "protocol, in which they need not write JSON.",
+            sent(prompt="small", protocol="tools"),
+        ),
     ]
 
 
@@ -667,15 +714,29 @@ SUBCALLS = (
 )
 
 
-def prompts() -> str:
-    tools_run, text_run = sent(prompt="full", protocol="tools"), sent(prompt="full", protocol="text")
-    small_text, small_tools = sent(prompt="small", protocol="text"), sent(prompt="small", protocol="tools")
-    plain = sent(["Acme"], "".join(PAYMENTS.splitlines(keepends=True)[:7]), plain_below="auto")
+def subcalls() -> list[str]:
     answers = ["Expired.", '{"answer": "no"}', '{"1": "no", "2": "yes"}', "# rows\nlen(context)", "Two."]
     asked = sent([SUBCALLS, *answers, "Acme"], prompt="full", protocol="tools")
-    leaves = [messages[0]["content"] for messages, _ in asked[1:4]]
+    query, typed, mapped = (messages[0]["content"] for messages, _ in asked[1:4])
+    return [
+        "## Sub-calls",
+        "`llm_query(prompt)` sends the prompt as the only message, without a system prompt: the model sees what the "
+        "code put into it and nothing else.",
+        fenced(query, "text"),
+        'With `schema=["yes", "no"]` the form of the answer is appended, and is sent as the provider\'s own structured '
+        "output where it has that. It is wrapped in an object, since some servers take objects only:",
+        fenced(typed, "text"),
+        '`map_query(question, items, ["yes", "no"])` numbers the items and asks for one answer under each number, so '
+        "that none is skipped:",
+        fenced(mapped, "text"),
+        "`rlm_query(prompt, context)` starts a child, with the same system prompt and tools. Its first user message:",
+        fenced(asked[4][0][1]["content"], "text"),
+    ]
+
+
+def prompts() -> str:
+    short = "".join(PAYMENTS.splitlines(keepends=True)[:7])
     astray = sent(["", "Acme has.", COUNTING, COUNTING, "Acme"], prompt="full", protocol="tools", max_iterations=5)
-    guided = sent([COUNTING, COUNTING, "ANSWER: Acme"], prompt="small", protocol="text")
     return page(
         "# Prompts, as they are sent",
         MADE,
@@ -683,66 +744,21 @@ def prompts() -> str:
         "here is recorded from runs with a scripted model, over a CSV file of 500 payments, with the default options. "
         "[repl.md](repl.md#what-the-model-is-told) says which profile a model gets, and how to replace the prompt.",
         "A request begins with the system prompt and the tool schemas. They are the same for every run with the same "
-        "options, and for its children, so that a provider's prompt cache has them already. What is known of the input "
+        "options, and for its children, so that a provider's prompt cache can serve them. What is known of the input "
         "comes after the question, in the user message: its type, size, format and first lines.",
-        "What your options add: `system` (`-s`) is appended after a blank line; `cost_budget_usd` and "
-        "`timeout_seconds` join the limits in the last line; with Docker the REPL has the whole standard library; "
-        "tools of yours are listed with `file_read`, and MCP servers in a line of their own; at `max_depth` 0 "
-        "`rlm_query` is not mentioned.",
-        *_profile(
-            "Profile full, tool calls",
-            "For large models. It states the functions, the habits that save calls and tokens, and the limits; it has "
-            "no examples, since these models know how to work with code, and each turn pays for the prompt again.",
-            tools_run,
-        ),
-        "The tool schemas, in the form that is independent of the provider ([providers.md](providers.md) has the "
-        "wires). `execute_code` comes first, then the file tools, then tools of yours. Their descriptions are short "
-        "for the same reason as the prompt:",
-        fenced("\n".join(json.dumps(schema, ensure_ascii=False) for schema in tools_run[0][1]), "json"),
-        "The second call has the code and what came of it:",
-        fenced(transcript(tools_run[1][0][2:]), "text"),
-        *_profile(
-            "Profile full, text",
-            "For large models whose server takes no tools: a fenced block is the cell. Only the last rule, on how to "
-            "run code and to finish, differs. No tools are sent.",
-            text_run,
-        ),
-        "The second call:",
-        fenced(transcript(text_run[1][0][2:]), "text"),
-        *_profile(
-            "Profile small, text",
-            "For models of up to 10 billion parameters, which copy a worked example better than they follow a rule. "
-            "Hence examples of the commonest tasks, one line as the form of an answer, no recursion, and, after the "
-            "first lines of the input, a line of code to begin with.",
-            small_text,
-        ),
-        "After each output a line says what to do next; here also after the same cell was run again:",
-        fenced(transcript(guided[1][0][2:]), "text"),
-        fenced(transcript(guided[2][0][-1:]), "text"),
-        *_profile(
-            "Profile small, tool calls",
-            "The same with `--protocol tools`, and with the tool schemas above. By default small models get the text "
-            "protocol, in which they need not write JSON.",
-            small_tools,
-        ),
+        "What your options add: `system` (`-s`) is appended after a blank line, for the run and not for its children; "
+        "`cost_budget_usd` and `timeout_seconds` join the limits in the last line; with Docker the REPL has the whole "
+        "standard library; tools of yours are listed with `file_read`, and MCP servers in a line of their own; at "
+        "`max_depth` 0 `rlm_query` is not mentioned.",
+        *full_profile(),
+        *small_profile(),
         *_profile(
             "A plain call",
             "With `plain_below`, a short context goes to the model as it is, without REPL and tools "
             "([configuration.md](configuration.md#short-contexts-one-plain-call)).",
-            plain,
+            sent(["Acme"], short, plain_below="auto"),
         ),
-        "## Sub-calls",
-        "`llm_query(prompt)` sends the prompt as the only message, without a system prompt: the model sees what the "
-        "code put into it and nothing else.",
-        fenced(leaves[0], "text"),
-        'With `schema=["yes", "no"]` the form of the answer is appended, and is sent as the provider\'s own structured '
-        "output where it has that. It is wrapped in an object, since some servers take objects only:",
-        fenced(leaves[1], "text"),
-        '`map_query(question, items, ["yes", "no"])` numbers the items and asks for one answer under each number, so '
-        "that none is skipped:",
-        fenced(leaves[2], "text"),
-        "`rlm_query(prompt, context)` starts a child, with the same system prompt and tools. Its first user message:",
-        fenced(asked[4][0][1]["content"], "text"),
+        *subcalls(),
         "## When a reply cannot be used",
         "What follows when a reply is empty, then when an answer comes before any code has looked at the input, when "
         "the same cell is run twice, and on the last turn:",
