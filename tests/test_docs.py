@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -51,12 +52,19 @@ worst, number = collections.Counter(row[0] for row in failed).most_common(1)[0]
 why, times = collections.Counter(row[2] for row in failed if row[0] == worst).most_common(1)[0]
 answer = f"{worst}: {number} failed payments, {times} of them for {why}"
 print(answer)"""
+BUSIEST = """import collections
+errors = [line.split(None, 3)[2:] for line in context.splitlines() if " ERROR " in line]
+service, number = collections.Counter(service for service, _ in errors).most_common(1)[0]
+words = collections.Counter(text.partition(":")[0] for name, text in errors if name == service).most_common(1)[0][0]
+answer = f"{service}: {number} errors; the most common is {words!r}"
+print(answer)"""
 
 
 def model(request: Request) -> Any:
     """Works by code, as a real one would; `answer` is what its first cell printed."""
-    if "failed payments, and why" in request.prompt:
-        return code(WORST) if request.turn == 1 else request.last.strip().splitlines()[0]
+    for words, program in (("failed payments, and why", WORST), ("logs the most errors", BUSIEST)):
+        if words in request.prompt:
+            return code(program) if request.turn == 1 else request.last.strip().splitlines()[0]
     if "How many payments failed" in request.prompt:
         return code(COUNT)
     if "bolt" in request.prompt:
@@ -70,6 +78,7 @@ def desk(openai: Server, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> It
     openai.script = model
     (workspace / "payments.csv").write_text(PAYMENTS)
     (workspace / "big.log").write_text("08:00 ERROR disk full\n" * 1000)
+    shutil.copytree(ROOT / "examples" / "data", workspace / "examples" / "data")
     (workspace / "src").mkdir()
     (workspace / "src" / "client.py").write_text("def retry(): ...\n")
     programs = workspace.parent / "bin"
