@@ -1180,9 +1180,10 @@ def page(behaviours: list[Behaviour], subjects: list[bench.Subject], verdicts: V
 PAGE = """\
 # Comparison
 
-After this page you know how flat-rlm and five other projects behave when something goes wrong, what the others have that
-flat-rlm has not, and the reverse. `make compare` (`python benchmarks/behaviour.py --write docs/comparison.md`) made it on {date}
-with Python {python}. [benchmarks.md](benchmarks.md) compares overhead. How well a model answers with each project was not measured.
+After this page you know how flat-rlm and five other projects behave when something goes wrong, what the others have
+that flat-rlm has not, and the reverse. `make compare` (`python benchmarks/behaviour.py --write docs/comparison.md`)
+made it on {date} with Python {python}. [benchmarks.md](benchmarks.md) compares overhead. How well a model answers
+with each project was not measured.
 
 ## Behaviour
 
@@ -1190,15 +1191,15 @@ Each row states something that you would want of such a runtime. Each mark is th
 
 ✓ holds · ✗ does not hold: the note says what we saw · – does not apply: the note says why · ? the harness failed
 
-A scripted model says the same to every project, in that project's own protocol. We check what can be seen from outside: the answer,
-the exception, the requests that reached the server, the files, the end of the process. Each run has its own process and environment
-and uses the project's public interface. Projects keep their defaults, except for limits that would end a script early, and for the
-project's own option if the row is about one. A run that has not ended {seconds} s after its first request is killed. Time limits are
-set to {limit} s.
+A scripted model says the same to every project, in that project's own protocol. We check what can be seen from
+outside: the answer, the exception, the requests that reached the server, the files, the end of the process. Each run
+has its own process and environment and uses the project's public interface. Projects keep their defaults, except for
+limits that would end a script early, and for the project's own option if the row is about one. A run that has not
+ended {seconds} s after its first request is killed. Time limits are set to {limit} s.
 
-We chose the rows from faults that we had seen in the other projects, and built this project to pass them. Most are not what the
-others set out to do, so read a ✗ as something to know, not as a verdict. The rows of the last section are there because flat-rlm
-fails some of them.
+We chose the rows from faults that we had seen in the other projects, and built this project to pass them. Most are
+not what the others set out to do, so read a ✗ as something to know, not as a verdict. The rows of the last section
+are there because flat-rlm fails some of them.
 
 {table}
 
@@ -1213,44 +1214,46 @@ The columns:
 | **smolagents** | `CodeAgent` with its own interpreter. It is an agent, not an RLM, and has no sub-calls |
 | **minrlm**, **rlm-runtime** | their default, which runs code in the host's process |
 
-Not run: the Docker and cloud sandboxes of rlms and smolagents, and the Docker environments of minrlm and rlm-runtime. `rlms` counts
-money only if the server states a cost, so the server states it. `benchmarks/behaviour_run.py` has the options that single rows need.
+Not run: the Docker and cloud sandboxes of rlms and smolagents, and the Docker environments of minrlm and rlm-runtime.
+`rlms` counts money only if the server states a cost, so the server states it. `benchmarks/behaviour_run.py` has the
+options that single rows need.
 
 ## Where flat-rlm fails
 
 The local sandbox refuses threads and `async`, with an error that names what to use instead: `llm_query_batched`, or
-`concurrent.futures`, whose tasks overlap while they wait for a model. A container has real threads. Cells can import a package only
-if `allowed_imports` names it. Both are the price of the confinement in [sandbox.md](sandbox.md).
+`concurrent.futures`, whose tasks overlap while they wait for a model. A container has real threads. Cells can import
+a package only if `allowed_imports` names it. Both are the price of the confinement in [sandbox.md](sandbox.md).
 
 ## What you install
 
 {facts}
 
-Sizes are of a fresh environment without pip and setuptools. `rlms` is installed with its extra `ipython`, smolagents with `openai`,
-rlm-runtime with `mcp`: without that extra its first call ended with `No module named 'mcp'`, because litellm 1.106.2, which pip
-installed with it, needs the module.
+Sizes are of a fresh environment without pip and setuptools. `rlms` is installed with its extra `ipython`, smolagents
+with `openai`, rlm-runtime with `mcp`: without that extra its first call ended with `No module named 'mcp'`, because
+litellm 1.106.2, which pip installed with it, needs the module.
 
 ## What the others have
 
-- **rlms** is by the authors of the idea and of its paper. It has sandboxes in the cloud (Modal, E2B, Daytona, Prime), and its
-  repository has a harness for training models as RLMs.
-- **dspy** has signatures with typed outputs, optimisers that tune prompts against a metric, an async interface (`acall`), sub-agents
-  (`Predict`, `ReAct`, `RLM`) in the REPL, a sandbox in WebAssembly, and a large community.
-- **smolagents** has executors at E2B, Modal and Blaxel, models that run in the same process (transformers, MLX), tools from the
-  Hugging Face Hub, and a large community.
-- **minrlm** publishes an evaluation with live models (12 tasks, 4 models, with plain completion beside it), and has a Gradio page to
-  run it side by side.
+- **rlms** is by the authors of the idea and of its paper. It has sandboxes in the cloud (Modal, E2B, Daytona, Prime),
+  and its repository has a harness for training models as RLMs.
+- **dspy** has signatures with typed outputs, optimisers that tune prompts against a metric, an async interface
+  (`acall`), sub-agents (`Predict`, `ReAct`, `RLM`) in the REPL, a sandbox in WebAssembly, and a large community.
+- **smolagents** has executors at E2B, Modal and Blaxel, models that run in the same process (transformers, MLX),
+  tools from the Hugging Face Hub, and a large community.
+- **minrlm** publishes an evaluation with live models (12 tasks, 4 models, with plain completion beside it), and has a
+  Gradio page to run it side by side.
 - **rlm-runtime** has an async interface, a WebAssembly environment, a Streamlit dashboard, and an autonomous agent.
 
-flat-rlm is synchronous; callers with an event loop use `asyncio.to_thread`. Its local sandbox confines only on Linux. It is young, and
-its only result with a live model is of one small model ([evaluation.md](evaluation.md)).
+flat-rlm is synchronous; callers with an event loop use `asyncio.to_thread`. Its local sandbox confines only on Linux.
+It is young, and its only result with a live model is of one small model ([evaluation.md](evaluation.md)).
 
 ## What only flat-rlm has
 
-- **Resume.** A run that was killed or ran into a limit continues from its journal, without paying again for what was answered. (dspy's
-  cache on disk serves equal calls again, which is a part of this.)
+- **Resume.** A run that was killed or ran into a limit continues from its journal, without paying again for what was
+  answered. (dspy's cache on disk serves equal calls again, which is a part of this.)
 - **Replay.** A recorded run is repeated offline, with its code really executed.
-- **Limits for the whole tree of calls.** Money and tokens are reserved before a call is sent, and the model can read what is left.
+- **Limits for the whole tree of calls.** Money and tokens are reserved before a call is sent, and the model can read
+  what is left.
 - **Variables that survive** the death of the REPL's process.
 """
 
