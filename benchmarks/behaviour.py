@@ -1205,14 +1205,15 @@ are there because flat-rlm fails some of them.
 
 The columns:
 
-| Column | What ran |
-| --- | --- |
-| **flat-rlm** | `environment="local"`, with the protocol for models with tool calls; in rows about fences, the text protocol |
-| **rlms** | `environment="local"`, its default, which its README says is not a sandbox |
-| **rlms isolated** | our name for `"ipython"` with `kernel_mode="subprocess"`: isolated from the host's process, not from its machine |
-| **dspy** | `dspy.RLM` with `LocalInterpreter`, which its documentation says is not a security sandbox. Its default, Pyodide in Deno, is one; it could not run here because it fetches a module from deno.land at its first start |
-| **smolagents** | `CodeAgent` with its own interpreter. It is an agent, not an RLM, and has no sub-calls |
-| **minrlm**, **rlm-runtime** | their default, which runs code in the host's process |
+- **flat-rlm**: `environment="local"`, with the protocol for models with tool calls; in rows about fences, the text
+  protocol
+- **rlms**: `environment="local"`, its default, which its README says is not a sandbox
+- **rlms isolated**: our name for `"ipython"` with `kernel_mode="subprocess"`, isolated from the host's process but
+  not from its machine
+- **dspy**: `dspy.RLM` with `LocalInterpreter`, which its documentation says is not a security sandbox. Its default,
+  Pyodide in Deno, is one; it could not run here because it fetches a module from deno.land at its first start
+- **smolagents**: `CodeAgent` with its own interpreter. It is an agent, not an RLM, and has no sub-calls
+- **minrlm**, **rlm-runtime**: their defaults, which run code in the host's process
 
 Not run: the Docker and cloud sandboxes of rlms and smolagents, and the Docker environments of minrlm and rlm-runtime.
 `rlms` counts money only if the server states a cost, so the server states it. `benchmarks/behaviour_run.py` has the
