@@ -1182,8 +1182,8 @@ PAGE = """\
 
 After this page you know how flat-rlm and five other projects behave when something goes wrong, what the others have
 that flat-rlm has not, and the reverse. `make compare` (`python benchmarks/behaviour.py --write docs/comparison.md`)
-made it on {date} with Python {python}. [benchmarks.md](benchmarks.md) compares overhead. How well a model answers
-with each project was not measured.
+made it on {date} with Python {python}. [benchmarks.md](benchmarks.md) compares overhead. How well a model answers was
+not measured here; [evaluation.md](evaluation.md) has results with live models.
 
 ## Behaviour
 
@@ -1246,7 +1246,7 @@ litellm 1.106.2, which pip installed with it, needs the module.
 - **rlm-runtime** has an async interface, a WebAssembly environment, a Streamlit dashboard, and an autonomous agent.
 
 flat-rlm is synchronous; callers with an event loop use `asyncio.to_thread`. Its local sandbox confines only on Linux.
-It is young, and its only result with a live model is of one small model ([evaluation.md](evaluation.md)).
+It is young.
 
 ## What only flat-rlm has
 
