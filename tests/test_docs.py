@@ -308,6 +308,20 @@ def test_every_link_between_pages_leads_somewhere(page: Path) -> None:
     assert missing == []
 
 
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_heading_finds_it(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?://)([^)#\s]*\.md|)#([^)]*)\)", page.read_text())
+    there = [(page.parent / name if name else page, anchor) for name, anchor in links]
+    assert [(file.name, anchor) for file, anchor in there if file.exists() and anchor not in anchors(file)] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_test_that_a_page_names_is_there(page: Path) -> None:
     named = set(re.findall(r"`(?:tests/)?(test_\w+)(?:\.py)?`", page.read_text()))
