@@ -312,7 +312,8 @@ def anchors(page: Path) -> set[str]:
     """The anchors that GitHub makes of a page's headings."""
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+    slugs = [re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings]
+    return {slug + (f"-{before}" if (before := slugs[:n].count(slug)) else "") for n, slug in enumerate(slugs)}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
