@@ -177,7 +177,9 @@ def connect(
     """Make the backend for a model. BackendError(code="config") says what is missing.
 
     Nothing is sent, with one exception: a server in the private network that is named by `base_url` alone is asked for
-    its models; it must have only one, or the provider's default. `model` may be the path of a .gguf file, which is served on this machine, or hf:OWNER/REPO[:QUANT], which is
+    its models. It must have only one, or the provider's default.
+
+    `model` may be the path of a .gguf file, which is served on this machine, or hf:OWNER/REPO[:QUANT], which is
     downloaded now if necessary; `progress` is called with the state of downloading and loading. It may be cli:claude,
     cli:codex or cli:gemini, optionally with /MODEL: a coding agent's program, with the account that it is signed in to.
     `timeout` is how many seconds the server may be silent. `cache` keeps answers on disk: in the folder that it names,
@@ -715,7 +717,9 @@ class HTTPBackend:
         if len(names) == 1:
             return self._sibling(names[0])
         listed = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-        raise self._error("config", f"{self.server_label()} serves {len(names)} models: {listed}", hint=f"-m {names[0]}")
+        raise self._error(
+            "config", f"{self.server_label()} serves {len(names)} models: {listed}", hint=f"-m {names[0]}"
+        )
 
     @property
     def _is_near(self) -> bool:

@@ -353,7 +353,7 @@ def test_a_server_named_without_a_model_is_asked_which_it_serves(shelf: Shelf, l
 
 def test_a_server_of_several_models_asks_for_a_choice(shelf: Shelf) -> None:
     shelf.documents["GET /v1/models"] = {"data": [{"id": f"model-{number}"} for number in range(7)]}
-    with pytest.raises(rlm_backends.BackendError, match="serves 7 models: model-0, .*model-4, …") as caught:
+    with pytest.raises(rlm_backends.BackendError, match=r"serves 7 models: model-0, .*model-4, …") as caught:
         connect(None, base_url=f"{shelf.url}/v1")
     assert (caught.value.code, caught.value.hint) == ("config", "-m model-0")
 
