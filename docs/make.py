@@ -309,7 +309,7 @@ SECTIONS = (
     Section(
         "Results",
         "What the functions above return, and what the callbacks of `RLM` get. An event is a `dict`; "
-        "[trajectories.md](trajectories.md#the-journal) lists its fields.",
+        "[trajectories.md](trajectories.md#the-format) lists its fields.",
         rlm,
         ("CompletionResult", "Replayed", "Context", "Forecast"),
     ),

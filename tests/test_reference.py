@@ -67,16 +67,6 @@ def test_the_arguments_of_rlm_are_the_options_and_four_more() -> None:
     assert set(rlm_config.OPTIONS) <= named
 
 
-def test_links_lead_to_headings_of_the_page(make: Any) -> None:
-    for name in make.PAGES:
-        text = (ROOT / "docs" / name).read_text("utf-8")
-        anchors: set[str] = set()
-        for title in re.findall(r"^#+ (.+)", re.sub(r"^(````?)[a-z].*?^\1$", "", text, flags=re.M | re.S), re.M):
-            anchor = re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
-            anchors.add(f"{anchor}-1" if anchor in anchors else anchor)
-        assert set(re.findall(r"\]\(#([^)]*)\)", text)) - anchors == set(), name
-
-
 @pytest.mark.parametrize("name", rlm_cli.COMMANDS)
 def test_the_examples_of_a_command_can_be_called(name: str) -> None:
     assert rlm_cli.EXAMPLES[name]
