@@ -2238,8 +2238,9 @@ class Node:
         text = visible(reply.text)
         action = None if reply.tool_calls else self._action(reply)
         self._remember(reply, action)
-        if self.depth == 0 and text.strip():
-            self.run.last_text = text.strip()
+        asked = self._read[1] if self._read and self._read[0] == text else None
+        if self.depth == 0 and (words := prose_of(text, asked)):
+            self.run.last_text = words
         if self.forcing is not None:
             return self._forced_answer(reply, text, action)
         if reply.tool_calls and self.protocol == "plain":
@@ -4783,6 +4784,13 @@ class WrittenAction(NamedTuple):
 def visible(text: str) -> str:
     """A reply without the reasoning that some models put in front of it."""
     return re.sub(_THINKING, "", text, count=1)
+
+
+def prose_of(text: str, action: WrittenAction | None) -> str:
+    """A reply's words, without code and tool calls: they may become a partial answer."""
+    if "```" not in text:
+        return "" if action else text.strip()
+    return "".join(text.split("```")[::2]).strip()  # an unclosed block reaches to the end
 
 
 def parses(code: str) -> bool:
