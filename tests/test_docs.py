@@ -114,6 +114,11 @@ def test_the_sessions_of_a_page_run_as_it_shows_them(page: str, desk: Path) -> N
     # The key is there already; the page's own placeholder would replace it.
     commands = [(command, output) for command, output in commands if "OPENAI_API_KEY=…" not in command]
     assert len(commands) >= 5
+    run_session(commands, desk)
+
+
+def run_session(commands: list[tuple[str, str]], desk: Path) -> None:
+    """Run the commands in one shell; each prints what the page shows, and fails only where the page shows an error."""
     end = "-- end of a command, exit code"
     script = "".join(f"{{\n{command}\n}} 2>&1\necho '{end}' $?\n" for command, _ in commands)
     how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": 280}
@@ -121,7 +126,7 @@ def test_the_sessions_of_a_page_run_as_it_shows_them(page: str, desk: Path) -> N
     printed = re.split(rf"{end} (\d+)\n", ran.stdout)
     assert len(printed) == 2 * len(commands) + 1, ran.stderr
     for (command, shown), output, status in zip(commands, printed[::2], printed[1::2]):
-        fails = shown.startswith("rlm: ")
+        fails = shown.startswith("rlm: ") or "\nrlm: first failure: " in shown
         assert (int(status) != 0) == fails, f"$ {command}\n{output}"
         assert not shown or like(shown).fullmatch(output), f"$ {command}\n{output}"
 
