@@ -15,6 +15,8 @@ from conftest import ROOT
 from scripted import Request, Server, Turn, code
 from test_docs import desk, like, run_session, sessions
 
+import rlm
+
 __all__ = ["desk"]  # a fixture
 DOCS = ROOT / "docs"
 
@@ -27,6 +29,11 @@ CELLS = {
     "Which customers are they?": "FINAL(sorted({row[0] for row in failed}))",
     "Ask about each payment, one at a time.": "for line in context.splitlines(): llm_query('Paid? ' + line)",
     "Add these up.": "FINAL(sum(context))",
+    "How many payments failed, and how many by the customer?": "failed = [row for row in context.splitlines() if "
+    "',failed,' in row]\nwhose = llm_query_batched(['Is this the fault of the customer? ' + row for row in failed])\n"
+    "FINAL(f\"{len(failed)} failed, {whose.count('yes')} by the customer\")",
+    "What do a bolt and a nut cost together?": "FINAL(sum(price(item) for item in context))",
+    "What do these cost together?": "FINAL(sum(price(item) for item in context['items']))",
 }
 SAID = {"What is a ledger?": "A book of accounts."}
 
@@ -106,8 +113,88 @@ def programs(page: str) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize(("source", "shown"), [*programs("chat.md"), *programs("batch.md")])
+@pytest.mark.parametrize(("source", "shown"), [*programs("chat.md"), *programs("batch.md"), *programs("migrating.md")])
 def test_a_program_prints_what_the_page_says(source: str, shown: str, pages: Path) -> None:
     (pages / "program.py").write_text(source)
     ran = subprocess.run([sys.executable, "program.py"], cwd=pages, capture_output=True, text=True, timeout=60)
     assert (ran.stderr, ran.stdout) == ("", shown)
+
+
+# --- migrating.md --------------------------------------------------------------------------------------------------
+
+ENVIRONMENTS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flat-rlm" / "bench"  # `make bench`
+
+
+def fenced(tag: str, source: str) -> str:
+    return f"```{tag}\n{source}\n```"
+
+
+def to_rlms(request: Request) -> Any:
+    if request.last.startswith("Is this the fault"):
+        return "yes"
+    cell = CELLS["How many payments failed, and how many by the customer?"]
+    return fenced("repl", re.sub(r"FINAL\((.*)\)$", r"answer['content'] = \1\nanswer['ready'] = True", cell))
+
+
+def to_dspy(request: Request) -> Any:
+    cell = fenced("python", "SUBMIT(context.count(',failed,'))")
+    return f"[[ ## reasoning ## ]]\nCount.\n\n[[ ## code ## ]]\n{cell}\n\n[[ ## completed ## ]]"
+
+
+def to_rlm_runtime(request: Request) -> Any:
+    if request.turn == 1:
+        return Turn(tool_calls=[scripted.call("price", item=item) for item in ("bolt", "nut")])
+    return code("result = len(context['items'])") if request.turn == 2 else "0.2"
+
+
+def to_smolagents(request: Request) -> Any:
+    return "Thought: add.\n<code>\nfinal_answer(sum(price(item) for item in items))\n</code>"
+
+
+PEERS = {"rlms": to_rlms, "dspy": to_dspy, "rlm-runtime": to_rlm_runtime, "smolagents": to_smolagents}
+
+
+def migration(peer: str) -> tuple[str, str, str]:
+    """A section of the page: the peer's program, what both programs print, and the table of names."""
+    text = (DOCS / "migrating.md").read_text()
+    section = re.split(rf"^## From {'dspy.RLM' if peer == 'dspy' else peer}$", text, flags=re.MULTILINE)[1]
+    section = section.partition("\n## ")[0]
+    (program,) = re.findall(r"^```py\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    (shown,) = re.findall(r"^```text\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    return program, shown, section
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("peer", PEERS)
+def test_a_program_of_theirs_prints_the_same(peer: str, server: Server, pages: Path) -> None:
+    python = ENVIRONMENTS / peer / "bin" / "python"
+    if not python.exists():
+        pytest.skip(f"make bench has not installed {peer} here")
+    program, shown, _ = migration(peer)
+    server.script = PEERS[peer]
+    (pages / "program.py").write_text(program)
+    environment = {name: os.environ[name] for name in ("PATH", "HOME", "OPENAI_API_KEY", "OPENAI_BASE_URL", "NO_PROXY")}
+    # litellm would fetch its prices at import
+    environment |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "OPENAI_API_BASE": server.base_url}
+    how: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 180, "env": environment}
+    ran = subprocess.run([str(python), "program.py"], cwd=pages, **how)
+    assert ran.returncode == 0, ran.stderr
+    # rlm-runtime logs to stdout
+    assert [line for line in ran.stdout.splitlines(keepends=True) if "[debug" not in line] == [shown]
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_every_option_of_ours_in_a_table_exists(peer: str) -> None:
+    rows = re.findall(r"^\| (.*?) \| (.*?) \|", migration(peer)[2], re.MULTILINE)
+    ours = {name for _, cell in rows[2:] for name in re.findall(r"`([a-z_]+)(?:=True)?`", cell)}
+    arguments = {"on_event", "context", "completion"}
+    in_the_repl = {"llm_query", "llm_query_batched", "rlm_query", "file_list", "context_query", "search", "remember"}
+    assert len(ours) >= 5
+    assert ours - set(rlm.OPTIONS) - arguments - in_the_repl == set()
+
+
+def test_the_session_with_a_configuration_file_of_rlm_runtime(pages: Path) -> None:
+    (shown, told) = [output for _, output in sessions(DOCS / "migrating.md")]
+    (pages / "rlm.toml").write_text(shown)
+    run_session([("rlm config", told)], pages)
