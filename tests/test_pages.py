@@ -16,6 +16,7 @@ from scripted import Request, Server, Turn, code
 from test_docs import desk, like, run_session, sessions
 
 import rlm
+import rlm_backends
 
 __all__ = ["desk"]  # a fixture
 DOCS = ROOT / "docs"
@@ -33,6 +34,8 @@ CELLS = {
     "',failed,' in row]\nwhose = llm_query_batched(['Is this the fault of the customer? ' + row for row in failed])\n"
     "FINAL(f\"{len(failed)} failed, {whose.count('yes')} by the customer\")",
     "What do a bolt and a nut cost together?": "FINAL(sum(price(item) for item in context))",
+    "What does a bolt cost?": "FINAL(price('bolt'))",
+    "Who wrote this?": "FINAL(context.removeprefix('From: ').split()[0])",
     "What do these cost together?": "FINAL(sum(price(item) for item in context['items']))",
 }
 SAID = {"What is a ledger?": "A book of accounts."}
@@ -113,7 +116,10 @@ def programs(page: str) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize(("source", "shown"), [*programs("chat.md"), *programs("batch.md"), *programs("migrating.md")])
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [program for page in ("chat.md", "batch.md", "migrating.md", "extending.md") for program in programs(page)],
+)
 def test_a_program_prints_what_the_page_says(source: str, shown: str, pages: Path) -> None:
     (pages / "program.py").write_text(source)
     ran = subprocess.run([sys.executable, "program.py"], cwd=pages, capture_output=True, text=True, timeout=60)
@@ -198,3 +204,67 @@ def test_the_session_with_a_configuration_file_of_rlm_runtime(pages: Path) -> No
     (shown, told) = [output for _, output in sessions(DOCS / "migrating.md")]
     (pages / "rlm.toml").write_text(shown)
     run_session([("rlm config", told)], pages)
+
+
+# --- extending.md --------------------------------------------------------------------------------------------------
+
+EXTENDING = (DOCS / "extending.md").read_text()
+
+
+def module_of_the_page(name: str) -> str:
+    (source,) = re.findall(rf"^```py\n# {re.escape(name)}\n(.*?)^```", EXTENDING, re.MULTILINE | re.DOTALL)
+    return str(source)
+
+
+def install(group: str, module: str, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's module with the page's entry point, as pip would have installed them."""
+    (entry,) = re.findall(
+        rf'^\[project\.entry-points\."{re.escape(group)}"\]\n(\w+ = )"(.*)"$', EXTENDING, re.MULTILINE
+    )
+    info = site / f"{group}-1.dist-info"
+    info.mkdir(parents=True)
+    (site / module).write_text(module_of_the_page(module))
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {group}\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(f"[{group}]\n{''.join(entry)}\n")
+    monkeypatch.setenv("PYTHONPATH", f"{site}:{os.environ['PYTHONPATH']}")
+
+
+@pytest.mark.slow
+def test_the_sessions_with_a_tools_file_and_a_reader(
+    pages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("rlm.readers", "rlm_mail.py", tmp_path / "site", monkeypatch)
+    (pages / "shop.py").write_text(module_of_the_page("shop.py"))
+    (pages / "letter.eml").write_text("From: Ada <ada@example.org>\nSubject: Engines\n\nDear Charles,\n")
+    run_session(sessions(DOCS / "extending.md"), pages)
+
+
+@pytest.mark.slow
+def test_the_page_s_package_of_tools_is_there_in_every_run(
+    pages: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("rlm.tools", "shop.py", tmp_path / "site", monkeypatch)
+    run_session([('rlm "What does a bolt cost?" -q', "0.12\n")], pages)
+
+
+class Failing:
+    """A backend whose first call fails with this code."""
+
+    model = "failing-1"
+
+    def __init__(self, code: str) -> None:
+        self.code, self.calls = code, 0
+
+    def complete(self, messages: Any, **_: Any) -> str:
+        self.calls += 1
+        if self.calls == 1:
+            raise rlm_backends.BackendError("scripted", code=self.code)
+        return "```python\nFINAL(6 * 7)\n```"
+
+
+def test_what_the_page_says_of_a_backend_s_errors() -> None:
+    changed, failed = Failing("no_tools"), Failing("rate")
+    assert str(rlm.complete("go", backend=changed)) == "42"
+    with pytest.raises(rlm.ProviderError, match="scripted"):
+        rlm.complete("go", backend=failed)
+    assert (changed.calls, failed.calls) == (2, 1)
