@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import os
 import re
 import subprocess
@@ -38,7 +40,7 @@ CELLS = {
     "Who wrote this?": "FINAL(context.removeprefix('From: ').split()[0])",
     "What do these cost together?": "FINAL(sum(price(item) for item in context['items']))",
 }
-SAID = {"What is a ledger?": "A book of accounts."}
+SAID = {"What is a ledger?": "A book of accounts.", "What is a journal?": "A file of what happened."}
 
 
 def model(request: Request) -> Any:
@@ -118,7 +120,11 @@ def programs(page: str) -> list[Any]:
 
 @pytest.mark.parametrize(
     ("source", "shown"),
-    [program for page in ("chat.md", "batch.md", "migrating.md", "extending.md") for program in programs(page)],
+    [
+        program
+        for page in ("chat.md", "batch.md", "migrating.md", "extending.md", "faq.md")
+        for program in programs(page)
+    ],
 )
 def test_a_program_prints_what_the_page_says(source: str, shown: str, pages: Path) -> None:
     (pages / "program.py").write_text(source)
@@ -268,3 +274,56 @@ def test_what_the_page_says_of_a_backend_s_errors() -> None:
     with pytest.raises(rlm.ProviderError, match="scripted"):
         rlm.complete("go", backend=failed)
     assert (changed.calls, failed.calls) == (2, 1)
+
+
+# --- faq.md --------------------------------------------------------------------------------------------------------
+
+ELSEWHERE = {"module 'rlm' has no attribute …", "… maximum context length is …"}  # of Python and of providers
+
+
+def messages() -> list[str]:
+    """The messages in the first column of the page's tables."""
+    text = (DOCS / "faq.md").read_text().split("## Troubleshooting by message")[1]
+    return [cell.strip("` ") for cell in re.findall(r"^\| (`.*?`+) \|", text, re.MULTILINE)]
+
+
+@functools.cache
+def strings_of_the_code() -> str:
+    """Every string in the modules, a line each or more, `…` standing for what an f-string fills in."""
+    found = []
+    for path in ROOT.glob("rlm*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(str(p.value) if isinstance(p, ast.Constant) else "…" for p in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def is_in_the_code(words: str) -> bool:
+    """Whether a string holds the words, or two strings do that the code puts together."""
+    blanks = [found.start() for found in re.finditer(" ", words)]
+    ways = [[words], *([words[:place], words[place + 1 :]] for place in blanks)]
+    return any(all(part in strings_of_the_code() for part in way) for way in ways)
+
+
+@pytest.mark.parametrize("message", messages())
+def test_every_message_on_the_page_is_in_the_code(message: str) -> None:
+    pieces = [piece.strip(" '") for piece in re.split(r"…|\d+", message)]
+    pieces = [piece for piece in pieces if len(piece) >= 5]
+    assert pieces
+    assert message in ELSEWHERE or [piece for piece in pieces if not is_in_the_code(piece)] == []
+
+
+def test_the_page_has_the_messages_that_users_meet_most() -> None:
+    assert len(set(messages())) >= 40
+
+
+# --- glossary.md ---------------------------------------------------------------------------------------------------
+
+
+def test_the_glossary_is_in_order() -> None:
+    words = re.findall(r"^\*\*(.+?)\*\*: ", (DOCS / "glossary.md").read_text(), re.MULTILINE)
+    asked = "root child node turn cell sub-call leaf journal trajectory context profile protocol ledger budget snapshot"
+    assert words == sorted(words, key=str.lower)
+    assert set(f"{asked} compaction replay resume".split()) <= {word.lower() for word in words}
