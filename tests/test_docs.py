@@ -193,7 +193,15 @@ def ours(text: str) -> Iterator[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_flag_on_a_page_exists(page: Path, flags: set[str]) -> None:
     # What pages say about other programs' flags: pip's, Docker's, vLLM's, rlm-runtime's and the like.
-    foreign = {"--runtime", "--host", "--port", "--enable-auto-tool-choice", "--tool-call-parser", "--modle", "--max-sub-calls"}
+    foreign = {
+        "--runtime",
+        "--host",
+        "--port",
+        "--enable-auto-tool-choice",
+        "--tool-call-parser",
+        "--modle",
+        "--max-sub-calls",
+    }
     unknown = {flag for flag in ours(page.read_text()) if flag not in flags | foreign}
     negated = {flag for flag in unknown if flag.replace("--no-", "--") in flags}
     assert unknown - negated == set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import inspect
 import os
 import re
 import subprocess
@@ -19,6 +20,7 @@ from test_docs import desk, like, run_session, sessions
 
 import rlm
 import rlm_backends
+import rlm_cli
 
 __all__ = ["desk"]  # a fixture
 DOCS = ROOT / "docs"
@@ -83,6 +85,23 @@ def shown_by(page: str, command: str) -> str:
 @pytest.mark.parametrize("page", ["chat.md", "batch.md"])
 def test_the_sessions_of_a_page_run_as_it_shows_them(page: str, pages: Path) -> None:
     run_session(sessions(DOCS / page), pages)
+
+
+FIGURES = {
+    "batch.md": {
+        "at the same time (default {}": rlm_cli.command_parser("batch").get_default("jobs"),
+        "at most {})": rlm_cli._MOST_JOBS,
+        "`max_workers={}`": inspect.signature(rlm.RLM.batch).parameters["max_workers"].default,
+    },
+    "faq.md": {"up to {} characters are sent whole": rlm.OPTIONS["show_below"].default},
+}
+
+
+@pytest.mark.parametrize("page", FIGURES)
+def test_the_figures_on_a_page_are_those_of_the_code(page: str) -> None:
+    text = " ".join((DOCS / page).read_text().split())
+    said = [words.format(f"{value:,}") for words, value in FIGURES[page].items()]
+    assert [words for words in said if words not in text] == []
 
 
 def conversations() -> list[Any]:
@@ -204,6 +223,13 @@ def test_every_option_of_ours_in_a_table_exists(peer: str) -> None:
     in_the_repl = {"llm_query", "llm_query_batched", "rlm_query", "file_list", "context_query", "search", "remember"}
     assert len(ours) >= 5
     assert ours - set(rlm.OPTIONS) - arguments - in_the_repl == set()
+
+
+def test_the_defaults_in_the_tables_are_ours() -> None:
+    cells = re.findall(r"^\| .*? \| (.*?) \|", (DOCS / "migrating.md").read_text(), re.MULTILINE)
+    said = {match for cell in cells for match in re.findall(r"`(\w+)` \(([\d,]+)\)", cell)}
+    assert len(said) >= 5
+    assert [(name, told) for name, told in said if f"{rlm.OPTIONS[name].default:,}" != told] == []
 
 
 def test_the_session_with_a_configuration_file_of_rlm_runtime(pages: Path) -> None:
