@@ -1270,7 +1270,7 @@ class Run:
         for event in recording.new_calls:
             ledger.spend(event.get("token_usage") or {}, event.get("cost_usd"))
             ledger.depth = max(ledger.depth, event.get("depth") or 0)
-        ledger.subcalls = sum(e["kind"] == "sub" for e in recording.new_calls) + recording.new_children
+        ledger.subcalls = sum(e["kind"] == "sub" for e in recording.new_calls) + len(recording.new_children)
 
     # ids and things kept
 
@@ -3859,7 +3859,7 @@ class JournalIndex:
         self.raised: dict[str, Any] = {}  # limits that a resume had
         self.calls: list[Event] = []
         self.new_calls: list[Event] = []  # of the newest prompt: limits hold for each prompt
-        self.new_children = 0
+        self.new_children: set[str] = set()
         self.prompts: list[Event] = []  # the root's starts, one for each prompt of a conversation
         for event in events:
             with contextlib.suppress(LookupError, TypeError):  # a foreign or damaged line records nothing
@@ -3879,10 +3879,10 @@ class JournalIndex:
             self.starts.setdefault(node, event)
             if event.get("key"):
                 self.children[event["key"]] = node
-                self.new_children += 1
+                self.new_children.add(event["key"])
             elif node == "n0":
                 self.prompts.append(event)
-                self.new_calls, self.new_children = [], 0
+                self.new_calls, self.new_children = [], set()
         elif kind == "call":
             self.calls.append(event)
             self.new_calls.append(event)
