@@ -1265,7 +1265,7 @@ class Run:
         return subcall_characters(backend, self.profile)
 
     def _enter_recorded(self) -> None:
-        """Count the newest prompt's recorded calls, which are paid for, against the limits: not when they are served."""
+        """Count the newest prompt's recorded calls, which are paid for, against the limits, before they are served."""
         recording, ledger = self.recording, self.ledger
         for event in recording.new_calls:
             ledger.spend(event.get("token_usage") or {}, event.get("cost_usd"))
