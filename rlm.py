@@ -1265,12 +1265,12 @@ class Run:
         return subcall_characters(backend, self.profile)
 
     def _enter_recorded(self) -> None:
-        """Count the recorded calls, which are paid for, against the limits: here, not when they are served."""
+        """Count the newest prompt's recorded calls, which are paid for, against the limits, before they are served."""
         recording, ledger = self.recording, self.ledger
-        for event in recording.calls:
+        for event in recording.new_calls:
             ledger.spend(event.get("token_usage") or {}, event.get("cost_usd"))
             ledger.depth = max(ledger.depth, event.get("depth") or 0)
-        ledger.subcalls = sum(e["kind"] == "sub" for e in recording.calls) + len(recording.children)
+        ledger.subcalls = sum(e["kind"] == "sub" for e in recording.new_calls) + len(recording.new_children)
 
     # ids and things kept
 
@@ -2137,7 +2137,8 @@ class Node:
         pending = [m for m in self.messages[self.logged_count :] if m.get("_stored")]
         if asked and self.turn - 1 in self.run.recording.restarts.get(self.id, ()):
             asked[0] = {**asked[0], "_restart": True}
-        self.messages[self.logged_count :] = pending + asked
+        # The result that stands in for a stopped call comes before the next prompt, as providers want it.
+        self.messages[self.logged_count :] = sorted(pending + asked, key=lambda m: m["role"] != "tool")
         self.logged_count = len(self.messages)
         return rlm_backends.Reply(
             text=event.get("response") or "",
@@ -3858,6 +3859,8 @@ class JournalIndex:
         self.children: dict[str, str] = {}
         self.raised: dict[str, Any] = {}  # limits that a resume had
         self.calls: list[Event] = []
+        self.new_calls: list[Event] = []  # of the newest prompt: limits hold for each prompt
+        self.new_children: set[str] = set()
         self.prompts: list[Event] = []  # the root's starts, one for each prompt of a conversation
         for event in events:
             with contextlib.suppress(LookupError, TypeError):  # a foreign or damaged line records nothing
@@ -3877,10 +3880,13 @@ class JournalIndex:
             self.starts.setdefault(node, event)
             if event.get("key"):
                 self.children[event["key"]] = node
+                self.new_children.add(event["key"])
             elif node == "n0":
                 self.prompts.append(event)
+                self.new_calls, self.new_children = [], set()
         elif kind == "call":
             self.calls.append(event)
+            self.new_calls.append(event)
             if event["kind"] == "turn":
                 self.turns[node, event["turn"]] = event
             elif event["kind"] == "sub":
