@@ -3303,7 +3303,8 @@ class CostBudgetExhausted(LimitExceeded):
     option = "cost_budget_usd"
 
     def __init__(self, cost_used: float, budget: float, **common: Any) -> None:
-        super().__init__(f"the next call does not fit: ${cost_used:.4f} of ${budget:.4f} is used", **common)
+        used, most = (f"${cost:.4f}" if cost >= 0.001 or not cost else f"${cost:.2g}" for cost in (cost_used, budget))
+        super().__init__(f"the next call does not fit: {used} of {most} is used", **common)
         self.cost_used = cost_used
         self.budget = budget
 
