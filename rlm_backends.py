@@ -28,7 +28,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import chain, groupby
 from typing import Any, NamedTuple
 
 __all__ = [
@@ -473,7 +473,14 @@ class HTTPBackend:
         headers = self._headers(ask.stream)
         if self.wire == "anthropic" and not {"temperature", "top_p", "top_k"}.isdisjoint({*common, *others}):
             headers["anthropic-version"] = "2023-06-01"  # the later ones refuse these
-        return url, headers, _WIRES[self.wire].body(self, ask)
+        body = _WIRES[self.wire].body(self, ask, common)
+        for name, value in others.items():
+            if isinstance(own := body.get(name), dict):
+                if not isinstance(value, dict):
+                    raise BackendError(f"the parameter {name!r} is not an object", code="config", hint="give a dict")
+                value = {**value, **own}
+            body[name] = value
+        return url, headers, {name: value for name, value in body.items() if name not in self.refused}
 
     def _hold_capacity(self, ask: Request, state: CallState) -> contextlib.AbstractContextManager[None]:
         """Hold what an attempt needs besides its place at the limiter."""
@@ -680,7 +687,7 @@ class HTTPBackend:
         text = error.message
         if error.status not in (400, 422) or error.code != "bad_request" or not re.search(_REFUSAL, text):
             return None
-        sent = _params(self, ask).common
+        sent = _params(self, ask)[0]
         named = [
             name for name in _COMMON if name in sent and re.search(rf"(?i)(?<![\w-])({_COMMON[name]})(?![\w-])", text)
         ]
@@ -1228,26 +1235,9 @@ _RESERVED = {
 }
 
 
-class _Params(NamedTuple):
-    """The parameters of a request."""
-
-    common: dict[str, Any]  # those with a name on every wire
-    others: dict[str, Any]  # sent as they are
-
-
-def _params(backend: HTTPBackend, ask: Request) -> _Params:
-    """Merge the caller's parameters over the defaults, without those that the server has refused."""
-    merged = {**(ask.defaults or {}), **(ask.params or {})}
-    _check_params(merged)
-    common = {name: merged.pop(name) for name in _COMMON if name in merged}
-    common = {name: value for name, value in common.items() if value is not None and name not in backend.refused}
-    if isinstance(common.get("stop"), str):
-        common["stop"] = [common["stop"]]
-    return _Params(common, merged)
-
-
-def _check_params(params: Mapping[str, Any]) -> None:
-    """Raise BackendError for a parameter that replaces a part of the request or cannot be sent."""
+def _params(backend: HTTPBackend, ask: Request) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The caller's parameters over the defaults: those with a name on every wire, and the others, sent as they are."""
+    params = {**(ask.defaults or {}), **(ask.params or {})}
     for name in params:
         if name in _RESERVED:
             message = f"{name!r} is a part of the request and cannot be a parameter"
@@ -1260,23 +1250,16 @@ def _check_params(params: Mapping[str, Any]) -> None:
     limit = params.get("max_output_tokens")
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
         raise BackendError(f"max_output_tokens is {limit!r}", code="config", hint="give a whole number of tokens")
+    common = {name: params.pop(name) for name in _COMMON if name in params}
+    common = {name: value for name, value in common.items() if value is not None and name not in backend.refused}
+    if isinstance(common.get("stop"), str):
+        common["stop"] = [common["stop"]]
+    return common, params
 
 
 def _renamed(common: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """Rename the parameters that a wire supports."""
     return {names[name]: value for name, value in common.items() if name in names}
-
-
-def _with_others(body: dict[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
-    """Add parameters to the body as they are; where both have an object, the request's entries win."""
-    for name, value in others.items():
-        own = body.get(name)
-        if isinstance(own, dict):
-            if not isinstance(value, dict):
-                raise BackendError(f"the parameter {name!r} is not an object", code="config", hint="give a dict")
-            value = {**value, **own}
-        body[name] = value
-    return body
 
 
 class ResponseBuilder:
@@ -1430,6 +1413,12 @@ def _inline(part: dict[str, Any]) -> dict[str, Any]:
     return {"type": "image", "media_type": found[1] or "image/png", "data": part["url"][found.end() :]}
 
 
+def _turns(messages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Iterator[Mapping[str, Any]]]]:
+    """The messages in turns of `user` and `assistant`, without system messages; a tool result is the user's."""
+    others = (message for message in messages if message["role"] != "system")
+    return groupby(others, lambda message: "assistant" if message["role"] == "assistant" else "user")
+
+
 def _plain(content: Any) -> str:
     return "\n".join(part["text"] for part in _parts(content) if part["type"] == "text")
 
@@ -1472,7 +1461,7 @@ def _openai_url(base: str, model: str, stream: bool) -> str:
     return base if base.endswith("/chat/completions") else f"{base}/chat/completions"
 
 
-def _openai_body(backend: HTTPBackend, ask: Request) -> dict[str, Any]:
+def _openai_body(backend: HTTPBackend, ask: Request, common: Mapping[str, Any]) -> dict[str, Any]:
     body: dict[str, Any] = {"model": backend.model, "messages": _openai_messages(backend, ask.messages)}
     if ask.tools:
         body["tools"] = [{"type": "function", "function": dict(tool)} for tool in ask.tools]
@@ -1488,22 +1477,16 @@ def _openai_body(backend: HTTPBackend, ask: Request) -> dict[str, Any]:
         body["prompt_cache_key"] = _digest(body["messages"][:2])[:32]
     if ask.is_conversation and "marks" in backend.quirks and "anthropic/" in backend.model:
         _mark_openai_style(body["messages"])
-    common, others = _params(backend, ask)
-    body = _with_others({**body, **_renamed(common, _OPENAI_PARAMS)}, others)
-    return {name: value for name, value in body.items() if name not in backend.refused}
+    return {**body, **_renamed(common, _OPENAI_PARAMS)}
 
 
 def _mark_openai_style(messages: list[dict[str, Any]]) -> None:
     """Add cache marks in OpenRouter's form: on the system prompt's text and on the last two turns."""
-    places = {role: [n for n, message in enumerate(messages) if message["role"] in role] for role in _MARKED}
-    for place in [n for role, most in _MARKED.items() for n in places[role][-most:]]:
-        content = messages[place]["content"]
-        if isinstance(content, str) and content:
-            part = {"type": "text", "text": content, "cache_control": {"type": "ephemeral"}}
-            messages[place] = {**messages[place], "content": [part]}
-
-
-_MARKED = {("system",): 1, ("user", "tool"): 2}
+    systems = [message for message in messages if message["role"] == "system"]
+    turns = [message for message in messages if message["role"] in ("user", "tool")]
+    for message in (*systems[-1:], *turns[-2:]):
+        if isinstance(text := message["content"], str) and text:
+            message["content"] = [{"type": "text", "text": text, "cache_control": {"type": "ephemeral"}}]
 
 
 def _digest(value: Any) -> str:
@@ -1514,30 +1497,19 @@ def _digest(value: Any) -> str:
 
 def _openai_messages(backend: HTTPBackend, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = []
-    images: list[dict[str, Any]] = []  # of tool results, which hold text only: they follow as a user's message
-    for message in messages:
-        if images and message["role"] != "tool":
+    for are_results, run in groupby(messages, lambda message: message["role"] == "tool"):
+        group = list(run)
+        made += [_openai_message(backend, message) for message in group]
+        images = [image for message in group if are_results for image in _images(message["content"])]
+        if images:  # tool results hold text only
             made.append({"role": "user", "content": _openai_content(images)})
-            images = []
-        made.append(_openai_message(backend, message))
-        if message["role"] == "tool" and not isinstance(message["content"], str):
-            images += _images(message["content"])
-    if images:
-        made.append({"role": "user", "content": _openai_content(images)})
-    return _alternating(made) if backend.parameters or backend.server else made
-
-
-def _alternating(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Merge consecutive user texts: chat templates of open models refuse two in a row."""
-    made: list[dict[str, Any]] = []
-    for message in messages:
-        before = made[-1] if made else message
-        both_text = isinstance(before.get("content"), str) and isinstance(message.get("content"), str)
-        if made and before["role"] == message["role"] == "user" and both_text:
-            made[-1] = {"role": "user", "content": f"{before['content']}\n\n{message['content']}"}
-        else:
-            made.append(message)
-    return made
+    if not backend.parameters and not backend.server:
+        return made
+    merged: list[dict[str, Any]] = []  # chat templates of open models refuse two user messages in a row
+    for are_texts, run in groupby(made, lambda message: message["role"] == "user" and type(message["content"]) is str):
+        group = list(run)
+        merged += [{"role": "user", "content": "\n\n".join(m["content"] for m in group)}] if are_texts else group
+    return merged
 
 
 def _openai_message(backend: HTTPBackend, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -1709,7 +1681,7 @@ def _anthropic_url(base: str, model: str, stream: bool) -> str:
     return f"{base}/messages" if re.search(r"/v\d+$", base) else f"{base}/v1/messages"
 
 
-def _anthropic_body(backend: HTTPBackend, ask: Request) -> dict[str, Any]:
+def _anthropic_body(backend: HTTPBackend, ask: Request, common: Mapping[str, Any]) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": backend.model,
         "max_tokens": ask.max_tokens or min(backend.max_output or 8192, 32_000),
@@ -1721,7 +1693,6 @@ def _anthropic_body(backend: HTTPBackend, ask: Request) -> dict[str, Any]:
         body["tools"] = tools
         if not ask.tools:
             body["tool_choice"] = {"type": "none"}
-    common, others = _params(backend, ask)
     config: dict[str, Any] = {}
     if "reasoning_effort" in common:
         effort = common["reasoning_effort"]
@@ -1734,8 +1705,7 @@ def _anthropic_body(backend: HTTPBackend, ask: Request) -> dict[str, Any]:
         body["stream"] = True
     if ask.is_conversation:
         _mark_for_cache(body)
-    body = _with_others({**body, **_renamed(common, _ANTHROPIC_PARAMS)}, others)
-    return {name: value for name, value in body.items() if name not in backend.refused}
+    return {**body, **_renamed(common, _ANTHROPIC_PARAMS)}
 
 
 def _anthropic_tools(ask: Request) -> list[dict[str, Any]]:
@@ -1763,20 +1733,11 @@ def _mark_for_cache(body: dict[str, Any]) -> None:
 
 def _anthropic_messages(backend: HTTPBackend, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The turns: consecutive user messages are merged, with tool results first."""
-    made: list[dict[str, Any]] = []
-    for message in messages:
-        if message["role"] == "system":
-            continue
-        role = "assistant" if message["role"] == "assistant" else "user"
-        blocks = _anthropic_blocks(backend, message)
-        if made and made[-1]["role"] == role:
-            made[-1]["content"] += blocks
-        else:
-            made.append({"role": role, "content": blocks})
-    for turn in made:
-        turn["content"].sort(key=lambda block: turn["role"] == "user" and block["type"] != "tool_result")
-        if not turn["content"]:
-            turn["content"] = [{"type": "text", "text": "(nothing)"}]
+    made = []
+    for role, turn in _turns(messages):
+        blocks = [block for message in turn for block in _anthropic_blocks(backend, message)]
+        blocks.sort(key=lambda block: role == "user" and block["type"] != "tool_result")
+        made.append({"role": role, "content": blocks or [{"type": "text", "text": "(nothing)"}]})
     return made
 
 
@@ -1922,7 +1883,7 @@ def _gemini_url(base: str, model: str, stream: bool) -> str:
     return f"{base}/{path}:{'streamGenerateContent?alt=sse' if stream else 'generateContent'}"
 
 
-def _gemini_body(backend: HTTPBackend, ask: Request) -> dict[str, Any]:
+def _gemini_body(backend: HTTPBackend, ask: Request, common: Mapping[str, Any]) -> dict[str, Any]:
     body: dict[str, Any] = {"contents": _gemini_contents(backend, ask.messages)}
     system = [_plain(message["content"]) for message in ask.messages if message["role"] == "system"]
     if system:
@@ -1933,7 +1894,6 @@ def _gemini_body(backend: HTTPBackend, ask: Request) -> dict[str, Any]:
             for tool in ask.tools
         ]
         body["tools"] = [{"functionDeclarations": declared}]
-    common, others = _params(backend, ask)
     config = _renamed(common, _GEMINI_PARAMS)
     if "reasoning_effort" in common:
         config["thinkingConfig"] = _gemini_thinking(backend.model, str(common["reasoning_effort"]).lower())
@@ -1943,7 +1903,7 @@ def _gemini_body(backend: HTTPBackend, ask: Request) -> dict[str, Any]:
         config.update(responseMimeType="application/json", responseJsonSchema=ask.schema)
     if config:
         body["generationConfig"] = config
-    return _with_others(body, others)
+    return body
 
 
 def _gemini_thinking(model: str, effort: str) -> dict[str, Any]:
@@ -1954,23 +1914,21 @@ def _gemini_thinking(model: str, effort: str) -> dict[str, Any]:
 
 
 def _gemini_contents(backend: HTTPBackend, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    made: list[dict[str, Any]] = []
-    native: set[str] = set()  # the ids that Gemini gave itself, and wants back
-    for message in messages:
-        if message["role"] == "system":
-            continue
-        role = "model" if message["role"] == "assistant" else "user"
-        kept = backend.provider_state(message).get("parts")
-        native.update(str(part["functionCall"].get("id", "")) for part in kept or () if "functionCall" in part)
-        parts = [dict(part) for part in kept] if kept else _gemini_parts(backend, message, native)
-        if made and made[-1]["role"] == role:
-            made[-1]["parts"] += parts
-        else:
-            made.append({"role": role, "parts": parts})
-    return [content for content in made if content["parts"]]
+    kept = [part for message in messages for part in backend.provider_state(message).get("parts", ())]
+    native = [part["functionCall"].get("id") for part in kept if "functionCall" in part]  # Gemini wants these ids back
+    turns = [
+        {
+            "role": "model" if role == "assistant" else "user",
+            "parts": [part for message in turn for part in _gemini_parts(backend, message, native)],
+        }
+        for role, turn in _turns(messages)
+    ]
+    return [turn for turn in turns if turn["parts"]]
 
 
-def _gemini_parts(backend: HTTPBackend, message: Mapping[str, Any], native: set[str]) -> list[dict[str, Any]]:
+def _gemini_parts(backend: HTTPBackend, message: Mapping[str, Any], native: Collection[Any]) -> list[dict[str, Any]]:
+    if kept := backend.provider_state(message).get("parts"):
+        return [dict(part) for part in kept]
     if message["role"] != "tool":
         signed = {"thoughtSignature": _UNSIGNED} if re.match(r"(models/)?gemini-[3-9]", backend.model) else {}
         parts = [_gemini_part(part) for part in _parts(message["content"])]
@@ -2060,7 +2018,7 @@ class _GeminiBuilder(ResponseBuilder):
 
 class _Wire(NamedTuple):
     url: Callable[[str, str, bool], str]
-    body: Callable[[HTTPBackend, Request], dict[str, Any]]
+    body: Callable[[HTTPBackend, Request, Mapping[str, Any]], dict[str, Any]]
     builder: type[ResponseBuilder]
 
 
