@@ -523,7 +523,9 @@ class HTTPBackend:
         except (BackendError, *_MISREAD) as error:
             if error is builder.refused:
                 raise
-            failure = self._as_failure(error)
+            unexpected = f"the server's answer has an unexpected form: {error}"
+            wrong = not isinstance(error, BackendError)
+            failure = self._error("protocol", unexpected, retryable=True) if wrong else error
         finally:
             if not finished or not _drain(state, response):
                 response.raw.close()
@@ -532,12 +534,6 @@ class HTTPBackend:
         failure.retryable = failure.retryable and not builder.began
         failure.provider = self.provider
         raise failure.with_traceback(None)  # the frames hold the server's words, which may repeat the key
-
-    def _as_failure(self, error: Exception) -> BackendError:
-        """The BackendError for a response that could not be read."""
-        if isinstance(error, BackendError):
-            return error
-        return self._error("protocol", f"the server's answer has an unexpected form: {error}", retryable=True)
 
     def _read(self, builder: ResponseBuilder, state: CallState, response: Any, chunks: Iterator[bytes]) -> None:
         if response.status_code >= 300:
@@ -549,7 +545,7 @@ class HTTPBackend:
             first = (first + chunk)[-65_536:]  # some servers send blanks while they work
             head = first.lstrip().removeprefix(_BYTE_ORDER).lstrip()
         if re.match(rb"(data|event|id|retry)?:", head):  # whatever the header says
-            self._read_stream(builder, state, chain([first], chunks))
+            self._read_stream(builder, state, _events(chain([first], chunks)))
         else:
             self._read_body(builder, state, _gathered(chain([first], chunks)))
 
@@ -564,30 +560,35 @@ class HTTPBackend:
         begins = data[:65_536].lstrip()[:1]
         if isinstance(body, dict):
             self._raise_error_in(body)
-            builder.feed_body(body)
+            builder.feed(body)
             problem = "no message"
         elif body is None and begins == b"{":
-            self._read_lines(builder, state, data)
+            first, _, rest = data.partition(b"\n")  # a stream that has one event per line
+            with contextlib.suppress(ValueError):
+                if rest and isinstance(from_json(first), dict):
+                    lines = map(bytes.strip, bytes(data).split(b"\n"))
+                    self._read_stream(builder, state, (line.decode("utf-8", "replace") for line in lines if line))
         if not builder.ended:
             page = begins == b"<"
             what, hint = ("a page of HTML", "check the base URL") if page else (problem, "")
             raise self._error("protocol", f"the server answered with {what}", status=200, retryable=not page, hint=hint)
 
-    def _read_lines(self, builder: ResponseBuilder, state: CallState, data: bytearray) -> None:
-        """Read a stream that has one event per line."""
-        first, _, rest = bytes(data).partition(b"\n")
-        with contextlib.suppress(ValueError):
-            if rest and isinstance(from_json(first), dict):
-                for line in filter(bytes.strip, (first, *rest.split(b"\n"))):
-                    self._read_event(builder, state, line.decode("utf-8", "replace"))
-
-    def _read_stream(self, builder: ResponseBuilder, state: CallState, chunks: Iterator[bytes]) -> None:
+    def _read_stream(self, builder: ResponseBuilder, state: CallState, events: Iterator[str]) -> None:
         try:
-            for data in _events(chunks):
+            for data in events:
                 if data == "[DONE]":
                     builder.ended = True
                     return
-                self._read_event(builder, state, data)
+                event = None
+                with contextlib.suppress(ValueError):
+                    event = from_json(data)
+                if not isinstance(event, dict):
+                    raise self._error("truncated", "the stream holds an event that is not JSON", retryable=True)
+                self._raise_error_in(event)
+                state.quiet_until = None  # the time that the caller takes over a text is not the server's
+                builder.feed(event)
+                state.check()
+                state.touch()
                 if builder.ended and self.wire == "anthropic":
                     return
         except BackendError as error:
@@ -596,27 +597,13 @@ class HTTPBackend:
         if not builder.ended:
             raise self._error("truncated", "the stream ended before the answer did", retryable=True)
 
-    def _read_event(self, builder: ResponseBuilder, state: CallState, data: str) -> None:
-        try:
-            event = from_json(data)
-        except ValueError:
-            event = None
-        if not isinstance(event, dict):
-            raise self._error("truncated", "the stream holds an event that is not JSON", retryable=True)
-        self._raise_error_in(event)
-        state.quiet_until = None  # the time that the caller takes over a text is not the server's
-        builder.feed_event(event)
-        state.check()
-        state.touch()
-
     def _raise_error_in(self, body: Mapping[str, Any]) -> None:
         """Raise an error that came with status 200, in a body or in the middle of a stream."""
-        error = body.get("error")
-        if error:
+        if error := body.get("error"):
             named = error if isinstance(error, dict) else {}
             code = named.get("code")
-            words = [word for word in (named.get("type"), named.get("status"), code) if isinstance(word, str)]
-            kinds = [_STATUS_OF[word] for word in words if word in _STATUS_OF]
+            words = (named.get("type"), named.get("status"), code)
+            kinds = [_STATUS_OF[word] for word in words if isinstance(word, str) and word in _STATUS_OF]
             status = code if isinstance(code, int) and 400 <= code < 600 else (*kinds, 500)[0]
             raise self._status_error(status, _error_text(dict(body)), None)
 
@@ -636,6 +623,7 @@ class HTTPBackend:
         return self.provider if owner and owner.id == self.provider else f"{self.provider} at {netloc(self.base_url)}"
 
     def _status_error(self, status: int, text: str, wait: float | None) -> BackendError:
+        text = text[:4_000]
         code = _code_for(status, text)
         lasting = code in ("quota", "context_length") or re.search(_NO_TOOLS, text) or re.search(_NO_IMAGES, text)
         again = not lasting and (status in _RETRIED or status >= 500)
@@ -728,47 +716,30 @@ class HTTPBackend:
             self._inspecting.release()
 
     def _inspect(self, state: CallState) -> None:
+        """Read the model list of llama.cpp, vLLM, LM Studio or a similar server; ask Ollama for the model's size."""
         base = self.base_url.partition("?")[0].removesuffix("/chat/completions")
         entry: dict[str, Any] = {}
         if self.provider != "ollama":
             entries = [item for item in self._fetch(state, f"{base}/models")["data"] if isinstance(item, dict)]
-            entry = _entry_of(self.model, entries)
-            self._take_in(entry)
+            named = [item for item in entries if item.get("id") == self.model]
+            entry = next(iter(named or (entries if len(entries) == 1 else ())), {})
+            if entry.get("owned_by") == "llamacpp":
+                self.server = "llamacpp"
+            names = ("loaded_context_length", "max_model_len", "context_length", "max_context_length")
+            sizes = [token_count(entry, "meta", "n_ctx"), *(token_count(entry, name) for name in names)]
+            self.window = self.window or next((size for size in sizes if size >= 256), None)
+            self.parameters = self.parameters or round(token_count(entry, "meta", "n_params") / 1e9, 3) or None
         if self.provider == "ollama" or entry.get("owned_by") == "library":
             # Its window is a setting of the server, mostly far below the model's own, and is not reported here.
             shown = self._fetch(state, f"{_origin(base)}/api/show", _dumps({"model": self.model}))
             self.parameters = self.parameters or size_in_name(str(shown["details"]["parameter_size"]))
 
-    def _take_in(self, entry: Mapping[str, Any]) -> None:
-        """Read an entry of the model list of llama.cpp, vLLM, LM Studio or a similar server."""
-        if entry.get("owned_by") == "llamacpp":
-            self.server = "llamacpp"
-        names = ("loaded_context_length", "max_model_len", "context_length", "max_context_length")
-        sizes = [token_count(entry, "meta", "n_ctx"), *(token_count(entry, name) for name in names)]
-        self.window = self.window or next((size for size in sizes if size >= 256), None)
-        self.parameters = self.parameters or round(token_count(entry, "meta", "n_params") / 1e9, 3) or None
-
     def _fetch(self, state: CallState, url: str, data: bytes | None = None) -> Any:
         """GET, or POST `data`, and return the JSON. BackendError or ValueError if that fails."""
-        headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "flat-rlm"}
-        headers |= {"Content-Type": "application/json"} if data is not None else {}
         link = _link(self.base_url, self._how.max_parallel)
-        request = functools.partial(link.open, state, url, {**headers, **self._key_headers()}, data)
-        response, body = with_retries(state, AdaptiveLimiter(1), 0, request)[0], bytearray()
-        try:
-            for chunk in _chunks(state, response, url) if response.status_code == 200 else ():
-                body += chunk
-                if len(body) > INSPECT_LIMIT:
-                    raise ValueError("too long")
-        finally:
-            _release(response)
-        return from_json(bytes(body))
-
-
-def _entry_of(model: str, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The entry of this model, or the only entry."""
-    named = [entry for entry in entries if entry.get("id") == model]
-    return next(iter(named or (entries if len(entries) == 1 else ())), {})
+        ask = functools.partial(link.fetch, state, url, self._headers(False), data, limit=INSPECT_LIMIT)
+        status, _, body = with_retries(state, AdaptiveLimiter(1), 0, ask)[0]
+        return from_json(body if status == 200 else b"")
 
 
 # What reading an answer raises if a part of it has an unexpected type.
@@ -784,8 +755,7 @@ def _live(backend: HTTPBackend, ask: Request, state: CallState, on_text: Callabl
         request = url, headers, _dumps(body)
 
         def send(request: tuple[str, dict[str, str], bytes] = request) -> ResponseBuilder:
-            builder = _WIRES[backend.wire].builder(backend, on_text)
-            builder.on_progress = ask.on_progress
+            builder = _WIRES[backend.wire].builder(backend, ask, on_text)
             with backend._hold_capacity(ask, state):
                 return backend._attempt(link, state, request, builder)
 
@@ -921,13 +891,6 @@ def _write_reply(path: str, reply: Reply) -> None:
 # --- other requests -----------------------------------------------------------------------------------------------
 
 
-def _until(complete: Callable[[bytes], bool] | None, chunks: Iterator[bytes]) -> Iterator[bytes]:
-    for chunk in chunks:
-        yield chunk
-        if complete is not None and complete(chunk):
-            return
-
-
 def post(
     url: str,
     *,
@@ -953,15 +916,10 @@ def post(
 
     def send() -> None:
         last.clear()
-        response = link.open(state, url, headers, data)
-        try:
-            body = bytes(_gathered(_until(complete, _chunks(state, response, url))))
-        finally:
-            _release(response)
-        status = response.status_code
-        last.append((status, {name.lower(): value for name, value in response.headers.items()}, body))
+        status, answered, body = link.fetch(state, url, headers, data, complete=complete)
+        last.append((status, {name.lower(): value for name, value in answered.items()}, body))
         if status in _RETRIED or status >= 500:
-            wait, code = _wait_asked(response.headers, body), _code_for(status, "")
+            wait, code = _wait_asked(answered, body), _code_for(status, "")
             raise BackendError(f"status {status}", code=code, status=status, retryable=True, retry_after=wait)
 
     with _watch.watching(state):
@@ -973,12 +931,7 @@ def post(
     return last[0]
 
 
-_LOCAL = (
-    ("ollama", "http://localhost:11434/v1"),
-    ("lm_studio", "http://localhost:1234/v1"),
-    ("llamacpp", "http://127.0.0.1:8080/v1"),
-    ("vllm", "http://localhost:8000/v1"),
-)
+_LOCAL = ("ollama", "lm_studio", "llamacpp", "vllm")
 
 
 def server_models(base_url: str, timeout: float) -> tuple[int, list[str] | None]:
@@ -986,37 +939,31 @@ def server_models(base_url: str, timeout: float) -> tuple[int, list[str] | None]
 
     It costs nothing, and no key is sent.
     """
-    import requests
-
-    with requests.Session() as session:
-        session.trust_env = False  # no .netrc
-        session.proxies = {} if _is_loopback(base_url) else requests.utils.get_environ_proxies(base_url)
-        response = session.get(f"{base_url.rstrip('/')}/models", timeout=timeout, allow_redirects=False, stream=True)
-        try:
-            body = _gathered(response.iter_content(65_536), INSPECT_LIMIT)
-            return response.status_code, [str(entry["id"]) for entry in from_json(body)["data"]]
-        except (BackendError, ValueError, LookupError, TypeError):
-            return response.status_code, None
+    state = CallState("", timeout, time.monotonic() + timeout, None)
+    headers, url = {"Accept-Encoding": "identity", "User-Agent": "flat-rlm"}, f"{base_url.rstrip('/')}/models"
+    try:
+        with _watch.watching(state):
+            status, _, body = _link(base_url, 16).fetch(state, url, headers, None, limit=INSPECT_LIMIT)
+    except BackendError as error:
+        raise (TimeoutError if error.code == "timeout" else ConnectionError)(error.message) from None
+    try:
+        return status, [str(entry["id"]) for entry in from_json(body)["data"]]
+    except _MISREAD:
+        return status, None
 
 
 def local_servers(timeout: float = 0.3) -> list[tuple[str, str, list[str]]]:
     """List the model servers on this machine: `(provider id, base URL, models)`."""
-    import requests  # a thread that is given up would be left in the middle of importing it  # noqa: F401
+    from concurrent.futures import ThreadPoolExecutor
 
-    found: dict[str, list[str]] = {}
-
-    def probe(id_: str, base: str) -> None:
+    def probe(id_: str) -> tuple[str, str, list[str] | None]:
+        base, models = _rows()[id_].base_url, None
         with contextlib.suppress(OSError):
-            if (models := server_models(base, timeout)[1]) is not None:
-                found[id_] = models
+            models = server_models(base, timeout)[1]
+        return id_, base, models
 
-    threads = [threading.Thread(target=probe, args=place, daemon=True) for place in _LOCAL]
-    for thread in threads:
-        thread.start()
-    until = time.monotonic() + 2 * timeout
-    for thread in threads:
-        thread.join(max(0.0, until - time.monotonic()))
-    return [(id_, base, found[id_]) for id_, base in _LOCAL if id_ in found]
+    with ThreadPoolExecutor(len(_LOCAL)) as pool:
+        return [(id_, base, models) for id_, base, models in pool.map(probe, _LOCAL) if models is not None]
 
 
 # --- retries ------------------------------------------------------------------------------------------------------
@@ -1146,11 +1093,7 @@ def _code_for(status: int, text: str) -> str:
 
 
 def _error_text(body: Any) -> str:
-    """The message in an error body with its codes, or the body itself, truncated."""
-    return _said_in(body)[:4_000]
-
-
-def _said_in(body: Any) -> str:
+    """The message in an error body with its codes, or the body itself."""
     if isinstance(body, (bytes, bytearray)):
         text = body.decode("utf-8", "replace").strip()
         if text.startswith("<"):
@@ -1265,10 +1208,10 @@ def _renamed(common: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, A
 class ResponseBuilder:
     """Builds a response from a body or from a stream's events. Each wire has a subclass."""
 
-    def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
+    def __init__(self, backend: HTTPBackend, ask: Request, on_text: Callable[[str], None] | None) -> None:
         self.backend = backend
         self.on_text = on_text
-        self.on_progress: Callable[[int, int], None] | None = None
+        self.on_progress = ask.on_progress
         self.refused: BaseException | None = None  # an exception from a callback, not from the server
         self.text: list[str] = []
         self.calls: list[dict[str, Any]] = []
@@ -1309,12 +1252,8 @@ class ResponseBuilder:
             raise BackendError("the answer has more reasoning or signatures than can be kept", code="protocol")
         return part
 
-    def feed_body(self, body: Mapping[str, Any]) -> None:
-        """Read a complete body."""
-        self.feed_event(body)
-
-    def feed_event(self, body: Mapping[str, Any]) -> None:
-        """Read one event of a stream."""
+    def feed(self, body: Mapping[str, Any]) -> None:
+        """Read one event of a stream, or a complete body."""
         raise NotImplementedError
 
     def finish(self) -> None:
@@ -1560,17 +1499,13 @@ def _openai_assistant(backend: HTTPBackend, message: Mapping[str, Any]) -> dict[
 
 
 class _OpenAIBuilder(ResponseBuilder):
-    def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
-        super().__init__(backend, on_text)
+    def __init__(self, backend: HTTPBackend, ask: Request, on_text: Callable[[str], None] | None) -> None:
+        super().__init__(backend, ask, on_text)
         self.thoughts: list[str] = []
         self.details: list[Any] = []
         self.reason: str | None = None
 
-    def feed_body(self, body: Mapping[str, Any]) -> None:
-        self.feed_event(body)
-        self.ended = bool(body.get("choices"))
-
-    def feed_event(self, body: Mapping[str, Any]) -> None:
+    def feed(self, body: Mapping[str, Any]) -> None:
         if isinstance(body.get("model"), str):
             self.model = body["model"]
         if isinstance(body.get("usage"), dict):
@@ -1581,9 +1516,11 @@ class _OpenAIBuilder(ResponseBuilder):
         choice = choices[0] if isinstance(choices, list) and choices else None
         if not isinstance(choice, dict):
             return
-        for message in (choice.get("delta"), choice.get("message")):
-            if isinstance(message, dict):
-                self._delta(message, whole=message is not choice.get("delta"))
+        if isinstance(choice.get("delta"), dict):
+            self._delta(choice["delta"], whole=False)
+        if isinstance(choice.get("message"), dict):
+            self._delta(choice["message"], whole=True)
+            self.ended = True
         if choice.get("finish_reason"):
             self.reason = str(choice["finish_reason"])
             self.ended = True
@@ -1779,22 +1716,21 @@ _ANTHROPIC_DELTAS = {  # which field of the block grows, by which field of the d
 
 
 class _AnthropicBuilder(ResponseBuilder):
-    def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
-        super().__init__(backend, on_text)
+    def __init__(self, backend: HTTPBackend, ask: Request, on_text: Callable[[str], None] | None) -> None:
+        super().__init__(backend, ask, on_text)
         self.blocks: dict[int, dict[str, Any]] = {}
         self.growing: dict[tuple[int, str], list[str]] = {}  # fields of the blocks
         self.counts: dict[str, Any] = {}
 
-    def feed_body(self, body: Mapping[str, Any]) -> None:
-        self._message(body)
-        for index, block in enumerate(body.get("content") or ()):
-            if isinstance(block, dict):
-                self._open(index, block)
-        self.ended = isinstance(body.get("content"), list)
-
-    def feed_event(self, body: Mapping[str, Any]) -> None:
+    def feed(self, body: Mapping[str, Any]) -> None:
         kind = body.get("type")
-        if kind == "message_start" and isinstance(body.get("message"), dict):
+        if "content" in body:
+            self._message(body)
+            for index, block in enumerate(body["content"] or ()):
+                if isinstance(block, dict):
+                    self._open(index, block)
+            self.ended = isinstance(body["content"], list)
+        elif kind == "message_start" and isinstance(body.get("message"), dict):
             self._message(body["message"])
         elif kind == "content_block_start" and isinstance(body.get("content_block"), dict):
             self._open(token_count(body, "index"), body["content_block"])
@@ -1870,6 +1806,7 @@ _GEMINI_PARAMS = {"temperature": "temperature", "top_p": "topP", "seed": "seed",
 _GEMINI_BUDGETS = {"none": 0, "minimal": 0, "low": 1024, "medium": 8192}  # tokens of thought; the most for any other
 _GEMINI_LEVELS = {"none": "MINIMAL", "max": "XHIGH"}
 _GEMINI_FILTERS = ("SAFETY", "RECITATION", "PROHIBITED_CONTENT", "SPII", "BLOCKLIST", "LANGUAGE", "IMAGE_SAFETY")
+_GEMINI_STOPS = {"MAX_TOKENS": "length", **dict.fromkeys(_GEMINI_FILTERS, "content_filter")}
 # Google's placeholder for calls that another model made: from Gemini 3 on, a call without a signature is an error.
 _UNSIGNED = "skip_thought_signature_validator"
 
@@ -1952,13 +1889,13 @@ def _gemini_part(part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _GeminiBuilder(ResponseBuilder):
-    def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
-        super().__init__(backend, on_text)
+    def __init__(self, backend: HTTPBackend, ask: Request, on_text: Callable[[str], None] | None) -> None:
+        super().__init__(backend, ask, on_text)
         self.parts: list[dict[str, Any]] = []
         self.texts: list[list[str]] = []  # of the parts
         self.reason = ""
 
-    def feed_event(self, body: Mapping[str, Any]) -> None:
+    def feed(self, body: Mapping[str, Any]) -> None:
         self.model = str(body.get("modelVersion") or self.model)
         if isinstance(body.get("usageMetadata"), dict):
             self.read_usage(body["usageMetadata"])
@@ -2004,14 +1941,10 @@ class _GeminiBuilder(ResponseBuilder):
         for part, text in zip(self.parts, self.texts):
             if "text" in part:
                 part["text"] = "".join(text)
-        if self.reason == "MAX_TOKENS":
-            self.stop = "length"
-        elif self.reason in _GEMINI_FILTERS:
-            self.stop = "content_filter"
-        elif self.reason != "STOP" and not self.text and not self.calls:
+        unusable = self.reason not in ("STOP", *_GEMINI_STOPS) and not self.text and not self.calls
+        if unusable:
             raise BackendError(f"the model's answer was not usable ({self.reason})", code="protocol", retryable=True)
-        else:
-            self.stop = "tool_calls" if self.calls else "stop"
+        self.stop = _GEMINI_STOPS.get(self.reason, "tool_calls" if self.calls else "stop")
         if any("thoughtSignature" in part or "id" in part.get("functionCall", {}) for part in self.parts):
             self.raw = {"parts": [part for part in self.parts if not part.get("thought")]}
 
@@ -2472,6 +2405,27 @@ class HostPool:
             failure.retry_after, failure.idle_closed = 0.0, True  # closed while idle: nothing was asked
         raise failure
 
+    def fetch(
+        self,
+        state: CallState,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        *,
+        limit: int = BODY_LIMIT,
+        complete: Callable[[bytes], bool] | None = None,
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Send a request and return the status, the headers and at most `limit` bytes of the body."""
+        response = self.open(state, url, headers, body)
+        try:
+            return (
+                response.status_code,
+                response.headers,
+                bytes(_gathered(_chunks(state, response, url), limit, complete)),
+            )
+        finally:
+            _release(response)
+
 
 _links: dict[tuple[str, int], HostPool] = {}
 
@@ -2625,15 +2579,17 @@ def _release(response: Any) -> None:
     response.raw.release_conn()
 
 
-def _gathered(chunks: Iterator[bytes], enough: int = BODY_LIMIT) -> bytearray:
-    """Join the chunks without holding them twice; stop after `enough` bytes."""
+def _gathered(
+    chunks: Iterator[bytes], enough: int = BODY_LIMIT, complete: Callable[[bytes], bool] | None = None
+) -> bytearray:
+    """Join the chunks without holding them twice; stop after `enough` bytes, or where `complete(chunk)` is true."""
     data, looked_at = bytearray(), _LOOK
     for chunk in chunks:
         data += chunk
         if len(data) >= looked_at:
             _refuse_costly(data)
             looked_at *= 2
-        if len(data) > enough:
+        if len(data) > enough or (complete is not None and complete(chunk)):
             break
     return data[:enough] if len(data) > enough else data
 
