@@ -237,9 +237,12 @@ def _choose(model: str | None, backend: str, base_url: str | None, env: _Environ
         name = model or _DEFAULTS.get(row.id, "")
         if not name:
             raise BackendError(f"which model of {row.id}?", code="config", provider=row.id, hint="-m MODEL")
-        return row, name if base_url else _unprefixed(name, row)
+        word, _, rest = name.partition("/")
+        is_prefix = not base_url and rest and word in (row.id, *row.aliases)
+        return row, rest if is_prefix and ("own" not in row.quirks or "/" in rest) else name
     if not model:
-        row = _present(env) if base_url is None else provider_for_url(base_url) or _rows()["openai"]
+        with_key = (_rows()[id_] for id_ in _DEFAULTS if any(env.get(name) for name in _rows()[id_].keys))
+        row = (provider_for_url(base_url) if base_url else next(with_key, None)) or _rows()["openai"]
         return row, _DEFAULTS.get(row.id, DEFAULT_MODEL)
     for separator in "/:":
         word, _, rest = model.partition(separator)
@@ -262,18 +265,6 @@ def _provider(name: str) -> Provider:
     near = difflib.get_close_matches(name, _by_name(), 3)
     hint = f"did you mean {' or '.join(near)}?" if near else "`rlm providers` lists them"
     raise BackendError(f"no provider is called {name!r}", code="config", hint=hint)
-
-
-def _unprefixed(model: str, row: Provider) -> str:
-    word, _, rest = model.partition("/")
-    named = rest and word in (row.id, *row.aliases)
-    return rest if named and ("own" not in row.quirks or "/" in rest) else model
-
-
-def _present(env: _Environ) -> Provider:
-    """The default provider: the first one whose key is set."""
-    there = (_rows()[id_] for id_ in _DEFAULTS if any(env.get(name) for name in _rows()[id_].keys))
-    return next(there, _rows()["openai"])
 
 
 def provider_for_url(url: str) -> Provider | None:
@@ -809,46 +800,26 @@ _pending: dict[str, CallQueue] = {}  # by the path of the answer: who asks, and 
 
 
 def _cached(backend: HTTPBackend, ask: Request, state: CallState, on_text: Callable[[str], None] | None) -> Reply:
-    """The cached answer, or a live one, which is cached. Of equal requests in flight only one is sent."""
+    """The cached answer, or a live one, which is cached if it is complete. Equal requests in flight are sent once."""
     body = backend._request(ask._replace(max_tokens=None, stream=False))[2]
     params = {**(ask.defaults or {}), **(ask.params or {})}  # also those that this wire leaves out
     name = _digest([backend.provider, backend.base_url, backend.model, body, *([params] if params else [])])
     path = os.path.join(backend._how.cache or "", f"{name}.json")
-    if reply := _read_reply(path):
-        return from_cache(reply, on_text)
     is_first = path not in _pending
-    with _pending.setdefault(path, CallQueue(1)).reserve(state):
-        try:
-            if reply := _read_reply(path):
-                return from_cache(reply, on_text)
-            if is_first:
-                return _kept(backend, ask, state, on_text, path)
-        finally:
-            _pending.pop(path, None)
-    return _kept(backend, ask, state, on_text, path)
-
-
-def _kept(
-    backend: HTTPBackend, ask: Request, state: CallState, on_text: Callable[[str], None] | None, path: str
-) -> Reply:
-    """A live answer, which is cached if it is complete."""
-    _check_cache(os.path.dirname(path))
-    reply = _live(backend, ask, state, on_text)
-    if _is_whole(reply):
-        _write_reply(path, reply)
-    return reply
-
-
-def _is_whole(reply: Reply) -> bool:
-    """Whether the answer is complete, so that it does not depend on the output limit."""
-    return reply.stop_reason in ("stop", "tool_calls")
-
-
-def from_cache(reply: Reply, on_text: Callable[[str], None] | None) -> Reply:
-    """A cached answer, which costs nothing."""
-    if on_text and reply.text:
-        on_text(reply.text)
-    return reply._replace(usage=_usage(0, 0), cost_usd=0.0, attempts=0)
+    with contextlib.ExitStack() as turn:
+        turn.enter_context(_pending.setdefault(path, CallQueue(1)).reserve(state))
+        turn.callback(_pending.pop, path, None)
+        if not is_first:
+            turn.close()  # if the first has brought nothing that is cached, the others ask side by side
+        if reply := _read_reply(path):
+            if on_text and reply.text:
+                on_text(reply.text)
+            return reply._replace(usage=_usage(0, 0), cost_usd=0.0, attempts=0)
+        _check_cache(os.path.dirname(path))
+        reply = _live(backend, ask, state, on_text)
+        if reply.stop_reason in ("stop", "tool_calls"):  # so that it does not depend on the output limit
+            _write_reply(path, reply)
+        return reply
 
 
 def _read_reply(path: str) -> Reply | None:
@@ -1479,18 +1450,10 @@ def _openai_assistant(backend: HTTPBackend, message: Mapping[str, Any]) -> dict[
     made: dict[str, Any] = {"role": "assistant", "content": _plain(message["content"])}
     raw = backend.provider_state(message)
     extras = raw.get("extras", {})
-    calls = [
-        {
-            "id": call["id"],
-            "type": "function",
-            "function": {
-                "name": call["name"],
-                "arguments": json.dumps(_sendable(call["arguments"]), ensure_ascii=False),
-            },
-            **extras.get(call["id"], {}),
-        }
-        for call in message.get("tool_calls") or ()
-    ]
+    calls = []
+    for call in message.get("tool_calls") or ():
+        function = {"name": call["name"], "arguments": json.dumps(_sendable(call["arguments"]), ensure_ascii=False)}
+        calls.append({"id": call["id"], "type": "function", "function": function, **extras.get(call["id"], {})})
     if calls:
         made["tool_calls"] = calls
         if "reasoning" in backend.quirks:
@@ -2117,10 +2080,7 @@ if hasattr(os, "register_at_fork"):
 class TrackedConnection:
     """Mixin for urllib3's connections: each knows the call that it serves, so that the call can be aborted."""
 
-    host: str
-    default_port: int
     sock: Any
-    timeout: Any
     state: CallState | None = None
     used = False
     pending_head: bytes | None = None
@@ -2132,9 +2092,6 @@ class TrackedConnection:
         self.pending_head = None  # a proxy is sent a head of its own
         if state is None:
             connect()
-            return
-        if self.host in LOOPBACK and self.default_port == 80 and self._at_once(connect):
-            state.take(self)
             return
         outcome: list[BaseException | None] = []
 
@@ -2155,17 +2112,6 @@ class TrackedConnection:
         if outcome and outcome[0] is not None:
             raise outcome[0]
         state.take(self)
-
-    def _at_once(self, connect: Callable[[], None]) -> bool:
-        """Try to connect to a server on this machine within one tick, which works unless it is overloaded."""
-        patience, self.timeout = self.timeout, TICK
-        try:
-            connect()
-        except (OSError, _http_error()):
-            return False
-        finally:
-            self.timeout = patience
-        return True
 
     def request(self, *args: Any, **options: Any) -> Any:
         state: CallState | None = getattr(_here, "state", None)
@@ -2550,27 +2496,26 @@ def _innermost(problem: BaseException) -> BaseException:
         seen.add(id(found))
 
 
-def _chunks(state: CallState, response: Any, url: str) -> Iterator[bytes]:
+def _chunks(
+    state: CallState, response: Any, url: str, size: int = 65_536, limit: int | None = BODY_LIMIT
+) -> Iterator[bytes]:
     """Yield the decompressed body as it arrives."""
-    total = 0
-    while data := _next_chunk(state, response, url, 65536):
+    total, data, problem = 0, b"", None
+    while True:
+        try:
+            # read1 hands on what has arrived in every framing; iter_content holds close-delimited bodies back.
+            data = response.raw.read1(size, decode_content=True)
+        except BaseException as error:
+            problem = error
+        if problem is not None:
+            raise _transport_error(problem, state, url)
+        state.check()
+        if not data:
+            return
         total += len(data)
-        if total > BODY_LIMIT:
-            raise BackendError(f"the answer is larger than {BODY_LIMIT >> 20} MB", code="protocol")
+        if limit is not None and total > limit:
+            raise BackendError(f"the answer is larger than {limit >> 20} MB", code="protocol")
         yield data
-
-
-def _next_chunk(state: CallState, response: Any, url: str, size: int) -> bytes:
-    data, problem = b"", None
-    try:
-        # read1 hands on what has arrived in every framing; iter_content holds close-delimited bodies back.
-        data = response.raw.read1(size, decode_content=True)
-    except BaseException as error:
-        problem = error
-    if problem is not None:
-        raise _transport_error(problem, state, url)
-    state.check()
-    return data
 
 
 def _release(response: Any) -> None:
@@ -2867,30 +2812,23 @@ class _LocalModel(HTTPBackend):
         import tempfile
 
         atexit.register(stop_local_models)
-        key, response = _Secret(os.urandom(16).hex()), list[bytes]()
+        key, free = _Secret(os.urandom(16).hex()), _free_memory()
         how = {"path": self.path, "context": self._context, "parallel": self._how.max_parallel, "key": key}
-        how["cache_mib"] = _prompt_cache_mib(self.path)
-        with tempfile.TemporaryFile() as log:
+        left = _PROMPT_CACHE_MIB << 22 if free is None else max(0, free - _model_size(self.path))
+        how["cache_mib"] = min(_PROMPT_CACHE_MIB, left >> 22)  # a quarter of what the model leaves free
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as log:
             env = _Environ(None)
             keyless = env.without(env.secret_names())
             command = [sys.executable, "-c", _SERVE]
-            process = subprocess.Popen(command, stdin=-1, stdout=-1, stderr=log, env=keyless)
-
-            def ask() -> None:
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=log, env=keyless)
+            try:
                 with contextlib.suppress(OSError):
                     process.stdin.write(json.dumps(how).encode() + b"\n")  # type: ignore[union-attr]
                     process.stdin.flush()  # type: ignore[union-attr]
-                response.append(process.stdout.readline())  # type: ignore[union-attr]
-                state.wake.set()
-
-            asking = threading.Thread(target=ask, name="rlm-load", daemon=True)
-            asking.start()
-            try:
-                self._wait_for(response, state)
-                return _Served(process, from_json(response[0])["url"], key, CallQueue(self._context))
+                self._wait_for(process, out, state)
+                url = from_json(os.pread(out.fileno(), 4096, 0))["url"]
+                return _Served(process, url, key, CallQueue(self._context))
             except BaseException as error:
-                process.kill()
-                asking.join()
                 _end(process)
                 if not isinstance(error, ValueError):
                     raise
@@ -2898,13 +2836,15 @@ class _LocalModel(HTTPBackend):
             said = log.read()[-2000:].decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
         raise self._error("config", f"llama.cpp cannot serve {self.model!r}: {said[-1]}")
 
-    def _wait_for(self, response: list[bytes], state: CallState) -> None:
-        size, started = _model_size(self.path) / 1e9, time.monotonic()
-        while not response:
-            if self._progress:
-                waited = time.monotonic() - started
+    def _wait_for(self, process: Any, out: Any, state: CallState) -> None:
+        """Wait until the server has written a line or has ended."""
+        size, started, reports = _model_size(self.path) / 1e9, time.monotonic(), 0
+        while process.poll() is None and not os.pread(out.fileno(), 4096, 0).endswith(b"\n"):
+            waited = time.monotonic() - started
+            if self._progress and waited >= reports:
                 self._progress(f"loading {os.path.basename(self.path)} ({size:.1f} GB): {waited:.0f} s")
-            state.sleep(1.0)
+                reports += 1
+            state.sleep(TICK)
 
 
 def stop_local_models() -> None:
@@ -2917,7 +2857,6 @@ def stop_local_models() -> None:
 def _end(process: Any) -> None:
     process.kill()
     process.wait()
-    process.stdout.close()
     with contextlib.suppress(OSError):
         process.stdin.close()
 
@@ -2956,12 +2895,6 @@ def _free_memory() -> int | None:
     return int(found[1]) * 1024 if found and not os.path.exists("/dev/nvidia0") else None
 
 
-def _prompt_cache_mib(path: str) -> int:
-    """Memory for cached prompts: a quarter of what the model leaves free, at most 2 GiB."""
-    free = _free_memory()
-    return _PROMPT_CACHE_MIB if free is None else min(_PROMPT_CACHE_MIB, max(0, free - _model_size(path)) >> 22)
-
-
 class _GGUFHeader(NamedTuple):
     """The fields of a GGUF header that are used."""
 
@@ -2974,47 +2907,25 @@ def _gguf_header(path: str) -> _GGUFHeader:
 
     The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
     """
-    import struct
-
-    found = _GGUFHeader()
-    sizes = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
     try:
         with open(path, "rb") as file:
-
-            def number(form: str) -> int:
-                return int(struct.unpack(form, file.read(struct.calcsize(form)))[0])
-
-            def skip(kind: int, count: int = 1) -> None:
-                if kind == 9:
-                    for _ in range(count):
-                        skip(number("<I"), number("<Q"))
-                elif kind == 8:
-                    for _ in range(count):
-                        file.seek(number("<Q"), 1)
-                else:
-                    file.seek(sizes[kind] * count, 1)
-
-            if file.read(4) != b"GGUF":
-                raise BackendError(f"{path!r} is not a GGUF file", code="config", hint="give a llama.cpp model file")
-            number("<I"), number("<Q")
-            for _ in range(min(number("<Q"), 1000)):
-                name, kind = file.read(min(number("<Q"), 65536)), number("<I")
-                if found.context and (found.parameters or name.startswith(b"tokenizer.")):
-                    break  # the vocabulary is long, and what is wanted comes before it
-                if name.endswith(b".context_length") and kind in (4, 10):
-                    found = found._replace(context=number("<I" if kind == 4 else "<Q"))
-                elif name == b"general.size_label" and kind == 8:
-                    label = file.read(min(number("<Q"), 65536)).decode("utf-8", "replace")
-                    found = found._replace(parameters=size_in_name(label))
-                elif name == b"general.parameter_count" and kind in (4, 10):
-                    found = found._replace(parameters=number("<I" if kind == 4 else "<Q") / 1e9)
-                else:
-                    skip(kind)
+            head = file.read(1 << 20)  # the vocabulary is long, and what is wanted comes before it
     except OSError as error:
         raise BackendError(f"cannot read the model {path!r}: {error.strerror}", code="config") from None
-    except (struct.error, KeyError, RecursionError):
-        raise BackendError(f"{path!r} is a damaged GGUF file", code="config", hint="download it again") from None
-    return found
+    if not head.startswith(b"GGUF"):
+        raise BackendError(f"{path!r} is not a GGUF file", code="config", hint="give a llama.cpp model file")
+
+    def number(key: bytes) -> int | None:
+        found = re.search(re.escape(key) + rb"(?:\x04\0{3}(.{4})|\x0a\0{3}(.{8}))", head, re.DOTALL)
+        return int.from_bytes(found[1] or found[2], "little") if found else None
+
+    has_keys = head[16:24] != bytes(8)
+    if has_keys and not re.search(rb"general\.|\.context_length", head):
+        raise BackendError(f"{path!r} is a damaged GGUF file", code="config", hint="download it again")
+    count = number(b"general.parameter_count")
+    label = re.search(rb"general\.size_label\x08\0{3}(.)\0{7}", head, re.DOTALL)
+    size = size_in_name(head[label.end() :][: label[1][0]].decode("utf-8", "replace")) if label else None
+    return _GGUFHeader(number(b".context_length"), count / 1e9 if count else size)
 
 
 # --- model files of Hugging Face ----------------------------------------------------------------------------------
@@ -3256,18 +3167,14 @@ class _Hub:
         """Call `ask` until it succeeds or several attempts in a row make no progress."""
         try:
             return with_retries(state, AdaptiveLimiter(1), _HUB_TRIES, ask, progress)[0]
-        except BackendError as error:
-            raise self._with_next_step(error, progress()) from None
-
-    def _with_next_step(self, failure: BackendError, part: int) -> BackendError:
-        """Add a hint that depends on what has been downloaded."""
-        if part and failure.retryable:
-            failure.hint = f"run it again: it goes on after the {part / 1e6:,.1f} MB that have come"
-        elif failure.code in ("connection", "timeout"):
-            failure.hint = "is the network up, and HF_ENDPOINT right?"
-            if kept := sorted(filter(None, self.index())):
-                failure.hint += f" Downloaded already: {', '.join(f'hf:{self.repo}:{key}' for key in kept)}"
-        return failure
+        except BackendError as failure:
+            if failure.retryable and (part := progress()):
+                failure.hint = f"run it again: it goes on after the {part / 1e6:,.1f} MB that have come"
+            elif failure.code in ("connection", "timeout"):
+                failure.hint = "is the network up, and HF_ENDPOINT right?"
+                if kept := sorted(filter(None, self.index())):
+                    failure.hint += f" Downloaded already: {', '.join(f'hf:{self.repo}:{key}' for key in kept)}"
+            raise failure from None
 
     def _receive(self, state: CallState, url: str, part: str, file: _HubFile) -> None:
         """Append the missing bytes to `part`."""
@@ -3299,7 +3206,7 @@ class _Hub:
     def _pieces(self, state: CallState, response: Any, url: str, file: _HubFile, total: int) -> Iterator[bytes]:
         """Yield the body and report progress."""
         began, shown, start, name = time.monotonic(), 0.0, total, os.path.basename(file.path)
-        while data := _next_chunk(state, response, url, PIECE):
+        for data in _chunks(state, response, url, PIECE, limit=None):
             state.touch()
             total += len(data)
             yield data
@@ -3344,13 +3251,10 @@ class _Hub:
         else:
             hint = "try again later"
         words = _error_text(body) if body else named or "nothing"
-        code = "server" if status >= 500 else _CODES.get(status, "bad_request")
-        again = status in _RETRIED or status >= 500
-        wait = _wait_asked(response.headers, body)
         text = _tidy(f"{netloc(url)} answers {status} for {self.repo!r}: {words}", self._token)
-        return BackendError(
-            text, code=code, provider="the hub", status=status, hint=hint, retryable=again, retry_after=wait
-        )
+        error = BackendError(text, code=_code_for(status, ""), provider="the hub", status=status, hint=hint)
+        error.retryable, error.retry_after = status in _RETRIED or status >= 500, _wait_asked(response.headers, body)
+        return error
 
     # the disk
 
@@ -3542,14 +3446,6 @@ def _parse_gemini(stdout: str) -> _Output:
     return _Output(_require_text(body["response"]), usage=usage if models else None, model=next(iter(models), ""))
 
 
-def _parse_any(stdout: str) -> _Output:
-    """Parse the output of the user's own command: an object like that of `claude -p`, else plain text."""
-    try:
-        return _parse_claude(stdout)
-    except _MISREAD:
-        return _Output(stdout.strip() or None)
-
-
 _AGENTS = {
     "claude": _Agent(
         "-p --output-format json --max-turns 1 --tools '' --strict-mcp-config --safe-mode --no-session-persistence"
@@ -3703,10 +3599,11 @@ class SubprocessBackend(HTTPBackend):
         return output
 
     def _parse(self, stdout: str) -> _Output:
+        """Parse the output; that of the user's own command is an object like that of `claude -p`, or plain text."""
         try:
-            return (self._agent.parse if self._agent else _parse_any)(stdout)
+            return (self._agent.parse if self._agent else _parse_claude)(stdout)
         except _MISREAD:
-            return _Output()
+            return _Output(None if self._agent else stdout.strip() or None)
 
     def _failure(self, complaint: str, status: int, stdout: str) -> BackendError:
         """The error for what a program complains of, or for output that is not an answer."""
@@ -3984,14 +3881,6 @@ def size_in_name(name: str) -> float | None:
     return None
 
 
-def _own_price(names: Sequence[str], prices: Mapping[str, Any]) -> ModelFacts | None:
-    """The user's price for the longest prefix of one of `names`."""
-    for name in names:
-        if known := max((key for key in prices if name.startswith(key)), key=len, default=None):
-            return _as_price(known, prices[known])
-    return None
-
-
 def _as_price(name: str, value: Any) -> ModelFacts:
     """Parse a user's price: `[input, output, cached, cache_write]` or a table of these, the last two optional."""
     try:
@@ -4008,8 +3897,10 @@ def _as_price(name: str, value: Any) -> ModelFacts:
 
 
 def _price(model: str, prices: Mapping[str, Any] | None, provider: str | None) -> ModelFacts | None:
-    if prices and (own := _own_price([f"{provider}/{model}", model], prices)):
-        return own
+    prices = prices or {}
+    for name in (f"{provider}/{model}", model):
+        if known := max((key for key in prices if name.startswith(key)), key=len, default=None):
+            return _as_price(known, prices[known])
     if provider in _rows() and "local" in _rows()[provider].quirks:
         return ModelFacts(0.0, 0.0, 0.0, 0.0)
     return _facts(model) if provider is None or provider in _LIST_PRICE else None
@@ -4048,13 +3939,10 @@ def estimate_tokens(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mappi
     total = _text_tokens(json.dumps(tools, ensure_ascii=False, default=str)) if tools else 0
     for message in messages:
         content, calls = message.get("content") or (), message.get("tool_calls") or ()
-        total += 8 + (_text_tokens(content) if isinstance(content, str) else sum(map(_part_tokens, content)))
+        parts = [{"text": content}] if isinstance(content, str) else content
+        total += 8 + sum(1600 if part.get("type") == "image" else _text_tokens(part.get("text", "")) for part in parts)
         total += sum(12 + _text_tokens(json.dumps(call, ensure_ascii=False, default=str)) for call in calls)
     return total
-
-
-def _part_tokens(part: Mapping[str, Any]) -> int:
-    return 1600 if part.get("type") == "image" else _text_tokens(part.get("text", ""))
 
 
 def _text_tokens(text: str) -> int:
