@@ -2825,8 +2825,7 @@ class _LocalModel(HTTPBackend):
                 with contextlib.suppress(OSError):
                     process.stdin.write(json.dumps(how).encode() + b"\n")  # type: ignore[union-attr]
                     process.stdin.flush()  # type: ignore[union-attr]
-                self._wait_for(process, out, state)
-                url = from_json(os.pread(out.fileno(), 4096, 0))["url"]
+                url = from_json(self._first_line(process, out, state))["url"]
                 return _Served(process, url, key, CallQueue(self._context))
             except BaseException as error:
                 _end(process)
@@ -2836,15 +2835,18 @@ class _LocalModel(HTTPBackend):
             said = log.read()[-2000:].decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
         raise self._error("config", f"llama.cpp cannot serve {self.model!r}: {said[-1]}")
 
-    def _wait_for(self, process: Any, out: Any, state: CallState) -> None:
+    def _first_line(self, process: Any, out: Any, state: CallState) -> bytes:
         """Wait until the server has written a line or has ended."""
-        size, started, reports = _model_size(self.path) / 1e9, time.monotonic(), 0
-        while process.poll() is None and not os.pread(out.fileno(), 4096, 0).endswith(b"\n"):
+        size, started, reports, line = _model_size(self.path) / 1e9, time.monotonic(), 0, b""
+        while process.poll() is None and not line.endswith(b"\n"):
             waited = time.monotonic() - started
             if self._progress and waited >= reports:
                 self._progress(f"loading {os.path.basename(self.path)} ({size:.1f} GB): {waited:.0f} s")
                 reports += 1
             state.sleep(TICK)
+            out.seek(0)
+            line = out.read()
+        return line
 
 
 def stop_local_models() -> None:
