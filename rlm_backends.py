@@ -29,7 +29,12 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import chain, groupby
-from typing import Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from subprocess import Popen
+
+    from requests import Response
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -55,6 +60,10 @@ __all__ = [
 ]
 
 DEFAULT_MODEL = "gpt-4o-mini"
+
+Message = Mapping[str, Any]  # role, content, tool_calls …
+JSONMap = Mapping[str, Any]  # a JSON object that is read
+JSONObject = dict[str, Any]  # and one that is built
 
 CONNECT_TIMEOUT = 10.0
 LONGEST_WAIT = 120.0  # seconds: if a server asks for a longer wait, the call fails
@@ -145,7 +154,6 @@ _DEFAULTS = {
     "mistral": "mistral-small-latest",
     "groq": "llama-3.3-70b-versatile",
 }
-_BASE_VARIABLES = {"openai": "OPENAI_BASE_URL", "anthropic": "ANTHROPIC_BASE_URL"}
 
 
 class BackendOptions(NamedTuple):
@@ -153,7 +161,7 @@ class BackendOptions(NamedTuple):
 
     max_retries: int
     max_parallel: int
-    prices: Mapping[str, Any] | None
+    prices: JSONMap | None
     cache: str | None
     timeout: float
 
@@ -275,7 +283,7 @@ def provider_for_url(url: str) -> Provider | None:
 
 
 def _base_url(row: Provider, base_url: str | None, env: _Environ) -> str:
-    url = base_url or env.get(_BASE_VARIABLES.get(row.id, "")) or env.get(row.quirks.get("base", "")) or row.base_url
+    url = base_url or env.get(row.quirks.get("base", "")) or row.base_url
     missing = [name for name in re.findall(r"\$\{(\w+)\}", url) if not env.get(name)]
     if missing:
         hint = f"export {missing[0]}=…, or give base_url"
@@ -403,7 +411,7 @@ class HTTPBackend:
         if link := _links.get((_origin(self.base_url), self._how.max_parallel)):
             link.adapter.close()
 
-    def provider_state(self, message: Mapping[str, Any]) -> dict[str, Any]:
+    def provider_state(self, message: Message) -> JSONObject:
         """The provider state in a message that this model must get back unchanged."""
         raw = message.get("raw")
         mine = {"wire": self.wire, "model": self.model, "provider": self.provider}
@@ -452,7 +460,7 @@ class HTTPBackend:
     def _prepare(self, state: CallState) -> None:
         """Prepare the server; called before anything is sent."""
 
-    def _request(self, ask: Request) -> tuple[str, dict[str, str], dict[str, Any]]:
+    def _request(self, ask: Request) -> tuple[str, dict[str, str], JSONObject]:
         base, _, query = self.base_url.partition("?")
         common, others = _params(self, ask)
         limits = [limit for limit in (ask.max_tokens, common.get("max_output_tokens")) if limit is not None]
@@ -515,8 +523,8 @@ class HTTPBackend:
             if error is builder.refused:
                 raise
             unexpected = f"the server's answer has an unexpected form: {error}"
-            wrong = not isinstance(error, BackendError)
-            failure = self._error("protocol", unexpected, retryable=True) if wrong else error
+            misread = self._error("protocol", unexpected, retryable=True)
+            failure = error if isinstance(error, BackendError) else misread
         finally:
             if not finished or not _drain(state, response):
                 response.raw.close()
@@ -526,7 +534,7 @@ class HTTPBackend:
         failure.provider = self.provider
         raise failure.with_traceback(None)  # the frames hold the server's words, which may repeat the key
 
-    def _read(self, builder: ResponseBuilder, state: CallState, response: Any, chunks: Iterator[bytes]) -> None:
+    def _read(self, builder: ResponseBuilder, state: CallState, response: Response, chunks: Iterator[bytes]) -> None:
         if response.status_code >= 300:
             raise self._refusal(response, _gathered(chunks, ERROR_LIMIT))
         first = head = b""
@@ -588,7 +596,7 @@ class HTTPBackend:
         if not builder.ended:
             raise self._error("truncated", "the stream ended before the answer did", retryable=True)
 
-    def _raise_error_in(self, body: Mapping[str, Any]) -> None:
+    def _raise_error_in(self, body: JSONMap) -> None:
         """Raise an error that came with status 200, in a body or in the middle of a stream."""
         if error := body.get("error"):
             named = error if isinstance(error, dict) else {}
@@ -598,7 +606,7 @@ class HTTPBackend:
             status = code if isinstance(code, int) and 400 <= code < 600 else (*kinds, 500)[0]
             raise self._status_error(status, _error_text(dict(body)), None)
 
-    def _refusal(self, response: Any, body: bytearray) -> BackendError:
+    def _refusal(self, response: Response, body: bytearray) -> BackendError:
         if 300 <= response.status_code < 400:
             target = _split_url(response.headers.get("location", ""))
             words = f"it redirects to {target.hostname if target else 'elsewhere'}"
@@ -633,7 +641,7 @@ class HTTPBackend:
         self.supports_images = False
         return self._error("no_images", f"{self.model!r} cannot see images", status=400, hint="use a model with vision")
 
-    def adapt_to_error(self, error: BackendError, body: Mapping[str, Any], ask: Request) -> bool:
+    def adapt_to_error(self, error: BackendError, body: JSONMap, ask: Request) -> bool:
         """Learn from an error how to ask from now on; whether a new attempt makes sense."""
         if error.status not in (400, 404, 422, 500, 501) or error.code == "quota":
             return False
@@ -680,10 +688,8 @@ class HTTPBackend:
         within = ("output_config", "reasoning_effort") if lesson == "output_config" else (lesson,)
         name = next((name for name in within if name in (ask.params or {})), None)
         if name and not known:
-            message = (
-                f"{self.server_label()} does not take the parameter {name!r} for {self.model!r}: it is no longer sent"
-            )
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
+            what = f"does not take the parameter {name!r} for {self.model!r}: it is no longer sent"
+            warnings.warn(f"{self.server_label()} {what}", RuntimeWarning, stacklevel=2)
         return True
 
     def inspect(self, deadline: float | None = None) -> None:
@@ -694,22 +700,18 @@ class HTTPBackend:
         near = "local" in self.quirks or _is_private(_host(self.base_url))
         if self._inspected or not near or self.wire != "openai" or _facts(self.model):
             return
-        if not self._inspecting.acquire(timeout=INSPECT_TIME):
-            return
-        try:
+        with self._inspecting:
+            until = time.monotonic() + INSPECT_TIME
+            state = CallState(self.provider, INSPECT_TIME, min(until, deadline or until), None)
             if not self._inspected:
-                until = time.monotonic() + INSPECT_TIME
-                state = CallState(self.provider, INSPECT_TIME, min(until, deadline or until), None)
                 with contextlib.suppress(BackendError, *_MISREAD), _watch.watching(state):
                     self._inspect(state)
-        finally:
             self._inspected = True
-            self._inspecting.release()
 
     def _inspect(self, state: CallState) -> None:
         """Read the model list of llama.cpp, vLLM, LM Studio or a similar server; ask Ollama for the model's size."""
         base = self.base_url.partition("?")[0].removesuffix("/chat/completions")
-        entry: dict[str, Any] = {}
+        entry: JSONObject = {}
         if self.provider != "ollama":
             entries = [item for item in self._fetch(state, f"{base}/models")["data"] if isinstance(item, dict)]
             named = [item for item in entries if item.get("id") == self.model]
@@ -762,7 +764,7 @@ def _live(backend: HTTPBackend, ask: Request, state: CallState, on_text: Callabl
 
 def _reply(backend: HTTPBackend, builder: ResponseBuilder, ask: Request, attempts: int) -> Reply:
     text, calls = "".join(builder.text), _tool_calls(builder.calls)
-    usage: dict[str, Any] | None = builder.usage
+    usage: JSONObject | None = builder.usage
     if usage is None or not (usage["input"] or usage["output"]):
         into, out = estimate_tokens(ask.messages, ask.tools), estimate_tokens([{"content": text, "tool_calls": calls}])
         usage = {**_usage(into, out), "estimated": True}
@@ -773,7 +775,7 @@ def _reply(backend: HTTPBackend, builder: ResponseBuilder, ask: Request, attempt
     return Reply(text, calls, usage, builder.stop, builder.model or backend.model, cost, raw, attempts)
 
 
-def _drain(state: CallState, response: Any) -> bool:
+def _drain(state: CallState, response: Response) -> bool:
     """Read the rest of a response so that its connection can be reused; False if too much follows."""
     if response.raw.connection is None:  # all was read, and another call may have the connection by now
         return True
@@ -1115,13 +1117,13 @@ def _tidy(text: str, secret: str) -> str:
 class Request(NamedTuple):
     """A request to a model, independent of the wire."""
 
-    messages: Sequence[Mapping[str, Any]]
-    tools: Sequence[Mapping[str, Any]] | None = None
+    messages: Sequence[Message]
+    tools: Sequence[JSONMap] | None = None
     max_tokens: int | None = None
-    schema: Mapping[str, Any] | None = None
+    schema: JSONMap | None = None
     stream: bool = False
-    params: Mapping[str, Any] | None = None  # the caller's request parameters
-    defaults: Mapping[str, Any] | None = None  # the runtime's own, which the caller's override
+    params: JSONMap | None = None  # the caller's request parameters
+    defaults: JSONMap | None = None  # the runtime's own, which the caller's override
     on_progress: Callable[[int, int], None] | None = None
 
     @property
@@ -1149,7 +1151,7 @@ _RESERVED = {
 }
 
 
-def _params(backend: HTTPBackend, ask: Request) -> tuple[dict[str, Any], dict[str, Any]]:
+def _params(backend: HTTPBackend, ask: Request) -> tuple[JSONObject, JSONObject]:
     """The caller's parameters over the defaults: those with a name on every wire, and the others, sent as they are."""
     params = {**(ask.defaults or {}), **(ask.params or {})}
     for name in params:
@@ -1171,7 +1173,7 @@ def _params(backend: HTTPBackend, ask: Request) -> tuple[dict[str, Any], dict[st
     return common, params
 
 
-def _renamed(common: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+def _renamed(common: JSONMap, names: Mapping[str, str]) -> JSONObject:
     """Rename the parameters that a wire supports."""
     return {names[name]: value for name, value in common.items() if name in names}
 
@@ -1185,7 +1187,7 @@ class ResponseBuilder:
         self.on_progress = ask.on_progress
         self.refused: BaseException | None = None  # an exception from a callback, not from the server
         self.text: list[str] = []
-        self.calls: list[dict[str, Any]] = []
+        self.calls: list[JSONObject] = []
         self.full = False  # more calls have come than MOST_CALLS
         self.kept = 0  # JSON values that are kept to be sent back
         self.began = False  # part of the answer has come: a retry would repeat it
@@ -1194,9 +1196,9 @@ class ResponseBuilder:
         self.model = ""
         self.usage: dict[str, int] | None = None
         self.cost: float | None = None
-        self.raw: dict[str, Any] | None = None
+        self.raw: JSONObject | None = None
 
-    def append_text(self, text: Any) -> None:
+    def append_text(self, text: object) -> None:
         if isinstance(text, str) and text:
             self.began = True
             self.text.append(text)
@@ -1210,7 +1212,7 @@ class ResponseBuilder:
             self.refused = error
             raise
 
-    def add_call(self, call: dict[str, Any]) -> None:
+    def add_call(self, call: JSONObject) -> None:
         """Add a tool call, unless there are too many already."""
         self.full = self.full or len(self.calls) >= MOST_CALLS
         if not self.full:
@@ -1223,7 +1225,7 @@ class ResponseBuilder:
             raise BackendError("the answer has more reasoning or signatures than can be kept", code="protocol")
         return part
 
-    def feed(self, body: Mapping[str, Any]) -> None:
+    def feed(self, body: JSONMap) -> None:
         """Read one event of a stream, or a complete body."""
         raise NotImplementedError
 
@@ -1232,14 +1234,14 @@ class ResponseBuilder:
         raise NotImplementedError
 
 
-def _dumps(value: Any) -> bytes:
+def _dumps(value: object) -> bytes:
     return _JSON.encode(value).encode("utf-8", "replace")
 
 
 _JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
-def _arguments(value: Any) -> dict[str, Any] | str:
+def _arguments(value: object) -> JSONObject | str:
     """Parse a call's arguments; text that is no object is returned as it is."""
     if value is None:
         return {}
@@ -1257,7 +1259,7 @@ def _arguments(value: Any) -> dict[str, Any] | str:
     return parsed if isinstance(parsed, dict) else text
 
 
-def last_object(text: str, *, strict: bool = True) -> dict[str, Any] | None:
+def last_object(text: str, *, strict: bool = True) -> JSONObject | None:
     """Parse the last of several concatenated objects: some servers stream `{}` before the arguments, or repeat them."""
     if _count_json(text, JSON_VALUES) > JSON_VALUES:
         return None
@@ -1275,9 +1277,9 @@ def last_object(text: str, *, strict: bool = True) -> dict[str, Any] | None:
     return None
 
 
-def _tool_calls(calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _tool_calls(calls: Sequence[JSONMap]) -> list[JSONObject]:
     """The tool calls of a response, each with a unique id."""
-    made: list[dict[str, Any]] = []
+    made: list[JSONObject] = []
     taken: set[str] = set()
     for call in calls:
         number = len(made) + 1
@@ -1290,7 +1292,7 @@ def _tool_calls(calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return made
 
 
-def _sendable(arguments: Any) -> dict[str, Any]:
+def _sendable(arguments: object) -> JSONObject:
     """Arguments as an object: many servers answer 500 to a history with anything else."""
     return arguments if isinstance(arguments, dict) else {"unreadable": str(arguments)}
 
@@ -1302,11 +1304,11 @@ def token_count(usage: Any, *path: str) -> int:
     return max(0, int(usage)) if type(usage) in (int, float) and abs(usage) < 1e15 else 0
 
 
-def _usage(into: int, out: int, cached: int = 0, cache_write: int = 0, reasoning: int = 0) -> dict[str, Any]:
+def _usage(into: int, out: int, cached: int = 0, cache_write: int = 0, reasoning: int = 0) -> JSONObject:
     return {"input": into, "output": out, "cached": cached, "cache_write": cache_write, "reasoning": reasoning}
 
 
-def _parts(content: Any) -> list[dict[str, Any]]:
+def _parts(content: Any) -> list[JSONObject]:
     if isinstance(content, str):
         return [{"type": "text", "text": content}] if content else []
     return [_inline(dict(part)) for part in content or ()]
@@ -1315,7 +1317,7 @@ def _parts(content: Any) -> list[dict[str, Any]]:
 _DATA_URI = r"(?i)data:([\w.+-]+/[\w.+-]+)?(?:;[\w=-]+)*;base64,"
 
 
-def _inline(part: dict[str, Any]) -> dict[str, Any]:
+def _inline(part: JSONObject) -> JSONObject:
     """Decode an image part whose URL is a data URI."""
     found = re.match(_DATA_URI, part.get("url", "")) if part.get("type") == "image" else None
     if not found:
@@ -1323,7 +1325,7 @@ def _inline(part: dict[str, Any]) -> dict[str, Any]:
     return {"type": "image", "media_type": found[1] or "image/png", "data": part["url"][found.end() :]}
 
 
-def _turns(messages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Iterator[Mapping[str, Any]]]]:
+def _turns(messages: Sequence[Message]) -> Iterator[tuple[str, Iterator[Message]]]:
     """The messages in turns of `user` and `assistant`, without system messages; a tool result is the user's."""
     others = (message for message in messages if message["role"] != "system")
     return groupby(others, lambda message: "assistant" if message["role"] == "assistant" else "user")
@@ -1333,11 +1335,11 @@ def _plain(content: Any) -> str:
     return "\n".join(part["text"] for part in _parts(content) if part["type"] == "text")
 
 
-def _images(content: Any) -> list[dict[str, Any]]:
+def _images(content: Any) -> list[JSONObject]:
     return [part for part in _parts(content) if part["type"] == "image"]
 
 
-def _has_images(messages: Sequence[Mapping[str, Any]]) -> bool:
+def _has_images(messages: Sequence[Message]) -> bool:
     return any(not isinstance(message.get("content"), str) and _images(message.get("content")) for message in messages)
 
 
@@ -1371,8 +1373,8 @@ def _openai_url(base: str, model: str, stream: bool) -> str:
     return base if base.endswith("/chat/completions") else f"{base}/chat/completions"
 
 
-def _openai_body(backend: HTTPBackend, ask: Request, common: Mapping[str, Any]) -> dict[str, Any]:
-    body: dict[str, Any] = {"model": backend.model, "messages": _openai_messages(backend, ask.messages)}
+def _openai_body(backend: HTTPBackend, ask: Request, common: JSONMap) -> JSONObject:
+    body: JSONObject = {"model": backend.model, "messages": _openai_messages(backend, ask.messages)}
     if ask.tools:
         body["tools"] = [{"type": "function", "function": dict(tool)} for tool in ask.tools]
     if ask.max_tokens is not None:
@@ -1390,7 +1392,7 @@ def _openai_body(backend: HTTPBackend, ask: Request, common: Mapping[str, Any]) 
     return {**body, **_renamed(common, _OPENAI_PARAMS)}
 
 
-def _mark_openai_style(messages: list[dict[str, Any]]) -> None:
+def _mark_openai_style(messages: list[JSONObject]) -> None:
     """Add cache marks in OpenRouter's form: on the system prompt's text and on the last two turns."""
     systems = [message for message in messages if message["role"] == "system"]
     turns = [message for message in messages if message["role"] in ("user", "tool")]
@@ -1399,14 +1401,14 @@ def _mark_openai_style(messages: list[dict[str, Any]]) -> None:
             message["content"] = [{"type": "text", "text": text, "cache_control": {"type": "ephemeral"}}]
 
 
-def _digest(value: Any) -> str:
+def _digest(value: object) -> str:
     import hashlib
 
     return hashlib.sha256(_dumps(value)).hexdigest()
 
 
-def _openai_messages(backend: HTTPBackend, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    made: list[dict[str, Any]] = []
+def _openai_messages(backend: HTTPBackend, messages: Sequence[Message]) -> list[JSONObject]:
+    made: list[JSONObject] = []
     for are_results, run in groupby(messages, lambda message: message["role"] == "tool"):
         group = list(run)
         made += [_openai_message(backend, message) for message in group]
@@ -1415,14 +1417,14 @@ def _openai_messages(backend: HTTPBackend, messages: Sequence[Mapping[str, Any]]
             made.append({"role": "user", "content": _openai_content(images)})
     if not backend.parameters and not backend.server:
         return made
-    merged: list[dict[str, Any]] = []  # chat templates of open models refuse two user messages in a row
-    for are_texts, run in groupby(made, lambda message: message["role"] == "user" and type(message["content"]) is str):
-        group = list(run)
-        merged += [{"role": "user", "content": "\n\n".join(m["content"] for m in group)}] if are_texts else group
+    merged: list[JSONObject] = []  # chat templates of open models refuse two user messages in a row
+    for are_texts, same in groupby(made, lambda message: message["role"] == "user" and type(message["content"]) is str):
+        alike = list(same)
+        merged += [{"role": "user", "content": "\n\n".join(m["content"] for m in alike)}] if are_texts else alike
     return merged
 
 
-def _openai_message(backend: HTTPBackend, message: Mapping[str, Any]) -> dict[str, Any]:
+def _openai_message(backend: HTTPBackend, message: Message) -> JSONObject:
     if message["role"] == "assistant":
         return _openai_assistant(backend, message)
     if message["role"] != "tool":
@@ -1431,7 +1433,7 @@ def _openai_message(backend: HTTPBackend, message: Mapping[str, Any]) -> dict[st
     return {"role": "tool", "tool_call_id": message["tool_call_id"], "content": _plain(message["content"]), **name}
 
 
-def _openai_content(content: Any) -> str | list[dict[str, Any]]:
+def _openai_content(content: Any) -> str | list[JSONObject]:
     """Content as a string, which every server accepts; as parts only if there is an image."""
     parts = _parts(content)
     if all(part["type"] == "text" for part in parts):
@@ -1446,8 +1448,8 @@ def _openai_content(content: Any) -> str | list[dict[str, Any]]:
     return made
 
 
-def _openai_assistant(backend: HTTPBackend, message: Mapping[str, Any]) -> dict[str, Any]:
-    made: dict[str, Any] = {"role": "assistant", "content": _plain(message["content"])}
+def _openai_assistant(backend: HTTPBackend, message: Message) -> JSONObject:
+    made: JSONObject = {"role": "assistant", "content": _plain(message["content"])}
     raw = backend.provider_state(message)
     extras = raw.get("extras", {})
     calls = []
@@ -1468,7 +1470,7 @@ class _OpenAIBuilder(ResponseBuilder):
         self.details: list[Any] = []
         self.reason: str | None = None
 
-    def feed(self, body: Mapping[str, Any]) -> None:
+    def feed(self, body: JSONMap) -> None:
         if isinstance(body.get("model"), str):
             self.model = body["model"]
         if isinstance(body.get("usage"), dict):
@@ -1488,7 +1490,7 @@ class _OpenAIBuilder(ResponseBuilder):
             self.reason = str(choice["finish_reason"])
             self.ended = True
 
-    def _delta(self, delta: Mapping[str, Any], *, whole: bool) -> None:
+    def _delta(self, delta: JSONMap, *, whole: bool) -> None:
         self.append_text(_text_of(delta.get("content")))
         if delta.get("refusal"):
             self.stop = "refusal"
@@ -1505,13 +1507,13 @@ class _OpenAIBuilder(ResponseBuilder):
         if isinstance(delta.get("function_call"), dict):  # the form before tools
             self._call({"index": 0, "function": delta["function_call"]})
 
-    def _call(self, fragment: Mapping[str, Any]) -> None:
+    def _call(self, fragment: JSONMap) -> None:
         """Add a fragment of a call. Servers omit the index, repeat the id, or send several calls as index 0."""
         self.began = True
         if self.full:  # it may be a piece of one that was not taken
             return
         raw_function = fragment.get("function")
-        function: dict[str, Any] = raw_function if isinstance(raw_function, dict) else {}
+        function: JSONObject = raw_function if isinstance(raw_function, dict) else {}
         index, id_ = fragment.get("index"), fragment.get("id")
         call = next((call for call in reversed(self.calls) if call["index"] == index), None)
         if call is None and index is None and not id_ and self.calls:
@@ -1528,7 +1530,7 @@ class _OpenAIBuilder(ResponseBuilder):
         elif piece:
             call["arguments"][:] = [json.dumps(piece)]
 
-    def read_usage(self, usage: Mapping[str, Any], timings: Any) -> None:
+    def read_usage(self, usage: JSONMap, timings: object) -> None:
         into, out = token_count(usage, "prompt_tokens"), token_count(usage, "completion_tokens")
         out = max(out, token_count(usage, "total_tokens") - into)  # some count reasoning in the total only
         details = "prompt_tokens_details"
@@ -1546,7 +1548,7 @@ class _OpenAIBuilder(ResponseBuilder):
         for call in self.calls:
             call["arguments"] = "".join(call["arguments"])
         self.stop = self.stop or _OPENAI_STOPS.get(self.reason or "", "tool_calls" if self.calls else "stop")
-        fields: dict[str, Any] = {}
+        fields: JSONObject = {}
         if "reasoning" in self.backend.quirks and self.thoughts and self.calls:
             fields["reasoning_content"] = "".join(self.thoughts)
         if "details" in self.backend.quirks and self.details:
@@ -1556,7 +1558,7 @@ class _OpenAIBuilder(ResponseBuilder):
             self.raw = {"fields": fields, "extras": extras}
 
 
-def _text_of(content: Any) -> str:
+def _text_of(content: object) -> str:
     """The text of content, which some servers send as a list of parts."""
     if isinstance(content, list):
         return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
@@ -1581,8 +1583,8 @@ def _anthropic_url(base: str, model: str, stream: bool) -> str:
     return f"{base}/messages" if re.search(r"/v\d+$", base) else f"{base}/v1/messages"
 
 
-def _anthropic_body(backend: HTTPBackend, ask: Request, common: Mapping[str, Any]) -> dict[str, Any]:
-    body: dict[str, Any] = {
+def _anthropic_body(backend: HTTPBackend, ask: Request, common: JSONMap) -> JSONObject:
+    body: JSONObject = {
         "model": backend.model,
         "max_tokens": ask.max_tokens or min(backend.max_output or 8192, 32_000),
         "messages": _anthropic_messages(backend, ask.messages),
@@ -1593,7 +1595,7 @@ def _anthropic_body(backend: HTTPBackend, ask: Request, common: Mapping[str, Any
         body["tools"] = tools
         if not ask.tools:
             body["tool_choice"] = {"type": "none"}
-    config: dict[str, Any] = {}
+    config: JSONObject = {}
     if "reasoning_effort" in common:
         effort = common["reasoning_effort"]
         config["effort"] = "low" if effort in ("none", "minimal") else effort
@@ -1608,7 +1610,7 @@ def _anthropic_body(backend: HTTPBackend, ask: Request, common: Mapping[str, Any
     return {**body, **_renamed(common, _ANTHROPIC_PARAMS)}
 
 
-def _anthropic_tools(ask: Request) -> list[dict[str, Any]]:
+def _anthropic_tools(ask: Request) -> list[JSONObject]:
     """The tools; if none are offered, those that the history uses, which must be defined."""
     if ask.tools:
         return [
@@ -1619,7 +1621,7 @@ def _anthropic_tools(ask: Request) -> list[dict[str, Any]]:
     return [{"name": name, "input_schema": {"type": "object", "properties": {}}} for name in used]
 
 
-def _mark_for_cache(body: dict[str, Any]) -> None:
+def _mark_for_cache(body: JSONObject) -> None:
     """Mark what a later turn will read again: tools, system prompt and the last two turns (at most four marks).
 
     A lookup goes back at most 20 blocks from a mark, and a turn with many calls is longer: hence two turns.
@@ -1631,7 +1633,7 @@ def _mark_for_cache(body: dict[str, Any]) -> None:
             markable[-1]["cache_control"] = {"type": "ephemeral"}
 
 
-def _anthropic_messages(backend: HTTPBackend, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _anthropic_messages(backend: HTTPBackend, messages: Sequence[Message]) -> list[JSONObject]:
     """The turns: consecutive user messages are merged, with tool results first."""
     made = []
     for role, turn in _turns(messages):
@@ -1641,7 +1643,7 @@ def _anthropic_messages(backend: HTTPBackend, messages: Sequence[Mapping[str, An
     return made
 
 
-def _anthropic_blocks(backend: HTTPBackend, message: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _anthropic_blocks(backend: HTTPBackend, message: Message) -> list[JSONObject]:
     if message["role"] == "tool":
         result = {"type": "tool_result", "tool_use_id": message["tool_call_id"]}
         if parts := _solid(message):
@@ -1655,12 +1657,12 @@ def _anthropic_blocks(backend: HTTPBackend, message: Mapping[str, Any]) -> list[
     ]
 
 
-def _solid(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _solid(message: Message) -> list[JSONObject]:
     """The blocks of a message's content, without blank texts, which the API refuses."""
     return [_anthropic_part(part) for part in _parts(message["content"]) if part.get("text", "x").strip()]
 
 
-def _anthropic_part(part: Mapping[str, Any]) -> dict[str, Any]:
+def _anthropic_part(part: JSONMap) -> JSONObject:
     if part["type"] == "text":
         return {"type": "text", "text": part["text"]}
     if "url" in part:
@@ -1681,11 +1683,11 @@ _ANTHROPIC_DELTAS = {  # which field of the block grows, by which field of the d
 class _AnthropicBuilder(ResponseBuilder):
     def __init__(self, backend: HTTPBackend, ask: Request, on_text: Callable[[str], None] | None) -> None:
         super().__init__(backend, ask, on_text)
-        self.blocks: dict[int, dict[str, Any]] = {}
+        self.blocks: dict[int, JSONObject] = {}
         self.growing: dict[tuple[int, str], list[str]] = {}  # fields of the blocks
-        self.counts: dict[str, Any] = {}
+        self.counts: JSONObject = {}
 
-    def feed(self, body: Mapping[str, Any]) -> None:
+    def feed(self, body: JSONMap) -> None:
         kind = body.get("type")
         if "content" in body:
             self._message(body)
@@ -1704,19 +1706,19 @@ class _AnthropicBuilder(ResponseBuilder):
         elif kind == "message_stop":
             self.ended = True
 
-    def _message(self, message: Mapping[str, Any]) -> None:
+    def _message(self, message: Message) -> None:
         self.model = str(message.get("model") or self.model)
         self.stop = str(message.get("stop_reason") or self.stop)
         if isinstance(message.get("usage"), dict):
             self.counts.update({name: value for name, value in message["usage"].items() if value is not None})
 
-    def _open(self, index: int, block: Mapping[str, Any]) -> None:
+    def _open(self, index: int, block: JSONMap) -> None:
         begun = {name: "" for name in _GROWING if name in block and block[name] is None}
         self.blocks[index] = self.keep({**block, **begun})
         self.began = self.began or block.get("type") != "text"
         self.append_text(block.get("text"))
 
-    def _delta(self, index: int, delta: Mapping[str, Any]) -> None:
+    def _delta(self, index: int, delta: JSONMap) -> None:
         if index not in self.blocks:
             return
         self.began = True
@@ -1745,7 +1747,7 @@ class _AnthropicBuilder(ResponseBuilder):
             self.usage = _anthropic_usage(self.counts)
 
 
-def _anthropic_usage(counts: Any) -> dict[str, Any]:
+def _anthropic_usage(counts: object) -> JSONObject:
     read, written = token_count(counts, "cache_read_input_tokens"), token_count(counts, "cache_creation_input_tokens")
     reasoning = ("thinking_tokens", "reasoning_tokens")
     return _usage(
@@ -1757,7 +1759,7 @@ def _anthropic_usage(counts: Any) -> dict[str, Any]:
     )
 
 
-def _replayable(block: Mapping[str, Any]) -> dict[str, Any]:
+def _replayable(block: JSONMap) -> JSONObject:
     """A response's block as a request may hold it: thinking unmodified, others without response-only fields."""
     keep = {"text": ("type", "text"), "tool_use": ("type", "id", "name", "input")}.get(block.get("type", ""))
     return {name: block[name] for name in keep if name in block} if keep else dict(block)
@@ -1783,8 +1785,8 @@ def _gemini_url(base: str, model: str, stream: bool) -> str:
     return f"{base}/{path}:{'streamGenerateContent?alt=sse' if stream else 'generateContent'}"
 
 
-def _gemini_body(backend: HTTPBackend, ask: Request, common: Mapping[str, Any]) -> dict[str, Any]:
-    body: dict[str, Any] = {"contents": _gemini_contents(backend, ask.messages)}
+def _gemini_body(backend: HTTPBackend, ask: Request, common: JSONMap) -> JSONObject:
+    body: JSONObject = {"contents": _gemini_contents(backend, ask.messages)}
     system = [_plain(message["content"]) for message in ask.messages if message["role"] == "system"]
     if system:
         body["systemInstruction"] = {"parts": [{"text": text} for text in system]}
@@ -1806,14 +1808,14 @@ def _gemini_body(backend: HTTPBackend, ask: Request, common: Mapping[str, Any]) 
     return body
 
 
-def _gemini_thinking(model: str, effort: str) -> dict[str, Any]:
+def _gemini_thinking(model: str, effort: str) -> JSONObject:
     """The thinking level (from Gemini 3 on) or token budget (before)."""
     if re.match(r"(models/)?gemini-[12]\b", model):
         return {"thinkingBudget": _GEMINI_BUDGETS.get(effort, 24_576)}
     return {"thinkingLevel": _GEMINI_LEVELS.get(effort, effort.upper())}
 
 
-def _gemini_contents(backend: HTTPBackend, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _gemini_contents(backend: HTTPBackend, messages: Sequence[Message]) -> list[JSONObject]:
     kept = [part for message in messages for part in backend.provider_state(message).get("parts", ())]
     native = [part["functionCall"].get("id") for part in kept if "functionCall" in part]  # Gemini wants these ids back
     turns = [
@@ -1826,7 +1828,7 @@ def _gemini_contents(backend: HTTPBackend, messages: Sequence[Mapping[str, Any]]
     return [turn for turn in turns if turn["parts"]]
 
 
-def _gemini_parts(backend: HTTPBackend, message: Mapping[str, Any], native: Collection[Any]) -> list[dict[str, Any]]:
+def _gemini_parts(backend: HTTPBackend, message: Message, native: Collection[Any]) -> list[JSONObject]:
     if kept := backend.provider_state(message).get("parts"):
         return [dict(part) for part in kept]
     if message["role"] != "tool":
@@ -1843,7 +1845,7 @@ def _gemini_parts(backend: HTTPBackend, message: Mapping[str, Any], native: Coll
     return [{"functionResponse": response}, *(_gemini_part(part) for part in _images(message["content"]))]
 
 
-def _gemini_part(part: Mapping[str, Any]) -> dict[str, Any]:
+def _gemini_part(part: JSONMap) -> JSONObject:
     if part["type"] == "text":
         return {"text": part["text"]}
     if "url" in part:
@@ -1854,11 +1856,11 @@ def _gemini_part(part: Mapping[str, Any]) -> dict[str, Any]:
 class _GeminiBuilder(ResponseBuilder):
     def __init__(self, backend: HTTPBackend, ask: Request, on_text: Callable[[str], None] | None) -> None:
         super().__init__(backend, ask, on_text)
-        self.parts: list[dict[str, Any]] = []
+        self.parts: list[JSONObject] = []
         self.texts: list[list[str]] = []  # of the parts
         self.reason = ""
 
-    def feed(self, body: Mapping[str, Any]) -> None:
+    def feed(self, body: JSONMap) -> None:
         self.model = str(body.get("modelVersion") or self.model)
         if isinstance(body.get("usageMetadata"), dict):
             self.read_usage(body["usageMetadata"])
@@ -1876,7 +1878,7 @@ class _GeminiBuilder(ResponseBuilder):
         if candidate.get("finishReason"):
             self.reason, self.ended = str(candidate["finishReason"]), True
 
-    def _part(self, part: dict[str, Any]) -> None:
+    def _part(self, part: JSONObject) -> None:
         self.began = True
         if not part.get("thought"):
             self.append_text(part.get("text"))
@@ -1891,7 +1893,7 @@ class _GeminiBuilder(ResponseBuilder):
             self.parts.append(self.keep(dict(part)))
             self.texts.append([str(part.get("text") or "")])
 
-    def read_usage(self, usage: Mapping[str, Any]) -> None:
+    def read_usage(self, usage: JSONMap) -> None:
         thoughts = token_count(usage, "thoughtsTokenCount")
         self.usage = _usage(
             token_count(usage, "promptTokenCount") + token_count(usage, "toolUsePromptTokenCount"),
@@ -1914,7 +1916,7 @@ class _GeminiBuilder(ResponseBuilder):
 
 class _Wire(NamedTuple):
     url: Callable[[str, str, bool], str]
-    body: Callable[[HTTPBackend, Request, Mapping[str, Any]], dict[str, Any]]
+    body: Callable[[HTTPBackend, Request, JSONMap], JSONObject]
     builder: type[ResponseBuilder]
 
 
@@ -2083,13 +2085,11 @@ class TrackedConnection:
     sock: Any
     state: CallState | None = None
     used = False
-    pending_head: bytes | None = None
 
     def connect(self) -> None:
         """Connect on another thread: name resolution, handshakes and proxies cannot be interrupted, only abandoned."""
         state: CallState | None = getattr(_here, "state", None)
         connect = super().connect  # type: ignore[misc]
-        self.pending_head = None  # a proxy is sent a head of its own
         if state is None:
             connect()
             return
@@ -2118,7 +2118,6 @@ class TrackedConnection:
         if state is not None:
             state.reused, self.used = self.used, True
             state.take(self)
-        self.pending_head = None if options.get("body") is None else b""
         return super().request(*args, **options)  # type: ignore[misc]
 
     def close(self) -> None:
@@ -2126,14 +2125,8 @@ class TrackedConnection:
         super().close()  # type: ignore[misc]
 
     def send(self, data: Any) -> None:
-        """Send the head together with the body: one packet fewer if both are small.
-
-        The socket still has the timeout for connecting, and a long prompt takes longer on a slow line.
-        """
-        if self.pending_head == b"":
-            self.pending_head = data
-            return
-        data, self.pending_head = memoryview((self.pending_head or b"") + data), None
+        """Send in pieces: the socket still has the timeout for connecting, and a long prompt takes longer."""
+        data = memoryview(data)
         state: CallState | None = getattr(_here, "state", None)
         if self.sock is None:
             self.connect()
@@ -2497,7 +2490,7 @@ def _innermost(problem: BaseException) -> BaseException:
 
 
 def _chunks(
-    state: CallState, response: Any, url: str, size: int = 65_536, limit: int | None = BODY_LIMIT
+    state: CallState, response: Response, url: str, size: int = 65_536, limit: int | None = BODY_LIMIT
 ) -> Iterator[bytes]:
     """Yield the decompressed body as it arrives."""
     total, data, problem = 0, b"", None
@@ -2518,7 +2511,7 @@ def _chunks(
         yield data
 
 
-def _release(response: Any) -> None:
+def _release(response: Response) -> None:
     """Close the response; its connection is not used again."""
     response.raw.close()
     response.raw.release_conn()
@@ -2760,7 +2753,7 @@ _ANSWER_ROOM = 1024  # tokens that an answer is expected to take, if its limit i
 
 
 class _Served(NamedTuple):
-    process: Any
+    process: Popen[bytes]
     url: str
     key: _Secret
     shared: CallQueue  # tokens of the one context that the calls share
@@ -2835,7 +2828,7 @@ class _LocalModel(HTTPBackend):
             said = log.read()[-2000:].decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
         raise self._error("config", f"llama.cpp cannot serve {self.model!r}: {said[-1]}")
 
-    def _first_line(self, process: Any, out: Any, state: CallState) -> bytes:
+    def _first_line(self, process: Popen[bytes], out: IO[bytes], state: CallState) -> bytes:
         """Wait until the server has written a line or has ended."""
         size, started, reports, line = _model_size(self.path) / 1e9, time.monotonic(), 0, b""
         while process.poll() is None and not line.endswith(b"\n"):
@@ -2856,11 +2849,9 @@ def stop_local_models() -> None:
             _end(_served.popitem()[1].process)
 
 
-def _end(process: Any) -> None:
+def _end(process: Popen[bytes]) -> None:
     process.kill()
-    process.wait()
-    with contextlib.suppress(OSError):
-        process.stdin.close()
+    process.communicate()  # closes its standard input, and waits
 
 
 def _check_package() -> None:
@@ -3205,7 +3196,7 @@ class _Hub:
             message = f"the download of {file.path!r} ended after {got:,} of {file.size:,} bytes"
             raise BackendError(message, code="truncated", hint="run it again", retryable=True)
 
-    def _pieces(self, state: CallState, response: Any, url: str, file: _HubFile, total: int) -> Iterator[bytes]:
+    def _pieces(self, state: CallState, response: Response, url: str, file: _HubFile, total: int) -> Iterator[bytes]:
         """Yield the body and report progress."""
         began, shown, start, name = time.monotonic(), 0.0, total, os.path.basename(file.path)
         for data in _chunks(state, response, url, PIECE, limit=None):
@@ -3238,7 +3229,7 @@ class _Hub:
             url = _redirect_target(url, location, hint)
         raise BackendError("the hub redirects in a circle", code="redirect", hint=hint)
 
-    def _refusal(self, response: Any, url: str, state: CallState) -> BackendError:
+    def _refusal(self, response: Response, url: str, state: CallState) -> BackendError:
         """The error for an HTTP status, with a hint."""
         status, named = response.status_code, response.headers.get("x-error-code", "")
         body = _gathered(_chunks(state, response, url), ERROR_LIMIT)
@@ -3290,7 +3281,7 @@ class _Hub:
             raise BackendError(message, code="protocol", hint="is a proxy or a mirror in the way? run it again")
 
 
-def _lock(file: Any) -> bool | None:
+def _lock(file: IO[bytes]) -> bool | None:
     """Try to lock an open file; None where that is impossible: on Windows and on some network file systems."""
     try:
         import fcntl
@@ -3316,7 +3307,7 @@ def _files_below(folder: str) -> list[str]:
 
 def downloaded_models(environ: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
     """List the downloaded models as `{name, bytes, path, complete}`, partial downloads too."""
-    env, rows = _Environ(environ), list[dict[str, Any]]()
+    env, rows = _Environ(environ), list[JSONObject]()
     top = os.path.join(_cache_folder(True, env) or "", "models")
     for folder in sorted(path for path in _folders(top) for path in _folders(path)):
         repo = os.path.relpath(folder, top).replace(os.sep, "/")
@@ -3379,13 +3370,13 @@ class _Agent(NamedTuple):
     cloud_keys: Mapping[str, tuple[str, ...]] = {}  # further secrets, if this variable is set
 
 
-def _require_text(value: Any) -> str:
+def _require_text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{type(value).__name__} instead of text")
     return value
 
 
-def _object(value: Any) -> dict[str, Any]:
+def _object(value: object) -> JSONObject:
     return value if isinstance(value, dict) else {}
 
 
@@ -3558,7 +3549,7 @@ class SubprocessBackend(HTTPBackend):
             raise BackendError(f"{self._name!r} cannot start {model!r}", code="config", hint=hint)
         return self._sibling(name if name == model else name[1:])
 
-    def _request(self, ask: Request) -> tuple[str, dict[str, str], dict[str, Any]]:
+    def _request(self, ask: Request) -> tuple[str, dict[str, str], JSONObject]:
         if ask.params and "params" not in self.refused:
             self.refused.add("params")
             named = ", ".join(map(repr, ask.params))
@@ -3683,12 +3674,14 @@ class SubprocessBackend(HTTPBackend):
         words = [word.replace("{folder}", folder) for word in shlex.split(self._agent.arguments)]
         return [*self._words, *words, *(["--model", self._model_argument] if self._model_argument else [])]
 
-    def _start(self, words: list[str], folder: str, stdin: Any, stdout: Any, stderr: Any) -> Any:
+    def _start(self, words: list[str], folder: str, stdin: IO[bytes], stdout: IO[bytes], stderr: IO[bytes]) -> Any:
+        import atexit
         import subprocess
 
         empty, problem = os.path.join(folder, "empty"), ""
         os.mkdir(empty)
-        _kill_at_exit()
+        atexit.unregister(stop_programs)
+        atexit.register(stop_programs)
         try:
             return subprocess.Popen(
                 words,
@@ -3704,19 +3697,18 @@ class SubprocessBackend(HTTPBackend):
         hint = "is it installed, and executable?"
         raise self._error("connection", f"{words[0]}: {problem}", hint=hint)  # here, since the frames above hold keys
 
-    def _wait_for(self, state: CallState, process: Any, *outputs: Any) -> None:
+    def _wait_for(self, state: CallState, process: Popen[bytes], *outputs: IO[bytes]) -> None:
         """Wait for the program; BackendError if the call is over first, or if it prints or takes too much."""
         until = time.monotonic() + self._how.timeout
         while process.poll() is None:
             state.sleep(0.03)
+            code, problem = "", ""
             if any(os.fstat(file.fileno()).st_size > BODY_LIMIT for file in outputs):
-                raise self._error(
-                    "protocol", f"{self._name} printed more than {BODY_LIMIT >> 20} MB", hint=self._by_hand()
-                )
-            if time.monotonic() > until:
-                raise self._error(
-                    "timeout", f"{self._name} has not answered after {self._how.timeout:g} s", hint=self._by_hand()
-                )
+                code, problem = "protocol", f"printed more than {BODY_LIMIT >> 20} MB"
+            elif time.monotonic() > until:
+                code, problem = "timeout", f"has not answered after {self._how.timeout:g} s"
+            if problem:
+                raise self._error(code, f"{self._name} {problem}", hint=self._by_hand())
 
 
 _programs: set[int] = set()  # process groups that run
@@ -3727,13 +3719,6 @@ def kill_group(group: int) -> None:
 
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)
-
-
-@functools.cache
-def _kill_at_exit() -> None:
-    import atexit
-
-    atexit.register(stop_programs)
 
 
 def stop_programs() -> None:
@@ -3898,7 +3883,7 @@ def _as_price(name: str, value: Any) -> ModelFacts:
     return ModelFacts(*prices)
 
 
-def _price(model: str, prices: Mapping[str, Any] | None, provider: str | None) -> ModelFacts | None:
+def _price(model: str, prices: JSONMap | None, provider: str | None) -> ModelFacts | None:
     prices = prices or {}
     for name in (f"{provider}/{model}", model):
         if known := max((key for key in prices if name.startswith(key)), key=len, default=None):
@@ -3959,10 +3944,9 @@ def _text_tokens(text: str) -> int:
 #   mct                 the limit is called max_completion_tokens (else max_tokens, the older spelling)
 #   azure, bearer       the key's header is api-key, or Authorization where the wire has another
 #   header=NAME         the key goes into this header too              base=VARIABLE  a variable with the base URL
-#   version=DATE        of the Anthropic API                           own       model names start with the id as well
+#   own                 model names start with the id as well          notools, noimages   cannot do that
 #   reasoning           reasoning_content goes back with tool calls    details   so do reasoning_details
-#   name                tool results carry the tool's name             marks     cache marks for Claude are taken
-#   notools, noimages   cannot do that
+#   name                tool results carry the tool's name             marks     accepts cache marks for Claude
 PROVIDERS = """
 302ai|302.AI|api.302.ai/v1|302AI_API_KEY
 abacus|Abacus|routellm.abacus.ai/v1|ABACUS_API_KEY
@@ -3978,7 +3962,7 @@ alibaba-token-plan|Alibaba Token Plan|token-plan.ap-southeast-1.maas.aliyuncs.co
 alibaba|Alibaba|dashscope-intl.aliyuncs.com/compatible-mode/v1|DASHSCOPE_API_KEY QWENCLOUD_API_KEY|qwencloud
 ambient|Ambient|api.ambient.xyz/v1|AMBIENT_API_KEY
 ant-ling||api.ant-ling.com/v1|ANT_LING_API_KEY
-anthropic|Anthropic|api.anthropic.com|ANTHROPIC_API_KEY||anthropic version=2026-10-21
+anthropic|Anthropic|api.anthropic.com|ANTHROPIC_API_KEY||anthropic base=ANTHROPIC_BASE_URL
 anyapi|AnyAPI|api.anyapi.ai/v1|ANYAPI_API_KEY
 apertis|Apertis|api.stima.tech/v1|STIMA_API_KEY
 assemblyai|AssemblyAI|llm-gateway.assemblyai.com/v1|ASSEMBLYAI_API_KEY
@@ -4097,7 +4081,7 @@ nscale|Nscale|inference.api.nscale.com/v1|NSCALE_API_KEY
 nvidia|Nvidia|integrate.api.nvidia.com/v1|NVIDIA_API_KEY NVIDIA_NIM_API_KEY|nvidia_nim
 ollama-cloud|Ollama Cloud|ollama.com/v1|OLLAMA_API_KEY
 ollama|Ollama|http://localhost:11434/v1|OLLAMA_API_KEY|ollama_chat|local
-openai|OpenAI|api.openai.com/v1|OPENAI_API_KEY||mct
+openai|OpenAI|api.openai.com/v1|OPENAI_API_KEY||mct base=OPENAI_BASE_URL
 opencode-go@pi-anthropic|opencode-go|opencode.ai/inference/go/anthropic|OPENCODE_API_KEY||anthropic
 opencode-go@pi-gemini|opencode-go|opencode.ai/inference/go/google/v1beta|OPENCODE_API_KEY||gemini
 opencode-go|OpenCode Go|opencode.ai/zen/go/v1|OPENCODE_API_KEY
