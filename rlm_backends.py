@@ -599,8 +599,7 @@ class HTTPBackend:
     def _raise_error_in(self, body: JSONMap) -> None:
         """Raise an error that came with status 200, in a body or in the middle of a stream."""
         if error := body.get("error"):
-            named = error if isinstance(error, dict) else {}
-            code = named.get("code")
+            named, code = _object(error), _object(error).get("code")
             words = (named.get("type"), named.get("status"), code)
             kinds = [_STATUS_OF[word] for word in words if isinstance(word, str) and word in _STATUS_OF]
             status = code if isinstance(code, int) and 400 <= code < 600 else (*kinds, 500)[0]
@@ -820,7 +819,8 @@ def _cached(backend: HTTPBackend, ask: Request, state: CallState, on_text: Calla
         _check_cache(os.path.dirname(path))
         reply = _live(backend, ask, state, on_text)
         if reply.stop_reason in ("stop", "tool_calls"):  # so that it does not depend on the output limit
-            _write_reply(path, reply)
+            with contextlib.suppress(OSError, RecursionError):
+                _write_json(path, reply._asdict())
         return reply
 
 
@@ -846,19 +846,18 @@ def _check_cache(folder: str) -> None:
         raise BackendError(message, code="config", hint="name a folder of yours, or leave the cache off") from None
 
 
-def _write_reply(path: str, reply: Reply) -> None:
-    """Write an answer atomically, readable by its owner only. An answer that cannot be written is not an error."""
+def _write_json(path: str, value: object) -> None:
+    """Write a file atomically, readable by its owner only."""
     import tempfile
 
-    with contextlib.suppress(OSError, RecursionError):
-        handle, name = tempfile.mkstemp(dir=os.path.dirname(path))
-        try:
-            with open(handle, "wb") as file:
-                file.write(_dumps(reply._asdict()))
-            os.replace(name, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
+    handle, name = tempfile.mkstemp(dir=os.path.dirname(path))
+    try:
+        with open(handle, "wb") as file:
+            file.write(_dumps(value))
+        os.replace(name, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
 
 
 # --- other requests -----------------------------------------------------------------------------------------------
@@ -1080,8 +1079,7 @@ def _error_text(body: Any) -> str:
     if not isinstance(error, dict):
         return str(error)
     details = error.get("details")
-    words = [error.get("type"), error.get("code"), error.get("status")]
-    words.append(details.get("error_code") if isinstance(details, dict) else None)
+    words = [error.get("type"), error.get("code"), error.get("status"), _object(details).get("error_code")]
     words += re.findall(r"\b\w{1,100}PerDay\w{0,100}", json.dumps(details)[:10_000])[:1]
     said = error.get("message") or error.get("detail") or json.dumps(error, ensure_ascii=False)
     named = ", ".join(dict.fromkeys(str(word) for word in words if word))
@@ -1297,6 +1295,19 @@ def _sendable(arguments: object) -> JSONObject:
     return arguments if isinstance(arguments, dict) else {"unreadable": str(arguments)}
 
 
+def _object(value: object) -> JSONObject:
+    return value if isinstance(value, dict) else {}
+
+
+def _first_object(value: object) -> JSONObject:
+    return _object(value[0]) if isinstance(value, list) and value else {}
+
+
+def _amount(value: Any, otherwise: float | None = None) -> float | None:
+    """Read a cost in USD; `otherwise` if it is not a plausible number."""
+    return float(value) if type(value) in (int, float) and 0 <= value < 1e6 else otherwise
+
+
 def token_count(usage: Any, *path: str) -> int:
     """Read a count from a nested usage object; 0 if it is not a number."""
     for name in path:
@@ -1477,10 +1488,7 @@ class _OpenAIBuilder(ResponseBuilder):
             self.read_usage(body["usage"], body.get("timings"))
         if self.on_progress and (total := token_count(body, "prompt_progress", "total")):
             self._hand_on(self.on_progress, token_count(body, "prompt_progress", "processed"), total)
-        choices = body.get("choices")
-        choice = choices[0] if isinstance(choices, list) and choices else None
-        if not isinstance(choice, dict):
-            return
+        choice = _first_object(body.get("choices"))
         if isinstance(choice.get("delta"), dict):
             self._delta(choice["delta"], whole=False)
         if isinstance(choice.get("message"), dict):
@@ -1512,8 +1520,7 @@ class _OpenAIBuilder(ResponseBuilder):
         self.began = True
         if self.full:  # it may be a piece of one that was not taken
             return
-        raw_function = fragment.get("function")
-        function: JSONObject = raw_function if isinstance(raw_function, dict) else {}
+        function = _object(fragment.get("function"))
         index, id_ = fragment.get("index"), fragment.get("id")
         call = next((call for call in reversed(self.calls) if call["index"] == index), None)
         if call is None and index is None and not id_ and self.calls:
@@ -1540,9 +1547,7 @@ class _OpenAIBuilder(ResponseBuilder):
         self.usage = _usage(
             into, out, cached, written, token_count(usage, "completion_tokens_details", "reasoning_tokens")
         )
-        cost = usage.get("cost")
-        if isinstance(cost, (int, float)) and not isinstance(cost, bool) and 0 <= cost < 1e15:
-            self.cost = float(cost)
+        self.cost = _amount(usage.get("cost"), self.cost)
 
     def finish(self) -> None:
         for call in self.calls:
@@ -1864,15 +1869,10 @@ class _GeminiBuilder(ResponseBuilder):
         self.model = str(body.get("modelVersion") or self.model)
         if isinstance(body.get("usageMetadata"), dict):
             self.read_usage(body["usageMetadata"])
-        feedback = body.get("promptFeedback")
-        if isinstance(feedback, dict) and feedback.get("blockReason"):
+        if _object(body.get("promptFeedback")).get("blockReason"):
             self.reason, self.ended = "SAFETY", True
-        candidates = body.get("candidates")
-        candidate = candidates[0] if isinstance(candidates, list) and candidates else None
-        if not isinstance(candidate, dict):
-            return
-        content = candidate.get("content")
-        for part in (content.get("parts") if isinstance(content, dict) else None) or ():
+        candidate = _first_object(body.get("candidates"))
+        for part in _object(candidate.get("content")).get("parts") or ():
             if isinstance(part, dict):
                 self._part({name: value for name, value in part.items() if value is not None})
         if candidate.get("finishReason"):
@@ -2540,7 +2540,7 @@ def _events(chunks: Iterator[bytes]) -> Iterator[str]:
     """Yield the `data` of each server-sent event. Chunks may split UTF-8 and line ends, so events are decoded whole."""
     line, data = bytearray(), bytearray()
     after_cr, looked_at = False, _LOOK
-    for chunk in chunks:
+    for chunk in chain(chunks, (b"\n\n",)):  # some servers forget the empty line after the last event
         first, *others = _LINE_END.split(chunk[1:] if after_cr and chunk.startswith(b"\n") else chunk)
         after_cr = chunk.endswith(b"\r")
         line += first
@@ -2555,10 +2555,6 @@ def _events(chunks: Iterator[bytes]) -> Iterator[str]:
         if len(line) + len(data) >= looked_at:
             _refuse_costly(line if len(line) > len(data) else data)
             looked_at *= 2
-    data = _with_line(data, line.rstrip())  # the last event of a server that forgets the empty line
-    if data:
-        del data[-1]
-        yield data.decode("utf-8", "replace")
 
 
 def _with_line(data: bytearray, line: bytearray) -> bytearray:
@@ -2994,6 +2990,7 @@ class _Hub:
         self.repo, self.selector = f"{found[1]}/{found[2]}", found[3] or ""
         self.top = os.path.join(_cache_folder(True, env) or "", "models")
         self.folder = os.path.join(self.top, found[1], found[2])
+        self._index_path = os.path.join(self.folder, "index.json")
         self._env, self._notify = env, progress or (lambda text: None)
 
     def file(self) -> str:
@@ -3010,7 +3007,7 @@ class _Hub:
     def index(self) -> dict[str, list[_HubFile]]:
         """The downloaded files by quantisation or name; under "" those that the bare name means."""
         try:
-            with open(os.path.join(self.folder, "index.json"), "rb") as file:
+            with open(self._index_path, "rb") as file:
                 body = from_json(file.read(INSPECT_LIMIT))
             kept = {str(key): [_HubFile(*entry) for entry in files] for key, files in body.items()}
             return {key: files for key, files in kept.items() if files and all(map(self._is_here, files))}
@@ -3024,12 +3021,6 @@ class _Hub:
     def _local_path(self) -> str | None:
         files = self.index().get(self.selector.lower())
         return os.path.join(self.folder, files[0].path) if files else None
-
-    def _write_index(self, kept: Mapping[str, list[_HubFile]]) -> None:
-        path = os.path.join(self.folder, "index.json")
-        with open(f"{path}.new", "wb") as file:
-            file.write(_dumps(kept))
-        os.replace(f"{path}.new", path)
 
     def remove(self) -> int:
         """Delete the model, or for a bare name the whole repository; return the bytes freed."""
@@ -3047,7 +3038,7 @@ class _Hub:
             if not rest:
                 shutil.rmtree(self.folder)
                 return size
-            self._write_index(rest)
+            _write_json(self._index_path, rest)
             for path in paths:
                 os.unlink(path)
             return size
@@ -3090,7 +3081,7 @@ class _Hub:
                 self._fetch(state, commit, file)
         by_quant = _matching(variants, variant.quant or variant.base) == [variant]
         names = {self.selector.lower(), (variant.quant if by_quant else variant.base).lower() or variant.base.lower()}
-        self._write_index({**self.index(), **dict.fromkeys(names, variant.files)})
+        _write_json(self._index_path, {**self.index(), **dict.fromkeys(names, variant.files)})
         return os.path.join(self.folder, variant.files[0].path)
 
     def _chosen(self, variants: Sequence[_Variant]) -> _Variant:
@@ -3376,10 +3367,6 @@ def _require_text(value: object) -> str:
     return value
 
 
-def _object(value: object) -> JSONObject:
-    return value if isinstance(value, dict) else {}
-
-
 def _from_program(text: str) -> Any:
     """What a program's JSON says; NaN, which some print for a cost, is None."""
     return from_json(text, constant=lambda name: None)
@@ -3394,10 +3381,8 @@ def _parse_claude(stdout: str) -> _Output:
     text = body.get("result")
     if body.get("is_error"):
         return _Output(error=text if isinstance(text, str) and text.strip() else str(body.get("subtype") or "an error"))
-    cost = body.get("total_cost_usd")
-    known = type(cost) in (int, float) and 0 <= cost < 1e6
-    model = next(iter(_object(body.get("modelUsage"))), "")
-    return _Output(_require_text(text), "", _anthropic_usage(body.get("usage")), float(cost) if known else None, model)
+    cost, model = _amount(body.get("total_cost_usd")), next(iter(_object(body.get("modelUsage"))), "")
+    return _Output(_require_text(text), "", _anthropic_usage(body.get("usage")), cost, model)
 
 
 def _parse_codex(stdout: str) -> _Output:
@@ -3564,13 +3549,10 @@ class SubprocessBackend(HTTPBackend):
     def _attempt(
         self, link: HostPool, state: CallState, request: tuple[str, dict[str, str], bytes], builder: ResponseBuilder
     ) -> ResponseBuilder:
-        failure = None
         try:
             output = self._answer(state, json.loads(request[2]))
         except BackendError as error:
-            failure = error
-        if failure is not None:
-            raise failure.with_traceback(None)  # the frames hold the program's output, which may repeat a key
+            raise error.with_traceback(None) from None  # the frames hold the program's output, which may repeat a key
         builder.model, builder.usage, builder.cost, builder.stop = output.model, output.usage, output.cost_usd, "stop"
         builder.append_text(output.text)
         return builder
