@@ -64,6 +64,7 @@ DEFAULT_MODEL = "gpt-4o-mini"
 Message = Mapping[str, Any]  # role, content, tool_calls …
 JSONMap = Mapping[str, Any]  # a JSON object that is read
 JSONObject = dict[str, Any]  # and one that is built
+_Sent = tuple[str, dict[str, str], bytes]  # URL, headers and body of a request
 
 CONNECT_TIMEOUT = 10.0
 LONGEST_WAIT = 120.0  # seconds: if a server asks for a longer wait, the call fails
@@ -509,9 +510,7 @@ class HTTPBackend:
             headers[extra] = bearer if "authorization" in extra else self._key
         return headers
 
-    def _attempt(
-        self, link: HostPool, state: CallState, request: tuple[str, dict[str, str], bytes], builder: ResponseBuilder
-    ) -> ResponseBuilder:
+    def _attempt(self, link: HostPool, state: CallState, request: _Sent, builder: ResponseBuilder) -> ResponseBuilder:
         response = link.open(state, *request)
         finished = False
         try:
@@ -746,7 +745,7 @@ def _live(backend: HTTPBackend, ask: Request, state: CallState, on_text: Callabl
         url, headers, body = backend._request(ask)
         request = url, headers, _dumps(body)
 
-        def send(request: tuple[str, dict[str, str], bytes] = request) -> ResponseBuilder:
+        def send(request: _Sent = request) -> ResponseBuilder:
             builder = _WIRES[backend.wire].builder(backend, ask, on_text)
             with backend._hold_capacity(ask, state):
                 return backend._attempt(link, state, request, builder)
@@ -2419,54 +2418,42 @@ def _transport_error(
     except BackendError as over:
         return over.with_traceback(None)
     reason = _innermost(problem)
-    tunnel = re.search(r"Tunnel connection failed: [\w -]{3,60}", str(reason))
-    words = str(getattr(reason, "strerror", None) or (tunnel[0] if tunnel else "it broke off")).lower()
-    if "socks" in str(reason).lower() and "dependencies" in str(reason):
-        words = "PySocks is not installed"
-    trouble, hint = (
-        _tls_trouble(reason, url, opening and not state.reused) or _proxy_trouble(proxy, words) or (words, "")
-    )
-    hint = hint or ("is the server running?" if _is_loopback(url) else "is the network up, and the base URL right?")
+    trouble, hint, retryable = _diagnosis(reason, url, proxy, opening and not state.reused)
     return BackendError(
         f"no connection to {netloc(url)}{f' through the proxy {netloc(proxy)}' if proxy else ''}: {trouble}",
         code="timeout" if isinstance(reason, TimeoutError) else "connection",
         provider=state.provider,
         hint=hint,
-        retryable=trouble in (words, _BROKEN_OFF)
-        and not words.startswith(("PySocks", "tunnel connection failed: 407")),
+        retryable=retryable,
     )
 
 
-_BROKEN_OFF = "it broke the handshake off, as a server does that does not speak TLS"
-
-
-def _tls_trouble(reason: BaseException, url: str, opening: bool) -> tuple[str, str] | None:
-    """The TLS problem and a hint; None if TLS is not the problem."""
+def _diagnosis(reason: BaseException, url: str, proxy: str, opening: bool) -> tuple[str, str, bool]:
+    """What broke a connection, a hint, and whether another attempt may succeed."""
     import ssl
 
+    without_tls = f"{_origin(url).replace('https://', 'http://')} instead of https, if that is what it serves"
     if isinstance(reason, ssl.SSLCertVerificationError):
-        trouble = f"certificate verify failed: {reason.verify_message}"
-        return trouble, "if it is yours, name the authority that signed it: SSL_CERT_FILE=ca.pem or SSL_CERT_DIR"
-    named = str(getattr(reason, "reason", None) or "")
-    suggestion = f"{_origin(url).replace('https://', 'http://')} instead of https, if that is what it serves"
-    if isinstance(reason, ssl.SSLError) and re.search(
-        "WRONG_VERSION_NUMBER|RECORD_LAYER|HTTP_REQUEST|PACKET_LENGTH", named
-    ):
-        return "it does not speak TLS there", suggestion
+        hint = "if it is yours, name the authority that signed it: SSL_CERT_FILE=ca.pem or SSL_CERT_DIR"
+        return f"certificate verify failed: {reason.verify_message}", hint, False
+    if isinstance(reason, ssl.SSLError) and re.search(_NO_TLS, str(reason.reason or "")):
+        return "it does not speak TLS there", without_tls, False
     if isinstance(reason, ssl.SSLEOFError) and opening:
-        return _BROKEN_OFF, suggestion
-    return None
-
-
-def _proxy_trouble(proxy: str, words: str) -> tuple[str, str] | None:
-    """The proxy problem and a hint; None if no proxy is used."""
+        return "it broke the handshake off, as a server does that does not speak TLS", without_tls, True
+    if "socks" in str(reason).lower() and "dependencies" in str(reason):
+        return "PySocks is not installed", "pip install 'requests[socks]'", False
+    tunnel = re.search(r"Tunnel connection failed: [\w -]{3,60}", str(reason))
+    words = str(getattr(reason, "strerror", None) or (tunnel[0] if tunnel else "it broke off")).lower()
+    again = not words.startswith("tunnel connection failed: 407")
     if not proxy:
-        return None
-    if words.startswith("PySocks"):
-        return words, "pip install 'requests[socks]'"
+        return words, "is the server running?" if _is_loopback(url) else _NO_NETWORK, again
     named = [name for name in os.environ if name.upper().endswith("_PROXY") and os.environ[name].rstrip("/") in proxy]
     where = " or ".join(sorted(name for name in named if os.environ[name])) or "the system's settings"
-    return words, f"is the proxy of {where} running? NO_PROXY=HOST goes around it"
+    return words, f"is the proxy of {where} running? NO_PROXY=HOST goes around it", again
+
+
+_NO_TLS = "WRONG_VERSION_NUMBER|RECORD_LAYER|HTTP_REQUEST|PACKET_LENGTH"
+_NO_NETWORK = "is the network up, and the base URL right?"
 
 
 def _proxy_for(url: str, proxies: Mapping[str, str]) -> str:
@@ -2490,9 +2477,9 @@ def _innermost(problem: BaseException) -> BaseException:
 
 
 def _chunks(
-    state: CallState, response: Response, url: str, size: int = 65_536, limit: int | None = BODY_LIMIT
+    state: CallState, response: Response, url: str, size: int = 65_536, *, endless: bool = False
 ) -> Iterator[bytes]:
-    """Yield the decompressed body as it arrives."""
+    """Yield the decompressed body as it arrives; BackendError after BODY_LIMIT, unless `endless`."""
     total, data, problem = 0, b"", None
     while True:
         try:
@@ -2506,8 +2493,8 @@ def _chunks(
         if not data:
             return
         total += len(data)
-        if limit is not None and total > limit:
-            raise BackendError(f"the answer is larger than {limit >> 20} MB", code="protocol")
+        if total > BODY_LIMIT and not endless:
+            raise BackendError(f"the answer is larger than {BODY_LIMIT >> 20} MB", code="protocol")
         yield data
 
 
@@ -3190,7 +3177,7 @@ class _Hub:
     def _pieces(self, state: CallState, response: Response, url: str, file: _HubFile, total: int) -> Iterator[bytes]:
         """Yield the body and report progress."""
         began, shown, start, name = time.monotonic(), 0.0, total, os.path.basename(file.path)
-        for data in _chunks(state, response, url, PIECE, limit=None):
+        for data in _chunks(state, response, url, PIECE, endless=True):
             state.touch()
             total += len(data)
             yield data
@@ -3298,9 +3285,11 @@ def _files_below(folder: str) -> list[str]:
 
 def downloaded_models(environ: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
     """List the downloaded models as `{name, bytes, path, complete}`, partial downloads too."""
+    import glob
+
     env, rows = _Environ(environ), list[JSONObject]()
     top = os.path.join(_cache_folder(True, env) or "", "models")
-    for folder in sorted(path for path in _folders(top) for path in _folders(path)):
+    for folder in sorted(glob.glob(os.path.join(glob.escape(top), "*", "*", ""))):
         repo = os.path.relpath(folder, top).replace(os.sep, "/")
         if not re.fullmatch(_HUB_NAME, f"hf:{repo}", re.ASCII):
             continue
@@ -3314,13 +3303,6 @@ def downloaded_models(environ: Mapping[str, str] | None = None) -> list[dict[str
         for part in sorted(path for path in _files_below(folder) if path.endswith(".part")):
             rows.append({"name": f"hf:{repo}", "bytes": _size_of(part), "path": part, "complete": False})
     return rows
-
-
-def _folders(path: str) -> list[str]:
-    try:
-        return [entry.path for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith(".")]
-    except OSError:
-        return []
 
 
 def remove_model(name: str, environ: Mapping[str, str] | None = None) -> int:
@@ -3546,9 +3528,7 @@ class SubprocessBackend(HTTPBackend):
         system += [_CONVERSATION] if len(turns) > 1 else []
         return self.base_url, {}, {"model": self._model_argument, "system": "\n\n".join(system), "prompt": prompt}
 
-    def _attempt(
-        self, link: HostPool, state: CallState, request: tuple[str, dict[str, str], bytes], builder: ResponseBuilder
-    ) -> ResponseBuilder:
+    def _attempt(self, link: HostPool, state: CallState, request: _Sent, builder: ResponseBuilder) -> ResponseBuilder:
         try:
             output = self._answer(state, json.loads(request[2]))
         except BackendError as error:
