@@ -167,11 +167,6 @@ class BackendOptions(NamedTuple):
     timeout: float
 
 
-class _Key(NamedTuple):
-    secret: _Secret
-    source: str | None
-
-
 def connect(
     model: str | None,
     backend: str = "auto",
@@ -197,7 +192,7 @@ def connect(
     env = _Environ(environ)
     environ = None  # what a traceback shows of this frame must hold no key
     api_key = _Secret(api_key) if api_key else None
-    key = _Key(_checked_key(api_key, "api_key"), "api_key") if api_key else None
+    key = _checked_key(api_key, "api_key") if api_key else None
     base_url = _checked_url(base_url.strip()) if base_url else None
     for known, price in (prices or {}).items():
         _as_price(known, price)
@@ -216,10 +211,10 @@ def connect(
 
 
 def _connected(
-    row: Provider, name: str, backend: str, base_url: str | None, key: _Key | None, env: _Environ, how: BackendOptions
+    row: Provider, name: str, backend: str, url: str | None, key: _Secret | None, env: _Environ, how: BackendOptions
 ) -> HTTPBackend:
-    base = _base_url(row, base_url, env)
-    made = HTTPBackend(row, name, base, key or _key(row, name, base, base_url, env), how)
+    base = _base_url(row, url, env)
+    made = HTTPBackend(row, name, base, key or _key(row, name, base, url, env), how)
 
     def reconnect(model: str) -> HTTPBackend:
         """Another model; one whose name does not tell its provider belongs to the same one."""
@@ -234,7 +229,7 @@ def _connected(
             return made._sibling(other_name)
         return _connected(other, other_name, backend, None, None, env, how)
 
-    if backend == "auto" and base_url is None:
+    if backend == "auto" and url is None:
         made._reconnect = reconnect
     return made
 
@@ -332,14 +327,14 @@ def _checked_url(url: str) -> str:
     return head.rstrip("/") + mark + query
 
 
-def _key(row: Provider, model: str, base: str, given_url: str | None, env: _Environ) -> _Key:
+def _key(row: Provider, model: str, base: str, given_url: str | None, env: _Environ) -> _Secret:
     """The key of the host's own provider; for another host, which the user gave, of the provider that he named."""
     owner = row if _host(row.base_url) == _host(base) else provider_for_url(base) or row
     for name in owner.keys:
         if env.get(name):
-            return _Key(_checked_key(env.secret(name), name), name)
+            return _checked_key(env.secret(name), name)
     if given_url is not None or _is_loopback(base) or not {"local", "keyless"}.isdisjoint(owner.quirks):
-        return _Key(_Secret(""), None)
+        return _Secret("")
     raise BackendError(
         f"no API key for model {model!r}",
         code="config",
@@ -355,13 +350,13 @@ def _key(row: Provider, model: str, base: str, given_url: str | None, env: _Envi
 class HTTPBackend:
     """A model of a provider. Made by `connect`; may be used from many threads at once."""
 
-    def __init__(self, row: Provider, model: str, base_url: str, key: _Key, how: BackendOptions) -> None:
+    def __init__(self, row: Provider, model: str, base_url: str, key: _Secret, how: BackendOptions) -> None:
         self.provider = row.id
         self.wire = row.wire
         self.quirks = row.quirks
         self.base_url = base_url
         self.key_source = key.source
-        self._key = key.secret
+        self._key = key
         self._how = how
         self._reconnect: Callable[[str], HTTPBackend] | None = None
         self._set_model(model)
@@ -2573,7 +2568,7 @@ def _refuse_costly(data: bytearray) -> None:
 class _Secret(str):
     """A string whose repr, and so a traceback that shows locals, does not reveal it."""
 
-    __slots__ = ()
+    source: str | None = None  # the option or variable that it is from
 
     def __repr__(self) -> str:
         return "'[redacted]'"
@@ -2633,6 +2628,7 @@ def _checked_key(key: str, source: str) -> _Secret:
             code="config",
             hint=f"set {source} again, from one line, without quotes",
         )
+    secret.source = source
     return secret
 
 
@@ -2755,7 +2751,7 @@ class _LocalModel(HTTPBackend):
         _check_package()
         _check_memory(path, _model_size(self.path))
         how = how._replace(max_parallel=min(_SLOTS, how.max_parallel))
-        super().__init__(_rows()["llamacpp"], name or path, "http://127.0.0.1", _Key(_Secret(""), None), how)
+        super().__init__(_rows()["llamacpp"], name or path, "http://127.0.0.1", _Secret(""), how)
         self.window = self._context = min(header.context or 4096, _LONGEST_CONTEXT)
         self.parameters = self.parameters or header.parameters
         self.server, self._inspected = "llamacpp", True
@@ -3022,12 +3018,12 @@ class _Hub:
                 what = f"'hf:{self.repo}:{self.selector}' is not" if key else f"nothing of {self.repo!r} is"
                 raise BackendError(f"{what} downloaded", code="not_found", hint="rlm models")
             size = sum(map(_size_of, paths))
-            if not rest:
+            if rest:
+                _write_json(self._index_path, rest)
+                for path in paths:
+                    os.unlink(path)
+            else:
                 shutil.rmtree(self.folder)
-                return size
-            _write_json(self._index_path, rest)
-            for path in paths:
-                os.unlink(path)
             return size
 
     @contextlib.contextmanager
@@ -3091,8 +3087,6 @@ class _Hub:
 
         def ask() -> Any:
             with self._open(state, f"{self._endpoint}/api/models/{self.repo}?blobs=true") as (response, url):
-                if response.status_code != 200:
-                    raise self._refusal(response, url, state)
                 return from_json(_gathered(_chunks(state, response, url)))
 
         files = []
@@ -3158,8 +3152,6 @@ class _Hub:
             if response.status_code == 416 or (response.status_code == 206 and not going_on):
                 os.truncate(part, 0)
                 raise BackendError("the hub cannot go on where the download stopped", code="protocol", retryable=True)
-            if response.status_code not in (200, 206):
-                raise self._refusal(response, where, state)
             total = have if response.status_code == 206 else 0
             with open(part, "ab" if total else "wb") as out:
                 for data in self._pieces(state, response, where, file, total):
@@ -3198,9 +3190,11 @@ class _Hub:
             common = {"User-Agent": "flat-rlm", "Accept-Encoding": "identity", **(headers or {})}
             response = _link(url, 4).open(state, url, {**common, **own}, None)
             try:
-                if response.status_code not in (301, 302, 303, 307, 308):
+                if response.status_code in (200, 206, 416):
                     yield response, url
                     return
+                if response.status_code not in (301, 302, 303, 307, 308):
+                    raise self._refusal(response, url, state)
                 location = response.headers.get("location", "")
             finally:
                 _release(response)
@@ -3499,7 +3493,7 @@ class SubprocessBackend(HTTPBackend):
         self._words, self._agent, self._env = list(words), agent, env or _Environ(None)
         self._name = name or os.path.basename(words[0])
         row = Provider("cli", "a program", "", (), (), {"notools": "", "noimages": ""})
-        super().__init__(row, model or "", f"cli://{self._name.removeprefix('cli:')}", _Key(_Secret(""), None), options)
+        super().__init__(row, model or "", f"cli://{self._name.removeprefix('cli:')}", _Secret(""), options)
 
     def _set_model(self, model: str) -> None:
         if model and not re.fullmatch(r"[A-Za-z0-9][\w.:/@+\[\]-]{0,99}", model):  # it becomes an argument
