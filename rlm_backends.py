@@ -190,7 +190,7 @@ def connect(
     or for True in the user's cache folder.
     """
     env = _Environ(environ)
-    environ = None  # what a traceback shows of this frame must hold no key
+    environ = None  # a traceback may show this frame's variables
     api_key = _Secret(api_key) if api_key else None
     key = _checked_key(api_key, "api_key") if api_key else None
     base_url = _checked_url(base_url.strip()) if base_url else None
@@ -328,7 +328,7 @@ def _checked_url(url: str) -> str:
 
 
 def _key(row: Provider, model: str, base: str, given_url: str | None, env: _Environ) -> _Secret:
-    """The key of the host's own provider; for another host, which the user gave, of the provider that he named."""
+    """The key of the provider that owns the host; for a custom host, of the provider that the user named."""
     owner = row if _host(row.base_url) == _host(base) else provider_for_url(base) or row
     for name in owner.keys:
         if env.get(name):
@@ -578,7 +578,7 @@ class HTTPBackend:
                 if not isinstance(event, dict):
                     raise self._error("truncated", "the stream holds an event that is not JSON", retryable=True)
                 self._raise_error_in(event)
-                state.quiet_until = None  # the time that the caller takes over a text is not the server's
+                state.quiet_until = None  # the caller's time is not the server's silence
                 builder.feed(event)
                 state.check()
                 state.touch()
@@ -660,7 +660,7 @@ class HTTPBackend:
         lesson = next((lesson for field, lesson in lessons.items() if field in text), None)
         if lesson is not None:
             return self._remember(lesson, ask)
-        return self._request(ask)[2] != body  # another call has learnt it in the meantime
+        return self._request(ask)[2] != body  # another call has learnt it meanwhile
 
     def _refused_param(self, error: BackendError, ask: Request) -> str | None:
         """The parameter that an error names; a default before one of the caller's."""
@@ -770,12 +770,12 @@ def _reply(backend: HTTPBackend, builder: ResponseBuilder, ask: Request, attempt
 
 def _drain(state: CallState, response: Response) -> bool:
     """Read the rest of a response so that its connection can be reused; False if too much follows."""
-    if response.raw.connection is None:  # all was read, and another call may have the connection by now
+    if response.raw.connection is None:  # fully read: another call may already use the connection
         return True
     try:
         state.socket.settimeout(0.01)
         return any(not response.raw.read1(65536) for _ in range(4))
-    except Exception:  # of many kinds, and all of them mean: not this connection again
+    except Exception:  # any failure means that the connection cannot be reused
         return False
     finally:
         with contextlib.suppress(OSError):
@@ -791,7 +791,7 @@ def _cache_folder(cache: bool | str, env: _Environ) -> str | None:
     return os.path.join(env.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "rlm") if cache else None
 
 
-_pending: dict[str, CallQueue] = {}  # by the path of the answer: who asks, and who waits for the same
+_pending: dict[str, CallQueue] = {}  # by the answer's path: the call that asks, and those that wait for its answer
 
 
 def _cached(backend: HTTPBackend, ask: Request, state: CallState, on_text: Callable[[str], None] | None) -> Reply:
@@ -805,7 +805,7 @@ def _cached(backend: HTTPBackend, ask: Request, state: CallState, on_text: Calla
         turn.enter_context(_pending.setdefault(path, CallQueue(1)).reserve(state))
         turn.callback(_pending.pop, path, None)
         if not is_first:
-            turn.close()  # if the first has brought nothing that is cached, the others ask side by side
+            turn.close()  # the others ask in parallel if the first answer was not cached
         if reply := _read_reply(path):
             if on_text and reply.text:
                 on_text(reply.text)
@@ -822,7 +822,7 @@ def _read_reply(path: str) -> Reply | None:
     try:
         with open(path, "rb") as file:
             reply = Reply(**from_json(file.read()))
-    except (OSError, ValueError, TypeError):  # absent or torn: asked again
+    except (OSError, ValueError, TypeError):  # missing or incomplete: ask again
         return None
     return reply if isinstance(reply.text, str) and isinstance(reply.tool_calls, list) else None
 
@@ -1001,7 +1001,7 @@ _TOO_LONG = (
     r"(?i)context_length|context length|context window|context size|maximum context|(prompt|input) is too long"
     r"|input token count|too many tokens|exceed_context"
 )
-_CACHE_FULL = r"(?i)context size has been exceeded"  # llama.cpp: by the calls under way together, not by this one
+_CACHE_FULL = r"(?i)context size has been exceeded"  # llama.cpp: the concurrent calls together filled it
 _NO_TOOLS = (
     r"(?is)\b(tools?|tool_choice|functions?)\b.{0,60}(not|n't) (be )?(support|enabl|allow|available)"
     r"|(unsupported|unrecogni[sz]ed|unknown|extra).{0,60}\btools\b"
@@ -1075,9 +1075,9 @@ def _error_text(body: Any) -> str:
     details = error.get("details")
     words = [error.get("type"), error.get("code"), error.get("status"), _object(details).get("error_code")]
     words += re.findall(r"\b\w{1,100}PerDay\w{0,100}", json.dumps(details)[:10_000])[:1]
-    said = error.get("message") or error.get("detail") or json.dumps(error, ensure_ascii=False)
+    message = error.get("message") or error.get("detail") or json.dumps(error, ensure_ascii=False)
     named = ", ".join(dict.fromkeys(str(word) for word in words if word))
-    return f"{said} ({named})" if named else str(said)
+    return f"{message} ({named})" if named else str(message)
 
 
 def _wait_asked(headers: Mapping[str, str], body: bytes | bytearray) -> float | None:
@@ -1085,7 +1085,7 @@ def _wait_asked(headers: Mapping[str, str], body: bytes | bytearray) -> float | 
     after = headers.get("retry-after", "")
     for text, unit in ((headers.get("retry-after-ms", ""), 1000.0), (after, 1.0)):
         with contextlib.suppress(ValueError):
-            if (seconds := float(text) / unit) >= 0:  # which NaN is not
+            if (seconds := float(text) / unit) >= 0:  # false for NaN
                 return seconds
     if after:
         from email.utils import parsedate_to_datetime
@@ -1313,6 +1313,32 @@ def _usage(into: int, out: int, cached: int = 0, cache_write: int = 0, reasoning
     return {"input": into, "output": out, "cached": cached, "cache_write": cache_write, "reasoning": reasoning}
 
 
+# Where input, output, cached, cache_write and reasoning are counted: a sum with "+", alternatives with "|".
+_COUNTS = {
+    "openai": "prompt_tokens completion_tokens"
+    " prompt_tokens_details.cached_tokens|prompt_cache_hit_tokens|timings.cache_n"
+    " prompt_tokens_details.cache_write_tokens completion_tokens_details.reasoning_tokens",
+    "anthropic": "input_tokens+cache_read_input_tokens+cache_creation_input_tokens output_tokens"
+    " cache_read_input_tokens cache_creation_input_tokens"
+    " output_tokens_details.thinking_tokens|output_tokens_details.reasoning_tokens",
+    "gemini": "promptTokenCount+toolUsePromptTokenCount candidatesTokenCount+thoughtsTokenCount cachedContentTokenCount"
+    " - thoughtsTokenCount",
+    "codex": "input_tokens output_tokens cached_input_tokens cache_write_input_tokens reasoning_output_tokens",
+    "gemini-cli": "tokens.prompt+tokens.tool tokens.candidates+tokens.thoughts tokens.cached - tokens.thoughts",
+}
+
+
+def _counted(form: str, usage: object) -> JSONObject:
+    """Read the token counts of a wire or of a coding agent."""
+
+    def first(names: str) -> int:
+        return next(filter(None, (token_count(usage, *name.split(".")) for name in names.split("|"))), 0)
+
+    into, out, cached, written, reasoning = (sum(map(first, names.split("+"))) for names in _COUNTS[form].split())
+    cached = min(cached, into)
+    return _usage(into, out, cached, min(written, into - cached), reasoning)
+
+
 def _parts(content: Any) -> list[JSONObject]:
     if isinstance(content, str):
         return [{"type": "text", "text": content}] if content else []
@@ -1479,7 +1505,10 @@ class _OpenAIBuilder(ResponseBuilder):
         if isinstance(body.get("model"), str):
             self.model = body["model"]
         if isinstance(body.get("usage"), dict):
-            self.read_usage(body["usage"], body.get("timings"))
+            usage, self.cost = body["usage"], _amount(body["usage"].get("cost"), self.cost)
+            counts = self.usage = _counted("openai", {**usage, "timings": body.get("timings")})
+            # Some count reasoning in the total only.
+            counts["output"] = max(counts["output"], token_count(usage, "total_tokens") - counts["input"])
         if self.on_progress and (total := token_count(body, "prompt_progress", "total")):
             self._hand_on(self.on_progress, token_count(body, "prompt_progress", "processed"), total)
         choice = _first_object(body.get("choices"))
@@ -1506,13 +1535,13 @@ class _OpenAIBuilder(ResponseBuilder):
         for index, fragment in enumerate(delta.get("tool_calls") or ()):
             if isinstance(fragment, dict):
                 self._call({**fragment, "index": index} if whole else fragment)
-        if isinstance(delta.get("function_call"), dict):  # the form before tools
+        if isinstance(delta.get("function_call"), dict):  # the older form
             self._call({"index": 0, "function": delta["function_call"]})
 
     def _call(self, fragment: JSONMap) -> None:
         """Add a fragment of a call. Servers omit the index, repeat the id, or send several calls as index 0."""
         self.began = True
-        if self.full:  # it may be a piece of one that was not taken
+        if self.full:  # the fragment may belong to a call that was dropped
             return
         function = _object(fragment.get("function"))
         index, id_ = fragment.get("index"), fragment.get("id")
@@ -1530,18 +1559,6 @@ class _OpenAIBuilder(ResponseBuilder):
             call["arguments"].append(piece)
         elif piece:
             call["arguments"][:] = [json.dumps(piece)]
-
-    def read_usage(self, usage: JSONMap, timings: object) -> None:
-        into, out = token_count(usage, "prompt_tokens"), token_count(usage, "completion_tokens")
-        out = max(out, token_count(usage, "total_tokens") - into)  # some count reasoning in the total only
-        details = "prompt_tokens_details"
-        cached = token_count(usage, details, "cached_tokens") or token_count(usage, "prompt_cache_hit_tokens")
-        cached = min(cached or token_count(timings, "cache_n"), into)  # the last is llama.cpp's
-        written = min(token_count(usage, details, "cache_write_tokens"), into - cached)
-        self.usage = _usage(
-            into, out, cached, written, token_count(usage, "completion_tokens_details", "reasoning_tokens")
-        )
-        self.cost = _amount(usage.get("cost"), self.cost)
 
     def finish(self) -> None:
         for call in self.calls:
@@ -1670,8 +1687,8 @@ def _anthropic_part(part: JSONMap) -> JSONObject:
     return {"type": "image", "source": source}
 
 
-_GROWING = ("text", "thinking", "signature")  # in a block, piece by piece: null at first with some servers
-_ANTHROPIC_DELTAS = {  # which field of the block grows, by which field of the delta
+_GROWING = ("text", "thinking", "signature")  # fields that arrive in pieces; some servers begin with null
+_ANTHROPIC_DELTAS = {  # the block's field and the delta's, by the delta's type
     "text_delta": ("text", "text"),
     "input_json_delta": ("json", "partial_json"),
     "thinking_delta": ("thinking", "thinking"),
@@ -1736,26 +1753,14 @@ class _AnthropicBuilder(ResponseBuilder):
                 arguments = block.pop("json", "") or block.get("input")
                 self.add_call({"id": block.get("id"), "name": block.get("name"), "arguments": arguments})
                 block["input"] = _sendable(_arguments(arguments))
-        if self.full:  # a request may hold no call without its result
+        if self.full:  # every call in a request needs its result
             taken = [call["id"] for call in self.calls]
             blocks = [block for block in blocks if block["type"] != "tool_use" or block.get("id") in taken]
         if any(block.get("type") not in ("text", "tool_use") for block in blocks):
             self.raw = {"content": [_replayable(block) for block in blocks if block.get("text", "x").strip()]}
         self.stop = _ANTHROPIC_STOPS.get(self.stop, "tool_calls" if self.calls else "stop")
         if self.counts:
-            self.usage = _anthropic_usage(self.counts)
-
-
-def _anthropic_usage(counts: object) -> JSONObject:
-    read, written = token_count(counts, "cache_read_input_tokens"), token_count(counts, "cache_creation_input_tokens")
-    reasoning = ("thinking_tokens", "reasoning_tokens")
-    return _usage(
-        token_count(counts, "input_tokens") + read + written,
-        token_count(counts, "output_tokens"),
-        read,
-        written,
-        next(filter(None, (token_count(counts, "output_tokens_details", name) for name in reasoning)), 0),
-    )
+            self.usage = _counted("anthropic", self.counts)
 
 
 def _replayable(block: JSONMap) -> JSONObject:
@@ -1862,7 +1867,7 @@ class _GeminiBuilder(ResponseBuilder):
     def feed(self, body: JSONMap) -> None:
         self.model = str(body.get("modelVersion") or self.model)
         if isinstance(body.get("usageMetadata"), dict):
-            self.read_usage(body["usageMetadata"])
+            self.usage = _counted("gemini", body["usageMetadata"])
         if _object(body.get("promptFeedback")).get("blockReason"):
             self.reason, self.ended = "SAFETY", True
         candidate = _first_object(body.get("candidates"))
@@ -1886,15 +1891,6 @@ class _GeminiBuilder(ResponseBuilder):
         else:
             self.parts.append(self.keep(dict(part)))
             self.texts.append([str(part.get("text") or "")])
-
-    def read_usage(self, usage: JSONMap) -> None:
-        thoughts = token_count(usage, "thoughtsTokenCount")
-        self.usage = _usage(
-            token_count(usage, "promptTokenCount") + token_count(usage, "toolUsePromptTokenCount"),
-            token_count(usage, "candidatesTokenCount") + thoughts,
-            token_count(usage, "cachedContentTokenCount"),
-            reasoning=thoughts,
-        )
 
     def finish(self) -> None:
         for part, text in zip(self.parts, self.texts):
@@ -2169,7 +2165,7 @@ def _adapter_class() -> type[Any]:
             return self.pool
 
         def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
-            """Nothing: `_tls` has loaded the certificates, once and not for each connection."""
+            """Do nothing: `_tls` has loaded the certificates once, for all connections."""
 
         def build_response(self, req: Any, resp: Any) -> Any:
             """Build a response without reading cookies."""
@@ -2286,7 +2282,7 @@ class AdaptiveLimiter(CallQueue):
             self.limit = min(self.size, self.limit + 1 / self.limit)
 
     def throttle(self, seconds: float) -> None:
-        """The provider is overloaded: let nobody in for so long, then half as many."""
+        """Let no call in for `seconds`, then half as many: the provider is overloaded."""
         with self.lock:
             now = time.monotonic()
             if now >= self.opens_at:
@@ -2298,7 +2294,7 @@ class HostPool:
     """The connections to one host, with a limiter for each model."""
 
     def __init__(self, url: str, width: int) -> None:
-        import requests  # before a part of it, which another thread may be importing as its part  # noqa: F401
+        import requests  # the whole package: another thread may be importing a part of it  # noqa: F401
         from requests.utils import get_environ_proxies
 
         self.adapter = _adapter_class()(pool_connections=4, pool_maxsize=max(64, width))
@@ -2405,7 +2401,7 @@ def _transport_error(
     problem: BaseException, state: CallState, url: str, proxy: str = "", *, opening: bool = False
 ) -> BaseException:
     """The error to raise for an exception of requests or urllib3: without its frames, which hold headers."""
-    if not isinstance(problem, (OSError, _http_error())):  # an interrupt, our own error, or a mistake of ours
+    if not isinstance(problem, (OSError, _http_error())):  # an interrupt or our own error
         problem.__context__ = problem.__cause__ = None
         return problem.with_traceback(None)
     try:
@@ -2424,7 +2420,7 @@ def _transport_error(
 
 
 def _diagnosis(reason: BaseException, url: str, proxy: str, opening: bool) -> tuple[str, str, bool]:
-    """What broke a connection, a hint, and whether another attempt may succeed."""
+    """Return what broke the connection, a hint, and whether another attempt may succeed."""
     import ssl
 
     without_tls = f"{_origin(url).replace('https://', 'http://')} instead of https, if that is what it serves"
@@ -2515,7 +2511,7 @@ def _gathered(
 
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
-_BYTE_ORDER = b"\xef\xbb\xbf"  # that some proxies put before all
+_BYTE_ORDER = b"\xef\xbb\xbf"  # some proxies put it before the body
 
 
 def _events(chunks: Iterator[bytes]) -> Iterator[str]:
@@ -2724,8 +2720,8 @@ print(json.dumps({"url": server.listening_address}), flush=True)
 sys.stdin.read()  # until the host closes it, or ends in any way
 """
 _SLOTS = 4  # calls that the server works on at once; they share its context, and each keeps its prefix for the next
-_PROMPT_CACHE_MIB = 2048  # of prompts whose slot has been given to another
-_LONGEST_CONTEXT = 32_768  # of a model that could take more: its memory is taken at once
+_PROMPT_CACHE_MIB = 2048  # for prompts whose slot another call has taken
+_LONGEST_CONTEXT = 32_768  # tokens, even if the model could take more: the memory is allocated at the start
 
 
 _ANSWER_ROOM = 1024  # tokens that an answer is expected to take, if its limit is not lower
@@ -2804,8 +2800,8 @@ class _LocalModel(HTTPBackend):
                 if not isinstance(error, ValueError):
                     raise
             log.seek(0)
-            said = log.read()[-2000:].decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
-        raise self._error("config", f"llama.cpp cannot serve {self.model!r}: {said[-1]}")
+            lines = log.read()[-2000:].decode("utf-8", "replace").strip().splitlines() or ["it printed nothing"]
+        raise self._error("config", f"llama.cpp cannot serve {self.model!r}: {lines[-1]}")
 
     def _first_line(self, process: Popen[bytes], out: IO[bytes], state: CallState) -> bytes:
         """Wait until the server has written a line or has ended."""
@@ -2881,7 +2877,7 @@ def _gguf_header(path: str) -> _GGUFHeader:
     """
     try:
         with open(path, "rb") as file:
-            head = file.read(1 << 20)  # the vocabulary is long, and what is wanted comes before it
+            head = file.read(1 << 20)  # the fields that are used come before the long vocabulary
     except OSError as error:
         raise BackendError(f"cannot read the model {path!r}: {error.strerror}", code="config") from None
     if not head.startswith(b"GGUF"):
@@ -2904,11 +2900,11 @@ def _gguf_header(path: str) -> _GGUFHeader:
 
 _HUB = "https://huggingface.co"
 _HUB_NAME = r"hf:([A-Za-z0-9][\w.-]{0,95})/([A-Za-z0-9][\w.-]{0,95})(?::([A-Za-z0-9][\w.+/-]{0,199}))?"
-_HUB_PATH = r"(?:[A-Za-z0-9_][\w.+-]{0,149}/){0,3}[A-Za-z0-9_][\w.+-]{0,149}\.gguf"  # of a file, as it becomes one here
+_HUB_PATH = r"(?:[A-Za-z0-9_][\w.+-]{0,149}/){0,3}[A-Za-z0-9_][\w.+-]{0,149}\.gguf"  # a safe relative path
 _SPLIT = r"-(\d{5})-of-(\d{5})$"
 _QUANT = r"(?i)(?<![a-z0-9])(?:(?:IQ|TQ|Q)\d(?:_[a-z0-9]{1,3})*|MXFP4(?:_MOE)?|BF16|FP?16|FP?32)(?![a-z0-9])"
 _HUB_TIMEOUT = 60.0  # seconds of silence
-_HUB_TRIES = 3  # further ones, in a row, that bring nothing
+_HUB_TRIES = 3  # retries in a row without progress
 
 
 class _HubFile(NamedTuple):
@@ -3113,7 +3109,7 @@ class _Hub:
         target = os.path.join(self.folder, file.path)
         if self._is_here(file):
             return
-        part = f"{target}.{(file.sha256 or commit)[:16]}.part"  # of this very content: a changed file begins anew
+        part = f"{target}.{(file.sha256 or commit)[:16]}.part"  # named by its content: a changed file starts anew
         url = f"{self._endpoint}/{self.repo}/resolve/{commit}/{quote(file.path)}"
         try:
             os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -3159,7 +3155,7 @@ class _Hub:
                     if out.tell() > file.size:
                         break
         if (got := _size_of(part)) > file.size:
-            os.unlink(part)  # no attempt makes it fit
+            os.unlink(part)  # retries cannot help
             message = f"the hub sends more of {file.path!r} than the {file.size:,} bytes that it has"
             raise BackendError(message, code="protocol", hint="is a proxy in the way? run it again")
         if got < file.size:
@@ -3208,7 +3204,7 @@ class _Hub:
         page = f"{self._endpoint}/{self.repo}"
         if "Gated" in named or status == 403:
             hint = f"accept the model's terms at {page}, then export HF_TOKEN=… of that account"
-        elif status in (401, 404):  # the hub says 401 of what is not there as well
+        elif status in (401, 404):  # the hub also answers 401 for a missing repository
             hint = "check the name; a private model needs HF_TOKEN"
             hint += ", and the one that is set is refused or may not read it" if self._token and status == 401 else ""
         elif status == 429:
@@ -3307,7 +3303,7 @@ def remove_model(name: str, environ: Mapping[str, str] | None = None) -> int:
 # --- coding agents and other programs -----------------------------------------------------------------------------
 
 _AGENT_PROMPT_LIMIT = 8_000_000  # bytes: Gemini CLI drops what comes after 8 MB
-_AGENT_PARALLEL = 4  # each is a process of some hundred megabytes
+_AGENT_PARALLEL = 4  # each is a process of several hundred megabytes
 _CONVERSATION = (
     "The prompt is a conversation: each message is preceded by its role in brackets. "
     "Reply with the text of the assistant's next message only."
@@ -3344,11 +3340,11 @@ def _require_text(value: object) -> str:
 
 
 def _from_program(text: str) -> Any:
-    """What a program's JSON says; NaN, which some print for a cost, is None."""
+    """Parse a program's JSON; NaN, which some print for a cost, becomes None."""
     return from_json(text, constant=lambda name: None)
 
 
-# Of an answer that is paid for, the text is kept even if nothing beside it can be read.
+# The text of an answer is paid for: it is kept even if the rest of the output cannot be read.
 
 
 def _parse_claude(stdout: str) -> _Output:
@@ -3358,7 +3354,7 @@ def _parse_claude(stdout: str) -> _Output:
     if body.get("is_error"):
         return _Output(error=text if isinstance(text, str) and text.strip() else str(body.get("subtype") or "an error"))
     cost, model = _amount(body.get("total_cost_usd")), next(iter(_object(body.get("modelUsage"))), "")
-    return _Output(_require_text(text), "", _anthropic_usage(body.get("usage")), cost, model)
+    return _Output(_require_text(text), "", _counted("anthropic", body.get("usage")), cost, model)
 
 
 def _parse_codex(stdout: str) -> _Output:
@@ -3373,9 +3369,7 @@ def _parse_codex(stdout: str) -> _Output:
         if event.get("type") == "item.completed" and item.get("type") == "agent_message":
             output = output._replace(text=item["text"] if isinstance(item.get("text"), str) else None)
         elif event.get("type") == "turn.completed":
-            usage = event.get("usage")
-            names = ("input", "output", "cached_input", "cache_write_input", "reasoning_output")
-            output = output._replace(usage=_usage(*(token_count(usage, f"{name}_tokens") for name in names)))
+            output = output._replace(usage=_counted("codex", event.get("usage")))
         elif event.get("type") in ("error", "turn.failed"):
             output = output._replace(
                 error=_error_text({"error": event.get("error") or event.get("message") or "an error"})
@@ -3390,13 +3384,8 @@ def _parse_gemini(stdout: str) -> _Output:
         message = _object(error).get("message")
         return _Output(error=_error_text(message.encode() if isinstance(message, str) else {"error": error}))
     models = _object(_object(body.get("stats")).get("models"))
-
-    def total(*names: str) -> int:
-        return sum(token_count(entry, "tokens", name) for entry in models.values() for name in names)
-
-    usage = _usage(
-        total("prompt", "tool"), total("candidates", "thoughts"), total("cached"), reasoning=total("thoughts")
-    )
+    counts = [_counted("gemini-cli", entry) for entry in models.values()]
+    usage = {name: sum(count[name] for count in counts) for name in _usage(0, 0)}
     return _Output(_require_text(body["response"]), usage=usage if models else None, model=next(iter(models), ""))
 
 
@@ -3440,7 +3429,9 @@ _AGENTS = {
         "0.61.0",
     ),
 }
-_NO_TOOLS_POLICY = '[[rule]]\ntoolName = "*"\ndecision = "deny"\npriority = 999\n'  # Gemini CLI then declares none
+_NO_TOOLS_POLICY = (
+    '[[rule]]\ntoolName = "*"\ndecision = "deny"\npriority = 999\n'  # Gemini CLI then offers the model no tools
+)
 _SIGNED_OUT = r"(?i)not logged in|/login\b|log in|auth method|authenticat|unauthori[sz]ed|invalid.{0,9}api.?key|\b401\b"
 _USED_UP = r"(?i)(hit|reached|exceeded).{0,20}limit|limit.{0,9} (reached|exceeded|hit)|quota|credit|billing"
 _TOO_FAST = r"(?i)rate.?limit|too many requests|overloaded|\b(429|529)\b"
@@ -3555,7 +3546,7 @@ class SubprocessBackend(HTTPBackend):
             return _Output(None if self._agent else stdout.strip() or None)
 
     def _failure(self, complaint: str, status: int, stdout: str) -> BackendError:
-        """The error for what a program complains of, or for output that is not an answer."""
+        """The error for a program's complaint, or for output that is not an answer."""
         code, hint, words = "server", self._by_hand(), complaint or stdout
         for pattern, its_code, its_hint in (
             (_UNKNOWN_FLAG, "config", f"update it: {self._agent.install}" if self._agent else ""),
@@ -3570,12 +3561,12 @@ class SubprocessBackend(HTTPBackend):
         lines = [line for line in words.splitlines() if line.strip()]
         output = words if len(words) < 600 else " … ".join((*lines[:1], *lines[-3:]))
         output = mask(output, [self._env.get(name) for name in self._env.secret_names()])
-        told = "" if complaint else "it printed what is not an answer: " if stdout else "it printed no answer"
+        problem = "" if complaint else "it printed what is not an answer: " if stdout else "it printed no answer"
         ended = f" ended with status {status}" if status else ""
-        return self._error(code, f"{self._name}{ended}: {told}{output}", hint=hint)
+        return self._error(code, f"{self._name}{ended}: {problem}{output}", hint=hint)
 
     def _by_hand(self) -> str:
-        """The hint for a program that does not do what it should."""
+        """The hint for a program that fails for an unknown reason."""
         if self._agent is None:
             return f"try it by hand: echo hello | {self._name}{' …' if self._words[1:] else ''}"
         arguments = self._agent.arguments.partition("json")[0]
@@ -3592,7 +3583,7 @@ class SubprocessBackend(HTTPBackend):
         return {
             **self._env.without(nested | (self._env.secret_names() - own)),
             "GEMINI_SYSTEM_MD": os.path.join(folder, "system.md"),
-            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",  # else it has the model think of a title, too
+            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",  # otherwise it also asks the model for a title
         }
 
     def _run(self, state: CallState, system: str, prompt: str) -> tuple[int, str, str]:
