@@ -693,13 +693,17 @@ class HTTPBackend:
         near = "local" in self.quirks or _is_private(_host(self.base_url))
         if self._inspected or not near or self.wire != "openai" or _facts(self.model):
             return
-        with self._inspecting:
+        if not self._inspecting.acquire(timeout=INSPECT_TIME):  # a forked process may have inherited it locked
+            return
+        try:
             until = time.monotonic() + INSPECT_TIME
             state = CallState(self.provider, INSPECT_TIME, min(until, deadline or until), None)
             if not self._inspected:
                 with contextlib.suppress(BackendError, *_MISREAD), _watch.watching(state):
                     self._inspect(state)
+        finally:
             self._inspected = True
+            self._inspecting.release()
 
     def _inspect(self, state: CallState) -> None:
         """Read the model list of llama.cpp, vLLM, LM Studio or a similar server; ask Ollama for the model's size."""
