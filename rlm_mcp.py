@@ -45,6 +45,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    import rlm_config
     import rlm_sandbox
 
 __all__ = ["install", "serve"]
@@ -637,6 +638,7 @@ class Session:
 
         self.server, self.name = server, name
         self.created = self.used = time.monotonic()
+        self.calls = 0
         self.directory: str | None = None
         self.has_directory = False
         self.job: Job | None = None
@@ -660,6 +662,7 @@ class Session:
             # Not of the same turn: the client may have given up on the one that runs without cancelling it.
             job.patience = min(job.patience, QUEUE_SECONDS)
         self.used = time.monotonic()
+        self.calls += 1
         self._queue.put(job)
 
     def _work(self) -> None:
@@ -749,6 +752,12 @@ def _close(sandbox: Any) -> None:
 
 
 # --- the server -------------------------------------------------------------------------------------------------
+
+# Options that loosen the sandbox, and those that tighten it.
+LOOSENING = (
+    *("allowed_imports", "allowed_paths", "tools", "mcp", "local_memory", "docker_image", "docker_network_disabled"),
+)
+CONFINING = ("require", "docker_mount", "docker_runtime")
 
 
 class Server:
@@ -1074,22 +1083,14 @@ class Server:
             raise ToolError(f"{path!r} is not a project's folder")
         return path
 
-    def configuration(self, directory: str | None, **given: Any) -> Any:
-        """The options for model calls in `directory`; ToolError if they cannot be used.
+    def configuration(
+        self, directory: str | None, given: Mapping[str, Any] = {}, *, for_code: bool = False
+    ) -> tuple[rlm_config.Configuration, list[str]]:
+        """The options in `directory`, and notes on those that are left out; ToolError if they cannot be used.
 
-        Options of an untrusted rlm.toml that would loosen the sandbox are left out. Any other that it may not set is
-        an error: it could send the data elsewhere.
+        An option that an untrusted rlm.toml may not set is left out if it would loosen the sandbox, and is an error if
+        not: it could send the data elsewhere. `for_code`, where no model is called: an error only if it confines code.
         """
-        return self._configuration(directory, given, lambda key: key in LOOSENING)[0]
-
-    def sandbox_configuration(self, directory: str | None) -> tuple[Any, list[str]]:
-        """The options for a REPL in `directory`, and notes on those of an untrusted rlm.toml that are left out: all
-        that it may not set, except those that confine code further."""
-        return self._configuration(directory, {}, lambda key: key not in CONFINING)
-
-    def _configuration(
-        self, directory: str | None, given: Message, can_go: Callable[[str], bool]
-    ) -> tuple[Any, list[str]]:
         rlm = sibling("rlm")
         without: list[str] = []
         notes: list[str] = []
@@ -1099,41 +1100,26 @@ class Server:
                 return rlm.load_config(options, cwd=directory or os.sep, without=without), notes
             except rlm.ConfigError as error:
                 problem = f"{error}" + (f"; {error.hint}" if error.hint else "")
-                if not error.untrusted or error.untrusted in without or not can_go(error.untrusted):
+                key = error.untrusted
+                can_go = key not in CONFINING if for_code else key in LOOSENING
+                if not key or key in without or not can_go:
                     raise ToolError(problem) from None
-                without.append(error.untrusted)
+                without.append(key)
                 notes.append(f"left out: {problem}, and clear_repl_context")
 
-    def new_sandbox(self, directory: str | None) -> tuple[Any, list[str]]:
+    def new_sandbox(self, directory: str | None) -> tuple[rlm_sandbox.Sandbox, list[str]]:
         """A REPL for work in `directory`, and notes for its user."""
-        configuration, notes = self.sandbox_configuration(directory)
-        return self._sandbox(directory, configuration), notes
-
-    def _sandbox(self, directory: str | None, configuration: Any) -> Any:
-        options = configuration.values
-        module = sibling("rlm_sandbox")
-        workspace = (options["allowed_paths"] or [directory]) if directory else None
-        common = {"cell_timeout": options["cell_timeout"], "output_limit": OUTPUT_LIMIT}
-        if options["environment"] == "docker":
-            return module.DockerSandbox(
-                image=options["docker_image"],
-                cpus=options["docker_cpus"],
-                memory=memory_limit(configuration, "docker_memory"),
-                network_disabled=options["docker_network_disabled"],
-                runtime=options["docker_runtime"],
-                workspace=workspace[0] if workspace and options["docker_mount"] == "ro" else None,
-                **common,
-            )
-        return module.LocalSandbox(
-            memory=memory_limit(configuration, "local_memory"),
-            allowed_imports=options["allowed_imports"],
-            workspace=workspace,
-            require=options["require"],
-            **common,
-        )
+        configuration, notes = self.configuration(directory, for_code=True)
+        given: Message = {"output_limit": OUTPUT_LIMIT, "docker_pool": 0}
+        given["allowed_paths"] = (configuration.values["allowed_paths"] or [directory]) if directory else []
+        for option in ("local_memory", "docker_memory"):
+            if configuration.origins[option] == "default":
+                given[option] = PROFILES["extended"][1]
+        rlm = sibling("rlm")
+        return rlm.make_sandbox(rlm.Options(**(configuration.values | given))), notes
 
     def start(self, request: Request, session: Session | None, work: Callable[[Job], Message]) -> None:
-        """Run `work` for `request`: after the earlier calls of `session`, or at once without one."""
+        """Do `work` for `request`: after the earlier calls of `session`, or at once without one."""
         job = Job(self, work)
         job.request, request.job = request, job
         if session is not None:
@@ -1229,7 +1215,8 @@ class Server:
         try:
             if tool.in_folder and self._wants_roots(request):
                 return {"resultType": "input_required", "inputRequests": {"roots": {"method": "roots/list"}}}
-            return tool.run(self, request, **tool.checked(arguments))
+            tool.run(self, request, **tool.checked(arguments))
+            return None
         except ToolError as refusal:
             return text_result(str(refusal), is_error=True)
 
@@ -1376,21 +1363,16 @@ def _page(request: Request, name: str, items: Iterable[Message], hints: Message)
     return {name: page, **(hints if request.dialect.modern else {})}
 
 
+@functools.cache
 def server_info() -> Message:
-    global _server_info
-    if _server_info is None:
-        _server_info = {
-            "name": "rlm",
-            "title": "RLM: sandboxed Python and recursive completions",
-            "version": _version(),
-            "description": "A sandboxed, persistent Python REPL and recursive language model runs over long inputs",
-            "websiteUrl": "https://pypi.org/project/flat-rlm/",
-            "icons": [{"src": f"data:image/png;base64,{_ICON}", "mimeType": "image/png", "sizes": ["16x16"]}],
-        }
-    return _server_info
-
-
-_server_info: Message | None = None
+    return {
+        "name": "rlm",
+        "title": "RLM: sandboxed Python and recursive completions",
+        "version": _version(),
+        "description": "A sandboxed, persistent Python REPL and recursive language model runs over long inputs",
+        "websiteUrl": "https://pypi.org/project/flat-rlm/",
+        "icons": [{"src": f"data:image/png;base64,{_ICON}", "mimeType": "image/png", "sizes": ["16x16"]}],
+    }
 
 
 def _version() -> str:
@@ -1426,19 +1408,6 @@ def _working_directory() -> str:
         return os.getcwd()
     except FileNotFoundError:  # it was removed
         return os.sep
-
-
-# Options that tighten the sandbox, and those that loosen it.
-CONFINING = ("require", "docker_mount", "docker_runtime")
-LOOSENING = (
-    *("allowed_imports", "allowed_paths", "tools", "mcp", "local_memory", "docker_image", "docker_network_disabled"),
-)
-
-
-def memory_limit(configuration: Any, option: str) -> str:
-    """The memory limit of a session: as configured, else that of the largest profile."""
-    configured = configuration.origins[option] != "default"
-    return str(configuration.values[option]) if configured else PROFILES["extended"][1]
 
 
 def is_forbidden_root(path: str) -> bool:
@@ -1516,7 +1485,7 @@ def model_for(job: Job, configuration: Any) -> Any:
 def run(job: Job, directory: str | None, prompt: str, context: Any, limits: Message, group: Any = None) -> Any:
     """The result of a recursive completion for `job`. `group`: a ledger that it shares."""
     rlm = sibling("rlm")
-    configuration = job.server.configuration(directory, **limits)
+    configuration, _ = job.server.configuration(directory, limits)
     values = dict(configuration.values)
     model = model_for(job, configuration)
     folder = values["log_dir"] and os.path.join(directory or _state_dir(), values["log_dir"])
@@ -1585,7 +1554,7 @@ class LLMFunctions:
 
     @functools.cached_property
     def _options(self) -> Any:
-        configuration = self._job.server.configuration(self._directory)
+        configuration, _ = self._job.server.configuration(self._directory)
         return sibling("rlm").Options(**configuration.values)
 
     @functools.cached_property
@@ -1698,7 +1667,7 @@ class LLMFunctions:
     def _backend(self, model: str | None) -> Any:
         if model not in self._backends:
             given = {} if model is None else {"model": model}
-            backend = model_for(self._job, self._job.server.configuration(self._directory, **given))
+            backend = model_for(self._job, self._job.server.configuration(self._directory, given)[0])
             sibling("rlm").check_prices(self._options, backend)
             self._backends[model] = backend
         return self._backends[model]
@@ -1726,7 +1695,7 @@ class ToolSpec(NamedTuple):
     name: str
     title: str
     description: str
-    run: Callable[..., Message | None]
+    run: Callable[..., None]  # starts or continues a job for a request, with the arguments as keywords
     properties: Message
     required: tuple[str, ...] = ()
     in_folder: bool = False  # needs the session's folder, so the client's roots
@@ -1825,40 +1794,50 @@ def _mismatch(schema: Message, value: Any) -> str | None:
     return None
 
 
+def in_session(work: Callable[..., Message]) -> Callable[..., None]:
+    """A tool whose `work` is done with a session, after the session's earlier calls."""
+
+    def run(server: Server, request: Request, *, session_id: str | None = None, **arguments: Any) -> None:
+        session = server.session(session_id)
+        server.start(request, session, functools.partial(work, session=session, **arguments))
+
+    return run
+
+
+def beside_sessions(work: Callable[..., Message]) -> Callable[..., None]:
+    """A tool whose `work` is done at once."""
+
+    def run(server: Server, request: Request, **arguments: Any) -> None:
+        server.start(request, None, functools.partial(work, **arguments))
+
+    return run
+
+
+@in_session
 def _execute_python(
-    server: Server,
-    request: Request,
-    code: str,
-    timeout: float | None = None,
-    profile: str = "default",
-    session_id: str | None = None,
-) -> None:
-    session = server.session(session_id)
+    job: Job, session: Session, code: str, timeout: float | None = None, profile: str = "default"
+) -> Message:
+    sandbox = session.sandbox()
     seconds, memory = PROFILES[profile]
-
-    def work(job: Job) -> Message:
-        sandbox = session.sandbox()
-        job.stops.append(functools.partial(sandbox.interrupt, STOP_GRACE))
-        execute = functools.partial(
-            sandbox.execute,
-            timeout=seconds if timeout is None else timeout,
-            functions=LLMFunctions(job, session.directory).functions,
-            on_output=lambda text: _note(job, text),
-            memory=memory,
-        )
-        cell = execute(code)
-        if cell.error and re.search(r"(?m)^(?:Syntax|Indentation|Tab)Error", cell.error):
-            clean = sibling("rlm").clean_code(code)  # as from a Markdown fence
-            cell = execute(clean) if clean != code else cell
-        if cell.status == "lost":
-            session.forget()
-        if cell.status == "memory":
-            more = "; profile='analysis' or 'extended' has more" if profile in ("quick", "default") else ""
-            error = f"{cell.error or 'MemoryError'}\n(the limit of profile {profile!r} is {memory} of memory{more})"
-            cell = dataclasses.replace(cell, error=error)
-        return _cell_result(server, cell, session, session_id == "new")
-
-    server.start(request, session, work)
+    job.stops.append(functools.partial(sandbox.interrupt, STOP_GRACE))
+    execute = functools.partial(
+        sandbox.execute,
+        timeout=seconds if timeout is None else timeout,
+        functions=LLMFunctions(job, session.directory).functions,
+        on_output=lambda text: _note(job, text),
+        memory=memory,
+    )
+    cell = execute(code)
+    if cell.error and re.search(r"(?m)^(?:Syntax|Indentation|Tab)Error", cell.error):
+        clean = sibling("rlm").clean_code(code)  # as from a Markdown fence
+        cell = execute(clean) if clean != code else cell
+    if cell.status == "lost":
+        session.forget()
+    if cell.status == "memory":
+        more = "; profile='analysis' or 'extended' has more" if profile in ("quick", "default") else ""
+        error = f"{cell.error or 'MemoryError'}\n(the limit of profile {profile!r} is {memory} of memory{more})"
+        cell = dataclasses.replace(cell, error=error)
+    return _cell_result(job.server, cell, session)
 
 
 def _note(job: Job, text: str) -> None:
@@ -1874,7 +1853,7 @@ def _in_tools_of_ours(error: str, directory: str | None) -> str:
     return error.replace("file_read reads the caller's files", hint)
 
 
-def _cell_result(server: Server, cell: rlm_sandbox.Cell, session: Session, named: bool) -> Message:
+def _cell_result(server: Server, cell: rlm_sandbox.Cell, session: Session) -> Message:
     """A cell's outcome as content: output, value, error and figures."""
     parts, links = [], []
     if cell.stdout:
@@ -1896,48 +1875,36 @@ def _cell_result(server: Server, cell: rlm_sandbox.Cell, session: Session, named
             content.append({"type": "text", "text": "(further images were left out: too large)"})
             break
         content.append({"type": "image", "data": image["data"], "mimeType": image["media_type"]})
-    if named:
+    if session.calls == 1 and session.name != "default":
         content.append({"type": "text", "text": f"session_id: {session.name}"})
     return {"content": content, "isError": not cell.ok}
 
 
-def _get_repl_context(server: Server, request: Request, session_id: str | None = None) -> None:
-    session = server.session(session_id)
-
-    def work(job: Job) -> Message:
-        names = session.sandbox().names() if session.started else {}
-        rows, room = [], PREVIEW_CHARS
-        for name, (kind, size, text) in list(names.items())[:200]:
-            rows.append({"name": name, "type": kind, "size": size, "repr": text[:200]})
-            room -= len(json.dumps(rows[-1], ensure_ascii=False))
-            if room < 0:
-                break
-        answer: Message = {"session_id": session.name, "variables": rows}
-        if len(names) > len(rows):
-            answer["more"] = len(names) - len(rows)
-        return json_result(answer)
-
-    server.start(request, session, work)
+@in_session
+def _get_repl_context(job: Job, session: Session) -> Message:
+    names = session.sandbox().names() if session.started else {}
+    rows, room = [], PREVIEW_CHARS
+    for name, (kind, size, text) in list(names.items())[:200]:
+        rows.append({"name": name, "type": kind, "size": size, "repr": text[:200]})
+        room -= len(json.dumps(rows[-1], ensure_ascii=False))
+        if room < 0:
+            break
+    more = {"more": len(names) - len(rows)} if len(names) > len(rows) else {}
+    return json_result({"session_id": session.name, "variables": rows, **more})
 
 
-def _set_repl_context(server: Server, request: Request, key: str, value: Any, session_id: str | None = None) -> None:
+@in_session
+def _set_repl_context(job: Job, session: Session, key: str, value: Any) -> Message:
     import keyword
 
     if not key.isidentifier() or keyword.iskeyword(key) or key.startswith("_"):
         raise ToolError(f"key must be a variable's name without a leading underscore, not {key!r:.100}")
-    session = server.session(session_id)
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            value = sibling("rlm_backends").from_json(value)
-
-    def work(job: Job) -> Message:
-        try:
-            session.sandbox().set(key, value)
-        except TypeError as error:
-            raise ToolError(str(error)) from None
-        return json_result({"session_id": session.name, "set": key, "type": type(value).__name__})
-
-    server.start(request, session, work)
+    value = _from_json("any", value)
+    try:
+        session.sandbox().set(key, value)
+    except TypeError as error:
+        raise ToolError(str(error)) from None
+    return json_result({"session_id": session.name, "set": key, "type": type(value).__name__})
 
 
 def _clear_repl_context(server: Server, request: Request, session_id: str | None = None) -> None:
@@ -1952,30 +1919,26 @@ def _clear_repl_context(server: Server, request: Request, session_id: str | None
     server.start(request, session, work)
 
 
-def _list_sessions(server: Server, request: Request, session_id: str | None = None) -> None:
-    named = server.session(session_id) if session_id else None
-
-    def work(job: Job) -> Message:
-        sessions = [named] if named else list(server.sessions.values())
-        counts = [session.count_variables() for session in sessions]
-        until, now = time.monotonic() + 0.5, time.monotonic()
-        rows = []
-        for session, count in zip(sessions, counts, strict=True):
-            if count is not None:
-                count.ended.wait(max(0.0, until - time.monotonic()))
-            rows.append(
-                {
-                    "session_id": session.name,
-                    "age_seconds": round(now - session.created),
-                    "idle_seconds": round(now - session.used) if count else 0,
-                    "busy": count is None,
-                    "variables": count.outcome["count"] if count and count.outcome else None,
-                    "directory": session.directory,
-                }
-            )
-        return json_result({"sessions": rows})
-
-    server.start(request, None, work)
+@beside_sessions
+def _list_sessions(job: Job, session_id: str | None = None) -> Message:
+    sessions = [job.server.session(session_id)] if session_id else list(job.server.sessions.values())
+    counts = [session.count_variables() for session in sessions]
+    until, now = time.monotonic() + 0.5, time.monotonic()
+    rows = []
+    for session, count in zip(sessions, counts, strict=True):
+        if count is not None:
+            count.ended.wait(max(0.0, until - time.monotonic()))
+        rows.append(
+            {
+                "session_id": session.name,
+                "age_seconds": round(now - session.created),
+                "idle_seconds": round(now - session.used) if count else 0,
+                "busy": count is None,
+                "variables": count.outcome["count"] if count and count.outcome else None,
+                "directory": session.directory,
+            }
+        )
+    return json_result({"sessions": rows})
 
 
 def _destroy_session(server: Server, request: Request, session_id: str) -> None:
@@ -1991,50 +1954,36 @@ def _destroy_session(server: Server, request: Request, session_id: str) -> None:
     server.start(request, None, work)
 
 
-def _set_project(server: Server, request: Request, directory: str, session_id: str | None = None) -> Message | None:
-    session = server.session(session_id)
-    path = server.allowed_directory(directory)
-
-    def work(job: Job) -> Message:
-        session.use(path)
-        answer = {"session_id": session.name, "directory": path}
-        try:
-            configuration, notes = server.sandbox_configuration(path)
-            answer["config"] = configuration.files
-        except ToolError as refusal:
-            notes = [str(refusal)]
-        if notes:
-            answer["problem"] = "\n".join(notes)
-        return json_result(answer)
-
-    server.start(request, session, work)
-    return None
+@in_session
+def _set_project(job: Job, session: Session, directory: str) -> Message:
+    path = job.server.allowed_directory(directory)
+    session.use(path)
+    answer: Message = {"session_id": session.name, "directory": path}
+    try:
+        configuration, notes = job.server.configuration(path, for_code=True)
+        answer["config"] = configuration.files
+    except ToolError as refusal:
+        notes = [str(refusal)]
+    if notes:
+        answer["problem"] = "\n".join(notes)
+    return json_result(answer)
 
 
+@beside_sessions
 def _run_completion(
-    server: Server,
-    request: Request,
-    prompt: str,
-    context: Any = None,
-    files: list[str] | None = None,
-    session_id: str | None = None,
+    job: Job, prompt: str, context: Any = None, files: list[str] | None = None, session_id: str | None = None,
     **limits: Any,
-) -> None:
-    session = server.session(session_id)
+) -> Message:  # fmt: skip
+    rlm, server = sibling("rlm"), job.server
+    directory = server.session(session_id).folder()
     if isinstance(context, str) and context.lstrip()[:1] in ("{", "["):  # some clients send data as text
         context = _from_json("object", context)
-
-    def work(job: Job) -> Message:
-        rlm = sibling("rlm")
-        directory = session.folder()
-        try:
-            given = _files(server, directory, files) if files else context
-            result = run(job, directory, prompt, given, limits)
-            return _completion_result(server, result, server.sandbox_configuration(directory)[1])
-        except rlm.RLMError as error:
-            return _failed_completion(server, error)
-
-    server.start(request, None, work)
+    try:
+        given = _files(server, directory, files) if files else context
+        result = run(job, directory, prompt, given, limits)
+        return _completion_result(server, result, server.configuration(directory, for_code=True)[1])
+    except rlm.RLMError as error:
+        return _failed_completion(server, error)
 
 
 def _files(server: Server, directory: str | None, specs: list[str]) -> Any:
@@ -2044,7 +1993,7 @@ def _files(server: Server, directory: str | None, specs: list[str]) -> Any:
         raise ToolError("no project folder: call set_project first")
     if wrong := next((s for s in specs if os.path.isabs(os.path.expanduser(s)) or ".." in s.split(os.sep)), None):
         raise ToolError(f"files are named relative to {directory!r}, not {wrong!r}")
-    values = server.configuration(directory).values
+    values = server.configuration(directory)[0].values
     how = {"cwd": directory, "exclude": values["log_dir"], "encoding": values["encoding"], "within": directory}
     context = rlm.read_context(specs, **how)
     if not isinstance(context.source, dict):
