@@ -2299,8 +2299,10 @@ def install(clients: list[str], *, action: str = "print", scope: str | None = No
 
     `action`: print, dry-run (the change as a diff), write, remove, or check (start the server as the client would).
     """
-    if unknown := [name for name in clients if name not in CLIENTS]:
-        return fail(f"no client {unknown[0]!r}", _meant(unknown[0]))
+    if unknown := next((name for name in clients if name not in CLIENTS), None):
+        begun = [repr(name) for name in CLIENTS if name.startswith(unknown)]
+        meant = f"did you mean {' or '.join(begun)}?" if begun else sibling("rlm_config").suggestion(unknown, CLIENTS)
+        return fail(f"no client {unknown!r}", meant)
     if not clients:
         if action in ("write", "remove", "dry-run"):
             return fail("which client?", f"rlm mcp-install {'|'.join(CLIENTS)} --{action}")
@@ -2314,14 +2316,6 @@ def install(clients: list[str], *, action: str = "print", scope: str | None = No
             where = "" if path in str(error) else f"{path}: "
             worst = max(worst, fail(f"{CLIENTS[name].title}: {where}{error}", f"rlm mcp-install {name}", status=1))
     return worst
-
-
-def _meant(word: str) -> str:
-    """A suggestion for a misspelt client, else a usage line with all clients."""
-    import difflib
-
-    close = [name for name in CLIENTS if name.startswith(word)] or difflib.get_close_matches(word, CLIENTS)
-    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"rlm mcp-install {'|'.join(CLIENTS)}"
 
 
 def _install(name: str, action: str, scope: str | None) -> int:
@@ -2454,7 +2448,7 @@ def config_path(client: ClientKind, scope: str, text: str = "") -> tuple[str, ..
     """The keys that lead to the entry in a file that holds `text`."""
     inside = ("projects", os.getcwd()) if scope == "local" else ()
     if client.title == "opencode" and text.strip():  # 2.x reads two forms: keep that of the file
-        flat = _mapping(_mapping(parse_jsonc(text).value).get("mcp"))
+        flat = _mapping(_mapping(parse_jsonc(text)).get("mcp"))
         nested = _mapping(flat.get("servers"))
         is_map = isinstance(flat.get("servers"), dict) and all(isinstance(server, dict) for server in nested.values())
         if is_map and (ENTRY_NAME in nested or ENTRY_NAME not in flat):
@@ -2512,10 +2506,6 @@ def rendered(client: ClientKind, name: str, where: tuple[str, ...]) -> str:
     return json.dumps(_nested(where, entry), indent=2) + "\n"
 
 
-def _parse_json(text: str) -> Any:
-    return parse_jsonc(text).value
-
-
 def _value_at(tree: Any, where: tuple[str, ...]) -> Any:
     return functools.reduce(lambda inner, key: _mapping(inner).get(key), where, tree)
 
@@ -2526,7 +2516,7 @@ def _nested(where: tuple[str, ...], value: Any) -> Any:
 
 def current_entry(client: ClientKind, text: str, where: tuple[str, ...]) -> Message | None:
     """The entry in the file, or None."""
-    read = _toml if client.form == "toml" else _parse_json
+    read = _toml if client.form == "toml" else parse_jsonc
     entry = _value_at(read(text), where) if text.strip() else None
     return entry if isinstance(entry, dict) and "command" in entry else None
 
@@ -2535,7 +2525,7 @@ def edited(client: ClientKind, name: str, before: str, where: tuple[str, ...], *
     """The file with the entry, or without it, every other byte unchanged; ValueError if that is impossible."""
     if not before.strip():
         return before if remove else rendered(client, name, where)
-    read, edit = (_toml, _edit_toml) if client.form == "toml" else (_parse_json, _edit_json)
+    read, edit = (_toml, _edit_toml) if client.form == "toml" else (parse_jsonc, _edit_json)
     old = _value_at(read(before), where)
     entry = None if remove else entry_over(client, name, old, where)
     changes: list[tuple[tuple[str, ...], Any]] = [(where, entry)]
@@ -2566,80 +2556,82 @@ def _with_entry(tree: Any, where: tuple[str, ...], entry: Message | None) -> Any
 # JSON with comments
 
 
-class Node(NamedTuple):
-    """A value in a JSON text and its position; for an object also its members and the positions of their keys."""
+class Member(NamedTuple):
+    """Where an object's member is in its text: its key, and its value from start to end."""
 
-    value: Any
+    key: int
     start: int
     end: int
-    members: Mapping[str, tuple[int, Node]] = {}
 
 
-_JSON_TOKEN = re.compile(
-    r'(?:\s+|//[^\n]*|/\*.*?\*/)+|(?P<string>"(?:[^"\\\x00-\x1f]|\\.)*")|(?P<mark>[{}\[\],:])|(?P<word>[-+.\w]+)', re.S
-)
+_STRING = r'"(?:[^"\\]|\\.)*"'
 
 
-def parse_jsonc(text: str) -> Node:
-    """Parse JSON with comments and trailing commas, with the position of each value."""
-    tokens: list[tuple[str, int, int]] = []
-    at = 1 if text.startswith("\ufeff") else 0
-    while at < len(text):
-        found = _JSON_TOKEN.match(text, at)
-        if found is None:
-            raise ValueError(f"not JSON at line {text.count(chr(10), 0, at) + 1}")
-        if found.lastgroup:
-            tokens.append((found[0], at, found.end()))
-        at = found.end()
-    tokens.append(("", at, at))
-    node, rest = _json_node(tokens, 0)
-    if tokens[rest][0]:
-        raise ValueError(f"not JSON: something after its end: {tokens[rest][0][:20]!r}")
-    return node
+def parse_jsonc(text: str) -> Any:
+    """The value of JSON with comments and trailing commas."""
+    try:
+        return sibling("rlm_backends").from_json(_plain_json(text))
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from None
 
 
-def _json_node(tokens: list[tuple[str, int, int]], n: int) -> tuple[Node, int]:
-    word, start, end = tokens[n]
-    if word not in ("{", "["):
-        if word in ("", "}", "]", ",", ":"):
-            raise ValueError(f"not JSON: {word or 'its end'!r} where a value belongs")
-        return Node(sibling("rlm_backends").from_json(word), start, end), n + 1
-    closing, items, members = {"{": "}", "[": "]"}[word], [], {}
-    n += 1
-    while tokens[n][0] != closing:
-        key = tokens[n][0]
-        if closing == "}":
-            if key[:1] != '"' or tokens[n + 1][0] != ":" or json.loads(key) in members:
-                raise ValueError(f"not JSON: {key[:20]!r} where a new key belongs")
-            at = tokens[n][1]
-            node, n = _json_node(tokens, n + 2)
-            members[json.loads(key)] = (at, node)
-        else:
-            node, n = _json_node(tokens, n)
-            items.append(node.value)
-        if tokens[n][0] == ",":
-            n += 1
-        elif tokens[n][0] != closing:
-            raise ValueError(f"not JSON: {tokens[n][0][:20]!r} where a comma belongs")
-    value: Any = {key: node.value for key, (_, node) in members.items()} if closing == "}" else items
-    return Node(value, start, tokens[n][2], members), n + 1
+def _blanked(text: str, what: str) -> str:
+    """`text` with spaces for what a pattern finds outside of strings, so that the rest keeps its position."""
+
+    def blank(found: re.Match[str]) -> str:
+        return found[0] if found[0][0] == '"' else re.sub(r"[^\n]", " ", found[0])
+
+    return re.sub(f"{_STRING}|{what}", blank, text, flags=re.S)
+
+
+def _without_comments(text: str) -> str:
+    return _blanked(text, r"//[^\n]*|/\*.*?\*/|\A\ufeff")
+
+
+def _plain_json(text: str) -> str:
+    return _blanked(_without_comments(text), r",(?=\s*[\]}])")
+
+
+def _members(plain: str, start: int) -> dict[str, Member]:
+    """The members of the object at `start` in a text that is valid JSON."""
+    decode, gap = json.JSONDecoder().raw_decode, re.compile(r"[\s:,]*")
+
+    def skip(at: int) -> int:
+        found = gap.match(plain, at)
+        return found.end() if found else at
+
+    members: dict[str, Member] = {}
+    at = skip(start + 1)
+    while plain[at] != "}":
+        key, end = decode(plain, at)
+        if key in members:
+            raise ValueError(f"not JSON: the key {key!r} is there twice")
+        value = skip(end)
+        _, end = decode(plain, value)
+        members[key] = Member(at, value, end)
+        at = skip(end)
+    return members
 
 
 def _edit_json(text: str, where: tuple[str, ...], entry: Any) -> str:
-    """Set the member at `where`, or remove it if `entry` is None."""
-    node, depth = parse_jsonc(text), 0
-    while depth < len(where) - 1 and where[depth] in node.members:
-        node, depth = node.members[where[depth]][1], depth + 1
-    if not isinstance(node.value, dict):
-        raise ValueError(f"{'.'.join(where[:depth]) or 'the file'} is not an object")
-    present = depth == len(where) - 1 and where[-1] in node.members
-    if entry is None:
-        return _without_member(text, node, where[-1]) if present else text
-    if present:
-        old = node.members[where[-1]][1]
-        return text if old.value == entry else text[: old.start] + _indented(text, entry, depth + 1) + text[old.end :]
-    value = _indented(text, _nested(where[depth + 1 :], entry), depth + 1)
-    return _with_member(text, node, f"{json.dumps(where[depth])}: {value}", depth)
+    """Set the member at `where` in valid JSON, or remove it if `entry` is None."""
+    plain = _plain_json(text)
+    place, depth = Member(0, len(plain) - len(plain.lstrip()), len(plain.rstrip())), 0
+    while plain[place.start] == "{":
+        members = _members(plain, place.start)
+        found = members.get(where[depth])
+        if found is None:
+            if entry is None:
+                return text
+            value = _indented(text, _nested(where[depth + 1 :], entry), depth + 1)
+            last = max((member.end for member in members.values()), default=None)
+            return _with_member(text, place.end - 1, last, f"{json.dumps(where[depth])}: {value}", depth)
+        if depth == len(where) - 1:
+            if entry is None:
+                return _without_member(text, found)
+            return text[: found.start] + _indented(text, entry, depth + 1) + text[found.end :]
+        place, depth = found, depth + 1
+    raise ValueError(f"{'.'.join(where[:depth]) or 'the file'} is not an object")
 
 
 def _indentation(text: str) -> tuple[str, str]:
@@ -2654,29 +2646,26 @@ def _indented(text: str, value: Any, depth: int) -> str:
     return (end + step * depth).join(lines)
 
 
-def _with_member(text: str, node: Node, member: str, depth: int) -> str:
-    """Append a member to the object; the comma goes right after the last member, before any comment."""
+def _with_member(text: str, close: int, last: int | None, member: str, depth: int) -> str:
+    """Add a member to the object that ends at `close`, whose last member ends at `last`.
+
+    The comma goes right after the last member, before any comment.
+    """
     end, step = _indentation(text)
-    close = node.end - 1
-    last = max((child.end for _, child in node.members.values()), default=None)
-    bare = re.sub(r"//[^\n]*|/\*.*?\*/", lambda comment: " " * len(comment[0]), text[last:close], flags=re.S)
-    needs_comma = last is not None and "," not in bare
+    needs_comma = last is not None and "," not in _without_comments(text)[last:close]
     head = text[:last] + "," + text[last:close] if needs_comma else text[:close]
     body = head.rstrip()
     tail = head[len(body) :] if "\n" in head[len(body) :] else end + step * depth
     return f"{body}{end}{step * (depth + 1)}{member}{tail}{text[close:]}"
 
 
-def _without_member(text: str, node: Node, key: str) -> str:
+def _without_member(text: str, member: Member) -> str:
     """Remove a member with its line and its comma."""
-    start, old = node.members[key]
-    following = re.compile(r"\s*,").match(text, old.end)
-    head = text[:start].rstrip()
+    following = re.compile(r"\s*,").match(text, member.end)
+    head = text[: member.key].rstrip()
     if following:
         return head + text[following.end() :]
-    if head.endswith(","):
-        head = head[:-1]
-    return head + text[old.end :]
+    return head.removesuffix(",") + text[member.end :]
 
 
 # TOML
@@ -2773,23 +2762,13 @@ def _replace_file(path: str, before: str, after: str) -> str | None:
     kept, mode = None, 0o600
     if os.path.exists(path):
         mode = os.stat(path).st_mode & 0o777
-        stamp = f"{path}.{time.strftime('%Y%m%d-%H%M%S')}"
-        kept = _write_new([f"{stamp}.bak", *(f"{stamp}-{n}.bak" for n in range(2, 1000))], before, mode)
-    temporary = _write_new([f"{path}.{os.urandom(4).hex()}.tmp"], after, mode)
-    os.replace(temporary, path)
+        kept = _write_new(f"{path}.{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}.bak", before, mode)
+    os.replace(_write_new(f"{path}.{os.urandom(4).hex()}.tmp", after, mode), path)
     return kept
 
 
-def _write_new(paths: list[str], text: str, mode: int) -> str:
-    """Write a new file under the first name that is free."""
-    for path in paths:
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-            break
-        except FileExistsError:
-            if path == paths[-1]:
-                raise
-    with open(descriptor, "w", encoding="utf-8", newline="") as file:
+def _write_new(path: str, text: str, mode: int) -> str:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8", newline="") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
