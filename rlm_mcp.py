@@ -42,11 +42,31 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 if TYPE_CHECKING:
+    import rlm
+    import rlm_backends
     import rlm_config
     import rlm_sandbox
+    import rlm_tools
+else:
+
+    class LazyModule:
+        """A module of ours that is imported when it is first used."""
+
+        def __init__(self, name):
+            self._name = name
+
+        def __getattr__(self, attribute):
+            import importlib
+
+            module = importlib.import_module(f"{__package__}.{self._name}" if __package__ else self._name)
+            globals()[self._name] = module
+            return getattr(module, attribute)
+
+    rlm, rlm_backends, rlm_config = LazyModule("rlm"), LazyModule("rlm_backends"), LazyModule("rlm_config")
+    rlm_sandbox, rlm_tools = LazyModule("rlm_sandbox"), LazyModule("rlm_tools")
 
 __all__ = ["install", "serve"]
 
@@ -607,10 +627,9 @@ def error_text(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _model_error(message: str, code: str) -> Exception:
+def _model_error(message: str, code: str) -> rlm_backends.BackendError:
     """A BackendError, as rlm expects it of a backend."""
-    error: Exception = sibling("rlm_backends").BackendError(message, code=code, provider="the MCP client")
-    return error
+    return rlm_backends.BackendError(message, code=code, provider="the MCP client")
 
 
 def text_result(text: str, *, is_error: bool = False) -> Message:
@@ -642,7 +661,7 @@ class Session:
         self.directory: str | None = None
         self.has_directory = False
         self.job: Job | None = None
-        self._sandboxes: dict[str | None, Any] = {}
+        self._sandboxes: dict[str | None, rlm_sandbox.Sandbox] = {}
         self._partial: set[str | None] = set()  # projects with options left out of an untrusted rlm.toml
         self._notes: list[str] = []
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -678,7 +697,7 @@ class Session:
         job = self.job
         return job if job is not None and job.is_detached else None
 
-    def sandbox(self) -> Any:
+    def sandbox(self) -> rlm_sandbox.Sandbox:
         """The REPL of the current project, started at its first use."""
         directory = self.folder()
         sandbox = self._sandboxes.get(directory)
@@ -744,7 +763,7 @@ class Session:
                 sandbox.kill()
 
 
-def _close(sandbox: Any) -> None:
+def _close(sandbox: rlm_sandbox.Sandbox) -> None:
     try:
         sandbox.close()
     except Exception as error:  # a container that cannot be removed must not block the client
@@ -808,7 +827,7 @@ class Server:
             with contextlib.suppress(Exception):  # the process is ending: one failure must not keep the others alive
                 for stop in list(job.stops):
                     stop()
-        sibling("rlm_backends").stop_programs()
+        rlm_backends.stop_programs()
 
     def send(self, message: Message | list[Message]) -> None:
         """Write to the client; if it is gone, make the main thread end the process."""
@@ -849,8 +868,8 @@ class Server:
     def _warm_up(self) -> None:
         with contextlib.suppress(Exception):  # a sandbox that cannot start fails again in the call that needs it
             if self.env != "docker":
-                sibling("rlm_sandbox").warm()
-            sibling("rlm")
+                rlm_sandbox.warm()
+            _ = rlm.RLM  # which imports the module
 
     def _batch(self, messages: list[Any]) -> None:
         if self._legacy is None or self._legacy.version != "2025-03-26":
@@ -1091,7 +1110,6 @@ class Server:
         An option that an untrusted rlm.toml may not set is left out if it would loosen the sandbox, and is an error if
         not: it could send the data elsewhere. `for_code`, where no model is called: an error only if it confines code.
         """
-        rlm = sibling("rlm")
         without: list[str] = []
         notes: list[str] = []
         while True:
@@ -1115,7 +1133,6 @@ class Server:
         for option in ("local_memory", "docker_memory"):
             if configuration.origins[option] == "default":
                 given[option] = PROFILES["extended"][1]
-        rlm = sibling("rlm")
         return rlm.make_sandbox(rlm.Options(**(configuration.values | given))), notes
 
     def start(self, request: Request, session: Session | None, work: Callable[[Job], Message]) -> None:
@@ -1386,7 +1403,7 @@ def _version() -> str:
 
 def _parse(line: bytearray) -> Any:
     try:
-        return sibling("rlm_backends").from_json(line)
+        return rlm_backends.from_json(line)
     except ValueError as error:
         raise ProtocolError(PARSE_ERROR, f"not a JSON message: {str(error)[:200]}") from None
 
@@ -1418,13 +1435,6 @@ def is_forbidden_root(path: str) -> bool:
     if path.startswith(home + os.sep):
         return path[len(home) + 1] == "."
     return path.split(os.sep)[1] in ("etc", "proc", "sys", "dev", "boot", "run")
-
-
-def sibling(name: str) -> Any:
-    """Import another module of this project."""
-    import importlib
-
-    return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
 
 
 # --- models: who answers llm_query and run_completion ---------------------------------------------------------------
@@ -1463,9 +1473,8 @@ def prefix_digests(messages: list[Message]) -> list[str]:
     return marks
 
 
-def model_for(job: Job, configuration: Any) -> Any:
+def model_for(job: Job, configuration: rlm_config.Configuration) -> Any:
     """The first available of: a provider with its key or a local server, a command, the client."""
-    rlm = sibling("rlm")
     options = rlm.Options(**configuration.values)
     try:
         return rlm.connect(configuration, options)
@@ -1473,18 +1482,23 @@ def model_for(job: Job, configuration: Any) -> Any:
         pass  # no key: try the next one
     import shlex
 
-    backends = sibling("rlm_backends")
     if words := shlex.split(os.environ.get("RLM_MCP_CLI", "")):
-        return backends.SubprocessBackend(words, options.model)
+        return rlm_backends.SubprocessBackend(words, options.model)
     try:
-        return backends.connect(f"cli:claude/{options.model or ''}".rstrip("/"))
-    except backends.BackendError:  # no claude here
+        return rlm_backends.connect(f"cli:claude/{options.model or ''}".rstrip("/"))
+    except rlm_backends.BackendError:  # no claude here
         return SamplingBackend(job)
 
 
-def run(job: Job, directory: str | None, prompt: str, context: Any, limits: Message, group: Any = None) -> Any:
+def run(
+    job: Job,
+    directory: str | None,
+    prompt: str,
+    context: Any,
+    limits: Message,
+    group: rlm.LedgerGroup | None = None,
+) -> rlm.CompletionResult:
     """The result of a recursive completion for `job`. `group`: a ledger that it shares."""
-    rlm = sibling("rlm")
     configuration, _ = job.server.configuration(directory, limits)
     values = dict(configuration.values)
     model = model_for(job, configuration)
@@ -1545,22 +1559,21 @@ class LLMFunctions:
         self._job, self._directory = job, directory
         self._started = time.monotonic()
         self._backends: dict[str | None, Any] = {}
-        accepting: dict[str, Callable[..., Callable[[], Any]]] = {
-            "llm_query": self.one,
-            "llm_query_batched": self.many,
-            "rlm_query": self.recursive,
+        self.functions: dict[str, Callable[..., Any]] = {
+            "llm_query": CellFunction(self.one),
+            "llm_query_batched": CellFunction(self.many),
+            "rlm_query": CellFunction(self.recursive),
         }
-        self.functions = {name: CellFunction(accept) for name, accept in accepting.items()}
 
     @functools.cached_property
-    def _options(self) -> Any:
+    def _options(self) -> rlm.Options:
         configuration, _ = self._job.server.configuration(self._directory)
-        return sibling("rlm").Options(**configuration.values)
+        return rlm.Options(**configuration.values)
 
     @functools.cached_property
-    def _ledger(self) -> Any:
+    def _ledger(self) -> rlm.Ledger:
         """The budget of the cell and of the runs that it starts; its time starts with the cell."""
-        ledger = sibling("rlm").Ledger(self._options)
+        ledger = rlm.Ledger(self._options)
         ledger.started = self._started
         if self._options.timeout_seconds:
             ledger.deadline = self._started + self._options.timeout_seconds
@@ -1591,7 +1604,6 @@ class LLMFunctions:
         return lambda: _all_answered(answers())
 
     def recursive(self, prompt: str, context: Any = None) -> Callable[[], Any]:
-        rlm = sibling("rlm")
         if self._options.max_depth < 1:
             raise rlm.MaxDepthExceeded(1, self._options.max_depth)
         self._ledger.check()
@@ -1617,13 +1629,13 @@ class LLMFunctions:
         def work() -> list[Any]:
             with ledger.queue(len(questions)) as begun:
                 tasks = [functools.partial(self._ask, backend, question, begun) for question in questions]
-                return list(sibling("rlm").fan_out(tasks, self._options.max_parallel))
+                return list(rlm.fan_out(tasks, self._options.max_parallel))
 
         return work
 
     def _put_to_client(self, questions: list[list[Message]]) -> Callable[[], list[Any]]:
         """Ask the client's own model in one round; its usage is estimated and costs nothing."""
-        rlm, ledger = sibling("rlm"), self._ledger
+        ledger = self._ledger
         sizes = [rlm.tokens_of(question) for question in questions]
         least = CLIENT_TOKENS * len(questions)
         reservation = ledger.reserve(sum(sizes), least, lambda size, output: None, wait=False)
@@ -1646,16 +1658,22 @@ class LLMFunctions:
 
     def _ask(self, backend: Any, question: list[Message], begun: Callable[[], None]) -> str:
         """Make one call within the ledger."""
-        rlm, ledger, options = sibling("rlm"), self._ledger, self._options
+        ledger, options = self._ledger, self._options
         begun()
         size, price = rlm.tokens_of(question), rlm.price_of(backend, options)
         reservation = ledger.reserve(size, rlm.SUBCALL_OUTPUT, price)
-        how = {"tools": None, "on_text": None, "params": options.sub_params or options.params}
-        how |= {"max_tokens": reservation.output, "deadline": ledger.deadline, "cancel": ledger.cancel}
         try:
             with self._slots:
                 ledger.check()
-                raw = backend.complete(question, **how)
+                raw = backend.complete(
+                    question,
+                    tools=None,
+                    on_text=None,
+                    params=options.sub_params or options.params,
+                    max_tokens=reservation.output,
+                    deadline=ledger.deadline,
+                    cancel=ledger.cancel,
+                )
             reply = rlm.normal_reply(raw, size, backend.model)
         except BaseException:
             ledger.release(reservation)
@@ -1668,7 +1686,7 @@ class LLMFunctions:
         if model not in self._backends:
             given = {} if model is None else {"model": model}
             backend = model_for(self._job, self._job.server.configuration(self._directory, given)[0])
-            sibling("rlm").check_prices(self._options, backend)
+            rlm.check_prices(self._options, backend)
             self._backends[model] = backend
         return self._backends[model]
 
@@ -1680,7 +1698,7 @@ def _all_answered(answers: list[Any]) -> list[str]:
     if failed:
         results = [None if isinstance(answer, BaseException) else answer for answer in answers]
         message = f"{len(failed)} of {len(answers)} failed (.results has the others, .errors the reasons): {failed[0]}"
-        raise sibling("rlm").SubcallError(message, results=results, errors=errors)
+        raise rlm.SubcallError(message, results=results, errors=errors)
     return [str(answer) for answer in answers]
 
 
@@ -1773,7 +1791,7 @@ def _from_json(kind: str, value: Any) -> Any:
     """`value`, parsed if it is JSON text where no string is expected; 3.0 is accepted as an integer."""
     if isinstance(value, str) and kind != "string":
         with contextlib.suppress(ValueError):
-            value = sibling("rlm_backends").from_json(value)
+            value = rlm_backends.from_json(value)
     if kind == "integer" and isinstance(value, float) and value.is_integer():
         return int(value)
     return value
@@ -1829,7 +1847,7 @@ def _execute_python(
     )
     cell = execute(code)
     if cell.error and re.search(r"(?m)^(?:Syntax|Indentation|Tab)Error", cell.error):
-        clean = sibling("rlm").clean_code(code)  # as from a Markdown fence
+        clean = rlm.clean_code(code)  # as from a Markdown fence
         cell = execute(clean) if clean != code else cell
     if cell.status == "lost":
         session.forget()
@@ -1859,7 +1877,7 @@ def _cell_result(server: Server, cell: rlm_sandbox.Cell, session: Session) -> Me
     if cell.stdout:
         printed = cell.stdout.rstrip("\n")
         parts.append(f"Output:\n{printed}" if "\n" in printed else f"Output: {printed}")
-    final = None if cell.final is sibling("rlm_sandbox").UNSET else repr(cell.final)
+    final = None if cell.final is rlm_sandbox.UNSET else repr(cell.final)
     error = _in_tools_of_ours(cell.error.rstrip(), session.directory) if cell.error else None
     for label, text in (("Value: ", cell.value), ("Final: ", final), (f"Error ({cell.status}):\n", error)):
         if text is not None:
@@ -1974,7 +1992,7 @@ def _run_completion(
     job: Job, prompt: str, context: Any = None, files: list[str] | None = None, session_id: str | None = None,
     **limits: Any,
 ) -> Message:  # fmt: skip
-    rlm, server = sibling("rlm"), job.server
+    server = job.server
     directory = server.session(session_id).folder()
     if isinstance(context, str) and context.lstrip()[:1] in ("{", "["):  # some clients send data as text
         context = _from_json("object", context)
@@ -1986,9 +2004,8 @@ def _run_completion(
         return _failed_completion(server, error)
 
 
-def _files(server: Server, directory: str | None, specs: list[str]) -> Any:
+def _files(server: Server, directory: str | None, specs: list[str]) -> rlm.Context:
     """Files of the project as a context; ToolError for files outside it or with secrets."""
-    rlm = sibling("rlm")
     if directory is None:
         raise ToolError("no project folder: call set_project first")
     if wrong := next((s for s in specs if os.path.isabs(os.path.expanduser(s)) or ".." in s.split(os.sep)), None):
@@ -2001,7 +2018,7 @@ def _files(server: Server, directory: str | None, specs: list[str]) -> Any:
     return context
 
 
-def _completion_result(server: Server, result: Any, notes: list[str]) -> Message:
+def _completion_result(server: Server, result: rlm.CompletionResult, notes: list[str]) -> Message:
     facts = {
         "status": result.status,
         "trajectory_id": result.trajectory_id,
@@ -2021,7 +2038,7 @@ def _completion_result(server: Server, result: Any, notes: list[str]) -> Message
     return {"content": content, "isError": False}
 
 
-def _failed_completion(server: Server, error: Any) -> Message:
+def _failed_completion(server: Server, error: rlm.RLMError) -> Message:
     lines = [f"{type(error).__name__}: {error}"]
     if error.hint:
         lines.append(f"next: {error.hint}")
@@ -2301,7 +2318,7 @@ def install(clients: list[str], *, action: str = "print", scope: str | None = No
     """
     if unknown := next((name for name in clients if name not in CLIENTS), None):
         begun = [repr(name) for name in CLIENTS if name.startswith(unknown)]
-        meant = f"did you mean {' or '.join(begun)}?" if begun else sibling("rlm_config").suggestion(unknown, CLIENTS)
+        meant = f"did you mean {' or '.join(begun)}?" if begun else rlm_config.suggestion(unknown, CLIENTS)
         return fail(f"no client {unknown!r}", meant)
     if not clients:
         if action in ("write", "remove", "dry-run"):
@@ -2570,7 +2587,7 @@ _STRING = r'"(?:[^"\\]|\\.)*"'
 def parse_jsonc(text: str) -> Any:
     """The value of JSON with comments and trailing commas."""
     try:
-        return sibling("rlm_backends").from_json(_plain_json(text))
+        return rlm_backends.from_json(_plain_json(text))
     except ValueError as error:
         raise ValueError(f"not JSON: {error}") from None
 
@@ -2811,7 +2828,7 @@ def _check(words: list[str], environ: Mapping[str, str], title: str) -> int:
             connection.call(tools["execute_python"], {"code": "6 * 7"})
         except KeyError:
             return fail(f"{title}: {words[0]} is another server: it has no tool execute_python", "rlm doctor", 1)
-        except sibling("rlm_tools").ToolError as error:
+        except rlm_tools.ToolError as error:
             return fail(f"{title}: {error}", "rlm doctor", 1)
     print(f"{title}: works ({(time.monotonic() - started) * 1000:.0f} ms to start, list the tools, run a cell and end)")
     return 0
@@ -2839,10 +2856,9 @@ INHERITED = (
 )
 
 
-def remote_error(message: str, hint: str = "") -> Exception:
+def remote_error(message: str, hint: str = "") -> rlm_tools.ToolError:
     """A server's failure, as code in the REPL and the user see it."""
-    error: Exception = sibling("rlm_tools").ToolError(message, hint=hint)
-    return error
+    return rlm_tools.ToolError(message, hint=hint)
 
 
 class RemoteTool(NamedTuple):
@@ -2888,7 +2904,7 @@ class RemoteTool(NamedTuple):
             "required": [names[name] for name in required],
         }
         try:
-            line: str = sibling("rlm_tools").signature(self._replace(name=self.full_name, parameters=schema))
+            line = rlm_tools.signature(cast("rlm_tools.Tool", self._replace(name=self.full_name, parameters=schema)))
         except (TypeError, ValueError, KeyError, AttributeError, RecursionError):  # an invalid schema
             return f"{self.server}.{self.signature(types=False)}"
         return _one_line(line, 1000)
@@ -3068,13 +3084,13 @@ class Connection:
     """A connection to one server: handshake, list of tools and calls, over any transport."""
 
     def __init__(self, name: str, spec: Message, environ: Mapping[str, str]) -> None:
-        expand = functools.partial(sibling("rlm_config").expand_variables, environ=environ)
+        expand = functools.partial(rlm_config.expand_variables, environ=environ)
         self.name, self.spec = name, spec
         self.seconds = float(spec.get("timeout") or CALL_SECONDS)
         self.version = ""  # of the protocol, once that is known
         self.info: Message = {}
-        self.secrets = sorted(sibling("rlm_config").server_secrets({name: spec}, environ), key=len, reverse=True)
-        words = sibling("rlm_config").command_words(spec)
+        self.secrets = sorted(rlm_config.server_secrets({name: spec}, environ), key=len, reverse=True)
+        words = rlm_config.command_words(spec)
         self.words = [expand(word) for word in words]
         self.env = {key: expand(value) for key, value in spec.get("env", {}).items()}
         self.headers = {key: expand(value) for key, value in spec.get("headers", {}).items()}
@@ -3103,14 +3119,14 @@ class Connection:
 
     def failed(self, what: str, hint: str = "") -> Exception:
         """An error that names the server, without its keys."""
-        text = sibling("rlm_backends").mask(f"MCP server {self.name!r} {what}", self.secrets)
+        text = rlm_backends.mask(f"MCP server {self.name!r} {what}", self.secrets)
         return remote_error(text, hint or f"look at [mcp.{self.name}] in the configuration")
 
     def parse(self, data: bytes) -> list[Mapping[str, Any]]:
         """The messages in `data`, without the server's keys; ValueError if it is not JSON."""
         for secret in self.secrets:
             data = data.replace(json.dumps(secret)[1:-1].encode(), b"[redacted]")
-        found = sibling("rlm_backends").from_json(data)
+        found = rlm_backends.from_json(data)
         return [_mapping(message) for message in (found if isinstance(found, list) else [found])]
 
     def request(self, method: str, params: Message | None = None, seconds: float | None = None) -> Message:
@@ -3367,7 +3383,7 @@ class StdioConnection(Connection):
     def _end(self, reason: str) -> None:
         """Record why the server has ended, or end it for `reason`, and fail the calls in flight."""
         if reason:
-            sibling("rlm_backends").kill_group(self.process.pid)
+            rlm_backends.kill_group(self.process.pid)
         with self._lock:
             if not self.ended:
                 with contextlib.suppress(Exception):
@@ -3392,7 +3408,7 @@ class StdioConnection(Connection):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGTERM)
             self._wait(EXIT_SECONDS)
-        sibling("rlm_backends").kill_group(process.pid)
+        rlm_backends.kill_group(process.pid)
         self._wait(EXIT_SECONDS)
         if self.wire.close_output(EXIT_SECONDS):
             process.stdin.close()
@@ -3435,7 +3451,7 @@ class HTTPConnection(Connection):
             return answer
         if method == "server/discover" and 400 <= status < 500 and status not in (401, 403):
             raise ProtocolError(INVALID_REQUEST, f"status {status}")
-        said = sibling("rlm_backends").mask(body[:300].decode("utf-8", "replace"), self.secrets)
+        said = rlm_backends.mask(body[:300].decode("utf-8", "replace"), self.secrets)
         hints = {401: "its key", 403: "its key", 404: "the path of its url", 405: "its url: SSE alone is not supported"}
         where = hints.get(status, "`url`")
         raise self.failed(f"answered {method} with status {status}: {said}", f"look at {where} in [mcp.{self.name}]")
@@ -3446,16 +3462,15 @@ class HTTPConnection(Connection):
     def _post(self, message: Message, seconds: float) -> tuple[int, Mapping[str, str], bytes]:
         from urllib.parse import urljoin
 
-        backends = sibling("rlm_backends")
         headers = self._request_headers(message)
         url, deadline = self.url, time.monotonic() + seconds
         for _ in range(4):
             try:
-                status, answered, body = backends.post(
+                status, answered, body = rlm_backends.post(
                     *(url,), json=message, headers=headers, timeout=seconds, max_retries=0, deadline=deadline,
                     cancel=self._cancel, complete=AnswerWatch(message.get("id")),
                 )  # fmt: skip
-            except backends.BackendError as error:
+            except rlm_backends.BackendError as error:
                 if error.code in ("timeout", "deadline"):
                     raise TimeoutError(f"no answer in {seconds:g} s") from None
                 raise self.failed(f"cannot be reached: {error}", error.hint) from None
@@ -3463,7 +3478,7 @@ class HTTPConnection(Connection):
                 self.url = url
                 return status, answered, body
             target = urljoin(url, answered.get("location", ""))
-            if backends._origin(target) != backends._origin(url):
+            if rlm_backends._origin(target) != rlm_backends._origin(url):
                 raise self.failed(
                     f"redirects to {target[:200]}, where its key does not go", "if that is meant, set url to it"
                 )
@@ -3489,7 +3504,7 @@ class HTTPConnection(Connection):
         """The answer to request `number` in a response; None if it holds none."""
         kind = headers.get("content-type", "").partition(";")[0].strip()
         stream = kind == "text/event-stream"
-        for text in sibling("rlm_backends")._events(iter([body])) if stream else [body]:
+        for text in rlm_backends._events(iter([body])) if stream else [body]:
             if not text.strip():  # an event with an id alone
                 continue
             try:
@@ -3520,7 +3535,7 @@ class HTTPConnection(Connection):
 
         headers = self._request_headers({"method": ""})
         with contextlib.suppress(requests.RequestException, ValueError), requests.Session() as http:
-            http.trust_env = not sibling("rlm_backends")._is_loopback(self.url)
+            http.trust_env = not rlm_backends._is_loopback(self.url)
             http.auth = lambda request: request  # none of .netrc
             # Its body is never read.
             http.delete(self.url, headers=headers, timeout=EXIT_SECONDS, allow_redirects=False, stream=True).close()
@@ -3534,7 +3549,6 @@ class AnswerWatch:
 
     def __init__(self, number: Any) -> None:
         self.number = number
-        self._id = re.compile(rb'"id"\s*:\s*%s\b' % str(number).encode())
         self._data = bytearray()  # since the end of the last event
 
     def __call__(self, piece: bytes) -> bool:
@@ -3544,11 +3558,11 @@ class AnswerWatch:
             return False
         events = bytes(self._data[: ends[-1]])
         del self._data[: ends[-1]]
-        return bool(self._id.search(events)) and any(map(self._is_answer, sibling("rlm_backends")._events([events])))
+        return any(map(self._is_answer, rlm_backends._events(iter([events]))))
 
     def _is_answer(self, text: str) -> bool:
         try:
-            found = sibling("rlm_backends").from_json(text)
+            found = rlm_backends.from_json(text)
         except ValueError:
             return False
         messages = found if isinstance(found, list) else [found]
@@ -3626,7 +3640,7 @@ class ServerSet:
 
         try:
             tasks = [functools.partial(start, name) for name in self.specs]
-            sibling("rlm").fan_out(tasks, len(tasks))
+            rlm.fan_out(tasks, len(tasks))
         except BaseException:
             self.close()
             raise
@@ -3645,8 +3659,8 @@ class ServerSet:
             if not isinstance(error, (ProtocolError, OSError)):
                 what = f"sent an answer that cannot be read: {type(error).__name__}: {error}"
             own, spec = self.specs.get(name, (name, {}))
-            secrets = sibling("rlm_config").server_secrets({own: spec}, self.environ)
-            text = sibling("rlm_backends").mask(f"MCP server {own!r} {what[:500]}", secrets)
+            secrets = rlm_config.server_secrets({own: spec}, self.environ)
+            text = rlm_backends.mask(f"MCP server {own!r} {what[:500]}", secrets)
             raise remote_error(text, f"look at [mcp.{own}] in the configuration") from error
 
     def restore(self, recorded: Any) -> None:
@@ -3700,7 +3714,7 @@ class ServerSet:
         connection = self._open(name)
         try:
             connection.negotiate()
-        except sibling("rlm_tools").ToolError:
+        except rlm_tools.ToolError:
             if not connection.ended or connection.is_ready:
                 raise
             # Some servers that only know the handshake exit at the probe.
@@ -3727,7 +3741,7 @@ class ServerSet:
                 raise remote_error(f"{tool.full_name} is not among the tools that [mcp.{tool.server}] allows")
             with self._unreadable_is_an_error(tool.server):
                 return self._connection(tool.server).call(tool, arguments)
-        except sibling("rlm_tools").ToolError as error:
+        except rlm_tools.ToolError as error:
             raise remote_error(f"{error}; next: {error.hint}" if error.hint else str(error)) from None
 
     def interrupt(self) -> None:
@@ -3739,13 +3753,13 @@ class ServerSet:
         self._closed = True
         connections = list(self._connections.values())
         self._connections.clear()
-        sibling("rlm").fan_out([connection.close for connection in connections], len(connections))
+        rlm.fan_out([connection.close for connection in connections], len(connections))
 
     # prompt and help
 
     def prompt_line(self) -> str:
         """A line for the prompt, of the same length for any number of tools."""
-        counts = [f"{name} ({_counted(tools)})" for name, tools in self.tools.items()]
+        counts = [f"{name} ({rlm_config.counted(len(tools), 'tool')})" for name, tools in self.tools.items()]
         return (
             f"Also in Python, tools of MCP servers: {', '.join(counts)}. help({next(iter(self.tools))}) lists them, "
             'tools("word") finds some; SERVER.TOOL(argument=…) returns data.'
@@ -3757,7 +3771,7 @@ class ServerSet:
         found = {}
         for name, tools in self.tools.items():
             members = {tool.name: (function(tool), texts[tool.full_name]) for tool in tools.values()}
-            found[name] = sibling("rlm_sandbox").Namespace(self.server_help(name), members)
+            found[name] = rlm_sandbox.Namespace(self.server_help(name), members)
         return found
 
     @functools.cached_property
@@ -3772,7 +3786,8 @@ class ServerSet:
         """What `help` prints for a server: a line for each tool, shortened if there are many."""
         tools, info = self.tools[name], self.info[name]
         title = str(info.get("title") or info.get("name") or name)[:100]
-        head = f"{name}: {_counted(tools)} of the MCP server {title!r}; help({name}.NAME) tells what one takes"
+        count = rlm_config.counted(len(tools), "tool")
+        head = f"{name}: {count} of the MCP server {title!r}; help({name}.NAME) tells what one takes"
         told = [_quoted(str(info["instructions"])[:1000])] if info.get("instructions") else []
         lines = [f"{tool.signature(types=False)[:120]}: {_first_line(tool.description)}" for tool in tools.values()]
         if sum(map(len, lines)) > 8_000:
@@ -3792,10 +3807,6 @@ class ServerSet:
         return found
 
 
-def _counted(tools: Mapping[str, Any]) -> str:
-    return f"{len(tools)} tool{'s' * (len(tools) != 1)}"
-
-
 def _first_line(text: str) -> str:
     return text.strip().partition("\n")[0][:100]
 
@@ -3807,7 +3818,7 @@ def _filter_tools(server: str, tools: dict[str, RemoteTool], names: list[str] | 
     known = {tool.own_name: tool for tool in tools.values()} | tools
     for name in names:
         if name not in known:
-            there = sibling("rlm_config").suggestion(str(name), known)
+            there = rlm_config.suggestion(str(name), known)
             raise remote_error(f"MCP server {server!r} has no tool {name!r}, which [mcp.{server}] allows", there)
     kept = {known[name].name for name in names}
     return {name: tool for name, tool in tools.items() if name in kept}
