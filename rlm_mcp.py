@@ -2410,55 +2410,40 @@ def config_file(client: ClientKind, scope: str) -> str:
 
 def _folders() -> dict[str, str]:
     """The folders that CLIENTS names, and the file of Cline, which has moved it."""
-    home = os.path.expanduser("~")
-    config = os.environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config")
-    application = {
-        "darwin": os.path.join(home, "Library", "Application Support"),
-        "win32": os.environ.get("APPDATA") or os.path.join(home, "AppData", "Roaming"),
-    }.get(sys.platform, config)
-
-    def chosen(variable: str, *inside: str, default: str) -> str:
-        return os.path.join(os.environ[variable], *inside) if os.environ.get(variable) else default
-
-    windows = sys.platform == "win32"
-    code = os.path.join(os.environ.get("VSCODE_APPDATA") or application, "Code")
-    goose = os.path.join(application, "Block", "goose", "config") if windows else os.path.join(config, "goose")
-    zed = os.path.join(home, ".config") if sys.platform == "darwin" else config
+    env, home, windows, mac = os.environ.get, os.path.expanduser("~"), sys.platform == "win32", sys.platform == "darwin"
+    config = env("XDG_CONFIG_HOME") or f"{home}/.config"
+    application = f"{home}/Library/Application Support" if mac else config
+    if windows:
+        application = env("APPDATA") or f"{home}/AppData/Roaming"
+    code = f"{env('VSCODE_APPDATA') or application}/Code"
+    cline = env("CLINE_DATA_DIR") or f"{env('CLINE_DIR') or f'{home}/.cline'}/data"
+    cline_file = f"{cline}/settings/cline_mcp_settings.json"
+    old = f"{code}/User/globalStorage/saoudrizwan.claude-dev/settings/cline_mcp_settings.json"  # of the extension alone
+    goose = f"{application}/Block/goose/config" if windows else f"{config}/goose"
     return {
         "config": config,
-        "desktop": _claude_desktop(home, application),
-        "claude": chosen("CLAUDE_CONFIG_DIR", default=home),
-        "code": chosen("VSCODE_PORTABLE", "user-data", default=code),
-        "zed": os.path.join(application, "Zed") if windows else os.path.join(zed, "zed"),
-        "codex": chosen("CODEX_HOME", default=os.path.join(home, ".codex")),
-        "gemini": chosen("GEMINI_CLI_HOME", ".gemini", default=os.path.join(home, ".gemini")),
-        "copilot": chosen("COPILOT_HOME", default=os.path.join(home, ".copilot")),
-        "cline": os.environ.get("CLINE_MCP_SETTINGS_PATH") or _cline_file(home, code),
-        "goose": chosen("GOOSE_PATH_ROOT", "config", default=goose),
+        "desktop": (windows and _packaged_claude_desktop(home)) or f"{application}/Claude",
+        "claude": env("CLAUDE_CONFIG_DIR") or home,
+        "code": f"{env('VSCODE_PORTABLE')}/user-data" if env("VSCODE_PORTABLE") else code,
+        "zed": f"{application}/Zed" if windows else f"{home}/.config/zed" if mac else f"{config}/zed",
+        "codex": env("CODEX_HOME") or f"{home}/.codex",
+        "gemini": f"{env('GEMINI_CLI_HOME') or home}/.gemini",
+        "copilot": env("COPILOT_HOME") or f"{home}/.copilot",
+        "cline": env("CLINE_MCP_SETTINGS_PATH")
+        or (old if os.path.exists(old) and not os.path.isdir(cline) else cline_file),
+        "goose": f"{env('GOOSE_PATH_ROOT')}/config" if env("GOOSE_PATH_ROOT") else goose,
     }
 
 
-def _claude_desktop(home: str, application: str) -> str:
-    """Claude Desktop's folder. The packaged (MSIX) app on Windows has its own copy of %APPDATA%."""
+def _packaged_claude_desktop(home: str) -> str:
+    """The folder of the packaged (MSIX) app on Windows, which has its own copy of %APPDATA%; "" without one."""
     import glob
 
-    if sys.platform == "win32":
-        local = os.environ.get("LOCALAPPDATA") or os.path.join(home, "AppData", "Local")
-        packages = glob.glob(os.path.join(glob.escape(local), "Packages", "Claude_*"))
-        folders = [os.path.join(package, "LocalCache", "Roaming", "Claude") for package in sorted(packages)]
-        used = [folder for folder in folders if os.path.exists(os.path.join(folder, "claude_desktop_config.json"))]
-        if folders:
-            return (used or folders)[0]
-    return os.path.join(application, "Claude")
-
-
-def _cline_file(home: str, code: str) -> str:
-    """Cline's settings, which CLI and extension share; an old extension keeps them in its own folder."""
-    name = "cline_mcp_settings.json"
-    base = os.path.join(os.environ.get("CLINE_DIR") or os.path.join(home, ".cline"), "data")
-    base = os.environ.get("CLINE_DATA_DIR") or base
-    old = os.path.join(code, "User", "globalStorage", "saoudrizwan.claude-dev", "settings", name)
-    return old if os.path.exists(old) and not os.path.isdir(base) else os.path.join(base, "settings", name)
+    local = os.environ.get("LOCALAPPDATA") or f"{home}/AppData/Local"
+    packages = sorted(glob.glob(f"{glob.escape(local)}/Packages/Claude_*"))
+    folders = [f"{package}/LocalCache/Roaming/Claude" for package in packages]
+    used = [folder for folder in folders if os.path.exists(f"{folder}/claude_desktop_config.json")]
+    return next(iter(used + folders), "")
 
 
 def config_path(client: ClientKind, scope: str, text: str = "") -> tuple[str, ...]:
@@ -2707,26 +2692,24 @@ def _toml_name(where: Iterable[str]) -> str:
 
 
 def _edit_toml(text: str, where: tuple[str, ...], entry: Any) -> str:
-    """Set the table at `where`, remove it if `entry` is None, or set one value of a table."""
+    """Set the table at `where`, or remove it if `entry` is None, or set one value of a table."""
     if entry is not None and not isinstance(entry, dict):
         return _edit_toml_value(text, where, entry)
-    end, name = _indentation(text)[0], _toml_name(where)
-    lines = text.splitlines(keepends=True)
-    own = [n for n, line in enumerate(lines) if re.match(rf"\s*\[\s*{name}\s*(\.[^\]]*)?\]", line)]
-    table = "" if entry is None else _toml_table(where, entry).replace("\n", end)
-    if not own:
-        gap = "" if not text or text.endswith(end * 2) else end if text.endswith("\n") else end * 2
-        return text if entry is None else text + gap + table
-    if _value_at(_toml(text), where) == entry:
+    end, lines = _indentation(text)[0], text.splitlines(keepends=True)
+    heading = re.compile(rf"\s*\[\s*{_toml_name(where)}\s*(\.[^\]]*)?\]")
+    if own := [n for n, line in enumerate(lines) if heading.match(line)]:
+        first, last = own[0], own[-1] + 1
+        while last < len(lines) and not re.match(r"\s*\[", lines[last]):
+            last += 1
+        while last > first and (not lines[last - 1].strip() or lines[last - 1].lstrip().startswith("#")):
+            last -= 1  # blank lines and comments before the next table belong to that
+        if first and not lines[first - 1].strip() and (last == len(lines) or not lines[last].strip()):
+            first -= 1  # the blank line before the table
+        text = "".join(lines[:first] + lines[last:])
+    if entry is None:
         return text
-    first, last = own[0], own[-1] + 1
-    while last < len(lines) and not re.match(r"\s*\[", lines[last]):
-        last += 1
-    while last > first and (not lines[last - 1].strip() or lines[last - 1].lstrip().startswith("#")):
-        last -= 1  # blank lines and comments before the next table belong to that
-    if entry is None and first and not lines[first - 1].strip() and (last == len(lines) or not lines[last].strip()):
-        first -= 1  # the blank line before the table
-    return "".join(lines[:first]) + table + "".join(lines[last:])
+    gap = "" if not text or text.endswith(end * 2) else end if text.endswith("\n") else end * 2
+    return text + gap + _toml_table(where, entry).replace("\n", end)
 
 
 def _edit_toml_value(text: str, where: tuple[str, ...], value: Any) -> str:
