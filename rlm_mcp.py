@@ -42,7 +42,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 
 if TYPE_CHECKING:
     import rlm
@@ -71,6 +71,7 @@ else:
 __all__ = ["install", "serve"]
 
 Message = dict[str, Any]
+T = TypeVar("T")
 
 HANDSHAKE = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
 LATEST = "2026-07-28"
@@ -311,11 +312,11 @@ def error_message(error: ProtocolError, id: str | int | None) -> Message:
     return {"jsonrpc": "2.0", **({} if id is None else {"id": id}), "error": body}
 
 
-def _is_id(value: Any) -> bool:
+def _is_id(value: object) -> bool:
     return isinstance(value, (str, int)) and not isinstance(value, bool)
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
@@ -327,21 +328,21 @@ def _present(mapping: Mapping[str, Any]) -> Message:
 # --- jobs: work for a session, which may outlive the call that began it ---------------------------------------------
 
 
-class PendingReply:
+class PendingReply(Generic[T]):
     """Waits for the reply to a request of ours. The first reply counts."""
 
     def __init__(self) -> None:
         self.done = threading.Event()
-        self.value: Any = None
+        self.value: T | None = None
         self.problem: Exception | None = None
 
-    def settle(self, value: Any = None, *, problem: Exception | None = None) -> None:
+    def settle(self, value: T | None = None, *, problem: Exception | None = None) -> None:
         if not self.done.is_set():
             self.value, self.problem = value, problem
             self.done.set()
 
 
-class SamplingRequest(PendingReply):
+class SamplingRequest(PendingReply[str]):
     """A question for the client's own model."""
 
     def __init__(self, messages: list[Message], max_tokens: int | None = None, known: int = 0) -> None:
@@ -375,7 +376,7 @@ class SamplingRequest(PendingReply):
     def refuse(self, why: str) -> None:
         self.settle(problem=_model_error(why, "refused"))
 
-    def settle_sampled(self, result: Any) -> None:
+    def settle_sampled(self, result: object) -> None:
         """Settle with the text of a CreateMessageResult."""
         content = _mapping(result).get("content")
         blocks = content if isinstance(content, list) else [content]
@@ -538,7 +539,7 @@ class Job:
                     raise _model_error("cancelled", "cancelled")
                 with self.server.lock:
                     self.next_round()
-        return [ask.problem or ask.value for ask in asks]
+        return [ask.problem or ask.value or "" for ask in asks]
 
     def next_round(self) -> None:
         """Put the gathered questions to the client, if a request waits and no question has come for a moment."""
@@ -595,7 +596,7 @@ class Job:
         state = f"{self.handle}.{self.round}"  # the handle cannot be guessed, so the state needs no seal
         return {"resultType": "input_required", "inputRequests": inputs, "requestState": state}
 
-    def set_results(self, answers: list[Any] | None) -> None:
+    def set_results(self, answers: list[str] | None) -> None:
         """Answer the whole round; ToolError if the number of answers is wrong."""
         with self.server.lock:
             asks = self.pending_round.values()
@@ -607,7 +608,7 @@ class Job:
                 ask.settle(answer)
             self._end_round()
 
-    def answer_inputs(self, responses: Any) -> None:
+    def answer_inputs(self, responses: object) -> None:
         """Take a modern client's inputResponses; questions that are missing there stay open."""
         with self.server.lock:
             for key, response in _mapping(responses).items():
@@ -636,7 +637,7 @@ def text_result(text: str, *, is_error: bool = False) -> Message:
     return {"content": [{"type": "text", "text": text}], "isError": is_error}
 
 
-def json_result(value: Any) -> Message:
+def json_result(value: object) -> Message:
     return text_result(json.dumps(value, ensure_ascii=False))
 
 
@@ -670,7 +671,7 @@ class Session:
 
     def submit(self, job: Job) -> None:
         """Run `job` after the earlier ones; ToolError if the session cannot take it."""
-        if busy := self.busy_with():
+        if (busy := self.job) is not None and busy.is_detached:
             raise ToolError(
                 f"this session still runs {busy.handle}: call resume with that handle, or clear_repl_context to stop it"
             )
@@ -691,11 +692,6 @@ class Session:
             self.job = None
             if job.called:
                 self.used = time.monotonic()
-
-    def busy_with(self) -> Job | None:
-        """The detached job that runs now, if any: other calls are refused until it ends."""
-        job = self.job
-        return job if job is not None and job.is_detached else None
 
     def sandbox(self) -> rlm_sandbox.Sandbox:
         """The REPL of the current project, started at its first use."""
@@ -1450,7 +1446,12 @@ class SamplingBackend:
         self._answered: set[str] = set()  # prefixes of conversations that the client has answered
 
     def complete(
-        self, messages: list[Message], *, max_tokens: int | None = None, cancel: Any = None, **rest: Any
+        self,
+        messages: list[Message],
+        *,
+        max_tokens: int | None = None,
+        cancel: threading.Event | None = None,
+        **rest: Any,
     ) -> str:
         marks = prefix_digests(messages)
         known = max((n for n, mark in enumerate(marks, 1) if mark in self._answered), default=0)
@@ -1616,7 +1617,7 @@ class LLMFunctions:
 
         return work
 
-    def _put(self, prompts: list[str], model: str | None) -> Callable[[], list[Any]]:
+    def _put(self, prompts: list[str], model: str | None) -> Callable[[], list[str | BaseException]]:
         """A function that returns the answers, with an exception in the place of each that failed."""
         questions: list[list[Message]] = [[{"role": "user", "content": prompt}] for prompt in prompts]
         backend = self._backend(model or self._options.sub_model)
@@ -1626,14 +1627,14 @@ class LLMFunctions:
         if isinstance(backend, SamplingBackend):
             return self._put_to_client(questions)
 
-        def work() -> list[Any]:
+        def work() -> list[str | BaseException]:
             with ledger.queue(len(questions)) as begun:
                 tasks = [functools.partial(self._ask, backend, question, begun) for question in questions]
                 return list(rlm.fan_out(tasks, self._options.max_parallel))
 
         return work
 
-    def _put_to_client(self, questions: list[list[Message]]) -> Callable[[], list[Any]]:
+    def _put_to_client(self, questions: list[list[Message]]) -> Callable[[], list[str | BaseException]]:
         """Ask the client's own model in one round; its usage is estimated and costs nothing."""
         ledger = self._ledger
         sizes = [rlm.tokens_of(question) for question in questions]
@@ -1643,9 +1644,9 @@ class LLMFunctions:
         asks = [SamplingRequest(question, most) for question in questions]
         self._job.ask(asks)
 
-        def work() -> list[Any]:
+        def work() -> list[str | BaseException]:
             try:
-                answers = list(self._job.wait(asks))
+                answers: list[str | BaseException] = [*self._job.wait(asks)]
             except BaseException:
                 ledger.release(reservation)
                 raise
@@ -1691,7 +1692,7 @@ class LLMFunctions:
         return self._backends[model]
 
 
-def _all_answered(answers: list[Any]) -> list[str]:
+def _all_answered(answers: list[str | BaseException]) -> list[str]:
     """The answers of a batch; if some failed, SubcallError with the others."""
     errors = [str(answer) if isinstance(answer, BaseException) else None for answer in answers]
     failed = [error for error in errors if error is not None]
@@ -2050,7 +2051,7 @@ def _failed_completion(server: Server, error: rlm.RLMError) -> Message:
     return {"content": server.truncate("\n".join(lines)), "isError": True}
 
 
-def _resume(server: Server, request: Request, handle: str, answers: list[Any] | None = None) -> None:
+def _resume(server: Server, request: Request, handle: str, answers: list[str] | None = None) -> None:
     with server.lock:
         job = server.jobs.get(handle)
         if job is None or job.cancelled.is_set():
@@ -2221,7 +2222,7 @@ def serve(*, env: str | None = None, workspace: str | None = None, max_wait: flo
         log(f"no folder {workspace!r}")
         return 2
 
-    def end(number: int, frame: Any) -> None:
+    def end(number: int, frame: object) -> None:
         for name in ends:
             signal.signal(name, signal.SIG_IGN)
         raise Ended
@@ -2970,12 +2971,12 @@ _UNSEEN = re.compile(
 )
 
 
-def _seen(text: Any, most: int) -> str:
+def _seen(text: object, most: int) -> str:
     """Text of a server as it may be shown: without control characters."""
     return _UNSEEN.sub("", str(text))[:most]
 
 
-def _one_line(text: Any, most: int) -> str:
+def _one_line(text: object, most: int) -> str:
     return " ".join(_seen(text, 4 * most).split())[:most]
 
 
@@ -3043,11 +3044,11 @@ def read_catalogue(server: str, listed: list[Any]) -> dict[str, RemoteTool]:
     return dict(sorted(tools.items()))
 
 
-def _small(schema: Any) -> Message | None:
+def _small(schema: object) -> Message | None:
     return schema if isinstance(schema, dict) and len(json.dumps(schema)) <= MAX_SCHEMA else None
 
 
-def _object_schema(schema: Any) -> Message:
+def _object_schema(schema: object) -> Message:
     """A tool's input schema with a valid `properties` and `required`."""
     schema = _small(schema) or {}
     properties = {str(name): part for name, part in _mapping(schema.get("properties")).items()}
@@ -3109,8 +3110,7 @@ class Connection:
         """The messages in `data`, without the server's keys; ValueError if it is not JSON."""
         for secret in self.secrets:
             data = data.replace(json.dumps(secret)[1:-1].encode(), b"[redacted]")
-        found = rlm_backends.from_json(data)
-        return [_mapping(message) for message in (found if isinstance(found, list) else [found])]
+        return _messages(data)
 
     def request(self, method: str, params: Message | None = None, seconds: float | None = None) -> Message:
         """The result of a request; ProtocolError where the server answers with an error."""
@@ -3232,7 +3232,7 @@ class Connection:
         return tool.to_python(result)
 
 
-def _shortened(value: Any) -> str:
+def _shortened(value: object) -> str:
     return (json.dumps(value) if isinstance(value, (dict, list)) else repr(value))[:200]
 
 
@@ -3242,7 +3242,7 @@ class StdioConnection(Connection):
     def __init__(self, name: str, spec: Message, environ: Mapping[str, str]) -> None:
         super().__init__(name, spec, environ)
         self._lock = threading.Lock()
-        self._pending: dict[int, PendingReply] = {}
+        self._pending: dict[int, PendingReply[Message]] = {}
         self._last = self._unmatched = 0
         self._stderr = bytearray()
         self._closing = threading.Lock()
@@ -3272,7 +3272,7 @@ class StdioConnection(Connection):
             thread.start()
 
     def exchange(self, method: str, params: Message, seconds: float) -> Message:
-        reply, deadline = PendingReply(), time.monotonic() + seconds
+        reply, deadline = PendingReply[Message](), time.monotonic() + seconds
         with self._lock:
             if self.ended:
                 raise self.failed(self.ended)
@@ -3292,8 +3292,8 @@ class StdioConnection(Connection):
             self._pending.pop(number, None)
         if reply.problem is not None:
             raise reply.problem
-        message: Message = reply.value
-        return message
+        assert reply.value is not None
+        return reply.value
 
     def notify(self, method: str, params: Message | None = None) -> None:
         self._send(rpc(method, params), self._seconds_left())
@@ -3530,7 +3530,7 @@ class AnswerWatch:
     An event ends with an empty line; that of the answer has the request's id and `result` or `error`.
     """
 
-    def __init__(self, number: Any) -> None:
+    def __init__(self, number: int | None) -> None:
         self.number = number
         self._data = bytearray()  # since the end of the last event
 
@@ -3545,17 +3545,21 @@ class AnswerWatch:
 
     def _is_answer(self, text: str) -> bool:
         try:
-            found = rlm_backends.from_json(text)
+            return any(_is_answer(message, self.number) for message in _messages(text))
         except ValueError:
             return False
-        messages = found if isinstance(found, list) else [found]
-        return any(_is_answer(_mapping(message), self.number) for message in messages)
 
 
 _EVENT_END = re.compile(rb"\n\n|\r\n\r\n|\r\r")
 
 
-def _is_answer(message: Mapping[str, Any], number: Any) -> bool:
+def _messages(data: bytes | str) -> list[Mapping[str, Any]]:
+    """The messages in `data`, one or an array of them; ValueError if it is not JSON."""
+    found = rlm_backends.from_json(data)
+    return [_mapping(message) for message in (found if isinstance(found, list) else [found])]
+
+
+def _is_answer(message: Mapping[str, Any], number: int | None) -> bool:
     """Whether it answers request `number`. Some servers leave the id of an error out."""
     is_reply = "method" not in message and message.keys() & {"result", "error"}
     return bool(is_reply) and message.get("id", number) in (number, None)
@@ -3568,7 +3572,7 @@ def _header_value(text: str) -> str:
     return f"=?base64?{binascii.b2a_base64(text.encode('utf-8', 'replace'), newline=False).decode()}?="
 
 
-def _param_headers(schema: Any, arguments: Any) -> dict[str, str]:
+def _param_headers(schema: object, arguments: object) -> dict[str, str]:
     """The arguments that a schema marks with x-mcp-header: the newest revision repeats them as headers."""
     headers = {}
     for name, part in _mapping(_mapping(schema).get("properties")).items():
@@ -3646,7 +3650,7 @@ class ServerSet:
             text = rlm_backends.mask(f"MCP server {own!r} {what[:500]}", secrets)
             raise remote_error(text, f"look at [mcp.{own}] in the configuration") from error
 
-    def restore(self, recorded: Any) -> None:
+    def restore(self, recorded: object) -> None:
         """Take the tools from a journal, without starting a server; ToolError if it holds none that can be read."""
         for name, server in _mapping(recorded).items():
             tools = _mapping(server).get("tools")
