@@ -409,9 +409,8 @@ class Job:
     The server's lock guards all of it.
     """
 
-    def __init__(self, server: Server, work: Callable[[Job], Message], *, called: bool = True) -> None:
+    def __init__(self, server: Server, work: Callable[[Job], Message]) -> None:
         self.server, self.work = server, work
-        self.called = called  # by a client, not by the server itself
         self.handle = "job_" + os.urandom(12).hex()
         self.state = QUEUED
         self.request: Request | None = None
@@ -690,8 +689,7 @@ class Session:
             self.job = job
             job.run()
             self.job = None
-            if job.called:
-                self.used = time.monotonic()
+            self.used = time.monotonic()
 
     def sandbox(self) -> rlm_sandbox.Sandbox:
         """The REPL of the current project, started at its first use."""
@@ -737,13 +735,11 @@ class Session:
     def started(self) -> bool:
         return self.directory in self._sandboxes
 
-    def count_variables(self) -> Job | None:
-        """A job whose outcome is the number of variables; None if the session is busy."""
+    def count_variables(self) -> rlm.Future[int] | None:
+        """The number of variables, once it is known; None if the session is busy."""
         if self.job is not None or not self._queue.empty():
             return None
-        job = Job(self.server, lambda job: {"count": len(self.sandbox().names()) if self.started else 0}, called=False)
-        self._queue.put(job)
-        return job
+        return rlm.spawn(lambda: len(self.sandbox().names()) if self.started else 0)
 
     def close(self) -> None:
         self._closed = True
@@ -1503,7 +1499,8 @@ def run(
     configuration, _ = job.server.configuration(directory, limits)
     values = dict(configuration.values)
     model = model_for(job, configuration)
-    folder = values["log_dir"] and os.path.join(directory or _state_dir(), values["log_dir"])
+    state = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    folder = values["log_dir"] and os.path.join(directory or os.path.join(state, "rlm"), values["log_dir"])
     if folder and os.path.islink(folder) and configuration.origins["log_dir"] == "default":
         raise ToolError(
             f"the log folder {folder} is a link to {os.path.realpath(folder)}: set RLM_LOG_DIR to that folder to use it"
@@ -1527,11 +1524,6 @@ def run(
             return runner._complete(prompt, given, group=group)
     finally:
         job.stops.remove(stop)
-
-
-def _state_dir() -> str:
-    base = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
-    return os.path.join(base, "rlm")
 
 
 def _tell(job: Job, event: Message) -> None:
@@ -1945,15 +1937,14 @@ def _list_sessions(job: Job, session_id: str | None = None) -> Message:
     until, now = time.monotonic() + 0.5, time.monotonic()
     rows = []
     for session, count in zip(sessions, counts, strict=True):
-        if count is not None:
-            count.ended.wait(max(0.0, until - time.monotonic()))
+        is_known = count is not None and count.wait(max(0.0, until - time.monotonic()))
         rows.append(
             {
                 "session_id": session.name,
                 "age_seconds": round(now - session.created),
                 "idle_seconds": round(now - session.used) if count else 0,
                 "busy": count is None,
-                "variables": count.outcome["count"] if count and count.outcome else None,
+                "variables": count.get() if count and is_known else None,
                 "directory": session.directory,
             }
         )
