@@ -73,7 +73,7 @@ TICK = 0.02  # seconds between polls of what may end a call
 
 
 class BackendError(RuntimeError):
-    """A call that failed. `code` names the reason in one word, `partial` holds the text received before the failure."""
+    """A call that failed, or a backend that cannot be made."""
 
     def __init__(
         self,
@@ -89,34 +89,31 @@ class BackendError(RuntimeError):
         retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
-        self.message = message
-        self.code = code
-        self.provider = provider
-        self.status = status
-        self.hint = hint
-        self.partial = partial
-        self.looked_for = list(looked_for)
-        self.retryable = retryable
-        self.retry_after = retry_after
+        self.message = message  # what happened, as in str(error)
+        self.code = code  # why, in a word: config, auth, quota, rate, context_length, refused, connection, timeout, …
+        self.provider = provider  # the provider's name
+        self.status = status  # the HTTP status; None: there was no response
+        self.hint = hint  # what to do next; "" if there is nothing
+        self.partial = partial  # the text that arrived before the failure
+        self.looked_for = list(looked_for)  # the variables that could have held the key, if it is missing
+        self.retryable = retryable  # the same call may succeed later
+        self.retry_after = retry_after  # seconds to wait first, if the server said so
         self.idle_closed = False
 
 
 class Reply(NamedTuple):
-    """A model's answer. `stop_reason`: stop, length, tool_calls, refusal, content_filter or pause.
+    """A model's answer."""
 
-    `usage` counts the whole prompt as `input` (of it `cached` and `cache_write`) and reasoning within `output`.
-    `cost_usd` is None if the price is unknown; `attempts` is 0 for an answer from the cache.
-    `raw` must be sent back unchanged in the next turn; None if text and tool calls are enough.
-    """
-
-    text: str
-    tool_calls: list[dict[str, Any]]
+    text: str  # what it wrote; "" if it only called tools
+    tool_calls: list[dict[str, Any]]  # each {id, name, arguments}
+    # Tokens: `input` (the whole prompt; of it `cached` and `cache_write`), `output` (of it `reasoning`). `estimated` is
+    # true if the server did not count them.
     usage: dict[str, Any]
-    stop_reason: str
-    model: str
-    cost_usd: float | None = None
-    raw: dict[str, Any] | None = None
-    attempts: int = 1
+    stop_reason: str  # stop, length, tool_calls, refusal, content_filter or pause
+    model: str  # the model's name, as the server gives it
+    cost_usd: float | None = None  # US dollars; None: the price is unknown
+    raw: dict[str, Any] | None = None  # what has to be sent back unchanged in the next turn; None: nothing
+    attempts: int = 1  # requests that were sent; 0: the answer is from the cache
 
 
 # --- connecting -------------------------------------------------------------------------------------------------
@@ -151,11 +148,11 @@ _BASE_VARIABLES = {"openai": "OPENAI_BASE_URL", "anthropic": "ANTHROPIC_BASE_URL
 class BackendOptions(NamedTuple):
     """The options that a backend and its siblings share."""
 
-    max_retries: int
-    max_parallel: int
-    prices: Mapping[str, Any] | None
-    cache: str | None
-    timeout: float
+    max_retries: int  # after a transient error
+    max_parallel: int  # calls at once
+    prices: Mapping[str, Any] | None  # as for `cost_of`
+    cache: str | None  # the folder in which answers are kept; None: nowhere
+    timeout: float  # seconds that the server may be silent
 
 
 class _Key(NamedTuple):
@@ -357,7 +354,7 @@ def _key(row: Provider, model: str, base: str, given_url: str | None, env: _Envi
 
 
 class HTTPBackend:
-    """A model of a provider. Made by `connect`; may be used from many threads at once."""
+    """A model of a provider, with the members of `rlm.Backend`. Made by `connect`; thread-safe."""
 
     def __init__(self, row: Provider, model: str, base_url: str, key: _Key, how: BackendOptions) -> None:
         self.provider = row.id
@@ -4400,17 +4397,18 @@ zhipuai|Zhipu AI|open.bigmodel.cn/api/paas/v4|ZHIPU_API_KEY||reasoning
 
 
 class Provider(NamedTuple):
-    """One provider: a row of PROVIDERS."""
+    """One provider."""
 
-    id: str
-    name: str
-    base_url: str
-    keys: tuple[str, ...]
-    aliases: tuple[str, ...]
-    quirks: Mapping[str, str]
+    id: str  # as in `backend`
+    name: str  # for people
+    base_url: str  # of its API
+    keys: tuple[str, ...]  # the variables that may hold its key
+    aliases: tuple[str, ...]  # other ids
+    quirks: Mapping[str, str]  # how its API differs from that of its wire
 
     @property
     def wire(self) -> str:
+        """The form of its requests: openai, anthropic or gemini."""
         return next((wire for wire in ("anthropic", "gemini") if wire in self.quirks), "openai")
 
 

@@ -381,7 +381,7 @@ def test_a_wrong_key_is_never_shown(openai: Server) -> None:
         (["x", "--zzzzzz"], "unknown option '--zzzzzz'", "--help"),
         (["x", "--api-kee=sk-secret-secret"], "unknown option '--api-kee'", "'--api-key'"),
         (["x", "-m"], "argument -m/--model: expected one argument", "--help"),
-        (["x", "--max-depth", "deep"], "--max-depth: 'deep' is not a valid whole number", ""),
+        (["x", "--max-depth", "deep"], "--max-depth: 'deep' is not a whole number", ""),
         (["x", "--max-depth", "-1"], "max_depth", ""),
         (["x", "-p", "hot"], "-p: 'hot' is not a parameter", "temperature=0"),
         (["x", "--sub-params", "[1]"], "--sub-params: '[1]' is not a parameter", "temperature=0"),
@@ -1421,7 +1421,7 @@ def test_doctor_names_broken_tools_and_a_variable_that_nothing_reads(workspace: 
     found = doctor_says("--tools", "broken.py", env={"RLM_MODLE": "x"})
     assert (found["tools"]["state"], "no_such_module" in found["tools"]["detail"]) == ("fail", True)
     assert (
-        "! environment    RLM_MODLE is no option\n                 next: did you mean 'RLM_MODEL'?"
+        "! environment    RLM_MODLE is not an option and is ignored\n                 next: did you mean 'RLM_MODEL'?"
         in rlm("doctor", env={"RLM_MODLE": "x"}).stdout.decode()
     )
 
@@ -1430,7 +1430,7 @@ def test_a_run_says_that_a_mistyped_variable_was_not_read(openai: Server) -> Non
     openai.script = answer_with("Paris")
     ran = rlm("Capital?", env={"RLM_MODLE": "x", "RLM_OF_ANOTHER_PROGRAM": "y"})
     notes = [line for line in ran.stderr.decode().splitlines() if line.startswith("rlm: ")]
-    assert notes == ["rlm: RLM_MODLE is no option and was not read: did you mean 'RLM_MODEL'?"]
+    assert notes == ["rlm: RLM_MODLE is not an option and is ignored: did you mean 'RLM_MODEL'?"]
 
 
 def test_doctor_takes_dockers_trouble_from_the_sandbox_that_would_use_it(workspace: Path) -> None:
@@ -1695,7 +1695,7 @@ def test_a_csv_with_a_template(openai: Server, workspace: Path) -> None:
     ("name", "content", "arguments", "message"),
     [
         ("p.jsonl", '"ok"\n{bad\n', [], "p.jsonl:2: not JSON"),
-        ("p.jsonl", "[1]\n", [], "p.jsonl:1: neither a text nor an object"),
+        ("p.jsonl", "[1]\n", [], "p.jsonl:1: neither a string nor an object"),
         ("p.jsonl", '{"prompt": " "}\n', [], "p.jsonl:1: no prompt in this row"),
         ("p.csv", "a,b\n1,2\n", ["--prompt", "{aa}"], "--prompt: no column 'aa'"),
         ("p.jsonl", "\n", [], "'p.jsonl' has no rows"),
@@ -1718,7 +1718,7 @@ def test_a_bad_batch_is_refused_before_anything_is_sent(
         ("What?\nWhy?\n", "p.jsonl:1: not JSON", "a JSON string in quotes, or an object, on each line"),
         ('\n\n{"promt": "x"}\n', "p.jsonl:3: unknown key 'promt'", "did you mean 'prompt'?"),
         ('{"prompt": "x", "model": "y"}\n', "p.jsonl:1: unknown key 'model'", "there are: context, prompt"),
-        ('"x"\n\n[1]\n', "p.jsonl:3: neither a text nor an object", '{"prompt": "…"'),
+        ('"x"\n\n[1]\n', "p.jsonl:3: neither a string nor an object", '{"prompt": "…"'),
     ],
     ids=["plain text", "mistyped", "unknown", "after a blank line"],
 )
