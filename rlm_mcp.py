@@ -3434,12 +3434,6 @@ class HTTPConnection(Connection):
         self._post(rpc(method, params), self._seconds_left())
 
     def _post(self, message: Message, seconds: float) -> tuple[int, Mapping[str, str], bytes]:
-<<<<<<< HEAD
-        backends = sibling("rlm_backends")
-=======
-        from urllib.parse import urljoin
-
->>>>>>> h8
         headers = self._request_headers(message)
         url, deadline = self.url, time.monotonic() + seconds
         for _ in range(4):
@@ -3448,27 +3442,15 @@ class HTTPConnection(Connection):
                     *(url,), json=message, headers=headers, timeout=seconds, max_retries=0, deadline=deadline,
                     cancel=self._cancel, complete=AnswerWatch(message.get("id")),
                 )  # fmt: skip
-<<<<<<< HEAD
                 if status not in (301, 302, 307, 308):
                     self.url = url
                     return status, answered, body
-                target = backends._redirect_target(url, answered.get("location", ""), "set url to its new address")
-            except backends.BackendError as error:
-                if error.code in ("timeout", "deadline"):
-                    raise TimeoutError(f"no answer in {seconds:g} s") from None
-                raise self.failed(f"cannot be reached: {error}", error.hint) from None
-            if backends._origin(target) != backends._origin(url):
-=======
+                target = rlm_backends._redirect_target(url, answered.get("location", ""), "set url to its new address")
             except rlm_backends.BackendError as error:
                 if error.code in ("timeout", "deadline"):
                     raise TimeoutError(f"no answer in {seconds:g} s") from None
                 raise self.failed(f"cannot be reached: {error}", error.hint) from None
-            if status not in (301, 302, 307, 308):
-                self.url = url
-                return status, answered, body
-            target = urljoin(url, answered.get("location", ""))
             if rlm_backends._origin(target) != rlm_backends._origin(url):
->>>>>>> h8
                 raise self.failed(
                     f"redirects to {target[:200]}, where its key does not go", "if that is meant, set url to it"
                 )
