@@ -343,9 +343,6 @@ class GlobalVariables(collections.abc.MutableMapping[str, Any]):
     def copy(self) -> LocalVariables:
         return LocalVariables({name: session.globals[name] for name in self})
 
-    def keys(self) -> Any:
-        return self.copy().keys()
-
     def __repr__(self) -> str:
         return shown_names(self.copy())
 
@@ -845,19 +842,6 @@ def policy_preload(allowed_imports: tuple[str, ...] = ()) -> None:
     session.allowed = tuple(name.partition(".")[0] for name in allowed_imports)
 
 
-def policy_globals(
-    functions: dict[str, Any], *, files: Any, allowed_imports: tuple[str, ...], stdout: Any
-) -> dict[str, Any]:
-    """The variables that a session starts with. From then on, this process serves that session only."""
-    policy_preload(allowed_imports)
-    main = sys.modules["__main__"] = ModuleType("__main__")
-    session.files, session.globals, session.builtins = files, vars(main), session_builtins()
-    sys.stdout = sys.stderr = session.stdout = stdout
-    sys.stdin = io.StringIO()
-    vars(main).update(functions, __builtins__=session.builtins)
-    return vars(main)
-
-
 class PolicyLanguage:
     """Python under this policy, as the worker uses it."""
 
@@ -869,8 +853,14 @@ class PolicyLanguage:
         return policy_compile(source, filename)
 
     def namespace(self, functions: dict[str, Any], stdout: Any, files: Files) -> dict[str, Any]:
-        allowed = tuple(self.setup["allowed_imports"])
-        return policy_globals(functions, files=files, allowed_imports=allowed, stdout=stdout)
+        """The variables that a session starts with. From then on, this process serves that session only."""
+        policy_preload(tuple(self.setup["allowed_imports"]))
+        main = sys.modules["__main__"] = ModuleType("__main__")
+        session.files, session.globals, session.builtins = files, vars(main), session_builtins()
+        sys.stdout = sys.stderr = session.stdout = stdout
+        sys.stdin = io.StringIO()
+        vars(main).update(functions, __builtins__=session.builtins)
+        return vars(main)
 
     def traceback(self, error: BaseException, sources: dict[str, str]) -> str:
         shown = format_traceback(error, sources)

@@ -70,7 +70,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         shown, out = sys.stdout, io.StringIO()
         files = rlm_worker.Files(print, print, {"scratch": folder})
-        space = rlm_policy.policy_globals({"N": COUNT}, files=files, allowed_imports=(), stdout=out)
+        space = rlm_policy.PolicyLanguage({"allowed_imports": ()}).namespace({"N": COUNT}, out, files)
         print(f"Python {sys.version.split()[0]}, load {os.getloadavg()[0]:.1f}", file=shown)
         for name, (bar, code) in CASES.items():
             figure = ratio(code, space)
