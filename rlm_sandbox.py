@@ -30,6 +30,7 @@ from __future__ import annotations
 import binascii
 import contextlib
 import errno
+import functools
 import io
 import itertools
 import json
@@ -769,7 +770,8 @@ class Run:
         if type(key) is not int or type(name) is not str:
             return False
         about_files = name == rlm_worker.FILES_CALL
-        function = self.answer_about_files if about_files else self.function(name)
+        answer = functools.partial(self.sandbox._files.answer, self.channel)
+        function = answer if about_files else self.function(name)
         if function is None:
             return False
         if self.pending_bytes > PENDING_BYTES_MAX:
@@ -788,6 +790,7 @@ class Run:
         except AbortCell as stop:
             self.abort(stop)
             return True
+        # An answer about files costs the cell's time, unlike a host function.
         clock = contextlib.nullcontext() if about_files else self.working()
         self.dispatch(lambda: self.work(key, work, nbytes, clock), nbytes)
         return True
@@ -800,10 +803,6 @@ class Run:
         if is_namespace != bool(member):
             return None
         return function._members.get(member) if is_namespace else function
-
-    def answer_about_files(self, *question: Any) -> dict[str, Any]:
-        """Answer a question about files. It costs the cell's time, unlike a host function."""
-        return self.sandbox._files.answer(self.channel, *question)
 
     def dispatch(self, job: Callable[[], None], nbytes: int) -> None:
         """Run a host function in a thread, or queue it."""
@@ -1198,14 +1197,10 @@ class Files:
             below = real[len(self.root_of(real) or "") :].split(os.sep)
             with readable(descriptor, real) as source, os.scandir(source) as entries:
                 harmless = (entry for entry in entries if not may_hold_secrets([*below, entry.name]))
-                return {entry.name: is_folder(entry) for entry in itertools.islice(harmless, NAMES_MAX + 1)}
-
-
-def is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir(follow_symlinks=False)
-    except OSError:  # it may be gone
-        return False
+                return {
+                    entry.name: entry.is_dir(follow_symlinks=False)
+                    for entry in itertools.islice(harmless, NAMES_MAX + 1)
+                }
 
 
 def target_of(descriptor: int, path: str) -> str:
