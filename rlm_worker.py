@@ -50,6 +50,7 @@ OUTPUT_HALF = 5_000_000  # bytes of a cell's output kept at each end
 OUTPUTS_MAX = 100_000_000  # characters kept in all of `_out`
 TOGETHER_MAX = 64  # tasks whose calls are in flight at once
 NAMES_MAX = 5_000  # variables that are listed
+COMMIT = b"c"  # marks a cell process's last frame; "." the others
 COMMITTED = b"done"  # the checkpoint's last word to the cell process that takes over
 QUEUED_FRAMES_MAX = 4  # frames held back for a cell process that does not read
 SPARE_DESCRIPTORS = 16  # that cells cannot use
@@ -92,6 +93,7 @@ class Packer:
             number = self.charge(24, float.__float__(value))
             return number if math.isfinite(number) else self.tagged("float", repr(number))
         if issubclass(cls, dict):
+            self.charge(0, parts=dict.__len__(value))
             return self.mapping(list(dict.items(value)), depth)
         for base, tag in CONTAINERS:
             if issubclass(cls, base):
@@ -113,9 +115,9 @@ class Packer:
 
     def mapping(self, items: list[tuple[Any, Any]], depth: int) -> Any:
         if all(type(key) is str and key != "$" for key, _ in items):
-            self.charge(sum(len(key) + 3 for key, _ in items), parts=2 + len(items))
+            self.charge(sum(len(key) + 3 for key, _ in items), parts=2)
             return {key: self.pack(item, depth + 1) for key, item in items}
-        self.charge(2 * len(items), parts=2 + len(items))
+        self.charge(2 * len(items), parts=2)
         return self.tagged("dict", [[self.pack(key, depth + 1), self.pack(item, depth + 1)] for key, item in items])
 
     def integer(self, value: int) -> Any:
@@ -996,7 +998,7 @@ def chunks_function(name: str, usual: int) -> Any:
 #
 #   host ──> zygote ──> intermediate ──> init ─────────> checkpoint ──> cell
 #    ║       Zygote     start_session    run_init        Worker,        Worker: answer, commit
-#    ║       one for    enters the       PID 1 of the    Relay          runs one request; what
+#    ║       one for    enters the       PID 1 of the    Relay          runs one cell; what
 #    ║       a host     namespaces,      namespace:      holds the      a cell forks by itself
 #    ║                  then ends        reaps zombies,  variables of   is `in_child`
 #    ║                                   ends the        before
@@ -1006,21 +1008,21 @@ def chunks_function(name: str, usual: int) -> Any:
 # In a container `container_main` is both the intermediate process and init, and there is no zygote. Where nothing can
 # fork (`plain_main`) there is one process, which never has a checkpoint.
 #
-# The worker is the process that holds the variables. Before each request it takes a fork snapshot: the fork, a copy of
-# it, runs the request and is the cell process. The worker itself is the checkpoint meanwhile: it relays frames, and
-# has the variables as they were. Then one of the two goes on as the worker:
+# The worker is the process that holds the variables. Before each cell it takes a fork snapshot: the fork, a copy of it,
+# runs the cell and is the cell process. The worker itself is the checkpoint meanwhile: it relays frames, and has the
+# variables as they were. Then one of the two goes on as the worker:
 #
 #   the cell process ...                  the checkpoint ...                          the next worker is
 #   sends output, calls, file questions   relays them, and the host's answers back    (not settled)
-#   commits `execute`, `set`: sends "c"   relays the result, says COMMITTED, ends     the cell process
-#   ends `get`, `names`: sends "r"        relays the result, reaps the cell process   the checkpoint
+#   commits: its result is marked "c"     relays the result, says COMMITTED, ends     the cell process
 #   dies                                  reaps it, sweeps up, sends "died"           the checkpoint
 #   passes a limit (SIGUSR1)              kills it unless it has committed            as if it had died
 #   finds the checkpoint dead (killed     -                                           the cell process, which sends
 #     by its own code): no COMMITTED                                                  its result itself
 #   runs when the host goes away          reads end of file, kills it, ends           none: init ends the session
 #
-# Where there can be no fork (too much memory, threads, no descriptors) the worker runs the request "alone": a cell
+# The worker answers `set`, `get` and `names` itself: they run none of the cells' code.
+# Where there can be no fork (too much memory, threads, no descriptors) the worker runs the cell "alone": a cell
 # that has to be killed then takes the variables with it.
 
 
@@ -1041,7 +1043,6 @@ class Worker:
         global session_calls
         self.calls = session_calls = Calls(pipe)
         self.forked = self.interrupted = False
-        self.result: dict[str, Any] = {}
         self.out = Output()
         self.final: Any = UNSET
         self.last: Any = None
@@ -1073,25 +1074,25 @@ class Worker:
             if operation is None:
                 continue  # an answer that came after its cell had ended
             self.calls.request = message["id"]
-            role = self.fork() if self.may_fork() else "alone"
+            role = self.fork() if message["op"] == "execute" and self.may_fork() else "alone"
             self.forked = role == "cell"
             if role == "cell":
-                self.answer(operation, message)
-                self.commit(message["op"] in ("execute", "set"))
+                self.commit(self.answer(operation, message))
             elif role == "alone":
                 if self.fork_limit:  # without a checkpoint, a timeout kills this process, and the variables are lost
                     signal.signal(signal.SIGUSR1, signal.SIG_DFL)
-                self.answer(operation, message)
+                result = self.answer(operation, message)
                 if self.fork_limit:
                     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-                self.calls.send(self.result)
+                self.calls.send(result)
 
-    def answer(self, operation: Callable[[dict[str, Any]], dict[str, Any]], message: dict[str, Any]) -> None:
+    def answer(self, operation: Callable[[dict[str, Any]], dict[str, Any]], message: dict[str, Any]) -> dict[str, Any]:
         try:
-            self.result = operation(message)
-            encode_frame(self.result)
+            result = operation(message)
+            encode_frame(result)
+            return result
         except (TypeError, ValueError, KeyError, RecursionError, MemoryError) as error:
-            self.result = {"op": "failed", "type": type_name(type(error)), "message": safe_str(error)[:2000]}
+            return {"op": "failed", "type": type_name(type(error)), "message": safe_str(error)[:2000]}
 
     def get(self, message: dict[str, Any]) -> dict[str, Any]:
         if message["name"] not in self.variables:
@@ -1292,7 +1293,7 @@ class Worker:
 
     def fork(self) -> str:
         """Returns in both processes, with the role: "cell" runs the request, "checkpoint" returns once the cell process
-        has died or answered; "alone" if nothing could be forked."""
+        has died; "alone" if nothing could be forked."""
         self.out.begin(None)
         try:
             reserve_descriptors(0)
@@ -1322,28 +1323,25 @@ class Worker:
             return "cell"
         os.close(to_child[0])
         os.close(from_child[1])
-        died = Relay(self.host, FramedPipe(from_child[0], to_child[1]), child, self.sweep).run()
+        status = Relay(self.host, FramedPipe(from_child[0], to_child[1]), child, self.sweep).run()
         os.close(from_child[0])
         os.close(to_child[1])
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         signal.signal(signal.SIGINT, self.calls.interrupts.handler)
-        if died is not None:
-            self.sweep()
-            self.report_death(died)
+        self.sweep()
+        self.report_death(status)
         return "checkpoint"
 
-    def commit(self, lasting: bool) -> None:
-        """In the cell process: hand over the result, and become the worker once the checkpoint has ended, or end."""
+    def commit(self, result: dict[str, Any]) -> None:
+        """In the cell process: hand over the result, and become the worker once the checkpoint has ended."""
         pipe = self.calls.pipe
-        self.calls.send(self.result, b"c" if lasting else b"r")
-        if not lasting:
-            os._exit(0)
+        self.calls.send(result, COMMIT)
         last = b""
         while part := os.read(pipe.reader, 1 << 16):
             last = (last + part)[-len(COMMITTED) :]
         if self.calls.marked and last != COMMITTED:
             self.calls.orphaned()
-            self.calls.send(self.result)
+            self.calls.send(result)
         os.close(pipe.reader)
         os.close(pipe.writer)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -1391,11 +1389,8 @@ class Relay:
         self.waiting: collections.deque[memoryview] = collections.deque()
         os.set_blocking(child.writer, False)  # a cell that does not read must not block this process
 
-    def run(self) -> int | None:
-        """The cell process's wait status if it died; None if it answered a request that changes no variables.
-
-        When the cell process commits, the checkpoint ends here.
-        """
+    def run(self) -> int:
+        """The cell process's wait status, once it has died. When it commits, the checkpoint ends here."""
         signal.signal(signal.SIGUSR1, self.kill)
         poller = select.poll()
         poller.register(self.child.reader, select.POLLIN)
@@ -1409,8 +1404,7 @@ class Relay:
                     mark, frame = self.child.exactly(1), self.child.read()
                 except EOFError:
                     return self.wait_status()
-                if self.pass_on(mark, frame):
-                    return None
+                self.pass_on(mark, frame)
             if self.host.reader in ready:
                 self.read_from_host()
             if self.waiting:
@@ -1419,20 +1413,15 @@ class Relay:
                 ended, status = os.waitpid(self.pid, os.WNOHANG)
         return status
 
-    def pass_on(self, mark: bytes, frame: bytes) -> bool:
-        """Relay a frame to the host. True: it was the last, and nothing is committed."""
-        self.committed = mark == b"c"
-        if self.committed and self.killed:
-            self.committed = False
-            return False
+    def pass_on(self, mark: bytes, frame: bytes) -> None:
+        if mark == COMMIT and self.killed:
+            return
+        self.committed = mark == COMMIT
         self.host.write(struct.pack(">I", len(frame)) + frame)
         if self.committed:
             with contextlib.suppress(OSError):
                 os.write(self.child.writer, COMMITTED)
             os._exit(0)
-        if mark == b"r":
-            self.wait_status()
-        return mark == b"r"
 
     def read_from_host(self) -> None:
         try:
