@@ -38,10 +38,6 @@ else:  # vendored into a package
     from .rlm_worker import Files, describe, format_traceback, run_together, type_name
 
 
-def words(text: str) -> list[str]:
-    return text.split()
-
-
 # --- what is refused, why, and what to write instead ------------------------------------------------------------------
 
 
@@ -174,81 +170,43 @@ class PolicyError(SyntaxError):
     """Code that the policy refuses; the message says why, and what to write instead."""
 
 
-class Checks:
-    """What differs from RestrictedPython's transformer: only its list of known syntax remains."""
-
-    visit: Callable[[Any], Any]
-
-    def node_contents_visit(self, node: Any) -> Any:
-        """Visit a node's children without rewriting anything."""
-        for field in node._fields:
-            held = getattr(node, field, None)
-            for item in held if type(held) is list else (held,):
-                if isinstance(item, ast.AST):
-                    self.visit(item)
-        return node
-
-    def error(self, node: Any, info: str) -> NoReturn:
-        error = PolicyError(info)
-        error.lineno, error.offset = getattr(node, "lineno", None), getattr(node, "col_offset", -1) + 1
-        raise error
-
-    def not_allowed(self, node: Any) -> None:
-        name = type(node).__name__
-        denial = DENIED.get(("syntax", name))
-        self.error(node, str(denial) if denial else f"{name} is not known here; write it another way")
-
-    def check_name(self, node: Any, name: str | None, allow_magic_methods: bool = False) -> None:
-        if name in DENIED_ATTRIBUTES:
-            self.error(node, attribute_refusal(str(name)))
-
-    def check_import_names(self, node: Any) -> Any:
-        for alias in node.names:
-            self.check_name(node, alias.asname or alias.name)
-        return node
-
-    def visit_Attribute(self, node: ast.Attribute) -> Any:
-        self.check_name(node, node.attr)
-        node.value = self.visit(node.value)
-        return node
-
-    def visit_Name(self, node: ast.Name) -> Any:
-        self.check_name(node, node.id)
-        return node
-
-    def visit_Global(self, node: Any) -> Any:
-        for name in node.names:
-            self.check_name(node, name)
-        return node
-
-    def visit_comprehension(self, node: ast.comprehension) -> Any:
-        if node.is_async:
-            self.error(node.target, str(DENIED["syntax", "async"]))
-        return self.node_contents_visit(node)
-
-    def visit_MatchClass(self, node: Any) -> Any:
-        for name in node.kwd_attrs:
-            self.check_name(node, name)
-        return self.node_contents_visit(node)
-
-    def visit_Constant(self, node: ast.Constant) -> Any:
-        return node
-
-    visit_Load = visit_Store = visit_Del = visit_Constant
-    visit_Nonlocal = visit_Global
-    native: Any = node_contents_visit
-    visit_Call = visit_Subscript = visit_Assign = visit_AugAssign = visit_AnnAssign = visit_For = visit_With = native
-    visit_Module = visit_ClassDef = visit_TypeAlias = visit_TypeVar = visit_ParamSpec = visit_TypeVarTuple = native
-    visit_Match = visit_match_case = visit_MatchValue = visit_MatchSingleton = visit_MatchSequence = native
-    visit_MatchMapping = visit_MatchStar = visit_MatchAs = visit_MatchOr = native
-    visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = native
+HARMLESS_SYNTAX = (  # which RestrictedPython refuses
+    "AnnAssign TypeAlias TypeVar ParamSpec TypeVarTuple Match match_case MatchValue MatchSingleton MatchSequence"
+    " MatchMapping MatchClass MatchStar MatchAs MatchOr"
+)
 
 
 @functools.cache
-def checker_class() -> type[Any]:
+def known_syntax() -> frozenset[str]:
+    """The names of the syntax tree's nodes that cells may have: what a newer Python adds is refused."""
     from RestrictedPython.transformer import RestrictingNodeTransformer
 
-    return type("Checker", (Checks, RestrictingNodeTransformer), {})
+    visited = (name.removeprefix("visit_") for name in dir(RestrictingNodeTransformer))
+    return frozenset([*visited, *HARMLESS_SYNTAX.split()])
+
+
+def check(node: ast.AST) -> None:
+    """PolicyError for syntax or a name that is refused, in this node or below."""
+    kind = type(node).__name__
+    if ("syntax", kind) in DENIED:
+        refuse(node, str(DENIED["syntax", kind]))
+    if kind not in known_syntax():
+        refuse(node, f"{kind} is not known here; write it another way")
+    if isinstance(node, ast.comprehension) and node.is_async:
+        refuse(node.target, str(DENIED["syntax", "async"]))
+    for field in node._fields:
+        held = getattr(node, field, None)
+        for item in held if type(held) is list else (held,):
+            if isinstance(item, ast.AST):
+                check(item)
+            elif type(item) is str and item in DENIED_ATTRIBUTES and kind != "Constant":
+                refuse(node, attribute_refusal(item))
+
+
+def refuse(node: Any, reason: str) -> NoReturn:
+    error = PolicyError(reason)
+    error.lineno, error.offset = getattr(node, "lineno", None), getattr(node, "col_offset", -1) + 1
+    raise error
 
 
 def policy_compile(source: str, filename: str) -> tuple[CodeType, CodeType | None]:
@@ -271,7 +229,7 @@ def checked_tree(source: str, filename: str) -> ast.Module:
     source = source.removeprefix("\ufeff")
     try:
         tree: ast.Module = compiled(source, filename, "exec", ast.PyCF_ONLY_AST)
-        checker_class()().visit(tree)
+        check(tree)
         return tree
     except SyntaxError as error:
         lines = source.splitlines()
@@ -324,26 +282,24 @@ class Session:
 session = Session()
 
 
-def readable(name: Any) -> str:
+def checked_name(name: Any) -> str:
     """Check an attribute name computed at run time by the rules for written ones."""
+    if type(name) is str and name in DENIED_ATTRIBUTES:
+        raise AttributeError(attribute_refusal(name))
     if type(name) is not str:
         raise TypeError(f"attribute name must be string, not {type_name(type(name))!r}")
-    if name in DENIED_ATTRIBUTES:
-        raise AttributeError(attribute_refusal(name))
     return name
 
 
 def checked_getattr(target: Any, name: str, /, *default: Any) -> Any:
-    if type(name) is str and name not in DENIED_ATTRIBUTES:
-        return getattr(target, name, *default)
-    if name in DENIED_ATTRIBUTES and default:
+    if default and type(name) is str and name in DENIED_ATTRIBUTES:
         return default[0]
-    return getattr(target, readable(name))
+    return getattr(target, checked_name(name), *default)
 
 
 def checked_hasattr(target: Any, name: str, /) -> bool:
     try:
-        return hasattr(target, readable(name))
+        return hasattr(target, checked_name(name))
     except AttributeError:
         return False
 
@@ -373,10 +329,10 @@ class GlobalVariables(collections.abc.MutableMapping[str, Any]):
         return session.globals[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
-        session.globals[readable(name)] = value
+        session.globals[checked_name(name)] = value
 
     def __delitem__(self, name: str) -> None:
-        del session.globals[readable(name)]
+        del session.globals[checked_name(name)]
 
     def __iter__(self) -> Iterator[str]:
         return iter([name for name in session.globals if name != "__builtins__"])
@@ -464,7 +420,7 @@ def session_builtins() -> dict[str, Any]:
 
 # --- the library: read-only proxies of its modules --------------------------------------------------------------------
 
-ALLOWED = words(  # with their public names
+WHOLE = (  # with their public names
     "__future__ abc argparse array ast base64 binascii bisect bz2 calendar cmath codecs collections collections.abc"
     " configparser contextlib contextvars copy csv dataclasses datetime decimal difflib email email.header"
     " email.message email.utils enum fnmatch fractions functools graphlib gzip hashlib heapq hmac html html.entities"
@@ -474,6 +430,7 @@ ALLOWED = words(  # with their public names
     " xml.etree.ElementTree xml.sax.saxutils zipfile zlib zoneinfo"
 )
 PARTIAL = {  # of these the names given
+    "concurrent.futures": "ALL_COMPLETED FIRST_COMPLETED FIRST_EXCEPTION CancelledError InvalidStateError TimeoutError",
     "gc": "collect",
     "inspect": "signature Signature Parameter cleandoc getdoc isfunction isclass ismethod isgenerator isbuiltin"
     " isgeneratorfunction isabstract ismodule",
@@ -495,7 +452,7 @@ PARTIAL = {  # of these the names given
 STUBS: dict[str, Callable[[], dict[str, Any]]] = {  # what is ours in a module, besides or in place of its own names
     "builtins": lambda: {name: value for name, value in session.builtins.items() if not name.startswith("_")},
     "codecs": lambda: {"open": checked_open},
-    "concurrent.futures": lambda: FUTURES,
+    "concurrent.futures": lambda: future_members(),
     "glob": lambda: {"glob": find_files, "iglob": lambda *args, **more: iter(find_files(*args, **more))},
     "io": lambda: {"open": checked_open},
     "os": lambda: os_members(),
@@ -504,8 +461,10 @@ STUBS: dict[str, Callable[[], dict[str, Any]]] = {  # what is ours in a module, 
     "sys": lambda: {"argv": [""], "path": [], "modules": {}, "executable": "", "stdin": io.StringIO()},
     "threading": lambda: {name: unavailable("member", "threading." + name) for name in ("Thread", "Timer")},
 }
+ALLOWED = frozenset(WHOLE.split())
 KNOWN = {*ALLOWED, *PARTIAL, *STUBS}
-OPENERS = words("bz2 codecs configparser gzip lzma tarfile xml.etree.ElementTree zipfile")  # they open files by name
+# They open files by name.
+OPENERS = ("bz2", "codecs", "configparser", "gzip", "lzma", "tarfile", "xml.etree.ElementTree", "zipfile")
 
 
 READ_ONLY = " (read-only)"
@@ -672,8 +631,8 @@ def checked_open(
 ) -> Any:
     """`open` within the working folder, and for reading in the folders that the caller has given."""
     mode, path = str.__str__(mode), path_text(file)
-    if "b" not in mode:
-        encoding = encoding or "utf-8"
+    if "b" not in mode and encoding in (None, "locale"):
+        encoding = "utf-8"
     with named_as(path):
         opened = session.files.open(path, mode, buffering, encoding, errors, newline)
     raw = getattr(opened, "buffer", opened)
@@ -776,22 +735,6 @@ def path_classes() -> dict[str, Any]:
         def open(self, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
             return checked_open(self, mode, *args, **kwargs)
 
-        def read_text(self, encoding: str | None = None, errors: str | None = None) -> Any:
-            with checked_open(self, "r", -1, encoding, errors) as file:
-                return file.read()
-
-        def read_bytes(self) -> Any:
-            with checked_open(self, "rb") as file:
-                return file.read()
-
-        def write_text(self, data: str, encoding: str | None = None, *args: Any, **kwargs: Any) -> Any:
-            with checked_open(self, "w", -1, encoding) as file:
-                return file.write(data)
-
-        def write_bytes(self, data: bytes) -> Any:
-            with checked_open(self, "wb") as file:
-                return file.write(data)
-
         def iterdir(self) -> Any:
             return (self / name for name in list_folder(self))
 
@@ -822,6 +765,8 @@ def path_classes() -> dict[str, Any]:
             rename_file(self, target)
             return type(self)(target)
 
+        read_text, write_text = pathlib.Path.read_text, pathlib.Path.write_text  # which use the `open` above
+        read_bytes, write_bytes = pathlib.Path.read_bytes, pathlib.Path.write_bytes
         exists, is_file, is_dir, stat, rmdir = exists, exists_file, exists_folder, stat_of, in_scratch(os.rmdir)
         absolute = expanduser = resolve
 
@@ -848,85 +793,47 @@ def os_members() -> dict[str, Any]:
 # --- concurrent.futures, without threads ------------------------------------------------------------------------------
 
 
-class Future:
-    """A task of an executor: it runs when its result, or a later one's, is first needed."""
+def future_members() -> dict[str, Any]:
+    """An executor whose tasks run in order, and whose host calls overlap, when a result is first needed."""
+    from concurrent import futures
 
-    def __init__(self, executor: Executor, task: Callable[[], Any]):
-        self._executor, self._task = executor, task
-        self._outcome: tuple[bool, Any] | None = None
+    class Future(futures.Future[Any]):
+        def __init__(self, executor: Executor, task: Callable[[], Any]):
+            super().__init__()
+            self.executor, self.task = executor, task
 
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        self._executor.shutdown()
-        ok, value = self._outcome or (False, RuntimeError("the task did not run"))
-        return None if ok else value
+        def exception(self, timeout: float | None = None) -> BaseException | None:
+            self.executor.shutdown()
+            return super().exception(0)  # a task that was interrupted has none
 
-    def result(self, timeout: float | None = None) -> Any:
-        problem = self.exception()
-        if problem is not None:
-            raise problem
-        return self._outcome[1] if self._outcome else None
+        def result(self, timeout: float | None = None) -> Any:
+            self.executor.shutdown()
+            return super().result(0)
 
-    def done(self) -> bool:
-        return self._outcome is not None
+    class Executor(futures.Executor):
+        def __init__(self, *args: Any, **kwargs: Any):
+            self.waiting: list[Future] = []
 
-    def cancel(self) -> bool:
-        return False
+        def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+            self.waiting.append(Future(self, functools.partial(function, *args, **kwargs)))
+            return self.waiting[-1]
 
-    running = cancelled = cancel
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            ready = [future for future in self.waiting if future.set_running_or_notify_cancel()]
+            self.waiting.clear()
+            for future, (ok, value) in zip(ready, run_together([future.task for future in ready])):
+                future.set_result(value) if ok else future.set_exception(value)
 
-    def add_done_callback(self, function: Callable[[Future], Any]) -> None:
-        self.exception()
-        function(self)
+    def as_completed(waited: Any, timeout: float | None = None) -> Iterator[Future]:
+        for future in list(waited):
+            future.executor.shutdown()
+            yield future
 
+    def wait(waited: Any, timeout: float | None = None, return_when: str = "ALL_COMPLETED") -> Any:
+        return futures.wait(list(as_completed(waited)))
 
-class Executor:
-    """`concurrent.futures` without threads: tasks run in order, and their host calls overlap."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        self._waiting: list[Future] = []
-
-    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
-        future = Future(self, functools.partial(function, *args, **kwargs))
-        self._waiting.append(future)
-        return future
-
-    def map(self, function: Callable[..., Any], *iterables: Any, timeout: Any = None, chunksize: int = 1) -> Any:
-        futures = [self.submit(function, *args) for args in zip(*iterables)]
-        return (future.result() for future in futures)
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        futures, self._waiting = self._waiting, []
-        for future, outcome in zip(futures, run_together([future._task for future in futures])):
-            future._outcome = outcome
-
-    def __enter__(self) -> Executor:
-        return self
-
-    def __exit__(self, *problem: Any) -> None:
-        self.shutdown()
-
-
-def as_completed(futures: Any, timeout: float | None = None) -> Iterator[Future]:
-    for future in list(futures):
-        future.exception()
-        yield future
-
-
-DoneAndNotDone = collections.namedtuple("DoneAndNotDone", ["done", "not_done"])
-
-
-def wait_for_futures(futures: Any, timeout: float | None = None, return_when: str = "ALL_COMPLETED") -> Any:
-    return DoneAndNotDone(set(as_completed(futures)), set())
-
-
-FUTURES: dict[str, Any] = {
-    **dict.fromkeys(["ThreadPoolExecutor", "ProcessPoolExecutor", "Executor"], Executor),
-    **{name: name for name in ("ALL_COMPLETED", "FIRST_COMPLETED", "FIRST_EXCEPTION")},
-    "Future": Future,
-    "TimeoutError": TimeoutError,
-    "as_completed": as_completed,
-    "wait": wait_for_futures,
-}
+    executors = dict.fromkeys(["ThreadPoolExecutor", "ProcessPoolExecutor", "Executor"], Executor)
+    return {**executors, "Future": Future, "as_completed": as_completed, "wait": wait}
 
 
 # --- a session --------------------------------------------------------------------------------------------------------
@@ -934,7 +841,7 @@ FUTURES: dict[str, Any] = {
 
 def policy_preload(allowed_imports: tuple[str, ...] = ()) -> None:
     """Prepare what all sessions of this process and its forks share."""
-    checker_class()
+    known_syntax()
     session.allowed = tuple(name.partition(".")[0] for name in allowed_imports)
 
 
