@@ -31,7 +31,6 @@ import os
 import random
 import select
 import signal
-import stat
 import struct
 import sys
 import threading
@@ -436,8 +435,7 @@ class PlainLanguage:
             tail = compile(ast.Expression(last.value), filename, "eval", dont_inherit=True)
         return compile(tree, filename, "exec", dont_inherit=True), tail
 
-    def namespace(self, functions: dict[str, Any], stdout: Any, files: Files) -> dict[str, Any]:
-        files.install()
+    def namespace(self, functions: dict[str, Any], stdout: Any) -> dict[str, Any]:
         main = ModuleType("__main__")
         sys.modules["__main__"] = main
         vars(main).update(functions, __builtins__=builtins_module, help=print_help)
@@ -701,15 +699,15 @@ class Files:
     """The files that a cell can use: its own, in the scratch folder, and those that the host lets it read.
 
     The host decides, and hands over a descriptor, a name to open here, or the bytes. `home` is the folder that relative
-    names belong to; what cannot be written there is written to the same name in the scratch folder. `roots`: other
-    folders whose files are the host's. Where `home` is `mounted`, the files in it are here already.
+    names belong to; what cannot be written there is written to the same name in the scratch folder. Where `home` is
+    `mounted`, the files in it are here already. Files in the `readable` folders are never the caller's.
     """
 
     def __init__(self, ask: Callable[..., Any], write_note: Callable[[str], Any], setup: dict[str, Any]):
         self.ask_host, self.write_note = ask, write_note
         self.scratch = os.path.realpath(setup["scratch"])
         self.home: str = setup.get("home", self.scratch)
-        self.roots: tuple[str, ...] = tuple(setup.get("workspace", ()))
+        self.readable: Sequence[str] = setup.get("readable", [os.sep])
         self.mounted: bool = setup.get("mounted", False)
         self.channel: Any = None
         if setup.get("descriptors"):
@@ -721,10 +719,13 @@ class Files:
 
     def locate(self, path: Any) -> tuple[str, str]:
         """A name's path in the scratch folder ("" if it has none), and the name to ask the host for."""
-        full = os.path.normpath(os.path.join(os.getcwd(), os.fspath(path)))
+        full = in_scratch = absolute(path)
         if is_inside(full, self.home):
-            full = self.scratch + full[len(self.home) :]
-        return (full, os.path.relpath(full, self.scratch)) if is_inside(full, self.scratch) else ("", full)
+            in_scratch = self.scratch + full[len(self.home) :]
+        if not is_inside(in_scratch, self.scratch):
+            return "", full
+        own = os.fspath(path) if in_scratch == full else in_scratch  # errors name a file as the cell did
+        return own, os.path.relpath(in_scratch, self.scratch)
 
     def ask(self, what: str, path: Any, start: int = 0) -> dict[str, Any]:
         answer: dict[str, Any] = self.ask_host(FILES_CALL, (what, self.locate(path)[1], start), {})
@@ -737,7 +738,7 @@ class Files:
         own = self.locate(path)[0]
         if set(mode) & set("wax+"):
             own = self.for_writing(path, mode)
-        if (own and os.path.lexists(own)) or set(mode) & set("wax"):
+        if is_there(own) or set(mode) & set("wax"):
             return plain_open(own, mode, *options, **more)
         if self.mounted:
             return plain_open(path, mode, *options, **more)
@@ -779,7 +780,7 @@ class Files:
     def for_writing(self, path: Any, mode: str) -> str:
         """The file in the scratch folder to write to; for appending, first copy the caller's file there."""
         own = self.writable(path)
-        if os.path.lexists(own) or "w" in mode:
+        if is_there(own) or "w" in mode:
             return own
         try:
             if "x" in mode:
@@ -805,8 +806,8 @@ class Files:
         if not self.note_shown:
             self.note_shown = True
             self.write_note(WRITTEN)
-        folder = os.path.dirname(own)
-        if not os.path.lexists(folder) and self.is_dir(os.path.dirname(path)):
+        folder = os.path.dirname(own) or "."
+        if not is_there(folder) and os.path.isdir(os.path.dirname(path) or "."):
             make_folders(folder)
         return own
 
@@ -818,50 +819,70 @@ class Files:
             answer = self.ask("list", path)
             found = {**dict.fromkeys(answer["files"], False), **dict.fromkeys(answer["folders"], True)}
         except OSError as error:
-            if error.errno not in NOTHING_THERE or not (own and os.path.lexists(own)):
+            if error.errno not in NOTHING_THERE or not is_there(own):
                 raise
-        if own and os.path.lexists(own):
+        if is_there(own):
             with plain_scandir(own) as names:
                 found.update((entry.name, entry.is_dir(follow_symlinks=False)) for entry in names)
         return dict(sorted(found.items()))
 
-    def stat(self, path: Any) -> os.stat_result:
+    def stat(self, path: Any, **options: Any) -> os.stat_result:
         own = self.locate(path)[0]
-        if own and os.path.lexists(own):
-            return plain_stat(own)
+        if is_there(own):
+            return plain_stat(own, **options)
         if self.mounted:
-            return plain_stat(path)
-        return os.stat_result(self.ask("stat", path)["stat"])
-
-    def is_dir(self, path: Any) -> bool:
+            return plain_stat(path, **options)
         try:
-            return stat.S_ISDIR(self.stat(path or ".").st_mode)
-        except OSError:
-            return False
+            return os.stat_result(self.ask("stat", path)["stat"])
+        except PermissionError as error:  # which `exists` would not take for "no"
+            raise FileNotFoundError(errno.ENOENT, error.strerror, str(path)) from None
 
-    # - for plain Python, whose own functions cannot reach the caller's files
+    def exists(self, path: Any) -> bool:
+        """`os.path.lexists`."""
+        with contextlib.suppress(OSError, ValueError):
+            self.stat(path, follow_symlinks=False)
+            return True
+        return False
 
     def install(self) -> None:
-        """Route `open`, `os.listdir`, `os.stat`, `os.scandir` and everything built on them to these files."""
-
-        def route(ours: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
-            def either(path: Any = ".", *options: Any, **more: Any) -> Any:
-                known = isinstance(path, (str, os.PathLike)) and not {"dir_fd", "opener"} & set(more)
-                return (ours if known and self.knows(path) else plain)(path, *options, **more)
-
-            return functools.partial(either)  # no method where pathlib makes it an attribute of a class (until 3.10)
-
-        vars(builtins_module)["open"] = vars(io)["open"] = route(self.open, plain_open)
+        """Route what opens, lists and changes files by name, and with it everything built on that, to these files."""
+        plain = dict(vars(os), open=plain_open, lexists=os.path.lexists)
+        routes: dict[str, Callable[..., Any]] = {"open": self.open}
+        for name, paths in CHANGES.items():
+            routes[name] = functools.partial(self.change, plain[name], paths)
         if not self.mounted:
-            vars(os)["listdir"] = route(lambda path: list(self.entries(path)), os.listdir)
-            vars(os)["stat"] = route(lambda path, **_: self.stat(path), plain_stat)
-            vars(os)["scandir"] = route(lambda path: Scan(self, path), plain_scandir)
+            routes["listdir"] = lambda path=".": list(self.entries(path))
+            routes.update(stat=self.stat, lexists=self.exists, scandir=lambda path=".": Scan(self, path))
+
+        def route(name: str) -> Callable[..., Any]:
+            def either(path: Any = ".", *options: Any, **more: Any) -> Any:
+                by_name = isinstance(path, (str, os.PathLike)) and more.get("dir_fd") is more.get("opener") is None
+                return (routes if by_name and self.knows(path) else plain)[name](path, *options, **more)
+
+            return functools.partial(either)  # no method where pathlib makes it an attribute of a class
+
+        for name in routes:
+            owner = {"open": io, "lexists": os.path}.get(name, os)
+            vars(owner)[name] = route(name)
+        vars(builtins_module)["open"] = io.open
+        for name in [name for name in sys.modules if name.partition(".")[0] in KEEP_FUNCTIONS]:
+            del sys.modules[name]
+
+    def change(self, plain: Callable[..., Any], paths: int, *arguments: Any, **more: Any) -> Any:
+        """A function of `os` that changes files, the first so many arguments being their names."""
+        own = [self.writable(path) for path in arguments[:paths]]
+        return plain(*own, *arguments[paths:], **more)
 
     def knows(self, path: Any) -> bool:
-        full = os.path.normpath(os.path.join(os.getcwd(), path))
+        """Whether a file of this name is the caller's, or the cell's own."""
         if self.mounted and os.path.isabs(path):
             return False
-        return any(is_inside(full, folder) for folder in (self.home, *self.roots))
+        full = absolute(path)
+        return is_inside(full, self.home) or not any(is_inside(full, folder) for folder in self.readable)
+
+
+CHANGES = {"mkdir": 1, "rmdir": 1, "remove": 1, "unlink": 1, "rename": 2, "replace": 2}
+KEEP_FUNCTIONS = ("bz2", "glob", "pathlib", "tarfile")  # modules that keep a function of these from their import on
 
 
 class Scan(contextlib.AbstractContextManager, Iterator):  # type: ignore[type-arg]
@@ -886,14 +907,28 @@ def scan_entry(files: Files, path: str, folder: bool) -> Any:
 
 def make_folders(path: str) -> None:
     """`os.makedirs`, without mistaking one of the caller's folders for an existing one."""
-    if not os.path.lexists(path):
-        make_folders(os.path.dirname(path))
-        os.mkdir(path)
+    if not is_there(path):
+        make_folders(os.path.dirname(path) or ".")
+        plain_mkdir(path)
+
+
+def is_there(path: str) -> bool:
+    return path != "" and plain_lexists(path)
+
+
+def absolute(path: Any) -> str:
+    return os.path.normpath(os.path.join(os.getcwd(), os.fspath(path)))
 
 
 TEXT = ("encoding", "errors", "newline")
 NOTHING_THERE = (1, 2, 20)  # EPERM: no access to any such folder; ENOENT, ENOTDIR
-plain_open, plain_stat, plain_scandir = io.open, os.stat, os.scandir
+plain_open, plain_stat, plain_scandir, plain_mkdir, plain_lexists = (
+    io.open,
+    os.stat,
+    os.scandir,
+    os.mkdir,
+    os.path.lexists,
+)
 
 
 def is_inside(path: str, folder: str) -> bool:
@@ -1051,10 +1086,10 @@ class Worker:
         self.functions: dict[str, Any] = {}
         self.specs: dict[str, Any] = {}  # what the host said of each of them
         self.own = {**{m.__name__: unbound(m) for m in (self.FINAL, self.FINAL_VAR, self.SHOW_VARS)}, "_out": {}}
-        self.files = Files(self.calls.ask, self.out.write, setup)
+        Files(self.calls.ask, self.out.write, setup).install()
         random.seed(0)
         sys.stdout = sys.stderr = self.out
-        self.variables: dict[str, Any] = language.namespace(dict(self.own), self.out, self.files)
+        self.variables: dict[str, Any] = language.namespace(dict(self.own), self.out)
         self.hidden = set(self.variables)
 
     # - requests: `serve` runs in the worker, what it calls in the cell process or, without one, in the worker
@@ -1465,14 +1500,14 @@ class Relay:
 
 
 def write_file(path: str, text: str) -> None:
-    with open(path, "w") as file:
+    with plain_open(path, "w") as file:
         file.write(text)
 
 
 def memory_pages(field: int) -> int | None:
     """Bytes of address space (field 0) of this process, or of those that are in memory (1); None without /proc."""
     try:
-        with open("/proc/self/statm", "rb") as statm:
+        with plain_open("/proc/self/statm", "rb") as statm:
             return int(statm.read().split()[field]) * mmap.PAGESIZE
     except OSError:
         return None
@@ -1487,7 +1522,7 @@ def memory_in_use() -> int:
 def memory_kills() -> str | None:
     """The kernel's count of out-of-memory kills in this container; None if it is not shown."""
     for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
-        with contextlib.suppress(OSError), open(path) as file:
+        with contextlib.suppress(OSError), plain_open(path) as file:
             return next((line for line in file if line.startswith("oom_kill ")), None)
     return None
 
@@ -2154,7 +2189,8 @@ def start_worker(setup: dict[str, Any], layers: dict[str, bool | str], pipe: Fra
     """In the worker: confine this process, then serve requests."""
     os.chdir(setup["scratch"])
     sys.modules["__main__"] = ModuleType("__main__")
-    confine(dict(setup, readable=readable_paths(setup)), layers)
+    setup["readable"] = readable_paths(setup)
+    confine(setup, layers)
     os.environ.clear()
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(0)
