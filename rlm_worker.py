@@ -51,7 +51,6 @@ TOGETHER_MAX = 64  # tasks whose calls are in flight at once
 NAMES_MAX = 5_000  # variables that are listed
 COMMIT = b"c"  # marks a cell process's last frame; "." the others
 COMMITTED = b"done"  # the checkpoint's last word to the cell process that takes over
-QUEUED_FRAMES_MAX = 4  # frames held back for a cell process that does not read
 SPARE_DESCRIPTORS = 16  # that cells cannot use
 
 
@@ -331,20 +330,14 @@ class FramedPipe:
         while view:
             view = view[os.write(self.writer, view) :]
 
-    def wait(self) -> None:
-        if hasattr(select, "poll"):  # not on Windows, where no signal interrupts a worker
-            poller = select.poll()
-            poller.register(self.reader, select.POLLIN)
-            poller.poll()
 
-
-def wait_for(descriptor: int, seconds: float, writing: bool = False) -> bool:
+def wait_for(descriptor: int, seconds: float | None, writing: bool = False) -> bool:
     if not hasattr(select, "poll"):
         sets = select.select([] if writing else [descriptor], [descriptor] if writing else [], [], seconds)
         return bool(sets[0] or sets[1])
     poller = select.poll()
     poller.register(descriptor, select.POLLOUT if writing else select.POLLIN)
-    return bool(poller.poll(max(0.0, seconds) * 1000))
+    return bool(poller.poll(None if seconds is None else max(0.0, seconds) * 1000))
 
 
 class Output(io.TextIOBase):
@@ -526,9 +519,7 @@ class Calls:
         self.marked = False  # in a cell process a mark before each frame tells the checkpoint what to do with it
         self.numbers = itertools.count(1)
         self.answers: dict[int, dict[str, Any]] = {}
-        self.answered = threading.Condition(threading.Lock())
-        self.reading = False
-        self.sending = threading.Lock()
+        self.sending, self.receiving = threading.Lock(), threading.Lock()
         self.direct: dict[int, str] = {}  # ids of the cells' functions that only call the host, and their names
 
     def begin(self, pipe: FramedPipe, marked: bool) -> None:
@@ -563,35 +554,26 @@ class Calls:
         call = {"op": "call", "name": name, "args": packer.pack(list(args)), "kwargs": packer.pack(kwargs)}
         if self.in_child():
             raise RuntimeError("only the process of the cell can ask the host, not one that it forked: use threads")
-        with self.answered:
-            number = next(self.numbers)
+        number = next(self.numbers)
         self.send(dict(call, call=number))
         return number
 
     def answer(self, number: int) -> dict[str, Any]:
-        with self.answered:
-            while number not in self.answers:
-                if self.reading:
-                    self.answered.wait()
-                else:
+        """Read frames, in whichever thread comes first, until that answer is there."""
+        while number not in self.answers:
+            with self.receiving:
+                if number not in self.answers:
                     self.read()
-            return self.answers.pop(number)
+        return self.answers.pop(number)
 
     def read(self) -> None:
-        """Read one frame and hand it to the thread that waits for it."""
-        self.reading = True
-        self.answered.release()
         try:
-            self.pipe.wait()  # an interrupt is allowed here, not within a frame
+            if hasattr(select, "poll"):  # not on Windows, where no signal interrupts a worker
+                wait_for(self.pipe.reader, None)  # an interrupt is allowed here, not within a frame
             with self.interrupts:
                 message = json.loads(self.pipe.read())
         except EOFError:
-            self.orphaned()
-            message = {}
-        finally:
-            self.answered.acquire()
-            self.reading = False
-            self.answered.notify_all()
+            return self.orphaned()
         if message.get("op") in ("return", "raise") and message.get("id") == self.request:
             self.answers[message["call"]] = message
 
@@ -739,17 +721,17 @@ class Files:
         if set(mode) & set("wax+"):
             own = self.for_writing(path, mode)
         if is_there(own) or set(mode) & set("wax"):
-            return plain_open(own, mode, *options, **more)
+            return plain.open(own, mode, *options, **more)
         if self.mounted:
-            return plain_open(path, mode, *options, **more)
+            return plain.open(path, mode, *options, **more)
         with self.lock:
             self.receive(0)  # left by a process that died
             answer = self.ask("open", path)
             descriptor = self.receive(answer["tag"]) if "tag" in answer else -1
         if descriptor >= 0:
-            return plain_open(path, mode, *options, **dict(more, opener=lambda *_: descriptor))
+            return plain.open(path, mode, *options, **dict(more, opener=lambda *_: descriptor))
         if "path" in answer:
-            return plain_open(answer["path"], mode, *options, **more)
+            return plain.open(answer["path"], mode, *options, **more)
         raw = io.BytesIO(self.rest(path, answer))
         return raw if "b" in mode else io.TextIOWrapper(raw, *options[1:4], **{k: more[k] for k in TEXT if k in more})
 
@@ -786,7 +768,7 @@ class Files:
             if "x" in mode:
                 self.stat(path)
                 raise FileExistsError(17, "File exists", str(path))
-            with self.open(path, "rb") as source, plain_open(own, "wb") as target:
+            with self.open(path, "rb") as source, plain.open(own, "wb") as target:
                 while part := source.read(1 << 20):
                     target.write(part)
         except FileNotFoundError:
@@ -822,16 +804,16 @@ class Files:
             if error.errno not in NOTHING_THERE or not is_there(own):
                 raise
         if is_there(own):
-            with plain_scandir(own) as names:
+            with plain.scandir(own) as names:
                 found.update((entry.name, entry.is_dir(follow_symlinks=False)) for entry in names)
         return dict(sorted(found.items()))
 
-    def stat(self, path: Any, **options: Any) -> os.stat_result:
+    def stat(self, path: Any, **options: Any) -> Any:
         own = self.locate(path)[0]
         if is_there(own):
-            return plain_stat(own, **options)
+            return plain.stat(own, **options)
         if self.mounted:
-            return plain_stat(path, **options)
+            return plain.stat(path, **options)
         try:
             return os.stat_result(self.ask("stat", path)["stat"])
         except PermissionError as error:  # which `exists` would not take for "no"
@@ -846,18 +828,18 @@ class Files:
 
     def install(self) -> None:
         """Route what opens, lists and changes files by name, and with it everything built on that, to these files."""
-        plain = dict(vars(os), open=plain_open, lexists=os.path.lexists)
         routes: dict[str, Callable[..., Any]] = {"open": self.open}
         for name, paths in CHANGES.items():
-            routes[name] = functools.partial(self.change, plain[name], paths)
+            routes[name] = functools.partial(self.change, name, paths)
         if not self.mounted:
             routes["listdir"] = lambda path=".": list(self.entries(path))
             routes.update(stat=self.stat, lexists=self.exists, scandir=lambda path=".": Scan(self, path))
 
         def route(name: str) -> Callable[..., Any]:
             def either(path: Any = ".", *options: Any, **more: Any) -> Any:
+                path = more.pop("file", path)  # as `open` calls it
                 by_name = isinstance(path, (str, os.PathLike)) and more.get("dir_fd") is more.get("opener") is None
-                return (routes if by_name and self.knows(path) else plain)[name](path, *options, **more)
+                return (routes if by_name and self.knows(path) else vars(plain))[name](path, *options, **more)
 
             return functools.partial(either)  # no method where pathlib makes it an attribute of a class
 
@@ -868,10 +850,10 @@ class Files:
         for name in [name for name in sys.modules if name.partition(".")[0] in KEEP_FUNCTIONS]:
             del sys.modules[name]
 
-    def change(self, plain: Callable[..., Any], paths: int, *arguments: Any, **more: Any) -> Any:
+    def change(self, name: str, paths: int, *arguments: Any, **more: Any) -> Any:
         """A function of `os` that changes files, the first so many arguments being their names."""
         own = [self.writable(path) for path in arguments[:paths]]
-        return plain(*own, *arguments[paths:], **more)
+        return getattr(plain, name)(*own, *arguments[paths:], **more)
 
     def knows(self, path: Any) -> bool:
         """Whether a file of this name is the caller's, or the cell's own."""
@@ -909,11 +891,11 @@ def make_folders(path: str) -> None:
     """`os.makedirs`, without mistaking one of the caller's folders for an existing one."""
     if not is_there(path):
         make_folders(os.path.dirname(path) or ".")
-        plain_mkdir(path)
+        plain.mkdir(path)
 
 
 def is_there(path: str) -> bool:
-    return path != "" and plain_lexists(path)
+    return path != "" and plain.lexists(path)
 
 
 def absolute(path: Any) -> str:
@@ -922,13 +904,7 @@ def absolute(path: Any) -> str:
 
 TEXT = ("encoding", "errors", "newline")
 NOTHING_THERE = (1, 2, 20)  # EPERM: no access to any such folder; ENOENT, ENOTDIR
-plain_open, plain_stat, plain_scandir, plain_mkdir, plain_lexists = (
-    io.open,
-    os.stat,
-    os.scandir,
-    os.mkdir,
-    os.path.lexists,
-)
+plain = SimpleNamespace(**dict(vars(os), open=io.open, lexists=os.path.lexists))  # what is not routed
 
 
 def is_inside(path: str, folder: str) -> bool:
@@ -1001,19 +977,17 @@ def pack_texts(texts: list[Any], size: int, overlap: int) -> list[list[str]]:
         for part in [text] if len(text) <= size else split_text(text, size, 0):
             if group and length + 1 + len(part) > size:
                 groups.append(group)
-                group, length = last_texts(group, min(overlap, size - 1 - len(part))) if overlap else ([], -1)
+                group = last_texts(group, min(overlap, size - 1 - len(part))) if overlap else []
+                length = sum(map(len, group)) + len(group) - 1
             group.append(part)
             length += 1 + len(part)
     return [*groups, group] if group else groups
 
 
-def last_texts(group: list[str], room: int) -> tuple[list[str], int]:
-    """The last texts of a group that fit into `room` when joined, and their joined length."""
-    first, length = len(group), -1
-    while first and length + 1 + len(group[first - 1]) <= room:
-        first -= 1
-        length += 1 + len(group[first])
-    return group[first:], length
+def last_texts(group: list[str], room: int) -> list[str]:
+    """The last texts of a group that fit into `room` when joined."""
+    lengths = itertools.accumulate(1 + len(text) for text in reversed(group))
+    return group[len(group) - sum(length - 1 <= room for length in lengths) :]
 
 
 def chunks_function(name: str, usual: int) -> Any:
@@ -1421,7 +1395,7 @@ class Relay:
     def __init__(self, host: FramedPipe, child: FramedPipe, pid: int, sweep: Callable[[], None]):
         self.host, self.child, self.pid, self.sweep = host, child, pid, sweep
         self.committed = self.killed = False
-        self.waiting: collections.deque[memoryview] = collections.deque()
+        self.waiting = bytearray()  # whole frames of the host, on their way to the cell process
         os.set_blocking(child.writer, False)  # a cell that does not read must not block this process
 
     def run(self) -> int:
@@ -1431,7 +1405,7 @@ class Relay:
         poller.register(self.child.reader, select.POLLIN)
         ended = status = 0
         while not ended:
-            poller.register(self.host.reader, select.POLLIN if len(self.waiting) < QUEUED_FRAMES_MAX else 0)
+            poller.register(self.host.reader, select.POLLIN if len(self.waiting) < FRAME_MAX else 0)
             poller.register(self.child.writer, select.POLLOUT if self.waiting else 0)
             ready = dict(poller.poll(200))
             if self.child.reader in ready:
@@ -1464,19 +1438,15 @@ class Relay:
         except EOFError:  # the host has gone
             self.kill()
             os._exit(0)
-        self.waiting.append(memoryview(struct.pack(">I", len(frame)) + frame))
+        self.waiting += struct.pack(">I", len(frame)) + frame
 
     def write_to_child(self) -> None:
         try:
-            sent = os.write(self.child.writer, self.waiting[0])
+            del self.waiting[: os.write(self.child.writer, self.waiting)]
         except BlockingIOError:
-            return
+            pass
         except BrokenPipeError:
             self.waiting.clear()
-            return
-        self.waiting[0] = self.waiting[0][sent:]
-        if not self.waiting[0]:
-            self.waiting.popleft()
 
     def kill(self, *_: Any) -> None:
         """Kill the cell process unless it has committed. Where kill is forbidden, its own SIGUSR1 ends it."""
@@ -1488,8 +1458,7 @@ class Relay:
 
     def wait_status(self) -> int:
         """Wait for a cell process that has closed its end; one that does not end is killed: status 255."""
-        until = time.monotonic() + 0.2
-        while time.monotonic() < until:
+        for _ in range(200):
             ended, status = os.waitpid(self.pid, os.WNOHANG)
             if ended:
                 return status
@@ -1500,14 +1469,14 @@ class Relay:
 
 
 def write_file(path: str, text: str) -> None:
-    with plain_open(path, "w") as file:
+    with plain.open(path, "w") as file:
         file.write(text)
 
 
 def memory_pages(field: int) -> int | None:
     """Bytes of address space (field 0) of this process, or of those that are in memory (1); None without /proc."""
     try:
-        with plain_open("/proc/self/statm", "rb") as statm:
+        with plain.open("/proc/self/statm", "rb") as statm:
             return int(statm.read().split()[field]) * mmap.PAGESIZE
     except OSError:
         return None
@@ -1522,7 +1491,7 @@ def memory_in_use() -> int:
 def memory_kills() -> str | None:
     """The kernel's count of out-of-memory kills in this container; None if it is not shown."""
     for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
-        with contextlib.suppress(OSError), plain_open(path) as file:
+        with contextlib.suppress(OSError), plain.open(path) as file:
             return next((line for line in file if line.startswith("oom_kill ")), None)
     return None
 
@@ -1772,7 +1741,7 @@ def confine(setup: dict[str, Any], layers: dict[str, bool | str]) -> None:
     attempt(layers, "not_dumpable", call_libc, "prctl", 4, 0, 0, 0, 0)
     attempt(layers, "capabilities_dropped", call_libc, "capset", struct.pack("Ii", 0x20080522, 0), bytes(24))
     attempt(layers, "landlock", restrict_files, setup["scratch"], setup["readable"])
-    attempt(layers, "seccomp", lambda: install_filter(session_filter(may_kill(layers))))
+    attempt(layers, "seccomp", lambda: install_filter(build_filter(*machine_numbers(), may_kill(layers))))
     verify_layers(layers)
 
 
@@ -1884,11 +1853,6 @@ def filter_container(network: bool) -> str:
     return install_filter(filter_of(calls, ALLOW, column, architecture))
 
 
-@functools.lru_cache(maxsize=None)
-def session_filter(kill_is_safe: bool) -> Filter:
-    return build_filter(*machine_numbers(), kill_is_safe)
-
-
 def build_filter(column: int, architecture: int, kill_is_safe: bool) -> Filter:
     """An allow-list. Only a plain fork may create processes, and memory is never both writable and executable."""
     checked = {
@@ -1960,8 +1924,6 @@ def zygote_main(channel: int, setup: dict[str, Any]) -> NoReturn:
         zygote = Zygote(host, setup)
         preload(setup)
         load_libc()
-        with contextlib.suppress(OSError):
-            session_filter(True)
     except BaseException as error:
         host.sendall(to_json({"error": f"{type_name(type(error))}: {safe_str(error)[:2000]}"}).encode())
         os._exit(1)
@@ -2003,10 +1965,7 @@ def make_folder(temporary: str) -> tuple[str, int]:
     folder = os.path.join(temporary, f"{PREFIX}{os.getpid()}-{os.urandom(6).hex()}")
     os.makedirs(temporary, exist_ok=True)
     os.mkdir(folder, 0o700)
-    lock = locked(folder)
-    if lock is None:
-        raise OSError(f"{folder!r} cannot be locked")
-    return folder, lock
+    return folder, locked(folder)
 
 
 def sweep_folders(temporary: str) -> None:
@@ -2015,12 +1974,11 @@ def sweep_folders(temporary: str) -> None:
         folder = os.path.join(temporary, name)
         if name.startswith(PREFIX):
             with contextlib.suppress(OSError):  # its process may be another container's: the lock alone tells
-                if (lock := locked(folder)) is not None:
-                    remove_folder(folder, lock)
+                remove_folder(folder, locked(folder))
 
 
-def locked(folder: str) -> int | None:
-    """A descriptor that locks the folder while it is open; None if another process holds the lock."""
+def locked(folder: str) -> int:
+    """A descriptor that locks the folder while it is open; BlockingIOError if another process holds the lock."""
     import fcntl
 
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -2028,7 +1986,7 @@ def locked(folder: str) -> int | None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(lock)
-        return None
+        raise
     return lock
 
 
@@ -2054,7 +2012,7 @@ def plain_main(setup: dict[str, Any]) -> NoReturn:
     else:
         threading.Thread(target=exit_with_parent, args=(os.getppid(),), daemon=True).start()
     preload(setup)
-    start_worker(setup, {}, pipe, own_init=False)
+    start_worker(setup, {}, pipe)
 
 
 def exit_with_parent(parent: int) -> NoReturn:
@@ -2172,7 +2130,7 @@ def start_session(setup: dict[str, Any], descriptors: list[int], pid_writer: int
         os.dup2(files, FILES_FD)
         keep_open(stream, blob, FILES_FD)
         own_init = os.getppid() == 1 and bool(layers.get("pid_namespace"))
-        start_worker(dict(setup, blob=blob), layers, FramedPipe(stream, stream), own_init)
+        start_worker(dict(setup, blob=blob, own_init=own_init), layers, FramedPipe(stream, stream))
     finally:
         os._exit(1)
 
@@ -2185,7 +2143,7 @@ def keep_open(*descriptors: int) -> None:
         first = descriptor + 1
 
 
-def start_worker(setup: dict[str, Any], layers: dict[str, bool | str], pipe: FramedPipe, own_init: bool) -> NoReturn:
+def start_worker(setup: dict[str, Any], layers: dict[str, bool | str], pipe: FramedPipe) -> NoReturn:
     """In the worker: confine this process, then serve requests."""
     os.chdir(setup["scratch"])
     sys.modules["__main__"] = ModuleType("__main__")
@@ -2195,7 +2153,6 @@ def start_worker(setup: dict[str, Any], layers: dict[str, bool | str], pipe: Fra
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(0)
     layers["policy"] = setup["policy"]
-    setup["own_init"] = own_init
     setup["can_kill"] = not setup["confined"] or may_kill(layers)
     Worker(pipe, load_policy().PolicyLanguage(setup) if setup["policy"] else PlainLanguage(), setup).serve(layers)
 
