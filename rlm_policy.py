@@ -18,14 +18,11 @@ import ast
 import builtins
 import collections
 import collections.abc
-import contextlib
-import fnmatch
 import functools
 import importlib
 import io
 import linecache
 import os
-import stat
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -33,9 +30,9 @@ from types import CodeType, FrameType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING or not __package__:
-    from rlm_worker import Files, describe, format_traceback, run_together, type_name
+    from rlm_worker import describe, format_traceback, run_together, type_name
 else:  # vendored into a package
-    from .rlm_worker import Files, describe, format_traceback, run_together, type_name
+    from .rlm_worker import describe, format_traceback, run_together, type_name
 
 
 # --- what is refused, why, and what to write instead ------------------------------------------------------------------
@@ -128,6 +125,7 @@ package: yaml | not installed for cells | read simple lines with line.split(': '
 member: os.system os.popen os.fork os.execv os.spawnv os.kill | no other program can be run | write it in Python
 member: os.open os.fdopen os.read os.write | there are no descriptors here | open files with open(path)
 member: os.chdir | the working folder stays the same | name files from there: 'folder/name.txt'
+member: pathlib.Path.symlink_to os.symlink os.link | links are not made here | write a copy with open
 member: sys.settrace sys._getframe | there is no tracing | print what you want to see
 member: threading.Thread threading.Timer | there is one thread
     | llm_query_batched(prompts) asks in parallel, and concurrent.futures overlaps host calls
@@ -275,7 +273,6 @@ class Session:
         self.globals: dict[str, Any] = {}
         self.allowed: tuple[str, ...] = ()  # packages handed out whole
         self.proxies: dict[str, ModuleProxy] = {}
-        self.files: Any = None
         self.stdout: Any = None
 
 
@@ -390,6 +387,13 @@ def spaces(globals: Any, locals: Any, caller: FrameType) -> tuple[dict[str, Any]
     return space, space if locals is None or isinstance(locals, GlobalVariables) else locals
 
 
+def checked_open(file: Any, *options: Any, **more: Any) -> Any:
+    """`open`, which the worker routes to the files of cells. Descriptors are the worker's own."""
+    if not isinstance(file, (str, os.PathLike)):
+        raise TypeError(f"a file is named by a str or Path here, not {type_name(type(file))!r}")
+    return open(file, *options, **more)
+
+
 def print_help(*topic: Any) -> None:
     """`help` without its pager."""
     about = getattr(topic[0], "__doc__", None) if topic else None
@@ -421,7 +425,7 @@ WHOLE = (  # with their public names
     "__future__ abc argparse array ast base64 binascii bisect bz2 calendar cmath codecs collections collections.abc"
     " configparser contextlib contextvars copy csv dataclasses datetime decimal difflib email email.header"
     " email.message email.utils enum fnmatch fractions functools graphlib gzip hashlib heapq hmac html html.entities"
-    " html.parser ipaddress itertools json json.decoder json.encoder keyword locale logging lzma math"
+    " glob html.parser ipaddress itertools json json.decoder json.encoder keyword locale logging lzma math"
     " numbers operator pprint queue random re reprlib secrets shlex statistics string struct tarfile"
     " textwrap time timeit tomllib traceback typing unicodedata urllib.parse uuid warnings weakref xml.dom.minidom"
     " xml.etree.ElementTree xml.sax.saxutils zipfile zlib zoneinfo"
@@ -433,9 +437,10 @@ PARTIAL = {  # of these the names given
     " isgeneratorfunction isabstract ismodule",
     "io": "StringIO BytesIO TextIOWrapper BufferedReader BufferedIOBase TextIOBase RawIOBase IOBase"
     " UnsupportedOperation SEEK_SET SEEK_CUR SEEK_END DEFAULT_BUFFER_SIZE",
-    "os": "sep linesep extsep curdir pardir pathsep altsep name fspath urandom PathLike strerror error",
+    "os": "sep linesep extsep curdir pardir pathsep altsep name fspath urandom PathLike strerror error"
+    " listdir scandir walk stat mkdir makedirs remove rename replace rmdir unlink",
     "os.path": "join split splitext splitdrive basename dirname normpath isabs commonprefix commonpath relpath sep"
-    " extsep",
+    " extsep exists getmtime getsize isdir isfile islink",
     "pathlib": "PurePath PurePosixPath PureWindowsPath",
     "platform": "python_version python_version_tuple python_implementation system",
     "sys": "version version_info maxsize maxunicode byteorder hexversion float_info int_info hash_info platform"
@@ -448,21 +453,16 @@ PARTIAL = {  # of these the names given
 }
 STUBS: dict[str, Callable[[], dict[str, Any]]] = {  # what is ours in a module, besides or in place of its own names
     "builtins": lambda: {name: value for name, value in session.builtins.items() if not name.startswith("_")},
-    "codecs": lambda: {"open": checked_open},
     "concurrent.futures": lambda: future_members(),
-    "glob": lambda: {"glob": find_files, "iglob": lambda *args, **more: iter(find_files(*args, **more))},
     "io": lambda: {"open": checked_open},
     "os": lambda: os_members(),
-    "os.path": lambda: path_members(),
+    "os.path": lambda: dict.fromkeys(["abspath", "realpath", "expanduser"], os.path.normpath),
     "pathlib": lambda: path_classes(),
     "sys": lambda: {"argv": [""], "path": [], "modules": {}, "executable": "", "stdin": io.StringIO()},
     "threading": lambda: {name: unavailable("member", "threading." + name) for name in ("Thread", "Timer")},
 }
 ALLOWED = frozenset(WHOLE.split())
 KNOWN = {*ALLOWED, *PARTIAL, *STUBS}
-# They open files by name.
-OPENERS = ("bz2", "codecs", "configparser", "gzip", "lzma", "tarfile", "xml.etree.ElementTree", "zipfile")
-
 
 READ_ONLY = " (read-only)"
 STREAMS = ("stdout", "stderr")  # of `sys`, which can be replaced for a while
@@ -532,28 +532,12 @@ def module_members(name: str) -> dict[str, Any]:
             module = importlib.import_module(name)
         except ModuleNotFoundError:  # newer than this Python
             raise no_module(name) from None
-        if name in OPENERS:
-            give_open()
         public = [public for public in vars(module) if not public.startswith("_")]
         names = PARTIAL[name].split() if name in PARTIAL else getattr(module, "__all__", public)
         members = {public: getattr(module, public) for public in names if hasattr(module, public)}
         members = {public: value for public, value in members.items() if type(value) is not ModuleType}
         members["__doc__"] = module.__doc__
     return {**members, **STUBS.get(name, dict)()}
-
-
-def give_open() -> None:
-    """Make library modules that open files by name use the cells' `open`."""
-    for name in ("bz2", "gzip", "lzma"):  # `tarfile` imports them as it needs them
-        importlib.import_module(name)
-    for name in OPENERS:
-        space = vars(sys.modules[name]) if name in sys.modules else {}
-        for real in (builtins, io):
-            if space.get(real.__name__) is real:
-                space[real.__name__] = ModuleType(real.__name__)
-                vars(space[real.__name__]).update(vars(real), open=checked_open)
-        space.update({alias: checked_open for alias in ("bltn_open", "_builtin_open") if alias in space})
-        space.setdefault("open", checked_open)
 
 
 def no_module(name: str) -> ImportError:
@@ -595,196 +579,33 @@ def require_member(name: str, proxy: ModuleProxy, wanted: str) -> None:
             raise ImportError(f"cannot import name {wanted!r}: {missing}", name=name) from None
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def path_text(path: Any) -> str:
-    """A path as a plain string."""
-    if type(path) is int or isinstance(path, (bytes, bool)):
-        raise TypeError(f"a file is named by a str or Path here, not {type_name(type(path))!r}")
-    return str.__str__(os.fspath(path))
-
-
-@contextlib.contextmanager
-def named_as(*paths: str) -> Iterator[None]:
-    """Errors name the path that the cell gave, not its real place."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None or error.filename is None:
-            raise
-        raise type(error)(error.errno, error.strerror, paths[0], None, *paths[1:2]) from None
-
-
-def checked_open(
-    file: Any,
-    mode: str = "r",
-    buffering: int = -1,
-    encoding: str | None = None,
-    errors: str | None = None,
-    newline: str | None = None,
-    *ignored: Any,
-    **more: Any,
-) -> Any:
-    """`open` within the working folder, and for reading in the folders that the caller has given."""
-    mode, path = str.__str__(mode), path_text(file)
-    if "b" not in mode and encoding in (None, "locale"):
-        encoding = "utf-8"
-    with named_as(path):
-        opened = session.files.open(path, mode, buffering, encoding, errors, newline)
-    raw = getattr(opened, "buffer", opened)
-    getattr(raw, "raw", raw).name = path  # and not where the working folder is
-    return opened
-
-
-def stat_of(path: Any) -> os.stat_result:
-    text = path_text(path)
-    with named_as(text):
-        found: os.stat_result = session.files.stat(text)
-    return found
-
-
-def is_kind(test: Callable[[int], bool]) -> Callable[[Any], bool]:
-    def check(path: Any) -> bool:
-        try:
-            return test(stat_of(path).st_mode)
-        except (OSError, ValueError):
-            return False
-
-    return check
-
-
-exists_file, exists_folder, exists = is_kind(stat.S_ISREG), is_kind(stat.S_ISDIR), is_kind(lambda mode: True)
-
-
-def entries_of(folder: str) -> dict[str, bool]:
-    """The names in a folder, the cells' own and the caller's; True for folders."""
-    with named_as(folder):
-        found: dict[str, bool] = session.files.entries(folder)
-    return found
-
-
-def list_folder(path: Any = ".") -> list[str]:
-    return list(entries_of(path_text(path)))
-
-
-def walk_folders(top: Any = ".", *ignored: Any, **more: Any) -> Iterator[tuple[str, list[str], list[str]]]:
-    base = path_text(top)
-    entries = entries_of(base)
-    folders = [name for name, is_folder in entries.items() if is_folder]
-    yield base, folders, [name for name, is_folder in entries.items() if not is_folder]
-    for folder in folders:
-        yield from walk_folders(os.path.join(base, folder))
-
-
-def find_files(pattern: Any, *ignored: Any, **more: Any) -> list[str]:
-    """`glob.glob` over what a cell may read."""
-    text = path_text(pattern)
-    parts = [part for part in text.split("/") if part not in ("", ".")]
-    return sorted(set(matching("/" if text.startswith("/") else "", parts)))
-
-
-def matching(base: str, parts: list[str]) -> Iterator[str]:
-    """The paths below a folder that match a pattern; each part matches one folder, `**` any number."""
-    first, *rest = parts or ["*"]
-    if rest and not set(first) & set("*?["):  # it may be a link, which a listing does not call a folder
-        yield from matching(os.path.join(base, first), rest)
-        return
-    try:
-        entries = entries_of(base or ".")
-    except OSError:
-        return
-    if first == "**":
-        yield from matching(base, rest)
-    for name in entries if first == "**" else fnmatch.filter(entries, first):
-        if name.startswith(".") and not first.startswith("."):
-            continue
-        if entries[name] and (rest or first == "**"):
-            yield from matching(os.path.join(base, name), parts if first == "**" else rest)
-        elif not rest and first != "**":
-            yield os.path.join(base, name)
-
-
-def in_scratch(function: Callable[..., Any], paths: int = 1) -> Callable[..., None]:
-    """A function of `os` that changes files, for the working folder."""
-
-    def change(*args: Any, exist_ok: bool = False, **ignored: Any) -> None:
-        given = [path_text(path) for path in args[:paths]]
-        with named_as(*given):
-            real = [session.files.writable(path) for path in given]
-            function(*real, exist_ok=True) if exist_ok else function(*real)
-
-    change.__name__ = function.__name__
-    return change
-
-
-make_folders, remove_file = in_scratch(os.makedirs), in_scratch(os.remove)
-rename_file = in_scratch(os.replace, paths=2)
-
-
 def path_classes() -> dict[str, Any]:
-    """`pathlib.Path` for what a cell may read and write."""
+    """`pathlib.Path` without the real place of the working folder, and without links."""
     import pathlib
 
-    class Path(pathlib.PurePosixPath):
+    system_path: Any = type(pathlib.Path())
+
+    class Path(system_path):  # type: ignore[misc]
         __slots__ = ()
-
-        def open(self, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-            return checked_open(self, mode, *args, **kwargs)
-
-        def iterdir(self) -> Any:
-            return (self / name for name in list_folder(self))
-
-        def glob(self, pattern: str) -> Any:
-            return (type(self)(path) for path in find_files(os.path.join(path_text(self), pattern)))
-
-        def rglob(self, pattern: str) -> Any:
-            return self.glob("**/" + pattern)
 
         @classmethod
         def cwd(cls) -> Any:
             return cls(".")
 
         def resolve(self, strict: bool = False) -> Any:
-            return type(self)(os.path.normpath(path_text(self)))
+            return type(self)(os.path.normpath(self))
 
-        def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
-            make_folders(self, exist_ok=exist_ok)
-
-        def touch(self, *args: Any, **kwargs: Any) -> None:
-            checked_open(self, "a").close()
-
-        def unlink(self, missing_ok: bool = False) -> None:
-            if not missing_ok or exists(self):
-                remove_file(self)
-
-        def rename(self, target: Any) -> Any:
-            rename_file(self, target)
-            return type(self)(target)
-
-        read_text, write_text = pathlib.Path.read_text, pathlib.Path.write_text  # which use the `open` above
-        read_bytes, write_bytes = pathlib.Path.read_bytes, pathlib.Path.write_bytes
-        exists, is_file, is_dir, stat, rmdir = exists, exists_file, exists_folder, stat_of, in_scratch(os.rmdir)
         absolute = expanduser = resolve
+        symlink_to = hardlink_to = link_to = unavailable("member", "pathlib.Path.symlink_to")
 
     Path.__module__, Path.__qualname__ = "pathlib", "Path"
     return {"Path": Path, "PosixPath": Path}
 
 
-def path_members() -> dict[str, Any]:
-    members: dict[str, Any] = {"exists": exists, "isfile": exists_file, "isdir": exists_folder}
-    members.update(dict.fromkeys(["abspath", "realpath", "expanduser"], os.path.normpath))
-    members.update(getsize=lambda path: stat_of(path).st_size, getmtime=lambda path: stat_of(path).st_mtime)
-    return {**members, "islink": lambda path: False}
-
-
 def os_members() -> dict[str, Any]:
     environment: dict[str, str] = {}
     members: dict[str, Any] = {"path": proxy_of("os.path"), "environ": environment, "getenv": environment.get}
-    members.update(listdir=list_folder, walk=walk_folders, stat=stat_of, getcwd=lambda: ".")
-    members.update(getpid=lambda: 1, cpu_count=lambda: 1, rename=rename_file, replace=rename_file)
-    members.update(mkdir=in_scratch(os.mkdir), makedirs=make_folders, rmdir=in_scratch(os.rmdir))
-    return {**members, "remove": remove_file, "unlink": remove_file}
+    return {**members, "getcwd": lambda: ".", "getpid": lambda: 1, "cpu_count": lambda: 1}
 
 
 # --- concurrent.futures, without threads ------------------------------------------------------------------------------
@@ -852,11 +673,11 @@ class PolicyLanguage:
         sys.stdout = sys.stderr = session.stdout  # whatever an earlier cell has put there
         return policy_compile(source, filename)
 
-    def namespace(self, functions: dict[str, Any], stdout: Any, files: Files) -> dict[str, Any]:
+    def namespace(self, functions: dict[str, Any], stdout: Any) -> dict[str, Any]:
         """The variables that a session starts with. From then on, this process serves that session only."""
         policy_preload(tuple(self.setup["allowed_imports"]))
         main = sys.modules["__main__"] = ModuleType("__main__")
-        session.files, session.globals, session.builtins = files, vars(main), session_builtins()
+        session.globals, session.builtins = vars(main), session_builtins()
         sys.stdout = sys.stderr = session.stdout = stdout
         sys.stdin = io.StringIO()
         vars(main).update(functions, __builtins__=session.builtins)
