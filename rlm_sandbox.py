@@ -197,7 +197,7 @@ class Sandbox(Protocol):
         """Set a variable to plain data."""
 
     def get(self, name: str) -> Any:
-        """A variable's value. KeyError: there is none; TypeError: it is not plain data."""
+        """A variable's value. KeyError if it does not exist, TypeError if it is not plain data."""
 
     def names(self) -> dict[str, tuple[str, int | None, str]]:
         """Each variable's type, length and a short preview."""
@@ -786,7 +786,8 @@ class Run:
             schedule = getattr(function, "schedule", None)
             work = schedule(*args, **kwargs) if schedule else lambda: function(*args, **kwargs)
         except Exception as error:
-            work = raising(error)  # answered from a thread: this one must go on reading, whatever the worker does
+            # Answered from a thread: this one must go on reading, whatever the worker does.
+            work = functools.partial(fail, error)
         except AbortCell as stop:
             self.abort(stop)
             return True
@@ -948,11 +949,8 @@ class Run:
         return Cell(ok=status == "ok", status=status, n=self.number, duration_ms=took, **fields)
 
 
-def raising(error: Exception) -> Callable[[], NoReturn]:
-    def work() -> NoReturn:
-        raise error
-
-    return work
+def fail(error: Exception) -> NoReturn:
+    raise error
 
 
 def short(value: Any, limit: int) -> str:
@@ -1739,7 +1737,7 @@ THREAD_STACK = 8 << 20  # bytes of address space that a thread reserves
 CONNECT_SECONDS = 10.0  # for the daemon to answer at all, to start a container, to stop one
 DAEMON_SECONDS = 60
 STOP_SECONDS = 5.0
-POOL_LINGER = 120.0  # seconds that containers are kept warm after the last was taken
+POOL_LINGER = 120.0  # seconds that containers are kept warm after the last use
 
 
 class DockerChannel(Channel):
@@ -2358,7 +2356,7 @@ def start_warm(key: tuple[Any, ...], start: Callable[[], DockerChannel]) -> None
 
 
 def give_up(key: tuple[Any, ...], channel: DockerChannel) -> None:
-    """Close a container that nobody has taken."""
+    """Close a container that is still unused."""
     with _warm_lock:
         is_unused = channel in _warm.get(key, ())
         if is_unused:
