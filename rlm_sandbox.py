@@ -87,7 +87,6 @@ CALLS_MAX = 10_000  # host calls in one cell, those waiting together, and thread
 WAITING_MAX = 1_000
 THREADS_MAX = 64
 FILE_PART = 3 << 20  # bytes of a file in one answer
-STRAYS_MAX = 1_000  # unexpected frames in one cell
 
 
 class SandboxError(RuntimeError):
@@ -221,7 +220,6 @@ class Channel:
         self.sending = threading.Lock()
         self.buffer = bytearray()
         self.nbytes = 0  # of the frame parsed last
-        self.strays = 0  # unexpected frames in this cell
         stream.setblocking(False)
 
     def send(
@@ -268,18 +266,10 @@ class Channel:
             frame = self.parse()
             if frame is not None and frame["id"] == request:
                 return frame
-            if frame is not None:
-                self.ignore()
-            elif rlm_worker.wait_for(self.fileno(), deadline - time.monotonic()):
+            if frame is None and rlm_worker.wait_for(self.fileno(), deadline - time.monotonic()):
                 self.read()
             if time.monotonic() >= deadline:
                 return None
-
-    def ignore(self) -> None:
-        """Count an unexpected frame. A genuine worker sends hardly any."""
-        self.strays += 1
-        if self.strays > STRAYS_MAX:
-            raise ConnectionLost(f"the sandbox sent over {STRAYS_MAX} unexpected frames")
 
     def read(self) -> None:
         try:
@@ -662,7 +652,6 @@ class Run:
         }
         try:
             try:
-                self.channel.strays = 0
                 with self.channel.cell_memory(self.memory) as memory:
                     self.channel.send(dict(message, memory=memory), timeout=min(START_LIMIT, self.limit + SOFT_GRACE))
                     reply = self.wait()
@@ -707,8 +696,8 @@ class Run:
                 return reply
             elif reply["op"] == "output":
                 self.output(reply.get("text"))
-            elif not (reply["op"] == "call" and self.call(reply, self.channel.nbytes)):
-                self.channel.ignore()
+            elif reply["op"] == "call":
+                self.call(reply, self.channel.nbytes)
             if not self.killed_at and self.channel.is_over_memory():
                 self.kill_for_memory()
             self.escalate()
@@ -764,18 +753,16 @@ class Run:
 
     # - calls from the cell
 
-    def call(self, frame: dict[str, Any], nbytes: int) -> bool:
-        """Start the host function that a frame calls; False if the frame is not a valid call."""
+    def call(self, frame: dict[str, Any], nbytes: int) -> None:
+        """Start the host function that a frame calls. What no genuine worker sends gets no answer."""
         name, key = frame.get("name"), frame.get("call")
         if type(key) is not int or type(name) is not str:
-            return False
+            return
         about_files = name == rlm_worker.FILES_CALL
         answer = functools.partial(self.sandbox._files.answer, self.channel)
         function = answer if about_files else self.function(name)
-        if function is None:
-            return False
-        if self.pending_bytes > PENDING_BYTES_MAX:
-            return True  # the cell is being stopped: it gets no answer
+        if function is None or self.pending_bytes > PENDING_BYTES_MAX:  # beyond it, the cell is being stopped
+            return
         self.calls += not about_files
         try:
             if self.calls > CALLS_MAX:
@@ -790,11 +777,10 @@ class Run:
             work = functools.partial(fail, error)
         except AbortCell as stop:
             self.abort(stop)
-            return True
+            return
         # An answer about files costs the cell's time, unlike a host function.
         clock = contextlib.nullcontext() if about_files else self.working()
         self.dispatch(lambda: self.work(key, work, nbytes, clock), nbytes)
-        return True
 
     def function(self, name: str) -> Any:
         """The host function of that name, or of a namespace: "github.search_issues"."""
