@@ -273,7 +273,6 @@ class Session:
         self.globals: dict[str, Any] = {}
         self.allowed: tuple[str, ...] = ()  # packages handed out whole
         self.proxies: dict[str, ModuleProxy] = {}
-        self.stdout: Any = None
 
 
 session = Session()
@@ -339,9 +338,6 @@ class GlobalVariables(collections.abc.MutableMapping[str, Any]):
 
     def copy(self) -> LocalVariables:
         return LocalVariables({name: session.globals[name] for name in self})
-
-    def keys(self) -> Any:
-        return self.copy().keys()
 
     def __repr__(self) -> str:
         return shown_names(self.copy())
@@ -673,15 +669,13 @@ class PolicyLanguage:
         self.setup = setup
 
     def compile(self, source: str, filename: str) -> tuple[CodeType, CodeType | None]:
-        sys.stdout = sys.stderr = session.stdout  # whatever an earlier cell has put there
         return policy_compile(source, filename)
 
-    def namespace(self, functions: dict[str, Any], stdout: Any) -> dict[str, Any]:
+    def namespace(self, functions: dict[str, Any]) -> dict[str, Any]:
         """The variables that a session starts with. From then on, this process serves that session only."""
         policy_preload(tuple(self.setup["allowed_imports"]))
         main = sys.modules["__main__"] = ModuleType("__main__")
         session.globals, session.builtins = vars(main), session_builtins()
-        sys.stdout = sys.stderr = session.stdout = stdout
         sys.stdin = io.StringIO()
         vars(main).update(functions, __builtins__=session.builtins)
         return vars(main)

@@ -428,7 +428,7 @@ class PlainLanguage:
             tail = compile(ast.Expression(last.value), filename, "eval", dont_inherit=True)
         return compile(tree, filename, "exec", dont_inherit=True), tail
 
-    def namespace(self, functions: dict[str, Any], stdout: Any) -> dict[str, Any]:
+    def namespace(self, functions: dict[str, Any]) -> dict[str, Any]:
         main = ModuleType("__main__")
         sys.modules["__main__"] = main
         vars(main).update(functions, __builtins__=builtins_module, help=print_help)
@@ -1062,8 +1062,7 @@ class Worker:
         self.own = {**{m.__name__: unbound(m) for m in (self.FINAL, self.FINAL_VAR, self.SHOW_VARS)}, "_out": {}}
         Files(self.calls.ask, self.out.write, setup).install()
         random.seed(0)
-        sys.stdout = sys.stderr = self.out
-        self.variables: dict[str, Any] = language.namespace(dict(self.own), self.out)
+        self.variables: dict[str, Any] = language.namespace(dict(self.own))
         self.hidden = set(self.variables)
 
     # - requests: `serve` runs in the worker, what it calls in the cell process or, without one, in the worker
@@ -1152,6 +1151,7 @@ class Worker:
 
     def execute(self, message: dict[str, Any]) -> dict[str, Any]:
         number, began = message["cell"], time.perf_counter()
+        sys.stdout = sys.stderr = self.out  # whatever an earlier cell has put there
         self.out.begin(self.emit if message["stream"] or not self.forked else None)
         self.interrupted = False
         self.bind(message["functions"])
