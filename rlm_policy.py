@@ -594,6 +594,9 @@ def path_classes() -> dict[str, Any]:
         def resolve(self, strict: bool = False) -> Any:
             return type(self)(os.path.normpath(self))
 
+        def touch(self, *options: Any, **more: Any) -> None:
+            open(self, "a").close()
+
         absolute = expanduser = resolve
         symlink_to = hardlink_to = link_to = unavailable("member", "pathlib.Path.symlink_to")
 
