@@ -462,8 +462,6 @@ STUBS: dict[str, Callable[[], dict[str, Any]]] = {  # what is ours in a module, 
 }
 ALLOWED = frozenset(WHOLE.split())
 KNOWN = {*ALLOWED, *PARTIAL, *STUBS}
-# They open files by name.
-
 
 READ_ONLY = " (read-only)"
 STREAMS = ("stdout", "stderr")  # of `sys`, which can be replaced for a while
@@ -584,7 +582,9 @@ def path_classes() -> dict[str, Any]:
     """`pathlib.Path` without the real place of the working folder, and without links."""
     import pathlib
 
-    class Path(pathlib.PosixPath):
+    system_path: Any = type(pathlib.Path())
+
+    class Path(system_path):  # type: ignore[misc]
         __slots__ = ()
 
         @classmethod

@@ -30,6 +30,7 @@ from __future__ import annotations
 import binascii
 import contextlib
 import errno
+import functools
 import io
 import itertools
 import json
@@ -46,7 +47,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 if TYPE_CHECKING or not __package__:
     import rlm_worker
@@ -65,6 +66,7 @@ __all__ = [
     "LocalSandbox",
     "Namespace",
     "Packer",
+    "Sandbox",
     "SandboxError",
     "capabilities",
     "encoded",
@@ -119,82 +121,6 @@ class Cell:
     restored: bool = False
     n: int = 0
     stdout_chars: int = 0
-
-
-class Channel:
-    """A worker's byte stream and the means to stop it: what differs between a child process and a container.
-
-    `stream` is a connected socket, or looks like one.
-    """
-
-    def __init__(self, stream: Any):
-        self.stream = stream
-        self.process_of_host = os.getpid()
-        stream.setblocking(False)
-
-    def inherited(self) -> bool:
-        """Whether this process is a fork of the one that opened the channel, which still uses it."""
-        return os.getpid() != self.process_of_host
-
-    def fileno(self) -> int:
-        return int(self.stream.fileno())
-
-    def receive(self) -> bytes:
-        """Bytes, once `fileno` is readable; b"" at the end. BlockingIOError: nothing yet."""
-        return bytes(self.stream.recv(1 << 18))
-
-    def send(self, data: memoryview) -> int:
-        """Send some of the bytes without waiting; 0 if there is no room now."""
-        try:
-            return int(self.stream.send(data))
-        except BlockingIOError:
-            return 0
-
-    def put(self, pieces: Iterable[bytes]) -> int | None:
-        """Put a value into shared memory and return its size; None: it must follow in frames."""
-        return None
-
-    def hand_over(self, descriptor: int, path: str, start: int) -> dict[str, Any]:
-        """Pass an open file to the worker: by default its bytes from `start` on, as many as an answer carries."""
-        return {"data": os.pread(descriptor, FILE_PART, start)}
-
-    def signal(self, name: str) -> None:
-        """Send a signal to the session."""
-        raise NotImplementedError
-
-    def interrupt(self) -> None:
-        self.signal("SIGINT")
-
-    def kill_cell(self) -> None:
-        """The checkpoint kills the cell process and goes on with the variables of before."""
-        self.signal("SIGUSR1")
-
-    def settle(self) -> None:
-        """Wait until no signal of an earlier cell is on its way."""
-
-    def make_room(self, name: str, nbytes: int) -> None:
-        """Allow that much memory for everything that `set` has sent, the variable that comes next included."""
-
-    @contextlib.contextmanager
-    def cell_memory(self, memory: int | None) -> Iterator[int | None]:
-        """Apply a cell's memory limit while it runs; yields the limit that the worker has to apply itself."""
-        yield memory
-
-    def is_over_memory(self) -> bool:
-        """Whether the session's processes together use more memory than allowed."""
-        return False
-
-    def kill(self) -> None:
-        """End everything of this session now. May be called from any thread, at any time, more than once."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Release the channel's resources, after `kill`."""
-        raise NotImplementedError
-
-    def abandon(self) -> None:
-        """Like `close`, without waiting."""
-        self.close()
 
 
 NBYTES_MAX = rlm_worker.VALUE_MAX + (3 << 20)  # of a frame: a value, and what is shown of the cell beside it
@@ -254,15 +180,49 @@ def parse_integer(digits: str) -> int:
 from_json = json.JSONDecoder(parse_constant=refuse_constant, parse_int=parse_integer).decode
 
 
-class Frames:
-    """Frames to and from one worker. Whatever arrives is checked before anything else sees it."""
+class Sandbox(Protocol):
+    """A REPL that keeps its variables: what `environment=` takes, and `LocalSandbox` and `DockerSandbox` are."""
 
-    def __init__(self, channel: Channel):
-        self.channel = channel
+    def execute(
+        self,
+        code: str,
+        *,
+        timeout: float | None = None,
+        functions: dict[str, Callable[..., Any]] | None = None,
+        on_output: Callable[[str], None] | None = None,
+    ) -> Cell:
+        """Run a cell, in which the functions can be called by their names."""
+
+    def set(self, name: str, value: Any) -> None:
+        """Set a variable to plain data."""
+
+    def get(self, name: str) -> Any:
+        """A variable's value. KeyError: there is none; TypeError: it is not plain data."""
+
+    def names(self) -> dict[str, tuple[str, int | None, str]]:
+        """Each variable's type, length and a short preview."""
+
+    def reset(self) -> None:
+        """Remove all variables."""
+
+    def close(self) -> None:
+        """End the REPL."""
+
+
+class Channel:
+    """Frames to and from one worker, and the means to stop it. `stream` is a connected socket, or looks like one.
+
+    Whatever arrives is checked before anything else sees it.
+    """
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+        self.process_of_host = os.getpid()
         self.sending = threading.Lock()
         self.buffer = bytearray()
         self.nbytes = 0  # of the frame parsed last
         self.strays = 0  # unexpected frames in this cell
+        stream.setblocking(False)
 
     def send(
         self,
@@ -292,14 +252,14 @@ class Frames:
         deadline = time.monotonic() + timeout
         while view:
             try:
-                sent = self.channel.send(view)
+                sent = self.send_bytes(view)
             except OSError as error:
                 raise ConnectionLost("the sandbox's process has ended") from error
             view = view[sent:]
             if view and time.monotonic() > deadline:
                 raise ConnectionLost("the sandbox does not take what it is sent")
             if not sent:
-                rlm_worker.wait_for(self.channel.fileno(), 0.2, writing=True)
+                rlm_worker.wait_for(self.fileno(), 0.2, writing=True)
 
     def receive(self, seconds: float, request: int = 0) -> dict[str, Any] | None:
         """The next frame of this request, or None after that time, however much else arrives."""
@@ -310,7 +270,7 @@ class Frames:
                 return frame
             if frame is not None:
                 self.ignore()
-            elif rlm_worker.wait_for(self.channel.fileno(), deadline - time.monotonic()):
+            elif rlm_worker.wait_for(self.fileno(), deadline - time.monotonic()):
                 self.read()
             if time.monotonic() >= deadline:
                 return None
@@ -323,7 +283,7 @@ class Frames:
 
     def read(self) -> None:
         try:
-            data = self.channel.receive()
+            data = self.receive_bytes()
         except BlockingIOError:
             return
         except OSError as error:
@@ -351,8 +311,74 @@ class Frames:
             raise ConnectionLost("the sandbox sent a frame without a form")
         return message
 
+    # - what differs between a child process and a container
 
-class Sandbox:
+    def inherited(self) -> bool:
+        """Whether this process is a fork of the one that opened the channel, which still uses it."""
+        return os.getpid() != self.process_of_host
+
+    def fileno(self) -> int:
+        return int(self.stream.fileno())
+
+    def receive_bytes(self) -> bytes:
+        """Bytes, once `fileno` is readable; b"" at the end. BlockingIOError: nothing yet."""
+        return bytes(self.stream.recv(1 << 18))
+
+    def send_bytes(self, data: memoryview) -> int:
+        """Send some of the bytes without waiting; 0 if there is no room now."""
+        try:
+            return int(self.stream.send(data))
+        except BlockingIOError:
+            return 0
+
+    def put(self, pieces: Iterable[bytes]) -> int | None:
+        """Put a value into shared memory and return its size; None: it must follow in frames."""
+        return None
+
+    def hand_over(self, descriptor: int, path: str, start: int) -> dict[str, Any]:
+        """Pass an open file to the worker: by default its bytes from `start` on, as many as an answer carries."""
+        return {"data": os.pread(descriptor, FILE_PART, start)}
+
+    def signal(self, name: str) -> None:
+        """Send a signal to the session."""
+        raise NotImplementedError
+
+    def interrupt(self) -> None:
+        self.signal("SIGINT")
+
+    def kill_cell(self) -> None:
+        """The checkpoint kills the cell process and goes on with the variables of before."""
+        self.signal("SIGUSR1")
+
+    def settle(self) -> None:
+        """Wait until no signal of an earlier cell is on its way."""
+
+    def make_room(self, name: str, nbytes: int) -> None:
+        """Allow that much memory for everything that `set` has sent, the variable that comes next included."""
+
+    @contextlib.contextmanager
+    def cell_memory(self, memory: int | None) -> Iterator[int | None]:
+        """Apply a cell's memory limit while it runs; yields the limit that the worker has to apply itself."""
+        yield memory
+
+    def is_over_memory(self) -> bool:
+        """Whether the session's processes together use more memory than allowed."""
+        return False
+
+    def kill(self) -> None:
+        """End everything of this session now. May be called from any thread, at any time, more than once."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Release the channel's resources, after `kill`."""
+        raise NotImplementedError
+
+    def abandon(self) -> None:
+        """Like `close`, without waiting."""
+        self.close()
+
+
+class BaseSandbox(Sandbox):
     """What both environments share: requests, cells, host calls, the clock, and the steps that stop a cell."""
 
     def __init__(self, *, cell_timeout: float, output_limit: int, folders: Iterable[str] = ()):
@@ -361,7 +387,7 @@ class Sandbox:
         self.output_limit = output_limit
         self.layers: dict[str, bool | str] = {}
         self._lock = threading.RLock()
-        self._frames: Frames | None = None
+        self._channel: Channel | None = None
         self._given: dict[str, Any] = {}
         self._nbytes: dict[str, int] = {}  # what each of them takes in the worker
         self._requests = 0
@@ -381,14 +407,14 @@ class Sandbox:
 
     # - what callers use
 
-    def __enter__(self) -> Sandbox:
+    def __enter__(self) -> BaseSandbox:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_frames", None) is not None and not sys.is_finalizing():
+        if getattr(self, "_channel", None) is not None and not sys.is_finalizing():
             self.close()
 
     def execute(
@@ -435,7 +461,6 @@ class Sandbox:
             self._given[name] = value
 
     def get(self, name: str) -> Any:
-        """A variable's value. KeyError: there is none; TypeError: it is not plain data."""
         with self._lock:
             self._started()
             reply = self._request({"op": "get", "name": name})
@@ -445,7 +470,6 @@ class Sandbox:
             raise SandboxError("the sandbox's answer cannot be read") from None
 
     def names(self) -> dict[str, tuple[str, int | None, str]]:
-        """Each variable's type, length and a short preview."""
         with self._lock:
             self._started()
             found = self._request({"op": "names"}).get("value")
@@ -471,9 +495,9 @@ class Sandbox:
 
     def kill(self) -> None:
         """End the worker and all it started at once, from any thread; the next request starts a fresh one."""
-        frames = self._frames
-        if frames is not None:
-            frames.channel.kill()
+        channel = self._channel
+        if channel is not None:
+            channel.kill()
 
     def close(self) -> None:
         self._closed = True
@@ -483,26 +507,26 @@ class Sandbox:
 
     # - the worker's life
 
-    def _started(self) -> Frames:
+    def _started(self) -> Channel:
         if self._closed:
             raise SandboxError("the sandbox is closed")
-        if self._frames is not None and self._frames.channel.inherited():
+        if self._channel is not None and self._channel.inherited():
             self._drop()
-        if self._frames is None:
-            self._frames = Frames(self._open())
+        if self._channel is None:
+            self._channel = self._open()
             try:
-                self._hello(self._frames)
+                self._hello(self._channel)
                 for name, value in self._given.items():
                     self._send_blob(name, *rlm_worker.to_blob(value))
             except BaseException:
                 self._drop()  # a worker that lacks what the host has set is not to be found later
                 raise
-        self._frames.channel.settle()
-        return self._frames
+        self._channel.settle()
+        return self._channel
 
-    def _hello(self, frames: Frames) -> None:
+    def _hello(self, channel: Channel) -> None:
         try:
-            hello = frames.receive(START_LIMIT)
+            hello = channel.receive(START_LIMIT)
         except ConnectionLost as error:
             raise SandboxError(f"the sandbox did not start: {error}") from None
         if hello is None or hello["op"] != "hello":
@@ -510,21 +534,21 @@ class Sandbox:
         self.layers = {str(key): value for key, value in hello.get("layers", {}).items()}
 
     def _drop(self, *, hurry: bool = False) -> None:
-        frames, self._frames = self._frames, None
-        if frames is not None:
-            frames.channel.kill()
-            frames.channel.abandon() if hurry else frames.channel.close()
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.kill()
+            channel.abandon() if hurry else channel.close()
 
     # - requests other than cells
 
     def _request(self, message: dict[str, Any], pieces: Iterable[bytes] = ()) -> dict[str, Any]:
-        frames = self._started()
+        channel = self._started()
         self._requests += 1
         request = self._requests
         try:
-            frames.send(dict(message, id=request), pieces, timeout=START_LIMIT)
+            channel.send(dict(message, id=request), pieces, timeout=START_LIMIT)
             deadline = time.monotonic() + START_LIMIT * (10 if message["op"] == "set" else 1)
-            reply = frames.receive(max(0.0, deadline - time.monotonic()), request)
+            reply = channel.receive(max(0.0, deadline - time.monotonic()), request)
             if reply is None:
                 raise ConnectionLost("no answer from the sandbox")
         except BaseException as error:
@@ -540,15 +564,15 @@ class Sandbox:
         raise kinds.get(short(reply.get("type"), 200), SandboxError)(short(reply.get("message"), 2000))
 
     def _send_blob(self, name: str, header: dict[str, Any], pieces: Iterator[bytes]) -> None:
-        frames = self._started()
+        channel = self._started()
         nbytes = {**self._nbytes, name: header["nbytes"]}
-        frames.channel.make_room(name, sum(nbytes.values()))
-        size = frames.channel.put(pieces)
+        channel.make_room(name, sum(nbytes.values()))
+        size = channel.put(pieces)
         try:
             rest = itertools.chain(pieces, [b""]) if size is None else ()
             self._request({"op": "set", "name": name, "size": size, **header, "given": sum(nbytes.values())}, rest)
         finally:
-            frames.channel.put(())
+            channel.put(())
         self._nbytes = nbytes
 
 
@@ -596,7 +620,7 @@ class Run:
 
     def __init__(
         self,
-        sandbox: Sandbox,
+        sandbox: BaseSandbox,
         number: int,
         limit: float,
         functions: dict[str, Callable[..., Any]],
@@ -606,7 +630,7 @@ class Run:
     ):
         self.sandbox, self.number, self.limit, self.memory, self.deadline = sandbox, number, limit, memory, deadline
         self.functions, self.on_output = functions, on_output
-        self.frames = sandbox._started()
+        self.channel = sandbox._started()
         sandbox._requests += 1
         self.request = sandbox._requests
         self.began = time.monotonic()
@@ -638,9 +662,9 @@ class Run:
         }
         try:
             try:
-                self.frames.strays = 0
-                with self.frames.channel.cell_memory(self.memory) as memory:
-                    self.frames.send(dict(message, memory=memory), timeout=min(START_LIMIT, self.limit + SOFT_GRACE))
+                self.channel.strays = 0
+                with self.channel.cell_memory(self.memory) as memory:
+                    self.channel.send(dict(message, memory=memory), timeout=min(START_LIMIT, self.limit + SOFT_GRACE))
                     reply = self.wait()
             except ConnectionLost as error:
                 reply = {"op": "lost", "reason": str(error)}
@@ -676,16 +700,16 @@ class Run:
                     self.drained.wait(timeout)
                 self.escalate()
                 continue
-            reply = self.frames.receive(timeout, self.request)
+            reply = self.channel.receive(timeout, self.request)
             if reply is None:
                 pass
             elif reply["op"] in ("result", "died", "failed"):
                 return reply
             elif reply["op"] == "output":
                 self.output(reply.get("text"))
-            elif not (reply["op"] == "call" and self.call(reply, self.frames.nbytes)):
-                self.frames.ignore()
-            if not self.killed_at and self.frames.channel.is_over_memory():
+            elif not (reply["op"] == "call" and self.call(reply, self.channel.nbytes)):
+                self.channel.ignore()
+            if not self.killed_at and self.channel.is_over_memory():
                 self.kill_for_memory()
             self.escalate()
 
@@ -704,7 +728,7 @@ class Run:
             self.stop_reason, self.grace = "memory", 0.0
             self.interrupted_at = time.monotonic()
             self.killed_at = self.interrupted_at + 1.0  # freeing so much memory takes time
-        self.frames.channel.kill_cell()
+        self.channel.kill_cell()
 
     def escalate(self) -> None:
         """Take the next step if it is due: interrupt the cell, kill its process, kill the session."""
@@ -715,7 +739,7 @@ class Run:
                 self.stop_softly()
         elif not self.killed_at:
             if now >= self.interrupted_at + self.grace:
-                self.frames.channel.kill_cell()
+                self.channel.kill_cell()
                 self.killed_at = time.monotonic()
         elif now >= self.killed_at + HARD_GRACE:
             raise ConnectionLost("it could not be stopped otherwise")
@@ -726,7 +750,7 @@ class Run:
                 return
             self.interrupted_at, self.grace = time.monotonic(), grace
             self.stop_reason = self.stop_reason or "interrupt"
-        self.frames.channel.interrupt()
+        self.channel.interrupt()
 
     def output(self, text: Any) -> None:
         if type(text) is not str or self.stream_room <= 0:
@@ -746,7 +770,8 @@ class Run:
         if type(key) is not int or type(name) is not str:
             return False
         about_files = name == rlm_worker.FILES_CALL
-        function = self.answer_about_files if about_files else self.function(name)
+        answer = functools.partial(self.sandbox._files.answer, self.channel)
+        function = answer if about_files else self.function(name)
         if function is None:
             return False
         if self.pending_bytes > PENDING_BYTES_MAX:
@@ -765,6 +790,7 @@ class Run:
         except AbortCell as stop:
             self.abort(stop)
             return True
+        # An answer about files costs the cell's time, unlike a host function.
         clock = contextlib.nullcontext() if about_files else self.working()
         self.dispatch(lambda: self.work(key, work, nbytes, clock), nbytes)
         return True
@@ -777,10 +803,6 @@ class Run:
         if is_namespace != bool(member):
             return None
         return function._members.get(member) if is_namespace else function
-
-    def answer_about_files(self, *question: Any) -> dict[str, Any]:
-        """Answer a question about files. It costs the cell's time, unlike a host function."""
-        return self.sandbox._files.answer(self.frames.channel, *question)
 
     def dispatch(self, job: Callable[[], None], nbytes: int) -> None:
         """Run a host function in a thread, or queue it."""
@@ -844,7 +866,7 @@ class Run:
 
     def reply(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(ConnectionLost):
-            self.frames.send(dict(message, id=self.request), valid=lambda: not self.finished)
+            self.channel.send(dict(message, id=self.request), valid=lambda: not self.finished)
 
     def abort(self, stop: BaseException) -> None:
         """A host function raised AbortCell: stop the cell."""
@@ -1175,14 +1197,10 @@ class Files:
             below = real[len(self.root_of(real) or "") :].split(os.sep)
             with readable(descriptor, real) as source, os.scandir(source) as entries:
                 harmless = (entry for entry in entries if not may_hold_secrets([*below, entry.name]))
-                return {entry.name: is_folder(entry) for entry in itertools.islice(harmless, NAMES_MAX + 1)}
-
-
-def is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir(follow_symlinks=False)
-    except OSError:  # it may be gone
-        return False
+                return {
+                    entry.name: entry.is_dir(follow_symlinks=False)
+                    for entry in itertools.islice(harmless, NAMES_MAX + 1)
+                }
 
 
 def target_of(descriptor: int, path: str) -> str:
@@ -1380,7 +1398,7 @@ class PlainChannel(Channel):
     def hand_over(self, descriptor: int, path: str, start: int) -> dict[str, Any]:
         return {"path": path}  # nothing confines it
 
-    def send(self, data: memoryview) -> int:
+    def send_bytes(self, data: memoryview) -> int:
         return os.write(self.process.stdin.fileno(), data[: 1 << 16])
 
     def signal(self, name: str) -> None:
@@ -1620,7 +1638,7 @@ FORKS_SESSIONS = sys.platform == "linux"
 FULL_LEVEL = ("landlock", "seccomp", "network_namespace", "no_new_privs", "rlimits")
 
 
-class LocalSandbox(Sandbox):
+class LocalSandbox(BaseSandbox):
     """A REPL in a confined child process. `require="full"` refuses to start unless every layer holds."""
 
     def __init__(
@@ -1654,9 +1672,9 @@ class LocalSandbox(Sandbox):
         with self._lock:
             self._started()
 
-    def _hello(self, frames: Frames) -> None:
-        super()._hello(frames)
-        if isinstance(frames.channel, LocalChannel):
+    def _hello(self, channel: Channel) -> None:
+        super()._hello(channel)
+        if isinstance(channel, LocalChannel):
             self.layers["memory_counted"] = True
         self._check_level()
 
@@ -1738,7 +1756,7 @@ class DockerChannel(Channel):
         self.mounted = False
         self.delivering: list[threading.Thread] = []  # signals on their way
 
-    def receive(self) -> bytes:
+    def receive_bytes(self) -> bytes:
         data = bytes(self.stream.recv(1 << 18))
         self.arrived += data
         output = self.output()
@@ -2042,7 +2060,7 @@ REFUSALS = (
 )  # fmt: skip
 
 
-class DockerSandbox(Sandbox):
+class DockerSandbox(BaseSandbox):
     """A REPL in a hardened container that is kept for the sandbox's life, driven over its attached streams.
 
     `workspace` is mounted read-only at /workspace (a local daemon only), what may hold credentials in it hidden.
@@ -2104,10 +2122,9 @@ class DockerSandbox(Sandbox):
         limits = (self.image, self.cpus, self.memory, self.network_disabled, self.runtime)
         return (os.getpid(), id(self.engine), *limits, self.workspace, self.output_limit)
 
-    def _hello(self, frames: Frames) -> None:
-        channel = frames.channel
+    def _hello(self, channel: Channel) -> None:
         try:
-            super()._hello(frames)
+            super()._hello(channel)
         except SandboxError as error:
             lines = bytes(getattr(channel, "complaint", b"")).decode("utf-8", "replace").strip().splitlines()
             raise SandboxError(

@@ -683,8 +683,8 @@ class Files:
 
     The host decides, and hands over a descriptor, a name to open here, or the bytes. `home` is the folder that relative
     names belong to; what cannot be written there is written to the same name in the scratch folder. Where `home` is
-    `mounted`, the files in it are here already. The kernel decides on files in `readable`: Python's own and, where there
-    is no policy, all but those in `home` and in the `workspace` folders.
+    `mounted`, the files in it are here already. The kernel decides on files in `readable`: Python's own and, without a
+    policy, all but those in `home` and in the `workspace` folders.
     """
 
     def __init__(self, ask: Callable[..., Any], write_note: Callable[[str], Any], setup: dict[str, Any]):

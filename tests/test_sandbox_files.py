@@ -12,20 +12,20 @@ import pytest
 from conftest import need
 
 import rlm_sandbox
-from rlm_sandbox import Cell, DockerSandbox, Files, LocalSandbox, Sandbox
+from rlm_sandbox import BaseSandbox, Cell, DockerSandbox, Files, LocalSandbox
 from rlm_worker import WRITTEN
 
 LINUX = sys.platform == "linux"
 SECRET = "CANARY-77aa"
-Make = Callable[[Path], Sandbox]
+Make = Callable[[Path], BaseSandbox]
 
 
 @pytest.fixture(params=["policy", "bare", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("docker", "sent"))])
 def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     """A sandbox over a folder: with the policy, without it, and containers with the folder mounted and without."""
-    made: list[Sandbox] = []
+    made: list[BaseSandbox] = []
 
-    def factory(folder: Path) -> Sandbox:
+    def factory(folder: Path) -> BaseSandbox:
         folder.chmod(0o755)  # in a container another user reads it if this one is root
         layers = ("policy", "confinement") if request.param == "policy" else ("confinement",)
         if request.param in ("policy", "bare"):
