@@ -273,7 +273,6 @@ class Session:
         self.globals: dict[str, Any] = {}
         self.allowed: tuple[str, ...] = ()  # packages handed out whole
         self.proxies: dict[str, ModuleProxy] = {}
-        self.stdout: Any = None
 
 
 session = Session()
@@ -595,6 +594,9 @@ def path_classes() -> dict[str, Any]:
         def resolve(self, strict: bool = False) -> Any:
             return type(self)(os.path.normpath(self))
 
+        def touch(self, *options: Any, **more: Any) -> None:
+            open(self, "a").close()
+
         absolute = expanduser = resolve
         symlink_to = hardlink_to = link_to = unavailable("member", "pathlib.Path.symlink_to")
 
@@ -670,15 +672,13 @@ class PolicyLanguage:
         self.setup = setup
 
     def compile(self, source: str, filename: str) -> tuple[CodeType, CodeType | None]:
-        sys.stdout = sys.stderr = session.stdout  # whatever an earlier cell has put there
         return policy_compile(source, filename)
 
-    def namespace(self, functions: dict[str, Any], stdout: Any) -> dict[str, Any]:
+    def namespace(self, functions: dict[str, Any]) -> dict[str, Any]:
         """The variables that a session starts with. From then on, this process serves that session only."""
         policy_preload(tuple(self.setup["allowed_imports"]))
         main = sys.modules["__main__"] = ModuleType("__main__")
         session.globals, session.builtins = vars(main), session_builtins()
-        sys.stdout = sys.stderr = session.stdout = stdout
         sys.stdin = io.StringIO()
         vars(main).update(functions, __builtins__=session.builtins)
         return vars(main)

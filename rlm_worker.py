@@ -51,6 +51,7 @@ TOGETHER_MAX = 64  # tasks whose calls are in flight at once
 NAMES_MAX = 5_000  # variables that are listed
 COMMIT = b"c"  # marks a cell process's last frame; "." the others
 COMMITTED = b"done"  # the checkpoint's last word to the cell process that takes over
+QUEUED_FRAMES_MAX = 4  # frames held back for a cell process that does not read
 SPARE_DESCRIPTORS = 16  # that cells cannot use
 
 
@@ -428,7 +429,7 @@ class PlainLanguage:
             tail = compile(ast.Expression(last.value), filename, "eval", dont_inherit=True)
         return compile(tree, filename, "exec", dont_inherit=True), tail
 
-    def namespace(self, functions: dict[str, Any], stdout: Any) -> dict[str, Any]:
+    def namespace(self, functions: dict[str, Any]) -> dict[str, Any]:
         main = ModuleType("__main__")
         sys.modules["__main__"] = main
         vars(main).update(functions, __builtins__=builtins_module, help=print_help)
@@ -682,14 +683,16 @@ class Files:
 
     The host decides, and hands over a descriptor, a name to open here, or the bytes. `home` is the folder that relative
     names belong to; what cannot be written there is written to the same name in the scratch folder. Where `home` is
-    `mounted`, the files in it are here already. Files in the `readable` folders are never the caller's.
+    `mounted`, the files in it are here already. The kernel decides on files in `readable`: Python's own and, without a
+    policy, all but those in `home` and in the `workspace` folders.
     """
 
     def __init__(self, ask: Callable[..., Any], write_note: Callable[[str], Any], setup: dict[str, Any]):
         self.ask_host, self.write_note = ask, write_note
         self.scratch = os.path.realpath(setup["scratch"])
         self.home: str = setup.get("home", self.scratch)
-        self.readable: Sequence[str] = setup.get("readable", [os.sep])
+        self.folders = [self.home, *setup.get("workspace", ())]
+        self.readable: list[str] = setup["readable"] if setup.get("policy") else [os.sep]
         self.mounted: bool = setup.get("mounted", False)
         self.channel: Any = None
         if setup.get("descriptors"):
@@ -860,7 +863,8 @@ class Files:
         if self.mounted and os.path.isabs(path):
             return False
         full = absolute(path)
-        return is_inside(full, self.home) or not any(is_inside(full, folder) for folder in self.readable)
+        known = any(is_inside(full, folder) for folder in self.folders)
+        return known or not any(is_inside(full, folder) for folder in self.readable)
 
 
 CHANGES = {"mkdir": 1, "rmdir": 1, "remove": 1, "unlink": 1, "rename": 2, "replace": 2}
@@ -1062,8 +1066,7 @@ class Worker:
         self.own = {**{m.__name__: unbound(m) for m in (self.FINAL, self.FINAL_VAR, self.SHOW_VARS)}, "_out": {}}
         Files(self.calls.ask, self.out.write, setup).install()
         random.seed(0)
-        sys.stdout = sys.stderr = self.out
-        self.variables: dict[str, Any] = language.namespace(dict(self.own), self.out)
+        self.variables: dict[str, Any] = language.namespace(dict(self.own))
         self.hidden = set(self.variables)
 
     # - requests: `serve` runs in the worker, what it calls in the cell process or, without one, in the worker
@@ -1152,6 +1155,7 @@ class Worker:
 
     def execute(self, message: dict[str, Any]) -> dict[str, Any]:
         number, began = message["cell"], time.perf_counter()
+        sys.stdout = sys.stderr = self.out  # whatever an earlier cell has put there
         self.out.begin(self.emit if message["stream"] or not self.forked else None)
         self.interrupted = False
         self.bind(message["functions"])
@@ -1395,7 +1399,7 @@ class Relay:
     def __init__(self, host: FramedPipe, child: FramedPipe, pid: int, sweep: Callable[[], None]):
         self.host, self.child, self.pid, self.sweep = host, child, pid, sweep
         self.committed = self.killed = False
-        self.waiting = bytearray()  # whole frames of the host, on their way to the cell process
+        self.waiting: collections.deque[memoryview] = collections.deque()
         os.set_blocking(child.writer, False)  # a cell that does not read must not block this process
 
     def run(self) -> int:
@@ -1405,7 +1409,7 @@ class Relay:
         poller.register(self.child.reader, select.POLLIN)
         ended = status = 0
         while not ended:
-            poller.register(self.host.reader, select.POLLIN if len(self.waiting) < FRAME_MAX else 0)
+            poller.register(self.host.reader, select.POLLIN if len(self.waiting) < QUEUED_FRAMES_MAX else 0)
             poller.register(self.child.writer, select.POLLOUT if self.waiting else 0)
             ready = dict(poller.poll(200))
             if self.child.reader in ready:
@@ -1438,15 +1442,17 @@ class Relay:
         except EOFError:  # the host has gone
             self.kill()
             os._exit(0)
-        self.waiting += struct.pack(">I", len(frame)) + frame
+        self.waiting.append(memoryview(struct.pack(">I", len(frame)) + frame))
 
     def write_to_child(self) -> None:
         try:
-            del self.waiting[: os.write(self.child.writer, self.waiting)]
+            self.waiting[0] = self.waiting[0][os.write(self.child.writer, self.waiting[0]) :]
         except BlockingIOError:
-            pass
+            return
         except BrokenPipeError:
             self.waiting.clear()
+        if self.waiting and not self.waiting[0]:
+            self.waiting.popleft()
 
     def kill(self, *_: Any) -> None:
         """Kill the cell process unless it has committed. Where kill is forbidden, its own SIGUSR1 ends it."""

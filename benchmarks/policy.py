@@ -65,8 +65,8 @@ def ratio(code: str, space: dict[str, object]) -> float:
 
 
 def main() -> None:
-    shown, out = sys.stdout, io.StringIO()
-    space = rlm_policy.PolicyLanguage({"allowed_imports": ()}).namespace({"N": COUNT}, out)
+    shown, sys.stdout = sys.stdout, io.StringIO()
+    space = rlm_policy.PolicyLanguage({"allowed_imports": ()}).namespace({"N": COUNT})
     print(f"Python {sys.version.split()[0]}, load {os.getloadavg()[0]:.1f}", file=shown)
     for name, (bar, code) in CASES.items():
         figure = ratio(code, space)

@@ -110,6 +110,24 @@ def test_folders_can_be_looked_through(make: Make, folder: Path) -> None:
     ], cell.error
 
 
+def test_library_code_that_opens_by_name_finds_the_callers_files(make: Make, folder: Path) -> None:
+    (folder / "s.ini").write_text("[a]\nb = 1\n")
+    box = make(folder)
+    code = "import configparser\nfrom pathlib import Path\nc = configparser.ConfigParser()\nc.read('s.ini')\n"
+    code += "c['a']['b'], list(Path('.').iterdir()), open(file='s.ini').read(3), Path('/etc/none').exists()"
+    assert value(box.execute(code)) in [f"('1', [{kind}Path('s.ini')], '[a]', False)" for kind in ("", "Posix")]
+
+
+def test_folders_are_made_beside_the_callers(make: Make, folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "theirs.txt").write_text("1")
+    box = make(folder)
+    code = "import os\nos.makedirs('sub/a/b')\nopen('sub/a/b/c', 'w').close()\nos.rename('sub/a/b/c', 'sub/d')\n"
+    assert value(box.execute(code + "open('sub/theirs.txt').read(), open('sub/d').read()")) == "('1', '')"
+    assert "FileNotFoundError" in (box.execute("os.remove('sub/a/b/c')").error or "")
+    assert sorted(os.listdir(folder / "sub")) == ["theirs.txt"]
+
+
 def test_a_large_file_arrives_whole(make: Make, folder: Path) -> None:
     data = os.urandom(1 << 20) * 8
     (folder / "big").write_bytes(data)
