@@ -832,9 +832,8 @@ class Files:
     def install(self) -> None:
         """Route what opens, lists and changes files by name, and with it everything built on that, to these files."""
         routes: dict[str, Callable[..., Any]] = {"open": self.open}
-        for name, paths in CHANGES.items():
-            routes[name] = functools.partial(self.change, name, paths)
         if not self.mounted:
+            routes.update({name: functools.partial(self.change, name, paths) for name, paths in CHANGES.items()})
             routes["listdir"] = lambda path=".": list(self.entries(path))
             routes.update(stat=self.stat, lexists=self.exists, scandir=lambda path=".": Scan(self, path))
 
