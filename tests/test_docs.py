@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -51,12 +52,19 @@ worst, number = collections.Counter(row[0] for row in failed).most_common(1)[0]
 why, times = collections.Counter(row[2] for row in failed if row[0] == worst).most_common(1)[0]
 answer = f"{worst}: {number} failed payments, {times} of them for {why}"
 print(answer)"""
+BUSIEST = """import collections
+errors = [line.split(None, 3)[2:] for line in context.splitlines() if " ERROR " in line]
+service, number = collections.Counter(service for service, _ in errors).most_common(1)[0]
+words = collections.Counter(text.partition(":")[0] for name, text in errors if name == service).most_common(1)[0][0]
+answer = f"{service}: {number} errors; the most common is {words!r}"
+print(answer)"""
 
 
 def model(request: Request) -> Any:
     """Works by code, as a real one would; `answer` is what its first cell printed."""
-    if "failed payments, and why" in request.prompt:
-        return code(WORST) if request.turn == 1 else request.last.strip().splitlines()[0]
+    for words, program in (("failed payments, and why", WORST), ("logs the most errors", BUSIEST)):
+        if words in request.prompt:
+            return code(program) if request.turn == 1 else request.last.strip().splitlines()[0]
     if "How many payments failed" in request.prompt:
         return code(COUNT)
     if "bolt" in request.prompt:
@@ -70,6 +78,7 @@ def desk(openai: Server, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> It
     openai.script = model
     (workspace / "payments.csv").write_text(PAYMENTS)
     (workspace / "big.log").write_text("08:00 ERROR disk full\n" * 1000)
+    shutil.copytree(ROOT / "examples" / "data", workspace / "examples" / "data")
     (workspace / "src").mkdir()
     (workspace / "src" / "client.py").write_text("def retry(): ...\n")
     programs = workspace.parent / "bin"
@@ -297,6 +306,21 @@ def test_every_link_between_pages_leads_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?://)([^)#\s]*)(?:#[^)]*)?\)", page.read_text())
     missing = [link for link in links if link and not (page.parent / link).exists()]
     assert missing == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    slugs = [re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings]
+    return {slug + (f"-{before}" if (before := slugs[:n].count(slug)) else "") for n, slug in enumerate(slugs)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_heading_finds_it(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?://)([^)#\s]*\.md|)#([^)]*)\)", page.read_text())
+    there = [(page.parent / name if name else page, anchor) for name, anchor in links]
+    assert [(file.name, anchor) for file, anchor in there if file.exists() and anchor not in anchors(file)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
