@@ -927,7 +927,8 @@ class Run:
         if number == signal.SIGKILL and reply.get("memory") is not False:
             return "memory", "the cell was killed: it ran out of memory"
         if type(number) is int:
-            return "crash", f"the cell's process died of {signal_name(number)}"
+            known = {member.value: member.name for member in signal.Signals}
+            return "crash", f"the cell's process died of {known.get(number, f'signal {number}')}"
         return "crash", f"the cell ended its process (exit status {count_of(reply.get('exit'))})"
 
     def cell(self, status: str, **fields: Any) -> Cell:
@@ -955,13 +956,6 @@ def printable(text: str) -> str:
 
 def count_of(value: Any) -> int:
     return value if type(value) is int and 0 <= value < 2**63 else 0
-
-
-def signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def images_of(value: Any) -> list[dict[str, str]]:
@@ -2099,12 +2093,11 @@ class DockerSandbox(BaseSandbox):
     # - starting
 
     def _open(self) -> Channel:
-        return take_warm(self._pool_key(), self.pool, self._start) if self.pool else self._start()
-
-    def _pool_key(self) -> tuple[Any, ...]:
-        """What is equal in containers that can replace each other."""
+        if not self.pool:
+            return self._start()
         limits = (self.image, self.cpus, self.memory, self.network_disabled, self.runtime)
-        return (os.getpid(), id(self.engine), *limits, self.workspace, self.output_limit)
+        key = (os.getpid(), id(self.engine), *limits, self.workspace, self.output_limit)
+        return take_warm(key, self.pool, self._start)
 
     def _hello(self, channel: Channel) -> None:
         try:
@@ -2299,6 +2292,7 @@ def mount_points() -> set[str]:
 
 # - containers kept warm
 
+# What is equal in containers that can replace each other, and those that wait.
 _warm: dict[tuple[Any, ...], list[DockerChannel]] = {}
 _filling: list[tuple[Any, ...]] = []  # the key of each container that is being started
 _warm_lock = threading.Lock()
