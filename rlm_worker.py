@@ -1521,7 +1521,7 @@ def to_blob(value: Any) -> tuple[dict[str, Any], Iterator[bytes]]:
     return {"form": "json", "nbytes": 8 * len(text)}, encoded(text)
 
 
-SEPARATOR = "\0\n"  # between texts: hardly any contains it
+SEPARATOR = "\0"  # between texts: hardly any contains it, and one character is found fastest
 
 
 def encoded(text: str) -> Iterator[bytes]:
