@@ -894,12 +894,34 @@ def test_a_slow_producer_is_waited_for_and_that_is_said(openai: Server, argument
     process = start(*arguments, stdin=reader)
     os.close(reader)
     assert process.stderr is not None
-    assert b"rlm: waiting for stdin" in process.stderr.readline()
+    assert b"rlm: waiting for input on stdin (--no-stdin to go on without it)" in process.stderr.readline()
     os.write(writer, b"late")
     os.close(writer)
     assert ended(process)[:2] == (0, "None\n" if arguments == ["-"] else "late\n")
     if arguments == ["-"]:
         assert openai.requests[0].prompt == "late"
+
+
+def test_an_open_stdin_can_be_left_out(openai: Server) -> None:
+    openai.script = answer_with(code("FINAL(context)"))
+    reader, writer = os.pipe()
+    process = start("What?", "--no-stdin", stdin=reader)
+    os.close(reader)
+    assert ended(process)[:2] == (0, "None\n")
+    os.close(writer)
+
+
+def test_another_package_of_the_modules_name_is_named(workspace: Path) -> None:
+    (workspace / "rlm.py").write_text("")
+    folder = os.path.dirname(rlm_cli.__file__)
+    program = (
+        f"import sys; sys.path.append({folder!r}); import rlm_cli; sys.exit(rlm_cli.main(['What?', '--no-stdin']))"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    what, following = ran.stderr.splitlines()
+    assert what == f"rlm: another package hides flat-rlm's module rlm: {workspace / 'rlm.py'}"
+    assert following.startswith("  next: ")
 
 
 def test_a_loop_of_a_shell_keeps_its_list(openai: Server, workspace: Path) -> None:
@@ -916,7 +938,7 @@ def test_waiting_for_stdin_can_be_interrupted(openai: Server) -> None:
     process = start("What?", stdin=reader)
     os.close(reader)
     assert process.stderr is not None
-    assert b"waiting for stdin" in process.stderr.readline()
+    assert b"waiting for input on stdin" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
     assert ended(process)[0] == 130
     os.close(writer)
@@ -1041,7 +1063,7 @@ def test_progress_says_what_goes_on_now(clock: list[float], name: str) -> None:
     calls = sum(event["event"] == "call" for event in seen)
     head = f"12s  {calls} call{'s' * (calls != 1)}  0 tok  "
     assert progress.line().startswith(head)
-    tail = re.split(r"depth \d", progress.line())[1].removeprefix("  llm_query 1/?")
+    tail = re.split(r"depth \d", progress.line())[1].removeprefix("  llm_query 1")
     assert tail == (f"  {words}" if words else "")
 
 
@@ -1745,6 +1767,21 @@ def test_a_chat_keeps_its_variables_and_says_them(openai: Server) -> None:
     said = ran.stderr.decode()
     assert re.search(r"^x +int +", said, re.MULTILINE) and "2 calls" in said and "/reset" in said
     assert Path("talk.md").read_text() == "## set\n\nset\n\n## add\n\n42\n"
+
+
+def test_a_chat_sums_its_cost_without_the_limits_of_a_prompt(openai: Server) -> None:
+    openai.script = lambda request: "yes" if request.prompt == "more?" else code("FINAL(llm_query('more?'))")
+    ran = rlm("chat", "--max-subcalls", "1", input=b"first\nsecond\n/cost\n")
+    assert (ran.returncode, ran.stdout) == (0, b"yes\nyes\n"), ran.stderr
+    assert b"llm_query 2\n" in ran.stderr
+
+
+def test_a_chat_is_saved_over_a_link_only_if_it_is_named(openai: Server, workspace: Path) -> None:
+    openai.script = answer_with("ok")
+    (workspace / "chat.md").symlink_to("elsewhere.md")
+    ran = rlm("chat", input=b"first\n/save\n/save chat.md\n")
+    assert b"cannot write chat.md: it is a link to" in ran.stderr
+    assert Path("elsewhere.md").read_text() == "## first\n\nok\n"
 
 
 def test_a_chat_reads_several_lines_and_forgets(openai: Server) -> None:

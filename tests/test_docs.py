@@ -123,6 +123,11 @@ def test_the_sessions_of_a_page_run_as_it_shows_them(page: str, desk: Path) -> N
     # The key is there already; the page's own placeholder would replace it.
     commands = [(command, output) for command, output in commands if "OPENAI_API_KEY=…" not in command]
     assert len(commands) >= 5
+    run_session(commands, desk)
+
+
+def run_session(commands: list[tuple[str, str]], desk: Path) -> None:
+    """Run the commands in one shell; each prints what the page shows, and fails only where the page shows an error."""
     end = "-- end of a command, exit code"
     script = "".join(f"{{\n{command}\n}} 2>&1\necho '{end}' $?\n" for command, _ in commands)
     how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": 280}
@@ -130,7 +135,7 @@ def test_the_sessions_of_a_page_run_as_it_shows_them(page: str, desk: Path) -> N
     printed = re.split(rf"{end} (\d+)\n", ran.stdout)
     assert len(printed) == 2 * len(commands) + 1, ran.stderr
     for (command, shown), output, status in zip(commands, printed[::2], printed[1::2]):
-        fails = shown.startswith("rlm: ")
+        fails = re.match("rlm: (?!context: )", shown) is not None or "\nrlm: first failure: " in shown
         assert (int(status) != 0) == fails, f"$ {command}\n{output}"
         assert not shown or like(shown).fullmatch(output), f"$ {command}\n{output}"
 
@@ -196,8 +201,16 @@ def ours(text: str) -> Iterator[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_flag_on_a_page_exists(page: Path, flags: set[str]) -> None:
-    # What pages say about other programs' flags: pip's, Docker's, vLLM's and the like.
-    foreign = {"--runtime", "--host", "--port", "--enable-auto-tool-choice", "--tool-call-parser", "--modle"}
+    # What pages say about other programs' flags: pip's, Docker's, vLLM's, rlm-runtime's and the like.
+    foreign = {
+        "--runtime",
+        "--host",
+        "--port",
+        "--enable-auto-tool-choice",
+        "--tool-call-parser",
+        "--modle",
+        "--max-sub-calls",
+    }
     unknown = {flag for flag in ours(page.read_text()) if flag not in flags | foreign}
     negated = {flag for flag in unknown if flag.replace("--no-", "--") in flags}
     assert unknown - negated == set()
