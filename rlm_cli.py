@@ -812,7 +812,8 @@ class Progress:
         parts = {"time": f"{time.monotonic() - self.started:.0f}s", "calls": rlm_viz.counted(used.calls, "call")}
         parts |= {"tokens": f"{used.tokens:,} tok", "cost": cost, "depth": f"depth {used.depth}"}
         if used.subcalls:
-            parts["subcalls"] = f"llm_query {used.subcalls}/{self.limits.get('max_subcalls', '?')}"
+            limit = self.limits.get("max_subcalls")
+            parts["subcalls"] = f"llm_query {used.subcalls}" + (f"/{limit}" if limit else "")
         if doing := self.activity.words():
             parts["now"] = doing
         for name in ("depth", "tokens", "cost", "subcalls", "calls"):
@@ -1559,6 +1560,8 @@ class Chat:
         self.shell = shell
         self.runtime = runtime
         self.progress = progress
+        # The figures shown are sums over the conversation, these limits hold for each prompt.
+        progress.limits = {**progress.limits, "max_subcalls": None, "cost_budget_usd": None}
         if any(spec in _STDIN for spec in args.context or []):
             raise rlm.ConfigError("stdin is where a chat's prompts come from", hint="-c FILE")
         self.context = read_context(args, shell, args.context) if args.context else None

@@ -1063,7 +1063,7 @@ def test_progress_says_what_goes_on_now(clock: list[float], name: str) -> None:
     calls = sum(event["event"] == "call" for event in seen)
     head = f"12s  {calls} call{'s' * (calls != 1)}  0 tok  "
     assert progress.line().startswith(head)
-    tail = re.split(r"depth \d", progress.line())[1].removeprefix("  llm_query 1/?")
+    tail = re.split(r"depth \d", progress.line())[1].removeprefix("  llm_query 1")
     assert tail == (f"  {words}" if words else "")
 
 
@@ -1767,6 +1767,21 @@ def test_a_chat_keeps_its_variables_and_says_them(openai: Server) -> None:
     said = ran.stderr.decode()
     assert re.search(r"^x +int +", said, re.MULTILINE) and "2 calls" in said and "/reset" in said
     assert Path("talk.md").read_text() == "## set\n\nset\n\n## add\n\n42\n"
+
+
+def test_a_chat_sums_its_cost_without_the_limits_of_a_prompt(openai: Server) -> None:
+    openai.script = lambda request: "yes" if request.prompt == "more?" else code("FINAL(llm_query('more?'))")
+    ran = rlm("chat", "--max-subcalls", "1", input=b"first\nsecond\n/cost\n")
+    assert (ran.returncode, ran.stdout) == (0, b"yes\nyes\n"), ran.stderr
+    assert b"llm_query 2\n" in ran.stderr
+
+
+def test_a_chat_is_saved_over_a_link_only_if_it_is_named(openai: Server, workspace: Path) -> None:
+    openai.script = answer_with("ok")
+    (workspace / "chat.md").symlink_to("elsewhere.md")
+    ran = rlm("chat", input=b"first\n/save\n/save chat.md\n")
+    assert b"cannot write chat.md: it is a link to" in ran.stderr
+    assert Path("elsewhere.md").read_text() == "## first\n\nok\n"
 
 
 def test_a_chat_reads_several_lines_and_forgets(openai: Server) -> None:
