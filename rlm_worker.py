@@ -1463,7 +1463,8 @@ class Relay:
 
     def wait_status(self) -> int:
         """Wait for a cell process that has closed its end; one that does not end is killed: status 255."""
-        for _ in range(200):
+        until = time.monotonic() + 0.2
+        while time.monotonic() < until:
             ended, status = os.waitpid(self.pid, os.WNOHANG)
             if ended:
                 return status
