@@ -2651,7 +2651,7 @@ class Node:
         self.run.journal.progress("running", node=self.id, depth=self.depth, cell=number)
         timeout, remaining = self.run.options.cell_timeout, self.run.ledger.remaining()
         how: dict[str, Any] = {}
-        if self.run.ledger.deadline is not None and isinstance(self.sandbox, rlm_sandbox.Sandbox):
+        if self.run.ledger.deadline is not None and isinstance(self.sandbox, rlm_sandbox.BaseSandbox):
             how["deadline"] = self.run.ledger.deadline
         try:
             cell = self.sandbox.execute(

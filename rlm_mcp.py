@@ -661,7 +661,7 @@ class Session:
         self.directory: str | None = None
         self.has_directory = False
         self.job: Job | None = None
-        self._sandboxes: dict[str | None, rlm_sandbox.Sandbox] = {}
+        self._sandboxes: dict[str | None, rlm_sandbox.BaseSandbox] = {}
         self._partial: set[str | None] = set()  # projects with options left out of an untrusted rlm.toml
         self._notes: list[str] = []
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -691,7 +691,7 @@ class Session:
             self.job = None
             self.used = time.monotonic()
 
-    def sandbox(self) -> rlm_sandbox.Sandbox:
+    def sandbox(self) -> rlm_sandbox.BaseSandbox:
         """The REPL of the current project, started at its first use."""
         directory = self.folder()
         sandbox = self._sandboxes.get(directory)
@@ -755,7 +755,7 @@ class Session:
                 sandbox.kill()
 
 
-def _close(sandbox: rlm_sandbox.Sandbox) -> None:
+def _close(sandbox: rlm_sandbox.BaseSandbox) -> None:
     try:
         sandbox.close()
     except Exception as error:  # a container that cannot be removed must not block the client
@@ -1117,7 +1117,7 @@ class Server:
                 without.append(key)
                 notes.append(f"left out: {problem}, and clear_repl_context")
 
-    def new_sandbox(self, directory: str | None) -> tuple[rlm_sandbox.Sandbox, list[str]]:
+    def new_sandbox(self, directory: str | None) -> tuple[rlm_sandbox.BaseSandbox, list[str]]:
         """A REPL for work in `directory`, and notes for its user."""
         configuration, notes = self.configuration(directory, for_code=True)
         given: Message = {"output_limit": OUTPUT_LIMIT, "docker_pool": 0}
@@ -1125,7 +1125,9 @@ class Server:
         for option in ("local_memory", "docker_memory"):
             if configuration.origins[option] == "default":
                 given[option] = PROFILES["extended"][1]
-        return rlm.make_sandbox(rlm.Options(**(configuration.values | given))), notes
+        sandbox = rlm.make_sandbox(rlm.Options(**(configuration.values | given)))
+        assert isinstance(sandbox, rlm_sandbox.BaseSandbox)  # a configuration names no object of a program's own
+        return sandbox, notes
 
     def start(self, request: Request, session: Session | None, work: Callable[[Job], Message]) -> None:
         """Do `work` for `request`: after the earlier calls of `session`, or at once without one."""

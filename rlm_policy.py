@@ -18,14 +18,11 @@ import ast
 import builtins
 import collections
 import collections.abc
-import contextlib
-import fnmatch
 import functools
 import importlib
 import io
 import linecache
 import os
-import stat
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -33,13 +30,9 @@ from types import CodeType, FrameType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING or not __package__:
-    from rlm_worker import Files, describe, format_traceback, run_together, type_name
+    from rlm_worker import describe, format_traceback, run_together, type_name
 else:  # vendored into a package
-    from .rlm_worker import Files, describe, format_traceback, run_together, type_name
-
-
-def words(text: str) -> list[str]:
-    return text.split()
+    from .rlm_worker import describe, format_traceback, run_together, type_name
 
 
 # --- what is refused, why, and what to write instead ------------------------------------------------------------------
@@ -132,6 +125,7 @@ package: yaml | not installed for cells | read simple lines with line.split(': '
 member: os.system os.popen os.fork os.execv os.spawnv os.kill | no other program can be run | write it in Python
 member: os.open os.fdopen os.read os.write | there are no descriptors here | open files with open(path)
 member: os.chdir | the working folder stays the same | name files from there: 'folder/name.txt'
+member: pathlib.Path.symlink_to os.symlink os.link | links are not made here | write a copy with open
 member: sys.settrace sys._getframe | there is no tracing | print what you want to see
 member: threading.Thread threading.Timer | there is one thread
     | llm_query_batched(prompts) asks in parallel, and concurrent.futures overlaps host calls
@@ -174,81 +168,43 @@ class PolicyError(SyntaxError):
     """Code that the policy refuses; the message says why, and what to write instead."""
 
 
-class Checks:
-    """What differs from RestrictedPython's transformer: only its list of known syntax remains."""
-
-    visit: Callable[[Any], Any]
-
-    def node_contents_visit(self, node: Any) -> Any:
-        """Visit a node's children without rewriting anything."""
-        for field in node._fields:
-            held = getattr(node, field, None)
-            for item in held if type(held) is list else (held,):
-                if isinstance(item, ast.AST):
-                    self.visit(item)
-        return node
-
-    def error(self, node: Any, info: str) -> NoReturn:
-        error = PolicyError(info)
-        error.lineno, error.offset = getattr(node, "lineno", None), getattr(node, "col_offset", -1) + 1
-        raise error
-
-    def not_allowed(self, node: Any) -> None:
-        name = type(node).__name__
-        denial = DENIED.get(("syntax", name))
-        self.error(node, str(denial) if denial else f"{name} is not known here; write it another way")
-
-    def check_name(self, node: Any, name: str | None, allow_magic_methods: bool = False) -> None:
-        if name in DENIED_ATTRIBUTES:
-            self.error(node, attribute_refusal(str(name)))
-
-    def check_import_names(self, node: Any) -> Any:
-        for alias in node.names:
-            self.check_name(node, alias.asname or alias.name)
-        return node
-
-    def visit_Attribute(self, node: ast.Attribute) -> Any:
-        self.check_name(node, node.attr)
-        node.value = self.visit(node.value)
-        return node
-
-    def visit_Name(self, node: ast.Name) -> Any:
-        self.check_name(node, node.id)
-        return node
-
-    def visit_Global(self, node: Any) -> Any:
-        for name in node.names:
-            self.check_name(node, name)
-        return node
-
-    def visit_comprehension(self, node: ast.comprehension) -> Any:
-        if node.is_async:
-            self.error(node.target, str(DENIED["syntax", "async"]))
-        return self.node_contents_visit(node)
-
-    def visit_MatchClass(self, node: Any) -> Any:
-        for name in node.kwd_attrs:
-            self.check_name(node, name)
-        return self.node_contents_visit(node)
-
-    def visit_Constant(self, node: ast.Constant) -> Any:
-        return node
-
-    visit_Load = visit_Store = visit_Del = visit_Constant
-    visit_Nonlocal = visit_Global
-    native: Any = node_contents_visit
-    visit_Call = visit_Subscript = visit_Assign = visit_AugAssign = visit_AnnAssign = visit_For = visit_With = native
-    visit_Module = visit_ClassDef = visit_TypeAlias = visit_TypeVar = visit_ParamSpec = visit_TypeVarTuple = native
-    visit_Match = visit_match_case = visit_MatchValue = visit_MatchSingleton = visit_MatchSequence = native
-    visit_MatchMapping = visit_MatchStar = visit_MatchAs = visit_MatchOr = native
-    visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = native
+HARMLESS_SYNTAX = (  # which RestrictedPython refuses
+    "AnnAssign TypeAlias TypeVar ParamSpec TypeVarTuple Match match_case MatchValue MatchSingleton MatchSequence"
+    " MatchMapping MatchClass MatchStar MatchAs MatchOr"
+)
 
 
 @functools.cache
-def checker_class() -> type[Any]:
+def known_syntax() -> frozenset[str]:
+    """The names of the syntax tree's nodes that cells may have: what a newer Python adds is refused."""
     from RestrictedPython.transformer import RestrictingNodeTransformer
 
-    return type("Checker", (Checks, RestrictingNodeTransformer), {})
+    visited = (name.removeprefix("visit_") for name in dir(RestrictingNodeTransformer))
+    return frozenset([*visited, *HARMLESS_SYNTAX.split()])
+
+
+def check(node: ast.AST) -> None:
+    """PolicyError for syntax or a name that is refused, in this node or below."""
+    kind = type(node).__name__
+    if ("syntax", kind) in DENIED:
+        refuse(node, str(DENIED["syntax", kind]))
+    if kind not in known_syntax():
+        refuse(node, f"{kind} is not known here; write it another way")
+    if isinstance(node, ast.comprehension) and node.is_async:
+        refuse(node.target, str(DENIED["syntax", "async"]))
+    for field in node._fields:
+        held = getattr(node, field, None)
+        for item in held if type(held) is list else (held,):
+            if isinstance(item, ast.AST):
+                check(item)
+            elif type(item) is str and item in DENIED_ATTRIBUTES and kind != "Constant":
+                refuse(node, attribute_refusal(item))
+
+
+def refuse(node: Any, reason: str) -> NoReturn:
+    error = PolicyError(reason)
+    error.lineno, error.offset = getattr(node, "lineno", None), getattr(node, "col_offset", -1) + 1
+    raise error
 
 
 def policy_compile(source: str, filename: str) -> tuple[CodeType, CodeType | None]:
@@ -271,7 +227,7 @@ def checked_tree(source: str, filename: str) -> ast.Module:
     source = source.removeprefix("\ufeff")
     try:
         tree: ast.Module = compiled(source, filename, "exec", ast.PyCF_ONLY_AST)
-        checker_class()().visit(tree)
+        check(tree)
         return tree
     except SyntaxError as error:
         lines = source.splitlines()
@@ -317,33 +273,29 @@ class Session:
         self.globals: dict[str, Any] = {}
         self.allowed: tuple[str, ...] = ()  # packages handed out whole
         self.proxies: dict[str, ModuleProxy] = {}
-        self.files: Any = None
-        self.stdout: Any = None
 
 
 session = Session()
 
 
-def readable(name: Any) -> str:
+def checked_name(name: Any) -> str:
     """Check an attribute name computed at run time by the rules for written ones."""
+    if type(name) is str and name in DENIED_ATTRIBUTES:
+        raise AttributeError(attribute_refusal(name))
     if type(name) is not str:
         raise TypeError(f"attribute name must be string, not {type_name(type(name))!r}")
-    if name in DENIED_ATTRIBUTES:
-        raise AttributeError(attribute_refusal(name))
     return name
 
 
 def checked_getattr(target: Any, name: str, /, *default: Any) -> Any:
-    if type(name) is str and name not in DENIED_ATTRIBUTES:
-        return getattr(target, name, *default)
-    if name in DENIED_ATTRIBUTES and default:
+    if default and type(name) is str and name in DENIED_ATTRIBUTES:
         return default[0]
-    return getattr(target, readable(name))
+    return getattr(target, checked_name(name), *default)
 
 
 def checked_hasattr(target: Any, name: str, /) -> bool:
     try:
-        return hasattr(target, readable(name))
+        return hasattr(target, checked_name(name))
     except AttributeError:
         return False
 
@@ -373,10 +325,10 @@ class GlobalVariables(collections.abc.MutableMapping[str, Any]):
         return session.globals[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
-        session.globals[readable(name)] = value
+        session.globals[checked_name(name)] = value
 
     def __delitem__(self, name: str) -> None:
-        del session.globals[readable(name)]
+        del session.globals[checked_name(name)]
 
     def __iter__(self) -> Iterator[str]:
         return iter([name for name in session.globals if name != "__builtins__"])
@@ -386,9 +338,6 @@ class GlobalVariables(collections.abc.MutableMapping[str, Any]):
 
     def copy(self) -> LocalVariables:
         return LocalVariables({name: session.globals[name] for name in self})
-
-    def keys(self) -> Any:
-        return self.copy().keys()
 
     def __repr__(self) -> str:
         return shown_names(self.copy())
@@ -437,6 +386,13 @@ def spaces(globals: Any, locals: Any, caller: FrameType) -> tuple[dict[str, Any]
     return space, space if locals is None or isinstance(locals, GlobalVariables) else locals
 
 
+def checked_open(file: Any, *options: Any, **more: Any) -> Any:
+    """`open`, which the worker routes to the files of cells. Descriptors are the worker's own."""
+    if not isinstance(file, (str, os.PathLike)):
+        raise TypeError(f"a file is named by a str or Path here, not {type_name(type(file))!r}")
+    return open(file, *options, **more)
+
+
 def print_help(*topic: Any) -> None:
     """`help` without its pager."""
     about = getattr(topic[0], "__doc__", None) if topic else None
@@ -464,24 +420,26 @@ def session_builtins() -> dict[str, Any]:
 
 # --- the library: read-only proxies of its modules --------------------------------------------------------------------
 
-ALLOWED = words(  # with their public names
+WHOLE = (  # with their public names
     "__future__ abc argparse array ast base64 binascii bisect bz2 calendar cmath codecs collections collections.abc"
     " configparser contextlib contextvars copy csv dataclasses datetime decimal difflib email email.header"
     " email.message email.utils enum fnmatch fractions functools graphlib gzip hashlib heapq hmac html html.entities"
-    " html.parser ipaddress itertools json json.decoder json.encoder keyword locale logging lzma math"
+    " glob html.parser ipaddress itertools json json.decoder json.encoder keyword locale logging lzma math"
     " numbers operator pprint queue random re reprlib secrets shlex statistics string struct tarfile"
     " textwrap time timeit tomllib traceback typing unicodedata urllib.parse uuid warnings weakref xml.dom.minidom"
     " xml.etree.ElementTree xml.sax.saxutils zipfile zlib zoneinfo"
 )
 PARTIAL = {  # of these the names given
+    "concurrent.futures": "ALL_COMPLETED FIRST_COMPLETED FIRST_EXCEPTION CancelledError InvalidStateError TimeoutError",
     "gc": "collect",
     "inspect": "signature Signature Parameter cleandoc getdoc isfunction isclass ismethod isgenerator isbuiltin"
     " isgeneratorfunction isabstract ismodule",
     "io": "StringIO BytesIO TextIOWrapper BufferedReader BufferedIOBase TextIOBase RawIOBase IOBase"
     " UnsupportedOperation SEEK_SET SEEK_CUR SEEK_END DEFAULT_BUFFER_SIZE",
-    "os": "sep linesep extsep curdir pardir pathsep altsep name fspath urandom PathLike strerror error",
+    "os": "sep linesep extsep curdir pardir pathsep altsep name fspath urandom PathLike strerror error"
+    " listdir scandir walk stat mkdir makedirs remove rename replace rmdir unlink",
     "os.path": "join split splitext splitdrive basename dirname normpath isabs commonprefix commonpath relpath sep"
-    " extsep",
+    " extsep exists getmtime getsize isdir isfile islink",
     "pathlib": "PurePath PurePosixPath PureWindowsPath",
     "platform": "python_version python_version_tuple python_implementation system",
     "sys": "version version_info maxsize maxunicode byteorder hexversion float_info int_info hash_info platform"
@@ -494,19 +452,16 @@ PARTIAL = {  # of these the names given
 }
 STUBS: dict[str, Callable[[], dict[str, Any]]] = {  # what is ours in a module, besides or in place of its own names
     "builtins": lambda: {name: value for name, value in session.builtins.items() if not name.startswith("_")},
-    "codecs": lambda: {"open": checked_open},
-    "concurrent.futures": lambda: FUTURES,
-    "glob": lambda: {"glob": find_files, "iglob": lambda *args, **more: iter(find_files(*args, **more))},
+    "concurrent.futures": lambda: future_members(),
     "io": lambda: {"open": checked_open},
     "os": lambda: os_members(),
-    "os.path": lambda: path_members(),
+    "os.path": lambda: dict.fromkeys(["abspath", "realpath", "expanduser"], os.path.normpath),
     "pathlib": lambda: path_classes(),
     "sys": lambda: {"argv": [""], "path": [], "modules": {}, "executable": "", "stdin": io.StringIO()},
     "threading": lambda: {name: unavailable("member", "threading." + name) for name in ("Thread", "Timer")},
 }
+ALLOWED = frozenset(WHOLE.split())
 KNOWN = {*ALLOWED, *PARTIAL, *STUBS}
-OPENERS = words("bz2 codecs configparser gzip lzma tarfile xml.etree.ElementTree zipfile")  # they open files by name
-
 
 READ_ONLY = " (read-only)"
 STREAMS = ("stdout", "stderr")  # of `sys`, which can be replaced for a while
@@ -576,28 +531,12 @@ def module_members(name: str) -> dict[str, Any]:
             module = importlib.import_module(name)
         except ModuleNotFoundError:  # newer than this Python
             raise no_module(name) from None
-        if name in OPENERS:
-            give_open()
         public = [public for public in vars(module) if not public.startswith("_")]
         names = PARTIAL[name].split() if name in PARTIAL else getattr(module, "__all__", public)
         members = {public: getattr(module, public) for public in names if hasattr(module, public)}
         members = {public: value for public, value in members.items() if type(value) is not ModuleType}
         members["__doc__"] = module.__doc__
     return {**members, **STUBS.get(name, dict)()}
-
-
-def give_open() -> None:
-    """Make library modules that open files by name use the cells' `open`."""
-    for name in ("bz2", "gzip", "lzma"):  # `tarfile` imports them as it needs them
-        importlib.import_module(name)
-    for name in OPENERS:
-        space = vars(sys.modules[name]) if name in sys.modules else {}
-        for real in (builtins, io):
-            if space.get(real.__name__) is real:
-                space[real.__name__] = ModuleType(real.__name__)
-                vars(space[real.__name__]).update(vars(real), open=checked_open)
-        space.update({alias: checked_open for alias in ("bltn_open", "_builtin_open") if alias in space})
-        space.setdefault("open", checked_open)
 
 
 def no_module(name: str) -> ImportError:
@@ -639,294 +578,82 @@ def require_member(name: str, proxy: ModuleProxy, wanted: str) -> None:
             raise ImportError(f"cannot import name {wanted!r}: {missing}", name=name) from None
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def path_text(path: Any) -> str:
-    """A path as a plain string."""
-    if type(path) is int or isinstance(path, (bytes, bool)):
-        raise TypeError(f"a file is named by a str or Path here, not {type_name(type(path))!r}")
-    return str.__str__(os.fspath(path))
-
-
-@contextlib.contextmanager
-def named_as(*paths: str) -> Iterator[None]:
-    """Errors name the path that the cell gave, not its real place."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None or error.filename is None:
-            raise
-        raise type(error)(error.errno, error.strerror, paths[0], None, *paths[1:2]) from None
-
-
-def checked_open(
-    file: Any,
-    mode: str = "r",
-    buffering: int = -1,
-    encoding: str | None = None,
-    errors: str | None = None,
-    newline: str | None = None,
-    *ignored: Any,
-    **more: Any,
-) -> Any:
-    """`open` within the working folder, and for reading in the folders that the caller has given."""
-    mode, path = str.__str__(mode), path_text(file)
-    if "b" not in mode:
-        encoding = encoding or "utf-8"
-    with named_as(path):
-        opened = session.files.open(path, mode, buffering, encoding, errors, newline)
-    raw = getattr(opened, "buffer", opened)
-    getattr(raw, "raw", raw).name = path  # and not where the working folder is
-    return opened
-
-
-def stat_of(path: Any) -> os.stat_result:
-    text = path_text(path)
-    with named_as(text):
-        found: os.stat_result = session.files.stat(text)
-    return found
-
-
-def is_kind(test: Callable[[int], bool]) -> Callable[[Any], bool]:
-    def check(path: Any) -> bool:
-        try:
-            return test(stat_of(path).st_mode)
-        except (OSError, ValueError):
-            return False
-
-    return check
-
-
-exists_file, exists_folder, exists = is_kind(stat.S_ISREG), is_kind(stat.S_ISDIR), is_kind(lambda mode: True)
-
-
-def entries_of(folder: str) -> dict[str, bool]:
-    """The names in a folder, the cells' own and the caller's; True for folders."""
-    with named_as(folder):
-        found: dict[str, bool] = session.files.entries(folder)
-    return found
-
-
-def list_folder(path: Any = ".") -> list[str]:
-    return list(entries_of(path_text(path)))
-
-
-def walk_folders(top: Any = ".", *ignored: Any, **more: Any) -> Iterator[tuple[str, list[str], list[str]]]:
-    base = path_text(top)
-    entries = entries_of(base)
-    folders = [name for name, is_folder in entries.items() if is_folder]
-    yield base, folders, [name for name, is_folder in entries.items() if not is_folder]
-    for folder in folders:
-        yield from walk_folders(os.path.join(base, folder))
-
-
-def find_files(pattern: Any, *ignored: Any, **more: Any) -> list[str]:
-    """`glob.glob` over what a cell may read."""
-    text = path_text(pattern)
-    parts = [part for part in text.split("/") if part not in ("", ".")]
-    return sorted(set(matching("/" if text.startswith("/") else "", parts)))
-
-
-def matching(base: str, parts: list[str]) -> Iterator[str]:
-    """The paths below a folder that match a pattern; each part matches one folder, `**` any number."""
-    first, *rest = parts or ["*"]
-    if rest and not set(first) & set("*?["):  # it may be a link, which a listing does not call a folder
-        yield from matching(os.path.join(base, first), rest)
-        return
-    try:
-        entries = entries_of(base or ".")
-    except OSError:
-        return
-    if first == "**":
-        yield from matching(base, rest)
-    for name in entries if first == "**" else fnmatch.filter(entries, first):
-        if name.startswith(".") and not first.startswith("."):
-            continue
-        if entries[name] and (rest or first == "**"):
-            yield from matching(os.path.join(base, name), parts if first == "**" else rest)
-        elif not rest and first != "**":
-            yield os.path.join(base, name)
-
-
-def in_scratch(function: Callable[..., Any], paths: int = 1) -> Callable[..., None]:
-    """A function of `os` that changes files, for the working folder."""
-
-    def change(*args: Any, exist_ok: bool = False, **ignored: Any) -> None:
-        given = [path_text(path) for path in args[:paths]]
-        with named_as(*given):
-            real = [session.files.writable(path) for path in given]
-            function(*real, exist_ok=True) if exist_ok else function(*real)
-
-    change.__name__ = function.__name__
-    return change
-
-
-make_folders, remove_file = in_scratch(os.makedirs), in_scratch(os.remove)
-rename_file = in_scratch(os.replace, paths=2)
-
-
 def path_classes() -> dict[str, Any]:
-    """`pathlib.Path` for what a cell may read and write."""
+    """`pathlib.Path` without the real place of the working folder, and without links."""
     import pathlib
 
-    class Path(pathlib.PurePosixPath):
+    system_path: Any = type(pathlib.Path())
+
+    class Path(system_path):  # type: ignore[misc]
         __slots__ = ()
-
-        def open(self, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-            return checked_open(self, mode, *args, **kwargs)
-
-        def read_text(self, encoding: str | None = None, errors: str | None = None) -> Any:
-            with checked_open(self, "r", -1, encoding, errors) as file:
-                return file.read()
-
-        def read_bytes(self) -> Any:
-            with checked_open(self, "rb") as file:
-                return file.read()
-
-        def write_text(self, data: str, encoding: str | None = None, *args: Any, **kwargs: Any) -> Any:
-            with checked_open(self, "w", -1, encoding) as file:
-                return file.write(data)
-
-        def write_bytes(self, data: bytes) -> Any:
-            with checked_open(self, "wb") as file:
-                return file.write(data)
-
-        def iterdir(self) -> Any:
-            return (self / name for name in list_folder(self))
-
-        def glob(self, pattern: str) -> Any:
-            return (type(self)(path) for path in find_files(os.path.join(path_text(self), pattern)))
-
-        def rglob(self, pattern: str) -> Any:
-            return self.glob("**/" + pattern)
 
         @classmethod
         def cwd(cls) -> Any:
             return cls(".")
 
         def resolve(self, strict: bool = False) -> Any:
-            return type(self)(os.path.normpath(path_text(self)))
+            return type(self)(os.path.normpath(self))
 
-        def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
-            make_folders(self, exist_ok=exist_ok)
+        def touch(self, *options: Any, **more: Any) -> None:
+            open(self, "a").close()
 
-        def touch(self, *args: Any, **kwargs: Any) -> None:
-            checked_open(self, "a").close()
-
-        def unlink(self, missing_ok: bool = False) -> None:
-            if not missing_ok or exists(self):
-                remove_file(self)
-
-        def rename(self, target: Any) -> Any:
-            rename_file(self, target)
-            return type(self)(target)
-
-        exists, is_file, is_dir, stat, rmdir = exists, exists_file, exists_folder, stat_of, in_scratch(os.rmdir)
         absolute = expanduser = resolve
+        symlink_to = hardlink_to = link_to = unavailable("member", "pathlib.Path.symlink_to")
 
     Path.__module__, Path.__qualname__ = "pathlib", "Path"
     return {"Path": Path, "PosixPath": Path}
 
 
-def path_members() -> dict[str, Any]:
-    members: dict[str, Any] = {"exists": exists, "isfile": exists_file, "isdir": exists_folder}
-    members.update(dict.fromkeys(["abspath", "realpath", "expanduser"], os.path.normpath))
-    members.update(getsize=lambda path: stat_of(path).st_size, getmtime=lambda path: stat_of(path).st_mtime)
-    return {**members, "islink": lambda path: False}
-
-
 def os_members() -> dict[str, Any]:
     environment: dict[str, str] = {}
     members: dict[str, Any] = {"path": proxy_of("os.path"), "environ": environment, "getenv": environment.get}
-    members.update(listdir=list_folder, walk=walk_folders, stat=stat_of, getcwd=lambda: ".")
-    members.update(getpid=lambda: 1, cpu_count=lambda: 1, rename=rename_file, replace=rename_file)
-    members.update(mkdir=in_scratch(os.mkdir), makedirs=make_folders, rmdir=in_scratch(os.rmdir))
-    return {**members, "remove": remove_file, "unlink": remove_file}
+    return {**members, "getcwd": lambda: ".", "getpid": lambda: 1, "cpu_count": lambda: 1}
 
 
 # --- concurrent.futures, without threads ------------------------------------------------------------------------------
 
 
-class Future:
-    """A task of an executor: it runs when its result, or a later one's, is first needed."""
+def future_members() -> dict[str, Any]:
+    """An executor whose tasks run in order, and whose host calls overlap, when a result is first needed."""
+    from concurrent import futures
 
-    def __init__(self, executor: Executor, task: Callable[[], Any]):
-        self._executor, self._task = executor, task
-        self._outcome: tuple[bool, Any] | None = None
+    class Future(futures.Future[Any]):
+        def __init__(self, executor: Executor, task: Callable[[], Any]):
+            super().__init__()
+            self.executor, self.task = executor, task
 
-    def exception(self, timeout: float | None = None) -> BaseException | None:
-        self._executor.shutdown()
-        ok, value = self._outcome or (False, RuntimeError("the task did not run"))
-        return None if ok else value
+        def exception(self, timeout: float | None = None) -> BaseException | None:
+            self.executor.shutdown()
+            return super().exception(0)  # a task that was interrupted has none
 
-    def result(self, timeout: float | None = None) -> Any:
-        problem = self.exception()
-        if problem is not None:
-            raise problem
-        return self._outcome[1] if self._outcome else None
+        def result(self, timeout: float | None = None) -> Any:
+            self.executor.shutdown()
+            return super().result(0)
 
-    def done(self) -> bool:
-        return self._outcome is not None
+    class Executor(futures.Executor):
+        def __init__(self, *args: Any, **kwargs: Any):
+            self.waiting: list[Future] = []
 
-    def cancel(self) -> bool:
-        return False
+        def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+            self.waiting.append(Future(self, functools.partial(function, *args, **kwargs)))
+            return self.waiting[-1]
 
-    running = cancelled = cancel
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            ready = [future for future in self.waiting if future.set_running_or_notify_cancel()]
+            self.waiting.clear()
+            for future, (ok, value) in zip(ready, run_together([future.task for future in ready])):
+                future.set_result(value) if ok else future.set_exception(value)
 
-    def add_done_callback(self, function: Callable[[Future], Any]) -> None:
-        self.exception()
-        function(self)
+    def as_completed(waited: Any, timeout: float | None = None) -> Iterator[Future]:
+        for future in list(waited):
+            future.executor.shutdown()
+            yield future
 
+    def wait(waited: Any, timeout: float | None = None, return_when: str = "ALL_COMPLETED") -> Any:
+        return futures.wait(list(as_completed(waited)))
 
-class Executor:
-    """`concurrent.futures` without threads: tasks run in order, and their host calls overlap."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        self._waiting: list[Future] = []
-
-    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
-        future = Future(self, functools.partial(function, *args, **kwargs))
-        self._waiting.append(future)
-        return future
-
-    def map(self, function: Callable[..., Any], *iterables: Any, timeout: Any = None, chunksize: int = 1) -> Any:
-        futures = [self.submit(function, *args) for args in zip(*iterables)]
-        return (future.result() for future in futures)
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        futures, self._waiting = self._waiting, []
-        for future, outcome in zip(futures, run_together([future._task for future in futures])):
-            future._outcome = outcome
-
-    def __enter__(self) -> Executor:
-        return self
-
-    def __exit__(self, *problem: Any) -> None:
-        self.shutdown()
-
-
-def as_completed(futures: Any, timeout: float | None = None) -> Iterator[Future]:
-    for future in list(futures):
-        future.exception()
-        yield future
-
-
-DoneAndNotDone = collections.namedtuple("DoneAndNotDone", ["done", "not_done"])
-
-
-def wait_for_futures(futures: Any, timeout: float | None = None, return_when: str = "ALL_COMPLETED") -> Any:
-    return DoneAndNotDone(set(as_completed(futures)), set())
-
-
-FUTURES: dict[str, Any] = {
-    **dict.fromkeys(["ThreadPoolExecutor", "ProcessPoolExecutor", "Executor"], Executor),
-    **{name: name for name in ("ALL_COMPLETED", "FIRST_COMPLETED", "FIRST_EXCEPTION")},
-    "Future": Future,
-    "TimeoutError": TimeoutError,
-    "as_completed": as_completed,
-    "wait": wait_for_futures,
-}
+    executors = dict.fromkeys(["ThreadPoolExecutor", "ProcessPoolExecutor", "Executor"], Executor)
+    return {**executors, "Future": Future, "as_completed": as_completed, "wait": wait}
 
 
 # --- a session --------------------------------------------------------------------------------------------------------
@@ -934,21 +661,8 @@ FUTURES: dict[str, Any] = {
 
 def policy_preload(allowed_imports: tuple[str, ...] = ()) -> None:
     """Prepare what all sessions of this process and its forks share."""
-    checker_class()
+    known_syntax()
     session.allowed = tuple(name.partition(".")[0] for name in allowed_imports)
-
-
-def policy_globals(
-    functions: dict[str, Any], *, files: Any, allowed_imports: tuple[str, ...], stdout: Any
-) -> dict[str, Any]:
-    """The variables that a session starts with. From then on, this process serves that session only."""
-    policy_preload(allowed_imports)
-    main = sys.modules["__main__"] = ModuleType("__main__")
-    session.files, session.globals, session.builtins = files, vars(main), session_builtins()
-    sys.stdout = sys.stderr = session.stdout = stdout
-    sys.stdin = io.StringIO()
-    vars(main).update(functions, __builtins__=session.builtins)
-    return vars(main)
 
 
 class PolicyLanguage:
@@ -958,12 +672,16 @@ class PolicyLanguage:
         self.setup = setup
 
     def compile(self, source: str, filename: str) -> tuple[CodeType, CodeType | None]:
-        sys.stdout = sys.stderr = session.stdout  # whatever an earlier cell has put there
         return policy_compile(source, filename)
 
-    def namespace(self, functions: dict[str, Any], stdout: Any, files: Files) -> dict[str, Any]:
-        allowed = tuple(self.setup["allowed_imports"])
-        return policy_globals(functions, files=files, allowed_imports=allowed, stdout=stdout)
+    def namespace(self, functions: dict[str, Any]) -> dict[str, Any]:
+        """The variables that a session starts with. From then on, this process serves that session only."""
+        policy_preload(tuple(self.setup["allowed_imports"]))
+        main = sys.modules["__main__"] = ModuleType("__main__")
+        session.globals, session.builtins = vars(main), session_builtins()
+        sys.stdin = io.StringIO()
+        vars(main).update(functions, __builtins__=session.builtins)
+        return vars(main)
 
     def traceback(self, error: BaseException, sources: dict[str, str]) -> str:
         shown = format_traceback(error, sources)

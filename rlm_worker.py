@@ -16,7 +16,6 @@ Order of the file: codec and frames, output, host calls, files, worker, confinem
 
 from __future__ import annotations
 
-import array
 import binascii
 import codecs
 import collections
@@ -32,13 +31,12 @@ import os
 import random
 import select
 import signal
-import stat
 import struct
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from types import CodeType
+from types import CodeType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any, List, NoReturn, Tuple
 
 # --- codec and frames -------------------------------------------------------------------------------------------------
@@ -48,10 +46,10 @@ VALUE_MAX = 8_000_000  # of a value in it
 PART_COST = 80  # bytes charged for each item, key and container beyond their text: what it costs to read them
 DEPTH_MAX = 100  # nested containers in a value that is sent
 OUTPUT_HALF = 5_000_000  # bytes of a cell's output kept at each end
-STREAM_MAX = 4_000_000  # characters of a cell's output that are streamed
 OUTPUTS_MAX = 100_000_000  # characters kept in all of `_out`
 TOGETHER_MAX = 64  # tasks whose calls are in flight at once
 NAMES_MAX = 5_000  # variables that are listed
+COMMIT = b"c"  # marks a cell process's last frame; "." the others
 COMMITTED = b"done"  # the checkpoint's last word to the cell process that takes over
 QUEUED_FRAMES_MAX = 4  # frames held back for a cell process that does not read
 SPARE_DESCRIPTORS = 16  # that cells cannot use
@@ -83,45 +81,43 @@ class Packer:
         """The value for JSON; TypeError if it is not plain data, ValueError if it is too large or too deep."""
         cls = type(value)
         if value is None or cls is bool:
-            self.charge(4)
-            return value
+            return self.charge(4, value)
         if depth > DEPTH_MAX:
             raise ValueError(f"nested more than {DEPTH_MAX} deep")
         if issubclass(cls, str):
-            text = value if cls is str else str.__str__(value)
-            self.charge(len(text) if text.isascii() else max(len(text), sys.getsizeof(text) // 2))
-            return text
+            text = str.__str__(value)
+            return self.charge(len(text) if text.isascii() else max(len(text), sys.getsizeof(text) // 2), text)
         if issubclass(cls, int):
             return self.integer(int.__add__(value, 0))
         if issubclass(cls, float):
-            number = float.__float__(value)
-            self.charge(24)
+            number = self.charge(24, float.__float__(value))
             return number if math.isfinite(number) else self.tagged("float", repr(number))
         if issubclass(cls, dict):
+            self.charge(0, parts=dict.__len__(value))
             return self.mapping(list(dict.items(value)), depth)
-        for base, tag in SEQUENCES:
+        for base, tag in CONTAINERS:
             if issubclass(cls, base):
-                self.charge(2, 2)
+                self.charge(2, parts=2)
                 if base.__len__(value) * PART_COST > self.budget:
                     raise ValueError(TOO_LARGE)
                 items = [self.pack(item, depth + 1) for item in base.__iter__(value)]
                 return self.tagged(tag, items) if tag else items
         if issubclass(cls, (bytes, bytearray)):
-            self.charge(len(value))
-            return self.tagged(cls.__name__, binascii.b2a_base64(bytes(value), newline=False).decode())
+            kind: Any = bytes if issubclass(cls, bytes) else bytearray
+            self.charge(kind.__len__(value))
+            return self.tagged(kind.__name__, to_base64(kind.__add__(value, b"")))
         raise TypeError(
             f"{cls.__name__} is not plain data (None, bool, int, float, str, bytes, list, tuple, set, dict)"
         )
 
     def tagged(self, tag: str, body: Any) -> Any:
-        self.charge(20, 4)
-        return {"$": tag, "v": body}
+        return self.charge(20, {"$": tag, "v": body}, parts=4)
 
     def mapping(self, items: list[tuple[Any, Any]], depth: int) -> Any:
         if all(type(key) is str and key != "$" for key, _ in items):
-            self.charge(sum(len(key) + 3 for key, _ in items), 2 + len(items))
+            self.charge(sum(len(key) + 3 for key, _ in items), parts=2)
             return {key: self.pack(item, depth + 1) for key, item in items}
-        self.charge(2 * len(items), 2 + len(items))
+        self.charge(2 * len(items), parts=2)
         return self.tagged("dict", [[self.pack(key, depth + 1), self.pack(item, depth + 1)] for key, item in items])
 
     def integer(self, value: int) -> Any:
@@ -131,17 +127,18 @@ class Packer:
         self.charge(value.bit_length() // 4 + 2)
         return value if -(2**63) <= value < 2**63 else self.tagged("int", hex(value))
 
-    def charge(self, size: int, parts: int = 1) -> None:
+    def charge(self, size: int, packed: Any = None, parts: int = 1) -> Any:
         self.budget -= size + PART_COST * parts
         if self.budget < 0:
             raise ValueError(TOO_LARGE)
+        return packed
 
 
 TOO_LARGE = (
     f"larger than the {VALUE_MAX // 10**6} MB that one message may carry (each item counts {PART_COST} bytes more):"
     " keep it in a variable, and pass or print a part or a summary of it"
 )
-SEQUENCES = ((list, ""), (tuple, "tuple"), (set, "set"), (frozenset, "frozenset"))
+CONTAINERS = ((list, ""), (tuple, "tuple"), (set, "set"), (frozenset, "frozenset"))
 
 
 def unpack(value: Any) -> Any:
@@ -163,7 +160,7 @@ def unpack(value: Any) -> Any:
     if tag_name == "dict" and type(body) is list and all(type(pair) is list and len(pair) == 2 for pair in body):
         keys = reject_collisions([unpack(key) for key, _ in body])
         return {key: unpack(pair[1]) for key, pair in zip(keys, body)}
-    for base, tag in SEQUENCES:
+    for base, tag in CONTAINERS:
         if tag and tag_name == tag and type(body) is list:
             items = [unpack(item) for item in body]
             return base(items) if base is tuple else base(reject_collisions(items))
@@ -175,6 +172,10 @@ def reject_collisions(keys: list[Any]) -> list[Any]:
     if len(keys) > 100 and max(collections.Counter(map(hash, keys)).values()) > 100:
         raise ValueError("keys whose hashes collide")
     return keys
+
+
+def to_base64(data: bytes) -> str:
+    return binascii.b2a_base64(data, newline=False).decode()
 
 
 to_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
@@ -243,28 +244,23 @@ def describe(value: Any) -> tuple[str, int | None, str]:
 
 def require_text(value: Any) -> None:
     """TypeError for an answer without a text form of its own, such as "<generator object ...>"."""
-    cls = type(value)
-    mro = type.__dict__["__mro__"].__get__(cls)
-    namespaces = [type.__dict__["__dict__"].__get__(owner) for owner in mro if owner is not object]
-    texts = [namespace[name] for namespace in namespaces for name in ("__str__", "__repr__") if name in namespace]
-    if issubclass(cls, tuple(MODULES)):
+    cls: Any = type(value)
+    text = cls.__repr__ if cls.__str__ is object.__str__ else cls.__str__
+    if isinstance(value, ModuleType):
         what, instead = "module", "FINAL(x.name)"
-    elif issubclass(cls, type):
+    elif isinstance(value, type):
         what, instead = "class", "FINAL(C(...))"
-    elif texts and type(texts[0]) is type(require_text):
+    elif isinstance(text, FunctionType):
         return  # its class says what its text is
-    elif any("__next__" in namespace for namespace in namespaces):
+    elif hasattr(cls, "__next__"):
         what, instead = type_name(cls), "FINAL(list(x))"
     elif callable(value):
         what, instead = "function", "FINAL(f(...))"
-    elif texts:
+    elif text is not vars(object)["__repr__"]:
         return
     else:
         what, instead = f"{type_name(cls)} without a text of its own", "FINAL(x.name)"
     raise TypeError(f"FINAL takes text or data, not a {what}: {instead}")
-
-
-MODULES: list[type] = [type(sys)]
 
 
 def long_repr(value: Any, limit: int) -> str:
@@ -336,20 +332,14 @@ class FramedPipe:
         while view:
             view = view[os.write(self.writer, view) :]
 
-    def wait(self) -> None:
-        if hasattr(select, "poll"):  # not on Windows, where no signal interrupts a worker
-            poller = select.poll()
-            poller.register(self.reader, select.POLLIN)
-            poller.poll()
 
-
-def wait_for(descriptor: int, seconds: float, writing: bool = False) -> bool:
+def wait_for(descriptor: int, seconds: float | None, writing: bool = False) -> bool:
     if not hasattr(select, "poll"):
         sets = select.select([] if writing else [descriptor], [descriptor] if writing else [], [], seconds)
         return bool(sets[0] or sets[1])
     poller = select.poll()
     poller.register(descriptor, select.POLLOUT if writing else select.POLLIN)
-    return bool(poller.poll(max(0.0, seconds) * 1000))
+    return bool(poller.poll(None if seconds is None else max(0.0, seconds) * 1000))
 
 
 class Output(io.TextIOBase):
@@ -365,13 +355,10 @@ class Output(io.TextIOBase):
         self.begin(None)
 
     def begin(self, emit: Callable[[str], None] | None) -> None:
-        """Reset for the next cell; `emit` streams its output while it runs."""
+        """Reset for the next cell; `emit` streams its output, the first OUTPUT_HALF bytes of it, while it runs."""
         self._kept[:16] = bytes(16)
-        self._size = self._chars = 0
-        self._emit = emit
-        self._pending: list[str] = []
-        self._pending_chars = self._emitted = 0
-        self._emitted_at = 0.0
+        self._size = self._chars = self._emitted = 0
+        self._emit, self._emitted_at = emit, 0.0
 
     def writable(self) -> bool:
         return True
@@ -390,19 +377,16 @@ class Output(io.TextIOBase):
             data, size = data[len(part) :], size + len(part)
         self._size, self._chars = size, self._chars + len(text)
         self._kept[:16] = SIZES.pack(size, self._chars)
-        if self._emit and self._emitted < STREAM_MAX:
-            self._pending.append(text)
-            self._pending_chars += len(text)
-            if self._pending_chars > 65_536 or (text.endswith("\n") and time.monotonic() - self._emitted_at > 0.05):
-                self.flush()
+        due = text.endswith("\n") and time.monotonic() - self._emitted_at > 0.05
+        if due or size - self._emitted > 65_536:
+            self.flush()
         return len(text)
 
     def flush(self) -> None:
-        text = "".join(self._pending)
-        self._pending, self._pending_chars, self._emitted_at = [], 0, time.monotonic()
-        if text and self._emit:
-            self._emitted += len(text)
-            self._emit(text)
+        start, end = self._emitted, min(self._size, OUTPUT_HALF)
+        if self._emit and start < end:
+            self._emitted, self._emitted_at = end, time.monotonic()
+            self._emit(decoded(self._kept[16 + start : 16 + end]))
 
     def close(self) -> None:
         """Do nothing: a cell must not close the next cell's output."""
@@ -446,9 +430,8 @@ class PlainLanguage:
             tail = compile(ast.Expression(last.value), filename, "eval", dont_inherit=True)
         return compile(tree, filename, "exec", dont_inherit=True), tail
 
-    def namespace(self, functions: dict[str, Any], stdout: Any, files: Files) -> dict[str, Any]:
-        files.install()
-        main = type(sys)("__main__")
+    def namespace(self, functions: dict[str, Any]) -> dict[str, Any]:
+        main = ModuleType("__main__")
         sys.modules["__main__"] = main
         vars(main).update(functions, __builtins__=builtins_module, help=print_help)
         return vars(main)
@@ -462,15 +445,14 @@ builtins_module = sys.modules["builtins"]
 
 def format_traceback(error: BaseException, sources: dict[str, str]) -> str:
     """A traceback in Python's format that shows the cells' own lines only."""
-    parts: list[str] = []
-    seen: set[int] = set()
-    current: BaseException | None = error
-    link = ""
-    while current is not None and id(current) not in seen and len(parts) < 9:
-        seen.add(id(current))
-        parts += [link, one_traceback(current, sources)] if parts else [one_traceback(current, sources)]
-        link = LINK_CONTEXT if current.__cause__ is None else LINK_CAUSE
-        current = current.__cause__ or (None if current.__suppress_context__ else current.__context__)
+    parts = [one_traceback(error, sources)]
+    while len(parts) < 18:
+        cause, context = error.__cause__, None if error.__suppress_context__ else error.__context__
+        before = context if cause is None else cause
+        if before is None:
+            break
+        parts += [LINK_CONTEXT if cause is None else LINK_CAUSE, one_traceback(before, sources)]
+        error = before
     return "\n".join(reversed(parts))
 
 
@@ -479,47 +461,32 @@ LINK_CONTEXT = "\nDuring handling of the above exception, another exception occu
 
 
 def one_traceback(error: BaseException, sources: dict[str, str]) -> str:
-    lines = []
-    frames = []
-    trace = error.__traceback__
+    frames, trace = [], error.__traceback__
     while trace is not None:
         code = trace.tb_frame.f_code
         if code.co_filename in sources:
             frames.append((code.co_filename, trace.tb_lineno, code.co_name))
         trace = trace.tb_next
-    if frames:
-        lines.append("Traceback (most recent call last):")
-    for filename, number, name in frames[:10]:
-        lines += frame_lines(filename, number, name, sources)
-    if len(frames) > 20:
-        lines.append(f"  [... {len(frames) - 20} more calls ...]")
-    for filename, number, name in frames[max(10, len(frames) - 10) :]:
-        lines += frame_lines(filename, number, name, sources)
+    lines = ["Traceback (most recent call last):"] if frames else []
+    for index, (filename, number, name) in enumerate(frames):
+        if index == 10 and len(frames) > 20:
+            lines.append(f"  [... {len(frames) - 20} more calls ...]")
+        if index < 10 or index >= len(frames) - 10:
+            source = "".join(sources[filename].splitlines()[number - 1 : number])
+            lines += location_lines(f'"{filename}", line {number}, in {name}', source)
+    message = safe_str(error)
     if isinstance(error, SyntaxError) and error.lineno and error.filename in (*sources, "<eval>", "<exec>"):
-        lines += syntax_lines(error)
+        lines += location_lines(f'"{error.filename}", line {error.lineno}', error.text or "", error.offset or 0)
         message = str(error.msg)
-    else:
-        message = safe_str(error)
     notes = [str.__str__(note) for note in getattr(error, "__notes__", None) or () if issubclass(type(note), str)]
     return "\n".join([*lines, type_name(type(error)) + (": " + message if message else ""), *notes[:10]])
 
 
-def frame_lines(filename: str, number: int, name: str, sources: dict[str, str]) -> list[str]:
-    lines = sources[filename].splitlines()
-    shown = [f'  File "{filename}", line {number}, in {name}']
-    if 0 < number <= len(lines) and lines[number - 1].strip():
-        shown.append("    " + lines[number - 1].strip()[:500])
-    return shown
-
-
-def syntax_lines(error: SyntaxError) -> list[str]:
-    text = (error.text or "").rstrip("\n")
-    shown = [f'  File "{error.filename}", line {error.lineno}']
-    if text.strip():
-        shown.append("    " + text.strip()[:500])
-        column = (error.offset or 0) - 1 - (len(text) - len(text.lstrip()))
-        if 0 <= column < 500:
-            shown.append("    " + " " * column + "^")
+def location_lines(where: str, text: str, offset: int = 0) -> list[str]:
+    indent = len(text) - len(text.lstrip())
+    shown = [f"  File {where}", *([f"    {text.strip()[:500]}"] if text.strip() else [])]
+    if indent < offset <= indent + 500 and len(shown) > 1:
+        shown.append(" " * (4 + offset - 1 - indent) + "^")
     return shown
 
 
@@ -554,9 +521,7 @@ class Calls:
         self.marked = False  # in a cell process a mark before each frame tells the checkpoint what to do with it
         self.numbers = itertools.count(1)
         self.answers: dict[int, dict[str, Any]] = {}
-        self.answered = threading.Condition(threading.Lock())
-        self.reading = False
-        self.sending = threading.Lock()
+        self.sending, self.receiving = threading.Lock(), threading.Lock()
         self.direct: dict[int, str] = {}  # ids of the cells' functions that only call the host, and their names
 
     def begin(self, pipe: FramedPipe, marked: bool) -> None:
@@ -591,58 +556,38 @@ class Calls:
         call = {"op": "call", "name": name, "args": packer.pack(list(args)), "kwargs": packer.pack(kwargs)}
         if self.in_child():
             raise RuntimeError("only the process of the cell can ask the host, not one that it forked: use threads")
-        with self.answered:
-            number = next(self.numbers)
+        number = next(self.numbers)
         self.send(dict(call, call=number))
         return number
 
     def answer(self, number: int) -> dict[str, Any]:
-        with self.answered:
-            while number not in self.answers:
-                if self.reading:
-                    self.answered.wait()
-                else:
+        """Read frames, in whichever thread comes first, until that answer is there."""
+        while number not in self.answers:
+            with self.receiving:
+                if number not in self.answers:
                     self.read()
-            return self.answers.pop(number)
+        return self.answers.pop(number)
 
     def read(self) -> None:
-        """Read one frame and hand it to the thread that waits for it."""
-        self.reading = True
-        self.answered.release()
         try:
-            self.pipe.wait()  # an interrupt is allowed here, not within a frame
+            if hasattr(select, "poll"):  # not on Windows, where no signal interrupts a worker
+                wait_for(self.pipe.reader, None)  # an interrupt is allowed here, not within a frame
             with self.interrupts:
                 message = json.loads(self.pipe.read())
         except EOFError:
-            self.orphaned()
-            message = {}
-        finally:
-            self.answered.acquire()
-            self.reading = False
-            self.answered.notify_all()
+            return self.orphaned()
         if message.get("op") in ("return", "raise") and message.get("id") == self.request:
             self.answers[message["call"]] = message
 
-    def together(self, tasks: Sequence[Callable[[], Any]]) -> list[tuple[bool, Any]]:
-        """Run the tasks in order, with (True, value) or (False, exception) of each.
-
-        There are no threads. Tasks that only call a host function are all sent before the first answer is awaited.
-        """
-        results: list[tuple[bool, Any]] = []
-        for at in range(0, len(tasks), TOGETHER_MAX):
-            started = [(task, self.start_task(task)) for task in tasks[at : at + TOGETHER_MAX]]
-            results += [try_task(task if wait is None else wait) for task, wait in started]
-        return results
-
-    def start_task(self, task: Any) -> Callable[[], Any] | None:
-        """Send a task that only calls a host function; returns a function that waits for its answer, else None."""
+    def start_task(self, task: Any) -> Callable[[], Any]:
+        """Send a task that only calls a host function; returns a function that waits for its answer, else the task."""
         name = self.direct.get(id(task.func)) if type(task) is functools.partial else None
         if name is None:
-            return None
+            return task  # type: ignore[no-any-return]
         try:
             number = self.start(name, task.args, task.keywords)
         except (TypeError, ValueError, RecursionError):
-            return None
+            return task  # type: ignore[no-any-return]
         return lambda: unwrap(self.answer(number))
 
 
@@ -650,8 +595,16 @@ session_calls: Calls | None = None  # of this process's worker
 
 
 def run_together(tasks: Sequence[Callable[[], Any]]) -> list[tuple[bool, Any]]:
-    """Run tasks whose host calls overlap; `rlm_policy` builds its `concurrent.futures` on it."""
-    return session_calls.together(tasks) if session_calls else [try_task(task) for task in tasks]
+    """Run the tasks in order, with (True, value) or (False, exception) of each; `rlm_policy` builds its
+    `concurrent.futures` on it.
+
+    There are no threads. Tasks that only call a host function are all sent before the first answer is awaited.
+    """
+    results: list[tuple[bool, Any]] = []
+    for at in range(0, len(tasks), TOGETHER_MAX):
+        part = tasks[at : at + TOGETHER_MAX]
+        results += map(try_task, [session_calls.start_task(task) for task in part] if session_calls else part)
+    return results
 
 
 def try_task(task: Callable[[], Any]) -> tuple[bool, Any]:
@@ -730,15 +683,17 @@ class Files:
     """The files that a cell can use: its own, in the scratch folder, and those that the host lets it read.
 
     The host decides, and hands over a descriptor, a name to open here, or the bytes. `home` is the folder that relative
-    names belong to; what cannot be written there is written to the same name in the scratch folder. `roots`: other
-    folders whose files are the host's. Where `home` is `mounted`, the files in it are here already.
+    names belong to; what cannot be written there is written to the same name in the scratch folder. Where `home` is
+    `mounted`, the files in it are here already. The kernel decides on files in `readable`: Python's own and, without a
+    policy, all but those in `home` and in the `workspace` folders.
     """
 
     def __init__(self, ask: Callable[..., Any], write_note: Callable[[str], Any], setup: dict[str, Any]):
         self.ask_host, self.write_note = ask, write_note
         self.scratch = os.path.realpath(setup["scratch"])
         self.home: str = setup.get("home", self.scratch)
-        self.roots: tuple[str, ...] = tuple(setup.get("workspace", ()))
+        self.folders = [self.home, *setup.get("workspace", ())]
+        self.readable: list[str] = setup["readable"] if setup.get("policy") else [os.sep]
         self.mounted: bool = setup.get("mounted", False)
         self.channel: Any = None
         if setup.get("descriptors"):
@@ -750,10 +705,13 @@ class Files:
 
     def locate(self, path: Any) -> tuple[str, str]:
         """A name's path in the scratch folder ("" if it has none), and the name to ask the host for."""
-        full = os.path.normpath(os.path.join(os.getcwd(), os.fspath(path)))
+        full = in_scratch = absolute(path)
         if is_inside(full, self.home):
-            full = self.scratch + full[len(self.home) :]
-        return (full, os.path.relpath(full, self.scratch)) if is_inside(full, self.scratch) else ("", full)
+            in_scratch = self.scratch + full[len(self.home) :]
+        if not is_inside(in_scratch, self.scratch):
+            return "", full
+        own = os.fspath(path) if in_scratch == full else in_scratch  # errors name a file as the cell did
+        return own, os.path.relpath(in_scratch, self.scratch)
 
     def ask(self, what: str, path: Any, start: int = 0) -> dict[str, Any]:
         answer: dict[str, Any] = self.ask_host(FILES_CALL, (what, self.locate(path)[1], start), {})
@@ -766,27 +724,27 @@ class Files:
         own = self.locate(path)[0]
         if set(mode) & set("wax+"):
             own = self.for_writing(path, mode)
-        if (own and os.path.lexists(own)) or set(mode) & set("wax"):
-            return plain_open(own, mode, *options, **more)
+        if is_there(own) or set(mode) & set("wax"):
+            return plain.open(own, mode, *options, **more)
         if self.mounted:
-            return plain_open(path, mode, *options, **more)
+            return plain.open(path, mode, *options, **more)
         with self.lock:
             self.receive(0)  # left by a process that died
             answer = self.ask("open", path)
             descriptor = self.receive(answer["tag"]) if "tag" in answer else -1
         if descriptor >= 0:
-            return plain_open(path, mode, *options, **dict(more, opener=lambda *_: descriptor))
+            return plain.open(path, mode, *options, **dict(more, opener=lambda *_: descriptor))
         if "path" in answer:
-            return plain_open(answer["path"], mode, *options, **more)
+            return plain.open(answer["path"], mode, *options, **more)
         raw = io.BytesIO(self.rest(path, answer))
         return raw if "b" in mode else io.TextIOWrapper(raw, *options[1:4], **{k: more[k] for k in TEXT if k in more})
 
     def rest(self, path: Any, answer: dict[str, Any]) -> bytes:
         """All the bytes of a file whose first part is in the answer."""
-        data = bytearray(answer["data"])
+        data = bytearray()
         while answer["data"]:
-            answer = self.ask("open", path, len(data))
             data += answer["data"]
+            answer = self.ask("open", path, len(data))
         return bytes(data)
 
     def receive(self, tag: int) -> int:
@@ -808,13 +766,13 @@ class Files:
     def for_writing(self, path: Any, mode: str) -> str:
         """The file in the scratch folder to write to; for appending, first copy the caller's file there."""
         own = self.writable(path)
-        if os.path.lexists(own) or "w" in mode:
+        if is_there(own) or "w" in mode:
             return own
         try:
             if "x" in mode:
                 self.stat(path)
                 raise FileExistsError(17, "File exists", str(path))
-            with self.open(path, "rb") as source, plain_open(own, "wb") as target:
+            with self.open(path, "rb") as source, plain.open(own, "wb") as target:
                 while part := source.read(1 << 20):
                     target.write(part)
         except FileNotFoundError:
@@ -834,8 +792,8 @@ class Files:
         if not self.note_shown:
             self.note_shown = True
             self.write_note(WRITTEN)
-        folder = os.path.dirname(own)
-        if not os.path.lexists(folder) and self.is_dir(os.path.dirname(path)):
+        folder = os.path.dirname(own) or "."
+        if not is_there(folder) and os.path.isdir(os.path.dirname(path) or "."):
             make_folders(folder)
         return own
 
@@ -847,66 +805,80 @@ class Files:
             answer = self.ask("list", path)
             found = {**dict.fromkeys(answer["files"], False), **dict.fromkeys(answer["folders"], True)}
         except OSError as error:
-            if error.errno not in NOTHING_THERE or not (own and os.path.lexists(own)):
+            if error.errno not in NOTHING_THERE or not is_there(own):
                 raise
-        if own and os.path.lexists(own):
-            with plain_scandir(own) as names:
+        if is_there(own):
+            with plain.scandir(own) as names:
                 found.update((entry.name, entry.is_dir(follow_symlinks=False)) for entry in names)
         return dict(sorted(found.items()))
 
-    def stat(self, path: Any) -> os.stat_result:
+    def stat(self, path: Any, **options: Any) -> Any:
         own = self.locate(path)[0]
-        if own and os.path.lexists(own):
-            return plain_stat(own)
+        if is_there(own):
+            return plain.stat(own, **options)
         if self.mounted:
-            return plain_stat(path)
-        return os.stat_result(self.ask("stat", path)["stat"])
-
-    def is_dir(self, path: Any) -> bool:
+            return plain.stat(path, **options)
         try:
-            return stat.S_ISDIR(self.stat(path or ".").st_mode)
-        except OSError:
-            return False
+            return os.stat_result(self.ask("stat", path)["stat"])
+        except PermissionError as error:  # which `exists` would not take for "no"
+            raise FileNotFoundError(errno.ENOENT, error.strerror, str(path)) from None
 
-    # - for plain Python, whose own functions cannot reach the caller's files
+    def exists(self, path: Any) -> bool:
+        """`os.path.lexists`."""
+        with contextlib.suppress(OSError, ValueError):
+            self.stat(path, follow_symlinks=False)
+            return True
+        return False
 
     def install(self) -> None:
-        """Route `open`, `os.listdir`, `os.stat`, `os.scandir` and everything built on them to these files."""
-
-        def route(ours: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
-            def either(path: Any = ".", *options: Any, **more: Any) -> Any:
-                known = isinstance(path, (str, os.PathLike)) and not {"dir_fd", "opener"} & set(more)
-                return (ours if known and self.knows(path) else plain)(path, *options, **more)
-
-            return functools.partial(either)  # no method where pathlib makes it an attribute of a class (until 3.10)
-
-        vars(builtins_module)["open"] = vars(io)["open"] = route(self.open, plain_open)
+        """Route what opens, lists and changes files by name, and with it everything built on that, to these files."""
+        routes: dict[str, Callable[..., Any]] = {"open": self.open}
         if not self.mounted:
-            vars(os)["listdir"] = route(lambda path: list(self.entries(path)), os.listdir)
-            vars(os)["stat"] = route(lambda path, **_: self.stat(path), plain_stat)
-            vars(os)["scandir"] = route(lambda path: Scan(self, path), plain_scandir)
+            routes.update({name: functools.partial(self.change, name, paths) for name, paths in CHANGES.items()})
+            routes["listdir"] = lambda path=".": list(self.entries(path))
+            routes.update(stat=self.stat, lexists=self.exists, scandir=lambda path=".": Scan(self, path))
+
+        def route(name: str) -> Callable[..., Any]:
+            def either(path: Any = ".", *options: Any, **more: Any) -> Any:
+                path = more.pop("file", path)  # as `open` calls it
+                by_name = isinstance(path, (str, os.PathLike)) and more.get("dir_fd") is more.get("opener") is None
+                return (routes if by_name and self.knows(path) else vars(plain))[name](path, *options, **more)
+
+            return functools.partial(either)  # no method where pathlib makes it an attribute of a class
+
+        for name in routes:
+            owner = {"open": io, "lexists": os.path}.get(name, os)
+            vars(owner)[name] = route(name)
+        vars(builtins_module)["open"] = io.open
+        for name in [name for name in sys.modules if name.partition(".")[0] in KEEP_FUNCTIONS]:
+            del sys.modules[name]
+
+    def change(self, name: str, paths: int, *arguments: Any, **more: Any) -> Any:
+        """A function of `os` that changes files, the first so many arguments being their names."""
+        own = [self.writable(path) for path in arguments[:paths]]
+        return getattr(plain, name)(*own, *arguments[paths:], **more)
 
     def knows(self, path: Any) -> bool:
-        full = os.path.normpath(os.path.join(os.getcwd(), path))
+        """Whether a file of this name is the caller's, or the cell's own."""
         if self.mounted and os.path.isabs(path):
             return False
-        return any(is_inside(full, folder) for folder in (self.home, *self.roots))
+        full = absolute(path)
+        known = any(is_inside(full, folder) for folder in self.folders)
+        return known or not any(is_inside(full, folder) for folder in self.readable)
 
 
-class Scan:
+CHANGES = {"mkdir": 1, "rmdir": 1, "remove": 1, "unlink": 1, "rename": 2, "replace": 2}
+KEEP_FUNCTIONS = ("bz2", "glob", "pathlib", "tarfile")  # modules that keep a function of these from their import on
+
+
+class Scan(contextlib.AbstractContextManager, Iterator):  # type: ignore[type-arg]
     """`os.scandir` over files that the host lists."""
 
     def __init__(self, files: Files, path: Any):
-        self.entries = iter([Entry(files, os.path.join(path, name), d) for name, d in files.entries(path).items()])
+        self.entries = iter([scan_entry(files, os.path.join(path, name), d) for name, d in files.entries(path).items()])
 
-    def __iter__(self) -> Scan:
-        return self
-
-    def __next__(self) -> Entry:
+    def __next__(self) -> Any:
         return next(self.entries)
-
-    def __enter__(self) -> Scan:
-        return self
 
     def close(self, *_: Any) -> None:
         self.entries = iter(())
@@ -914,28 +886,29 @@ class Scan:
     __exit__ = close
 
 
-class Entry:
-    def __init__(self, files: Files, path: str, folder: bool):
-        self.path, self.name = path, os.path.basename(path)
-        self.is_dir = lambda **_: folder
-        self.is_file = lambda **_: not folder
-        self.is_symlink = lambda: False
-        self.stat = lambda **_: files.stat(path)
-
-    def __fspath__(self) -> str:
-        return self.path
+def scan_entry(files: Files, path: str, folder: bool) -> Any:
+    members = {"is_dir": lambda **_: folder, "is_file": lambda **_: not folder, "is_symlink": lambda: False}
+    return SimpleNamespace(path=path, name=os.path.basename(path), stat=lambda **_: files.stat(path), **members)
 
 
 def make_folders(path: str) -> None:
     """`os.makedirs`, without mistaking one of the caller's folders for an existing one."""
-    if not os.path.lexists(path):
-        make_folders(os.path.dirname(path))
-        os.mkdir(path)
+    if not is_there(path):
+        make_folders(os.path.dirname(path) or ".")
+        plain.mkdir(path)
+
+
+def is_there(path: str) -> bool:
+    return path != "" and plain.lexists(path)
+
+
+def absolute(path: Any) -> str:
+    return os.path.normpath(os.path.join(os.getcwd(), os.fspath(path)))
 
 
 TEXT = ("encoding", "errors", "newline")
 NOTHING_THERE = (1, 2, 20)  # EPERM: no access to any such folder; ENOENT, ENOTDIR
-plain_open, plain_stat, plain_scandir = io.open, os.stat, os.scandir
+plain = SimpleNamespace(**dict(vars(os), open=io.open, lexists=os.path.lexists))  # what is not routed
 
 
 def is_inside(path: str, folder: str) -> bool:
@@ -1008,19 +981,17 @@ def pack_texts(texts: list[Any], size: int, overlap: int) -> list[list[str]]:
         for part in [text] if len(text) <= size else split_text(text, size, 0):
             if group and length + 1 + len(part) > size:
                 groups.append(group)
-                group, length = last_texts(group, min(overlap, size - 1 - len(part))) if overlap else ([], -1)
+                group = last_texts(group, min(overlap, size - 1 - len(part))) if overlap else []
+                length = sum(map(len, group)) + len(group) - 1
             group.append(part)
             length += 1 + len(part)
     return [*groups, group] if group else groups
 
 
-def last_texts(group: list[str], room: int) -> tuple[list[str], int]:
-    """The last texts of a group that fit into `room` when joined, and their joined length."""
-    first, length = len(group), -1
-    while first and length + 1 + len(group[first - 1]) <= room:
-        first -= 1
-        length += 1 + len(group[first])
-    return group[first:], length
+def last_texts(group: list[str], room: int) -> list[str]:
+    """The last texts of a group that fit into `room` when joined."""
+    lengths = itertools.accumulate(1 + len(text) for text in reversed(group))
+    return group[len(group) - sum(length - 1 <= room for length in lengths) :]
 
 
 def chunks_function(name: str, usual: int) -> Any:
@@ -1040,7 +1011,7 @@ def chunks_function(name: str, usual: int) -> Any:
 #
 #   host ──> zygote ──> intermediate ──> init ─────────> checkpoint ──> cell
 #    ║       Zygote     start_session    run_init        Worker,        Worker: answer, commit
-#    ║       one for    enters the       PID 1 of the    Relay          runs one request; what
+#    ║       one for    enters the       PID 1 of the    Relay          runs one cell; what
 #    ║       a host     namespaces,      namespace:      holds the      a cell forks by itself
 #    ║                  then ends        reaps zombies,  variables of   is `in_child`
 #    ║                                   ends the        before
@@ -1050,21 +1021,21 @@ def chunks_function(name: str, usual: int) -> Any:
 # In a container `container_main` is both the intermediate process and init, and there is no zygote. Where nothing can
 # fork (`plain_main`) there is one process, which never has a checkpoint.
 #
-# The worker is the process that holds the variables. Before each request it takes a fork snapshot: the fork, a copy of
-# it, runs the request and is the cell process. The worker itself is the checkpoint meanwhile: it relays frames, and
-# has the variables as they were. Then one of the two goes on as the worker:
+# The worker is the process that holds the variables. Before each cell it takes a fork snapshot: the fork, a copy of it,
+# runs the cell and is the cell process. The worker itself is the checkpoint meanwhile: it relays frames, and has the
+# variables as they were. Then one of the two goes on as the worker:
 #
 #   the cell process ...                  the checkpoint ...                          the next worker is
 #   sends output, calls, file questions   relays them, and the host's answers back    (not settled)
-#   commits `execute`, `set`: sends "c"   relays the result, says COMMITTED, ends     the cell process
-#   ends `get`, `names`: sends "r"        relays the result, reaps the cell process   the checkpoint
+#   commits: its result is marked "c"     relays the result, says COMMITTED, ends     the cell process
 #   dies                                  reaps it, sweeps up, sends "died"           the checkpoint
 #   passes a limit (SIGUSR1)              kills it unless it has committed            as if it had died
 #   finds the checkpoint dead (killed     -                                           the cell process, which sends
 #     by its own code): no COMMITTED                                                  its result itself
 #   runs when the host goes away          reads end of file, kills it, ends           none: init ends the session
 #
-# Where there can be no fork (too much memory, threads, no descriptors) the worker runs the request "alone": a cell
+# The worker answers `set`, `get` and `names` itself: they run none of the cells' code.
+# Where there can be no fork (too much memory, threads, no descriptors) the worker runs the cell "alone": a cell
 # that has to be killed then takes the variables with it.
 
 
@@ -1085,7 +1056,6 @@ class Worker:
         global session_calls
         self.calls = session_calls = Calls(pipe)
         self.forked = self.interrupted = False
-        self.result: dict[str, Any] = {}
         self.out = Output()
         self.final: Any = UNSET
         self.last: Any = None
@@ -1094,24 +1064,19 @@ class Worker:
         self.functions: dict[str, Any] = {}
         self.specs: dict[str, Any] = {}  # what the host said of each of them
         self.own = {**{m.__name__: unbound(m) for m in (self.FINAL, self.FINAL_VAR, self.SHOW_VARS)}, "_out": {}}
-        self.files = Files(self.calls.ask, self.out.write, setup)
+        Files(self.calls.ask, self.out.write, setup).install()
         random.seed(0)
-        sys.stdout = sys.stderr = self.out
-        self.variables: dict[str, Any] = language.namespace(dict(self.own), self.out, self.files)
+        self.variables: dict[str, Any] = language.namespace(dict(self.own))
         self.hidden = set(self.variables)
 
     # - requests: `serve` runs in the worker, what it calls in the cell process or, without one, in the worker
 
-    def start(self, layers: dict[str, bool | str]) -> NoReturn:
-        self.host.write(encode_frame({"op": "hello", "id": 0, "layers": layers, "python": sys.version.split()[0]}))
-        self.serve()
-
-    def serve(self) -> NoReturn:
+    def serve(self, layers: dict[str, bool | str]) -> NoReturn:
         signal.signal(signal.SIGINT, self.calls.interrupts.handler)
         if self.fork_limit:
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        self.calls.send({"op": "hello", "layers": layers, "python": sys.version.split()[0]})
         operations = {"execute": self.execute, "set": self.set, "get": self.get, "names": self.names}
-        lasting = ("execute", "set")
         while True:
             try:
                 message = json.loads(self.host.read())
@@ -1121,22 +1086,25 @@ class Worker:
             if operation is None:
                 continue  # an answer that came after its cell had ended
             self.calls.request = message["id"]
-            role = self.fork() if self.may_fork() else "alone"
+            role = self.fork() if message["op"] == "execute" and self.may_fork() else "alone"
             self.forked = role == "cell"
             if role == "cell":
-                self.answer(operation, message)
-                self.commit(message["op"] in lasting)
+                self.commit(self.answer(operation, message))
             elif role == "alone":
-                with killable():
-                    self.answer(operation, message)
-                self.calls.send(self.result)
+                if self.fork_limit:  # without a checkpoint, a timeout kills this process, and the variables are lost
+                    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+                result = self.answer(operation, message)
+                if self.fork_limit:
+                    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+                self.calls.send(result)
 
-    def answer(self, operation: Callable[[dict[str, Any]], dict[str, Any]], message: dict[str, Any]) -> None:
+    def answer(self, operation: Callable[[dict[str, Any]], dict[str, Any]], message: dict[str, Any]) -> dict[str, Any]:
         try:
-            self.result = operation(message)
-            encode_frame(self.result)
+            result = operation(message)
+            encode_frame(result)
+            return result
         except (TypeError, ValueError, KeyError, RecursionError, MemoryError) as error:
-            self.result = {"op": "failed", "type": type_name(type(error)), "message": safe_str(error)[:2000]}
+            return {"op": "failed", "type": type_name(type(error)), "message": safe_str(error)[:2000]}
 
     def get(self, message: dict[str, Any]) -> dict[str, Any]:
         if message["name"] not in self.variables:
@@ -1149,10 +1117,9 @@ class Worker:
 
     def user_variables(self) -> list[tuple[str, Any]]:
         """The cells' own variables."""
-        pairs = [(name, value) for name, value in self.variables.items() if type(name) is str]
-        ours = self.functions
-        kept = [(n, v) for n, v in pairs if n not in self.hidden and n[:2] != "__" and n[:1] != "~"]
-        return [(n, v) for n, v in kept if v is not ours.get(n, UNSET)]
+        hidden, ours = self.hidden, self.functions
+        named = [(n, v) for n, v in self.variables.items() if type(n) is str and n[:2] != "__" and n[:1] != "~"]
+        return [(n, v) for n, v in named if n not in hidden and v is not ours.get(n, UNSET)]
 
     def set(self, message: dict[str, Any]) -> dict[str, Any]:
         self.given = message["given"]
@@ -1162,13 +1129,8 @@ class Worker:
     def read_blob(self, message: dict[str, Any]) -> Any:
         """Read a value that the host put into shared memory, or that follows in frames."""
         size = message["size"]
-        if size is None:
-            raw = bytearray()
-            while part := self.calls.pipe.read():
-                raw += part
-            return from_blob(memoryview(raw), message)
         if not size:
-            return from_blob(memoryview(b""), message)
+            return from_blob(memoryview(b"" if size == 0 else b"".join(iter(self.calls.pipe.read, b""))), message)
         with mmap.mmap(self.blob, size, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
             return from_blob(view, message)
 
@@ -1193,6 +1155,7 @@ class Worker:
 
     def execute(self, message: dict[str, Any]) -> dict[str, Any]:
         number, began = message["cell"], time.perf_counter()
+        sys.stdout = sys.stderr = self.out  # whatever an earlier cell has put there
         self.out.begin(self.emit if message["stream"] or not self.forked else None)
         self.interrupted = False
         self.bind(message["functions"])
@@ -1201,11 +1164,12 @@ class Worker:
         if self.calls.in_child():
             os._exit(0 if ended["status"] == "ok" else 1)
         self.out.flush()
-        text = self.out.text()
-        self.keep_output(number, text)
-        where = f"; the whole is in _out[{number}]"
-        output = {"stdout": truncate(text, self.output_limit, where), "chars": self.out.chars()}
+        output = self.output(f"; the whole is in _out[{number}]")
+        self.keep_output(number, self.out.text())
         return {"op": "result", "ms": (time.perf_counter() - began) * 1000, **output, **ended}
+
+    def output(self, where: str = "") -> dict[str, Any]:
+        return {"stdout": truncate(self.out.text(), self.output_limit, where), "chars": self.out.chars()}
 
     def run(self, code: str, filename: str) -> dict[str, Any]:
         """Run the cell and everything that may call its objects' methods; an interrupt may end this anywhere."""
@@ -1288,7 +1252,7 @@ class Worker:
             pyplot.close("all")
         sizes = itertools.accumulate(len(picture) if type(picture) is bytes else 0 for picture in pictures)
         small = [p for p, size in zip(pictures, sizes) if type(p) is bytes and size < FRAME_MAX // 4]
-        return [{"media_type": "image/png", "data": binascii.b2a_base64(p, newline=False).decode()} for p in small]
+        return [{"media_type": "image/png", "data": to_base64(p)} for p in small]
 
     def FINAL(self, value: Any) -> None:
         """Answer with this value: the session ends with it when the cell ends well."""
@@ -1302,16 +1266,12 @@ class Worker:
         if name not in self.variables or name == "__builtins__":
             known = ", ".join(sorted(name for name, _ in self.user_variables())[:30]) or "none"
             raise NameError(f"there is no variable {name[:100]!r}; there are: {known}")
-        require_text(self.variables[name])
-        self.final = self.variables[name]
+        self.FINAL(self.variables[name])
 
     def SHOW_VARS(self) -> dict[str, str]:
         """The variables, each with type, length and a short preview."""
-        lines = {}
-        for name, value in self.user_variables()[:NAMES_MAX]:
-            cls_name, size, glimpse = describe(value)
-            lines[name] = cls_name + ("" if size is None else f"[{size}]") + " " + glimpse
-        return lines
+        listed = [(name, *describe(value)) for name, value in self.user_variables()[:NAMES_MAX]]
+        return {name: cls + ("" if size is None else f"[{size}]") + " " + short for name, cls, size, short in listed}
 
     def bind(self, functions: dict[str, Any]) -> None:
         """Put the host's functions into the namespace and remove those of an earlier cell.
@@ -1321,20 +1281,16 @@ class Worker:
         for name, function in self.functions.items():
             if name not in functions and self.variables.get(name) is function:
                 del self.variables[name]
-        same = {name: self.functions[name] for name, spec in functions.items() if self.specs.get(name) == spec}
-        for name, spec in functions.items():
-            if name in same:
-                continue
-            if type(spec) is bool:
-                same[name] = host_function(self.calls, name, spec)
-            elif "size" in spec:
-                same[name] = chunks_function(name, spec["size"])
-            else:
-                same[name] = namespace(self.calls, name, **spec)
-        self.functions = same
-        self.specs = functions
+        kept = {name: self.functions[name] for name, spec in functions.items() if self.specs.get(name) == spec}
+        new = {name: self.function(name, spec) for name, spec in functions.items() if name not in kept}
+        self.functions, self.specs = {**kept, **new}, functions
         self.variables.update(self.functions)
         self.variables.update(self.own)
+
+    def function(self, name: str, spec: Any) -> Any:
+        if type(spec) is bool:
+            return host_function(self.calls, name, spec)
+        return chunks_function(name, spec["size"]) if "size" in spec else namespace(self.calls, name, **spec)
 
     def emit(self, text: str) -> None:
         if not self.calls.in_child():
@@ -1350,7 +1306,7 @@ class Worker:
 
     def fork(self) -> str:
         """Returns in both processes, with the role: "cell" runs the request, "checkpoint" returns once the cell process
-        has died or answered; "alone" if nothing could be forked."""
+        has died; "alone" if nothing could be forked."""
         self.out.begin(None)
         try:
             reserve_descriptors(0)
@@ -1375,35 +1331,37 @@ class Worker:
             self.calls.begin(FramedPipe(to_child[0], from_child[1]), marked=True)
             if self.contained:
                 os.setpgid(0, 0)
-                set_oom_score(1000)
+                with contextlib.suppress(OSError):  # the kernel is to kill the cell process before its checkpoint
+                    write_file("/proc/self/oom_score_adj", "1000")
             return "cell"
         os.close(to_child[0])
         os.close(from_child[1])
-        died = Relay(self.host, FramedPipe(from_child[0], to_child[1]), child, self.sweep).run()
+        status = Relay(self.host, FramedPipe(from_child[0], to_child[1]), child, self.sweep).run()
+        os.close(from_child[0])
+        os.close(to_child[1])
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         signal.signal(signal.SIGINT, self.calls.interrupts.handler)
-        if died is not None:
-            self.sweep()
-            self.report_death(died)
+        self.sweep()
+        self.report_death(status)
         return "checkpoint"
 
-    def commit(self, lasting: bool) -> None:
-        """In the cell process: hand over the result, and become the worker once the checkpoint has ended, or end."""
+    def commit(self, result: dict[str, Any]) -> None:
+        """In the cell process: hand over the result, and become the worker once the checkpoint has ended."""
         pipe = self.calls.pipe
-        self.calls.send(self.result, b"c" if lasting else b"r")
-        if not lasting:
-            os._exit(0)
+        self.calls.send(result, COMMIT)
         last = b""
         while part := os.read(pipe.reader, 1 << 16):
             last = (last + part)[-len(COMMITTED) :]
         if self.calls.marked and last != COMMITTED:
             self.calls.orphaned()
-            self.calls.send(self.result)
+            self.calls.send(result)
         os.close(pipe.reader)
         os.close(pipe.writer)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         self.calls.begin(self.host, marked=False)
         if self.contained:
-            set_oom_score(0)
+            with contextlib.suppress(OSError):
+                write_file("/proc/self/oom_score_adj", "0")
         if self.interrupted or not self.contained:  # in a container, what a cell started may go on
             self.sweep()
 
@@ -1416,16 +1374,11 @@ class Worker:
     def report_death(self, status: int) -> None:
         """In the checkpoint: tell the host how the cell process ended."""
         how = {"signal": os.WTERMSIG(status)} if os.WIFSIGNALED(status) else {"exit": os.WEXITSTATUS(status)}
-        output = {"stdout": truncate(self.out.text(), self.output_limit, ""), "chars": self.out.chars()}
         kills, self.kills = self.kills, memory_kills()
         memory = None if kills is None else self.kills != kills
-        self.host.write(encode_frame({"op": "died", "id": self.calls.request, "memory": memory, **output, **how}))
-
-
-def set_oom_score(score: int) -> None:
-    """How readily the kernel kills this process when a container's memory runs out: the cell before its checkpoint."""
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write(str(score))
+        self.host.write(
+            encode_frame({"op": "died", "id": self.calls.request, "memory": memory, **self.output(), **how})
+        )
 
 
 def reserve_descriptors(spare: int) -> None:
@@ -1435,17 +1388,6 @@ def reserve_descriptors(spare: int) -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard != resource.RLIM_INFINITY:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard - spare, hard))
-
-
-@contextlib.contextmanager
-def killable() -> Iterator[None]:
-    """Without a checkpoint, a timeout kills this process, and the variables are lost."""
-    if not hasattr(signal, "SIGUSR1"):
-        yield
-        return
-    before = signal.signal(signal.SIGUSR1, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGUSR1, before)
 
 
 class Relay:
@@ -1460,23 +1402,13 @@ class Relay:
         self.waiting: collections.deque[memoryview] = collections.deque()
         os.set_blocking(child.writer, False)  # a cell that does not read must not block this process
 
-    def run(self) -> int | None:
-        """The cell process's wait status if it died; None if it answered a request that changes no variables.
-
-        When the cell process commits, the checkpoint ends here.
-        """
+    def run(self) -> int:
+        """The cell process's wait status, once it has died. When it commits, the checkpoint ends here."""
         signal.signal(signal.SIGUSR1, self.kill)
-        try:
-            return self.relay()
-        finally:
-            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-            os.close(self.child.reader)
-            os.close(self.child.writer)
-
-    def relay(self) -> int | None:
         poller = select.poll()
         poller.register(self.child.reader, select.POLLIN)
-        while True:
+        ended = status = 0
+        while not ended:
             poller.register(self.host.reader, select.POLLIN if len(self.waiting) < QUEUED_FRAMES_MAX else 0)
             poller.register(self.child.writer, select.POLLOUT if self.waiting else 0)
             ready = dict(poller.poll(200))
@@ -1485,31 +1417,24 @@ class Relay:
                     mark, frame = self.child.exactly(1), self.child.read()
                 except EOFError:
                     return self.wait_status()
-                if self.pass_on(mark, frame):
-                    return None
+                self.pass_on(mark, frame)
             if self.host.reader in ready:
                 self.read_from_host()
             if self.waiting:
                 self.write_to_child()
             if not ready:
                 ended, status = os.waitpid(self.pid, os.WNOHANG)
-                if ended:
-                    return status
+        return status
 
-    def pass_on(self, mark: bytes, frame: bytes) -> bool:
-        """Relay a frame to the host. True: it was the last, and nothing is committed."""
-        self.committed = mark == b"c"
-        if self.committed and self.killed:
-            self.committed = False
-            return False
+    def pass_on(self, mark: bytes, frame: bytes) -> None:
+        if mark == COMMIT and self.killed:
+            return
+        self.committed = mark == COMMIT
         self.host.write(struct.pack(">I", len(frame)) + frame)
         if self.committed:
             with contextlib.suppress(OSError):
                 os.write(self.child.writer, COMMITTED)
             os._exit(0)
-        if mark == b"r":
-            self.wait_status()
-        return mark == b"r"
 
     def read_from_host(self) -> None:
         try:
@@ -1521,14 +1446,12 @@ class Relay:
 
     def write_to_child(self) -> None:
         try:
-            sent = os.write(self.child.writer, self.waiting[0])
+            self.waiting[0] = self.waiting[0][os.write(self.child.writer, self.waiting[0]) :]
         except BlockingIOError:
             return
         except BrokenPipeError:
             self.waiting.clear()
-            return
-        self.waiting[0] = self.waiting[0][sent:]
-        if not self.waiting[0]:
+        if self.waiting and not self.waiting[0]:
             self.waiting.popleft()
 
     def kill(self, *_: Any) -> None:
@@ -1552,10 +1475,15 @@ class Relay:
         return 255 << 8
 
 
+def write_file(path: str, text: str) -> None:
+    with plain.open(path, "w") as file:
+        file.write(text)
+
+
 def memory_pages(field: int) -> int | None:
     """Bytes of address space (field 0) of this process, or of those that are in memory (1); None without /proc."""
     try:
-        with open("/proc/self/statm", "rb") as statm:
+        with plain.open("/proc/self/statm", "rb") as statm:
             return int(statm.read().split()[field]) * mmap.PAGESIZE
     except OSError:
         return None
@@ -1570,7 +1498,7 @@ def memory_in_use() -> int:
 def memory_kills() -> str | None:
     """The kernel's count of out-of-memory kills in this container; None if it is not shown."""
     for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
-        with contextlib.suppress(OSError), open(path) as file:
+        with contextlib.suppress(OSError), plain.open(path) as file:
             return next((line for line in file if line.startswith("oom_kill ")), None)
     return None
 
@@ -1585,24 +1513,17 @@ def to_blob(value: Any) -> tuple[dict[str, Any], Iterator[bytes]]:
     """
     if type(value) is str:
         return {"form": "str", "nbytes": text_nbytes(value)}, encoded(value)
-    if type(value) is list and set(map(type, value)) <= {str}:
-        return joined("list", value)
-    if type(value) is dict and set(map(type, value)) | set(map(type, value.values())) <= {str}:
-        return joined("dict", list(itertools.chain.from_iterable(value.items())))
+    texts = list(itertools.chain.from_iterable(value.items())) if type(value) is dict else value
+    if type(value) in (list, dict) and set(map(type, texts)) <= {str}:
+        text = SEPARATOR.join(texts)
+        if text.count(SEPARATOR) == len(texts) - 1:
+            nbytes = text_nbytes(text) + sys.getsizeof(text) + 80 * len(texts)
+            return {"form": type(value).__name__, "nbytes": nbytes}, encoded(text)
     text = to_json(Packer(1 << 40).pack(value))
     return {"form": "json", "nbytes": 8 * len(text)}, encoded(text)
 
 
-def joined(form: str, texts: list[str]) -> tuple[dict[str, Any], Iterator[bytes]]:
-    text = "".join(texts)
-    header = {
-        "form": form,
-        "count": len(texts),
-        "nbytes": 2 * text_nbytes(text) + 80 * len(texts),
-        "ascii": text.isascii(),
-    }
-    sizes = map(len, texts if text.isascii() else (item.encode("utf-8", "surrogatepass") for item in texts))
-    return header, filter(None, itertools.chain([array.array("I", sizes).tobytes()], encoded(text)))
+SEPARATOR = "\0"  # between texts: hardly any contains it, and one character is found fastest
 
 
 def encoded(text: str) -> Iterator[bytes]:
@@ -1617,22 +1538,13 @@ def text_nbytes(text: str) -> int:
 
 
 def from_blob(view: memoryview, header: dict[str, Any]) -> Any:
-    form = header["form"]
-    if form == "str":
-        return str(view, "utf-8", "surrogatepass")
-    if form == "json":
-        return unpack(json.loads(str(view, "ascii")))
-    sizes = array.array("I")
-    body = 4 * header["count"]
-    sizes.frombytes(view[:body])
-    ends = list(itertools.accumulate(sizes))
-    spans = zip([0, *ends], ends)
-    if header["ascii"]:
-        text = str(view[body:], "ascii")
-        texts = [text[start:end] for start, end in spans]
-    else:
-        texts = [str(view[body + start : body + end], "utf-8", "surrogatepass") for start, end in spans]
-    return texts if form == "list" else dict(zip(texts[::2], texts[1::2]))
+    text = str(view, "utf-8", "surrogatepass")
+    if header["form"] == "json":
+        return unpack(json.loads(text))
+    if header["form"] == "str":
+        return text
+    texts = text.split(SEPARATOR)
+    return texts if header["form"] == "list" else dict(zip(texts[::2], texts[1::2]))
 
 
 def run_init(group: int, watched: Sequence[int], idle_limit: float = 0) -> NoReturn:
@@ -1651,17 +1563,21 @@ def run_init(group: int, watched: Sequence[int], idle_limit: float = 0) -> NoRet
     poller.register(wakeup_read, select.POLLIN)
     for descriptor in watched:
         poller.register(descriptor, 0)
-    while reap_children():
-        for descriptor, _ in poller.poll(1000):
-            if descriptor != wakeup_read:
-                kill_group(group)
-            for number in os.read(wakeup_read, 64):
-                if idle_limit:
-                    signal_container(number)
-                elif number == signal.SIGTERM:
+    with contextlib.suppress(ChildProcessError):  # there are no children any more
+        while True:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+            for descriptor, _ in poller.poll(1000):
+                if descriptor != wakeup_read:
                     kill_group(group)
-        if idle_limit and time.time() - os.fstat(watched[0]).st_mtime > idle_limit:  # when the pipe was last written to
-            kill_group(group)
+                for number in os.read(wakeup_read, 64):
+                    if idle_limit:
+                        signal_container(number)
+                    elif number == signal.SIGTERM:
+                        kill_group(group)
+            last_written = os.fstat(watched[0]).st_mtime  # the pipe from the host
+            if idle_limit and time.time() - last_written > idle_limit:
+                kill_group(group)
     os._exit(0)
 
 
@@ -1671,16 +1587,6 @@ def signal_container(number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(-1, signal.SIGCONT)
             os.kill(-1, number)
-
-
-def reap_children() -> bool:
-    """In PID 1: reap zombies. False when there are no children any more."""
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        return False
-    return True
 
 
 def kill_group(group: int) -> NoReturn:
@@ -1713,7 +1619,7 @@ def container_main(setup: dict[str, Any]) -> NoReturn:
         run_init(worker, [pipe.reader], setup["idle_limit"])
     os.setpgid(0, 0)
     resource.setrlimit(resource.RLIMIT_DATA, (setup["data_limit"], setup["data_limit"]))
-    Worker(pipe, PlainLanguage(), setup).start(layers)
+    Worker(pipe, PlainLanguage(), setup).serve(layers)
 
 
 # --- the confinement: what Linux offers without root (ctypes alone) ---------------------------------------------------
@@ -1817,8 +1723,7 @@ def enter_namespaces(layers: dict[str, bool | str]) -> None:
 
 def map_user(uid: int, gid: int) -> None:
     for file, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
-        with open(f"/proc/self/{file}", "w") as target:
-            target.write(text)
+        write_file(f"/proc/self/{file}", text)
 
 
 def mount_scratch(folder: str) -> None:
@@ -1843,7 +1748,7 @@ def confine(setup: dict[str, Any], layers: dict[str, bool | str]) -> None:
     attempt(layers, "not_dumpable", call_libc, "prctl", 4, 0, 0, 0, 0)
     attempt(layers, "capabilities_dropped", call_libc, "capset", struct.pack("Ii", 0x20080522, 0), bytes(24))
     attempt(layers, "landlock", restrict_files, setup["scratch"], setup["readable"])
-    attempt(layers, "seccomp", lambda: install_filter(packed_filter(may_kill(layers))))
+    attempt(layers, "seccomp", lambda: install_filter(build_filter(*machine_numbers(), may_kill(layers))))
     verify_layers(layers)
 
 
@@ -1856,17 +1761,10 @@ def verify_layers(layers: dict[str, bool | str]) -> None:
     """Mark the two main layers as absent unless they really refuse something."""
     import socket
 
-    tries: tuple[tuple[str, Callable[[], Any]], ...] = (
-        ("landlock", lambda: os.listdir("/")),
-        ("seccomp", socket.socket),
-    )
-    for layer, forbidden in tries:
-        try:
-            if layers[layer]:
-                forbidden()
-                layers[layer] = False
-        except PermissionError:
-            pass
+    for layer, forbidden in (("landlock", lambda: os.listdir("/")), ("seccomp", socket.socket)):
+        with contextlib.suppress(PermissionError):
+            forbidden()
+            layers[layer] = False
 
 
 def limit_resources(memory: int) -> None:
@@ -1926,26 +1824,21 @@ def allow_path(ruleset: int, path: str, rights: int) -> None:
 # A filter is a list of (code, jump if true, jump if false, operand). Jumps never leave the block they stand in.
 Filter = List[Tuple[int, int, int, int]]
 LOAD, EQUAL, ANY_BIT, AND, RETURN = 0x20, 0x15, 0x45, 0x54, 0x06
-ALLOW, REFUSE, UNKNOWN, KILL_PROCESS = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000  # EPERM, ENOSYS
-NO_FAMILY = 0x00050061  # EAFNOSUPPORT
+ALLOW: Filter = [(RETURN, 0, 0, 0x7FFF0000)]
+REFUSE, NO_FAMILY, UNKNOWN = (
+    [(RETURN, 0, 0, 0x00050000 | number)] for number in (1, 97, 38)
+)  # EPERM, EAFNOSUPPORT, ENOSYS
+KILL_PROCESS: Filter = [(RETURN, 0, 0, 0x80000000)]
 
 
-def install_filter(code: bytes) -> str:
+def install_filter(program: Filter) -> str:
     import ctypes
 
+    code = b"".join(struct.pack("HBBI", *step) for step in program)
     buffer = ctypes.create_string_buffer(code, len(code))
-    header = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer))
+    header = struct.pack("HxxxxxxP", len(program), ctypes.addressof(buffer))
     call_libc("prctl", 22, 2, header, 0, 0)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
-    return f"{len(code) // 8} instructions"
-
-
-@functools.lru_cache(maxsize=None)
-def packed_filter(kill_is_safe: bool) -> bytes:
-    return packed(build_filter(*machine_numbers(), kill_is_safe))
-
-
-def packed(program: Filter) -> bytes:
-    return b"".join(struct.pack("HBBI", *step) for step in program)
+    return f"{len(program)} instructions"
 
 
 def machine_numbers() -> tuple[int, int]:
@@ -1961,79 +1854,69 @@ def filter_container(network: bool) -> str:
     memory, semaphores and message queues, which would outlive the cell."""
     load_libc()
     column, architecture = machine_numbers()
-    program = filter_head(column, architecture)
     families = (1, 2, 10) if network else (1,)  # AF_UNIX, AF_INET, AF_INET6
-    for number in SOCKET_CALLS[column]:
-        program += on_call(number, [*allow_values(0, families)[:-1], (RETURN, 0, 0, NO_FAMILY)])
-    for entry in CONTAINER_REFUSED.split(","):
-        program += on_call(int(entry.split()[1 + column]), [(RETURN, 0, 0, REFUSE)])
-    return install_filter(packed([*program, (RETURN, 0, 0, ALLOW)]))
-
-
-def filter_head(column: int, architecture: int) -> Filter:
-    """The start of a filter: kill on another architecture, where the same numbers mean other calls."""
-    program: Filter = [(LOAD, 0, 0, 4), (EQUAL, 1, 0, architecture), (RETURN, 0, 0, KILL_PROCESS), (LOAD, 0, 0, 0)]
-    if column == 0:  # the x32 numbers name the same calls a second time
-        program += [(ANY_BIT, 0, 1, 0x40000000), (RETURN, 0, 0, REFUSE)]
-    return program
+    calls = {number: allow_values(0, families, NO_FAMILY) for number in SOCKET_CALLS[column]}
+    calls.update(dict.fromkeys(numbers(CONTAINER_REFUSED, column), REFUSE))
+    return install_filter(filter_of(calls, ALLOW, column, architecture))
 
 
 def build_filter(column: int, architecture: int, kill_is_safe: bool) -> Filter:
     """An allow-list. Only a plain fork may create processes, and memory is never both writable and executable."""
-    program = filter_head(column, architecture)
-    for entry in SYSCALLS.split(","):
-        number = entry.split()[1 + column]
-        if number != "-":
-            program += on_call(int(number), [(RETURN, 0, 0, ALLOW)])
-    if kill_is_safe:
-        program += on_call(KILL[column], [(RETURN, 0, 0, ALLOW)])
-    program += on_call(CLONE[column], allow_values(0, (0x01200011, 0x11)))  # fork() of glibc, of musl
-    program += on_call(CLONE3[column], [(RETURN, 0, 0, UNKNOWN)])
-    program += on_call(IOCTL[column], allow_values(1, (0x5401, 0x5421, 0x5450, 0x5451)))  # TCGETS, FIONBIO, FIO(N)CLEX
-    program += on_call(FCNTL[column], allow_values(1, (0, 1, 2, 3, 4, 5, 6, 7, 1030)))  # no F_SETOWN
-    program += on_call(MMAP[column], refuse_bits(2, 6))
-    program += on_call(MPROTECT[column], refuse_bits(2, 4))
-    program += on_call(PRLIMIT[column], allow_own_limits())
-    program += on_call(RECVMSG[column], allow_values(0, (FILES_FD,)))
-    return [*program, (RETURN, 0, 0, REFUSE)]
+    checked = {
+        KILL: ALLOW if kill_is_safe else REFUSE,
+        CLONE: allow_values(0, (0x01200011, 0x11)),  # fork() of glibc, of musl
+        CLONE3: UNKNOWN,
+        IOCTL: allow_values(1, (0x5401, 0x5421, 0x5450, 0x5451)),  # TCGETS, FIONBIO, FIO(N)CLEX
+        FCNTL: allow_values(1, (0, 1, 2, 3, 4, 5, 6, 7, 1030)),  # no F_SETOWN
+        MMAP: refuse_bits(2, 6),
+        MPROTECT: refuse_bits(2, 4),
+        PRLIMIT: allow_own_limits(),
+        RECVMSG: allow_values(0, (FILES_FD,)),
+    }
+    calls = {**dict.fromkeys(numbers(SYSCALLS, column), ALLOW), **{call[column]: checked[call] for call in checked}}
+    return filter_of(calls, REFUSE, column, architecture)
 
 
-def on_call(number: int, block: Filter) -> Filter:
-    """The block for one system call. Each block ends in a return."""
-    return [(EQUAL, 0, len(block), number), *block]
+def numbers(table: str, column: int) -> list[int]:
+    rows = [row.split() for row in table.split(",")]
+    return [int(row[1 + column]) for row in rows if row[1 + column] != "-"]
+
+
+def filter_of(calls: dict[int, Filter], others: Filter, column: int, architecture: int) -> Filter:
+    """A filter that treats each call by its block, which ends in a return, and kills on another architecture, where the
+    same numbers mean other calls."""
+    program: Filter = [(LOAD, 0, 0, 4), (EQUAL, 1, 0, architecture), *KILL_PROCESS, (LOAD, 0, 0, 0)]
+    if column == 0:  # the x32 numbers name the same calls a second time
+        program += [(ANY_BIT, 0, 1, 0x40000000), *REFUSE]
+    for number, block in calls.items():
+        program += [(EQUAL, 0, len(block), number), *block]
+    return program + others
 
 
 def low_word(argument: int) -> tuple[int, int, int, int]:
     return (LOAD, 0, 0, 16 + 8 * argument)
 
 
-def allow_values(argument: int, values: Sequence[int]) -> Filter:
-    tests: Filter = []
-    for value in values:
-        tests += [(EQUAL, 0, 1, value), (RETURN, 0, 0, ALLOW)]
-    return [low_word(argument), *tests, (RETURN, 0, 0, REFUSE)]
+def allow_values(argument: int, values: Sequence[int], others: Filter = REFUSE) -> Filter:
+    tests = [step for value in values for step in ((EQUAL, 0, 1, value), *ALLOW)]
+    return [low_word(argument), *tests, *others]
 
 
 def refuse_bits(argument: int, bits: int) -> Filter:
-    return [low_word(argument), (AND, 0, 0, bits), (EQUAL, 0, 1, bits), (RETURN, 0, 0, REFUSE), (RETURN, 0, 0, ALLOW)]
+    return [low_word(argument), (AND, 0, 0, bits), (EQUAL, 0, 1, bits), *REFUSE, *ALLOW]
 
 
 def allow_own_limits() -> Filter:
     """Allow reading any limit and setting that for descriptors (7). Only the host may raise a limit of memory."""
     high_word = (LOAD, 0, 0, 20 + 8 * 2)
-    is_reading: Filter = [low_word(2), (EQUAL, 0, 3, 0), high_word, (EQUAL, 0, 1, 0), (RETURN, 0, 0, ALLOW)]
-    is_other: Filter = [low_word(0), (EQUAL, 1, 0, 0), (RETURN, 0, 0, REFUSE)]
-    return [*is_reading, *is_other, *allow_values(1, (7,))]
+    is_reading: Filter = [low_word(2), (EQUAL, 0, 3, 0), high_word, (EQUAL, 0, 1, 0), *ALLOW]
+    return [*is_reading, low_word(0), (EQUAL, 1, 0, 0), *REFUSE, *allow_values(1, (7,))]
 
 
 # --- the zygote: a process with everything imported, from which sessions are forked (Linux) ---------------------------
 
-# At once: what lies in, or needs, libraries that the confined process cannot read. The rest when nothing is asked for.
+# What is in, or needs, libraries that the confined process cannot read.
 PRELOADED = "_strptime copy dataclasses decimal hashlib random string uuid zlib"
-PRELOADED_LATER = (
-    "array base64 bisect calendar cmath csv difflib fractions heapq hmac html numbers pprint shlex statistics textwrap"
-    " unicodedata urllib.parse zoneinfo"
-)
 
 
 def zygote_main(channel: int, setup: dict[str, Any]) -> NoReturn:
@@ -2044,16 +1927,13 @@ def zygote_main(channel: int, setup: dict[str, Any]) -> NoReturn:
 
     host = socket.socket(fileno=channel)
     try:
-        base, lock = make_base(setup["temporary"])
-        os.environ["MPLCONFIGDIR"] = os.path.join(base, "matplotlib")
+        sweep_folders(setup["temporary"])
+        zygote = Zygote(host, setup)
         preload(setup)
         load_libc()
-        with contextlib.suppress(OSError):
-            packed_filter(True)
     except BaseException as error:
         host.sendall(to_json({"error": f"{type_name(type(error))}: {safe_str(error)[:2000]}"}).encode())
         os._exit(1)
-    zygote = Zygote(host, dict(setup, base=base), lock)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     host.sendall(b'{"ready":true}')
@@ -2084,26 +1964,28 @@ def load_policy() -> Any:
     return sys.modules[name]
 
 
-def make_base(temporary: str) -> tuple[str, int]:
-    """Create and lock the parent folder of the session folders; remove those that no process locks any more."""
-    prefix = f"rlm-sandbox-{os.getuid()}-"
+PREFIX = f"rlm-sandbox-{os.getuid()}-" if hasattr(os, "getuid") else ""
+
+
+def make_folder(temporary: str) -> tuple[str, int]:
+    """Create a folder, and a descriptor that keeps it locked: `sweep_folders` of other processes leaves it alone."""
+    folder = os.path.join(temporary, f"{PREFIX}{os.getpid()}-{os.urandom(6).hex()}")
+    os.makedirs(temporary, exist_ok=True)
+    os.mkdir(folder, 0o700)
+    return folder, locked(folder)
+
+
+def sweep_folders(temporary: str) -> None:
+    """Remove the folders that no process locks any more."""
     for name in os.listdir(temporary):
-        if name.startswith(prefix):
-            base = os.path.join(temporary, name)
+        folder = os.path.join(temporary, name)
+        if name.startswith(PREFIX):
             with contextlib.suppress(OSError):  # its process may be another container's: the lock alone tells
-                if (lock := locked(base)) is not None:
-                    remove_tree(base)
-                    os.close(lock)
-    base = os.path.join(temporary, f"{prefix}{os.getpid()}-{os.urandom(4).hex()}")
-    os.mkdir(base, 0o700)
-    lock = locked(base)
-    if lock is None:
-        raise OSError(f"{base!r} cannot be locked")
-    return base, lock
+                remove_folder(folder, locked(folder))
 
 
-def locked(folder: str) -> int | None:
-    """A descriptor that locks the folder while it is open; None if another process holds the lock."""
+def locked(folder: str) -> int:
+    """A descriptor that locks the folder while it is open; BlockingIOError if another process holds the lock."""
     import fcntl
 
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -2111,8 +1993,13 @@ def locked(folder: str) -> int | None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(lock)
-        return None
+        raise
     return lock
+
+
+def remove_folder(folder: str, lock: int) -> None:
+    remove_tree(folder)
+    os.close(lock)
 
 
 def remove_tree(folder: str) -> None:
@@ -2132,7 +2019,7 @@ def plain_main(setup: dict[str, Any]) -> NoReturn:
     else:
         threading.Thread(target=exit_with_parent, args=(os.getppid(),), daemon=True).start()
     preload(setup)
-    start_worker(setup, {}, pipe, own_init=False)
+    start_worker(setup, {}, pipe)
 
 
 def exit_with_parent(parent: int) -> NoReturn:
@@ -2148,9 +2035,11 @@ REQUEST_MAX = 65_536  # bytes: what is longer would arrive cut
 class Zygote:
     """The zygote: forks a session for each request of the host, and removes what sessions leave."""
 
-    def __init__(self, host: Any, setup: dict[str, Any], lock: int):
-        self.host, self.setup, self.lock = host, setup, lock
-        self.sessions: dict[int, str] = {}
+    def __init__(self, host: Any, setup: dict[str, Any]):
+        self.host, self.setup = host, setup
+        self.sessions: dict[int, tuple[str, int]] = {}
+        self.settings = make_folder(setup["temporary"])
+        os.environ["MPLCONFIGDIR"] = self.settings[0]
         self.liveness_pipe, self.liveness_writer = os.pipe()  # its end tells the sessions that this process has died
 
     def serve(self) -> NoReturn:
@@ -2162,76 +2051,41 @@ class Zygote:
         if hasattr(os, "pidfd_open"):
             with contextlib.suppress(OSError):
                 poller.register(os.pidfd_open(os.getppid()), select.POLLIN)
-        later = PRELOADED_LATER.split()
-        while True:
-            ready = [descriptor for descriptor, _ in poller.poll(0 if later else None)]
-            if not ready:
-                self.preload_next(later)
-                continue
-            if ready != [self.host.fileno()]:
-                self.end()
+        while [descriptor for descriptor, _ in poller.poll()] == [self.host.fileno()]:
             data, descriptors, _, _ = socket.recv_fds(self.host, REQUEST_MAX, 4)
             if not data:
-                self.end()
+                break
             self.answer(data, descriptors)
+            for descriptor in descriptors:
+                os.close(descriptor)
+        for pid in list(self.sessions):
+            self.terminate(pid)
+        remove_folder(*self.settings)
+        os._exit(0)
 
     def answer(self, data: bytes, descriptors: list[int]) -> None:
         try:
             request = json.loads(data)
-        except ValueError:
-            request = {"op": "unreadable"}
-        if request["op"] == "terminate":
-            self.terminate(request["pid"])
-        else:
-            self.host.sendall(to_json(self.spawn(request, descriptors)).encode())
-        for descriptor in descriptors:
-            os.close(descriptor)
-
-    def preload_next(self, names: list[str]) -> None:
-        """Import one module while idle. A session forked before the last import does the rest itself."""
-        import gc
-        import importlib
-
-        with contextlib.suppress(OSError, ImportError):  # without a descriptor, say: then it is imported when asked for
-            importlib.import_module(names.pop())
-        if not names:
-            gc.freeze()
-            if self.setup["policy"]:
-                load_policy().policy_preload(tuple(self.setup["allowed_imports"]))
-
-    def spawn(self, request: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
-        if request["op"] != "spawn":
-            return {"error": "the request was not understood"}
-        try:
+            if request["op"] == "terminate":
+                return self.terminate(request["pid"])
             if len(descriptors) != 3:
                 raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            return {"pid": self.new_session(request, descriptors), "number": request["number"]}
+            reply = {"pid": self.new_session(request, descriptors), "number": request["number"]}
+        except ValueError:
+            reply = {"error": "the request was not understood"}
         except OSError as error:
-            return {"error": f"the session's process could not be forked: {error}"}
+            reply = {"error": f"the session's process could not be forked: {error}"}
+        self.host.sendall(to_json(reply).encode())
 
     def new_session(self, request: dict[str, Any], descriptors: list[int]) -> int:
-        self.keep_base()
-        scratch = os.path.join(self.setup["base"], os.urandom(6).hex())
-        os.mkdir(scratch, 0o700)
+        scratch, lock = make_folder(self.setup["temporary"])
         try:
             pid = self.fork_session({**self.setup, **request, "scratch": scratch}, descriptors)
         except OSError:
-            remove_tree(scratch)
+            remove_folder(scratch, lock)
             raise
-        self.sessions[pid] = scratch
+        self.sessions[pid] = scratch, lock
         return pid
-
-    def keep_base(self) -> None:
-        """Recreate the folder if something removed it; never use a folder that another process put in its place."""
-        try:
-            there = os.path.samestat(os.lstat(self.setup["base"]), os.fstat(self.lock))
-        except FileNotFoundError:
-            there = False
-        if not there:
-            os.makedirs(self.setup["temporary"], exist_ok=True)
-            base, lock = make_base(self.setup["temporary"])
-            os.close(self.lock)
-            self.setup["base"], self.lock = base, lock
 
     def fork_session(self, setup: dict[str, Any], descriptors: list[int]) -> int:
         """In the zygote: the pid of a new session's init, which the intermediate process reports."""
@@ -2256,13 +2110,7 @@ class Zygote:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            remove_tree(self.sessions.pop(pid))
-
-    def end(self) -> NoReturn:
-        for pid in list(self.sessions):
-            self.terminate(pid)
-        remove_tree(self.setup["base"])
-        os._exit(0)
+            remove_folder(*self.sessions.pop(pid))
 
 
 def start_session(setup: dict[str, Any], descriptors: list[int], pid_writer: int, liveness_pipe: int) -> NoReturn:
@@ -2289,7 +2137,7 @@ def start_session(setup: dict[str, Any], descriptors: list[int], pid_writer: int
         os.dup2(files, FILES_FD)
         keep_open(stream, blob, FILES_FD)
         own_init = os.getppid() == 1 and bool(layers.get("pid_namespace"))
-        start_worker(dict(setup, blob=blob), layers, FramedPipe(stream, stream), own_init)
+        start_worker(dict(setup, blob=blob, own_init=own_init), layers, FramedPipe(stream, stream))
     finally:
         os._exit(1)
 
@@ -2302,18 +2150,18 @@ def keep_open(*descriptors: int) -> None:
         first = descriptor + 1
 
 
-def start_worker(setup: dict[str, Any], layers: dict[str, bool | str], pipe: FramedPipe, own_init: bool) -> NoReturn:
+def start_worker(setup: dict[str, Any], layers: dict[str, bool | str], pipe: FramedPipe) -> NoReturn:
     """In the worker: confine this process, then serve requests."""
     os.chdir(setup["scratch"])
-    sys.modules["__main__"] = type(sys)("__main__")
-    confine(dict(setup, readable=readable_paths(setup)), layers)
+    sys.modules["__main__"] = ModuleType("__main__")
+    setup["readable"] = readable_paths(setup)
+    confine(setup, layers)
     os.environ.clear()
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(0)
     layers["policy"] = setup["policy"]
-    setup["own_init"] = own_init
     setup["can_kill"] = not setup["confined"] or may_kill(layers)
-    Worker(pipe, load_policy().PolicyLanguage(setup) if setup["policy"] else PlainLanguage(), setup).start(layers)
+    Worker(pipe, load_policy().PolicyLanguage(setup) if setup["policy"] else PlainLanguage(), setup).serve(layers)
 
 
 TIME_ZONES = ["/usr/share/zoneinfo", "/usr/lib/zoneinfo", "/usr/share/lib/zoneinfo", "/etc/zoneinfo"]  # zoneinfo's

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import rlm_policy
-import rlm_worker
 
 ROUNDS = 7
 COUNT = 100_000
@@ -67,15 +65,13 @@ def ratio(code: str, space: dict[str, object]) -> float:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        shown, out = sys.stdout, io.StringIO()
-        files = rlm_worker.Files(print, print, {"scratch": folder})
-        space = rlm_policy.policy_globals({"N": COUNT}, files=files, allowed_imports=(), stdout=out)
-        print(f"Python {sys.version.split()[0]}, load {os.getloadavg()[0]:.1f}", file=shown)
-        for name, (bar, code) in CASES.items():
-            figure = ratio(code, space)
-            kept = "" if bar is None else f"<= {bar:g} {'ok' if figure <= bar else 'MISSED'}"
-            print(f"{name:36} {figure:6.2f} x  {kept}", file=shown)
+    shown, sys.stdout = sys.stdout, io.StringIO()
+    space = rlm_policy.PolicyLanguage({"allowed_imports": ()}).namespace({"N": COUNT})
+    print(f"Python {sys.version.split()[0]}, load {os.getloadavg()[0]:.1f}", file=shown)
+    for name, (bar, code) in CASES.items():
+        figure = ratio(code, space)
+        kept = "" if bar is None else f"<= {bar:g} {'ok' if figure <= bar else 'MISSED'}"
+        print(f"{name:36} {figure:6.2f} x  {kept}", file=shown)
 
 
 if __name__ == "__main__":

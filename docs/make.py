@@ -215,9 +215,10 @@ MEMBERS = {
     "Tool": ("__call__", "bind"),
     "Chunks": ("__call__",),
     "DockerSandbox": (),
-    "LocalSandbox": ("level",),
+    "LocalSandbox": (),
     "RLM": ("completion", "stream", "batch", "resume", "replay", "variables", "stop", "close", "backend", "tools"),
-    "Sandbox": ("execute", "set", "get", "names", "reset", "interrupt", "kill", "close", "level"),
+    "BaseSandbox": ("execute", "interrupt", "kill", "level"),
+    "Sandbox": ("execute", "set", "get", "names", "reset", "close"),
 }
 CONSTRUCTED = ("RLM", "OTel", "LocalSandbox", "DockerSandbox", "SubprocessBackend", "Namespace", "Chunks", "Packer")
 
@@ -367,7 +368,17 @@ SECTIONS = (
         "`rlm_sandbox.Sandbox` can be the `environment` of an `RLM`.",
         rlm_sandbox,
         (
-            *("LocalSandbox", "DockerSandbox", "Sandbox", "Cell", "SandboxError", "AbortCell", "Namespace", "Chunks"),
+            *(
+                "LocalSandbox",
+                "DockerSandbox",
+                "BaseSandbox",
+                "Sandbox",
+                "Cell",
+                "SandboxError",
+                "AbortCell",
+                "Namespace",
+                "Chunks",
+            ),
             *("capabilities", "warm", "shutdown", "Packer", "unpack", "encoded", "UNSET", "DEPTH_MAX"),
         ),
     ),

@@ -66,7 +66,7 @@ def containers(client: Any, of: int | None = None) -> list[str]:
 
 
 def inspect(box: DockerSandbox) -> dict[str, Any]:
-    channel: Any = box._started().channel
+    channel: Any = box._started()
     found: dict[str, Any] = box.engine.inspect_container(channel.container)
     return found
 
@@ -608,7 +608,7 @@ def test_the_pool_serves_and_refills_and_ends(engine: Any) -> None:
         (channels,) = rlm_sandbox._warm.values()
         kept: Any = channels[0]
         with DockerSandbox(pool=1, memory="128m") as second:
-            channel: Any = second._started().channel
+            channel: Any = second._started()
             assert channel is kept
             assert value(second.execute("1 + 1")) == "2"
         assert value(first.execute("2 + 2")) == "4"

@@ -17,22 +17,22 @@ import rlm_policy
 import rlm_sandbox
 import rlm_worker
 from rlm_policy import PolicyError, policy_compile
-from rlm_sandbox import Cell, LocalSandbox, Sandbox
+from rlm_sandbox import BaseSandbox, Cell, LocalSandbox
 
 LAYERS = ("policy",) if sys.platform != "linux" else ("policy", "confinement")
 
 
 @pytest.fixture
-def box() -> Iterator[Sandbox]:
+def box() -> Iterator[BaseSandbox]:
     with LocalSandbox(layers=LAYERS) as sandbox:
         yield sandbox
 
 
-def run(box: Sandbox, code: str) -> Cell:
+def run(box: BaseSandbox, code: str) -> Cell:
     return box.execute(code, functions={"llm_query": lambda prompt: f"echo {prompt}"})
 
 
-def printed(box: Sandbox, code: str) -> str:
+def printed(box: BaseSandbox, code: str) -> str:
     cell = run(box, code)
     assert cell.ok, cell.error
     return cell.stdout
@@ -214,7 +214,7 @@ print(P.given, Q.given)
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_ordinary_python_runs(box: Sandbox, name: str) -> None:
+def test_ordinary_python_runs(box: BaseSandbox, name: str) -> None:
     code, expected = RUNS[name]
     out = printed(box, code).replace(rlm_worker.WRITTEN, "")
     assert expected is None or out == expected
@@ -267,13 +267,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("code", REFUSED)
-def test_a_refusal_says_what_it_is_and_what_to_write(box: Sandbox, code: str) -> None:
+def test_a_refusal_says_what_it_is_and_what_to_write(box: BaseSandbox, code: str) -> None:
     cell = run(box, code)
     assert not cell.ok
     assert REFUSED[code] in str(cell.error)
 
 
-def test_a_refusal_names_the_line_and_leaves_the_variables(box: Sandbox) -> None:
+def test_a_refusal_names_the_line_and_leaves_the_variables(box: BaseSandbox) -> None:
     box.execute("kept = 1")
     cell = box.execute("a = 1\nb = print.__self__\n")
     assert (cell.status, cell.error) == (
@@ -285,7 +285,7 @@ def test_a_refusal_names_the_line_and_leaves_the_variables(box: Sandbox) -> None
     assert box.execute("kept").value == "1"
 
 
-def test_an_error_shows_the_cell_s_lines_only(box: Sandbox) -> None:
+def test_an_error_shows_the_cell_s_lines_only(box: BaseSandbox) -> None:
     box.execute("import json\ndef load(text):\n    return json.loads(text)")
     error = str(box.execute("try:\n    load('{')\nexcept ValueError as e:\n    raise KeyError('k') from e").error)
     shown = "Traceback (most recent call last):\n  File \"<cell 2>\", line 2, in <module>\n    load('{')\n"
@@ -295,7 +295,7 @@ def test_an_error_shows_the_cell_s_lines_only(box: Sandbox) -> None:
     assert "direct cause" in error
 
 
-def test_output_put_aside_by_a_cell_is_back_in_the_next(box: Sandbox) -> None:
+def test_output_put_aside_by_a_cell_is_back_in_the_next(box: BaseSandbox) -> None:
     box.execute("import io, sys\nsys.stdout = io.StringIO()\nprint('lost')")
     assert printed(box, "print('back')") == "back\n"
 
@@ -324,7 +324,7 @@ def test_each_row_of_the_table_has_a_reason_and_what_to_write_instead() -> None:
 
 
 @pytest.mark.parametrize("kind, name", [(kind, n) for kind, n in rlm_policy.DENIED if kind in ("module", "package")])
-def test_a_hint_for_an_import_names_only_modules_that_are_here(box: Sandbox, kind: str, name: str) -> None:
+def test_a_hint_for_an_import_names_only_modules_that_are_here(box: BaseSandbox, kind: str, name: str) -> None:
     denial = rlm_policy.DENIED[kind, name]
     error = str(box.execute(f"import {name}").error).splitlines()[-1]
     assert error.startswith(f"ModuleNotFoundError: no module '{name}' here; {denial}")
@@ -335,12 +335,12 @@ def test_a_hint_for_an_import_names_only_modules_that_are_here(box: Sandbox, kin
         assert known, module
 
 
-def test_a_name_error_of_another_name_has_no_hint(box: Sandbox) -> None:
+def test_a_name_error_of_another_name_has_no_hint(box: BaseSandbox) -> None:
     assert str(box.execute("nope").error).endswith("NameError: name 'nope' is not defined")
     assert "notebook" not in str(box.execute("What is this?").error)
 
 
-def test_listing_the_variables_shows_names_and_no_values(box: Sandbox) -> None:
+def test_listing_the_variables_shows_names_and_no_values(box: BaseSandbox) -> None:
     box.set("context", "SECRET " * 1_000_000)
     code = """
 def f(inner):
@@ -359,7 +359,7 @@ print(globals(), locals(), vars(), globals().keys(), globals().items(), globals(
     )
 
 
-def test_errors_about_files_name_them_as_the_cell_did(box: Sandbox) -> None:
+def test_errors_about_files_name_them_as_the_cell_did(box: BaseSandbox) -> None:
     printed(box, "import os\nfrom pathlib import Path\nopen('a.txt', 'w').close()\nos.remove('a.txt')\nos.mkdir('sub')")
     for code, shown in {
         "os.remove('a.txt')": "No such file or directory: 'a.txt'",
@@ -375,18 +375,18 @@ def test_errors_about_files_name_them_as_the_cell_did(box: Sandbox) -> None:
     assert printed(box, "f = open('a.txt', 'w')\nprint(f.name, f)").count("a.txt") == 2
 
 
-def test_a_picture_of_a_class_of_the_cell_is_shown(box: Sandbox) -> None:
+def test_a_picture_of_a_class_of_the_cell_is_shown(box: BaseSandbox) -> None:
     cell = run(box, "class Plot:\n    def _repr_png_(self): return b'\\x89PNG\\r\\n\\x1a\\n' + bytes(9)\nPlot()")
     assert cell.ok and [image["media_type"] for image in cell.images] == ["image/png"]
 
 
-def test_imported_modules_are_listed_as_modules(box: Sandbox) -> None:
+def test_imported_modules_are_listed_as_modules(box: BaseSandbox) -> None:
     printed(box, "import json, os.path")
     assert {name: shown[0] for name, shown in box.names().items()} == {"json": "module", "os": "module"}
     assert "not a module" in str(box.execute("import math\nFINAL(math)").error)
 
 
-def test_chunks_leads_to_nothing_but_its_result(box: Sandbox) -> None:
+def test_chunks_leads_to_nothing_but_its_result(box: BaseSandbox) -> None:
     functions = {"chunks": rlm_sandbox.Chunks(10)}
     for attribute in ("__globals__", "__closure__", "__code__", "__wrapped__", "__self__", "__func__"):
         for code in (f"chunks.{attribute}", f"getattr(chunks, '{attribute}')"):
@@ -444,7 +444,7 @@ def same_code(one: CodeType, other: CodeType) -> bool:
     return all(same_code(a, b) if isinstance(a, CodeType) else a == b for a, b in pairs)
 
 
-def test_variables_of_the_policy_s_own_are_not_shown(box: Sandbox) -> None:
+def test_variables_of_the_policy_s_own_are_not_shown(box: BaseSandbox) -> None:
     printed(
         box, "from dataclasses import dataclass\n@dataclass\nclass P:\n    x: int\nmatch P(1):\n    case P(x): pass"
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rlm_sandbox import Cell, LocalSandbox, Sandbox
+from rlm_sandbox import BaseSandbox, Cell, LocalSandbox
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the confinement is Linux's")
 
@@ -124,7 +124,7 @@ print('tried', tried)
 class Bypassed:
     """What a way past the policy led to."""
 
-    def __init__(self, box: Sandbox, folder: Path, secret: Path, way: str):
+    def __init__(self, box: BaseSandbox, folder: Path, secret: Path, way: str):
         (outside := folder / "outside").mkdir()
         self.marker, self.prompts = outside / "marker", list[str]()
         self.connected = False

@@ -289,7 +289,7 @@ def test_nothing_of_the_host_is_inherited(box: LocalSandbox, monkeypatch: pytest
 
 def about_worker(box: LocalSandbox, name: str) -> str:
     """What the host's /proc says of a session's worker."""
-    channel = box._frames.channel if box._frames else None
+    channel = box._channel
     assert isinstance(channel, rlm_sandbox.LocalChannel)
     return Path(f"/proc/{channel.workers()[0]}/{name}").read_text()
 
@@ -335,13 +335,13 @@ def test_the_level_is_told_and_can_be_required() -> None:
 
 @pytest.mark.parametrize("missing", ["landlock", "seccomp", "network_namespace", "rlimits", "no_new_privs"])
 def test_one_missing_layer_is_not_full(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    hello = rlm_sandbox.Sandbox._hello
+    hello = rlm_sandbox.BaseSandbox._hello
 
-    def without(self: rlm_sandbox.Sandbox, frames: rlm_sandbox.Frames) -> None:
-        hello(self, frames)
+    def without(self: rlm_sandbox.BaseSandbox, channel: rlm_sandbox.Channel) -> None:
+        hello(self, channel)
         self.layers[missing] = False
 
-    monkeypatch.setattr(rlm_sandbox.Sandbox, "_hello", without)
+    monkeypatch.setattr(rlm_sandbox.BaseSandbox, "_hello", without)
     with LocalSandbox() as box:
         assert box.level == "partial"
     with pytest.raises(SandboxError, match=f"no {missing}"):

@@ -12,20 +12,20 @@ import pytest
 from conftest import need
 
 import rlm_sandbox
-from rlm_sandbox import Cell, DockerSandbox, Files, LocalSandbox, Sandbox
+from rlm_sandbox import BaseSandbox, Cell, DockerSandbox, Files, LocalSandbox
 from rlm_worker import WRITTEN
 
 LINUX = sys.platform == "linux"
 SECRET = "CANARY-77aa"
-Make = Callable[[Path], Sandbox]
+Make = Callable[[Path], BaseSandbox]
 
 
 @pytest.fixture(params=["policy", "bare", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("docker", "sent"))])
 def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
     """A sandbox over a folder: with the policy, without it, and containers with the folder mounted and without."""
-    made: list[Sandbox] = []
+    made: list[BaseSandbox] = []
 
-    def factory(folder: Path) -> Sandbox:
+    def factory(folder: Path) -> BaseSandbox:
         folder.chmod(0o755)  # in a container another user reads it if this one is root
         layers = ("policy", "confinement") if request.param == "policy" else ("confinement",)
         if request.param in ("policy", "bare"):
@@ -108,6 +108,25 @@ def test_folders_can_be_looked_through(make: Make, folder: Path) -> None:
         "[('.', ['sub'], ['a.txt']), ('./sub', [], ['b.txt'])]",
         "b True ['a.txt', 'sub/b.txt']",
     ], cell.error
+
+
+def test_library_code_that_opens_by_name_finds_the_callers_files(make: Make, folder: Path) -> None:
+    (folder / "s.ini").write_text("[a]\nb = 1\n")
+    box = make(folder)
+    code = "import configparser\nfrom pathlib import Path\nc = configparser.ConfigParser()\nc.read('s.ini')\n"
+    code += "c['a']['b'], list(Path('.').iterdir()), open(file='s.ini').read(3), Path('/etc/none').exists()"
+    assert value(box.execute(code)) in [f"('1', [{kind}Path('s.ini')], '[a]', False)" for kind in ("", "Posix")]
+
+
+@pytest.mark.parametrize("make", ["policy", "bare", "sent"], indirect=True)  # a mounted folder is read-only
+def test_folders_are_made_beside_the_callers(make: Make, folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "theirs.txt").write_text("1")
+    box = make(folder)
+    code = "import os\nos.makedirs('sub/a/b')\nopen('sub/a/b/c', 'w').close()\nos.rename('sub/a/b/c', 'sub/d')\n"
+    assert value(box.execute(code + "open('sub/theirs.txt').read(), open('sub/d').read()")) == "('1', '')"
+    assert "FileNotFoundError" in (box.execute("os.remove('sub/a/b/c')").error or "")
+    assert sorted(os.listdir(folder / "sub")) == ["theirs.txt"]
 
 
 def test_a_large_file_arrives_whole(make: Make, folder: Path) -> None:

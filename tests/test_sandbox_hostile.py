@@ -253,7 +253,7 @@ class Watched:
 
     def total(self) -> int:
         """MB in memory, where what several processes share counts once. Only root may look at that."""
-        channel: Any = self.box._started().channel
+        channel: Any = self.box._started()
         kilobytes = 0
         for pid in channel.workers():
             with contextlib.suppress(OSError):

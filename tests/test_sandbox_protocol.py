@@ -15,7 +15,7 @@ import pytest
 
 import rlm_sandbox
 import rlm_worker
-from rlm_sandbox import UNSET, Cell, Channel, Sandbox, SandboxError
+from rlm_sandbox import UNSET, BaseSandbox, Cell, Channel, SandboxError
 from rlm_worker import FRAME_MAX, Packer, unpack
 
 Script = Callable[["Liar", dict[str, Any]], None]
@@ -78,7 +78,7 @@ class Liar(Channel):
         self.theirs.close()
 
 
-class LyingSandbox(Sandbox):
+class LyingSandbox(BaseSandbox):
     def __init__(self, script: Script):
         super().__init__(cell_timeout=0.3, output_limit=1000)
         self.script = script
