@@ -2102,7 +2102,8 @@ class Node:
             if self.protocol != "plain":
                 if self.forcing is None:
                     self._say_what_is_left()
-                self._compact()
+                if not self._replay_compaction():  # the run may have been stopped after it
+                    self._compact()
             return self._mended_reply()
         except rlm_backends.BackendError as error:
             raise provider_error(error) from error
@@ -2143,8 +2144,7 @@ class Node:
             self.forcing = None
         elif self.forcing is None:
             self.forcing = MaxIterationsExceeded(self.turn, self.turn)
-        if compaction := self.run.recording.compactions.get((self.id, self.turn)):
-            self._replay_compaction(compaction)
+        self._replay_compaction()
         new = [{k: v for k, v in m.items() if k != "replaces"} for m in event.get("prompt") or []]
         asked = [m for m in new if "content" in m and m.get("role") in ("user", "tool")]
         pending = [m for m in self.messages[self.logged_count :] if "_refs" in m or m["role"] == "system"]
@@ -3099,11 +3099,16 @@ class Node:
         self.messages[2:] = [summed_up, *newest]
         self.logged_count = len(self.messages)
 
-    def _replay_compaction(self, event: Event) -> None:
+    def _replay_compaction(self) -> bool:
+        """Compact the messages as the journal says that they were before this turn, if it does."""
+        event = self.run.recording.compactions.get((self.id, self.turn))
+        if event is None:
+            return False
         for place in event["places"]:
             self.messages[place] = _stubbed(self.messages[place])
         if "summary" in event:
             self._replace_by_summary(event["summary"])
+        return True
 
 
 _STOP_SECONDS = 2.0  # what a persistent run has to stop in after Ctrl-C, before its REPL is given up
