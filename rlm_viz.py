@@ -2353,7 +2353,7 @@ def _code_cell(event: Event) -> dict[str, Any]:
     for image in event["images"] if isinstance(event.get("images"), list) else ():
         if found := re.fullmatch(r"data:(image/(?:png|jpeg|gif|webp));base64,([A-Za-z0-9+/=\s]+)", str(image)):
             outputs.append({"output_type": "display_data", "data": {found[1]: found[2]}, "metadata": {}})
-    if lost := _image_count(event) - sum(output["output_type"] == "display_data" for output in outputs):
+    if lost := images.count(None) if isinstance(images := event.get("images"), list) else _image_count(event):
         note = f"[images made: {lost}]\n"
         outputs.append({"output_type": "stream", "name": "stdout", "text": note})
     if value := _text(event.get("value")):
