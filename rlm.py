@@ -1268,12 +1268,12 @@ class Run:
         return subcall_characters(backend, self.profile)
 
     def _enter_recorded(self) -> None:
-        """Count the recorded calls, which are paid for, against the limits: here, not when they are served."""
+        """Count the newest prompt's recorded calls, which are paid for, against the limits, before they are served."""
         recording, ledger = self.recording, self.ledger
-        for event in recording.calls:
+        for event in recording.new_calls:
             ledger.spend(event.get("token_usage") or {}, event.get("cost_usd"))
             ledger.depth = max(ledger.depth, event.get("depth") or 0)
-        ledger.subcalls = sum(e["kind"] == "sub" for e in recording.calls) + len(recording.children)
+        ledger.subcalls = sum(e["kind"] == "sub" for e in recording.new_calls) + len(recording.new_children)
 
     # ids and things kept
 
@@ -2150,7 +2150,8 @@ class Node:
         pending = [m for m in self.messages[self.logged_count :] if "_refs" in m or m["role"] == "system"]
         if asked and self.turn - 1 in self.run.recording.restarts.get(self.id, ()):
             asked[0] = {**asked[0], "_restart": True}
-        self.messages[self.logged_count :] = pending + asked
+        # The result that stands in for a stopped call comes before the next prompt, as providers want it.
+        self.messages[self.logged_count :] = sorted(pending + asked, key=lambda m: m["role"] != "tool")
         self.logged_count = len(self.messages)
         return rlm_backends.Reply(
             text=event.get("response") or "",
@@ -2251,8 +2252,9 @@ class Node:
         text = visible(reply.text)
         action = None if reply.tool_calls else self._action(reply)
         self._remember(reply, action)
-        if self.depth == 0 and text.strip():
-            self.run.last_text = text.strip()
+        asked = self._read[1] if self._read and self._read[0] == text else None
+        if self.depth == 0 and (words := prose_of(text, asked)):
+            self.run.last_text = words
         if self.forcing is not None:
             return self._forced_answer(reply, text, action)
         if reply.tool_calls and self.protocol == "plain":
@@ -3350,7 +3352,8 @@ class CostBudgetExhausted(LimitExceeded):
     option = "cost_budget_usd"
 
     def __init__(self, cost_used: float, budget: float, **common: Any) -> None:
-        super().__init__(f"the next call does not fit: ${cost_used:.4f} of ${budget:.4f} is used", **common)
+        used, most = (f"${cost:.4f}" if cost >= 0.001 or not cost else f"${cost:.2g}" for cost in (cost_used, budget))
+        super().__init__(f"the next call does not fit: {used} of {most} is used", **common)
         self.cost_used = cost_used
         self.budget = budget
 
@@ -3921,6 +3924,8 @@ class JournalIndex:
         self.children: dict[str, str] = {}
         self.raised: dict[str, Any] = {}  # limits that a resume had
         self.calls: list[Event] = []
+        self.new_calls: list[Event] = []  # of the newest prompt: limits hold for each prompt
+        self.new_children: set[str] = set()
         self.prompts: list[Event] = []  # the root's starts, one for each prompt of a conversation
         for event in events:
             with contextlib.suppress(LookupError, TypeError):  # a foreign or damaged line records nothing
@@ -3940,10 +3945,13 @@ class JournalIndex:
             self.starts.setdefault(node, event)
             if event.get("key"):
                 self.children[event["key"]] = node
+                self.new_children.add(event["key"])
             elif node == "n0":
                 self.prompts.append(event)
+                self.new_calls, self.new_children = [], set()
         elif kind == "call":
             self.calls.append(event)
+            self.new_calls.append(event)
             if event["kind"] == "turn":
                 self.turns[node, event["turn"]] = event
             elif event["kind"] == "sub":
@@ -4848,6 +4856,13 @@ class WrittenAction(NamedTuple):
 def visible(text: str) -> str:
     """A reply without the reasoning that some models put in front of it."""
     return re.sub(_THINKING, "", text, count=1)
+
+
+def prose_of(text: str, action: WrittenAction | None) -> str:
+    """A reply's words, without code and tool calls: they may become a partial answer."""
+    if "```" not in text:
+        return "" if action else text.strip()
+    return "".join(text.split("```")[::2]).strip()  # an unclosed block reaches to the end
 
 
 def parses(code: str) -> bool:

@@ -177,7 +177,10 @@ def connect(
     timeout: float = 600.0,
     progress: Callable[[str], None] | None = None,
 ) -> HTTPBackend:
-    """Make the backend for a model without sending anything. BackendError(code="config") says what is missing.
+    """Make the backend for a model. BackendError(code="config") says what is missing.
+
+    Nothing is sent, with one exception: a server in the private network that is named by `base_url` alone is asked for
+    its models. It must have only one, or the provider's default.
 
     `model` may be the path of a .gguf file, which is served on this machine, or hf:OWNER/REPO[:QUANT], which is
     downloaded now if necessary; `progress` is called with the state of downloading and loading. It may be cli:claude,
@@ -203,7 +206,8 @@ def connect(
     if model and model.endswith(".gguf") and (by_name or (base_url is None and backend == "llamacpp")):
         return _LocalModel(model, how, progress)
     row, name = _choose(model, backend, base_url, env)
-    return _connected(row, name, backend, base_url, key, env, how)
+    made = _connected(row, name, backend, base_url, key, env, how)
+    return made if model or not base_url else made._with_served_model()
 
 
 def _connected(
@@ -700,13 +704,41 @@ class HTTPBackend:
             warnings.warn(message, RuntimeWarning, stacklevel=2)
         return True
 
+    def _with_served_model(self) -> HTTPBackend:
+        """Self, or the only model of a server in the private network; BackendError if there are several to choose from.
+
+        A server without a list, or one that does not answer within two seconds, is asked for the default model.
+        """
+        if not self._is_near or self.wire != "openai":
+            return self
+        state = CallState(self.provider, INSPECT_TIME, time.monotonic() + INSPECT_TIME, None)
+        names: list[str] = []
+        with contextlib.suppress(BackendError, *_MISREAD), _watch.watching(state):
+            names = [str(entry["id"]) for entry in self._served_models(state)]
+        if not names or self.model in names:
+            return self
+        if len(names) == 1:
+            return self._sibling(names[0])
+        listed = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+        raise self._error(
+            "config", f"{self.server_label()} serves {len(names)} models: {listed}", hint=f"-m {names[0]}"
+        )
+
+    @property
+    def _is_near(self) -> bool:
+        return "local" in self.quirks or _is_private(_host(self.base_url))
+
+    def _served_models(self, state: CallState) -> list[dict[str, Any]]:
+        """The server's list of its models."""
+        base = self.base_url.partition("?")[0].removesuffix("/chat/completions")
+        return [item for item in self._fetch(state, f"{base}/models")["data"] if isinstance(item, dict)]
+
     def inspect(self, deadline: float | None = None) -> None:
         """Ask a local server for `window`, `parameters` and `server`. Never raises.
 
         Asks once, for at most two seconds; not about known models or remote providers.
         """
-        near = "local" in self.quirks or _is_private(_host(self.base_url))
-        if self._inspected or not near or self.wire != "openai" or _facts(self.model):
+        if self._inspected or not self._is_near or self.wire != "openai" or _facts(self.model):
             return
         if not self._inspecting.acquire(timeout=INSPECT_TIME):
             return
@@ -721,15 +753,13 @@ class HTTPBackend:
             self._inspecting.release()
 
     def _inspect(self, state: CallState) -> None:
-        base = self.base_url.partition("?")[0].removesuffix("/chat/completions")
         entry: dict[str, Any] = {}
         if self.provider != "ollama":
-            entries = [item for item in self._fetch(state, f"{base}/models")["data"] if isinstance(item, dict)]
-            entry = _entry_of(self.model, entries)
+            entry = _entry_of(self.model, self._served_models(state))
             self._take_in(entry)
         if self.provider == "ollama" or entry.get("owned_by") == "library":
             # Its window is a setting of the server, mostly far below the model's own, and is not reported here.
-            shown = self._fetch(state, f"{_origin(base)}/api/show", _dumps({"model": self.model}))
+            shown = self._fetch(state, f"{_origin(self.base_url)}/api/show", _dumps({"model": self.model}))
             self.parameters = self.parameters or size_in_name(str(shown["details"]["parameter_size"]))
 
     def _take_in(self, entry: Mapping[str, Any]) -> None:

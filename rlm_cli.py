@@ -50,6 +50,12 @@ class LazyModule:
         import importlib
 
         module = importlib.import_module(f"{__package__}.{self._name}" if __package__ else self._name)
+        if self._name == "rlm" and not hasattr(module, "LimitExceeded"):
+            sys.stderr.write(f"rlm: another package hides flat-rlm's module rlm: {module.__file__}\n")
+            sys.stderr.write(
+                "  next: uninstall it, or install flat-rlm in a virtual environment; `rlm doctor` tells more\n"
+            )
+            raise SystemExit(EXIT_USAGE)
         globals()[self._name] = module
         return getattr(module, attribute)
 
@@ -689,7 +695,7 @@ def read_stdin(terminal: Terminal, *, asked: bool) -> bytes | None:
     with contextlib.suppress(AttributeError, OSError):
         os.set_blocking(0, True)  # a parent may have made the pipe non-blocking
     note = threading.Timer(
-        _STDIN_NOTICE, terminal.write_line, ["rlm: waiting for stdin (`< /dev/null` if there is none)"]
+        _STDIN_NOTICE, terminal.write_line, ["rlm: waiting for input on stdin (--no-stdin to go on without it)"]
     )
     note.daemon = True
     if not stat.S_ISCHR(mode):
@@ -846,6 +852,9 @@ def declare_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-c", "--context", action="append", metavar="PATH", help="file, folder, glob or https://…; - is stdin"
     )
+    parser.add_argument(
+        "--no-stdin", dest="stdin", action="store_false", help="do not take standard input as the context"
+    )
     parser.add_argument("-s", "--system", metavar="TEXT", help="additional instructions for the model")
     parser.add_argument("--stream", action="store_true", help="stream a plain completion, without a REPL")
     declare_output(parser)
@@ -912,7 +921,7 @@ def context_of(args: argparse.Namespace, shell: Invocation, *, prompt_is_stdin: 
     """The value of the variable `context`: the -c files, or stdin if there is no -c, or if `-c -` names it."""
     specs = list(args.context or [])
     asked = "-" in specs
-    wanted = not prompt_is_stdin and (asked or not specs)  # in a shell's loop stdin is the loop's list
+    wanted = asked or (args.stdin and not prompt_is_stdin and not specs)  # in a shell's loop stdin is the loop's list
     piped = read_stdin(shell.terminal, asked=asked) if wanted else None
     if piped is not None and not asked:
         specs.append("-")
@@ -1055,7 +1064,7 @@ def _write_page(path: str, events: list[Event], shell: Invocation) -> None:
 
 def stream(args: argparse.Namespace, shell: Invocation, prompt: str) -> Outcome:
     """`--stream`: print the tokens of a simple completion as they arrive."""
-    if args.context or (args.words != ["-"] and read_stdin(shell.terminal, asked=False) is not None):
+    if args.context or context_of(args, shell, prompt_is_stdin=args.words == ["-"]) is not None:
         raise rlm.ConfigError(
             "--stream is a simple completion and takes no context", hint="leave out --stream or the context"
         )
@@ -1643,11 +1652,11 @@ class Chat:
     def cost(self, _: str) -> None:
         self.shell.terminal.write_line(self.progress.line())
 
-    def save(self, path: str) -> None:
-        path = path or "chat.md"
+    def save(self, named: str) -> None:
+        path = named or "chat.md"
         text = "\n\n".join(f"## {prompt}\n\n{answer_text}" for prompt, answer_text in self.said)
         try:
-            if not path and os.path.islink(path):
+            if not named and os.path.islink(path):
                 raise OSError(None, f"it is a link to {os.path.realpath(path)}")
             rlm_viz.write_file(path, [text + "\n"])
         except OSError as error:

@@ -4544,8 +4544,10 @@ return texts.length > 1 ? texts.map(contentText).join("\n\n") : texts[0];
 }
 function storedIn(source, message) {
 if (source.event === "compact") return source.summary;
-if (source.event !== "tool")
-return message.role === "system" ? source.system : [source.prompt, source.announcement].filter(Boolean).join("\n\n");
+if (source.event !== "tool") {
+const asked = [source.prompt, source.announcement].filter(Boolean);
+return message.role === "system" ? source.system : asked.join("\n\n");
+}
 const results = (source.tool_results || []).filter(Boolean);
 return (results.find(item => item.id === message.tool_call_id) || results[0])?.content ?? cellText(source);
 }
@@ -4653,8 +4655,8 @@ if (!message || typeof message !== "object") continue;
 const refs = refsOf(message), sources = [];
 for (const ref of refs) sources.push(await body(run, ref.at));
 if (sources[0]?.event === "compact" && state.messages.some(known => known.summary)) continue;
-const reply = state.messages.at(-1);
-if (message.tool_call_ids && reply?.role === "assistant" && !reply.tool_calls) reply.content = reply.content.trimEnd();
+const reply = message.tool_call_ids && state.messages.at(-1);
+if (reply?.role === "assistant" && !reply.tool_calls) reply.content = reply.content.trimEnd();
 const content = sources.length ? storedText(message, refs, sources) : message.content;
 const { refs: _, ...bare } = message;
 state.messages.push({ ...bare, content, cells: sources.map(source => source.cell).filter(Boolean),

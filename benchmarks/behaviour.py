@@ -775,7 +775,7 @@ STATE = [
 CONTROL = [
     Behaviour(
         "loop_stops",
-        "`while True: pass` ends by the time limit",
+        "the time limit stops `while True: pass`",
         [LOOP, DONE],
         ends,
         {"cell_seconds": LIMIT},
@@ -789,7 +789,7 @@ CONTROL = [
     ),
     Behaviour(
         "c_call_stops",
-        "… also where the time is spent in one call of a builtin",
+        "… also if a single call of a builtin takes the time",
         [KEEP, cell("sum(range(10 ** 12))"), KEPT],
         answers("42"),
         {"cell_seconds": LIMIT},
@@ -809,7 +809,7 @@ CONTROL = [
     ),
     Behaviour(
         "killed_log",
-        "a run that is killed leaves on disk what was done before",
+        "a run that is killed leaves a record of what it did on disk",
         [cell("print('first ' + 'finding')"), cell("print('second ' + 'finding')"), DONE],
         logged_at_most("first finding", 99),
         {"log": "logs"},
@@ -833,7 +833,7 @@ PARSING = [
     ),
     Behaviour(
         "fence_in_string",
-        "a block with ```` ``` ```` in a string of its code is run whole",
+        "a block with ```` ``` ```` in one of its strings is run whole",
         [own_block('text = """\n```\nquoted\n```\n"""\nkept = 6 * 7'), KEPT],
         answers("42"),
         {"text": True},
@@ -867,7 +867,7 @@ PARSING = [
 ANSWERS = [
     Behaviour(
         "flag_first",
-        "a flag that is set before the answer does not give an empty answer",
+        "setting the ready flag before the answer does not give an empty answer",
         [cell("answer['ready'] = True\nanswer['content'] = str(6 * 7)"), DONE],
         answers("42"),
         lacks=dict.fromkeys(NOT_RLMS, "answer and flag are one call"),
@@ -887,7 +887,7 @@ ANSWERS = [
     ),
     Behaviour(
         "braces",
-        "a `{` in the caller's instructions is taken as it is",
+        "a `{` in the caller's instructions is kept unchanged",
         [DONE],
         both(answers("done"), shows(1, "such as {")),
         {"system": 'Answer with JSON, such as {"a": 1}.'},
@@ -896,7 +896,7 @@ ANSWERS = [
 BUDGETS = [
     Behaviour(
         "money",
-        "a limit of $0.05 holds within a cell of 20 sub-calls of a cent each",
+        "a limit of $0.05 holds within a cell that makes 20 sub-calls of a cent each",
         [loop_of_calls(20), DONE],
         spent_at_most(0.05 + price(16_000)),
         {"dollars": 0.05},
@@ -914,7 +914,7 @@ BUDGETS = [
     ),
     Behaviour(
         "tokens",
-        "the tokens reported are all that were spent, sub-calls included",
+        "the tokens reported include those of sub-calls",
         [ask_many("['leaf %d of 4' % n for n in range(4)]"), DONE],
         all_tokens_reported,
         lacks=NO_SUBCALLS,
@@ -936,7 +936,7 @@ BUDGETS = [
     ),
     Behaviour(
         "failed_call",
-        "a sub-call that fails is an exception, not a text in the data",
+        "a failed sub-call is an exception, not a text in the data",
         [cell("r = 'unset'"), ask_one("'leaf %d of 1' % 0"), final("str(r)")],
         failed_call_raises,
         lacks=NO_SUBCALLS,
@@ -944,7 +944,7 @@ BUDGETS = [
     ),
     Behaviour(
         "failed_of_three",
-        "one that fails in a batch is no text in the data, and the others' answers are kept",
+        "a failed call of a batch leaves no text in the data, and the other answers are kept",
         [ask_many("['leaf %d of 3' % n for n in range(3)]"), final("str(r)")],
         failed_call_of_three,
         lacks=NO_SUBCALLS,
@@ -954,7 +954,7 @@ BUDGETS = [
 SIZE = [
     Behaviour(
         "log_size",
-        "three turns over 10 MB write less than twice the data",
+        "three turns over 10 MB write less than 20 MB",
         [cell(lambda voice: f"print(len({voice.speech.context}))"), cell("print(2)"), DONE],
         disk_at_most(20e6),
         {"log": "logs"},
@@ -962,28 +962,28 @@ SIZE = [
     ),
     Behaviour(
         "log_once",
-        "the log holds an output once or twice, not again with each turn",
+        "the log holds an output once or twice, not once for each later turn",
         [cell("print('first ' + 'finding')"), *[cell(f"print({n})") for n in range(10)], DONE],
         logged_at_most("first finding", 2),
         {"log": "logs"},
     ),
     Behaviour(
         "not_copied",
-        "a turn over 40 MB does not go through the 40 MB again",
+        "a turn does not process a 40 MB context again",
         [*[cell(f"print({n})") for n in range(5)], DONE],
         works_at_most(0.15),
         context="megabytes 40",
     ),
     Behaviour(
         "bytes_and_sets",
-        "bytes and sets can be in the context",
+        "the context may contain bytes and sets",
         [final(lambda voice: f"str(len({voice.context}['tags']) + {voice.context}['raw'][1])")],
         answers("258"),
         context="mixed",
     ),
     Behaviour(
         "path",
-        "a file can be the context, by its path",
+        "a path can be given as the context",
         [final(lambda voice: f"str({voice.context}.count('INFO') + 32)")],
         answers("42"),
         lacks=dict.fromkeys(PEERS, "takes the data itself"),
@@ -1000,25 +1000,25 @@ SIZE = [
 OUTPUT = [
     Behaviour(
         "end_shown",
-        "of a long output the model is shown the end too",
+        "the model is also shown the end of a long output",
         [cell(LONG + "print('the very ' + 'end')"), DONE],
         shows(2, "the very end"),
     ),
     Behaviour(
         "error_shown",
-        "an error after a long output is shown",
+        "the model is shown an error that follows a long output",
         [cell(LONG + "raise ValueError('what went ' + 'wrong')"), DONE],
         shows(2, "what went wrong"),
     ),
     Behaviour(
         "last_expression",
-        "the value of a bare last expression is shown",
+        "the model is shown the value of a bare last expression",
         [cell("6 * 7 * 1000 + 1"), DONE],
         shows(2, "42001"),
     ),
     Behaviour(
         "bytes_sent",
-        "20 trivial turns send less than four times what was said in them",
+        "20 trivial turns send at most 220,000 bytes",
         [*[cell("print(1)")] * 20, DONE],
         sent_at_most(21, 220_000),
     ),
@@ -1083,7 +1083,7 @@ PLAIN = Behaviour(
     answers("42"),
 )
 SECTIONS = {
-    "Ground": [PLAIN],
+    "Basics": [PLAIN],
     "State": STATE,
     "Control": CONTROL,
     "Parsing": PARSING,
@@ -1180,72 +1180,82 @@ def page(behaviours: list[Behaviour], subjects: list[bench.Subject], verdicts: V
 PAGE = """\
 # Comparison
 
-Made by `make compare` (`python benchmarks/behaviour.py --write docs/comparison.md`) on {date} with Python {python}.
-Overhead is measured in [benchmarks.md](benchmarks.md). How well a model answers with any of these was not measured.
+After this page you know how flat-rlm and five other projects behave when something goes wrong, what the others have
+that flat-rlm has not, and the reverse. `make compare` (`python benchmarks/behaviour.py --write docs/comparison.md`)
+made it on {date} with Python {python}. [benchmarks.md](benchmarks.md) compares overhead. How well a model answers was
+not measured here; [evaluation.md](evaluation.md) has results with live models.
 
 ## Behaviour
 
-Each row says what one would want of such a runtime; each mark was seen by running it. A scripted model says the same to
-every project, in the project's own protocol, and what can be seen from outside is checked: the answer, the exception,
-the requests that reached the server, the files, the end of the process. Each run has a process and an environment of
-its own and goes through the project's public interface, with its defaults but for limits that would end a script early,
-and with the project's own option where a row is about one. A run that has not ended {seconds} s after its first request
-is killed; time limits are set to {limit} s.
+Each row states something that you would want of such a runtime. Each mark is the result of running it:
 
-✓ holds · ✗ does not: the note says what was seen · – does not apply: the note says why · ? the harness had trouble
+✓ holds · ✗ does not hold: the note says what we saw · – does not apply: the note says why · ? the harness failed
 
-The rows are those that this project was built to pass, chosen by us from faults that we had seen in running the others;
-most are not what the others set out to do. Read a ✗ as a thing to know, not as a measure of worth. The rows of the last
-section were chosen because this project fails some of them.
+A scripted model says the same to every project, in that project's own protocol. We check what can be seen from
+outside: the answer, the exception, the requests that reached the server, the files, the end of the process. Each run
+has its own process and environment and uses the project's public interface. Projects keep their defaults, except for
+limits that would end a script early, and for the project's own option if the row is about one. A run that has not
+ended {seconds} s after its first request is killed. Time limits are set to {limit} s.
+
+We chose the rows from faults that we had seen in the other projects, and built this project to pass them. Most are
+not what the others set out to do, so read a ✗ as something to know, not as a verdict. The rows of the last section
+are there because flat-rlm fails some of them.
 
 {table}
 
-What the columns are: **flat-rlm** with `environment="local"`, its protocol for models with tool calls, and the one for
-models without where a row is about fences. **rlms** with `environment="local"` (its default, and no sandbox: its README
-says so) and, as **rlms isolated** (our name: apart from the host's process, not from its machine), `"ipython"` with
-`kernel_mode="subprocess"`. Neither its Docker nor its cloud sandboxes were run. **dspy** is `dspy.RLM` with
-`LocalInterpreter`, of which its documentation says that it is no security sandbox; its default, Pyodide in Deno, is
-one, and could not be run here because it fetches a module from deno.land at its first start. **smolagents** is
-`CodeAgent` with its own interpreter; it is an agent and not an RLM, has no sub-calls, and has Docker and cloud
-executors that were not run. **minrlm** and **rlm-runtime** run code in the host's process by default; both have a
-Docker environment that was not run. `rlms` counts money only where the server states a cost, so the server states it.
-Options used, where a row needs one, are in `benchmarks/behaviour_run.py`.
+The columns:
 
-## Where this project does not hold
+- **flat-rlm**: `environment="local"`, with the protocol for models with tool calls; in rows about fences, the text
+  protocol
+- **rlms**: `environment="local"`, its default, which its README says is not a sandbox
+- **rlms isolated**: our name for `"ipython"` with `kernel_mode="subprocess"`, isolated from the host's process but
+  not from its machine
+- **dspy**: `dspy.RLM` with `LocalInterpreter`, which its documentation says is not a security sandbox. Its default,
+  Pyodide in Deno, is one; it could not run here because it fetches a module from deno.land at its first start
+- **smolagents**: `CodeAgent` with its own interpreter. It is an agent, not an RLM, and has no sub-calls
+- **minrlm**, **rlm-runtime**: their defaults, which run code in the host's process
 
-Threads and `async` are refused in the local sandbox, with an error that names what to use instead (`llm_query_batched`
-or `concurrent.futures`, whose tasks overlap while they wait for a model); a container has real threads. Packages are
-imported in cells only when `allowed_imports` names them. Both are prices of the confinement in
-[sandbox.md](sandbox.md).
+Not run: the Docker and cloud sandboxes of rlms and smolagents, and the Docker environments of minrlm and rlm-runtime.
+`rlms` counts money only if the server states a cost, so the server states it. `benchmarks/behaviour_run.py` has the
+options that single rows need.
 
-## Facts beside it
+## Where flat-rlm fails
+
+The local sandbox refuses threads and `async`, with an error that names what to use instead: `llm_query_batched`, or
+`concurrent.futures`, whose tasks overlap while they wait for a model. A container has real threads. Cells can import
+a package only if `allowed_imports` names it. Both are the price of the confinement in [sandbox.md](sandbox.md).
+
+## What you install
 
 {facts}
 
 Sizes are of a fresh environment without pip and setuptools. `rlms` is installed with its extra `ipython`, smolagents
-with `openai`, rlm-runtime with `mcp`: without it its first call ended with `No module named 'mcp'`, which litellm
-1.106.2 asks for, the one that pip installed with it.
+with `openai`, rlm-runtime with `mcp`: without that extra its first call ended with `No module named 'mcp'`, because
+litellm 1.106.2, which pip installed with it, needs the module.
 
-What others have and this project has not:
+## What the others have
 
 - **rlms** is by the authors of the idea and of its paper. It has sandboxes in the cloud (Modal, E2B, Daytona, Prime),
-  and its repository a harness for training models as RLMs.
+  and its repository has a harness for training models as RLMs.
 - **dspy** has signatures with typed outputs, optimisers that tune prompts against a metric, an async interface
   (`acall`), sub-agents (`Predict`, `ReAct`, `RLM`) in the REPL, a sandbox in WebAssembly, and a large community.
-- **smolagents** has executors at E2B, Modal and Blaxel, models that run in the same process (transformers, MLX), tools
-  from the Hugging Face Hub, and a large community.
-- **minrlm** publishes an evaluation with live models (12 tasks, 4 models, plain completion beside it), and has a Gradio
-  page to run it side by side.
+- **smolagents** has executors at E2B, Modal and Blaxel, models that run in the same process (transformers, MLX),
+  tools from the Hugging Face Hub, and a large community.
+- **minrlm** publishes an evaluation with live models (12 tasks, 4 models, with plain completion beside it), and has a
+  Gradio page to run it side by side.
 - **rlm-runtime** has an async interface, a WebAssembly environment, a Streamlit dashboard, and an autonomous agent.
 
-This project is synchronous; callers with an event loop use `asyncio.to_thread`. Its local sandbox confines on Linux
-only. It is young, and has no published result with live models.
+flat-rlm is synchronous; callers with an event loop use `asyncio.to_thread`. Its local sandbox confines only on Linux.
+It is young.
 
-What this project has and none of the others has: resuming a run that was killed or ran into a limit, from its journal,
-without paying again for what was answered (dspy's cache on disk serves equal calls again, which is a part of that);
-replaying a recorded run offline with its code really executed; limits on money and tokens for the whole tree of calls
-that are reserved before a call is sent and that the model can read; a REPL whose variables survive the death of its
-process.
+## What only flat-rlm has
+
+- **Resume.** A run that was killed or ran into a limit continues from its journal, without paying again for what was
+  answered. (dspy's cache on disk serves equal calls again, which is a part of this.)
+- **Replay.** A recorded run is repeated offline, with its code really executed.
+- **Limits for the whole tree of calls.** Money and tokens are reserved before a call is sent, and the model can read
+  what is left.
+- **Variables that survive** the death of the REPL's process.
 """
 
 

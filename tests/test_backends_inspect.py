@@ -330,3 +330,35 @@ def test_a_full_context_of_llama_cpp_s_is_waited_for(server: Server, monkeypatch
         [{"role": "user", "content": "x"}]
     )
     assert (reply.text, reply.attempts) == ("ok", 2)
+
+
+# --- a server named without a model -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("listed", "taken"),
+    [
+        pytest.param(["qwen.gguf"], "qwen.gguf", id="its only model"),
+        pytest.param(["other", "gpt-4o-mini"], "gpt-4o-mini", id="the default, if it serves that"),
+        pytest.param([], "gpt-4o-mini", id="an empty list"),
+    ],
+)
+def test_a_server_named_without_a_model_is_asked_which_it_serves(shelf: Shelf, listed: list[str], taken: str) -> None:
+    shelf.documents["GET /v1/models"] = {"data": [{"id": name} for name in listed]}
+    made = connect(None, base_url=f"{shelf.url}/v1", api_key=KEY)
+    assert made.model == taken
+    assert [headers["authorization"] for _, headers, _ in shelf.asked] == [f"Bearer {KEY}"]
+    assert made.price_known is (taken == "gpt-4o-mini")  # another model's price is not assumed
+
+
+def test_a_server_of_several_models_asks_for_a_choice(shelf: Shelf) -> None:
+    shelf.documents["GET /v1/models"] = {"data": [{"id": f"model-{number}"} for number in range(7)]}
+    with pytest.raises(rlm_backends.BackendError, match=r"serves 7 models: model-0, .*model-4, …") as caught:
+        connect(None, base_url=f"{shelf.url}/v1")
+    assert (caught.value.code, caught.value.hint) == ("config", "-m model-0")
+
+
+@pytest.mark.parametrize("document", [{"data": 7}, {"data": ["a"]}, b"HTTP/1.1 200 OK\r\n\r\n{", {"error": "no"}, None])
+def test_a_server_without_a_list_is_asked_for_the_default(shelf: Shelf, document: Any) -> None:
+    shelf.documents["GET /v1/models"] = document
+    assert connect(None, base_url=f"{shelf.url}/v1").model == "gpt-4o-mini"

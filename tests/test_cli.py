@@ -894,12 +894,34 @@ def test_a_slow_producer_is_waited_for_and_that_is_said(openai: Server, argument
     process = start(*arguments, stdin=reader)
     os.close(reader)
     assert process.stderr is not None
-    assert b"rlm: waiting for stdin" in process.stderr.readline()
+    assert b"rlm: waiting for input on stdin (--no-stdin to go on without it)" in process.stderr.readline()
     os.write(writer, b"late")
     os.close(writer)
     assert ended(process)[:2] == (0, "None\n" if arguments == ["-"] else "late\n")
     if arguments == ["-"]:
         assert openai.requests[0].prompt == "late"
+
+
+def test_an_open_stdin_can_be_left_out(openai: Server) -> None:
+    openai.script = answer_with(code("FINAL(context)"))
+    reader, writer = os.pipe()
+    process = start("What?", "--no-stdin", stdin=reader)
+    os.close(reader)
+    assert ended(process)[:2] == (0, "None\n")
+    os.close(writer)
+
+
+def test_another_package_of_the_modules_name_is_named(workspace: Path) -> None:
+    (workspace / "rlm.py").write_text("")
+    folder = os.path.dirname(rlm_cli.__file__)
+    program = (
+        f"import sys; sys.path.append({folder!r}); import rlm_cli; sys.exit(rlm_cli.main(['What?', '--no-stdin']))"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    what, following = ran.stderr.splitlines()
+    assert what == f"rlm: another package hides flat-rlm's module rlm: {workspace / 'rlm.py'}"
+    assert following.startswith("  next: ")
 
 
 def test_a_loop_of_a_shell_keeps_its_list(openai: Server, workspace: Path) -> None:
@@ -916,7 +938,7 @@ def test_waiting_for_stdin_can_be_interrupted(openai: Server) -> None:
     process = start("What?", stdin=reader)
     os.close(reader)
     assert process.stderr is not None
-    assert b"waiting for stdin" in process.stderr.readline()
+    assert b"waiting for input on stdin" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
     assert ended(process)[0] == 130
     os.close(writer)

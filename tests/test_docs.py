@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -51,12 +52,19 @@ worst, number = collections.Counter(row[0] for row in failed).most_common(1)[0]
 why, times = collections.Counter(row[2] for row in failed if row[0] == worst).most_common(1)[0]
 answer = f"{worst}: {number} failed payments, {times} of them for {why}"
 print(answer)"""
+BUSIEST = """import collections
+errors = [line.split(None, 3)[2:] for line in context.splitlines() if " ERROR " in line]
+service, number = collections.Counter(service for service, _ in errors).most_common(1)[0]
+words = collections.Counter(text.partition(":")[0] for name, text in errors if name == service).most_common(1)[0][0]
+answer = f"{service}: {number} errors; the most common is {words!r}"
+print(answer)"""
 
 
 def model(request: Request) -> Any:
     """Works by code, as a real one would; `answer` is what its first cell printed."""
-    if "failed payments, and why" in request.prompt:
-        return code(WORST) if request.turn == 1 else request.last.strip().splitlines()[0]
+    for words, program in (("failed payments, and why", WORST), ("logs the most errors", BUSIEST)):
+        if words in request.prompt:
+            return code(program) if request.turn == 1 else request.last.strip().splitlines()[0]
     if "How many payments failed" in request.prompt:
         return code(COUNT)
     if "bolt" in request.prompt:
@@ -70,6 +78,7 @@ def desk(openai: Server, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> It
     openai.script = model
     (workspace / "payments.csv").write_text(PAYMENTS)
     (workspace / "big.log").write_text("08:00 ERROR disk full\n" * 1000)
+    shutil.copytree(ROOT / "examples" / "data", workspace / "examples" / "data")
     (workspace / "src").mkdir()
     (workspace / "src" / "client.py").write_text("def retry(): ...\n")
     programs = workspace.parent / "bin"
@@ -114,6 +123,11 @@ def test_the_sessions_of_a_page_run_as_it_shows_them(page: str, desk: Path) -> N
     # The key is there already; the page's own placeholder would replace it.
     commands = [(command, output) for command, output in commands if "OPENAI_API_KEY=…" not in command]
     assert len(commands) >= 5
+    run_session(commands, desk)
+
+
+def run_session(commands: list[tuple[str, str]], desk: Path) -> None:
+    """Run the commands in one shell; each prints what the page shows, and fails only where the page shows an error."""
     end = "-- end of a command, exit code"
     script = "".join(f"{{\n{command}\n}} 2>&1\necho '{end}' $?\n" for command, _ in commands)
     how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": 280}
@@ -121,7 +135,7 @@ def test_the_sessions_of_a_page_run_as_it_shows_them(page: str, desk: Path) -> N
     printed = re.split(rf"{end} (\d+)\n", ran.stdout)
     assert len(printed) == 2 * len(commands) + 1, ran.stderr
     for (command, shown), output, status in zip(commands, printed[::2], printed[1::2]):
-        fails = shown.startswith("rlm: ")
+        fails = re.match("rlm: (?!context: )", shown) is not None or "\nrlm: first failure: " in shown
         assert (int(status) != 0) == fails, f"$ {command}\n{output}"
         assert not shown or like(shown).fullmatch(output), f"$ {command}\n{output}"
 
@@ -187,8 +201,16 @@ def ours(text: str) -> Iterator[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_flag_on_a_page_exists(page: Path, flags: set[str]) -> None:
-    # What pages say about other programs' flags: pip's, Docker's, vLLM's and the like.
-    foreign = {"--runtime", "--host", "--port", "--enable-auto-tool-choice", "--tool-call-parser", "--modle"}
+    # What pages say about other programs' flags: pip's, Docker's, vLLM's, rlm-runtime's and the like.
+    foreign = {
+        "--runtime",
+        "--host",
+        "--port",
+        "--enable-auto-tool-choice",
+        "--tool-call-parser",
+        "--modle",
+        "--max-sub-calls",
+    }
     unknown = {flag for flag in ours(page.read_text()) if flag not in flags | foreign}
     negated = {flag for flag in unknown if flag.replace("--no-", "--") in flags}
     assert unknown - negated == set()
@@ -297,6 +319,21 @@ def test_every_link_between_pages_leads_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?://)([^)#\s]*)(?:#[^)]*)?\)", page.read_text())
     missing = [link for link in links if link and not (page.parent / link).exists()]
     assert missing == []
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub makes of a page's headings."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    slugs = [re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings]
+    return {slug + (f"-{before}" if (before := slugs[:n].count(slug)) else "") for n, slug in enumerate(slugs)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_heading_finds_it(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?://)([^)#\s]*\.md|)#([^)]*)\)", page.read_text())
+    there = [(page.parent / name if name else page, anchor) for name, anchor in links]
+    assert [(file.name, anchor) for file, anchor in there if file.exists() and anchor not in anchors(file)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -56,7 +56,6 @@ SAID: dict[str, Sequence[Reply]] = {
     "What does the box say that 6 * 7 is?": [
         code("FINAL(box.execute_python('6 * 7').removeprefix('Value: '))"),
     ],
-    "How many lines are there?": [code("FINAL(len(context.splitlines()))")],
     "Explain how authentication works in this project": [
         code(
             "(section,) = context_query('tokens')['sections']\n"
@@ -71,7 +70,7 @@ def said(request: Request) -> Reply:
     return SAID[request.prompt][request.turn - 1]
 
 
-@pytest.mark.parametrize(("program", "output"), programs("tools.md"), ids=range(7))
+@pytest.mark.parametrize(("program", "output"), programs("tools.md"), ids=range(5))
 def test_the_programs_of_the_page_on_tools_print_what_it_says(
     openai: Server, workspace: Path, program: str, output: str
 ) -> None:

@@ -227,6 +227,21 @@ def test_a_single_turn_is_no_last_one(openai: Server) -> None:
     assert (result.response, result.forced, bool(openai.requests[0].tools)) == ("The answer.", False, True)
 
 
+@pytest.mark.parametrize(
+    ("first", "partial"),
+    [
+        pytest.param(f"I count them.\n{block('print(len(context))')}", "I count them.", id="words and a block"),
+        pytest.param(block("print(len(context))"), None, id="a block"),
+        pytest.param('{"name": "execute_code", "arguments": {"code": "print(1)"}}', None, id="a written call"),
+        pytest.param("```python\nrows = [row for row in context if row >", None, id="an unclosed block"),
+    ],
+)
+def test_a_partial_answer_is_never_code(openai: Server, first: str, partial: str | None) -> None:
+    with pytest.raises(rlm.MaxIterationsExceeded) as caught:
+        run(openai, first, "", protocol="text", max_iterations=2)
+    assert (caught.value.result.response or None) == partial
+
+
 def test_a_childs_last_answer_is_what_its_callers_code_gets(openai: Server) -> None:
     def script(request: Request) -> Any:
         if request.prompt.startswith("child"):

@@ -828,7 +828,23 @@ def test_a_conversation_goes_on_after_a_limit_stopped_a_cell(openai: Server) -> 
     Path(str(log)).write_text("".join(line for line in lines[:-1]))
     with rlm.RLM(model=MODEL, persistent=True, max_subcalls=3) as session:
         assert session.resume(Path(str(log)).stem).value == 1
-    assert openai.requests == []
+        assert openai.requests == []
+        assert session.completion("second").value == 1
+
+
+def test_a_resumed_conversation_counts_its_newest_prompt_alone(openai: Server) -> None:
+    """Limits hold for each prompt, so all prompts together may have passed them."""
+    cell = "FINAL([llm_query('one'), llm_query('two')])"
+    openai.script = lambda request: code(cell) if request.system else "sub"
+    with rlm.RLM(model=MODEL, persistent=True, max_subcalls=3) as session:
+        last = [session.completion(prompt) for prompt in ("first", "second")][-1]
+    openai.requests.clear()
+    with rlm.RLM(model=MODEL, persistent=True) as session:
+        resumed = session.resume(last.trajectory_id)
+        assert (resumed.value, resumed.total_calls) == (["sub", "sub"], last.total_calls)
+        assert openai.requests == []
+    with rlm.RLM(model=MODEL) as session, pytest.raises(rlm.MaxSubcallsExceeded):
+        session.resume(last.trajectory_id, max_subcalls=1)
 
 
 def test_a_single_environment_object_serves_one_node(openai: Server) -> None:

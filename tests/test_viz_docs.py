@@ -99,7 +99,7 @@ def test_the_pictures_are_there_and_small() -> None:
 
 
 def test_the_pages_limit_is_the_one_that_it_tells() -> None:
-    assert f"A page holds {rlm_viz.BODY_LIMIT // 1_000_000} MB of log" in PAGE
+    assert f"A page holds {rlm_viz.BODY_LIMIT // 1_000_000} MB of journal" in PAGE
 
 
 def test_the_vendored_file_alone_makes_a_page(tmp_path: Path) -> None:

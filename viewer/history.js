@@ -24,8 +24,8 @@ async function hear(state, event) {
     const refs = refsOf(message), sources = [];
     for (const ref of refs) sources.push(await body(run, ref.at));
     if (sources[0]?.event === "compact" && state.messages.some(known => known.summary)) continue;
-    const reply = state.messages.at(-1);
-    if (message.tool_call_ids && reply?.role === "assistant" && !reply.tool_calls) reply.content = reply.content.trimEnd();
+    const reply = message.tool_call_ids && state.messages.at(-1);
+    if (reply?.role === "assistant" && !reply.tool_calls) reply.content = reply.content.trimEnd();
     const content = sources.length ? storedText(message, refs, sources) : message.content;
     const { refs: _, ...bare } = message;
     state.messages.push({ ...bare, content, cells: sources.map(source => source.cell).filter(Boolean),

@@ -112,8 +112,10 @@ function storedText(message, refs, sources) {
 }
 function storedIn(source, message) {
   if (source.event === "compact") return source.summary;
-  if (source.event !== "tool")
-    return message.role === "system" ? source.system : [source.prompt, source.announcement].filter(Boolean).join("\n\n");
+  if (source.event !== "tool") {
+    const asked = [source.prompt, source.announcement].filter(Boolean);
+    return message.role === "system" ? source.system : asked.join("\n\n");
+  }
   const results = (source.tool_results || []).filter(Boolean);
   return (results.find(item => item.id === message.tool_call_id) || results[0])?.content ?? cellText(source);
 }
