@@ -1911,7 +1911,8 @@ class Node:
             fields["status"] = (
                 "interrupted" if stopped else "partial" if isinstance(failure, LimitExceeded) else "error"
             )
-            fields["error"] = {**error_fields(failure), "hint": getattr(failure, "hint", "")}
+            hint = getattr(failure, "hint", "")
+            fields["error"] = {"type": type(failure).__name__, "message": str(failure), "hint": hint}
             fields["response"] = self.run.last_text or None if self.depth == 0 else None
         fields["totals"] = self.run.totals()
         fields["active_ms"] = self.run.active_before + fields["totals"]["duration_ms"]

@@ -221,9 +221,9 @@ class Node:
     ) -> None:
         truth = self.journal.truth
         cost = None if truth["unpriced"] else round(truth["cost"], 9)
-        extra = (
-            {"given": given, "forced": False, "answer": self.newest, **({"value": response} if given else {})} if status == "answered" else {}
-        )
+        value = {"value": response} if given else {}
+        answered = {"given": given, "forced": False, "answer": self.newest, **value}
+        extra = answered if status == "answered" else {}
         self.journal.line(
             "end", None, self.parent_call, self.depth, self.name,
             status=status, response=response, error=error, **extra,
