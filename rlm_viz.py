@@ -22,10 +22,12 @@ import re
 import sys
 import threading
 import time
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -668,6 +670,8 @@ def _folded(flat: list[Row], indices: list[int]) -> list[int]:
 
 def _accumulate(order: list[Row], pauses: list[tuple[float, float]]) -> None:
     """Compute totals, own times and concurrency, leaves first."""
+    begins, ends = sorted(at for at, _ in pauses), sorted(at + length for at, length in pauses)
+    idle = [0.0, *accumulate(length for _, length in pauses)]
     for row in reversed(order):
         below = [order[index] for index in row.children]
         row.all_tokens = row.tokens + sum(child.all_tokens for child in below)
@@ -679,7 +683,8 @@ def _accumulate(order: list[Row], pauses: list[tuple[float, float]]) -> None:
             row.start, row.end = below[0].start, below[0].end
         for child in below:
             row.start, row.end = min(row.start, child.start), max(row.end, child.end)
-        still = sum(length for at, length in pauses if row.start <= at and at + length <= row.end)
+        first, last = bisect_left(begins, row.start), bisect_right(ends, row.end)
+        still = idle[last] - idle[first] if last > first else 0.0
         row.total_ms = max(0.0, row.end - row.start - still)
         if row.kind in ("turn", "sub", "tool", "interrupted"):
             continue  # own time is the call's own duration
@@ -929,9 +934,9 @@ def _pauses(events: Sequence[Event], spans: Sequence[tuple[float, float]]) -> li
     for index, event in enumerate(events):
         if "active_ms" in event:
             active, now = _number(event["active_ms"]), spans[index][1]
-            if index and event.get("event") in ("start", "resume"):
+            if index and event.get("event") in ("start", "resume") and not _number(event.get("depth")):
                 idle = min(spans[index][0] - spans[index - 1][1], now - at - (active - before))
-                pauses += [(spans[index - 1][1], idle)] if idle > 0 else []
+                pauses += [(spans[index - 1][1], idle)] if idle > 10 else []  # the two clocks differ by less
             before, at = active, now
     return pauses
 
