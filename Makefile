@@ -1,7 +1,7 @@
 PYTHON ?= python3
 PYTEST = $(PYTHON) -m pytest -n 2 --dist loadfile
 
-.PHONY: check lint types test fast nightly bench compare scaling soak live live-peers image ci dist mcpb plugin viewer
+.PHONY: check lint types test fast nightly bench compare scaling soak live live-peers image ci dist mcpb plugin viewer docs
 
 check: lint types test
 
@@ -40,6 +40,9 @@ live-peers:                 # the same through every subject, on the seeds to re
 	$(PYTHON) benchmarks/live.py --serve "$$($(PYTHON) .ci/fetch-model)" --temperature 0 --seeds reporting \
 	    --subjects flat-rlm,flat-rlm-text,flat-rlm-tools,plain,rlms,dspy,smolagents,minrlm \
 	    --out live-peers.jsonl --plot docs/img/live.svg
+
+docs:                       # the reference pages, from docstrings, help texts and the prompts of recorded runs
+	$(PYTHON) docs/make.py
 
 viewer:                     # the page's sources, written into rlm_viz.py
 	$(PYTHON) viewer/build.py

@@ -132,13 +132,13 @@ __all__ = [
 
 
 def complete(prompt: str, context: Any = None, *, system: str | None = None, **options: Any) -> CompletionResult:
-    """Answer `prompt` over `context` with an RLM of these options (those of `RLM`), closed afterwards."""
+    """Answer `prompt` over `context`: `RLM(**options).completion(…)`, with an RLM that is closed afterwards."""
     with RLM(**options) as rlm:
         return rlm.completion(prompt, context, system=system)
 
 
 def stream(prompt: str, *, system: str | None = None, **options: Any) -> Iterator[str]:
-    """The tokens of a simple completion, as they arrive."""
+    """The answer to a prompt, piece by piece as it arrives: `RLM(**options).stream(…)`."""
     with RLM(**options) as rlm:
         yield from rlm.stream(prompt, system=system)
 
@@ -159,7 +159,7 @@ def batch(
 
 
 def load_ipython_extension(shell: Any) -> None:
-    """`%load_ext rlm`: the cell magic `%%rlm [-m MODEL] [-c VARIABLE]`."""
+    """For notebooks: after `%load_ext rlm`, the cell magic `%%rlm [-m MODEL] [-c VARIABLE]` answers a cell's text."""
     import shlex
 
     def magic(line: str, cell: str) -> CompletionResult:
@@ -186,13 +186,14 @@ def last_result() -> CompletionResult | None:
 class RLM:
     """A configured runtime. Each completion has a REPL and limits of its own, so one object serves many threads.
 
-    Every argument is also a key of rlm.toml, an RLM_* variable and a flag; one that is None is looked up there, in
-    the order argument > environment > ./rlm.toml > user file > default (`Options` has types, defaults, meanings).
-    `config`: a file to read instead, or False for none. `on_event` is called with each journal event as it is
-    written, and with text deltas; `on_progress` with what goes on between them: {"phase": …} of a model that is loaded
-    (`text`), asked (`kind`), reads its prompt (`processed`, `total`), of a cell that runs (`cell`), and of sub-calls
-    (`done`, `total`). `on_confirm(forecast)` returns True to send a batch, or start a child, that may cost more than
-    `confirm_above`; any other value refuses it.
+    An option that is None is looked up: in the environment (RLM_*), then ./rlm.toml, then the user's file; else it has
+    its default. `config`: a file to read instead of both files, or False for none.
+
+    `on_event(event)` gets each journal event as it is written, and the model's text and a cell's output as they arrive.
+    `on_progress(event)` gets what happens between them. Its `phase` is "loading" a model (`text`), "asking" it
+    (`kind`), "reading" its prompt (`processed`, `total`), "running" a cell (`cell`) or "subcalls" (`done`, `total`).
+    `on_confirm(forecast)` decides about a batch or a child that may cost more than `confirm_above`: True sends it, any
+    other value refuses it.
     """
 
     def __init__(
@@ -299,7 +300,7 @@ class RLM:
             adapt(backend).close()
 
     def stop(self, reason: str = "stopped") -> None:
-        """End the completions that run, from another thread: each raises RLMError(reason) with its partial result."""
+        """End the running completions, from another thread: each raises RLMError(reason) with its partial result."""
         self._abort(RLMError(reason, hint="go on with it: rlm resume"))
 
     def _abort(self, reason: BaseException, group: LedgerGroup | None = None) -> None:
@@ -449,9 +450,10 @@ class RLM:
     # completing
 
     def completion(self, prompt: str, context: Any = None, *, system: str | None = None) -> CompletionResult:
-        """Answer `prompt` over `context` (text, plain data, or a Path: a file or folder).
+        """Answer `prompt` over `context`: text, bytes, plain data, a Path (a file or folder) or a Context.
 
-        RLMError for every failure, with the partial `result`; KeyboardInterrupt after the journal was finished.
+        `system`: instructions that are added to the system prompt. Every failure is an RLMError with the partial
+        `result`; KeyboardInterrupt is raised once the journal is complete. TypeError for a context of another type.
         """
         return self._complete(prompt, context, system)
 
@@ -533,7 +535,10 @@ class RLM:
         return result
 
     def stream(self, prompt: str, *, system: str | None = None) -> Iterator[str]:
-        """The answer to a prompt, token by token as it arrives: a simple completion, without REPL and tools."""
+        """The answer to a prompt, piece by piece as it arrives: one call of the model, without context, REPL or tools.
+
+        `system` is the whole system prompt. Closing the iterator ends the call. Errors as of `completion`.
+        """
         import queue
 
         prompt = _clean_prompt(prompt)
@@ -562,10 +567,11 @@ class RLM:
         one_ledger: bool = False,
         on_result: Callable[[int, CompletionResult | RLMError], None] | None = None,
     ) -> Iterator[CompletionResult | RLMError]:
-        """The results of many prompts (`str` or {"prompt", "context"}), in order; a failure is an item, not the end.
+        """The results of many prompts, in order; one that fails yields its RLMError, and the others go on.
 
-        `executor`: any concurrent.futures.Executor, also on other machines; by default `max_workers` threads.
-        `one_ledger`: the limits hold for the batch as a whole. `on_result(place, result)`: called as each finishes.
+        A prompt is a `str` or a dict {"prompt": …, "context": …}. `executor`: any concurrent.futures.Executor, also one
+        on other machines; without it, `max_workers` threads. `one_ledger`: the limits hold for the batch as a whole
+        rather than for each prompt. `on_result(index, result)` is called as each one finishes.
         """
         items = [{"prompt": item} if isinstance(item, str) else dict(item) for item in prompts]
         confirmed = self._confirm_batch(1 if one_ledger else len(items), len(items))
@@ -623,10 +629,11 @@ class RLM:
     # going on from a journal
 
     def resume(self, trajectory_id: str = "", **raised_limits: Any) -> CompletionResult:
-        """Go on with a recorded run (any unique prefix of its id; none: the newest unfinished one).
+        """Continue a recorded run, named by a unique prefix of its id; without one, the newest unfinished run.
 
-        Recorded replies are served from the journal, recorded cells run again with their recorded sub-call answers,
-        then the run goes on live. `raised_limits`: options that differ from the recorded ones.
+        Recorded replies come from the journal, and recorded cells run again with the recorded answers of their
+        sub-calls, so that nothing is paid for twice; then the run goes on live. `raised_limits`: options that replace
+        the recorded ones. ConfigError if there is no such run, or its context, tools or server are no longer the same.
         """
         path = self._find_log(trajectory_id)
         events = read_journal(path)
@@ -649,7 +656,7 @@ class RLM:
         return result
 
     def replay(self, trajectory_id: str) -> Replayed:
-        """Run a recorded run again, offline: the model's side from the journal, the code for real."""
+        """Run a recorded run again without a model: its replies come from the journal, its code really runs."""
         path = self._find_log(trajectory_id)
         recording = JournalIndex(read_journal(path), is_replay=True)
         rlm = self._as_recorded(recording, {"backend": ReplayBackend(recording)}, path)
@@ -774,19 +781,20 @@ class RLM:
 
 
 class Backend(Protocol):
-    """What the loop uses of a model. `rlm_backends.HTTPBackend` is one; `adapt` makes one of a caller's object.
+    """What the loop uses of a model. `rlm_backends.HTTPBackend` is one.
 
-    `parameters` are billions; `window` and `max_output` tokens. Each is None where it is not known.
+    An object that you give as `backend` needs only `complete`, and of its arguments only those up to `cancel`; the
+    other members are used where it has them.
     """
 
-    model: str
-    provider: str
-    base_url: str
-    window: int | None
-    max_output: int | None
-    parameters: float | None
-    supports_tools: bool
-    price_known: bool
+    model: str  # the model's name
+    provider: str  # the provider's name
+    base_url: str  # where requests go
+    window: int | None  # tokens of prompt and answer together; None: unknown
+    max_output: int | None  # tokens that the model may answer with; None: unknown
+    parameters: float | None  # billions of parameters, which choose the profile; None: unknown
+    supports_tools: bool  # whether it takes tools; else the loop uses the protocol text
+    price_known: bool  # whether its replies can have a cost
 
     def complete(
         self,
@@ -801,13 +809,20 @@ class Backend(Protocol):
         params: Mapping[str, Any] | None,
         defaults: Mapping[str, Any] | None,
         on_progress: Callable[[int, int], None] | None,
-    ) -> Any: ...
+    ) -> Any:
+        """Ask the model, and return a `Reply`, an object with some of its attributes, or the text of the answer.
 
-    def with_model(self, model: str) -> Backend: ...
+        `deadline` is a time of `time.monotonic()`. Stop when `cancel` is set. An exception fails the call.
+        """
 
-    def inspect(self) -> None: ...
+    def with_model(self, model: str) -> Backend:
+        """The backend of another model, for `sub_model` and `llm_query(model=…)`; without this method, itself."""
 
-    def close(self) -> None: ...
+    def inspect(self) -> None:
+        """Find out `window` and `parameters`, before the first call."""
+
+    def close(self) -> None:
+        """Close its connections."""
 
 
 def adapt(backend: Any) -> Backend:
@@ -1137,31 +1152,28 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class CompletionResult:
-    """The outcome of a completion. `str(result)` is the response; results render in notebooks.
+    """The outcome of a completion. `str(result)` is the response; results render in notebooks."""
 
-    `forced`: the answer comes from the last, tool-free call of a run that had no turn left or failed too often.
-    """
-
-    response: str
-    value: Any
-    trajectory_id: str
-    total_calls: int
-    total_tokens: int
-    usage: dict[str, int]
-    cost_usd: float | None
-    depth_reached: int
-    tool_calls: list[dict[str, Any]]
-    duration_ms: int
-    status: str
-    log: str | None
-    model: str = ""
-    forced: bool = False
+    response: str  # the answer as text; of a partial result the best text so far, or ""
+    value: Any  # the answer as Python data: what code gave to FINAL, or what `schema` asks for; else None
+    trajectory_id: str  # the run's id, for `resume`, `replay` and the commands
+    total_calls: int  # calls of a model, sub-calls and children included
+    total_tokens: int  # input and output tokens of all calls
+    usage: dict[str, int]  # those tokens as input, output, and of these cached, cache_write, reasoning
+    cost_usd: float | None  # US dollars for all calls; None: the price of one is unknown
+    depth_reached: int  # how deep the calls went: 0 is the run itself, 1 its sub-calls and children
+    tool_calls: list[dict[str, Any]]  # cells and tool calls in order: name, arguments, is_error and more
+    duration_ms: int  # time that the run was active, from its start or from where it was resumed
+    status: str  # "answered", or "partial": on an error, this is what the run had until then
+    log: str | None  # path of the journal; None: there is none
+    model: str = ""  # the main model's name
+    forced: bool = False  # the answer comes from the last call, without tools, after the turns or errors allowed
 
     def __str__(self) -> str:
         return self.response
 
     def events(self) -> list[Event]:
-        """The trajectory's events; an empty list without a log."""
+        """The events of the journal; an empty list without one."""
         return read_journal(self.log) if self.log and os.path.exists(self.log) else []
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
@@ -1172,7 +1184,10 @@ class CompletionResult:
         return str(_viz().card(vars(self), self.events()))
 
     def show(self) -> str:
-        """Write the page next to the log, display it (inline in a notebook, else in the browser); its path."""
+        """Write the run's page next to its journal and display it, inline in a notebook, else in the browser; its path.
+
+        ConfigError if the run has no journal.
+        """
         if not self.log:
             raise ConfigError("this run has no log, so there is nothing to show", hint="give log_dir a folder")
         return str(_viz().show(self.log))
@@ -1191,14 +1206,18 @@ def sibling(name: str) -> Any:
 
 
 class Replayed(NamedTuple):
-    """A replay's result, and where the code's outcome differed from the recording."""
+    """The outcome of a replay."""
 
-    result: CompletionResult
-    divergence: list[str]
+    result: CompletionResult  # of the run as it went now
+    divergence: list[str]  # where it differed from the recording, a sentence for each place; empty if nowhere
 
 
 class SubcallError(RuntimeError):
-    """Some prompts of a batch failed, or an answer was cut off. Raised inside the model's own code."""
+    """Raised inside the model's own code: some prompts of a batch failed, or a sub-call gave no usable answer.
+
+    Of a batch, the exception there has `.results` (None for what failed) and `.errors` (None for what did not), in the
+    order of the prompts. Of one answer that was cut off, refused or does not fit the schema, `.partial` has the text.
+    """
 
     def __init__(self, message: str, **cell_data: Any) -> None:
         super().__init__(message)
@@ -2765,16 +2784,27 @@ class Node:
         return f"{self.id}/{self.cells}/{digest}/{ordinal}"
 
     def _plan_budget(self) -> Callable[[], Any]:
+        """What is left of each limit: {"tokens", "cost_usd", "subcalls", "seconds", "iterations"}; None: no limit."""
         return lambda: {**self.run.ledger.left(), "iterations": self.iterations_left()}
 
     def _plan_llm_query(
         self, prompt: str, model: str | None = None, schema: Any = None, images: Any = None
     ) -> Callable[[], Any]:
+        """A model's answer to the prompt, which is all it sees: a `str`, or with `schema` Python data.
+
+        `model`: by default `sub_model`, else the main model. `schema`: a JSON Schema, the name of a type ("int") or a
+        list of the possible answers. `images`: bytes or data URIs. SubcallError for an answer that was cut off or
+        refused, or twice did not fit the schema; its text is in `.partial`.
+        """
         return self._plan_leaves("llm_query", [prompt], model, schema, images)[0]
 
     def _plan_llm_query_batched(
         self, prompts: list[str], model: str | None = None, schema: Any = None
     ) -> Callable[[], list[Any]]:
+        """The answers to many prompts, in order, asked in parallel; `model` and `schema` as for `llm_query`.
+
+        If some fail, SubcallError once all have ended: `.results` has the answers, `.errors` the reasons.
+        """
         return self._all_of(self._plan_leaves("llm_query_batched", prompts, model, schema))
 
     def _plan_leaves(
@@ -2815,6 +2845,11 @@ class Node:
         )
 
     def _plan_map_query(self, question: str, items: Any, schema: Any = None) -> Callable[[], list[Any]]:
+        """One answer for each item of a list, in order, from as few sub-calls as the items fit into.
+
+        `schema` is that of one answer, as for `llm_query`; without it an answer is a `str`. Items that are not text are
+        written as text. ValueError for an item that is too long for a sub-call, SubcallError as of `llm_query_batched`.
+        """
         if not isinstance(question, str) or not question.strip():
             raise TypeError("map_query(question, items): the question is a text that each item is asked")
         if not isinstance(items, (list, tuple)):
@@ -2858,6 +2893,10 @@ class Node:
         return [partial(run, task) for task in tasks]
 
     def _plan_rlm_query(self, prompt: str, context: Any = None) -> Callable[[], Any]:
+        """The answer of a child: a run one deeper with a REPL of its own, whose `context` is this one.
+
+        What the child gave to FINAL, as Python data, else its text. MaxDepthExceeded at `max_depth`.
+        """
         (child,) = self._plan_children("rlm_query", [prompt], [context])
 
         def work() -> Any:
@@ -2867,6 +2906,7 @@ class Node:
         return work
 
     def _plan_rlm_query_batched(self, prompts: list[str], contexts: list[Any] | None = None) -> Callable[[], list[Any]]:
+        """The answers of many children, in order, run in parallel; errors as of `llm_query_batched`."""
         if contexts is None:
             contexts = [None] * len(prompts)
         if len(contexts) != len(prompts):
@@ -3271,101 +3311,116 @@ RLMError.__module__ = ConfigError.__module__ = __name__  # as tracebacks name th
 
 
 class ProviderError(RLMError):
-    """A model's server refused, failed or could not be reached; `status` is its HTTP status, if there was one."""
+    """A model's server refused a call, failed, or could not be reached, and retries did not help."""
 
     def __init__(self, message: str, *, provider: str = "", status: int | None = None, **common: Any) -> None:
         super().__init__(message, **common)
-        self.provider = provider
-        self.status = status
+        self.provider = provider  # the provider's name
+        self.status = status  # the HTTP status; None: there was no response
 
 
 class SandboxError(RLMError, rlm_sandbox.SandboxError):
-    """The environment that runs code cannot start, or broke in a way that a new cell does not mend."""
+    """The environment that runs code cannot start, or it broke and a new cell does not help."""
 
 
 class REPLExecutionError(RLMError):
-    """The model's code failed `max_errors` times in a row; `code` is the last cell, `stderr` its traceback."""
+    """The model's code failed `max_errors` times in a row."""
 
     def __init__(self, message: str, *, code: str = "", stderr: str = "", **common: Any) -> None:
         super().__init__(message, **common)
-        self.code = code
-        self.stderr = stderr
+        self.code = code  # the last cell
+        self.stderr = stderr  # its traceback
 
 
 class ToolNotFoundError(RLMError):
-    """The model kept calling a tool that does not exist."""
+    """The model called a tool that does not exist `max_errors` times in a row."""
 
     def __init__(self, tool_name: str, available_tools: Iterable[str] = (), **common: Any) -> None:
-        self.tool_name = tool_name
-        self.available_tools = sorted(available_tools)
+        self.tool_name = tool_name  # what it called
+        self.available_tools = sorted(available_tools)  # the names of the tools that exist
         super().__init__(f"no tool is called {tool_name!r}; there are: {', '.join(self.available_tools)}", **common)
 
 
 class LimitExceeded(RLMError):
-    """A limit stopped the run. `option` names the option that raises it, `needed` what it has to be, if known."""
+    """A limit stopped the run; `result` has what was done until then. The base of the errors below.
 
-    option = ""
-    needed: float | None = None
+    Raised itself for a batch or a child that may cost more than `confirm_above` and was not confirmed.
+    """
+
+    option: str = ""  # the option that sets the limit
+    needed: float | None = None  # the value of that option with which the run could go on; None: unknown
 
 
 class MaxDepthExceeded(LimitExceeded):
+    """`rlm_query` was called at `max_depth`, `max_errors` times in a row: one call is an error in the model's code."""
+
     option = "max_depth"
 
     def __init__(self, depth: int, max_depth: int, **common: Any) -> None:
         super().__init__(
             f"rlm_query would go to depth {depth}, the limit is {max_depth}: use llm_query instead", **common
         )
-        self.depth = depth
-        self.max_depth = max_depth
+        self.depth = depth  # the depth that the child would have had
+        self.max_depth = max_depth  # the limit
 
 
 class MaxSubcallsExceeded(LimitExceeded):
+    """`llm_query`, `map_query` and `rlm_query` asked for more calls than `max_subcalls`."""
+
     option = "max_subcalls"
 
     def __init__(self, calls: int, limit: int, **common: Any) -> None:
         super().__init__(
             f"{counted(calls, 'sub-call')} {'was' if calls == 1 else 'were'} asked for, the limit is {limit}", **common
         )
-        self.calls = calls
-        self.limit = limit
+        self.calls = calls  # how many there would have been
+        self.limit = limit  # the limit
 
 
 class MaxIterationsExceeded(LimitExceeded):
+    """There was no answer after `max_iterations` turns of the root, nor from the call without tools that follows."""
+
     option = "max_iterations"
 
     def __init__(self, iterations: int, limit: int, **common: Any) -> None:
         super().__init__(f"no answer after {counted(iterations, 'turn')}, the limit is {limit}", **common)
-        self.iterations = iterations
-        self.limit = limit
+        self.iterations = iterations  # the turns that were taken
+        self.limit = limit  # the limit
 
 
 class TokenBudgetExhausted(LimitExceeded):
+    """The next call does not fit what is left of `token_budget`, so it was not sent."""
+
     option = "token_budget"
 
     def __init__(self, tokens_used: int, budget: int, *, needed: int = 0, **common: Any) -> None:
         need = f", and it needs about {needed:,}" if needed else ""
         super().__init__(f"the next call does not fit: {tokens_used:,} of {budget:,} tokens are used{need}", **common)
-        self.tokens_used = tokens_used
-        self.budget = budget
+        self.tokens_used = tokens_used  # tokens of all calls so far
+        self.budget = budget  # the limit, in tokens
 
 
 class CostBudgetExhausted(LimitExceeded):
+    """The next call does not fit what is left of `cost_budget_usd`, so it was not sent."""
+
     option = "cost_budget_usd"
 
     def __init__(self, cost_used: float, budget: float, **common: Any) -> None:
         used, most = (f"${cost:.4f}" if cost >= 0.001 or not cost else f"${cost:.2g}" for cost in (cost_used, budget))
         super().__init__(f"the next call does not fit: {used} of {most} is used", **common)
-        self.cost_used = cost_used
-        self.budget = budget
+        self.cost_used = cost_used  # US dollars for all calls so far
+        self.budget = budget  # the limit, in US dollars
 
 
 class TimeoutExceeded(LimitExceeded):
+    """The run took longer than `timeout_seconds`, and was stopped."""
+
     option = "timeout_seconds"
 
     def __init__(self, elapsed_seconds: float, timeout_seconds: float, **common: Any) -> None:
         super().__init__(f"stopped after {elapsed_seconds:.1f} s, the limit is {timeout_seconds:g} s", **common)
-        self.elapsed_seconds = elapsed_seconds
-        self.timeout_seconds = timeout_seconds
+        self.elapsed_seconds = elapsed_seconds  # how long it ran
+        self.timeout_seconds = timeout_seconds  # the limit
 
 
 # --- the ledger: limits that hold for the whole tree of calls ----------------------------------------------------
@@ -3390,11 +3445,11 @@ class Reservation(NamedTuple):
 
 
 class Forecast(NamedTuple):
-    """What a batch or a child will cost at most, before its first call; `cost_usd`: None if a price is not known."""
+    """What a batch or a child will cost at most, before its first call. `str(forecast)` is a sentence."""
 
-    calls: int
-    what: str  # "sub-calls of gpt-4o-mini"
-    cost_usd: float | None
+    calls: int  # how many sub-calls, children or runs
+    what: str  # what they are: "sub-calls of gpt-4o-mini"
+    cost_usd: float | None  # US dollars at most; None: the price is unknown
 
     def __str__(self) -> str:
         verb, what = "are", self.what
@@ -4045,9 +4100,9 @@ _PLAIN = (str, bytes, int, float, bool, type(None))
 class Context:
     """The value of the variable `context`, its source, and notes on what was left out."""
 
-    value: Any
+    value: Any  # what code finds there
     source: Any = "value"  # the caller's "value", "stdin", {"paths": [...]}, or what "code" handed to a child
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what was left out or converted, a sentence each; the model is told
 
     @property
     def kind(self) -> str:
@@ -4305,10 +4360,10 @@ def read_context(
 ) -> Context:
     """Files, folders, globs and web addresses as a context: one a `str`, several a `dict` name -> text; "-" is `stdin`.
 
-    ConfigError for what is missing, unreadable or empty of files. A file that is not text stays `bytes` when it is
-    the only one, and is left out, with a note, among several; so are the logs in the folder `exclude`. `encoding`:
-    that of the files, where it is known. `within`: a folder that no file may lie outside of. `on_slow` is told what is
-    being read or fetched once that has taken two seconds.
+    ConfigError for what is missing or unreadable, and for a folder or glob without files. A file that is not text is
+    `bytes` if it is the only one; among several it is left out, with a note, as are the logs in the folder `exclude`.
+    `cwd`: where relative paths begin. `encoding`: that of the files, if known. `within`: a folder that every file must
+    be in. `on_slow(text)` is told what is being read or fetched once that has taken two seconds.
     """
     specs = list(specs)
     try:

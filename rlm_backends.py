@@ -28,8 +28,13 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from itertools import chain
-from typing import Any, NamedTuple
+from itertools import chain, groupby
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from subprocess import Popen
+
+    from requests import Response
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -56,6 +61,11 @@ __all__ = [
 
 DEFAULT_MODEL = "gpt-4o-mini"
 
+Message = Mapping[str, Any]  # role, content, tool_calls …
+JSONMap = Mapping[str, Any]  # a JSON object that is read
+JSONObject = dict[str, Any]  # and one that is built
+_Sent = tuple[str, dict[str, str], bytes]  # URL, headers and body of a request
+
 CONNECT_TIMEOUT = 10.0
 LONGEST_WAIT = 120.0  # seconds: if a server asks for a longer wait, the call fails
 MOST_ATTEMPTS = 10  # of one call, however large `max_retries` is
@@ -73,7 +83,7 @@ TICK = 0.02  # seconds between polls of what may end a call
 
 
 class BackendError(RuntimeError):
-    """A call that failed. `code` names the reason in one word, `partial` holds the text received before the failure."""
+    """A call that failed, or a backend that cannot be made."""
 
     def __init__(
         self,
@@ -89,34 +99,31 @@ class BackendError(RuntimeError):
         retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
-        self.message = message
-        self.code = code
-        self.provider = provider
-        self.status = status
-        self.hint = hint
-        self.partial = partial
-        self.looked_for = list(looked_for)
-        self.retryable = retryable
-        self.retry_after = retry_after
+        self.message = message  # what happened, as in str(error)
+        self.code = code  # why, in a word: config, auth, quota, rate, context_length, refused, connection, timeout, …
+        self.provider = provider  # the provider's name
+        self.status = status  # the HTTP status; None: there was no response
+        self.hint = hint  # what to do next; "" if there is nothing
+        self.partial = partial  # the text that arrived before the failure
+        self.looked_for = list(looked_for)  # the variables that could have held the key, if it is missing
+        self.retryable = retryable  # the same call may succeed later
+        self.retry_after = retry_after  # seconds to wait first, if the server said so
         self.idle_closed = False
 
 
 class Reply(NamedTuple):
-    """A model's answer. `stop_reason`: stop, length, tool_calls, refusal, content_filter or pause.
+    """A model's answer."""
 
-    `usage` counts the whole prompt as `input` (of it `cached` and `cache_write`) and reasoning within `output`.
-    `cost_usd` is None if the price is unknown; `attempts` is 0 for an answer from the cache.
-    `raw` must be sent back unchanged in the next turn; None if text and tool calls are enough.
-    """
-
-    text: str
-    tool_calls: list[dict[str, Any]]
+    text: str  # what it wrote; "" if it only called tools
+    tool_calls: list[dict[str, Any]]  # each {id, name, arguments}
+    # Tokens: `input` (the whole prompt; of it `cached` and `cache_write`), `output` (of it `reasoning`). `estimated` is
+    # true if the server did not count them.
     usage: dict[str, Any]
-    stop_reason: str
-    model: str
-    cost_usd: float | None = None
-    raw: dict[str, Any] | None = None
-    attempts: int = 1
+    stop_reason: str  # stop, length, tool_calls, refusal, content_filter or pause
+    model: str  # the model's name, as the server gives it
+    cost_usd: float | None = None  # US dollars; None: the price is unknown
+    raw: dict[str, Any] | None = None  # what has to be sent back unchanged in the next turn; None: nothing
+    attempts: int = 1  # requests that were sent; 0: the answer is from the cache
 
 
 # --- connecting -------------------------------------------------------------------------------------------------
@@ -145,22 +152,16 @@ _DEFAULTS = {
     "mistral": "mistral-small-latest",
     "groq": "llama-3.3-70b-versatile",
 }
-_BASE_VARIABLES = {"openai": "OPENAI_BASE_URL", "anthropic": "ANTHROPIC_BASE_URL"}
 
 
 class BackendOptions(NamedTuple):
     """The options that a backend and its siblings share."""
 
-    max_retries: int
-    max_parallel: int
-    prices: Mapping[str, Any] | None
-    cache: str | None
-    timeout: float
-
-
-class _Key(NamedTuple):
-    secret: _Secret
-    source: str | None
+    max_retries: int  # after a transient error
+    max_parallel: int  # calls at once
+    prices: JSONMap | None  # as for `cost_of`
+    cache: str | None  # the folder in which answers are kept; None: nowhere
+    timeout: float  # seconds that the server may be silent
 
 
 def connect(
@@ -189,9 +190,9 @@ def connect(
     or for True in the user's cache folder.
     """
     env = _Environ(environ)
-    environ = None  # what a traceback shows of this frame must hold no key
+    environ = None  # a traceback may show this frame's variables
     api_key = _Secret(api_key) if api_key else None
-    key = _Key(_checked_key(api_key, "api_key"), "api_key") if api_key else None
+    key = _checked_key(api_key, "api_key") if api_key else None
     base_url = _checked_url(base_url.strip()) if base_url else None
     for known, price in (prices or {}).items():
         _as_price(known, price)
@@ -211,10 +212,10 @@ def connect(
 
 
 def _connected(
-    row: Provider, name: str, backend: str, base_url: str | None, key: _Key | None, env: _Environ, how: BackendOptions
+    row: Provider, name: str, backend: str, url: str | None, key: _Secret | None, env: _Environ, how: BackendOptions
 ) -> HTTPBackend:
-    base = _base_url(row, base_url, env)
-    made = HTTPBackend(row, name, base, key or _key(row, name, base, base_url, env), how)
+    base = _base_url(row, url, env)
+    made = HTTPBackend(row, name, base, key or _key(row, name, base, url, env), how)
 
     def reconnect(model: str) -> HTTPBackend:
         """Another model; one whose name does not tell its provider belongs to the same one."""
@@ -229,7 +230,7 @@ def _connected(
             return made._sibling(other_name)
         return _connected(other, other_name, backend, None, None, env, how)
 
-    if backend == "auto" and base_url is None:
+    if backend == "auto" and url is None:
         made._reconnect = reconnect
     return made
 
@@ -241,9 +242,12 @@ def _choose(model: str | None, backend: str, base_url: str | None, env: _Environ
         name = model or _DEFAULTS.get(row.id, "")
         if not name:
             raise BackendError(f"which model of {row.id}?", code="config", provider=row.id, hint="-m MODEL")
-        return row, name if base_url else _unprefixed(name, row)
+        word, _, rest = name.partition("/")
+        is_prefix = not base_url and rest and word in (row.id, *row.aliases)
+        return row, rest if is_prefix and ("own" not in row.quirks or "/" in rest) else name
     if not model:
-        row = _present(env) if base_url is None else provider_for_url(base_url) or _rows()["openai"]
+        with_key = (_rows()[id_] for id_ in _DEFAULTS if any(env.get(name) for name in _rows()[id_].keys))
+        row = (provider_for_url(base_url) if base_url else next(with_key, None)) or _rows()["openai"]
         return row, _DEFAULTS.get(row.id, DEFAULT_MODEL)
     for separator in "/:":
         word, _, rest = model.partition(separator)
@@ -268,18 +272,6 @@ def _provider(name: str) -> Provider:
     raise BackendError(f"no provider is called {name!r}", code="config", hint=hint)
 
 
-def _unprefixed(model: str, row: Provider) -> str:
-    word, _, rest = model.partition("/")
-    named = rest and word in (row.id, *row.aliases)
-    return rest if named and ("own" not in row.quirks or "/" in rest) else model
-
-
-def _present(env: _Environ) -> Provider:
-    """The default provider: the first one whose key is set."""
-    there = (_rows()[id_] for id_ in _DEFAULTS if any(env.get(name) for name in _rows()[id_].keys))
-    return next(there, _rows()["openai"])
-
-
 def provider_for_url(url: str) -> Provider | None:
     """The provider that has exactly this host."""
     if _is_loopback(url):
@@ -288,7 +280,7 @@ def provider_for_url(url: str) -> Provider | None:
 
 
 def _base_url(row: Provider, base_url: str | None, env: _Environ) -> str:
-    url = base_url or env.get(_BASE_VARIABLES.get(row.id, "")) or env.get(row.quirks.get("base", "")) or row.base_url
+    url = base_url or env.get(row.quirks.get("base", "")) or row.base_url
     missing = [name for name in re.findall(r"\$\{(\w+)\}", url) if not env.get(name)]
     if missing:
         hint = f"export {missing[0]}=…, or give base_url"
@@ -336,14 +328,14 @@ def _checked_url(url: str) -> str:
     return head.rstrip("/") + mark + query
 
 
-def _key(row: Provider, model: str, base: str, given_url: str | None, env: _Environ) -> _Key:
-    """The key of the host's own provider; for another host, which the user gave, of the provider that he named."""
+def _key(row: Provider, model: str, base: str, given_url: str | None, env: _Environ) -> _Secret:
+    """The key of the provider that owns the host; for a custom host, of the provider that the user named."""
     owner = row if _host(row.base_url) == _host(base) else provider_for_url(base) or row
     for name in owner.keys:
         if env.get(name):
-            return _Key(_checked_key(env.secret(name), name), name)
+            return _checked_key(env.secret(name), name)
     if given_url is not None or _is_loopback(base) or not {"local", "keyless"}.isdisjoint(owner.quirks):
-        return _Key(_Secret(""), None)
+        return _Secret("")
     raise BackendError(
         f"no API key for model {model!r}",
         code="config",
@@ -357,15 +349,15 @@ def _key(row: Provider, model: str, base: str, given_url: str | None, env: _Envi
 
 
 class HTTPBackend:
-    """A model of a provider. Made by `connect`; may be used from many threads at once."""
+    """A model of a provider, with the members of `rlm.Backend`. Made by `connect`; thread-safe."""
 
-    def __init__(self, row: Provider, model: str, base_url: str, key: _Key, how: BackendOptions) -> None:
+    def __init__(self, row: Provider, model: str, base_url: str, key: _Secret, how: BackendOptions) -> None:
         self.provider = row.id
         self.wire = row.wire
         self.quirks = row.quirks
         self.base_url = base_url
         self.key_source = key.source
-        self._key = key.secret
+        self._key = key
         self._how = how
         self._reconnect: Callable[[str], HTTPBackend] | None = None
         self._set_model(model)
@@ -416,7 +408,7 @@ class HTTPBackend:
         if link := _links.get((_origin(self.base_url), self._how.max_parallel)):
             link.adapter.close()
 
-    def provider_state(self, message: Mapping[str, Any]) -> dict[str, Any]:
+    def provider_state(self, message: Message) -> JSONObject:
         """The provider state in a message that this model must get back unchanged."""
         raw = message.get("raw")
         mine = {"wire": self.wire, "model": self.model, "provider": self.provider}
@@ -465,7 +457,7 @@ class HTTPBackend:
     def _prepare(self, state: CallState) -> None:
         """Prepare the server; called before anything is sent."""
 
-    def _request(self, ask: Request) -> tuple[str, dict[str, str], dict[str, Any]]:
+    def _request(self, ask: Request) -> tuple[str, dict[str, str], JSONObject]:
         base, _, query = self.base_url.partition("?")
         common, others = _params(self, ask)
         limits = [limit for limit in (ask.max_tokens, common.get("max_output_tokens")) if limit is not None]
@@ -477,7 +469,14 @@ class HTTPBackend:
         headers = self._headers(ask.stream)
         if self.wire == "anthropic" and not {"temperature", "top_p", "top_k"}.isdisjoint({*common, *others}):
             headers["anthropic-version"] = "2023-06-01"  # the later ones refuse these
-        return url, headers, _WIRES[self.wire].body(self, ask)
+        body = _WIRES[self.wire].body(self, ask, common)
+        for name, value in others.items():
+            if isinstance(own := body.get(name), dict):
+                if not isinstance(value, dict):
+                    raise BackendError(f"the parameter {name!r} is not an object", code="config", hint="give a dict")
+                value = {**value, **own}
+            body[name] = value
+        return url, headers, {name: value for name, value in body.items() if name not in self.refused}
 
     def _hold_capacity(self, ask: Request, state: CallState) -> contextlib.AbstractContextManager[None]:
         """Hold what an attempt needs besides its place at the limiter."""
@@ -507,9 +506,7 @@ class HTTPBackend:
             headers[extra] = bearer if "authorization" in extra else self._key
         return headers
 
-    def _attempt(
-        self, link: HostPool, state: CallState, request: tuple[str, dict[str, str], bytes], builder: ResponseBuilder
-    ) -> ResponseBuilder:
+    def _attempt(self, link: HostPool, state: CallState, request: _Sent, builder: ResponseBuilder) -> ResponseBuilder:
         response = link.open(state, *request)
         finished = False
         try:
@@ -520,7 +517,9 @@ class HTTPBackend:
         except (BackendError, *_MISREAD) as error:
             if error is builder.refused:
                 raise
-            failure = self._as_failure(error)
+            unexpected = f"the server's answer has an unexpected form: {error}"
+            misread = self._error("protocol", unexpected, retryable=True)
+            failure = error if isinstance(error, BackendError) else misread
         finally:
             if not finished or not _drain(state, response):
                 response.raw.close()
@@ -530,13 +529,7 @@ class HTTPBackend:
         failure.provider = self.provider
         raise failure.with_traceback(None)  # the frames hold the server's words, which may repeat the key
 
-    def _as_failure(self, error: Exception) -> BackendError:
-        """The BackendError for a response that could not be read."""
-        if isinstance(error, BackendError):
-            return error
-        return self._error("protocol", f"the server's answer has an unexpected form: {error}", retryable=True)
-
-    def _read(self, builder: ResponseBuilder, state: CallState, response: Any, chunks: Iterator[bytes]) -> None:
+    def _read(self, builder: ResponseBuilder, state: CallState, response: Response, chunks: Iterator[bytes]) -> None:
         if response.status_code >= 300:
             raise self._refusal(response, _gathered(chunks, ERROR_LIMIT))
         first = head = b""
@@ -546,7 +539,7 @@ class HTTPBackend:
             first = (first + chunk)[-65_536:]  # some servers send blanks while they work
             head = first.lstrip().removeprefix(_BYTE_ORDER).lstrip()
         if re.match(rb"(data|event|id|retry)?:", head):  # whatever the header says
-            self._read_stream(builder, state, chain([first], chunks))
+            self._read_stream(builder, state, _events(chain([first], chunks)))
         else:
             self._read_body(builder, state, _gathered(chain([first], chunks)))
 
@@ -561,30 +554,35 @@ class HTTPBackend:
         begins = data[:65_536].lstrip()[:1]
         if isinstance(body, dict):
             self._raise_error_in(body)
-            builder.feed_body(body)
+            builder.feed(body)
             problem = "no message"
         elif body is None and begins == b"{":
-            self._read_lines(builder, state, data)
+            first, _, rest = data.partition(b"\n")  # a stream that has one event per line
+            with contextlib.suppress(ValueError):
+                if rest and isinstance(from_json(first), dict):
+                    lines = map(bytes.strip, bytes(data).split(b"\n"))
+                    self._read_stream(builder, state, (line.decode("utf-8", "replace") for line in lines if line))
         if not builder.ended:
             page = begins == b"<"
             what, hint = ("a page of HTML", "check the base URL") if page else (problem, "")
             raise self._error("protocol", f"the server answered with {what}", status=200, retryable=not page, hint=hint)
 
-    def _read_lines(self, builder: ResponseBuilder, state: CallState, data: bytearray) -> None:
-        """Read a stream that has one event per line."""
-        first, _, rest = bytes(data).partition(b"\n")
-        with contextlib.suppress(ValueError):
-            if rest and isinstance(from_json(first), dict):
-                for line in filter(bytes.strip, (first, *rest.split(b"\n"))):
-                    self._read_event(builder, state, line.decode("utf-8", "replace"))
-
-    def _read_stream(self, builder: ResponseBuilder, state: CallState, chunks: Iterator[bytes]) -> None:
+    def _read_stream(self, builder: ResponseBuilder, state: CallState, events: Iterator[str]) -> None:
         try:
-            for data in _events(chunks):
+            for data in events:
                 if data == "[DONE]":
                     builder.ended = True
                     return
-                self._read_event(builder, state, data)
+                event = None
+                with contextlib.suppress(ValueError):
+                    event = from_json(data)
+                if not isinstance(event, dict):
+                    raise self._error("truncated", "the stream holds an event that is not JSON", retryable=True)
+                self._raise_error_in(event)
+                state.quiet_until = None  # the caller's time is not the server's silence
+                builder.feed(event)
+                state.check()
+                state.touch()
                 if builder.ended and self.wire == "anthropic":
                     return
         except BackendError as error:
@@ -593,31 +591,16 @@ class HTTPBackend:
         if not builder.ended:
             raise self._error("truncated", "the stream ended before the answer did", retryable=True)
 
-    def _read_event(self, builder: ResponseBuilder, state: CallState, data: str) -> None:
-        try:
-            event = from_json(data)
-        except ValueError:
-            event = None
-        if not isinstance(event, dict):
-            raise self._error("truncated", "the stream holds an event that is not JSON", retryable=True)
-        self._raise_error_in(event)
-        state.quiet_until = None  # the time that the caller takes over a text is not the server's
-        builder.feed_event(event)
-        state.check()
-        state.touch()
-
-    def _raise_error_in(self, body: Mapping[str, Any]) -> None:
+    def _raise_error_in(self, body: JSONMap) -> None:
         """Raise an error that came with status 200, in a body or in the middle of a stream."""
-        error = body.get("error")
-        if error:
-            named = error if isinstance(error, dict) else {}
-            code = named.get("code")
-            words = [word for word in (named.get("type"), named.get("status"), code) if isinstance(word, str)]
-            kinds = [_STATUS_OF[word] for word in words if word in _STATUS_OF]
+        if error := body.get("error"):
+            named, code = _object(error), _object(error).get("code")
+            words = (named.get("type"), named.get("status"), code)
+            kinds = [_STATUS_OF[word] for word in words if isinstance(word, str) and word in _STATUS_OF]
             status = code if isinstance(code, int) and 400 <= code < 600 else (*kinds, 500)[0]
             raise self._status_error(status, _error_text(dict(body)), None)
 
-    def _refusal(self, response: Any, body: bytearray) -> BackendError:
+    def _refusal(self, response: Response, body: bytearray) -> BackendError:
         if 300 <= response.status_code < 400:
             target = _split_url(response.headers.get("location", ""))
             words = f"it redirects to {target.hostname if target else 'elsewhere'}"
@@ -633,6 +616,7 @@ class HTTPBackend:
         return self.provider if owner and owner.id == self.provider else f"{self.provider} at {netloc(self.base_url)}"
 
     def _status_error(self, status: int, text: str, wait: float | None) -> BackendError:
+        text = text[:4_000]
         code = _code_for(status, text)
         lasting = code in ("quota", "context_length") or re.search(_NO_TOOLS, text) or re.search(_NO_IMAGES, text)
         again = not lasting and (status in _RETRIED or status >= 500)
@@ -651,7 +635,7 @@ class HTTPBackend:
         self.supports_images = False
         return self._error("no_images", f"{self.model!r} cannot see images", status=400, hint="use a model with vision")
 
-    def adapt_to_error(self, error: BackendError, body: Mapping[str, Any], ask: Request) -> bool:
+    def adapt_to_error(self, error: BackendError, body: JSONMap, ask: Request) -> bool:
         """Learn from an error how to ask from now on; whether a new attempt makes sense."""
         if error.status not in (400, 404, 422, 500, 501) or error.code == "quota":
             return False
@@ -677,14 +661,14 @@ class HTTPBackend:
         lesson = next((lesson for field, lesson in lessons.items() if field in text), None)
         if lesson is not None:
             return self._remember(lesson, ask)
-        return self._request(ask)[2] != body  # another call has learnt it in the meantime
+        return self._request(ask)[2] != body  # another call has learnt it meanwhile
 
     def _refused_param(self, error: BackendError, ask: Request) -> str | None:
         """The parameter that an error names; a default before one of the caller's."""
         text = error.message
         if error.status not in (400, 422) or error.code != "bad_request" or not re.search(_REFUSAL, text):
             return None
-        sent = _params(self, ask).common
+        sent = _params(self, ask)[0]
         named = [
             name for name in _COMMON if name in sent and re.search(rf"(?i)(?<![\w-])({_COMMON[name]})(?![\w-])", text)
         ]
@@ -698,10 +682,8 @@ class HTTPBackend:
         within = ("output_config", "reasoning_effort") if lesson == "output_config" else (lesson,)
         name = next((name for name in within if name in (ask.params or {})), None)
         if name and not known:
-            message = (
-                f"{self.server_label()} does not take the parameter {name!r} for {self.model!r}: it is no longer sent"
-            )
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
+            what = f"does not take the parameter {name!r} for {self.model!r}: it is no longer sent"
+            warnings.warn(f"{self.server_label()} {what}", RuntimeWarning, stacklevel=2)
         return True
 
     def _with_served_model(self) -> HTTPBackend:
@@ -720,15 +702,14 @@ class HTTPBackend:
         if len(names) == 1:
             return self._sibling(names[0])
         listed = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-        raise self._error(
-            "config", f"{self.server_label()} serves {len(names)} models: {listed}", hint=f"-m {names[0]}"
-        )
+        message = f"{self.server_label()} serves {len(names)} models: {listed}"
+        raise self._error("config", message, hint=f"-m {names[0]}")
 
     @property
     def _is_near(self) -> bool:
         return "local" in self.quirks or _is_private(_host(self.base_url))
 
-    def _served_models(self, state: CallState) -> list[dict[str, Any]]:
+    def _served_models(self, state: CallState) -> list[JSONObject]:
         """The server's list of its models."""
         base = self.base_url.partition("?")[0].removesuffix("/chat/completions")
         return [item for item in self._fetch(state, f"{base}/models")["data"] if isinstance(item, dict)]
@@ -740,12 +721,12 @@ class HTTPBackend:
         """
         if self._inspected or not self._is_near or self.wire != "openai" or _facts(self.model):
             return
-        if not self._inspecting.acquire(timeout=INSPECT_TIME):
+        if not self._inspecting.acquire(timeout=INSPECT_TIME):  # a forked process may have inherited it locked
             return
         try:
+            until = time.monotonic() + INSPECT_TIME
+            state = CallState(self.provider, INSPECT_TIME, min(until, deadline or until), None)
             if not self._inspected:
-                until = time.monotonic() + INSPECT_TIME
-                state = CallState(self.provider, INSPECT_TIME, min(until, deadline or until), None)
                 with contextlib.suppress(BackendError, *_MISREAD), _watch.watching(state):
                     self._inspect(state)
         finally:
@@ -753,45 +734,29 @@ class HTTPBackend:
             self._inspecting.release()
 
     def _inspect(self, state: CallState) -> None:
-        entry: dict[str, Any] = {}
+        """Read the model list of llama.cpp, vLLM, LM Studio or a similar server; ask Ollama for the model's size."""
+        entry: JSONObject = {}
         if self.provider != "ollama":
-            entry = _entry_of(self.model, self._served_models(state))
-            self._take_in(entry)
+            entries = self._served_models(state)
+            named = [item for item in entries if item.get("id") == self.model]
+            entry = next(iter(named or (entries if len(entries) == 1 else ())), {})
+            if entry.get("owned_by") == "llamacpp":
+                self.server = "llamacpp"
+            names = ("loaded_context_length", "max_model_len", "context_length", "max_context_length")
+            sizes = [token_count(entry, "meta", "n_ctx"), *(token_count(entry, name) for name in names)]
+            self.window = self.window or next((size for size in sizes if size >= 256), None)
+            self.parameters = self.parameters or round(token_count(entry, "meta", "n_params") / 1e9, 3) or None
         if self.provider == "ollama" or entry.get("owned_by") == "library":
             # Its window is a setting of the server, mostly far below the model's own, and is not reported here.
             shown = self._fetch(state, f"{_origin(self.base_url)}/api/show", _dumps({"model": self.model}))
             self.parameters = self.parameters or size_in_name(str(shown["details"]["parameter_size"]))
 
-    def _take_in(self, entry: Mapping[str, Any]) -> None:
-        """Read an entry of the model list of llama.cpp, vLLM, LM Studio or a similar server."""
-        if entry.get("owned_by") == "llamacpp":
-            self.server = "llamacpp"
-        names = ("loaded_context_length", "max_model_len", "context_length", "max_context_length")
-        sizes = [token_count(entry, "meta", "n_ctx"), *(token_count(entry, name) for name in names)]
-        self.window = self.window or next((size for size in sizes if size >= 256), None)
-        self.parameters = self.parameters or round(token_count(entry, "meta", "n_params") / 1e9, 3) or None
-
     def _fetch(self, state: CallState, url: str, data: bytes | None = None) -> Any:
         """GET, or POST `data`, and return the JSON. BackendError or ValueError if that fails."""
-        headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "flat-rlm"}
-        headers |= {"Content-Type": "application/json"} if data is not None else {}
         link = _link(self.base_url, self._how.max_parallel)
-        request = functools.partial(link.open, state, url, {**headers, **self._key_headers()}, data)
-        response, body = with_retries(state, AdaptiveLimiter(1), 0, request)[0], bytearray()
-        try:
-            for chunk in _chunks(state, response, url) if response.status_code == 200 else ():
-                body += chunk
-                if len(body) > INSPECT_LIMIT:
-                    raise ValueError("too long")
-        finally:
-            _release(response)
-        return from_json(bytes(body))
-
-
-def _entry_of(model: str, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The entry of this model, or the only entry."""
-    named = [entry for entry in entries if entry.get("id") == model]
-    return next(iter(named or (entries if len(entries) == 1 else ())), {})
+        ask = functools.partial(link.fetch, state, url, self._headers(False), data, limit=INSPECT_LIMIT)
+        status, _, body = with_retries(state, AdaptiveLimiter(1), 0, ask)[0]
+        return from_json(body if status == 200 else b"")
 
 
 # What reading an answer raises if a part of it has an unexpected type.
@@ -806,9 +771,8 @@ def _live(backend: HTTPBackend, ask: Request, state: CallState, on_text: Callabl
         url, headers, body = backend._request(ask)
         request = url, headers, _dumps(body)
 
-        def send(request: tuple[str, dict[str, str], bytes] = request) -> ResponseBuilder:
-            builder = _WIRES[backend.wire].builder(backend, on_text)
-            builder.on_progress = ask.on_progress
+        def send(request: _Sent = request) -> ResponseBuilder:
+            builder = _WIRES[backend.wire].builder(backend, ask, on_text)
             with backend._hold_capacity(ask, state):
                 return backend._attempt(link, state, request, builder)
 
@@ -824,7 +788,7 @@ def _live(backend: HTTPBackend, ask: Request, state: CallState, on_text: Callabl
 
 def _reply(backend: HTTPBackend, builder: ResponseBuilder, ask: Request, attempts: int) -> Reply:
     text, calls = "".join(builder.text), _tool_calls(builder.calls)
-    usage: dict[str, Any] | None = builder.usage
+    usage: JSONObject | None = builder.usage
     if usage is None or not (usage["input"] or usage["output"]):
         into, out = estimate_tokens(ask.messages, ask.tools), estimate_tokens([{"content": text, "tool_calls": calls}])
         usage = {**_usage(into, out), "estimated": True}
@@ -835,14 +799,14 @@ def _reply(backend: HTTPBackend, builder: ResponseBuilder, ask: Request, attempt
     return Reply(text, calls, usage, builder.stop, builder.model or backend.model, cost, raw, attempts)
 
 
-def _drain(state: CallState, response: Any) -> bool:
+def _drain(state: CallState, response: Response) -> bool:
     """Read the rest of a response so that its connection can be reused; False if too much follows."""
-    if response.raw.connection is None:  # all was read, and another call may have the connection by now
+    if response.raw.connection is None:  # fully read: another call may already use the connection
         return True
     try:
         state.socket.settimeout(0.01)
         return any(not response.raw.read1(65536) for _ in range(4))
-    except Exception:  # of many kinds, and all of them mean: not this connection again
+    except Exception:  # any failure means that the connection cannot be reused
         return False
     finally:
         with contextlib.suppress(OSError):
@@ -858,57 +822,38 @@ def _cache_folder(cache: bool | str, env: _Environ) -> str | None:
     return os.path.join(env.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "rlm") if cache else None
 
 
-_pending: dict[str, CallQueue] = {}  # by the path of the answer: who asks, and who waits for the same
+_pending: dict[str, CallQueue] = {}  # by the answer's path: the call that asks, and those that wait for its answer
 
 
 def _cached(backend: HTTPBackend, ask: Request, state: CallState, on_text: Callable[[str], None] | None) -> Reply:
-    """The cached answer, or a live one, which is cached. Of equal requests in flight only one is sent."""
+    """The cached answer, or a live one, which is cached if it is complete. Equal requests in flight are sent once."""
     body = backend._request(ask._replace(max_tokens=None, stream=False))[2]
     params = {**(ask.defaults or {}), **(ask.params or {})}  # also those that this wire leaves out
     name = _digest([backend.provider, backend.base_url, backend.model, body, *([params] if params else [])])
     path = os.path.join(backend._how.cache or "", f"{name}.json")
-    if reply := _read_reply(path):
-        return from_cache(reply, on_text)
     is_first = path not in _pending
-    with _pending.setdefault(path, CallQueue(1)).reserve(state):
-        try:
-            if reply := _read_reply(path):
-                return from_cache(reply, on_text)
-            if is_first:
-                return _kept(backend, ask, state, on_text, path)
-        finally:
-            _pending.pop(path, None)
-    return _kept(backend, ask, state, on_text, path)
-
-
-def _kept(
-    backend: HTTPBackend, ask: Request, state: CallState, on_text: Callable[[str], None] | None, path: str
-) -> Reply:
-    """A live answer, which is cached if it is complete."""
-    _check_cache(os.path.dirname(path))
-    reply = _live(backend, ask, state, on_text)
-    if _is_whole(reply):
-        _write_reply(path, reply)
-    return reply
-
-
-def _is_whole(reply: Reply) -> bool:
-    """Whether the answer is complete, so that it does not depend on the output limit."""
-    return reply.stop_reason in ("stop", "tool_calls")
-
-
-def from_cache(reply: Reply, on_text: Callable[[str], None] | None) -> Reply:
-    """A cached answer, which costs nothing."""
-    if on_text and reply.text:
-        on_text(reply.text)
-    return reply._replace(usage=_usage(0, 0), cost_usd=0.0, attempts=0)
+    with contextlib.ExitStack() as turn:
+        turn.enter_context(_pending.setdefault(path, CallQueue(1)).reserve(state))
+        turn.callback(_pending.pop, path, None)
+        if not is_first:
+            turn.close()  # the others ask in parallel if the first answer was not cached
+        if reply := _read_reply(path):
+            if on_text and reply.text:
+                on_text(reply.text)
+            return reply._replace(usage=_usage(0, 0), cost_usd=0.0, attempts=0)
+        _check_cache(os.path.dirname(path))
+        reply = _live(backend, ask, state, on_text)
+        if reply.stop_reason in ("stop", "tool_calls"):  # so that it does not depend on the output limit
+            with contextlib.suppress(OSError, RecursionError):
+                _write_json(path, reply._asdict())
+        return reply
 
 
 def _read_reply(path: str) -> Reply | None:
     try:
         with open(path, "rb") as file:
             reply = Reply(**from_json(file.read()))
-    except (OSError, ValueError, TypeError):  # absent or torn: asked again
+    except (OSError, ValueError, TypeError):  # missing or incomplete: ask again
         return None
     return reply if isinstance(reply.text, str) and isinstance(reply.tool_calls, list) else None
 
@@ -926,29 +871,21 @@ def _check_cache(folder: str) -> None:
         raise BackendError(message, code="config", hint="name a folder of yours, or leave the cache off") from None
 
 
-def _write_reply(path: str, reply: Reply) -> None:
-    """Write an answer atomically, readable by its owner only. An answer that cannot be written is not an error."""
+def _write_json(path: str, value: object) -> None:
+    """Write a file atomically, readable by its owner only."""
     import tempfile
 
-    with contextlib.suppress(OSError, RecursionError):
-        handle, name = tempfile.mkstemp(dir=os.path.dirname(path))
-        try:
-            with open(handle, "wb") as file:
-                file.write(_dumps(reply._asdict()))
-            os.replace(name, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
+    handle, name = tempfile.mkstemp(dir=os.path.dirname(path))
+    try:
+        with open(handle, "wb") as file:
+            file.write(_dumps(value))
+        os.replace(name, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
 
 
 # --- other requests -----------------------------------------------------------------------------------------------
-
-
-def _until(complete: Callable[[bytes], bool] | None, chunks: Iterator[bytes]) -> Iterator[bytes]:
-    for chunk in chunks:
-        yield chunk
-        if complete is not None and complete(chunk):
-            return
 
 
 def post(
@@ -976,15 +913,10 @@ def post(
 
     def send() -> None:
         last.clear()
-        response = link.open(state, url, headers, data)
-        try:
-            body = bytes(_gathered(_until(complete, _chunks(state, response, url))))
-        finally:
-            _release(response)
-        status = response.status_code
-        last.append((status, {name.lower(): value for name, value in response.headers.items()}, body))
+        status, answered, body = link.fetch(state, url, headers, data, complete=complete)
+        last.append((status, {name.lower(): value for name, value in answered.items()}, body))
         if status in _RETRIED or status >= 500:
-            wait, code = _wait_asked(response.headers, body), _code_for(status, "")
+            wait, code = _wait_asked(answered, body), _code_for(status, "")
             raise BackendError(f"status {status}", code=code, status=status, retryable=True, retry_after=wait)
 
     with _watch.watching(state):
@@ -996,12 +928,7 @@ def post(
     return last[0]
 
 
-_LOCAL = (
-    ("ollama", "http://localhost:11434/v1"),
-    ("lm_studio", "http://localhost:1234/v1"),
-    ("llamacpp", "http://127.0.0.1:8080/v1"),
-    ("vllm", "http://localhost:8000/v1"),
-)
+_LOCAL = ("ollama", "lm_studio", "llamacpp", "vllm")
 
 
 def server_models(base_url: str, timeout: float) -> tuple[int, list[str] | None]:
@@ -1009,37 +936,31 @@ def server_models(base_url: str, timeout: float) -> tuple[int, list[str] | None]
 
     It costs nothing, and no key is sent.
     """
-    import requests
-
-    with requests.Session() as session:
-        session.trust_env = False  # no .netrc
-        session.proxies = {} if _is_loopback(base_url) else requests.utils.get_environ_proxies(base_url)
-        response = session.get(f"{base_url.rstrip('/')}/models", timeout=timeout, allow_redirects=False, stream=True)
-        try:
-            body = _gathered(response.iter_content(65_536), INSPECT_LIMIT)
-            return response.status_code, [str(entry["id"]) for entry in from_json(body)["data"]]
-        except (BackendError, ValueError, LookupError, TypeError):
-            return response.status_code, None
+    state = CallState("", timeout, time.monotonic() + timeout, None)
+    headers, url = {"Accept-Encoding": "identity", "User-Agent": "flat-rlm"}, f"{base_url.rstrip('/')}/models"
+    try:
+        with _watch.watching(state):
+            status, _, body = _link(base_url, 16).fetch(state, url, headers, None, limit=INSPECT_LIMIT)
+    except BackendError as error:
+        raise (TimeoutError if error.code == "timeout" else ConnectionError)(error.message) from None
+    try:
+        return status, [str(entry["id"]) for entry in from_json(body)["data"]]
+    except _MISREAD:
+        return status, None
 
 
 def local_servers(timeout: float = 0.3) -> list[tuple[str, str, list[str]]]:
     """List the model servers on this machine: `(provider id, base URL, models)`."""
-    import requests  # a thread that is given up would be left in the middle of importing it  # noqa: F401
+    from concurrent.futures import ThreadPoolExecutor
 
-    found: dict[str, list[str]] = {}
-
-    def probe(id_: str, base: str) -> None:
+    def probe(id_: str) -> tuple[str, str, list[str] | None]:
+        base, models = _rows()[id_].base_url, None
         with contextlib.suppress(OSError):
-            if (models := server_models(base, timeout)[1]) is not None:
-                found[id_] = models
+            models = server_models(base, timeout)[1]
+        return id_, base, models
 
-    threads = [threading.Thread(target=probe, args=place, daemon=True) for place in _LOCAL]
-    for thread in threads:
-        thread.start()
-    until = time.monotonic() + 2 * timeout
-    for thread in threads:
-        thread.join(max(0.0, until - time.monotonic()))
-    return [(id_, base, found[id_]) for id_, base in _LOCAL if id_ in found]
+    with ThreadPoolExecutor(len(_LOCAL)) as pool:
+        return [(id_, base, models) for id_, base, models in pool.map(probe, _LOCAL) if models is not None]
 
 
 # --- retries ------------------------------------------------------------------------------------------------------
@@ -1111,7 +1032,7 @@ _TOO_LONG = (
     r"(?i)context_length|context length|context window|context size|maximum context|(prompt|input) is too long"
     r"|input token count|too many tokens|exceed_context"
 )
-_CACHE_FULL = r"(?i)context size has been exceeded"  # llama.cpp: by the calls under way together, not by this one
+_CACHE_FULL = r"(?i)context size has been exceeded"  # llama.cpp: the concurrent calls together filled it
 _NO_TOOLS = (
     r"(?is)\b(tools?|tool_choice|functions?)\b.{0,60}(not|n't) (be )?(support|enabl|allow|available)"
     r"|(unsupported|unrecogni[sz]ed|unknown|extra).{0,60}\btools\b"
@@ -1169,11 +1090,7 @@ def _code_for(status: int, text: str) -> str:
 
 
 def _error_text(body: Any) -> str:
-    """The message in an error body with its codes, or the body itself, truncated."""
-    return _said_in(body)[:4_000]
-
-
-def _said_in(body: Any) -> str:
+    """The message in an error body with its codes, or the body itself."""
     if isinstance(body, (bytes, bytearray)):
         text = body.decode("utf-8", "replace").strip()
         if text.startswith("<"):
@@ -1187,12 +1104,11 @@ def _said_in(body: Any) -> str:
     if not isinstance(error, dict):
         return str(error)
     details = error.get("details")
-    words = [error.get("type"), error.get("code"), error.get("status")]
-    words.append(details.get("error_code") if isinstance(details, dict) else None)
+    words = [error.get("type"), error.get("code"), error.get("status"), _object(details).get("error_code")]
     words += re.findall(r"\b\w{1,100}PerDay\w{0,100}", json.dumps(details)[:10_000])[:1]
-    said = error.get("message") or error.get("detail") or json.dumps(error, ensure_ascii=False)
+    message = error.get("message") or error.get("detail") or json.dumps(error, ensure_ascii=False)
     named = ", ".join(dict.fromkeys(str(word) for word in words if word))
-    return f"{said} ({named})" if named else str(said)
+    return f"{message} ({named})" if named else str(message)
 
 
 def _wait_asked(headers: Mapping[str, str], body: bytes | bytearray) -> float | None:
@@ -1200,7 +1116,7 @@ def _wait_asked(headers: Mapping[str, str], body: bytes | bytearray) -> float | 
     after = headers.get("retry-after", "")
     for text, unit in ((headers.get("retry-after-ms", ""), 1000.0), (after, 1.0)):
         with contextlib.suppress(ValueError):
-            if (seconds := float(text) / unit) >= 0:  # which NaN is not
+            if (seconds := float(text) / unit) >= 0:  # false for NaN
                 return seconds
     if after:
         from email.utils import parsedate_to_datetime
@@ -1224,13 +1140,13 @@ def _tidy(text: str, secret: str) -> str:
 class Request(NamedTuple):
     """A request to a model, independent of the wire."""
 
-    messages: Sequence[Mapping[str, Any]]
-    tools: Sequence[Mapping[str, Any]] | None = None
+    messages: Sequence[Message]
+    tools: Sequence[JSONMap] | None = None
     max_tokens: int | None = None
-    schema: Mapping[str, Any] | None = None
+    schema: JSONMap | None = None
     stream: bool = False
-    params: Mapping[str, Any] | None = None  # the caller's request parameters
-    defaults: Mapping[str, Any] | None = None  # the runtime's own, which the caller's override
+    params: JSONMap | None = None  # the caller's request parameters
+    defaults: JSONMap | None = None  # the runtime's own, which the caller's override
     on_progress: Callable[[int, int], None] | None = None
 
     @property
@@ -1258,26 +1174,9 @@ _RESERVED = {
 }
 
 
-class _Params(NamedTuple):
-    """The parameters of a request."""
-
-    common: dict[str, Any]  # those with a name on every wire
-    others: dict[str, Any]  # sent as they are
-
-
-def _params(backend: HTTPBackend, ask: Request) -> _Params:
-    """Merge the caller's parameters over the defaults, without those that the server has refused."""
-    merged = {**(ask.defaults or {}), **(ask.params or {})}
-    _check_params(merged)
-    common = {name: merged.pop(name) for name in _COMMON if name in merged}
-    common = {name: value for name, value in common.items() if value is not None and name not in backend.refused}
-    if isinstance(common.get("stop"), str):
-        common["stop"] = [common["stop"]]
-    return _Params(common, merged)
-
-
-def _check_params(params: Mapping[str, Any]) -> None:
-    """Raise BackendError for a parameter that replaces a part of the request or cannot be sent."""
+def _params(backend: HTTPBackend, ask: Request) -> tuple[JSONObject, JSONObject]:
+    """The caller's parameters over the defaults: those with a name on every wire, and the others, sent as they are."""
+    params = {**(ask.defaults or {}), **(ask.params or {})}
     for name in params:
         if name in _RESERVED:
             message = f"{name!r} is a part of the request and cannot be a parameter"
@@ -1290,35 +1189,28 @@ def _check_params(params: Mapping[str, Any]) -> None:
     limit = params.get("max_output_tokens")
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool)):
         raise BackendError(f"max_output_tokens is {limit!r}", code="config", hint="give a whole number of tokens")
+    common = {name: params.pop(name) for name in _COMMON if name in params}
+    common = {name: value for name, value in common.items() if value is not None and name not in backend.refused}
+    if isinstance(common.get("stop"), str):
+        common["stop"] = [common["stop"]]
+    return common, params
 
 
-def _renamed(common: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+def _renamed(common: JSONMap, names: Mapping[str, str]) -> JSONObject:
     """Rename the parameters that a wire supports."""
     return {names[name]: value for name, value in common.items() if name in names}
-
-
-def _with_others(body: dict[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
-    """Add parameters to the body as they are; where both have an object, the request's entries win."""
-    for name, value in others.items():
-        own = body.get(name)
-        if isinstance(own, dict):
-            if not isinstance(value, dict):
-                raise BackendError(f"the parameter {name!r} is not an object", code="config", hint="give a dict")
-            value = {**value, **own}
-        body[name] = value
-    return body
 
 
 class ResponseBuilder:
     """Builds a response from a body or from a stream's events. Each wire has a subclass."""
 
-    def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
+    def __init__(self, backend: HTTPBackend, ask: Request, on_text: Callable[[str], None] | None) -> None:
         self.backend = backend
         self.on_text = on_text
-        self.on_progress: Callable[[int, int], None] | None = None
+        self.on_progress = ask.on_progress
         self.refused: BaseException | None = None  # an exception from a callback, not from the server
         self.text: list[str] = []
-        self.calls: list[dict[str, Any]] = []
+        self.calls: list[JSONObject] = []
         self.full = False  # more calls have come than MOST_CALLS
         self.kept = 0  # JSON values that are kept to be sent back
         self.began = False  # part of the answer has come: a retry would repeat it
@@ -1327,9 +1219,9 @@ class ResponseBuilder:
         self.model = ""
         self.usage: dict[str, int] | None = None
         self.cost: float | None = None
-        self.raw: dict[str, Any] | None = None
+        self.raw: JSONObject | None = None
 
-    def append_text(self, text: Any) -> None:
+    def append_text(self, text: object) -> None:
         if isinstance(text, str) and text:
             self.began = True
             self.text.append(text)
@@ -1343,7 +1235,7 @@ class ResponseBuilder:
             self.refused = error
             raise
 
-    def add_call(self, call: dict[str, Any]) -> None:
+    def add_call(self, call: JSONObject) -> None:
         """Add a tool call, unless there are too many already."""
         self.full = self.full or len(self.calls) >= MOST_CALLS
         if not self.full:
@@ -1356,12 +1248,8 @@ class ResponseBuilder:
             raise BackendError("the answer has more reasoning or signatures than can be kept", code="protocol")
         return part
 
-    def feed_body(self, body: Mapping[str, Any]) -> None:
-        """Read a complete body."""
-        self.feed_event(body)
-
-    def feed_event(self, body: Mapping[str, Any]) -> None:
-        """Read one event of a stream."""
+    def feed(self, body: JSONMap) -> None:
+        """Read one event of a stream, or a complete body."""
         raise NotImplementedError
 
     def finish(self) -> None:
@@ -1369,14 +1257,14 @@ class ResponseBuilder:
         raise NotImplementedError
 
 
-def _dumps(value: Any) -> bytes:
+def _dumps(value: object) -> bytes:
     return _JSON.encode(value).encode("utf-8", "replace")
 
 
 _JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
-def _arguments(value: Any) -> dict[str, Any] | str:
+def _arguments(value: object) -> JSONObject | str:
     """Parse a call's arguments; text that is no object is returned as it is."""
     if value is None:
         return {}
@@ -1394,7 +1282,7 @@ def _arguments(value: Any) -> dict[str, Any] | str:
     return parsed if isinstance(parsed, dict) else text
 
 
-def last_object(text: str, *, strict: bool = True) -> dict[str, Any] | None:
+def last_object(text: str, *, strict: bool = True) -> JSONObject | None:
     """Parse the last of several concatenated objects: some servers stream `{}` before the arguments, or repeat them."""
     if _count_json(text, JSON_VALUES) > JSON_VALUES:
         return None
@@ -1412,9 +1300,9 @@ def last_object(text: str, *, strict: bool = True) -> dict[str, Any] | None:
     return None
 
 
-def _tool_calls(calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _tool_calls(calls: Sequence[JSONMap]) -> list[JSONObject]:
     """The tool calls of a response, each with a unique id."""
-    made: list[dict[str, Any]] = []
+    made: list[JSONObject] = []
     taken: set[str] = set()
     for call in calls:
         number = len(made) + 1
@@ -1427,9 +1315,22 @@ def _tool_calls(calls: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return made
 
 
-def _sendable(arguments: Any) -> dict[str, Any]:
+def _sendable(arguments: object) -> JSONObject:
     """Arguments as an object: many servers answer 500 to a history with anything else."""
     return arguments if isinstance(arguments, dict) else {"unreadable": str(arguments)}
+
+
+def _object(value: object) -> JSONObject:
+    return value if isinstance(value, dict) else {}
+
+
+def _first_object(value: object) -> JSONObject:
+    return _object(value[0]) if isinstance(value, list) and value else {}
+
+
+def _amount(value: Any, otherwise: float | None = None) -> float | None:
+    """Read a cost in USD; `otherwise` if it is not a plausible number."""
+    return float(value) if type(value) in (int, float) and 0 <= value < 1e6 else otherwise
 
 
 def token_count(usage: Any, *path: str) -> int:
@@ -1439,11 +1340,37 @@ def token_count(usage: Any, *path: str) -> int:
     return max(0, int(usage)) if type(usage) in (int, float) and abs(usage) < 1e15 else 0
 
 
-def _usage(into: int, out: int, cached: int = 0, cache_write: int = 0, reasoning: int = 0) -> dict[str, Any]:
+def _usage(into: int, out: int, cached: int = 0, cache_write: int = 0, reasoning: int = 0) -> JSONObject:
     return {"input": into, "output": out, "cached": cached, "cache_write": cache_write, "reasoning": reasoning}
 
 
-def _parts(content: Any) -> list[dict[str, Any]]:
+# Where input, output, cached, cache_write and reasoning are counted: a sum with "+", alternatives with "|".
+_COUNTS = {
+    "openai": "prompt_tokens completion_tokens"
+    " prompt_tokens_details.cached_tokens|prompt_cache_hit_tokens|timings.cache_n"
+    " prompt_tokens_details.cache_write_tokens completion_tokens_details.reasoning_tokens",
+    "anthropic": "input_tokens+cache_read_input_tokens+cache_creation_input_tokens output_tokens"
+    " cache_read_input_tokens cache_creation_input_tokens"
+    " output_tokens_details.thinking_tokens|output_tokens_details.reasoning_tokens",
+    "gemini": "promptTokenCount+toolUsePromptTokenCount candidatesTokenCount+thoughtsTokenCount cachedContentTokenCount"
+    " - thoughtsTokenCount",
+    "codex": "input_tokens output_tokens cached_input_tokens cache_write_input_tokens reasoning_output_tokens",
+    "gemini-cli": "tokens.prompt+tokens.tool tokens.candidates+tokens.thoughts tokens.cached - tokens.thoughts",
+}
+
+
+def _counted(form: str, usage: object) -> JSONObject:
+    """Read the token counts of a wire or of a coding agent."""
+
+    def first(names: str) -> int:
+        return next(filter(None, (token_count(usage, *name.split(".")) for name in names.split("|"))), 0)
+
+    into, out, cached, written, reasoning = (sum(map(first, names.split("+"))) for names in _COUNTS[form].split())
+    cached = min(cached, into)
+    return _usage(into, out, cached, min(written, into - cached), reasoning)
+
+
+def _parts(content: Any) -> list[JSONObject]:
     if isinstance(content, str):
         return [{"type": "text", "text": content}] if content else []
     return [_inline(dict(part)) for part in content or ()]
@@ -1452,7 +1379,7 @@ def _parts(content: Any) -> list[dict[str, Any]]:
 _DATA_URI = r"(?i)data:([\w.+-]+/[\w.+-]+)?(?:;[\w=-]+)*;base64,"
 
 
-def _inline(part: dict[str, Any]) -> dict[str, Any]:
+def _inline(part: JSONObject) -> JSONObject:
     """Decode an image part whose URL is a data URI."""
     found = re.match(_DATA_URI, part.get("url", "")) if part.get("type") == "image" else None
     if not found:
@@ -1460,15 +1387,21 @@ def _inline(part: dict[str, Any]) -> dict[str, Any]:
     return {"type": "image", "media_type": found[1] or "image/png", "data": part["url"][found.end() :]}
 
 
+def _turns(messages: Sequence[Message]) -> Iterator[tuple[str, Iterator[Message]]]:
+    """The messages in turns of `user` and `assistant`, without system messages; a tool result is the user's."""
+    others = (message for message in messages if message["role"] != "system")
+    return groupby(others, lambda message: "assistant" if message["role"] == "assistant" else "user")
+
+
 def _plain(content: Any) -> str:
     return "\n".join(part["text"] for part in _parts(content) if part["type"] == "text")
 
 
-def _images(content: Any) -> list[dict[str, Any]]:
+def _images(content: Any) -> list[JSONObject]:
     return [part for part in _parts(content) if part["type"] == "image"]
 
 
-def _has_images(messages: Sequence[Mapping[str, Any]]) -> bool:
+def _has_images(messages: Sequence[Message]) -> bool:
     return any(not isinstance(message.get("content"), str) and _images(message.get("content")) for message in messages)
 
 
@@ -1502,8 +1435,8 @@ def _openai_url(base: str, model: str, stream: bool) -> str:
     return base if base.endswith("/chat/completions") else f"{base}/chat/completions"
 
 
-def _openai_body(backend: HTTPBackend, ask: Request) -> dict[str, Any]:
-    body: dict[str, Any] = {"model": backend.model, "messages": _openai_messages(backend, ask.messages)}
+def _openai_body(backend: HTTPBackend, ask: Request, common: JSONMap) -> JSONObject:
+    body: JSONObject = {"model": backend.model, "messages": _openai_messages(backend, ask.messages)}
     if ask.tools:
         body["tools"] = [{"type": "function", "function": dict(tool)} for tool in ask.tools]
     if ask.max_tokens is not None:
@@ -1518,59 +1451,42 @@ def _openai_body(backend: HTTPBackend, ask: Request) -> dict[str, Any]:
         body["prompt_cache_key"] = _digest(body["messages"][:2])[:32]
     if ask.is_conversation and "marks" in backend.quirks and "anthropic/" in backend.model:
         _mark_openai_style(body["messages"])
-    common, others = _params(backend, ask)
-    body = _with_others({**body, **_renamed(common, _OPENAI_PARAMS)}, others)
-    return {name: value for name, value in body.items() if name not in backend.refused}
+    return {**body, **_renamed(common, _OPENAI_PARAMS)}
 
 
-def _mark_openai_style(messages: list[dict[str, Any]]) -> None:
+def _mark_openai_style(messages: list[JSONObject]) -> None:
     """Add cache marks in OpenRouter's form: on the system prompt's text and on the last two turns."""
-    places = {role: [n for n, message in enumerate(messages) if message["role"] in role] for role in _MARKED}
-    for place in [n for role, most in _MARKED.items() for n in places[role][-most:]]:
-        content = messages[place]["content"]
-        if isinstance(content, str) and content:
-            part = {"type": "text", "text": content, "cache_control": {"type": "ephemeral"}}
-            messages[place] = {**messages[place], "content": [part]}
+    systems = [message for message in messages if message["role"] == "system"]
+    turns = [message for message in messages if message["role"] in ("user", "tool")]
+    for message in (*systems[-1:], *turns[-2:]):
+        if isinstance(text := message["content"], str) and text:
+            message["content"] = [{"type": "text", "text": text, "cache_control": {"type": "ephemeral"}}]
 
 
-_MARKED = {("system",): 1, ("user", "tool"): 2}
-
-
-def _digest(value: Any) -> str:
+def _digest(value: object) -> str:
     import hashlib
 
     return hashlib.sha256(_dumps(value)).hexdigest()
 
 
-def _openai_messages(backend: HTTPBackend, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    made: list[dict[str, Any]] = []
-    images: list[dict[str, Any]] = []  # of tool results, which hold text only: they follow as a user's message
-    for message in messages:
-        if images and message["role"] != "tool":
+def _openai_messages(backend: HTTPBackend, messages: Sequence[Message]) -> list[JSONObject]:
+    made: list[JSONObject] = []
+    for are_results, run in groupby(messages, lambda message: message["role"] == "tool"):
+        group = list(run)
+        made += [_openai_message(backend, message) for message in group]
+        images = [image for message in group if are_results for image in _images(message["content"])]
+        if images:  # tool results hold text only
             made.append({"role": "user", "content": _openai_content(images)})
-            images = []
-        made.append(_openai_message(backend, message))
-        if message["role"] == "tool" and not isinstance(message["content"], str):
-            images += _images(message["content"])
-    if images:
-        made.append({"role": "user", "content": _openai_content(images)})
-    return _alternating(made) if backend.parameters or backend.server else made
+    if not backend.parameters and not backend.server:
+        return made
+    merged: list[JSONObject] = []  # chat templates of open models refuse two user messages in a row
+    for are_texts, same in groupby(made, lambda message: message["role"] == "user" and type(message["content"]) is str):
+        alike = list(same)
+        merged += [{"role": "user", "content": "\n\n".join(m["content"] for m in alike)}] if are_texts else alike
+    return merged
 
 
-def _alternating(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Merge consecutive user texts: chat templates of open models refuse two in a row."""
-    made: list[dict[str, Any]] = []
-    for message in messages:
-        before = made[-1] if made else message
-        both_text = isinstance(before.get("content"), str) and isinstance(message.get("content"), str)
-        if made and before["role"] == message["role"] == "user" and both_text:
-            made[-1] = {"role": "user", "content": f"{before['content']}\n\n{message['content']}"}
-        else:
-            made.append(message)
-    return made
-
-
-def _openai_message(backend: HTTPBackend, message: Mapping[str, Any]) -> dict[str, Any]:
+def _openai_message(backend: HTTPBackend, message: Message) -> JSONObject:
     if message["role"] == "assistant":
         return _openai_assistant(backend, message)
     if message["role"] != "tool":
@@ -1579,7 +1495,7 @@ def _openai_message(backend: HTTPBackend, message: Mapping[str, Any]) -> dict[st
     return {"role": "tool", "tool_call_id": message["tool_call_id"], "content": _plain(message["content"]), **name}
 
 
-def _openai_content(content: Any) -> str | list[dict[str, Any]]:
+def _openai_content(content: Any) -> str | list[JSONObject]:
     """Content as a string, which every server accepts; as parts only if there is an image."""
     parts = _parts(content)
     if all(part["type"] == "text" for part in parts):
@@ -1594,22 +1510,14 @@ def _openai_content(content: Any) -> str | list[dict[str, Any]]:
     return made
 
 
-def _openai_assistant(backend: HTTPBackend, message: Mapping[str, Any]) -> dict[str, Any]:
-    made: dict[str, Any] = {"role": "assistant", "content": _plain(message["content"])}
+def _openai_assistant(backend: HTTPBackend, message: Message) -> JSONObject:
+    made: JSONObject = {"role": "assistant", "content": _plain(message["content"])}
     raw = backend.provider_state(message)
     extras = raw.get("extras", {})
-    calls = [
-        {
-            "id": call["id"],
-            "type": "function",
-            "function": {
-                "name": call["name"],
-                "arguments": json.dumps(_sendable(call["arguments"]), ensure_ascii=False),
-            },
-            **extras.get(call["id"], {}),
-        }
-        for call in message.get("tool_calls") or ()
-    ]
+    calls = []
+    for call in message.get("tool_calls") or ():
+        function = {"name": call["name"], "arguments": json.dumps(_sendable(call["arguments"]), ensure_ascii=False)}
+        calls.append({"id": call["id"], "type": "function", "function": function, **extras.get(call["id"], {})})
     if calls:
         made["tool_calls"] = calls
         if "reasoning" in backend.quirks:
@@ -1618,35 +1526,33 @@ def _openai_assistant(backend: HTTPBackend, message: Mapping[str, Any]) -> dict[
 
 
 class _OpenAIBuilder(ResponseBuilder):
-    def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
-        super().__init__(backend, on_text)
+    def __init__(self, backend: HTTPBackend, ask: Request, on_text: Callable[[str], None] | None) -> None:
+        super().__init__(backend, ask, on_text)
         self.thoughts: list[str] = []
         self.details: list[Any] = []
         self.reason: str | None = None
 
-    def feed_body(self, body: Mapping[str, Any]) -> None:
-        self.feed_event(body)
-        self.ended = bool(body.get("choices"))
-
-    def feed_event(self, body: Mapping[str, Any]) -> None:
+    def feed(self, body: JSONMap) -> None:
         if isinstance(body.get("model"), str):
             self.model = body["model"]
         if isinstance(body.get("usage"), dict):
-            self.read_usage(body["usage"], body.get("timings"))
+            usage, self.cost = body["usage"], _amount(body["usage"].get("cost"), self.cost)
+            counts = self.usage = _counted("openai", {**usage, "timings": body.get("timings")})
+            # Some count reasoning in the total only.
+            counts["output"] = max(counts["output"], token_count(usage, "total_tokens") - counts["input"])
         if self.on_progress and (total := token_count(body, "prompt_progress", "total")):
             self._hand_on(self.on_progress, token_count(body, "prompt_progress", "processed"), total)
-        choices = body.get("choices")
-        choice = choices[0] if isinstance(choices, list) and choices else None
-        if not isinstance(choice, dict):
-            return
-        for message in (choice.get("delta"), choice.get("message")):
-            if isinstance(message, dict):
-                self._delta(message, whole=message is not choice.get("delta"))
+        choice = _first_object(body.get("choices"))
+        if isinstance(choice.get("delta"), dict):
+            self._delta(choice["delta"], whole=False)
+        if isinstance(choice.get("message"), dict):
+            self._delta(choice["message"], whole=True)
+            self.ended = True
         if choice.get("finish_reason"):
             self.reason = str(choice["finish_reason"])
             self.ended = True
 
-    def _delta(self, delta: Mapping[str, Any], *, whole: bool) -> None:
+    def _delta(self, delta: JSONMap, *, whole: bool) -> None:
         self.append_text(_text_of(delta.get("content")))
         if delta.get("refusal"):
             self.stop = "refusal"
@@ -1660,16 +1566,15 @@ class _OpenAIBuilder(ResponseBuilder):
         for index, fragment in enumerate(delta.get("tool_calls") or ()):
             if isinstance(fragment, dict):
                 self._call({**fragment, "index": index} if whole else fragment)
-        if isinstance(delta.get("function_call"), dict):  # the form before tools
+        if isinstance(delta.get("function_call"), dict):  # the older form
             self._call({"index": 0, "function": delta["function_call"]})
 
-    def _call(self, fragment: Mapping[str, Any]) -> None:
+    def _call(self, fragment: JSONMap) -> None:
         """Add a fragment of a call. Servers omit the index, repeat the id, or send several calls as index 0."""
         self.began = True
-        if self.full:  # it may be a piece of one that was not taken
+        if self.full:  # the fragment may belong to a call that was dropped
             return
-        raw_function = fragment.get("function")
-        function: dict[str, Any] = raw_function if isinstance(raw_function, dict) else {}
+        function = _object(fragment.get("function"))
         index, id_ = fragment.get("index"), fragment.get("id")
         call = next((call for call in reversed(self.calls) if call["index"] == index), None)
         if call is None and index is None and not id_ and self.calls:
@@ -1686,25 +1591,11 @@ class _OpenAIBuilder(ResponseBuilder):
         elif piece:
             call["arguments"][:] = [json.dumps(piece)]
 
-    def read_usage(self, usage: Mapping[str, Any], timings: Any) -> None:
-        into, out = token_count(usage, "prompt_tokens"), token_count(usage, "completion_tokens")
-        out = max(out, token_count(usage, "total_tokens") - into)  # some count reasoning in the total only
-        details = "prompt_tokens_details"
-        cached = token_count(usage, details, "cached_tokens") or token_count(usage, "prompt_cache_hit_tokens")
-        cached = min(cached or token_count(timings, "cache_n"), into)  # the last is llama.cpp's
-        written = min(token_count(usage, details, "cache_write_tokens"), into - cached)
-        self.usage = _usage(
-            into, out, cached, written, token_count(usage, "completion_tokens_details", "reasoning_tokens")
-        )
-        cost = usage.get("cost")
-        if isinstance(cost, (int, float)) and not isinstance(cost, bool) and 0 <= cost < 1e15:
-            self.cost = float(cost)
-
     def finish(self) -> None:
         for call in self.calls:
             call["arguments"] = "".join(call["arguments"])
         self.stop = self.stop or _OPENAI_STOPS.get(self.reason or "", "tool_calls" if self.calls else "stop")
-        fields: dict[str, Any] = {}
+        fields: JSONObject = {}
         if "reasoning" in self.backend.quirks and self.thoughts and self.calls:
             fields["reasoning_content"] = "".join(self.thoughts)
         if "details" in self.backend.quirks and self.details:
@@ -1714,7 +1605,7 @@ class _OpenAIBuilder(ResponseBuilder):
             self.raw = {"fields": fields, "extras": extras}
 
 
-def _text_of(content: Any) -> str:
+def _text_of(content: object) -> str:
     """The text of content, which some servers send as a list of parts."""
     if isinstance(content, list):
         return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
@@ -1739,8 +1630,8 @@ def _anthropic_url(base: str, model: str, stream: bool) -> str:
     return f"{base}/messages" if re.search(r"/v\d+$", base) else f"{base}/v1/messages"
 
 
-def _anthropic_body(backend: HTTPBackend, ask: Request) -> dict[str, Any]:
-    body: dict[str, Any] = {
+def _anthropic_body(backend: HTTPBackend, ask: Request, common: JSONMap) -> JSONObject:
+    body: JSONObject = {
         "model": backend.model,
         "max_tokens": ask.max_tokens or min(backend.max_output or 8192, 32_000),
         "messages": _anthropic_messages(backend, ask.messages),
@@ -1751,8 +1642,7 @@ def _anthropic_body(backend: HTTPBackend, ask: Request) -> dict[str, Any]:
         body["tools"] = tools
         if not ask.tools:
             body["tool_choice"] = {"type": "none"}
-    common, others = _params(backend, ask)
-    config: dict[str, Any] = {}
+    config: JSONObject = {}
     if "reasoning_effort" in common:
         effort = common["reasoning_effort"]
         config["effort"] = "low" if effort in ("none", "minimal") else effort
@@ -1764,11 +1654,10 @@ def _anthropic_body(backend: HTTPBackend, ask: Request) -> dict[str, Any]:
         body["stream"] = True
     if ask.is_conversation:
         _mark_for_cache(body)
-    body = _with_others({**body, **_renamed(common, _ANTHROPIC_PARAMS)}, others)
-    return {name: value for name, value in body.items() if name not in backend.refused}
+    return {**body, **_renamed(common, _ANTHROPIC_PARAMS)}
 
 
-def _anthropic_tools(ask: Request) -> list[dict[str, Any]]:
+def _anthropic_tools(ask: Request) -> list[JSONObject]:
     """The tools; if none are offered, those that the history uses, which must be defined."""
     if ask.tools:
         return [
@@ -1779,7 +1668,7 @@ def _anthropic_tools(ask: Request) -> list[dict[str, Any]]:
     return [{"name": name, "input_schema": {"type": "object", "properties": {}}} for name in used]
 
 
-def _mark_for_cache(body: dict[str, Any]) -> None:
+def _mark_for_cache(body: JSONObject) -> None:
     """Mark what a later turn will read again: tools, system prompt and the last two turns (at most four marks).
 
     A lookup goes back at most 20 blocks from a mark, and a turn with many calls is longer: hence two turns.
@@ -1791,26 +1680,17 @@ def _mark_for_cache(body: dict[str, Any]) -> None:
             markable[-1]["cache_control"] = {"type": "ephemeral"}
 
 
-def _anthropic_messages(backend: HTTPBackend, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _anthropic_messages(backend: HTTPBackend, messages: Sequence[Message]) -> list[JSONObject]:
     """The turns: consecutive user messages are merged, with tool results first."""
-    made: list[dict[str, Any]] = []
-    for message in messages:
-        if message["role"] == "system":
-            continue
-        role = "assistant" if message["role"] == "assistant" else "user"
-        blocks = _anthropic_blocks(backend, message)
-        if made and made[-1]["role"] == role:
-            made[-1]["content"] += blocks
-        else:
-            made.append({"role": role, "content": blocks})
-    for turn in made:
-        turn["content"].sort(key=lambda block: turn["role"] == "user" and block["type"] != "tool_result")
-        if not turn["content"]:
-            turn["content"] = [{"type": "text", "text": "(nothing)"}]
+    made = []
+    for role, turn in _turns(messages):
+        blocks = [block for message in turn for block in _anthropic_blocks(backend, message)]
+        blocks.sort(key=lambda block: role == "user" and block["type"] != "tool_result")
+        made.append({"role": role, "content": blocks or [{"type": "text", "text": "(nothing)"}]})
     return made
 
 
-def _anthropic_blocks(backend: HTTPBackend, message: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _anthropic_blocks(backend: HTTPBackend, message: Message) -> list[JSONObject]:
     if message["role"] == "tool":
         result = {"type": "tool_result", "tool_use_id": message["tool_call_id"]}
         if parts := _solid(message):
@@ -1824,12 +1704,12 @@ def _anthropic_blocks(backend: HTTPBackend, message: Mapping[str, Any]) -> list[
     ]
 
 
-def _solid(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _solid(message: Message) -> list[JSONObject]:
     """The blocks of a message's content, without blank texts, which the API refuses."""
     return [_anthropic_part(part) for part in _parts(message["content"]) if part.get("text", "x").strip()]
 
 
-def _anthropic_part(part: Mapping[str, Any]) -> dict[str, Any]:
+def _anthropic_part(part: JSONMap) -> JSONObject:
     if part["type"] == "text":
         return {"type": "text", "text": part["text"]}
     if "url" in part:
@@ -1838,8 +1718,8 @@ def _anthropic_part(part: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "image", "source": source}
 
 
-_GROWING = ("text", "thinking", "signature")  # in a block, piece by piece: null at first with some servers
-_ANTHROPIC_DELTAS = {  # which field of the block grows, by which field of the delta
+_GROWING = ("text", "thinking", "signature")  # fields that arrive in pieces; some servers begin with null
+_ANTHROPIC_DELTAS = {  # the block's field and the delta's, by the delta's type
     "text_delta": ("text", "text"),
     "input_json_delta": ("json", "partial_json"),
     "thinking_delta": ("thinking", "thinking"),
@@ -1848,22 +1728,21 @@ _ANTHROPIC_DELTAS = {  # which field of the block grows, by which field of the d
 
 
 class _AnthropicBuilder(ResponseBuilder):
-    def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
-        super().__init__(backend, on_text)
-        self.blocks: dict[int, dict[str, Any]] = {}
+    def __init__(self, backend: HTTPBackend, ask: Request, on_text: Callable[[str], None] | None) -> None:
+        super().__init__(backend, ask, on_text)
+        self.blocks: dict[int, JSONObject] = {}
         self.growing: dict[tuple[int, str], list[str]] = {}  # fields of the blocks
-        self.counts: dict[str, Any] = {}
+        self.counts: JSONObject = {}
 
-    def feed_body(self, body: Mapping[str, Any]) -> None:
-        self._message(body)
-        for index, block in enumerate(body.get("content") or ()):
-            if isinstance(block, dict):
-                self._open(index, block)
-        self.ended = isinstance(body.get("content"), list)
-
-    def feed_event(self, body: Mapping[str, Any]) -> None:
+    def feed(self, body: JSONMap) -> None:
         kind = body.get("type")
-        if kind == "message_start" and isinstance(body.get("message"), dict):
+        if "content" in body:
+            self._message(body)
+            for index, block in enumerate(body["content"] or ()):
+                if isinstance(block, dict):
+                    self._open(index, block)
+            self.ended = isinstance(body["content"], list)
+        elif kind == "message_start" and isinstance(body.get("message"), dict):
             self._message(body["message"])
         elif kind == "content_block_start" and isinstance(body.get("content_block"), dict):
             self._open(token_count(body, "index"), body["content_block"])
@@ -1874,19 +1753,19 @@ class _AnthropicBuilder(ResponseBuilder):
         elif kind == "message_stop":
             self.ended = True
 
-    def _message(self, message: Mapping[str, Any]) -> None:
+    def _message(self, message: Message) -> None:
         self.model = str(message.get("model") or self.model)
         self.stop = str(message.get("stop_reason") or self.stop)
         if isinstance(message.get("usage"), dict):
             self.counts.update({name: value for name, value in message["usage"].items() if value is not None})
 
-    def _open(self, index: int, block: Mapping[str, Any]) -> None:
+    def _open(self, index: int, block: JSONMap) -> None:
         begun = {name: "" for name in _GROWING if name in block and block[name] is None}
         self.blocks[index] = self.keep({**block, **begun})
         self.began = self.began or block.get("type") != "text"
         self.append_text(block.get("text"))
 
-    def _delta(self, index: int, delta: Mapping[str, Any]) -> None:
+    def _delta(self, index: int, delta: JSONMap) -> None:
         if index not in self.blocks:
             return
         self.began = True
@@ -1905,29 +1784,17 @@ class _AnthropicBuilder(ResponseBuilder):
                 arguments = block.pop("json", "") or block.get("input")
                 self.add_call({"id": block.get("id"), "name": block.get("name"), "arguments": arguments})
                 block["input"] = _sendable(_arguments(arguments))
-        if self.full:  # a request may hold no call without its result
+        if self.full:  # every call in a request needs its result
             taken = [call["id"] for call in self.calls]
             blocks = [block for block in blocks if block["type"] != "tool_use" or block.get("id") in taken]
         if any(block.get("type") not in ("text", "tool_use") for block in blocks):
             self.raw = {"content": [_replayable(block) for block in blocks if block.get("text", "x").strip()]}
         self.stop = _ANTHROPIC_STOPS.get(self.stop, "tool_calls" if self.calls else "stop")
         if self.counts:
-            self.usage = _anthropic_usage(self.counts)
+            self.usage = _counted("anthropic", self.counts)
 
 
-def _anthropic_usage(counts: Any) -> dict[str, Any]:
-    read, written = token_count(counts, "cache_read_input_tokens"), token_count(counts, "cache_creation_input_tokens")
-    reasoning = ("thinking_tokens", "reasoning_tokens")
-    return _usage(
-        token_count(counts, "input_tokens") + read + written,
-        token_count(counts, "output_tokens"),
-        read,
-        written,
-        next(filter(None, (token_count(counts, "output_tokens_details", name) for name in reasoning)), 0),
-    )
-
-
-def _replayable(block: Mapping[str, Any]) -> dict[str, Any]:
+def _replayable(block: JSONMap) -> JSONObject:
     """A response's block as a request may hold it: thinking unmodified, others without response-only fields."""
     keep = {"text": ("type", "text"), "tool_use": ("type", "id", "name", "input")}.get(block.get("type", ""))
     return {name: block[name] for name in keep if name in block} if keep else dict(block)
@@ -1939,6 +1806,7 @@ _GEMINI_PARAMS = {"temperature": "temperature", "top_p": "topP", "seed": "seed",
 _GEMINI_BUDGETS = {"none": 0, "minimal": 0, "low": 1024, "medium": 8192}  # tokens of thought; the most for any other
 _GEMINI_LEVELS = {"none": "MINIMAL", "max": "XHIGH"}
 _GEMINI_FILTERS = ("SAFETY", "RECITATION", "PROHIBITED_CONTENT", "SPII", "BLOCKLIST", "LANGUAGE", "IMAGE_SAFETY")
+_GEMINI_STOPS = {"MAX_TOKENS": "length", **dict.fromkeys(_GEMINI_FILTERS, "content_filter")}
 # Google's placeholder for calls that another model made: from Gemini 3 on, a call without a signature is an error.
 _UNSIGNED = "skip_thought_signature_validator"
 
@@ -1952,8 +1820,8 @@ def _gemini_url(base: str, model: str, stream: bool) -> str:
     return f"{base}/{path}:{'streamGenerateContent?alt=sse' if stream else 'generateContent'}"
 
 
-def _gemini_body(backend: HTTPBackend, ask: Request) -> dict[str, Any]:
-    body: dict[str, Any] = {"contents": _gemini_contents(backend, ask.messages)}
+def _gemini_body(backend: HTTPBackend, ask: Request, common: JSONMap) -> JSONObject:
+    body: JSONObject = {"contents": _gemini_contents(backend, ask.messages)}
     system = [_plain(message["content"]) for message in ask.messages if message["role"] == "system"]
     if system:
         body["systemInstruction"] = {"parts": [{"text": text} for text in system]}
@@ -1963,7 +1831,6 @@ def _gemini_body(backend: HTTPBackend, ask: Request) -> dict[str, Any]:
             for tool in ask.tools
         ]
         body["tools"] = [{"functionDeclarations": declared}]
-    common, others = _params(backend, ask)
     config = _renamed(common, _GEMINI_PARAMS)
     if "reasoning_effort" in common:
         config["thinkingConfig"] = _gemini_thinking(backend.model, str(common["reasoning_effort"]).lower())
@@ -1973,34 +1840,32 @@ def _gemini_body(backend: HTTPBackend, ask: Request) -> dict[str, Any]:
         config.update(responseMimeType="application/json", responseJsonSchema=ask.schema)
     if config:
         body["generationConfig"] = config
-    return _with_others(body, others)
+    return body
 
 
-def _gemini_thinking(model: str, effort: str) -> dict[str, Any]:
+def _gemini_thinking(model: str, effort: str) -> JSONObject:
     """The thinking level (from Gemini 3 on) or token budget (before)."""
     if re.match(r"(models/)?gemini-[12]\b", model):
         return {"thinkingBudget": _GEMINI_BUDGETS.get(effort, 24_576)}
     return {"thinkingLevel": _GEMINI_LEVELS.get(effort, effort.upper())}
 
 
-def _gemini_contents(backend: HTTPBackend, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    made: list[dict[str, Any]] = []
-    native: set[str] = set()  # the ids that Gemini gave itself, and wants back
-    for message in messages:
-        if message["role"] == "system":
-            continue
-        role = "model" if message["role"] == "assistant" else "user"
-        kept = backend.provider_state(message).get("parts")
-        native.update(str(part["functionCall"].get("id", "")) for part in kept or () if "functionCall" in part)
-        parts = [dict(part) for part in kept] if kept else _gemini_parts(backend, message, native)
-        if made and made[-1]["role"] == role:
-            made[-1]["parts"] += parts
-        else:
-            made.append({"role": role, "parts": parts})
-    return [content for content in made if content["parts"]]
+def _gemini_contents(backend: HTTPBackend, messages: Sequence[Message]) -> list[JSONObject]:
+    kept = [part for message in messages for part in backend.provider_state(message).get("parts", ())]
+    native = [part["functionCall"].get("id") for part in kept if "functionCall" in part]  # Gemini wants these ids back
+    turns = [
+        {
+            "role": "model" if role == "assistant" else "user",
+            "parts": [part for message in turn for part in _gemini_parts(backend, message, native)],
+        }
+        for role, turn in _turns(messages)
+    ]
+    return [turn for turn in turns if turn["parts"]]
 
 
-def _gemini_parts(backend: HTTPBackend, message: Mapping[str, Any], native: set[str]) -> list[dict[str, Any]]:
+def _gemini_parts(backend: HTTPBackend, message: Message, native: Collection[Any]) -> list[JSONObject]:
+    if kept := backend.provider_state(message).get("parts"):
+        return [dict(part) for part in kept]
     if message["role"] != "tool":
         signed = {"thoughtSignature": _UNSIGNED} if re.match(r"(models/)?gemini-[3-9]", backend.model) else {}
         parts = [_gemini_part(part) for part in _parts(message["content"])]
@@ -2015,7 +1880,7 @@ def _gemini_parts(backend: HTTPBackend, message: Mapping[str, Any], native: set[
     return [{"functionResponse": response}, *(_gemini_part(part) for part in _images(message["content"]))]
 
 
-def _gemini_part(part: Mapping[str, Any]) -> dict[str, Any]:
+def _gemini_part(part: JSONMap) -> JSONObject:
     if part["type"] == "text":
         return {"text": part["text"]}
     if "url" in part:
@@ -2024,31 +1889,26 @@ def _gemini_part(part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _GeminiBuilder(ResponseBuilder):
-    def __init__(self, backend: HTTPBackend, on_text: Callable[[str], None] | None = None) -> None:
-        super().__init__(backend, on_text)
-        self.parts: list[dict[str, Any]] = []
+    def __init__(self, backend: HTTPBackend, ask: Request, on_text: Callable[[str], None] | None) -> None:
+        super().__init__(backend, ask, on_text)
+        self.parts: list[JSONObject] = []
         self.texts: list[list[str]] = []  # of the parts
         self.reason = ""
 
-    def feed_event(self, body: Mapping[str, Any]) -> None:
+    def feed(self, body: JSONMap) -> None:
         self.model = str(body.get("modelVersion") or self.model)
         if isinstance(body.get("usageMetadata"), dict):
-            self.read_usage(body["usageMetadata"])
-        feedback = body.get("promptFeedback")
-        if isinstance(feedback, dict) and feedback.get("blockReason"):
+            self.usage = _counted("gemini", body["usageMetadata"])
+        if _object(body.get("promptFeedback")).get("blockReason"):
             self.reason, self.ended = "SAFETY", True
-        candidates = body.get("candidates")
-        candidate = candidates[0] if isinstance(candidates, list) and candidates else None
-        if not isinstance(candidate, dict):
-            return
-        content = candidate.get("content")
-        for part in (content.get("parts") if isinstance(content, dict) else None) or ():
+        candidate = _first_object(body.get("candidates"))
+        for part in _object(candidate.get("content")).get("parts") or ():
             if isinstance(part, dict):
                 self._part({name: value for name, value in part.items() if value is not None})
         if candidate.get("finishReason"):
             self.reason, self.ended = str(candidate["finishReason"]), True
 
-    def _part(self, part: dict[str, Any]) -> None:
+    def _part(self, part: JSONObject) -> None:
         self.began = True
         if not part.get("thought"):
             self.append_text(part.get("text"))
@@ -2063,34 +1923,21 @@ class _GeminiBuilder(ResponseBuilder):
             self.parts.append(self.keep(dict(part)))
             self.texts.append([str(part.get("text") or "")])
 
-    def read_usage(self, usage: Mapping[str, Any]) -> None:
-        thoughts = token_count(usage, "thoughtsTokenCount")
-        self.usage = _usage(
-            token_count(usage, "promptTokenCount") + token_count(usage, "toolUsePromptTokenCount"),
-            token_count(usage, "candidatesTokenCount") + thoughts,
-            token_count(usage, "cachedContentTokenCount"),
-            reasoning=thoughts,
-        )
-
     def finish(self) -> None:
         for part, text in zip(self.parts, self.texts):
             if "text" in part:
                 part["text"] = "".join(text)
-        if self.reason == "MAX_TOKENS":
-            self.stop = "length"
-        elif self.reason in _GEMINI_FILTERS:
-            self.stop = "content_filter"
-        elif self.reason != "STOP" and not self.text and not self.calls:
+        unusable = self.reason not in ("STOP", *_GEMINI_STOPS) and not self.text and not self.calls
+        if unusable:
             raise BackendError(f"the model's answer was not usable ({self.reason})", code="protocol", retryable=True)
-        else:
-            self.stop = "tool_calls" if self.calls else "stop"
+        self.stop = _GEMINI_STOPS.get(self.reason, "tool_calls" if self.calls else "stop")
         if any("thoughtSignature" in part or "id" in part.get("functionCall", {}) for part in self.parts):
             self.raw = {"parts": [part for part in self.parts if not part.get("thought")]}
 
 
 class _Wire(NamedTuple):
     url: Callable[[str, str, bool], str]
-    body: Callable[[HTTPBackend, Request], dict[str, Any]]
+    body: Callable[[HTTPBackend, Request, JSONMap], JSONObject]
     builder: type[ResponseBuilder]
 
 
@@ -2256,24 +2103,16 @@ if hasattr(os, "register_at_fork"):
 class TrackedConnection:
     """Mixin for urllib3's connections: each knows the call that it serves, so that the call can be aborted."""
 
-    host: str
-    default_port: int
     sock: Any
-    timeout: Any
     state: CallState | None = None
     used = False
-    pending_head: bytes | None = None
 
     def connect(self) -> None:
         """Connect on another thread: name resolution, handshakes and proxies cannot be interrupted, only abandoned."""
         state: CallState | None = getattr(_here, "state", None)
         connect = super().connect  # type: ignore[misc]
-        self.pending_head = None  # a proxy is sent a head of its own
         if state is None:
             connect()
-            return
-        if self.host in LOOPBACK and self.default_port == 80 and self._at_once(connect):
-            state.take(self)
             return
         outcome: list[BaseException | None] = []
 
@@ -2295,23 +2134,11 @@ class TrackedConnection:
             raise outcome[0]
         state.take(self)
 
-    def _at_once(self, connect: Callable[[], None]) -> bool:
-        """Try to connect to a server on this machine within one tick, which works unless it is overloaded."""
-        patience, self.timeout = self.timeout, TICK
-        try:
-            connect()
-        except (OSError, _http_error()):
-            return False
-        finally:
-            self.timeout = patience
-        return True
-
     def request(self, *args: Any, **options: Any) -> Any:
         state: CallState | None = getattr(_here, "state", None)
         if state is not None:
             state.reused, self.used = self.used, True
             state.take(self)
-        self.pending_head = None if options.get("body") is None else b""
         return super().request(*args, **options)  # type: ignore[misc]
 
     def close(self) -> None:
@@ -2319,14 +2146,8 @@ class TrackedConnection:
         super().close()  # type: ignore[misc]
 
     def send(self, data: Any) -> None:
-        """Send the head together with the body: one packet fewer if both are small.
-
-        The socket still has the timeout for connecting, and a long prompt takes longer on a slow line.
-        """
-        if self.pending_head == b"":
-            self.pending_head = data
-            return
-        data, self.pending_head = memoryview((self.pending_head or b"") + data), None
+        """Send in pieces: the socket still has the timeout for connecting, and a long prompt takes longer."""
+        data = memoryview(data)
         state: CallState | None = getattr(_here, "state", None)
         if self.sock is None:
             self.connect()
@@ -2375,7 +2196,7 @@ def _adapter_class() -> type[Any]:
             return self.pool
 
         def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
-            """Nothing: `_tls` has loaded the certificates, once and not for each connection."""
+            """Do nothing: `_tls` has loaded the certificates once, for all connections."""
 
         def build_response(self, req: Any, resp: Any) -> Any:
             """Build a response without reading cookies."""
@@ -2492,7 +2313,7 @@ class AdaptiveLimiter(CallQueue):
             self.limit = min(self.size, self.limit + 1 / self.limit)
 
     def throttle(self, seconds: float) -> None:
-        """The provider is overloaded: let nobody in for so long, then half as many."""
+        """Let no call in for `seconds`, then half as many: the provider is overloaded."""
         with self.lock:
             now = time.monotonic()
             if now >= self.opens_at:
@@ -2504,7 +2325,7 @@ class HostPool:
     """The connections to one host, with a limiter for each model."""
 
     def __init__(self, url: str, width: int) -> None:
-        import requests  # before a part of it, which another thread may be importing as its part  # noqa: F401
+        import requests  # the whole package: another thread may be importing a part of it  # noqa: F401
         from requests.utils import get_environ_proxies
 
         self.adapter = _adapter_class()(pool_connections=4, pool_maxsize=max(64, width))
@@ -2543,6 +2364,27 @@ class HostPool:
         if state.reused and isinstance(failure, BackendError) and failure.code == "connection":
             failure.retry_after, failure.idle_closed = 0.0, True  # closed while idle: nothing was asked
         raise failure
+
+    def fetch(
+        self,
+        state: CallState,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        *,
+        limit: int = BODY_LIMIT,
+        complete: Callable[[bytes], bool] | None = None,
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Send a request and return the status, the headers and at most `limit` bytes of the body."""
+        response = self.open(state, url, headers, body)
+        try:
+            return (
+                response.status_code,
+                response.headers,
+                bytes(_gathered(_chunks(state, response, url), limit, complete)),
+            )
+        finally:
+            _release(response)
 
 
 _links: dict[tuple[str, int], HostPool] = {}
@@ -2590,7 +2432,7 @@ def _transport_error(
     problem: BaseException, state: CallState, url: str, proxy: str = "", *, opening: bool = False
 ) -> BaseException:
     """The error to raise for an exception of requests or urllib3: without its frames, which hold headers."""
-    if not isinstance(problem, (OSError, _http_error())):  # an interrupt, our own error, or a mistake of ours
+    if not isinstance(problem, (OSError, _http_error())):  # an interrupt or our own error
         problem.__context__ = problem.__cause__ = None
         return problem.with_traceback(None)
     try:
@@ -2598,54 +2440,42 @@ def _transport_error(
     except BackendError as over:
         return over.with_traceback(None)
     reason = _innermost(problem)
-    tunnel = re.search(r"Tunnel connection failed: [\w -]{3,60}", str(reason))
-    words = str(getattr(reason, "strerror", None) or (tunnel[0] if tunnel else "it broke off")).lower()
-    if "socks" in str(reason).lower() and "dependencies" in str(reason):
-        words = "PySocks is not installed"
-    trouble, hint = (
-        _tls_trouble(reason, url, opening and not state.reused) or _proxy_trouble(proxy, words) or (words, "")
-    )
-    hint = hint or ("is the server running?" if _is_loopback(url) else "is the network up, and the base URL right?")
+    trouble, hint, retryable = _diagnosis(reason, url, proxy, opening and not state.reused)
     return BackendError(
         f"no connection to {netloc(url)}{f' through the proxy {netloc(proxy)}' if proxy else ''}: {trouble}",
         code="timeout" if isinstance(reason, TimeoutError) else "connection",
         provider=state.provider,
         hint=hint,
-        retryable=trouble in (words, _BROKEN_OFF)
-        and not words.startswith(("PySocks", "tunnel connection failed: 407")),
+        retryable=retryable,
     )
 
 
-_BROKEN_OFF = "it broke the handshake off, as a server does that does not speak TLS"
-
-
-def _tls_trouble(reason: BaseException, url: str, opening: bool) -> tuple[str, str] | None:
-    """The TLS problem and a hint; None if TLS is not the problem."""
+def _diagnosis(reason: BaseException, url: str, proxy: str, opening: bool) -> tuple[str, str, bool]:
+    """Return what broke the connection, a hint, and whether another attempt may succeed."""
     import ssl
 
+    without_tls = f"{_origin(url).replace('https://', 'http://')} instead of https, if that is what it serves"
     if isinstance(reason, ssl.SSLCertVerificationError):
-        trouble = f"certificate verify failed: {reason.verify_message}"
-        return trouble, "if it is yours, name the authority that signed it: SSL_CERT_FILE=ca.pem or SSL_CERT_DIR"
-    named = str(getattr(reason, "reason", None) or "")
-    suggestion = f"{_origin(url).replace('https://', 'http://')} instead of https, if that is what it serves"
-    if isinstance(reason, ssl.SSLError) and re.search(
-        "WRONG_VERSION_NUMBER|RECORD_LAYER|HTTP_REQUEST|PACKET_LENGTH", named
-    ):
-        return "it does not speak TLS there", suggestion
+        hint = "if it is yours, name the authority that signed it: SSL_CERT_FILE=ca.pem or SSL_CERT_DIR"
+        return f"certificate verify failed: {reason.verify_message}", hint, False
+    if isinstance(reason, ssl.SSLError) and re.search(_NO_TLS, str(reason.reason or "")):
+        return "it does not speak TLS there", without_tls, False
     if isinstance(reason, ssl.SSLEOFError) and opening:
-        return _BROKEN_OFF, suggestion
-    return None
-
-
-def _proxy_trouble(proxy: str, words: str) -> tuple[str, str] | None:
-    """The proxy problem and a hint; None if no proxy is used."""
+        return "it broke the handshake off, as a server does that does not speak TLS", without_tls, True
+    if "socks" in str(reason).lower() and "dependencies" in str(reason):
+        return "PySocks is not installed", "pip install 'requests[socks]'", False
+    tunnel = re.search(r"Tunnel connection failed: [\w -]{3,60}", str(reason))
+    words = str(getattr(reason, "strerror", None) or (tunnel[0] if tunnel else "it broke off")).lower()
+    again = not words.startswith("tunnel connection failed: 407")
     if not proxy:
-        return None
-    if words.startswith("PySocks"):
-        return words, "pip install 'requests[socks]'"
+        return words, "is the server running?" if _is_loopback(url) else _NO_NETWORK, again
     named = [name for name in os.environ if name.upper().endswith("_PROXY") and os.environ[name].rstrip("/") in proxy]
     where = " or ".join(sorted(name for name in named if os.environ[name])) or "the system's settings"
-    return words, f"is the proxy of {where} running? NO_PROXY=HOST goes around it"
+    return words, f"is the proxy of {where} running? NO_PROXY=HOST goes around it", again
+
+
+_NO_TLS = "WRONG_VERSION_NUMBER|RECORD_LAYER|HTTP_REQUEST|PACKET_LENGTH"
+_NO_NETWORK = "is the network up, and the base URL right?"
 
 
 def _proxy_for(url: str, proxies: Mapping[str, str]) -> str:
@@ -2668,57 +2498,58 @@ def _innermost(problem: BaseException) -> BaseException:
         seen.add(id(found))
 
 
-def _chunks(state: CallState, response: Any, url: str) -> Iterator[bytes]:
-    """Yield the decompressed body as it arrives."""
-    total = 0
-    while data := _next_chunk(state, response, url, 65536):
+def _chunks(
+    state: CallState, response: Response, url: str, size: int = 65_536, *, endless: bool = False
+) -> Iterator[bytes]:
+    """Yield the decompressed body as it arrives; BackendError after BODY_LIMIT, unless `endless`."""
+    total, data, problem = 0, b"", None
+    while True:
+        try:
+            # read1 hands on what has arrived in every framing; iter_content holds close-delimited bodies back.
+            data = response.raw.read1(size, decode_content=True)
+        except BaseException as error:
+            problem = error
+        if problem is not None:
+            raise _transport_error(problem, state, url)
+        state.check()
+        if not data:
+            return
         total += len(data)
-        if total > BODY_LIMIT:
+        if total > BODY_LIMIT and not endless:
             raise BackendError(f"the answer is larger than {BODY_LIMIT >> 20} MB", code="protocol")
         yield data
 
 
-def _next_chunk(state: CallState, response: Any, url: str, size: int) -> bytes:
-    data, problem = b"", None
-    try:
-        # read1 hands on what has arrived in every framing; iter_content holds close-delimited bodies back.
-        data = response.raw.read1(size, decode_content=True)
-    except BaseException as error:
-        problem = error
-    if problem is not None:
-        raise _transport_error(problem, state, url)
-    state.check()
-    return data
-
-
-def _release(response: Any) -> None:
+def _release(response: Response) -> None:
     """Close the response; its connection is not used again."""
     response.raw.close()
     response.raw.release_conn()
 
 
-def _gathered(chunks: Iterator[bytes], enough: int = BODY_LIMIT) -> bytearray:
-    """Join the chunks without holding them twice; stop after `enough` bytes."""
+def _gathered(
+    chunks: Iterator[bytes], enough: int = BODY_LIMIT, complete: Callable[[bytes], bool] | None = None
+) -> bytearray:
+    """Join the chunks without holding them twice; stop after `enough` bytes, or where `complete(chunk)` is true."""
     data, looked_at = bytearray(), _LOOK
     for chunk in chunks:
         data += chunk
         if len(data) >= looked_at:
             _refuse_costly(data)
             looked_at *= 2
-        if len(data) > enough:
+        if len(data) > enough or (complete is not None and complete(chunk)):
             break
     return data[:enough] if len(data) > enough else data
 
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
-_BYTE_ORDER = b"\xef\xbb\xbf"  # that some proxies put before all
+_BYTE_ORDER = b"\xef\xbb\xbf"  # some proxies put it before the body
 
 
 def _events(chunks: Iterator[bytes]) -> Iterator[str]:
     """Yield the `data` of each server-sent event. Chunks may split UTF-8 and line ends, so events are decoded whole."""
     line, data = bytearray(), bytearray()
     after_cr, looked_at = False, _LOOK
-    for chunk in chunks:
+    for chunk in chain(chunks, (b"\n\n",)):  # some servers forget the empty line after the last event
         first, *others = _LINE_END.split(chunk[1:] if after_cr and chunk.startswith(b"\n") else chunk)
         after_cr = chunk.endswith(b"\r")
         line += first
@@ -2733,10 +2564,6 @@ def _events(chunks: Iterator[bytes]) -> Iterator[str]:
         if len(line) + len(data) >= looked_at:
             _refuse_costly(line if len(line) > len(data) else data)
             looked_at *= 2
-    data = _with_line(data, line.rstrip())  # the last event of a server that forgets the empty line
-    if data:
-        del data[-1]
-        yield data.decode("utf-8", "replace")
 
 
 def _with_line(data: bytearray, line: bytearray) -> bytearray:
@@ -2768,7 +2595,7 @@ def _refuse_costly(data: bytearray) -> None:
 class _Secret(str):
     """A string whose repr, and so a traceback that shows locals, does not reveal it."""
 
-    __slots__ = ()
+    source: str | None = None  # the option or variable that it is from
 
     def __repr__(self) -> str:
         return "'[redacted]'"
@@ -2828,6 +2655,7 @@ def _checked_key(key: str, source: str) -> _Secret:
             code="config",
             hint=f"set {source} again, from one line, without quotes",
         )
+    secret.source = source
     return secret
 
 
@@ -2923,15 +2751,15 @@ print(json.dumps({"url": server.listening_address}), flush=True)
 sys.stdin.read()  # until the host closes it, or ends in any way
 """
 _SLOTS = 4  # calls that the server works on at once; they share its context, and each keeps its prefix for the next
-_PROMPT_CACHE_MIB = 2048  # of prompts whose slot has been given to another
-_LONGEST_CONTEXT = 32_768  # of a model that could take more: its memory is taken at once
+_PROMPT_CACHE_MIB = 2048  # for prompts whose slot another call has taken
+_LONGEST_CONTEXT = 32_768  # tokens, even if the model could take more: the memory is allocated at the start
 
 
 _ANSWER_ROOM = 1024  # tokens that an answer is expected to take, if its limit is not lower
 
 
 class _Served(NamedTuple):
-    process: Any
+    process: Popen[bytes]
     url: str
     key: _Secret
     shared: CallQueue  # tokens of the one context that the calls share
@@ -2950,7 +2778,7 @@ class _LocalModel(HTTPBackend):
         _check_package()
         _check_memory(path, _model_size(self.path))
         how = how._replace(max_parallel=min(_SLOTS, how.max_parallel))
-        super().__init__(_rows()["llamacpp"], name or path, "http://127.0.0.1", _Key(_Secret(""), None), how)
+        super().__init__(_rows()["llamacpp"], name or path, "http://127.0.0.1", _Secret(""), how)
         self.window = self._context = min(header.context or 4096, _LONGEST_CONTEXT)
         self.parameters = self.parameters or header.parameters
         self.server, self._inspected = "llamacpp", True
@@ -2983,44 +2811,41 @@ class _LocalModel(HTTPBackend):
         import tempfile
 
         atexit.register(stop_local_models)
-        key, response = _Secret(os.urandom(16).hex()), list[bytes]()
+        key, free = _Secret(os.urandom(16).hex()), _free_memory()
         how = {"path": self.path, "context": self._context, "parallel": self._how.max_parallel, "key": key}
-        how["cache_mib"] = _prompt_cache_mib(self.path)
-        with tempfile.TemporaryFile() as log:
+        left = _PROMPT_CACHE_MIB << 22 if free is None else max(0, free - _model_size(self.path))
+        how["cache_mib"] = min(_PROMPT_CACHE_MIB, left >> 22)  # a quarter of what the model leaves free
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as log:
             env = _Environ(None)
             keyless = env.without(env.secret_names())
             command = [sys.executable, "-c", _SERVE]
-            process = subprocess.Popen(command, stdin=-1, stdout=-1, stderr=log, env=keyless)
-
-            def ask() -> None:
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=log, env=keyless)
+            try:
                 with contextlib.suppress(OSError):
                     process.stdin.write(json.dumps(how).encode() + b"\n")  # type: ignore[union-attr]
                     process.stdin.flush()  # type: ignore[union-attr]
-                response.append(process.stdout.readline())  # type: ignore[union-attr]
-                state.wake.set()
-
-            asking = threading.Thread(target=ask, name="rlm-load", daemon=True)
-            asking.start()
-            try:
-                self._wait_for(response, state)
-                return _Served(process, from_json(response[0])["url"], key, CallQueue(self._context))
+                url = from_json(self._first_line(process, out, state))["url"]
+                return _Served(process, url, key, CallQueue(self._context))
             except BaseException as error:
-                process.kill()
-                asking.join()
                 _end(process)
                 if not isinstance(error, ValueError):
                     raise
             log.seek(0)
-            said = log.read()[-2000:].decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
-        raise self._error("config", f"llama.cpp cannot serve {self.model!r}: {said[-1]}")
+            lines = log.read()[-2000:].decode("utf-8", "replace").strip().splitlines() or ["it printed nothing"]
+        raise self._error("config", f"llama.cpp cannot serve {self.model!r}: {lines[-1]}")
 
-    def _wait_for(self, response: list[bytes], state: CallState) -> None:
-        size, started = _model_size(self.path) / 1e9, time.monotonic()
-        while not response:
-            if self._progress:
-                waited = time.monotonic() - started
+    def _first_line(self, process: Popen[bytes], out: IO[bytes], state: CallState) -> bytes:
+        """Wait until the server has written a line or has ended."""
+        size, started, reports, line = _model_size(self.path) / 1e9, time.monotonic(), 0, b""
+        while process.poll() is None and not line.endswith(b"\n"):
+            waited = time.monotonic() - started
+            if self._progress and waited >= reports:
                 self._progress(f"loading {os.path.basename(self.path)} ({size:.1f} GB): {waited:.0f} s")
-            state.sleep(1.0)
+                reports += 1
+            state.sleep(TICK)
+            out.seek(0)
+            line = out.read()
+        return line
 
 
 def stop_local_models() -> None:
@@ -3030,12 +2855,9 @@ def stop_local_models() -> None:
             _end(_served.popitem()[1].process)
 
 
-def _end(process: Any) -> None:
+def _end(process: Popen[bytes]) -> None:
     process.kill()
-    process.wait()
-    process.stdout.close()
-    with contextlib.suppress(OSError):
-        process.stdin.close()
+    process.communicate()  # closes its standard input, and waits
 
 
 def _check_package() -> None:
@@ -3072,12 +2894,6 @@ def _free_memory() -> int | None:
     return int(found[1]) * 1024 if found and not os.path.exists("/dev/nvidia0") else None
 
 
-def _prompt_cache_mib(path: str) -> int:
-    """Memory for cached prompts: a quarter of what the model leaves free, at most 2 GiB."""
-    free = _free_memory()
-    return _PROMPT_CACHE_MIB if free is None else min(_PROMPT_CACHE_MIB, max(0, free - _model_size(path)) >> 22)
-
-
 class _GGUFHeader(NamedTuple):
     """The fields of a GGUF header that are used."""
 
@@ -3090,58 +2906,36 @@ def _gguf_header(path: str) -> _GGUFHeader:
 
     The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
     """
-    import struct
-
-    found = _GGUFHeader()
-    sizes = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
     try:
         with open(path, "rb") as file:
-
-            def number(form: str) -> int:
-                return int(struct.unpack(form, file.read(struct.calcsize(form)))[0])
-
-            def skip(kind: int, count: int = 1) -> None:
-                if kind == 9:
-                    for _ in range(count):
-                        skip(number("<I"), number("<Q"))
-                elif kind == 8:
-                    for _ in range(count):
-                        file.seek(number("<Q"), 1)
-                else:
-                    file.seek(sizes[kind] * count, 1)
-
-            if file.read(4) != b"GGUF":
-                raise BackendError(f"{path!r} is not a GGUF file", code="config", hint="give a llama.cpp model file")
-            number("<I"), number("<Q")
-            for _ in range(min(number("<Q"), 1000)):
-                name, kind = file.read(min(number("<Q"), 65536)), number("<I")
-                if found.context and (found.parameters or name.startswith(b"tokenizer.")):
-                    break  # the vocabulary is long, and what is wanted comes before it
-                if name.endswith(b".context_length") and kind in (4, 10):
-                    found = found._replace(context=number("<I" if kind == 4 else "<Q"))
-                elif name == b"general.size_label" and kind == 8:
-                    label = file.read(min(number("<Q"), 65536)).decode("utf-8", "replace")
-                    found = found._replace(parameters=size_in_name(label))
-                elif name == b"general.parameter_count" and kind in (4, 10):
-                    found = found._replace(parameters=number("<I" if kind == 4 else "<Q") / 1e9)
-                else:
-                    skip(kind)
+            head = file.read(1 << 20)  # the fields that are used come before the long vocabulary
     except OSError as error:
         raise BackendError(f"cannot read the model {path!r}: {error.strerror}", code="config") from None
-    except (struct.error, KeyError, RecursionError):
-        raise BackendError(f"{path!r} is a damaged GGUF file", code="config", hint="download it again") from None
-    return found
+    if not head.startswith(b"GGUF"):
+        raise BackendError(f"{path!r} is not a GGUF file", code="config", hint="give a llama.cpp model file")
+
+    def number(key: bytes) -> int | None:
+        found = re.search(re.escape(key) + rb"(?:\x04\0{3}(.{4})|\x0a\0{3}(.{8}))", head, re.DOTALL)
+        return int.from_bytes(found[1] or found[2], "little") if found else None
+
+    has_keys = head[16:24] != bytes(8)
+    if has_keys and not re.search(rb"general\.|\.context_length", head):
+        raise BackendError(f"{path!r} is a damaged GGUF file", code="config", hint="download it again")
+    count = number(b"general.parameter_count")
+    label = re.search(rb"general\.size_label\x08\0{3}(.)\0{7}", head, re.DOTALL)
+    size = size_in_name(head[label.end() :][: label[1][0]].decode("utf-8", "replace")) if label else None
+    return _GGUFHeader(number(b".context_length"), count / 1e9 if count else size)
 
 
 # --- model files of Hugging Face ----------------------------------------------------------------------------------
 
 _HUB = "https://huggingface.co"
 _HUB_NAME = r"hf:([A-Za-z0-9][\w.-]{0,95})/([A-Za-z0-9][\w.-]{0,95})(?::([A-Za-z0-9][\w.+/-]{0,199}))?"
-_HUB_PATH = r"(?:[A-Za-z0-9_][\w.+-]{0,149}/){0,3}[A-Za-z0-9_][\w.+-]{0,149}\.gguf"  # of a file, as it becomes one here
+_HUB_PATH = r"(?:[A-Za-z0-9_][\w.+-]{0,149}/){0,3}[A-Za-z0-9_][\w.+-]{0,149}\.gguf"  # a safe relative path
 _SPLIT = r"-(\d{5})-of-(\d{5})$"
 _QUANT = r"(?i)(?<![a-z0-9])(?:(?:IQ|TQ|Q)\d(?:_[a-z0-9]{1,3})*|MXFP4(?:_MOE)?|BF16|FP?16|FP?32)(?![a-z0-9])"
 _HUB_TIMEOUT = 60.0  # seconds of silence
-_HUB_TRIES = 3  # further ones, in a row, that bring nothing
+_HUB_TRIES = 3  # retries in a row without progress
 
 
 class _HubFile(NamedTuple):
@@ -3206,6 +3000,7 @@ class _Hub:
         self.repo, self.selector = f"{found[1]}/{found[2]}", found[3] or ""
         self.top = os.path.join(_cache_folder(True, env) or "", "models")
         self.folder = os.path.join(self.top, found[1], found[2])
+        self._index_path = os.path.join(self.folder, "index.json")
         self._env, self._notify = env, progress or (lambda text: None)
 
     def file(self) -> str:
@@ -3222,7 +3017,7 @@ class _Hub:
     def index(self) -> dict[str, list[_HubFile]]:
         """The downloaded files by quantisation or name; under "" those that the bare name means."""
         try:
-            with open(os.path.join(self.folder, "index.json"), "rb") as file:
+            with open(self._index_path, "rb") as file:
                 body = from_json(file.read(INSPECT_LIMIT))
             kept = {str(key): [_HubFile(*entry) for entry in files] for key, files in body.items()}
             return {key: files for key, files in kept.items() if files and all(map(self._is_here, files))}
@@ -3237,12 +3032,6 @@ class _Hub:
         files = self.index().get(self.selector.lower())
         return os.path.join(self.folder, files[0].path) if files else None
 
-    def _write_index(self, kept: Mapping[str, list[_HubFile]]) -> None:
-        path = os.path.join(self.folder, "index.json")
-        with open(f"{path}.new", "wb") as file:
-            file.write(_dumps(kept))
-        os.replace(f"{path}.new", path)
-
     def remove(self) -> int:
         """Delete the model, or for a bare name the whole repository; return the bytes freed."""
         import shutil
@@ -3256,12 +3045,12 @@ class _Hub:
                 what = f"'hf:{self.repo}:{self.selector}' is not" if key else f"nothing of {self.repo!r} is"
                 raise BackendError(f"{what} downloaded", code="not_found", hint="rlm models")
             size = sum(map(_size_of, paths))
-            if not rest:
+            if rest:
+                _write_json(self._index_path, rest)
+                for path in paths:
+                    os.unlink(path)
+            else:
                 shutil.rmtree(self.folder)
-                return size
-            self._write_index(rest)
-            for path in paths:
-                os.unlink(path)
             return size
 
     @contextlib.contextmanager
@@ -3302,7 +3091,7 @@ class _Hub:
                 self._fetch(state, commit, file)
         by_quant = _matching(variants, variant.quant or variant.base) == [variant]
         names = {self.selector.lower(), (variant.quant if by_quant else variant.base).lower() or variant.base.lower()}
-        self._write_index({**self.index(), **dict.fromkeys(names, variant.files)})
+        _write_json(self._index_path, {**self.index(), **dict.fromkeys(names, variant.files)})
         return os.path.join(self.folder, variant.files[0].path)
 
     def _chosen(self, variants: Sequence[_Variant]) -> _Variant:
@@ -3325,8 +3114,6 @@ class _Hub:
 
         def ask() -> Any:
             with self._open(state, f"{self._endpoint}/api/models/{self.repo}?blobs=true") as (response, url):
-                if response.status_code != 200:
-                    raise self._refusal(response, url, state)
                 return from_json(_gathered(_chunks(state, response, url)))
 
         files = []
@@ -3353,7 +3140,7 @@ class _Hub:
         target = os.path.join(self.folder, file.path)
         if self._is_here(file):
             return
-        part = f"{target}.{(file.sha256 or commit)[:16]}.part"  # of this very content: a changed file begins anew
+        part = f"{target}.{(file.sha256 or commit)[:16]}.part"  # named by its content: a changed file starts anew
         url = f"{self._endpoint}/{self.repo}/resolve/{commit}/{quote(file.path)}"
         try:
             os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -3372,18 +3159,14 @@ class _Hub:
         """Call `ask` until it succeeds or several attempts in a row make no progress."""
         try:
             return with_retries(state, AdaptiveLimiter(1), _HUB_TRIES, ask, progress)[0]
-        except BackendError as error:
-            raise self._with_next_step(error, progress()) from None
-
-    def _with_next_step(self, failure: BackendError, part: int) -> BackendError:
-        """Add a hint that depends on what has been downloaded."""
-        if part and failure.retryable:
-            failure.hint = f"run it again: it goes on after the {part / 1e6:,.1f} MB that have come"
-        elif failure.code in ("connection", "timeout"):
-            failure.hint = "is the network up, and HF_ENDPOINT right?"
-            if kept := sorted(filter(None, self.index())):
-                failure.hint += f" Downloaded already: {', '.join(f'hf:{self.repo}:{key}' for key in kept)}"
-        return failure
+        except BackendError as failure:
+            if failure.retryable and (part := progress()):
+                failure.hint = f"run it again: it goes on after the {part / 1e6:,.1f} MB that have come"
+            elif failure.code in ("connection", "timeout"):
+                failure.hint = "is the network up, and HF_ENDPOINT right?"
+                if kept := sorted(filter(None, self.index())):
+                    failure.hint += f" Downloaded already: {', '.join(f'hf:{self.repo}:{key}' for key in kept)}"
+            raise failure from None
 
     def _receive(self, state: CallState, url: str, part: str, file: _HubFile) -> None:
         """Append the missing bytes to `part`."""
@@ -3396,8 +3179,6 @@ class _Hub:
             if response.status_code == 416 or (response.status_code == 206 and not going_on):
                 os.truncate(part, 0)
                 raise BackendError("the hub cannot go on where the download stopped", code="protocol", retryable=True)
-            if response.status_code not in (200, 206):
-                raise self._refusal(response, where, state)
             total = have if response.status_code == 206 else 0
             with open(part, "ab" if total else "wb") as out:
                 for data in self._pieces(state, response, where, file, total):
@@ -3405,17 +3186,17 @@ class _Hub:
                     if out.tell() > file.size:
                         break
         if (got := _size_of(part)) > file.size:
-            os.unlink(part)  # no attempt makes it fit
+            os.unlink(part)  # retries cannot help
             message = f"the hub sends more of {file.path!r} than the {file.size:,} bytes that it has"
             raise BackendError(message, code="protocol", hint="is a proxy in the way? run it again")
         if got < file.size:
             message = f"the download of {file.path!r} ended after {got:,} of {file.size:,} bytes"
             raise BackendError(message, code="truncated", hint="run it again", retryable=True)
 
-    def _pieces(self, state: CallState, response: Any, url: str, file: _HubFile, total: int) -> Iterator[bytes]:
+    def _pieces(self, state: CallState, response: Response, url: str, file: _HubFile, total: int) -> Iterator[bytes]:
         """Yield the body and report progress."""
         began, shown, start, name = time.monotonic(), 0.0, total, os.path.basename(file.path)
-        while data := _next_chunk(state, response, url, PIECE):
+        for data in _chunks(state, response, url, PIECE, endless=True):
             state.touch()
             total += len(data)
             yield data
@@ -3436,23 +3217,25 @@ class _Hub:
             common = {"User-Agent": "flat-rlm", "Accept-Encoding": "identity", **(headers or {})}
             response = _link(url, 4).open(state, url, {**common, **own}, None)
             try:
-                if response.status_code not in (301, 302, 303, 307, 308):
+                if response.status_code in (200, 206, 416):
                     yield response, url
                     return
+                if response.status_code not in (301, 302, 303, 307, 308):
+                    raise self._refusal(response, url, state)
                 location = response.headers.get("location", "")
             finally:
                 _release(response)
             url = _redirect_target(url, location, hint)
         raise BackendError("the hub redirects in a circle", code="redirect", hint=hint)
 
-    def _refusal(self, response: Any, url: str, state: CallState) -> BackendError:
+    def _refusal(self, response: Response, url: str, state: CallState) -> BackendError:
         """The error for an HTTP status, with a hint."""
         status, named = response.status_code, response.headers.get("x-error-code", "")
         body = _gathered(_chunks(state, response, url), ERROR_LIMIT)
         page = f"{self._endpoint}/{self.repo}"
         if "Gated" in named or status == 403:
             hint = f"accept the model's terms at {page}, then export HF_TOKEN=… of that account"
-        elif status in (401, 404):  # the hub says 401 of what is not there as well
+        elif status in (401, 404):  # the hub also answers 401 for a missing repository
             hint = "check the name; a private model needs HF_TOKEN"
             hint += ", and the one that is set is refused or may not read it" if self._token and status == 401 else ""
         elif status == 429:
@@ -3460,13 +3243,10 @@ class _Hub:
         else:
             hint = "try again later"
         words = _error_text(body) if body else named or "nothing"
-        code = "server" if status >= 500 else _CODES.get(status, "bad_request")
-        again = status in _RETRIED or status >= 500
-        wait = _wait_asked(response.headers, body)
         text = _tidy(f"{netloc(url)} answers {status} for {self.repo!r}: {words}", self._token)
-        return BackendError(
-            text, code=code, provider="the hub", status=status, hint=hint, retryable=again, retry_after=wait
-        )
+        error = BackendError(text, code=_code_for(status, ""), provider="the hub", status=status, hint=hint)
+        error.retryable, error.retry_after = status in _RETRIED or status >= 500, _wait_asked(response.headers, body)
+        return error
 
     # the disk
 
@@ -3500,7 +3280,7 @@ class _Hub:
             raise BackendError(message, code="protocol", hint="is a proxy or a mirror in the way? run it again")
 
 
-def _lock(file: Any) -> bool | None:
+def _lock(file: IO[bytes]) -> bool | None:
     """Try to lock an open file; None where that is impossible: on Windows and on some network file systems."""
     try:
         import fcntl
@@ -3526,9 +3306,11 @@ def _files_below(folder: str) -> list[str]:
 
 def downloaded_models(environ: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
     """List the downloaded models as `{name, bytes, path, complete}`, partial downloads too."""
-    env, rows = _Environ(environ), list[dict[str, Any]]()
+    import glob
+
+    env, rows = _Environ(environ), list[JSONObject]()
     top = os.path.join(_cache_folder(True, env) or "", "models")
-    for folder in sorted(path for path in _folders(top) for path in _folders(path)):
+    for folder in sorted(glob.glob(os.path.join(glob.escape(top), "*", "*", ""))):
         repo = os.path.relpath(folder, top).replace(os.sep, "/")
         if not re.fullmatch(_HUB_NAME, f"hf:{repo}", re.ASCII):
             continue
@@ -3544,13 +3326,6 @@ def downloaded_models(environ: Mapping[str, str] | None = None) -> list[dict[str
     return rows
 
 
-def _folders(path: str) -> list[str]:
-    try:
-        return [entry.path for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith(".")]
-    except OSError:
-        return []
-
-
 def remove_model(name: str, environ: Mapping[str, str] | None = None) -> int:
     """Delete a downloaded model, or for `hf:OWNER/REPO` the whole repository; return the bytes freed."""
     return _Hub(name, _Environ(environ)).remove()
@@ -3559,7 +3334,7 @@ def remove_model(name: str, environ: Mapping[str, str] | None = None) -> int:
 # --- coding agents and other programs -----------------------------------------------------------------------------
 
 _AGENT_PROMPT_LIMIT = 8_000_000  # bytes: Gemini CLI drops what comes after 8 MB
-_AGENT_PARALLEL = 4  # each is a process of some hundred megabytes
+_AGENT_PARALLEL = 4  # each is a process of several hundred megabytes
 _CONVERSATION = (
     "The prompt is a conversation: each message is preceded by its role in brackets. "
     "Reply with the text of the assistant's next message only."
@@ -3589,22 +3364,18 @@ class _Agent(NamedTuple):
     cloud_keys: Mapping[str, tuple[str, ...]] = {}  # further secrets, if this variable is set
 
 
-def _require_text(value: Any) -> str:
+def _require_text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{type(value).__name__} instead of text")
     return value
 
 
-def _object(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
 def _from_program(text: str) -> Any:
-    """What a program's JSON says; NaN, which some print for a cost, is None."""
+    """Parse a program's JSON; NaN, which some print for a cost, becomes None."""
     return from_json(text, constant=lambda name: None)
 
 
-# Of an answer that is paid for, the text is kept even if nothing beside it can be read.
+# The text of an answer is paid for: it is kept even if the rest of the output cannot be read.
 
 
 def _parse_claude(stdout: str) -> _Output:
@@ -3613,10 +3384,8 @@ def _parse_claude(stdout: str) -> _Output:
     text = body.get("result")
     if body.get("is_error"):
         return _Output(error=text if isinstance(text, str) and text.strip() else str(body.get("subtype") or "an error"))
-    cost = body.get("total_cost_usd")
-    known = type(cost) in (int, float) and 0 <= cost < 1e6
-    model = next(iter(_object(body.get("modelUsage"))), "")
-    return _Output(_require_text(text), "", _anthropic_usage(body.get("usage")), float(cost) if known else None, model)
+    cost, model = _amount(body.get("total_cost_usd")), next(iter(_object(body.get("modelUsage"))), "")
+    return _Output(_require_text(text), "", _counted("anthropic", body.get("usage")), cost, model)
 
 
 def _parse_codex(stdout: str) -> _Output:
@@ -3631,9 +3400,7 @@ def _parse_codex(stdout: str) -> _Output:
         if event.get("type") == "item.completed" and item.get("type") == "agent_message":
             output = output._replace(text=item["text"] if isinstance(item.get("text"), str) else None)
         elif event.get("type") == "turn.completed":
-            usage = event.get("usage")
-            names = ("input", "output", "cached_input", "cache_write_input", "reasoning_output")
-            output = output._replace(usage=_usage(*(token_count(usage, f"{name}_tokens") for name in names)))
+            output = output._replace(usage=_counted("codex", event.get("usage")))
         elif event.get("type") in ("error", "turn.failed"):
             output = output._replace(
                 error=_error_text({"error": event.get("error") or event.get("message") or "an error"})
@@ -3648,22 +3415,9 @@ def _parse_gemini(stdout: str) -> _Output:
         message = _object(error).get("message")
         return _Output(error=_error_text(message.encode() if isinstance(message, str) else {"error": error}))
     models = _object(_object(body.get("stats")).get("models"))
-
-    def total(*names: str) -> int:
-        return sum(token_count(entry, "tokens", name) for entry in models.values() for name in names)
-
-    usage = _usage(
-        total("prompt", "tool"), total("candidates", "thoughts"), total("cached"), reasoning=total("thoughts")
-    )
+    counts = [_counted("gemini-cli", entry) for entry in models.values()]
+    usage = {name: sum(count[name] for count in counts) for name in _usage(0, 0)}
     return _Output(_require_text(body["response"]), usage=usage if models else None, model=next(iter(models), ""))
-
-
-def _parse_any(stdout: str) -> _Output:
-    """Parse the output of the user's own command: an object like that of `claude -p`, else plain text."""
-    try:
-        return _parse_claude(stdout)
-    except _MISREAD:
-        return _Output(stdout.strip() or None)
 
 
 _AGENTS = {
@@ -3706,7 +3460,9 @@ _AGENTS = {
         "0.61.0",
     ),
 }
-_NO_TOOLS_POLICY = '[[rule]]\ntoolName = "*"\ndecision = "deny"\npriority = 999\n'  # Gemini CLI then declares none
+_NO_TOOLS_POLICY = (
+    '[[rule]]\ntoolName = "*"\ndecision = "deny"\npriority = 999\n'  # Gemini CLI then offers the model no tools
+)
 _SIGNED_OUT = r"(?i)not logged in|/login\b|log in|auth method|authenticat|unauthori[sz]ed|invalid.{0,9}api.?key|\b401\b"
 _USED_UP = r"(?i)(hit|reached|exceeded).{0,20}limit|limit.{0,9} (reached|exceeded|hit)|quota|credit|billing"
 _TOO_FAST = r"(?i)rate.?limit|too many requests|overloaded|\b(429|529)\b"
@@ -3759,7 +3515,7 @@ class SubprocessBackend(HTTPBackend):
         self._words, self._agent, self._env = list(words), agent, env or _Environ(None)
         self._name = name or os.path.basename(words[0])
         row = Provider("cli", "a program", "", (), (), {"notools": "", "noimages": ""})
-        super().__init__(row, model or "", f"cli://{self._name.removeprefix('cli:')}", _Key(_Secret(""), None), options)
+        super().__init__(row, model or "", f"cli://{self._name.removeprefix('cli:')}", _Secret(""), options)
 
     def _set_model(self, model: str) -> None:
         if model and not re.fullmatch(r"[A-Za-z0-9][\w.:/@+\[\]-]{0,99}", model):  # it becomes an argument
@@ -3776,7 +3532,7 @@ class SubprocessBackend(HTTPBackend):
             raise BackendError(f"{self._name!r} cannot start {model!r}", code="config", hint=hint)
         return self._sibling(name if name == model else name[1:])
 
-    def _request(self, ask: Request) -> tuple[str, dict[str, str], dict[str, Any]]:
+    def _request(self, ask: Request) -> tuple[str, dict[str, str], JSONObject]:
         if ask.params and "params" not in self.refused:
             self.refused.add("params")
             named = ", ".join(map(repr, ask.params))
@@ -3788,16 +3544,11 @@ class SubprocessBackend(HTTPBackend):
         system += [_CONVERSATION] if len(turns) > 1 else []
         return self.base_url, {}, {"model": self._model_argument, "system": "\n\n".join(system), "prompt": prompt}
 
-    def _attempt(
-        self, link: HostPool, state: CallState, request: tuple[str, dict[str, str], bytes], builder: ResponseBuilder
-    ) -> ResponseBuilder:
-        failure = None
+    def _attempt(self, link: HostPool, state: CallState, request: _Sent, builder: ResponseBuilder) -> ResponseBuilder:
         try:
             output = self._answer(state, json.loads(request[2]))
         except BackendError as error:
-            failure = error
-        if failure is not None:
-            raise failure.with_traceback(None)  # the frames hold the program's output, which may repeat a key
+            raise error.with_traceback(None) from None  # the frames hold the program's output, which may repeat a key
         builder.model, builder.usage, builder.cost, builder.stop = output.model, output.usage, output.cost_usd, "stop"
         builder.append_text(output.text)
         return builder
@@ -3819,13 +3570,14 @@ class SubprocessBackend(HTTPBackend):
         return output
 
     def _parse(self, stdout: str) -> _Output:
+        """Parse the output; that of the user's own command is an object like that of `claude -p`, or plain text."""
         try:
-            return (self._agent.parse if self._agent else _parse_any)(stdout)
+            return (self._agent.parse if self._agent else _parse_claude)(stdout)
         except _MISREAD:
-            return _Output()
+            return _Output(None if self._agent else stdout.strip() or None)
 
     def _failure(self, complaint: str, status: int, stdout: str) -> BackendError:
-        """The error for what a program complains of, or for output that is not an answer."""
+        """The error for a program's complaint, or for output that is not an answer."""
         code, hint, words = "server", self._by_hand(), complaint or stdout
         for pattern, its_code, its_hint in (
             (_UNKNOWN_FLAG, "config", f"update it: {self._agent.install}" if self._agent else ""),
@@ -3840,12 +3592,12 @@ class SubprocessBackend(HTTPBackend):
         lines = [line for line in words.splitlines() if line.strip()]
         output = words if len(words) < 600 else " … ".join((*lines[:1], *lines[-3:]))
         output = mask(output, [self._env.get(name) for name in self._env.secret_names()])
-        told = "" if complaint else "it printed what is not an answer: " if stdout else "it printed no answer"
+        problem = "" if complaint else "it printed what is not an answer: " if stdout else "it printed no answer"
         ended = f" ended with status {status}" if status else ""
-        return self._error(code, f"{self._name}{ended}: {told}{output}", hint=hint)
+        return self._error(code, f"{self._name}{ended}: {problem}{output}", hint=hint)
 
     def _by_hand(self) -> str:
-        """The hint for a program that does not do what it should."""
+        """The hint for a program that fails for an unknown reason."""
         if self._agent is None:
             return f"try it by hand: echo hello | {self._name}{' …' if self._words[1:] else ''}"
         arguments = self._agent.arguments.partition("json")[0]
@@ -3862,7 +3614,7 @@ class SubprocessBackend(HTTPBackend):
         return {
             **self._env.without(nested | (self._env.secret_names() - own)),
             "GEMINI_SYSTEM_MD": os.path.join(folder, "system.md"),
-            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",  # else it has the model think of a title, too
+            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",  # otherwise it also asks the model for a title
         }
 
     def _run(self, state: CallState, system: str, prompt: str) -> tuple[int, str, str]:
@@ -3900,12 +3652,14 @@ class SubprocessBackend(HTTPBackend):
         words = [word.replace("{folder}", folder) for word in shlex.split(self._agent.arguments)]
         return [*self._words, *words, *(["--model", self._model_argument] if self._model_argument else [])]
 
-    def _start(self, words: list[str], folder: str, stdin: Any, stdout: Any, stderr: Any) -> Any:
+    def _start(self, words: list[str], folder: str, stdin: IO[bytes], stdout: IO[bytes], stderr: IO[bytes]) -> Any:
+        import atexit
         import subprocess
 
         empty, problem = os.path.join(folder, "empty"), ""
         os.mkdir(empty)
-        _kill_at_exit()
+        atexit.unregister(stop_programs)
+        atexit.register(stop_programs)
         try:
             return subprocess.Popen(
                 words,
@@ -3921,19 +3675,18 @@ class SubprocessBackend(HTTPBackend):
         hint = "is it installed, and executable?"
         raise self._error("connection", f"{words[0]}: {problem}", hint=hint)  # here, since the frames above hold keys
 
-    def _wait_for(self, state: CallState, process: Any, *outputs: Any) -> None:
+    def _wait_for(self, state: CallState, process: Popen[bytes], *outputs: IO[bytes]) -> None:
         """Wait for the program; BackendError if the call is over first, or if it prints or takes too much."""
         until = time.monotonic() + self._how.timeout
         while process.poll() is None:
             state.sleep(0.03)
+            code, problem = "", ""
             if any(os.fstat(file.fileno()).st_size > BODY_LIMIT for file in outputs):
-                raise self._error(
-                    "protocol", f"{self._name} printed more than {BODY_LIMIT >> 20} MB", hint=self._by_hand()
-                )
-            if time.monotonic() > until:
-                raise self._error(
-                    "timeout", f"{self._name} has not answered after {self._how.timeout:g} s", hint=self._by_hand()
-                )
+                code, problem = "protocol", f"printed more than {BODY_LIMIT >> 20} MB"
+            elif time.monotonic() > until:
+                code, problem = "timeout", f"has not answered after {self._how.timeout:g} s"
+            if problem:
+                raise self._error(code, f"{self._name} {problem}", hint=self._by_hand())
 
 
 _programs: set[int] = set()  # process groups that run
@@ -3944,13 +3697,6 @@ def kill_group(group: int) -> None:
 
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)
-
-
-@functools.cache
-def _kill_at_exit() -> None:
-    import atexit
-
-    atexit.register(stop_programs)
 
 
 def stop_programs() -> None:
@@ -4100,14 +3846,6 @@ def size_in_name(name: str) -> float | None:
     return None
 
 
-def _own_price(names: Sequence[str], prices: Mapping[str, Any]) -> ModelFacts | None:
-    """The user's price for the longest prefix of one of `names`."""
-    for name in names:
-        if known := max((key for key in prices if name.startswith(key)), key=len, default=None):
-            return _as_price(known, prices[known])
-    return None
-
-
 def _as_price(name: str, value: Any) -> ModelFacts:
     """Parse a user's price: `[input, output, cached, cache_write]` or a table of these, the last two optional."""
     try:
@@ -4123,9 +3861,11 @@ def _as_price(name: str, value: Any) -> ModelFacts:
     return ModelFacts(*prices)
 
 
-def _price(model: str, prices: Mapping[str, Any] | None, provider: str | None) -> ModelFacts | None:
-    if prices and (own := _own_price([f"{provider}/{model}", model], prices)):
-        return own
+def _price(model: str, prices: JSONMap | None, provider: str | None) -> ModelFacts | None:
+    prices = prices or {}
+    for name in (f"{provider}/{model}", model):
+        if known := max((key for key in prices if name.startswith(key)), key=len, default=None):
+            return _as_price(known, prices[known])
     if provider in _rows() and "local" in _rows()[provider].quirks:
         return ModelFacts(0.0, 0.0, 0.0, 0.0)
     return _facts(model) if provider is None or provider in _LIST_PRICE else None
@@ -4164,13 +3904,10 @@ def estimate_tokens(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mappi
     total = _text_tokens(json.dumps(tools, ensure_ascii=False, default=str)) if tools else 0
     for message in messages:
         content, calls = message.get("content") or (), message.get("tool_calls") or ()
-        total += 8 + (_text_tokens(content) if isinstance(content, str) else sum(map(_part_tokens, content)))
+        parts = [{"text": content}] if isinstance(content, str) else content
+        total += 8 + sum(1600 if part.get("type") == "image" else _text_tokens(part.get("text", "")) for part in parts)
         total += sum(12 + _text_tokens(json.dumps(call, ensure_ascii=False, default=str)) for call in calls)
     return total
-
-
-def _part_tokens(part: Mapping[str, Any]) -> int:
-    return 1600 if part.get("type") == "image" else _text_tokens(part.get("text", ""))
 
 
 def _text_tokens(text: str) -> int:
@@ -4185,10 +3922,9 @@ def _text_tokens(text: str) -> int:
 #   mct                 the limit is called max_completion_tokens (else max_tokens, the older spelling)
 #   azure, bearer       the key's header is api-key, or Authorization where the wire has another
 #   header=NAME         the key goes into this header too              base=VARIABLE  a variable with the base URL
-#   version=DATE        of the Anthropic API                           own       model names start with the id as well
+#   own                 model names start with the id as well          notools, noimages   cannot do that
 #   reasoning           reasoning_content goes back with tool calls    details   so do reasoning_details
-#   name                tool results carry the tool's name             marks     cache marks for Claude are taken
-#   notools, noimages   cannot do that
+#   name                tool results carry the tool's name             marks     accepts cache marks for Claude
 PROVIDERS = """
 302ai|302.AI|api.302.ai/v1|302AI_API_KEY
 abacus|Abacus|routellm.abacus.ai/v1|ABACUS_API_KEY
@@ -4204,7 +3940,7 @@ alibaba-token-plan|Alibaba Token Plan|token-plan.ap-southeast-1.maas.aliyuncs.co
 alibaba|Alibaba|dashscope-intl.aliyuncs.com/compatible-mode/v1|DASHSCOPE_API_KEY QWENCLOUD_API_KEY|qwencloud
 ambient|Ambient|api.ambient.xyz/v1|AMBIENT_API_KEY
 ant-ling||api.ant-ling.com/v1|ANT_LING_API_KEY
-anthropic|Anthropic|api.anthropic.com|ANTHROPIC_API_KEY||anthropic version=2026-10-21
+anthropic|Anthropic|api.anthropic.com|ANTHROPIC_API_KEY||anthropic base=ANTHROPIC_BASE_URL
 anyapi|AnyAPI|api.anyapi.ai/v1|ANYAPI_API_KEY
 apertis|Apertis|api.stima.tech/v1|STIMA_API_KEY
 assemblyai|AssemblyAI|llm-gateway.assemblyai.com/v1|ASSEMBLYAI_API_KEY
@@ -4323,7 +4059,7 @@ nscale|Nscale|inference.api.nscale.com/v1|NSCALE_API_KEY
 nvidia|Nvidia|integrate.api.nvidia.com/v1|NVIDIA_API_KEY NVIDIA_NIM_API_KEY|nvidia_nim
 ollama-cloud|Ollama Cloud|ollama.com/v1|OLLAMA_API_KEY
 ollama|Ollama|http://localhost:11434/v1|OLLAMA_API_KEY|ollama_chat|local
-openai|OpenAI|api.openai.com/v1|OPENAI_API_KEY||mct
+openai|OpenAI|api.openai.com/v1|OPENAI_API_KEY||mct base=OPENAI_BASE_URL
 opencode-go@pi-anthropic|opencode-go|opencode.ai/inference/go/anthropic|OPENCODE_API_KEY||anthropic
 opencode-go@pi-gemini|opencode-go|opencode.ai/inference/go/google/v1beta|OPENCODE_API_KEY||gemini
 opencode-go|OpenCode Go|opencode.ai/zen/go/v1|OPENCODE_API_KEY
@@ -4400,17 +4136,18 @@ zhipuai|Zhipu AI|open.bigmodel.cn/api/paas/v4|ZHIPU_API_KEY||reasoning
 
 
 class Provider(NamedTuple):
-    """One provider: a row of PROVIDERS."""
+    """One provider."""
 
-    id: str
-    name: str
-    base_url: str
-    keys: tuple[str, ...]
-    aliases: tuple[str, ...]
-    quirks: Mapping[str, str]
+    id: str  # as in `backend`
+    name: str  # for people
+    base_url: str  # of its API
+    keys: tuple[str, ...]  # the variables that may hold its key
+    aliases: tuple[str, ...]  # other ids
+    quirks: Mapping[str, str]  # how its API differs from that of its wire
 
     @property
     def wire(self) -> str:
+        """The form of its requests: openai, anthropic or gemini."""
         return next((wire for wire in ("anthropic", "gemini") if wire in self.quirks), "openai")
 
 

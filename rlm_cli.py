@@ -403,11 +403,18 @@ def command_parser(name: str) -> argparse.ArgumentParser:
     general.add_argument("--config", metavar="PATH", help="use only this configuration file")
     general.add_argument("--color", choices=("auto", "always", "never"), help="colours (default: on a terminal)")
     general.add_argument("--debug", action="store_true", help="show tracebacks")
+    if name in EXAMPLES:
+        parser.epilog = examples_of(name)
     if not name:
         general.add_argument("--version", action="version", version=f"rlm {rlm.__version__}")
         rows = "\n".join(f"  {word:<13} {row.summary}" for word, row in COMMANDS.items())
-        parser.epilog = f"commands (as the first word; `rlm COMMAND --help`):\n{rows}"
+        parser.epilog = f"{examples_of('run')}\n\ncommands (as the first word; `rlm COMMAND --help`):\n{rows}"
     return parser
+
+
+def examples_of(name: str) -> str:
+    """The examples at the end of a command's help."""
+    return "examples:\n" + "".join(f"  {line}\n" for line in EXAMPLES[name]).rstrip()
 
 
 def new_parser(program: str, description: str) -> argparse.ArgumentParser:
@@ -812,7 +819,8 @@ class Progress:
         parts = {"time": f"{time.monotonic() - self.started:.0f}s", "calls": rlm_viz.counted(used.calls, "call")}
         parts |= {"tokens": f"{used.tokens:,} tok", "cost": cost, "depth": f"depth {used.depth}"}
         if used.subcalls:
-            parts["subcalls"] = f"llm_query {used.subcalls}/{self.limits.get('max_subcalls', '?')}"
+            limit = self.limits.get("max_subcalls")
+            parts["subcalls"] = f"llm_query {used.subcalls}" + (f"/{limit}" if limit else "")
         if doing := self.activity.words():
             parts["now"] = doing
         for name in ("depth", "tokens", "cost", "subcalls", "calls"):
@@ -894,7 +902,7 @@ def prompt_of(args: argparse.Namespace, shell: Invocation) -> str:
             raise rlm.ConfigError(f"unknown command {words[0]!r}", hint=hint)
     if len(words) > 1:
         hint = quoted_glob(args) or "put quotes around the prompt"
-        raise rlm.ConfigError(f"more than one prompt: {one_line(words[1], 40)!r} as well", hint=hint)
+        raise rlm.ConfigError(f"more than one prompt; the second is {one_line(words[1], 40)!r}", hint=hint)
     if words != ["-"]:
         prompt = str(words[0])
     elif "-" in (args.context or []):
@@ -967,7 +975,7 @@ def execute_and_report(
             raise rlm.ConfigError("stdout cannot be both the page and the JSON", hint="--html FILE")
     for name, meant in unknown_variables().items():
         if meant:
-            shell.terminal.write_line(f"rlm: {name} is no option and was not read: did you mean {meant!r}?")
+            shell.terminal.write_line(f"rlm: {name} is not an option and is ignored: did you mean {meant!r}?")
     seen: list[Event] = []
 
     def work() -> None:
@@ -1035,7 +1043,8 @@ def print_result(
         shell.print(rlm_tools.to_json(result.value, ensure_ascii=False) if typed else result.response)
         shell.flush()
     if shell.stdout_closed:
-        shell.terminal.write_line(f"rlm: stdout is closed; the answer is in {result.log or 'no log'}")
+        where = f"the answer is in {result.log}" if result.log else "there is no log with the answer"
+        shell.terminal.write_line(f"rlm: stdout is closed; {where}")
     if not args.quiet and result.forced:
         shell.terminal.write_line("rlm: no turn was left; this is the model's best answer from what it had seen")
     if not args.quiet:
@@ -1069,7 +1078,7 @@ def stream(args: argparse.Namespace, shell: Invocation, prompt: str) -> Outcome:
             "--stream is a simple completion and takes no context", hint="leave out --stream or the context"
         )
     if shell.form == "json" or args.html:
-        raise rlm.ConfigError("--stream goes with neither --json nor --html", hint="leave one of them out")
+        raise rlm.ConfigError("--stream cannot be combined with --json or --html", hint="leave one of them out")
 
     shown = shell.out.isatty()
     given = given_options(args)
@@ -1191,7 +1200,7 @@ def logs(args: argparse.Namespace, shell: Invocation) -> None:
         for row in runs[: args.limit]:
             shell.show(_run_row(row, stdout_width()))
         if len(runs) > args.limit:
-            shell.terminal.write_line(f"{len(runs) - args.limit} older ones: rlm logs -n {len(runs)}")
+            shell.terminal.write_line(f"{len(runs) - args.limit} older runs: rlm logs -n {len(runs)}")
 
 
 def _run_row(row: Mapping[str, Any], width: int) -> str:
@@ -1240,9 +1249,11 @@ def show_run(path: str, shell: Invocation) -> None:
 def declare_cost(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [DIR ...] [--by model|day|project] [--json]"
     parser.add_argument("words", nargs="*", metavar="DIR", help="folders of journals (default: as configured)")
-    parser.add_argument("--by", choices=rlm_viz.COST_KEYS, default="model", help="what a row is (default model)")
-    parser.add_argument("--dir", "--log-dir", metavar="DIR", help="the same as DIR")
-    parser.add_argument("--json", action="store_true", help="{by, rows, total} as JSON")
+    parser.add_argument(
+        "--by", choices=rlm_viz.COST_KEYS, default="model", help="what each row sums up (default model)"
+    )
+    parser.add_argument("--dir", "--log-dir", metavar="DIR", help="the same as the argument DIR")
+    parser.add_argument("--json", action="store_true", help="print {by, rows, total} as JSON")
 
 
 def cost(args: argparse.Namespace, shell: Invocation) -> None:
@@ -1270,7 +1281,7 @@ def follow(args: argparse.Namespace, shell: Invocation, log_dir: str) -> None:
     """Print a run's steps as they are journalled, until its root ends."""
     names = args.words or [row["id"] for row in rlm_viz.list_runs(log_dir)[:1]]
     if not names:
-        raise rlm.ConfigError(f"no runs in {log_dir!r}", hint="start one, then: rlm logs --follow")
+        raise rlm.ConfigError(f"no runs in {log_dir!r}", hint="start a run, then: rlm logs --follow")
     for event in new_events(find_log(log_dir, names[0])):
         if shell.form == "json":
             shell.print_json(event)
@@ -1310,7 +1321,7 @@ def declare_visualize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", metavar="PAGE", help="output file (default trajectory.html); - is stdout")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
     parser.add_argument("--port", type=int, metavar="N", help="serve the folder on this loopback port until Ctrl-C")
-    parser.add_argument("--diff", metavar="ID", help="compare with this run")
+    parser.add_argument("--diff", metavar="ID", help="compare the run with this one")
     parser.add_argument("--no-bodies", action="store_true", help="leave out prompts, replies, code and output")
 
 
@@ -1361,15 +1372,17 @@ def declare_export(parser: argparse.ArgumentParser) -> None:
     form.add_argument("--ipynb", action="store_true", help="a Jupyter notebook of the run's cells and their outputs")
     form.add_argument("--csv", action="store_true", help="a table of the run's rows: times, tokens, cost")
     form.add_argument("--chrome", action="store_true", help="a Chrome trace, for Perfetto and chrome://tracing")
-    parser.add_argument("-o", "--output", metavar="FILE", default="-", help="default stdout")
+    parser.add_argument("-o", "--output", metavar="FILE", default="-", help="output file (default: stdout)")
     parser.add_argument("--dir", "--log-dir", metavar="DIR", help="folder of the journals (default: as configured)")
     parser.add_argument(
         "--endpoint",
         metavar="URL",
         help="--otel: the collector (default: OTEL_EXPORTER_OTLP_ENDPOINT, else no request)",
     )
-    parser.add_argument("--bodies", action="store_true", help="--otel: prompts, replies, code and outputs as well")
-    parser.add_argument("--status", metavar="WORD", help="--sft: only runs that ended so: answered, partial, error, …")
+    parser.add_argument("--bodies", action="store_true", help="--otel: include prompts, replies, code and outputs")
+    parser.add_argument(
+        "--status", metavar="WORD", help="--sft: only runs with this status (answered, partial, error, …)"
+    )
     parser.add_argument("--min-score", type=float, metavar="X", help="--sft: only runs with at least this score")
     parser.add_argument("--scores", metavar="FILE", help="--sft: JSON or JSONL that gives the score of each run's id")
 
@@ -1386,7 +1399,7 @@ def export(args: argparse.Namespace, shell: Invocation) -> None:
     }
     chosen = next((name for name in forms if getattr(args, name)), "")
     if not chosen:
-        raise rlm.ConfigError("no form to export to", hint="--otel, --sft, --ipynb, --csv or --chrome")
+        raise rlm.ConfigError("no export format given", hint="--otel, --sft, --ipynb, --csv or --chrome")
     of_otel, of_sft = args.endpoint or args.bodies, args.status or args.scores or args.min_score is not None
     if (of_otel and chosen != "otel") or (of_sft and chosen != "sft"):
         wrong = next(flag for flag in ("endpoint", "bodies", "status", "scores", "min_score") if getattr(args, flag))
@@ -1402,13 +1415,13 @@ def _chosen_logs(log_dir: str, words: Sequence[str]) -> list[str]:
     import fnmatch
 
     if not words:
-        raise rlm.ConfigError("name one run or more", hint="rlm logs lists them; '*' is all")
+        raise rlm.ConfigError("name one or more runs", hint="rlm logs lists them; '*' is all")
     names = {row["id"]: row["path"] for row in rlm_viz.list_runs(log_dir)} if any(map(_is_glob, words)) else {}
     paths = []
     for word in words:
         found = [names[name] for name in fnmatch.filter(names, word)] if _is_glob(word) else [find_log(log_dir, word)]
         if not found:
-            raise rlm.ConfigError(f"no run in {log_dir!r} is called like {word!r}", hint="rlm logs")
+            raise rlm.ConfigError(f"no run in {log_dir!r} matches {word!r}", hint="rlm logs")
         paths += found
     return list(dict.fromkeys(paths))
 
@@ -1481,7 +1494,7 @@ def export_samples(args: argparse.Namespace, shell: Invocation, paths: Sequence[
 
     _write_output(args, shell, lines())
     samples = rlm_viz.counted(count[1], "sample")
-    shell.terminal.write_line(f"rlm: {samples} of {count[0]} of {rlm_viz.counted(len(paths), 'run')}")
+    shell.terminal.write_line(f"rlm: {samples} from {count[0]} of {rlm_viz.counted(len(paths), 'run')}")
 
 
 def read_scores(path: str) -> dict[str, float]:
@@ -1508,7 +1521,7 @@ def read_scores(path: str) -> dict[str, float]:
 def _one_run(args: argparse.Namespace, shell: Invocation, paths: Sequence[str]) -> list[Event]:
     """The events of the only run that was named."""
     if len(paths) != 1:
-        raise rlm.ConfigError(f"this form is of one run, not of {len(paths)}", hint="rlm logs lists the runs")
+        raise rlm.ConfigError(f"this format takes one run, not {len(paths)}", hint="rlm logs lists the runs")
     [(_, events)] = _read_logs(paths, shell)
     return events
 
@@ -1547,7 +1560,7 @@ def declare_chat(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", "--context", action="append", metavar="PATH", help="file, folder, glob or https://…")
     parser.add_argument("-s", "--system", metavar="TEXT", help="additional instructions for the model")
     parser.add_argument("--resume", metavar="ID", help="continue an earlier conversation")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print no progress")
     declare_options(parser)
 
 
@@ -1559,8 +1572,12 @@ class Chat:
         self.shell = shell
         self.runtime = runtime
         self.progress = progress
+        # The figures shown are sums over the conversation, these limits hold for each prompt.
+        progress.limits = {**progress.limits, "max_subcalls": None, "cost_budget_usd": None}
         if any(spec in _STDIN for spec in args.context or []):
-            raise rlm.ConfigError("stdin is where a chat's prompts come from", hint="-c FILE")
+            raise rlm.ConfigError(
+                "a chat reads its prompts from stdin, which cannot be the context too", hint="-c FILE"
+            )
         self.context = read_context(args, shell, args.context) if args.context else None
         self.said: list[tuple[str, str]] = []
         self.log = ""
@@ -1686,7 +1703,7 @@ def chat(args: argparse.Namespace, shell: Invocation) -> None:
         opened = open_runtime(args, shell, given, progress)
     with opened as runtime:
         if sys.stdin.isatty():
-            shell.terminal.write_line("rlm chat: /help says what else there is; Ctrl-D leaves")
+            shell.terminal.write_line("rlm chat: /help lists the commands; Ctrl-D leaves")
         talk = Chat(args, shell, runtime, progress)
         try:
             talk.run()
@@ -1710,12 +1727,14 @@ def declare_batch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="JSONL file for results; a second run does only what is missing"
     )
-    parser.add_argument("-j", "--jobs", type=int, default=8, metavar="N", help="at once (default 8)")
+    parser.add_argument(
+        "-j", "--jobs", type=int, default=8, metavar="N", help="how many prompts to run at once (default 8)"
+    )
     parser.add_argument(
         "--prompt", dest="template", metavar="TEMPLATE", help="prompt for each row, with {column} placeholders"
     )
     parser.add_argument("--one-budget", action="store_true", help="apply limits to the whole batch instead of each row")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print no progress")
     declare_options(parser)
 
 
@@ -1861,7 +1880,9 @@ def _json_line(path: str, number: int, line: str) -> Any:
 def _item(path: str, number: int, record: Any, template: str | None) -> dict[str, Any]:
     fields = {"prompt": record} if isinstance(record, str) else record
     if not isinstance(fields, dict):
-        raise rlm.ConfigError(f"{path}:{number}: neither a text nor an object", hint='{"prompt": "…", "context": "…"}')
+        raise rlm.ConfigError(
+            f"{path}:{number}: neither a string nor an object", hint='{"prompt": "…", "context": "…"}'
+        )
     if template is None and not is_table(path):  # a template and a table may have any columns
         for name in fields:
             if name not in _ITEM_KEYS:
@@ -2032,7 +2053,13 @@ def _result(line: bytes) -> dict[str, Any] | None:
 _SERVE_HELP = """\
 usage: rlm mcp-serve [--env local|docker] [--workspace DIR] [--max-wait SECONDS]
 
-Serve the sandbox to one MCP client on stdin and stdout. `rlm mcp-install` writes a client's configuration."""
+Serve the sandbox to one MCP client on stdin and stdout. `rlm mcp-install` writes a client's configuration.
+
+options:
+  -h, --help                    show this help message and exit
+  -e, --env local|docker        where code runs (default: as configured)
+  --workspace DIR               the only folder that code may read (default: as the client says)
+  --max-wait SECONDS            answer a call that takes longer with a handle to resume it (default 45)"""
 
 
 def mcp_serve(arguments: Sequence[str]) -> int:
@@ -2057,8 +2084,15 @@ def mcp_serve(arguments: Sequence[str]) -> int:
 
 def declare_mcp_install(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} [CLIENT ...] [--write | --dry-run | --remove | --check] [--scope SCOPE]"
-    parser.add_argument("words", nargs="*", metavar="CLIENT", help=", ".join(rlm_mcp.CLIENTS))
-    parser.add_argument("--client", action="append", default=[], metavar="CLIENT", help="the same, as an option")
+    parser.add_argument(
+        "words",
+        nargs="*",
+        metavar="CLIENT",
+        help=f"any of: {', '.join(rlm_mcp.CLIENTS)} (default: print the entry of each)",
+    )
+    parser.add_argument(
+        "--client", action="append", default=[], metavar="CLIENT", help="the same as the argument CLIENT"
+    )
     parser.add_argument("--scope", metavar="SCOPE", help="user, project or local, if the client supports it")
     actions = parser.add_mutually_exclusive_group()
     for action, text in _INSTALL_ACTIONS.items():
@@ -2066,10 +2100,10 @@ def declare_mcp_install(parser: argparse.ArgumentParser) -> None:
 
 
 _INSTALL_ACTIONS = {
-    "print": "show the entry (default)",
-    "write": "put it into the client's file",
+    "print": "show the entry to add (default)",
+    "write": "write the entry into the client's file",
     "dry-run": "show what --write would change",
-    "remove": "take it out again",
+    "remove": "remove the entry",
     "check": "start the server as the client would",
 }
 
@@ -2213,8 +2247,11 @@ def scripted_server() -> Any:
 
 
 def declare_demo(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"{parser.prog} [--log-dir DIR] [--env local|docker] [--no-open] [--html PATH]"
     parser.add_argument("--log-dir", metavar="DIR", help="folder for the journal (default ./logs)")
-    parser.add_argument("-e", "--env", dest="environment", choices=("local", "docker"), help="where code runs")
+    parser.add_argument(
+        "-e", "--env", dest="environment", choices=("local", "docker"), help="where code runs (default local)"
+    )
     parser.add_argument("--no-open", action="store_true", help="do not open the page")
     declare_output(parser)
 
@@ -2276,7 +2313,8 @@ def demo(args: argparse.Namespace, shell: Invocation) -> Outcome | None:
 
 
 def declare_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="{option: {value, origin}}")
+    parser.usage = f"{parser.prog} [--json] [options]"
+    parser.add_argument("--json", action="store_true", help="print {option: {value, origin}} as JSON")
     declare_options(parser, "options, as a run would be given them")
 
 
@@ -2381,7 +2419,7 @@ def declare_trust(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="PATH", help="the rlm.toml (default: the nearest)")
     parser.add_argument("--show", action="store_true", help="show what the file would set and whether it is trusted")
     parser.add_argument("--revoke", action="store_true", help="revoke trust")
-    parser.add_argument("--json", action="store_true", help="with --show")
+    parser.add_argument("--json", action="store_true", help="with --show: as JSON")
 
 
 def trust(args: argparse.Namespace, shell: Invocation) -> None:
@@ -2415,8 +2453,11 @@ def trust(args: argparse.Namespace, shell: Invocation) -> None:
 
 
 def declare_providers(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("words", nargs="*", metavar="WORD", help="list only providers whose id or name contains this")
-    parser.add_argument("--json", action="store_true", help="[{id, name, wire, base_url, key_env, key_present}]")
+    parser.usage = f"{parser.prog} [WORD ...] [--json]"
+    parser.add_argument("words", nargs="*", metavar="WORD", help="list only providers whose id or name contains WORD")
+    parser.add_argument(
+        "--json", action="store_true", help="print [{id, name, wire, base_url, key_env, key_present}] as JSON"
+    )
 
 
 def providers(args: argparse.Namespace, shell: Invocation) -> None:
@@ -2439,8 +2480,9 @@ def providers(args: argparse.Namespace, shell: Invocation) -> None:
 
 
 def declare_models(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"{parser.prog} [remove NAME ...] [--json]"
     parser.add_argument("words", nargs="*", metavar="remove NAME", help="delete a model: hf:OWNER/REPO:QUANT")
-    parser.add_argument("--json", action="store_true", help="[{name, bytes, path, complete}]")
+    parser.add_argument("--json", action="store_true", help="print [{name, bytes, path, complete}] as JSON")
 
 
 def models(args: argparse.Namespace, shell: Invocation) -> None:
@@ -2479,7 +2521,8 @@ class Check(NamedTuple):
 
 
 def declare_doctor(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="{ok, checks: [{name, state, detail, next}]}")
+    parser.usage = f"{parser.prog} [--json] [--online] [options]"
+    parser.add_argument("--json", action="store_true", help="print {ok, checks: [{name, state, detail, next}]} as JSON")
     parser.add_argument("--online", action="store_true", help="send one small request to each provider with a key")
     declare_options(parser, "options, as a run would be given them")
 
@@ -2544,7 +2587,12 @@ def unknown_variables() -> dict[str, str]:
 def check_variables() -> list[Check]:
     """A line for each RLM_* variable that nothing reads."""
     return [
-        Check("environment", "warn", f"{name} is no option", f"did you mean {meant!r}?" if meant else "rlm config")
+        Check(
+            "environment",
+            "warn",
+            f"{name} is not an option and is ignored",
+            f"did you mean {meant!r}?" if meant else "rlm config",
+        )
         for name, meant in unknown_variables().items()
     ]
 
@@ -2849,6 +2897,42 @@ COMMANDS = {
     "mcp-serve": Command(
         "serve the sandbox to an MCP client", lambda _: None, lambda _args, _shell: Outcome(EXIT_USAGE)
     ),
-    "mcp-install": Command("add this server to a client's settings", declare_mcp_install, mcp_install),
+    "mcp-install": Command("add rlm's MCP server to a client's settings", declare_mcp_install, mcp_install),
     "completion": Command("print a shell completion script", declare_completion, completion),
+}
+
+# What `rlm COMMAND --help` and docs/help.md show; a test parses each line.
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "run": (
+        'rlm "Which customer has the most failed payments?" -c payments.csv',
+        'cat big.log | rlm "Which errors came first?"',
+        'rlm "Where is the retry logic?" -c "src/**/*.py" --env docker --cost-budget 0.50 --json',
+        'rlm "What do these have in common?" -c a.txt -c b.txt -m cli:claude',
+        'rlm --stream "Name three rivers."',
+    ),
+    "chat": ("rlm chat -c contract.md", "rlm chat --resume 2f1a"),
+    "batch": (
+        "rlm batch prompts.jsonl -o results.jsonl",
+        'rlm batch rows.csv --prompt "Why did the payment of {customer} fail?" -o results.jsonl -j 4 --cost-budget 2',
+    ),
+    "resume": ("rlm resume", "rlm resume 2f1a --max-iterations 60"),
+    "replay": ("rlm replay 2f1a", "rlm replay tests/recorded.jsonl -q"),
+    "logs": ("rlm logs", "rlm logs 2f1a", "rlm logs --follow"),
+    "cost": ("rlm cost --by day", "rlm cost logs ../other/logs --by project --json"),
+    "visualize": ("rlm visualize --open", "rlm visualize 2f1a --diff 9c3e -o diff.html", "rlm visualize --port 8000"),
+    "export": (
+        "rlm export 2f1a --otel --endpoint http://localhost:4318",
+        "rlm export '*' --sft --status answered -o samples.jsonl",
+        "rlm export 2f1a --ipynb -o run.ipynb",
+    ),
+    "demo": ("rlm demo", "rlm demo --env docker --no-open"),
+    "init": ("rlm init", "rlm init -m gpt-4o --token-budget 200000", "rlm init --user --sub-model gpt-4o-mini"),
+    "config": ("rlm config", "rlm config --max-depth 2 --json"),
+    "trust": ("rlm trust --show", "rlm trust", "rlm trust --revoke"),
+    "doctor": ("rlm doctor", "rlm doctor --online", "rlm doctor --env docker -m gpt-4o"),
+    "providers": ("rlm providers", "rlm providers mistral"),
+    "models": ("rlm models", "rlm models remove hf:Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF"),
+    "mcp-serve": ("rlm mcp-serve --workspace ~/project", "rlm mcp-serve --env docker --max-wait 120"),
+    "mcp-install": ("rlm mcp-install cursor", "rlm mcp-install claude-code --write --scope project"),
+    "completion": ('eval "$(rlm completion bash)"', "rlm completion fish > ~/.config/fish/completions/rlm.fish"),
 }

@@ -34,10 +34,7 @@ else:  # vendored into a package
 
 
 class RLMError(Exception):
-    """Base class of every error a run can raise.
-
-    `hint` says what to do next. `result` is the partial CompletionResult, None if nothing was done yet.
-    """
+    """Base class of every error a run can raise."""
 
     def __init__(
         self,
@@ -48,12 +45,12 @@ class RLMError(Exception):
         trajectory_id: str | None = None,
     ) -> None:
         super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = message  # what happened, as in str(error)
+        self.hint = hint  # what to do next; "" if there is nothing
         if hint and hasattr(self, "add_note"):  # from Python 3.11 on a traceback ends with it
             self.add_note(f"next: {hint}")
-        self.result = result
-        self.trajectory_id = trajectory_id
+        self.result = result  # the partial CompletionResult; None: no model was called yet
+        self.trajectory_id = trajectory_id  # for `resume`; None: the run has no journal
 
     def __reduce__(self) -> tuple[Any, ...]:
         return rebuild_error, (type(self), self.args, self.__dict__)
@@ -146,15 +143,25 @@ class Options:
     max_subcalls: int = _option(
         50, "prompts that llm_query and rlm_query may send, in total", limit=True, least=0, most=1_000_000
     )
-    max_iterations: int = _option(30, "turns that one node may take", limit=True, most=1_000_000)
-    max_errors: int = _option(5, "consecutive failures after which a node gives up", limit=True, most=1_000_000)
-    token_budget: int = _option(1_000_000, "input and output tokens, for the whole run", limit=True, most=10**12)
+    max_iterations: int = _option(
+        30, "turns that a run, and each of its children, may take", limit=True, most=1_000_000
+    )
+    max_errors: int = _option(5, "consecutive failures after which a run or child gives up", limit=True, most=1_000_000)
+    token_budget: int = _option(
+        1_000_000, "at most this many input and output tokens in the whole run", limit=True, most=10**12
+    )
     cost_budget_usd: float | None = _option(
-        None, "US dollars, for the whole run", limit=True, flag="--cost-budget", metavar="USD", example=0.5, most=1e9
+        None,
+        "at most this many US dollars for the whole run",
+        limit=True,
+        flag="--cost-budget",
+        metavar="USD",
+        example=0.5,
+        most=1e9,
     )
     timeout_seconds: float | None = _option(
         None,
-        "seconds, for the whole run",
+        "at most this many seconds for the whole run",
         limit=True,
         flag="--timeout",
         metavar="SECONDS",
@@ -163,8 +170,8 @@ class Options:
     )
     confirm_above: float | None = _option(
         None,
-        "dollars: ask before a batch of sub-calls or a child that may cost more (no terminal: refuse); "
-        "single llm_query calls are not asked about",
+        "ask before a batch of sub-calls or a child that may cost more than this many US dollars; without a terminal, "
+        "refuse it. Single llm_query calls are not asked about",
         metavar="USD",
         example=0.5,
         most=1e9,
@@ -187,7 +194,7 @@ class Options:
     )
     sub_params: dict[str, Any] | None = _option(
         None,
-        "the same for llm_query (default: the same)",
+        "request parameters of llm_query and map_query (default: those of params)",
         metavar="NAME=VALUE",
         example={"temperature": 0, "reasoning_effort": "low"},
     )
@@ -210,7 +217,7 @@ class Options:
     )
     plain_below: int | str | None = _option(
         None,
-        "tokens up to which a context goes to the model in one plain call, or auto: what show_below shows whole",
+        "send a context of at most this many tokens in one plain call, without REPL; auto: what show_below allows",
         metavar="TOKENS|auto",
         words=("auto",),
         example="auto",
@@ -235,7 +242,7 @@ class Options:
     )
     mcp: dict[str, Any] | None = _option(
         None,
-        "MCP servers whose tools code may call; --mcp NAME: those of the configured ones",
+        "MCP servers whose tools the code may call; --mcp NAME chooses among the configured ones",
         metavar="NAME",
         example={"docs": {"command": ["docs-server", "--stdio"]}},
         secret=True,
@@ -289,12 +296,12 @@ _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 @dataclass(frozen=True)
 class Configuration:
-    """The options in force, and where each came from: "argument", "RLM_MODEL", "rlm.toml:4", "default"."""
+    """The options in force, and where each came from."""
 
-    values: dict[str, Any] = field(repr=False)  # may hold keys, as may the environment
-    origins: dict[str, str]
-    files: list[str]
-    environ: dict[str, str] = field(repr=False)  # with provider keys from .env added
+    values: dict[str, Any] = field(repr=False)  # each option's value; may hold keys
+    origins: dict[str, str]  # each option's origin: "argument", "RLM_MODEL", "rlm.toml:4" or "default"
+    files: list[str]  # the configuration files that were read, the weakest first
+    environ: dict[str, str] = field(repr=False)  # the environment, with provider keys from .env added
 
 
 def load_config(
@@ -304,10 +311,11 @@ def load_config(
     cwd: str | None = None,
     without: Collection[str] = (),
 ) -> Configuration:
-    """The options: `given` (unless None) > environment > ./rlm.toml (nearest parent) > the user's file > default.
+    """Every option's value, from where it is set first: `given` (unless None), environment, rlm.toml, the user's file.
 
-    `config`: a path reads only that file, False reads none. `without`: keys that are ignored in an untrusted project
-    file. ConfigError for an unknown key, a wrong type, or an option that an untrusted project file may not set.
+    rlm.toml is that of `cwd` or of the nearest folder above. `config`: a path reads only that file, False reads none.
+    `without`: keys that are ignored in an untrusted project file. ConfigError for an unknown key, a wrong type or a
+    value out of range, and for an option that an untrusted project file may not set.
     """
     cwd = cwd or os.getcwd()
     environ = {**os.environ, **{name: key for name, key in _dotenv_keys(cwd).items() if not os.environ.get(name)}}
@@ -489,8 +497,9 @@ def parse_option(name: str, text: str, origin: str) -> Any:
         if kind.startswith("dict") or kind == "Any":
             return rlm_backends.from_json(text)
     except ValueError:
-        valid = " or ".join((_KIND_WORDS.get(kind, "JSON value"), *OPTIONS[name].metadata["words"]))
-        raise ConfigError(f"{origin}: {text!r} is not a valid {valid}") from None
+        valid = _KIND_WORDS[kind] if kind in ("int", "float", "bool") else "JSON"
+        valid = " or ".join((valid, *OPTIONS[name].metadata["words"]))
+        raise ConfigError(f"{origin}: {text!r} is not {valid}") from None
     return text
 
 
@@ -522,7 +531,15 @@ def _json_or_text(text: str) -> Any:
         return text
 
 
-_KIND_WORDS = {"int": "whole number", "float": "number", "bool": "true or false", "str": "text", "list[Any]": "list"}
+_KIND_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "list[Any]": "a list",
+    "list[str]": "a list",
+    "dict[str, Any]": "a table",
+}
 
 
 def checked(name: str, value: Any, origin: str) -> Any:
@@ -540,7 +557,7 @@ def checked(name: str, value: Any, origin: str) -> Any:
         value = list(value)
     if not isinstance(value, wanted) or (isinstance(value, bool) and kind in ("int", "float")):
         shown = "that" if row["secret"] else _shown_value(value)
-        raise ConfigError(f"{name} ({origin}) must be a {_KIND_WORDS.get(kind, kind)}, not {shown}")
+        raise ConfigError(f"{name} ({origin}) must be {_KIND_WORDS.get(kind, kind)}, not {shown}")
     if name == "encoding":
         require_encoding(str(value), origin)
     if name == "mcp":
@@ -600,7 +617,7 @@ def check_servers(servers: Any, origin: str) -> None:
         where = f"mcp.{name} ({origin})"
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][\w.-]{0,63}", name):
             raise ConfigError(
-                f"mcp ({origin}): {str(name)[:80]!r} cannot name a server", hint="letters, digits, _ and -"
+                f"mcp ({origin}): {str(name)[:80]!r} is not a valid name for a server", hint="letters, digits, _ and -"
             )
         if not isinstance(server, dict):
             raise ConfigError(f"{where} is not a table", hint=f'[mcp.{name}] and below it command = ["program"]')

@@ -42,14 +42,36 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 
 if TYPE_CHECKING:
+    import rlm
+    import rlm_backends
+    import rlm_config
     import rlm_sandbox
+    import rlm_tools
+else:
+
+    class LazyModule:
+        """A module of ours that is imported when it is first used."""
+
+        def __init__(self, name):
+            self._name = name
+
+        def __getattr__(self, attribute):
+            import importlib
+
+            module = importlib.import_module(f"{__package__}.{self._name}" if __package__ else self._name)
+            globals()[self._name] = module
+            return getattr(module, attribute)
+
+    rlm, rlm_backends, rlm_config = LazyModule("rlm"), LazyModule("rlm_backends"), LazyModule("rlm_config")
+    rlm_sandbox, rlm_tools = LazyModule("rlm_sandbox"), LazyModule("rlm_tools")
 
 __all__ = ["install", "serve"]
 
 Message = dict[str, Any]
+T = TypeVar("T")
 
 HANDSHAKE = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
 LATEST = "2026-07-28"
@@ -290,11 +312,11 @@ def error_message(error: ProtocolError, id: str | int | None) -> Message:
     return {"jsonrpc": "2.0", **({} if id is None else {"id": id}), "error": body}
 
 
-def _is_id(value: Any) -> bool:
+def _is_id(value: object) -> bool:
     return isinstance(value, (str, int)) and not isinstance(value, bool)
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
@@ -306,21 +328,21 @@ def _present(mapping: Mapping[str, Any]) -> Message:
 # --- jobs: work for a session, which may outlive the call that began it ---------------------------------------------
 
 
-class PendingReply:
+class PendingReply(Generic[T]):
     """Waits for the reply to a request of ours. The first reply counts."""
 
     def __init__(self) -> None:
         self.done = threading.Event()
-        self.value: Any = None
+        self.value: T | None = None
         self.problem: Exception | None = None
 
-    def settle(self, value: Any = None, *, problem: Exception | None = None) -> None:
+    def settle(self, value: T | None = None, *, problem: Exception | None = None) -> None:
         if not self.done.is_set():
             self.value, self.problem = value, problem
             self.done.set()
 
 
-class SamplingRequest(PendingReply):
+class SamplingRequest(PendingReply[str]):
     """A question for the client's own model."""
 
     def __init__(self, messages: list[Message], max_tokens: int | None = None, known: int = 0) -> None:
@@ -354,7 +376,7 @@ class SamplingRequest(PendingReply):
     def refuse(self, why: str) -> None:
         self.settle(problem=_model_error(why, "refused"))
 
-    def settle_sampled(self, result: Any) -> None:
+    def settle_sampled(self, result: object) -> None:
         """Settle with the text of a CreateMessageResult."""
         content = _mapping(result).get("content")
         blocks = content if isinstance(content, list) else [content]
@@ -387,9 +409,8 @@ class Job:
     The server's lock guards all of it.
     """
 
-    def __init__(self, server: Server, work: Callable[[Job], Message], *, called: bool = True) -> None:
+    def __init__(self, server: Server, work: Callable[[Job], Message]) -> None:
         self.server, self.work = server, work
-        self.called = called  # by a client, not by the server itself
         self.handle = "job_" + os.urandom(12).hex()
         self.state = QUEUED
         self.request: Request | None = None
@@ -517,7 +538,7 @@ class Job:
                     raise _model_error("cancelled", "cancelled")
                 with self.server.lock:
                     self.next_round()
-        return [ask.problem or ask.value for ask in asks]
+        return [ask.problem or ask.value or "" for ask in asks]
 
     def next_round(self) -> None:
         """Put the gathered questions to the client, if a request waits and no question has come for a moment."""
@@ -574,7 +595,7 @@ class Job:
         state = f"{self.handle}.{self.round}"  # the handle cannot be guessed, so the state needs no seal
         return {"resultType": "input_required", "inputRequests": inputs, "requestState": state}
 
-    def set_results(self, answers: list[Any] | None) -> None:
+    def set_results(self, answers: list[str] | None) -> None:
         """Answer the whole round; ToolError if the number of answers is wrong."""
         with self.server.lock:
             asks = self.pending_round.values()
@@ -586,7 +607,7 @@ class Job:
                 ask.settle(answer)
             self._end_round()
 
-    def answer_inputs(self, responses: Any) -> None:
+    def answer_inputs(self, responses: object) -> None:
         """Take a modern client's inputResponses; questions that are missing there stay open."""
         with self.server.lock:
             for key, response in _mapping(responses).items():
@@ -606,17 +627,16 @@ def error_text(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _model_error(message: str, code: str) -> Exception:
+def _model_error(message: str, code: str) -> rlm_backends.BackendError:
     """A BackendError, as rlm expects it of a backend."""
-    error: Exception = sibling("rlm_backends").BackendError(message, code=code, provider="the MCP client")
-    return error
+    return rlm_backends.BackendError(message, code=code, provider="the MCP client")
 
 
 def text_result(text: str, *, is_error: bool = False) -> Message:
     return {"content": [{"type": "text", "text": text}], "isError": is_error}
 
 
-def json_result(value: Any) -> Message:
+def json_result(value: object) -> Message:
     return text_result(json.dumps(value, ensure_ascii=False))
 
 
@@ -637,10 +657,11 @@ class Session:
 
         self.server, self.name = server, name
         self.created = self.used = time.monotonic()
+        self.calls = 0
         self.directory: str | None = None
         self.has_directory = False
         self.job: Job | None = None
-        self._sandboxes: dict[str | None, Any] = {}
+        self._sandboxes: dict[str | None, rlm_sandbox.Sandbox] = {}
         self._partial: set[str | None] = set()  # projects with options left out of an untrusted rlm.toml
         self._notes: list[str] = []
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -649,7 +670,7 @@ class Session:
 
     def submit(self, job: Job) -> None:
         """Run `job` after the earlier ones; ToolError if the session cannot take it."""
-        if busy := self.busy_with():
+        if (busy := self.job) is not None and busy.is_detached:
             raise ToolError(
                 f"this session still runs {busy.handle}: call resume with that handle, or clear_repl_context to stop it"
             )
@@ -660,6 +681,7 @@ class Session:
             # Not of the same turn: the client may have given up on the one that runs without cancelling it.
             job.patience = min(job.patience, QUEUE_SECONDS)
         self.used = time.monotonic()
+        self.calls += 1
         self._queue.put(job)
 
     def _work(self) -> None:
@@ -667,15 +689,9 @@ class Session:
             self.job = job
             job.run()
             self.job = None
-            if job.called:
-                self.used = time.monotonic()
+            self.used = time.monotonic()
 
-    def busy_with(self) -> Job | None:
-        """The detached job that runs now, if any: other calls are refused until it ends."""
-        job = self.job
-        return job if job is not None and job.is_detached else None
-
-    def sandbox(self) -> Any:
+    def sandbox(self) -> rlm_sandbox.Sandbox:
         """The REPL of the current project, started at its first use."""
         directory = self.folder()
         sandbox = self._sandboxes.get(directory)
@@ -719,13 +735,11 @@ class Session:
     def started(self) -> bool:
         return self.directory in self._sandboxes
 
-    def count_variables(self) -> Job | None:
-        """A job whose outcome is the number of variables; None if the session is busy."""
+    def count_variables(self) -> rlm.Future[int] | None:
+        """The number of variables, once it is known; None if the session is busy."""
         if self.job is not None or not self._queue.empty():
             return None
-        job = Job(self.server, lambda job: {"count": len(self.sandbox().names()) if self.started else 0}, called=False)
-        self._queue.put(job)
-        return job
+        return rlm.spawn(lambda: len(self.sandbox().names()) if self.started else 0)
 
     def close(self) -> None:
         self._closed = True
@@ -741,7 +755,7 @@ class Session:
                 sandbox.kill()
 
 
-def _close(sandbox: Any) -> None:
+def _close(sandbox: rlm_sandbox.Sandbox) -> None:
     try:
         sandbox.close()
     except Exception as error:  # a container that cannot be removed must not block the client
@@ -749,6 +763,12 @@ def _close(sandbox: Any) -> None:
 
 
 # --- the server -------------------------------------------------------------------------------------------------
+
+# Options that loosen the sandbox, and those that tighten it.
+LOOSENING = (
+    *("allowed_imports", "allowed_paths", "tools", "mcp", "local_memory", "docker_image", "docker_network_disabled"),
+)
+CONFINING = ("require", "docker_mount", "docker_runtime")
 
 
 class Server:
@@ -799,7 +819,7 @@ class Server:
             with contextlib.suppress(Exception):  # the process is ending: one failure must not keep the others alive
                 for stop in list(job.stops):
                     stop()
-        sibling("rlm_backends").stop_programs()
+        rlm_backends.stop_programs()
 
     def send(self, message: Message | list[Message]) -> None:
         """Write to the client; if it is gone, make the main thread end the process."""
@@ -840,8 +860,8 @@ class Server:
     def _warm_up(self) -> None:
         with contextlib.suppress(Exception):  # a sandbox that cannot start fails again in the call that needs it
             if self.env != "docker":
-                sibling("rlm_sandbox").warm()
-            sibling("rlm")
+                rlm_sandbox.warm()
+            _ = rlm.RLM  # which imports the module
 
     def _batch(self, messages: list[Any]) -> None:
         if self._legacy is None or self._legacy.version != "2025-03-26":
@@ -1074,23 +1094,14 @@ class Server:
             raise ToolError(f"{path!r} is not a project's folder")
         return path
 
-    def configuration(self, directory: str | None, **given: Any) -> Any:
-        """The options for model calls in `directory`; ToolError if they cannot be used.
+    def configuration(
+        self, directory: str | None, given: Mapping[str, Any] = {}, *, for_code: bool = False
+    ) -> tuple[rlm_config.Configuration, list[str]]:
+        """The options in `directory`, and notes on those that are left out; ToolError if they cannot be used.
 
-        Options of an untrusted rlm.toml that would loosen the sandbox are left out. Any other that it may not set is
-        an error: it could send the data elsewhere.
+        An option that an untrusted rlm.toml may not set is left out if it would loosen the sandbox, and is an error if
+        not: it could send the data elsewhere. `for_code`, where no model is called: an error only if it confines code.
         """
-        return self._configuration(directory, given, lambda key: key in LOOSENING)[0]
-
-    def sandbox_configuration(self, directory: str | None) -> tuple[Any, list[str]]:
-        """The options for a REPL in `directory`, and notes on those of an untrusted rlm.toml that are left out: all
-        that it may not set, except those that confine code further."""
-        return self._configuration(directory, {}, lambda key: key not in CONFINING)
-
-    def _configuration(
-        self, directory: str | None, given: Message, can_go: Callable[[str], bool]
-    ) -> tuple[Any, list[str]]:
-        rlm = sibling("rlm")
         without: list[str] = []
         notes: list[str] = []
         while True:
@@ -1099,41 +1110,25 @@ class Server:
                 return rlm.load_config(options, cwd=directory or os.sep, without=without), notes
             except rlm.ConfigError as error:
                 problem = f"{error}" + (f"; {error.hint}" if error.hint else "")
-                if not error.untrusted or error.untrusted in without or not can_go(error.untrusted):
+                key = error.untrusted
+                can_go = key not in CONFINING if for_code else key in LOOSENING
+                if not key or key in without or not can_go:
                     raise ToolError(problem) from None
-                without.append(error.untrusted)
+                without.append(key)
                 notes.append(f"left out: {problem}, and clear_repl_context")
 
-    def new_sandbox(self, directory: str | None) -> tuple[Any, list[str]]:
+    def new_sandbox(self, directory: str | None) -> tuple[rlm_sandbox.Sandbox, list[str]]:
         """A REPL for work in `directory`, and notes for its user."""
-        configuration, notes = self.sandbox_configuration(directory)
-        return self._sandbox(directory, configuration), notes
-
-    def _sandbox(self, directory: str | None, configuration: Any) -> Any:
-        options = configuration.values
-        module = sibling("rlm_sandbox")
-        workspace = (options["allowed_paths"] or [directory]) if directory else None
-        common = {"cell_timeout": options["cell_timeout"], "output_limit": OUTPUT_LIMIT}
-        if options["environment"] == "docker":
-            return module.DockerSandbox(
-                image=options["docker_image"],
-                cpus=options["docker_cpus"],
-                memory=memory_limit(configuration, "docker_memory"),
-                network_disabled=options["docker_network_disabled"],
-                runtime=options["docker_runtime"],
-                workspace=workspace[0] if workspace and options["docker_mount"] == "ro" else None,
-                **common,
-            )
-        return module.LocalSandbox(
-            memory=memory_limit(configuration, "local_memory"),
-            allowed_imports=options["allowed_imports"],
-            workspace=workspace,
-            require=options["require"],
-            **common,
-        )
+        configuration, notes = self.configuration(directory, for_code=True)
+        given: Message = {"output_limit": OUTPUT_LIMIT, "docker_pool": 0}
+        given["allowed_paths"] = (configuration.values["allowed_paths"] or [directory]) if directory else []
+        for option in ("local_memory", "docker_memory"):
+            if configuration.origins[option] == "default":
+                given[option] = PROFILES["extended"][1]
+        return rlm.make_sandbox(rlm.Options(**(configuration.values | given))), notes
 
     def start(self, request: Request, session: Session | None, work: Callable[[Job], Message]) -> None:
-        """Run `work` for `request`: after the earlier calls of `session`, or at once without one."""
+        """Do `work` for `request`: after the earlier calls of `session`, or at once without one."""
         job = Job(self, work)
         job.request, request.job = request, job
         if session is not None:
@@ -1229,7 +1224,8 @@ class Server:
         try:
             if tool.in_folder and self._wants_roots(request):
                 return {"resultType": "input_required", "inputRequests": {"roots": {"method": "roots/list"}}}
-            return tool.run(self, request, **tool.checked(arguments))
+            tool.run(self, request, **tool.checked(arguments))
+            return None
         except ToolError as refusal:
             return text_result(str(refusal), is_error=True)
 
@@ -1376,21 +1372,16 @@ def _page(request: Request, name: str, items: Iterable[Message], hints: Message)
     return {name: page, **(hints if request.dialect.modern else {})}
 
 
+@functools.cache
 def server_info() -> Message:
-    global _server_info
-    if _server_info is None:
-        _server_info = {
-            "name": "rlm",
-            "title": "RLM: sandboxed Python and recursive completions",
-            "version": _version(),
-            "description": "A sandboxed, persistent Python REPL and recursive language model runs over long inputs",
-            "websiteUrl": "https://pypi.org/project/flat-rlm/",
-            "icons": [{"src": f"data:image/png;base64,{_ICON}", "mimeType": "image/png", "sizes": ["16x16"]}],
-        }
-    return _server_info
-
-
-_server_info: Message | None = None
+    return {
+        "name": "rlm",
+        "title": "RLM: sandboxed Python and recursive completions",
+        "version": _version(),
+        "description": "A sandboxed, persistent Python REPL and recursive language model runs over long inputs",
+        "websiteUrl": "https://pypi.org/project/flat-rlm/",
+        "icons": [{"src": f"data:image/png;base64,{_ICON}", "mimeType": "image/png", "sizes": ["16x16"]}],
+    }
 
 
 def _version() -> str:
@@ -1404,7 +1395,7 @@ def _version() -> str:
 
 def _parse(line: bytearray) -> Any:
     try:
-        return sibling("rlm_backends").from_json(line)
+        return rlm_backends.from_json(line)
     except ValueError as error:
         raise ProtocolError(PARSE_ERROR, f"not a JSON message: {str(error)[:200]}") from None
 
@@ -1428,19 +1419,6 @@ def _working_directory() -> str:
         return os.sep
 
 
-# Options that tighten the sandbox, and those that loosen it.
-CONFINING = ("require", "docker_mount", "docker_runtime")
-LOOSENING = (
-    *("allowed_imports", "allowed_paths", "tools", "mcp", "local_memory", "docker_image", "docker_network_disabled"),
-)
-
-
-def memory_limit(configuration: Any, option: str) -> str:
-    """The memory limit of a session: as configured, else that of the largest profile."""
-    configured = configuration.origins[option] != "default"
-    return str(configuration.values[option]) if configured else PROFILES["extended"][1]
-
-
 def is_forbidden_root(path: str) -> bool:
     """Whether a folder cannot be a project: the root, a home, a hidden folder in it, or a system folder."""
     path, home = os.path.realpath(path), os.path.realpath(os.path.expanduser("~"))
@@ -1449,13 +1427,6 @@ def is_forbidden_root(path: str) -> bool:
     if path.startswith(home + os.sep):
         return path[len(home) + 1] == "."
     return path.split(os.sep)[1] in ("etc", "proc", "sys", "dev", "boot", "run")
-
-
-def sibling(name: str) -> Any:
-    """Import another module of this project."""
-    import importlib
-
-    return importlib.import_module(f"{__package__}.{name}" if __package__ else name)
 
 
 # --- models: who answers llm_query and run_completion ---------------------------------------------------------------
@@ -1471,7 +1442,12 @@ class SamplingBackend:
         self._answered: set[str] = set()  # prefixes of conversations that the client has answered
 
     def complete(
-        self, messages: list[Message], *, max_tokens: int | None = None, cancel: Any = None, **rest: Any
+        self,
+        messages: list[Message],
+        *,
+        max_tokens: int | None = None,
+        cancel: threading.Event | None = None,
+        **rest: Any,
     ) -> str:
         marks = prefix_digests(messages)
         known = max((n for n, mark in enumerate(marks, 1) if mark in self._answered), default=0)
@@ -1494,9 +1470,8 @@ def prefix_digests(messages: list[Message]) -> list[str]:
     return marks
 
 
-def model_for(job: Job, configuration: Any) -> Any:
+def model_for(job: Job, configuration: rlm_config.Configuration) -> Any:
     """The first available of: a provider with its key or a local server, a command, the client."""
-    rlm = sibling("rlm")
     options = rlm.Options(**configuration.values)
     try:
         return rlm.connect(configuration, options)
@@ -1504,22 +1479,28 @@ def model_for(job: Job, configuration: Any) -> Any:
         pass  # no key: try the next one
     import shlex
 
-    backends = sibling("rlm_backends")
     if words := shlex.split(os.environ.get("RLM_MCP_CLI", "")):
-        return backends.SubprocessBackend(words, options.model)
+        return rlm_backends.SubprocessBackend(words, options.model)
     try:
-        return backends.connect(f"cli:claude/{options.model or ''}".rstrip("/"))
-    except backends.BackendError:  # no claude here
+        return rlm_backends.connect(f"cli:claude/{options.model or ''}".rstrip("/"))
+    except rlm_backends.BackendError:  # no claude here
         return SamplingBackend(job)
 
 
-def run(job: Job, directory: str | None, prompt: str, context: Any, limits: Message, group: Any = None) -> Any:
+def run(
+    job: Job,
+    directory: str | None,
+    prompt: str,
+    context: Any,
+    limits: Message,
+    group: rlm.LedgerGroup | None = None,
+) -> rlm.CompletionResult:
     """The result of a recursive completion for `job`. `group`: a ledger that it shares."""
-    rlm = sibling("rlm")
-    configuration = job.server.configuration(directory, **limits)
+    configuration, _ = job.server.configuration(directory, limits)
     values = dict(configuration.values)
     model = model_for(job, configuration)
-    folder = values["log_dir"] and os.path.join(directory or _state_dir(), values["log_dir"])
+    state = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    folder = values["log_dir"] and os.path.join(directory or os.path.join(state, "rlm"), values["log_dir"])
     if folder and os.path.islink(folder) and configuration.origins["log_dir"] == "default":
         raise ToolError(
             f"the log folder {folder} is a link to {os.path.realpath(folder)}: set RLM_LOG_DIR to that folder to use it"
@@ -1543,11 +1524,6 @@ def run(job: Job, directory: str | None, prompt: str, context: Any, limits: Mess
             return runner._complete(prompt, given, group=group)
     finally:
         job.stops.remove(stop)
-
-
-def _state_dir() -> str:
-    base = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
-    return os.path.join(base, "rlm")
 
 
 def _tell(job: Job, event: Message) -> None:
@@ -1576,22 +1552,21 @@ class LLMFunctions:
         self._job, self._directory = job, directory
         self._started = time.monotonic()
         self._backends: dict[str | None, Any] = {}
-        accepting: dict[str, Callable[..., Callable[[], Any]]] = {
-            "llm_query": self.one,
-            "llm_query_batched": self.many,
-            "rlm_query": self.recursive,
+        self.functions: dict[str, Callable[..., Any]] = {
+            "llm_query": CellFunction(self.one),
+            "llm_query_batched": CellFunction(self.many),
+            "rlm_query": CellFunction(self.recursive),
         }
-        self.functions = {name: CellFunction(accept) for name, accept in accepting.items()}
 
     @functools.cached_property
-    def _options(self) -> Any:
-        configuration = self._job.server.configuration(self._directory)
-        return sibling("rlm").Options(**configuration.values)
+    def _options(self) -> rlm.Options:
+        configuration, _ = self._job.server.configuration(self._directory)
+        return rlm.Options(**configuration.values)
 
     @functools.cached_property
-    def _ledger(self) -> Any:
+    def _ledger(self) -> rlm.Ledger:
         """The budget of the cell and of the runs that it starts; its time starts with the cell."""
-        ledger = sibling("rlm").Ledger(self._options)
+        ledger = rlm.Ledger(self._options)
         ledger.started = self._started
         if self._options.timeout_seconds:
             ledger.deadline = self._started + self._options.timeout_seconds
@@ -1622,7 +1597,6 @@ class LLMFunctions:
         return lambda: _all_answered(answers())
 
     def recursive(self, prompt: str, context: Any = None) -> Callable[[], Any]:
-        rlm = sibling("rlm")
         if self._options.max_depth < 1:
             raise rlm.MaxDepthExceeded(1, self._options.max_depth)
         self._ledger.check()
@@ -1635,7 +1609,7 @@ class LLMFunctions:
 
         return work
 
-    def _put(self, prompts: list[str], model: str | None) -> Callable[[], list[Any]]:
+    def _put(self, prompts: list[str], model: str | None) -> Callable[[], list[str | BaseException]]:
         """A function that returns the answers, with an exception in the place of each that failed."""
         questions: list[list[Message]] = [[{"role": "user", "content": prompt}] for prompt in prompts]
         backend = self._backend(model or self._options.sub_model)
@@ -1645,16 +1619,16 @@ class LLMFunctions:
         if isinstance(backend, SamplingBackend):
             return self._put_to_client(questions)
 
-        def work() -> list[Any]:
+        def work() -> list[str | BaseException]:
             with ledger.queue(len(questions)) as begun:
                 tasks = [functools.partial(self._ask, backend, question, begun) for question in questions]
-                return list(sibling("rlm").fan_out(tasks, self._options.max_parallel))
+                return list(rlm.fan_out(tasks, self._options.max_parallel))
 
         return work
 
-    def _put_to_client(self, questions: list[list[Message]]) -> Callable[[], list[Any]]:
+    def _put_to_client(self, questions: list[list[Message]]) -> Callable[[], list[str | BaseException]]:
         """Ask the client's own model in one round; its usage is estimated and costs nothing."""
-        rlm, ledger = sibling("rlm"), self._ledger
+        ledger = self._ledger
         sizes = [rlm.tokens_of(question) for question in questions]
         least = CLIENT_TOKENS * len(questions)
         reservation = ledger.reserve(sum(sizes), least, lambda size, output: None, wait=False)
@@ -1662,9 +1636,9 @@ class LLMFunctions:
         asks = [SamplingRequest(question, most) for question in questions]
         self._job.ask(asks)
 
-        def work() -> list[Any]:
+        def work() -> list[str | BaseException]:
             try:
-                answers = list(self._job.wait(asks))
+                answers: list[str | BaseException] = [*self._job.wait(asks)]
             except BaseException:
                 ledger.release(reservation)
                 raise
@@ -1677,16 +1651,22 @@ class LLMFunctions:
 
     def _ask(self, backend: Any, question: list[Message], begun: Callable[[], None]) -> str:
         """Make one call within the ledger."""
-        rlm, ledger, options = sibling("rlm"), self._ledger, self._options
+        ledger, options = self._ledger, self._options
         begun()
         size, price = rlm.tokens_of(question), rlm.price_of(backend, options)
         reservation = ledger.reserve(size, rlm.SUBCALL_OUTPUT, price)
-        how = {"tools": None, "on_text": None, "params": options.sub_params or options.params}
-        how |= {"max_tokens": reservation.output, "deadline": ledger.deadline, "cancel": ledger.cancel}
         try:
             with self._slots:
                 ledger.check()
-                raw = backend.complete(question, **how)
+                raw = backend.complete(
+                    question,
+                    tools=None,
+                    on_text=None,
+                    params=options.sub_params or options.params,
+                    max_tokens=reservation.output,
+                    deadline=ledger.deadline,
+                    cancel=ledger.cancel,
+                )
             reply = rlm.normal_reply(raw, size, backend.model)
         except BaseException:
             ledger.release(reservation)
@@ -1698,20 +1678,20 @@ class LLMFunctions:
     def _backend(self, model: str | None) -> Any:
         if model not in self._backends:
             given = {} if model is None else {"model": model}
-            backend = model_for(self._job, self._job.server.configuration(self._directory, **given))
-            sibling("rlm").check_prices(self._options, backend)
+            backend = model_for(self._job, self._job.server.configuration(self._directory, given)[0])
+            rlm.check_prices(self._options, backend)
             self._backends[model] = backend
         return self._backends[model]
 
 
-def _all_answered(answers: list[Any]) -> list[str]:
+def _all_answered(answers: list[str | BaseException]) -> list[str]:
     """The answers of a batch; if some failed, SubcallError with the others."""
     errors = [str(answer) if isinstance(answer, BaseException) else None for answer in answers]
     failed = [error for error in errors if error is not None]
     if failed:
         results = [None if isinstance(answer, BaseException) else answer for answer in answers]
         message = f"{len(failed)} of {len(answers)} failed (.results has the others, .errors the reasons): {failed[0]}"
-        raise sibling("rlm").SubcallError(message, results=results, errors=errors)
+        raise rlm.SubcallError(message, results=results, errors=errors)
     return [str(answer) for answer in answers]
 
 
@@ -1726,7 +1706,7 @@ class ToolSpec(NamedTuple):
     name: str
     title: str
     description: str
-    run: Callable[..., Message | None]
+    run: Callable[..., None]  # starts or continues a job for a request, with the arguments as keywords
     properties: Message
     required: tuple[str, ...] = ()
     in_folder: bool = False  # needs the session's folder, so the client's roots
@@ -1804,7 +1784,7 @@ def _from_json(kind: str, value: Any) -> Any:
     """`value`, parsed if it is JSON text where no string is expected; 3.0 is accepted as an integer."""
     if isinstance(value, str) and kind != "string":
         with contextlib.suppress(ValueError):
-            value = sibling("rlm_backends").from_json(value)
+            value = rlm_backends.from_json(value)
     if kind == "integer" and isinstance(value, float) and value.is_integer():
         return int(value)
     return value
@@ -1825,40 +1805,50 @@ def _mismatch(schema: Message, value: Any) -> str | None:
     return None
 
 
+def in_session(work: Callable[..., Message]) -> Callable[..., None]:
+    """A tool whose `work` is done with a session, after the session's earlier calls."""
+
+    def run(server: Server, request: Request, *, session_id: str | None = None, **arguments: Any) -> None:
+        session = server.session(session_id)
+        server.start(request, session, functools.partial(work, session=session, **arguments))
+
+    return run
+
+
+def beside_sessions(work: Callable[..., Message]) -> Callable[..., None]:
+    """A tool whose `work` is done at once."""
+
+    def run(server: Server, request: Request, **arguments: Any) -> None:
+        server.start(request, None, functools.partial(work, **arguments))
+
+    return run
+
+
+@in_session
 def _execute_python(
-    server: Server,
-    request: Request,
-    code: str,
-    timeout: float | None = None,
-    profile: str = "default",
-    session_id: str | None = None,
-) -> None:
-    session = server.session(session_id)
+    job: Job, session: Session, code: str, timeout: float | None = None, profile: str = "default"
+) -> Message:
+    sandbox = session.sandbox()
     seconds, memory = PROFILES[profile]
-
-    def work(job: Job) -> Message:
-        sandbox = session.sandbox()
-        job.stops.append(functools.partial(sandbox.interrupt, STOP_GRACE))
-        execute = functools.partial(
-            sandbox.execute,
-            timeout=seconds if timeout is None else timeout,
-            functions=LLMFunctions(job, session.directory).functions,
-            on_output=lambda text: _note(job, text),
-            memory=memory,
-        )
-        cell = execute(code)
-        if cell.error and re.search(r"(?m)^(?:Syntax|Indentation|Tab)Error", cell.error):
-            clean = sibling("rlm").clean_code(code)  # as from a Markdown fence
-            cell = execute(clean) if clean != code else cell
-        if cell.status == "lost":
-            session.forget()
-        if cell.status == "memory":
-            more = "; profile='analysis' or 'extended' has more" if profile in ("quick", "default") else ""
-            error = f"{cell.error or 'MemoryError'}\n(the limit of profile {profile!r} is {memory} of memory{more})"
-            cell = dataclasses.replace(cell, error=error)
-        return _cell_result(server, cell, session, session_id == "new")
-
-    server.start(request, session, work)
+    job.stops.append(functools.partial(sandbox.interrupt, STOP_GRACE))
+    execute = functools.partial(
+        sandbox.execute,
+        timeout=seconds if timeout is None else timeout,
+        functions=LLMFunctions(job, session.directory).functions,
+        on_output=lambda text: _note(job, text),
+        memory=memory,
+    )
+    cell = execute(code)
+    if cell.error and re.search(r"(?m)^(?:Syntax|Indentation|Tab)Error", cell.error):
+        clean = rlm.clean_code(code)  # as from a Markdown fence
+        cell = execute(clean) if clean != code else cell
+    if cell.status == "lost":
+        session.forget()
+    if cell.status == "memory":
+        more = "; profile='analysis' or 'extended' has more" if profile in ("quick", "default") else ""
+        error = f"{cell.error or 'MemoryError'}\n(the limit of profile {profile!r} is {memory} of memory{more})"
+        cell = dataclasses.replace(cell, error=error)
+    return _cell_result(job.server, cell, session)
 
 
 def _note(job: Job, text: str) -> None:
@@ -1874,13 +1864,13 @@ def _in_tools_of_ours(error: str, directory: str | None) -> str:
     return error.replace("file_read reads the caller's files", hint)
 
 
-def _cell_result(server: Server, cell: rlm_sandbox.Cell, session: Session, named: bool) -> Message:
+def _cell_result(server: Server, cell: rlm_sandbox.Cell, session: Session) -> Message:
     """A cell's outcome as content: output, value, error and figures."""
     parts, links = [], []
     if cell.stdout:
         printed = cell.stdout.rstrip("\n")
         parts.append(f"Output:\n{printed}" if "\n" in printed else f"Output: {printed}")
-    final = None if cell.final is sibling("rlm_sandbox").UNSET else repr(cell.final)
+    final = None if cell.final is rlm_sandbox.UNSET else repr(cell.final)
     error = _in_tools_of_ours(cell.error.rstrip(), session.directory) if cell.error else None
     for label, text in (("Value: ", cell.value), ("Final: ", final), (f"Error ({cell.status}):\n", error)):
         if text is not None:
@@ -1896,48 +1886,36 @@ def _cell_result(server: Server, cell: rlm_sandbox.Cell, session: Session, named
             content.append({"type": "text", "text": "(further images were left out: too large)"})
             break
         content.append({"type": "image", "data": image["data"], "mimeType": image["media_type"]})
-    if named:
+    if session.calls == 1 and session.name != "default":
         content.append({"type": "text", "text": f"session_id: {session.name}"})
     return {"content": content, "isError": not cell.ok}
 
 
-def _get_repl_context(server: Server, request: Request, session_id: str | None = None) -> None:
-    session = server.session(session_id)
-
-    def work(job: Job) -> Message:
-        names = session.sandbox().names() if session.started else {}
-        rows, room = [], PREVIEW_CHARS
-        for name, (kind, size, text) in list(names.items())[:200]:
-            rows.append({"name": name, "type": kind, "size": size, "repr": text[:200]})
-            room -= len(json.dumps(rows[-1], ensure_ascii=False))
-            if room < 0:
-                break
-        answer: Message = {"session_id": session.name, "variables": rows}
-        if len(names) > len(rows):
-            answer["more"] = len(names) - len(rows)
-        return json_result(answer)
-
-    server.start(request, session, work)
+@in_session
+def _get_repl_context(job: Job, session: Session) -> Message:
+    names = session.sandbox().names() if session.started else {}
+    rows, room = [], PREVIEW_CHARS
+    for name, (kind, size, text) in list(names.items())[:200]:
+        rows.append({"name": name, "type": kind, "size": size, "repr": text[:200]})
+        room -= len(json.dumps(rows[-1], ensure_ascii=False))
+        if room < 0:
+            break
+    more = {"more": len(names) - len(rows)} if len(names) > len(rows) else {}
+    return json_result({"session_id": session.name, "variables": rows, **more})
 
 
-def _set_repl_context(server: Server, request: Request, key: str, value: Any, session_id: str | None = None) -> None:
+@in_session
+def _set_repl_context(job: Job, session: Session, key: str, value: Any) -> Message:
     import keyword
 
     if not key.isidentifier() or keyword.iskeyword(key) or key.startswith("_"):
         raise ToolError(f"key must be a variable's name without a leading underscore, not {key!r:.100}")
-    session = server.session(session_id)
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            value = sibling("rlm_backends").from_json(value)
-
-    def work(job: Job) -> Message:
-        try:
-            session.sandbox().set(key, value)
-        except TypeError as error:
-            raise ToolError(str(error)) from None
-        return json_result({"session_id": session.name, "set": key, "type": type(value).__name__})
-
-    server.start(request, session, work)
+    value = _from_json("any", value)
+    try:
+        session.sandbox().set(key, value)
+    except TypeError as error:
+        raise ToolError(str(error)) from None
+    return json_result({"session_id": session.name, "set": key, "type": type(value).__name__})
 
 
 def _clear_repl_context(server: Server, request: Request, session_id: str | None = None) -> None:
@@ -1952,30 +1930,25 @@ def _clear_repl_context(server: Server, request: Request, session_id: str | None
     server.start(request, session, work)
 
 
-def _list_sessions(server: Server, request: Request, session_id: str | None = None) -> None:
-    named = server.session(session_id) if session_id else None
-
-    def work(job: Job) -> Message:
-        sessions = [named] if named else list(server.sessions.values())
-        counts = [session.count_variables() for session in sessions]
-        until, now = time.monotonic() + 0.5, time.monotonic()
-        rows = []
-        for session, count in zip(sessions, counts, strict=True):
-            if count is not None:
-                count.ended.wait(max(0.0, until - time.monotonic()))
-            rows.append(
-                {
-                    "session_id": session.name,
-                    "age_seconds": round(now - session.created),
-                    "idle_seconds": round(now - session.used) if count else 0,
-                    "busy": count is None,
-                    "variables": count.outcome["count"] if count and count.outcome else None,
-                    "directory": session.directory,
-                }
-            )
-        return json_result({"sessions": rows})
-
-    server.start(request, None, work)
+@beside_sessions
+def _list_sessions(job: Job, session_id: str | None = None) -> Message:
+    sessions = [job.server.session(session_id)] if session_id else list(job.server.sessions.values())
+    counts = [session.count_variables() for session in sessions]
+    until, now = time.monotonic() + 0.5, time.monotonic()
+    rows = []
+    for session, count in zip(sessions, counts, strict=True):
+        is_known = count is not None and count.wait(max(0.0, until - time.monotonic()))
+        rows.append(
+            {
+                "session_id": session.name,
+                "age_seconds": round(now - session.created),
+                "idle_seconds": round(now - session.used) if count else 0,
+                "busy": count is None,
+                "variables": count.get() if count and is_known else None,
+                "directory": session.directory,
+            }
+        )
+    return json_result({"sessions": rows})
 
 
 def _destroy_session(server: Server, request: Request, session_id: str) -> None:
@@ -1991,60 +1964,45 @@ def _destroy_session(server: Server, request: Request, session_id: str) -> None:
     server.start(request, None, work)
 
 
-def _set_project(server: Server, request: Request, directory: str, session_id: str | None = None) -> Message | None:
-    session = server.session(session_id)
-    path = server.allowed_directory(directory)
-
-    def work(job: Job) -> Message:
-        session.use(path)
-        answer = {"session_id": session.name, "directory": path}
-        try:
-            configuration, notes = server.sandbox_configuration(path)
-            answer["config"] = configuration.files
-        except ToolError as refusal:
-            notes = [str(refusal)]
-        if notes:
-            answer["problem"] = "\n".join(notes)
-        return json_result(answer)
-
-    server.start(request, session, work)
-    return None
+@in_session
+def _set_project(job: Job, session: Session, directory: str) -> Message:
+    path = job.server.allowed_directory(directory)
+    session.use(path)
+    answer: Message = {"session_id": session.name, "directory": path}
+    try:
+        configuration, notes = job.server.configuration(path, for_code=True)
+        answer["config"] = configuration.files
+    except ToolError as refusal:
+        notes = [str(refusal)]
+    if notes:
+        answer["problem"] = "\n".join(notes)
+    return json_result(answer)
 
 
+@beside_sessions
 def _run_completion(
-    server: Server,
-    request: Request,
-    prompt: str,
-    context: Any = None,
-    files: list[str] | None = None,
-    session_id: str | None = None,
+    job: Job, prompt: str, context: Any = None, files: list[str] | None = None, session_id: str | None = None,
     **limits: Any,
-) -> None:
-    session = server.session(session_id)
+) -> Message:  # fmt: skip
+    server = job.server
+    directory = server.session(session_id).folder()
     if isinstance(context, str) and context.lstrip()[:1] in ("{", "["):  # some clients send data as text
         context = _from_json("object", context)
-
-    def work(job: Job) -> Message:
-        rlm = sibling("rlm")
-        directory = session.folder()
-        try:
-            given = _files(server, directory, files) if files else context
-            result = run(job, directory, prompt, given, limits)
-            return _completion_result(server, result, server.sandbox_configuration(directory)[1])
-        except rlm.RLMError as error:
-            return _failed_completion(server, error)
-
-    server.start(request, None, work)
+    try:
+        given = _files(server, directory, files) if files else context
+        result = run(job, directory, prompt, given, limits)
+        return _completion_result(server, result, server.configuration(directory, for_code=True)[1])
+    except rlm.RLMError as error:
+        return _failed_completion(server, error)
 
 
-def _files(server: Server, directory: str | None, specs: list[str]) -> Any:
+def _files(server: Server, directory: str | None, specs: list[str]) -> rlm.Context:
     """Files of the project as a context; ToolError for files outside it or with secrets."""
-    rlm = sibling("rlm")
     if directory is None:
         raise ToolError("no project folder: call set_project first")
     if wrong := next((s for s in specs if os.path.isabs(os.path.expanduser(s)) or ".." in s.split(os.sep)), None):
         raise ToolError(f"files are named relative to {directory!r}, not {wrong!r}")
-    values = server.configuration(directory).values
+    values = server.configuration(directory)[0].values
     how = {"cwd": directory, "exclude": values["log_dir"], "encoding": values["encoding"], "within": directory}
     context = rlm.read_context(specs, **how)
     if not isinstance(context.source, dict):
@@ -2052,7 +2010,7 @@ def _files(server: Server, directory: str | None, specs: list[str]) -> Any:
     return context
 
 
-def _completion_result(server: Server, result: Any, notes: list[str]) -> Message:
+def _completion_result(server: Server, result: rlm.CompletionResult, notes: list[str]) -> Message:
     facts = {
         "status": result.status,
         "trajectory_id": result.trajectory_id,
@@ -2072,7 +2030,7 @@ def _completion_result(server: Server, result: Any, notes: list[str]) -> Message
     return {"content": content, "isError": False}
 
 
-def _failed_completion(server: Server, error: Any) -> Message:
+def _failed_completion(server: Server, error: rlm.RLMError) -> Message:
     lines = [f"{type(error).__name__}: {error}"]
     if error.hint:
         lines.append(f"next: {error.hint}")
@@ -2084,7 +2042,7 @@ def _failed_completion(server: Server, error: Any) -> Message:
     return {"content": server.truncate("\n".join(lines)), "isError": True}
 
 
-def _resume(server: Server, request: Request, handle: str, answers: list[Any] | None = None) -> None:
+def _resume(server: Server, request: Request, handle: str, answers: list[str] | None = None) -> None:
     with server.lock:
         job = server.jobs.get(handle)
         if job is None or job.cancelled.is_set():
@@ -2255,7 +2213,7 @@ def serve(*, env: str | None = None, workspace: str | None = None, max_wait: flo
         log(f"no folder {workspace!r}")
         return 2
 
-    def end(number: int, frame: Any) -> None:
+    def end(number: int, frame: object) -> None:
         for name in ends:
             signal.signal(name, signal.SIG_IGN)
         raise Ended
@@ -2350,8 +2308,10 @@ def install(clients: list[str], *, action: str = "print", scope: str | None = No
 
     `action`: print, dry-run (the change as a diff), write, remove, or check (start the server as the client would).
     """
-    if unknown := [name for name in clients if name not in CLIENTS]:
-        return fail(f"no client {unknown[0]!r}", _meant(unknown[0]))
+    if unknown := next((name for name in clients if name not in CLIENTS), None):
+        begun = [repr(name) for name in CLIENTS if name.startswith(unknown)]
+        meant = f"did you mean {' or '.join(begun)}?" if begun else rlm_config.suggestion(unknown, CLIENTS)
+        return fail(f"no client {unknown!r}", meant)
     if not clients:
         if action in ("write", "remove", "dry-run"):
             return fail("which client?", f"rlm mcp-install {'|'.join(CLIENTS)} --{action}")
@@ -2365,14 +2325,6 @@ def install(clients: list[str], *, action: str = "print", scope: str | None = No
             where = "" if path in str(error) else f"{path}: "
             worst = max(worst, fail(f"{CLIENTS[name].title}: {where}{error}", f"rlm mcp-install {name}", status=1))
     return worst
-
-
-def _meant(word: str) -> str:
-    """A suggestion for a misspelt client, else a usage line with all clients."""
-    import difflib
-
-    close = [name for name in CLIENTS if name.startswith(word)] or difflib.get_close_matches(word, CLIENTS)
-    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"rlm mcp-install {'|'.join(CLIENTS)}"
 
 
 def _install(name: str, action: str, scope: str | None) -> int:
@@ -2450,62 +2402,47 @@ def config_file(client: ClientKind, scope: str) -> str:
 
 def _folders() -> dict[str, str]:
     """The folders that CLIENTS names, and the file of Cline, which has moved it."""
-    home = os.path.expanduser("~")
-    config = os.environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config")
-    application = {
-        "darwin": os.path.join(home, "Library", "Application Support"),
-        "win32": os.environ.get("APPDATA") or os.path.join(home, "AppData", "Roaming"),
-    }.get(sys.platform, config)
-
-    def chosen(variable: str, *inside: str, default: str) -> str:
-        return os.path.join(os.environ[variable], *inside) if os.environ.get(variable) else default
-
-    windows = sys.platform == "win32"
-    code = os.path.join(os.environ.get("VSCODE_APPDATA") or application, "Code")
-    goose = os.path.join(application, "Block", "goose", "config") if windows else os.path.join(config, "goose")
-    zed = os.path.join(home, ".config") if sys.platform == "darwin" else config
+    env, home, windows, mac = os.environ.get, os.path.expanduser("~"), sys.platform == "win32", sys.platform == "darwin"
+    config = env("XDG_CONFIG_HOME") or f"{home}/.config"
+    application = f"{home}/Library/Application Support" if mac else config
+    if windows:
+        application = env("APPDATA") or f"{home}/AppData/Roaming"
+    code = f"{env('VSCODE_APPDATA') or application}/Code"
+    cline = env("CLINE_DATA_DIR") or f"{env('CLINE_DIR') or f'{home}/.cline'}/data"
+    cline_file = f"{cline}/settings/cline_mcp_settings.json"
+    old = f"{code}/User/globalStorage/saoudrizwan.claude-dev/settings/cline_mcp_settings.json"  # of the extension alone
+    goose = f"{application}/Block/goose/config" if windows else f"{config}/goose"
     return {
         "config": config,
-        "desktop": _claude_desktop(home, application),
-        "claude": chosen("CLAUDE_CONFIG_DIR", default=home),
-        "code": chosen("VSCODE_PORTABLE", "user-data", default=code),
-        "zed": os.path.join(application, "Zed") if windows else os.path.join(zed, "zed"),
-        "codex": chosen("CODEX_HOME", default=os.path.join(home, ".codex")),
-        "gemini": chosen("GEMINI_CLI_HOME", ".gemini", default=os.path.join(home, ".gemini")),
-        "copilot": chosen("COPILOT_HOME", default=os.path.join(home, ".copilot")),
-        "cline": os.environ.get("CLINE_MCP_SETTINGS_PATH") or _cline_file(home, code),
-        "goose": chosen("GOOSE_PATH_ROOT", "config", default=goose),
+        "desktop": (windows and _packaged_claude_desktop(home)) or f"{application}/Claude",
+        "claude": env("CLAUDE_CONFIG_DIR") or home,
+        "code": f"{env('VSCODE_PORTABLE')}/user-data" if env("VSCODE_PORTABLE") else code,
+        "zed": f"{application}/Zed" if windows else f"{home}/.config/zed" if mac else f"{config}/zed",
+        "codex": env("CODEX_HOME") or f"{home}/.codex",
+        "gemini": f"{env('GEMINI_CLI_HOME') or home}/.gemini",
+        "copilot": env("COPILOT_HOME") or f"{home}/.copilot",
+        "cline": env("CLINE_MCP_SETTINGS_PATH")
+        or (old if os.path.exists(old) and not os.path.isdir(cline) else cline_file),
+        "goose": f"{env('GOOSE_PATH_ROOT')}/config" if env("GOOSE_PATH_ROOT") else goose,
     }
 
 
-def _claude_desktop(home: str, application: str) -> str:
-    """Claude Desktop's folder. The packaged (MSIX) app on Windows has its own copy of %APPDATA%."""
+def _packaged_claude_desktop(home: str) -> str:
+    """The folder of the packaged (MSIX) app on Windows, which has its own copy of %APPDATA%; "" without one."""
     import glob
 
-    if sys.platform == "win32":
-        local = os.environ.get("LOCALAPPDATA") or os.path.join(home, "AppData", "Local")
-        packages = glob.glob(os.path.join(glob.escape(local), "Packages", "Claude_*"))
-        folders = [os.path.join(package, "LocalCache", "Roaming", "Claude") for package in sorted(packages)]
-        used = [folder for folder in folders if os.path.exists(os.path.join(folder, "claude_desktop_config.json"))]
-        if folders:
-            return (used or folders)[0]
-    return os.path.join(application, "Claude")
-
-
-def _cline_file(home: str, code: str) -> str:
-    """Cline's settings, which CLI and extension share; an old extension keeps them in its own folder."""
-    name = "cline_mcp_settings.json"
-    base = os.path.join(os.environ.get("CLINE_DIR") or os.path.join(home, ".cline"), "data")
-    base = os.environ.get("CLINE_DATA_DIR") or base
-    old = os.path.join(code, "User", "globalStorage", "saoudrizwan.claude-dev", "settings", name)
-    return old if os.path.exists(old) and not os.path.isdir(base) else os.path.join(base, "settings", name)
+    local = os.environ.get("LOCALAPPDATA") or f"{home}/AppData/Local"
+    packages = sorted(glob.glob(f"{glob.escape(local)}/Packages/Claude_*"))
+    folders = [f"{package}/LocalCache/Roaming/Claude" for package in packages]
+    used = [folder for folder in folders if os.path.exists(f"{folder}/claude_desktop_config.json")]
+    return next(iter(used + folders), "")
 
 
 def config_path(client: ClientKind, scope: str, text: str = "") -> tuple[str, ...]:
     """The keys that lead to the entry in a file that holds `text`."""
     inside = ("projects", os.getcwd()) if scope == "local" else ()
     if client.title == "opencode" and text.strip():  # 2.x reads two forms: keep that of the file
-        flat = _mapping(_mapping(parse_jsonc(text).value).get("mcp"))
+        flat = _mapping(_mapping(parse_jsonc(text)).get("mcp"))
         nested = _mapping(flat.get("servers"))
         is_map = isinstance(flat.get("servers"), dict) and all(isinstance(server, dict) for server in nested.values())
         if is_map and (ENTRY_NAME in nested or ENTRY_NAME not in flat):
@@ -2563,10 +2500,6 @@ def rendered(client: ClientKind, name: str, where: tuple[str, ...]) -> str:
     return json.dumps(_nested(where, entry), indent=2) + "\n"
 
 
-def _parse_json(text: str) -> Any:
-    return parse_jsonc(text).value
-
-
 def _value_at(tree: Any, where: tuple[str, ...]) -> Any:
     return functools.reduce(lambda inner, key: _mapping(inner).get(key), where, tree)
 
@@ -2577,7 +2510,7 @@ def _nested(where: tuple[str, ...], value: Any) -> Any:
 
 def current_entry(client: ClientKind, text: str, where: tuple[str, ...]) -> Message | None:
     """The entry in the file, or None."""
-    read = _toml if client.form == "toml" else _parse_json
+    read = _toml if client.form == "toml" else parse_jsonc
     entry = _value_at(read(text), where) if text.strip() else None
     return entry if isinstance(entry, dict) and "command" in entry else None
 
@@ -2586,7 +2519,7 @@ def edited(client: ClientKind, name: str, before: str, where: tuple[str, ...], *
     """The file with the entry, or without it, every other byte unchanged; ValueError if that is impossible."""
     if not before.strip():
         return before if remove else rendered(client, name, where)
-    read, edit = (_toml, _edit_toml) if client.form == "toml" else (_parse_json, _edit_json)
+    read, edit = (_toml, _edit_toml) if client.form == "toml" else (parse_jsonc, _edit_json)
     old = _value_at(read(before), where)
     entry = None if remove else entry_over(client, name, old, where)
     changes: list[tuple[tuple[str, ...], Any]] = [(where, entry)]
@@ -2617,80 +2550,82 @@ def _with_entry(tree: Any, where: tuple[str, ...], entry: Message | None) -> Any
 # JSON with comments
 
 
-class Node(NamedTuple):
-    """A value in a JSON text and its position; for an object also its members and the positions of their keys."""
+class Member(NamedTuple):
+    """Where an object's member is in its text: its key, and its value from start to end."""
 
-    value: Any
+    key: int
     start: int
     end: int
-    members: Mapping[str, tuple[int, Node]] = {}
 
 
-_JSON_TOKEN = re.compile(
-    r'(?:\s+|//[^\n]*|/\*.*?\*/)+|(?P<string>"(?:[^"\\\x00-\x1f]|\\.)*")|(?P<mark>[{}\[\],:])|(?P<word>[-+.\w]+)', re.S
-)
+_STRING = r'"(?:[^"\\]|\\.)*"'
 
 
-def parse_jsonc(text: str) -> Node:
-    """Parse JSON with comments and trailing commas, with the position of each value."""
-    tokens: list[tuple[str, int, int]] = []
-    at = 1 if text.startswith("\ufeff") else 0
-    while at < len(text):
-        found = _JSON_TOKEN.match(text, at)
-        if found is None:
-            raise ValueError(f"not JSON at line {text.count(chr(10), 0, at) + 1}")
-        if found.lastgroup:
-            tokens.append((found[0], at, found.end()))
-        at = found.end()
-    tokens.append(("", at, at))
-    node, rest = _json_node(tokens, 0)
-    if tokens[rest][0]:
-        raise ValueError(f"not JSON: something after its end: {tokens[rest][0][:20]!r}")
-    return node
+def parse_jsonc(text: str) -> Any:
+    """The value of JSON with comments and trailing commas."""
+    try:
+        return rlm_backends.from_json(_plain_json(text))
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from None
 
 
-def _json_node(tokens: list[tuple[str, int, int]], n: int) -> tuple[Node, int]:
-    word, start, end = tokens[n]
-    if word not in ("{", "["):
-        if word in ("", "}", "]", ",", ":"):
-            raise ValueError(f"not JSON: {word or 'its end'!r} where a value belongs")
-        return Node(sibling("rlm_backends").from_json(word), start, end), n + 1
-    closing, items, members = {"{": "}", "[": "]"}[word], [], {}
-    n += 1
-    while tokens[n][0] != closing:
-        key = tokens[n][0]
-        if closing == "}":
-            if key[:1] != '"' or tokens[n + 1][0] != ":" or json.loads(key) in members:
-                raise ValueError(f"not JSON: {key[:20]!r} where a new key belongs")
-            at = tokens[n][1]
-            node, n = _json_node(tokens, n + 2)
-            members[json.loads(key)] = (at, node)
-        else:
-            node, n = _json_node(tokens, n)
-            items.append(node.value)
-        if tokens[n][0] == ",":
-            n += 1
-        elif tokens[n][0] != closing:
-            raise ValueError(f"not JSON: {tokens[n][0][:20]!r} where a comma belongs")
-    value: Any = {key: node.value for key, (_, node) in members.items()} if closing == "}" else items
-    return Node(value, start, tokens[n][2], members), n + 1
+def _blanked(text: str, what: str) -> str:
+    """`text` with spaces for what a pattern finds outside of strings, so that the rest keeps its position."""
+
+    def blank(found: re.Match[str]) -> str:
+        return found[0] if found[0][0] == '"' else re.sub(r"[^\n]", " ", found[0])
+
+    return re.sub(f"{_STRING}|{what}", blank, text, flags=re.S)
+
+
+def _without_comments(text: str) -> str:
+    return _blanked(text, r"//[^\n]*|/\*.*?\*/|\A\ufeff")
+
+
+def _plain_json(text: str) -> str:
+    return _blanked(_without_comments(text), r",(?=\s*[\]}])")
+
+
+def _members(plain: str, start: int) -> dict[str, Member]:
+    """The members of the object at `start` in a text that is valid JSON."""
+    decode, gap = json.JSONDecoder().raw_decode, re.compile(r"[\s:,]*")
+
+    def skip(at: int) -> int:
+        found = gap.match(plain, at)
+        return found.end() if found else at
+
+    members: dict[str, Member] = {}
+    at = skip(start + 1)
+    while plain[at] != "}":
+        key, end = decode(plain, at)
+        if key in members:
+            raise ValueError(f"not JSON: the key {key!r} is there twice")
+        value = skip(end)
+        _, end = decode(plain, value)
+        members[key] = Member(at, value, end)
+        at = skip(end)
+    return members
 
 
 def _edit_json(text: str, where: tuple[str, ...], entry: Any) -> str:
-    """Set the member at `where`, or remove it if `entry` is None."""
-    node, depth = parse_jsonc(text), 0
-    while depth < len(where) - 1 and where[depth] in node.members:
-        node, depth = node.members[where[depth]][1], depth + 1
-    if not isinstance(node.value, dict):
-        raise ValueError(f"{'.'.join(where[:depth]) or 'the file'} is not an object")
-    present = depth == len(where) - 1 and where[-1] in node.members
-    if entry is None:
-        return _without_member(text, node, where[-1]) if present else text
-    if present:
-        old = node.members[where[-1]][1]
-        return text if old.value == entry else text[: old.start] + _indented(text, entry, depth + 1) + text[old.end :]
-    value = _indented(text, _nested(where[depth + 1 :], entry), depth + 1)
-    return _with_member(text, node, f"{json.dumps(where[depth])}: {value}", depth)
+    """Set the member at `where` in valid JSON, or remove it if `entry` is None."""
+    plain = _plain_json(text)
+    place, depth = Member(0, len(plain) - len(plain.lstrip()), len(plain.rstrip())), 0
+    while plain[place.start] == "{":
+        members = _members(plain, place.start)
+        found = members.get(where[depth])
+        if found is None:
+            if entry is None:
+                return text
+            value = _indented(text, _nested(where[depth + 1 :], entry), depth + 1)
+            last = max((member.end for member in members.values()), default=None)
+            return _with_member(text, place.end - 1, last, f"{json.dumps(where[depth])}: {value}", depth)
+        if depth == len(where) - 1:
+            if entry is None:
+                return _without_member(text, found)
+            return text[: found.start] + _indented(text, entry, depth + 1) + text[found.end :]
+        place, depth = found, depth + 1
+    raise ValueError(f"{'.'.join(where[:depth]) or 'the file'} is not an object")
 
 
 def _indentation(text: str) -> tuple[str, str]:
@@ -2705,29 +2640,26 @@ def _indented(text: str, value: Any, depth: int) -> str:
     return (end + step * depth).join(lines)
 
 
-def _with_member(text: str, node: Node, member: str, depth: int) -> str:
-    """Append a member to the object; the comma goes right after the last member, before any comment."""
+def _with_member(text: str, close: int, last: int | None, member: str, depth: int) -> str:
+    """Add a member to the object that ends at `close`, whose last member ends at `last`.
+
+    The comma goes right after the last member, before any comment.
+    """
     end, step = _indentation(text)
-    close = node.end - 1
-    last = max((child.end for _, child in node.members.values()), default=None)
-    bare = re.sub(r"//[^\n]*|/\*.*?\*/", lambda comment: " " * len(comment[0]), text[last:close], flags=re.S)
-    needs_comma = last is not None and "," not in bare
+    needs_comma = last is not None and "," not in _without_comments(text)[last:close]
     head = text[:last] + "," + text[last:close] if needs_comma else text[:close]
     body = head.rstrip()
     tail = head[len(body) :] if "\n" in head[len(body) :] else end + step * depth
     return f"{body}{end}{step * (depth + 1)}{member}{tail}{text[close:]}"
 
 
-def _without_member(text: str, node: Node, key: str) -> str:
+def _without_member(text: str, member: Member) -> str:
     """Remove a member with its line and its comma."""
-    start, old = node.members[key]
-    following = re.compile(r"\s*,").match(text, old.end)
-    head = text[:start].rstrip()
+    following = re.compile(r"\s*,").match(text, member.end)
+    head = text[: member.key].rstrip()
     if following:
         return head + text[following.end() :]
-    if head.endswith(","):
-        head = head[:-1]
-    return head + text[old.end :]
+    return head.removesuffix(",") + text[member.end :]
 
 
 # TOML
@@ -2752,26 +2684,24 @@ def _toml_name(where: Iterable[str]) -> str:
 
 
 def _edit_toml(text: str, where: tuple[str, ...], entry: Any) -> str:
-    """Set the table at `where`, remove it if `entry` is None, or set one value of a table."""
+    """Set the table at `where`, or remove it if `entry` is None, or set one value of a table."""
     if entry is not None and not isinstance(entry, dict):
         return _edit_toml_value(text, where, entry)
-    end, name = _indentation(text)[0], _toml_name(where)
-    lines = text.splitlines(keepends=True)
-    own = [n for n, line in enumerate(lines) if re.match(rf"\s*\[\s*{name}\s*(\.[^\]]*)?\]", line)]
-    table = "" if entry is None else _toml_table(where, entry).replace("\n", end)
-    if not own:
-        gap = "" if not text or text.endswith(end * 2) else end if text.endswith("\n") else end * 2
-        return text if entry is None else text + gap + table
-    if _value_at(_toml(text), where) == entry:
+    end, lines = _indentation(text)[0], text.splitlines(keepends=True)
+    heading = re.compile(rf"\s*\[\s*{_toml_name(where)}\s*(\.[^\]]*)?\]")
+    if own := [n for n, line in enumerate(lines) if heading.match(line)]:
+        first, last = own[0], own[-1] + 1
+        while last < len(lines) and not re.match(r"\s*\[", lines[last]):
+            last += 1
+        while last > first and (not lines[last - 1].strip() or lines[last - 1].lstrip().startswith("#")):
+            last -= 1  # blank lines and comments before the next table belong to that
+        if first and not lines[first - 1].strip() and (last == len(lines) or not lines[last].strip()):
+            first -= 1  # the blank line before the table
+        text = "".join(lines[:first] + lines[last:])
+    if entry is None:
         return text
-    first, last = own[0], own[-1] + 1
-    while last < len(lines) and not re.match(r"\s*\[", lines[last]):
-        last += 1
-    while last > first and (not lines[last - 1].strip() or lines[last - 1].lstrip().startswith("#")):
-        last -= 1  # blank lines and comments before the next table belong to that
-    if entry is None and first and not lines[first - 1].strip() and (last == len(lines) or not lines[last].strip()):
-        first -= 1  # the blank line before the table
-    return "".join(lines[:first]) + table + "".join(lines[last:])
+    gap = "" if not text or text.endswith(end * 2) else end if text.endswith("\n") else end * 2
+    return text + gap + _toml_table(where, entry).replace("\n", end)
 
 
 def _edit_toml_value(text: str, where: tuple[str, ...], value: Any) -> str:
@@ -2824,23 +2754,13 @@ def _replace_file(path: str, before: str, after: str) -> str | None:
     kept, mode = None, 0o600
     if os.path.exists(path):
         mode = os.stat(path).st_mode & 0o777
-        stamp = f"{path}.{time.strftime('%Y%m%d-%H%M%S')}"
-        kept = _write_new([f"{stamp}.bak", *(f"{stamp}-{n}.bak" for n in range(2, 1000))], before, mode)
-    temporary = _write_new([f"{path}.{os.urandom(4).hex()}.tmp"], after, mode)
-    os.replace(temporary, path)
+        kept = _write_new(f"{path}.{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}.bak", before, mode)
+    os.replace(_write_new(f"{path}.{os.urandom(4).hex()}.tmp", after, mode), path)
     return kept
 
 
-def _write_new(paths: list[str], text: str, mode: int) -> str:
-    """Write a new file under the first name that is free."""
-    for path in paths:
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-            break
-        except FileExistsError:
-            if path == paths[-1]:
-                raise
-    with open(descriptor, "w", encoding="utf-8", newline="") as file:
+def _write_new(path: str, text: str, mode: int) -> str:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8", newline="") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -2883,7 +2803,7 @@ def _check(words: list[str], environ: Mapping[str, str], title: str) -> int:
             connection.call(tools["execute_python"], {"code": "6 * 7"})
         except KeyError:
             return fail(f"{title}: {words[0]} is another server: it has no tool execute_python", "rlm doctor", 1)
-        except sibling("rlm_tools").ToolError as error:
+        except rlm_tools.ToolError as error:
             return fail(f"{title}: {error}", "rlm doctor", 1)
     print(f"{title}: works ({(time.monotonic() - started) * 1000:.0f} ms to start, list the tools, run a cell and end)")
     return 0
@@ -2911,10 +2831,9 @@ INHERITED = (
 )
 
 
-def remote_error(message: str, hint: str = "") -> Exception:
+def remote_error(message: str, hint: str = "") -> rlm_tools.ToolError:
     """A server's failure, as code in the REPL and the user see it."""
-    error: Exception = sibling("rlm_tools").ToolError(message, hint=hint)
-    return error
+    return rlm_tools.ToolError(message, hint=hint)
 
 
 class RemoteTool(NamedTuple):
@@ -2960,7 +2879,7 @@ class RemoteTool(NamedTuple):
             "required": [names[name] for name in required],
         }
         try:
-            line: str = sibling("rlm_tools").signature(self._replace(name=self.full_name, parameters=schema))
+            line = rlm_tools.signature(cast("rlm_tools.Tool", self._replace(name=self.full_name, parameters=schema)))
         except (TypeError, ValueError, KeyError, AttributeError, RecursionError):  # an invalid schema
             return f"{self.server}.{self.signature(types=False)}"
         return _one_line(line, 1000)
@@ -3043,12 +2962,12 @@ _UNSEEN = re.compile(
 )
 
 
-def _seen(text: Any, most: int) -> str:
+def _seen(text: object, most: int) -> str:
     """Text of a server as it may be shown: without control characters."""
     return _UNSEEN.sub("", str(text))[:most]
 
 
-def _one_line(text: Any, most: int) -> str:
+def _one_line(text: object, most: int) -> str:
     return " ".join(_seen(text, 4 * most).split())[:most]
 
 
@@ -3116,11 +3035,11 @@ def read_catalogue(server: str, listed: list[Any]) -> dict[str, RemoteTool]:
     return dict(sorted(tools.items()))
 
 
-def _small(schema: Any) -> Message | None:
+def _small(schema: object) -> Message | None:
     return schema if isinstance(schema, dict) and len(json.dumps(schema)) <= MAX_SCHEMA else None
 
 
-def _object_schema(schema: Any) -> Message:
+def _object_schema(schema: object) -> Message:
     """A tool's input schema with a valid `properties` and `required`."""
     schema = _small(schema) or {}
     properties = {str(name): part for name, part in _mapping(schema.get("properties")).items()}
@@ -3140,13 +3059,13 @@ class Connection:
     """A connection to one server: handshake, list of tools and calls, over any transport."""
 
     def __init__(self, name: str, spec: Message, environ: Mapping[str, str]) -> None:
-        expand = functools.partial(sibling("rlm_config").expand_variables, environ=environ)
+        expand = functools.partial(rlm_config.expand_variables, environ=environ)
         self.name, self.spec = name, spec
         self.seconds = float(spec.get("timeout") or CALL_SECONDS)
         self.version = ""  # of the protocol, once that is known
         self.info: Message = {}
-        self.secrets = sorted(sibling("rlm_config").server_secrets({name: spec}, environ), key=len, reverse=True)
-        words = sibling("rlm_config").command_words(spec)
+        self.secrets = sorted(rlm_config.server_secrets({name: spec}, environ), key=len, reverse=True)
+        words = rlm_config.command_words(spec)
         self.words = [expand(word) for word in words]
         self.env = {key: expand(value) for key, value in spec.get("env", {}).items()}
         self.headers = {key: expand(value) for key, value in spec.get("headers", {}).items()}
@@ -3175,15 +3094,14 @@ class Connection:
 
     def failed(self, what: str, hint: str = "") -> Exception:
         """An error that names the server, without its keys."""
-        text = sibling("rlm_backends").mask(f"MCP server {self.name!r} {what}", self.secrets)
+        text = rlm_backends.mask(f"MCP server {self.name!r} {what}", self.secrets)
         return remote_error(text, hint or f"look at [mcp.{self.name}] in the configuration")
 
     def parse(self, data: bytes) -> list[Mapping[str, Any]]:
         """The messages in `data`, without the server's keys; ValueError if it is not JSON."""
         for secret in self.secrets:
             data = data.replace(json.dumps(secret)[1:-1].encode(), b"[redacted]")
-        found = sibling("rlm_backends").from_json(data)
-        return [_mapping(message) for message in (found if isinstance(found, list) else [found])]
+        return _messages(data)
 
     def request(self, method: str, params: Message | None = None, seconds: float | None = None) -> Message:
         """The result of a request; ProtocolError where the server answers with an error."""
@@ -3305,7 +3223,7 @@ class Connection:
         return tool.to_python(result)
 
 
-def _shortened(value: Any) -> str:
+def _shortened(value: object) -> str:
     return (json.dumps(value) if isinstance(value, (dict, list)) else repr(value))[:200]
 
 
@@ -3315,7 +3233,7 @@ class StdioConnection(Connection):
     def __init__(self, name: str, spec: Message, environ: Mapping[str, str]) -> None:
         super().__init__(name, spec, environ)
         self._lock = threading.Lock()
-        self._pending: dict[int, PendingReply] = {}
+        self._pending: dict[int, PendingReply[Message]] = {}
         self._last = self._unmatched = 0
         self._stderr = bytearray()
         self._closing = threading.Lock()
@@ -3345,7 +3263,7 @@ class StdioConnection(Connection):
             thread.start()
 
     def exchange(self, method: str, params: Message, seconds: float) -> Message:
-        reply, deadline = PendingReply(), time.monotonic() + seconds
+        reply, deadline = PendingReply[Message](), time.monotonic() + seconds
         with self._lock:
             if self.ended:
                 raise self.failed(self.ended)
@@ -3365,8 +3283,8 @@ class StdioConnection(Connection):
             self._pending.pop(number, None)
         if reply.problem is not None:
             raise reply.problem
-        message: Message = reply.value
-        return message
+        assert reply.value is not None
+        return reply.value
 
     def notify(self, method: str, params: Message | None = None) -> None:
         self._send(rpc(method, params), self._seconds_left())
@@ -3439,7 +3357,7 @@ class StdioConnection(Connection):
     def _end(self, reason: str) -> None:
         """Record why the server has ended, or end it for `reason`, and fail the calls in flight."""
         if reason:
-            sibling("rlm_backends").kill_group(self.process.pid)
+            rlm_backends.kill_group(self.process.pid)
         with self._lock:
             if not self.ended:
                 with contextlib.suppress(Exception):
@@ -3464,7 +3382,7 @@ class StdioConnection(Connection):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGTERM)
             self._wait(EXIT_SECONDS)
-        sibling("rlm_backends").kill_group(process.pid)
+        rlm_backends.kill_group(process.pid)
         self._wait(EXIT_SECONDS)
         if self.wire.close_output(EXIT_SECONDS):
             process.stdin.close()
@@ -3507,7 +3425,7 @@ class HTTPConnection(Connection):
             return answer
         if method == "server/discover" and 400 <= status < 500 and status not in (401, 403):
             raise ProtocolError(INVALID_REQUEST, f"status {status}")
-        said = sibling("rlm_backends").mask(body[:300].decode("utf-8", "replace"), self.secrets)
+        said = rlm_backends.mask(body[:300].decode("utf-8", "replace"), self.secrets)
         hints = {401: "its key", 403: "its key", 404: "the path of its url", 405: "its url: SSE alone is not supported"}
         where = hints.get(status, "`url`")
         raise self.failed(f"answered {method} with status {status}: {said}", f"look at {where} in [mcp.{self.name}]")
@@ -3516,26 +3434,23 @@ class HTTPConnection(Connection):
         self._post(rpc(method, params), self._seconds_left())
 
     def _post(self, message: Message, seconds: float) -> tuple[int, Mapping[str, str], bytes]:
-        from urllib.parse import urljoin
-
-        backends = sibling("rlm_backends")
         headers = self._request_headers(message)
         url, deadline = self.url, time.monotonic() + seconds
         for _ in range(4):
             try:
-                status, answered, body = backends.post(
+                status, answered, body = rlm_backends.post(
                     *(url,), json=message, headers=headers, timeout=seconds, max_retries=0, deadline=deadline,
                     cancel=self._cancel, complete=AnswerWatch(message.get("id")),
                 )  # fmt: skip
-            except backends.BackendError as error:
+                if status not in (301, 302, 307, 308):
+                    self.url = url
+                    return status, answered, body
+                target = rlm_backends._redirect_target(url, answered.get("location", ""), "set url to its new address")
+            except rlm_backends.BackendError as error:
                 if error.code in ("timeout", "deadline"):
                     raise TimeoutError(f"no answer in {seconds:g} s") from None
                 raise self.failed(f"cannot be reached: {error}", error.hint) from None
-            if status not in (301, 302, 307, 308):
-                self.url = url
-                return status, answered, body
-            target = urljoin(url, answered.get("location", ""))
-            if backends._origin(target) != backends._origin(url):
+            if rlm_backends._origin(target) != rlm_backends._origin(url):
                 raise self.failed(
                     f"redirects to {target[:200]}, where its key does not go", "if that is meant, set url to it"
                 )
@@ -3561,7 +3476,7 @@ class HTTPConnection(Connection):
         """The answer to request `number` in a response; None if it holds none."""
         kind = headers.get("content-type", "").partition(";")[0].strip()
         stream = kind == "text/event-stream"
-        for text in sibling("rlm_backends")._events(iter([body])) if stream else [body]:
+        for text in rlm_backends._events(iter([body])) if stream else [body]:
             if not text.strip():  # an event with an id alone
                 continue
             try:
@@ -3592,7 +3507,7 @@ class HTTPConnection(Connection):
 
         headers = self._request_headers({"method": ""})
         with contextlib.suppress(requests.RequestException, ValueError), requests.Session() as http:
-            http.trust_env = not sibling("rlm_backends")._is_loopback(self.url)
+            http.trust_env = not rlm_backends._is_loopback(self.url)
             http.auth = lambda request: request  # none of .netrc
             # Its body is never read.
             http.delete(self.url, headers=headers, timeout=EXIT_SECONDS, allow_redirects=False, stream=True).close()
@@ -3604,9 +3519,8 @@ class AnswerWatch:
     An event ends with an empty line; that of the answer has the request's id and `result` or `error`.
     """
 
-    def __init__(self, number: Any) -> None:
+    def __init__(self, number: int | None) -> None:
         self.number = number
-        self._id = re.compile(rb'"id"\s*:\s*%s\b' % str(number).encode())
         self._data = bytearray()  # since the end of the last event
 
     def __call__(self, piece: bytes) -> bool:
@@ -3616,21 +3530,25 @@ class AnswerWatch:
             return False
         events = bytes(self._data[: ends[-1]])
         del self._data[: ends[-1]]
-        return bool(self._id.search(events)) and any(map(self._is_answer, sibling("rlm_backends")._events([events])))
+        return any(map(self._is_answer, rlm_backends._events(iter([events]))))
 
     def _is_answer(self, text: str) -> bool:
         try:
-            found = sibling("rlm_backends").from_json(text)
+            return any(_is_answer(message, self.number) for message in _messages(text))
         except ValueError:
             return False
-        messages = found if isinstance(found, list) else [found]
-        return any(_is_answer(_mapping(message), self.number) for message in messages)
 
 
 _EVENT_END = re.compile(rb"\n\n|\r\n\r\n|\r\r")
 
 
-def _is_answer(message: Mapping[str, Any], number: Any) -> bool:
+def _messages(data: bytes | str) -> list[Mapping[str, Any]]:
+    """The messages in `data`, one or an array of them; ValueError if it is not JSON."""
+    found = rlm_backends.from_json(data)
+    return [_mapping(message) for message in (found if isinstance(found, list) else [found])]
+
+
+def _is_answer(message: Mapping[str, Any], number: int | None) -> bool:
     """Whether it answers request `number`. Some servers leave the id of an error out."""
     is_reply = "method" not in message and message.keys() & {"result", "error"}
     return bool(is_reply) and message.get("id", number) in (number, None)
@@ -3643,7 +3561,7 @@ def _header_value(text: str) -> str:
     return f"=?base64?{binascii.b2a_base64(text.encode('utf-8', 'replace'), newline=False).decode()}?="
 
 
-def _param_headers(schema: Any, arguments: Any) -> dict[str, str]:
+def _param_headers(schema: object, arguments: object) -> dict[str, str]:
     """The arguments that a schema marks with x-mcp-header: the newest revision repeats them as headers."""
     headers = {}
     for name, part in _mapping(_mapping(schema).get("properties")).items():
@@ -3698,7 +3616,7 @@ class ServerSet:
 
         try:
             tasks = [functools.partial(start, name) for name in self.specs]
-            sibling("rlm").fan_out(tasks, len(tasks))
+            rlm.fan_out(tasks, len(tasks))
         except BaseException:
             self.close()
             raise
@@ -3717,11 +3635,11 @@ class ServerSet:
             if not isinstance(error, (ProtocolError, OSError)):
                 what = f"sent an answer that cannot be read: {type(error).__name__}: {error}"
             own, spec = self.specs.get(name, (name, {}))
-            secrets = sibling("rlm_config").server_secrets({own: spec}, self.environ)
-            text = sibling("rlm_backends").mask(f"MCP server {own!r} {what[:500]}", secrets)
+            secrets = rlm_config.server_secrets({own: spec}, self.environ)
+            text = rlm_backends.mask(f"MCP server {own!r} {what[:500]}", secrets)
             raise remote_error(text, f"look at [mcp.{own}] in the configuration") from error
 
-    def restore(self, recorded: Any) -> None:
+    def restore(self, recorded: object) -> None:
         """Take the tools from a journal, without starting a server; ToolError if it holds none that can be read."""
         for name, server in _mapping(recorded).items():
             tools = _mapping(server).get("tools")
@@ -3772,7 +3690,7 @@ class ServerSet:
         connection = self._open(name)
         try:
             connection.negotiate()
-        except sibling("rlm_tools").ToolError:
+        except rlm_tools.ToolError:
             if not connection.ended or connection.is_ready:
                 raise
             # Some servers that only know the handshake exit at the probe.
@@ -3799,7 +3717,7 @@ class ServerSet:
                 raise remote_error(f"{tool.full_name} is not among the tools that [mcp.{tool.server}] allows")
             with self._unreadable_is_an_error(tool.server):
                 return self._connection(tool.server).call(tool, arguments)
-        except sibling("rlm_tools").ToolError as error:
+        except rlm_tools.ToolError as error:
             raise remote_error(f"{error}; next: {error.hint}" if error.hint else str(error)) from None
 
     def interrupt(self) -> None:
@@ -3811,13 +3729,13 @@ class ServerSet:
         self._closed = True
         connections = list(self._connections.values())
         self._connections.clear()
-        sibling("rlm").fan_out([connection.close for connection in connections], len(connections))
+        rlm.fan_out([connection.close for connection in connections], len(connections))
 
     # prompt and help
 
     def prompt_line(self) -> str:
         """A line for the prompt, of the same length for any number of tools."""
-        counts = [f"{name} ({_counted(tools)})" for name, tools in self.tools.items()]
+        counts = [f"{name} ({rlm_config.counted(len(tools), 'tool')})" for name, tools in self.tools.items()]
         return (
             f"Also in Python, tools of MCP servers: {', '.join(counts)}. help({next(iter(self.tools))}) lists them, "
             'tools("word") finds some; SERVER.TOOL(argument=…) returns data.'
@@ -3829,7 +3747,7 @@ class ServerSet:
         found = {}
         for name, tools in self.tools.items():
             members = {tool.name: (function(tool), texts[tool.full_name]) for tool in tools.values()}
-            found[name] = sibling("rlm_sandbox").Namespace(self.server_help(name), members)
+            found[name] = rlm_sandbox.Namespace(self.server_help(name), members)
         return found
 
     @functools.cached_property
@@ -3844,7 +3762,8 @@ class ServerSet:
         """What `help` prints for a server: a line for each tool, shortened if there are many."""
         tools, info = self.tools[name], self.info[name]
         title = str(info.get("title") or info.get("name") or name)[:100]
-        head = f"{name}: {_counted(tools)} of the MCP server {title!r}; help({name}.NAME) tells what one takes"
+        count = rlm_config.counted(len(tools), "tool")
+        head = f"{name}: {count} of the MCP server {title!r}; help({name}.NAME) tells what one takes"
         told = [_quoted(str(info["instructions"])[:1000])] if info.get("instructions") else []
         lines = [f"{tool.signature(types=False)[:120]}: {_first_line(tool.description)}" for tool in tools.values()]
         if sum(map(len, lines)) > 8_000:
@@ -3864,10 +3783,6 @@ class ServerSet:
         return found
 
 
-def _counted(tools: Mapping[str, Any]) -> str:
-    return f"{len(tools)} tool{'s' * (len(tools) != 1)}"
-
-
 def _first_line(text: str) -> str:
     return text.strip().partition("\n")[0][:100]
 
@@ -3879,7 +3794,7 @@ def _filter_tools(server: str, tools: dict[str, RemoteTool], names: list[str] | 
     known = {tool.own_name: tool for tool in tools.values()} | tools
     for name in names:
         if name not in known:
-            there = sibling("rlm_config").suggestion(str(name), known)
+            there = rlm_config.suggestion(str(name), known)
             raise remote_error(f"MCP server {server!r} has no tool {name!r}, which [mcp.{server}] allows", there)
     kept = {known[name].name for name in names}
     return {name: tool for name, tool in tools.items() if name in kept}

@@ -89,11 +89,11 @@ STRAYS_MAX = 1_000  # unexpected frames in one cell
 
 
 class SandboxError(RuntimeError):
-    """The environment cannot start, or has broken; `hint` says what to do."""
+    """The environment cannot start, or has broken."""
 
     def __init__(self, message: str, hint: str = ""):
         super().__init__(message)
-        self.hint = hint
+        self.hint = hint  # what to do next; "" if there is nothing
 
 
 class AbortCell(BaseException):
@@ -106,19 +106,19 @@ class ConnectionLost(Exception):
 
 @dataclass(frozen=True)
 class Cell:
-    """The result of one cell. `restored`: its process died, and the variables are as they were before it."""
+    """The result of one cell."""
 
-    ok: bool
-    stdout: str = ""
-    value: str | None = None
-    error: str | None = None
-    final: Any = UNSET
-    images: list[dict[str, str]] = field(default_factory=list)
-    duration_ms: float = 0.0
-    status: str = "ok"
-    restored: bool = False
-    n: int = 0
-    stdout_chars: int = 0
+    ok: bool  # it ended without an error
+    stdout: str = ""  # what it printed, its middle left out beyond `output_limit` characters
+    value: str | None = None  # repr of its last expression; None: it has none, or that is None
+    error: str | None = None  # the traceback; None: it ended well
+    final: Any = UNSET  # what it gave to FINAL, as Python data; UNSET: nothing
+    images: list[dict[str, str]] = field(default_factory=list)  # figures it left open, {media_type, data: base64}
+    duration_ms: float = 0.0  # how long it took, host functions included
+    status: str = "ok"  # ok, error, refused, timeout, memory, crash or lost
+    restored: bool = False  # its process died, and the variables are as they were before it
+    n: int = 0  # its number, from 1
+    stdout_chars: int = 0  # how much it printed, before anything was left out
 
 
 class Channel:
@@ -352,7 +352,10 @@ class Frames:
 
 
 class Sandbox:
-    """What both environments share: requests, cells, host calls, the clock, and the steps that stop a cell."""
+    """What both environments share: requests, cells, host calls, the clock, and the steps that stop a cell.
+
+    In a `with` statement it is closed at the end.
+    """
 
     def __init__(self, *, cell_timeout: float, output_limit: int, folders: Iterable[str] = ()):
         self.cell_timeout = cell_timeout
@@ -376,6 +379,7 @@ class Sandbox:
 
     @property
     def level(self) -> str:
+        """How far the session is confined: "container", "full", "partial" or "language-only"."""
         raise NotImplementedError
 
     # - what callers use
@@ -402,9 +406,10 @@ class Sandbox:
     ) -> Cell:
         """Run a cell. Whatever it does, a `Cell` comes back, within its time; only `AbortCell` passes through.
 
-        `timeout`: seconds of the cell's own, without those in which a function works for it. `deadline`: when
-        `time.monotonic()` says so, it is stopped in any case.
-        `memory`: what this cell may take beyond the variables there are, in place of the session's own limit.
+        `functions`: functions of the host that the cell may call by these names, with plain data in and out.
+        `on_output(text)` is called with what it prints, as it prints it. `timeout`: seconds that the cell may compute,
+        not counting the time in those functions. `deadline`: the time of `time.monotonic()` at which it is stopped in
+        any case. `memory`: what this cell may use besides the existing variables, instead of the session's limit.
         """
         with self._lock:
             self._cells += 1
@@ -434,7 +439,7 @@ class Sandbox:
             self._given[name] = value
 
     def get(self, name: str) -> Any:
-        """A variable's value. KeyError: there is none; TypeError: it is not plain data."""
+        """A variable's value; KeyError if there is none, TypeError if it is not plain data."""
         with self._lock:
             self._started()
             reply = self._request({"op": "get", "name": name})
@@ -475,6 +480,7 @@ class Sandbox:
             frames.channel.kill()
 
     def close(self) -> None:
+        """End the session and all it started; its variables and files are gone."""
         self._closed = True
         self.kill()
         with self._lock:
@@ -566,7 +572,11 @@ class Chunks:
         self.size = size
 
     def __call__(self, text: Any, size: int | None = None, overlap: int = 0) -> list[Any]:
-        """Cut a text into pieces of at most `size` characters, or group a list of texts so."""
+        """Cut a text into pieces of at most `size` characters, at line ends where that is possible.
+
+        A list of texts becomes lists of texts that have that size together. `size`: by default what fits into a
+        sub-call. `overlap`: characters that each piece repeats of the one before.
+        """
         return rlm_worker.text_chunks(text, self.size if size is None else size, overlap)
 
 
@@ -1646,7 +1656,13 @@ FULL_LEVEL = ("landlock", "seccomp", "network_namespace", "no_new_privs", "rlimi
 
 
 class LocalSandbox(Sandbox):
-    """A REPL in a confined child process. `require="full"` refuses to start unless every layer holds."""
+    """A REPL in a confined child process.
+
+    `memory`: of all its processes, in addition to what `set` hands over. `workspace`: folders that cells may read.
+    `allowed_imports`: further modules that they may import. `require="full"`: SandboxError unless the kernel confines
+    it fully. `output_limit`: characters of a cell's output. `snapshot=False`: a killed cell takes the variables with
+    it. `layers` is for tests of single layers.
+    """
 
     def __init__(
         self,
@@ -2083,8 +2099,9 @@ REFUSALS = (
 class DockerSandbox(Sandbox):
     """A REPL in a hardened container that is kept for the sandbox's life, driven over its attached streams.
 
-    `workspace` is mounted read-only at /workspace (a local daemon only), what may hold credentials in it hidden.
-    `pool`: how many containers of this kind are kept warm for the next ones.
+    `workspace` is mounted read-only at /workspace (by a local daemon only); files in it that may hold credentials are
+    hidden. `pool`: how many idle containers of this kind are kept for the next sandboxes. `on_progress(text)` is told
+    when the image is pulled. `execute` raises SandboxError if the engine has gone.
     """
 
     def __init__(
@@ -2120,6 +2137,7 @@ class DockerSandbox(Sandbox):
 
     @property
     def level(self) -> str:
+        """Always "container"."""
         return "container"
 
     def execute(self, code: str, **options: Any) -> Cell:

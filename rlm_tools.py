@@ -47,7 +47,7 @@ class ToolError(RuntimeError):
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
-        self.hint = hint
+        self.hint = hint  # what to do next; "" if there is nothing
 
 
 # --- a tool -------------------------------------------------------------------------------------------------------
@@ -57,14 +57,13 @@ class ToolError(RuntimeError):
 class Tool:
     """A function that a model can call by name; also callable from Python, with the same checks."""
 
-    name: str
-    description: str
-    parameters: Schema
-    handler: Callable[..., Any] = field(repr=False)
+    name: str  # a Python name that is no builtin
+    description: str  # what it does, for the model
+    parameters: Schema  # the JSON Schema of an object whose properties are its arguments
+    handler: Callable[..., Any] = field(repr=False)  # gets the arguments by name; may be async
+    # Makes the text that the model reads when it calls the tool itself; None: the result as text.
     render: Callable[..., str] | None = field(default=None, repr=False, kw_only=True)
-    """Makes the text that the model sees when it calls the tool itself; None: the handler's result as text."""
-    source: str = field(default="", kw_only=True)
-    """Where the tool comes from, for messages: a file, a module, a distribution."""
+    source: str = field(default="", kw_only=True)  # where it comes from, for messages: a file, module, distribution
 
     def __post_init__(self) -> None:
         problem = _name_problem(self.name)
@@ -80,6 +79,7 @@ class Tool:
         object.__setattr__(self, "source", self.source or getattr(self.handler, "__module__", "") or "this program")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it from Python: the arguments are checked, and the result is plain data, as for a model."""
         return call_tool(self, self.bind(*args, **kwargs))
 
     def bind(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -243,7 +243,10 @@ def _docstring_parts(text: str) -> tuple[str, dict[str, str]]:
 
 
 def call_tool(tool: Tool, arguments: Mapping[str, Any] | str) -> Any:
-    """The handler's result as plain Python data. Invalid arguments are a ToolError; its own errors propagate."""
+    """The handler's result as plain Python data. `arguments` is a mapping, or JSON text as a model wrote it.
+
+    ToolError for arguments that do not fit the schema; the handler's own errors propagate.
+    """
     checked, _ = check_arguments(tool, arguments)
     return plain_data(_run(tool.handler, checked))
 
@@ -856,7 +859,10 @@ Shape = tuple[
 
 
 def schema_of(kind: Any) -> Schema:
-    """The JSON Schema of a type: dataclass, TypedDict, pydantic model, enum, `list[int]`, `X | None`; a dict is one"""
+    """The JSON Schema of a type: dataclass, TypedDict, pydantic model, enum, `list[int]`, `X | None`; a dict is one.
+
+    ToolError for a type or a dict that has none.
+    """
     if not isinstance(kind, dict):
         return _shape(kind)[0]
     if problem := _schema_problem(kind):

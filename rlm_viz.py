@@ -507,32 +507,33 @@ class Row:
     milliseconds since 1970.
     """
 
-    index: int
-    kind: str
-    name: str
-    text: str = ""
-    outcome: str = ""
-    level: int = 0
-    model: str = ""
-    depth: int = 0
-    start: float = 0.0
-    end: float = 0.0
-    total_ms: float = 0.0
-    self_ms: float = 0.0
-    usage: tuple[int, ...] = (0, 0, 0, 0, 0)
-    tokens: int = 0
-    cost: float = 0.0
-    unpriced: int = 0
-    all_tokens: int = 0
-    all_cost: float = 0.0
-    all_unpriced: int = 0
-    all_errors: int = 0
-    flags: int = 0
-    max_concurrency: int = 0
-    children: list[int] = field(default_factory=list)
+    index: int  # the place of its event
+    kind: str  # node, turn, sub, cell, tool, end, …; "batch" and "detached" for rows without an event
+    name: str  # its heading
+    text: str = ""  # what it asked or ran, in a line
+    outcome: str = ""  # what came of it, in a line
+    level: int = 0  # how far it is indented
+    model: str = ""  # the model that answered
+    depth: int = 0  # of its node
+    start: float = 0.0  # milliseconds since 1970
+    end: float = 0.0  # the same
+    total_ms: float = 0.0  # from its start to the end of the last row below it
+    self_ms: float = 0.0  # of that, without the time in which rows below it ran; of a call its own duration
+    usage: tuple[int, ...] = (0, 0, 0, 0, 0)  # tokens: input, output, cached, cache_write, reasoning
+    tokens: int = 0  # input and output
+    cost: float = 0.0  # US dollars
+    unpriced: int = 0  # calls without a known price
+    all_tokens: int = 0  # of the row and all below it, as the next three
+    all_cost: float = 0.0  # US dollars of calls with a known price
+    all_unpriced: int = 0  # calls without a known price
+    all_errors: int = 0  # rows with an error
+    flags: int = 0  # bits: 1 error, 2 warning, 4 restored, 8 final, 16 estimated, 32 retried
+    max_concurrency: int = 0  # how many rows directly below it ran at once, at most
+    children: list[int] = field(default_factory=list)  # places of the rows below it
 
     @property
     def error(self) -> bool:
+        """Whether it failed."""
         return bool(self.flags & ERROR)
 
 
@@ -945,7 +946,11 @@ def _pauses(events: Sequence[Event], spans: Sequence[tuple[float, float]]) -> li
 
 
 def totals(events: Sequence[Event], tree_rows: Sequence[Row] | None = None) -> dict[str, Any]:
-    """Calls, tokens, usage, cost (None: a price is unknown), depth, tool calls, time, errors, status of the run."""
+    """The figures of a run: {calls, tokens, usage, cost_usd, cost_known, depth_reached, tool_calls, duration_ms, …}.
+
+    Besides these `errors`, a count, and `status`. `cost_usd` is None if the price of a call is unknown; `cost_known` is
+    the sum of the others. `tree_rows`: the run's `rows`, where they are made already.
+    """
     events = upgraded(events)
     listed = rows(events) if tree_rows is None else tree_rows
     calls = [row for row in listed if row.kind in ("turn", "sub")]
@@ -1475,7 +1480,11 @@ def _changed(entry: os.DirEntry[str]) -> int | None:
 
 
 def list_runs(dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """id, status, prompt, figures and path of each run, newest first, without reading whole journals if possible."""
+    """Each run of a folder, newest first, as a dict.
+
+    Its keys: id, status, prompt, answer, model, started, duration_ms, calls, tokens, cost_usd, path, bytes. Of a long
+    journal only the first and last lines are read; figures that would need more are None.
+    """
     runs = []
     for name in _log_names(dir):
         with contextlib.suppress(OSError):  # gone by now, or not for this user to read

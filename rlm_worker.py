@@ -80,6 +80,7 @@ class Packer:
         self.budget = budget
 
     def pack(self, value: Any, depth: int = 0) -> Any:
+        """The value for JSON; TypeError if it is not plain data, ValueError if it is too large or too deep."""
         cls = type(value)
         if value is None or cls is bool:
             self.charge(4)

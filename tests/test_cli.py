@@ -381,7 +381,7 @@ def test_a_wrong_key_is_never_shown(openai: Server) -> None:
         (["x", "--zzzzzz"], "unknown option '--zzzzzz'", "--help"),
         (["x", "--api-kee=sk-secret-secret"], "unknown option '--api-kee'", "'--api-key'"),
         (["x", "-m"], "argument -m/--model: expected one argument", "--help"),
-        (["x", "--max-depth", "deep"], "--max-depth: 'deep' is not a valid whole number", ""),
+        (["x", "--max-depth", "deep"], "--max-depth: 'deep' is not a whole number", ""),
         (["x", "--max-depth", "-1"], "max_depth", ""),
         (["x", "-p", "hot"], "-p: 'hot' is not a parameter", "temperature=0"),
         (["x", "--sub-params", "[1]"], "--sub-params: '[1]' is not a parameter", "temperature=0"),
@@ -1063,7 +1063,7 @@ def test_progress_says_what_goes_on_now(clock: list[float], name: str) -> None:
     calls = sum(event["event"] == "call" for event in seen)
     head = f"12s  {calls} call{'s' * (calls != 1)}  0 tok  "
     assert progress.line().startswith(head)
-    tail = re.split(r"depth \d", progress.line())[1].removeprefix("  llm_query 1/?")
+    tail = re.split(r"depth \d", progress.line())[1].removeprefix("  llm_query 1")
     assert tail == (f"  {words}" if words else "")
 
 
@@ -1421,7 +1421,7 @@ def test_doctor_names_broken_tools_and_a_variable_that_nothing_reads(workspace: 
     found = doctor_says("--tools", "broken.py", env={"RLM_MODLE": "x"})
     assert (found["tools"]["state"], "no_such_module" in found["tools"]["detail"]) == ("fail", True)
     assert (
-        "! environment    RLM_MODLE is no option\n                 next: did you mean 'RLM_MODEL'?"
+        "! environment    RLM_MODLE is not an option and is ignored\n                 next: did you mean 'RLM_MODEL'?"
         in rlm("doctor", env={"RLM_MODLE": "x"}).stdout.decode()
     )
 
@@ -1430,7 +1430,7 @@ def test_a_run_says_that_a_mistyped_variable_was_not_read(openai: Server) -> Non
     openai.script = answer_with("Paris")
     ran = rlm("Capital?", env={"RLM_MODLE": "x", "RLM_OF_ANOTHER_PROGRAM": "y"})
     notes = [line for line in ran.stderr.decode().splitlines() if line.startswith("rlm: ")]
-    assert notes == ["rlm: RLM_MODLE is no option and was not read: did you mean 'RLM_MODEL'?"]
+    assert notes == ["rlm: RLM_MODLE is not an option and is ignored: did you mean 'RLM_MODEL'?"]
 
 
 def test_doctor_takes_dockers_trouble_from_the_sandbox_that_would_use_it(workspace: Path) -> None:
@@ -1695,7 +1695,7 @@ def test_a_csv_with_a_template(openai: Server, workspace: Path) -> None:
     ("name", "content", "arguments", "message"),
     [
         ("p.jsonl", '"ok"\n{bad\n', [], "p.jsonl:2: not JSON"),
-        ("p.jsonl", "[1]\n", [], "p.jsonl:1: neither a text nor an object"),
+        ("p.jsonl", "[1]\n", [], "p.jsonl:1: neither a string nor an object"),
         ("p.jsonl", '{"prompt": " "}\n', [], "p.jsonl:1: no prompt in this row"),
         ("p.csv", "a,b\n1,2\n", ["--prompt", "{aa}"], "--prompt: no column 'aa'"),
         ("p.jsonl", "\n", [], "'p.jsonl' has no rows"),
@@ -1718,7 +1718,7 @@ def test_a_bad_batch_is_refused_before_anything_is_sent(
         ("What?\nWhy?\n", "p.jsonl:1: not JSON", "a JSON string in quotes, or an object, on each line"),
         ('\n\n{"promt": "x"}\n', "p.jsonl:3: unknown key 'promt'", "did you mean 'prompt'?"),
         ('{"prompt": "x", "model": "y"}\n', "p.jsonl:1: unknown key 'model'", "there are: context, prompt"),
-        ('"x"\n\n[1]\n', "p.jsonl:3: neither a text nor an object", '{"prompt": "…"'),
+        ('"x"\n\n[1]\n', "p.jsonl:3: neither a string nor an object", '{"prompt": "…"'),
     ],
     ids=["plain text", "mistyped", "unknown", "after a blank line"],
 )
@@ -1767,6 +1767,21 @@ def test_a_chat_keeps_its_variables_and_says_them(openai: Server) -> None:
     said = ran.stderr.decode()
     assert re.search(r"^x +int +", said, re.MULTILINE) and "2 calls" in said and "/reset" in said
     assert Path("talk.md").read_text() == "## set\n\nset\n\n## add\n\n42\n"
+
+
+def test_a_chat_sums_its_cost_without_the_limits_of_a_prompt(openai: Server) -> None:
+    openai.script = lambda request: "yes" if request.prompt == "more?" else code("FINAL(llm_query('more?'))")
+    ran = rlm("chat", "--max-subcalls", "1", input=b"first\nsecond\n/cost\n")
+    assert (ran.returncode, ran.stdout) == (0, b"yes\nyes\n"), ran.stderr
+    assert b"llm_query 2\n" in ran.stderr
+
+
+def test_a_chat_is_saved_over_a_link_only_if_it_is_named(openai: Server, workspace: Path) -> None:
+    openai.script = answer_with("ok")
+    (workspace / "chat.md").symlink_to("elsewhere.md")
+    ran = rlm("chat", input=b"first\n/save\n/save chat.md\n")
+    assert b"cannot write chat.md: it is a link to" in ran.stderr
+    assert Path("elsewhere.md").read_text() == "## first\n\nok\n"
 
 
 def test_a_chat_reads_several_lines_and_forgets(openai: Server) -> None:

@@ -254,7 +254,7 @@ def test_only_provider_keys_come_from_dotenv(workspace: Path, openai: Server, mo
         ("model = 'x'\n", "rlm.toml: 'model' is outside the [rlm] table", "put every key under [rlm]"),
         ("rlm = 3\n", "rlm.toml: rlm is not a table", "write [rlm] above the keys"),
         ("[rlm\n", "rlm.toml is not valid TOML", ""),
-        ("[rlm]\nmodel = 3\n", "model (rlm.toml:2) must be a text, not 3", ""),
+        ("[rlm]\nmodel = 3\n", "model (rlm.toml:2) must be text, not 3", ""),
         ("[rlm]\nmax_depth = 'deep'\n", "max_depth (rlm.toml:2) must be a whole number, not 'deep'", ""),
         ("[rlm]\nmax_depth = true\n", "max_depth (rlm.toml:2) must be a whole number, not True", ""),
         ("[rlm]\nmax_depth = -1\n", "max_depth (rlm.toml:2) is -1", "at least 0"),
@@ -263,7 +263,7 @@ def test_only_provider_keys_come_from_dotenv(workspace: Path, openai: Server, mo
         ("[rlm]\ncost_budget_usd = nan\n", "cost_budget_usd (rlm.toml:2) is nan", "above 0"),
         ("[rlm]\ntimeout_seconds = inf\n", "timeout_seconds (rlm.toml:2) is inf", "above 0"),
         ("[rlm]\nenvironment = 'cloud'\n", "environment", ""),
-        ("[rlm]\nverbose = 'yes'\n", "verbose (rlm.toml:2) must be a true or false, not 'yes'", ""),
+        ("[rlm]\nverbose = 'yes'\n", "verbose (rlm.toml:2) must be true or false, not 'yes'", ""),
     ],
     ids=lambda value: value.strip().replace("\n", " ") if "rlm" in value[:4] else None,
 )
@@ -283,10 +283,10 @@ def test_a_file_that_is_not_text(workspace: Path) -> None:
 @pytest.mark.parametrize(
     ("variable", "text", "message"),
     [
-        ("RLM_MAX_DEPTH", "deep", "RLM_MAX_DEPTH: 'deep' is not a valid whole number"),
-        ("RLM_COST_BUDGET_USD", "lots", "RLM_COST_BUDGET_USD: 'lots' is not a valid number"),
-        ("RLM_VERBOSE", "perhaps", "RLM_VERBOSE: 'perhaps' is not a valid true or false"),
-        ("RLM_PRICES", "{", "RLM_PRICES: '{' is not a valid JSON value"),
+        ("RLM_MAX_DEPTH", "deep", "RLM_MAX_DEPTH: 'deep' is not a whole number"),
+        ("RLM_COST_BUDGET_USD", "lots", "RLM_COST_BUDGET_USD: 'lots' is not a number"),
+        ("RLM_VERBOSE", "perhaps", "RLM_VERBOSE: 'perhaps' is not true or false"),
+        ("RLM_PRICES", "{", "RLM_PRICES: '{' is not JSON"),
         ("RLM_ENVIRONMENT", "cloud", "environment (RLM_ENVIRONMENT) is 'cloud'"),
     ],
 )

@@ -641,13 +641,13 @@ def test_samples_of_the_runs_with_a_status_and_a_score(openai: Server) -> None:
         rlm.complete("q", model="gpt-4o", max_iterations=1)
     assert len(samples()) == 3 + len(samples(stopped.value.trajectory_id)) - 1
     code_, out, err = export("*", "--sft", "--status", "answered")
-    assert code_ == 0 and len(out.splitlines()) == 2 and err == "rlm: 2 samples of 2 of 3 runs\n"
+    assert code_ == 0 and len(out.splitlines()) == 2 and err == "rlm: 2 samples from 2 of 3 runs\n"
     Path("scores.json").write_text(json.dumps({good: 0.9, poor: 0.2}))
     rows = [{"trajectory_id": good, "score": 0.9, "prompt": "q0"}, {"id": poor, "score": 0.2}, {"id": "other"}]
     Path("scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name in ("scores.json", "scores.jsonl"):
         code_, out, err = export("*", "--sft", "--scores", name, "--min-score", "0.5", "-o", "samples.jsonl")
-        assert (code_, out, err) == (0, "", "rlm: 1 sample of 1 of 3 runs\n")
+        assert (code_, out, err) == (0, "", "rlm: 1 sample from 1 of 3 runs\n")
         [line] = Path("samples.jsonl").read_text().splitlines()
         assert json.loads(line)["messages"][-1]["content"] == "done"
 
@@ -756,12 +756,12 @@ def test_a_torn_journal_is_exported_as_far_as_it_goes() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["run"], "no form to export to"),
-        (["--sft"], "name one run or more"),
+        (["run"], "no export format given"),
+        (["--sft"], "name one or more runs"),
         (["nothing", "--sft"], "no run 'nothing'"),
-        (["no*", "--sft"], "is called like 'no*'"),
-        (["*", "--ipynb"], "this form is of one run, not of 2"),
-        (["*", "--csv"], "this form is of one run, not of 2"),
+        (["no*", "--sft"], "matches 'no*'"),
+        (["*", "--ipynb"], "this format takes one run, not 2"),
+        (["*", "--csv"], "this format takes one run, not 2"),
         (["run", "--sft", "--bodies"], "--bodies goes with --otel"),
         (["run", "--otel", "--status", "answered"], "--status goes with --sft"),
         (["run", "--sft", "--min-score", "0"], "--min-score and --scores go together"),

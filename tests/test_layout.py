@@ -178,7 +178,7 @@ TRIED = {
     "rlm_backends": "print('ok' if rlm_backends.connect('gpt-4o').wire == 'openai' else '')",
     "rlm_cli": "print('ok' if callable(rlm_cli.main) else '')",
     "rlm_config": "print('ok' if rlm_config.load_config({}).values['max_depth'] == 4 else '')",
-    "rlm_mcp": "print('ok' if rlm_mcp.sibling('rlm').RLM else '')",
+    "rlm_mcp": "print('ok' if rlm_mcp.rlm.RLM else '')",
     "rlm_policy": "print('ok' if rlm_policy.policy_compile('1', '') else '')",
     "rlm_sandbox": "print(rlm_sandbox.LocalSandbox().execute('print(\"ok\")').stdout, end='')",
     "rlm_tools": "print('ok' if len(rlm_tools.file_tools()) == 3 else '')",

@@ -200,15 +200,15 @@ def test_every_byte_of_others_stays_and_what_was_written_can_be_taken_out(name: 
     after = path.read_bytes().decode()
     without = remove_once(after, text)
     assert without is not None, after
-    tree = rlm_mcp.parse_jsonc(after).value
+    tree = rlm_mcp.parse_jsonc(after)
     assert tree[rlm_mcp.CLIENTS[name].path[0]]["rlm"]["command"] == sys.executable
     backup = next(p for p in path.parent.iterdir() if p.suffix == ".bak")
     assert backup.read_bytes().decode() == text
     assert rlm_mcp.install([name], action="write") == 0
     assert path.read_bytes().decode() == after
     assert rlm_mcp.install([name], action="remove") == 0
-    left = rlm_mcp.parse_jsonc(path.read_bytes().decode()).value
-    expected = rlm_mcp.parse_jsonc(text).value
+    left = rlm_mcp.parse_jsonc(path.read_bytes().decode())
+    expected = rlm_mcp.parse_jsonc(text)
     key = rlm_mcp.CLIENTS[name].path[0]
     assert left == {key: {}, **expected}
     assert "\r" not in path.read_bytes().decode().replace("\r\n", "")
@@ -257,7 +257,7 @@ def test_what_the_user_added_to_our_entry_stays(name: str, entry: str, kept: dic
     path = given(name, f'{{"mcpServers": {{"rlm": {entry}}}}}')
     assert rlm_mcp.install([name], action="write") == 0
     command, *ours = rlm_mcp.server_command()
-    written = rlm_mcp.parse_jsonc(path.read_text()).value["mcpServers"]["rlm"]
+    written = rlm_mcp.parse_jsonc(path.read_text())["mcpServers"]["rlm"]
     expected = {**kept, **rlm_mcp.CLIENTS[name].extra, "command": command, "args": [*ours, *kept["args"]]}
     assert written == expected
     assert entry.count("//") == path.read_text().count("//")

@@ -47,7 +47,7 @@ print(done, failed[0])"""
     [
         ({"RLM_MAX_SUBCALLS": "3"}, 3, "the limit is 3"),
         ({"RLM_TOKEN_BUDGET": "100"}, 3, "of 100 tokens"),
-        ({"RLM_COST_BUDGET_USD": "0.000001"}, 0, "of $0.0000"),
+        ({"RLM_COST_BUDGET_USD": "0.000001"}, 0, "of $1e-06"),
         ({"RLM_TIMEOUT_SECONDS": "0.000001"}, 0, "the limit is 1e-06 s"),
     ],
     ids=["subcalls", "tokens", "cost", "time"],
