@@ -636,14 +636,16 @@ class RLM:
         the recorded ones. ConfigError if there is no such run, or its context, tools or server are no longer the same.
         """
         path = self._find_log(trajectory_id)
-        recording = JournalIndex(read_journal(path))
+        events = read_journal(path)
+        recording = JournalIndex(events)
         rlm = self._as_recorded(recording, raised_limits, path)
         root = recording.starts["n0"]
         context = rlm._recorded_context(root, path)
         rlm._require_recorded(root)
         schema = rlm._schema()
         run = rlm._new_run(root["trajectory_id"], recording, go_on=path, servers=rlm._recorded_servers(recording))
-        run.write("resume", node="n0", lines=len(recording.turns), limits=raised_limits)
+        before = run.active_before = round(_viz().active_ms(events))
+        run.write("resume", node="n0", lines=len(recording.turns), limits=raised_limits, active_ms=before)
         node = Node(run, context, instructions=root.get("instructions") or "", schema=schema)
         try:
             result = rlm._run_again(node, path)
@@ -1251,6 +1253,7 @@ class Run:
         self.journal = journal
         self.recording = recording
         self.ledger = ledger
+        self.active_before = 0  # milliseconds that the run was active before the ledger's time began
         self.protocol = options.protocol
         self.tool_calls: list[dict[str, Any]] = []
         self.divergence: list[str] = []
@@ -1317,7 +1320,7 @@ class Run:
     def diverged(self, node: Node, text: str) -> None:
         """Record that a cell's second run differs from the journal; the run goes on."""
         self.divergence.append(text)
-        self.journal.write("resume", depth=node.depth, node=node.id, divergence=text)
+        self.write("resume", depth=node.depth, node=node.id, divergence=text, active_ms=self.active_ms())
 
     def backend_for(self, model: str | None) -> Backend:
         """The backend of a model of the run: its own, or one for the name that llm_query was given."""
@@ -1510,13 +1513,11 @@ class Run:
         if self._keeper is not None:
             self._keeper.get()  # a paid call can be resumed only with its context
         call_id = self.call_id()
-        if event_fields["kind"] == "turn":
-            node.call_id = call_id
         fields = dict(event_fields)
         depth, parent = fields.pop("depth"), fields.pop("parent")
         if reply.raw is not None:
             fields["raw"] = reply.raw
-        self.write(
+        line = self.write(
             "call",
             call_id=call_id,
             parent=parent,
@@ -1532,13 +1533,19 @@ class Run:
             attempts=reply.attempts,
             left={**self.ledger.left(), "iterations": node.iterations_left()},
         )
+        if event_fields["kind"] == "turn":
+            node.call_id, node.newest = call_id, line
 
-    def write(self, event: str, **fields: Any) -> None:
+    def write(self, event: str, **fields: Any) -> Event:
         """Journal an event. A journal that cannot be written stops the tree: unrecorded work would be lost."""
         try:
-            self.journal.write(event, **fields)
+            return self.journal.write(event, **fields)
         except RLMError as error:
             raise self.ledger.fail(error) from error
+
+    def active_ms(self) -> int:
+        """How long the run has been active, the time before a resumption or an earlier prompt included."""
+        return self.active_before + _ms_since(self.ledger.started)
 
     def _abandon(self, in_flight: Event, reason: str) -> None:
         fields = {k: in_flight[k] for k in ("kind", "node", "key", "turn", "cell") if k in in_flight}
@@ -1849,6 +1856,7 @@ class Node:
         self.depth = depth
         self.parent = parent  # the call whose code issued this node
         self.call_id = parent  # call_id of the current turn
+        self.newest: Event | None = None  # the reference to the newest turn or cell, which an answer comes from
         self.key = key
         self.id = run.node_id(key)
         self.parent_cell = cell
@@ -1914,7 +1922,7 @@ class Node:
         """Write a node's `end` event. A broken journal must not hide the failure that broke it."""
         fields: Event = {"node": self.id, "status": "answered", "response": None, "error": None}
         if answer is not None:
-            fields.update(response=answer.text, given=answer.given, forced=answer.forced)
+            fields.update(response=answer.text, given=answer.given, forced=answer.forced, answer=self.newest)
             if answer.given:
                 fields.update(packed("value", answer.value))
         else:
@@ -1925,8 +1933,12 @@ class Node:
             hint = getattr(failure, "hint", "")
             fields["error"] = {"type": type(failure).__name__, "message": str(failure), "hint": hint}
             fields["response"] = self.run.last_text or None if self.depth == 0 else None
+        fields["totals"] = self.run.totals()
+        fields["active_ms"] = self.run.active_before + fields["totals"]["duration_ms"]
+        if self.depth == 0:
+            self.run.active_before = fields["active_ms"]  # a conversation's next prompt has another ledger
         with contextlib.suppress(RLMError):
-            self.run.journal.write("end", parent=self.parent, depth=self.depth, **fields, totals=self.run.totals())
+            self.run.journal.write("end", parent=self.parent, depth=self.depth, **fields)
 
     def replay_turns(self, prompt: str, turns: int) -> None:
         """Repeat an earlier prompt of a recorded conversation up to its last recorded turn."""
@@ -1963,35 +1975,36 @@ class Node:
         """Put the prompt before the model; for the first one also the instructions, and start a REPL meanwhile."""
         first = not self.messages
         plain = None
+        recorded = self.run.recording.starts.get(self.id) if first else self._recorded_start(prompt)
         if first:
             self.prompt = prompt
-            recorded = self.run.recording.starts.get(self.id)
             plain = plain_announcement(self) if recorded is None else None
             self.protocol = recorded["protocol"] if recorded else "plain" if plain is not None else self.protocol
             if self.protocol != "plain":
                 self._start_sandbox()
             system = recorded["system"] if recorded else system_prompt(self)
-            self.messages = [{"role": "system", "content": system, "_stored": True}]
-            known = recorded is not None
+            self.messages = [{"role": "system", "content": system}]
         else:
             self._answer_open_calls()
-            asked = [(start.get("turn"), start["prompt"]) for start in self.run.recording.prompts]
-            known = self.depth == 0 and (self.turn, prompt) in asked
         new = self.context is not self.announced_context
         if new:
             self.shown_whole = self.context.whole(self.run.options.show_below) is not None
             self.touched = False
             self.shown_whole = self.shown_whole or self.protocol == "plain"
             self.looked = self.context.value is None or self.shown_whole or bool(self.context.images)
-        self._ask_user(prompt, new, recorded if first else self._recorded_start(prompt), plain)
+        self._ask_user(prompt, new, recorded, plain)
         self.first_turn, self.failures = self.turn, 0
         self.warned = self.worked = self.sent_back = False
         self.doubts = 0
         self.forcing = None
         self.outcomes = {}
         self.fruitless = self.repeats = 0
-        if not known:
-            self._journal_start(prompt, first, self.context.event_fields if new else None)
+        if recorded is not None:
+            line = reference(recorded)
+        else:
+            line = self._journal_start(prompt, first, self.context.event_fields if new else None)
+        for message in self.messages if first else self.messages[-1:]:
+            message["_refs"] = [line]
         self.announced_context = self.context
 
     def _recorded_start(self, prompt: str) -> Event | None:
@@ -2010,7 +2023,7 @@ class Node:
         text = f"{prompt}\n\n{announced}" if announced else prompt
         shows = new and self.context.images
         content = [{"type": "text", "text": text}, *self.context.images] if shows else text
-        self.messages.append({"role": "user", "content": content, "_stored": True, "_prompt": True})
+        self.messages.append({"role": "user", "content": content, "_prompt": True})
 
     def set_context(self, context: Context) -> None:
         """Use another context for the prompts that follow; None keeps the current one."""
@@ -2031,7 +2044,7 @@ class Node:
                 placeholder = {"role": "tool", "tool_call_id": call["id"], "name": call["name"]}
                 self.messages.append({**placeholder, "content": "[stopped before it ended]", "is_error": True})
 
-    def _journal_start(self, prompt: str, first: bool, context_fields: Event | None) -> None:
+    def _journal_start(self, prompt: str, first: bool, context_fields: Event | None) -> Event:
         run, options = self.run, self.run.options
         fields: Event = {"node": self.id, "kind": "child" if self.key else "root", "prompt": prompt}
         if self.key:
@@ -2069,8 +2082,9 @@ class Node:
             else None,
             mcp=run.servers.recorded() if run.servers and first and not self.key else None,
             version=__version__,
+            active_ms=run.active_ms() if self.key else run.active_before,
         )
-        run.write("start", parent=self.parent, depth=self.depth, **fields)
+        return run.write("start", parent=self.parent, depth=self.depth, **fields)
 
     @property
     def sandbox(self) -> rlm_sandbox.Sandbox:
@@ -2108,7 +2122,8 @@ class Node:
             if self.protocol != "plain":
                 if self.forcing is None:
                     self._say_what_is_left()
-                self._compact()
+                if not self._replay_compaction():  # the run may have been stopped after it
+                    self._compact()
             return self._mended_reply()
         except rlm_backends.BackendError as error:
             raise provider_error(error) from error
@@ -2138,7 +2153,7 @@ class Node:
 
     def _recorded_reply(self, event: Event) -> rlm_backends.Reply:
         """A reply that the journal holds, and the messages that went with it."""
-        self.call_id = event["call_id"]
+        self.call_id, self.newest = event["call_id"], reference(event)
         if self.protocol == "plain" and event.get("system"):
             self._leave_plain("")
         if event.get("protocol") == "text" and self.protocol == "tools":
@@ -2149,11 +2164,10 @@ class Node:
             self.forcing = None
         elif self.forcing is None:
             self.forcing = MaxIterationsExceeded(self.turn, self.turn)
-        if compaction := self.run.recording.compactions.get((self.id, self.turn)):
-            self._replay_compaction(compaction)
+        self._replay_compaction()
         new = [{k: v for k, v in m.items() if k != "replaces"} for m in event.get("prompt") or []]
         asked = [m for m in new if "content" in m and m.get("role") in ("user", "tool")]
-        pending = [m for m in self.messages[self.logged_count :] if m.get("_stored")]
+        pending = [m for m in self.messages[self.logged_count :] if "_refs" in m or m["role"] == "system"]
         if asked and self.turn - 1 in self.run.recording.restarts.get(self.id, ()):
             asked[0] = {**asked[0], "_restart": True}
         # The result that stands in for a stopped call comes before the next prompt, as providers want it.
@@ -2216,7 +2230,7 @@ class Node:
         """Go on in the loop: the one plain call gave no answer, or (without `why`) its message was too long."""
         self.protocol = self._protocol()
         self._start_sandbox()
-        self.messages[0] = {"role": "system", "content": system_prompt(self), "_stored": True}
+        self.messages[0] = {"role": "system", "content": system_prompt(self)}
         self.new_system = self.messages[0]["content"]
         announced = announcement(self, new=True)
         if not why:
@@ -2313,7 +2327,7 @@ class Node:
     def _remember(self, reply: rlm_backends.Reply, action: WrittenAction | None) -> None:
         """A reply as a message, without what it made up after its first action; the journal has all of it."""
         text = reply.text if action is None else visible(reply.text)[: action.end]
-        message: dict[str, Any] = {"role": "assistant", "content": text, "_stored": True}
+        message: dict[str, Any] = {"role": "assistant", "content": text}
         if reply.tool_calls:
             message["tool_calls"] = [{**call, "name": self._meant(call)} for call in reply.tool_calls]
         if reply.raw is not None and (action is None or action.end >= len(reply.text.rstrip())):
@@ -2342,10 +2356,10 @@ class Node:
 
     def _show_outcomes(self, outcomes: list[Outcome]) -> None:
         """Show the model the outcomes of what its text asked for."""
-        shown = "\n\n".join(f"Output:\n{outcome.text}" for outcome in outcomes)
-        cells = [outcome.cell for outcome in outcomes if outcome.cell]
-        ids = [outcome.call_id for outcome in outcomes]
-        message = {"role": "user", "content": shown, "tool_call_ids": ids, "_stored": True, "_cells": cells}
+        message: dict[str, Any] = {"role": "user", "tool_call_ids": [outcome.call_id for outcome in outcomes]}
+        message["content"] = "\n\n".join(f"{_HEADING}\n{outcome.text}" for outcome in outcomes)
+        message["_refs"] = [{**outcome.line, "heading": _HEADING} for outcome in outcomes]
+        message["_cells"] = [outcome.cell for outcome in outcomes if outcome.cell]
         self.messages.append({**message, "_fruitless": outcomes[-1].fruitless})
         newest = outcomes[-1]
         self.fruitless = self.fruitless + 1 if newest.fruitless else 0
@@ -2530,7 +2544,7 @@ class Node:
                     "name": call["name"],
                     "content": outcome.text,
                     "is_error": outcome.error is not None,
-                    "_stored": True,
+                    "_refs": [outcome.line],
                     "_cells": [outcome.cell] if outcome.cell else [],
                 }
             )
@@ -2548,28 +2562,25 @@ class Node:
 
     def _run_tool(self, call: dict[str, Any]) -> Outcome:
         """One tool call of the model's: a cell, or a tool by its name."""
-        name, arguments = call["name"], call["arguments"]
+        name, arguments, problem = call["name"], call["arguments"], ""
         if name in _REPL_NAMES and name != "execute_code":
             return self.run_cell(as_code(call), call["id"])
         if name == "execute_code":
             code, problem = code_argument(arguments)
             if not problem:
                 return self.run_cell(code, call["id"])
-            self._journal_tool(call, problem, RLMError(problem), time.monotonic())
-            return Outcome(problem, RLMError(problem))
 
         def serve(recorded: Event) -> Outcome:
             result = recorded["tool_results"][0]
             failed = bool(result.get("is_error"))
             self.run.add_tool_call(name, arguments, self, is_error=failed)
             text = str(result.get("content", ""))
-            return Outcome(text, RLMError(text) if failed else None)
+            return Outcome(text, reference(recorded), RLMError(text) if failed else None)
 
         def work() -> Outcome:
             started = time.monotonic()
-            text, error = self._call_tool(name, arguments)
-            self._journal_tool(call, text, error, started)
-            return Outcome(text, error)
+            text, error = (problem, RLMError(problem)) if problem else self._call_tool(name, arguments)
+            return Outcome(text, self._journal_tool(call, text, error, started), error)
 
         recorded = self.run.recording.tools.get((self.id, self.turn, call["id"]))
         return self.run.recording.once(f"result of {name} in turn {self.turn}", recorded, serve, work)
@@ -2583,23 +2594,25 @@ class Node:
             text = self.run.run_cancellable(lambda: rlm_tools.call_for_model(tools[name], arguments))
         except Exception as error:  # whatever a tool raises is the model's to read
             self.run.ledger.check()
-            problem = f"error: {type(error).__name__}: {error}"
-            return problem, RLMError(f"tool {name!r} failed: {error}")
+            failure = RLMError(f"tool {name!r} failed: {error}")
+            failure.__cause__ = error
+            return f"error: {type(error).__name__}: {error}", failure
         return _cut(text, self.run.options.output_limit), None
 
-    def _journal_tool(self, call: dict[str, Any], text: str, error: RLMError | None, started: float) -> None:
+    def _journal_tool(self, call: dict[str, Any], text: str, error: RLMError | None, started: float) -> Event:
         self.run.add_tool_call(call["name"], call["arguments"], self, is_error=error is not None)
         result = {"id": call["id"], "name": call["name"], "content": text, "is_error": error is not None}
-        self._write_tool(
+        return self._write_tool(
             turn=self.turn,
             tool_calls=[call["id"]],
             tool_results=[result],
-            error=text if error else None,
+            error=error_fields(error.__cause__ or error) if error else None,
             duration_ms=_ms_since(started),
         )
 
-    def _write_tool(self, **fields: Any) -> None:
-        self.run.write("tool", call_id=self.call_id, parent=self.parent, depth=self.depth, node=self.id, **fields)
+    def _write_tool(self, **fields: Any) -> Event:
+        place: Event = {"call_id": self.call_id, "parent": self.parent, "depth": self.depth, "node": self.id}
+        return self.run.write("tool", **place, **fields)
 
     def _run_final(self, call: str) -> Answer | None:
         """A FINAL(...) in prose: run as code, so that it may name a variable; taken literally if it is not code."""
@@ -2623,9 +2636,8 @@ class Node:
         number = self.cells
         recorded = self.run.recording.cells.get((self.id, number))
         event = self._execute(code, number, recorded)
-        if recorded is None:
-            result = {"id": call_id, "name": "execute_code", "is_error": event["error"] is not None}
-            self._write_tool(turn=self.turn, tool_calls=[call_id], tool_results=[result], **_without_final(event))
+        line = reference(recorded) if recorded is not None else self._journal_cell(event, call_id)
+        self.newest = line
         self.run.add_tool_call("execute_code", {"code": code}, self, is_error=event["error"] is not None)
         answer = event["final"] if event["error"] is None else None
         self.touched = self.touched or _names(code, "context")
@@ -2634,7 +2646,14 @@ class Node:
             self.looked = self.looked or self.touched
         error = None if event["error"] is None else self._cell_error(code, event)
         fruitless = error is not None or (self.run.profile.guides and answer is None and is_empty_result(event))
-        return Outcome(show_cell(event), error, answer, number, fruitless=fruitless)
+        return Outcome(show_cell(event), line, error, answer, number, fruitless=fruitless)
+
+    def _journal_cell(self, event: Event, call_id: str) -> Event:
+        fields = {name: value for name, value in event.items() if name != "final"}
+        traceback = fields["traceback"] = event["error"]
+        fields["error"] = None if traceback is None else error_in(traceback, event["status"])
+        result = {"id": call_id, "name": "execute_code", "is_error": traceback is not None}
+        return self._write_tool(turn=self.turn, tool_calls=[call_id], tool_results=[result], **fields)
 
     def _note(self, code: str, event: Event, recorded: Event | None) -> str:
         """The note shown beside a cell's output; the recorded one if there is one."""
@@ -2675,7 +2694,7 @@ class Node:
             "error": cell.error,
             "status": cell.status,
             "restored": cell.restored,
-            "images": len(cell.images),
+            "images": image_uris(cell.images),
             "duration_ms": round(cell.duration_ms, 1),
             "final": None,
         }
@@ -2700,7 +2719,7 @@ class Node:
     def _memory_limit(self, recorded: Event | None) -> str:
         """The limit that a MemoryError has hit and the option that raises it; for a recorded cell as recorded."""
         if recorded is not None:
-            said = (recorded.get("error") or "").rpartition("\n")[2]
+            said = (recorded.get("traceback") or "").rpartition("\n")[2]
             return said if said.startswith("(the limit is ") else ""
         environment = self.run.options.environment
         if environment not in ("local", "docker"):
@@ -2712,11 +2731,11 @@ class Node:
 
     def _compared(self, event: Event, recorded: Event, died: bool) -> Event:
         """The recorded outcome, which the conversation continues from; a difference in the re-run is recorded."""
-        fields = ("stdout", "value", "error")
-        differing = [f for f in fields if not died and event[f] != recorded.get(f)]
+        before = {"error": recorded.get("traceback"), **{name: recorded.get(name) for name in ("stdout", "value")}}
+        differing = [name for name in ("stdout", "value", "error") if not died and event[name] != before[name]]
         if differing:
             self.run.diverged(self, f"cell {event['cell']} of {self.id}: {', '.join(differing)} differ when run again")
-        return {**event, **{f: recorded.get(f) for f in (*fields, "status", "restored", "images")}}
+        return {**event, **before, **{name: recorded.get(name) for name in ("status", "restored", "images")}}
 
     def _on_output(self, text: str) -> None:
         self.run.journal.emit("output", node=self.id, cell=self.cells, text=text)
@@ -3068,7 +3087,7 @@ class Node:
             fields.update(packed("result", result))
         shown = f"{type(error).__name__}: {error}" if error else _cut(rlm_tools.render(result), 2000)
         results = [{"id": key, "name": name, "content": shown, "is_error": error is not None}]
-        fields.update(tool_calls=[key], tool_results=results, error=shown if error else None)
+        fields.update(tool_calls=[key], tool_results=results, error=error_fields(error) if error else None)
         self._write_tool(turn=self.turn, **fields, duration_ms=_ms_since(started))
 
     # compaction
@@ -3119,18 +3138,24 @@ class Node:
 
     def _replace_by_summary(self, summary: str) -> None:
         newest = [m for m in self.messages[2:] if m.get("_prompt")][-1:]  # a conversation's question is not summed up
-        summed_up = {"role": "user", "content": f"[the work so far, summed up]\n{summary}", "_stored": True}
+        summed_up = {"role": "user", "content": f"[the work so far, summed up]\n{summary}"}
         self.messages[2:] = [summed_up, *newest]
         self.logged_count = len(self.messages)
 
-    def _replay_compaction(self, event: Event) -> None:
+    def _replay_compaction(self) -> bool:
+        """Compact the messages as the journal says that they were before this turn, if it does."""
+        event = self.run.recording.compactions.get((self.id, self.turn))
+        if event is None:
+            return False
         for place in event["places"]:
             self.messages[place] = _stubbed(self.messages[place])
         if "summary" in event:
             self._replace_by_summary(event["summary"])
+        return True
 
 
 _STOP_SECONDS = 2.0  # what a persistent run has to stop in after Ctrl-C, before its REPL is given up
+_JOURNALLED_IMAGES = 1_000_000  # characters of a cell's images that the journal keeps
 _JOURNALLED_VALUE = 1_000_000  # characters of a tool's result or of FINAL's value that the journal keeps
 _UNKNOWN_WINDOW = 128_000  # tokens
 _STUB_WORTH = 400  # characters; a shorter output is not worth replacing
@@ -3145,6 +3170,7 @@ class Outcome(NamedTuple):
     """The outcome of a cell or a tool call: the text the model reads, the error to count, the answer by FINAL."""
 
     text: str
+    line: Event  # the reference to the journal's line that has it
     error: RLMError | None = None
     answer: Answer | None = None
     cell: int = 0
@@ -3195,10 +3221,10 @@ def provider_error(error: rlm_backends.BackendError) -> RLMError:
 
 def _journal_form(message: dict[str, Any]) -> dict[str, Any]:
     """A message as a `call` line has it: without its content where another line holds that."""
-    form = {k: v for k, v in message.items() if not k.startswith("_") and k != "raw"}
-    if message.get("_stored"):
-        form.pop("content", None)
-        form.pop("is_error", None)
+    left_out = ("raw", "content", "is_error") if "_refs" in message else ("raw",)
+    form = {k: v for k, v in message.items() if not k.startswith("_") and k not in left_out}
+    if "_refs" in message:
+        form["refs"] = message["_refs"]
     return form | ({"replaces": True} if message.get("_replaces") else {})
 
 
@@ -3224,8 +3250,32 @@ def _without_login(url: str | None) -> str | None:
     return re.sub(r"//[^/@]*@", "//", url) if url else None
 
 
-def _without_final(event: Event) -> Event:
-    return {k: v for k, v in event.items() if k != "final"}
+def error_fields(error: BaseException) -> Event:
+    """An error as the journal has it."""
+    return {"type": type(error).__name__, "message": str(error)}
+
+
+def error_in(traceback: str, status: str) -> Event:
+    """The exception that a cell's traceback ends with; the cell's status stands for the type of what was none."""
+    lines = _CHAINED.split(traceback)[-1].split("\n")
+    start = next((n for n, line in enumerate(lines) if not re.match(r"\s|Traceback|$", line)), 0)
+    name, _, message = "\n".join(lines[start:]).rstrip().partition(": ")
+    if re.fullmatch(r"(?:\w+\.)*[A-Z]\w*", name):
+        return {"type": name, "message": message}
+    return {"type": status, "message": "\n".join(lines[start:]).rstrip()}
+
+
+_CHAINED = re.compile(r"\n\n(?:The above exception was the direct cause of|During handling of the above)[^\n]*\n\n")
+
+
+def image_uris(images: Iterable[Mapping[str, str]]) -> list[str | None]:
+    """Images as data URIs; None for each that is beyond what the journal keeps of a cell."""
+    uris: list[str | None] = []
+    for image in images:
+        uri = f"data:{image['media_type']};base64,{image['data']}"
+        fits = sum(map(len, filter(None, uris))) + len(uri) <= _JOURNALLED_IMAGES
+        uris.append(uri if fits else None)
+    return uris
 
 
 def _cut(text: str, limit: int) -> str:
@@ -3660,7 +3710,7 @@ class Ledger:
 
 # --- the journal: one JSONL file per run -------------------------------------------------------------------------
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 Event = dict[str, Any]
 
 
@@ -3674,6 +3724,11 @@ def timestamp() -> str:
     """Now, in UTC, ISO 8601 with microseconds."""
     now = time.time()
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1e6):06d}Z"
+
+
+def reference(line: Event) -> Event:
+    """What names a line of the journal in another: {call_id, index}."""
+    return {name: line.get(name) for name in ("call_id", "index")}
 
 
 class Journal:
@@ -3702,36 +3757,39 @@ class Journal:
         self._closed = False
         self._only: int | None = None
         self._file = -1
+        self._lines = 0
         if path is not None:
             self._file = _open_journal(path, append, follow_links)
             if append:
-                _cut_torn_tail(path)
+                self._lines = _cut_torn_tail(path)
 
     def write(
         self, event: str, *, call_id: str | None = None, parent: str | None = None, depth: int = 0, **fields: Any
-    ) -> None:
-        """Append one event. Dropped once the journal is closed: a late thread's events no longer matter."""
-        line: Event = {
-            "v": SCHEMA_VERSION,
-            "event": event,
-            "trajectory_id": self.trajectory_id,
-            "call_id": call_id,
-            "parent_call_id": parent,
-            "depth": depth,
-            "timestamp": timestamp(),
-            **fields,
-        }
-        text = to_json(line, separators=(",", ":"))
-        if any(secret in text for secret in self.secrets):
-            for secret in self.secrets:
-                text = text.replace(secret, "[redacted]")
-            line = json.loads(text)
+    ) -> Event:
+        """Append one event; returns the reference to it. Once the journal is closed, a late thread's are dropped."""
         with self._lock:
-            if self._closed or self._only not in (None, threading.get_ident()):
-                return
-            if self._file >= 0:
-                self._append(text.encode("ascii") + b"\n")
-            self.notify(line)
+            line: Event = {
+                "v": SCHEMA_VERSION,
+                "event": event,
+                "index": self._lines,
+                "trajectory_id": self.trajectory_id,
+                "call_id": call_id,
+                "parent_call_id": parent,
+                "depth": depth,
+                "timestamp": timestamp(),
+                **fields,
+            }
+            if not self._closed and self._only in (None, threading.get_ident()):
+                text = to_json(line, separators=(",", ":"))
+                if any(secret in text for secret in self.secrets):
+                    for secret in self.secrets:
+                        text = text.replace(secret, "[redacted]")
+                    line = json.loads(text)
+                if self._file >= 0:
+                    self._append(text.encode("ascii") + b"\n")
+                self._lines += 1
+                self.notify(line)
+            return reference(line)
 
     def _append(self, data: bytes) -> None:
         try:
@@ -3831,9 +3889,10 @@ def _open_in_real_folder(folder: str, name: str, flags: int) -> int:
 
 _FIELDS: dict[type | tuple[type, ...], str] = {
     str: "event node call_id system response code stdout model sub_model protocol environment base_url instructions"
-    " announcement note profile",
-    int: "depth",
+    " announcement note profile traceback",
+    int: "depth index",
     (str, list): "prompt",
+    (int, list): "images",
     list: "tool_calls tool_results tools allowed_paths",
     dict: "limits context token_usage schema params sub_params",
 }
@@ -3842,13 +3901,17 @@ EVENT_DEPTH = 400  # of lists and objects in one: Python data that JSON lacks ta
 
 
 def read_journal(path: str) -> list[Event]:
-    """The events of a journal; a torn line, or one that is not ours, is skipped."""
-    events = []
+    """The events of a journal, in the newest version; a torn line, or one that is not ours, is skipped."""
+    events, upgrade, number = [], None, 0
     with open(path, "rb") as file:
         while line := file.readline(LINE_LIMIT):
             event = journal_event(line)
+            if event is not None and event.get("v") in (None, 1):
+                upgrade = upgrade or _viz().Upgrade()
+                event = upgrade.add(event, number)
             if event is not None and event.get("event") is not None and _has_our_types(event):
                 events.append(event)
+            number += line.endswith(b"\n")
     return events
 
 
@@ -3863,7 +3926,8 @@ def journal_event(line: bytes | bytearray) -> Event | None:
 
 
 def _has_our_types(event: Event) -> bool:
-    fields = [*_FIELDS.items(), (str, "error value" if event["event"] == "tool" else "")]
+    is_tool = event["event"] == "tool"
+    fields = [*_FIELDS.items(), (str, "value" if is_tool else ""), (dict, "error" if is_tool else "")]
     for kind, names in fields:
         if not all(event.get(name) is None or isinstance(event[name], kind) for name in names.split()):
             return False
@@ -3874,11 +3938,12 @@ def _has_our_types(event: Event) -> bool:
     return all(isinstance(item, dict) for name in lists for item in event.get(name) or ())
 
 
-def _cut_torn_tail(path: str) -> None:
-    """Remove an unfinished last line, so that appended events begin a new one."""
+def _cut_torn_tail(path: str) -> int:
+    """Remove an unfinished last line, so that appended events begin a new one; returns how many lines there are."""
     with open(path, "r+b") as file:
         blob = file.read()
         file.truncate(blob.rfind(b"\n") + 1)
+    return blob.count(b"\n")
 
 
 # --- how resume and replay work ----------------------------------------------------------------------------------
@@ -4014,11 +4079,11 @@ def _texts(value: Any) -> list[str]:
     return value if isinstance(value, list) and all(isinstance(item, str) for item in value) else []
 
 
-def _recorded_error(shown: str) -> Exception:
+def _recorded_error(error: Event) -> Exception:
     """The exception that a tool raised when it was recorded, with the same class name, so that code can catch it."""
-    name, _, message = shown.partition(": ")
+    name = str(error.get("type"))
     kind: type[Exception] = type(name if name.isidentifier() else "ToolError", (RuntimeError,), {})
-    return kind(message)
+    return kind(str(error.get("message", "")))
 
 
 # --- the context: the input that is not put into the prompt ------------------------------------------------------
@@ -4734,6 +4799,7 @@ _ANSWER_LINE = ", in one line: ANSWER: <the answer>"
 _FAILED_BEFORE = "Code that was tried before ended with:\n"
 _PRINTED_TOO_MUCH = "Code that was tried before printed too much, beginning with:\n"
 _CUT_MARK = " characters left out"
+_HEADING = "Output:"  # stands before each outcome that a message in the text protocol shows
 _HAS_OUTPUT = "Code has run on `context` already. Output:"
 _DOUBTS = 2  # how often a small model's answer is not believed
 _COMPUTE_IT = (
@@ -5387,8 +5453,8 @@ def show_cell(event: Event) -> str:
     """A cell's outcome as the model reads it."""
     error = event.get("brief") or event.get("error") or ""
     parts = [(event.get("stdout") or "").rstrip("\n"), event.get("value") or "", error]
-    if event.get("images"):
-        parts.append(f"[images made: {event['images']}]")
+    if images := event.get("images"):
+        parts.append(f"[images made: {images if isinstance(images, int) else len(images)}]")
     output = "\n".join(part for part in parts if part) or "[no output]"
     return f"{output}\n{event['note']}" if event.get("note") else output
 

@@ -1533,7 +1533,7 @@ def _tell(job: Job, event: Message) -> None:
     if event.get("event") == "call":
         job.last_line = f"call {event.get('call_id')}, depth {event.get('depth')}: {event.get('response') or ''}"[:200]
     elif event.get("event") == "tool" and event.get("code"):
-        job.last_line = f"cell {event.get('cell')}: {event.get('error') or event.get('stdout') or ''}"[:200]
+        job.last_line = f"cell {event.get('cell')}: {event.get('traceback') or event.get('stdout') or ''}"[:200]
 
 
 class CellFunction:

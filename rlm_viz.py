@@ -22,10 +22,12 @@ import re
 import sys
 import threading
 import time
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ __all__ = [
 Event = dict[str, Any]
 
 EVENTS = ("start", "call", "tool", "end", "resume", "interrupted", "compact")
-VERSION = 1  # the newest journal version this reader knows
+VERSION = 2  # the newest journal version this reader knows
 MAX_LINE = 64 << 20
 EVENT_DEPTH = 400  # of lists and objects: Python data that JSON lacks takes three for one
 USAGE = ("input", "output", "cached", "cache_write", "reasoning")
@@ -154,7 +156,8 @@ def read(path: str | os.PathLike[str], *, bodies: bool = True) -> tuple[list[Eve
 
 def _scan(path: str | os.PathLike[str], problems: list[str]) -> Iterator[tuple[Event, int]]:
     """(event, bytes of journal up to it) of each usable line; the others are described in `problems`."""
-    number = size = 0
+    number = size = ended = 0
+    upgrade = Upgrade()
     with open(path, "rb") as file:
         while line := file.readline(MAX_LINE):
             number, size = number + 1, size + len(line)
@@ -165,7 +168,8 @@ def _scan(path: str | os.PathLike[str], problems: list[str]) -> Iterator[tuple[E
                     f"the last line ({number}) is torn and left out" if torn else f"line {number} {problem}"
                 )
             if event is not None:
-                yield event, size
+                yield upgrade.add(event, ended), size
+            ended += line.endswith(b"\n")
     if not size:
         problems.append("the log is empty")
 
@@ -194,8 +198,9 @@ def _none(constant: str) -> None:
 
 def merge(events: Iterable[Event]) -> list[Event]:
     """The events, each with every specified field and with the message contents that other lines hold."""
-    stored = MessageResolver()
-    return [_filled(stored.note(index, event)) for index, event in enumerate(events)]
+    listed = upgraded(events)
+    lines = _by_index(listed)
+    return [_filled(event, lines) for event in listed]
 
 
 _FIELDS: Mapping[str, Any] = {
@@ -212,72 +217,56 @@ _FIELDS: Mapping[str, Any] = {
 }
 
 
-def _filled(event: Event) -> Event:
+def _filled(event: Event, lines: Mapping[int, Event]) -> Event:
     full: Event = {**_FIELDS, **event}
     if event.get("event") == "call" and isinstance(event.get("prompt"), list):
-        full["prompt"] = [_with_content(message) for message in event["prompt"]]
+        full["prompt"] = [_with_content(message, lines) for message in event["prompt"]]
     if event.get("event") == "tool":
         full["tool_results"] = [_whole_result(event, result) for result in _dicts(event.get("tool_results"))]
     return full
 
 
-def _with_content(message: Any) -> Any:
-    """The message as it was sent, without the notes of the resolver."""
-    if not isinstance(message, dict) or "_stored" not in message:
+def _by_index(events: Iterable[Event]) -> dict[int, Event]:
+    """The lines that references can name, by their index."""
+    return {event["index"]: event for event in events if type(event.get("index")) is int}
+
+
+def _named_by(message: Event, lines: Mapping[int, Event]) -> list[tuple[Event, Event]]:
+    """(reference, line) for each line that holds the message's content and is in the journal."""
+    found = {ref["index"]: ref for ref in _dicts(message.get("refs")) if type(ref.get("index")) is int}
+    pairs = ((ref, lines.get(index, {})) for index, ref in found.items())
+    return [(ref, line) for ref, line in pairs if line and line.get("call_id") == ref.get("call_id")]
+
+
+def _with_content(message: Any, lines: Mapping[int, Event]) -> Any:
+    """The message as it was sent: its references replaced by the content that those lines hold."""
+    if not isinstance(message, dict) or "refs" not in message:
         return message
-    return {**_without(message, "_at", "_stored"), "content": message["_stored"]}
+    bare, contents = _without(message, "refs"), []
+    for ref, line in _named_by(message, lines):
+        content = _content_in(line, message)
+        contents.append(f"{ref['heading']}\n{_text(content)}" if ref.get("heading") else content)
+    if not contents or "content" in message:
+        return bare
+    return {**bare, "content": contents[0] if len(contents) == 1 else "\n\n".join(map(_text, contents))}
+
+
+def _content_in(line: Event, message: Event) -> Any:
+    """What a line holds of a message: a system prompt, a prompt with its announcement, a summary, or a result."""
+    if line.get("event") == "compact":
+        return line.get("summary")
+    if line.get("event") == "tool":
+        results = _dicts(line.get("tool_results"))
+        asked = [result for result in results if result.get("id") == message.get("tool_call_id")]
+        return next((_whole_result(line, result).get("content") for result in asked or results), None)
+    if message.get("role") == "system":
+        return line.get("system")
+    announced = line.get("announcement")
+    return f"{line.get('prompt')}\n\n{announced}" if announced else line.get("prompt")
 
 
 def _without(message: Event, *names: str) -> Event:
     return {name: value for name, value in message.items() if name not in names}
-
-
-class MessageResolver:
-    """Finds the messages that `call` lines name without their content. Add every event of one journal, in order.
-
-    `system` and the first `user` are in the node's `start`, a later `user` in the `start` that continues it or in the
-    `compact` that summed it up; a `tool` message, and the `user` message that answers cells in text, in `tool` lines.
-    """
-
-    def __init__(self) -> None:
-        self.messages: dict[tuple[str, str], tuple[int, Any]] = {}
-        self.results: dict[tuple[str, str], tuple[int, str, Any]] = {}
-
-    def note(self, index: int, event: Event) -> Event:
-        """Remember the event's messages; return it, its omitted messages with `_at` (event numbers) and `_stored`."""
-        node = str(event.get("node"))
-        kind = event.get("event")
-        if kind == "start":
-            self.messages.setdefault((node, "system"), (index, event.get("system")))
-            announced = event.get("announcement")
-            text = f"{event.get('prompt')}\n\n{announced}" if announced else event.get("prompt")
-            self.messages[node, "user"] = index, text
-        elif kind == "compact" and event.get("summary"):
-            self.messages[node, "user"] = index, event["summary"]
-        elif kind == "tool":
-            for result in _dicts(event.get("tool_results")):
-                content = _whole_result(event, result).get("content")
-                heading = "Output:" if "note" in event or "cell" not in event else f"[cell {event['cell']}]"
-                self.results[node, str(result.get("id"))] = index, heading, content
-        elif kind == "call" and isinstance(event.get("prompt"), list):
-            return {**event, "prompt": [self._found(node, message) for message in event["prompt"]]}
-        return event
-
-    def _found(self, node: str, message: Any) -> Any:
-        if isinstance(message, dict) and ("_at" in message or "_stored" in message):
-            message = _without(message, "_at", "_stored")  # the journal's own: only this class may write them
-        if not isinstance(message, dict) or "content" in message or message.get("role") == "assistant":
-            return message
-        if isinstance(message.get("tool_call_ids"), list):
-            cells = [self.results.get((node, str(name))) for name in message["tool_call_ids"]]
-            known = [cell for cell in cells if cell]
-            text = "\n\n".join(f"{heading}\n{_text(content)}" for _, heading, content in known)
-            return {**message, "_at": [at for at, _, _ in known], "_stored": text}
-        if message.get("role") == "tool":
-            result = self.results.get((node, str(message.get("tool_call_id"))))
-            return {**message, "_at": [result[0]], "_stored": result[2]} if result else message
-        found = self.messages.get((node, str(message.get("role"))))
-        return {**message, "_at": [found[0]], "_stored": found[1]} if found else message
 
 
 def _whole_result(event: Event, result: Event) -> Event:
@@ -286,14 +275,41 @@ def _whole_result(event: Event, result: Event) -> Event:
 
 def cell_text(event: Event) -> str:
     """What the model saw of a cell: its output, the value of its last expression, its error."""
-    stdout, value, error = (_text(event.get(name)) for name in ("stdout", "value", "error"))
-    error = _text(event.get("brief")) or error
-    images = f"[images made: {count_text(event['images'])}]" if event.get("images") else ""
+    stdout, value = (_text(event.get(name)) for name in ("stdout", "value"))
+    error = _text(event.get("brief")) or _traceback(event)
+    images = f"[images made: {count}]" if (count := _image_count(event)) else ""
     output = "\n".join(part for part in (stdout.rstrip("\n"), value, error, images) if part) or "[no output]"
     return f"{output}\n{note}" if (note := _text(event.get("note"))) else output
 
 
+def _traceback(event: Event) -> str:
+    """A cell's error as Python printed it; of anything else its error's message."""
+    return _text(event.get("traceback")) or _error_words(event)
+
+
+def _error_words(event: Event) -> str:
+    """A line's error as `ValueError: its message`, or its message alone where no exception was raised."""
+    error = event.get("error")
+    if not isinstance(error, dict):
+        return _text(error)
+    name, message = (_text(error.get(part)) for part in ("type", "message"))
+    is_exception = name not in ("error", event.get("status"))
+    return ": ".join(filter(None, [name, message])) if is_exception or not message else message
+
+
+def _error_type(error: Any) -> str:
+    """The class of an error, without its message; "error" for one that has none."""
+    named = re.match(r"[\w.]{1,80}", _text(error.get("type"))) if isinstance(error, dict) else None
+    return named.group() if named else "error"
+
+
+def _image_count(event: Event) -> int:
+    images = event.get("images")
+    return len(images) if isinstance(images, list) else int(_number(images))
+
+
 _METRICS = {
+    *("index", "active_ms", "answer"),
     *("v", "event", "trajectory_id", "call_id", "parent_call_id", "depth", "timestamp", "node", "kind", "key"),
     *("model", "sub_model", "backend", "protocol", "environment", "limits", "version", "cell", "turn", "name"),
     *("token_usage", "cost_usd", "duration_ms", "stop_reason", "attempts", "left", "status", "restored", "images"),
@@ -303,11 +319,14 @@ _METRICS = {
 
 def without_bodies(event: Event) -> Event:
     """The event's metrics alone: no prompt, reply, code, output, argument or message."""
+    event = {**event, **_explicit_error(event)}
     bare = {name: value for name, value in event.items() if name in _METRICS and not is_malformed(name, value)}
     if "code" in event:
         bare["code"] = ""
+    if "images" in event:
+        bare["images"] = _image_count(event)
     if event.get("error"):
-        bare["error"] = _error_name(event["error"])
+        bare["error"] = _error_type(event["error"])
     if isinstance(event.get("tool_calls"), list):
         bare["tool_calls"] = [_bare_call(call) for call in event["tool_calls"]]
     if isinstance(event.get("tool_results"), list):
@@ -318,29 +337,105 @@ def without_bodies(event: Event) -> Event:
 
 
 def is_malformed(name: str, value: Any) -> bool:
-    return name in ("limits", "left", "totals", "token_usage") and not isinstance(value, dict)
+    return name in ("limits", "left", "totals", "token_usage", "answer") and not isinstance(value, dict)
 
 
 def _bare_call(call: Any) -> Any:
     return {"id": call.get("id"), "name": call.get("name")} if isinstance(call, dict) else call
 
 
-def _error_name(error: Any) -> str:
-    """The exception's class from an error object or a traceback, without its message."""
-    if isinstance(error, dict):
-        named = re.match(r"[\w.]{1,80}", str(error.get("type") or ""))
-    else:
-        line, has_frames = _error_line(error)
-        named = re.match(_RAISED if has_frames else _RAISED_ALONE, line)
-    return named.group()[:80] if named else "error"
+# --- journals of version 1 --------------------------------------------------------------------------------------------
 
 
-def _error_line(error: Any) -> tuple[str, bool]:
-    """The line of a traceback that names the exception, and whether frames stand before it."""
-    # It is on the first line after the frames. Later lines belong to the message and may look like anything.
-    lines = _CHAINED.split(str(error))[-1].removeprefix("error: ").split("\n")
+def upgraded(events: Iterable[Event]) -> list[Event]:
+    """The events of one journal, in their order, in version 2."""
+    upgrade = Upgrade()
+    return [upgrade.add(event, index) for index, event in enumerate(events)]
+
+
+class Upgrade:
+    """Makes events of version 1 into those of version 2, which says what version 1 leaves to be inferred.
+
+    Add every event of one journal, in order: the lines that hold a message or gave an answer, and the time for which
+    the run was active, follow from the lines before.
+    """
+
+    def __init__(self) -> None:
+        self._lines: dict[tuple[str, str, str], Event] = {}  # (node, "role" or "result", its name) -> reference
+        self._newest: dict[str, Event] = {}  # node -> reference to its newest turn or cell
+        self._active, self._begin, self._last = 0.0, -1.0, 0.0  # milliseconds: before, since when, the latest
+
+    def add(self, event: Event, index: int) -> Event:
+        """The event, whose number in the journal is `index`, in version 2."""
+        if _number(event.get("v")) >= 2:
+            return event
+        event = {**event, **_explicit_error(event), "v": 2, "index": index}
+        kind, node = event.get("event"), str(event.get("node"))
+        line = {"call_id": event.get("call_id"), "index": index}
+        if kind == "call" and isinstance(event.get("prompt"), list):
+            event["prompt"] = [self._with_refs(node, message) for message in event["prompt"]]
+        elif kind == "end":
+            event["answer"] = self._newest.get(node)
+        self._note(event, node, line)
+        self._time(event)
+        return event
+
+    def _note(self, event: Event, node: str, line: Event) -> None:
+        kind = _kind(event)
+        if kind == "node":
+            self._newest.pop(node, None)
+            self._lines.setdefault((node, "role", "system"), line)
+        elif kind in ("turn", "cell"):
+            self._newest[node] = line
+        if kind == "node" or (kind == "compact" and event.get("summary")):
+            self._lines[node, "role", "user"] = line
+        if kind in ("cell", "tool"):
+            heading = "Output:" if "note" in event or kind == "tool" else f"[cell {event.get('cell')}]"
+            for result in _dicts(event.get("tool_results")):
+                self._lines[node, "result", str(result.get("id"))] = {**line, "heading": heading}
+
+    def _with_refs(self, node: str, message: Any) -> Any:
+        if not isinstance(message, dict) or "content" in message or message.get("role") == "assistant":
+            return message
+        if isinstance(message.get("tool_call_ids"), list):
+            found = [self._lines.get((node, "result", str(name))) for name in message["tool_call_ids"]]
+            return {**message, "refs": [line for line in found if line]}
+        if message.get("role") == "tool":
+            result = self._lines.get((node, "result", str(message.get("tool_call_id"))))
+            return {**message, "refs": [_without(result, "heading")]} if result else message
+        line = self._lines.get((node, "role", str(message.get("role"))))
+        return {**message, "refs": [line]} if line else message
+
+    def _time(self, event: Event) -> None:
+        end = parse_timestamp(event.get("timestamp"))
+        end = self._last if end is None else end
+        start, kind = end - _length_ms(event), event.get("event")
+        restarts = (kind == "resume" and "divergence" not in event) or bool(event.get("continues"))
+        if restarts and self._begin >= 0:
+            self._active, self._begin = self._active + self._last - self._begin, start
+        self._begin = start if self._begin < 0 else self._begin
+        self._last = max(self._last, end)
+        if kind == "end" and not _number(event.get("depth")):
+            recorded = _number(_dict(event.get("totals")).get("duration_ms"))
+            self._active, self._begin = self._active + (recorded or self._last - self._begin), -1.0
+        if restarts or self._begin < 0:
+            event["active_ms"] = self._active
+
+
+def _explicit_error(event: Event) -> Event:
+    """The fields `error` and `traceback` of a tool's line that has its error as text; {} for any other line."""
+    error = event.get("error")
+    if event.get("event") != "tool" or not error or isinstance(error, dict):
+        return {}
+    text, status = str(error), event.get("status")
+    lines = _CHAINED.split(text)[-1].removeprefix("error: ").split("\n")
+    # The exception is on the first line after the frames. Later lines belong to its message, whatever they look like.
     place = next((n for n, line in enumerate(lines) if not re.match(r"\s|Traceback|$", line)), 0)
-    return lines[place], place > 0
+    message = "\n".join(lines[place:]).rstrip()
+    named = re.match(_RAISED if place else _RAISED_ALONE, lines[place])
+    name = named.group()[:80] if named else "error" if status in ("ok", None) else _text(status)
+    message = message[len(name) :].removeprefix(": ") if named else message
+    return {"error": {"type": name, "message": message}, **({"traceback": text} if "code" in event else {})}
 
 
 _CHAINED = re.compile(r"\n\n(?:The above exception was the direct cause of|During handling of the above)[^\n]*\n\n")
@@ -448,6 +543,7 @@ def rows(events: Sequence[Event]) -> list[Row]:
     It is linear and iterative, so that a chain of any depth works. Events without a parent, or in a cycle of parents,
     are under one heading, "detached".
     """
+    events = upgraded(events)
     spans = _spans(events)
     asked = _arguments(events)
     flat = [_row(index, event, *span, asked) for index, (event, span) in enumerate(zip(events, spans, strict=True))]
@@ -575,6 +671,8 @@ def _folded(flat: list[Row], indices: list[int]) -> list[int]:
 
 def _accumulate(order: list[Row], pauses: list[tuple[float, float]]) -> None:
     """Compute totals, own times and concurrency, leaves first."""
+    begins, ends = sorted(at for at, _ in pauses), sorted(at + length for at, length in pauses)
+    idle = [0.0, *accumulate(length for _, length in pauses)]
     for row in reversed(order):
         below = [order[index] for index in row.children]
         row.all_tokens = row.tokens + sum(child.all_tokens for child in below)
@@ -586,7 +684,8 @@ def _accumulate(order: list[Row], pauses: list[tuple[float, float]]) -> None:
             row.start, row.end = below[0].start, below[0].end
         for child in below:
             row.start, row.end = min(row.start, child.start), max(row.end, child.end)
-        still = sum(length for at, length in pauses if row.start <= at and at + length <= row.end)
+        first, last = bisect_left(begins, row.start), bisect_right(ends, row.end)
+        still = idle[last] - idle[first] if last > first else 0.0
         row.total_ms = max(0.0, row.end - row.start - still)
         if row.kind in ("turn", "sub", "tool", "interrupted"):
             continue  # own time is the call's own duration
@@ -658,7 +757,7 @@ def label(kind: str, event: Event) -> tuple[str, str]:
         name = "summary" if event.get("kind") == "summary" else "llm_query"
         return name, ""
     if kind == "cell":
-        return f"cell {count_text(event.get('cell'))}", _telling_line(event.get("code"), event.get("error"))
+        return f"cell {count_text(event.get('cell'))}", _telling_line(event.get("code"), event.get("traceback"))
     return _other_words(kind, event)
 
 
@@ -680,11 +779,11 @@ def _outcome(kind: str, event: Event) -> str:
     if kind not in ("cell", "tool"):
         return ""
     if event.get("error"):
-        return first_line(_error_line(_text(event["error"]))[0])
+        return first_line(_error_words(event))
     if kind == "tool":
         return first_line(next((result.get("content") for result in _dicts(event.get("tool_results"))), None))
     last = (_text(event.get("value")) or _text(event.get("stdout"))).strip().rpartition("\n")[2]
-    images = f"[{counted(int(_number(event['images'])), 'image')}]" if _number(event.get("images")) else ""
+    images = f"[{counted(count, 'image')}]" if (count := _image_count(event)) else ""
     return " ".join(filter(None, [first_line(last), images]))
 
 
@@ -755,18 +854,14 @@ def _flags(kind: str, event: Event) -> int:
     return flags
 
 
-# --- what journals of version 1 do not record, and is inferred here ---------------------------------------------------
-#
-# A line is written when its call ends, so that starts follow from durations. Lines do not name the arguments of a tool
-# that a model called, the turn or cell that gave a node's answer, or the time for which a run was stopped between two
-# prompts or before a resumption: these follow from the lines before them.
+# --- when things happened, what asked for them, and where an answer came from -----------------------------------------
 
 
 _Asked = Mapping[tuple[str, str], Any]
 
 
 def _spans(events: Sequence[Event]) -> list[tuple[float, float]]:
-    """Start and end of each event; one without a timestamp gets its neighbour's."""
+    """Start and end of each event, whose line is written when it ends; one without a time gets its neighbour's."""
     spans: list[tuple[float, float]] = []
     last = next((at for at in (parse_timestamp(event.get("timestamp")) for event in events) if at is not None), 0.0)
     for event in events:
@@ -796,62 +891,55 @@ def _asked_key(event: Event) -> tuple[str, str]:
 
 
 def _mark_answer(events: Sequence[Event], flat: list[Row]) -> None:
-    """Flag where each node's answer came from (its last turn, or the cell that called FINAL); give it to the node."""
-    last: dict[str, int] = {}
+    """Flag the turn or cell that gave each node's answer, and give the answer to the node."""
+    places = {event["index"]: place for place, event in enumerate(events) if type(event.get("index")) is int}
     opened: dict[str, int] = {}
     for index, event in enumerate(events):
         node = str(event.get("node"))
         if flat[index].kind == "node":
             opened[node] = index
-            last.pop(node, None)
-        elif flat[index].kind in ("turn", "cell"):
-            last[node] = index
         elif flat[index].kind == "end":
-            if event.get("status") == "answered" and node in last:
-                flat[last[node]].flags |= FINAL
+            named = _dict(event.get("answer")).get("index")
+            source = places.get(named, -1) if type(named) is int else -1
+            if source >= 0 and event.get("status") == "answered" and flat[source].kind in ("turn", "cell"):
+                flat[source].flags |= FINAL
             if node in opened:
                 flat[opened[node]].outcome = first_line(event.get("response"))
 
 
 def _time_prompts(order: list[Row], events: Sequence[Event]) -> None:
-    """Give each prompt of the root the duration that its end records, as in the run's heading."""
+    """Give each prompt of the root the time that it was active, as in the run's heading."""
     prompts = [row for row in order if row.kind == "node" and row.level == 0]
     ends = [row.index for row in prompts[1:]] + [len(events)]
     for row, end in zip(prompts, ends):
-        recorded = _active_ms(events[row.index : end])
+        recorded = active_ms(events[row.index : end])
         row.self_ms, row.total_ms = max(0.0, row.self_ms + recorded - row.total_ms), recorded
 
 
-def _active_ms(events: Sequence[Event]) -> float:
-    """The run's duration as its ends record it, else by its timestamps; time spent stopped is excluded."""
-    total, begin, last = 0.0, -1.0, 0.0
-    for event, (start, end) in zip(events, _spans(events), strict=True):
-        if begin >= 0 and is_restart(event):
-            total, begin = total + last - begin, start
-        begin = start if begin < 0 else begin
+def active_ms(events: Sequence[Event]) -> float:
+    """How long the run was active during these events: as the last line that records it says, and since then."""
+    first, active, since, last = 0.0, 0.0, -1.0, 0.0
+    for place, (event, (start, end)) in enumerate(zip(events, _spans(events), strict=True)):
+        if "active_ms" in event:
+            active, since, last = _number(event["active_ms"]), end, end
+            first = first if place else active
+        since = start if since < 0 else since
         last = max(last, end)
-        if event.get("event") == "end" and not _number(event.get("depth")):
-            recorded = _number(_dict(event.get("totals")).get("duration_ms"))
-            total, begin = total + (recorded or last - begin), -1.0
-    return max(0.0, total + (last - begin if begin >= 0 else 0.0))
-
-
-def is_restart(event: Event) -> bool:
-    """Whether the run had stopped before this event: it was resumed, or got another prompt."""
-    return (event.get("event") == "resume" and "divergence" not in event) or bool(event.get("continues"))
+    return max(0.0, active - first + last - since)
 
 
 def _pauses(events: Sequence[Event], spans: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """(begin, length) of each time in which the run was stopped before a resumption or another prompt."""
-    resumed = [index for index, event in enumerate(events) if index and is_restart(event)]
-    return [(spans[index - 1][1], max(0.0, spans[index][0] - spans[index - 1][1])) for index in resumed]
-
-
-def _has_paused(first: Event, end: Event) -> bool:
-    """Whether a run was resumed or got another prompt: more time has passed than the duration its end records."""
-    began, ended = parse_timestamp(first.get("timestamp")), parse_timestamp(end.get("timestamp"))
-    took = _number(_dict(end.get("totals")).get("duration_ms"))
-    return began is not None and ended is not None and ended - began > took + 50
+    """(begin, length) of each time in which the run was not active: before a resumption or another prompt."""
+    pauses: list[tuple[float, float]] = []
+    before = at = 0.0
+    for index, event in enumerate(events):
+        if "active_ms" in event:
+            active, now = _number(event["active_ms"]), spans[index][1]
+            if index and event.get("event") in ("start", "resume") and not _number(event.get("depth")):
+                idle = min(spans[index][0] - spans[index - 1][1], now - at - (active - before))
+                pauses += [(spans[index - 1][1], idle)] if idle > 10 else []  # the two clocks differ by less
+            before, at = active, now
+    return pauses
 
 
 # --- totals -----------------------------------------------------------------------------------------------------------
@@ -863,6 +951,7 @@ def totals(events: Sequence[Event], tree_rows: Sequence[Row] | None = None) -> d
     Besides these `errors`, a count, and `status`. `cost_usd` is None if the price of a call is unknown; `cost_known` is
     the sum of the others. `tree_rows`: the run's `rows`, where they are made already.
     """
+    events = upgraded(events)
     listed = rows(events) if tree_rows is None else tree_rows
     calls = [row for row in listed if row.kind in ("turn", "sub")]
     unpriced = sum(row.unpriced for row in calls)
@@ -875,7 +964,7 @@ def totals(events: Sequence[Event], tree_rows: Sequence[Row] | None = None) -> d
         "cost_known": known,
         "depth_reached": max((row.depth for row in calls), default=0),
         "tool_calls": sum(row.kind in ("cell", "tool") for row in listed),
-        "duration_ms": round(_active_ms(events)),
+        "duration_ms": round(active_ms(events)),
         "errors": sum(row.flags & ERROR for row in listed),
         "status": _status(events),
     }
@@ -885,7 +974,7 @@ def _status(events: Sequence[Event]) -> str:
     """The root's status: answered, partial, error, interrupted, or unfinished if it has not ended."""
     status = "unfinished" if events else "empty"
     for event in events:
-        if is_restart(event):
+        if event.get("event") in ("start", "resume") and not _number(event.get("depth")):
             status = "unfinished"
         elif event.get("event") == "end" and not _number(event.get("depth")):
             status = first_line(event.get("status"), 20) or "ended"
@@ -1066,6 +1155,7 @@ def step(event: Event) -> str:
     """The progress line of an event, indented by its depth; "" for text deltas and other events without one."""
     if event.get("event") not in EVENTS:
         return ""
+    event = {**event, **_explicit_error(event)}
     row = _row(0, event, 0.0, 0.0, {})
     failed = row.error or (row.kind == "end" and bool(event.get("error")))
     indent = min(row.depth, 24) + (row.kind in ("cell", "tool"))
@@ -1081,14 +1171,12 @@ def _step_words(row: Row, event: Event) -> str:
         figures.append(duration(_number(event.get("duration_ms"))))
         return " · ".join([row.name, *figures, *([reply] if reply else [])])
     if row.kind == "cell":
-        shown = _text(event.get("error")).strip().rpartition("\n")[2] or _text(
-            event.get("stdout") or event.get("value")
-        )
+        shown = _error_words(event) or _text(event.get("stdout") or event.get("value"))
         return f"{row.name}: {first_line(row.text, 60)}" + (f" → {first_line(shown, 60)}" if shown.strip() else "")
     if row.kind == "end":
         return row.text or row.name
     words = f"{row.name}: {row.text}" if row.text else row.name
-    failure = _text(event.get("error")).strip().removeprefix("error: ") if row.kind == "tool" else ""
+    failure = _error_words(event) if row.kind == "tool" else ""
     return f"{words} → {first_line(failure, 100)}" if failure else words
 
 
@@ -1408,7 +1496,7 @@ def _run_line(path: str) -> dict[str, Any]:
     first, last = first_and_last(path)
     ended = last.get("event") == "end" and not _number(last.get("depth"))  # the root's end, not a child's
     sums = _dict(last.get("totals")) if ended else {}
-    if not ended or _has_paused(first, last):  # then no single line knows the figures
+    if not ended or _has_paused(first, last, sums):  # then no single line knows the figures
         sums = totals(read(path, bodies=False)[0]) if os.path.getsize(path) <= 4 << 20 else {}
     return {
         "id": os.path.basename(path)[: -len(".jsonl")],
@@ -1421,6 +1509,13 @@ def _run_line(path: str) -> dict[str, Any]:
         "path": path,
         "bytes": os.path.getsize(path),
     }
+
+
+def _has_paused(first: Event, end: Event, sums: Event) -> bool:
+    """Whether a run was active for longer than its last prompt or resumption, whose figures alone its end has."""
+    began, ended = parse_timestamp(first.get("timestamp")), parse_timestamp(end.get("timestamp"))
+    active = _number(end.get("active_ms")) or (ended or 0.0) - (began or 0.0)  # an end of version 1 does not say
+    return active > _number(sums.get("duration_ms")) + 50
 
 
 def first_and_last(path: str) -> tuple[Event, Event]:
@@ -1595,9 +1690,10 @@ class _Run:
 def _last_of_root(events: Sequence[Event], name: str) -> tuple[int, Event]:
     """(index, event) of the root's last event of that name; (-1, {}) for an end after which the run was continued."""
     for index in range(len(events) - 1, -1, -1):
-        if events[index].get("event") == name and not _number(events[index].get("depth")):
-            return index, events[index]
-        if name == "end" and is_restart(events[index]):
+        event = events[index]
+        if event.get("event") == name and not _number(event.get("depth")):
+            return index, event
+        if name == "end" and event.get("event") in ("start", "resume") and not _number(event.get("depth")):
             break
     return -1, {}
 
@@ -1700,22 +1796,14 @@ def _prepare(name: str, events: Sequence[Event], problems: Sequence[str], room: 
     """Redact a run, compute its rows and pack its bodies."""
     clean: list[Event] = []
     packer = _Packer(room.plain)
-    stored = MessageResolver()
-    for index, event in enumerate(events):
-        event, line = _clean(_addressed(stored.note(index, event)), room.secrets)
+    for event in events:
+        event, line = _clean(event, room.secrets)
         clean.append(event)
         packer.add(line)
     packer.flush(_script_safe if packer.plain else _gzip)
     room.bodies = max(0, room.bodies - packer.size)
     room.plain -= packer.size if packer.plain else 0
     return _Run(name, clean, rows(clean), list(problems), packer.chunks, packer.plain)
-
-
-def _addressed(event: Event) -> Event:
-    """The event with, on each message that is stored elsewhere, the numbers of the events that have it (`_at`)."""
-    if event.get("event") != "call" or not isinstance(event.get("prompt"), list):
-        return event
-    return {**event, "prompt": [_without(m, "_stored") if isinstance(m, dict) else m for m in event["prompt"]]}
 
 
 def _clean(event: Event, secrets: Secrets) -> tuple[Event, str]:
@@ -1785,7 +1873,10 @@ def _index(run: _Run) -> str:
     }
     columns |= {name: [row.usage[place] for row in run.rows] for place, name in enumerate(USAGE)}
     words = {name: "\n".join(getattr(row, name).replace("\n", " ") for row in run.rows) for name in ("text", "outcome")}
-    text = _json({"base": base, "names": list(names), "models": list(models), "cols": columns, **words})
+    numbers = [event.get("index") for event in run.events]
+    lines = None if numbers == list(range(len(numbers))) else numbers  # what a reference names, if lines are missing
+    data = {"base": base, "names": list(names), "models": list(models), "lines": lines}
+    text = _json({**data, "cols": columns, **words})
     return _script_safe(text) if run.plain else _gzip(text)
 
 
@@ -1801,7 +1892,7 @@ def render(runs: Sequence[Event] | Sequence[Sequence[Event]], *, bodies: bool = 
     listed: list[Sequence[Event]] = [runs] if not runs or isinstance(runs[0], dict) else list(runs)  # type: ignore[list-item,arg-type]
     room = PageBudget()
     notes = [] if bodies else [NO_BODIES]
-    stripped = [[event if bodies else without_bodies(event) for event in events] for events in listed]
+    stripped = [[event if bodies else without_bodies(event) for event in upgraded(events)] for events in listed]
     return "".join(_page([_prepare(_run_name(events), events, notes, room) for events in stripped]))
 
 
@@ -2029,19 +2120,18 @@ class History:
     """
 
     def __init__(self) -> None:
-        self._stored = MessageResolver()
-        self._sources: list[tuple[Any, Any]] = []  # of each event its name and its cell
+        self._lines: dict[int, Event] = {}
         self._nodes: dict[str, _Conversation] = {}
 
     def add(self, event: Event) -> list[Event]:
         """The messages that a turn was sent, if the event is that turn's call; else []."""
-        event = self._stored.note(len(self._sources), event)
-        self._sources.append((event.get("event"), event.get("cell")))
+        if event.get("event") in ("start", "tool", "compact"):
+            self._lines |= _by_index([event])
         node = self._nodes.setdefault(str(event.get("node")), _Conversation())
         if event.get("event") == "compact":
             node.compact(event)
         elif event.get("event") == "call" and event.get("kind") == "turn":
-            node.add_new(event, self._sources)
+            node.add_new(event, self._lines)
             sent = list(node.messages)
             node.messages.append(_reply_message(event))
             return sent
@@ -2056,18 +2146,19 @@ class _Conversation:
         self.stubs: list[int] = []  # places whose outputs become stubs before the next turn
         self.restarted = False
 
-    def add_new(self, event: Event, sources: Sequence[tuple[Any, Any]]) -> None:
+    def add_new(self, event: Event, lines: Mapping[int, Event]) -> None:
         if event.get("system") and self.messages:
             self.messages[0] = {"role": "system", "content": event["system"]}
         for message in _dicts(event.get("prompt")):
-            origins = [sources[at] for at in message.get("_at") or ()]
-            if origins and origins[0][0] == "compact" and any("_summary" in known for known in self.messages):
+            sources = [line for _, line in _named_by(message, lines)]
+            names = [line.get("event") for line in sources]
+            if "compact" in names and any("_summary" in known for known in self.messages):
                 continue
             self._mend_reply(message)
-            bare = {"content": None, **_without(_with_content(message), "_at", "replaces")}
-            bare["_cells"] = [cell for _, cell in origins if cell]
-            bare["_is_prompt"] = bool(origins) and origins[0][0] == "start"
-            bare["_is_restart"] = self.restarted and not origins
+            bare = {"content": None, **_without(_with_content(message, lines), "replaces")}
+            bare["_cells"] = [line["cell"] for line in sources if line.get("cell")]
+            bare["_is_prompt"] = "start" in names
+            bare["_is_restart"] = self.restarted and not sources
             self.messages.append(bare)
         for place in self.stubs:
             if isinstance(place, int) and 0 <= place < len(self.messages):
@@ -2128,7 +2219,7 @@ def _stub(message: Event) -> Event:
 def training_samples(events: Iterable[Event]) -> Iterator[dict[str, Any]]:
     """Each turn as OpenAI's chat format has it: {"messages": what was sent and the reply, "tools": as offered}."""
     history, schemas, secrets, plain = History(), dict[str, Any](), Secrets(), set[str]()
-    for event in (_clean(event, secrets)[0] for event in events):
+    for event in (_clean(event, secrets)[0] for event in upgraded(events)):
         sent, node = history.add(event), str(event.get("node"))
         if event.get("event") == "start":
             schemas[node] = event.get("tool_schemas")
@@ -2178,7 +2269,7 @@ def notebook(events: Sequence[Event], context: str = "") -> dict[str, Any]:
     `context` is the file that the run's input was saved to. Nothing is run.
     """
     secrets, cells = Secrets(), list[dict[str, Any]]()
-    clean = [_clean(event, secrets)[0] for event in events]
+    clean = [_clean(event, secrets)[0] for event in upgraded(events)]
     shown = _under_cells(clean)
     for index, event in enumerate(clean):
         kind, root = _kind(event), not _number(event.get("depth"))
@@ -2276,15 +2367,15 @@ def _code_cell(event: Event) -> dict[str, Any]:
     for image in event["images"] if isinstance(event.get("images"), list) else ():
         if found := re.fullmatch(r"data:(image/(?:png|jpeg|gif|webp));base64,([A-Za-z0-9+/=\s]+)", str(image)):
             outputs.append({"output_type": "display_data", "data": {found[1]: found[2]}, "metadata": {}})
-    if _number(event.get("images")):
-        note = f"[images made: {count_text(event['images'])}]\n"
+    if lost := images.count(None) if isinstance(images := event.get("images"), list) else _image_count(event):
+        note = f"[images made: {lost}]\n"
         outputs.append({"output_type": "stream", "name": "stdout", "text": note})
     if value := _text(event.get("value")):
         data = {"text/plain": value}
         outputs.append({"output_type": "execute_result", "data": data, "metadata": {}, "execution_count": count})
-    if error := _text(event.get("error")):
-        line = _error_line(error)[0]
-        said = {"ename": _error_name(error), "evalue": line.partition(": ")[2], "traceback": error.split("\n")}
+    if traceback := _traceback(event):
+        message = _text(_dict(event.get("error")).get("message"))
+        said = {"ename": _error_type(event.get("error")), "evalue": message, "traceback": traceback.split("\n")}
         outputs.append({"output_type": "error", **said})
     code = _text(event.get("code"))
     return {"cell_type": "code", "execution_count": count, "metadata": {}, "outputs": outputs, "source": code}
@@ -2303,7 +2394,7 @@ _CLIENT = 3  # the kind of a span that calls another program; 1 is one that does
 def spans(events: Iterable[Event], *, bodies: bool = False) -> list[dict[str, Any]]:
     """A run's events as OTLP/JSON spans; prompts, replies, code and outputs are in them only with `bodies`."""
     trace = Trace(bodies)
-    made = [span for event in events for span in trace.add(event)]
+    made = [span for event in upgraded(events) for span in trace.add(event)]
     return made + trace.close()
 
 
@@ -2334,7 +2425,7 @@ class Trace:
             self.about[node] = event
             self._agent(event, str(event.get("timestamp")))
             return cut_short
-        if kind == "resume" and is_restart(event):
+        if kind == "resume" and "divergence" not in event:
             self.resumed = str(event.get("timestamp"))
             return self.close(before)
         if kind == "end":
@@ -2409,7 +2500,7 @@ class Trace:
         result = next(iter(_dicts(event.get("tool_results"))), {})
         name = "execute_code" if is_cell else _tool_words(event, {})[0]
         status = first_line(event.get("status"), 20)
-        error = _error_name(event.get("error")) if status in ("", "ok", "error") else status
+        error = _error_type(event.get("error")) if status in ("", "ok", "error") else status
         values = {
             "gen_ai.operation.name": "execute_tool",
             "gen_ai.tool.name": name,
@@ -2430,7 +2521,7 @@ class Trace:
         agent, status = self._agent(event), first_line(event.get("status"), 20)
         agent["rlm.status"] = status
         agent |= {f"rlm.{name}": _dict(event.get("totals")).get(name) for name in ("calls", "tokens", "cost_usd")}
-        agent["error.type"] = None if status == "answered" else _error_name(event.get("error") or {"type": status})
+        agent["error.type"] = None if status == "answered" else _error_type(event.get("error") or {"type": status})
         reply = {"role": "assistant", "content": event.get("response"), "finish_reason": "stop"}
         agent["gen_ai.output.messages"] = self._messages([reply])
         if not _number(event.get("depth")):
@@ -2451,7 +2542,8 @@ class Trace:
         self, name: str, ids: tuple[str, str], values: Event, event: Event, *, kind: int = 1, times: Any = None
     ) -> dict[str, Any]:
         start, end = times or (self.now - round(_length_ms(event) * 1e6), self.now)
-        why = _text(_dict(event.get("error")).get("message") or event.get("error"))[-2000:] if self.bodies else ""
+        error = event.get("error")
+        why = _text(event.get("traceback") or _dict(error).get("message") or error)[-2000:] if self.bodies else ""
         status = {"code": 2, **({"message": _sendable(why)} if why else {})} if values.get("error.type") else {}
         return {
             "traceId": _hash(self.name)[:32],
@@ -3503,7 +3595,7 @@ return OPENED.get(place);
 async function openRun(place) {
 const index = JSON.parse(await block("r" + place)), count = index.cols.level.length;
 const opened = { place, meta: RUNS[place], count, base: index.base, names: index.names, models: index.models,
-texts: index.text.split("\n"), outcomes: index.outcome.split("\n"), chunks: new Map() };
+lines: index.lines, texts: index.text.split("\n"), outcomes: index.outcome.split("\n"), chunks: new Map() };
 for (const [field, column] of Object.entries(index.cols)) {
 const name = FIELDS[field] || field;
 opened[name] = (FRACTIONS.has(name) ? Float64Array : Int32Array).from(column);
@@ -3978,7 +4070,7 @@ return [[asked, event.prompt], [given, event.announcement || event.context?.prev
 turn: (event, i) => [[`${name(i)}'s reply`, event.response]],
 sub: (event, i) => [[subName(i) + "'s prompt", contentOf(event.prompt)], [subName(i), event.response]],
 cell: (event, i) => [[`${name(i)}'s code`, event.code], [`${name(i)}'s output`,
-[event.stdout, event.value].filter(Boolean).map(show).join("\n")], [`${name(i)}'s error`, event.error]],
+[event.stdout, event.value].filter(Boolean).map(show).join("\n")], [`${name(i)}'s error`, tracebackOf(event)]],
 tool: (event, i) => [[`${name(i)}'s result`, contentOf(event.tool_results)]],
 compact: event => [["a summary", event.summary]],
 end: (event, i) => run.depth[i] ? [[`${name(nodeOf(i))}'s answer`, event.response]] : [],
@@ -4399,7 +4491,7 @@ const list = [
 ["Self", run.all[row] && run.own[row] !== run.all[row] ? duration(run.own[row]) : ""],
 ["Began", "+" + duration(run.start[row])],
 ...PLAIN_FACTS.map(key => [words(key), typeof event[key] === "object" ? "" : event[key]]),
-["Images", event.images || ""], ["Dropped characters", event.dropped || ""],
+["Images", imageCount(event) || ""], ["Dropped characters", event.dropped || ""],
 ...Object.entries(event.left || {}).map(([key, left]) => [words(key) + " left", leftOf(key, left)]),
 ];
 const told = list.filter(([, value]) => value !== "" && value !== undefined);
@@ -4412,7 +4504,7 @@ return key === "cost_usd" ? money(left) : number(left);
 }
 async function elsewhere(row, event) {
 const found = new Map(), wanted = Array.isArray(event.prompt)
-? event.prompt.flatMap(message => message?._at ?? []) : [];
+? event.prompt.flatMap(message => refsOf(message).map(ref => ref.at)) : [];
 if (kind(row) === "tool" && run.parent[row] >= 0) wanted.push(run.at[run.parent[row]]);
 for (const at of wanted) if (at >= 0) found.set(at, await body(run, at));
 return found;
@@ -4445,32 +4537,42 @@ return typeof code === "string" ? text("Code to run", code, { code: "python", no
 }
 function messageBlock(message, answers) {
 if (!message || typeof message !== "object") return text("Message", show(message));
-const role = String(message.role), places = (message._at || []).filter(at => answers.has(at));
+const role = String(message.role), refs = refsOf(message).filter(ref => answers.has(ref.at));
 if (role === "assistant") return null;
-const content = places.length ? storedText(message, places.map(at => answers.get(at))) : message.content;
-const note = places.length ? places.map(at => eventLink("stored in event " + at, at)) : null;
+const content = refs.length ? storedText(message, refs, refs.map(ref => answers.get(ref.at))) : message.content;
+const note = refs.length ? refs.map(({ at }) => eventLink("stored in event " + at, at)) : null;
 const images = Array.isArray(content) ? content.map(picture).filter(Boolean) : [];
 return [text(`Prompt · ${role}`, contentText(content), { folded: role !== "user", note }), ...images];
 }
-function storedText(message, sources) {
-const [source] = sources;
-if (message.role === "system") return source.system;
-if (message.tool_call_ids) return sources.map(resultText).join("\n\n");
-const asked = [source.prompt, source.announcement].filter(Boolean);
-if (message.role !== "tool") return source.summary || asked.join("\n\n");
-const result = (source.tool_results || []).find(item => item && item.id === message.tool_call_id) || {};
-return result.content ?? cellText(source);
+function refsOf(message) {
+const refs = Array.isArray(message?.refs) ? message.refs : [];
+return refs.map(ref => ({ heading: ref?.heading, at: run.lines ? run.lines.indexOf(ref?.index) : ref?.index }))
+.filter(({ at }) => Number.isInteger(at) && at >= 0 && at < run.rowAt.length);
 }
-const resultText = source => {
-const heading = "note" in source || !("cell" in source) ? "Output:" : `[cell ${source.cell}]`;
-return `${heading}\n${"code" in source ? cellText(source) : contentText(source.tool_results?.[0]?.content)}`;
-};
+function storedText(message, refs, sources) {
+const texts = sources.map((source, i) => {
+const content = storedIn(source, message);
+return refs[i].heading ? `${refs[i].heading}\n${contentText(content)}` : content;
+});
+return texts.length > 1 ? texts.map(contentText).join("\n\n") : texts[0];
+}
+function storedIn(source, message) {
+if (source.event === "compact") return source.summary;
+if (source.event !== "tool") {
+const asked = [source.prompt, source.announcement].filter(Boolean);
+return message.role === "system" ? source.system : asked.join("\n\n");
+}
+const results = (source.tool_results || []).filter(Boolean);
+return (results.find(item => item.id === message.tool_call_id) || results[0])?.content ?? cellText(source);
+}
 function cellText(cell) {
-const parts = [cell.stdout ?? "", cell.value ?? "", cell.brief || cell.error || ""].map(show);
+const parts = [cell.stdout ?? "", cell.value ?? "", cell.brief || tracebackOf(cell)].map(show);
 parts[0] = parts[0].replace(/\n+$/, "");
-if (cell.images) parts.push(`[images made: ${cell.images}]`);
+if (imageCount(cell)) parts.push(`[images made: ${imageCount(cell)}]`);
 return (parts.filter(Boolean).join("\n") || "[no output]") + (cell.note ? "\n" + show(cell.note) : "");
 }
+const tracebackOf = event => event.traceback || errorText(event.error);
+const imageCount = event => Array.isArray(event.images) ? event.images.length : event.images || 0;
 const contentText = content => content === null ? "" : Array.isArray(content)
 ? content.map(part => part && part.type === "text" ? part.text
 : `[${show(part && part.type)}] ${part && part.url || ""}`).join("\n") : show(content);
@@ -4480,15 +4582,21 @@ if (part?.type !== "image" || !/^image\/(png|jpeg|gif|webp)$/.test(part.media_ty
 return h("div", { class: "block" }, h("img",
 { alt: "image in the prompt", src: `data:${part.media_type};base64,${part.data}` }));
 }
+function madeImages(event) {
+const kept = Array.isArray(event.images) ? event.images.filter(uri =>
+/^data:image\/(png|jpeg|gif|webp);base64,[\w+/=\s]+$/.test(uri)) : [];
+const note = imageCount(event) ? h("p", { class: "note" }, counted(imageCount(event), "image") + " made") : null;
+return [note, ...kept.map(src => h("div", { class: "block" }, h("img", { alt: "image that the cell made", src })))];
+}
 function cellBlocks(row, event) {
-const trouble = event.error ? errorBlock(event.error) : null,
-at = /line (\d+), in <module>/.exec(show(event.error || ""));
+const trouble = event.error ? errorBlock(tracebackOf(event)) : null,
+at = /line (\d+), in <module>/.exec(show(event.traceback || ""));
 const output = event.stdout || event.value
 ? [text("Output", event.stdout), text("Value", event.value, { code: "python" })]
 : [trouble ? null : h("p", { class: "note" }, "No output.")];
 return [h("div", { class: "pair" }, text("Code", event.code, { code: "python", at: at ? +at[1] : 0 }),
 h("div", { class: "results" }, output.filter(Boolean), trouble)),
-event.images ? h("p", { class: "note" }, counted(event.images, "image") + " made") : null,
+...madeImages(event),
 "final" in event ? text("FINAL", show(event.final)) : null, spawned(row, "What it called")];
 }
 function toolBlocks(row, event, answers) {
@@ -4558,12 +4666,14 @@ async function hear(state, event) {
 if (event.system && state.messages.length) state.messages[0] = { role: "system", content: event.system };
 for (const message of Array.isArray(event.prompt) ? event.prompt : []) {
 if (!message || typeof message !== "object") continue;
-const places = message._at || [], sources = [];
-for (const at of places) sources.push(await body(run, at));
+const refs = refsOf(message), sources = [];
+for (const ref of refs) sources.push(await body(run, ref.at));
 if (sources[0]?.event === "compact" && state.messages.some(known => known.summary)) continue;
-const content = sources.length ? storedText(message, sources) : message.content;
-const { _at, ...bare } = message;
-state.messages.push({ ...bare, content, at: _at, cells: sources.map(source => source.cell).filter(Boolean),
+const reply = message.tool_call_ids && state.messages.at(-1);
+if (reply?.role === "assistant" && !reply.tool_calls) reply.content = reply.content.trimEnd();
+const content = sources.length ? storedText(message, refs, sources) : message.content;
+const { refs: _, ...bare } = message;
+state.messages.push({ ...bare, content, cells: sources.map(source => source.cell).filter(Boolean),
 asked: sources[0]?.event === "start", restart: state.restarted && !sources.length });
 }
 for (const place of state.stubs) if (state.messages[place]) stub(state.messages[place]);
@@ -4612,7 +4722,7 @@ const copyAll = copyButton("Messages", async () => JSON.stringify((await sentBef
 return [h("div", { class: "choose", role: "group", "aria-label": "Sent to the model" },
 h("h3", {}, "Sent to the model"), buttons, copyAll), box];
 }
-const wire = ({ at, cells, asked, restart, summary, turn, dropped, ...message }) => message;
+const wire = ({ cells, asked, restart, summary, turn, dropped, ...message }) => message;
 async function everything(row, event) {
 const messages = await sentBefore(row), start = await startOf(row);
 const last = messages.length - (Array.isArray(event.prompt) ? event.prompt.length : 0);
@@ -4641,7 +4751,7 @@ const SEARCH = { hits: new Map(), list: [], at: -1, ticket: 0, sorted: true, ran
 backwards: false };
 const NOISE = new Set([
 "v", "event", "kind", "trajectory_id", "call_id", "parent_call_id", "timestamp", "node", "key", "id", "role", "type",
-"tool_call_id", "tool_call_ids", "media_type", "sha256", "_at", "stop_reason", "status", "depth",
+"tool_call_id", "tool_call_ids", "media_type", "sha256", "index", "images", "stop_reason", "status", "depth",
 ]);
 const AROUND = 40;
 const GROUPED = new RegExp(`^\\s*(\\d{1,3}(?:[${BETWEEN} _]?\\d{3})+)((?:[.,]\\d+)?)\\s*$`);
@@ -5367,10 +5477,9 @@ const [box, raw] = readable(words);
 return [raw, box];
 }
 async function cellActs(i, event) {
-const at = /line (\d+), in <module>/.exec(show(event.error || ""));
+const at = /line (\d+), in <module>/.exec(show(event.traceback || ""));
 const results = [text("Output", event.stdout), text("Value", event.value, { code: "python" }),
-event.error ? errorBlock(event.error) : null,
-event.images ? h("p", { class: "note" }, counted(event.images, "image") + " made") : null,
+event.error ? errorBlock(tracebackOf(event)) : null, ...madeImages(event),
 "final" in event ? text("FINAL", show(event.final)) : null];
 return [text(name(i), event.code, { code: "python", at: at ? +at[1] : 0 }), ...strips(i), ...results].filter(Boolean);
 }
@@ -5522,7 +5631,7 @@ turn: event => ({ Reply: event.response, Calls: (event.tool_calls || []).map(cal
 `${call?.name} ${show(call?.arguments)}`).join("\n\n") }),
 sub: event => ({ Prompt: contentOf(event.prompt), Reply: event.response }),
 cell: event => ({ Code: event.code, Output: [event.stdout, event.value].filter(Boolean).map(show).join("\n"),
-Error: errorText(event.error) }),
+Error: tracebackOf(event) }),
 tool: event => ({ Arguments: show(event.arguments), Result: contentOf(event.tool_results) }),
 end: event => ({ Answer: event.response, Status: event.status, Error: errorText(event.error) }),
 };

@@ -31,14 +31,25 @@ class Journal:
         self.model, self.sub_model = model, sub_model
         self.events: list[Event] = []
         self.now = self.began = 0.0  # milliseconds since BEGIN: now, and when this completion (or resumption) began
+        self.active_before = 0  # milliseconds of earlier completions
         self.nodes = self.calls = 0
         self.truth = {"calls": 0, "tokens": 0, "cost": 0.0, "unpriced": 0, "depth": 0, "tool_calls": 0}
 
     def line(self, event: str, call: str | None, parent: str | None, depth: int, node: str, **fields: Any) -> Event:
         at = (BEGIN + timedelta(milliseconds=self.now)).isoformat(timespec="microseconds").replace("+00:00", "Z")
-        head = {"v": 1, "event": event, "trajectory_id": self.id, "call_id": call, "parent_call_id": parent}
-        self.events.append({**head, "depth": depth, "timestamp": at, "node": node, **fields})
+        head = {"v": 2, "event": event, "index": len(self.events), "trajectory_id": self.id, "call_id": call}
+        place = {"parent_call_id": parent, "depth": depth, "timestamp": at, "node": node}
+        self.events.append({**head, **place, **fields})
         return self.events[-1]
+
+    def active(self) -> int:
+        return self.active_before + round(self.now - self.began)
+
+    def pause(self, ms: float) -> None:
+        """The run has ended, and goes on that much later."""
+        self.active_before = self.active()
+        self.now += ms
+        self.began = self.now
 
     def call_id(self) -> str:
         self.calls += 1
@@ -75,6 +86,7 @@ class Node:
         self.depth = parent.depth + 1 if parent else 0
         self.turns = self.cells = 0
         self.last_call: str | None = None
+        self.newest: Event | None = None
         self.pending: list[Event] = []
         self.prompt = prompt
         self.first_event = len(journal.events)
@@ -85,7 +97,7 @@ class Node:
         journal = self.journal
         extra = {"key": _digest(self.prompt), "cell": self.parent.cells + 1} if self.parent else {}
         head = "2026-11-21T00:00:03Z INFO gateway req=8f1c status=200 ms=41"
-        journal.line(
+        start = journal.line(
             "start", None, self.parent_call, self.depth, self.name,
             kind="child" if self.parent else "root", prompt=self.prompt, system=SYSTEM.format(size=context),
             announcement=None, profile="full", prompt_file=None, show_below=4000, subcall_characters=100_000,
@@ -100,8 +112,9 @@ class Node:
             instructions=None, schema=None, base_url="https://api.openai.com/v1",
             tools=["execute_code", "file_read", "file_list", "file_search"], version="0.1.0", **extra,
             tool_schemas=[{"name": "execute_code", "description": "Run Python.", "parameters": {"required": ["code"]}}],
+            active_ms=journal.active(),
         )  # fmt: skip
-        self.pending = [{"role": "system"}, {"role": "user"}]
+        self.pending = [{"role": role, "refs": [reference(start)]} for role in ("system", "user")]
 
     def turn(self, text: str = "", code: str | None = None, tools: list[Event] | None = None, ms: float = 1800) -> str:
         """A reply of the model: text, perhaps a cell's code, perhaps tool calls. Returns the call's id."""
@@ -115,13 +128,13 @@ class Node:
         tokens_in = 900 + 700 * self.turns
         paid = journal.paid(journal.model, tokens_in, 60 + len(text + (code or "")) // 3, cached=tokens_in * 3 // 5)
         journal.truth["depth"] = max(journal.truth["depth"], self.depth)
-        journal.line(
+        line = journal.line(
             "call", self.last_call, self.parent_call, self.depth, self.name,
             kind="turn", turn=self.turns, prompt=self.pending, response=text, tool_calls=calls,
             duration_ms=round(ms, 1), model=journal.model, stop_reason="tool_calls" if calls else "stop",
             attempts=1, **paid,
         )  # fmt: skip
-        self.pending = []
+        self.pending, self.newest = [], reference(line)
         return self.last_call
 
     def cell(self, code: str, stdout: str = "", *, value: str | None = None, error: str | None = None,
@@ -134,14 +147,16 @@ class Node:
         journal.truth["tool_calls"] += 1
         status = status or ("error" if error else "ok")
         result = {"id": f"{self.last_call}x", "name": "execute_code", "is_error": error is not None}
-        journal.line(
+        line = journal.line(
             "tool", self.last_call, self.parent_call, self.depth, self.name,
             turn=self.turns, tool_calls=[f"{self.last_call}x"], tool_results=[result],
-            cell=self.cells, code=code, stdout=stdout,
-            value=value, error=error, status=status, restored=status in ("timeout", "memory", "crash"),
-            duration_ms=round(journal.now - began, 1), images=0, note="", **extra,
+            cell=self.cells, code=code, stdout=stdout, traceback=error, error=_error(error),
+            value=value, status=status, restored=status in ("timeout", "memory", "crash"),
+            duration_ms=round(journal.now - began, 1), images=[], note="", **extra,
         )  # fmt: skip
-        self.pending.append({"role": "tool", "tool_call_id": f"{self.last_call}x", "name": "execute_code"})
+        self.newest = reference(line)
+        message = {"role": "tool", "tool_call_id": f"{self.last_call}x", "name": "execute_code"}
+        self.pending.append({**message, "refs": [self.newest]})
 
     def tool(self, name: str, arguments: Event, content: str, *, error: bool = False, ms: float = 6) -> None:
         """A tool call of the last turn (other than code) has run; give `turn` the call with id `name`-1."""
@@ -150,12 +165,12 @@ class Node:
         journal.truth["tool_calls"] += 1
         call = f"{name}-{self.turns}"
         result = {"id": call, "name": name, "is_error": error, "content": content}
-        journal.line(
+        line = journal.line(
             "tool", self.last_call, self.parent_call, self.depth, self.name,
-            turn=self.turns, tool_calls=[call], tool_results=[result], error=content if error else None,
+            turn=self.turns, tool_calls=[call], tool_results=[result], error=_error(content if error else None),
             duration_ms=ms,
         )  # fmt: skip
-        self.pending.append({"role": "tool", "tool_call_id": call, "name": name})
+        self.pending.append({"role": "tool", "tool_call_id": call, "name": name, "refs": [reference(line)]})
 
     def subs(self, prompts: list[str], answers: list[str], *, wide: int = 16, ms: float = 700) -> float:
         """A batch of llm_query from the running cell, `wide` at once; returns when it began."""
@@ -206,16 +221,27 @@ class Node:
     ) -> None:
         truth = self.journal.truth
         cost = None if truth["unpriced"] else round(truth["cost"], 9)
-        extra = (
-            {"given": given, "forced": False, **({"value": response} if given else {})} if status == "answered" else {}
-        )
+        value = {"value": response} if given else {}
+        answered = {"given": given, "forced": False, "answer": self.newest, **value}
+        extra = answered if status == "answered" else {}
         self.journal.line(
             "end", None, self.parent_call, self.depth, self.name,
             status=status, response=response, error=error, **extra,
             totals={"calls": truth["calls"], "tokens": truth["tokens"], "usage": {}, "cost_usd": cost,
                     "tool_calls": truth["tool_calls"], "depth_reached": truth["depth"],
                     "duration_ms": round(self.journal.now - self.journal.began)},
+            active_ms=self.journal.active(),
         )  # fmt: skip
+
+
+def reference(line: Event) -> Event:
+    return {"call_id": line["call_id"], "index": line["index"]}
+
+
+def _error(text: str | None) -> Event | None:
+    """The error in a line such as "ValueError: its message", or at a traceback's end."""
+    name, _, message = (text or "").rstrip().rpartition("\n")[2].partition(": ")
+    return {"type": name, "message": message} if text else None
 
 
 def _digest(text: str) -> str:
@@ -364,9 +390,9 @@ def resumed_run(seed: int = 33) -> list[Event]:
     read_in_parallel(root, 24, wide=8)
     message = "token budget exhausted: 61,204 of 60,000 used"
     root.end(None, "partial", {"type": "TokenBudgetExhausted", "message": message, "hint": "--token-budget 120000"})
-    journal.now += 3 * 3_600_000 + 720_000
-    journal.began = journal.now
-    journal.line("resume", None, None, 0, "n0", lines=len(journal.events), limits={"token_budget": 120_000})
+    journal.pause(3 * 3_600_000 + 720_000)
+    resumed = {"lines": len(journal.events), "limits": {"token_budget": 120_000}, "active_ms": journal.active()}
+    journal.line("resume", None, None, 0, "n0", **resumed)
     journal.now += 2
     compacted = {"places": [3, 5], "cells": [1, 2], "tokens_before": 81_204, "tokens_after": 12_410}
     journal.line("compact", None, None, 0, "n0", **compacted, turn=root.turns, summary="503s from 02:14; pool timeout")
@@ -385,26 +411,32 @@ def text_run(seed: int = 41) -> list[Event]:
     root.called_tool("file_list", {"path": "."}, "notes.md")
     root.cell("files = file_list('.')", began=began)
     root.cell("print(files)", "notes.md\n")
-    root.pending = [{"role": "user", "tool_call_ids": [f"cell_{n}" for n in (1, 2)]}]
-    for number, event in enumerate([event for event in journal.events if "code" in event], 1):
+    cells = [event for event in journal.events if "code" in event]
+    refs = [{**reference(event), "heading": "Output:"} for event in cells]
+    root.pending = [{"role": "user", "tool_call_ids": [f"cell_{n}" for n in (1, 2)], "refs": refs}]
+    for number, event in enumerate(cells, 1):
         event["tool_calls"] = [f"cell_{number}"]
         event["tool_results"] = [{"id": f"cell_{number}", "name": "execute_code", "is_error": False}]
     root.turn("They say that it lowered max_connections.")
     root.end("They say that it lowered max_connections.")
-    journal.now += 60_000
-    journal.began = journal.now
+    journal.pause(60_000)
     start = {name: value for name, value in journal.events[0].items() if name not in _HEAD}
     prompt = "And who made it?"
-    journal.line(
-        "start", None, None, 0, "n0", **{**start, "prompt": prompt, "continues": True, "turn": 2, "system": None}
-    )
-    root.pending = [{"role": "user"}]
+    more = {"prompt": prompt, "continues": True, "turn": 2, "system": None, "active_ms": journal.active()}
+    line = journal.line("start", None, None, 0, "n0", **{**start, **more})
+    root.pending = [{"role": "user", "refs": [reference(line)]}]
     root.turn("The notes name nobody.")
     root.end("The notes name nobody.")
     return journal.events
 
 
-_HEAD = ("v", "event", "trajectory_id", "call_id", "parent_call_id", "depth", "timestamp", "node")
+_HEAD = ("v", "event", "index", "trajectory_id", "call_id", "parent_call_id", "depth", "timestamp", "node")
+
+
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJ"
+    "RU5ErkJggg=="
+)
 
 
 def many_tongues(seed: int = 71) -> list[Event]:
@@ -414,7 +446,7 @@ def many_tongues(seed: int = 71) -> list[Event]:
     code = "# 行を数える\nprint(len(context))\nprint('مرحبا')"
     root.turn("", code)
     root.cell(code, "1234\nمرحبا: كان هناك 42 خطأ\n")
-    journal.events[-1]["images"] = 2
+    journal.events[-1]["images"] = [PIXEL, None]
     answer = "في السجل **42** خطأ، و 1,234 طلبًا.\n\n- الأول: `مرحبا`\n- क्\u200dष 👩\u200d🚀"
     root.turn(answer)
     root.end(answer)

@@ -78,7 +78,8 @@ READERS: dict[str, Callable[[str], Any]] = {
     "file_list": quietly(lambda text: rlm_tools._Files([], None, []).paths(text)),
     "braces": quietly(lambda text: rlm_tools._expanded(text[: rlm_tools.PATTERN_LIMIT])),
     "journal line": lambda text: rlm_viz._parse(text.encode()),
-    "name of an error": rlm_viz._error_name,
+    "error of version 1": lambda text: rlm_viz._explicit_error({"event": "tool", "code": "", "error": text}),
+    "error of a cell": lambda text: rlm.error_in(text, "error"),
     "time": rlm_cli.local_time,
     "plain": rlm_cli.strip_control,
 }

@@ -188,7 +188,7 @@ def test_a_server_is_an_object_whose_attributes_are_its_tools(server: Any) -> No
         "depot.go(m=1)",
     )
     _, events = run(server, {"depot": other("fine")}, *cells, max_errors=9)
-    shown = [event["error"] or event["stdout"] or event["value"] for event in events]
+    shown = [event["traceback"] or event["stdout"] or event["value"] for event in events]
     assert shown[0].startswith("depot: 5 tools of the MCP server 'depot'; help(depot.NAME) tells what one takes\n\n")
     assert "\ngo(n=…): Do it\n" in shown[0]
     assert shown[1] == "depot.go_on(q: any)\n\n\n"
@@ -413,7 +413,7 @@ def test_a_journal_does_not_widen_what_is_allowed(server: Any) -> None:
     server.script = script("depot.go(2)")
     with made(server, mcp={"depot": other("fine", tools=["go_on"])}) as runtime:
         result = runtime.resume(caught.value.trajectory_id, max_iterations=3)
-    last = [e["error"] for e in result.events() if "cell" in e and e["event"] == "tool"][-1]
+    last = [e["traceback"] for e in result.events() if "cell" in e and e["event"] == "tool"][-1]
     assert last.endswith("ToolError: depot.go is not among the tools that [mcp.depot] allows")
     assert heard().count("initialize") == 1
 
@@ -586,7 +586,7 @@ def failing(servers: rlm_mcp.ServerSet) -> None:
 
 def test_a_server_that_died_is_started_again_a_few_times(server: Any) -> None:
     _, events = run(server, {"depot": other("dies once")}, "depot.go()", "print(depot.go(2))")
-    assert "ToolError: MCP server 'depot' ended with status 7" in events[0]["error"]
+    assert "ToolError: MCP server 'depot' ended with status 7" in events[0]["traceback"]
     assert events[1]["stdout"] == '{"n": 2}\n'
     with connected(depot=other("dies")) as servers:
         errors = []
@@ -619,7 +619,7 @@ def test_a_server_that_ends_at_once_is_reported_however_slowly_its_readers_start
 
 def test_a_result_that_is_too_large_is_an_error_in_the_cell(server: Any) -> None:
     _, events = run(server, {"depot": other("large")}, "depot.go()", "print(depot.go)")
-    assert "larger than the 8 MB" in events[0]["error"]
+    assert "larger than the 8 MB" in events[0]["error"]["message"]
     assert events[1]["error"] is None
 
 
@@ -664,7 +664,7 @@ def test_a_server_gets_its_own_environment_and_no_key(server: Any, monkeypatch: 
 def test_a_key_is_masked_in_results_errors_and_the_journal(server: Any, number: int, workspace: Path) -> None:
     spec = other("tells", env={"DEPOT_KEY": SECRET, "MODE": "production"})
     result, (event,) = run(server, {"depot": spec}, f"print(depot.go({number}))\nprint('production')")
-    assert "with [redacted]" in (event["error"] or event["stdout"])
+    assert "with [redacted]" in (event["traceback"] or event["stdout"])
     assert SECRET not in Path(str(result.log)).read_text()
     assert SECRET not in failure(other("dies", env={"DEPOT_KEY": SECRET}))
 

@@ -52,7 +52,7 @@ GOOD = b'{"v":1,"event":"resume","lines":3}\n'
         (b"[1, 2]\n" + GOOD, 1, "line 1 is not an object and was left out"),
         (b'{"v":1,"event":"teleport"}\n', 1, "line 1 has an unknown event, 'teleport', shown as it is"),
         (b'{"v":1}\n', 1, "line 1 has an unknown event, '', shown as it is"),
-        (b'{"v":2,"event":"end"}\n', 1, "line 1 was written by a newer version (2)"),
+        (b'{"v":3,"event":"end"}\n', 1, "line 1 was written by a newer version (3)"),
         (GOOD + b"\x00" * 4096 + b"\n", 1, "line 2 is not JSON and was left out"),
         (b"[" * 100_000 + b"\n" + GOOD, 1, "line 1 is not JSON and was left out"),
         (b'{"event":"end","n":' + b"9" * 5000 + b"}\n" + GOOD, 1, "line 1 is not JSON and was left out"),
@@ -94,8 +94,11 @@ def test_merge_fills_in_what_is_stored_elsewhere(tmp_path: Path) -> None:
         {"role": "user", "content": events[0]["prompt"]},
     ]
     cell = next(event for event in events if event["event"] == "tool")
-    assert second["prompt"][-1] == {**events[3]["prompt"][-1], "content": cell["stdout"].rstrip("\n")}
-    assert events[3]["prompt"][-1].keys() == {"role", "tool_call_id", "name"}
+    stored = events[3]["prompt"][-1]
+    assert stored.keys() == {"role", "tool_call_id", "name", "refs"}
+    assert stored["refs"] == [{"call_id": cell["call_id"], "index": events.index(cell)}]
+    bare = {name: value for name, value in stored.items() if name != "refs"}
+    assert second["prompt"][-1] == {**bare, "content": cell["stdout"].rstrip("\n")}
     for event in merged:
         assert event.keys() >= {
             *("trajectory_id", "call_id", "parent_call_id", "depth", "prompt", "response"),
@@ -114,7 +117,8 @@ def test_a_summary_takes_the_place_of_the_prompt() -> None:
     events = journals.resumed_run()
     place = next(index for index, event in enumerate(events) if event["event"] == "compact")
     events[place] = {**events[place], "summary": "so far: 503s"}
-    events[place + 1] = {**events[place + 1], "prompt": [{"role": "user"}]}
+    refs = [{"call_id": None, "index": place}]
+    events[place + 1] = {**events[place + 1], "prompt": [{"role": "user", "refs": refs}]}
     assert rlm_viz.merge(events)[place + 1]["prompt"] == [{"role": "user", "content": "so far: 503s"}]
 
 

@@ -48,7 +48,7 @@ const STEP_PARTS = {
     `${call?.name} ${show(call?.arguments)}`).join("\n\n") }),
   sub: event => ({ Prompt: contentOf(event.prompt), Reply: event.response }),
   cell: event => ({ Code: event.code, Output: [event.stdout, event.value].filter(Boolean).map(show).join("\n"),
-    Error: errorText(event.error) }),
+    Error: tracebackOf(event) }),
   tool: event => ({ Arguments: show(event.arguments), Result: contentOf(event.tool_results) }),
   end: event => ({ Answer: event.response, Status: event.status, Error: errorText(event.error) }),
 };

@@ -21,12 +21,14 @@ async function hear(state, event) {
   if (event.system && state.messages.length) state.messages[0] = { role: "system", content: event.system };
   for (const message of Array.isArray(event.prompt) ? event.prompt : []) {
     if (!message || typeof message !== "object") continue;
-    const places = message._at || [], sources = [];
-    for (const at of places) sources.push(await body(run, at));
+    const refs = refsOf(message), sources = [];
+    for (const ref of refs) sources.push(await body(run, ref.at));
     if (sources[0]?.event === "compact" && state.messages.some(known => known.summary)) continue;
-    const content = sources.length ? storedText(message, sources) : message.content;
-    const { _at, ...bare } = message;
-    state.messages.push({ ...bare, content, at: _at, cells: sources.map(source => source.cell).filter(Boolean),
+    const reply = message.tool_call_ids && state.messages.at(-1);
+    if (reply?.role === "assistant" && !reply.tool_calls) reply.content = reply.content.trimEnd();
+    const content = sources.length ? storedText(message, refs, sources) : message.content;
+    const { refs: _, ...bare } = message;
+    state.messages.push({ ...bare, content, cells: sources.map(source => source.cell).filter(Boolean),
       asked: sources[0]?.event === "start", restart: state.restarted && !sources.length });
   }
   for (const place of state.stubs) if (state.messages[place]) stub(state.messages[place]);
@@ -76,7 +78,7 @@ function sentBlocks(row, event, answers) {
   return [h("div", { class: "choose", role: "group", "aria-label": "Sent to the model" },
     h("h3", {}, "Sent to the model"), buttons, copyAll), box];
 }
-const wire = ({ at, cells, asked, restart, summary, turn, dropped, ...message }) => message;
+const wire = ({ cells, asked, restart, summary, turn, dropped, ...message }) => message;
 async function everything(row, event) {
   const messages = await sentBefore(row), start = await startOf(row);
   const last = messages.length - (Array.isArray(event.prompt) ? event.prompt.length : 0);

@@ -44,7 +44,7 @@ function facts(row, event) {
     ["Self", run.all[row] && run.own[row] !== run.all[row] ? duration(run.own[row]) : ""],
     ["Began", "+" + duration(run.start[row])],
     ...PLAIN_FACTS.map(key => [words(key), typeof event[key] === "object" ? "" : event[key]]),
-    ["Images", event.images || ""], ["Dropped characters", event.dropped || ""],
+    ["Images", imageCount(event) || ""], ["Dropped characters", event.dropped || ""],
     ...Object.entries(event.left || {}).map(([key, left]) => [words(key) + " left", leftOf(key, left)]),
   ];
   const told = list.filter(([, value]) => value !== "" && value !== undefined);
@@ -57,7 +57,7 @@ function leftOf(key, left) {
 }
 async function elsewhere(row, event) {
   const found = new Map(), wanted = Array.isArray(event.prompt)
-    ? event.prompt.flatMap(message => message?._at ?? []) : [];
+    ? event.prompt.flatMap(message => refsOf(message).map(ref => ref.at)) : [];
   if (kind(row) === "tool" && run.parent[row] >= 0) wanted.push(run.at[run.parent[row]]);
   for (const at of wanted) if (at >= 0) found.set(at, await body(run, at));
   return found;
@@ -90,33 +90,44 @@ function callBlock(call) {
 }
 function messageBlock(message, answers) {
   if (!message || typeof message !== "object") return text("Message", show(message));
-  const role = String(message.role), places = (message._at || []).filter(at => answers.has(at));
+  const role = String(message.role), refs = refsOf(message).filter(ref => answers.has(ref.at));
   if (role === "assistant") return null;
-  const content = places.length ? storedText(message, places.map(at => answers.get(at))) : message.content;
-  const note = places.length ? places.map(at => eventLink("stored in event " + at, at)) : null;
+  const content = refs.length ? storedText(message, refs, refs.map(ref => answers.get(ref.at))) : message.content;
+  const note = refs.length ? refs.map(({ at }) => eventLink("stored in event " + at, at)) : null;
   const images = Array.isArray(content) ? content.map(picture).filter(Boolean) : [];
   return [text(`Prompt · ${role}`, contentText(content), { folded: role !== "user", note }), ...images];
 }
-function storedText(message, sources) {
-  const [source] = sources;
-  if (message.role === "system") return source.system;
-  if (message.tool_call_ids) return sources.map(resultText).join("\n\n");
-  const asked = [source.prompt, source.announcement].filter(Boolean);
-  if (message.role !== "tool") return source.summary || asked.join("\n\n");
-  const result = (source.tool_results || []).find(item => item && item.id === message.tool_call_id) || {};
-  return result.content ?? cellText(source);
+// The lines that a message names, each with the number of its event: that of the line, unless lines are missing.
+function refsOf(message) {
+  const refs = Array.isArray(message?.refs) ? message.refs : [];
+  return refs.map(ref => ({ heading: ref?.heading, at: run.lines ? run.lines.indexOf(ref?.index) : ref?.index }))
+    .filter(({ at }) => Number.isInteger(at) && at >= 0 && at < run.rowAt.length);
 }
-const resultText = source => {
-  const heading = "note" in source || !("cell" in source) ? "Output:" : `[cell ${source.cell}]`;
-  return `${heading}\n${"code" in source ? cellText(source) : contentText(source.tool_results?.[0]?.content)}`;
-};
+function storedText(message, refs, sources) {
+  const texts = sources.map((source, i) => {
+    const content = storedIn(source, message);
+    return refs[i].heading ? `${refs[i].heading}\n${contentText(content)}` : content;
+  });
+  return texts.length > 1 ? texts.map(contentText).join("\n\n") : texts[0];
+}
+function storedIn(source, message) {
+  if (source.event === "compact") return source.summary;
+  if (source.event !== "tool") {
+    const asked = [source.prompt, source.announcement].filter(Boolean);
+    return message.role === "system" ? source.system : asked.join("\n\n");
+  }
+  const results = (source.tool_results || []).filter(Boolean);
+  return (results.find(item => item.id === message.tool_call_id) || results[0])?.content ?? cellText(source);
+}
 // What the model was shown of a cell, as the Python side's `cell_text` puts it.
 function cellText(cell) {
-  const parts = [cell.stdout ?? "", cell.value ?? "", cell.brief || cell.error || ""].map(show);
+  const parts = [cell.stdout ?? "", cell.value ?? "", cell.brief || tracebackOf(cell)].map(show);
   parts[0] = parts[0].replace(/\n+$/, "");
-  if (cell.images) parts.push(`[images made: ${cell.images}]`);
+  if (imageCount(cell)) parts.push(`[images made: ${imageCount(cell)}]`);
   return (parts.filter(Boolean).join("\n") || "[no output]") + (cell.note ? "\n" + show(cell.note) : "");
 }
+const tracebackOf = event => event.traceback || errorText(event.error);
+const imageCount = event => Array.isArray(event.images) ? event.images.length : event.images || 0;
 const contentText = content => content === null ? "" : Array.isArray(content)
   ? content.map(part => part && part.type === "text" ? part.text
   : `[${show(part && part.type)}] ${part && part.url || ""}`).join("\n") : show(content);
@@ -126,15 +137,22 @@ function picture(part) {
   return h("div", { class: "block" }, h("img",
     { alt: "image in the prompt", src: `data:${part.media_type};base64,${part.data}` }));
 }
+// The images that a cell made, those that the journal has kept.
+function madeImages(event) {
+  const kept = Array.isArray(event.images) ? event.images.filter(uri =>
+    /^data:image\/(png|jpeg|gif|webp);base64,[\w+/=\s]+$/.test(uri)) : [];
+  const note = imageCount(event) ? h("p", { class: "note" }, counted(imageCount(event), "image") + " made") : null;
+  return [note, ...kept.map(src => h("div", { class: "block" }, h("img", { alt: "image that the cell made", src })))];
+}
 function cellBlocks(row, event) {
-  const trouble = event.error ? errorBlock(event.error) : null,
-    at = /line (\d+), in <module>/.exec(show(event.error || ""));
+  const trouble = event.error ? errorBlock(tracebackOf(event)) : null,
+    at = /line (\d+), in <module>/.exec(show(event.traceback || ""));
   const output = event.stdout || event.value
     ? [text("Output", event.stdout), text("Value", event.value, { code: "python" })]
     : [trouble ? null : h("p", { class: "note" }, "No output.")];
   return [h("div", { class: "pair" }, text("Code", event.code, { code: "python", at: at ? +at[1] : 0 }),
     h("div", { class: "results" }, output.filter(Boolean), trouble)),
-    event.images ? h("p", { class: "note" }, counted(event.images, "image") + " made") : null,
+    ...madeImages(event),
     "final" in event ? text("FINAL", show(event.final)) : null, spawned(row, "What it called")];
 }
 function toolBlocks(row, event, answers) {

@@ -3,7 +3,7 @@ const SEARCH = { hits: new Map(), list: [], at: -1, ticket: 0, sorted: true, ran
   backwards: false };
 const NOISE = new Set([
   "v", "event", "kind", "trajectory_id", "call_id", "parent_call_id", "timestamp", "node", "key", "id", "role", "type",
-  "tool_call_id", "tool_call_ids", "media_type", "sha256", "_at", "stop_reason", "status", "depth",
+  "tool_call_id", "tool_call_ids", "media_type", "sha256", "index", "images", "stop_reason", "status", "depth",
 ]);
 const AROUND = 40;
 const GROUPED = new RegExp(`^\\s*(\\d{1,3}(?:[${BETWEEN} _]?\\d{3})+)((?:[.,]\\d+)?)\\s*$`);

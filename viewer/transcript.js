@@ -76,10 +76,9 @@ function readableBlock(words) {
   return [raw, box];
 }
 async function cellActs(i, event) {
-  const at = /line (\d+), in <module>/.exec(show(event.error || ""));
+  const at = /line (\d+), in <module>/.exec(show(event.traceback || ""));
   const results = [text("Output", event.stdout), text("Value", event.value, { code: "python" }),
-    event.error ? errorBlock(event.error) : null,
-    event.images ? h("p", { class: "note" }, counted(event.images, "image") + " made") : null,
+    event.error ? errorBlock(tracebackOf(event)) : null, ...madeImages(event),
     "final" in event ? text("FINAL", show(event.final)) : null];
   return [text(name(i), event.code, { code: "python", at: at ? +at[1] : 0 }), ...strips(i), ...results].filter(Boolean);
 }

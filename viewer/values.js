@@ -67,7 +67,7 @@ const SAID = {
   turn: (event, i) => [[`${name(i)}'s reply`, event.response]],
   sub: (event, i) => [[subName(i) + "'s prompt", contentOf(event.prompt)], [subName(i), event.response]],
   cell: (event, i) => [[`${name(i)}'s code`, event.code], [`${name(i)}'s output`,
-    [event.stdout, event.value].filter(Boolean).map(show).join("\n")], [`${name(i)}'s error`, event.error]],
+    [event.stdout, event.value].filter(Boolean).map(show).join("\n")], [`${name(i)}'s error`, tracebackOf(event)]],
   tool: (event, i) => [[`${name(i)}'s result`, contentOf(event.tool_results)]],
   compact: event => [["a summary", event.summary]],
   end: (event, i) => run.depth[i] ? [[`${name(nodeOf(i))}'s answer`, event.response]] : [],
