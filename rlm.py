@@ -132,7 +132,7 @@ __all__ = [
 
 
 def complete(prompt: str, context: Any = None, *, system: str | None = None, **options: Any) -> CompletionResult:
-    """Answer `prompt` over `context`: `RLM(**options).completion(…)`, with an RLM that is closed afterwards."""
+    """Answer `prompt` over `context`. Same as `RLM(**options).completion(…)`, and closes the RLM afterwards."""
     with RLM(**options) as rlm:
         return rlm.completion(prompt, context, system=system)
 
@@ -567,7 +567,7 @@ class RLM:
         one_ledger: bool = False,
         on_result: Callable[[int, CompletionResult | RLMError], None] | None = None,
     ) -> Iterator[CompletionResult | RLMError]:
-        """The results of many prompts, in order; one that fails yields its RLMError, and the others go on.
+        """The results of many prompts, in order; a prompt that fails yields its RLMError, and the others continue.
 
         A prompt is a `str` or a dict {"prompt": …, "context": …}. `executor`: any concurrent.futures.Executor, also one
         on other machines; without it, `max_workers` threads. `one_ledger`: the limits hold for the batch as a whole

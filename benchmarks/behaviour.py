@@ -1180,21 +1180,21 @@ def page(behaviours: list[Behaviour], subjects: list[bench.Subject], verdicts: V
 PAGE = """\
 # Comparison
 
-After this page you know how flat-rlm and five other projects behave when something goes wrong, what the others have
-that flat-rlm has not, and the reverse. `make compare` (`python benchmarks/behaviour.py --write docs/comparison.md`)
+After this page you know how flat-rlm and five other projects behave when something goes wrong, what only the others
+have, and what only flat-rlm has. `make compare` (`python benchmarks/behaviour.py --write docs/comparison.md`)
 made it on {date} with Python {python}. [benchmarks.md](benchmarks.md) compares overhead. How well a model answers was
 not measured here; [evaluation.md](evaluation.md) has results with live models.
 
 ## Behaviour
 
-Each row states something that you would want of such a runtime. Each mark is the result of running it:
+Each row states something that you would want from such a runtime. Each mark is the result of a test run:
 
 ✓ holds · ✗ does not hold: the note says what we saw · – does not apply: the note says why · ? the harness failed
 
-A scripted model says the same to every project, in that project's own protocol. We check what can be seen from
+A scripted model gives every project the same replies, in that project's own protocol. We check what is visible from
 outside: the answer, the exception, the requests that reached the server, the files, the end of the process. Each run
 has its own process and environment and uses the project's public interface. Projects keep their defaults, except for
-limits that would end a script early, and for the project's own option if the row is about one. A run that has not
+limits that would end a script early. If a row is about an option, that option is set. A run that has not
 ended {seconds} s after its first request is killed. Time limits are set to {limit} s.
 
 We chose the rows from faults that we had seen in the other projects, and built this project to pass them. Most are

@@ -210,13 +210,20 @@ def page(found: dict[str, dict[str, float]], rows: list[Row], subjects: list[Sub
     )
     return f"""# Benchmarks
 
-Made by `make bench` on {datetime.date.today():%d %B %Y}; Python {platform.python_version()}, {machine()}.
-Milliseconds unless the row says otherwise, the best of several runs, whole completions through each project's public
-interface against one scripted model server on loopback that answers at once (sub-calls after 100 ms). In brackets: how
-many times our figure. A dash: the project has no such thing, or failed. A turn, a batch, a child and an addition cost
-what they add to a run that prints a number; starting the worker is in the two rows of whole runs. What is compared is
-overhead; nothing here says how well a model does with any of these. The load average says how busy the machine was with
-other things: well above the number of cores, the figures tell more about the order of things than about their size.
+After this page you know how much time, memory and disk flat-rlm costs beside five other projects, and how its cost
+grows with the work. The page is about overhead. It says nothing about how well a model answers.
+
+`make bench` made the table on {datetime.date.today():%d %B %Y} with Python {platform.python_version()},
+{machine()}.
+Each figure is the best of several runs, in milliseconds unless the row says otherwise. Each run is a whole completion
+through the project's public interface, against one scripted model server on loopback. The server answers at once, and
+sub-calls after 100 ms.
+
+- In brackets: how many times our figure.
+- A dash: the project has no such feature, or failed.
+- A turn, a batch, a child run and an addition count what they add to a run that prints a number. The two rows of whole
+  runs include the start of the worker.
+- If the load average is well above the number of cores, trust the order of the figures more than their size.
 
 {table(found, rows)}
 

@@ -62,11 +62,11 @@ JOURNAL = Figure("journal", "journal", "bytes")
 SENT = Figure("sent", "sent", "bytes")
 HOST = Figure("host", "host, peak", "MB", each=False)
 WORKER = Figure("worker", "worker, peak", "MB", each=False)
-RESENT = "every turn sends the history again, so that n turns of one size are n²/2 messages"
-FILLING = "the history grows until the window is three quarters full, and from then on no further"
+RESENT = "every turn sends the history again: n turns of one size send n²/2 messages"
+FILLING = "the history stops growing when the window is three quarters full"
 WAITING = "one completion alone mostly waits; from some width on the cores are busy all the time"
-COLLECTOR = "Python's garbage collector goes through ever more objects; with it off reading and the tree are straight"
-SENDING = "what is sent grows so, and sending takes time"
+COLLECTOR = "Python's garbage collector visits ever more objects. With the collector off, reading and the tree grow in a straight line"
+SENDING = "sending takes time, and what is sent grows"
 
 SERIES = [
     Series(
@@ -511,7 +511,7 @@ def bends(series: Series, sizes: tuple[int, ...], found: list[dict[str, float]])
         if grew is not None and grew > STRAIGHT:
             bent.setdefault(figure.reason, []).append(f"{figure.title} ({grew:.2f})")
     for reason, figures in bent.items():
-        yield f"Faster than the work: {', '.join(figures)}{': ' if reason else ''}{reason}."
+        yield f"Grows faster than the work: {', '.join(figures)}{': ' if reason else ''}{reason}."
 
 
 def plot(series: Series, sizes: tuple[int, ...], found: list[dict[str, float]]) -> None:
@@ -548,11 +548,12 @@ def plot(series: Series, sizes: tuple[int, ...], found: list[dict[str, float]]) 
 
 INTRODUCTION = """## Does cost grow as the work grows?
 
-Made by `make scaling` on {date}; Python {python}, {machine}. Each point is a fresh process that does one whole run of
-its size against the scripted model, its answer checked. The last line of a table is the exponent p of growth, in the
-curve a + b·size^p that is nearest to the points: 1.00 is a straight line; what has not even doubled from the first
-point to the last is "flat". The dashed lines of the plots join the first and the last point: a cost that grows as the
-work does stays on them."""
+Made by `make scaling` on {date}; Python {python}, {machine}.
+
+Each point is a fresh process that does one whole run of that size against the scripted model; its answer is checked.
+The last row of a table is the exponent p of the curve a + b·size^p that fits the points best. 1.00 is a straight line.
+"flat" means that the value has not even doubled from the first point to the last. The dashed line of a plot joins the
+first and the last point: a cost that grows like the work stays on it."""
 
 
 def write(sections: dict[str, str]) -> None:

@@ -763,15 +763,16 @@ PAGE = """## A thousand completions in one process
 
 Made by `make soak` on {date}; Python {python}, {machine}.
 {summary}
-Each ended as the provider's own account of what it did says that it must: with the right answer, with the error of its
-scenario, or with that of a failure which outlasted the retries. Each journal was read and agreed with that account.
-The process between completions (memory in MB, with one malloc arena; "helper" is the process that starts sandboxes):
+The server records every request and every fault. Each completion ended as that record requires: with the right answer,
+with the error of its scenario, or with the error of a failure that outlasted the retries. Each journal agreed with the
+record. The table shows the process between completions. Memory is in MB, with one malloc arena; "helper" is the process
+that starts sandboxes.
 
 {table}
 
-"Rise" is that of a straight line through the last two thirds, "allowed" the size of noise. With as many malloc arenas
-as glibc gives threads by default, what is resident settles near 90 MB instead: `MALLOC_ARENA_MAX=1` spares a long-lived
-process of many threads that."""
+"Rise" is the rise of a straight line through the last two thirds of the rows; "allowed" is the size of noise. With
+glibc's default number of malloc arenas, resident memory settles near 90 MB instead. `MALLOC_ARENA_MAX=1` avoids this in
+a long-lived process with many threads."""
 
 
 def write(soak: Soak, looks: list[Look]) -> None:
