@@ -138,7 +138,7 @@ def complete(prompt: str, context: Any = None, *, system: str | None = None, **o
 
 
 def stream(prompt: str, *, system: str | None = None, **options: Any) -> Iterator[str]:
-    """The answer to a prompt, piece by piece as it arrives: `RLM(**options).stream(…)`."""
+    """Yield the answer to a prompt piece by piece, as it arrives. Same as `RLM(**options).stream(…)`."""
     with RLM(**options) as rlm:
         yield from rlm.stream(prompt, system=system)
 
@@ -152,7 +152,7 @@ def batch(
     on_result: Callable[[int, CompletionResult | RLMError], None] | None = None,
     **options: Any,
 ) -> Iterator[CompletionResult | RLMError]:
-    """The results of many prompts, in order: `RLM(**options).batch(…)`."""
+    """Yield the results of many prompts, in order. Same as `RLM(**options).batch(…)`."""
     how: dict[str, Any] = {"executor": executor, "max_workers": max_workers, "one_ledger": one_ledger}
     with RLM(**options) as rlm:
         yield from rlm.batch(prompts, on_result=on_result, **how)
@@ -179,15 +179,15 @@ _last_result: CompletionResult | None = None
 
 
 def last_result() -> CompletionResult | None:
-    """The result of the newest completion of this process, also the partial one of an interrupted completion."""
+    """The result of the newest completion of this process; after an interruption, its partial result."""
     return _last_result
 
 
 class RLM:
     """A configured runtime. Each completion has a REPL and limits of its own, so one object serves many threads.
 
-    An option that is None is looked up: in the environment (RLM_*), then ./rlm.toml, then the user's file; else it has
-    its default. `config`: a file to read instead of both files, or False for none.
+    An option that is None is looked up in the environment (RLM_*), then ./rlm.toml, then the user's file; otherwise
+    it has its default. `config`: a file to read instead of both files, or False to read none.
 
     `on_event(event)` gets each journal event as it is written, and the model's text and a cell's output as they arrive.
     `on_progress(event)` gets what happens between them. Its `phase` is "loading" a model (`text`), "asking" it
@@ -452,7 +452,7 @@ class RLM:
     def completion(self, prompt: str, context: Any = None, *, system: str | None = None) -> CompletionResult:
         """Answer `prompt` over `context`: text, bytes, plain data, a Path (a file or folder) or a Context.
 
-        `system`: instructions that are added to the system prompt. Every failure is an RLMError with the partial
+        `system`: instructions that are added to the system prompt. Every failure raises an RLMError with the partial
         `result`; KeyboardInterrupt is raised once the journal is complete. TypeError for a context of another type.
         """
         return self._complete(prompt, context, system)
@@ -629,11 +629,12 @@ class RLM:
     # going on from a journal
 
     def resume(self, trajectory_id: str = "", **raised_limits: Any) -> CompletionResult:
-        """Continue a recorded run, named by a unique prefix of its id; without one, the newest unfinished run.
+        """Continue a recorded run, named by a unique prefix of its id; without an id, the newest unfinished run.
 
         Recorded replies come from the journal, and recorded cells run again with the recorded answers of their
-        sub-calls, so that nothing is paid for twice; then the run goes on live. `raised_limits`: options that replace
-        the recorded ones. ConfigError if there is no such run, or its context, tools or server are no longer the same.
+        sub-calls, so that nothing is paid for twice; then the run continues with live calls. `raised_limits`: options
+        that replace the recorded ones. ConfigError if there is no such run, or its context, tools or
+        server are no longer the same.
         """
         path = self._find_log(trajectory_id)
         events = read_journal(path)
@@ -656,7 +657,7 @@ class RLM:
         return result
 
     def replay(self, trajectory_id: str) -> Replayed:
-        """Run a recorded run again without a model: its replies come from the journal, its code really runs."""
+        """Run a recorded run again without calling a model: replies come from the journal, and the code really runs."""
         path = self._find_log(trajectory_id)
         recording = JournalIndex(read_journal(path), is_replay=True)
         rlm = self._as_recorded(recording, {"backend": ReplayBackend(recording)}, path)
@@ -1184,7 +1185,7 @@ class CompletionResult:
         return str(_viz().card(vars(self), self.events()))
 
     def show(self) -> str:
-        """Write the run's page next to its journal and display it, inline in a notebook, else in the browser; its path.
+        """Write the run's page next to its journal, display it in the notebook or the browser, and return its path.
 
         ConfigError if the run has no journal.
         """
@@ -2893,9 +2894,9 @@ class Node:
         return [partial(run, task) for task in tasks]
 
     def _plan_rlm_query(self, prompt: str, context: Any = None) -> Callable[[], Any]:
-        """The answer of a child: a run one deeper with a REPL of its own, whose `context` is this one.
+        """The answer of a child run, one level deeper, with its own REPL. The argument becomes its variable `context`.
 
-        What the child gave to FINAL, as Python data, else its text. MaxDepthExceeded at `max_depth`.
+        Returns what the child gave to FINAL, as Python data, or else its text. MaxDepthExceeded at `max_depth`.
         """
         (child,) = self._plan_children("rlm_query", [prompt], [context])
 
@@ -3344,7 +3345,7 @@ class ToolNotFoundError(RLMError):
 class LimitExceeded(RLMError):
     """A limit stopped the run; `result` has what was done until then. The base of the errors below.
 
-    Raised itself for a batch or a child that may cost more than `confirm_above` and was not confirmed.
+    Raised directly if a batch or a child may cost more than `confirm_above` and was not confirmed.
     """
 
     option: str = ""  # the option that sets the limit
@@ -3352,7 +3353,7 @@ class LimitExceeded(RLMError):
 
 
 class MaxDepthExceeded(LimitExceeded):
-    """`rlm_query` was called at `max_depth`, `max_errors` times in a row: one call is an error in the model's code."""
+    """`rlm_query` was called at `max_depth` `max_errors` times in a row. A single such call is an error in the cell."""
 
     option = "max_depth"
 
@@ -3378,7 +3379,7 @@ class MaxSubcallsExceeded(LimitExceeded):
 
 
 class MaxIterationsExceeded(LimitExceeded):
-    """There was no answer after `max_iterations` turns of the root, nor from the call without tools that follows."""
+    """The root gave no answer in `max_iterations` turns, nor in the last call without tools."""
 
     option = "max_iterations"
 
@@ -4358,12 +4359,12 @@ def read_context(
     within: str | None = None,
     on_slow: Callable[[str], None] | None = None,
 ) -> Context:
-    """Files, folders, globs and web addresses as a context: one a `str`, several a `dict` name -> text; "-" is `stdin`.
+    """Read files, folders, globs, web addresses or `stdin` ("-"). One gives a `str`, several a `dict` name -> text.
 
     ConfigError for what is missing or unreadable, and for a folder or glob without files. A file that is not text is
     `bytes` if it is the only one; among several it is left out, with a note, as are the logs in the folder `exclude`.
-    `cwd`: where relative paths begin. `encoding`: that of the files, if known. `within`: a folder that every file must
-    be in. `on_slow(text)` is told what is being read or fetched once that has taken two seconds.
+    `cwd`: where relative paths begin. `encoding`: the encoding of the files, if known. `within`: a folder
+    that every file must be in. `on_slow(text)` is told what is being read or fetched once that has taken two seconds.
     """
     specs = list(specs)
     try:

@@ -311,7 +311,7 @@ def load_config(
     cwd: str | None = None,
     without: Collection[str] = (),
 ) -> Configuration:
-    """Every option's value, from where it is set first: `given` (unless None), environment, rlm.toml, the user's file.
+    """Look up every option: in `given` (unless None), then the environment, then rlm.toml, then the user's file.
 
     rlm.toml is that of `cwd` or of the nearest folder above. `config`: a path reads only that file, False reads none.
     `without`: keys that are ignored in an untrusted project file. ConfigError for an unknown key, a wrong type or a

@@ -1255,7 +1255,7 @@ class Worker:
         return [{"media_type": "image/png", "data": to_base64(p)} for p in small]
 
     def FINAL(self, value: Any) -> None:
-        """Answer with this value: the session ends with it when the cell ends well."""
+        """Answer with this value. The run ends with it, if the cell ends without an error."""
         require_text(value)
         self.final = value
 

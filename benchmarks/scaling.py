@@ -65,7 +65,10 @@ WORKER = Figure("worker", "worker, peak", "MB", each=False)
 RESENT = "every turn sends the history again: n turns of one size send n²/2 messages"
 FILLING = "the history stops growing when the window is three quarters full"
 WAITING = "one completion alone mostly waits; from some width on the cores are busy all the time"
-COLLECTOR = "Python's garbage collector visits ever more objects. With the collector off, reading and the tree grow in a straight line"
+COLLECTOR = (
+    "Python's garbage collector visits ever more objects. With the collector off, reading and the tree grow in a "
+    "straight line"
+)
 SENDING = "sending takes time, and what is sent grows"
 
 SERIES = [
@@ -97,8 +100,8 @@ SERIES = [
             HOST,
             WORKER,
         ),
-        "the window is of 128,000 tokens: at three quarters of it the oldest outputs become stubs, so that what a turn "
-        "sends stops growing",
+        "the window has 128,000 tokens. When it is three quarters full, the oldest outputs become stubs, so that what "
+        "a turn sends stops growing",
     ),
     Series(
         "batch",
@@ -148,7 +151,7 @@ SERIES = [
             Figure("writer", "host after the run, peak", "MB", each=False),
             HOST,
         ),
-        "a run of one cell with that many sub-calls, its model a Python object in the process; then everything that "
+        "a run of one cell with that many sub-calls, answered by a Python object in the process; then everything that "
         "reads its journal",
     ),
     Series(

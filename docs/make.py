@@ -317,7 +317,7 @@ SECTIONS = (
     Section(
         "Errors",
         "Every failure of a run is an `RLMError`: `except RLMError` catches them all, `except LimitExceeded` those of "
-        "limits. What the model can mend (failing code, an unknown tool) goes back to the model first.",
+        "limits. What the model can correct (failing code, an unknown tool) goes back to the model first.",
         rlm,
         (
             *("RLMError", "ConfigError", "ProviderError", "SandboxError", "REPLExecutionError", "ToolNotFoundError"),
@@ -413,9 +413,9 @@ def options() -> str:
         rows.append((code(name), code(str(row.type)), code(default), flags, variables, option_help(name)))
     return page(
         "Each option is a keyword of `RLM`, `complete`, `stream` and `batch`, a key under `[rlm]` in `rlm.toml`, an "
-        "environment variable and a flag. An argument wins over the environment, that over `./rlm.toml`, that over the "
-        "user's file, that over the default. Besides these values, `environment` takes an object with the methods of "
-        "`rlm_sandbox.Sandbox` or a function that makes one, and `backend` an object like `rlm.Backend`.",
+        "environment variable and a flag. The first of these that sets an option wins: the argument, the environment, "
+        "`./rlm.toml`, the user's file, the default. Besides these values, `environment` takes an object with the "
+        "methods of `rlm_sandbox.Sandbox` or a function that makes one, and `backend` an object like `rlm.Backend`.",
         table(("option", "type", "default", "flag", "variable", "meaning"), rows),
     ).rstrip()
 
@@ -674,7 +674,7 @@ def full_profile() -> list[str]:
         *_profile(
             "Profile full, tool calls",
             "For large models. It states the functions, the habits that save calls and tokens, and the limits; it has "
-            "no examples, since these models know how to work with code, and each turn pays for the prompt again.",
+            "no examples, because these models know how to work with code and every turn pays for the prompt again.",
             by_tools,
         ),
         "The tool schemas, in the form that is independent of the provider ([providers.md](providers.md) has the "
@@ -685,8 +685,8 @@ def full_profile() -> list[str]:
         fenced(transcript(by_tools[1][0][2:]), "text"),
         *_profile(
             "Profile full, text",
-            "For large models whose server takes no tools: a fenced block is the cell. Only the last rule, on how to "
-            "run code and to finish, differs. No tools are sent.",
+            "For large models whose server takes no tools: a fenced block is the cell. Only the last rule differs: "
+            "how to run code and how to finish. No tools are sent.",
             by_text,
         ),
         "The second call:",
@@ -755,12 +755,14 @@ def prompts() -> str:
         "here is recorded from runs with a scripted model, over a CSV file of 500 payments, with the default options. "
         "[repl.md](repl.md#what-the-model-is-told) says which profile a model gets, and how to replace the prompt.",
         "A request begins with the system prompt and the tool schemas. They are the same for every run with the same "
-        "options, and for its children, so that a provider's prompt cache can serve them. What is known of the input "
-        "comes after the question, in the user message: its type, size, format and first lines.",
-        "What your options add: `system` (`-s`) is appended after a blank line, for the run and not for its children; "
-        "`cost_budget_usd` and `timeout_seconds` join the limits in the last line; with Docker the REPL has the whole "
-        "standard library; tools of yours are listed with `file_read`, and MCP servers in a line of their own; at "
-        "`max_depth` 0 `rlm_query` is not mentioned.",
+        "options, and for its children, so that a provider's prompt cache can serve them. The description of the "
+        "input (type, size, format and first lines) follows the question, in the user message.",
+        "Your options change the prompt as follows:",
+        "- `system` (`-s`) is appended after a blank line, for the run and not for its children.\n"
+        "- `cost_budget_usd` and `timeout_seconds` are added to the limits in the last line.\n"
+        "- With Docker, the prompt says that the REPL has the whole standard library.\n"
+        "- Your tools are listed with `file_read`, and MCP servers on a line of their own.\n"
+        "- At `max_depth` 0, `rlm_query` is not mentioned.",
         *full_profile(),
         *small_profile(),
         *_profile(
