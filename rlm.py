@@ -5788,15 +5788,33 @@ def advice_on(context: Context, code: str, outcome: Event) -> str:
 
 
 def words_of(prompt: str, context: Context) -> str:
-    """Which words of a request occur in a text, and how often, the rarest first: a lead for a search."""
+    """Which words of a request occur in a text, how often, and where most of them are together: a lead for a search."""
     value = context.value
     if not isinstance(value, str) or len(value) > 50_000_000 or context.format:
         return ""
     found = dict.fromkeys(re.findall(r"\w[\w-]*\w", prompt[:2000].partition(" ")[2]))  # the first begins a sentence
     words = [w for w in found if (len(w) > 3 or not w.islower()) and w.lower() not in _COMMON_WORDS]
-    counts = sorted((value.count(word), word) for word in words[:20])
-    shown = [f"{word!r} {count:,} time{'s' * (count != 1)}" for count, word in counts if count][:4]
-    return f"In it: {', '.join(shown)}." if shown else ""
+    counts = sorted((count, word) for word in words[:20] if (count := value.count(word)))
+    shown = [f"{word!r} {counted(count, 'time')}" for count, word in counts][:4]
+    passage = passage_with([word for _, word in counts], counts[0][0], value) if counts else ""
+    together = f"\nMost of these words together: {passage!r}" if passage else ""
+    return f"In it: {', '.join(shown)}.{together}" if shown else ""
+
+
+def passage_with(words: Sequence[str], occurrences: int, text: str) -> str:
+    """The passage around an occurrence of the first word that holds more of the words than any other; "" without one.
+
+    It holds at least three of them. Nothing is searched for a first word with more than 200 `occurrences`.
+    """
+    if len(words) < 3 or occurrences > 200:
+        return ""
+    found = []
+    for match in re.finditer(re.escape(words[0]), text):
+        passage = text[max(0, match.start() - 150) : match.end() + 150]
+        found.append((sum(word in passage for word in words), passage))
+    found.sort(key=lambda pair: -pair[0])
+    alone = len(found) == 1 or found[0][0] > found[1][0]
+    return found[0][1] if found[0][0] >= 3 and alone else ""
 
 
 _COMMON_WORDS = {

@@ -679,3 +679,33 @@ def test_a_run_in_which_a_rule_fired_is_resumed_at_every_line_and_replayed(opena
 def test_a_tool_call_that_is_not_one_of_the_tools_is_named(openai: Server) -> None:
     run(openai, Turn(tool_calls=[call("web_search", q="x")]), code("FINAL(len(context))"))
     assert "no tool is called 'web_search'" in openai.requests[1].last
+
+
+# --- a lead for a search ----------------------------------------------------------------------------------------------
+
+PROSE = "It rained. The captain kept a chest. " * 200
+
+
+@pytest.mark.parametrize(
+    ("hidden", "shown"),
+    [
+        pytest.param("The secret number of the carpenter's chest is 17.", True, id="one passage has the words"),
+        pytest.param("The secret number of the carpenter's chest is 17. " + "x" * 400 + " A secret carpenter's chest.",
+                     False, id="two passages have as many"),
+        pytest.param("A carpenter.", False, id="too few words"),
+        pytest.param("The secret carpenter's chest. " * 201, False, id="too many places"),
+    ],
+)  # fmt: skip
+def test_a_small_model_is_shown_where_the_words_of_its_question_meet(openai: Server, hidden: str, shown: bool) -> None:
+    text = PROSE + hidden + PROSE
+    prompt = "What is the secret number of the carpenter's chest?"
+    run(openai, block("print(17)"), *["ANSWER: 17"] * 3, context=text, prompt=prompt, model=SMALL)
+    message = openai.requests[0].messages[-1]["content"]
+    assert "In it: " in message
+    assert ("Most of these words together: " in message and "is 17." in message) is shown
+
+
+def test_the_words_of_a_question_are_found_in_linear_time() -> None:
+    words = " ".join(f"word{number}" for number in range(300))
+    text = ("word0 " * 3_000_000)[:20_000_000]
+    assert "together" not in rlm.words_of(f"Find {words}", rlm.Context(text))
