@@ -490,10 +490,10 @@ def api() -> str:
 # --- help.md --------------------------------------------------------------------------------------------------------
 
 EXITS = (
-    (rlm_cli.EXIT_OK, "It did what was asked. Also where the reader of stdout went away, as `head` does."),
+    (rlm_cli.EXIT_OK, "Success. Also if the program that reads stdout ends early, as `head` does."),
     (
         rlm_cli.EXIT_FAILED,
-        "It failed: the provider, the sandbox, the code; a row of a batch; a replay that diverged; a check.",
+        "Failure of the provider, the sandbox, the code, a row of a batch or a check; or a replay that diverged.",
     ),
     (rlm_cli.EXIT_USAGE, "Wrong usage or configuration, a missing key, an unusable context: nothing was sent."),
     (
@@ -501,7 +501,7 @@ EXITS = (
         "A limit stopped the run. Stdout has the best partial answer, stderr the command that continues.",
     ),
     (rlm_cli.EXIT_INTERRUPTED, "Interrupted by Ctrl-C. Stderr has the command that continues."),
-    (rlm_cli.EXIT_TERMINATED, "Terminated by SIGTERM, otherwise the same."),
+    (rlm_cli.EXIT_TERMINATED, "Terminated by SIGTERM. Stderr has the command that continues."),
 )
 VARIABLES = (
     (("RLM_DEBUG",), "`1`: tracebacks with errors, as `--debug`"),
@@ -534,10 +534,12 @@ def command_help(name: str) -> str:
         if group.title == "general":
             continue
         if any(action.dest == "max_depth" for action in group._group_actions):
-            what = {"init": "The [options of a run](#options-of-a-run) are those to write down."}
-            resumed = "Of the [options of a run](#options-of-a-run), limits replace the recorded ones."
+            written = (
+                "It also takes the [options of a run](#options-of-a-run), and writes those that you give into the file."
+            )
+            resumed = "Limits among the [options of a run](#options-of-a-run) replace the recorded limits."
             also = "It also takes the [options of a run](#options-of-a-run)."
-            parts.append(what.get(name, resumed if name == "resume" else also))
+            parts.append({"init": written, "resume": resumed}.get(name, also))
             continue
         rows += [_argument(action) for action in group._group_actions if action.dest != "help"]
     if rows:
@@ -576,19 +578,20 @@ def command_line() -> str:
         MADE,
         "After this page you can call every command of `rlm` with every flag, and use its exit status in a script. The "
         "same text is in `rlm --help` and `rlm COMMAND --help`; [quickstart.md](quickstart.md) shows a first session.",
-        'A command is the first word. Without one, `rlm` answers a prompt: `rlm "PROMPT"` and `rlm run "PROMPT"` are '
-        "the same, and a prompt that is a command's name is written `rlm run logs`. Words after `--` are never flags. "
+        'The first word is the command. Without a command, `rlm` answers a prompt: `rlm "PROMPT"` and '
+        '`rlm run "PROMPT"` are the same. If the prompt is the name of a command, write `rlm run`, as in '
+        "`rlm run logs`. Words after `--` are never flags. "
         "The answer, JSON and listings go to stdout, everything else to stderr. `ID` is a run's id or a unique prefix "
         "of it.",
         table(("command", "does"), commands),
-        "Every command but `mcp-serve` also takes these. `rlm --version` prints the version.",
+        "Every command except `mcp-serve` also takes these flags. `rlm --version` prints the version.",
         table(("argument", "meaning"), map(_argument, general)),
         *map(command_help, rlm_cli.COMMANDS),
         "## Options of a run",
         "Each of these is also a key of `rlm.toml` and an environment variable: `--max-depth` is `max_depth` and "
-        "`RLM_MAX_DEPTH`. A flag wins over the variable, the variable over the files, the files over the default; "
-        "`rlm config` shows what is in force and why. Lists (`--tools`, `--mcp`, `--allowed-paths`, "
-        "`--allowed-imports`) are separated by commas or given as several flags, `-p` is given once for each "
+        "`RLM_MAX_DEPTH`. A flag overrides the variable, the variable overrides the files, and the files override the "
+        "default. `rlm config` shows each value and where it comes from. Lists (`--tools`, `--mcp`, `--allowed-paths`, "
+        "`--allowed-imports`) are separated by commas or given as several flags. `-p` is given once for each "
         "parameter.",
         _options_of_a_run(),
         "## Exit status",
