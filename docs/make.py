@@ -782,9 +782,19 @@ def prompts() -> str:
     )
 
 
+def sample() -> str:
+    """The page of the recorded run of sample.md."""
+    return rlm_viz.render(rlm_viz.read(HERE / "sample" / "journal.jsonl")[0])
+
+
 # --- writing --------------------------------------------------------------------------------------------------------
 
-PAGES: dict[str, Callable[[], str]] = {"api.md": api, "help.md": command_line, "prompts.md": prompts}
+PAGES: dict[str, Callable[[], str]] = {
+    "api.md": api,
+    "help.md": command_line,
+    "prompts.md": prompts,
+    "sample/trajectory.html": sample,
+}
 
 
 def main() -> int:

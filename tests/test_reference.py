@@ -39,7 +39,7 @@ def test_a_reference_page_is_what_the_code_says(make: Any, name: str) -> None:
 
 def test_every_reference_page_is_made(make: Any) -> None:
     pages = {path.name for path in (ROOT / "docs").glob("*.md") if make.MADE in path.read_text("utf-8")}
-    assert pages == set(make.PAGES)
+    assert pages == {name for name in make.PAGES if name.endswith(".md")}
 
 
 @pytest.mark.parametrize("module", [rlm, rlm_backends, rlm_cli, rlm_mcp, rlm_sandbox, rlm_tools, rlm_viz])
@@ -82,3 +82,28 @@ def test_the_examples_of_a_command_can_be_called(name: str) -> None:
         parser = rlm_cli.command_parser("" if name == "run" else name)
         args = rlm_cli.parse_args(parser, words[1 if name == "run" else 2 :], named=name != "run")
         rlm_cli.given_options(args)
+
+
+def test_the_figures_of_the_sample_are_those_of_its_journal() -> None:
+    page = (ROOT / "docs" / "sample.md").read_text("utf-8")
+    events = rlm_viz.read(ROOT / "docs" / "sample" / "journal.jsonl")[0]
+    totals = events[-1]["totals"]
+    usage = totals["usage"]
+    for name, count in (
+        ("input, in three calls", usage["input"]),
+        ("prompt cache", usage["cached"]),
+        ("output", usage["output"]),
+    ):
+        assert re.search(rf"{name} \| {count:,} \|", page), name
+    assert f"took {totals['duration_ms'] / 1000:.0f} seconds" in page
+    assert events[-1]["response"] in " ".join(page.split())
+    cells = [event["code"] for event in events if event["event"] == "tool"]
+    assert cells[0] in page and cells[1].splitlines()[2] in page
+    models = re.findall(r"^\| `([\w.-]+)` \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE)
+    assert len(models) == 3
+    for model, cost, uncached in models:
+        provider = rlm_backends.connect(model, api_key="x" * 20).provider
+        costs = [
+            rlm_backends.cost_of(model, {**usage, "cached": cached}, None, provider) for cached in (usage["cached"], 0)
+        ]
+        assert [f"{each:.5f}" for each in costs] == [cost, uncached]
