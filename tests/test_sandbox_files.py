@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -446,3 +448,11 @@ def test_the_child_holds_no_descriptor_of_the_hosts(make: Make, folder: Path) ->
         "[(fd, kind) for fd, (kind, links) in kinds.items() if kind not in 'spc' and links]"
     )
     assert value(cell) == "[]"
+
+
+def test_a_path_of_very_many_parts_costs_the_host_no_time(tmp_path: Path) -> None:
+    began = time.monotonic()
+    for what in ("open", "stat", "list"):
+        answer = Files([str(tmp_path)]).answer(None, what, "a/" * 1_000_000)  # type: ignore[arg-type]
+        assert answer["errno"] == errno.ENAMETOOLONG
+    assert time.monotonic() - began < 1
