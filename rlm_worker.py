@@ -1639,7 +1639,7 @@ def container_main(setup: dict[str, Any]) -> NoReturn:
 
     pipe = take_streams()
     layers: dict[str, bool | str] = {}
-    attempt(layers, "socket_filter", filter_container, setup["network"])
+    attempt(layers, "socket_filter", filter_container, setup["network"], setup["mounted"])
     setup["own_init"] = setup["contained"] = os.getpid() == 1  # not getppid() below: whoever loses its parent gets 1
     worker = os.fork()
     if worker:
@@ -1878,14 +1878,19 @@ def machine_numbers() -> tuple[int, int]:
     return MACHINES[machine]
 
 
-def filter_container(network: bool) -> str:
+def filter_container(network: bool, mounted: bool) -> str:
     """Refuse what the engine's own filter allows: sockets other than AF_UNIX and, with a network, IPv4 and IPv6; shared
-    memory, semaphores and message queues, which would outlive the cell."""
+    memory, semaphores and message queues, which would outlive the cell. With the caller's folder mounted no lock is
+    set: one on a file in it would hold up the caller's programs."""
     load_libc()
     column, architecture = machine_numbers()
     families = (1, 2, 10) if network else (1,)  # AF_UNIX, AF_INET, AF_INET6
     calls = {number: allow_values(0, families, NO_FAMILY) for number in SOCKET_CALLS[column]}
     calls.update(dict.fromkeys(numbers(CONTAINER_REFUSED, column), REFUSE))
+    if mounted:
+        locks = [step for value in (6, 7, 37, 38) for step in pretend(value)]  # F_SETLK, F_OFD_SETLK and their waits
+        lease = [(EQUAL, 0, 1, 1024), *REFUSE]  # F_SETLEASE
+        calls.update({FLOCK[column]: PRETEND, FCNTL[column]: [low_word(1), *locks, *lease, *ALLOW]})
     return install_filter(filter_of(calls, ALLOW, column, architecture))
 
 
