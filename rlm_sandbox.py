@@ -470,7 +470,7 @@ class BaseSandbox(Sandbox):
         with self._lock:
             self._started()
             found = self._request({"op": "names"}).get("value")
-        if type(found) is not dict or not all(type(row) is list and len(row) == 3 for row in found.values()):
+        if type(found) is not dict or not all(map(is_description, found.values())):
             raise SandboxError("the sandbox's answer cannot be read")
         return {
             short(name, 200): (short(cls, 200), size, short(text, 1000)) for name, (cls, size, text) in found.items()
@@ -966,6 +966,11 @@ def printable(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def is_description(row: Any) -> bool:
+    """Whether this is what `names` says of a variable."""
+    return type(row) is list and len(row) == 3 and type(row[1]) in (int, type(None))
+
+
 def count_of(value: Any) -> int:
     return value if type(value) is int and 0 <= value < 2**63 else 0
 
@@ -1025,6 +1030,7 @@ def threads() -> Threads:
 
 NAMES_MAX = 50_000  # in an answer about a folder
 NAMES_SIZE = rlm_worker.FRAME_MAX // 2  # of them as JSON
+PATH_MAX = 4096  # characters of a path, as for Linux
 LINK_SECONDS = 5.0  # to search the folders for hard links
 KERNEL_FOLDERS = ("/proc", "/sys", "/dev")  # virtual file systems
 PATH_ONLY = getattr(os, "O_PATH", os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)) | getattr(os, "O_CLOEXEC", 0)
@@ -1069,6 +1075,8 @@ class Files:
         if what not in ("open", "list", "stat") or type(path) is not str or type(start) is not int or "\0" in path:
             raise ValueError("not a question about a file")
         try:
+            if len(path) > PATH_MAX:  # resolving it would cost quadratic time
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
             if what == "list":
                 return self.list(path)
             with self.opened(path) as (descriptor, info, real):
@@ -1707,6 +1715,7 @@ class LocalSandbox(BaseSandbox):
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
             blob = os.memfd_create("rlm")
             ours.callback(os.close, blob)
+            os.fchmod(blob, 0o400)  # or a cell could open it for writing by way of /proc/self/fd
             stream, their_stream = socket.socketpair()
             ours.callback(stream.close)
             theirs.callback(their_stream.close)

@@ -1065,6 +1065,7 @@ READ_LIMIT = 5_000_000  # bytes that file_read returns to code: they fit into a 
 VIEW_LIMIT = 9_500  # characters of one call's result that a model sees
 LINE_LIMIT = 2_000  # characters of one line, or one match, that a model sees
 LIST_LIMIT = 100_000
+PATH_MAX = 4096  # characters of a path: resolving one costs quadratic time
 PATTERN_LIMIT = 4_000  # characters of a glob or a regex
 MATCH_LIMIT = 10_000
 SEARCH_SECONDS = 20.0
@@ -1151,6 +1152,8 @@ class _Files:
     def resolve(self, path: str) -> tuple[str, str]:
         """The allowed folder that contains a path, and the path relative to it; PermissionError if none does."""
         try:
+            if len(path) > PATH_MAX:
+                raise ValueError(f"of {len(path):,} characters")
             real = os.path.realpath(os.path.join(self.cwd, path))
         except (OSError, ValueError) as error:
             raise ValueError(f"not a path: {path[:200]!r} ({error})") from None

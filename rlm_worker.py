@@ -22,6 +22,7 @@ import collections
 import contextlib
 import errno
 import functools
+import gc
 import io
 import itertools
 import json
@@ -199,7 +200,7 @@ def safe_str(message: BaseException) -> str:
 def type_name(cls: type) -> str:
     """A class's name as the interpreter stores it; no metaclass can override it."""
     name = type.__dict__["__name__"].__get__(cls)
-    return str(name)[:200]
+    return str.__str__(name)[:200]  # it may be of a subclass of str
 
 
 def truncate(text: str, limit: int, where: str) -> str:
@@ -211,16 +212,21 @@ def truncate(text: str, limit: int, where: str) -> str:
     return f"{text[:head]}\n[... {missing} of {len(text)} characters left out{where} ...]\n{text[len(text) - tail :]}"
 
 
+def is_one_of(cls: type, classes: Sequence[type]) -> bool:
+    """Whether a class is one of these; `in` would call its metaclass's `__eq__`."""
+    return any(cls is one for one in classes)
+
+
 def preview(value: Any, room: int = 80, depth: int = 0) -> str:
     """A short repr of a value that runs no code of the cell's."""
     cls = type(value)
-    if cls in (bool, type(None), float, complex):
+    if is_one_of(cls, (bool, type(None), float, complex)):
         return repr(value)
     if cls is int:
         return repr(value) if value.bit_length() < 200 else f"<int of {value.bit_length()} bits>"
-    if cls in (str, bytes):
+    if is_one_of(cls, (str, bytes)):
         return repr(value) if len(value) <= room else repr(value[:room]) + "..."
-    if cls in (list, tuple, set, frozenset, dict) and depth < 3:
+    if is_one_of(cls, (list, tuple, set, frozenset, dict)) and depth < 3:
         brackets = "[]" if cls is list else "()" if cls is tuple else "{}"
         parts: list[str] = []
         for item in itertools.islice(value.items() if cls is dict else value, 10):
@@ -233,13 +239,14 @@ def preview(value: Any, room: int = 80, depth: int = 0) -> str:
     return f"<{type_name(cls)}>"
 
 
-SIZED: frozenset[type] = frozenset((str, bytes, bytearray, list, tuple, set, frozenset, dict, range)) | frozenset(
-    (collections.Counter, collections.OrderedDict, collections.defaultdict, collections.deque)
+SIZED: tuple[type, ...] = (
+    *(str, bytes, bytearray, list, tuple, set, frozenset, dict, range),
+    *(collections.Counter, collections.OrderedDict, collections.defaultdict, collections.deque),
 )
 
 
 def describe(value: Any) -> tuple[str, int | None, str]:
-    return type_name(type(value)), len(value) if type(value) in SIZED else None, preview(value)
+    return type_name(type(value)), len(value) if is_one_of(type(value), SIZED) else None, preview(value)
 
 
 def require_text(value: Any) -> None:
@@ -1034,7 +1041,8 @@ def chunks_function(name: str, usual: int) -> Any:
 #     by its own code): no COMMITTED                                                  its result itself
 #   runs when the host goes away          reads end of file, kills it, ends           none: init ends the session
 #
-# The worker answers `set`, `get` and `names` itself: they run none of the cells' code.
+# The worker answers `set`, `get` and `names` itself: they run none of the cells' code. What could set off a `__del__`
+# of theirs waits for the next cell: what `set` replaces is kept until then, and only cells collect cyclic garbage.
 # Where there can be no fork (too much memory, threads, no descriptors) the worker runs the cell "alone": a cell
 # that has to be killed then takes the variables with it.
 
@@ -1061,11 +1069,15 @@ class Worker:
         self.last: Any = None
         self.outputs: dict[int, str] = {}
         self.sources: dict[str, str] = {}
+        self.replaced: list[Any] = []  # what `set` has replaced, until the next cell
+        self.undying: list[Any] = []  # and what was to go when that cell died, perhaps of it
+        self.collects = True  # whether cells collect cyclic garbage
         self.functions: dict[str, Any] = {}
         self.specs: dict[str, Any] = {}  # what the host said of each of them
         self.own = {**{m.__name__: unbound(m) for m in (self.FINAL, self.FINAL_VAR, self.SHOW_VARS)}, "_out": {}}
         Files(self.calls.ask, self.out.write, setup).install()
         random.seed(0)
+        gc.disable()
         self.variables: dict[str, Any] = language.namespace(dict(self.own))
         self.hidden = set(self.variables)
 
@@ -1123,7 +1135,11 @@ class Worker:
 
     def set(self, message: dict[str, Any]) -> dict[str, Any]:
         self.given = message["given"]
-        self.variables[message["name"]] = self.read_blob(message)
+        value = self.read_blob(message)
+        before = self.variables.get(message["name"])
+        if not is_one_of(type(before), (str, bytes, type(None))):
+            self.replaced.append(before)
+        self.variables[message["name"]] = value
         return {"op": "done"}
 
     def read_blob(self, message: dict[str, Any]) -> Any:
@@ -1159,7 +1175,7 @@ class Worker:
         self.out.begin(self.emit if message["stream"] or not self.forked else None)
         self.interrupted = False
         self.bind(message["functions"])
-        with self.memory_limit(message.get("memory")):
+        with self.memory_limit(message.get("memory")), self.collecting():
             ended = self.run(message["code"], f"<cell {number}>")
         if self.calls.in_child():
             os._exit(0 if ended["status"] == "ok" else 1)
@@ -1167,6 +1183,15 @@ class Worker:
         output = self.output(f"; the whole is in _out[{number}]")
         self.keep_output(number, self.out.text())
         return {"op": "result", "ms": (time.perf_counter() - began) * 1000, **output, **ended}
+
+    @contextlib.contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Let cyclic garbage be collected here, unless a cell has switched that off."""
+        if self.collects:
+            gc.enable()
+        yield
+        self.collects = gc.isenabled()
+        gc.disable()
 
     def output(self, where: str = "") -> dict[str, Any]:
         return {"stdout": truncate(self.out.text(), self.output_limit, where), "chars": self.out.chars()}
@@ -1177,6 +1202,7 @@ class Worker:
         interrupts.pending, interrupts.armed = False, True
         try:
             self.final = UNSET
+            self.replaced.clear()
             try:
                 ended = {"status": "ok", "value": self.evaluate(code, filename), **self.final_value()}
             except BaseException as problem:
@@ -1231,7 +1257,7 @@ class Worker:
             limit = FRAME_MAX // 16
             if isinstance(self.final, int):
                 text = hex(self.final)
-            elif type(self.final) in SIZED and type(self.final) is not str:
+            elif is_one_of(type(self.final), SIZED) and type(self.final) is not str:
                 text = long_repr(self.final, limit)
             else:
                 text = str.__str__(str(self.final))
@@ -1341,6 +1367,8 @@ class Worker:
         os.close(to_child[1])
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         signal.signal(signal.SIGINT, self.calls.interrupts.handler)
+        self.undying += self.replaced
+        self.replaced = []
         self.sweep()
         self.report_death(status)
         return "checkpoint"
@@ -1611,7 +1639,7 @@ def container_main(setup: dict[str, Any]) -> NoReturn:
 
     pipe = take_streams()
     layers: dict[str, bool | str] = {}
-    attempt(layers, "socket_filter", filter_container, setup["network"])
+    attempt(layers, "socket_filter", filter_container, setup["network"], setup["mounted"])
     setup["own_init"] = setup["contained"] = os.getpid() == 1  # not getppid() below: whoever loses its parent gets 1
     worker = os.fork()
     if worker:
@@ -1644,7 +1672,7 @@ read 0 63, write 1 64, close 3 57, fstat 5 80, newfstatat 262 79, stat 4 -, lsta
 pread64 17 67, pwrite64 18 68, readv 19 65, writev 20 66, access 21 -, faccessat 269 48, faccessat2 439 439,
 open 2 -, openat 257 56, getdents64 217 61, getcwd 79 17, readlink 89 -, readlinkat 267 78, fstatfs 138 44,
 rename 82 -, renameat 264 38, renameat2 316 276, mkdir 83 -, mkdirat 258 34, rmdir 84 -, unlink 87 -, unlinkat 263 35,
-truncate 76 45, ftruncate 77 46, fallocate 285 47, fadvise64 221 223, fsync 74 82, fdatasync 75 83, flock 73 32,
+truncate 76 45, ftruncate 77 46, fallocate 285 47, fadvise64 221 223, fsync 74 82, fdatasync 75 83,
 sendfile 40 71, copy_file_range 326 285, umask 95 166, pipe 22 -, pipe2 293 59, dup 32 23, dup2 33 -, dup3 292 24,
 close_range 436 436, poll 7 -, ppoll 271 73, select 23 -, pselect6 270 72, munmap 11 215,
 mremap 25 216, madvise 28 233, msync 26 227, brk 12 214, rt_sigaction 13 134, rt_sigprocmask 14 135,
@@ -1657,7 +1685,7 @@ fork 57 -, wait4 61 260, waitid 247 95, exit 60 93, exit_group 231 94, set_robus
 rseq 334 293
 """
 KILL, CLONE, CLONE3, IOCTL, FCNTL, PRLIMIT = (62, 129), (56, 220), (435, 435), (16, 29), (72, 25), (302, 261)
-RECVMSG = (47, 212)
+RECVMSG, FLOCK = (47, 212), (73, 32)
 MMAP, MPROTECT = (9, 222), (10, 226)
 SOCKET_CALLS = ((41, 53), (198, 199))  # socket, socketpair
 # What a container's worker is refused. With io_uring sockets could be had past any filter.
@@ -1828,6 +1856,7 @@ ALLOW: Filter = [(RETURN, 0, 0, 0x7FFF0000)]
 REFUSE, NO_FAMILY, UNKNOWN = (
     [(RETURN, 0, 0, 0x00050000 | number)] for number in (1, 97, 38)
 )  # EPERM, EAFNOSUPPORT, ENOSYS
+PRETEND: Filter = [(RETURN, 0, 0, 0x00050000)]  # success, without the call
 KILL_PROCESS: Filter = [(RETURN, 0, 0, 0x80000000)]
 
 
@@ -1849,14 +1878,19 @@ def machine_numbers() -> tuple[int, int]:
     return MACHINES[machine]
 
 
-def filter_container(network: bool) -> str:
+def filter_container(network: bool, mounted: bool) -> str:
     """Refuse what the engine's own filter allows: sockets other than AF_UNIX and, with a network, IPv4 and IPv6; shared
-    memory, semaphores and message queues, which would outlive the cell."""
+    memory, semaphores and message queues, which would outlive the cell. With the caller's folder mounted no lock is
+    set: one on a file in it would hold up the caller's programs."""
     load_libc()
     column, architecture = machine_numbers()
     families = (1, 2, 10) if network else (1,)  # AF_UNIX, AF_INET, AF_INET6
     calls = {number: allow_values(0, families, NO_FAMILY) for number in SOCKET_CALLS[column]}
     calls.update(dict.fromkeys(numbers(CONTAINER_REFUSED, column), REFUSE))
+    if mounted:
+        locks = [step for value in (6, 7, 37, 38) for step in pretend(value)]  # F_SETLK, F_OFD_SETLK and their waits
+        lease = [(EQUAL, 0, 1, 1024), *REFUSE]  # F_SETLEASE
+        calls.update({FLOCK[column]: PRETEND, FCNTL[column]: [low_word(1), *locks, *lease, *ALLOW]})
     return install_filter(filter_of(calls, ALLOW, column, architecture))
 
 
@@ -1867,7 +1901,10 @@ def build_filter(column: int, architecture: int, kill_is_safe: bool) -> Filter:
         CLONE: allow_values(0, (0x01200011, 0x11)),  # fork() of glibc, of musl
         CLONE3: UNKNOWN,
         IOCTL: allow_values(1, (0x5401, 0x5421, 0x5450, 0x5451)),  # TCGETS, FIONBIO, FIO(N)CLEX
-        FCNTL: allow_values(1, (0, 1, 2, 3, 4, 5, 6, 7, 1030)),  # no F_SETOWN
+        # No F_SETOWN. No lock is set, F_SETLK and F_SETLKW, since one on a file of the caller's would hold up the
+        # caller's programs; the scratch folder needs none.
+        FCNTL: allow_values(1, (0, 1, 2, 3, 4, 5, 1030), [*pretend(6), *pretend(7), *REFUSE]),
+        FLOCK: PRETEND,
         MMAP: refuse_bits(2, 6),
         MPROTECT: refuse_bits(2, 4),
         PRLIMIT: allow_own_limits(),
@@ -1900,6 +1937,10 @@ def low_word(argument: int) -> tuple[int, int, int, int]:
 def allow_values(argument: int, values: Sequence[int], others: Filter = REFUSE) -> Filter:
     tests = [step for value in values for step in ((EQUAL, 0, 1, value), *ALLOW)]
     return [low_word(argument), *tests, *others]
+
+
+def pretend(value: int) -> Filter:
+    return [(EQUAL, 0, 1, value), *PRETEND]
 
 
 def refuse_bits(argument: int, bits: int) -> Filter:
@@ -1941,7 +1982,6 @@ def zygote_main(channel: int, setup: dict[str, Any]) -> NoReturn:
 
 
 def preload(setup: dict[str, Any]) -> None:
-    import gc
     import importlib
 
     for name in [*PRELOADED.split(), *setup["allowed_imports"]]:

@@ -5,6 +5,7 @@ A filter with one wrong jump allows everything and looks fine, so each denial is
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 from collections.abc import Iterator
@@ -362,3 +363,34 @@ def test_compiled_packages_need_the_confinement() -> None:
     with pytest.raises(SandboxError, match="'numpy' is compiled code, and nothing on this system confines") as caught:
         LocalSandbox(allowed_imports=["numpy"], layers=("policy",))
     assert "Docker" in caught.value.hint
+
+
+def test_a_lock_on_a_file_of_the_callers_holds_nobody_up(tmp_path: Path) -> None:
+    (tmp_path / "a.db").write_text("")
+    cell = """
+import fcntl
+file, own = open("a.db"), open("own.txt", "w")
+for one in (file, own):
+    fcntl.flock(one, fcntl.LOCK_EX)
+fcntl.lockf(file, fcntl.LOCK_SH)
+fcntl.lockf(own, fcntl.LOCK_EX)
+"""
+    with LocalSandbox(workspace=str(tmp_path), layers=("confinement",)) as box, open(tmp_path / "a.db", "r+") as mine:
+        done = box.execute(cell)
+        assert done.ok, done.error
+        fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_database_in_the_scratch_folder_works() -> None:
+    cell = """
+import sqlite3
+base = sqlite3.connect("own.db")
+base.execute("create table t (a)")
+base.execute("insert into t values (5)")
+base.commit()
+list(sqlite3.connect("own.db").execute("select a from t"))
+"""
+    with LocalSandbox(allowed_imports=["sqlite3"]) as box:
+        done = box.execute(cell)
+        assert done.value == "[(5,)]", done.error

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -446,3 +448,26 @@ def test_the_child_holds_no_descriptor_of_the_hosts(make: Make, folder: Path) ->
         "[(fd, kind) for fd, (kind, links) in kinds.items() if kind not in 'spc' and links]"
     )
     assert value(cell) == "[]"
+
+
+def test_a_path_of_very_many_parts_costs_the_host_no_time(tmp_path: Path) -> None:
+    began = time.monotonic()
+    for what in ("open", "stat", "list"):
+        answer = Files([str(tmp_path)]).answer(None, what, "a/" * 1_000_000)  # type: ignore[arg-type]
+        assert answer["errno"] == errno.ENAMETOOLONG
+    assert time.monotonic() - began < 1
+
+
+def test_a_lock_in_a_container_holds_nobody_up(folder: Path) -> None:
+    need("docker")
+    import fcntl
+
+    folder.chmod(0o755)
+    given = folder / "a.db"
+    given.write_text("")
+    cell = "import fcntl\nfile = open('a.db')\nfcntl.flock(file, fcntl.LOCK_EX)\nfcntl.lockf(file, fcntl.LOCK_SH)"
+    with DockerSandbox(workspace=str(folder)) as box, open(given, "r+") as mine:
+        done = box.execute(cell)
+        assert done.ok, done.error
+        fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -335,3 +335,73 @@ def test_a_cells_own_limit_comes_on_top_of_the_variables(watched: Watched) -> No
     assert box.execute("taken, kept = touch(180)\ntaken").value == "184"
     assert box.execute("time.sleep(0.5)\nlen(kept)", memory="64m").value == "23"
     assert int(box.execute("touch(200)[0]", memory="64m").value or 0) <= 64
+
+
+UNASKED = {
+    "a metaclass's comparison": (
+        "class M(type):\n"
+        "    def __eq__(self, other):\n        while True: pass\n"
+        "    def __hash__(self):\n        while True: pass\n"
+        "class A(metaclass=M): pass\n"
+        "x = A()"
+    ),
+    "a class's name": (
+        "class S(str):\n    def __str__(self):\n        while True: pass\nclass A: pass\nA.__name__ = S('A')\nx = A()"
+    ),
+    "the end of an object": "class A:\n    def __del__(self):\n        while True: pass\nx = A()",
+    "the end of an object in a cycle": (
+        "class A:\n    def __del__(self):\n        while True: pass\n"
+        "x = A()\nx.x = x\ndel x\nlarge = [[] for _ in range(9)]\nx = None"
+    ),
+}
+
+
+@pytest.mark.parametrize("layers", [("policy", "confinement"), ("confinement",)], ids=["policy", "no policy"])
+@pytest.mark.parametrize("code", UNASKED.values(), ids=UNASKED)
+def test_what_the_host_asks_between_cells_runs_none_of_their_code(code: str, layers: tuple[str, ...]) -> None:
+    with LocalSandbox(layers=layers) as box:
+        assert box.execute(code).ok
+        began = time.monotonic()
+        assert "x" in box.names()
+        box.set("large", [[] for _ in range(5_000)])  # enough for a collection
+        assert len(box.get("large")) == 5_000
+        box.set("x", 1)
+        assert box.get("x") == 1
+        assert time.monotonic() - began < 5
+
+
+def test_what_set_replaced_ends_in_the_next_cell_and_in_that_alone() -> None:
+    with LocalSandbox(layers=("confinement",)) as box:
+        assert box.execute("class A:\n    def __del__(self):\n        print('gone')\nx = A()").ok
+        box.set("x", 1)
+        assert [box.execute("x").stdout for _ in range(2)] == ["gone\n", ""]
+        assert box.execute("class B:\n    def __del__(self):\n        sum(range(10**13))\nx = B()").ok  # no interrupt
+        box.set("x", 2)
+        assert box.execute("x", timeout=1).status == "timeout"
+        assert box.execute("x", timeout=5).value == "2"
+
+
+def test_a_cell_that_switches_collection_off_keeps_it_off() -> None:
+    with LocalSandbox(layers=("confinement",)) as box:
+        cells = ("import gc; gc.isenabled()", "gc.isenabled()", "gc.disable()", "gc.isenabled()")
+        assert [box.execute(cell).value for cell in cells] == ["True", "True", None, "False"]
+
+
+def test_a_cell_cannot_write_to_the_memory_that_hands_values_over() -> None:
+    attempt = """
+import os
+found = []
+for fd in range(3, 60):
+    name = ""
+    try:
+        name = os.readlink(f"/proc/self/fd/{fd}")
+        found.append(name.startswith("/memfd") and os.open(f"/proc/self/fd/{fd}", os.O_RDWR))
+    except OSError as error:
+        found += [error.errno] * name.startswith("/memfd")
+set(found) - {False}
+"""
+    with LocalSandbox(layers=("confinement",)) as box:
+        box.set("text", "x" * 100)
+        assert box.execute(attempt).value == "{13}"  # EACCES
+        box.set("text", "y" * 100)
+        assert box.execute("text[:2]").value == "'yy'"
