@@ -2458,7 +2458,7 @@ def _diagnosis(reason: BaseException, url: str, proxy: str, opening: bool) -> tu
     if isinstance(reason, ssl.SSLCertVerificationError):
         hint = "if it is yours, name the authority that signed it: SSL_CERT_FILE=ca.pem or SSL_CERT_DIR"
         return f"certificate verify failed: {reason.verify_message}", hint, False
-    if isinstance(reason, ssl.SSLError) and re.search(_NO_TLS, str(reason.reason or "")):
+    if isinstance(reason, ssl.SSLError) and re.search(_NO_TLS, str(getattr(reason, "reason", ""))):
         return "it does not speak TLS there", without_tls, False
     if isinstance(reason, ssl.SSLEOFError) and opening:
         return "it broke the handshake off, as a server does that does not speak TLS", without_tls, True
