@@ -1298,8 +1298,10 @@ class LocalChannel(Channel):
         return {"tag": number}
 
     def signal(self, name: str) -> None:
+        if self.inherited():  # before the lock, which another thread may have held when this process was forked
+            return
         with self.lock, contextlib.suppress(ProcessLookupError):
-            if self.group and not self.inherited():
+            if self.group:
                 os.killpg(self.group, signal.SIGCONT)  # it may have stopped itself
                 os.killpg(self.group, getattr(signal, name))
 
