@@ -693,17 +693,19 @@ class HTTPBackend:
         """
         if not self._is_near or self.wire != "openai":
             return self
+        import shlex
+
         state = CallState(self.provider, INSPECT_TIME, time.monotonic() + INSPECT_TIME, None)
         names: list[str] = []
         with contextlib.suppress(BackendError, *_MISREAD), _watch.watching(state):
-            names = [str(entry["id"]) for entry in self._served_models(state)]
+            names = [entry["id"] for entry in self._served_models(state) if isinstance(entry.get("id"), str)]
         if not names or self.model in names:
             return self
         if len(names) == 1:
             return self._sibling(names[0])
         listed = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
         message = f"{self.server_label()} serves {len(names)} models: {listed}"
-        raise self._error("config", message, hint=f"-m {names[0]}")
+        raise self._error("config", message, hint=f"-m {shlex.quote(_tidy(names[0], self._key))}")
 
     @property
     def _is_near(self) -> bool:
