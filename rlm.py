@@ -4916,7 +4916,8 @@ def visible(text: str) -> str:
 
 
 def prose_of(text: str, action: WrittenAction | None) -> str:
-    """A reply's words, without code and tool calls: they may become a partial answer."""
+    """A reply's words, without code, tool calls and what it made up after them: they may become a partial answer."""
+    text = text[: action.end] if action else text
     if "```" not in text:
         return "" if action else text.strip()
     return "".join(text.split("```")[::2]).strip()  # an unclosed block reaches to the end

@@ -693,17 +693,19 @@ class HTTPBackend:
         """
         if not self._is_near or self.wire != "openai":
             return self
+        import shlex
+
         state = CallState(self.provider, INSPECT_TIME, time.monotonic() + INSPECT_TIME, None)
         names: list[str] = []
         with contextlib.suppress(BackendError, *_MISREAD), _watch.watching(state):
-            names = [str(entry["id"]) for entry in self._served_models(state)]
+            names = [entry["id"] for entry in self._served_models(state) if isinstance(entry.get("id"), str)]
         if not names or self.model in names:
             return self
         if len(names) == 1:
             return self._sibling(names[0])
         listed = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
         message = f"{self.server_label()} serves {len(names)} models: {listed}"
-        raise self._error("config", message, hint=f"-m {names[0]}")
+        raise self._error("config", message, hint=f"-m {shlex.quote(_tidy(names[0], self._key))}")
 
     @property
     def _is_near(self) -> bool:
@@ -2458,7 +2460,7 @@ def _diagnosis(reason: BaseException, url: str, proxy: str, opening: bool) -> tu
     if isinstance(reason, ssl.SSLCertVerificationError):
         hint = "if it is yours, name the authority that signed it: SSL_CERT_FILE=ca.pem or SSL_CERT_DIR"
         return f"certificate verify failed: {reason.verify_message}", hint, False
-    if isinstance(reason, ssl.SSLError) and re.search(_NO_TLS, str(reason.reason or "")):
+    if isinstance(reason, ssl.SSLError) and re.search(_NO_TLS, str(getattr(reason, "reason", ""))):
         return "it does not speak TLS there", without_tls, False
     if isinstance(reason, ssl.SSLEOFError) and opening:
         return "it broke the handshake off, as a server does that does not speak TLS", without_tls, True

@@ -1940,13 +1940,14 @@ def _list_sessions(job: Job, session_id: str | None = None) -> Message:
     rows = []
     for session, count in zip(sessions, counts, strict=True):
         is_known = count is not None and count.wait(max(0.0, until - time.monotonic()))
+        variables = count.outcome() if count and is_known else None
         rows.append(
             {
                 "session_id": session.name,
                 "age_seconds": round(now - session.created),
                 "idle_seconds": round(now - session.used) if count else 0,
                 "busy": count is None,
-                "variables": count.get() if count and is_known else None,
+                "variables": variables if isinstance(variables, int) else None,  # its process may have ended
                 "directory": session.directory,
             }
         )

@@ -215,6 +215,8 @@ class Channel:
     Whatever arrives is checked before anything else sees it.
     """
 
+    hard_grace = HARD_GRACE
+
     def __init__(self, stream: Any):
         self.stream = stream
         self.process_of_host = os.getpid()
@@ -718,7 +720,7 @@ class Run:
         """Seconds to wait for the next frame."""
         now = time.monotonic()
         if self.killed_at:
-            return max(0.0, self.killed_at + HARD_GRACE - now)
+            return max(0.0, self.killed_at + self.channel.hard_grace - now)
         if self.interrupted_at:
             return max(0.0, self.interrupted_at + self.grace - now)
         return min(max(0.0, self.left()) + 0.001, 0.05)  # soon enough for another thread's interrupt
@@ -742,7 +744,7 @@ class Run:
             if now >= self.interrupted_at + self.grace:
                 self.channel.kill_cell()
                 self.killed_at = time.monotonic()
-        elif now >= self.killed_at + HARD_GRACE:
+        elif now >= self.killed_at + self.channel.hard_grace:
             raise ConnectionLost("it could not be stopped otherwise")
 
     def stop_softly(self, grace: float = SOFT_GRACE) -> None:
@@ -1306,8 +1308,10 @@ class LocalChannel(Channel):
         return {"tag": number}
 
     def signal(self, name: str) -> None:
+        if self.inherited():  # before the lock, which another thread may have held when this process was forked
+            return
         with self.lock, contextlib.suppress(ProcessLookupError):
-            if self.group and not self.inherited():
+            if self.group:
                 os.killpg(self.group, signal.SIGCONT)  # it may have stopped itself
                 os.killpg(self.group, getattr(signal, name))
 
@@ -1749,6 +1753,8 @@ POOL_LINGER = 120.0  # seconds that containers are kept warm after the last use
 
 class DockerChannel(Channel):
     """A container's attached standard streams, which the engine multiplexes."""
+
+    hard_grace = 1.5 * HARD_GRACE  # the engine passes a signal on
 
     def __init__(self, engine: Any, container: str, attached: Any, memory: int):
         super().__init__(raw_socket(engine, attached))

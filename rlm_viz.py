@@ -428,6 +428,9 @@ def _explicit_error(event: Event) -> Event:
     if event.get("event") != "tool" or not error or isinstance(error, dict):
         return {}
     text, status = str(error), event.get("status")
+    name, mark, message = text.partition(": ")
+    if "key" in event and mark and name.isidentifier():  # of a tool that code called: no traceback, and any class
+        return {"error": {"type": name, "message": message}}
     lines = _CHAINED.split(text)[-1].removeprefix("error: ").split("\n")
     # The exception is on the first line after the frames. Later lines belong to its message, whatever they look like.
     place = next((n for n, line in enumerate(lines) if not re.match(r"\s|Traceback|$", line)), 0)

@@ -528,7 +528,9 @@ class Calls:
         self.marked = False  # in a cell process a mark before each frame tells the checkpoint what to do with it
         self.numbers = itertools.count(1)
         self.answers: dict[int, dict[str, Any]] = {}
-        self.sending, self.receiving = threading.Lock(), threading.Lock()
+        self.sending = threading.Lock()
+        self.answered = threading.Condition(threading.Lock())
+        self.reading = False  # a thread reads for all that wait
         self.direct: dict[int, str] = {}  # ids of the cells' functions that only call the host, and their names
 
     def begin(self, pipe: FramedPipe, marked: bool) -> None:
@@ -569,20 +571,30 @@ class Calls:
 
     def answer(self, number: int) -> dict[str, Any]:
         """Read frames, in whichever thread comes first, until that answer is there."""
-        while number not in self.answers:
-            with self.receiving:
-                if number not in self.answers:
+        with self.answered:
+            while number not in self.answers:
+                if self.reading:
+                    self.answered.wait()
+                else:
                     self.read()
-        return self.answers.pop(number)
+            return self.answers.pop(number)
 
     def read(self) -> None:
+        """Read a frame without holding the lock, and wake the other threads: the answer may be for one of them."""
+        message: dict[str, Any] = {}
+        self.reading = True
+        self.answered.release()
         try:
             if hasattr(select, "poll"):  # not on Windows, where no signal interrupts a worker
                 wait_for(self.pipe.reader, None)  # an interrupt is allowed here, not within a frame
             with self.interrupts:
                 message = json.loads(self.pipe.read())
         except EOFError:
-            return self.orphaned()
+            self.orphaned()
+        finally:
+            self.answered.acquire()
+            self.reading = False
+            self.answered.notify_all()
         if message.get("op") in ("return", "raise") and message.get("id") == self.request:
             self.answers[message["call"]] = message
 
@@ -846,8 +858,10 @@ class Files:
             routes.update(stat=self.stat, lexists=self.exists, scandir=lambda path=".": Scan(self, path))
 
         def route(name: str) -> Callable[..., Any]:
-            def either(path: Any = ".", *options: Any, **more: Any) -> Any:
-                path = more.pop("file", path)  # as `open` calls it
+            def either(*given: Any, **more: Any) -> Any:
+                # `open` calls the name `file`, `rename` and `replace` call the two `src` and `dst`.
+                names = [more.pop(word) for word in ("file", "path", "src", "dst") if word in more]
+                path, *options = (*given[:1], *names, *given[1:]) or (".",)
                 by_name = isinstance(path, (str, os.PathLike)) and more.get("dir_fd") is more.get("opener") is None
                 return (routes if by_name and self.knows(path) else vars(plain))[name](path, *options, **more)
 
@@ -882,9 +896,9 @@ class Scan(contextlib.AbstractContextManager, Iterator):  # type: ignore[type-ar
     """`os.scandir` over files that the host lists."""
 
     def __init__(self, files: Files, path: Any):
-        self.entries = iter([scan_entry(files, os.path.join(path, name), d) for name, d in files.entries(path).items()])
+        self.entries = iter([Entry(files, os.path.join(path, name), d) for name, d in files.entries(path).items()])
 
-    def __next__(self) -> Any:
+    def __next__(self) -> Entry:
         return next(self.entries)
 
     def close(self, *_: Any) -> None:
@@ -893,9 +907,16 @@ class Scan(contextlib.AbstractContextManager, Iterator):  # type: ignore[type-ar
     __exit__ = close
 
 
-def scan_entry(files: Files, path: str, folder: bool) -> Any:
-    members = {"is_dir": lambda **_: folder, "is_file": lambda **_: not folder, "is_symlink": lambda: False}
-    return SimpleNamespace(path=path, name=os.path.basename(path), stat=lambda **_: files.stat(path), **members)
+class Entry(os.PathLike):  # type: ignore[type-arg]
+    """`os.DirEntry` of a file that the host lists."""
+
+    def __init__(self, files: Files, path: str, folder: bool):
+        self.path, self.name = path, os.path.basename(path)
+        self.is_dir, self.is_file, self.is_symlink = lambda **_: folder, lambda **_: not folder, lambda: False
+        self.stat = lambda **_: files.stat(path)
+
+    def __fspath__(self) -> str:
+        return self.path
 
 
 def make_folders(path: str) -> None:
@@ -1543,15 +1564,16 @@ def to_blob(value: Any) -> tuple[dict[str, Any], Iterator[bytes]]:
         return {"form": "str", "nbytes": text_nbytes(value)}, encoded(value)
     texts = list(itertools.chain.from_iterable(value.items())) if type(value) is dict else value
     if type(value) in (list, dict) and set(map(type, texts)) <= {str}:
-        text = SEPARATOR.join(texts)
-        if text.count(SEPARATOR) == len(texts) - 1:
-            nbytes = text_nbytes(text) + sys.getsizeof(text) + 80 * len(texts)
-            return {"form": type(value).__name__, "nbytes": nbytes}, encoded(text)
+        for mark in SEPARATORS:
+            text = mark.join(texts)
+            if text.count(mark) == len(texts) - 1:
+                nbytes = text_nbytes(text) + sys.getsizeof(text) + 80 * len(texts)
+                return {"form": type(value).__name__, "mark": mark, "nbytes": nbytes}, encoded(text)
     text = to_json(Packer(1 << 40).pack(value))
     return {"form": "json", "nbytes": 8 * len(text)}, encoded(text)
 
 
-SEPARATOR = "\0"  # between texts: hardly any contains it, and one character is found fastest
+SEPARATORS = "\0\1\2\3"  # one stands between texts: hardly any contains it, and one character is found fastest
 
 
 def encoded(text: str) -> Iterator[bytes]:
@@ -1571,7 +1593,7 @@ def from_blob(view: memoryview, header: dict[str, Any]) -> Any:
         return unpack(json.loads(text))
     if header["form"] == "str":
         return text
-    texts = text.split(SEPARATOR)
+    texts = text.split(header["mark"])
     return texts if header["form"] == "list" else dict(zip(texts[::2], texts[1::2]))
 
 
@@ -2009,10 +2031,15 @@ PREFIX = f"rlm-sandbox-{os.getuid()}-" if hasattr(os, "getuid") else ""
 
 def make_folder(temporary: str) -> tuple[str, int]:
     """Create a folder, and a descriptor that keeps it locked: `sweep_folders` of other processes leaves it alone."""
-    folder = os.path.join(temporary, f"{PREFIX}{os.getpid()}-{os.urandom(6).hex()}")
-    os.makedirs(temporary, exist_ok=True)
-    os.mkdir(folder, 0o700)
-    return folder, locked(folder)
+    while True:
+        folder = os.path.join(temporary, f"{PREFIX}{os.getpid()}-{os.urandom(6).hex()}")
+        os.makedirs(temporary, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):
+            os.mkdir(folder, 0o700)
+            lock = locked(folder)
+            if os.path.isdir(folder):
+                return folder, lock
+            os.close(lock)  # another process swept it before it was locked
 
 
 def sweep_folders(temporary: str) -> None:

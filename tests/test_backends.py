@@ -1162,3 +1162,16 @@ def test_what_requests_itself_raises_is_an_error_of_ours_without_the_key(kind: s
         error = failing(connect("gpt-4o-mini", api_key=KEY, max_retries=0))
     assert (error.code, str(error)) == ("connection", "no connection to api.openai.com: it broke off")
     assert KEY not in "".join(traceback.format_exception(error))
+
+
+def test_a_tls_error_without_a_reason_is_an_error_of_ours() -> None:
+    import ssl
+
+    import requests
+    import responses
+
+    fault = requests.exceptions.SSLError(ssl.SSLError("Underlying socket has been closed."))
+    with responses.RequestsMock() as mocked:
+        mocked.add(responses.POST, "https://api.openai.com/v1/chat/completions", body=fault)
+        error = failing(connect("gpt-4o-mini", api_key=KEY, max_retries=0))
+    assert (error.code, str(error)) == ("connection", "no connection to api.openai.com: it broke off")

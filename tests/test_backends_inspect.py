@@ -362,3 +362,11 @@ def test_a_server_of_several_models_asks_for_a_choice(shelf: Shelf) -> None:
 def test_a_server_without_a_list_is_asked_for_the_default(shelf: Shelf, document: Any) -> None:
     shelf.documents["GET /v1/models"] = document
     assert connect(None, base_url=f"{shelf.url}/v1").model == "gpt-4o-mini"
+
+
+def test_names_of_models_are_shown_as_a_shell_may_read_them(shelf: Shelf) -> None:
+    listed: list[Any] = ["a\x1b[31m; b", "c", None]
+    shelf.documents["GET /v1/models"] = {"data": [{"id": name} for name in listed]}
+    with pytest.raises(rlm_backends.BackendError, match="serves 2 models: a ") as caught:
+        connect(None, base_url=f"{shelf.url}/v1")
+    assert caught.value.hint == "-m 'a [31m; b'"

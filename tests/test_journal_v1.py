@@ -105,3 +105,16 @@ def test_it_is_replayed(name: str, tmp_path: Path) -> None:
     with rlm.RLM(config=False, log_dir=str(tmp_path)) as runtime:
         result, divergence = runtime.replay(name)
     assert (result.response, divergence) == (EXPECTED[name]["response"], [])
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("Timeout: too slow", {"type": "Timeout", "message": "too slow"}),
+        ("ToolError: a: b\nc", {"type": "ToolError", "message": "a: b\nc"}),
+        ("Full: ", {"type": "Full", "message": ""}),
+    ],
+)
+def test_an_error_that_code_got_from_a_tool_keeps_its_class(text: str, error: dict[str, str]) -> None:
+    line = {"v": 1, "event": "tool", "key": "n0/1/ab/0", "name": "fetch", "error": text}
+    assert rlm_viz.upgraded([line])[0]["error"] == error

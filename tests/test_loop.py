@@ -232,6 +232,7 @@ def test_a_single_turn_is_no_last_one(openai: Server) -> None:
     [
         pytest.param(f"I count them.\n{block('print(len(context))')}", "I count them.", id="words and a block"),
         pytest.param(block("print(len(context))"), None, id="a block"),
+        pytest.param(f"{block('print(1)')}\nOutput: 1\nSo it is 1.", None, id="a block and invented output"),
         pytest.param('{"name": "execute_code", "arguments": {"code": "print(1)"}}', None, id="a written call"),
         pytest.param("```python\nrows = [row for row in context if row >", None, id="an unclosed block"),
     ],

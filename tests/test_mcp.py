@@ -964,3 +964,12 @@ def test_ten_thousand_calls_in_one_process() -> None:
         assert peer.json("get_repl_context")["variables"] == [
             {"name": "n", "type": "int", "size": None, "repr": "10000"}
         ]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+def test_sessions_are_listed_though_the_process_of_one_has_ended() -> None:
+    with Peer() as peer:
+        assert peer.run("x = 1\nx") == "Value: 1"
+        os.kill(max(descendants(peer.process.pid)), signal.SIGKILL)
+        [row] = peer.json("list_sessions")["sessions"]
+        assert (row["session_id"], row["busy"], row["variables"]) == ("default", False, None)

@@ -1217,6 +1217,22 @@ def test_a_forked_host_leaves_its_parents_sandbox_alone(make: Make, how: str) ->
     assert value(box.execute("kept")) == "41"
 
 
+def test_a_forked_host_does_not_wait_for_a_lock_that_its_parent_held(local: LocalSandbox) -> None:
+    channel = local._channel
+    assert isinstance(channel, rlm_sandbox.LocalChannel)
+    with channel.lock:
+        child = os.fork()
+        if child == 0:
+            local.kill()
+            os._exit(0)
+    try:
+        assert eventually(lambda: os.waitpid(child, os.WNOHANG)[0] == child)
+    except AssertionError:
+        os.kill(child, signal.SIGKILL)
+        raise
+    assert value(local.execute("1 + 1")) == "2"
+
+
 def test_a_host_forked_while_a_zygote_starts_does_not_wait_for_ever(local: LocalSandbox) -> None:
     with rlm_sandbox._zygotes_lock, rlm_sandbox._warm_lock:  # as another thread would hold them
         child = os.fork()
@@ -1331,3 +1347,50 @@ def test_the_worker_is_python_3_8() -> None:
 def test_json_of_a_cell_is_possible(make: Make) -> None:
     cell = make().execute("print('x')\n{'a': 1}")
     assert json.loads(json.dumps([cell.stdout, cell.value, cell.error, cell.images])) == ["x\n", "{'a': 1}", None, []]
+
+
+def test_a_thread_that_waits_for_the_host_does_not_hold_back_the_others() -> None:
+    answered = threading.Event()
+
+    def count(number: int) -> None:
+        if number == 2:
+            answered.set()
+
+    code = (
+        "import threading\nfound = []\n"
+        "slow = threading.Thread(target=lambda: found.append(ask()))\nslow.start()\n"
+        "for n in range(3): count(n)\nslow.join()\nfound"
+    )
+    with LocalSandbox(layers=(), cell_timeout=20) as sandbox:  # the confinement allows no threads
+        assert value(sandbox.execute(code, functions={"ask": lambda: answered.wait(5), "count": count})) == "[True]"
+
+
+@pytest.mark.skipif(not LINUX, reason="needs Linux")
+@pytest.mark.parametrize("late", [False, True], ids=["before it is opened", "before it is locked"])
+def test_a_folder_that_another_process_sweeps_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    import fcntl
+
+    module, name = (fcntl, "flock") if late else (rlm_worker, "locked")
+    place, swept = tmp_path / "temporary", list[Path]()
+    original = getattr(module, name)
+
+    def sweep_first(*arguments: Any) -> Any:
+        if not swept:
+            swept.extend(place.iterdir())
+            shutil.rmtree(swept[0])
+        return original(*arguments)
+
+    monkeypatch.setattr(module, name, sweep_first)
+    folder, lock = rlm_worker.make_folder(str(place))
+    assert list(place.iterdir()) == [Path(folder)] != swept
+    rlm_worker.remove_folder(folder, lock)
+
+
+@pytest.mark.parametrize("given", [["a\0b", ""], {"a\0": "\1\2"}, ["\0\1\2\3"]], ids=["NUL", "more", "all"])
+def test_texts_with_control_characters_are_handed_over_as_texts(local: LocalSandbox, given: Any) -> None:
+    form = "json" if given == ["\0\1\2\3"] else type(given).__name__
+    assert rlm_worker.to_blob(given)[0]["form"] == form
+    local.set("given", given)
+    assert local.get("given") == given

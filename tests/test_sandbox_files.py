@@ -471,3 +471,16 @@ def test_a_lock_in_a_container_holds_nobody_up(folder: Path) -> None:
         assert done.ok, done.error
         fcntl.flock(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
         fcntl.lockf(mine, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_what_scandir_lists_can_be_opened(make: Make, folder: Path) -> None:
+    (folder / "a.txt").write_text("theirs")
+    code = "import os\n[(os.fspath(e), e.is_file(), open(e).read(), os.stat(e).st_size) for e in os.scandir('.')]"
+    assert value(make(folder).execute(code)) == "[('./a.txt', True, 'theirs', 6)]"
+
+
+@pytest.mark.parametrize("make", ["policy", "bare", "sent"], indirect=True)  # a mounted folder is read-only
+@pytest.mark.parametrize("call", ["rename(src='a', dst='b')", "replace('a', dst='b')", "rename('a', 'b')"])
+def test_files_are_renamed_by_position_or_keyword(make: Make, folder: Path, call: str) -> None:
+    code = f"import os\nopen('a', 'w').close()\nos.{call}\nos.listdir(path='.')"
+    assert value(make(folder).execute(code)) == "['b']"
