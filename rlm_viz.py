@@ -4672,15 +4672,18 @@ if (!message || typeof message !== "object") continue;
 const refs = refsOf(message), sources = [];
 for (const ref of refs) sources.push(await body(run, ref.at));
 if (sources[0]?.event === "compact" && state.messages.some(known => known.summary)) continue;
+sent(state, message, refs, sources);
+}
+for (const place of state.stubs) if (state.messages[place]) stub(state.messages[place]);
+Object.assign(state, { stubs: [], restarted: false });
+}
+function sent(state, message, refs, sources) {
 const reply = message.tool_call_ids && state.messages.at(-1);
 if (reply?.role === "assistant" && !reply.tool_calls) reply.content = reply.content.trimEnd();
 const content = sources.length ? storedText(message, refs, sources) : message.content;
 const { refs: _, ...bare } = message;
 state.messages.push({ ...bare, content, cells: sources.map(source => source.cell).filter(Boolean),
 asked: sources[0]?.event === "start", restart: state.restarted && !sources.length });
-}
-for (const place of state.stubs) if (state.messages[place]) stub(state.messages[place]);
-Object.assign(state, { stubs: [], restarted: false });
 }
 function replied(event) {
 const whole = show(event.response), kept = event.dropped ? whole.trimEnd().slice(0, -event.dropped) : whole;

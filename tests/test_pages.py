@@ -350,6 +350,6 @@ def test_the_page_has_the_messages_that_users_meet_most() -> None:
 
 def test_the_glossary_is_in_order() -> None:
     words = re.findall(r"^\*\*(.+?)\*\*: ", (DOCS / "glossary.md").read_text(), re.MULTILINE)
-    asked = "root child node turn cell sub-call leaf journal trajectory context profile protocol ledger budget snapshot"
+    asked = "root child node turn cell sub-call journal trajectory context profile protocol ledger budget snapshot"
     assert words == sorted(words, key=str.lower)
     assert set(f"{asked} compaction replay resume".split()) <= {word.lower() for word in words}
