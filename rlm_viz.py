@@ -1375,7 +1375,9 @@ def _call_words(call: Mapping[str, float], timed: bool) -> str:
         return f"writing {max(1, int(call['letters'] / 4)):,} tok"  # about four characters each
     if "read" in call:
         total = call["total"]
-        return "reading the prompt" + (f" {min(100, 100 * call['read'] / total):.0f}%" if total else "")
+        return "reading the prompt" + (
+            f" {min(100, 100 * call['read'] / total):.0f}%" if total and call["read"] else ""
+        )
     return "waiting for the model" + (f" {time.monotonic() - call['began']:.0f} s" if timed else "")
 
 

@@ -1021,6 +1021,7 @@ DOING: dict[str, tuple[list[dict[str, Any]], str]] = {
     "loaded": ([told("loading", text="loading qwen.gguf (1.1 GB): 3 s"), happened("start")], ""),
     "asked": ([ASKED], "waiting for the model 12 s"),
     "reading": ([ASKED, told("reading", processed=512, total=2048)], "reading the prompt 25%"),
+    "reading, at its start": ([ASKED, told("reading", processed=0, total=2048)], "reading the prompt"),
     "reading of an unknown length": ([ASKED, told("reading", processed=512, total=0)], "reading the prompt"),
     "reading too much": ([ASKED, told("reading", processed=9, total=3)], "reading the prompt 100%"),
     "writing": ([ASKED, told("reading", processed=9, total=9), *[writes("abcd")] * 312], "writing 312 tok"),
