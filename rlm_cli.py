@@ -1073,7 +1073,8 @@ def _write_page(path: str, events: list[Event], shell: Invocation) -> None:
 
 def stream(args: argparse.Namespace, shell: Invocation, prompt: str) -> Outcome:
     """`--stream`: print the tokens of a simple completion as they arrive."""
-    if args.context or context_of(args, shell, prompt_is_stdin=args.words == ["-"]) is not None:
+    reads_stdin = args.stdin and args.words != ["-"]
+    if args.context or (reads_stdin and read_stdin(shell.terminal, asked=False) is not None):
         raise rlm.ConfigError(
             "--stream is a simple completion and takes no context", hint="leave out --stream or the context"
         )

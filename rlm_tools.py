@@ -2168,9 +2168,8 @@ def document_suffix(name: str, head: bytes) -> str:
         return suffix if suffix in _DOCUMENTS else ""
     if kind == "an Office file":
         raise ToolError(f"{name} is encrypted, or in an older format", hint=f"save it without a password, as {suffix}")
-    found = (
-        f"its bytes are those of {kind or 'text'}" if kind or encoding_of(head) else "its bytes are of no known kind"
-    )
+    known = kind or ("text" if encoding_of(head) else "")
+    found = f"its bytes are those of {known}" if known else "its bytes are of no known kind"
     found = found if head else "it is empty"
     raise ToolError(f"{name} is not {_DOCUMENTS[suffix]}: {found}", hint="give the right file, or the right suffix")
 
