@@ -871,8 +871,7 @@ class Files:
             owner = {"open": io, "lexists": os.path}.get(name, os)
             vars(owner)[name] = route(name)
         vars(builtins_module)["open"] = io.open
-        for name in [name for name in sys.modules if name.partition(".")[0] in KEEP_FUNCTIONS]:
-            del sys.modules[name]
+        forget_keepers()
 
     def change(self, name: str, paths: int, *arguments: Any, **more: Any) -> Any:
         """A function of `os` that changes files, the first so many arguments being their names."""
@@ -890,6 +889,11 @@ class Files:
 
 CHANGES = {"mkdir": 1, "rmdir": 1, "remove": 1, "unlink": 1, "rename": 2, "replace": 2}
 KEEP_FUNCTIONS = ("bz2", "glob", "pathlib", "tarfile")  # modules that keep a function of these from their import on
+
+
+def forget_keepers() -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] in KEEP_FUNCTIONS]:
+        del sys.modules[name]
 
 
 class Scan(contextlib.AbstractContextManager, Iterator):  # type: ignore[type-arg]
@@ -1798,7 +1802,7 @@ def confine(setup: dict[str, Any], layers: dict[str, bool | str]) -> None:
     attempt(layers, "not_dumpable", call_libc, "prctl", 4, 0, 0, 0, 0)
     attempt(layers, "capabilities_dropped", call_libc, "capset", struct.pack("Ii", 0x20080522, 0), bytes(24))
     attempt(layers, "landlock", restrict_files, setup["scratch"], setup["readable"])
-    attempt(layers, "seccomp", lambda: install_filter(build_filter(*machine_numbers(), may_kill(layers))))
+    attempt(layers, "seccomp", lambda: install_filter(session_filter(may_kill(layers))))
     verify_layers(layers)
 
 
@@ -1882,14 +1886,22 @@ PRETEND: Filter = [(RETURN, 0, 0, 0x00050000)]  # success, without the call
 KILL_PROCESS: Filter = [(RETURN, 0, 0, 0x80000000)]
 
 
-def install_filter(program: Filter) -> str:
+def encode_filter(program: Filter) -> bytes:
+    return b"".join(struct.pack("HBBI", *step) for step in program)
+
+
+@functools.lru_cache(maxsize=None)
+def session_filter(kill_is_safe: bool) -> bytes:
+    return encode_filter(build_filter(*machine_numbers(), kill_is_safe))
+
+
+def install_filter(code: bytes) -> str:
     import ctypes
 
-    code = b"".join(struct.pack("HBBI", *step) for step in program)
     buffer = ctypes.create_string_buffer(code, len(code))
-    header = struct.pack("HxxxxxxP", len(program), ctypes.addressof(buffer))
+    header = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer))
     call_libc("prctl", 22, 2, header, 0, 0)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
-    return f"{len(program)} instructions"
+    return f"{len(code) // 8} instructions"
 
 
 def machine_numbers() -> tuple[int, int]:
@@ -1913,7 +1925,7 @@ def filter_container(network: bool, mounted: bool) -> str:
         locks = [step for value in (6, 7, 37, 38) for step in pretend(value)]  # F_SETLK, F_OFD_SETLK and their waits
         lease = [(EQUAL, 0, 1, 1024), *REFUSE]  # F_SETLEASE
         calls.update({FLOCK[column]: PRETEND, FCNTL[column]: [low_word(1), *locks, *lease, *ALLOW]})
-    return install_filter(filter_of(calls, ALLOW, column, architecture))
+    return install_filter(encode_filter(filter_of(calls, ALLOW, column, architecture)))
 
 
 def build_filter(column: int, architecture: int, kill_is_safe: bool) -> Filter:
@@ -1994,6 +2006,8 @@ def zygote_main(channel: int, setup: dict[str, Any]) -> NoReturn:
         zygote = Zygote(host, setup)
         preload(setup)
         load_libc()
+        with contextlib.suppress(OSError):  # no list of system calls for this machine
+            session_filter(True)
     except BaseException as error:
         host.sendall(to_json({"error": f"{type_name(type(error))}: {safe_str(error)[:2000]}"}).encode())
         os._exit(1)
@@ -2010,6 +2024,7 @@ def preload(setup: dict[str, Any]) -> None:
         importlib.import_module(name)
     if setup["policy"]:
         load_policy().policy_preload(tuple(setup["allowed_imports"]))
+    forget_keepers()  # once for all sessions
     gc.freeze()  # what a collection would look at, a fork would copy
 
 
