@@ -3600,7 +3600,8 @@ return OPENED.get(place);
 async function openRun(place) {
 const index = JSON.parse(await block("r" + place)), count = index.cols.level.length;
 const opened = { place, meta: RUNS[place], count, base: index.base, names: index.names, models: index.models,
-lines: index.lines, texts: index.text.split("\n"), outcomes: index.outcome.split("\n"), chunks: new Map() };
+eventAt: index.lines && new Map(index.lines.map((line, at) => [line, at])), chunks: new Map(),
+texts: index.text.split("\n"), outcomes: index.outcome.split("\n") };
 for (const [field, column] of Object.entries(index.cols)) {
 const name = FIELDS[field] || field;
 opened[name] = (FRACTIONS.has(name) ? Float64Array : Int32Array).from(column);
@@ -4551,7 +4552,7 @@ return [text(`Prompt · ${role}`, contentText(content), { folded: role !== "user
 }
 function refsOf(message) {
 const refs = Array.isArray(message?.refs) ? message.refs : [];
-return refs.map(ref => ({ heading: ref?.heading, at: run.lines ? run.lines.indexOf(ref?.index) : ref?.index }))
+return refs.map(ref => ({ heading: ref?.heading, at: run.eventAt ? run.eventAt.get(ref?.index) : ref?.index }))
 .filter(({ at }) => Number.isInteger(at) && at >= 0 && at < run.rowAt.length);
 }
 function storedText(message, refs, sources) {

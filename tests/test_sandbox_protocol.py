@@ -202,7 +202,7 @@ def test_a_worker_that_takes_nothing_is_given_up(lying: Any, monkeypatch: pytest
 
     def answer_and_sleep(liar: Liar, message: dict[str, Any]) -> None:
         liar.send_frame(result(message))
-        asleep.wait(30)
+        asleep.wait(2)  # longer than the limit; `close` waits for this thread
 
     box = lying(answer_and_sleep)
     try:

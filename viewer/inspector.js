@@ -100,7 +100,7 @@ function messageBlock(message, answers) {
 // The lines that a message names, each with the number of its event: that of the line, unless lines are missing.
 function refsOf(message) {
   const refs = Array.isArray(message?.refs) ? message.refs : [];
-  return refs.map(ref => ({ heading: ref?.heading, at: run.lines ? run.lines.indexOf(ref?.index) : ref?.index }))
+  return refs.map(ref => ({ heading: ref?.heading, at: run.eventAt ? run.eventAt.get(ref?.index) : ref?.index }))
     .filter(({ at }) => Number.isInteger(at) && at >= 0 && at < run.rowAt.length);
 }
 function storedText(message, refs, sources) {

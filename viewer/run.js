@@ -32,7 +32,8 @@ function openedRun(place) {
 async function openRun(place) {
   const index = JSON.parse(await block("r" + place)), count = index.cols.level.length;
   const opened = { place, meta: RUNS[place], count, base: index.base, names: index.names, models: index.models,
-    lines: index.lines, texts: index.text.split("\n"), outcomes: index.outcome.split("\n"), chunks: new Map() };
+    eventAt: index.lines && new Map(index.lines.map((line, at) => [line, at])), chunks: new Map(),
+    texts: index.text.split("\n"), outcomes: index.outcome.split("\n") };
   for (const [field, column] of Object.entries(index.cols)) {
     const name = FIELDS[field] || field;
     opened[name] = (FRACTIONS.has(name) ? Float64Array : Int32Array).from(column);
