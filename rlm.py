@@ -4138,7 +4138,7 @@ class Context:
 
     @cached_property
     def parsed(self) -> dict[str, Any]:
-        """What code would first make of it: `rows` of a table, `lines` of a text, `data` of JSON, `numbers`, `tables`."""
+        """What code would make of it: `rows` of a table, `data` of JSON, `lines`, `numbers`, `tables` of files."""
         return _parsed(self.value, self.format)
 
     @property
@@ -4640,9 +4640,9 @@ User: Output:
 Assistant: ANSWER: 31 comments are friendly.
 
 Rules: never answer before code has run on `context`. `context` is a variable, not a file. Use print to see values, \
-and print every part that the question asks for. Copy names and numbers as they are printed. Use the standard library only. Count, search and compare by code; \
-what texts mean is for map_query(question, items, answers) and llm_query(prompt), which asks a model and returns its \
-answer as a str."""
+and print every part that the question asks for. Copy names and numbers as they are printed. Use the standard \
+library only. Count, search and compare by code; what texts mean is for map_query(question, items, answers) and \
+llm_query(prompt), which asks a model and returns its answer as a str."""
 
 _SMALL_HOW = {
     "text": "Reply with exactly one ```python block.",
@@ -5882,7 +5882,8 @@ def _filter_by(counts: Sequence[tuple[int, str]], prompt: str, context: Context)
     """Code that finds the lines that hold these words, at the times that the request names; "" if it finds none."""
     lines = context.parsed.get("lines", ())
     words = [word for count, word in counts if 2 < count < 0.9 * len(lines)]
-    if not words or re.search(_WANTS_DIFFERENT, prompt) or not any(all(word in line for word in words) for line in lines):
+    are_together = words and any(all(word in line for word in words) for line in lines)
+    if not are_together or re.search(_WANTS_DIFFERENT, prompt):
         return ""
     tests = [f"{word!r} in line" for word in words] + _time_tests(prompt, lines[0])
     wanted = [f"found[{n}]" for n, word in ((0, "first"), (-1, "last")) if re.search(rf"(?i)\b{word}\b", prompt)]
@@ -5986,7 +5987,9 @@ def ready_in(context: Context) -> str:
     if name == "rows":
         return f"Ready to use: `rows`, {_table_shape(value)}"
     if name == "data":
-        return "Ready to use: `data`, the same as Python objects" + ("; data.items()" if isinstance(value, dict) else "")
+        return "Ready to use: `data`, the same as Python objects" + (
+            "; data.items()" if isinstance(value, dict) else ""
+        )
     if name == "numbers":
         return f"Ready to use: `numbers`, a list of {len(value):,} numbers"
     return f"Ready to use: `lines`, a list of {len(value):,} str{_line_shape(value[:5])}"
