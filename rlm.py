@@ -1372,6 +1372,10 @@ class Run:
         for name, value in self.variables(context).items():
             sandbox.set(name, value)
 
+    def start_for(self, context: Context) -> str:
+        """How code can begin with a context: a variable that is ready, or a line that makes one."""
+        return (ready_in(context) if self.profile.guides else "") or use_of(context)
+
     def variables(self, context: Context) -> dict[str, Any]:
         return {"context": context.value, **(context.parsed if self.profile.guides else {})}
 
@@ -2373,7 +2377,7 @@ class Node:
         newest = outcomes[-1]
         self.fruitless = self.fruitless + 1 if newest.fruitless else 0
         stuck = self.fruitless > 1 if newest.fruitless else self.repeats > 1
-        if self.run.profile.guides and (stuck or _CUT_MARK in newest.text):
+        if self.run.profile.guides and (stuck or _CUT_MARK in newest.text or _LAST_ONLY in newest.text):
             self._restart(newest)
 
     def _restart(self, outcome: Outcome) -> None:
@@ -2396,6 +2400,8 @@ class Node:
         elif cut:
             beginning, note = outcome.text[:160].rpartition("\n")[0] or outcome.text[:160], outcome.text.split("\n")[-1]
             words = f"{_PRINTED_TOO_MUCH}{beginning}\n…\n{note}"
+        elif _LAST_ONLY in outcome.text:  # its figures are wrong, and would be believed
+            words = outcome.text.split("\n")[-1]
         self.messages.append({"role": "user", "content": words, "_restart": True})
         fields: Event = {"places": [], "cells": [n for m in left_out for n in m.get("_cells", ())], "restart": True}
         fields.update(tokens_before=tokens_of([*self.messages, *left_out]), tokens_after=tokens_of(self.messages))
@@ -2468,7 +2474,7 @@ class Node:
     def _send_back(self) -> Answer | None:
         """The answer to a question about a context that no code has looked at is a guess: ask for a look; None."""
         self.sent_back = True
-        use = f" {use_of(self.context)}" if self.run.profile.guides else ""
+        use = f" {self.run.start_for(self.context)}" if self.run.profile.guides else ""
         return self._turn_down(_LOOK_FIRST[self.protocol] + use)
 
     def _force(self, limit: RLMError) -> None:
@@ -4568,7 +4574,7 @@ reply with one line:
 ANSWER: <the answer>
 
 Example.
-User: Which item is the second most expensive, and what percentage of all items are books?
+User: Which book is the most expensive, and what percentage of the items are books?
 `context` is a str of 40,412 characters in 1,031 lines, CSV with the columns id, kind, author, pages, price. It begins:
 id,kind,author,pages,price
 1,book,Hamsun,312,12.50
@@ -4576,27 +4582,26 @@ Ready to use: `rows`, a list of 1,030 dicts, the first is {'id': 1, 'kind': 'boo
 'price': 12.5}
 Assistant:
 ```python
-rows.sort(key=lambda row: row["price"], reverse=True)
 books = [row for row in rows if row["kind"] == "book"]
-print(rows[1], 100 * len(books) / len(rows))
+print(max(books, key=lambda row: row["price"]), 100 * len(books) / len(rows))
 ```
 User: Output:
-{'id': 4, 'kind': 'book', 'author': 'Undset', 'pages': 511, 'price': 95.5} 61.26
-Assistant: ANSWER: Item 4 is the second most expensive; 61.26 percent of the items are books.
+{'id': 17, 'kind': 'book', 'author': 'Ibsen', 'pages': 511, 'price': 98.0} 61.26
+Assistant: ANSWER: Book 17 is the most expensive; 61.26 percent of the items are books.
 
 Example.
-User: Which author has the most pages in all, and how many are they?
+User: Which author has the second most pages in all, and how many are they?
 Assistant:
 ```python
 pages = {}
 for row in rows:
     pages[row["author"]] = pages.get(row["author"], 0) + row["pages"]
 ranking = sorted(pages.items(), key=lambda item: item[1], reverse=True)
-print(ranking[:3])
+print(ranking[1])
 ```
 User: Output:
-[('Ibsen', 11304), ('Undset', 9120), ('Hamsun', 4417)]
-Assistant: ANSWER: Ibsen, with 11304 pages.
+('Undset', 9120)
+Assistant: ANSWER: Undset, with 9120 pages.
 
 Example.
 User: Which pressure did the last warning of the pump before noon give?
@@ -4738,8 +4743,7 @@ def announcement(node: Node, *, new: bool) -> str:
     if new and (known or node.announced_context is not None) and not node.context.is_images:
         parts.append(node.context.describe(node.run.options.show_below))
         if node.run.profile.guides and known and not node.shown_whole:
-            start = ready_in(node.context) or use_of(node.context)
-            parts += filter(None, [start, words_of(node.prompt, node.context)])
+            parts += filter(None, [node.run.start_for(node.context), words_of(node.prompt, node.context)])
             parts.append(_BEGIN[node.protocol])
     if node.schema is not None:
         parts.append(f"The answer must be FINAL(value) with a value of this JSON Schema: {json.dumps(node.schema)}")
@@ -4834,6 +4838,7 @@ _ANSWER_LINE = ", in one line: ANSWER: <the answer>"
 _FAILED_BEFORE = "Code that was tried before ended with:\n"
 _PRINTED_TOO_MUCH = "Code that was tried before printed too much, beginning with:\n"
 _CUT_MARK = " characters left out"
+_LAST_ONLY = "and a dict made in one line keeps only the last of them"
 _HEADING = "Output:"  # stands before each outcome that a message in the text protocol shows
 _HAS_OUTPUT = "Code has run on `context` already. Output:"
 _DOUBTS = 2  # how often a small model's answer is not believed
@@ -4848,7 +4853,7 @@ _HAS_NUMBER = r"(?i)\d|\b(?:no|none|one|two|three|four|five|six|seven|eight|nine
 
 def note_on(node: Node, code: str, outcome: Event, again: bool) -> str:
     """The advice beside a cell's output on what to do next; "" for none."""
-    taught = advice_on(node.context, code, outcome)
+    taught = advice_on(node.context, code, outcome, node.run.start_for(node.context))
     parts = [taught] if taught else []
     guides, failed = node.run.profile.guides, outcome["error"] is not None
     fruitless = failed or (guides and is_empty_result(outcome))
@@ -4874,7 +4879,8 @@ def _next_step(node: Node, outcome: Event) -> str:
     output = (outcome["stdout"] or "") + (outcome["value"] or "")
     if not output.strip() and (node.context.value is None or "print(" not in outcome["code"]):
         made = re.findall(r"(?m)^ {0,8}(\w{1,40})(?:\[.{1,200}\])? *[+-]?= ", outcome["code"])
-        return f"Nothing was printed. Write {block} that prints {f'it: print({made[-1]})' if made else 'the answer'}."
+        goes_on = f"goes on with {made[-1]} and " if made else ""
+        return f"Nothing was printed. Write {block} that {goes_on}prints what the question asks for{reminder}."
     if is_empty_result(outcome):
         return (
             f"Nothing was found: the code does not fit the data. {_reading(node.context.value)}"
@@ -5817,19 +5823,22 @@ def _require_room(backend: Backend, messages: list[dict[str, Any]]) -> None:
 _LOOPS_OVER_TEXT = r"csv\.(?:Dict)?[rR]eader\(\s*context\s*[,)]|(?:for \w+ in|enumerate\()\s*context\s*[:,)]"
 
 
-def advice_on(context: Context, code: str, outcome: Event) -> str:
-    """What to write instead, for the mistakes that models make most with a context of this kind; "" for none."""
+def advice_on(context: Context, code: str, outcome: Event, start: str) -> str:
+    """What to write instead, for the mistakes that models make most with a context of this kind; "" for none.
+
+    `start`: how code can begin with the context.
+    """
     error, value = outcome["error"] or "", context.value
     if value is None:
         return ""
     opens = re.search(r"(?<!\w)open\(\s*[\"']?context\b|(?<!\w)open\(\s*[\"'][^\"']{0,80}[\"']", code)
     if opens and re.search(r"FileNotFoundError|PermissionError|IsADirectoryError|No such file", error):
-        return f"The input is not a file: it is already in `context`. {use_of(context)}"
+        return f"The input is not a file: it is already in `context`. {start}"
     if isinstance(value, str):
         if re.search(_LOOPS_OVER_TEXT, code):
-            return f"`context` is one str: looping over it gives single characters. {use_of(context)}"
+            return f"`context` is one str: looping over it gives single characters. {start}"
         if re.search(r"context\.read(?:lines|line)?\(|json\.load\(\s*context", code) and error:
-            return f"`context` is a str, not a file. {use_of(context)}"
+            return f"`context` is a str, not a file. {start}"
     if re.search(r"TypeError: .*'(?:int|float|str)' and '(?:int|float|str)'|multiply sequence|'<' not", error):
         return "Values that are read from text are str: convert them with float(value)."
     if re.search(r"ValueError: invalid literal for int\(\)", error):
@@ -5838,9 +5847,9 @@ def advice_on(context: Context, code: str, outcome: Event) -> str:
         filters = re.search(r"\bfor \w{1,40} in [^\n\]]{1,200} if ", code)
         return "Too few items passed the filter: leave it out." if filters else "The list is shorter than that."
     if re.search(r"(?:ModuleNotFound|Import)Error", error) and re.search(r"pandas|numpy|polars", error):
-        return use_of(context)
+        return start
     if re.search(r"AttributeError: '(?:dict|list)' object has no attribute|TypeError: .*(?:dict|list)", error):
-        return "" if isinstance(value, str) else f"`context` is a {type(value).__name__}. {use_of(context)}"
+        return "" if isinstance(value, str) else f"`context` is a {type(value).__name__}. {start}"
     if found := re.search(r"NameError: name '(json|re|csv|datetime|math|collections|Counter|statistics)'", error):
         name = found[1]
         return f"Write `{'from collections import Counter' if name == 'Counter' else f'import {name}'}` first."
@@ -5856,7 +5865,7 @@ def _sums_for(code: str, rows: Sequence[Mapping[str, Any]]) -> str:
     row, column, value = made.groups()
     key = f"{row}[{column!r}]"
     return (
-        f"Several rows have the same {column}, and this dict keeps only the last of them. Add up: totals = {{}}, then "
+        f"Several rows have the same {column}, {_LAST_ONLY}. Add up: totals = {{}}, then "
         f"for {row} in rows: totals[{key}] = totals.get({key}, 0) + {value}, then "
         "print(sorted(totals.items(), key=lambda item: item[1], reverse=True)[:3])."
     )
