@@ -4848,6 +4848,7 @@ _COMPUTE_IT = (
 )
 _WANTS_NUMBER = r"(?i)\bhow (?:many|much|often|long|large)\b"
 _WANTS_DIFFERENT = r"(?i)\bhow many (?:\w{1,30} ){0,2}(?:different|distinct|unique)\b"
+_COLLECTS = r"set\(|Counter|\{|unique|fromkeys"
 _HAS_NUMBER = r"(?i)\d|\b(?:no|none|one|two|three|four|five|six|seven|eight|nine|ten)\b"
 
 
@@ -4892,7 +4893,8 @@ def _next_step(node: Node, outcome: Event) -> str:
         )
     if sums := _sums_for(outcome["code"], node.run.variables(node.context).get("rows", ())):
         return f"{sums} Write {block} that does this."
-    if re.search(_WANTS_DIFFERENT, node.prompt) and not re.search(r"set\(|Counter|\{|unique|fromkeys", outcome["code"]):
+    counts, once = (re.search(pattern, outcome["code"]) for pattern in (r"len\(|count|sum\(", _COLLECTS))
+    if re.search(_WANTS_DIFFERENT, node.prompt) and counts and not once:
         return (
             "The question asks for different ones, and this counts each as often as it occurs. "
             f"Write {block} that puts them into a set(...) and prints its length."
@@ -5843,6 +5845,8 @@ def advice_on(context: Context, code: str, outcome: Event, start: str) -> str:
         return "Values that are read from text are str: convert them with float(value)."
     if re.search(r"ValueError: invalid literal for int\(\)", error):
         return "Not every value is a whole number: use float(value), and strip what is not part of the number."
+    if "'NoneType' object has no attribute 'group'" in error:
+        return f"The pattern was not found. {start}"
     if "IndexError: list index out of range" in error:
         filters = re.search(r"\bfor \w{1,40} in [^\n\]]{1,200} if ", code)
         return "Too few items passed the filter: leave it out." if filters else "The list is shorter than that."
@@ -5882,9 +5886,21 @@ def words_of(prompt: str, context: Context) -> str:
     words = [w for w in words if not re.fullmatch(r"[\d-]+", w)]
     counts = sorted((count, word) for word in words[:20] if (count := value.count(word)))
     shown = [f"{word!r} {counted(count, 'time')}" for count, word in counts][:4]
+    if sample := _like_code(prompt, value):
+        return sample
     passage = passage_with([word for _, word in counts], counts[0][0], value) if counts else ""
     together = f"\nMost of these words together: {passage!r}" if passage else _filter_by(counts, prompt, context)
     return f"In it: {', '.join(shown)}.{together}" if shown else ""
+
+
+def _like_code(prompt: str, text: str) -> str:
+    """Code that finds what looks like a code that a request gives as a sample, such as KX-1234; "" if it finds none."""
+    for sample in re.findall(r"\b[A-Z]{1,6}[-_]?\d{2,10}\b", prompt[:2000]):
+        digits = re.sub(r"\d+", lambda found: rf"\d{{{len(found[0])}}}", sample)
+        pattern = rf"\b{digits}\b"
+        if sample not in text and (found := re.search(pattern, text)):
+            return f"In it: {found[0]!r} and others. Use: import re; found = re.findall(r'{pattern}', context)"
+    return ""
 
 
 def _filter_by(counts: Sequence[tuple[int, str]], prompt: str, context: Context) -> str:

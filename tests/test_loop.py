@@ -789,6 +789,20 @@ def test_a_line_of_code_finds_the_lines_that_a_question_names(openai: Server, pr
     assert line == f"Use: found = [line for line in lines if {tests}]; print(len(found), found[0], found[-1])"
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("We sent KX-1219.\nNo KX-1300 there.\n" * 50, r"re.findall(r'\bKX-\d{4}\b', context)"),
+        ("We sent KX-1234.\nNo KX-1300 there.\n" * 50, "if 'KX-1234' in line]"),
+        ("We sent RB-12.\nNo KX-130 there.\n" * 50, "In it: 'KX' 50 times"),
+    ],
+    ids=["others like it", "itself", "nothing like it"],
+)
+def test_a_sample_of_a_code_becomes_a_pattern(openai: Server, text: str, told: str) -> None:
+    run(openai, block("FINAL(1)"), context=text, prompt="How many codes like KX-1234 begin with KX?", model=SMALL)
+    assert told in openai.requests[0].last
+
+
 @pytest.mark.parametrize(("word", "shown"), [("first", "found[0]"), ("last", "found[-1]")])
 def test_the_first_or_last_line_is_shown_where_it_is_asked_for(openai: Server, word: str, shown: str) -> None:
     prompt = f"When did the pump {word} say WARN?"
