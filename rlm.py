@@ -38,6 +38,7 @@ import builtins
 import contextlib
 import dataclasses
 import json
+import keyword
 import math
 import os
 import re
@@ -2723,7 +2724,7 @@ class Node:
         if recorded is not None and "brief" in recorded:
             event["brief"] = recorded["brief"]
         elif event["error"] is not None and self.run.profile.guides:
-            event["brief"] = brief_error(event["error"], code, number)
+            event["brief"] = brief_error(event["error"], code, number, self.context)
         event["note"] = self._note(code, event, recorded)
         if event["error"] is None and cell.final is not rlm_sandbox.UNSET:
             try:
@@ -5525,11 +5526,13 @@ def show_cell(event: Event) -> str:
     return f"{output}\n{event['note']}" if event.get("note") else output
 
 
-def brief_error(error: str, code: str, cell: int) -> str:
+def brief_error(error: str, code: str, cell: int, context: Context) -> str:
     """An error for a small model: its message and the line of the cell that it arose in, which it reads sooner."""
     lines = error.rstrip().split("\n")
     start = next((n for n in range(len(lines) - 1, 0, -1) if lines[n - 1][:1] == " " and lines[n][:1] != " "), 0)
     message = "\n".join(lines[start:])[:600]
+    if not isinstance(context.value, str):  # the advice in it is for a text; the note has that for this context
+        message = re.sub(r"\A(ModuleNotFoundError: no module '[\w.]{1,80}' here);.*", r"\1", message)
     places = re.findall(rf'File "<cell {cell}>", line (\d{{1,6}})', error)
     source = code.split("\n")
     if not places or int(places[-1]) > len(source):
@@ -5862,7 +5865,7 @@ def advice_on(context: Context, code: str, outcome: Event, start: str) -> str:
 
 def _sums_for(code: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """What to write in place of a dict comprehension by a column in which several rows have the same value; else ""."""
-    made = re.search(r"\{\s*(\w{1,40})\[[\"'](\w{1,40})[\"']\]\s*:\s*([^{}\n]{1,300}?) for \1 in rows\b", code)
+    made = re.search(r"\{\s?(\w{1,40})\[[\"'](\w{1,40})[\"']\] ?: ?([^{}\n]{1,300}?) for \1 in rows\b", code)
     values = [str(row.get(made[2])) for row in rows] if made else []
     if not made or len(values) == len(set(values)):
         return ""
@@ -5959,7 +5962,8 @@ def _parsed(value: Any, form: str) -> dict[str, Any]:
         forms = {name: _format_of(text) for name, text in texts if isinstance(text, str)}
         tables = {name: _parsed(value[name], form).get("rows") for name, form in forms.items()}
         found = {name: rows for name, rows in tables.items() if rows}
-        return {"tables": found} if found else {}
+        names = {_variable_for(name): rows for name, rows in found.items()}
+        return names if len(names) == len(found) and "" not in names else {"tables": found}
     if not isinstance(value, str) or len(value) > (_PARSED_TABLE if form else _PARSED_LINES):
         return {}
     import csv
@@ -5977,6 +5981,13 @@ def _parsed(value: Any, form: str) -> dict[str, Any]:
 _PARSED_TABLE = 2_000_000  # characters of a table or JSON, and of plain lines, that are parsed for a small model
 _PARSED_LINES = 10_000_000
 _NUMBER = r"-?(?:0|[1-9]\d{0,17})(?:\.\d{1,17})?"  # no leading zeros: such a value is a name
+
+
+def _variable_for(path: Any) -> str:
+    """A variable's name for the table in a file; "" for none that is safe."""
+    name = re.sub(r"\W", "_", re.split(r"[/\\]", str(path))[-1].partition(".")[0]).lower()
+    taken = keyword.iskeyword(name) or hasattr(builtins, name) or name in ("context", "chunks", "rows", "tables")
+    return name if re.fullmatch(r"(?!file_|\w*query)[a-z]\w{2,40}", name) and not taken else ""
 
 
 def _length(value: Any) -> int:
@@ -6005,10 +6016,12 @@ def ready_in(context: Context) -> str:
     """What a small model is told of the variables that were made of its context; "" without any."""
     if not context.parsed:
         return ""
+    if isinstance(context.value, dict):
+        tables = context.parsed.get("tables")
+        named = {f"tables[{name!r}]": rows for name, rows in tables.items()} if tables else context.parsed
+        shown = [f"`{name}`, {_table_shape(rows)}" for name, rows in islice(named.items(), 5)]
+        return f"Ready to use: {'; '.join(shown)}"
     [(name, value)] = context.parsed.items()
-    if name == "tables":
-        tables = [f"tables[{table!r}], {_table_shape(rows)}" for table, rows in islice(value.items(), 5)]
-        return f"Ready to use: {'; '.join(tables)}"
     if name == "rows":
         return f"Ready to use: `rows`, {_table_shape(value)}"
     if name == "data":
