@@ -4900,7 +4900,7 @@ def _next_step(node: Node, outcome: Event) -> str:
             "The question asks for different ones, and this counts each as often as it occurs. "
             f"Write {block} that puts them into a set(...) and prints its length."
         )
-    if lacks_a_part(node.prompt, output):
+    if len(output) <= 200 and lacks_a_part(node.prompt, output):  # a longer one shows data
         by_name = re.search(r"(max|min)\((\w{1,40}), key=\2\.get\)", outcome["code"])
         example = f", such as {by_name[1]}({by_name[2]}.items(), key=lambda item: item[1])" if by_name else ""
         return f"That is a part of what the question asks for{reminder}. Write {block} that prints all of it{example}."
@@ -6053,7 +6053,8 @@ def use_of(context: Context) -> str:
     value, form = context.value, context.format
     if isinstance(value, dict):
         first = next(iter(value.values()), "")
-        return f"Use: for name, {'text' if isinstance(first, str) else 'value'} in context.items(): ..."
+        texts = "for name, text in context.items(): lines = text.splitlines()"
+        return f"Use: {texts if isinstance(first, str) else 'for name, value in context.items():'} ..."
     if not isinstance(value, str):
         return "Use: for item in context: ..."
     if form.startswith(", JSON"):
