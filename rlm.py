@@ -38,6 +38,7 @@ import builtins
 import contextlib
 import dataclasses
 import json
+import keyword
 import math
 import os
 import re
@@ -1362,10 +1363,22 @@ class Run:
             if self.aborted:  # while it started: nobody else knows of it
                 self.close_sandbox(sandbox)
                 self.ledger.check()
-            sandbox.set("context", context.value)
+            self.hand_over(context, sandbox)
         except rlm_sandbox.SandboxError as error:
             raise sandbox_error(error) from error
         return sandbox
+
+    def hand_over(self, context: Context, sandbox: rlm_sandbox.Sandbox) -> None:
+        """Set the variable `context` and, for a small model, what it would parse from it."""
+        for name, value in self.variables(context).items():
+            sandbox.set(name, value)
+
+    def start_for(self, context: Context) -> str:
+        """How code can begin with a context: a variable that is ready, or a line that makes one."""
+        return (ready_in(context) if self.profile.guides else "") or use_of(context)
+
+    def variables(self, context: Context) -> dict[str, Any]:
+        return {"context": context.value, **(context.parsed if self.profile.guides else {})}
 
     def keep_context(self, context: Context, turn: int) -> None:
         """Keep a context given by value beside the journal; a large one meanwhile, until the first reply is there."""
@@ -2031,7 +2044,7 @@ class Node:
         if context.value is None:
             return
         try:
-            self.sandbox.set("context", context.value)
+            self.run.hand_over(context, self.sandbox)
         except rlm_sandbox.SandboxError as error:
             raise sandbox_error(error) from error
         self.context = context
@@ -2365,7 +2378,7 @@ class Node:
         newest = outcomes[-1]
         self.fruitless = self.fruitless + 1 if newest.fruitless else 0
         stuck = self.fruitless > 1 if newest.fruitless else self.repeats > 1
-        if self.run.profile.guides and (stuck or _CUT_MARK in newest.text):
+        if self.run.profile.guides and (stuck or _CUT_MARK in newest.text or _LAST_ONLY in newest.text):
             self._restart(newest)
 
     def _restart(self, outcome: Outcome) -> None:
@@ -2388,6 +2401,8 @@ class Node:
         elif cut:
             beginning, note = outcome.text[:160].rpartition("\n")[0] or outcome.text[:160], outcome.text.split("\n")[-1]
             words = f"{_PRINTED_TOO_MUCH}{beginning}\n…\n{note}"
+        elif _LAST_ONLY in outcome.text:  # its figures are wrong, and would be believed
+            words = outcome.text.split("\n")[-1]
         self.messages.append({"role": "user", "content": words, "_restart": True})
         fields: Event = {"places": [], "cells": [n for m in left_out for n in m.get("_cells", ())], "restart": True}
         fields.update(tokens_before=tokens_of([*self.messages, *left_out]), tokens_after=tokens_of(self.messages))
@@ -2440,8 +2455,9 @@ class Node:
         """What is wrong with an answer that lacks the number asked for, or holds one that no output shows; else ""."""
         if self.shown_whole or not self.looked or self.context.value is None:
             return ""
-        wants_number = re.search(r"(?i)\bhow (?:many|much|often|long|large)\b", self.prompt)
-        if wants_number and not re.search(_HAS_NUMBER, answer):
+        if len(answer) > 20 and answer.strip(" ?.\n") in self.prompt:
+            return "That is the question, not its answer. "
+        if re.search(_WANTS_NUMBER, self.prompt) and not re.search(_HAS_NUMBER, answer):
             return "The question asks for a number, too. "
         place = max(n for n, message in enumerate(self.messages) if message.get("_prompt"))
         seen = [str(m["content"]) for m in self.messages[place + 1 :] if m["role"] != "assistant"]
@@ -2459,7 +2475,7 @@ class Node:
     def _send_back(self) -> Answer | None:
         """The answer to a question about a context that no code has looked at is a guess: ask for a look; None."""
         self.sent_back = True
-        use = f" {use_of(self.context)}" if self.run.profile.guides else ""
+        use = f" {self.run.start_for(self.context)}" if self.run.profile.guides else ""
         return self._turn_down(_LOOK_FIRST[self.protocol] + use)
 
     def _force(self, limit: RLMError) -> None:
@@ -2641,7 +2657,7 @@ class Node:
         self.newest = line
         self.run.add_tool_call("execute_code", {"code": code}, self, is_error=event["error"] is not None)
         answer = event["final"] if event["error"] is None else None
-        self.touched = self.touched or _names(code, "context")
+        self.touched = self.touched or any(_names(code, name) for name in self.run.variables(self.context))
         if event["error"] is None:
             self.worked = True
             self.looked = self.looked or self.touched
@@ -2708,7 +2724,7 @@ class Node:
         if recorded is not None and "brief" in recorded:
             event["brief"] = recorded["brief"]
         elif event["error"] is not None and self.run.profile.guides:
-            event["brief"] = brief_error(event["error"], code, number)
+            event["brief"] = brief_error(event["error"], code, number, self.context)
         event["note"] = self._note(code, event, recorded)
         if event["error"] is None and cell.final is not rlm_sandbox.UNSET:
             try:
@@ -4127,6 +4143,11 @@ class Context:
         """The format of a text that has one, as `describe` says it."""
         return _format_of(self.value) if isinstance(self.value, str) else ""
 
+    @cached_property
+    def parsed(self) -> dict[str, Any]:
+        """What code would make of it: `rows` of a table, `data` of JSON, `lines`, `numbers`, `tables` of files."""
+        return _parsed(self.value, self.format)
+
     @property
     def is_images(self) -> bool:
         """Whether it is images and nothing else: the model sees them with the prompt."""
@@ -4554,32 +4575,50 @@ reply with one line:
 ANSWER: <the answer>
 
 Example.
-User: Which book is the most expensive?
-`context` is a str of 40,412 characters in 1,031 lines, CSV with the columns id, kind, author, price. It begins:
-id,kind,author,price
-1,book,Hamsun,12.50
-Use: import csv; rows = list(csv.DictReader(context.splitlines())); the values are str
+User: Which book is the most expensive, and what percentage of the items are books?
+`context` is a str of 40,412 characters in 1,031 lines, CSV with the columns id, kind, author, pages, price. It begins:
+id,kind,author,pages,price
+1,book,Hamsun,312,12.50
+Ready to use: `rows`, a list of 1,030 dicts, the first is {'id': 1, 'kind': 'book', 'author': 'Hamsun', 'pages': 312, \
+'price': 12.5}
 Assistant:
 ```python
-import csv
-rows = list(csv.DictReader(context.splitlines()))
 books = [row for row in rows if row["kind"] == "book"]
-print(max(books, key=lambda row: float(row["price"])))
+print(max(books, key=lambda row: row["price"]), 100 * len(books) / len(rows))
 ```
 User: Output:
-{'id': '17', 'kind': 'book', 'author': 'Ibsen', 'price': '98.00'}
-Assistant: ANSWER: Book 17 is the most expensive, at 98.00.
+{'id': 17, 'kind': 'book', 'author': 'Ibsen', 'pages': 511, 'price': 98.0} 61.26
+Assistant: ANSWER: Book 17 is the most expensive; 61.26 percent of the items are books.
 
 Example.
-User: Which author wrote the most books, and how many?
+User: Which author has the second most pages in all, and how many are they?
 Assistant:
 ```python
-from collections import Counter
-print(Counter(row["author"] for row in books).most_common(3))
+pages = {}
+for row in rows:
+    pages[row["author"]] = pages.get(row["author"], 0) + row["pages"]
+ranking = sorted(pages.items(), key=lambda item: item[1], reverse=True)
+print(ranking[1])
 ```
 User: Output:
-[('Ibsen', 41), ('Hamsun', 38), ('Undset', 12)]
-Assistant: ANSWER: Ibsen wrote the most books, 41.
+('Undset', 9120)
+Assistant: ANSWER: Undset, with 9120 pages.
+
+Example.
+User: Which pressure did the last warning of the pump before noon give?
+`context` is a str of 61,220 characters in 900 lines. It begins:
+2024-03-01 06:00:02 [INFO] pump: 71 bar
+Ready to use: `lines`, a list of 900 str. In lines[0].split() [0] is '2024-03-01', [1] is '06:00:02', [2] is \
+'[INFO]', [3] is 'pump:', [4] is '71', [5] is 'bar'. line[:19] is its time, such as '2024-03-01 06:00:02': compare it \
+as text
+Assistant:
+```python
+found = [line for line in lines if "WARN" in line and "pump" in line and line[:19] < "2024-03-01 12:00:00"]
+print(len(found), found[-1], found[-1].split()[4])
+```
+User: Output:
+31 2024-03-01 11:58:40 [WARN] pump: 78 bar 78
+Assistant: ANSWER: 78 bar
 
 Example.
 User: What is the fee for Oslo that the text mentions?
@@ -4607,9 +4646,9 @@ User: Output:
 Assistant: ANSWER: 31 comments are friendly.
 
 Rules: never answer before code has run on `context`. `context` is a variable, not a file. Use print to see values, \
-and print every part that the question asks for. Use the standard library only. Count, search and compare by code; \
-what texts mean is for map_query(question, items, answers) and llm_query(prompt), which asks a model and returns its \
-answer as a str."""
+and print every part that the question asks for. Copy names and numbers as they are printed. Use the standard \
+library only. Count, search and compare by code; what texts mean is for map_query(question, items, answers) and \
+llm_query(prompt), which asks a model and returns its answer as a str."""
 
 _SMALL_HOW = {
     "text": "Reply with exactly one ```python block.",
@@ -4705,7 +4744,7 @@ def announcement(node: Node, *, new: bool) -> str:
     if new and (known or node.announced_context is not None) and not node.context.is_images:
         parts.append(node.context.describe(node.run.options.show_below))
         if node.run.profile.guides and known and not node.shown_whole:
-            parts += filter(None, [use_of(node.context), words_of(node.prompt, node.context)])
+            parts += filter(None, [node.run.start_for(node.context), words_of(node.prompt, node.context)])
             parts.append(_BEGIN[node.protocol])
     if node.schema is not None:
         parts.append(f"The answer must be FINAL(value) with a value of this JSON Schema: {json.dumps(node.schema)}")
@@ -4800,6 +4839,7 @@ _ANSWER_LINE = ", in one line: ANSWER: <the answer>"
 _FAILED_BEFORE = "Code that was tried before ended with:\n"
 _PRINTED_TOO_MUCH = "Code that was tried before printed too much, beginning with:\n"
 _CUT_MARK = " characters left out"
+_LAST_ONLY = "and a dict made in one line keeps only the last of them"
 _HEADING = "Output:"  # stands before each outcome that a message in the text protocol shows
 _HAS_OUTPUT = "Code has run on `context` already. Output:"
 _DOUBTS = 2  # how often a small model's answer is not believed
@@ -4807,12 +4847,15 @@ _COMPUTE_IT = (
     "Write {} that computes and prints it, such as print(len(...)) or print(Counter(...).most_common(3)), with the "
     "rest of the answer."
 )
+_WANTS_NUMBER = r"(?i)\bhow (?:many|much|often|long|large)\b"
+_WANTS_DIFFERENT = r"(?i)\bhow many (?:\w{1,30} ){0,2}(?:different|distinct|unique)\b"
+_COLLECTS = r"set\(|Counter|\{|unique|fromkeys"
 _HAS_NUMBER = r"(?i)\d|\b(?:no|none|one|two|three|four|five|six|seven|eight|nine|ten)\b"
 
 
 def note_on(node: Node, code: str, outcome: Event, again: bool) -> str:
     """The advice beside a cell's output on what to do next; "" for none."""
-    taught = advice_on(node.context, code, outcome)
+    taught = advice_on(node.context, code, outcome, node.run.start_for(node.context))
     parts = [taught] if taught else []
     guides, failed = node.run.profile.guides, outcome["error"] is not None
     fruitless = failed or (guides and is_empty_result(outcome))
@@ -4835,21 +4878,43 @@ def _next_step(node: Node, outcome: Event) -> str:
     """The next step that a small model is told, by what is wrong with an output."""
     block = "a ```python block" if node.protocol == "text" else "code"
     reminder = f" ({node.prompt})" if len(node.prompt) <= 300 else ""
-    if is_empty_result(outcome) and node.context.value is None:
-        return f"Nothing was printed. Write {block} that prints the answer."
+    output = (outcome["stdout"] or "") + (outcome["value"] or "")
+    if not output.strip() and (node.context.value is None or "print(" not in outcome["code"]):
+        made = re.findall(r"(?m)^ {0,8}(\w{1,40})(?:\[.{1,200}\])? *[+-]?= ", outcome["code"])
+        goes_on = f"goes on with {made[-1]} and " if made else ""
+        return f"Nothing was printed. Write {block} that {goes_on}prints what the question asks for{reminder}."
     if is_empty_result(outcome):
         return (
             f"Nothing was found: the code does not fit the data. {_reading(node.context.value)}"
             f"Write {block} that prints some of `context`, or that searches differently."
         )
-    if _CUT_MARK in (outcome["stdout"] or "") + (outcome["value"] or ""):
+    if _CUT_MARK in output:
         return (
             f"The output is too long and was cut. Write {block} that prints only what answers the question{reminder}."
         )
+    if sums := _sums_for(outcome["code"], node.run.variables(node.context).get("rows", ())):
+        return f"{sums} Write {block} that does this."
+    counts, once = (re.search(pattern, outcome["code"]) for pattern in (r"len\(|count|sum\(", _COLLECTS))
+    if re.search(_WANTS_DIFFERENT, node.prompt) and counts and not once:
+        return (
+            "The question asks for different ones, and this counts each as often as it occurs. "
+            f"Write {block} that puts them into a set(...) and prints its length."
+        )
+    if len(output) <= 200 and lacks_a_part(node.prompt, output):  # a longer one shows data
+        by_name = re.search(r"(max|min)\((\w{1,40}), key=\2\.get\)", outcome["code"])
+        example = f", such as {by_name[1]}({by_name[2]}.items(), key=lambda item: item[1])" if by_name else ""
+        return f"That is a part of what the question asks for{reminder}. Write {block} that prints all of it{example}."
     return (
         f"If this output answers every part of the question{reminder} reply with one line: ANSWER: <the answer>. "
         f"Otherwise reply with another {'```python block' if node.protocol == 'text' else 'call'}."
     )
+
+
+def lacks_a_part(prompt: str, output: str) -> bool:
+    """Whether an output has no number where one is asked for, or one word where two things are asked for."""
+    if re.search(_WANTS_NUMBER, prompt) and not re.search(r"(?<![\w-])\d", output):
+        return True
+    return bool(re.search(r"(?i)\band (?:how|what|which|who|when|where)\b", prompt)) and len(output.split()) == 1
 
 
 def is_empty_result(outcome: Event) -> bool:
@@ -5461,11 +5526,13 @@ def show_cell(event: Event) -> str:
     return f"{output}\n{event['note']}" if event.get("note") else output
 
 
-def brief_error(error: str, code: str, cell: int) -> str:
+def brief_error(error: str, code: str, cell: int, context: Context) -> str:
     """An error for a small model: its message and the line of the cell that it arose in, which it reads sooner."""
     lines = error.rstrip().split("\n")
     start = next((n for n in range(len(lines) - 1, 0, -1) if lines[n - 1][:1] == " " and lines[n][:1] != " "), 0)
     message = "\n".join(lines[start:])[:600]
+    if not isinstance(context.value, str):  # the advice in it is for a text; the note has that for this context
+        message = re.sub(r"\A(ModuleNotFoundError: no module '[\w.]{1,80}' here);.*", r"\1", message)
     places = re.findall(rf'File "<cell {cell}>", line (\d{{1,6}})', error)
     source = code.split("\n")
     if not places or int(places[-1]) > len(source):
@@ -5761,31 +5828,54 @@ def _require_room(backend: Backend, messages: list[dict[str, Any]]) -> None:
 _LOOPS_OVER_TEXT = r"csv\.(?:Dict)?[rR]eader\(\s*context\s*[,)]|(?:for \w+ in|enumerate\()\s*context\s*[:,)]"
 
 
-def advice_on(context: Context, code: str, outcome: Event) -> str:
-    """What to write instead, for the mistakes that models make most with a context of this kind; "" for none."""
+def advice_on(context: Context, code: str, outcome: Event, start: str) -> str:
+    """What to write instead, for the mistakes that models make most with a context of this kind; "" for none.
+
+    `start`: how code can begin with the context.
+    """
     error, value = outcome["error"] or "", context.value
     if value is None:
         return ""
     opens = re.search(r"(?<!\w)open\(\s*[\"']?context\b|(?<!\w)open\(\s*[\"'][^\"']{0,80}[\"']", code)
     if opens and re.search(r"FileNotFoundError|PermissionError|IsADirectoryError|No such file", error):
-        return f"The input is not a file: it is already in `context`. {use_of(context)}"
+        return f"The input is not a file: it is already in `context`. {start}"
     if isinstance(value, str):
         if re.search(_LOOPS_OVER_TEXT, code):
-            return f"`context` is one str: looping over it gives single characters. {use_of(context)}"
+            return f"`context` is one str: looping over it gives single characters. {start}"
         if re.search(r"context\.read(?:lines|line)?\(|json\.load\(\s*context", code) and error:
-            return f"`context` is a str, not a file. {use_of(context)}"
+            return f"`context` is a str, not a file. {start}"
     if re.search(r"TypeError: .*'(?:int|float|str)' and '(?:int|float|str)'|multiply sequence|'<' not", error):
         return "Values that are read from text are str: convert them with float(value)."
     if re.search(r"ValueError: invalid literal for int\(\)", error):
         return "Not every value is a whole number: use float(value), and strip what is not part of the number."
+    if "'NoneType' object has no attribute 'group'" in error:
+        return f"The pattern was not found. {start}"
+    if "IndexError: list index out of range" in error:
+        filters = re.search(r"\bfor \w{1,40} in [^\n\]]{1,200} if ", code)
+        return "Too few items passed the filter: leave it out." if filters else "The list is shorter than that."
     if re.search(r"(?:ModuleNotFound|Import)Error", error) and re.search(r"pandas|numpy|polars", error):
-        return use_of(context)
+        return start
     if re.search(r"AttributeError: '(?:dict|list)' object has no attribute|TypeError: .*(?:dict|list)", error):
-        return "" if isinstance(value, str) else f"`context` is a {type(value).__name__}. {use_of(context)}"
+        return "" if isinstance(value, str) else f"`context` is a {type(value).__name__}. {start}"
     if found := re.search(r"NameError: name '(json|re|csv|datetime|math|collections|Counter|statistics)'", error):
         name = found[1]
         return f"Write `{'from collections import Counter' if name == 'Counter' else f'import {name}'}` first."
     return ""
+
+
+def _sums_for(code: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """What to write in place of a dict comprehension by a column in which several rows have the same value; else ""."""
+    made = re.search(r"\{\s?(\w{1,40})\[[\"'](\w{1,40})[\"']\] ?: ?([^{}\n]{1,300}?) for \1 in rows\b", code)
+    values = [str(row.get(made[2])) for row in rows] if made else []
+    if not made or len(values) == len(set(values)):
+        return ""
+    row, column, value = made.groups()
+    key = f"{row}[{column!r}]"
+    return (
+        f"Several rows have the same {column}, {_LAST_ONLY}. Add up: totals = {{}}, then "
+        f"for {row} in rows: totals[{key}] = totals.get({key}, 0) + {value}, then "
+        "print(sorted(totals.items(), key=lambda item: item[1], reverse=True)[:3])."
+    )
 
 
 def words_of(prompt: str, context: Context) -> str:
@@ -5793,13 +5883,54 @@ def words_of(prompt: str, context: Context) -> str:
     value = context.value
     if not isinstance(value, str) or len(value) > 50_000_000 or context.format:
         return ""
-    found = dict.fromkeys(re.findall(r"\w[\w-]*\w", prompt[:2000].partition(" ")[2]))  # the first begins a sentence
+    # The first word begins a sentence; dates, times and numbers are bounds more often than they are looked for.
+    found = dict.fromkeys(re.findall(r"\w[\w-]*\w", prompt[:2000].partition(" ")[2]))
     words = [w for w in found if (len(w) > 3 or not w.islower()) and w.lower() not in _COMMON_WORDS]
+    words = [w for w in words if not re.fullmatch(r"[\d-]+", w)]
     counts = sorted((count, word) for word in words[:20] if (count := value.count(word)))
     shown = [f"{word!r} {counted(count, 'time')}" for count, word in counts][:4]
+    if sample := _like_code(prompt, value):
+        return sample
     passage = passage_with([word for _, word in counts], counts[0][0], value) if counts else ""
-    together = f"\nMost of these words together: {passage!r}" if passage else ""
+    together = f"\nMost of these words together: {passage!r}" if passage else _filter_by(counts, prompt, context)
     return f"In it: {', '.join(shown)}.{together}" if shown else ""
+
+
+def _like_code(prompt: str, text: str) -> str:
+    """Code that finds what looks like a code that a request gives as a sample, such as KX-1234; "" if it finds none."""
+    for sample in re.findall(r"\b[A-Z]{1,6}[-_]?\d{2,10}\b", prompt[:2000]):
+        digits = re.sub(r"\d+", lambda found: rf"\d{{{len(found[0])}}}", sample)
+        pattern = rf"\b{digits}\b"
+        if sample not in text and (found := re.search(pattern, text)):
+            return f"In it: {found[0]!r} and others. Use: import re; found = re.findall(r'{pattern}', context)"
+    return ""
+
+
+def _filter_by(counts: Sequence[tuple[int, str]], prompt: str, context: Context) -> str:
+    """Code that finds the lines that hold these words, at the times that the request names; "" if it finds none."""
+    lines = context.parsed.get("lines", ())
+    words = [word for count, word in counts if 2 < count < 0.9 * len(lines)]
+    are_together = words and any(all(word in line for word in words) for line in lines)
+    if not are_together or re.search(_WANTS_DIFFERENT, prompt):
+        return ""
+    tests = [f"{word!r} in line" for word in words] + _time_tests(prompt, lines[0])
+    wanted = [f"found[{n}]" for n, word in ((0, "first"), (-1, "last")) if re.search(rf"(?i)\b{word}\b", prompt)]
+    shown = ", ".join(wanted or ["len(found)", "found[0]", "found[-1]"])
+    return f"\nUse: found = [line for line in lines if {' and '.join(tests)}]; print({shown})"
+
+
+def _time_tests(prompt: str, line: str) -> list[str]:
+    """Comparisons of a line's time with those that a request names, if the line begins with one of the same form."""
+    time = re.match(_LINE_TIME, line)
+    if not time:
+        return []
+    size = len(time[0])
+    bounds = re.findall(rf"(?i)\b(before|until|after|since|from|between|to|and) ({_LINE_TIME})(?!:?\d)", prompt[:2000])
+    signs = {"before": "<", "until": "<=", "to": "<=", "and": "<=", "after": ">"}
+    return [f"line[:{size}] {signs.get(word.lower(), '>=')} {bound!r}" for word, bound in bounds if len(bound) == size]
+
+
+_LINE_TIME = r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(?::\d\d)?"
 
 
 def passage_with(words: Sequence[str], occurrences: int, text: str) -> str:
@@ -5825,12 +5956,105 @@ _COMMON_WORDS = {
 }
 
 
+def _parsed(value: Any, form: str) -> dict[str, Any]:
+    if isinstance(value, dict):
+        texts = list(islice(value.items(), 100)) if sum(map(_length, value.values())) <= _PARSED_TABLE else []
+        forms = {name: _format_of(text) for name, text in texts if isinstance(text, str)}
+        tables = {name: _parsed(value[name], form).get("rows") for name, form in forms.items()}
+        found = {name: rows for name, rows in tables.items() if rows}
+        names = {_variable_for(name): rows for name, rows in found.items()}
+        return names if len(names) == len(found) and "" not in names else {"tables": found}
+    if not isinstance(value, str) or len(value) > (_PARSED_TABLE if form else _PARSED_LINES):
+        return {}
+    import csv
+
+    with contextlib.suppress(ValueError, RecursionError, csv.Error):
+        if form.startswith(", JSON"):
+            return {"data": rlm_backends.from_json(value, constant=float)}
+        if form.endswith("number a line"):
+            return {"numbers": [_number(line.strip()) for line in value.splitlines() if line.strip()]}
+        if "columns" in form:
+            return {"rows": _rows(value, "\t" if form.startswith(", tab") else ",")}
+    return {"lines": value.splitlines()} if not form and "\n" in value[:2000] else {}
+
+
+_PARSED_TABLE = 2_000_000  # characters of a table or JSON, and of plain lines, that are parsed for a small model
+_PARSED_LINES = 10_000_000
+_NUMBER = r"-?(?:0|[1-9]\d{0,17})(?:\.\d{1,17})?"  # no leading zeros: such a value is a name
+
+
+def _variable_for(path: Any) -> str:
+    """A variable's name for the table in a file; "" for none that is safe."""
+    name = re.sub(r"\W", "_", re.split(r"[/\\]", str(path))[-1].partition(".")[0]).lower()
+    taken = keyword.iskeyword(name) or hasattr(builtins, name) or name in ("context", "chunks", "rows", "tables")
+    return name if re.fullmatch(r"(?!file_|\w*query)[a-z]\w{2,40}", name) and not taken else ""
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, str) else 0
+
+
+def _rows(text: str, sign: str) -> list[dict[str, Any]]:
+    """The rows of a table; a column that holds nothing but numbers becomes numbers."""
+    import csv
+
+    rows: list[dict[str, Any]] = list(csv.DictReader(text.splitlines(), delimiter=sign, skipinitialspace=True))
+    if any(None in row or None in row.values() for row in rows):
+        raise ValueError("the rows have different lengths")
+    for name in rows[0] if rows else ():
+        if all(re.fullmatch(_NUMBER, row[name]) for row in rows):
+            for row in rows:
+                row[name] = _number(row[name])
+    return rows
+
+
+def _number(text: str) -> int | float:
+    return float(text) if "." in text else int(text)
+
+
+def ready_in(context: Context) -> str:
+    """What a small model is told of the variables that were made of its context; "" without any."""
+    if not context.parsed:
+        return ""
+    if isinstance(context.value, dict):
+        tables = context.parsed.get("tables")
+        named = {f"tables[{name!r}]": rows for name, rows in tables.items()} if tables else context.parsed
+        shown = [f"`{name}`, {_table_shape(rows)}" for name, rows in islice(named.items(), 5)]
+        return f"Ready to use: {'; '.join(shown)}"
+    [(name, value)] = context.parsed.items()
+    if name == "rows":
+        return f"Ready to use: `rows`, {_table_shape(value)}"
+    if name == "data":
+        return "Ready to use: `data`, the same as Python objects" + (
+            "; data.items()" if isinstance(value, dict) else ""
+        )
+    if name == "numbers":
+        return f"Ready to use: `numbers`, a list of {len(value):,} numbers"
+    return f"Ready to use: `lines`, a list of {len(value):,} str{_line_shape(value[:5])}"
+
+
+def _table_shape(rows: list[dict[str, Any]]) -> str:
+    first = f", the first is {str(rows[0])[:300]}" if rows else ""
+    return f"a list of {counted(len(rows), 'dict')}{first}"
+
+
+def _line_shape(lines: list[str]) -> str:
+    """How to take lines apart that are made alike; "" for others."""
+    words = [line.split() for line in lines]
+    parts = ", ".join(f"[{n}] is {word[:40]!r}" for n, word in enumerate(words[0]))
+    alike = 3 <= len(words[0]) <= 14 and len(set(map(len, words))) == 1
+    split = f". In lines[0].split() {parts}" if alike else ": for number, line in enumerate(lines, 1)"
+    time = re.match(_LINE_TIME, lines[0])
+    return split + (f". line[:{len(time[0])}] is its time, such as {time[0]!r}: compare it as text" if time else "")
+
+
 def use_of(context: Context) -> str:
     """How to begin with a context of this kind, in a line of code."""
     value, form = context.value, context.format
     if isinstance(value, dict):
         first = next(iter(value.values()), "")
-        return f"Use: for name, {'text' if isinstance(first, str) else 'value'} in context.items(): ..."
+        texts = "for name, text in context.items(): lines = text.splitlines()"
+        return f"Use: {texts if isinstance(first, str) else 'for name, value in context.items():'} ..."
     if not isinstance(value, str):
         return "Use: for item in context: ..."
     if form.startswith(", JSON"):

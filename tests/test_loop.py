@@ -129,7 +129,7 @@ def test_a_small_model_that_repeats_itself_a_third_time_is_shown_only_the_output
     assert result.response == "long"
 
 
-@pytest.mark.parametrize("source", ["print(0)", "print([])", "x = 1"], ids=["zero", "empty", "silent"])
+@pytest.mark.parametrize("source", ["print(0)", "print([])", "print(None)"], ids=["zero", "empty", "none"])
 def test_a_small_model_is_told_that_it_found_nothing_and_asked_for_other_code(openai: Server, source: str) -> None:
     looking, other = block(f"context\n{source}"), block("print(len(context))")
     run(openai, looking, looking, other, "ANSWER: long", model=SMALL)
@@ -425,7 +425,10 @@ def test_the_commonest_mistakes_are_answered_with_what_to_write(
 
 def test_a_small_model_without_an_input_is_not_asked_to_look_at_it(openai: Server) -> None:
     result = run(openai, block("x = 2 + 2"), block("print(2 + 2)"), "ANSWER: four", model=SMALL, context=None)
-    assert "Nothing was printed. Write a ```python block that prints the answer." in openai.requests[1].last
+    assert (
+        "Nothing was printed. Write a ```python block that goes on with x and prints what the question asks for"
+        in openai.requests[1].last
+    )
     assert result.response == "four"
 
 
@@ -710,3 +713,139 @@ def test_the_words_of_a_question_are_found_in_linear_time() -> None:
     words = " ".join(f"word{number}" for number in range(300))
     text = ("word0 " * 3_000_000)[:20_000_000]
     assert "together" not in rlm.words_of(f"Find {words}", rlm.Context(text))
+
+
+# --- a context that is parsed already, for a small model --------------------------------------------------------------
+
+CSV = "id,kind,price,code\n1,book,12.50,007\n2,book,3,010\n3,pen,1,100\n"
+LINES = "2026-05-04 06:00:05 [INFO] pump: 17 bar\n" * 4 + "2026-05-04 06:00:09 [WARN] pump: 18 bar\n" * 3
+
+
+@pytest.mark.parametrize(
+    ("context", "cell", "value", "told"),
+    [
+        pytest.param(CSV, "rows[0]", {"id": 1, "kind": "book", "price": 12.5, "code": "007"},
+                     "`rows`, a list of 3 dicts, the first is {'id': 1,", id="numbers are numbers, names are not"),
+        pytest.param(CSV.replace(",", "\t"), "rows[1]['price']", 3, "`rows`", id="tabs"),
+        pytest.param('{"a": [1, 2]}' + " " * 900, "data['a']", [1, 2], "`data`", id="JSON"),
+        pytest.param("1\n2\n3.5\n" * 300, "sum(numbers)", 1950.0, "`numbers`, a list of 900 numbers", id="numbers"),
+        pytest.param({"x/items.csv": CSV, "b.txt": "x" * 900}, "items[2]['kind']", "pen", "`items`, a list of 3 dicts",
+                     id="a table among files"),
+        pytest.param({"a.csv": CSV, "list.csv": CSV, "b.txt": "x" * 900}, "tables['list.csv'][2]['kind']", "pen",
+                     "`tables['a.csv']`, a list", id="files without a name for a variable"),
+        pytest.param(LINES, "lines[-1][:19]", "2026-05-04 06:00:09", "line[:19] is its time", id="lines with times"),
+        pytest.param("one two\nthree\n" * 90, "len(lines)", 180, "for number, line in enumerate(lines, 1)", id="lines"),
+    ],
+)  # fmt: skip
+def test_a_small_model_finds_its_context_parsed(openai: Server, context: Any, cell: str, value: Any, told: str) -> None:
+    result = run(openai, block(f"FINAL({cell})"), context=context, model=SMALL, show_below=0)
+    assert result.value == value
+    assert "Ready to use: " in openai.requests[0].last and told in openai.requests[0].last
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        pytest.param("a,b\n" + "1,2\n" * 300 + "3,4,5\n", id="rows of different lengths"),
+        pytest.param("id,name\n" + "1,Anna\n" * 300_000, id="a long table"),
+        pytest.param("one line " * 200, id="one line"),
+        pytest.param(["a", "b"] * 500, id="a list"),
+    ],
+)
+def test_a_context_that_is_not_parsed_is_used_as_it_is(openai: Server, context: Any) -> None:
+    run(openai, block("FINAL(len(context))"), context=context, model=SMALL)
+    assert "Use: " in openai.requests[0].last and "Ready" not in openai.requests[0].last
+
+
+def test_a_large_model_parses_for_itself(openai: Server) -> None:
+    result = run(openai, code("FINAL(sorted(SHOW_VARS()))"), context=CSV * 30)
+    assert result.value == ["context"] and "Ready" not in openai.requests[0].last
+
+
+def test_the_variables_of_the_next_context_take_the_place_of_the_last(openai: Server) -> None:
+    def script(request: Request) -> str:
+        output = request.last.split("\n")[1]
+        return f"ANSWER: {output}" if request.last.startswith("Output") else block("print(len(rows))")
+
+    openai.script = script
+    with rlm.RLM(model=SMALL, persistent=True, show_below=0) as runtime:
+        answers = [runtime.completion("How many rows?", CSV + more).response for more in ("", "4,pen,1,101\n")]
+    assert answers == ["3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tests"),
+    [
+        ("Did it say WARN?", "'WARN' in line"),
+        ("Did it say WARN before 2026-05-04 06:00:09?", "'WARN' in line and line[:19] < '2026-05-04 06:00:09'"),
+        (
+            "Which WARN came from 2026-05-04 06:00:05 to 2026-05-04 06:00:09?",
+            "'WARN' in line and line[:19] >= '2026-05-04 06:00:05' and line[:19] <= '2026-05-04 06:00:09'",
+        ),
+        ("Did it say WARN after 2026-05-04 06:00?", "'WARN' in line"),
+    ],
+)
+def test_a_line_of_code_finds_the_lines_that_a_question_names(openai: Server, prompt: str, tests: str) -> None:
+    run(openai, block("FINAL(1)"), context=LINES, prompt=prompt, model=SMALL, show_below=0)
+    line = openai.requests[0].last.splitlines()[-2]
+    assert line == f"Use: found = [line for line in lines if {tests}]; print(len(found), found[0], found[-1])"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("We sent KX-1219.\nNo KX-1300 there.\n" * 50, r"re.findall(r'\bKX-\d{4}\b', context)"),
+        ("We sent KX-1234.\nNo KX-1300 there.\n" * 50, "if 'KX-1234' in line]"),
+        ("We sent RB-12.\nNo KX-130 there.\n" * 50, "In it: 'KX' 50 times"),
+    ],
+    ids=["others like it", "itself", "nothing like it"],
+)
+def test_a_sample_of_a_code_becomes_a_pattern(openai: Server, text: str, told: str) -> None:
+    run(openai, block("FINAL(1)"), context=text, prompt="How many codes like KX-1234 begin with KX?", model=SMALL)
+    assert told in openai.requests[0].last
+
+
+@pytest.mark.parametrize(("word", "shown"), [("first", "found[0]"), ("last", "found[-1]")])
+def test_the_first_or_last_line_is_shown_where_it_is_asked_for(openai: Server, word: str, shown: str) -> None:
+    prompt = f"When did the pump {word} say WARN?"
+    run(openai, block("FINAL(1)"), context=LINES, prompt=prompt, model=SMALL, show_below=0)
+    assert f"print({shown})" in openai.requests[0].last
+
+
+@pytest.mark.parametrize(
+    ("prompt", "source", "told"),
+    [
+        ("Which kind is the most common, and how many are there?", "print('book')", "a part of what the question"),
+        ("How many books are there?", "print('book-2')", "a part of what the question"),
+        ("Which is the most common, and how often?", "n = {'a': 2}\nprint(max(n, key=n.get))", "max(n.items(), key="),
+        (
+            "Which kind costs most?",
+            "print({row['kind']: row['price'] for row in rows})",
+            "totals.get(row['kind'], 0) + row['price']",
+        ),
+        ("Which kind costs most?", "print({row['id']: row['price'] for row in rows})", "If this output answers"),
+        ("How many different kinds are there?", "print(len([r['kind'] for r in rows]))", "puts them into a set"),
+        ("How many different kinds are there?", "print(len({r['kind'] for r in rows}))", "If this output answers"),
+        (
+            "How many are there?",
+            "n = {}\nfor row in rows:\n    n[row['kind']] = 1",
+            "Nothing was printed. Write a ```python block that goes on with n and prints",
+        ),
+        ("Which costs most?", "print(rows[7])", "The list is shorter than that"),
+        ("Which costs most?", "print([r for r in rows if r['id'] > 9][0])", "leave it out"),
+    ],
+)
+def test_an_output_that_cannot_be_the_answer_is_not_offered_as_one(
+    openai: Server, prompt: str, source: str, told: str
+) -> None:
+    openai.script = lambda request: "ANSWER: 2 books" if "Output" in request.last else block(source)
+    rlm.complete(prompt, CSV, model=SMALL, show_below=0, max_iterations=4)
+    assert told in openai.requests[1].last
+
+
+def test_an_answer_that_repeats_the_question_is_sent_back(openai: Server) -> None:
+    prompt = "At what time did the pump first say WARN?"
+    replies = [block("print(lines[4][:19])"), f"ANSWER: {prompt}", "ANSWER: 2026-05-04 06:00:09"]
+    result = run(openai, *replies, context=LINES, prompt=prompt, model=SMALL, show_below=0)
+    assert result.response == "2026-05-04 06:00:09"
+    assert "That is the question, not its answer." in openai.requests[2].last
