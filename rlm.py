@@ -3654,11 +3654,11 @@ class Ledger:
             self._held.remove(reservation)
             self._enter(usage, cost, saved)
 
-    def spend(self, usage: Mapping[str, int], cost: float | None, saved: float = 0.0) -> None:
-        """Enter a call that is paid for (a settled one, or one that the journal holds)."""
+    def spend(self, usage: Mapping[str, int], cost: float | None) -> None:
+        """Enter a call that the journal holds, so that it is paid for."""
         if self.parent_ledger is not None:
             self.parent_ledger.spend(usage, cost)
-        self._enter(usage, cost, saved)
+        self._enter(usage, cost, 0.0)
 
     def _enter(self, usage: Mapping[str, int], cost: float | None, saved: float) -> None:
         with self.changed:
@@ -3782,7 +3782,7 @@ class Journal:
                 if self._file >= 0:
                     self._append(text.encode("ascii") + b"\n")
                 self._lines += 1
-                self.notify(line)
+                self._notify("on_event", line)
             return reference(line)
 
     def _append(self, data: bytes) -> None:
@@ -3797,17 +3797,13 @@ class Journal:
 
     def emit(self, event: str, **fields: object) -> None:
         """Send the listener an event that is not journalled (so it has no `v`): text or output as it arrives."""
-        self.notify({"event": event, "trajectory_id": self.trajectory_id, **fields})
+        self._notify("on_event", {"event": event, "trajectory_id": self.trajectory_id, **fields})
 
     def progress(self, phase: str, **fields: object) -> None:
         """Report progress: {"event": "progress", "phase": asking, reading, running, subcalls or loading}."""
         self._notify(
             "on_progress", {"event": "progress", "trajectory_id": self.trajectory_id, "phase": phase, **fields}
         )
-
-    def notify(self, line: Event) -> None:
-        """Hand an event to the caller's `on_event`."""
-        self._notify("on_event", line)
 
     def _notify(self, listener: str, line: Event) -> None:
         """Call the listener of that name; one that raises is not called again."""
@@ -3829,8 +3825,7 @@ class Journal:
     def close(self) -> None:
         """Close the file; later events are dropped."""
         with self._lock:
-            if not self._closed or self._file >= 0:
-                self._closed = True
+            self._closed = True
             if self._file >= 0:
                 os.close(self._file)
                 self._file = -1
@@ -4029,8 +4024,6 @@ class ReplayBackend:
     """The model of a replay. The journal answers first, so a call that reaches this is a divergence."""
 
     provider = "replay"
-    window = None
-    max_output = None
 
     def __init__(self, recording: JournalIndex) -> None:
         root = recording.starts.get("n0", {})
