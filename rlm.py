@@ -128,11 +128,15 @@ __all__ = [
     "tool",
 ]
 
+Message = dict[str, Any]  # of a chat, or a part of one
+ToolCall = dict[str, Any]  # {"name", "arguments"}, and what else is known of it
+Plan = Callable[..., Callable[[], object]]  # prepares a call from the REPL; what it returns makes the call
+
 
 # --- the short forms ---------------------------------------------------------------------------------------------
 
 
-def complete(prompt: str, context: Any = None, *, system: str | None = None, **options: Any) -> CompletionResult:
+def complete(prompt: str, context: object = None, *, system: str | None = None, **options: Any) -> CompletionResult:
     """Answer `prompt` over `context`. Same as `RLM(**options).completion(…)`, and closes the RLM afterwards."""
     with RLM(**options) as rlm:
         return rlm.completion(prompt, context, system=system)
@@ -145,7 +149,7 @@ def stream(prompt: str, *, system: str | None = None, **options: Any) -> Iterato
 
 
 def batch(
-    prompts: Iterable[Any],
+    prompts: Iterable[str | Mapping[str, object]],
     *,
     executor: Executor | None = None,
     max_workers: int = 8,
@@ -200,13 +204,13 @@ class RLM:
     def __init__(
         self,
         model: str | None = None,
-        backend: Any = None,
+        backend: object = None,
         *,
         api_key: str | None = None,
         base_url: str | None = None,
         sub_model: str | None = None,
         protocol: str | None = None,
-        environment: Any = None,
+        environment: object = None,
         max_depth: int | None = None,
         max_subcalls: int | None = None,
         max_iterations: int | None = None,
@@ -228,7 +232,7 @@ class RLM:
         encoding: str | None = None,
         prices: dict[str, Any] | None = None,
         cache: bool | None = None,
-        schema: Any = None,
+        schema: object = None,
         tools: list[Any] | None = None,
         mcp: dict[str, Any] | list[str] | None = None,
         allowed_paths: list[str] | None = None,
@@ -268,14 +272,14 @@ class RLM:
         self.configuration = load_config(self._given, config=self._config)
         self.options = Options(**self.configuration.values)
         self._lock = threading.RLock()
-        self._backend: Any = None
+        self._backend: object = None
         self._tools: list[Tool] | None = None
         self._runs: dict[Run, Node] = {}  # those that go on, with their roots
         self._starting: dict[Any, tuple[Ledger, LedgerGroup | None]] = {}  # MCP servers of runs that have yet to begin
         self._conversation: tuple[Run, Node] | None = None
         self._talking = threading.Lock()  # held while the conversation answers
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {"_given": self._given, "_config": self._config}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -338,10 +342,6 @@ class RLM:
                 self._tools = gather_tools(self.options)
             return self._tools
 
-    def _journal_path(self, trajectory_id: str) -> str | None:
-        folder = self.options.log_dir
-        return os.path.join(folder, f"{trajectory_id}.jsonl") if folder else None
-
     def _new_run(
         self,
         trajectory_id: str,
@@ -365,7 +365,8 @@ class RLM:
                 rlm_sandbox.docker_engine()  # before anything is sent, and before a thread imports what the SDK needs
             except rlm_sandbox.SandboxError as error:
                 raise sandbox_error(error) from error
-        path = go_on or (None if recording.is_replay else self._journal_path(trajectory_id))
+        folder = None if recording.is_replay else options.log_dir
+        path = go_on or (os.path.join(folder, f"{trajectory_id}.jsonl") if folder else None)
         unnamed = origins["log_dir"] == "default" and os.path.dirname(path or "") == OPTIONS["log_dir"].default
         ledger = Ledger(options, group.parent_ledger if group else None)
         try:
@@ -450,7 +451,7 @@ class RLM:
 
     # completing
 
-    def completion(self, prompt: str, context: Any = None, *, system: str | None = None) -> CompletionResult:
+    def completion(self, prompt: str, context: object = None, *, system: str | None = None) -> CompletionResult:
         """Answer `prompt` over `context`: text, bytes, plain data, a Path (a file or folder) or a Context.
 
         `system`: instructions that are added to the system prompt. Every failure raises an RLMError with the partial
@@ -459,7 +460,7 @@ class RLM:
         return self._complete(prompt, context, system)
 
     def _complete(
-        self, prompt: str, context: Any, system: str | None = None, group: LedgerGroup | None = None
+        self, prompt: str, context: object, system: str | None = None, group: LedgerGroup | None = None
     ) -> CompletionResult:
         prompt = _clean_prompt(prompt)
         given = as_context(context, self.options.log_dir, self.options.encoding)
@@ -487,7 +488,7 @@ class RLM:
         finally:
             self._settle(run, node)
 
-    def _schema(self) -> dict[str, Any] | None:
+    def _schema(self) -> rlm_tools.Schema | None:
         try:
             return None if self.options.schema is None else rlm_tools.schema_of(self.options.schema)
         except rlm_tools.ToolError as error:
@@ -561,7 +562,7 @@ class RLM:
 
     def batch(
         self,
-        prompts: Iterable[Any],
+        prompts: Iterable[str | Mapping[str, object]],
         *,
         executor: Executor | None = None,
         max_workers: int = 8,
@@ -584,7 +585,7 @@ class RLM:
         group = LedgerGroup(Ledger(self.options) if one_ledger else None, confirmed)
         ended: list[BaseException] = []  # why no further item is begun
 
-        def work(item: dict[str, Any], number: int) -> CompletionResult | RLMError:
+        def work(item: Mapping[str, object], number: int) -> CompletionResult | RLMError:
             if ended:
                 raise ended[0]
             try:
@@ -646,7 +647,7 @@ class RLM:
         rlm._require_recorded(root)
         schema = rlm._schema()
         run = rlm._new_run(root["trajectory_id"], recording, go_on=path, servers=rlm._recorded_servers(recording))
-        before = run.active_before = round(_viz().active_ms(events))
+        before = run.active_before = round(sibling("rlm_viz").active_ms(events))
         run.write("resume", node="n0", lines=len(recording.turns), limits=raised_limits, active_ms=before)
         node = Node(run, context, instructions=root.get("instructions") or "", schema=schema)
         try:
@@ -690,7 +691,7 @@ class RLM:
 
     def _find_log(self, trajectory_id: str) -> str:
         folder = self.options.log_dir or "./logs"
-        viz = _viz()
+        viz = sibling("rlm_viz")
         if not trajectory_id:
             unfinished = (str(run["path"]) for run in viz.list_runs(folder) if run["status"] != "answered")
             newest = next((path for path in unfinished if not _is_stream(path)), None)
@@ -741,12 +742,12 @@ class RLM:
         clone.options = dataclasses.replace(clone.options, log_dir=os.path.dirname(path))
         return clone
 
-    def _confirm_above(self, recorded: Any) -> Any:
+    def _confirm_above(self, recorded: object) -> object:
         """The smaller of a recorded run's `confirm_above` and that of now: a journal may ask more often, not less."""
         now = self.options.confirm_above
         return now if now is not None and isinstance(recorded, (int, float)) and recorded > now else recorded
 
-    def _recorded_paths(self, recorded: Any) -> list[str] | None:
+    def _recorded_paths(self, recorded: object) -> list[str] | None:
         """The folders of a recorded run where they are narrower than those of now."""
         if not isinstance(recorded, list) or not all(isinstance(path, str) for path in recorded):
             return None
@@ -807,11 +808,11 @@ class Backend(Protocol):
         on_text: Callable[[str], None] | None,
         deadline: float | None,
         cancel: threading.Event | None,
-        response_schema: Mapping[str, Any] | None,
-        params: Mapping[str, Any] | None,
-        defaults: Mapping[str, Any] | None,
+        response_schema: Mapping[str, object] | None,
+        params: Mapping[str, object] | None,
+        defaults: Mapping[str, object] | None,
         on_progress: Callable[[int, int], None] | None,
-    ) -> Any:
+    ) -> object:
         """Ask the model, and return a `Reply`, an object with some of its attributes, or the text of the answer.
 
         `deadline` is a time of `time.monotonic()`. Stop when `cancel` is set. An exception fails the call.
@@ -827,7 +828,7 @@ class Backend(Protocol):
         """Close its connections."""
 
 
-def adapt(backend: Any) -> Backend:
+def adapt(backend: object) -> Backend:
     """A caller's backend object as the loop uses it; one of ours as it is."""
     return backend if isinstance(backend, rlm_backends.HTTPBackend) else CallersBackend(backend)
 
@@ -852,14 +853,14 @@ class CallersBackend:
 
     def complete(
         self,
-        messages: list[dict[str, Any]],
+        messages: list[Message],
         *,
-        response_schema: Mapping[str, Any] | None,
-        params: Mapping[str, Any] | None,
-        defaults: Mapping[str, Any] | None,
+        response_schema: Mapping[str, object] | None,
+        params: Mapping[str, object] | None,
+        defaults: Mapping[str, object] | None,
         on_progress: Callable[[int, int], None] | None,
-        **documented: Any,
-    ) -> Any:
+        **documented: object,
+    ) -> object:
         """The caller's reply, without the options that only our own backends take."""
         return self._given.complete(messages, **documented)
 
@@ -881,7 +882,7 @@ def window_of(backend: Backend) -> int:
     return backend.window or _UNKNOWN_WINDOW
 
 
-def connect(configuration: Configuration, options: Options, progress: Callable[[str], None] | None = None) -> Any:
+def connect(configuration: Configuration, options: Options, progress: Callable[[str], None] | None = None) -> object:
     """The backend that the options name. Without a model, a base URL and a key: a model server that answers here.
 
     ConfigError with what was looked for when there is none of these.
@@ -1070,7 +1071,7 @@ def _stream_into(put: Callable[[str | None], None], run: Run, node: Node, prompt
 
 def _batch_elsewhere(
     rlm: RLM,
-    items: list[dict[str, Any]],
+    items: Sequence[Mapping[str, object]],
     executor: Executor,
     on_result: Callable[[int, CompletionResult | RLMError], None] | None,
     confirmed: bool,
@@ -1091,11 +1092,11 @@ def _batch_elsewhere(
             future.cancel()
 
 
-def _complete_item(rlm: RLM, item: dict[str, Any], group: LedgerGroup) -> CompletionResult | RLMError:
+def _complete_item(rlm: RLM, item: Mapping[str, object], group: LedgerGroup) -> CompletionResult | RLMError:
     """One item of a batch: its result, or the error in its place."""
     try:
         prompt, context = item["prompt"], as_context(item.get("context"), rlm.options.log_dir, rlm.options.encoding)
-        _clean_prompt(prompt)
+        prompt = _clean_prompt(prompt)
     except RLMError as error:
         return error
     except (KeyError, TypeError) as error:
@@ -1106,7 +1107,7 @@ def _complete_item(rlm: RLM, item: dict[str, Any], group: LedgerGroup) -> Comple
         return error
 
 
-def _clean_prompt(prompt: Any) -> str:
+def _clean_prompt(prompt: object) -> str:
     """The prompt as text that can be sent: a lone surrogate, as a terminal may hand it over, becomes U+FFFD."""
     if not isinstance(prompt, str):
         raise TypeError(f"the prompt must be a str, not {type(prompt).__name__}")
@@ -1118,10 +1119,10 @@ def _clean_prompt(prompt: Any) -> str:
 def _printer(verbose: bool) -> Callable[[Event], None] | None:
     """A listener that prints each step to stderr, for `verbose=True`; in a notebook one that keeps a line."""
     if not verbose:
-        line: Callable[[Event], None] | None = _viz().kernel_line() if "ipykernel" in sys.modules else None
+        line: Callable[[Event], None] | None = sibling("rlm_viz").kernel_line() if "ipykernel" in sys.modules else None
         return line
 
-    step = _viz().step
+    step = sibling("rlm_viz").step
 
     def show(event: Event) -> None:
         if line := step(event):
@@ -1147,7 +1148,7 @@ class Answer(NamedTuple):
     """How a node ended: its text, FINAL's Python data where `given`; `forced`: asked for when no turn was left."""
 
     text: str
-    value: Any = None
+    value: object = None
     given: bool = False
     forced: bool = False
 
@@ -1178,12 +1179,12 @@ class CompletionResult:
         """The events of the journal; an empty list without one."""
         return read_journal(self.log) if self.log and os.path.exists(self.log) else []
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+    def _repr_mimebundle_(self, include: object = None, exclude: object = None) -> dict[str, str]:
         return {"text/plain": self.response, "text/markdown": self.response, "text/html": self._repr_html_()}
 
     def _repr_html_(self) -> str:
         """The response, the figures and, folded, the first rows of the call tree; escaped, without scripts."""
-        return str(_viz().card(vars(self), self.events()))
+        return str(sibling("rlm_viz").card(vars(self), self.events()))
 
     def show(self) -> str:
         """Write the run's page next to its journal, display it in the notebook or the browser, and return its path.
@@ -1192,12 +1193,7 @@ class CompletionResult:
         """
         if not self.log:
             raise ConfigError("this run has no log, so there is nothing to show", hint="give log_dir a folder")
-        return str(_viz().show(self.log))
-
-
-def _viz() -> Any:
-    """rlm_viz, imported when something is to be shown."""
-    return sibling("rlm_viz")
+        return str(sibling("rlm_viz").show(self.log))
 
 
 def sibling(name: str) -> Any:
@@ -1257,7 +1253,7 @@ class Run:
         self.ledger = ledger
         self.active_before = 0  # milliseconds that the run was active before the ledger's time began
         self.protocol = options.protocol
-        self.tool_calls: list[dict[str, Any]] = []
+        self.tool_calls: list[ToolCall] = []
         self.divergence: list[str] = []
         self.aborted = False
         self._keeper: Future[None] | None = None  # a context that is being kept for a resume
@@ -1314,7 +1310,7 @@ class Run:
             self._last_call += 1
             return f"c{self._last_call}"
 
-    def add_tool_call(self, name: str, arguments: Any, node: Node, *, is_error: bool) -> None:
+    def add_tool_call(self, name: str, arguments: object, node: Node, *, is_error: bool) -> None:
         """Note a tool call for the result."""
         with self._lock:
             self.tool_calls.append({"name": name, "arguments": arguments, "node": node.id, "is_error": is_error})
@@ -1395,7 +1391,7 @@ class Run:
     def close_sandbox(self, sandbox: rlm_sandbox.Sandbox) -> None:
         with self._lock:
             self._sandboxes.discard(sandbox)
-        given: Any = self.options.environment
+        given: object = self.options.environment
         if sandbox is not given:  # one that the caller gave is the caller's to close
             sandbox.close()
 
@@ -1412,7 +1408,7 @@ class Run:
         self,
         node: Node,
         backend: Backend,
-        messages: list[dict[str, Any]],
+        messages: list[Message],
         event_fields: Event,
         *,
         most: int,
@@ -1455,7 +1451,7 @@ class Run:
         self,
         node: Node,
         backend: Backend,
-        messages: list[dict[str, Any]],
+        messages: list[Message],
         size: int,
         in_flight: Event,
         request: dict[str, Any],
@@ -1501,7 +1497,7 @@ class Run:
             "on_progress": on_progress if self.journal.on_progress else None,
         }
 
-    def params_for(self, event_fields: Event) -> dict[str, Any]:
+    def params_for(self, event_fields: Event) -> Mapping[str, object]:
         """The caller's request parameters for a call: those of sub-calls are `sub_params`, where they are given."""
         of_sub = self.options.sub_params if event_fields["kind"] == "sub" else None
         return (self.options.params if of_sub is None else of_sub) or {}
@@ -1610,7 +1606,7 @@ class Run:
             self.servers.close()
         self.journal.close()
 
-    def totals(self) -> dict[str, Any]:
+    def totals(self) -> dict[str, object]:
         """The tree's totals, as `end` carries them."""
         ledger = self.ledger
         return {
@@ -1647,7 +1643,7 @@ class Run:
         )
 
 
-def normal_reply(raw: Any, size: int, model: str) -> rlm_backends.Reply:
+def normal_reply(raw: object, size: int, model: str) -> rlm_backends.Reply:
     """A reply with every field in its type, whatever a backend object of the caller's returned."""
     text = getattr(raw, "text", raw if isinstance(raw, str) else "") or ""
     calls = []
@@ -1677,7 +1673,7 @@ def call_site(event_fields: Event) -> Event:
     return {name: event_fields[name] for name in ("node", "kind", "depth")}
 
 
-def _whole_number(value: Any) -> int | None:
+def _whole_number(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
@@ -1781,12 +1777,12 @@ class Future(Generic[T]):
     def __init__(self, work: Callable[[], T]) -> None:
         self._work = work
         self._done = threading.Event()
-        self._value: Any = None
+        self._values: list[T] = []  # the result, once it is there
         self._error: BaseException | None = None
 
     def run(self) -> None:
         try:
-            self._value = self._work()
+            self._values.append(self._work())
         except BaseException as error:  # raised where the result is asked for
             self._error = error
         self._done.set()
@@ -1801,15 +1797,14 @@ class Future(Generic[T]):
     def outcome(self) -> T | BaseException:
         """The result, or the exception that the work raised."""
         self.wait()
-        return self._value if self._error is None else self._error
+        return self._values[0] if self._error is None else self._error
 
     def get(self) -> T:
         """The result; raises what the work raised."""
         self.wait()
         if self._error is not None:
             raise self._error
-        value: T = self._value
-        return value
+        return self._values[0]
 
 
 def spawn(work: Callable[[], T]) -> Future[T]:
@@ -1825,7 +1820,7 @@ def _turn_output(backend: Backend, profile: Profile) -> int:
     return min(backend.max_output or _TURN_OUTPUT, _TURN_OUTPUT_MOST, most)
 
 
-def fan_out(tasks: Sequence[Callable[[], Any]], width: int) -> list[Any]:
+def fan_out(tasks: Sequence[Callable[[], object]], width: int) -> list[Any]:
     """The results of the tasks, in order, `width` at a time; a task's exception stands in its place."""
     futures = [Future(task) for task in tasks]
     run_futures(futures, width)
@@ -1863,7 +1858,7 @@ class Node:
         key: str | None = None,
         cell: int | None = None,
         instructions: str = "",
-        schema: dict[str, Any] | None = None,
+        schema: rlm_tools.Schema | None = None,
     ) -> None:
         self.run = run
         self.context = context
@@ -1879,9 +1874,9 @@ class Node:
         self.new_system = ""  # system prompt after a change of protocol, for the next `call` event
         self.instructions = instructions
         self.schema = schema
-        self.typed_value: Any = None  # the answer, made into what the schema option asks for
+        self.typed_value: object = None  # the answer, made into what the schema option asks for
         self.protocol = self._protocol()  # "tools" or "text"; "plain" and "stream": one call without a REPL
-        self.messages: list[dict[str, Any]] = []
+        self.messages: list[Message] = []
         self.logged_count = 0  # messages that the journal already holds
         self.turn = self.first_turn = 0
         self.cells = 0
@@ -1897,7 +1892,7 @@ class Node:
         self.worked = False  # a cell has succeeded since the prompt
         self.forcing: RLMError | None = None  # the limit to raise if the last, tool-free call gives no answer
         self.fed_subcalls = False  # llm_query was called: only its first prompt is checked
-        self.outcomes: dict[str, tuple[Any, ...]] = {}  # each cell's code -> its newest outcome
+        self.outcomes: dict[str, tuple[str, ...]] = {}  # each cell's code -> its newest outcome
         self.fruitless = 0  # how many outcomes in a row were errors or, for a small model, empty
         self.repeats = 0  # how often in a row a cell was an earlier one again, with the same outcome
         self.shown_whole = False  # the model has been shown all of the context
@@ -1965,7 +1960,7 @@ class Node:
             elif self.act(reply) is not None:
                 break
 
-    def _was_run(self, calls: list[dict[str, Any]]) -> bool:
+    def _was_run(self, calls: list[ToolCall]) -> bool:
         """Whether the journal holds an outcome of the newest turn's tool calls."""
         recording = self.run.recording
         cells = (cell for (node, _), cell in recording.cells.items() if node == self.id)
@@ -2052,7 +2047,7 @@ class Node:
     def _answer_open_calls(self) -> None:
         """Give the tool calls of a turn that was stopped a result: providers want one for each."""
         answered = {message.get("tool_call_id") for message in self.messages}
-        last: dict[str, Any] = next((m for m in reversed(self.messages) if m["role"] == "assistant"), {})
+        last: Message = next((m for m in reversed(self.messages) if m["role"] == "assistant"), {})
         for call in last.get("tool_calls", []):
             if call["id"] not in answered:
                 placeholder = {"role": "tool", "tool_call_id": call["id"], "name": call["name"]}
@@ -2224,7 +2219,7 @@ class Node:
         self.logged_count = len(self.messages)
         return reply
 
-    def _defaults(self) -> dict[str, Any]:
+    def _defaults(self) -> dict[str, object]:
         """Request parameters of ours: greedy decoding would write the same cell for ever, so a stuck model varies."""
         profile = self.run.profile
         stops = {"stop": _STOPS} if self.protocol == "text" else {}
@@ -2308,7 +2303,7 @@ class Node:
             return self._corrected(_CUT_OFF if reply.stop_reason == "length" else _REPEATING)
         return self._read_answer(text)
 
-    def _meant(self, call: dict[str, Any]) -> str:
+    def _meant(self, call: ToolCall) -> str:
         """The name that a tool call means; an unknown one in a form that every provider takes in a history."""
         return re.sub(r"[^\w-]", "_", tool_name(call["name"], self.known_names), flags=re.ASCII)[:64] or "_"
 
@@ -2341,7 +2336,7 @@ class Node:
     def _remember(self, reply: rlm_backends.Reply, action: WrittenAction | None) -> None:
         """A reply as a message, without what it made up after its first action; the journal has all of it."""
         text = reply.text if action is None else visible(reply.text)[: action.end]
-        message: dict[str, Any] = {"role": "assistant", "content": text}
+        message: Message = {"role": "assistant", "content": text}
         if reply.tool_calls:
             message["tool_calls"] = [{**call, "name": self._meant(call)} for call in reply.tool_calls]
         if reply.raw is not None and (action is None or action.end >= len(reply.text.rstrip())):
@@ -2370,7 +2365,7 @@ class Node:
 
     def _show_outcomes(self, outcomes: list[Outcome]) -> None:
         """Show the model the outcomes of what its text asked for."""
-        message: dict[str, Any] = {"role": "user", "tool_call_ids": [outcome.call_id for outcome in outcomes]}
+        message: Message = {"role": "user", "tool_call_ids": [outcome.call_id for outcome in outcomes]}
         message["content"] = "\n\n".join(f"{_HEADING}\n{outcome.text}" for outcome in outcomes)
         message["_refs"] = [{**outcome.line, "heading": _HEADING} for outcome in outcomes]
         message["_cells"] = [outcome.cell for outcome in outcomes if outcome.cell]
@@ -2443,7 +2438,7 @@ class Node:
 
     def _turn_down(self, words: str) -> Answer | None:
         """Ask for something else than the newest reply, which a small model would repeat if it saw it; no answer."""
-        message: dict[str, Any] = {"role": "user", "content": words}
+        message: Message = {"role": "user", "content": words}
         if self.run.profile.guides:
             self.messages.pop()
             self.logged_count = len(self.messages)
@@ -2499,7 +2494,7 @@ class Node:
             return self.act(reply)
         raise self.run.ledger.fail(limit) if self.depth == 0 and isinstance(limit, LimitExceeded) else limit
 
-    def _final_answer(self, text: str, calls: list[dict[str, Any]], action: WrittenAction | None) -> Answer | None:
+    def _final_answer(self, text: str, calls: list[ToolCall], action: WrittenAction | None) -> Answer | None:
         """The answer in the last reply: prose, or code that ends with FINAL(...), which may name a variable."""
         codes = [code_argument(call["arguments"])[0] for call in calls if self._meant(call) == "execute_code"]
         call = None if calls or action else final_call(text)
@@ -2544,7 +2539,7 @@ class Node:
             return None
         return Answer(_as_text(value), value, True)
 
-    def _run_tools(self, calls: list[dict[str, Any]]) -> Answer | None:
+    def _run_tools(self, calls: list[ToolCall]) -> Answer | None:
         """Run the tool calls of one turn, in parallel unless two of them are cells."""
         tasks = [partial(self._run_tool, call) for call in calls]
         cells = sum(call["name"] in _REPL_NAMES for call in calls)
@@ -2577,7 +2572,7 @@ class Node:
         self.count_failure(errors[-1] if len(errors) == len(outcomes) else None)
         return None
 
-    def _run_tool(self, call: dict[str, Any]) -> Outcome:
+    def _run_tool(self, call: ToolCall) -> Outcome:
         """One tool call of the model's: a cell, or a tool by its name."""
         name, arguments, problem = call["name"], call["arguments"], ""
         if name in _REPL_NAMES and name != "execute_code":
@@ -2602,7 +2597,7 @@ class Node:
         recorded = self.run.recording.tools.get((self.id, self.turn, call["id"]))
         return self.run.recording.once(f"result of {name} in turn {self.turn}", recorded, serve, work)
 
-    def _call_tool(self, name: str, arguments: Any) -> tuple[str, RLMError | None]:
+    def _call_tool(self, name: str, arguments: Mapping[str, object] | str) -> tuple[str, RLMError | None]:
         tools = {tool.name: tool for tool in self.run.tools}
         if name not in tools:
             missing = ToolNotFoundError(name, [*tools, "execute_code"])
@@ -2616,7 +2611,7 @@ class Node:
             return f"error: {type(error).__name__}: {error}", failure
         return _cut(text, self.run.options.output_limit), None
 
-    def _journal_tool(self, call: dict[str, Any], text: str, error: RLMError | None, started: float) -> Event:
+    def _journal_tool(self, call: ToolCall, text: str, error: RLMError | None, started: float) -> Event:
         self.run.add_tool_call(call["name"], call["arguments"], self, is_error=error is not None)
         result = {"id": call["id"], "name": call["name"], "content": text, "is_error": error is not None}
         return self._write_tool(
@@ -2627,7 +2622,7 @@ class Node:
             duration_ms=_ms_since(started),
         )
 
-    def _write_tool(self, **fields: Any) -> Event:
+    def _write_tool(self, **fields: object) -> Event:
         place: Event = {"call_id": self.call_id, "parent": self.parent, "depth": self.depth, "node": self.id}
         return self.run.write("tool", **place, **fields)
 
@@ -2686,9 +2681,8 @@ class Node:
         died = recorded is not None and (bool(recorded.get("restored")) or recorded.get("status") == "lost")
         self.run.journal.progress("running", node=self.id, depth=self.depth, cell=number)
         timeout, remaining = self.run.options.cell_timeout, self.run.ledger.remaining()
-        how: dict[str, Any] = {}
-        if self.run.ledger.deadline is not None and isinstance(self.sandbox, rlm_sandbox.BaseSandbox):
-            how["deadline"] = self.run.ledger.deadline
+        deadline = self.run.ledger.deadline
+        how = {"deadline": deadline} if deadline and isinstance(self.sandbox, rlm_sandbox.BaseSandbox) else {}
         try:
             cell = self.sandbox.execute(
                 "None" if died else code,
@@ -2767,8 +2761,8 @@ class Node:
 
     # what code in the REPL may call
 
-    def _host_functions(self) -> dict[str, Any]:
-        plans: dict[str, Callable[..., Callable[[], Any]]] = {
+    def _host_functions(self) -> dict[str, Callable[..., object]]:
+        plans: dict[str, Plan] = {
             "llm_query": self._plan_llm_query,
             "llm_query_batched": self._plan_llm_query_batched,
             "rlm_query": self._plan_rlm_query,
@@ -2780,7 +2774,7 @@ class Node:
             plans[tool.name] = self._tool_preparation(tool.name, tool.bind, partial(rlm_tools.call_tool, tool))
         if servers := self.run.servers:
             plans["tools"] = lambda word="": partial(servers.search, word)
-        functions: dict[str, Any] = {
+        functions: dict[str, Callable[..., object]] = {
             name: HostFunction(self, plan, batched=name == "llm_query_batched") for name, plan in plans.items()
         }
         if servers:
@@ -2792,7 +2786,7 @@ class Node:
             functions.update(servers.namespaces(remote))
         return {**functions, "chunks": rlm_sandbox.Chunks(self.run.subcall_characters)}
 
-    def _key(self, function: str, *parts: Any) -> str:
+    def _key(self, function: str, *parts: object) -> str:
         """The key of a call from the cell that is running: exact when the cell is run again."""
         text = to_json([function, *parts], sort_keys=True)
         digest = sha256(text.encode()).hexdigest()[:12]
@@ -2805,7 +2799,7 @@ class Node:
         return lambda: {**self.run.ledger.left(), "iterations": self.iterations_left()}
 
     def _plan_llm_query(
-        self, prompt: str, model: str | None = None, schema: Any = None, images: Any = None
+        self, prompt: str, model: str | None = None, schema: object = None, images: Iterable[object] | None = None
     ) -> Callable[[], Any]:
         """A model's answer to the prompt, which is all it sees: a `str`, or with `schema` Python data.
 
@@ -2816,7 +2810,7 @@ class Node:
         return self._plan_leaves("llm_query", [prompt], model, schema, images)[0]
 
     def _plan_llm_query_batched(
-        self, prompts: list[str], model: str | None = None, schema: Any = None
+        self, prompts: list[str], model: str | None = None, schema: object = None
     ) -> Callable[[], list[Any]]:
         """The answers to many prompts, in order, asked in parallel; `model` and `schema` as for `llm_query`.
 
@@ -2825,7 +2819,7 @@ class Node:
         return self._all_of(self._plan_leaves("llm_query_batched", prompts, model, schema))
 
     def _plan_leaves(
-        self, function: str, prompts: Any, model: str | None, schema: Any = None, images: Any = None
+        self, function: str, prompts: object, model: str | None, schema: object, images: Iterable[object] | None = None
     ) -> list[partial[Any]]:
         prompts = _prompt_list(function, prompts)
         wanted = _subcall_schema(function, schema)
@@ -2861,7 +2855,7 @@ class Node:
             'llm_query("the question\\n" + piece). To count or search, use Python. (The same call again is sent.)'
         )
 
-    def _plan_map_query(self, question: str, items: Any, schema: Any = None) -> Callable[[], list[Any]]:
+    def _plan_map_query(self, question: str, items: object, schema: object = None) -> Callable[[], list[Any]]:
         """One answer for each item of a list, in order, from as few sub-calls as the items fit into.
 
         `schema` is that of one answer, as for `llm_query`; without it an answer is a `str`. Items that are not text are
@@ -2877,7 +2871,8 @@ class Node:
         model = self.run.options.sub_model
         prompts = [_map_prompt(question, [texts[n] for n in group]) for group in groups]
         keys = [self._key("map_query", model, prompt, wanted) for prompt in prompts]
-        forms = [SubcallForm(_numbered_schema(wanted, len(group)), [], numbered=True) for group in groups]
+        schemas = [_object_schema({str(n): wanted for n in range(1, len(group) + 1)}) for group in groups]
+        forms = [SubcallForm(form, [], numbered=True) for form in schemas]
         tasks = self._leaves(prompts, keys, model, forms)
 
         def work() -> list[Any]:
@@ -2892,12 +2887,12 @@ class Node:
 
         return work
 
-    def _counted(self, begun: Callable[[], None], tasks: Sequence[Callable[[], Any]]) -> list[Callable[[], Any]]:
+    def _counted(self, begun: Callable[[], None], tasks: Sequence[Callable[[], T]]) -> list[Callable[[], T]]:
         """The tasks, each of which says that its turn has come, and tells the listener when it is done."""
         done = 0
         lock = threading.Lock()
 
-        def run(task: Callable[[], Any]) -> Any:
+        def run(task: Callable[[], T]) -> T:
             nonlocal done
             begun()
             try:
@@ -2909,14 +2904,14 @@ class Node:
 
         return [partial(run, task) for task in tasks]
 
-    def _plan_rlm_query(self, prompt: str, context: Any = None) -> Callable[[], Any]:
+    def _plan_rlm_query(self, prompt: str, context: object = None) -> Callable[[], Any]:
         """The answer of a child run, one level deeper, with its own REPL. The argument becomes its variable `context`.
 
         Returns what the child gave to FINAL, as Python data, or else its text. MaxDepthExceeded at `max_depth`.
         """
         (child,) = self._plan_children("rlm_query", [prompt], [context])
 
-        def work() -> Any:
+        def work() -> object:
             self.run.confirm(lambda: self._forecast([child]))
             return child()
 
@@ -2930,11 +2925,11 @@ class Node:
             raise ValueError(f"rlm_query_batched got {len(prompts)} prompts and {len(contexts)} contexts")
         return self._all_of(self._plan_children("rlm_query_batched", prompts, contexts))
 
-    def _plan_children(self, function: str, prompts: Any, contexts: list[Any]) -> list[partial[Any]]:
+    def _plan_children(self, function: str, prompts: object, contexts: Sequence[object]) -> list[partial[Any]]:
         prompts = _prompt_list(function, prompts)
         if self.depth >= self.run.options.max_depth:
             raise MaxDepthExceeded(self.depth + 1, self.run.options.max_depth)
-        environment: Any = self.run.options.environment
+        environment: object = self.run.options.environment
         if not isinstance(environment, str) and not callable(environment):
             raise TypeError(f"{function}: the environment is a single REPL; use llm_query instead")
         keys = [
@@ -3013,9 +3008,7 @@ class Node:
             raise SubcallError(f"the answer does not fit the schema: {'; '.join(problems[:5])}", partial=text)
         return value
 
-    def _leaf_reply(
-        self, key: str, messages: list[dict[str, Any]], model: str | None, cell: int, form: SubcallForm
-    ) -> str:
+    def _leaf_reply(self, key: str, messages: list[Message], model: str | None, cell: int, form: SubcallForm) -> str:
         def serve(recorded: Event) -> str:
             text = visible(recorded.get("response") or "")
             return _leaf_text(text, recorded.get("stop_reason"), recorded["token_usage"])
@@ -3034,7 +3027,7 @@ class Node:
 
         return self.run.recording.once(f"sub-call {key}", self.run.recording.results_by_key.get(key), serve, work)
 
-    def _child(self, key: str, prompt: str, context: Any, cell: int, parent: str | None) -> Any:
+    def _child(self, key: str, prompt: str, context: object, cell: int, parent: str | None) -> object:
         """One rlm_query: a node one deeper, with a REPL of its own; FINAL's value, else its text."""
         run = self.run
         child = Node(run, Context(context, "code"), depth=self.depth + 1, parent=parent, key=key, cell=cell)
@@ -3050,9 +3043,9 @@ class Node:
         return answer.value if answer.given else answer.text
 
     def _tool_preparation(
-        self, name: str, bind: Callable[..., dict[str, Any]], call: Callable[[dict[str, Any]], Any]
-    ) -> Callable[..., Callable[[], Any]]:
-        def prepare(*args: Any, **kwargs: Any) -> Callable[[], Any]:
+        self, name: str, bind: Callable[..., dict[str, object]], call: Callable[[dict[str, object]], object]
+    ) -> Plan:
+        def prepare(*args: object, **kwargs: object) -> Callable[[], object]:
             arguments = bind(*args, **kwargs)
             key = self._key(name, arguments)
             return partial(self._tool_from_code, name, partial(call, arguments), arguments, key, self.cells)
@@ -3060,18 +3053,18 @@ class Node:
         return prepare
 
     def _tool_from_code(
-        self, name: str, call: Callable[[], Any], arguments: dict[str, Any], key: str, cell: int
-    ) -> Any:
+        self, name: str, call: Callable[[], object], arguments: dict[str, object], key: str, cell: int
+    ) -> object:
         """A tool called by the model's code: its result as Python data, journalled so that a re-run gets the same."""
         recorded = self.run.recording.results_by_key.get(key)
 
-        def serve(recorded: Event) -> Any:
+        def serve(recorded: Event) -> object:
             self.run.add_tool_call(name, arguments, self, is_error=bool(recorded.get("error")))
             if recorded.get("error"):
                 raise _recorded_error(recorded["error"])
             return rlm_sandbox.unpack(recorded["result"])
 
-        def work() -> Any:
+        def work() -> object:
             started = time.monotonic()
             result, error = None, None
             try:
@@ -3092,10 +3085,10 @@ class Node:
     def _journal_tool_from_code(
         self,
         name: str,
-        arguments: dict[str, Any],
+        arguments: dict[str, object],
         key: str,
         cell: int,
-        result: Any,
+        result: object,
         error: Exception | None,
         started: float,
     ) -> None:
@@ -3198,19 +3191,19 @@ class Outcome(NamedTuple):
 class HostFunction:
     """A function as code in the REPL sees it. `schedule` runs as the call arrives, so that keys follow that order."""
 
-    def __init__(self, node: Node, prepare: Callable[..., Callable[[], Any]], *, batched: bool = False) -> None:
+    def __init__(self, node: Node, prepare: Plan, *, batched: bool = False) -> None:
         self.batched = batched  # the sandbox may split its first list when that is too large for one message
         self._node = node
         self._plan = prepare
 
-    def schedule(self, *args: Any, **kwargs: Any) -> Callable[[], Any]:
+    def schedule(self, *args: object, **kwargs: object) -> Callable[[], object]:
         work = self._guarded(lambda: self._plan(*args, **kwargs))
         return lambda: self._guarded(work)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         return self.schedule(*args, **kwargs)()
 
-    def _guarded(self, work: Callable[[], Any]) -> Any:
+    def _guarded(self, work: Callable[[], T]) -> T:
         """What stops the tree stops the cell; any other error of ours is noted and raised in the cell."""
         try:
             return work()
@@ -3236,7 +3229,7 @@ def provider_error(error: rlm_backends.BackendError) -> RLMError:
     return ProviderError(str(error), provider=error.provider or "", status=error.status, hint=error.hint)
 
 
-def _journal_form(message: dict[str, Any]) -> dict[str, Any]:
+def _journal_form(message: Message) -> Message:
     """A message as a `call` line has it: without its content where another line holds that."""
     left_out = ("raw", "content", "is_error") if "_refs" in message else ("raw",)
     form = {k: v for k, v in message.items() if not k.startswith("_") and k not in left_out}
@@ -3245,7 +3238,7 @@ def _journal_form(message: dict[str, Any]) -> dict[str, Any]:
     return form | ({"replaces": True} if message.get("_replaces") else {})
 
 
-def _stubbed(message: dict[str, Any]) -> dict[str, Any]:
+def _stubbed(message: Message) -> Message:
     """The message with a short stub instead of its outputs."""
     kept = " and ".join(f"_out[{n}]" for n in message["_cells"])
     where = f"it is in {kept}" if kept else "call the tool again if you need it"
@@ -3253,7 +3246,7 @@ def _stubbed(message: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in message.items() if k != "_tokens"} | {"content": content, "_stub": True}
 
 
-def tokens_of(messages: Iterable[dict[str, Any]]) -> int:
+def tokens_of(messages: Iterable[Message]) -> int:
     """About how many tokens the messages have; each is measured once, since a run sends it again and again."""
     total = 0
     for message in messages:
@@ -3303,7 +3296,7 @@ def _cut(text: str, limit: int) -> str:
     return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters left out …]\n{text[-half:]}"
 
 
-def _as_text(value: Any) -> str:
+def _as_text(value: object) -> str:
     """FINAL's value as the response: text as it is, data as JSON where it is that, else as Python prints it."""
     if isinstance(value, str):
         return value
@@ -3314,7 +3307,7 @@ def _as_text(value: Any) -> str:
     return str(value)
 
 
-def packed(name: str, value: Any) -> Event:
+def packed(name: str, value: object) -> Event:
     """{name: value} as a journal line carries it and `rlm_sandbox.unpack` reads it; {} for one that is too large."""
     try:
         return {name: rlm_sandbox.Packer(_JOURNALLED_VALUE).pack(value)}
@@ -3677,11 +3670,11 @@ class Ledger:
             self._held.remove(reservation)
             self._enter(usage, cost, saved)
 
-    def spend(self, usage: Mapping[str, int], cost: float | None, saved: float = 0.0) -> None:
-        """Enter a call that is paid for (a settled one, or one that the journal holds)."""
+    def spend(self, usage: Mapping[str, int], cost: float | None) -> None:
+        """Enter a call that the journal holds, so that it is paid for."""
         if self.parent_ledger is not None:
             self.parent_ledger.spend(usage, cost)
-        self._enter(usage, cost, saved)
+        self._enter(usage, cost, 0.0)
 
     def _enter(self, usage: Mapping[str, int], cost: float | None, saved: float) -> None:
         with self.changed:
@@ -3728,7 +3721,7 @@ class Ledger:
 # --- the journal: one JSONL file per run -------------------------------------------------------------------------
 
 SCHEMA_VERSION = 2
-Event = dict[str, Any]
+Event = dict[str, Any]  # a line, or what it says of a context, an error, a cell …
 
 
 def new_id() -> str:
@@ -3781,7 +3774,7 @@ class Journal:
                 self._lines = _cut_torn_tail(path)
 
     def write(
-        self, event: str, *, call_id: str | None = None, parent: str | None = None, depth: int = 0, **fields: Any
+        self, event: str, *, call_id: str | None = None, parent: str | None = None, depth: int = 0, **fields: object
     ) -> Event:
         """Append one event; returns the reference to it. Once the journal is closed, a late thread's are dropped."""
         with self._lock:
@@ -3805,7 +3798,7 @@ class Journal:
                 if self._file >= 0:
                     self._append(text.encode("ascii") + b"\n")
                 self._lines += 1
-                self.notify(line)
+                self._notify("on_event", line)
             return reference(line)
 
     def _append(self, data: bytes) -> None:
@@ -3818,19 +3811,15 @@ class Journal:
                 f"cannot write the journal {self.path}: {error.strerror}", hint="free some space, then: rlm resume"
             ) from error
 
-    def emit(self, event: str, **fields: Any) -> None:
+    def emit(self, event: str, **fields: object) -> None:
         """Send the listener an event that is not journalled (so it has no `v`): text or output as it arrives."""
-        self.notify({"event": event, "trajectory_id": self.trajectory_id, **fields})
+        self._notify("on_event", {"event": event, "trajectory_id": self.trajectory_id, **fields})
 
-    def progress(self, phase: str, **fields: Any) -> None:
+    def progress(self, phase: str, **fields: object) -> None:
         """Report progress: {"event": "progress", "phase": asking, reading, running, subcalls or loading}."""
         self._notify(
             "on_progress", {"event": "progress", "trajectory_id": self.trajectory_id, "phase": phase, **fields}
         )
-
-    def notify(self, line: Event) -> None:
-        """Hand an event to the caller's `on_event`."""
-        self._notify("on_event", line)
 
     def _notify(self, listener: str, line: Event) -> None:
         """Call the listener of that name; one that raises is not called again."""
@@ -3852,8 +3841,7 @@ class Journal:
     def close(self) -> None:
         """Close the file; later events are dropped."""
         with self._lock:
-            if not self._closed or self._file >= 0:
-                self._closed = True
+            self._closed = True
             if self._file >= 0:
                 os.close(self._file)
                 self._file = -1
@@ -3924,7 +3912,7 @@ def read_journal(path: str) -> list[Event]:
         while line := file.readline(LINE_LIMIT):
             event = journal_event(line)
             if event is not None and event.get("v") in (None, 1):
-                upgrade = upgrade or _viz().Upgrade()
+                upgrade = upgrade or sibling("rlm_viz").Upgrade()
                 event = upgrade.add(event, number)
             if event is not None and event.get("event") is not None and _has_our_types(event):
                 events.append(event)
@@ -4052,15 +4040,13 @@ class ReplayBackend:
     """The model of a replay. The journal answers first, so a call that reaches this is a divergence."""
 
     provider = "replay"
-    window = None
-    max_output = None
 
     def __init__(self, recording: JournalIndex) -> None:
         root = recording.starts.get("n0", {})
         self.model = root.get("model") or "recorded"
         self.supports_tools = root.get("protocol") != "text"
 
-    def complete(self, messages: list[dict[str, Any]], **how: Any) -> Any:
+    def complete(self, messages: list[Message], **how: object) -> object:
         """Always an error: only calls that the journal lacks get here."""
         raise rlm_backends.BackendError("the recording has no such call", code="config", provider="replay")
 
@@ -4071,12 +4057,12 @@ def _is_stream(path: str) -> bool:
     return bool(next(starts, {}).get("protocol") == "stream")
 
 
-def _is_rereadable(source: Any) -> bool:
+def _is_rereadable(source: object) -> bool:
     """Whether a context is files that a resume reads again, rather than what a reader made, a page or a value."""
     return isinstance(source, dict) and "documents" not in source
 
 
-def _read_again(source: dict[str, Any], journal: str) -> Any:
+def _read_again(source: Event, journal: str) -> object:
     """The files that a journal names, as they are now: by the names they had, and nothing but those."""
     paths = _texts(source.get("paths"))
     names = _texts(source.get("names", paths))
@@ -4092,7 +4078,7 @@ def _read_again(source: dict[str, Any], journal: str) -> Any:
     return contents[0] if source.get("single") else dict(zip(names, contents))
 
 
-def _texts(value: Any) -> list[str]:
+def _texts(value: object) -> list[str]:
     return value if isinstance(value, list) and all(isinstance(item, str) for item in value) else []
 
 
@@ -4118,7 +4104,7 @@ class Context:
     """The value of the variable `context`, its source, and notes on what was left out."""
 
     value: Any  # what code finds there
-    source: Any = "value"  # the caller's "value", "stdin", {"paths": [...]}, or what "code" handed to a child
+    source: object = "value"  # the caller's "value", "stdin", {"paths": [...]}, or what "code" handed to a child
     notes: tuple[str, ...] = ()  # what was left out or converted, a sentence each; the model is told
 
     @property
@@ -4126,7 +4112,7 @@ class Context:
         return type(self.value).__name__
 
     @cached_property
-    def images(self) -> list[dict[str, Any]]:
+    def images(self) -> list[Message]:
         """The images in it, as message parts: the model is shown them with the prompt.
 
         The provider fetches what is given by URL. So that is for the caller alone to give, as the whole context: in a
@@ -4198,7 +4184,7 @@ class Context:
         return len(self.value) if hasattr(self.value, "__len__") else 1
 
     @cached_property
-    def event_fields(self) -> dict[str, Any] | None:
+    def event_fields(self) -> Event | None:
         """The `context` field of the `start` event."""
         if self.value is None:
             return None
@@ -4206,7 +4192,7 @@ class Context:
         return {"type": self.kind, "size": self.size(), "bytes": size, "sha256": digest, "source": self.source}
 
 
-def _image_in(value: Any) -> dict[str, Any] | None:
+def _image_in(value: object) -> Message | None:
     """The message part of an image given by its bytes or a data URI; else None."""
     if isinstance(value, str):
         return rlm_backends.image_part(value) if len(value) < 50_000_000 and re.fullmatch(_IMAGE_DATA, value) else None
@@ -4247,7 +4233,7 @@ def _format_of(text: str, parsed: int = _PARSED) -> str:
 _COLUMN = r"\"?[A-Za-z_][\w-]*(?: [\w()/%-]+){0,2}\"?"
 
 
-def _json_shape(value: Any) -> str:
+def _json_shape(value: object) -> str:
     if isinstance(value, list):
         shown = f", the first is {_short_json(value[0])}" if value else ""
         return f"a list of {len(value):,} item{'s' * (len(value) != 1)}{shown}"
@@ -4260,7 +4246,7 @@ def _json_shape(value: Any) -> str:
     return type(value).__name__
 
 
-def _short_json(value: Any) -> str:
+def _short_json(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 300 else f"{text[:300]}…"
 
@@ -4273,14 +4259,14 @@ def _head(text: str | bytes) -> str:
     return "\n".join(line[:160] + ("…" if len(line) > 160 else "") for line in lines)
 
 
-def _amount(value: Any) -> str:
+def _amount(value: object) -> str:
     """How much a value holds, with its unit: `1,204 characters`."""
     unit = {"str": "character", "bytes": "byte", "dict": "key"}.get(type(value).__name__, "item")
     size = len(value) if hasattr(value, "__len__") else 1
     return f"{size:,} {unit}{'s' * (size != 1)}"
 
 
-def size_up_to(value: Any, limit: int) -> int:
+def size_up_to(value: object, limit: int) -> int:
     """About how many characters plain data takes when it is written down; counting ends beyond `limit`."""
     size, stack = 0, [value]
     while stack and size <= limit:
@@ -4293,18 +4279,18 @@ def size_up_to(value: Any, limit: int) -> int:
     return size
 
 
-def _shape(value: Any) -> str:
+def _shape(value: object) -> str:
     if not hasattr(value, "__len__"):
         return shorten(value)
     form = _format_of(value, 100_000) if isinstance(value, str) else ""
     return f"{type(value).__name__}, {_amount(value)}{form}"
 
 
-def _digest(value: Any) -> tuple[str, int]:
+def _digest(value: object) -> tuple[str, int]:
     """(sha256, size in bytes) of plain data; texts of a list are hashed joined, with their lengths."""
     sha, size = sha256(), 0
 
-    def add(kind: str, shape: Any, pieces: Iterable[bytes | bytearray] = ()) -> None:
+    def add(kind: str, shape: object, pieces: Iterable[bytes | bytearray] = ()) -> None:
         nonlocal size
         sha.update(f"{kind}:{shape}:".encode())
         for piece in pieces:
@@ -4332,7 +4318,7 @@ def _digest(value: Any) -> tuple[str, int]:
     return sha.hexdigest(), size
 
 
-def as_context(value: Any, logs: str | None = None, encoding: str | None = None) -> Context:
+def as_context(value: object, logs: str | None = None, encoding: str | None = None) -> Context:
     """The context a caller gave: text and plain data as they are, a Path as what the file or folder holds."""
     if isinstance(value, Context):
         return value
@@ -4346,11 +4332,11 @@ def as_context(value: Any, logs: str | None = None, encoding: str | None = None)
     return Context(value)
 
 
-def _require_plain(value: Any) -> None:
+def _require_plain(value: object) -> None:
     """Raise a TypeError that says what to do instead, unless the value is plain data."""
-    level: list[Any] = [value]
+    level: list[object] = [value]
     for _ in range(rlm_sandbox.DEPTH_MAX):
-        deeper: list[Any] = []
+        deeper: list[object] = []
         for item in level:
             if isinstance(item, dict):
                 deeper.extend(item.keys())
@@ -4410,8 +4396,8 @@ def read_context(
     notes = [f"stdin: {note}"] if note else []
     made = documents.records
     if specs in ([], ["-"]):
-        source: Any = {"paths": [], "documents": made} if made else "stdin" if stdin is not None else "value"
-        return Context(piped, source, tuple(notes))
+        origin = "stdin" if stdin is not None else "value"
+        return Context(piped, {"paths": [], "documents": made} if made else origin, tuple(notes))
     named = [spec for spec in specs if spec != "-"]
     for url, (content, said) in zip(urls, pages):
         name = rlm_tools.redact_url(url)
@@ -4428,14 +4414,14 @@ def read_context(
         del contents[name]
     if unasked:
         given.notes.append(f"left out {counted(len(unasked), 'image')}: name each that is to be seen")
-    source = {"paths": paths, "names": list(contents), "single": single}
+    files: Event = {"paths": paths, "names": list(contents), "single": single}
     if encoding:
-        source["encoding"] = encoding
+        files["encoding"] = encoding
     notes += given.notes
     if made:
-        source["documents"] = made
-    elif not given.rereadable or (piped is not None and specs != named):
-        source = "stdin"  # it cannot be read again: the value is kept beside the journal
+        files["documents"] = made
+    lasting = made or (given.rereadable and (piped is None or specs == named))
+    source = files if lasting else "stdin"  # this cannot be read again: the value is kept beside the journal
     if single:
         return Context(next(iter(contents.values())), source, tuple(notes))
     if piped is not None and specs != named:
@@ -4450,7 +4436,7 @@ def _context_path(journal: str, turn: int) -> str:
     return os.path.splitext(journal)[0] + (f".{turn}.context" if turn else ".context")
 
 
-def _save_context(path: str, value: Any) -> None:
+def _save_context(path: str, value: object) -> None:
     """Write a value beside the journal, compressed; one that is too large, or a full disk, leaves none."""
     import zlib
 
@@ -4472,7 +4458,7 @@ def _save_context(path: str, value: Any) -> None:
             os.unlink(f"{path}.new")
 
 
-def _load_context(path: str, recorded: Mapping[str, Any]) -> Any:
+def _load_context(path: str, recorded: Event) -> object:
     """The value that `_save_context` wrote; ConfigError for anything else, however much it says it unpacks to.
 
     `recorded`: what the journal says of it. Text is compared with that before it is held, other data is decoded only
@@ -4523,7 +4509,7 @@ def _unpacked(packed: bytes, most: int) -> Iterator[bytes]:
         yield piece
 
 
-def _text_digest(pieces: Iterator[bytes], size: Any) -> str:
+def _text_digest(pieces: Iterator[bytes], size: object) -> str:
     """The sha256 that `_digest` gives a text of that size, from the pieces of its copy."""
     sha = sha256(f"str:{size}:".encode())
     first = next(pieces, b"")
@@ -4666,8 +4652,8 @@ class Profile(NamedTuple):
     output_limit: int | None  # characters of a cell's output, where the caller sets none
     show_below: int | None  # characters up to which a context is shown whole, where the caller sets none
     recursion: bool  # the prompt offers rlm_query: a small model gains nothing by it
-    defaults: Mapping[str, Any]  # request parameters, where the caller sets none
-    varied: Mapping[str, Any]  # the same after a cell that was run before
+    defaults: Mapping[str, object]  # request parameters, where the caller sets none
+    varied: Mapping[str, object]  # the same after a cell that was run before
 
     @property
     def guides(self) -> bool:
@@ -4923,7 +4909,7 @@ def is_empty_result(outcome: Event) -> bool:
     return outcome["error"] is None and (not output or output in _EMPTY_RESULTS)
 
 
-def _reading(value: Any) -> str:
+def _reading(value: object) -> str:
     """How texts are judged by their meaning, for a context that is several of them."""
     values = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
     items = list(islice(values, 50))
@@ -4969,7 +4955,7 @@ class Fence(NamedTuple):
 class WrittenAction(NamedTuple):
     """What a reply asks to be done in its text: tool calls, or the code of its first block; `end`: where that ends."""
 
-    calls: list[dict[str, Any]]  # {"name", "arguments"}
+    calls: list[ToolCall]
     code: str | None
     end: int
     tagged: bool = False  # the block says that it is Python
@@ -5191,9 +5177,9 @@ def tool_name(written: str, known: Collection[str]) -> str:
     return "execute_code" if last.lower().replace("-", "_") in _PYTHON_NAMES and "execute_code" in known else bare
 
 
-def _marked_calls(text: str, known: Collection[str]) -> tuple[int, int, list[dict[str, Any]]] | None:
+def _marked_calls(text: str, known: Collection[str]) -> tuple[int, int, list[ToolCall]] | None:
     """The first group of calls that follow each other in a text: where it begins and ends, and the calls."""
-    calls: list[dict[str, Any]] = []
+    calls: list[ToolCall] = []
     begin, at, misses = -1, 0, 0
     anywhere = re.compile(f"(?:{_MARKS})|" + _OBJECT % "|".join((*_CALL_KEYS, *_LIST_KEYS, "code", *known)))
     while len(calls) < _MOST_CALLS and misses < _FALSE_STARTS:
@@ -5220,7 +5206,7 @@ def _marked_calls(text: str, known: Collection[str]) -> tuple[int, int, list[dic
     return begin, at, calls
 
 
-def _call_at(text: str, found: re.Match[str], known: Collection[str]) -> tuple[int, list[dict[str, Any]]] | None:
+def _call_at(text: str, found: re.Match[str], known: Collection[str]) -> tuple[int, list[ToolCall]] | None:
     """Where the calls that begin at a mark end, and the calls; None if the mark begins none."""
     if found[0][0] == "{":
         return _json_calls(text, found.start(), known)
@@ -5250,7 +5236,7 @@ def _call_at(text: str, found: re.Match[str], known: Collection[str]) -> tuple[i
     return _raw_code(text, start, known, "") if "python_tag" in found[0] else None
 
 
-def _call_in_prose(text: str, start: int, known: Collection[str]) -> tuple[int, list[dict[str, Any]]] | None:
+def _call_in_prose(text: str, start: int, known: Collection[str]) -> tuple[int, list[ToolCall]] | None:
     """A call of execute_code on lines of its own: it ends at the first bracket up to which it is Python."""
     for closing in islice(re.compile(r"\)\]?(?=[ \t;`]*(?:\n|\Z|<))").finditer(text, start, start + 10_000), 8):
         if call := _python_call(text[start : closing.end()], known):
@@ -5258,7 +5244,7 @@ def _call_in_prose(text: str, start: int, known: Collection[str]) -> tuple[int, 
     return None
 
 
-def _named_call(text: str, start: int, name: str, known: Collection[str]) -> tuple[int, list[dict[str, Any]]] | None:
+def _named_call(text: str, start: int, name: str, known: Collection[str]) -> tuple[int, list[ToolCall]] | None:
     """A call whose name has been read: its arguments are JSON, parameters in XML, or code as it is."""
     if re.compile(r"\s*\{").match(text, start):
         value, end = _json_value(text, text.index("{", start))
@@ -5272,9 +5258,9 @@ def _named_call(text: str, start: int, name: str, known: Collection[str]) -> tup
     return _raw_code(text, start, known, "") if name == "execute_code" else None
 
 
-def _parameters(region: str) -> dict[str, Any]:
+def _parameters(region: str) -> dict[str, object]:
     """The arguments that a call has as XML elements."""
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     at = 0
     begins, ends = re.compile(_PARAMETER), re.compile(_PARAMETER_END)
     while len(values) < 50 and (opening := begins.search(region, at)):
@@ -5286,7 +5272,7 @@ def _parameters(region: str) -> dict[str, Any]:
     return values
 
 
-def _raw_code(text: str, start: int, known: Collection[str], closing: str) -> tuple[int, list[dict[str, Any]]] | None:
+def _raw_code(text: str, start: int, known: Collection[str], closing: str) -> tuple[int, list[ToolCall]] | None:
     """Code that stands as it is behind a mark, up to the next one."""
     stop = re.compile(re.escape(closing) if closing and closing in text[start:] else _MARK_ENDS).search(text, start)
     end = min(stop.start() if stop else len(text), start + 20_000)
@@ -5303,7 +5289,7 @@ def _raw_code(text: str, start: int, known: Collection[str], closing: str) -> tu
     return None
 
 
-def _typed(text: str) -> Any:
+def _typed(text: str) -> object:
     """A parameter's value: JSON where it is a number, a list or an object; else the text."""
     if re.fullmatch(r"\s*(?:-?\d[\d.eE+-]{0,30}|true|false|null|[\[{].*[\]}])\s*", text, re.DOTALL):
         with contextlib.suppress(ValueError):
@@ -5311,13 +5297,13 @@ def _typed(text: str) -> Any:
     return text
 
 
-def _json_calls(text: str, start: int, known: Collection[str]) -> tuple[int, list[dict[str, Any]]] | None:
+def _json_calls(text: str, start: int, known: Collection[str]) -> tuple[int, list[ToolCall]] | None:
     value, end = _json_value(text, start)
     calls = _calls_of(value, known)
     return (end, calls) if calls else None
 
 
-def _json_value(text: str, start: int) -> tuple[Any, int]:
+def _json_value(text: str, start: int) -> tuple[object, int]:
     """The object that begins at `start`, and where it ends: JSON, or nearly; (None, start) if it is neither.
 
     Forgiven are raw line breaks in strings, Python's quotes, missing brackets at the end, and unescaped quotes in code.
@@ -5356,7 +5342,7 @@ def _object_end(text: str, start: int) -> int:
     return min(len(text), start + 50_000)
 
 
-def _code_in_broken_json(piece: str) -> Any:
+def _code_in_broken_json(piece: str) -> ToolCall | None:
     """A call whose code breaks the JSON around it by its quotes: what lies between the outermost, if it is Python."""
     key = re.search(r"\"(?:code|python|source|script)\"\s*:\s*(\"\"\"|'''|`{1,3}|\"|')", piece)
     name = re.search(r"\"(?:name|function|tool)\"\s*:\s*\"([^\"\n]{1,80})\"", piece)
@@ -5371,7 +5357,7 @@ def _code_in_broken_json(piece: str) -> Any:
     return None
 
 
-def _calls_of(value: Any, known: Collection[str], depth: int = 0) -> list[dict[str, Any]]:
+def _calls_of(value: object, known: Collection[str], depth: int = 0) -> list[ToolCall]:
     """The tool calls that a JSON value stands for; an empty list if it is data."""
     if depth > 8:
         return []
@@ -5402,7 +5388,7 @@ def _calls_of(value: Any, known: Collection[str], depth: int = 0) -> list[dict[s
     return []
 
 
-def _unnamed_call(value: dict[str, Any], known: Collection[str]) -> list[dict[str, Any]]:
+def _unnamed_call(value: Mapping[str, object], known: Collection[str]) -> list[ToolCall]:
     """A call whose name is the only key, or the bare arguments of execute_code."""
     if len(value) != 1:
         return []
@@ -5416,7 +5402,7 @@ def _unnamed_call(value: dict[str, Any], known: Collection[str]) -> list[dict[st
     return [{"name": meant, "arguments": inner}] if key == meant and meant in known and fits else []
 
 
-def _python_call(code: str, known: Collection[str]) -> dict[str, Any] | None:
+def _python_call(code: str, known: Collection[str]) -> ToolCall | None:
     """The call of `execute_code("…")` or of a tool's decorated name that a text is, as Python; None for other code."""
     if len(code) > _PARSED_CODE or not re.match(r"[A-Za-z_][\w.]*[ \t]*\(", code[:300].lstrip(" \t\r\n[(")):
         return None
@@ -5444,7 +5430,7 @@ def _python_call(code: str, known: Collection[str]) -> dict[str, Any] | None:
     return None
 
 
-def as_code(call: dict[str, Any]) -> str:
+def as_code(call: ToolCall) -> str:
     """A call of one of the REPL's functions as the code that makes it."""
     arguments = call["arguments"] if isinstance(call["arguments"], dict) else {"": call["arguments"]}
     if len(arguments) == 1 and not call["name"].startswith("map_"):
@@ -5540,7 +5526,7 @@ def brief_error(error: str, code: str, cell: int, context: Context) -> str:
     return f"{message}\nin line {places[-1]}: {source[int(places[-1]) - 1].strip()[:200]}"
 
 
-def read_arguments(text: str) -> dict[str, Any] | None:
+def read_arguments(text: str) -> dict[str, object] | None:
     """A call's arguments from JSON, or nearly; None where it is not certain what is meant.
 
     Forgiven are: an object said twice or after an empty one, a list around it, a fence, tags behind it, trailing
@@ -5552,7 +5538,7 @@ def read_arguments(text: str) -> dict[str, Any] | None:
     text = re.sub(rf"(?:{_MARK_ENDS})\Z", "", text[:_READ]).rstrip() if text.endswith(">") else text
     mended = _mended(text) if len(text) <= _READ else text
     for form in dict.fromkeys((text, mended)):
-        value: Any = rlm_backends.last_object(form, strict=False)
+        value: object = rlm_backends.last_object(form, strict=False)
         if value is None:
             with contextlib.suppress(ValueError):
                 value = rlm_backends.from_json(form, strict=False)
@@ -5620,7 +5606,7 @@ def _unescaped(code: str) -> str:
     return code.replace("\\n", "\n").replace("\\t", "\t").replace('\\"', '"')
 
 
-def code_argument(arguments: Any) -> tuple[str, str]:
+def code_argument(arguments: object) -> tuple[str, str]:
     """(code, "") of an execute_code call, or ("", an error about its arguments for the model)."""
     if isinstance(arguments, str) and (read := read_arguments(arguments)) is not None:
         arguments = read
@@ -5639,7 +5625,7 @@ def code_argument(arguments: Any) -> tuple[str, str]:
     return "", 'error: the arguments are not a JSON object and nothing was run; send {"code": "..."}, properly escaped'
 
 
-def _prompt_list(function: str, prompts: Any) -> list[str]:
+def _prompt_list(function: str, prompts: object) -> list[str]:
     """The prompts of a call from the REPL; TypeError that says what to write where they are none."""
     if not isinstance(prompts, (list, tuple)):
         raise TypeError(f"{function} takes a list of prompts, not {type(prompts).__name__}")
@@ -5675,16 +5661,16 @@ _BARE_PROMPT = 400  # characters; a longer prompt holds more than a question
 class SubcallForm(NamedTuple):
     """What a sub-call carries besides its prompt, and how its answer is read."""
 
-    schema: dict[str, Any] | None  # of an object
-    images: list[dict[str, Any]]
+    schema: rlm_tools.Schema | None  # of an object
+    images: list[Message]
     wrapped: bool = False  # the schema asked for is that of `answer`, since some servers take objects only
     numbered: bool = False  # one answer for each item of map_query, by its number
 
-    def key(self) -> list[Any]:
+    def key(self) -> list[object]:
         """What of it belongs to the call's key."""
         return [part for part in (self.schema, self.images) if part]
 
-    def prompt(self, text: str) -> str | list[dict[str, Any]]:
+    def prompt(self, text: str) -> str | list[Message]:
         """The message's content: the prompt, the schema in words, the images."""
         if self.schema is not None:
             text += f"\n\nAnswer with JSON only, of this JSON Schema: {json.dumps(self.schema)}"
@@ -5714,7 +5700,7 @@ _TYPE_NAMES = {
 }
 
 
-def _subcall_schema(function: str, schema: Any) -> dict[str, Any] | None:
+def _subcall_schema(function: str, schema: object) -> rlm_tools.Schema | None:
     """The schema of a sub-call's answer; TypeError if it is not a schema."""
     if schema is None:
         return None
@@ -5727,21 +5713,16 @@ def _subcall_schema(function: str, schema: Any) -> dict[str, Any] | None:
             f'{function}: schema is a JSON Schema, such as {{"type": "integer"}}, or a list of the answers there are'
         )
     try:
-        checked: dict[str, Any] = rlm_tools.schema_of(schema)
+        return rlm_tools.schema_of(schema)
     except rlm_tools.ToolError as error:
         raise TypeError(f"{function}: schema: {error}") from None
-    return checked
 
 
-def _object_schema(properties: dict[str, Any]) -> dict[str, Any]:
+def _object_schema(properties: rlm_tools.Schema) -> rlm_tools.Schema:
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
 
-def _numbered_schema(schema: dict[str, Any], count: int) -> dict[str, Any]:
-    return _object_schema({str(n): schema for n in range(1, count + 1)})
-
-
-def _subcall_images(images: Any) -> list[dict[str, Any]]:
+def _subcall_images(images: Iterable[object] | None) -> list[Message]:
     """Images for a sub-call as message parts. A URL is refused: it would be fetched by the provider."""
     items = [images] if isinstance(images, (str, bytes)) else list(images or ())
     parts = [_image_in(item) for item in items]
@@ -5765,9 +5746,9 @@ def _groups_of(texts: list[str], most: int, count: int) -> list[list[int]]:
     return groups
 
 
-def _by_items(values: list[Any], groups: list[list[int]]) -> list[Any]:
+def _by_items(values: Iterable[object], groups: list[list[int]]) -> list[object]:
     """For each item what its group has: the answer under its number, or the group's error."""
-    items: list[Any] = []
+    items: list[object] = []
     for value, group in zip(values, groups, strict=True):
         items += list(value.values()) if isinstance(value, dict) else [value] * len(group)
     return items
@@ -5778,7 +5759,7 @@ def _map_prompt(question: str, texts: list[str]) -> str:
     return f"For each numbered item: {question}\n\n{listed}\n\nGive the answer for each item under its number."
 
 
-def holds_text_of(prompt: str, value: Any) -> bool:
+def holds_text_of(prompt: str, value: object) -> bool:
     """Whether a prompt holds text of the context: a passage of it, or one of its lines or items."""
     pieces = list(islice(_texts_in(value), 2000))
     starts = [match.start() for match in islice(re.finditer(r"\S+", prompt), 60)]
@@ -5797,7 +5778,7 @@ def holds_text_of(prompt: str, value: Any) -> bool:
     return False
 
 
-def _texts_in(value: Any) -> Iterator[str]:
+def _texts_in(value: object) -> Iterator[str]:
     """The texts and numbers in plain data, as text."""
     stack = [value]
     while stack:
@@ -5812,7 +5793,7 @@ def _texts_in(value: Any) -> Iterator[str]:
             yield str(item)
 
 
-def _require_room(backend: Backend, messages: list[dict[str, Any]]) -> None:
+def _require_room(backend: Backend, messages: list[Message]) -> None:
     """ValueError, before anything is sent, for a prompt that cannot fit the model's window."""
     window = backend.window
     size = sum(len(message["content"]) for message in messages if isinstance(message["content"], str))
@@ -6076,7 +6057,7 @@ def use_of(context: Context) -> str:
     return f"Use: lines = context.splitlines(); a line.split() is like {[word[:40] for word in words]}"
 
 
-def _json_in(text: str) -> Any:
+def _json_in(text: str) -> object:
     """The JSON value of an answer given as text, fenced or not; the text itself if it is not JSON."""
     blocks = [f.code for f in fences(text) if f.tag in ("json", "")]
     for candidate in [*blocks, text]:

@@ -31,7 +31,7 @@ import sys
 import threading
 import time
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,7 +60,7 @@ class Tool:
     name: str  # a Python name that is no builtin
     description: str  # what it does, for the model
     parameters: Schema  # the JSON Schema of an object whose properties are its arguments
-    handler: Callable[..., Any] = field(repr=False)  # gets the arguments by name; may be async
+    handler: Callable[..., object] = field(repr=False)  # gets the arguments by name; may be async
     # Makes the text that the model reads when it calls the tool itself; None: the result as text.
     render: Callable[..., str] | None = field(default=None, repr=False, kw_only=True)
     source: str = field(default="", kw_only=True)  # where it comes from, for messages: a file, module, distribution
@@ -78,11 +78,11 @@ class Tool:
         object.__setattr__(self, "parameters", {"type": "object", "properties": {}, **self.parameters})
         object.__setattr__(self, "source", self.source or getattr(self.handler, "__module__", "") or "this program")
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> Any:
         """Call it from Python: the arguments are checked, and the result is plain data, as for a model."""
         return call_tool(self, self.bind(*args, **kwargs))
 
-    def bind(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def bind(self, *args: object, **kwargs: object) -> dict[str, object]:
         """The arguments of a Python call as one object, the form that models send."""
         names = list(self.parameters["properties"])
         if len(args) > len(names):
@@ -93,7 +93,7 @@ class Tool:
         return {**bound, **kwargs}
 
 
-def _name_problem(name: Any) -> str:
+def _name_problem(name: object) -> str:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}", name) or keyword.iskeyword(name):
         better = re.sub(r"\W+", "_", str(name), flags=re.ASCII).strip("_")
         hint = f", for example {better!r}" if better.isidentifier() and not keyword.iskeyword(better) else ""
@@ -103,7 +103,7 @@ def _name_problem(name: Any) -> str:
     return ""
 
 
-def _parameters_problem(parameters: Any) -> str:
+def _parameters_problem(parameters: object) -> str:
     if not isinstance(parameters, dict):
         return f"its parameters must be a JSON Schema (a dict), not {type(parameters).__name__}"
     if parameters.get("type", "object") != "object":
@@ -143,7 +143,7 @@ def signature(tool: Tool) -> str:
 
 
 def from_signature(
-    line: str, description: str, handler: Callable[..., Any], render: Callable[..., str], source: str
+    line: str, description: str, handler: Callable[..., object], render: Callable[..., str], source: str
 ) -> Tool:
     """A tool from a line as `signature` writes it. A parameter without `=` is required; `= null` means no default."""
     name, _, rest = line.partition("(")
@@ -165,17 +165,19 @@ def from_signature(
 
 
 @typing.overload
-def tool(function: Callable[..., Any], /) -> Tool: ...
+def tool(function: Callable[..., object], /) -> Tool: ...
 @typing.overload
-def tool(*, name: str = "", description: str = "") -> Callable[[Callable[..., Any]], Tool]: ...
-def tool(function: Callable[..., Any] | None = None, /, *, name: str = "", description: str = "") -> Any:
+def tool(*, name: str = "", description: str = "") -> Callable[[Callable[..., object]], Tool]: ...
+def tool(
+    function: Callable[..., object] | None = None, /, *, name: str = "", description: str = ""
+) -> Tool | Callable[..., Tool]:
     """Make a Tool from a function's name, docstring (with an `Args:` section) and annotations."""
     if function is None:
         return lambda decorated: _tool_of(decorated, name, description)
     return _tool_of(function, name, description)
 
 
-def _tool_of(function: Callable[..., Any], name: str, description: str) -> Tool:
+def _tool_of(function: Callable[..., object], name: str, description: str) -> Tool:
     import inspect
 
     name = name or getattr(function, "__name__", "")
@@ -190,7 +192,7 @@ def _tool_of(function: Callable[..., Any], name: str, description: str) -> Tool:
             continue
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.POSITIONAL_ONLY):
             raise ToolError(f"tool {name!r}: parameter {str(parameter)!r} cannot be given by name, as models do")
-        schema = schema_of(handler.hints.get(parameter.name, Any))
+        schema = schema_of(handler.hints.get(parameter.name, object))
         about_it = {"description": notes[parameter.name]} if parameter.name in notes else {}
         properties[parameter.name] = {**schema, **about_it}
         if parameter.default is parameter.empty:
@@ -203,16 +205,18 @@ def _tool_of(function: Callable[..., Any], name: str, description: str) -> Tool:
 class _Typed:
     """Calls a function with JSON data converted to its annotated types."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., object]) -> None:
         import inspect
 
         self.function = function
         self.hints = _hints(function if inspect.isroutine(function) else type(function).__call__)
 
-    def __call__(self, **arguments: Any) -> Any:
-        return self.function(**{name: construct(self.hints.get(name, Any), item) for name, item in arguments.items()})
+    def __call__(self, **arguments: object) -> object:
+        return self.function(
+            **{name: construct(self.hints.get(name, object), item) for name, item in arguments.items()}
+        )
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[object, ...]:
         """Pickle a reference to the decorated name, which now means the tool and not the function."""
         place = getattr(self.function, "__module__", ""), getattr(self.function, "__qualname__", "")
         named = getattr(sys.modules.get(place[0]), place[1], None)
@@ -221,7 +225,7 @@ class _Typed:
         return _Typed, (self.function,)
 
 
-def _handler_of(module: str, name: str) -> Any:
+def _handler_of(module: str, name: str) -> object:
     import importlib
 
     return getattr(importlib.import_module(module), name).handler
@@ -242,7 +246,7 @@ def _docstring_parts(text: str) -> tuple[str, dict[str, str]]:
 # --- calling one --------------------------------------------------------------------------------------------------
 
 
-def call_tool(tool: Tool, arguments: Mapping[str, Any] | str) -> Any:
+def call_tool(tool: Tool, arguments: Mapping[str, object] | str) -> Any:
     """The handler's result as plain Python data. `arguments` is a mapping, or JSON text as a model wrote it.
 
     ToolError for arguments that do not fit the schema; the handler's own errors propagate.
@@ -251,7 +255,7 @@ def call_tool(tool: Tool, arguments: Mapping[str, Any] | str) -> Any:
     return plain_data(_run(tool.handler, checked))
 
 
-def call_for_model(tool: Tool, arguments: Mapping[str, Any] | str) -> str:
+def call_for_model(tool: Tool, arguments: Mapping[str, object] | str) -> str:
     """The result as text for the model, with a note on each argument that was changed."""
     checked, notes = check_arguments(tool, arguments)
     if tool.render is not None:
@@ -261,7 +265,7 @@ def call_for_model(tool: Tool, arguments: Mapping[str, Any] | str) -> str:
     return "\n".join([text, *(f"[{note}]" for note in notes)])
 
 
-def check_arguments(tool: Tool, arguments: Mapping[str, Any] | str) -> tuple[dict[str, Any], list[str]]:
+def check_arguments(tool: Tool, arguments: Mapping[str, object] | str) -> tuple[dict[str, object], list[str]]:
     """Arguments that fit the tool's schema, and notes on what was changed; ToolError if they cannot be made to fit."""
     values = _read_arguments(tool, arguments)
     known, notes = _known_arguments(tool, values)
@@ -271,7 +275,7 @@ def check_arguments(tool: Tool, arguments: Mapping[str, Any] | str) -> tuple[dic
     return value, notes
 
 
-def _read_arguments(tool: Tool, arguments: Mapping[str, Any] | str) -> dict[str, Any]:
+def _read_arguments(tool: Tool, arguments: Mapping[str, object] | str) -> dict[str, object]:
     """The arguments as a dict: some models send JSON in a string, or a bare string for the only parameter."""
     if not isinstance(arguments, str):
         return dict(arguments)
@@ -301,7 +305,7 @@ def _only_string(tool: Tool) -> str | None:
     return names[0] if isinstance(only, dict) and only.get("type") == "string" else None
 
 
-def _known_arguments(tool: Tool, values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _known_arguments(tool: Tool, values: dict[str, object]) -> tuple[dict[str, object], list[str]]:
     """The known arguments: a misspelt name is corrected, other unknown names are dropped, each with a note."""
     import difflib
 
@@ -327,20 +331,20 @@ def _known_arguments(tool: Tool, values: dict[str, Any]) -> tuple[dict[str, Any]
 _UNKNOWN = 20  # unknown arguments for which a near name is searched
 
 
-def _run(handler: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+def _run(handler: Callable[..., object], arguments: dict[str, object]) -> object:
     """The result of a plain or async handler; ToolError if it calls sys.exit."""
     try:
         result = handler(**arguments)
-        return _awaited(result) if hasattr(result, "__await__") else result
+        return _awaited(result) if isinstance(result, Awaitable) else result
     except SystemExit as leaving:
         raise ToolError(f"the tool called sys.exit({leaving.code!r})") from None
 
 
-def _awaited(result: Any) -> Any:
+def _awaited(result: Awaitable[_T]) -> _T:
     """The result of a coroutine, run on a separate thread if this one has a running event loop."""
     import asyncio
 
-    async def waited() -> Any:
+    async def waited() -> _T:
         return await result
 
     try:
@@ -371,7 +375,7 @@ def _on_thread(work: Callable[[], _T], seconds: float | None = None) -> _T:
     return results[0]
 
 
-def plain_data(value: Any) -> Any:
+def plain_data(value: object) -> object:
     """Convert dataclasses, models, enums, paths and times, at any depth, to plain data that a sandbox accepts."""
     if isinstance(value, enum.Enum):
         return value.value
@@ -393,7 +397,7 @@ def plain_data(value: Any) -> Any:
     return list(map(plain_data, value)) if isinstance(value, Iterator) else str(value)
 
 
-def render(value: Any) -> str:
+def render(value: object) -> str:
     """A tool's result as the text that a model reads."""
     if isinstance(value, str):
         return value
@@ -405,7 +409,7 @@ def render(value: Any) -> str:
 # - Python data as JSON, for answers, events, journals, results and the model
 
 
-def to_json(value: Any, **how: Any) -> str:
+def to_json(value: object, **how: Any) -> str:
     """JSON of any Python data, as `json_safe` makes it; `how` is json.dumps's."""
     try:
         return json.dumps(json_safe(value), allow_nan=False, **how)
@@ -413,7 +417,7 @@ def to_json(value: Any, **how: Any) -> str:
         return json.dumps(f"<a {type(value).__name__}, nested too deep>")
 
 
-def json_safe(value: Any) -> Any:
+def json_safe(value: object) -> object:
     """The value with everything that JSON cannot express replaced by its nearest equivalent.
 
     NaN and infinities become null, and sets become lists, sorted by repr. Keys other than strings become what json
@@ -438,9 +442,9 @@ def json_safe(value: Any) -> Any:
         return f"<{type(value).__name__} whose str raises {type(error).__name__}>"
 
 
-def _json_object(value: Mapping[Any, Any]) -> dict[str, Any]:
+def _json_object(value: Mapping[object, object]) -> dict[str, object]:
     taken = {key for key in value if isinstance(key, str)}
-    result: dict[str, Any] = {}
+    result: dict[str, object] = {}
     for key, item in value.items():
         name = key if isinstance(key, str) else _key_text(key)
         while name is not key and name in taken:
@@ -450,7 +454,7 @@ def _json_object(value: Mapping[Any, Any]) -> dict[str, Any]:
     return result
 
 
-def _key_text(key: Any) -> str:
+def _key_text(key: object) -> str:
     if key is None or isinstance(key, bool):
         return json.dumps(key)
     return str(json_safe(key)) if isinstance(key, int) else repr(key)
@@ -461,7 +465,7 @@ def _key_text(key: Any) -> str:
 IMPORT_SECONDS = 20.0
 
 
-def load_tools(spec: Any) -> list[Tool]:
+def load_tools(spec: Tool | AnyPath | Callable[..., object]) -> list[Tool]:
     """The tools of a file (`tools.py`), a module (`package.module`), a name in it (`module:name`), or a function."""
     if isinstance(spec, Tool) or not isinstance(spec, (str, os.PathLike)):
         if not callable(spec):
@@ -516,7 +520,7 @@ def _names_group(places: Iterable[str], group: bytes) -> bool:
     return False
 
 
-def _module_of_file(path: str) -> Any:
+def _module_of_file(path: str) -> object:
     """Import a file under a unique name; during the import its folder is last on sys.path."""
     import importlib.util
 
@@ -536,7 +540,7 @@ def _module_of_file(path: str) -> Any:
     return module
 
 
-def _imported(source: str, load: Callable[[], Any]) -> Any:
+def _imported(source: str, load: Callable[[], _T]) -> _T:
     """The result of a plug-in's import; any error or timeout becomes a ToolError that names the plug-in."""
     try:
         return _on_thread(load, IMPORT_SECONDS)
@@ -552,7 +556,7 @@ def _imported(source: str, load: Callable[[], Any]) -> Any:
         raise ToolError(problem, hint=f"see {place.filename}, line {place.lineno}") from error
 
 
-def _collected(found: Any, source: str) -> list[Tool]:
+def _collected(found: object, source: str) -> list[Tool]:
     """The tools in a plug-in's object: a tool, a list of tools, a function that returns them, or a module."""
     if isinstance(found, Tool):
         found = [found]
@@ -572,7 +576,7 @@ def _collected(found: Any, source: str) -> list[Tool]:
 
 _DEEPEST = 64
 _MOST_PROBLEMS = 100
-_TYPES: dict[str, Callable[[Any], bool]] = {
+_TYPES: dict[str, Callable[[object], bool]] = {
     "object": lambda value: isinstance(value, dict),
     "array": lambda value: isinstance(value, list),
     "string": lambda value: isinstance(value, str),
@@ -582,7 +586,7 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
     "null": lambda value: value is None,
 }
 # keyword of a bound: (the wording of a violation, the type it applies to, the test)
-_BOUNDS: dict[str, tuple[str, str, Callable[[Any, Any], bool]]] = {
+_BOUNDS: dict[str, tuple[str, str, Callable[[float, float], bool]]] = {
     "minLength": ("at least {} characters", "string", lambda size, limit: size >= limit),
     "maxLength": ("at most {} characters", "string", lambda size, limit: size <= limit),
     "minItems": ("at least {} items", "array", lambda size, limit: size >= limit),
@@ -597,7 +601,7 @@ _BOUNDS: dict[str, tuple[str, str, Callable[[Any, Any], bool]]] = {
 }
 
 
-def validate(schema: Schema | bool, value: Any, *, coerce: bool = True) -> tuple[Any, list[str]]:
+def validate(schema: Schema | bool, value: object, *, coerce: bool = True) -> tuple[Any, list[str]]:
     """The value with defaults filled in, and a line for each violation of the schema (none: it is valid).
 
     `coerce` accepts what a model plainly meant: "3" for 3, JSON in a string for an object, null for an absent optional
@@ -605,6 +609,9 @@ def validate(schema: Schema | bool, value: Any, *, coerce: bool = True) -> tuple
     """
     checker = _Checker(schema, coerce)
     return checker.check(schema, value, ""), _unique(checker.problems)
+
+
+Rule = Callable[[Schema, object, str], object]  # of a schema, a value and its path: the value, perhaps coerced
 
 
 class _Checker:
@@ -615,9 +622,9 @@ class _Checker:
         self.coerce = coerce
         self.depth = depth
         self.problems: list[str] = []
-        self.rules: dict[int, list[Callable[..., Any]]] = {}  # by schema, because the data may be large
+        self.rules: dict[int, list[Rule]] = {}  # by schema, because the data may be large
 
-    def check(self, schema: Any, value: Any, path: str) -> Any:
+    def check(self, schema: object, value: object, path: str) -> object:
         """The value coerced to the schema; what cannot be coerced is added to the problems."""
         if not isinstance(schema, dict):
             return value if schema is not False else self.fail(path, "nothing is allowed here", value)
@@ -635,29 +642,29 @@ class _Checker:
         self.depth -= 1
         return value
 
-    def rules_for(self, schema: Schema) -> list[Callable[..., Any]]:
-        wants = {
+    def rules_for(self, schema: Schema) -> list[Rule]:
+        wants: dict[Rule, set[str]] = {
             self.check_combinators: {"$ref", "allOf", "anyOf", "oneOf", "not"},
             self.typed: {"type"},
             self.check_enum: {"enum", "const"},
             self.bounds: _BOUNDS.keys() | {"pattern", "uniqueItems"},
             self.items: {"items", "prefixItems"},
-            self.object: {"properties", "required", "additionalProperties", "patternProperties"},
+            self.properties: {"properties", "required", "additionalProperties", "patternProperties"},
         }
         rules = [rule for rule, words in wants.items() if not words.isdisjoint(schema)]
         self.rules[id(schema)] = rules
         return rules
 
-    def fail(self, path: str, problem: str, value: Any) -> Any:
+    def fail(self, path: str, problem: str, value: object) -> object:
         self.problems.append(f"{path}: {problem}" if path else problem)
         return value
 
-    def is_valid(self, schema: Any, value: Any) -> bool:
+    def is_valid(self, schema: object, value: object) -> bool:
         checker = _Checker(self.root, False, self.depth)
         checker.check(schema, value, "")
         return not checker.problems
 
-    def check_combinators(self, schema: Schema, value: Any, path: str) -> Any:
+    def check_combinators(self, schema: Schema, value: object, path: str) -> object:
         """Apply the keywords that pass the whole value to other schemas."""
         referred = [self.resolve_ref(schema["$ref"])] if "$ref" in schema else []
         for part in [*referred, *schema.get("allOf", ())]:
@@ -668,14 +675,14 @@ class _Checker:
             self.fail(path, f"{_shown(value)} is not allowed", value)
         return value
 
-    def resolve_ref(self, reference: Any) -> Any:
-        found: Any = self.root
+    def resolve_ref(self, reference: object) -> object:
+        found: object = self.root
         for part in filter(None, str(reference).removeprefix("#").split("/")):
             key = part.replace("~1", "/").replace("~0", "~")
             found = found.get(key, {}) if isinstance(found, dict) else {}
         return found
 
-    def any_of(self, branches: list[Any], value: Any, path: str) -> Any:
+    def any_of(self, branches: list[object], value: object, path: str) -> object:
         """The value by the first branch that accepts it unchanged, otherwise by the first that it can be coerced to."""
         problems: list[str] = []
         for coerce in (False, True) if self.coerce else (False,):
@@ -687,17 +694,17 @@ class _Checker:
                 problems += checker.problems
         return self.fail("", join_limited(_unique(problems), " or "), value)
 
-    def typed(self, schema: Schema, value: Any, path: str) -> Any:
+    def typed(self, schema: Schema, value: object, path: str) -> object:
         wanted = schema.get("type", [])
         names = [wanted] if isinstance(wanted, str) else wanted
-        if not names or any(_TYPES.get(name, lambda _: True)(value) for name in names):
+        if not names or any(name not in _TYPES or _TYPES[name](value) for name in names):
             return value
         for name in names if self.coerce else ():
             with contextlib.suppress(ValueError, RecursionError):
                 return _to_type(name, value)
         return self.fail(path, f"expected {' or '.join(names)}, got {_shown(value)}", value)
 
-    def check_enum(self, schema: Schema, value: Any, path: str) -> Any:
+    def check_enum(self, schema: Schema, value: object, path: str) -> object:
         choices = [schema["const"]] if "const" in schema else schema.get("enum")
         if choices is None or any(_same(value, choice) for choice in choices):
             return value
@@ -707,7 +714,7 @@ class _Checker:
         allowed = ", ".join(json.dumps(choice, ensure_ascii=False, default=repr) for choice in choices)
         return self.fail(path, f"{_shown(value)} is not one of {allowed}", value)
 
-    def bounds(self, schema: Schema, value: Any, path: str) -> Any:
+    def bounds(self, schema: Schema, value: Any, path: str) -> object:
         if isinstance(value, str) and "pattern" in schema and not re.search(schema["pattern"], value):
             self.fail(path, f"{_shown(value)} does not match the pattern {schema['pattern']}", value)
         unique = isinstance(value, list) and schema.get("uniqueItems")
@@ -720,18 +727,18 @@ class _Checker:
                     self.fail(path, f"must be {limit.format(schema[word])}, is {size}", value)
         return value
 
-    def items(self, schema: Schema, value: Any, path: str) -> Any:
+    def items(self, schema: Schema, value: object, path: str) -> object:
         if not isinstance(value, list):
             return value
         first, rest = schema.get("prefixItems", []), schema.get("items", True)
         rules = [*first, *[rest] * len(value)]
         return [self.check(rule, item, f"{path}[{index}]") for index, (rule, item) in enumerate(zip(rules, value))]
 
-    def object(self, schema: Schema, value: Any, path: str) -> Any:
+    def properties(self, schema: Schema, value: object, path: str) -> object:
         if not isinstance(value, dict):
             return value
         properties, required = schema.get("properties", {}), schema.get("required", [])
-        result: dict[str, Any] = {}
+        result: dict[str, object] = {}
         for name, item in value.items():
             optional = name in properties and name not in required
             rule = _property_rule(schema, str(name))
@@ -753,7 +760,7 @@ class _Checker:
         return result
 
 
-def _property_rule(schema: Schema, name: str) -> Any:
+def _property_rule(schema: Schema, name: str) -> object:
     """The schema of one property: by name, by pattern, or the one for additional properties (False: not allowed)."""
     properties = schema.get("properties") or {}
     if name in properties:
@@ -764,7 +771,7 @@ def _property_rule(schema: Schema, name: str) -> Any:
     return schema.get("additionalProperties", True)
 
 
-def _to_type(name: str, value: Any) -> Any:
+def _to_type(name: str, value: object) -> object:
     """The value converted to the type that the model plainly meant; ValueError if that is not plain."""
     text = value.strip() if isinstance(value, str) else None
     if text and name in ("integer", "number") and len(text) > JSON_DIGITS:
@@ -788,7 +795,7 @@ def _to_type(name: str, value: Any) -> Any:
     raise ValueError(name)
 
 
-def _same(a: Any, b: Any) -> bool:
+def _same(a: object, b: object) -> bool:
     return isinstance(a, bool) == isinstance(b, bool) and bool(a == b)
 
 
@@ -801,7 +808,7 @@ def join_limited(lines: list[str], joint: str = "; ", most: int = 8) -> str:
     return joint.join(lines[:most]) + more
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """A value in a message: its type, and a truncated repr."""
     if value is None:
         return "null"
@@ -809,12 +816,12 @@ def _shown(value: Any) -> str:
     return f"{_type_word(value)} {text if len(text) <= 60 else text[:57] + '...'}"
 
 
-def _type_word(value: Any) -> str:
+def _type_word(value: object) -> str:
     words = ("boolean", "integer", "number", "string", "object", "array", "null")
     return next((word for word in words if _TYPES[word](value)), type(value).__name__)
 
 
-def _kind_word(schema: Any) -> str:
+def _kind_word(schema: object) -> str:
     """A schema in a word or two: `integer`, `array of string`, `"asc" | "desc"`."""
     if not isinstance(schema, dict):
         return "any"
@@ -838,7 +845,7 @@ _NAMED: dict[str, tuple[Schema, str]] = {
     "decimal.Decimal": ({"type": ["string", "number"]}, ""),
     "uuid.UUID": ({"type": "string", "format": "uuid"}, ""),
 }
-_SIMPLE: dict[Any, Schema] = {
+_SIMPLE: dict[object, Schema] = {
     str: {"type": "string"},
     int: {"type": "integer"},
     float: {"type": "number"},
@@ -853,12 +860,10 @@ _SIMPLE: dict[Any, Schema] = {
     object: {},
     Any: {},
 }
-Shape = tuple[
-    Schema, Callable[[Any], Any]
-]  # the schema of a type, and a function that makes a value of it from valid data
+Shape = tuple[Schema, Callable[[Any], object]]  # a type's schema, and what makes a value of the type from valid data
 
 
-def schema_of(kind: Any) -> Schema:
+def schema_of(kind: object) -> Schema:
     """The JSON Schema of a type: dataclass, TypedDict, pydantic model, enum, `list[int]`, `X | None`; a dict is one.
 
     ToolError for a type or a dict that has none.
@@ -890,7 +895,7 @@ def _schema_problem(schema: Schema) -> str:
         json.dumps(schema)
     except (TypeError, ValueError, RecursionError) as error:
         return str(error)
-    waiting: list[tuple[str, Any]] = [("", schema)]
+    waiting: list[tuple[str, object]] = [("", schema)]
     while waiting:
         path, part = waiting.pop()
         if not isinstance(part, (dict, bool)):
@@ -917,7 +922,7 @@ def _is_regex(pattern: str) -> bool:
         return False
 
 
-def construct(kind: Any, value: Any) -> Any:
+def construct(kind: object, value: object) -> Any:
     """A value of that type from data that fits its schema; ToolError if the type refuses it."""
     if isinstance(kind, dict):
         return value
@@ -929,7 +934,7 @@ def construct(kind: Any, value: Any) -> Any:
         raise ToolError(f"not a valid {getattr(kind, '__name__', kind)}: {str(error)[:600]}") from error
 
 
-def _shape(kind: Any) -> Shape:
+def _shape(kind: object) -> Shape:
     shapes = _Shapes()
     schema, make = shapes.of(kind)
     return {**schema, "$defs": shapes.shared} if shapes.shared else schema, make
@@ -940,7 +945,7 @@ class _Shapes:
 
     def __init__(self) -> None:
         self.shared: dict[str, Schema] = {}
-        self.open: list[Any] = []
+        self.open: list[object] = []
 
     def of(self, kind: Any) -> Shape:
         if getattr(kind, "__hash__", None) and kind in _SIMPLE:
@@ -962,7 +967,7 @@ class _Shapes:
             return _choices(values), lambda value: next(member for member in kind if _same(member.value, value))
         return self.of_generic(kind, typing.get_origin(kind), typing.get_args(kind))
 
-    def of_generic(self, kind: Any, origin: Any, args: tuple[Any, ...]) -> Shape:
+    def of_generic(self, kind: object, origin: Any, args: tuple[object, ...]) -> Shape:
         if origin is typing.Annotated:
             schema, make = self.of(args[0])
             about = next((note for note in args[1:] if isinstance(note, str)), "")
@@ -986,7 +991,7 @@ class _Shapes:
         raise ToolError(f"no JSON Schema for the type {getattr(kind, '__name__', kind)!r}")
 
     def of_union(self, shapes: list[Shape]) -> Shape:
-        def make(value: Any) -> Any:
+        def make(value: object) -> object:
             for schema, made in shapes:
                 if not validate({**schema, "$defs": self.shared}, value, coerce=False)[1]:
                     return made(value)
@@ -1019,11 +1024,11 @@ class _Shapes:
         return schema, lambda value: kind(**{name: fields[name][0][1](item) for name, item in value.items()})
 
 
-def _as_it_is(value: Any) -> Any:
+def _as_it_is(value: _T) -> _T:
     return value
 
 
-def _hints(kind: Any) -> dict[str, Any]:
+def _hints(kind: object) -> dict[str, object]:
     try:
         return typing.get_type_hints(kind, include_extras=True)
     except Exception as error:  # an annotation is any expression, evaluated here
@@ -1046,7 +1051,7 @@ def _fields(record: Any) -> list[tuple[str, bool, Schema]]:
     return found
 
 
-def _default(value: Any) -> Schema:
+def _default(value: object) -> Schema:
     """The `default` entry of a schema; empty if the default is not JSON."""
     try:
         return {"default": json.loads(json.dumps(plain_data(value)))}
@@ -1054,7 +1059,7 @@ def _default(value: Any) -> Schema:
         return {}
 
 
-def _choices(values: list[Any]) -> Schema:
+def _choices(values: list[object]) -> Schema:
     kinds = _unique(map(_type_word, values))
     return {**({"type": kinds[0]} if len(kinds) == 1 and kinds[0] in _TYPES else {}), "enum": values}
 
@@ -1324,17 +1329,17 @@ class _Files:
         except (OSError, ValueError):
             return False
 
-    def search(self, regex: str, pattern: str = "**") -> list[dict[str, Any]]:
+    def search(self, regex: str, pattern: str = "**") -> list[dict[str, str | int]]:
         rows, stopped, _ = self.matches(regex, pattern)
         if stopped:
             raise TimeoutError(stopped)
         if len(rows) > MATCH_LIMIT:
             raise ValueError(f"more than {MATCH_LIMIT:,} lines match {regex!r}: narrow it, or read the files in code")
-        return rows
+        return [{"path": path, "line": line, "text": text} for path, line, text in rows]
 
     def search_view(self, regex: str, pattern: str = "**") -> str:
         rows, stopped, count = self.matches(regex, pattern)
-        lines = [f"{row['path']}:{row['line']}: {truncate(row['text'], 300)}" for row in rows]
+        lines = [f"{path}:{line}: {truncate(text, 300)}" for path, line, text in rows]
         fitting = lines_that_fit(lines)
         notes = [f"[{stopped}]"] if stopped else []
         if fitting < len(lines):
@@ -1342,7 +1347,7 @@ class _Files:
             notes.append(f"[{fitting} of {total} matching lines; narrow the regex or the pattern]")
         return "\n".join(lines[:fitting] + notes) or f"no line matches in {count:,} files"
 
-    def matches(self, regex: str, pattern: str) -> tuple[list[dict[str, Any]], str, int]:
+    def matches(self, regex: str, pattern: str) -> tuple[list[tuple[str, int, str]], str, int]:
         """Matching lines (one more than the limit if there are more), why it stopped early, how many files."""
         paths = self.paths(pattern)
         if len(regex) > PATTERN_LIMIT:
@@ -1353,7 +1358,7 @@ class _Files:
             rows, stopped = _grep(regex, self.blocks(paths), MATCH_LIMIT + 1, SEARCH_SECONDS)
         finally:
             _searching.release()
-        return [{"path": path, "line": line, "text": text} for path, line, text in rows], stopped, len(paths)
+        return rows, stopped, len(paths)
 
     def blocks(self, paths: Iterable[str]) -> Iterator[tuple[str, int, bytes]]:
         """Files in blocks of whole lines: path, number of the first line, UTF-8. Binary files are skipped."""
@@ -1412,7 +1417,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
     return "folder" if entry.is_dir() else "file" if entry.is_file() else "other"
 
 
-Glob = list[Callable[[str], Any] | None]  # a test for each name of a path; None stands for `**`, any number of names
+Glob = list[Callable[[str], object] | None]  # a test for each name of a path; None stands for `**`, any number of names
 
 
 def _globs(pattern: str) -> list[Glob]:
@@ -2182,7 +2187,7 @@ class Documents:
     """
 
     def __init__(self, on_slow: Callable[[str], None] | None = None) -> None:
-        self.records: list[dict[str, Any]] = []
+        self.records: list[dict[str, object]] = []
         self._on_slow = on_slow
         self._plugins: list[Reader] = []
         self._process: Any = None
@@ -2208,7 +2213,7 @@ class Documents:
             raise ToolError(f"{name} is {_DOCUMENTS[suffix]}, which needs markitdown", hint=_INSTALL_DOCS)
         return reader
 
-    def read(self, reader: Reader, name: str, blob: bytes, **about: Any) -> tuple[str, str]:
+    def read(self, reader: Reader, name: str, blob: bytes, **about: object) -> tuple[str, str]:
         """A document's text, and a note on its reader. `about`: further fields of its record."""
         if len(blob) > DOCUMENT_LIMIT:
             raise ToolError(
@@ -2227,7 +2232,7 @@ class Documents:
         self.record(name, blob, reader=reader.label, characters=len(text), **about)
         return text, f"read by {reader.label} into {len(text):,} characters"
 
-    def record(self, name: str, blob: bytes, **about: Any) -> None:
+    def record(self, name: str, blob: bytes, **about: object) -> None:
         import hashlib
 
         digest = hashlib.sha256(blob).hexdigest()
@@ -2284,7 +2289,7 @@ class Documents:
             raise ToolError(f"{name} is encrypted", hint="save it without a password")
         raise ToolError(f"{reader.label} cannot read {name}: {kind}: {message[:300]}", hint=hint)
 
-    def _ask(self, question: dict[str, str]) -> dict[str, Any]:
+    def _ask(self, question: dict[str, str]) -> dict[str, object]:
         process = self._process = self._process or self._started()
         process.stdin.write(json.dumps(question).encode() + b"\n")
         process.stdin.flush()
@@ -2578,10 +2583,10 @@ class _Peers:
         class Handler(urllib.request.AbstractHTTPHandler):
             http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
 
-            def http_open(self, request: Any) -> Any:
+            def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
                 return self.do_open(judged(http.client.HTTPConnection), request)
 
-            def https_open(self, request: Any) -> Any:
+            def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
                 return self.do_open(judged(http.client.HTTPSConnection), request, context=_tls())
 
         opener = urllib.request.OpenerDirector()  # without handlers for redirects, errors, cookies, logins and files
@@ -2607,7 +2612,7 @@ def _addresses(host: str) -> list[str]:
     return []
 
 
-def _tls() -> Any:
+def _tls() -> object:
     """A TLS context with the authorities of the system and certifi, or those in REQUESTS_CA_BUNDLE or SSL_CERT_FILE."""
     import ssl
 
@@ -2771,12 +2776,12 @@ class _Snipara:
     def tool(self, line: str, description: str) -> Tool:
         name = line.partition("(")[0]
 
-        def handler(**arguments: Any) -> Any:
+        def handler(**arguments: Any) -> object:
             return self.call(name, arguments)
 
         return from_signature(line, description, handler, lambda **given: _snipara_text(handler(**given)), "snipara")
 
-    def call(self, name: str, arguments: dict[str, Any]) -> Any:
+    def call(self, name: str, arguments: dict[str, Any]) -> object:
         """The result of the server's tool as data; a ToolError with the server's message if anything fails."""
         if name == "read":
             arguments = {**arguments, "end_line": min(arguments["end_line"], arguments["start_line"] + _READ_LINES - 1)}
@@ -2792,8 +2797,8 @@ class _Snipara:
                 f"snipara {name}: {self.masked(str(error))}", hint=hint if status in (401, 403) else ""
             ) from None
 
-    def send(self, url: str, name: str, arguments: dict[str, Any]) -> tuple[int, bytes]:
-        body: dict[str, Any] = {"tool": f"rlm_{name}", "params": arguments}
+    def send(self, url: str, name: str, arguments: dict[str, object]) -> tuple[int, bytes]:
+        body: dict[str, object] = {"tool": f"rlm_{name}", "params": arguments}
         if not self.rest:
             params = {"name": f"rlm_{name}", "arguments": arguments}
             body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
@@ -2803,7 +2808,7 @@ class _Snipara:
             status, body_text = self.send_as(self.login.token(), url, body)
         return status, body_text
 
-    def send_as(self, token: str, url: str, body: dict[str, Any]) -> tuple[int, bytes]:
+    def send_as(self, token: str, url: str, body: dict[str, object]) -> tuple[int, bytes]:
         headers = {"Authorization": f"Bearer {token}"} if token else {"X-API-Key": str(self.key)}
         try:
             status, _, body_text = self.post(url, json=body, headers=headers, timeout=30)
@@ -2816,7 +2821,7 @@ class _Snipara:
             text = text.replace(secret, "[redacted]") if secret else text
         return text
 
-    def result(self, status: int, body: bytes) -> Any:
+    def result(self, status: int, body: bytes) -> object:
         """The data in a reply of either protocol."""
         text = body.decode("utf-8", "replace")
         try:
@@ -2834,7 +2839,7 @@ class _Snipara:
         return reply["result"] if self.rest else _content(reply["result"])
 
 
-def error_message(error: Any) -> str:
+def error_message(error: object) -> str:
     """The message in an error reply, whichever field holds it."""
     if isinstance(error, dict):
         message = next((error[key] for key in ("message", "detail", "error", "msg") if error.get(key)), None)
@@ -2845,7 +2850,7 @@ def error_message(error: Any) -> str:
     return str(error or "")[:300]
 
 
-def _content(result: Any) -> Any:
+def _content(result: object) -> object:
     """The data in an MCP tool result: its text blocks, parsed as JSON if they all are."""
     if not isinstance(result, dict) or not isinstance(result.get("content"), list):
         return result
@@ -2861,7 +2866,7 @@ def _content(result: Any) -> Any:
     return values[0] if len(values) == 1 else values
 
 
-def _snipara_text(data: Any) -> str:
+def _snipara_text(data: object) -> str:
     """A result for the model: the text of documents verbatim, everything else as JSON."""
     if not isinstance(data, dict):
         return render(data)

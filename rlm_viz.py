@@ -58,7 +58,8 @@ __all__ = [
     "write",
 ]
 
-Event = dict[str, Any]
+Event = dict[str, Any]  # of a journal, or a message, call or result in one
+JSONObject = dict[str, Any]  # one that is made here
 
 EVENTS = ("start", "call", "tool", "end", "resume", "interrupted", "compact")
 VERSION = 2  # the newest journal version this reader knows
@@ -203,7 +204,7 @@ def merge(events: Iterable[Event]) -> list[Event]:
     return [_filled(event, lines) for event in listed]
 
 
-_FIELDS: Mapping[str, Any] = {
+_FIELDS: Mapping[str, object] = {
     "trajectory_id": None,
     "call_id": None,
     "parent_call_id": None,
@@ -220,7 +221,7 @@ _FIELDS: Mapping[str, Any] = {
 def _filled(event: Event, lines: Mapping[int, Event]) -> Event:
     full: Event = {**_FIELDS, **event}
     if event.get("event") == "call" and isinstance(event.get("prompt"), list):
-        full["prompt"] = [_with_content(message, lines) for message in event["prompt"]]
+        full["prompt"] = [_with_content(m, lines) if isinstance(m, dict) else m for m in event["prompt"]]
     if event.get("event") == "tool":
         full["tool_results"] = [_whole_result(event, result) for result in _dicts(event.get("tool_results"))]
     return full
@@ -238,9 +239,9 @@ def _named_by(message: Event, lines: Mapping[int, Event]) -> list[tuple[Event, E
     return [(ref, line) for ref, line in pairs if line and line.get("call_id") == ref.get("call_id")]
 
 
-def _with_content(message: Any, lines: Mapping[int, Event]) -> Any:
+def _with_content(message: Event, lines: Mapping[int, Event]) -> Event:
     """The message as it was sent: its references replaced by the content that those lines hold."""
-    if not isinstance(message, dict) or "refs" not in message:
+    if "refs" not in message:
         return message
     bare, contents = _without(message, "refs"), []
     for ref, line in _named_by(message, lines):
@@ -251,7 +252,7 @@ def _with_content(message: Any, lines: Mapping[int, Event]) -> Any:
     return {**bare, "content": contents[0] if len(contents) == 1 else "\n\n".join(map(_text, contents))}
 
 
-def _content_in(line: Event, message: Event) -> Any:
+def _content_in(line: Event, message: Event) -> object:
     """What a line holds of a message: a system prompt, a prompt with its announcement, a summary, or a result."""
     if line.get("event") == "compact":
         return line.get("summary")
@@ -297,7 +298,7 @@ def _error_words(event: Event) -> str:
     return ": ".join(filter(None, [name, message])) if is_exception or not message else message
 
 
-def _error_type(error: Any) -> str:
+def _error_type(error: object) -> str:
     """The class of an error, without its message; "error" for one that has none."""
     named = re.match(r"[\w.]{1,80}", _text(error.get("type"))) if isinstance(error, dict) else None
     return named.group() if named else "error"
@@ -328,7 +329,10 @@ def without_bodies(event: Event) -> Event:
     if event.get("error"):
         bare["error"] = _error_type(event["error"])
     if isinstance(event.get("tool_calls"), list):
-        bare["tool_calls"] = [_bare_call(call) for call in event["tool_calls"]]
+        bare["tool_calls"] = [
+            {"id": call.get("id"), "name": call.get("name")} if isinstance(call, dict) else call
+            for call in event["tool_calls"]
+        ]
     if isinstance(event.get("tool_results"), list):
         bare["tool_results"] = [
             {name: result.get(name) for name in ("id", "name", "is_error")} for result in _dicts(event["tool_results"])
@@ -336,12 +340,8 @@ def without_bodies(event: Event) -> Event:
     return bare
 
 
-def is_malformed(name: str, value: Any) -> bool:
+def is_malformed(name: str, value: object) -> bool:
     return name in ("limits", "left", "totals", "token_usage", "answer") and not isinstance(value, dict)
-
-
-def _bare_call(call: Any) -> Any:
-    return {"id": call.get("id"), "name": call.get("name")} if isinstance(call, dict) else call
 
 
 # --- journals of version 1 --------------------------------------------------------------------------------------------
@@ -394,7 +394,7 @@ class Upgrade:
             for result in _dicts(event.get("tool_results")):
                 self._lines[node, "result", str(result.get("id"))] = {**line, "heading": heading}
 
-    def _with_refs(self, node: str, message: Any) -> Any:
+    def _with_refs(self, node: str, message: object) -> object:
         if not isinstance(message, dict) or "content" in message or message.get("role") == "assistant":
             return message
         if isinstance(message.get("tool_call_ids"), list):
@@ -449,44 +449,44 @@ _RAISED_ALONE = r"[A-Z]\w*(?:Error|Exception|Exceeded|Interrupt|Exit)(?=:|$)"  #
 # --- reading values that may be anything --------------------------------------------------------------------------
 
 
-def _number(value: Any) -> float:
+def _number(value: object) -> float:
     """A finite, non-negative number; 0 for anything else."""
     if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e15:
         return value
     return 0
 
 
-def _number_or_none(value: Any) -> float | None:
-    return value if _number(value) == value and not isinstance(value, bool) else None
+def _number_or_none(value: object) -> float | None:
+    return number if (number := _number(value)) == value and not isinstance(value, bool) else None
 
 
-def _dicts(value: Any) -> list[Event]:
+def _dicts(value: object) -> list[Event]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
-def _list(value: Any) -> list[Any]:
+def _list(value: object) -> list[object]:
     return value if isinstance(value, list) else []
 
 
-def _dict(value: Any) -> Event:
+def _dict(value: object) -> Event:
     return value if isinstance(value, dict) else {}
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """The text of a message's content: a string, or the text parts of a list."""
     if isinstance(value, list):
         return " ".join(str(part.get("text") or f"[{part.get('type')}]") for part in _dicts(value))
     return value if isinstance(value, str) else "" if value is None else json.dumps(value, default=str)
 
 
-def first_line(value: Any, length: int = 96) -> str:
+def first_line(value: object, length: int = 96) -> str:
     """The first line that is not blank, truncated to `length`."""
     text = _text(value)[:4000].strip()
     line = " ".join(text.partition("\n")[0].split())
     return line if len(line) <= length else line[: length - 1] + "…"
 
 
-def parse_timestamp(value: Any) -> float | None:
+def parse_timestamp(value: object) -> float | None:
     """Milliseconds since 1970 of an ISO 8601 time, or None."""
     try:
         return datetime.fromisoformat(str(value).replace("Z", "+00:00")).timestamp() * 1000
@@ -573,7 +573,8 @@ def rows(events: Sequence[Event]) -> list[Row]:
         )
     order = _preorder(flat, roots)
     _accumulate(order, _pauses(events, spans))
-    _number_subcalls(order)
+    for number, row in enumerate((row for row in order if row.name == "llm_query" and row.kind == "sub"), 1):
+        row.text = f"#{number}"
     _time_prompts(order, events)
     return order
 
@@ -593,7 +594,7 @@ def _parents(events: Sequence[Event]) -> list[int]:
         elif kind not in ("tool", "end") and event.get("call_id") is not None:
             calls.setdefault(call, index)
 
-    def under_call(call: Any, cell: Any) -> int:
+    def under_call(call: object, cell: object) -> int:
         if call is None:
             return _TOP
         found = cells.get((str(call), _number(cell))) if cell is not None else None
@@ -714,12 +715,6 @@ def _most_at_once(spans: list[tuple[float, float]]) -> int:
     return most
 
 
-def _number_subcalls(order: list[Row]) -> None:
-    """Give each `llm_query` its number in the run."""
-    for number, row in enumerate((row for row in order if row.name == "llm_query" and row.kind == "sub"), 1):
-        row.text = f"#{number}"
-
-
 def _row(index: int, event: Event, start: float, end: float, asked: _Asked) -> Row:
     kind = _kind(event)
     words = _tool_words(event, asked) if kind == "tool" else label(kind, event)
@@ -815,18 +810,18 @@ def _other_words(kind: str, event: Event) -> tuple[str, str]:
     return first_line(event.get("event"), 40) or "unknown", ""
 
 
-def count_text(value: Any) -> str:
+def count_text(value: object) -> str:
     return str(int(_number(value))) if _number(value) else "?"
 
 
-def _last_user_text(prompt: Any) -> str:
+def _last_user_text(prompt: object) -> str:
     if isinstance(prompt, str):
         return prompt
     texts = [_text(message.get("content")) for message in _dicts(prompt) if message.get("role") == "user"]
     return texts[-1] if texts else ""
 
 
-def _telling_line(code: Any, error: Any = None) -> str:
+def _telling_line(code: object, error: object = None) -> str:
     """The most telling line of code: the one that failed, asks a model or answers; else the last to show a value."""
     lines = _text(code)[:8000].splitlines()
     failed = re.findall(r'"<cell[^"\n]*>", line (\d{1,6}), in <module>', _text(error))
@@ -860,7 +855,7 @@ def _flags(kind: str, event: Event) -> int:
 # --- when things happened, what asked for them, and where an answer came from -----------------------------------------
 
 
-_Asked = Mapping[tuple[str, str], Any]
+_Asked = Mapping[tuple[str, str], object]
 
 
 def _spans(events: Sequence[Event]) -> list[tuple[float, float]]:
@@ -948,7 +943,7 @@ def _pauses(events: Sequence[Event], spans: Sequence[tuple[float, float]]) -> li
 # --- totals -----------------------------------------------------------------------------------------------------------
 
 
-def totals(events: Sequence[Event], tree_rows: Sequence[Row] | None = None) -> dict[str, Any]:
+def totals(events: Sequence[Event], tree_rows: Sequence[Row] | None = None) -> JSONObject:
     """The figures of a run: {calls, tokens, usage, cost_usd, cost_known, depth_reached, tool_calls, duration_ms, …}.
 
     Besides these `errors`, a count, and `status`. `cost_usd` is None if the price of a call is unknown; `cost_known` is
@@ -1222,13 +1217,13 @@ def show(log: str) -> str:
     else:
         from IPython import display
 
-        show_inline: Any = display.display
+        show_inline: Callable[..., object] = display.display
         show_inline(display.IFrame(os.path.relpath(path), width="100%", height=640))
     print(path)
     return path
 
 
-def _ipython() -> Any:
+def _ipython() -> object:
     """The IPython shell that this program runs in, if it does."""
     module = sys.modules.get("IPython")
     return module.get_ipython() if module else None
@@ -1397,7 +1392,7 @@ def counted(number: int, word: str) -> str:
 class NotebookProgress:
     """A listener for runs in a notebook: one line under the cell, updated at most twice a second."""
 
-    def __init__(self, display: Callable[..., Any]) -> None:
+    def __init__(self, display: Callable[..., object]) -> None:
         self._display = display
         self._handle: Any = None
         self._began = self._shown = time.monotonic()
@@ -1484,7 +1479,7 @@ def _changed(entry: os.DirEntry[str]) -> int | None:
         return None
 
 
-def list_runs(dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def list_runs(dir: str | os.PathLike[str]) -> list[JSONObject]:
     """Each run of a folder, newest first, as a dict.
 
     Its keys: id, status, prompt, answer, model, started, duration_ms, calls, tokens, cost_usd, path, bytes. Of a long
@@ -1497,7 +1492,7 @@ def list_runs(dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return sorted(runs, key=lambda run: run["started"] or "", reverse=True)
 
 
-def _run_line(path: str) -> dict[str, Any]:
+def _run_line(path: str) -> JSONObject:
     first, last = first_and_last(path)
     ended = last.get("event") == "end" and not _number(last.get("depth"))  # the root's end, not a child's
     sums = _dict(last.get("totals")) if ended else {}
@@ -1546,13 +1541,13 @@ def first_and_last(path: str) -> tuple[Event, Event]:
 COST_KEYS = ("model", "day", "project")
 
 
-def costs(dirs: Iterable[str | os.PathLike[str]], by: str = "model") -> dict[str, Any]:
+def costs(dirs: Iterable[str | os.PathLike[str]], by: str = "model") -> JSONObject:
     """{"by", "rows", "total"}: the calls in the journals of some folders, by model, day (local) or project folder.
 
     `cost_usd` is the sum of the prices that are known, `unpriced` counts the calls without one, abandoned ones among
     them: a provider may bill these as well.
     """
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, JSONObject] = {}
     total = _cost_row("total")
     for dir in dirs:
         for name in _log_names(dir):
@@ -1575,12 +1570,12 @@ def costs(dirs: Iterable[str | os.PathLike[str]], by: str = "model") -> dict[str
     return {"by": by, "rows": listed, "total": total}
 
 
-def _cost_row(key: str) -> dict[str, Any]:
+def _cost_row(key: str) -> JSONObject:
     figures = dict.fromkeys(("runs", "calls", *USAGE), 0)
     return {"key": key, **figures, "cost_usd": 0.0, "unpriced": 0}
 
 
-def _add_cost(row: dict[str, Any], event: Event, *, is_new_run: bool) -> None:
+def _add_cost(row: JSONObject, event: Event, *, is_new_run: bool) -> None:
     usage, cost = _dict(event.get("token_usage")), _number_or_none(event.get("cost_usd"))
     row["runs"] += is_new_run
     row["calls"] += 1
@@ -1666,7 +1661,7 @@ class _Run:
     chunks: list[str]
     plain: bool
 
-    def meta(self) -> dict[str, Any]:
+    def meta(self) -> JSONObject:
         """The data for the page's heading, picker and comparison."""
         begin, prompt = _last_of_root(self.events, "start")
         ending, end = _last_of_root(self.events, "end")
@@ -1712,7 +1707,7 @@ def _limits(events: Sequence[Event]) -> Event:
     return limits
 
 
-def _failure(end: Event, prompt: Event, now: Sequence[Row]) -> dict[str, Any]:
+def _failure(end: Event, prompt: Event, now: Sequence[Row]) -> JSONObject:
     """Why a run has no answer, what to do next, and the event that failed first."""
     error, name = _dict(end["error"]), _text(end.get("trajectory_id"))
     command = f"rlm resume {name}" if name and prompt.get("protocol") != "stream" else ""
@@ -1724,11 +1719,7 @@ _Card = tuple[str, str, str, list[tuple[str, float]]]
 
 
 def _cards(
-    sums: Mapping[str, Any],
-    listed: Sequence[Row],
-    events: Sequence[Event],
-    spent: Mapping[str, Any],
-    now: Sequence[Row],
+    sums: JSONObject, listed: Sequence[Row], events: Sequence[Event], spent: JSONObject, now: Sequence[Row]
 ) -> list[_Card]:
     """(title, figure, note, [(used of a limit in words, share)]) of each total; a limit is for the latest prompt."""
     usage, limits, count = sums["usage"], _limits(events), Counter(row.kind for row in listed)
@@ -1836,7 +1827,7 @@ def json_safe(event: Event) -> Event:
     return fields
 
 
-def _json(value: Any) -> str:
+def _json(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()  # lone surrogates as \\udXXX
 
@@ -1866,7 +1857,7 @@ def _index(run: _Run) -> str:
     names, models = intern(row.name for row in run.rows), intern(row.model for row in run.rows)
     nodes = [str(run.events[row.index].get("node")) if row.index >= 0 else "" for row in run.rows]
     node_numbers = intern(nodes)
-    columns: dict[str, list[Any]] = {
+    columns: dict[str, list[float]] = {
         "kind": [kinds.index(row.kind) for row in run.rows],
         "name": [names[row.name] for row in run.rows],
         "model": [models[row.model] for row in run.rows],
@@ -1875,8 +1866,8 @@ def _index(run: _Run) -> str:
         "end": [round(row.end - base, 1) for row in run.rows],
         "cost": [-1 if row.unpriced else round(row.cost, 9) for row in run.rows],
         **{name: [round(getattr(row, name), 9) for row in run.rows] for name in _COLUMNS},
+        **{name: [row.usage[place] for row in run.rows] for place, name in enumerate(USAGE)},
     }
-    columns |= {name: [row.usage[place] for row in run.rows] for place, name in enumerate(USAGE)}
     words = {name: "\n".join(getattr(row, name).replace("\n", " ") for row in run.rows) for name in ("text", "outcome")}
     numbers = [event.get("index") for event in run.events]
     lines = None if numbers == list(range(len(numbers))) else numbers  # what a reference names, if lines are missing
@@ -1967,7 +1958,7 @@ def _load(path: str | os.PathLike[str], room: PageBudget, bodies: bool = True) -
 
 
 def _page(
-    runs: Sequence[_Run], *, others: Sequence[dict[str, Any]] = (), diff: bool = False, live: str = ""
+    runs: Sequence[_Run], *, others: Sequence[JSONObject] = (), diff: bool = False, live: str = ""
 ) -> Iterator[str]:
     """The pieces of the page: the static part first, the bodies last."""
     metas = [run.meta() for run in runs]
@@ -2026,7 +2017,7 @@ def _sha256(text: str) -> str:
     return "sha256-" + b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _summary(meta: Mapping[str, Any]) -> str:
+def _summary(meta: JSONObject) -> str:
     cards = "".join(
         f'<div><dt>{title}</dt><dd>{_html(value)}</dd><dd class="note">{_html(note)}'
         f"{''.join(f'<span>{_html(words)}</span>' for words, _ in used)}</dd></div>"
@@ -2075,23 +2066,23 @@ def csv_table(events: Sequence[Event]) -> Iterator[str]:
     listed = rows(events)
     base = _base_of(listed)
 
-    def cell(value: Any) -> str:
+    def cell(value: object) -> str:
         if isinstance(value, (int, float)):
             return format(value, ".12g")
-        text = f"'{value}" if value[:1] in tuple("=+-@\t\r") else value
+        text = f"'{value}" if str(value)[:1] in tuple("=+-@\t\r") else str(value)
         return '"' + text.replace('"', '""') + '"'
 
     yield ",".join(_CSV_COLUMNS) + "\r\n"
     for row in listed:
         read, written, cached, _, reasoning = row.usage
         times = (round(row.start - base, 1), round(row.end - base, 1), round(row.self_ms, 1))
-        own_cost: Any = "?" if row.unpriced else row.cost
+        own_cost = "?" if row.unpriced else row.cost
         totals = (row.all_tokens, row.all_cost, row.all_unpriced, int(row.error))
         values = (row.index, row.level, row.depth, row.kind, row.name, row.text, row.outcome, row.model, *times)
         yield ",".join(map(cell, (*values, read, written, cached, reasoning, own_cost, *totals))) + "\r\n"
 
 
-def chrome_trace(events: Sequence[Event]) -> dict[str, Any]:
+def chrome_trace(events: Sequence[Event]) -> JSONObject:
     """The run in the Trace Event Format (complete events, microseconds), for Perfetto and chrome://tracing."""
     listed = rows(events)
     base = _base_of(listed)
@@ -2148,7 +2139,7 @@ class _Conversation:
 
     def __init__(self) -> None:
         self.messages: list[Event] = []
-        self.stubs: list[int] = []  # places whose outputs become stubs before the next turn
+        self.stubs: list[object] = []  # places whose outputs become stubs before the next turn
         self.restarted = False
 
     def add_new(self, event: Event, lines: Mapping[int, Event]) -> None:
@@ -2191,7 +2182,7 @@ class _Conversation:
         else:
             self.stubs = _list(event.get("places"))
 
-    def _leave_out(self, cells: set[Any]) -> None:
+    def _leave_out(self, cells: set[int]) -> None:
         self.messages = self.messages[:-1]  # the newest reply: its results are not among the messages yet
         while len(self.messages) > 2 and cells.intersection(self.messages[-1].get("_cells", ())):
             del self.messages[-2:]
@@ -2221,9 +2212,9 @@ def _stub(message: Event) -> Event:
     return {**message, "content": f"[{len(_text(message['content'])):,} characters of output stood here; {where}]"}
 
 
-def training_samples(events: Iterable[Event]) -> Iterator[dict[str, Any]]:
+def training_samples(events: Iterable[Event]) -> Iterator[JSONObject]:
     """Each turn as OpenAI's chat format has it: {"messages": what was sent and the reply, "tools": as offered}."""
-    history, schemas, secrets, plain = History(), dict[str, Any](), Secrets(), set[str]()
+    history, schemas, secrets, plain = History(), dict[str, object](), Secrets(), set[str]()
     for event in (_clean(event, secrets)[0] for event in upgraded(events)):
         sent, node = history.add(event), str(event.get("node"))
         if event.get("event") == "start":
@@ -2239,7 +2230,7 @@ def training_samples(events: Iterable[Event]) -> Iterator[dict[str, Any]]:
             yield {"messages": messages, **({"tools": tools} if tools else {})}
 
 
-def _openai_message(message: Event) -> dict[str, Any]:
+def _openai_message(message: Event) -> JSONObject:
     role, content = message.get("role"), message.get("content")
     if role == "tool":
         return {"role": role, "tool_call_id": message.get("tool_call_id"), "content": _plain_text(content)}
@@ -2250,14 +2241,14 @@ def _openai_message(message: Event) -> dict[str, Any]:
     return made
 
 
-def _openai_call(call: Event) -> dict[str, Any]:
+def _openai_call(call: Event) -> JSONObject:
     arguments = call.get("arguments")
     asked = arguments if isinstance(arguments, dict) else {"unreadable": str(arguments)}
     function = {"name": call.get("name"), "arguments": json.dumps(asked, ensure_ascii=False)}
     return {"id": call.get("id"), "type": "function", "function": function}
 
 
-def _plain_text(content: Any) -> str:
+def _plain_text(content: object) -> str:
     return (
         "\n".join(str(part.get("text", "")) for part in _dicts(content))
         if isinstance(content, list)
@@ -2268,12 +2259,12 @@ def _plain_text(content: Any) -> str:
 # - a notebook
 
 
-def notebook(events: Sequence[Event], context: str = "") -> dict[str, Any]:
+def notebook(events: Sequence[Event], context: str = "") -> JSONObject:
     """A run as a Jupyter notebook (nbformat 4.5): its cells with their outputs, sub-calls and prose between them.
 
     `context` is the file that the run's input was saved to. Nothing is run.
     """
-    secrets, cells = Secrets(), list[dict[str, Any]]()
+    secrets, cells = Secrets(), list[JSONObject]()
     clean = [_clean(event, secrets)[0] for event in upgraded(events)]
     shown = _under_cells(clean)
     for index, event in enumerate(clean):
@@ -2328,7 +2319,7 @@ def _under_cells(events: Sequence[Event]) -> dict[int, list[str]]:
     return found
 
 
-def _exchange(name: str, asked: Any, answer: Any) -> str:
+def _exchange(name: str, asked: object, answer: object) -> str:
     """A request and its result in a folded block, fenced so that neither is read as Markdown."""
     parts = [f"<details><summary>{_html(_visible(name))}</summary>"]
     for text in filter(None, (_text(asked).strip(), _text(answer).strip())):
@@ -2337,7 +2328,7 @@ def _exchange(name: str, asked: Any, answer: Any) -> str:
     return "\n\n".join([*parts, "</details>"])
 
 
-def _context_cell(about: Event, saved: str) -> list[dict[str, Any]]:
+def _context_cell(about: Event, saved: str) -> list[JSONObject]:
     """The cell that loads the variable `context` from the saved copy, or from the original files."""
     source = about.get("source")
     load = f"with open({saved!r}, 'rb') as file:\n    saved = zlib.decompress(file.read())[1:]\n"
@@ -2355,18 +2346,18 @@ def _context_cell(about: Event, saved: str) -> list[dict[str, Any]]:
     return [{"cell_type": "code", "execution_count": None, "metadata": {}, "outputs": [], "source": code}]
 
 
-def _markdown(text: str) -> dict[str, Any]:
+def _markdown(text: str) -> JSONObject:
     """A cell of prose that loads nothing over the network and holds no HTML."""
     return _markdown_cell(re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text).replace("![", "!&#91;"))
 
 
-def _markdown_cell(source: str) -> dict[str, Any]:
+def _markdown_cell(source: str) -> JSONObject:
     return {"cell_type": "markdown", "metadata": {}, "source": source}
 
 
-def _code_cell(event: Event) -> dict[str, Any]:
+def _code_cell(event: Event) -> JSONObject:
     count = int(_number(event.get("cell"))) or None
-    outputs: list[dict[str, Any]] = []
+    outputs: list[JSONObject] = []
     if stdout := _text(event.get("stdout")):
         outputs.append({"output_type": "stream", "name": "stdout", "text": stdout})
     for image in event["images"] if isinstance(event.get("images"), list) else ():
@@ -2396,7 +2387,7 @@ _USAGE_ATTRIBUTES = ("input_tokens", "output_tokens", "cache_read.input_tokens",
 _CLIENT = 3  # the kind of a span that calls another program; 1 is one that does not
 
 
-def spans(events: Iterable[Event], *, bodies: bool = False) -> list[dict[str, Any]]:
+def spans(events: Iterable[Event], *, bodies: bool = False) -> list[JSONObject]:
     """A run's events as OTLP/JSON spans; prompts, replies, code and outputs are in them only with `bodies`."""
     trace = Trace(bodies)
     made = [span for event in upgraded(events) for span in trace.add(event)]
@@ -2412,12 +2403,12 @@ class Trace:
     def __init__(self, bodies: bool = False) -> None:
         self.bodies = bodies
         self.history, self.secrets = History(), Secrets()
-        self.open: dict[str, dict[str, Any]] = {}  # node -> data of its span
-        self.about: dict[str, dict[str, Any]] = {}  # node -> its newest `start`
+        self.open: dict[str, JSONObject] = {}  # node -> data of its span
+        self.about: dict[str, Event] = {}  # node -> its newest `start`
         self.name = self.resumed = ""
         self.now = 0  # nanoseconds
 
-    def add(self, event: Event) -> list[dict[str, Any]]:
+    def add(self, event: Event) -> list[JSONObject]:
         """The spans that end with this event."""
         event = _clean(event, self.secrets)[0] if self.bodies else _span_metrics(event)
         sent = self.history.add(event) if self.bodies else []
@@ -2443,11 +2434,11 @@ class Trace:
             self._agent(event)["events"] += [{"timeUnixNano": str(self.now), "name": f"rlm.{kind}"}]
         return []
 
-    def close(self, now: int | None = None) -> list[dict[str, Any]]:
+    def close(self, now: int | None = None) -> list[JSONObject]:
         """Close the nodes that have not ended; their spans, as interrupted."""
         return [span for node in list(self.open)[::-1] for span in self._close(node, now)]
 
-    def _agent(self, event: Event, mark: str = "") -> dict[str, Any]:
+    def _agent(self, event: Event, mark: str = "") -> JSONObject:
         """The node's open span; a new one where it begins, and where a resumed run goes on in it."""
         node = str(event.get("node", "n0"))
         if node not in self.open:
@@ -2470,7 +2461,7 @@ class Trace:
             }
         return self.open[node]
 
-    def _chat(self, event: Event, sent: list[Event]) -> dict[str, Any]:
+    def _chat(self, event: Event, sent: list[Event]) -> JSONObject:
         """The span of a call: a turn's, or a sub-call's, whose model may be another."""
         is_sub, failed = event.get("kind") == "sub", event.get("event") == "interrupted"
         about = self.about.get(str(event.get("node")), {})
@@ -2499,7 +2490,7 @@ class Trace:
         parent = self._id("call", event.get("parent_call_id")) if is_sub else agent["id"]
         return self._span(f"chat {model}".strip(), (self._id(*name), parent), values, event, kind=_CLIENT)
 
-    def _tool(self, event: Event) -> dict[str, Any]:
+    def _tool(self, event: Event) -> JSONObject:
         """The span of a cell or a tool. Its parent is the turn that called it, as in the journal."""
         agent, is_cell = self._agent(event), "code" in event
         result = next(iter(_dicts(event.get("tool_results"))), {})
@@ -2522,7 +2513,7 @@ class Trace:
         parent = agent["id"] if event.get("call_id") is None else self._id("call", event["call_id"])
         return self._span(f"execute_tool {name}", (own, parent), values, event)
 
-    def _end(self, node: str, event: Event) -> list[dict[str, Any]]:
+    def _end(self, node: str, event: Event) -> list[JSONObject]:
         agent, status = self._agent(event), first_line(event.get("status"), 20)
         agent["rlm.status"] = status
         agent |= {f"rlm.{name}": _dict(event.get("totals")).get(name) for name in ("calls", "tokens", "cost_usd")}
@@ -2534,7 +2525,7 @@ class Trace:
             return self._close(node, why=event) + self.close()
         return self._close(node, why=event)
 
-    def _close(self, node: str, now: int | None = None, why: Event | None = None) -> list[dict[str, Any]]:
+    def _close(self, node: str, now: int | None = None, why: Event | None = None) -> list[JSONObject]:
         if (agent := self.open.pop(node, None)) is None:
             return []
         own, parent, start, marks = (agent.pop(name) for name in ("id", "parent", "start", "events"))
@@ -2544,8 +2535,8 @@ class Trace:
         return [{**span, "events": marks} if marks else span]
 
     def _span(
-        self, name: str, ids: tuple[str, str], values: Event, event: Event, *, kind: int = 1, times: Any = None
-    ) -> dict[str, Any]:
+        self, name: str, ids: tuple[str, str], values: Event, event: Event, *, kind: int = 1, times: Sequence[int] = ()
+    ) -> JSONObject:
         start, end = times or (self.now - round(_length_ms(event) * 1e6), self.now)
         error = event.get("error")
         why = _text(event.get("traceback") or _dict(error).get("message") or error)[-2000:] if self.bodies else ""
@@ -2562,7 +2553,7 @@ class Trace:
             "status": status,
         }
 
-    def _id(self, *parts: Any) -> str:
+    def _id(self, *parts: object) -> str:
         return _hash(self.name, *parts)[:16]
 
     def _messages(self, messages: Iterable[Event]) -> str | None:
@@ -2572,7 +2563,7 @@ class Trace:
         made = []
         for message in messages if self.bodies else ():
             text = _plain_text(message.get("content"))
-            parts: list[dict[str, Any]] = [{"type": "text", "content": text}] if text else []
+            parts: list[JSONObject] = [{"type": "text", "content": text}] if text else []
             if message.get("role") == "tool":
                 parts = [{"type": "tool_call_response", "id": message.get("tool_call_id"), "response": text}]
             for call in _dicts(message.get("tool_calls")):
@@ -2582,7 +2573,7 @@ class Trace:
         return _json(made) if made else None
 
 
-def _hash(*parts: Any) -> str:
+def _hash(*parts: object) -> str:
     return hashlib.sha256(json.dumps(["rlm", *map(str, parts)]).encode()).hexdigest()
 
 
@@ -2592,10 +2583,10 @@ def _span_metrics(event: Event) -> Event:
     return {**bare, "error": {"type": bare["error"]}} if "error" in bare else bare
 
 
-def _attributes(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _attributes(values: Mapping[str, object]) -> list[JSONObject]:
     """Attributes in OTLP/JSON form; those that are None are left out."""
 
-    def wrapped(value: Any) -> dict[str, Any]:
+    def wrapped(value: object) -> JSONObject:
         if isinstance(value, list):
             return {"arrayValue": {"values": [wrapped(item) for item in value]}}
         if _number_or_none(value) is not None:
@@ -2610,7 +2601,7 @@ def _sendable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def otlp(made: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def otlp(made: Sequence[JSONObject]) -> JSONObject:
     """Spans as the body of an OTLP/HTTP JSON request, with the resource that OpenTelemetry's variables describe."""
     resource = {"service.name": "rlm", **_named_values("OTEL_RESOURCE_ATTRIBUTES")}
     resource["service.name"] = os.environ.get("OTEL_SERVICE_NAME") or resource["service.name"]
@@ -2636,7 +2627,12 @@ class OTel:
     """
 
     def __init__(
-        self, endpoint: str | None = None, *, headers: Any = None, bodies: bool = False, timeout: float = 5.0
+        self,
+        endpoint: str | None = None,
+        *,
+        headers: Mapping[str, str] | None = None,
+        bodies: bool = False,
+        timeout: float = 5.0,
     ) -> None:
         from urllib.parse import unquote, urlsplit
 
@@ -2652,12 +2648,12 @@ class OTel:
         is_named = not own or urlsplit(own)[:2] == parts[:2]
         self.headers = {**(_named_values("OTEL_EXPORTER_OTLP_HEADERS") if is_named else {}), **(headers or {})}
         self.bodies, self.timeout = bodies, timeout
-        self._given = {"endpoint": endpoint, "headers": headers, "bodies": bodies, "timeout": timeout}
+        self._again = functools.partial(OTel, endpoint, headers=headers, bodies=bodies, timeout=timeout)
         self._process, self._lock = 0, threading.Lock()  # the process that has a thread for the queue
         self._answers, self._complained = True, False
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return functools.partial(OTel, **self._given), ()
+    def __reduce__(self) -> tuple[object, ...]:
+        return self._again, ()
 
     def __call__(self, event: Event) -> None:
         if "v" not in event:
@@ -2683,7 +2679,7 @@ class OTel:
         import queue
 
         traces: dict[str, Trace] = {}
-        made: list[dict[str, Any]] = []
+        made: list[JSONObject] = []
         while True:
             done = event = None
             try:
@@ -2700,7 +2696,7 @@ class OTel:
             if done:
                 done.set()
 
-    def _add(self, traces: dict[str, Trace], event: Event) -> list[dict[str, Any]]:
+    def _add(self, traces: dict[str, Trace], event: Event) -> list[JSONObject]:
         ended = [name for name, trace in traces.items() if not trace.open]
         for name in ended[:-32]:  # a conversation continues the trace of its earlier prompts
             del traces[name]
@@ -2713,9 +2709,9 @@ class OTel:
             self._complained = True
             print(f"rlm: OpenTelemetry: {what}; later: rlm export ID --otel", file=sys.stderr)
 
-    def send(self, made: Sequence[dict[str, Any]]) -> None:
+    def send(self, made: Sequence[JSONObject]) -> None:
         """Send spans within the timeout, in bodies that collectors accept; OSError if some were not accepted."""
-        until, batch, size = time.monotonic() + self.timeout, list[dict[str, Any]](), 0
+        until, batch, size = time.monotonic() + self.timeout, list[JSONObject](), 0
         for span in made:
             length = len(_json(span))
             if batch and (len(batch) >= _BATCH or size + length > 2 << 20):
@@ -2725,7 +2721,7 @@ class OTel:
             size += length
         self._post(batch, until)
 
-    def _post(self, batch: list[dict[str, Any]], until: float) -> None:
+    def _post(self, batch: list[JSONObject], until: float) -> None:
         """Send one request, repeated if the collector asks for that and time is left."""
         import requests
         import urllib3
@@ -2903,11 +2899,11 @@ class _Pages:
         return _page(runs, others=others, diff=len(runs) > 1, live=stamp)
 
 
-def _listed_meta(run: Mapping[str, Any], secrets: Secrets) -> dict[str, Any]:
+def _listed_meta(run: JSONObject, secrets: Secrets) -> JSONObject:
     """The picker's line for a run that is on another page."""
     from urllib.parse import quote
 
-    shown: dict[str, Any] = secrets.removed({name: run[name] for name in run if name != "path"})
+    shown: JSONObject = secrets.removed({name: run[name] for name in run if name != "path"})
     return {**shown, "question": shown["prompt"], "href": "?run=" + quote(run["id"], safe="", errors="surrogateescape")}
 
 
