@@ -1415,6 +1415,8 @@ class PlainChannel(Channel):
             self.process.kill()
 
     def close(self) -> None:
+        import shutil
+
         self.stream.close()
         if self.inherited():
             return
@@ -1423,7 +1425,7 @@ class PlainChannel(Channel):
         self.carrier.join(5)
         self.process.stdin.close()
         self.process.stdout.close()
-        rlm_worker.remove_tree(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class ZygoteClient:
