@@ -346,15 +346,12 @@ class GlobalVariables(collections.abc.MutableMapping[str, object]):
 Space = dict[str, object] | GlobalVariables | None
 
 
-def variables_of(frame: FrameType) -> GlobalVariables | LocalVariables:
-    if frame.f_locals is frame.f_globals:
-        return GlobalVariables()
-    return LocalVariables(frame.f_locals)
-
-
 def checked_vars(*target: object) -> object:
     """`vars`, and without an argument `locals`."""
-    return vars(*target) if target else variables_of(sys._getframe(1))
+    if target:
+        return vars(*target)
+    frame = sys._getframe(1)
+    return GlobalVariables() if frame.f_locals is frame.f_globals else LocalVariables(frame.f_locals)
 
 
 def checked_eval(source: object, globals: Space = None, locals: Space = None, /) -> object:

@@ -27,6 +27,7 @@ boundary (not tested there): use Docker for code that may be hostile.
 
 from __future__ import annotations
 
+import atexit
 import binascii
 import contextlib
 import errno
@@ -37,6 +38,7 @@ import json
 import math
 import mmap
 import os
+import queue
 import re
 import select
 import signal
@@ -999,8 +1001,6 @@ class Threads:
     LINGER = 2.0
 
     def __init__(self) -> None:
-        import queue
-
         self.process = os.getpid()
         self.jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.idle = threading.Semaphore(0)  # threads that no job counts on
@@ -1011,8 +1011,6 @@ class Threads:
             threading.Thread(target=self.work, daemon=True).start()
 
     def work(self) -> None:
-        import queue
-
         while True:
             try:
                 job = self.jobs.get(timeout=self.LINGER)
@@ -1556,8 +1554,6 @@ if hasattr(os, "register_at_fork"):
 
 
 def zygote_for(allowed_imports: tuple[str, ...], policy: bool) -> ZygoteClient:
-    import atexit
-
     key = (os.getpid(), allowed_imports, policy)
     with _zygotes_lock:
         client = _zygotes.get(key)
@@ -1691,9 +1687,6 @@ class LocalSandbox(BaseSandbox):
         super()._hello(channel)
         if isinstance(channel, LocalChannel):
             self.layers["memory_counted"] = True
-        self._check_level()
-
-    def _check_level(self) -> None:
         if self.require == "full" and self.level != "full":
             missing = ", ".join(name for name in FULL_LEVEL if not self.layers.get(name))
             raise SandboxError(f"the sandbox is not fully confined here: no {missing}", 'use Docker, or require="best"')
@@ -1930,8 +1923,7 @@ def engine_errors() -> tuple[type[Exception], ...]:
     """The exception classes of the Docker SDK."""
     import docker.errors
 
-    known: tuple[type[Exception], ...] = (OSError, docker.errors.DockerException)  # OSError: requests' own are such
-    return known
+    return OSError, docker.errors.DockerException  # OSError: requests' own are such
 
 
 _engines: dict[tuple[int, str], APIClient] = {}
@@ -2156,19 +2148,18 @@ class DockerSandbox(BaseSandbox):
 
     def _start(self) -> DockerChannel:
         """Start a container; its worker will say hello. One that fails to start has to be removed here."""
-        error: Exception | None = None
+        error: BaseException | None = None
         for python in ("python3", "python"):
             name = f"rlm-{os.urandom(8).hex()}"
             try:
                 return self._attach(name, python)
-            except engine_errors() as refusal:
+            except BaseException as refusal:
                 remove_container(self.engine, name)
+                if not isinstance(refusal, engine_errors()):
+                    raise
                 error = refusal
                 if "executable file not found" not in str(refusal):
                     break
-            except BaseException:
-                remove_container(self.engine, name)
-                raise
         raise self._failure(error) from None
 
     def _attach(self, name: str, python: str) -> DockerChannel:
@@ -2278,7 +2269,7 @@ class DockerSandbox(BaseSandbox):
                 f"docker pull {self.image}, or docker_image = an image that `docker images` lists",
             ) from None
 
-    def _failure(self, error: Exception | None) -> SandboxError:
+    def _failure(self, error: BaseException | None) -> SandboxError:
         """A SandboxError for the engine's refusal, with the next step."""
         detail = first_line(error)
         for pattern, message, hint in REFUSALS:
@@ -2342,8 +2333,6 @@ _warm_lock = threading.Lock()
 
 def take_warm(key: tuple[object, ...], size: int, start: Callable[[], DockerChannel]) -> DockerChannel:
     """A container from the pool, or a fresh one; threads refill the pool."""
-    import atexit
-
     with _warm_lock:
         if not _warm:
             atexit.register(close_warm)

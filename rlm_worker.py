@@ -8,8 +8,8 @@ standard library and, since a container may have an old Python, version 3.8. Do 
 changes the process it runs in (limits, signals, streams).
 
 The local sandbox's language layer, `rlm_policy`, is loaded from the file beside this one. It provides
-`policy_preload(allowed_imports)`, which may be called again after more imports, and `PolicyLanguage(setup)` with the
-methods of `PlainLanguage`.
+`policy_preload(allowed_imports)`, which may be called again after more imports, and `PolicyLanguage(setup)`, a
+`PlainLanguage`.
 
 Order of the file: codec and frames, output, host calls, files, worker, confinement, zygote.
 """
@@ -24,6 +24,7 @@ import contextlib
 import errno
 import functools
 import gc
+import importlib.util
 import io
 import itertools
 import json
@@ -41,6 +42,9 @@ from collections.abc import Callable, Iterator, Sequence
 from types import CodeType, FunctionType, ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Dict, List, NoReturn, Tuple, Union
 
+if sys.platform != "win32":
+    import fcntl
+    import resource
 if TYPE_CHECKING:
     from socket import socket
 
@@ -1184,8 +1188,6 @@ class Worker:
         if memory is None or size is None:
             yield
             return
-        import resource
-
         before = resource.getrlimit(resource.RLIMIT_AS)
         ceiling = sys.maxsize if before[1] == resource.RLIM_INFINITY else before[1]
         resource.setrlimit(resource.RLIMIT_AS, (min(size + memory, ceiling), before[1]))
@@ -1435,8 +1437,6 @@ class Worker:
 
 def reserve_descriptors(spare: int) -> None:
     """Cells get fewer descriptors than there are, so that one that takes them all leaves enough for the next fork."""
-    import resource
-
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard != resource.RLIM_INFINITY:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard - spare, hard))
@@ -1660,8 +1660,6 @@ def take_streams() -> FramedPipe:
 
 def container_main(setup: Setup) -> NoReturn:
     """PID 1 of a container: it forks the worker, which gets what were the standard streams, and becomes its init."""
-    import resource
-
     pipe = take_streams()
     layers: dict[str, bool | str] = {}
     attempt(layers, "socket_filter", filter_container, setup["network"], setup["mounted"])
@@ -1794,8 +1792,6 @@ def confine(setup: Setup, layers: dict[str, bool | str]) -> None:
         return
     kernel = [int("".join(filter(str.isdigit, part)) or 0) for part in os.uname().release.split(".")[:2]]
     if layers.get("user_namespace") and kernel >= [5, 14]:  # where the count is the namespace's own
-        import resource
-
         attempt(layers, "process_limit", resource.setrlimit, resource.RLIMIT_NPROC, (PROCESSES_MAX, PROCESSES_MAX))
     attempt(layers, "no_new_privs", call_libc, "prctl", 38, 1, 0, 0, 0)
     attempt(layers, "not_dumpable", call_libc, "prctl", 4, 0, 0, 0, 0)
@@ -1821,8 +1817,6 @@ def verify_layers(layers: dict[str, bool | str]) -> None:
 
 
 def limit_resources(memory: int) -> None:
-    import resource
-
     present = memory_pages(0)
     if present is None:
         raise OSError("the size of this process cannot be told")
@@ -1987,7 +1981,6 @@ PRELOADED = "_strptime copy dataclasses decimal hashlib random string uuid zlib"
 
 def zygote_main(channel: int, setup: Setup) -> NoReturn:
     """Import everything once, then fork a session for each request until the host is gone."""
-    import resource  # noqa: F401 - as is all else that every session needs
     import shutil  # noqa: F401 - later there may be no descriptor left to import it with
     import socket
 
@@ -2007,8 +2000,6 @@ def zygote_main(channel: int, setup: Setup) -> NoReturn:
 
 
 def preload(setup: Setup) -> None:
-    import importlib
-
     for name in [*PRELOADED.split(), *setup["allowed_imports"]]:
         importlib.import_module(name)
     if setup["policy"]:
@@ -2018,13 +2009,11 @@ def preload(setup: Setup) -> None:
 
 def load_policy() -> ModuleType:
     """Load `rlm_policy` from the file beside this one, since its folder is not on `sys.path`."""
-    from importlib.util import module_from_spec, spec_from_file_location
-
     name = "rlm_policy"
     if name not in sys.modules:
-        spec = spec_from_file_location(name, os.path.join(os.path.dirname(__file__), f"{name}.py"))
+        spec = importlib.util.spec_from_file_location(name, os.path.join(os.path.dirname(__file__), f"{name}.py"))
         assert spec is not None and spec.loader is not None
-        sys.modules[name] = module_from_spec(spec)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
 
@@ -2056,8 +2045,6 @@ def sweep_folders(temporary: str) -> None:
 
 def locked(folder: str) -> int:
     """A descriptor that locks the folder while it is open; BlockingIOError if another process holds the lock."""
-    import fcntl
-
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
