@@ -482,7 +482,9 @@ class BaseSandbox(Sandbox):
         with self._lock:
             self._started()
             found = self._request({"op": "names"}).get("value")
-        if type(found) is not dict or not all(map(is_description, found.values())):
+        if type(found) is not dict or not all(
+            type(row) is list and len(row) == 3 and type(row[1]) in (int, type(None)) for row in found.values()
+        ):
             raise SandboxError("the sandbox's answer cannot be read")
         return {
             short(name, 200): (short(cls, 200), size, short(text, 1000)) for name, (cls, size, text) in found.items()
@@ -648,19 +650,15 @@ class Run:
         self.request = sandbox._requests
         self.began = time.monotonic()
         self.lock = threading.Lock()
-        self.active = self.at_work = 0  # calls that have arrived, and those of them that a thread works on
+        self.calls = self.active = self.at_work = 0  # to the host: all, unanswered ones, those at work
         self.pending_bytes = 0  # of the frames that these came in
         self.drained = threading.Condition(self.lock)  # signalled when it has become less
-        self.paused = 0.0
-        self.paused_at = 0.0
-        self.calls = 0
+        self.paused = self.paused_at = self.interrupted_at = self.killed_at = 0.0
         self.streamed = io.StringIO()
         self.stream_room = max(1 << 20, 4 * sandbox.output_limit)
         self.stop: BaseException | None = None
         self.stop_reason = ""  # why it is being stopped: "timeout" or "interrupt"
-        self.interrupted_at = 0.0
         self.grace = SOFT_GRACE
-        self.killed_at = 0.0
         self.finished = False
         self.queued: list[Callable[[], None]] = []
 
@@ -976,11 +974,6 @@ def printable(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def is_description(row: object) -> bool:
-    """Whether this is what `names` says of a variable."""
-    return type(row) is list and len(row) == 3 and type(row[1]) in (int, type(None))
-
-
 def count_of(value: object) -> int:
     return value if type(value) is int and 0 <= value < 2**63 else 0
 
@@ -1109,7 +1102,9 @@ class Files:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 descriptor = os.open(real, PATH_ONLY | NO_FOLLOW)
                 try:
-                    real, info = target_of(descriptor, real), os.fstat(descriptor)
+                    place = f"/proc/self/fd/{descriptor}"  # where it is now, if it was renamed
+                    real = os.readlink(place) if sys.platform == "linux" else os.path.realpath(real)
+                    info = os.fstat(descriptor)
                     self.check(path, real, info)
                     yield descriptor, info, real
                     return
@@ -1205,11 +1200,6 @@ class Files:
                     entry.name: entry.is_dir(follow_symlinks=False)
                     for entry in itertools.islice(harmless, NAMES_MAX + 1)
                 }
-
-
-def target_of(descriptor: int, path: str) -> str:
-    """The path of an open descriptor, even if the file was renamed."""
-    return os.readlink(f"/proc/self/fd/{descriptor}") if sys.platform == "linux" else os.path.realpath(path)
 
 
 @contextlib.contextmanager
@@ -1579,12 +1569,11 @@ def language_setup(allowed_imports: tuple[str, ...], policy: bool) -> Setup:
     """What the worker's interpreter, which sees no site-packages, needs for RestrictedPython and the packages."""
     names = [*(["RestrictedPython"] if policy else []), *allowed_imports]
     path = [os.path.dirname(place) for name in names for place in locations_of(name)]
-    packages = [place for name in allowed_imports for place in places_of(name)]
     return {
         "allowed_imports": allowed_imports,
         "policy": policy,
         "path": list(dict.fromkeys(filter(None, path))),
-        "packages": packages,
+        "packages": [place for name in allowed_imports for place in places_of(name)],
     }
 
 
@@ -1633,8 +1622,7 @@ def warm(allowed_imports: Sequence[str] = ()) -> None:
 def shutdown() -> None:
     """End the zygotes, and with them every local session of this process."""
     with _zygotes_lock:
-        mine = [key for key in _zygotes if key[0] == os.getpid()]
-        clients = [_zygotes.pop(key) for key in mine]
+        clients = [_zygotes.pop(key) for key in list(_zygotes) if key[0] == os.getpid()]
     for client in clients:
         client.close()
 
@@ -2369,11 +2357,10 @@ def start_warm(key: tuple[object, ...], start: Callable[[], DockerChannel]) -> N
 def give_up(key: tuple[object, ...], channel: DockerChannel) -> None:
     """Close a container that is still unused."""
     with _warm_lock:
-        is_unused = channel in _warm.get(key, ())
-        if is_unused:
-            _warm[key].remove(channel)
-    if is_unused:
-        channel.close()
+        if channel not in _warm.get(key, ()):
+            return
+        _warm[key].remove(channel)
+    channel.close()
 
 
 def close_warm() -> None:

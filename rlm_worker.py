@@ -531,21 +531,20 @@ class Calls:
     """The worker's side of host functions: sends each call as a frame and waits for the answer with its number."""
 
     def __init__(self, pipe: FramedPipe):
-        self.host = self.pipe = pipe
+        self.host = pipe
         self.interrupts = Interrupts()
         self.request = 0
-        self.process = os.getpid()
-        self.marked = False  # in a cell process a mark before each frame tells the checkpoint what to do with it
-        self.numbers = itertools.count(1)
-        self.answers: dict[int, Frame] = {}
         self.sending = threading.Lock()
         self.answered = threading.Condition(threading.Lock())
         self.reading = False  # a thread reads for all that wait
         self.direct: dict[int, str] = {}  # ids of the cells' functions that only call the host, and their names
+        self.begin(pipe, marked=False)
 
     def begin(self, pipe: FramedPipe, marked: bool) -> None:
+        """In a cell process, `marked`: a mark before each frame tells the checkpoint what to do with it."""
         self.pipe, self.marked, self.process = pipe, marked, os.getpid()
-        self.numbers, self.answers = itertools.count(1), {}
+        self.numbers = itertools.count(1)
+        self.answers: dict[int, Frame] = {}
 
     def send(self, message: Frame, mark: bytes = b".") -> None:
         data = encode_frame(dict(message, id=self.request))
@@ -1824,9 +1823,7 @@ def limit_resources(memory: int) -> None:
         resource.RLIMIT_AS: (present + memory, present + memory + CONTEXT_ROOM),
         resource.RLIMIT_FSIZE: (SCRATCH_SIZE, SCRATCH_SIZE),
         resource.RLIMIT_NOFILE: (DESCRIPTORS_MAX, DESCRIPTORS_MAX),
-        resource.RLIMIT_CORE: (0, 0),
-        resource.RLIMIT_MSGQUEUE: (0, 0),
-        resource.RLIMIT_MEMLOCK: (0, 0),
+        **dict.fromkeys((resource.RLIMIT_CORE, resource.RLIMIT_MSGQUEUE, resource.RLIMIT_MEMLOCK), (0, 0)),
     }
     for which, (soft, hard) in limits.items():
         ceiling = resource.getrlimit(which)[1]
