@@ -2166,12 +2166,6 @@ class TrackedConnection:
                 state.touch()
 
 
-def _http_error() -> type[Exception]:
-    from urllib3.exceptions import HTTPError
-
-    return HTTPError
-
-
 @functools.cache
 def _adapter_class() -> type[HTTPAdapter]:
     """A requests adapter with such connections. Made when first used: requests takes 100 ms to import."""
@@ -2439,7 +2433,9 @@ def _transport_error(
     problem: BaseException, state: CallState, url: str, proxy: str = "", *, opening: bool = False
 ) -> BaseException:
     """The error to raise for an exception of requests or urllib3: without its frames, which hold headers."""
-    if not isinstance(problem, (OSError, _http_error())):  # an interrupt or our own error
+    from urllib3.exceptions import HTTPError
+
+    if not isinstance(problem, (OSError, HTTPError)):  # an interrupt or our own error
         problem.__context__ = problem.__cause__ = None
         return problem.with_traceback(None)
     try:

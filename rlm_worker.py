@@ -451,8 +451,7 @@ class PlainLanguage:
         return compile(tree, filename, "exec", dont_inherit=True), tail
 
     def namespace(self, functions: dict[str, object]) -> dict[str, object]:
-        main = ModuleType("__main__")
-        sys.modules["__main__"] = main
+        main = sys.modules["__main__"] = ModuleType("__main__")
         vars(main).update(functions, __builtins__=builtins, help=print_help)
         return vars(main)
 
@@ -664,9 +663,7 @@ def host_function(calls: Calls, name: str, batched: bool = False, doc: str | Non
 
 def namespace(calls: Calls, name: str, doc: str, members: dict[str, str]) -> object:
     """Host functions as the attributes of one object, which leads nowhere else: the tools of a server, say."""
-    functions = {
-        member: staticmethod(host_function(calls, f"{name}.{member}", doc=members[member])) for member in members
-    }
+    functions = {own: staticmethod(host_function(calls, f"{name}.{own}", doc=text)) for own, text in members.items()}
 
     def missing(self: object, wanted: str) -> NoReturn:
         parts = [part for part in wanted.lower().split("_") if len(part) > 2]
@@ -1429,9 +1426,8 @@ class Worker:
         how = {"signal": os.WTERMSIG(status)} if os.WIFSIGNALED(status) else {"exit": os.WEXITSTATUS(status)}
         kills, self.kills = self.kills, memory_kills()
         memory = None if kills is None else self.kills != kills
-        self.host.write(
-            encode_frame({"op": "died", "id": self.calls.request, "memory": memory, **self.output(), **how})
-        )
+        died = {"op": "died", "id": self.calls.request, "memory": memory, **self.output(), **how}
+        self.host.write(encode_frame(died))
 
 
 def reserve_descriptors(spare: int) -> None:
