@@ -1323,35 +1323,33 @@ class LocalChannel(Channel):
             os.close(self.blob)
 
 
-def children_of(pid: int) -> list[int]:
+def proc(path: str) -> str:
+    """What a file in /proc says; "" if it cannot be read, as when the process has ended."""
     try:
-        with open(f"/proc/{pid}/task/{pid}/children") as file:
-            return list(map(int, file.read().split()))
+        with open(f"/proc/{path}", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            return file.read()
     except OSError:
-        return []
+        return ""
+
+
+def children_of(pid: int) -> list[int]:
+    return list(map(int, proc(f"{pid}/task/{pid}/children").split()))
 
 
 def stat_field(pid: int, number: int) -> str:
     """A field of /proc/PID/stat, counted from the one after the name; "" if the process has ended."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[number].decode()
-    except (OSError, IndexError):
-        return ""
+    fields = proc(f"{pid}/stat").rpartition(")")[2].split()
+    return fields[number] if fields else ""
 
 
-def pages(pid: int) -> tuple[int, int]:
-    """A process's bytes of address space, and how many of them are resident."""
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            size, present = file.read().split()[:2]
-    except (OSError, ValueError):
-        return 0, 0
-    return int(size) * mmap.PAGESIZE, int(present) * mmap.PAGESIZE
+def nbytes_of(pid: int, field: int) -> int:
+    """A process's bytes of address space (field 0), or how many of them are resident (1)."""
+    fields = proc(f"{pid}/statm").split()
+    return int(fields[field]) * mmap.PAGESIZE if fields else 0
 
 
 def resident(pid: int) -> int:
-    return pages(pid)[1]
+    return nbytes_of(pid, 1)
 
 
 def set_address_space(pid: int, wanted: Callable[[int, int], int]) -> int:
@@ -1361,7 +1359,7 @@ def set_address_space(pid: int, wanted: Callable[[int, int], int]) -> int:
     try:
         soft, hard = resource.prlimit(pid, resource.RLIMIT_AS)
         if soft != resource.RLIM_INFINITY:
-            limit = wanted(soft, pages(pid)[0])
+            limit = wanted(soft, nbytes_of(pid, 0))
             resource.prlimit(pid, resource.RLIMIT_AS, (limit if hard == -1 else min(limit, hard), hard))
         return soft
     except OSError:  # it has ended
@@ -2283,7 +2281,7 @@ def secrets_in(folder: str) -> tuple[list[str], list[str]]:
     files: set[str] = set()
     folders: set[str] = set()
     seen = 0
-    mounted = mount_points()
+    mounted = {line.split(" ")[4] for line in proc("self/mountinfo").split("\n") if line}
     for place, below, names in os.walk(folder):
         seen += len(below) + len(names)
         inside = [".git"] if ".git" in os.path.relpath(place, folder).lower().split(os.sep) else []
@@ -2301,14 +2299,6 @@ def secrets_in(folder: str) -> tuple[list[str], list[str]]:
             )
     hidden = tuple(f"{name}/" for name in folders)
     return sorted(name for name in files if not name.startswith(hidden)), sorted(folders)
-
-
-def mount_points() -> set[str]:
-    try:
-        with open("/proc/self/mountinfo") as file:
-            return {line.split()[4] for line in file}
-    except OSError:
-        return set()
 
 
 # - containers kept warm
