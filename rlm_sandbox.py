@@ -2171,7 +2171,7 @@ class DockerSandbox(BaseSandbox):
         mounts, empty = self._mounts()
         setup = {
             "output_limit": self.output_limit,
-            "fork_limit": min(300 << 20, self.memory // 2),
+            "fork_limit": min(SNAPSHOT_MAX, self.memory // 2),
             "idle_limit": IDLE_LIMIT,
             "data_limit": self.memory + PIDS_MAX * THREAD_STACK,  # beyond it, MemoryError instead of a kill
             "folders": ["/workspace", "/tmp"] if mounts else ["/tmp"],
@@ -2200,7 +2200,8 @@ class DockerSandbox(BaseSandbox):
         """The limits and denials that the engine enforces."""
         from docker.types import LogConfig, Ulimit
 
-        bounds = {"core": 0, "nofile": 256, "fsize": 64 << 20, "msgqueue": 0}
+        bounds = {"core": 0, "nofile": 256, "fsize": rlm_worker.SCRATCH_SIZE, "msgqueue": 0}
+        scratch = f"rw,noexec,nosuid,nodev,mode=1777,size={rlm_worker.SCRATCH_SIZE >> 20}m"
         hidden = "ro,noexec,nosuid,nodev,size=4k"
         if self.engine.is_podman:
             bounds["nproc"] = 4096  # its own default may be more than it can give
@@ -2208,7 +2209,7 @@ class DockerSandbox(BaseSandbox):
         limits: dict[str, object] = {
             "network_mode": "none" if self.network_disabled else "bridge",
             "read_only": True,
-            "tmpfs": {"/tmp": "rw,noexec,nosuid,nodev,mode=1777,size=64m", **dict.fromkeys(empty, hidden)},
+            "tmpfs": {"/tmp": scratch, **dict.fromkeys(empty, hidden)},
             "mounts": mounts,
             "cap_drop": ["ALL"],
             "security_opt": ["no-new-privileges:true"],

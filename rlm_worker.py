@@ -1078,8 +1078,8 @@ class Worker:
     def __init__(self, pipe: FramedPipe, language: PlainLanguage, setup: Setup):
         self.host = pipe
         self.language = language
-        self.output_limit: int = setup.get("output_limit", 10_000)
-        self.fork_limit: int = setup.get("fork_limit", 300 << 20) if hasattr(os, "fork") else 0
+        self.output_limit: int = setup["output_limit"]
+        self.fork_limit: int = setup["fork_limit"] if hasattr(os, "fork") else 0
         self.own_init: bool = setup.get("own_init", False)
         self.can_kill: bool = setup.get("can_kill", True)
         self.contained: bool = setup.get("contained", False)
