@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 Frame = Dict[str, Any]  # a message's fields: plain data, which JSON carries
 Setup = Dict[str, Any]  # what the host says of a session when it starts; also from JSON
+Layers = Dict[str, Union[bool, str]]  # of the confinement: whether each holds, and `..._error`: why not
 StrPath = Union[str, "os.PathLike[str]"]
 
 # --- codec and frames -------------------------------------------------------------------------------------------------
@@ -1108,7 +1109,7 @@ class Worker:
 
     # - requests: `serve` runs in the worker, what it calls in the cell process or, without one, in the worker
 
-    def serve(self, layers: dict[str, bool | str]) -> NoReturn:
+    def serve(self, layers: Layers) -> NoReturn:
         signal.signal(signal.SIGINT, self.calls.interrupts.handler)
         if self.fork_limit:
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -1656,7 +1657,7 @@ def take_streams() -> FramedPipe:
 def container_main(setup: Setup) -> NoReturn:
     """PID 1 of a container: it forks the worker, which gets what were the standard streams, and becomes its init."""
     pipe = take_streams()
-    layers: dict[str, bool | str] = {}
+    layers: Layers = {}
     attempt(layers, "socket_filter", filter_container, setup["network"], setup["mounted"])
     setup["own_init"] = setup["contained"] = os.getpid() == 1  # not getppid() below: whoever loses its parent gets 1
     worker = os.fork()
@@ -1740,7 +1741,7 @@ def call_libc(name: str, *arguments: object) -> int:
     return result
 
 
-def attempt(layers: dict[str, bool | str], name: str, step: Callable[..., object], *arguments: object) -> bool:
+def attempt(layers: Layers, name: str, step: Callable[..., object], *arguments: object) -> bool:
     """Take one step of the confinement and record in `layers` whether it holds."""
     try:
         result = step(*arguments)
@@ -1752,7 +1753,7 @@ def attempt(layers: dict[str, bool | str], name: str, step: Callable[..., object
     return True
 
 
-def enter_namespaces(layers: dict[str, bool | str]) -> None:
+def enter_namespaces(layers: Layers) -> None:
     """Enter new namespaces; the PID namespace starts with the next child."""
     uid, gid = os.geteuid(), os.getegid()
     if uid == 0:
@@ -1780,7 +1781,7 @@ def mount_scratch(folder: str) -> None:
     call_libc("mount", b"tmpfs", folder.encode(), b"tmpfs", 0x2 | 0x4 | 0x8, options)  # nosuid, nodev, noexec
 
 
-def confine(setup: Setup, layers: dict[str, bool | str]) -> None:
+def confine(setup: Setup, layers: Layers) -> None:
     """Confine this process before it sees any code. Each step is best effort; `layers` records the outcome."""
     attempt(layers, "rlimits", limit_resources, setup["memory"])
     if not setup["confined"]:
@@ -1796,12 +1797,12 @@ def confine(setup: Setup, layers: dict[str, bool | str]) -> None:
     verify_layers(layers)
 
 
-def may_kill(layers: dict[str, bool | str]) -> bool:
+def may_kill(layers: Layers) -> bool:
     """Whether kill() reaches nothing but the session: in a PID namespace, or scoped by Landlock from ABI 6 on."""
     return bool(layers.get("pid_namespace")) or (bool(layers.get("landlock")) and landlock_abi() >= 6)
 
 
-def verify_layers(layers: dict[str, bool | str]) -> None:
+def verify_layers(layers: Layers) -> None:
     """Mark the two main layers as absent unless they really refuse something."""
     import socket
 
@@ -2162,7 +2163,7 @@ class Zygote:
 def start_session(setup: Setup, descriptors: list[int], pid_writer: int, liveness_pipe: int) -> NoReturn:
     """In the intermediate process, which enters the namespaces: fork init, and from that the worker."""
     try:
-        layers: dict[str, bool | str] = {}
+        layers: Layers = {}
         if setup["confined"]:
             enter_namespaces(layers)
         init = os.fork()
@@ -2196,7 +2197,7 @@ def keep_open(*descriptors: int) -> None:
         first = descriptor + 1
 
 
-def start_worker(setup: Setup, layers: dict[str, bool | str], pipe: FramedPipe) -> NoReturn:
+def start_worker(setup: Setup, layers: Layers, pipe: FramedPipe) -> NoReturn:
     """In the worker: confine this process, then serve requests."""
     os.chdir(setup["scratch"])
     sys.modules["__main__"] = ModuleType("__main__")
