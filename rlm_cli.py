@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     import argparse
     from http.server import ThreadingHTTPServer
 
-    from _typeshed import SupportsWrite
-
     import rlm
     import rlm_backends
     import rlm_config
@@ -430,7 +428,7 @@ def new_parser(program: str, description: str) -> argparse.ArgumentParser:
         def error(self, message: str) -> NoReturn:
             raise rlm.ConfigError(message, hint=f"{self.prog} --help")
 
-        def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        def _print_message(self, message: str, file: Any = None) -> None:
             """Unlike argparse, raise an OSError when the disk is full."""
             (file or sys.stderr).write(message)
 
@@ -612,7 +610,7 @@ def wants_colour(stream: TextIO, preference: str | None = None) -> bool:
 class Harmless:
     """A stream that drops control characters from what others print to it."""
 
-    def __init__(self, stream: SupportsWrite[str]) -> None:
+    def __init__(self, stream: TextIO | Invocation) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
