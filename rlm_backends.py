@@ -29,12 +29,15 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import chain, groupby
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
+    from ssl import SSLContext
     from subprocess import Popen
+    from urllib.parse import SplitResult
 
     from requests import Response
+    from requests.adapters import HTTPAdapter
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -64,6 +67,8 @@ DEFAULT_MODEL = "gpt-4o-mini"
 Message = Mapping[str, Any]  # role, content, tool_calls …
 JSONMap = Mapping[str, Any]  # a JSON object that is read
 JSONObject = dict[str, Any]  # and one that is built
+Content = str | Sequence[JSONMap] | None  # of a message: text, or parts
+T = TypeVar("T")
 _Sent = tuple[str, dict[str, str], bytes]  # URL, headers and body of a request
 
 CONNECT_TIMEOUT = 10.0
@@ -290,7 +295,7 @@ def _base_url(row: Provider, base_url: str | None, env: _Environ) -> str:
     return f"{url}/openai/v1" if "azure" in row.quirks and url == _origin(url) else url
 
 
-def _split_url(url: str) -> Any:
+def _split_url(url: str) -> SplitResult | None:
     """The parts of an http or https URL; None for any other text."""
     from urllib.parse import urlsplit
 
@@ -893,7 +898,7 @@ def _write_json(path: str, value: object) -> None:
 def post(
     url: str,
     *,
-    json: Any,
+    json: object,
     headers: Mapping[str, str],
     timeout: float = 30.0,
     max_retries: int = 4,
@@ -972,9 +977,9 @@ def with_retries(
     state: CallState,
     gate: AdaptiveLimiter,
     max_retries: int,
-    send: Callable[[], Any],
+    send: Callable[[], T],
     progress: Callable[[], int] = lambda: 0,
-) -> tuple[Any, int]:
+) -> tuple[T, int]:
     """Call `send` until it succeeds or the retries or the deadline are used up; return its result and the attempts.
 
     `progress` measures what the attempts have achieved together: when it grows, the retries are counted anew.
@@ -1091,7 +1096,7 @@ def _code_for(status: int, text: str) -> str:
     return "server" if status >= 500 else _CODES.get(status, "bad_request")
 
 
-def _error_text(body: Any) -> str:
+def _error_text(body: object) -> str:
     """The message in an error body with its codes, or the body itself."""
     if isinstance(body, (bytes, bytearray)):
         text = body.decode("utf-8", "replace").strip()
@@ -1230,7 +1235,7 @@ class ResponseBuilder:
             if self.on_text:
                 self._hand_on(self.on_text, text)
 
-    def _hand_on(self, callback: Callable[..., None], *values: Any) -> None:
+    def _hand_on(self, callback: Callable[..., None], *values: object) -> None:
         try:
             callback(*values)
         except BaseException as error:
@@ -1243,7 +1248,7 @@ class ResponseBuilder:
         if not self.full:
             self.calls.append(call)
 
-    def keep(self, part: Any) -> Any:
+    def keep(self, part: T) -> T:
         """Return a part that is sent back unchanged; BackendError if such parts grow too large."""
         self.kept += _count_json(_JSON.encode(part), JSON_VALUES - self.kept)
         if self.kept > JSON_VALUES:
@@ -1372,7 +1377,7 @@ def _counted(form: str, usage: object) -> JSONObject:
     return _usage(into, out, cached, min(written, into - cached), reasoning)
 
 
-def _parts(content: Any) -> list[JSONObject]:
+def _parts(content: Content) -> list[JSONObject]:
     if isinstance(content, str):
         return [{"type": "text", "text": content}] if content else []
     return [_inline(dict(part)) for part in content or ()]
@@ -1395,11 +1400,11 @@ def _turns(messages: Sequence[Message]) -> Iterator[tuple[str, Iterator[Message]
     return groupby(others, lambda message: "assistant" if message["role"] == "assistant" else "user")
 
 
-def _plain(content: Any) -> str:
+def _plain(content: Content) -> str:
     return "\n".join(part["text"] for part in _parts(content) if part["type"] == "text")
 
 
-def _images(content: Any) -> list[JSONObject]:
+def _images(content: Content) -> list[JSONObject]:
     return [part for part in _parts(content) if part["type"] == "image"]
 
 
@@ -1410,7 +1415,7 @@ def _has_images(messages: Sequence[Message]) -> bool:
 _IMAGES = {rb"\x89PNG": "png", rb"\xff\xd8\xff": "jpeg", rb"GIF8": "gif", rb"RIFF....WEBP": "webp"}
 
 
-def image_part(source: Any) -> dict[str, Any]:
+def image_part(source: str | os.PathLike[str] | bytes | bytearray) -> dict[str, Any]:
     """Make a message part of an image: bytes, a path, an http URL or a data URI. ValueError if it is not an image."""
     if isinstance(source, str) and re.match(r"(https?|data):", source, re.IGNORECASE):
         return _inline({"type": "image", "url": source})
@@ -1497,7 +1502,7 @@ def _openai_message(backend: HTTPBackend, message: Message) -> JSONObject:
     return {"role": "tool", "tool_call_id": message["tool_call_id"], "content": _plain(message["content"]), **name}
 
 
-def _openai_content(content: Any) -> str | list[JSONObject]:
+def _openai_content(content: Content) -> str | list[JSONObject]:
     """Content as a string, which every server accepts; as parts only if there is an image."""
     parts = _parts(content)
     if all(part["type"] == "text" for part in parts):
@@ -1531,7 +1536,7 @@ class _OpenAIBuilder(ResponseBuilder):
     def __init__(self, backend: HTTPBackend, ask: Request, on_text: Callable[[str], None] | None) -> None:
         super().__init__(backend, ask, on_text)
         self.thoughts: list[str] = []
-        self.details: list[Any] = []
+        self.details: list[object] = []
         self.reason: str | None = None
 
     def feed(self, body: JSONMap) -> None:
@@ -1865,7 +1870,7 @@ def _gemini_contents(backend: HTTPBackend, messages: Sequence[Message]) -> list[
     return [turn for turn in turns if turn["parts"]]
 
 
-def _gemini_parts(backend: HTTPBackend, message: Message, native: Collection[Any]) -> list[JSONObject]:
+def _gemini_parts(backend: HTTPBackend, message: Message, native: Collection[object]) -> list[JSONObject]:
     if kept := backend.provider_state(message).get("parts"):
         return [dict(part) for part in kept]
     if message["role"] != "tool":
@@ -1967,7 +1972,7 @@ class CallState:
         self.quiet_until: float | None = None  # when the idle timeout ends the attempt
         self.end_reason = ""  # the call is over: cancelled, deadline or quiet
         self.wake = threading.Event()
-        self.connection: Any = None
+        self.connection: TrackedConnection | None = None
         self.socket: Any = None
         self.reused = False
 
@@ -1987,13 +1992,13 @@ class CallState:
 
         with _watch.lock:
             self.end_reason = reason
-            if self.socket is not None and self.connection.state is self:
+            if self.connection is not None and self.socket is not None and self.connection.state is self:
                 raw_socket = self.socket if isinstance(self.socket, socket.socket) else self.socket.socket
                 with contextlib.suppress(OSError):
                     socket.socket.shutdown(raw_socket, socket.SHUT_RDWR)  # below TLS, whose state the reader holds
         self.wake.set()
 
-    def take(self, connection: Any) -> None:
+    def take(self, connection: TrackedConnection) -> None:
         """Record which connection the call uses now."""
         with _watch.lock:
             if self.end_reason:
@@ -2136,7 +2141,7 @@ class TrackedConnection:
             raise outcome[0]
         state.take(self)
 
-    def request(self, *args: Any, **options: Any) -> Any:
+    def request(self, *args: object, **options: object) -> object:
         state: CallState | None = getattr(_here, "state", None)
         if state is not None:
             state.reused, self.used = self.used, True
@@ -2147,7 +2152,7 @@ class TrackedConnection:
         self.used = False  # urllib3 opens the same object again
         super().close()  # type: ignore[misc]
 
-    def send(self, data: Any) -> None:
+    def send(self, data: bytes | bytearray | memoryview) -> None:
         """Send in pieces: the socket still has the timeout for connecting, and a long prompt takes longer."""
         data = memoryview(data)
         state: CallState | None = getattr(_here, "state", None)
@@ -2161,14 +2166,8 @@ class TrackedConnection:
                 state.touch()
 
 
-def _http_error() -> type[Exception]:
-    from urllib3.exceptions import HTTPError
-
-    return HTTPError
-
-
 @functools.cache
-def _adapter_class() -> type[Any]:
+def _adapter_class() -> type[HTTPAdapter]:
     """A requests adapter with such connections. Made when first used: requests takes 100 ms to import."""
     import socket
 
@@ -2197,10 +2196,10 @@ def _adapter_class() -> type[Any]:
                 self.pool = pool
             return self.pool
 
-        def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+        def cert_verify(self, conn: object, url: str, verify: object, cert: object) -> None:
             """Do nothing: `_tls` has loaded the certificates once, for all connections."""
 
-        def build_response(self, req: Any, resp: Any) -> Any:
+        def build_response(self, req: Any, resp: Any) -> Response:
             """Build a response without reading cookies."""
             response = Response()
             response.status_code, response.headers, response.raw = resp.status, resp.headers, resp
@@ -2215,7 +2214,7 @@ def _adapter_class() -> type[Any]:
 
 
 @functools.cache
-def _tls() -> Any:
+def _tls() -> SSLContext:
     """A TLS context with certifi's certificates, or with those that the environment names."""
     import certifi
     from urllib3.util import create_urllib3_context
@@ -2338,7 +2337,7 @@ class HostPool:
     def gate(self, model: str) -> AdaptiveLimiter:
         return self.gates.get(model) or self.gates.setdefault(model, AdaptiveLimiter(self.width))
 
-    def open(self, state: CallState, url: str, headers: Mapping[str, str], body: bytes | None) -> Any:
+    def open(self, state: CallState, url: str, headers: Mapping[str, str], body: bytes | None) -> Response:
         """Send a POST (a GET if `body` is None) and return the response, unread.
 
         An exception from here holds no header, and no frame that has one.
@@ -2434,7 +2433,9 @@ def _transport_error(
     problem: BaseException, state: CallState, url: str, proxy: str = "", *, opening: bool = False
 ) -> BaseException:
     """The error to raise for an exception of requests or urllib3: without its frames, which hold headers."""
-    if not isinstance(problem, (OSError, _http_error())):  # an interrupt or our own error
+    from urllib3.exceptions import HTTPError
+
+    if not isinstance(problem, (OSError, HTTPError)):  # an interrupt or our own error
         problem.__context__ = problem.__cause__ = None
         return problem.with_traceback(None)
     try:
@@ -3157,7 +3158,7 @@ class _Hub:
             if old.startswith(f"{target}.") and old.endswith(".part"):
                 os.unlink(old)
 
-    def _with_retries(self, state: CallState, ask: Callable[[], Any], progress: Callable[[], int] = lambda: 0) -> Any:
+    def _with_retries(self, state: CallState, ask: Callable[[], T], progress: Callable[[], int] = lambda: 0) -> T:
         """Call `ask` until it succeeds or several attempts in a row make no progress."""
         try:
             return with_retries(state, AdaptiveLimiter(1), _HUB_TRIES, ask, progress)[0]
@@ -3208,7 +3209,9 @@ class _Hub:
                 self._notify(f"downloading {name}: {100 * total // file.size}% of {size}, {rate:.1f} MB/s")
 
     @contextlib.contextmanager
-    def _open(self, state: CallState, url: str, headers: Mapping[str, str] | None = None) -> Iterator[tuple[Any, str]]:
+    def _open(
+        self, state: CallState, url: str, headers: Mapping[str, str] | None = None
+    ) -> Iterator[tuple[Response, str]]:
         """GET with redirects: the response and its final URL. The token is sent to the endpoint's own host only."""
         hint = (
             f"is a proxy in the way, or HF_ENDPOINT wrong? curl -sIL {self._endpoint}/{self.repo} shows the redirects"
@@ -3654,7 +3657,9 @@ class SubprocessBackend(HTTPBackend):
         words = [word.replace("{folder}", folder) for word in shlex.split(self._agent.arguments)]
         return [*self._words, *words, *(["--model", self._model_argument] if self._model_argument else [])]
 
-    def _start(self, words: list[str], folder: str, stdin: IO[bytes], stdout: IO[bytes], stderr: IO[bytes]) -> Any:
+    def _start(
+        self, words: list[str], folder: str, stdin: IO[bytes], stdout: IO[bytes], stderr: IO[bytes]
+    ) -> Popen[bytes]:
         import atexit
         import subprocess
 

@@ -25,11 +25,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import Field, dataclass, replace
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, NoReturn, TextIO
 
 if TYPE_CHECKING:
     import argparse
+    from http.server import ThreadingHTTPServer
 
     import rlm
     import rlm_backends
@@ -46,7 +47,7 @@ class LazyModule:
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def __getattr__(self, attribute: str) -> Any:
+    def __getattr__(self, attribute: str) -> object:
         import importlib
 
         module = importlib.import_module(f"{__package__}.{self._name}" if __package__ else self._name)
@@ -68,6 +69,8 @@ if not TYPE_CHECKING:
 __all__ = ["main"]
 
 Event = dict[str, Any]
+OptionValues = Mapping[str, Any]  # by the options' names
+Row = dict[str, Any]  # an object of JSON that a command reads or prints
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_LIMIT, EXIT_INTERRUPTED, EXIT_TERMINATED = 0, 1, 2, 3, 130, 143  # exit codes
 
 
@@ -208,7 +211,7 @@ class Invocation:
             self.stdout_error = error
             raise
 
-    def print_json(self, value: Any) -> None:
+    def print_json(self, value: object) -> None:
         """One line of JSON for stdout, whole even when several threads write at the same time."""
         line = rlm_tools.to_json(value).replace("\x7f", "\\u007f") + "\n"
         with self._lock:
@@ -288,7 +291,7 @@ class Invocation:
             self.terminal.error(*self._error_lines(unwritable, ended))
         return True
 
-    def print_result_json(self, result: dict[str, Any]) -> None:
+    def print_result_json(self, result: Row) -> None:
         """The object of `--json`, or the last line of `--jsonl`."""
         self.print_json({"event": "result", **result} if self.form == "jsonl" else result)
 
@@ -341,13 +344,13 @@ _OUTCOME = (
 
 def result_dict(
     status: str, result: rlm.CompletionResult | None, model: str | None, error: Mapping[str, str] | None
-) -> dict[str, Any]:
+) -> Row:
     """The object of `--json`: always every key, null where nothing is known."""
     known = {name: getattr(result, name, None) for name in _OUTCOME}
     return {"status": status, "model": model, **known, "error": error}
 
 
-def prints_to_stderr() -> contextlib.AbstractContextManager[Any]:
+def prints_to_stderr() -> contextlib.AbstractContextManager[object]:
     """Send what tools print to stderr: stdout is for the answer."""
     return contextlib.redirect_stdout(sys.stderr)
 
@@ -493,14 +496,14 @@ def declare_options(parser: argparse.ArgumentParser, title: str = "options of a 
     group.add_argument("--no-log", action="store_true", help="write no journal; the run cannot be resumed")
 
 
-def help_with_default(text: str, row: Any) -> str:
+def help_with_default(text: str, row: Field[object]) -> str:
     """The help of an option with its default. (BooleanOptionalAction adds one where the text has none.)"""
     if row.default is True:
         return f"{text} (default; --no-{row.name.replace('_', '-')} turns it off)"
     return text if row.default in (None, False) or "default" in text else f"{text} (default {row.default})"
 
 
-def given_options(args: argparse.Namespace) -> dict[str, Any]:
+def given_options(args: argparse.Namespace) -> OptionValues:
     """The options that the command line sets."""
     values = {}
     for name in rlm_config.OPTIONS:
@@ -533,7 +536,7 @@ def rerun_flags(args: argparse.Namespace, *but: str) -> str:
     return "".join(f" {shlex.quote(without_keys(word))}" for word in words)
 
 
-def _option_value(name: str, value: Any) -> Any:
+def _option_value(name: str, value: Any) -> object:
     flag = flags_of(name)[-1]
     if name == "schema":
         return _read_schema(value)
@@ -550,7 +553,7 @@ def _option_value(name: str, value: Any) -> Any:
     return rlm_config.checked(name, rlm_config.parse_option(name, value, flag), flag)
 
 
-def _read_schema(path: str) -> Any:
+def _read_schema(path: str) -> object:
     """The JSON Schema from a file, or from the command line itself."""
     if path.lstrip().startswith("{"):
         return rlm_config.parse_option("schema", path, "--schema")
@@ -589,7 +592,7 @@ def plain_but_styled(text: str) -> str:
     return "".join(part if n % 2 else strip_control(part) for n, part in enumerate(re.split(own, text)))
 
 
-def one_line(text: Any, width: int) -> str:
+def one_line(text: object, width: int) -> str:
     """The text on one line without control characters, truncated to `width` characters."""
     line = " ".join(strip_control(str(text))[: 4 * width].split())
     return line if len(line) <= width else line[: max(0, width - 1)] + "…"
@@ -607,7 +610,7 @@ def wants_colour(stream: TextIO, preference: str | None = None) -> bool:
 class Harmless:
     """A stream that drops control characters from what others print to it."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: TextIO | Invocation) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
@@ -744,7 +747,7 @@ def read_line(source: int, end: threading.Event) -> str:
 class Progress:
     """Counts a run's events and shows them: a repainted line on a terminal, a plain one every 10 s elsewhere."""
 
-    def __init__(self, terminal: Terminal, limits: Mapping[str, Any], *, quiet: bool = False, verbose: bool = False):
+    def __init__(self, terminal: Terminal, limits: OptionValues, *, quiet: bool = False, verbose: bool = False):
         self.terminal = terminal
         self.limits = limits
         self.quiet = quiet
@@ -959,7 +962,7 @@ def execute_and_report(
     args: argparse.Namespace,
     shell: Invocation,
     ask: Callable[[rlm.RLM], rlm.CompletionResult],
-    options: Mapping[str, Any] | None = None,
+    options: OptionValues | None = None,
     *,
     recorded: Collection[str] = (),
 ) -> Outcome:
@@ -992,7 +995,7 @@ def execute_and_report(
     return run_outcome(work, progress, flags)
 
 
-def new_progress(args: argparse.Namespace, shell: Invocation, options: Mapping[str, Any]) -> Progress:
+def new_progress(args: argparse.Namespace, shell: Invocation, options: OptionValues) -> Progress:
     """The progress of a run with these options; its `limits` are the values of all options."""
     values = rlm_config.load_config(options, config=args.config).values
     return Progress(shell.terminal, values, quiet=args.quiet, verbose=bool(values["verbose"]))
@@ -1001,7 +1004,7 @@ def new_progress(args: argparse.Namespace, shell: Invocation, options: Mapping[s
 def open_runtime(
     args: argparse.Namespace,
     shell: Invocation,
-    options: Mapping[str, Any],
+    options: OptionValues,
     progress: Progress,
     seen: list[Event] | None = None,
 ) -> rlm.RLM:
@@ -1786,7 +1789,7 @@ class BatchProgress(Progress):
     total = done = failed = 0
     first_error: Mapping[str, str] | None = None
 
-    def count(self, row: Mapping[str, Any]) -> None:
+    def count(self, row: Row) -> None:
         self.done += 1
         if row["status"] != "answered":
             self.failed += 1
@@ -1812,7 +1815,7 @@ class BatchProgress(Progress):
 
 def read_items(
     path: str, template: str | None, encoding: str | None = None, warn: Callable[[str], None] = lambda text: None
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """The items of a batch: {"prompt", "context"} each. ConfigError names the first invalid line."""
     try:
         place = os.path.join(os.getcwd(), os.path.expanduser(path))
@@ -1840,14 +1843,14 @@ def is_table(path: str) -> bool:
     return path.lower().endswith((".csv", ".tsv", ".tab"))
 
 
-def _table_rows(path: str, text: str) -> list[tuple[int, Any]]:
+def _table_rows(path: str, text: str) -> list[tuple[int, object]]:
     """(last line, cells by column) of each row; a cell that a short row lacks is None."""
     import csv
     import io
 
     csv.field_size_limit(1 << 30)  # a cell may be a whole document
     rows = csv.reader(io.StringIO(text), delimiter=_delimiter(path, text))
-    records: list[tuple[int, Any]] = []
+    records: list[tuple[int, object]] = []
     try:
         header = [name.strip() for name in next(rows, [])]
         for cells in rows:
@@ -1870,7 +1873,7 @@ def _delimiter(path: str, text: str) -> str:
     return max(usual, key=names.count)
 
 
-def _json_line(path: str, number: int, line: str) -> Any:
+def _json_line(path: str, number: int, line: str) -> object:
     try:
         return rlm_backends.from_json(line)
     except ValueError as error:
@@ -1878,7 +1881,7 @@ def _json_line(path: str, number: int, line: str) -> Any:
         raise rlm.ConfigError(f"{path}:{number}: not JSON: {error}", hint=hint) from None
 
 
-def _item(path: str, number: int, record: Any, template: str | None) -> dict[str, Any]:
+def _item(path: str, number: int, record: object, template: str | None) -> Row:
     fields = {"prompt": record} if isinstance(record, str) else record
     if not isinstance(fields, dict):
         raise rlm.ConfigError(
@@ -1903,7 +1906,7 @@ def _item(path: str, number: int, record: Any, template: str | None) -> dict[str
 _ITEM_KEYS = ("prompt", "context")
 
 
-def render_template(template: str, fields: Mapping[str, Any], place: str) -> str:
+def render_template(template: str, fields: Row, place: str) -> str:
     """The template with {column} replaced; other braces stay. ConfigError for a missing column or value."""
 
     def value(match: re.Match[str]) -> str:
@@ -1919,7 +1922,7 @@ def render_template(template: str, fields: Mapping[str, Any], place: str) -> str
     return re.sub(r"\{([^\W\d][\w .-]*)\}", value, template)
 
 
-def item_keys(items: Sequence[Mapping[str, Any]]) -> list[str]:
+def item_keys(items: Sequence[Row]) -> list[str]:
     """A key for each row by which a later call knows it: a hash of its content, and its number among equal rows."""
     import hashlib
 
@@ -1932,7 +1935,7 @@ def item_keys(items: Sequence[Mapping[str, Any]]) -> list[str]:
     return keys
 
 
-def result_row(number: int, key: str, item: Mapping[str, Any], result: Any) -> dict[str, Any]:
+def result_row(number: int, key: str, item: Row, result: rlm.CompletionResult | rlm.RLMError) -> Row:
     """A line of the results; that of a failure has the error and the partial result."""
     head = {"index": number, "key": key, "prompt": item["prompt"]}
     if not isinstance(result, rlm.RLMError):
@@ -1949,7 +1952,7 @@ class Results:
     """
 
     def __init__(self, path: str | None, source: str, keys: Sequence[str]) -> None:
-        self.rows: dict[int, dict[str, Any]] = {}
+        self.rows: dict[int, Row] = {}
         self.others: list[bytes] = []  # lines of other prompts than this call's
         self._is_stream = path is not None and os.path.exists(path) and not os.path.isfile(path)
         self._file = None if path is None or path == "-" else _open_results(path, source)
@@ -1971,7 +1974,7 @@ class Results:
         if self._file is not None:
             self._file.close()
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, row: Row) -> None:
         self.rows[row["index"]] = row
         if self._file is not None:
             self._file.write(_row_line(row))
@@ -1990,7 +1993,7 @@ class Results:
         os.replace(temporary, path)
 
 
-def _row_line(row: Mapping[str, Any]) -> bytes:
+def _row_line(row: Row) -> bytes:
     return rlm_tools.to_json(row).encode() + b"\n"
 
 
@@ -2040,7 +2043,7 @@ def _result_lines(file: BinaryIO) -> list[bytes]:
 _ROW_BEGINS = b'{"index": '
 
 
-def _result(line: bytes) -> dict[str, Any] | None:
+def _result(line: bytes) -> Row | None:
     """The row of results in a line, or None."""
     try:
         row = rlm_backends.from_json(line, depth=rlm.EVENT_DEPTH, constant=float)
@@ -2190,7 +2193,7 @@ def demo_log(size: int = _DEMO_SIZE) -> tuple[str, str]:
     return "\n".join(lines), truth
 
 
-def scripted_message(messages: Sequence[Mapping[str, Any]], *, tools: bool) -> dict[str, Any]:
+def scripted_message(messages: Sequence[Row], *, tools: bool) -> Row:
     """The scripted model's reply: the next cell of its script or, to a sub-call, a count of the notes it was sent."""
     if not tools:
         notes = str(messages[-1]["content"]).splitlines()[1:]
@@ -2205,7 +2208,7 @@ def scripted_message(messages: Sequence[Mapping[str, Any]], *, tools: bool) -> d
     return {"content": None, "tool_calls": [{"index": 0, "id": f"step{turn}", "type": "function", "function": call}]}
 
 
-def scripted_server() -> Any:
+def scripted_server() -> ThreadingHTTPServer:
     """A loopback server that answers OpenAI chat requests with the scripted model."""
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -2220,7 +2223,7 @@ def scripted_server() -> Any:
             usage = {"prompt_tokens": size, "completion_tokens": answered, "total_tokens": size + answered}
             head = {"id": "demo", "model": _DEMO_MODEL, "created": 0}
             if asked.get("stream"):
-                chunks: list[dict[str, Any]] = [{"choices": [{"index": 0, "delta": message, "finish_reason": None}]}]
+                chunks: list[Row] = [{"choices": [{"index": 0, "delta": message, "finish_reason": None}]}]
                 chunks += [
                     {"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]},
                     {"choices": [], "usage": usage},
@@ -2342,7 +2345,7 @@ def _origin(name: str, origin: str) -> str:
     return flags_of(name)[-1] if origin == "argument" else origin
 
 
-def shown_value(name: str, value: Any) -> Any:
+def shown_value(name: str, value: Any) -> object:
     """An option's value without secrets: of a key the last four characters, a URL without its password."""
     if value and name.endswith("api_key"):
         return masked(str(value))
@@ -2379,7 +2382,7 @@ def init(args: argparse.Namespace, shell: Invocation) -> None:
     shell.show(path)
 
 
-def commented_config(given: Mapping[str, Any]) -> str:
+def commented_config(given: OptionValues) -> str:
     """A configuration file: every option with its meaning and default as a comment, those of `given` set."""
     lines = [
         "# Options of rlm. A flag or RLM_* variable wins over this file; `rlm config` shows what is in force.",
@@ -2397,7 +2400,7 @@ def commented_config(given: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def toml(value: Any) -> str:
+def toml(value: object) -> str:
     """A value of plain data as TOML, on one line."""
     if isinstance(value, bool):
         return "true" if value else "false"
@@ -2687,7 +2690,7 @@ def _check_server(model: str, base_url: str) -> Check:
 
 def check_tools(settings: rlm_config.Configuration) -> list[Check]:
     """A line for the tools of the configuration and of installed plug-ins; none where there are none."""
-    sources: list[Callable[[], list[Any]]] = [rlm_tools.entry_point_tools]
+    sources: list[Callable[[], list[rlm_tools.Tool]]] = [rlm_tools.entry_point_tools]
     sources += [functools.partial(rlm_tools.load_tools, spec) for spec in settings.values["tools"] or []]
     names: list[str] = []
     troubles: list[Check] = []

@@ -24,6 +24,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from _hashlib import HASH
 if TYPE_CHECKING or not __package__:
     import rlm_backends
 else:  # vendored into a package
@@ -52,11 +54,11 @@ class RLMError(Exception):
         self.result = result  # the partial CompletionResult; None: no model was called yet
         self.trajectory_id = trajectory_id  # for `resume`; None: the run has no journal
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return rebuild_error, (type(self), self.args, self.__dict__)
 
 
-def rebuild_error(kind: type[RLMError], args: tuple[Any, ...], state: dict[str, Any]) -> RLMError:
+def rebuild_error(kind: type[RLMError], args: tuple[object, ...], state: dict[str, object]) -> RLMError:
     """Unpickle an error without calling its `__init__`, whose arguments differ from `args`."""
     error = kind.__new__(kind)
     error.args = args
@@ -74,7 +76,7 @@ class ConfigError(RLMError):
 
 
 def _option(
-    default: Any,
+    default: object,
     help: str,
     *,
     limit: bool = False,
@@ -83,7 +85,7 @@ def _option(
     short: str = "",
     flag: str = "",
     metavar: str = "",
-    example: Any = None,
+    example: object = None,
     choices: tuple[str, ...] = (),
     words: tuple[str, ...] = (),
     least: float | None = None,
@@ -305,7 +307,7 @@ class Configuration:
 
 
 def load_config(
-    given: Mapping[str, Any],
+    given: Mapping[str, object],
     *,
     config: str | bool | None = None,
     cwd: str | None = None,
@@ -319,7 +321,7 @@ def load_config(
     """
     cwd = cwd or os.getcwd()
     environ = {**os.environ, **{name: key for name, key in _dotenv_keys(cwd).items() if not os.environ.get(name)}}
-    values = {name: row.default for name, row in OPTIONS.items()}
+    values: dict[str, Any] = {name: row.default for name, row in OPTIONS.items()}
     origins = dict.fromkeys(OPTIONS, "default")
     files = _config_files(config, cwd)
     untrusted: set[str] = set()
@@ -327,7 +329,7 @@ def load_config(
         table, trusted = read_toml(path, is_project, without)
         if "mcp" in table:
             servers, origin = table["mcp"]
-            known: Any = values["mcp"] or {}
+            known = values["mcp"] or {}
             both = {**known, **servers} if isinstance(servers, dict) else servers
             table["mcp"] = _chosen_servers(both, known, origin), origin
         _merge(values, origins, table)
@@ -343,7 +345,7 @@ def load_config(
     return Configuration(values, origins, [path for path, _ in files], environ)
 
 
-def _merge(values: dict[str, Any], origins: dict[str, str], new: Mapping[str, tuple[Any, str]]) -> None:
+def _merge(values: dict[str, object], origins: dict[str, str], new: Mapping[str, tuple[object, str]]) -> None:
     for name, (value, origin) in new.items():
         values[name], origins[name] = value, origin
 
@@ -383,7 +385,7 @@ def _config_files(config: str | bool | None, cwd: str) -> list[tuple[str, bool]]
     return files
 
 
-def read_toml(path: str, is_project: bool, without: Collection[str] = ()) -> tuple[dict[str, tuple[Any, str]], bool]:
+def read_toml(path: str, is_project: bool, without: Collection[str] = ()) -> tuple[dict[str, tuple[object, str]], bool]:
     """{option: (value, "rlm.toml:4")} of the [rlm] table of a file, and whether the file is the user's or trusted."""
     if sys.version_info >= (3, 11):
         import tomllib
@@ -452,7 +454,7 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(sorted(known))}"
 
 
-def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
+def _from_environment(environ: Mapping[str, str]) -> dict[str, tuple[object, str]]:
     """The options set by RLM_* (and SNIPARA_*) variables; an empty variable counts as not set."""
     found = {}
     for name, row in OPTIONS.items():
@@ -503,12 +505,12 @@ def parse_option(name: str, text: str, origin: str) -> Any:
     return text
 
 
-def parse_params(items: Iterable[str], origin: str = "params") -> dict[str, Any]:
+def parse_params(items: Iterable[str], origin: str = "params") -> dict[str, object]:
     """Request parameters from items: `name=value`, several separated by commas, or a JSON object; later ones win.
 
     A value is parsed as JSON if possible; otherwise it is text.
     """
-    params: dict[str, Any] = {}
+    params: dict[str, object] = {}
     for item in items:
         if item.lstrip().startswith("{"):
             value = _json_or_text(item)
@@ -524,7 +526,7 @@ def parse_params(items: Iterable[str], origin: str = "params") -> dict[str, Any]
     return params
 
 
-def _json_or_text(text: str) -> Any:
+def _json_or_text(text: str) -> object:
     try:
         return rlm_backends.from_json(text)
     except ValueError:
@@ -542,7 +544,7 @@ _KIND_WORDS = {
 }
 
 
-def checked(name: str, value: Any, origin: str) -> Any:
+def checked(name: str, value: Any, origin: str) -> object:
     """The value of an option; ConfigError if it has the wrong type or is out of range."""
     row, kind = OPTIONS[name].metadata, type_of(name)
     if value is None or (isinstance(value, str) and value in row["words"]):
@@ -584,6 +586,7 @@ def checked(name: str, value: Any, origin: str) -> Any:
 
 # - the servers of the option `mcp`
 
+Server = Mapping[str, Any]  # the table of one
 _SERVER_KEYS: dict[str, tuple[Any, str]] = {
     "command": ((str, list), "a program, or a list of it and its arguments"),
     "args": (list, "a list of text"),
@@ -596,7 +599,7 @@ _SERVER_KEYS: dict[str, tuple[Any, str]] = {
 }
 
 
-def _chosen_servers(value: Any, configured: Any, origin: str) -> Any:
+def _chosen_servers(value: object, configured: object, origin: str) -> object:
     """The configured servers that a list names; a dict of servers is returned unchanged."""
     if isinstance(value, str):
         value = [value]
@@ -651,7 +654,7 @@ _KEY_WORDS = r"[\w.-]*(?:key|token|secret|pass|auth|cred|cookie)[\w.-]*"
 _PATH = r"[./~].*|[A-Za-z]:\\.*"
 
 
-def server_secrets(servers: Mapping[str, Any] | None, environ: Mapping[str, str]) -> list[str]:
+def server_secrets(servers: Mapping[str, Server] | None, environ: Mapping[str, str]) -> list[str]:
     """What of the servers' tables may be a key.
 
     Of `env` and `headers` all but what is evidently a path, a word or a number; of a program's arguments what follows
@@ -684,7 +687,7 @@ def _argument_secrets(words: list[str], environ: Mapping[str, str]) -> Iterator[
             yield from (word, word.rpartition(" ")[2])
 
 
-def command_words(server: Mapping[str, Any]) -> list[str]:
+def command_words(server: Server) -> list[str]:
     """The program of a server and its arguments, from `command` (a list, or text) and `args`; none for a URL."""
     import shlex
 
@@ -702,10 +705,10 @@ def expand_variables(text: str, environ: Mapping[str, str]) -> str:
     return re.sub(r"\$\{(\w+)\}", lambda found: environ.get(found[1], ""), text)
 
 
-def shown_servers(servers: Mapping[str, Any]) -> dict[str, Any]:
+def shown_servers(servers: Mapping[str, Server]) -> dict[str, dict[str, object]]:
     """The servers without secrets: program, number of arguments, the URL's host, the names of `env` and `headers`."""
 
-    def shown(key: str, value: Any, server: Mapping[str, Any]) -> Any:
+    def shown(key: str, value: Any, server: Server) -> object:
         if key == "command":
             program, *arguments = command_words(server) or [""]
             return f"{os.path.basename(program)} ({len(arguments)} argument{'s' * (len(arguments) != 1)})"
@@ -737,7 +740,7 @@ def require_encoding(value: str, origin: str) -> None:
         )
 
 
-def _shown_value(value: Any) -> str:
+def _shown_value(value: object) -> str:
     """An invalid value, shortened for a message."""
     try:
         return shorten(value) if isinstance(value, (dict, list)) else repr(value)[:200]
@@ -775,7 +778,7 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def shorten(value: Any) -> str:
+def shorten(value: object) -> str:
     """A bounded repr, whatever the value's size."""
     import reprlib
 
@@ -784,7 +787,7 @@ def shorten(value: Any) -> str:
     return shortener.repr(value)
 
 
-def sha256(blob: bytes = b"") -> Any:
+def sha256(blob: bytes = b"") -> HASH:
     """hashlib.sha256, imported late because hashlib loads OpenSSL."""
     import hashlib
 
@@ -809,7 +812,7 @@ def _trusted() -> dict[str, str]:
 
 def is_trusted(path: str, blob: bytes) -> bool:
     """Whether `rlm trust` has recorded this file as it is now."""
-    return bool(_trusted().get(os.path.realpath(path)) == sha256(blob).hexdigest())
+    return _trusted().get(os.path.realpath(path)) == sha256(blob).hexdigest()
 
 
 def is_trusted_file(path: str) -> bool:
@@ -856,7 +859,7 @@ def trust(path: str, *, revoke: bool = False) -> None:
     os.replace(temporary, _trust_file())
 
 
-def untrusted_keys(table: Mapping[str, Any]) -> list[str]:
+def untrusted_keys(table: Mapping[str, object]) -> list[str]:
     """The keys of a project's [rlm] table that take effect only after `rlm trust`."""
     keys = []
     for key, value in table.items():

@@ -42,7 +42,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeGuard, TypeVar, cast
 
 if TYPE_CHECKING:
     import rlm
@@ -71,6 +71,7 @@ else:
 __all__ = ["install", "serve"]
 
 Message = dict[str, Any]
+Received = Mapping[str, Any]  # a message, or a part of one, that is only read
 T = TypeVar("T")
 
 HANDSHAKE = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
@@ -196,7 +197,7 @@ def _private_streams() -> tuple[int, int]:
 class ProtocolError(Exception):
     """An error that is answered as a JSON-RPC error."""
 
-    def __init__(self, code: int, message: str, data: Any = None) -> None:
+    def __init__(self, code: int, message: str, data: object = None) -> None:
         super().__init__(message)
         self.code, self.data = code, data
 
@@ -209,7 +210,7 @@ class ProtocolContext(NamedTuple):
     """The revision that a request speaks, and its client's capabilities."""
 
     version: str
-    capabilities: Mapping[str, Any]
+    capabilities: Received
 
     @property
     def modern(self) -> bool:
@@ -240,7 +241,7 @@ class Request:
         self.token = token if _is_id(token) else None
 
     @property
-    def call(self) -> tuple[Any, Any]:
+    def call(self) -> tuple[object, object]:
         """What makes two tools/call requests the same call."""
         return self.params.get("name"), self.params.get("arguments") or {}
 
@@ -298,7 +299,7 @@ class Batch:
                 self._send(self._answers)
 
 
-def rpc(method: str, params: Mapping[str, Any] | None = None, id: str | int | None = None) -> Message:
+def rpc(method: str, params: Received | None = None, id: str | int | None = None) -> Message:
     """A request, or without an id a notification."""
     rest = {} if params is None else {"params": params}
     return {"jsonrpc": "2.0", **({} if id is None else {"id": id}), "method": method, **rest}
@@ -316,11 +317,11 @@ def _is_id(value: object) -> bool:
     return isinstance(value, (str, int)) and not isinstance(value, bool)
 
 
-def _mapping(value: object) -> Mapping[str, Any]:
+def _mapping(value: object) -> Received:
     return value if isinstance(value, dict) else {}
 
 
-def _present(mapping: Mapping[str, Any]) -> Message:
+def _present(mapping: Received) -> Message:
     """`mapping` without nulls, which some clients send for absent members."""
     return {name: value for name, value in mapping.items() if value is not None}
 
@@ -387,7 +388,7 @@ class SamplingRequest(PendingReply[str]):
             self.refuse("the client's model answered without text")
 
 
-def text_of(message: Mapping[str, Any]) -> str:
+def text_of(message: Received) -> str:
     content = message.get("content") or ""
     if isinstance(content, str):
         return content
@@ -414,7 +415,7 @@ class Job:
         self.handle = "job_" + os.urandom(12).hex()
         self.state = QUEUED
         self.request: Request | None = None
-        self.call: tuple[Any, Any] | None = None  # the call that may continue a suspended job by its requestState
+        self.call: tuple[object, object] | None = None  # the call that may continue a suspended job by its requestState
         self.asks: dict[str, SamplingRequest] = {}  # questions for the next round, in order of arrival
         self.pending_round: dict[str, SamplingRequest] = {}  # the questions of this round that have no answer yet
         self.asked = self.round = 0
@@ -878,7 +879,7 @@ class Server:
             except ProtocolError as error:
                 batch.add(error_message(error, message["id"] if _is_id(_mapping(message).get("id")) else None))
 
-    def _message(self, message: Any, answer: Callable[[Message | None], None]) -> None:
+    def _message(self, message: object, answer: Callable[[Message | None], None]) -> None:
         if not isinstance(message, dict):
             raise ProtocolError(INVALID_REQUEST, "a message is a JSON object")
         if "method" not in message and ("result" in message or "error" in message):
@@ -1095,7 +1096,7 @@ class Server:
         return path
 
     def configuration(
-        self, directory: str | None, given: Mapping[str, Any] = {}, *, for_code: bool = False
+        self, directory: str | None, given: Mapping[str, object] = {}, *, for_code: bool = False
     ) -> tuple[rlm_config.Configuration, list[str]]:
         """The options in `directory`, and notes on those that are left out; ToolError if they cannot be used.
 
@@ -1395,7 +1396,7 @@ def _version() -> str:
     return "0"
 
 
-def _parse(line: bytearray) -> Any:
+def _parse(line: bytearray) -> object:
     try:
         return rlm_backends.from_json(line)
     except ValueError as error:
@@ -1449,7 +1450,7 @@ class SamplingBackend:
         *,
         max_tokens: int | None = None,
         cancel: threading.Event | None = None,
-        **rest: Any,
+        **rest: object,
     ) -> str:
         marks = prefix_digests(messages)
         known = max((n for n, mark in enumerate(marks, 1) if mark in self._answered), default=0)
@@ -1493,7 +1494,7 @@ def run(
     job: Job,
     directory: str | None,
     prompt: str,
-    context: Any,
+    context: object,
     limits: Message,
     group: rlm.LedgerGroup | None = None,
 ) -> rlm.CompletionResult:
@@ -1540,10 +1541,10 @@ class CellFunction:
     """A host function for the code of a cell. `schedule` runs in the order of the calls; the functions that it returns
     run in parallel."""
 
-    def __init__(self, schedule: Callable[..., Callable[[], Any]]) -> None:
+    def __init__(self, schedule: Callable[..., Callable[[], object]]) -> None:
         self.schedule = schedule
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         return self.schedule(*args, **kwargs)()
 
 
@@ -1554,7 +1555,7 @@ class LLMFunctions:
         self._job, self._directory = job, directory
         self._started = time.monotonic()
         self._backends: dict[str | None, Any] = {}
-        self.functions: dict[str, Callable[..., Any]] = {
+        self.functions: dict[str, Callable[..., object]] = {
             "llm_query": CellFunction(self.one),
             "llm_query_batched": CellFunction(self.many),
             "rlm_query": CellFunction(self.recursive),
@@ -1598,14 +1599,14 @@ class LLMFunctions:
         answers = self._put(list(prompts), model)
         return lambda: _all_answered(answers())
 
-    def recursive(self, prompt: str, context: Any = None) -> Callable[[], Any]:
+    def recursive(self, prompt: str, context: object = None) -> Callable[[], object]:
         if self._options.max_depth < 1:
             raise rlm.MaxDepthExceeded(1, self._options.max_depth)
         self._ledger.check()
         self._ledger.count_subcalls(1)
         limits = {"max_depth": self._options.max_depth - 1}
 
-        def work() -> Any:
+        def work() -> object:
             result = run(self._job, self._directory, prompt, context, limits, rlm.LedgerGroup(self._ledger))
             return result.response if result.value is None else result.value
 
@@ -1782,7 +1783,7 @@ _TYPES: dict[str, Any] = {
 }
 
 
-def _from_json(kind: str, value: Any) -> Any:
+def _from_json(kind: str, value: object) -> object:
     """`value`, parsed if it is JSON text where no string is expected; 3.0 is accepted as an integer."""
     if isinstance(value, str) and kind != "string":
         with contextlib.suppress(ValueError):
@@ -1810,7 +1811,7 @@ def _mismatch(schema: Message, value: Any) -> str | None:
 def in_session(work: Callable[..., Message]) -> Callable[..., None]:
     """A tool whose `work` is done with a session, after the session's earlier calls."""
 
-    def run(server: Server, request: Request, *, session_id: str | None = None, **arguments: Any) -> None:
+    def run(server: Server, request: Request, *, session_id: str | None = None, **arguments: object) -> None:
         session = server.session(session_id)
         server.start(request, session, functools.partial(work, session=session, **arguments))
 
@@ -1820,7 +1821,7 @@ def in_session(work: Callable[..., Message]) -> Callable[..., None]:
 def beside_sessions(work: Callable[..., Message]) -> Callable[..., None]:
     """A tool whose `work` is done at once."""
 
-    def run(server: Server, request: Request, **arguments: Any) -> None:
+    def run(server: Server, request: Request, **arguments: object) -> None:
         server.start(request, None, functools.partial(work, **arguments))
 
     return run
@@ -1907,7 +1908,7 @@ def _get_repl_context(job: Job, session: Session) -> Message:
 
 
 @in_session
-def _set_repl_context(job: Job, session: Session, key: str, value: Any) -> Message:
+def _set_repl_context(job: Job, session: Session, key: str, value: object) -> Message:
     import keyword
 
     if not key.isidentifier() or keyword.iskeyword(key) or key.startswith("_"):
@@ -1984,8 +1985,8 @@ def _set_project(job: Job, session: Session, directory: str) -> Message:
 
 @beside_sessions
 def _run_completion(
-    job: Job, prompt: str, context: Any = None, files: list[str] | None = None, session_id: str | None = None,
-    **limits: Any,
+    job: Job, prompt: str, context: object = None, files: list[str] | None = None, session_id: str | None = None,
+    **limits: object,
 ) -> Message:  # fmt: skip
     server = job.server
     directory = server.session(session_id).folder()
@@ -2254,7 +2255,7 @@ class ClientKind(NamedTuple):
     title: str
     files: Mapping[str, str]
     path: tuple[str, ...] = ("mcpServers",)
-    extra: Mapping[str, Any] = {}
+    extra: Mapping[str, object] = {}
     form: str = "json"  # json, with or without comments; toml; yaml, which is only printed
     note: str = ""
     adds: str = ""  # the client's own commands for the same
@@ -2471,12 +2472,12 @@ def new_entry(client: ClientKind, name: str) -> Message:
     return {**client.extra, "command": command, "args": arguments}
 
 
-def _is_local(entry: Any) -> bool:
+def _is_local(entry: object) -> TypeGuard[Message]:
     """Whether an entry may start a command, as opposed to naming a URL."""
     return isinstance(entry, dict) and not any(key.lower().endswith("url") for key in entry)
 
 
-def entry_over(client: ClientKind, name: str, old: Any, where: tuple[str, ...]) -> Message:
+def entry_over(client: ClientKind, name: str, old: object, where: tuple[str, ...]) -> Message:
     """The entry that replaces `old`. If that starts a command, its other keys and the server's options are kept."""
     new = new_entry(client, name)
     if where[-2] == "servers" and name == "opencode":
@@ -2503,11 +2504,11 @@ def rendered(client: ClientKind, name: str, where: tuple[str, ...]) -> str:
     return json.dumps(_nested(where, entry), indent=2) + "\n"
 
 
-def _value_at(tree: Any, where: tuple[str, ...]) -> Any:
+def _value_at(tree: object, where: tuple[str, ...]) -> object:
     return functools.reduce(lambda inner, key: _mapping(inner).get(key), where, tree)
 
 
-def _nested(where: tuple[str, ...], value: Any) -> Any:
+def _nested(where: tuple[str, ...], value: object) -> object:
     return functools.reduce(lambda inner, key: {key: inner}, reversed(where), value)
 
 
@@ -2525,7 +2526,7 @@ def edited(client: ClientKind, name: str, before: str, where: tuple[str, ...], *
     read, edit = (_toml, _edit_toml) if client.form == "toml" else (parse_jsonc, _edit_json)
     old = _value_at(read(before), where)
     entry = None if remove else entry_over(client, name, old, where)
-    changes: list[tuple[tuple[str, ...], Any]] = [(where, entry)]
+    changes: list[tuple[tuple[str, ...], object]] = [(where, entry)]
     if entry is not None and _is_local(old):  # value by value, to leave the rest untouched
         changes = [((*where, key), value) for key, value in entry.items() if key not in old or old[key] != value]
     after = before
@@ -2539,7 +2540,7 @@ def edited(client: ClientKind, name: str, before: str, where: tuple[str, ...], *
     return after
 
 
-def _with_entry(tree: Any, where: tuple[str, ...], entry: Message | None) -> Any:
+def _with_entry(tree: object, where: tuple[str, ...], entry: Message | None) -> Message:
     """The data that the edited file must parse to."""
     if not isinstance(tree, dict):
         raise ValueError("the file does not hold an object where the entry belongs")
@@ -2564,7 +2565,7 @@ class Member(NamedTuple):
 _STRING = r'"(?:[^"\\]|\\.)*"'
 
 
-def parse_jsonc(text: str) -> Any:
+def parse_jsonc(text: str) -> object:
     """The value of JSON with comments and trailing commas."""
     try:
         return rlm_backends.from_json(_plain_json(text))
@@ -2610,7 +2611,7 @@ def _members(plain: str, start: int) -> dict[str, Member]:
     return members
 
 
-def _edit_json(text: str, where: tuple[str, ...], entry: Any) -> str:
+def _edit_json(text: str, where: tuple[str, ...], entry: object) -> str:
     """Set the member at `where` in valid JSON, or remove it if `entry` is None."""
     plain = _plain_json(text)
     place, depth = Member(0, len(plain) - len(plain.lstrip()), len(plain.rstrip())), 0
@@ -2637,7 +2638,7 @@ def _indentation(text: str) -> tuple[str, str]:
     return ("\r\n" if "\r\n" in text else "\n"), (step[1] if step else "  ")
 
 
-def _indented(text: str, value: Any, depth: int) -> str:
+def _indented(text: str, value: object, depth: int) -> str:
     end, step = _indentation(text)
     lines = json.dumps(value, indent=step).split("\n")
     return (end + step * depth).join(lines)
@@ -2686,7 +2687,7 @@ def _toml_name(where: Iterable[str]) -> str:
     return r"\s*\.\s*".join(rf"[\"']?{re.escape(part)}[\"']?" for part in where)
 
 
-def _edit_toml(text: str, where: tuple[str, ...], entry: Any) -> str:
+def _edit_toml(text: str, where: tuple[str, ...], entry: object) -> str:
     """Set the table at `where`, or remove it if `entry` is None, or set one value of a table."""
     if entry is not None and not isinstance(entry, dict):
         return _edit_toml_value(text, where, entry)
@@ -2707,7 +2708,7 @@ def _edit_toml(text: str, where: tuple[str, ...], entry: Any) -> str:
     return text + gap + _toml_table(where, entry).replace("\n", end)
 
 
-def _edit_toml_value(text: str, where: tuple[str, ...], value: Any) -> str:
+def _edit_toml_value(text: str, where: tuple[str, ...], value: object) -> str:
     """Set one value of a table."""
     *table, key = where
     end, name = _indentation(text)[0], _toml_name(table)
@@ -2853,7 +2854,7 @@ class RemoteTool(NamedTuple):
     def full_name(self) -> str:
         return f"{self.server}.{self.name}"
 
-    def arguments(self, /, *args: Any, **kwargs: Any) -> Message:
+    def arguments(self, /, *args: object, **kwargs: object) -> Message:
         """The arguments of a Python call as JSON; TypeError if they do not fit the schema's names."""
         properties = self.parameters["properties"]
         names = self._python_names()
@@ -2914,10 +2915,10 @@ class RemoteTool(NamedTuple):
     def _is_wrapped(self) -> bool:
         return set(self._returned()) == {"result"}
 
-    def _returned(self) -> Mapping[str, Any]:
+    def _returned(self) -> Received:
         return _mapping(_mapping(self.returns).get("properties"))
 
-    def to_python(self, result: Message) -> Any:
+    def to_python(self, result: Message) -> object:
         """A result as Python data.
 
         Structured content comes first, unwrapped from {"result": …}, which servers use since it must be an object.
@@ -2983,13 +2984,13 @@ def _own_name(name: str) -> str:
     return f"(the server calls it {name[:200]!r})"
 
 
-def _about(info: Mapping[str, Any]) -> Message:
+def _about(info: Received) -> Message:
     """What is kept of a server's description of itself."""
     texts = {key: info.get(key) for key in ("name", "title", "instructions")}
     return {key: _seen(text, 10_000) if isinstance(text, str) else None for key, text in texts.items()}
 
 
-def json_argument(value: Any) -> Any:
+def json_argument(value: object) -> object:
     """An argument as JSON: tuples and sets become lists, bytes become base64."""
     if isinstance(value, dict):
         return {str(key): json_argument(item) for key, item in value.items()}
@@ -3012,7 +3013,7 @@ def _blocks(result: Message) -> list[Message]:
     return [block for block in content if isinstance(block, dict)]
 
 
-def _block_value(block: Message) -> Any:
+def _block_value(block: Message) -> object:
     kind, resource = block.get("type"), _mapping(block.get("resource"))
     data = block.get("data") if kind in ("image", "audio") else resource.get("blob")
     if isinstance(data, str):
@@ -3025,7 +3026,7 @@ def _block_value(block: Message) -> Any:
     return {key: value for key, value in block.items() if key not in ("type", "_meta", "annotations")}
 
 
-def read_catalogue(server: str, listed: list[Any]) -> dict[str, RemoteTool]:
+def read_catalogue(server: str, listed: list[object]) -> dict[str, RemoteTool]:
     """A server's tools by their Python names; a second tool with the same name becomes name_2."""
     tools: dict[str, RemoteTool] = {}
     entries = [entry for entry in listed if isinstance(entry, dict) and isinstance(entry.get("name"), str)]
@@ -3100,7 +3101,7 @@ class Connection:
         text = rlm_backends.mask(f"MCP server {self.name!r} {what}", self.secrets)
         return remote_error(text, hint or f"look at [mcp.{self.name}] in the configuration")
 
-    def parse(self, data: bytes) -> list[Mapping[str, Any]]:
+    def parse(self, data: bytes) -> list[Received]:
         """The messages in `data`, without the server's keys; ValueError if it is not JSON."""
         for secret in self.secrets:
             data = data.replace(json.dumps(secret)[1:-1].encode(), b"[redacted]")
@@ -3177,11 +3178,11 @@ class Connection:
         """What an error message adds about the server: the end of its stderr."""
         return ""
 
-    def list_tools(self) -> list[Any]:
+    def list_tools(self) -> list[object]:
         """All pages of the server's tools, in the time of one request."""
         until = time.monotonic() + self.seconds
         self.deadline = until if self.deadline is None else min(until, self.deadline)
-        tools: list[Any] = []
+        tools: list[object] = []
         seen, cursor, size = {""}, "", 0
         for _ in range(MAX_PAGES):
             page, cursor = self._tools_page(cursor)
@@ -3195,7 +3196,7 @@ class Connection:
             seen.add(cursor)
         raise self.failed(f"lists its tools on more than {MAX_PAGES:,} pages")
 
-    def _tools_page(self, cursor: str) -> tuple[list[Any], str]:
+    def _tools_page(self, cursor: str) -> tuple[list[object], str]:
         """The tools of a page, and the cursor of the next; "" on the last."""
         try:
             result = self.request("tools/list", {"cursor": cursor} if cursor else {})
@@ -3206,7 +3207,7 @@ class Connection:
             raise self.failed(f"answered tools/list without a list: {_shortened(result)}")
         return page, following if isinstance(following, str) else ""
 
-    def call(self, tool: RemoteTool, arguments: Message) -> Any:
+    def call(self, tool: RemoteTool, arguments: Message) -> object:
         """The tool's result as Python data; ToolError with the server's message if it fails."""
         self.schemas[tool.own_name] = tool.parameters
         try:
@@ -3338,7 +3339,7 @@ class StdioConnection(Connection):
         for message in messages:
             self._handle_message(message)
 
-    def _handle_message(self, message: Mapping[str, Any]) -> None:
+    def _handle_message(self, message: Received) -> None:
         number = message.get("id")
         if "method" in message:
             self._unmatched += 1
@@ -3545,13 +3546,13 @@ class AnswerWatch:
 _EVENT_END = re.compile(rb"\n\n|\r\n\r\n|\r\r")
 
 
-def _messages(data: bytes | str) -> list[Mapping[str, Any]]:
+def _messages(data: bytes | str) -> list[Received]:
     """The messages in `data`, one or an array of them; ValueError if it is not JSON."""
     found = rlm_backends.from_json(data)
     return [_mapping(message) for message in (found if isinstance(found, list) else [found])]
 
 
-def _is_answer(message: Mapping[str, Any], number: int | None) -> bool:
+def _is_answer(message: Received, number: int | None) -> bool:
     """Whether it answers request `number`. Some servers leave the id of an error out."""
     is_reply = "method" not in message and message.keys() & {"result", "error"}
     return bool(is_reply) and message.get("id", number) in (number, None)
@@ -3712,7 +3713,7 @@ class ServerSet:
             raise remote_error("the run has ended")
         return connection
 
-    def call(self, tool: RemoteTool, arguments: Message) -> Any:
+    def call(self, tool: RemoteTool, arguments: Message) -> object:
         """The result of a tool. The text of an error includes its hint, since code sees only the text."""
         try:
             allowed = self.specs.get(tool.server, ("", {}))[1].get("tools")
@@ -3744,7 +3745,7 @@ class ServerSet:
             'tools("word") finds some; SERVER.TOOL(argument=…) returns data.'
         )
 
-    def namespaces(self, function: Callable[[RemoteTool], Any]) -> dict[str, Any]:
+    def namespaces(self, function: Callable[[RemoteTool], Callable[..., object]]) -> dict[str, rlm_sandbox.Namespace]:
         """An object for each server, whose attributes are the functions of its tools."""
         texts = self._tool_help
         found = {}

@@ -25,14 +25,14 @@ import linecache
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import CodeType, FrameType, ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING or not __package__:
-    from rlm_worker import describe, format_traceback, run_together, type_name
+    from rlm_worker import PlainLanguage, Setup, describe, format_traceback, run_together, type_name
 else:  # vendored into a package
-    from .rlm_worker import describe, format_traceback, run_together, type_name
+    from .rlm_worker import PlainLanguage, Setup, describe, format_traceback, run_together, type_name
 
 
 # --- what is refused, why, and what to write instead ------------------------------------------------------------------
@@ -154,7 +154,7 @@ def attribute_refusal(name: str) -> str:
 def unavailable(category: str, name: str) -> Callable[..., NoReturn]:
     """A function that raises, and says why it is not available."""
 
-    def missing(*args: Any, **kwargs: Any) -> NoReturn:
+    def missing(*args: object, **kwargs: object) -> NoReturn:
         raise RuntimeError(f"{name}() is not available here: {DENIED[category, name]}")
 
     missing.__name__ = missing.__qualname__ = name
@@ -201,7 +201,7 @@ def check(node: ast.AST) -> None:
                 refuse(node, attribute_refusal(item))
 
 
-def refuse(node: Any, reason: str) -> NoReturn:
+def refuse(node: ast.AST, reason: str) -> NoReturn:
     error = PolicyError(reason)
     error.lineno, error.offset = getattr(node, "lineno", None), getattr(node, "col_offset", -1) + 1
     raise error
@@ -253,7 +253,7 @@ def notebook_refusal(error: SyntaxError, line: str) -> SyntaxError:
     return error if denial is None else PolicyError(str(denial), ("", error.lineno, 1, line))
 
 
-def compiled(source: Any, filename: str, mode: str, flags: int = 0) -> Any:
+def compiled(source: str | ast.Module | ast.Expression, filename: str, mode: str, flags: int = 0) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -269,8 +269,8 @@ class Session:
     """The state of the built-in functions and proxies; a worker serves one session."""
 
     def __init__(self) -> None:
-        self.builtins: dict[str, Any] = {}
-        self.globals: dict[str, Any] = {}
+        self.builtins: dict[str, object] = {}
+        self.globals: dict[str, object] = {}
         self.allowed: tuple[str, ...] = ()  # packages handed out whole
         self.proxies: dict[str, ModuleProxy] = {}
 
@@ -278,7 +278,7 @@ class Session:
 session = Session()
 
 
-def checked_name(name: Any) -> str:
+def checked_name(name: object) -> str:
     """Check an attribute name computed at run time by the rules for written ones."""
     if type(name) is str and name in DENIED_ATTRIBUTES:
         raise AttributeError(attribute_refusal(name))
@@ -287,44 +287,44 @@ def checked_name(name: Any) -> str:
     return name
 
 
-def checked_getattr(target: Any, name: str, /, *default: Any) -> Any:
+def checked_getattr(target: object, name: str, /, *default: object) -> object:
     if default and type(name) is str and name in DENIED_ATTRIBUTES:
         return default[0]
     return getattr(target, checked_name(name), *default)
 
 
-def checked_hasattr(target: Any, name: str, /) -> bool:
+def checked_hasattr(target: object, name: str, /) -> bool:
     try:
         return hasattr(target, checked_name(name))
     except AttributeError:
         return False
 
 
-def shown_names(names: dict[str, Any]) -> str:
+def shown_names(names: dict[str, object]) -> str:
     """Variables with type and length, without values: one may be a whole context."""
     described = [(name, *describe(value)[:2]) for name, value in names.items() if not name.startswith("__")]
     parts = [f"{name}: {cls}" + ("" if size is None else f"[{size}]") for name, cls, size in described]
     return "{" + ", ".join(parts) + "}"
 
 
-class LocalVariables(dict[str, Any]):
+class LocalVariables(dict[str, object]):
     """`locals()` of a function."""
 
     def __repr__(self) -> str:
         return shown_names(self)
 
 
-class GlobalVariables(collections.abc.MutableMapping[str, Any]):
+class GlobalVariables(collections.abc.MutableMapping[str, object]):
     """`globals()`: the cells' variables themselves, without `__builtins__`."""
 
     __slots__ = ()
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> object:
         if name == "__builtins__":
             raise KeyError(name)
         return session.globals[name]
 
-    def __setitem__(self, name: str, value: Any) -> None:
+    def __setitem__(self, name: str, value: object) -> None:
         session.globals[checked_name(name)] = value
 
     def __delitem__(self, name: str) -> None:
@@ -343,18 +343,18 @@ class GlobalVariables(collections.abc.MutableMapping[str, Any]):
         return shown_names(self.copy())
 
 
-def variables_of(frame: FrameType) -> Any:
-    if frame.f_locals is frame.f_globals:
-        return GlobalVariables()
-    return LocalVariables(frame.f_locals)
+Space = dict[str, object] | GlobalVariables | None
 
 
-def checked_vars(*target: Any) -> Any:
+def checked_vars(*target: object) -> object:
     """`vars`, and without an argument `locals`."""
-    return vars(*target) if target else variables_of(sys._getframe(1))
+    if target:
+        return vars(*target)
+    frame = sys._getframe(1)
+    return GlobalVariables() if frame.f_locals is frame.f_globals else LocalVariables(frame.f_locals)
 
 
-def checked_eval(source: Any, globals: Any = None, locals: Any = None, /) -> Any:
+def checked_eval(source: object, globals: Space = None, locals: Space = None, /) -> object:
     """`eval`, under the same policy as the cell."""
     tree = checked_tree(source_text(source, "eval").strip(), "<eval>")
     if len(tree.body) != 1 or not isinstance(tree.body[0], ast.Expr):
@@ -363,19 +363,19 @@ def checked_eval(source: Any, globals: Any = None, locals: Any = None, /) -> Any
     return eval(code, *spaces(globals, locals, sys._getframe(1)))
 
 
-def checked_exec(source: Any, globals: Any = None, locals: Any = None, /) -> None:
+def checked_exec(source: object, globals: Space = None, locals: Space = None, /) -> None:
     """`exec`, under the same policy as the cell."""
     code = compiled(checked_tree(source_text(source, "exec"), "<exec>"), "<exec>", "exec")
     exec(code, *spaces(globals, locals, sys._getframe(1)))
 
 
-def source_text(source: Any, function: str) -> str:
+def source_text(source: object, function: str) -> str:
     if not isinstance(source, str):
         raise TypeError(f"{function}() takes text here, not {type_name(type(source))!r}")
     return str.__str__(source)
 
 
-def spaces(globals: Any, locals: Any, caller: FrameType) -> tuple[dict[str, Any], Any]:
+def spaces(globals: Space, locals: Space, caller: FrameType) -> tuple[dict[str, object], Mapping[str, object]]:
     """The namespaces for eval and exec: those given, else the caller's."""
     if globals is None:
         if locals is None and caller.f_locals is not caller.f_globals:
@@ -386,20 +386,20 @@ def spaces(globals: Any, locals: Any, caller: FrameType) -> tuple[dict[str, Any]
     return space, space if locals is None or isinstance(locals, GlobalVariables) else locals
 
 
-def checked_open(file: Any, *options: Any, **more: Any) -> Any:
+def checked_open(file: object, *options: Any, **more: Any) -> object:
     """`open`, which the worker routes to the files of cells. Descriptors are the worker's own."""
     if not isinstance(file, (str, os.PathLike)):
         raise TypeError(f"a file is named by a str or Path here, not {type_name(type(file))!r}")
     return open(file, *options, **more)
 
 
-def print_help(*topic: Any) -> None:
+def print_help(*topic: object) -> None:
     """`help` without its pager."""
     about = getattr(topic[0], "__doc__", None) if topic else None
     print(about if isinstance(about, str) else "no help on that")
 
 
-def session_builtins() -> dict[str, Any]:
+def session_builtins() -> dict[str, object]:
     kept = {name: value for name, value in vars(builtins).items() if not name.startswith("_")}
     kept.update({name: unavailable(category, name) for category, name in DENIED if category == "builtin"})
     kept.update(
@@ -450,7 +450,7 @@ PARTIAL = {  # of these the names given
     " ModuleType NoneType EllipsisType NotImplementedType UnionType GenericAlias DynamicClassAttribute new_class"
     " resolve_bases prepare_class",
 }
-STUBS: dict[str, Callable[[], dict[str, Any]]] = {  # what is ours in a module, besides or in place of its own names
+STUBS: dict[str, Callable[[], dict[str, object]]] = {  # what is ours in a module, besides or in place of its own names
     "builtins": lambda: {name: value for name, value in session.builtins.items() if not name.startswith("_")},
     "concurrent.futures": lambda: future_members(),
     "io": lambda: {"open": checked_open},
@@ -470,17 +470,17 @@ STREAMS = ("stdout", "stderr")  # of `sys`, which can be replaced for a while
 class ModuleProxy(ModuleType):
     """A module as cells see it: its public names, without other modules."""
 
-    def __init__(self, name: str, members: dict[str, Any]):
+    def __init__(self, name: str, members: dict[str, object]):
         super().__init__(name + READ_ONLY)  # a name that `import` does not find in `sys.modules`
         vars(self).update(members)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         module = vars(self)["__name__"].removesuffix(READ_ONLY)
         if module == "sys" and name in STREAMS:
             return getattr(sys, name)
         raise AttributeError(missing_member(module, name, dir(self)))
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         module = vars(self)["__name__"].removesuffix(READ_ONLY)
         if module != "sys" or name not in STREAMS:
             raise AttributeError(f"module {module!r} is read-only and cannot be changed; use a variable of your own")
@@ -524,8 +524,8 @@ def proxy_of(name: str) -> ModuleProxy:
     return proxy
 
 
-def module_members(name: str) -> dict[str, Any]:
-    members: dict[str, Any] = {}
+def module_members(name: str) -> dict[str, object]:
+    members: dict[str, object] = {}
     if name in ALLOWED or name in PARTIAL:
         try:
             module = importlib.import_module(name)
@@ -550,7 +550,9 @@ def no_module(name: str) -> ImportError:
     return ModuleNotFoundError(f"no module {name!r} here; {hint}", name=name)
 
 
-def import_module(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
+def import_module(
+    name: str, globals: object = None, locals: object = None, fromlist: Sequence[str] | None = (), level: int = 0
+) -> ModuleType | None:
     """What an import statement calls, and `__import__`."""
     if level:
         raise ImportError("relative imports have no package to start from here")
@@ -578,7 +580,7 @@ def require_member(name: str, proxy: ModuleProxy, wanted: str) -> None:
             raise ImportError(f"cannot import name {wanted!r}: {missing}", name=name) from None
 
 
-def path_classes() -> dict[str, Any]:
+def path_classes() -> dict[str, object]:
     """`pathlib.Path` without the real place of the working folder, and without links."""
     import pathlib
 
@@ -588,13 +590,13 @@ def path_classes() -> dict[str, Any]:
         __slots__ = ()
 
         @classmethod
-        def cwd(cls) -> Any:
+        def cwd(cls) -> Path:
             return cls(".")
 
-        def resolve(self, strict: bool = False) -> Any:
+        def resolve(self, strict: bool = False) -> Path:
             return type(self)(os.path.normpath(self))
 
-        def touch(self, *options: Any, **more: Any) -> None:
+        def touch(self, *options: object, **more: object) -> None:
             open(self, "a").close()
 
         absolute = expanduser = resolve
@@ -604,21 +606,21 @@ def path_classes() -> dict[str, Any]:
     return {"Path": Path, "PosixPath": Path}
 
 
-def os_members() -> dict[str, Any]:
+def os_members() -> dict[str, object]:
     environment: dict[str, str] = {}
-    members: dict[str, Any] = {"path": proxy_of("os.path"), "environ": environment, "getenv": environment.get}
+    members: dict[str, object] = {"path": proxy_of("os.path"), "environ": environment, "getenv": environment.get}
     return {**members, "getcwd": lambda: ".", "getpid": lambda: 1, "cpu_count": lambda: 1}
 
 
 # --- concurrent.futures, without threads ------------------------------------------------------------------------------
 
 
-def future_members() -> dict[str, Any]:
+def future_members() -> dict[str, object]:
     """An executor whose tasks run in order, and whose host calls overlap, when a result is first needed."""
     from concurrent import futures
 
     class Future(futures.Future[Any]):
-        def __init__(self, executor: Executor, task: Callable[[], Any]):
+        def __init__(self, executor: Executor, task: Callable[[], object]):
             super().__init__()
             self.executor, self.task = executor, task
 
@@ -626,15 +628,15 @@ def future_members() -> dict[str, Any]:
             self.executor.shutdown()
             return super().exception(0)  # a task that was interrupted has none
 
-        def result(self, timeout: float | None = None) -> Any:
+        def result(self, timeout: float | None = None) -> object:
             self.executor.shutdown()
             return super().result(0)
 
     class Executor(futures.Executor):
-        def __init__(self, *args: Any, **kwargs: Any):
+        def __init__(self, *args: object, **kwargs: object):
             self.waiting: list[Future] = []
 
-        def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        def submit(self, function: Callable[..., Any], /, *args: object, **kwargs: object) -> Future:
             self.waiting.append(Future(self, functools.partial(function, *args, **kwargs)))
             return self.waiting[-1]
 
@@ -644,12 +646,12 @@ def future_members() -> dict[str, Any]:
             for future, (ok, value) in zip(ready, run_together([future.task for future in ready])):
                 future.set_result(value) if ok else future.set_exception(value)
 
-    def as_completed(waited: Any, timeout: float | None = None) -> Iterator[Future]:
+    def as_completed(waited: Iterable[Future], timeout: float | None = None) -> Iterator[Future]:
         for future in list(waited):
             future.executor.shutdown()
             yield future
 
-    def wait(waited: Any, timeout: float | None = None, return_when: str = "ALL_COMPLETED") -> Any:
+    def wait(waited: Iterable[Future], timeout: float | None = None, return_when: str = "ALL_COMPLETED") -> object:
         return futures.wait(list(as_completed(waited)))
 
     executors = dict.fromkeys(["ThreadPoolExecutor", "ProcessPoolExecutor", "Executor"], Executor)
@@ -665,16 +667,15 @@ def policy_preload(allowed_imports: tuple[str, ...] = ()) -> None:
     session.allowed = tuple(name.partition(".")[0] for name in allowed_imports)
 
 
-class PolicyLanguage:
+class PolicyLanguage(PlainLanguage):
     """Python under this policy, as the worker uses it."""
 
-    def __init__(self, setup: dict[str, Any]):
+    compile = staticmethod(policy_compile)
+
+    def __init__(self, setup: Setup):
         self.setup = setup
 
-    def compile(self, source: str, filename: str) -> tuple[CodeType, CodeType | None]:
-        return policy_compile(source, filename)
-
-    def namespace(self, functions: dict[str, Any]) -> dict[str, Any]:
+    def namespace(self, functions: dict[str, object]) -> dict[str, object]:
         """The variables that a session starts with. From then on, this process serves that session only."""
         policy_preload(tuple(self.setup["allowed_imports"]))
         main = sys.modules["__main__"] = ModuleType("__main__")

@@ -27,6 +27,7 @@ boundary (not tested there): use Docker for code that may be hostile.
 
 from __future__ import annotations
 
+import atexit
 import binascii
 import contextlib
 import errno
@@ -37,6 +38,7 @@ import json
 import math
 import mmap
 import os
+import queue
 import re
 import select
 import signal
@@ -51,10 +53,18 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 if TYPE_CHECKING or not __package__:
     import rlm_worker
-    from rlm_worker import DEPTH_MAX, UNSET, Packer, encoded, unpack
+    from rlm_worker import DEPTH_MAX, UNSET, Frame, Packer, Setup, encoded, unpack
 else:  # vendored into a package
     from . import rlm_worker
-    from .rlm_worker import DEPTH_MAX, UNSET, Packer, encoded, unpack
+    from .rlm_worker import DEPTH_MAX, UNSET, Frame, Packer, Setup, encoded, unpack
+
+if TYPE_CHECKING:
+    from socket import SocketIO, socket
+    from ssl import SSLSocket
+    from subprocess import Popen
+
+    from docker import APIClient
+    from docker.types import Mount
 
 __all__ = [
     "DEPTH_MAX",
@@ -129,7 +139,7 @@ PENDING_BYTES_MAX = 2 * rlm_worker.FRAME_MAX  # of host calls that wait or run: 
 NOT_MARKS = bytes(set(range(256)) - set(b'"[{,:}]'))
 
 
-def read_json(body: bytes) -> tuple[Any, int]:
+def read_json(body: bytes) -> tuple[object, int]:
     """What JSON from a sandbox says, and its cost; ValueError before anything too large or deep is built.
 
     The cost is its bytes and PART_COST for each list, object, item and key: within a factor of two, the memory that
@@ -188,12 +198,12 @@ class Sandbox(Protocol):
         code: str,
         *,
         timeout: float | None = None,
-        functions: dict[str, Callable[..., Any]] | None = None,
+        functions: dict[str, Callable[..., object]] | None = None,
         on_output: Callable[[str], None] | None = None,
     ) -> Cell:
         """Run a cell, in which the functions can be called by their names."""
 
-    def set(self, name: str, value: Any) -> None:
+    def set(self, name: str, value: object) -> None:
         """Set a variable to plain data."""
 
     def get(self, name: str) -> Any:
@@ -217,7 +227,7 @@ class Channel:
 
     hard_grace = HARD_GRACE
 
-    def __init__(self, stream: Any):
+    def __init__(self, stream: socket | TLSStream):
         self.stream = stream
         self.process_of_host = os.getpid()
         self.sending = threading.Lock()
@@ -227,7 +237,7 @@ class Channel:
 
     def send(
         self,
-        message: dict[str, Any],
+        message: Frame,
         pieces: Iterable[bytes] = (),
         valid: Callable[[], bool] = lambda: True,
         timeout: float = math.inf,
@@ -262,7 +272,7 @@ class Channel:
             if not sent:
                 rlm_worker.wait_for(self.fileno(), 0.2, writing=True)
 
-    def receive(self, seconds: float, request: int = 0) -> dict[str, Any] | None:
+    def receive(self, seconds: float, request: int = 0) -> Frame | None:
         """The next frame of this request, or None after that time, however much else arrives."""
         deadline = time.monotonic() + seconds
         while True:
@@ -285,7 +295,7 @@ class Channel:
             raise ConnectionLost("the sandbox's process has ended")
         self.buffer += data
 
-    def parse(self) -> dict[str, Any] | None:
+    def parse(self) -> Frame | None:
         if len(self.buffer) < 4:
             return None
         size = int.from_bytes(self.buffer[:4], "big")
@@ -311,16 +321,16 @@ class Channel:
         return os.getpid() != self.process_of_host
 
     def fileno(self) -> int:
-        return int(self.stream.fileno())
+        return self.stream.fileno()
 
     def receive_bytes(self) -> bytes:
         """Bytes, once `fileno` is readable; b"" at the end. BlockingIOError: nothing yet."""
-        return bytes(self.stream.recv(1 << 18))
+        return self.stream.recv(1 << 18)
 
     def send_bytes(self, data: memoryview) -> int:
         """Send some of the bytes without waiting; 0 if there is no room now."""
         try:
-            return int(self.stream.send(data))
+            return self.stream.send(data)
         except BlockingIOError:
             return 0
 
@@ -328,7 +338,7 @@ class Channel:
         """Put a value into shared memory and return its size; None: it must follow in frames."""
         return None
 
-    def hand_over(self, descriptor: int, path: str, start: int) -> dict[str, Any]:
+    def hand_over(self, descriptor: int, path: str, start: int) -> Frame:
         """Pass an open file to the worker: by default its bytes from `start` on, as many as an answer carries."""
         return {"data": os.pread(descriptor, FILE_PART, start)}
 
@@ -384,7 +394,7 @@ class BaseSandbox(Sandbox):
         self.layers: dict[str, bool | str] = {}
         self._lock = threading.RLock()
         self._channel: Channel | None = None
-        self._given: dict[str, Any] = {}
+        self._given: dict[str, object] = {}
         self._nbytes: dict[str, int] = {}  # what each of them takes in the worker
         self._requests = 0
         self._cells = 0
@@ -419,7 +429,7 @@ class BaseSandbox(Sandbox):
         code: str,
         *,
         timeout: float | None = None,
-        functions: dict[str, Callable[..., Any]] | None = None,
+        functions: dict[str, Callable[..., object]] | None = None,
         on_output: Callable[[str], None] | None = None,
         memory: str | int | None = None,
         deadline: float = math.inf,
@@ -443,7 +453,7 @@ class BaseSandbox(Sandbox):
             finally:
                 self._run = None
 
-    def set(self, name: str, value: Any) -> None:
+    def set(self, name: str, value: object) -> None:
         """Set a variable to plain data; a worker that had to be restarted gets it again."""
         if not name.isidentifier():
             raise ValueError(f"{name!r} is not a name for a variable")
@@ -472,7 +482,9 @@ class BaseSandbox(Sandbox):
         with self._lock:
             self._started()
             found = self._request({"op": "names"}).get("value")
-        if type(found) is not dict or not all(map(is_description, found.values())):
+        if type(found) is not dict or not all(
+            type(row) is list and len(row) == 3 and type(row[1]) in (int, type(None)) for row in found.values()
+        ):
             raise SandboxError("the sandbox's answer cannot be read")
         return {
             short(name, 200): (short(cls, 200), size, short(text, 1000)) for name, (cls, size, text) in found.items()
@@ -541,7 +553,7 @@ class BaseSandbox(Sandbox):
 
     # - requests other than cells
 
-    def _request(self, message: dict[str, Any], pieces: Iterable[bytes] = ()) -> dict[str, Any]:
+    def _request(self, message: Frame, pieces: Iterable[bytes] = ()) -> Frame:
         channel = self._started()
         self._requests += 1
         request = self._requests
@@ -563,7 +575,7 @@ class BaseSandbox(Sandbox):
         kinds: dict[str, type[Exception]] = {"TypeError": TypeError, "KeyError": KeyError, "ValueError": ValueError}
         raise kinds.get(short(reply.get("type"), 200), SandboxError)(short(reply.get("message"), 2000))
 
-    def _send_blob(self, name: str, header: dict[str, Any], pieces: Iterator[bytes]) -> None:
+    def _send_blob(self, name: str, header: Frame, pieces: Iterator[bytes]) -> None:
         channel = self._started()
         nbytes = {**self._nbytes, name: header["nbytes"]}
         channel.make_room(name, sum(nbytes.values()))
@@ -596,22 +608,21 @@ class Chunks:
 class Namespace:
     """Host functions as the attributes of one object, each with the text that `help` prints of it."""
 
-    def __init__(self, doc: str, members: dict[str, tuple[Callable[..., Any], str]]):
+    def __init__(self, doc: str, members: dict[str, tuple[Callable[..., object], str]]):
         self.__doc__ = doc
         self._members = {name: function for name, (function, _) in members.items()}
         self._spec = {"doc": doc, "members": {name: text for name, (_, text) in members.items()}}
         if not all(name.isidentifier() and name[:1] != "_" for name in members):
             raise ValueError(f"not all of these can be names of functions: {', '.join(members)[:200]}")
 
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        members = self.__dict__.get("_members", {})
+    def __getattr__(self, name: str) -> Callable[..., object]:
+        members: dict[str, Callable[..., object]] = self.__dict__.get("_members", {})
         if name not in members:
             raise AttributeError(name)
-        function: Callable[..., Any] = members[name]
-        return function
+        return members[name]
 
 
-def spec_of(function: Any) -> bool | dict[str, Any]:
+def spec_of(function: object) -> bool | Frame:
     """What a request tells of a function: whether it takes batches, the size for the worker's own `chunks`, or what is
     in a namespace."""
     if isinstance(function, Chunks):
@@ -627,7 +638,7 @@ class Run:
         sandbox: BaseSandbox,
         number: int,
         limit: float,
-        functions: dict[str, Callable[..., Any]],
+        functions: dict[str, Callable[..., object]],
         on_output: Callable[[str], None] | None,
         memory: int | None,
         deadline: float,
@@ -639,19 +650,15 @@ class Run:
         self.request = sandbox._requests
         self.began = time.monotonic()
         self.lock = threading.Lock()
-        self.active = self.at_work = 0  # calls that have arrived, and those of them that a thread works on
+        self.calls = self.active = self.at_work = 0  # to the host: all, unanswered ones, those at work
         self.pending_bytes = 0  # of the frames that these came in
         self.drained = threading.Condition(self.lock)  # signalled when it has become less
-        self.paused = 0.0
-        self.paused_at = 0.0
-        self.calls = 0
+        self.paused = self.paused_at = self.interrupted_at = self.killed_at = 0.0
         self.streamed = io.StringIO()
         self.stream_room = max(1 << 20, 4 * sandbox.output_limit)
         self.stop: BaseException | None = None
         self.stop_reason = ""  # why it is being stopped: "timeout" or "interrupt"
-        self.interrupted_at = 0.0
         self.grace = SOFT_GRACE
-        self.killed_at = 0.0
         self.finished = False
         self.queued: list[Callable[[], None]] = []
 
@@ -695,7 +702,7 @@ class Run:
 
     # - frames
 
-    def wait(self) -> dict[str, Any]:
+    def wait(self) -> Frame:
         while True:
             timeout = self.poll_timeout()
             if self.pending_bytes > PENDING_BYTES_MAX and not self.interrupted_at:
@@ -755,7 +762,7 @@ class Run:
             self.stop_reason = self.stop_reason or "interrupt"
         self.channel.interrupt()
 
-    def output(self, text: Any) -> None:
+    def output(self, text: object) -> None:
         if type(text) is not str or self.stream_room <= 0:
             return
         text = text[: self.stream_room]
@@ -767,7 +774,7 @@ class Run:
 
     # - calls from the cell
 
-    def call(self, frame: dict[str, Any], nbytes: int) -> None:
+    def call(self, frame: Frame, nbytes: int) -> None:
         """Start the host function that a frame calls. What no genuine worker sends gets no answer."""
         name, key = frame.get("name"), frame.get("call")
         if type(key) is not int or type(name) is not str:
@@ -796,14 +803,13 @@ class Run:
         clock = contextlib.nullcontext() if about_files else self.working()
         self.dispatch(lambda: self.work(key, work, nbytes, clock), nbytes)
 
-    def function(self, name: str) -> Any:
+    def function(self, name: str) -> Callable[..., object] | None:
         """The host function of that name, or of a namespace: "github.search_issues"."""
         space, _, member = name.partition(".")
-        function: Any = self.functions.get(space)
-        is_namespace = isinstance(function, Namespace)
-        if is_namespace != bool(member):
-            return None
-        return function._members.get(member) if is_namespace else function
+        function = self.functions.get(space)
+        if isinstance(function, Namespace):
+            return function._members.get(member)
+        return None if member else function
 
     def dispatch(self, job: Callable[[], None], nbytes: int) -> None:
         """Run a host function in a thread, or queue it."""
@@ -842,7 +848,7 @@ class Run:
                     self.paused += time.monotonic() - self.paused_at
 
     def work(
-        self, key: int, work: Callable[[], Any], nbytes: int, clock: contextlib.AbstractContextManager[None]
+        self, key: int, work: Callable[[], object], nbytes: int, clock: contextlib.AbstractContextManager[None]
     ) -> None:
         try:
             try:
@@ -865,7 +871,7 @@ class Run:
         except (TypeError, ValueError):
             self.reply(reply)
 
-    def reply(self, message: dict[str, Any]) -> None:
+    def reply(self, message: Frame) -> None:
         with contextlib.suppress(ConnectionLost):
             self.channel.send(dict(message, id=self.request), valid=lambda: not self.finished)
 
@@ -877,7 +883,7 @@ class Run:
 
     # - what came of it
 
-    def finish(self, reply: dict[str, Any]) -> Cell:
+    def finish(self, reply: Frame) -> Cell:
         op = reply["op"]
         if op == "result":
             return self.result(reply)
@@ -889,7 +895,7 @@ class Run:
         error = f"{reason}; the variables are as they were before this cell"
         return self.cell(status, error=error, restored=True, **self.printed(reply))
 
-    def result(self, reply: dict[str, Any]) -> Cell:
+    def result(self, reply: Frame) -> Cell:
         limit = self.sandbox.output_limit
         status, error, value = reply.get("status"), reply.get("error"), reply.get("value")
         if status not in ("ok", "error", "memory", "refused"):
@@ -899,7 +905,7 @@ class Run:
             error = (
                 f"{error}\nthe cell was stopped after {self.limit:g} s (its limit); its variables are as it left them"
             )
-        final: Any = UNSET
+        final: object = UNSET
         if status == "ok" and "final" in reply:
             try:
                 final = unpack(reply["final"])
@@ -927,12 +933,12 @@ class Run:
             error=f"{stopped}; the variables are lost{again and f' (what the host had set is there again: {again})'}",
         )
 
-    def printed(self, reply: dict[str, Any]) -> dict[str, Any]:
+    def printed(self, reply: Frame) -> dict[str, object]:
         """What a reply says of the cell's output."""
         chars = count_of(reply.get("chars"))
         return {"stdout": short(reply.get("stdout"), self.sandbox.output_limit + 200), "stdout_chars": chars}
 
-    def cause(self, reply: dict[str, Any]) -> tuple[str, str]:
+    def cause(self, reply: Frame) -> tuple[str, str]:
         number = reply.get("signal")
         if self.killed_at and number == signal.SIGKILL and self.stop_reason != "memory":
             if self.stop_reason == "timeout":
@@ -954,7 +960,7 @@ def fail(error: Exception) -> NoReturn:
     raise error
 
 
-def short(value: Any, limit: int) -> str:
+def short(value: object, limit: int) -> str:
     """Untrusted text, truncated, without lone surrogates; "" for anything but text."""
     return printable(value[:limit]) if type(value) is str else ""
 
@@ -968,16 +974,11 @@ def printable(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def is_description(row: Any) -> bool:
-    """Whether this is what `names` says of a variable."""
-    return type(row) is list and len(row) == 3 and type(row[1]) in (int, type(None))
-
-
-def count_of(value: Any) -> int:
+def count_of(value: object) -> int:
     return value if type(value) is int and 0 <= value < 2**63 else 0
 
 
-def images_of(value: Any) -> list[dict[str, str]]:
+def images_of(value: object) -> list[dict[str, str]]:
     """The PNG images in an untrusted list; anything else is dropped."""
     found = []
     for item in value[:10] if type(value) is list else []:
@@ -993,8 +994,6 @@ class Threads:
     LINGER = 2.0
 
     def __init__(self) -> None:
-        import queue
-
         self.process = os.getpid()
         self.jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.idle = threading.Semaphore(0)  # threads that no job counts on
@@ -1005,8 +1004,6 @@ class Threads:
             threading.Thread(target=self.work, daemon=True).start()
 
     def work(self) -> None:
-        import queue
-
         while True:
             try:
                 job = self.jobs.get(timeout=self.LINGER)
@@ -1072,7 +1069,7 @@ class Files:
         self.too_large = False  # the folders are too large to search for hard links
         self.looking = threading.Lock()
 
-    def answer(self, channel: Channel, what: Any, path: Any, start: Any = 0) -> dict[str, Any]:
+    def answer(self, channel: Channel, what: object, path: object, start: object = 0) -> Frame:
         """The answer to a worker's question about a path; ValueError for a question that no genuine worker asks."""
         if what not in ("open", "list", "stat") or type(path) is not str or type(start) is not int or "\0" in path:
             raise ValueError("not a question about a file")
@@ -1105,7 +1102,9 @@ class Files:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 descriptor = os.open(real, PATH_ONLY | NO_FOLLOW)
                 try:
-                    real, info = target_of(descriptor, real), os.fstat(descriptor)
+                    place = f"/proc/self/fd/{descriptor}"  # where it is now, if it was renamed
+                    real = os.readlink(place) if sys.platform == "linux" else os.path.realpath(real)
+                    info = os.fstat(descriptor)
                     self.check(path, real, info)
                     yield descriptor, info, real
                     return
@@ -1167,7 +1166,7 @@ class Files:
                             if info.st_nlink > 1:
                                 yield entry.path, info
 
-    def list(self, path: str) -> dict[str, Any]:
+    def list(self, path: str) -> Frame:
         """The names in a folder, secrets excluded; a relative name may exist in several of the given folders.
 
         A link is never listed as a folder, or walks would not end.
@@ -1203,11 +1202,6 @@ class Files:
                 }
 
 
-def target_of(descriptor: int, path: str) -> str:
-    """The path of an open descriptor, even if the file was renamed."""
-    return os.readlink(f"/proc/self/fd/{descriptor}") if sys.platform == "linux" else os.path.realpath(path)
-
-
 @contextlib.contextmanager
 def readable(descriptor: int, path: str) -> Iterator[int]:
     """Open the same file or folder for reading."""
@@ -1238,7 +1232,7 @@ def parse_size(text: str | int) -> int:
 class LocalChannel(Channel):
     """A session forked from the zygote: one socket, and signals to its process group."""
 
-    def __init__(self, stream: Any, blob: int, files: Any, group: int, zygote: ZygoteClient, memory: int):
+    def __init__(self, stream: socket, blob: int, files: socket, group: int, zygote: ZygoteClient, memory: int):
         super().__init__(stream)
         self.blob, self.files, self.group, self.zygote = blob, files, group, zygote
         self.numbers = itertools.count(1)
@@ -1300,7 +1294,7 @@ class LocalChannel(Channel):
                 view, at = view[written:], at + written
         return at
 
-    def hand_over(self, descriptor: int, path: str, start: int) -> dict[str, Any]:
+    def hand_over(self, descriptor: int, path: str, start: int) -> Frame:
         import socket
 
         number = next(self.numbers)
@@ -1329,35 +1323,33 @@ class LocalChannel(Channel):
             os.close(self.blob)
 
 
-def children_of(pid: int) -> list[int]:
+def proc(path: str) -> str:
+    """What a file in /proc says; "" if it cannot be read, as when the process has ended."""
     try:
-        with open(f"/proc/{pid}/task/{pid}/children") as file:
-            return list(map(int, file.read().split()))
+        with open(f"/proc/{path}", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+            return file.read()
     except OSError:
-        return []
+        return ""
+
+
+def children_of(pid: int) -> list[int]:
+    return list(map(int, proc(f"{pid}/task/{pid}/children").split()))
 
 
 def stat_field(pid: int, number: int) -> str:
     """A field of /proc/PID/stat, counted from the one after the name; "" if the process has ended."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[number].decode()
-    except (OSError, IndexError):
-        return ""
+    fields = proc(f"{pid}/stat").rpartition(")")[2].split()
+    return fields[number] if fields else ""
 
 
-def pages(pid: int) -> tuple[int, int]:
-    """A process's bytes of address space, and how many of them are resident."""
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            size, present = file.read().split()[:2]
-    except (OSError, ValueError):
-        return 0, 0
-    return int(size) * mmap.PAGESIZE, int(present) * mmap.PAGESIZE
+def nbytes_of(pid: int, field: int) -> int:
+    """A process's bytes of address space (field 0), or how many of them are resident (1)."""
+    fields = proc(f"{pid}/statm").split()
+    return int(fields[field]) * mmap.PAGESIZE if fields else 0
 
 
 def resident(pid: int) -> int:
-    return pages(pid)[1]
+    return nbytes_of(pid, 1)
 
 
 def set_address_space(pid: int, wanted: Callable[[int, int], int]) -> int:
@@ -1367,7 +1359,7 @@ def set_address_space(pid: int, wanted: Callable[[int, int], int]) -> int:
     try:
         soft, hard = resource.prlimit(pid, resource.RLIMIT_AS)
         if soft != resource.RLIM_INFINITY:
-            limit = wanted(soft, pages(pid)[0])
+            limit = wanted(soft, nbytes_of(pid, 0))
             resource.prlimit(pid, resource.RLIMIT_AS, (limit if hard == -1 else min(limit, hard), hard))
         return soft
     except OSError:  # it has ended
@@ -1377,7 +1369,7 @@ def set_address_space(pid: int, wanted: Callable[[int, int], int]) -> int:
 class PlainChannel(Channel):
     """A worker without zygote. A thread copies its output to a socket, since Windows cannot poll a pipe."""
 
-    def __init__(self, setup: dict[str, Any]):
+    def __init__(self, setup: Setup):
         import socket
         import subprocess
         import tempfile
@@ -1386,7 +1378,7 @@ class PlainChannel(Channel):
         ours, self.theirs = socket.socketpair()
         super().__init__(ours)
         setup = dict(setup, scratch=self.folder, fork_limit=0, confined=False, descriptors=False)
-        self.process = start_python(
+        self.process: Any = start_python(
             "plain_main(setup)", setup, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
         self.carrier = threading.Thread(target=self.carry, daemon=True)
@@ -1397,7 +1389,7 @@ class PlainChannel(Channel):
             while data := os.read(self.process.stdout.fileno(), 1 << 18):
                 self.theirs.sendall(data)
 
-    def hand_over(self, descriptor: int, path: str, start: int) -> dict[str, Any]:
+    def hand_over(self, descriptor: int, path: str, start: int) -> Frame:
         return {"path": path}  # nothing confines it
 
     def send_bytes(self, data: memoryview) -> int:
@@ -1415,6 +1407,8 @@ class PlainChannel(Channel):
             self.process.kill()
 
     def close(self) -> None:
+        import shutil
+
         self.stream.close()
         if self.inherited():
             return
@@ -1423,13 +1417,13 @@ class PlainChannel(Channel):
         self.carrier.join(5)
         self.process.stdin.close()
         self.process.stdout.close()
-        rlm_worker.remove_tree(self.folder)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class ZygoteClient:
     """The host's side of a zygote."""
 
-    def __init__(self, setup: dict[str, Any]):
+    def __init__(self, setup: Setup):
         import socket
 
         self.lock = threading.RLock()
@@ -1446,15 +1440,14 @@ class ZygoteClient:
             self.close()
             raise
 
-    def answer(self) -> dict[str, Any]:
-
+    def answer(self) -> Frame:
         try:
-            answer = json.loads(self.socket.recv(65_536) or b"{}")
+            answer: Frame = json.loads(self.socket.recv(65_536) or b"{}")
         except (OSError, ValueError):
             answer = {}
         if not answer or "error" in answer:
             raise SandboxError("the sandbox did not start: %s" % (answer.get("error") or self.complaint()))
-        return dict(answer)
+        return answer
 
     def complaint(self) -> str:
         try:
@@ -1465,7 +1458,7 @@ class ZygoteClient:
         lines = stderr.decode("utf-8", "replace").strip().splitlines()
         return lines[-1] if lines else f"its process ended with status {self.process.returncode}"
 
-    def spawn(self, request: dict[str, Any], descriptors: list[int]) -> int:
+    def spawn(self, request: Frame, descriptors: list[int]) -> int:
         """The pid of a new session's init."""
         import socket
 
@@ -1512,7 +1505,7 @@ module.%s
 """
 
 
-def start_python(main: str, setup: dict[str, Any], **streams: Any) -> Any:
+def start_python(main: str, setup: Setup, **streams: Any) -> Popen[bytes]:
     """Start a bare interpreter that runs a function of the worker. Not with -I, which ignores PYTHONHASHSEED."""
     import subprocess
 
@@ -1549,8 +1542,6 @@ if hasattr(os, "register_at_fork"):
 
 
 def zygote_for(allowed_imports: tuple[str, ...], policy: bool) -> ZygoteClient:
-    import atexit
-
     key = (os.getpid(), allowed_imports, policy)
     with _zygotes_lock:
         client = _zygotes.get(key)
@@ -1572,16 +1563,15 @@ def temporary_folder() -> str:
     return folder
 
 
-def language_setup(allowed_imports: tuple[str, ...], policy: bool) -> dict[str, Any]:
+def language_setup(allowed_imports: tuple[str, ...], policy: bool) -> Setup:
     """What the worker's interpreter, which sees no site-packages, needs for RestrictedPython and the packages."""
     names = [*(["RestrictedPython"] if policy else []), *allowed_imports]
     path = [os.path.dirname(place) for name in names for place in locations_of(name)]
-    packages = [place for name in allowed_imports for place in places_of(name)]
     return {
         "allowed_imports": allowed_imports,
         "policy": policy,
         "path": list(dict.fromkeys(filter(None, path))),
-        "packages": packages,
+        "packages": [place for name in allowed_imports for place in places_of(name)],
     }
 
 
@@ -1630,8 +1620,7 @@ def warm(allowed_imports: Sequence[str] = ()) -> None:
 def shutdown() -> None:
     """End the zygotes, and with them every local session of this process."""
     with _zygotes_lock:
-        mine = [key for key in _zygotes if key[0] == os.getpid()]
-        clients = [_zygotes.pop(key) for key in mine]
+        clients = [_zygotes.pop(key) for key in list(_zygotes) if key[0] == os.getpid()]
     for client in clients:
         client.close()
 
@@ -1684,9 +1673,6 @@ class LocalSandbox(BaseSandbox):
         super()._hello(channel)
         if isinstance(channel, LocalChannel):
             self.layers["memory_counted"] = True
-        self._check_level()
-
-    def _check_level(self) -> None:
         if self.require == "full" and self.level != "full":
             missing = ", ".join(name for name in FULL_LEVEL if not self.layers.get(name))
             raise SandboxError(f"the sandbox is not fully confined here: no {missing}", 'use Docker, or require="best"')
@@ -1756,7 +1742,7 @@ class DockerChannel(Channel):
 
     hard_grace = 1.5 * HARD_GRACE  # the engine passes a signal on
 
-    def __init__(self, engine: Any, container: str, attached: Any, memory: int):
+    def __init__(self, engine: APIClient, container: str, attached: SocketIO, memory: int):
         super().__init__(raw_socket(engine, attached))
         self.engine, self.container, self.memory = engine, container, memory
         self.attached = attached  # holds the response open
@@ -1845,7 +1831,7 @@ class DockerChannel(Channel):
         threading.Thread(target=self.close).start()
 
 
-def close_attached(attached: Any) -> None:
+def close_attached(attached: SocketIO) -> None:
     """Close the response first: it warns later if its socket was closed before it."""
     stream = getattr(attached, "_sock", attached)  # closing the response clears it
     with contextlib.suppress(OSError, ValueError):
@@ -1855,7 +1841,7 @@ def close_attached(attached: Any) -> None:
         attached.close()
 
 
-def raw_socket(engine: Any, attached: Any) -> Any:
+def raw_socket(engine: APIClient, attached: SocketIO) -> socket | TLSStream:
     """The non-blocking socket under the SDK's object for an attached container."""
     import socket
     import ssl
@@ -1875,7 +1861,7 @@ def raw_socket(engine: Any, attached: Any) -> Any:
 class TLSStream:
     """A TLS connection that behaves like a plain non-blocking socket, for one reader and one writer at once."""
 
-    def __init__(self, stream: Any):
+    def __init__(self, stream: SSLSocket):
         self.stream = stream
         self.lock = threading.Lock()
         self.fileno, self.setblocking = stream.fileno, stream.setblocking
@@ -1905,14 +1891,14 @@ class TLSStream:
 # - the engine
 
 
-def request(engine: Any, method: str, container: str, action: str = "", **parameters: str) -> int:
+def request(engine: APIClient, method: str, container: str, action: str = "", **parameters: str) -> int:
     """Send a request about a container, with a shorter timeout than the SDK's; returns the status."""
     url = f"{engine.base_url}/v{engine.api_version}/containers/{container}{action}"
     with engine.request(method, url, params=parameters, timeout=STOP_SECONDS) as answer:
         return int(answer.status_code)
 
 
-def remove_container(engine: Any, container: str) -> None:
+def remove_container(engine: APIClient, container: str) -> None:
     """Remove a container in any state; if it is being removed already, wait for that."""
     with contextlib.suppress(OSError):
         if request(engine, "DELETE", container, force="1", v="1") == 409:
@@ -1923,14 +1909,13 @@ def engine_errors() -> tuple[type[Exception], ...]:
     """The exception classes of the Docker SDK."""
     import docker.errors
 
-    known: tuple[type[Exception], ...] = (OSError, docker.errors.DockerException)  # OSError: requests' own are such
-    return known
+    return OSError, docker.errors.DockerException  # OSError: requests' own are such
 
 
-_engines: dict[tuple[int, str], Any] = {}
+_engines: dict[tuple[int, str], APIClient] = {}
 
 
-def docker_engine() -> Any:
+def docker_engine() -> APIClient:
     """The low-level client of the daemon that DOCKER_HOST names; SandboxError with the next step if none answers."""
     key = (os.getpid(), os.environ.get("DOCKER_HOST", ""))
     if key not in _engines:
@@ -1939,7 +1924,7 @@ def docker_engine() -> Any:
     return _engines[key]
 
 
-def connect_engine() -> Any:
+def connect_engine() -> APIClient:
     try:
         import docker
 
@@ -2012,7 +1997,7 @@ def is_alive(pid: int, started: str) -> bool:
     return start_of(pid) == started
 
 
-def sweep_containers(engine: Any) -> None:
+def sweep_containers(engine: APIClient) -> None:
     """Remove the containers of this machine's dead processes."""
     with contextlib.suppress(*engine_errors()):
         for found in engine.containers(all=True, filters={"label": LABEL}):
@@ -2149,19 +2134,18 @@ class DockerSandbox(BaseSandbox):
 
     def _start(self) -> DockerChannel:
         """Start a container; its worker will say hello. One that fails to start has to be removed here."""
-        error: Exception | None = None
+        error: BaseException | None = None
         for python in ("python3", "python"):
             name = f"rlm-{os.urandom(8).hex()}"
             try:
                 return self._attach(name, python)
-            except engine_errors() as refusal:
+            except BaseException as refusal:
                 remove_container(self.engine, name)
+                if not isinstance(refusal, engine_errors()):
+                    raise
                 error = refusal
                 if "executable file not found" not in str(refusal):
                     break
-            except BaseException:
-                remove_container(self.engine, name)
-                raise
         raise self._failure(error) from None
 
     def _attach(self, name: str, python: str) -> DockerChannel:
@@ -2187,7 +2171,7 @@ class DockerSandbox(BaseSandbox):
         mounts, empty = self._mounts()
         setup = {
             "output_limit": self.output_limit,
-            "fork_limit": min(300 << 20, self.memory // 2),
+            "fork_limit": min(SNAPSHOT_MAX, self.memory // 2),
             "idle_limit": IDLE_LIMIT,
             "data_limit": self.memory + PIDS_MAX * THREAD_STACK,  # beyond it, MemoryError instead of a kill
             "folders": ["/workspace", "/tmp"] if mounts else ["/tmp"],
@@ -2212,19 +2196,20 @@ class DockerSandbox(BaseSandbox):
             "host_config": self.engine.create_host_config(**self._limits(mounts, empty)),
         }
 
-    def _limits(self, mounts: list[Any], empty: list[str]) -> dict[str, Any]:
+    def _limits(self, mounts: list[Mount], empty: list[str]) -> dict[str, object]:
         """The limits and denials that the engine enforces."""
         from docker.types import LogConfig, Ulimit
 
-        bounds = {"core": 0, "nofile": 256, "fsize": 64 << 20, "msgqueue": 0}
+        bounds = {"core": 0, "nofile": 256, "fsize": rlm_worker.SCRATCH_SIZE, "msgqueue": 0}
+        scratch = f"rw,noexec,nosuid,nodev,mode=1777,size={rlm_worker.SCRATCH_SIZE >> 20}m"
         hidden = "ro,noexec,nosuid,nodev,size=4k"
         if self.engine.is_podman:
             bounds["nproc"] = 4096  # its own default may be more than it can give
             hidden += ",notmpcopyup"  # or it would copy what is to be hidden
-        limits: dict[str, Any] = {
+        limits: dict[str, object] = {
             "network_mode": "none" if self.network_disabled else "bridge",
             "read_only": True,
-            "tmpfs": {"/tmp": "rw,noexec,nosuid,nodev,mode=1777,size=64m", **dict.fromkeys(empty, hidden)},
+            "tmpfs": {"/tmp": scratch, **dict.fromkeys(empty, hidden)},
             "mounts": mounts,
             "cap_drop": ["ALL"],
             "security_opt": ["no-new-privileges:true"],
@@ -2240,7 +2225,7 @@ class DockerSandbox(BaseSandbox):
         }
         return {**limits, "runtime": self.runtime} if self.runtime else limits
 
-    def _mounts(self) -> tuple[list[Any], list[str]]:
+    def _mounts(self) -> tuple[list[Mount], list[str]]:
         """Mounts for the working directory and over the files that may hold credentials, and the folders to hide."""
         from docker.types import Mount
 
@@ -2271,7 +2256,7 @@ class DockerSandbox(BaseSandbox):
                 f"docker pull {self.image}, or docker_image = an image that `docker images` lists",
             ) from None
 
-    def _failure(self, error: Exception | None) -> SandboxError:
+    def _failure(self, error: BaseException | None) -> SandboxError:
         """A SandboxError for the engine's refusal, with the next step."""
         detail = first_line(error)
         for pattern, message, hint in REFUSALS:
@@ -2297,7 +2282,7 @@ def secrets_in(folder: str) -> tuple[list[str], list[str]]:
     files: set[str] = set()
     folders: set[str] = set()
     seen = 0
-    mounted = mount_points()
+    mounted = {line.split(" ")[4] for line in proc("self/mountinfo").split("\n") if line}
     for place, below, names in os.walk(folder):
         seen += len(below) + len(names)
         inside = [".git"] if ".git" in os.path.relpath(place, folder).lower().split(os.sep) else []
@@ -2317,26 +2302,16 @@ def secrets_in(folder: str) -> tuple[list[str], list[str]]:
     return sorted(name for name in files if not name.startswith(hidden)), sorted(folders)
 
 
-def mount_points() -> set[str]:
-    try:
-        with open("/proc/self/mountinfo") as file:
-            return {line.split()[4] for line in file}
-    except OSError:
-        return set()
-
-
 # - containers kept warm
 
 # What is equal in containers that can replace each other, and those that wait.
-_warm: dict[tuple[Any, ...], list[DockerChannel]] = {}
-_filling: list[tuple[Any, ...]] = []  # the key of each container that is being started
+_warm: dict[tuple[object, ...], list[DockerChannel]] = {}
+_filling: list[tuple[object, ...]] = []  # the key of each container that is being started
 _warm_lock = threading.Lock()
 
 
-def take_warm(key: tuple[Any, ...], size: int, start: Callable[[], DockerChannel]) -> DockerChannel:
+def take_warm(key: tuple[object, ...], size: int, start: Callable[[], DockerChannel]) -> DockerChannel:
     """A container from the pool, or a fresh one; threads refill the pool."""
-    import atexit
-
     with _warm_lock:
         if not _warm:
             atexit.register(close_warm)
@@ -2352,7 +2327,7 @@ def take_warm(key: tuple[Any, ...], size: int, start: Callable[[], DockerChannel
     return channel or start()
 
 
-def start_warm(key: tuple[Any, ...], start: Callable[[], DockerChannel]) -> None:
+def start_warm(key: tuple[object, ...], start: Callable[[], DockerChannel]) -> None:
     """Start one container and keep it for a while."""
     channel = None
     with contextlib.suppress(SandboxError):  # whoever needs a container gets the error
@@ -2370,14 +2345,13 @@ def start_warm(key: tuple[Any, ...], start: Callable[[], DockerChannel]) -> None
         channel.close()
 
 
-def give_up(key: tuple[Any, ...], channel: DockerChannel) -> None:
+def give_up(key: tuple[object, ...], channel: DockerChannel) -> None:
     """Close a container that is still unused."""
     with _warm_lock:
-        is_unused = channel in _warm.get(key, ())
-        if is_unused:
-            _warm[key].remove(channel)
-    if is_unused:
-        channel.close()
+        if channel not in _warm.get(key, ()):
+            return
+        _warm[key].remove(channel)
+    channel.close()
 
 
 def close_warm() -> None:

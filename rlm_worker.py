@@ -8,8 +8,8 @@ standard library and, since a container may have an old Python, version 3.8. Do 
 changes the process it runs in (limits, signals, streams).
 
 The local sandbox's language layer, `rlm_policy`, is loaded from the file beside this one. It provides
-`policy_preload(allowed_imports)`, which may be called again after more imports, and `PolicyLanguage(setup)` with the
-methods of `PlainLanguage`.
+`policy_preload(allowed_imports)`, which may be called again after more imports, and `PolicyLanguage(setup)`, a
+`PlainLanguage`.
 
 Order of the file: codec and frames, output, host calls, files, worker, confinement, zygote.
 """
@@ -17,12 +17,14 @@ Order of the file: codec and frames, output, host calls, files, worker, confinem
 from __future__ import annotations
 
 import binascii
+import builtins
 import codecs
 import collections
 import contextlib
 import errno
 import functools
 import gc
+import importlib.util
 import io
 import itertools
 import json
@@ -38,7 +40,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import CodeType, FunctionType, ModuleType, SimpleNamespace
-from typing import Any, List, NoReturn, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, NoReturn, Tuple, Union
+
+if sys.platform != "win32":
+    import fcntl
+    import resource
+if TYPE_CHECKING:
+    from socket import socket
+
+Frame = Dict[str, Any]  # a message's fields: plain data, which JSON carries
+Setup = Dict[str, Any]  # what the host says of a session when it starts; also from JSON
+Layers = Dict[str, Union[bool, str]]  # of the confinement: whether each holds, and `..._error`: why not
+StrPath = Union[str, "os.PathLike[str]"]
 
 # --- codec and frames -------------------------------------------------------------------------------------------------
 
@@ -78,7 +91,7 @@ class Packer:
     def __init__(self, budget: int = VALUE_MAX):
         self.budget = budget
 
-    def pack(self, value: Any, depth: int = 0) -> Any:
+    def pack(self, value: Any, depth: int = 0) -> object:
         """The value for JSON; TypeError if it is not plain data, ValueError if it is too large or too deep."""
         cls = type(value)
         if value is None or cls is bool:
@@ -91,7 +104,8 @@ class Packer:
         if issubclass(cls, int):
             return self.integer(int.__add__(value, 0))
         if issubclass(cls, float):
-            number = self.charge(24, float.__float__(value))
+            number = float.__float__(value)
+            self.charge(24)
             return number if math.isfinite(number) else self.tagged("float", repr(number))
         if issubclass(cls, dict):
             self.charge(0, parts=dict.__len__(value))
@@ -104,31 +118,31 @@ class Packer:
                 items = [self.pack(item, depth + 1) for item in base.__iter__(value)]
                 return self.tagged(tag, items) if tag else items
         if issubclass(cls, (bytes, bytearray)):
-            kind: Any = bytes if issubclass(cls, bytes) else bytearray
+            kind: type[bytes | bytearray] = bytes if issubclass(cls, bytes) else bytearray
             self.charge(kind.__len__(value))
             return self.tagged(kind.__name__, to_base64(kind.__add__(value, b"")))
         raise TypeError(
             f"{cls.__name__} is not plain data (None, bool, int, float, str, bytes, list, tuple, set, dict)"
         )
 
-    def tagged(self, tag: str, body: Any) -> Any:
+    def tagged(self, tag: str, body: object) -> object:
         return self.charge(20, {"$": tag, "v": body}, parts=4)
 
-    def mapping(self, items: list[tuple[Any, Any]], depth: int) -> Any:
+    def mapping(self, items: list[tuple[Any, object]], depth: int) -> object:
         if all(type(key) is str and key != "$" for key, _ in items):
             self.charge(sum(len(key) + 3 for key, _ in items), parts=2)
             return {key: self.pack(item, depth + 1) for key, item in items}
         self.charge(2 * len(items), parts=2)
         return self.tagged("dict", [[self.pack(key, depth + 1), self.pack(item, depth + 1)] for key, item in items])
 
-    def integer(self, value: int) -> Any:
+    def integer(self, value: int) -> object:
         """Hexadecimal beyond 2**63. ValueError beyond Python's limit on digits, since nobody could print it."""
         if value.bit_length() > 14_000:
             raise ValueError("an integer of more than 4,200 digits: use hex() or a float")
         self.charge(value.bit_length() // 4 + 2)
         return value if -(2**63) <= value < 2**63 else self.tagged("int", hex(value))
 
-    def charge(self, size: int, packed: Any = None, parts: int = 1) -> Any:
+    def charge(self, size: int, packed: object = None, parts: int = 1) -> object:
         self.budget -= size + PART_COST * parts
         if self.budget < 0:
             raise ValueError(TOO_LARGE)
@@ -142,7 +156,7 @@ TOO_LARGE = (
 CONTAINERS = ((list, ""), (tuple, "tuple"), (set, "set"), (frozenset, "frozenset"))
 
 
-def unpack(value: Any) -> Any:
+def unpack(value: object) -> Any:
     """The inverse of `Packer.pack`; ValueError for anything that it cannot have produced."""
     if type(value) is list:
         return [unpack(item) for item in value]
@@ -168,21 +182,21 @@ def unpack(value: Any) -> Any:
     raise ValueError("not an encoded value")
 
 
-def reject_collisions(keys: list[Any]) -> list[Any]:
+def reject_collisions(keys: list[object]) -> list[object]:
     """Return the keys; ValueError if their hashes collide, which costs quadratic time and is never an accident."""
     if len(keys) > 100 and max(collections.Counter(map(hash, keys)).values()) > 100:
         raise ValueError("keys whose hashes collide")
     return keys
 
 
-def to_base64(data: bytes) -> str:
+def to_base64(data: bytes | bytearray) -> str:
     return binascii.b2a_base64(data, newline=False).decode()
 
 
 to_json = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 
-def encode_frame(message: dict[str, Any]) -> bytes:
+def encode_frame(message: Frame) -> bytes:
     body = to_json(message).encode("ascii")
     if len(body) > FRAME_MAX:
         raise ValueError(TOO_LARGE)
@@ -249,9 +263,9 @@ def describe(value: Any) -> tuple[str, int | None, str]:
     return type_name(type(value)), len(value) if is_one_of(type(value), SIZED) else None, preview(value)
 
 
-def require_text(value: Any) -> None:
+def require_text(value: object) -> None:
     """TypeError for an answer without a text form of its own, such as "<generator object ...>"."""
-    cls: Any = type(value)
+    cls = type(value)
     text = cls.__repr__ if cls.__str__ is object.__str__ else cls.__str__
     if isinstance(value, ModuleType):
         what, instead = "module", "FINAL(x.name)"
@@ -294,7 +308,7 @@ class Interrupts:
         self.pending = False
         self.main = threading.get_ident()
 
-    def handler(self, *_: Any) -> None:
+    def handler(self, *_: object) -> None:
         if self.armed and self.held:
             self.pending = True
         elif self.armed:
@@ -304,7 +318,7 @@ class Interrupts:
         if threading.get_ident() == self.main:
             self.held += 1
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         if threading.get_ident() == self.main:
             self.held -= 1
             if self.pending and self.armed and not self.held:
@@ -437,17 +451,13 @@ class PlainLanguage:
             tail = compile(ast.Expression(last.value), filename, "eval", dont_inherit=True)
         return compile(tree, filename, "exec", dont_inherit=True), tail
 
-    def namespace(self, functions: dict[str, Any]) -> dict[str, Any]:
-        main = ModuleType("__main__")
-        sys.modules["__main__"] = main
-        vars(main).update(functions, __builtins__=builtins_module, help=print_help)
+    def namespace(self, functions: dict[str, object]) -> dict[str, object]:
+        main = sys.modules["__main__"] = ModuleType("__main__")
+        vars(main).update(functions, __builtins__=builtins, help=print_help)
         return vars(main)
 
     def traceback(self, error: BaseException, sources: dict[str, str]) -> str:
         return format_traceback(error, sources)
-
-
-builtins_module = sys.modules["builtins"]
 
 
 def format_traceback(error: BaseException, sources: dict[str, str]) -> str:
@@ -497,9 +507,9 @@ def location_lines(where: str, text: str, offset: int = 0) -> list[str]:
     return shown
 
 
-def rebuild_exception(exc_name: str, message: str, data: dict[str, Any]) -> Exception:
+def rebuild_exception(exc_name: str, message: str, data: dict[str, object]) -> Exception:
     """Recreate a host function's exception in the cell: a built-in class, or a new class of that name."""
-    base = getattr(builtins_module, exc_name, None)
+    base = getattr(builtins, exc_name, None)
     error: Exception
     try:
         if not (isinstance(base, type) and issubclass(base, Exception)):
@@ -521,23 +531,22 @@ class Calls:
     """The worker's side of host functions: sends each call as a frame and waits for the answer with its number."""
 
     def __init__(self, pipe: FramedPipe):
-        self.host = self.pipe = pipe
+        self.host = pipe
         self.interrupts = Interrupts()
         self.request = 0
-        self.process = os.getpid()
-        self.marked = False  # in a cell process a mark before each frame tells the checkpoint what to do with it
-        self.numbers = itertools.count(1)
-        self.answers: dict[int, dict[str, Any]] = {}
         self.sending = threading.Lock()
         self.answered = threading.Condition(threading.Lock())
         self.reading = False  # a thread reads for all that wait
         self.direct: dict[int, str] = {}  # ids of the cells' functions that only call the host, and their names
+        self.begin(pipe, marked=False)
 
     def begin(self, pipe: FramedPipe, marked: bool) -> None:
+        """In a cell process, `marked`: a mark before each frame tells the checkpoint what to do with it."""
         self.pipe, self.marked, self.process = pipe, marked, os.getpid()
-        self.numbers, self.answers = itertools.count(1), {}
+        self.numbers = itertools.count(1)
+        self.answers: dict[int, Frame] = {}
 
-    def send(self, message: dict[str, Any], mark: bytes = b".") -> None:
+    def send(self, message: Frame, mark: bytes = b".") -> None:
         data = encode_frame(dict(message, id=self.request))
         with self.interrupts, self.sending:
             try:
@@ -556,11 +565,11 @@ class Calls:
             os._exit(0)
         self.pipe, self.marked = self.host, False
 
-    def ask(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def ask(self, name: str, args: Sequence[object], kwargs: dict[str, object]) -> Any:
         """Call a host function and wait; several threads may wait at once."""
         return unwrap(self.answer(self.start(name, args, kwargs)))
 
-    def start(self, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> int:
+    def start(self, name: str, args: Sequence[object], kwargs: dict[str, object]) -> int:
         packer = Packer()
         call = {"op": "call", "name": name, "args": packer.pack(list(args)), "kwargs": packer.pack(kwargs)}
         if self.in_child():
@@ -569,7 +578,7 @@ class Calls:
         self.send(dict(call, call=number))
         return number
 
-    def answer(self, number: int) -> dict[str, Any]:
+    def answer(self, number: int) -> Frame:
         """Read frames, in whichever thread comes first, until that answer is there."""
         with self.answered:
             while number not in self.answers:
@@ -581,7 +590,7 @@ class Calls:
 
     def read(self) -> None:
         """Read a frame without holding the lock, and wake the other threads: the answer may be for one of them."""
-        message: dict[str, Any] = {}
+        message: Frame = {}
         self.reading = True
         self.answered.release()
         try:
@@ -598,22 +607,19 @@ class Calls:
         if message.get("op") in ("return", "raise") and message.get("id") == self.request:
             self.answers[message["call"]] = message
 
-    def start_task(self, task: Any) -> Callable[[], Any]:
+    def start_task(self, task: Callable[[], object]) -> Callable[[], object]:
         """Send a task that only calls a host function; returns a function that waits for its answer, else the task."""
-        name = self.direct.get(id(task.func)) if type(task) is functools.partial else None
-        if name is None:
-            return task  # type: ignore[no-any-return]
-        try:
-            number = self.start(name, task.args, task.keywords)
-        except (TypeError, ValueError, RecursionError):
-            return task  # type: ignore[no-any-return]
-        return lambda: unwrap(self.answer(number))
+        if type(task) is functools.partial and id(task.func) in self.direct:
+            with contextlib.suppress(TypeError, ValueError, RecursionError):
+                number = self.start(self.direct[id(task.func)], task.args, task.keywords)
+                return lambda: unwrap(self.answer(number))
+        return task
 
 
 session_calls: Calls | None = None  # of this process's worker
 
 
-def run_together(tasks: Sequence[Callable[[], Any]]) -> list[tuple[bool, Any]]:
+def run_together(tasks: Sequence[Callable[[], object]]) -> list[tuple[bool, Any]]:
     """Run the tasks in order, with (True, value) or (False, exception) of each; `rlm_policy` builds its
     `concurrent.futures` on it.
 
@@ -626,23 +632,23 @@ def run_together(tasks: Sequence[Callable[[], Any]]) -> list[tuple[bool, Any]]:
     return results
 
 
-def try_task(task: Callable[[], Any]) -> tuple[bool, Any]:
+def try_task(task: Callable[[], object]) -> tuple[bool, object]:
     try:
         return True, task()
     except Exception as error:
         return False, error
 
 
-def unwrap(answer: dict[str, Any]) -> Any:
+def unwrap(answer: Frame) -> Any:
     if answer["op"] == "return":
         return unpack(answer["value"])
     raise rebuild_exception(answer["type"], answer["message"], unpack(answer.get("data") or {}))
 
 
-def host_function(calls: Calls, name: str, batched: bool = False, doc: str | None = None) -> Any:
+def host_function(calls: Calls, name: str, batched: bool = False, doc: str | None = None) -> Callable[..., object]:
     """The function that stands for a host function in a cell. A batch too large for one frame is sent in several."""
 
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: Any, **kwargs: object) -> Any:
         size = sum(len(text) for text in args[0] if isinstance(text, str)) if batched and args else 0
         if size < VALUE_MAX // 2 or len(args[0]) < 2:
             return calls.ask(name, args, kwargs)
@@ -656,13 +662,11 @@ def host_function(calls: Calls, name: str, batched: bool = False, doc: str | Non
     return call
 
 
-def namespace(calls: Calls, name: str, doc: str, members: dict[str, str]) -> Any:
+def namespace(calls: Calls, name: str, doc: str, members: dict[str, str]) -> object:
     """Host functions as the attributes of one object, which leads nowhere else: the tools of a server, say."""
-    functions = {
-        member: staticmethod(host_function(calls, f"{name}.{member}", doc=members[member])) for member in members
-    }
+    functions = {own: staticmethod(host_function(calls, f"{name}.{own}", doc=text)) for own, text in members.items()}
 
-    def missing(self: Any, wanted: str) -> NoReturn:
+    def missing(self: object, wanted: str) -> NoReturn:
         parts = [part for part in wanted.lower().split("_") if len(part) > 2]
         close = [member for member in members if any(part in member.lower() for part in parts)][:8]
         there = f"; there are: {', '.join(close)}" if close else ""
@@ -672,7 +676,7 @@ def namespace(calls: Calls, name: str, doc: str, members: dict[str, str]) -> Any
     return type(name, (), dict(own, __module__="host", **functions))()
 
 
-def print_help(*topic: Any) -> None:
+def print_help(*topic: object) -> None:
     """`help`, without its pager for what the host gives."""
     about = getattr(topic[0], "__doc__", None) if topic else None
     if isinstance(about, str) and "host" in (type(topic[0]).__module__, getattr(topic[0], "__module__", "")):
@@ -681,10 +685,10 @@ def print_help(*topic: Any) -> None:
         help(*topic)
 
 
-def unbound(method: Any) -> Any:
+def unbound(method: Callable[..., object]) -> Callable[..., object]:
     """Wrap a method, so that a cell cannot reach its object through `__self__`, `copy` or weak references."""
 
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: object, **kwargs: object) -> object:
         return method(*args, **kwargs)
 
     call.__name__, call.__qualname__, call.__doc__ = method.__name__, method.__name__, method.__doc__
@@ -707,14 +711,14 @@ class Files:
     policy, all but those in `home` and in the `workspace` folders.
     """
 
-    def __init__(self, ask: Callable[..., Any], write_note: Callable[[str], Any], setup: dict[str, Any]):
+    def __init__(self, ask: Callable[..., Frame], write_note: Callable[[str], object], setup: Setup):
         self.ask_host, self.write_note = ask, write_note
         self.scratch = os.path.realpath(setup["scratch"])
         self.home: str = setup.get("home", self.scratch)
         self.folders = [self.home, *setup.get("workspace", ())]
         self.readable: list[str] = setup["readable"] if setup.get("policy") else [os.sep]
         self.mounted: bool = setup.get("mounted", False)
-        self.channel: Any = None
+        self.channel: socket | None = None
         if setup.get("descriptors"):
             import socket
 
@@ -722,7 +726,7 @@ class Files:
         self.lock = threading.Lock()
         self.note_shown = False
 
-    def locate(self, path: Any) -> tuple[str, str]:
+    def locate(self, path: StrPath) -> tuple[str, str]:
         """A name's path in the scratch folder ("" if it has none), and the name to ask the host for."""
         full = in_scratch = absolute(path)
         if is_inside(full, self.home):
@@ -732,13 +736,13 @@ class Files:
         own = os.fspath(path) if in_scratch == full else in_scratch  # errors name a file as the cell did
         return own, os.path.relpath(in_scratch, self.scratch)
 
-    def ask(self, what: str, path: Any, start: int = 0) -> dict[str, Any]:
-        answer: dict[str, Any] = self.ask_host(FILES_CALL, (what, self.locate(path)[1], start), {})
+    def ask(self, what: str, path: StrPath, start: int = 0) -> Frame:
+        answer = self.ask_host(FILES_CALL, (what, self.locate(path)[1], start), {})
         if "errno" in answer:
             raise OSError(answer["errno"], answer["error"], str(path))
         return answer
 
-    def open(self, path: Any, mode: str = "r", *options: Any, **more: Any) -> Any:
+    def open(self, path: StrPath, mode: str = "r", *options: Any, **more: Any) -> Any:
         """`open`: the cell's own file if it exists or is to be written, else the caller's."""
         own = self.locate(path)[0]
         if set(mode) & set("wax+"):
@@ -758,7 +762,7 @@ class Files:
         raw = io.BytesIO(self.rest(path, answer))
         return raw if "b" in mode else io.TextIOWrapper(raw, *options[1:4], **{k: more[k] for k in TEXT if k in more})
 
-    def rest(self, path: Any, answer: dict[str, Any]) -> bytes:
+    def rest(self, path: StrPath, answer: Frame) -> bytes:
         """All the bytes of a file whose first part is in the answer."""
         data = bytearray()
         while answer["data"]:
@@ -770,19 +774,20 @@ class Files:
         """Receive the descriptor with that tag, or -1; close older ones."""
         import socket
 
-        while True:
+        while self.channel is not None:
             try:
                 data, control, _, _ = self.channel.recvmsg(20, socket.CMSG_SPACE(4), socket.MSG_DONTWAIT)
-            except (AttributeError, BlockingIOError):
-                return -1
+            except BlockingIOError:
+                break
             if not control:
                 raise OSError(24, "too many open files")  # EMFILE: there was no room for it here
             descriptor = int.from_bytes(control[0][2][:4], sys.byteorder)
             if int(data) == tag:
                 return descriptor
             os.close(descriptor)
+        return -1
 
-    def for_writing(self, path: Any, mode: str) -> str:
+    def for_writing(self, path: StrPath, mode: str) -> str:
         """The file in the scratch folder to write to; for appending, first copy the caller's file there."""
         own = self.writable(path)
         if is_there(own) or "w" in mode:
@@ -803,7 +808,7 @@ class Files:
             raise
         return own
 
-    def writable(self, path: Any) -> str:
+    def writable(self, path: StrPath) -> str:
         """A name's path in the scratch folder. The first use adds a note to the cell's output."""
         own = self.locate(path)[0]
         if not own:
@@ -816,7 +821,7 @@ class Files:
             make_folders(folder)
         return own
 
-    def entries(self, path: Any = ".") -> dict[str, bool]:
+    def entries(self, path: StrPath = ".") -> dict[str, bool]:
         """The names in a folder, the cell's own and the caller's; True for a folder that is not a link."""
         own = self.locate(path)[0]
         found: dict[str, bool] = {}
@@ -831,7 +836,7 @@ class Files:
                 found.update((entry.name, entry.is_dir(follow_symlinks=False)) for entry in names)
         return dict(sorted(found.items()))
 
-    def stat(self, path: Any, **options: Any) -> Any:
+    def stat(self, path: StrPath, **options: object) -> object:
         own = self.locate(path)[0]
         if is_there(own):
             return plain.stat(own, **options)
@@ -842,7 +847,7 @@ class Files:
         except PermissionError as error:  # which `exists` would not take for "no"
             raise FileNotFoundError(errno.ENOENT, error.strerror, str(path)) from None
 
-    def exists(self, path: Any) -> bool:
+    def exists(self, path: StrPath) -> bool:
         """`os.path.lexists`."""
         with contextlib.suppress(OSError, ValueError):
             self.stat(path, follow_symlinks=False)
@@ -851,14 +856,14 @@ class Files:
 
     def install(self) -> None:
         """Route what opens, lists and changes files by name, and with it everything built on that, to these files."""
-        routes: dict[str, Callable[..., Any]] = {"open": self.open}
+        routes: dict[str, Callable[..., object]] = {"open": self.open}
         if not self.mounted:
             routes.update({name: functools.partial(self.change, name, paths) for name, paths in CHANGES.items()})
             routes["listdir"] = lambda path=".": list(self.entries(path))
             routes.update(stat=self.stat, lexists=self.exists, scandir=lambda path=".": Scan(self, path))
 
-        def route(name: str) -> Callable[..., Any]:
-            def either(*given: Any, **more: Any) -> Any:
+        def route(name: str) -> Callable[..., object]:
+            def either(*given: Any, **more: Any) -> object:
                 # `open` calls the name `file`, `rename` and `replace` call the two `src` and `dst`.
                 names = [more.pop(word) for word in ("file", "path", "src", "dst") if word in more]
                 path, *options = (*given[:1], *names, *given[1:]) or (".",)
@@ -870,15 +875,15 @@ class Files:
         for name in routes:
             owner = {"open": io, "lexists": os.path}.get(name, os)
             vars(owner)[name] = route(name)
-        vars(builtins_module)["open"] = io.open
+        vars(builtins)["open"] = io.open
         forget_keepers()
 
-    def change(self, name: str, paths: int, *arguments: Any, **more: Any) -> Any:
+    def change(self, name: str, paths: int, *arguments: Any, **more: object) -> object:
         """A function of `os` that changes files, the first so many arguments being their names."""
         own = [self.writable(path) for path in arguments[:paths]]
         return getattr(plain, name)(*own, *arguments[paths:], **more)
 
-    def knows(self, path: Any) -> bool:
+    def knows(self, path: StrPath) -> bool:
         """Whether a file of this name is the caller's, or the cell's own."""
         if self.mounted and os.path.isabs(path):
             return False
@@ -899,13 +904,13 @@ def forget_keepers() -> None:
 class Scan(contextlib.AbstractContextManager, Iterator):  # type: ignore[type-arg]
     """`os.scandir` over files that the host lists."""
 
-    def __init__(self, files: Files, path: Any):
+    def __init__(self, files: Files, path: StrPath):
         self.entries = iter([Entry(files, os.path.join(path, name), d) for name, d in files.entries(path).items()])
 
     def __next__(self) -> Entry:
         return next(self.entries)
 
-    def close(self, *_: Any) -> None:
+    def close(self, *_: object) -> None:
         self.entries = iter(())
 
     __exit__ = close
@@ -934,7 +939,7 @@ def is_there(path: str) -> bool:
     return path != "" and plain.lexists(path)
 
 
-def absolute(path: Any) -> str:
+def absolute(path: StrPath) -> str:
     return os.path.normpath(os.path.join(os.getcwd(), os.fspath(path)))
 
 
@@ -950,7 +955,7 @@ def is_inside(path: str, folder: str) -> bool:
 # --- a function that needs no host: cutting a long text ---------------------------------------------------------------
 
 
-def text_chunks(text: Any, size: Any, overlap: Any = 0) -> list[Any]:
+def text_chunks(text: Any, size: int, overlap: int = 0) -> list[Any]:
     """Split a text into pieces, or a list of texts into groups, of at most `size` characters each."""
     for name, number, least in (("size", size, 1), ("overlap", overlap, 0)):
         if type(number) is not int:
@@ -1000,7 +1005,7 @@ def overlap_start(text: str, low: int, end: int) -> int:
     return text.find("\n", low - 1, end - 1) + 1 or text.find(" ", low - 1, end - 1) + 1 or low
 
 
-def pack_texts(texts: list[Any], size: int, overlap: int) -> list[list[str]]:
+def pack_texts(texts: list[object], size: int, overlap: int) -> list[list[str]]:
     """Group texts so that each group, joined by newlines, fits the size; longer texts are split."""
     groups: list[list[str]] = []
     group: list[str] = []
@@ -1026,10 +1031,10 @@ def last_texts(group: list[str], room: int) -> list[str]:
     return group[len(group) - sum(length - 1 <= room for length in lengths) :]
 
 
-def chunks_function(name: str, usual: int) -> Any:
+def chunks_function(name: str, usual: int) -> Callable[..., object]:
     """The cell's `chunks` function, with the host's default size."""
 
-    def chunks(text: Any, size: Any = None, overlap: Any = 0) -> list[Any]:
+    def chunks(text: object, size: int | None = None, overlap: int = 0) -> list[Any]:
         return text_chunks(text, usual if size is None else size, overlap)
 
     chunks.__name__ = chunks.__qualname__ = name
@@ -1075,11 +1080,11 @@ def chunks_function(name: str, usual: int) -> Any:
 class Worker:
     """Holds the variables and serves the host's requests, each in a forked cell process where possible."""
 
-    def __init__(self, pipe: FramedPipe, language: Any, setup: dict[str, Any]):
+    def __init__(self, pipe: FramedPipe, language: PlainLanguage, setup: Setup):
         self.host = pipe
         self.language = language
-        self.output_limit: int = setup.get("output_limit", 10_000)
-        self.fork_limit: int = setup.get("fork_limit", 300 << 20) if hasattr(os, "fork") else 0
+        self.output_limit: int = setup["output_limit"]
+        self.fork_limit: int = setup["fork_limit"] if hasattr(os, "fork") else 0
         self.own_init: bool = setup.get("own_init", False)
         self.can_kill: bool = setup.get("can_kill", True)
         self.contained: bool = setup.get("contained", False)
@@ -1090,25 +1095,25 @@ class Worker:
         self.calls = session_calls = Calls(pipe)
         self.forked = self.interrupted = False
         self.out = Output()
-        self.final: Any = UNSET
-        self.last: Any = None
+        self.final: object = UNSET
+        self.last: object = None
         self.outputs: dict[int, str] = {}
         self.sources: dict[str, str] = {}
-        self.replaced: list[Any] = []  # what `set` has replaced, until the next cell
-        self.undying: list[Any] = []  # and what was to go when that cell died, perhaps of it
+        self.replaced: list[object] = []  # what `set` has replaced, until the next cell
+        self.undying: list[object] = []  # and what was to go when that cell died, perhaps of it
         self.collects = True  # whether cells collect cyclic garbage
-        self.functions: dict[str, Any] = {}
-        self.specs: dict[str, Any] = {}  # what the host said of each of them
+        self.functions: dict[str, object] = {}
+        self.specs: dict[str, object] = {}  # what the host said of each of them
         self.own = {**{m.__name__: unbound(m) for m in (self.FINAL, self.FINAL_VAR, self.SHOW_VARS)}, "_out": {}}
         Files(self.calls.ask, self.out.write, setup).install()
         random.seed(0)
         gc.disable()
-        self.variables: dict[str, Any] = language.namespace(dict(self.own))
+        self.variables = language.namespace(dict(self.own))
         self.hidden = set(self.variables)
 
     # - requests: `serve` runs in the worker, what it calls in the cell process or, without one, in the worker
 
-    def serve(self, layers: dict[str, bool | str]) -> NoReturn:
+    def serve(self, layers: Layers) -> NoReturn:
         signal.signal(signal.SIGINT, self.calls.interrupts.handler)
         if self.fork_limit:
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -1135,7 +1140,7 @@ class Worker:
                     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
                 self.calls.send(result)
 
-    def answer(self, operation: Callable[[dict[str, Any]], dict[str, Any]], message: dict[str, Any]) -> dict[str, Any]:
+    def answer(self, operation: Callable[[Frame], Frame], message: Frame) -> Frame:
         try:
             result = operation(message)
             encode_frame(result)
@@ -1143,22 +1148,22 @@ class Worker:
         except (TypeError, ValueError, KeyError, RecursionError, MemoryError) as error:
             return {"op": "failed", "type": type_name(type(error)), "message": safe_str(error)[:2000]}
 
-    def get(self, message: dict[str, Any]) -> dict[str, Any]:
+    def get(self, message: Frame) -> Frame:
         if message["name"] not in self.variables:
             raise KeyError(message["name"])
         return {"op": "done", "value": Packer().pack(self.variables[message["name"]])}
 
-    def names(self, message: dict[str, Any]) -> dict[str, Any]:
+    def names(self, message: Frame) -> Frame:
         listed = self.user_variables()[:NAMES_MAX]
         return {"op": "done", "value": {name[:200]: describe(value) for name, value in listed}}
 
-    def user_variables(self) -> list[tuple[str, Any]]:
+    def user_variables(self) -> list[tuple[str, object]]:
         """The cells' own variables."""
         hidden, ours = self.hidden, self.functions
         named = [(n, v) for n, v in self.variables.items() if type(n) is str and n[:2] != "__" and n[:1] != "~"]
         return [(n, v) for n, v in named if n not in hidden and v is not ours.get(n, UNSET)]
 
-    def set(self, message: dict[str, Any]) -> dict[str, Any]:
+    def set(self, message: Frame) -> Frame:
         self.given = message["given"]
         value = self.read_blob(message)
         before = self.variables.get(message["name"])
@@ -1167,7 +1172,7 @@ class Worker:
         self.variables[message["name"]] = value
         return {"op": "done"}
 
-    def read_blob(self, message: dict[str, Any]) -> Any:
+    def read_blob(self, message: Frame) -> object:
         """Read a value that the host put into shared memory, or that follows in frames."""
         size = message["size"]
         if not size:
@@ -1184,8 +1189,6 @@ class Worker:
         if memory is None or size is None:
             yield
             return
-        import resource
-
         before = resource.getrlimit(resource.RLIMIT_AS)
         ceiling = sys.maxsize if before[1] == resource.RLIM_INFINITY else before[1]
         resource.setrlimit(resource.RLIMIT_AS, (min(size + memory, ceiling), before[1]))
@@ -1194,7 +1197,7 @@ class Worker:
         finally:
             resource.setrlimit(resource.RLIMIT_AS, before)
 
-    def execute(self, message: dict[str, Any]) -> dict[str, Any]:
+    def execute(self, message: Frame) -> Frame:
         number, began = message["cell"], time.perf_counter()
         sys.stdout = sys.stderr = self.out  # whatever an earlier cell has put there
         self.out.begin(self.emit if message["stream"] or not self.forked else None)
@@ -1218,10 +1221,10 @@ class Worker:
         self.collects = gc.isenabled()
         gc.disable()
 
-    def output(self, where: str = "") -> dict[str, Any]:
+    def output(self, where: str = "") -> Frame:
         return {"stdout": truncate(self.out.text(), self.output_limit, where), "chars": self.out.chars()}
 
-    def run(self, code: str, filename: str) -> dict[str, Any]:
+    def run(self, code: str, filename: str) -> Frame:
         """Run the cell and everything that may call its objects' methods; an interrupt may end this anywhere."""
         interrupts = self.calls.interrupts
         interrupts.pending, interrupts.armed = False, True
@@ -1248,7 +1251,7 @@ class Worker:
         self.last = value = None if last is None else eval(last, self.variables)
         return None if value is None else long_repr(value, self.output_limit)
 
-    def explain(self, problem: BaseException) -> dict[str, Any]:
+    def explain(self, problem: BaseException) -> Frame:
         if type(problem) is SystemExit and problem.code in (None, 0):
             return {"status": "ok", **self.final_value()}
         try:
@@ -1270,7 +1273,7 @@ class Worker:
             self.outputs[old] = "[dropped: later cells printed more than is kept]"
         self.own["_out"] = self.variables["_out"] = dict(self.outputs)  # what a cell does to it is its own affair
 
-    def final_value(self) -> dict[str, Any]:
+    def final_value(self) -> Frame:
         if self.final is UNSET:
             return {}
         try:
@@ -1294,18 +1297,17 @@ class Worker:
         last, self.last = self.last, None
         if draw := getattr(type(last), "_repr_png_", None):  # what notebooks ask for: PIL and others
             pictures.append(draw(last))
-        pyplot: Any = sys.modules.get("matplotlib.pyplot")
-        for number in list(pyplot.get_fignums())[:10] if pyplot else []:
-            buffer = io.BytesIO()
-            pyplot.figure(number).savefig(buffer, format="png")
-            pictures.append(buffer.getvalue())
-        if pyplot:
+        if pyplot := sys.modules.get("matplotlib.pyplot"):
+            for number in list(pyplot.get_fignums())[:10]:
+                buffer = io.BytesIO()
+                pyplot.figure(number).savefig(buffer, format="png")
+                pictures.append(buffer.getvalue())
             pyplot.close("all")
         sizes = itertools.accumulate(len(picture) if type(picture) is bytes else 0 for picture in pictures)
         small = [p for p, size in zip(pictures, sizes) if type(p) is bytes and size < FRAME_MAX // 4]
         return [{"media_type": "image/png", "data": to_base64(p)} for p in small]
 
-    def FINAL(self, value: Any) -> None:
+    def FINAL(self, value: object) -> None:
         """Answer with this value. The run ends with it, if the cell ends without an error."""
         require_text(value)
         self.final = value
@@ -1324,7 +1326,7 @@ class Worker:
         listed = [(name, *describe(value)) for name, value in self.user_variables()[:NAMES_MAX]]
         return {name: cls + ("" if size is None else f"[{size}]") + " " + short for name, cls, size, short in listed}
 
-    def bind(self, functions: dict[str, Any]) -> None:
+    def bind(self, functions: dict[str, object]) -> None:
         """Put the host's functions into the namespace and remove those of an earlier cell.
 
         Each comes with whether it takes batches; `chunks`, which needs no host, its size; a namespace, its members.
@@ -1338,7 +1340,7 @@ class Worker:
         self.variables.update(self.functions)
         self.variables.update(self.own)
 
-    def function(self, name: str, spec: Any) -> Any:
+    def function(self, name: str, spec: Any) -> object:
         if type(spec) is bool:
             return host_function(self.calls, name, spec)
         return chunks_function(name, spec["size"]) if "size" in spec else namespace(self.calls, name, **spec)
@@ -1398,7 +1400,7 @@ class Worker:
         self.report_death(status)
         return "checkpoint"
 
-    def commit(self, result: dict[str, Any]) -> None:
+    def commit(self, result: Frame) -> None:
         """In the cell process: hand over the result, and become the worker once the checkpoint has ended."""
         pipe = self.calls.pipe
         self.calls.send(result, COMMIT)
@@ -1429,15 +1431,12 @@ class Worker:
         how = {"signal": os.WTERMSIG(status)} if os.WIFSIGNALED(status) else {"exit": os.WEXITSTATUS(status)}
         kills, self.kills = self.kills, memory_kills()
         memory = None if kills is None else self.kills != kills
-        self.host.write(
-            encode_frame({"op": "died", "id": self.calls.request, "memory": memory, **self.output(), **how})
-        )
+        died = {"op": "died", "id": self.calls.request, "memory": memory, **self.output(), **how}
+        self.host.write(encode_frame(died))
 
 
 def reserve_descriptors(spare: int) -> None:
     """Cells get fewer descriptors than there are, so that one that takes them all leaves enough for the next fork."""
-    import resource
-
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard != resource.RLIM_INFINITY:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard - spare, hard))
@@ -1507,7 +1506,7 @@ class Relay:
         if self.waiting and not self.waiting[0]:
             self.waiting.popleft()
 
-    def kill(self, *_: Any) -> None:
+    def kill(self, *_: object) -> None:
         """Kill the cell process unless it has committed. Where kill is forbidden, its own SIGUSR1 ends it."""
         if not self.committed:
             self.killed = True
@@ -1559,7 +1558,7 @@ def memory_kills() -> str | None:
 malloc_size: Callable[[], int] | None = None  # set before confinement, where the C library can tell
 
 
-def to_blob(value: Any) -> tuple[dict[str, Any], Iterator[bytes]]:
+def to_blob(value: Any) -> tuple[Frame, Iterator[bytes]]:
     """Serialise a value to a header and pieces of UTF-8: texts, lists and dicts of texts directly; the rest as JSON.
 
     The header's nbytes are the most that the worker needs: for the value and for the pieces it is built from.
@@ -1591,7 +1590,7 @@ def text_nbytes(text: str) -> int:
     return 2 * len(text) if text.isascii() else sys.getsizeof(text) + 4 * len(text)
 
 
-def from_blob(view: memoryview, header: dict[str, Any]) -> Any:
+def from_blob(view: memoryview, header: Frame) -> object:
     text = str(view, "utf-8", "surrogatepass")
     if header["form"] == "json":
         return unpack(json.loads(text))
@@ -1659,12 +1658,10 @@ def take_streams() -> FramedPipe:
     return pipe
 
 
-def container_main(setup: dict[str, Any]) -> NoReturn:
+def container_main(setup: Setup) -> NoReturn:
     """PID 1 of a container: it forks the worker, which gets what were the standard streams, and becomes its init."""
-    import resource
-
     pipe = take_streams()
-    layers: dict[str, bool | str] = {}
+    layers: Layers = {}
     attempt(layers, "socket_filter", filter_container, setup["network"], setup["mounted"])
     setup["own_init"] = setup["contained"] = os.getpid() == 1  # not getppid() below: whoever loses its parent gets 1
     worker = os.fork()
@@ -1737,7 +1734,7 @@ def load_libc() -> None:
         malloc_size = lambda: int(sum(libc.mallinfo2().f[4:8:3]))  # noqa: E731 - mapped, and used in the heap
 
 
-def call_libc(name: str, *arguments: Any) -> int:
+def call_libc(name: str, *arguments: object) -> int:
     """Call a C function; OSError if it returns -1."""
     import ctypes
 
@@ -1748,7 +1745,7 @@ def call_libc(name: str, *arguments: Any) -> int:
     return result
 
 
-def attempt(layers: dict[str, bool | str], name: str, step: Callable[..., Any], *arguments: Any) -> bool:
+def attempt(layers: Layers, name: str, step: Callable[..., object], *arguments: object) -> bool:
     """Take one step of the confinement and record in `layers` whether it holds."""
     try:
         result = step(*arguments)
@@ -1760,7 +1757,7 @@ def attempt(layers: dict[str, bool | str], name: str, step: Callable[..., Any], 
     return True
 
 
-def enter_namespaces(layers: dict[str, bool | str]) -> None:
+def enter_namespaces(layers: Layers) -> None:
     """Enter new namespaces; the PID namespace starts with the next child."""
     uid, gid = os.geteuid(), os.getegid()
     if uid == 0:
@@ -1788,15 +1785,13 @@ def mount_scratch(folder: str) -> None:
     call_libc("mount", b"tmpfs", folder.encode(), b"tmpfs", 0x2 | 0x4 | 0x8, options)  # nosuid, nodev, noexec
 
 
-def confine(setup: dict[str, Any], layers: dict[str, bool | str]) -> None:
+def confine(setup: Setup, layers: Layers) -> None:
     """Confine this process before it sees any code. Each step is best effort; `layers` records the outcome."""
     attempt(layers, "rlimits", limit_resources, setup["memory"])
     if not setup["confined"]:
         return
     kernel = [int("".join(filter(str.isdigit, part)) or 0) for part in os.uname().release.split(".")[:2]]
     if layers.get("user_namespace") and kernel >= [5, 14]:  # where the count is the namespace's own
-        import resource
-
         attempt(layers, "process_limit", resource.setrlimit, resource.RLIMIT_NPROC, (PROCESSES_MAX, PROCESSES_MAX))
     attempt(layers, "no_new_privs", call_libc, "prctl", 38, 1, 0, 0, 0)
     attempt(layers, "not_dumpable", call_libc, "prctl", 4, 0, 0, 0, 0)
@@ -1806,12 +1801,12 @@ def confine(setup: dict[str, Any], layers: dict[str, bool | str]) -> None:
     verify_layers(layers)
 
 
-def may_kill(layers: dict[str, bool | str]) -> bool:
+def may_kill(layers: Layers) -> bool:
     """Whether kill() reaches nothing but the session: in a PID namespace, or scoped by Landlock from ABI 6 on."""
     return bool(layers.get("pid_namespace")) or (bool(layers.get("landlock")) and landlock_abi() >= 6)
 
 
-def verify_layers(layers: dict[str, bool | str]) -> None:
+def verify_layers(layers: Layers) -> None:
     """Mark the two main layers as absent unless they really refuse something."""
     import socket
 
@@ -1822,8 +1817,6 @@ def verify_layers(layers: dict[str, bool | str]) -> None:
 
 
 def limit_resources(memory: int) -> None:
-    import resource
-
     present = memory_pages(0)
     if present is None:
         raise OSError("the size of this process cannot be told")
@@ -1831,9 +1824,7 @@ def limit_resources(memory: int) -> None:
         resource.RLIMIT_AS: (present + memory, present + memory + CONTEXT_ROOM),
         resource.RLIMIT_FSIZE: (SCRATCH_SIZE, SCRATCH_SIZE),
         resource.RLIMIT_NOFILE: (DESCRIPTORS_MAX, DESCRIPTORS_MAX),
-        resource.RLIMIT_CORE: (0, 0),
-        resource.RLIMIT_MSGQUEUE: (0, 0),
-        resource.RLIMIT_MEMLOCK: (0, 0),
+        **dict.fromkeys((resource.RLIMIT_CORE, resource.RLIMIT_MSGQUEUE, resource.RLIMIT_MEMLOCK), (0, 0)),
     }
     for which, (soft, hard) in limits.items():
         ceiling = resource.getrlimit(which)[1]
@@ -1994,9 +1985,8 @@ def allow_own_limits() -> Filter:
 PRELOADED = "_strptime copy dataclasses decimal hashlib random string uuid zlib"
 
 
-def zygote_main(channel: int, setup: dict[str, Any]) -> NoReturn:
+def zygote_main(channel: int, setup: Setup) -> NoReturn:
     """Import everything once, then fork a session for each request until the host is gone."""
-    import resource  # noqa: F401 - as is all else that every session needs
     import shutil  # noqa: F401 - later there may be no descriptor left to import it with
     import socket
 
@@ -2017,9 +2007,7 @@ def zygote_main(channel: int, setup: dict[str, Any]) -> NoReturn:
     zygote.serve()
 
 
-def preload(setup: dict[str, Any]) -> None:
-    import importlib
-
+def preload(setup: Setup) -> None:
     for name in [*PRELOADED.split(), *setup["allowed_imports"]]:
         importlib.import_module(name)
     if setup["policy"]:
@@ -2028,15 +2016,13 @@ def preload(setup: dict[str, Any]) -> None:
     gc.freeze()  # what a collection would look at, a fork would copy
 
 
-def load_policy() -> Any:
+def load_policy() -> ModuleType:
     """Load `rlm_policy` from the file beside this one, since its folder is not on `sys.path`."""
-    from importlib.util import module_from_spec, spec_from_file_location
-
     name = "rlm_policy"
     if name not in sys.modules:
-        spec = spec_from_file_location(name, os.path.join(os.path.dirname(__file__), f"{name}.py"))
+        spec = importlib.util.spec_from_file_location(name, os.path.join(os.path.dirname(__file__), f"{name}.py"))
         assert spec is not None and spec.loader is not None
-        sys.modules[name] = module_from_spec(spec)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
 
@@ -2068,8 +2054,6 @@ def sweep_folders(temporary: str) -> None:
 
 def locked(folder: str) -> int:
     """A descriptor that locks the folder while it is open; BlockingIOError if another process holds the lock."""
-    import fcntl
-
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -2080,17 +2064,13 @@ def locked(folder: str) -> int:
 
 
 def remove_folder(folder: str, lock: int) -> None:
-    remove_tree(folder)
-    os.close(lock)
-
-
-def remove_tree(folder: str) -> None:
     import shutil
 
     shutil.rmtree(folder, ignore_errors=True)
+    os.close(lock)
 
 
-def plain_main(setup: dict[str, Any]) -> NoReturn:
+def plain_main(setup: Setup) -> NoReturn:
     """A worker without zygote or confinement, for macOS and Windows: the policy and resource limits only."""
     pipe = take_streams()
     if sys.platform == "win32":
@@ -2117,7 +2097,7 @@ REQUEST_MAX = 65_536  # bytes: what is longer would arrive cut
 class Zygote:
     """The zygote: forks a session for each request of the host, and removes what sessions leave."""
 
-    def __init__(self, host: Any, setup: dict[str, Any]):
+    def __init__(self, host: socket, setup: Setup):
         self.host, self.setup = host, setup
         self.sessions: dict[int, tuple[str, int]] = {}
         self.settings = make_folder(setup["temporary"])
@@ -2159,7 +2139,7 @@ class Zygote:
             reply = {"error": f"the session's process could not be forked: {error}"}
         self.host.sendall(to_json(reply).encode())
 
-    def new_session(self, request: dict[str, Any], descriptors: list[int]) -> int:
+    def new_session(self, request: Frame, descriptors: list[int]) -> int:
         scratch, lock = make_folder(self.setup["temporary"])
         try:
             pid = self.fork_session({**self.setup, **request, "scratch": scratch}, descriptors)
@@ -2169,7 +2149,7 @@ class Zygote:
         self.sessions[pid] = scratch, lock
         return pid
 
-    def fork_session(self, setup: dict[str, Any], descriptors: list[int]) -> int:
+    def fork_session(self, setup: Setup, descriptors: list[int]) -> int:
         """In the zygote: the pid of a new session's init, which the intermediate process reports."""
         pid_reader, pid_writer = os.pipe()
         try:
@@ -2195,10 +2175,10 @@ class Zygote:
             remove_folder(*self.sessions.pop(pid))
 
 
-def start_session(setup: dict[str, Any], descriptors: list[int], pid_writer: int, liveness_pipe: int) -> NoReturn:
+def start_session(setup: Setup, descriptors: list[int], pid_writer: int, liveness_pipe: int) -> NoReturn:
     """In the intermediate process, which enters the namespaces: fork init, and from that the worker."""
     try:
-        layers: dict[str, bool | str] = {}
+        layers: Layers = {}
         if setup["confined"]:
             enter_namespaces(layers)
         init = os.fork()
@@ -2232,7 +2212,7 @@ def keep_open(*descriptors: int) -> None:
         first = descriptor + 1
 
 
-def start_worker(setup: dict[str, Any], layers: dict[str, bool | str], pipe: FramedPipe) -> NoReturn:
+def start_worker(setup: Setup, layers: Layers, pipe: FramedPipe) -> NoReturn:
     """In the worker: confine this process, then serve requests."""
     os.chdir(setup["scratch"])
     sys.modules["__main__"] = ModuleType("__main__")
@@ -2249,7 +2229,7 @@ def start_worker(setup: dict[str, Any], layers: dict[str, bool | str], pipe: Fra
 TIME_ZONES = ["/usr/share/zoneinfo", "/usr/lib/zoneinfo", "/usr/share/lib/zoneinfo", "/etc/zoneinfo"]  # zoneinfo's
 
 
-def readable_paths(setup: dict[str, Any]) -> list[str]:
+def readable_paths(setup: Setup) -> list[str]:
     """The paths that Python and the allowed packages read at run time. The caller's files come from the host."""
     paths = [os.path.dirname(os.__file__), *TIME_ZONES]
     if setup["allowed_imports"]:
