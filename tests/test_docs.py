@@ -262,7 +262,7 @@ FIGURES: dict[str, dict[str, float]] = {
         "A cell may call the host {} times": rlm_sandbox.CALLS_MAX,
         "files above {} MB": rlm_worker.SCRATCH_SIZE >> 20,
         "{} MB in the session's folder": rlm_worker.SCRATCH_SIZE >> 20,
-        "core dumps, {} descriptors": rlm_worker.DESCRIPTORS_MAX,
+        "core dumps, more than {} descriptors": rlm_worker.DESCRIPTORS_MAX,
         "more than {} processes |": rlm_worker.PROCESSES_MAX,
         "more than {} processes or threads": rlm_sandbox.PIDS_MAX,
         "A folder with more than {} files": rlm_sandbox.FILES_MAX,
