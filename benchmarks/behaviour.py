@@ -1198,8 +1198,8 @@ limits that would end a run early. If a row is about an option, that option is s
 ended {seconds} s after its first request is killed. Time limits are set to {limit} s.
 
 We chose the rows from faults that we had seen in the other projects, and built flat-rlm to pass them. The others did
-not set out to pass most of them, so read a ✗ as something to know, not as a verdict. The last section has rows that
-flat-rlm fails.
+not set out to pass most of them, so read a ✗ as something to know, not as a verdict. The last section of the table
+has the rows that flat-rlm fails.
 
 {table}
 
