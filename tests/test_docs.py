@@ -222,6 +222,8 @@ def test_every_key_in_a_pages_toml_exists(page: Path) -> None:
         for section in re.findall(r"^\[rlm\]\n((?:[^\[].*\n|\n)*)", block, re.MULTILINE):
             keys = re.findall(r"^#? ?([a-z_]+) *=", section, re.MULTILINE)
             assert set(keys) <= set(rlm.OPTIONS), section
+        tables = re.findall(r"^\[(?!project\.|mcp\.)([^\]]*)\]", block, re.MULTILINE)
+        assert set(tables) <= {"rlm", *(f"rlm.{name}" for name in rlm.OPTIONS)}, block
 
 
 def test_the_page_on_configuration_has_every_option_and_its_default() -> None:
