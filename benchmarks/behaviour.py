@@ -1181,57 +1181,57 @@ PAGE = """\
 # Comparison
 
 After this page you know how flat-rlm and five other projects behave when something goes wrong, what only the others
-have, and what only flat-rlm has. `make compare` (`python benchmarks/behaviour.py --write docs/comparison.md`)
-made it on {date} with Python {python}. [benchmarks.md](benchmarks.md) compares overhead. How well a model answers was
-not measured here; [evaluation.md](evaluation.md) has results with live models.
+have, and what only flat-rlm has. `make compare` (`python benchmarks/behaviour.py --write docs/comparison.md`) wrote
+this page on {date} with Python {python}. [benchmarks.md](benchmarks.md) compares the overhead of these
+projects. This page does not say how well a model answers; [evaluation.md](evaluation.md) has results with live models.
 
 ## Behaviour
 
-Each row states something that you would want from such a runtime. Each mark is the result of a test run:
+Each row states something that a user would want from such a runtime. Each mark is the result of a test run:
 
-✓ holds · ✗ does not hold: the note says what we saw · – does not apply: the note says why · ? the harness failed
+✓ holds · ✗ does not hold (the note says what we saw) · – does not apply (the note says why) · ? the test itself failed
 
 A scripted model gives every project the same replies, in that project's own protocol. We check what is visible from
 outside: the answer, the exception, the requests that reached the server, the files, the end of the process. Each run
-has its own process and environment and uses the project's public interface. Projects keep their defaults, except for
-limits that would end a script early. If a row is about an option, that option is set. A run that has not
+has its own process and environment and uses the project's public interface. Each project keeps its defaults, except for
+limits that would end a run early. If a row is about an option, that option is set. A run that has not
 ended {seconds} s after its first request is killed. Time limits are set to {limit} s.
 
-We chose the rows from faults that we had seen in the other projects, and built this project to pass them. Most are
-not what the others set out to do, so read a ✗ as something to know, not as a verdict. The rows of the last section
-are there because flat-rlm fails some of them.
+We chose the rows from faults that we had seen in the other projects, and built flat-rlm to pass them. The others did
+not set out to pass most of them, so read a ✗ as something to know, not as a verdict. The last section of the table
+has the rows that flat-rlm fails.
 
 {table}
 
-The columns:
+The columns are:
 
-- **flat-rlm**: `environment="local"`, with the protocol for models with tool calls; in rows about fences, the text
-  protocol
-- **rlms**: `environment="local"`, its default, which its README says is not a sandbox
-- **rlms isolated**: our name for `"ipython"` with `kernel_mode="subprocess"`, isolated from the host's process but
-  not from its machine
-- **dspy**: `dspy.RLM` with `LocalInterpreter`, which its documentation says is not a security sandbox. Its default,
-  Pyodide in Deno, is one; it could not run here because it fetches a module from deno.land at its first start
+- **flat-rlm**: `environment="local"`, with the protocol `tools`; in rows about fenced blocks, with the protocol `text`
+- **rlms**: `environment="local"`, its default, which is not a sandbox, as its README says
+- **rlms isolated**: our name for rlms with `environment="ipython"` and `kernel_mode="subprocess"`, which isolates code
+  from the host's process but not from its machine
+- **dspy**: `dspy.RLM` with `LocalInterpreter`, which is not a security sandbox, as its documentation says. Its default,
+  Pyodide in Deno, is a sandbox. It could not run here, because it fetches a module from deno.land when it first starts
 - **smolagents**: `CodeAgent` with its own interpreter. It is an agent, not an RLM, and has no sub-calls
 - **minrlm**, **rlm-runtime**: their defaults, which run code in the host's process
 
-Not run: the Docker and cloud sandboxes of rlms and smolagents, and the Docker environments of minrlm and rlm-runtime.
-`rlms` counts money only if the server states a cost, so the server states it. `benchmarks/behaviour_run.py` has the
-options that single rows need.
+We did not run the Docker and cloud sandboxes of rlms and smolagents, or the Docker environments of minrlm and
+rlm-runtime. rlms counts money only if the server states a cost, so our server states it. `benchmarks/behaviour_run.py`
+has the options that single rows need.
 
 ## Where flat-rlm fails
 
 The local sandbox refuses threads and `async`, with an error that names what to use instead: `llm_query_batched`, or
-`concurrent.futures`, whose tasks overlap while they wait for a model. A container has real threads. Cells can import
-a package only if `allowed_imports` names it. Both are the price of the confinement in [sandbox.md](sandbox.md).
+`concurrent.futures`, whose tasks overlap while they wait for a model. A container has real threads. Cells can import a
+package only if `allowed_imports` names it. Both rules follow from the confinement that [sandbox.md](sandbox.md)
+describes.
 
 ## What you install
 
 {facts}
 
-Sizes are of a fresh environment without pip and setuptools. `rlms` is installed with its extra `ipython`, smolagents
-with `openai`, rlm-runtime with `mcp`: without that extra its first call ended with `No module named 'mcp'`, because
-litellm 1.106.2, which pip installed with it, needs the module.
+The sizes are those of a fresh environment without pip and setuptools. We installed rlms with its extra `ipython`,
+smolagents with `openai` and rlm-runtime with `mcp`. Without `mcp`, the first call of rlm-runtime ended with `No module
+named 'mcp'`, because litellm 1.106.2, which pip had installed with it, needs that module.
 
 ## What the others have
 
@@ -1241,21 +1241,21 @@ litellm 1.106.2, which pip installed with it, needs the module.
   (`acall`), sub-agents (`Predict`, `ReAct`, `RLM`) in the REPL, a sandbox in WebAssembly, and a large community.
 - **smolagents** has executors at E2B, Modal and Blaxel, models that run in the same process (transformers, MLX),
   tools from the Hugging Face Hub, and a large community.
-- **minrlm** publishes an evaluation with live models (12 tasks, 4 models, with plain completion beside it), and has a
-  Gradio page to run it side by side.
+- **minrlm** publishes an evaluation with live models (12 tasks, 4 models, in comparison with plain completions), and
+  has a Gradio page that shows runs side by side.
 - **rlm-runtime** has an async interface, a WebAssembly environment, a Streamlit dashboard, and an autonomous agent.
 
-flat-rlm is synchronous; callers with an event loop use `asyncio.to_thread`. Its local sandbox confines only on Linux.
-It is young.
+flat-rlm is synchronous: in `async` code you need `asyncio.to_thread`. Its local sandbox is confined only on Linux. It
+is a young project.
 
 ## What only flat-rlm has
 
-- **Resume.** A run that was killed or ran into a limit continues from its journal, without paying again for what was
-  answered. (dspy's cache on disk serves equal calls again, which is a part of this.)
-- **Replay.** A recorded run is repeated offline, with its code really executed.
-- **Limits for the whole tree of calls.** Money and tokens are reserved before a call is sent, and the model can read
-  what is left.
-- **Variables that survive** the death of the REPL's process.
+- **Resume.** A run that was killed or that reached a limit continues from its journal, and no answered call is paid for
+  again. (dspy has a part of this: its cache on disk answers equal calls.)
+- **Replay.** A recorded run is re-run offline, and its code is really executed.
+- **Limits for the whole tree of calls.** Money and tokens are reserved before a call is sent, and the model's code can
+  ask what is left.
+- **Variables that survive** when the REPL's process dies.
 """
 
 

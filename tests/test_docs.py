@@ -222,6 +222,8 @@ def test_every_key_in_a_pages_toml_exists(page: Path) -> None:
         for section in re.findall(r"^\[rlm\]\n((?:[^\[].*\n|\n)*)", block, re.MULTILINE):
             keys = re.findall(r"^#? ?([a-z_]+) *=", section, re.MULTILINE)
             assert set(keys) <= set(rlm.OPTIONS), section
+        tables = re.findall(r"^\[(?!project\.|mcp\.)([^\]]*)\]", block, re.MULTILINE)
+        assert set(tables) <= {"rlm", *(f"rlm.{name}" for name in rlm.OPTIONS)}, block
 
 
 def test_the_page_on_configuration_has_every_option_and_its_default() -> None:
@@ -262,7 +264,7 @@ FIGURES: dict[str, dict[str, float]] = {
         "A cell may call the host {} times": rlm_sandbox.CALLS_MAX,
         "files above {} MB": rlm_worker.SCRATCH_SIZE >> 20,
         "{} MB in the session's folder": rlm_worker.SCRATCH_SIZE >> 20,
-        "core dumps, {} descriptors": rlm_worker.DESCRIPTORS_MAX,
+        "core dumps, more than {} descriptors": rlm_worker.DESCRIPTORS_MAX,
         "more than {} processes |": rlm_worker.PROCESSES_MAX,
         "more than {} processes or threads": rlm_sandbox.PIDS_MAX,
         "A folder with more than {} files": rlm_sandbox.FILES_MAX,
