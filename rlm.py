@@ -2718,7 +2718,7 @@ class Node:
         if recorded is not None and "brief" in recorded:
             event["brief"] = recorded["brief"]
         elif event["error"] is not None and self.run.profile.guides:
-            event["brief"] = brief_error(event["error"], code, number, self.context)
+            event["brief"] = brief_error(event["error"], code, number, has_advice=bool(self.context.parsed))
         event["note"] = self._note(code, event, recorded)
         if event["error"] is None and cell.final is not rlm_sandbox.UNSET:
             try:
@@ -5512,12 +5512,15 @@ def show_cell(event: Event) -> str:
     return f"{output}\n{event['note']}" if event.get("note") else output
 
 
-def brief_error(error: str, code: str, cell: int, context: Context) -> str:
-    """An error for a small model: its message and the line of the cell that it arose in, which it reads sooner."""
+def brief_error(error: str, code: str, cell: int, *, has_advice: bool = False) -> str:
+    """An error for a small model: its message and the line of the cell that it arose in, which it reads sooner.
+
+    `has_advice`: a note says what to use in place of a missing module; the message's own advice is left out.
+    """
     lines = error.rstrip().split("\n")
     start = next((n for n in range(len(lines) - 1, 0, -1) if lines[n - 1][:1] == " " and lines[n][:1] != " "), 0)
     message = "\n".join(lines[start:])[:600]
-    if not isinstance(context.value, str):  # the advice in it is for a text; the note has that for this context
+    if has_advice:
         message = re.sub(r"\A(ModuleNotFoundError: no module '[\w.]{1,80}' here);.*", r"\1", message)
     places = re.findall(rf'File "<cell {cell}>", line (\d{{1,6}})', error)
     source = code.split("\n")
@@ -5835,7 +5838,9 @@ def advice_on(context: Context, code: str, outcome: Event, start: str) -> str:
         filters = re.search(r"\bfor \w{1,40} in [^\n\]]{1,200} if ", code)
         return "Too few items passed the filter: leave it out." if filters else "The list is shorter than that."
     if re.search(r"(?:ModuleNotFound|Import)Error", error) and re.search(r"pandas|numpy|polars", error):
-        return start
+        made = {"rows": "csv.DictReader(context.splitlines()), with numbers as numbers", "data": "json.loads(context)"}
+        name = re.match("Ready to use: `(rows|data)`", start)
+        return f"{start}. It is made by {made[name[1]]}." if name else start
     if re.search(r"AttributeError: '(?:dict|list)' object has no attribute|TypeError: .*(?:dict|list)", error):
         return "" if isinstance(value, str) else f"`context` is a {type(value).__name__}. {start}"
     if found := re.search(r"NameError: name '(json|re|csv|datetime|math|collections|Counter|statistics)'", error):
@@ -6049,7 +6054,8 @@ def use_of(context: Context) -> str:
         return f"Use: import csv; rows = list(csv.DictReader(context.splitlines(){sign})); the values are str"
     if "\n" not in value[:2000]:
         return (
-            "Use: import re; for m in re.finditer(WORD, context): print(context[max(0, m.start() - 100):m.end() + 100])"
+            "Use: context.count(WORD), or import re; for m in list(re.finditer(WORD, context))[:5]: "
+            "print(context[max(0, m.start() - 100):m.end() + 100])"
         )
     words = value.split("\n", 1)[0].split()
     if not 4 <= len(words) <= 14:

@@ -59,7 +59,7 @@ READERS: dict[str, Callable[[str], Any]] = {
     "clean_code": rlm.clean_code,
     "tool_name": lambda text: rlm.tool_name(text, KNOWN),
     "unseen_numbers": lambda text: rlm.unseen_numbers(text, text),
-    "brief_error": lambda text: rlm.brief_error(text, text, 1, rlm.Context([])),
+    "brief_error": lambda text: rlm.brief_error(text, text, 1, has_advice=True),
     "lacks_a_part": lambda text: rlm.lacks_a_part(text, text),
     "sums": lambda text: rlm._sums_for(text, [{"a": 1}, {"a": 1}]),
     "parsed": lambda text: rlm._parsed(text, rlm._format_of(text)),

@@ -743,6 +743,15 @@ def test_a_small_model_finds_its_context_parsed(openai: Server, context: Any, ce
     assert "Ready to use: " in openai.requests[0].last and told in openai.requests[0].last
 
 
+def test_a_small_model_that_wants_pandas_is_told_of_the_variable(openai: Server) -> None:
+    run(
+        openai, block("import pandas\npandas.read_csv(context)"), "ANSWER: long", context=CSV, model=SMALL, show_below=0
+    )
+    told = openai.requests[1].last
+    assert "no module 'pandas' here\n" in told and "`rows`, a list of 3 dicts" in told
+    assert "It is made by csv.DictReader(context.splitlines()), with numbers as numbers." in told
+
+
 @pytest.mark.parametrize(
     "context",
     [
