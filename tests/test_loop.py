@@ -717,21 +717,21 @@ def test_the_words_of_a_question_are_found_in_linear_time() -> None:
 
 # --- a context that is parsed already, for a small model --------------------------------------------------------------
 
-CSV = "id,kind,price,code\n1,book,12.50,007\n2,book,3,010\n3,pen,1,100\n"
+TABLE = "id,kind,price,code\n1,book,12.50,007\n2,book,3,010\n3,pen,1,100\n"
 LINES = "2026-05-04 06:00:05 [INFO] pump: 17 bar\n" * 4 + "2026-05-04 06:00:09 [WARN] pump: 18 bar\n" * 3
 
 
 @pytest.mark.parametrize(
     ("context", "cell", "value", "told"),
     [
-        pytest.param(CSV, "rows[0]", {"id": 1, "kind": "book", "price": 12.5, "code": "007"},
+        pytest.param(TABLE, "rows[0]", {"id": 1, "kind": "book", "price": 12.5, "code": "007"},
                      "`rows`, a list of 3 dicts, the first is {'id': 1,", id="numbers are numbers, names are not"),
-        pytest.param(CSV.replace(",", "\t"), "rows[1]['price']", 3, "`rows`", id="tabs"),
+        pytest.param(TABLE.replace(",", "\t"), "rows[1]['price']", 3, "`rows`", id="tabs"),
         pytest.param('{"a": [1, 2]}' + " " * 900, "data['a']", [1, 2], "`data`", id="JSON"),
         pytest.param("1\n2\n3.5\n" * 300, "sum(numbers)", 1950.0, "`numbers`, a list of 900 numbers", id="numbers"),
-        pytest.param({"x/items.csv": CSV, "b.txt": "x" * 900}, "items[2]['kind']", "pen", "`items`, a list of 3 dicts",
+        pytest.param({"x/items.csv": TABLE, "b.txt": "x" * 900}, "items[2]['kind']", "pen", "`items`, a list of 3 dicts",
                      id="a table among files"),
-        pytest.param({"a.csv": CSV, "list.csv": CSV, "b.txt": "x" * 900}, "tables['list.csv'][2]['kind']", "pen",
+        pytest.param({"a.csv": TABLE, "list.csv": TABLE, "b.txt": "x" * 900}, "tables['list.csv'][2]['kind']", "pen",
                      "`tables['a.csv']`, a list", id="files without a name for a variable"),
         pytest.param(LINES, "lines[-1][:19]", "2026-05-04 06:00:09", "line[:19] is its time", id="lines with times"),
         pytest.param("one two\nthree\n" * 90, "len(lines)", 180, "for number, line in enumerate(lines, 1)", id="lines"),
@@ -745,7 +745,12 @@ def test_a_small_model_finds_its_context_parsed(openai: Server, context: Any, ce
 
 def test_a_small_model_that_wants_pandas_is_told_of_the_variable(openai: Server) -> None:
     run(
-        openai, block("import pandas\npandas.read_csv(context)"), "ANSWER: long", context=CSV, model=SMALL, show_below=0
+        openai,
+        block("import pandas\npandas.read_csv(context)"),
+        "ANSWER: long",
+        context=TABLE,
+        model=SMALL,
+        show_below=0,
     )
     told = openai.requests[1].last
     assert "no module 'pandas' here\n" in told and "`rows`, a list of 3 dicts" in told
@@ -767,7 +772,7 @@ def test_a_context_that_is_not_parsed_is_used_as_it_is(openai: Server, context: 
 
 
 def test_a_large_model_parses_for_itself(openai: Server) -> None:
-    result = run(openai, code("FINAL(sorted(SHOW_VARS()))"), context=CSV * 30)
+    result = run(openai, code("FINAL(sorted(SHOW_VARS()))"), context=TABLE * 30)
     assert result.value == ["context"] and "Ready" not in openai.requests[0].last
 
 
@@ -778,7 +783,7 @@ def test_the_variables_of_the_next_context_take_the_place_of_the_last(openai: Se
 
     openai.script = script
     with rlm.RLM(model=SMALL, persistent=True, show_below=0) as runtime:
-        answers = [runtime.completion("How many rows?", CSV + more).response for more in ("", "4,pen,1,101\n")]
+        answers = [runtime.completion("How many rows?", TABLE + more).response for more in ("", "4,pen,1,101\n")]
     assert answers == ["3", "4"]
 
 
@@ -848,7 +853,7 @@ def test_an_output_that_cannot_be_the_answer_is_not_offered_as_one(
     openai: Server, prompt: str, source: str, told: str
 ) -> None:
     openai.script = lambda request: "ANSWER: 2 books" if "Output" in request.last else block(source)
-    rlm.complete(prompt, CSV, model=SMALL, show_below=0, max_iterations=4)
+    rlm.complete(prompt, TABLE, model=SMALL, show_below=0, max_iterations=4)
     assert told in openai.requests[1].last
 
 
