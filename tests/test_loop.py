@@ -729,7 +729,7 @@ LINES = "2026-05-04 06:00:05 [INFO] pump: 17 bar\n" * 4 + "2026-05-04 06:00:09 [
         pytest.param(TABLE.replace(",", "\t"), "rows[1]['price']", 3, "`rows`", id="tabs"),
         pytest.param('{"a": [1, 2]}' + " " * 900, "data['a']", [1, 2], "`data`", id="JSON"),
         pytest.param("1\n2\n3.5\n" * 300, "sum(numbers)", 1950.0, "`numbers`, a list of 900 numbers", id="numbers"),
-        pytest.param({"x/items.csv": TABLE, "b.txt": "x" * 900}, "items[2]['kind']", "pen", "`items`, a list of 3 dicts",
+        pytest.param({"x/items.csv": TABLE, "b": "x" * 900}, "items[2]['kind']", "pen", "`items`, a list of 3 dicts",
                      id="a table among files"),
         pytest.param({"a.csv": TABLE, "list.csv": TABLE, "b.txt": "x" * 900}, "tables['list.csv'][2]['kind']", "pen",
                      "`tables['a.csv']`, a list", id="files without a name for a variable"),
@@ -744,14 +744,8 @@ def test_a_small_model_finds_its_context_parsed(openai: Server, context: Any, ce
 
 
 def test_a_small_model_that_wants_pandas_is_told_of_the_variable(openai: Server) -> None:
-    run(
-        openai,
-        block("import pandas\npandas.read_csv(context)"),
-        "ANSWER: long",
-        context=TABLE,
-        model=SMALL,
-        show_below=0,
-    )
+    replies = [block("import pandas\npandas.read_csv(context)"), block("FINAL(len(rows))")]
+    run(openai, *replies, context=TABLE, model=SMALL, show_below=0)
     told = openai.requests[1].last
     assert "no module 'pandas' here\n" in told and "`rows`, a list of 3 dicts" in told
     assert "It is made by csv.DictReader(context.splitlines()), with numbers as numbers." in told
