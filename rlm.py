@@ -6011,9 +6011,8 @@ def ready_in(context: Context) -> str:
     if name == "rows":
         return f"Ready to use: `rows`, {_table_shape(value)}"
     if name == "data":
-        return "Ready to use: `data`, the same as Python objects" + (
-            "; data.items()" if isinstance(value, dict) else ""
-        )
+        more = "; data.items()" if isinstance(value, dict) else ""
+        return f"Ready to use: `data`, the same as Python objects{more}"
     if name == "numbers":
         return f"Ready to use: `numbers`, a list of {len(value):,} numbers"
     return f"Ready to use: `lines`, a list of {len(value):,} str{_line_shape(value[:5])}"
