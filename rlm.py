@@ -2568,6 +2568,9 @@ class Node:
             if outcome.answer is not None:
                 return self._accept(outcome.answer)
         self.looked = self.looked or any(o.error is None and not o.cell for o in outcomes)
+        if self.run.profile.guides and self.repeats > 1:
+            self.count_failure(RLMError("the model repeats code whose output it has seen"))
+            return None
         errors = [o.error or RLMError("the model's code found nothing") for o in outcomes if o.fruitless or o.error]
         self.count_failure(errors[-1] if len(errors) == len(outcomes) else None)
         return None

@@ -129,6 +129,19 @@ def test_a_small_model_that_repeats_itself_a_third_time_is_shown_only_the_output
     assert result.response == "long"
 
 
+def test_a_small_model_that_only_repeats_itself_is_asked_for_its_answer_before_its_turns_are_used_up(
+    openai: Server,
+) -> None:
+    again = block("print(len(context))")
+    openai.script = lambda request: "ANSWER: 500" if "No turn is left" in request.last else again
+    result = rlm.complete("How long is it?", LOG, model=SMALL)
+    assert (result.response, result.forced) == ("500", True)
+    assert len(openai.requests) < 12
+    openai.script = lambda request: again
+    with pytest.raises(rlm.RLMError, match="the model repeats code whose output it has seen"):
+        rlm.complete("How long is it?", LOG, model=SMALL)
+
+
 @pytest.mark.parametrize("source", ["print(0)", "print([])", "print(None)"], ids=["zero", "empty", "none"])
 def test_a_small_model_is_told_that_it_found_nothing_and_asked_for_other_code(openai: Server, source: str) -> None:
     looking, other = block(f"context\n{source}"), block("print(len(context))")
