@@ -5842,8 +5842,8 @@ def advice_on(context: Context, code: str, outcome: Event, start: str) -> str:
         return "Too few items passed the filter: leave it out." if filters else "The list is shorter than that."
     if re.search(r"(?:ModuleNotFound|Import)Error", error) and re.search(r"pandas|numpy|polars", error):
         made = {"rows": "csv.DictReader(context.splitlines()), with numbers as numbers", "data": "json.loads(context)"}
-        name = re.match("Ready to use: `(rows|data)`", start)
-        return f"{start}. It is made by {made[name[1]]}." if name else start
+        ready = re.match("Ready to use: `(rows|data)`", start)
+        return f"{start}. It is made by {made[ready[1]]}." if ready else start
     if re.search(r"AttributeError: '(?:dict|list)' object has no attribute|TypeError: .*(?:dict|list)", error):
         return "" if isinstance(value, str) else f"`context` is a {type(value).__name__}. {start}"
     if found := re.search(r"NameError: name '(json|re|csv|datetime|math|collections|Counter|statistics)'", error):
