@@ -4773,7 +4773,7 @@ _NOT_PLAIN = "That was not taken as the answer: {}. Work by code: the input is t
 def plain_announcement(node: Node) -> str | None:
     """The whole context and the schema, to follow the prompt of a plain call; None if the loop has to answer.
 
-    It is for the root of a run that has tools of its own but the built-in ones, and whose context is text that fits
+    It is for the root of a run that has no tools but the built-in ones, and whose context is text that fits
     both `plain_below` and the model's window.
     """
     run, options, context = node.run, node.run.options, node.context

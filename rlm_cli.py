@@ -2062,7 +2062,7 @@ Serve the sandbox to one MCP client on stdin and stdout. `rlm mcp-install` write
 options:
   -h, --help                    show this help message and exit
   -e, --env local|docker        where code runs (default: as configured)
-  --workspace DIR               the only folder that code may read (default: as the client says)
+  --workspace DIR               the folder that code may read, beside those that the client names
   --max-wait SECONDS            answer a call that takes longer with a handle to resume it (default 45)"""
 
 
