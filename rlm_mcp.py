@@ -2210,8 +2210,8 @@ class Ended(BaseException):
 def serve(*, env: str | None = None, workspace: str | None = None, max_wait: float = 45) -> int:
     """Serve one client on stdin and stdout until it leaves, then end the process. Returns 2 for a missing workspace.
 
-    `env`: local or docker, overrides the configuration. `workspace`: the folder that code may read, beside the client's roots. After
-    `max_wait` seconds a call is answered with a handle for `resume`.
+    `env`: local or docker, overrides the configuration. `workspace`: the folder that code may read, beside the client's
+    roots. After `max_wait` seconds a call is answered with a handle for `resume`.
     """
     if workspace is not None and not os.path.isdir(workspace):
         log(f"no folder {workspace!r}")
