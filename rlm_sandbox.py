@@ -38,7 +38,6 @@ import json
 import math
 import mmap
 import os
-import queue
 import re
 import select
 import signal
@@ -994,6 +993,8 @@ class Threads:
     LINGER = 2.0
 
     def __init__(self) -> None:
+        import queue
+
         self.process = os.getpid()
         self.jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.idle = threading.Semaphore(0)  # threads that no job counts on
@@ -1004,6 +1005,8 @@ class Threads:
             threading.Thread(target=self.work, daemon=True).start()
 
     def work(self) -> None:
+        import queue
+
         while True:
             try:
                 job = self.jobs.get(timeout=self.LINGER)

@@ -263,7 +263,8 @@ def test_a_full_disk_is_one_message_and_exit_1(recorded: str, workspace: Path, a
     lines = ran.stderr.decode().splitlines()
     assert ran.returncode == 1, lines
     assert sum("No space left on device" in line for line in lines) == 1, lines
-    assert not any(word in line for line in lines for word in ("Traceback", "Exception ignored", "fault of rlm"))
+    faults = ("Traceback", "Exception ignored", "fault of rlm")
+    assert not any(word in line for line in lines for word in faults), lines
 
 
 def test_a_pipe_that_nobody_reads_is_quiet(recorded: str) -> None:
