@@ -5961,7 +5961,8 @@ def _parsed(value: Any, form: str) -> dict[str, Any]:
         if form.startswith(", JSON"):
             return {"data": rlm_backends.from_json(value, constant=float)}
         if form.endswith("number a line"):
-            return {"numbers": [_number(line.strip()) for line in value.splitlines() if line.strip()]}
+            lines = [line.strip() for line in value.splitlines() if line.strip()]
+            return {"numbers": list(map(_number, lines))} if all(map(_is_number, lines)) else {}
         if "columns" in form:
             return {"rows": _rows(value, "\t" if form.startswith(", tab") else ",")}
     return {"lines": value.splitlines()} if not form and "\n" in value[:2000] else {}
@@ -5969,7 +5970,8 @@ def _parsed(value: Any, form: str) -> dict[str, Any]:
 
 _PARSED_TABLE = 2_000_000  # characters of a table or JSON, and of plain lines, that are parsed for a small model
 _PARSED_LINES = 10_000_000
-_NUMBER = r"-?(?:0|[1-9]\d{0,17})(?:\.\d{1,17})?"  # no leading zeros: such a value is a name
+# No leading zeros: such a value is a name. Commas stand between thousands.
+_NUMBER = r"-?(?:0|[1-9]\d{0,17}|[1-9]\d{0,2}(?:,\d{3}){1,5})(?:\.\d{1,17})?"
 
 
 def _variable_for(path: Any) -> str:
@@ -5991,13 +5993,18 @@ def _rows(text: str, sign: str) -> list[dict[str, Any]]:
     if any(None in row or None in row.values() for row in rows):
         raise ValueError("the rows have different lengths")
     for name in rows[0] if rows else ():
-        if all(re.fullmatch(_NUMBER, row[name]) for row in rows):
+        if all(_is_number(row[name]) for row in rows):
             for row in rows:
                 row[name] = _number(row[name])
     return rows
 
 
+def _is_number(text: str) -> bool:
+    return re.fullmatch(_NUMBER, text) is not None
+
+
 def _number(text: str) -> int | float:
+    text = text.replace(",", "")
     return float(text) if "." in text else int(text)
 
 

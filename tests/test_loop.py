@@ -740,6 +740,8 @@ LINES = "2026-05-04 06:00:05 [INFO] pump: 17 bar\n" * 4 + "2026-05-04 06:00:09 [
         pytest.param(TABLE, "rows[0]", {"id": 1, "kind": "book", "price": 12.5, "code": "007"},
                      "`rows`, a list of 3 dicts, the first is {'id': 1,", id="numbers are numbers, names are not"),
         pytest.param(TABLE.replace(",", "\t"), "rows[1]['price']", 3, "`rows`", id="tabs"),
+        pytest.param('id,total\n1,80.50\n2,"1,250.00"\n3,-20\n', "sum(row['total'] for row in rows)", 1310.5, "`rows`",
+                     id="commas between thousands"),
         pytest.param('{"a": [1, 2]}' + " " * 900, "data['a']", [1, 2], "`data`", id="JSON"),
         pytest.param("1\n2\n3.5\n" * 300, "sum(numbers)", 1950.0, "`numbers`, a list of 900 numbers", id="numbers"),
         pytest.param({"x/items.csv": TABLE, "b": "x" * 900}, "items[2]['kind']", "pen", "`items`, a list of 3 dicts",
@@ -769,6 +771,7 @@ def test_a_small_model_that_wants_pandas_is_told_of_the_variable(openai: Server)
     [
         pytest.param("a,b\n" + "1,2\n" * 300 + "3,4,5\n", id="rows of different lengths"),
         pytest.param("id,name\n" + "1,Anna\n" * 300_000, id="a long table"),
+        pytest.param("1\n2\n3\n4\n5\n" * 90 + "1,5\n", id="numbers with a decimal comma"),
         pytest.param("one line " * 200, id="one line"),
         pytest.param(["a", "b"] * 500, id="a list"),
     ],
