@@ -4844,7 +4844,7 @@ _HAS_NUMBER = r"(?i)\d|\b(?:no|none|one|two|three|four|five|six|seven|eight|nine
 
 def note_on(node: Node, code: str, outcome: Event, again: bool) -> str:
     """The advice beside a cell's output on what to do next; "" for none."""
-    taught = advice_on(node.context, code, outcome, node.run.start_for(node.context))
+    taught = advice_on(node.context, code, outcome, partial(node.run.start_for, node.context))
     parts = [taught] if taught else []
     guides, failed = node.run.profile.guides, outcome["error"] is not None
     fruitless = failed or (guides and is_empty_result(outcome))
@@ -5815,37 +5815,37 @@ def _require_room(backend: Backend, messages: list[Message]) -> None:
 _LOOPS_OVER_TEXT = r"csv\.(?:Dict)?[rR]eader\(\s*context\s*[,)]|(?:for \w+ in|enumerate\()\s*context\s*[:,)]"
 
 
-def advice_on(context: Context, code: str, outcome: Event, start: str) -> str:
+def advice_on(context: Context, code: str, outcome: Event, start: Callable[[], str]) -> str:
     """What to write instead, for the mistakes that models make most with a context of this kind; "" for none.
 
-    `start`: how code can begin with the context.
+    `start`: says how code can begin with the context.
     """
     error, value = outcome["error"] or "", context.value
     if value is None:
         return ""
     opens = re.search(r"(?<!\w)open\(\s*[\"']?context\b|(?<!\w)open\(\s*[\"'][^\"']{0,80}[\"']", code)
     if opens and re.search(r"FileNotFoundError|PermissionError|IsADirectoryError|No such file", error):
-        return f"The input is not a file: it is already in `context`. {start}"
+        return f"The input is not a file: it is already in `context`. {start()}"
     if isinstance(value, str):
         if re.search(_LOOPS_OVER_TEXT, code):
-            return f"`context` is one str: looping over it gives single characters. {start}"
+            return f"`context` is one str: looping over it gives single characters. {start()}"
         if re.search(r"context\.read(?:lines|line)?\(|json\.load\(\s*context", code) and error:
-            return f"`context` is a str, not a file. {start}"
+            return f"`context` is a str, not a file. {start()}"
     if re.search(r"TypeError: .*'(?:int|float|str)' and '(?:int|float|str)'|multiply sequence|'<' not", error):
         return "Values that are read from text are str: convert them with float(value)."
     if re.search(r"ValueError: invalid literal for int\(\)", error):
         return "Not every value is a whole number: use float(value), and strip what is not part of the number."
     if "'NoneType' object has no attribute 'group'" in error:
-        return f"The pattern was not found. {start}"
+        return f"The pattern was not found. {start()}"
     if "IndexError: list index out of range" in error:
         filters = re.search(r"\bfor \w{1,40} in [^\n\]]{1,200} if ", code)
         return "Too few items passed the filter: leave it out." if filters else "The list is shorter than that."
     if re.search(r"(?:ModuleNotFound|Import)Error", error) and re.search(r"pandas|numpy|polars", error):
         made = {"rows": "csv.DictReader(context.splitlines()), with numbers as numbers", "data": "json.loads(context)"}
-        ready = re.match("Ready to use: `(rows|data)`", start)
-        return f"{start}. It is made by {made[ready[1]]}." if ready else start
+        ready = re.match("Ready to use: `(rows|data)`", begin := start())
+        return f"{begin}. It is made by {made[ready[1]]}." if ready else begin
     if re.search(r"AttributeError: '(?:dict|list)' object has no attribute|TypeError: .*(?:dict|list)", error):
-        return "" if isinstance(value, str) else f"`context` is a {type(value).__name__}. {start}"
+        return "" if isinstance(value, str) else f"`context` is a {type(value).__name__}. {start()}"
     if found := re.search(r"NameError: name '(json|re|csv|datetime|math|collections|Counter|statistics)'", error):
         name = found[1]
         return f"Write `{'from collections import Counter' if name == 'Counter' else f'import {name}'}` first."
@@ -5872,14 +5872,14 @@ def words_of(prompt: str, context: Context) -> str:
     value = context.value
     if not isinstance(value, str) or len(value) > 50_000_000 or context.format:
         return ""
+    if sample := _like_code(prompt, value):
+        return sample
     # The first word begins a sentence; dates, times and numbers are bounds more often than they are looked for.
     found = dict.fromkeys(re.findall(r"\w[\w-]*\w", prompt[:2000].partition(" ")[2]))
     words = [w for w in found if (len(w) > 3 or not w.islower()) and w.lower() not in _COMMON_WORDS]
     words = [w for w in words if not re.fullmatch(r"[\d-]+", w)]
     counts = sorted((count, word) for word in words[:20] if (count := value.count(word)))
     shown = [f"{word!r} {counted(count, 'time')}" for count, word in counts][:4]
-    if sample := _like_code(prompt, value):
-        return sample
     passage = passage_with([word for _, word in counts], counts[0][0], value) if counts else ""
     together = f"\nMost of these words together: {passage!r}" if passage else _filter_by(counts, prompt, context)
     return f"In it: {', '.join(shown)}.{together}" if shown else ""
@@ -6066,7 +6066,7 @@ def use_of(context: Context) -> str:
             "Use: context.count(WORD), or import re; for m in list(re.finditer(WORD, context))[:5]: "
             "print(context[max(0, m.start() - 100):m.end() + 100])"
         )
-    words = value.split("\n", 1)[0].split()
+    words = value[:2000].split("\n", 1)[0].split()
     if not 4 <= len(words) <= 14:
         return "Use: lines = context.splitlines()"
     return f"Use: lines = context.splitlines(); a line.split() is like {[word[:40] for word in words]}"
