@@ -4794,7 +4794,7 @@ def plain_announcement(node: Node) -> str | None:
     if not below or node.depth or options.persistent or own_tools or context.value is None:
         return None
     if below == "auto":
-        is_short = context.whole(options.show_below) is not None
+        is_short = context.whole(run.show_below(context)) is not None
     else:  # no tokenizer packs more into a token
         is_short = bool(context.images) or size_up_to(context.value, 8 * int(below)) <= 8 * int(below)
     text = _plain_text(context) if is_short else None
