@@ -4848,7 +4848,8 @@ _COMPUTE_IT = (
     "Write {} that computes and prints it, such as print(len(...)) or print(Counter(...).most_common(3)), with the "
     "rest of the answer."
 )
-_WANTS_NUMBER = r"(?i)\bhow (?:many|much|often|long|large)\b"
+_WANTS_NUMBER = r"(?i)\bhow (?:many|much|often|long|large|old|high|big|far)\b"
+_WANTS_NAME = r"(?i)(?:^|[.?!,;:] |\band )(?:which|who|whose|whom)\b(?! (?:day|date|year|month|hour|time|line|number)s?\b)"
 _WANTS_DIFFERENT = r"(?i)\bhow many (?:\w{1,30} ){0,2}(?:different|distinct|unique)\b"
 _COLLECTS = r"set\(|Counter|\{|unique|fromkeys"
 _HAS_NUMBER = r"(?i)\d|\b(?:no|none|one|two|three|four|five|six|seven|eight|nine|ten)\b"
@@ -4912,9 +4913,11 @@ def _next_step(node: Node, outcome: Event) -> str:
 
 
 def lacks_a_part(prompt: str, output: str) -> bool:
-    """Whether an output has no number where one is asked for, or one word where two things are asked for."""
-    if re.search(_WANTS_NUMBER, prompt) and not re.search(r"(?<![\w-])\d", output):
-        return True
+    """Whether an output has no number where one is asked for, no name beside it, or one word for two things."""
+    if re.search(_WANTS_NUMBER, prompt):
+        lacks_name = re.search(_WANTS_NAME, prompt) and not re.search(r"[^\W\d_]", output)
+        if lacks_name or not re.search(r"(?<![\w-])\d", output):
+            return True
     return bool(re.search(r"(?i)\band (?:how|what|which|who|when|where)\b", prompt)) and len(output.split()) == 1
 
 

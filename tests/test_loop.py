@@ -867,6 +867,7 @@ def test_the_first_or_last_line_is_shown_where_it_is_asked_for(openai: Server, w
     [
         ("Which kind is the most common, and how many are there?", "print('book')", "a part of what the question"),
         ("How many books are there?", "print('book-2')", "a part of what the question"),
+        ("Which kind is the most common, and how many are there?", "print(1, 2)", "a part of what the question"),
         ("Which is the most common, and how often?", "n = {'a': 2}\nprint(max(n, key=n.get))", "max(n.items(), key="),
         (
             "Which kind costs most?",
