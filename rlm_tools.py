@@ -122,11 +122,8 @@ def _parameters_problem(parameters: object) -> str:
         return f"'required' of its parameters must be a list of names, not {required!r}"
     if unknown := [name for name in required if name not in parameters.get("properties", {})]:
         return f"required parameter {unknown[0]!r} is not among its properties"
-    try:
-        json.dumps(parameters)
-    except (TypeError, ValueError, RecursionError) as error:
-        return f"its parameters are not JSON ({error})"
-    return ""
+    problem = _schema_problem(parameters)
+    return f"its parameters are not JSON Schema: {problem}" if problem else ""
 
 
 def signature(tool: Tool) -> str:

@@ -80,6 +80,8 @@ INT = {"type": "integer"}
         (("t", "d", {"properties": {"a": {"type": "str"}}}, echo), "the type of 'a' must be one of .*, not 'str'"),
         (("t", "d", {"properties": {"a": {}}, "required": True}, echo), "'required' .* must be a list"),
         (("t", "d", {"properties": {"a": {"default": {1}}}}, echo), "its parameters are not JSON"),
+        (("t", "d", {"properties": {"a": {"minimum": "1"}}}, echo), r"not JSON Schema: properties.a.minimum cannot be"),
+        (("t", "d", {"properties": {"a": {"pattern": "("}}}, echo), r"not JSON Schema: properties.a.pattern cannot be"),
     ],
 )
 def test_a_tool_that_cannot_be_offered_is_refused_when_made(arguments: Any, problem: str) -> None:
