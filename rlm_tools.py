@@ -66,13 +66,11 @@ class Tool:
     source: str = field(default="", kw_only=True)  # where it comes from, for messages: a file, module, distribution
 
     def __post_init__(self) -> None:
-        problem = _name_problem(self.name)
-        if not problem and not isinstance(self.description, str):
+        problem = _name_problem(self.name) or _parameters_problem(self.parameters)
+        if not isinstance(self.description, str):
             problem = "its description must be a string"
-        if not problem and not callable(self.handler):
+        elif not callable(self.handler):
             problem = f"its handler must be callable, not {type(self.handler).__name__}"
-        if not problem:
-            problem = _parameters_problem(self.parameters)
         if problem:
             raise ToolError(f"tool {self.name!r}: {problem}")
         object.__setattr__(self, "parameters", {"type": "object", "properties": {}, **self.parameters})
