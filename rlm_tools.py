@@ -2760,10 +2760,8 @@ def snipara_tools(
 class _Snipara:
     """One project at one address, by JSON-RPC, or by REST if the address ends in /v1 or /api/mcp."""
 
-    def __init__(self, post: Post, base: str, slug: str, key: str | None, login: _Login | None) -> None:
-        self.post = post
-        self.key = key
-        self.login = login
+    def __init__(self, post: Post, base: str, slug: str, key: str, login: _Login | None) -> None:
+        self.post, self.key, self.login = post, key, login
         self.rest = base.endswith(("/api/mcp", "/v1"))
         self.url = f"{base}/{slug}/mcp" if base.endswith("/v1") else f"{base}/{slug}"
         self.older_url = f"{base.removesuffix('/v1')}/api/mcp/{slug}" if base.endswith("/v1") else ""
@@ -2797,14 +2795,17 @@ class _Snipara:
         if not self.rest:
             params = {"name": f"rlm_{name}", "arguments": arguments}
             body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
-        token = self.login.token() if self.login else ""
-        status, body_text = self.send_as(token, url, body)
-        if status == 401 and self.login and self.login.refresh(token):
-            status, body_text = self.send_as(self.login.token(), url, body)
+        if self.login is None:
+            return self.send_with({"X-API-Key": self.key}, url, body)
+        token = self.login.token()
+        if not token:
+            raise ToolError("the snipara login has expired", hint="run snipara-mcp-login again")
+        status, body_text = self.send_with({"Authorization": f"Bearer {token}"}, url, body)
+        if status == 401 and (token := self.login.token(refused=token)):
+            status, body_text = self.send_with({"Authorization": f"Bearer {token}"}, url, body)
         return status, body_text
 
-    def send_as(self, token: str, url: str, body: dict[str, object]) -> tuple[int, bytes]:
-        headers = {"Authorization": f"Bearer {token}"} if token else {"X-API-Key": str(self.key)}
+    def send_with(self, headers: dict[str, str], url: str, body: dict[str, object]) -> tuple[int, bytes]:
         try:
             status, _, body_text = self.post(url, json=body, headers=headers, timeout=30)
         except (RuntimeError, ValueError) as error:
@@ -2881,59 +2882,54 @@ class _Login:
         self.entry = _stored_logins(path)[project]
         self.lock = threading.Lock()
 
-    def token(self) -> str:
-        token = str(self.entry.get("access_token", ""))
-        if self.expired() and not self.refresh(token):
-            raise ToolError("the snipara login has expired", hint="run snipara-mcp-login again")
-        return str(self.entry["access_token"])
+    def token(self, refused: str = "") -> str:
+        """The token at hand, one that another process has stored, or a new one; "" if all are expired or refused."""
+        with self.lock:
+            sources: list[Callable[[], dict[str, Any]]] = [lambda: self.entry, self.stored, self.renewed]
+            for entry_from in sources:
+                self.entry = entry_from()
+                token = str(self.entry.get("access_token") or "")
+                if token not in ("", refused) and not self.expired():
+                    return token
+        return ""
 
     def expired(self) -> bool:
-        from datetime import datetime, timezone
+        """Whether the time has passed; if it is unknown or in another zone than UTC, the server will tell."""
+        from calendar import timegm
 
         try:
-            text = re.sub(r"\.\d+", "", self.entry["expires_at"])  # Python 3.10 reads no such fractions, nor a Z
-            end = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", text))
-        except (KeyError, TypeError, ValueError):
-            return not self.entry.get("access_token")
-        return end.replace(tzinfo=end.tzinfo or timezone.utc).timestamp() < time.time() + 30
+            return timegm(time.strptime(str(self.entry.get("expires_at"))[:19], "%Y-%m-%dT%H:%M:%S")) < time.time()
+        except ValueError:
+            return False
 
     def secrets(self) -> list[str]:
         return [str(self.entry.get(name) or "") for name in ("access_token", "refresh_token", "api_key")]
 
-    def refresh(self, stale: str) -> bool:
-        """Get a token other than the stale one: from another thread, process or the server. False if it fails."""
-        with self.lock:
-            if self.entry.get("access_token") != stale:
-                return True
-            stored = _stored_logins(self.path).get(self.project, {})
-            if stored.get("access_token", stale) != stale:
-                self.entry = stored
-                return True
-            return bool(self.entry.get("refresh_token")) and self.ask_for_token()
+    def stored(self) -> dict[str, Any]:
+        return _stored_logins(self.path).get(self.project, self.entry)
 
-    def ask_for_token(self) -> bool:
-        body = {"grant_type": "refresh_token", "refresh_token": self.entry["refresh_token"]}
+    def renewed(self) -> dict[str, Any]:
+        """The entry with a new token from the server, stored because the old refresh token may be void now."""
+        body = {"grant_type": "refresh_token", "refresh_token": self.entry.get("refresh_token")}
+        if not body["refresh_token"]:
+            return self.entry
         try:
             status, _, body_text = self.post(self.url, json=body, headers={}, timeout=30)
-            reply = from_json(body_text)
-            token = reply["access_token"]
+            reply = from_json(body_text) if status < 300 else {}
+            new = {"access_token": str(reply["access_token"])}
+            end = time.gmtime(time.time() + float(reply.get("expires_in") or 3600))
         except (RuntimeError, ValueError, KeyError, TypeError):
-            return False  # the caller says that the login has expired
-        end = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + float(reply.get("expires_in") or 3600)))
-        refresh = reply.get("refresh_token") or self.entry["refresh_token"]
-        self.entry = {**self.entry, "access_token": token, "refresh_token": refresh, "expires_at": end}
-        self.store()
-        return status < 300
-
-    def store(self) -> None:
-        """Save the new tokens, because the old refresh token may be void now."""
-        logins = {**_stored_logins(self.path), self.project: self.entry}
+            return self.entry  # the caller says that the login has expired
+        new["expires_at"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", end)
+        new["refresh_token"] = reply.get("refresh_token") or self.entry["refresh_token"]
+        entry = {**self.entry, **new}
         draft = f"{self.path}.{os.getpid()}"
         with contextlib.suppress(OSError):  # a home that cannot be written: the token still serves this run
             descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o600)
             with open(descriptor, "w", encoding="utf-8") as file:
-                json.dump(logins, file, indent=2)
+                json.dump({**_stored_logins(self.path), self.project: entry}, file, indent=2)
             os.replace(draft, self.path)
+        return entry
 
 
 def _stored_logins(path: str) -> dict[str, dict[str, Any]]:

@@ -1529,6 +1529,11 @@ def test_an_expired_token_is_renewed_and_kept(snipara: FakeSnipara, expires_at: 
     assert len(snipara.requests) == 3
 
 
+def test_a_login_that_has_lost_its_token_gets_one(snipara: FakeSnipara) -> None:
+    write_login(Path(os.environ["HOME"]), access_token=None, expires_at="2999-01-01T00:00:00Z")
+    assert snipara_tools(snipara, api_key=None)["sections"]()["total_sections"] == 2
+
+
 def test_a_token_that_the_server_no_longer_takes_is_renewed_once(snipara: FakeSnipara) -> None:
     write_login(Path(os.environ["HOME"]), access_token="access-revoked")
     assert snipara_tools(snipara, api_key=None)["sections"]()["total_sections"] == 2
