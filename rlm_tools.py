@@ -2477,7 +2477,7 @@ def _fetch(url: str) -> Fetched:
     addresses: list[str] = []
     peers = _Peers()
     deadline = time.monotonic() + FETCH_SECONDS
-    while True:
+    while len(addresses) <= FETCH_REDIRECTS:
         addresses.append(redact_url(url))
         try:
             with peers.get(url) as response:
@@ -2490,13 +2490,8 @@ def _fetch(url: str) -> Fetched:
             way = f" (redirected from {addresses[0]})" if addresses[1:] else ""
             hint = "check the address, or download it: -c FILE"
             raise ToolError(f"cannot fetch {addresses[-1]}{way}: {reason}", hint=hint) from None
-        if len(addresses) > FETCH_REDIRECTS:
-            hint = f"give the address it leads to: {redact_url(url)}"
-            raise ToolError(f"{addresses[0]} redirects more than {FETCH_REDIRECTS} times", hint=hint)
-        if not is_url(url):
-            raise ToolError(
-                f"{addresses[0]} redirects to something other than a web address", hint="download it: -c FILE"
-            )
+    hint = f"give the address it leads to: {redact_url(url)}"
+    raise ToolError(f"{addresses[0]} redirects more than {FETCH_REDIRECTS} times", hint=hint)
 
 
 def _fetched(response: Any, addresses: list[str], deadline: float) -> Fetched:
@@ -2548,47 +2543,35 @@ class _Peers:
 
     def get(self, url: str) -> Any:
         """The unread response to a GET, whatever its status."""
-        import http.client
         import urllib.request
         from urllib.parse import quote, urlsplit
 
         parts = urlsplit(url)
-        if not parts.hostname:
+        if not (is_url(url) and parts.hostname):
             raise ValueError("it names no host")
-        host = parts.hostname.encode("idna").decode() if not parts.hostname.isascii() else parts.hostname
+        host = parts.hostname if parts.hostname.isascii() else parts.hostname.encode("idna").decode()
         place = (f"[{host}]" if ":" in host else host) + (f":{parts.port}" if parts.port else "")
-        path = quote(parts.path or "/", safe="/%:=&~+!$,;'@()*") + (
-            f"?{quote(parts.query, safe='/%:=&~+!$,;@()*?[]')}" if parts.query else ""
-        )
+        below = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe="/%:=&~+!$,;'@()*?[]")
         proxies = {} if host in ("localhost", "127.0.0.1", "::1") else urllib.request.getproxies()
         proxied = parts.scheme in proxies and not urllib.request.proxy_bypass(host)
-        if proxied:
-            for address in _addresses(host):
-                self.judge(address)
+        for address in _addresses(host) if proxied else ():
+            self.judge(address)
 
-        def judged(cls: Any) -> Any:
-            class Connection(cls):  # type: ignore[misc]
-                def connect(connection) -> None:
-                    super().connect()
-                    if not proxied:
-                        self.judge(connection.sock.getpeername()[0])
+        class Handler(urllib.request.HTTPSHandler, urllib.request.HTTPHandler):
+            def do_open(handler, http_class: Any, *request: Any, **how: Any) -> Any:
+                class Connection(http_class):  # type: ignore[misc]
+                    def connect(connection) -> None:
+                        super().connect()
+                        if not proxied:
+                            self.judge(connection.sock.getpeername()[0])
 
-            return Connection
-
-        class Handler(urllib.request.AbstractHTTPHandler):
-            http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
-
-            def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-                return self.do_open(judged(http.client.HTTPConnection), request)
-
-            def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
-                return self.do_open(judged(http.client.HTTPSConnection), request, context=_tls())
+                return super().do_open(Connection, *request, **how)
 
         opener = urllib.request.OpenerDirector()  # without handlers for redirects, errors, cookies, logins and files
-        for handler in (urllib.request.ProxyHandler(proxies), Handler()):
+        for handler in (urllib.request.ProxyHandler(proxies), Handler(context=_tls())):
             opener.add_handler(handler)
         headers = {"User-Agent": "flat-rlm", "Accept": "*/*", "Accept-Encoding": "identity"}
-        return opener.open(urllib.request.Request(f"{parts.scheme}://{place}{path}", headers=headers), timeout=20)
+        return opener.open(urllib.request.Request(f"{parts.scheme}://{place}{below}", headers=headers), timeout=20)
 
 
 def _is_public(address: str) -> bool:
@@ -2607,7 +2590,7 @@ def _addresses(host: str) -> list[str]:
     return []
 
 
-def _tls() -> object:
+def _tls() -> Any:
     """A TLS context with the authorities of the system and certifi, or those in REQUESTS_CA_BUNDLE or SSL_CERT_FILE."""
     import ssl
 
