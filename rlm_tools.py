@@ -370,6 +370,18 @@ def _on_thread(work: Callable[[], _T], seconds: float | None = None) -> _T:
     return results[0]
 
 
+@contextlib.contextmanager
+def _if_slow(seconds: float, act: Callable[[], object]) -> Iterator[None]:
+    """Call `act` from another thread if the block takes longer."""
+    timer = threading.Timer(seconds, act)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def plain_data(value: object) -> object:
     """Convert dataclasses, models, enums, paths and times, at any depth, to plain data that a sandbox accepts."""
     if isinstance(value, enum.Enum):
@@ -1720,20 +1732,16 @@ def _grep(
     path = ""
     with tempfile.TemporaryFile() as out:
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.DEVNULL)
-        clock = threading.Timer(seconds, child.kill)
-        clock.daemon = True
-        clock.start()
-        try:
-            with contextlib.suppress(BrokenPipeError), typing.cast(typing.BinaryIO, child.stdin) as pipe:
-                pipe.write(json.dumps(regex).encode() + b"\n")
-                for path, number, text in blocks:
-                    pipe.write(json.dumps([path, number, len(text)]).encode() + b"\n")
-                    pipe.write(text)
-            child.wait()
-        finally:
-            clock.cancel()
-            child.kill()
-            child.wait()
+        with child, _if_slow(seconds, child.kill):
+            try:
+                with contextlib.suppress(BrokenPipeError), typing.cast(typing.BinaryIO, child.stdin) as pipe:
+                    pipe.write(json.dumps(regex).encode() + b"\n")
+                    for path, number, text in blocks:
+                        pipe.write(json.dumps([path, number, len(text)]).encode() + b"\n")
+                        pipe.write(text)
+                child.wait()
+            finally:
+                child.kill()
         out.seek(0)
         found = [json.loads(line) for line in out if line.endswith(b"\n")]
     if found and isinstance(found[0], str):
@@ -2233,16 +2241,9 @@ class Documents:
         digest = hashlib.sha256(blob).hexdigest()
         self.records.append({"name": name, "bytes": len(blob), "sha256": digest, **about})
 
-    @contextlib.contextmanager
-    def waiting(self, text: str) -> Iterator[None]:
+    def waiting(self, text: str) -> contextlib.AbstractContextManager[None]:
         """Call `on_slow` with the text if the block takes long."""
-        timer = threading.Timer(_SLOW_SECONDS, self._on_slow or (lambda text: None), [text])
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
+        return _if_slow(_SLOW_SECONDS, lambda: self._on_slow and self._on_slow(text))
 
     def _copy(self, name: str, reader: Reader, blob: bytes) -> str:
         """A private copy: a pipe or a page has no path, and the file may change after it was checked."""
