@@ -1089,6 +1089,15 @@ SEARCH_SECONDS = 20.0
 SEARCH_MEMORY = 48 << 20  # beyond what an idle Python has
 SEARCHES = 4  # at once
 SEARCHED_LINE = 1 << 18  # bytes of a line that are searched in one piece
+_FILE_TOOLS = {
+    "file_read(path: string, start_line: integer = null, end_line: integer = null)": (
+        "Lines of a text file. In code: the text as str"
+    ),
+    'file_list(pattern: string = "**")': "Files by glob ('*.py' at any depth). In code: list of paths",
+    'file_search(regex: string, pattern: string = "**")': (
+        "Lines matching a Python regex in the files of a glob. In code: list of {path, line, text}"
+    ),
+}
 SKIPPED = {".git", ".hg", ".svn", "__pycache__", "node_modules", ".venv", ".tox", ".mypy_cache", ".ruff_cache"}
 _HEAD = 65_536  # bytes at the start of a file by which its type is detected
 _UTF_8_MARK = b"\xef\xbb\xbf"
@@ -1122,29 +1131,10 @@ def file_tools(
     `exclude`: folders that are listed and searched only when a pattern begins in them, such as a run's own logs.
     """
     files = _Files(allowed_paths, cwd, exclude)
-    return [
-        from_signature(
-            "file_read(path: string, start_line: integer = null, end_line: integer = null)",
-            "Lines of a text file. In code: the text as str",
-            files.read,
-            files.read_view,
-            "built in",
-        ),
-        from_signature(
-            'file_list(pattern: string = "**")',
-            "Files by glob ('*.py' at any depth). In code: list of paths",
-            files.paths,
-            files.list_view,
-            "built in",
-        ),
-        from_signature(
-            'file_search(regex: string, pattern: string = "**")',
-            "Lines matching a Python regex in the files of a glob. In code: list of {path, line, text}",
-            files.search,
-            files.search_view,
-            "built in",
-        ),
-    ]
+    in_code: list[Callable[..., object]] = [files.read, files.paths, files.search]
+    for_model: list[Callable[..., str]] = [files.read_view, files.list_view, files.search_view]
+    tools = zip(_FILE_TOOLS.items(), in_code, for_model)
+    return [from_signature(line, about, handler, view, "built in") for (line, about), handler, view in tools]
 
 
 class _Files:
@@ -1226,29 +1216,30 @@ class _Files:
         near = difflib.get_close_matches(os.path.basename(path)[:255], [name for name in names if not is_secret(name)])
         return f"; there is {', '.join(map(repr, near))}" if near else ""
 
-    def read(self, path: str, start_line: int = 1, end_line: int | None = None) -> str:
-        first, last = _line_range(start_line, end_line)
+    def lines(self, path: str, first: int, last: int | None, limit: int) -> tuple[str, bool, int]:
+        """Lines first to last as text, whether more than `limit` bytes of them cut it short, and the file's size."""
         with self.opened(path) as file:
-            data, cut = _lines(_as_utf8(file, path), first, last, READ_LIMIT)
+            data, cut = _lines(_as_utf8(file, path), first, last, limit)
+            return _decoded(data), cut, os.fstat(file.fileno()).st_size
+
+    def read(self, path: str, start_line: int = 1, end_line: int | None = None) -> str:
+        text, cut, _ = self.lines(path, *_line_range(start_line, end_line), READ_LIMIT)
         if cut:
             limit = f"{READ_LIMIT // 1_000_000} MB"
             raise ValueError(f"{path!r} is more than {limit} there: read fewer lines, or in code open({path!r})")
-        return _decoded(data)
+        return text
 
     def read_view(self, path: str, start_line: int = 1, end_line: int | None = None) -> str:
         first, last = _line_range(start_line, end_line)
-        with self.opened(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            data, cut = _lines(_as_utf8(file, path), first, last, 4 * VIEW_LIMIT)
-        lines = _decoded(data).removesuffix("\n").split("\n") if data else []
+        text, cut, size = self.lines(path, first, last, 4 * VIEW_LIMIT)
+        if not text:
+            return f"[{path} is empty]"
+        lines = text.removesuffix("\n").split("\n")
         if cut and len(lines) > 1:
             lines.pop()  # it may be incomplete
         shown = [f"{number:>6} {truncate(line)}" for number, line in enumerate(lines, first)]
-        fitting = lines_that_fit(shown)
-        if not shown:
-            return f"[{path} is empty]"
+        fitting = max(lines_that_fit(shown), 1)
         if fitting < len(shown) or cut:
-            fitting = max(fitting, 1)
             end = first + fitting - 1
             shown[fitting:] = [f"[lines {first}-{end} of {path}, a file of {size:,} bytes; next: start_line={end + 1}]"]
         return "\n".join(shown)
