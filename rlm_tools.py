@@ -1299,29 +1299,24 @@ class _Files:
 
     def walked(self, start: str, skipped: set[str], deadline: float) -> Iterator[str]:
         """The readable files at or below `start` that are inside a root; links to folders are not followed."""
-        tops = [(root, start) for root in self.roots if is_under(start, root)]
-        tops += [(root, root) for root in self.roots if is_under(root, start) and root != start]
-        for root, top in tops:
-            waiting = [top]
-            while waiting:
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"listing files took longer than {SEARCH_SECONDS:g} s: narrow the pattern")
-                path = waiting.pop()
-                try:
-                    kind, names = _entries(root, _below(path, root))
-                except OSError as error:
-                    self.unreadable(path, error)
+        waiting = [(root, start) for root in self.roots if is_under(start, root)]
+        waiting += [(root, root) for root in self.roots if is_under(root, start) and root != start]
+        while waiting:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"listing files took longer than {SEARCH_SECONDS:g} s: narrow the pattern")
+            root, folder = waiting.pop()
+            try:
+                entries = _entries(root, folder)
+            except OSError as error:
+                self.unreadable(folder, error)
+                continue
+            for path, kind in entries:
+                if is_secret(_below(path, root)):
                     continue
-                if kind == "file" and not is_secret(_below(path, root)):
+                if kind == "folder" and os.path.basename(path) not in skipped and path not in self.exclude:
+                    waiting.append((root, path))
+                elif kind == "file" or (kind == "link" and self.leads_in(path)):
                     yield path
-                for name, kind in names:
-                    below = os.path.join(path, name)
-                    if is_secret(_below(below, root)):
-                        continue
-                    if kind == "folder" and name not in skipped and below not in self.exclude:
-                        waiting.append(below)
-                    elif kind == "file" or (kind == "link" and self.leads_in(below)):
-                        yield below
 
     def unreadable(self, path: str, error: OSError) -> None:
         """Called for a folder that cannot be read; here it is skipped."""
@@ -1402,14 +1397,14 @@ def _open_below(root: str, below: str) -> int:
     return descriptor
 
 
-def _entries(root: str, below: str) -> tuple[str, list[tuple[str, str]]]:
-    """("file", []) or ("folder", its names with their kinds, sorted)."""
-    descriptor = _open_below(root, below)
+def _entries(root: str, path: str) -> list[tuple[str, str]]:
+    """The paths in a folder below `root` with their kinds, sorted; if it is a file, that alone."""
+    descriptor = _open_below(root, _below(path, root))
     try:
         if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            return "file", []
-        with os.scandir(descriptor if os.scandir in os.supports_fd else os.path.join(root, below)) as entries:
-            return "folder", sorted((entry.name, _kind(entry)) for entry in entries)
+            return [(path, "file")]
+        with os.scandir(descriptor if os.scandir in os.supports_fd else path) as entries:
+            return sorted((os.path.join(path, entry.name), _kind(entry)) for entry in entries)
     finally:
         os.close(descriptor)
 
