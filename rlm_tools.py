@@ -1278,15 +1278,10 @@ class _Files:
         if len(pattern) > PATTERN_LIMIT:
             raise ValueError(f"the pattern is longer than {PATTERN_LIMIT:,} characters")
         pattern = pattern.replace("\\", "/")
-        parts = pattern.rstrip("/").split("/")
-        literal = next((index for index, part in enumerate(parts) if re.search(_WILD, part)), len(parts))
-        exists = os.path.lexists(os.path.join(self.cwd, pattern))  # `[id].tsx` may be a name
-        if literal == len(parts) or exists:  # a file, or a folder with everything in it
+        prefix, rest = _split_glob(pattern.rstrip("/"), self.cwd)
+        if not rest:  # a file, or a folder with everything in it
             return [(os.path.normpath(os.path.join(*self.resolve(pattern))), _globs("**"))]
-        rest = ["**", *parts] if len(parts) == 1 else parts[literal:]
-        globs = _globs("/".join(rest))
         bases = [self.cwd, *(root for root in self.roots if not is_under(root, self.cwd))]
-        prefix = "/".join(parts[:literal]) + "/" if literal else ""
         named = {path: os.path.realpath(path) for path in (os.path.join(base, prefix) for base in bases)}
         inside = {
             path: start
@@ -1295,6 +1290,7 @@ class _Files:
         }
         if not inside:
             self.resolve(prefix)
+        globs = _globs(rest if prefix or "/" in rest else f"**/{rest}")
         return [(start, globs) for start in dict.fromkeys(s for p, s in inside.items() if not self.is_named_secret(p))]
 
     def walked(self, start: str, skipped: set[str], deadline: float) -> Iterator[str]:
@@ -1416,6 +1412,18 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 
 Glob = list[Callable[[str], object] | None]  # a test for each name of a path; None stands for `**`, any number of names
+
+
+def _split_glob(pattern: str, cwd: str) -> tuple[str, str]:
+    """The folder in which a glob begins ("src/", "" for `cwd`, "/" for the root) and the rest, "" if there is none.
+
+    A name that looks like a glob is a name if it exists: `[id].tsx`.
+    """
+    parts = pattern.split("/")
+    for index, part in enumerate(parts):
+        if re.search(_WILD, part) and not os.path.lexists(os.path.join(cwd, "/".join(parts[: index + 1]))):
+            return "".join(f"{part}/" for part in parts[:index]), "/".join(parts[index:])
+    return f"{pattern}/", ""
 
 
 def _globs(pattern: str) -> list[Glob]:
@@ -1988,14 +1996,8 @@ class _ContextFolder(_Files):
     """A folder that a caller names, or the one in which the caller's glob begins."""
 
     def __init__(self, spec: str, cwd: str, exclude: Iterable[AnyPath], within: str | None = None) -> None:
-        parts = os.path.expanduser(spec).replace(os.sep, "/").split("/")
-        literal = 0
-        while literal < len(parts) and (
-            not re.search(_WILD, parts[literal]) or os.path.lexists(os.path.join(cwd, "/".join(parts[: literal + 1])))
-        ):
-            literal += 1
-        self.spec, self.pattern = spec, "/".join(parts[literal:])
-        self.prefix = "/".join([*parts[:literal], ""])  # "" for the working directory, "/" for the root
+        self.spec = spec
+        self.prefix, self.pattern = _split_glob(os.path.expanduser(spec).replace(os.sep, "/"), cwd)
         if not spec or not os.path.isdir(os.path.join(cwd, self.prefix)):
             raise self.nothing("was not found")
         super().__init__([self.prefix], cwd, exclude)
