@@ -1521,30 +1521,23 @@ def text_of(blob: bytes, encoding: str | None = None) -> tuple[str | bytes, str]
         return text, _lost(text, encoding)
     guess = encoding_of(blob[:_HEAD])
     if guess == "utf-8":
-        with contextlib.suppress(UnicodeDecodeError):
+        try:
             return blob.removeprefix(_UTF_8_MARK).decode().replace("\r\n", "\n"), ""
-        guess = _guess_around(blob)
+        except UnicodeDecodeError as error:
+            guess = encoding_of(blob[max(0, error.start - 1000) : error.start + _HEAD], of_middle=True)
     if not guess:
         return blob, ""
-    if guess == "utf-8":  # with invalid bytes in it
-        guess = "cp1252"
+    if guess in ("utf-8", "cp1252"):  # UTF-8 with invalid bytes in it
+        guess, text = "cp1252", _decoded(blob.removeprefix(_UTF_8_MARK))
+    else:
+        text = blob.decode(guess, "replace").replace("\r\n", "\n")
     guessed = f"not UTF-8: read as {guess}, which is a guess (--encoding NAME says it)"
-    text = _decoded(blob.removeprefix(_UTF_8_MARK)) if guess == "cp1252" else blob.decode(guess, "replace")
-    return text.replace("\r\n", "\n"), _lost(text, guess) if guess.startswith("utf-") else guessed
+    return text, _lost(text, guess) if guess.startswith("utf-") else guessed
 
 
 def _lost(text: str, encoding: str) -> str:
     count = text.count("\ufffd")
     return f"{count:,} places were not {encoding} and are U+FFFD" if count else ""
-
-
-def _guess_around(blob: bytes) -> str:
-    """The encoding of a file whose head is UTF-8, detected from where it stops being UTF-8."""
-    try:
-        blob.decode()
-    except UnicodeDecodeError as error:
-        return encoding_of(blob[max(0, error.start - 1000) : error.start + _HEAD], of_middle=True)
-    return "utf-8"
 
 
 _MARKS = (
@@ -1941,55 +1934,40 @@ def _read_whole(
             if file.seekable():  # saves a copy of a large file
                 file.seek(0)
                 head = b""
-            blob = head + file.read()
-        content, note = _text_in(blob, kind, encoding)
+            content, note = read_blob(head + file.read(), encoding)
     except OSError as error:
         hint = "give it by its own name, if that is meant" if isinstance(error, PermissionError) else ""
         raise ToolError(f"cannot read {path}: {error.strerror or error}", hint=hint) from error
     except MemoryError:
         raise ToolError(f"{path} does not fit into memory", hint="give a part of it") from None
-    if isinstance(content, bytes):
-        return (content, note or _not_text(kind, content)) if kept else (None, note or kind)
-    return content, note
-
-
-def read_blob(blob: bytes, encoding: str | None = None) -> tuple[str | bytes, str]:
-    """The text (or bytes) of piped input and a note on it, as for a file with the same bytes."""
-    kind = kind_of_binary(blob[:_HEAD])
-    content, note = _text_in(blob, kind, encoding)
-    return content, (note or _not_text(kind, blob)) if isinstance(content, bytes) else note
+    return (content, note) if kept or isinstance(content, str) else (None, kind)
 
 
 def read_piped(blob: bytes, documents: Documents, encoding: str | None = None) -> tuple[str | bytes, str]:
-    """The same, but a document is read as text."""
+    """The text (or bytes) of piped input, which may be a document, and a note on it."""
     if (reader := documents.reader_for("stdin", blob[:_HEAD])) is not None:
         return documents.read(reader, "stdin", blob)
     return read_blob(blob, encoding)
 
 
-def _not_text(kind: str, blob: bytes) -> str:
-    """The note on a file that the caller gets as bytes."""
-    if kind == "an image":
-        return ""
-    return f"not text{f' but {kind}' if kind else ''}: given as {len(blob):,} bytes"
+def read_blob(blob: bytes, encoding: str | None = None) -> tuple[str | bytes, str]:
+    """The text in a file's bytes, decompressed if need be, and a note on it; the bytes themselves if it is not text."""
+    kind, content, note, size = kind_of_binary(blob[:_HEAD]), blob, "", f"given as {len(blob):,} bytes"
+    if kind in _PACKED:
+        import importlib
+        import io
 
-
-def _text_in(blob: bytes, kind: str, encoding: str | None) -> tuple[str | bytes, str]:
-    """`text_of` a file, or of what a compressed one holds; the file's own bytes if that is not text."""
-    if kind not in _PACKED:
-        return text_of(blob, encoding)
-    import importlib
-    import io
-
-    try:
-        with importlib.import_module(_PACKED[kind]).open(io.BytesIO(blob)) as file:
-            data = bytes(file.read(UNPACKED_LIMIT + 1))
-    except Exception as error:  # each of the three modules raises its own errors, and EOFError
-        return blob, f"given as {len(blob):,} bytes: it cannot be decompressed ({error})"
-    if len(data) > UNPACKED_LIMIT:
-        return blob, f"given as {len(blob):,} bytes: it is more than {UNPACKED_LIMIT >> 30} GB when decompressed"
-    text, note = text_of(data, encoding)
-    return (blob, "") if isinstance(text, bytes) else (text, f"decompressed{'; ' + note if note else ''}")
+        try:
+            with importlib.import_module(_PACKED[kind]).open(io.BytesIO(blob)) as file:
+                content, note = bytes(file.read(UNPACKED_LIMIT + 1)), "decompressed"
+        except Exception as error:  # each of the three modules raises its own errors, and EOFError
+            return blob, f"{size}: it cannot be decompressed ({error})"
+        if len(content) > UNPACKED_LIMIT:
+            return blob, f"{size}: it is more than {UNPACKED_LIMIT >> 30} GB when decompressed"
+    text, assumed = text_of(content, encoding)
+    if isinstance(text, str):
+        return text, "; ".join(filter(None, [note, assumed]))
+    return blob, "" if kind == "an image" else f"not text{f' but {kind}' if kind else ''}: {size}"
 
 
 class _ContextFolder(_Files):
