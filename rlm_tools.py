@@ -1102,6 +1102,7 @@ SKIPPED = {".git", ".hg", ".svn", "__pycache__", "node_modules", ".venv", ".tox"
 _HEAD = 65_536  # bytes at the start of a file by which its type is detected
 _UTF_8_MARK = b"\xef\xbb\xbf"
 _WILD = r"[*?\[{]"
+_READING = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _KERNEL = ("/proc", "/sys", "/dev")  # virtual files: environments, memory, devices
 _SECRET = re.compile(
     r"\.env.*|.*\.pem|id_.*|\.netrc|\.aws|\.ssh|\.git-credentials|\.pypirc|\.npmrc|\.snipara", re.IGNORECASE | re.DOTALL
@@ -1377,17 +1378,18 @@ def _below(path: str, root: str) -> str:
 
 def _open_below(root: str, below: str) -> int:
     """Open a file or folder by a path relative to `root`, without following links; the descriptor."""
-    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     if os.open not in os.supports_dir_fd:
-        return os.open(os.path.join(root, below), flags)
-    descriptor = os.open(root, flags | os.O_NOFOLLOW)
-    for part in below.split(os.sep) if below != "." else ():
+        return os.open(os.path.join(root, below), _READING)
+    parts = below.split(os.sep) if below != "." else []
+    through = _READING | getattr(os, "O_PATH", 0)  # folders on the way need not be readable
+    descriptor = os.open(root, (through if parts else _READING) | os.O_NOFOLLOW)
+    for number, part in enumerate(parts, 1):
         parent = descriptor
         try:
             mode = os.stat(part, dir_fd=parent, follow_symlinks=False).st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 raise PermissionError(1, "not a regular file")
-            descriptor = os.open(part, flags | os.O_NOFOLLOW, dir_fd=parent)
+            descriptor = os.open(part, (through if number < len(parts) else _READING) | os.O_NOFOLLOW, dir_fd=parent)
         finally:
             os.close(parent)
     return descriptor
@@ -1852,57 +1854,50 @@ def open_given(path: str, cwd: str | None = None, within: str | None = None) -> 
     """Open a file that the caller names. PermissionError if it may not be read by that name.
 
     A link was chosen by whoever made the folder, not by the caller. It is followed only to a regular file whose own
-    name and place are not those of credentials, and never into a virtual file system. The opened file itself is
-    checked, so that changing a link in between gains nothing.
+    name and place are not those of credentials, and never into a virtual file system. It is opened without following
+    links, so that changing one after the check gains nothing.
     """
-    cwd = cwd or os.getcwd()
-    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     if re.fullmatch(_DESCRIPTOR, path) and within is None:
-        descriptor = os.open(path, flags)
+        descriptor = os.open(path, os.O_RDONLY)
         if not stat.S_ISCHR(os.fstat(descriptor).st_mode):
             return open(descriptor, "rb")
         os.close(descriptor)
     real = os.path.realpath(path)
-    linked = real != os.path.abspath(path)
-    _require_harmless(path, real, cwd, within, linked)
-    is_pipe = stat.S_ISFIFO(os.stat(real).st_mode) and not linked and within is None
-    if not is_pipe:
-        flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
-    descriptor = os.open(real, flags)
-    try:
-        opened = _path_of(descriptor) or real
-        _require_harmless(path, opened, cwd, within, linked or opened != real)
-        if not (stat.S_ISREG(mode := os.fstat(descriptor).st_mode) or (is_pipe and stat.S_ISFIFO(mode))):
-            raise PermissionError(1, "not a regular file")
-    except BaseException:
+    if problem := _refusal(path, real, cwd or os.getcwd(), within):
+        raise PermissionError(1, f"it {problem}")
+    is_pipe = stat.S_ISFIFO(os.stat(real).st_mode) and within is None
+    descriptor = os.open(real, os.O_RDONLY) if is_pipe else _open_below(os.sep, real.lstrip(os.sep))
+    is_meant = stat.S_ISFIFO if is_pipe else stat.S_ISREG
+    if not is_meant(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise
+        raise PermissionError(1, "not a regular file")
     return open(descriptor, "rb")
 
 
-def _require_harmless(path: str, real: str, cwd: str, within: str | None, linked: bool) -> None:
-    """PermissionError if a real path may not be read under the given name."""
-    below = _below(real, root) if is_under(real, root := os.path.realpath(within or cwd)) else real
-    if within is not None and below is real:
-        raise PermissionError(1, f"it lies outside of {within}")
-    if _is_kernels(real) or (linked and below is real and is_under(real, "/dev/shm")):
-        raise PermissionError(1, f"{real} is the kernel's and no file")
-    if within is None and not linked:
-        return
-    if within is not None and is_secret(relpath(os.path.abspath(path), os.path.abspath(within))):
-        raise PermissionError(1, "it may hold credentials by its name")
-    if is_secret(below) or any(is_under(real, os.path.realpath(place)) for place in _SECRET_PLACES):
-        raise PermissionError(1, f"{f'it leads to {real}, which' if linked else 'it'} may hold credentials")
-    if linked and not stat.S_ISREG(os.stat(real).st_mode):
-        raise PermissionError(1, f"it leads to {real}, which is not a regular file")
+def _refusal(path: str, real: str, cwd: str, within: str | None, is_folder: bool = False) -> str:
+    """Why a path that the caller names, and that is really at `real`, may not be read; "" if it may.
 
-
-def _path_of(descriptor: int) -> str:
-    """The path of an open file according to the kernel; "" if it is unknown."""
-    with contextlib.suppress(OSError):
-        path = os.readlink(f"/proc/self/fd/{descriptor}")
-        return path if path.startswith("/") else ""
-    return ""
+    A file's own name is the caller's word for it, even if it may hold credentials. A link and a folder are not.
+    """
+    root, linked = os.path.realpath(within or cwd), real != os.path.abspath(path)
+    inside = is_under(real, root)
+    leads = f"leads to {real}, which " if linked else ""
+    if within is not None and not inside:
+        return f"lies outside of {within}"
+    if _is_kernels(real) or (linked and not inside and is_under(real, "/dev/shm")):
+        return f"{leads}is the kernel's"
+    if within is None and not linked and not is_folder:
+        return ""
+    named = relpath(os.path.abspath(path), os.path.abspath(within or cwd))
+    if (within is not None or is_folder) and is_secret(named):
+        return "may hold credentials"
+    secret = is_secret(real if linked and not inside else relpath(real, root))
+    if secret or any(is_under(real, os.path.realpath(place)) for place in _SECRET_PLACES):
+        return f"{leads}may hold credentials"
+    wide = (cwd, os.path.expanduser("~")) if is_folder else ()
+    if linked and any(is_under(os.path.realpath(place), real) for place in wide):
+        return f"{leads}holds this folder or your home"
+    return f"{leads}is not a regular file" if linked and not is_folder and not os.path.isfile(real) else ""
 
 
 def _read_whole(
@@ -1980,7 +1975,7 @@ class _ContextFolder(_Files):
             raise self.nothing("was not found")
         super().__init__([self.prefix], cwd, exclude)
         self.links_out = 0
-        self.within = os.path.realpath(within) if within else None
+        self.within = within
 
     def nothing(self, problem: str) -> ToolError:
         hint = "give a file, a folder or a quoted glob: -c 'src/**/*.py'"
@@ -1990,16 +1985,8 @@ class _ContextFolder(_Files):
         """Path and opener of each file by the name that the caller would write. As in a shell, `*` does not match names
         that begin with a dot."""
         top = self.roots[0]
-        named = os.path.normpath(os.path.join(self.cwd, self.prefix))
-        secret = is_secret(relpath(top, self.cwd)) or is_secret(relpath(named, self.cwd))
-        if secret or any(is_under(top, place) for place in _SECRET_PLACES):
-            raise self.nothing("may hold credentials and is not read")
-        if _is_kernels(top):
-            raise self.nothing("is the kernel's and is not read")
-        if self.within is not None and not is_under(top, self.within):
-            raise self.nothing(f"lies outside of {self.within}")
-        if self.leads_too_wide(top):
-            raise self.nothing(f"leads to {top} and is not read")
+        if problem := _refusal(os.path.join(self.cwd, self.prefix), top, self.cwd, self.within, is_folder=True):
+            raise self.nothing(f"{problem} and is not read")
         try:
             if len(self.pattern) > PATTERN_LIMIT:
                 raise ValueError(f"longer than {PATTERN_LIMIT:,} characters")
@@ -2017,11 +2004,6 @@ class _ContextFolder(_Files):
         if not found:
             raise self.nothing("holds no file to read" if self.links_out or not self.pattern else "was not found")
         return {name: found[name] for name in sorted(found)}
-
-    def leads_too_wide(self, top: str) -> bool:
-        """Whether a link leads to the root, a home, or a folder above its own."""
-        linked = top != os.path.abspath(os.path.join(self.cwd, self.prefix))
-        return linked and any(is_under(real, top) for real in (self.cwd, os.path.realpath(os.path.expanduser("~"))))
 
     def unreadable(self, path: str, error: OSError) -> None:
         raise ToolError(f"cannot read the folder {path}: {error.strerror}")

@@ -880,6 +880,21 @@ def test_the_sandbox_and_the_file_tools_take_the_same_folders_for_the_kernels(pa
     assert rlm_sandbox.KERNEL_FOLDERS == rlm_tools._KERNEL
 
 
+@pytest.mark.skipif(not hasattr(os, "O_PATH"), reason="needs O_PATH")
+def test_a_file_in_a_folder_that_cannot_be_listed_is_read() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        tree(Path(folder), "a.txt")
+        os.chmod(folder, 0o111)
+        user = os.geteuid()
+        try:
+            os.seteuid(65534 if user == 0 else user)
+            assert by_name(file_tools([folder]))["file_read"](f"{folder}/a.txt") == "a.txt"
+            assert read_context_files([f"{folder}/a.txt"], cwd="/").contents == {f"{folder}/a.txt": "a.txt"}
+        finally:
+            os.seteuid(user)
+            os.chmod(folder, 0o700)
+
+
 @pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="there is no /dev/shm")
 def test_files_in_shared_memory_are_files(workspace: Path) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
