@@ -1087,7 +1087,7 @@ PATTERN_LIMIT = 4_000  # characters of a glob or a regex
 MATCH_LIMIT = 10_000
 SEARCH_SECONDS = 20.0
 SEARCH_MEMORY = 48 << 20  # beyond what an idle Python has
-SEARCHES = 4  # at once
+SEARCHES = 4  # at once; others wait
 SEARCHED_LINE = 1 << 18  # bytes of a line that are searched in one piece
 _FILE_TOOLS = {
     "file_read(path: string, start_line: integer = null, end_line: integer = null)": (
@@ -1347,12 +1347,8 @@ class _Files:
         paths = self.paths(pattern)
         if len(regex) > PATTERN_LIMIT:
             raise ValueError(f"the regex is longer than {PATTERN_LIMIT:,} characters")
-        if not _searching.acquire(timeout=SEARCH_SECONDS):
-            raise ToolError(f"{SEARCHES} searches are running already")
-        try:
+        with _searching:
             rows, stopped = _grep(regex, self.blocks(paths), MATCH_LIMIT + 1, SEARCH_SECONDS)
-        finally:
-            _searching.release()
         return rows, stopped, len(paths)
 
     def blocks(self, paths: Iterable[str]) -> Iterator[tuple[str, int, bytes]]:
