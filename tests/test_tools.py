@@ -882,7 +882,7 @@ def test_the_sandbox_and_the_file_tools_take_the_same_folders_for_the_kernels(pa
 
 @pytest.mark.skipif(not hasattr(os, "O_PATH"), reason="needs O_PATH")
 def test_a_file_in_a_folder_that_cannot_be_listed_is_read() -> None:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # which anybody can enter
         tree(Path(folder), "a.txt")
         os.chmod(folder, 0o111)
         user = os.geteuid()
