@@ -2263,13 +2263,9 @@ class Documents:
         process, self._process = self._process, None
         if process is None:
             return None
-        with contextlib.suppress(TimeoutError, OSError):
-            _on_thread(process.wait, 0.2)  # after a crash it has an exit code already
-        process.kill()
-        with contextlib.suppress(OSError):
-            process.stdin.close()
-        process.stdout.close()
-        return int(process.wait())
+        with contextlib.suppress(OSError), _if_slow(0.2, process.kill), process:
+            process.stdin.close()  # which ends it, unless it is at work
+        return int(process.returncode)
 
 
 _READER_PROGRAM = (
