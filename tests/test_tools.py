@@ -951,6 +951,13 @@ def test_a_name_that_looks_like_a_pattern_is_found(workspace: Path) -> None:
         tools["file_list"]("\0/*")
 
 
+def test_a_folder_whose_name_looks_like_a_pattern_is_one(workspace: Path) -> None:
+    tree(workspace, "[slug]/page.tsx", "[slug]/deep/page.tsx", "s/page.tsx")
+    listed = by_name(file_tools())["file_list"]
+    assert listed("[slug]/*.tsx") == list(read_context_files(["[slug]/*.tsx"]).contents) == ["[slug]/page.tsx"]
+    assert listed("[s]/*.tsx") == ["s/page.tsx"]
+
+
 def test_a_runs_own_logs_are_seen_only_when_asked_for(workspace: Path) -> None:
     (workspace / "logs").mkdir()
     (workspace / "logs/run.jsonl").write_text("needle\n")
