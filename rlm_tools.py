@@ -1830,8 +1830,7 @@ def read_file(path: str, encoding: str | None = None) -> str | bytes:
     """The text of a regular file, or its bytes if it is not text; ToolError if it cannot be read."""
     if _kind_of(path) != "file":
         raise ToolError(f"there is no file {path} to read")
-    opener = functools.partial(open_given, path, os.getcwd(), None)
-    return typing.cast("str | bytes", _read_whole(path, opener, None, encoding)[0])
+    return typing.cast("str | bytes", _read_whole(path, lambda: open_given(path), encoding=encoding)[0])
 
 
 def read_text(path: str, most: int = 10_000_000) -> str:
@@ -2656,12 +2655,7 @@ Post = Callable[..., tuple[int, Mapping[str, str], bytes]]
 
 
 def snipara_tools(
-    api_key: str | None,
-    slug: str | None,
-    url: str | None,
-    memory_enabled: bool,
-    post: Post,
-    home: str | None = None,
+    api_key: str | None, slug: str | None, url: str | None, memory_enabled: bool, post: Post
 ) -> list[Tool]:
     """Snipara's tools for a project, if there is a key, or a login for the same project in `~/.snipara/tokens.json`.
 
@@ -2674,7 +2668,7 @@ def snipara_tools(
     api_key = (api_key or "").strip()
     if not re.fullmatch(r"[!-~]*", api_key):
         raise ToolError("the snipara key holds characters that no key has", hint="copy it again")
-    login = None if api_key else _login_for(slug, url, post, home)
+    login = None if api_key else _login_for(slug, url, post)
     if not api_key and not login:
         return []
     client = _Snipara(post, (url or SNIPARA_URL).rstrip("/"), slug, api_key, login)
@@ -2870,9 +2864,9 @@ def _stored_logins(path: str) -> dict[str, dict[str, Any]]:
     return {key: entry for key, entry in logins.items() if isinstance(entry, dict)} if isinstance(logins, dict) else {}
 
 
-def _login_for(slug: str, url: str | None, post: Post, home: str | None) -> _Login | None:
+def _login_for(slug: str, url: str | None, post: Post) -> _Login | None:
     """The stored login of the project with exactly that slug."""
-    path = os.path.join(home or os.path.expanduser("~"), ".snipara", "tokens.json")
+    path = os.path.expanduser("~/.snipara/tokens.json")
     project = next((key for key, entry in _stored_logins(path).items() if entry.get("project_slug") == slug), None)
     if project is None:
         return None
